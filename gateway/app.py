@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 import structlog
 from aiohttp import web
 
-from gateway.accounting.alarm import Alarm
+from gateway.accounting.alarm import BudgetAlerts
 from gateway.accounting.baseline import Encoding
-from gateway.accounting.budget_watch import BudgetWatch
+from gateway.accounting.budget_watch import BudgetMonitor
 from gateway.accounting.budgets import Budgets
 from gateway.accounting.edge_book import EdgeBook
 from gateway.accounting.estimate import FALLBACK, load
@@ -25,13 +25,13 @@ from gateway.accounting.ledger import Ledger
 from gateway.accounting.local_limits import LocalLimits
 from gateway.accounting.log_sample import LogSample
 from gateway.accounting.redis_ledger import RedisLedger
-from gateway.accounting.speeds import Speeds
+from gateway.accounting.speeds import LimitUsage
 from gateway.accounting.spooler import Spooler
 from gateway.accounting.store import ReceiptStore
-from gateway.accounting.sweeper import Sweeper
+from gateway.accounting.sweeper import IntentReaper
 from gateway.admin.assets import ASSETS, Assets
 from gateway.admin.auth import needs_key
-from gateway.admin.login import ATTEMPTS, Attempts
+from gateway.admin.login import ATTEMPTS, LoginThrottle
 from gateway.admin.overview import OVERVIEW, Overview
 from gateway.admin.quality import COMPARISONS, QUALITY
 from gateway.admin.routes import OPEN_ROUTES as OPEN_ADMIN_ROUTES
@@ -41,10 +41,10 @@ from gateway.api import keys
 from gateway.api.decoding import BODY_DECODER, BodyDecoder
 from gateway.api.error_body import errors_as_openai
 from gateway.api.openapi.document import document
-from gateway.api.readiness import Startup
+from gateway.api.readiness import Readiness
 from gateway.api.routes import ROUTES
 from gateway.batching.batcher import Batcher
-from gateway.batching.flights import Flights
+from gateway.batching.flights import SingleFlight
 from gateway.engines.build import build
 from gateway.engines.guard import show_calls
 from gateway.engines.retry_budget import RetryBudgets
@@ -60,23 +60,23 @@ from gateway.pipeline.deadlines.deadlines import GuidanceDeadlines
 from gateway.pipeline.deadlines.file import keep_written, read_times
 from gateway.pipeline.deadlines.times import GuidanceTimes
 from gateway.pipeline.disconnects import Disconnects
-from gateway.pipeline.edge_guidance import Handover
-from gateway.pipeline.edge_reports import EdgeAccounts
+from gateway.pipeline.edge_guidance import EdgeGuidancePipeline
+from gateway.pipeline.edge_reports import EdgeReports
 from gateway.pipeline.embeddings import Embeddings
-from gateway.pipeline.quality_sampler import QualityGuard
-from gateway.pipeline.shadow import Shadows
+from gateway.pipeline.quality_sampler import QualitySampler
+from gateway.pipeline.shadow import ShadowRequests
 from gateway.pipeline.slots import Slots
-from gateway.pipeline.student import Finisher
-from gateway.pipeline.teacher import Guide
+from gateway.pipeline.student import StudentCall
+from gateway.pipeline.teacher import TeacherCall
 from gateway.policy.policies import Policies
 from gateway.policy.reload import Reloader
-from gateway.quality.book import QualityBook
+from gateway.quality.book import QualityStore
 from gateway.redis.client import RedisClient
 from gateway.redis.keys import RedisKeys
 from gateway.runtime.fair_share import HARD_BOUND
-from gateway.runtime.tasks import Tasks
+from gateway.runtime.tasks import BackgroundTasks
 from gateway.telemetry.metrics import Metrics
-from gateway.telemetry.process_metrics import VitalSigns
+from gateway.telemetry.process_metrics import ProcessMetrics
 from gateway.usage.access import usage_access
 from gateway.usage.uptime import Uptime
 from gateway.wiring import (
@@ -98,7 +98,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from gateway.config.settings import Settings
-    from gateway.policy.book import PolicyBook
+    from gateway.policy.book import PolicySet
     from gateway.policy.files import PolicyFiles
 
 log = structlog.get_logger()
@@ -118,11 +118,11 @@ class Gateway:
     batcher: Batcher
     store: ReceiptStore
     spooler: Spooler
-    tasks: Tasks
+    tasks: BackgroundTasks
 
 
 @dataclass(frozen=True, slots=True)
-class Watched:
+class WatchedFiles:
     """The files that the settings and the book came from, to be followed.
 
     Attributes:
@@ -135,12 +135,12 @@ class Watched:
 
 @asynccontextmanager
 async def gateway(
-    settings: Settings, book: PolicyBook, redis_url: str, worker: int | None = None, watched: Watched | None = None
+    settings: Settings, book: PolicySet, redis_url: str, worker: int | None = None, watched: WatchedFiles | None = None
 ) -> AsyncIterator[Gateway]:
     """Build a gateway and everything under it; close it all on leaving. Raises StartupError without Redis."""
     async with AsyncExitStack() as stack:
         metrics = Metrics(worker, settings.metrics.max_tenants)
-        tasks = Tasks()
+        tasks = BackgroundTasks()
         policies = Policies(book, watched.files.edition() if watched is not None else None)
         name_series(metrics, policies.book)
         policies.on_change(partial(name_series, metrics))
@@ -181,7 +181,7 @@ async def gateway(
         }
         # Now, while nobody waits: some hold up the whole process while they load.
         await asyncio.to_thread(load, [encoding.name for encoding in encodings.values() if encoding.own])
-        alarm = Alarm(*webhook_of(settings), metrics=metrics, tasks=tasks)
+        alarm = BudgetAlerts(*webhook_of(settings), metrics=metrics, tasks=tasks)
         stack.push_async_callback(alarm.close)
         local_limits = LocalLimits(batcher.processes, batcher.joined_s)
         store = ReceiptStore(
@@ -218,7 +218,7 @@ async def gateway(
         heartbeat = Heartbeat(
             redis, redis_keys.heartbeat(owner), lease_s=lease_s, beaten=store.beat, lapsed=store.tell_again
         )
-        sweeper = Sweeper(
+        sweeper = IntentReaper(
             redis,
             in_redis,
             ledger,
@@ -235,14 +235,16 @@ async def gateway(
         )
         times = GuidanceTimes(time.monotonic, await asyncio.to_thread(read_times, settings.data))
         deadlines = GuidanceDeadlines(times)
-        guide = Guide(engines, batcher, Flights(tasks), metrics, tasks, deadlines, retry_budgets)
-        finisher = Finisher(engines, metrics, retry_budgets)
-        quality = QualityBook(redis.commands, redis_keys)
+        guide = TeacherCall(engines, batcher, SingleFlight(tasks), metrics, tasks, deadlines, retry_budgets)
+        finisher = StudentCall(engines, metrics, retry_budgets)
+        quality = QualityStore(redis.commands, redis_keys)
         completions = Completions(
             guide=guide,
             finisher=finisher,
-            shadows=Shadows(guide, finisher, admission, metrics, tasks, most=most_shadows(settings), tracing=tracing),
-            guard=QualityGuard(
+            shadows=ShadowRequests(
+                guide, finisher, admission, metrics, tasks, most=most_shadows(settings), tracing=tracing
+            ),
+            guard=QualitySampler(
                 finisher,
                 admission,
                 ledger,
@@ -279,7 +281,7 @@ async def gateway(
         admin[SESSIONS] = sessions
         admin[OVERVIEW] = Overview(usage.sums, {model.name: model.batch.max_size for model in settings.models})
         admin[QUALITY], admin[COMPARISONS] = quality, usage.comparisons
-        admin[ATTEMPTS] = Attempts()
+        admin[ATTEMPTS] = LoginThrottle()
         admin[ASSETS] = await asyncio.to_thread(Assets.read)
         public[keys.DISCONNECTS] = Disconnects(prices)
         public[keys.DOCUMENT] = document(ROUTES)
@@ -287,8 +289,10 @@ async def gateway(
         public[keys.EMBEDDINGS] = Embeddings(
             engines=engines, admission=admission, ledger=ledger, metrics=metrics, budgets=retry_budgets
         )
-        public[keys.HANDOVER] = Handover(guide=guide, admission=admission, ledger=ledger, close_within_s=receipts.ttl_s)
-        public[keys.EDGE_ACCOUNTS] = EdgeAccounts(
+        public[keys.HANDOVER] = EdgeGuidancePipeline(
+            guide=guide, admission=admission, ledger=ledger, close_within_s=receipts.ttl_s
+        )
+        public[keys.EDGE_ACCOUNTS] = EdgeReports(
             redis,
             EdgeBook(redis.queries, redis_keys, receipts.ttl_s),
             store,
@@ -304,7 +308,7 @@ async def gateway(
         public[keys.READS] = reads
         public[keys.BUDGETS] = Budgets(redis.queries, redis_keys)
         admin[keys.BUDGETS] = budgets
-        public[keys.SPEEDS] = Speeds(redis.queries, redis_keys, lease_s)
+        public[keys.SPEEDS] = LimitUsage(redis.queries, redis_keys, lease_s)
         admin[keys.DEADLINES] = deadlines
         admin[keys.WORKER] = worker or 1
         admin[keys.OWNER] = owner
@@ -318,7 +322,7 @@ async def gateway(
         admin[keys.KEY_FOLLOWER] = follower
         admin[keys.KEYS_IN_REDIS] = keys_in_redis
         admin[keys.AUDIT] = AuditTrail(redis.commands, redis_keys.keyring().audit)
-        startup = Startup(redis, engines.values())
+        startup = Readiness(redis, engines.values())
         for app in (public, admin):
             app[keys.POLICIES] = policies
             app[keys.COMPLETIONS] = completions
@@ -347,9 +351,9 @@ async def gateway(
         tasks.keep("sweeper", sweeper.run())
         tasks.keep("usage_board", usage.board.follow(redis))
         tasks.keep("outbox_trimmer", usage.trimmer.run())
-        watch_budgets = BudgetWatch(redis, budgets, policies, settings.defaults, metrics, local_limits)
+        watch_budgets = BudgetMonitor(redis, budgets, policies, settings.defaults, metrics, local_limits)
         tasks.keep("budgets", watch_budgets.run())
-        signs = VitalSigns(metrics)
+        signs = ProcessMetrics(metrics)
         tasks.keep("vitals", signs.run())
         tasks.keep("loop_lag", signs.watch_loop())
         tasks.keep("uptime", uptime.run())

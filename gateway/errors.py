@@ -34,10 +34,10 @@ GatewayError                     label, status, type, code: the same label names
 │   ├── EngineOverloaded         it answered 429 or 503: 503, Retry-After
 │   ├── EngineRejected           it answered another 4xx: `status_sent`; 400, 413 and 422 blame the request, and so
 │   │   │                        does a failure that is `proven` to be of this request alone
-│   │   └── EngineCannot         it is known that it would, and it was not asked
-│   ├── EngineResting            it is not called: it failed again and again, or asked for a pause. 503, Retry-After
+│   │   └── EngineUnsupported         it is known that it would, and it was not asked
+│   ├── CircuitOpen            it is not called: it failed again and again, or asked for a pause. 503, Retry-After
 │   ├── EngineFailed             it answered 5xx, or said that generation failed
-│   └── EngineGarbled            it answered something that is not its protocol
+│   └── EngineProtocolError            it answered something that is not its protocol
 └── StartupError                 the process cannot start: one line that says what to do
     └── ConfigError              config.yaml or a policy file is wrong: `mistakes`, all of them
 """
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Mistake:
+class ConfigIssue:
     """A problem in a configuration file. `line` and `column` count from 1; line 0 stands for the whole file."""
 
     file: str
@@ -338,7 +338,7 @@ class EngineOverloaded(EngineError):
         self.asked_s = retry_after_s  # None: the engine did not say
 
 
-class EngineResting(EngineError):
+class CircuitOpen(EngineError):
     label = "engine_resting"
     status = 503
     code = "engine_resting"
@@ -372,7 +372,7 @@ class EngineRejected(EngineError):
         return self.proven or self.status_sent in {400, 413, 422}
 
 
-class EngineCannot(EngineRejected):
+class EngineUnsupported(EngineRejected):
     """The gateway knows that the engine does not take such a request: it was not asked, and another one may."""
 
     def __init__(self, message: str, *, engine: str, status_sent: int, param: str | None = None) -> None:
@@ -400,7 +400,7 @@ class EngineFailed(EngineError):
         return self.status_sent in {424, 500} and bool(self.said)
 
 
-class EngineGarbled(EngineError):
+class EngineProtocolError(EngineError):
     label = "engine_garbled"
     code = "engine_garbled"
 
@@ -414,10 +414,10 @@ class ConfigError(StartupError):
 
     label = "config"
 
-    def __init__(self, mistakes: Sequence[Mistake]) -> None:
+    def __init__(self, mistakes: Sequence[ConfigIssue]) -> None:
         super().__init__("\n".join(str(mistake) for mistake in mistakes))
         self.mistakes = tuple(mistakes)
 
 
-class EnoughHeard(Exception):
+class StopStream(Exception):
     """Nobody's failure, and outside the tree: whoever is told of an opening's pieces ends the call with it."""

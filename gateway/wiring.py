@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, get_args
 
 from gateway.accounting.max_output import EngineMaxima
 from gateway.accounting.shares import UsageError
-from gateway.batching.ticket import Limits
+from gateway.batching.ticket import TeacherLimits
 from gateway.errors import StartupError
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from gateway.config.models import ModelSettings
     from gateway.config.settings import Settings
     from gateway.engines.base import Engine
-    from gateway.policy.book import PolicyBook
+    from gateway.policy.book import PolicySet
     from gateway.policy.policies import Policies
     from gateway.telemetry.metrics import Metrics
     from gateway.telemetry.tracing import Tracing
@@ -40,7 +40,7 @@ def most_compared(settings: Settings) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Traces:
+class TracingParts:
     """What makes a gateway tell traces."""
 
     tracing: Tracing
@@ -48,7 +48,7 @@ class Traces:
     middleware: Middleware
 
 
-def traces_of(settings: Settings, owner: str, metrics: Metrics) -> Traces | None:
+def traces_of(settings: Settings, owner: str, metrics: Metrics) -> TracingParts | None:
     """None where no collector is configured: then nothing of it is imported. Raises StartupError without the extra."""
     if settings.tracing.endpoint is None:
         return None
@@ -62,10 +62,10 @@ def traces_of(settings: Settings, owner: str, metrics: Metrics) -> Traces | None
             f"({error.name}). Install the extra: pip install 'gkt-gateway[otel]'. Or set no endpoint."
         ) from error
     tracing = Tracing(settings.tracing, owner, metrics)
-    return Traces(tracing, ReceiptSpans(), traced(tracing))
+    return TracingParts(tracing, ReceiptSpans(), traced(tracing))
 
 
-def name_series(metrics: Metrics, book: PolicyBook) -> None:
+def name_series(metrics: Metrics, book: PolicySet) -> None:
     """In the order of the files, so that all workers name the same tenants."""
     for policy in book.policies:
         metrics.series.name(policy.tenant, (route.model for route in policy.routes))
@@ -80,7 +80,7 @@ def init_engine_series(metrics: Metrics, engines: Iterable[str]) -> None:
             metrics.engine_usage_errors.labels(engine, reason)
 
 
-def show_deadlines(metrics: Metrics, book: PolicyBook) -> None:
+def show_deadlines(metrics: Metrics, book: PolicySet) -> None:
     """By teacher. One that guides no route any more has no deadline that its queue could come near."""
     shortest: dict[str, float] = {}
     for policy in book.policies:
@@ -96,7 +96,7 @@ def when_role_changes(engines: Iterable[str], policies: Policies) -> dict[str, a
     embeds = {name: policies.book.only_embeds(name) for name in engines}
     changed = {name: asyncio.Event() for name in embeds}
 
-    def look(book: PolicyBook) -> None:
+    def look(book: PolicySet) -> None:
         for name, event in changed.items():
             if (now := book.only_embeds(name)) != embeds[name]:
                 embeds[name] = now
@@ -123,7 +123,7 @@ def leases_of(lease_s: float, policies: Policies) -> Callable[[str], float]:
     A call must not outlive its permit. The lease follows each edit of the policies.
     """
 
-    def longest(book: PolicyBook) -> dict[str, float]:
+    def longest(book: PolicySet) -> dict[str, float]:
         found: dict[str, float] = {}
         for policy in book.policies:
             for route in policy.routes:
@@ -133,7 +133,7 @@ def leases_of(lease_s: float, policies: Policies) -> Callable[[str], float]:
 
     leases = longest(policies.book)
 
-    def changed(book: PolicyBook) -> None:
+    def changed(book: PolicySet) -> None:
         nonlocal leases
         leases = longest(book)
 
@@ -141,9 +141,9 @@ def leases_of(lease_s: float, policies: Policies) -> Callable[[str], float]:
     return lambda teacher: leases.get(teacher, lease_s)
 
 
-def limits_of(model: ModelSettings, engine: Engine, lease_of: Callable[[str], float]) -> Callable[[], Limits]:
+def limits_of(model: ModelSettings, engine: Engine, lease_of: Callable[[str], float]) -> Callable[[], TeacherLimits]:
     """What the teacher takes: the configuration's limits, and never more than the engine says it takes."""
-    configured = Limits(
+    configured = TeacherLimits(
         max_in_flight=model.max_concurrency,
         max_size=model.batch.max_size,
         max_prompt_tokens=model.batch.max_prompt_tokens,
@@ -154,7 +154,7 @@ def limits_of(model: ModelSettings, engine: Engine, lease_of: Callable[[str], fl
 
     last = configured
 
-    def now() -> Limits:
+    def now() -> TeacherLimits:
         nonlocal last
         own, lease_s = engine.state.max_concurrency, lease_of(model.name)
         cap = configured.max_in_flight if own is None else min(own, configured.max_in_flight)

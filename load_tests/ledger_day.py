@@ -30,7 +30,7 @@ from gateway.redis.keys import RedisKeys
 from gateway.telemetry.metrics import Metrics
 from gateway.usage.counters import usd
 from gateway.usage.feed import OutboxFeed
-from gateway.usage.rollup import Row
+from gateway.usage.rollup import SumRow
 from gateway.usage.state import WorkerSeat
 from gateway.usage.store import UsageStore
 from gateway.usage.sums import Retention, periods
@@ -103,9 +103,9 @@ class Day:
         self.writing_s += time.perf_counter() - began
         self.writing_cpu_s += time.process_time() - cpu
 
-    async def total(self) -> Row:
+    async def total(self) -> SumRow:
         """Return the sum of the day over all tenants."""
-        threads, total = QueryThreads(self.store.engine), Row()
+        threads, total = QueryThreads(self.store.engine), SumRow()
         try:
             wanted = list(periods("day", self.now - DAY_S, self.now + 60))
             for _, row in await SumsReader(threads).totals(wanted):

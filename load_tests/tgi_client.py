@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gateway.engines.base import OpeningRequest
-from gateway.engines.http import Deadlines, EngineHttp
+from gateway.engines.http import EngineDeadlines, EngineHttp
 from gateway.engines.tgi import TGIEngine
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ async def one_round(call: Call, concurrency: int, calls: int, seconds: float) ->
 
 
 async def open_clients(stack: AsyncExitStack, url: str, *, chat: bool) -> dict[str, Call]:
-    http = EngineHttp("tgi", url, api_key=None, deadlines=Deadlines())
+    http = EngineHttp("tgi", url, api_key=None, deadlines=EngineDeadlines())
     engine = TGIEngine("tgi", http)
     stack.push_async_callback(engine.close)
     request = OpeningRequest(

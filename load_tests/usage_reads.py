@@ -25,15 +25,15 @@ from gateway.admin.overview import Overview
 from gateway.api.usage import encoded
 from gateway.usage.database import UsageDatabase
 from gateway.usage.engine import UsageEngine
-from gateway.usage.entries import Entry
+from gateway.usage.entries import OutboxEntry
 from gateway.usage.reader import UsageReader
-from gateway.usage.span import Asked, span
+from gateway.usage.span import RequestedRange, span
 from gateway.usage.sql import sql_of
 from gateway.usage.sums import ALL_TENANTS, SECONDS, Retention, Sums
 from gateway.usage.sums_reader import SumsReader
 from gateway.usage.tables import DAY_S
 from gateway.usage.threads import QueryThreads
-from gateway.usage.usage import Ask
+from gateway.usage.usage import UsageQuery
 from load_tests import markdown
 from load_tests.day_receipts import day_of_receipts
 from load_tests.machine import machine
@@ -70,7 +70,7 @@ class Reads:
                 sql.put_sums(some)
                 count += len(some)
         database = UsageDatabase(self.engine, RETENTION)
-        database.add(Entry(one.tenant, "1-0", one.to_json()) for one in receipts)
+        database.add(OutboxEntry(one.tenant, "1-0", one.to_json()) for one in receipts)
         with self.engine.writing() as connection:
             connection.exec_driver_sql("ANALYZE")
         return count
@@ -154,8 +154,8 @@ class Lines:
 
         async def ask(reader: UsageReader) -> None:
             now = time.time()
-            covered = span(Asked(now - length_s, now), granularity, RETENTION, now)
-            await reader.read(Ask(covered, granularity, by, only), encoded)
+            covered = span(RequestedRange(now - length_s, now), granularity, RETENTION, now)
+            await reader.read(UsageQuery(covered, granularity, by, only), encoded)
 
         keeps = "tenant" in by
         await self.add(name, lambda: ask(UsageReader(self.reads.sums, RETENTION)), 3 if keeps else None)

@@ -23,7 +23,7 @@ import typer
 from gateway.server.usage_worker import collect_seldom
 from gateway.usage.database import UsageDatabase
 from gateway.usage.engine import UsageEngine
-from gateway.usage.entries import Entry
+from gateway.usage.entries import OutboxEntry
 from gateway.usage.sums import Retention
 from gateway.usage.worker import MAX_ENTRIES
 from load_tests.day_receipts import DAY_S, day_of_receipts
@@ -58,15 +58,15 @@ def main(
     typer.echo(json.dumps({"machine": machine(), **figures}, indent=2))
 
 
-def entries(receipts: int, per_day: int, tenants: int) -> Iterator[Entry]:
+def entries(receipts: int, per_day: int, tenants: int) -> Iterator[OutboxEntry]:
     """Yield receipts from the middle of a day."""
     first = (per_day - receipts) // 2
     made = day_of_receipts(per_day, tenants, time.time(), numbers=range(first, first + receipts))
     for number, one in enumerate(made):
-        yield Entry(one.tenant, f"{one.created * 1000}-{number}", one.to_json())
+        yield OutboxEntry(one.tenant, f"{one.created * 1000}-{number}", one.to_json())
 
 
-def measure(engine: UsageEngine, sent: Iterator[Entry], batch: int, *, profile: bool) -> dict[str, Any]:
+def measure(engine: UsageEngine, sent: Iterator[OutboxEntry], batch: int, *, profile: bool) -> dict[str, Any]:
     """Return the figures. The clock of the database is that of the receipts."""
     now = 0.0
     database = UsageDatabase(engine, _RETENTION, lambda: now)

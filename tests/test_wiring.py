@@ -5,19 +5,19 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from gateway.policy.book import PolicyBook
-from gateway.policy.policies import Edition, Policies
+from gateway.policy.book import PolicySet
+from gateway.policy.policies import Policies, PolicyEdition
 from gateway.policy.schema import TenantPolicy
 from gateway.telemetry.metrics import Metrics
 from gateway.wiring import leases_of, show_deadlines, when_role_changes
 
 EMBEDS = {"model": "e", "mode": "embeddings", "student": "small"}
 CHATS = {"model": "c", "mode": "teacher", "teacher": "big"}
-EDITION = Edition("1", 1, 0.0)
+EDITION = PolicyEdition("1", 1, 0.0)
 
 
-def book(*routes: dict[str, Any]) -> PolicyBook:
-    return PolicyBook.of([TenantPolicy.model_validate({"tenant": "acme", "routes": routes})])
+def book(*routes: dict[str, Any]) -> PolicySet:
+    return PolicySet.of([TenantPolicy.model_validate({"tenant": "acme", "routes": routes})])
 
 
 def test_an_engine_is_probed_anew_when_an_edit_changes_what_it_is_for() -> None:
@@ -64,7 +64,7 @@ def test_the_shortest_deadline_of_each_teacher_is_told_and_goes_with_its_last_ro
              "guidance": {"deadline": deadline_s}}
             for number, (teacher, deadline_s) in enumerate(deadlines)
         ]  # fmt: skip
-        show_deadlines(metrics, PolicyBook.of([TenantPolicy.model_validate({"tenant": "acme", "routes": routes})]))
+        show_deadlines(metrics, PolicySet.of([TenantPolicy.model_validate({"tenant": "acme", "routes": routes})]))
         return {
             sample.labels["teacher"]: sample.value
             for family in metrics.registry.collect()

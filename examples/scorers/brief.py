@@ -6,14 +6,14 @@ It gets the answer and the question, never the prompt. docs/evaluation-data.md t
 """
 
 from gateway.evaluation.question import Question
-from gateway.evaluation.record import Verdict
+from gateway.evaluation.record import ScoredAnswer
 
 MOST_WORDS = 60
 
 
-def brief(answer: str, question: Question) -> Verdict:
+def brief(answer: str, question: Question) -> ScoredAnswer:
     """1 where what is right stands in at most MOST_WORDS words, a half where in more, 0 where it is missing."""
     if question.answer.casefold() not in answer.casefold():
-        return Verdict(0.0)
+        return ScoredAnswer(0.0)
     words = len(answer.split())
-    return Verdict(1.0 if words <= MOST_WORDS else 0.5, f"{words} words")
+    return ScoredAnswer(1.0 if words <= MOST_WORDS else 0.5, f"{words} words")

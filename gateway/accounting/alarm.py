@@ -17,7 +17,7 @@ from gateway.pricing import dollars
 
 if TYPE_CHECKING:
     from gateway.accounting.redis_ledger import TenantEvent
-    from gateway.runtime.tasks import Tasks
+    from gateway.runtime.tasks import BackgroundTasks
     from gateway.telemetry.metrics import Metrics
 
 log = structlog.get_logger()
@@ -27,13 +27,13 @@ _PAUSES_S = (1.0, 5.0, 30.0)
 _MAX_UNDER_WAY = 100
 
 
-class Alarm:
+class BudgetAlerts:
     """Args:
     webhook: where events are posted as JSON; None: nowhere.
     secret: signs what is posted: `x-gkt-signature: sha256=` and the HMAC of the body in hex.
     """
 
-    def __init__(self, webhook: str | None, secret: str | None, *, metrics: Metrics, tasks: Tasks) -> None:
+    def __init__(self, webhook: str | None, secret: str | None, *, metrics: Metrics, tasks: BackgroundTasks) -> None:
         self._webhook = webhook
         self._secret = secret
         self._metrics = metrics

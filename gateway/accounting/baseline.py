@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
-from gateway.accounting.bounds import Extent, off_recounted, off_template, off_tokens
+from gateway.accounting.bounds import TokenErrorBound, off_recounted, off_template, off_tokens
 from gateway.accounting.estimate import TOKENS_PER_MESSAGE, count_messages, count_text, counts, texts_of
 from gateway.pricing import baseline_usd, cost_usd, quantized
 from gateway.protocol.messages import RULES
@@ -17,14 +17,14 @@ from gateway.protocol.messages import RULES
 if TYPE_CHECKING:
     from decimal import Decimal
 
-    from gateway.accounting.draft import Call, Draft
+    from gateway.accounting.draft import EngineCall, ReceiptBuilder
     from gateway.accounting.receipt import EngineShare
     from gateway.pricing import Price
 
 Basis: TypeAlias = Literal["engine", "tokenizer", "estimate"]
 _FROM_BEST: tuple[Basis, ...] = ("engine", "tokenizer", "estimate")
 _BYTES_PER_TOKEN = 4
-_NOTHING = Extent(0, 0)
+_NOTHING = TokenErrorBound(0, 0)
 
 
 class Encoding(NamedTuple):
@@ -51,7 +51,7 @@ class Counted(NamedTuple):
 
 
 def baseline(
-    draft: Draft, teacher: EngineShare | None, student: EngineShare | None, price: Price, tokenizer: str | None
+    draft: ReceiptBuilder, teacher: EngineShare | None, student: EngineShare | None, price: Price, tokenizer: str | None
 ) -> Baseline:
     """Args:
     price: the baseline model's.
@@ -91,7 +91,7 @@ def _weaker(one: Basis, other: Basis) -> Basis:
     return one if one == other else max(one, other, key=_FROM_BEST.index)
 
 
-def _prompt(draft: Draft, read: EngineShare, teacher: EngineShare | None, tokenizer: str | None) -> Counted:
+def _prompt(draft: ReceiptBuilder, read: EngineShare, teacher: EngineShare | None, tokenizer: str | None) -> Counted:
     """The caller's prompt. `read` is the share that tells how long it was, with what was added to it."""
     call = draft.teacher if read is teacher else draft.student
     assert call is not None, "a share is of a call"
@@ -102,11 +102,11 @@ def _prompt(draft: Draft, read: EngineShare, teacher: EngineShare | None, tokeni
     if own and not added and not guidance:
         return Counted(read.input_tokens)
     turns = TOKENS_PER_MESSAGE * _added_turns(draft, call)
-    more = Extent.of([added]) if added else _NOTHING
-    size = more.size_bytes - (Extent.of([draft.opening]).size_bytes if guidance else 0)
+    more = TokenErrorBound.of([added]) if added else _NOTHING
+    size = more.size_bytes - (TokenErrorBound.of([draft.opening]).size_bytes if guidance else 0)
     ours = max(0, size) // _BYTES_PER_TOKEN + turns
     prompt = max(0, read.input_tokens - guidance - ours)
-    extent = Extent.of(text for message in call.messages for text in texts_of(message))
+    extent = TokenErrorBound.of(text for message in call.messages for text in texts_of(message))
     if own:
         said = Counted(prompt, off_tokens(guidance + ours, more) + turns, "estimate")
     else:
@@ -123,7 +123,7 @@ def _prompt(draft: Draft, read: EngineShare, teacher: EngineShare | None, tokeni
     return said if abs(counted - said.tokens) > said.off else Counted(counted, template, "tokenizer")
 
 
-def _added(draft: Draft, call: Call) -> str:
+def _added(draft: ReceiptBuilder, call: EngineCall) -> str:
     """What a call's prompt holds that the caller did not send."""
     guidance = draft.plan.guidance
     if guidance is None:
@@ -136,7 +136,7 @@ def _added(draft: Draft, call: Call) -> str:
     return draft.opening
 
 
-def _added_turns(draft: Draft, call: Call | None) -> int:
+def _added_turns(draft: ReceiptBuilder, call: EngineCall | None) -> int:
     """The messages among the call's that the caller did not send. A system text may have joined the caller's own."""
     guidance = draft.plan.guidance
     if guidance is None or call is None or call is not draft.teacher or not _holds_turns(draft, call):
@@ -145,7 +145,7 @@ def _added_turns(draft: Draft, call: Call | None) -> int:
     return guidance.projection.turns - (system is not None and call.messages[0].get("content") != system)
 
 
-def _holds_turns(draft: Draft, call: Call) -> bool:
+def _holds_turns(draft: ReceiptBuilder, call: EngineCall) -> bool:
     """Whether the projection's turns are in a teacher's prompt: not in a raw one, which is put down as one message."""
     assert draft.plan.guidance is not None, "a teacher was asked for guidance"
     projection = draft.plan.guidance.projection
@@ -153,7 +153,9 @@ def _holds_turns(draft: Draft, call: Call) -> bool:
     return rules and len(call.messages) > 2 * len(projection.exemplars)
 
 
-def _answer(draft: Draft, teacher: EngineShare | None, student: EngineShare | None, tokenizer: str | None) -> Counted:
+def _answer(
+    draft: ReceiptBuilder, teacher: EngineShare | None, student: EngineShare | None, tokenizer: str | None
+) -> Counted:
     """The answer that the caller got."""
     model, guided = draft.plan.baseline, draft.plan.guidance is not None
     last = student or teacher
@@ -186,19 +188,19 @@ def _answer(draft: Draft, teacher: EngineShare | None, student: EngineShare | No
     return Counted(counted, off_recounted(counted), "tokenizer")
 
 
-def _opening(draft: Draft, teacher: EngineShare | None, kept: int, *, own: bool) -> Counted:
+def _opening(draft: ReceiptBuilder, teacher: EngineShare | None, kept: int, *, own: bool) -> Counted:
     """What the teacher wrote of the answer. Of an opening that was cut, it did not count the part."""
     if teacher is None:
         return Counted(kept)
-    extent = Extent.of([draft.opening])
+    extent = TokenErrorBound.of([draft.opening])
     if not own or teacher.estimated:
         return Counted(kept, off_tokens(kept, extent), "estimate")
     less = max(0, teacher.output_tokens - kept)
     return Counted(kept, off_tokens(min(kept, less), extent), "estimate") if less else Counted(kept)
 
 
-def _foreign(call: Call, wrote: int) -> Counted:
+def _foreign(call: EngineCall, wrote: int) -> Counted:
     """What was counted by another model's tokenizer, or by none."""
     lost = call.lost_tokens if call.usage is None else 0
     counted = max(0, wrote - lost)
-    return Counted(wrote, off_tokens(counted, Extent.of([call.text.getvalue()])) + lost, "estimate")
+    return Counted(wrote, off_tokens(counted, TokenErrorBound.of([call.text.getvalue()])) + lost, "estimate")

@@ -20,14 +20,14 @@ _RECOUNT_FIXED_TOKENS = 2
 _TEMPLATE_FIXED_TOKENS = 32
 
 
-class Extent(NamedTuple):
+class TokenErrorBound(NamedTuple):
     """How long some text is. What it is written in shows in how many bytes its characters take."""
 
     chars: int
     size_bytes: int
 
     @classmethod
-    def of(cls, texts: Iterable[str]) -> Extent:
+    def of(cls, texts: Iterable[str]) -> TokenErrorBound:
         """Of all of them together."""
         chars = size = 0
         for text in texts:
@@ -43,7 +43,7 @@ class Extent(NamedTuple):
         return "latin" if self.size_bytes <= _LATIN_BYTES_PER_CHAR * self.chars else "other"
 
 
-def off_tokens(counted: int, extent: Extent) -> int:
+def off_tokens(counted: int, extent: TokenErrorBound) -> int:
     """How many tokens more or fewer another tokenizer may make of what one made `counted` of.
 
     No tokenizer makes more tokens of a text than it has bytes.

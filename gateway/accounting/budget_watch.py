@@ -35,7 +35,7 @@ _PER_CALL = 100
 """Tenants looked at in one go, for which the event loop is held."""
 
 
-class BudgetWatch:
+class BudgetMonitor:
     """Looks at the budgets of all tenants that have series of their own, again and again."""
 
     def __init__(

@@ -23,7 +23,7 @@ _MAX_DATA_CHARS = 64
 _ASKED = ("messages", "prompt", "input")
 
 
-class Content:
+class LoggedContent:
     """One request's. Listens to the answer as it goes out to the caller."""
 
     def __init__(self, asked: CallerRequest) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from gateway.accounting.baseline import baseline
-from gateway.accounting.content import Content
+from gateway.accounting.content import LoggedContent
 from gateway.accounting.receipt import (
     Attempt,
     BatchFacts,
@@ -25,8 +25,8 @@ from gateway.accounting.receipt import (
 from gateway.accounting.savings import counted, measure, savings_class, with_savings
 from gateway.accounting.shares import share_call, usage_error
 from gateway.accounting.verdict import Allowance
-from gateway.accounting.worst_case import Most, Role
-from gateway.engines.base import Usage
+from gateway.accounting.worst_case import MaxCost, Role
+from gateway.engines.base import TokenUsage
 from gateway.policy.resolve import Plan
 from gateway.pricing import total_usd
 from gateway.protocol.body import CallerRequest, Json
@@ -49,12 +49,12 @@ _HANDED_OVER = frozenset({"ok", "client_gone"})
 # Structs: a dataclass takes ten times as long to make.
 
 
-class Call(msgspec.Struct):
+class EngineCall(msgspec.Struct):
     """One call to one engine: what was sent, and what is known of what came back."""
 
     model: str
     messages: Sequence[Json]
-    usage: Usage | None = None
+    usage: TokenUsage | None = None
     text: StringIO = msgspec.field(default_factory=StringIO)  # what came back, for when nobody counted it
     lost_tokens: int = 0  # an upper bound on tokens written that never reached us
     shared: str = ""  # "flight" or "cache": what another request's call fetched, and paid for
@@ -72,10 +72,10 @@ class FailedCall(Record, frozen=True):
 
     engine: str
     label: str
-    call: Call | None
+    call: EngineCall | None
 
 
-class Draft(msgspec.Struct):
+class ReceiptBuilder(msgspec.Struct):
     """The facts of one request, gathered along the path. Times are time.perf_counter() seconds."""
 
     id: str
@@ -91,11 +91,11 @@ class Draft(msgspec.Struct):
     asked: float | None = None
     guided: float | None = None
     first_token: float | None = None
-    teacher: Call | None = None
-    student: Call | None = None
-    probe: Call | None = None  # of the student, for its first token
+    teacher: EngineCall | None = None
+    student: EngineCall | None = None
+    probe: EngineCall | None = None  # of the student, for its first token
     probed: ProbeFacts | None = None
-    running: Call | None = None  # the call under way that this request pays for
+    running: EngineCall | None = None  # the call under way that this request pays for
     caller_left: bool = False  # the caller disconnected, and the running call is read to its end for its usage
     ended_at: str | None = None  # the guidance ended with a sentence or step, before its length was used up
     failed: list[FailedCall] = []
@@ -113,18 +113,18 @@ class Draft(msgspec.Struct):
     told: Receipt | None = None  # what a reply was told that does not show the baseline; that is counted afterwards
     shadow_of: str | None = None  # the id of the request beside which this was done, for nobody to see
     allowance: Allowance = msgspec.field(default_factory=Allowance)
-    content: Content | None = None  # where its tenant wants it in the log
+    content: LoggedContent | None = None  # where its tenant wants it in the log
     budget: str | None = None  # "soft" where a budget of the caller has passed its soft line
     refused: bool = False  # before anything was reserved: it has no receipt
     terms: CloseTerms | None = None  # a device is to report how it finished the answer
-    measures: Draft | None = None  # the request whose baseline this call measures
+    measures: ReceiptBuilder | None = None  # the request whose baseline this call measures
     request: CallerRequest | None = None  # as it was admitted, for counts of our own
-    reserved: Most | None = None  # the most that its calls can be charged; None: it was not admitted
+    reserved: MaxCost | None = None  # the most that its calls can be charged; None: it was not admitted
     likely: tuple[EngineShare | None, EngineShare | None] = (None, None)  # of teacher and student, for the baseline
 
-    def beside(self, plan: Plan, name: str) -> Draft:
+    def beside(self, plan: Plan, name: str) -> ReceiptBuilder:
         """The receipt of what is done beside this, for nobody to see, from now on."""
-        return Draft(
+        return ReceiptBuilder(
             id=f"{self.id}-{name}",
             created=self.created,  # so that the sums of a time hold a request and what was measured for it
             tenant=self.tenant,
@@ -214,7 +214,7 @@ class Draft(msgspec.Struct):
         call this off the event loop. Without `encodings` bytes bound them, which takes no time.
         """
 
-        def shares_of(call: Call | None) -> Shares | tuple[None, None]:
+        def shares_of(call: EngineCall | None) -> Shares | tuple[None, None]:
             if call is None:
                 return None, None
             error = self._usage_error(call)
@@ -278,10 +278,10 @@ class Draft(msgspec.Struct):
             estimated=any(share.estimated for share in shares),
         )
 
-    def _bound(self, call: Call) -> CallBound | None:
+    def _bound(self, call: EngineCall) -> CallBound | None:
         return None if self.reserved is None else self.reserved.bounds.get((call.role, call.model))
 
-    def _usage_error(self, call: Call) -> UsageError:
+    def _usage_error(self, call: EngineCall) -> UsageError:
         bound = self._bound(call)
         if self.request is None or bound is None:
             return ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from gateway.redis.script import Script
+from gateway.redis.script import RedisScript
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -28,7 +28,7 @@ class EdgeBook:
         self._ttl_s = max(1, round(ttl_s))
         self._most_offline = most_offline
         self._redis = redis
-        self._script = Script(redis, "gateway.accounting", "closing.lua")
+        self._script = RedisScript(redis, "gateway.accounting", "closing.lua")
 
     async def write(self, receipt: Receipt, by: int | None) -> Outcome:
         """Write the receipt of a report, if it is the first, and in time. Raises RedisError and OSError.

@@ -14,9 +14,9 @@ from gateway.accounting.scopes import Charge
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gateway.accounting.draft import Draft
+    from gateway.accounting.draft import ReceiptBuilder
     from gateway.accounting.scopes import Scope
-    from gateway.accounting.worst_case import Most
+    from gateway.accounting.worst_case import MaxCost
     from gateway.policy.resolve import Plan
 
 ABANDONED = "abandoned"
@@ -65,7 +65,7 @@ class Intent(msgspec.Struct, frozen=True, omit_defaults=True):
         return msgspec.json.decode(raw, type=cls)
 
 
-def intend(draft: Draft, plan: Plan, most: Most, owner: str, scopes: Sequence[Scope] = ()) -> Intent:
+def intend(draft: ReceiptBuilder, plan: Plan, most: MaxCost, owner: str, scopes: Sequence[Scope] = ()) -> Intent:
     """The intent of a request that follows `plan` and can cost `most`."""
     return Intent(
         id=draft.id,

@@ -15,7 +15,7 @@ import structlog
 from gateway.accounting.edge import student_of
 from gateway.accounting.intent import intend
 from gateway.accounting.max_output import unknown_max_output
-from gateway.accounting.redis_ledger import Candidate, Variant
+from gateway.accounting.redis_ledger import AdmissionRequest, Variant
 from gateway.accounting.savings import MEASURING, class_of, savings_of
 from gateway.accounting.worst_case import budget_max_tokens, worst_case
 from gateway.errors import StoreUnavailable
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from decimal import Decimal
 
     from gateway.accounting.baseline import Encoding
-    from gateway.accounting.draft import Draft
+    from gateway.accounting.draft import ReceiptBuilder
     from gateway.accounting.log_sample import LogSample
     from gateway.accounting.max_output import MaxOutputOf
     from gateway.accounting.receipt import EngineShare, Receipt
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from gateway.policy.resolve import Plan
     from gateway.pricing import Price
     from gateway.protocol.body import CallerRequest
-    from gateway.runtime.tasks import Tasks
+    from gateway.runtime.tasks import BackgroundTasks
     from gateway.telemetry.metrics import Metrics
 
 log = structlog.get_logger()
@@ -65,7 +65,7 @@ class Ledger:
         encodings: Mapping[str, Encoding],
         owner: str,
         metrics: Metrics,
-        tasks: Tasks,
+        tasks: BackgroundTasks,
         sample: LogSample,
         spans: ReceiptSpans | None = None,
         max_output: MaxOutputOf = unknown_max_output,
@@ -86,7 +86,7 @@ class Ledger:
 
     async def admit(
         self,
-        draft: Draft,
+        draft: ReceiptBuilder,
         asked: CallerRequest,
         plans: Mapping[int, Plan],
         scopes: tuple[Scope, ...],
@@ -106,7 +106,7 @@ class Ledger:
         # No call of the request is charged more than its reservation, which must not change from now on.
         draft.request, draft.reserved = asked, mosts[variants[0].kind]
         try:
-            admitted = await self._store.admit(Candidate(scopes, variants), on_failure=on_failure)
+            admitted = await self._store.admit(AdmissionRequest(scopes, variants), on_failure=on_failure)
         except StoreUnavailable:
             draft.refused = not self._store.holds(draft.id)
             raise
@@ -122,7 +122,7 @@ class Ledger:
         """Return the limit that an engine is sent under a budget where nobody sets one."""
         return budget_max_tokens(plan, self._max_output)
 
-    async def close(self, draft: Draft, status: str = "ok", *, shown: bool = True) -> Receipt:
+    async def close(self, draft: ReceiptBuilder, status: str = "ok", *, shown: bool = True) -> Receipt:
         """The receipt for a reply that shows it. The event loop is not held by counting.
 
         Args:
@@ -158,21 +158,21 @@ class Ledger:
             draft.receipt = receipt
         return draft.receipt
 
-    def _counted(self, draft: Draft, status: str) -> Receipt:
+    def _counted(self, draft: ReceiptBuilder, status: str) -> Receipt:
         told = draft.sum_up(status, self._prices, self._encodings)
         return draft.recounted(told, self._prices, self._encodings)
 
-    def _recounts(self, draft: Draft, told: Receipt) -> bool:
+    def _recounts(self, draft: ReceiptBuilder, told: Receipt) -> bool:
         """Whether the baseline is to be counted anew; it stays an estimate where too many are being counted."""
         return self._recounting < MOST_RECOUNTS and draft.wants_recount(told, self._encodings)
 
-    def _told(self, draft: Draft, status: str) -> Receipt:
+    def _told(self, draft: ReceiptBuilder, status: str) -> Receipt:
         """What a reply was told holds, unless something went wrong behind it."""
         if draft.told is not None and draft.told.status == status:
             return draft.told
         return draft.sum_up(status, self._prices, self._encodings)
 
-    def settle(self, draft: Draft, status: str) -> None:
+    def settle(self, draft: ReceiptBuilder, status: str) -> None:
         """Settle off the caller's path. Called exactly once for each draft, when its request ended in any way."""
         if self._spans is not None:
             self._spans.due(draft)
@@ -188,7 +188,7 @@ class Ledger:
         # Not before the reply has left: what follows costs as much as reading the request did.
         asyncio.get_running_loop().call_soon(self._show, draft.receipt, draft)
 
-    async def _settle_later(self, draft: Draft, status: str) -> None:
+    async def _settle_later(self, draft: ReceiptBuilder, status: str) -> None:
         self._show(await self.close(draft, status), draft)
 
     def abandoned(self, receipt: Receipt) -> None:
@@ -206,7 +206,7 @@ class Ledger:
             else:
                 self._metrics.lines_left_out.inc()
 
-    def _show(self, receipt: Receipt, draft: Draft) -> None:
+    def _show(self, receipt: Receipt, draft: ReceiptBuilder) -> None:
         self._store.put(receipt)
         self._count(receipt)
         self._count_times(receipt)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, TypeAlias
 
-from gateway.accounting.verdict import Refusal, Verdict
+from gateway.accounting.verdict import AdmissionVerdict, Refusal
 from gateway.pricing import picodollars
 from gateway.redis.client import LONGEST_REST_S
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from decimal import Decimal
 
-    from gateway.accounting.redis_ledger import Candidate, Variant
+    from gateway.accounting.redis_ledger import AdmissionRequest, Variant
     from gateway.accounting.scopes import Scope
 
 _PART = 2
@@ -127,7 +127,9 @@ class LocalLimits:
         last = islice(reversed(self._remainders.items()), _MOST_REFRESHED)
         return [(tenant, one.scope) for (tenant, _), one in last if one.used_s > now_s - _REFRESHED_FOR_S]
 
-    def admit(self, candidate: Candidate, under_way: Iterable[Candidate], now_s: float) -> Verdict:
+    def admit(
+        self, candidate: AdmissionRequest, under_way: Iterable[AdmissionRequest], now_s: float
+    ) -> AdmissionVerdict:
         """Decide without Redis. Count the request if it is admitted.
 
         Args:
@@ -143,11 +145,11 @@ class LocalLimits:
             if terms is not None and terms.on_hard == "student_only" and chosen.kind < last.kind == _STUDENT_ONLY:
                 chosen, no = last, self._check(candidate, last, now_s)
         if no is not None:
-            return Verdict(no=no)
+            return AdmissionVerdict(no=no)
         self._hold(candidate, _reserved(chosen), _names(candidate, of_budgets=True))
         for name in self._holds[candidate.id].names:
             self._uses[name].add(chosen.intent.tokens, now_s)
-        return Verdict(variant=chosen.kind)
+        return AdmissionVerdict(variant=chosen.kind)
 
     def settle(self, request_id: str, cost_usd: Decimal) -> None:
         """A request is over. Until Redis is told, what it did cost counts here in place of what it reserved."""
@@ -201,14 +203,14 @@ class LocalLimits:
         held = {name for hold in self._holds.values() for name in hold.names}
         self._uses = {name: use for name, use in self._uses.items() if name in held}
 
-    def _begin(self, under_way: Iterable[Candidate], but: str, now_s: float) -> None:
+    def _begin(self, under_way: Iterable[AdmissionRequest], but: str, now_s: float) -> None:
         """Count running requests that Redis admitted. They use parallel slots; remainders exclude their money."""
         self._away_since_s = now_s
         for candidate in under_way:
             if candidate.id != but and candidate.id not in self._holds:
                 self._hold(candidate, 0, ())
 
-    def _hold(self, candidate: Candidate, pico: int, budgets: tuple[_Name, ...]) -> None:
+    def _hold(self, candidate: AdmissionRequest, pico: int, budgets: tuple[_Name, ...]) -> None:
         names = _names(candidate)
         if names:
             self._holds[candidate.id] = _Hold(names, budgets, pico)
@@ -217,7 +219,7 @@ class LocalLimits:
         for name in budgets:
             self._uses[name].pico += pico
 
-    def _check(self, candidate: Candidate, variant: Variant, now_s: float) -> Refusal | None:
+    def _check(self, candidate: AdmissionRequest, variant: Variant, now_s: float) -> Refusal | None:
         for place, scope in enumerate(candidate.scopes, 1):
             no = self._check_scope(candidate.tenant, scope, place, variant, now_s)
             if no is not None:
@@ -254,7 +256,7 @@ class LocalLimits:
         return max(0, known.pico) // (_PART * fleet)
 
 
-def _names(candidate: Candidate, *, of_budgets: bool = False) -> tuple[_Name, ...]:
+def _names(candidate: AdmissionRequest, *, of_budgets: bool = False) -> tuple[_Name, ...]:
     return tuple(
         (candidate.tenant, scope.name) for scope in candidate.scopes if not of_budgets or scope.budget is not None
     )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from gateway.accounting import savings
-from gateway.accounting.savings import Measured
+from gateway.accounting.savings import MeasuredBaseline
 
 if TYPE_CHECKING:
     from gateway.protocol.body import Json
@@ -207,7 +207,7 @@ class Receipt(msgspec.Struct, frozen=True):
     edge_of: str | None = None
     hint: str | None = None
     savings_class: str | None = None
-    measured: Measured | None = None
+    measured: MeasuredBaseline | None = None
     estimated: bool = False
 
     @property

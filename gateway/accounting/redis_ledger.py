@@ -14,9 +14,16 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from gateway.accounting.scopes import Scope
-from gateway.accounting.verdict import AdmittedNews, ChargeNews, News, SettledNews, Told, VariantNews
+from gateway.accounting.verdict import (
+    AdmissionEntry,
+    ChargeEntry,
+    ExchangeReply,
+    ExchangeRequest,
+    SettlementEntry,
+    VariantEntry,
+)
 from gateway.pricing import picodollars
-from gateway.redis.script import Script
+from gateway.redis.script import RedisScript
 from gateway.runtime.record import Record
 
 if TYPE_CHECKING:
@@ -27,7 +34,7 @@ if TYPE_CHECKING:
     from gateway.accounting.intent import Intent
     from gateway.accounting.receipt import Receipt
     from gateway.accounting.scopes import Charge
-    from gateway.accounting.verdict import BudgetEvent, Verdict
+    from gateway.accounting.verdict import AdmissionVerdict, BudgetEvent
     from gateway.redis.keys import RedisKeys
 
 
@@ -45,7 +52,7 @@ class Variant(Record, frozen=True):
     intent: Intent
 
 
-class Candidate(Record, frozen=True):
+class AdmissionRequest(Record, frozen=True):
     """A request that asks to be admitted.
 
     Attributes:
@@ -66,17 +73,17 @@ class Candidate(Record, frozen=True):
     def tenant(self) -> str:
         return self.variants[0].intent.tenant
 
-    def let_in(self) -> Candidate:
+    def let_in(self) -> AdmissionRequest:
         """Return the candidate as one that was admitted as its first variant, and is only to be counted."""
         variant = self.variants[0]
         intent = variant.intent
         if intent.reserved_usd > MOST_UNASKED_USD:
             variant = Variant(variant.kind, msgspec.structs.replace(intent, reserved_usd=MOST_UNASKED_USD))
-        return Candidate(self.scopes, (variant,), force=True)
+        return AdmissionRequest(self.scopes, (variant,), force=True)
 
-    def following(self, kind: int) -> Candidate:
+    def following(self, kind: int) -> AdmissionRequest:
         """Return the candidate with the variant of that kind alone."""
-        return Candidate(self.scopes, tuple([one for one in self.variants if one.kind == kind]), self.force)
+        return AdmissionRequest(self.scopes, tuple([one for one in self.variants if one.kind == kind]), self.force)
 
 
 class Settlement(Record, frozen=True):
@@ -96,7 +103,7 @@ class TenantEvent:
 
 
 @dataclass(slots=True)
-class Exchanged:
+class ExchangeResult:
     """What an exchange brought.
 
     Attributes:
@@ -105,7 +112,7 @@ class Exchanged:
         left: tenant, scope and what is left of its budget in picodollars.
     """
 
-    verdicts: dict[str, tuple[Verdict, tuple[Scope, ...], int]] = field(default_factory=dict)
+    verdicts: dict[str, tuple[AdmissionVerdict, tuple[Scope, ...], int]] = field(default_factory=dict)
     replaced: list[str] = field(default_factory=list)
     settled: set[str] = field(default_factory=set)
     events: list[TenantEvent] = field(default_factory=list)
@@ -136,11 +143,11 @@ class RedisLedger:
         self._ttl_s = max(1, round(ttl_s))
         self._lease_us = round(lease_s * 1_000_000)
         self._named_tenants: dict[str, float] = {}  # until when they need not be named again
-        self._script = Script(redis, "gateway.accounting", "exchange.lua")
+        self._script = RedisScript(redis, "gateway.accounting", "exchange.lua")
 
     async def exchange(
-        self, admitted: Sequence[Candidate], settled: Sequence[Settlement], beats: Iterable[str] = ()
-    ) -> Exchanged:
+        self, admitted: Sequence[AdmissionRequest], settled: Sequence[Settlement], beats: Iterable[str] = ()
+    ) -> ExchangeResult:
         """Admit requests, and settle others, in one round trip. Raises RedisError and OSError.
 
         Args:
@@ -159,7 +166,7 @@ class RedisLedger:
             tenants[tenant][0].beat = True
         return await self._tell([(tenant, news) for tenant, calls in tenants.items() for news in calls], self._owner)
 
-    async def settle(self, owner: str, settled: Sequence[Settlement]) -> Exchanged:
+    async def settle(self, owner: str, settled: Sequence[Settlement]) -> ExchangeResult:
         """Settle requests of a process, this one or one that is gone. Raises RedisError and OSError."""
         tenants: dict[str, _TenantNews] = defaultdict(_TenantNews)
         for settlement in settled:
@@ -174,16 +181,16 @@ class RedisLedger:
         news = _TenantNews(settled=list(left.values()), gone=True)
         return (await self._tell([(tenant, news)], owner)).settled
 
-    async def _tell(self, told_of: Sequence[tuple[str, _TenantNews]], owner: str) -> Exchanged:
+    async def _tell(self, told_of: Sequence[tuple[str, _TenantNews]], owner: str) -> ExchangeResult:
         calls = []
         for tenant, news in told_of:
             news.number_scopes()
             raw = news.encoded(owner, self._ttl_s, self._lease_us)
             calls.append((self._named(tenant, owner, news), [raw]))
         await self._name_tenants({tenant for tenant, news in told_of if news.settled})
-        brought = Exchanged()
+        brought = ExchangeResult()
         for (tenant, news), raw in zip(told_of, await self._script.run(calls), strict=True):
-            told = msgspec.msgpack.decode(raw, type=Told)
+            told = msgspec.msgpack.decode(raw, type=ExchangeReply)
             scopes = tuple(news.scopes.values())
             for candidate, verdict in zip(news.admitted, told.verdicts, strict=True):
                 brought.verdicts[candidate.id] = (verdict, scopes, told.now_us)
@@ -282,18 +289,18 @@ class RedisLedger:
 class _TenantNews:
     """What one call of the script is to tell of one tenant."""
 
-    admitted: list[Candidate] = field(default_factory=list)
+    admitted: list[AdmissionRequest] = field(default_factory=list)
     settled: list[Settlement] = field(default_factory=list)
     beat: bool = False
     gone: bool = False
     scopes: dict[str, Scope] = field(default_factory=dict)
     numbers: dict[str, int] = field(default_factory=dict)
 
-    def agrees(self, candidate: Candidate) -> bool:
+    def agrees(self, candidate: AdmissionRequest) -> bool:
         """Whether it goes by the same limits as those that ask already."""
         return all(self.scopes.get(scope.name, scope) == scope for scope in candidate.scopes)
 
-    def add(self, candidate: Candidate) -> None:
+    def add(self, candidate: AdmissionRequest) -> None:
         self.admitted.append(candidate)
         for scope in candidate.scopes:
             self.scopes[scope.name] = scope
@@ -307,7 +314,7 @@ class _TenantNews:
 
     def encoded(self, owner: str, ttl_s: int, lease_us: int) -> bytes:
         return msgspec.msgpack.encode(
-            News(
+            ExchangeRequest(
                 owner=owner,
                 ttl_s=ttl_s,
                 lease_us=lease_us,
@@ -319,9 +326,9 @@ class _TenantNews:
             )
         )
 
-    def _admitted(self, candidate: Candidate) -> AdmittedNews:
+    def _admitted(self, candidate: AdmissionRequest) -> AdmissionEntry:
         variants = [
-            VariantNews(
+            VariantEntry(
                 variant.kind,
                 picodollars(variant.intent.reserved_usd),
                 variant.intent.tokens,
@@ -330,11 +337,11 @@ class _TenantNews:
             for variant in candidate.variants
         ]
         numbers = [self.numbers[scope.name] for scope in candidate.scopes]
-        return AdmittedNews(candidate.id, numbers, variants, candidate.force)
+        return AdmissionEntry(candidate.id, numbers, variants, candidate.force)
 
-    def _settled(self, one: Settlement) -> SettledNews:
+    def _settled(self, one: Settlement) -> SettlementEntry:
         receipt, intent = one.receipt, one.intent
-        return SettledNews(
+        return SettlementEntry(
             id=receipt.id,
             receipt=receipt.to_json().decode(),
             usd=picodollars(receipt.cost_usd),
@@ -343,7 +350,7 @@ class _TenantNews:
             abandoned=self.gone,
         )
 
-    def _charge(self, charge: Charge) -> ChargeNews:
-        return ChargeNews(
+    def _charge(self, charge: Charge) -> ChargeEntry:
+        return ChargeEntry(
             self.numbers[charge.scope], charge.window, charge.parallel, charge.budget, charge.unit, charge.count
         )

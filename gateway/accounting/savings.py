@@ -47,7 +47,7 @@ _COUNTED = frozenset({GUIDED, STUDENT_BY_POLICY})
 _LOSSES_ONLY = frozenset({TEACHER_UNAVAILABLE, NOT_GUIDABLE})
 
 
-class Measured(msgspec.Struct, frozen=True):
+class MeasuredBaseline(msgspec.Struct, frozen=True):
     """The baseline of a request as the quality sampler measured it. It replaces the estimate in sums.
 
     Attributes:
@@ -99,7 +99,7 @@ def counted(
     error_usd: Decimal | None,
     cost_usd: Decimal,
     probe: EngineShare | None,
-    measured: Measured | None = None,
+    measured: MeasuredBaseline | None = None,
 ) -> Savings:
     """Apply the rule of a class to the amounts of a receipt.
 
@@ -164,7 +164,7 @@ def shown(usd: Decimal, error_usd: Decimal) -> str:
     return ABOUT_ZERO if is_about_zero(usd, error_usd) else f"{usd.normalize():f}"
 
 
-def measure(served: Receipt | None, teacher: EngineShare | None, price: Price) -> Measured | None:
+def measure(served: Receipt | None, teacher: EngineShare | None, price: Price) -> MeasuredBaseline | None:
     """Return the measured baseline of a request, from the baseline model's own answer to it.
 
     The call that guided the request has warmed the engine's prefix cache. So no more of the prompt counts as cached
@@ -187,4 +187,4 @@ def measure(served: Receipt | None, teacher: EngineShare | None, price: Price) -
         warmed = max(0, cached - guide.cached_input_tokens)
         cached, stored = cached - warmed, stored + min(warmed, guide.cache_write_input_tokens)
     usd = quantized(cost_of_call(price, teacher.input_tokens, teacher.output_tokens, cached, stored))
-    return Measured(usd, served.baseline_usd, served.baseline_error_usd or Decimal(0))
+    return MeasuredBaseline(usd, served.baseline_usd, served.baseline_error_usd or Decimal(0))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from gateway.accounting.baseline import Encoding
-    from gateway.accounting.draft import Call
+    from gateway.accounting.draft import EngineCall
     from gateway.accounting.worst_case import CallBound
     from gateway.pricing import Price
     from gateway.protocol.body import CallerRequest, Json
@@ -47,7 +47,9 @@ class Shares(NamedTuple):
     likely: EngineShare
 
 
-def usage_error(call: Call, bound: CallBound | None, *, choices: int = 1, shown_chars: int | None = 0) -> UsageError:
+def usage_error(
+    call: EngineCall, bound: CallBound | None, *, choices: int = 1, shown_chars: int | None = 0
+) -> UsageError:
     """Return why the usage that an engine reported for a call is impossible; "" where it is possible.
 
     Args:
@@ -68,7 +70,7 @@ def usage_error(call: Call, bound: CallBound | None, *, choices: int = 1, shown_
 
 
 def share_call(
-    call: Call,
+    call: EngineCall,
     request: CallerRequest | None,
     bound: CallBound | None,
     error: UsageError,
@@ -111,7 +113,7 @@ def share_call(
 
 
 def _share(
-    call: Call,
+    call: EngineCall,
     read: int,
     written: int,
     price: Price,
@@ -130,7 +132,9 @@ def _share(
     )
 
 
-def _likely(call: Call, request: CallerRequest | None, encodings: Mapping[str, Encoding] | None) -> tuple[int, int]:
+def _likely(
+    call: EngineCall, request: CallerRequest | None, encodings: Mapping[str, Encoding] | None
+) -> tuple[int, int]:
     """Return the likely number of tokens that a call read and wrote."""
     text = call.text.getvalue()
     if encodings is None:
@@ -145,13 +149,13 @@ def _likely(call: Call, request: CallerRequest | None, encodings: Mapping[str, E
     return count_messages(encoding, call.messages) + others, written
 
 
-def _most_written(call: Call, encoding: Encoding | None) -> int:
+def _most_written(call: EngineCall, encoding: Encoding | None) -> int:
     """Return an upper bound on the tokens that an engine wrote. An engine that exceeded its limit has none here."""
     most = _bound_text(call.text.getvalue(), encoding) + call.lost_tokens
     return most if call.limit_tokens is None else min(most, call.limit_tokens)
 
 
-def _most_read(call: Call, request: CallerRequest | None, bound: CallBound, encoding: Encoding | None) -> int:
+def _most_read(call: EngineCall, request: CallerRequest | None, bound: CallBound, encoding: Encoding | None) -> int:
     """Return an upper bound on the tokens of a call's prompt: all of its body, and what a template adds."""
     texts, parts, picture_bytes = _without_pictures(call.messages)
     size = 0 if request is None else request.size_bytes - picture_bytes
@@ -175,7 +179,7 @@ def _bound_text(text: str, encoding: Encoding | None) -> int:
     return bound_text(encoding.name, text, own=encoding.own)
 
 
-def _others(call: Call, request: CallerRequest) -> bytes:
+def _others(call: EngineCall, request: CallerRequest) -> bytes:
     """Return what a model may read beside its messages: tools, schemas, documents, as JSON."""
     if call.role == "guidance":
         return b""  # a teacher that opens an answer is sent messages alone

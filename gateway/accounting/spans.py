@@ -11,7 +11,7 @@ from gateway.telemetry.tracing import attributes_of, current
 if TYPE_CHECKING:
     from opentelemetry.util.types import AttributeValue
 
-    from gateway.accounting.draft import Draft
+    from gateway.accounting.draft import ReceiptBuilder
     from gateway.accounting.receipt import Receipt
     from gateway.telemetry.tracing import RequestTrace
 
@@ -20,7 +20,7 @@ class ReceiptSpans:
     """Tells the trace of the request under way of its stages, and of its receipt."""
 
     @staticmethod
-    def due(draft: Draft) -> None:
+    def due(draft: ReceiptBuilder) -> None:
         """The request has ended; its receipt will be told to `put`."""
         trace = current()
         if trace is None:
@@ -30,14 +30,14 @@ class ReceiptSpans:
             _stages(trace, draft)
 
     @staticmethod
-    def put(receipt: Receipt, draft: Draft) -> None:
+    def put(receipt: Receipt, draft: ReceiptBuilder) -> None:
         trace = current()
         if trace is not None:
             failed = receipt.status if receipt.status != "ok" else None
             trace.accounted(_facts(receipt, draft) if trace.recorded else {}, failed)
 
 
-def _stages(trace: RequestTrace, draft: Draft) -> None:
+def _stages(trace: RequestTrace, draft: ReceiptBuilder) -> None:
     """Those between the calls to engines, which are spans already."""
     if draft.admitted is not None:
         trace.child("admission", draft.started, draft.admitted)
@@ -60,7 +60,7 @@ def _stages(trace: RequestTrace, draft: Draft) -> None:
     )
 
 
-def _facts(receipt: Receipt, draft: Draft) -> dict[str, AttributeValue]:
+def _facts(receipt: Receipt, draft: ReceiptBuilder) -> dict[str, AttributeValue]:
     guidance, batch = receipt.guidance, receipt.batch
     return attributes_of(
         [

@@ -21,7 +21,7 @@ _SLOTS = 600
 
 
 @dataclass(frozen=True, slots=True)
-class Speed:
+class RecentUsage:
     """What was used in the last 60 seconds, and what runs now."""
 
     requests: int
@@ -29,7 +29,7 @@ class Speed:
     parallel: int
 
 
-class Speeds:
+class LimitUsage:
     """Args:
     lease_s: after so long without a word, a process no longer holds what runs in parallel.
     """
@@ -39,7 +39,7 @@ class Speeds:
         self._keys = keys
         self._lease_us = round(lease_s * _MICRO)
 
-    async def look(self, tenant: str, scopes: Sequence[Scope]) -> list[Speed]:
+    async def look(self, tenant: str, scopes: Sequence[Scope]) -> list[RecentUsage]:
         """Of each scope of a tenant, in one round trip. Raises RedisError and OSError."""
         if not scopes:
             return []
@@ -54,7 +54,7 @@ class Speeds:
         now_us = seconds * _MICRO + microseconds
         living = {owner for owner, heard_us in owners if heard_us >= now_us - self._lease_us}
         return [
-            Speed(
+            RecentUsage(
                 requests=_used(window, "requests", now_us),
                 tokens=_used(window, "tokens", now_us),
                 parallel=sum(int(count) for owner, count in parallel.items() if owner in living),

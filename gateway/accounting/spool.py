@@ -25,7 +25,7 @@ _TOLD = b"-"
 _LOCK_TIMES = 10
 
 
-class Spooled(msgspec.Struct, frozen=True):
+class SpoolEntry(msgspec.Struct, frozen=True):
     """One line: a receipt, what was reserved for it, and the process under whose name that stands in Redis."""
 
     owner: str
@@ -36,12 +36,12 @@ class Spooled(msgspec.Struct, frozen=True):
         return msgspec.json.encode(self) + b"\n"
 
 
-class Line(msgspec.Struct, frozen=True):
+class SpoolLine(msgspec.Struct, frozen=True):
     """What stands at a place of a file. `spooled` is None where it cannot be read."""
 
     place: int
     size: int
-    spooled: Spooled | None
+    spooled: SpoolEntry | None
 
 
 class Spool:
@@ -104,7 +104,7 @@ class Spool:
             self.size_bytes = size
         return len(fitting)
 
-    def lines(self) -> Iterator[Line]:
+    def lines(self) -> Iterator[SpoolLine]:
         """Those that were not told yet, from the beginning; an end without a line's end was never whole."""
         place = 0
         with os.fdopen(os.dup(self._descriptor), "rb") as file:
@@ -113,10 +113,10 @@ class Spool:
                 if not raw.endswith(b"\n"):
                     return
                 if not raw.startswith(_TOLD):
-                    yield Line(place, len(raw), _read(raw))
+                    yield SpoolLine(place, len(raw), _read(raw))
                 place += len(raw)
 
-    def tick_off(self, lines: Sequence[Line]) -> None:
+    def tick_off(self, lines: Sequence[SpoolLine]) -> None:
         """These were told. Another process that finds the file does not tell them again."""
         # Linux would append, wherever it is told to write, with the descriptor that appends.
         descriptor = os.open(self.path, os.O_WRONLY | os.O_CLOEXEC)
@@ -158,9 +158,9 @@ def _write_all(descriptor: int, data: bytes) -> None:
         rest = rest[os.write(descriptor, rest) :]
 
 
-def _read(raw: bytes) -> Spooled | None:
+def _read(raw: bytes) -> SpoolEntry | None:
     try:
-        spooled = msgspec.json.decode(raw, type=Spooled)
+        spooled = msgspec.json.decode(raw, type=SpoolEntry)
         spooled.receipt.checked()
     except (msgspec.MsgspecError, UnicodeError):
         return None

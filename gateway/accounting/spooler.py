@@ -14,14 +14,14 @@ import structlog
 from redis.exceptions import RedisError
 
 from gateway.accounting.redis_ledger import Settlement
-from gateway.accounting.spool import ENDING, Spool, Spooled, left_behind
+from gateway.accounting.spool import ENDING, Spool, SpoolEntry, left_behind
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from gateway.accounting.redis_ledger import RedisLedger
-    from gateway.accounting.spool import Line
+    from gateway.accounting.spool import SpoolLine
     from gateway.accounting.store import ReceiptStore
     from gateway.redis.client import RedisClient
     from gateway.telemetry.metrics import Metrics
@@ -156,7 +156,7 @@ class Spooler:
             self._lines = 0
             self._show()
 
-    def _is_shed(self, line: Line) -> bool:
+    def _is_shed(self, line: SpoolLine) -> bool:
         return line.spooled is not None and line.spooled.receipt.id in self._store.shed
 
     async def _tell_dead(self, path: Path) -> None:
@@ -178,7 +178,7 @@ class Spooler:
         finally:
             await asyncio.to_thread(spool.close, remove=done)
 
-    async def _tell(self, spool: Spool, lines: Sequence[Line], whose: str) -> None:
+    async def _tell(self, spool: Spool, lines: Sequence[SpoolLine], whose: str) -> None:
         by_owner: dict[str, list[Settlement]] = {}
         for line in lines:
             if line.spooled is not None:
@@ -215,8 +215,8 @@ def _safe(owner: str) -> str:
 
 
 def _append(spool: Spool, owner: str, settled: Sequence[Settlement], most_bytes: int) -> int:
-    return spool.append((Spooled(owner, one.receipt, one.intent).to_line() for one in settled), most_bytes)
+    return spool.append((SpoolEntry(owner, one.receipt, one.intent).to_line() for one in settled), most_bytes)
 
 
-def _some(lines: Iterator[Line]) -> list[Line]:
+def _some(lines: Iterator[SpoolLine]) -> list[SpoolLine]:
     return list(islice(lines, _TOLD_AT_ONCE))

@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 
     from gateway.accounting.local_limits import LocalLimits
     from gateway.accounting.receipt import Receipt
-    from gateway.accounting.redis_ledger import Candidate, Exchanged, RedisLedger, TenantEvent
+    from gateway.accounting.redis_ledger import AdmissionRequest, ExchangeResult, RedisLedger, TenantEvent
     from gateway.accounting.scopes import Scope
-    from gateway.accounting.verdict import Verdict
+    from gateway.accounting.verdict import AdmissionVerdict
     from gateway.config.limits import OnRedisFailure
     from gateway.redis.client import RedisClient
     from gateway.telemetry.metrics import Metrics
@@ -53,7 +53,7 @@ _LINGER_S = 0.02
 
 Older: TypeAlias = "Callable[[str, str], Awaitable[bytes | None]]"
 """Where receipts are looked for that Redis does not have: by tenant and id."""
-Admitted: TypeAlias = "tuple[Verdict, tuple[Scope, ...], int | None] | None"
+Admitted: TypeAlias = "tuple[AdmissionVerdict, tuple[Scope, ...], int | None] | None"
 """The verdict on a request, with the scopes that it names and Redis TIME. Without a time this process decided alone.
 None: the request goes on uncounted."""
 
@@ -81,8 +81,8 @@ class ReceiptStore:
         self._local = local
         self._on_event = on_event
         self._metrics = metrics
-        self._under_way: dict[str, Candidate] = {}  # requests without a receipt yet
-        self._untold: dict[str, Candidate] = {}  # of these, those that go out with the next exchange
+        self._under_way: dict[str, AdmissionRequest] = {}  # requests without a receipt yet
+        self._untold: dict[str, AdmissionRequest] = {}  # of these, those that go out with the next exchange
         self._admitting: dict[str, asyncio.Future[Admitted]] = {}
         self._waiting: OrderedDict[str, Settlement] = OrderedDict()
         self._on_disk: set[str] = set()  # those that wait, and are in the spool as well
@@ -97,7 +97,7 @@ class ReceiptStore:
         self._alarm: asyncio.TimerHandle | None = None
         self._exchanging = asyncio.Lock()
 
-    async def admit(self, candidate: Candidate, *, on_failure: OnRedisFailure) -> Admitted:
+    async def admit(self, candidate: AdmissionRequest, *, on_failure: OnRedisFailure) -> Admitted:
         """Ask whether a request may go on, before it spends anything.
 
         Its receipt must follow where it may, and where `holds` says so after an error: Redis may then have an intent.
@@ -124,7 +124,7 @@ class ReceiptStore:
             self._in_doubt.discard(candidate.id)
         return admitted
 
-    def _decide_alone(self, candidate: Candidate) -> Verdict:
+    def _decide_alone(self, candidate: AdmissionRequest) -> AdmissionVerdict:
         verdict = self._local.admit(candidate, self._under_way.values(), asyncio.get_running_loop().time())
         tenant = self._metrics.series.tenant(candidate.tenant)
         self._metrics.local_admissions.labels(tenant, verdict.no.limit if verdict.no else "admitted").inc()
@@ -134,13 +134,13 @@ class ReceiptStore:
         self._decided(candidate, verdict)
         return verdict
 
-    def _keeps_to_part(self, candidate: Candidate) -> bool:
+    def _keeps_to_part(self, candidate: AdmissionRequest) -> bool:
         """Return whether other processes may not have told Redis yet what they spent of a budget of the request."""
         if all(scope.budget is None for scope in candidate.scopes):
             return False
         return self._local.is_settling(asyncio.get_running_loop().time())
 
-    async def _told(self, candidate: Candidate, *, alone: bool) -> Admitted:
+    async def _told(self, candidate: AdmissionRequest, *, alone: bool) -> Admitted:
         if alone or not self._redis.up:
             self._unsure = True
             self._news.set()
@@ -334,7 +334,7 @@ class ReceiptStore:
         while self._taken and self._taken[0][0] < self._redis.same_at - REMEMBERED_S:
             self._taken.popleft()
 
-    def _decided(self, candidate: Candidate, verdict: Verdict) -> None:
+    def _decided(self, candidate: AdmissionRequest, verdict: AdmissionVerdict) -> None:
         """Note what became of a request at once: who asks may hear of it only after the next exchange has begun."""
         if candidate.id not in self._under_way:
             return  # its receipt came meanwhile
@@ -343,7 +343,7 @@ class ReceiptStore:
         elif verdict.variant != candidate.variants[0].kind:
             self._under_way[candidate.id] = candidate.following(verdict.variant)
 
-    def _answer(self, ids: Iterable[str], brought: Exchanged | None) -> None:
+    def _answer(self, ids: Iterable[str], brought: ExchangeResult | None) -> None:
         """Let requests go on that wait for admission; one that was cancelled meanwhile no longer does."""
         for one in ids:
             if brought is None:

@@ -27,7 +27,7 @@ _TENANTS_PER_ROUND = 500
 _INTENTS_PER_ROUND = 500
 
 
-class Sweeper:
+class IntentReaper:
     """Every process has one. They need not agree: a script lets only one of them settle each intent.
 
     Args:

@@ -12,7 +12,7 @@ from gateway.accounting.scopes import Scope
 Limit = Literal["requests", "tokens", "parallel", "budget"]
 
 
-class VariantNews(msgspec.Struct, frozen=True):
+class VariantEntry(msgspec.Struct, frozen=True):
     """One way to answer a request. `kind`: 1 as planned, 2 with shorter guidance, 3 by the student alone."""
 
     kind: int
@@ -21,16 +21,16 @@ class VariantNews(msgspec.Struct, frozen=True):
     intent: str
 
 
-class AdmittedNews(msgspec.Struct, frozen=True):
+class AdmissionEntry(msgspec.Struct, frozen=True):
     """A request that asks to be admitted, or with `force` one that was let in already. Scopes count from 1."""
 
     id: str
     scopes: list[int]
-    variants: list[VariantNews]
+    variants: list[VariantEntry]
     force: bool
 
 
-class ChargeNews(msgspec.Struct, frozen=True):
+class ChargeEntry(msgspec.Struct, frozen=True):
     """What a request was charged for in one scope: see `Charge`."""
 
     scope: int
@@ -41,18 +41,18 @@ class ChargeNews(msgspec.Struct, frozen=True):
     count: int
 
 
-class SettledNews(msgspec.Struct, frozen=True):
+class SettlementEntry(msgspec.Struct, frozen=True):
     """A request that is over: what it cost, and the tokens that it used."""
 
     id: str
     receipt: str
     usd: str
     tokens: int
-    charges: list[ChargeNews]
+    charges: list[ChargeEntry]
     abandoned: bool = False
 
 
-class News(msgspec.Struct, frozen=True):
+class ExchangeRequest(msgspec.Struct, frozen=True):
     """All that one call of the script tells of one tenant.
 
     Attributes:
@@ -66,8 +66,8 @@ class News(msgspec.Struct, frozen=True):
     ttl_s: int
     lease_us: int
     scopes: list[Scope]
-    admitted: list[AdmittedNews]
-    settled: list[SettledNews]
+    admitted: list[AdmissionEntry]
+    settled: list[SettlementEntry]
     beat: bool = False
     gone: bool = False
 
@@ -83,7 +83,7 @@ class Refusal(msgspec.Struct, frozen=True):
     retry_us: int
 
 
-class Left(msgspec.Struct, frozen=True):
+class LimitRemainder(msgspec.Struct, frozen=True):
     """A limit for each minute: what it is, what is left of it, and when all of it will be there again."""
 
     most: int
@@ -91,7 +91,7 @@ class Left(msgspec.Struct, frozen=True):
     reset_us: int
 
 
-class Verdict(msgspec.Struct, frozen=True):
+class AdmissionVerdict(msgspec.Struct, frozen=True):
     """Whether a request may go on, and how.
 
     Attributes:
@@ -102,7 +102,7 @@ class Verdict(msgspec.Struct, frozen=True):
     variant: int = 0
     soft: bool = False
     no: Refusal | None = None
-    left: dict[Literal["requests", "tokens"], Left] | None = None
+    left: dict[Literal["requests", "tokens"], LimitRemainder] | None = None
 
 
 class BudgetEvent(msgspec.Struct, frozen=True):
@@ -116,7 +116,7 @@ class BudgetEvent(msgspec.Struct, frozen=True):
     soft: str
 
 
-class Told(msgspec.Struct, frozen=True):
+class ExchangeReply(msgspec.Struct, frozen=True):
     """The answer.
 
     Attributes:
@@ -127,7 +127,7 @@ class Told(msgspec.Struct, frozen=True):
     """
 
     now_us: int
-    verdicts: list[Verdict]
+    verdicts: list[AdmissionVerdict]
     replaced: list[str]
     settled: list[str]
     events: list[BudgetEvent]
@@ -138,5 +138,5 @@ class Told(msgspec.Struct, frozen=True):
 class Allowance:
     """What a caller has left of its limits, as far as one request has heard."""
 
-    requests: Left | None = None
-    tokens: Left | None = None
+    requests: LimitRemainder | None = None
+    tokens: LimitRemainder | None = None

@@ -55,7 +55,7 @@ class CallBound(NamedTuple):
     known: bool = True
 
 
-class Most(NamedTuple):
+class MaxCost(NamedTuple):
     """The most that a request can cost.
 
     Attributes:
@@ -80,7 +80,7 @@ class Most(NamedTuple):
 
 def worst_case(
     plan: Plan, asked: CallerRequest, prices: Mapping[str, Price], max_output: MaxOutputOf = unknown_max_output
-) -> Most:
+) -> MaxCost:
     """What a request may come to: its bytes read as tokens, and every token that it may be answered with.
 
     Args:
@@ -108,7 +108,7 @@ def worst_case(
             more.append(_share(plan.finisher, bound, prices))
             likely += likely_read + 1
     if not plan.finishers:  # a device finishes the answer, which costs nothing here
-        return Most(teacher, None, tuple(more), of_teacher, bounds)
+        return MaxCost(teacher, None, tuple(more), of_teacher, bounds)
     first: EngineShare | None = None
     for finisher in plan.finishers:
         written, known = max_output(finisher.engine) if limit is None else (limit, True)
@@ -120,8 +120,8 @@ def worst_case(
         first = first or one
         more += _times(calls, one)
     if plan.mode == "teacher":
-        return Most(first, None, tuple(more), likely, bounds)
-    return Most(teacher, first, tuple(more), likely, bounds)
+        return MaxCost(first, None, tuple(more), likely, bounds)
+    return MaxCost(teacher, first, tuple(more), likely, bounds)
 
 
 def budget_max_tokens(plan: Plan, max_output: MaxOutputOf = unknown_max_output) -> int:

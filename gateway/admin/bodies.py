@@ -12,11 +12,11 @@ from pydantic import BaseModel, BeforeValidator, Field, TypeAdapter
 
 from gateway.api.body import read_body
 from gateway.config.limits import BudgetRule, LimitsRule
-from gateway.config.scalars import Duration, Name, Wrong, duration_s, lasting
+from gateway.config.scalars import Duration, InvalidValue, Name, duration_s, lasting
 from gateway.config.yaml_messages import nearest
-from gateway.config.yaml_source import Shape, Source
+from gateway.config.yaml_source import StrictModel, YamlSource
 from gateway.errors import InvalidRequest
-from gateway.keys.redis_keyring import NEVER, Expiry
+from gateway.keys.redis_keyring import NEVER, KeyExpiry
 from gateway.policy.schema import PLAYGROUND, Label, Moment
 
 if TYPE_CHECKING:
@@ -31,32 +31,34 @@ _MOMENT: TypeAdapter[float] = TypeAdapter(Moment)
 
 def _a_keys(value: str) -> str:
     if len(value) > MOST_ID_CHARS:
-        raise Wrong(f"must be at most {MOST_ID_CHARS} characters long")
+        raise InvalidValue(f"must be at most {MOST_ID_CHARS} characters long")
     if value == PLAYGROUND:
-        raise Wrong("is what the playground's requests are called in receipts: choose another")
+        raise InvalidValue("is what the playground's requests are called in receipts: choose another")
     return value
 
 
-def _expiry(value: object) -> Expiry:
-    if isinstance(value, Expiry):
+def _expiry(value: object) -> KeyExpiry:
+    if isinstance(value, KeyExpiry):
         return value
     text = value if isinstance(value, str) else ""
     if not re.match(r"\d{4}-", text):
         try:
             in_s = duration_s(text)
-        except Wrong:
-            raise Wrong("must be a date like 2027-06-30, a time, or how long it holds, like 90d or 12h") from None
+        except InvalidValue:
+            raise InvalidValue(
+                "must be a date like 2027-06-30, a time, or how long it holds, like 90d or 12h"
+            ) from None
         if not 0 < in_s <= _LONGEST_LIFE_S:
-            raise Wrong("must be more than 0, and at most 3660d")
-        return Expiry(in_s=in_s)
-    return Expiry(at_s=_MOMENT.validate_python(text))
+            raise InvalidValue("must be more than 0, and at most 3660d")
+        return KeyExpiry(in_s=in_s)
+    return KeyExpiry(at_s=_MOMENT.validate_python(text))
 
 
 KeyId: TypeAlias = Annotated[Label, BeforeValidator(lambda value: _a_keys(value) if isinstance(value, str) else value)]
-ExpiryText: TypeAlias = Annotated[Expiry, BeforeValidator(_expiry)]
+ExpiryText: TypeAlias = Annotated[KeyExpiry, BeforeValidator(_expiry)]
 
 
-class NewKey(Shape):
+class NewKey(StrictModel):
     """POST /keys: a key to be made."""
 
     tenant: Label
@@ -77,7 +79,7 @@ class NewKey(Shape):
     }
 
 
-class Rotation(Shape):
+class Rotation(StrictModel):
     """POST /keys/{tenant}/{id}/rotate: for how long the old key holds on, and for how long the new one."""
 
     grace_s: Annotated[Duration, lasting("0s", "30d")] = Field(3600.0, alias="grace")
@@ -96,7 +98,7 @@ async def read_shape(request: web.Request, shape: type[S]) -> S:
         raise InvalidRequest("The body is not JSON.") from None
     if not isinstance(data, dict):
         raise InvalidRequest("The body must be a JSON object.")
-    found, mistakes = Source("body", data).check(shape)
+    found, mistakes = YamlSource("body", data).check(shape)
     if found is None:
         words = "; ".join(
             f"'{one.field}': {one.message}" + (f". Did you mean '{one.suggestion}'?" if one.suggestion else "")

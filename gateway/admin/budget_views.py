@@ -22,7 +22,7 @@ View: TypeAlias = dict[str, Any]
 _HOLDS = {"active", "grace"}
 
 
-class Owner(NamedTuple):
+class BudgetOwner(NamedTuple):
     """Who may have a budget: a tenant, or one of its keys, wherever that is kept."""
 
     policy: TenantPolicy
@@ -59,29 +59,29 @@ class Owner(NamedTuple):
         return (own or self.policy.key_budget or defaults.key_budget) is not None
 
 
-def owners(policies: Iterable[TenantPolicy], held: Iterable[HeldKey], now: float) -> Iterator[Owner]:
+def owners(policies: Iterable[TenantPolicy], held: Iterable[HeldKey], now: float) -> Iterator[BudgetOwner]:
     """Every tenant, and every key of theirs that holds; of two keys with one id, which count as one, both."""
     by_tenant = {policy.tenant: policy for policy in policies}
     for policy in by_tenant.values():
-        yield Owner(policy)
+        yield BudgetOwner(policy)
         for key in policy.keys:
             if key.expires is None or key.expires > now:
-                yield Owner(policy, key)
+                yield BudgetOwner(policy, key)
     for made in held:
         of = by_tenant.get(made.tenant)
         if of is not None and made.status(now) in _HOLDS:
-            yield Owner(of, made)
+            yield BudgetOwner(of, made)
 
 
 def page_of(
-    all_owners: Iterable[Owner], defaults: Defaults, *, tenant: str | None, after: str, most: int
-) -> tuple[list[tuple[Owner, Account]], str | None]:
+    all_owners: Iterable[BudgetOwner], defaults: Defaults, *, tenant: str | None, after: str, most: int
+) -> tuple[list[tuple[BudgetOwner, Account]], str | None]:
     """The budgets that come after `tenant/id`, or `tenant/` for its own; and the last one's name if more follow.
 
     It takes tenths of a second where there are 100,000: call it in a thread. A page may hold less than it could.
     """
     start = after.partition("/")[::2]
-    found: dict[tuple[str, str], Owner] = {}
+    found: dict[tuple[str, str], BudgetOwner] = {}
     for owner in all_owners:
         if tenant in {None, owner.policy.tenant} and (not after or owner.name > start) and owner.has_budget(defaults):
             found.setdefault(owner.name, owner)
@@ -92,7 +92,7 @@ def page_of(
     return page, "/".join(first[most - 1]) if len(first) > most else None
 
 
-def view(owner: Owner, account: Account, balance: Balance) -> View:
+def view(owner: BudgetOwner, account: Account, balance: Balance) -> View:
     """A budget: its terms in the words of policy files, and how it stands."""
     terms, raised = account.terms, balance.raised
     return {

@@ -15,8 +15,8 @@ from gateway.admin.bodies import actor_of, meant, number_of, only_query, read_sh
 from gateway.admin.budget_views import owners, page_of, view
 from gateway.admin.replies import json_reply, needs_redis
 from gateway.api.keys import AUDIT, BUDGETS, DEFAULTS, KEY_FOLLOWER, KEYRING, POLICIES
-from gateway.config.scalars import Duration, Usd, Wrong, lasting
-from gateway.config.yaml_source import Shape
+from gateway.config.scalars import Duration, InvalidValue, Usd, lasting
+from gateway.config.yaml_source import StrictModel
 from gateway.errors import InvalidRequest, NotFound
 from gateway.policy.schema import Moment
 from gateway.pricing import in_short
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from aiohttp import web
 
     from gateway.accounting.budgets import Account, Balance
-    from gateway.admin.budget_views import Owner
+    from gateway.admin.budget_views import BudgetOwner
     from gateway.policy.schema import TenantPolicy
 
 log = structlog.get_logger()
@@ -37,20 +37,20 @@ _ENCODER = msgspec.json.Encoder(decimal_format="number")
 
 def _words(value: object) -> object:
     if not isinstance(value, str):
-        raise Wrong("must be a date like 2026-12-01, or a time like 2026-12-01T12:00:00Z, in quotes")
+        raise InvalidValue("must be a date like 2026-12-01, or a time like 2026-12-01T12:00:00Z, in quotes")
     return value
 
 
 def _one_line(value: object) -> str:
     if not isinstance(value, str) or not value.isprintable() or len(value) > _MOST_REASON_CHARS:
-        raise Wrong(f"must be one line of at most {_MOST_REASON_CHARS} characters")
+        raise InvalidValue(f"must be one line of at most {_MOST_REASON_CHARS} characters")
     return value
 
 
 Until: TypeAlias = Annotated[Moment, BeforeValidator(_words)]
 
 
-class NewRaise(Shape):
+class NewRaise(StrictModel):
     """POST /budgets/{tenant}/raise: what to put on top of a budget, and until when."""
 
     usd: Usd
@@ -64,9 +64,9 @@ class NewRaise(Shape):
     @classmethod
     def _one_end(cls, value: float | None, info: ValidationInfo) -> float | None:
         if value is not None and info.data.get("usd") == 0:
-            raise Wrong("usd 0 ends the raise at once: leave this out")
+            raise InvalidValue("usd 0 ends the raise at once: leave this out")
         if value is not None and info.data.get("for_s") is not None:
-            raise Wrong("'for' says it already: keep one of the two")
+            raise InvalidValue("'for' says it already: keep one of the two")
         return value
 
 
@@ -147,7 +147,7 @@ def _until_s(asked: NewRaise, account: Account, balance: Balance) -> int:
     return ceil(asked.until)
 
 
-async def _existing(request: web.Request) -> tuple[Owner, Account]:
+async def _existing(request: web.Request) -> tuple[BudgetOwner, Account]:
     """The budget that the path names. Raises NotFound, which says what there is not."""
     await request.app[KEY_FOLLOWER].catch_up()
     key_id, ring = request.match_info.get("id"), request.app[KEYRING]

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 View: TypeAlias = dict[str, Any]
 
 
-class Listed(NamedTuple):
+class ListedKey(NamedTuple):
     """A key, wherever it is kept, by what lists are sorted by."""
 
     tenant: str
@@ -29,22 +29,22 @@ class Listed(NamedTuple):
 
 def listed(
     held: Iterable[HeldKey], policies: Iterable[TenantPolicy], *, tenant: str | None, after: str, most: int
-) -> tuple[list[Listed], str | None]:
+) -> tuple[list[ListedKey], str | None]:
     """A page of all keys, or of those of a tenant, that come after `tenant/id`; and its last one if more follow.
 
     It takes tens of milliseconds where there are many: call it in a thread.
     """
-    found = [Listed(key.tenant, key.id, key) for key in held if tenant in {None, key.tenant}]
+    found = [ListedKey(key.tenant, key.id, key) for key in held if tenant in {None, key.tenant}]
     for policy in policies:
         if tenant in {None, policy.tenant}:
-            found += [Listed(policy.tenant, key.id, key) for key in policy.keys]
+            found += [ListedKey(policy.tenant, key.id, key) for key in policy.keys]
     start = after.partition("/")[::2]
     rest = sorted((one for one in found if not after or one.name > start), key=lambda one: one.name)
     page = rest[:most]
     return page, "/".join(page[-1].name) if len(rest) > most else None
 
 
-def view(one: Listed, now: float) -> View:
+def view(one: ListedKey, now: float) -> View:
     """A key of a list."""
     return view_of_held(one.key, now) if isinstance(one.key, HeldKey) else _view_of_file(one.tenant, one.key, now)
 

@@ -15,7 +15,7 @@ from gateway.admin.key_views import listed, time_shown, view, view_of_held
 from gateway.admin.replies import json_reply, needs_redis
 from gateway.api.keys import KEY_FOLLOWER, KEYRING, KEYS_IN_REDIS, POLICIES
 from gateway.errors import Conflict, InvalidRequest, NotFound
-from gateway.keys.held import Terms, in_words
+from gateway.keys.held import KeyTerms, in_words
 from gateway.keys.token import digest_of, hint_of, new_token
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ async def create_key(request: web.Request) -> web.Response:
         raise Conflict(f"The policy file of tenant '{asked.tenant}' has a key '{asked.id}': take another id.")
     _check_models(asked, policy)
     token = new_token()
-    terms = Terms(hint_of(token), actor, asked.models, in_words(asked.limits), in_words(asked.budget))
+    terms = KeyTerms(hint_of(token), actor, asked.models, in_words(asked.limits), in_words(asked.budget))
     made = await request.app[KEYS_IN_REDIS].create(
         digest_of(token), asked.tenant, asked.id, terms, asked.expires, actor
     )

@@ -38,7 +38,7 @@ _NOT_ENDED = (
 )
 
 
-class Attempts:
+class LoginThrottle:
     """Slows down whoever guesses. A wrong key is answered late, and few may wait for that at a time.
 
     The right key is never refused: else whoever sends wrong ones would shut out operators, all of them where a proxy
@@ -75,7 +75,7 @@ class Attempts:
                 del self._waiting[remote]
 
 
-ATTEMPTS = web.AppKey("attempts", Attempts)
+ATTEMPTS = web.AppKey("attempts", LoginThrottle)
 
 
 class _Login(msgspec.Struct, forbid_unknown_fields=True):

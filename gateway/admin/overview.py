@@ -20,7 +20,7 @@ from gateway.admin.replies import json_reply
 from gateway.api.keys import ADMISSION, ENGINES, OWNER, POLICIES, REDIS, RELOADER, WORKER
 from gateway.api.probes import config_shown, policies_shown, status_of, warnings_of
 from gateway.errors import UsageUnavailable
-from gateway.usage.rollup import Row
+from gateway.usage.rollup import SumRow
 from gateway.usage.sums import Period, periods
 from gateway.usage.usage import figures
 
@@ -40,7 +40,7 @@ class _Past(NamedTuple):
 
     read_at: float
     until: int
-    month: Row
+    month: SumRow
 
 
 class Overview:
@@ -148,13 +148,13 @@ async def show_policies(request: web.Request) -> web.Response:
     return json_reply(body)
 
 
-def summary(row: Row) -> dict[str, Any]:
+def summary(row: SumRow) -> dict[str, Any]:
     """As GET /usage tells a row; and of how many answers a teacher wrote the opening."""
     return {**figures(row), "guided": row.guided}
 
 
-def _together(rows: Iterable[Row]) -> Row:
-    total = Row()
+def _together(rows: Iterable[SumRow]) -> SumRow:
+    total = SumRow()
     for row in rows:
         total.merge(row)
     return total

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 import orjson
 import structlog
 
-from gateway.accounting.draft import Draft
+from gateway.accounting.draft import ReceiptBuilder
 from gateway.accounting.receipt import RECEIPT_ID, Receipt
 from gateway.admin.bodies import meant, only_query, read_shape
 from gateway.admin.marked_relay import MarkedRelay
-from gateway.admin.playground_bodies import Run
+from gateway.admin.playground_bodies import PlaygroundRun
 from gateway.admin.playground_views import engine_shown, options_shown
 from gateway.admin.replies import json_reply
 from gateway.api.error_body import error_body, internal_error
@@ -34,7 +34,7 @@ from gateway.api.keys import (
     STARTED,
 )
 from gateway.errors import GatewayError, ModelNotFound, NotFound, StoreUnavailable
-from gateway.pipeline.completion import Visit
+from gateway.pipeline.completion import RequestContext
 from gateway.policy.book import Caller
 from gateway.policy.routing import NO_HEADERS
 from gateway.policy.schema import PLAYGROUND, KeyEntry
@@ -70,10 +70,10 @@ async def show_options(request: web.Request) -> web.Response:
 
 async def run_playground(request: web.Request) -> web.StreamResponse:
     """POST /playground/run: one answer, as events like OpenAI's, and at the end its receipt."""
-    wish = await read_shape(request, Run)
+    wish = await read_shape(request, PlaygroundRun)
     policy = _policy(request, wish)
     asked = wish.chat()
-    visit = Visit(
+    visit = RequestContext(
         request[REQUEST_ID],
         Caller(policy, _KEY),
         int(time.time()),
@@ -113,7 +113,7 @@ async def _found(request: web.Request, tenant: str, receipt_id: str) -> bytes | 
     return None
 
 
-def _policy(request: web.Request, wish: Run) -> TenantPolicy:
+def _policy(request: web.Request, wish: PlaygroundRun) -> TenantPolicy:
     book = request.app[POLICIES].book
     policy = book.policy_of(wish.tenant)
     if policy is None:
@@ -128,17 +128,17 @@ def _policy(request: web.Request, wish: Run) -> TenantPolicy:
 
 
 async def _as_events(
-    request: web.Request, parts: AsyncGenerator[Draft | list[Json], None], reading: Watchdog
+    request: web.Request, parts: AsyncGenerator[ReceiptBuilder | list[Json], None], reading: Watchdog
 ) -> web.StreamResponse:
     """Send the parts, then the receipt. Without [DONE] where an error ended it, which stands before the receipt."""
     response: web.StreamResponse | None = None
-    draft: Draft | None = None
+    draft: ReceiptBuilder | None = None
     status, end = "ok", DONE
     async with aclosing(parts):
         try:
             async with request.app[ADMISSION].until_cut():
                 async for part in parts:
-                    if isinstance(part, Draft):
+                    if isinstance(part, ReceiptBuilder):
                         draft, response = part, await begin(request, part)
                     else:
                         assert response is not None, "the path yields the draft first"

@@ -8,11 +8,11 @@ import orjson
 from pydantic import Field, ValidationInfo, field_validator
 
 from gateway.admin.bodies import meant
-from gateway.config.scalars import Name, Number, Whole, Wrong
-from gateway.config.yaml_source import Shape
+from gateway.config.scalars import InvalidValue, Name, Number, Whole
+from gateway.config.yaml_source import StrictModel
 from gateway.errors import InvalidRequest
 from gateway.policy.length_rules import Tokens
-from gateway.policy.overrides import Wanted
+from gateway.policy.overrides import RouteOverride
 from gateway.policy.projections import PROJECTIONS, Placement
 from gateway.policy.schema import AskedMode, Label
 from gateway.protocol.body import MAX_TOKENS
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _MOST_SEED = 2**63 - 1
 
 
-class WantedGuidance(Shape):
+class GuidanceOverride(StrictModel):
     """How the teacher is to open the answer; what is left out is as the route has it."""
 
     tokens: Tokens | None = None
@@ -35,7 +35,7 @@ class WantedGuidance(Shape):
     placement: Placement | None = None
 
 
-class Run(Shape):
+class PlaygroundRun(StrictModel):
     """POST /playground/run: one answer. The question is a `prompt`, after a `system` message or not, or `messages`."""
 
     tenant: Label
@@ -44,7 +44,7 @@ class Run(Shape):
     system: str | None = None
     messages: Annotated[tuple[dict[str, Any], ...], Field(min_length=1)] | None = None
     prompt: str | None = Field(None, validate_default=True)
-    guidance: WantedGuidance = WantedGuidance()
+    guidance: GuidanceOverride = GuidanceOverride()
     temperature: Annotated[Number, Field(ge=0, le=2)] | None = None
     top_p: Annotated[Number, Field(ge=0, le=1)] | None = None
     max_tokens: Annotated[Whole, Field(ge=1, le=MAX_TOKENS)] | None = None
@@ -55,23 +55,23 @@ class Run(Shape):
     def _one_question(cls, prompt: str | None, info: ValidationInfo) -> str | None:
         messages = info.data.get("messages")
         if "messages" in info.data and prompt is None and messages is None:
-            raise Wrong("missing: send a prompt, or messages")
+            raise InvalidValue("missing: send a prompt, or messages")
         if prompt is not None and messages is not None:
-            raise Wrong("says what messages say: send one of the two")
+            raise InvalidValue("says what messages say: send one of the two")
         if prompt is not None and not prompt.strip():
-            raise Wrong("is empty: ask something")
+            raise InvalidValue("is empty: ask something")
         if messages is not None and info.data.get("system") is not None:
-            raise Wrong("system goes with a prompt: put it into messages")
+            raise InvalidValue("system goes with a prompt: put it into messages")
         return prompt
 
-    def wanted(self, projections: Mapping[str, Projection] = PROJECTIONS) -> Wanted:
+    def wanted(self, projections: Mapping[str, Projection] = PROJECTIONS) -> RouteOverride:
         """Return the override of the route. Raises InvalidRequest if no projection has that name."""
         guidance, name = self.guidance, self.guidance.projection
         if name is not None and name not in projections:
             message = f"There is no projection '{name}'.{meant(name, list(projections))}"
             raise InvalidRequest(message, param="guidance.projection")
         projection = projections[name] if name is not None else None
-        return Wanted(self.mode, guidance.tokens, projection, guidance.placement)
+        return RouteOverride(self.mode, guidance.tokens, projection, guidance.placement)
 
     def chat(self) -> ChatRequest:
         """The question as a caller would put it. Raises InvalidRequest, which names the field."""

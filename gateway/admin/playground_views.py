@@ -10,13 +10,13 @@ from gateway.policy.schema import MAX_GUIDANCE_TOKENS, AskedMode
 
 if TYPE_CHECKING:
     from gateway.engines.guard import GuardedEngine
-    from gateway.policy.book import PolicyBook
+    from gateway.policy.book import PolicySet
     from gateway.policy.schema import GuidanceRule, Route, TenantPolicy
 
 MODES: tuple[AskedMode, ...] = get_args(AskedMode)
 
 
-def options_shown(book: PolicyBook, engines: list[dict[str, Any]], base_url: str) -> dict[str, Any]:
+def options_shown(book: PolicySet, engines: list[dict[str, Any]], base_url: str) -> dict[str, Any]:
     """Everything the form needs, and nothing of keys, limits or budgets."""
     return {
         "object": "playground.options",

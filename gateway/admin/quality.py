@@ -11,14 +11,14 @@ from aiohttp import web
 from gateway.admin.bodies import only_query
 from gateway.admin.replies import json_reply, needs_redis
 from gateway.errors import InvalidRequest
-from gateway.quality.book import DAY_S, KEPT_DAYS, Compared, QualityBook
-from gateway.quality.tally import LENGTHS, Tally
+from gateway.quality.book import DAY_S, KEPT_DAYS, ComparisonScope, QualityStore
+from gateway.quality.tally import LENGTHS, QualityTally
 from gateway.usage.comparison_reader import ComparisonReader
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-QUALITY = web.AppKey("quality", QualityBook)
+QUALITY = web.AppKey("quality", QualityStore)
 COMPARISONS = web.AppKey("comparisons", ComparisonReader)
 ALL = "all"
 """In the place of a length: of all lengths together."""
@@ -37,7 +37,7 @@ async def show_quality(request: web.Request) -> web.Response:
     today = book.today()
     tallies = await request.app[COMPARISONS].look(days)
     for compared, tally in (await book.look(days)).items():
-        tallies[compared] = tallies.get(compared, Tally()) + tally
+        tallies[compared] = tallies.get(compared, QualityTally()) + tally
     spent = await book.spent_today()
     return json_reply(
         {
@@ -52,12 +52,12 @@ async def show_quality(request: web.Request) -> web.Response:
     )
 
 
-def _with_sums(tallies: Mapping[Compared, Tally]) -> list[tuple[Compared, Tally]]:
+def _with_sums(tallies: Mapping[ComparisonScope, QualityTally]) -> list[tuple[ComparisonScope, QualityTally]]:
     """The rows in their order, those of one route together, and behind them that of all its lengths."""
     found = dict(tallies)
     for compared, tally in tallies.items():
         whole = compared._replace(length=ALL)
-        found[whole] = found.get(whole, Tally()) + tally
+        found[whole] = found.get(whole, QualityTally()) + tally
     return sorted(found.items(), key=lambda one: (one[0].tenant, one[0].route, one[0].compare, _place(one[0].length)))
 
 
@@ -65,7 +65,7 @@ def _place(length: str) -> int:
     return _ORDER.index(length) if length in _ORDER else len(_ORDER)
 
 
-def _row(compared: Compared, tally: Tally) -> dict[str, Any]:
+def _row(compared: ComparisonScope, tally: QualityTally) -> dict[str, Any]:
     interval = tally.interval()
     low, high = interval if interval is not None else (None, None)
     return {

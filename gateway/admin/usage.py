@@ -21,7 +21,7 @@ from gateway.usage.span import shown
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from gateway.usage.usage import Ask, Usage
+    from gateway.usage.usage import UsageQuery, UsageResult
 
 _PAGE, _MAX_RECEIPTS = 50, 1_000
 _FORMATS = ("json", "csv")
@@ -42,7 +42,7 @@ async def show_usage(request: web.Request) -> web.Response:
     if form not in _FORMATS:
         raise InvalidRequest(f"'format' must be {' or '.join(_FORMATS)}.{meant(form, [*_FORMATS])}", param="format")
 
-    def written(usage: Usage) -> bytes:
+    def written(usage: UsageResult) -> bytes:
         if usage.is_empty:
             _check_tenant(request, ask.only.get("tenant"))
         return as_csv(usage) if form == "csv" else encoded(usage)
@@ -82,7 +82,7 @@ def _json(body: bytes) -> web.Response:
     return web.Response(body=body, content_type="application/json", headers={"Cache-Control": "no-store"})
 
 
-def _download(body: bytes, ask: Ask) -> web.Response:
+def _download(body: bytes, ask: UsageQuery) -> web.Response:
     days = "_".join(shown(moment)[:10] for moment in ask.span[:2])
     return web.Response(
         body=body,

@@ -16,8 +16,8 @@ from gateway.usage.span import shown
 from gateway.usage.usage import UNCLASSIFIED, figures
 
 if TYPE_CHECKING:
-    from gateway.usage.rollup import Row
-    from gateway.usage.usage import Usage
+    from gateway.usage.rollup import SumRow
+    from gateway.usage.usage import UsageResult
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 _ROLES = ("teacher", "student", "failed")
@@ -58,7 +58,7 @@ COLUMNS = (
 """What follows the time and the names."""
 
 
-def as_csv(usage: Usage) -> bytes:
+def as_csv(usage: UsageResult) -> bytes:
     """Return lines of RFC 4180 in UTF-8, titles first, without a total. Call it in a thread: there may be many rows."""
     out = StringIO()
     writer = csv.writer(out)
@@ -78,7 +78,7 @@ def _cell(value: object) -> object:
     return str(value).lower() if isinstance(value, bool) else value
 
 
-def _cells(row: Row) -> list[object]:
+def _cells(row: SumRow) -> list[object]:
     told = figures(row)
     tokens, batches, latency = told["tokens"], told["batches"], told["latency_ms"]
     return [

@@ -14,14 +14,14 @@ from gateway.api.events import as_events, reads, require_caller
 from gateway.api.headers import fact_headers
 from gateway.api.keys import ADMISSION, ALLOWANCE, COMPLETIONS, OPENED, REQUEST_ID, STARTED
 from gateway.engines.reply_json import encoded
-from gateway.pipeline.completion import Visit
+from gateway.pipeline.completion import RequestContext
 from gateway.protocol.chat import ChatRequest, parse_chat
 from gateway.protocol.text import TextRequest, parse_text_completion
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from gateway.accounting.draft import Draft
+    from gateway.accounting.draft import ReceiptBuilder
     from gateway.pipeline.completion import Answer
     from gateway.policy.book import Caller
     from gateway.protocol.body import Json
@@ -30,12 +30,14 @@ _Asked = TypeVar("_Asked", bound=ChatRequest | TextRequest)
 _Asked_contra = TypeVar("_Asked_contra", bound=ChatRequest | TextRequest, contravariant=True)
 
 
-class Path(Protocol[_Asked_contra]):
+class CompletionPipeline(Protocol[_Asked_contra]):
     """What makes a reply of a checked request, whole or in parts."""
 
-    async def answer(self, visit: Visit, asked: _Asked_contra) -> Answer: ...
+    async def answer(self, visit: RequestContext, asked: _Asked_contra) -> Answer: ...
 
-    def stream(self, visit: Visit, asked: _Asked_contra) -> AsyncGenerator[Draft | list[Json], None]: ...
+    def stream(
+        self, visit: RequestContext, asked: _Asked_contra
+    ) -> AsyncGenerator[ReceiptBuilder | list[Json], None]: ...
 
 
 async def chat_completions(request: web.Request) -> web.StreamResponse:
@@ -50,9 +52,11 @@ async def text_completions(request: web.Request) -> web.StreamResponse:
     return await answered(request, completions, caller, await read_parsed(request, caller, parse_text_completion))
 
 
-async def answered(request: web.Request, path: Path[_Asked], caller: Caller, asked: _Asked) -> web.StreamResponse:
+async def answered(
+    request: web.Request, path: CompletionPipeline[_Asked], caller: Caller, asked: _Asked
+) -> web.StreamResponse:
     """What comes of a checked request, whole or as events. Raises GatewayErrors."""
-    visit = Visit(
+    visit = RequestContext(
         request[REQUEST_ID],
         caller,
         int(time.time()),

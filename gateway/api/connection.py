@@ -22,7 +22,7 @@ from gateway.api.head import (
     parse_error,
     problem_of,
 )
-from gateway.api.reading_on import ReadingOn
+from gateway.api.reading_on import DetachedHandlers
 from gateway.errors import GatewayError, HeadTooSlow, InvalidRequest, Overloaded
 from gateway.runtime.fair_share import ANONYMOUS, ANONYMOUS_WEIGHT, BoundedHoldings, Holdings
 
@@ -132,7 +132,7 @@ class _Server(web.Server):
         super().__init__(handler, request_factory=request_factory, handler_cancellation=handler_cancellation, **options)
         self.refused = metrics.refused
         self.head_within_s = head_within_s
-        self.reading_on = ReadingOn(max_reading_on)
+        self.reading_on = DetachedHandlers(max_reading_on)
         self._open = metrics.connections.labels(listener)
         self._max_connections = max_connections
         self.scheduler = scheduler

@@ -24,7 +24,7 @@ T = TypeVar("T")
 _WAIT_S = 30.0
 
 
-class Holder(Protocol):
+class BodyHolder(Protocol):
     """The connection whose request has the body."""
 
     def contended(self) -> bool:
@@ -51,7 +51,7 @@ class BodyDecoder:
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def decode(
-        self, tenant: str, parts: list[bytes], parse: Callable[[bytes], T], holder: Holder | None = None
+        self, tenant: str, parts: list[bytes], parse: Callable[[bytes], T], holder: BodyHolder | None = None
     ) -> T:
         """Return what `parse` makes of a body.
 

@@ -12,7 +12,7 @@ from gateway.api.decoding import read_parsed
 from gateway.api.events import reads, require_caller, send
 from gateway.api.headers import fact_headers, name_reply
 from gateway.api.keys import ADMISSION, ALLOWANCE, EMBEDDINGS, OPENED, REQUEST_ID, STARTED
-from gateway.pipeline.completion import Visit
+from gateway.pipeline.completion import RequestContext
 from gateway.protocol.embeddings import parse_embeddings
 
 _PART_BYTES = 1 << 18
@@ -22,7 +22,7 @@ async def embeddings(request: web.Request) -> web.StreamResponse:
     """POST /v1/embeddings"""
     caller = authenticate(request)
     asked = await read_parsed(request, caller, parse_embeddings)
-    visit = Visit(request[REQUEST_ID], caller, int(time.time()), request[STARTED], request.headers)
+    visit = RequestContext(request[REQUEST_ID], caller, int(time.time()), request[STARTED], request.headers)
     request[ALLOWANCE] = visit.allowance
     request[OPENED] = visit.opened
     async with request.app[ADMISSION].until_cut():

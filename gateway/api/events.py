@@ -10,7 +10,7 @@ import orjson
 import structlog
 from aiohttp import web
 
-from gateway.accounting.draft import Draft
+from gateway.accounting.draft import ReceiptBuilder
 from gateway.api.connection import SERVER, connection_of
 from gateway.api.error_body import error_body, internal_error
 from gateway.api.headers import fact_headers, name_reply
@@ -21,7 +21,7 @@ from gateway.runtime.timeouts import Watchdog
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from gateway.pipeline.completion import Opened
+    from gateway.pipeline.completion import RequestState
     from gateway.protocol.body import Json
 
 log = structlog.get_logger()
@@ -32,7 +32,7 @@ DONE = b"data: [DONE]\n\n"
 """The last event of a stream that was not cut short."""
 
 
-async def begin(request: web.Request, draft: Draft) -> web.StreamResponse:
+async def begin(request: web.Request, draft: ReceiptBuilder) -> web.StreamResponse:
     """The head of the reply, with what is known of the answer by now."""
     response = web.StreamResponse(
         headers={
@@ -65,7 +65,7 @@ def reads(request: web.Request) -> Watchdog:
     return Watchdog(hang_up)
 
 
-def require_caller(opened: Opened) -> None:
+def require_caller(opened: RequestState) -> None:
     """Raise ConnectionResetError where the caller disconnected and the request went on without it."""
     if opened.abandoned:
         raise ConnectionResetError("The caller disconnected.")
@@ -77,7 +77,7 @@ def event(part: Json) -> bytes:
 
 
 async def as_events(
-    request: web.Request, parts: AsyncGenerator[Draft | list[Json], None], reading: Watchdog
+    request: web.Request, parts: AsyncGenerator[ReceiptBuilder | list[Json], None], reading: Watchdog
 ) -> web.StreamResponse:
     """Send the parts as server-sent events. Once a reply has begun, an error is its last event: no [DONE] follows."""
     response: web.StreamResponse | None = None
@@ -89,7 +89,7 @@ async def as_events(
                     if connection is not None:
                         await connection.next_step()
                     try:
-                        if isinstance(part, Draft):
+                        if isinstance(part, ReceiptBuilder):
                             response = await begin(request, part)
                         elif response is not None:
                             await send(response, b"".join(map(event, part)), reading)

@@ -8,10 +8,10 @@ from aiohttp import web
 
 from gateway.accounting.budgets import Budgets
 from gateway.accounting.ledger import Ledger
-from gateway.accounting.speeds import Speeds
+from gateway.accounting.speeds import LimitUsage
 from gateway.accounting.store import ReceiptStore
 from gateway.accounting.verdict import Allowance
-from gateway.api.readiness import Startup
+from gateway.api.readiness import Readiness
 from gateway.batching.batcher import Batcher
 from gateway.config.sections import Defaults
 from gateway.engines.guard import GuardedEngine
@@ -21,11 +21,11 @@ from gateway.keys.follower import KeyFollower
 from gateway.keys.redis_keyring import RedisKeyring
 from gateway.keys.ring import Keyring
 from gateway.pipeline.admission import Admission
-from gateway.pipeline.completion import Completions, Opened
+from gateway.pipeline.completion import Completions, RequestState
 from gateway.pipeline.deadlines.deadlines import GuidanceDeadlines
 from gateway.pipeline.disconnects import Disconnects
-from gateway.pipeline.edge_guidance import Handover
-from gateway.pipeline.edge_reports import EdgeAccounts
+from gateway.pipeline.edge_guidance import EdgeGuidancePipeline
+from gateway.pipeline.edge_reports import EdgeReports
 from gateway.pipeline.embeddings import Embeddings
 from gateway.pipeline.slots import Slots
 from gateway.policy.policies import Policies
@@ -39,7 +39,7 @@ from gateway.usage.uptime_reader import UptimeReader
 
 
 @dataclass(frozen=True, slots=True)
-class Document:
+class StaticDocument:
     """Bytes that are the same for everybody, and what names them."""
 
     body: bytes
@@ -67,15 +67,15 @@ USAGE = web.AppKey("usage", UsageReader)
 UPTIME = web.AppKey("uptime", UptimeReader)
 USAGE_BOARD = web.AppKey("usage_board", WorkerBoard)
 READS = web.AppKey("reads", Slots)
-SPEEDS = web.AppKey("speeds", Speeds)
+SPEEDS = web.AppKey("speeds", LimitUsage)
 DEFAULTS = web.AppKey("defaults", Defaults)
 CALLERS_LISTENER = web.AppKey("callers_listener", CallersListener)
 COMPLETIONS = web.AppKey("completions", Completions)
-DOCUMENT = web.AppKey("document", Document)
+DOCUMENT = web.AppKey("document", StaticDocument)
 DISCONNECTS = web.AppKey("disconnects", Disconnects)
 EMBEDDINGS = web.AppKey("embeddings", Embeddings)
-HANDOVER = web.AppKey("handover", Handover)
-EDGE_ACCOUNTS = web.AppKey("edge_accounts", EdgeAccounts)
+HANDOVER = web.AppKey("handover", EdgeGuidancePipeline)
+EDGE_ACCOUNTS = web.AppKey("edge_accounts", EdgeReports)
 DEADLINES = web.AppKey("deadlines", GuidanceDeadlines)
 LEDGER = web.AppKey("ledger", Ledger)
 RECEIPTS = web.AppKey("receipts", ReceiptStore)
@@ -86,11 +86,11 @@ ENGINES = web.AppKey("engines", dict[str, GuardedEngine])
 WORKER = web.AppKey("worker", int)
 OWNER = web.AppKey("owner", str)  # this process's name in Redis
 TRY = web.AppKey("try", str)  # what a listener names to who asks for something that it has not
-STARTUP = web.AppKey("startup", Startup)
+STARTUP = web.AppKey("startup", Readiness)
 BATCHER = web.AppKey("batcher", Batcher)
 
 REQUEST_ID = web.RequestKey("request_id", str)
 CLIENT_REQUEST_ID = web.RequestKey("client_request_id", str)  # the caller's own name for it
 ALLOWANCE = web.RequestKey("allowance", Allowance)  # what the caller has left of its limits
-OPENED = web.RequestKey("opened", Opened)  # what a disconnect is decided by
+OPENED = web.RequestKey("opened", RequestState)  # what a disconnect is decided by
 STARTED = web.RequestKey("started", float)  # time.perf_counter() seconds

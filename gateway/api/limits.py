@@ -10,7 +10,7 @@ from redis.exceptions import RedisError
 
 from gateway.accounting.budgets import Account
 from gateway.accounting.scopes import key_scope, tenant_scope
-from gateway.accounting.speeds import Speed
+from gateway.accounting.speeds import RecentUsage
 from gateway.api.auth import authenticate
 from gateway.api.keys import BUDGETS, DEFAULTS, READS, REDIS, SPEEDS
 from gateway.errors import StoreUnavailable
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from gateway.policy.book import Caller
     from gateway.protocol.body import Json
 
-_UNUSED = Speed(0, 0, 0)
+_UNUSED = RecentUsage(0, 0, 0)
 
 
 async def show_limits(request: web.Request) -> web.Response:
@@ -53,7 +53,7 @@ def _shows_money(caller: Caller) -> bool:
 
 async def _look(
     request: web.Request, tenant: str, scopes: list[Scope], shows_money: bool
-) -> tuple[dict[str, Speed], dict[str, Balance]]:
+) -> tuple[dict[str, RecentUsage], dict[str, Balance]]:
     """By scope what is used, and how its budget stands. Raises StoreUnavailable."""
     app = request.app
     limited = [scope for scope in scopes if scope.rpm or scope.tpm or scope.parallel]
@@ -75,7 +75,7 @@ async def _look(
     )
 
 
-def _limits(scope: Scope | None, speeds: dict[str, Speed]) -> Json:
+def _limits(scope: Scope | None, speeds: dict[str, RecentUsage]) -> Json:
     speed = speeds.get(scope.name, _UNUSED) if scope else _UNUSED
     return {
         "requests_per_minute": _use(scope.rpm if scope else 0, speed.requests),

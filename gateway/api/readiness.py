@@ -16,7 +16,7 @@ _FIRST_PROBES_S = 5.0
 _LOOK_EVERY_S = 0.02
 
 
-class Startup:
+class Readiness:
     """The start of one process.
 
     An answer of Redis from before the work of the start proves nothing: that work may have held the event loop for

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import asyncio
 
 
-class ReadingOn:
+class DetachedHandlers:
     """Bounds these handlers in number and time.
 
     Args:

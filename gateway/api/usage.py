@@ -17,8 +17,8 @@ from gateway.usage.sums import OTHER
 
 if TYPE_CHECKING:
     from gateway.policy.schema import TenantPolicy
-    from gateway.usage.rollup import Dims
-    from gateway.usage.usage import Usage
+    from gateway.usage.rollup import SumDimensions
+    from gateway.usage.usage import UsageResult
 
 
 async def show_usage(request: web.Request) -> web.Response:
@@ -35,7 +35,7 @@ async def show_usage(request: web.Request) -> web.Response:
     return web.Response(body=body, content_type="application/json", headers={"Cache-Control": "no-store"})
 
 
-def encoded(usage: Usage) -> bytes:
+def encoded(usage: UsageResult) -> bytes:
     """As JSON. Call it in a thread: there may be many rows.
 
     Each is encoded alone, and let go: one call for all of them would hold up every other thread meanwhile.
@@ -44,7 +44,7 @@ def encoded(usage: Usage) -> bytes:
     return b'%b,"rows":[%b],"total":%b}\n' % (orjson.dumps(usage.head())[:-1], b",".join(rows), total)
 
 
-def shows_money(policy: TenantPolicy, where: Dims) -> bool:
+def shows_money(policy: TenantPolicy, where: SumDimensions) -> bool:
     """Where receipts do: a sum would tell what they do not. Of what counts together, where those of all routes do."""
     routes_of = policy.routes_of
     routes = [route for _, route in routes_of.get(where.route, ())]

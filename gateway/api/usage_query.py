@@ -9,7 +9,7 @@ from gateway.config.yaml_messages import nearest
 from gateway.errors import InvalidRequest
 from gateway.usage.span import TIMES, asked_range, span
 from gateway.usage.sums import Granularity
-from gateway.usage.usage import MODES, Ask
+from gateway.usage.usage import MODES, UsageQuery
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -54,7 +54,7 @@ def read_ask(
     dimensions: tuple[str, ...] = DIMENSIONS,
     filters: tuple[str, ...] = FILTERS,
     more: tuple[str, ...] = (),
-) -> Ask:
+) -> UsageQuery:
     """The question that a query asks.
 
     Args:
@@ -84,7 +84,7 @@ def read_ask(
     if "mode" in only and only["mode"] not in MODES:
         raise InvalidRequest(f"'mode' must be one of {', '.join(MODES)}.{_meant(only['mode'], MODES)}", param="mode")
     by = _dimensions(request.query.get("by", ""), dimensions)
-    return Ask(span(asked, granularity, retention, now), granularity, by, only)
+    return UsageQuery(span(asked, granularity, retention, now), granularity, by, only)
 
 
 def _only(request: web.Request, *known: str) -> None:

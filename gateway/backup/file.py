@@ -17,7 +17,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from gateway.backup.records import Counts, End, Record, count
+from gateway.backup.records import BackupCounts, EndRecord, Record, count
 from gateway.errors import StartupError
 from gateway.redis.keys import KEYRING, LEDGER, TENANT
 from gateway.version import __version__
@@ -38,7 +38,7 @@ _ENCODER = msgspec.msgpack.Encoder()
 _DECODER: msgspec.msgpack.Decoder[Record] = msgspec.msgpack.Decoder(Record)
 
 
-class Header(msgspec.Struct, frozen=True):
+class BackupHeader(msgspec.Struct, frozen=True):
     """The first line.
 
     Attributes:
@@ -55,11 +55,11 @@ class Header(msgspec.Struct, frozen=True):
     receipts: bool = msgspec.field(name="archive")  # the name in format 1
 
 
-class Verified(NamedTuple):
+class VerifiedBackup(NamedTuple):
     """A backup that is whole: what it is, how much it holds, and how many records it has."""
 
-    header: Header
-    counts: Counts
+    header: BackupHeader
+    counts: BackupCounts
     records: int
 
 
@@ -86,12 +86,12 @@ class _Summed:
         """Nothing: GzipFile asks for it."""
 
 
-class Writer:
+class BackupWriter:
     """Takes records, and raises StartupError where they cannot be written. `counts` is what they came to."""
 
     def __init__(self, packed: gzip.GzipFile, *, receipts: bool) -> None:
         self._packed = packed
-        self.counts = Counts(receipts=0 if receipts else None)
+        self.counts = BackupCounts(receipts=0 if receipts else None)
 
     def put(self, record: Record) -> None:
         """One more record."""
@@ -101,7 +101,7 @@ class Writer:
 
 
 @contextmanager
-def writing(path: Path, made: int, *, receipts: bool, overwrite: bool) -> Iterator[Writer]:
+def writing(path: Path, made: int, *, receipts: bool, overwrite: bool) -> Iterator[BackupWriter]:
     """A new backup, for its owner alone (0600). It stands at `path` once it is whole and on disk, or not at all.
 
     Raises StartupError where there is a file already or none can be written.
@@ -128,16 +128,16 @@ def _check_free(path: Path, *, overwrite: bool) -> None:
         raise StartupError(f"{path} is there already. Name another file, or write over it with --overwrite.")
 
 
-def _written(summed: _Summed, made: int, *, receipts: bool) -> Iterator[Writer]:
-    summed.write(msgspec.json.encode(Header(FORMAT, __version__, made, LAYOUTS, receipts)) + b"\n")
+def _written(summed: _Summed, made: int, *, receipts: bool) -> Iterator[BackupWriter]:
+    summed.write(msgspec.json.encode(BackupHeader(FORMAT, __version__, made, LAYOUTS, receipts)) + b"\n")
     with gzip.GzipFile(filename="", mode="wb", fileobj=summed, mtime=0, compresslevel=6) as packed:
-        writer = Writer(packed, receipts=receipts)
+        writer = BackupWriter(packed, receipts=receipts)
         yield writer
-        writer.put(End(writer.counts))
+        writer.put(EndRecord(writer.counts))
     summed.plain(summed.sum.digest())
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: Path) -> BackupHeader:
     """What a file says that it is. Raises StartupError where this version cannot read it, and says why."""
     try:
         with path.open("rb") as file:
@@ -152,7 +152,7 @@ def read_header(path: Path) -> Header:
     if form > FORMAT:
         raise StartupError(_newer(path, made_by, f"its format is {form}, and this one reads {FORMAT}"))
     try:
-        header = msgspec.json.decode(line, type=Header)
+        header = msgspec.json.decode(line, type=BackupHeader)
     except msgspec.MsgspecError:
         raise StartupError(_damaged(path, "its first line does not say what it holds")) from None
     for name, layout in header.layouts.items():
@@ -167,7 +167,7 @@ def read_header(path: Path) -> Header:
     return header
 
 
-def verify(path: Path, on_progress: Callable[[int], None]) -> Verified:
+def verify(path: Path, on_progress: Callable[[int], None]) -> VerifiedBackup:
     """Read a whole file. Nothing of it may be used before.
 
     Args:
@@ -185,11 +185,11 @@ def verify(path: Path, on_progress: Callable[[int], None]) -> Verified:
             on_progress(done)
         if size <= 0 or file.read() != summed.digest():
             raise StartupError(_damaged(path, "its checksum is another one"))
-    counts, many = Counts(receipts=0 if header.receipts else None), 0
+    counts, many = BackupCounts(receipts=0 if header.receipts else None), 0
     for record in records(path):
         count(counts, record)
         many += 1
-    return Verified(header, counts, many)
+    return VerifiedBackup(header, counts, many)
 
 
 def records(path: Path) -> Iterator[Record]:
@@ -199,7 +199,7 @@ def records(path: Path) -> Iterator[Record]:
         packed = _Without(file, path.stat().st_size - _SUM_BYTES)
         try:
             with gzip.GzipFile(fileobj=packed, mode="rb") as unpacked:  # type: ignore[call-overload]
-                while not isinstance(record := _next(unpacked), End):
+                while not isinstance(record := _next(unpacked), EndRecord):
                     yield record
         except (EOFError, OSError, ValueError, msgspec.MsgspecError) as error:
             raise StartupError(_damaged(path, f"a record cannot be read ({type(error).__name__})")) from None

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
-from gateway.backup.records import Place
+from gateway.backup.records import KeyLocation
 from gateway.redis.keys import KeyringKeys, RedisKeys
 
 if TYPE_CHECKING:
@@ -25,14 +25,14 @@ _PREVIOUS_SUMS = re.compile(r"(?:g\d+:)?(?:rows|total|seen):.+")
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FoundKey:
     """A key of Redis of this deployment. `kept`: whether a backup holds it. A restore deletes the others too."""
 
-    place: Place
+    place: KeyLocation
     kept: bool
 
 
-class Places:
+class KeyLocator:
     """Args:
     keys: the names as this version writes them. What another layout left behind is nobody's.
     """
@@ -59,21 +59,21 @@ class Places:
     def _escaped(self) -> str:
         return re.sub(r"([\\*?\[\]^-])", r"\\\1", self._keys.prefix)
 
-    def find(self, key: str) -> Found | None:
+    def find(self, key: str) -> FoundKey | None:
         """Return the place of a key of Redis; None where it belongs to no part."""
         for part, base in self._bases.items():
             if key.startswith(base):
                 name = key.removeprefix(base)
-                return Found(Place(part, "", name), _is_kept(part, name))
+                return FoundKey(KeyLocation(part, "", name), _is_kept(part, name))
         if (found := self._tenant.fullmatch(key)) is not None:
-            return Found(Place("tenants", found[1], found[2]), _TENANT.fullmatch(found[2]) is not None)
+            return FoundKey(KeyLocation("tenants", found[1], found[2]), _TENANT.fullmatch(found[2]) is not None)
         return None
 
     def is_heartbeat(self, key: str) -> bool:
         """Return whether a key says that a gateway or a usage worker runs."""
         return key.startswith((self._alive, self._worker))
 
-    def key(self, place: Place) -> str:
+    def key(self, place: KeyLocation) -> str:
         """Return the name in Redis."""
         base = self._keys.tenant_base(place.tenant) if place.part == "tenants" else self._bases[place.part]
         return base + place.name

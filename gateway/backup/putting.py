@@ -5,8 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from gateway.backup.places import Places
-from gateway.backup.records import Counts, Entries, Held, OldSums, Receipts, Rows, StreamEnd
+from gateway.backup.places import KeyLocator
+from gateway.backup.records import (
+    BackupCounts,
+    IncompleteSums,
+    KeyContents,
+    ReceiptRecords,
+    StreamEnd,
+    StreamEntries,
+    TableRows,
+)
 from gateway.backup.usage import put_usage
 
 if TYPE_CHECKING:
@@ -26,7 +34,7 @@ _GROUP = "restore"
 
 
 @dataclass(slots=True)
-class Present:
+class DeploymentContents:
     """The contents of a deployment before a restore.
 
     Attributes:
@@ -37,7 +45,7 @@ class Present:
         alive: gateway processes and usage workers that run, or ended within their lease.
     """
 
-    counts: Counts = field(default_factory=Counts)
+    counts: BackupCounts = field(default_factory=BackupCounts)
     names: list[bytes] = field(default_factory=list)
     kept: int = 0
     alive: int = 0
@@ -47,7 +55,7 @@ class Present:
         return not self.kept and not self.counts.receipts
 
 
-class Putting:
+class RestoreWriter:
     """Args:
     usage: None: receipts are not restored.
     redis_too: whether anything is written to Redis.
@@ -59,19 +67,19 @@ class Putting:
         self._redis_too = redis_too
         self._redis = redis
         self._keys = keys
-        self._places = Places(keys)
+        self._places = KeyLocator(keys)
         self._usage = usage
 
-    async def look(self) -> Present:
+    async def look(self) -> DeploymentContents:
         """Return what is there where something is to be written. A usage database that is missing is not created."""
-        found = Present()
+        found = DeploymentContents()
         if self._redis_too:
             await self._look_at_redis(found)
         if self._usage is not None:
             found.counts.receipts = await self._usage.count() if await self._usage.exists() else 0
         return found
 
-    async def _look_at_redis(self, found: Present) -> None:
+    async def _look_at_redis(self, found: DeploymentContents) -> None:
         seen: set[bytes] = set()
         async for raw in self._redis.scan_iter(self._places.pattern, count=_KEYS_PER_SCAN):
             key = raw.decode(errors="replace")
@@ -92,7 +100,7 @@ class Putting:
     async def _count(told: Any) -> int:
         return int(await told)
 
-    async def clear(self, present: Present) -> None:
+    async def clear(self, present: DeploymentContents) -> None:
         """Delete what is there in Redis. The receipts of the usage database stay.
 
         Receipts that callers can still request are deleted too: with them, requests that were under way in the backup
@@ -120,7 +128,7 @@ class Putting:
         seconds, _ = await self._redis.time()
         some: list[Record] = []
         for done, record in enumerate(records, 1):
-            if isinstance(record, Receipts | Rows | OldSums):
+            if isinstance(record, ReceiptRecords | TableRows | IncompleteSums):
                 if self._usage is not None:
                     await put_usage(self._usage, record)
             elif self._redis_too and not _is_over(record, seconds * 1000):
@@ -141,11 +149,11 @@ class Putting:
 
     def _one(self, pipe: Pipeline, record: Record) -> None:
         match record:
-            case Held(place, kind, expires, values):
+            case KeyContents(place, kind, expires, values):
                 key = self._places.key(place)
                 _add(pipe, key, kind, values)
                 _expire(pipe, key, expires)
-            case Entries(place, entries):
+            case StreamEntries(place, entries):
                 for one, fields in entries:
                     pipe.execute_command("XADD", self._places.key(place), one, *fields)
             case StreamEnd(place, expires, last, ever, deleted) if last != b"0-0":
@@ -158,7 +166,7 @@ class Putting:
 
 
 def _is_over(record: Record, now_ms: int) -> bool:
-    return isinstance(record, Held) and 0 < record.expires_ms <= now_ms
+    return isinstance(record, KeyContents) and 0 < record.expires_ms <= now_ms
 
 
 def _add(pipe: Pipeline, key: str, kind: str, values: Sequence[bytes]) -> None:

@@ -12,7 +12,7 @@ tenants; of an earlier version also its sums."""
 Kind = Literal["string", "hash", "set", "zset", "stream"]
 
 
-class Place(msgspec.Struct, frozen=True, array_like=True):
+class KeyLocation(msgspec.Struct, frozen=True, array_like=True):
     """One key of Redis, whatever `redis.prefix` is. `tenant` is empty where the part is not a tenant's."""
 
     part: Part
@@ -20,7 +20,7 @@ class Place(msgspec.Struct, frozen=True, array_like=True):
     name: str
 
 
-class Held(msgspec.Struct, frozen=True, array_like=True, tag="held"):
+class KeyContents(msgspec.Struct, frozen=True, array_like=True, tag="held"):
     """What one key holds, or a piece of it.
 
     Attributes:
@@ -29,30 +29,30 @@ class Held(msgspec.Struct, frozen=True, array_like=True, tag="held"):
             members and scores in turn.
     """
 
-    place: Place
+    place: KeyLocation
     kind: Kind
     expires_ms: int
     values: list[bytes]
 
 
-class Entries(msgspec.Struct, frozen=True, array_like=True, tag="entries"):
+class StreamEntries(msgspec.Struct, frozen=True, array_like=True, tag="entries"):
     """Some entries of a stream: by id its fields and values in turn."""
 
-    place: Place
+    place: KeyLocation
     entries: list[tuple[bytes, list[bytes]]]
 
 
 class StreamEnd(msgspec.Struct, frozen=True, array_like=True, tag="stream"):
     """After a stream's entries what it knows beyond them: the last id that it gave, how many entries it ever had."""
 
-    place: Place
+    place: KeyLocation
     expires_ms: int
     last: bytes
     ever: int
     deleted: bytes
 
 
-class Receipts(msgspec.Struct, frozen=True, array_like=True, tag="receipts"):
+class ReceiptRecords(msgspec.Struct, frozen=True, array_like=True, tag="receipts"):
     """Some receipts of the usage database as JSON, each with its tenant and the entry of its outbox.
 
     Both are empty for receipts that this version can read, as their JSON has the tenant.
@@ -61,14 +61,14 @@ class Receipts(msgspec.Struct, frozen=True, array_like=True, tag="receipts"):
     receipts: list[tuple[str, str, bytes]]
 
 
-class Rows(msgspec.Struct, frozen=True, array_like=True, tag="rows"):
+class TableRows(msgspec.Struct, frozen=True, array_like=True, tag="rows"):
     """Some rows of a table of the usage database, in the order of its columns."""
 
     table: str
     rows: list[list[Any]]
 
 
-class OldSums(msgspec.Struct, frozen=True, array_like=True, tag="sums"):
+class IncompleteSums(msgspec.Struct, frozen=True, array_like=True, tag="sums"):
     """All sums of one period of which not all receipts are there: their dimensions, and an encoded sum."""
 
     seconds: int
@@ -76,7 +76,7 @@ class OldSums(msgspec.Struct, frozen=True, array_like=True, tag="sums"):
     rows: list[tuple[tuple[str, str, str, str, str, str], bytes]]
 
 
-class Counts(msgspec.Struct, omit_defaults=True):
+class BackupCounts(msgspec.Struct, omit_defaults=True):
     """Counts of what a backup, or a deployment, holds.
 
     Attributes:
@@ -96,29 +96,29 @@ class Counts(msgspec.Struct, omit_defaults=True):
     rows: int = 0
 
 
-class End(msgspec.Struct, frozen=True, array_like=True, tag="end"):
+class EndRecord(msgspec.Struct, frozen=True, array_like=True, tag="end"):
     """The last record."""
 
-    counts: Counts
+    counts: BackupCounts
 
 
-Record: TypeAlias = Held | Entries | StreamEnd | Receipts | Rows | OldSums | End
+Record: TypeAlias = KeyContents | StreamEntries | StreamEnd | ReceiptRecords | TableRows | IncompleteSums | EndRecord
 
 
-def count(counts: Counts, record: Record) -> None:
+def count(counts: BackupCounts, record: Record) -> None:
     """Add the contents of a record."""
     match record:
-        case Held(place, "hash", _, values) if place.part == "keys" and place.name == "terms":
+        case KeyContents(place, "hash", _, values) if place.part == "keys" and place.name == "terms":
             counts.keys += len(values) // 2
-        case Held(place, "hash") if place.part == "tenants" and place.name.endswith(":budget"):
+        case KeyContents(place, "hash") if place.part == "tenants" and place.name.endswith(":budget"):
             counts.budgets += 1
-        case Held(place) if place.part == "sums":
+        case KeyContents(place) if place.part == "sums":
             counts.sums += 1
-        case Entries(place, entries) if place.part == "tenants":
+        case StreamEntries(place, entries) if place.part == "tenants":
             counts.waiting += len(entries)
-        case Receipts(receipts):
+        case ReceiptRecords(receipts):
             counts.receipts = (counts.receipts or 0) + len(receipts)
-        case Rows(_, rows) | OldSums(_, _, rows):
+        case TableRows(_, rows) | IncompleteSums(_, _, rows):
             counts.rows += len(rows)
         case _:
             pass

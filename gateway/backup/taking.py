@@ -17,8 +17,8 @@ import msgspec
 
 from gateway.accounting.intent import Intent
 from gateway.accounting.scopes import ROLLING
-from gateway.backup.places import Places
-from gateway.backup.records import Entries, Held, Place, StreamEnd
+from gateway.backup.places import KeyLocator
+from gateway.backup.records import KeyContents, KeyLocation, StreamEnd, StreamEntries
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
@@ -39,11 +39,11 @@ _NEVER = (-1, -2)
 
 
 @dataclass(slots=True)
-class Inventory:
+class KeyInventory:
     """Keys of Redis by tenant, or by part where they belong to none."""
 
-    tenants: dict[str, dict[Place, None]] = field(default_factory=lambda: defaultdict(dict))
-    parts: dict[str, dict[Place, None]] = field(default_factory=lambda: defaultdict(dict))
+    tenants: dict[str, dict[KeyLocation, None]] = field(default_factory=lambda: defaultdict(dict))
+    parts: dict[str, dict[KeyLocation, None]] = field(default_factory=lambda: defaultdict(dict))
 
     def __len__(self) -> int:
         return sum(map(len, [*self.tenants.values(), *self.parts.values()]))
@@ -52,20 +52,20 @@ class Inventory:
 class _Moment(NamedTuple):
     """Some keys as they were in one moment: what they held, and of streams what is known of them, with their expiry."""
 
-    held: list[tuple[Place, Kind, Any, Any]]
-    streams: list[tuple[Place, Any, Any]]
+    held: list[tuple[KeyLocation, Kind, Any, Any]]
+    streams: list[tuple[KeyLocation, Any, Any]]
 
 
-class Taking:
+class BackupReader:
     """Every method raises RedisError and OSError."""
 
     def __init__(self, redis: Redis, keys: RedisKeys) -> None:
         self._redis = redis
-        self._places = Places(keys)
+        self._places = KeyLocator(keys)
 
-    async def inventory(self) -> Inventory:
+    async def inventory(self) -> KeyInventory:
         """Return the keys to read."""
-        found = Inventory()
+        found = KeyInventory()
         async for raw in self._redis.scan_iter(self._places.pattern, count=_KEYS_PER_SCAN):
             one = self._places.find(raw.decode(errors="replace"))
             if one is None or not one.kept:
@@ -74,7 +74,7 @@ class Taking:
             group[one.place] = None  # SCAN may return a key twice
         return found
 
-    async def redis(self, inventory: Inventory, on_progress: Callable[[int], None]) -> AsyncIterator[Record]:
+    async def redis(self, inventory: KeyInventory, on_progress: Callable[[int], None]) -> AsyncIterator[Record]:
         """Yield all of Redis.
 
         Args:
@@ -93,19 +93,19 @@ class Taking:
             done += len(places)
             on_progress(done)
 
-    async def _of_tenant(self, tenant: str, places: Iterable[Place]) -> _Moment:
+    async def _of_tenant(self, tenant: str, places: Iterable[KeyLocation]) -> _Moment:
         """Read the keys of a tenant that belong together."""
-        asked = {*places, *(Place("tenants", tenant, name) for name in (_OWNERS, _OUTBOX))}
+        asked = {*places, *(KeyLocation("tenants", tenant, name) for name in (_OWNERS, _OUTBOX))}
         while True:
             moment = await self._moment(asked)
-            more = {Place("tenants", tenant, name) for name in _names_in(moment)} - asked
+            more = {KeyLocation("tenants", tenant, name) for name in _names_in(moment)} - asked
             if not more:
                 return moment
             asked |= more
 
-    async def _moment(self, places: Iterable[Place]) -> _Moment:
-        plain: list[Place] = []
-        streams: list[Place] = []
+    async def _moment(self, places: Iterable[KeyLocation]) -> _Moment:
+        plain: list[KeyLocation] = []
+        streams: list[KeyLocation] = []
         for place in places:
             (streams if place.name in _STREAMS else plain).append(place)
         there = [(place, kind) for place, kind in zip(plain, await self._kinds(plain), strict=True) if kind is not None]
@@ -121,9 +121,9 @@ class Taking:
         known = [(place, next(told), next(told)) for place in streams]
         return _Moment(held, [one for one in known if not isinstance(one[2], Exception)])
 
-    async def _kinds(self, places: Sequence[Place]) -> list[Kind | None]:
+    async def _kinds(self, places: Sequence[KeyLocation]) -> list[Kind | None]:
         """What they are. Those of tenants come and go at any time, and are known by their names."""
-        by_name: dict[Place, Kind | None] = {
+        by_name: dict[KeyLocation, Kind | None] = {
             place: "zset" if place.name == _OWNERS else "hash" for place in places if place.part == "tenants"
         }
         others = [place for place in places if place not in by_name]
@@ -143,13 +143,13 @@ class Taking:
             async for record in self._stream(place, expires, facts):
                 yield record
 
-    async def _stream(self, place: Place, expires: int, facts: dict[str, Any]) -> AsyncIterator[Record]:
+    async def _stream(self, place: KeyLocation, expires: int, facts: dict[str, Any]) -> AsyncIterator[Record]:
         key, last, after = self._places.key(place), facts["last-generated-id"], b"-"
         while True:
             found: Any = await self._redis.xrange(key, after, last, count=_ENTRIES_PER_CALL)
             if not found:
                 break
-            yield Entries(place, [(one, _flat(fields)) for one, fields in found])
+            yield StreamEntries(place, [(one, _flat(fields)) for one, fields in found])
             after = b"(" + found[-1][0]
         yield StreamEnd(place, _expiry(expires), last, facts["entries-added"], facts["max-deleted-entry-id"])
 
@@ -194,7 +194,7 @@ def _ask(pipe: Pipeline, key: str, kind: Kind) -> None:
         pipe.zrange(key, 0, -1, withscores=True)
 
 
-def _held(place: Place, kind: Kind, expires: Any, value: Any) -> Iterator[Held]:
+def _held(place: KeyLocation, kind: Kind, expires: Any, value: Any) -> Iterator[KeyContents]:
     """What a key holds, in pieces; nothing of one that is gone, or became another's."""
     if not value or isinstance(value, Exception):
         return
@@ -207,7 +207,7 @@ def _held(place: Place, kind: Kind, expires: Any, value: Any) -> Iterator[Held]:
     else:
         flat = [part for member, score in value for part in (member, repr(score).encode())]
     for some in _batched(flat, _VALUES_PER_RECORD):
-        yield Held(place, kind, _expiry(expires), list(some))
+        yield KeyContents(place, kind, _expiry(expires), list(some))
 
 
 def _flat(fields: dict[bytes, bytes]) -> list[bytes]:

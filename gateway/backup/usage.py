@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import select
 
-from gateway.backup.records import OldSums, Receipts, Rows
+from gateway.backup.records import IncompleteSums, ReceiptRecords, TableRows
 from gateway.quality.comparison import Comparison
 from gateway.usage.comparisons import add_comparisons
-from gateway.usage.entries import Entry
+from gateway.usage.entries import OutboxEntry
 from gateway.usage.fill import fill_sums
-from gateway.usage.rollup import Dims
+from gateway.usage.rollup import SumDimensions
 from gateway.usage.sums import SECONDS, Period
 from gateway.usage.tables import COMPARISONS, DAY_S, SUMS, UPTIME
 from gateway.usage.uptime_table import EngineMinutes, add_minutes
@@ -41,34 +41,34 @@ async def usage_records(store: UsageStore, made_s: int, on_progress: Callable[[i
     """
     span, done = await store.span(), 0
     async for some in store.receipts():
-        yield Receipts([("", "", raw) for raw in some])
+        yield ReceiptRecords([("", "", raw) for raw in some])
         done += len(some)
         on_progress(done)
     if unreadable := await store.unreadable():
-        yield Receipts([(one.tenant, one.id, one.raw) for one in unreadable])
+        yield ReceiptRecords([(one.tenant, one.id, one.raw) for one in unreadable])
     for table in (COMPARISONS, UPTIME):
         for day in await store.read(_days, table):
             rows = await store.read(_rows, table, day)
             for start in range(0, len(rows), _ROWS_PER_RECORD):
-                yield Rows(str(table.name), rows[start : start + _ROWS_PER_RECORD])
+                yield TableRows(str(table.name), rows[start : start + _ROWS_PER_RECORD])
     first_day_end = math.inf if span is None else (span[0] // DAY_S + 1) * DAY_S
     for seconds in SECONDS.values():
         for start in await store.read(_starts, seconds, min(first_day_end, made_s - _SETTLED_S - seconds + 1)):
-            yield OldSums(seconds, start, await store.read(_sums, seconds, start))
+            yield IncompleteSums(seconds, start, await store.read(_sums, seconds, start))
 
 
-async def put_usage(store: UsageStore, record: Receipts | Rows | OldSums) -> None:
+async def put_usage(store: UsageStore, record: ReceiptRecords | TableRows | IncompleteSums) -> None:
     """Write a record to the usage database, beside what is there. Raises UsageDatabaseError."""
     match record:
-        case Receipts(receipts):
-            await store.write([Entry(*one) for one in receipts])
-        case Rows("usage_comparisons", rows):
+        case ReceiptRecords(receipts):
+            await store.write([OutboxEntry(*one) for one in receipts])
+        case TableRows("usage_comparisons", rows):
             await store.change(add_comparisons, [Comparison(*row[1:]) for row in rows])
-        case Rows(_, rows):
+        case TableRows(_, rows):
             await store.change(add_minutes, [EngineMinutes(*row) for row in rows])
-        case OldSums(seconds, start, rows):
+        case IncompleteSums(seconds, start, rows):
             granularity = next(name for name, length in SECONDS.items() if length == seconds)
-            sums = {Dims(*dims): raw for dims, raw in rows}
+            sums = {SumDimensions(*dims): raw for dims, raw in rows}
             await store.change(fill_sums, {Period(granularity, start): sums})
 
 

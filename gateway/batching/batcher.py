@@ -13,24 +13,31 @@ import structlog
 from msgspec import structs
 from redis.exceptions import RedisError
 
-from gateway.batching.board import Board
+from gateway.batching.board import Scheduler
 from gateway.batching.membership import Membership
-from gateway.batching.meter import Meter
-from gateway.batching.redis_board import RedisBoard, hear_wakeups
-from gateway.batching.ticket import Broken, Decision, Grant, News, Refused, Shared
-from gateway.batching.turn import Turn
-from gateway.batching.view import BoardView, own_view
+from gateway.batching.meter import ThroughputMeter
+from gateway.batching.redis_board import RedisScheduler, hear_wakeups
+from gateway.batching.ticket import (
+    Grant,
+    SchedulerDecision,
+    SchedulerUpdate,
+    SharedGuidance,
+    TicketBroken,
+    TicketRefused,
+)
+from gateway.batching.turn import PermitWaiter
+from gateway.batching.view import SchedulerView, own_view
 from gateway.batching.window import SECOND
-from gateway.redis.client import Rest
+from gateway.redis.client import ReconnectBackoff
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
-    from gateway.batching.ticket import Limits, Outcome, Ticket
+    from gateway.batching.ticket import Outcome, TeacherLimits, Ticket
     from gateway.batching.view import QueueView
     from gateway.redis.client import RedisClient
     from gateway.redis.keys import RedisKeys
-    from gateway.runtime.tasks import Tasks
+    from gateway.runtime.tasks import BackgroundTasks
     from gateway.telemetry.metrics import Metrics
 
 log = structlog.get_logger()
@@ -69,20 +76,20 @@ class TeacherQueue:
         *,
         owner: str,
         teacher: str,
-        limits: Callable[[], Limits],
+        limits: Callable[[], TeacherLimits],
         on_failure: OnFailure,
         metrics: Metrics,
     ) -> None:
         self._redis = redis
-        self._board = RedisBoard(redis.commands, keys, owner, teacher)
-        self._board_view = BoardView(redis.commands, keys, teacher)
+        self._board = RedisScheduler(redis.commands, keys, owner, teacher)
+        self._board_view = SchedulerView(redis.commands, keys, teacher)
         self._owner = owner
         self._teacher = teacher
         self._limits = limits
         self._on_failure = on_failure
-        self._meter = Meter(metrics, teacher)
-        self._turns: dict[str, Turn] = {}  # in order of arrival
-        self._untold: dict[str, Turn] = {}  # of which the board has something to learn
+        self._meter = ThroughputMeter(metrics, teacher)
+        self._turns: dict[str, PermitWaiter] = {}  # in order of arrival
+        self._untold: dict[str, PermitWaiter] = {}  # of which the board has something to learn
         self._gone: list[str] = []
         self._finished: list[tuple[str, str]] = []
         self._owed: list[str] = []  # gone while Redis was away, and it may still count them
@@ -90,14 +97,14 @@ class TeacherQueue:
         self._unsure = False  # the board may have forgotten, or said something unheard
         self._returning = False  # decided alone, and has not told the fleet yet
         self._tell_all_at = 0.0
-        self._alone: Board | None = None  # the board in use while Redis is away
-        self._rest = Rest(_REST_AFTER_FAILURE_S)
+        self._alone: Scheduler | None = None  # the board in use while Redis is away
+        self._rest = ReconnectBackoff(_REST_AFTER_FAILURE_S)
         self._exchanging = asyncio.Lock()
         self._trusts_wakeups_at = 0.0
         self._membership = Membership()
         self._leaving = False
 
-    def turn(self, ticket: Ticket, deadline: float | None = None) -> Turn:
+    def turn(self, ticket: Ticket, deadline: float | None = None) -> PermitWaiter:
         """`async with queue.turn(ticket) as turn`: wait until the ticket's turn has come, as `turn.outcome` says.
 
         Inside, a permit is held if that is a Grant; it is returned on leaving, whatever happens inside. The caller
@@ -112,7 +119,7 @@ class TeacherQueue:
             TicketUnreadable: what the board kept of it cannot be read.
             TimeoutError: its turn came after its deadline.
         """
-        return Turn(self, ticket, deadline)
+        return PermitWaiter(self, ticket, deadline)
 
     @property
     def processes(self) -> int:
@@ -124,25 +131,25 @@ class TeacherQueue:
         """When the process joined the fleet, on the clock of the event loop; infinite: not yet."""
         return self._membership.joined_s
 
-    def enter(self, turn: Turn) -> None:
+    def enter(self, turn: PermitWaiter) -> None:
         assert turn.ticket.id not in self._turns, "two tickets with one id"
         self._turns[turn.ticket.id] = turn
         self._untold[turn.ticket.id] = turn
         self._news.set()
 
-    def wait_longer(self, turn: Turn, deadline: float) -> None:
+    def wait_longer(self, turn: PermitWaiter, deadline: float) -> None:
         """Move the turn's deadline; the board learns it before it lets the ticket end, or takes its permit back."""
         if turn.deadline < self._tell_all_at:
             self._untold[turn.ticket.id] = turn
             self._news.set()
         turn.deadline = deadline
 
-    def give_up(self, turn: Turn) -> None:
+    def give_up(self, turn: PermitWaiter) -> None:
         """The caller left before it had what it waited for: at its deadline, or earlier by itself."""
         self._meter.ended("expired" if turn.deadline <= _now() + _CLOCK_S else "withdrawn")
         self.leave(turn, None)
 
-    def leave(self, turn: Turn, guidance: str | None) -> None:
+    def leave(self, turn: PermitWaiter, guidance: str | None) -> None:
         """The turn is over; `guidance` is what was fetched in it, for those who wait for the same."""
         ticket_id = turn.ticket.id
         del self._turns[ticket_id]
@@ -168,7 +175,7 @@ class TeacherQueue:
                 if self._alone is None and _forgotten(outcome):
                     turn.told = False
                 turn.waiting.set_result(outcome)
-                if isinstance(outcome, Refused):
+                if isinstance(outcome, TicketRefused):
                     self._meter.ended("refused")
 
     def hear(self, outcomes: Mapping[str, Outcome]) -> None:
@@ -205,7 +212,7 @@ class TeacherQueue:
         """Tell the board that this process stops, so that nobody waits for its lease to lapse."""
         self._leaving = True
         # A board that has forgotten everything may hear of this first: it then waits for the others of the fleet.
-        news = News(everything=True, fleet=self._membership.fleet, leaving=True)
+        news = SchedulerUpdate(everything=True, fleet=self._membership.fleet, leaving=True)
         async with self._exchanging:  # one that comes after it would bring the process back
             # Also while Redis seems away: it may yet hear of tickets that were told before. And once more if that
             # fails: nobody says it later, and the others would wait for the lease.
@@ -249,7 +256,7 @@ class TeacherQueue:
         latest_s = _REST_S if self._alone is not None else max(0.0, self._tell_all_at - _now())
         return latest_s if decision.next_look_s is None else min(latest_s, decision.next_look_s)
 
-    async def _ask_fleet(self, limits: Limits) -> Decision | None:
+    async def _ask_fleet(self, limits: TeacherLimits) -> SchedulerDecision | None:
         """The fleet's decision; None when Redis fails."""
         alone, self._alone = self._alone, None
         of_own_board = self._gone, self._finished
@@ -279,7 +286,7 @@ class TeacherQueue:
         self._membership.saw(decision.fleet, limits.lease_s, _now(), decision.beside)
         return decision
 
-    def _ask_own(self, limits: Limits) -> Decision:
+    def _ask_own(self, limits: TeacherLimits) -> SchedulerDecision:
         """A decision over this process's tickets alone."""
         if self._alone is None:
             self._go_alone("breaker")
@@ -288,7 +295,7 @@ class TeacherQueue:
             for turn in self._turns.values():
                 turn.refuse_without_store()
             self._untold, self._gone, self._finished = {}, [], []
-            return Decision()
+            return SchedulerDecision()
         news = structs.replace(self._take_news(limits, of_fleet=False), fleet=1)
         own = replace(
             limits,
@@ -302,16 +309,16 @@ class TeacherQueue:
         self._trusts_wakeups_at = math.inf
         self._membership.go_alone(sum(turn.holds_permit for turn in self._turns.values()), _now())
         # Batches of processes that are alone must not share an id.
-        self._stay_alone(Board(f"local-{secrets.token_hex(4)}-"))
+        self._stay_alone(Scheduler(f"local-{secrets.token_hex(4)}-"))
         log.warning(
             "fleet_left", teacher=self._teacher, why=why, processes=self._membership.fleet, then=self._on_failure
         )
 
-    def _stay_alone(self, board: Board, *, owed: Collection[str] = ()) -> None:
+    def _stay_alone(self, board: Scheduler, *, owed: Collection[str] = ()) -> None:
         self._alone, self._unsure = board, True
         self._owed += [*owed, *self._gone, *(ticket_id for ticket_id, _ in self._finished)]
 
-    def _take_news(self, limits: Limits, *, of_fleet: bool) -> News:
+    def _take_news(self, limits: TeacherLimits, *, of_fleet: bool) -> SchedulerUpdate:
         now = _now()
         everything = self._unsure or now >= self._tell_all_at
         if everything:
@@ -325,7 +332,7 @@ class TeacherQueue:
             self._membership.asked(turn.deadline - turn.entered, limits.lease_s, now)
         for turn in (*arrived, *held):
             turn.told = turn.told or of_fleet
-        news = News(
+        news = SchedulerUpdate(
             arrived=[turn.left(now) for turn in arrived],
             gone=self._gone,
             finished=self._finished,
@@ -341,7 +348,7 @@ class TeacherQueue:
 
 def _forgotten(outcome: Outcome) -> bool:
     """Whether the board knows nothing more of a ticket with this outcome."""
-    return isinstance(outcome, Refused | Broken) or (isinstance(outcome, Shared) and outcome.cached)
+    return isinstance(outcome, TicketRefused | TicketBroken) or (isinstance(outcome, SharedGuidance) and outcome.cached)
 
 
 def _now() -> float:
@@ -362,7 +369,7 @@ class Batcher:
         keys: RedisKeys,
         *,
         owner: str,
-        limits: Mapping[str, Callable[[], Limits]],
+        limits: Mapping[str, Callable[[], TeacherLimits]],
         on_failure: OnFailure,
         metrics: Metrics,
     ) -> None:
@@ -397,7 +404,7 @@ class Batcher:
         """Return when the process joined the fleet, on the clock of the event loop; infinite: not yet."""
         return min((queue.joined_s for queue in self._queues.values()), default=math.inf)
 
-    def start(self, tasks: Tasks) -> None:
+    def start(self, tasks: BackgroundTasks) -> None:
         for teacher, queue in self._queues.items():
             tasks.keep(f"batches:{teacher}", queue.run())
         tasks.keep("wakeups", hear_wakeups(self._listening, self._channel, self._told, self._missed))

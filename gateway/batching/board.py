@@ -20,13 +20,13 @@ from dataclasses import dataclass, field
 from itertools import count, islice
 from typing import TYPE_CHECKING, Literal
 
-from gateway.batching.ticket import Decision, Grant, Refused, Shared
-from gateway.batching.window import SECOND, Rate, Teacher, open_batch
+from gateway.batching.ticket import Grant, SchedulerDecision, SharedGuidance, TicketRefused
+from gateway.batching.window import SECOND, EventRate, TeacherLoad, open_batch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from gateway.batching.ticket import Limits, News, Outcome, Ticket
+    from gateway.batching.ticket import Outcome, SchedulerUpdate, TeacherLimits, Ticket
 
 # A permit is returned at its deadline; it must not lapse before, nor when the clock is set forward by less than a jump.
 GRACE = 2 * SECOND
@@ -86,7 +86,7 @@ class _Exchange:
     """One exchange under way: who asks, when, and what comes of it."""
 
     owner: str
-    limits: Limits
+    limits: TeacherLimits
     now: int
     returning: bool
     cap: int = 0  # how many permits may be out
@@ -98,7 +98,7 @@ class _Exchange:
         self.outcomes.setdefault(entry.owner, {})[entry.id] = outcome
 
 
-class Board:
+class Scheduler:
     """Args:
     batch_prefix: how its batch ids begin.
     """
@@ -116,15 +116,15 @@ class Board:
         self._owners: dict[str, int] = {}  # when each process was last heard of
         self._cache: dict[str, tuple[str, int]] = {}  # by work: guidance, end
         self._cache_bytes = 0
-        self._arrivals, self._grants = Rate(), Rate()
+        self._arrivals, self._grants = EventRate(), EventRate()
         self._seq = self._batches = self._room_since = 0
         self._last: int | None = None
         self._settle_until = self._settle_fleet = 0
         self._settled: set[str] = set()  # the processes that have told everything since
 
     def exchange(
-        self, owner: str, news: News, limits: Limits, now: int
-    ) -> tuple[Decision, dict[str, dict[str, Outcome]]]:
+        self, owner: str, news: SchedulerUpdate, limits: TeacherLimits, now: int
+    ) -> tuple[SchedulerDecision, dict[str, dict[str, Outcome]]]:
         """Take the news in and decide: what follows for `owner`, and the outcomes of other processes' tickets. A
         process without any is asked to tell everything."""
         here = _Exchange(owner, limits, now, news.returning)
@@ -150,7 +150,7 @@ class Board:
         for ticket in news.arrived:
             self._arrive(ticket, here)
         window, due = self._open_batches(here)
-        decision = Decision(
+        decision = SchedulerDecision(
             here.outcomes.pop(owner, {}),
             None if due is None else (due - now) / SECOND,
             len(self._owners),
@@ -172,7 +172,7 @@ class Board:
             self._room_since += gap if self._room_since else 0
             self._settle_until += gap
 
-    def _settle(self, here: _Exchange, news: News, *, begins: bool) -> None:
+    def _settle(self, here: _Exchange, news: SchedulerUpdate, *, begins: bool) -> None:
         """A board that begins, and one to which a process returns, does not know of all calls in flight."""
         asked: list[str] = []
         if (begins or news.returning) and here.now >= self._settle_until:
@@ -221,12 +221,12 @@ class Board:
         if end <= here.now:
             return
         if kept is not None and kept[1] > here.now:
-            here.tell(entry, Shared(kept[0], cached=True))
+            here.tell(entry, SharedGuidance(kept[0], cached=True))
             return
         follows = bool(entry.work) and entry.work in self._flights
         if not follows and len(self._queues.get(entry.tenant, ())) >= here.limits.max_queue:
             time = self._grants.time_for(self._waiting(), here.now)
-            here.tell(entry, Refused((_RETRY_BLIND if time is None else time) / SECOND))
+            here.tell(entry, TicketRefused((_RETRY_BLIND if time is None else time) / SECOND))
             return
         entry.seq = self._seq = max(here.now, self._seq + 1)
         self._entries[entry.id] = entry
@@ -275,7 +275,7 @@ class Board:
         if entry.work and self._flights.get(entry.work) == ticket_id:
             for _, follower_id in self._followers.pop(entry.work, []):
                 follower = self._entries[follower_id]
-                follower.state, follower.outcome = "shared", Shared(guidance, cached=False)
+                follower.state, follower.outcome = "shared", SharedGuidance(guidance, cached=False)
                 follower.end += GRACE
                 here.tell(follower, follower.outcome)
         if entry.cache_ttl:
@@ -351,14 +351,14 @@ class Board:
         head: deque[_Candidate] = deque()
         window = due = None
         while True:
-            teacher = Teacher(len(self._permits), here.cap, self._room_since)
+            teacher = TeacherLoad(len(self._permits), here.cap, self._room_since)
             if teacher.room <= 0:
                 self._room_since = 0
                 due = self._settle_until if now < self._settle_until else None
                 break
             if not 0 < self._room_since <= now:
                 self._room_since = now
-                teacher = Teacher(teacher.in_flight, here.cap, now)
+                teacher = TeacherLoad(teacher.in_flight, here.cap, now)
             head.extend(islice(in_order, size - len(head)))
             if not head:
                 due = None

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from gateway.batching.ticket import Shared
-from gateway.engines.base import OpeningReply, Usage
+from gateway.batching.ticket import SharedGuidance
+from gateway.engines.base import OpeningReply, TokenUsage
 from gateway.errors import EngineError, GatewayError, QueueFull, TicketUnreadable
 from gateway.runtime.record import Record
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
     from gateway.batching.batcher import TeacherQueue
     from gateway.batching.ticket import Grant, Ticket
-    from gateway.batching.turn import Turn
-    from gateway.runtime.tasks import Tasks
+    from gateway.batching.turn import PermitWaiter
+    from gateway.runtime.tasks import BackgroundTasks
 
 
-class Landing(Record, frozen=True):
+class FlightResult(Record, frozen=True):
     """What a request gets of a flight. `shared`: "" for the one that pays, "flight" or "cache" for the others."""
 
     reply: OpeningReply
@@ -47,37 +47,37 @@ class _Flight:
 
     __slots__ = ("_ask", "_turn", "seats", "task", "tenant")
 
-    def __init__(self, turn: Turn, ask: Callable[[Grant], Awaitable[OpeningReply]]) -> None:
+    def __init__(self, turn: PermitWaiter, ask: Callable[[Grant], Awaitable[OpeningReply]]) -> None:
         self._turn = turn
         self._ask = ask
         self.tenant = turn.ticket.tenant
         self.seats: list[_Seat] = []
-        self.task: asyncio.Task[Landing | Exception]
+        self.task: asyncio.Task[FlightResult | Exception]
 
     def wait_until(self, deadline: float) -> None:
         self._turn.wait_until(deadline)
 
-    async def fly(self) -> Landing | Exception:
+    async def fly(self) -> FlightResult | Exception:
         """An error is returned and not raised: it is for every seat."""
         try:
             async with self._turn as turn:
                 outcome = turn.outcome
-                if isinstance(outcome, Shared):
-                    return Landing(_read(outcome.guidance), "cache" if outcome.cached else "flight")
+                if isinstance(outcome, SharedGuidance):
+                    return FlightResult(_read(outcome.guidance), "cache" if outcome.cached else "flight")
                 payer = self.seats[0]
                 payer.pays = True
                 payer.granted(outcome)
                 reply = await self._ask(outcome)
                 turn.finish(_written(reply))
-                return Landing(reply, "")
+                return FlightResult(reply, "")
         except (GatewayError, TimeoutError) as error:
             return error
 
 
-class Flights:
+class SingleFlight:
     """All flights of this process, by the hash of their work."""
 
-    def __init__(self, tasks: Tasks) -> None:
+    def __init__(self, tasks: BackgroundTasks) -> None:
         self._tasks = tasks
         self._flights: dict[str, _Flight] = {}
 
@@ -88,7 +88,7 @@ class Flights:
         ask: Callable[[Grant], Awaitable[OpeningReply]],
         granted: Callable[[Grant], None],
         deadline: float | None = None,
-    ) -> Landing:
+    ) -> FlightResult:
         """Share the flight of the same work, or start one with this ticket. Leave it by cancellation.
 
         Args:
@@ -123,7 +123,7 @@ class Flights:
                 raise landed.for_others()
             if isinstance(landed, Exception):
                 raise landed
-            return landed if seat.pays or landed.shared else Landing(landed.reply, "flight")
+            return landed if seat.pays or landed.shared else FlightResult(landed.reply, "flight")
 
     def _take_off(
         self, queue: TeacherQueue, ticket: Ticket, deadline: float, ask: Callable[[Grant], Awaitable[OpeningReply]]
@@ -145,7 +145,7 @@ class _Kept(msgspec.Struct, array_like=True, frozen=True):
 
     text: str
     finish: Literal["stop", "length"]
-    usage: Usage | None
+    usage: TokenUsage | None
     ends_at: int | None = None
 
 

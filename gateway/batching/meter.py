@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal, get_args
 
 if TYPE_CHECKING:
-    from gateway.batching.ticket import Decision, Limits
+    from gateway.batching.ticket import SchedulerDecision, TeacherLimits
     from gateway.telemetry.metrics import Metrics
 
 
 End = Literal["expired", "withdrawn", "refused", "unreadable", "reclaimed"]
 
 
-class Meter:
+class ThroughputMeter:
     def __init__(self, metrics: Metrics, teacher: str) -> None:
         self._metrics = metrics
         self._teacher = teacher
@@ -24,7 +24,7 @@ class Meter:
         """Tickets that ended without a turn."""
         self._metrics.tickets.labels(self._teacher, end).inc(many)
 
-    def count(self, decision: Decision, limits: Limits) -> None:
+    def count(self, decision: SchedulerDecision, limits: TeacherLimits) -> None:
         """What one exchange did, and the window it went by: the next one may go by another."""
         metrics, teacher = self._metrics, self._teacher
         for size in decision.opened:
@@ -37,7 +37,7 @@ class Meter:
         if decision.window_s is not None:
             metrics.batch_window.labels(teacher).set(decision.window_s)
 
-    def show(self, decision: Decision, limits: Limits, *, oldest_s: float) -> None:
+    def show(self, decision: SchedulerDecision, limits: TeacherLimits, *, oldest_s: float) -> None:
         """How things stand, once a heartbeat; `oldest_s` is the age of this process's oldest ticket."""
         metrics, teacher = self._metrics, self._teacher
         metrics.queue_depth.labels(teacher).set(decision.waiting)

@@ -10,7 +10,7 @@ import structlog
 from redis.exceptions import RedisError
 
 from gateway.batching.board import stride
-from gateway.batching.ticket import Broken, Decision, Grant, Refused, Shared
+from gateway.batching.ticket import Grant, SchedulerDecision, SharedGuidance, TicketBroken, TicketRefused
 from gateway.batching.window import SECOND
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from redis.asyncio import Redis
 
-    from gateway.batching.ticket import Limits, News, Outcome, Ticket
+    from gateway.batching.ticket import Outcome, SchedulerUpdate, TeacherLimits, Ticket
     from gateway.redis.keys import RedisKeys
 
 log = structlog.get_logger()
@@ -28,7 +28,7 @@ _RECONNECT_S = 0.5
 SCRIPT = files("gateway.batching").joinpath("board.lua").read_text()
 
 
-class RedisBoard:
+class RedisScheduler:
     """One teacher's board, shared by all processes on one Redis.
 
     Args:
@@ -44,7 +44,7 @@ class RedisBoard:
         self._channel_prefix = keys.wakeups("")
         self._script = redis.register_script(SCRIPT)
 
-    async def exchange(self, news: News, limits: Limits) -> Decision:
+    async def exchange(self, news: SchedulerUpdate, limits: TeacherLimits) -> SchedulerDecision:
         """Tell the news, get the decision, in one round trip. Raises RedisError."""
         args: list[str | int] = [
             self._owner,
@@ -75,7 +75,7 @@ class RedisBoard:
         look, fleet, beside, in_flight, waiting, window, reclaimed, broken, opened, told = await self._script(
             keys=self._keys, args=args
         )
-        return Decision(
+        return SchedulerDecision(
             dict(_outcomes(told)),
             None if int(look) < 0 else int(look) / SECOND,
             fleet,
@@ -117,11 +117,11 @@ def _outcome(kind: bytes, one: str, two: str) -> Outcome:
         case b"G":
             return Grant(one, int(two))
         case b"S" | b"C":
-            return Shared(one, cached=kind == b"C")
+            return SharedGuidance(one, cached=kind == b"C")
         case b"R":
-            return Refused(int(one) / SECOND)
+            return TicketRefused(int(one) / SECOND)
         case b"X":
-            return Broken()
+            return TicketBroken()
     raise ValueError(f"an outcome of kind {kind!r}")
 
 

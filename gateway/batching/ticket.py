@@ -43,28 +43,28 @@ class Grant(Record, frozen=True):
     batch_size: int
 
 
-class Shared(Record, frozen=True):
+class SharedGuidance(Record, frozen=True):
     """What another ticket of the same work fetched: just now, or, `cached`, a while ago."""
 
     guidance: str
     cached: bool
 
 
-class Refused(Record, frozen=True):
+class TicketRefused(Record, frozen=True):
     """The tenant's queue is full; at the rate of the last seconds it is worked off in `retry_after_s`."""
 
     retry_after_s: float
 
 
-class Broken(Record, frozen=True):
+class TicketBroken(Record, frozen=True):
     """What the board kept of the ticket cannot be read."""
 
 
-Outcome: TypeAlias = Grant | Shared | Refused | Broken
+Outcome: TypeAlias = Grant | SharedGuidance | TicketRefused | TicketBroken
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class TeacherLimits:
     """What one teacher takes.
 
     Attributes:
@@ -85,11 +85,11 @@ class Limits:
     max_cache_bytes: int = 0
     lease_s: float = 10.0
 
-    def of_cap(self, max_in_flight: int) -> Limits:
+    def of_cap(self, max_in_flight: int) -> TeacherLimits:
         return replace(self, max_in_flight=max_in_flight)
 
 
-class News(Record, frozen=True):
+class SchedulerUpdate(Record, frozen=True):
     """What one process tells when it looks for a decision.
 
     Attributes:
@@ -113,7 +113,7 @@ class News(Record, frozen=True):
     leaving: bool = False
 
 
-class Decision(Record, frozen=True):
+class SchedulerDecision(Record, frozen=True):
     """What follows for one process, and what it saw of the fleet.
 
     Attributes:

@@ -7,26 +7,26 @@ from typing import TYPE_CHECKING, Protocol
 
 from msgspec.structs import replace
 
-from gateway.batching.ticket import Broken, Grant, Refused, Shared
+from gateway.batching.ticket import Grant, SharedGuidance, TicketBroken, TicketRefused
 from gateway.errors import QueueFull, StoreUnavailable, TicketUnreadable
 
 if TYPE_CHECKING:
     from gateway.batching.ticket import Outcome, Ticket
 
 
-class Queue(Protocol):
+class TicketQueue(Protocol):
     """The queue of tickets that a turn belongs to; see `TeacherQueue`."""
 
-    def enter(self, turn: Turn) -> None: ...
+    def enter(self, turn: PermitWaiter) -> None: ...
 
-    def wait_longer(self, turn: Turn, deadline: float) -> None: ...
+    def wait_longer(self, turn: PermitWaiter, deadline: float) -> None: ...
 
-    def give_up(self, turn: Turn) -> None: ...
+    def give_up(self, turn: PermitWaiter) -> None: ...
 
-    def leave(self, turn: Turn, guidance: str | None) -> None: ...
+    def leave(self, turn: PermitWaiter, guidance: str | None) -> None: ...
 
 
-class Turn:
+class PermitWaiter:
     """See `TeacherQueue.turn`.
 
     Attributes:
@@ -37,7 +37,7 @@ class Turn:
 
     __slots__ = ("_guidance", "_queue", "deadline", "entered", "ticket", "told", "waiting")
 
-    def __init__(self, queue: Queue, ticket: Ticket, deadline: float | None) -> None:
+    def __init__(self, queue: TicketQueue, ticket: Ticket, deadline: float | None) -> None:
         loop = asyncio.get_running_loop()
         self._queue = queue
         self._guidance: str | None = None
@@ -48,10 +48,10 @@ class Turn:
         self.told = False
 
     @property
-    def outcome(self) -> Grant | Shared:
+    def outcome(self) -> Grant | SharedGuidance:
         """Only inside the block."""
         outcome = self.waiting.result()
-        assert isinstance(outcome, Grant | Shared)
+        assert isinstance(outcome, Grant | SharedGuidance)
         return outcome
 
     @property
@@ -77,16 +77,16 @@ class Turn:
         wait_s = max(0.0, self.entered + ticket.max_wait_s - now)
         return replace(ticket, max_wait_s=wait_s, deadline_s=self.deadline - now)
 
-    async def __aenter__(self) -> Turn:
+    async def __aenter__(self) -> PermitWaiter:
         self._queue.enter(self)
         try:
             outcome = await self.waiting
-            if isinstance(outcome, Refused):
+            if isinstance(outcome, TicketRefused):
                 raise QueueFull(
                     "Too many requests of this tenant wait for guidance. Try again later.",
                     retry_after_s=outcome.retry_after_s,
                 )
-            if isinstance(outcome, Broken):
+            if isinstance(outcome, TicketBroken):
                 raise TicketUnreadable("What was noted of this request's guidance cannot be read. Try again.")
             if isinstance(outcome, StoreUnavailable):
                 raise outcome

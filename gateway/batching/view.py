@@ -9,15 +9,15 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, NamedTuple
 
 from gateway.batching.board import stride
-from gateway.batching.window import SECOND, Rate
+from gateway.batching.window import SECOND, EventRate
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from redis.asyncio import Redis
 
-    from gateway.batching.ticket import Limits
-    from gateway.batching.turn import Turn
+    from gateway.batching.ticket import TeacherLimits
+    from gateway.batching.turn import PermitWaiter
     from gateway.redis.keys import RedisKeys
 
 SCRIPT = files("gateway.batching").joinpath("view.lua").read_text()
@@ -112,7 +112,7 @@ class QueueView:
 
 
 @dataclass(frozen=True, slots=True)
-class Queues:
+class QueuesReply:
     """The body of GET /queue, which `gkt-gateway queue` decodes.
 
     Attributes:
@@ -126,14 +126,14 @@ class Queues:
     teachers: dict[str, QueueView]
 
 
-class BoardView:
+class SchedulerView:
     """Looks at one teacher's board, and leaves it as it is."""
 
     def __init__(self, redis: Redis, keys: RedisKeys, teacher: str) -> None:
         self._keys = keys.teacher(teacher).as_list()
         self._script = redis.register_script(SCRIPT)
 
-    async def look(self, limits: Limits) -> QueueView:
+    async def look(self, limits: TeacherLimits) -> QueueView:
         """The teacher as it stands over the fleet, in one round trip. Raises RedisError."""
         bounds = (MOST_TENANTS_FOUND, MOST_TENANTS, MOST_PERMITS, MOST_PROCESSES, _MOST_LINE_BYTES)
         sums, state, processes, permits, found, tenants = await self._script(
@@ -248,13 +248,13 @@ def _shown(name: bytes) -> str:
 
 
 def _per_s(numbers: dict[str, int], rate: str, now: int) -> float:
-    counted = Rate(*(numbers[f"{rate}_{part}"] for part in ("start", "before", "current")))
+    counted = EventRate(*(numbers[f"{rate}_{part}"] for part in ("start", "before", "current")))
     counted.count(0, now)
     million = counted.time_for(1_000_000, now)
     return round(1_000_000 * SECOND / million, 1) if million else 0.0
 
 
-def own_view(turns: Iterable[Turn], process: str, cap: int, now: float, why: str) -> QueueView:
+def own_view(turns: Iterable[PermitWaiter], process: str, cap: int, now: float, why: str) -> QueueView:
     """What one process knows by itself of its requests, `now` on the loop's clock."""
     waiting: defaultdict[str, list[float]] = defaultdict(list)
     in_flight: Counter[str] = Counter()

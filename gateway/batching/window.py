@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gateway.batching.ticket import Limits
+    from gateway.batching.ticket import TeacherLimits
 
 SECOND = 1_000_000
 # Permits gather no longer than this, whatever the rate says.
@@ -30,7 +30,7 @@ _LONGEST_HOLD = 2 * SECOND
 _PERIOD = SECOND
 
 
-class Waiting(Protocol):
+class WaitingTicket(Protocol):
     """A ticket in the queue: when it came, how long it may wait, how much it brings."""
 
     @property
@@ -44,7 +44,7 @@ class Waiting(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Teacher:
+class TeacherLoad:
     """How the teacher stands: calls in flight, how many it takes now, and since when it had a permit to give."""
 
     in_flight: int
@@ -57,7 +57,7 @@ class Teacher:
 
 
 @dataclass(frozen=True, slots=True)
-class Opening:
+class BatchOpening:
     """`size` of the first tickets go now (0: none), and if none goes, the rule must be asked again at `due`."""
 
     size: int
@@ -66,8 +66,13 @@ class Opening:
 
 
 def open_batch(
-    head: Sequence[Waiting], teacher: Teacher, limits: Limits, arrivals: Rate, grants: Rate, now: int
-) -> Opening:
+    head: Sequence[WaitingTicket],
+    teacher: TeacherLoad,
+    limits: TeacherLimits,
+    arrivals: EventRate,
+    grants: EventRate,
+    now: int,
+) -> BatchOpening:
     """Judge the first tickets in fair order, at most one batch of them and at least one.
 
     Args:
@@ -96,12 +101,12 @@ def open_batch(
             due, window = start + patience, patience
     assert due is not None
     if due <= now or (full and teacher.room >= enough):
-        return Opening(min(fits, teacher.room), now, window)
-    return Opening(0, due, window)
+        return BatchOpening(min(fits, teacher.room), now, window)
+    return BatchOpening(0, due, window)
 
 
 @dataclass(slots=True)
-class Rate:
+class EventRate:
     """Events a second: those of the current second, and of the one before as much as it still overlaps the last."""
 
     start: int = 0

@@ -132,7 +132,7 @@ _INSTRUCT_MAX_TOKENS = 24
 
 
 @dataclass(frozen=True, slots=True)
-class Probe:
+class ContinuationProbe:
     """A question whose answer, begun with `opening`, shows whether, and how, an engine goes on with it."""
 
     question: str
@@ -145,19 +145,21 @@ class Probe:
         return {"messages": [message], "max_tokens": self.max_tokens, "temperature": 0}
 
 
-_ALPHABET = Probe(
+_ALPHABET = ContinuationProbe(
     "Write the alphabet in lower case, with a space between the letters.", PROBE_OPENING, PROBE_MAX_TOKENS
 )
 
 
-def probes(mode: Mode) -> tuple[Probe, ...]:
+def probes(mode: Mode) -> tuple[ContinuationProbe, ...]:
     """What to ask to see whether an engine continues in this way: it does when it passes all of them."""
     if mode == "instruct":
-        return tuple(Probe(question, opening, _INSTRUCT_MAX_TOKENS) for question, opening in INSTRUCT_PROBES)
+        return tuple(
+            ContinuationProbe(question, opening, _INSTRUCT_MAX_TOKENS) for question, opening in INSTRUCT_PROBES
+        )
     return (_ALPHABET,)
 
 
-def judge_probe(mode: Mode, reply: str, probe: Probe = _ALPHABET) -> Continuation | None:
+def judge_probe(mode: Mode, reply: str, probe: ContinuationProbe = _ALPHABET) -> Continuation | None:
     """Read the reply to a probe: how the engine continues, or None when it started anew."""
     echo = reply.lstrip().startswith(probe.opening)
     rest = reply.lstrip()[len(probe.opening) :] if echo else reply

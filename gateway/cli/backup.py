@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gateway.backup.file import verify, writing
-from gateway.backup.taking import Taking
+from gateway.backup.taking import BackupReader
 from gateway.backup.usage import usage_records
 from gateway.cli.backup_counts import lines_of
 from gateway.cli.stores import CONFIG, ConfigOption, settings_of, stores
@@ -46,7 +46,7 @@ async def _backup(settings: Settings, file: Path, *, receipts: bool, overwrite: 
             await here.usage.open()
         made_s, _ = await here.client.commands.time()
         with writing(file, made_s, receipts=receipts, overwrite=overwrite) as writer:
-            taking = Taking(here.client.commands, here.keys)
+            taking = BackupReader(here.client.commands, here.keys)
             inventory = await taking.inventory()
             with progress("reading Redis", len(inventory)) as told:
                 async for record in taking.redis(inventory, told):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gateway.backup.records import Counts
+    from gateway.backup.records import BackupCounts
 
 
-def lines_of(counts: Counts, *, redis: bool = True, usage: bool = True) -> str:
+def lines_of(counts: BackupCounts, *, redis: bool = True, usage: bool = True) -> str:
     """Return a line for each count.
 
     Args:

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from gateway.config.models import ModelSettings
-    from gateway.config.sections import Admin, Defaults
+    from gateway.config.sections import AdminSettings, Defaults
     from gateway.config.settings import Settings
-    from gateway.policy.book import PolicyBook
+    from gateway.policy.book import PolicySet
     from gateway.policy.schema import Route, TenantPolicy
 
 DEVELOPMENT_KEY = "gk-dev"
@@ -97,7 +97,7 @@ def check(
     typer.echo(f"ok: {', '.join(counts)}")
 
 
-def notes_of(book: PolicyBook) -> Iterator[str]:
+def notes_of(book: PolicySet) -> Iterator[str]:
     """What the teacher reads beside what callers send: once for each projection that routes use, and its exemplars."""
     rules = (
         route.guidance for policy in book.policies for route in policy.routes if policy.most_guidance_tokens(route)
@@ -120,7 +120,7 @@ def notes_of(book: PolicyBook) -> Iterator[str]:
             )
 
 
-def warnings_of(settings: Settings, book: PolicyBook) -> Iterator[str]:
+def warnings_of(settings: Settings, book: PolicySet) -> Iterator[str]:
     """What works, and still should not go into production as it is."""
     known = book.tenant_of_key(DEVELOPMENT_KEY)
     if known:
@@ -181,7 +181,7 @@ def _is_installed(module: str) -> bool:
         return False
 
 
-def _folder_doubts(folder: Path, book: PolicyBook) -> Iterator[str]:
+def _folder_doubts(folder: Path, book: PolicySet) -> Iterator[str]:
     if not any(policy.keys for policy in book.policies):
         yield f"{shown(folder)}: no file holds a key: nobody can call until `gkt-gateway keys create` has made one"
     rules = [route.guidance for policy in book.policies for route in policy.routes]
@@ -192,7 +192,7 @@ def _folder_doubts(folder: Path, book: PolicyBook) -> Iterator[str]:
         yield f"{shown(file)}: not read: rename it to end in .yaml"
 
 
-def _admin_doubt(admin: Admin) -> str | None:
+def _admin_doubt(admin: AdminSettings) -> str | None:
     if _is_loopback(admin.host):
         return None
     if is_private(admin.host):

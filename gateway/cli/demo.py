@@ -23,7 +23,7 @@ from gateway.config.settings import Settings
 from gateway.local import weights
 from gateway.local.redis import EmbeddedRedis
 from gateway.local.stack import LocalStack
-from gateway.policy.book import PolicyBook
+from gateway.policy.book import PolicySet
 from gateway.policy.projections import Shipped  # noqa: TC001  typer reads it
 from gateway.policy.schema import GuidanceRule, TenantPolicy
 from gateway.server.in_process import gateway_beside, until_probed
@@ -115,7 +115,7 @@ class _Setup:
             }
         )
 
-    def book(self) -> PolicyBook:
+    def book(self) -> PolicySet:
         guidance = {"tokens": self.tokens, "projection": self.projection, "deadline": _GUIDANCE_DEADLINE_S}
         # So that what is tried in the playground can be copied and sent.
         overrides = {"modes": ["teacher", "student"], "guidance_tokens": _MOST_TOKENS}
@@ -126,7 +126,7 @@ class _Setup:
             {"model": "chat-teacher", "mode": "teacher", "teacher": "teacher"},
         ]
         key = {"id": "demo", "sha256": hashlib.sha256(KEY.encode()).hexdigest()}
-        return PolicyBook.of([TenantPolicy.model_validate({"tenant": "demo", "keys": [key], "routes": routes})])
+        return PolicySet.of([TenantPolicy.model_validate({"tenant": "demo", "keys": [key], "routes": routes})])
 
 
 async def _demo(setup: _Setup, ask: str | None, console: Console) -> None:

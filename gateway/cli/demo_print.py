@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from gateway.local.stack import LocalStack
     from gateway.policy.projections import Placement
-    from gateway.runtime.addresses import Addresses
+    from gateway.runtime.addresses import GatewayAddresses
 
 _OPENED = {"guided", "teacher_complete"}
 
@@ -150,7 +150,7 @@ def _usd(amount: str) -> str:
     return f"{Decimal(amount):.7f}"
 
 
-def print_where(console: Console, gateway: Addresses, engines: LocalStack, admin_key: str) -> None:
+def print_where(console: Console, gateway: GatewayAddresses, engines: LocalStack, admin_key: str) -> None:
     """What listens where: enough to write a config.yaml against the demo's engines, and to look at its pages."""
     console.print(
         f"gateway {gateway.public}/v1   admin {gateway.admin}/readyz, /metrics\n"

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from gateway.cli.edge_print import AnswerPrinter, print_synced
 from gateway.cli.interrupts import INTERRUPTED, until_interrupted
-from gateway.config.scalars import Origin, Wrong, dereference
+from gateway.config.scalars import InvalidValue, ValueOrigin, dereference
 from gateway.config.settings import environment
 from gateway.edge import EdgeClient, GatewayRefused, LlamaStudent, UrlStudent
 from gateway.errors import EngineError, StartupError
@@ -161,8 +161,8 @@ def _body(question: str | None, **given: Any) -> Json | None:
 def _key(reference: str) -> str:
     """The key itself, which no command line shows. Raises typer.BadParameter."""
     try:
-        found = dereference(reference, Origin(environment(), Path.cwd()))
-    except Wrong as error:
+        found = dereference(reference, ValueOrigin(environment(), Path.cwd()))
+    except InvalidValue as error:
         raise typer.BadParameter(str(error), param_hint="--key") from None
     if found is None:
         raise typer.BadParameter("must be a reference: env:NAME or file:PATH", param_hint="--key")

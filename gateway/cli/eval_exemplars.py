@@ -91,13 +91,13 @@ def exemplars(
     """
     with of_the_extra():
         import gateway.evaluation.statistics  # noqa: F401  sets are compared with it in the end
-    from gateway.cli.eval_exemplars_sitting import Sought, seek
-    from gateway.evaluation.priming.finding import Limits
+    from gateway.cli.eval_exemplars_sitting import ExemplarSession, seek
+    from gateway.evaluation.priming.finding import SearchLimits
     from gateway.evaluation.setting import Setting
 
     if tokens > max_tokens:
         raise typer.BadParameter("is a part of the answer: no more than --max-tokens", param_hint="--tokens")
-    sought = Sought(
+    sought = ExemplarSession(
         folder=folder,
         out=out,
         force=force,
@@ -112,7 +112,7 @@ def exemplars(
         pool=pool,
         select=select,
         check=check,
-        limits=Limits(calls=calls, most=most, most_tokens=max_answer_tokens, longest=max_tokens),
+        limits=SearchLimits(calls=calls, most=most, most_tokens=max_answer_tokens, longest=max_tokens),
         seed=seed,
         pair=pair_of(config, teacher, student, concurrency, slot_tokens),
         concurrency=concurrency,

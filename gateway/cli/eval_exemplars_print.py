@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from gateway.evaluation.folder import RunFolder
-    from gateway.evaluation.priming.exemplars import Candidate, Split, Style
-    from gateway.evaluation.priming.finding import Result
-    from gateway.evaluation.priming.search import Difference, Step, Trial
+    from gateway.evaluation.priming.exemplars import ExemplarCandidate, QuestionSplit, Style
+    from gateway.evaluation.priming.finding import SearchReport
+    from gateway.evaluation.priming.search import ScoreDifference, SearchStep, Trial
 
 _PIPE_WIDTH = 120
 _LEGEND = (
@@ -27,7 +27,7 @@ _LEGEND = (
 )
 
 
-class Told:
+class SearchPrinter:
     """Prints each step as it is taken.
 
     Args:
@@ -42,20 +42,20 @@ class Told:
         self._folder = folder
         self._calls = calls
 
-    def planned(self, parts: Split) -> None:
+    def planned(self, parts: QuestionSplit) -> None:
         """How large the search is, before it begins."""
         self.say(
             f"Exemplars are made of {len(parts.pool)} questions, compared on {len(parts.select)} others and checked on "
             f"{len(parts.check)} more, in at most {self._calls:,} calls of engines{self._left()}."
         )
 
-    def made(self, styles: Mapping[Style, Sequence[Candidate]], wrong: int) -> None:
+    def made(self, styles: Mapping[Style, Sequence[ExemplarCandidate]], wrong: int) -> None:
         """What may be chosen from."""
         each = ", ".join(f"{len(some)} {style}" for style, some in styles.items())
         none = f" To {wrong} of the pool's questions there is no correct answer short enough." if wrong else ""
         self.say(f"Exemplars to choose from: {each}.{none}")
 
-    def took(self, step: Step) -> None:
+    def took(self, step: SearchStep) -> None:
         """One step."""
         score, spent = _percent(step.trial.score), f"after {step.spent:,} calls{self._left()}"
         if step.gained is None:
@@ -64,7 +64,7 @@ class Told:
             best = f"the best of {step.tried}" if step.tried > 1 else "the only one"
             self.say(f"Taken: {named(step.trial.shown)}: {score}, {gain(step.gained)}; {best}, {spent}.")
 
-    def ended(self, result: Result) -> None:
+    def ended(self, result: SearchReport) -> None:
         """What was found, as a table."""
         table = Table("exemplars", "score", "gain", "reads", "writes", "tried", box=box.SIMPLE)
         for column in table.columns[1:]:
@@ -83,7 +83,7 @@ class Told:
             self.say("It ended because --calls reach no further: more may find more.")
         self.say(f"It took {result.spent:,} calls, those of earlier sittings included.")
 
-    def verdict(self, result: Result, out: Path, *, written: bool) -> None:
+    def verdict(self, result: SearchReport, out: Path, *, written: bool) -> None:
         """Whether exemplars help, and where they are."""
         if result.helps:
             self.say(f"These exemplars help: they are in {out}.")
@@ -108,7 +108,7 @@ class Told:
         self.console.print(text, soft_wrap=not self.console.is_terminal, highlight=False, markup=False)
 
 
-def provenance(result: Result, step: Step, facts: Sequence[str]) -> list[str]:
+def provenance(result: SearchReport, step: SearchStep, facts: Sequence[str]) -> list[str]:
     """What the file says of itself: `facts`, and what was measured."""
     without = result.found.steps[0].trial
     compared = f"On the {len(without.scores)} questions on which sets were compared"
@@ -123,18 +123,18 @@ def provenance(result: Result, step: Step, facts: Sequence[str]) -> list[str]:
     return lines
 
 
-def gain(difference: Difference) -> str:
+def gain(difference: ScoreDifference) -> str:
     """In points, with its interval."""
     low, high = difference.low * 100, difference.high * 100
     return f"{difference.gain * 100:+.1f} points ({low:+.1f} to {high:+.1f})"
 
 
-def _measured(without: Trial, behind: Trial, gained: Difference | None) -> str:
+def _measured(without: Trial, behind: Trial, gained: ScoreDifference | None) -> str:
     said = f"{_percent(behind.score)}, and {_percent(without.score)} without exemplars"
     return f"{said}." if gained is None else f"{said}: {gain(gained)}."
 
 
-def _row(trial: Trial, gained: Difference | None) -> tuple[str, ...]:
+def _row(trial: Trial, gained: ScoreDifference | None) -> tuple[str, ...]:
     return (
         named(trial.shown),
         _percent(trial.score),

@@ -12,8 +12,8 @@ import typer
 import uvloop
 from rich.console import Console
 
-from gateway.cli.eval_exemplars_print import Told, provenance
-from gateway.cli.eval_progress import Bars, Lines
+from gateway.cli.eval_exemplars_print import SearchPrinter, provenance
+from gateway.cli.eval_progress import ProgressBars, ProgressLines
 from gateway.cli.interrupts import INTERRUPTED, until_interrupted
 from gateway.errors import EngineError, StartupError
 from gateway.evaluation.folder import RunFolder, digest
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from gateway.evaluation.pair import Pair
-    from gateway.evaluation.priming.exemplars import Candidate, Split
-    from gateway.evaluation.priming.finding import Limits, Result
+    from gateway.evaluation.priming.exemplars import ExemplarCandidate, QuestionSplit
+    from gateway.evaluation.priming.finding import SearchLimits, SearchReport
     from gateway.evaluation.setting import Setting
 
 _MADE = (GENERATED, GENERATED_CHOICES)
@@ -49,7 +49,7 @@ _OTHER_SEED = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sought:
+class ExemplarSession:
     """What the command line asks for.
 
     Attributes:
@@ -71,13 +71,13 @@ class Sought:
     pool: int
     select: int
     check: int
-    limits: Limits
+    limits: SearchLimits
     seed: int
     pair: Pair
     concurrency: int
 
 
-def seek(sought: Sought) -> bool:
+def seek(sought: ExemplarSession) -> bool:
     """Search, print and write. Whether exemplars help. Raises StartupErrors."""
     if sought.out.exists() and not sought.force:
         raise there_already(sought.out)
@@ -93,8 +93,8 @@ def seek(sought: Sought) -> bool:
             for model in dict.fromkeys((sought.pair.teacher, sought.pair.student)):
                 fetch(model)
     with RunFolder(sought.folder) as folder:
-        told = Told(folder, sought.limits.calls)
-        found: list[Result] = []
+        told = SearchPrinter(folder, sought.limits.calls)
+        found: list[SearchReport] = []
 
         async def search() -> None:
             found.append(await _searched(sought, name, parts, own, folder, told))
@@ -108,7 +108,7 @@ def seek(sought: Sought) -> bool:
         return _written(sought, name, found[0], told)
 
 
-def drawn(sought: Sought) -> tuple[str, Split]:
+def drawn(sought: ExemplarSession) -> tuple[str, QuestionSplit]:
     """The data set's name, and its questions in their parts. Raises StartupErrors."""
     left = set() if sought.evaluated is None else {one.question for one in read_run(sought.evaluated).examples}
     leave: list[str] = []
@@ -128,8 +128,13 @@ def drawn(sought: Sought) -> tuple[str, Split]:
 
 
 async def _searched(
-    sought: Sought, name: str, parts: Split, own: Sequence[Candidate], folder: RunFolder, told: Told
-) -> Result:
+    sought: ExemplarSession,
+    name: str,
+    parts: QuestionSplit,
+    own: Sequence[ExemplarCandidate],
+    folder: RunFolder,
+    told: SearchPrinter,
+) -> SearchReport:
     # Those to compare on come first: more questions of the pool may join behind them in the same folder.
     every = (*parts.select, *parts.check, *parts.pool)
 
@@ -148,7 +153,7 @@ async def _searched(
         folder.begin(manifest, every)
 
     console = Console(stderr=True)
-    progress = Bars(console) if console.is_terminal else Lines(console)
+    progress = ProgressBars(console) if console.is_terminal else ProgressLines(console)
     async with AsyncExitStack() as exits:
         exits.callback(progress.end)
         judge = None
@@ -176,7 +181,7 @@ async def _searched(
             ) from error
 
 
-def _written(sought: Sought, name: str, result: Result, told: Told) -> bool:
+def _written(sought: ExemplarSession, name: str, result: SearchReport, told: SearchPrinter) -> bool:
     best = result.best
     written = best is not None and (result.helps or sought.force)
     if best is not None and written:

@@ -15,8 +15,8 @@ from gateway.cli.eval_options import of_the_extra
 from gateway.errors import StartupError
 
 if TYPE_CHECKING:
-    from gateway.evaluation.advice.auto import Family, Gave
-    from gateway.evaluation.advice.fit import Compared
+    from gateway.evaluation.advice.auto import LengthFamily, LengthResult
+    from gateway.evaluation.advice.fit import FitComparison
     from gateway.policy.length_model import FittedLengths
 
 NO_BETTER = 3
@@ -81,7 +81,9 @@ def fit(
         raise typer.Exit(NO_BETTER)
 
 
-def show(family: Family, fixed: dict[int, Gave], rows: list[Compared], model: FittedLengths, out: Path) -> None:
+def show(
+    family: LengthFamily, fixed: dict[int, LengthResult], rows: list[FitComparison], model: FittedLengths, out: Path
+) -> None:
     """What was found, for a terminal."""
     console = Console()
     console.print(f"{len(family.questions)} questions; {family.name}", highlight=False)

@@ -15,16 +15,16 @@ _LINE_EVERY_S = 30.0
 _ENOUGH = 16
 
 
-class Bars:
+class ProgressBars:
     """A bar for each stage, on a terminal. `end` it, however the run does."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._progress: Progress | None = None
-        self._speed = Speed()
+        self._speed = TokenRate()
 
     def begin(self, stage: str, total: int) -> None:
-        self._speed = Speed()
+        self._speed = TokenRate()
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -49,18 +49,18 @@ class Bars:
             self._progress = None
 
 
-class Lines:
+class ProgressLines:
     """A line when a stage begins, every half minute, and when it ends."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._stage, self._done, self._total = "", 0, 0
-        self._speed = Speed()
+        self._speed = TokenRate()
         self._told = 0.0
 
     def begin(self, stage: str, total: int) -> None:
         self._stage, self._done, self._total = stage, 0, total
-        self._speed = Speed()
+        self._speed = TokenRate()
         self._tell()
 
     def step(self, tokens: int = 0) -> None:
@@ -82,7 +82,7 @@ class Lines:
         self._console.print(f"{self._stage}: {', '.join(filter(None, parts))}", markup=False, highlight=False)
 
 
-class Speed:
+class TokenRate:
     """Tokens a second since the stage began."""
 
     def __init__(self) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from gateway.evaluation.advice.evidence import Evidence
     from gateway.evaluation.advice.recommend import Recommendation
-    from gateway.evaluation.advice.target import Target
+    from gateway.evaluation.advice.target import RecommendationTarget
     from gateway.pricing import Price
 
 NONE_PAYS, TOO_FEW = 3, 4
@@ -168,20 +168,20 @@ def recommend(
     raise typer.Exit(max(codes[each.verdict] for _, each in said))
 
 
-def _target(keep: str | None, loss: str | None, budget: str | None, share: str | None) -> Target:
-    from gateway.evaluation.advice.target import Target
+def _target(keep: str | None, loss: str | None, budget: str | None, share: str | None) -> RecommendationTarget:
+    from gateway.evaluation.advice.target import RecommendationTarget
 
     if sum(text is not None for text in (keep, loss, budget, share)) > 1:
         raise typer.BadParameter(
             "only one can be wanted at a time", param_hint="--keep, --loss, --budget-usd-per-1k, --cost-share"
         )
     if loss is not None:
-        return Target("loss", _number(loss.removesuffix("points").strip(), "--loss", "2 or 1.5") / 100)
+        return RecommendationTarget("loss", _number(loss.removesuffix("points").strip(), "--loss", "2 or 1.5") / 100)
     if budget is not None:
-        return Target("budget", _number(budget, "--budget-usd-per-1k", "0.50") / 1000)
+        return RecommendationTarget("budget", _number(budget, "--budget-usd-per-1k", "0.50") / 1000)
     if share is not None:
-        return Target("share", _share(share, "--cost-share"))
-    return Target("keep", _share(keep or "95%", "--keep"))
+        return RecommendationTarget("share", _share(share, "--cost-share"))
+    return RecommendationTarget("keep", _share(keep or "95%", "--keep"))
 
 
 def _share(text: str, option: str) -> Decimal:

@@ -17,8 +17,8 @@ from gateway.evaluation.statistics import wilson
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gateway.evaluation.advice.bounds import Claim
-    from gateway.evaluation.advice.evidence import Candidate
+    from gateway.evaluation.advice.bounds import BoundedMean
+    from gateway.evaluation.advice.evidence import CandidateSetting
     from gateway.evaluation.advice.recommend import Recommendation
 
 _PIPE_WIDTH = 200
@@ -86,14 +86,14 @@ def _table(said: Recommendation) -> Table:
     return table
 
 
-def _short(one: Candidate, said: Recommendation) -> str:
+def _short(one: CandidateSetting, said: Recommendation) -> str:
     """Its name without what is the same for all."""
     name = one.name.replace(f", {said.evidence.asked}", "", 1)
     limits = {other.setting["max_tokens"] for other in said.evidence.candidates}
     return name.replace(f", {one.setting['max_tokens']} tokens", "", 1) if len(limits) == 1 else name
 
 
-def _claim(claim: Claim, unit: int) -> str:
+def _claim(claim: BoundedMean, unit: int) -> str:
     """As measured, at least so much, and whether it is shown."""
     word = "yes" if claim.shown else "perhaps" if claim.likely else "no"
     digits = "+.1f" if unit == _POINTS else "+.3g"

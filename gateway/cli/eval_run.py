@@ -25,7 +25,7 @@ from gateway.errors import StartupError
 
 if TYPE_CHECKING:
     from gateway.evaluation.pair import Pair
-    from gateway.evaluation.questions.data import LoadedData, Part
+    from gateway.evaluation.questions.data import LoadedData, QuestionRange
 
 _GRID, _LIVE = "The grid", "Through a whole gateway"
 _LIST = "A value, or several with commas."
@@ -133,10 +133,10 @@ def run(
     Ctrl-C, a kill or a lost engine cost no answer: the same command goes on where it stopped. More settings, and more
     questions of the same data, are added to what is there.
     """
-    from gateway.cli.eval_run_sitting import Sitting, hold
+    from gateway.cli.eval_run_sitting import EvalSession, hold
     from gateway.evaluation.auto_length import read_auto
     from gateway.evaluation.grid import read_grid, settings_of
-    from gateway.evaluation.questions.data import Part
+    from gateway.evaluation.questions.data import QuestionRange
     from gateway.evaluation.run_library import RunLibrary
     from gateway.evaluation.scoring import plug_in
 
@@ -155,7 +155,7 @@ def run(
     if gateway is not None:
         options["mode"] = ["student"]  # what a route does is the gateway's to say
     asked = read_grid(grid, options)
-    part = Part(offset=offset, limit=limit, sample=sample, seed=asked.seed)
+    part = QuestionRange(offset=offset, limit=limit, sample=sample, seed=asked.seed)
     loaded = _loaded(data, part, scorer, exemplars, skip_bad=skip_bad)
     pair = pair_of(config, teacher, student, concurrency, slot_tokens)
     library = RunLibrary.read(_policies(policies, pair), exemplars, loaded.exemplars)
@@ -164,7 +164,7 @@ def run(
         raise typer.BadParameter("is the rule of --tokens auto, and no setting has that", param_hint="--auto")
     if (most := max(setting.shots for setting in settings)) > len(loaded.exemplars):
         raise StartupError(f"--shots {most}: there are {len(loaded.exemplars)} exemplars. Name more with --exemplars.")
-    sitting = Sitting(
+    sitting = EvalSession(
         folder=folder,
         data=loaded,
         settings=settings,
@@ -209,7 +209,9 @@ def _policies(folder: Path | None, pair: Pair) -> Path | None:
     return pair.settings.policies if folder is None and isinstance(pair, ConfiguredPair) else folder
 
 
-def _loaded(spec: str, part: Part, scorer: str | None, exemplars: Path | None, *, skip_bad: bool) -> LoadedData:
+def _loaded(
+    spec: str, part: QuestionRange, scorer: str | None, exemplars: Path | None, *, skip_bad: bool
+) -> LoadedData:
     """Of problems that are made, as many as are asked for."""
     from gateway.evaluation.questions.data import DEFAULT_COUNT, load
 

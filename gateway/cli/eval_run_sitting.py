@@ -16,9 +16,9 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from gateway.cli.eval_progress import Bars, Lines, duration
+from gateway.cli.eval_progress import ProgressBars, ProgressLines, duration
 from gateway.cli.interrupts import INTERRUPTED, until_interrupted
-from gateway.config.scalars import Origin, Wrong, dereference
+from gateway.config.scalars import InvalidValue, ValueOrigin, dereference
 from gateway.config.settings import environment
 from gateway.errors import StartupError
 from gateway.evaluation.elsewhere import described, routes_at
@@ -27,7 +27,7 @@ from gateway.evaluation.judges import judge_of
 from gateway.evaluation.live import LiveRun, gateway_at, gateway_of, routes_of
 from gateway.evaluation.pair import ConfiguredPair, LocalPair, facts_of
 from gateway.evaluation.record import Manifest
-from gateway.evaluation.run import StagedRun, Work
+from gateway.evaluation.run import EvalWork, StagedRun
 from gateway.evaluation.scoring import Scoring
 from gateway.evaluation.staged import check
 from gateway.local import weights
@@ -38,7 +38,7 @@ from gateway.version import __version__
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine, Sequence
 
-    from gateway.evaluation.example import Score
+    from gateway.evaluation.example import QuestionScorer
     from gateway.evaluation.pair import Pair
     from gateway.evaluation.questions.data import LoadedData
     from gateway.evaluation.scoring import Scorer
@@ -49,7 +49,7 @@ _LONG_S = 12 * 3600.0
 
 
 @dataclass(frozen=True, slots=True)
-class Sitting:
+class EvalSession:
     """What the command line asks for."""
 
     folder: Path
@@ -73,9 +73,9 @@ class Sitting:
         """The settings as a manifest has them, each with a hash of what models are shown beside the question."""
         return [setting.as_dict() | {"shown": shown(setting, self.data.exemplars)} for setting in self.settings]
 
-    def work(self, score: Score) -> Work:
+    def work(self, score: QuestionScorer) -> EvalWork:
         """What is to be answered."""
-        return Work(self.data.questions, self.data.exemplars, self.settings, score)
+        return EvalWork(self.data.questions, self.data.exemplars, self.settings, score)
 
     def manifest(self, settings: list[dict[str, Any]]) -> Manifest:
         """What the folder is to say of it."""
@@ -95,7 +95,7 @@ class Sitting:
         )
 
 
-def hold(sitting: Sitting) -> None:
+def hold(sitting: EvalSession) -> None:
     """Do it. Leaves with 130 after a signal, and 1 by StartupError where an engine is gone; what came is kept."""
     set_up_logs("error", "auto")  # each failed call is in the examples, by its label
     told = Console(stderr=True, soft_wrap=True)
@@ -120,13 +120,13 @@ def hold(sitting: Sitting) -> None:
         _sum_up(folder, Console())
 
 
-def _until_done(work: Coroutine[Any, Any, None], sitting: Sitting, told: Console) -> None:
+def _until_done(work: Coroutine[Any, Any, None], sitting: EvalSession, told: Console) -> None:
     if not uvloop.run(until_interrupted(work, "eval")):
         told.print(f"Stopped. What was written is in {sitting.folder}: the same command goes on from there.")
         raise typer.Exit(INTERRUPTED)
 
 
-async def _held(sitting: Sitting, folder: RunFolder, told: Console) -> None:
+async def _held(sitting: EvalSession, folder: RunFolder, told: Console) -> None:
     async with _begun(sitting, folder, told) as (work, progress):
         if sitting.gateway is not None:
             await _elsewhere(sitting, work, folder, progress)
@@ -141,9 +141,11 @@ async def _held(sitting: Sitting, folder: RunFolder, told: Console) -> None:
 
 
 @asynccontextmanager
-async def _begun(sitting: Sitting, folder: RunFolder, told: Console) -> AsyncIterator[tuple[Work, Bars | Lines]]:
+async def _begun(
+    sitting: EvalSession, folder: RunFolder, told: Console
+) -> AsyncIterator[tuple[EvalWork, ProgressBars | ProgressLines]]:
     """The work, with its judge where it has one, and who is told how far it is."""
-    progress = Bars(told) if told.is_terminal else Lines(told)
+    progress = ProgressBars(told) if told.is_terminal else ProgressLines(told)
     async with AsyncExitStack() as exits:
         exits.callback(progress.end)
         judge = None
@@ -154,7 +156,9 @@ async def _begun(sitting: Sitting, folder: RunFolder, told: Console) -> AsyncIte
         yield sitting.work(Scoring(judge, sitting.scorer).score), progress
 
 
-async def _staged(sitting: Sitting, work: Work, folder: RunFolder, progress: Bars | Lines, told: Console) -> None:
+async def _staged(
+    sitting: EvalSession, work: EvalWork, folder: RunFolder, progress: ProgressBars | ProgressLines, told: Console
+) -> None:
     run = StagedRun(folder, work, sitting.pair, progress, concurrency=sitting.concurrency)
     with closing(run):
         if not sitting.rescore:
@@ -163,7 +167,7 @@ async def _staged(sitting: Sitting, work: Work, folder: RunFolder, progress: Bar
             told.print(f"{len(left)} answers have no text yet: run without --rescore to ask for them.")
 
 
-async def _time_a_few(sitting: Sitting, folder: RunFolder, told: Console) -> None:
+async def _time_a_few(sitting: EvalSession, folder: RunFolder, told: Console) -> None:
     """The first calls of the run itself: what they write is kept, and not asked for again."""
     first = {setting.mode: setting for setting in sitting.settings}
     few = replace(sitting, settings=list(first.values()))
@@ -172,7 +176,9 @@ async def _time_a_few(sitting: Sitting, folder: RunFolder, told: Console) -> Non
         await _staged(few, replace(work, questions=work.questions[: few.concurrency]), folder, progress, told)
 
 
-async def _elsewhere(sitting: Sitting, work: Work, folder: RunFolder, progress: Bars | Lines) -> None:
+async def _elsewhere(
+    sitting: EvalSession, work: EvalWork, folder: RunFolder, progress: ProgressBars | ProgressLines
+) -> None:
     assert sitting.gateway is not None
     routes = routes_at(sitting.routes, work)
     async with gateway_at(sitting.gateway, _key(sitting.key)) as caller:
@@ -189,8 +195,8 @@ def _check_address(url: str) -> None:
 
 def _key(reference: str | None) -> str:
     try:
-        key = dereference(reference or "", Origin(environment(), Path.cwd()))
-    except Wrong as error:
+        key = dereference(reference or "", ValueOrigin(environment(), Path.cwd()))
+    except InvalidValue as error:
         raise StartupError(f"--key: {error}") from error
     if key is None:
         raise StartupError("--key: a key must not stand on the command line: write env:NAME or file:/path")
@@ -219,7 +225,7 @@ def _fetch(pair: Pair) -> None:
                 fetch(model)
 
 
-def _agree_on_stages(sitting: Sitting, folder: RunFolder, told: Console) -> None:
+def _agree_on_stages(sitting: EvalSession, folder: RunFolder, told: Console) -> None:
     calls = _calls_left(sitting, folder)
     if sum(calls) > sitting.most_calls and not sitting.yes and not folder.stages:
         _until_done(_time_a_few(sitting, folder, told), sitting, told)
@@ -233,13 +239,13 @@ def _agree_on_stages(sitting: Sitting, folder: RunFolder, told: Console) -> None
     _agree(sitting, told, said, sum(calls), sum(expected) if expected else None)
 
 
-def _calls_left(sitting: Sitting, folder: RunFolder) -> tuple[int, int]:
+def _calls_left(sitting: EvalSession, folder: RunFolder) -> tuple[int, int]:
     work = sitting.work(Scoring().score)
-    with closing(StagedRun(folder, work, sitting.pair, Bars(Console(quiet=True)), concurrency=1)) as run:
+    with closing(StagedRun(folder, work, sitting.pair, ProgressBars(Console(quiet=True)), concurrency=1)) as run:
         return run.calls_left()
 
 
-def _agree_on_live(sitting: Sitting, folder: RunFolder, told: Console) -> None:
+def _agree_on_live(sitting: EvalSession, folder: RunFolder, told: Console) -> None:
     routes = len(sitting.settings) * (len(sitting.routes) or 1)
     calls = routes * len(sitting.data.questions)
     seconds = folder.seconds_per_call("live")
@@ -247,7 +253,7 @@ def _agree_on_live(sitting: Sitting, folder: RunFolder, told: Console) -> None:
     _agree(sitting, told, said, calls, None if seconds is None else calls * seconds)
 
 
-def _agree(sitting: Sitting, told: Console, said: str, calls: int, seconds: float | None) -> None:
+def _agree(sitting: EvalSession, told: Console, said: str, calls: int, seconds: float | None) -> None:
     """Say how large the run is; a large one is begun when somebody says so. Raises StartupError where nobody does."""
     told.print(f"{said}{'' if seconds is None or not calls else f', about {duration(seconds)}'}.", highlight=False)
     large = calls > sitting.most_calls or (seconds or 0.0) > _LONG_S

@@ -14,7 +14,7 @@ from msgspec import structs
 from rich.console import Console
 
 from gateway.accounting.worst_case import budget_max_tokens, worst_case
-from gateway.cli.explain_print import About, RouteLine, as_json, shown_as_text
+from gateway.cli.explain_print import ExplainedRequest, RouteLine, as_json, shown_as_text
 from gateway.config.yaml_messages import nearest
 from gateway.config.yaml_source import read, shown
 from gateway.errors import GatewayError
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from decimal import Decimal
 
     from gateway.config.settings import Settings
-    from gateway.policy.book import PolicyBook
+    from gateway.policy.book import PolicySet
     from gateway.policy.explain import Explanation
     from gateway.policy.resolve import Plan
     from gateway.policy.schema import TenantPolicy
@@ -57,7 +57,7 @@ class _Headers(UserDict[str, str]):
 
 
 def explain_request(
-    settings: Settings, book: PolicyBook, file: str, tenant: str | None, key: str | None, headers: Iterable[str], *,
+    settings: Settings, book: PolicySet, file: str, tenant: str | None, key: str | None, headers: Iterable[str], *,
     in_json: bool,
 ) -> None:  # fmt: skip
     """Print what would become of the request in `file`. Exits with 1 where it would be refused, or cannot be read."""
@@ -66,7 +66,7 @@ def explain_request(
     caller = Caller(policy, _key(policy, key))
     kind, asked = _request(file)
     found = _with_an_end(explain(caller, asked, sent, settings), settings)
-    about = About(
+    about = ExplainedRequest(
         file=file,
         kind=kind,
         model=asked.model,
@@ -99,7 +99,7 @@ def _headers(given: Iterable[str]) -> _Headers:
     return headers
 
 
-def _policy(book: PolicyBook, tenant: str | None) -> TenantPolicy:
+def _policy(book: PolicySet, tenant: str | None) -> TenantPolicy:
     names = [policy.tenant for policy in book.policies]
     if tenant is None and len(names) == 1:
         return book.policies[0]

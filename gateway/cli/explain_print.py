@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from gateway.config.limits import BudgetRule, LimitsRule
     from gateway.policy.explain import Explanation
-    from gateway.policy.length import Choice
+    from gateway.policy.length import LengthChoice
     from gateway.policy.resolve import GuidancePlan, Plan, QualityPlan
     from gateway.policy.schema import Route
     from gateway.protocol.body import Json
@@ -33,7 +33,7 @@ class RouteLine:
 
 
 @dataclass(frozen=True, slots=True)
-class About:
+class ExplainedRequest:
     """The request, and what only its configuration tells. `key` None: one without anything of its own."""
 
     file: str
@@ -46,7 +46,7 @@ class About:
     reserved_usd: Decimal | None
 
 
-def shown_as_text(about: About, found: Explanation) -> RenderableType:
+def shown_as_text(about: ExplainedRequest, found: Explanation) -> RenderableType:
     """The whole explanation, for eyes."""
     key = f"key {about.key}" if about.key is not None else "a key without anything of its own"
     head = f"{about.file}: {about.kind} for model '{about.model}', {about.bytes} bytes, of tenant {about.tenant}, {key}"
@@ -70,7 +70,7 @@ def shown_as_text(about: About, found: Explanation) -> RenderableType:
     return Group(*parts)
 
 
-def as_json(about: About, found: Explanation) -> Json:
+def as_json(about: ExplainedRequest, found: Explanation) -> Json:
     """The same for programs. Money is text."""
     refused = found.refused
     return {
@@ -152,7 +152,7 @@ def _guidance(guidance: GuidancePlan) -> str:
     )
 
 
-def _length(chosen: Choice) -> str:
+def _length(chosen: LengthChoice) -> str:
     by = {"rule": f"rule {chosen.rule}", "model": f"model {chosen.model}", "default": "default"}[chosen.by]
     said = [f"auto: {chosen.tokens} tokens by {by}, prompt {chosen.prompt}"]
     if chosen.stop_at != "none" and chosen.tokens:
@@ -271,6 +271,6 @@ def _plan_json(plan: Plan) -> Json:
     }
 
 
-def _length_json(chosen: Choice) -> Json:
+def _length_json(chosen: LengthChoice) -> Json:
     told = ("tokens", "by", "prompt", "rule", "model", "score", "least", "stop_at")
     return {name: getattr(chosen, name) for name in told} | {"probe": chosen.probe is not None}

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from gateway.config.yaml_source import Source
-from gateway.errors import ConfigError, Mistake
+from gateway.config.yaml_source import YamlSource
+from gateway.errors import ConfigError, ConfigIssue
 from gateway.keys.token import digest_of
 
 if TYPE_CHECKING:
@@ -66,9 +66,9 @@ def yaml_lines(body: dict[str, Any], token: str, now: float) -> str:
     """An entry for `keys:` of a policy file. Raises ConfigError for what could not stand there."""
     from gateway.admin.bodies import NewKey  # here: it imports the server, which no other command for keys needs
 
-    asked, mistakes = Source("", body).check(NewKey)
+    asked, mistakes = YamlSource("", body).check(NewKey)
     if asked is None:
-        raise ConfigError([Mistake(_option(one.field), 0, 0, "", one.message, one.suggestion) for one in mistakes])
+        raise ConfigError([ConfigIssue(_option(one.field), 0, 0, "", one.message, one.suggestion) for one in mistakes])
     lines = [f"id: {_word(asked.id)}", f"sha256: {digest_of(token)}"]
     if asked.expires.in_s is not None:
         lines.append(f"expires: {datetime.fromtimestamp(now + asked.expires.in_s, UTC):%Y-%m-%dT%H:%M:%SZ}")

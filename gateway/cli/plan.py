@@ -12,10 +12,10 @@ from gateway.cli import SETTINGS
 from gateway.cli.admin_commands import usd_of
 from gateway.cli.lazy import LazyGroup
 from gateway.cli.plan_print import as_json, plan_shown
-from gateway.config.scalars import Wrong, duration_s
+from gateway.config.scalars import InvalidValue, duration_s
 from gateway.planning.curve import read_curve
-from gateway.planning.fleet import Demands
-from gateway.planning.plan import Load
+from gateway.planning.fleet import FleetDemands
+from gateway.planning.plan import RequestLoad
 from gateway.planning.plan import plan as planned
 
 NOT_MET = 3
@@ -113,10 +113,10 @@ def _plan(
     if student is None and (student_usd_per_hour is not None or student_replicas is not None):
         raise typer.BadParameter("--student-usd-per-hour and --student-replicas need --student, the students' curve")
     found = planned(
-        Load(Decimal(str(rps)), prompt, answer, tokens, shown, shown_cached),
+        RequestLoad(Decimal(str(rps)), prompt, answer, tokens, shown, shown_cached),
         read_curve(teacher).priced(usd_of(teacher_usd_per_hour, "--teacher-usd-per-hour")),
         None if student is None else read_curve(student).priced(usd_of(student_usd_per_hour, "--student-usd-per-hour")),
-        Demands(headroom, _seconds(ttft)),
+        FleetDemands(headroom, _seconds(ttft)),
         teacher_replicas=teacher_replicas,
         student_replicas=student_replicas,
     )
@@ -133,5 +133,5 @@ def _seconds(text: str | None) -> float | None:
         return None
     try:
         return duration_s(text)
-    except Wrong as wrong:
+    except InvalidValue as wrong:
         raise typer.BadParameter(str(wrong), param_hint="--ttft") from None

@@ -28,8 +28,8 @@ from gateway.config.settings import check_settings
 from gateway.engines.build import build
 from gateway.errors import ConfigError, EngineError, StartupError
 from gateway.planning.curve import Curve, CurveOrigin, CurvePrice
-from gateway.planning.measured import Heard, context_of, gaining, prefill_of, step_of
-from gateway.policy.book import PolicyBook
+from gateway.planning.measured import StreamTiming, context_of, gaining, prefill_of, step_of
+from gateway.policy.book import PolicySet
 from gateway.policy.policies import Policies
 from gateway.telemetry.metrics import Metrics
 
@@ -48,7 +48,7 @@ _WORDS = ("river", "stone", "cloud", "paper", "window", "garden", "letter", "mar
 _COUNT = "Write the numbers from one to ten thousand in words, one after the other, and nothing else."
 
 
-class Speaks(StrEnum):
+class EngineProtocol(StrEnum):
     """Protocols of engines on this machine."""
 
     OPENAI = "openai"
@@ -67,7 +67,7 @@ def measure(
     model: Annotated[
         str, typer.Option(help="With an address: what the engine calls its model.", metavar="NAME")
     ] = "default",
-    protocol: Annotated[Speaks, typer.Option(help="With an address: what it speaks.")] = Speaks.OPENAI,
+    protocol: Annotated[EngineProtocol, typer.Option(help="With an address: what it speaks.")] = EngineProtocol.OPENAI,
     config: Annotated[Path, typer.Option("--config", "-c", help="With a name: the configuration.")] = Path(
         "config.yaml"
     ),
@@ -121,7 +121,7 @@ def _sizes(text: str) -> list[int]:
     return sizes
 
 
-def _on_this_machine(url: str, model: str, protocol: Speaks) -> ModelSettings:
+def _on_this_machine(url: str, model: str, protocol: EngineProtocol) -> ModelSettings:
     host = urlsplit(url).hostname or ""
     if not _is_loopback(host):
         raise StartupError(
@@ -170,14 +170,14 @@ class _Sitting:
         self._ends_s = time.monotonic() + seconds
         self._told = told
         self._random = random.Random()  # noqa: S311  another text each time, no secret
-        self._reads: list[list[Heard]] = []
-        self._answers: list[Heard] = []
+        self._reads: list[list[StreamTiming]] = []
+        self._answers: list[StreamTiming] = []
         self._steps: list[DecodeStep] = []
         self.doubts: list[str] = []
 
     async def hold(self) -> None:
         """Ask. Raises EngineErrors, and StartupError where the time was too short for anything."""
-        engine = (await build([self._model], Policies(PolicyBook.of([]), None), Metrics(None, 1)))[self._model.name]
+        engine = (await build([self._model], Policies(PolicySet.of([]), None), Metrics(None, 1)))[self._model.name]
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         try:
             with Progress(*columns, console=self._told, transient=True) as progress:
@@ -225,7 +225,7 @@ class _Sitting:
             self._answers += answers
         return True
 
-    async def _ask(self, engine: Engine, words: int, tokens: int) -> Heard:
+    async def _ask(self, engine: Engine, words: int, tokens: int) -> StreamTiming:
         """One streamed answer. Raises EngineErrors, TimeoutError when the sitting's time is over."""
         text = " ".join(self._random.choice(_WORDS) for _ in range(words))
         body: Json = {
@@ -247,7 +247,9 @@ class _Sitting:
                     events += [now for choice in chunk.get("choices", ()) if choice.get("delta", {}).get("content")]
         if not events or not usage:
             raise StartupError("The engine wrote nothing, or does not count tokens in streams: it cannot be measured.")
-        return Heard(asked_s, tuple(events), int(usage["prompt_tokens"]), max(1, int(usage["completion_tokens"])))
+        return StreamTiming(
+            asked_s, tuple(events), int(usage["prompt_tokens"]), max(1, int(usage["completion_tokens"]))
+        )
 
     def curve(self, gpu: str | None, gpus_per_replica: int, usd_per_hour: Decimal | None) -> Curve:
         """What was found. Raises StartupError where it is too little for a curve."""

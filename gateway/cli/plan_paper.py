@@ -8,7 +8,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from gateway.evaluation.reporting.published import ALONE, PAIRS, TEACHER_BATCH, Pair
+from gateway.evaluation.reporting.published import ALONE, PAIRS, TEACHER_BATCH, PublishedPair
 from gateway.planning.paper import PaperRow
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def paper() -> None:
     console.print(table)
 
 
-def rows(data: str) -> Iterator[tuple[Pair, PaperRow]]:
+def rows(data: str) -> Iterator[tuple[PublishedPair, PaperRow]]:
     """The pairs of one of the paper's two data sets whose times it prints, with what they are held against."""
     alone_s = {(one.model, one.limit): one.seconds for one in ALONE[data] if one.seconds is not None}
     for pair in PAIRS[data]:

@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from decimal import Decimal
 
-    from gateway.planning.fleet import Fleet
-    from gateway.planning.plan import Plan
+    from gateway.planning.fleet import ReplicaFleet
+    from gateway.planning.plan import CapacityPlan
 
 _PIPE_WIDTH = 140
 
 
-def plan_shown(plan: Plan) -> None:
+def plan_shown(plan: CapacityPlan) -> None:
     """Print a plan."""
     console = Console()
     if not console.is_terminal:
@@ -47,7 +47,7 @@ def plan_shown(plan: Plan) -> None:
             console.print(Text(f"- {line}", style))
 
 
-def as_json(plan: Plan) -> str:
+def as_json(plan: CapacityPlan) -> str:
     """The plan as JSON: money as text, exactly; a time that has no end is null."""
     load, demands = plan.load, plan.demands
     shown = {
@@ -83,7 +83,7 @@ def as_json(plan: Plan) -> str:
     return orjson.dumps(shown, option=orjson.OPT_INDENT_2).decode()
 
 
-def _fleet(side: Fleet) -> dict[str, Any]:
+def _fleet(side: ReplicaFleet) -> dict[str, Any]:
     standing = side.standing
     return {
         "model": side.curve.model,
@@ -119,22 +119,22 @@ def _seconds(value: float | None) -> str:
     return f"{value:.3g} s" if isfinite(value) else "no end"
 
 
-def _gpus(side: Fleet) -> str:
+def _gpus(side: ReplicaFleet) -> str:
     if side.gpus is None:
         return "by the token"
     return f"{side.gpus} {side.curve.gpu or ''}".strip()
 
 
-def _together(plan: Plan) -> str:
+def _together(plan: CapacityPlan) -> str:
     known = [side.gpus for side in (plan.teacher, plan.student) if side is not None and side.gpus is not None]
     return str(sum(known)) if known else ""
 
 
-def _nothing(_: Plan) -> str:
+def _nothing(_: CapacityPlan) -> str:
     return ""
 
 
-_ROWS: tuple[tuple[str, Callable[[Fleet], str], Callable[[Plan], str]], ...] = (
+_ROWS: tuple[tuple[str, Callable[[ReplicaFleet], str], Callable[[CapacityPlan], str]], ...] = (
     ("model", lambda side: side.curve.model, _nothing),
     ("replicas", lambda side: "" if side.replicas is None else str(side.replicas), _nothing),
     ("GPUs", _gpus, _together),

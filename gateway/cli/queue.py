@@ -16,10 +16,10 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from gateway.batching.view import Queues
+from gateway.batching.view import QueuesReply
 from gateway.cli.admin_client import AdminClient, ConfigOption, UrlOption
 from gateway.cli.queue_print import queues_shown
-from gateway.config.scalars import Wrong, duration_s
+from gateway.config.scalars import InvalidValue, duration_s
 from gateway.config.yaml_messages import nearest
 from gateway.errors import StartupError
 from gateway.server.stopping import asked_to_stop
@@ -75,16 +75,16 @@ class _Source:
         self._gateway = AdminClient(url, config)
         self.session = self._gateway.session
 
-    async def ask(self, session: aiohttp.ClientSession) -> Queues:
+    async def ask(self, session: aiohttp.ClientSession) -> QueuesReply:
         """Raises StartupError with what to do."""
         body = await self._gateway.ask(session, "GET", "/queue")
         try:
-            queues = msgspec.json.decode(body, type=Queues)
+            queues = msgspec.json.decode(body, type=QueuesReply)
         except (msgspec.DecodeError, UnicodeDecodeError):
             raise self._gateway.no_gateway("it answers something else") from None
         return self._chosen(queues)
 
-    def _chosen(self, queues: Queues) -> Queues:
+    def _chosen(self, queues: QueuesReply) -> QueuesReply:
         if self._teacher is None:
             return queues
         if self._teacher in queues.teachers:
@@ -98,14 +98,14 @@ class _Source:
 def _every_s(every: str) -> float:
     try:
         every_s = duration_s(every)
-    except Wrong as wrong:
+    except InvalidValue as wrong:
         raise typer.BadParameter(str(wrong), param_hint="--every") from None
     if every_s < _SHORTEST_S:
         raise typer.BadParameter(f"must be at least {_SHORTEST_S * 1000:g}ms", param_hint="--every")
     return every_s
 
 
-async def _ask_once(source: _Source) -> Queues:
+async def _ask_once(source: _Source) -> QueuesReply:
     async with source.session() as session:
         return await source.ask(session)
 

@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-    from gateway.batching.view import CacheView, ProcessView, Queues, QueueView
+    from gateway.batching.view import CacheView, ProcessView, QueuesReply, QueueView
 
 _UNKNOWN = "?"
 _MOST_PROCESSES = 8
 _UNITS = ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
 
 
-def queues_shown(queues: Queues) -> RenderableType:
+def queues_shown(queues: QueuesReply) -> RenderableType:
     """All teachers of the answer, one below the other."""
     if not queues.teachers:
         return Text("No policy has a guided route: no teacher is asked for guidance.")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gateway.backup.file import records, verify
-from gateway.backup.putting import Putting
+from gateway.backup.putting import RestoreWriter
 from gateway.cli.backup_counts import lines_of
 from gateway.cli.stores import CONFIG, ConfigOption, settings_of, stores, utc
 from gateway.cli.stores_away import result_of
@@ -17,12 +17,12 @@ from gateway.cli.usage_db_export import progress
 from gateway.errors import StartupError
 
 if TYPE_CHECKING:
-    from gateway.backup.file import Verified
-    from gateway.backup.putting import Present
+    from gateway.backup.file import VerifiedBackup
+    from gateway.backup.putting import DeploymentContents
     from gateway.config.settings import Settings
 
 
-class Only(StrEnum):
+class RestorePart(StrEnum):
     """The part that is restored alone."""
 
     REDIS = "redis"
@@ -42,7 +42,7 @@ def restore(
         ),
     ] = False,
     only: Annotated[
-        Only | None,
+        RestorePart | None,
         typer.Option("--only", help="Restore Redis or the usage database alone: the other one was not lost."),
     ] = None,
     config: ConfigOption = CONFIG,
@@ -57,19 +57,19 @@ def restore(
     with progress("checking the file", file.stat().st_size if file.exists() else None) as told:
         found = verify(file, told)
     typer.echo(f"{file}, made by gateway {found.header.gateway} at {utc(found.header.made)}, is whole")
-    typer.echo(lines_of(found.counts, redis=only != Only.USAGE, usage=only != Only.REDIS))
+    typer.echo(lines_of(found.counts, redis=only != RestorePart.USAGE, usage=only != RestorePart.REDIS))
     typer.echo(result_of(_restore(settings_of(config), file, found, only, dry_run=dry_run, overwrite=overwrite)))
 
 
 async def _restore(
-    settings: Settings, file: Path, found: Verified, only: Only | None, *, dry_run: bool, overwrite: bool
+    settings: Settings, file: Path, found: VerifiedBackup, only: RestorePart | None, *, dry_run: bool, overwrite: bool
 ) -> str:
     """Return the result for people."""
     async with stores(settings) as here:
-        usage = here.usage if only != Only.REDIS and found.header.receipts else None
-        if only == Only.USAGE and usage is None:
+        usage = here.usage if only != RestorePart.REDIS and found.header.receipts else None
+        if only == RestorePart.USAGE and usage is None:
             raise StartupError("The backup was made without receipts: there is nothing to restore.")
-        putting = Putting(here.client.commands, here.keys, usage, redis_too=only != Only.USAGE)
+        putting = RestoreWriter(here.client.commands, here.keys, usage, redis_too=only != RestorePart.USAGE)
         present = await putting.look()
         _check(present, overwrite=overwrite)
         if dry_run:
@@ -83,7 +83,7 @@ async def _restore(
         except BaseException:
             typer.echo("The restore was interrupted: run it again, with --overwrite.", err=True)
             raise
-    if only == Only.USAGE:
+    if only == RestorePart.USAGE:
         return "Restored."
     if found.header.gkt_backup == 1:
         return (
@@ -92,7 +92,7 @@ async def _restore(
     return "Restored. Start the gateways."
 
 
-def _foretold(present: Present) -> str:
+def _foretold(present: DeploymentContents) -> str:
     """Return what a restore would do, and what becomes of what is there."""
     told = ["It would be restored."]
     if present.kept:
@@ -102,7 +102,7 @@ def _foretold(present: Present) -> str:
     return "\n".join([*told, "Nothing was changed."])
 
 
-def _check(present: Present, *, overwrite: bool) -> None:
+def _check(present: DeploymentContents, *, overwrite: bool) -> None:
     if present.alive:
         raise StartupError(
             f"{present.alive} processes (gateways, usage workers) run on this Redis, or ended within redis.lease of "

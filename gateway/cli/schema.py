@@ -12,7 +12,7 @@ from gateway.reference.json_schema import json_schema
 from gateway.reference.markdown import reference
 
 
-class Which(StrEnum):
+class SchemaName(StrEnum):
     """The files that there is a schema of."""
 
     CONFIG = "config"
@@ -23,7 +23,7 @@ class Which(StrEnum):
 
 def schema(
     which: Annotated[
-        Which,
+        SchemaName,
         typer.Argument(
             help="**config**: of config.yaml. **policy**: of the files in policies/. **projection**: of those in "
             "policies/projections/. **curve**: of what `gkt-gateway plan` reads."

@@ -11,7 +11,7 @@ import typer
 import uvloop
 
 from gateway.accounting.request_line import in_short
-from gateway.app import Watched
+from gateway.app import WatchedFiles
 from gateway.config.sections import MAX_WORKERS
 from gateway.policy.files import PolicyFiles
 from gateway.server.listeners import serve as serve_gateway
@@ -22,8 +22,8 @@ from gateway.version import __version__
 
 if TYPE_CHECKING:
     from gateway.config.settings import Settings
-    from gateway.policy.book import PolicyBook
-    from gateway.runtime.addresses import Addresses
+    from gateway.policy.book import PolicySet
+    from gateway.runtime.addresses import GatewayAddresses
 
 log = structlog.get_logger()
 
@@ -56,12 +56,12 @@ def serve(
         raise typer.Exit(1)
 
 
-async def run(settings: Settings, book: PolicyBook, files: PolicyFiles, config: Path, workers: int) -> bool:
+async def run(settings: Settings, book: PolicySet, files: PolicyFiles, config: Path, workers: int) -> bool:
     """Serve until a signal comes: whether what was under way could be finished or cut in order."""
     stop = asked_to_stop()
     reload = asked_to_reload(stop)
 
-    def announce(addresses: Addresses) -> None:
+    def announce(addresses: GatewayAddresses) -> None:
         log.info(
             "listening",
             public=addresses.public,
@@ -84,5 +84,7 @@ async def run(settings: Settings, book: PolicyBook, files: PolicyFiles, config: 
         if workers > 1:
             return await Supervisor(settings, config, workers, redis_url=embedded).run(stop, reload)
         redis_url = embedded or settings.redis.url.get_secret_value()
-        await serve_gateway(settings, book, redis_url, stop=stop, announce=announce, watched=Watched(files, reload))
+        await serve_gateway(
+            settings, book, redis_url, stop=stop, announce=announce, watched=WatchedFiles(files, reload)
+        )
         return True

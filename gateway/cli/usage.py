@@ -15,7 +15,7 @@ from gateway.cli.admin_commands import ask, given, in_json
 from gateway.cli.usage_print import usage_shown
 
 
-class Format(StrEnum):
+class UsageFormat(StrEnum):
     """How it is printed."""
 
     TABLE = "table"
@@ -73,14 +73,14 @@ def usage(
         ),
     ] = None,
     form: Annotated[
-        Format,
+        UsageFormat,
         typer.Option(
             "--format",
             "-f",
             help="A table to read, CSV for a spreadsheet, or the admin API's JSON.",
             case_sensitive=False,
         ),
-    ] = Format.TABLE,
+    ] = UsageFormat.TABLE,
     config: ConfigOption = Path("config.yaml"),
     url: UrlOption = None,
 ) -> None:
@@ -108,14 +108,14 @@ def usage(
         key=key,
         route=model,
         mode=mode,
-        format="csv" if form is Format.CSV else None,
+        format="csv" if form is UsageFormat.CSV else None,
     )
     client, path = AdminClient(url, config, keyed=True), f"/usage?{urlencode(query)}"
-    if form is Format.CSV:
+    if form is UsageFormat.CSV:
         typer.echo(uvloop.run(_raw(client, path)).decode(), nl=False)
         return
     told = ask(client, "GET", path)
-    if form is Format.JSON:
+    if form is UsageFormat.JSON:
         typer.echo(in_json(told))
     else:
         usage_shown(told)

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from gateway.config.settings import Settings
-    from gateway.usage.receipts_reader import Where
-    from gateway.usage.rollup import Row
+    from gateway.usage.receipts_reader import ReceiptFilter
+    from gateway.usage.rollup import SumRow
     from gateway.usage.verify import Place
 
 usage_db = typer.Typer(
@@ -51,7 +51,7 @@ _MOST_DIFFERENCES = 20
 _TABLE_WIDTH = 160
 
 
-class Format(StrEnum):
+class ExportFormat(StrEnum):
     """The format of exported receipts."""
 
     CSV = "csv"
@@ -79,9 +79,9 @@ def export(
     until: UntilOption = None,
     tenant: TenantOption = None,
     form: Annotated[
-        Format,
+        ExportFormat,
         typer.Option("--format", "-f", help="csv: a line for each, money in USD. jsonl: whole receipts, as JSON."),
-    ] = Format.CSV,
+    ] = ExportFormat.CSV,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The file to write. Default: standard output.", metavar="FILE")
     ] = None,
@@ -185,7 +185,7 @@ async def _status(settings: Settings) -> dict[str, Any]:
         return found
 
 
-async def _export(settings: Settings, where: Where, form: Format, output: Path | None) -> int:
+async def _export(settings: Settings, where: ReceiptFilter, form: ExportFormat, output: Path | None) -> int:
     async with usage_store(settings) as store:
         if not await store.exists():
             raise StartupError(f"The usage database {store.engine} does not exist yet: a usage worker creates it.")
@@ -193,14 +193,14 @@ async def _export(settings: Settings, where: Where, form: Format, output: Path |
             return await export_receipts(store.receipts(where), form.value, output, told)
 
 
-async def _verify(settings: Settings) -> tuple[int, list[tuple[Place, Row, Row]]]:
+async def _verify(settings: Settings) -> tuple[int, list[tuple[Place, SumRow, SumRow]]]:
     """Return the number of days and the sums that differ."""
     async with usage_store(settings) as store:
         span = await store.span() if await store.exists() else None
         if span is None:
             return 0, []
         first, last = (moment // DAY_S for moment in span)
-        found: list[tuple[Place, Row, Row]] = []
+        found: list[tuple[Place, SumRow, SumRow]] = []
         with progress("verifying", last - first + 1) as told:
             for day in range(first, last + 1):
                 found += await store.read(partial(_differences, day=day, first=day == first))
@@ -208,7 +208,7 @@ async def _verify(settings: Settings) -> tuple[int, list[tuple[Place, Row, Row]]
         return last - first + 1, found
 
 
-def _differences(connection: Connection, day: int, *, first: bool) -> list[tuple[Place, Row, Row]]:
+def _differences(connection: Connection, day: int, *, first: bool) -> list[tuple[Place, SumRow, SumRow]]:
     """Return the sums of a day that differ. Sums of the first day may count receipts that are deleted."""
     if connection.dialect.name == "postgresql":
         connection.execution_options(isolation_level="REPEATABLE READ")
@@ -216,7 +216,7 @@ def _differences(connection: Connection, day: int, *, first: bool) -> list[tuple
     return [one for one in found if not (first and one[1].requests > one[2].requests)]
 
 
-def _difference(place: Place, held: Row, computed: Row) -> str:
+def _difference(place: Place, held: SumRow, computed: SumRow) -> str:
     seconds, start, dims = place
     where = ", ".join(f"{name} {value}" for name, value in dims._asdict().items() if value) or "all tenants"
     both = f"{held.requests} requests and {held.cost_pico} picodollars"

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from gateway.cli.stores import Stores
     from gateway.config.settings import Settings
-    from gateway.usage.rollup import Row
+    from gateway.usage.rollup import SumRow
     from gateway.usage.store import UsageStore
 
 _SETTLED_S = 3600.0
@@ -42,7 +42,7 @@ _SETTLED_S = 3600.0
 _IMPORTED_AT_ONCE = 5_000
 
 
-class Figures(NamedTuple):
+class PeriodFigures(NamedTuple):
     """Counts and money of some days. `receipts` counts receipts; the others come from sums by the day."""
 
     receipts: int = 0
@@ -53,7 +53,7 @@ class Figures(NamedTuple):
     tokens: int = 0
 
 
-class Compared(NamedTuple):
+class PeriodComparison(NamedTuple):
     """Figures of a month, or of the days since the upgrade.
 
     Attributes:
@@ -61,24 +61,24 @@ class Compared(NamedTuple):
     """
 
     name: str
-    before: Figures
-    after: Figures
+    before: PeriodFigures
+    after: PeriodFigures
     growing: frozenset[str] = frozenset()
 
     @property
     def same(self) -> bool:
         """Return whether nothing is missing, and nothing counts twice."""
-        for name, before, after in zip(Figures._fields, self.before, self.after, strict=True):
+        for name, before, after in zip(PeriodFigures._fields, self.before, self.after, strict=True):
             if before != after and (name not in self.growing or (after < before and name != "savings_pico")):
                 return False
         return True
 
 
 @dataclass(slots=True)
-class Migrated:
+class MigrationResult:
     """The result of a migration."""
 
-    compared: list[Compared] = field(default_factory=list)
+    compared: list[PeriodComparison] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     names = ("receipts", "requests", "cost USD", "baseline USD", "savings USD", "tokens")
 
@@ -95,7 +95,7 @@ class Migrated:
         return found
 
 
-async def migrated(here: Stores, settings: Settings, *, accept: bool) -> Migrated:
+async def migrated(here: Stores, settings: Settings, *, accept: bool) -> MigrationResult:
     """Migrate an installation, and compare it before and after.
 
     Args:
@@ -113,7 +113,7 @@ async def migrated(here: Stores, settings: Settings, *, accept: bool) -> Migrate
     days = sorted((one for one in previous.tenants if one.granularity == "day"), key=lambda one: one.start)
     old, until = await previous.totals(days), await previous.until()
     closed = until - _SETTLED_S if until else math.inf
-    result = Migrated()
+    result = MigrationResult()
     address = address_of(settings.usage.url.get_secret_value(), settings.data, USAGE_FILE)
     file = address_of("sqlite", settings.data, ARCHIVE_FILE)
     archives = [ArchiveImport(one) for one in dict.fromkeys((address, file))]
@@ -192,19 +192,21 @@ async def _fill(store: UsageStore, previous: PreviousSums, days: Sequence[Period
 
 
 def _compared(
-    old: Mapping[Period, Row],
-    new: Mapping[Period, Row],
+    old: Mapping[Period, SumRow],
+    new: Mapping[Period, SumRow],
     before: Mapping[int, int],
     after: Mapping[int, int],
     closed: float,
-) -> list[Compared]:
+) -> list[PeriodComparison]:
     """Compare by month. The days that were not over at the upgrade come last, together."""
-    found: dict[str, Compared] = {}
+    found: dict[str, PeriodComparison] = {}
     for day in sorted({*before, *(one.start // DAY_S for one in old)}):
         period = Period("day", day * DAY_S)
         is_open = ends(period) > closed
         name = "since the upgrade" if is_open else f"{datetime.fromtimestamp(period.start, UTC):%Y-%m}"
-        one = found.get(name) or Compared(name, Figures(), Figures(), frozenset(Figures._fields if is_open else ()))
+        one = found.get(name) or PeriodComparison(
+            name, PeriodFigures(), PeriodFigures(), frozenset(PeriodFigures._fields if is_open else ())
+        )
         there = old.get(period)
         # Without an old sum there is nothing to compare a new one with.
         right = new.get(period) if there is not None else None
@@ -215,17 +217,17 @@ def _compared(
     return list(found.values())
 
 
-def _sum(one: Figures, other: Figures) -> Figures:
-    return Figures(*map(sum, zip(one, other, strict=True)))
+def _sum(one: PeriodFigures, other: PeriodFigures) -> PeriodFigures:
+    return PeriodFigures(*map(sum, zip(one, other, strict=True)))
 
 
-def _figures(receipts: int, row: Row | None) -> Figures:
+def _figures(receipts: int, row: SumRow | None) -> PeriodFigures:
     if row is None:
-        return Figures(receipts)
+        return PeriodFigures(receipts)
     tokens = sum(one.read + one.output for one in (row.teacher, row.student, row.failed))
-    return Figures(receipts, row.requests, row.cost_pico, row.baseline_pico, row.savings_pico, tokens)
+    return PeriodFigures(receipts, row.requests, row.cost_pico, row.baseline_pico, row.savings_pico, tokens)
 
 
-def _texts(figures: Figures) -> list[str]:
+def _texts(figures: PeriodFigures) -> list[str]:
     money = ("cost_pico", "baseline_pico", "savings_pico")
     return [f"{usd(value).normalize():f}" if name in money else str(value) for name, value in figures._asdict().items()]

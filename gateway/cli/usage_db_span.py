@@ -9,9 +9,9 @@ from typing import Annotated, TypeAlias
 import typer
 from pydantic import TypeAdapter, ValidationError
 
-from gateway.config.scalars import Wrong, duration_s
+from gateway.config.scalars import InvalidValue, duration_s
 from gateway.policy.schema import Moment
-from gateway.usage.receipts_reader import Where
+from gateway.usage.receipts_reader import ReceiptFilter
 
 _MOMENT: TypeAdapter[float] = TypeAdapter(Moment)
 _DAY = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
@@ -30,13 +30,13 @@ UntilOption: TypeAlias = Annotated[
 TenantOption: TypeAlias = Annotated[str | None, typer.Option("--tenant", "-t", help="Only this tenant's.")]
 
 
-def where_of(since: str | None, until: str | None, tenant: str | None) -> Where:
+def where_of(since: str | None, until: str | None, tenant: str | None) -> ReceiptFilter:
     """Return the choice of receipts. A day of `until` counts whole. Raises BadParameter."""
     begin = None if since is None else _moment(since, "--since", whole_day=False)
     end = None if until is None else _moment(until, "--until", whole_day=True)
     if begin is not None and end is not None and begin >= end:
         raise typer.BadParameter("must lie before --until", param_hint="--since")
-    return Where(begin, end, tenant)
+    return ReceiptFilter(begin, end, tenant)
 
 
 def _moment(text: str, option: str, *, whole_day: bool) -> float:
@@ -45,7 +45,7 @@ def _moment(text: str, option: str, *, whole_day: bool) -> float:
             at = _MOMENT.validate_python(f"{text}T00:00:00Z" if _DAY.fullmatch(text) else text)
             return at + _DAY_S if whole_day and _DAY.fullmatch(text) else at
         return time.time() - duration_s(text)
-    except (ValidationError, Wrong):
+    except (ValidationError, InvalidValue):
         raise typer.BadParameter(
             "must be a duration like 24h or 7d, a day like 2026-11-01, or a time like 2026-11-01T12:00:00Z",
             param_hint=option,

@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from gateway.config.scalars import Wrong, is_spelled_as_url
+from gateway.config.scalars import InvalidValue, is_spelled_as_url
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,16 +31,18 @@ def check_usage_url(url: str) -> None:
     if scheme == "sqlite":
         whole = url.startswith("sqlite:///") and len(url) > len("sqlite:///") and url.isprintable()
         if not whole or "?" in url or "#" in url:
-            raise Wrong("must name a file, like sqlite:////var/lib/gkt/usage.db: without one write sqlite alone")
+            raise InvalidValue("must name a file, like sqlite:////var/lib/gkt/usage.db: without one write sqlite alone")
     elif scheme in _SCHEMES:
         with suppress(ValueError):  # no port, or a half of an IPv6 address
             parts = urlsplit(url)
             whole = parts.port != 0 and len(parts.path) > 1 and is_spelled_as_url(url)
             if whole and "//" in url and not parts.fragment:
                 return
-        raise Wrong(f"cannot be read: write it like postgresql://USER:PASSWORD@HOST:5432/DATABASE, and {_ENCODE}")
+        raise InvalidValue(
+            f"cannot be read: write it like postgresql://USER:PASSWORD@HOST:5432/DATABASE, and {_ENCODE}"
+        )
     else:
-        raise Wrong("must be sqlite, or an address that starts with sqlite:/// or postgresql://")
+        raise InvalidValue("must be sqlite, or an address that starts with sqlite:/// or postgresql://")
 
 
 def is_postgres(url: str) -> bool:

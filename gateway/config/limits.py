@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
-from gateway.config.scalars import Flag, Usd, Whole, Wrong
-from gateway.config.yaml_source import Shape
+from gateway.config.scalars import Flag, InvalidValue, Usd, Whole
+from gateway.config.yaml_source import StrictModel
 
 if TYPE_CHECKING:
     from decimal import Decimal
@@ -22,7 +22,7 @@ _LONGEST_S = 366 * 86_400
 
 
 @dataclass(frozen=True, slots=True)
-class Period:
+class BudgetDuration:
     """How long a budget lasts: `count` times `unit`, which is `h`, `d`, `w` or `mo`."""
 
     count: int
@@ -37,24 +37,24 @@ class Period:
         return f"{self.count}{self.unit}"
 
 
-def _period(value: object) -> Period:
-    if isinstance(value, Period):
+def _period(value: object) -> BudgetDuration:
+    if isinstance(value, BudgetDuration):
         return value
     found = _PERIOD.fullmatch(value) if isinstance(value, str) else None
     if found is None:
-        raise Wrong("must be a whole number with h, d, w or mo, like 1d or 1mo")
-    period = Period(int(found[1]), found[2])
+        raise InvalidValue("must be a whole number with h, d, w or mo, like 1d or 1mo")
+    period = BudgetDuration(int(found[1]), found[2])
     if period.seconds > _LONGEST_S:
-        raise Wrong("must be at most a year: 366d or 12mo")
+        raise InvalidValue("must be at most a year: 366d or 12mo")
     return period
 
 
 _PeriodText: TypeAlias = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,3}(h|d|w|mo)$")]
-BudgetPeriod: TypeAlias = Annotated[Period, BeforeValidator(_period, json_schema_input_type=_PeriodText)]
+BudgetPeriod: TypeAlias = Annotated[BudgetDuration, BeforeValidator(_period, json_schema_input_type=_PeriodText)]
 Count: TypeAlias = Annotated[Whole, Field(ge=1, le=1_000_000_000)]
 
 
-class LimitsRule(Shape):
+class LimitsRule(StrictModel):
     """Limits on speed. None: no such limit."""
 
     rpm_limit: Count | None = None
@@ -68,14 +68,14 @@ class LimitsRule(Shape):
         return any(limit is not None for limit in (self.rpm_limit, self.tpm_limit, self.max_parallel_requests))
 
 
-class BudgetRule(Shape):
+class BudgetRule(StrictModel):
     """A limit on money."""
 
     max_budget: Usd
     """USD in each period."""
     soft_budget: Usd | None = None
     """From here on `on_soft` holds."""
-    budget_duration: BudgetPeriod = Period(1, "mo")
+    budget_duration: BudgetPeriod = BudgetDuration(1, "mo")
     """How long a period is: a number with h, d, w or mo."""
     calendar_aligned: Flag = True
     """Whether a period begins with the day, the week (Monday) or the month, in UTC. Else it is the time just past."""
@@ -88,12 +88,12 @@ class BudgetRule(Shape):
     @classmethod
     def _some(cls, value: Decimal) -> Decimal:
         if not value:
-            raise Wrong("must be more than 0: who may spend nothing needs no key")
+            raise InvalidValue("must be more than 0: who may spend nothing needs no key")
         return value
 
     @field_validator("soft_budget")
     @classmethod
     def _below_the_hard_one(cls, value: Decimal | None, info: ValidationInfo) -> Decimal | None:
         if value is not None and not 0 < value < info.data.get("max_budget", value + 1):
-            raise Wrong("must be more than 0 and less than max_budget")
+            raise InvalidValue("must be more than 0 and less than max_budget")
         return value

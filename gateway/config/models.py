@@ -17,26 +17,26 @@ from gateway.capabilities.reasoning import Reasoning
 from gateway.config.scalars import (
     Duration,
     HttpBase,
+    InvalidValue,
     Name,
     Rate,
     Secret,
     Size,
     Usd,
     Whole,
-    Wrong,
     lasting,
     origin,
     sized,
 )
 from gateway.config.yaml_messages import MISSING, nearest
-from gateway.config.yaml_source import Shape
+from gateway.config.yaml_source import StrictModel
 from gateway.pricing import Price, litellm_max_output, litellm_table
 
 if TYPE_CHECKING:
     from decimal import Decimal
 
 
-class Batch(Shape):
+class BatchSettings(StrictModel):
     """What one batch of guidance calls to this model may hold when it plays the teacher, and how it goes out."""
 
     max_size: Annotated[Whole, Field(ge=1, le=4096)] = 32
@@ -55,11 +55,13 @@ class Batch(Shape):
     def _holds_a_batch(cls, max_queue: int, info: ValidationInfo) -> int:
         max_size = info.data.get("max_size", 1)
         if max_queue < max_size:
-            raise Wrong(f"must be at least batch.max_size, which is {max_size}: or no batch of one tenant could fill")
+            raise InvalidValue(
+                f"must be at least batch.max_size, which is {max_size}: or no batch of one tenant could fill"
+            )
         return max_queue
 
 
-class Timeouts(Shape):
+class TimeoutSettings(StrictModel):
     """Seconds an engine may take: to connect, to its first token, between two tokens, and for it all."""
 
     connect_s: Annotated[Duration, lasting("10ms", "1m")] = Field(2.0, alias="connect")
@@ -77,11 +79,11 @@ class Timeouts(Shape):
         for part in ("connect", "first_token"):
             part_s = info.data.get(f"{part}_s", 0.0)
             if total_s < part_s:
-                raise Wrong(f"must be at least timeouts.{part}, which is {part_s:g}s and a part of it")
+                raise InvalidValue(f"must be at least timeouts.{part}, which is {part_s:g}s and a part of it")
         return total_s
 
 
-class BreakerSettings(Shape):
+class BreakerSettings(StrictModel):
     """When an engine that keeps failing is left alone, and for how long."""
 
     failures: Annotated[Whole, Field(ge=1, le=1000)] = 5
@@ -96,7 +98,7 @@ class BreakerSettings(Shape):
     def _at_least_one_rest(cls, longest_s: float, info: ValidationInfo) -> float:
         rest_s = info.data.get("rest_s", 0.0)
         if longest_s < rest_s:
-            raise Wrong(f"must be at least breaker.rest, which is {rest_s:g}s")
+            raise InvalidValue(f"must be at least breaker.rest, which is {rest_s:g}s")
         return longest_s
 
 
@@ -113,13 +115,13 @@ def tokenizer_file(name: str, folder: Path) -> str:
 
         cached = try_to_load_from_cache(name, "tokenizer.json")
         if not isinstance(cached, str):
-            raise Wrong(
+            raise InvalidValue(
                 f"the hub's cache on this machine has no tokenizer.json of {name}: run `hf download {name} "
                 "tokenizer.json` as the gateway's user, or write the path of the file"
             )
         found = cached
     else:
-        raise Wrong(
+        raise InvalidValue(
             f"must be one of {', '.join(ENCODINGS)}, or the path of a tokenizer.json, or a name on the hub like "
             "Qwen/Qwen2.5-7B-Instruct",
             nearest(name, ENCODINGS),
@@ -130,14 +132,14 @@ def tokenizer_file(name: str, folder: Path) -> str:
     try:
         Tokenizer.from_file(found)
     except Exception as error:  # noqa: BLE001  the library raises nothing narrower
-        raise Wrong(f"no tokenizer could be read from {found}: {error}") from None
+        raise InvalidValue(f"no tokenizer could be read from {found}: {error}") from None
     return found
 
 
 _SCALE = "prices here are USD per 1M tokens: multiply by 1,000,000 and call it "
 
 
-class PriceRule(Shape):
+class PriceRule(StrictModel):
     """What YAML says of a price: per 1M tokens, or an engine's hourly price with its token rates."""
 
     input_per_1m: Usd | None = None
@@ -209,7 +211,7 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
 """What some of LiteLLM's providers need beside an address and a key, and which."""
 
 
-class ModelSettings(Shape):
+class ModelSettings(StrictModel):
     """One engine and the model it serves. Teacher and student are roles that a policy gives."""
 
     name: Name
@@ -238,7 +240,7 @@ class ModelSettings(Shape):
     cache. For what the engine did not count. Default: not known; then such counts are estimates."""
     max_concurrency: Annotated[Whole, Field(ge=1, le=100_000)] = 96
     """Calls in flight over the whole fleet while this model is a teacher."""
-    batch: Batch = Batch()
+    batch: BatchSettings = BatchSettings()
     """As a teacher: what one batch of guidance calls may hold."""
     guidance_cache_bytes: Annotated[Size, sized("0B", "100GB")] = Field(64_000_000, alias="guidance_cache")
     """As a teacher: how much of its greedy guidance Redis keeps for identical requests."""
@@ -254,7 +256,7 @@ class ModelSettings(Shape):
     """The most tokens that one answer can have: what a request without a limit may cost rests on it."""
     price_rule: PriceRule | None = Field(None, alias="price", validate_default=True)
     """In USD. Needed, unless `model` has a known list price; 0 is allowed."""
-    timeouts: Timeouts = Timeouts()
+    timeouts: TimeoutSettings = TimeoutSettings()
     """How long it may take."""
     breaker: BreakerSettings = BreakerSettings()
     """When it is left alone."""
@@ -292,17 +294,17 @@ class ModelSettings(Shape):
     def _without_the_route(cls, base: str | None, info: ValidationInfo) -> str | None:
         if base is None:
             if info.data.get("protocol") in {"tgi", "openai"}:
-                raise Wrong(MISSING)
+                raise InvalidValue(MISSING)
             return None
         tgi = info.data.get("protocol") == "tgi"
         for route in ("/chat/completions", "/completions", "/generate", "/generate_stream"):
             if base.endswith(route):
                 root = base.removesuffix(route)
-                raise Wrong(
+                raise InvalidValue(
                     f"must end before {route}: the gateway adds the route", root.removesuffix("/v1") if tgi else root
                 )
         if tgi and base.endswith("/v1"):
-            raise Wrong("must end before /v1 with protocol tgi: the gateway adds it", base.removesuffix("/v1"))
+            raise InvalidValue("must end before /v1 with protocol tgi: the gateway adds it", base.removesuffix("/v1"))
         return base
 
     @field_validator("model")
@@ -312,9 +314,9 @@ class ModelSettings(Shape):
             return model
         provider, _, name = model.partition("/")
         if not name:
-            raise Wrong("must be provider/name with protocol litellm, like anthropic/claude-sonnet-4-5")
+            raise InvalidValue("must be provider/name with protocol litellm, like anthropic/claude-sonnet-4-5")
         if providers() and provider not in providers():
-            raise Wrong(f"LiteLLM knows no provider '{provider}'", nearest(provider, providers()))
+            raise InvalidValue(f"LiteLLM knows no provider '{provider}'", nearest(provider, providers()))
         return model
 
     @field_validator(*OPTIONS)
@@ -325,7 +327,7 @@ class ModelSettings(Shape):
         provider = str(info.data["model"]).partition("/")[0]
         meant = OPTIONS[info.field_name or ""]
         if info.data["protocol"] != "litellm" or provider not in meant:
-            raise Wrong(f"is for protocol litellm with a model of {' or '.join(meant)}: remove it")
+            raise InvalidValue(f"is for protocol litellm with a model of {' or '.join(meant)}: remove it")
         return value
 
     @field_validator("tokenizer")
@@ -338,11 +340,13 @@ class ModelSettings(Shape):
 
     @field_validator("batch")
     @classmethod
-    def _takes_lists(cls, batch: Batch, info: ValidationInfo) -> Batch:
+    def _takes_lists(cls, batch: BatchSettings, info: ValidationInfo) -> BatchSettings:
         if info.data.get("protocol") == "litellm" and batch.calls == "list":
-            raise Wrong("calls: list is not for protocol litellm: its providers take one chat a call. Write single")
+            raise InvalidValue(
+                "calls: list is not for protocol litellm: its providers take one chat a call. Write single"
+            )
         if info.data.get("protocol") == "tgi" and batch.calls == "list":
-            raise Wrong(
+            raise InvalidValue(
                 "calls: list is not for TGI: its list of prompts fails as one and turns its prefix cache off, and it "
                 "puts single calls into one batch by itself. Write calls: single"
             )
@@ -352,7 +356,9 @@ class ModelSettings(Shape):
     @classmethod
     def _as_tgi_does(cls, continuation: str, info: ValidationInfo) -> str:
         if info.data.get("protocol") == "tgi" and continuation not in {"auto", *TGI.modes, "none"}:
-            raise Wrong(f"TGI does not know this way: write auto, {', '.join(TGI.modes)}, or none to leave it alone")
+            raise InvalidValue(
+                f"TGI does not know this way: write auto, {', '.join(TGI.modes)}, or none to leave it alone"
+            )
         return continuation
 
     @field_validator("continuation")
@@ -362,21 +368,25 @@ class ModelSettings(Shape):
             provider = str(info.data.get("model")).partition("/")[0]
             flags = continuation == "vllm" and provider not in {"hosted_vllm", "openai"}
             if flags or continuation in {"sglang", "partial", "completions"}:
-                raise Wrong(f"{continuation} does not go through LiteLLM to {provider}: use protocol openai for it")
+                raise InvalidValue(
+                    f"{continuation} does not go through LiteLLM to {provider}: use protocol openai for it"
+                )
         return continuation
 
     @field_validator("echo")
     @classmethod
     def _tgi_never_echoes(cls, echo: object, info: ValidationInfo) -> object:
         if info.data.get("protocol") == "tgi" and echo is True:
-            raise Wrong("TGI never repeats the text that it continues: leave this out")
+            raise InvalidValue("TGI never repeats the text that it continues: leave this out")
         return echo
 
     @field_validator("reasoning")
     @classmethod
     def _tgi_cannot_be_told(cls, reasoning: Reasoning, info: ValidationInfo) -> Reasoning:
         if info.data.get("protocol") == "tgi" and reasoning == "switchable":
-            raise Wrong("TGI passes no switch on to the chat template: write always, or none if it does not reason")
+            raise InvalidValue(
+                "TGI passes no switch on to the chat template: write always, or none if it does not reason"
+            )
         return reasoning
 
     @field_validator("price_rule")
@@ -385,9 +395,11 @@ class ModelSettings(Shape):
         if rule is not None:
             problem = rule.problem()
             if problem:
-                raise Wrong(problem)
+                raise InvalidValue(problem)
             return rule
         model = info.data.get("model") or info.data.get("name")
         if model and litellm_table(str(model)) is None:
-            raise Wrong("missing, and no list price is known: add input_per_1m and output_per_1m (0 if it is free)")
+            raise InvalidValue(
+                "missing, and no list price is known: add input_per_1m and output_per_1m (0 if it is free)"
+            )
         return rule

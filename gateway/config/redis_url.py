@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
-from gateway.config.scalars import Wrong, is_spelled_as_url
+from gateway.config.scalars import InvalidValue, is_spelled_as_url
 
 _SCHEMES = ("redis://", "rediss://", "unix://")
 # Not among them: how long to wait, which is redis.timeout, and what would change how replies are read.
@@ -23,12 +23,12 @@ _OPTION = (
 def check_address(url: str) -> None:
     """Raises Wrong for an address that Redis' client would not take, or would read otherwise than it is meant."""
     if not url.startswith(_SCHEMES):
-        raise Wrong("must be embedded, or an address that starts with redis://, rediss:// or unix://")
+        raise InvalidValue("must be embedded, or an address that starts with redis://, rediss:// or unix://")
     unix = url.startswith("unix:")
     if not _is_whole(url, unix=unix):
-        raise Wrong(_UNIX if unix else _TCP)
+        raise InvalidValue(_UNIX if unix else _TCP)
     if not (_has_known_options(url) and _can_connect(url)):
-        raise Wrong(_OPTION)
+        raise InvalidValue(_OPTION)
 
 
 def _is_whole(url: str, *, unix: bool) -> bool:

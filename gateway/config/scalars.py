@@ -1,7 +1,7 @@
 """The scalars that YAML may say: durations, sizes, money, numbers, secrets, addresses.
 
 A value out of a YAML file is validated with a context and must carry its unit ("30s", "8MB"); references to secrets
-are followed when that context is an `Origin`. Python code builds the same models without a context and gives plain
+are followed when that context is an `ValueOrigin`. Python code builds the same models without a context and gives plain
 numbers: seconds, bytes, `Decimal` USD.
 """
 
@@ -37,14 +37,14 @@ _MAX_DIGITS = 24
 
 
 @dataclass(frozen=True, slots=True)
-class Origin:
+class ValueOrigin:
     """Where a YAML value came from: `environ` answers `env:NAME`, `folder` anchors relative paths."""
 
     environ: Mapping[str, str]
     folder: Path
 
 
-class Wrong(ValueError):
+class InvalidValue(ValueError):
     """A value that is wrong in a way that names its mend; `suggestion` is the nearest right value."""
 
     def __init__(self, message: str, suggestion: str | None = None) -> None:
@@ -52,16 +52,16 @@ class Wrong(ValueError):
         self.suggestion = suggestion
 
 
-def origin(info: ValidationInfo) -> Origin | None:
+def origin(info: ValidationInfo) -> ValueOrigin | None:
     """Where references of this value are looked up; None if they are not followed."""
-    return info.context if isinstance(info.context, Origin) else None
+    return info.context if isinstance(info.context, ValueOrigin) else None
 
 
 def duration_s(text: str) -> float:
     """ "250ms", "30s", "5m", "1h", "1d" -> seconds."""
     found = _AMOUNT.fullmatch(text)
     if found is None or found[2] not in _SECONDS:
-        raise Wrong("must be a duration: a number with ms, s, m, h or d, like 250ms or 30s")
+        raise InvalidValue("must be a duration: a number with ms, s, m, h or d, like 250ms or 30s")
     return float(Decimal(found[1]) * _SECONDS[found[2]])
 
 
@@ -70,10 +70,10 @@ def size_bytes(text: str) -> int:
     found = _AMOUNT.fullmatch(text)
     factor = _SIZE_UNITS.get(found[2].lower()) if found else None
     if found is None or factor is None:
-        raise Wrong("must be a size: a number with B, kB, MB, GB, KiB, MiB or GiB, like 8MB")
+        raise InvalidValue("must be a size: a number with B, kB, MB, GB, KiB, MiB or GiB, like 8MB")
     size = Decimal(found[1]) * factor
     if size != int(size):
-        raise Wrong("must be a whole number of bytes")
+        raise InvalidValue("must be a whole number of bytes")
     return int(size)
 
 
@@ -84,8 +84,8 @@ def read_duration(value: object, info: ValidationInfo) -> float:
     if isinstance(value, float) or (isinstance(value, int) and not isinstance(value, bool) and info.context is None):
         return float(value)
     if isinstance(value, int | Decimal) and not isinstance(value, bool):
-        raise Wrong(f"a duration needs its unit (ms, s, m, h, d): write {value}s if you mean seconds")
-    raise Wrong("must be a duration: a number with ms, s, m, h or d, like 250ms or 30s")
+        raise InvalidValue(f"a duration needs its unit (ms, s, m, h, d): write {value}s if you mean seconds")
+    raise InvalidValue("must be a duration: a number with ms, s, m, h or d, like 250ms or 30s")
 
 
 def _size(value: object, info: ValidationInfo) -> int:
@@ -93,39 +93,41 @@ def _size(value: object, info: ValidationInfo) -> int:
         return size_bytes(value)
     if isinstance(value, int) and not isinstance(value, bool):
         if info.context is not None:
-            raise Wrong(f"a size needs its unit (B, kB, MB, GB, KiB, MiB, GiB): write {value}B if you mean bytes")
+            raise InvalidValue(
+                f"a size needs its unit (B, kB, MB, GB, KiB, MiB, GiB): write {value}B if you mean bytes"
+            )
         return value
-    raise Wrong("must be a size: a number with B, kB, MB, GB, KiB, MiB or GiB, like 8MB")
+    raise InvalidValue("must be a size: a number with B, kB, MB, GB, KiB, MiB or GiB, like 8MB")
 
 
 def _number(value: object) -> float:
     with suppress(OverflowError):
         if isinstance(value, int | float | Decimal) and not isinstance(value, bool) and isfinite(value):
             return float(value)
-    raise Wrong("must be a number, without quotes")
+    raise InvalidValue("must be a number, without quotes")
 
 
 def _usd(value: object) -> Decimal:
     amount = _exact(value, "must be an amount in USD: a number without quotes, like 0.90")
     if not 0 <= amount <= _MAX_USD:
-        raise Wrong(f"must be between 0 and {_MAX_USD} USD")
+        raise InvalidValue(f"must be between 0 and {_MAX_USD} USD")
     return amount
 
 
 def _rate(value: object) -> Decimal:
     rate = _exact(value, "must be a number, without quotes, like 9000")
     if not 0 < rate <= _MAX_RATE:
-        raise Wrong(f"must be more than 0 and at most {_MAX_RATE}")
+        raise InvalidValue(f"must be more than 0 and at most {_MAX_RATE}")
     return rate
 
 
 def _exact(value: object, message: str) -> Decimal:
     """The number as it was written. A binary float has lost that already, so it is refused."""
     if isinstance(value, bool) or not isinstance(value, int | Decimal) or not Decimal(value).is_finite():
-        raise Wrong(message)
+        raise InvalidValue(message)
     number = Decimal(value)
     if len(number.as_tuple().digits) > _MAX_DIGITS or number.adjusted() < -_MAX_DIGITS:
-        raise Wrong(f"must have at most {_MAX_DIGITS} digits")
+        raise InvalidValue(f"must have at most {_MAX_DIGITS} digits")
     return number
 
 
@@ -135,7 +137,7 @@ def lasting(low: str, high: str) -> AfterValidator:
 
     def check(value_s: float) -> float:
         if not least_s <= value_s <= most_s:
-            raise Wrong(f"must be between {low} and {high}")
+            raise InvalidValue(f"must be between {low} and {high}")
         return value_s
 
     return AfterValidator(check)
@@ -147,13 +149,13 @@ def sized(low: str, high: str) -> AfterValidator:
 
     def check(value: int) -> int:
         if not least <= value <= most:
-            raise Wrong(f"must be between {low} and {high}")
+            raise InvalidValue(f"must be between {low} and {high}")
         return value
 
     return AfterValidator(check)
 
 
-def dereference(value: str, source: Origin) -> str | None:
+def dereference(value: str, source: ValueOrigin) -> str | None:
     """The secret that `value` refers to; None if it is not a reference. Messages name the reference only."""
     for prefix in ("env:", "os.environ/"):
         if value.startswith(prefix):
@@ -163,25 +165,25 @@ def dereference(value: str, source: Origin) -> str | None:
     return None
 
 
-def _from_environment(name: str, source: Origin) -> str:
+def _from_environment(name: str, source: ValueOrigin) -> str:
     if not _VARIABLE.fullmatch(name):
-        raise Wrong("must name an environment variable, like env:TEACHER_KEY")
+        raise InvalidValue("must name an environment variable, like env:TEACHER_KEY")
     if name not in source.environ:
-        raise Wrong(f"the environment variable {name} is not set: set it, or correct its name here")
+        raise InvalidValue(f"the environment variable {name} is not set: set it, or correct its name here")
     if not source.environ[name].strip():
-        raise Wrong(f"the environment variable {name} is empty")
+        raise InvalidValue(f"the environment variable {name} is empty")
     return source.environ[name].strip()
 
 
-def _from_file(name: str, source: Origin) -> str:
+def _from_file(name: str, source: ValueOrigin) -> str:
     try:
         text = (source.folder / name).read_bytes().decode().strip()
     except OSError as error:
-        raise Wrong(f"cannot read {name}: {(error.strerror or 'error').lower()}") from None
+        raise InvalidValue(f"cannot read {name}: {(error.strerror or 'error').lower()}") from None
     except ValueError:
-        raise Wrong(f"{name} does not hold UTF-8 text") from None
+        raise InvalidValue(f"{name} does not hold UTF-8 text") from None
     if not text:
-        raise Wrong(f"{name} is empty")
+        raise InvalidValue(f"{name} is empty")
     return text
 
 
@@ -190,12 +192,12 @@ def _secret(value: object, info: ValidationInfo) -> SecretStr:
         return value
     source = origin(info)
     if not isinstance(value, str):
-        raise Wrong("must be a reference to a secret: env:NAME or file:/path")
+        raise InvalidValue("must be a reference to a secret: env:NAME or file:/path")
     text = dereference(value, source) if source else value if info.context is None else None
     if text is None:
-        raise Wrong("a secret must not stand in this file: write env:NAME or file:/path")
+        raise InvalidValue("a secret must not stand in this file: write env:NAME or file:/path")
     if not (text.isascii() and text.isprintable() and " " not in text):
-        raise Wrong("the secret holds a space or another character that cannot travel in a header")
+        raise InvalidValue("the secret holds a space or another character that cannot travel in a header")
     return SecretStr(text)
 
 
@@ -203,14 +205,14 @@ def _secret_or_text(value: object, info: ValidationInfo) -> SecretStr:
     if isinstance(value, SecretStr):
         return value
     if not isinstance(value, str):
-        raise Wrong("must be text, or a reference: env:NAME or file:/path")
+        raise InvalidValue("must be text, or a reference: env:NAME or file:/path")
     source = origin(info)
     return SecretStr((dereference(value, source) if source else None) or value)
 
 
 def _name(value: str) -> str:
     if not _NAME.fullmatch(value):
-        raise Wrong("must be 1 to 128 letters, digits or any of . _ : / -")
+        raise InvalidValue("must be 1 to 128 letters, digits or any of . _ : / -")
     return value
 
 
@@ -221,22 +223,24 @@ def is_spelled_as_url(value: str) -> bool:
 
 def _http_base(value: str) -> str:
     if not is_spelled_as_url(value):
-        raise Wrong("must not hold a space, a NUL or another control character: write it like http://host:8080")
+        raise InvalidValue("must not hold a space, a NUL or another control character: write it like http://host:8080")
     try:
         parts = urlsplit(value)
         host, port = parts.hostname, parts.port
     except ValueError:
-        raise Wrong("must be an address like http://host:8080") from None
+        raise InvalidValue("must be an address like http://host:8080") from None
     if parts.username is not None or parts.password is not None or "@" in parts.netloc:
-        raise Wrong("must not hold a user name or a password: a key stands in a field of its own, api_key or headers")
+        raise InvalidValue(
+            "must not hold a user name or a password: a key stands in a field of its own, api_key or headers"
+        )
     if parts.scheme not in {"http", "https"} or not host or port == 0:
-        raise Wrong("must be an address like http://host:8080 or https://host/v1")
+        raise InvalidValue("must be an address like http://host:8080 or https://host/v1")
     if "?" in value or "#" in value:
-        raise Wrong("must end with its path: no '?' and no '#'")
+        raise InvalidValue("must end with its path: no '?' and no '#'")
     return value.rstrip("/")
 
 
-class Spelt:
+class TextPattern:
     """How a text is spelt, as a regular expression, for JSON Schema alone: what checks it says more."""
 
     def __init__(self, pattern: str) -> None:
@@ -269,7 +273,7 @@ Secret: TypeAlias = Annotated[SecretStr, BeforeValidator(_secret, json_schema_in
 """Out of YAML only by reference; never shown."""
 SecretOrText: TypeAlias = Annotated[SecretStr, BeforeValidator(_secret_or_text, json_schema_input_type=str)]
 """A reference or the text itself; never shown either way."""
-Name: TypeAlias = Annotated[str, AfterValidator(_name), Spelt(_NAME.pattern)]
+Name: TypeAlias = Annotated[str, AfterValidator(_name), TextPattern(_NAME.pattern)]
 """What a model or a route may be called: [A-Za-z0-9._:/-], 1 to 128."""
-HttpBase: TypeAlias = Annotated[str, AfterValidator(_http_base), Spelt("https?://[^?#@ ]+")]
+HttpBase: TypeAlias = Annotated[str, AfterValidator(_http_base), TextPattern("https?://[^?#@ ]+")]
 """http(s) address without user, query, fragment or closing slash."""

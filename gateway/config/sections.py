@@ -19,20 +19,20 @@ from gateway.config.scalars import (
     Duration,
     Flag,
     HttpBase,
+    InvalidValue,
     Number,
     Reference,
     Secret,
     SecretOrText,
     Size,
     Whole,
-    Wrong,
     dereference,
     is_spelled_as_url,
     lasting,
     origin,
     sized,
 )
-from gateway.config.yaml_source import Shape
+from gateway.config.yaml_source import StrictModel
 
 MAX_WORKERS = 256
 Port = Annotated[Whole, Field(ge=0, le=65535)]
@@ -40,22 +40,22 @@ Port = Annotated[Whole, Field(ge=0, le=65535)]
 
 def _host(value: str) -> str:
     if not value or any(char.isspace() or char in "/@[]" for char in value):
-        raise Wrong("must be an address to listen on, like 0.0.0.0, 127.0.0.1 or ::")
+        raise InvalidValue("must be an address to listen on, like 0.0.0.0, 127.0.0.1 or ::")
     # What has a colon is IPv6; what is all digits and dots is IPv4. All else may be a name.
     if ":" in value or value.replace(".", "").isdigit():
         try:
             ip_address(value)
         except ValueError:
             if value.count(":") == 1:
-                raise Wrong("must be an address without its port, which stands beside it under port") from None
-            raise Wrong("is no address that can be: write it like 0.0.0.0, 127.0.0.1 or ::") from None
+                raise InvalidValue("must be an address without its port, which stands beside it under port") from None
+            raise InvalidValue("is no address that can be: write it like 0.0.0.0, 127.0.0.1 or ::") from None
     return value
 
 
 Host = Annotated[str, BeforeValidator(lambda value: _host(value) if isinstance(value, str) else value)]
 
 
-class Server(Shape):
+class ServerSettings(StrictModel):
     """The callers' listener. Port 0 takes any free port."""
 
     host: Host = "0.0.0.0"  # noqa: S104  a gateway is there to be reached; admin stays at home
@@ -77,7 +77,7 @@ class Server(Shape):
 _SHORTEST_KEY = 16
 
 
-class Admin(Shape):
+class AdminSettings(StrictModel):
     """The operators' listener: metrics, queues, readiness in detail, and the admin API."""
 
     host: Host = "127.0.0.1"
@@ -91,14 +91,14 @@ class Admin(Shape):
     @classmethod
     def _hard_to_guess(cls, key: SecretStr | None) -> SecretStr | None:
         if key is not None and len(key.get_secret_value()) < _SHORTEST_KEY:
-            raise Wrong(f"must have at least {_SHORTEST_KEY} characters: openssl rand -hex 24 makes one")
+            raise InvalidValue(f"must have at least {_SHORTEST_KEY} characters: openssl rand -hex 24 makes one")
         return key
 
 
 _LEASE_TIMEOUTS = 4
 
 
-class RedisSettings(Shape):
+class RedisSettings(StrictModel):
     """Where the replicas meet. "embedded" starts one here."""
 
     url: SecretOrText = SecretStr("embedded")
@@ -125,7 +125,7 @@ class RedisSettings(Shape):
     def _outlasts_a_command(cls, lease_s: float, info: ValidationInfo) -> float:
         timeout_s = info.data.get("timeout_s", 0.0)
         if lease_s < _LEASE_TIMEOUTS * timeout_s:
-            raise Wrong(
+            raise InvalidValue(
                 f"must be at least {_LEASE_TIMEOUTS} times redis.timeout, which is {timeout_s:g}s: "
                 "one slow command would lose it"
             )
@@ -135,11 +135,11 @@ class RedisSettings(Shape):
     @classmethod
     def _plain_prefix(cls, prefix: str) -> str:
         if not (0 < len(prefix) <= 32 and prefix.isascii() and prefix.replace("-", "").replace("_", "").isalnum()):
-            raise Wrong("must be 1 to 32 letters, digits, - or _")
+            raise InvalidValue("must be 1 to 32 letters, digits, - or _")
         return prefix
 
 
-class Receipts(Shape):
+class ReceiptSettings(StrictModel):
     """What Redis keeps of each request."""
 
     ttl_s: Annotated[Duration, lasting("1m", "30d")] = Field(86_400.0, alias="ttl")
@@ -151,7 +151,7 @@ class Receipts(Shape):
     """What each process may write to disk while Redis is away, for receipts to outlive it."""
 
 
-class UsageSettings(Shape):
+class UsageSettings(StrictModel):
     """The database of receipts and of their sums. `gkt-gateway usage-worker` writes it."""
 
     url: SecretOrText = SecretStr("sqlite")
@@ -176,14 +176,14 @@ class UsageSettings(Shape):
         return url
 
 
-class MetricsSettings(Shape):
+class MetricsSettings(StrictModel):
     """How much is told apart in metrics."""
 
     max_tenants: Annotated[Whole, Field(ge=1, le=100_000)] = 1000
     """Tenants with series of their own; the others count together."""
 
 
-class RequestLines(Shape):
+class RequestLogSettings(StrictModel):
     """Which requests have a line in the log. Those that failed, were given up, went unguided because something failed
     or are slow always have theirs."""
 
@@ -200,15 +200,15 @@ def _header(value: object, info: ValidationInfo) -> SecretStr:
     source = origin(info)
     text = dereference(value, source) if source and isinstance(value, str) else None
     if text is None:
-        raise Wrong("a header's value must not stand in this file: write env:NAME or file:/path")
+        raise InvalidValue("a header's value must not stand in this file: write env:NAME or file:/path")
     if not (text.isascii() and text.isprintable()):
-        raise Wrong("holds a character that cannot travel in a header")
+        raise InvalidValue("holds a character that cannot travel in a header")
     return SecretStr(text)
 
 
 def _headers_name(value: str) -> str:
     if not _TOKEN.fullmatch(value):
-        raise Wrong("must be the name of a header, like authorization")
+        raise InvalidValue("must be the name of a header, like authorization")
     return value
 
 
@@ -217,7 +217,7 @@ _HeaderName = Annotated[str, AfterValidator(_headers_name)]
 _HeaderValue = Annotated[SecretStr, BeforeValidator(_header, json_schema_input_type=Reference)]
 
 
-class TracingSettings(Shape):
+class TracingSettings(StrictModel):
     """OpenTelemetry: the spans of each request, to a collector that speaks OTLP over HTTP."""
 
     endpoint: HttpBase | None = None
@@ -239,18 +239,18 @@ class TracingSettings(Shape):
     """How long the collector may take for one export, retries included."""
 
 
-class Log(Shape):
+class LogSettings(StrictModel):
     """`auto`: for eyes on a terminal, JSON lines elsewhere."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
     """The least that is logged."""
     format: Literal["auto", "json", "console"] = "auto"
     """For eyes, for machines, or whichever fits."""
-    requests: RequestLines = RequestLines()
+    requests: RequestLogSettings = RequestLogSettings()
     """Which requests have a line."""
 
 
-class Defaults(Shape):
+class Defaults(StrictModel):
     """What holds for tenants and keys whose policy says nothing of it."""
 
     limits: LimitsRule = LimitsRule()
@@ -263,7 +263,7 @@ class Defaults(Shape):
     """Of each key."""
 
 
-class Alerts(Shape):
+class AlertSettings(StrictModel):
     """Who is told of budgets."""
 
     webhook: SecretOrText | None = None
@@ -275,7 +275,9 @@ class Alerts(Shape):
     @classmethod
     def _an_address(cls, url: SecretStr | None) -> SecretStr | None:
         if url is not None and not _is_http(url.get_secret_value()):
-            raise Wrong("must be an address like https://host/path, or a reference to one: env:NAME or file:/path")
+            raise InvalidValue(
+                "must be an address like https://host/path, or a reference to one: env:NAME or file:/path"
+            )
         return url
 
 

@@ -17,22 +17,22 @@ from urllib.parse import urlsplit
 from pydantic import ConfigDict, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 
 from gateway.config.models import ModelSettings
-from gateway.config.scalars import Origin, Wrong, origin
+from gateway.config.scalars import InvalidValue, ValueOrigin, origin
 from gateway.config.sections import (
     MAX_WORKERS,
-    Admin,
-    Alerts,
+    AdminSettings,
+    AlertSettings,
     Defaults,
-    Log,
+    LogSettings,
     MetricsSettings,
-    Receipts,
+    ReceiptSettings,
     RedisSettings,
-    Server,
+    ServerSettings,
     TracingSettings,
     UsageSettings,
 )
-from gateway.config.yaml_source import Shape, Source, in_file_order, read
-from gateway.errors import ConfigError, Mistake
+from gateway.config.yaml_source import StrictModel, YamlSource, in_file_order, read
+from gateway.errors import ConfigError, ConfigIssue
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -68,10 +68,10 @@ def _folder(value: object, info: ValidationInfo) -> object:
         return source.folder / value
     if isinstance(value, Path):
         return value
-    raise Wrong("must be the path of a folder")
+    raise InvalidValue("must be the path of a folder")
 
 
-class WorkerSettings(Shape):
+class WorkerSettings(StrictModel):
     """The part of config.yaml that a usage worker needs. Build with `worker_settings`."""
 
     model_config = ConfigDict(extra="ignore")
@@ -82,7 +82,7 @@ class WorkerSettings(Shape):
     """The database."""
     data: Path = Field(Path("data"), validate_default=True)
     """The folder of the database's file."""
-    log: Log = Log()
+    log: LogSettings = LogSettings()
     """What the process logs."""
 
     @field_validator("data", mode="before")
@@ -91,22 +91,22 @@ class WorkerSettings(Shape):
         return _folder(value, info)
 
 
-class Settings(Shape):
+class Settings(StrictModel):
     """All of config.yaml. Build with `check_settings`."""
 
-    server: Server = Server()
+    server: ServerSettings = ServerSettings()
     """The callers' listener."""
-    admin: Admin = Admin()
+    admin: AdminSettings = AdminSettings()
     """The operators' listener."""
     redis: RedisSettings = RedisSettings()
     """Where replicas share batches, limits and receipts."""
-    receipts: Receipts = Receipts()
+    receipts: ReceiptSettings = ReceiptSettings()
     """What is kept of each request."""
     usage: UsageSettings = UsageSettings()
     """The database of receipts and of their sums."""
     data: Path = Field(Path("data"), validate_default=True)
     """The folder of the gateway's own files: the usage database, and receipts that Redis did not take yet."""
-    log: Log = Log()
+    log: LogSettings = LogSettings()
     """What the process says."""
     metrics: MetricsSettings = MetricsSettings()
     """How much is told apart in metrics."""
@@ -114,7 +114,7 @@ class Settings(Shape):
     """Where the spans of requests go."""
     defaults: Defaults = Defaults()
     """What holds for tenants and keys whose policy says nothing of it."""
-    alerts: Alerts = Alerts()
+    alerts: AlertSettings = AlertSettings()
     """Who is told of budgets."""
     policies: Path = Field(Path("policies"), validate_default=True)
     """The folder of the policy files; absolute when loaded from a file."""
@@ -142,7 +142,7 @@ class Settings(Shape):
         names = [model.name for model in models]
         # Those of a file are told by `check_settings`, with their lines and beside all other mistakes.
         if info.context is None and len(set(names)) < len(names):
-            raise Wrong("names must differ: engines are found by them")
+            raise InvalidValue("names must differ: engines are found by them")
         return models
 
     @cached_property
@@ -157,7 +157,7 @@ def admin_listener(path: Path, environ: Mapping[str, str] | None = None) -> tupl
     What else is wrong in the file is no matter: the shell of an operator need not hold the engines' secrets.
     """
     _, source, mistakes = check_settings(path, environ)
-    listener = None if source is None else _listener(source, "admin", Admin)
+    listener = None if source is None else _listener(source, "admin", AdminSettings)
     if listener is None:
         raise ConfigError([one for one in mistakes if one.field.startswith(("admin", "GKT_ADMIN"))] or mistakes)
     return listener
@@ -174,7 +174,7 @@ def worker_settings(path: Path, environ: Mapping[str, str] | None = None) -> Wor
         raise ConfigError(mistakes)
     parts = tuple(WorkerSettings.model_fields)
     mistakes = [one for one in [*mistakes, *override(source, environ)] if one.field.startswith(parts)]
-    settings, more = source.check(WorkerSettings, Origin(environ, path.absolute().parent))
+    settings, more = source.check(WorkerSettings, ValueOrigin(environ, path.absolute().parent))
     if settings is None or mistakes:
         raise ConfigError(in_file_order([*mistakes, *more]))
     return settings
@@ -187,18 +187,22 @@ def admin_key(path: Path, environ: Mapping[str, str] | None = None) -> SecretStr
     """
     environ = environment() if environ is None else environ
     if environ.get(ADMIN_KEY_VARIABLE, "").strip():
-        return _checked_key(Source("environment", {"key": f"env:{ADMIN_KEY_VARIABLE}"}), Origin(environ, path.parent))
+        return _checked_key(
+            YamlSource("environment", {"key": f"env:{ADMIN_KEY_VARIABLE}"}), ValueOrigin(environ, path.parent)
+        )
     source, _ = read(path)
     reference = None if source is None else source.get("admin", "key")
     if source is None or reference is None:
         return None
-    return _checked_key(source.part({"key": reference}), Origin(environ, path.absolute().parent))
+    return _checked_key(source.part({"key": reference}), ValueOrigin(environ, path.absolute().parent))
 
 
-def _checked_key(source: Source, where: Origin) -> SecretStr | None:
-    admin, mistakes = source.check(Admin, where)
+def _checked_key(source: YamlSource, where: ValueOrigin) -> SecretStr | None:
+    admin, mistakes = source.check(AdminSettings, where)
     if admin is None:
-        raise ConfigError([Mistake(source.file, 0, 0, "admin.key", one.message, one.suggestion) for one in mistakes])
+        raise ConfigError(
+            [ConfigIssue(source.file, 0, 0, "admin.key", one.message, one.suggestion) for one in mistakes]
+        )
     return admin.key
 
 
@@ -209,22 +213,22 @@ def environment() -> Mapping[str, str]:
 
 def check_settings(
     path: Path, environ: Mapping[str, str] | None = None
-) -> tuple[Settings | None, Source | None, list[Mistake]]:
+) -> tuple[Settings | None, YamlSource | None, list[ConfigIssue]]:
     """(settings, the file as read, every mistake). Settings are None when there is a mistake."""
     environ = environment() if environ is None else environ
     source, mistakes = read(path)
     if source is None:
         return None, None, mistakes
     mistakes += override(source, environ)
-    settings, more = source.check(Settings, Origin(environ, path.absolute().parent))
+    settings, more = source.check(Settings, ValueOrigin(environ, path.absolute().parent))
     mistakes = in_file_order([*mistakes, *more, *_cross_checks(source)])
     return (None if mistakes else settings), source, mistakes
 
 
-def override(source: Source, environ: Mapping[str, str]) -> list[Mistake]:
+def override(source: YamlSource, environ: Mapping[str, str]) -> list[ConfigIssue]:
     """Put the values of OVERRIDES that are set into the data."""
     mistakes = [
-        Mistake("environment", 0, 0, old, f"is called {new} now (docs/upgrading.md)")
+        ConfigIssue("environment", 0, 0, old, f"is called {new} now (docs/upgrading.md)")
         for old, new in _RENAMED.items()
         if environ.get(old, "").strip()
     ]
@@ -240,13 +244,13 @@ def override(source: Source, environ: Mapping[str, str]) -> list[Mistake]:
             hint = _NUMBERS[loc[-1]]
             if text.startswith("tcp://"):
                 hint += "; Kubernetes sets this one for a Service of that name: set enableServiceLinks to false"
-            mistakes.append(Mistake("environment", 0, 0, variable, hint))
+            mistakes.append(ConfigIssue("environment", 0, 0, variable, hint))
     return mistakes
 
 
-def _cross_checks(source: Source) -> Iterator[Mistake]:
+def _cross_checks(source: YamlSource) -> Iterator[ConfigIssue]:
     """What no single value can tell. Reads the raw data, so that other mistakes do not hide these."""
-    server, admin = _listener(source, "server", Server), _listener(source, "admin", Admin)
+    server, admin = _listener(source, "server", ServerSettings), _listener(source, "admin", AdminSettings)
     if server and admin and _same_listener(server, admin):
         yield source.mistake(("admin", "port"), f"server listens on port {admin[1]} already: take another")
     seen: dict[str, int] = {}
@@ -262,7 +266,7 @@ def _cross_checks(source: Source) -> Iterator[Mistake]:
             yield source.mistake(("models", index, "api_base"), "points at this gateway itself: name the engine")
 
 
-def _listener(source: Source, key: str, shape: type[Server | Admin]) -> tuple[str, int] | None:
+def _listener(source: YamlSource, key: str, shape: type[ServerSettings | AdminSettings]) -> tuple[str, int] | None:
     try:
         found = shape.model_validate(
             {name: source.get(key, name) for name in ("host", "port") if source.get(key, name) is not None}

@@ -29,7 +29,7 @@ from gateway.config.yaml_messages import (
     shape_at,
     spoken,
 )
-from gateway.errors import Mistake
+from gateway.errors import ConfigIssue
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -43,7 +43,7 @@ _TOP: Mapping[type, str] = {
 }
 
 
-class Shape(BaseModel):
+class StrictModel(BaseModel):
     """Base of all that YAML may say: closed, frozen, and silent about its input when it complains.
 
     YAML speaks the aliases (`drain_timeout: 30s`), Python the names with units (`drain_timeout_s=30.0`).
@@ -60,7 +60,7 @@ M = TypeVar("M", bound=BaseModel)
 
 
 @dataclass(slots=True)
-class Source:
+class YamlSource:
     """One file, read. `data` is plain: dict, list, str, int, Decimal, bool, None."""
 
     file: str
@@ -85,15 +85,15 @@ class Source:
         value = self.get(*loc)
         return value if isinstance(value, list) else []
 
-    def part(self, data: dict[str, Any]) -> Source:
+    def part(self, data: dict[str, Any]) -> YamlSource:
         """Some of the data, to be checked by itself where the whole may have mistakes."""
-        return Source(self.file, data)
+        return YamlSource(self.file, data)
 
-    def entries(self) -> list[Source]:
+    def entries(self) -> list[YamlSource]:
         """Each entry of a file that is a list, to be checked by itself; its mistakes name the file's lines."""
         root = _compose(self.text)
         nodes = root.value if isinstance(root, SequenceNode) else []
-        return [Source(self.file, entry, self.text, node) for entry, node in zip(self.data, nodes, strict=True)]
+        return [YamlSource(self.file, entry, self.text, node) for entry, node in zip(self.data, nodes, strict=True)]
 
     def override(self, loc: Loc, value: object, said_by: str) -> None:
         """Put a value that another source (`said_by`, an environment variable) has the right to set."""
@@ -106,20 +106,20 @@ class Source:
         parent[loc[-1]] = value
         self.overridden[loc] = said_by
 
-    def mistake(self, loc: Loc, message: str, suggestion: str | None = None) -> Mistake:
+    def mistake(self, loc: Loc, message: str, suggestion: str | None = None) -> ConfigIssue:
         """A mistake at `loc`, or at the nearest thing around it that stands in the file."""
         if loc in self.overridden:
-            return Mistake("environment", 0, 0, self.overridden[loc], message, suggestion)
+            return ConfigIssue("environment", 0, 0, self.overridden[loc], message, suggestion)
         if self.root is None and self.text:
             self.root = _compose(self.text)
         line, column = _place(self.root, loc)
-        return Mistake(self.file, line, column, field_path(loc), message, suggestion)
+        return ConfigIssue(self.file, line, column, field_path(loc), message, suggestion)
 
     def forget_places(self) -> None:
         """Let go of what takes the most memory. It is made again out of the text when a place is asked for."""
         self.root = None
 
-    def check(self, model: type[M], context: object = None) -> tuple[M | None, list[Mistake]]:
+    def check(self, model: type[M], context: object = None) -> tuple[M | None, list[ConfigIssue]]:
         """`data` as `model`, or None with every mistake, in file order.
 
         `context` reaches the validators. It is never None there: by that they know that YAML is speaking.
@@ -145,14 +145,14 @@ class Source:
         *parent, name = detail["loc"]
         shape = shape_at(model, tuple(parent))
         known = [info.alias or key for key, info in shape.model_fields.items()] if shape else []
-        foreign = shape.foreign.get(str(name)) if shape and issubclass(shape, Shape) else None
+        foreign = shape.foreign.get(str(name)) if shape and issubclass(shape, StrictModel) else None
         if foreign:
             return f"unknown key: {foreign}", None
         close = nearest(name, known)
         return ("unknown key", close) if close else (f"unknown key; known here: {', '.join(known)}", None)
 
 
-def in_file_order(mistakes: Iterable[Mistake]) -> list[Mistake]:
+def in_file_order(mistakes: Iterable[ConfigIssue]) -> list[ConfigIssue]:
     """Sorted by place. All of one file: files keep the order in which the caller reads them."""
     return sorted(mistakes, key=lambda mistake: (mistake.line, mistake.column))
 
@@ -165,7 +165,7 @@ def shown(path: Path) -> str:
         return str(path)
 
 
-def read(path: Path, of: type[dict[str, Any]] | type[list[Any]] = dict) -> tuple[Source | None, list[Mistake]]:
+def read(path: Path, of: type[dict[str, Any]] | type[list[Any]] = dict) -> tuple[YamlSource | None, list[ConfigIssue]]:
     """The file as plain data; None with mistakes if it cannot be read, is not YAML, or holds no keys (no list: `of`).
 
     Mistakes beside a Source (a key set twice) leave data that can still be checked for more.
@@ -177,28 +177,28 @@ def read(path: Path, of: type[dict[str, Any]] | type[list[Any]] = dict) -> tuple
     return parse(raw, shown(path), of)
 
 
-def unreadable(path: Path, error: OSError) -> Mistake:
+def unreadable(path: Path, error: OSError) -> ConfigIssue:
     """What to say of a file that the system does not give out."""
-    return Mistake(shown(path), 0, 0, "", f"cannot be read: {(error.strerror or str(error)).lower()}")
+    return ConfigIssue(shown(path), 0, 0, "", f"cannot be read: {(error.strerror or str(error)).lower()}")
 
 
-def contents(path: Path, most_bytes: int | None = None) -> bytes | Mistake:
+def contents(path: Path, most_bytes: int | None = None) -> bytes | ConfigIssue:
     """What stands in the file, or why it cannot be read: for one thing, because it is larger than it may be."""
     try:
         if S_ISFIFO(path.stat().st_mode):  # it would be waited for, for ever
-            return Mistake(shown(path), 0, 0, "", "is a pipe, not a file")
+            return ConfigIssue(shown(path), 0, 0, "", "is a pipe, not a file")
         if most_bytes is None:
             return path.read_bytes()
         with path.open("rb") as file:
             raw = file.read(most_bytes + 1)
     except OSError as error:
         return unreadable(path, error)
-    return raw if len(raw) <= most_bytes else Mistake(shown(path), 0, 0, "", f"has more than {most_bytes} bytes")
+    return raw if len(raw) <= most_bytes else ConfigIssue(shown(path), 0, 0, "", f"has more than {most_bytes} bytes")
 
 
 def parse(
     raw: bytes, file: str, of: type[dict[str, Any]] | type[list[Any]] = dict
-) -> tuple[Source | None, list[Mistake]]:
+) -> tuple[YamlSource | None, list[ConfigIssue]]:
     """What `read` does with the bytes of a file."""
     try:
         text = raw.decode("utf-8-sig")
@@ -207,17 +207,17 @@ def parse(
         data = builder.value(root, ()) if root is not None else of()
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
-        return None, [Mistake(file, line, 1, "", "not UTF-8 text: save the file as UTF-8")]
+        return None, [ConfigIssue(file, line, 1, "", "not UTF-8 text: save the file as UTF-8")]
     except YAMLError as error:
         return None, [_syntax(file, error)]
     except RecursionError:
-        return None, [Mistake(file, 0, 0, "", "nested too deeply")]
+        return None, [ConfigIssue(file, 0, 0, "", "nested too deeply")]
     if not isinstance(data, of):
-        return None, [Mistake(file, 1, 1, "", _TOP[of])]
-    return Source(file, data, text, root, frozenset(builder.broken)), in_file_order(builder.mistakes)
+        return None, [ConfigIssue(file, 1, 1, "", _TOP[of])]
+    return YamlSource(file, data, text, root, frozenset(builder.broken)), in_file_order(builder.mistakes)
 
 
-def load(path: Path, model: type[M], context: object = None) -> tuple[M | None, list[Mistake]]:
+def load(path: Path, model: type[M], context: object = None) -> tuple[M | None, list[ConfigIssue]]:
     """`read` and `check` in one: the model, or None with every mistake of the file in file order."""
     source, mistakes = read(path)
     if source is None:
@@ -234,7 +234,7 @@ def _compose(text: str) -> Node | None:
     return root
 
 
-def _syntax(file: str, error: YAMLError) -> Mistake:
+def _syntax(file: str, error: YAMLError) -> ConfigIssue:
     mark = None
     problem = "it holds a character that YAML does not allow"
     if isinstance(error, MarkedYAMLError):
@@ -250,7 +250,7 @@ def _syntax(file: str, error: YAMLError) -> Mistake:
         problem = "a line that is indented more or less than its neighbours"
     problem = problem.replace("'<stream end>'", "the end of the file")
     line, column = (mark.line + 1, mark.column + 1) if mark is not None else (0, 0)
-    return Mistake(file, line, column, "", f"not valid YAML: {problem}")
+    return ConfigIssue(file, line, column, "", f"not valid YAML: {problem}")
 
 
 def _entries(node: MappingNode) -> dict[str, tuple[Node, Node]]:
@@ -291,7 +291,7 @@ class _Builder:
 
     def __init__(self, file: str) -> None:
         self.file = file
-        self.mistakes: list[Mistake] = []
+        self.mistakes: list[ConfigIssue] = []
         self.broken: set[Loc] = set()
         self._done: dict[int, Any] = {}
         self._open: set[int] = set()
@@ -349,7 +349,7 @@ class _Builder:
 
     def _wrong(self, node: Node, loc: Loc, message: str) -> None:
         mark = node.start_mark
-        self.mistakes.append(Mistake(self.file, mark.line + 1, mark.column + 1, field_path(loc), message))
+        self.mistakes.append(ConfigIssue(self.file, mark.line + 1, mark.column + 1, field_path(loc), message))
 
 
 def _whole(text: str) -> int:

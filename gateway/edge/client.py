@@ -18,20 +18,20 @@ from typing import TYPE_CHECKING, Any, Self
 from gateway.capabilities.reasoning import ReasoningFilter
 from gateway.edge import placing
 from gateway.edge.errors import EdgeError, GatewayAway
-from gateway.edge.guidance import Guidance
-from gateway.edge.link import Link
+from gateway.edge.guidance import EdgeGuidance
+from gateway.edge.link import GatewayLink
 from gateway.edge.queue import Synced, UsageQueue, default_folder
-from gateway.edge.relay import Relay, whole
-from gateway.edge.usage import Usage
+from gateway.edge.relay import EdgeRelay, whole
+from gateway.edge.usage import DeviceUsage
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
     from types import TracebackType
 
     from gateway.capabilities.continuation import Continuation
-    from gateway.edge.placing import Sent
+    from gateway.edge.placing import EdgeStudentRequest
     from gateway.edge.student import UrlStudent
-    from gateway.edge.usage import Report
+    from gateway.edge.usage import UsageReport
     from gateway.protocol.body import Json
 
 log = logging.getLogger("gateway.edge")
@@ -50,11 +50,11 @@ class _Turn:
 
     body: Json
     route: str
-    relay: Relay
+    relay: EdgeRelay
     began: float = field(default_factory=time.monotonic)
-    guidance: Guidance | None = None
+    guidance: EdgeGuidance | None = None
     away: GatewayAway | None = None
-    sent: Sent | None = None
+    sent: EdgeStudentRequest | None = None
     first_token: float | None = None
 
     @property
@@ -141,7 +141,7 @@ class EdgeClient:
         self._route = route
         self._queue = UsageQueue(default_folder(gateway) if queue is None else Path(queue))
         self._open = AsyncExitStack()
-        self._link = Link(gateway, key, patience_s=patience_s)
+        self._link = GatewayLink(gateway, key, patience_s=patience_s)
         self._telling: set[asyncio.Task[None]] = set()
         self._one_sync = asyncio.Lock()
 
@@ -203,7 +203,7 @@ class EdgeClient:
         if not isinstance(route, str):
             raise ValueError("'model' is required: the name of a route of the gateway")
         usage = bool((body.get("stream_options") or {}).get("include_usage"))
-        relay = Relay(f"chatcmpl-{uuid.uuid4().hex}", int(time.time()), route, wants_usage=usage)
+        relay = EdgeRelay(f"chatcmpl-{uuid.uuid4().hex}", int(time.time()), route, wants_usage=usage)
         return _Turn(dict(body), route, relay)
 
     async def _answer(self, turn: _Turn) -> AsyncGenerator[Json, None]:
@@ -230,7 +230,7 @@ class EdgeClient:
         try:
             async with aclosing(self._link.ask(asked)) as heard:
                 async for one in heard:
-                    if isinstance(one, Guidance):
+                    if isinstance(one, EdgeGuidance):
                         turn.guidance = one
                         continue
                     held += one
@@ -242,7 +242,7 @@ class EdgeClient:
             turn.away = away
         if turn.relay.shown and turn.unguided is not None:
             # It cannot be taken back: the student goes on with it. A teacher tells of a token at a time, or of a few.
-            turn.guidance = Guidance(turn.begun, turn.relay.shown, kept_tokens=pieces)
+            turn.guidance = EdgeGuidance(turn.begun, turn.relay.shown, kept_tokens=pieces)
         if turn.guidance is None or turn.guidance.unguided is not None:
             turn.relay.why_alone = turn.unguided
 
@@ -295,7 +295,7 @@ class EdgeClient:
             return  # the device has done nothing
         ended = time.monotonic()
         read, wrote = turn.counts
-        usage = Usage(
+        usage = DeviceUsage(
             input_tokens=read,
             output_tokens=wrote,
             finish_reason=turn.relay.finish_reason,
@@ -309,7 +309,7 @@ class EdgeClient:
         report = usage.closing(receipt) if receipt is not None else usage.alone(turn.route)
         await self._keep(report, online=turn.away is None)
 
-    async def _keep(self, report: Report, *, online: bool) -> None:
+    async def _keep(self, report: UsageReport, *, online: bool) -> None:
         try:
             await asyncio.to_thread(self._queue.put, report)
         except OSError as error:

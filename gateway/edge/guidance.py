@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Guidance:
+class EdgeGuidance:
     """One guidance, checked.
 
     Attributes:

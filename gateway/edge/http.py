@@ -13,8 +13,8 @@ from gateway.engines.sse import EventTooLarge, SseDecoder
 from gateway.errors import (
     EngineError,
     EngineFailed,
-    EngineGarbled,
     EngineOverloaded,
+    EngineProtocolError,
     EngineRejected,
     EngineTimeout,
     EngineUnreachable,
@@ -32,7 +32,7 @@ _MAX_SAID_CHARS = 300
 
 
 @dataclass(frozen=True, slots=True)
-class JsonReply:
+class EdgeJsonReply:
     body: Any
 
 
@@ -71,14 +71,14 @@ class StudentHttp:
     async def close(self) -> None:
         await self._http.aclose()
 
-    async def get(self, path: str) -> JsonReply:
+    async def get(self, path: str) -> EdgeJsonReply:
         async with self._call("GET", path, None) as reply:
-            return JsonReply(_json(await reply.aread(), self._name))
+            return EdgeJsonReply(_json(await reply.aread(), self._name))
 
-    async def post(self, path: str, payload: Json, *, native: bool = False) -> JsonReply:
+    async def post(self, path: str, payload: Json, *, native: bool = False) -> EdgeJsonReply:
         """A `native` path lies beside the server's /v1. Raises EngineErrors, as all here do."""
         async with self._call("POST", path, payload, native=native) as reply:
-            return JsonReply(_json(await reply.aread(), self._name))
+            return EdgeJsonReply(_json(await reply.aread(), self._name))
 
     async def events(self, path: str, payload: Json) -> AsyncGenerator[bytes, None]:
         """The data of each event of a stream."""
@@ -91,7 +91,7 @@ class StudentHttp:
                 for event in decoder.end():
                     yield event
             except EventTooLarge:
-                raise EngineGarbled(
+                raise EngineProtocolError(
                     f"Student '{self._name}' sent an event that does not end.", engine=self._name
                 ) from None
 
@@ -119,7 +119,7 @@ def _json(raw: bytes, name: str) -> Any:
     try:
         return json.loads(raw)
     except ValueError:
-        raise EngineGarbled(f"Student '{name}' speaks no JSON.", engine=name) from None
+        raise EngineProtocolError(f"Student '{name}' speaks no JSON.", engine=name) from None
 
 
 def _refusal(name: str, status: int, raw: bytes) -> EngineError:

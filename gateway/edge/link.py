@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import httpx
 
 from gateway.edge.errors import GatewayAway, GatewayRefused, VersionRefused
-from gateway.edge.guidance import Guidance
+from gateway.edge.guidance import EdgeGuidance
 from gateway.engines.sse import EventTooLarge, SseDecoder
 from gateway.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable
 
-    from gateway.edge.usage import Report
+    from gateway.edge.usage import UsageReport
     from gateway.protocol.body import Json
 
 EDGE_VERSION = 1
@@ -42,7 +42,7 @@ refused        it takes no such report, and never will
 _T = TypeVar("_T")
 
 
-class Link:
+class GatewayLink:
     """One gateway, for one key.
 
     Args:
@@ -70,7 +70,7 @@ class Link:
     async def close(self) -> None:
         await self._http.aclose()
 
-    async def ask(self, body: Json) -> AsyncGenerator[str | Guidance, None]:
+    async def ask(self, body: Json) -> AsyncGenerator[str | EdgeGuidance, None]:
         """Ask for guidance: first what of it may be shown already, piece by piece, then all of it.
 
         Raises GatewayAway and GatewayRefused. A body with `stream` is answered piece by piece where the route says so.
@@ -83,7 +83,7 @@ class Link:
             if reply.status_code != httpx.codes.OK:
                 raise _refusal(reply, await _in_time(_read(reply), until, begun=True))
             if "text/event-stream" not in reply.headers.get("content-type", ""):
-                yield Guidance.read(_json(await _in_time(_read(reply), until, begun=True)))
+                yield EdgeGuidance.read(_json(await _in_time(_read(reply), until, begun=True)))
                 return
             decoder, received = SseDecoder(_MAX_REPLY_BYTES), reply.aiter_bytes()
             while data := await _in_time(anext(received, b""), until, begun=True):
@@ -92,7 +92,7 @@ class Link:
                         continue
                     one = _heard(_json(event))
                     yield one
-                    if isinstance(one, Guidance):
+                    if isinstance(one, EdgeGuidance):
                         return
             raise _broke_off()
         except GatewayAway as away:
@@ -101,7 +101,7 @@ class Link:
         finally:
             await reply.aclose()
 
-    async def tell(self, report: Report) -> Told:
+    async def tell(self, report: UsageReport) -> Told:
         """Tell of an answer. Raises GatewayAway, and GatewayRefused where the key or the version is wrong."""
         until = asyncio.get_running_loop().time() + min(_TELL_LIMIT_S, self._patience_s)
         reply = await _in_time(self._http.post(report.path, json=report.body), until)
@@ -166,7 +166,7 @@ def _see_receipt(told: Any) -> None:
         raise GatewayAway("gateway_garbled", "What answers for the gateway sent no receipt.")
 
 
-def _heard(event: Any) -> str | Guidance:
+def _heard(event: Any) -> str | EdgeGuidance:
     """One event of a stream."""
     if isinstance(event, dict) and event.get("error"):
         raise GatewayAway("gateway_failed", _said(event) or "The gateway failed.")
@@ -175,7 +175,7 @@ def _heard(event: Any) -> str | Guidance:
         if not isinstance(piece, str):
             raise GatewayAway("gateway_garbled", "The gateway sent a piece of guidance without text.")
         return piece
-    return Guidance.read(event)
+    return EdgeGuidance.read(event)
 
 
 def _refusal(reply: httpx.Response, raw: bytes) -> GatewayAway | GatewayRefused:

@@ -18,7 +18,7 @@ from gateway.protocol.messages import with_text
 if TYPE_CHECKING:
     from gateway.capabilities.continuation import Continuation
     from gateway.capabilities.reasoning import Reasoning
-    from gateway.edge.guidance import Guidance
+    from gateway.edge.guidance import EdgeGuidance
     from gateway.protocol.body import Json
 
 # What guidance depends on beside the fields that constrain an answer.
@@ -30,7 +30,7 @@ _OWN = frozenset({"model", "stream", "stream_options"})
 
 
 @dataclass(frozen=True, slots=True)
-class Sent:
+class EdgeStudentRequest:
     """What the student is asked.
 
     Attributes:
@@ -67,14 +67,14 @@ def goes_on(reasoning: Reasoning, how: Continuation | None, body: Json) -> bool:
     return how is not None and how.lost(body) is None and takes_prefix(reasoning, body)
 
 
-def alone(body: Json, most_output_tokens: int | None = None) -> Sent:
+def alone(body: Json, most_output_tokens: int | None = None) -> EdgeStudentRequest:
     """The student's question without guidance; with a limit of the route's, where the gateway has told one."""
     if most_output_tokens is None:
-        return Sent(_of_student(body), limit=asked_limit(body))
-    return Sent(_limited(_of_student(body), most_output_tokens), limit=most_output_tokens)
+        return EdgeStudentRequest(_of_student(body), limit=asked_limit(body))
+    return EdgeStudentRequest(_limited(_of_student(body), most_output_tokens), limit=most_output_tokens)
 
 
-def guided(body: Json, guidance: Guidance, reasoning: Reasoning, how: Continuation | None) -> Sent:
+def guided(body: Json, guidance: EdgeGuidance, reasoning: Reasoning, how: Continuation | None) -> EdgeStudentRequest:
     """The student's question with guidance.
 
     In placement prefix the student goes on with it; who cannot gets it in the prompt, introduced as the gateway does.
@@ -83,20 +83,20 @@ def guided(body: Json, guidance: Guidance, reasoning: Reasoning, how: Continuati
     if guidance.placement != "prefix":
         assert guidance.messages is not None, "as read"
         limit = limit if limit is not None else asked_limit(body)
-        return Sent(_limited({**_of_student(body), "messages": guidance.messages}, limit), limit=limit)
+        return EdgeStudentRequest(_limited({**_of_student(body), "messages": guidance.messages}, limit), limit=limit)
     if limit is None and (asked := asked_limit(body)) is not None:
         limit = max(0, asked - guidance.kept_tokens)
     if how is None or not goes_on(reasoning, how, body):
         introduction = PROJECTIONS.get(guidance.projection, CUTOFF).introduction
         messages = with_text(body["messages"], after=introduction.replace(SLOT, guidance.text))
-        return Sent(_limited({**_of_student(body), "messages": messages}, limit), limit=limit)
+        return EdgeStudentRequest(_limited({**_of_student(body), "messages": messages}, limit), limit=limit)
     again = guidance.kept_tokens if how.writes_again else 0
     placed = without_reasoning(reasoning, _of_student(body))
     placed = _limited(placed, None if limit is None else limit + again)
-    return Sent(placed, Prefill(guidance.text, how), again, limit)
+    return EdgeStudentRequest(placed, Prefill(guidance.text, how), again, limit)
 
 
-def joint(guidance: Guidance, how: Continuation, body: Json) -> SeamJoin:
+def joint(guidance: EdgeGuidance, how: Continuation, body: Json) -> SeamJoin:
     """Joins guidance that the user sees to what the student says; `body` is the user's."""
     return SeamJoin(
         guidance.text,

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from gateway.edge.link import address_of
-from gateway.edge.usage import Report
+from gateway.edge.usage import UsageReport
 
 MOST_WAITING = 1000
 """With one more the oldest is dropped."""
@@ -47,7 +47,7 @@ class UsageQueue:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def put(self, report: Report) -> Path:
+    def put(self, report: UsageReport) -> Path:
         """Keep a report; where it is kept. Raises OSError."""
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         name = f"{time.time_ns():020}-{uuid.uuid4().hex[:8]}.json"
@@ -65,7 +65,7 @@ class UsageQueue:
             self.drop(oldest)
         return self.folder / name
 
-    def waiting(self) -> list[tuple[Path, Report]]:
+    def waiting(self) -> list[tuple[Path, UsageReport]]:
         """Where each is kept, oldest first. One that cannot be read is dropped."""
         found = []
         for file in self._files():
@@ -87,12 +87,12 @@ class UsageQueue:
         return sorted(self.folder.glob("[0-9]*.json"))
 
 
-def _report(kept: Any) -> Report:
+def _report(kept: Any) -> UsageReport:
     """Raises ValueError, KeyError and TypeError. A report goes with the key, so it goes to the gateway alone."""
     path = kept["path"]
     if not (isinstance(path, str) and path.startswith("/v1/guidance/")):
         raise ValueError(path)
-    return Report(path, kept["body"])
+    return UsageReport(path, kept["body"])
 
 
 def default_folder(gateway: str) -> Path:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 By = Literal["teacher", "student"]
 
 
-class Relay:
+class EdgeRelay:
     """Makes the chunks of one answer.
 
     Args:

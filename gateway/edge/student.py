@@ -17,7 +17,7 @@ from gateway.edge.http import LAST_EVENT, StudentHttp, said_in
 from gateway.engines.probing import find_continuation
 from gateway.engines.raw_prompts import asked_limit, chat_chunk, chat_reply, text_body
 from gateway.engines.renderers import LlamaCppRenderer, SGLangRenderer, VllmRenderer
-from gateway.errors import EngineCannot, EngineFailed, EngineGarbled
+from gateway.errors import EngineFailed, EngineProtocolError, EngineUnsupported
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -157,11 +157,11 @@ class UrlStudent:
         reply = (await self._server.post(path, sent)).body
         choices = reply.get("choices") if isinstance(reply, dict) else None
         if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-            raise EngineGarbled(f"Student '{self.name}' sent a reply without an answer.", engine=self.name)
+            raise EngineProtocolError(f"Student '{self.name}' sent a reply without an answer.", engine=self.name)
         if "messages" in sent:
             return reply  # type: ignore[no-any-return]
         if not isinstance(choices[0].get("text"), str):
-            raise EngineGarbled(f"Student '{self.name}' sent a reply without text.", engine=self.name)
+            raise EngineProtocolError(f"Student '{self.name}' sent a reply without text.", engine=self.name)
         return chat_reply(reply)
 
     async def _sent(self, body: Json, prefill: Prefill | None) -> tuple[str, Json]:
@@ -178,7 +178,7 @@ class UrlStudent:
     async def _raw(self, body: Json, opening: str) -> Json:
         if self._renderer is None or (lost := lost_as_text(body)) is not None:
             why = "is not known to render chats" if self._renderer is None else f"cannot carry it ({lost})"
-            raise EngineCannot(
+            raise EngineUnsupported(
                 f"Student '{self.name}' was to get a chat as a raw prompt, and {why}.",
                 engine=self.name,
                 status_sent=422,
@@ -196,5 +196,5 @@ class UrlStudent:
             raise EngineFailed(f"Student '{self.name}' failed in its answer{said_in(event)}.", engine=self.name)
         choices = chunk.get("choices") if isinstance(chunk, dict) else None
         if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
-            raise EngineGarbled(f"Student '{self.name}' sent an event that is no chunk.", engine=self.name)
+            raise EngineProtocolError(f"Student '{self.name}' sent an event that is no chunk.", engine=self.name)
         return chunk  # type: ignore[no-any-return]

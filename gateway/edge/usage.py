@@ -17,7 +17,7 @@ _REASON = re.compile(r"[a-z_]{1,32}")
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class UsageReport:
     """One answer's account, and where it goes."""
 
     path: str
@@ -25,7 +25,7 @@ class Report:
 
 
 @dataclass(frozen=True, slots=True)
-class Usage:
+class DeviceUsage:
     """What one answer took on the device.
 
     Attributes:
@@ -46,13 +46,13 @@ class Usage:
     guided: bool
     at: int
 
-    def closing(self, receipt: str) -> Report:
+    def closing(self, receipt: str) -> UsageReport:
         """Closes the receipt of a guidance."""
-        return Report(f"/v1/guidance/{quote(receipt, safe='')}/usage", self._body())
+        return UsageReport(f"/v1/guidance/{quote(receipt, safe='')}/usage", self._body())
 
-    def alone(self, route: str) -> Report:
+    def alone(self, route: str) -> UsageReport:
         """Of an answer that was made wholly without the gateway, under an id of its own: it counts once."""
-        return Report("/v1/guidance/usage", {**self._body(), "model": route, "id": str(uuid.uuid4())})
+        return UsageReport("/v1/guidance/usage", {**self._body(), "model": route, "id": str(uuid.uuid4())})
 
     def _body(self) -> Json:
         return {

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Finish = Literal["stop", "length"]
 
 
-class Usage(Record, frozen=True):
+class TokenUsage(Record, frozen=True):
     """Tokens as the engine counted them.
 
     Attributes:
@@ -63,18 +63,18 @@ class OpeningReply(Record, frozen=True):
 
     text: str
     finish: Finish
-    usage: Usage | None
+    usage: TokenUsage | None
     ends_at: int | None = None
     span: Any = None  # where traces are on: that of the call
 
 
 @dataclass(frozen=True, slots=True)
-class EmbeddingsReply:
+class EngineEmbeddings:
     """Vectors: the fields of OpenAI's reply, in the bytes in which the engine wrote them; those of `data` in parts."""
 
     fields: dict[str, msgspec.Raw]
     data: list[bytes]
-    usage: Usage | None
+    usage: TokenUsage | None
 
 
 @dataclass(slots=True)
@@ -110,7 +110,7 @@ class Engine(Protocol):
         """Write the first tokens of an answer. Openings of one `batch` that come together may share an HTTP call.
 
         `tell` hears each piece of the text as it is written, where the engine can tell so; it may hear of none. It may
-        raise EnoughHeard, which ends the call and comes through.
+        raise StopStream, which ends the call and comes through.
         """
         ...
 
@@ -129,7 +129,7 @@ class Engine(Protocol):
         """
         ...
 
-    async def embed(self, body: Json) -> EmbeddingsReply:
+    async def embed(self, body: Json) -> EngineEmbeddings:
         """Answer an OpenAI embeddings body."""
         ...
 

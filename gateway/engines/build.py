@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from gateway.engines.breaker import Breaker, BreakerRule
 from gateway.engines.guard import GuardedEngine
-from gateway.engines.http import Deadlines, EngineHttp
+from gateway.engines.http import EngineDeadlines, EngineHttp
 from gateway.engines.openai import OpenAIEngine
 from gateway.telemetry.semconv import provider_of
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
     from gateway.config.models import ModelSettings
     from gateway.engines.base import Engine
-    from gateway.engines.litellm_library import Library
+    from gateway.engines.litellm_library import LiteLLMLibrary
     from gateway.engines.retry_budget import RetryBudgets
-    from gateway.policy.book import PolicyBook
+    from gateway.policy.book import PolicySet
     from gateway.policy.policies import Policies
     from gateway.telemetry.metrics import Metrics
     from gateway.telemetry.tracing import Tracing
@@ -50,7 +50,7 @@ async def build(
     return engines
 
 
-async def _litellm(models: list[str]) -> Library:
+async def _litellm(models: list[str]) -> LiteLLMLibrary:
     """LiteLLM, for these models. Nothing of it is imported for a gateway that does without."""
     from gateway.engines.litellm_library import load
 
@@ -61,7 +61,7 @@ def _breaker_rule(model: ModelSettings) -> BreakerRule:
     return BreakerRule(model.breaker.failures, model.breaker.rest_s, model.breaker.longest_s)
 
 
-def _longest_opening(model: str, book: PolicyBook) -> int:
+def _longest_opening(model: str, book: PolicySet) -> int:
     """The most tokens that a route may ask this model for as its teacher."""
     routes = ((policy, route) for policy in book.policies for route in policy.routes)
     return max((policy.most_guidance_tokens(route) for policy, route in routes if route.teacher == model), default=0)
@@ -84,11 +84,11 @@ def _traced(engine: Engine, model: ModelSettings) -> Engine:
 def _engine(
     model: ModelSettings,
     policies: Policies,
-    library: Library | None,
+    library: LiteLLMLibrary | None,
     outgoing: Callable[[], Mapping[str, str] | None] | None,
 ) -> Engine:
     timeouts = model.timeouts
-    deadlines = Deadlines(timeouts.connect_s, timeouts.first_token_s, timeouts.idle_s, timeouts.total_s)
+    deadlines = EngineDeadlines(timeouts.connect_s, timeouts.first_token_s, timeouts.idle_s, timeouts.total_s)
     api_key = model.api_key.get_secret_value() if model.api_key is not None else None
     echo = None if model.echo == "auto" else model.echo
     if model.protocol == "litellm":

@@ -7,12 +7,12 @@ from io import StringIO
 from types import NoneType
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-from gateway.engines.base import OpeningReply, Usage
+from gateway.engines.base import OpeningReply, TokenUsage
 from gateway.engines.http import LAST_EVENT
 from gateway.engines.refusal import reported
 from gateway.engines.replies import first_choice
 from gateway.engines.reply_json import Unreadable, decode, decoded_events
-from gateway.errors import EngineFailed, EngineGarbled, EngineTimeout, EngineUnreachable
+from gateway.errors import EngineFailed, EngineProtocolError, EngineTimeout, EngineUnreachable
 from gateway.protocol.body import MAX_CHOICES, MAX_TOKENS
 from gateway.protocol.messages import words
 
@@ -91,7 +91,7 @@ class ChatWire:
         try:
             chunk: Any = decode(data)
         except Unreadable as error:
-            raise EngineGarbled(f"Engine '{self._name}' {error}.", engine=self._name) from None
+            raise EngineProtocolError(f"Engine '{self._name}' {error}.", engine=self._name) from None
         if isinstance(chunk, dict) and chunk.get("error"):
             raise reported(self._name, self._http.said(chunk), "failed in the middle of its answer")
         if not self._are_parts(chunk.get("choices") if isinstance(chunk, dict) else None):
@@ -107,15 +107,15 @@ class ChatWire:
         """A delta may be missing, and stands for an empty one then."""
         return are_choices(choices, lambda choice: choice.get("delta") is None or _is_said(choice["delta"]))
 
-    def _garbled(self, what: str) -> EngineGarbled:
-        return EngineGarbled(f"Engine '{self._name}' sent {what}.", engine=self._name)
+    def _garbled(self, what: str) -> EngineProtocolError:
+        return EngineProtocolError(f"Engine '{self._name}' sent {what}.", engine=self._name)
 
 
 async def listen(chunks: AsyncGenerator[list[Json], None], tell: Callable[[str], None]) -> OpeningReply:
     """An opening out of the stream of its chunks: `tell` hears each piece. Raises what the stream raises."""
     text = StringIO()
     finish: Any = None
-    usage: Usage | None = None
+    usage: TokenUsage | None = None
     async with aclosing(chunks) as groups:
         async for group in groups:
             for chunk in group:
@@ -168,7 +168,7 @@ def opening_finish(reason: Any) -> Finish:
     return "stop" if reason in _ENDED else "length"
 
 
-def read_usage(usage: Any) -> Usage | None:
+def read_usage(usage: Any) -> TokenUsage | None:
     """OpenAI's `usage` object as an engine sent it, or None when it holds no usable counts.
 
     Some engines count hidden reasoning in `total_tokens` alone: the output is at least the total less the prompt.
@@ -183,13 +183,15 @@ def read_usage(usage: Any) -> Usage | None:
     details = usage.get("prompt_tokens_details")
     if not isinstance(details, dict):
         if _PROXY_CACHE_WRITES not in usage:
-            return Usage(read, written)
+            return TokenUsage(read, written)
         details = {}
     reported = [details.get(name) for name in _CACHE_WRITES]
     reported.append(usage.get(_PROXY_CACHE_WRITES))
     stored = min(read, max(filter(is_count, reported), default=0))
     cached = details.get("cached_tokens")
-    return Usage(read, written, min(cached, read - stored) if is_count(cached) else 0, cache_write_input_tokens=stored)
+    return TokenUsage(
+        read, written, min(cached, read - stored) if is_count(cached) else 0, cache_write_input_tokens=stored
+    )
 
 
 def is_count(value: Any) -> TypeGuard[int]:

@@ -25,7 +25,7 @@ _GOOD_FOR_S = 0.25
 _BAD_FOR_S = 5.0
 
 
-class Control:
+class ControlCall:
     """The control call of one engine and one kind of request.
 
     Args:

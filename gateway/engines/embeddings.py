@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from gateway.engines.base import EmbeddingsReply, Usage
+from gateway.engines.base import EngineEmbeddings, TokenUsage
 from gateway.engines.chat import is_count
 from gateway.engines.reply_json import in_thread
-from gateway.errors import EngineGarbled
+from gateway.errors import EngineProtocolError
 from gateway.protocol.structure import INLINE_BYTES, MAX_VALUES, count_values
 
 if TYPE_CHECKING:
@@ -26,25 +26,30 @@ _BEFORE_VECTOR = re.compile(_NAME + rb'[ \n\r\t]{0,99}:[ \n\r\t]{0,99}(?=["\[])'
 _MARK = rb'"\u0000vector"'  # takes the place of a vector
 
 
-async def read_embeddings(raw: bytes, engine: str) -> EmbeddingsReply:
-    """Read a reply; a large one is read in a thread. Raises EngineGarbled where there is no list of vectors in it."""
+async def read_embeddings(raw: bytes, engine: str) -> EngineEmbeddings:
+    """Read a reply; a large one is read in a thread.
+
+    Raises EngineProtocolError if the reply has no list of vectors.
+    """
     if len(raw) <= INLINE_BYTES:
         return _read(raw, engine)
     return await in_thread(_read, raw, engine)
 
 
-async def write_embeddings(reply: EmbeddingsReply, model: str) -> bytes:
+async def write_embeddings(reply: EngineEmbeddings, model: str) -> bytes:
     """Return the reply's bytes, under another name of the model; a large one is written in a thread."""
     rest = msgspec.json.encode({**reply.fields, "model": model})
     parts = [b'{"data":', *reply.data, b",", rest[1:]]
     return b"".join(parts) if sum(map(len, parts)) <= INLINE_BYTES else await in_thread(b"".join, parts)
 
 
-def _read(raw: bytes, engine: str) -> EmbeddingsReply:
+def _read(raw: bytes, engine: str) -> EngineEmbeddings:
     """Read a reply vector by vector: one C call for all of a large reply would hold the interpreter lock."""
     rest, vectors = _take_vectors(raw)
     if count_values(rest, MAX_VALUES)[1] > MAX_VALUES:
-        raise EngineGarbled(f"Engine '{engine}' sent more than {MAX_VALUES} JSON values, the limit.", engine=engine)
+        raise EngineProtocolError(
+            f"Engine '{engine}' sent more than {MAX_VALUES} JSON values, the limit.", engine=engine
+        )
     try:
         fields = _FIELDS.decode(rest)
         for part in (rest, *vectors):
@@ -55,8 +60,8 @@ def _read(raw: bytes, engine: str) -> EmbeddingsReply:
         fields, usage = {}, None
     data = bytes(fields.pop("data", b"")).split(_MARK)
     if not data[0].startswith(b"[") or len(data) != len(vectors) + 1:
-        raise EngineGarbled(f"Engine '{engine}' sent a reply without embeddings.", engine=engine)
-    return EmbeddingsReply(fields, [part for both in zip(data, [*vectors, b""], strict=True) for part in both], usage)
+        raise EngineProtocolError(f"Engine '{engine}' sent a reply without embeddings.", engine=engine)
+    return EngineEmbeddings(fields, [part for both in zip(data, [*vectors, b""], strict=True) for part in both], usage)
 
 
 def _take_vectors(raw: bytes) -> tuple[bytes, list[bytes]]:
@@ -81,7 +86,7 @@ def _take_vectors(raw: bytes) -> tuple[bytes, list[bytes]]:
     return _MARK.join([*rest, raw[done:]]), vectors
 
 
-def _read_usage(usage: Json | None) -> Usage | None:
+def _read_usage(usage: Json | None) -> TokenUsage | None:
     """Texts are read and none is written. An engine that says 0 did not count: no text is empty."""
     read = usage.get("prompt_tokens") if isinstance(usage, dict) else None
-    return Usage(read, 0) if is_count(read) and read > 0 else None
+    return TokenUsage(read, 0) if is_count(read) and read > 0 else None

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from gateway.errors import EngineResting
+from gateway.errors import CircuitOpen
 from gateway.telemetry.logs import quotes_content
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def note_failure(error: EngineError, request_id: str, metrics: Metrics) -> None:
     And the log less than callers, unless their tenant wants content in it: an engine's words may quote the prompt.
     """
     metrics.engine_errors.labels(error.engine, error.label).inc()
-    if isinstance(error, EngineResting):
+    if isinstance(error, CircuitOpen):
         return  # said once, when the breaker opened
     log.warning(
         "engine_error",

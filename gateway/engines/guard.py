@@ -15,18 +15,18 @@ from typing import TYPE_CHECKING, Any, Self
 import orjson
 import structlog
 
-from gateway.engines.control import CONTROL_CHAT, CONTROL_TEXT, Control
+from gateway.engines.control import CONTROL_CHAT, CONTROL_TEXT, ControlCall
 from gateway.engines.origin import origin
 from gateway.engines.request_faults import RequestFaults
 from gateway.errors import (
-    EngineCannot,
+    CircuitOpen,
     EngineError,
     EngineFailed,
     EngineOverloaded,
     EngineRejected,
-    EngineResting,
     EngineUnreachable,
-    EnoughHeard,
+    EngineUnsupported,
+    StopStream,
 )
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from gateway.capabilities.continuation import Prefill
-    from gateway.engines.base import EmbeddingsReply, Engine, EngineState, OpeningReply, OpeningRequest
+    from gateway.engines.base import Engine, EngineEmbeddings, EngineState, OpeningReply, OpeningRequest
     from gateway.engines.breaker import Breaker, BreakerCall, BreakerState
     from gateway.engines.retry_budget import RetryBudgets
     from gateway.protocol.body import Json
@@ -52,7 +52,7 @@ class GuardedEngine:
     """Passes calls on to `engine` as long as its breaker lets them, and tells the breaker how they ended.
 
     A stream's first chunks end a trial, so that nobody waits for its end. It has succeeded at its end only.
-    Raises EngineResting, beside what the engine raises.
+    Raises CircuitOpen, beside what the engine raises.
 
     Args:
         budgets: told of each call that succeeded; None: nobody counts them.
@@ -74,12 +74,12 @@ class GuardedEngine:
         self._breaker = breaker
         self._faults = RequestFaults()
         self._budgets = budgets
-        self._chat_control = Control(lambda: engine.complete(dict(CONTROL_CHAT)), clock) if controlled else None
-        self._text_control = Control(lambda: engine.embed(dict(CONTROL_TEXT)), clock) if controlled else None
+        self._chat_control = ControlCall(lambda: engine.complete(dict(CONTROL_CHAT)), clock) if controlled else None
+        self._text_control = ControlCall(lambda: engine.embed(dict(CONTROL_TEXT)), clock) if controlled else None
         self._metrics = metrics
         self._clock = clock
         self._told: BreakerState = "closed"
-        self._under_way = UnderWay()
+        self._under_way = CallsInFlight()
         metrics.engine_breaker.labels(engine.name).set(0)
 
     @property
@@ -109,7 +109,7 @@ class GuardedEngine:
         """Return whether a call of the tenant would be refused now."""
         return self._breaker.refuses_for_s(tenant, self._clock()) > 0
 
-    def refusal(self, tenant: str) -> EngineResting | None:
+    def refusal(self, tenant: str) -> CircuitOpen | None:
         """Return the error that a call of the tenant would raise now, without a call; None: the call may go."""
         return _refusal(self.name, self._breaker, tenant, self._clock())
 
@@ -136,7 +136,7 @@ class GuardedEngine:
                     yield chunks
             verdict.well()
 
-    async def embed(self, body: Json) -> EmbeddingsReply:
+    async def embed(self, body: Json) -> EngineEmbeddings:
         async with self._guarded(body, self._text_control) as verdict:
             reply = await self._engine.embed(body)
             verdict.well()
@@ -161,7 +161,7 @@ class GuardedEngine:
             self._budgets.succeeded(self.name, call.tenant)
         self._tell()
 
-    def _guarded(self, sent: Any, control: Control | None) -> _Verdict:
+    def _guarded(self, sent: Any, control: ControlCall | None) -> _Verdict:
         return _Verdict(
             self.name,
             self._breaker,
@@ -184,18 +184,18 @@ class GuardedEngine:
         log.log(logging.WARNING if state == "open" else logging.INFO, "breaker", engine=self.name, state=state)
 
 
-def _refusal(engine: str, breaker: Breaker, tenant: str, now: float) -> EngineResting | None:
+def _refusal(engine: str, breaker: Breaker, tenant: str, now: float) -> CircuitOpen | None:
     wait_s = breaker.refuses_for_s(tenant, now)
     if wait_s <= 0:
         return None
-    return EngineResting(
+    return CircuitOpen(
         f"Engine '{engine}' failed again and again, or asked to be left alone: for now it is not called.",
         engine=engine,
         retry_after_s=wait_s,
     )
 
 
-class UnderWay:
+class CallsInFlight:
     """How many calls there are. A gauge that each call moved would cost more than all else that is done here."""
 
     __slots__ = ("calls",)
@@ -214,7 +214,7 @@ async def show_calls(engines: Iterable[GuardedEngine], metrics: Metrics) -> None
 
 
 class _Verdict:
-    """The context of one call. Entering may raise EngineResting; leaving tells the breaker how the call ended.
+    """The context of one call. Entering may raise CircuitOpen; leaving tells the breaker how the call ended.
 
     Leaving raises EngineRejected in the place of a failure that is proven to be the request's own.
     """
@@ -231,12 +231,12 @@ class _Verdict:
         breaker: Breaker,
         clock: Callable[[], float],
         tell: Callable[[], None],
-        under_way: UnderWay,
+        under_way: CallsInFlight,
         faults: RequestFaults,
         answered: Callable[[BreakerCall, float], None],
         *,
         sent: Any,
-        control: Control | None,
+        control: ControlCall | None,
     ) -> None:
         self._engine = engine
         self._breaker = breaker
@@ -291,12 +291,12 @@ class _Verdict:
                 breaker.abandoned(self._call)
                 if error.asked_s is not None and not error.is_twin:
                     breaker.asked_to_wait(self._call.tenant, self._clock(), error.asked_s)
-            case EngineRejected() if error.blames_request and not isinstance(error, EngineCannot):
+            case EngineRejected() if error.blames_request and not isinstance(error, EngineUnsupported):
                 breaker.refused(self._call)
-            case EngineError() if not (error.is_twin or isinstance(error, EngineCannot)):
+            case EngineError() if not (error.is_twin or isinstance(error, EngineUnsupported)):
                 connected = not isinstance(error, EngineUnreachable) or error.heard
                 breaker.failed(self._call, self._clock(), connected=connected)
-            case EnoughHeard():
+            case StopStream():
                 self.well()
             case GeneratorExit() if self.begun:
                 self.well()  # whoever reads it has enough

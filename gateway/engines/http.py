@@ -16,10 +16,10 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from gateway.engines.http_pool import HttpPool
-from gateway.engines.refusal import BLAMES_CREDENTIALS, SaidError, hidden_in, refusal, reported, said_error
+from gateway.engines.refusal import BLAMES_CREDENTIALS, ReportedError, hidden_in, refusal, reported, said_error
 from gateway.engines.reply_json import Unreadable, decoded, encoded, in_thread
 from gateway.engines.sse import EventTooLarge, SseDecoder
-from gateway.errors import EngineError, EngineGarbled, EngineTimeout, EngineUnreachable
+from gateway.errors import EngineError, EngineProtocolError, EngineTimeout, EngineUnreachable
 from gateway.runtime.timeouts import Watchdog
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ _CLOSES_AFTER_STREAMS = "llama.cpp"
 
 
 @dataclass(frozen=True, slots=True)
-class Deadlines:
+class EngineDeadlines:
     """How long an engine may take, in seconds: to connect, to its first token, between tokens, and in all."""
 
     connect_s: float = 2.0
@@ -113,7 +113,7 @@ class EngineHttp:
         base_url: str,
         *,
         api_key: str | None,
-        deadlines: Deadlines,
+        deadlines: EngineDeadlines,
         max_reply_bytes: int = _MAX_REPLY_BYTES,
         outgoing: Callable[[], Mapping[str, str] | None] | None = None,
     ) -> None:
@@ -181,7 +181,7 @@ class EngineHttp:
         async with self._call("POST", path, payload, due=due) as response:
             content_type = response.headers.get("Content-Type", "")
             if not content_type.lower().startswith("text/event-stream"):
-                raise EngineGarbled(
+                raise EngineProtocolError(
                     f"Engine '{self._name}' answered {content_type or 'no content type'} where a stream was asked for.",
                     engine=self._name,
                 )
@@ -206,7 +206,9 @@ class EngineHttp:
                     if events := decoder.end():
                         yield events
                 except EventTooLarge as error:
-                    raise EngineGarbled(f"Engine '{self._name}' sent too much: {error}.", engine=self._name) from None
+                    raise EngineProtocolError(
+                        f"Engine '{self._name}' sent too much: {error}.", engine=self._name
+                    ) from None
                 except aiohttp.ClientError:
                     if silence.bit:
                         raise self._silent(due) from None
@@ -229,7 +231,7 @@ class EngineHttp:
             async with asyncio.timeout(REST_WITHIN_S):
                 await reply.content.readany()
 
-    def said(self, raw: bytes | Json) -> SaidError:
+    def said(self, raw: bytes | Json) -> ReportedError:
         """What the engine says went wrong, without its address and its key."""
         return said_error(raw, self._hidden)
 
@@ -306,7 +308,7 @@ class EngineHttp:
         try:
             return JsonReply(await decoded(raw), reply.headers)
         except Unreadable as error:
-            raise EngineGarbled(f"Engine '{self._name}' {error}.", engine=self._name) from None
+            raise EngineProtocolError(f"Engine '{self._name}' {error}.", engine=self._name) from None
 
     async def _read(self, reply: HttpReply, max_reply_bytes: int) -> bytes:
         content = reply.content
@@ -316,12 +318,14 @@ class EngineHttp:
             part = await content.readany()
             size += len(part)
             if size > max_reply_bytes:
-                raise EngineGarbled(f"Engine '{self._name}' sent more than {max_reply_bytes} bytes.", engine=self._name)
+                raise EngineProtocolError(
+                    f"Engine '{self._name}' sent more than {max_reply_bytes} bytes.", engine=self._name
+                )
             parts.append(part)
         return b"".join(parts) if size <= _JOINED_INLINE_BYTES else await in_thread(b"".join, parts)
 
     async def _refusal(self, reply: HttpReply) -> EngineError:
-        said = SaidError()
+        said = ReportedError()
         # Words that come with a refused key could quote it; those of a redirect hold an address.
         if reply.status >= HTTPStatus.BAD_REQUEST and reply.status not in BLAMES_CREDENTIALS:
             said = self.said(await self._read_some(reply))

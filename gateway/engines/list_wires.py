@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-from gateway.engines.base import OpeningReply, Usage
+from gateway.engines.base import OpeningReply, TokenUsage
 from gateway.engines.chat import opening_body, opening_finish, read_usage
 from gateway.engines.renderers import LlamaCppRenderer, SGLangRenderer, all_of
 from gateway.engines.reply_json import encoded
 from gateway.engines.shares import shares
-from gateway.errors import EngineError, EngineFailed, EngineGarbled
+from gateway.errors import EngineError, EngineFailed, EngineProtocolError
 from gateway.protocol.messages import only_text
 
 if TYPE_CHECKING:
@@ -179,13 +179,15 @@ def _in_order(entries: Any, count: int, engine: str) -> list[Json]:
     found = [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
     by_index = {entry.get("index", place): entry for place, entry in enumerate(found)}
     if len(found) != count or by_index.keys() != set(range(count)):
-        raise EngineGarbled(f"Engine '{engine}' did not answer each of the {count} prompts of a list.", engine=engine)
+        raise EngineProtocolError(
+            f"Engine '{engine}' did not answer each of the {count} prompts of a list.", engine=engine
+        )
     return [by_index[index] for index in range(count)]
 
 
-def _outcome(text: Any, finish: Any, usage: Usage | None, engine: str) -> Outcome:
+def _outcome(text: Any, finish: Any, usage: TokenUsage | None, engine: str) -> Outcome:
     if not isinstance(text, str):
-        return EngineGarbled(f"Engine '{engine}' sent a reply without text.", engine=engine)
+        return EngineProtocolError(f"Engine '{engine}' sent a reply without text.", engine=engine)
     return OpeningReply(text, finish, usage)
 
 
@@ -194,7 +196,7 @@ def _text_of(choice: Json) -> Any:
     return message.get("content") if isinstance(message, dict) else choice.get("text")
 
 
-def _usage(read: Any, written: Any, cached: Any) -> Usage | None:
+def _usage(read: Any, written: Any, cached: Any) -> TokenUsage | None:
     return read_usage(
         {"prompt_tokens": read, "completion_tokens": written, "prompt_tokens_details": {"cached_tokens": cached}}
     )

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from gateway.engines.base import OpeningRequest
 from gateway.engines.list_wires import list_wire
-from gateway.errors import EngineError, EngineFailed, EngineGarbled, EngineRejected
-from gateway.runtime.tasks import Tasks
+from gateway.errors import EngineError, EngineFailed, EngineProtocolError, EngineRejected
+from gateway.runtime.tasks import BackgroundTasks
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -43,7 +43,7 @@ class _Member:
     reply: asyncio.Future[OpeningReply | None]
 
 
-class Lists:
+class CallLists:
     """The lists of one engine.
 
     Args:
@@ -63,7 +63,9 @@ class Lists:
         self._alone = alone
         self._wire: ListWire | None = None
         self._gathering: dict[tuple[Any, ...], list[_Member]] = {}
-        self._tasks = Tasks()  # a call belongs to all its members: it may not end with the one that came first
+        self._tasks = (
+            BackgroundTasks()
+        )  # a call belongs to all its members: it may not end with the one that came first
         self.taken: list[str] = []
         """What the server is known to take as a list: `chats`, `prompts`."""
         self.doubts: list[str] = []
@@ -179,7 +181,7 @@ class Lists:
             # A list of chats goes through another route than a chat. A model that thinks aloud, for one, shows its
             # thoughts on some; and guidance is shown to callers.
             single = [await self._alone(probe) for probe in probes]
-        except (EngineRejected, EngineFailed, EngineGarbled) as error:
+        except (EngineRejected, EngineFailed, EngineProtocolError) as error:
             return error.message
         same = [_first_word(outcome) for outcome in listed] == [_first_word(reply) for reply in single]
         return None if same else "a list's answers begin otherwise than those of single calls"

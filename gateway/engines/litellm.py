@@ -15,21 +15,21 @@ import httpx
 import orjson
 
 from gateway.capabilities.continuation import Continuation, place_prefix
-from gateway.engines.base import EmbeddingsReply, EngineState, OpeningReply, OpeningRequest
+from gateway.engines.base import EngineEmbeddings, EngineState, OpeningReply, OpeningRequest
 from gateway.engines.chat import listen, opening_body, opening_finish, read_usage
-from gateway.engines.litellm_chat import Refused, arguments, plain_chunk, plain_reply
-from gateway.engines.litellm_wire import Elsewhere, EnginePool, TooLarge
+from gateway.engines.litellm_chat import BodyUnsupported, arguments, plain_chunk, plain_reply
+from gateway.engines.litellm_wire import EnginePool, ForeignHost, ReplyTooLarge
 from gateway.engines.probing import find_continuation
-from gateway.engines.refusal import SaidError, hidden_in, refusal, reported, said_error
+from gateway.engines.refusal import ReportedError, hidden_in, refusal, reported, said_error
 from gateway.engines.replies import first_choice, message_text
 from gateway.errors import (
-    EngineCannot,
     EngineError,
     EngineFailed,
-    EngineGarbled,
+    EngineProtocolError,
     EngineRejected,
     EngineTimeout,
     EngineUnreachable,
+    EngineUnsupported,
 )
 
 if TYPE_CHECKING:
@@ -37,9 +37,9 @@ if TYPE_CHECKING:
     from typing import TypeVar
 
     from gateway.capabilities.continuation import Mode, Prefill
-    from gateway.engines.http import Deadlines
-    from gateway.engines.litellm_library import Library
-    from gateway.engines.litellm_wire import Call
+    from gateway.engines.http import EngineDeadlines
+    from gateway.engines.litellm_library import LiteLLMLibrary
+    from gateway.engines.litellm_wire import WireCall
     from gateway.protocol.body import Json
 
     _T = TypeVar("_T")
@@ -73,9 +73,9 @@ class LiteLLMEngine:
         self,
         name: str,
         model: str,
-        library: Library,
+        library: LiteLLMLibrary,
         *,
-        deadlines: Deadlines,
+        deadlines: EngineDeadlines,
         api_base: str | None = None,
         api_key: str | None = None,
         options: Mapping[str, str] | None = None,
@@ -211,9 +211,9 @@ class LiteLLMEngine:
             text, opening_finish(first_choice(reply).get("finish_reason")), read_usage(reply.get("usage"))
         )
 
-    async def embed(self, body: Json) -> EmbeddingsReply:
+    async def embed(self, body: Json) -> EngineEmbeddings:
         """Not through LiteLLM; a policy that wants it is refused when it is read."""
-        raise EngineCannot(f"Engine '{self._name}' makes no embeddings.", engine=self._name, status_sent=404)
+        raise EngineUnsupported(f"Engine '{self._name}' makes no embeddings.", engine=self._name, status_sent=404)
 
     async def _text(self, sent: Json) -> Json:
         total_s = self._deadlines.total_s
@@ -257,8 +257,8 @@ class LiteLLMEngine:
         assert "prompt" not in body, "as its state says"
         try:
             sent = arguments(body, None if lenient else self._supported)
-        except Refused as refused:
-            raise EngineCannot(
+        except BodyUnsupported as refused:
+            raise EngineUnsupported(
                 f"Engine '{self._name}': {refused}",
                 engine=self._name,
                 status_sent=HTTPStatus.BAD_REQUEST,
@@ -271,7 +271,7 @@ class LiteLLMEngine:
             sent["extra_body"] = flags
         return {**sent, "drop_params": lenient, **self._fixed}
 
-    def _was_said(self, chunks: Any, call: Call) -> bool:
+    def _was_said(self, chunks: Any, call: WireCall) -> bool:
         """Whether the finish_reason came from the engine: at the end of some streams LiteLLM makes one up."""
         if self._provider in _INVENTED_FOR:
             return call.ended
@@ -297,7 +297,7 @@ class LiteLLMEngine:
                 raise
             raise EngineTimeout(f"Engine '{self._name}' was silent for {limit_s:g} s.", engine=self._name) from None
 
-    def _failed(self, error: Exception, call: Call, *, begun: bool = False) -> EngineError:
+    def _failed(self, error: Exception, call: WireCall, *, begun: bool = False) -> EngineError:
         """What LiteLLM raised, judged by what went over the wire, and only without that by its own words."""
         failed = error if isinstance(error, EngineError) else self._judged(error, call, begun=begun)
         if isinstance(failed, EngineUnreachable | EngineTimeout) or getattr(failed, "status_sent", 0) in _DOWN:
@@ -308,10 +308,10 @@ class LiteLLMEngine:
         self._state.facts["seen"] = f"its last call met {failed.label}"
         return failed
 
-    def _judged(self, error: Exception, call: Call, *, begun: bool) -> EngineError:
-        if isinstance(call.broke, TooLarge):
+    def _judged(self, error: Exception, call: WireCall, *, begun: bool) -> EngineError:
+        if isinstance(call.broke, ReplyTooLarge):
             return self._garbled(f"too much: {call.broke}")
-        if isinstance(call.broke, Elsewhere):
+        if isinstance(call.broke, ForeignHost):
             strayed = EngineFailed(f"A call to engine '{self._name}' would have left its address.", engine=self._name)
             strayed.heard = call.sent
             return strayed
@@ -329,14 +329,14 @@ class LiteLLMEngine:
             return self._garbled("a reply that LiteLLM cannot read")
         return self._unsent(error)
 
-    def _said_midway(self, error: Exception) -> SaidError:
+    def _said_midway(self, error: Exception) -> ReportedError:
         """What the engine said, where LiteLLM passes it on as it came."""
         original = getattr(error, "original_exception", None) or error
         _, dash, text = str(getattr(original, "message", "")).rpartition(" - ")
         with suppress(orjson.JSONDecodeError):
             return said_error(orjson.loads(text), self._hidden)
         if not dash or "\n" in text:  # words of LiteLLM's own
-            return SaidError()
+            return ReportedError()
         return said_error({"message": _URL.sub("(hidden)", text)}, self._hidden)
 
     def _unsent(self, error: Exception) -> EngineError:
@@ -346,7 +346,7 @@ class LiteLLMEngine:
             status = HTTPStatus.INTERNAL_SERVER_ERROR
         text = str(getattr(error, "message", "")).partition("\n")[0]
         said = (
-            SaidError()
+            ReportedError()
             if status >= HTTPStatus.INTERNAL_SERVER_ERROR
             else said_error({"message": _URL.sub("(hidden)", text)}, self._hidden)
         )
@@ -356,5 +356,5 @@ class LiteLLMEngine:
     def _broke_off(self) -> EngineFailed:
         return EngineFailed(f"Engine '{self._name}' broke off in the middle of its answer.", engine=self._name)
 
-    def _garbled(self, what: str) -> EngineGarbled:
-        return EngineGarbled(f"Engine '{self._name}' sent {what}.", engine=self._name)
+    def _garbled(self, what: str) -> EngineProtocolError:
+        return EngineProtocolError(f"Engine '{self._name}' sent {what}.", engine=self._name)

@@ -74,7 +74,7 @@ _OF_WORDS = frozenset(
 _REFERENCES = frozenset({"url", "uri", "image_url", "file_id", "file_uri", "video_url", "path"})
 
 
-class Refused(ValueError):
+class BodyUnsupported(ValueError):
     """A body that cannot go to LiteLLM. `param` is the field that it is about."""
 
     def __init__(self, message: str, param: str) -> None:
@@ -93,12 +93,12 @@ def arguments(body: Json, supported: frozenset[str] | None) -> Json:
         if value is None or name in _LEFT_OUT or (name in _SAYS_NOTHING and value == _SAYS_NOTHING[name]):
             continue
         if name not in _PASSED:
-            raise Refused(f"'{name}' cannot be sent to it.", name)
+            raise BodyUnsupported(f"'{name}' cannot be sent to it.", name)
         if supported is not None and name not in supported and name not in _NEVER_UNSUPPORTED:
             if name in _LOSABLE:
                 continue
             if name not in {"max_tokens", "max_completion_tokens"}:
-                raise Refused(f"its provider does not take '{name}'.", name)
+                raise BodyUnsupported(f"its provider does not take '{name}'.", name)
         sent[name] = value
     _check_tools(sent.get("tools", ()))
     _check_messages(sent["messages"])
@@ -110,7 +110,7 @@ def _check_tools(tools: Iterable[Any]) -> None:
     for index, tool in enumerate(tools):
         if not isinstance(tool, dict) or tool.get("type") != "function":
             at = f"tools[{index}].type"
-            raise Refused(f"'{at}': only functions can be sent to it.", at)
+            raise BodyUnsupported(f"'{at}': only functions can be sent to it.", at)
 
 
 def _check_messages(messages: Iterable[Json]) -> None:
@@ -124,8 +124,8 @@ def _check_messages(messages: Iterable[Json]) -> None:
                 raise _address_at(f"messages[{index}].{name}")
 
 
-def _address_at(at: str) -> Refused:
-    return Refused(f"'{at}' holds an address. Send the data itself, as a data: URL.", at)
+def _address_at(at: str) -> BodyUnsupported:
+    return BodyUnsupported(f"'{at}' holds an address. Send the data itself, as a data: URL.", at)
 
 
 def _points_elsewhere(value: Any, name: str = "") -> bool:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from gateway.engines.litellm_wire import SyncWire, Wire
+from gateway.engines.litellm_wire import AsyncWire, SyncWire
 from gateway.errors import StartupError
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ _CALLBACKS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Library:
+class LiteLLMLibrary:
     """The part of LiteLLM that engines use."""
 
     chat: Callable[..., Awaitable[Any]]
@@ -80,13 +80,13 @@ class Library:
     takes_text: frozenset[str]
 
 
-async def load(models: Iterable[str] = ()) -> Library:
+async def load(models: Iterable[str] = ()) -> LiteLLMLibrary:
     """Import LiteLLM, and what it needs for `models`, without holding the event loop.
 
     Raises StartupError where that fails.
     """
 
-    def all_of_it() -> Library:
+    def all_of_it() -> LiteLLMLibrary:
         library = _load()
         for model in models:
             library.parameters(model)
@@ -101,7 +101,7 @@ async def load(models: Iterable[str] = ()) -> Library:
 
 
 @cache
-def _load() -> Library:
+def _load() -> LiteLLMLibrary:
     # Pydantic's remark on LiteLLM's types, which come with the first call of each provider.
     warnings.filterwarnings("ignore", "Items? .* using the `ReadOnly` qualifier", UserWarning)
     # Its remark on a reply of another shape, with what stands in the reply.
@@ -132,7 +132,7 @@ def _load() -> Library:
         known = litellm.get_supported_openai_params(model=name, custom_llm_provider=provider)
         return None if known is None else frozenset(known)
 
-    return Library(
+    return LiteLLMLibrary(
         chat=litellm.acompletion,
         text=litellm.atext_completion,
         parameters=parameters,
@@ -142,9 +142,9 @@ def _load() -> Library:
 
 def _put_wires(litellm: Any, handlers: Any) -> None:
     """Put our connections under every HTTP client that it makes."""
-    wire, sync_wire = Wire(), SyncWire()
+    wire, sync_wire = AsyncWire(), SyncWire()
 
-    def transport(*_: Any, **__: Any) -> Wire:
+    def transport(*_: Any, **__: Any) -> AsyncWire:
         return wire
 
     for name in ("create_async_transport", "_create_async_transport"):

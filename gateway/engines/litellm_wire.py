@@ -1,8 +1,8 @@
-"""What LiteLLM sends goes through here: one connection pool for each engine, and a look at what really came back.
+"""Transport for all HTTP requests of LiteLLM: one connection pool per engine, with a record of the real reply.
 
-LiteLLM makes HTTP clients of its own, keeps them for an hour, follows redirects, and turns a failure into words of its
-own. `Wire` stands at the bottom of all of them. It sends over the pool of the engine whose call is under way, and notes
-what that call met, so that an error is judged by the status that came and not by LiteLLM's reading of it.
+LiteLLM creates its own HTTP clients, keeps them for an hour, follows redirects, and replaces an engine's error by its
+own text. `AsyncWire` replaces the transport of those clients. It sends over the pool of the engine of the current call
+and records the status and the error that the call met, so that failures are classified by the real status.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from gateway.engines.refusal import BLAMES_CREDENTIALS
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 
-    from gateway.engines.http import Deadlines
+    from gateway.engines.http import EngineDeadlines
 
 # As EngineHttp has them.
 _KEEP_ALIVE_S = 4.0
@@ -36,16 +36,16 @@ _REASON_BYTES = 32
 _BLOCKING_S = 10.0
 
 
-class Elsewhere(httpx.TransportError):
+class ForeignHost(httpx.TransportError):
     """A call for another host than the engine's own."""
 
 
-class TooLarge(httpx.TransportError):
+class ReplyTooLarge(httpx.TransportError):
     """More came than an answer holds."""
 
 
 @dataclass(slots=True)
-class Call:
+class WireCall:
     """What one call to an engine met on its way; of several requests, the last.
 
     Attributes:
@@ -67,7 +67,7 @@ class Call:
     ended: bool = False
 
 
-_call: ContextVar[Call] = ContextVar("litellm_call")
+_call: ContextVar[WireCall] = ContextVar("litellm_call")
 
 
 class EnginePool:
@@ -81,7 +81,7 @@ class EnginePool:
     def __init__(
         self,
         api_base: str | None,
-        deadlines: Deadlines,
+        deadlines: EngineDeadlines,
         *,
         max_reply_bytes: int = _MAX_REPLY_BYTES,
         outgoing: Callable[[], Mapping[str, str] | None] | None = None,
@@ -100,22 +100,22 @@ class EnginePool:
         await self._transport.aclose()
 
     @contextmanager
-    def call(self, call: Call | None = None) -> Iterator[Call]:
+    def call(self, call: WireCall | None = None) -> Iterator[WireCall]:
         """What LiteLLM sends inside the block goes over this pool, as part of `call` or of a new one."""
-        call = call or Call(self)
+        call = call or WireCall(self)
         token = _call.set(call)
         try:
             yield call
         finally:
             _call.reset(token)
 
-    def check(self, request: httpx.Request, call: Call) -> None:
+    def check(self, request: httpx.Request, call: WireCall) -> None:
         """Raise Elsewhere for a call that would leave the engine's address."""
         if self._own is not None and _origin(str(request.url)) != self._own:
-            call.broke = Elsewhere("the call would have left the engine's address", request=request)
+            call.broke = ForeignHost("the call would have left the engine's address", request=request)
             raise call.broke
 
-    async def send(self, request: httpx.Request, call: Call) -> httpx.Response:
+    async def send(self, request: httpx.Request, call: WireCall) -> httpx.Response:
         self.check(request, call)
         if self._outgoing is not None:
             request.headers.update(self._outgoing() or {})
@@ -158,7 +158,7 @@ class EnginePool:
 class _Watched(httpx.AsyncByteStream):
     """A reply's body, with an eye on its size and on how it ends."""
 
-    def __init__(self, stream: httpx.AsyncByteStream, call: Call, max_bytes: int) -> None:
+    def __init__(self, stream: httpx.AsyncByteStream, call: WireCall, max_bytes: int) -> None:
         self._stream = stream
         self._call = call
         self._max_bytes = max_bytes
@@ -172,7 +172,7 @@ class _Watched(httpx.AsyncByteStream):
                     tail = part[-_REASON_BYTES:]
                 self._call.unread_bytes += len(part)
                 if self._call.unread_bytes > self._max_bytes:
-                    raise TooLarge(f"more than {self._max_bytes} bytes")
+                    raise ReplyTooLarge(f"more than {self._max_bytes} bytes")
                 yield part
         except httpx.TransportError as error:
             self._call.broke = error
@@ -182,13 +182,13 @@ class _Watched(httpx.AsyncByteStream):
         await self._stream.aclose()
 
 
-class Wire(httpx.AsyncBaseTransport):
+class AsyncWire(httpx.AsyncBaseTransport):
     """What LiteLLM takes for a connection pool of its own."""
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         call = _call.get(None)
         if call is None:
-            raise Elsewhere("no engine's call is under way", request=request)
+            raise ForeignHost("no engine's call is under way", request=request)
         return await call.pool.send(request, call)
 
 
@@ -209,7 +209,7 @@ class SyncWire(httpx.BaseTransport):
         else:
             call = None
         if call is None:
-            raise Elsewhere("no call may hold the event loop", request=request)
+            raise ForeignHost("no call may hold the event loop", request=request)
         call.pool.check(request, call)
         request.extensions["timeout"] = dict.fromkeys(("connect", "pool", "read", "write"), _BLOCKING_S)
         response = self._transport.handle_request(request)

@@ -10,16 +10,16 @@ import orjson
 from gateway.capabilities.continuation import Continuation, lost_as_text, place_prefix
 from gateway.capabilities.kinds import kind_of
 from gateway.capabilities.reasoning import without_reasoning
-from gateway.engines.base import EmbeddingsReply, EngineState, OpeningReply, OpeningRequest
+from gateway.engines.base import EngineEmbeddings, EngineState, OpeningReply, OpeningRequest
 from gateway.engines.chat import ChatWire, listen, opening_body, opening_finish, read_usage, tokens_of
 from gateway.engines.embeddings import MAX_REPLY_BYTES, read_embeddings
-from gateway.engines.lists import Lists
+from gateway.engines.lists import CallLists
 from gateway.engines.probing import find_continuation
 from gateway.engines.raw_prompts import asked_limit, chat_chunk, chat_reply, is_text, text_body
 from gateway.engines.renderers import LlamaCppRenderer, SGLangRenderer, VllmRenderer
 from gateway.engines.replies import first_choice, message_text
 from gateway.engines.texts import TextWire
-from gateway.errors import EngineCannot, EngineError, EngineGarbled
+from gateway.errors import EngineError, EngineProtocolError, EngineUnsupported
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -71,7 +71,7 @@ class OpenAIEngine:
         self._configured = continuation
         self._only_embeds = only_embeds
         self._echo = echo
-        self._lists = Lists(http, model, self._opening) if lists else None
+        self._lists = CallLists(http, model, self._opening) if lists else None
         self._looked = False  # whether what it can do was looked at since it is up
         self._doubt: str | None = None  # what that look found wanting
         self._state = EngineState()
@@ -133,7 +133,7 @@ class OpenAIEngine:
             return {**body, "model": self._model}
         if (lost := lost_as_text(body)) is not None or self._renderer is None:
             why = f"cannot carry it ({lost})" if lost else "is not known to render chats"
-            raise EngineCannot(
+            raise EngineUnsupported(
                 f"Engine '{self._name}' was to get a chat as a raw prompt, and {why}.",
                 engine=self._name,
                 status_sent=422,
@@ -171,12 +171,12 @@ class OpenAIEngine:
         reply = await self.complete(self._asked_to_open(request))
         text = message_text(reply)
         if not isinstance(text, str):
-            raise EngineGarbled(f"Engine '{self._name}' sent a reply without text.", engine=self._name)
+            raise EngineProtocolError(f"Engine '{self._name}' sent a reply without text.", engine=self._name)
         return OpeningReply(
             text, opening_finish(first_choice(reply).get("finish_reason")), read_usage(reply.get("usage"))
         )
 
-    async def embed(self, body: Json) -> EmbeddingsReply:
+    async def embed(self, body: Json) -> EngineEmbeddings:
         asked = {**body, "model": self._model}
         raw = await self._http.post_raw("/embeddings", asked, max_reply_bytes=MAX_REPLY_BYTES)
         return await read_embeddings(raw, self._name)

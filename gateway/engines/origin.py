@@ -10,22 +10,22 @@ from contextvars import ContextVar
 from typing import NamedTuple
 
 
-class Origin(NamedTuple):
+class CallOrigin(NamedTuple):
     """The tenant and the id of a request. Both are empty for calls that the gateway makes by itself."""
 
     tenant: str = ""
     request_id: str = ""
 
 
-_NOBODY = Origin()
-_origin: ContextVar[Origin] = ContextVar("origin", default=_NOBODY)
+_NOBODY = CallOrigin()
+_origin: ContextVar[CallOrigin] = ContextVar("origin", default=_NOBODY)
 
 
 def call_for(tenant: str, request_id: str) -> None:
     """Attribute the engine calls of this task, and of tasks that it starts, to a request."""
-    _origin.set(Origin(tenant, request_id))
+    _origin.set(CallOrigin(tenant, request_id))
 
 
-def origin() -> Origin:
+def origin() -> CallOrigin:
     """The request on whose behalf this task runs."""
     return _origin.get()

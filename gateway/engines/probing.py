@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from gateway.capabilities.continuation import Continuation, Prefill, judge_probe, probes
 from gateway.engines.replies import message_text
-from gateway.errors import EngineError, EngineFailed, EngineGarbled, EngineRejected
+from gateway.errors import EngineError, EngineFailed, EngineProtocolError, EngineRejected
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -40,7 +40,7 @@ async def find_continuation(complete: Complete, modes: Sequence[Mode], echo: boo
             heard = heard or not raw
         except EngineFailed as error:
             failed = failed or error
-        except EngineGarbled:
+        except EngineProtocolError:
             if not raw:
                 raise
         else:

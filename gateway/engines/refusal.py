@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import orjson
 
-from gateway.errors import EngineError, EngineFailed, EngineGarbled, EngineOverloaded, EngineRejected
+from gateway.errors import EngineError, EngineFailed, EngineOverloaded, EngineProtocolError, EngineRejected
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,7 +64,7 @@ BLAMES_CREDENTIALS = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
 
 
 @dataclass(frozen=True, slots=True)
-class SaidError:
+class ReportedError:
     """What an engine says went wrong: one line of at most 500 characters, its own word for the kind, and a status.
 
     Attributes:
@@ -85,7 +85,7 @@ def hidden_in(base_url: str | None, api_key: str | None) -> list[str]:
     return [text for text in (api_key, (base_url or "").rstrip("/"), address.netloc, telling) if text]
 
 
-def said_error(raw: bytes | Json, hidden: Sequence[str] = ()) -> SaidError:
+def said_error(raw: bytes | Json, hidden: Sequence[str] = ()) -> ReportedError:
     """Read any of the error bodies engines use: OpenAI's, TGI's, FastAPI's `detail`, plain text.
 
     Texts in `hidden` are left out of what it says.
@@ -97,7 +97,7 @@ def said_error(raw: bytes | Json, hidden: Sequence[str] = ()) -> SaidError:
         except orjson.JSONDecodeError:
             text = raw.decode("utf-8", "replace").strip()
             # A proxy's error page is noise to a caller.
-            return SaidError() if text.startswith("<") else SaidError(_one_line(text, hidden))
+            return ReportedError() if text.startswith("<") else ReportedError(_one_line(text, hidden))
     reasons: list[Any] = []
     statuses: list[Any] = []
     if isinstance(body, dict):
@@ -110,7 +110,7 @@ def said_error(raw: bytes | Json, hidden: Sequence[str] = ()) -> SaidError:
     reason = next((reason for reason in reasons if reason and isinstance(reason, str)), None)
     status = next((one for one in statuses if isinstance(one, int) and one in _STATUSES), None)
     text = body if isinstance(body, str) else ""
-    return SaidError(_one_line(text, hidden), reason or _tgi_type(text), status)
+    return ReportedError(_one_line(text, hidden), reason or _tgi_type(text), status)
 
 
 def _tgi_type(text: str) -> str | None:
@@ -118,19 +118,19 @@ def _tgi_type(text: str) -> str | None:
     return next((kind for start, kind in _TGI_MESSAGES if text.startswith(start)), None)
 
 
-def refusal(engine: str, status: int, said: SaidError, retry_after: str | None) -> EngineError:
+def refusal(engine: str, status: int, said: ReportedError, retry_after: str | None) -> EngineError:
     """The error that a status stands for. `retry_after` is the header as it came."""
     return _told(_by_status(engine, status, said, retry_after), said)
 
 
-def reported(engine: str, said: SaidError, how: str) -> EngineError:
+def reported(engine: str, said: ReportedError, how: str) -> EngineError:
     """The error that an engine reports under HTTP 200, as all streams do once they have begun.
 
     `how` is the predicate of its message, unless the engine refuses the request.
     """
     status = _status_of(said)
     if status in BLAMES_CREDENTIALS:
-        return _by_status(engine, status, SaidError(), None)
+        return _by_status(engine, status, ReportedError(), None)
     error = _by_status(engine, status, said, None)
     if isinstance(error, EngineRejected):
         how = "refused the request"
@@ -139,7 +139,7 @@ def reported(engine: str, said: SaidError, how: str) -> EngineError:
     return _told(error, said)
 
 
-def _status_of(said: SaidError) -> int:
+def _status_of(said: ReportedError) -> int:
     """The HTTP status that stands for an error under HTTP 200; 500 where the engine names none."""
     reason = said.reason or ""
     for status in (_TGI_STATUS.get(reason), said.status, _STATUS_OF_TYPE.get(reason)):
@@ -148,14 +148,14 @@ def _status_of(said: SaidError) -> int:
     return HTTPStatus.INTERNAL_SERVER_ERROR
 
 
-def _told(error: EngineError, said: SaidError) -> EngineError:
+def _told(error: EngineError, said: ReportedError) -> EngineError:
     """Put the engine's own words on the error, and whether the engine may have generated before it failed."""
     error.reason, error.said = said.reason, said.text
     error.heard = not isinstance(error, EngineOverloaded | EngineRejected) or said.reason in _AFTER_GENERATION
     return error
 
 
-def _by_status(engine: str, status: int, said: SaidError, retry_after: str | None) -> EngineError:
+def _by_status(engine: str, status: int, said: ReportedError, retry_after: str | None) -> EngineError:
     message = f"Engine '{engine}' answered {status}" + (f": {said.text}" if said.text else ".")
     if status in {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}:
         return EngineOverloaded(message, engine=engine, retry_after_s=_retry_after_s(retry_after))
@@ -167,7 +167,7 @@ def _by_status(engine: str, status: int, said: SaidError, retry_after: str | Non
         return EngineFailed(message, engine=engine, status_sent=status)
     if status >= HTTPStatus.BAD_REQUEST:
         return EngineRejected(message, engine=engine, status_sent=status)
-    return EngineGarbled(f"{message} Redirects and empty replies are not followed.", engine=engine)
+    return EngineProtocolError(f"{message} Redirects and empty replies are not followed.", engine=engine)
 
 
 def _one_line(text: str, hidden: Sequence[str]) -> str:

@@ -9,7 +9,7 @@ import asyncio
 import re
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
-from gateway.errors import EngineCannot, EngineGarbled
+from gateway.errors import EngineProtocolError, EngineUnsupported
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Iterable
@@ -27,20 +27,20 @@ _TAIL_TOKENS = 12
 _MAX_TAILS = 64
 
 
-class Replied(Protocol):
+class RenderedReply(Protocol):
     """A reply whose JSON is read."""
 
     @property
     def body(self) -> Any: ...
 
 
-class Asks(Protocol):
+class JsonPost(Protocol):
     """Asks one server: `engines/http.py`, or a device's own way to its student."""
 
     @property
     def name(self) -> str: ...
 
-    async def post(self, path: str, payload: Json, /, *, native: bool = False) -> Replied:
+    async def post(self, path: str, payload: Json, /, *, native: bool = False) -> RenderedReply:
         """A `native` path lies beside the server's /v1."""
         ...
 
@@ -56,7 +56,7 @@ class Renderer(Protocol):
         ...
 
     async def begun(self, chat: Json, opening: str) -> Prompt:
-        """The same with the answer begun. Raises EngineCannot where the model would think before it answers."""
+        """The same with the answer begun. Raises EngineUnsupported where the model would think before it answers."""
         ...
 
     def limit(self, prompt: Prompt) -> int | None:
@@ -67,7 +67,7 @@ class Renderer(Protocol):
 class LlamaCppRenderer:
     """llama.cpp's /apply-template. What it renders is read as its chat would be: special tokens are tokens there."""
 
-    def __init__(self, http: Asks, _: str) -> None:
+    def __init__(self, http: JsonPost, _: str) -> None:
         self._http = http
 
     async def render(self, chat: Json) -> str:
@@ -89,7 +89,7 @@ class _TokensRenderer:
 
     _TEXT: str  # where /detokenize puts its text
 
-    def __init__(self, http: Asks, model: str) -> None:
+    def __init__(self, http: JsonPost, model: str) -> None:
         self._http = http
         self._model = model
         self._thinks: dict[tuple[int, ...], bool] = {}  # by how a prompt ends: there are few ways
@@ -147,7 +147,7 @@ class SGLangRenderer(_TokensRenderer):
 
     _TEXT = "text"
 
-    def __init__(self, http: Asks, model: str) -> None:
+    def __init__(self, http: JsonPost, model: str) -> None:
         super().__init__(http, model)
         self.context_tokens: int | None = None
 
@@ -157,7 +157,7 @@ class SGLangRenderer(_TokensRenderer):
     def limit(self, prompt: Prompt) -> int | None:
         left = (self.context_tokens or 0) - len(prompt) - 1
         if left < 1:
-            raise EngineCannot(
+            raise EngineUnsupported(
                 f"Engine '{self._http.name}' needs a limit on tokens to go on with a raw prompt, or has no room left.",
                 engine=self._http.name,
                 status_sent=422,
@@ -168,7 +168,7 @@ class SGLangRenderer(_TokensRenderer):
 class TgiRenderer:
     """TGI's /chat_tokenize, for its /generate, which puts special tokens before every prompt: once is enough."""
 
-    def __init__(self, http: Asks, _: str) -> None:
+    def __init__(self, http: JsonPost, _: str) -> None:
         self._http = http
         self._added: int | None = None  # the token that it puts before a prompt; -1: none
 
@@ -208,8 +208,8 @@ def _refuse_thought(prompt: str, engine: str) -> None:
         raise _thinks_first(engine)
 
 
-def _thinks_first(engine: str) -> EngineCannot:
-    return EngineCannot(
+def _thinks_first(engine: str) -> EngineUnsupported:
+    return EngineUnsupported(
         f"Engine '{engine}' has its model think before it answers: an opening would become a thought.",
         engine=engine,
         status_sent=422,
@@ -219,7 +219,7 @@ def _thinks_first(engine: str) -> EngineCannot:
 def _field(reply: Any, name: str, kind: type[_T], engine: str) -> _T:
     value = reply.get(name) if isinstance(reply, dict) else None
     if not isinstance(value, kind):
-        raise EngineGarbled(f"Engine '{engine}' did not render a chat.", engine=engine)
+        raise EngineProtocolError(f"Engine '{engine}' did not render a chat.", engine=engine)
     return value
 
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gateway.engines.base import Usage
+from gateway.engines.base import TokenUsage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
 def shares(
-    total: Usage | None, max_tokens: int, read: Sequence[int], written: Sequence[int | None]
-) -> list[Usage | None]:
+    total: TokenUsage | None, max_tokens: int, read: Sequence[int], written: Sequence[int | None]
+) -> list[TokenUsage | None]:
     """One usage for each member; together they are the total, and each is marked as an estimate.
 
     A member that was cut wrote `max_tokens`, exactly. The rest is shared in proportion to size.
@@ -36,7 +36,7 @@ def shares(
     parts = (total.input_tokens, total.cached_input_tokens, total.cache_write_input_tokens)
     inputs = zip(*(apportion(tokens, read) for tokens in parts), strict=True)
     return [
-        Usage(
+        TokenUsage(
             tokens_read,
             max_tokens * was_cut + tokens_written,
             min(cached, tokens_read - min(stored, tokens_read)),

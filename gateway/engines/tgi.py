@@ -38,13 +38,13 @@ from gateway.engines.replies import first_choice, message_text
 from gateway.engines.stops import StopFilter, before_stop
 from gateway.engines.tgi_stream import generate_stream
 from gateway.engines.tgi_text import TextRoute, generate_body, header_counts, lost_by_generate, without_none
-from gateway.errors import EngineCannot, EngineError, EngineGarbled
+from gateway.errors import EngineError, EngineProtocolError, EngineUnsupported
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 
     from gateway.capabilities.continuation import Mode, Prefill
-    from gateway.engines.base import EmbeddingsReply, Usage
+    from gateway.engines.base import EngineEmbeddings, TokenUsage
     from gateway.engines.http import EngineHttp
     from gateway.protocol.body import Json
 
@@ -174,7 +174,7 @@ class TGIEngine:
         """As many as the server takes; what it is not told of is found when its reply is read."""
         return _as_list(request.stop)[: self._max_stops]
 
-    def _opening(self, text: Any, finish: Any, usage: Usage | None, request: OpeningRequest) -> OpeningReply:
+    def _opening(self, text: Any, finish: Any, usage: TokenUsage | None, request: OpeningRequest) -> OpeningReply:
         if not isinstance(text, str):
             raise self._garbled("a reply without text")
         # A stop string completed by the very last token is reported as `length`.
@@ -211,9 +211,9 @@ class TGIEngine:
                 _name_cause(error)
                 raise
 
-    async def embed(self, body: Json) -> EmbeddingsReply:
+    async def embed(self, body: Json) -> EngineEmbeddings:
         """It has no such route; a policy that wants one is refused when it is read."""
-        raise EngineCannot(f"Engine '{self._name}' makes no embeddings.", engine=self._name, status_sent=404)
+        raise EngineUnsupported(f"Engine '{self._name}' makes no embeddings.", engine=self._name, status_sent=404)
 
     async def probe(self) -> None:
         """Read /info: the limits, and where the configuration asks for more than the server allows.
@@ -286,7 +286,7 @@ class TGIEngine:
         if lost is None and (body.get("n") or 1) > 1:
             lost = "n"
         if lost is not None:
-            raise EngineCannot(
+            raise EngineUnsupported(
                 f"Engine '{self._name}' takes one prompt in words for one answer, and cannot carry '{lost}'.",
                 engine=self._name,
                 status_sent=422,
@@ -309,8 +309,8 @@ class TGIEngine:
             _name_cause(error)
             raise
 
-    def _garbled(self, what: str) -> EngineGarbled:
-        return EngineGarbled(f"Engine '{self._name}' sent {what}.", engine=self._name)
+    def _garbled(self, what: str) -> EngineProtocolError:
+        return EngineProtocolError(f"Engine '{self._name}' sent {what}.", engine=self._name)
 
 
 def _name_cause(error: EngineError) -> None:

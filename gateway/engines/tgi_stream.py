@@ -16,23 +16,23 @@ from gateway.engines.chat import read_usage
 from gateway.engines.http import REST_WITHIN_S
 from gateway.engines.refusal import reported
 from gateway.engines.reply_json import Unreadable, decode, decoded_events
-from gateway.errors import EngineError, EngineFailed, EngineGarbled
+from gateway.errors import EngineError, EngineFailed, EngineProtocolError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
 
-    from gateway.engines.base import Usage
+    from gateway.engines.base import TokenUsage
     from gateway.engines.http import EngineHttp
     from gateway.protocol.body import Json
 
 
 @dataclass(frozen=True, slots=True)
-class Generated:
+class TgiStreamEnd:
     """What the last event says: the whole text, why it ended in TGI's word, and the counts if it tells them."""
 
     text: str
     finish: str | None
-    usage: Usage | None
+    usage: TokenUsage | None
 
 
 async def token_events(http: EngineHttp, payload: Json) -> AsyncGenerator[list[Json], None]:
@@ -69,7 +69,7 @@ def token_text(event: Json) -> str:
     return text if isinstance(text, str) and not token.get("special") else ""
 
 
-async def generate_stream(http: EngineHttp, payload: Json, tell: Callable[[str], None]) -> Generated:
+async def generate_stream(http: EngineHttp, payload: Json, tell: Callable[[str], None]) -> TgiStreamEnd:
     """POST, and let `tell` hear each token's text. Raises EngineErrors."""
     last: Json = {}
     async with aclosing(token_events(http, payload)) as groups:
@@ -85,7 +85,7 @@ def _read(http: EngineHttp, data: bytes) -> Json:
     try:
         event: Any = decode(data)
     except Unreadable as error:
-        raise EngineGarbled(f"Engine '{http.name}' {error}.", engine=http.name) from None
+        raise EngineProtocolError(f"Engine '{http.name}' {error}.", engine=http.name) from None
     if isinstance(event, dict) and event.get("error"):
         raise reported(http.name, http.said(event), "failed in the middle of its answer")
     if not isinstance(event, dict) or not isinstance(event.get("token"), dict):
@@ -93,12 +93,12 @@ def _read(http: EngineHttp, data: bytes) -> Json:
     return event
 
 
-def _generated(text: str, details: Any) -> Generated:
+def _generated(text: str, details: Any) -> TgiStreamEnd:
     told: Json = details if isinstance(details, dict) else {}
     finish = told.get("finish_reason")
     usage = read_usage({"prompt_tokens": told.get("input_length"), "completion_tokens": told.get("generated_tokens")})
-    return Generated(text, finish if isinstance(finish, str) else None, usage)
+    return TgiStreamEnd(text, finish if isinstance(finish, str) else None, usage)
 
 
-def _garbled(http: EngineHttp, what: str) -> EngineGarbled:
-    return EngineGarbled(f"Engine '{http.name}' sent {what}.", engine=http.name)
+def _garbled(http: EngineHttp, what: str) -> EngineProtocolError:
+    return EngineProtocolError(f"Engine '{http.name}' sent {what}.", engine=http.name)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import TextGenerationInput, TextGenerationInputGenerateParameters
 
 from gateway.engines.tgi_stream import token_events, token_text
-from gateway.errors import EngineGarbled
+from gateway.errors import EngineProtocolError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
@@ -45,8 +45,8 @@ class TextRoute:
             async for events in groups:
                 yield [chunk for event in events for chunk in _chunks(event)]
 
-    def _garbled(self, what: str) -> EngineGarbled:
-        return EngineGarbled(f"Engine '{self._name}' sent {what}.", engine=self._name)
+    def _garbled(self, what: str) -> EngineProtocolError:
+        return EngineProtocolError(f"Engine '{self._name}' sent {what}.", engine=self._name)
 
 
 def generate_body(chat: Json, prompt: str) -> Json:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from opentelemetry.util.types import AttributeValue
 
     from gateway.capabilities.continuation import Prefill
-    from gateway.engines.base import EmbeddingsReply, Engine, EngineState, OpeningReply, OpeningRequest, Usage
+    from gateway.engines.base import Engine, EngineEmbeddings, EngineState, OpeningReply, OpeningRequest, TokenUsage
     from gateway.protocol.body import Json
     from gateway.telemetry.tracing import CallSpan, RequestTrace
 
@@ -106,7 +106,7 @@ class TracedEngine:
                     yield chunks
                 return
             finishes: list[str] = []
-            usage: Usage | None = None
+            usage: TokenUsage | None = None
             with self._call(trace, "answer", _operation(body), _asked(body, stream=True)) as call:
                 try:
                     async for chunks in groups:
@@ -119,7 +119,7 @@ class TracedEngine:
                 finally:
                     self._answered(call, finishes, usage)
 
-    async def embed(self, body: Json) -> EmbeddingsReply:
+    async def embed(self, body: Json) -> EngineEmbeddings:
         trace = current()
         if trace is None:
             return await self._engine.embed(body)
@@ -146,7 +146,7 @@ class TracedEngine:
         return trace.call(f"{operation} {self._model}", attributes)
 
     @staticmethod
-    def _answered(call: CallSpan, finishes: list[str], usage: Usage | None) -> None:
+    def _answered(call: CallSpan, finishes: list[str], usage: TokenUsage | None) -> None:
         if not call.recorded:
             return
         if finishes:

@@ -22,7 +22,7 @@ log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class ProbeInterval:
     """Seconds between two probes: of an engine that is up, and, doubling from first to last, of one that is not."""
 
     look_every_s: float = 30.0
@@ -33,7 +33,7 @@ class Pace:
 async def watch(
     engine: Engine,
     metrics: Metrics,
-    pace: Pace = Pace(),
+    pace: ProbeInterval = ProbeInterval(),
     at_once: asyncio.Event | None = None,
     saw: Callable[[str, bool], None] | None = None,
 ) -> None:

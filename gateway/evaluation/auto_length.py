@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from gateway.config.scalars import Origin
+from gateway.config.scalars import ValueOrigin
 from gateway.config.yaml_source import read
 from gateway.errors import ConfigError
 from gateway.policy.length_files import length_files
@@ -50,7 +50,7 @@ def read_auto(file: Path | None) -> AutoLength:
     source, mistakes = read(file)
     if source is None:
         raise ConfigError(mistakes)
-    rule, more = source.check(AutoRule, Origin({}, file.parent))
+    rule, more = source.check(AutoRule, ValueOrigin({}, file.parent))
     if rule is None or mistakes:
         raise ConfigError([*mistakes, *more])
     learned: FittedLengths | None = None

@@ -15,13 +15,13 @@ from gateway.accounting.receipt import Receipt
 from gateway.engines.sse import SseDecoder
 from gateway.errors import (
     EngineFailed,
-    EngineGarbled,
     EngineOverloaded,
+    EngineProtocolError,
     EngineRejected,
     EngineUnreachable,
     StartupError,
 )
-from gateway.evaluation.staged import Answered
+from gateway.evaluation.staged import QuestionAnswer
 
 if TYPE_CHECKING:
     from gateway.errors import EngineError
@@ -36,14 +36,14 @@ _MADE_IN_MS = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
+class ClientAnswer:
     """What a caller has of one answer. `answered.text` is the whole of it, `total_s` how long it took."""
 
-    answered: Answered
+    answered: QuestionAnswer
     total_s: float
 
 
-class Caller:
+class GatewayClient:
     """Puts requests to one gateway.
 
     Args:
@@ -55,7 +55,7 @@ class Caller:
         self._session = session
         self._url = url.rstrip("/")
 
-    async def ask(self, body: Json) -> Heard:
+    async def ask(self, body: Json) -> ClientAnswer:
         """Raises EngineErrors of an engine called `gateway`, with the gateway's own word for it as `reason`.
 
         Raises StartupError where its receipts cannot be used.
@@ -80,14 +80,14 @@ class Caller:
             failed.reason = receipt.status
             raise failed
         teacher_ms = receipt.timings.teacher_ms
-        answered = Answered(
+        answered = QuestionAnswer(
             "".join(pieces),
             _opening(receipt, pieces),
             receipt,
             None if teacher_ms is None else round(teacher_ms / _MADE_IN_MS, 3),
             None,
         )
-        return Heard(answered, total_s)
+        return ClientAnswer(answered, total_s)
 
     async def _receipt(self, request_id: str) -> Receipt:
         """It is written when a stream ends, a moment after its last byte."""
@@ -103,7 +103,7 @@ class Caller:
                         "The gateway's receipts do not tell what an answer cost: set show_cost: true on its routes."
                     ) from error
             if time.perf_counter() > give_up:
-                raise EngineGarbled(f"The {GATEWAY} has no receipt of {request_id}.", engine=GATEWAY)
+                raise EngineProtocolError(f"The {GATEWAY} has no receipt of {request_id}.", engine=GATEWAY)
             await asyncio.sleep(_RECEIPT_EVERY_S)
 
 
@@ -121,7 +121,7 @@ async def _listen(reply: aiohttp.ClientResponse, pieces: list[str]) -> None:
                 said = choice["text"] if "text" in choice else (choice.get("delta") or {}).get("content")
                 if said:
                     pieces.append(said)
-    raise EngineGarbled(f"The {GATEWAY} ended a stream early.", engine=GATEWAY)
+    raise EngineProtocolError(f"The {GATEWAY} ended a stream early.", engine=GATEWAY)
 
 
 def _opening(receipt: Receipt, pieces: list[str]) -> str:

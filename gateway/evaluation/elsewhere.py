@@ -11,15 +11,15 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from gateway.accounting.receipt import Receipt
-    from gateway.evaluation.caller import Caller
+    from gateway.evaluation.caller import GatewayClient
     from gateway.evaluation.record import Manifest
-    from gateway.evaluation.run import Work
+    from gateway.evaluation.run import EvalWork
 
 # A route that chooses the guidance's length may go without for some questions, and then does not tell what it is.
 _TRIES = 8
 
 
-def routes_at(names: Sequence[str], work: Work) -> list[LiveRoute]:
+def routes_at(names: Sequence[str], work: EvalWork) -> list[LiveRoute]:
     """Each of these routes with each way of asking; the settings of `work` say the ways, and all have mode student."""
     return [
         LiveRoute(name, f"route {name}, {setting.name.removeprefix('student, ')}", setting)
@@ -29,7 +29,7 @@ def routes_at(names: Sequence[str], work: Work) -> list[LiveRoute]:
 
 
 async def described(
-    routes: Sequence[LiveRoute], caller: Caller, work: Work, manifest: Manifest | None
+    routes: Sequence[LiveRoute], caller: GatewayClient, work: EvalWork, manifest: Manifest | None
 ) -> list[dict[str, Any]]:
     """The routes as a manifest has settings. Those that it does not know are asked the first question, to learn it;
     further ones, where a rule of theirs leaves that one without guidance.
@@ -40,7 +40,7 @@ async def described(
     return [known.get(route.name) or await _described(route, caller, work) for route in routes]
 
 
-async def _described(route: LiveRoute, caller: Caller, work: Work) -> dict[str, Any]:
+async def _described(route: LiveRoute, caller: GatewayClient, work: EvalWork) -> dict[str, Any]:
     for question in work.questions[:_TRIES]:
         try:
             receipt = (await caller.ask(body_of(route, question, work))).answered.receipt

@@ -7,26 +7,26 @@ from typing import TYPE_CHECKING, Protocol
 
 from gateway.errors import EngineError
 from gateway.evaluation.judging import Unscored
-from gateway.evaluation.record import Example, Verdict
+from gateway.evaluation.record import Example, ScoredAnswer
 
 if TYPE_CHECKING:
     from gateway.accounting.receipt import Receipt
     from gateway.evaluation.question import Question
-    from gateway.evaluation.staged import Answered
+    from gateway.evaluation.staged import QuestionAnswer
 
 _NOTHING = Decimal(0)
 
 
-class Score(Protocol):
+class QuestionScorer(Protocol):
     """Holds an answer against its question."""
 
-    async def __call__(self, answer: str, question: Question) -> Verdict:
+    async def __call__(self, answer: str, question: Question) -> ScoredAnswer:
         """Raises Unscored, and EngineErrors of a judge."""
         ...
 
 
 async def scored_example(
-    setting: str, question: Question, answered: Answered, score: Score, total_s: float | None = None
+    setting: str, question: Question, answered: QuestionAnswer, score: QuestionScorer, total_s: float | None = None
 ) -> Example:
     """One line. An answer whose worth is not known keeps its text, and an error's label.
 
@@ -34,13 +34,13 @@ async def scored_example(
         setting: its name.
         total_s: as a caller saw it, in a live run.
     """
-    verdict, alone, error = Verdict(0.0), Verdict(0.0), None
+    verdict, alone, error = ScoredAnswer(0.0), ScoredAnswer(0.0), None
     try:
         verdict = await score(answered.text, question)
         if answered.opening:
             alone = await score(answered.opening, question)
     except (Unscored, EngineError) as failed:
-        verdict, error = Verdict(0.0), failed.label
+        verdict, error = ScoredAnswer(0.0), failed.label
     receipt = answered.receipt
     teacher = receipt.teacher
     student = [share for share in (receipt.student, receipt.probe) if share is not None]

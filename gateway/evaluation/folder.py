@@ -11,7 +11,16 @@ import msgspec
 import orjson
 
 from gateway.errors import StartupError
-from gateway.evaluation.record import EXAMPLES, GENERATIONS, MANIFEST, STAGES, Example, Manifest, Stage, write_lines
+from gateway.evaluation.record import (
+    EXAMPLES,
+    GENERATIONS,
+    MANIFEST,
+    STAGES,
+    Example,
+    Manifest,
+    StageRecord,
+    write_lines,
+)
 from gateway.policy.projections import PROJECTIONS
 
 if TYPE_CHECKING:
@@ -39,7 +48,7 @@ class RunFolder:
         """What `run.json` says; None where nothing has run here."""
         self.examples: dict[tuple[str, str], Example] = {}
         """By setting and question."""
-        self.stages: list[Stage] = []
+        self.stages: list[StageRecord] = []
 
     def __enter__(self) -> Self:
         try:
@@ -141,7 +150,7 @@ class RunFolder:
         if not calls:
             return
         at = int(time.time())
-        took = Stage(stage=stage, setting=setting, calls=calls, seconds=seconds, concurrency=concurrency, at=at)
+        took = StageRecord(stage=stage, setting=setting, calls=calls, seconds=seconds, concurrency=concurrency, at=at)
         self.stages.append(took)
         _append(self.path / STAGES, took)
 
@@ -168,7 +177,7 @@ class RunFolder:
             example = msgspec.convert(line, Example, strict=False)
             self.examples[example.setting, example.question] = example
         lines = list(_lines(self.path / STAGES))
-        self.stages = [msgspec.convert({"concurrency": 0} | line, Stage) for line in lines]
+        self.stages = [msgspec.convert({"concurrency": 0} | line, StageRecord) for line in lines]
         if any("concurrency" not in line for line in lines):
             # Of a measurement that was made before there was this command: others read what it says.
             write_lines(self.path / STAGES, self.stages)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 from msgspec.structs import replace
 
-from gateway.engines.base import OpeningReply, Usage
+from gateway.engines.base import OpeningReply, TokenUsage
 from gateway.engines.chat import read_usage
 from gateway.engines.stops import before_stop
 
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from gateway.capabilities.continuation import Prefill
-    from gateway.engines.base import EmbeddingsReply, Engine, EngineState, OpeningRequest
+    from gateway.engines.base import Engine, EngineEmbeddings, EngineState, OpeningRequest
     from gateway.protocol.body import Json
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
+class TeacherText:
     """What a teacher wrote, in its pieces: one for each token, where the engine tells so.
 
     Attributes:
@@ -102,8 +102,8 @@ class Written:
             return tokens
         return len(self.pieces) * tokens / self.output_tokens
 
-    def _usage(self, output_tokens: int) -> Usage:
-        return Usage(
+    def _usage(self, output_tokens: int) -> TokenUsage:
+        return TokenUsage(
             self.input_tokens, output_tokens, self.cached_tokens, cache_write_input_tokens=self.cache_write_tokens
         )
 
@@ -112,7 +112,7 @@ class Generations:
     """The texts of one run, in a file that grows. `close` it."""
 
     def __init__(self, path: Path) -> None:
-        self._openings: dict[str, Written] = {}
+        self._openings: dict[str, TeacherText] = {}
         self._answers: dict[str, Json] = {}
         self.torn = 0
         """Lines that a kill left half written, and that were passed over."""
@@ -127,7 +127,7 @@ class Generations:
     def __len__(self) -> int:
         return len(self._openings) + len(self._answers)
 
-    def opening(self, key: str) -> Written | None:
+    def opening(self, key: str) -> TeacherText | None:
         """What was written for this request, whatever length was asked for."""
         return self._openings.get(key)
 
@@ -135,9 +135,9 @@ class Generations:
         """The reply to this request: `text`, `finish`, `usage`, `seconds`."""
         return self._answers.get(key)
 
-    def keep_opening(self, key: str, engine: str, written: Written) -> None:
+    def keep_opening(self, key: str, engine: str, written: TeacherText) -> None:
         self._openings[key] = written
-        facts = {name: getattr(written, name) for name in Written.__slots__}
+        facts = {name: getattr(written, name) for name in TeacherText.__slots__}
         self._write({"opening": key, "engine": engine, **facts})
 
     def keep_answer(self, key: str, engine: str, answer: Json) -> None:
@@ -163,12 +163,12 @@ class Generations:
             line.pop("engine", None)
             if key := line.pop("opening", None):
                 line["pieces"], line["at_ms"] = tuple(line["pieces"]), tuple(line["at_ms"])
-                self._openings[key] = Written(**line)
+                self._openings[key] = TeacherText(**line)
             elif key := line.pop("answer", None):
                 self._answers[key] = line
 
 
-class Recorded:
+class RecordingEngine:
     """An engine whose texts are kept: one that is there is not asked for again.
 
     Args:
@@ -197,7 +197,7 @@ class Recorded:
     def state(self) -> EngineState:
         return self._engine.state
 
-    async def written(self, request: OpeningRequest) -> Written:
+    async def written(self, request: OpeningRequest) -> TeacherText:
         """The beginning of an answer, at least as long as asked. Raises EngineErrors."""
         key = self._opening_key(request)
         async with self._flights.setdefault(key, asyncio.Lock()):
@@ -229,7 +229,7 @@ class Recorded:
         assert reply is not None, "it was asked for as much"
         return reply
 
-    async def _open(self, request: OpeningRequest, tokens: int) -> Written:
+    async def _open(self, request: OpeningRequest, tokens: int) -> TeacherText:
         pieces: list[str] = []
         at_ms: list[int] = []
         started = time.perf_counter()
@@ -241,8 +241,8 @@ class Recorded:
         reply = await self._engine.opening(replace(request, max_tokens=tokens), tell=hear)
         self.calls += 1
         seconds = round(time.perf_counter() - started, 3)
-        usage = reply.usage or Usage(0, len(pieces), estimated=True)
-        return Written(
+        usage = reply.usage or TokenUsage(0, len(pieces), estimated=True)
+        return TeacherText(
             pieces=tuple(pieces or [reply.text]),
             at_ms=tuple(at_ms or [round(seconds * 1000)]),
             text=reply.text,
@@ -283,7 +283,7 @@ class Recorded:
     def stream(self, body: Json, prefill: Prefill | None = None) -> AsyncGenerator[list[Json], None]:
         return self._engine.stream(body, prefill)
 
-    async def embed(self, body: Json) -> EmbeddingsReply:
+    async def embed(self, body: Json) -> EngineEmbeddings:
         return await self._engine.embed(body)
 
     async def probe(self) -> None:
@@ -311,7 +311,7 @@ def _as_reply(answer: Json) -> Json:
     return reply
 
 
-def _counts(usage: Usage) -> list[int]:
+def _counts(usage: TokenUsage) -> list[int]:
     """The fourth count is new: lines of earlier runs have three."""
     return [usage.input_tokens, usage.output_tokens, usage.cached_input_tokens, usage.cache_write_input_tokens]
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
-from gateway.config.scalars import Name, Number, Whole, Wrong
-from gateway.config.yaml_source import Shape, Source, read
+from gateway.config.scalars import InvalidValue, Name, Number, Whole
+from gateway.config.yaml_source import StrictModel, YamlSource, read
 from gateway.errors import ConfigError, StartupError
 from gateway.evaluation.auto_length import AutoLength, read_auto
 from gateway.evaluation.setting import Form, Mode, Setting
@@ -43,7 +43,7 @@ Several: TypeAlias = Annotated[tuple[T, ...], BeforeValidator(_several), Field(m
 """One value, or a list of them."""
 
 
-class Grid(Shape):
+class Grid(StrictModel):
     """Lists of what is varied. `Setting` says what each means."""
 
     mode: Several[Mode] = ("teacher", "student", "guided")
@@ -75,7 +75,7 @@ class Grid(Shape):
     @classmethod
     def _are_drawn(cls, samples: int, info: ValidationInfo) -> int:
         if samples > 1 and not info.data.get("temperature"):
-            raise Wrong("needs a temperature above 0: at 0 all samples are the same")
+            raise InvalidValue("needs a temperature above 0: at 0 all samples are the same")
         return samples
 
 
@@ -96,7 +96,7 @@ class GridFile(Grid):
 
 def read_grid(file: Path | None, options: Mapping[str, Any]) -> GridFile:
     """The file's grid with what `options` say instead, for all of its grids. Raises ConfigError with every mistake."""
-    source, mistakes = (Source("", {}), []) if file is None else read(file)
+    source, mistakes = (YamlSource("", {}), []) if file is None else read(file)
     if source is None:
         raise ConfigError(mistakes)
     grid, more = source.check(GridFile)
@@ -106,7 +106,7 @@ def read_grid(file: Path | None, options: Mapping[str, Any]) -> GridFile:
         return grid
     grids = [{**one, **options} for one in source.items("grids")]
     both = {**source.data, **options} | ({"grids": grids} if grids else {})
-    grid, more = Source("the command line", both).check(GridFile)
+    grid, more = YamlSource("the command line", both).check(GridFile)
     if grid is None:
         raise ConfigError([replace(mistake, line=0) for mistake in more])
     return grid

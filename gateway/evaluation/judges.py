@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from gateway.engines.build import build
 from gateway.engines.replies import message_text
 from gateway.errors import StartupError
-from gateway.evaluation.generations import Generations, Recorded
+from gateway.evaluation.generations import Generations, RecordingEngine
 from gateway.evaluation.judging import Judge
-from gateway.evaluation.patience import Patience
-from gateway.policy.book import PolicyBook
+from gateway.evaluation.patience import StageRetries
+from gateway.policy.book import PolicySet
 from gateway.policy.policies import Policies
 from gateway.telemetry.metrics import Metrics
 
@@ -31,11 +31,11 @@ async def judge_of(settings: Settings, name: str, kept_in: Path) -> AsyncIterato
     if model is None:
         known = ", ".join(settings.by_name)
         raise StartupError(f"--judge {name}: the configuration has no such model. It has: {known}.")
-    engines = await build([model], Policies(PolicyBook.of([]), None), Metrics(None, 1))
-    patience = Patience()
+    engines = await build([model], Policies(PolicySet.of([]), None), Metrics(None, 1))
+    patience = StageRetries()
     try:
         with closing(Generations(kept_in)) as kept:
-            recorded = Recorded(engines[name], kept, f"judge {name}")
+            recorded = RecordingEngine(engines[name], kept, f"judge {name}")
 
             async def ask(prompt: str) -> str:
                 body = {"messages": [{"role": "user", "content": prompt}], "temperature": 0, "max_tokens": _MOST_TOKENS}

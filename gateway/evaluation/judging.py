@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from gateway.evaluation.record import Verdict
+from gateway.evaluation.record import ScoredAnswer
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -65,14 +65,14 @@ class Judge:
         if missing:
             raise ValueError(f"the judge's prompt lacks {', '.join(f'{{{name}}}' for name in sorted(missing))}")
 
-    async def score(self, answer: str, question: Question) -> Verdict:
+    async def score(self, answer: str, question: Question) -> ScoredAnswer:
         """From 0 to 1. An empty answer is wrong, unasked. Raises Unscored on a reply that is not what was asked for."""
         if not answer.strip():
-            return Verdict(0.0)
+            return ScoredAnswer(0.0)
         texts = {"question": question.text, "reference": question.answer, "answer": answer}
         # In one pass: an answer may hold a slot's name.
         reply = await self.ask(_SLOT.sub(lambda slot: texts[slot[1]], self.prompt))
         found = _REPLY.fullmatch(reply)
         if found is None or float(found[1]) > _HIGHEST:
             raise Unscored("judge_unreadable", f"the judge's reply on '{question.id}' is no score: {reply[:80]!r}")
-        return Verdict(float(found[1]) / _HIGHEST, found[1])
+        return ScoredAnswer(float(found[1]) / _HIGHEST, found[1])

@@ -17,12 +17,12 @@ import aiohttp
 
 from gateway.config.settings import Settings
 from gateway.errors import EngineError
-from gateway.evaluation.caller import Caller
+from gateway.evaluation.caller import GatewayClient
 from gateway.evaluation.example import failed_example, scored_example
-from gateway.evaluation.patience import PAUSES_S, Patience
+from gateway.evaluation.patience import PAUSES_S, StageRetries
 from gateway.evaluation.staged import STUDENT, TEACHER
 from gateway.local.redis import EmbeddedRedis
-from gateway.policy.book import PolicyBook
+from gateway.policy.book import PolicySet
 from gateway.policy.schema import Route, TenantPolicy
 from gateway.server.in_process import gateway_beside, until_probed
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from gateway.evaluation.pair import Pair
     from gateway.evaluation.question import Question
     from gateway.evaluation.record import Example
-    from gateway.evaluation.run import Progress, Work
+    from gateway.evaluation.run import EvalWork, RunProgress
     from gateway.evaluation.setting import Setting
     from gateway.protocol.body import Json
 
@@ -69,9 +69,9 @@ class LiveRun:
     def __init__(
         self,
         folder: RunFolder,
-        work: Work,
-        caller: Caller,
-        progress: Progress,
+        work: EvalWork,
+        caller: GatewayClient,
+        progress: RunProgress,
         *,
         concurrency: int,
         pauses_s: Sequence[float] = PAUSES_S,
@@ -86,7 +86,7 @@ class LiveRun:
     async def run(self, routes: Sequence[LiveRoute]) -> None:
         """Raises StartupError where the gateway is gone: the answers that came are kept."""
         left = [(route, self._left(route)) for route in routes]
-        patience = Patience(self._pauses_s)
+        patience = StageRetries(self._pauses_s)
         self._progress.begin("live", sum(len(questions) for _, questions in left))
         try:
             for route, questions in left:
@@ -96,7 +96,7 @@ class LiveRun:
             self._folder.write_examples(self._work.questions)
         self._progress.end()
 
-    async def one(self, route: LiveRoute, question: Question, patience: Patience) -> Example:
+    async def one(self, route: LiveRoute, question: Question, patience: StageRetries) -> Example:
         """Ask it, and keep what came."""
         body = body_of(route, question, self._work)
         try:
@@ -108,7 +108,7 @@ class LiveRun:
         self._folder.add(example)
         return example
 
-    async def _stage(self, route: LiveRoute, questions: Sequence[Question], patience: Patience) -> None:
+    async def _stage(self, route: LiveRoute, questions: Sequence[Question], patience: StageRetries) -> None:
         started, done = time.perf_counter(), 0
 
         async def one(question: Question) -> None:
@@ -129,7 +129,7 @@ class LiveRun:
         return [question for question, example in keys if example is None or example.error is not None]
 
 
-def body_of(route: LiveRoute, question: Question, work: Work) -> Json:
+def body_of(route: LiveRoute, question: Question, work: EvalWork) -> Json:
     """What the caller sends."""
     return {**route.setting.asked(question, work.exemplars).body, "model": route.model}
 
@@ -140,7 +140,7 @@ def routes_of(settings: Sequence[Setting]) -> list[LiveRoute]:
 
 
 @asynccontextmanager
-async def gateway_of(pair: Pair, routes: Sequence[LiveRoute], folder: Path) -> AsyncIterator[Caller]:
+async def gateway_of(pair: Pair, routes: Sequence[LiveRoute], folder: Path) -> AsyncIterator[GatewayClient]:
     """A caller of a gateway in this process, with a Redis of its own. Raises StartupErrors."""
     key = f"gk-{secrets.token_urlsafe(24)}"
     async with AsyncExitStack() as exits:
@@ -158,14 +158,14 @@ async def gateway_of(pair: Pair, routes: Sequence[LiveRoute], folder: Path) -> A
         at = await exits.enter_async_context(gateway_beside(settings, _book(routes, key), redis.url))
         session = await exits.enter_async_context(_session(key))
         await until_probed(session, at.admin)
-        yield Caller(session, at.public)
+        yield GatewayClient(session, at.public)
 
 
 @asynccontextmanager
-async def gateway_at(url: str, key: str) -> AsyncIterator[Caller]:
+async def gateway_at(url: str, key: str) -> AsyncIterator[GatewayClient]:
     """A caller of a gateway that runs."""
     async with _session(key) as session:
-        yield Caller(session, url)
+        yield GatewayClient(session, url)
 
 
 def _session(key: str) -> aiohttp.ClientSession:
@@ -176,11 +176,11 @@ def _session(key: str) -> aiohttp.ClientSession:
     )
 
 
-def _book(routes: Sequence[LiveRoute], key: str) -> PolicyBook:
+def _book(routes: Sequence[LiveRoute], key: str) -> PolicySet:
     keys = [{"id": "eval", "sha256": hashlib.sha256(key.encode()).hexdigest()}]
     policy = TenantPolicy.model_validate({"tenant": "eval", "keys": keys, "routes": [_told(one) for one in routes]})
     asking = tuple(_asking(told, one.setting) for told, one in zip(policy.routes, routes, strict=True))
-    return PolicyBook.of([policy.model_copy(update={"routes": asking})])
+    return PolicySet.of([policy.model_copy(update={"routes": asking})])
 
 
 def _asking(told: Route, setting: Setting) -> Route:

@@ -21,10 +21,10 @@ from gateway.config.settings import Settings
 from gateway.engines.base import EngineState
 from gateway.engines.build import build
 from gateway.errors import EngineError, StartupError
-from gateway.evaluation.staged import STUDENT, TEACHER, Money
+from gateway.evaluation.staged import STUDENT, TEACHER, TokenPrices
 from gateway.local import weights
 from gateway.local.stack import LocalStack
-from gateway.policy.book import PolicyBook
+from gateway.policy.book import PolicySet
 from gateway.policy.policies import Policies
 from gateway.telemetry.metrics import Metrics
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 
     from gateway.capabilities.continuation import Prefill
-    from gateway.engines.base import EmbeddingsReply, Engine, OpeningReply, OpeningRequest
+    from gateway.engines.base import Engine, EngineEmbeddings, OpeningReply, OpeningRequest
     from gateway.protocol.body import Json
 
 ROLES = (TEACHER, STUDENT)
@@ -66,7 +66,7 @@ class LocalPair:
         return {TEACHER: weights.model_name(self.teacher), STUDENT: weights.model_name(self.student)}
 
     @property
-    def money(self) -> Money:
+    def money(self) -> TokenPrices:
         """What tokens cost, by role."""
         return _money(self._models({}))
 
@@ -130,7 +130,7 @@ class ConfiguredPair:
         return {TEACHER: self.teacher, STUDENT: self.student}
 
     @property
-    def money(self) -> Money:
+    def money(self) -> TokenPrices:
         """What tokens cost, by role."""
         return _money(self._chosen)
 
@@ -149,7 +149,7 @@ async def engine(pair: Pair, role: str) -> AsyncIterator[Engine]:
     async with AsyncExitStack() as exits:
         settings = await exits.enter_async_context(pair.serving(role))
         models = [model for model in settings.models if model.name == role]
-        engines = await build(models, Policies(PolicyBook.of([]), None), Metrics(None, 1))
+        engines = await build(models, Policies(PolicySet.of([]), None), Metrics(None, 1))
         exits.push_async_callback(engines[role].close)
         await _look(engines[role], role, pair.names[role])
         yield engines[role]
@@ -175,7 +175,7 @@ def look_of(state: EngineState) -> Json | None:
     return {"continuation": continuation, "takes_prompts": state.takes_prompts, "reasoning": state.reasoning}
 
 
-class Absent:
+class AbsentEngine:
     """An engine that is not there: what it wrote before is. `look`: what `look_of` said of it."""
 
     def __init__(self, name: str, look: Json | None = None) -> None:
@@ -197,7 +197,7 @@ class Absent:
     def stream(self, body: Json, prefill: Prefill | None = None) -> AsyncGenerator[list[Json], None]:
         raise self._absent()
 
-    async def embed(self, body: Json) -> EmbeddingsReply:
+    async def embed(self, body: Json) -> EngineEmbeddings:
         raise self._absent()
 
     async def probe(self) -> None:
@@ -209,14 +209,14 @@ class Absent:
         return RuntimeError(f"the {self.name} is not there: its texts are read, and it is not asked")
 
 
-def _money(models: list[ModelSettings]) -> Money:
-    return Money(
+def _money(models: list[ModelSettings]) -> TokenPrices:
+    return TokenPrices(
         {model.name: model.price for model in models},
         {model.name: Encoding(model.tokenizer or FALLBACK, own=model.tokenizer is not None) for model in models},
     )
 
 
-def prices_of(money: Money) -> dict[str, tuple[Decimal, Decimal]]:
+def prices_of(money: TokenPrices) -> dict[str, tuple[Decimal, Decimal]]:
     """USD per 1M tokens, read and written, by role."""
     return {
         role: ((price.input_usd * _PER_1M).normalize(), (price.output_usd * _PER_1M).normalize())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, TypeVar
 
-from gateway.errors import EngineError, EngineFailed, EngineGarbled, EngineRejected, StartupError
+from gateway.errors import EngineError, EngineFailed, EngineProtocolError, EngineRejected, StartupError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -19,7 +19,7 @@ _BROKEN_AFTER = 64
 _LONGEST_ASKED_S = 60.0
 
 
-class Patience:
+class StageRetries:
     """Of one stage with one engine.
 
     Args:
@@ -53,7 +53,7 @@ class Patience:
     def _note(self, error: EngineError) -> None:
         """A call has failed to its last try."""
         self._failed += 1
-        answers = isinstance(error, EngineFailed | EngineGarbled)
+        answers = isinstance(error, EngineFailed | EngineProtocolError)
         if self._failed >= (_BROKEN_AFTER if answers else _GONE_AFTER):
             self._gone = error
 

@@ -2,7 +2,7 @@
 
 run.json        what was asked of whom (`Manifest`)
 examples.jsonl  one line for each question and setting (`Example`): made of the texts, and made anew when asked to
-stages.jsonl    one line for each stage of each sitting (`Stage`): what it took
+stages.jsonl    one line for each stage of each sitting (`StageRecord`): what it took
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 MANIFEST, EXAMPLES, STAGES, GENERATIONS = "run.json", "examples.jsonl", "stages.jsonl", "generations.jsonl"
 
 
-class Verdict(msgspec.Struct, frozen=True):
+class ScoredAnswer(msgspec.Struct, frozen=True):
     """What a scorer says of an answer.
 
     Attributes:
@@ -83,11 +83,11 @@ class Example(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
 
     @property
     def correct(self) -> bool:
-        """As `Verdict.correct`."""
-        return Verdict(self.score).correct
+        """As `ScoredAnswer.correct`."""
+        return ScoredAnswer(self.score).correct
 
 
-class Stage(msgspec.Struct, frozen=True, kw_only=True):
+class StageRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One stage of one sitting: `calls` that an engine was asked, beside texts that were there, and seconds it took."""
 
     stage: Literal["teacher", "student", "live"]

@@ -19,18 +19,18 @@ from gateway.engines.guard import GuardedEngine
 from gateway.errors import GatewayError
 from gateway.evaluation import staged
 from gateway.evaluation.example import failed_example, scored_example
-from gateway.evaluation.generations import Generations, Recorded
-from gateway.evaluation.pair import Absent, engine, look_of
-from gateway.evaluation.patience import PAUSES_S, Patience
+from gateway.evaluation.generations import Generations, RecordingEngine
+from gateway.evaluation.pair import AbsentEngine, engine, look_of
+from gateway.evaluation.patience import PAUSES_S, StageRetries
 from gateway.evaluation.staged import STUDENT, TEACHER
-from gateway.pipeline.student import Finisher
+from gateway.pipeline.student import StudentCall
 from gateway.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Sequence
 
     from gateway.engines.base import Engine, OpeningRequest
-    from gateway.evaluation.example import Score
+    from gateway.evaluation.example import QuestionScorer
     from gateway.evaluation.folder import RunFolder, StageName
     from gateway.evaluation.pair import Pair
     from gateway.evaluation.question import Question
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 _WRITE_EVERY_S = 60.0
 
 
-class Progress(Protocol):
+class RunProgress(Protocol):
     """Who is told how far a run is."""
 
     def begin(self, stage: str, total: int) -> None:
@@ -57,7 +57,7 @@ class Progress(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class EvalWork:
     """What is to be answered, and how it is judged.
 
     Attributes:
@@ -67,7 +67,7 @@ class Work:
     questions: Sequence[Question]
     exemplars: Sequence[Exemplar]
     settings: Sequence[Setting]
-    score: Score
+    score: QuestionScorer
 
     @property
     def asked(self) -> list[tuple[Setting, Question]]:
@@ -94,9 +94,9 @@ class StagedRun:
     def __init__(
         self,
         folder: RunFolder,
-        work: Work,
+        work: EvalWork,
         pair: Pair,
-        progress: Progress,
+        progress: RunProgress,
         *,
         concurrency: int,
         pauses_s: Sequence[float] = PAUSES_S,
@@ -166,7 +166,7 @@ class StagedRun:
 
     async def _ask_teacher(self, wanted: Sequence[_Wanted], teacher: Engine) -> None:
         recorded = self._recorded(TEACHER, teacher)
-        patience = Patience(self._pauses_s)
+        patience = StageRetries(self._pauses_s)
 
         async def write(one: _Wanted) -> None:
             try:
@@ -203,7 +203,7 @@ class StagedRun:
     async def _ask_student(self, left: Sequence[tuple[Setting, Question]], student: Engine) -> None:
         recorded = self._recorded(STUDENT, student)
         finisher = self._finisher(recorded)
-        patience = Patience(self._pauses_s)
+        patience = StageRetries(self._pauses_s)
 
         async def one(pair: tuple[Setting, Question]) -> None:
             await self._answer(*pair, finisher, patience)
@@ -219,7 +219,7 @@ class StagedRun:
         self._progress.end()
 
     async def _answer(
-        self, setting: Setting, question: Question, finisher: Finisher, patience: Patience | None = None
+        self, setting: Setting, question: Question, finisher: StudentCall, patience: StageRetries | None = None
     ) -> bool:
         """Make one example. False where a text is missing, and may not be asked for: then none is made."""
         request = staged.to_teacher(setting, question, self._work.exemplars)
@@ -229,7 +229,7 @@ class StagedRun:
                 self._folder.note(failed_example(setting.name, question, label, setting.mode))
             return label is not None
 
-        def answering() -> Awaitable[staged.Answered]:
+        def answering() -> Awaitable[staged.QuestionAnswer]:
             return staged.answer(setting, question, self._work.exemplars, self._teacher, finisher, self._money)
 
         try:
@@ -245,17 +245,21 @@ class StagedRun:
     def _look(self) -> dict[str, object] | None:
         return None if self._folder.manifest is None else self._folder.manifest.student_look
 
-    def _recorded(self, role: str, asked: Engine | None = None, look: dict[str, object] | None = None) -> Recorded:
-        return Recorded(asked or Absent(role, look), self._kept, self._pair.names[role], asks=asked is not None)
+    def _recorded(
+        self, role: str, asked: Engine | None = None, look: dict[str, object] | None = None
+    ) -> RecordingEngine:
+        return RecordingEngine(
+            asked or AbsentEngine(role, look), self._kept, self._pair.names[role], asks=asked is not None
+        )
 
     @staticmethod
-    def _finisher(student: Recorded) -> Finisher:
+    def _finisher(student: RecordingEngine) -> StudentCall:
         metrics = Metrics(None, 1)
         # It never rests: the run has a patience of its own.
-        return Finisher({STUDENT: GuardedEngine(student, Breaker(BreakerRule(10**6, 1.0, 1.0)), metrics)}, metrics)
+        return StudentCall({STUDENT: GuardedEngine(student, Breaker(BreakerRule(10**6, 1.0, 1.0)), metrics)}, metrics)
 
     @asynccontextmanager
-    async def _stage(self, stage: StageName, setting: Setting, asked: Recorded) -> AsyncIterator[None]:
+    async def _stage(self, stage: StageName, setting: Setting, asked: RecordingEngine) -> AsyncIterator[None]:
         """Note how long it took, however it ends."""
         before, started = asked.calls, time.perf_counter()
         try:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from gateway.config.yaml_messages import nearest
 from gateway.config.yaml_source import shown
 from gateway.errors import ConfigError, StartupError
-from gateway.policy.library import Library
+from gateway.policy.library import ProjectionRegistry
 from gateway.policy.named_files import PROJECTIONS_FOLDER
 from gateway.policy.projection_shapes import MAX_CHARS, MAX_EXEMPLARS
 from gateway.policy.projections import PRIMED, PROJECTIONS
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
-    from gateway.errors import Mistake
+    from gateway.errors import ConfigIssue
     from gateway.evaluation.setting import Setting
     from gateway.policy.projections import Exemplar, Projection
 
@@ -36,12 +36,12 @@ class RunLibrary:
     projections: Mapping[str, Projection]
     policies: Path | None
     exemplars_file: Path | None
-    mistakes: Sequence[Mistake]
+    mistakes: Sequence[ConfigIssue]
 
     @classmethod
     def read(cls, policies: Path | None, exemplars_file: Path | None, exemplars: Iterable[Exemplar]) -> RunLibrary:
         """Blocks. Raises StartupError where `exemplars`, those of the file, are more than a policy may show."""
-        library = Library()
+        library = ProjectionRegistry()
         mistakes = library.read(policies) if policies is not None else []
         found = dict(library.projections)
         if exemplars_file is not None:

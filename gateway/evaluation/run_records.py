@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import msgspec
 
 from gateway.errors import StartupError
-from gateway.evaluation.record import EXAMPLES, MANIFEST, STAGES, Example, Manifest, Stage
+from gateway.evaluation.record import EXAMPLES, MANIFEST, STAGES, Example, Manifest, StageRecord
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -32,7 +32,7 @@ class RunRecords:
     path: Path
     manifest: Manifest
     examples: tuple[Example, ...]
-    stages: tuple[Stage, ...]
+    stages: tuple[StageRecord, ...]
     remarks: tuple[str, ...]
 
     @cached_property
@@ -83,9 +83,9 @@ def _read(path: Path) -> RunRecords:
             f"{path / EXAMPLES}: there is no such file: run `gkt-gateway eval run` with this folder to its end first"
         )
     examples = _examples(path / EXAMPLES, manifest, remarks)
-    stages: tuple[Stage, ...] = ()
+    stages: tuple[StageRecord, ...] = ()
     if (path / STAGES).is_file():
-        stages = tuple(one for _, one in _lines(path / STAGES, Stage, remarks))
+        stages = tuple(one for _, one in _lines(path / STAGES, StageRecord, remarks))
     else:
         remarks.append(f"{STAGES} is missing, so nothing is known of how long the stages took.")
     return RunRecords(path, manifest, examples, stages, tuple(remarks))

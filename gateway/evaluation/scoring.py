@@ -27,7 +27,7 @@ from gateway.config.yaml_messages import nearest
 from gateway.errors import StartupError
 from gateway.evaluation.judging import JUDGE, Judge, Unscored
 from gateway.evaluation.question import Question
-from gateway.evaluation.record import Verdict
+from gateway.evaluation.record import ScoredAnswer
 from gateway.scoring import numbers
 from gateway.scoring.choices import choice
 from gateway.scoring.statements import own_part
@@ -36,49 +36,49 @@ from gateway.scoring.texts import folded, stated_text
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-Scorer: TypeAlias = Callable[[str, Question], Verdict]
+Scorer: TypeAlias = Callable[[str, Question], ScoredAnswer]
 
 _RIGHT, _WRONG = 1.0, 0.0
 
 
-def exact(answer: str, question: Question) -> Verdict:
+def exact(answer: str, question: Question) -> ScoredAnswer:
     """Letter case, white space, marks and quotes around it aside. What is stated wins over the whole."""
     found = stated_text(answer)
     wanted = folded(question.answer)
     return _verdict(wanted in {folded(found), folded(own_part(answer))}, found)
 
 
-def numeric(answer: str, question: Question) -> Verdict:
+def numeric(answer: str, question: Question) -> ScoredAnswer:
     """By value, within the option `tolerance` (else 0). Raises ValueError where the right answer is no number."""
     found = numbers.result(answer)
     if found is None:
-        return Verdict(_WRONG)
+        return ScoredAnswer(_WRONG)
     within = dict(question.options).get("tolerance", "0")
     wanted, tolerance = numbers.number(question.answer), numbers.number(within)
     return _verdict(numbers.equal(found, wanted, tolerance.value), found.written)
 
 
-def choose(answer: str, question: Question) -> Verdict:
+def choose(answer: str, question: Question) -> ScoredAnswer:
     """By the letter of the choice; the options are the choices' texts by letter."""
     found = choice(answer, dict(question.options))
-    return Verdict(_WRONG) if found is None else _verdict(found.lower() == question.answer.lower(), found)
+    return ScoredAnswer(_WRONG) if found is None else _verdict(found.lower() == question.answer.lower(), found)
 
 
-def contains(answer: str, question: Question) -> Verdict:
+def contains(answer: str, question: Question) -> ScoredAnswer:
     """Whether the text stands in the answer as whole words; letter case and white space aside."""
     wanted = r"\s+".join(map(re.escape, unicodedata.normalize("NFKC", question.answer).split()))
     found = re.search(rf"(?<!\w){wanted}(?!\w)", unicodedata.normalize("NFKC", own_part(answer)), re.IGNORECASE)
-    return Verdict(_WRONG) if found is None else Verdict(_RIGHT, found[0])
+    return ScoredAnswer(_WRONG) if found is None else ScoredAnswer(_RIGHT, found[0])
 
 
-def matches(answer: str, question: Question) -> Verdict:
+def matches(answer: str, question: Question) -> ScoredAnswer:
     """The option `pattern` (RE2): where it has a group, what the last match holds in it must equal the right answer."""
     every = list(re2.finditer(dict(question.options)["pattern"], own_part(answer)))
     if not every:
-        return Verdict(_WRONG)
+        return ScoredAnswer(_WRONG)
     found = every[-1]
     if not found.groups():
-        return Verdict(_RIGHT, found[0])
+        return ScoredAnswer(_RIGHT, found[0])
     return _verdict(folded(found[1] or "") == folded(question.answer), found[1] or "")
 
 
@@ -104,7 +104,7 @@ class Scoring:
         self._instead = instead
         self.errors: Counter[str] = Counter()
 
-    async def score(self, answer: str, question: Question) -> Verdict:
+    async def score(self, answer: str, question: Question) -> ScoredAnswer:
         """What the answer is worth. An empty one is wrong, and no model is asked about it.
 
         Raises:
@@ -118,7 +118,7 @@ class Scoring:
             self.errors[error.label] += 1
             raise
 
-    async def _score(self, answer: str, question: Question) -> Verdict:
+    async def _score(self, answer: str, question: Question) -> ScoredAnswer:
         own = self._instead or (plug_in(question.scorer) if is_plug_in(question.scorer) else None)
         if own is not None:
             return _plugged_in(own, answer, question)
@@ -159,7 +159,7 @@ def check_name(name: str) -> str | None:
     return f"unknown scorer '{name}'; known: {', '.join(KNOWN)}{hint}"
 
 
-def _plugged_in(scorer: Scorer, answer: str, question: Question) -> Verdict:
+def _plugged_in(scorer: Scorer, answer: str, question: Question) -> ScoredAnswer:
     try:
         verdict = scorer(answer, question)
     except Exception as error:
@@ -170,8 +170,8 @@ def _plugged_in(scorer: Scorer, answer: str, question: Question) -> Verdict:
 
 
 def _is_verdict(given: object) -> bool:
-    return isinstance(given, Verdict) and 0 <= given.score <= 1
+    return isinstance(given, ScoredAnswer) and 0 <= given.score <= 1
 
 
-def _verdict(right: bool, found: str) -> Verdict:
-    return Verdict(_RIGHT if right else _WRONG, found)
+def _verdict(right: bool, found: str) -> ScoredAnswer:
+    return ScoredAnswer(_RIGHT if right else _WRONG, found)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from gateway.evaluation.auto_length import AutoLength
     from gateway.evaluation.question import Question
     from gateway.policy.projections import Exemplar, Placement, Projection
-    from gateway.policy.resolve import Look, Plan
+    from gateway.policy.resolve import EngineSnapshot, Plan
     from gateway.policy.schema import Boundary
     from gateway.protocol.requests import CompletionRequest
 
@@ -133,7 +133,7 @@ class Setting:
         messages.append({"role": "user", "content": question.text})
         return parse_chat(orjson.dumps(body | {"messages": messages}))
 
-    def plan(self, asked: CompletionRequest, look: Callable[[str], Look], teacher: str, student: str) -> Plan:
+    def plan(self, asked: CompletionRequest, look: Callable[[str], EngineSnapshot], teacher: str, student: str) -> Plan:
         """What a policy of this setting makes of the request: the same that a gateway would."""
         route = Route.model_validate(
             {

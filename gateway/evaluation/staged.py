@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING
 
 from msgspec import structs
 
-from gateway.accounting.draft import Call, Draft
+from gateway.accounting.draft import EngineCall, ReceiptBuilder
 from gateway.accounting.worst_case import worst_case
 from gateway.capabilities.continuation import Continuation
 from gateway.errors import StartupError
 from gateway.guidance.ending import EndRule, open_to_end
 from gateway.pipeline.generation import unread_once_ended
-from gateway.pipeline.guidance_request import UNGUIDED, Opening, answered_call, opened, opening_request, read_by
+from gateway.pipeline.guidance_request import UNGUIDED, Guidance, answered_call, opened, opening_request, read_by
 from gateway.policy.length import longest
 from gateway.policy.projections import CUTOFF
-from gateway.policy.resolve import Look
+from gateway.policy.resolve import EngineSnapshot
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     from gateway.accounting.baseline import Encoding
     from gateway.accounting.receipt import Receipt
     from gateway.engines.base import OpeningReply, OpeningRequest
-    from gateway.evaluation.generations import Recorded
+    from gateway.evaluation.generations import RecordingEngine
     from gateway.evaluation.question import Question
     from gateway.evaluation.setting import Setting
-    from gateway.pipeline.student import Finisher
+    from gateway.pipeline.student import StudentCall
     from gateway.policy.projections import Exemplar
     from gateway.policy.resolve import GuidancePlan, Plan
     from gateway.pricing import Price
@@ -41,11 +41,11 @@ if TYPE_CHECKING:
 
 TEACHER, STUDENT = "teacher", "student"
 # While the teacher writes, the student need not be there: what it can is known when it answers.
-_ANY_STUDENT = Look(Continuation("trailing"))
+_ANY_STUDENT = EngineSnapshot(Continuation("trailing"))
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
+class QuestionAnswer:
     """What became of one question.
 
     Attributes:
@@ -62,7 +62,7 @@ class Answered:
 
 
 @dataclass(frozen=True, slots=True)
-class Money:
+class TokenPrices:
     """What tokens cost, and what counts them where an engine does not."""
 
     prices: Mapping[str, Price]
@@ -101,15 +101,15 @@ async def answer(
     setting: Setting,
     question: Question,
     exemplars: Sequence[Exemplar],
-    teacher: Recorded,
-    finisher: Finisher,
-    money: Money,
-) -> Answered:
+    teacher: RecordingEngine,
+    finisher: StudentCall,
+    money: TokenPrices,
+) -> QuestionAnswer:
     """The second stage. Raises EngineErrors; KeyError where the teacher's text is not there."""
     asked = setting.asked(question, exemplars)
     plan = setting.plan(asked, finisher.look if setting.mode != "teacher" else _any_student, TEACHER, STUDENT)
     started = time.perf_counter()
-    draft = Draft(
+    draft = ReceiptBuilder(
         id=question.id, created=0, tenant="eval", key="eval", route="eval", stream=False, started=started, plan=plan
     )
     # A tenant's budget has no part here, but the reservation bounds what the receipt charges for unknown usage.
@@ -122,7 +122,7 @@ async def answer(
         written = await teacher.written(request)
         reply = written.first(request.max_tokens, tuple(request.stop))
         assert reply is not None, "written() returns as much as was asked for"
-        draft.teacher = Call(TEACHER, read_by(request), reply.usage, StringIO(reply.text))
+        draft.teacher = EngineCall(TEACHER, read_by(request), reply.usage, StringIO(reply.text))
         draft.finish_reason, text, teacher_s = reply.finish, reply.text, written.seconds_to(request.max_tokens)
     else:
         if plan.guidance is not None:
@@ -132,7 +132,7 @@ async def answer(
             unread = unread_once_ended(teacher.state.stops_within_s)
             draft.teacher = answered_call(plan.guidance, request, reply, unread=unread)
             found = opened(plan, plan.guidance, asked, draft, reply)
-            if isinstance(found, Opening):
+            if isinstance(found, Guidance):
                 opening = found
             else:
                 draft.unguided = found
@@ -146,11 +146,11 @@ async def answer(
             draft.finish_reason, text = choice.get("finish_reason"), choice["message"].get("content") or ""
             student_s = finished["seconds"]
     receipt = draft.close("ok", money.prices, money.encodings)
-    return Answered(text, opening.text, receipt, teacher_s, student_s)
+    return QuestionAnswer(text, opening.text, receipt, teacher_s, student_s)
 
 
 async def _opening(
-    plan: Plan, guidance: GuidancePlan, request: OpeningRequest, teacher: Recorded
+    plan: Plan, guidance: GuidancePlan, request: OpeningRequest, teacher: RecordingEngine
 ) -> tuple[OpeningReply, float]:
     """What the teacher would have written, with how long it took: its call ends where the gateway would end it."""
     written = await teacher.written(request)
@@ -182,5 +182,5 @@ def _plan(setting: Setting, asked: CompletionRequest) -> Plan:
     return setting.plan(asked, _any_student, TEACHER, STUDENT)
 
 
-def _any_student(engine: str) -> Look:
+def _any_student(engine: str) -> EngineSnapshot:
     return _ANY_STUDENT

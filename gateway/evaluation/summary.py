@@ -22,7 +22,7 @@ _ASKED = ("form", "shots", "max_tokens", "temperature", "top_p", "seed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Summary:
+class SettingSummary:
     """One setting over n questions. Sums are over all of them; money is USD.
 
     Attributes:
@@ -109,11 +109,11 @@ class Summary:
 
 
 def asked(setting: Mapping[str, Any]) -> tuple[Any, ...]:
-    """As `Summary.asked`, of a setting as a dict."""
+    """As `SettingSummary.asked`, of a setting as a dict."""
     return tuple(setting.get(name) for name in _ASKED)
 
 
-def summarised(setting: Mapping[str, Any], examples: Sequence[Example]) -> Summary:
+def summarised(setting: Mapping[str, Any], examples: Sequence[Example]) -> SettingSummary:
     """Add up the examples of one setting: all of them, or a part, as in a cross-validation.
 
     Raises ValueError where there are none, or where one is another setting's.
@@ -128,7 +128,7 @@ def summarised(setting: Mapping[str, Any], examples: Sequence[Example]) -> Summa
         return sum((of(one) for one in examples), _NOUGHT)
 
     guided = setting["mode"] == "guided"
-    return Summary(
+    return SettingSummary(
         setting=setting,
         questions=tuple(one.question for one in examples),
         correct=sum(one.correct for one in examples),
@@ -155,7 +155,7 @@ def summarised(setting: Mapping[str, Any], examples: Sequence[Example]) -> Summa
     )
 
 
-def summaries(settings: Sequence[Mapping[str, Any]], examples: Collection[Example]) -> list[Summary]:
+def summaries(settings: Sequence[Mapping[str, Any]], examples: Collection[Example]) -> list[SettingSummary]:
     """One for each setting of the run that has examples, in the run's order; one that is there twice counts once."""
     by_setting: dict[str, list[Example]] = {}
     for one in examples:
@@ -164,7 +164,7 @@ def summaries(settings: Sequence[Mapping[str, Any]], examples: Collection[Exampl
     return [summarised(setting, found) for name, setting in once.items() if (found := by_setting.get(name))]
 
 
-def reference(of: Summary, mode: Mode, among: Sequence[Summary]) -> Summary | None:
+def reference(of: SettingSummary, mode: Mode, among: Sequence[SettingSummary]) -> SettingSummary | None:
     """The teacher or the student alone that was asked the same as `of`; None where there is none."""
     return next((one for one in among if one.mode == mode and one.asked == of.asked), None)
 

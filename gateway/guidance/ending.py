@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, Self
 from msgspec.structs import replace
 
 from gateway.engines.base import OpeningReply
-from gateway.errors import EnoughHeard
+from gateway.errors import StopStream
 from gateway.guidance.skip import GrowingSkip
 from gateway.guidance.trim import fences, first_end
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gateway.engines.base import Engine, OpeningRequest
-    from gateway.policy.projections import Skip
+    from gateway.policy.projections import SkipRule
     from gateway.policy.resolve import GuidancePlan, Plan
 
 
@@ -37,7 +37,7 @@ class EndRule:
 
     stop_at: Literal["sentence", "step"]
     least: int
-    skip: Skip | None = None
+    skip: SkipRule | None = None
     tokens: int = 0
 
     @classmethod
@@ -56,7 +56,7 @@ class EndRule:
 
 
 @dataclass(slots=True)
-class Ending:
+class EndDetector:
     """Looks for it while the teacher writes.
 
     Attributes:
@@ -116,18 +116,18 @@ async def open_to_end(
     """
     if rule is None:
         return await engine.opening(request, batch=batch, tell=tell)
-    ending = Ending(rule)
+    ending = EndDetector(rule)
 
     def hear(piece: str) -> None:
         shown = ending.feed(piece)
         if tell is not None and shown:
             tell(shown)
         if ending.at is not None:
-            raise EnoughHeard
+            raise StopStream
 
     try:
         reply = await engine.opening(request, batch=batch, tell=hear)
-    except EnoughHeard:
+    except StopStream:
         return OpeningReply(ending.text, "length", None, ending.at)
     if ending.text or reply.finish != "length":
         return reply

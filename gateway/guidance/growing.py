@@ -19,8 +19,8 @@ from gateway.guidance.trim import (
     CLOSE_TAG,
     LONGEST_WORD_CHARS,
     OPEN_TAG,
-    Before,
-    Trimmed,
+    TextContext,
+    TrimmedText,
     divide,
     ended_at,
     fences,
@@ -75,7 +75,7 @@ class GrowingTrim:
         self._stopped = False
         self._held = ""  # what came and is not shown
         self._line = ""  # what is shown of the last line, or what stands for it
-        self._before = Before()
+        self._before = TextContext()
         self._thinks = False
 
     @property
@@ -102,7 +102,7 @@ class GrowingTrim:
             return self._show(self._certain(self._held, 0))
         return self._open()
 
-    def finish(self, *, cut: bool) -> Trimmed:
+    def finish(self, *, cut: bool) -> TrimmedText:
         """The teacher has ended; `cut`: by length. `text` begins with all that was shown.
 
         It is what `trim` makes of the whole, unless that would take back what was shown.
@@ -117,7 +117,7 @@ class GrowingTrim:
             return whole
         rest = answer[len(shown) :]
         owed = rest[: len(rest) - len(rest.lstrip())]
-        return Trimmed(shown, owed, rest[len(owed) :], whole.stopped)
+        return TrimmedText(shown, owed, rest[len(owed) :], whole.stopped)
 
     def _open(self) -> str:
         """Nothing is shown yet: pass over reasoning and white space, and show the beginning."""

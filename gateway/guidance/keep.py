@@ -11,12 +11,12 @@ from gateway.guidance.trim import trim
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gateway.guidance.trim import Trimmed
-    from gateway.policy.projections import Skip
+    from gateway.guidance.trim import TrimmedText
+    from gateway.policy.projections import SkipRule
     from gateway.policy.schema import Boundary
 
 
-class Kept(NamedTuple):
+class KeptGuidance(NamedTuple):
     """A teacher's text, cut down.
 
     Attributes:
@@ -24,7 +24,7 @@ class Kept(NamedTuple):
         skipped: boilerplate was dropped from its beginning.
     """
 
-    trimmed: Trimmed
+    trimmed: TrimmedText
     cut: bool
     skipped: bool
 
@@ -32,7 +32,7 @@ class Kept(NamedTuple):
 class GrowingKeep:
     """`keep` for a text that comes piece by piece."""
 
-    def __init__(self, skip: Skip | None, tokens: int, *, boundary: Boundary, stop: Sequence[str]) -> None:
+    def __init__(self, skip: SkipRule | None, tokens: int, *, boundary: Boundary, stop: Sequence[str]) -> None:
         self._trim = GrowingTrim(boundary=boundary, stop=stop)
         self._skip = GrowingSkip(skip, tokens) if skip is not None else None
 
@@ -40,22 +40,24 @@ class GrowingKeep:
         """Take the teacher's next text, of any length; return what can be shown now."""
         return self._trim.feed(piece if self._skip is None else self._skip.feed(piece))
 
-    def finish(self, *, cut: bool) -> Kept:
+    def finish(self, *, cut: bool) -> KeptGuidance:
         """The teacher has ended; `cut`: by length. The text begins with all that was shown."""
         if self._skip is None:
-            return Kept(self._trim.finish(cut=cut), cut, skipped=False)
+            return KeptGuidance(self._trim.finish(cut=cut), cut, skipped=False)
         self._trim.feed(self._skip.finish())
         cut = cut or self._skip.cut
-        return Kept(self._trim.finish(cut=cut), cut, self._skip.dropped)
+        return KeptGuidance(self._trim.finish(cut=cut), cut, self._skip.dropped)
 
 
-def keep(text: str, skip: Skip | None, tokens: int, *, cut: bool, stop: Sequence[str], boundary: Boundary) -> Kept:
+def keep(
+    text: str, skip: SkipRule | None, tokens: int, *, cut: bool, stop: Sequence[str], boundary: Boundary
+) -> KeptGuidance:
     """What is kept of a whole text.
 
     skip, tokens: as for GrowingSkip; None: all of it. cut, stop, boundary: as for `trim`.
     """
     if skip is None:
-        return Kept(trim(text, cut=cut, stop=stop, boundary=boundary), cut, skipped=False)
+        return KeptGuidance(trim(text, cut=cut, stop=stop, boundary=boundary), cut, skipped=False)
     rest, what = skipped(text, skip, tokens)
     cut = cut or what.cut
-    return Kept(trim(rest, cut=cut, stop=stop, boundary=boundary), cut, what.dropped)
+    return KeptGuidance(trim(rest, cut=cut, stop=stop, boundary=boundary), cut, what.dropped)

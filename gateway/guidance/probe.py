@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from gateway.capabilities.reasoning import Reasoning
-    from gateway.engines.base import Engine, Usage
+    from gateway.engines.base import Engine, TokenUsage
     from gateway.policy.length_rules import ProbeRule
     from gateway.protocol.body import Json
     from gateway.protocol.requests import CompletionRequest
@@ -57,7 +57,7 @@ class FirstToken:
 
 async def first_token(
     engine: Engine, asked: CompletionRequest, reasoning: Reasoning, top: int
-) -> tuple[FirstToken | None, Usage | None]:
+) -> tuple[FirstToken | None, TokenUsage | None]:
     """Ask for one token, and for the likeliest `top`. None: the engine tells no probabilities. Raises EngineErrors."""
     reply = await engine.complete(probe_body(asked, reasoning, top))
     return read_first(first_choice(reply).get("logprobs")), read_usage(reply.get("usage"))

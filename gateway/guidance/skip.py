@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from gateway.guidance.trim import CLOSE_TAG, OPEN_TAG
 
 if TYPE_CHECKING:
-    from gateway.policy.projections import Skip
+    from gateway.policy.projections import SkipRule
 
 MOST_SENTENCES = 4
 MOST_SENTENCE_CHARS = 300
@@ -43,7 +43,7 @@ class GrowingSkip:
     than MOST_SENTENCE_CHARS is no boilerplate.
     """
 
-    def __init__(self, skip: Skip, tokens: int) -> None:
+    def __init__(self, skip: SkipRule, tokens: int) -> None:
         self._skip = skip
         self._room = tokens
         self._looks = MOST_SENTENCES
@@ -135,7 +135,7 @@ class GrowingSkip:
         return text
 
 
-def skipped(text: str, skip: Skip, tokens: int) -> tuple[str, GrowingSkip]:
+def skipped(text: str, skip: SkipRule, tokens: int) -> tuple[str, GrowingSkip]:
     """What a whole text becomes, and what was done to it."""
     growing = GrowingSkip(skip, tokens)
     return growing.feed(text) + growing.finish(), growing

@@ -65,7 +65,7 @@ _PROSE_END = regex.compile(
 _BROKEN = "\ufffd" + "".join(map(chr, range(0xD800, 0xE000)))
 
 
-class Trimmed(Record, frozen=True):
+class TrimmedText(Record, frozen=True):
     """A teacher's text, divided: `text + owed + dropped` is what it wrote (without reasoning and leading blanks).
 
     text: the guidance, exactly as it is shown and sent; never ends in whitespace; may be empty.
@@ -81,7 +81,7 @@ class Trimmed(Record, frozen=True):
     stopped: bool
 
 
-def trim(text: str, *, cut: bool, stop: Sequence[str] = (), boundary: Boundary = "word") -> Trimmed:
+def trim(text: str, *, cut: bool, stop: Sequence[str] = (), boundary: Boundary = "word") -> TrimmedText:
     """Trim what a teacher wrote.
 
     text: the teacher's text as decoded.
@@ -108,7 +108,7 @@ def trim(text: str, *, cut: bool, stop: Sequence[str] = (), boundary: Boundary =
     return divide(without_leading_reasoning(text), cut=cut, stop=stop, boundary=boundary)
 
 
-def divide(answer: str, *, cut: bool, stop: Sequence[str], boundary: Boundary) -> Trimmed:
+def divide(answer: str, *, cut: bool, stop: Sequence[str], boundary: Boundary) -> TrimmedText:
     """`trim` without its look for leading reasoning."""
     body = answer.lstrip()
     lead = len(answer) - len(body)
@@ -117,11 +117,11 @@ def divide(answer: str, *, cut: bool, stop: Sequence[str], boundary: Boundary) -
     if found is not None:
         limit = max(0, found[0] - lead)
     elif cut and limit == len(body):
-        limit = last_complete(body, boundary, Before())
+        limit = last_complete(body, boundary, TextContext())
     kept = rstrip(body[:limit])
     rest = body[len(kept) : limit] if found is not None else body[len(kept) :]
     owed = rest[: len(rest) - len(rest.lstrip())]
-    return Trimmed(kept, owed, body[len(kept) + len(owed) :], found is not None)
+    return TrimmedText(kept, owed, body[len(kept) + len(owed) :], found is not None)
 
 
 def without_leading_reasoning(text: str) -> str:
@@ -150,7 +150,7 @@ def open_reasoning(body: str) -> int:
     return len(body) if opening is None else opening.start()
 
 
-class Fence(NamedTuple):
+class CodeFence(NamedTuple):
     """The opening line of a code fence: its mark, what follows the mark, and where the line after it begins."""
 
     mark: str
@@ -159,7 +159,7 @@ class Fence(NamedTuple):
 
 
 @dataclass(slots=True)
-class Before:
+class TextContext:
     """What is known of the text before a piece of it.
 
     begin: how many characters of the piece are shown already: they are there to tell how the rest is to be read.
@@ -169,12 +169,12 @@ class Before:
     """
 
     begin: int = 0
-    fence: Fence | None = None
+    fence: CodeFence | None = None
     json: JsonOpening | None = None
     since_bytes: int | None = None
 
 
-def last_complete(body: str, boundary: Boundary, before: Before) -> int:
+def last_complete(body: str, boundary: Boundary, before: TextContext) -> int:
     """How many characters of a text that was cut for length surely are complete."""
     begin = before.begin
     kept = body.rstrip(_BROKEN)
@@ -278,7 +278,7 @@ def _last_cluster(text: str) -> int:
     return begin
 
 
-def _last_end(text: str, before: Before, *, in_prose: bool) -> int:
+def _last_end(text: str, before: TextContext, *, in_prose: bool) -> int:
     """Where the last sentence or line of a trimmed text has ended, if that is within reach; else its length."""
     at = ended_at(text, max(before.begin, len(text) - SENTENCE_REACH_BYTES), len(text), in_prose=in_prose)
     if at:
@@ -316,12 +316,12 @@ def size_bytes(text: str) -> int:
     return len(text.encode("utf-8", "surrogatepass"))
 
 
-def holds_json(fence: Fence) -> bool:
+def holds_json(fence: CodeFence) -> bool:
     """Whether the fence says that its text is JSON."""
     return _JSON_FENCE.match(fence.info) is not None
 
 
-def fences(body: str, fence: Fence | None = None) -> tuple[Fence | None, int]:
+def fences(body: str, fence: CodeFence | None = None) -> tuple[CodeFence | None, int]:
     """The fence that is open at the end, where `fence` was at the beginning; and where the last line begins if it is,
     or may become, an opening line that has not ended, else the length of the text.
     """
@@ -333,7 +333,7 @@ def fences(body: str, fence: Fence | None = None) -> tuple[Fence | None, int]:
                 fence = None
         elif not (mark[0] == "`" and "`" in info):
             if line["end"]:
-                fence = Fence(mark, info, line.end())
+                fence = CodeFence(mark, info, line.end())
             else:
                 unfinished = line.start("mark")
     half = _HALF_FENCE.search(body)

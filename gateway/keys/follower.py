@@ -9,7 +9,7 @@ import structlog
 from redis.exceptions import RedisError
 
 from gateway.errors import StartupError
-from gateway.keys.redis_keyring import Head
+from gateway.keys.redis_keyring import HistoryHead
 from gateway.keys.ring import Keyring
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class KeyFollower:
         self._redis = redis
         self._in_redis = in_redis
         self._ring = ring
-        self._head = Head()
+        self._head = HistoryHead()
         self._seen: set[str] = set()
         self._catching_up = asyncio.Lock()
         self._failed = False
@@ -100,10 +100,10 @@ class KeyFollower:
             if not await self._read(self._head):
                 # Redis has begun anew, or lost the last moments in a failover: what it has now is what counts.
                 before = len(self._ring)
-                if await self._read(Head()):
+                if await self._read(HistoryHead()):
                     log.warning("keys_read_anew", before=before, now=len(self._ring))
 
-    async def _read(self, since: Head) -> bool:
+    async def _read(self, since: HistoryHead) -> bool:
         """Read what came after `since`, or all: whether `since` is still a part of the history."""
         # All that is read anew is gathered apart: until it is whole, what was known holds.
         ring = self._ring if since.version else Keyring()
@@ -123,7 +123,7 @@ class KeyFollower:
             self._ring.take(ring)
         self._ring.was_read(page.redis_s)
         # Redis forgets keys that ended long ago and says nothing of it. They do not hold, and take room.
-        self._head = Head() if len(self._ring) > page.keys_in_all + _MOST_FORGOTTEN else page.head
+        self._head = HistoryHead() if len(self._ring) > page.keys_in_all + _MOST_FORGOTTEN else page.head
         return True
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import msgspec
 
-from gateway.config.limits import Period
+from gateway.config.limits import BudgetDuration
 from gateway.policy.schema import KeyEntry
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ Status: TypeAlias = Literal["active", "grace", "expired", "replaced", "revoked"]
 _MICRO = 1_000_000
 
 
-class Terms(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+class KeyTerms(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """What a key may do, as Redis keeps it. It stays as it was made.
 
     `limits` and `budget` are in the words of policy files. A term of a later version is not passed over: it may be one
@@ -37,7 +37,7 @@ class Terms(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fiel
 
 
 _ENCODER = msgspec.json.Encoder(decimal_format="number")
-_DECODER = msgspec.json.Decoder(Terms, float_hook=Decimal)
+_DECODER = msgspec.json.Decoder(KeyTerms, float_hook=Decimal)
 
 
 def in_words(rule: BaseModel | None) -> dict[str, Any] | None:
@@ -47,7 +47,9 @@ def in_words(rule: BaseModel | None) -> dict[str, Any] | None:
     # Fields of these rules have no aliases and hold no shapes.
     said = {name: getattr(rule, name) for name in type(rule).model_fields if name in rule.model_fields_set}
     return {
-        name: str(value) if isinstance(value, Period) else value for name, value in said.items() if value is not None
+        name: str(value) if isinstance(value, BudgetDuration) else value
+        for name, value in said.items()
+        if value is not None
     }
 
 
@@ -63,7 +65,7 @@ class HeldKey:
     sha256: str
     tenant: str
     id: str
-    terms: Terms
+    terms: KeyTerms
     created_s: float
     expires_s: float | None
     revoked_s: float | None

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
     from redis.commands.core import AsyncScript
 
-    from gateway.keys.held import Terms
+    from gateway.keys.held import KeyTerms
     from gateway.redis.keys import RedisKeys
 
 MOST_KEYS = 100_000
@@ -30,7 +30,7 @@ _MICRO = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class Expiry:
+class KeyExpiry:
     """When a key ends: at a moment in Unix seconds, or after some seconds from when it is made; neither: never."""
 
     at_s: float | None = None
@@ -40,11 +40,11 @@ class Expiry:
         return _us(self.at_s), _us(self.in_s)
 
 
-NEVER = Expiry()
+NEVER = KeyExpiry()
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
+class HistoryHead:
     """The end of the history of keys. Its word tells it from other histories: Redis may have begun anew."""
 
     version: int = 0
@@ -52,7 +52,7 @@ class Head:
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
+class KeyringChanges:
     """Some of what changed.
 
     Attributes:
@@ -63,7 +63,7 @@ class Page:
     """
 
     known: bool
-    head: Head
+    head: HistoryHead
     keys_in_all: int
     redis_s: float
     upto: int
@@ -90,7 +90,9 @@ class RedisKeyring:
         self._read = _script(redis, "read.lua")
         self._saw = _script(redis, "saw.lua")
 
-    async def create(self, sha256: str, tenant: str, key_id: str, terms: Terms, expiry: Expiry, actor: str) -> HeldKey:
+    async def create(
+        self, sha256: str, tenant: str, key_id: str, terms: KeyTerms, expiry: KeyExpiry, actor: str
+    ) -> HeldKey:
         """Keep a new key. Raises Conflict as well."""
         said = await self._create(
             keys=self._all,
@@ -99,7 +101,7 @@ class RedisKeyring:
         return _held(said, sha256.encode(), f"{tenant}/{key_id}")
 
     async def rotate(
-        self, old: HeldKey, sha256: str, terms: Terms, *, grace_s: float, expiry: Expiry, actor: str
+        self, old: HeldKey, sha256: str, terms: KeyTerms, *, grace_s: float, expiry: KeyExpiry, actor: str
     ) -> tuple[HeldKey, HeldKey]:
         """Put a new key in the place of an old one: (new, old). Without an expiry the new one has that of the old one.
 
@@ -122,12 +124,12 @@ class RedisKeyring:
             raise NotFound(f"Tenant '{tenant}' has no key '{key_id}' in Redis.", param="id")
         return HeldKey.of(said[3], said[1], said[2])
 
-    async def read(self, seen: Head, after: int) -> Page:
+    async def read(self, seen: HistoryHead, after: int) -> KeyringChanges:
         """What changed after a version, if the history is still the one that had the head `seen`."""
         known, version, word, in_all, redis_us, *flat = await self._read(
             keys=self._read_keys, args=[seen.version, seen.word, after, _PAGE]
         )
-        head = Head(int(version), word.decode())
+        head = HistoryHead(int(version), word.decode())
         keys, unreadable, upto = [], 0, after
         for i in range(0, len(flat), 4):
             upto = int(flat[i + 1])
@@ -137,7 +139,7 @@ class RedisKeyring:
                 unreadable += 1
         if len(flat) < 4 * _PAGE:
             upto = head.version
-        return Page(bool(known), head, in_all, int(redis_us) / _MICRO, upto, keys, unreadable)
+        return KeyringChanges(bool(known), head, in_all, int(redis_us) / _MICRO, upto, keys, unreadable)
 
     async def saw(self, hashes: Iterable[str]) -> None:
         """These keys were in use."""

@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from gateway.local.llama_client import LlamaClient
-    from gateway.local.tgi_request import Job
+    from gateway.local.tgi_request import TgiJob
 
 STOP_WINDOW_CHARS = 300
 _UNKNOWN_ID = 0
 
 
 @dataclass(frozen=True, slots=True)
-class Token:
+class GeneratedToken:
     """One generated token.
 
     `logprob` is None when it was not asked for. A character that is spread over several tokens is told with its
@@ -37,14 +37,14 @@ class Token:
     text: str
     logprob: float | None
     special: bool
-    top: tuple[Token, ...] = ()
+    top: tuple[GeneratedToken, ...] = ()
     finish_reason: str | None = None
 
 
-class Generation:
+class LocalGeneration:
     """One run of one job. Iterate `tokens()` once; everything else is final after the last token."""
 
-    def __init__(self, llama: LlamaClient, job: Job, *, logprobs: bool) -> None:
+    def __init__(self, llama: LlamaClient, job: TgiJob, *, logprobs: bool) -> None:
         self.job = job
         self.text = ""
         self.generated_tokens = 0
@@ -60,14 +60,14 @@ class Generation:
         """Tokens of the prompt."""
         return len(self.job.input_ids)
 
-    async def tokens(self) -> AsyncGenerator[Token, None]:
+    async def tokens(self) -> AsyncGenerator[GeneratedToken, None]:
         """The tokens. Closing the iterator, or cancelling its reader, cancels the generation.
 
         Raises:
             TgiError: 424 when the model failed, 500 when it ended without a reason.
         """
         began = time.monotonic()
-        held: Token | None = None
+        held: GeneratedToken | None = None
         async with aclosing(self._llama.complete(self._llama_body())) as chunks:
             async for chunk in chunks:
                 self._take_timings(chunk, time.monotonic() - began)
@@ -85,17 +85,17 @@ class Generation:
         if not self.finish_reason:
             raise tgi_errors.incomplete()
 
-    async def _told(self, chunk: dict[str, Any]) -> AsyncGenerator[Token, None]:
+    async def _told(self, chunk: dict[str, Any]) -> AsyncGenerator[GeneratedToken, None]:
         """The tokens which a chunk tells of: those held back before it, then its own."""
         ids = chunk.get("tokens") or []
         for _ in range(chunk["tokens_predicted"] - self.generated_tokens - len(ids)):
             self.generated_tokens += 1
-            yield Token(_UNKNOWN_ID, "", None, special=False)
+            yield GeneratedToken(_UNKNOWN_ID, "", None, special=False)
         if ids:
             self.generated_tokens += 1
             yield await self._token(chunk, ids[-1])
 
-    async def _token(self, chunk: dict[str, Any], token_id: int) -> Token:
+    async def _token(self, chunk: dict[str, Any], token_id: int) -> GeneratedToken:
         text = chunk["content"]
         special = not text
         if special:
@@ -104,12 +104,12 @@ class Generation:
             self.text += text
         probability = (chunk.get("completion_probabilities") or [{}])[0]
         top = [
-            Token(each["id"], each["token"], each["logprob"], special=not each["token"])
+            GeneratedToken(each["id"], each["token"], each["logprob"], special=not each["token"])
             for each in probability.get("top_logprobs", ())[: self.job.top_n_tokens]
         ]
-        return Token(token_id, text, probability.get("logprob"), special=special, top=tuple(top))
+        return GeneratedToken(token_id, text, probability.get("logprob"), special=special, top=tuple(top))
 
-    def _close(self, token: Token, reason: str | None) -> Token:
+    def _close(self, token: GeneratedToken, reason: str | None) -> GeneratedToken:
         """Give `token` its finish reason, if it has one. TGI looks at the length before it looks at the token."""
         if self.generated_tokens >= self.job.max_new_tokens:
             reason = "length"
@@ -118,7 +118,7 @@ class Generation:
         if reason is None:
             return token
         self.finish_reason = reason
-        return Token(token.id, token.text, token.logprob, token.special, token.top, reason)
+        return GeneratedToken(token.id, token.text, token.logprob, token.special, token.top, reason)
 
     def _llama_body(self) -> dict[str, Any]:
         return {

@@ -22,7 +22,7 @@ _DATA = b"data: "
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class TextPiece:
     """One token of a text. `text` may be empty: a character can be spread over several tokens."""
 
     id: int
@@ -63,13 +63,13 @@ class LlamaClient:
             slots = orjson.loads(await reply.read())
         return sum(1 for slot in slots if slot["is_processing"])
 
-    async def tokenize(self, text: str, *, special: bool) -> list[Piece]:
+    async def tokenize(self, text: str, *, special: bool) -> list[TextPiece]:
         """Tokens of `text`. With `special` the model's opening token is added, where it has one."""
         body = {"content": text, "add_special": special, "parse_special": True, "with_pieces": True}
         reply = await self._post("/tokenize", body)
         pieces = [(token["id"], token["piece"]) for token in reply["tokens"]]
         # A piece that is not valid UTF-8 by itself comes as a list of bytes.
-        return [Piece(number, piece if isinstance(piece, str) else "") for number, piece in pieces]
+        return [TextPiece(number, piece if isinstance(piece, str) else "") for number, piece in pieces]
 
     async def special_text(self, token_id: int) -> str:
         """How a special token is written, such as `<|im_end|>`."""

@@ -23,7 +23,7 @@ from gateway.errors import StartupError
 from gateway.local import child, teacher_chat, tgi_errors, tgi_request, weights
 from gateway.local.llama_client import LlamaClient
 from gateway.local.teacher_state import TeacherState
-from gateway.local.tgi_request import GenerateBody, Limits
+from gateway.local.tgi_request import TgiGenerateBody, TgiLimits
 from gateway.local.tgi_wire import STATE, headers, read, refuse, reply, send_event, stream_headers
 from gateway.runtime import llama_cpp as llama
 from gateway.version import __version__
@@ -31,7 +31,7 @@ from gateway.version import __version__
 if TYPE_CHECKING:
     from argparse import Namespace
 
-    from gateway.local.generation import Generation, Token
+    from gateway.local.generation import GeneratedToken, LocalGeneration
 
 MAX_BODY_BYTES = 2_000_000
 SHUTDOWN_LIMIT_S = 0.2
@@ -92,13 +92,13 @@ async def metrics(request: web.Request) -> web.Response:
 async def generate(request: web.Request) -> web.Response:
     """POST /generate"""
     started = time.monotonic()
-    return await _generate(request, await read(request, GenerateBody), started)
+    return await _generate(request, await read(request, TgiGenerateBody), started)
 
 
 async def generate_compat(request: web.Request) -> web.StreamResponse:
     """POST / : a stream when the body says so, else the reply of /generate in a list."""
     started = time.monotonic()
-    body = await read(request, GenerateBody)
+    body = await read(request, TgiGenerateBody)
     if body.stream:
         return await _generate_stream(request, body)
     answer = await _generate(request, body, started)
@@ -108,10 +108,10 @@ async def generate_compat(request: web.Request) -> web.StreamResponse:
 
 async def generate_stream(request: web.Request) -> web.StreamResponse:
     """POST /generate_stream: every failure after the body was read is an event under status 200."""
-    return await _generate_stream(request, await read(request, GenerateBody))
+    return await _generate_stream(request, await read(request, TgiGenerateBody))
 
 
-async def _generate(request: web.Request, body: GenerateBody, started: float) -> web.Response:
+async def _generate(request: web.Request, body: TgiGenerateBody, started: float) -> web.Response:
     state = request.app[STATE]
     given = body.parameters
     details = given.details or given.decoder_input_details
@@ -122,7 +122,7 @@ async def _generate(request: web.Request, body: GenerateBody, started: float) ->
     return reply(answer, headers=headers(body.inputs, [run], time.monotonic() - started))
 
 
-async def _generate_stream(request: web.Request, body: GenerateBody) -> web.StreamResponse:
+async def _generate_stream(request: web.Request, body: TgiGenerateBody) -> web.StreamResponse:
     state = request.app[STATE]
     response = web.StreamResponse(headers=stream_headers(body.inputs))
     await response.prepare(request)
@@ -140,7 +140,9 @@ async def _generate_stream(request: web.Request, body: GenerateBody) -> web.Stre
     return response
 
 
-async def _details(state: TeacherState, body: GenerateBody, run: Generation, tokens: list[Token]) -> dict[str, Any]:
+async def _details(
+    state: TeacherState, body: TgiGenerateBody, run: LocalGeneration, tokens: list[GeneratedToken]
+) -> dict[str, Any]:
     prefill = []
     if body.parameters.decoder_input_details:
         pieces = await state.llama.tokenize(body.inputs, special=True)
@@ -158,7 +160,7 @@ async def _details(state: TeacherState, body: GenerateBody, run: Generation, tok
     return details
 
 
-def _stream_event(index: int, token: Token, body: GenerateBody, run: Generation) -> dict[str, Any]:
+def _stream_event(index: int, token: GeneratedToken, body: TgiGenerateBody, run: LocalGeneration) -> dict[str, Any]:
     last = token.finish_reason is not None
     event: dict[str, Any] = {"index": index, "token": _token(token)}
     if run.job.top_n_tokens:
@@ -175,17 +177,17 @@ def _stream_event(index: int, token: Token, body: GenerateBody, run: Generation)
     return event
 
 
-def _full_text(body: GenerateBody, run: Generation) -> str:
+def _full_text(body: TgiGenerateBody, run: LocalGeneration) -> str:
     return body.inputs + run.text if body.parameters.return_full_text else run.text
 
 
-def _token(token: Token) -> dict[str, Any]:
+def _token(token: GeneratedToken) -> dict[str, Any]:
     return {"id": token.id, "text": token.text, "logprob": token.logprob, "special": token.special}
 
 
 async def tokenize(request: web.Request) -> web.Response:
     """POST /tokenize: the body of /generate, its prompt's tokens with their places."""
-    body = await read(request, GenerateBody)
+    body = await read(request, TgiGenerateBody)
     if not body.inputs:
         raise tgi_errors.invalid("`inputs` cannot be empty")
     return reply(await teacher_chat.simple_tokens(request.app[STATE], body.inputs, special=True))
@@ -220,7 +222,7 @@ async def serve(args: Namespace, socket: Path, name: str) -> None:
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     child.on_stop(lambda: loop.call_soon_threadsafe(stopped.set), leash=args.leash)
-    limits = Limits(args.slot_tokens, args.max_concurrent_requests)
+    limits = TgiLimits(args.slot_tokens, args.max_concurrent_requests)
     async with LlamaClient(socket) as client:
         app = build_app(TeacherState(client, limits, name))
         runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=SHUTDOWN_LIMIT_S)

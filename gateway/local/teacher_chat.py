@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from aiohttp import web
 
 from gateway.local import tgi_chat, tgi_errors, tgi_request
-from gateway.local.tgi_chat import ChatBody, CompletionBody, Replies
+from gateway.local.tgi_chat import TgiChatBody, TgiCompletionBody, TgiReplies
 from gateway.local.tgi_wire import STATE, headers, read, reply, send_event, stream_headers
 from gateway.version import __version__
 
 if TYPE_CHECKING:
-    from gateway.local.generation import Generation
+    from gateway.local.generation import LocalGeneration
     from gateway.local.teacher_state import TeacherState
 
 Chunks = Literal["chat.completion.chunk", "text_completion"]
@@ -24,7 +24,7 @@ async def chat(request: web.Request) -> web.StreamResponse:
     """POST /v1/chat/completions"""
     started = time.monotonic()
     state = request.app[STATE]
-    body = await read(request, ChatBody)
+    body = await read(request, TgiChatBody)
     prompt = await tgi_chat.prompt_of(body, state.llama)
     if body.stream:
         return await _stream_chat(request, body, prompt)
@@ -38,7 +38,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
     """POST /v1/completions: several prompts run at once, and one failure fails them all."""
     started = time.monotonic()
     state = request.app[STATE]
-    body = await read(request, CompletionBody)
+    body = await read(request, TgiCompletionBody)
     if body.suffix is not None:
         raise tgi_errors.TgiError(
             422, "suffix not supported", "Suffix is not supported and can be achieved by preprocessing the prompt."
@@ -61,7 +61,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
 async def chat_tokenize(request: web.Request) -> web.Response:
     """POST /chat_tokenize: the rendered prompt of a chat, and its tokens."""
     state = request.app[STATE]
-    prompt = await tgi_chat.prompt_of(await read(request, ChatBody), state.llama)
+    prompt = await tgi_chat.prompt_of(await read(request, TgiChatBody), state.llama)
     tokens = await simple_tokens(state, prompt, special=False)
     return reply({"tokenize_response": tokens, "templated_text": prompt})
 
@@ -83,7 +83,7 @@ async def simple_tokens(state: TeacherState, text: str, *, special: bool) -> lis
     return tokens
 
 
-async def _run_all(state: TeacherState, body: CompletionBody, prompts: list[str]) -> list[Generation]:
+async def _run_all(state: TeacherState, body: TgiCompletionBody, prompts: list[str]) -> list[LocalGeneration]:
     parameters = body.parameters
     try:
         async with asyncio.TaskGroup() as group:
@@ -94,7 +94,7 @@ async def _run_all(state: TeacherState, body: CompletionBody, prompts: list[str]
     return [work.result()[0] for work in works]
 
 
-async def _stream_chat(request: web.Request, body: ChatBody, prompt: str) -> web.StreamResponse:
+async def _stream_chat(request: web.Request, body: TgiChatBody, prompt: str) -> web.StreamResponse:
     state = request.app[STATE]
     replies = _replies(state)
     logprobs = bool(body.logprobs)
@@ -111,7 +111,7 @@ async def _stream_chat(request: web.Request, body: ChatBody, prompt: str) -> web
     return response
 
 
-async def _stream_completions(request: web.Request, body: CompletionBody, prompts: list[str]) -> web.StreamResponse:
+async def _stream_completions(request: web.Request, body: TgiCompletionBody, prompts: list[str]) -> web.StreamResponse:
     state = request.app[STATE]
     replies = _replies(state)
     response = web.StreamResponse(headers=stream_headers("".join(prompts)))
@@ -132,9 +132,9 @@ async def _stream_completions(request: web.Request, body: CompletionBody, prompt
 
 async def _send_usage(
     response: web.StreamResponse,
-    body: ChatBody | CompletionBody,
-    replies: Replies,
-    runs: list[Generation],
+    body: TgiChatBody | TgiCompletionBody,
+    replies: TgiReplies,
+    runs: list[LocalGeneration],
     kind: Chunks,
 ) -> None:
     if body.stream_options is not None and body.stream_options.include_usage:
@@ -148,5 +148,5 @@ async def _send_error(response: web.StreamResponse, state: TeacherState, failure
     await send_event(response, {"error": {"message": error.message, "http_status_code": 422}})
 
 
-def _replies(state: TeacherState) -> Replies:
-    return Replies(state.model, f"{__version__}-llama.cpp")
+def _replies(state: TeacherState) -> TgiReplies:
+    return TgiReplies(state.model, f"{__version__}-llama.cpp")

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from gateway.local import tgi_errors
-from gateway.local.tgi_request import Grammar, Parameters, Unsigned
+from gateway.local.tgi_request import TgiGrammar, TgiParameters, Unsigned
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gateway.local.generation import Generation, Token
+    from gateway.local.generation import GeneratedToken, LocalGeneration
     from gateway.local.llama_client import LlamaClient
 
 
-class Message(msgspec.Struct, frozen=True):
+class TgiMessage(msgspec.Struct, frozen=True):
     """One turn. `content` is text, or chunks of which only those of type `text` are understood here."""
 
     role: str
@@ -38,36 +38,36 @@ class Message(msgspec.Struct, frozen=True):
         return "".join(str(chunk.get("text", "")) for chunk in self.content)
 
 
-class StreamOptions(msgspec.Struct, frozen=True):
+class TgiStreamOptions(msgspec.Struct, frozen=True):
     """`include_usage` asks for one more chunk, without choices, that carries the usage."""
 
     include_usage: bool = False
 
 
-class ChatBody(msgspec.Struct, frozen=True, kw_only=True):
+class TgiChatBody(msgspec.Struct, frozen=True, kw_only=True):
     """The body of /v1/chat/completions and /chat_tokenize. Fields that TGI does not use are ignored."""
 
-    messages: list[Message]
+    messages: list[TgiMessage]
     frequency_penalty: float | None = None
     logprobs: bool | None = None
     max_completion_tokens: Unsigned | None = None
     max_tokens: Unsigned | None = None
     presence_penalty: float | None = None
-    response_format: Grammar | None = None
+    response_format: TgiGrammar | None = None
     seed: Unsigned | None = None
     stop: list[str] | None = None
     stream: bool = False
-    stream_options: StreamOptions | None = None
+    stream_options: TgiStreamOptions | None = None
     temperature: float | None = None
     tools: list[Any] | None = None
     top_logprobs: Unsigned | None = None
     top_p: float | None = None
 
     @property
-    def parameters(self) -> Parameters:
+    def parameters(self) -> TgiParameters:
         """As TGI maps them, traps included: any `presence_penalty` x becomes a repetition penalty of x + 2."""
         penalty = self.presence_penalty
-        return Parameters(
+        return TgiParameters(
             details=True,
             do_sample=self.temperature != 0,
             frequency_penalty=self.frequency_penalty,
@@ -82,7 +82,7 @@ class ChatBody(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-class CompletionBody(msgspec.Struct, frozen=True, kw_only=True):
+class TgiCompletionBody(msgspec.Struct, frozen=True, kw_only=True):
     """The body of /v1/completions."""
 
     prompt: str | list[str]
@@ -92,15 +92,15 @@ class CompletionBody(msgspec.Struct, frozen=True, kw_only=True):
     seed: Unsigned | None = None
     stop: list[str] | None = None
     stream: bool = False
-    stream_options: StreamOptions | None = None
+    stream_options: TgiStreamOptions | None = None
     suffix: str | None = None
     temperature: float | None = None
     top_p: float | None = None
 
     @property
-    def parameters(self) -> Parameters:
+    def parameters(self) -> TgiParameters:
         """As TGI maps them."""
-        return Parameters(
+        return TgiParameters(
             details=True,
             do_sample=self.temperature != 0,
             frequency_penalty=self.frequency_penalty,
@@ -113,7 +113,7 @@ class CompletionBody(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-async def prompt_of(body: ChatBody, llama: LlamaClient) -> str:
+async def prompt_of(body: TgiChatBody, llama: LlamaClient) -> str:
     """The rendered prompt of a chat.
 
     A trailing assistant message is continued the way TGI does it: everything is rendered, an opened turn at the end
@@ -136,14 +136,14 @@ async def prompt_of(body: ChatBody, llama: LlamaClient) -> str:
     return prompt if found < 0 else prompt[: found + len(last["content"])].rstrip()
 
 
-class Replies:
+class TgiReplies:
     """Builds the replies of one request. TGI leaves every `id` empty."""
 
     def __init__(self, model: str, fingerprint: str) -> None:
         self._model = model
         self._fingerprint = fingerprint
 
-    def chat(self, run: Generation, tokens: Sequence[Token], *, logprobs: bool) -> dict[str, Any]:
+    def chat(self, run: LocalGeneration, tokens: Sequence[GeneratedToken], *, logprobs: bool) -> dict[str, Any]:
         """The reply of a chat that does not stream."""
         choice = {
             "index": 0,
@@ -153,7 +153,7 @@ class Replies:
         }
         return self._envelope("chat.completion", [choice]) | {"usage": usage([run])}
 
-    def chat_chunk(self, token: Token, *, logprobs: bool) -> dict[str, Any]:
+    def chat_chunk(self, token: GeneratedToken, *, logprobs: bool) -> dict[str, Any]:
         """One token of a chat that streams. The role is in every delta."""
         reason = token.finish_reason
         choice = {
@@ -164,11 +164,13 @@ class Replies:
         }
         return self._envelope("chat.completion.chunk", [choice]) | {"usage": None}
 
-    def usage_chunk(self, runs: Sequence[Generation], kind: Literal["chat.completion.chunk", "text_completion"]) -> Any:
+    def usage_chunk(
+        self, runs: Sequence[LocalGeneration], kind: Literal["chat.completion.chunk", "text_completion"]
+    ) -> Any:
         """The chunk after the last, when `include_usage` asked for it."""
         return self._envelope(kind, []) | {"usage": usage(runs)}
 
-    def completion(self, runs: Sequence[Generation]) -> dict[str, Any]:
+    def completion(self, runs: Sequence[LocalGeneration]) -> dict[str, Any]:
         """The reply of a completion that does not stream: one choice for each prompt."""
         choices = [
             {
@@ -181,7 +183,7 @@ class Replies:
         ]
         return self._envelope("text_completion", choices) | {"usage": usage(runs)}
 
-    def completion_chunk(self, index: int, token: Token) -> dict[str, Any]:
+    def completion_chunk(self, index: int, token: GeneratedToken) -> dict[str, Any]:
         """One token of a completion that streams. Here `eos_token` keeps its name."""
         text = "" if token.special else token.text
         choice = {"index": index, "text": text, "logprobs": None, "finish_reason": token.finish_reason or ""}
@@ -198,7 +200,7 @@ class Replies:
         }
 
 
-def usage(runs: Sequence[Generation]) -> dict[str, int]:
+def usage(runs: Sequence[LocalGeneration]) -> dict[str, int]:
     """Tokens read and written, summed over `runs`."""
     read = sum(run.input_tokens for run in runs)
     written = sum(run.generated_tokens for run in runs)
@@ -210,7 +212,7 @@ def finish_reason(reason: str) -> str:
     return "stop" if reason == "eos_token" else reason
 
 
-def _logprobs(tokens: Sequence[Token]) -> dict[str, Any]:
+def _logprobs(tokens: Sequence[GeneratedToken]) -> dict[str, Any]:
     return {
         "content": [
             {

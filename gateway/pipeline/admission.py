@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import structs
 
-from gateway.accounting.content import Content
+from gateway.accounting.content import LoggedContent
 from gateway.accounting.refusals import refused
 from gateway.accounting.scopes import Scopes
 from gateway.config.sections import Defaults
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager, AbstractContextManager
     from types import TracebackType
 
-    from gateway.accounting.draft import Draft
+    from gateway.accounting.draft import ReceiptBuilder
     from gateway.accounting.ledger import Ledger
     from gateway.accounting.scopes import Scope
     from gateway.config.limits import OnRedisFailure
@@ -94,7 +94,7 @@ class Admission:
         if not self._slots.held:
             self._empty.set()
 
-    async def reserve(self, draft: Draft, asked: CallerRequest, caller: Caller) -> Plan:
+    async def reserve(self, draft: ReceiptBuilder, asked: CallerRequest, caller: Caller) -> Plan:
         """Reserve what the request may use and spend; the draft must be settled in the end.
 
         Returns the plan that it may follow: a cheaper one than the draft's, which it replaces, where a budget wants it.
@@ -105,7 +105,7 @@ class Admission:
                 process is spent.
         """
         if caller.policy.log_content and draft.shadow_of is None:  # what a shadow was asked stands at its request
-            draft.content = Content(asked)
+            draft.content = LoggedContent(asked)
         scopes = self._scopes.of(caller)
         writes = draft.plan.max_tokens is None and bool(draft.plan.finishers)
         if writes and any(scope.budget is not None for scope in scopes):
@@ -131,7 +131,7 @@ class Admission:
             draft.plan = plans[verdict.variant]
         return draft.plan
 
-    def settled(self, draft: Draft) -> AbstractContextManager[None]:
+    def settled(self, draft: ReceiptBuilder) -> AbstractContextManager[None]:
         """Settle one receipt for what happens inside the block, whatever that is.
 
         A request that was refused before anything was reserved has no receipt: it costs nothing, and its caller may
@@ -177,7 +177,7 @@ class _Place:
 
 
 class _Settled:
-    def __init__(self, admission: Admission, ledger: Ledger, draft: Draft) -> None:
+    def __init__(self, admission: Admission, ledger: Ledger, draft: ReceiptBuilder) -> None:
         self._admission = admission
         self._ledger = ledger
         self._draft = draft

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
-from gateway.accounting.draft import Draft
+from gateway.accounting.draft import ReceiptBuilder
 from gateway.accounting.verdict import Allowance
 from gateway.pipeline.guidance_request import UNGUIDED
 from gateway.pipeline.quality_sampler import heard_for
@@ -32,13 +32,13 @@ if TYPE_CHECKING:
     from gateway.accounting.ledger import Ledger
     from gateway.accounting.receipt import Receipt
     from gateway.pipeline.admission import Admission
-    from gateway.pipeline.guidance_request import Opening
-    from gateway.pipeline.quality_sampler import Heard, QualityGuard
-    from gateway.pipeline.shadow import Shadows
-    from gateway.pipeline.student import Finisher
-    from gateway.pipeline.teacher import Guide
+    from gateway.pipeline.guidance_request import Guidance
+    from gateway.pipeline.quality_sampler import AnswerBuffer, QualitySampler
+    from gateway.pipeline.shadow import ShadowRequests
+    from gateway.pipeline.student import StudentCall
+    from gateway.pipeline.teacher import TeacherCall
     from gateway.policy.book import Caller
-    from gateway.policy.overrides import Wanted
+    from gateway.policy.overrides import RouteOverride
     from gateway.policy.resolve import Plan
     from gateway.protocol.body import Json
     from gateway.protocol.requests import CompletionRequest
@@ -48,10 +48,10 @@ if TYPE_CHECKING:
 
 
 @dataclass(slots=True)
-class Opened:
+class RequestState:
     """The draft of a request, as soon as there is one: a disconnect may come at any time."""
 
-    draft: Draft | None = None
+    draft: ReceiptBuilder | None = None
 
     @property
     def abandoned(self) -> bool:
@@ -59,13 +59,13 @@ class Opened:
         return self.draft is not None and self.draft.caller_left
 
 
-class Steps(Protocol):
+class LoopSteps(Protocol):
     """The steps of one request; see LoopScheduler.enter."""
 
     async def next_step(self) -> None: ...
 
 
-class Visit(Record, frozen=True):
+class RequestContext(Record, frozen=True):
     """Who asks, and since when. `started` is time.perf_counter() seconds, `created` Unix seconds.
 
     `headers` are the request's own, read where a route asks for one. `allowance` is filled in as soon as it is known.
@@ -79,18 +79,18 @@ class Visit(Record, frozen=True):
     started: float
     headers: Mapping[str, str]
     allowance: Allowance = msgspec.field(default_factory=Allowance)
-    wanted: Wanted | None = None
-    opened: Opened = msgspec.field(default_factory=Opened)
-    steps: Steps | None = None
+    wanted: RouteOverride | None = None
+    opened: RequestState = msgspec.field(default_factory=RequestState)
+    steps: LoopSteps | None = None
 
     async def next_step(self) -> None:
         """Wait for the tenant's turn in the event loop. Call it before work of some size that follows a wait."""
         if self.steps is not None:
             await self.steps.next_step()
 
-    def draft(self, plan: Plan, route: str, *, stream: bool) -> Draft:
+    def draft(self, plan: Plan, route: str, *, stream: bool) -> ReceiptBuilder:
         """The receipt of what comes of this, to be filled in."""
-        self.opened.draft = draft = Draft(
+        self.opened.draft = draft = ReceiptBuilder(
             id=self.id,
             created=self.created,
             tenant=self.caller.policy.tenant,
@@ -118,10 +118,10 @@ class Completions:
     def __init__(
         self,
         *,
-        guide: Guide,
-        finisher: Finisher,
-        shadows: Shadows,
-        guard: QualityGuard,
+        guide: TeacherCall,
+        finisher: StudentCall,
+        shadows: ShadowRequests,
+        guard: QualitySampler,
         admission: Admission,
         ledger: Ledger,
     ) -> None:
@@ -132,7 +132,7 @@ class Completions:
         self._admission = admission
         self._ledger = ledger
 
-    async def answer(self, visit: Visit, asked: CompletionRequest) -> Answer:
+    async def answer(self, visit: RequestContext, asked: CompletionRequest) -> Answer:
         """Answer a JSON caller. Raises GatewayErrors."""
         plan = await self._resolve(visit, asked)
         head = _head(visit, asked)
@@ -160,8 +160,8 @@ class Completions:
             return Answer(body, receipt, plan.show_cost)
 
     async def stream(
-        self, visit: Visit, asked: CompletionRequest, relay_of: RelayMaker = StreamRelay
-    ) -> AsyncGenerator[Draft | list[Json], None]:
+        self, visit: RequestContext, asked: CompletionRequest, relay_of: RelayMaker = StreamRelay
+    ) -> AsyncGenerator[ReceiptBuilder | list[Json], None]:
         """Answer an SSE caller: first the draft, when the reply's headers can be known, then groups of chunks.
 
         An error raised before the draft was yielded can still become a status; one raised after it cannot.
@@ -194,7 +194,7 @@ class Completions:
             self._cast(draft, asked, visit.caller, heard)
 
     async def _chunks(
-        self, plan: Plan, asked: CompletionRequest, relay: StreamRelay, draft: Draft
+        self, plan: Plan, asked: CompletionRequest, relay: StreamRelay, draft: ReceiptBuilder
     ) -> AsyncGenerator[list[Json], None]:
         """The answer's chunks, those together that came so: the teacher's words, the student's, and the end."""
         opening = UNGUIDED
@@ -221,7 +221,9 @@ class Completions:
             if relay.restarted:
                 draft.drop_guidance(RESTARTED)
 
-    def _cast(self, draft: Draft, asked: CompletionRequest, caller: Caller, heard: Heard | None) -> None:
+    def _cast(
+        self, draft: ReceiptBuilder, asked: CompletionRequest, caller: Caller, heard: AnswerBuffer | None
+    ) -> None:
         """Begin what the plan wants beside the answer, now that the caller has it."""
         if draft.caller_left:
             return
@@ -230,24 +232,24 @@ class Completions:
         if heard is not None:
             self._guard.cast(draft, asked, caller, heard)
 
-    async def _resolve(self, visit: Visit, asked: CompletionRequest) -> Plan:
+    async def _resolve(self, visit: RequestContext, asked: CompletionRequest) -> Plan:
         route = await find_route(visit.caller, asked, visit.headers)
         look = partial(self._finisher.look, tenant=visit.caller.policy.tenant)
         return resolve(visit.caller.policy, route, asked, look, headers=visit.headers, wanted=visit.wanted)
 
 
-def _head(visit: Visit, asked: CompletionRequest) -> ReplyHead:
+def _head(visit: RequestContext, asked: CompletionRequest) -> ReplyHead:
     if isinstance(asked, TextRequest):
         return TextReplyHead(f"cmpl-{visit.id}", visit.created, asked.model)
     return ReplyHead(f"chatcmpl-{visit.id}", visit.created, asked.model)
 
 
-def _whole_reply(opening: Opening) -> Json:
+def _whole_reply(opening: Guidance) -> Json:
     message = {"role": "assistant", "content": opening.text, "refusal": None}
     return {"choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": opening.whole}]}
 
 
-def _caller_usage(plan: Plan, asked: CompletionRequest, draft: Draft, receipt: Receipt) -> Json:
+def _caller_usage(plan: Plan, asked: CompletionRequest, draft: ReceiptBuilder, receipt: Receipt) -> Json:
     """OpenAI's usage as the caller sees the answer: their prompt, and all of the answer, whoever wrote it.
 
     The finisher counts the guidance as part of its prompt, and a teacher its exemplars; the caller did not send them.

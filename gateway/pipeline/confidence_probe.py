@@ -11,17 +11,17 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from gateway.accounting.draft import Call
+from gateway.accounting.draft import EngineCall
 from gateway.accounting.receipt import ProbeFacts
 from gateway.engines.failures import note_failure
-from gateway.errors import EngineCannot, EngineError, EngineRejected
+from gateway.errors import EngineError, EngineRejected, EngineUnsupported
 from gateway.guidance.probe import first_token
 from gateway.protocol.text import TextRequest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from gateway.accounting.draft import Draft
+    from gateway.accounting.draft import ReceiptBuilder
     from gateway.engines.base import Engine
     from gateway.guidance.probe import FirstToken, Outcome
     from gateway.policy.length_rules import ProbeRule
@@ -80,7 +80,7 @@ class _Known:
 
     def has_failed(self, tenant: str, error: EngineError) -> None:
         """Count a refusal. No other failure indicates that the engine lacks probabilities."""
-        if isinstance(error, EngineRejected) and not isinstance(error, EngineCannot):
+        if isinstance(error, EngineRejected) and not isinstance(error, EngineUnsupported):
             self.refusals[tenant] += error.status_sent in _REFUSALS
             if self.refusals[tenant] >= ENOUGH_REFUSALS:
                 self.refused.add(tenant)
@@ -89,7 +89,7 @@ class _Known:
         return tenant in tenants or (not self.given and len(tenants) >= AGREEING_TENANTS)
 
 
-class Sounding:
+class ConfidenceProbe:
     """Asks students for their first token.
 
     An engine that gave a tenant no probabilities is not asked again for that tenant by this process, and one that
@@ -103,7 +103,7 @@ class Sounding:
         # By engine, whether for raw prompts, and how many tokens it was to tell of: as many as the policies name.
         self._known: dict[tuple[str, bool, int], _Known] = {}
 
-    async def is_sure(self, plan: Plan, asked: CompletionRequest, draft: Draft, deadline: float) -> bool:
+    async def is_sure(self, plan: Plan, asked: CompletionRequest, draft: ReceiptBuilder, deadline: float) -> bool:
         """Whether the student needs no opening; False where nobody wants to know. Never raises EngineErrors.
 
         deadline: the guidance's, on the loop's clock.
@@ -119,7 +119,7 @@ class Sounding:
             return False
         began = time.perf_counter()
         # Until it has answered, nobody knows whether it wrote its token.
-        draft.probe = call = Call(engine.name, _read_from(asked), lost_tokens=1, role="probe")
+        draft.probe = call = EngineCall(engine.name, _read_from(asked), lost_tokens=1, role="probe")
         found: FirstToken | None = None
         outcome: Outcome = "no_logprobs"
         until = min(deadline, asyncio.get_running_loop().time() + rule.deadline_s)
@@ -131,7 +131,7 @@ class Sounding:
         except EngineError as error:
             note_failure(error, draft.id, self._metrics)
             known.has_failed(draft.tenant, error)
-            outcome = "no_logprobs" if isinstance(error, EngineCannot) else "failed"
+            outcome = "no_logprobs" if isinstance(error, EngineUnsupported) else "failed"
             if not error.heard:
                 draft.probe = None
         else:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from gateway.accounting.draft import Draft
+    from gateway.accounting.draft import ReceiptBuilder
     from gateway.pricing import Price
 
 READ_ON_S = 2.0
@@ -31,7 +31,7 @@ class Disconnects:
     def __init__(self, prices: Mapping[str, Price]) -> None:
         self._prices = prices
 
-    def read_on_s(self, draft: Draft | None) -> float:
+    def read_on_s(self, draft: ReceiptBuilder | None) -> float:
         """Return for how many seconds the request may go on; 0: it is to be cancelled now. Mark one that goes on."""
         if draft is None or draft.running is None:
             return 0.0

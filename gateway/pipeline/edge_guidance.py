@@ -19,31 +19,31 @@ from gateway.policy.routing import find_route
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from gateway.accounting.draft import Draft
+    from gateway.accounting.draft import ReceiptBuilder
     from gateway.accounting.ledger import Ledger
     from gateway.pipeline.admission import Admission
-    from gateway.pipeline.completion import Visit
-    from gateway.pipeline.guidance_request import Opening
-    from gateway.pipeline.teacher import Guide
+    from gateway.pipeline.completion import RequestContext
+    from gateway.pipeline.guidance_request import Guidance
+    from gateway.pipeline.teacher import TeacherCall
     from gateway.policy.resolve import Plan
     from gateway.protocol.body import Json
     from gateway.protocol.chat import ChatRequest
 
 
-class Handover:
+class EdgeGuidancePipeline:
     """The path, with everything it needs handed in.
 
     Args:
         close_within_s: for how long after its request a device may report.
     """
 
-    def __init__(self, *, guide: Guide, admission: Admission, ledger: Ledger, close_within_s: float) -> None:
+    def __init__(self, *, guide: TeacherCall, admission: Admission, ledger: Ledger, close_within_s: float) -> None:
         self._guide = guide
         self._admission = admission
         self._ledger = ledger
         self._close_within_s = close_within_s
 
-    async def answer(self, visit: Visit, asked: ChatRequest) -> Answer:
+    async def answer(self, visit: RequestContext, asked: ChatRequest) -> Answer:
         """The guidance, whole. Raises GatewayErrors."""
         draft = await self._draft(visit, asked)
         with self._admission.place(visit.caller), self._admission.settled(draft):
@@ -53,7 +53,9 @@ class Handover:
             receipt = await self._ledger.close(draft, shown=plan.show_cost)
             return Answer(_reply(draft, plan, asked, opening, terms), receipt, plan.show_cost)
 
-    async def stream(self, visit: Visit, asked: ChatRequest) -> AsyncGenerator[Draft | list[Json], None]:
+    async def stream(
+        self, visit: RequestContext, asked: ChatRequest
+    ) -> AsyncGenerator[ReceiptBuilder | list[Json], None]:
         """The same for who reads events: the draft, when the reply's headers can be known; what may be shown at once,
         where the route streams guidance; and all of it.
 
@@ -80,7 +82,7 @@ class Handover:
             told = receipt.facts(show_cost=plan.show_cost)
             yield [{**_reply(draft, plan, asked, opening, terms), "gkt": told}]
 
-    async def _draft(self, visit: Visit, asked: ChatRequest) -> Draft:
+    async def _draft(self, visit: RequestContext, asked: ChatRequest) -> ReceiptBuilder:
         route = await find_route(visit.caller, asked, visit.headers)
         plan = resolve_guidance(visit.caller.policy, route, asked, visit.headers)
         draft = visit.draft(plan, asked.model, stream=asked.stream)
@@ -88,10 +90,10 @@ class Handover:
         draft.terms = CloseTerms(self._due(draft), None if plan.max_tokens is None else plan.max_tokens * asked.drafts)
         return draft
 
-    def _due(self, draft: Draft) -> int:
+    def _due(self, draft: ReceiptBuilder) -> int:
         return int(draft.created + self._close_within_s)
 
-    def _hand_over(self, draft: Draft, asked: ChatRequest, opening: Opening) -> CloseTerms:
+    def _hand_over(self, draft: ReceiptBuilder, asked: ChatRequest, opening: Guidance) -> CloseTerms:
         """Write down what the device may do with the opening, and return it."""
         draft.finish_reason = opening.whole
         if draft.content is not None:
@@ -104,11 +106,11 @@ class Handover:
         return draft.terms
 
 
-def _name(draft: Draft) -> str:
+def _name(draft: ReceiptBuilder) -> str:
     return f"guid-{draft.id}"
 
 
-def _reply(draft: Draft, plan: Plan, asked: ChatRequest, opening: Opening, terms: CloseTerms) -> Json:
+def _reply(draft: ReceiptBuilder, plan: Plan, asked: ChatRequest, opening: Guidance, terms: CloseTerms) -> Json:
     guidance = plan.guidance
     prefix = guidance is not None and guidance.placement == "prefix"
     placed = None

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from gateway.pricing import Price
     from gateway.protocol.edge import EdgeUsage, OfflineUsage
     from gateway.redis.client import RedisClient
-    from gateway.runtime.tasks import Tasks
+    from gateway.runtime.tasks import BackgroundTasks
     from gateway.telemetry.metrics import Metrics
 
 # A receipt is told to Redis a moment after its reply has left, and a device may be as fast as that.
@@ -53,7 +53,7 @@ _AN_HOUR_S = 3600.0
 _COUNTED: dict[Outcome, str] = {"closed": "closed_twice", "expired": "expired"}
 
 
-class EdgeAccounts:
+class EdgeReports:
     """Args:
     reads: slots of the connections to Redis that this shares with reads.
     prices: USD per token by model.
@@ -71,7 +71,7 @@ class EdgeAccounts:
         admission: Admission,
         reads: Slots,
         metrics: Metrics,
-        tasks: Tasks,
+        tasks: BackgroundTasks,
         *,
         prices: Mapping[str, Price],
         within_s: float,

@@ -5,26 +5,26 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gateway.accounting.draft import Call
-from gateway.engines.base import Usage
+from gateway.accounting.draft import EngineCall
+from gateway.engines.base import TokenUsage
 from gateway.engines.embeddings import write_embeddings
 from gateway.engines.failures import note_failure
 from gateway.errors import EngineError
-from gateway.pipeline.retries import Attempts, RequestRetries, go_on
+from gateway.pipeline.retries import RequestRetries, Retries, go_on
 from gateway.policy.resolve import resolve_embeddings
 from gateway.policy.routing import find_route
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from gateway.accounting.draft import Draft
+    from gateway.accounting.draft import ReceiptBuilder
     from gateway.accounting.ledger import Ledger
     from gateway.accounting.receipt import Receipt
-    from gateway.engines.base import EmbeddingsReply
+    from gateway.engines.base import EngineEmbeddings
     from gateway.engines.guard import GuardedEngine
     from gateway.engines.retry_budget import RetryBudgets
     from gateway.pipeline.admission import Admission
-    from gateway.pipeline.completion import Visit
+    from gateway.pipeline.completion import RequestContext
     from gateway.policy.resolve import Plan
     from gateway.protocol.embeddings import EmbeddingsRequest
     from gateway.protocol.texts import Text
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Vectors:
+class EmbeddingsAnswer:
     """The reply's bytes, with its receipt."""
 
     body: bytes
@@ -58,7 +58,7 @@ class Embeddings:
         self._metrics = metrics
         self._budgets = budgets
 
-    async def answer(self, visit: Visit, asked: EmbeddingsRequest) -> Vectors:
+    async def answer(self, visit: RequestContext, asked: EmbeddingsRequest) -> EmbeddingsAnswer:
         """The engine's reply, under the caller's name of the model. Raises GatewayErrors."""
         route = await find_route(visit.caller, asked, visit.headers)
         tenant = visit.caller.policy.tenant
@@ -68,11 +68,11 @@ class Embeddings:
             await self._admission.reserve(draft, asked, visit.caller)
             reply = await self._embed(plan, asked, draft)
             receipt = await self._ledger.close(draft, shown=plan.show_cost)
-            return Vectors(await write_embeddings(reply, asked.model), receipt, plan.show_cost)
+            return EmbeddingsAnswer(await write_embeddings(reply, asked.model), receipt, plan.show_cost)
 
-    async def _embed(self, plan: Plan, asked: EmbeddingsRequest, draft: Draft) -> EmbeddingsReply:
+    async def _embed(self, plan: Plan, asked: EmbeddingsRequest, draft: ReceiptBuilder) -> EngineEmbeddings:
         retries = RequestRetries(plan, draft, self._budgets, self._metrics)
-        attempts = Attempts(plan.finishers, plan.retries, retries)
+        attempts = Retries(plan.finishers, plan.retries, retries)
         while True:
             engine = attempts.finisher.engine
             draft.student = draft.running = call = _call(engine, asked.inputs)
@@ -90,9 +90,9 @@ class Embeddings:
         return reply
 
 
-def _call(engine: str, inputs: list[Text]) -> Call:
+def _call(engine: str, inputs: list[Text]) -> EngineCall:
     """What is sent. Token ids are counted at once; words only if the engine does not count them."""
     ids = [text for text in inputs if not isinstance(text, str)]
     if ids:
-        return Call(engine, (), Usage(sum(map(len, ids)), 0, estimated=True), limit_tokens=0)
-    return Call(engine, [{"content": [{"text": text} for text in inputs]}], limit_tokens=0)
+        return EngineCall(engine, (), TokenUsage(sum(map(len, ids)), 0, estimated=True), limit_tokens=0)
+    return EngineCall(engine, [{"content": [{"text": text} for text in inputs]}], limit_tokens=0)

@@ -27,7 +27,7 @@ from gateway.engines.chat import is_count, read_usage
 from gateway.protocol.messages import words, written
 
 if TYPE_CHECKING:
-    from gateway.accounting.draft import Call
+    from gateway.accounting.draft import EngineCall
     from gateway.protocol.body import Json
 
 MAX_TOKENS_PER_S = 1000
@@ -42,8 +42,8 @@ _MAX_CHAR_BYTES = 4
 _PARTS = re.compile("[^ ]+")
 
 
-class Generation:
-    """Reads what one call brings, and writes to its `Call` what is known of the tokens.
+class GenerationTracker:
+    """Reads what one call brings, and writes to its `EngineCall` what is known of the tokens.
 
     Args:
         limit: output tokens of each choice that the engine was told to generate at most; None: no limit was sent.
@@ -57,7 +57,7 @@ class Generation:
 
     def __init__(
         self,
-        call: Call,
+        call: EngineCall,
         *,
         limit: int | None,
         choices: int,
@@ -200,7 +200,7 @@ class Generation:
             return self._total or self._choices == 1
         return self._total and usage.output_tokens > 0
 
-    def _add_to_running_count(self, call: Call, limit: int | None) -> None:
+    def _add_to_running_count(self, call: EngineCall, limit: int | None) -> None:
         """Where the engine counted as it generated, its count is a better base than the text."""
         usage = call.usage
         if usage is None:

@@ -9,7 +9,7 @@ import asyncio
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
-from gateway.accounting.draft import Call
+from gateway.accounting.draft import EngineCall
 from gateway.engines.base import OpeningRequest
 from gateway.guidance.keep import keep
 from gateway.guidance.projection import teacher_messages, teacher_prompt
@@ -19,7 +19,7 @@ from gateway.runtime.record import Record
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gateway.accounting.draft import Draft
+    from gateway.accounting.draft import ReceiptBuilder
     from gateway.engines.base import OpeningReply
     from gateway.guidance.keep import GrowingKeep
     from gateway.policy.projections import Projection
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _BYTES_PER_TOKEN = 4
 
 
-class Opening(Record, frozen=True):
+class Guidance(Record, frozen=True):
     """How an answer opens.
 
     Attributes:
@@ -49,10 +49,10 @@ class Opening(Record, frozen=True):
     dropped: str = ""
 
 
-UNGUIDED = Opening()
+UNGUIDED = Guidance()
 
 
-class Hearing:
+class GuidanceStream:
     """What a teacher was heard to write while its caller listens, and of that what may be shown already."""
 
     def __init__(self, keep: GrowingKeep, *, keeps_lead: bool) -> None:
@@ -95,10 +95,10 @@ def opened(
     plan: Plan,
     guidance: GuidancePlan,
     asked: CompletionRequest,
-    draft: Draft,
+    draft: ReceiptBuilder,
     reply: OpeningReply,
-    heard: Hearing | None = None,
-) -> Opening | str:
+    heard: GuidanceStream | None = None,
+) -> Guidance | str:
     """What a teacher's reply opens the answer with, written down in the draft; why, where nothing of it is left."""
     may_finish = guidance.projection.teacher_may_finish and guidance.may_answer
     shown = guidance.placement == "prefix"
@@ -128,7 +128,7 @@ def opened(
         # As it was shown, where it was: a stream's pieces and its last word need not begin alike.
         text = _lead(heard.told.getvalue() if heard is not None and heard.tokens else reply.text) + text
     draft.opening = text
-    return Opening(text, trimmed.owed, tokens, whole, trimmed.dropped)
+    return Guidance(text, trimmed.owed, tokens, whole, trimmed.dropped)
 
 
 def _read_by_teacher(projection: Projection, asked: CompletionRequest) -> dict[str, Any]:
@@ -151,17 +151,17 @@ def read_by(request: OpeningRequest) -> Sequence[Json]:
 
 def answered_call(
     guidance: GuidancePlan, request: OpeningRequest, reply: OpeningReply, shared: str = "", unread: int | None = None
-) -> Call:
+) -> EngineCall:
     """Return the teacher's call as the receipt charges it.
 
     Args:
-        shared: as in `Call`.
+        shared: as in `EngineCall`.
         unread: tokens that the teacher may have written after the gateway ended its call with a sentence or step; None:
             the teacher is not known to stop, and may have written as many as it was asked for.
     """
     was_ended = reply.usage is None and reply.ends_at is not None
     most = guidance.asked_tokens
-    return Call(
+    return EngineCall(
         guidance.teacher,
         read_by(request),
         reply.usage,

@@ -16,7 +16,7 @@ from gateway.protocol.messages import words
 from gateway.protocol.text import TextRequest
 
 if TYPE_CHECKING:
-    from gateway.policy.resolve import FinisherPlan
+    from gateway.policy.resolve import StudentPlan
     from gateway.protocol.body import Json
     from gateway.protocol.requests import CompletionRequest
 
@@ -57,7 +57,7 @@ class PrefillEcho:
             said["content"] = rest
 
 
-def prefill_echo(finisher: FinisherPlan, request: CompletionRequest, *, stream: bool) -> PrefillEcho | None:
+def prefill_echo(finisher: StudentPlan, request: CompletionRequest, *, stream: bool) -> PrefillEcho | None:
     """Return what drops the beginning that the caller wrote; None where there is none, or nothing to drop."""
     if isinstance(request, TextRequest) or request.body.get("echo") is True:
         return None

@@ -25,23 +25,23 @@ from gateway.policy.resolve import NO_RETRIES
 from gateway.protocol.messages import words
 from gateway.quality.comparison import Comparison
 from gateway.quality.judging import grade_in, grading
-from gateway.quality.tally import Tally, length_of
+from gateway.quality.tally import QualityTally, length_of
 from gateway.scoring.agreement import agreement
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from gateway.accounting.draft import Draft
+    from gateway.accounting.draft import ReceiptBuilder
     from gateway.accounting.ledger import Ledger
     from gateway.pipeline.admission import Admission
-    from gateway.pipeline.student import Finisher
+    from gateway.pipeline.student import StudentCall
     from gateway.policy.book import Caller
     from gateway.policy.resolve import Plan, QualityPlan
     from gateway.protocol.body import Json
     from gateway.protocol.requests import CompletionRequest
-    from gateway.quality.book import QualityBook
+    from gateway.quality.book import QualityStore
     from gateway.redis.client import RedisClient
-    from gateway.runtime.tasks import Tasks
+    from gateway.runtime.tasks import BackgroundTasks
     from gateway.telemetry.metrics import Metrics
     from gateway.telemetry.tracing import Tracing
 
@@ -52,7 +52,7 @@ MOST_TOKENS = 4_096
 _GUIDED = frozenset({"guided", "teacher_complete"})
 
 
-class Heard:
+class AnswerBuffer:
     """The words of one answer as they go out to its caller."""
 
     def __init__(self) -> None:
@@ -74,16 +74,16 @@ class Heard:
         return self._said.getvalue() or None if self._whole else None
 
 
-def heard_for(plan: Plan) -> Heard | None:
+def heard_for(plan: Plan) -> AnswerBuffer | None:
     """What hears an answer that may be compared; None where nothing of it is to be kept."""
-    return Heard() if plan.quality is not None else None
+    return AnswerBuffer() if plan.quality is not None else None
 
 
 @dataclass(frozen=True, slots=True)
 class _Sample:
     """One guided answer that is compared: who was served it, for what, and what it says."""
 
-    served: Draft
+    served: ReceiptBuilder
     asked: CompletionRequest
     caller: Caller
     answer: str
@@ -98,18 +98,18 @@ class _Ended(Exception):
         self.result = result
 
 
-class QualityGuard:
+class QualitySampler:
     """Compares, at most `most` answers at a time in this process; those beyond are dropped."""
 
     def __init__(
         self,
-        finisher: Finisher,
+        finisher: StudentCall,
         admission: Admission,
         ledger: Ledger,
-        book: QualityBook,
+        book: QualityStore,
         client: RedisClient,
         metrics: Metrics,
-        tasks: Tasks,
+        tasks: BackgroundTasks,
         *,
         most: int,
         tracing: Tracing | None = None,
@@ -125,7 +125,7 @@ class QualityGuard:
         self._tracing = tracing
         self._under_way: Counter[tuple[str, str]] = Counter()
 
-    def cast(self, served: Draft, asked: CompletionRequest, caller: Caller, heard: Heard) -> None:
+    def cast(self, served: ReceiptBuilder, asked: CompletionRequest, caller: Caller, heard: AnswerBuffer) -> None:
         """Begin to compare an answer that its caller has; only where it was guided."""
         quality, answer = served.plan.quality, heard.text
         if quality is None or served.mode not in _GUIDED:
@@ -177,7 +177,7 @@ class QualityGuard:
         alone = await self._agreement(sample, student, teacher, "student")
         served = sample.served
         length = length_of(served.kept_tokens)
-        tally = Tally.of(guided, alone)
+        tally = QualityTally.of(guided, alone)
         comparison = Comparison(
             id=served.id,
             created=served.created,
@@ -236,7 +236,9 @@ class QualityGuard:
             raise _Ended("dropped")
         return answer
 
-    async def _ask(self, draft: Draft, asked: CompletionRequest, caller: Caller, measured: Draft | None = None) -> Json:
+    async def _ask(
+        self, draft: ReceiptBuilder, asked: CompletionRequest, caller: Caller, measured: ReceiptBuilder | None = None
+    ) -> Json:
         """Like a request, whatever becomes of it. `measured` is the request whose baseline this call measures."""
         with self._admission.settled(draft):
             plan = await self._admission.reserve(draft, asked, caller)
@@ -261,7 +263,7 @@ class QualityGuard:
             raise _Ended("refused") from error
 
 
-def _student_alone(served: Draft) -> Plan:
+def _student_alone(served: ReceiptBuilder) -> Plan:
     """The student that answered, or was to, without guidance."""
     plan = served.plan
     answered = [one for one in plan.finishers if served.student is not None and one.engine == served.student.model]
@@ -277,6 +279,6 @@ def _bounded(plan: Plan, asked: CompletionRequest) -> Plan:
     return structs.replace(plan, max_tokens=most, retries=NO_RETRIES)
 
 
-def _cost_nothing(draft: Draft) -> bool:
+def _cost_nothing(draft: ReceiptBuilder) -> bool:
     """Whether no engine has heard of it."""
     return draft.teacher is None and draft.student is None and all(failed.call is None for failed in draft.failed)

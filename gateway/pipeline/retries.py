@@ -10,16 +10,16 @@ import asyncio
 import random
 from typing import TYPE_CHECKING
 
-from gateway.errors import EngineCannot, EngineOverloaded, EngineRejected, InvalidRequest
+from gateway.errors import EngineOverloaded, EngineRejected, EngineUnsupported, InvalidRequest
 from gateway.protocol.text import TextRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from gateway.accounting.draft import Draft
+    from gateway.accounting.draft import ReceiptBuilder
     from gateway.engines.retry_budget import RetryBudgets
     from gateway.errors import EngineError
-    from gateway.policy.resolve import FinisherPlan, Plan, RetryPlan
+    from gateway.policy.resolve import Plan, RetryPlan, StudentPlan
     from gateway.telemetry.metrics import Metrics
 
 # An engine that wants to be left alone for longer is not waited for while the caller does.
@@ -29,7 +29,7 @@ _LONGEST_PAUSE_BESIDE_OTHERS_S = 1.0
 
 
 async def go_on(
-    attempts: Attempts, error: EngineError, plan: Plan, draft: Draft, metrics: Metrics, *, placed: bool = False
+    attempts: Retries, error: EngineError, plan: Plan, draft: ReceiptBuilder, metrics: Metrics, *, placed: bool = False
 ) -> None:
     """Wait until the next attempt is due. Raises the error, in the caller's terms, when there is none.
 
@@ -50,7 +50,7 @@ async def go_on(
         await asyncio.sleep(pause_s)
 
 
-def _refused_field(error: EngineRejected, draft: Draft) -> str | None:
+def _refused_field(error: EngineRejected, draft: ReceiptBuilder) -> str | None:
     """Return the field of an empty prompt that an engine refused: TGI calls it `inputs`, and vLLM names none."""
     request = draft.request
     refused = isinstance(request, TextRequest) and request.has_empty_prompt and "empty" in error.message
@@ -64,7 +64,7 @@ class RequestRetries:
     all count toward the bound of the request. Only retries of the same engine take from that engine's budget.
     """
 
-    def __init__(self, plan: Plan, draft: Draft, budgets: RetryBudgets, metrics: Metrics) -> None:
+    def __init__(self, plan: Plan, draft: ReceiptBuilder, budgets: RetryBudgets, metrics: Metrics) -> None:
         self._plan = plan
         self._draft = draft
         self._budgets = budgets
@@ -95,7 +95,7 @@ class RequestRetries:
         return False
 
 
-class Attempts:
+class Retries:
     """The calls that one answer may take. Pure, but for the budgets of `retries`.
 
     Args:
@@ -107,7 +107,7 @@ class Attempts:
 
     def __init__(
         self,
-        finishers: Sequence[FinisherPlan],
+        finishers: Sequence[StudentPlan],
         rule: RetryPlan,
         retries: RequestRetries | None = None,
         draw: Callable[[], float] = random.random,
@@ -119,11 +119,11 @@ class Attempts:
         self._retries = 0
 
     @property
-    def finisher(self) -> FinisherPlan:
+    def finisher(self) -> StudentPlan:
         """Who is asked now."""
         return self._left[0]
 
-    def only(self, may: Callable[[FinisherPlan], bool]) -> None:
+    def only(self, may: Callable[[StudentPlan], bool]) -> None:
         """From now on only engines that `may` are asked, beside the present one."""
         self._left[1:] = [one for one in self._left[1:] if may(one)]
 
@@ -139,7 +139,9 @@ class Attempts:
             if bearable and self._may_retry():
                 self._retries += 1
                 return pause_s
-        refused = isinstance(error, EngineRejected) and error.blames_request and not isinstance(error, EngineCannot)
+        refused = (
+            isinstance(error, EngineRejected) and error.blames_request and not isinstance(error, EngineUnsupported)
+        )
         proven = isinstance(error, EngineRejected) and error.proven
         if refused and not placed and not proven:
             return None  # the next one would be asked for the same

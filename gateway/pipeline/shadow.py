@@ -13,27 +13,27 @@ from msgspec import structs
 from gateway.errors import GatewayError, Overloaded
 
 if TYPE_CHECKING:
-    from gateway.accounting.draft import Draft
+    from gateway.accounting.draft import ReceiptBuilder
     from gateway.pipeline.admission import Admission
-    from gateway.pipeline.student import Finisher
-    from gateway.pipeline.teacher import Guide
+    from gateway.pipeline.student import StudentCall
+    from gateway.pipeline.teacher import TeacherCall
     from gateway.policy.book import Caller
     from gateway.protocol.requests import CompletionRequest
-    from gateway.runtime.tasks import Tasks
+    from gateway.runtime.tasks import BackgroundTasks
     from gateway.telemetry.metrics import Metrics
     from gateway.telemetry.tracing import Tracing
 
 
-class Shadows:
+class ShadowRequests:
     """Casts them, at most `most` at a time; those beyond are dropped."""
 
     def __init__(
         self,
-        guide: Guide,
-        finisher: Finisher,
+        guide: TeacherCall,
+        finisher: StudentCall,
         admission: Admission,
         metrics: Metrics,
-        tasks: Tasks,
+        tasks: BackgroundTasks,
         *,
         most: int,
         tracing: Tracing | None = None,
@@ -47,7 +47,7 @@ class Shadows:
         self._tracing = tracing
         self._under_way = 0
 
-    def cast(self, draft: Draft, asked: CompletionRequest, caller: Caller) -> None:
+    def cast(self, draft: ReceiptBuilder, asked: CompletionRequest, caller: Caller) -> None:
         """Begin one: the guided answer to `asked`, as its draft plans it."""
         if draft.plan.guidance is None:
             self._ended.labels("unguidable").inc()
@@ -62,12 +62,12 @@ class Shadows:
     def _ends(self) -> None:
         self._under_way -= 1
 
-    async def _traced(self, draft: Draft, asked: CompletionRequest, caller: Caller) -> None:
+    async def _traced(self, draft: ReceiptBuilder, asked: CompletionRequest, caller: Caller) -> None:
         assert self._tracing is not None
         with self._tracing.shadow():
             await self._counted(draft, asked, caller)
 
-    async def _counted(self, draft: Draft, asked: CompletionRequest, caller: Caller) -> None:
+    async def _counted(self, draft: ReceiptBuilder, asked: CompletionRequest, caller: Caller) -> None:
         result = "failed"
         try:
             async with self._admission.until_cut():
@@ -79,7 +79,7 @@ class Shadows:
         finally:
             self._ended.labels(result).inc()
 
-    async def _make(self, draft: Draft, asked: CompletionRequest, caller: Caller) -> str:
+    async def _make(self, draft: ReceiptBuilder, asked: CompletionRequest, caller: Caller) -> str:
         """Like a request. Where there is no place for it, it leaves no receipt either: nothing was begun."""
         with self._admission.place(caller), self._admission.settled(draft):
             plan = await self._admission.reserve(draft, asked, caller)

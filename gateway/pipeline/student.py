@@ -11,17 +11,17 @@ import time
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
-from gateway.accounting.draft import Call
+from gateway.accounting.draft import EngineCall
 from gateway.engines.failures import note_failure
 from gateway.engines.retry_budget import RetryBudgets
 from gateway.errors import EngineError, EngineRejected
-from gateway.pipeline.generation import Generation
+from gateway.pipeline.generation import GenerationTracker
 from gateway.pipeline.guidance_request import UNGUIDED
 from gateway.pipeline.prefill_echo import prefill_echo
-from gateway.pipeline.retries import Attempts, RequestRetries, go_on
+from gateway.pipeline.retries import RequestRetries, Retries, go_on
 from gateway.pipeline.stream import join_reply
 from gateway.pipeline.student_request import is_prefix, seam, send, thoughts, writes_again
-from gateway.policy.resolve import Look
+from gateway.policy.resolve import EngineSnapshot
 from gateway.protocol.messages import words
 from gateway.protocol.text import TextRequest
 
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
     from types import TracebackType
 
-    from gateway.accounting.draft import Draft
+    from gateway.accounting.draft import ReceiptBuilder
     from gateway.engines.guard import GuardedEngine
-    from gateway.pipeline.guidance_request import Opening
+    from gateway.pipeline.guidance_request import Guidance
     from gateway.pipeline.stream import StreamRelay
-    from gateway.pipeline.student_request import Sent
-    from gateway.policy.resolve import FinisherPlan, Plan
+    from gateway.pipeline.student_request import StudentRequest
+    from gateway.policy.resolve import Plan, StudentPlan
     from gateway.protocol.body import Json
     from gateway.protocol.requests import CompletionRequest
     from gateway.telemetry.metrics import Metrics
@@ -44,7 +44,7 @@ RESTARTED = "student_started_anew"
 """Why an answer is unguided whose student was told to begin with the opening, and began otherwise."""
 
 
-class Finisher:
+class StudentCall:
     """Calls the engines that complete answers."""
 
     def __init__(
@@ -54,16 +54,18 @@ class Finisher:
         self._metrics = metrics
         self._budgets = budgets or RetryBudgets()
 
-    def look(self, engine: str, tenant: str = "") -> Look:
+    def look(self, engine: str, tenant: str = "") -> EngineSnapshot:
         """Return what is known of an engine now, for a tenant."""
         guarded = self._engines[engine]
         state = guarded.state
-        return Look(state.continuation, guarded.rests_for(tenant), state.reasoning, takes_prompts=state.takes_prompts)
+        return EngineSnapshot(
+            state.continuation, guarded.rests_for(tenant), state.reasoning, takes_prompts=state.takes_prompts
+        )
 
-    def check_available(self, plan: Plan, draft: Draft) -> None:
+    def check_available(self, plan: Plan, draft: ReceiptBuilder) -> None:
         """Check that a finisher can use the guidance. Call it before the teacher.
 
-        Raises EngineResting if every finisher refuses the tenant's calls now.
+        Raises CircuitOpen if every finisher refuses the tenant's calls now.
         """
         if plan.guidance is None:
             return
@@ -74,7 +76,7 @@ class Finisher:
                 note_failure(one, draft.id, self._metrics)
             raise min(resting, key=lambda one: one.retry_after_s or 0.0)
 
-    async def complete(self, plan: Plan, asked: CompletionRequest, opening: Opening, draft: Draft) -> Json:
+    async def complete(self, plan: Plan, asked: CompletionRequest, opening: Guidance, draft: ReceiptBuilder) -> Json:
         """A finisher's reply, with shown guidance in front. Raises EngineErrors and InvalidRequest.
 
         Where one refuses the request with the opening, which the caller did not send, it gets it without.
@@ -101,7 +103,7 @@ class Finisher:
         return reply
 
     async def _complete(
-        self, plan: Plan, finisher: FinisherPlan, asked: CompletionRequest, opening: Opening, draft: Draft
+        self, plan: Plan, finisher: StudentPlan, asked: CompletionRequest, opening: Guidance, draft: ReceiptBuilder
     ) -> Json:
         sent = send(plan, finisher, asked, opening)
         generation = self._begin(plan, finisher, asked, opening, draft, sent)
@@ -113,7 +115,7 @@ class Finisher:
         return reply
 
     async def stream(
-        self, plan: Plan, asked: CompletionRequest, opening: Opening, relay: StreamRelay, draft: Draft
+        self, plan: Plan, asked: CompletionRequest, opening: Guidance, relay: StreamRelay, draft: ReceiptBuilder
     ) -> AsyncGenerator[list[Json], None]:
         """The opening, and a finisher's chunks as `relay` turns them into the caller's, those together that came so.
 
@@ -145,11 +147,11 @@ class Finisher:
     async def _stream(
         self,
         plan: Plan,
-        finisher: FinisherPlan,
+        finisher: StudentPlan,
         asked: CompletionRequest,
-        opening: Opening,
+        opening: Guidance,
         relay: StreamRelay,
-        draft: Draft,
+        draft: ReceiptBuilder,
     ) -> AsyncGenerator[list[Json], None]:
         sent = send(plan, finisher, asked, opening)
         # The receipt wants usage, whether the caller does or not.
@@ -180,21 +182,21 @@ class Finisher:
     def _begin(
         self,
         plan: Plan,
-        finisher: FinisherPlan,
+        finisher: StudentPlan,
         asked: CompletionRequest,
-        opening: Opening,
-        draft: Draft,
-        sent: Sent,
-    ) -> Generation:
+        opening: Guidance,
+        draft: ReceiptBuilder,
+        sent: StudentRequest,
+    ) -> GenerationTracker:
         """Write down the call that is made now. Raises ConnectionResetError where the caller has left meanwhile."""
         if draft.caller_left:
             raise ConnectionResetError("The caller disconnected.")
-        draft.running = call = Call(finisher.engine, sent.reads)
+        draft.running = call = EngineCall(finisher.engine, sent.reads)
         _set_call(plan, draft, call)
         if draft.kept_tokens:
             draft.placed = _placement(plan, finisher, opening)
             draft.rewritten = draft.placed == "prefix" and writes_again(finisher)
-        return Generation(
+        return GenerationTracker(
             call,
             limit=sent.body.get(asked.limit_field),
             choices=asked.choices,
@@ -204,9 +206,9 @@ class Finisher:
             now=time.perf_counter(),
         )
 
-    def _attempts(self, plan: Plan, draft: Draft) -> Attempts:
+    def _attempts(self, plan: Plan, draft: ReceiptBuilder) -> Retries:
         retries = RequestRetries(plan, draft, self._budgets, self._metrics)
-        return Attempts(plan.finishers, plan.retries, retries)
+        return Retries(plan.finishers, plan.retries, retries)
 
 
 class _Calling:
@@ -214,7 +216,7 @@ class _Calling:
 
     __slots__ = ("_draft", "_generation", "_metrics", "_plan")
 
-    def __init__(self, plan: Plan, draft: Draft, generation: Generation, metrics: Metrics) -> None:
+    def __init__(self, plan: Plan, draft: ReceiptBuilder, generation: GenerationTracker, metrics: Metrics) -> None:
         self._plan = plan
         self._draft = draft
         self._generation = generation
@@ -233,11 +235,11 @@ class _Calling:
         self._generation.close(time.perf_counter())
 
 
-def _continues(finisher: FinisherPlan) -> bool:
+def _continues(finisher: StudentPlan) -> bool:
     return finisher.continuation is not None and not finisher.continuation.writes_again
 
 
-def _preface(finisher: FinisherPlan, asked: CompletionRequest, sent: Sent) -> str | None:
+def _preface(finisher: StudentPlan, asked: CompletionRequest, sent: StudentRequest) -> str | None:
     """Text that the engine may repeat before its own; None: more than can be told here."""
     echo = bool(asked.body.get("echo"))
     if isinstance(asked, TextRequest):
@@ -248,13 +250,13 @@ def _preface(finisher: FinisherPlan, asked: CompletionRequest, sent: Sent) -> st
     return words(last.get("content")) or "" if last["role"] == "assistant" else ""
 
 
-def _placement(plan: Plan, finisher: FinisherPlan, opening: Opening) -> str:
+def _placement(plan: Plan, finisher: StudentPlan, opening: Guidance) -> str:
     if is_prefix(plan, finisher, opening):
         return "prefix"
     return "input" if plan.guidance is not None and plan.guidance.placement == "input" else "context"
 
 
-def _set_call(plan: Plan, draft: Draft, call: Call | None) -> None:
+def _set_call(plan: Plan, draft: ReceiptBuilder, call: EngineCall | None) -> None:
     if plan.mode == "teacher":
         draft.teacher = call
     else:

@@ -23,8 +23,8 @@ from gateway.runtime.record import Record
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gateway.pipeline.guidance_request import Opening
-    from gateway.policy.resolve import FinisherPlan, GuidancePlan, Plan
+    from gateway.pipeline.guidance_request import Guidance
+    from gateway.policy.resolve import GuidancePlan, Plan, StudentPlan
     from gateway.protocol.body import Json
     from gateway.protocol.requests import CompletionRequest
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 _LIMITS = ("max_tokens", "max_completion_tokens")
 
 
-class Sent(Record, frozen=True):
+class StudentRequest(Record, frozen=True):
     """What one finisher is asked.
 
     Attributes:
@@ -47,7 +47,7 @@ class Sent(Record, frozen=True):
     reads: Sequence[Json]
 
 
-def is_prefix(plan: Plan, finisher: FinisherPlan, opening: Opening) -> bool:
+def is_prefix(plan: Plan, finisher: StudentPlan, opening: Guidance) -> bool:
     """Whether the finisher is to go on with the opening. Else it gets it in its prompt, if there is one."""
     return (
         bool(opening.text)
@@ -58,12 +58,12 @@ def is_prefix(plan: Plan, finisher: FinisherPlan, opening: Opening) -> bool:
     )
 
 
-def writes_again(finisher: FinisherPlan) -> bool:
+def writes_again(finisher: StudentPlan) -> bool:
     """Whether the finisher writes the opening itself: it counts its tokens then, and it may begin otherwise."""
     return finisher.continuation is not None and finisher.continuation.writes_again
 
 
-def send(plan: Plan, finisher: FinisherPlan, asked: CompletionRequest, opening: Opening) -> Sent:
+def send(plan: Plan, finisher: StudentPlan, asked: CompletionRequest, opening: Guidance) -> StudentRequest:
     """The caller's request as this finisher gets it."""
     body = {**asked.body}
     prefix = is_prefix(plan, finisher, opening)
@@ -77,18 +77,18 @@ def send(plan: Plan, finisher: FinisherPlan, asked: CompletionRequest, opening: 
     if isinstance(asked, TextRequest):
         if asked.prompt is not None and opening.text:
             body["prompt"] = _prompt(plan, asked.prompt, opening.text, prefix=prefix)
-        return Sent(body, None, [{"role": "user", "content": _texts(body["prompt"])}])
+        return StudentRequest(body, None, [{"role": "user", "content": _texts(body["prompt"])}])
     if prefix:
         assert finisher.continuation is not None, "as is_prefix says"
         prefill = Prefill(opening.text, finisher.continuation)
-        return Sent(
+        return StudentRequest(
             without_reasoning(finisher.reasoning, body),
             prefill,
             [*asked.messages, {"role": "assistant", "content": opening.text}],
         )
     if opening.text and plan.guidance is not None:
         body["messages"] = place_in_messages(plan.guidance, asked.messages, opening.text)
-    return Sent(body, None, body["messages"])
+    return StudentRequest(body, None, body["messages"])
 
 
 def place_in_messages(guidance: GuidancePlan, messages: list[Json], opening: str) -> list[Json]:
@@ -98,7 +98,7 @@ def place_in_messages(guidance: GuidancePlan, messages: list[Json], opening: str
     return place_in_context(guidance.projection, messages, opening)
 
 
-def seam(plan: Plan, finisher: FinisherPlan, asked: CompletionRequest, opening: Opening) -> SeamJoin | None:
+def seam(plan: Plan, finisher: StudentPlan, asked: CompletionRequest, opening: Guidance) -> SeamJoin | None:
     """Joins guidance that the caller is shown to what the finisher says; None when there is none to join."""
     if not is_prefix(plan, finisher, opening):
         return None
@@ -114,7 +114,7 @@ def seam(plan: Plan, finisher: FinisherPlan, asked: CompletionRequest, opening: 
     )
 
 
-def thoughts(finisher: FinisherPlan, opening: Opening) -> ReasoningFilter | None:
+def thoughts(finisher: StudentPlan, opening: Guidance) -> ReasoningFilter | None:
     """Parts what a finisher thinks, though it was told not to, from what it says; None where it cannot think."""
     return None if finisher.reasoning == "none" else ReasoningFilter(opening.text)
 

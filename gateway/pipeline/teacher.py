@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from gateway.accounting.draft import Call, FailedCall
+from gateway.accounting.draft import EngineCall, FailedCall
 from gateway.accounting.receipt import BatchFacts
 from gateway.accounting.worst_case import TEACHER_RETRIES
 from gateway.batching.ticket import Ticket
@@ -31,13 +31,13 @@ from gateway.errors import (
 )
 from gateway.guidance.ending import EndRule, open_to_end
 from gateway.guidance.keep import GrowingKeep
-from gateway.pipeline.confidence_probe import STUDENT_CONFIDENT, Sounding
+from gateway.pipeline.confidence_probe import STUDENT_CONFIDENT, ConfidenceProbe
 from gateway.pipeline.deadlines.deadlines import GuidanceDeadlines
 from gateway.pipeline.generation import unread_once_ended
 from gateway.pipeline.guidance_request import (
     UNGUIDED,
-    Hearing,
-    Opening,
+    Guidance,
+    GuidanceStream,
     answered_call,
     opened,
     opening_request,
@@ -50,14 +50,14 @@ from gateway.protocol.text import TextRequest
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
 
-    from gateway.accounting.draft import Draft
+    from gateway.accounting.draft import ReceiptBuilder
     from gateway.batching.batcher import Batcher
-    from gateway.batching.flights import Flights
+    from gateway.batching.flights import SingleFlight
     from gateway.batching.ticket import Grant
     from gateway.engines.base import Engine, OpeningReply, OpeningRequest
     from gateway.policy.resolve import GuidancePlan, Plan
     from gateway.protocol.requests import CompletionRequest
-    from gateway.runtime.tasks import Tasks
+    from gateway.runtime.tasks import BackgroundTasks
     from gateway.telemetry.metrics import Metrics
 
 # English has about four bytes to a token; a batch is filled by this, nothing is billed by it.
@@ -66,16 +66,16 @@ _BYTES_PER_TOKEN = 4
 _HASHED_HERE_BYTES = 256_000
 
 
-class Guide:
+class TeacherCall:
     """Asks teachers for openings: each call with a permit of the teacher's batch, identical ones once."""
 
     def __init__(
         self,
         engines: Mapping[str, Engine],
         batcher: Batcher,
-        flights: Flights,
+        flights: SingleFlight,
         metrics: Metrics,
-        tasks: Tasks,
+        tasks: BackgroundTasks,
         deadlines: GuidanceDeadlines | None = None,
         budgets: RetryBudgets | None = None,
     ) -> None:
@@ -86,9 +86,11 @@ class Guide:
         self._tasks = tasks
         self._deadlines = GuidanceDeadlines() if deadlines is None else deadlines
         self._budgets = budgets or RetryBudgets()
-        self._sounding = Sounding(engines, metrics)
+        self._sounding = ConfidenceProbe(engines, metrics)
 
-    async def stream(self, plan: Plan, asked: CompletionRequest, draft: Draft) -> AsyncGenerator[str | Opening, None]:
+    async def stream(
+        self, plan: Plan, asked: CompletionRequest, draft: ReceiptBuilder
+    ) -> AsyncGenerator[str | Guidance, None]:
         """The opening as it is written: pieces that the caller may be shown at once, and at the end all of it.
 
         Its text begins with what was shown. A teacher that fails after a piece was shown has written a short opening.
@@ -99,7 +101,7 @@ class Guide:
             yield await self.open(plan, asked, draft)
             return
         skip = guidance.projection.skip
-        heard = Hearing(
+        heard = GuidanceStream(
             GrowingKeep(skip, guidance.tokens, boundary=guidance.boundary, stop=asked.stop),
             keeps_lead=isinstance(asked, TextRequest),
         )
@@ -117,8 +119,8 @@ class Guide:
         yield opened
 
     async def _open_or_error(
-        self, plan: Plan, asked: CompletionRequest, draft: Draft, heard: Hearing
-    ) -> Opening | GatewayError:
+        self, plan: Plan, asked: CompletionRequest, draft: ReceiptBuilder, heard: GuidanceStream
+    ) -> Guidance | GatewayError:
         try:
             return await self.open(plan, asked, draft, heard)
         except GatewayError as error:
@@ -126,7 +128,9 @@ class Guide:
         finally:
             heard.over = True
 
-    async def open(self, plan: Plan, asked: CompletionRequest, draft: Draft, heard: Hearing | None = None) -> Opening:
+    async def open(
+        self, plan: Plan, asked: CompletionRequest, draft: ReceiptBuilder, heard: GuidanceStream | None = None
+    ) -> Guidance:
         """The opening of the answer. An empty one, with the reason in the draft, when the teacher did not deliver.
 
         Raises:
@@ -167,17 +171,17 @@ class Guide:
                 draft.teacher = None
             return self._without(plan, guidance, draft, "teacher_" + error.label.removeprefix("engine_"), error, heard)
         opening = opened(plan, guidance, asked, draft, reply, heard)
-        return opening if isinstance(opening, Opening) else self._without(plan, guidance, draft, opening, None)
+        return opening if isinstance(opening, Guidance) else self._without(plan, guidance, draft, opening, None)
 
     async def _ask(
         self,
         plan: Plan,
         guidance: GuidancePlan,
         asked: CompletionRequest,
-        draft: Draft,
+        draft: ReceiptBuilder,
         deadline: float,
         deadline_s: float,
-        heard: Hearing | None,
+        heard: GuidanceStream | None,
     ) -> OpeningReply:
         engine = self._engines[guidance.teacher]
         request = opening_request(guidance, asked)
@@ -199,7 +203,7 @@ class Guide:
             draft.batch = BatchFacts(grant.batch_id, grant.batch_size)
             # Until it has answered, nobody knows how much of this it wrote.
             most = guidance.asked_tokens
-            draft.teacher = Call(
+            draft.teacher = EngineCall(
                 guidance.teacher, read_by(request), lost_tokens=most, limit_tokens=most, role="guidance"
             )
             draft.running = draft.teacher
@@ -248,7 +252,9 @@ class Guide:
         draft.teacher = answered_call(guidance, request, reply, landing.shared, unread)
         return reply
 
-    def _missed(self, guidance: GuidancePlan, deadline_s: float, draft: Draft, heard: Hearing | None) -> None:
+    def _missed(
+        self, guidance: GuidancePlan, deadline_s: float, draft: ReceiptBuilder, heard: GuidanceStream | None
+    ) -> None:
         """Record late guidance, and tell the caller which setting to change if the route's guidance is often late."""
         if draft.asked is None or draft.guided is None or draft.shadow_of is not None:
             return  # the probe used up the time, or nobody waited
@@ -265,11 +271,11 @@ class Guide:
         self,
         plan: Plan,
         guidance: GuidancePlan,
-        draft: Draft,
+        draft: ReceiptBuilder,
         reason: str,
         cause: EngineError | None,
-        heard: Hearing | None = None,
-    ) -> Opening:
+        heard: GuidanceStream | None = None,
+    ) -> Guidance:
         if heard is not None and heard.shown:
             return self._cut_short(plan, guidance, draft, reason, heard)
         draft.unguided = reason
@@ -287,7 +293,9 @@ class Guide:
         return UNGUIDED
 
     @staticmethod
-    def _cut_short(plan: Plan, guidance: GuidancePlan, draft: Draft, reason: str, heard: Hearing) -> Opening:
+    def _cut_short(
+        plan: Plan, guidance: GuidancePlan, draft: ReceiptBuilder, reason: str, heard: GuidanceStream
+    ) -> Guidance:
         """What was shown cannot be taken back: the student goes on from there."""
         told = heard.told.getvalue()
         tokens = max(1, round(heard.tokens * len(heard.shown) / len(told)))
@@ -299,7 +307,7 @@ class Guide:
         draft.cut_short = reason
         # A student cannot be asked for nothing.
         whole = "length" if plan.max_tokens is not None and tokens >= plan.max_tokens else None
-        return Opening(heard.shown, "", tokens, whole)
+        return Guidance(heard.shown, "", tokens, whole)
 
 
 def _work(share: str, engine: Engine, request: OpeningRequest, request_id: str, ends: EndRule | None) -> str:

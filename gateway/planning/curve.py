@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
-from gateway.config.scalars import Flag, Number, Usd, Whole, Wrong
-from gateway.config.yaml_source import Shape, load
+from gateway.config.scalars import Flag, InvalidValue, Number, Usd, Whole
+from gateway.config.yaml_source import StrictModel, load
 from gateway.errors import ConfigError
 from gateway.pricing import Price
 
@@ -25,7 +25,7 @@ Seconds = Annotated[Number, Field(gt=0, le=3600)]
 PerSecond = Annotated[Number, Field(gt=0, le=1_000_000_000)]
 
 
-class DecodeStep(Shape):
+class DecodeStep(StrictModel):
     """One step of decoding, in which each answer of the batch gets a token."""
 
     batch: Count
@@ -52,7 +52,7 @@ def step_s(steps: Sequence[DecodeStep], batch: float) -> float:
     return high.step_s + slope * (batch - high.batch)
 
 
-class CurvePrefill(Shape):
+class CurvePrefill(StrictModel):
     """How fast prompts are read."""
 
     tokens_per_s: PerSecond
@@ -65,7 +65,7 @@ class CurvePrefill(Shape):
     """Whether a pass shares its step with decoding and may break a prompt off; false: others wait while it reads."""
 
 
-class CurvePrice(Shape):
+class CurvePrice(StrictModel):
     """What the engine costs: by the hour of each GPU, or by the token."""
 
     gpu_usd_per_hour: Usd | None = None
@@ -81,9 +81,9 @@ class CurvePrice(Shape):
     def _one_kind(self) -> CurvePrice:
         by_token = (self.input_per_1m, self.output_per_1m, self.cached_input_per_1m)
         if self.gpu_usd_per_hour is not None and any(one is not None for one in by_token):
-            raise Wrong("is either per 1M tokens or per GPU hour: keep one of the two")
+            raise InvalidValue("is either per 1M tokens or per GPU hour: keep one of the two")
         if self.gpu_usd_per_hour is None and (self.input_per_1m is None or self.output_per_1m is None):
-            raise Wrong("needs gpu_usd_per_hour, or input_per_1m and output_per_1m")
+            raise InvalidValue("needs gpu_usd_per_hour, or input_per_1m and output_per_1m")
         return self
 
     @property
@@ -94,7 +94,7 @@ class CurvePrice(Shape):
         return Price.of_tokens(self.input_per_1m, self.output_per_1m, self.cached_input_per_1m)
 
 
-class CurveOrigin(Shape):
+class CurveOrigin(StrictModel):
     """Where the numbers come from, so that whoever plans with them can judge them."""
 
     kind: Literal["measured", "published", "derived", "assumed"]
@@ -110,7 +110,7 @@ class CurveOrigin(Shape):
     """What else one should know."""
 
 
-class Curve(Shape):
+class Curve(StrictModel):
     """One engine: a model on GPUs of one kind, and how long it takes.
 
     `gkt-gateway plan measure` writes one from a running engine; `gkt-gateway plan` reads them.
@@ -144,9 +144,11 @@ class Curve(Shape):
     def _rises(cls, steps: tuple[DecodeStep, ...]) -> tuple[DecodeStep, ...]:
         for place, (before, after) in enumerate(pairwise(steps), 1):
             if after.batch <= before.batch:
-                raise Wrong(f"decode[{place}].batch is not more than the one before it: put the smallest batch first")
+                raise InvalidValue(
+                    f"decode[{place}].batch is not more than the one before it: put the smallest batch first"
+                )
             if after.step_s / after.batch > before.step_s / before.batch:
-                raise Wrong(
+                raise InvalidValue(
                     f"decode[{place}] writes fewer tokens in a second than decode[{place - 1}]: an engine gains from a "
                     "larger batch, or max_batch should be the smaller one; measure again or leave it out"
                 )

@@ -9,7 +9,7 @@ from math import ceil, inf
 from typing import TYPE_CHECKING
 
 from gateway.errors import StartupError
-from gateway.planning.replica import Standing, Work, idle_first_s, replica_s, stand
+from gateway.planning.replica import ReplicaLoad, RequestWork, idle_first_s, replica_s, stand
 from gateway.pricing import cost_usd
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ _ANSWERS = Decimal(1000)
 
 
 @dataclass(frozen=True, slots=True)
-class Demands:
+class FleetDemands:
     """What a fleet must keep: `headroom`, the part of each replica that stays free; and `first_p95_s`, within how many
     seconds 95 of 100 callers hear the first token, where that is asked for."""
 
@@ -31,7 +31,7 @@ class Demands:
 
 
 @dataclass(frozen=True, slots=True)
-class Fleet:
+class ReplicaFleet:
     """Replicas of one engine, and how each stands under its share of the load.
 
     `replicas` and `gpus` are None for an engine that is paid by the token: its seller sees to them. `most_rps`: the
@@ -39,17 +39,19 @@ class Fleet:
     """
 
     curve: Curve
-    work: Work
+    work: RequestWork
     replicas: int | None
     gpus: int | None
-    standing: Standing
+    standing: ReplicaLoad
     most_rps: float
     met: bool
     usd_per_hour: Decimal
     usd_per_1000: Decimal
 
 
-def fleet(role: str, curve: Curve, work: Work, rps: Decimal, demands: Demands, replicas: int | None = None) -> Fleet:
+def fleet(
+    role: str, curve: Curve, work: RequestWork, rps: Decimal, demands: FleetDemands, replicas: int | None = None
+) -> ReplicaFleet:
     """As many replicas as the load needs, or how it would stand with `replicas`.
 
     Replicas get equal shares of the requests. Raises StartupError where the curve has no price.
@@ -62,7 +64,9 @@ def fleet(role: str, curve: Curve, work: Work, rps: Decimal, demands: Demands, r
         hourly_usd = _EXACT.multiply(_EXACT.multiply(each_usd, rps), _SECONDS_PER_HOUR)
         met = demands.first_p95_s is None or idle_first_s(curve, work) <= demands.first_p95_s
         standing = _bought(curve, work)
-        return Fleet(curve, work, None, None, standing, inf, met, hourly_usd, _EXACT.multiply(each_usd, _ANSWERS))
+        return ReplicaFleet(
+            curve, work, None, None, standing, inf, met, hourly_usd, _EXACT.multiply(each_usd, _ANSWERS)
+        )
     rate = float(rps)
     count = replicas or _needed(curve, work, rate, demands)
     standing = stand(curve, work, rate / count)
@@ -72,10 +76,10 @@ def fleet(role: str, curve: Curve, work: Work, rps: Decimal, demands: Demands, r
     per_1000_usd = _EXACT.divide(_EXACT.multiply(hourly_usd, _ANSWERS), _EXACT.multiply(rps, _SECONDS_PER_HOUR))
     most_rps = count * (1 - demands.headroom) / replica_s(curve, work)
     met = standing.stable and _fast(standing, demands) and rate <= most_rps * (1 + 1e-9)
-    return Fleet(curve, work, count, gpus, standing, most_rps, met, hourly_usd, per_1000_usd)
+    return ReplicaFleet(curve, work, count, gpus, standing, most_rps, met, hourly_usd, per_1000_usd)
 
 
-def _needed(curve: Curve, work: Work, rate: float, demands: Demands) -> int:
+def _needed(curve: Curve, work: RequestWork, rate: float, demands: FleetDemands) -> int:
     """The fewest replicas that keep both demands; where none is fast enough, those that keep the headroom."""
     least = max(1, ceil(rate * replica_s(curve, work) / (1 - demands.headroom) - 1e-9))
     if least > _MOST_REPLICAS:
@@ -93,11 +97,11 @@ def _needed(curve: Curve, work: Work, rate: float, demands: Demands) -> int:
     return least + bisect_left(range(least, most + 1), True, key=fast)
 
 
-def _fast(standing: Standing, demands: Demands) -> bool:
+def _fast(standing: ReplicaLoad, demands: FleetDemands) -> bool:
     return demands.first_p95_s is None or standing.first_p95_s <= demands.first_p95_s
 
 
-def _bought(curve: Curve, work: Work) -> Standing:
+def _bought(curve: Curve, work: RequestWork) -> ReplicaLoad:
     """An engine of somebody else's, who keeps it as fast as it was measured with its smallest batch."""
     first_s, step_s = idle_first_s(curve, work), curve.step_s(1)
-    return Standing(0.0, 1.0, 0.0, 0.0, first_s, first_s, step_s, first_s + work.steps * step_s)
+    return ReplicaLoad(0.0, 1.0, 0.0, 0.0, first_s, first_s, step_s, first_s + work.steps * step_s)

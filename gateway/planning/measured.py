@@ -16,7 +16,7 @@ LEAST_STEPS = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
+class StreamTiming:
     """One streamed answer, in seconds of one clock: when it was asked for, and when each event with text came.
 
     Tokens are as the engine counted them; an event may bring several.
@@ -33,7 +33,7 @@ class Heard:
         return self.events_s[0] - self.asked_s
 
 
-def step_of(answers: Sequence[Heard]) -> DecodeStep | None:
+def step_of(answers: Sequence[StreamTiming]) -> DecodeStep | None:
     """The mean step while all of these answers were being decoded; None where that was for too few steps.
 
     Answers that were still being read, or had ended, would make a smaller batch: so it begins when the last of them has
@@ -48,7 +48,7 @@ def step_of(answers: Sequence[Heard]) -> DecodeStep | None:
     return DecodeStep(batch=len(answers), step_s=round((end - begin) / steps, 6))
 
 
-def _tokens_between(answer: Heard, begin: float, end: float) -> float:
+def _tokens_between(answer: StreamTiming, begin: float, end: float) -> float:
     events = sum(begin < moment <= end for moment in answer.events_s)
     return events * answer.output_tokens / len(answer.events_s)
 
@@ -63,7 +63,7 @@ def gaining(steps: Sequence[DecodeStep]) -> tuple[DecodeStep, ...]:
     return tuple(kept)
 
 
-def prefill_of(lengths: Sequence[Sequence[Heard]], alone_s: float) -> CurvePrefill | None:
+def prefill_of(lengths: Sequence[Sequence[StreamTiming]], alone_s: float) -> CurvePrefill | None:
     """How fast prompts are read: from several answers to each of some lengths of prompts, all asked one at a time.
 
     Of each length the quickest counts, since whatever else goes on only delays. Through these runs a line by least
@@ -80,6 +80,6 @@ def prefill_of(lengths: Sequence[Sequence[Heard]], alone_s: float) -> CurvePrefi
     return CurvePrefill(tokens_per_s=round(1 / slope, 1), pass_s=round(max(0.0, start_s - alone_s), 6))
 
 
-def context_of(answers: Sequence[Heard]) -> int:
+def context_of(answers: Sequence[StreamTiming]) -> int:
     """Tokens that each of these answers held on average while it was decoded."""
     return max(1, round(statistics.fmean(answer.input_tokens + answer.output_tokens / 2 for answer in answers)))

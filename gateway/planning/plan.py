@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gateway.errors import StartupError
-from gateway.planning.fleet import Demands, Fleet, fleet
-from gateway.planning.replica import Work, idle_first_s
+from gateway.planning.fleet import FleetDemands, ReplicaFleet, fleet
+from gateway.planning.replica import RequestWork, idle_first_s
 from gateway.pricing import savings_usd, total_usd
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ _LONGER = 1.5
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
+class RequestLoad:
     """What callers ask for: `rps` requests in a second, each with a prompt and an answer of so many tokens.
 
     The teacher writes the first `guidance_tokens` of the answer. `shown_tokens`: what it alone reads beside the prompt,
@@ -34,22 +34,22 @@ class Load:
     shown_tokens: int = 0
     shown_cached: bool = False
 
-    def opening(self) -> Work:
+    def opening(self) -> RequestWork:
         """Of the teacher, with guidance."""
         read = self.prompt_tokens + (0 if self.shown_cached else self.shown_tokens)
-        return Work(read, self.guidance_tokens, self.shown_tokens if self.shown_cached else 0)
+        return RequestWork(read, self.guidance_tokens, self.shown_tokens if self.shown_cached else 0)
 
-    def finishing(self) -> Work:
+    def finishing(self) -> RequestWork:
         """Of the student: it reads the prompt and the guidance."""
-        return Work(self.prompt_tokens + self.guidance_tokens, self.answer_tokens - self.guidance_tokens)
+        return RequestWork(self.prompt_tokens + self.guidance_tokens, self.answer_tokens - self.guidance_tokens)
 
-    def alone(self) -> Work:
+    def alone(self) -> RequestWork:
         """Of the teacher, without a student."""
-        return Work(self.prompt_tokens, self.answer_tokens)
+        return RequestWork(self.prompt_tokens, self.answer_tokens)
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class CapacityPlan:
     """What a load needs with guidance, and what the teacher alone would need.
 
     `student` is None where students stand on callers' own devices: then nobody here pays for them, and how long they
@@ -57,11 +57,11 @@ class Plan:
     negative where guidance costs more.
     """
 
-    load: Load
-    demands: Demands
-    teacher: Fleet
-    student: Fleet | None
-    alone: Fleet
+    load: RequestLoad
+    demands: FleetDemands
+    teacher: ReplicaFleet
+    student: ReplicaFleet | None
+    alone: ReplicaFleet
     usd_per_hour: Decimal
     usd_per_1000: Decimal
     savings_usd_per_hour: Decimal
@@ -92,14 +92,14 @@ class Plan:
 
 
 def plan(
-    load: Load,
+    load: RequestLoad,
     teacher: Curve,
     student: Curve | None,
-    demands: Demands,
+    demands: FleetDemands,
     *,
     teacher_replicas: int | None = None,
     student_replicas: int | None = None,
-) -> Plan:
+) -> CapacityPlan:
     """Size both fleets, or see how the load would stand on so many replicas of each.
 
     Raises StartupError where a curve has no price, or the guidance would be the whole answer.
@@ -113,13 +113,13 @@ def plan(
     ends = None
     if student is not None:
         # Of both, the teacher alone decides when the first token comes.
-        ends = fleet("student", student, load.finishing(), load.rps, Demands(demands.headroom), student_replicas)
+        ends = fleet("student", student, load.finishing(), load.rps, FleetDemands(demands.headroom), student_replicas)
     alone = fleet("teacher", teacher, load.alone(), load.rps, demands)
     sides = [opens] if ends is None else [opens, ends]
     hourly_usd = total_usd(*(one.usd_per_hour for one in sides))
     per_1000_usd = total_usd(*(one.usd_per_1000 for one in sides))
     saved_usd = savings_usd(alone.usd_per_hour, hourly_usd)
-    return Plan(
+    return CapacityPlan(
         load=load,
         demands=demands,
         teacher=opens,
@@ -133,14 +133,16 @@ def plan(
         assumptions=tuple(_assumptions(load, demands, opens, ends, alone)),
         warnings=(
             *_doubts("teacher", opens, demands),
-            *(() if ends is None else _doubts("student", ends, Demands(demands.headroom))),
+            *(() if ends is None else _doubts("student", ends, FleetDemands(demands.headroom))),
             *_doubts("teacher alone", alone, demands, already=tuple(_doubts("teacher alone", opens, demands))),
             *_dearer(saved_usd),
         ),
     )
 
 
-def _assumptions(load: Load, demands: Demands, opens: Fleet, ends: Fleet | None, alone: Fleet) -> Iterator[str]:
+def _assumptions(
+    load: RequestLoad, demands: FleetDemands, opens: ReplicaFleet, ends: ReplicaFleet | None, alone: ReplicaFleet
+) -> Iterator[str]:
     yield (
         "Arrivals: requests come at random and independent of each other (Poisson), each replica gets an equal share "
         "at random, and the rate holds all hour."
@@ -175,14 +177,14 @@ def _assumptions(load: Load, demands: Demands, opens: Fleet, ends: Fleet | None,
     )
 
 
-def _doubts(role: str, side: Fleet, demands: Demands, already: tuple[str, ...] = ()) -> Iterator[str]:
+def _doubts(role: str, side: ReplicaFleet, demands: FleetDemands, already: tuple[str, ...] = ()) -> Iterator[str]:
     """What makes a side's figures less than they look, without what was said `already`."""
     for doubt in (*_doubts_of_curve(side), *_doubts_of_load(side, demands)):
         if f"{role}: {doubt}" not in already:
             yield f"{role}: {doubt}"
 
 
-def _doubts_of_curve(side: Fleet) -> Iterator[str]:
+def _doubts_of_curve(side: ReplicaFleet) -> Iterator[str]:
     curve, work = side.curve, side.work
     if curve.origin.kind == "assumed":
         yield f"the numbers of its curve are assumed, not measured ({curve.origin.source})"
@@ -207,7 +209,7 @@ def _doubts_of_curve(side: Fleet) -> Iterator[str]:
         )
 
 
-def _doubts_of_load(side: Fleet, demands: Demands) -> Iterator[str]:
+def _doubts_of_load(side: ReplicaFleet, demands: FleetDemands) -> Iterator[str]:
     standing = side.standing
     if not standing.stable:
         yield (

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from math import exp, inf, log
 from typing import TYPE_CHECKING
 
-from gateway.planning.rounds import Reading, Rounds
+from gateway.planning.rounds import DecodeRounds, PrefillTime
 
 if TYPE_CHECKING:
     from gateway.planning.curve import Curve
@@ -27,7 +27,7 @@ _NEARLY_ALL = 0.999
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class RequestWork:
     """What one request asks of an engine, in tokens: to read afresh, to write, to take from its prefix cache."""
 
     read: int
@@ -46,7 +46,7 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class ReplicaLoad:
     """How a replica stands under a load. Times are means in seconds, unless the name says p95.
 
     `utilisation`: the load as a part of the most that it bears; from 1 on, waits have no end and times are infinite.
@@ -69,7 +69,7 @@ class Standing:
         return self.utilisation < 1
 
 
-def replica_s(curve: Curve, work: Work) -> float:
+def replica_s(curve: Curve, work: RequestWork) -> float:
     """Seconds of a full replica that one request takes: one over the requests per second that it bears at most."""
     reading = _reading(curve, work)
     places = curve.places(work.context)
@@ -81,24 +81,24 @@ def replica_s(curve: Curve, work: Work) -> float:
     return reading.prompt_s + reading.pass_s / per_pass + curve.step_s(per_round * work.steps) / per_round
 
 
-def stand(curve: Curve, work: Work, rate: float) -> Standing:
+def stand(curve: Curve, work: RequestWork, rate: float) -> ReplicaLoad:
     """How one replica stands when `rate` requests come to it in a second, at random and independent of each other."""
     utilisation = rate * replica_s(curve, work)
     if utilisation >= 1:
         batch = float(curve.places(work.context))
-        return Standing(utilisation, batch, inf, inf, inf, inf, curve.step_s(batch), inf)
+        return ReplicaLoad(utilisation, batch, inf, inf, inf, inf, curve.step_s(batch), inf)
     reading = _reading(curve, work)
     per_pass = min(reading.most, max(1.0, curve.places(work.context) / max(1, work.steps)))
     for _ in range(_TURNS):  # how many share a pass depends on how long a round is, and that on how many share
         share = min(_NEARLY_ALL, rate * (reading.prompt_s + reading.pass_s / per_pass))
         chain = _chain(curve, work, rate, share)
-        rounds = Rounds.of(
+        rounds = DecodeRounds.of(
             rate, reading, curve.step_s(chain.batch) if work.steps else 0.0, 1 - chain.idle * (1 - share)
         )
         per_pass = rounds.per_pass
     first_s = chain.queue_s + rounds.first_s
     decoding_s = chain.decoding / rate + rounds.aftermath_s(work.steps)
-    return Standing(
+    return ReplicaLoad(
         utilisation=utilisation,
         batch=chain.batch,
         queued=chain.queue_s * rate,
@@ -110,18 +110,18 @@ def stand(curve: Curve, work: Work, rate: float) -> Standing:
     )
 
 
-def idle_first_s(curve: Curve, work: Work) -> float:
+def idle_first_s(curve: Curve, work: RequestWork) -> float:
     """Seconds to the first token of a replica that has nothing else to do: no number of replicas comes below it."""
-    return Rounds.of(0.0, _reading(curve, work), curve.step_s(1) if work.steps else 0.0).pass_s(0)
+    return DecodeRounds.of(0.0, _reading(curve, work), curve.step_s(1) if work.steps else 0.0).pass_s(0)
 
 
-def _reading(curve: Curve, work: Work) -> Reading:
+def _reading(curve: Curve, work: RequestWork) -> PrefillTime:
     prefill = curve.prefill
     most = inf
     if prefill.pass_tokens is not None:
         fit = prefill.pass_tokens / work.read
         most = fit if prefill.chunked else max(1.0, float(int(fit)))
-    return Reading(work.read / prefill.tokens_per_s, prefill.pass_s, most, prefill.chunked)
+    return PrefillTime(work.read / prefill.tokens_per_s, prefill.pass_s, most, prefill.chunked)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +136,7 @@ class _Chain:
     queue_p95_s: float
 
 
-def _chain(curve: Curve, work: Work, rate: float, reading_share: float) -> _Chain:
+def _chain(curve: Curve, work: RequestWork, rate: float, reading_share: float) -> _Chain:
     """Birth at `rate`, death of one of n at n / (steps x step(n)), slowed down by what reading takes of each second."""
     if not work.steps:
         return _Chain(0.0, 0.0, 1.0, 0.0, 0.0)

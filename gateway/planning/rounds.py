@@ -18,7 +18,7 @@ _ONE_AT_A_TIME = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class PrefillTime:
     """How one engine reads the prompts of one kind of request.
 
     `prompt_s`: of one prompt. `pass_s`: of each pass beside. `most`: prompts in one pass at most; a part of one where
@@ -32,20 +32,20 @@ class Reading:
 
 
 @dataclass(frozen=True, slots=True)
-class Rounds:
+class DecodeRounds:
     """The rounds of one replica to which `rate` requests come in a second.
 
     `step_s`: of its mean step of decoding. `busy`: the part of the time in which it works. All times are in seconds.
     """
 
     rate: float
-    reading: Reading
+    reading: PrefillTime
     step_s: float
     busy: float
     round_s: float
 
     @classmethod
-    def of(cls, rate: float, reading: Reading, step_s: float, busy: float = 1.0) -> Rounds:
+    def of(cls, rate: float, reading: PrefillTime, step_s: float, busy: float = 1.0) -> DecodeRounds:
         """With the mean round worked out: a step, and where prompts came in the round before, a pass over them."""
         share = min(_NEARLY_ALL, rate * reading.prompt_s)
         round_s = step_s + reading.prompt_s

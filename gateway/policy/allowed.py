@@ -11,26 +11,28 @@ if TYPE_CHECKING:
     from gateway.policy.schema import KeyEntry, TenantPolicy
 
 
-class Allowed(NamedTuple):
+class EffectiveLimits(NamedTuple):
     """What one of the two may use and spend."""
 
     limits: LimitsRule
     budget: BudgetRule | None
 
 
-def allowed(caller: Caller, defaults: Defaults) -> tuple[Allowed, Allowed]:
+def allowed(caller: Caller, defaults: Defaults) -> tuple[EffectiveLimits, EffectiveLimits]:
     """(of the tenant, of the key)."""
     policy, key = caller
     return allowed_tenant(policy, defaults), allowed_key(policy, key, defaults)
 
 
-def allowed_tenant(policy: TenantPolicy, defaults: Defaults) -> Allowed:
+def allowed_tenant(policy: TenantPolicy, defaults: Defaults) -> EffectiveLimits:
     """All keys of a tenant together. What its policy says goes before the defaults."""
     limits = defaults.limits if policy.limits is None else policy.limits
-    return Allowed(limits, policy.budget or defaults.budget)
+    return EffectiveLimits(limits, policy.budget or defaults.budget)
 
 
-def allowed_key(policy: TenantPolicy, key: KeyEntry, defaults: Defaults) -> Allowed:
+def allowed_key(policy: TenantPolicy, key: KeyEntry, defaults: Defaults) -> EffectiveLimits:
     """One key. What is said for it goes before what its tenant says for keys, and that before the defaults."""
     limits = defaults.key_limits if policy.key_limits is None else policy.key_limits
-    return Allowed(limits if key.limits is None else key.limits, key.budget or policy.key_budget or defaults.key_budget)
+    return EffectiveLimits(
+        limits if key.limits is None else key.limits, key.budget or policy.key_budget or defaults.key_budget
+    )

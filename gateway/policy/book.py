@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gateway.config.settings import check_settings
 from gateway.config.yaml_messages import nearest
-from gateway.config.yaml_source import Source, in_file_order, shown
-from gateway.errors import ConfigError, Mistake
-from gateway.policy.conditions import When
-from gateway.policy.pages import Pages
+from gateway.config.yaml_source import YamlSource, in_file_order, shown
+from gateway.errors import ConfigError, ConfigIssue
+from gateway.policy.conditions import RouteCondition
+from gateway.policy.pages import PolicyFileCache
 from gateway.policy.projections import PROJECTIONS
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Caller(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class PolicyBook:
+class PolicySet:
     """Every policy, and the projections that they may name. Immutable: a reload makes a new book."""
 
     policies: tuple[TenantPolicy, ...]
@@ -47,7 +47,7 @@ class PolicyBook:
     _only_embed: frozenset[str] = field(repr=False)
 
     @classmethod
-    def of(cls, policies: Iterable[TenantPolicy], projections: Mapping[str, Projection] = PROJECTIONS) -> PolicyBook:
+    def of(cls, policies: Iterable[TenantPolicy], projections: Mapping[str, Projection] = PROJECTIONS) -> PolicySet:
         """A book of policies that are known to agree with each other. First match wins."""
         policies = tuple(policies)
         callers: dict[str, Caller] = {}
@@ -87,7 +87,7 @@ class PolicyBook:
         return name in self._only_embed
 
 
-def load_all(config_path: Path, pages: Pages | None = None) -> tuple[Settings, PolicyBook]:
+def load_all(config_path: Path, pages: PolicyFileCache | None = None) -> tuple[Settings, PolicySet]:
     """config.yaml and its policies. ConfigError with every mistake of both. `pages`: see `check_book`."""
     settings, book, mistakes = check_all(config_path, pages)
     if settings is None or book is None:
@@ -96,8 +96,8 @@ def load_all(config_path: Path, pages: Pages | None = None) -> tuple[Settings, P
 
 
 def check_all(
-    config_path: Path, pages: Pages | None = None
-) -> tuple[Settings | None, PolicyBook | None, list[Mistake]]:
+    config_path: Path, pages: PolicyFileCache | None = None
+) -> tuple[Settings | None, PolicySet | None, list[ConfigIssue]]:
     """config.yaml and its policies, with the mistakes of both at once. Either is None when it has one."""
     settings, source, mistakes = check_settings(config_path)
     folder = _folder(settings, source, config_path)
@@ -112,8 +112,8 @@ def check_book(
     folder: Path,
     known_models: list[str] | None,
     protocols: Mapping[str, str] = MappingProxyType({}),
-    pages: Pages | None = None,
-) -> tuple[PolicyBook | None, list[Mistake]]:
+    pages: PolicyFileCache | None = None,
+) -> tuple[PolicySet | None, list[ConfigIssue]]:
     """Every *.yaml in `folder`, one tenant each, and the projections and exemplars in the folders below it.
 
     Args:
@@ -121,14 +121,16 @@ def check_book(
         protocols: of the models of config.yaml, by name: only `openai` has a route for embeddings.
         pages: what remembers the files that were read before, and will those that are read now.
     """
-    pages = pages if pages is not None else Pages()
+    pages = pages if pages is not None else PolicyFileCache()
     try:
         files = sorted(file for file in folder.iterdir() if not file.name.startswith("."))
     except OSError as error:
         why = (error.strerror or "error").lower()
-        return None, [Mistake(shown(folder), 0, 0, "", f"the policies folder cannot be read: {why}")]
+        return None, [ConfigIssue(shown(folder), 0, 0, "", f"the policies folder cannot be read: {why}")]
     mistakes = [
-        Mistake(shown(file), 0, 0, "", "not read: rename it to end in .yaml") for file in files if file.suffix == ".yml"
+        ConfigIssue(shown(file), 0, 0, "", "not read: rename it to end in .yaml")
+        for file in files
+        if file.suffix == ".yml"
     ]
     library, book_so_far = pages.library, _Together()
     mistakes += library.read(folder)
@@ -147,8 +149,8 @@ def check_book(
     pages.keep_only(file for file in files if file.suffix == ".yaml")
     library.close(frozenset(file.name for file in files))
     if not mistakes and not policies:
-        mistakes.append(Mistake(shown(folder), 0, 0, "", "no policy: add a file that ends in .yaml"))
-    return (None if mistakes else PolicyBook.of(policies, library.projections)), mistakes
+        mistakes.append(ConfigIssue(shown(folder), 0, 0, "", "no policy: add a file that ends in .yaml"))
+    return (None if mistakes else PolicySet.of(policies, library.projections)), mistakes
 
 
 def near_misses(folder: Path) -> list[Path]:
@@ -164,7 +166,7 @@ class _Together:
         self._tenants: dict[str, str] = {}
         self._hashes: dict[str, str] = {}
 
-    def check(self, source: Source) -> Iterator[Mistake]:
+    def check(self, source: YamlSource) -> Iterator[ConfigIssue]:
         tenant = source.get("tenant")
         if isinstance(tenant, str) and self._tenants.setdefault(tenant, source.file) != source.file:
             yield source.mistake(("tenant",), f"{self._tenants[tenant]} is of tenant {tenant} too: one file each")
@@ -178,7 +180,7 @@ class _Together:
                 yield source.mistake(("keys", index, "sha256"), f"the same key as {first}: a key has one owner")
 
 
-def _routes(source: Source, known_models: list[str] | None) -> Iterator[Mistake]:
+def _routes(source: YamlSource, known_models: list[str] | None) -> Iterator[ConfigIssue]:
     before: dict[str, list[tuple[int, dict[str, Any]]]] = {}
     for index, route in enumerate(source.items("routes")):
         if not isinstance(route, dict):
@@ -197,8 +199,8 @@ def _routes(source: Source, known_models: list[str] | None) -> Iterator[Mistake]
 
 
 def _among(
-    source: Source, name: str, index: int, route: dict[str, Any], before: list[tuple[int, dict[str, Any]]]
-) -> Iterator[Mistake]:
+    source: YamlSource, name: str, index: int, route: dict[str, Any], before: list[tuple[int, dict[str, Any]]]
+) -> Iterator[ConfigIssue]:
     """What is wrong with a route beside those before it that have the same name."""
     for other, earlier in before:
         if (earlier.get("mode") == "embeddings") != (route.get("mode") == "embeddings"):
@@ -219,11 +221,11 @@ def _among(
             return
 
 
-def _alike(source: Source, one: dict[str, Any], other: dict[str, Any]) -> bool:
+def _alike(source: YamlSource, one: dict[str, Any], other: dict[str, Any]) -> bool:
     """Whether the `when` of two routes holds for the same requests, as far as equal conditions tell."""
     if not isinstance(one.get("when"), dict) or not isinstance(other.get("when"), dict):
         return False
-    first, second = (source.part(route["when"]).check(When)[0] for route in (one, other))
+    first, second = (source.part(route["when"]).check(RouteCondition)[0] for route in (one, other))
     if first is None or first != second:
         return False
     return one.get("default_max_tokens") == other.get("default_max_tokens") or not first.names("max_tokens")
@@ -244,7 +246,7 @@ def _engines(route: dict[str, Any]) -> Iterator[tuple[tuple[str | int, ...], str
             yield ("students", index, "model"), engine
 
 
-def _without_embeddings(source: Source, protocols: Mapping[str, str]) -> Iterator[Mistake]:
+def _without_embeddings(source: YamlSource, protocols: Mapping[str, str]) -> Iterator[ConfigIssue]:
     for index, route in enumerate(source.items("routes")):
         embeds = isinstance(route, dict) and route.get("mode") == "embeddings"
         for where, engine in _engines(route) if embeds else ():
@@ -258,14 +260,14 @@ def _without_embeddings(source: Source, protocols: Mapping[str, str]) -> Iterato
                 )
 
 
-def _names(source: Source | None) -> list[str] | None:
+def _names(source: YamlSource | None) -> list[str] | None:
     """The model names of a config.yaml that has mistakes; None if it tells none."""
     models = source.items("models") if source else []
     names = [model.get("name") for model in models if isinstance(model, dict)]
     return list(dict.fromkeys(name for name in names if isinstance(name, str))) or None
 
 
-def _protocols(source: Source | None) -> Iterator[tuple[str, str]]:
+def _protocols(source: YamlSource | None) -> Iterator[tuple[str, str]]:
     """Of each model its name and its protocol, also of a config.yaml that has mistakes."""
     for model in source.items("models") if source else ():
         name, protocol = (model.get("name"), model.get("protocol")) if isinstance(model, dict) else (None, None)
@@ -273,7 +275,7 @@ def _protocols(source: Source | None) -> Iterator[tuple[str, str]]:
             yield name, protocol
 
 
-def _folder(settings: Settings | None, source: Source | None, config_path: Path) -> Path | None:
+def _folder(settings: Settings | None, source: YamlSource | None, config_path: Path) -> Path | None:
     """The policies folder, also of a config.yaml that has mistakes; None if it cannot be told."""
     if settings is not None:
         return settings.policies

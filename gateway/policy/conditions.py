@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 import re2
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from gateway.config.scalars import Flag, Whole, Wrong
-from gateway.config.yaml_source import Shape
+from gateway.config.scalars import Flag, InvalidValue, Whole
+from gateway.config.yaml_source import StrictModel
 from gateway.protocol.chat import ChatRequest
 from gateway.protocol.messages import words
 from gateway.protocol.text import TextRequest
@@ -55,19 +55,21 @@ def to_pattern(value: object) -> Pattern:
     if isinstance(value, Pattern):
         return value
     if not isinstance(value, str) or not value:
-        raise Wrong("must be a regular expression: put it in quotes")
+        raise InvalidValue("must be a regular expression: put it in quotes")
     if len(value) > _MAX_PATTERN_CHARS:
-        raise Wrong(f"must have at most {_MAX_PATTERN_CHARS} characters")
+        raise InvalidValue(f"must have at most {_MAX_PATTERN_CHARS} characters")
     options = re2.Options()
     options.never_capture, options.log_errors = True, False
     try:
         compiled = re2.compile(value.encode(), options)
     except re2.error as error:
-        raise Wrong(_said_of(value, error.args[0].decode("utf-8", "replace"))) from None
+        raise InvalidValue(_said_of(value, error.args[0].decode("utf-8", "replace"))) from None
     except UnicodeEncodeError:
-        raise Wrong("holds a character that cannot be") from None
+        raise InvalidValue("holds a character that cannot be") from None
     if max(compiled.programsize, compiled.reverseprogramsize) > _MAX_PROGRAM:
-        raise Wrong("would take too long: shorten its repetitions, like .{0,300}, or leave their upper bound open")
+        raise InvalidValue(
+            "would take too long: shorten its repetitions, like .{0,300}, or leave their upper bound open"
+        )
     return Pattern(value, compiled)
 
 
@@ -101,7 +103,7 @@ PatternText: TypeAlias = Annotated[
 Bound: TypeAlias = Annotated[Whole, Field(ge=0, le=_MAX_NUMBER)]
 
 
-class Bounds(Shape):
+class NumberRange(StrictModel):
     """What a number must be: all that is given must hold."""
 
     gte: Bound | None = None
@@ -116,15 +118,15 @@ class Bounds(Shape):
     """Exactly so many."""
 
     @model_validator(mode="after")
-    def _some_number_fits(self) -> Bounds:
+    def _some_number_fits(self) -> NumberRange:
         low = max(0, self.gte or 0, -1 if self.gt is None else self.gt + 1, self.eq or 0)
         high = min(
             _MAX_NUMBER if one is None else one for one in (self.lte, None if self.lt is None else self.lt - 1, self.eq)
         )
         if not self.model_fields_set:
-            raise Wrong("empty: write a number, or one or two of gte, gt, lte, lt")
+            raise InvalidValue("empty: write a number, or one or two of gte, gt, lte, lt")
         if low > high:
-            raise Wrong("no number fits all of it")
+            raise InvalidValue("no number fits all of it")
         return self
 
     def why_not(self, number: int) -> str | None:
@@ -146,11 +148,11 @@ def _bounds(value: object) -> object:
     return {"eq": value} if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-NumberIs: TypeAlias = Annotated[Bounds, BeforeValidator(_bounds, json_schema_input_type=Bound | Bounds)]
+NumberIs: TypeAlias = Annotated[NumberRange, BeforeValidator(_bounds, json_schema_input_type=Bound | NumberRange)]
 """One number, or bounds."""
 
 
-class HeaderRule(Shape):
+class HeaderRule(StrictModel):
     """What a header of the request must be."""
 
     equals: Annotated[str, Field(max_length=1000)] | None = None
@@ -163,7 +165,7 @@ class HeaderRule(Shape):
     @model_validator(mode="after")
     def _one_of_them(self) -> HeaderRule:
         if len(self.model_fields_set) != 1:
-            raise Wrong("must be one of: the value itself, {matches: ...}, {present: true}, {present: false}")
+            raise InvalidValue("must be one of: the value itself, {matches: ...}, {present: true}, {present: false}")
         return self
 
     def why_not(self, value: str | None) -> str | None:
@@ -183,7 +185,7 @@ def _header_rule(value: object) -> object:
     if isinstance(value, str):
         return {"equals": value}
     if not isinstance(value, dict | HeaderRule):
-        raise Wrong("must be the value in quotes, or {matches: ...}, {present: true}, {present: false}")
+        raise InvalidValue("must be the value in quotes, or {matches: ...}, {present: true}, {present: false}")
     return value
 
 
@@ -196,7 +198,7 @@ def _several(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
-class When(Shape):
+class RouteCondition(StrictModel):
     """Which requests a route takes. All that is named must hold."""
 
     prompt_bytes: NumberIs | None = None
@@ -220,16 +222,16 @@ class When(Shape):
     """A text, or several of which one must be there, in the first 64,000 characters; small letters equal capitals."""
     matches: PatternText | None = None
     """A regular expression of RE2 that is found in the first 64,000 characters."""
-    any_of: Annotated[tuple[When, ...], Field(min_length=1, max_length=20)] | None = Field(None, alias="any")
+    any_of: Annotated[tuple[RouteCondition, ...], Field(min_length=1, max_length=20)] | None = Field(None, alias="any")
     """Several of the same kind as this one, of which one must hold."""
-    none_of: When | None = Field(None, alias="not")
+    none_of: RouteCondition | None = Field(None, alias="not")
     """One of the same kind as this one, which must not hold."""
 
     @field_validator("*", mode="before")
     @classmethod
     def _not_empty(cls, value: object) -> object:
         if value is None:
-            raise Wrong("empty: write a value, or remove the line")
+            raise InvalidValue("empty: write a value, or remove the line")
         return value
 
     @field_validator("header", mode="before")
@@ -239,17 +241,19 @@ class When(Shape):
             return headers
         for name in headers:
             if not isinstance(name, str) or not _HEADER.fullmatch(name.lower()):
-                raise Wrong("the name of a header has letters, digits and -, like x-team")
+                raise InvalidValue("the name of a header has letters, digits and -, like x-team")
             if name.lower() in _SECRET_HEADERS:
-                raise Wrong(f"{name.lower()} carries a secret and decides nothing here: take a header of your own")
+                raise InvalidValue(
+                    f"{name.lower()} carries a secret and decides nothing here: take a header of your own"
+                )
         if len({name.lower() for name in headers}) < len(headers):
-            raise Wrong("names a header twice: capitals do not matter")
+            raise InvalidValue("names a header twice: capitals do not matter")
         return {name.lower(): rule for name, rule in headers.items()}
 
     @model_validator(mode="after")
-    def _something(self) -> When:
+    def _something(self) -> RouteCondition:
         if not self.model_fields_set:
-            raise Wrong("empty: name a condition, or remove it: without `when` a route takes every request")
+            raise InvalidValue("empty: name a condition, or remove it: without `when` a route takes every request")
         return self
 
     @cached_property
@@ -263,7 +267,7 @@ class When(Shape):
         parts = (*(self.any_of or ()), *((self.none_of,) if self.none_of else ()))
         return getattr(self, condition) is not None or any(part.names(condition) for part in parts)
 
-    def why_not(self, facts: Facts, default_max_tokens: int | None) -> str | None:
+    def why_not(self, facts: RequestFacts, default_max_tokens: int | None) -> str | None:
         """The first thing that does not hold, in a few words; None if all does. Never tells the request's words."""
         return (
             self._why_not_by_size(facts, default_max_tokens)
@@ -272,7 +276,7 @@ class When(Shape):
             or self._why_not_by_parts(facts, default_max_tokens)
         )
 
-    def _why_not_by_size(self, facts: Facts, default_max_tokens: int | None) -> str | None:
+    def _why_not_by_size(self, facts: RequestFacts, default_max_tokens: int | None) -> str | None:
         if self.tools is not None and facts.tools != self.tools:
             return "it offers no tools" if self.tools else "it offers tools"
         if self.stream is not None and facts.stream != self.stream:
@@ -287,20 +291,20 @@ class When(Shape):
                 return f"max_tokens is {limit}, {why}"
         return None
 
-    def _why_not_by_header(self, facts: Facts) -> str | None:
+    def _why_not_by_header(self, facts: RequestFacts) -> str | None:
         for name, rule in (self.header or {}).items():
             if why := rule.why_not(facts.headers.get(name)):
                 return f"header {name} {why}"
         return None
 
-    def _why_not_by_words(self, facts: Facts) -> str | None:
+    def _why_not_by_words(self, facts: RequestFacts) -> str | None:
         if self.contains is not None and not any(text.casefold() in facts.folded for text in self.contains):
             return "contains: none of it is there" if len(self.contains) > 1 else "contains: it is not there"
         if self.matches is not None and not self.matches.found_in(facts.encoded):
             return "matches: nothing does"
         return None
 
-    def _why_not_by_parts(self, facts: Facts, default_max_tokens: int | None) -> str | None:
+    def _why_not_by_parts(self, facts: RequestFacts, default_max_tokens: int | None) -> str | None:
         if self.any_of is not None:
             whys = []
             for part in self.any_of:
@@ -318,7 +322,7 @@ class When(Shape):
 _MOST_WHYS = 3
 
 
-class Facts:
+class RequestFacts:
     """What conditions look at, of one request. The words are put together when a condition asks for them, and once."""
 
     def __init__(self, asked: AnyRequest, headers: Mapping[str, str]) -> None:

@@ -187,7 +187,7 @@ class Placements(NamedTuple):
     context: str | None = None
 
 
-class Excluding(NamedTuple):
+class ExcludingField(NamedTuple):
     """A field of a request that excludes guidance.
 
     Attributes:
@@ -231,7 +231,7 @@ def placements(body: Mapping[str, Any], api: API, allowed: Collection[str] = ())
     return Placements(found[0].reason, next((one.reason for one in found if one.placement == "none"), None))
 
 
-def excluding_fields(body: Mapping[str, Any], api: API, allowed: Collection[str] = ()) -> Iterator[Excluding]:
+def excluding_fields(body: Mapping[str, Any], api: API, allowed: Collection[str] = ()) -> Iterator[ExcludingField]:
     """Yield the fields that exclude guidance."""
     yield from _excluding(body, None, _NEUTRAL_OR_HOLDER[api], api, allowed)
     for holder in HOLDERS:
@@ -239,7 +239,7 @@ def excluding_fields(body: Mapping[str, Any], api: API, allowed: Collection[str]
         if isinstance(held, dict) and len(held) <= MAX_FIELDS:
             yield from _excluding(held, holder, _NEUTRAL_HELD[api], api, allowed)
         elif held is not None:
-            yield Excluding(holder, None, FIELD_NOT_KNOWN, "none", _LAST)
+            yield ExcludingField(holder, None, FIELD_NOT_KNOWN, "none", _LAST)
 
 
 def known_fields() -> frozenset[str]:
@@ -249,18 +249,18 @@ def known_fields() -> frozenset[str]:
 
 def _excluding(
     body: Mapping[str, Any], holder: str | None, neutral: frozenset[str], api: API, allowed: Collection[str]
-) -> Iterator[Excluding]:
+) -> Iterator[ExcludingField]:
     for field, value in body.items():
         if value is None or field in neutral:
             continue
         if (orders := _RULES[api].get(field)) is None:
             if field not in allowed:
-                yield Excluding(field, holder, FIELD_NOT_KNOWN, "none", _LAST)
+                yield ExcludingField(field, holder, FIELD_NOT_KNOWN, "none", _LAST)
             continue
         for order in orders:
             rule = CONSTRAINTS[order]
             if not _IGNORED[rule.ignored](value):
-                yield Excluding(field, holder, rule.reason, rule.placement, order)
+                yield ExcludingField(field, holder, rule.reason, rule.placement, order)
 
 
 def _rules(api: API) -> dict[str, tuple[int, ...]]:

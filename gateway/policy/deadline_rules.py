@@ -6,8 +6,8 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field, PlainValidator, ValidationInfo, field_validator
 
-from gateway.config.scalars import Duration, DurationText, Wrong, lasting, read_duration
-from gateway.config.yaml_source import Shape
+from gateway.config.scalars import Duration, DurationText, InvalidValue, lasting, read_duration
+from gateway.config.yaml_source import StrictModel
 
 _LEAST_S, _MOST_S = 0.001, 600.0
 _Fixed: TypeAlias = Annotated[Duration, lasting("1ms", "10m")]
@@ -18,10 +18,10 @@ def _deadline(value: object, info: ValidationInfo) -> float | Literal["auto"]:
         return "auto"
     try:
         seconds = read_duration(value, info)
-    except Wrong as wrong:
-        raise Wrong(f"{wrong}, or auto") from None
+    except InvalidValue as wrong:
+        raise InvalidValue(f"{wrong}, or auto") from None
     if not _LEAST_S <= seconds <= _MOST_S:
-        raise Wrong("must be between 1ms and 10m, or auto")
+        raise InvalidValue("must be between 1ms and 10m, or auto")
     return seconds
 
 
@@ -31,7 +31,7 @@ Deadline: TypeAlias = Annotated[
 """A duration in seconds; or `auto`."""
 
 
-class AutoDeadline(Shape):
+class AutoDeadline(StrictModel):
     """The bounds of `deadline: auto`, which follows the teacher's measured times."""
 
     min_s: _Fixed = Field(0.5, alias="min")
@@ -43,5 +43,5 @@ class AutoDeadline(Shape):
     @classmethod
     def _not_below_min(cls, max_s: float, info: ValidationInfo) -> float:
         if max_s < info.data.get("min_s", 0.0):
-            raise Wrong("must not be below min")
+            raise InvalidValue("must not be below min")
         return max_s

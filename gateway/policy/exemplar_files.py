@@ -7,13 +7,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from gateway.config.yaml_source import in_file_order, parse, shown
-from gateway.policy.named_files import NamedFiles, Parsed
+from gateway.policy.named_files import NamedFiles, ParsedFile
 from gateway.policy.projection_shapes import MAX_CHARS, ExemplarList
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from gateway.errors import Mistake
+    from gateway.errors import ConfigIssue
     from gateway.policy.projections import Exemplar
 
 MAX_BYTES = 256_000
@@ -31,7 +31,7 @@ def exemplar_files() -> NamedFiles[tuple[Exemplar, ...]]:
     return NamedFiles("exemplars/arithmetic.yaml", ENDINGS, MAX_BYTES, _parsed)
 
 
-def _parsed(raw: bytes, file: Path) -> Parsed[tuple[Exemplar, ...]]:
+def _parsed(raw: bytes, file: Path) -> ParsedFile[tuple[Exemplar, ...]]:
     source, mistakes = parse(raw, shown(file), list)
     found: ExemplarList | None = None
     if source is not None:
@@ -45,10 +45,10 @@ def _parsed(raw: bytes, file: Path) -> Parsed[tuple[Exemplar, ...]]:
                 (), f"holds {size} characters: a teacher would read them with each request; at most {MAX_CHARS}"
             )
         )
-    return Parsed(None if mistakes else exemplars, tuple(in_file_order(map(without_content, mistakes))))
+    return ParsedFile(None if mistakes else exemplars, tuple(in_file_order(map(without_content, mistakes))))
 
 
-def without_content(mistake: Mistake) -> Mistake:
+def without_content(mistake: ConfigIssue) -> ConfigIssue:
     """The same without words of the file that a slip has made a key or an alias of."""
     place, message = mistake.field, mistake.message
     if not _PLAIN_PLACE.fullmatch(place):

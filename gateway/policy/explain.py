@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from gateway.capabilities.continuation import Continuation
 from gateway.errors import GatewayError
 from gateway.policy.allowed import allowed
-from gateway.policy.resolve import Look, resolve, resolve_embeddings
+from gateway.policy.resolve import EngineSnapshot, resolve, resolve_embeddings
 from gateway.policy.routing import choose, not_found
 from gateway.policy.unguided import fields_against
 from gateway.protocol.embeddings import EmbeddingsRequest
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
     from gateway.config.models import ModelSettings
     from gateway.config.settings import Settings
-    from gateway.policy.allowed import Allowed
+    from gateway.policy.allowed import EffectiveLimits
     from gateway.policy.book import Caller
     from gateway.policy.resolve import Plan
-    from gateway.policy.routing import Choice
+    from gateway.policy.routing import RouteChoice
     from gateway.protocol.requests import AnyRequest
 
 
@@ -41,11 +41,11 @@ class Explanation:
         fields: the request's fields because of which it goes without guidance.
     """
 
-    choice: Choice
+    choice: RouteChoice
     plan: Plan | None
     refused: GatewayError | None
-    tenant: Allowed
-    key: Allowed
+    tenant: EffectiveLimits
+    key: EffectiveLimits
     assumed: tuple[str, ...]
     fields: tuple[str, ...] = ()
 
@@ -64,7 +64,9 @@ def explain(caller: Caller, asked: AnyRequest, headers: Mapping[str, str], setti
     )
 
 
-def _plan(caller: Caller, choice: Choice, asked: AnyRequest, headers: Mapping[str, str], settings: Settings) -> Plan:
+def _plan(
+    caller: Caller, choice: RouteChoice, asked: AnyRequest, headers: Mapping[str, str], settings: Settings
+) -> Plan:
     route = choice.route
     if route is None:
         raise not_found(caller, asked.model, choice)
@@ -74,7 +76,7 @@ def _plan(caller: Caller, choice: Choice, asked: AnyRequest, headers: Mapping[st
     return resolve(caller.policy, route, asked, lambda name: _look(settings.by_name[name]), lambda: 0.0, headers)
 
 
-def _fields(choice: Choice, asked: AnyRequest, plan: Plan | None) -> list[str]:
+def _fields(choice: RouteChoice, asked: AnyRequest, plan: Plan | None) -> list[str]:
     """Return the names of the fields that give the reason against guidance."""
     guided = plan.shadow or plan if plan is not None else None
     if guided is None or choice.route is None or isinstance(asked, EmbeddingsRequest):
@@ -83,10 +85,10 @@ def _fields(choice: Choice, asked: AnyRequest, plan: Plan | None) -> list[str]:
     return list(dict.fromkeys(one.path for one in found))
 
 
-def _look(model: ModelSettings) -> Look:
+def _look(model: ModelSettings) -> EngineSnapshot:
     mode = model.continuation
     known = None if mode == "none" else Continuation("trailing" if mode == "auto" else mode)
-    return Look(known, reasoning=model.reasoning, takes_prompts=model.protocol != "litellm")
+    return EngineSnapshot(known, reasoning=model.reasoning, takes_prompts=model.protocol != "litellm")
 
 
 def _assumed(plan: Plan, settings: Settings) -> list[str]:

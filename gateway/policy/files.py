@@ -13,26 +13,26 @@ from typing import TYPE_CHECKING
 
 from gateway.policy.book import check_all, check_book, load_all
 from gateway.policy.named_files import PROJECTIONS_FOLDER
-from gateway.policy.pages import Pages
-from gateway.policy.policies import Edition
+from gateway.policy.pages import PolicyFileCache
+from gateway.policy.policies import PolicyEdition
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from gateway.config.settings import Settings
-    from gateway.policy.book import PolicyBook
+    from gateway.policy.book import PolicySet
 
 Signature = tuple[object, ...]
 """What changes when a file does: names, inodes, times and sizes."""
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class PolicyFolder:
     """The folder as it was read. `book` is None when it has a mistake."""
 
-    book: PolicyBook | None
+    book: PolicySet | None
     mistakes: tuple[str, ...]
-    edition: Edition
+    edition: PolicyEdition
 
 
 class PolicyFiles:
@@ -45,7 +45,7 @@ class PolicyFiles:
         pages: what remembers the policy files.
     """
 
-    def __init__(self, config: Path, digest: str, settings: Settings, pages: Pages) -> None:
+    def __init__(self, config: Path, digest: str, settings: Settings, pages: PolicyFileCache) -> None:
         self._config = config
         self._digest = digest
         self._folder = settings.policies
@@ -54,9 +54,9 @@ class PolicyFiles:
         self._pages = pages
 
     @classmethod
-    def open(cls, config: Path) -> tuple[Settings, PolicyBook, PolicyFiles]:
+    def open(cls, config: Path) -> tuple[Settings, PolicySet, PolicyFiles]:
         """config.yaml and its policies, to be watched from here on. Raises ConfigError with every mistake of both."""
-        pages, digest = Pages(), _digest(config)
+        pages, digest = PolicyFileCache(), _digest(config)
         settings, book = load_all(config, pages)
         return settings, book, cls(config, digest, settings, pages)
 
@@ -77,14 +77,14 @@ class PolicyFiles:
         """What a restart would say of config.yaml, and of the policies by it."""
         return tuple(str(mistake) for mistake in check_all(self._config, self._pages)[2])
 
-    def read(self) -> Reading:
+    def read(self) -> PolicyFolder:
         """The policies, against the configuration that the process runs with."""
         book, mistakes = check_book(self._folder, self._models, self._protocols, self._pages)
-        return Reading(book, tuple(map(str, mistakes)), self.edition())
+        return PolicyFolder(book, tuple(map(str, mistakes)), self.edition())
 
-    def edition(self) -> Edition:
+    def edition(self) -> PolicyEdition:
         """What was read last."""
-        return Edition(self._pages.version, self._pages.files, time())
+        return PolicyEdition(self._pages.version, self._pages.files, time())
 
 
 def _digest(config: Path) -> str:

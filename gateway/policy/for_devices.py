@@ -9,7 +9,7 @@ from msgspec import structs
 
 from gateway.capabilities.continuation import Continuation
 from gateway.errors import RouteWithoutGuidance
-from gateway.policy.resolve import Look, resolve
+from gateway.policy.resolve import EngineSnapshot, resolve
 from gateway.policy.routing import NO_HEADERS
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from gateway.protocol.chat import ChatRequest
 
 # The device goes on with what it is given; how, is its own affair. Whether the gateway's student can is not asked.
-_A_DEVICES = Look(Continuation("trailing", echo=False))
+_A_DEVICES = EngineSnapshot(Continuation("trailing", echo=False))
 
 
 def resolve_guidance(

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
-from gateway.policy.conditions import Facts
+from gateway.policy.conditions import RequestFacts
 from gateway.policy.length_rules import DEFAULT_RULES
 from gateway.policy.question_features import looks_of, question_of
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from gateway.policy.length_model import LengthModel
     from gateway.policy.length_rules import AutoRule, LengthRule, ProbeRule, StopAt
-    from gateway.policy.question_features import Looks
+    from gateway.policy.question_features import QuestionFeatures
     from gateway.protocol.requests import CompletionRequest
 
 # An opening of more than half of what the caller wants leaves the student nothing to do that is worth a call.
@@ -31,7 +31,7 @@ TOO_SHORT, BY_RULE, BY_MODEL = "auto_short", "auto_rule", "auto_model"
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class LengthChoice:
     """How long the guidance of one request may be, and why.
 
     Attributes:
@@ -55,7 +55,7 @@ class Choice:
     unguided: str | None = None
 
 
-class _QuestionFacts(Facts):
+class _QuestionFacts(RequestFacts):
     """The words of the question alone: few enough to be looked through while others wait."""
 
     @cached_property
@@ -65,7 +65,7 @@ class _QuestionFacts(Facts):
 
 def choose_length(
     rule: AutoRule, asked: CompletionRequest, max_tokens: int | None, headers: Mapping[str, str]
-) -> Choice:
+) -> LengthChoice:
     """What the rule says of this request.
 
     max_tokens: the limit on the answer, the route's where the caller sends none; None: there is none.
@@ -75,13 +75,13 @@ def choose_length(
     return _fitted(rule, chosen, max_tokens)
 
 
-def of_model(model: LengthModel, looks: Looks, rule: AutoRule) -> Choice:
+def of_model(model: LengthModel, looks: QuestionFeatures, rule: AutoRule) -> LengthChoice:
     """What a learned model says, within the rule's bounds."""
     found = model.predict(looks.numbers)
     return _choice(rule, looks, found.tokens, "model", model=model.name, score=round(found.score, 4))
 
 
-def _chosen(rule: AutoRule, looks: Looks, facts: Facts, max_tokens: int | None) -> Choice:
+def _chosen(rule: AutoRule, looks: QuestionFeatures, facts: RequestFacts, max_tokens: int | None) -> LengthChoice:
     learned = rule.learned
     rules = rule.rules if rule.rules is not None else () if learned is not None else DEFAULT_RULES
     for one in rules:
@@ -92,7 +92,7 @@ def _chosen(rule: AutoRule, looks: Looks, facts: Facts, max_tokens: int | None) 
     return _choice(rule, looks, rule.default, "default")
 
 
-def _holds(one: LengthRule, looks: Looks, facts: Facts, max_tokens: int | None) -> bool:
+def _holds(one: LengthRule, looks: QuestionFeatures, facts: RequestFacts, max_tokens: int | None) -> bool:
     if one.prompt is not None and one.prompt != looks.prompt:
         return False
     return one.when is None or one.when.why_not(facts, max_tokens) is None
@@ -100,18 +100,18 @@ def _holds(one: LengthRule, looks: Looks, facts: Facts, max_tokens: int | None) 
 
 def _choice(
     rule: AutoRule,
-    looks: Looks,
+    looks: QuestionFeatures,
     tokens: int,
     by: ChosenBy,
     *,
     name: str | None = None,
     model: str | None = None,
     score: float | None = None,
-) -> Choice:
+) -> LengthChoice:
     unguided = None
     if not tokens:
         unguided = BY_MODEL if by == "model" else BY_RULE
-    return Choice(
+    return LengthChoice(
         tokens=max(rule.min, min(rule.max, tokens)) if tokens else 0,
         by=by,
         prompt=looks.prompt,
@@ -125,7 +125,7 @@ def _choice(
     )
 
 
-def _fitted(rule: AutoRule, chosen: Choice, max_tokens: int | None) -> Choice:
+def _fitted(rule: AutoRule, chosen: LengthChoice, max_tokens: int | None) -> LengthChoice:
     """No more than half of the answer; and none where that would be too little to steer it."""
     if max_tokens is None or not chosen.tokens or chosen.tokens <= max_tokens // _SHARE_OF_ANSWER:
         return chosen

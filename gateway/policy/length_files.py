@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gateway.config.yaml_source import shown
-from gateway.errors import Mistake
+from gateway.errors import ConfigIssue
 from gateway.policy.length_model import MAX_FILE_BYTES, FittedLengths, lengths_of
-from gateway.policy.named_files import NamedFiles, Parsed
+from gateway.policy.named_files import NamedFiles, ParsedFile
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,8 +18,8 @@ def length_files() -> NamedFiles[FittedLengths]:
     return NamedFiles("lengths/chat.json", frozenset({".json"}), MAX_FILE_BYTES, _parsed)
 
 
-def _parsed(raw: bytes, file: Path) -> Parsed[FittedLengths]:
+def _parsed(raw: bytes, file: Path) -> ParsedFile[FittedLengths]:
     try:
-        return Parsed(lengths_of(raw))
+        return ParsedFile(lengths_of(raw))
     except ValueError as error:
-        return Parsed(None, (Mistake(shown(file), 0, 0, "", str(error)),))
+        return ParsedFile(None, (ConfigIssue(shown(file), 0, 0, "", str(error)),))

@@ -28,7 +28,7 @@ _Share = Annotated[float, Field(allow_inf_nan=False, ge=0, le=1)]
 
 
 @dataclass(frozen=True, slots=True)
-class Predicted:
+class PredictedLength:
     """A length that a model chose. `score`: how likely it takes the answer with that much guidance to be right."""
 
     tokens: int
@@ -43,7 +43,7 @@ class LengthModel(Protocol):
         """Its name and version, as receipts tell them."""
         ...
 
-    def predict(self, numbers: Sequence[float]) -> Predicted:
+    def predict(self, numbers: Sequence[float]) -> PredictedLength:
         """numbers: what a question looks like, in the order of FEATURES -> a length in tokens; 0: no guidance."""
         ...
 
@@ -64,7 +64,7 @@ class OneLength(_Part):
     cost_usd: Annotated[float, Field(allow_inf_nan=False, ge=0, le=1e6)]
 
 
-class Provenance(_Part):
+class FitProvenance(_Part):
     """What it was fitted on.
 
     Attributes:
@@ -83,7 +83,7 @@ class Provenance(_Part):
     version: Annotated[str, Field(max_length=100)]
 
 
-class Figures(_Part):
+class FitFigures(_Part):
     """How it did on questions that it was not fitted on (nested cross-validation), beside a fixed length.
 
     Attributes:
@@ -117,8 +117,8 @@ class FittedLengths(_Part):
     scales: tuple[Annotated[float, Field(allow_inf_nan=False, gt=0, le=1e6)], ...]
     lengths: Annotated[tuple[OneLength, ...], Field(min_length=1, max_length=_MAX_LENGTHS)]
     usd_for_right: Annotated[float, Field(allow_inf_nan=False, gt=0, le=1e9)]
-    provenance: Provenance
-    figures: Figures | None = None
+    provenance: FitProvenance
+    figures: FitFigures | None = None
 
     @model_validator(mode="after")
     def _agrees(self) -> FittedLengths:
@@ -131,17 +131,17 @@ class FittedLengths(_Part):
             raise ValueError("names a length twice")
         return self
 
-    def predict(self, numbers: Sequence[float]) -> Predicted:
+    def predict(self, numbers: Sequence[float]) -> PredictedLength:
         """As `LengthModel`: the length whose expected worth is highest; of equal ones the cheaper."""
         standard = [
             (number - mean) / scale for number, mean, scale in zip(numbers, self.means, self.scales, strict=True)
         ]
-        best, best_worth = Predicted(0, 0.0), -math.inf
+        best, best_worth = PredictedLength(0, 0.0), -math.inf
         for one in sorted(self.lengths, key=lambda length: length.cost_usd):
             score = _logistic(one.intercept + sum(map(float.__mul__, one.weights, standard)))
             worth = score * self.usd_for_right - one.cost_usd
             if worth > best_worth:
-                best, best_worth = Predicted(one.tokens, score), worth
+                best, best_worth = PredictedLength(one.tokens, score), worth
         return best
 
 

@@ -14,9 +14,9 @@ from pydantic import (
     model_validator,
 )
 
-from gateway.config.scalars import Duration, Number, Whole, Wrong, lasting
-from gateway.config.yaml_source import Shape
-from gateway.policy.conditions import When
+from gateway.config.scalars import Duration, InvalidValue, Number, Whole, lasting
+from gateway.config.yaml_source import StrictModel
+from gateway.policy.conditions import RouteCondition
 from gateway.policy.length_model import LengthModel
 from gateway.policy.question_features import PromptClass
 
@@ -31,13 +31,13 @@ def _tokens(value: object) -> int | Literal["auto"]:
     if value == "auto":
         return "auto"
     if isinstance(value, str) and value.isdigit():
-        raise Wrong("must be a whole number, without quotes")
+        raise InvalidValue("must be a whole number, without quotes")
     if not isinstance(value, int) or isinstance(value, bool):
-        raise Wrong("must be a whole number, or auto")
+        raise InvalidValue("must be a whole number, or auto")
     if value < 1:
-        raise Wrong("must be at least 1")
+        raise InvalidValue("must be at least 1")
     if value > MOST_TOKENS:
-        raise Wrong(f"must be at most {MOST_TOKENS}")
+        raise InvalidValue(f"must be at most {MOST_TOKENS}")
     return value
 
 
@@ -47,14 +47,14 @@ Tokens: TypeAlias = Annotated[
 """How many tokens of guidance; or `auto`."""
 
 
-class LengthRule(Shape):
+class LengthRule(StrictModel):
     """One rule of `auto`. All that it names must hold; the first rule that does decides."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
     """How receipts call it."""
     prompt: PromptClass | None = None
     """What kind of question it is, as cheap features tell: choice, code, maths, list, trivial or other."""
-    when: When | None = None
+    when: RouteCondition | None = None
     """Conditions as a route's; `contains` and `matches` look at the question alone, at its first 2,000 characters."""
     tokens: Annotated[Whole, Field(ge=0, le=MOST_TOKENS)]
     """How long the opening may be, within min and max; 0: no guidance."""
@@ -62,11 +62,11 @@ class LengthRule(Shape):
     @model_validator(mode="after")
     def _asks_something(self) -> LengthRule:
         if self.prompt is None and self.when is None:
-            raise Wrong("holds for every request: name `prompt` or `when`, or set `default`")
+            raise InvalidValue("holds for every request: name `prompt` or `when`, or set `default`")
         return self
 
 
-class ProbeRule(Shape):
+class ProbeRule(StrictModel):
     """The student's first token, asked for before the teacher is: where it is sure of that, nobody need help it."""
 
     confident: Annotated[Number, Field(gt=0, le=1)] = 0.9
@@ -102,7 +102,7 @@ DEFAULT_RULES = (
 before they calculate."""
 
 
-class AutoRule(Shape):
+class AutoRule(StrictModel):
     """How long the guidance is, where `tokens` is auto: rules first, then a learned model, else the default."""
 
     min: Length = 16
@@ -139,9 +139,9 @@ class AutoRule(Shape):
     def _in_range(cls, value: int, info: ValidationInfo) -> int:
         least, most = info.data.get("min"), info.data.get("max", value)
         if least is not None and value < least:
-            raise Wrong(f"must be at least min, {least}")
+            raise InvalidValue(f"must be at least min, {least}")
         if value > most:
-            raise Wrong(f"must be at most max, {most}")
+            raise InvalidValue(f"must be at most max, {most}")
         return value
 
     @field_validator("rules")
@@ -150,10 +150,10 @@ class AutoRule(Shape):
         least, most = info.data.get("min"), info.data.get("max")
         for index, rule in enumerate(rules or ()):
             if least is not None and most is not None and rule.tokens and not least <= rule.tokens <= most:
-                raise Wrong(f"{rule.name} (the {index + 1}. rule): tokens must be 0, or from {least} to {most}")
+                raise InvalidValue(f"{rule.name} (the {index + 1}. rule): tokens must be 0, or from {least} to {most}")
         names = [rule.name for rule in rules or ()]
         if len(set(names)) < len(names):
-            raise Wrong("two rules have one name: receipts could not tell them apart")
+            raise InvalidValue("two rules have one name: receipts could not tell them apart")
         return rules
 
 

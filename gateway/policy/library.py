@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from gateway.config.yaml_messages import nearest
 from gateway.config.yaml_source import contents, in_file_order, parse, shown, unreadable
-from gateway.errors import Mistake
+from gateway.errors import ConfigIssue
 from gateway.policy.exemplar_files import MAX_BYTES, exemplar_files, without_content
 from gateway.policy.length_files import length_files
 from gateway.policy.named_files import PROJECTIONS_FOLDER
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    from gateway.config.yaml_source import Source
+    from gateway.config.yaml_source import YamlSource
     from gateway.policy.length_model import LengthModel
     from gateway.policy.projections import Exemplar, Projection
     from gateway.policy.schema import GuidanceRule, TenantPolicy
@@ -31,9 +31,9 @@ class _Kept(NamedTuple):
     """A file as it was read; what it says is checked anew, for the exemplars that it names may have changed."""
 
     digest: str
-    source: Source | None
+    source: YamlSource | None
     rule: ProjectionRule | None
-    mistakes: tuple[Mistake, ...]
+    mistakes: tuple[ConfigIssue, ...]
 
 
 class _Meant(NamedTuple):
@@ -49,7 +49,7 @@ class _Bound(NamedTuple):
     policy: TenantPolicy
 
 
-class Library:
+class ProjectionRegistry:
     """Reads the folder again and again; what has not changed is not parsed again.
 
     Attributes:
@@ -71,7 +71,7 @@ class Library:
         """The files of exemplars and of lengths that are named, there or not."""
         return sorted(self._exemplars.named | self._lengths.named)
 
-    def read(self, folder: Path) -> list[Mistake]:
+    def read(self, folder: Path) -> list[ConfigIssue]:
         """The projections beside the policies in `folder`. Blocks; never raises."""
         self._exemplars.begin(folder)
         self._lengths.begin(folder)
@@ -82,11 +82,11 @@ class Library:
         except OSError as error:
             return [unreadable(folder / PROJECTIONS_FOLDER, error)]
         found: dict[str, Projection] = {}
-        mistakes: list[Mistake] = []
+        mistakes: list[ConfigIssue] = []
         kept: dict[str, _Kept] = {}
         for file in files:
             if file.suffix == ".yml":
-                mistakes.append(Mistake(shown(file), 0, 0, "", "not read: rename it to end in .yaml"))
+                mistakes.append(ConfigIssue(shown(file), 0, 0, "", "not read: rename it to end in .yaml"))
             if file.suffix != ".yaml":
                 continue
             kept[file.stem] = one = self._one(file)
@@ -99,7 +99,7 @@ class Library:
         self.projections = MappingProxyType({**PROJECTIONS, **found})
         return mistakes
 
-    def check(self, source: Source) -> Iterator[Mistake]:
+    def check(self, source: YamlSource) -> Iterator[ConfigIssue]:
         """What a policy file says of projections and files, whatever else may be wrong with it."""
         for index, route in enumerate(source.items("routes")):
             guidance = route.get("guidance") if isinstance(route, dict) else None
@@ -122,7 +122,7 @@ class Library:
             if isinstance(auto, dict) and isinstance(file := auto.get("model"), str):
                 yield from self._lengths.of(file, source, ("routes", index, "guidance", "auto", "model"))[1]
 
-    def bind(self, file: Path, policy: TenantPolicy, source: Source) -> TenantPolicy:
+    def bind(self, file: Path, policy: TenantPolicy, source: YamlSource) -> TenantPolicy:
         """The policy with what its names stand for. The same as last time, where that is the same."""
         meant = tuple(
             _Meant(self._asked(route.guidance, source), self._learned(route.guidance, source))
@@ -147,7 +147,7 @@ class Library:
         own = {f"{PROJECTIONS_FOLDER}/{name}.yaml": kept.digest for name, kept in self._kept.items()}
         self.digests = own | self._exemplars.digests | self._lengths.digests
 
-    def _asked(self, rule: GuidanceRule, source: Source) -> Projection | None:
+    def _asked(self, rule: GuidanceRule, source: YamlSource) -> Projection | None:
         """None: a shipped one, as it is."""
         projection = self.projections.get(rule.projection)
         if projection is None or (rule.exemplars is None and rule.projection in PROJECTIONS):
@@ -157,20 +157,20 @@ class Library:
         exemplars, _ = self._exemplars.of(rule.exemplars, source, ())
         return replace(projection, exemplars=exemplars) if exemplars else None
 
-    def _learned(self, rule: GuidanceRule, source: Source) -> LengthModel | None:
+    def _learned(self, rule: GuidanceRule, source: YamlSource) -> LengthModel | None:
         return None if rule.auto.model is None else self._lengths.of(rule.auto.model, source, ())[0]
 
     def _one(self, file: Path) -> _Kept:
         raw = contents(file, MAX_BYTES)
-        if isinstance(raw, Mistake):
+        if isinstance(raw, ConfigIssue):
             return _Kept("", None, None, (raw,))
         digest, kept = sha256(raw).hexdigest(), self._kept.get(file.stem)
         return kept if kept is not None and kept.digest == digest else _parsed(raw, digest, file)
 
-    def _projection(self, name: str, source: Source, rule: ProjectionRule) -> tuple[Projection, list[Mistake]]:
+    def _projection(self, name: str, source: YamlSource, rule: ProjectionRule) -> tuple[Projection, list[ConfigIssue]]:
         path = source.get("exemplars")
         exemplars: tuple[Exemplar, ...] | None = None
-        wrong: list[Mistake] = []
+        wrong: list[ConfigIssue] = []
         if isinstance(path, str):
             exemplars, wrong = self._exemplars.of(path, source, ("exemplars",))
         projection = rule.projection(name, exemplars or ())
@@ -186,7 +186,7 @@ def _as_meant(rule: GuidanceRule, meant: _Meant) -> GuidanceRule:
     return rule.asking(meant.projection, placed)
 
 
-def _too_much(projection: Projection, source: Source, loc: tuple[str | int, ...]) -> Iterator[Mistake]:
+def _too_much(projection: Projection, source: YamlSource, loc: tuple[str | int, ...]) -> Iterator[ConfigIssue]:
     size = sum(map(len, projection.shown))
     if size > MAX_CHARS:
         yield source.mistake(loc, f"adds {size} characters to what the teacher reads; at most {MAX_CHARS}")

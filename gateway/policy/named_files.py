@@ -8,13 +8,13 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from gateway.config.yaml_source import contents
-from gateway.errors import Mistake
+from gateway.errors import ConfigIssue
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gateway.config.yaml_messages import Loc
-    from gateway.config.yaml_source import Source
+    from gateway.config.yaml_source import YamlSource
 
 PROJECTIONS_FOLDER = "projections"
 """In the policies folder."""
@@ -22,11 +22,11 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Parsed(Generic[T]):
+class ParsedFile(Generic[T]):
     """What a file holds; None, with mistakes, where it has some."""
 
     value: T | None
-    mistakes: tuple[Mistake, ...] = ()
+    mistakes: tuple[ConfigIssue, ...] = ()
 
 
 class NamedFiles(Generic[T]):
@@ -40,15 +40,15 @@ class NamedFiles(Generic[T]):
     """
 
     def __init__(
-        self, example: str, endings: frozenset[str], most_bytes: int, parse: Callable[[bytes, Path], Parsed[T]]
+        self, example: str, endings: frozenset[str], most_bytes: int, parse: Callable[[bytes, Path], ParsedFile[T]]
     ) -> None:
         self._example = example
         self._endings = endings
         self._most_bytes = most_bytes
         self._parse = parse
         self._folder = Path()
-        self._kept: dict[str, tuple[str, Parsed[T]]] = {}
-        self._read: dict[str, tuple[str, Parsed[T]]] = {}
+        self._kept: dict[str, tuple[str, ParsedFile[T]]] = {}
+        self._read: dict[str, tuple[str, ParsedFile[T]]] = {}
         self.named: set[str] = set()
         """The files that were named in this reading, there or not, from the policies folder."""
 
@@ -61,7 +61,7 @@ class NamedFiles(Generic[T]):
         """Of the files that were read."""
         return {name: digest for name, (digest, _) in self._read.items()}
 
-    def of(self, name: str, source: Source, loc: Loc) -> tuple[T | None, list[Mistake]]:
+    def of(self, name: str, source: YamlSource, loc: Loc) -> tuple[T | None, list[ConfigIssue]]:
         """What the file holds that `source` names at `loc`; None, with mistakes, where it has some.
 
         Those of the file itself are told to the first who names it.
@@ -75,7 +75,7 @@ class NamedFiles(Generic[T]):
             return self._read[name][1].value, []
         file = self._folder / name
         raw = contents(file, self._most_bytes)
-        if isinstance(raw, Mistake):
+        if isinstance(raw, ConfigIssue):
             return None, [source.mistake(loc, f"{name} {raw.message}")]
         digest, kept = sha256(raw).hexdigest(), self._kept.get(name)
         parsed = kept[1] if kept is not None and kept[0] == digest else self._parse(raw, file)

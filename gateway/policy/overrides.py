@@ -19,7 +19,7 @@ _MOST_DIGITS = 6
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class RouteOverride:
     """How an operator wants a route to answer, whatever its policy lets callers ask for. None: as the route has it.
 
     Attributes:

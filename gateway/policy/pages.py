@@ -7,28 +7,28 @@ from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from gateway.config.yaml_source import contents, in_file_order, parse, shown
-from gateway.errors import Mistake
-from gateway.policy.library import Library
+from gateway.errors import ConfigIssue
+from gateway.policy.library import ProjectionRegistry
 from gateway.policy.schema import TenantPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from gateway.config.yaml_source import Source
+    from gateway.config.yaml_source import YamlSource
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
+class PolicyFile:
     """One file: its data, its policy, and what is wrong with it by itself. Either is None when it cannot be told."""
 
     digest: str
-    source: Source | None
+    source: YamlSource | None
     policy: TenantPolicy | None
-    mistakes: tuple[Mistake, ...] = ()
+    mistakes: tuple[ConfigIssue, ...] = ()
 
 
-class Pages:
+class PolicyFileCache:
     """Reads policy files, and remembers those without a mistake: as many as the folder has.
 
     Attributes:
@@ -36,20 +36,20 @@ class Pages:
     """
 
     def __init__(self) -> None:
-        self.library = Library()
-        self._kept: dict[Path, Page] = {}
+        self.library = ProjectionRegistry()
+        self._kept: dict[Path, PolicyFile] = {}
         self._digests: dict[Path, str] = {}
 
-    def read(self, file: Path) -> Page:
+    def read(self, file: Path) -> PolicyFile:
         """The file as it is now. Blocks; never raises."""
         raw = contents(file)
-        if isinstance(raw, Mistake):
-            return self._noted(file, Page("", None, None, (raw,)))
+        if isinstance(raw, ConfigIssue):
+            return self._noted(file, PolicyFile("", None, None, (raw,)))
         digest = sha256(raw).hexdigest()
         kept = self._kept.get(file)
         return self._noted(file, kept if kept is not None and kept.digest == digest else _page(raw, digest, file))
 
-    def _noted(self, file: Path, page: Page) -> Page:
+    def _noted(self, file: Path, page: PolicyFile) -> PolicyFile:
         self._digests[file] = page.digest
         if page.source is None or page.mistakes:
             self._kept.pop(file, None)
@@ -78,10 +78,10 @@ class Pages:
         return sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
-def _page(raw: bytes, digest: str, file: Path) -> Page:
+def _page(raw: bytes, digest: str, file: Path) -> PolicyFile:
     source, mistakes = parse(raw, shown(file))
     policy = None
     if source is not None:
         policy, wrong = source.check(TenantPolicy)
         mistakes = [*mistakes, *wrong]
-    return Page(digest, source, policy, tuple(in_file_order(mistakes)))
+    return PolicyFile(digest, source, policy, tuple(in_file_order(mistakes)))

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from gateway.policy.book import PolicyBook
+    from gateway.policy.book import PolicySet
 
 _MOST_FORMER = 10_000
 
 
 @dataclass(frozen=True, slots=True)
-class Edition:
+class PolicyEdition:
     """What the policies folder held when a book was made of it.
 
     Attributes:
@@ -37,14 +37,14 @@ class Policies:
         mistakes: why the folder, as it is now, does not hold; empty when it does.
     """
 
-    def __init__(self, book: PolicyBook, edition: Edition | None = None) -> None:
+    def __init__(self, book: PolicySet, edition: PolicyEdition | None = None) -> None:
         self.book = book
-        self.edition = edition or Edition(None, 0, time.time())
+        self.edition = edition or PolicyEdition(None, 0, time.time())
         self.mistakes: tuple[str, ...] = ()
         self._former: dict[str, None] = {}
-        self._heard: list[Callable[[PolicyBook], object]] = []
+        self._heard: list[Callable[[PolicySet], object]] = []
 
-    def put(self, book: PolicyBook, edition: Edition) -> None:
+    def put(self, book: PolicySet, edition: PolicyEdition) -> None:
         """From now on this book holds."""
         gone = {policy.tenant for policy in self.book.policies} - {policy.tenant for policy in book.policies}
         self.book, self.edition, self.mistakes = book, edition, ()
@@ -58,7 +58,7 @@ class Policies:
         """Why the folder cannot be used as it is, or that it can: what holds goes on holding either way."""
         self.mistakes = tuple(mistakes)
 
-    def on_change(self, hear: Callable[[PolicyBook], object]) -> None:
+    def on_change(self, hear: Callable[[PolicySet], object]) -> None:
         """Call `hear` with each book that comes to hold. It must neither wait nor raise."""
         self._heard.append(hear)
 

@@ -6,11 +6,11 @@ from typing import Annotated, TypeAlias
 
 from pydantic import AfterValidator, BeforeValidator, Field, RootModel
 
-from gateway.config.scalars import Flag, Whole, Wrong
-from gateway.config.yaml_source import Shape
+from gateway.config.scalars import Flag, InvalidValue, Whole
+from gateway.config.yaml_source import StrictModel
 from gateway.policy.boilerplate import ENGLISH
 from gateway.policy.conditions import to_pattern
-from gateway.policy.projections import BEGINS_LIKE_THIS, SLOT, Exemplar, Placement, Projection, Skip
+from gateway.policy.projections import BEGINS_LIKE_THIS, SLOT, Exemplar, Placement, Projection, SkipRule
 
 MAX_EXEMPLARS = 64
 MAX_CHARS = 64_000
@@ -27,12 +27,12 @@ def _joined(value: object) -> object:
     try:
         return value.encode("utf-16", "surrogatepass").decode("utf-16")
     except UnicodeDecodeError:
-        raise Wrong("holds a character that cannot be") from None
+        raise InvalidValue("holds a character that cannot be") from None
 
 
 def _said(value: str) -> str:
     if not value.strip():
-        raise Wrong("is empty: write something")
+        raise InvalidValue("is empty: write something")
     return value
 
 
@@ -41,7 +41,7 @@ Said: TypeAlias = Annotated[_Text, BeforeValidator(_joined, json_schema_input_ty
 """Text that can be sent."""
 
 
-class ExemplarRule(Shape):
+class ExemplarRule(StrictModel):
     """A question, and how it is to be answered."""
 
     question: Said
@@ -76,7 +76,7 @@ def _listed(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
-class KeepRule(Shape):
+class KeepRule(StrictModel):
     """What of the teacher's text is kept."""
 
     skip: Annotated[
@@ -89,15 +89,15 @@ class KeepRule(Shape):
     skip_tokens: Annotated[Whole, Field(ge=1, le=_MAX_SKIP_TOKENS)] = 24
     """How many tokens the teacher is asked for beyond guidance.tokens, so that there is something behind it."""
 
-    def skipping(self) -> Skip:
+    def skipping(self) -> SkipRule:
         """As data, its patterns compiled."""
         texts = [text for one in self.skip for text in (ENGLISH if one == ENGLISH_LIST else (one,))]
-        return Skip(tuple(map(to_pattern, texts)), self.skip_tokens)
+        return SkipRule(tuple(map(to_pattern, texts)), self.skip_tokens)
 
 
 def _with_a_slot(value: str) -> str:
     if value.count(SLOT) != 1:
-        raise Wrong(f"must hold {SLOT} exactly once: there the guidance goes")
+        raise InvalidValue(f"must hold {SLOT} exactly once: there the guidance goes")
     return value
 
 
@@ -105,7 +105,7 @@ def _inline(value: object) -> object:
     return None if isinstance(value, str) else value
 
 
-class ProjectionRule(Shape):
+class ProjectionRule(StrictModel):
     """One file in policies/projections: what to ask the teacher, what to keep, and what that is to the student.
 
     Policies name it as the file is called, without its ending.

@@ -35,7 +35,7 @@ class Exemplar:
 
 
 @dataclass(frozen=True, slots=True)
-class Skip:
+class SkipRule:
     """What a teacher may write before it says anything, and nobody is to get.
 
     patterns: of RE2; each stands for the beginning of a sentence that is dropped (gateway/guidance/skip.py).
@@ -71,7 +71,7 @@ class Projection:
     introduction: str = field(repr=False)
     exemplars: tuple[Exemplar, ...] = ()
     system: str | None = field(default=None, repr=False)
-    skip: Skip | None = None
+    skip: SkipRule | None = None
     shown_bytes: int = field(init=False, compare=False)
     """What the teacher reads of it with a chat, as UTF-8, the template's words around the turns apart."""
 

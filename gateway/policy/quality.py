@@ -8,8 +8,8 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
-from gateway.config.scalars import Usd, Whole, Wrong
-from gateway.config.yaml_source import Shape
+from gateway.config.scalars import InvalidValue, Usd, Whole
+from gateway.config.yaml_source import StrictModel
 
 _PERCENT = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,6})?) ?%", re.ASCII)
 
@@ -21,11 +21,11 @@ def part_of(value: object) -> float:
     elif isinstance(value, int | float | Decimal) and not isinstance(value, bool):
         part = float(value)
     else:
-        raise Wrong("must be a part of the requests: a number from 0 to 1, or a percentage like 1%")
+        raise InvalidValue("must be a part of the requests: a number from 0 to 1, or a percentage like 1%")
     if part > 1:
-        raise Wrong("must be at most 1, which is 100%")
+        raise InvalidValue("must be at most 1, which is 100%")
     if not part >= 0:
-        raise Wrong("must be at least 0")
+        raise InvalidValue("must be at least 0")
     return part
 
 
@@ -36,7 +36,7 @@ Part: TypeAlias = Annotated[float, BeforeValidator(part_of, json_schema_input_ty
 """A part of the requests: 0.01, or 1%."""
 
 
-class QualityRule(Shape):
+class QualityRule(StrictModel):
     """Of guided answers that were given, some are compared with what each engine alone would have answered."""
 
     sample: Part = 0.01
@@ -54,5 +54,5 @@ class QualityRule(Shape):
     @classmethod
     def _where_one_is_asked(cls, judge: str | None, info: ValidationInfo) -> str | None:
         if judge is None and info.data.get("compare") == "judge":
-            raise Wrong("missing: compare judge needs a model that grades")
+            raise InvalidValue("missing: compare judge needs a model that grades")
         return judge

@@ -74,7 +74,7 @@ FEATURES = (
 
 
 @dataclass(frozen=True, slots=True)
-class Looks:
+class QuestionFeatures:
     """What a question looks like. `numbers` are in the order of FEATURES, each between 0 and about 20."""
 
     prompt: PromptClass
@@ -93,7 +93,7 @@ def question_of(asked: CompletionRequest) -> str:
     return ""
 
 
-def looks_of(asked: CompletionRequest, max_tokens: int | None) -> Looks:
+def looks_of(asked: CompletionRequest, max_tokens: int | None) -> QuestionFeatures:
     """What a request's question looks like.
 
     max_tokens: the limit on the answer, the route's where the caller sends none; None: there is none.
@@ -136,4 +136,4 @@ def looks_of(asked: CompletionRequest, max_tokens: int | None) -> Looks:
         prompt = "list"
     elif trivial:
         prompt = "trivial"
-    return Looks(prompt, values)
+    return QuestionFeatures(prompt, values)

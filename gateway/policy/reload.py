@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from prometheus_client import Counter, Gauge
 
-    from gateway.policy.book import PolicyBook
-    from gateway.policy.files import PolicyFiles, Reading, Signature
+    from gateway.policy.book import PolicySet
+    from gateway.policy.files import PolicyFiles, PolicyFolder, Signature
     from gateway.policy.policies import Policies
 
 log = structlog.get_logger()
@@ -35,7 +35,7 @@ _MOST_SAID = 50
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class ReloadInterval:
     """Seconds between two looks; and how long files that keep changing are waited for at most."""
 
     look_every_s: float = 0.35
@@ -54,7 +54,7 @@ class ConfigEdit:
     mistakes: tuple[str, ...] = ()
 
 
-class Quiet:
+class EditDebounce:
     """Tells when an edit is whole: when two looks saw the same. Pure; it is told the time.
 
     Files that change all the time are whole after `latest_s`: someone's edit among them must not wait for ever.
@@ -106,14 +106,19 @@ class Reloader:
     """
 
     def __init__(
-        self, files: PolicyFiles, policies: Policies, metrics: ReloadMetrics, now: asyncio.Event, pace: Pace = Pace()
+        self,
+        files: PolicyFiles,
+        policies: Policies,
+        metrics: ReloadMetrics,
+        now: asyncio.Event,
+        pace: ReloadInterval = ReloadInterval(),
     ) -> None:
         self._files = files
         self._policies = policies
         self._metrics = metrics
         self._now = now
         self._pace = pace
-        self._quiet = Quiet(pace.latest_s)
+        self._quiet = EditDebounce(pace.latest_s)
         self._on_disk: asyncio.Future[Any] | None = None
         self.config = ConfigEdit()
         metrics.policy_stale.set(0)
@@ -131,7 +136,7 @@ class Reloader:
             try:
                 await self._look()
             except TimeoutError:
-                self._quiet = Quiet(self._pace.latest_s)  # what was read is not known any more
+                self._quiet = EditDebounce(self._pace.latest_s)  # what was read is not known any more
                 self._refuse((f"the disk has not answered for {_DISK_LIMIT_S:g} s",))
             except Exception:
                 # Whatever it is, the next edit must be seen.
@@ -149,7 +154,7 @@ class Reloader:
         self._take(reading, asked=asked)
         await self._look_at_config()
 
-    def _take(self, reading: Reading, *, asked: bool) -> None:
+    def _take(self, reading: PolicyFolder, *, asked: bool) -> None:
         policies, edition = self._policies, reading.edition
         if reading.book is None:
             self._refuse(reading.mistakes)
@@ -210,7 +215,7 @@ class Reloader:
                     self._on_disk = None
 
 
-def _changes(before: PolicyBook, after: PolicyBook) -> dict[str, list[str]]:
+def _changes(before: PolicySet, after: PolicySet) -> dict[str, list[str]]:
     """The tenants that an edit touched, for the log."""
     old = {policy.tenant: policy for policy in before.policies}
     new = {policy.tenant: policy for policy in after.policies}

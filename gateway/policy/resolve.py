@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from gateway.capabilities.continuation import Known
     from gateway.capabilities.reasoning import Reasoning
     from gateway.policy.deadline_rules import AutoDeadline
-    from gateway.policy.length import Choice
-    from gateway.policy.overrides import Wanted
+    from gateway.policy.length import LengthChoice
+    from gateway.policy.overrides import RouteOverride
     from gateway.policy.projections import Placement, Projection
     from gateway.policy.quality import QualityRule
     from gateway.policy.schema import Boundary, Mode, Route, TenantPolicy
@@ -39,7 +39,7 @@ PlanMode: TypeAlias = "Mode | Literal['guidance']"
 RAW = Continuation("completions", echo=False)
 
 
-class Look(Record, frozen=True):
+class EngineSnapshot(Record, frozen=True):
     """What is known of an engine now.
 
     Attributes:
@@ -55,7 +55,7 @@ class Look(Record, frozen=True):
     takes_prompts: bool = True
 
 
-class FinisherPlan(Record, frozen=True):
+class StudentPlan(Record, frozen=True):
     """One engine that may complete the answer.
 
     Attributes:
@@ -164,7 +164,7 @@ class Plan(Record, frozen=True):
     """
 
     mode: PlanMode
-    finishers: tuple[FinisherPlan, ...]
+    finishers: tuple[StudentPlan, ...]
     guidance: GuidancePlan | None
     unguided: str | None
     baseline: str
@@ -173,7 +173,7 @@ class Plan(Record, frozen=True):
     retries: RetryPlan = NO_RETRIES
     shadow: Plan | None = None
     quality: QualityPlan | None = None
-    length: Choice | None = None
+    length: LengthChoice | None = None
 
     @property
     def finisher(self) -> str:
@@ -193,10 +193,10 @@ def resolve(
     policy: TenantPolicy,
     route: Route,
     asked: CompletionRequest,
-    look: Callable[[str], Look],
+    look: Callable[[str], EngineSnapshot],
     draw: Callable[[], float] = random.random,
     headers: Mapping[str, str] = NO_HEADERS,
-    wanted: Wanted | None = None,
+    wanted: RouteOverride | None = None,
 ) -> Plan:
     """Decide what this request gets.
 
@@ -231,7 +231,7 @@ def _compared(
     policy: TenantPolicy,
     route: Route,
     asked: CompletionRequest,
-    look: Callable[[str], Look],
+    look: Callable[[str], EngineSnapshot],
     draw: Callable[[], float],
 ) -> Plan:
     """The plan, with what its answer is to be compared with if it is one of the sample."""
@@ -246,12 +246,12 @@ def _compared(
     return structs.replace(plan, quality=QualityPlan(rule, teacher, _judge(rule, look)))
 
 
-def _judge(rule: QualityRule, look: Callable[[str], Look]) -> Plan | None:
+def _judge(rule: QualityRule, look: Callable[[str], EngineSnapshot]) -> Plan | None:
     if rule.compare != "judge" or rule.judge is None:
         return None
     return Plan(
         mode="student",
-        finishers=(FinisherPlan(rule.judge, None, look(rule.judge).reasoning),),
+        finishers=(StudentPlan(rule.judge, None, look(rule.judge).reasoning),),
         guidance=None,
         unguided=None,
         baseline=rule.judge,
@@ -264,7 +264,7 @@ def _plan(
     policy: TenantPolicy,
     route: Route,
     asked: CompletionRequest,
-    look: Callable[[str], Look],
+    look: Callable[[str], EngineSnapshot],
     draw: Callable[[], float],
     headers: Mapping[str, str],
 ) -> Plan:
@@ -292,7 +292,7 @@ def _plan(
     return Plan(
         mode=mode,
         finishers=tuple(
-            FinisherPlan(engine, None if way == "not_probed" else way, seen.reasoning)
+            StudentPlan(engine, None if way == "not_probed" else way, seen.reasoning)
             for (engine, seen), way in zip(looks, ways, strict=True)
         ),
         guidance=_guidance(
@@ -329,7 +329,7 @@ def resolve_embeddings(
     engines = sorted(_in_order(route, draw), key=rests)
     return Plan(
         mode=route.mode,
-        finishers=tuple(FinisherPlan(engine, None) for engine in engines),
+        finishers=tuple(StudentPlan(engine, None) for engine in engines),
         guidance=None,
         unguided=None,
         baseline=route.baseline,
@@ -357,7 +357,7 @@ def _in_order(route: Route, draw: Callable[[], float]) -> list[str]:
     return [one.model for one in sorted(students, key=lambda one: -(draw() ** (1 / (one.weight or 1.0))))]
 
 
-def _carrying(chat: ChatRequest, seen: Look) -> Known:
+def _carrying(chat: ChatRequest, seen: EngineSnapshot) -> Known:
     """How an engine continues this chat: not in a way that would lose a part of it, or have it think."""
     known = seen.continuation
     if known is None or known == "not_probed":
@@ -372,7 +372,7 @@ def _guidance(
     route: Route,
     asked: CompletionRequest,
     max_tokens: int | None,
-    length: Choice | None,
+    length: LengthChoice | None,
     *,
     prefix: bool,
     ahead: bool,

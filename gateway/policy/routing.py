@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from gateway.errors import ModelNotFound
-from gateway.policy.conditions import Facts
+from gateway.policy.conditions import RequestFacts
 from gateway.runtime.record import Record
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ _MOST_BYTES_HERE = 8000
 _MOST_TOLD = 5
 
 
-class Choice(Record, frozen=True):
+class RouteChoice(Record, frozen=True):
     """What became of a request at the routes of its name.
 
     Attributes:
@@ -43,19 +43,19 @@ def models_of(caller: Caller) -> list[str]:
     return [name for name in caller.policy.routes_of if allowed is None or name in allowed]
 
 
-def choose(caller: Caller, asked: AnyRequest, headers: Mapping[str, str] = NO_HEADERS) -> Choice:
+def choose(caller: Caller, asked: AnyRequest, headers: Mapping[str, str] = NO_HEADERS) -> RouteChoice:
     """The first route of the model's name that takes the request."""
     passed: list[tuple[int, str]] = []
-    facts: Facts | None = None
+    facts: RequestFacts | None = None
     for index, route in _routes(caller, asked.model):
         if route.when is None:
-            return Choice(route, index, tuple(passed))
-        facts = facts or Facts(asked, headers)
+            return RouteChoice(route, index, tuple(passed))
+        facts = facts or RequestFacts(asked, headers)
         why = route.when.why_not(facts, route.default_max_tokens)
         if why is None:
-            return Choice(route, index, tuple(passed))
+            return RouteChoice(route, index, tuple(passed))
         passed.append((index, why))
-    return Choice(None, None, tuple(passed))
+    return RouteChoice(None, None, tuple(passed))
 
 
 def require_route(caller: Caller, asked: AnyRequest, headers: Mapping[str, str] = NO_HEADERS) -> Route:
@@ -75,7 +75,7 @@ async def find_route(caller: Caller, asked: AnyRequest, headers: Mapping[str, st
     return require_route(caller, asked, headers)
 
 
-def not_found(caller: Caller, model: str, choice: Choice) -> ModelNotFound:
+def not_found(caller: Caller, model: str, choice: RouteChoice) -> ModelNotFound:
     """What to tell who is taken by no route. Nothing of the request's words, and no value of a header."""
     if choice.passed:
         told = [f"routes[{index}]: {why}" for index, why in choice.passed[:_MOST_TOLD]]

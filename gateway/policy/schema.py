@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias
 from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, ValidationInfo, field_validator
 
 from gateway.config.limits import BudgetRule, LimitsRule, OnRedisFailure
-from gateway.config.scalars import Duration, Flag, Name, Number, Spelt, Whole, Wrong, lasting
-from gateway.config.yaml_source import Shape
-from gateway.policy.conditions import When
+from gateway.config.scalars import Duration, Flag, InvalidValue, Name, Number, TextPattern, Whole, lasting
+from gateway.config.yaml_source import StrictModel
+from gateway.policy.conditions import RouteCondition
 from gateway.policy.constraints import MAX_ALLOWED_FIELDS, known_fields
 from gateway.policy.deadline_rules import AutoDeadline, Deadline
 from gateway.policy.length_rules import MOST_TOKENS, AutoRule, Tokens
@@ -44,11 +44,11 @@ LABEL = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 
 def _label(value: str) -> str:
     if not LABEL.fullmatch(value):
-        raise Wrong("must be 1 to 64 letters, digits or any of . _ -")
+        raise InvalidValue("must be 1 to 64 letters, digits or any of . _ -")
     return value
 
 
-Label = Annotated[str, AfterValidator(_label), Spelt(LABEL.pattern)]
+Label = Annotated[str, AfterValidator(_label), TextPattern(LABEL.pattern)]
 
 
 def _moment(value: object) -> float:
@@ -62,7 +62,7 @@ def _moment(value: object) -> float:
             return datetime(next_day.year, next_day.month, next_day.day, tzinfo=UTC).timestamp()
         moment = datetime.fromisoformat(text)
     except (ValueError, OverflowError):
-        raise Wrong("must be a date like 2027-06-30, or a time like 2027-06-30T12:00:00Z") from None
+        raise InvalidValue("must be a date like 2027-06-30, or a time like 2027-06-30T12:00:00Z") from None
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
@@ -71,12 +71,12 @@ Moment: TypeAlias = Annotated[float, BeforeValidator(_moment, json_schema_input_
 """Unix seconds."""
 
 
-class KeyEntry(Shape):
+class KeyEntry(StrictModel):
     """One caller's key, wherever it is kept: a name for logs, the SHA-256 of the whole key, and what it may do."""
 
     id: Label
     """Its name in logs and receipts; one tenant's differ."""
-    sha256: Annotated[str, Spelt("[0-9a-fA-F]{64}")] = Field(repr=False)
+    sha256: Annotated[str, TextPattern("[0-9a-fA-F]{64}")] = Field(repr=False)
     """64 hex digits."""
     expires: Moment | None = None
     """When it stops to hold."""
@@ -95,23 +95,25 @@ class KeyEntry(Shape):
     @classmethod
     def _not_the_playgrounds(cls, value: str) -> str:
         if value == PLAYGROUND:
-            raise Wrong("is what the playground's requests are called in receipts: choose another")
+            raise InvalidValue("is what the playground's requests are called in receipts: choose another")
         return value
 
     @field_validator("sha256")
     @classmethod
     def _a_hash(cls, value: str) -> str:
         if not _HEX_64.fullmatch(value.lower()):
-            raise Wrong(
+            raise InvalidValue(
                 "must be the key's SHA-256, 64 hex digits, never the key itself: "
                 'printf %s "$KEY" | sha256sum (and if a real key stood here, replace it)'
             )
         if value.lower() == _HASH_OF_NOTHING:
-            raise Wrong("is the SHA-256 of an empty text: $KEY was empty. Create a key with `gkt-gateway keys create`")
+            raise InvalidValue(
+                "is the SHA-256 of an empty text: $KEY was empty. Create a key with `gkt-gateway keys create`"
+            )
         return value.lower()
 
 
-class GuidanceRule(Shape):
+class GuidanceRule(StrictModel):
     """How the teacher opens an answer, how the student gets it, and how long a request waits for it."""
 
     tokens: Tokens = 40
@@ -178,7 +180,9 @@ class GuidanceRule(Shape):
     @classmethod
     def _not_known(cls, fields: tuple[str, ...]) -> tuple[str, ...]:
         if known := sorted(known_fields().intersection(fields)):
-            raise Wrong(f"{known[0]}: the gateway knows this field (docs/constraints.md): name unknown fields alone")
+            raise InvalidValue(
+                f"{known[0]}: the gateway knows this field (docs/constraints.md): name unknown fields alone"
+            )
         return fields
 
     @field_validator("exemplars")
@@ -186,7 +190,9 @@ class GuidanceRule(Shape):
     def _of_use(cls, exemplars: str | None, info: ValidationInfo) -> str | None:
         shipped = PROJECTIONS.get(info.data.get("projection", ""))
         if exemplars is not None and shipped is not None and not shipped.exemplars:
-            raise Wrong(f"projection {shipped.name} shows the teacher none: say projection: primed, or one of your own")
+            raise InvalidValue(
+                f"projection {shipped.name} shows the teacher none: say projection: primed, or one of your own"
+            )
         return exemplars
 
     @property
@@ -206,11 +212,11 @@ class GuidanceRule(Shape):
         shortest_s = (bounds.min_s if bounds is not None else math.inf) if deadline == "auto" else deadline
         if shortest_s <= info.data.get("max_wait_s", 0.0):
             of = "auto_deadline.min must be" if deadline == "auto" else "must be"
-            raise Wrong(f"{of} longer than max_wait, which is part of it")
+            raise InvalidValue(f"{of} longer than max_wait, which is part of it")
         return deadline
 
 
-class RetryRule(Shape):
+class RetryRule(StrictModel):
     """How often an engine that failed is asked again, before the first word of it was sent on."""
 
     num_retries: Annotated[Whole, Field(ge=0, le=10)] = 2
@@ -226,7 +232,7 @@ class RetryRule(Shape):
     """And as many in 10 s besides, however few calls succeeded. All tenants of one engine have twice as many."""
 
 
-class StudentRule(Shape):
+class StudentRule(StrictModel):
     """One of several students: a name alone, or with its share of the requests."""
 
     model: str
@@ -243,7 +249,7 @@ Student: TypeAlias = Annotated[StudentRule, BeforeValidator(_student, json_schem
 """A name alone, or a rule."""
 
 
-class ShadowRule(Shape):
+class ShadowRule(StrictModel):
     """Mode shadow: who answers, and for how many requests the guided answer is made beside it, unseen."""
 
     serves: Literal["teacher", "student"] = "teacher"
@@ -270,7 +276,7 @@ def _quality_in_short(data: dict[str, Any]) -> QualityRule | None:
     return QualityRule(sample=shadow.sample) if guided and shadow is not None else None
 
 
-class OverridesRule(Shape):
+class OverridesRule(StrictModel):
     """What callers may ask for by headers of their own."""
 
     modes: tuple[AskedMode, ...] = ()
@@ -279,7 +285,7 @@ class OverridesRule(Shape):
     """The most that x-gkt-guidance-tokens may say; None: it may not be sent."""
 
 
-class Route(Shape):
+class Route(StrictModel):
     """What happens to the requests that name `model`, and of which `when` holds. The first such route takes them.
 
     A route may name more roles than its mode uses, so that changing `mode` is enough to switch guidance off.
@@ -289,7 +295,7 @@ class Route(Shape):
     """What callers send as `model`."""
     mode: Mode
     """Who answers."""
-    when: When | None = None
+    when: RouteCondition | None = None
     """Which of these requests it takes. Without it: all."""
     teacher: str | None = Field(None, validate_default=True)
     """The model of config.yaml that opens answers, or in mode teacher writes them."""
@@ -323,15 +329,17 @@ class Route(Shape):
     @classmethod
     def _with_a_condition(cls, when: object) -> object:
         if when is None:
-            raise Wrong("empty: name a condition, or remove the line: without `when` a route takes every request")
+            raise InvalidValue(
+                "empty: name a condition, or remove the line: without `when` a route takes every request"
+            )
         return when
 
     @field_validator("when")
     @classmethod
-    def _can_hold(cls, when: When, info: ValidationInfo) -> When:
+    def _can_hold(cls, when: RouteCondition, info: ValidationInfo) -> RouteCondition:
         lost = [name for name in _NOT_OF_EMBEDDINGS if when.names(name)]
         if info.data.get("mode") == "embeddings" and lost:
-            raise Wrong(f"embeddings have no {lost[0]}: ask for prompt_bytes, header, contains or matches")
+            raise InvalidValue(f"embeddings have no {lost[0]}: ask for prompt_bytes, header, contains or matches")
         return when
 
     @field_validator("overrides")
@@ -340,21 +348,21 @@ class Route(Shape):
         if rule is None or not {"mode", "teacher", "students", "student"} <= info.data.keys():
             return rule
         if info.data["mode"] == "embeddings":
-            raise Wrong("is not for mode embeddings, which has nothing to ask for: remove it")
+            raise InvalidValue("is not for mode embeddings, which has nothing to ask for: remove it")
         roles = {"teacher": info.data["teacher"], "student": info.data["student"] or info.data.get("students")}
         for mode in rule.modes:
             for role, engine in roles.items():
                 if mode in _NEEDED_IN[role] and not engine:
-                    raise Wrong(f"modes: {mode} needs a {role}, and this route names none")
+                    raise InvalidValue(f"modes: {mode} needs a {role}, and this route names none")
         return rule
 
     @field_validator("students")
     @classmethod
     def _one_kind(cls, students: tuple[StudentRule, ...] | None) -> tuple[StudentRule, ...] | None:
         if students is not None and len({one.weight is None for one in students}) > 1:
-            raise Wrong("give each a weight, or none: without weights the order says who is asked first")
+            raise InvalidValue("give each a weight, or none: without weights the order says who is asked first")
         if students is not None and len({one.model for one in students}) < len(students):
-            raise Wrong("names a student twice: how often one is asked again is said under retries")
+            raise InvalidValue("names a student twice: how often one is asked again is said under retries")
         return students
 
     @field_validator("teacher", "student")
@@ -363,10 +371,10 @@ class Route(Shape):
         mode, role = info.data.get("mode"), str(info.field_name)
         several = role == "student" and info.data.get("students") is not None
         if several and name is not None:
-            raise Wrong("is one student, and students are several: keep one of the two")
+            raise InvalidValue("is one student, and students are several: keep one of the two")
         unread = role == "student" and "students" not in info.data  # it has a mistake of its own
         if name is None and not several and not unread and mode in _NEEDED_IN[role]:
-            raise Wrong(f"missing: mode {mode} needs a {role}")
+            raise InvalidValue(f"missing: mode {mode} needs a {role}")
         return name
 
     @cached_property
@@ -392,7 +400,7 @@ def _first_student(data: dict[str, Any]) -> str | None:
     return students[0].model if students else data.get("student")
 
 
-class TenantPolicy(Shape):
+class TenantPolicy(StrictModel):
     """One file in the policies folder."""
 
     tenant: Label

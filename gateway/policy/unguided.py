@@ -9,12 +9,12 @@ from gateway.protocol.text import TextRequest
 
 if TYPE_CHECKING:
     from gateway.capabilities.continuation import Known
-    from gateway.policy.constraints import API, Excluding
+    from gateway.policy.constraints import API, ExcludingField
     from gateway.policy.schema import Route
     from gateway.protocol.requests import CompletionRequest
 
 
-class Verdict(NamedTuple):
+class GuidanceEligibility(NamedTuple):
     """Return whether a request can be guided.
 
     Attributes:
@@ -26,7 +26,9 @@ class Verdict(NamedTuple):
     constrained: bool
 
 
-def judge_request(route: Route, request: CompletionRequest, continuation: Known, max_tokens: int | None) -> Verdict:
+def judge_request(
+    route: Route, request: CompletionRequest, continuation: Known, max_tokens: int | None
+) -> GuidanceEligibility:
     """Return whether the request can be guided on this route.
 
     Args:
@@ -43,10 +45,10 @@ def judge_request(route: Route, request: CompletionRequest, continuation: Known,
             reason = "student_not_probed"
     if reason is None and max_tokens is not None and max_tokens < LEAST_TOKENS:
         reason = TOKEN_LIMIT
-    return Verdict(reason, beside.prefix is not None)
+    return GuidanceEligibility(reason, beside.prefix is not None)
 
 
-def fields_against(route: Route, request: CompletionRequest) -> list[Excluding]:
+def fields_against(route: Route, request: CompletionRequest) -> list[ExcludingField]:
     """Return the request's fields that exclude guidance with this route's placement."""
     found = excluding_fields(request.body, _api(request), route.guidance.allow_fields)
     return [one for one in found if route.guidance.placement == "prefix" or one.placement == "none"]

@@ -19,7 +19,7 @@ def length_of(tokens: int) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Tally:
+class QualityTally:
     """Sums over `samples` comparisons; agreements are in units of 1/SCALE.
 
     Attributes:
@@ -35,13 +35,13 @@ class Tally:
     squares: int = 0
 
     @classmethod
-    def of(cls, guided: float, student: float) -> Tally:
+    def of(cls, guided: float, student: float) -> QualityTally:
         """One comparison, of agreements from 0 to 1."""
         ours, theirs = round(guided * SCALE), round(student * SCALE)
         return cls(1, ours, theirs, ours - theirs, (ours - theirs) ** 2)
 
-    def __add__(self, other: Tally) -> Tally:
-        return Tally(
+    def __add__(self, other: QualityTally) -> QualityTally:
+        return QualityTally(
             self.samples + other.samples,
             self.guided + other.guided,
             self.student + other.student,

@@ -44,7 +44,7 @@ _LOCAL_ERRNOS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 LONGEST_REST_S = 8.0
 
 
-class Rest:
+class ReconnectBackoff:
     """For how long Redis is left alone after it failed: twice as long as the last time, unless it went well since then
     for as long as the longest rest. Who fails often is not tried often: each try costs those who wait for it its time.
 
@@ -115,7 +115,7 @@ class RedisClient:
         self._run_id: str | None = None
         self.same_at = -math.inf
         self.up = True
-        self._rest = Rest(_LOOK_EVERY_S)
+        self._rest = ReconnectBackoff(_LOOK_EVERY_S)
         self._answers = asyncio.Event()
         self._answers.set()
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
 
-class Script:
+class RedisScript:
     """A script, called by its hash. redis-py's own class takes one round trip more for each pipeline."""
 
     def __init__(self, redis: Redis, package: str, name: str) -> None:

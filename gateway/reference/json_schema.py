@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 from pydantic import SecretStr
 from pydantic.json_schema import GenerateJsonSchema
 
-from gateway.config.limits import Period
+from gateway.config.limits import BudgetDuration
 from gateway.config.settings import Settings
-from gateway.config.yaml_source import Shape
+from gateway.config.yaml_source import StrictModel
 from gateway.planning.curve import Curve
 from gateway.policy.projection_shapes import ProjectionRule
 from gateway.policy.schema import TenantPolicy
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pydantic.json_schema import JsonSchemaValue
     from pydantic_core import core_schema
 
-SHAPES: Mapping[str, type[Shape]] = {
+SHAPES: Mapping[str, type[StrictModel]] = {
     "config": Settings,
     "policy": TenantPolicy,
     "projection": ProjectionRule,
@@ -54,9 +54,9 @@ class _Generator(GenerateJsonSchema):
     def encode_default(self, dft: Any) -> Any:
         if isinstance(dft, SecretStr):
             return dft.get_secret_value()  # a default stands in the code, for everybody
-        if isinstance(dft, Period):
+        if isinstance(dft, BudgetDuration):
             return str(dft)
-        if isinstance(dft, Shape):
+        if isinstance(dft, StrictModel):
             return None  # its keys have theirs
         return super().encode_default(dft)
 
@@ -68,19 +68,19 @@ def json_schema(name: str) -> dict[str, Any]:
     """The schema of one of SHAPES."""
     shape = SHAPES[name]
     made = shape.model_json_schema(by_alias=True, mode="validation", schema_generator=_Generator)
-    parts = {one.__name__: one for one in _shapes(Shape)}
+    parts = {one.__name__: one for one in _shapes(StrictModel)}
     for title, part in {shape.__name__: made, **made.get("$defs", {})}.items():
         _describe(part, parts[title])
     return {"$schema": _DIALECT, "title": _TITLES[name], **made}
 
 
-def _shapes(root: type[Shape]) -> Iterator[type[Shape]]:
+def _shapes(root: type[StrictModel]) -> Iterator[type[StrictModel]]:
     for child in root.__subclasses__():
         yield child
         yield from _shapes(child)
 
 
-def _describe(part: dict[str, Any], shape: type[Shape]) -> None:
+def _describe(part: dict[str, Any], shape: type[StrictModel]) -> None:
     said = _said_of(shape)
     part.pop("title", None)
     part["description"] = _one_line(inspect.getdoc(shape) or "")
@@ -93,7 +93,7 @@ def _describe(part: dict[str, Any], shape: type[Shape]) -> None:
             prop["description"] = said[field]
 
 
-def _said_of(shape: type[Shape]) -> dict[str, str]:
+def _said_of(shape: type[StrictModel]) -> dict[str, str]:
     """The docstring below each field. Python keeps none, so they are read out of the source."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(shape))).body[0]
     assert isinstance(tree, ast.ClassDef)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Addresses:
+class GatewayAddresses:
     """Where a running gateway listens, and its process's name in Redis, which `gkt-gateway queue` shows."""
 
     public: str

@@ -22,7 +22,7 @@ _CANCEL_AGAIN_S = 0.2
 _CANCEL_TIMES = 25
 
 
-class Tasks:
+class BackgroundTasks:
     """The tasks of one process: `spawn` work that ends by itself, `keep` loops that run until `close`."""
 
     def __init__(self) -> None:

@@ -50,7 +50,7 @@ _WORDS = {
 }
 
 
-class Amount(NamedTuple):
+class NumberValue(NamedTuple):
     """A number as an answer writes it, and what it is worth. A percentage is worth what stands before the sign."""
 
     written: str
@@ -58,7 +58,7 @@ class Amount(NamedTuple):
     percent: bool = False
 
 
-def result(text: str) -> Amount | None:
+def result(text: str) -> NumberValue | None:
     """The number that an answer comes to; None where there is none.
 
     What it states ("The answer is", "####", a LaTeX box) wins, and the last statement over earlier ones. Without a
@@ -86,7 +86,7 @@ def result(text: str) -> Amount | None:
     return None
 
 
-def _on_the_way(told: list[str]) -> Amount | None:
+def _on_the_way(told: list[str]) -> NumberValue | None:
     """What a text that breaks off had come to."""
     if not told or _dangles(told[-1]) or _puts_numbers_in(told[-1]):
         return None
@@ -114,13 +114,13 @@ def _puts_numbers_in(sentence: str) -> bool:
     return sign != "" and in_words and _NUMBER.fullmatch(last.strip()) is not None
 
 
-def equal(found: Amount, wanted: Amount, within: Fraction = _NOTHING) -> bool:
+def equal(found: NumberValue, wanted: NumberValue, within: Fraction = _NOTHING) -> bool:
     """Whether it is the wanted number, by value and within a tolerance: 60 % is as good as 60 and as 0.6."""
     values = {found.value, found.value / 100} if found.percent and not wanted.percent else {found.value}
     return any(abs(value - wanted.value) <= within for value in values)
 
 
-def number(text: str) -> Amount:
+def number(text: str) -> NumberValue:
     """What a data set gives as a number: "18", "-2.5", "$1,200", "3/4". Raises ValueError where it is none."""
     found = _whole(plain(text))
     if found is None:
@@ -128,7 +128,7 @@ def number(text: str) -> Amount:
     return found
 
 
-def _stated(said: str) -> Amount | None:
+def _stated(said: str) -> NumberValue | None:
     found = _behind_equals(said)
     if found is not None:
         return found
@@ -139,16 +139,16 @@ def _stated(said: str) -> Amount | None:
         behind_words = _whole(said.rpartition(":")[2]) if start > 0 else None
         return behind_words or amount
     word = said.lower().partition(" ")[0].strip(",;:")
-    return Amount(word, Fraction(_WORDS[word])) if word in _WORDS else None
+    return NumberValue(word, Fraction(_WORDS[word])) if word in _WORDS else None
 
 
-def _concluded(sentence: str) -> Amount | None:
+def _concluded(sentence: str) -> NumberValue | None:
     # Backwards, since a text may be thousands of numbers, and it takes much longer to work one out than to find it.
     matches = reversed(list(_NUMBER.finditer(sentence)))
     return _behind_equals(sentence) or next(filter(None, (_amount(match, sentence) for match in matches)), None)
 
 
-def _behind_equals(sentence: str) -> Amount | None:
+def _behind_equals(sentence: str) -> NumberValue | None:
     """The first number behind the last equals sign that has one and no sum."""
     for part in reversed(sentence.split("=")[1:]):
         found = next(_placed(part), None)
@@ -157,7 +157,7 @@ def _behind_equals(sentence: str) -> Amount | None:
     return None
 
 
-def _whole(text: str) -> Amount | None:
+def _whole(text: str) -> NumberValue | None:
     """The number, where the text is one and nothing else but a unit; what stands behind an equals sign, with one."""
     text = text.replace("**", "").strip()
     if "=" in text:
@@ -169,7 +169,7 @@ def _whole(text: str) -> Amount | None:
     return amount if start == 0 and _UNITS.fullmatch(text, end) else None
 
 
-def _placed(text: str) -> Iterator[tuple[Amount, int, int]]:
+def _placed(text: str) -> Iterator[tuple[NumberValue, int, int]]:
     """Each number with where it stands."""
     for match in _NUMBER.finditer(text):
         amount = _amount(match, text)
@@ -177,14 +177,14 @@ def _placed(text: str) -> Iterator[tuple[Amount, int, int]]:
             yield amount, match.start(), match.end()
 
 
-def _amount(match: re.Match[str], text: str) -> Amount | None:
+def _amount(match: re.Match[str], text: str) -> NumberValue | None:
     value = _value(match, text)
     if value is None:
         return None
     sign = match["sign"] is not None and not _is_minus(match, text)
     written = match[0].strip() if sign or match["sign"] is None else match[0][1:].strip()
     negative = sign or match["inner"] is not None
-    return Amount(written, -value if negative else value, match["percent"] is not None)
+    return NumberValue(written, -value if negative else value, match["percent"] is not None)
 
 
 def _value(match: re.Match[str], text: str) -> Fraction | None:

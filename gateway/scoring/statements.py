@@ -46,7 +46,7 @@ _LATEX = (
 
 
 @dataclass(frozen=True, slots=True)
-class Statement:
+class ResultStatement:
     """A place where an answer says its result.
 
     Attributes:
@@ -87,7 +87,7 @@ def plain(text: str) -> str:
     return text
 
 
-def statements(text: str) -> list[Statement]:
+def statements(text: str) -> list[ResultStatement]:
     """Where a `plain` text announces its result, in order. What it denies, or judges ("is wrong"), is none."""
     text = text.replace("**", "").replace("__", "")
     found = []
@@ -100,7 +100,7 @@ def statements(text: str) -> list[Statement]:
         marked = cue[0] == "####"
         said = rest.partition("\n")[0].strip() if marked else _first_sentence(rest)
         if said:
-            found.append(Statement(said, marked, _DUTY.search(cue[0]) is not None))
+            found.append(ResultStatement(said, marked, _DUTY.search(cue[0]) is not None))
     return found[::-1]
 
 

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import msgspec
 
-from gateway.runtime.addresses import Addresses
+from gateway.runtime.addresses import GatewayAddresses
 
 
-class FirstWord(msgspec.Struct, frozen=True, omit_defaults=True):
+class WorkerStarted(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a worker tells the supervisor, once, as a line of JSON on its stdout: where it listens, or why it cannot."""
 
-    addresses: Addresses | None = None
+    addresses: GatewayAddresses | None = None
     error: str | None = None

@@ -15,19 +15,19 @@ if TYPE_CHECKING:
     import aiohttp
 
     from gateway.config.settings import Settings
-    from gateway.policy.book import PolicyBook
-    from gateway.runtime.addresses import Addresses
+    from gateway.policy.book import PolicySet
+    from gateway.runtime.addresses import GatewayAddresses
 
 _PROBE_LIMIT_S = 120.0
 _PROBE_EVERY_S = 0.1
 
 
 @asynccontextmanager
-async def gateway_beside(settings: Settings, book: PolicyBook, redis_url: str) -> AsyncIterator[Addresses]:
+async def gateway_beside(settings: Settings, book: PolicySet, redis_url: str) -> AsyncIterator[GatewayAddresses]:
     """Serves while the context lasts. Raises StartupError when it does not start."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
-    listening: asyncio.Future[Addresses] = loop.create_future()
+    listening: asyncio.Future[GatewayAddresses] = loop.create_future()
     serving = loop.create_task(
         serve(settings, book, redis_url, stop=stop, announce=listening.set_result), name="gateway"
     )

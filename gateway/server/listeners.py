@@ -18,15 +18,15 @@ from gateway.api.loop_scheduler import LoopScheduler
 from gateway.app import gateway
 from gateway.errors import StartupError
 from gateway.runtime import open_files
-from gateway.runtime.addresses import Addresses
+from gateway.runtime.addresses import GatewayAddresses
 from gateway.telemetry.logs import tell_of_loop
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gateway.app import Watched
+    from gateway.app import WatchedFiles
     from gateway.config.settings import Settings
-    from gateway.policy.book import PolicyBook
+    from gateway.policy.book import PolicySet
 
 log = structlog.get_logger()
 
@@ -47,13 +47,13 @@ _SWITCH_INTERVAL_S = 0.0005
 
 async def serve(
     settings: Settings,
-    book: PolicyBook,
+    book: PolicySet,
     redis_url: str,
     *,
     stop: asyncio.Event,
-    announce: Callable[[Addresses], None],
+    announce: Callable[[GatewayAddresses], None],
     worker: int | None = None,
-    watched: Watched | None = None,
+    watched: WatchedFiles | None = None,
 ) -> None:
     """Serve until `stop` is set, then drain: refuse what is new, finish what is under way, keep every receipt.
 
@@ -93,7 +93,7 @@ async def serve(
         there = parts.admin[keys.CALLERS_LISTENER]
         there.host, there.port = public.addresses[0][:2]
         asyncio.get_running_loop().set_exception_handler(tell_of_loop)
-        announce(Addresses(_url(public), _url(admin), parts.admin[keys.OWNER]))
+        announce(GatewayAddresses(_url(public), _url(admin), parts.admin[keys.OWNER]))
         await stop.wait()
 
         log.info("draining", in_flight=parts.admission.in_flight)

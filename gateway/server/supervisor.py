@@ -18,8 +18,8 @@ import structlog
 from gateway.config.settings import environment
 from gateway.errors import StartupError
 from gateway.runtime.child_processes import end
-from gateway.runtime.tasks import Tasks
-from gateway.server import FirstWord
+from gateway.runtime.tasks import BackgroundTasks
+from gateway.server import WorkerStarted
 from gateway.server.ports import kept_port
 from gateway.telemetry.metric_files import MULTIPROCESS_FOLDER, forget_gauges
 from gateway.version import __version__
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from gateway.config.settings import Settings
-    from gateway.runtime.addresses import Addresses
+    from gateway.runtime.addresses import GatewayAddresses
 
 log = structlog.get_logger()
 
@@ -64,7 +64,7 @@ class Supervisor:
         self._count = count
         self._redis_url = redis_url
         self._stop_limit_s = settings.server.drain_timeout_s + _DRAIN_MARGIN_S
-        self._tasks = Tasks()
+        self._tasks = BackgroundTasks()
         self._ready: set[int] = set()
         self._serving: set[asyncio.subprocess.Process] = set()
         self._failure: StartupError | None = None
@@ -158,7 +158,7 @@ class Supervisor:
                 with suppress(ProcessLookupError):
                     process.send_signal(signal.SIGHUP)
 
-    def _is_ready(self, number: int, pid: int, addresses: Addresses) -> None:
+    def _is_ready(self, number: int, pid: int, addresses: GatewayAddresses) -> None:
         log.info("worker_ready", worker=number, pid=pid, process=addresses.process)
         if number in self._ready:
             return
@@ -177,13 +177,13 @@ class Supervisor:
         await end(process, self._stop_limit_s)
 
 
-async def _first_word(process: asyncio.subprocess.Process) -> FirstWord:
+async def _first_word(process: asyncio.subprocess.Process) -> WorkerStarted:
     """What the worker says once it listens, or cannot. Empty when it ended without a word."""
     assert process.stdout is not None
     try:
-        return msgspec.json.decode(await process.stdout.readline(), type=FirstWord)
+        return msgspec.json.decode(await process.stdout.readline(), type=WorkerStarted)
     except ValueError:  # no JSON, or no end of line
-        return FirstWord()
+        return WorkerStarted()
 
 
 @contextmanager

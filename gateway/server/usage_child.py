@@ -14,7 +14,7 @@ import structlog
 
 from gateway.config.settings import environment
 from gateway.runtime.child_processes import end
-from gateway.runtime.tasks import Tasks
+from gateway.runtime.tasks import BackgroundTasks
 from gateway.server.stopping import USAGE_FINISH_S
 from gateway.telemetry.metric_files import MULTIPROCESS_FOLDER
 
@@ -38,7 +38,7 @@ async def usage_child(config: Path, redis_url: str | None) -> AsyncIterator[None
     Args:
         redis_url: the embedded Redis; None where the configuration names one.
     """
-    stop, tasks = asyncio.Event(), Tasks()
+    stop, tasks = asyncio.Event(), BackgroundTasks()
     environ = {**environment(), "PYTHONPATH": os.pathsep.join(sys.path)}
     if redis_url is not None:
         environ["GKT_REDIS_URL"] = redis_url
@@ -51,7 +51,7 @@ async def usage_child(config: Path, redis_url: str | None) -> AsyncIterator[None
         await asyncio.wait([running])
 
 
-async def _keep(tasks: Tasks, config: Path, environ: Mapping[str, str], stop: asyncio.Event) -> None:
+async def _keep(tasks: BackgroundTasks, config: Path, environ: Mapping[str, str], stop: asyncio.Event) -> None:
     pause_s = _FIRST_PAUSE_S
     while not stop.is_set():
         began = time.monotonic()
@@ -69,7 +69,7 @@ async def _keep(tasks: Tasks, config: Path, environ: Mapping[str, str], stop: as
         pause_s = min(_LAST_PAUSE_S, pause_s * 2)
 
 
-async def _live(tasks: Tasks, config: Path, environ: Mapping[str, str], stop: asyncio.Event) -> int | None:
+async def _live(tasks: BackgroundTasks, config: Path, environ: Mapping[str, str], stop: asyncio.Event) -> int | None:
     """Run one process until it ends, or end it on `stop`. Return its exit code; None where it could not start."""
     try:
         process = await asyncio.create_subprocess_exec(

@@ -26,7 +26,7 @@ from gateway.config.settings import worker_settings
 from gateway.errors import StartupError
 from gateway.redis.client import RedisClient
 from gateway.redis.keys import RedisKeys
-from gateway.runtime.tasks import Tasks
+from gateway.runtime.tasks import BackgroundTasks
 from gateway.server.stopping import USAGE_FINISH_S, asked_to_stop, stop_at_end_of_stdin
 from gateway.telemetry.logs import set_up_logs
 from gateway.telemetry.metrics import Metrics
@@ -127,7 +127,7 @@ async def _running(
         feed = OutboxFeed(client.commands, keys, f"worker-{seat.number}")
         minutes = partial(minutes_in_redis, client.commands, keys.ledger())
         worker = UsageWorker(client, feed, store, seat, minutes, keep_s=kept.keep_s, imports=imports)
-        tasks = Tasks()
+        tasks = BackgroundTasks()
         stack.push_async_callback(tasks.close)
         tasks.keep("redis", client.watch())
         tasks.keep("publish", worker.publish())

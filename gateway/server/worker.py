@@ -3,7 +3,7 @@
     python -m gateway.server.worker CONFIG NUMBER
 
 It reads the configuration itself; where it listens, and the embedded Redis, it finds in the environment. Its stdout
-carries its `FirstWord`. When its stdin ends it drains, as on SIGTERM.
+carries its `WorkerStarted`. When its stdin ends it drains, as on SIGTERM.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ import msgspec
 import uvloop
 
 from gateway.accounting.request_line import in_short
-from gateway.app import Watched
+from gateway.app import WatchedFiles
 from gateway.errors import StartupError
 from gateway.policy.files import PolicyFiles
-from gateway.server import FirstWord
+from gateway.server import WorkerStarted
 from gateway.server.listeners import serve
 from gateway.server.stopping import asked_to_reload, asked_to_stop, stop_at_end_of_stdin
 from gateway.telemetry.logs import set_up_logs
 
 if TYPE_CHECKING:
     from gateway.config.settings import Settings
-    from gateway.policy.book import PolicyBook
+    from gateway.policy.book import PolicySet
 
 
 def main(config: Path, number: int) -> int:
@@ -40,12 +40,12 @@ def main(config: Path, number: int) -> int:
             set_up_logs(settings.log.level, settings.log.format, worker=number, for_eyes=in_short)
             uvloop.run(_work(settings, book, files, number, supervisor))
         except StartupError as error:
-            _say(supervisor, FirstWord(error=error.message))
+            _say(supervisor, WorkerStarted(error=error.message))
             return 1
     return 0
 
 
-async def _work(settings: Settings, book: PolicyBook, files: PolicyFiles, number: int, supervisor: BinaryIO) -> None:
+async def _work(settings: Settings, book: PolicySet, files: PolicyFiles, number: int, supervisor: BinaryIO) -> None:
     stop = asked_to_stop()
     stop_at_end_of_stdin(stop)
     await serve(
@@ -53,13 +53,13 @@ async def _work(settings: Settings, book: PolicyBook, files: PolicyFiles, number
         book,
         settings.redis.url.get_secret_value(),
         stop=stop,
-        announce=lambda addresses: _say(supervisor, FirstWord(addresses=addresses)),
+        announce=lambda addresses: _say(supervisor, WorkerStarted(addresses=addresses)),
         worker=number,
-        watched=Watched(files, asked_to_reload(stop)),
+        watched=WatchedFiles(files, asked_to_reload(stop)),
     )
 
 
-def _say(supervisor: BinaryIO, word: FirstWord) -> None:
+def _say(supervisor: BinaryIO, word: WorkerStarted) -> None:
     supervisor.write(msgspec.json.encode(word) + b"\n")
     supervisor.flush()
 

@@ -23,7 +23,7 @@ from prometheus_client.registry import Collector
 
 from gateway.runtime.fair_share import ANONYMOUS
 from gateway.telemetry.metric_files import count_in_files, of_all_workers
-from gateway.telemetry.series import OTHER, Series
+from gateway.telemetry.series import OTHER, SeriesLimit
 from gateway.version import __version__
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class Metrics:
             count_in_files(worker)
         self._shared = worker is not None
         self.worker = str(worker or 1)
-        self.series = Series(max_tenants, reserved=(ANONYMOUS,))
+        self.series = SeriesLimit(max_tenants, reserved=(ANONYMOUS,))
         if self._shared:
             # What the one before it counted stays in its files, so it has its place already.
             for family in of_all_workers().collect():

@@ -21,7 +21,7 @@ _TICK_S = 0.25
 _PROC = Path("/proc/self")
 
 
-class Vitals(NamedTuple):
+class ProcessSnapshot(NamedTuple):
     """One look. `resident_bytes` and `open_files` are None where there is no /proc that says."""
 
     resident_bytes: int | None
@@ -30,11 +30,11 @@ class Vitals(NamedTuple):
     cpu_s: float
 
 
-def look() -> Vitals:
+def look() -> ProcessSnapshot:
     """It reads files, and may take milliseconds where many are open: call it in a thread."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return Vitals(
+    return ProcessSnapshot(
         resident_bytes=_resident_bytes(),
         open_files=_open_files(),
         max_files=sys.maxsize if soft == resource.RLIM_INFINITY else soft,
@@ -56,7 +56,7 @@ def _open_files() -> int | None:
         return None
 
 
-class VitalSigns:
+class ProcessMetrics:
     """Shows what `look` sees, and how late the loop is."""
 
     def __init__(self, metrics: Metrics) -> None:
@@ -78,7 +78,7 @@ class VitalSigns:
             self._tasks.set(len(asyncio.all_tasks()))
             await asyncio.sleep(_LOOK_EVERY_S)
 
-    def show(self, seen: Vitals) -> None:
+    def show(self, seen: ProcessSnapshot) -> None:
         """Tell what was seen. Processor time only grows, also over the lives of one worker."""
         if seen.resident_bytes is not None:
             self._resident.set(seen.resident_bytes)

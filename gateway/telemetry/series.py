@@ -12,7 +12,7 @@ OTHER = "(other)"
 _ROUTES_PER_TENANT = 10
 
 
-class Series:
+class SeriesLimit:
     """Which tenants and routes are named in labels: the first ones, for as long as the process lives.
 
     A name is not given up when its tenant is: a counter that came back would have gone backwards. A tenant has as many

@@ -27,7 +27,7 @@ from sqlalchemy import (
 )
 
 from gateway.config.database_url import shown
-from gateway.usage.entries import Entry
+from gateway.usage.entries import OutboxEntry
 from gateway.usage.tables import DAY_S
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class ArchiveImport:
         self._last: tuple[int, str] | None = None  # the receipt that was taken last, in this order
         self.where = shown(address)
 
-    async def take(self, most: int) -> list[Entry]:
+    async def take(self, most: int) -> list[OutboxEntry]:
         """Return some receipts; none where there is no archive, or it is empty."""
         return await asyncio.to_thread(self._take, most)
 
@@ -108,7 +108,7 @@ class ArchiveImport:
                 found = connection.execute(select(day, func.count()).group_by(day))
                 return {int(of_day): many for of_day, many in found}
 
-    def _take(self, most: int) -> list[Entry]:
+    def _take(self, most: int) -> list[OutboxEntry]:
         with self._lock:
             self._taken = []
             engine = self._open()
@@ -120,10 +120,10 @@ class ArchiveImport:
                     (_UNREADABLE, row)
                     for row in connection.execute(select(_UNREADABLE).limit(most - len(found))).mappings()
                 ]
-            entries: list[Entry] = []
+            entries: list[OutboxEntry] = []
             for table, row in found:
                 entry = f"{row['entry_ms']}-{row['entry_seq']}"
-                entries.append(Entry(row["tenant"], entry, row["receipt"].encode()))
+                entries.append(OutboxEntry(row["tenant"], entry, row["receipt"].encode()))
                 self._taken.append((table, {f"_{name}": value for name, value in row.items() if name != "receipt"}))
             return entries
 

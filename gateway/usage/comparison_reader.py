@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
-    from gateway.quality.book import Compared
-    from gateway.quality.tally import Tally
+    from gateway.quality.book import ComparisonScope
+    from gateway.quality.tally import QualityTally
     from gateway.usage.threads import QueryThreads
 
 
@@ -26,12 +26,12 @@ class ComparisonReader:
         self._threads = threads
         self._clock = clock
 
-    async def look(self, days: int) -> dict[Compared, Tally]:
+    async def look(self, days: int) -> dict[ComparisonScope, QualityTally]:
         """Return the sums of the last days of UTC, including today. Raises UsageUnavailable."""
         return await self._threads.query(_tallies, int(self._clock()) // DAY_S - days + 1)
 
 
-def _tallies(connection: Connection, since: int) -> dict[Compared, Tally]:
+def _tallies(connection: Connection, since: int) -> dict[ComparisonScope, QualityTally]:
     from gateway.usage.comparisons import tallies  # here, in a thread: it imports SQLAlchemy
 
     return tallies(connection, since)

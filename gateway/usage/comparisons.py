@@ -8,8 +8,8 @@ from msgspec.structs import asdict
 from sqlalchemy import func, select
 from sqlalchemy.dialects import postgresql, sqlite
 
-from gateway.quality.book import Compared
-from gateway.quality.tally import Tally
+from gateway.quality.book import ComparisonScope
+from gateway.quality.tally import QualityTally
 from gateway.usage.tables import COMPARISONS, DAY_S
 
 if TYPE_CHECKING:
@@ -28,11 +28,11 @@ def add_comparisons(connection: Connection, comparisons: Iterable[Comparison]) -
         connection.execute(build(COMPARISONS).on_conflict_do_nothing(), rows)
 
 
-def tallies(connection: Connection, since: int) -> dict[Compared, Tally]:
+def tallies(connection: Connection, since: int) -> dict[ComparisonScope, QualityTally]:
     """Return the sums from a day on, given in days since the Unix epoch."""
     c = COMPARISONS.c
-    where: list[Any] = [c[name] for name in Compared._fields]
+    where: list[Any] = [c[name] for name in ComparisonScope._fields]
     difference = c.guided - c.student
     sums = [func.sum(one) for one in (c.guided, c.student, difference, difference * difference)]
     wanted = select(*where, func.count(), *sums).where(c.day >= since).group_by(*where)
-    return {Compared(*row[:4]): Tally(*map(int, row[4:])) for row in connection.execute(wanted)}
+    return {ComparisonScope(*row[:4]): QualityTally(*map(int, row[4:])) for row in connection.execute(wanted)}

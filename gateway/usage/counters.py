@@ -35,7 +35,7 @@ BATCHES = 4_096  # the sizes of batches
 ERROR, UNGUIDED, ENGINE, OTHER_CLASS = "e:", "u:", "p:", "c:"
 
 
-class Tokens(NamedTuple):
+class TokenSums(NamedTuple):
     """Tokens of one role, as in metrics.
 
     Attributes:

@@ -21,9 +21,9 @@ from sqlalchemy import delete, insert, select, tuple_
 from sqlalchemy.exc import DataError, IntegrityError
 
 from gateway.accounting.receipt import Receipt
-from gateway.usage.entries import Entry
+from gateway.usage.entries import OutboxEntry
 from gateway.usage.packing import pack, unpack
-from gateway.usage.rollup import Dims, Row, dims
+from gateway.usage.rollup import SumDimensions, SumRow, dims
 from gateway.usage.sql import sql_of
 from gateway.usage.sums import SECONDS, Sums
 from gateway.usage.sums_writer import add_sums
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Table
 
     from gateway.usage.engine import UsageEngine
-    from gateway.usage.sql import ReceiptKey, Sql
+    from gateway.usage.sql import ReceiptKey, UsageSql
     from gateway.usage.sums import Granularity, Retention
 
 ABANDONED = "abandoned"
@@ -46,7 +46,7 @@ _AT_ONCE = 100  # receipts of one call of `_read`
 
 
 @dataclass(slots=True)
-class Added:
+class WriteResult:
     """The result of one write: numbers of receipts.
 
     Attributes:
@@ -65,12 +65,12 @@ class Added:
 class _Item(NamedTuple):
     """An entry, the status of its receipt and its row."""
 
-    entry: Entry
+    entry: OutboxEntry
     status: str
     row: tuple[Any, ...]
 
 
-_Refused = tuple[Entry, str]
+_Refused = tuple[OutboxEntry, str]
 """An entry and the name of the error."""
 
 
@@ -87,17 +87,17 @@ class UsageDatabase:
         self._retention = retention
         self._clock = clock
 
-    def add(self, entries: Iterable[Entry]) -> Added:
+    def add(self, entries: Iterable[OutboxEntry]) -> WriteResult:
         """Add receipts that are not there yet, and count them in the sums.
 
         Entries that cannot be decoded, and those that the database refuses, go to the table of unreadable ones. Raises
         UsageDatabaseError where the database is unavailable. Adding the same entries again is safe.
         """
-        added = Added()
+        added = WriteResult()
         items: dict[ReceiptKey, _Item] = {}
         unreadable: list[_Refused] = []
         sums, finest = Sums(), self._finest()  # of all receipts: nearly always all are new
-        known: dict[Dims, Dims] = {}
+        known: dict[SumDimensions, SumDimensions] = {}
         entries = iter(entries)
         while some := list(islice(entries, _AT_ONCE)):
             for receipt, item, where, counted in _read(some, known, unreadable):
@@ -116,7 +116,7 @@ class UsageDatabase:
         self,
         items: Sequence[tuple[ReceiptKey, _Item]],
         unreadable: Sequence[_Refused],
-        added: Added,
+        added: WriteResult,
         sums: Sums | None = None,
     ) -> None:
         """Write items.
@@ -194,8 +194,8 @@ class UsageDatabase:
 
 
 def _read(
-    entries: Sequence[Entry], known: dict[Dims, Dims], unreadable: list[_Refused]
-) -> Iterable[tuple[Receipt, _Item, Dims, Row]]:
+    entries: Sequence[OutboxEntry], known: dict[SumDimensions, SumDimensions], unreadable: list[_Refused]
+) -> Iterable[tuple[Receipt, _Item, SumDimensions, SumRow]]:
     """Decode, count and pack receipts. Each step takes all receipts, so that the processor's cache keeps its code.
 
     Args:
@@ -205,7 +205,7 @@ def _read(
     try:
         receipts = [Receipt.from_json(entry.raw) for entry in entries]
         places = [known.setdefault(where, where) for where in map(dims, receipts)]
-        counted = [*map(Row.of, receipts)]
+        counted = [*map(SumRow.of, receipts)]
         packed = [pack(entry.raw) for entry in entries]
         rows = map(row_of, receipts, packed, places, counted)
         items = [*map(_Item, entries, (receipt.status for receipt in receipts), rows)]
@@ -217,7 +217,7 @@ def _read(
     return zip(receipts, items, places, counted, strict=True)
 
 
-def _without_held(sql: Sql, items: dict[ReceiptKey, _Item]) -> list[Receipt]:
+def _without_held(sql: UsageSql, items: dict[ReceiptKey, _Item]) -> list[Receipt]:
     """Remove the receipts that are there from `items`. Return the abandoned ones that others replace."""
     replaced: list[Receipt] = []
     for key, status, packed in sql.held_receipts(list(items)):

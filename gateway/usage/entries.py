@@ -8,7 +8,7 @@ NOTHING = "0-0"
 """Before every entry."""
 
 
-class Entry(NamedTuple):
+class OutboxEntry(NamedTuple):
     """One entry of a tenant's outbox; `raw` is the receipt as JSON."""
 
     tenant: str

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from redis.exceptions import ResponseError
 
 from gateway.quality.comparison import OUTBOX
-from gateway.redis.script import Script
-from gateway.usage.entries import NOTHING, Entry, before, made_ms
+from gateway.redis.script import RedisScript
+from gateway.usage.entries import NOTHING, OutboxEntry, before, made_ms
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -36,14 +36,14 @@ _ACTIVE_FOR_S = 60.0
 _OLD_FOR_S = 60.0
 
 
-class ComparisonEntry(Entry):
+class ComparisonEntry(OutboxEntry):
     """An entry that holds a comparison of answers; `raw` is a Comparison as JSON."""
 
     __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
+class FeedBatch:
     """Entries to write.
 
     Attributes:
@@ -51,7 +51,7 @@ class Taken:
         more: whether there may be more at once.
     """
 
-    entries: list[Entry]
+    entries: list[OutboxEntry]
     gone: int = 0
     more: bool = False
 
@@ -93,9 +93,9 @@ class OutboxFeed:
         self._pass: list[str] = []  # tenants that are still to be read in this pass, the last one first
         self._grouped: set[str] = set()
         self._old_until = 0.0
-        self._script = Script(redis, "gateway.usage", "outboxes.lua")
+        self._script = RedisScript(redis, "gateway.usage", "outboxes.lua")
 
-    async def take(self, most: int, *, everywhere: bool = False) -> Taken:
+    async def take(self, most: int, *, everywhere: bool = False) -> FeedBatch:
         """Return entries that no worker has taken yet: some of each tenant, then in equal parts of those with more.
 
         Outboxes that had news in the last minute are read each time, and all outboxes once a second.
@@ -107,7 +107,7 @@ class OutboxFeed:
             self._pass, self._all_at = [], 0.0
         if not self._pass:
             await self._begin_pass()
-        found: list[Entry] = []
+        found: list[OutboxEntry] = []
         full: list[str] = []  # tenants that may have more
         while self._pass and len(found) < most:
             some = self._pass[: -_TENANTS_PER_CALL - 1 : -1]
@@ -124,27 +124,27 @@ class OutboxFeed:
             found += taken
             full += _full(taken, each)
         self._active.update(dict.fromkeys((entry.tenant for entry in found), self._clock()))
-        return Taken(found, more=bool(full or self._pass))
+        return FeedBatch(found, more=bool(full or self._pass))
 
-    async def retake(self, most: int) -> Taken:
+    async def retake(self, most: int) -> FeedBatch:
         """Return entries that this worker's number has taken and not acknowledged. Call it while the worker holds none.
 
         There are some where Redis' reply was lost, where Redis forgot an acknowledgement, or where a worker with the
         same number died.
         """
-        found: list[Entry] = []
+        found: list[OutboxEntry] = []
         for some in _batched(await self._named(), _TENANTS_PER_CALL):
             if len(found) < most:
                 found += await self._read(some, max(1, (most - len(found)) // len(some)), after="0")
-        return Taken(found, more=bool(found))
+        return FeedBatch(found, more=bool(found))
 
-    async def claim(self, tenants: Sequence[str], idle_s: float, most: int) -> Taken:
+    async def claim(self, tenants: Sequence[str], idle_s: float, most: int) -> FeedBatch:
         """Take entries over that were delivered at least `idle_s` ago and are not acknowledged."""
-        found: list[Entry] = []
+        found: list[OutboxEntry] = []
         gone, more = 0, False
         for some in _batched(tenants, _CLAIMS_PER_CALL):
             if len(found) >= most:
-                return Taken(found, gone, more=True)
+                return FeedBatch(found, gone, more=True)
             async with self._redis.pipeline(transaction=False) as pipe:
                 for tenant in some:
                     name = self._all_keys.outbox(tenant)
@@ -160,9 +160,9 @@ class OutboxFeed:
                 found += _entries(tenant, entries)
                 gone += len(deleted)
                 more = more or following != b"0-0"
-        return Taken(found, gone, more)
+        return FeedBatch(found, gone, more)
 
-    async def acknowledge(self, entries: Iterable[Entry]) -> None:
+    async def acknowledge(self, entries: Iterable[OutboxEntry]) -> None:
         """Acknowledge entries that are written, and trim their outboxes."""
         by_tenant: dict[str, list[str]] = defaultdict(list)
         for entry in entries:
@@ -237,7 +237,7 @@ class OutboxFeed:
         else:
             self._pass = list(self._active)
 
-    async def _read(self, tenants: Sequence[str], each: int, after: str = ">") -> list[Entry]:
+    async def _read(self, tenants: Sequence[str], each: int, after: str = ">") -> list[OutboxEntry]:
         """Read some entries of each tenant: new ones, or those that this worker has taken (`after` is an entry)."""
         await self._group(tenants)
         names = {self._all_keys.outbox(tenant): tenant for tenant in tenants}
@@ -271,17 +271,17 @@ class OutboxFeed:
         return [OUTBOX, *sorted(raw.decode() for raw in named)]
 
 
-def _entries(tenant: str, found: Iterable[tuple[bytes, dict[bytes, bytes] | None]]) -> Iterator[Entry]:
+def _entries(tenant: str, found: Iterable[tuple[bytes, dict[bytes, bytes] | None]]) -> Iterator[OutboxEntry]:
     for entry, fields in found:
         if not fields:
             continue  # it was trimmed: `claim` counts it
         if b"comparison" in fields:
             yield ComparisonEntry(tenant, entry.decode(), fields[b"comparison"])
         else:
-            yield Entry(tenant, entry.decode(), fields.get(b"receipt", b""))
+            yield OutboxEntry(tenant, entry.decode(), fields.get(b"receipt", b""))
 
 
-def _full(taken: Iterable[Entry], each: int) -> list[str]:
+def _full(taken: Iterable[OutboxEntry], each: int) -> list[str]:
     """Return tenants of which as many entries came as were asked for."""
     return [tenant for tenant, count in Counter(entry.tenant for entry in taken).items() if count >= each]
 

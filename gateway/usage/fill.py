@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from sqlalchemy import delete
 
-from gateway.usage.rollup import Row
+from gateway.usage.rollup import SumRow
 from gateway.usage.sql import sql_of
 from gateway.usage.sums import SECONDS, Period
 from gateway.usage.sums_writer import TOTAL, key_of
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
-    from gateway.usage.rollup import Dims
+    from gateway.usage.rollup import SumDimensions
     from gateway.usage.sql import SumKey
 
-PeriodSums: TypeAlias = "Mapping[Dims, bytes]"
+PeriodSums: TypeAlias = "Mapping[SumDimensions, bytes]"
 """All sums of a period, encoded, with `TOTAL`."""
 
 
@@ -49,7 +49,7 @@ def fill_sums(
         for one in sums
         if (there := held.get(key_of(one, TOTAL))) and ends(one) <= closed and _size(sums[one][TOTAL]) > _size(there)
     }
-    added: dict[SumKey, Row] = {}
+    added: dict[SumKey, SumRow] = {}
     for period in missing | larger:
         place = (SUMS.c.seconds == SECONDS[period.granularity], SUMS.c.start == period.start)
         connection.execute(delete(SUMS).where(*place))
@@ -59,9 +59,9 @@ def fill_sums(
             if wider not in sums or wider in missing or ends(wider) <= closed:
                 break
             for dims, raw in sums[period].items():
-                added.setdefault(key_of(wider, dims), Row()).merge(Row.from_bytes(raw))
+                added.setdefault(key_of(wider, dims), SumRow()).merge(SumRow.from_bytes(raw))
     for key, raw in sql.held_sums(list(added)).items():
-        added[key].merge(Row.from_bytes(raw))
+        added[key].merge(SumRow.from_bytes(raw))
     sql.put_sums([(*key, row.to_bytes()) for key, row in added.items()])
     return len(missing | larger)
 
@@ -72,7 +72,7 @@ def ends(period: Period) -> int:
 
 
 def _size(raw: bytes) -> tuple[int, int, int]:
-    row = Row.from_bytes(raw)
+    row = SumRow.from_bytes(raw)
     tokens = (row.teacher, row.student, row.failed)
     return row.requests, row.cost_pico, sum(one.read + one.output for one in tokens)
 

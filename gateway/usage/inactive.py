@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from gateway.redis.script import Script
+from gateway.redis.script import RedisScript
 from gateway.usage.entries import NOTHING, made_ms
 
 if TYPE_CHECKING:
@@ -34,9 +34,9 @@ class InactiveTenants:
         self._redis = redis
         self._all_keys = keys
         self._keys = keys.ledger()
-        self._idle = Script(redis, "gateway.usage", "idle.lua")
-        self._delete = Script(redis, "gateway.usage", "outbox_delete.lua")
-        self._forget = Script(redis, "gateway.usage", "forget.lua")
+        self._idle = RedisScript(redis, "gateway.usage", "idle.lua")
+        self._delete = RedisScript(redis, "gateway.usage", "outbox_delete.lua")
+        self._forget = RedisScript(redis, "gateway.usage", "forget.lua")
 
     async def begin(self, tenants: Sequence[str], now: float) -> list[str]:
         """Stop reading the outboxes of tenants that were quiet for long. Return these tenants."""

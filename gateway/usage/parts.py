@@ -13,15 +13,15 @@ from operator import itemgetter
 from threading import Lock
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
-from gateway.usage.rests import Rests
-from gateway.usage.rollup import Row
+from gateway.usage.rests import ThreadPauses
+from gateway.usage.rollup import SumRow
 from gateway.usage.usage import MOST_ROWS, too_much
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from gateway.usage.sums import Period, StoredRow
-    from gateway.usage.usage import Ask, Usage
+    from gateway.usage.usage import UsageQuery, UsageResult
 
 Names: TypeAlias = tuple[str, ...]
 Question: TypeAlias = tuple[Names, tuple[tuple[str, str], ...]]
@@ -34,12 +34,12 @@ _GROUP_BYTES = 250
 _REST_TIMES, _LONGEST_REST_S = 4, 2.0
 
 
-def question_of(ask: Ask) -> Question:
+def question_of(ask: UsageQuery) -> Question:
     """What makes two questions the same but for their time."""
     return ask.by, tuple(sorted(ask.only.items()))
 
 
-class Part(NamedTuple):
+class FoldedPeriod(NamedTuple):
     """A period, folded: encoded sums by their names. `cpu_s` is what it took."""
 
     period: Period
@@ -49,12 +49,12 @@ class Part(NamedTuple):
 
 class _Kept(NamedTuple):
     mark: bytes
-    part: Part
+    part: FoldedPeriod
     rests_until: float
     held_bytes: int
 
 
-class Parts:
+class FoldedPeriods:
     """The last ones that were asked for. Threads may call it."""
 
     def __init__(self, most_bytes: int = _MOST_BYTES, clock: Callable[[], float] = time.monotonic) -> None:
@@ -64,7 +64,7 @@ class Parts:
         self._lock = Lock()
         self.held_bytes = 0
 
-    def get(self, question: Question, period: Period, mark: bytes | None) -> Part | None:
+    def get(self, question: Question, period: Period, mark: bytes | None) -> FoldedPeriod | None:
         """What is kept of a period, if it still holds."""
         with self._lock:
             kept = self._kept.get((question, period))
@@ -73,7 +73,7 @@ class Parts:
             self._kept.move_to_end((question, period))
             return kept.part
 
-    def put(self, question: Question, mark: bytes, part: Part, read_at: float) -> None:
+    def put(self, question: Question, mark: bytes, part: FoldedPeriod, read_at: float) -> None:
         """Keep one.
 
         Args:
@@ -96,17 +96,17 @@ class Parts:
             self.held_bytes -= kept.held_bytes
 
 
-def add_parts(usage: Usage, parts: Iterable[Part]) -> None:
+def add_parts(usage: UsageResult, parts: Iterable[FoldedPeriod]) -> None:
     """Count what was folded before. Call it in a thread. Raises InvalidRequest where the answer becomes too long."""
-    rests = Rests()
+    rests = ThreadPauses()
     for part in parts:
         usage.adds(len(part.groups))
         for names, raw in part.groups:
-            usage.add_part(part.period, names, Row.from_bytes(raw))
+            usage.add_part(part.period, names, SumRow.from_bytes(raw))
             rests.take_if_due()
 
 
-def fold(usage: Usage, ask: Ask, rows: Iterable[StoredRow], keep: Callable[[Part], None]) -> None:
+def fold(usage: UsageResult, ask: UsageQuery, rows: Iterable[StoredRow], keep: Callable[[FoldedPeriod], None]) -> None:
     """Fold rows, which come period by period, into groups and count these. Call it in a thread.
 
     Args:
@@ -114,19 +114,19 @@ def fold(usage: Usage, ask: Ask, rows: Iterable[StoredRow], keep: Callable[[Part
 
     Raises InvalidRequest where the answer becomes too long.
     """
-    rests = Rests()
+    rests = ThreadPauses()
     for period, some in groupby(rows, itemgetter(0)):
         began = time.thread_time()
-        folded: dict[Names, Row] = {}
+        folded: dict[Names, SumRow] = {}
         for _, where, raw in some:
             usage.adds(1)
             if ask.counts(where):
                 names = tuple(getattr(where, name) for name in ask.by)
                 held = folded.get(names)
                 if held is not None:
-                    held.merge(Row.from_bytes(raw))
+                    held.merge(SumRow.from_bytes(raw))
                 elif len(folded) < MOST_ROWS:
-                    folded[names] = Row.from_bytes(raw)
+                    folded[names] = SumRow.from_bytes(raw)
                 else:
                     raise too_much(f"the answer would have more than {MOST_ROWS:,} rows")
             rests.take_if_due()
@@ -136,4 +136,4 @@ def fold(usage: Usage, ask: Ask, rows: Iterable[StoredRow], keep: Callable[[Part
             groups.append((names, row.to_bytes()))
             usage.add_part(period, names, row)  # which the row is part of from here on
             rests.take_if_due()
-        keep(Part(period, groups, spent_s))
+        keep(FoldedPeriod(period, groups, spent_s))

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from gateway.usage.counters import ClassSum, Tokens
+from gateway.usage.counters import ClassSum, TokenSums
 from gateway.usage.entries import made_ms
 from gateway.usage.histogram import Histogram
-from gateway.usage.rollup import NUMBERS, Dims, row_with
+from gateway.usage.rollup import NUMBERS, SumDimensions, row_with
 from gateway.usage.sums import Period
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
     from gateway.redis.keys import RedisKeys
-    from gateway.usage.rollup import Row
+    from gateway.usage.rollup import SumRow
 
 _SUMS = re.compile(r"(?:g(\d+):)?(rows|total|seen):(minute|hour|day):(\d+)(?::(.+))?", re.DOTALL)
 _OTHERS = ("state", "cursors", "counted", "archived", "archive", "latest", "builds", "holds")
@@ -44,7 +44,7 @@ class _Histogram(msgspec.Struct, array_like=True):
 
 
 class _Row(msgspec.Struct, array_like=True):
-    """Sums as the previous version wrote them; see `Row`."""
+    """Sums as the previous version wrote them; see `SumRow`."""
 
     requests: int = 0
     errors: dict[str, int] = {}
@@ -69,7 +69,7 @@ class _Row(msgspec.Struct, array_like=True):
     classes: dict[str, tuple[int, int, int, int, int]] = {}
 
 
-def row_of_previous(raw: bytes) -> Row:
+def row_of_previous(raw: bytes) -> SumRow:
     """Decode sums of the previous version. Raises msgspec.DecodeError."""
     old = msgspec.json.decode(raw, type=_Row) if raw.startswith(b"[") else msgspec.msgpack.decode(raw, type=_Row)
     return row_with(
@@ -79,7 +79,7 @@ def row_of_previous(raw: bytes) -> Row:
         batches=old.batches,
         engines=old.engines,
         classes={name: ClassSum(*sums) for name, sums in old.classes.items()},
-        tokens=[Tokens(one.input, one.cached, one.output) for one in (old.teacher, old.student, old.failed)],
+        tokens=[TokenSums(one.input, one.cached, one.output) for one in (old.teacher, old.student, old.failed)],
         stages=[Histogram(one.count, one.sum_us, one.buckets) for one in old.stages],
     )
 
@@ -128,19 +128,19 @@ class PreviousSums:
         cursors: Any = await self._redis.hvals(self._base + "cursors")
         return max((made_ms(raw.decode()) for raw in cursors), default=0) / 1000
 
-    async def totals(self, periods: Sequence[Period]) -> dict[Period, Row]:
+    async def totals(self, periods: Sequence[Period]) -> dict[Period, SumRow]:
         """Return the sums over all tenants; of a period without receipts there are none."""
-        found: dict[Period, Row] = {}
+        found: dict[Period, SumRow] = {}
         for start in range(0, len(periods), _KEYS_PER_CALL):
             some = periods[start : start + _KEYS_PER_CALL]
             held: Any = await self._redis.mget([self._name("total", period) for period in some])
             found |= {period: row_of_previous(raw) for period, raw in zip(some, held, strict=True) if raw is not None}
         return {period: row for period, row in found.items() if row}
 
-    async def rows(self, periods: Iterable[Period]) -> dict[Period, dict[Dims, bytes]]:
+    async def rows(self, periods: Iterable[Period]) -> dict[Period, dict[SumDimensions, bytes]]:
         """Return the sums of these periods, encoded."""
         places = [(period, tenant) for period in periods for tenant in self.tenants[period]]
-        found: dict[Period, dict[Dims, bytes]] = defaultdict(dict)
+        found: dict[Period, dict[SumDimensions, bytes]] = defaultdict(dict)
         for start in range(0, len(places), _KEYS_PER_CALL):
             some = places[start : start + _KEYS_PER_CALL]
             async with self._redis.pipeline(transaction=False) as pipe:
@@ -149,7 +149,7 @@ class PreviousSums:
                 held: list[Mapping[bytes, bytes]] = await pipe.execute()
             for (period, tenant), fields in zip(some, held, strict=True):
                 for field, raw in fields.items():
-                    found[period][Dims(tenant, *_FIELDS.decode(field))] = row_of_previous(raw).to_bytes()
+                    found[period][SumDimensions(tenant, *_FIELDS.decode(field))] = row_of_previous(raw).to_bytes()
         return dict(found)
 
     async def delete(self) -> None:

@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING, TypeVar
 
 from gateway.errors import Overloaded
 from gateway.runtime.fair_share import FairSemaphore, FairShare
-from gateway.usage.parts import Parts, add_parts, fold, question_of
+from gateway.usage.parts import FoldedPeriods, add_parts, fold, question_of
 from gateway.usage.sums import ALL_TENANTS
 from gateway.usage.threads import in_thread
-from gateway.usage.usage import Usage
+from gateway.usage.usage import UsageResult
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
 
-    from gateway.usage.parts import Part
-    from gateway.usage.rollup import Dims
+    from gateway.usage.parts import FoldedPeriod
+    from gateway.usage.rollup import SumDimensions
     from gateway.usage.sums import Retention, StoredRow
     from gateway.usage.sums_reader import SumsReader
-    from gateway.usage.usage import Ask
+    from gateway.usage.usage import UsageQuery
 
 T = TypeVar("T")
 
@@ -39,17 +39,17 @@ class UsageReader:
     def __init__(self, sums: SumsReader, retention: Retention) -> None:
         self.retention = retention
         self._sums = sums
-        self._parts = Parts()
+        self._parts = FoldedPeriods()
         self._turns = FairSemaphore(_AT_ONCE)
         self._asking = FairShare(_MOST)
 
     async def read(
         self,
-        ask: Ask,
-        write: Callable[[Usage], T],
+        ask: UsageQuery,
+        write: Callable[[UsageResult], T],
         *,
         whose: str | None = None,
-        shows_money: Callable[[Dims], bool] | None = None,
+        shows_money: Callable[[SumDimensions], bool] | None = None,
     ) -> T:
         """Return what `write` makes of the answer.
 
@@ -64,24 +64,24 @@ class UsageReader:
             UsageUnavailable: the usage database cannot be read.
         """
         async with self._turn(whose):
-            usage = Usage(ask) if shows_money is None else Usage(ask, shows_money)
+            usage = UsageResult(ask) if shows_money is None else UsageResult(ask, shows_money)
             await self._add_up(usage, ask, of_all=shows_money is None and "tenant" not in ask.only)
             return await in_thread(write, usage)
 
-    async def _add_up(self, usage: Usage, ask: Ask, *, of_all: bool) -> None:
+    async def _add_up(self, usage: UsageResult, ask: UsageQuery, *, of_all: bool) -> None:
         if of_all and not ask.is_plain:
             await self._fold(usage, ask)
         else:
             tenant = ALL_TENANTS if ask.is_plain else ask.only.get("tenant")
             await self._sums.read(usage.add_rows, ask.span.periods, tenant)
 
-    async def _fold(self, usage: Usage, ask: Ask) -> None:
+    async def _fold(self, usage: UsageResult, ask: UsageQuery) -> None:
         """Count the rows of all tenants: of what was folded before, and has not changed since, only what it came to."""
         question, read_at = question_of(ask), time.monotonic()
         marks = dict(zip(ask.span.periods, await self._sums.marks(ask.span.periods), strict=True))
         kept = {one: part for one in marks if (part := self._parts.get(question, one, marks[one])) is not None}
 
-        def keep(part: Part) -> None:
+        def keep(part: FoldedPeriod) -> None:
             if (mark := marks[part.period]) is not None:
                 self._parts.put(question, mark, part, read_at)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import func, select, tuple_
 
-from gateway.usage.entries import Entry
+from gateway.usage.entries import OutboxEntry
 from gateway.usage.packing import unpack
 from gateway.usage.tables import DAY_S, RECEIPTS, UNREADABLE, time_of
 
@@ -22,7 +22,7 @@ _DAYS_PER_QUERY = 500
 
 
 @dataclass(frozen=True, slots=True)
-class Where:
+class ReceiptFilter:
     """A choice of receipts: of requests that came in [since, until), in Unix seconds, and of one tenant."""
 
     since: float | None = None
@@ -59,7 +59,9 @@ def find(connection: Connection, tenant: str, receipt_id: str) -> bytes | None:
     return None
 
 
-def page(connection: Connection, where: Where, after: ReceiptKey | None, most: int) -> list[tuple[ReceiptKey, bytes]]:
+def page(
+    connection: Connection, where: ReceiptFilter, after: ReceiptKey | None, most: int
+) -> list[tuple[ReceiptKey, bytes]]:
     """Return keys and JSON of receipts in the order of their keys, from behind a key."""
     key = (RECEIPTS.c.day, RECEIPTS.c.id, RECEIPTS.c.tenant)
     wanted = select(*key, RECEIPTS.c.receipt).where(*where.terms())
@@ -69,7 +71,7 @@ def page(connection: Connection, where: Where, after: ReceiptKey | None, most: i
     return [((row.day, row.id, row.tenant), unpack(row.receipt)) for row in found]
 
 
-def count(connection: Connection, where: Where) -> int:
+def count(connection: Connection, where: ReceiptFilter) -> int:
     """Return the number of receipts."""
     return connection.execute(select(func.count()).select_from(RECEIPTS).where(*where.terms())).scalar_one()
 
@@ -98,10 +100,10 @@ def count_unreadable(connection: Connection) -> int:
     return connection.execute(select(func.count()).select_from(UNREADABLE)).scalar_one()
 
 
-def unreadable(connection: Connection) -> list[Entry]:
+def unreadable(connection: Connection) -> list[OutboxEntry]:
     """Return the entries that could not be read or written."""
     found = connection.execute(select(UNREADABLE).order_by(UNREADABLE.c.tenant, UNREADABLE.c.entry))
-    return [Entry(row.tenant, row.entry, row.receipt) for row in found]
+    return [OutboxEntry(row.tenant, row.entry, row.receipt) for row in found]
 
 
 def _days(connection: Connection) -> range:

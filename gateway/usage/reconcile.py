@@ -17,7 +17,7 @@ from gateway.usage.uptime import DAY_S, MINUTES_A_DAY
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from gateway.usage.uptime import Watched
+    from gateway.usage.uptime import EngineUptime
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class EngineDay:
 
     engine: str
     charged_usd: Decimal
-    watched: Watched | None
+    watched: EngineUptime | None
     elapsed_minutes: int
 
     @property
@@ -38,7 +38,7 @@ class EngineDay:
 
 
 @dataclass(frozen=True, slots=True)
-class Day:
+class ReconciledDay:
     """All engines on the UTC day that begins at `start`, in Unix seconds. `complete`: it is over."""
 
     start: int
@@ -46,7 +46,9 @@ class Day:
     engines: tuple[EngineDay, ...]
 
 
-def reconciled(start: int, now: float, charged_pico: Mapping[str, int], watched: Mapping[str, Watched]) -> Day:
+def reconciled(
+    start: int, now: float, charged_pico: Mapping[str, int], watched: Mapping[str, EngineUptime]
+) -> ReconciledDay:
     """Set the two sides of a day beside each other.
 
     Args:
@@ -59,7 +61,7 @@ def reconciled(start: int, now: float, charged_pico: Mapping[str, int], watched:
         EngineDay(engine, usd(charged_pico.get(engine, 0)), watched.get(engine), elapsed)
         for engine in sorted(charged_pico.keys() | watched.keys())
     )
-    return Day(start, now >= start + DAY_S, engines)
+    return ReconciledDay(start, now >= start + DAY_S, engines)
 
 
 def engine_view(one: EngineDay) -> dict[str, Any]:
@@ -73,7 +75,7 @@ def engine_view(one: EngineDay) -> dict[str, Any]:
     )
 
 
-def totals(days: Sequence[Day]) -> dict[str, Any]:
+def totals(days: Sequence[ReconciledDay]) -> dict[str, Any]:
     """Of some days: engines that are paid by the hour together, and beside them what the others were charged."""
     entries = [one for day in days for one in day.engines]
     hourly = [one for one in entries if one.wall_usd is not None]

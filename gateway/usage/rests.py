@@ -14,7 +14,7 @@ T = TypeVar("T")
 _STRETCH_S, _REST_S = 0.001, 0.0002
 
 
-class Rests:
+class ThreadPauses:
     """Let the thread that calls it sleep after each stretch of 1 ms. The first stretch begins at once."""
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class Rests:
 
 def with_rests(items: Iterable[T]) -> Iterator[T]:
     """Yield the items, and sleep after each stretch of 1 ms. Call it in a thread."""
-    rests = Rests()
+    rests = ThreadPauses()
     for item in items:
         yield item
         rests.take_if_due()

@@ -46,7 +46,7 @@ from gateway.usage.counters import (
     UNGUIDED,
     ClassSum,
     Sparse,
-    Tokens,
+    TokenSums,
     class_counts,
 )
 from gateway.usage.histogram import Histogram
@@ -60,7 +60,7 @@ if TYPE_CHECKING:
 _Where = TypeVar("_Where")
 
 
-class Dims(NamedTuple):
+class SumDimensions(NamedTuple):
     """The dimensions of sums. `teacher` and `student` are the engines that were called; empty: none."""
 
     tenant: str
@@ -77,11 +77,11 @@ class _Counter:
     def __init__(self, number: int) -> None:
         self.number = number
 
-    def __get__(self, row: Row, _: object) -> int:
+    def __get__(self, row: SumRow, _: object) -> int:
         return row.fixed[self.number]
 
 
-class Row:
+class SumRow:
     """Some receipts, added up.
 
     Attributes:
@@ -138,17 +138,17 @@ class Row:
         return {key - BATCHES: count for key, count in self.sparse.items() if isinstance(key, int) and key > BATCHES}
 
     @property
-    def teacher(self) -> Tokens:
+    def teacher(self) -> TokenSums:
         """Return what teachers read and wrote whose words were used; shared calls are another receipt's."""
         return self._tokens(TEACHER)
 
     @property
-    def student(self) -> Tokens:
+    def student(self) -> TokenSums:
         """Return the same of students."""
         return self._tokens(STUDENT)
 
     @property
-    def failed(self) -> Tokens:
+    def failed(self) -> TokenSums:
         """Return the tokens of calls in whose place others were made, whichever role."""
         return self._tokens(FAILED)
 
@@ -198,7 +198,7 @@ class Row:
         )
 
     @classmethod
-    def of(cls, receipt: Receipt, times: int = 1) -> Row:
+    def of(cls, receipt: Receipt, times: int = 1) -> SumRow:
         """Return the row of a receipt. `times` is -1 for one that was counted, and in whose place another one came."""
         fixed, sparse = counts_of(receipt)
         if times != 1:
@@ -208,16 +208,16 @@ class Row:
 
     def add(self, receipt: Receipt, times: int = 1) -> None:
         """Count a receipt; `times` as for `of`."""
-        self.merge(Row.of(receipt, times))
+        self.merge(SumRow.of(receipt, times))
 
-    def merge(self, other: Row) -> None:
+    def merge(self, other: SumRow) -> None:
         """Count all that another row does. Adding up many rows spends most of its time here."""
         self.fixed = [*map(add, self.fixed, other.fixed)]
         _merge(self.sparse, other.sparse)
 
-    def copy(self) -> Row:
+    def copy(self) -> SumRow:
         """Another one that counts the same."""
-        return Row(self.fixed, self.sparse.copy())
+        return SumRow(self.fixed, self.sparse.copy())
 
     def to_bytes(self) -> bytes:
         """Return the counters as MessagePack."""
@@ -228,7 +228,7 @@ class Row:
             return msgspec.json.encode((self.fixed, list(self.sparse.items())))
 
     @classmethod
-    def from_bytes(cls, raw: bytes) -> Row:
+    def from_bytes(cls, raw: bytes) -> SumRow:
         """Raises msgspec.DecodeError when `raw` is not a row."""
         if raw.startswith(b"["):
             fixed, pairs = _JSON_DECODER.decode(raw)
@@ -246,11 +246,11 @@ class Row:
             if isinstance(key, str) and key.startswith(kind)
         }
 
-    def _tokens(self, role: int) -> Tokens:
-        return Tokens(*self.fixed[role : role + len(Tokens._fields)])
+    def _tokens(self, role: int) -> TokenSums:
+        return TokenSums(*self.fixed[role : role + len(TokenSums._fields)])
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Row) and self.fixed == other.fixed and self.sparse == other.sparse
+        return isinstance(other, SumRow) and self.fixed == other.fixed and self.sparse == other.sparse
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -274,7 +274,7 @@ _JSON_DECODER: msgspec.json.Decoder[tuple[list[int], list[tuple[int | str, int]]
     tuple[_Fixed, list[tuple[int | str, int]]]
 )
 
-NUMBERS = {name: one.number for name, one in vars(Row).items() if isinstance(one, _Counter)}
+NUMBERS = {name: one.number for name, one in vars(SumRow).items() if isinstance(one, _Counter)}
 """Numbers of the single counters by their names."""
 
 
@@ -286,16 +286,16 @@ def row_with(
     batches: Mapping[int, int] = {},
     engines: Mapping[str, int] = {},
     classes: Mapping[str, ClassSum] = {},
-    tokens: Sequence[Tokens] = (),
+    tokens: Sequence[TokenSums] = (),
     stages: Sequence[Histogram] = (),
-) -> Row:
+) -> SumRow:
     """Return the row that has these attributes.
 
     Args:
         single: by the names in `NUMBERS`.
         tokens: of the teacher, the student and failed calls.
     """
-    row = Row()
+    row = SumRow()
     for name, count in single.items():
         row.fixed[NUMBERS[name]] = count
     for role, of_role in zip((TEACHER, STUDENT, FAILED), tokens, strict=False):
@@ -312,9 +312,9 @@ def row_with(
     return row
 
 
-def dims(receipt: Receipt) -> Dims:
+def dims(receipt: Receipt) -> SumDimensions:
     """Under what a receipt is counted."""
-    return Dims(
+    return SumDimensions(
         receipt.tenant,
         receipt.key,
         receipt.route,
@@ -324,17 +324,17 @@ def dims(receipt: Receipt) -> Dims:
     )
 
 
-def total(rows: Sequence[Row]) -> Row:
+def total(rows: Sequence[SumRow]) -> SumRow:
     """Return the sum of rows. The sum of one row is that row itself: do not change the result."""
     if len(rows) == 1:
         return rows[0]
     sparse = rows[0].sparse.copy()
     for row in rows[1:]:
         _merge(sparse, row.sparse)
-    return Row([*map(sum, zip(*(row.fixed for row in rows), strict=True))], sparse)
+    return SumRow([*map(sum, zip(*(row.fixed for row in rows), strict=True))], sparse)
 
 
-def merge_in(rows: MutableMapping[_Where, Row], where: _Where, row: Row) -> None:
+def merge_in(rows: MutableMapping[_Where, SumRow], where: _Where, row: SumRow) -> None:
     """Count all that a row does in the row of that place; neither is the other's afterwards."""
     held = rows.get(where)
     if held is None:

@@ -35,14 +35,14 @@ _UNITS = {86_400: "d", 3600: "h", 60: "m", 1: "s"}
 _WORDS = ("now", "today", "yesterday", "this_month", "last_month")
 
 
-class Asked(NamedTuple):
+class RequestedRange(NamedTuple):
     """A range as it was asked for, in Unix seconds: from `since` to before `until`."""
 
     since: float
     until: float
 
 
-class Span(NamedTuple):
+class UsageSpan(NamedTuple):
     """What a question covers: [since, until) in whole Unix seconds, and the rows that add up to it."""
 
     since: int
@@ -50,7 +50,7 @@ class Span(NamedTuple):
     periods: list[Period]
 
 
-def asked_range(since: str, until: str, now: float) -> Asked:
+def asked_range(since: str, until: str, now: float) -> RequestedRange:
     """Read both ends; an empty `until` is now. A date lasts its whole day, a word for a time all of that.
 
     Raises InvalidRequest, which names the end that is wrong.
@@ -65,10 +65,10 @@ def asked_range(since: str, until: str, now: float) -> Asked:
             "which is now.",
             param="since",
         )
-    return Asked(start, min(end, now))
+    return RequestedRange(start, min(end, now))
 
 
-def span(asked: Asked, granularity: Granularity | None, retention: Retention, now: float) -> Span:
+def span(asked: RequestedRange, granularity: Granularity | None, retention: Retention, now: float) -> UsageSpan:
     """Which rows to add up; with a granularity, rows of that alone. Raises InvalidRequest where they are not kept."""
     kept = _Kept(retention, now)
     among: tuple[Granularity, ...] = GRANULARITIES if granularity is None else (granularity,)
@@ -84,7 +84,7 @@ def span(asked: Asked, granularity: Granularity | None, retention: Retention, no
         start += SECONDS[one.granularity]
     if not found:  # all of it is about to be forgotten
         raise kept.refusal(asked.since, granularity)
-    return Span(since, _ceiling(now, SECONDS[among[0]]) if open_end else start, found)
+    return UsageSpan(since, _ceiling(now, SECONDS[among[0]]) if open_end else start, found)
 
 
 class _Kept:

@@ -25,7 +25,7 @@ Place: TypeAlias = tuple[int, int, str]
 """Length and start of a period, and a tenant."""
 
 
-class Sql(Protocol):
+class UsageSql(Protocol):
     """Statements of one transaction. Every method raises DBAPIError."""
 
     def held_receipts(self, keys: Sequence[ReceiptKey]) -> list[tuple[ReceiptKey, str, bytes | None]]:
@@ -188,6 +188,6 @@ def _equal(names: Iterable[str]) -> str:
     return " AND ".join(f'"{name}" = ?' for name in names)
 
 
-def sql_of(connection: Connection) -> Sql:
+def sql_of(connection: Connection) -> UsageSql:
     """Return the statements of the connection's database."""
     return _Postgres(connection) if connection.dialect.name == "postgresql" else _Sqlite(connection)

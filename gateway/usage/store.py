@@ -10,7 +10,7 @@ from gateway.config.database_url import address_of
 from gateway.usage import receipts_reader
 from gateway.usage.database import UsageDatabase
 from gateway.usage.engine import UsageEngine
-from gateway.usage.receipts_reader import Where
+from gateway.usage.receipts_reader import ReceiptFilter
 from gateway.usage.sums import Retention
 
 if TYPE_CHECKING:
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
 
     from gateway.config.settings import Settings, WorkerSettings
-    from gateway.usage.database import Added
-    from gateway.usage.entries import Entry
+    from gateway.usage.database import WriteResult
+    from gateway.usage.entries import OutboxEntry
 
 _Result = TypeVar("_Result")
 _READERS = 2
-_EVERYTHING = Where()
+_EVERYTHING = ReceiptFilter()
 
 
 class UsageStore:
@@ -52,7 +52,7 @@ class UsageStore:
         """See `UsageEngine.exists`."""
         return await self._in(self._readers, self.engine.exists)
 
-    async def write(self, entries: Sequence[Entry]) -> Added:
+    async def write(self, entries: Sequence[OutboxEntry]) -> WriteResult:
         """See `UsageDatabase.add`."""
         return await self._in(self._writer, self._database.add, entries)
 
@@ -64,7 +64,7 @@ class UsageStore:
         """See `UsageDatabase.delete_sums`."""
         return await self._in(self._writer, self._database.delete_sums)
 
-    async def receipts(self, where: Where = _EVERYTHING, most: int = 1_000) -> AsyncIterator[list[bytes]]:
+    async def receipts(self, where: ReceiptFilter = _EVERYTHING, most: int = 1_000) -> AsyncIterator[list[bytes]]:
         """Yield receipts as JSON in the order of their keys, in lists of `most` at most.
 
         Each list is read in a transaction of its own.
@@ -74,7 +74,7 @@ class UsageStore:
             yield [raw for _, raw in found]
             after = found[-1][0]
 
-    async def count(self, where: Where = _EVERYTHING) -> int:
+    async def count(self, where: ReceiptFilter = _EVERYTHING) -> int:
         """See `receipts_reader.count`."""
         return await self.read(receipts_reader.count, where)
 
@@ -86,7 +86,7 @@ class UsageStore:
         """See `receipts_reader.count_unreadable`."""
         return await self.read(receipts_reader.count_unreadable)
 
-    async def unreadable(self) -> list[Entry]:
+    async def unreadable(self) -> list[OutboxEntry]:
         """See `receipts_reader.unreadable`."""
         return await self.read(receipts_reader.unreadable)
 

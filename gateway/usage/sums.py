@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import msgspec
 
-from gateway.usage.rollup import Dims, Row, dims, total
+from gateway.usage.rollup import SumDimensions, SumRow, dims, total
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -73,10 +73,10 @@ _period_of = lru_cache(maxsize=4_096)(Period.of)
 
 
 class StoredRow(NamedTuple):
-    """The sums of one period and these dimensions; `row` is an encoded `Row`."""
+    """The sums of one period and these dimensions; `row` is an encoded `SumRow`."""
 
     period: Period
-    where: Dims
+    where: SumDimensions
     row: bytes
 
 
@@ -97,8 +97,8 @@ class Sums:
     """
 
     def __init__(self) -> None:
-        self.rows: dict[Period, dict[Dims, Row]] = defaultdict(dict)
-        self.totals: dict[Period, Row] = {}
+        self.rows: dict[Period, dict[SumDimensions, SumRow]] = defaultdict(dict)
+        self.totals: dict[Period, SumRow] = {}
 
     def add(self, receipt: Receipt, times: int = 1, finest: Granularity | None = "minute") -> None:
         """Count a receipt in its minute, or in what else is the finest that counts; `spread` takes it to the others.
@@ -106,9 +106,9 @@ class Sums:
         Args:
             finest: None: no period counts it.
         """
-        self.add_row(dims(receipt), Row.of(receipt, times), receipt.created, finest)
+        self.add_row(dims(receipt), SumRow.of(receipt, times), receipt.created, finest)
 
-    def add_row(self, where: Dims, row: Row, created: float, finest: Granularity | None) -> None:
+    def add_row(self, where: SumDimensions, row: SumRow, created: float, finest: Granularity | None) -> None:
         """Count a receipt, as `add` does, by its dimensions and its row. The row belongs to the sums afterwards."""
         if finest is None:
             return
@@ -133,9 +133,9 @@ class Sums:
         return self
 
 
-def _added_up(parts: Sequence[dict[Dims, Row]]) -> dict[Dims, Row]:
+def _added_up(parts: Sequence[dict[SumDimensions, SumRow]]) -> dict[SumDimensions, SumRow]:
     """Return the sums of these rows. Most have one row alone, which is its own sum."""
-    rows: dict[Dims, list[Row]] = defaultdict(list)
+    rows: dict[SumDimensions, list[SumRow]] = defaultdict(list)
     for part in parts:
         for where, row in part.items():
             rows[where].append(row)

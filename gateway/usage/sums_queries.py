@@ -11,7 +11,7 @@ from sqlalchemy import and_, bindparam, select
 from gateway.accounting.edge import EDGE
 from gateway.usage.packing import unpack
 from gateway.usage.rests import with_rests
-from gateway.usage.rollup import Dims, Row
+from gateway.usage.rollup import SumDimensions, SumRow
 from gateway.usage.sums import ALL_TENANTS, SECONDS, Period, StoredRow
 from gateway.usage.tables import DAY_S, OF_DEVICES, RECEIPTS, SUMS, id_before
 
@@ -46,7 +46,7 @@ def stored(connection: Connection, wanted: Sequence[Period], tenant: str | None)
     for period in wanted:
         found = connection.execute(_OF_PERIOD, {"seconds": SECONDS[period.granularity], "start": period.start})
         for *where, row in found:
-            yield StoredRow(period, Dims(*where), row)
+            yield StoredRow(period, SumDimensions(*where), row)
 
 
 def _of_tenant(connection: Connection, wanted: Iterable[Period], tenant: str) -> Iterator[StoredRow]:
@@ -59,12 +59,12 @@ def _of_tenant(connection: Connection, wanted: Iterable[Period], tenant: str) ->
             some = starts[first : first + _STARTS_PER_QUERY]
             asked = {"seconds": SECONDS[granularity], "starts": some, "tenant": tenant}
             for start, *where, row in connection.execute(_OF_TENANT, asked):
-                yield StoredRow(periods[start], Dims(*where), row)
+                yield StoredRow(periods[start], SumDimensions(*where), row)
 
 
-def totals(connection: Connection, wanted: Sequence[Period]) -> dict[Period, Row]:
+def totals(connection: Connection, wanted: Sequence[Period]) -> dict[Period, SumRow]:
     """Return the sums over all tenants by period; of a period without receipts there are none."""
-    return {one.period: Row.from_bytes(one.row) for one in with_rests(_of_tenant(connection, wanted, ALL_TENANTS))}
+    return {one.period: SumRow.from_bytes(one.row) for one in with_rests(_of_tenant(connection, wanted, ALL_TENANTS))}
 
 
 def marks(connection: Connection, wanted: Sequence[Period]) -> dict[Period, bytes]:

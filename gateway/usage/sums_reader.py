@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING, TypeVar
 
 from gateway.usage.rests import with_rests
-from gateway.usage.rollup import Dims, Row
+from gateway.usage.rollup import SumDimensions, SumRow
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -40,14 +40,16 @@ class SumsReader:
         """
         return await self._threads.scan(lambda connection: work(_stored(connection, wanted, tenant)))
 
-    async def rows(self, wanted: Sequence[Period], tenant: str | None = None) -> list[tuple[Period, Dims, Row]]:
+    async def rows(
+        self, wanted: Sequence[Period], tenant: str | None = None
+    ) -> list[tuple[Period, SumDimensions, SumRow]]:
         """Return the rows of these periods, decoded."""
         return await self.read(_decoded, wanted, tenant)
 
-    async def totals(self, wanted: Sequence[Period]) -> list[tuple[Period, Row]]:
+    async def totals(self, wanted: Sequence[Period]) -> list[tuple[Period, SumRow]]:
         """Return the sums over all tenants by period. A period without receipts has an empty row."""
         held = await self._threads.query(_totals, wanted)
-        return [(period, held.get(period) or Row()) for period in wanted]
+        return [(period, held.get(period) or SumRow()) for period in wanted]
 
     async def marks(self, wanted: Sequence[Period]) -> list[bytes | None]:
         """Return the version of each period: each addition makes another one, never an earlier one; None: no receipts.
@@ -62,8 +64,8 @@ class SumsReader:
         return await self._threads.query(_latest, most, tenant, time.time())
 
 
-def _decoded(rows: Iterable[StoredRow]) -> list[tuple[Period, Dims, Row]]:
-    return [(period, where, Row.from_bytes(row)) for period, where, row in with_rests(rows)]
+def _decoded(rows: Iterable[StoredRow]) -> list[tuple[Period, SumDimensions, SumRow]]:
+    return [(period, where, SumRow.from_bytes(row)) for period, where, row in with_rests(rows)]
 
 
 # These functions run in threads, and import SQLAlchemy there.
@@ -75,7 +77,7 @@ def _stored(connection: Connection, wanted: Sequence[Period], tenant: str | None
     return stored(connection, wanted, tenant)
 
 
-def _totals(connection: Connection, wanted: Sequence[Period]) -> dict[Period, Row]:
+def _totals(connection: Connection, wanted: Sequence[Period]) -> dict[Period, SumRow]:
     from gateway.usage.sums_queries import totals
 
     return totals(connection, wanted)

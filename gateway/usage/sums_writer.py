@@ -6,18 +6,18 @@ from collections import defaultdict
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from gateway.usage.rollup import Dims, Row, merge_in
+from gateway.usage.rollup import SumDimensions, SumRow, merge_in
 from gateway.usage.sql import Place, SumKey, sql_of
 from gateway.usage.sums import ALL_TENANTS, OTHER, SECONDS
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-    from gateway.usage.sql import Sql
+    from gateway.usage.sql import UsageSql
     from gateway.usage.sums import Period, Sums
 
 
-TOTAL = Dims(ALL_TENANTS, "", "", "", "", "")
+TOTAL = SumDimensions(ALL_TENANTS, "", "", "", "", "")
 """The dimensions of the sums over all tenants."""
 
 
@@ -38,7 +38,7 @@ def add_sums(connection: Connection, sums: Sums, max_rows: int) -> None:
     put, gone = [], []
     for key, row in rows.items():
         if (raw := held.get(key)) is not None:
-            new, row = row, Row.from_bytes(raw)  # noqa: PLW2901
+            new, row = row, SumRow.from_bytes(raw)  # noqa: PLW2901
             row.merge(new)
         if row:
             put.append((*key, row.to_bytes()))
@@ -48,9 +48,9 @@ def add_sums(connection: Connection, sums: Sums, max_rows: int) -> None:
     sql.delete_sums(gone)
 
 
-def _by_key(sums: Sums) -> dict[SumKey, Row]:
+def _by_key(sums: Sums) -> dict[SumKey, SumRow]:
     """Return the sums in the order of their keys, which takes a database least time to write."""
-    rows: dict[SumKey, Row] = {}
+    rows: dict[SumKey, SumRow] = {}
     # The same dimensions come in many periods: compare their texts once.
     places = {dims: place for place, dims in enumerate(sorted({*chain.from_iterable(sums.rows.values())}))}
     for start, period in sorted((_start_of(period), period) for period in sums.rows):
@@ -61,7 +61,7 @@ def _by_key(sums: Sums) -> dict[SumKey, Row]:
 
 
 def _fold(
-    sql: Sql, rows: dict[SumKey, Row], held: dict[SumKey, bytes], known: set[tuple[int, int]], max_rows: int
+    sql: UsageSql, rows: dict[SumKey, SumRow], held: dict[SumKey, bytes], known: set[tuple[int, int]], max_rows: int
 ) -> dict[SumKey, bytes]:
     """Merge new sums beyond `max_rows` with those of other keys and routes. Return the latter that are there."""
     new: dict[Place, list[SumKey]] = defaultdict(list)
@@ -78,7 +78,7 @@ def _fold(
     return sql.held_sums([key for key in others if key not in held])
 
 
-def key_of(period: Period, dims: Dims) -> SumKey:
+def key_of(period: Period, dims: SumDimensions) -> SumKey:
     """Return the primary key of a sum."""
     return _start_of(period) + dims
 

@@ -15,7 +15,7 @@ from gateway.usage.counters import pico
 
 if TYPE_CHECKING:
     from gateway.accounting.receipt import Receipt
-    from gateway.usage.rollup import Dims, Row
+    from gateway.usage.rollup import SumDimensions, SumRow
 
 DAY_S = 86_400
 _ID_PREFIX = "req_"
@@ -135,7 +135,7 @@ def id_before(moment: float) -> str:
     return f"{_ID_PREFIX}{int(moment):0{_TIME_DIGITS}x}"
 
 
-def row_of(receipt: Receipt, packed: bytes, where: Dims, counted: Row) -> tuple[Any, ...]:
+def row_of(receipt: Receipt, packed: bytes, where: SumDimensions, counted: SumRow) -> tuple[Any, ...]:
     """Return the row of a receipt, in the order of the columns.
 
     Args:

@@ -18,7 +18,7 @@ import structlog
 from redis.exceptions import OutOfMemoryError, RedisError
 
 from gateway.quality.comparison import OUTBOX
-from gateway.redis.script import Script
+from gateway.redis.script import RedisScript
 from gateway.usage.feed import GROUP
 from gateway.usage.inactive import InactiveTenants
 
@@ -67,8 +67,8 @@ class OutboxTrimmer:
         self._most = most
         self._state = state
         self._metrics = metrics
-        self._lengths = Script(redis, "gateway.usage", "lengths.lua")
-        self._cut = Script(redis, "gateway.usage", "cut.lua")
+        self._lengths = RedisScript(redis, "gateway.usage", "lengths.lua")
+        self._cut = RedisScript(redis, "gateway.usage", "cut.lua")
         self._inactive = InactiveTenants(redis, keys)
         self._inactive_at = 0.0
         self._cutting = False  # the last round passed the bound, too

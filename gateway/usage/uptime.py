@@ -37,7 +37,7 @@ _MOST_DAYS = 3
 
 
 @dataclass(slots=True)
-class Minutes:
+class UptimeMinutes:
     """Of one engine and day: those in which it was up, and those in which anybody looked."""
 
     up: set[int] = field(default_factory=set)
@@ -45,7 +45,7 @@ class Minutes:
 
 
 @dataclass(frozen=True, slots=True)
-class Watched:
+class EngineUptime:
     """What is known of one engine and day. `hourly_usd` is its price then."""
 
     hourly_usd: Decimal
@@ -72,7 +72,7 @@ class Uptime:
         self._keys = keys.ledger()
         self._hourly_usd = hourly_usd
         self.clock = clock
-        self._untold: dict[int, dict[str, Minutes]] = {}
+        self._untold: dict[int, dict[str, UptimeMinutes]] = {}
         self._news = asyncio.Event()
 
     def saw(self, engine: str, up: bool) -> None:
@@ -80,7 +80,7 @@ class Uptime:
         if engine not in self._hourly_usd:
             return
         day, second = divmod(int(self.clock()), DAY_S)
-        minutes = self._untold.setdefault(day * DAY_S, defaultdict(Minutes))[engine]
+        minutes = self._untold.setdefault(day * DAY_S, defaultdict(UptimeMinutes))[engine]
         minutes.seen.add(second // 60)
         if up:
             minutes.up.add(second // 60)
@@ -113,7 +113,7 @@ class Uptime:
             self._take_back(told)
             raise
 
-    def _put(self, pipe: Any, day: int, engines: Mapping[str, Minutes]) -> None:
+    def _put(self, pipe: Any, day: int, engines: Mapping[str, UptimeMinutes]) -> None:
         ends = round(day + DAY_S + _KEPT_S)
         for engine, minutes in engines.items():
             for key, some in (
@@ -128,9 +128,9 @@ class Uptime:
         pipe.hset(rates, mapping={engine: str(self._hourly_usd[engine]) for engine in engines})
         pipe.expireat(rates, ends)
 
-    def _take_back(self, told: Mapping[int, Mapping[str, Minutes]]) -> None:
+    def _take_back(self, told: Mapping[int, Mapping[str, UptimeMinutes]]) -> None:
         for day, engines in told.items():
-            now = self._untold.setdefault(day, defaultdict(Minutes))
+            now = self._untold.setdefault(day, defaultdict(UptimeMinutes))
             for engine, minutes in engines.items():
                 now[engine].up |= minutes.up
                 now[engine].seen |= minutes.seen

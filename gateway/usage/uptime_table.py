@@ -10,7 +10,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from gateway.usage.counters import pico, usd
 from gateway.usage.tables import DAY_S, UPTIME
-from gateway.usage.uptime import MINUTES_A_DAY, Watched
+from gateway.usage.uptime import MINUTES_A_DAY, EngineUptime
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -91,12 +91,12 @@ def _either(one: bytes, other: bytes) -> bytes:
     return bytes(mine | theirs for mine, theirs in both)
 
 
-def watched(connection: Connection, starts: Sequence[int]) -> list[dict[str, Watched]]:
+def watched(connection: Connection, starts: Sequence[int]) -> list[dict[str, EngineUptime]]:
     """Return the minutes of the days that begin at these Unix seconds, by engine."""
-    found: dict[int, dict[str, Watched]] = {start: {} for start in starts}
+    found: dict[int, dict[str, EngineUptime]] = {start: {} for start in starts}
     days = [start // DAY_S for start in starts]
     for row in connection.execute(select(UPTIME).where(UPTIME.c.day.in_(days)).order_by(UPTIME.c.engine)):
-        found[row.day * DAY_S][row.engine] = Watched(usd(row.hourly_pico), _count(row.up), _count(row.seen))
+        found[row.day * DAY_S][row.engine] = EngineUptime(usd(row.hourly_pico), _count(row.up), _count(row.seen))
     return [found[start] for start in starts]
 
 

@@ -11,7 +11,7 @@ from gateway.accounting.savings import CLASSES, MEASURING, is_about_zero
 from gateway.errors import InvalidRequest
 from gateway.usage.counters import STAGES, ClassSum, usd
 from gateway.usage.rests import with_rests
-from gateway.usage.rollup import Dims, Row
+from gateway.usage.rollup import SumDimensions, SumRow
 from gateway.usage.span import shown
 from gateway.usage.sums import SECONDS, Period
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from gateway.protocol.body import Json
-    from gateway.usage.counters import Tokens
-    from gateway.usage.span import Span
+    from gateway.usage.counters import TokenSums
+    from gateway.usage.span import UsageSpan
     from gateway.usage.sums import Granularity, StoredRow
 
 MOST_ROWS = 10_000
@@ -38,7 +38,7 @@ _SHARE_DIGITS = 6
 _PERCENTILES = (50, 95, 99)
 
 
-class Ask(NamedTuple):
+class UsageQuery(NamedTuple):
     """A question.
 
     Attributes:
@@ -47,7 +47,7 @@ class Ask(NamedTuple):
         only: what rows must be counted under.
     """
 
-    span: Span
+    span: UsageSpan
     granularity: Granularity | None
     by: tuple[str, ...]
     only: Mapping[str, str]
@@ -57,45 +57,45 @@ class Ask(NamedTuple):
         """Whether the sums of all tenants together answer it."""
         return not self.by and not self.only
 
-    def counts(self, where: Dims) -> bool:
+    def counts(self, where: SumDimensions) -> bool:
         """Return whether rows of these dimensions belong to the answer."""
         return all(getattr(where, name) == wanted for name, wanted in self.only.items())
 
-    def of_tenant(self, tenant: str) -> Ask:
+    def of_tenant(self, tenant: str) -> UsageQuery:
         """The same, asked of one tenant."""
         return self._replace(only={**self.only, "tenant": tenant})
 
 
-class Group(NamedTuple):
+class UsageGroup(NamedTuple):
     """A row of an answer: of what time, and of what."""
 
     start: int | None
     names: tuple[str, ...]
 
 
-class Usage:
+class UsageResult:
     """The answer to a question, as it grows.
 
     Args:
         shows_money: whether money of such rows may be told.
     """
 
-    def __init__(self, ask: Ask, shows_money: Callable[[Dims], bool] = lambda _: True) -> None:
+    def __init__(self, ask: UsageQuery, shows_money: Callable[[SumDimensions], bool] = lambda _: True) -> None:
         self._ask = ask
         self._shows_money = shows_money
-        self._rows: dict[Group, Row] = {}
-        self._mute: set[Group] = set()
+        self._rows: dict[UsageGroup, SumRow] = {}
+        self._mute: set[UsageGroup] = set()
         self._added = 0
         if not ask.by and (ask.is_plain or ask.granularity is not None):
             # A chart has a place for every period, whether anything happened or not.
-            self._rows = {Group(self._start(one), ()): Row() for one in ask.span.periods}
+            self._rows = {UsageGroup(self._start(one), ()): SumRow() for one in ask.span.periods}
 
     def add_rows(self, rows: Iterable[StoredRow]) -> None:
         """Add rows that match the question. Call it in a thread. Raises InvalidRequest where the answer is too long."""
         for period, where, raw in with_rests(rows):
             self.adds(1)
             if self._ask.counts(where):
-                self._add(period, where, Row.from_bytes(raw))
+                self._add(period, where, SumRow.from_bytes(raw))
 
     def adds(self, rows: int) -> None:
         """So many rows are about to be added up. Raises InvalidRequest where they become too many."""
@@ -104,17 +104,17 @@ class Usage:
         if self._added > most:
             raise too_much(f"more than {most:,} sums would have to be added up")
 
-    def add_part(self, period: Period, names: tuple[str, ...], row: Row) -> None:
+    def add_part(self, period: Period, names: tuple[str, ...], row: SumRow) -> None:
         """Count what a period's rows of these names came to; the row is the answer's from here on. All is told."""
-        self._merge(Group(self._start(period), names), row)
+        self._merge(UsageGroup(self._start(period), names), row)
 
-    def _add(self, period: Period, where: Dims, row: Row) -> None:
-        group = Group(self._start(period), tuple(getattr(where, name) for name in self._ask.by))
+    def _add(self, period: Period, where: SumDimensions, row: SumRow) -> None:
+        group = UsageGroup(self._start(period), tuple(getattr(where, name) for name in self._ask.by))
         if not self._shows_money(where):
             self._mute.add(group)
         self._merge(group, row)
 
-    def _merge(self, group: Group, row: Row) -> None:
+    def _merge(self, group: UsageGroup, row: SumRow) -> None:
         mine = self._rows.get(group)
         if mine is not None:
             mine.merge(row)
@@ -136,15 +136,15 @@ class Usage:
         """Whether nothing at all was counted."""
         return not any(row.requests or row.baseline_pico for row in self._rows.values())
 
-    def rows(self) -> list[tuple[Group, Row]]:
+    def rows(self) -> list[tuple[UsageGroup, SumRow]]:
         """By time; of one time, what cost most comes first. Money that is not told is not told by the order either."""
         return sorted(self._rows.items(), key=self._place)
 
-    def _place(self, one: tuple[Group, Row]) -> tuple[int, int, tuple[str, ...]]:
+    def _place(self, one: tuple[UsageGroup, SumRow]) -> tuple[int, int, tuple[str, ...]]:
         group, row = one
         return group.start or 0, -row.cost_pico if self.tells(group) else 0, group.names
 
-    def ends(self, group: Group) -> tuple[int, int]:
+    def ends(self, group: UsageGroup) -> tuple[int, int]:
         """Of which time a row is: [start, end) in Unix seconds."""
         span, granularity = self._ask.span, self._ask.granularity
         if group.start is None or granularity is None:
@@ -164,7 +164,7 @@ class Usage:
 
     def told(self) -> Iterator[Json]:
         """Each row as it is told, and at last all of them together. It takes some 100 us a row."""
-        total = Row()
+        total = SumRow()
         for group, row in self.rows():
             total.merge(row)
             names = {"start": shown(group.start)} if group.start is not None else {}
@@ -176,7 +176,7 @@ class Usage:
         *rows, total = self.told()
         return {**self.head(), "rows": rows, "total": total}
 
-    def tells(self, group: Group) -> bool:
+    def tells(self, group: UsageGroup) -> bool:
         """Whether a row tells of money."""
         return group not in self._mute
 
@@ -190,7 +190,7 @@ def too_much(why: str) -> InvalidRequest:
     )
 
 
-def figures(row: Row, *, money: bool = True) -> Json:
+def figures(row: SumRow, *, money: bool = True) -> Json:
     """A row as it is told: counts, tokens, money as text, shares and latencies."""
     told: Json = {
         "requests": row.requests,
@@ -228,7 +228,7 @@ def figures(row: Row, *, money: bool = True) -> Json:
     return told
 
 
-def classes_of(row: Row) -> dict[str, ClassSum]:
+def classes_of(row: SumRow) -> dict[str, ClassSum]:
     """Return the sums by savings class, in the order of `CLASSES`, without classes that have no receipt."""
     found: dict[str, ClassSum] = {name: row.classes[name] for name in CLASSES if name in row.classes}
     rest = row.unclassified
@@ -249,7 +249,7 @@ def text(picos: int) -> str:
     return f"{usd(picos).normalize():f}"
 
 
-def _tokens(tokens: Tokens) -> Json:
+def _tokens(tokens: TokenSums) -> Json:
     return tokens._asdict()
 
 
@@ -265,7 +265,7 @@ def _batches(sizes: Mapping[int, int]) -> Json:
     return {"count": whole, "mean_size": round(calls / count, 3) if calls else None}
 
 
-def _latency(row: Row, place: int) -> Json:
+def _latency(row: SumRow, place: int) -> Json:
     times = row.stages[place]
     told: dict[str, Any] = {"count": times.count, "mean": _ms(times.mean_us)}
     quantiles = times.quantiles_us([part / 100 for part in _PERCENTILES])

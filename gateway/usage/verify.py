@@ -8,7 +8,7 @@ from sqlalchemy import select
 
 from gateway.accounting.receipt import Receipt
 from gateway.usage.packing import unpack
-from gateway.usage.rollup import Dims, Row, merge_in
+from gateway.usage.rollup import SumDimensions, SumRow, merge_in
 from gateway.usage.sums import OTHER, SECONDS, Sums
 from gateway.usage.sums_writer import TOTAL
 from gateway.usage.tables import DAY_S, RECEIPTS, SUMS
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
-Place: TypeAlias = tuple[int, int, Dims]
+Place: TypeAlias = tuple[int, int, SumDimensions]
 """Length and start of a period, and the dimensions of a sum."""
 
 _ROWS_AT_ONCE = 1_000
 
 
-def differences(connection: Connection, day: int) -> Iterator[tuple[Place, Row, Row]]:
+def differences(connection: Connection, day: int) -> Iterator[tuple[Place, SumRow, SumRow]]:
     """Yield the sums of a day that differ from its receipts: the place, the sum in the database and the right one.
 
     Keys and routes are compared together where some of them count as others. Periods whose sums were deleted by
@@ -35,10 +35,10 @@ def differences(connection: Connection, day: int) -> Iterator[tuple[Place, Row, 
         day: days since the Unix epoch.
     """
     begin, end = day * DAY_S, (day + 1) * DAY_S
-    held: dict[Place, Row] = {}
+    held: dict[Place, SumRow] = {}
     in_day = (SUMS.c.start >= begin, SUMS.c.start < end)
     for seconds, start, *dims, row in connection.execute(select(SUMS).where(*in_day)):
-        held[seconds, start, Dims(*dims)] = Row.from_bytes(row)
+        held[seconds, start, SumDimensions(*dims)] = SumRow.from_bytes(row)
     first: dict[int, int] = {}
     for seconds, start, _ in held:
         first[seconds] = min(start, first.get(seconds, start))
@@ -46,12 +46,12 @@ def differences(connection: Connection, day: int) -> Iterator[tuple[Place, Row, 
     folded = {(seconds, start, dims.tenant) for seconds, start, dims in held if dims.key == OTHER}
     held, right = _together(held, folded), _together(right, folded)
     for place in sorted({*held, *right}):
-        there, computed = held.get(place, Row()), right.get(place, Row())
+        there, computed = held.get(place, SumRow()), right.get(place, SumRow())
         if there != computed:
             yield place, there, computed
 
 
-def _computed(connection: Connection, day: int) -> Iterator[tuple[Place, Row]]:
+def _computed(connection: Connection, day: int) -> Iterator[tuple[Place, SumRow]]:
     sums = Sums()
     wanted = select(RECEIPTS.c.receipt).where(
         RECEIPTS.c.day.between(day - 1, day + 1),  # the day of an id may be next to that of `created`
@@ -67,8 +67,8 @@ def _computed(connection: Connection, day: int) -> Iterator[tuple[Place, Row]]:
         yield (SECONDS[period.granularity], period.start, TOTAL), sums.totals[period]
 
 
-def _together(rows: dict[Place, Row], folded: set[tuple[int, int, str]]) -> dict[Place, Row]:
-    merged: dict[Place, Row] = {}
+def _together(rows: dict[Place, SumRow], folded: set[tuple[int, int, str]]) -> dict[Place, SumRow]:
+    merged: dict[Place, SumRow] = {}
     for (seconds, start, dims), row in rows.items():
         if (seconds, start, dims.tenant) in folded:
             dims = dims._replace(key=OTHER, route=OTHER)  # noqa: PLW2901

@@ -25,7 +25,7 @@ from gateway.quality.comparison import Comparison
 from gateway.usage.comparisons import add_comparisons
 from gateway.usage.database import REFUSALS
 from gateway.usage.engine import UsageDatabaseError
-from gateway.usage.feed import Backlog, ComparisonEntry, Taken
+from gateway.usage.feed import Backlog, ComparisonEntry, FeedBatch
 from gateway.usage.state import HEAR_EVERY_S, WorkerState
 from gateway.usage.tables import DAY_S
 from gateway.usage.uptime_table import add_minutes
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from gateway.redis.client import RedisClient
     from gateway.usage.archive_import import ArchiveImport
-    from gateway.usage.entries import Entry
+    from gateway.usage.entries import OutboxEntry
     from gateway.usage.feed import OutboxFeed
     from gateway.usage.state import WorkerSeat
     from gateway.usage.store import UsageStore
@@ -98,7 +98,7 @@ class UsageWorker:
         self._uptime_copied = False
         self._keep_s = keep_s
         self._imports = imports
-        self._held: list[Entry] = []  # taken, and not acknowledged
+        self._held: list[OutboxEntry] = []  # taken, and not acknowledged
         self._in_doubt = True  # more may be: a reply was lost, Redis forgot, or a worker with this number died
         client.on_restart = self._doubt
         self._backlog = Backlog()
@@ -179,7 +179,7 @@ class UsageWorker:
     def _doubt(self) -> None:
         self._in_doubt = True
 
-    async def _next(self) -> Taken:
+    async def _next(self) -> FeedBatch:
         if self._in_doubt:
             taken = await self._feed.retake(_TAKE_ENTRIES)
             if taken.entries:
@@ -193,11 +193,11 @@ class UsageWorker:
                 return taken
         return await self._take()
 
-    async def _take(self, *, everywhere: bool = False) -> Taken:
+    async def _take(self, *, everywhere: bool = False) -> FeedBatch:
         taken = await self._feed.take(_TAKE_ENTRIES, everywhere=everywhere)
         while taken.more and len(taken.entries) < MAX_ENTRIES:
             more = await self._feed.take(_TAKE_ENTRIES)
-            taken = Taken([*taken.entries, *more.entries], more=more.more)
+            taken = FeedBatch([*taken.entries, *more.entries], more=more.more)
         return taken
 
     async def _write(self) -> None:
@@ -212,10 +212,10 @@ class UsageWorker:
         await self._feed.acknowledge(self._held)  # where this fails they are written again, and are known
         self._held = []
 
-    async def _compared(self, entries: Sequence[Entry]) -> list[Entry]:
+    async def _compared(self, entries: Sequence[OutboxEntry]) -> list[OutboxEntry]:
         """Write comparisons. Return the entries that cannot be read."""
-        unreadable: list[Entry] = []
-        comparisons: list[tuple[Entry, Comparison]] = []
+        unreadable: list[OutboxEntry] = []
+        comparisons: list[tuple[OutboxEntry, Comparison]] = []
         for entry in entries:
             try:
                 comparisons.append((entry, Comparison.from_json(entry.raw)))

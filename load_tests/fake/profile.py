@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from gateway.capabilities.continuation import Mode
 from gateway.config.scalars import Duration, Flag, Name, Number, Whole
-from gateway.config.yaml_source import Shape, load
+from gateway.config.yaml_source import StrictModel, load
 
 TIMINGS = Path(__file__).parents[1] / "timings"
 """The timing files that come with the load tests."""
@@ -23,7 +23,7 @@ Size = Annotated[int, Field(ge=1, le=1_000_000)]  # a key, which YAML's reader l
 Time = Annotated[Duration, Field(ge=0, le=60)]
 
 
-class Prefill(Shape):
+class Prefill(StrictModel):
     """A pass over new prompts takes `fixed` and `per_token` for each token that it reads.
 
     A chunked pass reads at most `max_tokens`, breaks a prompt off there, and shares its step with decoding. One that is
@@ -36,7 +36,7 @@ class Prefill(Shape):
     chunked: Flag = False
 
 
-class Decode(Shape):
+class Decode(StrictModel):
     """The time of one step for a batch of n: `fixed` + n times `per_sequence`, or a `table` from n to times.
 
     Between the entries of the table it is linear; outside of them the nearest one holds.
@@ -65,7 +65,7 @@ class Decode(Shape):
         return self.table[low] + share * (self.table[high] - self.table[low])
 
 
-class Faults(Shape):
+class Faults(StrictModel):
     """Which fraction of the calls fails, and how; at most all of them.
 
     `fail_424` and `fail_500` are answered at once with TGI's errors for a model that failed. `hang` gets no answer and
@@ -84,7 +84,7 @@ class Faults(Shape):
         return self
 
 
-class Profile(Shape):
+class Profile(StrictModel):
     """One modelled engine.
 
     Without `prefill` and `decode` it takes no time at all. `answer_tokens` are evenly spaced quantiles of how long its

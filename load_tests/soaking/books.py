@@ -18,7 +18,7 @@ from gateway.errors import StartupError
 from gateway.redis.keys import RedisKeys
 from gateway.usage.counters import usd
 from gateway.usage.engine import UsageDatabaseError
-from gateway.usage.rollup import Row
+from gateway.usage.rollup import SumRow
 from gateway.usage.store import UsageStore
 from gateway.usage.sums import Retention, periods
 from gateway.usage.sums_reader import SumsReader
@@ -182,7 +182,7 @@ class Books:
             none("receipts of dead processes, where none died", stored.abandoned),
         ]  # fmt: skip
 
-    async def _of_sums(self, session: aiohttp.ClientSession, total: Row) -> list[Check]:
+    async def _of_sums(self, session: aiohttp.ClientSession, total: SumRow) -> list[Check]:
         """Each counts by itself: what was settled or added up twice shows here."""
         tally, stored = self._tally, self.stored
         refused = int(await self._sum(session, "gkt_refused_total"))
@@ -269,9 +269,9 @@ class Books:
         return total
 
 
-async def _total(sums: SumsReader) -> Row:
+async def _total(sums: SumsReader) -> SumRow:
     """Return the sum of yesterday and today over all tenants."""
-    now, total = time.time(), Row()
+    now, total = time.time(), SumRow()
     for _, row in await sums.totals(list(periods("day", now - _DAY_S, now + 1))):
         total.merge(row)
     return total

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
     from gateway.accounting.intent import Intent
-    from gateway.accounting.verdict import Verdict
+    from gateway.accounting.verdict import AdmissionVerdict
 
 LEASE_S = 1.0
 SLOT_US = 100_000
@@ -31,7 +31,9 @@ class Counted:
         self.keys = RedisKeys(f"t{secrets.token_hex(6)}")
         self.processes = {name: RedisLedger(redis, self.keys, name, 100, LEASE_S) for name in ("ann", "bob", "carl")}
 
-    async def ask(self, *scopes: Scope, tokens: int = 10, by: str = "ann", one: Intent | None = None) -> Verdict:
+    async def ask(
+        self, *scopes: Scope, tokens: int = 10, by: str = "ann", one: Intent | None = None
+    ) -> AdmissionVerdict:
         one = msgspec.structs.replace(one or intent(by), tokens=tokens)
         brought = await self.processes[by].exchange([candidate(one, *scopes)], [])
         self.last = msgspec.structs.replace(one, charges=tuple(scope.charge for scope in scopes))

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from gateway.accounting.baseline import Encoding
-from gateway.accounting.draft import Call, Draft
+from gateway.accounting.draft import EngineCall, ReceiptBuilder
 from gateway.accounting.intent import Intent, intend
 from gateway.accounting.receipt import BatchFacts, Receipt
-from gateway.accounting.redis_ledger import Candidate, Variant
+from gateway.accounting.redis_ledger import AdmissionRequest, Variant
 from gateway.accounting.worst_case import worst_case
-from gateway.engines.base import Usage
+from gateway.engines.base import TokenUsage
 from gateway.policy.projections import PROJECTIONS
-from gateway.policy.resolve import FinisherPlan, GuidancePlan, Plan
+from gateway.policy.resolve import GuidancePlan, Plan, StudentPlan
 from gateway.pricing import Price
 from gateway.protocol.chat import ChatRequest
 
@@ -58,7 +58,7 @@ def plan(mode: str = "guided", *, placement: str = "prefix", projection: str = "
     )
     return Plan(
         mode=mode,
-        finishers=(FinisherPlan("big" if mode == "teacher" else "small", None),),
+        finishers=(StudentPlan("big" if mode == "teacher" else "small", None),),
         guidance=guidance if mode == "guided" else None,
         unguided=None,
         baseline=baseline,
@@ -67,14 +67,16 @@ def plan(mode: str = "guided", *, placement: str = "prefix", projection: str = "
     )
 
 
-def call(model: str, read: int | None, written: int = 0, cached: int = 0, stored: int = 0, **more: Any) -> Call:
+def call(model: str, read: int | None, written: int = 0, cached: int = 0, stored: int = 0, **more: Any) -> EngineCall:
     """A call whose engine counted; with `read` None, one whose engine did not."""
-    usage = None if read is None else Usage(read, written, cached, cache_write_input_tokens=stored)
-    return Call(model, MESSAGES, usage, **more)
+    usage = None if read is None else TokenUsage(read, written, cached, cache_write_input_tokens=stored)
+    return EngineCall(model, MESSAGES, usage, **more)
 
 
-def draft(plan: Plan, *, teacher: Call | None = None, student: Call | None = None, **more: Any) -> Draft:
-    return Draft(
+def draft(
+    plan: Plan, *, teacher: EngineCall | None = None, student: EngineCall | None = None, **more: Any
+) -> ReceiptBuilder:
+    return ReceiptBuilder(
         id=f"req-{next(_ids)}",
         created=1_700_000_000,
         tenant="acme",
@@ -89,7 +91,7 @@ def draft(plan: Plan, *, teacher: Call | None = None, student: Call | None = Non
     )
 
 
-def guided(**more: Any) -> Draft:
+def guided(**more: Any) -> ReceiptBuilder:
     """The teacher read 100 tokens and wrote 40, all kept; the student read those and went on for 160."""
     began = time.perf_counter()
     facts = {
@@ -124,11 +126,11 @@ def intent(owner: str = "ann", **more: Any) -> Intent:
     return msgspec.structs.replace(intend(one, one.plan, worst_case(one.plan, chat(), PRICES), owner), **more)
 
 
-def candidate(one: Intent, *scopes: Scope, force: bool = False) -> Candidate:
+def candidate(one: Intent, *scopes: Scope, force: bool = False) -> AdmissionRequest:
     """Of a request that follows its plan or is refused."""
     charged = msgspec.structs.replace(one, charges=tuple(scope.charge for scope in scopes))
-    return Candidate(scopes, (Variant(1, charged),), force)
+    return AdmissionRequest(scopes, (Variant(1, charged),), force)
 
 
-def closed(one: Draft, status: str = "ok") -> Receipt:
+def closed(one: ReceiptBuilder, status: str = "ok") -> Receipt:
     return one.close(status, PRICES, ENCODINGS)

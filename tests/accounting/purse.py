@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from gateway.accounting.redis_ledger import Candidate, Exchanged, RedisLedger, Settlement, Variant
+from gateway.accounting.redis_ledger import AdmissionRequest, ExchangeResult, RedisLedger, Settlement, Variant
 from gateway.accounting.scopes import BudgetTerms, Scope
-from gateway.config.limits import Period
+from gateway.config.limits import BudgetDuration
 from gateway.pricing import dollars, picodollars
 from gateway.redis.keys import RedisKeys
 from tests.accounting.drafts import closed, guided, intent
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
     from gateway.accounting.intent import Intent
-    from gateway.accounting.verdict import Verdict
+    from gateway.accounting.verdict import AdmissionVerdict
 
 
 def budget(
     most: str,
     *,
     soft: str | None = None,
-    period: Period | None = None,
+    period: BudgetDuration | None = None,
     aligned: bool = True,
     on_soft: str = "warn",
     on_hard: str = "reject",
     name: str = "tenant",
 ) -> Scope:
-    period = period or Period(1, "mo")
+    period = period or BudgetDuration(1, "mo")
     terms = BudgetTerms(
         picodollars(Decimal(most)),
         "" if soft is None else picodollars(Decimal(soft)),
@@ -59,14 +59,16 @@ class Purse:
         charges = tuple(scope.charge for scope in scopes)
         return msgspec.structs.replace(intent(by), reserved_usd=Decimal(usd), charges=charges)
 
-    async def tell(self, *asked: Candidate, settled: tuple[Settlement, ...] = (), by: str = "ann") -> Exchanged:
+    async def tell(
+        self, *asked: AdmissionRequest, settled: tuple[Settlement, ...] = (), by: str = "ann"
+    ) -> ExchangeResult:
         brought = await self.processes[by].exchange(asked, settled)
         self.events += [(one.scope.name, one.event.kind) for one in brought.events]
         return brought
 
-    async def ask(self, usd: str, *scopes: Scope, by: str = "ann", force: bool = False) -> Verdict:
+    async def ask(self, usd: str, *scopes: Scope, by: str = "ann", force: bool = False) -> AdmissionVerdict:
         self.last = self.request(usd, *scopes, by=by)
-        brought = await self.tell(Candidate(scopes, (Variant(1, self.last),), force), by=by)
+        brought = await self.tell(AdmissionRequest(scopes, (Variant(1, self.last),), force), by=by)
         return brought.verdicts[self.last.id][0]
 
     async def choose(self, usd: dict[int, str], *scopes: Scope) -> int:
@@ -75,7 +77,7 @@ class Purse:
         variants = tuple(
             Variant(kind, msgspec.structs.replace(base, reserved_usd=Decimal(most))) for kind, most in usd.items()
         )
-        verdict = (await self.tell(Candidate(scopes, variants))).verdicts[base.id][0]
+        verdict = (await self.tell(AdmissionRequest(scopes, variants))).verdicts[base.id][0]
         if verdict.variant:
             self.last = next(one.intent for one in variants if one.kind == verdict.variant)
         return verdict.variant

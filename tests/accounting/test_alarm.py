@@ -6,8 +6,8 @@ import asyncio
 
 from aiohttp import web
 
-from gateway.accounting.alarm import Alarm
-from gateway.runtime.tasks import Tasks
+from gateway.accounting.alarm import BudgetAlerts
+from gateway.runtime.tasks import BackgroundTasks
 from gateway.telemetry.metrics import Metrics
 from tests.fakes import served
 
@@ -23,9 +23,9 @@ async def test_a_webhook_that_moved_is_not_followed() -> None:
     app = web.Application()
     app.router.add_post("/hook", hook)
     app.router.add_post("/elsewhere", hook)
-    tasks = Tasks()
+    tasks = BackgroundTasks()
     with served(app) as url:
-        alarm = Alarm(None, None, metrics=Metrics(), tasks=tasks)
+        alarm = BudgetAlerts(None, None, metrics=Metrics(), tasks=tasks)
         async with asyncio.timeout(10):
             assert await alarm._try(f"{url}/hook", b"{}", {}) == "status 307"
         await alarm.close()

@@ -13,20 +13,20 @@ from msgspec import structs
 
 from gateway.accounting.baseline import Encoding
 from gateway.accounting.bounds import off_recounted
-from gateway.accounting.draft import Call, FailedCall
+from gateway.accounting.draft import EngineCall, FailedCall
 from gateway.accounting.estimate import MOST_COUNTED_CHARS, count_messages, count_text
 from gateway.accounting.intent import abandoned
 from gateway.accounting.receipt import Receipt
-from gateway.engines.base import Usage
+from gateway.engines.base import TokenUsage
 from gateway.guidance.projection import teacher_messages
 from gateway.policy.projections import PRIMED, PROJECTIONS
 from gateway.usage.counters import pico
-from gateway.usage.rollup import Row
+from gateway.usage.rollup import SumRow
 from tests.accounting.drafts import ENCODINGS, MESSAGES, PRICES, call, closed, draft, guided, intent, plan
 from tests.accounting.test_bounds import TEXTS, bundled
 
 if TYPE_CHECKING:
-    from gateway.accounting.draft import Draft
+    from gateway.accounting.draft import ReceiptBuilder
     from gateway.policy.projections import Projection
 
 BIG = PRICES["big"]
@@ -39,12 +39,12 @@ def own(tokenizer: str) -> dict[str, Encoding]:
     return ENCODINGS | {"big": Encoding(tokenizer, own=True)}
 
 
-def said(text: str, tokenizer: str = "cl100k_base", model: str = "small", read: int = 150) -> Call:
+def said(text: str, tokenizer: str = "cl100k_base", model: str = "small", read: int = 150) -> EngineCall:
     """A call whose engine counts in that tokenizer what it wrote."""
     return call(model, read, count_text(tokenizer, text), text=StringIO(text))
 
 
-def told(rest: str = REST, opening: str = OPENING, tokenizer: str = "cl100k_base", **more: Any) -> Draft:
+def told(rest: str = REST, opening: str = OPENING, tokenizer: str = "cl100k_base", **more: Any) -> ReceiptBuilder:
     """`big` opened the answer, and counts in that tokenizer; `small` went on, and counts in cl100k_base."""
     kept = count_text(tokenizer, opening)
     facts = {"teacher": call("big", 100, kept), "student": said(rest), "kept_tokens": kept, "opening": opening}
@@ -120,7 +120,9 @@ def test_the_baseline_does_not_read_what_a_projection_adds_to_the_prompt(name: s
     assert abs(estimate.baseline_usd - exact) <= estimate.baseline_error_usd
 
 
-def primed(messages: list[dict[str, Any]], tokenizer: str, projection: Projection = PRIMED, **more: Any) -> Draft:
+def primed(
+    messages: list[dict[str, Any]], tokenizer: str, projection: Projection = PRIMED, **more: Any
+) -> ReceiptBuilder:
     """`big` read exemplars before the caller's chat, counts in that tokenizer, and a template adds three to a turn."""
     asked = teacher_messages(projection, messages)
     read = count_messages(tokenizer, asked) - len(asked)
@@ -129,10 +131,12 @@ def primed(messages: list[dict[str, Any]], tokenizer: str, projection: Projectio
     assert base.guidance is not None
     facts = {
         "plan": structs.replace(base, guidance=structs.replace(base.guidance, projection=projection)),
-        "teacher": Call(
-            "big", asked, Usage(read, kept, more.pop("cached", 0), cache_write_input_tokens=more.pop("stored", 0))
+        "teacher": EngineCall(
+            "big", asked, TokenUsage(read, kept, more.pop("cached", 0), cache_write_input_tokens=more.pop("stored", 0))
         ),
-        "student": Call("small", messages, Usage(count_messages("cl100k_base", messages) + kept, 30), StringIO(REST)),
+        "student": EngineCall(
+            "small", messages, TokenUsage(count_messages("cl100k_base", messages) + kept, 30), StringIO(REST)
+        ),
         "kept_tokens": kept,
         "opening": OPENING,
     }
@@ -191,7 +195,9 @@ def test_exemplars_in_the_cache_make_no_prompt_of_the_callers_dearer() -> None:
 
 def test_of_a_raw_prompt_no_exemplars_are_counted_out() -> None:
     """They had no part in it."""
-    one = primed(MESSAGES, bundled()[-1], teacher=Call("big", MESSAGES, Usage(100, 10)), student=None, complete=True)
+    one = primed(
+        MESSAGES, bundled()[-1], teacher=EngineCall("big", MESSAGES, TokenUsage(100, 10)), student=None, complete=True
+    )
     assert (
         closed(one).baseline_usd
         == closed(
@@ -272,7 +278,7 @@ def test_a_receipt_of_an_earlier_version_says_nothing_of_its_basis() -> None:
     del raw["baseline_basis"], raw["baseline_error_usd"]
     old = Receipt.from_json(msgspec.json.encode(raw))
     assert (old.baseline_basis, old.baseline_error_usd) == (None, None)
-    row = Row()
+    row = SumRow()
     row.add(old)
     assert row.baseline_error_pico == 0
 
@@ -287,7 +293,7 @@ def test_rows_add_the_errors_up_and_what_each_engine_was_paid() -> None:
     """Failed calls too; a receipt that is taken out again leaves nothing behind; a shadow spares nothing."""
     failed = guided(failed=[FailedCall("other", "engine_timeout", call("huge", 10, 1))])
     receipts = [closed(one) for one in (failed, told(), draft(plan("teacher"), teacher=call("big", 9, 9)))]
-    whole, halves = Row(), [Row(), Row()]
+    whole, halves = SumRow(), [SumRow(), SumRow()]
     for place, receipt in enumerate(receipts):
         whole.add(receipt)
         halves[place % 2].add(receipt)
@@ -295,17 +301,17 @@ def test_rows_add_the_errors_up_and_what_each_engine_was_paid() -> None:
     assert sum(whole.engines.values()) == whole.cost_pico
     assert set(whole.engines) == {"big", "small", "huge"}
     halves[0].merge(halves[1])
-    assert halves[0] == whole == Row.from_bytes(whole.to_bytes())
+    assert halves[0] == whole == SumRow.from_bytes(whole.to_bytes())
     for receipt in receipts:
         whole.add(receipt, -1)
     assert (whole.engines, whole.baseline_error_pico) == ({}, 0)
-    shadow = Row()
+    shadow = SumRow()
     shadow.add(msgspec.structs.replace(receipts[1], shadow_of="another"))
     assert shadow.baseline_error_pico == 0
     assert shadow.engines
 
 
 def test_an_engine_that_costs_nothing_does_not_disturb_the_sums() -> None:
-    row, receipt = Row(), closed(guided(teacher=call("big", 100, 40, shared="cache"), batch=None, granted=None))
+    row, receipt = SumRow(), closed(guided(teacher=call("big", 100, 40, shared="cache"), batch=None, granted=None))
     row.add(receipt)
     assert set(row.engines) == {"small"}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.accounting.bounds import Extent, off_recounted, off_template, off_tokens
+from gateway.accounting.bounds import TokenErrorBound, off_recounted, off_template, off_tokens
 from gateway.accounting.estimate import count_text
 from gateway.config.models import ENCODINGS
 
@@ -50,7 +50,7 @@ def test_what_one_tokenizer_counts_lies_within_the_bound_of_every_others(name: s
     text = TEXTS[name]
     counted = {one: count_text(one, text) for one in bundled()}
     assert len(set(counted.values())) > 1 or name == "a word", "nothing is tried where all agree"
-    extent = Extent.of([text])
+    extent = TokenErrorBound.of([text])
     outside = [
         (said, true)
         for (said, many), (true, few) in itertools.permutations(counted.items(), 2)
@@ -62,20 +62,20 @@ def test_what_one_tokenizer_counts_lies_within_the_bound_of_every_others(name: s
 def test_the_script_shows_in_how_many_bytes_a_character_takes() -> None:
     """Of several texts together."""
     names = {"English": "ascii", "German": "latin", "Polish": "latin", "Russian": "other", "Chinese": "other"}
-    assert {name: Extent.of([TEXTS[name]]).script for name in names} == names
-    assert Extent.of(["plain", "plain"]).script == "ascii"
-    assert Extent.of(["plain", TEXTS["Hindi"]]).script == "other"
-    assert Extent.of([]) == Extent(0, 0)
+    assert {name: TokenErrorBound.of([TEXTS[name]]).script for name in names} == names
+    assert TokenErrorBound.of(["plain", "plain"]).script == "ascii"
+    assert TokenErrorBound.of(["plain", TEXTS["Hindi"]]).script == "other"
+    assert TokenErrorBound.of([]) == TokenErrorBound(0, 0)
 
 
 def test_a_bound_is_no_wider_than_the_text_is_long() -> None:
     """A token has a byte or more."""
-    assert off_tokens(10, Extent(12, 36)) == 26
-    assert off_tokens(1, Extent(4, 4)) == 3
-    assert off_tokens(0, Extent(0, 0)) == 0
+    assert off_tokens(10, TokenErrorBound(12, 36)) == 26
+    assert off_tokens(1, TokenErrorBound(4, 4)) == 3
+    assert off_tokens(0, TokenErrorBound(0, 0)) == 0
 
 
 def test_what_the_models_own_tokenizer_counted_is_bounded_more_narrowly() -> None:
-    plain = Extent(4_000, 4_000)
+    plain = TokenErrorBound(4_000, 4_000)
     assert 0 < off_recounted(1_000) < off_tokens(1_000, plain) / 10
     assert off_template(3, 4) == 44

@@ -11,13 +11,13 @@ import msgspec
 import pytest_asyncio
 from redis.asyncio import Redis
 
-from gateway.accounting.budget_watch import BudgetWatch
+from gateway.accounting.budget_watch import BudgetMonitor
 from gateway.accounting.budgets import Account, Budgets, Raise
 from gateway.accounting.local_limits import LocalLimits
 from gateway.accounting.scopes import tenant_scope
 from gateway.config.limits import BudgetRule
 from gateway.config.sections import Defaults
-from gateway.policy.book import PolicyBook
+from gateway.policy.book import PolicySet
 from gateway.policy.policies import Policies
 from gateway.policy.schema import Route, TenantPolicy
 from gateway.redis.client import RedisClient
@@ -46,12 +46,12 @@ def watch(
     metrics: Metrics,
     defaults: Defaults | None = None,
     local: LocalLimits | None = None,
-) -> BudgetWatch:
+) -> BudgetMonitor:
     client = RedisClient(redis_url, timeout_s=5, metrics=metrics)
-    return BudgetWatch(
+    return BudgetMonitor(
         client,
         budgets,
-        Policies(PolicyBook.of(policies)),
+        Policies(PolicySet.of(policies)),
         defaults or Defaults(),
         metrics,
         local or LocalLimits(lambda: 1, lambda: 0.0),

@@ -14,9 +14,9 @@ from redis.asyncio import Redis
 
 from gateway.accounting.budgets import KEPT_S, Account, Balance, Budgets, Raise
 from gateway.accounting.intent import abandoned
-from gateway.accounting.redis_ledger import MOST_UNASKED_USD, Candidate, Settlement, Variant
+from gateway.accounting.redis_ledger import MOST_UNASKED_USD, AdmissionRequest, Settlement, Variant
 from gateway.accounting.scopes import Scope
-from gateway.config.limits import Period
+from gateway.config.limits import BudgetDuration
 from gateway.pricing import dollars, picodollars
 from tests.accounting.purse import Purse, budget, older
 
@@ -56,7 +56,7 @@ async def test_processes_that_ask_at_once_share_one_budget(purse: Purse) -> None
     requests = [purse.request("0.03", scope, by=by) for _ in range(30) for by in purse.processes]
 
     async def spend(one: Intent) -> bool:
-        brought = await purse.tell(Candidate((scope,), (Variant(1, one),)), by=one.owner)
+        brought = await purse.tell(AdmissionRequest((scope,), (Variant(1, one),)), by=one.owner)
         if brought.verdicts[one.id][0].no is not None:
             return False
         spent, reserved = await purse.money(scope)
@@ -134,7 +134,7 @@ async def test_what_went_on_unasked_is_paid_when_redis_is_back(purse: Purse) -> 
 @pytest.mark.parametrize("aligned", [True, False], ids=["calendar", "rolling"])
 async def test_a_budget_whose_first_request_went_on_unasked_is_spent_by_it(purse: Purse, *, aligned: bool) -> None:
     """Nobody was admitted yet, so Redis knows of no period: the receipt says in which it counts."""
-    scope = budget("1", period=Period(30, "d"), aligned=aligned)
+    scope = budget("1", period=BudgetDuration(30, "d"), aligned=aligned)
     await purse.settle(purse.request("3", scope), "0.3")
     await purse.settle(purse.request("3", scope), "0.6")
 
@@ -154,8 +154,8 @@ async def test_around_an_edit_each_request_goes_by_its_own_budget(purse: Purse, 
     """Told in one breath: neither is charged for what the other's policy says, nor let in past its own."""
     before, after = Scope("tenant", 5, 0, 0), budget("1")
     old, new, dear = purse.request("9", before), purse.request("0.7", after), purse.request("0.7", after)
-    others = [Candidate((after,), (Variant(1, one),)) for one in (new, dear)]
-    late = Candidate((before,), (Variant(1, old),))
+    others = [AdmissionRequest((after,), (Variant(1, one),)) for one in (new, dear)]
+    late = AdmissionRequest((before,), (Variant(1, old),))
     brought = await purse.tell(*([late, *others] if old_first else [*others, late]))
     assert [brought.verdicts[one.id][0].no is None for one in (old, new, dear)] == [True, True, False]
     assert await purse.money(after) == (0, Decimal("0.7"))
@@ -167,7 +167,7 @@ async def test_around_an_edit_each_request_goes_by_its_own_budget(purse: Purse, 
 async def test_no_request_that_went_on_unasked_is_too_dear_to_be_counted(purse: Purse) -> None:
     """One error of the script would fail the news of every other request with it."""
     scope = budget("1")
-    asked = [Candidate((scope,), (Variant(1, purse.request("9999999999", scope)),)) for _ in range(1000)]
+    asked = [AdmissionRequest((scope,), (Variant(1, purse.request("9999999999", scope)),)) for _ in range(1000)]
     let_in = [one.let_in() for one in asked]
     await purse.tell(*let_in)
     assert await purse.money(scope) == (0, 1000 * MOST_UNASKED_USD)
@@ -197,13 +197,13 @@ async def test_a_period_of_the_calendar_begins_with_nothing_spent(purse: Purse) 
 @pytest.mark.parametrize(
     ("period", "number"),
     [
-        (Period(1, "d"), lambda now: (now - datetime(1970, 1, 1, tzinfo=UTC)).days),
-        (Period(1, "w"), lambda now: (now - datetime(1969, 12, 29, tzinfo=UTC)).days // 7),
-        (Period(3, "mo"), lambda now: (now.year * 12 + now.month - 1) // 3),
-        (Period(12, "h"), lambda now: int(now.timestamp()) // 43_200),
+        (BudgetDuration(1, "d"), lambda now: (now - datetime(1970, 1, 1, tzinfo=UTC)).days),
+        (BudgetDuration(1, "w"), lambda now: (now - datetime(1969, 12, 29, tzinfo=UTC)).days // 7),
+        (BudgetDuration(3, "mo"), lambda now: (now.year * 12 + now.month - 1) // 3),
+        (BudgetDuration(12, "h"), lambda now: int(now.timestamp()) // 43_200),
     ],
 )
-async def test_periods_are_those_of_the_calendar(purse: Purse, period: Period, number: object) -> None:
+async def test_periods_are_those_of_the_calendar(purse: Purse, period: BudgetDuration, number: object) -> None:
     """Days and weeks (from Monday) and months, in UTC."""
     await purse.ask("0.1", budget("1", period=period))
     held = await purse.redis.hget(purse.keys.scope("acme", "tenant")[2], "period")
@@ -214,7 +214,7 @@ async def test_periods_are_those_of_the_calendar(purse: Purse, period: Period, n
 
 async def test_a_rolling_budget_comes_back_as_its_spending_getsolder(purse: Purse) -> None:
     """In hundredths of its time, none too early."""
-    scope = budget("1", period=Period(100, "h"), aligned=False)
+    scope = budget("1", period=BudgetDuration(100, "h"), aligned=False)
     await purse.ask("0.4", scope)
     await purse.settle(purse.last, "0.4")
     ring = purse.keys.scope("acme", "tenant")[2] + ":360000"
@@ -246,7 +246,7 @@ async def test_the_soft_line_is_told_once_by_whoever_crosses_it(purse: Purse) ->
 
 async def test_a_rolling_budget_is_told_of_again_after_as_long(purse: Purse) -> None:
     """It has no next period; else a budget of a day that is spent each day would be told of on the first alone."""
-    scope = budget("1", period=Period(1, "d"), aligned=False)
+    scope = budget("1", period=BudgetDuration(1, "d"), aligned=False)
     key = purse.keys.scope("acme", "tenant")[2]
     for told_ago_s, events in ((None, 1), (86_390, 1), (86_401, 2), (None, 2)):
         if told_ago_s is not None:
@@ -332,7 +332,10 @@ async def kept(purse: Purse) -> dict[bytes, bytes]:
 
 async def test_to_look_tells_what_the_script_counts_and_changes_nothing(purse: Purse) -> None:
     """Of several at once, in the order of the question; one that nobody used has all of it left."""
-    month, hours = budget("1", soft="0.5"), budget("2", period=Period(100, "h"), aligned=False, name="key:hours")
+    month, hours = (
+        budget("1", soft="0.5"),
+        budget("2", period=BudgetDuration(100, "h"), aligned=False, name="key:hours"),
+    )
     unused = budget("3.50", name="key:unused")
     await purse.ask("0.6", month, hours)
     await purse.settle(purse.last, "0.123456789012")
@@ -362,13 +365,13 @@ async def test_what_was_spent_in_another_period_is_not_spent(purse: Purse) -> No
     await purse.redis.hset(purse.keys.scope("acme", "tenant")[2], "period", "mo1:12")
     (balance,) = await look(purse, scope)
     assert (balance.spent_usd, balance.reserved_usd) == (0, Decimal("0.5"))
-    (other,) = await look(purse, budget("1", period=Period(1, "w")))
+    (other,) = await look(purse, budget("1", period=BudgetDuration(1, "w")))
     assert other.spent_usd == 0, "nor in one of another length"
 
 
 async def test_a_rolling_budget_is_seen_to_come_back_when_it_does(purse: Purse) -> None:
     """At each age the look agrees with what the script then says to who asks for more than there is."""
-    scope = budget("1", period=Period(100, "h"), aligned=False)
+    scope = budget("1", period=BudgetDuration(100, "h"), aligned=False)
     ring = purse.keys.scope("acme", "tenant")[2] + ":360000"
     seen = []
     for spent, slots in (("0.4", 60), ("0.3", 40), ("0.1", 1), ("0", 59), ("0", 1), ("0", 40)):

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from gateway.accounting.content import MAX_BYTES, Content
+from gateway.accounting.content import MAX_BYTES, LoggedContent
 
 
-def content(**body: Any) -> Content:
-    return Content(SimpleNamespace(body=body))  # type: ignore[arg-type]
+def content(**body: Any) -> LoggedContent:
+    return LoggedContent(SimpleNamespace(body=body))  # type: ignore[arg-type]
 
 
 def whole(text: Any, **message: Any) -> dict[str, Any]:

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from gateway.accounting.estimate import count_messages, count_text
 from gateway.accounting.receipt import Receipt
 from gateway.config.models import ENCODINGS as ENCODINGS_ALLOWED
-from gateway.engines.base import Usage
+from gateway.engines.base import TokenUsage
 from gateway.pricing import Price
 from tests.accounting.drafts import ENCODINGS, MESSAGES, PRICES, call, closed, draft, guided, plan
 
 if TYPE_CHECKING:
-    from gateway.accounting.draft import Call, Draft
+    from gateway.accounting.draft import EngineCall, ReceiptBuilder
 
 
 def usd(amount: str) -> Decimal:
@@ -78,7 +78,7 @@ def test_stored_input_is_charged_at_its_own_price() -> None:
 def test_a_share_of_a_lists_count_is_charged_and_marked() -> None:
     """The engine counted, though not this call by itself: so nothing built on it is exact either."""
     shared = call("big", 100, 40)
-    shared.usage = Usage(100, 40, estimated=True)
+    shared.usage = TokenUsage(100, 40, estimated=True)
     receipt = closed(draft(plan("teacher"), teacher=shared))
     assert receipt.teacher is not None
     assert (receipt.teacher.input_tokens, receipt.teacher.output_tokens) == (100, 40)
@@ -261,7 +261,7 @@ prices = st.builds(
 counts = st.integers(0, 10**19)
 
 
-def _exact(price: Price, one: Call) -> Fraction:
+def _exact(price: Price, one: EngineCall) -> Fraction:
     assert one.usage is not None
     stored = min(one.usage.cache_write_input_tokens, one.usage.input_tokens)
     cached = min(one.usage.cached_input_tokens, one.usage.input_tokens - stored)
@@ -284,7 +284,7 @@ def test_money_is_exact(
 ) -> None:
     """For prices with six decimals per 1M tokens no sum is rounded, however large; and it survives JSON."""
     teacher, student = call("big", read, written, cached, stored), call("small", more, written, cached, stored)
-    one: Draft = guided(teacher=teacher, student=student, kept_tokens=kept)
+    one: ReceiptBuilder = guided(teacher=teacher, student=student, kept_tokens=kept)
     receipt = one.close("ok", {"big": big, "small": small}, ENCODINGS)
     cost = _exact(big, teacher) + _exact(small, student)
     written_to_cache = min(stored, read)

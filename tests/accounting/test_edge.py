@@ -19,7 +19,7 @@ from gateway.errors import EdgeClosed, EdgeExpired, InvalidRequest
 from gateway.policy.schema import TenantPolicy
 from gateway.pricing import cost_usd
 from gateway.protocol.edge import EdgeUsage, OfflineUsage
-from gateway.usage.rollup import Row, dims
+from gateway.usage.rollup import SumRow, dims
 from tests.accounting.drafts import PRICES, call, chat, closed, draft, guided, plan
 
 GIVEN = structs.replace(plan(), mode="guidance", finishers=())
@@ -66,7 +66,7 @@ def test_both_receipts_together_are_those_of_a_whole_answer(guidance: Receipt) -
 def test_sums_count_the_request_once_and_its_whole_answer() -> None:
     guidance = given()
     report = closing(guidance, USAGE, PRICES["big"])
-    row = Row()
+    row = SumRow()
     row.add(guidance)
     row.add(report)
     assert (row.requests, row.guided, row.unguided, row.errors) == (1, 1, {}, {})
@@ -76,7 +76,7 @@ def test_sums_count_the_request_once_and_its_whole_answer() -> None:
     assert [stage.count for stage in row.stages] == [1, 1, 1, 1, 1], "a device's times are no stage's"
     row.add(report, -1)
     row.add(guidance, -1)
-    assert row == Row()
+    assert row == SumRow()
 
 
 def test_what_devices_call_their_models_makes_no_rows_of_their_own() -> None:
@@ -96,7 +96,7 @@ def test_who_had_no_teacher_would_have_paid_it_for_the_prompt_too() -> None:
 
 def test_a_device_that_went_without_its_guidance_says_so_and_the_request_stays_the_guidances() -> None:
     report = closing(given(), replace(USAGE, guided=False), PRICES["big"])
-    row = Row()
+    row = SumRow()
     row.add(report)
     assert (report.unguided, row.unguided, row.requests) == ("device_alone", {}, 0)
 
@@ -117,7 +117,7 @@ def test_a_model_without_a_price_any_more_makes_no_baseline() -> None:
 def test_what_stands_in_the_devices_prompt_is_no_part_of_the_answer() -> None:
     hint = given(plan=structs.replace(plan(placement="context"), mode="guidance", finishers=()))
     assert hint.baseline_usd == cost_usd(PRICES["big"], 100, 0)
-    row = Row()
+    row = SumRow()
     row.add(hint)
     assert (row.answer_tokens, row.kept_tokens) == (0, 40)
 
@@ -164,7 +164,7 @@ def test_an_answer_that_was_made_alone_is_one_request_and_would_have_been_all_th
     assert (receipt.mode, receipt.unguided, receipt.baseline_model) == ("edge", "offline", "big")
     assert receipt.baseline_usd == cost_usd(PRICES["big"], 150, 55)
     assert (receipt.savings_class, receipt.savings_usd) == ("teacher_unavailable", 0), "no policy chose the device"
-    row = Row()
+    row = SumRow()
     row.add(receipt)
     assert (row.requests, row.unguided, row.answer_tokens) == (1, {"offline": 1}, 55)
 

@@ -14,13 +14,13 @@ from gateway.accounting.intent import Intent, abandoned, intend
 from gateway.accounting.max_output import DEFAULT_MAX_OUTPUT_TOKENS, EngineMaxima, unknown_max_output
 from gateway.accounting.receipt import EngineShare
 from gateway.accounting.worst_case import worst_case
-from gateway.policy.projections import CUTOFF, PRIMED, Exemplar, Skip
-from gateway.policy.resolve import FinisherPlan, RetryPlan
+from gateway.policy.projections import CUTOFF, PRIMED, Exemplar, SkipRule
+from gateway.policy.resolve import RetryPlan, StudentPlan
 from gateway.protocol.text import parse_text_completion
 from tests.accounting.drafts import PRICES, chat, draft, plan
 
 if TYPE_CHECKING:
-    from gateway.accounting.draft import Draft
+    from gateway.accounting.draft import ReceiptBuilder
     from gateway.policy.resolve import Plan
 
 
@@ -42,7 +42,7 @@ def test_a_guided_request_reserves_for_both_engines() -> None:
 
 def test_retries_and_other_students_are_reserved_for() -> None:
     """Each may be asked as often as the policy says, and the teacher once more."""
-    others = (FinisherPlan("small", None), FinisherPlan("huge", None))
+    others = (StudentPlan("small", None), StudentPlan("huge", None))
     one = intended(structs.replace(plan(), finishers=others, retries=RetryPlan(2, 0.1)))
     assert one.student is not None
     assert one.teacher is not None
@@ -54,7 +54,7 @@ def test_retries_and_other_students_are_reserved_for() -> None:
 def test_what_a_projection_adds_is_reserved_for() -> None:
     """Each byte of it as a token, and 16 around each turn; what the teacher may write and nobody keep as well."""
     shown = (Exemplar("One?", "1."), Exemplar("Two?", "2."))
-    skip = Skip((), 24)
+    skip = SkipRule((), 24)
     bare = plan()
     assert bare.guidance is not None
     projection = replace(CUTOFF, exemplars=shown, system="Be terse.", skip=skip)
@@ -171,7 +171,7 @@ def test_an_intent_survives_its_way_through_redis() -> None:
 
 def test_an_intent_tells_of_no_word_that_was_said() -> None:
     """Prompts do not travel through Redis."""
-    one: Draft = draft(plan())
+    one: ReceiptBuilder = draft(plan())
     assert b"ship" not in intend(one, one.plan, worst_case(one.plan, chat(), PRICES), "ann").to_json()
 
 

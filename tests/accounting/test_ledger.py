@@ -20,8 +20,8 @@ from gateway.accounting.baseline import Encoding
 from gateway.accounting.ledger import Ledger
 from gateway.accounting.log_sample import LogSample
 from gateway.accounting.worst_case import worst_case
-from gateway.engines.base import Usage
-from gateway.runtime.tasks import Tasks
+from gateway.engines.base import TokenUsage
+from gateway.runtime.tasks import BackgroundTasks
 from gateway.telemetry.metrics import Metrics
 from tests.accounting.drafts import ENCODINGS, PRICES, call, chat, closed, draft, guided, plan
 
@@ -47,7 +47,7 @@ class Books:
     def __init__(self, encodings: Mapping[str, Encoding] = ENCODINGS) -> None:
         self.store = ListStore()
         self.metrics = Metrics()
-        self.tasks = Tasks()
+        self.tasks = BackgroundTasks()
         self.ledger = Ledger(
             self.store,
             prices=PRICES,
@@ -81,7 +81,7 @@ def counting_thread(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return threads
 
 
-def uncounted_draft() -> draft_module.Draft:
+def uncounted_draft() -> draft_module.ReceiptBuilder:
     return draft(plan("student"), student=call("small", None, text=StringIO("a story")))
 
 
@@ -129,7 +129,7 @@ def tokenizing() -> Books:
     return Books(ENCODINGS | {"big": Encoding("cl100k_base", own=True)})
 
 
-def written() -> draft_module.Draft:
+def written() -> draft_module.ReceiptBuilder:
     return guided(
         teacher=call("big", 100, 4), student=call("small", 150, 5, text=StringIO(" sailed far away.")),
         kept_tokens=4, opening="Once a ship",
@@ -256,7 +256,7 @@ async def test_what_nobody_has_time_to_count_is_bounded_by_its_bytes(
 
 
 async def test_usage_that_cannot_be_is_counted_by_engine_and_reason(books: Books) -> None:
-    for usage in (Usage(10**9, 1), Usage(9, 10**9), Usage(9, 0), Usage(9, 3)):
+    for usage in (TokenUsage(10**9, 1), TokenUsage(9, 10**9), TokenUsage(9, 0), TokenUsage(9, 3)):
         one = uncounted_draft()
         one.request = chat()
         one.reserved = worst_case(one.plan, one.request, PRICES)

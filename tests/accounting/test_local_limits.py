@@ -9,24 +9,24 @@ import msgspec
 import pytest
 
 from gateway.accounting.local_limits import FRESH_S, LocalLimits
-from gateway.accounting.redis_ledger import Candidate, Variant
+from gateway.accounting.redis_ledger import AdmissionRequest, Variant
 from gateway.accounting.scopes import Scope
 from tests.accounting.drafts import intent
 from tests.accounting.purse import budget
 
 if TYPE_CHECKING:
-    from gateway.accounting.verdict import Verdict
+    from gateway.accounting.verdict import AdmissionVerdict
 
 DOLLAR = 10**12
 
 
-def asks(usd: str, *scopes: Scope, tokens: int = 0, more: dict[int, str] | None = None) -> Candidate:
+def asks(usd: str, *scopes: Scope, tokens: int = 0, more: dict[int, str] | None = None) -> AdmissionRequest:
     """A request that may cost so much; `more`: other ways to answer it, by kind."""
     first = msgspec.structs.replace(intent(), reserved_usd=Decimal(usd), tokens=tokens)
     others = (
         Variant(kind, msgspec.structs.replace(first, reserved_usd=Decimal(most))) for kind, most in (more or {}).items()
     )
-    return Candidate(scopes, (Variant(1, first), *others))
+    return AdmissionRequest(scopes, (Variant(1, first), *others))
 
 
 class Alone:
@@ -35,12 +35,12 @@ class Alone:
     def __init__(self, fleet: int = 1, joined_s: float = 0.0) -> None:
         self.limits = LocalLimits(lambda: fleet, lambda: joined_s)
         self.now_s = 1000.0
-        self.under_way: list[Candidate] = []
+        self.under_way: list[AdmissionRequest] = []
 
-    def decide(self, candidate: Candidate) -> Verdict:
+    def decide(self, candidate: AdmissionRequest) -> AdmissionVerdict:
         return self.limits.admit(candidate, self.under_way, self.now_s)
 
-    def admits(self, candidate: Candidate) -> bool:
+    def admits(self, candidate: AdmissionRequest) -> bool:
         return self.decide(candidate).no is None
 
     def back(self) -> None:

@@ -15,7 +15,7 @@ from gateway.accounting.ledger import Ledger
 from gateway.accounting.log_sample import AS_ASKED, LogSample
 from gateway.accounting.receipt import Attempt, Receipt
 from gateway.errors import EngineTimeout
-from gateway.runtime.tasks import Tasks
+from gateway.runtime.tasks import BackgroundTasks
 from gateway.telemetry.metrics import Metrics
 from tests.accounting.drafts import ENCODINGS, PRICES, call, closed, draft, guided, plan
 
@@ -114,7 +114,7 @@ async def test_a_line_that_is_left_out_is_counted_and_its_receipt_is_kept() -> N
         encodings=ENCODINGS,
         owner="ann",
         metrics=metrics,
-        tasks=Tasks(),
+        tasks=BackgroundTasks(),
         sample=LogSample(0.0, None),
     )
     with capture_logs() as lines:

@@ -13,7 +13,7 @@ from gateway.cli.usage_db_export import columns_of
 from gateway.policy.length import choose_length
 from gateway.policy.length_rules import AutoRule, ProbeRule
 from gateway.usage.counters import pico
-from gateway.usage.rollup import Row
+from gateway.usage.rollup import SumRow
 from tests.accounting.drafts import PRICES, call, chat, closed, guided, plan
 
 LENGTH = choose_length(AutoRule(probe=ProbeRule()), chat(), None, {})
@@ -37,7 +37,7 @@ def test_it_is_a_part_of_the_cost_and_not_of_the_baseline() -> None:
 def test_sums_of_receipts_count_it_as_the_students() -> None:
     """So that what was paid to teacher, student and for what failed stays all that was paid."""
     one = probed()
-    row = Row()
+    row = SumRow()
     row.add(one)
     assert row.teacher_pico + row.student_pico + row.failed_pico == row.cost_pico == pico(one.cost_usd)
     assert sum(row.engines.values()) == row.cost_pico

@@ -10,7 +10,7 @@ import pytest
 from gateway.accounting.receipt import EngineShare, Receipt
 from gateway.accounting.savings import is_about_zero, measure, savings_class, savings_of, shown, with_savings
 from gateway.usage.previous_sums import row_of_previous
-from gateway.usage.rollup import Row
+from gateway.usage.rollup import SumRow
 from tests.accounting.drafts import PRICES, call, closed, draft, guided, plan
 from tests.usage.previous_version import previous_bytes
 
@@ -125,7 +125,7 @@ def test_a_measured_baseline_takes_the_place_of_the_estimate_in_sums() -> None:
     assert receipt.measured is not None
     assert receipt.measured.baseline_usd == Decimal("0.0012"), "the request had found none of it in the cache"
     assert receipt.savings_usd == Decimal("0.0012") - Decimal("0.0022")
-    row = Row()
+    row = SumRow()
     for one in (SERVED, receipt):
         row.add(one)
     assert row.savings_pico == 490_000_000
@@ -161,7 +161,7 @@ def test_what_cannot_be_compared_measures_nothing(served: Receipt | None, teache
 
 def test_classes_survive_a_row_that_a_version_without_them_wrote() -> None:
     """What it added is unclassified, and saves nothing; no sum is lost, and what comes later has its class."""
-    row = Row()
+    row = SumRow()
     row.add(SERVED)
     raw = msgspec.msgpack.decode(previous_bytes(row))
     del raw[-1]

@@ -14,19 +14,19 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from gateway.accounting.baseline import Encoding
-from gateway.accounting.draft import Call, FailedCall
+from gateway.accounting.draft import EngineCall, FailedCall
 from gateway.accounting.estimate import MAX_BOUNDED_BYTES, bound_text, count_text
 from gateway.accounting.max_output import DEFAULT_MAX_OUTPUT_TOKENS, EngineMaxima, MaxOutput
 from gateway.accounting.worst_case import budget_max_tokens, worst_case
-from gateway.engines.base import Usage
-from gateway.policy.resolve import FinisherPlan, RetryPlan
+from gateway.engines.base import TokenUsage
+from gateway.policy.resolve import RetryPlan, StudentPlan
 from gateway.protocol.chat import parse_chat
 from gateway.protocol.embeddings import parse_embeddings
 from gateway.protocol.text import parse_text_completion
 from tests.accounting.drafts import PRICES, draft, plan
 
 if TYPE_CHECKING:
-    from gateway.accounting.draft import Draft
+    from gateway.accounting.draft import ReceiptBuilder
     from gateway.accounting.receipt import Receipt
     from gateway.policy.resolve import Plan
     from gateway.protocol.body import CallerRequest
@@ -39,20 +39,20 @@ def chat(**fields: Any) -> CallerRequest:
     return parse_chat(orjson.dumps(body))
 
 
-def admitted(one: Plan, request: CallerRequest, **calls: Any) -> Draft:
+def admitted(one: Plan, request: CallerRequest, **calls: Any) -> ReceiptBuilder:
     """A draft whose request was admitted, with the calls that were made for it."""
     return draft(one, request=request, reserved=worst_case(one, request, PRICES), **calls)
 
 
-def call(model: str, request: CallerRequest, usage: Usage | None = None, **more: Any) -> Call:
-    return Call(model, request.body.get("messages", ()), usage, **more)
+def call(model: str, request: CallerRequest, usage: TokenUsage | None = None, **more: Any) -> EngineCall:
+    return EngineCall(model, request.body.get("messages", ()), usage, **more)
 
 
-def closed(one: Draft) -> Receipt:
+def closed(one: ReceiptBuilder) -> Receipt:
     return one.close("ok", PRICES, MODELS)
 
 
-def student(request: CallerRequest, usage: Usage | None = None, **more: Any) -> Receipt:
+def student(request: CallerRequest, usage: TokenUsage | None = None, **more: Any) -> Receipt:
     return closed(admitted(plan("student"), request, student=call("small", request, usage, **more)))
 
 
@@ -107,7 +107,7 @@ def test_token_ids_count_as_themselves() -> None:
 
 def test_texts_to_embed_have_no_template() -> None:
     request = parse_embeddings(orjson.dumps({"model": "chat", "input": ["a", "b"]}))
-    one = Call("small", [{"content": [{"text": text} for text in ("a", "b")]}])
+    one = EngineCall("small", [{"content": [{"text": text} for text in ("a", "b")]}])
     share = closed(admitted(structs.replace(plan("student"), max_tokens=0), request, student=one)).student
     assert share is not None
     assert share.input_tokens < 60
@@ -135,7 +135,7 @@ def test_a_models_own_tokenizer_needs_no_distance() -> None:
 
 def test_a_prompt_that_nobody_counted_may_all_have_been_stored() -> None:
     """`huge` stores at 25 and writes at 100 USD per 1M tokens."""
-    one = structs.replace(plan("student"), finishers=(FinisherPlan("huge", None),))
+    one = structs.replace(plan("student"), finishers=(StudentPlan("huge", None),))
     share = closed(admitted(one, chat(), student=call("huge", chat()))).student
     assert share is not None
     assert share.cost_usd == Decimal(25 * share.input_tokens + 100 * share.output_tokens) / 10**6
@@ -145,7 +145,7 @@ def test_a_prompt_that_nobody_counted_may_all_have_been_stored() -> None:
 @pytest.mark.parametrize(("read", "written"), [(2_000_000_000, 5), (5, 2_000_000_000), (10**9, 10**9)])
 def test_a_count_above_what_is_possible_is_capped_at_the_reservation(read: int, written: int) -> None:
     request = chat()
-    one = admitted(plan("student"), request, student=call("small", request, Usage(read, written)))
+    one = admitted(plan("student"), request, student=call("small", request, TokenUsage(read, written)))
     assert one.needs_estimate
     receipt = closed(one)
     assert receipt.student is not None
@@ -164,7 +164,7 @@ def test_the_limit_holds_for_each_choice() -> None:
     """Three answers may have three times the limit, and each a token that ends it, which is not charged."""
     request = chat(n=3)
     for written, error in ((300, ""), (303, ""), (304, "too_high")):
-        receipt = student(request, Usage(9, written))
+        receipt = student(request, TokenUsage(9, written))
         assert receipt.student is not None
         assert (receipt.student.output_tokens, receipt.student.usage_error) == (300, error)
 
@@ -172,7 +172,7 @@ def test_the_limit_holds_for_each_choice() -> None:
 @pytest.mark.parametrize(("text", "written"), [("word " * 10, 0), ("word " * 60, 1)])
 def test_a_count_below_what_is_possible_is_not_taken(text: str, written: int) -> None:
     """No tokens for an answer of words, and one for three hundred characters."""
-    receipt = student(chat(), Usage(9, written), text=StringIO(text))
+    receipt = student(chat(), TokenUsage(9, written), text=StringIO(text))
     assert receipt.student is not None
     assert receipt.student.usage_error == "too_low"
     assert receipt.student.output_tokens >= count_text("o200k_base", text)
@@ -181,14 +181,14 @@ def test_a_count_below_what_is_possible_is_not_taken(text: str, written: int) ->
 
 def test_a_prompt_that_was_to_be_repeated_is_not_a_part_of_the_answer() -> None:
     request = parse_text_completion(b'{"model": "chat", "prompt": "Why? Why?", "max_tokens": 0, "echo": true}')
-    receipt = student(request, Usage(9, 0), text=StringIO("Why? Why?"))
+    receipt = student(request, TokenUsage(9, 0), text=StringIO("Why? Why?"))
     assert receipt.student is not None
     assert (receipt.student.output_tokens, receipt.student.usage_error) == (0, "")
 
 
 def test_a_count_below_the_words_of_all_answers_is_not_taken() -> None:
     """Eight answers of 100 words each, and the count of the first."""
-    receipt = student(chat(n=8), Usage(9, 100), text=StringIO("word " * 800), least_tokens=800)
+    receipt = student(chat(n=8), TokenUsage(9, 100), text=StringIO("word " * 800), least_tokens=800)
     assert receipt.student is not None
     assert (receipt.student.output_tokens, receipt.student.usage_error) == (800, "too_low")
     assert receipt.estimated
@@ -199,17 +199,17 @@ def test_echo_does_not_lift_the_cap_on_a_count() -> None:
     raw = parse_text_completion(b'{"model": "chat", "prompt": "Why?", "max_tokens": 9, "echo": true}')
     vectors = parse_embeddings(b'{"model": "chat", "input": "Why?", "echo": true}')
     for request in (raw, vectors, chat(echo=True)):
-        receipt = student(request, Usage(2_000_000_000, 0))
+        receipt = student(request, TokenUsage(2_000_000_000, 0))
         assert receipt.student is not None
         assert receipt.student.usage_error == "too_high"
         assert receipt.student.input_tokens < 1000
-    short = student(chat(echo=True), Usage(9, 0), text=StringIO("Because.")).student
+    short = student(chat(echo=True), TokenUsage(9, 0), text=StringIO("Because.")).student
     assert short is not None
     assert short.usage_error == "too_low"
 
 
 def test_a_count_that_is_possible_is_taken_as_it_is() -> None:
-    receipt = student(chat(), Usage(9, 5, 3), text=StringIO("Because."))
+    receipt = student(chat(), TokenUsage(9, 5, 3), text=StringIO("Because."))
     assert receipt.student is not None
     assert (receipt.student.input_tokens, receipt.student.output_tokens) == (9, 5)
     assert not receipt.student.usage_error
@@ -258,7 +258,7 @@ def test_the_limit_under_a_budget_is_none_that_an_engine_cannot_take() -> None:
 def test_unknown_usage_raises_no_savings() -> None:
     """The cost is an upper bound; the baseline goes by what is likely."""
     request = chat(tools=[{"type": "function", "function": {"name": "f", "description": "12345 " * 3000}}])
-    known = student(request, Usage(9000, 50))
+    known = student(request, TokenUsage(9000, 50))
     unknown = student(request, text=StringIO("word " * 50))
     assert unknown.cost_usd > known.cost_usd
     assert unknown.baseline_usd <= known.baseline_usd
@@ -266,16 +266,16 @@ def test_unknown_usage_raises_no_savings() -> None:
 
 words = st.text(st.characters(min_codepoint=32, max_codepoint=0x3FFF, exclude_categories=["Cs"]), max_size=400)
 numbers = st.one_of(st.integers(0, 300), st.integers(0, 2**31 - 1))
-usages = st.one_of(st.none(), st.builds(Usage, numbers, numbers, numbers, cache_write_input_tokens=numbers))
+usages = st.one_of(st.none(), st.builds(TokenUsage, numbers, numbers, numbers, cache_write_input_tokens=numbers))
 
 
 @st.composite
-def behaviors(draw: st.DrawFn) -> tuple[Draft, CallerRequest]:
+def behaviors(draw: st.DrawFn) -> tuple[ReceiptBuilder, CallerRequest]:
     """A plan, a body, and engines that count anything, or nothing, and fail as often as the plan allows."""
     retries = draw(st.integers(0, 2))
     limit = draw(st.one_of(st.none(), st.integers(1, 5000)))
     mode = draw(st.sampled_from(["guided", "student", "teacher"]))
-    others = (FinisherPlan("big" if mode == "teacher" else "small", None), FinisherPlan("huge", None))
+    others = (StudentPlan("big" if mode == "teacher" else "small", None), StudentPlan("huge", None))
     one = structs.replace(plan(mode), max_tokens=limit, retries=RetryPlan(retries, 0.0), finishers=others)
     fields: dict[str, Any] = {
         "n": draw(st.integers(1, 3)),
@@ -285,8 +285,8 @@ def behaviors(draw: st.DrawFn) -> tuple[Draft, CallerRequest]:
         fields["tools"] = [{"type": "function", "function": {"name": "f", "description": draw(words)}}]
     request = chat(**fields)
 
-    def made(model: str, role: Any = "finisher") -> Call:
-        return Call(
+    def made(model: str, role: Any = "finisher") -> EngineCall:
+        return EngineCall(
             model,
             request.body["messages"],
             draw(usages),
@@ -310,7 +310,7 @@ def behaviors(draw: st.DrawFn) -> tuple[Draft, CallerRequest]:
 
 
 @given(behaviors(), st.booleans())
-def test_no_request_is_charged_more_than_it_reserved(made: tuple[Draft, CallerRequest], counts: bool) -> None:
+def test_no_request_is_charged_more_than_it_reserved(made: tuple[ReceiptBuilder, CallerRequest], counts: bool) -> None:
     one, _ = made
     assert one.reserved is not None
     receipt = one.sum_up("ok", PRICES, MODELS if counts else None)

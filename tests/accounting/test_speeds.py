@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest_asyncio
 from redis.asyncio import Redis
 
-from gateway.accounting.speeds import Speed, Speeds
+from gateway.accounting.speeds import LimitUsage, RecentUsage
 from tests.accounting.counts import LEASE_S, SLOT_US, Counted, key, tenant
 
 if TYPE_CHECKING:
@@ -22,8 +22,8 @@ async def counted(redis_url: str) -> AsyncIterator[Counted]:
         yield Counted(redis)
 
 
-async def look(counted: Counted, *scopes: Scope) -> list[Speed]:
-    return await Speeds(counted.redis, counted.keys, LEASE_S).look("acme", scopes)
+async def look(counted: Counted, *scopes: Scope) -> list[RecentUsage]:
+    return await LimitUsage(counted.redis, counted.keys, LEASE_S).look("acme", scopes)
 
 
 async def test_what_was_used_is_what_the_next_request_is_told(counted: Counted) -> None:
@@ -35,13 +35,13 @@ async def test_what_was_used_is_what_the_next_request_is_told(counted: Counted) 
     await counted.ask(both[0], tokens=5)
     names = sorted(await counted.redis.keys(f"*{counted.keys.prefix}:*"))
     before = [await counted.redis.dump(name) for name in names]
-    assert await look(counted, *both) == [Speed(3, 125, 2), Speed(2, 120, 0)]
+    assert await look(counted, *both) == [RecentUsage(3, 125, 2), RecentUsage(2, 120, 0)]
     assert [await counted.redis.dump(name) for name in names] == before
     refused = (await counted.ask(*both)).no
     assert refused is not None
     assert refused.used == "3"
     assert await look(counted) == []
-    assert await look(counted, key(rpm=1, name="key:new")) == [Speed(0, 0, 0)]
+    assert await look(counted, key(rpm=1, name="key:new")) == [RecentUsage(0, 0, 0)]
 
 
 async def test_what_has_left_the_minute_is_seen_no_more(counted: Counted) -> None:
@@ -52,9 +52,9 @@ async def test_what_has_left_the_minute_is_seen_no_more(counted: Counted) -> Non
     (came,) = (int(name[1:]) for name in await counted.redis.hkeys(window) if name[1:].isdigit() and name[:1] == b"r")
     seconds, microseconds = await counted.redis.time()
     await counted.grow_older(scope, 59 - ((seconds * 1_000_000 + microseconds) // SLOT_US - came) / 10)
-    assert await look(counted, scope) == [Speed(1, 10, 0)]
+    assert await look(counted, scope) == [RecentUsage(1, 10, 0)]
     await counted.grow_older(scope, 1.2)
-    assert await look(counted, scope) == [Speed(0, 0, 0)]
+    assert await look(counted, scope) == [RecentUsage(0, 0, 0)]
     assert await counted.redis.hget(window, "requests") == b"1"
 
 
@@ -62,6 +62,6 @@ async def test_who_was_not_heard_of_for_a_lease_holds_nothing(counted: Counted) 
     scope = tenant(parallel=5)
     await counted.ask(scope, by="ann")
     await counted.ask(scope, by="bob")
-    assert await look(counted, scope) == [Speed(0, 0, 2)]
+    assert await look(counted, scope) == [RecentUsage(0, 0, 2)]
     await counted.redis.zadd(counted.keys.owners("acme"), {"bob": 1.0})
-    assert await look(counted, scope) == [Speed(0, 0, 1)]
+    assert await look(counted, scope) == [RecentUsage(0, 0, 1)]

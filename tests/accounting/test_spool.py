@@ -18,13 +18,13 @@ from gateway.accounting import spooler as spooler_module
 from gateway.accounting import store as store_module
 from gateway.accounting.local_limits import LocalLimits
 from gateway.accounting.redis_ledger import RedisLedger
-from gateway.accounting.spool import Spool, Spooled, left_behind
+from gateway.accounting.spool import Spool, SpoolEntry, left_behind
 from gateway.accounting.spooler import Spooler
 from gateway.accounting.store import ReceiptStore
 from gateway.local.redis import EmbeddedRedis
 from gateway.redis.client import RedisClient
 from gateway.redis.keys import RedisKeys
-from gateway.runtime.tasks import Tasks
+from gateway.runtime.tasks import BackgroundTasks
 from gateway.telemetry.metrics import Metrics
 from tests.accounting.drafts import candidate, closed, guided, intent
 from tests.batching.process import until
@@ -47,7 +47,7 @@ class Process:
     """A store with its spool, as one process has them."""
 
     def __init__(self, url: str, folder: Path, owner: str, keys: RedisKeys, most_bytes: int = 1_000_000) -> None:
-        self.metrics, self.tasks = Metrics(), Tasks()
+        self.metrics, self.tasks = Metrics(), BackgroundTasks()
         self.client = RedisClient(url, timeout_s=2, metrics=self.metrics)
         self.ledger = RedisLedger(self.client.commands, keys, owner, 100, 10.0)
         self.store = ReceiptStore(
@@ -190,7 +190,7 @@ async def test_beyond_the_bound_the_oldest_is_dropped_into_the_log_and_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store_module, "_MAX_WAITING", 3)
-    size = len(Spooled("ann", closed(guided())).to_line())
+    size = len(SpoolEntry("ann", closed(guided())).to_line())
     async with EmbeddedRedis() as server, a_process(server.url, tmp_path, "ann", new(), most_bytes=3 * size) as ann:
         await server.stop()
         told = [closed(guided()) for _ in range(8)]
@@ -232,7 +232,7 @@ async def test_a_disk_that_takes_nothing_is_said_once_and_memory_goes_on(tmp_pat
 def test_a_line_that_was_cut_off_is_none_and_what_stands_before_it_is_read(tmp_path: Path) -> None:
     spool = Spool.make(tmp_path / "ann.jsonl")
     told = [closed(guided()) for _ in range(3)]
-    assert spool.append([Spooled("ann", one).to_line() for one in told], 1_000_000) == 3
+    assert spool.append([SpoolEntry("ann", one).to_line() for one in told], 1_000_000) == 3
     with spool.path.open("ab") as file:
         file.write(b'{"owner": "ann", "receipt": {"id"')
     lines = list(spool.lines())
@@ -247,7 +247,7 @@ def test_a_line_that_was_cut_off_is_none_and_what_stands_before_it_is_read(tmp_p
 async def test_lines_of_a_newer_version_are_kept_for_somebody_to_look_at(redis_url: str, tmp_path: Path) -> None:
     keys, one = new(), closed(guided())
     spool = Spool.make(tmp_path / "ann.jsonl")
-    spool.append([b'{"owner": "ann", "receipt": {"id": "of-2030"}}\n', Spooled("ann", one).to_line()], 1_000_000)
+    spool.append([b'{"owner": "ann", "receipt": {"id": "of-2030"}}\n', SpoolEntry("ann", one).to_line()], 1_000_000)
     spool.close(remove=False)
     async with a_process(redis_url, tmp_path, "bob", keys) as bob:
         await until(lambda: bob.value("gkt_spool_told_total", spool="dead") == 1)
@@ -261,7 +261,7 @@ async def test_a_spool_that_cannot_be_opened_keeps_no_other_from_being_told(redi
     keys, one = new(), closed(guided())
     (tmp_path / "aaa.jsonl").mkdir()
     spool = Spool.make(tmp_path / "ann.jsonl")
-    spool.append([Spooled("ann", one).to_line()], 1_000_000)
+    spool.append([SpoolEntry("ann", one).to_line()], 1_000_000)
     spool.close(remove=False)
     async with a_process(redis_url, tmp_path, "bob", keys) as bob:
         await until(lambda: bob.value("gkt_spool_told_total", spool="dead") == 1)
@@ -316,6 +316,6 @@ async def test_what_a_restarted_redis_forgot_is_told_again_and_what_it_kept_coun
 
 async def test_prompts_and_answers_are_in_no_line(tmp_path: Path) -> None:
     """A receipt has none, and neither has an intent."""
-    line = Spooled("ann", closed(guided()), intent()).to_line()
+    line = SpoolEntry("ann", closed(guided()), intent()).to_line()
     assert b"story" not in line
     assert b"messages" not in line

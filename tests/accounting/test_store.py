@@ -29,7 +29,7 @@ from gateway.local.redis import EmbeddedRedis
 from gateway.pricing import dollars
 from gateway.redis.client import RedisClient
 from gateway.redis.keys import RedisKeys
-from gateway.runtime.tasks import Tasks
+from gateway.runtime.tasks import BackgroundTasks
 from gateway.telemetry.metrics import Metrics
 from tests.accounting.drafts import candidate, closed, guided, intent
 from tests.accounting.purse import budget
@@ -95,7 +95,7 @@ class Kept:
 async def kept(
     url: str, *, running: bool = True, on_failure: OnRedisFailure = "allow", timeout_s: float = 2.0
 ) -> AsyncIterator[Kept]:
-    metrics, tasks = Metrics(), Tasks()
+    metrics, tasks = Metrics(), BackgroundTasks()
     client, looking = RedisClient(url, timeout_s=timeout_s, metrics=metrics), Redis.from_url(url)
     part = Kept(client, looking, metrics, on_failure=on_failure)
     if running:

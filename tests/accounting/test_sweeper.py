@@ -21,11 +21,11 @@ from gateway.accounting.log_sample import LogSample
 from gateway.accounting.receipt import Receipt
 from gateway.accounting.redis_ledger import RedisLedger
 from gateway.accounting.store import ReceiptStore
-from gateway.accounting.sweeper import Sweeper
+from gateway.accounting.sweeper import IntentReaper
 from gateway.local.redis import EmbeddedRedis
 from gateway.redis.client import RedisClient
 from gateway.redis.keys import RedisKeys
-from gateway.runtime.tasks import Tasks
+from gateway.runtime.tasks import BackgroundTasks
 from gateway.telemetry.metrics import Metrics
 from tests.accounting.drafts import ENCODINGS, PRICES, candidate, closed, guided, intent
 from tests.batching.process import until
@@ -46,7 +46,7 @@ class Process:
     def __init__(self, url: str, keys: RedisKeys, owner: str, tenants: list[str]) -> None:
         self.keys = keys
         self.metrics = Metrics()
-        self.tasks = Tasks()
+        self.tasks = BackgroundTasks()
         self.client = RedisClient(url, timeout_s=TIMEOUT_S, metrics=self.metrics)
         self.redis = Redis.from_url(url)  # for looking
         self.in_redis = RedisLedger(self.client.commands, keys, owner, 100, LEASE_S)
@@ -73,7 +73,7 @@ class Process:
             beaten=self.store.beat,
             lapsed=self.store.tell_again,
         )
-        self.sweeper = Sweeper(
+        self.sweeper = IntentReaper(
             self.client,
             self.in_redis,
             self.ledger,

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from gateway.usage.rollup import Row
+    from gateway.usage.rollup import SumRow
 
 ADMIN_KEY = "an-admin-key-for-tests"
 
@@ -43,7 +43,7 @@ class Counted:
         self._book = book
         self.read = 0
 
-    async def totals(self, wanted: Sequence[Period]) -> list[tuple[Period, Row]]:
+    async def totals(self, wanted: Sequence[Period]) -> list[tuple[Period, SumRow]]:
         self.read += len(wanted)
         return await self._book.sums.totals(wanted)
 

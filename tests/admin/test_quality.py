@@ -14,7 +14,7 @@ import pytest
 from redis.asyncio import Redis
 
 from gateway.local.redis import EmbeddedRedis
-from gateway.quality.book import Compared, QualityBook
+from gateway.quality.book import ComparisonScope, QualityStore
 from gateway.quality.comparison import Comparison
 from gateway.quality.tally import SCALE
 from gateway.redis.keys import RedisKeys
@@ -42,7 +42,7 @@ class Samples:
         self._address = f"sqlite:///{folder}/data/usage.db"
         self._ids = count()
 
-    def add(self, *of_rows: tuple[Compared, float, float]) -> None:
+    def add(self, *of_rows: tuple[ComparisonScope, float, float]) -> None:
         now = int(time.time())
         comparisons = [
             Comparison(
@@ -59,7 +59,7 @@ class Samples:
 
 
 @asynccontextmanager
-async def kept(folder: Path, redis_url: str) -> AsyncIterator[tuple[GatewayProcess, QualityBook]]:
+async def kept(folder: Path, redis_url: str) -> AsyncIterator[tuple[GatewayProcess, QualityStore]]:
     """A gateway, and the book of its budgets."""
     prefix = folder.name.replace("-", "_")[:32]
     with running_gateway(
@@ -72,7 +72,7 @@ async def kept(folder: Path, redis_url: str) -> AsyncIterator[tuple[GatewayProce
         routes=[STUDENT_ONLY],
     ) as gateway:
         async with Redis.from_url(redis_url) as redis:
-            yield gateway, QualityBook(redis, RedisKeys(prefix))
+            yield gateway, QualityStore(redis, RedisKeys(prefix))
 
 
 def row(found: dict[str, Any], **wanted: str) -> dict[str, Any]:
@@ -86,10 +86,13 @@ async def test_rows_are_told_by_route_and_length_and_of_all_lengths(tmp_path: Pa
         samples = Samples(tmp_path)
         for number in range(6):
             samples.add(
-                (Compared("acme", "words", "32", "chat"), 0.75, 0.5),
-                (Compared("acme", "words", "128", "chat"), 0.25 + number / 100, 0.5),
+                (ComparisonScope("acme", "words", "32", "chat"), 0.75, 0.5),
+                (ComparisonScope("acme", "words", "128", "chat"), 0.25 + number / 100, 0.5),
             )
-        samples.add((Compared("acme", "judge", "32", "chat"), 1, 0), (Compared("globex", "words", "32", "chat"), 0, 0))
+        samples.add(
+            (ComparisonScope("acme", "judge", "32", "chat"), 1, 0),
+            (ComparisonScope("globex", "words", "32", "chat"), 0, 0),
+        )
         await book.take("acme", "chat", Decimal("0.25"), Decimal(1))
         found = await asyncio.to_thread(lambda: asked(gateway, "?days=2").json())
         places = [(one["tenant"], one["compare"], one["length"]) for one in found["rows"]]

@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 
 from gateway.admin.assets import ASSETS, Assets
 from gateway.admin.auth import needs_key
-from gateway.admin.login import ATTEMPTS, Attempts
+from gateway.admin.login import ATTEMPTS, LoginThrottle
 from gateway.admin.routes import PAGE_ROUTES
 from gateway.admin.session import IDLE_S, LONGEST_S, SESSIONS, EndedSessions, Sessions
 from gateway.api import keys
@@ -45,14 +45,14 @@ async def answer(request: web.Request) -> web.Response:
 
 @asynccontextmanager
 async def listener(
-    clock: Clock, key: str | None = KEY, attempts: Attempts | None = None, ended: EndedSessions | None = None
+    clock: Clock, key: str | None = KEY, attempts: LoginThrottle | None = None, ended: EndedSessions | None = None
 ) -> AsyncIterator[TestClient[web.Request, web.Application]]:
     """The pages, the session routes, and one route that needs the key."""
     sessions = Sessions(None if key is None else SecretStr(key), clock, ended)
     app = web.Application(middlewares=[errors_as_openai, needs_key(sessions, PAGE_ROUTES)])
     app.add_routes([*PAGE_ROUTES, web.get("/secret", answer), web.post("/secret", answer)])
     app[SESSIONS] = sessions
-    app[ATTEMPTS] = attempts or Attempts(pause_s=0.0)
+    app[ATTEMPTS] = attempts or LoginThrottle(pause_s=0.0)
     app[ASSETS] = Assets.read()
     app[keys.METRICS] = metrics = Metrics()
     app[keys.ADMISSION] = Admission(1, None, metrics)  # type: ignore[arg-type]
@@ -289,7 +289,7 @@ async def test_a_proxys_own_password_does_not_hide_the_session_behind_it() -> No
 
 
 async def test_few_may_guess_at_a_time_and_that_shuts_out_nobody_who_has_the_key() -> None:
-    attempts = Attempts(pause_s=30.0, most=8, most_each=2)
+    attempts = LoginThrottle(pause_s=30.0, most=8, most_each=2)
     async with listener(Clock(), attempts=attempts) as client:
 
         async def guess(key: str) -> int:

@@ -15,7 +15,7 @@ from gateway.admin.reconciliation import reconciliation
 from gateway.admin.usage import list_receipts, show_usage
 from gateway.api.error_body import errors_as_openai
 from gateway.api.keys import ADMISSION, METRICS, SUMS, UPTIME, USAGE
-from gateway.quality.book import QualityBook
+from gateway.quality.book import QualityStore
 from gateway.redis.keys import RedisKeys
 from gateway.telemetry.metrics import Metrics
 from gateway.usage.comparison_reader import ComparisonReader
@@ -53,7 +53,7 @@ async def test_it_is_unavailable_and_says_what(path: str, tmp_path: Path) -> Non
     app[SUMS] = SumsReader(threads)
     app[USAGE] = UsageReader(app[SUMS], KEPT)
     app[UPTIME] = UptimeReader(threads, DAYS_S)
-    app[QUALITY] = QualityBook(Redis(), RedisKeys("none"))
+    app[QUALITY] = QualityStore(Redis(), RedisKeys("none"))
     app[COMPARISONS] = ComparisonReader(threads)
     async with TestClient(TestServer(app)) as client:
         reply = await client.get(path)

@@ -13,7 +13,7 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from gateway.api import keys
 from gateway.api.probes import readyz
-from gateway.api.readiness import Startup
+from gateway.api.readiness import Readiness
 from gateway.engines.base import EngineState
 from gateway.pipeline.admission import Admission
 from gateway.telemetry.metrics import Metrics
@@ -37,9 +37,9 @@ def probed(*ups: bool | None) -> dict[str, Any]:
     return {str(number): SimpleNamespace(state=EngineState(up=up)) for number, up in enumerate(ups)}
 
 
-async def started(redis: Redis, engines: dict[str, Any], first_probes_s: float = 10.0) -> Startup:
+async def started(redis: Redis, engines: dict[str, Any], first_probes_s: float = 10.0) -> Readiness:
     """A start that has got as far as it can."""
-    startup = Startup(redis, engines.values())  # type: ignore[arg-type]
+    startup = Readiness(redis, engines.values())  # type: ignore[arg-type]
     with suppress(TimeoutError):
         async with asyncio.timeout(0.1):
             await startup.run(first_probes_s)

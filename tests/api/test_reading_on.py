@@ -12,7 +12,7 @@ from aiohttp import web
 
 from gateway.api import keys
 from gateway.api.connection import Runner
-from gateway.pipeline.completion import Opened
+from gateway.pipeline.completion import RequestState
 from gateway.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Stage:
         return self.seconds
 
     async def handle(self, request: web.Request) -> web.Response:
-        request[keys.OPENED] = Opened()
+        request[keys.OPENED] = RequestState()
         self.begun += 1
         try:
             await self.released.wait()

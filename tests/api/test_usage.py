@@ -6,7 +6,7 @@ import pytest
 
 from gateway.api.usage import shows_money
 from gateway.policy.schema import TenantPolicy
-from gateway.usage.rollup import Dims
+from gateway.usage.rollup import SumDimensions
 from gateway.usage.sums import OTHER
 
 
@@ -29,5 +29,5 @@ def policy(**shows: bool) -> TenantPolicy:
 )
 def test_money_is_told_where_receipts_of_the_route_tell_it(route: str, shows: dict[str, bool], *, told: bool) -> None:
     """Not of a route that is gone, and of what counts together only where all do."""
-    where = Dims("acme", "only", route, "student", "", "small")
+    where = SumDimensions("acme", "only", route, "student", "", "small")
     assert shows_money(policy(**shows), where) is told

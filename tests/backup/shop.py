@@ -18,9 +18,9 @@ from gateway.accounting.budgets import Account, Budgets
 from gateway.accounting.intent import Intent, abandoned
 from gateway.accounting.redis_ledger import RedisLedger, Settlement
 from gateway.config.database_url import address_of
-from gateway.config.limits import Period
+from gateway.config.limits import BudgetDuration
 from gateway.keys.follower import KeyFollower
-from gateway.keys.held import Terms
+from gateway.keys.held import KeyTerms
 from gateway.keys.redis_keyring import NEVER, RedisKeyring
 from gateway.keys.ring import Keyring
 from gateway.keys.token import digest_of, hint_of, new_token
@@ -31,7 +31,7 @@ from gateway.telemetry.metrics import Metrics
 from gateway.usage.comparisons import add_comparisons
 from gateway.usage.feed import OutboxFeed
 from gateway.usage.fill import fill_sums
-from gateway.usage.rollup import Row, row_with
+from gateway.usage.rollup import SumRow, row_with
 from gateway.usage.state import WorkerSeat
 from gateway.usage.store import UsageStore
 from gateway.usage.sums import Period as SumPeriod
@@ -62,7 +62,7 @@ models:
 """
 POLICY = "tenant: acme\nroutes: [{model: chat, mode: student, student: big, baseline: big}]\n"
 MONTH = budget("10", soft="1")
-ROLLING = budget("5", name="key:ci", period=Period(30, "d"), aligned=False)
+ROLLING = budget("5", name="key:ci", period=BudgetDuration(30, "d"), aligned=False)
 SCOPES = (MONTH, ROLLING)
 DAY_S = 86_400
 OLD_DAY = 1_699_900_000 // DAY_S * DAY_S
@@ -95,13 +95,13 @@ class Standing:
 
     keys: dict[str, str]
     money: list[tuple[Decimal, Decimal]]
-    sums: dict[Any, Row]
+    sums: dict[Any, SumRow]
     stored: list[str]
     tables: list[Any]
     unreadable: int
 
     @property
-    def by_day(self) -> dict[int, Row]:
+    def by_day(self) -> dict[int, SumRow]:
         """Sums over all tenants, without `OLD_DAY`."""
         return {key[1]: row for key, row in self.sums.items() if key[0] == DAY_S and key[1] != OLD_DAY and not key[2]}
 
@@ -145,8 +145,10 @@ class Shop:
         """
         async with self.parts() as here:
             token = new_token()
-            await here.keyring.create(digest_of(token), "acme", "ci", Terms(hint_of(token), "carol"), NEVER, "carol")
-            await here.keyring.create(digest_of(new_token()), "acme", "old", Terms("gk-old", "carol"), NEVER, "carol")
+            await here.keyring.create(digest_of(token), "acme", "ci", KeyTerms(hint_of(token), "carol"), NEVER, "carol")
+            await here.keyring.create(
+                digest_of(new_token()), "acme", "old", KeyTerms("gk-old", "carol"), NEVER, "carol"
+            )
             await here.keyring.revoke("acme", "old", "carol")
             await here.keyring.saw([digest_of(token)])
             await here.purse.ask("0.5", *SCOPES)
@@ -189,7 +191,7 @@ class Shop:
             await KeyFollower(here.client, here.keyring, ring).catch_up()
             balances = await Budgets(here.redis, self.keys).look([Account("acme", scope) for scope in SCOPES])
             tables = [await here.store.read(_rows, one) for one in (COMPARISONS, UPTIME)]
-            sums = {row[:-1]: Row.from_bytes(row[-1]) for row in await here.store.read(_rows, SUMS)}
+            sums = {row[:-1]: SumRow.from_bytes(row[-1]) for row in await here.store.read(_rows, SUMS)}
             stored = [msgspec.json.decode(raw)["id"] async for some in here.store.receipts() for raw in some]
             unreadable = await here.store.count_unreadable()
         return Standing(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.backup.places import Places
-from gateway.backup.records import Place
+from gateway.backup.places import KeyLocator
+from gateway.backup.records import KeyLocation
 from gateway.redis.keys import RedisKeys
 
 KEYS = RedisKeys("gkt")
@@ -15,27 +15,27 @@ LEDGER = KEYS.ledger()
 @pytest.mark.parametrize(
     ("key", "place"),
     [
-        (KEYS.keyring().terms, Place("keys", "", "terms")),
-        (KEYS.keyring().audit, Place("keys", "", "audit")),
-        (KEYS.scope("acme", "tenant")[2], Place("tenants", "acme", "tenant:budget")),
-        (KEYS.scope("acme", "key:ci")[2] + ":2592000", Place("tenants", "acme", "key:ci:budget:2592000")),
-        (KEYS.outbox("acme"), Place("tenants", "acme", "outbox")),
-        (KEYS.intents("acme", "ann"), Place("tenants", "acme", "intents:ann")),
-        (KEYS.owners("acme"), Place("tenants", "acme", "owners")),
-        (LEDGER.tenants, Place("sums", "", "tenants")),
-        (f"{LEDGER.base}state", Place("sums", "", "state")),
-        (LEDGER.up("big", 86_400), Place("sums", "", "up:86400:big")),
-        (LEDGER.quality_spent(86_400), Place("sums", "", "quality_spent:86400")),
-        (f"{LEDGER.base}g3:rows:day:86400:acme", Place("sums", "", "g3:rows:day:86400:acme")),
-        (f"{LEDGER.base}total:day:86400", Place("sums", "", "total:day:86400")),
+        (KEYS.keyring().terms, KeyLocation("keys", "", "terms")),
+        (KEYS.keyring().audit, KeyLocation("keys", "", "audit")),
+        (KEYS.scope("acme", "tenant")[2], KeyLocation("tenants", "acme", "tenant:budget")),
+        (KEYS.scope("acme", "key:ci")[2] + ":2592000", KeyLocation("tenants", "acme", "key:ci:budget:2592000")),
+        (KEYS.outbox("acme"), KeyLocation("tenants", "acme", "outbox")),
+        (KEYS.intents("acme", "ann"), KeyLocation("tenants", "acme", "intents:ann")),
+        (KEYS.owners("acme"), KeyLocation("tenants", "acme", "owners")),
+        (LEDGER.tenants, KeyLocation("sums", "", "tenants")),
+        (f"{LEDGER.base}state", KeyLocation("sums", "", "state")),
+        (LEDGER.up("big", 86_400), KeyLocation("sums", "", "up:86400:big")),
+        (LEDGER.quality_spent(86_400), KeyLocation("sums", "", "quality_spent:86400")),
+        (f"{LEDGER.base}g3:rows:day:86400:acme", KeyLocation("sums", "", "g3:rows:day:86400:acme")),
+        (f"{LEDGER.base}total:day:86400", KeyLocation("sums", "", "total:day:86400")),
     ],
 )
-def test_what_outlives_redis_is_found_and_comes_back_under_any_prefix(key: str, place: Place) -> None:
-    found = Places(KEYS).find(key)
+def test_what_outlives_redis_is_found_and_comes_back_under_any_prefix(key: str, place: KeyLocation) -> None:
+    found = KeyLocator(KEYS).find(key)
     assert found is not None
     assert (found.place, found.kept) == (place, True)
-    assert Places(KEYS).key(place) == key
-    assert Places(RedisKeys("other*")).key(place) == key.replace("{gkt:", "{other*:")
+    assert KeyLocator(KEYS).key(place) == key
+    assert KeyLocator(RedisKeys("other*")).key(place) == key.replace("{gkt:", "{other*:")
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_what_outlives_redis_is_found_and_comes_back_under_any_prefix(key: str, 
     ],
 )
 def test_what_lives_for_a_moment_goes_where_a_backup_is_restored_and_is_in_none(key: str) -> None:
-    found = Places(KEYS).find(key)
+    found = KeyLocator(KEYS).find(key)
     assert found is not None
     assert not found.kept
 
@@ -69,9 +69,9 @@ def test_what_lives_for_a_moment_goes_where_a_backup_is_restored_and_is_in_none(
     ],
 )
 def test_what_is_anothers_is_left_alone(key: str) -> None:
-    assert Places(KEYS).find(key) is None
+    assert KeyLocator(KEYS).find(key) is None
 
 
 def test_a_heartbeat_is_known_for_one() -> None:
-    assert Places(KEYS).is_heartbeat(KEYS.heartbeat("ann"))
-    assert not Places(KEYS).is_heartbeat(RedisKeys("gkt2").heartbeat("ann"))
+    assert KeyLocator(KEYS).is_heartbeat(KEYS.heartbeat("ann"))
+    assert not KeyLocator(KEYS).is_heartbeat(RedisKeys("gkt2").heartbeat("ann"))

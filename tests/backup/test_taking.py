@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from gateway.accounting.budgets import Account, Budgets
-from gateway.backup.putting import Putting
-from gateway.backup.taking import Taking
+from gateway.backup.putting import RestoreWriter
+from gateway.backup.taking import BackupReader
 from tests.backup.shop import MONTH, ROLLING
 
 if TYPE_CHECKING:
@@ -24,11 +24,11 @@ async def test_a_request_that_comes_while_keys_are_looked_for_has_its_intent(
     async with shop.parts() as here, anew.parts() as there:
         await here.purse.ask("0.5", MONTH, *([ROLLING] if known else []))
         await here.purse.settle(here.purse.last, "0.25")
-        taking = Taking(here.redis, shop.keys)
+        taking = BackupReader(here.redis, shop.keys)
         inventory = await taking.inventory()
         await here.purse.ask("0.125", MONTH, ROLLING, by="ann" if known else "carl")
         records = [record async for record in taking.redis(inventory, lambda _: None)]
-        await Putting(there.redis, anew.keys, None).put(records, lambda _: None)
+        await RestoreWriter(there.redis, anew.keys, None).put(records, lambda _: None)
     (one,) = await anew.under_way()
     assert one == here.purse.last
     await anew.abandon(one)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from msgspec.structs import replace
 
-from gateway.batching.board import Board
-from gateway.batching.redis_board import SCRIPT, RedisBoard, _read_wakeup
+from gateway.batching.board import Scheduler
+from gateway.batching.redis_board import SCRIPT, RedisScheduler, _read_wakeup
 from gateway.batching.window import SECOND
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from redis.asyncio import Redis
 
-    from gateway.batching.ticket import Decision, Limits, News, Outcome
+    from gateway.batching.ticket import Outcome, SchedulerDecision, SchedulerUpdate, TeacherLimits
     from gateway.redis.keys import RedisKeys
 
 _T = TypeVar("_T")
@@ -26,7 +26,9 @@ Woken = dict[str, dict[str, "Outcome"]]
 class AnyBoard(Protocol):
     """What the fleet does on a board at a moment, in microseconds."""
 
-    async def exchange(self, owner: str, news: News, limits: Limits, now: int) -> tuple[Decision, Woken]: ...
+    async def exchange(
+        self, owner: str, news: SchedulerUpdate, limits: TeacherLimits, now: int
+    ) -> tuple[SchedulerDecision, Woken]: ...
 
     async def clear(self) -> None:
         """Forget everything."""
@@ -45,13 +47,15 @@ class MemoryBoard:
     """The pure board."""
 
     def __init__(self) -> None:
-        self.board = Board()
+        self.board = Scheduler()
 
-    async def exchange(self, owner: str, news: News, limits: Limits, now: int) -> tuple[Decision, Woken]:
+    async def exchange(
+        self, owner: str, news: SchedulerUpdate, limits: TeacherLimits, now: int
+    ) -> tuple[SchedulerDecision, Woken]:
         return self.board.exchange(owner, news, limits, now)
 
     async def clear(self) -> None:
-        self.board = Board()
+        self.board = Scheduler()
 
     async def left(self) -> dict[str, int]:
         board = self.board
@@ -84,8 +88,10 @@ class ScriptBoard:
             text = text.replace(real, ours)
         self._script = redis.register_script(text)
 
-    async def exchange(self, owner: str, news: News, limits: Limits, now: int) -> tuple[Decision, Woken]:
-        board = RedisBoard(self._redis, self._keys, owner, "big")
+    async def exchange(
+        self, owner: str, news: SchedulerUpdate, limits: TeacherLimits, now: int
+    ) -> tuple[SchedulerDecision, Woken]:
+        board = RedisScheduler(self._redis, self._keys, owner, "big")
         board._script = self._script
         await self._redis.hset(self._clock, mapping={"s": now // SECOND, "us": now % SECOND})
         decision = await board.exchange(news, limits)
@@ -123,7 +129,9 @@ class BlockingBoard:
         self._board = board
         self._loop = loop
 
-    async def exchange(self, owner: str, news: News, limits: Limits, now: int) -> tuple[Decision, Woken]:
+    async def exchange(
+        self, owner: str, news: SchedulerUpdate, limits: TeacherLimits, now: int
+    ) -> tuple[SchedulerDecision, Woken]:
         return self._wait(self._board.exchange(owner, news, limits, now))
 
     async def clear(self) -> None:

@@ -9,9 +9,9 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from gateway.batching.batcher import Batcher, OnFailure, TeacherQueue
-from gateway.batching.ticket import Grant, Limits, Ticket
+from gateway.batching.ticket import Grant, TeacherLimits, Ticket
 from gateway.redis.client import RedisClient
-from gateway.runtime.tasks import Tasks
+from gateway.runtime.tasks import BackgroundTasks
 from gateway.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Meter:
 async def process(
     url: str,
     keys: RedisKeys,
-    limits: Limits | Callable[[], Limits],
+    limits: TeacherLimits | Callable[[], TeacherLimits],
     *,
     owner: str = "ann",
     on_failure: OnFailure = "degrade",
@@ -64,7 +64,7 @@ async def process(
     """A running batcher for one teacher, subscribed and known to the fleet."""
     metrics = Metrics()
     client = RedisClient(url, timeout_s=redis_timeout_s, metrics=metrics)
-    tasks = Tasks()
+    tasks = BackgroundTasks()
     batcher = Batcher(
         client,
         keys,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from redis.asyncio import Redis
 
-from gateway.batching.ticket import Limits, News, Ticket
+from gateway.batching.ticket import SchedulerUpdate, TeacherLimits, Ticket
 from gateway.batching.window import SECOND
 from gateway.redis.keys import RedisKeys
 from tests.batching.boards import MemoryBoard, ScriptBoard
@@ -27,7 +27,7 @@ HOUR = 3_600 * SECOND
 PASSING_US = [0, 1, 700, 5_000, 20_000, 300_000, 900_000] * 3 + [2_500_000, 11_000_000, HOUR, -1, -HOUR]
 
 limits = st.builds(
-    Limits,
+    TeacherLimits,
     max_in_flight=st.integers(1, 12),
     max_size=st.integers(1, 8),
     max_prompt_tokens=st.integers(1, 90),
@@ -95,7 +95,7 @@ class Script:
         self._given = 0
         self._live: list[str] = []
 
-    def news(self, step: Step) -> News:
+    def news(self, step: Step) -> SchedulerUpdate:
         again = {self._pick(pick): ticket for pick, ticket in step.told_again}
         held = {self._pick(pick): ticket for pick, ticket in step.held}
         gone = [self._pick(pick) for pick in step.gone]
@@ -105,7 +105,7 @@ class Script:
             self._given += 1
             fresh[f"t{self._given}"] = ticket
         self._live = [one for one in [*self._live, *fresh] if one not in gone and one not in dict(finished)]
-        return News(
+        return SchedulerUpdate(
             arrived=[replace(ticket, id=name) for name, ticket in {**again, **fresh}.items()],
             gone=gone,
             finished=finished,
@@ -127,7 +127,7 @@ def in_loop() -> Callable[..., None]:
         yield runner.run
 
 
-async def agree(redis_url: str, limits: Limits, steps: list[Step]) -> None:
+async def agree(redis_url: str, limits: TeacherLimits, steps: list[Step]) -> None:
     async with Redis.from_url(redis_url) as redis:
         script, model, story = ScriptBoard(redis, RedisKeys("agree")), MemoryBoard(), Script()
         await script.clear()
@@ -142,7 +142,7 @@ async def agree(redis_url: str, limits: Limits, steps: list[Step]) -> None:
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(limits=limits, steps=steps)
 def test_script_and_model_agree(
-    redis_url: str, in_loop: Callable[..., None], limits: Limits, steps: list[Step]
+    redis_url: str, in_loop: Callable[..., None], limits: TeacherLimits, steps: list[Step]
 ) -> None:
     """Every decision and every wake-up is the same, over random news of three processes."""
     in_loop(agree(redis_url, limits, steps))
@@ -153,7 +153,7 @@ def test_script_and_model_agree(
 @settings(max_examples=2500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(limits=limits, steps=steps)
 def test_script_and_model_agree_at_length(
-    redis_url: str, in_loop: Callable[..., None], limits: Limits, steps: list[Step]
+    redis_url: str, in_loop: Callable[..., None], limits: TeacherLimits, steps: list[Step]
 ) -> None:
     """The same, thousands of times."""
     in_loop(agree(redis_url, limits, steps))

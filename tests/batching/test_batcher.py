@@ -19,12 +19,12 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from structlog.testing import capture_logs
 
 from gateway.batching import batcher
-from gateway.batching.flights import Flights
-from gateway.batching.redis_board import RedisBoard
-from gateway.batching.ticket import Decision, Grant, Limits, News, Shared, Ticket
+from gateway.batching.flights import SingleFlight
+from gateway.batching.redis_board import RedisScheduler
+from gateway.batching.ticket import Grant, SchedulerDecision, SchedulerUpdate, SharedGuidance, TeacherLimits, Ticket
 from gateway.errors import QueueFull, StoreUnavailable
 from gateway.local.redis import EmbeddedRedis
-from gateway.runtime.tasks import Tasks
+from gateway.runtime.tasks import BackgroundTasks
 from tests.batching.process import HASTY_S, LONG_S, REDIS_TIMEOUT_S, Meter, nothing_left, process, ticket, until
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from gateway.batching.batcher import TeacherQueue
     from gateway.redis.keys import RedisKeys
 
-LIMITS = Limits(max_in_flight=64, max_size=32, max_prompt_tokens=100_000)
+LIMITS = TeacherLimits(max_in_flight=64, max_size=32, max_prompt_tokens=100_000)
 NEVER_S = 600.0
 
 
@@ -47,7 +47,7 @@ async def queued(redis: Redis, keys: RedisKeys) -> int:
 
 async def test_requests_of_two_processes_share_a_batch(redis_url: str, redis: Redis, keys: RedisKeys) -> None:
     """Twenty at once in two processes: the twentieth fills the batch, and all carry its id and size."""
-    limits = Limits(64, 20, 100_000)
+    limits = TeacherLimits(64, 20, 100_000)
     async with process(redis_url, keys, limits) as ann, process(redis_url, keys, limits, owner="ben") as ben:
         meter = Meter()
         waits = [meter.call(queue, 0.01, ticket(wait_s=LONG_S)) for queue in (ann, ben) for _ in range(10)]
@@ -69,7 +69,7 @@ async def test_the_cap_over_two_processes_is_reached_and_never_passed(
     redis_url: str, redis: Redis, keys: RedisKeys
 ) -> None:
     """160 calls of random length through a cap of five, counted where they run."""
-    limits = Limits(5, 4, 100_000)
+    limits = TeacherLimits(5, 4, 100_000)
     meter, chance = Meter(), random.Random(7)
     async with process(redis_url, keys, limits) as ann, process(redis_url, keys, limits, owner="ben") as ben:
         await asyncio.gather(
@@ -88,7 +88,7 @@ async def test_a_permit_is_returned_however_the_call_ends(
     redis_url: str, redis: Redis, keys: RedisKeys, ending: str
 ) -> None:
     """Nothing is left in Redis or in memory, and the only permit there is serves the next request."""
-    async with process(redis_url, keys, Limits(1, 4, 1000)) as queue:
+    async with process(redis_url, keys, TeacherLimits(1, 4, 1000)) as queue:
         inside = asyncio.Event()
 
         async def call() -> None:
@@ -129,7 +129,7 @@ async def test_a_caller_that_leaves_in_the_moment_of_its_grant_returns_it(
     redis_url: str, redis: Redis, keys: RedisKeys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Granted and cancelled before it could run: the permit goes back all the same."""
-    async with process(redis_url, keys, Limits(1, 4, 1000)) as queue:
+    async with process(redis_url, keys, TeacherLimits(1, 4, 1000)) as queue:
         one = ticket(wait_s=0.02)
         waiting = asyncio.ensure_future(Meter().call(queue, 0, one))  # noqa: TID251
         deliver = queue.deliver
@@ -151,10 +151,10 @@ async def test_a_grant_that_comes_after_the_caller_left_goes_back(
 ) -> None:
     """Another process opened the batch while the caller left: the permit does not stay out until its deadline."""
     async with process(redis_url, keys, LIMITS) as queue:
-        left = RedisBoard(redis, keys, "ann", "big")
-        await left.exchange(News([Ticket("left", "acme", 10, LONG_S, LONG_S)]), LIMITS)
-        opened = await RedisBoard(redis, keys, "ben", "big").exchange(
-            News([Ticket("here", "acme", 10, 0, LONG_S)]), LIMITS
+        left = RedisScheduler(redis, keys, "ann", "big")
+        await left.exchange(SchedulerUpdate([Ticket("left", "acme", 10, LONG_S, LONG_S)]), LIMITS)
+        opened = await RedisScheduler(redis, keys, "ben", "big").exchange(
+            SchedulerUpdate([Ticket("here", "acme", 10, 0, LONG_S)]), LIMITS
         )
         assert opened.outcomes == {"here": Grant("b1", 2)}
 
@@ -194,7 +194,9 @@ async def test_a_lost_wakeup_is_recovered_when_the_subscription_is_back(
         waiting = asyncio.ensure_future(Meter().call(queue, 0, ticket(wait_s=LONG_S)))  # noqa: TID251
         await until(lambda: queued(redis, keys))
         assert await redis.client_kill_filter(_type="pubsub") >= 1
-        await RedisBoard(redis, keys, "ben", "big").exchange(News([Ticket("b", "acme", 10, 0, LONG_S)]), LIMITS)
+        await RedisScheduler(redis, keys, "ben", "big").exchange(
+            SchedulerUpdate([Ticket("b", "acme", 10, 0, LONG_S)]), LIMITS
+        )
         assert not waiting.done()
         assert await asyncio.wait_for(waiting, 3) == Grant("b1", 2)
 
@@ -207,20 +209,24 @@ async def test_a_lost_wakeup_is_recovered_within_a_second_in_any_case(
     async with process(redis_url, keys, LIMITS) as queue:
         waiting = asyncio.ensure_future(Meter().call(queue, 0, ticket(wait_s=LONG_S)))  # noqa: TID251
         await until(lambda: queued(redis, keys))
-        await RedisBoard(redis, keys, "ben", "big").exchange(News([Ticket("b", "acme", 10, 0, LONG_S)]), LIMITS)
+        await RedisScheduler(redis, keys, "ben", "big").exchange(
+            SchedulerUpdate([Ticket("b", "acme", 10, 0, LONG_S)]), LIMITS
+        )
         assert await asyncio.wait_for(waiting, batcher._HEARTBEAT_S + 1) == Grant("b1", 2)
 
 
 async def test_a_redis_that_forgot_everything_is_told_again(redis_url: str, redis: Redis, keys: RedisKeys) -> None:
     """It restarted empty between two exchanges and nobody saw it: tickets are served, permits in use are counted."""
-    limits = Limits(2, 4, 1000)
+    limits = TeacherLimits(2, 4, 1000)
     async with process(redis_url, keys, limits) as queue, queue.turn(ticket()) as first:
         second = asyncio.ensure_future(Meter().call(queue, 0.8, ticket(wait_s=0.5)))  # noqa: TID251
         await until(lambda: queued(redis, keys))
         await redis.delete(*keys.teacher("big").as_list())
         await until(lambda: len(queue._turns) == 2 and all(held.waiting.done() for held in queue._turns.values()), 3)
         assert len(await permits(redis, keys)) == 2
-        other = await RedisBoard(redis, keys, "ben", "big").exchange(News([Ticket("b", "acme", 10, 0, LONG_S)]), limits)
+        other = await RedisScheduler(redis, keys, "ben", "big").exchange(
+            SchedulerUpdate([Ticket("b", "acme", 10, 0, LONG_S)]), limits
+        )
         assert other.outcomes == {}
         assert (first.outcome, (await second).batch_size) == (Grant("b1", 1), 1)
 
@@ -230,15 +236,15 @@ async def test_waiting_costs_few_exchanges(
 ) -> None:
     """Neither a window that runs nor a teacher that is full makes the loop spin."""
     looks: list[float | None] = []
-    exchange = RedisBoard.exchange
+    exchange = RedisScheduler.exchange
 
-    async def counted(self: RedisBoard, news: News, limits: Limits) -> Decision:
+    async def counted(self: RedisScheduler, news: SchedulerUpdate, limits: TeacherLimits) -> SchedulerDecision:
         decision = await exchange(self, news, limits)
         looks.append(decision.next_look_s)
         return decision
 
-    monkeypatch.setattr(RedisBoard, "exchange", counted)
-    async with process(redis_url, keys, Limits(1, 4, 1000)) as queue:
+    monkeypatch.setattr(RedisScheduler, "exchange", counted)
+    async with process(redis_url, keys, TeacherLimits(1, 4, 1000)) as queue:
         meter = Meter()
         await meter.call(queue, 0, ticket(wait_s=0.3))
         await asyncio.gather(meter.call(queue, 0.3), meter.call(queue, 0), meter.call(queue, 0))
@@ -253,7 +259,7 @@ async def test_the_loop_outlives_what_nobody_expected(
     monkeypatch.setattr(batcher, "_REST_S", 0.05)
     broken = [False]
 
-    def limits() -> Limits:
+    def limits() -> TeacherLimits:
         if broken[0]:
             raise ZeroDivisionError
         return LIMITS
@@ -274,19 +280,19 @@ async def test_an_exchange_that_fails_in_any_way_leaves_nobody_waiting(
 ) -> None:
     """An error that is not Redis's own is logged with its trace; requests are served as when Redis is away."""
     monkeypatch.setattr(batcher, "_REST_S", 0.1)
-    exchange = RedisBoard.exchange
+    exchange = RedisScheduler.exchange
     async with process(redis_url, keys, LIMITS) as queue:
 
-        async def broken(*_: object) -> Decision:
+        async def broken(*_: object) -> SchedulerDecision:
             raise AttributeError("reader")
 
-        monkeypatch.setattr(RedisBoard, "exchange", broken)
+        monkeypatch.setattr(RedisScheduler, "exchange", broken)
         with capture_logs() as logs:
             grant = await Meter().call(queue, 0)
         assert grant.batch_id.startswith("local-")
         (broke,) = [line for line in logs if line["event"] == "exchange_broke"]
         assert broke["exc_info"] is True
-        monkeypatch.setattr(RedisBoard, "exchange", exchange)
+        monkeypatch.setattr(RedisScheduler, "exchange", exchange)
         await until(lambda: not queue._alone)
         assert (await Meter().call(queue, 0)).batch_id == "b1"
         await nothing_left(redis, keys, queue)
@@ -299,14 +305,14 @@ async def test_a_reply_that_came_too_late_leaves_no_permit_behind(
     """Redis took the ticket and granted it, but the answer timed out: when it is back it hears that the ticket is
     gone, so the only permit there is does not stay out until its deadline."""
     monkeypatch.setattr(batcher, "_REST_S", 0.2)
-    exchange = RedisBoard.exchange
-    async with process(redis_url, keys, Limits(1, 4, 1000), on_failure=on_failure) as queue:
+    exchange = RedisScheduler.exchange
+    async with process(redis_url, keys, TeacherLimits(1, 4, 1000), on_failure=on_failure) as queue:
 
-        async def late(self: RedisBoard, news: News, limits: Limits) -> Decision:
+        async def late(self: RedisScheduler, news: SchedulerUpdate, limits: TeacherLimits) -> SchedulerDecision:
             await exchange(self, news, limits)
             raise RedisTimeoutError
 
-        monkeypatch.setattr(RedisBoard, "exchange", late)
+        monkeypatch.setattr(RedisScheduler, "exchange", late)
         one = ticket()
         if on_failure == "degrade":
             assert (await Meter().call(queue, 0, one)).batch_id.startswith("local-")
@@ -314,7 +320,7 @@ async def test_a_reply_that_came_too_late_leaves_no_permit_behind(
             with pytest.raises(StoreUnavailable):
                 await Meter().call(queue, 0, one)
         assert await permits(redis, keys) == {one.id}
-        monkeypatch.setattr(RedisBoard, "exchange", exchange)
+        monkeypatch.setattr(RedisScheduler, "exchange", exchange)
         await nothing_left(redis, keys, queue)
         await until(lambda: not queue._alone)
         assert (await Meter().call(queue, 0)).batch_id == "b2"
@@ -326,19 +332,19 @@ async def test_a_permit_given_while_alone_is_counted_by_the_fleet_when_redis_is_
     """And a ticket that waited alone for a place queues in the fleet: both are told in the first exchange."""
     monkeypatch.setattr(batcher, "_REST_S", 0.1)
     monkeypatch.setattr(batcher, "_HEARTBEAT_S", NEVER_S)
-    exchange = RedisBoard.exchange
-    async with process(redis_url, keys, Limits(1, 4, 1000)) as queue:
+    exchange = RedisScheduler.exchange
+    async with process(redis_url, keys, TeacherLimits(1, 4, 1000)) as queue:
         await Meter().call(queue, 0)
 
-        async def away(*_: object) -> Decision:
+        async def away(*_: object) -> SchedulerDecision:
             raise RedisTimeoutError
 
-        monkeypatch.setattr(RedisBoard, "exchange", away)
+        monkeypatch.setattr(RedisScheduler, "exchange", away)
         held = ticket()
         async with queue.turn(held):
             waiting = asyncio.ensure_future(Meter().call(queue, 0))  # noqa: TID251
             await until(lambda: queue._alone)
-            monkeypatch.setattr(RedisBoard, "exchange", exchange)
+            monkeypatch.setattr(RedisScheduler, "exchange", exchange)
             await until(lambda: queued(redis, keys))
             assert await permits(redis, keys) == {held.id}
         assert (await waiting).batch_id == "b2"
@@ -356,7 +362,7 @@ async def test_without_redis_each_process_serves_under_its_share_and_returns_to_
 ) -> None:
     """Killed: everyone is answered, at most half the cap at once in each of two processes. Started again, empty: the
     fleet's batches are back, and a permit held since before the outage is counted."""
-    limits = Limits(8, 4, 1000, lease_s=1.0)
+    limits = TeacherLimits(8, 4, 1000, lease_s=1.0)
     async with (
         EmbeddedRedis() as server,
         process(server.url, keys, limits) as ann,
@@ -395,7 +401,7 @@ async def test_without_redis_each_process_serves_under_its_share_and_returns_to_
 async def test_a_process_that_is_alone_leaves_room_for_whatever_the_others_may_have(keys: RedisKeys) -> None:
     """Ann had one of eight permits when Redis went, and ben may have seven: while his calls may go on, one of hers must
     end before the next begins. Then she has her half."""
-    limits = Limits(8, 4, 1000, lease_s=5.0)
+    limits = TeacherLimits(8, 4, 1000, lease_s=5.0)
     async with (
         EmbeddedRedis() as server,
         process(server.url, keys, limits) as ann,
@@ -493,19 +499,19 @@ async def test_a_return_to_the_fleet_that_fails_keeps_no_permit_of_the_process(
     monkeypatch.setattr(batcher, "_REST_S", 0.05)
     tries = 0
 
-    async def refused(*_: object) -> Decision:
+    async def refused(*_: object) -> SchedulerDecision:
         nonlocal tries
         tries += 1
         raise ResponseError("OOM command not allowed")
 
-    async with process(redis_url, keys, Limits(4, 4, 1000)) as queue:
-        monkeypatch.setattr(RedisBoard, "exchange", refused)
+    async with process(redis_url, keys, TeacherLimits(4, 4, 1000)) as queue:
+        monkeypatch.setattr(RedisScheduler, "exchange", refused)
         for _ in range(10):
             async with queue.turn(ticket(work="w")) as leader:
                 follower = asyncio.ensure_future(_outcome(queue, ticket(work="w")))  # noqa: TID251
                 await asyncio.sleep(0.03)
                 leader.finish("what it fetched")
-            assert await asyncio.wait_for(follower, 5) == Shared("what it fetched", cached=False)
+            assert await asyncio.wait_for(follower, 5) == SharedGuidance("what it fetched", cached=False)
         assert tries > 10
         assert queue._alone is not None
         await until(lambda: queue._alone and not queue._alone._entries)
@@ -519,29 +525,29 @@ async def test_a_return_to_the_fleet_is_tried_less_and_less_while_it_fails(
     monkeypatch.setattr(batcher, "_REST_S", 0.01)
     tries: list[float] = []
 
-    async def refused(*_: object) -> Decision:
+    async def refused(*_: object) -> SchedulerDecision:
         tries.append(time.monotonic())
         raise ResponseError("OOM command not allowed")
 
-    exchange = RedisBoard.exchange
+    exchange = RedisScheduler.exchange
     async with process(redis_url, keys, LIMITS) as queue:
-        monkeypatch.setattr(RedisBoard, "exchange", refused)
+        monkeypatch.setattr(RedisScheduler, "exchange", refused)
         queue.recheck()
         await until(lambda: len(tries) == 5)
         rests = [later - earlier for earlier, later in itertools.pairwise(tries)]
         assert all(rest >= 0.05 * 2**number for number, rest in enumerate(rests)), rests
-        monkeypatch.setattr(RedisBoard, "exchange", exchange)
+        monkeypatch.setattr(RedisScheduler, "exchange", exchange)
         await until(lambda: queue._alone is None)
 
 
-async def _outcome(queue: TeacherQueue, one: Ticket) -> Grant | Shared:
+async def _outcome(queue: TeacherQueue, one: Ticket) -> Grant | SharedGuidance:
     async with queue.turn(one) as turn:
         return turn.outcome
 
 
 async def test_a_permit_of_a_process_that_was_alone_is_returned_to_the_fleet(keys: RedisKeys) -> None:
     """Redis never saw its ticket, was told of the call under way when it was back, and hears when that ends."""
-    async with EmbeddedRedis() as server, process(server.url, keys, Limits(1, 4, 1000)) as queue:
+    async with EmbeddedRedis() as server, process(server.url, keys, TeacherLimits(1, 4, 1000)) as queue:
         await server.stop()
         await until(lambda: queue._alone)
         async with queue.turn(one := ticket()) as turn:
@@ -558,15 +564,15 @@ async def test_a_grant_that_comes_after_the_deadline_is_handed_back(
     redis_url: str, redis: Redis, keys: RedisKeys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Redis granted in time and its reply was slow: nobody wants the teacher's words any more."""
-    exchange = RedisBoard.exchange
-    async with process(redis_url, keys, Limits(1, 4, 1000)) as queue:
+    exchange = RedisScheduler.exchange
+    async with process(redis_url, keys, TeacherLimits(1, 4, 1000)) as queue:
 
-        async def slow(self: RedisBoard, news: News, limits: Limits) -> Decision:
+        async def slow(self: RedisScheduler, news: SchedulerUpdate, limits: TeacherLimits) -> SchedulerDecision:
             decision = await exchange(self, news, limits)
             await asyncio.sleep(0.15)
             return decision
 
-        monkeypatch.setattr(RedisBoard, "exchange", slow)
+        monkeypatch.setattr(RedisScheduler, "exchange", slow)
         with pytest.raises(TimeoutError):
             async with queue.turn(ticket(deadline_s=0.1)):
                 pytest.fail("called the teacher")
@@ -591,9 +597,9 @@ def test_a_ticket_whose_deadline_ends_the_wait_has_expired_and_one_whose_caller_
 
     async def both() -> None:
         clock = asyncio.get_running_loop()
-        tasks = Tasks()
-        flights = Flights(tasks)
-        async with process(redis_url, keys, Limits(1, 1, 1000)) as queue, queue.turn(ticket()):
+        tasks = BackgroundTasks()
+        flights = SingleFlight(tasks)
+        async with process(redis_url, keys, TeacherLimits(1, 1, 1000)) as queue, queue.turn(ticket()):
 
             async def request(number: int) -> None:
                 await asyncio.sleep(number * 0.0007)
@@ -645,7 +651,7 @@ async def test_one_ticket_too_many_is_refused_and_told_when_to_come_back(
     redis_url: str, redis: Redis, keys: RedisKeys
 ) -> None:
     """The tenant's queue is full: the caller hears of it at once, and nothing of the ticket is left anywhere."""
-    async with process(redis_url, keys, Limits(1, 1, 1000, max_queue=1)) as queue:
+    async with process(redis_url, keys, TeacherLimits(1, 1, 1000, max_queue=1)) as queue:
         async with queue.turn(ticket()):
             waiting = asyncio.ensure_future(Meter().call(queue, 0))  # noqa: TID251
             await until(lambda: queued(redis, keys))
@@ -664,7 +670,7 @@ async def test_a_deadline_that_moves_is_told_before_the_board_lets_the_ticket_en
 ) -> None:
     """Somebody who wants the same joined late: the ticket keeps its place, and does not begin anew."""
     monkeypatch.setattr(batcher, "_HEARTBEAT_S", NEVER_S)
-    async with process(redis_url, keys, Limits(1, 1, 1000)) as queue:
+    async with process(redis_url, keys, TeacherLimits(1, 1, 1000)) as queue:
         async with queue.turn(ticket()):
             loop = asyncio.get_running_loop()
             turn = queue.turn(ticket(deadline_s=0.5))
@@ -680,7 +686,7 @@ async def test_a_deadline_that_moves_is_told_before_the_board_lets_the_ticket_en
             turn.wait_until(loop.time() + 1)
             assert turn.deadline > loop.time() + 4
             await asyncio.sleep(0.6)
-            await RedisBoard(redis, keys, "ben", "big").exchange(News(), Limits(1, 1, 1000))
+            await RedisScheduler(redis, keys, "ben", "big").exchange(SchedulerUpdate(), TeacherLimits(1, 1, 1000))
             assert await redis.zrange(keys.teacher("big").queue, 0, -1) == [place]
         assert await waiting <= turn.deadline
         await nothing_left(redis, keys, queue)
@@ -690,9 +696,9 @@ async def test_a_process_that_stops_is_gone_from_the_fleet_at_once_and_stays_gon
     redis_url: str, redis: Redis, keys: RedisKeys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither an exchange that was under way nor a heartbeat brings it back."""
-    exchange, failures = RedisBoard.exchange, 0
+    exchange, failures = RedisScheduler.exchange, 0
 
-    async def slow(self: RedisBoard, news: News, limits: Limits) -> Decision:
+    async def slow(self: RedisScheduler, news: SchedulerUpdate, limits: TeacherLimits) -> SchedulerDecision:
         nonlocal failures
         if news.leaving and not failures:
             failures += 1
@@ -702,7 +708,7 @@ async def test_a_process_that_stops_is_gone_from_the_fleet_at_once_and_stays_gon
 
     async with process(redis_url, keys, LIMITS) as ann, process(redis_url, keys, LIMITS, owner="ben") as ben:
         await _both_counted(ann, ben)
-        monkeypatch.setattr(RedisBoard, "exchange", slow)
+        monkeypatch.setattr(RedisScheduler, "exchange", slow)
         ann._news.set()
         await asyncio.sleep(0.01)
         await ann.leave_fleet()

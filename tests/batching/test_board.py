@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from msgspec import structs
 
-from gateway.batching.ticket import Broken, Grant, Limits, News, Refused, Shared, Ticket
+from gateway.batching.ticket import (
+    Grant,
+    SchedulerUpdate,
+    SharedGuidance,
+    TeacherLimits,
+    Ticket,
+    TicketBroken,
+    TicketRefused,
+)
 from gateway.batching.window import SECOND
 from tests.batching.boards import MemoryBoard, ScriptBoard
 
@@ -19,14 +27,14 @@ if TYPE_CHECKING:
 
     from redis.asyncio import Redis
 
-    from gateway.batching.ticket import Decision, Outcome
+    from gateway.batching.ticket import Outcome, SchedulerDecision
     from gateway.redis.keys import RedisKeys
     from tests.batching.boards import AnyBoard
 
 START = 1_795_000_000 * SECOND
 HOUR_S = 3600.0
-LIMITS = Limits(max_in_flight=4, max_size=4, max_prompt_tokens=100_000)
-ONE = Limits(max_in_flight=1, max_size=1, max_prompt_tokens=100_000)
+LIMITS = TeacherLimits(max_in_flight=4, max_size=4, max_prompt_tokens=100_000)
+ONE = TeacherLimits(max_in_flight=1, max_size=1, max_prompt_tokens=100_000)
 
 
 class Fleet:
@@ -48,14 +56,14 @@ class Fleet:
     def tickets(self, many: int, tenant: str = "acme", **more: Any) -> list[Ticket]:
         return [self.ticket(tenant, **more) for _ in range(many)]
 
-    async def tell(self, owner: str = "ann", *arrived: Ticket, **news: Any) -> Decision:
-        decision, woken = await self._board.exchange(owner, News(arrived, **news), self.limits, self.now)
+    async def tell(self, owner: str = "ann", *arrived: Ticket, **news: Any) -> SchedulerDecision:
+        decision, woken = await self._board.exchange(owner, SchedulerUpdate(arrived, **news), self.limits, self.now)
         self.asked = sorted(name for name, outcomes in woken.items() if not outcomes)
         for outcomes in (decision.outcomes, *woken.values()):
             self.heard |= outcomes
         return decision
 
-    async def after(self, seconds: float, owner: str = "ann", *arrived: Ticket, **news: Any) -> Decision:
+    async def after(self, seconds: float, owner: str = "ann", *arrived: Ticket, **news: Any) -> SchedulerDecision:
         self.now += round(seconds * SECOND)
         return await self.tell(owner, *arrived, **news)
 
@@ -157,10 +165,10 @@ async def test_the_queue_of_a_tenant_is_bounded_and_only_its_own(fleet: Fleet) -
     await fleet.tell("ann", held=[fleet.ticket("x")])
     arrived = fleet.tickets(5, "a")
     decision = await fleet.tell("ann", *arrived, *fleet.tickets(1, "b"))
-    assert decision.outcomes == dict.fromkeys(names(arrived[3:]), Refused(10.0))
+    assert decision.outcomes == dict.fromkeys(names(arrived[3:]), TicketRefused(10.0))
     assert decision.waiting == 4
     again = await fleet.tell("ann", arrived[3])
-    assert isinstance(again.outcomes[arrived[3].id], Refused), "one that asks again has no place kept"
+    assert isinstance(again.outcomes[arrived[3].id], TicketRefused), "one that asks again has no place kept"
     assert arrived[0].id not in (await fleet.tell("ann", arrived[0])).outcomes, "one that waits is not asked to leave"
 
 
@@ -173,7 +181,7 @@ async def test_who_is_refused_hears_when_the_queue_will_be_worked_off(fleet: Fle
     assert len(fleet.granted()) == 10
     await fleet.tell("ann", held=[fleet.ticket("x")])
     *_, last = arrived = fleet.tickets(6)
-    assert (await fleet.tell("ann", *arrived)).outcomes == {last.id: Refused(0.5)}
+    assert (await fleet.tell("ann", *arrived)).outcomes == {last.id: TicketRefused(0.5)}
 
 
 # When batches open
@@ -201,7 +209,7 @@ async def test_the_window_follows_the_rate_of_arrivals(fleet: Fleet) -> None:
     assert late.id in (await fleet.after(decision.window_s)).outcomes
 
 
-WIDE = Limits(max_in_flight=12, max_size=4, max_prompt_tokens=1000)
+WIDE = TeacherLimits(max_in_flight=12, max_size=4, max_prompt_tokens=1000)
 
 
 async def test_permits_that_return_one_by_one_make_one_batch(fleet: Fleet) -> None:
@@ -236,8 +244,10 @@ async def test_a_follower_gets_what_its_leader_fetched(fleet: Fleet) -> None:
     decision = await fleet.tell("ben", follow)
     assert (decision.outcomes, decision.in_flight, decision.waiting) == ({}, 1, 0)
     await fleet.tell("ann", finished=[(lead.id, "the text")])
-    assert fleet.heard[follow.id] == Shared("the text", cached=False)
-    assert (await fleet.tell("ben", follow)).outcomes == {follow.id: Shared("the text", cached=False)}, "told again"
+    assert fleet.heard[follow.id] == SharedGuidance("the text", cached=False)
+    assert (await fleet.tell("ben", follow)).outcomes == {follow.id: SharedGuidance("the text", cached=False)}, (
+        "told again"
+    )
     assert (await fleet.tell("ben", fleet.ticket(work="w", max_wait_s=0.0))).opened == [1]
 
 
@@ -259,7 +269,7 @@ async def test_when_a_leader_leaves_without_guidance_the_oldest_follower_leads(f
     await fleet.after(0.02, "zoe")
     assert fleet.granted()[-1] == "older"
     await fleet.tell("ben", finished=[("older", "the text")])
-    assert fleet.heard["younger"] == Shared("the text", cached=False)
+    assert fleet.heard["younger"] == SharedGuidance("the text", cached=False)
     await fleet.after(0.02, "cem")
     assert fleet.granted()[-1] == "other"
 
@@ -280,7 +290,7 @@ async def test_kept_guidance_answers_until_its_time_is_over(fleet: Fleet) -> Non
     await fleet.tell("ann", finished=[(lead.id, "the text")])
     hit = fleet.ticket(cache_ttl_s=5.0, **asks)
     decision = await fleet.after(1.9, "ben", hit)
-    assert (decision.outcomes, decision.in_flight) == ({hit.id: Shared("the text", cached=True)}, 0)
+    assert (decision.outcomes, decision.in_flight) == ({hit.id: SharedGuidance("the text", cached=True)}, 0)
     uncached = fleet.ticket(**asks)
     assert (await fleet.tell("ben", uncached)).opened == [1]
     await fleet.tell("ben", gone=[uncached.id])
@@ -300,7 +310,7 @@ async def test_the_cache_stays_within_its_bytes_and_drops_what_ends_first(fleet:
         one = fleet.ticket(work=work, max_wait_s=0.0, cache_ttl_s=10.0)
         outcome = (await fleet.tell("ann", one)).outcomes[one.id]
         await fleet.tell("ann", gone=[one.id])
-        return outcome == Shared(work * 300, cached=True)
+        return outcome == SharedGuidance(work * 300, cached=True)
 
     assert [await kept(work) for work in "abc"] == [True, False, True]
     await fleet.tell("ann", huge := fleet.ticket(work="h", max_wait_s=0.0, cache_ttl_s=30.0))
@@ -320,7 +330,7 @@ async def kept(fleet: Fleet, *works: str) -> list[str]:
     fleet.limits = replace(fleet.limits, max_in_flight=100)
     outcomes = (await fleet.tell("ann", *asked.values())).outcomes
     await fleet.tell("ann", gone=names(asked.values()))
-    return [work for work, one in asked.items() if isinstance(outcomes[one.id], Shared)]
+    return [work for work, one in asked.items() if isinstance(outcomes[one.id], SharedGuidance)]
 
 
 async def test_few_large_texts_drive_out_many_small_ones(fleet: Fleet) -> None:
@@ -540,7 +550,7 @@ async def test_an_unreadable_ticket_is_counted_once_and_its_owner_hears_of_it(
     await redis.hset(names.tickets, bad.id, garbage)
     assert (await script.after(0.05, "ben")).opened == [2]
     decision = await script.after(0.5, "ann", bad)
-    assert (decision.outcomes, decision.broken, decision.opened) == ({bad.id: Broken()}, 1, [])
+    assert (decision.outcomes, decision.broken, decision.opened) == ({bad.id: TicketBroken()}, 1, [])
     assert [(await script.after(1.0)).broken for _ in range(3)] == [0, 0, 0]
     assert not await redis.hexists(names.tickets, bad.id)
     assert await redis.zscore(names.ends, bad.id) is None
@@ -574,14 +584,14 @@ async def test_an_unreadable_leader_frees_its_followers(
     await script.tell("ben", *(two := script.tickets(2, work="w", max_wait_s=0.0)))
     await redis.hset(keys.teacher("big").tickets, lead.id, "garbage")
     if state == "waits":
-        assert (await script.tell("ann", lead)).outcomes == {lead.id: Broken()}
+        assert (await script.tell("ann", lead)).outcomes == {lead.id: TicketBroken()}
         await script.tell("zoe", gone=["busy"])
     else:
         assert (await script.tell("ann", finished=[(lead.id, "lost")])).broken == 1
     await script.after(0.02, "ben")
     assert script.granted()[-1] == two[0].id
     await script.tell("ben", finished=[(two[0].id, "the text")])
-    assert script.heard[two[1].id] == Shared("the text", cached=False)
+    assert script.heard[two[1].id] == SharedGuidance("the text", cached=False)
     assert await redis.hlen(keys.teacher("big").flights) == 0
 
 
@@ -595,7 +605,7 @@ async def test_nobody_follows_a_leader_whose_ticket_is_lost(script: Fleet, redis
     await script.tell("zoe", gone=["busy"], held=[script.ticket(name="call", work="w")])
     await script.tell("ben", script.ticket(name="follows", work="w"))
     await script.tell("zoe", finished=[("call", "the text")])
-    assert script.heard["follows"] == Shared("the text", cached=False)
+    assert script.heard["follows"] == SharedGuidance("the text", cached=False)
     await script.tell("ben", script.ticket(name="leads", work="v", max_wait_s=0.0))
     assert script.granted() == ["leads"]
 
@@ -674,7 +684,7 @@ async def test_an_unreadable_follower_holds_up_nobody(script: Fleet, redis: Redi
     await redis.hset(keys.teacher("big").tickets, bad.id, "garbage")
     await script.tell("ann", gone=[lead.id])
     assert script.granted() == [lead.id, good.id]
-    assert (await script.tell("ben", bad)).outcomes == {bad.id: Broken()}
+    assert (await script.tell("ben", bad)).outcomes == {bad.id: TicketBroken()}
     assert await redis.zcard(keys.teacher("big").followers) == 0
 
 

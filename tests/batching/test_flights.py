@@ -11,19 +11,19 @@ import orjson
 import pytest
 from msgspec import structs
 
-from gateway.batching.flights import Flights, Landing
-from gateway.batching.redis_board import RedisBoard
-from gateway.batching.ticket import Grant, Limits, News
-from gateway.engines.base import EngineState, OpeningReply, OpeningRequest, Usage
+from gateway.batching.flights import FlightResult, SingleFlight
+from gateway.batching.redis_board import RedisScheduler
+from gateway.batching.ticket import Grant, SchedulerUpdate, TeacherLimits
+from gateway.engines.base import EngineState, OpeningReply, OpeningRequest, TokenUsage
 from gateway.errors import EngineFailed, EngineUnreachable, QueueFull, TicketUnreadable
-from gateway.pipeline.guidance_request import UNGUIDED, Opening
-from gateway.pipeline.teacher import Guide
+from gateway.pipeline.guidance_request import UNGUIDED, Guidance
+from gateway.pipeline.teacher import TeacherCall
 from gateway.policy.conditions import to_pattern
 from gateway.policy.length import choose_length
 from gateway.policy.length_rules import AutoRule
-from gateway.policy.projections import CONCISE, CUTOFF, Skip
+from gateway.policy.projections import CONCISE, CUTOFF, SkipRule
 from gateway.protocol.chat import parse_chat
-from gateway.runtime.tasks import Tasks
+from gateway.runtime.tasks import BackgroundTasks
 from gateway.telemetry.metrics import Metrics
 from tests.accounting.drafts import draft, plan
 from tests.batching.process import nothing_left, process, ticket, until
@@ -33,16 +33,16 @@ if TYPE_CHECKING:
 
     from redis.asyncio import Redis
 
-    from gateway.accounting.draft import Draft
+    from gateway.accounting.draft import ReceiptBuilder
     from gateway.batching.batcher import TeacherQueue
     from gateway.batching.ticket import Ticket
-    from gateway.policy.length import Choice
+    from gateway.policy.length import LengthChoice
     from gateway.protocol.chat import ChatRequest
     from gateway.redis.keys import RedisKeys
 
-LIMITS = Limits(max_in_flight=8, max_size=4, max_prompt_tokens=100_000, max_cache_bytes=100_000)
+LIMITS = TeacherLimits(max_in_flight=8, max_size=4, max_prompt_tokens=100_000, max_cache_bytes=100_000)
 ONE = replace(LIMITS, max_in_flight=1, max_size=1)
-REPLY = OpeningReply('The "sky"\nis | blé ', "length", Usage(12, 4, 2))
+REPLY = OpeningReply('The "sky"\nis | blé ', "length", TokenUsage(12, 4, 2))
 
 
 class Teacher:
@@ -65,9 +65,9 @@ class Teacher:
 class Request:
     """One request on a flight."""
 
-    def __init__(self, flights: Flights, queue: TeacherQueue, teacher: Teacher, one: Ticket) -> None:
+    def __init__(self, flights: SingleFlight, queue: TeacherQueue, teacher: Teacher, one: Ticket) -> None:
         self.grants: list[Grant] = []
-        self.landing: asyncio.Task[Landing] = asyncio.ensure_future(  # noqa: TID251  the test awaits or cancels it
+        self.landing: asyncio.Task[FlightResult] = asyncio.ensure_future(  # noqa: TID251  the test awaits or cancels it
             flights.join(queue, one, teacher.ask, self.grants.append)
         )
 
@@ -77,12 +77,12 @@ class Request:
 
 
 @asynccontextmanager
-async def flying(url: str, keys: RedisKeys, limits: Limits = LIMITS, owner: str = "ann") -> AsyncIterator[Any]:
+async def flying(url: str, keys: RedisKeys, limits: TeacherLimits = LIMITS, owner: str = "ann") -> AsyncIterator[Any]:
     """A process with its flights: (flights, queue)."""
-    tasks = Tasks()
+    tasks = BackgroundTasks()
     async with process(url, keys, limits, owner=owner) as queue:
         try:
-            yield Flights(tasks), queue
+            yield SingleFlight(tasks), queue
         finally:
             await tasks.close()
 
@@ -106,14 +106,14 @@ async def test_identical_work_in_one_process_asks_the_teacher_once_and_one_pays(
         await called(other, stranger)
         teacher.ending.set_result(REPLY)
         landed = await asyncio.gather(*(request.landing for request in requests))
-        assert landed == [Landing(REPLY, ""), *[Landing(REPLY, "flight")] * 4]
+        assert landed == [FlightResult(REPLY, ""), *[FlightResult(REPLY, "flight")] * 4]
         assert [len(request.grants) for request in requests] == [1, 0, 0, 0, 0]
         other.ending.set_result(REPLY)
-        assert await stranger.landing == Landing(REPLY, "")
+        assert await stranger.landing == FlightResult(REPLY, "")
         assert (teacher.calls, other.calls) == (1, 1)
         await nothing_left(redis, keys, queue)
         later = Request(flights, queue, teacher, ticket(work="w"))
-        assert await later.landing == Landing(REPLY, ""), "what has landed is not shared"
+        assert await later.landing == FlightResult(REPLY, ""), "what has landed is not shared"
 
 
 async def test_the_payer_leaves_and_the_call_goes_on_for_the_others(
@@ -129,7 +129,7 @@ async def test_the_payer_leaves_and_the_call_goes_on_for_the_others(
         await called(teacher, late)
         teacher.ending.set_result(REPLY)
         landed = await asyncio.gather(*(request.landing for request in (*others, late)))
-        assert landed == [Landing(REPLY, "flight")] * 3
+        assert landed == [FlightResult(REPLY, "flight")] * 3
         assert (len(payer.grants), teacher.calls, teacher.cancelled) == (1, 1, 0)
         await nothing_left(redis, keys, queue)
 
@@ -147,7 +147,7 @@ async def test_the_last_one_to_leave_cancels_the_call(redis_url: str, redis: Red
         await until(lambda: teacher.calls == 2)
         assert teacher.cancelled == 1
         teacher.ending.set_result(REPLY)
-        assert await next_one.landing == Landing(REPLY, "")
+        assert await next_one.landing == FlightResult(REPLY, "")
         await nothing_left(redis, keys, queue)
 
 
@@ -163,8 +163,8 @@ async def test_who_leaves_before_the_grant_pays_nothing_and_the_next_one_pays(
             await first.leave()
         await called(teacher, second, third)
         teacher.ending.set_result(REPLY)
-        assert await second.landing == Landing(REPLY, "")
-        assert await third.landing == Landing(REPLY, "flight")
+        assert await second.landing == FlightResult(REPLY, "")
+        assert await third.landing == FlightResult(REPLY, "flight")
         assert [len(request.grants) for request in (first, second, third)] == [0, 1, 0]
         await nothing_left(redis, keys, queue)
 
@@ -185,7 +185,7 @@ async def test_an_error_reaches_everybody_on_the_flight(
         await nothing_left(redis, keys, queue)
         again = Teacher()
         again.ending.set_result(REPLY)
-        assert await Request(flights, queue, again, ticket(work="w")).landing == Landing(REPLY, "")
+        assert await Request(flights, queue, again, ticket(work="w")).landing == FlightResult(REPLY, "")
 
 
 async def test_an_engines_words_reach_the_tenant_alone_whose_call_it_was(
@@ -222,7 +222,7 @@ async def test_another_tenants_full_queue_is_nobody_elses(redis_url: str, redis:
                 await acme.landing
             await until(lambda: _queued(redis, keys, 2))
         teacher.ending.set_result(REPLY)
-        assert [await waiting.landing, await globex.landing] == [Landing(REPLY, "")] * 2
+        assert [await waiting.landing, await globex.landing] == [FlightResult(REPLY, "")] * 2
         assert (len(acme.grants), len(globex.grants)) == (0, 1)
         await nothing_left(redis, keys, queue)
 
@@ -245,8 +245,8 @@ async def test_between_processes_the_follower_gets_the_leaders_text(
         followers = [Request(ben_flights, ben, following, ticket(work="w")) for _ in range(2)]
         await until(lambda: redis.zcard(keys.teacher("big").followers))
         leading.ending.set_result(REPLY)
-        assert await leader.landing == Landing(REPLY, "")
-        assert await asyncio.gather(*(one.landing for one in followers)) == [Landing(REPLY, "flight")] * 2
+        assert await leader.landing == FlightResult(REPLY, "")
+        assert await asyncio.gather(*(one.landing for one in followers)) == [FlightResult(REPLY, "flight")] * 2
         assert (following.calls, [one.grants for one in followers]) == (0, [[], []])
         await nothing_left(redis, keys, ann, ben)
 
@@ -275,7 +275,7 @@ async def test_a_follower_takes_over_when_the_leader_does_not_deliver(
         # Ann's process is gone, and did not say so.
         await called(following, follower)
         following.ending.set_result(REPLY)
-        assert await follower.landing == Landing(REPLY, "")
+        assert await follower.landing == FlightResult(REPLY, "")
         assert len(follower.grants) == 1
         await leader.leave()
         await nothing_left(redis, keys, ben)
@@ -290,10 +290,10 @@ async def test_kept_guidance_is_for_every_process(redis_url: str, redis: Redis, 
         teacher = Teacher()
         teacher.ending.set_result(REPLY)
         keeps: dict[str, Any] = {"work": "w", "cache_ttl_s": 60.0}
-        assert await Request(ann_flights, ann, teacher, ticket(**keeps)).landing == Landing(REPLY, "")
+        assert await Request(ann_flights, ann, teacher, ticket(**keeps)).landing == FlightResult(REPLY, "")
         await nothing_left(redis, keys, ann, ben)
         again = Request(ben_flights, ben, teacher, ticket(**keeps))
-        assert await again.landing == Landing(REPLY, "cache")
+        assert await again.landing == FlightResult(REPLY, "cache")
         assert (again.grants, teacher.calls) == ([], 1)
         (kept,) = await redis.hvals(keys.teacher("big").cache)
         assert orjson.loads(kept) == [
@@ -318,9 +318,9 @@ async def test_kept_guidance_of_another_version_is_said_to_be_unreadable(
     redis_url: str, redis: Redis, keys: RedisKeys, kept: str
 ) -> None:
     """Never shown as if it were the teacher's, and no crash."""
-    board = RedisBoard(redis, keys, "zoe", "big")
-    await board.exchange(News([one := ticket(work="w", cache_ttl_s=60.0)]), LIMITS)
-    await board.exchange(News(finished=[(one.id, kept)]), LIMITS)
+    board = RedisScheduler(redis, keys, "zoe", "big")
+    await board.exchange(SchedulerUpdate([one := ticket(work="w", cache_ttl_s=60.0)]), LIMITS)
+    await board.exchange(SchedulerUpdate(finished=[(one.id, kept)]), LIMITS)
     async with flying(redis_url, keys) as (flights, queue):
         request = Request(flights, queue, Teacher(), ticket(work="w", cache_ttl_s=60.0))
         with pytest.raises(TicketUnreadable):
@@ -352,15 +352,15 @@ class ScriptedEngine:
 class Room:
     """A guide over one scripted teacher."""
 
-    def __init__(self, flights: Flights, queue: TeacherQueue) -> None:
+    def __init__(self, flights: SingleFlight, queue: TeacherQueue) -> None:
         self.engine, self.metrics, self._queue = ScriptedEngine(), Metrics(), queue
         engines = {"big": self.engine}
-        self._guide = Guide(engines, self, flights, self.metrics, Tasks())  # type: ignore[arg-type]
+        self._guide = TeacherCall(engines, self, flights, self.metrics, BackgroundTasks())  # type: ignore[arg-type]
 
     def queue(self, _: str) -> TeacherQueue:
         return self._queue
 
-    async def open(self, length: Choice | None = None, **rule: Any) -> tuple[Opening, Draft]:
+    async def open(self, length: LengthChoice | None = None, **rule: Any) -> tuple[Guidance, ReceiptBuilder]:
         rule = {"cache_ttl_s": 0.0} | rule
         guided = plan()
         assert guided.guidance is not None
@@ -379,7 +379,7 @@ async def room(url: str, keys: RedisKeys) -> AsyncIterator[Room]:
         yield Room(flights, queue)
 
 
-def sources(*opened: tuple[Opening, Draft]) -> list[str | None]:
+def sources(*opened: tuple[Guidance, ReceiptBuilder]) -> list[str | None]:
     """By request: whose call it was; None without guidance."""
     return [None if one.teacher is None else one.teacher.shared for _, one in opened]
 
@@ -426,7 +426,7 @@ async def test_an_opening_that_may_end_elsewhere_is_other_work(redis_url: str, k
     """The teacher is asked the same; but of what is skipped no token counts, so an opening ends later."""
     until, sooner = (choose_length(AutoRule(stop_at="sentence", min=m), chat(), None, {}) for m in (16, 8))
     anywhere = choose_length(AutoRule(), chat(), None, {})
-    skips = replace(CUTOFF, name="direct", skip=Skip((to_pattern("Certainly!"),), 4))
+    skips = replace(CUTOFF, name="direct", skip=SkipRule((to_pattern("Certainly!"),), 4))
     async with room(redis_url, keys) as one:
         one.engine.pause_s = 0.2
         asked: list[dict[str, Any]] = [

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from gateway.batching.membership import Membership
-from gateway.batching.ticket import Broken, Grant, Limits, News, Ticket
+from gateway.batching.ticket import Grant, SchedulerUpdate, TeacherLimits, Ticket, TicketBroken
 from gateway.batching.window import SECOND
 from gateway.redis.keys import BOARD
 from tests.batching.boards import ScriptBoard
@@ -17,10 +17,10 @@ from tests.batching.boards import ScriptBoard
 if TYPE_CHECKING:
     from redis.asyncio import Redis
 
-    from gateway.batching.ticket import Decision
+    from gateway.batching.ticket import SchedulerDecision
     from gateway.redis.keys import RedisKeys
 
-LIMITS = Limits(max_in_flight=8, max_size=8, max_prompt_tokens=1000, lease_s=10.0)
+LIMITS = TeacherLimits(max_in_flight=8, max_size=8, max_prompt_tokens=1000, lease_s=10.0)
 START = 1_795_000_000 * SECOND
 
 
@@ -33,17 +33,19 @@ class Version:
         self._owner = owner
         self._asked = 0
         self.held: list[str] = []
-        self.decision: Decision
+        self.decision: SchedulerDecision
 
-    async def look(self, at_s: float, *, wants: int = 0, returns: int = 0, limits: Limits = LIMITS) -> int:
+    async def look(self, at_s: float, *, wants: int = 0, returns: int = 0, limits: TeacherLimits = LIMITS) -> int:
         """Ask for so many calls, tell that so many ended: how many are in flight then."""
         gone, self.held = self.held[:returns], self.held[returns:]
         names = [f"{self._owner}{number}" for number in range(self._asked, self._asked + wants)]
         self._asked += wants
-        await self.tell(at_s, News([Ticket(name, "acme", 10, 0.0, 1000.0) for name in names], gone=gone), limits)
+        await self.tell(
+            at_s, SchedulerUpdate([Ticket(name, "acme", 10, 0.0, 1000.0) for name in names], gone=gone), limits
+        )
         return len(self.held)
 
-    async def tell(self, at_s: float, news: News, limits: Limits = LIMITS) -> None:
+    async def tell(self, at_s: float, news: SchedulerUpdate, limits: TeacherLimits = LIMITS) -> None:
         self.decision, _ = await self._board.exchange(self._owner, news, limits, START + round(at_s * SECOND))
         self.held += [name for name, outcome in self.decision.outcomes.items() if isinstance(outcome, Grant)]
 
@@ -83,7 +85,7 @@ async def test_the_whole_is_given_when_nobody_else_is_there(older: Version, newe
     await older.look(0.0, wants=1)
     await newer.look(0.1, wants=20)
     assert len(newer.held) == 4
-    await older.tell(0.2, News(gone=older.held, leaving=True))
+    await older.tell(0.2, SchedulerUpdate(gone=older.held, leaving=True))
     assert await newer.look(0.3) == 8
     assert newer.decision.beside == 0
 
@@ -149,8 +151,8 @@ async def test_a_ticket_of_another_layout_is_refused_where_it_does_not_belong(
     line = (await redis.hget(names.tickets, waiting)).decode()
     await redis.hset(names.tickets, waiting, f"{layout}|{line.partition('|')[2]}")
     assert await older.look(0.1, returns=1) == 7
-    await older.tell(0.2, News([Ticket(waiting, "acme", 10, 0.0, 1000.0)]))
-    assert older.decision.outcomes == {waiting: Broken()}
+    await older.tell(0.2, SchedulerUpdate([Ticket(waiting, "acme", 10, 0.0, 1000.0)]))
+    assert older.decision.outcomes == {waiting: TicketBroken()}
     assert await older.look(0.3, wants=1) == 8
 
 

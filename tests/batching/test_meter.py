@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from gateway.batching.meter import Meter
+from gateway.batching.meter import ThroughputMeter
 from gateway.telemetry.metrics import Metrics
 
 
 def test_every_way_in_which_a_ticket_may_end_is_told_before_one_does() -> None:
     """Prometheus sees no growth in a series that appears."""
     metrics = Metrics()
-    Meter(metrics, "big")
+    ThroughputMeter(metrics, "big")
     ends = {"expired", "withdrawn", "refused", "unreadable", "reclaimed"}
     for end in ends:
         assert metrics.registry.get_sample_value("gkt_tickets_total", {"teacher": "big", "end": end}) == 0

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
-from gateway.batching.redis_board import RedisBoard, _read_wakeup, hear_wakeups
-from gateway.batching.ticket import Grant, Limits, News, Shared, Ticket
+from gateway.batching.redis_board import RedisScheduler, _read_wakeup, hear_wakeups
+from gateway.batching.ticket import Grant, SchedulerUpdate, SharedGuidance, TeacherLimits, Ticket
 from gateway.local.redis import EmbeddedRedis
-from gateway.runtime.tasks import Tasks
+from gateway.runtime.tasks import BackgroundTasks
 from tests.batching.process import Meter, process
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from gateway.batching.ticket import Outcome
     from gateway.redis.keys import RedisKeys
 
-LIMITS = Limits(max_in_flight=8, max_size=4, max_prompt_tokens=1000)
+LIMITS = TeacherLimits(max_in_flight=8, max_size=4, max_prompt_tokens=1000)
 LONG_S = 1000.0
 
 
@@ -32,8 +32,8 @@ def ticket(name: str, *, wait_s: float = LONG_S, deadline_s: float = LONG_S, **m
     return Ticket(name, "acme", 10, wait_s, deadline_s, **more)
 
 
-def boards(redis: Redis, keys: RedisKeys) -> list[RedisBoard]:
-    return [RedisBoard(redis, keys, owner, "big") for owner in ("ann", "ben", "cat")]
+def boards(redis: Redis, keys: RedisKeys) -> list[RedisScheduler]:
+    return [RedisScheduler(redis, keys, owner, "big") for owner in ("ann", "ben", "cat")]
 
 
 @asynccontextmanager
@@ -68,7 +68,7 @@ async def left_in_redis(redis: Redis, keys: RedisKeys) -> tuple[int, int, int]:
 
 async def test_a_ticket_without_a_window_is_granted_in_the_same_exchange(redis: Redis, keys: RedisKeys) -> None:
     """One round trip from ticket to permit, while the teacher has room."""
-    decision = await boards(redis, keys)[0].exchange(News([ticket("a", wait_s=0)]), LIMITS)
+    decision = await boards(redis, keys)[0].exchange(SchedulerUpdate([ticket("a", wait_s=0)]), LIMITS)
     assert decision.outcomes == {"a": Grant("b1", 1)}
     assert decision.next_look_s is None
     assert await left_in_redis(redis, keys) == (0, 1, 1)
@@ -77,21 +77,21 @@ async def test_a_ticket_without_a_window_is_granted_in_the_same_exchange(redis: 
 async def test_a_ticket_waits_its_window_and_the_owner_is_told_when_to_look(redis: Redis, keys: RedisKeys) -> None:
     """Before the window nothing opens; at the told time, on Redis's own clock, the batch does."""
     board = boards(redis, keys)[0]
-    decision = await board.exchange(News([ticket("a", wait_s=0.05)]), LIMITS)
+    decision = await board.exchange(SchedulerUpdate([ticket("a", wait_s=0.05)]), LIMITS)
     assert decision.outcomes == {}
     assert decision.next_look_s is not None
     assert 0 < decision.next_look_s <= 0.05
     await asyncio.sleep(decision.next_look_s + 0.002)
-    assert (await board.exchange(News(), LIMITS)).outcomes == {"a": Grant("b1", 1)}
+    assert (await board.exchange(SchedulerUpdate(), LIMITS)).outcomes == {"a": Grant("b1", 1)}
 
 
 async def test_one_owners_news_wakes_the_others(redis: Redis, keys: RedisKeys) -> None:
     """Three owners' tickets share a batch; who completes it gets its own grant, the others hear theirs."""
     ann, ben, cat = boards(redis, keys)
     async with listening(redis, keys) as pubsub:
-        assert (await ann.exchange(News([ticket("a"), ticket("A")]), LIMITS)).outcomes == {}
-        assert (await ben.exchange(News([ticket("b")]), LIMITS)).outcomes == {}
-        assert (await cat.exchange(News([ticket("c")]), LIMITS)).outcomes == {"c": Grant("b1", 4)}
+        assert (await ann.exchange(SchedulerUpdate([ticket("a"), ticket("A")]), LIMITS)).outcomes == {}
+        assert (await ben.exchange(SchedulerUpdate([ticket("b")]), LIMITS)).outcomes == {}
+        assert (await cat.exchange(SchedulerUpdate([ticket("c")]), LIMITS)).outcomes == {"c": Grant("b1", 4)}
         assert await wakeups(pubsub, keys, 3) == {
             "ann": {"a": Grant("b1", 4), "A": Grant("b1", 4)},
             "ben": {"b": Grant("b1", 4)},
@@ -103,22 +103,27 @@ async def test_guidance_travels_to_other_owners_as_it_was_written(redis: Redis, 
     ann, ben, _ = boards(redis, keys)
     text = '["a|b \\n {\\"c\\"} é 水", "stop", null]'
     async with listening(redis, keys) as pubsub:
-        await ann.exchange(News([ticket("a", wait_s=0, work="w", cache_ttl_s=60)]), LIMITS)
-        await ben.exchange(News([ticket("b", work="w")]), LIMITS)
-        await ann.exchange(News(finished=[("a", text)]), Limits(8, 4, 1000, max_cache_bytes=1000))
-        assert await wakeups(pubsub, keys, 1) == {"ben": {"b": Shared(text, cached=False)}}
-    later = await ben.exchange(News([ticket("c", work="w", cache_ttl_s=60)]), LIMITS)
-    assert later.outcomes == {"c": Shared(text, cached=True)}
+        await ann.exchange(SchedulerUpdate([ticket("a", wait_s=0, work="w", cache_ttl_s=60)]), LIMITS)
+        await ben.exchange(SchedulerUpdate([ticket("b", work="w")]), LIMITS)
+        await ann.exchange(SchedulerUpdate(finished=[("a", text)]), TeacherLimits(8, 4, 1000, max_cache_bytes=1000))
+        assert await wakeups(pubsub, keys, 1) == {"ben": {"b": SharedGuidance(text, cached=False)}}
+    later = await ben.exchange(SchedulerUpdate([ticket("c", work="w", cache_ttl_s=60)]), LIMITS)
+    assert later.outcomes == {"c": SharedGuidance(text, cached=True)}
 
 
 async def test_the_cap_is_the_fleets(redis: Redis, keys: RedisKeys) -> None:
     """Permits of all owners count; a returned one goes to the oldest ticket of any owner."""
     ann, ben, _ = boards(redis, keys)
-    limits = Limits(2, 4, 1000)
+    limits = TeacherLimits(2, 4, 1000)
     async with listening(redis, keys) as pubsub:
-        assert len((await ann.exchange(News([ticket("a", wait_s=0), ticket("A", wait_s=0)]), limits)).outcomes) == 2
-        assert (await ben.exchange(News([ticket("b", wait_s=0), ticket("B", wait_s=0)]), limits)).outcomes == {}
-        assert (await ann.exchange(News([ticket("x", wait_s=0)], gone=["a"]), limits)).outcomes == {}
+        assert (
+            len((await ann.exchange(SchedulerUpdate([ticket("a", wait_s=0), ticket("A", wait_s=0)]), limits)).outcomes)
+            == 2
+        )
+        assert (
+            await ben.exchange(SchedulerUpdate([ticket("b", wait_s=0), ticket("B", wait_s=0)]), limits)
+        ).outcomes == {}
+        assert (await ann.exchange(SchedulerUpdate([ticket("x", wait_s=0)], gone=["a"]), limits)).outcomes == {}
         assert await wakeups(pubsub, keys, 1) == {"ben": {"b": Grant("b2", 1)}}
     assert await redis.scard(keys.teacher("big").permits) == 2
 
@@ -126,38 +131,38 @@ async def test_the_cap_is_the_fleets(redis: Redis, keys: RedisKeys) -> None:
 async def test_a_forgotten_script_is_loaded_again(redis: Redis, keys: RedisKeys) -> None:
     """Redis forgets scripts when it restarts."""
     board = boards(redis, keys)[0]
-    await board.exchange(News(), LIMITS)
+    await board.exchange(SchedulerUpdate(), LIMITS)
     await redis.script_flush()
-    assert (await board.exchange(News([ticket("a", wait_s=0)]), LIMITS)).outcomes == {"a": Grant("b1", 1)}
+    assert (await board.exchange(SchedulerUpdate([ticket("a", wait_s=0)]), LIMITS)).outcomes == {"a": Grant("b1", 1)}
 
 
 async def test_the_largest_batch_the_configuration_allows(redis: Redis, keys: RedisKeys) -> None:
     """4096 tickets at once: Lua's unpack, the arguments of one call and one wake-up carry them."""
     ann, ben, _ = boards(redis, keys)
-    limits = Limits(100_000, 4096, 100_000_000, max_queue=10_000)
+    limits = TeacherLimits(100_000, 4096, 100_000_000, max_queue=10_000)
     async with listening(redis, keys) as pubsub:
-        assert (await ann.exchange(News([ticket(f"a{n}") for n in range(4095)]), limits)).outcomes == {}
-        assert (await ben.exchange(News([ticket("b")]), limits)).outcomes == {"b": Grant("b1", 4096)}
+        assert (await ann.exchange(SchedulerUpdate([ticket(f"a{n}") for n in range(4095)]), limits)).outcomes == {}
+        assert (await ben.exchange(SchedulerUpdate([ticket("b")]), limits)).outcomes == {"b": Grant("b1", 4096)}
         assert len((await wakeups(pubsub, keys, 4095))["ann"]) == 4095
-    await ann.exchange(News(gone=[f"a{n}" for n in range(4095)]), limits)
+    await ann.exchange(SchedulerUpdate(gone=[f"a{n}" for n in range(4095)]), limits)
     assert await left_in_redis(redis, keys) == (0, 1, 1)
 
 
 async def test_tenants_that_do_not_wait_cost_an_exchange_nothing(keys: RedisKeys) -> None:
     """Three hundred were served a moment ago; a ticket needs no more commands than it did after three of them."""
     async with EmbeddedRedis() as server, Redis.from_url(server.url) as redis:  # one in which nobody else is counted
-        board = RedisBoard(redis, keys, "ann", "big")
+        board = RedisScheduler(redis, keys, "ann", "big")
         needed = []
         for many in (3, 300):
             for n in range(many):
                 one = Ticket(f"{many}-{n}", f"tenant-{n}", 10, 0.0, LONG_S)
-                await board.exchange(News([one]), LIMITS)
-                await board.exchange(News(gone=[one.id]), LIMITS)
+                await board.exchange(SchedulerUpdate([one]), LIMITS)
+                await board.exchange(SchedulerUpdate(gone=[one.id]), LIMITS)
             before = await commands(redis)
             last = Ticket(f"{many}-last", f"tenant-{many - 1}", 10, 0.0, LONG_S)
-            assert (await board.exchange(News([last]), LIMITS)).opened == [1]
+            assert (await board.exchange(SchedulerUpdate([last]), LIMITS)).opened == [1]
             needed.append(await commands(redis) - before)
-            await board.exchange(News(gone=[last.id]), LIMITS)
+            await board.exchange(SchedulerUpdate(gone=[last.id]), LIMITS)
     assert abs(needed[1] - needed[0]) < 40, "once a second it does a little more"
 
 
@@ -169,35 +174,35 @@ async def commands(redis: Redis) -> int:
 async def test_a_tenant_that_does_not_wait_is_forgotten_when_its_pass_is_behind(redis: Redis, keys: RedisKeys) -> None:
     """Until then its pass stands apart from the order of those that wait."""
     board, names = boards(redis, keys)[0], keys.teacher("big")
-    await board.exchange(News([Ticket("s", "served", 10, 0.0, LONG_S)]), LIMITS)
-    await board.exchange(News(gone=["s"]), LIMITS)
+    await board.exchange(SchedulerUpdate([Ticket("s", "served", 10, 0.0, LONG_S)]), LIMITS)
+    await board.exchange(SchedulerUpdate(gone=["s"]), LIMITS)
     assert (await redis.zcard(names.passes), await redis.zscore(names.idle, "served")) == (0, 10_000)
     for n in range(3):
-        await board.exchange(News([ticket(f"a{n}", wait_s=0)]), LIMITS)
-        await board.exchange(News(gone=[f"a{n}"]), LIMITS)
+        await board.exchange(SchedulerUpdate([ticket(f"a{n}", wait_s=0)]), LIMITS)
+        await board.exchange(SchedulerUpdate(gone=[f"a{n}"]), LIMITS)
     await asyncio.sleep(1.01)
-    await board.exchange(News(), LIMITS)
+    await board.exchange(SchedulerUpdate(), LIMITS)
     assert (await redis.zcard(names.passes), await redis.zrange(names.idle, 0, -1)) == (0, [b"acme"])
 
 
 async def test_teachers_do_not_share_queues_or_caps(redis: Redis, keys: RedisKeys) -> None:
     """A full teacher says nothing about another one."""
-    big, other = (RedisBoard(redis, keys, "ann", teacher) for teacher in ("big", "other"))
-    limits = Limits(1, 4, 1000)
-    assert len((await big.exchange(News([ticket("a", wait_s=0)]), limits)).outcomes) == 1
-    assert len((await other.exchange(News([ticket("b", wait_s=0)]), limits)).outcomes) == 1
+    big, other = (RedisScheduler(redis, keys, "ann", teacher) for teacher in ("big", "other"))
+    limits = TeacherLimits(1, 4, 1000)
+    assert len((await big.exchange(SchedulerUpdate([ticket("a", wait_s=0)]), limits)).outcomes) == 1
+    assert len((await other.exchange(SchedulerUpdate([ticket("b", wait_s=0)]), limits)).outcomes) == 1
 
 
 async def test_what_stands_in_redis_ends_with_the_fleet(redis: Redis, keys: RedisKeys) -> None:
     """No key is kept for ever: each has a time to live that an exchange of a later second renews."""
     board = boards(redis, keys)[0]
-    limits = Limits(1, 4, 1000, max_cache_bytes=1000)
+    limits = TeacherLimits(1, 4, 1000, max_cache_bytes=1000)
     arrived = [ticket(name, wait_s=0, work=work, cache_ttl_s=60) for name, work in (("a", "v"), ("b", "w"), ("c", "w"))]
-    await board.exchange(News([Ticket("s", "served", 10, 0.0, LONG_S, weight=0.1)]), limits)
-    await board.exchange(News(arrived, gone=["s"]), limits)
-    await board.exchange(News([ticket("d", wait_s=0)], finished=[("a", "text")]), limits)
+    await board.exchange(SchedulerUpdate([Ticket("s", "served", 10, 0.0, LONG_S, weight=0.1)]), limits)
+    await board.exchange(SchedulerUpdate(arrived, gone=["s"]), limits)
+    await board.exchange(SchedulerUpdate([ticket("d", wait_s=0)], finished=[("a", "text")]), limits)
     await asyncio.sleep(1.01)
-    await board.exchange(News(), limits)
+    await board.exchange(SchedulerUpdate(), limits)
     there = [name for name in keys.teacher("big").as_list() if await redis.exists(name)]
     assert set(keys.teacher("big").as_list()) - set(there) == {keys.teacher("big").settled}, "there after outages only"
     assert all([86_000 < await redis.ttl(name) <= 86_400 for name in there])
@@ -218,7 +223,7 @@ async def test_a_message_that_is_none_of_ours_does_not_end_the_listening(redis: 
     channel = keys.wakeups("ann")
     heard: asyncio.Queue[tuple[str, dict[str, Outcome]]] = asyncio.Queue()
     missed: asyncio.Queue[None] = asyncio.Queue()
-    tasks = Tasks()
+    tasks = BackgroundTasks()
     tasks.keep(
         "wakeups",
         hear_wakeups(
@@ -237,7 +242,7 @@ async def test_a_message_that_is_none_of_ours_does_not_end_the_listening(redis: 
                     await redis.publish(channel, message)
                     await missed.get()
                 await redis.publish(channel, b"big\na|G|3|b1\nb|S|-|x|y")
-                assert await heard.get() == ("big", {"a": Grant("b1", 3), "b": Shared("x|y", cached=False)})
+                assert await heard.get() == ("big", {"a": Grant("b1", 3), "b": SharedGuidance("x|y", cached=False)})
     finally:
         await tasks.close()
     assert [line["event"] for line in logs] == ["wakeup_unreadable"] * len(garbage)
@@ -250,12 +255,12 @@ async def test_a_wake_up_without_outcomes_is_answered_at_once(
     """Ben comes back while ann has nothing to tell for two seconds: her next request waits for none of them."""
     monkeypatch.setattr("gateway.batching.batcher._HEARTBEAT_S", 2.5)
     async with process(redis_url, keys, LIMITS) as ann:
-        ben = RedisBoard(redis, keys, "ben", "big")
+        ben = RedisScheduler(redis, keys, "ben", "big")
         async with asyncio.timeout(5):
-            while (await ben.exchange(News(everything=True, fleet=2), LIMITS)).fleet < 2:
+            while (await ben.exchange(SchedulerUpdate(everything=True, fleet=2), LIMITS)).fleet < 2:
                 await asyncio.sleep(0.01)
         await Meter().call(ann, 0)
-        await ben.exchange(News(everything=True, returning=True, fleet=2), LIMITS)
+        await ben.exchange(SchedulerUpdate(everything=True, returning=True, fleet=2), LIMITS)
         async with asyncio.timeout(1):
             await Meter().call(ann, 0)
 
@@ -273,7 +278,7 @@ async def test_a_listener_that_breaks_begins_anew(
             raise ZeroDivisionError
         heard.put_nowait(teacher)
 
-    tasks = Tasks()
+    tasks = BackgroundTasks()
     tasks.keep("wakeups", hear_wakeups(redis, keys.wakeups("ann"), told, lambda: subscribed.put_nowait(None)))
     try:
         with capture_logs() as logs:

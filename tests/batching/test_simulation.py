@@ -21,7 +21,7 @@ from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
 from gateway.batching.board import GRACE, JUMP, SETTLE
-from gateway.batching.ticket import Limits, Ticket
+from gateway.batching.ticket import TeacherLimits, Ticket
 from gateway.batching.window import SECOND
 from gateway.redis.keys import RedisKeys
 from tests.batching.boards import BlockingBoard, MemoryBoard, ScriptBoard
@@ -48,7 +48,7 @@ class Trouble:
 
 @dataclass(frozen=True)
 class Schedule:
-    limits: Limits
+    limits: TeacherLimits
     processes: int
     wishes: list[tuple[int, Wish]]
     troubles: list[Trouble]
@@ -63,7 +63,7 @@ KNOWN_S = 2.5
 LEASES_S = [3.0, 10.0]
 
 limits = st.builds(
-    Limits,
+    TeacherLimits,
     max_in_flight=st.integers(1, 8),
     max_size=st.integers(1, 6),
     max_prompt_tokens=st.integers(10, 90),
@@ -312,7 +312,7 @@ def wanted(name: str, at: float, deadline_s: float, takes_s: float, work: str = 
 # A call with a second to its deadline is joined by a request that has two. Redis's clock, set forward by less than a
 # jump, uses up the grace of its permit: only the new deadline keeps that from being given to another.
 JOINED_UNHEARD = Schedule(  # the wake-up is lost: the process has yet to hear of the permit
-    Limits(2, 2, 10),
+    TeacherLimits(2, 2, 10),
     2,
     [
         (0, wanted("led", 0.0, 1.0, 1.5, work="w")),
@@ -326,7 +326,7 @@ JOINED_UNHEARD = Schedule(  # the wake-up is lost: the process has yet to hear o
     Network(delay_s=0.08, wakeups_lost=1.0),
 )
 JOINED_IN_USE = Schedule(  # it calls already, and tells everything only after the permit would have ended
-    Limits(2, 2, 10),
+    TeacherLimits(2, 2, 10),
     1,
     [
         (0, wanted("led", 0.0, 1.0, 2.0, work="w")),
@@ -352,7 +352,7 @@ def test_a_permit_that_is_wanted_for_longer_is_not_given_to_another(script: Bloc
 
 # Redis has forgotten everything, and the first that it hears is a goodbye: no reason to take the teacher for free.
 LEFT_FIRST = Schedule(
-    Limits(1, 1, 10),
+    TeacherLimits(1, 1, 10),
     2,
     [(0, wanted("calls", 0.0, 2.0, 0.5)), (0, wanted("next", 0.003, 2.0, 0.2))],
     [Trouble(0.001, "quick restart", 0, 0.0), Trouble(0.002, "leave", 1, 0.0)],
@@ -369,7 +369,7 @@ def test_whoever_leaves_a_board_that_begins_anew_says_that_there_are_others(scri
 
 
 async def flow(
-    board: AnyBoard, processes: int, wishes: list[Wish], limits: Limits
+    board: AnyBoard, processes: int, wishes: list[Wish], limits: TeacherLimits
 ) -> tuple[list[tuple[float, int]], list[tuple[float, str]]]:
     """Wishes taken in turn by so many processes, without trouble: the batches that opened, and the calls, in order."""
     await board.clear()
@@ -390,7 +390,7 @@ async def flow(
 
 
 def flowing(
-    board: AnyBoard, processes: int, wishes: list[Wish], limits: Limits
+    board: AnyBoard, processes: int, wishes: list[Wish], limits: TeacherLimits
 ) -> tuple[list[tuple[float, int]], list[tuple[float, str]]]:
     with capture_logs(), asyncio.Runner(loop_factory=VirtualLoop) as runner:
         return runner.run(flow(board, processes, wishes, limits))
@@ -399,7 +399,7 @@ def flowing(
 async def outage(board: AnyBoard) -> tuple[list[tuple[float, str]], int]:
     """Two busy processes, and Redis away from second 2 to 12: the calls, in order, and the most at once."""
     await board.clear()
-    limits = Limits(8, 4, 10_000, lease_s=3.0)
+    limits = TeacherLimits(8, 4, 10_000, lease_s=3.0)
     fleet = Fleet(Schedule(limits, 2, [], [], Network()), board)
     loop = asyncio.get_running_loop()
     await asyncio.sleep(KNOWN_S)
@@ -430,7 +430,7 @@ def test_without_redis_the_calls_go_on() -> None:
 
 async def gone_in_a_burst(processes: int) -> Story:
     """One of them is given the whole teacher, and in that moment Redis goes; then the others have as much to do."""
-    limits = Limits(8, 8, 10_000)
+    limits = TeacherLimits(8, 8, 10_000)
     fleet = Fleet(Schedule(limits, processes, [], [], Network()), MemoryBoard())
     await asyncio.sleep(KNOWN_S + 0.5)
     last, *others = reversed(fleet.processes)
@@ -482,7 +482,7 @@ def test_two_processes_at_50_requests_a_second_fill_the_batches_of_one_at_100(
         at += chance.expovariate(100)
         ticket = Ticket(f"t{number}", "a", 10, max_wait_s=0.05, deadline_s=3.0)
         wishes.append(Wish(at, ticket, takes_s * chance.uniform(0.8, 1.2)))
-    limits = Limits(cap, size, 10_000, low_water)
+    limits = TeacherLimits(cap, size, 10_000, low_water)
     one, _ = flowing(MemoryBoard(), 1, wishes, limits)
     two, _ = flowing(MemoryBoard(), 2, wishes, limits)
     assert [size for _, size in one] == [size for _, size in two]
@@ -506,7 +506,7 @@ def test_a_single_request_waits_for_one_further_batch_when_another_tenant_floods
         for number in range(150)
     ]
     single = Wish(at_ms / 1000 + 0.0005, Ticket("single", "small", 10, 0.01, 30.0, weights[1]), 0.1)
-    opened, sent = flowing(MemoryBoard(), processes, [*flood, single], Limits(cap, size, 10_000))
+    opened, sent = flowing(MemoryBoard(), processes, [*flood, single], TeacherLimits(cap, size, 10_000))
     (granted,) = [at for at, one in sent if one == "single"]
     assert sum(single.at < at < granted - 0.002 for at, _ in opened) <= 1
 
@@ -529,7 +529,7 @@ def test_contended_permits_are_shared_by_weight(weights: list[float], cap: int, 
         for number in range(many)
     ]
     chance.shuffle(wishes)
-    _, sent = flowing(MemoryBoard(), 2, wishes, Limits(cap, size, 10_000))
+    _, sent = flowing(MemoryBoard(), 2, wishes, TeacherLimits(cap, size, 10_000))
     got = Counter[int]()
     for _, ticket_id in sent:
         got[int(ticket_id.split(".")[0])] += 1

@@ -8,9 +8,9 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
-from gateway.batching.redis_board import RedisBoard
-from gateway.batching.ticket import Limits, News, Ticket
-from gateway.batching.view import MOST_PERMITS, MOST_TENANTS, SCRIPT, BoardView, _per_s
+from gateway.batching.redis_board import RedisScheduler
+from gateway.batching.ticket import SchedulerUpdate, TeacherLimits, Ticket
+from gateway.batching.view import MOST_PERMITS, MOST_TENANTS, SCRIPT, SchedulerView, _per_s
 from gateway.batching.window import SECOND
 from gateway.local.redis import EmbeddedRedis
 from tests.batching.process import Meter, process, ticket
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from gateway.batching.view import QueueView
     from gateway.redis.keys import RedisKeys
 
-LIMITS = Limits(4, 4, 100_000, max_cache_bytes=10_000)
+LIMITS = TeacherLimits(4, 4, 100_000, max_cache_bytes=10_000)
 LONG_S = 600.0
 
 
@@ -29,14 +29,16 @@ def wish(name: str, tenant: str = "acme", *, work: str = "", weight: float = 1.0
 
 async def test_every_figure_of_a_board(redis: Redis, keys: RedisKeys) -> None:
     """Two processes, three tenants, four permits; one more follows a flight, and one guidance is kept."""
-    view = BoardView(redis, keys, "big")
-    ann, ben = (RedisBoard(redis, keys, owner, "big") for owner in ("ann", "ben"))
-    await ann.exchange(News(arrived=[wish("a0", work="w0", cache_s=LONG_S)]), LIMITS)
-    await ann.exchange(News(finished=[("a0", "guidance")]), LIMITS)
-    await ann.exchange(News(arrived=[wish("a1", work="w1"), wish("a2"), wish("i1", "initech")]), LIMITS)
-    await ben.exchange(News(arrived=[wish("g1", "globex")]), LIMITS)
-    await ben.exchange(News(arrived=[wish("g2", "globex", weight=3), wish("f", "globex", work="w1")]), LIMITS)
-    await ben.exchange(News(arrived=[wish("a3"), wish("a4")]), LIMITS)
+    view = SchedulerView(redis, keys, "big")
+    ann, ben = (RedisScheduler(redis, keys, owner, "big") for owner in ("ann", "ben"))
+    await ann.exchange(SchedulerUpdate(arrived=[wish("a0", work="w0", cache_s=LONG_S)]), LIMITS)
+    await ann.exchange(SchedulerUpdate(finished=[("a0", "guidance")]), LIMITS)
+    await ann.exchange(SchedulerUpdate(arrived=[wish("a1", work="w1"), wish("a2"), wish("i1", "initech")]), LIMITS)
+    await ben.exchange(SchedulerUpdate(arrived=[wish("g1", "globex")]), LIMITS)
+    await ben.exchange(
+        SchedulerUpdate(arrived=[wish("g2", "globex", weight=3), wish("f", "globex", work="w1")]), LIMITS
+    )
+    await ben.exchange(SchedulerUpdate(arrived=[wish("a3"), wish("a4")]), LIMITS)
     seen = await view.look(LIMITS)
     assert (seen.alone, seen.why, seen.complete, seen.unreadable) == (False, None, True, 0)
     assert (seen.waiting, seen.in_flight, seen.cap, seen.followers) == (3, 4, 4, 1)
@@ -61,7 +63,9 @@ async def test_every_figure_of_a_board(redis: Redis, keys: RedisKeys) -> None:
 async def test_waits_are_told_by_redis_time(redis: Redis, keys: RedisKeys) -> None:
     """The places in the queue say when tickets came; they are set back by hand."""
     names = keys.teacher("big")
-    await RedisBoard(redis, keys, "ann", "big").exchange(News(arrived=[wish(f"t{n}") for n in range(6)]), LIMITS)
+    await RedisScheduler(redis, keys, "ann", "big").exchange(
+        SchedulerUpdate(arrived=[wish(f"t{n}") for n in range(6)]), LIMITS
+    )
     seconds, micros = await redis.time()
     now = seconds * 1_000_000 + micros
     places = sorted(await redis.zrange(names.queue, 0, -1))
@@ -70,7 +74,7 @@ async def test_waits_are_told_by_redis_time(redis: Redis, keys: RedisKeys) -> No
         tenant, _, name = place.decode().split("|")
         await redis.zadd(names.queue, {f"{tenant}|{now - age_s * 1_000_000:016d}|{name}": 0})
     await redis.zadd(names.owners, {"ann": now - 7_000_000})
-    seen = await BoardView(redis, keys, "big").look(LIMITS)
+    seen = await SchedulerView(redis, keys, "big").look(LIMITS)
     assert seen.oldest_wait_s == seen.tenants[0].oldest_wait_s == pytest.approx(90, abs=20)
     assert seen.oldest_wait_s >= 90
     assert seen.processes[0].heard_ago_s == pytest.approx(7, abs=20)
@@ -86,17 +90,19 @@ def test_rates_are_those_of_the_last_second(age_s: float, expected: float) -> No
 
 
 async def test_a_board_nobody_has_used_is_empty(redis: Redis, keys: RedisKeys) -> None:
-    seen = await BoardView(redis, keys, "big").look(LIMITS)
+    seen = await SchedulerView(redis, keys, "big").look(LIMITS)
     assert (seen.waiting, seen.in_flight, seen.oldest_wait_s, seen.tenants, seen.processes) == (0, 0, None, [], [])
     assert (seen.batches, seen.arrivals_per_s, seen.grants_per_s, seen.complete) == (0, 0, 0, True)
 
 
 async def test_looking_changes_nothing_and_could_not(redis: Redis, keys: RedisKeys) -> None:
     """The script is marked as one that does not write; Redis refuses one that is so marked and writes."""
-    await RedisBoard(redis, keys, "ann", "big").exchange(News(arrived=[wish(f"t{n}") for n in range(9)]), LIMITS)
+    await RedisScheduler(redis, keys, "ann", "big").exchange(
+        SchedulerUpdate(arrived=[wish(f"t{n}") for n in range(9)]), LIMITS
+    )
     names = [name async for name in redis.scan_iter(f"*{keys.prefix}*")]
     before = {name: await redis.dump(name) for name in names}
-    await BoardView(redis, keys, "big").look(LIMITS)
+    await SchedulerView(redis, keys, "big").look(LIMITS)
     assert {name: await redis.dump(name) for name in before} == before
     assert {name async for name in redis.scan_iter(f"*{keys.prefix}*")} == set(names)
     mark = SCRIPT.splitlines()[0]
@@ -107,8 +113,8 @@ async def test_looking_changes_nothing_and_could_not(redis: Redis, keys: RedisKe
 async def test_what_cannot_be_read_is_counted_and_the_rest_is_told(redis: Redis, keys: RedisKeys) -> None:
     """A garbled line of a waiting ticket, of a permit, a lost line, a place that is none, a counter that is none."""
     names = keys.teacher("big")
-    await RedisBoard(redis, keys, "ann", "big").exchange(
-        News(arrived=[*(wish(f"a{n}") for n in range(7)), wish("z1", "zorg")]), LIMITS
+    await RedisScheduler(redis, keys, "ann", "big").exchange(
+        SchedulerUpdate(arrived=[*(wish(f"a{n}") for n in range(7)), wish("z1", "zorg")]), LIMITS
     )
     granted = sorted(await redis.smembers(names.permits))
     head = (await redis.zrangebylex(names.queue, "[acme|", "(acme}", 0, 1))[0].decode().split("|")[2]
@@ -116,7 +122,7 @@ async def test_what_cannot_be_read_is_counted_and_the_rest_is_told(redis: Redis,
     await redis.hdel(names.tickets, granted[1])
     await redis.zadd(names.queue, {"no place at all": 0, "\x1b[2Jevil|1|x": 0})
     await redis.hset(names.state, "batches", "many")
-    seen = await BoardView(redis, keys, "big").look(LIMITS)
+    seen = await SchedulerView(redis, keys, "big").look(LIMITS)
     assert (seen.waiting, seen.in_flight, seen.batches) == (6, 4, 0)
     assert seen.unreadable == 6  # the head, two permits, two places (the second has a ticket's line missing), a counter
     by_name = {one.tenant: one for one in seen.tenants}
@@ -133,13 +139,13 @@ async def test_ten_thousand_tickets_of_a_thousand_tenants_cost_no_more(keys: Red
 
 
 async def _ten_thousand(redis: Redis, keys: RedisKeys) -> None:
-    limits = Limits(200, 50, 10**9, max_queue=10_000)
-    board = RedisBoard(redis, keys, "ann", "big")
+    limits = TeacherLimits(200, 50, 10**9, max_queue=10_000)
+    board = RedisScheduler(redis, keys, "ann", "big")
     tenants = ["zz-heavy-one"] * 600 + ["zz-heavy-two"] * 150 + [f"tenant-{n % 1000}" for n in range(9_450)]
     for start in range(0, len(tenants), 500):
         tickets = [wish(f"t{start + n}", tenant) for n, tenant in enumerate(tenants[start : start + 500])]
-        await board.exchange(News(arrived=tickets), limits)
-    view = BoardView(redis, keys, "big")
+        await board.exchange(SchedulerUpdate(arrived=tickets), limits)
+    view = SchedulerView(redis, keys, "big")
     await view.look(limits)
     before = await _calls(redis)
     seen = await view.look(limits)
@@ -177,11 +183,11 @@ def _size(reply: object) -> int:
 async def test_of_sixty_tenants_all_are_found_and_fifty_listed(redis: Redis, keys: RedisKeys) -> None:
     """Those with most waiting; the oldest wait is over all, listed or not."""
     names = keys.teacher("big")
-    board = RedisBoard(redis, keys, "ann", "big")
-    await board.exchange(News(held=[wish(f"h{n}", "holder") for n in range(4)]), LIMITS)
+    board = RedisScheduler(redis, keys, "ann", "big")
+    await board.exchange(SchedulerUpdate(held=[wish(f"h{n}", "holder") for n in range(4)]), LIMITS)
     many = [wish(f"t{n}-{i}", f"tenant-{n:02}") for n in reversed(range(60)) for i in range(n + 1)]
-    await board.exchange(News(arrived=many), LIMITS)
-    seen = await BoardView(redis, keys, "big").look(LIMITS)
+    await board.exchange(SchedulerUpdate(arrived=many), LIMITS)
+    seen = await SchedulerView(redis, keys, "big").look(LIMITS)
     assert [(one.tenant, one.waiting) for one in seen.tenants] == [(f"tenant-{n:02}", n + 1) for n in range(59, 9, -1)]
     assert (seen.complete, seen.more_tenants, seen.more_waiting) == (True, 10, sum(range(1, 11)))
     places = await redis.zrange(names.queue, 0, -1)
@@ -190,10 +196,10 @@ async def test_of_sixty_tenants_all_are_found_and_fifty_listed(redis: Redis, key
 
 async def test_with_more_permits_than_are_read_nobody_is_said_to_hold_them(redis: Redis, keys: RedisKeys) -> None:
     """A count of some would pass for one of all."""
-    limits = Limits(1000, 500, 10**9)
-    board = RedisBoard(redis, keys, "ann", "big")
-    await board.exchange(News(arrived=[wish(f"t{n}") for n in range(MOST_PERMITS + 1)]), limits)
-    seen = await BoardView(redis, keys, "big").look(limits)
+    limits = TeacherLimits(1000, 500, 10**9)
+    board = RedisScheduler(redis, keys, "ann", "big")
+    await board.exchange(SchedulerUpdate(arrived=[wish(f"t{n}") for n in range(MOST_PERMITS + 1)]), limits)
+    seen = await SchedulerView(redis, keys, "big").look(limits)
     assert seen.in_flight == MOST_PERMITS + 1
     assert [one.in_flight for one in seen.processes] == [None]
     assert seen.tenants == []
@@ -203,7 +209,7 @@ async def test_a_key_of_another_kind_leaves_the_process_its_own_figures(
     redis: Redis, redis_url: str, keys: RedisKeys
 ) -> None:
     """Somebody wrote over the fair order: the look fails in Redis, and the process tells what it knows."""
-    limits = Limits(1, 1, 100_000)
+    limits = TeacherLimits(1, 1, 100_000)
     async with process(redis_url, keys, limits) as queue:
         async with queue.turn(ticket()) as turn:
             assert turn.holds_permit

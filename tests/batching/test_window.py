@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.batching.ticket import Limits
-from gateway.batching.window import SECOND, Rate, Teacher, open_batch
+from gateway.batching.ticket import TeacherLimits
+from gateway.batching.window import SECOND, EventRate, TeacherLoad, open_batch
 
 NOW = 1_000 * SECOND
 MS = SECOND // 1000
-LIMITS = Limits(max_in_flight=10, max_size=4, max_prompt_tokens=1000)
+LIMITS = TeacherLimits(max_in_flight=10, max_size=4, max_prompt_tokens=1000)
 # Room for a long time.
-IDLE = Teacher(in_flight=0, cap=10, room_since=NOW - 100 * SECOND)
+IDLE = TeacherLoad(in_flight=0, cap=10, room_since=NOW - 100 * SECOND)
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ def waiting(count: int, *, ago: int = 0, max_wait: int = 10 * MS, tokens: int = 
     return [Waits(NOW - ago, max_wait, tokens) for _ in range(count)]
 
 
-def rate(events_per_s: int) -> Rate:
+def rate(events_per_s: int) -> EventRate:
     """So many events in the last second."""
-    return Rate(NOW, events_per_s)
+    return EventRate(NOW, events_per_s)
 
 
 NEVER = rate(0)
@@ -51,7 +51,7 @@ def test_a_batch_opens_when_it_is_full_by_count() -> None:
 
 def test_the_engines_own_limit_fills_a_batch_too() -> None:
     """A teacher that takes two calls never has four to wait for."""
-    assert open_batch(waiting(2), Teacher(0, 2, NOW), LIMITS.of_cap(2), NEVER, NEVER, NOW).size == 2
+    assert open_batch(waiting(2), TeacherLoad(0, 2, NOW), LIMITS.of_cap(2), NEVER, NEVER, NOW).size == 2
 
 
 def test_a_batch_opens_when_one_ticket_has_waited_its_window_and_takes_the_others_along() -> None:
@@ -87,50 +87,50 @@ def test_a_window_is_no_longer_than_a_batch_takes_to_fill() -> None:
     assert open_batch(waiting(1, ago=2 * MS), IDLE, LIMITS, slow, NEVER, NOW).window == 10 * MS
 
 
-WIDE = Limits(max_in_flight=12, max_size=4, max_prompt_tokens=1000)
+WIDE = TeacherLimits(max_in_flight=12, max_size=4, max_prompt_tokens=1000)
 
 
 def test_permits_gather_until_they_are_enough_for_a_full_batch() -> None:
     """Four have waited for long, and the teacher has one permit to give since now: it waits for three more."""
     tickets = waiting(4, ago=SECOND)
-    assert open_batch(tickets, Teacher(11, 12, NOW), WIDE, NEVER, NEVER, NOW).size == 0
-    assert open_batch(tickets, Teacher(9, 12, NOW), WIDE, NEVER, NEVER, NOW).size == 0
-    assert open_batch(tickets, Teacher(8, 12, NOW), WIDE, NEVER, NEVER, NOW).size == 4
+    assert open_batch(tickets, TeacherLoad(11, 12, NOW), WIDE, NEVER, NEVER, NOW).size == 0
+    assert open_batch(tickets, TeacherLoad(9, 12, NOW), WIDE, NEVER, NEVER, NOW).size == 0
+    assert open_batch(tickets, TeacherLoad(8, 12, NOW), WIDE, NEVER, NEVER, NOW).size == 4
 
 
 def test_a_third_of_the_permits_is_enough() -> None:
     """A batch as large as the cap would let the teacher run dry before it opens."""
     tickets = waiting(4, ago=SECOND)
     limits = replace(WIDE, max_in_flight=6)
-    assert open_batch(tickets, Teacher(5, 6, NOW), limits, NEVER, NEVER, NOW).size == 0
-    assert open_batch(tickets, Teacher(4, 6, NOW), limits, NEVER, NEVER, NOW).size == 2
+    assert open_batch(tickets, TeacherLoad(5, 6, NOW), limits, NEVER, NEVER, NOW).size == 0
+    assert open_batch(tickets, TeacherLoad(4, 6, NOW), limits, NEVER, NEVER, NOW).size == 2
 
 
 def test_permits_gather_for_three_times_what_they_take_to_come_back() -> None:
     """Four come back in 100 ms at the present rate: after 300 ms those that are there make the batch."""
     tickets, drain = waiting(4, ago=SECOND), rate(40)
-    opening = open_batch(tickets, Teacher(10, 12, NOW - 250 * MS), WIDE, NEVER, drain, NOW)
+    opening = open_batch(tickets, TeacherLoad(10, 12, NOW - 250 * MS), WIDE, NEVER, drain, NOW)
     assert (opening.size, opening.due, opening.window) == (0, NOW + 50 * MS, 300 * MS)
-    assert open_batch(tickets, Teacher(10, 12, NOW - 300 * MS), WIDE, NEVER, drain, NOW).size == 2
+    assert open_batch(tickets, TeacherLoad(10, 12, NOW - 300 * MS), WIDE, NEVER, drain, NOW).size == 2
 
 
 def test_permits_gather_for_two_seconds_at_most_and_without_a_rate_for_the_window() -> None:
     """A teacher that hardly moves holds nobody up for ever."""
     tickets = waiting(4, ago=9 * SECOND)
-    assert open_batch(tickets, Teacher(11, 12, NOW), WIDE, NEVER, rate(1), NOW).window == 2 * SECOND
-    opening = open_batch(tickets, Teacher(10, 12, NOW - 4 * MS), WIDE, NEVER, NEVER, NOW)
+    assert open_batch(tickets, TeacherLoad(11, 12, NOW), WIDE, NEVER, rate(1), NOW).window == 2 * SECOND
+    opening = open_batch(tickets, TeacherLoad(10, 12, NOW - 4 * MS), WIDE, NEVER, NEVER, NOW)
     assert (opening.size, opening.due) == (0, NOW + 6 * MS)
 
 
 def test_permits_gather_only_for_a_full_batch() -> None:
     """Three of four wait: one permit serves the first of them when its window is over."""
     tickets = waiting(3, ago=SECOND)
-    assert open_batch(tickets, Teacher(11, 12, NOW - 10 * MS), WIDE, NEVER, rate(40), NOW).size == 1
+    assert open_batch(tickets, TeacherLoad(11, 12, NOW - 10 * MS), WIDE, NEVER, rate(40), NOW).size == 1
 
 
 def test_a_full_batch_does_not_wait_for_less_because_tickets_come_fast() -> None:
     """It waits for permits, not for tickets: how fast those come says nothing."""
-    assert open_batch(waiting(4, ago=SECOND), Teacher(9, 10, NOW - MS), LIMITS, rate(4000), NEVER, NOW).size == 0
+    assert open_batch(waiting(4, ago=SECOND), TeacherLoad(9, 10, NOW - MS), LIMITS, rate(4000), NEVER, NOW).size == 0
 
 
 def test_a_ticket_from_the_future_does_not_wait_for_it() -> None:
@@ -140,7 +140,7 @@ def test_a_ticket_from_the_future_does_not_wait_for_it() -> None:
 
 def test_a_rate_remembers_a_second_and_half_forgets_it() -> None:
     """100 events in the last second: ten in 100 ms. Half a second later half of them count, after two none."""
-    rate = Rate()
+    rate = EventRate()
     assert rate.time_for(10, 0) is None, "for ever"
     for _ in range(100):
         rate.count(1, NOW)
@@ -155,7 +155,7 @@ def test_a_rate_remembers_a_second_and_half_forgets_it() -> None:
 
 def test_a_rate_begins_anew_when_the_clock_is_set_back() -> None:
     """What was counted in the future is forgotten."""
-    rate = Rate()
+    rate = EventRate()
     rate.count(100, NOW)
     rate.count(1, NOW - 3600 * SECOND)
     assert rate.time_for(1, NOW - 3600 * SECOND) == SECOND
@@ -171,19 +171,21 @@ heads = st.lists(
     min_size=1,
     max_size=8,
 )
-limits = st.builds(Limits, st.integers(1, 12), st.integers(1, 8), st.integers(1, 600), st.sampled_from([0, 0, 3]))
+limits = st.builds(
+    TeacherLimits, st.integers(1, 12), st.integers(1, 8), st.integers(1, 600), st.sampled_from([0, 0, 3])
+)
 rates = st.sampled_from([0, 1, 40, 4000]).map(rate)
 
 
 @given(heads, st.integers(0, 11), st.integers(NOW - SECOND, NOW), limits, rates, rates)
 def test_an_opening_keeps_every_bound(
-    head: list[Waits], in_flight: int, room_since: int, limits: Limits, arrivals: Rate, grants: Rate
+    head: list[Waits], in_flight: int, room_since: int, limits: TeacherLimits, arrivals: EventRate, grants: EventRate
 ) -> None:
     """Never more than the permits, the size or the tokens allow; who does not open waits for a future moment, no
     longer than its own window or than permits gather, and then goes: no busy loop, and nobody forgotten."""
     size = min(limits.max_size, limits.max_in_flight)
     head, in_flight = head[:size], min(in_flight, limits.max_in_flight - 1)
-    teacher = Teacher(in_flight, limits.max_in_flight, room_since)
+    teacher = TeacherLoad(in_flight, limits.max_in_flight, room_since)
     opening = open_batch(head, teacher, limits, arrivals, grants, NOW)
     if opening.size:
         assert opening.size <= min(teacher.room, size, len(head))

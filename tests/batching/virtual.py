@@ -17,14 +17,14 @@ from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from gateway.batching.window import SECOND
-from gateway.runtime.tasks import Tasks
+from gateway.runtime.tasks import BackgroundTasks
 from tests.batching.boards import MemoryBoard
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from gateway.batching.batcher import TeacherQueue
-    from gateway.batching.ticket import Decision, Limits, News, Outcome
+    from gateway.batching.ticket import Outcome, SchedulerDecision, SchedulerUpdate, TeacherLimits
     from tests.batching.boards import AnyBoard
 
 START_US = 1_795_000_000 * SECOND
@@ -82,7 +82,7 @@ class Server:
         self.board = board
         self.network = network
         self.chance = random.Random(network.seed)
-        self.tasks = Tasks()
+        self.tasks = BackgroundTasks()
         self.subscribers: dict[str, TeacherQueue] = {}
         self.ahead_us = START_US  # of the true clock
         self.up = True
@@ -101,14 +101,14 @@ class Server:
     def answers(self) -> bool:
         return self.up and not self.paused
 
-    async def exchange(self, owner: str, news: News, limits: Limits) -> Decision:
+    async def exchange(self, owner: str, news: SchedulerUpdate, limits: TeacherLimits) -> SchedulerDecision:
         """As redis-py has it: one more try when the connection broke, and a bound on the time."""
         try:
             return await self._try(owner, news, limits)
         except RedisConnectionError:
             return await self._try(owner, news, limits)
 
-    async def _try(self, owner: str, news: News, limits: Limits) -> Decision:
+    async def _try(self, owner: str, news: SchedulerUpdate, limits: TeacherLimits) -> SchedulerDecision:
         life = self.life
         await self._travel()
         if not self.up or life != self.life:
@@ -129,7 +129,7 @@ class Server:
             raise RedisConnectionError
         return decision
 
-    async def _stand(self, owner: str, news: News, limits: Limits) -> None:
+    async def _stand(self, owner: str, news: SchedulerUpdate, limits: TeacherLimits) -> None:
         """The command lies in the server's socket. If its sender gives up, it is executed all the same."""
         runs = asyncio.get_running_loop().create_future()
         self._stuck.append(runs)
@@ -147,7 +147,7 @@ class Server:
             self.tasks.spawn("late", late())
             raise RedisTimeoutError from None
 
-    async def _execute(self, owner: str, news: News, limits: Limits) -> Decision:
+    async def _execute(self, owner: str, news: SchedulerUpdate, limits: TeacherLimits) -> SchedulerDecision:
         decision, woken = await self.board.exchange(owner, news, limits, self.clock())
         self.opened += [(_now(), size) for size in decision.opened]
         if news.leaving:

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING
 from redis.exceptions import ResponseError
 
 from gateway.batching.batcher import TeacherQueue
-from gateway.batching.flights import Flights
+from gateway.batching.flights import SingleFlight
 from gateway.engines.base import OpeningReply
 from gateway.errors import EngineFailed, QueueFull
 from gateway.redis.keys import RedisKeys
-from gateway.runtime.tasks import Tasks
+from gateway.runtime.tasks import BackgroundTasks
 from gateway.telemetry.metrics import Metrics
 from tests.batching.virtual import COMMAND_S, LOOK_S, _now
 
 if TYPE_CHECKING:
-    from gateway.batching.ticket import Decision, Grant, Limits, News, Ticket
+    from gateway.batching.ticket import Grant, SchedulerDecision, SchedulerUpdate, TeacherLimits, Ticket
     from tests.batching.virtual import Server
 
 
@@ -28,7 +28,7 @@ LONGEST_CALL_S = 5.0
 
 
 class _Link:
-    """What a queue wants of a RedisClient and of a RedisBoard."""
+    """What a queue wants of a RedisClient and of a RedisScheduler."""
 
     def __init__(self, server: Server, owner: str) -> None:
         self._server, self._owner = server, owner
@@ -43,7 +43,7 @@ class _Link:
     def failed(self, error: Exception) -> None:
         self.up = self.up and isinstance(error, ResponseError)
 
-    async def exchange(self, news: News, limits: Limits) -> Decision:
+    async def exchange(self, news: SchedulerUpdate, limits: TeacherLimits) -> SchedulerDecision:
         self.unheard = news.leaving
         decision = await self._server.exchange(self._owner, news, limits)
         self.unheard, self.alone_since = False, None
@@ -72,7 +72,7 @@ class Wish:
 class Story:
     """What happened, over the whole fleet."""
 
-    limits: Limits
+    limits: TeacherLimits
     lossless: bool  # nothing is lost between a process and Redis but in an outage, which meets all
     in_flight: int = 0
     most: int = 0
@@ -113,7 +113,7 @@ class Story:
 class Process:
     """One gateway: its queue, its flights, its callers."""
 
-    def __init__(self, server: Server, limits: Limits, owner: str, story: Story) -> None:
+    def __init__(self, server: Server, limits: TeacherLimits, owner: str, story: Story) -> None:
         self.owner = owner
         self.server = server
         self.story = story
@@ -134,8 +134,8 @@ class Process:
         self.held = 0  # when it went alone
         self._go_alone = self.queue._go_alone
         self.queue._go_alone = self._note_alone  # type: ignore[method-assign]
-        self.tasks = Tasks()
-        self.flights = Flights(self.tasks)
+        self.tasks = BackgroundTasks()
+        self.flights = SingleFlight(self.tasks)
         self.serving = self.alive = True
         self.open = 0
         self.tasks.keep("batches", self.queue.run())

@@ -10,7 +10,7 @@ import pytest
 from playwright.async_api import expect
 
 from gateway.admin.overview import summary
-from gateway.usage.rollup import Row
+from gateway.usage.rollup import SumRow
 from gateway.usage.usage import figures
 from tests.browser.conftest import accessible, log_in, opened
 from tests.browser.test_dashboard import tile
@@ -33,10 +33,10 @@ SHOWN = {
 """By tenant, what was saved and what measuring cost, as the page rounds them."""
 
 
-def sums() -> dict[str, Row]:
-    found: dict[str, Row] = {}
+def sums() -> dict[str, SumRow]:
+    found: dict[str, SumRow] = {}
     for one in receipts():
-        found.setdefault(one.tenant, Row()).add(one)
+        found.setdefault(one.tenant, SumRow()).add(one)
     return found
 
 
@@ -63,7 +63,7 @@ async def test_savings_have_a_color_only_where_they_are_larger_than_their_error(
             await route.fulfill(json=chart)
             return
         told = [{"tenant": tenant, **figures(row)} for tenant, row in rows.items()]
-        await route.fulfill(json={"object": "usage", "rows": told, "total": figures(Row())})
+        await route.fulfill(json={"object": "usage", "rows": told, "total": figures(SumRow())})
 
     async with opened(browser, pages, path="/login") as page:
         await page.route("**/overview", overview)

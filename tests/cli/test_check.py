@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from gateway.cli.check import DEVELOPMENT_KEY, check, is_private
 from gateway.config.settings import OVERRIDES
 from gateway.pipeline.deadlines.file import write_times
-from gateway.pipeline.deadlines.times import Measured
+from gateway.pipeline.deadlines.times import MeasuredTime
 from gateway.policy.book import check_all
 from tests.policy.test_length_model import FILE as FITTED
 
@@ -154,7 +154,7 @@ def test_a_batch_that_could_never_open_or_never_end_is_a_mistake(
 
 def test_a_deadline_below_the_measured_times_is_a_warning_that_says_what_to_set(folder: Path) -> None:
     """The gateway wrote the times to its data folder when it last ran there."""
-    write_times(folder / "data", (Measured("big", 63, 3.5, 40),))
+    write_times(folder / "data", (MeasuredTime("big", 63, 3.5, 40),))
     edit(folder / "policies" / "default.yaml", "deadline: 2s", "deadline: 2s ")
     _, _, warnings = run()
     assert (

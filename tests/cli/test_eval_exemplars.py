@@ -10,9 +10,9 @@ import msgspec
 import pytest
 from ruamel.yaml import YAML
 
-from gateway.cli.eval_exemplars_sitting import Sought, drawn
+from gateway.cli.eval_exemplars_sitting import ExemplarSession, drawn
 from gateway.evaluation.pair import LocalPair
-from gateway.evaluation.priming.finding import Limits
+from gateway.evaluation.priming.finding import SearchLimits
 from gateway.evaluation.questions.data import load
 from gateway.evaluation.questions.exemplars_file import exemplars
 from gateway.evaluation.record import EXAMPLES, Example, read_lines, write_lines
@@ -201,12 +201,12 @@ def test_what_an_evaluation_asks_is_left_out_by_its_place_and_by_its_folder(tmp_
     assert used == {*LANDS[3:5], *LANDS[7:]}
 
 
-def sought(folder: Path, name: str, **more: Any) -> Sought:
+def sought(folder: Path, name: str, **more: Any) -> ExemplarSession:
     facts: dict[str, Any] = {
         "folder": folder / "search", "out": folder / "exemplars.yaml", "force": False, "data": name, "offset": 0,
         "evaluated": None, "skip_bad": False, "scorer": None, "judge": None, "own": None,
         "setting": Setting(mode="guided", tokens=8), "pool": 2, "select": 4, "check": 1,
-        "limits": Limits(calls=99, most=4, most_tokens=60, longest=60), "seed": 0,
+        "limits": SearchLimits(calls=99, most=4, most_tokens=60, longest=60), "seed": 0,
         "pair": LocalPair("smollm2-135m-instruct", "smollm2-135m-instruct"), "concurrency": 1,
     }  # fmt: skip
-    return Sought(**(facts | more))
+    return ExemplarSession(**(facts | more))

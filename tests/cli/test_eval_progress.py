@@ -7,12 +7,12 @@ import io
 import pytest
 from rich.console import Console
 
-from gateway.cli.eval_progress import Bars, Lines, Speed, duration
+from gateway.cli.eval_progress import ProgressBars, ProgressLines, TokenRate, duration
 
 
 def test_on_a_terminal_a_bar_says_how_many_are_done_and_leaves_the_cursor() -> None:
     terminal = io.StringIO()
-    bars = Bars(Console(file=terminal, force_terminal=True, width=120))
+    bars = ProgressBars(Console(file=terminal, force_terminal=True, width=120))
     bars.begin("teacher big", 3)
     for _ in range(3):
         bars.step(20)
@@ -26,7 +26,7 @@ def test_on_a_terminal_a_bar_says_how_many_are_done_and_leaves_the_cursor() -> N
 
 def test_elsewhere_a_line_begins_a_stage_and_one_ends_it() -> None:
     file = io.StringIO()
-    told = Lines(Console(file=file, width=120))
+    told = ProgressLines(Console(file=file, width=120))
     told.begin("student [small]", 3)
     for _ in range(3):
         told.step(20)
@@ -45,6 +45,6 @@ def test_a_duration_is_said_in_its_two_largest_units(seconds: float, said: str) 
 
 
 def test_the_time_left_is_told_once_more_are_done_than_are_under_way_at_once() -> None:
-    speed = Speed()
+    speed = TokenRate()
     assert [speed.left_s(done, 100) is None for done in (0, 1, 15, 16, 99)] == [True, True, True, False, False]
     assert [speed.left_s(done, 8) is None for done in (0, 3, 4)] == [True, True, False]

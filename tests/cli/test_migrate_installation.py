@@ -26,7 +26,7 @@ from gateway.cli import usage_db_migrate
 from gateway.config.database_url import ARCHIVE_FILE
 from gateway.usage.archive_import import ArchiveImport
 from gateway.usage.previous_sums import PreviousSums
-from gateway.usage.rollup import Dims, Row
+from gateway.usage.rollup import SumDimensions, SumRow
 from gateway.usage.store import UsageStore
 from gateway.usage.sums import SECONDS, Period, Retention, Sums
 from gateway.usage.sums_writer import TOTAL
@@ -90,7 +90,7 @@ def receipts_until(now: float, count: int) -> list[Receipt]:
     return found
 
 
-Facts: TypeAlias = "dict[tuple[Period, Dims], dict[str, Any]]"
+Facts: TypeAlias = "dict[tuple[Period, SumDimensions], dict[str, Any]]"
 """Sums as plain values (row_facts.py)."""
 
 
@@ -116,7 +116,9 @@ class Installation:
         finally:
             book.close()
         names = {seconds: granularity for granularity, seconds in SECONDS.items()}
-        found = {(Period(names[row[0]], row[1]), Dims(*row[2:8])): facts(Row.from_bytes(row[8])) for row in rows}
+        found = {
+            (Period(names[row[0]], row[1]), SumDimensions(*row[2:8])): facts(SumRow.from_bytes(row[8])) for row in rows
+        }
         found, right = _kept(found), _kept(self.sums)
         assert found.keys() == right.keys()
         assert {place: (row, right[place]) for place, row in found.items() if row != right[place]} == {}
@@ -165,7 +167,7 @@ def _sums(file: Path, unseen: list[Receipt]) -> Facts:
     while content:
         size = int.from_bytes(content[:4], "big")
         granularity, start, where, found = decoder.decode(content[4 : 4 + size])
-        sums[Period(granularity, start), Dims(*where)] = found  # type: ignore[arg-type]
+        sums[Period(granularity, start), SumDimensions(*where)] = found  # type: ignore[arg-type]
         content = content[4 + size :]
     late = Sums()
     for one in unseen:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from gateway.accounting.receipt import Receipt
-    from gateway.usage.rollup import Row
+    from gateway.usage.rollup import SumRow
     from tests.postgres import Postgres
 
 DAY_S = 86_400
@@ -74,7 +74,7 @@ def install(place: Place, receipts: Sequence[Receipt], archived: Sequence[Receip
     previous_version.make_archive(place.address if "postgresql" in place.address else file, archived)
 
 
-def sums_by_day(place: Place, days: Sequence[int]) -> dict[int, Row]:
+def sums_by_day(place: Place, days: Sequence[int]) -> dict[int, SumRow]:
     book = place.book()
     with book.engine.reading() as connection:
         found = totals(connection, [Period("day", day) for day in days])
@@ -82,7 +82,7 @@ def sums_by_day(place: Place, days: Sequence[int]) -> dict[int, Row]:
     return {period.start: row for period, row in found.items()}
 
 
-def right_sums(receipts: Sequence[Receipt]) -> dict[int, Row]:
+def right_sums(receipts: Sequence[Receipt]) -> dict[int, SumRow]:
     sums = Sums()
     for one in receipts:
         sums.add(one)

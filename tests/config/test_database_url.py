@@ -8,7 +8,7 @@ import pytest
 import sqlalchemy
 
 from gateway.config.database_url import address_of, check_usage_url, shown
-from gateway.config.scalars import Wrong
+from gateway.config.scalars import InvalidValue
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,6 +46,6 @@ def test_addresses_that_can_be(url: str, tmp_path: Path) -> None:
     ],
 )
 def test_addresses_that_cannot_be(url: str) -> None:
-    with pytest.raises(Wrong) as wrong:
+    with pytest.raises(InvalidValue) as wrong:
         check_usage_url(url)
     assert "b/c" not in str(wrong.value)

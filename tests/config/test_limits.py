@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from pydantic import ValidationError
 
-from gateway.config.limits import BudgetRule, LimitsRule, Period
+from gateway.config.limits import BudgetDuration, BudgetRule, LimitsRule
 from gateway.config.yaml_source import load
 from gateway.policy.schema import KeyEntry, TenantPolicy
 
@@ -33,7 +33,7 @@ def test_a_budget_has_a_month_and_warns_before_it_refuses() -> None:
 def test_a_period_is_a_number_of_hours_days_weeks_or_months(text: str, seconds: int) -> None:
     period = BudgetRule.model_validate({"max_budget": 1, "budget_duration": text}).budget_duration
     assert (period.seconds, str(period)) == (seconds, text)
-    assert period == Period(int(text.rstrip("hdwmo")), text.lstrip("0123456789"))
+    assert period == BudgetDuration(int(text.rstrip("hdwmo")), text.lstrip("0123456789"))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from gateway.config.redis_url import check_address
-from gateway.config.scalars import Wrong
+from gateway.config.scalars import InvalidValue
 from gateway.config.settings import OVERRIDES, check_settings
 from gateway.errors import StartupError
 from gateway.redis.client import RedisClient
@@ -91,7 +91,7 @@ def test_what_the_client_reads_is_an_address(url: str) -> None:
 
 
 def test_another_scheme_is_none() -> None:
-    with pytest.raises(Wrong, match="redis://, rediss:// or unix://"):
+    with pytest.raises(InvalidValue, match="redis://, rediss:// or unix://"):
         check_address(f"http://:{CANARY}@h")
 
 

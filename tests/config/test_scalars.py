@@ -16,21 +16,21 @@ from gateway.config.scalars import (
     HttpBase,
     Name,
     Number,
-    Origin,
     Rate,
     Secret,
     SecretOrText,
     Size,
     Usd,
+    ValueOrigin,
     duration_s,
     lasting,
     size_bytes,
     sized,
 )
-from gateway.config.yaml_source import Shape
+from gateway.config.yaml_source import StrictModel
 
 
-class Box(Shape):
+class Box(StrictModel):
     duration: Duration = 1.0
     bounded: Annotated[Duration, lasting("10ms", "1m")] = 1.0
     size: Size = 1
@@ -45,7 +45,7 @@ class Box(Shape):
 
 
 def from_yaml(field: str, value: object, **environ: str) -> Any:
-    box = Box.model_validate({field: value}, context=Origin(environ, Path("/nowhere")))
+    box = Box.model_validate({field: value}, context=ValueOrigin(environ, Path("/nowhere")))
     return getattr(box, field)
 
 
@@ -147,7 +147,7 @@ def test_a_secret_comes_from_the_environment(reference: str) -> None:
 def test_a_secret_comes_from_a_file(tmp_path: Path) -> None:
     (tmp_path / "key").write_text("s3cret\n")
     for reference in (f"file:{tmp_path}/key", "file:key"):
-        box = Box.model_validate({"secret": reference}, context=Origin({}, tmp_path))
+        box = Box.model_validate({"secret": reference}, context=ValueOrigin({}, tmp_path))
         assert box.secret is not None
         assert box.secret.get_secret_value() == "s3cret"
 
@@ -180,7 +180,7 @@ def test_a_secret_that_cannot_be_had_is_told_without_showing_it(
 
 def test_a_secret_is_never_shown() -> None:
     box = Box.model_validate(
-        {"secret": "env:KEY", "address": "redis://:s3cret@h"}, context=Origin({"KEY": "s3cret"}, Path())
+        {"secret": "env:KEY", "address": "redis://:s3cret@h"}, context=ValueOrigin({"KEY": "s3cret"}, Path())
     )
     assert "s3cret" not in f"{box!r} {box} {box.model_dump()} {box.model_dump_json()}"
 

@@ -13,19 +13,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field
 
-from gateway.config.scalars import Flag, Number, Wrong
+from gateway.config.scalars import Flag, InvalidValue, Number
 from gateway.config.yaml_messages import shape_at
-from gateway.config.yaml_source import Shape, load, read
-from gateway.errors import Mistake
+from gateway.config.yaml_source import StrictModel, load, read
+from gateway.errors import ConfigIssue
 
 
-class Part(Shape):
+class Part(StrictModel):
     port: Annotated[int, Field(strict=True, ge=1, le=9)] = 1
     wait_s: Number = Field(1.0, alias="wait")
     on: Flag = True
 
 
-class Whole(Shape):
+class Whole(StrictModel):
     protocol: Literal["tgi", "openai"] = "tgi"
     name: Annotated[str, Field(min_length=1, max_length=5)] = "x"
     part: Part = Part()
@@ -34,7 +34,7 @@ class Whole(Shape):
     foreign: ClassVar[Mapping[str, str]] = {"model_list": "here it is called parts"}
 
 
-class Needy(Shape):
+class Needy(StrictModel):
     protocol: str
     port: int
 
@@ -46,7 +46,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def told(folder: Path, text: str, model: type[Shape] = Whole) -> list[str]:
+def told(folder: Path, text: str, model: type[StrictModel] = Whole) -> list[str]:
     file = folder / "config.yaml"
     file.write_text(text)
     value, mistakes = load(file, model)
@@ -197,8 +197,8 @@ def test_a_cross_check_finds_the_nearest_place_that_stands_in_the_file(folder: P
     (folder / "a.yaml").write_text("name: x\nroutes:\n  - model: a\n  - model: b\n    teacher: big\n")
     source, _ = read(folder / "a.yaml")
     assert source is not None
-    assert source.mistake(("routes", 1, "teacher"), "no") == Mistake("a.yaml", 5, 5, "routes[1].teacher", "no")
-    assert source.mistake(("routes", 1, "student"), "no") == Mistake("a.yaml", 4, 5, "routes[1].student", "no")
+    assert source.mistake(("routes", 1, "teacher"), "no") == ConfigIssue("a.yaml", 5, 5, "routes[1].teacher", "no")
+    assert source.mistake(("routes", 1, "student"), "no") == ConfigIssue("a.yaml", 4, 5, "routes[1].student", "no")
     assert source.mistake(("routes", 7), "no").line == 2
     assert source.mistake(("nothing",), "no").line == 1
 
@@ -242,7 +242,7 @@ def test_the_shape_of_an_unknown_place_is_unknown() -> None:
 
 
 def test_a_suggestion_travels_with_our_own_errors() -> None:
-    assert Wrong("no", "yes").suggestion == "yes"
+    assert InvalidValue("no", "yes").suggestion == "yes"
 
 
 SCALARS = st.sampled_from(

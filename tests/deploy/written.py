@@ -13,7 +13,7 @@ from gateway.policy.book import check_all
 
 if TYPE_CHECKING:
     from gateway.config.settings import Settings
-    from gateway.policy.book import PolicyBook
+    from gateway.policy.book import PolicySet
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -44,7 +44,7 @@ def made_secrets(folder: Path) -> list[str]:
     return done.stdout.splitlines()
 
 
-def site(name: str, folder: Path) -> tuple[Settings, PolicyBook]:
+def site(name: str, folder: Path) -> tuple[Settings, PolicySet]:
     """A gateway's configuration as it is read in its container. No mistake is in it."""
     made_secrets(folder / "secrets")
     shutil.copytree(DEPLOY / name, folder / name)

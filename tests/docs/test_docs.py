@@ -16,7 +16,7 @@ from gateway.cli.commands import COMMANDS
 from gateway.errors import GatewayError, StartupError
 from gateway.local.weights import CATALOGUE
 from gateway.policy.book import check_all
-from gateway.policy.conditions import When
+from gateway.policy.conditions import RouteCondition
 from gateway.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def test_the_policies_of_their_page_can_be_used(tmp_path: Path) -> None:
 
 def test_every_condition_has_its_row() -> None:
     rows = [line for line in page("docs/policies.md").splitlines() if line.startswith("| `")]
-    names = [info.alias or name for name, info in When.model_fields.items()]
+    names = [info.alias or name for name, info in RouteCondition.model_fields.items()]
     assert [name for name in names if not any(row.startswith(f"| `{name}: ") for row in rows)] == []
 
 

@@ -9,7 +9,7 @@ import pytest
 from gateway.capabilities.continuation import Continuation
 from gateway.edge import placing
 from gateway.edge.errors import GatewayAway
-from gateway.edge.guidance import Guidance
+from gateway.edge.guidance import EdgeGuidance
 from gateway.policy.constraints import placements
 
 MESSAGES = [{"role": "user", "content": "Why?"}]
@@ -43,13 +43,13 @@ def test_the_gateway_is_told_what_constrains_the_answer_and_that_there_are_unkno
 
 @pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
 def test_the_students_limit_is_what_the_gateway_leaves_it_in_the_users_own_field(field: str) -> None:
-    guidance = Guidance("req_1", "Because", kept_tokens=5, most_output_tokens=7)
+    guidance = EdgeGuidance("req_1", "Because", kept_tokens=5, most_output_tokens=7)
     sent = placing.guided({"messages": MESSAGES, field: 12}, guidance, "none", TRAILING)
     assert ({name: sent.body[name] for name in sent.body if "tokens" in name}, sent.limit) == ({field: 7}, 7)
 
 
 def test_who_writes_the_guidance_again_has_room_for_it() -> None:
-    guidance = Guidance("req_1", "Because", kept_tokens=5, most_output_tokens=7)
+    guidance = EdgeGuidance("req_1", "Because", kept_tokens=5, most_output_tokens=7)
     sent = placing.guided({"messages": MESSAGES, "max_tokens": 12}, guidance, "none", Continuation("instruct"))
     assert (sent.body["max_tokens"], sent.written_again, sent.limit) == (12, 5, 7)
 
@@ -63,7 +63,7 @@ def test_a_limit_of_the_routes_holds_for_an_answer_alone_too() -> None:
 @pytest.mark.parametrize("broken", [None, [], {}, {"guidance": {}}, {"guidance": "text", "receipt": 1}])
 def test_what_is_no_guidance_is_said_to_be_none(broken: Any) -> None:
     with pytest.raises(GatewayAway) as away:
-        Guidance.read(broken)
+        EdgeGuidance.read(broken)
     assert away.value.reason == "gateway_garbled"
 
 
@@ -76,4 +76,4 @@ def test_where_a_gateway_had_no_guidance_to_plan_it_need_not_say_how() -> None:
         "receipt": "req_1",
         "close": {"by": 1, "most_output_tokens": None},
     }
-    assert Guidance.read(reply).unguided == "tools"
+    assert EdgeGuidance.read(reply).unguided == "tools"

@@ -11,7 +11,7 @@ from aiohttp import web
 
 from gateway.edge import EdgeClient, GatewayRefused, Synced, UrlStudent, queue
 from gateway.edge.queue import UsageQueue, default_folder
-from gateway.edge.usage import Report
+from gateway.edge.usage import UsageReport
 from tests.edge.devices import ASKED, NOBODY, client, toy
 from tests.edge.fake_gateway import KEY, FakeGateway
 from tests.engines.toy_servers import ANSWER, QUESTION, LlamaCpp
@@ -27,8 +27,8 @@ CLOSING: dict[str, Any] = {
 RECEIPT = "req_000000000000000000000001"
 
 
-def closing(receipt: str, **more: Any) -> Report:
-    return Report(f"/v1/guidance/{receipt}/usage", {**CLOSING, **more})
+def closing(receipt: str, **more: Any) -> UsageReport:
+    return UsageReport(f"/v1/guidance/{receipt}/usage", {**CLOSING, **more})
 
 
 async def asked_once(gateway: str, student: Any, folder: Path, **more: Any) -> None:

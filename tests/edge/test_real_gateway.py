@@ -10,7 +10,7 @@ import pytest
 
 from gateway.edge import EdgeClient, GatewayRefused, Synced, UrlStudent, VersionRefused, link
 from gateway.edge.queue import UsageQueue
-from gateway.edge.usage import Report
+from gateway.edge.usage import UsageReport
 from tests.edge.devices import ASKED, NOBODY, facts, text, toy
 from tests.engines.toy_servers import ANSWER, LlamaCpp
 from tests.fakes import FakeEngine, says
@@ -125,6 +125,6 @@ async def test_a_route_without_guidance_and_an_old_client_are_told_what_to_do(
     assert refused.value.code == "route_without_guidance"
 
 
-def _report(path: str) -> Report:
+def _report(path: str) -> UsageReport:
     counts = {"input_tokens": 9, "output_tokens": 3, "finish_reason": "stop", "student": "small"}
-    return Report(path, {**counts, "first_token_ms": None, "total_ms": 2, "guided": True, "at": None})
+    return UsageReport(path, {**counts, "first_token_ms": None, "total_ms": 2, "guided": True, "at": None})

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from gateway.capabilities.reasoning import ReasoningFilter
-from gateway.edge.relay import Relay, read_counts, whole
+from gateway.edge.relay import EdgeRelay, read_counts, whole
 from gateway.guidance.seam import SeamJoin
 
 OPENING = "The sky is blue because"
@@ -18,8 +18,8 @@ def chunk(content: str | None, finish: str | None = None, index: int = 0, **more
     return {"choices": [{"index": index, "delta": delta, "finish_reason": finish}], **more}
 
 
-def relay(**seam: Any) -> tuple[Relay, list[dict[str, Any]]]:
-    made = Relay("chatcmpl-1", 1, "chat", wants_usage=True)
+def relay(**seam: Any) -> tuple[EdgeRelay, list[dict[str, Any]]]:
+    made = EdgeRelay("chatcmpl-1", 1, "chat", wants_usage=True)
     return made, made.join(SeamJoin(OPENING, **seam), None) if seam else []
 
 
@@ -37,7 +37,7 @@ def test_the_role_is_said_once_and_whose_words_each_time() -> None:
 
 
 def test_guidance_that_was_shown_in_pieces_is_shown_once() -> None:
-    made = Relay("chatcmpl-1", 1, "chat", wants_usage=False)
+    made = EdgeRelay("chatcmpl-1", 1, "chat", wants_usage=False)
     chunks = made.show("The sky") + made.show(" is blue")
     chunks += made.join(SeamJoin(OPENING, echo=True), None)
     chunks += made.feed(chunk(OPENING)) + made.feed(chunk(" small.", "stop"))
@@ -71,7 +71,7 @@ def test_a_student_that_ends_without_a_reason_leaves_nothing_held_back() -> None
 
 
 def test_a_student_that_thought_and_said_nothing_is_no_end_of_an_answer() -> None:
-    made = Relay("chatcmpl-1", 1, "chat", wants_usage=False)
+    made = EdgeRelay("chatcmpl-1", 1, "chat", wants_usage=False)
     made.join(SeamJoin(OPENING, echo=False), ReasoningFilter(OPENING))
     chunks = made.feed(chunk("<think>hm")) + made.feed(chunk("</think>", "stop"))
     assert said(chunks) == ""

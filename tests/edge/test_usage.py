@@ -7,9 +7,9 @@ from uuid import UUID
 
 import pytest
 
-from gateway.edge.usage import Usage
+from gateway.edge.usage import DeviceUsage
 
-USAGE = Usage(9, 3, "stop", "small", 410, 5200, guided=True, at=1796083206)
+USAGE = DeviceUsage(9, 3, "stop", "small", 410, 5200, guided=True, at=1796083206)
 
 
 def test_a_closing_goes_to_its_receipt_and_an_answer_alone_has_an_id_of_its_own() -> None:

@@ -14,7 +14,7 @@ import orjson
 import pytest
 from aiohttp import web
 
-from gateway.engines.http import Deadlines, EngineHttp
+from gateway.engines.http import EngineDeadlines, EngineHttp
 from gateway.errors import EngineError
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ async def engine_http(
         url,
         api_key=api_key,
         max_reply_bytes=max_reply_bytes,
-        deadlines=Deadlines(**{"connect_s": 5, "first_token_s": 5, "idle_s": 5, "total_s": 10, **deadlines}),
+        deadlines=EngineDeadlines(**{"connect_s": 5, "first_token_s": 5, "idle_s": 5, "total_s": 10, **deadlines}),
     )
     try:
         yield http

@@ -8,11 +8,11 @@ import msgspec
 import pytest
 
 from gateway.engines import embeddings
-from gateway.engines.base import Usage
+from gateway.engines.base import TokenUsage
 from gateway.engines.embeddings import read_embeddings
 from gateway.engines.openai import OpenAIEngine
 from gateway.engines.tgi import TGIEngine
-from gateway.errors import EngineGarbled, EngineRejected
+from gateway.errors import EngineProtocolError, EngineRejected
 from tests.engines.fake_server import NAME, engine_http, failure, replying, serving
 from tests.fakes import embedded
 
@@ -25,7 +25,7 @@ async def test_the_body_goes_out_with_the_engines_own_model_and_all_else_as_it_c
     async with serving({PATH: replying(embedded(2))}) as fake, engine_http(fake.url + "/v1") as http:
         reply = await OpenAIEngine(NAME, "org/model", http).embed(body)
     assert fake.bodies == [{**body, "model": "org/model"}]
-    assert reply.usage == Usage(10, 0)
+    assert reply.usage == TokenUsage(10, 0)
     assert b'"embedding": [1e-05, 0.50]' in b"".join(reply.data)
 
 
@@ -47,7 +47,7 @@ async def test_the_body_goes_out_with_the_engines_own_model_and_all_else_as_it_c
 )
 async def test_what_holds_no_list_of_vectors_is_garbled(raw: bytes) -> None:
     """Also where the mistake lies in what is passed on unread."""
-    with pytest.raises(EngineGarbled):
+    with pytest.raises(EngineProtocolError):
         await read_embeddings(raw, NAME)
 
 
@@ -78,7 +78,7 @@ async def test_a_reply_without_end_is_cut_off(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(openai, "MAX_REPLY_BYTES", 1_000)
     async with serving({PATH: replying(embedded(100))}) as fake, engine_http(fake.url + "/v1") as http:
         error = await failure(OpenAIEngine(NAME, "m", http).embed({"input": "a"}), fake.url)
-    assert isinstance(error, EngineGarbled)
+    assert isinstance(error, EngineProtocolError)
     assert "1000 bytes" in error.message
 
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import orjson
 import pytest
 
-from gateway.engines.base import OpeningRequest, Usage
+from gateway.engines.base import OpeningRequest, TokenUsage
 from gateway.engines.chat import read_usage
-from gateway.engines.http import Deadlines, EngineHttp
+from gateway.engines.http import EngineDeadlines, EngineHttp
 from gateway.engines.openai import OpenAIEngine
 from gateway.engines.replies import message_text
 from gateway.engines.tgi import TGIEngine
@@ -52,7 +52,7 @@ def nobody() -> Iterator[str]:
 async def calling(protocol: str, base: str, *, stalls: str = "") -> AsyncIterator[Engine]:
     """An engine of which only the deadline that ends a stall is short: any other would be in the way elsewhere."""
     short = {f"{stalls}_s": HASTY_S} if stalls else {}
-    http = EngineHttp(NAME, base, api_key=SECRET, deadlines=Deadlines(**PATIENT | short))
+    http = EngineHttp(NAME, base, api_key=SECRET, deadlines=EngineDeadlines(**PATIENT | short))
     engine = TGIEngine(NAME, http) if protocol == "tgi" else OpenAIEngine(NAME, "org/model", http)
     try:
         yield engine
@@ -65,7 +65,7 @@ class Heard:
     """What came of one call."""
 
     text: str = ""
-    usage: Usage | None = None
+    usage: TokenUsage | None = None
     error: EngineError | None = None
     finishes: list[str] = field(default_factory=list)
 
@@ -134,7 +134,7 @@ async def test_a_fault_ends_in_the_answer_or_in_its_error_and_leaves_no_trace(
         assert heard.label == meant(fault, way), heard.error
         if heard.error is None:
             assert heard.text == TEXT
-            counted = Usage(COUNTED["prompt_tokens"], COUNTED["completion_tokens"])
+            counted = TokenUsage(COUNTED["prompt_tokens"], COUNTED["completion_tokens"])
             assert heard.usage == (counted if fault.counts else None)
         else:
             _tells_no_secret(heard.error, base)
@@ -188,7 +188,7 @@ WELL_FRAMED = ("none", "split-character", "split-field", "all-at-once", "split-c
 @pytest.mark.parametrize("name", WELL_FRAMED)
 async def test_tgis_own_stream_is_read_however_it_is_cut(name: str, faulty: FaultEngine) -> None:
     """/generate_stream has events of its own shape, and no [DONE]."""
-    http = EngineHttp(NAME, faulty.base(f"tgi/{name}/own-stream"), api_key=SECRET, deadlines=Deadlines(**PATIENT))
+    http = EngineHttp(NAME, faulty.base(f"tgi/{name}/own-stream"), api_key=SECRET, deadlines=EngineDeadlines(**PATIENT))
     try:
         async with asyncio.timeout(LIMIT_S), aclosing(http.events("/generate_stream", {"inputs": "Why?"})) as groups:
             tokens = [orjson.loads(event) async for events in groups for event in events]

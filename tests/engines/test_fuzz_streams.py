@@ -13,17 +13,17 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gateway.accounting.draft import Call
+from gateway.accounting.draft import EngineCall
 from gateway.engines.base import OpeningReply, OpeningRequest
 from gateway.engines.chat import read_usage
-from gateway.engines.http import Deadlines, EngineHttp
+from gateway.engines.http import EngineDeadlines, EngineHttp
 from gateway.engines.openai import OpenAIEngine
 from gateway.engines.replies import message_text
 from gateway.engines.tgi import TGIEngine
 from gateway.errors import EngineError
 from gateway.guidance.seam import SeamJoin
 from gateway.guidance.trim import trim
-from gateway.pipeline.generation import Generation
+from gateway.pipeline.generation import GenerationTracker
 from gateway.pipeline.stream import StreamRelay, join_reply
 from gateway.protocol.reply import ReplyHead, passed_on, usage_body
 from tests.engines.harm import (
@@ -50,14 +50,14 @@ from tests.fault_engine import FaultEngine, Wire, chunked, head
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 
-    from gateway.engines.base import Engine, Usage
+    from gateway.engines.base import Engine, TokenUsage
 
     Json = dict[str, Any]
 
 NAME = "the-engine"
 HEAD = ReplyHead("chatcmpl-ours", 1_700_000_000, "route")
 LIMIT_S = 5  # a call that hangs fails here, and not in an error of its own
-DEADLINES = Deadlines(connect_s=60, first_token_s=60, idle_s=60, total_s=60)
+DEADLINES = EngineDeadlines(connect_s=60, first_token_s=60, idle_s=60, total_s=60)
 
 
 SOME = settings(deadline=None, max_examples=100)
@@ -219,8 +219,10 @@ def is_safe(outcome: Outcome) -> None:
     """What came can be counted, relayed and sent: with guidance in front and a limit, and without."""
     joined = SeamJoin("The sky", owed=" ", strips_leading_space=True, stop=("xx",))
     for seam, limit in ((None, None), (joined, 3)):
-        relay, call = StreamRelay(HEAD, wants_usage=True), Call("small", [])
-        generation = Generation(call, limit=limit, choices=1, drafts=1, stops_within_s=None, preface="The sky", now=0.0)
+        relay, call = StreamRelay(HEAD, wants_usage=True), EngineCall("small", [])
+        generation = GenerationTracker(
+            call, limit=limit, choices=1, drafts=1, stops_within_s=None, preface="The sky", now=0.0
+        )
         said = relay.join(seam)
         for one in deepcopy(outcome.chunks):  # a choice is cut in place
             generation.read(one, 0.0)
@@ -238,7 +240,7 @@ def is_safe(outcome: Outcome) -> None:
                 assert isinstance(choice["delta"].get("content"), str | list | None)
 
 
-def _usage_body(usage: Usage | None) -> Json:
+def _usage_body(usage: TokenUsage | None) -> Json:
     """As it is summed up over teacher and student."""
     if usage is None:
         return usage_body(0, 0)

@@ -16,14 +16,14 @@ from gateway.engines.control import CONTROL_CHAT
 from gateway.engines.guard import GuardedEngine, show_calls
 from gateway.engines.origin import call_for
 from gateway.errors import (
-    EngineCannot,
+    CircuitOpen,
     EngineError,
     EngineFailed,
     EngineOverloaded,
     EngineRejected,
-    EngineResting,
     EngineUnreachable,
-    EnoughHeard,
+    EngineUnsupported,
+    StopStream,
 )
 from gateway.telemetry.metrics import Metrics
 
@@ -129,10 +129,10 @@ async def test_an_opening_that_was_ended_since_enough_was_heard_is_no_failure_an
         tell("First this.")
 
     def enough(_: str) -> None:
-        raise EnoughHeard
+        raise StopStream
 
     world.engine._engine.opening = opening  # type: ignore[assignment]
-    with pytest.raises(EnoughHeard):
+    with pytest.raises(StopStream):
         await world.engine.opening(None, tell=enough)  # type: ignore[arg-type]
     assert world.engine.breaker == "closed"
 
@@ -142,7 +142,7 @@ async def test_an_engine_that_always_breaks_off_midway_comes_to_rest() -> None:
     world = World([WORD, failed()], [WORD, failed()], [WORD])
     await world.call()
     await world.call()
-    assert isinstance(await world.call(), EngineResting)
+    assert isinstance(await world.call(), CircuitOpen)
 
 
 async def test_the_first_words_of_a_trial_let_the_others_through() -> None:
@@ -167,12 +167,12 @@ async def test_a_stream_that_its_reader_has_enough_of_is_a_success() -> None:
 
 async def test_what_the_gateway_itself_refuses_says_nothing_of_the_engine() -> None:
     """It was not asked: such a request may not end a trial, nor the count of failures."""
-    cannot = EngineCannot("It takes no raw prompts.", engine="small", status_sent=422)
+    cannot = EngineUnsupported("It takes no raw prompts.", engine="small", status_sent=422)
     world = World([failed()], [cannot], [failed()], [cannot], [WORD])
     await world.call()
     await world.call()
     await world.call()
-    assert isinstance(await world.call(), EngineResting)
+    assert isinstance(await world.call(), CircuitOpen)
     world.now, world.engine._engine.plays = 1.0, [[cannot], [WORD]]  # type: ignore[attr-defined]
     assert await world.call() is cannot
     assert world.engine.breaker == "half_open"
@@ -228,7 +228,7 @@ async def test_calls_are_counted_while_they_are_under_way_however_they_end() -> 
     assert world.engine.calls == 0
     for _ in range(2):
         assert isinstance(await world.call(), EngineFailed)
-    assert isinstance(await world.call(), EngineResting)
+    assert isinstance(await world.call(), CircuitOpen)
     assert world.engine.calls == 0
 
 
@@ -345,7 +345,7 @@ async def test_an_engine_that_fails_at_everything_comes_to_rest_for_a_tenant_tha
     world = PickyWorld()
     world.fake.broken = True
     met = [await world.call({"plain": number}) for number in range(6)]
-    assert isinstance(met[-1], EngineResting)
+    assert isinstance(met[-1], CircuitOpen)
 
 
 async def test_a_proxys_failure_is_never_the_requests() -> None:

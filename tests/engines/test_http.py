@@ -15,8 +15,8 @@ from gateway.engines.refusal import _retry_after_s, said_error
 from gateway.errors import (
     EngineError,
     EngineFailed,
-    EngineGarbled,
     EngineOverloaded,
+    EngineProtocolError,
     EngineRejected,
     EngineTimeout,
     EngineUnreachable,
@@ -79,8 +79,8 @@ async def never(_: web.Request) -> web.StreamResponse:
         (422, {"detail": [{"loc": ["body"], "msg": "bad"}]}, EngineRejected, "answered 422."),
         (500, "two\n  lines\tand more", EngineFailed, "answered 500: two lines and more"),
         (500, b"\xff\xfe", EngineFailed, "answered 500: \ufffd\ufffd"),
-        (204, b"", EngineGarbled, "answered 204."),
-        (201, {"choices": []}, EngineGarbled, "answered 201."),
+        (204, b"", EngineProtocolError, "answered 204."),
+        (201, {"choices": []}, EngineProtocolError, "answered 201."),
     ],
 )
 async def test_each_status_is_an_error_of_its_kind(
@@ -238,7 +238,7 @@ async def test_a_redirect_is_not_followed(status: int) -> None:
     async with serving(routes) as fake, engine_http(fake.url) as http:
         error = await failure(http.post("/x", {}), fake.url)
         assert fake.paths == ["/x"]
-    assert isinstance(error, EngineGarbled)
+    assert isinstance(error, EngineProtocolError)
     assert str(status) in error.message
 
 
@@ -415,7 +415,7 @@ async def test_what_is_not_http_is_unreachable() -> None:
 async def test_a_200_without_json_is_garbled(body: bytes | str) -> None:
     """A success that cannot be read is none."""
     error = await failed_call(replying(body))
-    assert isinstance(error, EngineGarbled)
+    assert isinstance(error, EngineProtocolError)
     assert error.message == "Engine 'the-engine' sent no valid JSON."
 
 
@@ -425,7 +425,7 @@ async def test_json_too_deep_to_be_written_again_is_garbled() -> None:
     async with serving({"/x": replying(deepest), "/y": replying(deeper)}) as fake, engine_http(fake.url) as http:
         await http.post("/x", {})
         error = await failure(http.post("/y", {}), fake.url)
-    assert isinstance(error, EngineGarbled)
+    assert isinstance(error, EngineProtocolError)
     assert "deeper than 254 levels" in error.message
 
 
@@ -502,14 +502,14 @@ async def test_a_reply_over_the_bound_is_garbled() -> None:
     ):
         assert (await http.post("/x", {})).body == {"a": "x" * 92}
         error = await failure(http.post("/y", {}), fake.url)
-    assert isinstance(error, EngineGarbled)
+    assert isinstance(error, EngineProtocolError)
     assert "more than 100 bytes" in error.message
 
 
 async def test_json_where_a_stream_was_asked_for_is_garbled() -> None:
     """An engine that ignores `stream` is not silently taken for an empty stream."""
     error = await failed_stream(replying({"choices": []}))
-    assert isinstance(error, EngineGarbled)
+    assert isinstance(error, EngineProtocolError)
     assert "application/json where a stream was asked for" in error.message
 
 
@@ -520,7 +520,7 @@ async def test_an_error_status_where_a_stream_was_asked_for_keeps_its_kind() -> 
 
 async def test_an_event_over_the_bound_is_garbled() -> None:
     """One event may hold a million bytes."""
-    assert isinstance(await failed_stream(streaming(b"x" * 1_000_001)), EngineGarbled)
+    assert isinstance(await failed_stream(streaming(b"x" * 1_000_001)), EngineProtocolError)
 
 
 @pytest.mark.parametrize("streamed", [False, True])

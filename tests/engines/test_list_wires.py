@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gateway.engines.base import OpeningReply, Usage
+from gateway.engines.base import OpeningReply, TokenUsage
 from gateway.errors import EngineFailed
 from tests.engines.list_servers import (
     BATCH,
@@ -55,8 +55,8 @@ async def test_vllm_gets_exactly_this() -> None:
         RAW: [{"model": "org/model", "prompt": ["It is one", "It is two"], "max_tokens": 1, "temperature": 0.0}],
     }
     assert chats == [
-        OpeningReply("one says the", "length", Usage(3, 3, estimated=True)),
-        OpeningReply("two says the", "length", Usage(3, 3, estimated=True)),
+        OpeningReply("one says the", "length", TokenUsage(3, 3, estimated=True)),
+        OpeningReply("two says the", "length", TokenUsage(3, 3, estimated=True)),
     ]
 
 
@@ -73,8 +73,8 @@ async def test_llamacpp_gets_exactly_this() -> None:
         {"prompt": ["<chat>What is one", "<chat>So what is two"], "n_predict": 3, "response_fields": fields} | SENT
     ]
     assert chats == [
-        OpeningReply("one says the", "length", Usage(3, 3, 1)),
-        OpeningReply("two says the", "length", Usage(4, 3, 1)),
+        OpeningReply("one says the", "length", TokenUsage(3, 3, 1)),
+        OpeningReply("two says the", "length", TokenUsage(4, 3, 1)),
     ]
 
 
@@ -93,8 +93,8 @@ async def test_sglang_gets_exactly_this() -> None:
         {"text": ["It is one", "It is two"], "sampling_params": {"max_new_tokens": 1, "temperature": 0.0}},
     ]
     assert chats == [
-        OpeningReply("one says the", "length", Usage(3, 3, 1)),
-        OpeningReply("two says the", "length", Usage(4, 3, 1)),
+        OpeningReply("one says the", "length", TokenUsage(3, 3, 1)),
+        OpeningReply("two says the", "length", TokenUsage(4, 3, 1)),
     ]
 
 

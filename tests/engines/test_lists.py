@@ -9,8 +9,8 @@ import pytest
 import structlog
 
 from gateway.engines.base import OpeningReply
-from gateway.errors import EngineError, EngineFailed, EngineGarbled, EngineOverloaded, EngineRejected
-from gateway.runtime.tasks import Tasks
+from gateway.errors import EngineError, EngineFailed, EngineOverloaded, EngineProtocolError, EngineRejected
+from gateway.runtime.tasks import BackgroundTasks
 from tests.engines.list_servers import (
     BATCH,
     CHAT,
@@ -42,7 +42,7 @@ async def ask(engine: OpenAIEngine, requests: list[OpeningRequest], batch: str |
 
 def openings(engine: OpenAIEngine, requests: list[OpeningRequest]) -> list[asyncio.Task[OpeningReply]]:
     """The openings of one batch, each a task that can be cancelled."""
-    tasks = Tasks()
+    tasks = BackgroundTasks()
     return [tasks.spawn("opening", engine.opening(request, batch="b1")) for request in requests]
 
 
@@ -315,7 +315,7 @@ async def test_a_list_reply_without_one_entry_for_each_is_garbled_for_all(kind: 
     async with listing(server) as (engine, _):
         server.spoil = spoil
         outcomes = await ask(engine, QUESTIONS)
-    assert {type(outcome) for outcome in outcomes} == {EngineGarbled}
+    assert {type(outcome) for outcome in outcomes} == {EngineProtocolError}
     assert len({id(outcome) for outcome in outcomes}) == len(outcomes)
 
 
@@ -336,7 +336,7 @@ async def test_an_entry_without_text_fails_alone(kind: str) -> None:
         empty = {"message": {"content": None}, "content": None, "text": None}
         server.spoil = lambda entries: [{**entries[0], **empty}, *entries[1:]]
         first, *others = await ask(engine, QUESTIONS)
-    assert isinstance(first, EngineGarbled)
+    assert isinstance(first, EngineProtocolError)
     assert texts(others) == SAID[1:]
 
 

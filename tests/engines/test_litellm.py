@@ -10,16 +10,16 @@ import httpx
 import pytest
 
 from gateway.capabilities.continuation import PROBE_OPENING, Continuation, Prefill
-from gateway.engines.base import OpeningReply, OpeningRequest, Usage
+from gateway.engines.base import OpeningReply, OpeningRequest, TokenUsage
 from gateway.engines.chat import read_usage
-from gateway.engines.http import Deadlines
+from gateway.engines.http import EngineDeadlines
 from gateway.engines.litellm import LiteLLMEngine
 from gateway.engines.litellm_library import load
 from gateway.engines.replies import message_text
 from gateway.errors import (
     EngineFailed,
-    EngineGarbled,
     EngineOverloaded,
+    EngineProtocolError,
     EngineRejected,
     EngineTimeout,
     EngineUnreachable,
@@ -58,7 +58,7 @@ def _an_environment_of_our_own(monkeypatch: pytest.MonkeyPatch) -> None:
 @asynccontextmanager
 async def engine_at(url: str, model: str = CLAUDE, **options: Any) -> AsyncIterator[LiteLLMEngine]:
     limits = {name: options.pop(name) for name in ("first_token_s", "idle_s", "total_s") if name in options}
-    deadlines = Deadlines(**{"connect_s": 5, "first_token_s": 10, "idle_s": 10, "total_s": 20, **limits})
+    deadlines = EngineDeadlines(**{"connect_s": 5, "first_token_s": 10, "idle_s": 10, "total_s": 20, **limits})
     options = {"continuation": "trailing", "api_key": KEY, **options}
     engine = LiteLLMEngine(NAME, model, await load(), deadlines=deadlines, api_base=url, **options)
     try:
@@ -80,7 +80,7 @@ async def chunks_of(engine: LiteLLMEngine, prefill: Prefill | None = None, **bod
         return [chunk async for chunks in groups for chunk in chunks]
 
 
-def told(chunks: list[dict[str, Any]]) -> tuple[str, list[str], Usage | None]:
+def told(chunks: list[dict[str, Any]]) -> tuple[str, list[str], TokenUsage | None]:
     """What a stream said: the text, the finish_reasons, the last usage."""
     choices = [choice for chunk in chunks for choice in chunk["choices"]]
     text = "".join(choice["delta"].get("content") or "" for choice in choices)
@@ -132,7 +132,7 @@ async def test_every_provider_streams_openais_chunks(provider: str) -> None:
     async with behind(model, path, whole, base, **options) as (engine, fake):
         chunks = await chunks_of(engine, BEGUN)
     cached = 0 if provider == "ollama_chat" else 4  # its API tells of none
-    assert told(chunks) == (" sky is", ["stop"], Usage(14, 5, cached))
+    assert told(chunks) == (" sky is", ["stop"], TokenUsage(14, 5, cached))
     assert {key for chunk in chunks for key in chunk} <= {"choices", "usage", "system_fingerprint", "service_tier"}
     choices = [choice for chunk in chunks for choice in chunk["choices"]]
     assert {key for choice in choices for key in choice} == {"index", "delta", "logprobs", "finish_reason"}
@@ -247,7 +247,7 @@ async def test_tokens_written_to_the_cache_come_through() -> None:
     bedrock, path, base, options, *_ = PROVIDERS["bedrock"]
     async with behind(bedrock, path, converse_frames(" sky", stored=6), base, **options) as (engine, _):
         framed = await chunks_of(engine)
-    assert told(streamed)[2] == told(framed)[2] == Usage(20, 5, 4, cache_write_input_tokens=6)
+    assert told(streamed)[2] == told(framed)[2] == TokenUsage(20, 5, 4, cache_write_input_tokens=6)
     reported = AS_OPENAI | {"prompt_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 6}}
     choice = {"index": 0, "message": {"role": "assistant", "content": "x"}, "finish_reason": "stop"}
     whole = {"id": "c", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice]}
@@ -307,7 +307,7 @@ async def test_an_opening_is_a_chat_with_the_policys_sampling() -> None:
     """What the provider does not know (`seed`) is left out: the policy speaks to all teachers alike."""
     request = OpeningRequest(max_tokens=7, messages=MESSAGES, temperature=0.5, seed=3, stop=("\n\nQ",))
     async with behind(CLAUDE, MESSAGES_PATH, replying(message("Because", "max_tokens"))) as (engine, fake):
-        assert await engine.opening(request) == OpeningReply("Because", "length", Usage(14, 5, 4))
+        assert await engine.opening(request) == OpeningReply("Because", "length", TokenUsage(14, 5, 4))
     sent = fake.bodies[0]
     assert (sent["max_tokens"], sent["temperature"], sent["stop_sequences"]) == (7, 0.5, ["\n\nQ"])
     assert "seed" not in sent
@@ -321,7 +321,7 @@ async def test_a_raw_prompt_goes_to_completions_where_the_provider_has_them() ->
     }  # fmt: skip
     async with behind("openai/m", "/v1/completions", replying(answer), "/v1") as (engine, fake):
         opening = await engine.opening(OpeningRequest(max_tokens=4, prompt="Q: why?\nA:"))
-    assert opening == OpeningReply(" because", "length", Usage(9, 4))
+    assert opening == OpeningReply(" because", "length", TokenUsage(9, 4))
     assert (fake.paths, fake.bodies[0]["prompt"]) == (["/v1/completions"], "Q: why?\nA:")
 
 
@@ -350,7 +350,7 @@ def anthropic_error(kind: str, words: str) -> dict[str, Any]:
         (400, {}, EngineRejected, False),
         (413, {}, EngineRejected, False),
         (401, {}, EngineRejected, False),
-        (302, {"Location": "http://127.0.0.1:1/"}, EngineGarbled, True),
+        (302, {"Location": "http://127.0.0.1:1/"}, EngineProtocolError, True),
     ],
 )
 async def test_a_status_means_what_it_means_everywhere(
@@ -417,7 +417,7 @@ async def test_an_engine_that_is_not_there_was_not_heard(streamed: bool) -> None
 @pytest.mark.parametrize("body", ["<html>", "", "[]", {"type": "message"}])
 async def test_a_reply_of_another_kind_is_garbled(body: Any) -> None:
     async with behind(CLAUDE, MESSAGES_PATH, replying(body)) as (engine, fake):
-        assert isinstance(await failure(engine.complete({"messages": MESSAGES}), fake.url), EngineGarbled)
+        assert isinstance(await failure(engine.complete({"messages": MESSAGES}), fake.url), EngineProtocolError)
 
 
 @pytest.mark.parametrize("streamed", [False, True])

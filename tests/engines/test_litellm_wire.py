@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from gateway.engines.http import Deadlines
-from gateway.engines.litellm_wire import Elsewhere, EnginePool, SyncWire, TooLarge, Wire
+from gateway.engines.http import EngineDeadlines
+from gateway.engines.litellm_wire import AsyncWire, EnginePool, ForeignHost, ReplyTooLarge, SyncWire
 from tests.engines.fake_server import replying, serving
 
 if TYPE_CHECKING:
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 @asynccontextmanager
 async def pool_of(api_base: str | None, **options: Any) -> AsyncIterator[tuple[EnginePool, httpx.AsyncClient]]:
     """A pool, and a client as LiteLLM makes them: it follows redirects, keeps cookies and lives long."""
-    pool = EnginePool(api_base, Deadlines(), **options)
-    async with httpx.AsyncClient(transport=Wire(), follow_redirects=True) as client:
+    pool = EnginePool(api_base, EngineDeadlines(), **options)
+    async with httpx.AsyncClient(transport=AsyncWire(), follow_redirects=True) as client:
         yield pool, client
     await pool.close()
 
@@ -29,9 +29,9 @@ async def test_a_call_stays_at_the_engines_address() -> None:
     async with serving({}) as there, serving({}) as elsewhere, pool_of(there.url) as (pool, client):
         with pool.call() as call:
             await client.post(there.url + "/v1/x")
-            with pytest.raises(Elsewhere):
+            with pytest.raises(ForeignHost):
                 await client.post(elsewhere.url + "/v1/x")
-        assert isinstance(call.broke, Elsewhere)
+        assert isinstance(call.broke, ForeignHost)
         assert (len(there.requests), len(elsewhere.requests)) == (1, 0)
 
 
@@ -44,7 +44,7 @@ async def test_without_an_address_the_provider_says_where() -> None:
 
 async def test_nothing_is_sent_that_no_engine_asked_for() -> None:
     async with serving({}) as there, pool_of(there.url) as (_, client):
-        with pytest.raises(Elsewhere):
+        with pytest.raises(ForeignHost):
             await client.get(there.url)
         assert there.requests == []
 
@@ -54,11 +54,11 @@ async def test_no_blocking_call_is_made_on_the_event_loop() -> None:
     async with serving({"/token": replying({})}) as there, pool_of(there.url) as (pool, _):
         wire = SyncWire()
         with httpx.Client(transport=wire) as client, pool.call():
-            with pytest.raises(Elsewhere):
+            with pytest.raises(ForeignHost):
                 client.get(there.url + "/token")  # noqa: ASYNC212
             assert there.requests == []
             assert (await asyncio.to_thread(client.get, there.url + "/token")).status_code == 200
-            with pytest.raises(Elsewhere):
+            with pytest.raises(ForeignHost):
                 await asyncio.to_thread(client.get, "http://127.0.0.1:1/token")
         wire._transport.close()
 
@@ -80,9 +80,9 @@ async def test_a_reply_has_a_bound() -> None:
         serving({"/": replying("x" * 5000)}) as there,
         pool_of(there.url, max_reply_bytes=1000) as (pool, client),
     ):
-        with pool.call() as call, pytest.raises(TooLarge):
+        with pool.call() as call, pytest.raises(ReplyTooLarge):
             await client.get(there.url + "/")
-        assert isinstance(call.broke, TooLarge)
+        assert isinstance(call.broke, ReplyTooLarge)
 
 
 @pytest.mark.parametrize(("status", "kept"), [(400, b'"words"'), (401, b""), (403, b""), (307, b"")])

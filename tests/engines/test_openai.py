@@ -8,13 +8,13 @@ import pytest
 from aiohttp import web
 
 from gateway.capabilities.continuation import Continuation
-from gateway.engines.base import OpeningReply, OpeningRequest, Usage
+from gateway.engines.base import OpeningReply, OpeningRequest, TokenUsage
 from gateway.engines.chat import read_usage
 from gateway.engines.openai import OpenAIEngine
 from gateway.errors import (
     EngineFailed,
-    EngineGarbled,
     EngineOverloaded,
+    EngineProtocolError,
     EngineRejected,
     EngineTimeout,
     EngineUnreachable,
@@ -82,7 +82,7 @@ async def test_a_chat_opening_is_exactly_this(request_: OpeningRequest, sent: di
     async with openai({CHAT: replying(reply("Because", "length", usage=COUNTED))}) as (engine, fake):
         opening = await engine.opening(request_)
     assert fake.bodies == [{"model": "org/model", "messages": MESSAGES, "max_tokens": 40, **sent}]
-    assert opening == OpeningReply("Because", "length", Usage(9, 4))
+    assert opening == OpeningReply("Because", "length", TokenUsage(9, 4))
 
 
 async def test_a_raw_opening_is_exactly_this() -> None:
@@ -92,7 +92,7 @@ async def test_a_raw_opening_is_exactly_this() -> None:
         opening = await engine.opening(OpeningRequest(max_tokens=40, prompt="Q: why?\nA:", seed=3, stop=("\nQ:",)))
     sent = {"prompt": "Q: why?\nA:", "max_tokens": 40, "temperature": 0.0, "seed": 3, "stop": ["\nQ:"]}
     assert fake.bodies == [{"model": "org/model", **sent}]
-    assert opening == OpeningReply(" because", "length", Usage(9, 4))
+    assert opening == OpeningReply(" because", "length", TokenUsage(9, 4))
 
 
 async def test_a_raw_opening_is_heard_as_it_is_written() -> None:
@@ -106,7 +106,7 @@ async def test_a_raw_opening_is_heard_as_it_is_written() -> None:
     streamed = {"stream": True, "stream_options": {"include_usage": True}}
     assert fake.bodies == [{"model": "org/model", **sent, **streamed}]
     assert heard == [" because", " of"]
-    assert opening == OpeningReply(" because of", "length", Usage(9, 4))
+    assert opening == OpeningReply(" because of", "length", TokenUsage(9, 4))
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,9 @@ NOT_OPENAIS = [
 async def test_an_opening_without_text_is_garbled(body: Any, asked: dict[str, Any]) -> None:
     """Whatever a 200 holds."""
     async with openai({CHAT: replying(body), RAW: replying(body)}) as (engine, fake):
-        assert isinstance(await failure(engine.opening(OpeningRequest(max_tokens=4, **asked)), fake.url), EngineGarbled)
+        assert isinstance(
+            await failure(engine.opening(OpeningRequest(max_tokens=4, **asked)), fake.url), EngineProtocolError
+        )
 
 
 # Whole replies.
@@ -178,7 +180,7 @@ async def test_a_body_goes_out_as_it_came() -> None:
 async def test_a_reply_without_messages_is_garbled(body: Any) -> None:
     """Every choice has a message: those who read the reply rely on it."""
     async with openai({CHAT: replying(body)}) as (engine, fake):
-        assert isinstance(await failure(engine.complete({"messages": MESSAGES}), fake.url), EngineGarbled)
+        assert isinstance(await failure(engine.complete({"messages": MESSAGES}), fake.url), EngineProtocolError)
 
 
 # Streams.
@@ -309,7 +311,7 @@ async def test_an_error_event_is_shown_without_the_engines_address() -> None:
 async def test_an_event_that_is_no_chunk_is_garbled(event: Any) -> None:
     """Those who read a chunk rely on its shape."""
     async with openai({CHAT: streaming(chunk("Be"), event, b"[DONE]")}) as (engine, fake):
-        assert isinstance(await failure(chunks_of(engine), fake.url), EngineGarbled)
+        assert isinstance(await failure(chunks_of(engine), fake.url), EngineProtocolError)
 
 
 @pytest.mark.parametrize("choice", [{}, {"delta": None}, {"delta": {}}, {"delta": {"content": None}, "index": 3}])
@@ -322,33 +324,33 @@ async def test_a_chunk_need_not_say_anything(choice: dict[str, Any]) -> None:
 # Usage.
 
 
-def stored(tokens: int, cached: int = 0) -> Usage:
-    return Usage(9, 4, cached, cache_write_input_tokens=tokens)
+def stored(tokens: int, cached: int = 0) -> TokenUsage:
+    return TokenUsage(9, 4, cached, cache_write_input_tokens=tokens)
 
 
 @pytest.mark.parametrize(
     ("sent", "usage"),
     [
-        (COUNTED, Usage(9, 4)),
-        ({"prompt_tokens": 9, "completion_tokens": 0}, Usage(9, 0)),
-        ({**COUNTED, "prompt_tokens_details": {"cached_tokens": 5}}, Usage(9, 4, 5)),
-        ({**COUNTED, "prompt_tokens_details": {"cached_tokens": 50}}, Usage(9, 4, 9)),
-        ({**COUNTED, "prompt_tokens_details": {"cached_tokens": -5}}, Usage(9, 4)),
-        ({**COUNTED, "prompt_tokens_details": {"cached_tokens": True}}, Usage(9, 4)),
-        ({**COUNTED, "prompt_tokens_details": {"cached_tokens": None}}, Usage(9, 4)),
+        (COUNTED, TokenUsage(9, 4)),
+        ({"prompt_tokens": 9, "completion_tokens": 0}, TokenUsage(9, 0)),
+        ({**COUNTED, "prompt_tokens_details": {"cached_tokens": 5}}, TokenUsage(9, 4, 5)),
+        ({**COUNTED, "prompt_tokens_details": {"cached_tokens": 50}}, TokenUsage(9, 4, 9)),
+        ({**COUNTED, "prompt_tokens_details": {"cached_tokens": -5}}, TokenUsage(9, 4)),
+        ({**COUNTED, "prompt_tokens_details": {"cached_tokens": True}}, TokenUsage(9, 4)),
+        ({**COUNTED, "prompt_tokens_details": {"cached_tokens": None}}, TokenUsage(9, 4)),
         ({**COUNTED, "prompt_tokens_details": {"cached_tokens": 5, "cache_write_tokens": 3}}, stored(3, 5)),
         ({**COUNTED, "prompt_tokens_details": {"cache_creation_tokens": 3}}, stored(3)),  # LiteLLM's proxy, earlier
         ({**COUNTED, "prompt_tokens_details": {"cache_creation_input_tokens": 3}}, stored(3)),  # Model Studio
         ({**COUNTED, "cache_creation_input_tokens": 3}, stored(3)),  # LiteLLM's proxy
         ({**COUNTED, "prompt_tokens_details": {"cached_tokens": 5, "cache_write_tokens": 8}}, stored(8, 1)),
         ({**COUNTED, "prompt_tokens_details": {"cached_tokens": 5, "cache_write_tokens": 80}}, stored(9)),
-        ({**COUNTED, "prompt_tokens_details": {"cache_write_tokens": -3}}, Usage(9, 4)),
-        ({**COUNTED, "prompt_tokens_details": {"cache_write_tokens": "3"}}, Usage(9, 4)),
-        ({**COUNTED, "prompt_tokens_details": None}, Usage(9, 4)),
-        ({**COUNTED, "prompt_tokens_details": [5]}, Usage(9, 4)),
-        ({**COUNTED, "total_tokens": 5013}, Usage(9, 5004)),  # hidden reasoning stands in the total alone
-        ({**COUNTED, "total_tokens": 10}, Usage(9, 4)),
-        ({**COUNTED, "total_tokens": 2**64 - 1}, Usage(9, 4)),
+        ({**COUNTED, "prompt_tokens_details": {"cache_write_tokens": -3}}, TokenUsage(9, 4)),
+        ({**COUNTED, "prompt_tokens_details": {"cache_write_tokens": "3"}}, TokenUsage(9, 4)),
+        ({**COUNTED, "prompt_tokens_details": None}, TokenUsage(9, 4)),
+        ({**COUNTED, "prompt_tokens_details": [5]}, TokenUsage(9, 4)),
+        ({**COUNTED, "total_tokens": 5013}, TokenUsage(9, 5004)),  # hidden reasoning stands in the total alone
+        ({**COUNTED, "total_tokens": 10}, TokenUsage(9, 4)),
+        ({**COUNTED, "total_tokens": 2**64 - 1}, TokenUsage(9, 4)),
         (None, None),
         ({}, None),
         ([9, 4], None),
@@ -363,11 +365,11 @@ def stored(tokens: int, cached: int = 0) -> Usage:
         ({"prompt_tokens": True, "completion_tokens": True}, None),
         ({"prompt_tokens": 0, "completion_tokens": 0}, None),
         ({"prompt_tokens": 0, "completion_tokens": 4}, None),
-        ({"prompt_tokens": 2**31 - 1, "completion_tokens": 4}, Usage(2**31 - 1, 4)),
+        ({"prompt_tokens": 2**31 - 1, "completion_tokens": 4}, TokenUsage(2**31 - 1, 4)),
         ({"prompt_tokens": 2**64 - 1, "completion_tokens": 4}, None),
     ],
 )
-async def test_usage_is_what_the_engine_counted_or_none(sent: Any, usage: Usage | None) -> None:
+async def test_usage_is_what_the_engine_counted_or_none(sent: Any, usage: TokenUsage | None) -> None:
     """No chat has an empty prompt, so 0 there was not counted; no count is negative, a text or a truth value."""
     assert read_usage(sent) == usage
     async with openai({CHAT: replying(reply("Because", usage=sent))}) as (engine, _):

@@ -16,7 +16,7 @@ from gateway.engines.chat import ChatWire
 from gateway.engines.embeddings import read_embeddings, write_embeddings
 from gateway.engines.reply_json import MAX_REPLY_VALUES, Unreadable, decode, encoded
 from gateway.engines.tgi_stream import token_events
-from gateway.errors import EngineGarbled
+from gateway.errors import EngineProtocolError
 from gateway.protocol.structure import MAX_VALUES, is_large
 from tests.engines.fake_server import NAME, engine_http, failure, replying, serving
 from tests.fakes import embedded
@@ -112,7 +112,7 @@ async def test_vectors_that_are_no_flat_lists_are_passed_on_as_well() -> None:
     ],
 )
 async def test_vectors_that_are_wrong_are_garbled(raw: bytes) -> None:
-    with pytest.raises(EngineGarbled):
+    with pytest.raises(EngineProtocolError):
         await read_embeddings(raw, NAME)
 
 
@@ -148,7 +148,7 @@ def test_log_probabilities_that_are_wrong_are_found(logprobs: bytes) -> None:
 async def test_too_many_choices_are_garbled() -> None:
     reply = {"choices": [{"message": {"content": ""}}] * 5_000}
     async with serving({"/x": replying(reply)}) as fake, engine_http(fake.url) as http:
-        assert isinstance(await failure(ChatWire(http, "/x").complete({}), fake.url), EngineGarbled)
+        assert isinstance(await failure(ChatWire(http, "/x").complete({}), fake.url), EngineProtocolError)
 
 
 async def test_events_that_wait_together_are_read_in_parts() -> None:

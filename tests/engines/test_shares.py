@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.engines.base import Usage
+from gateway.engines.base import TokenUsage
 from gateway.engines.shares import apportion, shares
 
 COUNTS = st.integers(0, 10_000)
@@ -34,7 +34,7 @@ def test_shares_add_up_and_whoever_was_cut_wrote_what_it_was_asked_for(
     read, written = [one for one, _ in members], [one for _, one in members]
     cut = written.count(None)
     rest = 0 if cut == len(members) else data.draw(st.integers(0, max_tokens * (len(members) - cut)))
-    total = Usage(data.draw(st.integers(len(members), 50_000)), max_tokens * cut + rest)
+    total = TokenUsage(data.draw(st.integers(len(members), 50_000)), max_tokens * cut + rest)
     found = [usage for usage in shares(total, max_tokens, read, written) if usage is not None]
     assert len(found) == len(members)
     assert sum(usage.input_tokens for usage in found) == total.input_tokens
@@ -45,26 +45,26 @@ def test_shares_add_up_and_whoever_was_cut_wrote_what_it_was_asked_for(
 
 def test_a_member_that_wrote_nothing_has_still_ended() -> None:
     """What ended it was counted as a token; whoever was cut has not written that one."""
-    assert shares(Usage(20, 6), 4, [10, 10], [None, 0]) == [
-        Usage(10, 4, estimated=True),
-        Usage(10, 2, estimated=True),
+    assert shares(TokenUsage(20, 6), 4, [10, 10], [None, 0]) == [
+        TokenUsage(10, 4, estimated=True),
+        TokenUsage(10, 2, estimated=True),
     ]
 
 
 def test_the_cached_part_is_shared_out_like_what_was_read() -> None:
-    found = shares(Usage(100, 8, 50), 4, [300, 100], [None, None])
-    assert found == [Usage(75, 4, 37, estimated=True), Usage(25, 4, 13, estimated=True)]
+    found = shares(TokenUsage(100, 8, 50), 4, [300, 100], [None, None])
+    assert found == [TokenUsage(75, 4, 37, estimated=True), TokenUsage(25, 4, 13, estimated=True)]
 
 
 def test_the_stored_part_is_shared_out_like_what_was_read() -> None:
-    found = shares(Usage(101, 8, 50, cache_write_input_tokens=51), 4, [300, 100], [None, None])
+    found = shares(TokenUsage(101, 8, 50, cache_write_input_tokens=51), 4, [300, 100], [None, None])
     parts = [(one.input_tokens, one.cached_input_tokens, one.cache_write_input_tokens) for one in found if one]
     assert parts == [(75, 37, 38), (26, 13, 13)]
 
 
 def test_a_count_of_one_member_is_not_taken_for_the_lists() -> None:
     """llama.cpp's /v1/completions reports the first only: 12 tokens, where three were cut at 12."""
-    assert shares(Usage(36, 12), 12, [10, 10, 10], [None, None, None]) == [None, None, None]
+    assert shares(TokenUsage(36, 12), 12, [10, 10, 10], [None, None, None]) == [None, None, None]
 
 
 def test_without_a_count_there_is_none_to_share() -> None:

@@ -8,7 +8,7 @@ import pytest
 from gateway.engines.openai import OpenAIEngine
 from gateway.engines.raw_prompts import asked_limit, chat_chunk, chat_reply, text_body
 from gateway.engines.texts import TextWire
-from gateway.errors import EngineFailed, EngineGarbled
+from gateway.errors import EngineFailed, EngineProtocolError
 from tests.engines.fake_server import NAME, engine_http, failure, replying, serving, streaming
 
 RAW = "/v1/completions"
@@ -106,7 +106,7 @@ def test_a_limit_is_found_in_either_field(chat: dict[str, Any], limit: int | Non
 async def test_a_reply_without_text_is_garbled(body: Any) -> None:
     """Those who read it rely on the text."""
     async with serving({RAW: replying(body)}) as fake, engine_http(fake.url + "/v1") as http:
-        assert isinstance(await failure(TextWire(http, "/completions").complete({}), fake.url), EngineGarbled)
+        assert isinstance(await failure(TextWire(http, "/completions").complete({}), fake.url), EngineProtocolError)
 
 
 async def test_a_stream_of_text_that_breaks_off_is_an_error() -> None:

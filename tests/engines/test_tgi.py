@@ -24,10 +24,10 @@ from huggingface_hub.errors import (
 )
 
 from gateway.capabilities.continuation import Continuation
-from gateway.engines.base import OpeningReply, OpeningRequest, Usage
+from gateway.engines.base import OpeningReply, OpeningRequest, TokenUsage
 from gateway.engines.chat import read_usage
 from gateway.engines.tgi import TGIEngine
-from gateway.errors import EngineFailed, EngineGarbled, EngineOverloaded, EngineRejected
+from gateway.errors import EngineFailed, EngineOverloaded, EngineProtocolError, EngineRejected
 from tests.engines.fake_server import NAME, FakeServer, engine_http, failure, replying, serving, streaming
 
 if TYPE_CHECKING:
@@ -111,12 +111,12 @@ def recorded(name: str) -> Any:
 @pytest.mark.parametrize(
     ("name", "finish", "usage"),
     [
-        ("test_chat_llama.test_flash_llama_simple", "length", Usage(61, 100)),
-        ("test_continue_final_message.test_llama_completion_single_prompt", "length", Usage(49, 30)),
-        ("test_continue_final_message.test_llama_completion_single_prompt_continue", "length", Usage(73, 30)),
+        ("test_chat_llama.test_flash_llama_simple", "length", TokenUsage(61, 100)),
+        ("test_continue_final_message.test_llama_completion_single_prompt", "length", TokenUsage(49, 30)),
+        ("test_continue_final_message.test_llama_completion_single_prompt_continue", "length", TokenUsage(73, 30)),
     ],
 )
-async def test_recorded_chats_open_an_answer(name: str, finish: str, usage: Usage) -> None:
+async def test_recorded_chats_open_an_answer(name: str, finish: str, usage: TokenUsage) -> None:
     """A chat's text, why it ended and what it used are read from what real servers sent."""
     reply = recorded(name)
     async with tgi({CHAT: replying(reply)}) as (engine, _):
@@ -182,7 +182,7 @@ async def test_recorded_generations_of_a_load_are_alike() -> None:
     for reply in replies:
         async with tgi({"/generate": replying(reply, headers=COUNTS)}) as (engine, _):
             opening = await engine.opening(OpeningRequest(max_tokens=10, prompt="Test request"))
-        assert opening == OpeningReply(" for /api/v1/projects/1", "length", Usage(7, 3))
+        assert opening == OpeningReply(" for /api/v1/projects/1", "length", TokenUsage(7, 3))
 
 
 async def test_a_recorded_tool_call_comes_through_untouched() -> None:
@@ -191,7 +191,7 @@ async def test_a_recorded_tool_call_comes_through_untouched() -> None:
     async with tgi({CHAT: replying(reply)}) as (engine, fake):
         assert await engine.complete({"messages": MESSAGES}) == reply
         refused = await failure(engine.opening(OpeningRequest(max_tokens=10, messages=MESSAGES)), fake.url)
-    assert isinstance(refused, EngineGarbled)
+    assert isinstance(refused, EngineProtocolError)
 
 
 # What goes out.
@@ -228,7 +228,7 @@ async def test_a_raw_opening_is_exactly_this_to_generate(request_: OpeningReques
         opening = await engine.opening(request_)
     assert fake.paths == ["/generate"]
     assert fake.bodies == [{"inputs": "Q: why?\nA:", "parameters": sent}]
-    assert opening == OpeningReply(" because", "length", Usage(7, 3))
+    assert opening == OpeningReply(" because", "length", TokenUsage(7, 3))
 
 
 @pytest.mark.parametrize(
@@ -250,7 +250,7 @@ async def test_a_chat_opening_is_exactly_this_to_the_chat_route(request_: Openin
     async with tgi({CHAT: replying(reply)}) as (engine, fake):
         opening = await engine.opening(request_)
     assert fake.bodies == [{"model": "tgi", "messages": MESSAGES, "max_tokens": 40, **sent}]
-    assert opening == OpeningReply("Because", "length", Usage(9, 40))
+    assert opening == OpeningReply("Because", "length", TokenUsage(9, 40))
 
 
 @pytest.mark.parametrize(
@@ -333,15 +333,15 @@ async def test_an_opening_ends_before_its_stop_string(
 @pytest.mark.parametrize(
     ("headers", "usage"),
     [
-        (COUNTS, Usage(7, 3)),
+        (COUNTS, TokenUsage(7, 3)),
         ({}, None),
         ({"x-prompt-tokens": "7"}, None),
         ({"x-prompt-tokens": "7", "x-generated-tokens": "many"}, None),
         ({"x-prompt-tokens": "7", "x-generated-tokens": "-1"}, None),
-        ({"x-prompt-tokens": "7", "x-generated-tokens": "0"}, Usage(7, 0)),
+        ({"x-prompt-tokens": "7", "x-generated-tokens": "0"}, TokenUsage(7, 0)),
     ],
 )
-async def test_generate_tells_its_usage_in_headers(headers: dict[str, str], usage: Usage | None) -> None:
+async def test_generate_tells_its_usage_in_headers(headers: dict[str, str], usage: TokenUsage | None) -> None:
     """Without both counts there is no usage, and the ledger estimates."""
     async with tgi({"/generate": replying(GENERATED, headers=headers)}) as (engine, _):
         assert (await engine.opening(OpeningRequest(max_tokens=5, prompt="x"))).usage == usage
@@ -520,7 +520,7 @@ async def test_a_reply_that_is_not_tgis_is_garbled(body: Any) -> None:
     async with tgi({"/generate": replying(body), CHAT: replying(body)}) as (engine, fake):
         for asked in ({"prompt": "x"}, {"messages": MESSAGES}):
             error = await failure(engine.opening(OpeningRequest(max_tokens=5, **asked)), fake.url)  # type: ignore[arg-type]
-            assert isinstance(error, EngineGarbled)
+            assert isinstance(error, EngineProtocolError)
 
 
 # What /info tells.
@@ -581,7 +581,7 @@ async def test_the_servers_limit_of_stop_strings_holds_for_openings() -> None:
 async def test_an_info_without_model_is_garbled(info: Any) -> None:
     """Something else listens there."""
     async with tgi({"/info": replying(info)}) as (engine, fake):
-        assert isinstance(await failure(engine.probe(), fake.url), EngineGarbled)
+        assert isinstance(await failure(engine.probe(), fake.url), EngineProtocolError)
 
 
 @pytest.mark.parametrize("limit", [None, "128", 0, -1, 1.5, []])

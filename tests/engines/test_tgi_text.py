@@ -9,10 +9,10 @@ import pytest
 from aiohttp import web
 
 from gateway.capabilities.continuation import Continuation, Prefill
-from gateway.engines.base import OpeningRequest, Usage
+from gateway.engines.base import OpeningRequest, TokenUsage
 from gateway.engines.tgi import TGIEngine
 from gateway.engines.tgi_text import generate_body, header_counts
-from gateway.errors import EngineFailed, EngineGarbled, EngineOverloaded, EngineRejected
+from gateway.errors import EngineFailed, EngineOverloaded, EngineProtocolError, EngineRejected
 from tests.engines.fake_server import NAME, FakeServer, engine_http, failure, replying, serving, streaming
 from tests.engines.test_contracts import CHAT, guided
 from tests.engines.toy_servers import ANSWER, BOS, END, OPENING, ToyServer, rendered, streamed
@@ -273,7 +273,7 @@ async def test_a_streams_connection_serves_the_next_call() -> None:
         for _ in range(3):
             told: list[str] = []
             heard = await engine.opening(OpeningRequest(1, prompt="a"), tell=told.append)
-            assert ([heard.text], heard.usage) == (told, Usage(3, 1))
+            assert ([heard.text], heard.usage) == (told, TokenUsage(3, 1))
         async with aclosing(engine.stream({"prompt": "a", "max_tokens": 1})) as groups:
             assert [group async for group in groups]
         assert fake.connections == 1
@@ -291,9 +291,9 @@ TOKEN = {"index": 1, "token": {"id": 1, "text": " small", "special": False}, "ge
         ([{"error": "too long", "error_type": "validation"}], EngineRejected),
         ([{"error": "busy", "error_type": "overloaded"}], EngineOverloaded),
         ([{"error": "?"}], EngineFailed),
-        ([TOKEN, b"{"], EngineGarbled),
-        ([{"token": None}], EngineGarbled),
-        ([5], EngineGarbled),
+        ([TOKEN, b"{"], EngineProtocolError),
+        ([{"token": None}], EngineProtocolError),
+        ([5], EngineProtocolError),
     ],
 )
 async def test_a_raw_stream_that_fails_is_an_error(events: list[Any], kind: type) -> None:
@@ -318,7 +318,7 @@ async def test_a_raw_reply_without_text_is_garbled(body: Any) -> None:
     routes = {**Tgi().routes(), "/generate": replying(body)}
     async with serving(routes) as fake, engine_http(fake.url) as http:
         error = await failure(TGIEngine(NAME, http).complete(CHAT, RAW), fake.url)
-        assert isinstance(error, EngineGarbled)
+        assert isinstance(error, EngineProtocolError)
 
 
 def test_counts_come_from_the_headers_where_they_are_numbers() -> None:

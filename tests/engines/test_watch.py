@@ -11,8 +11,8 @@ from aiohttp import web
 from structlog.testing import capture_logs
 
 from gateway.engines.tgi import TGIEngine
-from gateway.engines.watch import Pace, watch
-from gateway.runtime.tasks import Tasks
+from gateway.engines.watch import ProbeInterval, watch
+from gateway.runtime.tasks import BackgroundTasks
 from gateway.telemetry.metrics import Metrics
 from tests.engines.fake_server import NAME, engine_http, serving
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 UP = {"model_id": "org/model", "max_concurrent_requests": 128}
 DOWN = None
-FAST = Pace(look_every_s=0.01, first_retry_s=0.01, last_retry_s=0.02)
+FAST = ProbeInterval(look_every_s=0.01, first_retry_s=0.01, last_retry_s=0.02)
 
 
 class Watched:
@@ -60,12 +60,12 @@ class Watched:
 @asynccontextmanager
 async def watching(
     *script: Any,
-    pace: Pace = FAST,
+    pace: ProbeInterval = FAST,
     at_once: asyncio.Event | None = None,
     saw: Callable[[str, bool], None] | None = None,
 ) -> AsyncIterator[Watched]:
     watched = Watched(list(script))
-    tasks = Tasks()
+    tasks = BackgroundTasks()
     async with serving({"/info": watched.answer}) as fake, engine_http(fake.url) as http:
         watched.engine = TGIEngine(NAME, http, max_concurrency=200)
         assert watched.engine.state.up is None
@@ -134,7 +134,7 @@ async def test_a_warning_is_logged_once_while_it_lasts() -> None:
 async def test_an_engine_is_looked_at_at_once_when_that_is_asked_for() -> None:
     """As after an edit that gives it another part to play."""
     at_once = asyncio.Event()
-    async with watching(UP, pace=Pace(look_every_s=3600), at_once=at_once) as watched:
+    async with watching(UP, pace=ProbeInterval(look_every_s=3600), at_once=at_once) as watched:
         for looks in (2, 3):
             await watched.until(looks - 1)
             at_once.set()
@@ -143,7 +143,7 @@ async def test_an_engine_is_looked_at_at_once_when_that_is_asked_for() -> None:
 
 async def test_an_engine_that_is_down_is_looked_at_ever_less_often() -> None:
     """The pauses double from the first to the last, and no further; sleeping is never shorter than it says."""
-    async with watching(DOWN, pace=Pace(look_every_s=60, first_retry_s=0.02, last_retry_s=0.08)) as watched:
+    async with watching(DOWN, pace=ProbeInterval(look_every_s=60, first_retry_s=0.02, last_retry_s=0.08)) as watched:
         await watched.probes(7)
     pauses = [later - earlier for earlier, later in pairwise(watched.seen)]
     assert [pause >= least for pause, least in zip(pauses, [0.02, 0.04, 0.08, 0.08, 0.08], strict=False)] == [True] * 5
@@ -152,7 +152,7 @@ async def test_an_engine_that_is_down_is_looked_at_ever_less_often() -> None:
 
 async def test_an_engine_that_is_up_is_looked_at_at_its_own_pace() -> None:
     """And one that went down after that is retried from the first pause on."""
-    async with watching(UP, *[DOWN] * 5, UP, DOWN, pace=Pace(0.1, 0.01, 60)) as watched:
+    async with watching(UP, *[DOWN] * 5, UP, DOWN, pace=ProbeInterval(0.1, 0.01, 60)) as watched:
         await watched.probes(8)
     pauses = [later - earlier for earlier, later in pairwise(watched.seen)]
     assert pauses[0] >= 0.1
@@ -191,5 +191,5 @@ async def test_a_watch_that_is_cancelled_ends() -> None:
 
 def test_the_pace_of_production_is_gentle() -> None:
     """An engine is not probed more than twice a second, and found again within ten seconds of its return."""
-    pace = Pace()
+    pace = ProbeInterval()
     assert (pace.look_every_s, pace.first_retry_s, pace.last_retry_s) == (30, 0.5, pytest.approx(10))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from gateway.evaluation.folder import shown
-from gateway.evaluation.record import EXAMPLES, MANIFEST, STAGES, Example, Manifest, Stage, write_lines
+from gateway.evaluation.record import EXAMPLES, MANIFEST, STAGES, Example, Manifest, StageRecord, write_lines
 from gateway.evaluation.setting import Setting
 from gateway.policy.projections import CONCISE, HINT, Exemplar
 
@@ -108,10 +108,12 @@ def example(setting: Setting, number: int, seed: int, *, live: bool = False) -> 
     )
 
 
-def stages(setting: Setting, n: int, *, live: bool = False) -> list[Stage]:
+def stages(setting: Setting, n: int, *, live: bool = False) -> list[StageRecord]:
     """What the sittings took."""
     if live:
-        return [Stage(stage="live", setting=setting.name, calls=n, seconds=n * 1.5, concurrency=2, at=1_790_000_500)]
+        return [
+            StageRecord(stage="live", setting=setting.name, calls=n, seconds=n * 1.5, concurrency=2, at=1_790_000_500)
+        ]
     tokens = 95 if setting.mode == "teacher" else setting.tokens
     found = []
     if setting.mode != "student":
@@ -119,7 +121,9 @@ def stages(setting: Setting, n: int, *, live: bool = False) -> list[Stage]:
     if setting.mode != "teacher":
         found.append(("student", n * (150 - tokens) * 0.15 / 8))
     return [
-        Stage(stage=stage, setting=setting.name, calls=n, seconds=round(seconds, 3), concurrency=8, at=1_790_000_000)  # type: ignore[arg-type]
+        StageRecord(
+            stage=stage, setting=setting.name, calls=n, seconds=round(seconds, 3), concurrency=8, at=1_790_000_000
+        )  # type: ignore[arg-type]
         for stage, seconds in found
     ]
 

@@ -15,7 +15,7 @@ from gateway.evaluation.folder import RunFolder, digest
 from gateway.evaluation.pair import ConfiguredPair, facts_of
 from gateway.evaluation.question import Question
 from gateway.evaluation.record import Manifest
-from gateway.evaluation.run import StagedRun, Work
+from gateway.evaluation.run import EvalWork, StagedRun
 from gateway.evaluation.scoring import Scoring
 from gateway.evaluation.setting import Setting
 from gateway.policy.projections import CUTOFF, HINT, Exemplar
@@ -131,7 +131,7 @@ async def staged(
 ) -> Told:
     """A sitting in this folder."""
     told = Told()
-    work = Work(questions, EXEMPLARS, settings, Scoring().score)
+    work = EvalWork(questions, EXEMPLARS, settings, Scoring().score)
     with RunFolder(path) as folder:
         folder.begin(manifest(pair, settings, questions), questions)
         run = StagedRun(folder, work, pair, told, concurrency=concurrency, pauses_s=pauses_s)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import orjson
 import pytest
 
-from gateway.config.yaml_source import Source
+from gateway.config.yaml_source import YamlSource
 from gateway.errors import ConfigError
 from gateway.evaluation.advice.auto import families
 from gateway.evaluation.advice.fit import fit
@@ -30,7 +30,7 @@ rules:
 
 def again(said: object) -> AutoRule:
     """What a policy that says this has."""
-    rule, mistakes = Source("policy", said).check(AutoRule)
+    rule, mistakes = YamlSource("policy", said).check(AutoRule)
     assert mistakes == []
     assert rule is not None
     return rule

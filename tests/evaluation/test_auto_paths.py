@@ -16,12 +16,12 @@ from gateway.evaluation.live import LiveRun, gateway_of, routes_of
 from gateway.evaluation.pair import ConfiguredPair
 from gateway.evaluation.question import Question
 from gateway.evaluation.record import EXAMPLES, GENERATIONS, Example, read_lines
-from gateway.evaluation.run import Work
+from gateway.evaluation.run import EvalWork
 from gateway.evaluation.scoring import Scoring
 from gateway.evaluation.setting import Setting
 from gateway.policy.conditions import to_pattern
 from gateway.policy.length_rules import AutoRule, LengthRule, ProbeRule
-from gateway.policy.projections import CUTOFF, Skip
+from gateway.policy.projections import CUTOFF, SkipRule
 from tests import fake_texts
 from tests.evaluation.run_world import Told, lines, manifest, settings_for, staged
 from tests.fakes import FakeEngine, says, says_with_odds
@@ -47,7 +47,7 @@ WRITTEN = {
 SUMS = LengthRule(name="sums", prompt="maths", tokens=14)
 GREETINGS = LengthRule(name="greetings", prompt="trivial", tokens=0)
 RULE = AutoRule(min=3, max=16, default=8, rules=(SUMS, GREETINGS))
-SURE = replace(CUTOFF, name="sure", skip=Skip((to_pattern("Sure[,!]"),), 3))
+SURE = replace(CUTOFF, name="sure", skip=SkipRule((to_pattern("Sure[,!]"),), 3))
 
 
 def auto(rule: AutoRule = RULE, **more: Any) -> Setting:
@@ -98,7 +98,7 @@ async def live(path: Path, pair: ConfiguredPair, settings: Sequence[Setting]) ->
     with RunFolder(path) as folder:
         folder.begin(manifest(pair, settings, ASKED, live=True), ASKED)
         async with gateway_of(pair, routes, path) as caller:
-            work = Work(ASKED, (), settings, Scoring().score)
+            work = EvalWork(ASKED, (), settings, Scoring().score)
             await LiveRun(folder, work, caller, Told(), concurrency=1, pauses_s=(0.01,)).run(routes)
     return list(read_lines(path / EXAMPLES, Example))
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from gateway.errors import ConfigError, StartupError
-from gateway.evaluation.questions.data import MISTAKES_SHOWN, NAMES, LoadedData, Part, load
+from gateway.evaluation.questions.data import MISTAKES_SHOWN, NAMES, LoadedData, QuestionRange, load
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -199,18 +199,18 @@ def test_a_name_that_is_neither_file_nor_data_set_names_the_nearest() -> None:
 
 def test_offset_and_limit_take_a_part_in_order() -> None:
     every = load("generated", count=30)
-    assert ids(load("generated", Part(offset=5, limit=3), count=30)) == ids(every)[5:8]
-    assert ids(load("generated", Part(offset=28, limit=9), count=30)) == ids(every)[28:]
+    assert ids(load("generated", QuestionRange(offset=5, limit=3), count=30)) == ids(every)[5:8]
+    assert ids(load("generated", QuestionRange(offset=28, limit=9), count=30)) == ids(every)[28:]
 
 
 def test_a_sample_is_drawn_by_seed_and_keeps_the_order() -> None:
     every = ids(load("generated", count=100))
-    drawn = ids(load("generated", Part(sample=10), count=100))
+    drawn = ids(load("generated", QuestionRange(sample=10), count=100))
     assert len(drawn) == 10
     assert drawn == [one for one in every if one in drawn] != every[:10]
-    assert drawn == ids(load("generated", Part(sample=10), count=100))
-    assert drawn != ids(load("generated", Part(sample=10, seed=1), count=100))
-    assert set(drawn) < set(ids(load("generated", Part(sample=20), count=100)))
+    assert drawn == ids(load("generated", QuestionRange(sample=10), count=100))
+    assert drawn != ids(load("generated", QuestionRange(sample=10, seed=1), count=100))
+    assert set(drawn) < set(ids(load("generated", QuestionRange(sample=20), count=100)))
 
 
 @pytest.mark.parametrize(
@@ -224,12 +224,12 @@ def test_a_sample_is_drawn_by_seed_and_keeps_the_order() -> None:
 )
 def test_a_part_that_cannot_be_is_refused(asked: dict[str, int], said: str) -> None:
     with pytest.raises(StartupError, match=said):
-        Part(**asked)
+        QuestionRange(**asked)
 
 
 def test_an_offset_behind_the_end_is_refused() -> None:
     with pytest.raises(StartupError, match="has 5 questions: --offset 5 skips them all"):
-        load("generated", Part(offset=5), count=5)
+        load("generated", QuestionRange(offset=5), count=5)
 
 
 def test_a_scorer_may_be_named_for_all() -> None:

@@ -9,9 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.errors import StartupError
-from gateway.evaluation.priming.exemplars import Candidate, Style, TeacherAnswer, candidates, rewritten, split, varied
+from gateway.evaluation.priming.exemplars import (
+    ExemplarCandidate,
+    Style,
+    TeacherAnswer,
+    candidates,
+    rewritten,
+    split,
+    varied,
+)
 from gateway.evaluation.question import Question
-from gateway.evaluation.record import Verdict
+from gateway.evaluation.record import ScoredAnswer
 from gateway.policy.projections import PRIMED, Exemplar
 from gateway.scoring.choices import choice as named_choice
 
@@ -20,11 +28,11 @@ DRIES = Question("q1", "Which dries dishes? (a) spoon (b) towel (c) kettle", "b"
 JARS = Question("q2", "3 rows of 8 jars, 5 are empty. How many are full?", "19", "numeric")
 
 
-async def by_last(text: str, question: Question) -> Verdict:
+async def by_last(text: str, question: Question) -> ScoredAnswer:
     """The last letter in brackets, or the last number."""
     pattern = r"\((\w)\)" if question.scorer == "choice" else r"\d+"
     found = re.findall(pattern, text)
-    return Verdict(float(bool(found) and found[-1] == question.answer), found[-1] if found else None)
+    return ScoredAnswer(float(bool(found) and found[-1] == question.answer), found[-1] if found else None)
 
 
 def first_forms(text: str, question: Question) -> dict[Style, str]:
@@ -158,8 +166,8 @@ def test_an_answer_without_reasoning_has_a_result_alone() -> None:
 
 
 def test_neighbours_differ_in_their_results_and_short_ones_come_first() -> None:
-    def one(name: str, result: str, tokens: int) -> Candidate:
-        return Candidate(Exemplar(name, result), "concise", name, tokens, result)
+    def one(name: str, result: str, tokens: int) -> ExemplarCandidate:
+        return ExemplarCandidate(Exemplar(name, result), "concise", name, tokens, result)
 
     found = [one("1", "a", 9), one("2", "a", 3), one("3", "a", 5), one("4", "b", 4), one("5", "c", 8)]
     ordered = varied(found, 0)["concise"]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
 from gateway.errors import StartupError
-from gateway.evaluation.priming.exemplars import Candidate, Style
+from gateway.evaluation.priming.exemplars import ExemplarCandidate, Style
 from gateway.evaluation.priming.exemplars_yaml import exemplar_yaml, write_file
 from gateway.policy.projections import Exemplar
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 TEXTS = st.text(st.characters(exclude_categories=["Cs", "Cc"], include_characters="\n\t"), min_size=1, max_size=90)
 
 
-def made_of(question: str, answer: str, name: str = "q1") -> Candidate:
-    return Candidate(Exemplar(question, answer), "result first", name, 7, "b")
+def made_of(question: str, answer: str, name: str = "q1") -> ExemplarCandidate:
+    return ExemplarCandidate(Exemplar(question, answer), "result first", name, 7, "b")
 
 
 @settings(deadline=None)
@@ -60,7 +60,7 @@ def test_a_file_that_cannot_be_written_is_said_in_one_line(tmp_path: Path) -> No
 
 def test_an_exemplar_of_every_style_says_where_it_comes_from() -> None:
     for style in get_args(Style):
-        one = Candidate(Exemplar("Which?", "This."), style, "3 of --exemplars", 2)
+        one = ExemplarCandidate(Exemplar("Which?", "This."), style, "3 of --exemplars", 2)
         said = [line for line in exemplar_yaml([one], []).splitlines() if line.startswith("# ")]
         assert len(said) == 1
         assert "3 of --exemplars" in said[0]

@@ -9,7 +9,7 @@ import pytest
 
 from gateway.errors import StartupError
 from gateway.evaluation.advice.auto import by_model, families, would_give
-from gateway.evaluation.advice.fit import Compared, compare, fit, tables_of
+from gateway.evaluation.advice.fit import FitComparison, compare, fit, tables_of
 from gateway.evaluation.setting import Setting
 from gateway.evaluation.statistics import agresti_min, mcnemar
 from gateway.policy.length_model import lengths_of
@@ -92,6 +92,6 @@ def test_a_question_looks_alike_in_training_and_on_the_path(form: Form, shots: i
 def test_four_questions_do_not_show_that_chosen_lengths_are_better() -> None:
     """All four for them, and none against: McNemar's p is 0.125, and a bootstrap's interval lies above 0."""
     low, high = agresti_min([1.0] * 4 + [0.0] * 96)
-    found = Compared(80, auto_right=0.64, fixed_right=0.6, auto_usd=1.0, fixed_usd=1.0, low=low, high=high)
+    found = FitComparison(80, auto_right=0.64, fixed_right=0.6, auto_usd=1.0, fixed_usd=1.0, low=low, high=high)
     assert mcnemar([True] * 4 + [False] * 96, [False] * 100).p == pytest.approx(0.125)
     assert not found.beats

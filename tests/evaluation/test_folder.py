@@ -18,7 +18,7 @@ from gateway.evaluation.folder import RunFolder, shown
 from gateway.evaluation.pair import ConfiguredPair
 from gateway.evaluation.record import EXAMPLES
 from gateway.policy.conditions import to_pattern
-from gateway.policy.projections import CUTOFF, Skip
+from gateway.policy.projections import CUTOFF, SkipRule
 from tests.evaluation.run_world import EXEMPLARS, QUESTIONS, SETTINGS, manifest, settings_for
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
 def test_all_that_a_projection_does_is_in_its_hash() -> None:
     """What is shown to the teacher, what is kept, and who may end; but not where its files stand."""
     ours = replace(CUTOFF, name="ours")
-    skip = Skip((to_pattern("Sure"),), 4)
+    skip = SkipRule((to_pattern("Sure"),), 4)
     different = [
         ours,
         replace(ours, system="Be brisk."),

@@ -6,18 +6,18 @@ from decimal import Decimal
 
 import pytest
 
-from gateway.evaluation.reporting.frontier import Point, best, hull, pareto
+from gateway.evaluation.reporting.frontier import FrontierPoint, best, hull, pareto
 
 
-def point(name: str, cost: int, accuracy: float) -> Point:
+def point(name: str, cost: int, accuracy: float) -> FrontierPoint:
     mode = name if name in {"teacher", "student"} else "guided"
-    return Point(name, mode, Decimal(cost), accuracy)  # type: ignore[arg-type]
+    return FrontierPoint(name, mode, Decimal(cost), accuracy)  # type: ignore[arg-type]
 
 
 TEACHER, STUDENT = point("teacher", 100, 0.8), point("student", 10, 0.2)
 
 
-def names(points: list[Point]) -> list[str]:
+def names(points: list[FrontierPoint]) -> list[str]:
     return [one.name for one in points]
 
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from msgspec import structs
 
-from gateway.engines.base import OpeningRequest, Usage
+from gateway.engines.base import OpeningRequest, TokenUsage
 from gateway.engines.chat import read_usage
-from gateway.evaluation.generations import Generations, Written, _as_reply
+from gateway.evaluation.generations import Generations, TeacherText, _as_reply
 from gateway.evaluation.pair import ConfiguredPair, engine
 from tests.evaluation.run_world import settings_for
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from gateway.local.stack import LocalStack
 
-ENDED = Written(
+ENDED = TeacherText(
     pieces=("The", " answer", " is", " 54", "."),
     at_ms=(100, 200, 300, 400, 500),
     text="The answer is 54.",
@@ -66,10 +66,10 @@ def test_stored_tokens_are_kept_and_lines_of_earlier_runs_have_none(tmp_path: Pa
     assert openings == [ENDED, replace(ENDED, cache_write_tokens=9)]
     reply = replace(ENDED, cache_write_tokens=9).first(40, ())
     assert reply is not None
-    assert reply.usage == Usage(20, 6, 3, cache_write_input_tokens=9)
+    assert reply.usage == TokenUsage(20, 6, 3, cache_write_input_tokens=9)
     answer = {"text": "x", "finish": "stop", "usage": [20, 4, 3], "seconds": 0.1}
     of_earlier, of_now = (read_usage(_as_reply(answer | {"usage": [20, 4, 3, *more]})["usage"]) for more in ([], [9]))
-    assert (of_earlier, of_now) == (Usage(20, 4, 3), Usage(20, 4, 3, cache_write_input_tokens=9))
+    assert (of_earlier, of_now) == (TokenUsage(20, 4, 3), TokenUsage(20, 4, 3, cache_write_input_tokens=9))
 
 
 def test_its_pieces_are_told_again_as_they_were_written() -> None:
@@ -102,7 +102,7 @@ async def test_a_cut_is_what_the_engine_says_with_that_limit(said: dict[str, Any
         assert whole.usage is not None
         assert whole.finish == "stop"
         count = whole.usage.output_tokens
-        written = Written(
+        written = TeacherText(
             pieces=tuple(pieces), at_ms=tuple(range(len(pieces))), text=whole.text, finish=whole.finish,
             input_tokens=whole.usage.input_tokens, output_tokens=count, cached_tokens=0, asked_tokens=120, seconds=1.0,
         )  # fmt: skip

@@ -10,7 +10,7 @@ import pytest
 from gateway.errors import ConfigError, StartupError
 from gateway.evaluation.auto_length import read_auto
 from gateway.evaluation.grid import read_grid, settings_of
-from gateway.policy.library import Library
+from gateway.policy.library import ProjectionRegistry
 from gateway.policy.projections import PROJECTIONS, Projection
 from tests.evaluation.run_world import PRIMED
 
@@ -127,7 +127,7 @@ def test_a_mistake_in_the_options_is_told_apart_from_the_file(tmp_path: Path) ->
 def test_the_grids_that_were_measured_can_be_run(name: str, settings: int) -> None:
     known: dict[str, Projection] = {}
     for folder in (ROOT / "policies", GRIDS):
-        library = Library()
+        library = ProjectionRegistry()
         assert library.read(folder) == []
         known |= library.projections
     found = settings_of(read_grid(GRIDS / f"{name}.yaml", {}), known.__getitem__)
@@ -135,7 +135,7 @@ def test_the_grids_that_were_measured_can_be_run(name: str, settings: int) -> No
 
 
 def test_what_was_measured_as_the_general_primer_is_the_one_that_is_shipped() -> None:
-    library = Library()
+    library = ProjectionRegistry()
     library.read(GRIDS)
     measured = library.projections["primed-general"]
     assert measured.exemplars == PROJECTIONS["primed"].exemplars != ()

@@ -12,7 +12,7 @@ from gateway.config.settings import Settings
 from gateway.errors import StartupError
 from gateway.evaluation.judges import judge_of
 from gateway.evaluation.question import Question
-from gateway.evaluation.record import Verdict
+from gateway.evaluation.record import ScoredAnswer
 from tests.fakes import served
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ async def test_what_a_judge_said_is_kept_and_not_asked_for_again(tmp_path: Path)
     with served(app) as url:
         for _ in range(2):
             async with judge_of(settings(url), "big", file) as found:
-                assert await found.score("Blue light bounces most.", QUESTION) == Verdict(0.8, "8")
+                assert await found.score("Blue light bounces most.", QUESTION) == ScoredAnswer(0.8, "8")
     (body,) = bodies
     assert body["temperature"] == 0
     assert "Blue light bounces most." in body["messages"][0]["content"]

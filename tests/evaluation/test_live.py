@@ -13,13 +13,13 @@ from gateway.evaluation.auto_length import AutoLength
 from gateway.evaluation.elsewhere import described, routes_at
 from gateway.evaluation.folder import RunFolder
 from gateway.evaluation.live import LiveRun, gateway_at, gateway_of, routes_of
-from gateway.evaluation.record import EXAMPLES, Example, Stage, read_lines
-from gateway.evaluation.run import Work
+from gateway.evaluation.record import EXAMPLES, Example, StageRecord, read_lines
+from gateway.evaluation.run import EvalWork
 from gateway.evaluation.scoring import Scoring
 from gateway.evaluation.setting import Setting
 from gateway.policy.conditions import to_pattern
 from gateway.policy.length_rules import AutoRule
-from gateway.policy.projections import Skip
+from gateway.policy.projections import SkipRule
 from tests.evaluation.run_world import (
     EXEMPLARS,
     PRIMED,
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.models, pytest.mark.timeout(300)]  # a busy machine is slow
 
-BRISK = replace(PRIMED, name="brisk", system="Be brisk.", skip=Skip((to_pattern("Sure[,!]"),), 3))
+BRISK = replace(PRIMED, name="brisk", system="Be brisk.", skip=SkipRule((to_pattern("Sure[,!]"),), 3))
 BY_LENGTH = AutoLength(AutoRule(min=2, max=6, default=6), {})
 BY_SENTENCE = AutoLength(AutoRule(min=4, max=24, default=24, stop_at="sentence"), {})
 LIVE = (
@@ -54,8 +54,8 @@ LIVE = (
 )
 
 
-def work_of(settings: Sequence[Setting], questions: Sequence[Question]) -> Work:
-    return Work(questions, EXEMPLARS, settings, Scoring().score)
+def work_of(settings: Sequence[Setting], questions: Sequence[Question]) -> EvalWork:
+    return EvalWork(questions, EXEMPLARS, settings, Scoring().score)
 
 
 async def live(
@@ -102,7 +102,7 @@ async def test_a_live_run_and_a_staged_run_give_the_same_answers(tmp_path: Path,
         assert other.total_s
     shown = {setting.name for setting in LIVE if setting.mode == "guided" and setting.placement == "prefix"}
     assert {one.setting for one in in_live if one.opening} == shown
-    stages: list[Stage] = list(read_lines(tmp_path / "live" / "stages.jsonl", Stage))
+    stages: list[StageRecord] = list(read_lines(tmp_path / "live" / "stages.jsonl", StageRecord))
     assert [(one.stage, one.calls) for one in stages] == [("live", 1)] * len(LIVE)
 
 

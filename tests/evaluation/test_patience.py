@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from gateway.errors import EngineError, EngineFailed, EngineRejected, EngineUnreachable, StartupError
-from gateway.evaluation.patience import Patience
+from gateway.evaluation.patience import StageRetries
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -35,10 +35,10 @@ def failing(*errors: EngineError | None) -> tuple[Callable[[], Awaitable[int]], 
 
 async def test_a_call_that_fails_is_made_again_a_few_times() -> None:
     call, _ = failing(GONE, BROKEN, None)
-    assert await Patience((0.0, 0.0)).with_it(call) == 3
+    assert await StageRetries((0.0, 0.0)).with_it(call) == 3
     call, calls = failing(BROKEN)
     with pytest.raises(EngineFailed):
-        await Patience((0.0, 0.0)).with_it(call)
+        await StageRetries((0.0, 0.0)).with_it(call)
     assert len(calls) == 3
 
 
@@ -46,14 +46,14 @@ async def test_what_is_refused_is_not_asked_again() -> None:
     for error in (TOO_LONG, NO_KEY):
         call, calls = failing(error)
         with pytest.raises(EngineRejected):
-            await Patience((0.0,)).with_it(call)
+            await StageRetries((0.0,)).with_it(call)
         assert len(calls) == 1
 
 
 @pytest.mark.parametrize(("error", "begun"), [(GONE, 8), (NO_KEY, 8), (BROKEN, 64), (TOO_LONG, 100)])
 async def test_many_in_a_row_say_that_the_engine_is_gone(error: EngineError, begun: int) -> None:
     """But for questions that it refuses: who refuses is there."""
-    patience = Patience(())
+    patience = StageRetries(())
     call, calls = failing(error)
 
     async def work(_: int) -> None:
@@ -69,7 +69,7 @@ async def test_many_in_a_row_say_that_the_engine_is_gone(error: EngineError, beg
 
 
 async def test_a_success_between_two_failures_counts_anew() -> None:
-    patience = Patience(())
+    patience = StageRetries(())
     call, calls = failing(*(([GONE] * 7 + [None]) * 5))
 
     async def work(_: int) -> None:
@@ -95,7 +95,7 @@ async def test_no_more_than_so_many_are_under_way_and_they_begin_in_order() -> N
         await asyncio.sleep(0)
         under_way.remove(item)
 
-    await Patience().side_by_side(range(20), work, 3)
+    await StageRetries().side_by_side(range(20), work, 3)
     assert (begun, most) == (list(range(20)), 3)
 
 
@@ -104,4 +104,4 @@ async def test_a_mistake_of_our_own_is_raised_as_it_is() -> None:
         raise StartupError("no judge")
 
     with pytest.raises(StartupError, match="no judge"):
-        await Patience().side_by_side(range(3), work, 2)
+        await StageRetries().side_by_side(range(3), work, 2)

@@ -15,7 +15,7 @@ from gateway.evaluation.advice.evidence import Evidence, evidence_of
 from gateway.evaluation.advice.policy_file import cautions, policy_text
 from gateway.evaluation.advice.policy_files import files_beside
 from gateway.evaluation.advice.recommend import Recommendation, recommend
-from gateway.evaluation.advice.target import Target
+from gateway.evaluation.advice.target import RecommendationTarget
 from gateway.evaluation.auto_length import read_auto
 from gateway.evaluation.run_records import read_run
 from gateway.policy.projections import HINT
@@ -25,11 +25,13 @@ from tests.evaluation.known_truth import ALONE, M40, Truth, folder_of
 if TYPE_CHECKING:
     from pathlib import Path
 
-KEEP = Target("keep", Decimal("0.9"))
+KEEP = RecommendationTarget("keep", Decimal("0.9"))
 HINTED = replace(M40, tokens=25, projection=HINT, placement="context", boundary="sentence", max_tokens=300)
 
 
-def said(path: Path, *guided: Truth, n: int = 400, target: Target = KEEP, **manifest: Any) -> Recommendation:
+def said(
+    path: Path, *guided: Truth, n: int = 400, target: RecommendationTarget = KEEP, **manifest: Any
+) -> Recommendation:
     return recommend(evidence_of(read_run(folder_of(path, [*ALONE, *guided], n, exactly=True, **manifest))), target)
 
 
@@ -90,10 +92,10 @@ def test_what_else_is_to_stand_there_goes_before_what_was_measured(tmp_path: Pat
 
 @pytest.mark.parametrize(
     ("target", "mode", "engines"),
-    [(KEEP, "teacher", {"big"}), (Target("share", Decimal("0.3")), "student", {"small", "big"})],
+    [(KEEP, "teacher", {"big"}), (RecommendationTarget("share", Decimal("0.3")), "student", {"small", "big"})],
 )
 def test_one_of_the_two_alone_is_written_with_the_reason(
-    tmp_path: Path, target: Target, mode: str, engines: set[str]
+    tmp_path: Path, target: RecommendationTarget, mode: str, engines: set[str]
 ) -> None:
     text = policy_text([("chat", said(tmp_path, Truth(M40, 0.3, 40, 100), target=target))], tenant="acme")
     (route,) = routes(text)
@@ -103,7 +105,7 @@ def test_one_of_the_two_alone_is_written_with_the_reason(
 
 
 def test_where_nothing_reaches_the_target_nothing_is_written(tmp_path: Path) -> None:
-    nothing = said(tmp_path / "a", Truth(M40, 0.8, 40, 100), target=Target("budget", Decimal("0.000001")))
+    nothing = said(tmp_path / "a", Truth(M40, 0.8, 40, 100), target=RecommendationTarget("budget", Decimal("0.000001")))
     assert policy_text([("chat", nothing)], tenant="acme") is None
     other = said(tmp_path / "b", Truth(M40, 0.8, 40, 100))
     text = policy_text([("chat", nothing), ("maths", other)], tenant="acme")

@@ -12,9 +12,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from gateway.errors import StartupError
-from gateway.evaluation.priming.exemplars import Candidate, TeacherAnswer, given, split
-from gateway.evaluation.priming.finding import Limits, find
-from gateway.evaluation.priming.search import CALLS_EACH, Outcome, fewest_calls
+from gateway.evaluation.priming.exemplars import ExemplarCandidate, TeacherAnswer, given, split
+from gateway.evaluation.priming.finding import SearchLimits, find
+from gateway.evaluation.priming.search import CALLS_EACH, TrialOutcome, fewest_calls
 from gateway.evaluation.priming.trials import POOL_CALLS_EACH
 from gateway.evaluation.question import Question
 from gateway.evaluation.scoring import Scoring
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from gateway.evaluation.priming.exemplars import Style
-    from gateway.evaluation.priming.search import Shown, Step
+    from gateway.evaluation.priming.search import SearchStep, Shown
 
 CHOICES = (("a", "spoon"), ("b", "towel"), ("c", "kettle"))
 score = Scoring().score
@@ -50,24 +50,24 @@ class Engines:
         self.answered += pool
         return {one.id: [TeacherAnswer("as it is", text := self.says(one), len(text.split()))] for one in pool}
 
-    async def measure(self, asks: Sequence[tuple[Shown, Question]]) -> list[Outcome]:
+    async def measure(self, asks: Sequence[tuple[Shown, Question]]) -> list[TrialOutcome]:
         self.measured += asks
         return [
-            Outcome(float(random.Random(one.id).random() < self.chance(shown, one)), 40 + 20 * len(shown), 9, 2)
+            TrialOutcome(float(random.Random(one.id).random() < self.chance(shown, one)), 40 + 20 * len(shown), 9, 2)
             for shown, one in asks
         ]
 
 
 @dataclass
 class Heard:
-    styles: Mapping[Style, Sequence[Candidate]] = field(default_factory=dict)
+    styles: Mapping[Style, Sequence[ExemplarCandidate]] = field(default_factory=dict)
     wrong: int = 0
-    steps: list[Step] = field(default_factory=list)
+    steps: list[SearchStep] = field(default_factory=list)
 
-    def made(self, styles: Mapping[Style, Sequence[Candidate]], wrong: int) -> None:
+    def made(self, styles: Mapping[Style, Sequence[ExemplarCandidate]], wrong: int) -> None:
         self.styles, self.wrong = styles, wrong
 
-    def took(self, step: Step) -> None:
+    def took(self, step: SearchStep) -> None:
         self.steps.append(step)
 
 
@@ -80,7 +80,7 @@ def early(shown: Shown, _: Question) -> float:
     return 0.75 if any(one.style in {"result first", "result alone"} for one in shown) else 0.35
 
 
-LIMITS = Limits(calls=4000, most=4, most_tokens=60, longest=100)
+LIMITS = SearchLimits(calls=4000, most=4, most_tokens=60, longest=100)
 
 
 async def test_exemplars_that_name_their_result_at_once_win_where_that_is_what_pays() -> None:
@@ -105,7 +105,7 @@ async def test_the_calls_are_kept_to_and_no_question_that_is_asked_is_an_exempla
     parts = split(questions(60), pool=pool, select=select, check=check, seed=seed, leave=left)
     calls = POOL_CALLS_EACH * pool + fewest_calls(select, check) + spare
     engines = Engines(explains, early)
-    limits = Limits(calls=calls, most=4, most_tokens=60, longest=100)
+    limits = SearchLimits(calls=calls, most=4, most_tokens=60, longest=100)
     result = await find(engines, parts, score, limits, seed, Heard())
     assert result.spent == POOL_CALLS_EACH * pool + CALLS_EACH * len(engines.measured) <= calls
     asked = {question.text for _, question in engines.measured}
@@ -173,5 +173,5 @@ async def test_too_few_calls_are_said_before_any_is_made() -> None:
     parts = split(questions(90), pool=5, select=10, check=5, seed=0)
     engines = Engines(explains, early)
     with pytest.raises(StartupError, match=r"--calls 74 does not reach.* take 75 calls"):
-        await find(engines, parts, score, Limits(calls=74, most=4, most_tokens=60, longest=9), 0, Heard())
+        await find(engines, parts, score, SearchLimits(calls=74, most=4, most_tokens=60, longest=9), 0, Heard())
     assert engines.answered == []

@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.evaluation.priming.exemplars import Candidate, Style
+from gateway.evaluation.priming.exemplars import ExemplarCandidate, Style
 from gateway.evaluation.priming.search import (
     CALLS_EACH,
-    Difference,
-    Outcome,
-    Scores,
-    Search,
+    ExemplarSearch,
+    MeasuredOutcomes,
+    ScoreDifference,
     Trial,
+    TrialOutcome,
     fewest_calls,
     improves,
 )
@@ -33,9 +33,9 @@ STYLES: tuple[Style, ...] = ("as it is", "concise", "primed", "result alone", "r
 SELECT = [Question(f"s{at}", f"Which is number {at}?", str(at), "numeric") for at in range(60)]
 
 
-def pool(styles: Sequence[Style] = STYLES, each: int = 10) -> dict[Style, list[Candidate]]:
+def pool(styles: Sequence[Style] = STYLES, each: int = 10) -> dict[Style, list[ExemplarCandidate]]:
     return {
-        style: [Candidate(Exemplar(f"p{at}", style), style, f"p{at}", 10 + at, str(at)) for at in range(each)]
+        style: [ExemplarCandidate(Exemplar(f"p{at}", style), style, f"p{at}", 10 + at, str(at)) for at in range(each)]
         for style in styles
     }
 
@@ -48,15 +48,15 @@ class World:
         self.seed = seed
         self.asked: list[tuple[Shown, Question]] = []
 
-    async def measure(self, asks: Sequence[tuple[Shown, Question]]) -> list[Outcome]:
+    async def measure(self, asks: Sequence[tuple[Shown, Question]]) -> list[TrialOutcome]:
         self.asked += asks
         return [self._outcome(shown, question) for shown, question in asks]
 
-    def _outcome(self, shown: Shown, question: Question) -> Outcome:
+    def _outcome(self, shown: Shown, question: Question) -> TrialOutcome:
         difficulty = random.Random(f"{self.seed} {question.id}").random()
         right = difficulty < self.chance(Counter(one.style for one in shown))
         read = 50 + sum(one.tokens * 2 for one in shown)
-        return Outcome(float(right), read, 20, 1 if question.id.endswith("0") else CALLS_EACH)
+        return TrialOutcome(float(right), read, 20, 1 if question.id.endswith("0") else CALLS_EACH)
 
 
 def trial(*scores: float, read: float = 10) -> Trial:
@@ -67,7 +67,7 @@ def trial(*scores: float, read: float = 10) -> Trial:
 @given(st.integers(0, 10_000), st.sampled_from(STYLES))
 async def test_the_style_that_pays_is_found_whichever_it_is(seed: int, best: Style) -> None:
     world = World(lambda styles: 0.7 if styles[best] else 0.3, seed)
-    found = await Search(pool(), SELECT, Scores(world.measure, 5000), most=8).run()
+    found = await ExemplarSearch(pool(), SELECT, MeasuredOutcomes(world.measure, 5000), most=8).run()
     assert found.best is not None
     assert {one.style for one in found.best.trial.shown} == {best}
     # One does what four do, and is shorter.
@@ -78,7 +78,7 @@ async def test_the_style_that_pays_is_found_whichever_it_is(seed: int, best: Sty
 
 async def test_it_goes_on_to_as_many_as_pay() -> None:
     world = World(lambda styles: 0.2 + 0.09 * min(8, styles["concise"]))
-    found = await Search(pool(), SELECT, Scores(world.measure, 9000), most=8).run()
+    found = await ExemplarSearch(pool(), SELECT, MeasuredOutcomes(world.measure, 9000), most=8).run()
     assert found.best is not None
     assert Counter(one.style for one in found.best.trial.shown) == {"concise": 8}
     assert [len(step.trial.shown) for step in found.steps] == [0, 4, 8]
@@ -88,7 +88,7 @@ async def test_it_goes_on_to_as_many_as_pay() -> None:
 
 async def test_two_styles_that_help_together_are_found_together() -> None:
     world = World(lambda styles: 0.2 + 0.25 * bool(styles["result first"]) + 0.25 * bool(styles["concise"]))
-    found = await Search(pool(), SELECT, Scores(world.measure, 9000), most=4).run()
+    found = await ExemplarSearch(pool(), SELECT, MeasuredOutcomes(world.measure, 9000), most=4).run()
     assert found.best is not None
     assert {"result first", "concise"} <= {one.style for one in found.best.trial.shown}
 
@@ -96,7 +96,7 @@ async def test_two_styles_that_help_together_are_found_together() -> None:
 async def test_none_is_found_where_none_helps() -> None:
     """The best of those that were tried is told all the same."""
     world = World(lambda styles: 0.5 if not styles else 0.4)
-    found = await Search(pool(), SELECT, Scores(world.measure, 5000), most=8).run()
+    found = await ExemplarSearch(pool(), SELECT, MeasuredOutcomes(world.measure, 5000), most=8).run()
     assert found.best is None
     assert found.ended == "nothing better"
     assert found.runner_up is not None
@@ -109,8 +109,8 @@ async def test_none_is_found_where_none_helps() -> None:
 async def test_the_budget_is_kept_to_the_last_call(spare: int, seed: int, keep: int) -> None:
     world = World(lambda styles: 0.2 + 0.09 * styles["concise"], seed)
     calls = len(SELECT) * CALLS_EACH + keep + spare
-    scores = Scores(world.measure, calls)
-    found = await Search(pool(), SELECT, scores, most=8, keep=keep).run()
+    scores = MeasuredOutcomes(world.measure, calls)
+    found = await ExemplarSearch(pool(), SELECT, scores, most=8, keep=keep).run()
     assert scores.spent == sum(2 - question.id.endswith("0") for _, question in world.asked)
     assert scores.left >= keep
     saved = sum(question.id.endswith("0") for question in SELECT)  # by the first set
@@ -122,15 +122,15 @@ async def test_the_budget_is_kept_to_the_last_call(spare: int, seed: int, keep: 
 async def test_the_fewest_calls_reach_for_one_set_and_its_check() -> None:
     world = World(lambda styles: 0.9 if styles else 0.1)
     least = fewest_calls(len(SELECT), 10)
-    scores = Scores(world.measure, least)
-    found = await Search(pool(["concise"]), SELECT, scores, most=1, keep=10 * 2 * CALLS_EACH).run()
+    scores = MeasuredOutcomes(world.measure, least)
+    found = await ExemplarSearch(pool(["concise"]), SELECT, scores, most=1, keep=10 * 2 * CALLS_EACH).run()
     assert found.best is not None
     assert len(found.best.trial.shown) == 1
 
 
 async def test_nothing_is_measured_twice_and_a_larger_set_never_shows_a_question_twice() -> None:
     world = World(lambda styles: 0.2 + 0.05 * sum(styles.values()))
-    await Search(pool(each=5), SELECT, Scores(world.measure, 9000), most=8).run()
+    await ExemplarSearch(pool(each=5), SELECT, MeasuredOutcomes(world.measure, 9000), most=8).run()
     assert len(set(world.asked)) == len(world.asked)
     for shown, _ in world.asked:
         names = [one.question for one in shown]
@@ -142,14 +142,14 @@ async def test_the_same_search_asks_the_same() -> None:
     """So that one that was killed goes on where it was."""
     first, second = World(lambda styles: 0.1 * len(styles) + 0.1), World(lambda styles: 0.1 * len(styles) + 0.1)
     for world in (first, second):
-        await Search(pool(), SELECT, Scores(world.measure, 2000), most=8).run()
+        await ExemplarSearch(pool(), SELECT, MeasuredOutcomes(world.measure, 2000), most=8).run()
     assert first.asked == second.asked
 
 
 def test_a_question_to_compare_on_is_no_exemplar() -> None:
-    mine = Candidate(Exemplar("Which is number 3?", "3"), "concise", "s3", 3)
+    mine = ExemplarCandidate(Exemplar("Which is number 3?", "3"), "concise", "s3", 3)
     with pytest.raises(ValueError, match="is an exemplar"):
-        Search({"concise": [mine]}, SELECT, Scores(World(lambda _: 0.5).measure, 100), most=1)
+        ExemplarSearch({"concise": [mine]}, SELECT, MeasuredOutcomes(World(lambda _: 0.5).measure, 100), most=1)
 
 
 def test_fewer_tokens_break_a_tie_and_a_worse_score_does_not() -> None:
@@ -163,19 +163,19 @@ def test_fewer_tokens_break_a_tie_and_a_worse_score_does_not() -> None:
 def test_a_gain_counts_that_chance_would_rarely_bring(wins: int, losses: int, beyond: bool) -> None:
     before = trial(*[0.0] * wins, *[1.0] * losses, *[1.0] * 20, read=10)
     after = trial(*[1.0] * wins, *[0.0] * losses, *[1.0] * 20, read=20)
-    difference = Difference.of(before, after)
+    difference = ScoreDifference.of(before, after)
     assert (difference.wins, difference.losses) == (wins, losses)
     assert improves(after, before) is beyond
 
 
 def test_an_interval_is_never_a_point_and_holds_the_gain() -> None:
     """Agresti's example: of 1600 voters 944 approved and then 880; 86 and 150 changed their minds."""
-    same = Difference.of(trial(*[1.0] * 20), trial(*[1.0] * 20))
+    same = ScoreDifference.of(trial(*[1.0] * 20), trial(*[1.0] * 20))
     assert same.low < 0 < same.high
     assert same.gain == 0
     before = trial(*[1.0] * 150, *[0.0] * 86, *[1.0] * 1364)
     after = trial(*[0.0] * 150, *[1.0] * 86, *[1.0] * 1364)
-    changed = Difference.of(before, after)
+    changed = ScoreDifference.of(before, after)
     assert changed.gain == pytest.approx(-0.04)
     assert changed.low == pytest.approx(-0.0587, abs=5e-4)
     assert changed.high == pytest.approx(-0.0213, abs=5e-4)
@@ -183,4 +183,4 @@ def test_an_interval_is_never_a_point_and_holds_the_gain() -> None:
 
 def test_trials_of_different_questions_are_not_compared() -> None:
     with pytest.raises(ValueError, match="shorter"):
-        Difference.of(trial(1, 0), trial(1))
+        ScoreDifference.of(trial(1, 0), trial(1))

@@ -11,8 +11,8 @@ from gateway.errors import StartupError
 from gateway.evaluation.folder import RunFolder
 from gateway.evaluation.generations import Generations
 from gateway.evaluation.pair import ConfiguredPair
-from gateway.evaluation.priming.exemplars import Split, split
-from gateway.evaluation.priming.finding import Limits, Result, find
+from gateway.evaluation.priming.exemplars import QuestionSplit, split
+from gateway.evaluation.priming.finding import SearchLimits, SearchReport, find
 from gateway.evaluation.priming.trials import Trials
 from gateway.evaluation.question import Question
 from gateway.evaluation.record import EXAMPLES, GENERATIONS, Example, read_lines
@@ -36,11 +36,13 @@ QUESTIONS = [
     Question(land, f"What is the capital of {land}?", capital, "contains") for land, capital in CAPITALS.items()
 ]
 SETTING = Setting(mode="guided", tokens=6, max_tokens=12)
-LIMITS = Limits(calls=60, most=1, most_tokens=40, longest=24)
+LIMITS = SearchLimits(calls=60, most=1, most_tokens=40, longest=24)
 NOWHERE = "http://127.0.0.1:9"
 
 
-async def searched(path: Path, pair: ConfiguredPair, progress: Told | None = None) -> tuple[Result, Split, Heard]:
+async def searched(
+    path: Path, pair: ConfiguredPair, progress: Told | None = None
+) -> tuple[SearchReport, QuestionSplit, Heard]:
     parts = split(QUESTIONS, pool=2, select=3, check=1, seed=0)
     every = [*parts.select, *parts.check, *parts.pool]
     heard = Heard()

@@ -10,7 +10,7 @@ from fractions import Fraction
 import pytest
 
 from gateway.evaluation.questions.problem_stories import STORIES, Sum
-from gateway.evaluation.questions.problem_words import BAKED, CROPS, GOODS, HOLDERS, KEPT, Draw
+from gateway.evaluation.questions.problem_words import BAKED, CROPS, GOODS, HOLDERS, KEPT, ProblemRandom
 from gateway.evaluation.questions.problems import FEWEST_STEPS, MOST_STEPS, choice_problems, problems
 from gateway.evaluation.scoring import SCORERS
 
@@ -113,7 +113,7 @@ def test_some_tell_a_number_that_has_nothing_to_do_with_the_question() -> None:
 @pytest.mark.parametrize("kind", STORIES)
 @pytest.mark.parametrize("steps", range(FEWEST_STEPS, MOST_STEPS + 1))
 def test_each_story_can_be_told_in_any_number_of_steps(kind: str, steps: int) -> None:
-    lengths = {STORIES[kind](Draw(f"any:{seed}"), steps).steps for seed in range(30)}
+    lengths = {STORIES[kind](ProblemRandom(f"any:{seed}"), steps).steps for seed in range(30)}
     assert steps in lengths
     assert max(lengths) <= steps
 

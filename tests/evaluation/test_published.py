@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.evaluation.reporting.published import ALONE, KEPT, PAIRS, TOKEN_SHARE, Pair, alone, data_set, pairs
+from gateway.evaluation.reporting.published import (
+    ALONE,
+    KEPT,
+    PAIRS,
+    TOKEN_SHARE,
+    PublishedPair,
+    alone,
+    data_set,
+    pairs,
+)
 
 ROUNDING = 0.011
 
 
-def odd(data: str) -> list[Pair]:
+def odd(data: str) -> list[PublishedPair]:
     """Pairs whose accuracy is not the student's and their delta."""
     found = []
     for pair in PAIRS[data]:

@@ -11,7 +11,7 @@ import pytest
 
 from gateway.evaluation.advice.evidence import evidence_of
 from gateway.evaluation.advice.recommend import Recommendation, choice, judged, recommend
-from gateway.evaluation.advice.target import Panel, Target
+from gateway.evaluation.advice.target import AnswerPanel, RecommendationTarget
 from gateway.evaluation.run_records import read_run
 from gateway.evaluation.statistics import LEAST_QUESTIONS
 from tests.evaluation.known_truth import ALONE, CONCISE_40, M20, M40, M80, STUDENT, TEACHER, Truth, draws, folder_of
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-KEEP = Target("keep", Decimal("0.95"))
+KEEP = RecommendationTarget("keep", Decimal("0.95"))
 RUNS = 200
 # Three standard errors of a share of 0.2 over so many runs.
 SLACK = 3 * (0.2 * 0.8 / RUNS) ** 0.5
 
 
-def panel(truths: Sequence[Truth], n: int, seed: int) -> Panel:
+def panel(truths: Sequence[Truth], n: int, seed: int) -> AnswerPanel:
     cost = np.tile([float(one.cost_usd) for one in truths], (n, 1))
-    return Panel(draws(truths, n, seed), cost, 0, 1, tuple(one.setting.mode == "guided" for one in truths))
+    return AnswerPanel(draws(truths, n, seed), cost, 0, 1, tuple(one.setting.mode == "guided" for one in truths))
 
 
-def chosen(truths: Sequence[Truth], n: int, target: Target) -> list[int | None]:
+def chosen(truths: Sequence[Truth], n: int, target: RecommendationTarget) -> list[int | None]:
     """In so many runs."""
     found = []
     for seed in range(RUNS):
@@ -40,7 +40,9 @@ def chosen(truths: Sequence[Truth], n: int, target: Target) -> list[int | None]:
     return found
 
 
-def said(path: Path, truths: Sequence[Truth], n: int, target: Target = KEEP, seed: int = 0) -> Recommendation:
+def said(
+    path: Path, truths: Sequence[Truth], n: int, target: RecommendationTarget = KEEP, seed: int = 0
+) -> Recommendation:
     return recommend(evidence_of(read_run(folder_of(path, truths, n, seed))), target)
 
 
@@ -79,14 +81,16 @@ def test_a_teacher_that_got_nothing_right_has_nothing_to_keep(tmp_path: Path, n:
     assert found.held_out is None, "nor does the procedure choose anything on a part of them"
     if verdict == "none_pays":
         assert "got no question right" in found.why
-    best = said(tmp_path / "budget", nothing, n, Target("budget", Decimal("0.01")))
+    best = said(tmp_path / "budget", nothing, n, RecommendationTarget("budget", Decimal("0.01")))
     assert best.chosen is not None or n < LEAST_QUESTIONS, "what money buys has nothing to do with the teacher"
 
 
 def test_where_guidance_is_clearly_worse_none_pays() -> None:
     worse = [Truth(M20, 0.3, 20, 180), Truth(M40, 0.32, 40, 180), Truth(M80, 0.4, 80, 180)]
     assert {
-        place for target in (KEEP, Target("share", Decimal("0.6"))) for place in chosen([*ALONE, *worse], 200, target)
+        place
+        for target in (KEEP, RecommendationTarget("share", Decimal("0.6")))
+        for place in chosen([*ALONE, *worse], 200, target)
     } == {
         0,
         1,
@@ -95,7 +99,7 @@ def test_where_guidance_is_clearly_worse_none_pays() -> None:
 
 def test_where_guidance_is_clearly_better_it_is_recommended() -> None:
     better = [Truth(M20, 0.5, 20, 160), Truth(M40, 0.8, 40, 120), Truth(M80, 0.8, 80, 80)]
-    found = chosen([*ALONE, *better], 500, Target("keep", Decimal("0.9")))
+    found = chosen([*ALONE, *better], 500, RecommendationTarget("keep", Decimal("0.9")))
     assert found.count(3) / RUNS > 0.95
 
 
@@ -119,7 +123,7 @@ def test_the_held_out_figure_is_that_of_the_procedure_and_not_of_the_winner(tmp_
     alike = [Truth(M40.of_tokens(30 + place), 0.6, 30 + place, 100) for place in range(12)]
     gaps = []
     for seed in range(8):
-        found = said(tmp_path, [*ALONE, *alike], 60, Target("share", Decimal("0.5")), seed)
+        found = said(tmp_path, [*ALONE, *alike], 60, RecommendationTarget("share", Decimal("0.5")), seed)
         assert found.verdict == "guided"
         assert found.setting is not None
         assert found.held_out is not None
@@ -154,27 +158,27 @@ def test_below_twenty_questions_nothing_is_claimed(tmp_path: Path) -> None:
         ([*ALONE, Truth(M40, 0.5, 40, 100)], KEEP, "teacher", "no guided setting reaches the target, of 1"),
         (
             [*ALONE, Truth(M40, 0.3, 40, 100)],
-            Target("share", Decimal("0.5")),
+            RecommendationTarget("share", Decimal("0.5")),
             "student",
             "none of them beats student and teacher mixed at the same cost; the best is 16.7 points below",
         ),
         (
             [Truth(TEACHER, 0.8, 200, 0), Truth(STUDENT, 0.8, 0, 200), Truth(M40, 0.9, 40, 160)],
-            Target("loss", Decimal("0.2")),
+            RecommendationTarget("loss", Decimal("0.2")),
             "student",
             "the student alone reaches the target, and is cheaper than every guided setting that does",
         ),
         ([*ALONE], KEEP, "teacher", "no guided setting was run"),
         (
             [*ALONE, Truth(M40, 0.7, 40, 100)],
-            Target("budget", Decimal("0.00001")),
+            RecommendationTarget("budget", Decimal("0.00001")),
             None,
             "no guided setting reaches the target, of 1",
         ),
     ],
 )
 def test_none_pays_says_why_and_what_then(
-    tmp_path: Path, truths: list[Truth], target: Target, mode: str | None, why: str
+    tmp_path: Path, truths: list[Truth], target: RecommendationTarget, mode: str | None, why: str
 ) -> None:
     found = recommend(evidence_of(read_run(folder_of(tmp_path, truths, 400, exactly=True))), target)
     assert found.verdict == "none_pays"

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from gateway.evaluation.record import Example
-    from gateway.evaluation.reporting.report import Row, Section
+    from gateway.evaluation.reporting.report import ReportRow, ReportSection
     from gateway.evaluation.setting import Setting
 
 # Of ten questions: the teacher's, the student's and the guided answers that are right.
@@ -42,15 +42,15 @@ def drawn_up(example: Example) -> Example:
 
 
 @pytest.fixture
-def found(tmp_path: Path) -> Section:
+def found(tmp_path: Path) -> ReportSection:
     return section(read_run(run_folder(tmp_path, (TEACHER, STUDENT, GUIDED), n=10, change=drawn_up)), seed=1)
 
 
-def row(section: Section, setting: Setting) -> Row:
+def row(section: ReportSection, setting: Setting) -> ReportRow:
     return next(one for one in section.rows if one.summary.name == setting.name)
 
 
-def test_a_guided_setting_stands_against_the_student_and_the_teacher(found: Section) -> None:
+def test_a_guided_setting_stands_against_the_student_and_the_teacher(found: ReportSection) -> None:
     """Five more than the student, one fewer; three fewer than the teacher, one more."""
     guided = row(found, GUIDED)
     assert guided.student is not None
@@ -63,7 +63,7 @@ def test_a_guided_setting_stands_against_the_student_and_the_teacher(found: Sect
     assert guided.teacher.lost == ("q001", "q006", "q007")
 
 
-def test_the_gap_closed_is_the_way_from_student_to_teacher(found: Section) -> None:
+def test_the_gap_closed_is_the_way_from_student_to_teacher(found: ReportSection) -> None:
     """(6 - 2) / (8 - 2), and 6 / 8 of the teacher's accuracy is kept."""
     guided = row(found, GUIDED)
     assert guided.gap is not None
@@ -74,7 +74,7 @@ def test_the_gap_closed_is_the_way_from_student_to_teacher(found: Section) -> No
     assert guided.kept.interval.holds(0.75)
 
 
-def test_the_teachers_tokens_and_the_whole_cost_are_told_apart(found: Section) -> None:
+def test_the_teachers_tokens_and_the_whole_cost_are_told_apart(found: ReportSection) -> None:
     """40 of the 100 tokens the teacher writes alone, 40 of 100 written, and 4 of 10 in money."""
     guided = row(found, GUIDED)
     assert guided.measured is not None
@@ -129,7 +129,7 @@ def test_a_run_without_a_teacher_has_no_best_and_no_share(tmp_path: Path) -> Non
     assert found.groups[0].best is None
 
 
-def test_a_family_of_tests_is_all_guided_settings_of_the_run(found: Section, tmp_path: Path) -> None:
+def test_a_family_of_tests_is_all_guided_settings_of_the_run(found: ReportSection, tmp_path: Path) -> None:
     """Alone, p stays as it is; beside four others it grows."""
     assert row(found, GUIDED).student_p == row(found, GUIDED).student.test.p  # type: ignore[union-attr]
     many = section(read_run(run_folder(tmp_path / "many", SETTINGS)), seed=1)
@@ -150,7 +150,7 @@ def test_labels_tell_all_settings_of_a_run_apart(tmp_path: Path) -> None:
     assert len({one.label for one in found.rows}) == len(settings)
 
 
-def part_of(folder: Path, counts: dict[str, int]) -> Section:
+def part_of(folder: Path, counts: dict[str, int]) -> ReportSection:
     """A run of which so many questions are answered."""
 
     def wanted(line: bytes) -> bool:

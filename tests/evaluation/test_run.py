@@ -13,7 +13,7 @@ from gateway.errors import StartupError
 from gateway.evaluation.folder import RunFolder
 from gateway.evaluation.pair import ConfiguredPair
 from gateway.evaluation.question import Question
-from gateway.evaluation.record import EXAMPLES, GENERATIONS, MANIFEST, STAGES, Example, Stage, read_lines
+from gateway.evaluation.record import EXAMPLES, GENERATIONS, MANIFEST, STAGES, Example, StageRecord, read_lines
 from gateway.evaluation.setting import Setting
 from tests.evaluation.run_world import QUESTIONS, SETTINGS, SHORT, lines, pair_of, settings_for, staged
 from tests.fakes import recording_proxy, served
@@ -59,7 +59,7 @@ async def test_the_teacher_is_asked_once_for_each_distinct_request(tmp_path: Pat
     assert sum(body.get("max_tokens", body.get("parameters", {}).get("max_new_tokens")) == 12 for body in bodies) == (
         2 * len(QUESTIONS)
     )
-    stages: list[Stage] = list(read_lines(tmp_path / STAGES, Stage))
+    stages: list[StageRecord] = list(read_lines(tmp_path / STAGES, StageRecord))
     assert sum(one.calls for one in stages if one.stage == "teacher") == distinct
 
 
@@ -111,7 +111,7 @@ async def test_a_folder_of_texts_alone_is_taken_over(tmp_path: Path, engines: Lo
     await staged(tmp_path, pair_of(engines), SETTINGS[:3], QUESTIONS[:3])
     assert len(lines(tmp_path / GENERATIONS)) == asked
     assert (tmp_path / EXAMPLES).read_bytes() == before
-    assert [one.calls for one in read_lines(tmp_path / STAGES, Stage)] == [3] * len(stages)
+    assert [one.calls for one in read_lines(tmp_path / STAGES, StageRecord)] == [3] * len(stages)
 
 
 async def test_an_engine_that_is_gone_ends_the_run_in_one_line_and_the_rest_comes_later(

@@ -8,7 +8,7 @@ import pytest
 from gateway.errors import StartupError
 from gateway.evaluation.judging import PROMPT, Judge, Unscored
 from gateway.evaluation.question import Question
-from gateway.evaluation.record import Verdict
+from gateway.evaluation.record import ScoredAnswer
 from gateway.evaluation.scoring import KNOWN, SCORERS, Scoring, check_name, plug_in
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ def asked(scorer: str, answer: str, **options: str) -> Question:
     return Question("q1", "What is it? (x) 99", answer, scorer, tuple(options.items()))
 
 
-def score(question: Question, answer: str) -> Verdict:
+def score(question: Question, answer: str) -> ScoredAnswer:
     return SCORERS[question.scorer](answer, question)
 
 
@@ -35,9 +35,9 @@ def test_exact_is_not_content_with_a_part() -> None:
 
 
 def test_numeric_says_what_it_found() -> None:
-    assert score(asked("numeric", "1200"), "The answer is $1,200.") == Verdict(1.0, "$1,200")
-    assert score(asked("numeric", "1200"), "The answer is 1,201.") == Verdict(0.0, "1,201")
-    assert score(asked("numeric", "1200"), "Hard to say.") == Verdict(0.0, None)
+    assert score(asked("numeric", "1200"), "The answer is $1,200.") == ScoredAnswer(1.0, "$1,200")
+    assert score(asked("numeric", "1200"), "The answer is 1,201.") == ScoredAnswer(0.0, "1,201")
+    assert score(asked("numeric", "1200"), "Hard to say.") == ScoredAnswer(0.0, None)
 
 
 def test_numeric_takes_the_question_s_tolerance() -> None:
@@ -46,7 +46,7 @@ def test_numeric_takes_the_question_s_tolerance() -> None:
 
 def test_choice_takes_letters_of_either_case() -> None:
     question = asked("choice", "B", a="up", b="down")
-    assert score(question, "The answer is (b).") == Verdict(1.0, "b")
+    assert score(question, "The answer is (b).") == ScoredAnswer(1.0, "b")
     assert not score(question, "The answer is (a).").correct
 
 
@@ -63,14 +63,14 @@ def test_contains_does_not_read_a_next_question() -> None:
 
 def test_a_pattern_without_a_group_is_right_where_it_is_found() -> None:
     question = asked("regex", "a sum", pattern=r"total: \d+")
-    assert score(question, "total: 12") == Verdict(1.0, "total: 12")
-    assert score(question, "total: none") == Verdict(0.0, None)
+    assert score(question, "total: 12") == ScoredAnswer(1.0, "total: 12")
+    assert score(question, "total: none") == ScoredAnswer(0.0, None)
 
 
 def test_a_pattern_with_a_group_compares_the_last_that_it_holds() -> None:
     question = asked("regex", "12", pattern=r"total: (\d+)")
     assert score(question, "total: 11, no, total: 12").correct
-    assert score(question, "total: 12, no, total: 11") == Verdict(0.0, "11")
+    assert score(question, "total: 12, no, total: 11") == ScoredAnswer(0.0, "11")
 
 
 @pytest.mark.parametrize("name", SCORERS)
@@ -78,7 +78,7 @@ def test_no_scorer_reads_the_question(name: str) -> None:
     """The question's text holds the right answer: an empty answer is wrong all the same."""
     options = {"numeric": {}, "choice": {"x": "99"}, "regex": {"pattern": "99"}}.get(name, {})
     right = "x" if name == "choice" else "99"
-    assert score(asked(name, right, **options), "") == Verdict(0.0, "" if name == "exact" else None)
+    assert score(asked(name, right, **options), "") == ScoredAnswer(0.0, "" if name == "exact" else None)
 
 
 async def test_all_go_through_one_function() -> None:
@@ -130,7 +130,7 @@ async def test_a_judge_sees_question_reference_and_answer_and_no_slot_is_filled_
 
 async def test_an_empty_answer_is_wrong_and_costs_no_judge() -> None:
     asker, prompts = judge()
-    assert await Scoring(asker).score(" ", asked("judge", "far away")) == Verdict(0.0)
+    assert await Scoring(asker).score(" ", asked("judge", "far away")) == ScoredAnswer(0.0)
     assert not prompts
 
 

@@ -15,7 +15,7 @@ from gateway.evaluation.staged import check, to_teacher
 from gateway.policy.boilerplate import ENGLISH
 from gateway.policy.conditions import to_pattern
 from gateway.policy.length_rules import AutoRule, ProbeRule
-from gateway.policy.projections import CUTOFF, Skip
+from gateway.policy.projections import CUTOFF, SkipRule
 from gateway.policy.schema import MAX_GUIDANCE_TOKENS
 from tests.evaluation.run_world import EXEMPLARS, QUESTIONS
 
@@ -50,7 +50,7 @@ def test_greedy_guidance_is_the_beginning_of_what_the_teacher_says_alone() -> No
 
 
 def test_what_a_projection_may_drop_is_asked_for_beyond_the_length() -> None:
-    skipping = replace(CUTOFF, name="direct", skip=Skip(tuple(map(to_pattern, ENGLISH)), 24))
+    skipping = replace(CUTOFF, name="direct", skip=SkipRule(tuple(map(to_pattern, ENGLISH)), 24))
     request = to_teacher(Setting(mode="guided", tokens=20, projection=skipping), QUESTION, ())
     assert request is not None
     assert request.max_tokens == 44

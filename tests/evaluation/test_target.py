@@ -9,15 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.evaluation.advice.target import Panel, Target
+from gateway.evaluation.advice.target import AnswerPanel, RecommendationTarget
 
 STUDENT, TEACHER, GUIDED = range(3)
 
 
-def panel(accuracies: tuple[float, float, float], costs: tuple[float, float, float], n: int = 1000) -> Panel:
+def panel(accuracies: tuple[float, float, float], costs: tuple[float, float, float], n: int = 1000) -> AnswerPanel:
     """Student, teacher, guided: of n questions the first so many are right."""
     correct = np.array([[float(i < round(part * n)) for part in accuracies] for i in range(n)])
-    return Panel(correct, np.tile(costs, (n, 1)), TEACHER, STUDENT, (False, False, True))
+    return AnswerPanel(correct, np.tile(costs, (n, 1)), TEACHER, STUDENT, (False, False, True))
 
 
 @settings(max_examples=50, deadline=None)
@@ -53,19 +53,27 @@ def test_where_there_is_no_line_the_better_of_the_two_is_what_to_beat(
 def test_costs_that_are_not_known_well_make_the_height_less_sure() -> None:
     rng = np.random.default_rng(2)
     own = panel((0.4, 0.8, 0.7), (1, 9, 3))
-    unsure = Panel(own.correct, own.cost * rng.lognormal(0, 0.8, own.cost.shape), TEACHER, STUDENT, own.guided)
+    unsure = AnswerPanel(own.correct, own.cost * rng.lognormal(0, 0.8, own.cost.shape), TEACHER, STUDENT, own.guided)
     assert unsure.over_mixture(GUIDED).error > own.over_mixture(GUIDED).error
 
 
 @pytest.mark.parametrize(
     ("target", "margin", "words"),
     [
-        (Target("keep", Decimal("0.95")), 0.7 - 0.76, "the cheapest that keeps 95 % of the teacher's accuracy"),
-        (Target("loss", Decimal("0.02")), -0.08, "the cheapest within 2 points of the teacher's accuracy"),
-        (Target("budget", Decimal("0.0005")), 0.0005 - 3, "the best for 0.5 USD per 1000 answers"),
-        (Target("share", Decimal("0.6")), 0.6 * 9 - 3, "the best for 60 % of the teacher's cost"),
+        (
+            RecommendationTarget("keep", Decimal("0.95")),
+            0.7 - 0.76,
+            "the cheapest that keeps 95 % of the teacher's accuracy",
+        ),
+        (
+            RecommendationTarget("loss", Decimal("0.02")),
+            -0.08,
+            "the cheapest within 2 points of the teacher's accuracy",
+        ),
+        (RecommendationTarget("budget", Decimal("0.0005")), 0.0005 - 3, "the best for 0.5 USD per 1000 answers"),
+        (RecommendationTarget("share", Decimal("0.6")), 0.6 * 9 - 3, "the best for 60 % of the teacher's cost"),
     ],
 )
-def test_what_is_left_of_what_is_allowed(target: Target, margin: float, words: str) -> None:
+def test_what_is_left_of_what_is_allowed(target: RecommendationTarget, margin: float, words: str) -> None:
     assert target.margin(panel((0.4, 0.8, 0.7), (1, 9, 3)), GUIDED).point == pytest.approx(margin)
     assert str(target) == words

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
-from gateway.evaluation.record import Example, Stage
-from gateway.evaluation.reporting.times import Times, stage_times, times
+from gateway.evaluation.record import Example, StageRecord
+from gateway.evaluation.reporting.times import QuestionTimes, stage_times, times
 from gateway.evaluation.summary import summarised
 from tests.evaluation.run_folders import GUIDED, TEACHER
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from gateway.evaluation.setting import Setting
 
 
-def waits(setting: Setting, stages: list[Stage], *waited: dict[str, Any]) -> Times:
+def waits(setting: Setting, stages: list[StageRecord], *waited: dict[str, Any]) -> QuestionTimes:
     money = dict.fromkeys(("cost_usd", "teacher_usd", "baseline_usd"), "0")
     examples = [
         msgspec.convert(
@@ -30,9 +30,10 @@ def waits(setting: Setting, stages: list[Stage], *waited: dict[str, Any]) -> Tim
     return times(summarised(setting.as_dict(), examples), stages)
 
 
-def stage(name: str, setting: Setting, *, calls: int = 10, at: int = 4, seconds: float = 20.0) -> Stage:
+def stage(name: str, setting: Setting, *, calls: int = 10, at: int = 4, seconds: float = 20.0) -> StageRecord:
     return msgspec.convert(
-        {"stage": name, "setting": setting.name, "calls": calls, "seconds": seconds, "concurrency": at, "at": 0}, Stage
+        {"stage": name, "setting": setting.name, "calls": calls, "seconds": seconds, "concurrency": at, "at": 0},
+        StageRecord,
     )
 
 

@@ -7,7 +7,7 @@ from decimal import Decimal
 import pytest
 
 from gateway.evaluation.reporting import wording as w
-from gateway.evaluation.reporting.comparison import Part
+from gateway.evaluation.reporting.comparison import ShareInterval
 from gateway.evaluation.statistics import Interval
 
 
@@ -46,6 +46,6 @@ def test_shares_and_differences() -> None:
     assert w.points(-0.05) == "\u22125.0"
     assert w.points(0.1) == "+10.0"
     assert w.percents(Interval(0.1, 0.25)) == "10.0 to 25.0"
-    assert w.part(Part(0.95, Interval(0.9, 1.0))) == "95.0\u00a0% (90.0 to 100.0)"
-    assert w.part(Part(0.95, None)) == "95.0\u00a0%"
+    assert w.part(ShareInterval(0.95, Interval(0.9, 1.0))) == "95.0\u00a0% (90.0 to 100.0)"
+    assert w.part(ShareInterval(0.95, None)) == "95.0\u00a0%"
     assert w.counted({"b": 2, "a": 2, "c": 5}) == "c 5, a 2, b 2"

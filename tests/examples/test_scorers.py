@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gateway.evaluation.questions.data import load
-from gateway.evaluation.record import Verdict
+from gateway.evaluation.record import ScoredAnswer
 from gateway.evaluation.scoring import plug_in
 
 if TYPE_CHECKING:
@@ -21,6 +21,6 @@ def test_it_tells_brief_right_answers_from_long_and_from_wrong_ones(monkeypatch:
     data = load(str(FOLDER / "questions.jsonl"), scorer="brief:brief")
     assert [question.id for question in data.questions] == ["sky", "ice", "tides"]
     sky = data.questions[0]
-    assert brief("Rayleigh scattering.", sky) == Verdict(1.0, "2 words")
-    assert brief("Scattering, " + "you see " * 40, sky) == Verdict(0.5, "81 words")
-    assert brief("Nobody knows.", sky) == Verdict(0.0)
+    assert brief("Rayleigh scattering.", sky) == ScoredAnswer(1.0, "2 words")
+    assert brief("Scattering, " + "you see " * 40, sky) == ScoredAnswer(0.5, "81 words")
+    assert brief("Nobody knows.", sky) == ScoredAnswer(0.0)

@@ -10,7 +10,7 @@ from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 from gateway.guidance.seam import SeamJoin
-from gateway.guidance.trim import Trimmed, trim
+from gateway.guidance.trim import TrimmedText, trim
 from gateway.pipeline.stream import StreamRelay
 from gateway.protocol.reply import ReplyHead
 
@@ -129,7 +129,7 @@ def upto_first_stop(text: str, stop: Sequence[str]) -> str:
 
 def answer(
     student: HiddenTextStudent,
-    trimmed: Trimmed,
+    trimmed: TrimmedText,
     sizes: Iterable[int] = (3,),
     *,
     echo: bool | None,
@@ -152,7 +152,7 @@ def answer(
     return joined
 
 
-def teachers(hidden: str, stop: Sequence[str] = ()) -> Iterable[tuple[int, Trimmed]]:
+def teachers(hidden: str, stop: Sequence[str] = ()) -> Iterable[tuple[int, TrimmedText]]:
     """The hidden text as taught up to every cut point, cut by length and ended by the teacher itself."""
     for at in range(len(hidden) + 1):
         for cut in (True, False):

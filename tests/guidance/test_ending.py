@@ -8,18 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.engines.base import EngineState, OpeningReply, OpeningRequest, Usage
-from gateway.guidance.ending import Ending, EndRule, ends_at, open_to_end
+from gateway.engines.base import EngineState, OpeningReply, OpeningRequest, TokenUsage
+from gateway.guidance.ending import EndDetector, EndRule, ends_at, open_to_end
 from gateway.guidance.keep import keep
 from gateway.policy.conditions import to_pattern
-from gateway.policy.projections import Skip
+from gateway.policy.projections import SkipRule
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 TEXT = "First we add 2.5 and 3. That is 5.5 in all. Then\nwe stop: done"
 CHATTY = "Certainly! Let us look at it step by step.\n\n" + TEXT
-SKIP = Skip((to_pattern("Certainly!"), to_pattern("Let us look.*")), 24)
+SKIP = SkipRule((to_pattern("Certainly!"), to_pattern("Let us look.*")), 24)
 
 
 def pieces(text: str) -> list[str]:
@@ -40,21 +40,21 @@ def pieces(text: str) -> list[str]:
 )
 def test_it_ends_with_the_first_sentence_or_line_after_the_least_tokens(stop_at: Any, least: int, kept: str) -> None:
     """A number's point is no end; the end is sure when something follows it."""
-    ending = Ending(EndRule(stop_at, least))
+    ending = EndDetector(EndRule(stop_at, least))
     shown = "".join(map(ending.feed, pieces(TEXT)))
     assert ending.at is not None
     assert shown == ending.text[: ending.at] == kept
 
 
 def test_without_an_end_all_of_it_is_kept() -> None:
-    ending = Ending(EndRule("step", 2))
+    ending = EndDetector(EndRule("step", 2))
     assert "".join(map(ending.feed, pieces("No line ends here. None"))) == "No line ends here. None"
     assert ending.at is None
 
 
 @pytest.mark.parametrize("text", ["```python\nx = 1. \ny = 2\n", '{"a": "One. Two. Three.",\n "b": 1'])
 def test_in_code_and_json_lines_alone_are_ends(text: str) -> None:
-    ending = Ending(EndRule("sentence", 1))
+    ending = EndDetector(EndRule("sentence", 1))
     for piece in text:
         ending.feed(piece)
     assert ending.at is not None
@@ -64,7 +64,7 @@ def test_in_code_and_json_lines_alone_are_ends(text: str) -> None:
 
 @given(text=st.text("ab. \n!1", max_size=120), least=st.integers(1, 20), size=st.integers(1, 5))
 def test_whatever_is_written_what_is_shown_is_its_beginning(text: str, least: int, size: int) -> None:
-    ending = Ending(EndRule("sentence", least))
+    ending = EndDetector(EndRule("sentence", least))
     told = [text[at : at + size] for at in range(0, len(text), size)]
     shown = "".join(map(ending.feed, told))
     assert text.startswith(shown)
@@ -88,7 +88,7 @@ def test_a_text_that_was_not_heard_is_cut_at_an_end_too(text: str, tokens: int, 
 def test_what_is_skipped_is_none_of_the_least_tokens(text: str, least: int, kept: str) -> None:
     """As soon with boilerplate as without, whether it is heard or looked at afterwards."""
     rule = EndRule("sentence", least, SKIP, 40)
-    ending = Ending(rule)
+    ending = EndDetector(rule)
     for piece in pieces(text):
         ending.feed(piece)
     assert ending.at is not None
@@ -101,7 +101,7 @@ def test_what_is_skipped_is_none_of_the_least_tokens(text: str, least: int, kept
 def test_no_end_is_told_of_behind_the_tokens_that_are_kept(text: str) -> None:
     """The opening ended sooner, where its length was used up."""
     rule = EndRule("sentence", 1, SKIP, 4)
-    ending = Ending(rule)
+    ending = EndDetector(rule)
     for piece in pieces(text):
         ending.feed(piece)
     assert ending.at is None
@@ -110,14 +110,14 @@ def test_no_end_is_told_of_behind_the_tokens_that_are_kept(text: str) -> None:
 
 def test_nothing_ends_where_all_is_skipped() -> None:
     rule = EndRule("sentence", 1, SKIP, 40)
-    ending = Ending(rule)
+    ending = EndDetector(rule)
     assert "".join(map(ending.feed, pieces("Certainly! Let us look at it. "))) == "Certainly! Let us look at it. "
     assert ending.at is None
     assert ends_at("Certainly! Let us look at it. ", 7, rule) is None
 
 
 def test_json_behind_boilerplate_is_json() -> None:
-    ending = Ending(EndRule("sentence", 1, SKIP, 40))
+    ending = EndDetector(EndRule("sentence", 1, SKIP, 40))
     text = 'Certainly! {"a": "One. Two.",\n "b": 1}'
     for piece in pieces(text):
         ending.feed(piece)
@@ -135,7 +135,7 @@ def test_json_behind_boilerplate_is_json() -> None:
 def test_an_end_lies_within_what_is_kept(text: str, begun: str, least: int, tokens: int, size: int) -> None:
     """Up to there nothing is lost to the length."""
     text = begun + text
-    ending = Ending(EndRule("sentence", least, SKIP, tokens))
+    ending = EndDetector(EndRule("sentence", least, SKIP, tokens))
     for at in range(0, len(text), size):
         ending.feed(text[at : at + size])
     if ending.at is not None:
@@ -158,7 +158,7 @@ class Teacher:
         for piece in pieces(TEXT) if self.tells and tell is not None else ():
             self.told += 1
             tell(piece)  # type: ignore[misc]
-        return OpeningReply(TEXT, self.finish, Usage(10, len(pieces(TEXT))))  # type: ignore[arg-type]
+        return OpeningReply(TEXT, self.finish, TokenUsage(10, len(pieces(TEXT))))  # type: ignore[arg-type]
 
 
 REQUEST = OpeningRequest(max_tokens=40, messages=[])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from gateway.guidance.growing import GrowingTrim
 from gateway.guidance.seam import SeamJoin
-from gateway.guidance.trim import Trimmed, trim
+from gateway.guidance.trim import TrimmedText, trim
 from gateway.policy.schema import Boundary
 from tests.guidance.hidden_text_student import TEXTS, HiddenTextStudent, chunks, play
 from tests.guidance.test_trim import stops, texts
@@ -26,7 +26,7 @@ sizes = st.lists(st.integers(1, 7), min_size=1, max_size=8)
 
 def grown(
     pieces: Iterable[str], *, cut: bool = True, stop: Sequence[str] = (), boundary: Boundary = "word"
-) -> tuple[list[str], Trimmed]:
+) -> tuple[list[str], TrimmedText]:
     """What is shown for each piece, and what it all becomes."""
     growing = GrowingTrim(boundary=boundary, stop=stop)
     shown = [growing.feed(piece) for piece in pieces]
@@ -40,7 +40,7 @@ def grown(
 def test_the_last_word_is_held_back() -> None:
     shown, trimmed = grown(["Hello", " there", ", wor", "ld", "!", " And"])
     assert shown == ["", "Hello", " there,", "", " world!", ""]
-    assert trimmed == Trimmed("Hello there, world!", " ", "And", stopped=False)
+    assert trimmed == TrimmedText("Hello there, world!", " ", "And", stopped=False)
 
 
 def test_a_token_is_shown_at_once_with_boundary_token() -> None:
@@ -85,7 +85,7 @@ def test_from_a_think_block_on_nothing_is_shown_until_it_is_closed() -> None:
 def test_the_beginning_of_a_stop_string_is_held_back() -> None:
     shown, trimmed = grown(["One. ", "STO", "RY. ", "STOP", " two"], stop=["STOP"])
     assert shown == ["One.", "", " STORY.", "", ""]
-    assert trimmed == Trimmed("One. STORY.", " ", "STOP two", stopped=True)
+    assert trimmed == TrimmedText("One. STORY.", " ", "STOP two", stopped=True)
     growing = GrowingTrim(stop=["\nQ:"])
     assert growing.feed("\n") + growing.feed("Q: two") == ""
     assert growing.stopped
@@ -106,7 +106,7 @@ def test_what_was_shown_stays() -> None:
     shown, trimmed = grown(["see foo.", "bar"])
     assert shown[0] == "see foo."
     assert trim("see foo.bar", cut=True).text == "see"
-    assert trimmed == Trimmed("see foo.", "", "bar", stopped=False)
+    assert trimmed == TrimmedText("see foo.", "", "bar", stopped=False)
 
 
 # properties

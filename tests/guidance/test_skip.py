@@ -11,9 +11,9 @@ from gateway.guidance.keep import GrowingKeep, keep
 from gateway.guidance.skip import MOST_SENTENCE_CHARS, MOST_SENTENCES, GrowingSkip, skipped
 from gateway.policy.boilerplate import ENGLISH
 from gateway.policy.conditions import to_pattern
-from gateway.policy.projections import Skip
+from gateway.policy.projections import SkipRule
 
-SKIP = Skip(tuple(map(to_pattern, ENGLISH)), 24)
+SKIP = SkipRule(tuple(map(to_pattern, ENGLISH)), 24)
 MANY = 1000
 
 words = st.sampled_from(
@@ -125,11 +125,11 @@ def test_nothing_of_a_sentence_goes_on_before_it_is_known_to_stay() -> None:
     ("pattern", "text", "rest"), [("Hm+,", "Hmm, yes", "yes"), ("(?i)well\\b,?", "Well well, so", "so")]
 )
 def test_patterns_of_ones_own_drop_the_beginning_of_a_sentence(pattern: str, text: str, rest: str) -> None:
-    assert skipped(text, Skip((to_pattern(pattern),), 8), MANY)[0] == rest
+    assert skipped(text, SkipRule((to_pattern(pattern),), 8), MANY)[0] == rest
 
 
 def test_a_pattern_that_matches_nothing_at_all_drops_nothing() -> None:
-    rest, growing = skipped("Yes", Skip((to_pattern("x*"),), 8), MANY)
+    rest, growing = skipped("Yes", SkipRule((to_pattern("x*"),), 8), MANY)
     assert (rest, growing.dropped) == ("Yes", False)
 
 

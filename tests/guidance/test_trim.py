@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gateway.guidance.trim import LONGEST_WORD_CHARS, Trimmed, fences, open_reasoning, trim
+from gateway.guidance.trim import LONGEST_WORD_CHARS, TrimmedText, fences, open_reasoning, trim
 from gateway.policy.schema import Boundary
 from tests.guidance.hidden_text_student import TEXTS
 
@@ -21,17 +21,17 @@ def kept(text: str, boundary: Boundary = "word") -> str:
 
 
 def test_a_cut_text_is_divided_into_text_owed_and_dropped() -> None:
-    assert trim("  One two  thr", cut=True) == Trimmed("One two", "  ", "thr", stopped=False)
+    assert trim("  One two  thr", cut=True) == TrimmedText("One two", "  ", "thr", stopped=False)
 
 
 def test_a_finished_text_loses_only_its_outer_whitespace() -> None:
-    assert trim(" One tw\n", cut=False) == Trimmed("One tw", "\n", "", stopped=False)
+    assert trim(" One tw\n", cut=False) == TrimmedText("One tw", "\n", "", stopped=False)
 
 
 def test_nothing_comes_of_nothing() -> None:
     for text in ("", " \n"):
         for cut in (True, False):
-            assert trim(text, cut=cut, stop=["x"]) == Trimmed("", "", "", stopped=False)
+            assert trim(text, cut=cut, stop=["x"]) == TrimmedText("", "", "", stopped=False)
 
 
 # words
@@ -95,7 +95,7 @@ def test_a_backslash_goes_with_what_it_escapes() -> None:
 @pytest.mark.parametrize("cut", [True, False])
 def test_a_broken_character_is_dropped(cut: bool) -> None:
     for tail in ("\ufffd", "\ufffd\ufffd", "\ud83d"):
-        assert trim("so. " + tail, cut=cut) == Trimmed("so.", " ", tail, stopped=False)
+        assert trim("so. " + tail, cut=cut) == TrimmedText("so.", " ", tail, stopped=False)
         assert trim("so. " + tail + " ", cut=cut).text == "so."
 
 
@@ -114,9 +114,9 @@ def test_an_incomplete_opening_line_of_a_fence_is_dropped(line: str) -> None:
 
 
 def test_an_open_fence_whose_opening_line_is_complete_is_kept() -> None:
-    assert trim("So:\n```python\n", cut=True) == Trimmed("So:\n```python", "\n", "", stopped=False)
+    assert trim("So:\n```python\n", cut=True) == TrimmedText("So:\n```python", "\n", "", stopped=False)
     assert trim("So:\n```python\nx = (", cut=True).text == "So:\n```python\nx = ("
-    assert trim("So:\n```python\nimpo", cut=True) == Trimmed("So:\n```python", "\n", "impo", stopped=False)
+    assert trim("So:\n```python\nimpo", cut=True) == TrimmedText("So:\n```python", "\n", "impo", stopped=False)
 
 
 def test_a_closed_fence_is_kept() -> None:
@@ -145,8 +145,8 @@ def test_a_finished_text_may_end_anywhere() -> None:
 
 @pytest.mark.parametrize("cut", [True, False])
 def test_from_an_open_think_block_on_all_is_dropped(cut: bool) -> None:
-    assert trim("<think>I wonder", cut=cut) == Trimmed("", "", "<think>I wonder", stopped=False)
-    assert trim("Well, <think>I wonder", cut=cut) == Trimmed("Well,", " ", "<think>I wonder", stopped=False)
+    assert trim("<think>I wonder", cut=cut) == TrimmedText("", "", "<think>I wonder", stopped=False)
+    assert trim("Well, <think>I wonder", cut=cut) == TrimmedText("Well,", " ", "<think>I wonder", stopped=False)
 
 
 def test_the_word_before_a_think_block_is_complete() -> None:
@@ -157,7 +157,7 @@ def test_the_word_before_a_think_block_is_complete() -> None:
     "reasoning", ["<think>a</think>", " <think>\n\n</think>\n\n", "<think>a</think><think>b</think>"]
 )
 def test_leading_reasoning_is_no_part_of_the_answer(reasoning: str) -> None:
-    assert trim(reasoning + "\nSo it is", cut=True) == Trimmed("So it", " ", "is", stopped=False)
+    assert trim(reasoning + "\nSo it is", cut=True) == TrimmedText("So it", " ", "is", stopped=False)
 
 
 def test_reasoning_that_the_prompt_opened_is_no_part_of_the_answer() -> None:
@@ -187,11 +187,11 @@ def test_half_a_think_tag_is_dropped(half: str) -> None:
 
 
 def test_a_stop_string_ends_the_text() -> None:
-    assert trim("One.\nQ: two", cut=True, stop=["\nQ:"]) == Trimmed("One.", "", "\nQ: two", stopped=True)
+    assert trim("One.\nQ: two", cut=True, stop=["\nQ:"]) == TrimmedText("One.", "", "\nQ: two", stopped=True)
 
 
 def test_the_word_before_a_stop_string_is_complete() -> None:
-    assert trim("One two STOP", cut=True, stop=["STOP"]) == Trimmed("One two", " ", "STOP", stopped=True)
+    assert trim("One two STOP", cut=True, stop=["STOP"]) == TrimmedText("One two", " ", "STOP", stopped=True)
 
 
 def test_the_stop_string_completed_first_counts() -> None:
@@ -200,8 +200,8 @@ def test_the_stop_string_completed_first_counts() -> None:
 
 
 def test_a_stop_string_of_blanks_is_not_met_by_whitespace_nobody_sees() -> None:
-    assert trim("\n\nOne.\n\nTwo.", cut=False, stop=["\n\n"]) == Trimmed("One.", "", "\n\nTwo.", stopped=True)
-    assert trim("\nQ: two", cut=False, stop=["\nQ:"]) == Trimmed("", "", "Q: two", stopped=True)
+    assert trim("\n\nOne.\n\nTwo.", cut=False, stop=["\n\n"]) == TrimmedText("One.", "", "\n\nTwo.", stopped=True)
+    assert trim("\nQ: two", cut=False, stop=["\nQ:"]) == TrimmedText("", "", "Q: two", stopped=True)
 
 
 def test_a_stop_string_within_reasoning_is_not_met() -> None:

@@ -8,10 +8,10 @@ import pytest
 
 from gateway.errors import NotAuthenticated
 from gateway.keys.callers import Callers
-from gateway.keys.held import HeldKey, Terms
+from gateway.keys.held import HeldKey, KeyTerms
 from gateway.keys.ring import Keyring
 from gateway.keys.token import digest_of
-from gateway.policy.book import PolicyBook
+from gateway.policy.book import PolicySet
 from gateway.policy.policies import Policies
 from gateway.policy.schema import KeyEntry, Route, TenantPolicy
 
@@ -34,7 +34,7 @@ class Seen:
 
 def held(token: str, tenant: str = "acme", **more: Any) -> HeldKey:
     dates: dict[str, Any] = {"created_s": NOW - 9, "expires_s": None, "revoked_s": None} | more
-    return HeldKey(digest_of(token), tenant, "made", **({"terms": Terms("gk-abc", "a"), "replaces": None,
+    return HeldKey(digest_of(token), tenant, "made", **({"terms": KeyTerms("gk-abc", "a"), "replaces": None,
                                                          "replaced": False} | dates))  # fmt: skip
 
 
@@ -48,11 +48,11 @@ def callers(*made: HeldKey, expires: float | None = None) -> tuple[Callers, Seen
     ring, seen = Keyring(lambda: 0.0), Seen()
     ring.was_read(NOW)
     ring.change(made)
-    return Callers(Policies(PolicyBook.of(policies)), ring, seen), seen  # type: ignore[arg-type]
+    return Callers(Policies(PolicySet.of(policies)), ring, seen), seen  # type: ignore[arg-type]
 
 
 def test_keys_of_files_and_of_redis_are_found_alike_and_seen() -> None:
-    found, seen = callers(held("gk-made", "globex", terms=Terms("gk-mad", "a", models=("chat",))))
+    found, seen = callers(held("gk-made", "globex", terms=KeyTerms("gk-mad", "a", models=("chat",))))
     of_file, of_redis = found.of("gk-file"), found.of("gk-made")
     assert (of_file.policy.tenant, of_file.key_id) == ("acme", "file")
     assert (of_redis.policy.tenant, of_redis.key_id, of_redis.key.models) == ("globex", "made", ("chat",))
@@ -81,7 +81,7 @@ def test_a_part_of_a_key_or_its_hash_finds_nobody(token: str) -> None:
         (held("gk-made", revoked_s=NOW - 1, expires_s=NOW - 5), "This API key was revoked"),
         (held("gk-made", expires_s=NOW, replaced=True), "was replaced by a new one, and its grace time is over"),
         (held("gk-made", "gone"), "of a tenant that this gateway serves no more"),
-        (held("gk-made", terms=Terms("gk-mad", "a", limits={"per_fortnight": 1})), "cannot be read by this version"),
+        (held("gk-made", terms=KeyTerms("gk-mad", "a", limits={"per_fortnight": 1})), "cannot be read by this version"),
     ],
 )
 def test_a_key_that_does_not_hold_is_told_why_and_is_not_repeated(made: HeldKey, words: str) -> None:

@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 
 from gateway.errors import StartupError
 from gateway.keys.follower import KeyFollower
-from gateway.keys.held import Terms
+from gateway.keys.held import KeyTerms
 from gateway.keys.redis_keyring import NEVER, RedisKeyring
 from gateway.keys.ring import Keyring
 from gateway.keys.token import digest_of, hint_of, new_token
@@ -104,7 +104,7 @@ async def test_a_gateway_that_starts_knows_its_keys_before_it_listens(tmp_path: 
     prefix, token = f"s{os.urandom(4).hex()}", new_token()
     async with Redis.from_url(redis_url) as redis:
         await RedisKeyring(redis, RedisKeys(prefix)).create(
-            digest_of(token), "acme", "made", Terms(hint_of(token), "admin"), NEVER, "admin"
+            digest_of(token), "acme", "made", KeyTerms(hint_of(token), "admin"), NEVER, "admin"
         )
     with running_gateway(
         tmp_path,

@@ -16,8 +16,8 @@ from gateway.config.limits import BudgetRule, LimitsRule
 from gateway.errors import Conflict, NotFound
 from gateway.keys import redis_keyring
 from gateway.keys.follower import KeyFollower
-from gateway.keys.held import HeldKey, Terms, in_words
-from gateway.keys.redis_keyring import NEVER, Expiry, Head, RedisKeyring
+from gateway.keys.held import HeldKey, KeyTerms, in_words
+from gateway.keys.redis_keyring import NEVER, HistoryHead, KeyExpiry, RedisKeyring
 from gateway.keys.ring import Keyring
 from gateway.keys.token import digest_of, hint_of, new_token
 from gateway.redis.client import RedisClient
@@ -27,7 +27,7 @@ from gateway.telemetry.metrics import Metrics
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-TERMS = Terms("gk-abc", "admin")
+TERMS = KeyTerms("gk-abc", "admin")
 
 
 class World:
@@ -43,7 +43,7 @@ class World:
         return ring, KeyFollower(self.client, self.keys, ring)
 
     async def create(
-        self, key_id: str, *, tenant: str = "acme", expiry: Expiry = NEVER, terms: Terms = TERMS
+        self, key_id: str, *, tenant: str = "acme", expiry: KeyExpiry = NEVER, terms: KeyTerms = TERMS
     ) -> HeldKey:
         return await self.keys.create(digest_of(new_token()), tenant, key_id, terms, expiry, "admin")
 
@@ -76,8 +76,8 @@ async def test_what_a_key_may_do_comes_back_as_it_was_made(world: World) -> None
     )
     made = await world.create(
         "prod",
-        expiry=Expiry(at_s=4_000_000_000.0),
-        terms=Terms("gk-abc", "alice", ("chat", "chat-b"), in_words(limits), in_words(budget)),
+        expiry=KeyExpiry(at_s=4_000_000_000.0),
+        terms=KeyTerms("gk-abc", "alice", ("chat", "chat-b"), in_words(limits), in_words(budget)),
     )
     ring, follower = world.process()
     await follower.catch_up()
@@ -115,7 +115,7 @@ async def test_a_change_that_is_told_twice_is_made_once(world: World) -> None:
     assert rotated[0] == rotated[1]
     revoked = [await world.keys.revoke("acme", "prod", "admin") for _ in range(2)]
     assert revoked[0] == revoked[1]
-    assert (await world.keys.read(Head(), 0)).head.version == 4, "created, renamed, its heir, revoked"
+    assert (await world.keys.read(HistoryHead(), 0)).head.version == 4, "created, renamed, its heir, revoked"
     trail = await world.client.commands.xrange(world.names.keyring().audit)
     assert [fields[b"action"] for _, fields in trail] == [b"key.create", b"key.rotate", b"key.revoke"]
 
@@ -127,7 +127,7 @@ async def test_of_many_that_take_one_id_at_once_one_gets_it(world: World) -> Non
 
 
 async def test_rotation_keeps_the_id_for_the_new_key_and_the_old_one_holds_for_its_grace_time(world: World) -> None:
-    old = await world.create("prod", expiry=Expiry(in_s=1000))
+    old = await world.create("prod", expiry=KeyExpiry(in_s=1000))
     ring, follower = world.process()
     await follower.catch_up()
     new, before = await world.keys.rotate(old, digest_of(new_token()), TERMS, grace_s=60, expiry=NEVER, actor="admin")
@@ -142,7 +142,7 @@ async def test_rotation_keeps_the_id_for_the_new_key_and_the_old_one_holds_for_i
     assert ring.named("acme", "prod") == new
 
     again, second = await world.keys.rotate(
-        new, digest_of(new_token()), TERMS, grace_s=0, expiry=Expiry(in_s=5000), actor="admin"
+        new, digest_of(new_token()), TERMS, grace_s=0, expiry=KeyExpiry(in_s=5000), actor="admin"
     )
     assert (again.id, second.id) == ("prod", "prod.2")
     await follower.catch_up()
@@ -150,7 +150,7 @@ async def test_rotation_keeps_the_id_for_the_new_key_and_the_old_one_holds_for_i
 
 
 async def test_grace_never_makes_a_key_hold_longer(world: World) -> None:
-    old = await world.create("prod", expiry=Expiry(in_s=10))
+    old = await world.create("prod", expiry=KeyExpiry(in_s=10))
     _, before = await world.keys.rotate(old, digest_of(new_token()), TERMS, grace_s=3600, expiry=NEVER, actor="a")
     assert before.expires_s == old.expires_s
 
@@ -173,7 +173,7 @@ async def test_what_has_ended_cannot_be_rotated_and_only_one_of_two_rotations_co
         await rotate(replaced)
     with pytest.raises(Conflict, match="is revoked"):
         await rotate(await _revoked(world, "gone"))
-    short = await world.create("short", expiry=Expiry(in_s=0.001))
+    short = await world.create("short", expiry=KeyExpiry(in_s=0.001))
     await asyncio.sleep(0.01)
     with pytest.raises(Conflict, match="has expired"):
         await rotate(short)
@@ -186,11 +186,11 @@ async def _revoked(world: World, key_id: str) -> HeldKey:
 
 async def test_an_end_that_is_past_by_redis_time_is_refused(world: World) -> None:
     with pytest.raises(Conflict, match="'expires' lies in the past"):
-        await world.create("prod", expiry=Expiry(at_s=1_000_000_000))
+        await world.create("prod", expiry=KeyExpiry(at_s=1_000_000_000))
     old = await world.create("prod")
     with pytest.raises(Conflict, match="'expires' lies in the past"):
         await world.keys.rotate(
-            old, digest_of(new_token()), TERMS, grace_s=0, expiry=Expiry(at_s=1_000_000_000), actor="a"
+            old, digest_of(new_token()), TERMS, grace_s=0, expiry=KeyExpiry(at_s=1_000_000_000), actor="a"
         )
 
 
@@ -208,9 +208,9 @@ async def test_keys_that_ended_30_days_ago_are_forgotten_by_redis_and_by_the_pro
     names = world.names.keyring()
     ring, follower = world.process()
     for number in range(1200):
-        await world.create(f"k{number}", expiry=Expiry(in_s=0.001))
+        await world.create(f"k{number}", expiry=KeyExpiry(in_s=0.001))
     lives = await world.create("lives")
-    await world.create("later", expiry=Expiry(in_s=1000))
+    await world.create("later", expiry=KeyExpiry(in_s=1000))
     await follower.catch_up()
     assert len(ring) == 1202
     redis = world.client.commands
@@ -232,7 +232,7 @@ async def test_a_process_reads_only_what_changed(world: World) -> None:
     for number in range(3):
         await world.create(f"k{number}")
     await follower.catch_up()
-    seen = (await world.keys.read(Head(), 0)).head
+    seen = (await world.keys.read(HistoryHead(), 0)).head
     assert (await world.keys.read(seen, seen.version)).keys == []
     await world.keys.revoke("acme", "k1", "admin")
     page = await world.keys.read(seen, seen.version)
@@ -355,9 +355,9 @@ def test_time_goes_on_while_redis_is_away() -> None:
 
 async def test_no_more_of_a_key_than_its_hint_is_in_redis(world: World, redis_url: str) -> None:
     token = new_token()
-    held = await world.keys.create(digest_of(token), "acme", "prod", Terms(hint_of(token), "a"), NEVER, "a")
+    held = await world.keys.create(digest_of(token), "acme", "prod", KeyTerms(hint_of(token), "a"), NEVER, "a")
     await world.keys.rotate(
-        held, digest_of(new_token()), Terms(hint_of(token), "a"), grace_s=9, expiry=NEVER, actor="a"
+        held, digest_of(new_token()), KeyTerms(hint_of(token), "a"), grace_s=9, expiry=NEVER, actor="a"
     )
     async with Redis.from_url(redis_url) as redis:
         dumps = [await redis.dump(key) or b"" async for key in redis.scan_iter(f"*{world.names.prefix}*")]

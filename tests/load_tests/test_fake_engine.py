@@ -12,11 +12,11 @@ import orjson
 import pytest
 
 from gateway.config.models import ModelSettings
-from gateway.engines.base import OpeningRequest, Usage
+from gateway.engines.base import OpeningRequest, TokenUsage
 from gateway.engines.build import _engine
 from gateway.engines.sse import SseDecoder
 from gateway.errors import EngineOverloaded, EngineUnreachable
-from gateway.policy.book import PolicyBook
+from gateway.policy.book import PolicySet
 from gateway.policy.policies import Policies
 from load_tests.engine_process import fake_engine
 from load_tests.fake.engine import FakeEngine
@@ -51,7 +51,7 @@ async def engine(protocol: str, url: str, **more: Any) -> AsyncIterator[Engine]:
     """The gateway's own, made as the gateway makes it."""
     base = url if protocol == "tgi" else url + "/v1"
     settings = {"name": "it", "protocol": protocol, "api_base": base, "price": {"input_per_1m": 1, "output_per_1m": 1}}
-    made = _engine(ModelSettings.model_validate(settings | more), Policies(PolicyBook.of(())), None, None)
+    made = _engine(ModelSettings.model_validate(settings | more), Policies(PolicySet.of(())), None, None)
     try:
         yield made
     finally:
@@ -267,8 +267,8 @@ async def test_the_gateways_tgi_engine_can_call_it() -> None:
             for chunk in group
         ]
     assert tgi.state.max_concurrency == 7
-    assert (chat.text, chat.finish, chat.usage) == ("So we take", "length", Usage(9, 3))
-    assert (raw.text, raw.finish, raw.usage) == (" we take the", "length", Usage(7, 3))
+    assert (chat.text, chat.finish, chat.usage) == ("So we take", "length", TokenUsage(9, 3))
+    assert (raw.text, raw.finish, raw.usage) == (" we take the", "length", TokenUsage(7, 3))
     assert len(chunks) == 3
 
 
@@ -282,7 +282,7 @@ async def test_the_gateways_openai_engine_can_call_it() -> None:
         chunks = [chunk async for group in openai.stream({**asked, "stream": True}) for chunk in group]
     assert openai.state.warnings == []
     assert [choice["message"]["content"] for choice in whole["choices"]] == ["So we take"] * 2
-    assert (raw.text, raw.usage) == (" we take the", Usage(7, 3))
+    assert (raw.text, raw.usage) == (" we take the", TokenUsage(7, 3))
     assert len(chunks) == 2 * 5
 
 

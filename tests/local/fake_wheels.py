@@ -13,7 +13,7 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from gateway.local.weights import Weights
-from gateway.local.wheels import Wheels
+from gateway.local.wheels import WheelSource
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,7 +28,7 @@ FAKE = Weights(
     size_bytes=len(CONTENT),
     sha256=sha256(CONTENT).hexdigest(),
     hub_repo=None,
-    wheels=Wheels(
+    wheels=WheelSource(
         distribution="fake-gkt-model-part{n}",
         version="1.0",
         member="fake_gkt_model_part{n}/data/part{n:02}.bin",

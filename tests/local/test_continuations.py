@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from gateway.capabilities.continuation import Continuation, Prefill
-from gateway.engines.http import Deadlines, EngineHttp
+from gateway.engines.http import EngineDeadlines, EngineHttp
 from gateway.engines.openai import OpenAIEngine
 from gateway.engines.tgi import TGIEngine
 from gateway.guidance.seam import SeamJoin
@@ -32,7 +32,7 @@ BEGUN = [
 
 @asynccontextmanager
 async def student(stack: LocalStack, mode: Any) -> AsyncIterator[OpenAIEngine]:
-    http = EngineHttp("small", stack.student_url + "/v1", api_key=None, deadlines=Deadlines())
+    http = EngineHttp("small", stack.student_url + "/v1", api_key=None, deadlines=EngineDeadlines())
     engine = OpenAIEngine("small", MODEL, http, continuation=mode)
     try:
         await engine.probe()
@@ -120,7 +120,7 @@ async def test_the_stand_in_for_tgi_continues_a_raw_prompt_as_it_does_a_chat(sta
     """/chat_tokenize and /generate against its chat route, greedily, to the letter and from as many tokens."""
     found = {}
     for mode in ("trailing", "completions"):
-        http = EngineHttp("big", stack.teacher_url, api_key=None, deadlines=Deadlines())
+        http = EngineHttp("big", stack.teacher_url, api_key=None, deadlines=EngineDeadlines())
         engine = TGIEngine("big", http, continuation=mode)  # type: ignore[arg-type]
         try:
             await engine.probe()

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from gateway.local.generation import Generation, Token
+from gateway.local.generation import GeneratedToken, LocalGeneration
 from gateway.local.tgi_errors import TgiError
-from gateway.local.tgi_request import Job
+from gateway.local.tgi_request import TgiJob
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -42,9 +42,11 @@ class Llama:
         return f"<|{token_id}|>"
 
 
-async def run(llama: Llama, *, max_new_tokens: int = 10, stop: tuple[str, ...] = ()) -> tuple[Generation, list[Token]]:
-    job = Job((1, 2), max_new_tokens, stop, None, 0, {"temperature": 0.0})
-    generation = Generation(llama, job, logprobs=False)  # type: ignore[arg-type]
+async def run(
+    llama: Llama, *, max_new_tokens: int = 10, stop: tuple[str, ...] = ()
+) -> tuple[LocalGeneration, list[GeneratedToken]]:
+    job = TgiJob((1, 2), max_new_tokens, stop, None, 0, {"temperature": 0.0})
+    generation = LocalGeneration(llama, job, logprobs=False)  # type: ignore[arg-type]
     return generation, [token async for token in generation.tokens()]
 
 

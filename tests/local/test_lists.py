@@ -9,7 +9,7 @@ import pytest
 import pytest_asyncio
 
 from gateway.engines.base import OpeningRequest
-from gateway.engines.http import Deadlines, EngineHttp, JsonReply
+from gateway.engines.http import EngineDeadlines, EngineHttp, JsonReply
 from gateway.engines.openai import OpenAIEngine
 from gateway.errors import EngineRejected
 from tests.local.conftest import MODEL, SLOT_TOKENS
@@ -36,7 +36,7 @@ class WatchedHttp(EngineHttp):
     """Keeps the path of each call."""
 
     def __init__(self, url: str) -> None:
-        super().__init__("small", url, api_key=None, deadlines=Deadlines(first_token_s=60))
+        super().__init__("small", url, api_key=None, deadlines=EngineDeadlines(first_token_s=60))
         self.paths: list[str] = []
 
     async def post(self, path: str, payload: Json, *, native: bool = False) -> JsonReply:

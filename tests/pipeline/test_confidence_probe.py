@@ -17,7 +17,7 @@ from aiohttp import web
 from msgspec import structs
 
 from gateway.engines.openai import OpenAIEngine
-from gateway.pipeline.confidence_probe import ASKED_AGAIN, ENOUGH_REFUSALS, Sounding
+from gateway.pipeline.confidence_probe import ASKED_AGAIN, ENOUGH_REFUSALS, ConfidenceProbe
 from gateway.policy.length import choose_length
 from gateway.policy.length_rules import AutoRule, ProbeRule
 from gateway.telemetry.metrics import Metrics
@@ -250,7 +250,7 @@ class Asked:
 
     def __init__(self, student: FakeEngine, engine: OpenAIEngine) -> None:
         self.student, self.engine = student, engine
-        self._sounding = Sounding({"small": engine}, Metrics())
+        self._sounding = ConfidenceProbe({"small": engine}, Metrics())
 
     async def outcomes(self, behave: Handler, times: int, top: int = 5, tenant: str = "acme") -> list[str]:
         """Of so many requests of the tenant, for as many of the likeliest tokens."""

@@ -15,7 +15,7 @@ import aiohttp
 import httpx
 import pytest
 
-from gateway.accounting.draft import Call
+from gateway.accounting.draft import EngineCall
 from gateway.pipeline.disconnects import MAX_REST_USD, Disconnects
 from gateway.pricing import Price
 from tests.accounting.drafts import draft, plan
@@ -223,11 +223,11 @@ def test_only_a_rest_below_the_bound_is_read_on() -> None:
     disconnects = Disconnects({"small": Price.of_tokens(Decimal(0), output_usd * 1_000_000)})
     most = int(MAX_REST_USD / output_usd)
     for call, reads_on in (
-        (Call("small", (), limit_tokens=most), True),
-        (Call("small", (), limit_tokens=most + 1), False),
-        (Call("small", (), limit_tokens=most + 5, seen_tokens=5), True),
-        (Call("small", ()), False),
-        (Call("small", (), ended=True), True),
+        (EngineCall("small", (), limit_tokens=most), True),
+        (EngineCall("small", (), limit_tokens=most + 1), False),
+        (EngineCall("small", (), limit_tokens=most + 5, seen_tokens=5), True),
+        (EngineCall("small", ()), False),
+        (EngineCall("small", (), ended=True), True),
         (None, False),
     ):
         one = draft(plan("student"))

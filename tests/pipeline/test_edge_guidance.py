@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from gateway.edge.guidance import Guidance
+from gateway.edge.guidance import EdgeGuidance
 from gateway.local.redis import EmbeddedRedis
 from tests.fakes import FakeEngine, says
 from tests.gateway_process import KEY, OTHER_KEY, STUDENT_ONLY, GatewayProcess, guided, model, running_gateway
@@ -213,7 +213,7 @@ def test_more_tokens_than_were_asked_for_are_refused_and_the_account_stays_open(
 def test_a_teacher_that_ended_has_answered_and_there_is_nothing_to_report(world: World, route: str) -> None:
     world.teacher.behave = says("Twelve.", "stop")
     told = world.ask(route).json()
-    assert Guidance.read(told).finish_reason == "stop", "as the client has it"
+    assert EdgeGuidance.read(told).finish_reason == "stop", "as the client has it"
     guidance = told["guidance"]
     assert (guidance["text"], guidance["complete"], guidance["finish_reason"]) == ("Twelve.", True, "stop")
     assert told["close"]["most_output_tokens"] == 0

@@ -12,9 +12,9 @@ import pytest
 from redis.exceptions import RedisError
 
 from gateway.errors import NotFound, Overloaded, StoreUnavailable
-from gateway.pipeline.edge_reports import EdgeAccounts
+from gateway.pipeline.edge_reports import EdgeReports
 from gateway.pipeline.slots import Slots
-from gateway.runtime.tasks import Tasks
+from gateway.runtime.tasks import BackgroundTasks
 from gateway.telemetry.metrics import Metrics
 from tests.accounting.test_edge import USAGE
 from tests.batching.process import until
@@ -79,7 +79,7 @@ class Book:
 
 async def test_a_report_has_a_read_slot_until_it_is_written_whether_or_not_its_device_waits() -> None:
     """It has a connection for as long. Devices that hang up must not have more of them than their tenant's share."""
-    book, tasks, slots = Book(), Tasks(), Slots(1, "reads", Metrics())
+    book, tasks, slots = Book(), BackgroundTasks(), Slots(1, "reads", Metrics())
     accounts = _accounts(Store(), reads=slots, book=book, tasks=tasks)
     receipt: Any = SimpleNamespace(id="edge_1")
     writing = tasks.spawn("report", accounts._write(CALLER.policy, receipt, None, "offline"))
@@ -107,9 +107,9 @@ def _accounts(
     *,
     reads: Slots | None = None,
     book: Book | None = None,
-    tasks: Tasks | None = None,
-) -> EdgeAccounts:
+    tasks: BackgroundTasks | None = None,
+) -> EdgeReports:
     metrics = metrics or Metrics()
     redis, admission = SimpleNamespace(up=True), SimpleNamespace(place=nullcontext)
     parts: Any = (redis, book, store, None, admission, reads or Slots(100, "reads", metrics), metrics, tasks)
-    return EdgeAccounts(*parts, prices={}, within_s=60.0, clock=lambda: NOW)
+    return EdgeReports(*parts, prices={}, within_s=60.0, clock=lambda: NOW)

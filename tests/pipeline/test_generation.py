@@ -6,9 +6,9 @@ import httpx
 import orjson
 import pytest
 
-from gateway.accounting.draft import Call
-from gateway.engines.base import Usage
-from gateway.pipeline.generation import MAX_TOKEN_BYTES, MAX_TOKENS_PER_S, MIN_UNREAD_TOKENS, Generation
+from gateway.accounting.draft import EngineCall
+from gateway.engines.base import TokenUsage
+from gateway.pipeline.generation import MAX_TOKEN_BYTES, MAX_TOKENS_PER_S, MIN_UNREAD_TOKENS, GenerationTracker
 
 if TYPE_CHECKING:
     from gateway.local.stack import LocalStack
@@ -22,10 +22,10 @@ def generation(
     choices: int = 1,
     stops_within_s: float | None = None,
     preface: str | None = "",
-    call: Call | None = None,
-) -> Generation:
-    return Generation(
-        call or Call("small", ()),
+    call: EngineCall | None = None,
+) -> GenerationTracker:
+    return GenerationTracker(
+        call or EngineCall("small", ()),
         limit=limit,
         choices=choices,
         drafts=choices,
@@ -39,7 +39,7 @@ def says(text: str, finish: str | None = None, index: int = 0, **fields: Any) ->
     return {"choices": [{"index": index, "delta": {"content": text}, "finish_reason": finish}], **fields}
 
 
-def read(one: Generation, *chunks: dict[str, Any]) -> str:
+def read(one: GenerationTracker, *chunks: dict[str, Any]) -> str:
     """What is left of the first choice's text, with the reason for which it ended."""
     text, reason = "", None
     for chunk in chunks:
@@ -58,7 +58,7 @@ def answer(text: str, tokens: int | None, finish: str = "stop") -> dict[str, Any
 
 def test_a_stream_that_passes_its_limit_ends_at_its_last_word() -> None:
     """The call is then to be cancelled, and what the engine generates meanwhile has no bound."""
-    call = Call("small", ())
+    call = EngineCall("small", ())
     one = generation(5, call=call)
     assert read(one, *(says(f" w{index}") for index in range(9))) == " w0 w1 w2 w3 w4 |length"
     assert one.stopped
@@ -125,11 +125,11 @@ def test_hidden_reasoning_is_not_counted_against_the_text() -> None:
 
 def test_a_whole_reply_is_cut_by_the_engines_own_count() -> None:
     """Its tokens are taken to be equally long; what it reports is still what it cost."""
-    call = Call("small", ())
+    call = EngineCall("small", ())
     reply = answer("ab" * 100, 100)
     generation(20, call=call).read_reply(reply)
     assert reply["choices"][0] == {"message": {"content": "ab" * 20}, "finish_reason": "length"}
-    assert call.usage == Usage(9, 100)
+    assert call.usage == TokenUsage(9, 100)
 
 
 def test_a_whole_reply_without_a_count_is_cut_by_its_words() -> None:
@@ -146,26 +146,26 @@ def test_a_whole_reply_within_the_limit_is_left_alone(tokens: int | None) -> Non
 
 
 def test_the_usage_after_the_last_choice_is_final() -> None:
-    call = Call("small", ())
+    call = EngineCall("small", ())
     one = generation(5, call=call)
     read(one, says("Hi", "stop"), {"choices": [], "usage": COUNTED})
     one.close(9.0)
-    assert (call.usage, call.lost_tokens, call.unbounded) == (Usage(9, 4), 0, False)
+    assert (call.usage, call.lost_tokens, call.unbounded) == (TokenUsage(9, 4), 0, False)
 
 
 def test_a_usage_event_is_final_where_the_stream_breaks_off_after_it() -> None:
     """A proxy may drop the finish_reason and the end of the stream."""
-    call = Call("small", ())
+    call = EngineCall("small", ())
     one = generation(500, call=call)
     read(one, says("Hi"), says(" there"), {"choices": [], "usage": COUNTED})
     one.close(9.0)
-    assert (call.usage, call.lost_tokens, call.unbounded) == (Usage(9, 4), 0, False)
+    assert (call.usage, call.lost_tokens, call.unbounded) == (TokenUsage(9, 4), 0, False)
 
 
 @pytest.mark.parametrize("later", [None, "text", "an end"])
 def test_a_usage_event_before_the_text_is_not_final(later: str | None) -> None:
     """An engine may count the prompt first, and the answer as it is generated."""
-    call = Call("small", ())
+    call = EngineCall("small", ())
     one = generation(500, choices=2, stops_within_s=0.0, call=call)
     event = {"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": 3 if later else 0}}
     chunks = {None: [], "text": [says("Hi")], "an end": [says("Hi", "stop")]}[later]
@@ -176,7 +176,7 @@ def test_a_usage_event_before_the_text_is_not_final(later: str | None) -> None:
 
 def test_a_usage_event_is_not_final_where_the_engine_passed_its_limit() -> None:
     """It generates until the call is canceled."""
-    call = Call("small", ())
+    call = EngineCall("small", ())
     one = generation(1, call=call)
     read(one, says("one two"), {"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": 2}})
     one.close(0.0)
@@ -186,22 +186,22 @@ def test_a_usage_event_is_not_final_where_the_engine_passed_its_limit() -> None:
 @pytest.mark.parametrize("later", [None, {}, {"prompt_tokens": "9"}])
 def test_the_last_usable_usage_counts(later: Any) -> None:
     """One that cannot be read does not undo one that could."""
-    call = Call("small", ())
+    call = EngineCall("small", ())
     one = generation(call=call)
     for usage in ({"prompt_tokens": 9, "completion_tokens": 1}, COUNTED, later):
         one.read({"choices": [], "usage": usage}, 0.0)
     one.finish()
     one.close(0.0)
-    assert call.usage == Usage(9, 4)
+    assert call.usage == TokenUsage(9, 4)
 
 
 def test_a_cancelled_call_of_an_engine_not_known_to_stop_is_bounded_by_its_limit() -> None:
-    call = Call("small", ())
+    call = EngineCall("small", ())
     one = generation(500, call=call)
     read(one, says("Hi"), says(" there"))
     one.close(0.1)
     assert (call.lost_tokens, call.limit_tokens, call.unbounded) == (500, 500, False)
-    unlimited = Call("small", ())
+    unlimited = EngineCall("small", ())
     generation(None, call=unlimited).close(0.1)
     assert (unlimited.lost_tokens, unlimited.unbounded) == (0, True)
 
@@ -209,12 +209,12 @@ def test_a_cancelled_call_of_an_engine_not_known_to_stop_is_bounded_by_its_limit
 @pytest.mark.parametrize("limit", [500_000, None])
 def test_a_cancelled_call_of_an_engine_that_stops_is_bounded_by_time(limit: int | None) -> None:
     """Since the last chunk that was read, and until it stops."""
-    call = Call("small", ())
+    call = EngineCall("small", ())
     one = generation(limit, stops_within_s=1.0, call=call)
     one.read(says("Hi"), 10.0)
     one.close(12.0)
     assert (call.lost_tokens, call.unbounded) == (3 * MAX_TOKENS_PER_S, False)
-    quick = Call("small", ())
+    quick = EngineCall("small", ())
     generation(limit, choices=2, stops_within_s=0.0, call=quick).close(0.0)
     assert quick.lost_tokens == 2 * MIN_UNREAD_TOKENS
 
@@ -222,17 +222,17 @@ def test_a_cancelled_call_of_an_engine_that_stops_is_bounded_by_time(limit: int 
 def test_a_running_count_is_the_base_of_the_bound() -> None:
     """It is no exact count, and never more than the limit; with more than one choice it may be that of one alone."""
     ran = says("Hi", usage={"prompt_tokens": 9, "completion_tokens": 2})
-    call = Call("small", ())
+    call = EngineCall("small", ())
     one = generation(100, stops_within_s=0.0, call=call)
     one.read(ran, 0.0)
     one.close(0.0)
-    assert (call.usage, call.lost_tokens) == (Usage(9, 2 + MIN_UNREAD_TOKENS, estimated=True), 0)
-    other = Call("small", ())
+    assert (call.usage, call.lost_tokens) == (TokenUsage(9, 2 + MIN_UNREAD_TOKENS, estimated=True), 0)
+    other = EngineCall("small", ())
     one = generation(100, call=other)
     one.read(ran, 0.0)
     one.close(0.0)
-    assert other.usage == Usage(9, 100, estimated=True)
-    several = Call("small", ())
+    assert other.usage == TokenUsage(9, 100, estimated=True)
+    several = EngineCall("small", ())
     one = generation(100, choices=2, call=several)
     one.read(ran, 0.0)
     one.close(0.0)
@@ -245,7 +245,7 @@ async def test_a_real_engine_that_keeps_its_limit_is_never_cut(engines: LocalSta
     """llama.cpp, hot enough to write tokens of any kind: the counts here are never above its own."""
     body = {"messages": [{"role": "user", "content": prompt}], "max_tokens": limit, "stream": True, "temperature": 1.5,
             "stream_options": {"include_usage": True}, "ignore_eos": True, "model": "x"}  # fmt: skip
-    call = Call("small", ())
+    call = EngineCall("small", ())
     one = generation(limit, stops_within_s=1.0, call=call)
     sent = ""
     async with (
@@ -282,7 +282,7 @@ def test_text_is_cut_at_the_same_place_however_it_arrives(size: int) -> None:
 @pytest.mark.parametrize("choices", [8])
 def test_the_count_of_one_choice_is_not_taken_for_all_of_them(text: str, least: int, choices: int) -> None:
     """llama.cpp merges the choices of a reply and keeps the usage of the first."""
-    call = Call("small", ())
+    call = EngineCall("small", ())
     one = generation(5000, choices=choices, call=call)
     replies = [answer(text, 5)["choices"][0] | {"index": index} for index in range(choices)]
     one.read_reply({"choices": replies, "usage": {"prompt_tokens": 9, "completion_tokens": 5}})
@@ -293,7 +293,7 @@ def test_the_count_of_one_choice_is_not_taken_for_all_of_them(text: str, least: 
 @pytest.mark.parametrize("tokens", [800, 799])
 def test_a_streams_count_is_held_against_the_words_of_all_choices(tokens: int) -> None:
     """Letters of different choices come by turns; what the engine repeats is not counted."""
-    call = Call("small", ())
+    call = EngineCall("small", ())
     one = generation(None, choices=8, preface="It is", call=call)
     for letter in "It is":
         one.read(says(letter), 0.1)
@@ -306,13 +306,13 @@ def test_a_streams_count_is_held_against_the_words_of_all_choices(tokens: int) -
     one.finish()
     one.close(1.0)
     assert call.least_tokens == 800
-    assert call.usage == Usage(9, tokens)
+    assert call.usage == TokenUsage(9, tokens)
 
 
 @pytest.mark.parametrize("choices", [1, 2])
 def test_several_counts_of_several_choices_are_no_count(choices: int) -> None:
     """llama.cpp ends each choice with a usage event. An event before the output counts the prompt alone."""
-    call = Call("small", ())
+    call = EngineCall("small", ())
     one = generation(9, choices=choices, call=call)
     one.read({"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": 0}}, 0.1)
     for index in range(choices):
@@ -320,4 +320,4 @@ def test_several_counts_of_several_choices_are_no_count(choices: int) -> None:
         one.read({"choices": [], "usage": COUNTED}, 0.1)
     one.finish()
     one.close(1.0)
-    assert call.usage == (Usage(9, 4) if choices == 1 else None)
+    assert call.usage == (TokenUsage(9, 4) if choices == 1 else None)

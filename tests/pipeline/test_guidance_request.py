@@ -11,19 +11,19 @@ import orjson
 import pytest
 from msgspec import structs
 
-from gateway.batching.flights import Landing
+from gateway.batching.flights import FlightResult
 from gateway.batching.ticket import Grant
-from gateway.engines.base import EngineState, OpeningReply, OpeningRequest, Usage
+from gateway.engines.base import EngineState, OpeningReply, OpeningRequest, TokenUsage
 from gateway.errors import EngineFailed
-from gateway.pipeline.guidance_request import Opening, opened
-from gateway.pipeline.teacher import Guide
+from gateway.pipeline.guidance_request import Guidance, opened
+from gateway.pipeline.teacher import TeacherCall
 from gateway.policy.conditions import to_pattern
 from gateway.policy.length import choose_length
 from gateway.policy.length_rules import AutoRule
-from gateway.policy.projections import CUTOFF, Skip
+from gateway.policy.projections import CUTOFF, SkipRule
 from gateway.policy.resolve import RetryPlan
 from gateway.protocol.chat import parse_chat
-from gateway.runtime.tasks import Tasks
+from gateway.runtime.tasks import BackgroundTasks
 from gateway.telemetry.metrics import Metrics
 from tests.accounting.drafts import draft, plan
 
@@ -56,7 +56,7 @@ class SharedFlight:
 
     async def join(
         self, queue: Any, ticket: Any, ask: Callable[[Grant], Awaitable[OpeningReply]], granted: Any, deadline: float
-    ) -> Landing:
+    ) -> FlightResult:
         grant = Grant("batch", 2)
         granted(grant)
         try:
@@ -75,18 +75,18 @@ class Batcher:
 async def test_what_a_shared_teacher_writes_after_the_deadline_is_not_shown() -> None:
     """The student goes on from what was shown until then: the caller may not have read further than that."""
     teacher = Teacher()
-    guide = Guide({"big": teacher}, Batcher(), SharedFlight(teacher), Metrics(), Tasks())  # type: ignore[dict-item, arg-type]
+    guide = TeacherCall({"big": teacher}, Batcher(), SharedFlight(teacher), Metrics(), BackgroundTasks())  # type: ignore[dict-item, arg-type]
     guided = plan()
     assert guided.guidance is not None
     guided = structs.replace(guided, guidance=structs.replace(guided.guidance, stream=True, deadline_s=0.5))
     async with aclosing(guide.stream(guided, CHAT, draft(guided))) as parts:
         heard = [part async for part in parts]
     opening = heard.pop()
-    assert isinstance(opening, Opening)
+    assert isinstance(opening, Guidance)
     assert "".join(map(str, heard)) == opening.text == "The quick"
 
 
-SKIP = Skip((to_pattern("Certainly!"), to_pattern("Let us look.*")), 24)
+SKIP = SkipRule((to_pattern("Certainly!"), to_pattern("Let us look.*")), 24)
 CHATTY = "Certainly! Let us look at it step by step.\n\nFirst we add 2.5 and 3. That is 5.5 in all. Then we stop"
 
 
@@ -107,16 +107,16 @@ class Talker:
         for word in words if tell is not None else ():
             self.told += 1
             tell(word)  # type: ignore[misc]
-        return OpeningReply("".join(words), "length", Usage(10, len(words)))
+        return OpeningReply("".join(words), "length", TokenUsage(10, len(words)))
 
 
 class OwnFlight:
     async def join(
         self, queue: Any, ticket: Any, ask: Callable[[Grant], Awaitable[OpeningReply]], granted: Any, deadline: float
-    ) -> Landing:
+    ) -> FlightResult:
         grant = Grant("batch", 1)
         granted(grant)
-        return Landing(await ask(grant), "")
+        return FlightResult(await ask(grant), "")
 
 
 class FailsBatches:
@@ -132,7 +132,7 @@ class FailsBatches:
         self.batches.append(batch)
         if batch is not None:
             raise EngineFailed("It failed.", engine="big", status_sent=500)
-        return OpeningReply("The answer is", "length", Usage(10, 3))
+        return OpeningReply("The answer is", "length", TokenUsage(10, 3))
 
 
 @pytest.mark.parametrize(("num_retries", "batches"), [(0, ["batch"]), (2, ["batch", None])])
@@ -140,7 +140,7 @@ async def test_the_retry_of_a_failed_list_is_a_call_of_its_own_and_both_are_char
     num_retries: int, batches: list[str | None]
 ) -> None:
     teacher = FailsBatches()
-    guide = Guide({"big": teacher}, Batcher(), OwnFlight(), Metrics(), Tasks())  # type: ignore[dict-item, arg-type]
+    guide = TeacherCall({"big": teacher}, Batcher(), OwnFlight(), Metrics(), BackgroundTasks())  # type: ignore[dict-item, arg-type]
     guided = structs.replace(plan(), retries=RetryPlan(num_retries, 0.001))
     one = draft(guided)
     await guide.open(guided, CHAT, one)
@@ -149,7 +149,7 @@ async def test_the_retry_of_a_failed_list_is_a_call_of_its_own_and_both_are_char
     assert one.unguided == (None if num_retries else "teacher_failed")
 
 
-def until_a_sentence(tokens: int, least: int, skip: Skip | None = SKIP) -> Plan:
+def until_a_sentence(tokens: int, least: int, skip: SkipRule | None = SKIP) -> Plan:
     guided = plan()
     assert guided.guidance is not None
     length = choose_length(AutoRule(min=least, stop_at="sentence"), CHAT, None, {})
@@ -171,7 +171,7 @@ async def test_where_boilerplate_is_skipped_an_opening_ends_as_it_would_without(
 ) -> None:
     """And the receipt says that it ended with a sentence only where it did."""
     teacher = Talker(CHATTY)
-    guide = Guide({"big": teacher}, Batcher(), OwnFlight(), Metrics(), Tasks())  # type: ignore[dict-item, arg-type]
+    guide = TeacherCall({"big": teacher}, Batcher(), OwnFlight(), Metrics(), BackgroundTasks())  # type: ignore[dict-item, arg-type]
     guided = until_a_sentence(tokens, least)
     assert guided.guidance is not None
     guided = structs.replace(guided, guidance=structs.replace(guided.guidance, stream=stream))
@@ -179,7 +179,7 @@ async def test_where_boilerplate_is_skipped_an_opening_ends_as_it_would_without(
     async with aclosing(guide.stream(guided, CHAT, one)) as parts:
         heard = [part async for part in parts]
     opening = heard.pop()
-    assert isinstance(opening, Opening)
+    assert isinstance(opening, Guidance)
     assert opening.text == text
     assert opening.text.startswith("".join(map(str, heard)))
     assert one.ended_at == ended
@@ -195,7 +195,7 @@ async def test_a_teacher_that_was_ended_is_charged_for_what_it_may_have_written_
     """One that is not known to stop writes on, to the length that it was asked for."""
     teacher = Talker("The answer is short. And then it goes on and on")
     teacher.state = EngineState(revision="first", stops_within_s=stops_within_s)
-    guide = Guide({"big": teacher}, Batcher(), OwnFlight(), Metrics(), Tasks())  # type: ignore[dict-item, arg-type]
+    guide = TeacherCall({"big": teacher}, Batcher(), OwnFlight(), Metrics(), BackgroundTasks())  # type: ignore[dict-item, arg-type]
     guided = until_a_sentence(400, 2, skip=None)
     one = draft(guided)
     await guide.open(guided, CHAT, one)
@@ -211,5 +211,5 @@ def test_of_an_opening_that_nobody_counted_no_more_is_kept_than_was_asked_for() 
     one = draft(guided)
     text = "Incontrovertibly photosynthesising microorganisms characteristically predominate. "
     opening = opened(guided, guided.guidance, CHAT, one, OpeningReply(text + "Then", "length", None, len(text)))
-    assert isinstance(opening, Opening)
+    assert isinstance(opening, Guidance)
     assert opening.tokens == one.kept_tokens == 8

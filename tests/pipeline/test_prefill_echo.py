@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from gateway.capabilities.continuation import Continuation, Mode
 from gateway.pipeline.prefill_echo import PrefillEcho, prefill_echo
-from gateway.policy.resolve import FinisherPlan
+from gateway.policy.resolve import StudentPlan
 from gateway.protocol.chat import parse_chat
 from gateway.protocol.text import parse_text_completion
 
@@ -27,8 +27,8 @@ def chat(content: Any, role: str = "assistant", **more: Any) -> ChatRequest:
     return parse_chat(orjson.dumps({"model": "m", "messages": messages, **more}))
 
 
-def by(mode: Mode | None, *, echo: bool | None = None) -> FinisherPlan:
-    return FinisherPlan("small", None if mode is None else Continuation(mode, echo=echo))
+def by(mode: Mode | None, *, echo: bool | None = None) -> StudentPlan:
+    return StudentPlan("small", None if mode is None else Continuation(mode, echo=echo))
 
 
 def streamed(drops: PrefillEcho, *choices: str, cuts: int = 3) -> list[str]:
@@ -93,7 +93,7 @@ def test_other_fields_of_a_message_stay() -> None:
     ],
 )
 def test_what_is_known_of_the_engine_decides(
-    how: FinisherPlan, begun: str, text: str, left: str, *, stream: bool
+    how: StudentPlan, begun: str, text: str, left: str, *, stream: bool
 ) -> None:
     drops = prefill_echo(how, chat(begun), stream=stream)
     assert drops is not None
@@ -111,5 +111,5 @@ def test_what_is_known_of_the_engine_decides(
     ],
     ids=["the engine never repeats", "no answer was begun", "the caller asks for it", "no text", "a raw prompt"],
 )
-def test_elsewhere_the_reply_is_the_engines(how: FinisherPlan, request_: Any) -> None:
+def test_elsewhere_the_reply_is_the_engines(how: StudentPlan, request_: Any) -> None:
     assert prefill_echo(how, request_, stream=False) is None

@@ -8,31 +8,31 @@ from typing import Any
 import pytest
 
 from gateway.errors import (
-    EngineCannot,
+    CircuitOpen,
     EngineError,
     EngineFailed,
-    EngineGarbled,
     EngineOverloaded,
+    EngineProtocolError,
     EngineRejected,
-    EngineResting,
     EngineTimeout,
     EngineUnreachable,
+    EngineUnsupported,
 )
-from gateway.pipeline.retries import Attempts, RequestRetries
-from gateway.policy.resolve import FinisherPlan, RetryPlan
+from gateway.pipeline.retries import RequestRetries, Retries
+from gateway.policy.resolve import RetryPlan, StudentPlan
 from gateway.telemetry.metrics import Metrics
 
 
-def attempts(*engines: str, num_retries: int = 2) -> Attempts:
+def attempts(*engines: str, num_retries: int = 2) -> Retries:
     """Pauses of 0.1 s, then 0.2 s, without chance."""
-    return Attempts([FinisherPlan(engine, None) for engine in engines], RetryPlan(num_retries, 0.1), draw=lambda: 1.0)
+    return Retries([StudentPlan(engine, None) for engine in engines], RetryPlan(num_retries, 0.1), draw=lambda: 1.0)
 
 
 def error(kind: type[EngineError], **more: Any) -> EngineError:
     return kind("It failed.", engine="a", **more)
 
 
-def walked(one: Attempts, failure: EngineError, *, placed: bool = False) -> list[tuple[float, str]]:
+def walked(one: Retries, failure: EngineError, *, placed: bool = False) -> list[tuple[float, str]]:
     """What happens if every call fails like this: each pause, and who is asked after it."""
     steps = []
     while (pause_s := one.after(failure, placed=placed)) is not None:
@@ -51,10 +51,10 @@ def test_what_may_pass_is_tried_again_and_then_the_next_is_asked(kind: type[Engi
     "failure",
     [
         error(EngineTimeout),
-        error(EngineGarbled),
+        error(EngineProtocolError),
         error(EngineRejected, status_sent=401),
         error(EngineRejected, status_sent=404),
-        error(EngineResting, retry_after_s=1.0),
+        error(CircuitOpen, retry_after_s=1.0),
     ],
     ids=lambda failure: failure.label,
 )
@@ -69,7 +69,7 @@ def test_what_is_wrong_with_the_request_is_wrong_everywhere(status: int) -> None
 
 def test_what_one_engine_has_no_way_of_doing_another_may_do() -> None:
     """It was not asked: a raw prompt that goes to a provider of chats, say."""
-    assert walked(attempts("a", "b"), error(EngineCannot, status_sent=400)) == [(0.0, "b")]
+    assert walked(attempts("a", "b"), error(EngineUnsupported, status_sent=400)) == [(0.0, "b")]
 
 
 def test_with_an_opening_the_opening_may_be_to_blame() -> None:
@@ -95,7 +95,7 @@ def test_without_retries_each_is_asked_once() -> None:
 
 def test_half_of_a_pause_is_chance() -> None:
     for drawn, pause_s in ((0.0, 0.05), (1.0, 0.1)):
-        one = Attempts([FinisherPlan("a", None)], RetryPlan(1, 0.1), draw=lambda drawn=drawn: drawn)
+        one = Retries([StudentPlan("a", None)], RetryPlan(1, 0.1), draw=lambda drawn=drawn: drawn)
         assert one.after(error(EngineFailed), placed=False) == pytest.approx(pause_s)
 
 
@@ -124,8 +124,8 @@ class Bound:
 
     def walk(self, *engines: str) -> list[str]:
         """Which engines are asked after the first call, if every call fails."""
-        finishers = [FinisherPlan(engine, None) for engine in engines]
-        one, asked = Attempts(finishers, RetryPlan(10, 0.1), self.retries, draw=lambda: 1.0), []
+        finishers = [StudentPlan(engine, None) for engine in engines]
+        one, asked = Retries(finishers, RetryPlan(10, 0.1), self.retries, draw=lambda: 1.0), []
         while one.after(error(EngineUnreachable), placed=False) is not None:
             self.draft.failed.append("a call")
             asked.append(one.finisher.engine)

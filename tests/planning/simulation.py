@@ -23,7 +23,7 @@ from load_tests.fake.stats import Stats
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gateway.planning.replica import Work
+    from gateway.planning.replica import RequestWork
     from load_tests.fake.batching import Sequence
 
 
@@ -76,7 +76,7 @@ class Seen:
     total_s: list[float]
 
 
-def simulated(profile: Profile, work: Work, rate: float, requests: int, seed: int = 1) -> Seen:
+def simulated(profile: Profile, work: RequestWork, rate: float, requests: int, seed: int = 1) -> Seen:
     """So many requests, which come at random at `rate` in a second. The first tenth warms up and is left out."""
     loop = _Loop()
     drawn = Random(seed)

@@ -8,30 +8,30 @@ from math import inf
 import pytest
 
 from gateway.errors import StartupError
-from gateway.planning.fleet import Demands, fleet
-from gateway.planning.replica import Work, idle_first_s, replica_s, stand
+from gateway.planning.fleet import FleetDemands, fleet
+from gateway.planning.replica import RequestWork, idle_first_s, replica_s, stand
 from tests.planning.curves import curve
 
-WORK = Work(500, 101)
+WORK = RequestWork(500, 101)
 RPS = Decimal(40)
 
 
 def test_one_replica_fewer_would_not_keep_the_headroom() -> None:
-    found = fleet("teacher", curve(), WORK, RPS, Demands(0.3))
+    found = fleet("teacher", curve(), WORK, RPS, FleetDemands(0.3))
     assert found.replicas is not None
     # 40 in a second, 0.25 s of a full replica each, of which 70 % are used: 14.3.
     assert found.replicas == 15
     assert found.gpus == 30
     assert found.standing.utilisation == pytest.approx(40 * 0.25 / 15)
     assert found.met
-    fewer = fleet("teacher", curve(), WORK, RPS, Demands(0.3), replicas=14)
+    fewer = fleet("teacher", curve(), WORK, RPS, FleetDemands(0.3), replicas=14)
     assert not fewer.met
     assert fewer.standing.stable
 
 
 def test_one_replica_fewer_would_be_too_late_for_the_first_token() -> None:
     wanted_s = idle_first_s(curve(), WORK) * 1.3
-    found = fleet("teacher", curve(), WORK, RPS, Demands(0.3, wanted_s))
+    found = fleet("teacher", curve(), WORK, RPS, FleetDemands(0.3, wanted_s))
     assert found.replicas is not None
     assert found.replicas > 15
     assert found.met
@@ -40,17 +40,17 @@ def test_one_replica_fewer_would_be_too_late_for_the_first_token() -> None:
 
 
 def test_a_first_token_that_no_replica_can_keep_is_said_and_costs_no_replica() -> None:
-    found = fleet("teacher", curve(), WORK, RPS, Demands(0.3, idle_first_s(curve(), WORK) * 0.9))
+    found = fleet("teacher", curve(), WORK, RPS, FleetDemands(0.3, idle_first_s(curve(), WORK) * 0.9))
     assert not found.met
     assert found.replicas == 15
 
 
 def test_a_small_load_takes_one_replica() -> None:
-    assert fleet("teacher", curve(), WORK, Decimal("0.001"), Demands()).replicas == 1
+    assert fleet("teacher", curve(), WORK, Decimal("0.001"), FleetDemands()).replicas == 1
 
 
 def test_hours_cost_what_all_gpus_cost_and_answers_their_share_exactly() -> None:
-    found = fleet("teacher", curve(), WORK, RPS, Demands(0.3))
+    found = fleet("teacher", curve(), WORK, RPS, FleetDemands(0.3))
     assert found.usd_per_hour == Decimal(90)
     assert found.usd_per_1000 == Decimal(90) * 1000 / (40 * 3600)
     assert found.most_rps == pytest.approx(15 * 0.7 / replica_s(curve(), WORK))
@@ -58,7 +58,7 @@ def test_hours_cost_what_all_gpus_cost_and_answers_their_share_exactly() -> None
 
 def test_an_engine_paid_by_the_token_costs_its_tokens_and_takes_no_gpus() -> None:
     sold = curve(price={"input_per_1m": 1, "output_per_1m": 4, "cached_input_per_1m": Decimal("0.1")})
-    found = fleet("teacher", sold, Work(500, 100, cached=1000), RPS, Demands())
+    found = fleet("teacher", sold, RequestWork(500, 100, cached=1000), RPS, FleetDemands())
     assert found.replicas is None
     assert found.gpus is None
     assert found.usd_per_1000 == Decimal("0.5") + Decimal("0.4") + Decimal("0.1")
@@ -69,10 +69,12 @@ def test_an_engine_paid_by_the_token_costs_its_tokens_and_takes_no_gpus() -> Non
 
 def test_a_price_that_is_not_known_is_a_mistake_and_not_nothing() -> None:
     with pytest.raises(StartupError, match=r"student's curve has no price: .*--student-usd-per-hour"):
-        fleet("student", curve(price=None), WORK, RPS, Demands())
-    assert fleet("student", curve(price=None).priced(Decimal("1.5")), WORK, RPS, Demands()).usd_per_hour == Decimal(45)
+        fleet("student", curve(price=None), WORK, RPS, FleetDemands())
+    assert fleet(
+        "student", curve(price=None).priced(Decimal("1.5")), WORK, RPS, FleetDemands()
+    ).usd_per_hour == Decimal(45)
 
 
 def test_a_load_beyond_all_reason_is_refused() -> None:
     with pytest.raises(StartupError, match="replicas of m: correct --rps"):
-        fleet("teacher", curve(), WORK, Decimal(10**8), Demands())
+        fleet("teacher", curve(), WORK, Decimal(10**8), FleetDemands())

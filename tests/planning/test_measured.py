@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.planning.measured import Heard, context_of, gaining, prefill_of, step_of
+from gateway.planning.measured import StreamTiming, context_of, gaining, prefill_of, step_of
 from tests.planning.curves import curve
 
 
 def stream(
     first_s: float, step_s: float, tokens: int, *, asked_s: float = 0.0, read: int = 100, per_event: int = 1
-) -> Heard:
+) -> StreamTiming:
     events = tuple(first_s + step_s * number for number in range(0, tokens, per_event))
-    return Heard(asked_s, events, read, tokens)
+    return StreamTiming(asked_s, events, read, tokens)
 
 
 def test_a_step_is_what_passes_between_two_tokens_while_all_are_decoded() -> None:
     # Before the last one had begun, and after the first one had ended, steps were shorter.
-    early = Heard(0.0, (0.0, 0.5, *(1 + 0.02 * number for number in range(51))), 100, 53)
-    late = Heard(0.0, (*(1 + 0.02 * number for number in range(51)), 2.001, 2.002), 100, 53)
+    early = StreamTiming(0.0, (0.0, 0.5, *(1 + 0.02 * number for number in range(51))), 100, 53)
+    late = StreamTiming(0.0, (*(1 + 0.02 * number for number in range(51)), 2.001, 2.002), 100, 53)
     found = step_of([early, late])
     assert found is not None
     assert found.batch == 2

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gateway.cli.plan_paper import rows
-from gateway.evaluation.reporting.published import PAIRS, Pair
+from gateway.evaluation.reporting.published import PAIRS, PublishedPair
 from gateway.planning.paper import PaperRow
 
 ROWS = [(data, pair, row) for data in PAIRS for pair, row in rows(data)]
@@ -35,7 +35,7 @@ def row_of(data: str, teacher: str, student: str, m: int = 40) -> PaperRow:
     ROWS,
     ids=[f"{data}-{pair.teacher}-{pair.student}-{pair.m}-{pair.limit}" for data, pair, _ in ROWS],
 )
-def test_each_row_lies_within_the_bounds_or_is_known_not_to(data: str, pair: Pair, row: PaperRow) -> None:
+def test_each_row_lies_within_the_bounds_or_is_known_not_to(data: str, pair: PublishedPair, row: PaperRow) -> None:
     assert row.verdict == OUTSIDE.get((data, pair.teacher, pair.student), "within")
     assert (row.verdict == "within") == (not row.why)
     assert row.perfect_s <= row.none_s

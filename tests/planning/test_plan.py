@@ -8,11 +8,11 @@ from decimal import Decimal
 import pytest
 
 from gateway.errors import StartupError
-from gateway.planning.fleet import Demands
-from gateway.planning.plan import Load, plan
+from gateway.planning.fleet import FleetDemands
+from gateway.planning.plan import RequestLoad, plan
 from tests.planning.curves import curve
 
-LOAD = Load(Decimal(40), prompt_tokens=500, answer_tokens=300, guidance_tokens=40)
+LOAD = RequestLoad(Decimal(40), prompt_tokens=500, answer_tokens=300, guidance_tokens=40)
 BIG = curve()
 SMALL = curve(
     model="s",
@@ -24,7 +24,7 @@ SMALL = curve(
 
 
 def test_the_teacher_opens_the_student_reads_that_and_finishes_and_alone_the_teacher_does_all() -> None:
-    found = plan(LOAD, BIG, SMALL, Demands())
+    found = plan(LOAD, BIG, SMALL, FleetDemands())
     assert found.student is not None
     assert (found.teacher.work.read, found.teacher.work.written) == (500, 40)
     assert (found.student.work.read, found.student.work.written) == (540, 260)
@@ -35,7 +35,7 @@ def test_the_teacher_opens_the_student_reads_that_and_finishes_and_alone_the_tea
 
 
 def test_savings_are_what_the_teacher_alone_costs_less_what_both_cost() -> None:
-    found = plan(LOAD, BIG, SMALL, Demands())
+    found = plan(LOAD, BIG, SMALL, FleetDemands())
     assert found.student is not None
     assert found.usd_per_hour == found.teacher.usd_per_hour + found.student.usd_per_hour
     assert found.savings_usd_per_hour == found.alone.usd_per_hour - found.usd_per_hour > 0
@@ -44,16 +44,16 @@ def test_savings_are_what_the_teacher_alone_costs_less_what_both_cost() -> None:
 
 
 def test_what_the_teacher_alone_is_shown_it_reads_only_as_a_teacher() -> None:
-    shown = plan(replace(LOAD, shown_tokens=700), BIG, SMALL, Demands())
+    shown = plan(replace(LOAD, shown_tokens=700), BIG, SMALL, FleetDemands())
     assert shown.teacher.work.read == 1200
     assert shown.alone.work.read == 500
-    cached = plan(replace(LOAD, shown_tokens=700, shown_cached=True), BIG, SMALL, Demands())
+    cached = plan(replace(LOAD, shown_tokens=700, shown_cached=True), BIG, SMALL, FleetDemands())
     assert (cached.teacher.work.read, cached.teacher.work.cached) == (500, 700)
     assert cached.teacher.usd_per_hour < shown.teacher.usd_per_hour
 
 
 def test_without_a_student_students_are_elsewhere_and_the_plan_says_so() -> None:
-    found = plan(LOAD, BIG, None, Demands())
+    found = plan(LOAD, BIG, None, FleetDemands())
     assert found.student is None
     assert found.total_s is None
     assert found.usd_per_hour == found.teacher.usd_per_hour
@@ -62,22 +62,22 @@ def test_without_a_student_students_are_elsewhere_and_the_plan_says_so() -> None
 
 def test_guidance_that_is_the_whole_answer_is_refused() -> None:
     with pytest.raises(StartupError, match="--tokens 300 leaves nothing to the student"):
-        plan(replace(LOAD, guidance_tokens=300), BIG, SMALL, Demands())
+        plan(replace(LOAD, guidance_tokens=300), BIG, SMALL, FleetDemands())
 
 
 def test_headroom_queueing_and_lengths_are_named() -> None:
-    said = " ".join(plan(LOAD, BIG, SMALL, Demands(0.25)).assumptions)
+    said = " ".join(plan(LOAD, BIG, SMALL, FleetDemands(0.25)).assumptions)
     for word in ("Poisson", "Little's law", "75%", "500", "300", "birth-death"):
         assert word in said
 
 
 def warnings(**changes: object) -> str:
-    arguments: dict[str, object] = {"load": LOAD, "teacher": BIG, "student": SMALL, "demands": Demands()} | changes
+    arguments: dict[str, object] = {"load": LOAD, "teacher": BIG, "student": SMALL, "demands": FleetDemands()} | changes
     return "\n".join(plan(**arguments).warnings)  # type: ignore[arg-type]
 
 
 def test_a_plan_on_measured_ground_warns_of_nothing() -> None:
-    many = plan(replace(LOAD, rps=Decimal(4000)), BIG, SMALL, Demands())
+    many = plan(replace(LOAD, rps=Decimal(4000)), BIG, SMALL, FleetDemands())
     assert many.warnings == ()
 
 
@@ -105,19 +105,19 @@ def test_numbers_that_nobody_measured_are_said_to_be_assumed() -> None:
 
 
 def test_replicas_that_cannot_bear_the_load_are_said_to_be_unstable() -> None:
-    found = plan(LOAD, BIG, SMALL, Demands(), teacher_replicas=2)
+    found = plan(LOAD, BIG, SMALL, FleetDemands(), teacher_replicas=2)
     assert not found.met
     assert any(line.startswith("teacher: unstable: 2 replicas bear") for line in found.warnings)
-    tight = plan(LOAD, BIG, SMALL, Demands(), teacher_replicas=6)
+    tight = plan(LOAD, BIG, SMALL, FleetDemands(), teacher_replicas=6)
     assert not tight.met
     assert any(line.startswith("teacher: the headroom is not kept") for line in tight.warnings)
 
 
 def test_a_first_token_that_comes_too_late_is_said_with_what_helps() -> None:
-    late = plan(LOAD, BIG, SMALL, Demands(0.3, 0.01))
+    late = plan(LOAD, BIG, SMALL, FleetDemands(0.3, 0.01))
     assert not late.met
     assert any("an idle replica takes 0.06 s, so more do not help" in line for line in late.warnings)
-    few = plan(LOAD, BIG, SMALL, Demands(0.3, 0.2), teacher_replicas=6)
+    few = plan(LOAD, BIG, SMALL, FleetDemands(0.3, 0.2), teacher_replicas=6)
     assert any(
         line.startswith("teacher: the first token comes too late") and "add replicas" in line for line in few.warnings
     )
@@ -125,19 +125,19 @@ def test_a_first_token_that_comes_too_late_is_said_with_what_helps() -> None:
 
 def test_a_student_is_not_asked_to_be_quick_with_the_first_token() -> None:
     assert not any(
-        line.startswith("student: the first token") for line in plan(LOAD, BIG, BIG, Demands(0.3, 0.1)).warnings
+        line.startswith("student: the first token") for line in plan(LOAD, BIG, BIG, FleetDemands(0.3, 0.1)).warnings
     )
 
 
 def test_guidance_that_costs_more_than_it_saves_is_said_to() -> None:
-    found = plan(LOAD, BIG, BIG, Demands())
+    found = plan(LOAD, BIG, BIG, FleetDemands())
     assert found.savings_usd_per_hour < 0
     assert any(line.startswith("guidance costs more") for line in found.warnings)
 
 
 def test_teachers_that_are_bought_by_the_token_stand_beside_students_that_are_not() -> None:
     sold = curve(price={"input_per_1m": 3, "output_per_1m": 15})
-    found = plan(LOAD, sold, SMALL, Demands())
+    found = plan(LOAD, sold, SMALL, FleetDemands())
     assert found.teacher.gpus is None
     assert found.teacher.usd_per_1000 == Decimal("1.5") + Decimal("0.6")
     assert found.alone.usd_per_1000 == Decimal("1.5") + Decimal("4.5")

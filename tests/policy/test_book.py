@@ -9,7 +9,7 @@ import pytest
 
 from gateway.config.settings import OVERRIDES
 from gateway.errors import ConfigError
-from gateway.policy.book import PolicyBook, check_all, load_all
+from gateway.policy.book import PolicySet, check_all, load_all
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,7 +44,7 @@ def tenant(folder: Path, name: str, *, keys: tuple[str, ...] = (), routes: str =
     (folder / "policies" / f"{name}.yaml").write_text(text)
 
 
-def book_of(folder: Path) -> PolicyBook:
+def book_of(folder: Path) -> PolicySet:
     return load_all(folder / "config.yaml")[1]
 
 

@@ -9,7 +9,7 @@ import pytest
 from multidict import CIMultiDict
 
 from gateway.config.yaml_source import load
-from gateway.policy.conditions import MAX_TEXT_CHARS, Facts, When
+from gateway.policy.conditions import MAX_TEXT_CHARS, RequestFacts, RouteCondition
 from gateway.policy.schema import TenantPolicy
 from gateway.protocol.chat import parse_chat
 from gateway.protocol.embeddings import parse_embeddings
@@ -34,7 +34,7 @@ def prompt(given: object, **more: Any) -> AnyRequest:
 
 def why_not(when: dict[str, Any], asked: AnyRequest, default: int | None = None, **headers: str) -> str | None:
     named = CIMultiDict({name.replace("_", "-"): value for name, value in headers.items()})
-    return When.model_validate(when).why_not(Facts(asked, named), default)
+    return RouteCondition.model_validate(when).why_not(RequestFacts(asked, named), default)
 
 
 def holds(when: dict[str, Any], asked: AnyRequest, default: int | None = None, **headers: str) -> bool:
@@ -131,7 +131,7 @@ def test_only_the_beginning_of_a_long_chat_is_looked_at() -> None:
     for asked in (chat(long + "xneedle"), chat(long, "needle"), chat("x" * MAX_TEXT_CHARS, "needle")):
         assert not holds({"contains": "needle"}, asked)
         assert not holds({"matches": "needle"}, asked)
-        assert len(Facts(asked, {}).text) <= MAX_TEXT_CHARS
+        assert len(RequestFacts(asked, {}).text) <= MAX_TEXT_CHARS
 
 
 def test_all_that_is_named_must_hold() -> None:
@@ -148,9 +148,9 @@ def test_any_and_not_combine_them() -> None:
     assert holds(when, chat(stream=True, max_tokens=5))
     assert why_not(when, chat(stream=True)) == "any: none holds (it offers no tools, max_tokens is not set)"
     assert why_not(when, chat("Secret", tools=[TOOL])) == "not: it holds"
-    assert When.model_validate(when).reads_text
-    assert When.model_validate({"any": [{"any": [{"matches": "x"}]}]}).names("matches")
-    assert not When.model_validate({"any": [{"tools": True}]}).reads_text
+    assert RouteCondition.model_validate(when).reads_text
+    assert RouteCondition.model_validate({"any": [{"any": [{"matches": "x"}]}]}).names("matches")
+    assert not RouteCondition.model_validate({"any": [{"tools": True}]}).reads_text
 
 
 @pytest.fixture
@@ -319,5 +319,5 @@ def test_embeddings_cannot_be_asked_for_what_they_do_not_have(folder: Path, when
 
 def test_an_evil_pattern_takes_no_longer_than_a_plain_one(folder: Path) -> None:
     """What makes a backtracking engine take longer than the universe lasts: here it ends, and the test with it."""
-    evil = When.model_validate({"matches": "^(a+)+$"})
-    assert evil.why_not(Facts(chat("a" * 60_000 + "b"), {}), None) == "matches: nothing does"
+    evil = RouteCondition.model_validate({"matches": "^(a+)+$"})
+    assert evil.why_not(RequestFacts(chat("a" * 60_000 + "b"), {}), None) == "matches: nothing does"

@@ -24,7 +24,7 @@ from gateway.policy.constraints import (
     known_fields,
     placements,
 )
-from gateway.policy.resolve import Look, Plan, resolve
+from gateway.policy.resolve import EngineSnapshot, Plan, resolve
 from gateway.policy.schema import TenantPolicy
 from gateway.protocol.chat import parse_chat
 from gateway.protocol.text import parse_text_completion
@@ -56,7 +56,7 @@ def plan(body: dict[str, Any], **guidance: Any) -> Plan:
     policy = TenantPolicy.model_validate({"tenant": "acme", "routes": [route]})
     raw = orjson.dumps({"model": "m", **body})
     request = parse_chat(raw) if "messages" in body else parse_text_completion(raw)
-    return resolve(policy, policy.routes[0], request, lambda _: Look(Continuation("trailing")))
+    return resolve(policy, policy.routes[0], request, lambda _: EngineSnapshot(Continuation("trailing")))
 
 
 EACH = [
@@ -192,7 +192,10 @@ def test_the_routes_own_limit_counts_where_the_caller_sends_none() -> None:
     route = {"model": "m", "mode": "guided", "teacher": "big", "student": "small", "default_max_tokens": 1}
     policy = TenantPolicy.model_validate({"tenant": "acme", "routes": [route]})
     chat = parse_chat(orjson.dumps({"model": "m", "messages": MESSAGES}))
-    assert resolve(policy, policy.routes[0], chat, lambda _: Look(Continuation("trailing"))).unguided == "token_limit"
+    assert (
+        resolve(policy, policy.routes[0], chat, lambda _: EngineSnapshot(Continuation("trailing"))).unguided
+        == "token_limit"
+    )
 
 
 def test_a_hint_that_is_shown_leaves_the_student_a_token() -> None:

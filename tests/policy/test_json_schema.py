@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 
 from gateway.cli.schema import printed
-from gateway.config.scalars import Origin
+from gateway.config.scalars import ValueOrigin
 from gateway.config.settings import Settings, check_settings
 from gateway.config.yaml_source import read
 from gateway.policy.schema import TenantPolicy
@@ -21,7 +21,7 @@ from gateway.reference.markdown import reference
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from gateway.config.yaml_source import Source
+    from gateway.config.yaml_source import YamlSource
 
 REPOSITORY = Path(__file__).parents[2]
 FILES = {
@@ -40,7 +40,7 @@ def plain(value: Any) -> Any:
     return float(value) if isinstance(value, Decimal) else value
 
 
-def source_of(text: str, folder: Path) -> Source:
+def source_of(text: str, folder: Path) -> YamlSource:
     (folder / "it.yaml").write_text(text)
     source, mistakes = read(folder / "it.yaml")
     assert source is not None, mistakes
@@ -145,7 +145,7 @@ def test_a_slip_is_one_for_the_schema_as_for_the_gateway(which: str, old: str, n
     text = FILES[which].read_text()
     assert old in text
     source = source_of(text.replace(old, new, 1), tmp_path)
-    shape, context = SHAPES[which], Origin({}, tmp_path) if which == "config" else None
+    shape, context = SHAPES[which], ValueOrigin({}, tmp_path) if which == "config" else None
     assert mistakes_of(which, source.data)
     refused = shape is Settings and check_settings(tmp_path / "it.yaml", {})[0] is None
     assert refused or (shape is not Settings and source.check(shape, context)[0] is None) or new == "prefix:"

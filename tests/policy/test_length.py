@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from gateway.capabilities.continuation import Continuation
 from gateway.policy.length import BY_RULE, TOO_SHORT, choose_length
-from gateway.policy.length_model import Predicted
+from gateway.policy.length_model import PredictedLength
 from gateway.policy.length_rules import AutoRule
 from gateway.policy.question_features import FEATURES, looks_of
-from gateway.policy.resolve import Look, Plan, resolve
+from gateway.policy.resolve import EngineSnapshot, Plan, resolve
 from gateway.policy.schema import GuidanceRule, TenantPolicy
 from gateway.protocol.chat import ChatRequest, parse_chat
 from gateway.protocol.text import parse_text_completion
@@ -36,7 +36,7 @@ def planned(chat: ChatRequest, headers: dict[str, str] | None = None, **auto: An
         "overrides": {"guidance_tokens": 100},
     }
     policy = TenantPolicy.model_validate({"tenant": "acme", "routes": [route]})
-    look = Look(Continuation("trailing"))
+    look = EngineSnapshot(Continuation("trailing"))
     return resolve(policy, policy.routes[0], chat, lambda _: look, headers=headers or {})
 
 
@@ -147,9 +147,9 @@ class Says:
     def __init__(self, tokens: int) -> None:
         self.tokens = tokens
 
-    def predict(self, numbers: Any) -> Predicted:
+    def predict(self, numbers: Any) -> PredictedLength:
         assert len(numbers) == len(FEATURES)
-        return Predicted(self.tokens, 0.75)
+        return PredictedLength(self.tokens, 0.75)
 
 
 @pytest.mark.parametrize(("said", "tokens"), [(0, 0), (8, 16), (40, 40), (400, 80)])

@@ -10,7 +10,7 @@ import pytest
 
 from gateway.policy.book import check_book
 from gateway.policy.length_model import MAX_FILE_BYTES, FittedLengths, lengths_of
-from gateway.policy.pages import Pages
+from gateway.policy.pages import PolicyFileCache
 from gateway.policy.question_features import FEATURES
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ def test_a_bad_file_that_many_name_is_told_of_once(tmp_path: Path, monkeypatch: 
 def test_what_has_not_changed_is_the_same_policy(tmp_path: Path) -> None:
     file = fitted(tmp_path)
     (tmp_path / "acme.yaml").write_text(POLICY.replace("{AUTO}", "{model: lengths/chat.json}"))
-    pages = Pages()
+    pages = PolicyFileCache()
     before, again = (check_book(tmp_path, None, pages=pages)[0] for _ in range(2))
     assert before is not None
     assert again is not None

@@ -9,8 +9,8 @@ import pytest
 
 from gateway.policy.book import check_book
 from gateway.policy.exemplar_files import MAX_BYTES
-from gateway.policy.overrides import Wanted, as_asked
-from gateway.policy.pages import Pages
+from gateway.policy.overrides import RouteOverride, as_asked
+from gateway.policy.pages import PolicyFileCache
 from gateway.policy.projection_shapes import MAX_CHARS, MAX_EXEMPLARS
 from gateway.policy.projections import HINT, PRIMED, PROJECTIONS, Exemplar
 from gateway.policy.schema import OverridesRule
@@ -111,8 +111,8 @@ def test_an_operator_who_wants_the_routes_own_gets_its_exemplars(folder: Path) -
     put(folder, "exemplars/it.yaml", TWO)
     guided(folder, "projection: primed, exemplars: exemplars/it.yaml")
     (policy,) = book_of(folder).policies
-    assert Wanted("guided", projection=PRIMED).of(policy.routes[0]).guidance.asks.exemplars == SHOWN
-    assert Wanted("guided", projection=HINT).of(policy.routes[0]).guidance.asks is HINT
+    assert RouteOverride("guided", projection=PRIMED).of(policy.routes[0]).guidance.asks.exemplars == SHOWN
+    assert RouteOverride("guided", projection=HINT).of(policy.routes[0]).guidance.asks is HINT
 
 
 def test_a_policys_word_goes_before_the_projections(folder: Path) -> None:
@@ -288,7 +288,7 @@ def test_what_has_not_changed_is_the_same_policy(folder: Path) -> None:
     put(folder, "exemplars/it.yaml", TWO)
     guided(folder, "projection: primed, exemplars: exemplars/it.yaml")
     guided(folder, "projection: cutoff", "globex")
-    pages = Pages()
+    pages = PolicyFileCache()
     before, _ = check_book(folder / "policies", None, pages=pages)
     version = pages.version
     again, _ = check_book(folder / "policies", None, pages=pages)

@@ -12,9 +12,9 @@ from multidict import CIMultiDict
 from gateway.capabilities.continuation import Continuation
 from gateway.errors import InvalidRequest
 from gateway.policy.conditions import to_pattern
-from gateway.policy.overrides import Wanted
-from gateway.policy.projections import CUTOFF, HINT, Skip
-from gateway.policy.resolve import Look, resolve, resolve_embeddings
+from gateway.policy.overrides import RouteOverride
+from gateway.policy.projections import CUTOFF, HINT, SkipRule
+from gateway.policy.resolve import EngineSnapshot, resolve, resolve_embeddings
 from gateway.policy.schema import TenantPolicy
 from gateway.protocol.chat import parse_chat
 
@@ -31,7 +31,7 @@ def planned(
     policy = TenantPolicy.model_validate(
         {"tenant": "acme", "routes": [GUIDED | (route or {})], **({"overrides": of_tenant} if of_tenant else {})}
     )
-    look = Look(Continuation("trailing"))
+    look = EngineSnapshot(Continuation("trailing"))
     return resolve(policy, policy.routes[0], CHAT, lambda _: look, headers=CIMultiDict(headers))
 
 
@@ -125,7 +125,7 @@ def test_a_teacher_may_be_asked_for_as_much_as_any_request_may_ask_for() -> None
 
 
 def test_what_a_projection_skips_is_asked_for_as_well() -> None:
-    skips = replace(CUTOFF, name="direct", skip=Skip((to_pattern("Certainly!"),), 24))
+    skips = replace(CUTOFF, name="direct", skip=SkipRule((to_pattern("Certainly!"),), 24))
     policy = TenantPolicy.model_validate({"tenant": "acme", "routes": [GUIDED]})
     route = policy.routes[0]
     skipping = route.model_copy(update={"guidance": route.guidance.asking(skips)})
@@ -134,9 +134,9 @@ def test_what_a_projection_skips_is_asked_for_as_well() -> None:
     assert policy.most_guidance_tokens(skipping.model_copy(update={"mode": "student"})) == 0
 
 
-def wanted(wish: Wanted, **route: Any) -> Plan:
+def wanted(wish: RouteOverride, **route: Any) -> Plan:
     policy = TenantPolicy.model_validate({"tenant": "acme", "routes": [GUIDED | route]})
-    look = Look(Continuation("trailing"))
+    look = EngineSnapshot(Continuation("trailing"))
     return resolve(policy, policy.routes[0], CHAT, lambda _: look, headers={"x-gkt-mode": "unread"}, wanted=wish)
 
 
@@ -144,7 +144,7 @@ def wanted(wish: Wanted, **route: Any) -> Plan:
 @pytest.mark.parametrize("mode", ["guided", "student", "teacher"])
 def test_an_operator_gets_any_mode_that_the_route_has_the_engines_for(own: Any, mode: Any) -> None:
     """Whatever callers may ask for; and no shadow is cast beside it."""
-    plan = wanted(Wanted(mode), mode=own)
+    plan = wanted(RouteOverride(mode), mode=own)
     assert plan.mode == mode
     assert (plan.guidance is not None) == (mode == "guided")
     assert plan.shadow is None
@@ -152,10 +152,10 @@ def test_an_operator_gets_any_mode_that_the_route_has_the_engines_for(own: Any, 
 
 def test_what_an_operator_leaves_out_is_as_the_route_has_it() -> None:
     rule = {"tokens": 30, "projection": "concise", "placement": "input", "temperature": 0.5}
-    as_it_is = wanted(Wanted("guided"), guidance=rule).guidance
+    as_it_is = wanted(RouteOverride("guided"), guidance=rule).guidance
     assert as_it_is is not None
     assert (as_it_is.tokens, as_it_is.projection.name, as_it_is.placement) == (30, "concise", "input")
-    changed = wanted(Wanted("guided", 5, HINT, "context"), guidance=rule).guidance
+    changed = wanted(RouteOverride("guided", 5, HINT, "context"), guidance=rule).guidance
     assert changed is not None
     assert (changed.tokens, changed.projection.name, changed.placement) == (5, "hint", "context")
     assert changed.temperature == 0.5
@@ -164,12 +164,12 @@ def test_what_an_operator_leaves_out_is_as_the_route_has_it() -> None:
 @pytest.mark.parametrize("mode", ["guided", "student", "teacher"])
 def test_auto_is_to_be_had_only_where_the_route_has_it(mode: Any) -> None:
     """Whoever asks in another mode hears of it as well: a wish is not dropped unseen."""
-    plan = wanted(Wanted("guided", "auto"), guidance={"tokens": "auto", "auto": {"rules": [], "default": 24}})
+    plan = wanted(RouteOverride("guided", "auto"), guidance={"tokens": "auto", "auto": {"rules": [], "default": 24}})
     assert plan.guidance is not None
     assert plan.length is not None
     assert (plan.guidance.tokens, plan.length.by) == (24, "default")
     with pytest.raises(InvalidRequest, match="'chat' chooses no length: its policy says tokens: 30") as caught:
-        wanted(Wanted(mode, "auto"), guidance={"tokens": 30})
+        wanted(RouteOverride(mode, "auto"), guidance={"tokens": 30})
     assert caught.value.param == "guidance.tokens"
 
 
@@ -184,5 +184,5 @@ def test_auto_is_to_be_had_only_where_the_route_has_it(mode: Any) -> None:
 )
 def test_a_mode_without_its_engines_is_refused_with_what_is_missing(mode: Any, route: Any, lacks: str) -> None:
     with pytest.raises(InvalidRequest, match=f"names {lacks}") as caught:
-        wanted(Wanted(mode), **route)
+        wanted(RouteOverride(mode), **route)
     assert caught.value.param == "mode"

@@ -17,7 +17,7 @@ from gateway.config.settings import OVERRIDES
 from gateway.policy import pages
 from gateway.policy.files import PolicyFiles
 from gateway.policy.policies import Policies
-from gateway.policy.reload import ConfigEdit, Pace, Quiet, Reloader
+from gateway.policy.reload import ConfigEdit, EditDebounce, Reloader, ReloadInterval
 from gateway.telemetry.metrics import Metrics
 from tests.policy.test_length_model import FILE as FITTED
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 LIMIT_S = 20.0
-FAST = Pace(look_every_s=0.01, latest_s=0.2)
+FAST = ReloadInterval(look_every_s=0.01, latest_s=0.2)
 CONFIG = """\
 models:
   - {name: big, protocol: tgi, api_base: "http://t:1", price: {input_per_1m: 1, output_per_1m: 1}}
@@ -81,7 +81,7 @@ class Following:
 
 
 @asynccontextmanager
-async def following(folder: Path, pace: Pace = FAST) -> AsyncIterator[Following]:
+async def following(folder: Path, pace: ReloadInterval = FAST) -> AsyncIterator[Following]:
     _, book, files = PolicyFiles.open(folder / "config.yaml")
     policies, metrics, now = Policies(book, files.edition()), Metrics(), asyncio.Event()
     reloader = Reloader(files, policies, metrics, now, pace)
@@ -211,7 +211,7 @@ async def test_a_config_map_of_kubernetes_is_followed(folder: Path) -> None:
 
 async def test_files_are_read_at_once_when_that_is_asked_for(folder: Path) -> None:
     """Also where no look was due yet."""
-    async with following(folder, Pace(look_every_s=3600)) as seen:
+    async with following(folder, ReloadInterval(look_every_s=3600)) as seen:
         (folder / "policies" / "acme.yaml").write_text(policy("acme", "other"))
         seen.now.set()
         await seen.until(lambda: seen.models()["acme"] == ["other"])
@@ -302,7 +302,7 @@ async def test_a_disk_that_hangs_is_told_and_asked_by_one_thread(folder: Path, m
 
 
 def test_an_edit_is_whole_when_two_looks_saw_the_same() -> None:
-    quiet = Quiet(latest_s=10)
+    quiet = EditDebounce(latest_s=10)
     assert [quiet.is_whole((n,), at) for at, n in enumerate([1, 2, 2])] == [False, False, True]
     quiet.was_read((2,))
     assert not quiet.is_whole((2,), 3)
@@ -311,7 +311,7 @@ def test_an_edit_is_whole_when_two_looks_saw_the_same() -> None:
 
 
 def test_files_that_always_change_are_read_all_the_same() -> None:
-    quiet = Quiet(latest_s=3)
+    quiet = EditDebounce(latest_s=3)
     assert [quiet.is_whole((at,), at) for at in range(5)] == [False, False, False, True, True]
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from gateway.capabilities.continuation import Continuation, Known
 from gateway.errors import InvalidRequest
-from gateway.policy.overrides import Wanted
-from gateway.policy.resolve import RAW, FinisherPlan, GuidancePlan, Look, Plan, resolve, resolve_embeddings
+from gateway.policy.overrides import RouteOverride
+from gateway.policy.resolve import RAW, EngineSnapshot, GuidancePlan, Plan, StudentPlan, resolve, resolve_embeddings
 from gateway.policy.schema import TenantPolicy
 from gateway.protocol.chat import parse_chat
 from gateway.protocol.text import parse_text_completion
@@ -22,7 +22,7 @@ CHAT = parse_chat(orjson.dumps({"model": "chat", "messages": [{"role": "user", "
 def guidance(weight: float = 1.0, **rule: Any) -> GuidancePlan:
     route = {"model": "chat", "mode": "guided", "teacher": "big", "student": "small", "guidance": rule}
     policy = TenantPolicy.model_validate({"tenant": "acme", "weight": weight, "routes": [route]})
-    plan = resolve(policy, policy.routes[0], CHAT, lambda _: Look(Continuation("trailing"))).guidance
+    plan = resolve(policy, policy.routes[0], CHAT, lambda _: EngineSnapshot(Continuation("trailing"))).guidance
     assert plan is not None
     return plan
 
@@ -40,7 +40,7 @@ def test_a_prefix_wants_a_student_that_is_known_to_continue(known: Known, reason
     """In the student's prompt guidance needs no such student."""
     route = {"model": "chat", "mode": "guided", "teacher": "big", "student": "small"}
     policy = TenantPolicy.model_validate({"tenant": "acme", "routes": [route | {"guidance": {"placement": placement}}]})
-    plan = resolve(policy, policy.routes[0], CHAT, lambda _: Look(known))
+    plan = resolve(policy, policy.routes[0], CHAT, lambda _: EngineSnapshot(known))
     assert plan.unguided == (reason if placement == "prefix" else None)
     assert (plan.guidance is None) == (plan.unguided is not None)
 
@@ -52,11 +52,11 @@ def test_a_student_whose_way_would_lose_a_part_of_the_chat_gets_the_guidance_as_
     route = {"model": "chat", "mode": "guided", "teacher": "big", "students": ["small", "small-b"]}
     policy = TenantPolicy.model_validate({"tenant": "acme", "routes": [route]})
     ways = {"small": Continuation("completions"), "small-b": Continuation("trailing")}
-    plan = resolve(policy, policy.routes[0], chat, lambda engine: Look(ways[engine]))
+    plan = resolve(policy, policy.routes[0], chat, lambda engine: EngineSnapshot(ways[engine]))
     assert [one.continuation for one in plan.finishers] == [None, ways["small-b"]]
     assert plan.guidance is not None
     assert plan.guidance.placement == "context"
-    plan = resolve(policy, policy.routes[0], CHAT, lambda engine: Look(ways[engine]))
+    plan = resolve(policy, policy.routes[0], CHAT, lambda engine: EngineSnapshot(ways[engine]))
     assert [one.continuation for one in plan.finishers] == list(ways.values())
     assert plan.guidance is not None
     assert plan.guidance.placement == "prefix"
@@ -68,7 +68,7 @@ def test_a_student_that_writes_the_opening_itself_is_not_run_ahead_of(mode: Any,
     chat = parse_chat(orjson.dumps({**CHAT.body, "stream": True}))
     route = {"model": "chat", "mode": "guided", "teacher": "big", "student": "small"}
     policy = TenantPolicy.model_validate({"tenant": "acme", "routes": [route]})
-    plan = resolve(policy, policy.routes[0], chat, lambda _: Look(Continuation(mode)))
+    plan = resolve(policy, policy.routes[0], chat, lambda _: EngineSnapshot(Continuation(mode)))
     assert plan.guidance is not None
     assert (plan.guidance.placement, plan.guidance.stream) == ("prefix", ahead)
 
@@ -106,7 +106,7 @@ def order(students: list[Any], resting: str = "", draws: list[float] | None = No
         policy,
         policy.routes[0],
         CHAT,
-        lambda engine: Look(Continuation("trailing"), rests=engine == resting),
+        lambda engine: EngineSnapshot(Continuation("trailing"), rests=engine == resting),
         lambda: next(drawn),
     )
     return [finisher.engine for finisher in plan.finishers]
@@ -135,7 +135,7 @@ def test_who_cannot_continue_gets_the_guidance_as_context() -> None:
     route = {"model": "chat", "mode": "guided", "teacher": "big", "student": "small"}
     policy = TenantPolicy.model_validate({"tenant": "acme", "routes": [route]})
     for known, placement in ((Continuation("trailing"), "prefix"), (None, "context")):
-        plan = resolve(policy, policy.routes[0], CHAT, lambda _, known=known: Look(known))
+        plan = resolve(policy, policy.routes[0], CHAT, lambda _, known=known: EngineSnapshot(known))
         assert plan.guidance is not None
         assert plan.guidance.placement == placement
 
@@ -148,7 +148,7 @@ def test_a_route_serves_chats_or_embeddings_and_says_which() -> None:
     plan = resolve_embeddings(policy.routes[0], lambda _: False)
     assert (plan.mode, plan.finisher, plan.baseline, plan.guidance) == ("embeddings", "small", "small", None)
     with pytest.raises(InvalidRequest, match="'vectors' makes embeddings: send this to /v1/embeddings") as caught:
-        resolve(policy, policy.routes[0], CHAT, lambda _: Look(None))
+        resolve(policy, policy.routes[0], CHAT, lambda _: EngineSnapshot(None))
     assert caught.value.param == "model"
     with pytest.raises(InvalidRequest, match="'chat' makes no embeddings") as caught:
         resolve_embeddings(policy.routes[1], lambda _: False)
@@ -160,13 +160,15 @@ def prompts(students: list[str], **asked: Any) -> Plan:
     text = parse_text_completion(orjson.dumps({"model": "chat", "prompt": "Q: Why?\nA:", **asked}))
     route = {"model": "chat", "mode": "guided", "teacher": "big", "students": students}
     policy = TenantPolicy.model_validate({"tenant": "acme", "routes": [route]})
-    return resolve(policy, policy.routes[0], text, lambda engine: Look("not_probed", takes_prompts=engine != "lite"))
+    return resolve(
+        policy, policy.routes[0], text, lambda engine: EngineSnapshot("not_probed", takes_prompts=engine != "lite")
+    )
 
 
 def test_any_engine_that_takes_raw_prompts_continues_them() -> None:
     """Whether it goes on with a chat need not be known; who takes none is passed over."""
     plan = prompts(["lite", "small", "other"])
-    assert plan.finishers == (FinisherPlan("small", RAW), FinisherPlan("other", RAW))
+    assert plan.finishers == (StudentPlan("small", RAW), StudentPlan("other", RAW))
     assert plan.guidance is not None
     assert (plan.guidance.placement, plan.unguided) == ("prefix", None)
 
@@ -192,7 +194,7 @@ def test_who_thinks_first_gets_the_guidance_as_context(reasoning: Any, effort: s
     route = {"model": "chat", "mode": "guided", "teacher": "big", "student": "small"}
     policy = TenantPolicy.model_validate({"tenant": "acme", "routes": [route]})
     body = {"model": "chat", "messages": [{"role": "user", "content": "Why?"}], "reasoning_effort": effort}
-    look = Look(Continuation("trailing"), reasoning=reasoning)
+    look = EngineSnapshot(Continuation("trailing"), reasoning=reasoning)
     plan = resolve(policy, policy.routes[0], parse_chat(orjson.dumps(body)), lambda _: look)
     assert plan.guidance is not None
     assert plan.guidance.placement == placement
@@ -201,9 +203,9 @@ def test_who_thinks_first_gets_the_guidance_as_context(reasoning: Any, effort: s
 SHADOW = {"model": "chat", "mode": "shadow", "teacher": "big", "student": "small"}
 
 
-def shadowed(asked: Any = CHAT, draws: float = 0.5, look: Look | None = None, **shadow: Any) -> Plan:
+def shadowed(asked: Any = CHAT, draws: float = 0.5, look: EngineSnapshot | None = None, **shadow: Any) -> Plan:
     policy = TenantPolicy.model_validate({"tenant": "acme", "routes": [SHADOW | {"shadow": shadow}]})
-    seen = look or Look(Continuation("trailing"))
+    seen = look or EngineSnapshot(Continuation("trailing"))
     return resolve(policy, policy.routes[0], asked, lambda _: seen, lambda: draws)
 
 
@@ -214,7 +216,7 @@ def test_a_shadow_stands_beside_the_answer_of_one_engine_alone(serves: str, by: 
     assert (plan.mode, plan.finisher, plan.guidance) == (serves, by, None)
     assert plan.shadow is not None
     policy = TenantPolicy.model_validate({"tenant": "acme", "routes": [SHADOW | {"mode": "guided"}]})
-    assert plan.shadow == resolve(policy, policy.routes[0], CHAT, lambda _: Look(Continuation("trailing")))
+    assert plan.shadow == resolve(policy, policy.routes[0], CHAT, lambda _: EngineSnapshot(Continuation("trailing")))
 
 
 @pytest.mark.parametrize(("sample", "draws", "cast"), [(1, 0.999, True), (0, 0.0, False), (0.1, 0.09, True),
@@ -227,16 +229,18 @@ def test_a_request_that_the_students_cannot_take_is_answered_without_a_shadow() 
     """The teacher answers it."""
     policy = TenantPolicy.model_validate({"tenant": "acme", "routes": [SHADOW]})
     text = parse_text_completion(orjson.dumps({"model": "chat", "prompt": "Q: Why?\nA:"}))
-    plan = resolve(policy, policy.routes[0], text, lambda engine: Look("not_probed", takes_prompts=engine != "small"))
+    plan = resolve(
+        policy, policy.routes[0], text, lambda engine: EngineSnapshot("not_probed", takes_prompts=engine != "small")
+    )
     assert (plan.mode, plan.shadow) == ("teacher", None)
 
 
 GUIDED = {"model": "chat", "mode": "guided", "teacher": "big", "student": "small"}
 
 
-def compared(asked: Any = CHAT, draws: float = 0.0, wanted: Wanted | None = None, **route: Any) -> Plan:
+def compared(asked: Any = CHAT, draws: float = 0.0, wanted: RouteOverride | None = None, **route: Any) -> Plan:
     policy = TenantPolicy.model_validate({"tenant": "acme", "routes": [GUIDED | {"quality": {"sample": 0.1}} | route]})
-    seen = Look(Continuation("trailing"))
+    seen = EngineSnapshot(Continuation("trailing"))
     return resolve(policy, policy.routes[0], asked, lambda _: seen, lambda: draws, wanted=wanted)
 
 
@@ -247,7 +251,9 @@ def test_a_guided_answer_of_the_sample_is_compared_with_what_mode_teacher_would_
     policy = TenantPolicy.model_validate(
         {"tenant": "acme", "routes": [GUIDED | {"mode": "teacher", "default_max_tokens": 70}]}
     )
-    assert plan.quality.teacher == resolve(policy, policy.routes[0], CHAT, lambda _: Look(Continuation("trailing")))
+    assert plan.quality.teacher == resolve(
+        policy, policy.routes[0], CHAT, lambda _: EngineSnapshot(Continuation("trailing"))
+    )
     assert plan.quality.judge is not None
     assert (plan.quality.judge.finisher, plan.quality.judge.guidance) == ("grader", None)
     assert compared().quality is not None
@@ -279,14 +285,16 @@ def test_only_guided_answers_are_compared_and_none_of_an_operators_trial() -> No
     assert compared(mode="student").quality is None
     assert compared(mode="teacher").quality is None
     assert compared(mode="shadow").quality is None
-    plan = compared(wanted=Wanted("guided"))
+    plan = compared(wanted=RouteOverride("guided"))
     assert (plan.guidance is not None, plan.quality) == (True, None)
 
 
 def test_a_teacher_that_takes_no_prompts_is_compared_with_on_none() -> None:
     policy = TenantPolicy.model_validate({"tenant": "acme", "routes": [GUIDED | {"quality": {"sample": 1}}]})
     text = parse_text_completion(orjson.dumps({"model": "chat", "prompt": "Q: Why?\nA:"}))
-    plan = resolve(policy, policy.routes[0], text, lambda engine: Look("not_probed", takes_prompts=engine != "big"))
+    plan = resolve(
+        policy, policy.routes[0], text, lambda engine: EngineSnapshot("not_probed", takes_prompts=engine != "big")
+    )
     assert (plan.guidance is not None, plan.quality) == (True, None)
 
 
@@ -306,5 +314,5 @@ def test_a_request_may_make_a_bounded_number_of_calls_in_the_place_of_failed_one
     """By default num_retries, one for each further student, and one for the teacher of a guided answer."""
     route = {"model": "chat", "mode": mode, "teacher": "big", "students": students, "retries": retries}
     policy = TenantPolicy.model_validate({"tenant": "acme", "routes": [route]})
-    plan = resolve(policy, policy.routes[0], CHAT, lambda _: Look(Continuation("trailing")))
+    plan = resolve(policy, policy.routes[0], CHAT, lambda _: EngineSnapshot(Continuation("trailing")))
     assert plan.max_retries == most

@@ -120,7 +120,7 @@ async def test_many_words_are_looked_through_off_the_event_loop(
         seen.append(threading.get_ident())
         return look(*args)
 
-    monkeypatch.setattr("gateway.policy.conditions.When.why_not", noted)
+    monkeypatch.setattr("gateway.policy.conditions.RouteCondition.why_not", noted)
     assert (await find_route(by_words, chat(said="word " * (size // 5)))).student == "s1"
     assert (await find_route(caller({"when": {"tools": True}}, {}), chat(said="x" * size))).student == "s1"
     here = threading.get_ident()

@@ -11,7 +11,7 @@ import pytest
 from gateway.errors import InvalidRequest
 from gateway.pipeline.guidance_request import UNGUIDED
 from gateway.pipeline.student_request import send
-from gateway.policy.resolve import FinisherPlan
+from gateway.policy.resolve import StudentPlan
 from gateway.protocol.chat import parse_chat
 from gateway.protocol.edge import parse_edge_usage
 from gateway.protocol.embeddings import parse_embeddings
@@ -89,7 +89,7 @@ def test_drafts_and_beams_are_counted(parse: Any, body: dict[str, Any], more: di
     for counts, drafts in (({"best_of": 8}, 8), ({"n": 2, "best_of": 8}, 8), ({"n": 8}, 8)):
         asked = parse(orjson.dumps({**body, **counts, **more}))
         assert asked.drafts == drafts
-        sent = send(plan("student"), FinisherPlan("small", None), asked, UNGUIDED).body
+        sent = send(plan("student"), StudentPlan("small", None), asked, UNGUIDED).body
         assert {name: sent[name] for name in counts} == counts
 
 

@@ -11,9 +11,9 @@ import pytest
 import pytest_asyncio
 from redis.asyncio import Redis
 
-from gateway.quality.book import DAY_S, QualityBook
+from gateway.quality.book import DAY_S, QualityStore
 from gateway.quality.comparison import OUTBOX
-from gateway.quality.tally import Tally
+from gateway.quality.tally import QualityTally
 from gateway.redis.keys import RedisKeys
 from tests.usage.test_comparisons import ROW, comparison
 
@@ -45,14 +45,14 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def books(redis: Redis, clock: Clock, request: pytest.FixtureRequest) -> list[QualityBook]:
+def books(redis: Redis, clock: Clock, request: pytest.FixtureRequest) -> list[QualityStore]:
     """Those of two processes."""
     keys = RedisKeys(request.node.name)
-    return [QualityBook(redis, keys, clock) for _ in range(2)]
+    return [QualityStore(redis, keys, clock) for _ in range(2)]
 
 
 async def test_a_comparison_is_posted_to_the_outbox_of_comparisons(
-    books: list[QualityBook], redis: Redis, request: pytest.FixtureRequest
+    books: list[QualityStore], redis: Redis, request: pytest.FixtureRequest
 ) -> None:
     """An earlier version reads the outboxes of `tenants`, and would put a comparison aside."""
     keys = RedisKeys(request.node.name)
@@ -64,26 +64,26 @@ async def test_a_comparison_is_posted_to_the_outbox_of_comparisons(
 
 
 async def test_sums_of_an_earlier_version_are_read_by_day(
-    books: list[QualityBook], redis: Redis, clock: Clock, request: pytest.FixtureRequest
+    books: list[QualityStore], redis: Redis, clock: Clock, request: pytest.FixtureRequest
 ) -> None:
     keys, other = RedisKeys(request.node.name).ledger(), ROW._replace(length="16")
-    for row, tally in ((ROW, Tally.of(1, 1)), (other, Tally.of(1, 0))):
+    for row, tally in ((ROW, QualityTally.of(1, 1)), (other, QualityTally.of(1, 0))):
         await redis.hset(keys.quality(books[0].today()), "/".join(row), " ".join(map(str, astuple(tally))))
     clock.now += DAY_S
-    await redis.hset(keys.quality(books[0].today()), "/".join(ROW), " ".join(map(str, astuple(Tally.of(0, 1)))))
-    assert await books[0].look(1) == {ROW: Tally.of(0, 1)}
-    assert await books[0].look(2) == {ROW: Tally.of(0, 1) + Tally.of(1, 1), other: Tally.of(1, 0)}
+    await redis.hset(keys.quality(books[0].today()), "/".join(ROW), " ".join(map(str, astuple(QualityTally.of(0, 1)))))
+    assert await books[0].look(1) == {ROW: QualityTally.of(0, 1)}
+    assert await books[0].look(2) == {ROW: QualityTally.of(0, 1) + QualityTally.of(1, 1), other: QualityTally.of(1, 0)}
 
 
 async def test_what_was_spent_is_kept_for_two_days(
-    books: list[QualityBook], redis: Redis, request: pytest.FixtureRequest
+    books: list[QualityStore], redis: Redis, request: pytest.FixtureRequest
 ) -> None:
     await books[0].take("acme", "chat", CENT, CENT)
     keys = RedisKeys(request.node.name).ledger()
     assert 0 < await redis.ttl(keys.quality_spent(books[0].today())) <= 2 * DAY_S
 
 
-async def test_no_more_is_taken_than_a_day_has_whoever_asks(books: list[QualityBook], clock: Clock) -> None:
+async def test_no_more_is_taken_than_a_day_has_whoever_asks(books: list[QualityStore], clock: Clock) -> None:
     taking = (books[number % 2].take("acme", "chat", CENT, 10 * CENT) for number in range(40))
     taken = [one for one in await asyncio.gather(*taking) if one is not None]
     assert len(taken) == 10
@@ -94,7 +94,7 @@ async def test_no_more_is_taken_than_a_day_has_whoever_asks(books: list[QualityB
     assert await books[0].take("acme", "chat", CENT, 10 * CENT) is not None
 
 
-async def test_what_was_spent_beyond_what_was_taken_counts_too(books: list[QualityBook]) -> None:
+async def test_what_was_spent_beyond_what_was_taken_counts_too(books: list[QualityStore]) -> None:
     taken = await books[0].take("acme", "chat", CENT, 2 * CENT)
     assert taken is not None
     await books[0].settle(taken, 3 * CENT)
@@ -102,7 +102,7 @@ async def test_what_was_spent_beyond_what_was_taken_counts_too(books: list[Quali
     assert await books[0].take("acme", "chat", Decimal("0.000001"), 2 * CENT) is None
 
 
-async def test_of_a_day_that_redis_has_lost_nothing_is_given_back(books: list[QualityBook], redis: Redis) -> None:
+async def test_of_a_day_that_redis_has_lost_nothing_is_given_back(books: list[QualityStore], redis: Redis) -> None:
     """No budget grows by it, and no key is left that nothing ends."""
     lost, less = [await books[0].take("acme", "chat", usd, CENT) for usd in (CENT * 3 / 4, CENT / 4)]
     assert lost is not None
@@ -116,7 +116,7 @@ async def test_of_a_day_that_redis_has_lost_nothing_is_given_back(books: list[Qu
     assert await books[0].spent_today() == {("acme", "chat"): Decimal(0)}
 
 
-async def test_what_was_not_spent_is_given_back_to_its_day(books: list[QualityBook], clock: Clock) -> None:
+async def test_what_was_not_spent_is_given_back_to_its_day(books: list[QualityStore], clock: Clock) -> None:
     taken = await books[0].take("acme", "chat", CENT, CENT)
     assert taken is not None
     assert await books[0].take("acme", "chat", CENT, CENT) is None

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from gateway.quality.tally import FEWEST, Tally, length_of
+from gateway.quality.tally import FEWEST, QualityTally, length_of
 
 
 @pytest.mark.parametrize(
@@ -17,8 +17,8 @@ def test_lengths_have_buckets(tokens: int, length: str) -> None:
     assert length_of(tokens) == length
 
 
-def summed(pairs: list[tuple[float, float]]) -> Tally:
-    return sum((Tally.of(*pair) for pair in pairs), Tally())
+def summed(pairs: list[tuple[float, float]]) -> QualityTally:
+    return sum((QualityTally.of(*pair) for pair in pairs), QualityTally())
 
 
 def test_sums_are_exact_in_any_order() -> None:
@@ -32,7 +32,7 @@ def test_sums_are_exact_in_any_order() -> None:
 
 
 def test_without_comparisons_nothing_is_said() -> None:
-    assert Tally().mean(0) is None
+    assert QualityTally().mean(0) is None
     assert summed([(1, 0)] * (FEWEST - 1)).interval() is None
 
 

@@ -22,8 +22,8 @@ from structlog.testing import capture_logs
 from gateway.errors import StartupError
 from gateway.local.redis import EmbeddedRedis
 from gateway.redis import client as redis_client
-from gateway.redis.client import LONGEST_REST_S, RedisClient, Rest
-from gateway.runtime.tasks import Tasks
+from gateway.redis.client import LONGEST_REST_S, ReconnectBackoff, RedisClient
+from gateway.runtime.tasks import BackgroundTasks
 from gateway.telemetry.metrics import Metrics
 from tests.batching.process import until
 from tests.redis_faults import paused
@@ -217,7 +217,7 @@ def test_a_loop_that_is_held_for_longer_than_the_timeout_is_no_failure_of_redis(
 
 async def test_a_redis_that_stands_still_is_noticed_also_while_the_loop_lags(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(redis_client, "_LOOK_EVERY_S", 0.02)
-    tasks, loop = Tasks(), asyncio.get_running_loop()
+    tasks, loop = BackgroundTasks(), asyncio.get_running_loop()
     async with EmbeddedRedis() as server, client_on(server.url, TIMEOUT_S) as (client, _):
 
         def hold() -> None:
@@ -271,7 +271,7 @@ async def test_a_peer_that_vanished_without_a_word_is_noticed_within_seconds() -
 
 
 def test_a_rest_is_twice_the_last_one_until_it_went_well_for_as_long_as_the_longest() -> None:
-    rest = Rest(1.0)
+    rest = ReconnectBackoff(1.0)
     now, took = 100.0, []
     for well_s in (0.0, 0.2, 0.2, 5.0, 0.2, LONGEST_REST_S + 0.1, 0.2):
         now += well_s
@@ -286,7 +286,7 @@ async def test_a_redis_that_answers_the_watch_and_nobody_else_is_tried_less_and_
 ) -> None:
     """Each try costs those who wait for it their time."""
     monkeypatch.setattr(redis_client, "_LOOK_EVERY_S", 0.02)
-    tasks, tries = Tasks(), []
+    tasks, tries = BackgroundTasks(), []
     loop = asyncio.get_running_loop()
     async with client_on(redis_url) as (client, metrics):
         tasks.keep("redis", client.watch())
@@ -304,7 +304,7 @@ async def test_a_redis_that_answers_the_watch_and_nobody_else_is_tried_less_and_
 async def test_the_watch_follows_redis(monkeypatch: pytest.MonkeyPatch) -> None:
     """Readiness and the metric say when it is away and when it is back."""
     monkeypatch.setattr(redis_client, "_LOOK_EVERY_S", 0.02)
-    tasks = Tasks()
+    tasks = BackgroundTasks()
     async with EmbeddedRedis() as server, client_on(server.url) as (client, metrics):
 
         def seen() -> tuple[bool, float | None]:
@@ -322,7 +322,7 @@ async def test_the_watch_follows_redis(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_the_first_failure_is_everybodys_until_redis_has_answered(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is said once; who waits is woken when Redis is back."""
     monkeypatch.setattr(redis_client, "_LOOK_EVERY_S", 0.02)
-    tasks = Tasks()
+    tasks = BackgroundTasks()
     async with EmbeddedRedis() as server, client_on(server.url, TIMEOUT_S) as (client, metrics):
         await asyncio.wait_for(client.wait_up(), 5)
         with capture_logs() as logs:
@@ -378,7 +378,7 @@ async def test_an_error_that_redis_replied_with_does_not(redis_url: str) -> None
 async def test_an_answer_to_an_earlier_question_does_not_count_as_answered(monkeypatch: pytest.MonkeyPatch) -> None:
     """Redis stood still when it was asked: the wait is over when it answers again."""
     monkeypatch.setattr(redis_client, "_LOOK_EVERY_S", 0.02)
-    tasks = Tasks()
+    tasks = BackgroundTasks()
     async with EmbeddedRedis() as server, client_on(server.url, TIMEOUT_S) as (client, _):
         await client.require()
         async with paused(server.url):

@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from gateway.redis import script as redis_script
-from gateway.redis.script import Script
+from gateway.redis.script import RedisScript
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,7 +31,7 @@ async def test_each_call_gets_its_own_reply_also_after_an_error(redis_url: str) 
     """Redis lacks the script at first. An error among several replies leaves none of them unread."""
     async with Redis.from_url(redis_url) as redis:
         await redis.script_flush()
-        script = Script(redis, "any", "echo.lua")
+        script = RedisScript(redis, "any", "echo.lua")
         calls = [([f"k{number}"], [b"%d" % number]) for number in range(3)]
         replies = [[b"k%d" % number, b"%d" % number] for number in range(3)]
         assert await script.run(calls) == replies
@@ -44,7 +44,7 @@ async def test_each_call_gets_its_own_reply_also_after_an_error(redis_url: str) 
 async def test_a_connection_that_redis_closed_is_replaced(redis_url: str) -> None:
     """A connection of the pool may have been closed while it was idle: that says nothing about Redis."""
     async with Redis.from_url(redis_url) as redis, Redis.from_url(redis_url) as admin:
-        script = Script(redis, "any", "echo.lua")
+        script = RedisScript(redis, "any", "echo.lua")
         assert await script.run([(["k"], [b"1"])]) == [[b"k", b"1"]]
         await admin.client_kill_filter(_type="normal", skipme=True)
         assert await script.run([(["k"], [b"2"])]) == [[b"k", b"2"]]

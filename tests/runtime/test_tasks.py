@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from structlog.testing import capture_logs
 
 from gateway.runtime import tasks as tasks_module
-from gateway.runtime.tasks import Tasks
+from gateway.runtime.tasks import BackgroundTasks
 
 if TYPE_CHECKING:
     import pytest
@@ -21,7 +21,7 @@ async def test_a_failure_is_logged_with_the_tasks_name() -> None:
     async def fails() -> None:
         raise LookupError("why")
 
-    tasks = Tasks()
+    tasks = BackgroundTasks()
     with capture_logs() as logs:
         await asyncio.wait([tasks.spawn("receipt", fails()), tasks.keep("loop", fails())])
         await asyncio.sleep(0)
@@ -34,7 +34,7 @@ async def test_a_failure_is_logged_with_the_tasks_name() -> None:
 async def test_draining_waits_for_work_and_for_the_work_it_starts() -> None:
     """But not for loops, which never end."""
     done: list[str] = []
-    tasks = Tasks()
+    tasks = BackgroundTasks()
 
     async def second() -> None:
         await asyncio.sleep(0.02)
@@ -55,7 +55,7 @@ async def test_draining_waits_for_work_and_for_the_work_it_starts() -> None:
 
 async def test_draining_gives_up_in_time_and_says_how_many_are_left() -> None:
     """What is late runs on: closing ends it."""
-    tasks = Tasks()
+    tasks = BackgroundTasks()
     late = [tasks.spawn(f"late-{n}", asyncio.Event().wait()) for n in range(2)]
     began = time.monotonic()
     assert await tasks.drain(0.05) == 2
@@ -67,7 +67,7 @@ async def test_draining_gives_up_in_time_and_says_how_many_are_left() -> None:
 async def test_closing_cancels_everything_and_waits_for_its_end() -> None:
     """Work and loops, with what they do on being cancelled; a cancellation is no failure."""
     ended: list[str] = []
-    tasks = Tasks()
+    tasks = BackgroundTasks()
 
     async def runs(name: str) -> None:
         try:
@@ -88,7 +88,7 @@ async def test_closing_cancels_everything_and_waits_for_its_end() -> None:
 async def test_closing_repeats_a_cancellation_that_was_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     """A library swallowed it, so the loop ran on and would have held the process for ever."""
     monkeypatch.setattr(tasks_module, "_CANCEL_AGAIN_S", 0.02)
-    tasks = Tasks()
+    tasks = BackgroundTasks()
 
     async def swallows_one() -> None:
         try:
@@ -106,7 +106,7 @@ async def test_closing_names_what_cannot_be_ended(monkeypatch: pytest.MonkeyPatc
     """The process ends all the same, and the log says what was stuck."""
     monkeypatch.setattr(tasks_module, "_CANCEL_AGAIN_S", 0.01)
     monkeypatch.setattr(tasks_module, "_CANCEL_TIMES", 3)
-    tasks, over = Tasks(), asyncio.Event()
+    tasks, over = BackgroundTasks(), asyncio.Event()
 
     async def stubborn() -> None:
         while not over.is_set():
@@ -126,7 +126,7 @@ async def test_closing_names_what_cannot_be_ended(monkeypatch: pytest.MonkeyPatc
 
 async def test_tasks_that_ended_are_forgotten() -> None:
     """References are kept while a task runs, and no longer."""
-    tasks = Tasks()
+    tasks = BackgroundTasks()
     await asyncio.wait([tasks.spawn("work", asyncio.sleep(0))])
     await asyncio.sleep(0)
     assert not tasks._finite

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.scoring.numbers import Amount, equal, number, result
+from gateway.scoring.numbers import NumberValue, equal, number, result
 
 
 def value(text: str) -> Fraction | None:
@@ -186,7 +186,7 @@ def test_what_is_no_number_is_refused_as_a_right_answer() -> None:
 @given(st.integers(0, 10**9), st.integers(0, 10**6), st.integers(-20, 20))
 def test_a_number_is_worth_what_is_written(whole: int, behind: int, power: int) -> None:
     written = f"{whole}.{behind}e{power}"
-    assert number(written) == Amount(written, Fraction(written))
+    assert number(written) == NumberValue(written, Fraction(written))
 
 
 @given(st.integers(-(10**9), 10**9))

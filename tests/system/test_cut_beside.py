@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Any
 from msgspec import structs
 
 from gateway.pipeline.admission import Admission
-from gateway.pipeline.quality_sampler import Heard, QualityGuard
-from gateway.pipeline.shadow import Shadows
+from gateway.pipeline.quality_sampler import AnswerBuffer, QualitySampler
+from gateway.pipeline.shadow import ShadowRequests
 from gateway.policy.book import Caller
 from gateway.policy.quality import QualityRule
 from gateway.policy.resolve import QualityPlan
 from gateway.policy.schema import KeyEntry, TenantPolicy
-from gateway.runtime.tasks import Tasks
+from gateway.runtime.tasks import BackgroundTasks
 from gateway.telemetry.metrics import Metrics
 from tests.accounting.drafts import chat, guided, plan
 from tests.fakes import reply
 
 if TYPE_CHECKING:
-    from gateway.accounting.draft import Draft
+    from gateway.accounting.draft import ReceiptBuilder
 
 KEY = KeyEntry(id="only", sha256="f" * 64)
 POLICY = {"tenant": "acme", "keys": [KEY], "routes": [{"model": "chat", "mode": "student", "student": "small"}]}
@@ -55,7 +55,7 @@ class OpenLedger:
 
     async def admit(self, *_: object, **__: object) -> None: ...
 
-    def settle(self, one: Draft, status: str) -> None:
+    def settle(self, one: ReceiptBuilder, status: str) -> None:
         self.settled.append((one.id.partition("-shadow-")[2], status))
 
 
@@ -76,19 +76,19 @@ class Guarding:
     """A guard whose comparison has asked the teacher, and waits."""
 
     def __init__(self) -> None:
-        self.metrics, self.tasks = Metrics(), Tasks()
+        self.metrics, self.tasks = Metrics(), BackgroundTasks()
         self.ledger, self.book, finisher = OpenLedger(), OpenBook(), NoEnd()
         self.asked = finisher.asked
         ledger: Any = self.ledger
         others: Any = (finisher, self.book, SimpleNamespace(up=True))
         self.admission = Admission(4, ledger, self.metrics)
-        self._guard = QualityGuard(
+        self._guard = QualitySampler(
             others[0], self.admission, ledger, others[1], others[2], self.metrics, self.tasks, most=1
         )
 
     def cast(self) -> None:
         quality = QualityPlan(QualityRule(sample=1), plan("teacher"), None)
-        heard = Heard()
+        heard = AnswerBuffer()
         heard.hear([reply("One two")])
         self._guard.cast(guided(plan=structs.replace(plan(), quality=quality)), chat(), CALLER, heard)
 
@@ -132,11 +132,11 @@ async def test_what_begins_in_a_drain_has_no_place_and_is_refused() -> None:
 
 
 async def test_a_shadow_that_outlasts_a_drain_is_refused_and_no_engines_failure() -> None:
-    metrics, tasks = Metrics(), Tasks()
+    metrics, tasks = Metrics(), BackgroundTasks()
     finisher, opener, ledger = NoEnd(), NoEnd(), OpenLedger()
     parts: Any = (opener, finisher, ledger)
     admission = Admission(4, parts[2], metrics)
-    shadows = Shadows(parts[0], parts[1], admission, metrics, tasks, most=1)
+    shadows = ShadowRequests(parts[0], parts[1], admission, metrics, tasks, most=1)
     shadows.cast(guided(), chat(), CALLER)
     await opener.asked.wait()
     assert await admission.drain(0) == 1

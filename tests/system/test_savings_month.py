@@ -19,15 +19,15 @@ from gateway.admin.usage_csv import as_csv
 from gateway.api.usage import encoded
 from gateway.cli.usage_db_export import export
 from gateway.cli.usage_print import usage_shown
-from gateway.usage.entries import Entry
+from gateway.usage.entries import OutboxEntry
 from gateway.usage.reader import UsageReader
-from gateway.usage.span import Asked, span
+from gateway.usage.span import RequestedRange, span
 from gateway.usage.store import UsageStore
 from gateway.usage.sums import Retention
 from gateway.usage.sums_reader import SumsReader
 from gateway.usage.tables import RECEIPTS
 from gateway.usage.threads import QueryThreads
-from gateway.usage.usage import Ask
+from gateway.usage.usage import UsageQuery
 from tests.accounting.test_ledger import Books
 from tests.savings_month import CLASSES, MONTH, SINCE, TOTAL, UNTIL, Told, micro, receipts
 from tests.system.test_prometheus import promtool
@@ -48,7 +48,7 @@ async def test_all_places_show_the_savings_of_a_month_alike(tmp_path: Path, caps
     threads = QueryThreads(store.engine)
     try:
         await store.open()
-        await store.write([Entry(one.tenant, f"{place}-1", one.to_json()) for place, one in enumerate(month, 1)])
+        await store.write([OutboxEntry(one.tenant, f"{place}-1", one.to_json()) for place, one in enumerate(month, 1)])
         usage_shown(await holds_usage(SumsReader(threads)))
         holds_table(capsys.readouterr().out)
         await holds_export(store, tmp_path / "month.csv")
@@ -77,8 +77,8 @@ def holds_receipts(month: list[Receipt]) -> None:
 async def holds_usage(sums: SumsReader) -> dict[str, Any]:
     """The admin API's JSON and CSV, and GET /v1/usage."""
     reader = UsageReader(sums, RETENTION)
-    when = span(Asked(SINCE, UNTIL), None, RETENTION, time.time())
-    usage = await reader.read(Ask(when, None, ("tenant",), {}), lambda told: told)
+    when = span(RequestedRange(SINCE, UNTIL), None, RETENTION, time.time())
+    usage = await reader.read(UsageQuery(when, None, ("tenant",), {}), lambda told: told)
     told: dict[str, Any] = json.loads(encoded(usage))
     assert {row["tenant"] for row in told["rows"]} == MONTH.keys()
     lines = {row["tenant"]: row for row in csv.DictReader(io.StringIO(as_csv(usage).decode()))}
@@ -86,7 +86,7 @@ async def holds_usage(sums: SumsReader) -> dict[str, Any]:
         expected = MONTH[row["tenant"]]
         holds_figures(row, expected)
         own = await reader.read(
-            Ask(when, None, (), {}).of_tenant(row["tenant"]), lambda told: told, whose=row["tenant"]
+            UsageQuery(when, None, (), {}).of_tenant(row["tenant"]), lambda told: told, whose=row["tenant"]
         )
         holds_figures(json.loads(encoded(own))["total"], expected)
         line = lines[row["tenant"]]

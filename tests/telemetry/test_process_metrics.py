@@ -14,7 +14,7 @@ import pytest
 
 from gateway.telemetry import process_metrics as vitals
 from gateway.telemetry.metrics import Metrics
-from gateway.telemetry.process_metrics import Vitals, VitalSigns, look
+from gateway.telemetry.process_metrics import ProcessMetrics, ProcessSnapshot, look
 
 if TYPE_CHECKING:
     from prometheus_client.samples import Sample
@@ -54,9 +54,9 @@ def test_the_bound_of_open_files_is_the_soft_one() -> None:
 def test_processor_time_grows_by_what_was_used_since_the_last_look() -> None:
     """And never goes back, whatever the kernel says."""
     metrics = Metrics(max_tenants=1)
-    signs = VitalSigns(metrics)
+    signs = ProcessMetrics(metrics)
     for cpu_s in (3.0, 4.5, 4.25, 5.0):
-        signs.show(Vitals(None, None, 10, cpu_s))
+        signs.show(ProcessSnapshot(None, None, 10, cpu_s))
     (sample,) = samples(metrics, "gkt_process_cpu_seconds_total")
     assert sample.labels == {"worker": "1"}
     assert sample.value == pytest.approx(5.25)
@@ -65,7 +65,7 @@ def test_processor_time_grows_by_what_was_used_since_the_last_look() -> None:
 def test_what_no_kernel_says_is_not_made_up() -> None:
     metrics = Metrics(max_tenants=1)
     before = samples(metrics, "gkt_process_open_fds")
-    VitalSigns(metrics).show(Vitals(None, None, 10, 1.0))
+    ProcessMetrics(metrics).show(ProcessSnapshot(None, None, 10, 1.0))
     assert [sample.value for sample in samples(metrics, "gkt_process_open_fds")] == [0.0]
     assert before == []
 
@@ -73,7 +73,7 @@ def test_what_no_kernel_says_is_not_made_up() -> None:
 async def test_a_loop_that_was_held_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vitals, "_TICK_S", 0.01)
     metrics = Metrics(max_tenants=1)
-    watching = asyncio.get_running_loop().create_task(VitalSigns(metrics).watch_loop())
+    watching = asyncio.get_running_loop().create_task(ProcessMetrics(metrics).watch_loop())
     while not samples(metrics, "gkt_event_loop_lag_seconds_count")[0].value:
         await asyncio.sleep(0.01)
     time.sleep(0.3)  # noqa: ASYNC251  it is what must be seen
@@ -87,7 +87,7 @@ async def test_a_loop_that_was_held_is_late(monkeypatch: pytest.MonkeyPatch) -> 
 async def test_tasks_that_have_not_ended_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vitals, "_LOOK_EVERY_S", 0.01)
     metrics, loop = Metrics(max_tenants=1), asyncio.get_running_loop()
-    looking = loop.create_task(VitalSigns(metrics).run())
+    looking = loop.create_task(ProcessMetrics(metrics).run())
     idle = [loop.create_task(asyncio.sleep(3600)) for _ in range(7)]
     for left in (7, 0):
         for one in idle[left:]:

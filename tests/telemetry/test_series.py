@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from gateway.runtime.fair_share import ANONYMOUS
 from gateway.telemetry.metric_files import MULTIPROCESS_FOLDER
 from gateway.telemetry.metrics import Metrics
-from gateway.telemetry.series import OTHER, Series
+from gateway.telemetry.series import OTHER, SeriesLimit
 from tests.fakes import FakeEngine, says
 from tests.gateway_process import KEY, STUDENT_ONLY, model, running_gateway
 
@@ -24,14 +24,14 @@ ODD_REQUESTS = 2000
 
 
 def test_tenants_beyond_the_bound_count_together_and_nobody_loses_a_name() -> None:
-    series = Series(2)
+    series = SeriesLimit(2)
     labels = [series.tenant(name) for name in ("a", "b", "c", "a", "d", "b")]
     assert labels == ["a", "b", OTHER, "a", OTHER, "b"]
     assert series.route("c", "chat") == OTHER
 
 
 def test_routes_are_bounded_altogether() -> None:
-    series = Series(2)
+    series = SeriesLimit(2)
     assert [series.route("a", f"r{n}") for n in range(15)] == [f"r{n}" for n in range(15)]
     assert [series.route("b", f"r{n}") for n in range(6)] == ["r0", "r1", "r2", "r3", "r4", OTHER]
     assert (series.route("b", "r4"), series.route_alone("r14"), series.route_alone("r15")) == ("r4", "r14", OTHER)

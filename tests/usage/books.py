@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from gateway.usage.database import UsageDatabase
 from gateway.usage.engine import UsageEngine
-from gateway.usage.entries import Entry
+from gateway.usage.entries import OutboxEntry
 from gateway.usage.sums_reader import SumsReader
 from gateway.usage.threads import QueryThreads
 from tests.usage.databases import FOREVER
@@ -28,7 +28,7 @@ class UsageBook:
         self.sums = SumsReader(self.threads)
 
     def add(self, receipts: Iterable[Receipt]) -> None:
-        self.database.add(Entry(one.tenant, "1-0", one.to_json()) for one in receipts)
+        self.database.add(OutboxEntry(one.tenant, "1-0", one.to_json()) for one in receipts)
 
     def close(self) -> None:
         self.threads.close()

@@ -23,7 +23,7 @@ from gateway.local.redis import EmbeddedRedis
 from gateway.redis.keys import RedisKeys
 from gateway.usage.engine import UsageDatabaseError
 from gateway.usage.feed import GROUP
-from gateway.usage.rollup import Row
+from gateway.usage.rollup import SumRow
 from gateway.usage.store import UsageStore
 from gateway.usage.tables import DAY_S, SUMS
 from gateway.usage.verify import differences
@@ -325,4 +325,4 @@ async def until(true: Callable[[], Awaitable[Any]], limit_s: float, why: Callabl
 
 def _counted(connection: Connection) -> int:
     rows = connection.execute(SUMS.select().where(SUMS.c.seconds == DAY_S, SUMS.c.tenant == "")).all()
-    return sum(Row.from_bytes(row.row).requests for row in rows)
+    return sum(SumRow.from_bytes(row.row).requests for row in rows)

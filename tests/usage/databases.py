@@ -13,8 +13,8 @@ from gateway.accounting.receipt import Receipt
 from gateway.accounting.savings import with_savings
 from gateway.usage.database import UsageDatabase
 from gateway.usage.engine import UsageEngine
-from gateway.usage.entries import Entry
-from gateway.usage.receipts_reader import Where, page
+from gateway.usage.entries import OutboxEntry
+from gateway.usage.receipts_reader import ReceiptFilter, page
 from gateway.usage.sums import Retention
 from gateway.usage.tables import DAY_S
 from gateway.usage.verify import differences
@@ -57,18 +57,18 @@ def receipts_of_a_day(count: int, seed: int = 7, tenants: int = 5) -> list[Recei
     ]
 
 
-def entry(receipt: Receipt, id_: str = "1-0") -> Entry:
-    return Entry(receipt.tenant, id_, receipt.to_json())
+def entry(receipt: Receipt, id_: str = "1-0") -> OutboxEntry:
+    return OutboxEntry(receipt.tenant, id_, receipt.to_json())
 
 
-def entries(receipts: list[Receipt]) -> list[Entry]:
+def entries(receipts: list[Receipt]) -> list[OutboxEntry]:
     return [entry(one, f"{place}-0") for place, one in enumerate(receipts)]
 
 
 def held(engine: UsageEngine) -> list[Receipt]:
     """All receipts in the database, in the order of their keys."""
     with engine.reading() as connection:
-        return [Receipt.from_json(raw) for _, raw in page(connection, Where(), None, 1_000_000)]
+        return [Receipt.from_json(raw) for _, raw in page(connection, ReceiptFilter(), None, 1_000_000)]
 
 
 def check_sums(engine: UsageEngine) -> None:

@@ -19,7 +19,7 @@ from gateway.redis.client import RedisClient
 from gateway.redis.keys import RedisKeys
 from gateway.telemetry.metrics import Metrics
 from gateway.usage.feed import OutboxFeed
-from gateway.usage.rollup import Row
+from gateway.usage.rollup import SumRow
 from gateway.usage.state import WorkerSeat
 from gateway.usage.store import UsageStore
 from gateway.usage.sums import Retention
@@ -95,7 +95,7 @@ class Outboxes:
         def read() -> int:
             with self.store.engine.reading() as connection:
                 rows = connection.execute(SUMS.select().where(SUMS.c.seconds == 86_400, SUMS.c.tenant == "")).all()
-            return sum(Row.from_bytes(row.row).requests for row in rows)
+            return sum(SumRow.from_bytes(row.row).requests for row in rows)
 
         return await asyncio.to_thread(read)
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from gateway.accounting.receipt import Receipt
     from gateway.redis.keys import RedisKeys
-    from gateway.usage.rollup import Row
+    from gateway.usage.rollup import SumRow
 
 FOLDER = Path(__file__).with_name("previous")
 RECORDED = json.loads((FOLDER / "totals.json").read_text())
@@ -125,7 +125,7 @@ async def make_redis(redis: Redis, keys: RedisKeys, receipts: Sequence[Receipt],
         await pipe.execute()
 
 
-def previous_bytes(row: Row) -> bytes:
+def previous_bytes(row: SumRow) -> bytes:
     """Return sums as the previous version wrote them."""
     single: dict[str, Any] = {name: getattr(row, name) for name in NUMBERS}
     roles = {role: _Tokens(*getattr(row, role)[:3]) for role in ("teacher", "student", "failed")}

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
-from gateway.quality.book import DAY_S, Compared
+from gateway.quality.book import DAY_S, ComparisonScope
 from gateway.quality.comparison import Comparison
-from gateway.quality.tally import SCALE, Tally
+from gateway.quality.tally import SCALE, QualityTally
 from gateway.usage.comparison_reader import ComparisonReader
 from gateway.usage.comparisons import add_comparisons
 from tests.usage.databases import database
@@ -18,10 +18,12 @@ if TYPE_CHECKING:
     from tests.usage.books import UsageBook
 
 NOON = 20_000 * DAY_S + DAY_S // 2
-ROW = Compared("acme", "words", "64", "org/chat:v1")
+ROW = ComparisonScope("acme", "words", "64", "org/chat:v1")
 
 
-def comparison(number: int, guided: float, student: float, created: int = NOON, row: Compared = ROW) -> Comparison:
+def comparison(
+    number: int, guided: float, student: float, created: int = NOON, row: ComparisonScope = ROW
+) -> Comparison:
     return Comparison(
         id=f"req_{number:024x}",
         created=created,
@@ -37,7 +39,7 @@ def add(book: UsageBook, *comparisons: Comparison) -> None:
 
 
 async def test_each_comparison_counts_once(book: UsageBook) -> None:
-    """The sums are those of `Tally`, exactly, however often an entry is delivered."""
+    """The sums are those of `QualityTally`, exactly, however often an entry is delivered."""
     reader = ComparisonReader(book.threads, lambda: NOON)
     assert await reader.look(1) == {}
     other = ROW._replace(length="16")
@@ -46,8 +48,8 @@ async def test_each_comparison_counts_once(book: UsageBook) -> None:
     add(book, *made[:20])
     add(book)
     assert await reader.look(1) == {
-        ROW: sum((Tally.of(number / 40, 0.25) for number in range(40)), Tally()),
-        other: Tally.of(1, 0),
+        ROW: sum((QualityTally.of(number / 40, 0.25) for number in range(40)), QualityTally()),
+        other: QualityTally.of(1, 0),
     }
 
 
@@ -55,15 +57,15 @@ async def test_days_are_those_of_utc_with_today(book: UsageBook) -> None:
     reader = ComparisonReader(book.threads, lambda: NOON + DAY_S)
     midnight = NOON + DAY_S // 2
     add(book, comparison(1, 1, 1, midnight - 1), comparison(2, 0, 1, midnight))
-    assert (await reader.look(1))[ROW] == Tally.of(0, 1)
-    assert (await reader.look(2))[ROW] == Tally.of(0, 1) + Tally.of(1, 1)
+    assert (await reader.look(1))[ROW] == QualityTally.of(0, 1)
+    assert (await reader.look(2))[ROW] == QualityTally.of(0, 1) + QualityTally.of(1, 1)
 
 
 async def test_comparisons_are_kept_as_long_as_receipts(book: UsageBook) -> None:
     reader = ComparisonReader(book.threads, lambda: NOON)
     add(book, *(comparison(days, 1, 1, NOON - days * DAY_S) for days in range(4)))
     database(book.engine).delete_receipts(NOON - 2 * DAY_S)
-    assert (await reader.look(10))[ROW] == sum((Tally.of(1, 1) for _ in range(3)), Tally())
+    assert (await reader.look(10))[ROW] == sum((QualityTally.of(1, 1) for _ in range(3)), QualityTally())
 
 
 def test_an_entry_is_read_as_it_was_written() -> None:

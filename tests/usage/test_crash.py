@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from gateway.usage.database import Added
+from gateway.usage.database import WriteResult
 from tests.usage.databases import check_sums, database, entries, held, opened, receipts_of_a_day
 from tests.usage.test_database import sum_of, total
 
@@ -89,6 +89,6 @@ def test_a_transaction_that_is_cut_off_leaves_nothing(address: str) -> None:
         with killed(f"hang_in_a_transaction({address!r})"):
             assert len(held(engine)) == 500
         assert len(held(engine)) == 500
-        assert database(engine).add(entries(receipts)) == Added(inserted=COUNT - 500, known=500)
+        assert database(engine).add(entries(receipts)) == WriteResult(inserted=COUNT - 500, known=500)
         assert total(engine) == sum_of(*receipts)
         check_sums(engine)

@@ -17,11 +17,11 @@ from sqlalchemy import delete, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
 from gateway.accounting.intent import abandoned
-from gateway.usage.database import Added
-from gateway.usage.entries import Entry
+from gateway.usage.database import WriteResult
+from gateway.usage.entries import OutboxEntry
 from gateway.usage.packing import pack, unpack
 from gateway.usage.receipts_reader import count_unreadable, find, unreadable
-from gateway.usage.rollup import Row, row_with
+from gateway.usage.rollup import SumRow, row_with
 from gateway.usage.sums import OTHER, SECONDS, Retention, Sums
 from gateway.usage.tables import DAY_S, RECEIPTS, SUMS, UNREADABLE, day_of
 from gateway.usage.verify import differences
@@ -53,17 +53,17 @@ def pair() -> tuple[Receipt, Receipt]:
     return gone, true
 
 
-def total(engine: Any, seconds: int = DAY_S) -> Row:
+def total(engine: Any, seconds: int = DAY_S) -> SumRow:
     """The sum over all tenants and days."""
-    found = Row()
+    found = SumRow()
     with engine.reading() as connection:
         for row in connection.scalars(select(SUMS.c.row).where(SUMS.c.tenant == "", SUMS.c.seconds == seconds)):
-            found.merge(Row.from_bytes(row))
+            found.merge(SumRow.from_bytes(row))
     return found
 
 
-def sum_of(*receipts: Receipt) -> Row:
-    found = Row()
+def sum_of(*receipts: Receipt) -> SumRow:
+    found = SumRow()
     for one in receipts:
         found.add(one)
     return found
@@ -73,8 +73,8 @@ def test_receipts_are_stored_with_their_sums(address: str) -> None:
     receipts = receipts_of_a_day(300)
     with opened(address) as engine:
         writer = database(engine)
-        assert writer.add(entries(receipts[:200])) == Added(inserted=200)
-        assert writer.add(entries(receipts[200:])) == Added(inserted=100)
+        assert writer.add(entries(receipts[:200])) == WriteResult(inserted=200)
+        assert writer.add(entries(receipts[200:])) == WriteResult(inserted=100)
         assert {one.id: one for one in held(engine)} == {one.id: one for one in receipts}
         for seconds in (60, 3600, DAY_S):
             assert total(engine, seconds) == sum_of(*receipts)
@@ -98,8 +98,8 @@ def test_an_entry_that_comes_twice_counts_once(address: str) -> None:
     receipts = receipts_of_a_day(50)
     with opened(address) as engine:
         writer = database(engine)
-        assert writer.add(entries([*receipts, *receipts[:20]])) == Added(inserted=50, known=20)
-        assert writer.add(entries(receipts[10:40])) == Added(known=30)
+        assert writer.add(entries([*receipts, *receipts[:20]])) == WriteResult(inserted=50, known=20)
+        assert writer.add(entries(receipts[10:40])) == WriteResult(known=30)
         assert total(engine) == sum_of(*receipts)
         check_sums(engine)
 
@@ -126,8 +126,8 @@ def test_nothing_is_left_in_the_sums_of_an_abandoned_receipt(address: str) -> No
     gone = msgspec.structs.replace(gone, mode="student", key="other")
     with opened(address) as engine:
         writer = database(engine)
-        assert writer.add([entry(gone)]) == Added(inserted=1)
-        assert writer.add([entry(true)]) == Added(replaced=1)
+        assert writer.add([entry(gone)]) == WriteResult(inserted=1)
+        assert writer.add([entry(true)]) == WriteResult(replaced=1)
         with engine.reading() as connection:
             keys = set(connection.scalars(select(SUMS.c.key)))
         assert keys == {"", "ci"}
@@ -143,7 +143,7 @@ def test_unreadable_and_refused_entries_do_not_keep_others_out(address: str) -> 
         "4-0": b"\xff",
     }
     nul = entry(receipt(route="a\0b"), "5-0")
-    sent = [*entries(good), *(Entry("acme", id_, raw) for id_, raw in bad.items()), nul]
+    sent = [*entries(good), *(OutboxEntry("acme", id_, raw) for id_, raw in bad.items()), nul]
     random.Random(1).shuffle(sent)
     refused = {**bad, **({"5-0": nul.raw} if "postgresql" in address else {})}
     with opened(address) as engine:
@@ -169,7 +169,7 @@ def test_a_transaction_that_fails_leaves_nothing(address: str, monkeypatch: pyte
                 writer.add(entries(receipts[20:]))
         assert len(held(engine)) == 20
         check_sums(engine)
-        assert writer.add(entries(receipts)) == Added(inserted=20, known=20)
+        assert writer.add(entries(receipts)) == WriteResult(inserted=20, known=20)
         check_sums(engine)
 
 
@@ -265,7 +265,7 @@ def test_a_difference_is_found(address: str) -> None:
         day = SUMS.c.seconds == DAY_S
         with engine.writing() as connection:
             row, start = connection.execute(select(SUMS.c.row, SUMS.c.start).where(day, SUMS.c.tenant == "")).first()
-            wrong = Row.from_bytes(row)
+            wrong = SumRow.from_bytes(row)
             wrong.merge(row_with({"cost_pico": 1}))
             connection.execute(
                 update(SUMS).where(day, SUMS.c.tenant == "", SUMS.c.start == start).values(row=wrong.to_bytes())

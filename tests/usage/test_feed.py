@@ -12,7 +12,7 @@ import pytest_asyncio
 
 from gateway.usage import feed as feed_module
 from gateway.usage.entries import before
-from gateway.usage.feed import GROUP, Backlog, OutboxFeed, Taken
+from gateway.usage.feed import GROUP, Backlog, FeedBatch, OutboxFeed
 from tests.previous_code import extract_previous
 from tests.usage.outboxes import Outboxes, open_outboxes, receipts
 
@@ -93,7 +93,7 @@ async def test_entries_whose_reply_was_lost_are_taken_again(outboxes: Outboxes) 
     assert again.more
     await outboxes.redis.xtrim(outboxes.keys.outbox("beta"), maxlen=0, approximate=False)
     await feed.acknowledge([one for one in again.entries if one.tenant == "acme"])
-    assert await feed.retake(100) == Taken([])
+    assert await feed.retake(100) == FeedBatch([])
     assert (await feed.claim(["beta"], 0, 100)).gone == 2
 
 

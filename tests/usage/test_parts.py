@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import replace
 
 from gateway.usage import parts as usage_parts
-from gateway.usage.parts import Part, Parts
+from gateway.usage.parts import FoldedPeriod, FoldedPeriods
 from gateway.usage.reader import UsageReader
-from gateway.usage.span import Asked, span
+from gateway.usage.span import RequestedRange, span
 from gateway.usage.sums import Period, Retention
 from gateway.usage.sums_reader import SumsReader
-from gateway.usage.usage import Ask, Usage
+from gateway.usage.usage import UsageQuery, UsageResult
 from tests.accounting.drafts import closed, guided
 
 if TYPE_CHECKING:
@@ -48,25 +48,25 @@ def receipt(created: float, tenant: str, number: int, status: str = "ok") -> Rec
     return replace(one, id=f"req_{number:024x}", created=int(created), tenant=tenant, status=status)
 
 
-def asked(by: tuple[str, ...] = ("tenant",), **only: str) -> Ask:
+def asked(by: tuple[str, ...] = ("tenant",), **only: str) -> UsageQuery:
     now = time.time()
-    return Ask(span(Asked(now - 30 * 3600, now), "hour", KEPT, now), "hour", by, only)
+    return UsageQuery(span(RequestedRange(now - 30 * 3600, now), "hour", KEPT, now), "hour", by, only)
 
 
 async def test_of_what_has_not_changed_no_row_is_read_again(sqlite_book: UsageBook) -> None:
     sums, now = Counting(sqlite_book), time.time()
     sqlite_book.add(receipt(now - back * 3600, f"t{back % 3}", back) for back in range(20))
     reader = UsageReader(sums, KEPT)
-    first = await reader.read(asked(), Usage.as_dict)
+    first = await reader.read(asked(), UsageResult.as_dict)
     assert first["total"]["requests"] == 20
     full = {Period.of("hour", now - back * 3600) for back in range(20)}
     assert full <= set(sums.periods)
     sums.periods.clear()
-    assert (await reader.read(asked(), Usage.as_dict))["rows"] == first["rows"]
+    assert (await reader.read(asked(), UsageResult.as_dict))["rows"] == first["rows"]
     assert not full & set(sums.periods)
     for other in (asked(("route",)), asked(("tenant",), route="chat")):  # another question is not that one
         sums.periods.clear()
-        await reader.read(other, Usage.as_dict)
+        await reader.read(other, UsageResult.as_dict)
         assert full <= set(sums.periods)
 
 
@@ -80,7 +80,7 @@ async def test_what_comes_late_to_a_period_that_is_over_is_told_at_once(
     reader = UsageReader(book.sums, KEPT)
 
     async def told() -> dict[str, tuple[int, dict[str, int]]]:
-        rows = (await reader.read(asked(), Usage.as_dict))["rows"]
+        rows = (await reader.read(asked(), UsageResult.as_dict))["rows"]
         return {row["tenant"]: (row["requests"], row["errors"]) for row in rows}
 
     assert await told() == {"acme": (1, {}), "beta": (1, {"abandoned": 1})}
@@ -90,12 +90,12 @@ async def test_what_comes_late_to_a_period_that_is_over_is_told_at_once(
     assert await told() == {"acme": (2, {}), "beta": (1, {})}
 
 
-def part(start: int, size: int, cpu_s: float = 0.0) -> Part:
-    return Part(Period("hour", start), [(("acme",), b"x" * size)], cpu_s)
+def part(start: int, size: int, cpu_s: float = 0.0) -> FoldedPeriod:
+    return FoldedPeriod(Period("hour", start), [(("acme",), b"x" * size)], cpu_s)
 
 
 def test_what_is_kept_has_a_bound_and_what_was_not_asked_for_goes_first() -> None:
-    parts = Parts(most_bytes=3_000)
+    parts = FoldedPeriods(most_bytes=3_000)
     for start in (0, 1):
         parts.put(QUESTION, b"m", part(start, 900), 0)
     assert parts.get(QUESTION, Period("hour", 0), b"m") is not None
@@ -112,7 +112,7 @@ def test_what_is_kept_has_a_bound_and_what_was_not_asked_for_goes_first() -> Non
 def test_what_grows_is_folded_for_a_fifth_of_the_time_at_most() -> None:
     """By what it took; and told as it was for two seconds at the longest."""
     now = 100.0
-    parts = Parts(clock=lambda: now)
+    parts = FoldedPeriods(clock=lambda: now)
     for cpu_s, told_until in ((0.1, 100.4), (60.0, 102.0)):
         now = 100.0
         parts.put(QUESTION, b"m", part(0, 10, cpu_s), 100.0)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from gateway.accounting.receipt import Receipt
-    from gateway.usage.entries import Entry
+    from gateway.usage.entries import OutboxEntry
     from gateway.usage.feed import OutboxFeed
 
 
@@ -39,15 +39,15 @@ class History:
         self.file = file
         self.sizes: list[int] = []
         self.settled: list[Receipt] = []
-        self.written: list[Entry] = []
-        self.held: list[Entry] = []
+        self.written: list[OutboxEntry] = []
+        self.held: list[OutboxEntry] = []
 
     async def settle(self, count: int, tenant: str = "acme") -> None:
         self.settled += (new := receipts(count, tenant))
         await self.outboxes.settle(*new)
         self.note()
 
-    async def acknowledge(self, feed: OutboxFeed, entries: list[Entry]) -> None:
+    async def acknowledge(self, feed: OutboxFeed, entries: list[OutboxEntry]) -> None:
         self.written += entries
         await feed.acknowledge(entries)
         self.note()

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from gateway.errors import UsageUnavailable
-from gateway.usage.database import Added
+from gateway.usage.database import WriteResult
 from gateway.usage.engine import UsageEngine
 from gateway.usage.receipt_finder import ReceiptFinder
-from gateway.usage.receipts_reader import Where
+from gateway.usage.receipts_reader import ReceiptFilter
 from gateway.usage.store import UsageStore
 from gateway.usage.tables import DAY_S
 from gateway.usage.threads import QueryThreads
@@ -53,7 +53,7 @@ async def test_a_receipt_is_found_by_its_tenant_alone(address: str) -> None:
     receipts = [receipt(NOW - days * DAY_S, tenant="acme", **kind()) for days in (0, 1, 600) for kind in kinds]
     async with a_store(address) as store, a_finder(address) as finder:
         assert await finder.find("acme", receipts[0].id) is None
-        assert await store.write(entries(receipts)) == Added(inserted=9)
+        assert await store.write(entries(receipts)) == WriteResult(inserted=9)
         for one in receipts:
             assert await finder.find("acme", one.id) == one.to_json()
             assert await finder.find("globex", one.id) is None
@@ -64,10 +64,10 @@ async def test_receipts_come_once_and_in_order_however_small_the_lists(address: 
     receipts = [receipt(NOW - 5_000 * (place // 10), tenant="beta" if place % 3 else "acme") for place in range(100)]
     by_place = sorted(receipts, key=lambda one: (one.created // DAY_S, one.id))
 
-    async def found(where: Where = Where()) -> list[bytes]:  # noqa: B008 - frozen
+    async def found(where: ReceiptFilter = ReceiptFilter()) -> list[bytes]:  # noqa: B008 - frozen
         return [raw async for some in store.receipts(where, 7) for raw in some]
 
-    def chosen(where: Where) -> list[Receipt]:
+    def chosen(where: ReceiptFilter) -> list[Receipt]:
         return [
             one
             for one in by_place
@@ -80,10 +80,10 @@ async def test_receipts_come_once_and_in_order_however_small_the_lists(address: 
         assert await found() == [one.to_json() for one in by_place]
         assert await store.span() == (NOW - 45_000, NOW)
         for where in (
-            Where(),
-            Where(tenant="beta"),
-            Where(NOW - 20_000, NOW - 5_000),
-            Where(NOW - 20_000, tenant="acme"),
+            ReceiptFilter(),
+            ReceiptFilter(tenant="beta"),
+            ReceiptFilter(NOW - 20_000, NOW - 5_000),
+            ReceiptFilter(NOW - 20_000, tenant="acme"),
         ):
             assert await found(where) == [one.to_json() for one in chosen(where)]
             assert await store.count(where) == len(chosen(where))
@@ -92,7 +92,7 @@ async def test_receipts_come_once_and_in_order_however_small_the_lists(address: 
 async def test_entries_that_cannot_be_read_can_be_listed(address: str) -> None:
     bad = entry(receipt())._replace(raw=b"?")
     async with a_store(address) as store:
-        assert await store.write([bad]) == Added(unreadable=1)
+        assert await store.write([bad]) == WriteResult(unreadable=1)
         assert await store.count_unreadable() == 1
         assert await store.unreadable() == [bad]
 
@@ -107,7 +107,7 @@ async def test_a_writer_that_hangs_delays_no_reader(tmp_path: Path, monkeypatch:
             await asyncio.sleep(0.05)
             assert await finder.find(one.tenant, one.id) == one.to_json()
             assert not writing.done()
-        assert await writing == Added(inserted=1)
+        assert await writing == WriteResult(inserted=1)
 
 
 async def test_a_database_that_hangs_is_unavailable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from gateway.accounting.receipt import EngineShare
 from gateway.accounting.savings import CLASSES, MEASURING, class_of, savings_of
 from gateway.usage.counters import pico
 from gateway.usage.histogram import RELATIVE_ERROR, Histogram, bucket_of
-from gateway.usage.rollup import NUMBERS, Row, row_with
+from gateway.usage.rollup import NUMBERS, SumRow, row_with
 from gateway.usage.sums import Sums
 from tests.accounting.drafts import closed, guided
 
@@ -75,18 +75,18 @@ def test_rows_have_no_order_and_forget_what_is_taken_out(told: list[Receipt], ou
     expected.spread()
     for period, rows in found.rows.items():
         if period.granularity != "minute":
-            left = {where: row for where, row in rows.items() if row != Row()}
+            left = {where: row for where, row in rows.items() if row != SumRow()}
             assert left == expected.rows.get(period, {})
-            assert found.totals[period] == expected.totals.get(period, Row())
+            assert found.totals[period] == expected.totals.get(period, SumRow())
 
 
 @given(many(), st.sampled_from((None, "guided", "of a later version")), st.sampled_from((0, 10**20)))
 def test_a_row_is_encoded_and_made_of_its_attributes(told: list[Receipt], of_class: str | None, usd: int) -> None:
     """Also one with a savings class that this version does not know, and one of more money than 64 bits hold."""
-    row = Row()
+    row = SumRow()
     for one in told:
         row.add(msgspec.structs.replace(one, savings_class=of_class, cost_usd=one.cost_usd + usd))
-    assert Row.from_bytes(row.to_bytes()) == row
+    assert SumRow.from_bytes(row.to_bytes()) == row
     assert sum(one.cost_pico for one in row.classes.values()) == row.cost_pico
     again = row_with(
         {name: getattr(row, name) for name in NUMBERS},
@@ -126,7 +126,7 @@ def test_a_row_has_the_savings_of_its_receipt(
         probe=probe,
         shadow_of=shadow_of,
     )
-    row, found = Row.of(one), savings_of(one)
+    row, found = SumRow.of(one), savings_of(one)
     assert row.savings_pico == pico(found.usd)
     assert row.savings_error_pico == pico(found.error_usd)
     assert sum(sums.cost_pico for sums in row.classes.values()) == row.cost_pico
@@ -136,4 +136,4 @@ def test_a_row_has_the_savings_of_its_receipt(
 
 def test_a_row_of_another_length_is_refused() -> None:
     with pytest.raises(msgspec.DecodeError):
-        Row.from_bytes(Row([0]).to_bytes())
+        SumRow.from_bytes(SumRow([0]).to_bytes())

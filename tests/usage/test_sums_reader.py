@@ -17,7 +17,7 @@ from gateway.config.database_url import address_of
 from gateway.errors import UsageUnavailable
 from gateway.usage import threads as usage_threads
 from gateway.usage.engine import VERSION_TABLE, UsageEngine
-from gateway.usage.rollup import Row
+from gateway.usage.rollup import SumRow
 from gateway.usage.sums import ALL_TENANTS, Period, Sums
 from gateway.usage.sums_reader import SumsReader
 from gateway.usage.tables import RECEIPTS, SUMS
@@ -60,7 +60,7 @@ async def test_rows_and_totals_are_those_of_the_receipts(book: UsageBook) -> Non
     nowhere = Period("hour", 0)
     assert await book.sums.totals([*periods, nowhere]) == [
         *((one, sums.totals[one]) for one in periods),
-        (nowhere, Row()),
+        (nowhere, SumRow()),
     ]
     assert [(period, row) for period, _, row in await book.sums.rows(periods[:9], ALL_TENANTS)]
 
@@ -170,7 +170,7 @@ async def test_scans_do_not_delay_short_queries(sqlite_book: UsageBook) -> None:
 
     scans = [asyncio.ensure_future(sqlite_book.sums.read(wait, [])) for _ in range(8)]  # noqa: TID251
     hour = Period("hour", 0)
-    assert await sqlite_book.sums.totals([hour]) == [(hour, Row())]
+    assert await sqlite_book.sums.totals([hour]) == [(hour, SumRow())]
     gate.set()
     assert all(await asyncio.gather(*scans))
 

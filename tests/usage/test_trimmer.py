@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 
 from gateway.accounting.edge_book import EdgeBook
 from gateway.accounting.redis_ledger import RedisLedger
-from gateway.quality.book import QualityBook
+from gateway.quality.book import QualityStore
 from gateway.quality.comparison import OUTBOX
 from gateway.usage.inactive import QUIET_S, STEP_S, InactiveTenants
 from gateway.usage.state import WorkerState
@@ -111,7 +111,7 @@ async def test_a_full_redis_is_trimmed(outboxes: Outboxes) -> None:
 
 
 async def test_comparisons_are_not_counted_as_receipts(outboxes: Outboxes) -> None:
-    book = QualityBook(outboxes.redis, outboxes.keys)
+    book = QualityStore(outboxes.redis, outboxes.keys)
     for number in range(20):
         await book.add(comparison(number, 1, 1))
     await outboxes.settle(*receipts(10))

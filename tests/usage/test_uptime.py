@@ -14,10 +14,10 @@ from redis.exceptions import ConnectionError as RedisGone
 
 from gateway.redis.client import RedisClient
 from gateway.redis.keys import RedisKeys
-from gateway.runtime.tasks import Tasks
+from gateway.runtime.tasks import BackgroundTasks
 from gateway.telemetry.metrics import Metrics
 from gateway.usage.counters import usd
-from gateway.usage.uptime import DAY_S, Uptime, Watched
+from gateway.usage.uptime import DAY_S, EngineUptime, Uptime
 from gateway.usage.uptime_table import minutes_in_redis
 
 if TYPE_CHECKING:
@@ -50,10 +50,10 @@ class Fleet:
     def process(self, prices: dict[str, Decimal] = PRICES) -> Uptime:
         return Uptime(self.client, self.redis, self.keys, prices, self.clock)
 
-    async def look(self, day: int = DAY) -> dict[str, Watched]:
+    async def look(self, day: int = DAY) -> dict[str, EngineUptime]:
         """Return the minutes as the usage worker reads them."""
         found = await minutes_in_redis(self.redis, self.keys.ledger(), [day])
-        return {one.engine: Watched(usd(one.hourly_pico), *map(_minutes, (one.up, one.seen))) for one in found}
+        return {one.engine: EngineUptime(usd(one.hourly_pico), *map(_minutes, (one.up, one.seen))) for one in found}
 
 
 def _minutes(bitmap: bytes) -> int:
@@ -80,7 +80,7 @@ async def test_a_minute_in_which_anybody_saw_the_engine_up_is_one_in_which_it_wa
     fleet.bob.saw("small", up=False)
     for one in (fleet.ann, fleet.bob):
         await one.tell()
-    assert await fleet.look() == {"small": Watched(Decimal("1.20"), up_minutes=3, seen_minutes=4)}
+    assert await fleet.look() == {"small": EngineUptime(Decimal("1.20"), up_minutes=3, seen_minutes=4)}
 
 
 async def test_days_are_told_apart_and_have_the_price_that_held_then(fleet: Fleet) -> None:
@@ -94,7 +94,7 @@ async def test_days_are_told_apart_and_have_the_price_that_held_then(fleet: Flee
     later.saw("small", up=True)
     await later.tell()
     found = [await fleet.look(day) for day in (DAY - DAY_S, DAY, DAY + DAY_S)]
-    assert found == [{}, {"small": Watched(Decimal("1.20"), 1, 1)}, {"small": Watched(Decimal(3), 2, 2)}]
+    assert found == [{}, {"small": EngineUptime(Decimal("1.20"), 1, 1)}, {"small": EngineUptime(Decimal(3), 2, 2)}]
 
 
 async def test_an_engine_that_is_paid_by_the_token_is_not_written_down(fleet: Fleet) -> None:
@@ -115,7 +115,7 @@ async def test_a_day_takes_a_few_hundred_bytes_and_goes_in_the_end(fleet: Fleet)
     assert [await fleet.redis.strlen(name) for name in bitmaps] == [180, 180]
     assert len(names) == 3
     assert {await fleet.redis.expiretime(name) for name in names} == {DAY + 9 * DAY_S}
-    assert await fleet.look() == {"small": Watched(Decimal("1.20"), 1_440, 1_440)}
+    assert await fleet.look() == {"small": EngineUptime(Decimal("1.20"), 1_440, 1_440)}
 
 
 async def test_what_redis_did_not_take_is_told_when_it_is_back(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,7 +132,7 @@ async def test_what_redis_did_not_take_is_told_when_it_is_back(fleet: Fleet, mon
     monkeypatch.setattr(fleet.ann, "_put", put)
     monkeypatch.setattr("gateway.usage.uptime._REST_S", 0.01)
     fleet.ann.saw("small", up=True)
-    tasks = Tasks()
+    tasks = BackgroundTasks()
     tasks.keep("uptime", fleet.ann.run())
     tasks.keep("redis", fleet.client.watch())
     try:
@@ -141,7 +141,7 @@ async def test_what_redis_did_not_take_is_told_when_it_is_back(fleet: Fleet, mon
                 await asyncio.sleep(0.01)
             fleet.clock.now += 60
             fleet.ann.saw("small", up=True)
-            while await fleet.look() != {"small": Watched(Decimal("1.20"), 2, 2)}:
+            while await fleet.look() != {"small": EngineUptime(Decimal("1.20"), 2, 2)}:
                 await asyncio.sleep(0.01)
     finally:
         await tasks.close()

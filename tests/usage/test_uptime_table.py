@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 from gateway.redis.client import RedisClient
 from gateway.redis.keys import RedisKeys
 from gateway.telemetry.metrics import Metrics
-from gateway.usage.uptime import DAY_S, Uptime, Watched
+from gateway.usage.uptime import DAY_S, EngineUptime, Uptime
 from gateway.usage.uptime_reader import UptimeReader
 from gateway.usage.uptime_table import add_minutes, minutes_in_redis
 
@@ -39,7 +39,7 @@ async def test_the_database_has_the_minutes_of_redis_and_keeps_them(book: UsageB
 
         async def copied(
             prices: dict[str, Decimal], keys: RedisKeys, minutes: dict[int, bool]
-        ) -> list[dict[str, Watched]]:
+        ) -> list[dict[str, EngineUptime]]:
             uptime = Uptime(client, redis, keys, prices, clock)
             for minute, up in minutes.items():
                 clock.now = DAY + 60.0 * minute
@@ -55,12 +55,12 @@ async def test_the_database_has_the_minutes_of_redis_and_keeps_them(book: UsageB
         keys, lost = (RedisKeys(f"u{secrets.token_hex(6)}") for _ in range(2))
         first = await copied(PRICES, keys, {1: True, 2: True, 3: False, 1439: True, 1440: False})
         assert first == [
-            {"small": Watched(Decimal("1.2"), 0, 1), "big": Watched(Decimal(8), 1, 1)},
-            {"small": Watched(Decimal("1.2"), 3, 4), "big": Watched(Decimal(8), 4, 4)},
+            {"small": EngineUptime(Decimal("1.2"), 0, 1), "big": EngineUptime(Decimal(8), 1, 1)},
+            {"small": EngineUptime(Decimal("1.2"), 3, 4), "big": EngineUptime(Decimal(8), 4, 4)},
         ]
         again = await copied({"small": Decimal(2), "big": Decimal(8)}, lost, {2: True, 3: True, 1440: True})
         assert again == [
-            {"small": Watched(Decimal(2), 1, 1), "big": Watched(Decimal(8), 1, 1)},
-            {"small": Watched(Decimal(2), 4, 4), "big": Watched(Decimal(8), 4, 4)},
+            {"small": EngineUptime(Decimal(2), 1, 1), "big": EngineUptime(Decimal(8), 1, 1)},
+            {"small": EngineUptime(Decimal(2), 4, 4), "big": EngineUptime(Decimal(8), 4, 4)},
         ]
     await client.close()

@@ -25,10 +25,10 @@ from gateway.usage import rests as usage_rests
 from gateway.usage import usage as of_usage
 from gateway.usage.counters import ClassSum, pico
 from gateway.usage.reader import UsageReader
-from gateway.usage.rollup import Dims, Row, row_with
-from gateway.usage.span import GRANULARITIES, Asked, Span, asked_range, in_short, span
+from gateway.usage.rollup import SumDimensions, SumRow, row_with
+from gateway.usage.span import GRANULARITIES, RequestedRange, UsageSpan, asked_range, in_short, span
 from gateway.usage.sums import SECONDS, Granularity, Period, Retention, StoredRow
-from gateway.usage.usage import Ask, Usage, figures
+from gateway.usage.usage import UsageQuery, UsageResult, figures
 from tests.accounting.drafts import call, closed, draft, guided, plan
 
 if TYPE_CHECKING:
@@ -71,24 +71,24 @@ def test_december_and_january_are_months_like_others() -> None:
     assert asked_range("this_month", "", at("2026-12-31T12:00"))[0] == at("2026-12-01")
 
 
-def rows_of(found: Span) -> Counter[str]:
+def rows_of(found: UsageSpan) -> Counter[str]:
     return Counter(one.granularity for one in found.periods)
 
 
 def test_a_long_range_is_answered_by_few_rows() -> None:
     """Whole days by the day. At its beginning hours are kept, and no minutes; what has begun now is taken whole."""
-    found = span(Asked(NOW - 7 * 86_400, NOW), None, DEFAULT, NOW)
+    found = span(RequestedRange(NOW - 7 * 86_400, NOW), None, DEFAULT, NOW)
     assert (found.since, found.until) == (at("2026-11-18T18:00"), at("2026-11-25T18:25"))
     assert rows_of(found) == {"hour": 6, "day": 7}
-    assert rows_of(span(Asked(NOW - 3600, NOW), None, DEFAULT, NOW)) == {"minute": 36, "hour": 1}
-    past = span(Asked(at("2026-06-03T05:00"), at("2026-06-05T06:00")), None, DEFAULT, NOW)
+    assert rows_of(span(RequestedRange(NOW - 3600, NOW), None, DEFAULT, NOW)) == {"minute": 36, "hour": 1}
+    past = span(RequestedRange(at("2026-06-03T05:00"), at("2026-06-05T06:00")), None, DEFAULT, NOW)
     assert (past.since, past.until) == (at("2026-06-03"), at("2026-06-06"))
     assert rows_of(past) == {"day": 3}
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 def test_with_a_granularity_the_range_is_in_whole_periods_of_it(granularity: Granularity) -> None:
-    found = span(Asked(NOW - 4000, NOW - 3000), granularity, DEFAULT, NOW)
+    found = span(RequestedRange(NOW - 4000, NOW - 3000), granularity, DEFAULT, NOW)
     assert {one.granularity for one in found.periods} == {granularity}
     length = SECONDS[granularity]
     assert found.since == (NOW - 4000) // length * length
@@ -111,7 +111,7 @@ def test_rows_cover_each_moment_once_and_are_kept(
 ) -> None:
     """Whatever is asked for, and whatever is kept for how long: all of it, less only what is about to be forgotten."""
     now = NOW + later_s
-    asked = Asked(now - max(age_s, other_s), now - min(age_s, other_s))
+    asked = RequestedRange(now - max(age_s, other_s), now - min(age_s, other_s))
     assume(asked.since < asked.until)
     kept_s = max(map(retention.of, GRANULARITIES)) if granularity is None else retention.of(granularity)
     try:
@@ -134,9 +134,9 @@ def test_what_is_kept_stands_in_the_refusal() -> None:
     with pytest.raises(
         InvalidRequest, match="minute for 6h, by the hour for 14d, by the day for 400d: ask with granula"
     ):
-        span(Asked(NOW - 2 * 86_400, NOW), "minute", DEFAULT, NOW)
+        span(RequestedRange(NOW - 2 * 86_400, NOW), "minute", DEFAULT, NOW)
     with pytest.raises(InvalidRequest, match="since 2025-10-21T18:24:30Z at the earliest"):
-        span(Asked(NOW - 402 * 86_400, NOW), None, DEFAULT, NOW)
+        span(RequestedRange(NOW - 402 * 86_400, NOW), None, DEFAULT, NOW)
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(86_400, "1d"), (5400, "90m"), (36 * 3600, "36h"), (0.5, "0.5s")])
@@ -145,7 +145,7 @@ def test_durations_are_said_as_settings_say_them(seconds: float, text: str) -> N
 
 
 def told_of(*receipts: Receipt) -> Any:
-    row = Row()
+    row = SumRow()
     for one in receipts:
         row.add(one)
     return figures(row)
@@ -170,16 +170,16 @@ def test_the_teachers_part_counts_what_callers_were_given() -> None:
 
 
 def test_tokens_written_to_the_cache_are_counted_apart() -> None:
-    row = Row()
+    row = SumRow()
     for one in (closed(draft(plan("teacher"), teacher=call("big", 100, 5, 10, 60))), closed(guided())):
         row.add(one)
     assert figures(row)["tokens"]["teacher"] == {"input": 130, "cached": 10, "output": 45, "cache_write": 60}
     assert row.teacher.read == 200
-    assert row_with({}, tokens=[row.teacher]).teacher == Row.from_bytes(row.to_bytes()).teacher
+    assert row_with({}, tokens=[row.teacher]).teacher == SumRow.from_bytes(row.to_bytes()).teacher
 
 
 def test_shares_of_nothing_are_null_and_money_has_no_exponent() -> None:
-    told = figures(Row())
+    told = figures(SumRow())
     assert (told["cost_share"], told["teacher_token_share"], told["batches"]["mean_size"]) == (None, None, None)
     assert (told["cost_usd"], told["latency_ms"]["total"]["p95"]) == ("0", None)
     lost = ClassSum(1, 1, 0, -1)
@@ -192,20 +192,23 @@ def test_a_batch_that_tenants_share_is_counted_in_parts() -> None:
     assert figures(row_with({}, batches={4: 1}))["batches"] == {"count": 0.25, "mean_size": 4.0}
 
 
-def ask(*by: str, granularity: Granularity | None = None, **only: str) -> Ask:
-    return Ask(span(Asked(NOW - 3600, NOW), granularity, DEFAULT, NOW), granularity, by, only)
+def ask(*by: str, granularity: Granularity | None = None, **only: str) -> UsageQuery:
+    return UsageQuery(span(RequestedRange(NOW - 3600, NOW), granularity, DEFAULT, NOW), granularity, by, only)
 
 
 def rows(tenant: str, count: int, start: int = 0) -> list[StoredRow]:
     raw = row_with({"requests": 1}).to_bytes()
     routes = [f"r{place}" for place in range(start, start + count)]
-    return [StoredRow(Period.of("hour", NOW), Dims(tenant, "k", one, "guided", "big", "small"), raw) for one in routes]
+    return [
+        StoredRow(Period.of("hour", NOW), SumDimensions(tenant, "k", one, "guided", "big", "small"), raw)
+        for one in routes
+    ]
 
 
 def test_an_answer_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     """In what it tells, and in what it is added up from; the error says how to ask for less."""
     monkeypatch.setattr(of_usage, "MOST_ROWS", 30)
-    answer = Usage(ask("route"))
+    answer = UsageResult(ask("route"))
     answer.add_rows(rows("acme", 30))
     answer.add_rows(rows("beta", 30))
     assert len(answer.rows()) == 30
@@ -214,7 +217,7 @@ def test_an_answer_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     assert refused.value.param == "by"
     monkeypatch.setattr(of_usage, "MOST_ADDED_OF_ALL", 50)
     with pytest.raises(InvalidRequest, match="more than 50 sums"):
-        Usage(ask()).add_rows(rows("acme", 51))
+        UsageResult(ask()).add_rows(rows("acme", 51))
 
 
 def test_a_name_is_no_formula() -> None:
@@ -222,9 +225,9 @@ def test_a_name_is_no_formula() -> None:
     row = row_with(
         {"requests": 1, "cost_pico": 5 * 10**11}, classes={"guided": ClassSum(1, 5 * 10**11, 0, -5 * 10**11)}
     )
-    answer = Usage(ask("tenant", "key", "route", "teacher"))
+    answer = UsageResult(ask("tenant", "key", "route", "teacher"))
     names = ('=HYPERLINK("x")', "+1", "-1", "", "@x", "")
-    answer.add_rows([StoredRow(Period.of("hour", NOW), Dims(*names), row.to_bytes())])
+    answer.add_rows([StoredRow(Period.of("hour", NOW), SumDimensions(*names), row.to_bytes())])
     (line,) = csv.DictReader(io.StringIO(as_csv(answer).decode()))
     assert [line[name] for name in answer.by] == ['\'=HYPERLINK("x")', "'+1", "'-1", "'@x"]
     assert (line["savings_usd"], line["cost_usd"], line["cost_share"]) == ("-0.5", "0.5", "")
@@ -235,9 +238,12 @@ def test_a_name_is_no_formula() -> None:
 def test_money_that_is_not_told_is_not_told_by_the_order() -> None:
     """Rows without money come last, by their names."""
     costs = {"dear": 9, "cheap": 1, "b-hidden": 99, "a-hidden": 5}
-    answer = Usage(ask("route"), lambda where: "hidden" not in where.route)
+    answer = UsageResult(ask("route"), lambda where: "hidden" not in where.route)
     for route, cost in costs.items():
-        where, row = Dims("acme", "k", route, "guided", "big", "small"), row_with({"requests": 1, "cost_pico": cost})
+        where, row = (
+            SumDimensions("acme", "k", route, "guided", "big", "small"),
+            row_with({"requests": 1, "cost_pico": cost}),
+        )
         answer.add_rows([StoredRow(Period.of("hour", NOW), where, row.to_bytes())])
     told = answer.as_dict()
     assert [row["route"] for row in told["rows"]] == ["dear", "cheap", "a-hidden", "b-hidden"]
@@ -263,7 +269,7 @@ class Shelf:
         ]
         book.add(self.receipts)
 
-    def of(self, found: Span, **only: str) -> list[Receipt]:
+    def of(self, found: UsageSpan, **only: str) -> list[Receipt]:
         within = [one for one in self.receipts if found.since <= one.created < found.until]
         return [one for one in within if all(getattr(one, name) == wanted for name, wanted in only.items())]
 
@@ -275,14 +281,14 @@ async def test_an_answer_is_the_sum_of_the_receipts_in_what_it_covers(book: Usag
     for back_s in (3600, 5 * 3600, 30 * 3600, 4 * 86_400):
         for granularity in (None, "hour", "day"):
             now = time.time()
-            found = span(Asked(now - back_s, now), granularity, DEFAULT, now)  # type: ignore[arg-type]
+            found = span(RequestedRange(now - back_s, now), granularity, DEFAULT, now)  # type: ignore[arg-type]
             for by, only in (
                 ((), {}),
                 ((), {"tenant": "beta"}),
                 (("tenant", "key"), {}),
                 (("key",), {"key": "k1"}),
             ):
-                told = await reader.read(Ask(found, granularity, by, only), Usage.as_dict)  # type: ignore[arg-type]
+                told = await reader.read(UsageQuery(found, granularity, by, only), UsageResult.as_dict)  # type: ignore[arg-type]
                 wanted = shelf.of(found, **only)
                 assert told["total"]["requests"] == len(wanted)
                 cost = sum((one.cost_usd for one in wanted), Decimal(0))
@@ -302,13 +308,13 @@ async def test_few_questions_of_one_asker_are_under_way(
     monkeypatch.setattr(usage_reader, "_MOST_OF_ONE", 3)
     reader = UsageReader(sqlite_book.sums, DEFAULT)
     now = time.time()
-    question = Ask(span(Asked(now - 3600, now), None, DEFAULT, now), None, (), {"tenant": "acme"})
-    asked = [reader.read(question, Usage.as_dict, whose="acme") for _ in range(5)] + [
-        reader.read(question, Usage.as_dict, whose="beta")
+    question = UsageQuery(span(RequestedRange(now - 3600, now), None, DEFAULT, now), None, (), {"tenant": "acme"})
+    asked = [reader.read(question, UsageResult.as_dict, whose="acme") for _ in range(5)] + [
+        reader.read(question, UsageResult.as_dict, whose="beta")
     ]
     done = await asyncio.gather(*asked, return_exceptions=True)
     assert [type(one) for one in done] == [dict] * 3 + [Overloaded] * 2 + [dict]
-    assert await reader.read(question, Usage.as_dict, whose="acme")
+    assert await reader.read(question, UsageResult.as_dict, whose="acme")
 
 
 async def test_no_crowd_of_tenants_leaves_another_one_without_an_answer(
@@ -318,9 +324,10 @@ async def test_no_crowd_of_tenants_leaves_another_one_without_an_answer(
     monkeypatch.setattr(usage_reader, "_MOST", 4)
     reader = UsageReader(sqlite_book.sums, DEFAULT)
     now = time.time()
-    question = Ask(span(Asked(now - 3600, now), None, DEFAULT, now), None, (), {"tenant": "acme"})
+    question = UsageQuery(span(RequestedRange(now - 3600, now), None, DEFAULT, now), None, (), {"tenant": "acme"})
     asked = [
-        reader.read(question, Usage.as_dict, whose=whose) for whose in ("acme", "acme", "beta", "beta", "acme", "gamma")
+        reader.read(question, UsageResult.as_dict, whose=whose)
+        for whose in ("acme", "acme", "beta", "beta", "acme", "gamma")
     ]
     done = await asyncio.gather(*asked, return_exceptions=True)
     assert [type(one) for one in done] == [dict] * 4 + [Overloaded, dict]
@@ -334,13 +341,13 @@ async def test_an_answer_is_written_within_its_turn(
     monkeypatch.setattr(usage_reader, "_MOST_OF_ONE", 1)
     began, gate = threading.Event(), threading.Event()
 
-    def write(_: Usage) -> bool:
+    def write(_: UsageResult) -> bool:
         began.set()
         return gate.wait(10)
 
     reader = UsageReader(sqlite_book.sums, DEFAULT)
     now = time.time()
-    question = Ask(span(Asked(now - 3600, now), None, DEFAULT, now), None, (), {"tenant": "acme"})
+    question = UsageQuery(span(RequestedRange(now - 3600, now), None, DEFAULT, now), None, (), {"tenant": "acme"})
     async with asyncio.TaskGroup() as tasks:
         first = tasks.create_task(reader.read(question, write, whose="acme"))
         await asyncio.to_thread(began.wait, 10)
@@ -348,21 +355,21 @@ async def test_an_answer_is_written_within_its_turn(
             first.cancel()
             await asyncio.sleep(0.01)
         with pytest.raises(Overloaded):
-            await reader.read(question, Usage.as_dict, whose="acme")
+            await reader.read(question, UsageResult.as_dict, whose="acme")
         gate.set()
     assert first.cancelled() if leaves else first.result()
-    assert await reader.read(question, Usage.as_dict, whose="acme")
+    assert await reader.read(question, UsageResult.as_dict, whose="acme")
 
 
 @pytest.mark.parametrize("write", [encoded, as_csv])
 def test_a_thread_that_writes_an_answer_rests_between_rows(
-    write: Callable[[Usage], bytes], monkeypatch: pytest.MonkeyPatch
+    write: Callable[[UsageResult], bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The event loop needs the interpreter lock."""
     rests: list[float] = []
     monkeypatch.setattr(usage_rests, "_STRETCH_S", -1.0)
     monkeypatch.setattr(usage_rests.time, "sleep", rests.append)
-    answer = Usage(ask("route"))
+    answer = UsageResult(ask("route"))
     answer.add_rows(rows("acme", 5))
     write(answer)
     assert len(rests) >= len(answer.rows())
@@ -376,7 +383,7 @@ def test_a_receipts_cost_is_whole_picodollars() -> None:
 
 
 def test_names_a_question_does_not_ask_for_are_together() -> None:
-    answer = Usage(ask("mode"))
+    answer = UsageResult(ask("mode"))
     answer.add_rows(rows("acme", 5))
     ((group, row),) = answer.rows()
     assert (group.names, row.requests) == (("guided",), 5)

@@ -16,14 +16,14 @@ from sqlalchemy.exc import OperationalError
 from structlog.testing import capture_logs
 
 from gateway.errors import StartupError
-from gateway.quality.book import QualityBook
+from gateway.quality.book import QualityStore
 from gateway.quality.comparison import OUTBOX, Comparison
 from gateway.telemetry.metrics import Metrics
 from gateway.usage import engine as engine_module
 from gateway.usage import state as state_module
 from gateway.usage import worker as worker_module
 from gateway.usage.archive_import import ArchiveImport
-from gateway.usage.entries import Entry
+from gateway.usage.entries import OutboxEntry
 from gateway.usage.receipts_reader import find
 from gateway.usage.state import NO_WORKER, WorkerBoard, WorkerSeat, WorkerState
 from gateway.usage.tables import COMPARISONS, DAY_S, SUMS, UPTIME
@@ -273,7 +273,7 @@ async def test_comparisons_are_written_once(outboxes: Outboxes) -> None:
     one = Comparison("req_1", int(time.time()), "acme", "token_f1", "short", "chat", guided=9, student=8)
     told = receipts(2)
     await outboxes.settle(*told)
-    book = QualityBook(outboxes.redis, outboxes.keys)
+    book = QualityStore(outboxes.redis, outboxes.keys)
     await book.add(one)
     await book.add(one)
     await outboxes.redis.xadd(outboxes.keys.outbox("acme"), {"comparison": b'{"id": "newer"}'})
@@ -292,7 +292,7 @@ async def test_comparisons_are_written_once(outboxes: Outboxes) -> None:
 async def test_a_comparison_that_the_database_refuses_stands_aside(outboxes: Outboxes) -> None:
     """It keeps neither receipts nor other comparisons out."""
     one = Comparison("req_1", int(time.time()), "acme", "token_f1", "short", "chat", guided=9, student=8)
-    told, book = receipts(2), QualityBook(outboxes.redis, outboxes.keys)
+    told, book = receipts(2), QualityStore(outboxes.redis, outboxes.keys)
     await outboxes.settle(*told)
     await book.add(msgspec.structs.replace(one, id="req_2", guided=10**30))
     await book.add(one)
@@ -365,7 +365,7 @@ async def test_old_receipts_are_deleted(outboxes: Outboxes) -> None:
         msgspec.structs.replace(one, id=f"req_{int(now) - 9 * 86_400:08x}{place:016x}", created=int(now) - 9 * 86_400)
         for place, one in enumerate(receipts(1_200))
     ]
-    await outboxes.store.write([Entry("acme", f"{place}-1", one.to_json()) for place, one in enumerate(old)])
+    await outboxes.store.write([OutboxEntry("acme", f"{place}-1", one.to_json()) for place, one in enumerate(old)])
     told = receipts(3)
     await outboxes.settle(*told)
     worker = await outboxes.worker(keep_s=5 * 86_400)

@@ -12,7 +12,7 @@ import orjson
 from aiohttp import web
 
 from gateway.api.headers import API, MAX_CLIENT_ID_CHARS, OPENAI_VERSION
-from gateway.api.keys import Document
+from gateway.api.keys import StaticDocument
 from gateway.api.openapi.operations import FACTS, OPERATIONS, Operation
 from gateway.api.openapi.rules import RULES, UNKNOWN
 from gateway.api.openapi.shapes import ErrorReply
@@ -36,7 +36,7 @@ _ABOUT = (
 )
 
 
-def document(routes: Iterable[web.AbstractRouteDef]) -> Document:
+def document(routes: Iterable[web.AbstractRouteDef]) -> StaticDocument:
     """The document of these routes. Raises KeyError for a handler that `OPERATIONS` does not describe."""
     paths: dict[str, Json] = {}
     for route in routes:
@@ -69,7 +69,7 @@ def document(routes: Iterable[web.AbstractRouteDef]) -> Document:
             },
         }
     )
-    return Document(body, sha256(body).hexdigest()[:32])
+    return StaticDocument(body, sha256(body).hexdigest()[:32])
 
 
 def _operation(path: str, name: str, about: Operation) -> Json:

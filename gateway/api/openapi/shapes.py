@@ -120,7 +120,7 @@ class Seam(Struct):
     trimmed: str
 
 
-class Guidance(Struct):
+class GuidanceText(Struct):
     """The teacher's first words, up to where another model can go on with them.
 
     `tokens` were asked for, `kept_tokens` are in `text`. With `finish_reason` it is the whole answer.
@@ -153,7 +153,7 @@ class GuidanceReply(Struct):
     object: Literal["guidance", "guidance.chunk"]
     created: int | None = None
     model: str | None = None
-    guidance: Guidance | None = None
+    guidance: GuidanceText | None = None
     messages: list[dict[str, Any]] | None = None
     unguided: str | None = None
     hint: str | None = None

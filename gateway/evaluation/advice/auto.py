@@ -31,7 +31,7 @@ _FEWEST_LENGTHS = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
+class LengthOutcome:
     """What one length gave for one question. `score`: 1 where it is right, else 0; `teacher_tokens`: what it wrote."""
 
     score: float
@@ -40,7 +40,7 @@ class Cell:
 
 
 @dataclass(frozen=True, slots=True)
-class Family:
+class LengthFamily:
     """One setting at several lengths.
 
     Attributes:
@@ -54,7 +54,7 @@ class Family:
     lengths: tuple[int, ...]
     questions: tuple[str, ...]
     asked: tuple[CompletionRequest, ...]
-    cells: tuple[tuple[Cell, ...], ...]
+    cells: tuple[tuple[LengthOutcome, ...], ...]
 
     @property
     def name(self) -> str:
@@ -75,7 +75,7 @@ class Family:
 
 
 @dataclass(frozen=True, slots=True)
-class Gave:
+class LengthResult:
     """What a way to choose lengths gives on the average: of answers, the share that is right; USD; teacher's tokens.
 
     lengths: how often each was chosen.
@@ -87,7 +87,7 @@ class Gave:
     lengths: Mapping[int, int]
 
 
-def families(manifest: Manifest, examples: Iterable[Example], questions: Sequence[Question]) -> list[Family]:
+def families(manifest: Manifest, examples: Iterable[Example], questions: Sequence[Question]) -> list[LengthFamily]:
     """The families of a run, those with the most lengths first; only questions that all lengths answered count.
 
     Raises StartupError where there is none: a run needs the student alone and guidance of two lengths or more.
@@ -128,12 +128,14 @@ def _key(setting: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     return tuple(sorted((name, repr(value)) for name, value in setting.items() if name not in _OF_LENGTH))
 
 
-def _family(shared: dict[str, Any], tried: Mapping[int, Mapping[str, Example]], questions: list[Question]) -> Family:
+def _family(
+    shared: dict[str, Any], tried: Mapping[int, Mapping[str, Example]], questions: list[Question]
+) -> LengthFamily:
     lengths = tuple(sorted(tried))
     asking = Setting(
         mode="student", form=shared["form"], max_tokens=shared["max_tokens"], temperature=shared["temperature"]
     )
-    return Family(
+    return LengthFamily(
         setting=shared,
         lengths=lengths,
         questions=tuple(one.id for one in questions),
@@ -143,8 +145,8 @@ def _family(shared: dict[str, Any], tried: Mapping[int, Mapping[str, Example]], 
     )
 
 
-def _cell(example: Example) -> Cell:
-    return Cell(float(example.correct), float(example.cost_usd), example.teacher_output_tokens)
+def _cell(example: Example) -> LengthOutcome:
+    return LengthOutcome(float(example.correct), float(example.cost_usd), example.teacher_output_tokens)
 
 
 def by_rules(rule: AutoRule) -> Callable[[CompletionRequest], int]:
@@ -158,7 +160,7 @@ def by_model(model: LengthModel) -> Callable[[CompletionRequest], int]:
 
 
 def by_probe(
-    choose: Callable[[CompletionRequest], int], p1: Mapping[str, float], confident: float, family: Family
+    choose: Callable[[CompletionRequest], int], p1: Mapping[str, float], confident: float, family: LengthFamily
 ) -> list[int]:
     """The same, but for questions of whose first token the student was sure.
 
@@ -170,12 +172,12 @@ def by_probe(
     ]
 
 
-def would_give(family: Family, chosen: Sequence[int]) -> Gave:
+def would_give(family: LengthFamily, chosen: Sequence[int]) -> LengthResult:
     """What these lengths, one for each question, give on the average."""
     places = [family.nearest(tokens) for tokens in chosen]
     cells = [row[place] for row, place in zip(family.cells, places, strict=True)]
     count = len(cells)
-    return Gave(
+    return LengthResult(
         right=sum(one.score for one in cells) / count,
         usd=sum(one.usd for one in cells) / count,
         teacher_tokens=sum(one.teacher_tokens for one in cells) / count,
@@ -183,6 +185,6 @@ def would_give(family: Family, chosen: Sequence[int]) -> Gave:
     )
 
 
-def fixed(family: Family) -> dict[int, Gave]:
+def fixed(family: LengthFamily) -> dict[int, LengthResult]:
     """What each length gives when every question gets it."""
     return {length: would_give(family, [length] * len(family.questions)) for length in family.lengths}

@@ -75,7 +75,7 @@ class Contrast:
         return _PSEUDO / len(self.cells) if len(self.cells) else 0.0
 
 
-class Claim(NamedTuple):
+class BoundedMean(NamedTuple):
     """What is known of a contrast's mean.
 
     Attributes:
@@ -97,7 +97,7 @@ class Claim(NamedTuple):
         return self.point >= 0
 
 
-def claims(contrasts: Sequence[Contrast], confidence: float, seed: int) -> list[Claim]:
+def claims(contrasts: Sequence[Contrast], confidence: float, seed: int) -> list[BoundedMean]:
     """The claims that may be made together: with this confidence none of those shown is false.
 
     Romano and Wolf's step-down (2005) with the largest of k normals that are correlated as the contrasts are: settings
@@ -124,9 +124,9 @@ def claims(contrasts: Sequence[Contrast], confidence: float, seed: int) -> list[
     return [_claim(one, critical, bool(yes)) for one, yes in zip(contrasts, shown, strict=True)]
 
 
-def _claim(contrast: Contrast, critical: float, shown: bool) -> Claim:
+def _claim(contrast: Contrast, critical: float, shown: bool) -> BoundedMean:
     more = 0 if shown else _needed(contrast, critical)
-    return Claim(contrast.point, contrast.mean - critical * contrast.error, shown, more)
+    return BoundedMean(contrast.point, contrast.mean - critical * contrast.error, shown, more)
 
 
 def _needed(contrast: Contrast, critical: float) -> int | None:

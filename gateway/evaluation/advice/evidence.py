@@ -27,7 +27,7 @@ _ENOUGH = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
+class CandidateSetting:
     """One setting that may be recommended. `setting` is as `Setting.as_dict`; examples and costs are in one order."""
 
     setting: Mapping[str, Any]
@@ -83,7 +83,7 @@ class Evidence:
     manifests: tuple[Manifest, ...]
     asked: str
     questions: tuple[str, ...]
-    candidates: tuple[Candidate, ...]
+    candidates: tuple[CandidateSetting, ...]
     teacher: int
     student: int
     notes: tuple[str, ...] = ()
@@ -133,7 +133,9 @@ def evidence_of(run: RunRecords, asked: str | None = None, prices: Mapping[str, 
             f"{shown(run.path)}: no question was answered in all settings: let `gkt-gateway eval run` finish"
         )
     answered = [(one, tuple(run.by_setting[one["name"]][name] for name in common)) for one in kept]
-    candidates = [Candidate(one, examples, tuple(each.cost_usd for each in examples)) for one, examples in answered]
+    candidates = [
+        CandidateSetting(one, examples, tuple(each.cost_usd for each in examples)) for one, examples in answered
+    ]
     if failed := sum(example.error is not None for one in candidates for example in one.examples):
         notes.append(f"{failed} answers failed, and count as wrong: `gkt-gateway eval run` asks for them again")
     teacher, student = _references(candidates, shown(run.path), way, meant={one["mode"] for one in settings})
@@ -156,7 +158,7 @@ def together(several: Sequence[Evidence]) -> Evidence:
     if otherwise := [one.name for one in shared if one not in alike]:
         notes.append(f"chosen by another rule in each folder, and left out: {'; '.join(otherwise)}")
     candidates = [
-        Candidate(
+        CandidateSetting(
             by_name[0][name].setting,
             tuple(example for found in by_name for example in found[name].examples),
             tuple(usd for found in by_name for usd in found[name].costs_usd),
@@ -225,7 +227,9 @@ def _costs(examples: Sequence[Example], prices: Mapping[str, Price], alone: Sequ
     )
 
 
-def _references(candidates: Sequence[Candidate], where: str, way: str, meant: Collection[str] = ()) -> tuple[int, int]:
+def _references(
+    candidates: Sequence[CandidateSetting], where: str, way: str, meant: Collection[str] = ()
+) -> tuple[int, int]:
     """The teacher and the student alone: with the largest limit that both have, else each with its largest.
 
     meant: the modes that the run was to ask for. One of these that is missing is still to come.

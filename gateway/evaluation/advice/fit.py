@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 
 from gateway.errors import StartupError
 from gateway.evaluation.statistics import agresti_min
-from gateway.policy.length_model import Figures, FittedLengths, OneLength, Provenance
+from gateway.policy.length_model import FitFigures, FitProvenance, FittedLengths, OneLength
 from gateway.policy.question_features import FEATURES, looks_of
 from gateway.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from gateway.evaluation.advice.auto import Family
+    from gateway.evaluation.advice.auto import LengthFamily
     from gateway.evaluation.record import Manifest
 
 Numbers = NDArray[np.float64]
@@ -38,15 +38,15 @@ _MARGIN = 1.01  # what costs are taken to be equal
 
 
 @dataclass(frozen=True, slots=True)
-class Tables:
+class FitTables:
     """A family in numbers: features (questions x features); right and usd (questions x lengths)."""
 
     features: Numbers
     right: Numbers
     usd: Numbers
 
-    def part(self, rows: Places) -> Tables:
-        return Tables(self.features[rows], self.right[rows], self.usd[rows])
+    def part(self, rows: Places) -> FitTables:
+        return FitTables(self.features[rows], self.right[rows], self.usd[rows])
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class _Regressions:
 
 
 @dataclass(frozen=True, slots=True)
-class Compared:
+class FitComparison:
     """Chosen lengths beside one fixed length, on questions that were not fitted on.
 
     Attributes:
@@ -92,7 +92,7 @@ class Compared:
         return self.low > 0 and self.auto_usd <= self.fixed_usd * _MARGIN
 
 
-def tables_of(family: Family) -> Tables:
+def tables_of(family: LengthFamily) -> FitTables:
     """The family in numbers. Raises StartupError where it has too few questions, or where nothing was paid."""
     if len(family.questions) < FEWEST_QUESTIONS:
         raise StartupError(
@@ -104,10 +104,10 @@ def tables_of(family: Family) -> Tables:
         raise StartupError("No answer of this run cost anything: run it with prices, so that costs can be compared.")
     features = np.array([looks_of(asked, asked.max_tokens).numbers for asked in family.asked])
     right = np.array([[cell.score for cell in row] for row in family.cells])
-    return Tables(features, right, usd)
+    return FitTables(features, right, usd)
 
 
-def compare(tables: Tables, lengths: tuple[int, ...], tokens: int | None = None, *, seed: int = 0) -> Compared:
+def compare(tables: FitTables, lengths: tuple[int, ...], tokens: int | None = None, *, seed: int = 0) -> FitComparison:
     """Chosen lengths beside a fixed one.
 
     tokens: the fixed length; None: in each fold the one that is right most often on the other folds.
@@ -124,7 +124,7 @@ def compare(tables: Tables, lengths: tuple[int, ...], tokens: int | None = None,
         fixed[:, test_rows] = testing.right[:, place], testing.usd[:, place]
     # A bootstrap would take four questions that only one of the two got right for proof.
     low, high = agresti_min((auto[0] - fixed[0]).tolist())
-    return Compared(
+    return FitComparison(
         tokens,
         auto_right=float(auto[0].mean()),
         fixed_right=float(fixed[0].mean()),
@@ -135,7 +135,7 @@ def compare(tables: Tables, lengths: tuple[int, ...], tokens: int | None = None,
     )
 
 
-def fit(family: Family, manifest: Manifest, name: str, created: int, *, seed: int = 0) -> FittedLengths:
+def fit(family: LengthFamily, manifest: Manifest, name: str, created: int, *, seed: int = 0) -> FittedLengths:
     """A model of all questions, with the figures of `compare` in it. Takes seconds.
 
     Raises StartupError as `tables_of`.
@@ -161,7 +161,7 @@ def fit(family: Family, manifest: Manifest, name: str, created: int, *, seed: in
             for place, length in enumerate(family.lengths)
         ),
         usd_for_right=worth,
-        provenance=Provenance(
+        provenance=FitProvenance(
             data=manifest.data[:200],
             data_sha256=manifest.data_sha256[:64],
             questions=len(family.questions),
@@ -171,7 +171,7 @@ def fit(family: Family, manifest: Manifest, name: str, created: int, *, seed: in
             created=created,
             version=__version__,
         ),
-        figures=Figures(
+        figures=FitFigures(
             folds=_FOLDS,
             fixed_tokens=family.lengths[best],
             auto_right=compared.auto_right,
@@ -193,7 +193,7 @@ def _folds(count: int, seed: int) -> Iterator[tuple[Places, Places]]:
     yield from KFold(_FOLDS, shuffle=True, random_state=seed).split(np.zeros(count))
 
 
-def _fitted(tables: Tables) -> _Regressions:
+def _fitted(tables: FitTables) -> _Regressions:
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
 
@@ -218,13 +218,13 @@ def _chosen(likely: Numbers, costs: Numbers, worth: float) -> Places:
     return np.asarray(order[best])
 
 
-def _best(tables: Tables) -> int:
+def _best(tables: FitTables) -> int:
     """The place of the fixed length that is right most often, guidance or none; of equal ones the cheaper."""
     costs = tables.usd.mean(axis=0)
     return int(min(range(len(costs)), key=lambda place: (-tables.right[:, place].mean(), costs[place])))
 
 
-def _worth(tables: Tables, budget_usd: float, seed: int) -> float:
+def _worth(tables: FitTables, budget_usd: float, seed: int) -> float:
     """What a right answer is worth in USD: with which most are right, of those worths that keep within the budget.
 
     Judged by predictions for questions that the predictor was not fitted on, in folds of their own.

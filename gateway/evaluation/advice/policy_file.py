@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from decimal import Decimal
     from pathlib import Path
 
-    from gateway.evaluation.advice.evidence import Candidate
-    from gateway.evaluation.advice.recommend import HeldOut, Recommendation
+    from gateway.evaluation.advice.evidence import CandidateSetting
+    from gateway.evaluation.advice.recommend import HeldOutResult, Recommendation
 
 # What of a setting the caller decides, the route says itself, or tells where it was measured. All else is the
 # guidance's, by a policy's own names.
@@ -137,7 +137,7 @@ def cautions(said: Recommendation) -> Iterator[str]:
         yield "Measured in two stages, not through a gateway: a teacher that is late or away is not in these figures."
 
 
-def _expected(one: Candidate, teacher: Candidate) -> str:
+def _expected(one: CandidateSetting, teacher: CandidateSetting) -> str:
     n = len(one.examples)
     low, high = wilson(one.correct, n)
     beside = share = ""
@@ -151,7 +151,7 @@ def _expected(one: Candidate, teacher: Candidate) -> str:
     )
 
 
-def _held_out(held: HeldOut, *, guided: bool) -> str:
+def _held_out(held: HeldOutResult, *, guided: bool) -> str:
     kept = f", of which {percent(held.accuracy / held.teacher)} were kept" if held.teacher else ""
     why = " Expect this rather than what it was chosen for: what wins among many looks better than it is."
     return (
@@ -172,7 +172,12 @@ def _interval(found: tuple[float, float] | None) -> str:
 
 
 def _route(
-    name: str, said: Recommendation, one: Candidate, teacher: str | None, student: str | None, more: Mapping[str, Any]
+    name: str,
+    said: Recommendation,
+    one: CandidateSetting,
+    teacher: str | None,
+    student: str | None,
+    more: Mapping[str, Any],
 ) -> CommentedMap:
     manifest = said.evidence.manifests[0]
     setting = one.setting

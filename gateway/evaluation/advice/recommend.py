@@ -2,7 +2,7 @@
 
 A guided setting is recommended when two things are shown, each at the confidence asked for and for all settings
 together (`bounds.claims`): it reaches the target, and it pays: it is right more often than student and teacher mixed
-at random at its cost (`Panel.over_mixture`). Else the answer is one of the two alone, or none.
+at random at its cost (`AnswerPanel.over_mixture`). Else the answer is one of the two alone, or none.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from gateway.evaluation.advice.bounds import Claim, claims
-from gateway.evaluation.advice.target import Panel, percent
+from gateway.evaluation.advice.bounds import BoundedMean, claims
+from gateway.evaluation.advice.target import AnswerPanel, percent
 from gateway.evaluation.statistics import LEAST_QUESTIONS, Interval, paired_bootstrap
 from gateway.pricing import total_usd
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from decimal import Decimal
 
-    from gateway.evaluation.advice.evidence import Candidate, Evidence
-    from gateway.evaluation.advice.target import Target
+    from gateway.evaluation.advice.evidence import CandidateSetting, Evidence
+    from gateway.evaluation.advice.target import RecommendationTarget
 
 CONFIDENCE = 0.8
 FOLDS = 5
@@ -32,7 +32,7 @@ Verdict = Literal["guided", "none_pays", "too_few"]
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class SettingResult:
     """How one setting does.
 
     Attributes:
@@ -40,8 +40,8 @@ class Standing:
         pays: whether it beats student and teacher mixed at random; None for those alone.
     """
 
-    within: Claim
-    pays: Claim | None
+    within: BoundedMean
+    pays: BoundedMean | None
 
     @property
     def shown(self) -> bool:
@@ -55,7 +55,7 @@ class Standing:
 
 
 @dataclass(frozen=True, slots=True)
-class HeldOut:
+class HeldOutResult:
     """What the whole procedure came to on questions that it did not see: each fold by what the others chose.
 
     Attributes:
@@ -90,17 +90,17 @@ class Recommendation:
     """
 
     evidence: Evidence
-    target: Target
+    target: RecommendationTarget
     confidence: float
     verdict: Verdict
-    standings: tuple[Standing, ...]
+    standings: tuple[SettingResult, ...]
     chosen: int | None
     favourite: int | None
     more: int | None
-    held_out: HeldOut | None
+    held_out: HeldOutResult | None
 
     @property
-    def setting(self) -> Candidate | None:
+    def setting(self) -> CandidateSetting | None:
         """What is recommended."""
         return None if self.chosen is None else self.evidence.candidates[self.chosen]
 
@@ -111,13 +111,18 @@ class Recommendation:
 
 
 def recommend(
-    evidence: Evidence, target: Target, *, confidence: float = CONFIDENCE, folds: int = FOLDS, seed: int = 0
+    evidence: Evidence,
+    target: RecommendationTarget,
+    *,
+    confidence: float = CONFIDENCE,
+    folds: int = FOLDS,
+    seed: int = 0,
 ) -> Recommendation:
     """The recommendation. The same seed and evidence give the same.
 
     confidence: of each of the two claims, one-sided; more than 0.5.
     """
-    panel = Panel.of(evidence)
+    panel = AnswerPanel.of(evidence)
     standings = judged(panel, target, confidence, seed)
     chosen, favourite = choice(panel, target, standings), choice(panel, target, standings, exact=True)
     enough = len(evidence.questions) >= LEAST_QUESTIONS
@@ -131,7 +136,7 @@ def recommend(
     return Recommendation(evidence, target, confidence, verdict, standings, chosen, favourite, more, held_out)
 
 
-def judged(panel: Panel, target: Target, confidence: float, seed: int) -> tuple[Standing, ...]:
+def judged(panel: AnswerPanel, target: RecommendationTarget, confidence: float, seed: int) -> tuple[SettingResult, ...]:
     """How each setting stands."""
     columns = range(len(panel.guided))
     guided = [column for column in columns if panel.guided[column]]
@@ -140,17 +145,19 @@ def judged(panel: Panel, target: Target, confidence: float, seed: int) -> tuple[
     margins = {column: target.margin(panel, column) for column in columns}
     within = dict(zip(tested, claims([margins[column] for column in tested], confidence, seed), strict=True))
     own = margins[panel.teacher].point
-    within.setdefault(panel.teacher, Claim(own, own, True, 0))
+    within.setdefault(panel.teacher, BoundedMean(own, own, True, 0))
     beats = [panel.over_mixture(column) for column in guided]
     pays = dict(zip(guided, claims(beats, confidence, seed), strict=True))
     if len(panel.correct) < LEAST_QUESTIONS:
         within = {
             column: claim._replace(shown=target.spares and column == panel.teacher) for column, claim in within.items()
         }
-    return tuple(Standing(within[column], pays.get(column)) for column in columns)
+    return tuple(SettingResult(within[column], pays.get(column)) for column in columns)
 
 
-def choice(panel: Panel, target: Target, standings: Sequence[Standing], *, exact: bool = False) -> int | None:
+def choice(
+    panel: AnswerPanel, target: RecommendationTarget, standings: Sequence[SettingResult], *, exact: bool = False
+) -> int | None:
     """The best column for the target among those shown to do, or with `exact` among those that do as measured.
 
     Equals are told apart by the other of cost and accuracy, and then by their order. None where a teacher's accuracy is
@@ -168,7 +175,7 @@ def choice(panel: Panel, target: Target, standings: Sequence[Standing], *, exact
     return min(fit, key=rank, default=None)
 
 
-def _more(evidence: Evidence, standings: Sequence[Standing], favourite: int | None) -> int | None:
+def _more(evidence: Evidence, standings: Sequence[SettingResult], favourite: int | None) -> int | None:
     """How many questions more would show what the favourite seems to be."""
     short = max(0, LEAST_QUESTIONS - len(evidence.questions))
     if favourite is None:
@@ -180,8 +187,8 @@ def _more(evidence: Evidence, standings: Sequence[Standing], favourite: int | No
 
 
 def _held_out(
-    evidence: Evidence, panel: Panel, target: Target, confidence: float, folds: int, seed: int
-) -> HeldOut | None:
+    evidence: Evidence, panel: AnswerPanel, target: RecommendationTarget, confidence: float, folds: int, seed: int
+) -> HeldOutResult | None:
     n = len(evidence.questions)
     shuffled = np.random.default_rng(seed).permutation(n)
     places: list[tuple[int, int]] = []
@@ -198,7 +205,7 @@ def _held_out(
     teacher = [float(panel.correct[row, panel.teacher]) for row, _ in places]
     costs = [evidence.candidates[column].costs_usd[row] for row, column in places]
     alone = [evidence.candidates[panel.teacher].costs_usd[row] for row, _ in places]
-    return HeldOut(
+    return HeldOutResult(
         folds=folds,
         n=len(places),
         accuracy=float(np.mean(right)),

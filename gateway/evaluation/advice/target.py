@@ -23,7 +23,7 @@ _OTHER = np.array([1.0, 0.0, 1.0, 0.0])
 
 
 @dataclass(frozen=True, slots=True)
-class Panel:
+class AnswerPanel:
     """Who was right, and at what cost: n questions, k settings.
 
     Attributes:
@@ -39,13 +39,13 @@ class Panel:
     guided: tuple[bool, ...]
 
     @classmethod
-    def of(cls, evidence: Evidence) -> Panel:
+    def of(cls, evidence: Evidence) -> AnswerPanel:
         guided = tuple(one.guided for one in evidence.candidates)
         return cls(evidence.correct, evidence.cost, evidence.teacher, evidence.student, guided)
 
-    def of_rows(self, rows: NDArray[np.intp]) -> Panel:
+    def of_rows(self, rows: NDArray[np.intp]) -> AnswerPanel:
         """Some of the questions."""
-        return Panel(self.correct[rows], self.cost[rows], self.teacher, self.student, self.guided)
+        return AnswerPanel(self.correct[rows], self.cost[rows], self.teacher, self.student, self.guided)
 
     def over_mixture(self, column: int) -> Contrast:
         """By how much a setting is right more often than student and teacher mixed at random at the same cost.
@@ -76,7 +76,7 @@ class Panel:
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class RecommendationTarget:
     """What is wanted.
 
     Attributes:
@@ -103,7 +103,7 @@ class Target:
             case "share":
                 return f"the best for {_exactly(self.amount)} of the teacher's cost"
 
-    def margin(self, panel: Panel, column: int) -> Contrast:
+    def margin(self, panel: AnswerPanel, column: int) -> Contrast:
         """What a setting has left of what is allowed: accuracy, or USD for an answer; below nought it misses."""
         amount = float(self.amount)
         right, teacher = panel.correct[:, column], panel.correct[:, panel.teacher]

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Literal
 
 from gateway.errors import StartupError
 from gateway.evaluation.judging import Unscored
-from gateway.evaluation.record import Verdict
+from gateway.evaluation.record import ScoredAnswer
 from gateway.guidance.trim import without_leading_reasoning
 from gateway.policy.projections import Exemplar
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from gateway.evaluation.example import Score
+    from gateway.evaluation.example import QuestionScorer
     from gateway.evaluation.question import Question
 
 Asked = Literal["as it is", "concise", "primed"]
@@ -46,7 +46,7 @@ _NAMES_THE_RESULT = re.compile(
 
 
 @dataclass(frozen=True, slots=True)
-class Split:
+class QuestionSplit:
     """Questions of one data set, none of them in two parts.
 
     Attributes:
@@ -70,7 +70,7 @@ class TeacherAnswer:
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
+class ExemplarCandidate:
     """An exemplar that may be chosen.
 
     Attributes:
@@ -88,7 +88,7 @@ class Candidate:
 
 def split(
     questions: Sequence[Question], *, pool: int, select: int, check: int, seed: int, leave: Iterable[str] = ()
-) -> Split:
+) -> QuestionSplit:
     """Draw the three parts. Raises StartupError where the data has too few questions that differ.
 
     Those to compare on are drawn first: a larger pool leaves them as they are, and so what was asked about them.
@@ -109,18 +109,18 @@ def split(
             f"{len(fresh)} that differ and are not left for an evaluation: give more data, or lower one of them."
         )
     random.Random(seed).shuffle(fresh)  # noqa: S311  it draws questions, and hides nothing
-    return Split(tuple(fresh[select + check :][:pool]), tuple(fresh[:select]), tuple(fresh[select:][:check]))
+    return QuestionSplit(tuple(fresh[select + check :][:pool]), tuple(fresh[:select]), tuple(fresh[select:][:check]))
 
 
 async def candidates(
-    question: Question, answers: Sequence[TeacherAnswer], score: Score, *, most_tokens: int
-) -> list[Candidate]:
+    question: Question, answers: Sequence[TeacherAnswer], score: QuestionScorer, *, most_tokens: int
+) -> list[ExemplarCandidate]:
     """The exemplars that a question yields, at most one of a style: correct, and of at most `most_tokens`.
 
     An answer that is wrong yields none, whatever is known of the right one: a teacher does not go on well from what
     it would not say itself. Nor does one whose worth is not known. Raises what else `score` raises.
     """
-    found: dict[Style, Candidate] = {}
+    found: dict[Style, ExemplarCandidate] = {}
     verdicts = [await _verdict(one.text, question, score) for one in answers]
     right = [one for one, verdict in zip(answers, verdicts, strict=True) if verdict.correct]
     right.sort(key=lambda one: one.tokens)
@@ -135,11 +135,13 @@ async def candidates(
             continue
         verdict = await _verdict(text, question, score)
         if verdict.correct:
-            found[style] = Candidate(Exemplar(question.text.strip(), text), style, question.id, tokens, verdict.found)
+            found[style] = ExemplarCandidate(
+                Exemplar(question.text.strip(), text), style, question.id, tokens, verdict.found
+            )
     return list(found.values())
 
 
-def given(own: Sequence[Exemplar], parts: Split) -> list[Candidate]:
+def given(own: Sequence[Exemplar], parts: QuestionSplit) -> list[ExemplarCandidate]:
     """Exemplars that somebody has written, to be chosen like others.
 
     Raises StartupError where one of them is a question on which exemplars are compared or checked.
@@ -152,7 +154,9 @@ def given(own: Sequence[Exemplar], parts: Split) -> list[Candidate]:
                 "compared: take it out of one of them."
             )
     return [
-        Candidate(one, "given", f"{at + 1} of --exemplars", max(1, len(one.answer.encode()) // _BYTES_PER_TOKEN))
+        ExemplarCandidate(
+            one, "given", f"{at + 1} of --exemplars", max(1, len(one.answer.encode()) // _BYTES_PER_TOKEN)
+        )
         for at, one in enumerate(own)
     ]
 
@@ -183,36 +187,36 @@ def rewritten(text: str, question: Question) -> list[tuple[Style, str]]:
     return forms
 
 
-def varied(found: Iterable[Candidate], seed: int) -> dict[Style, list[Candidate]]:
+def varied(found: Iterable[ExemplarCandidate], seed: int) -> dict[Style, list[ExemplarCandidate]]:
     """By style, in the order in which they are to be tried: such that neighbours differ in their results.
 
     Where all exemplars say "(a)", a teacher says so too. Among those of one result the short come first.
     """
-    styles: dict[Style, dict[str | None, list[Candidate]]] = {}
+    styles: dict[Style, dict[str | None, list[ExemplarCandidate]]] = {}
     for one in found:
         styles.setdefault(one.style, {}).setdefault(one.result, []).append(one)
     return {style: _taking_turns(by_result, seed) for style, by_result in styles.items()}
 
 
-def _taking_turns(by_result: Mapping[str | None, list[Candidate]], seed: int) -> list[Candidate]:
+def _taking_turns(by_result: Mapping[str | None, list[ExemplarCandidate]], seed: int) -> list[ExemplarCandidate]:
     rows = [sorted(some, key=lambda one: (one.tokens, one.question)) for _, some in sorted(_by_name(by_result))]
     random.Random(seed).shuffle(rows)  # noqa: S311  as above
-    turns: list[Candidate] = []
+    turns: list[ExemplarCandidate] = []
     for at in range(max(map(len, rows), default=0)):
         # Within a turn the shorter first; the shuffle settles what is as short.
         turns += sorted((row[at] for row in rows if at < len(row)), key=lambda one: one.tokens)
     return turns
 
 
-def _by_name(by_result: Mapping[str | None, list[Candidate]]) -> Iterable[tuple[str, list[Candidate]]]:
+def _by_name(by_result: Mapping[str | None, list[ExemplarCandidate]]) -> Iterable[tuple[str, list[ExemplarCandidate]]]:
     return ((result or "", some) for result, some in by_result.items())
 
 
-async def _verdict(text: str, question: Question, score: Score) -> Verdict:
+async def _verdict(text: str, question: Question, score: QuestionScorer) -> ScoredAnswer:
     try:
         return await score(text, question)
     except Unscored:
-        return Verdict(0.0)
+        return ScoredAnswer(0.0)
 
 
 def _reasoning(text: str) -> list[str]:

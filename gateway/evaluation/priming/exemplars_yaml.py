@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from gateway.evaluation.priming.exemplars import Candidate, Style
+    from gateway.evaluation.priming.exemplars import ExemplarCandidate, Style
 
 _WIDTH = 110
 
 
-def exemplar_yaml(shown: Sequence[Candidate], provenance: Sequence[str]) -> str:
+def exemplar_yaml(shown: Sequence[ExemplarCandidate], provenance: Sequence[str]) -> str:
     """The file's text: comments that say where it comes from, one a line, then the exemplars, each with its own."""
     entries = CommentedSeq()
     for one in shown:
@@ -64,7 +64,7 @@ _ORIGIN: Mapping[Style, str] = MappingProxyType(
 )
 
 
-def _origin(one: Candidate) -> str:
+def _origin(one: ExemplarCandidate) -> str:
     if one.style == "given":
         return f"Number {_plain(one.question)}, as it was given."
     return f"Question {_plain(one.question)} of the data; its answer is {_ORIGIN[one.style]}, {one.tokens} tokens."

@@ -8,44 +8,44 @@ from typing import TYPE_CHECKING, Protocol
 
 from gateway.errors import StartupError
 from gateway.evaluation.priming.exemplars import candidates, varied
-from gateway.evaluation.priming.search import Difference, Scores, Search, fewest_calls
+from gateway.evaluation.priming.search import ExemplarSearch, MeasuredOutcomes, ScoreDifference, fewest_calls
 from gateway.evaluation.priming.trials import POOL_CALLS_EACH
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from gateway.evaluation.example import Score
-    from gateway.evaluation.priming.exemplars import Candidate, Split, Style, TeacherAnswer
-    from gateway.evaluation.priming.search import Found, Outcome, Shown, Step, Trial
+    from gateway.evaluation.example import QuestionScorer
+    from gateway.evaluation.priming.exemplars import ExemplarCandidate, QuestionSplit, Style, TeacherAnswer
+    from gateway.evaluation.priming.search import SearchResult, SearchStep, Shown, Trial, TrialOutcome
     from gateway.evaluation.question import Question
 
 
-class Measures(Protocol):
+class SearchMeasures(Protocol):
     """What a search asks of engines; `trials.Trials` is one."""
 
     async def answers(self, pool: Sequence[Question], longest: int) -> dict[str, list[TeacherAnswer]]:
         """What the teacher writes to each question, by id."""
         ...
 
-    async def measure(self, asks: Sequence[tuple[Shown, Question]]) -> list[Outcome]:
+    async def measure(self, asks: Sequence[tuple[Shown, Question]]) -> list[TrialOutcome]:
         """Each question behind its exemplars."""
         ...
 
 
-class Listener(Protocol):
+class SearchListener(Protocol):
     """Who is told how far a search is."""
 
-    def made(self, styles: Mapping[Style, Sequence[Candidate]], wrong: int) -> None:
+    def made(self, styles: Mapping[Style, Sequence[ExemplarCandidate]], wrong: int) -> None:
         """These exemplars may be chosen; to `wrong` questions of the pool there was no correct answer short enough."""
         ...
 
-    def took(self, step: Step) -> None:
+    def took(self, step: SearchStep) -> None:
         """The search took one step more."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class SearchLimits:
     """What a search may take.
 
     Attributes:
@@ -60,7 +60,7 @@ class Limits:
     most_tokens: int
     longest: int
 
-    def reach_for(self, parts: Split) -> None:
+    def reach_for(self, parts: QuestionSplit) -> None:
         """Raises StartupError where the calls do not reach for one set of exemplars and its check."""
         least = POOL_CALLS_EACH * len(parts.pool) + fewest_calls(len(parts.select), len(parts.check))
         if self.calls < least:
@@ -72,16 +72,16 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Checked:
+class SearchCheck:
     """What was found, and no exemplars, on questions that the search has not seen."""
 
     without: Trial
     behind: Trial
-    gained: Difference
+    gained: ScoreDifference
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class SearchReport:
     """What came of it.
 
     Attributes:
@@ -89,8 +89,8 @@ class Result:
         spent: calls, those of earlier sittings included.
     """
 
-    found: Found
-    checked: Checked | None
+    found: SearchResult
+    checked: SearchCheck | None
     spent: int
 
     @property
@@ -99,20 +99,20 @@ class Result:
         return self.found.best is not None and (self.checked is None or self.checked.gained.gain > 0)
 
     @property
-    def best(self) -> Step | None:
+    def best(self) -> SearchStep | None:
         """The best set that there is, whether or not it helps; None: none was tried to the end."""
         return self.found.best or self.found.runner_up
 
 
 async def find(
-    measures: Measures,
-    parts: Split,
-    score: Score,
-    limits: Limits,
+    measures: SearchMeasures,
+    parts: QuestionSplit,
+    score: QuestionScorer,
+    limits: SearchLimits,
     seed: int,
-    listener: Listener,
-    own: Sequence[Candidate] = (),
-) -> Result:
+    listener: SearchListener,
+    own: Sequence[ExemplarCandidate] = (),
+) -> SearchReport:
     """Search among what can be made of the pool, and `own`.
 
     Raises StartupError where the calls do not reach, an engine fails, or there is no exemplar at all; EngineErrors of
@@ -133,15 +133,15 @@ async def find(
     if own:
         styles["given"] = list(own)
     listener.made(styles, sum(not some for some in made))
-    scores = Scores(measures.measure, limits.calls, POOL_CALLS_EACH * len(parts.pool))
+    scores = MeasuredOutcomes(measures.measure, limits.calls, POOL_CALLS_EACH * len(parts.pool))
     check = fewest_calls(0, len(parts.check))
-    search = Search(styles, parts.select, scores, most=limits.most, keep=check)
+    search = ExemplarSearch(styles, parts.select, scores, most=limits.most, keep=check)
     found = await search.run(listener.took)
     checked = None
     if found.best is not None and parts.check:
         without, behind = await scores.of([(), found.best.trial.shown], parts.check)
-        checked = Checked(without, behind, Difference.of(without, behind))
-    return Result(found, checked, scores.spent)
+        checked = SearchCheck(without, behind, ScoreDifference.of(without, behind))
+    return SearchReport(found, checked, scores.spent)
 
 
 def named(shown: Shown) -> str:

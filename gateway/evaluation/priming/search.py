@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from gateway.evaluation.priming.exemplars import Candidate
+from gateway.evaluation.priming.exemplars import ExemplarCandidate
 from gateway.evaluation.statistics import agresti_min, sign_test
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from gateway.evaluation.priming.exemplars import Style
     from gateway.evaluation.question import Question
 
-Shown: TypeAlias = tuple[Candidate, ...]
+Shown: TypeAlias = tuple[ExemplarCandidate, ...]
 """A set of exemplars, in the order in which a teacher sees them."""
 
 NOISE = 0.1
@@ -32,7 +32,7 @@ _RUNGS = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class TrialOutcome:
     """One question, answered with guidance behind one set of exemplars.
 
     Attributes:
@@ -46,7 +46,7 @@ class Outcome:
     calls: int
 
 
-Measure: TypeAlias = "Callable[[Sequence[tuple[Shown, Question]]], Awaitable[list[Outcome]]]"
+Measure: TypeAlias = "Callable[[Sequence[tuple[Shown, Question]]], Awaitable[list[TrialOutcome]]]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ class Trial:
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
+class ScoreDifference:
     """What one set is better than another on the same questions.
 
     Attributes:
@@ -86,7 +86,7 @@ class Difference:
     chance: float
 
     @classmethod
-    def of(cls, before: Trial, after: Trial) -> Difference:
+    def of(cls, before: Trial, after: Trial) -> ScoreDifference:
         """Raises ValueError where they were not asked the same number of questions."""
         each = [new - old for old, new in zip(before.scores, after.scores, strict=True)]
         wins, losses = sum(one > 0 for one in each), sum(one < 0 for one in each)
@@ -94,7 +94,7 @@ class Difference:
         return cls(sum(each) / len(each), low, high, wins, losses, sign_test(wins, losses, "greater"))
 
 
-class Scores:
+class MeasuredOutcomes:
     """Outcomes, each measured once, within a budget.
 
     Args:
@@ -105,7 +105,7 @@ class Scores:
     def __init__(self, measure: Measure, calls: int, spent: int = 0) -> None:
         self._measure = measure
         self._calls = calls
-        self._known: dict[tuple[Shown, str], Outcome] = {}
+        self._known: dict[tuple[Shown, str], TrialOutcome] = {}
         self.spent = spent
         """Texts that were needed, those of an earlier sitting included: a search that goes on decides as it would."""
 
@@ -134,7 +134,7 @@ class Scores:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class SearchStep:
     """A set that was taken.
 
     Attributes:
@@ -143,13 +143,13 @@ class Step:
     """
 
     trial: Trial
-    gained: Difference | None
+    gained: ScoreDifference | None
     tried: int
     spent: int
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class SearchResult:
     """How a search ended.
 
     Attributes:
@@ -158,17 +158,17 @@ class Found:
         ended: nothing is better beyond noise; or the calls did not reach for one set more.
     """
 
-    steps: tuple[Step, ...]
-    runner_up: Step | None
+    steps: tuple[SearchStep, ...]
+    runner_up: SearchStep | None
     ended: Literal["nothing better", "calls"]
 
     @property
-    def best(self) -> Step | None:
+    def best(self) -> SearchStep | None:
         """The set that was found; None: none is better than no exemplars."""
         return self.steps[-1] if len(self.steps) > 1 else None
 
 
-class Search:
+class ExemplarSearch:
     """One search.
 
     Args:
@@ -180,9 +180,9 @@ class Search:
 
     def __init__(
         self,
-        styles: Mapping[Style, Sequence[Candidate]],
+        styles: Mapping[Style, Sequence[ExemplarCandidate]],
         questions: Sequence[Question],
-        scores: Scores,
+        scores: MeasuredOutcomes,
         *,
         most: int,
         keep: int = 0,
@@ -196,27 +196,29 @@ class Search:
         self._most = most
         self._keep = keep
 
-    async def run(self, tell: Callable[[Step], None] = lambda _: None) -> Found:
-        """Search to the end; `tell` hears of each step as it is taken. Raises what `Scores.of` raises."""
+    async def run(self, tell: Callable[[SearchStep], None] = lambda _: None) -> SearchResult:
+        """Search to the end; `tell` hears of each step as it is taken. Raises what `MeasuredOutcomes.of` raises."""
         (without,) = await self._scores.of([()], self._questions)
-        steps = [Step(without, None, 0, self._scores.spent)]
+        steps = [SearchStep(without, None, 0, self._scores.spent)]
         tell(steps[0])
-        runner_up: Step | None = None
+        runner_up: SearchStep | None = None
         tried: set[Shown] = {()}
         while moves := [one for one in self.moves(steps[-1].trial.shown) if one not in tried]:
             moves = moves[: self._affordable(len(moves))]
             if not moves:
-                return Found(tuple(steps), runner_up, "calls")
+                return SearchResult(tuple(steps), runner_up, "calls")
             tried.update(moves)
             finalists = await self._race(moves)
-            raced = [Step(one, Difference.of(without, one), len(moves), self._scores.spent) for one in finalists]
+            raced = [
+                SearchStep(one, ScoreDifference.of(without, one), len(moves), self._scores.spent) for one in finalists
+            ]
             better = [one for one in raced if improves(one.trial, steps[-1].trial)]
             if not better:
                 runner_up = raced[0]
                 break
             steps.append(better[0])
             tell(steps[-1])
-        return Found(tuple(steps), runner_up, "nothing better")
+        return SearchResult(tuple(steps), runner_up, "nothing better")
 
     def moves(self, shown: Shown) -> list[Shown]:
         """The sets to try after this one, the likeliest first: of each style at first, then larger, smaller, others."""
@@ -264,7 +266,7 @@ class Search:
 
 def improves(after: Trial, before: Trial) -> bool:
     """Whether it is better beyond noise, or no worse and the teacher reads less."""
-    difference = Difference.of(before, after)
+    difference = ScoreDifference.of(before, after)
     return difference.chance <= NOISE or (difference.gain >= 0 and after.read_tokens < before.read_tokens)
 
 

@@ -14,21 +14,21 @@ import orjson
 
 from gateway.errors import StartupError
 from gateway.evaluation.priming.exemplars import TeacherAnswer
-from gateway.evaluation.priming.search import Outcome
-from gateway.evaluation.run import StagedRun, Work
+from gateway.evaluation.priming.search import TrialOutcome
+from gateway.evaluation.run import EvalWork, StagedRun
 from gateway.policy.projections import CONCISE, CUTOFF, PRIMED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from gateway.evaluation.example import Score
+    from gateway.evaluation.example import QuestionScorer
     from gateway.evaluation.folder import RunFolder
     from gateway.evaluation.pair import Pair
     from gateway.evaluation.priming.exemplars import Asked
     from gateway.evaluation.priming.search import Shown
     from gateway.evaluation.question import Question
     from gateway.evaluation.record import Example
-    from gateway.evaluation.run import Progress
+    from gateway.evaluation.run import RunProgress
     from gateway.evaluation.setting import Setting
     from gateway.policy.projections import Exemplar
 
@@ -52,8 +52,8 @@ class Trials:
     pair: Pair
     setting: Setting
     every: Sequence[Question]
-    score: Score
-    progress: Progress
+    score: QuestionScorer
+    progress: RunProgress
     concurrency: int
     begin: Callable[[Sequence[Setting]], None]
 
@@ -81,7 +81,7 @@ class Trials:
                     found.setdefault(question.id, []).append(answer)
         return found
 
-    async def measure(self, asks: Sequence[tuple[Shown, Question]]) -> list[Outcome]:
+    async def measure(self, asks: Sequence[tuple[Shown, Question]]) -> list[TrialOutcome]:
         """The outcomes, in the same order. Raises StartupError where an engine is not there, or fails.
 
         A request that an engine refuses scores 0: behind such exemplars it is not answered. So does an answer of which
@@ -112,7 +112,7 @@ class Trials:
         self, settings: Sequence[Setting], questions: Sequence[Question], exemplars: Sequence[Exemplar] = ()
     ) -> None:
         self.begin(settings)
-        work = Work(questions=questions, exemplars=exemplars, settings=settings, score=self.score)
+        work = EvalWork(questions=questions, exemplars=exemplars, settings=settings, score=self.score)
         run = StagedRun(self.folder, work, self.pair, self.progress, concurrency=self.concurrency)
         try:
             await run.run()
@@ -131,11 +131,11 @@ class Trials:
         return self.folder.examples[setting.name, question.id]
 
 
-def _outcome(example: Example) -> Outcome:
+def _outcome(example: Example) -> TrialOutcome:
     if example.error is not None:
-        return Outcome(0.0, 0, 0, 1)
+        return TrialOutcome(0.0, 0, 0, 1)
     student_wrote = example.mode != "teacher_complete"
-    return Outcome(example.score, example.teacher_input_tokens, example.teacher_output_tokens, 1 + student_wrote)
+    return TrialOutcome(example.score, example.teacher_input_tokens, example.teacher_output_tokens, 1 + student_wrote)
 
 
 def _digest(exemplars: Sequence[Exemplar]) -> str:

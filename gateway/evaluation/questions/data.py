@@ -13,9 +13,9 @@ import orjson
 
 from gateway.config.yaml_messages import nearest
 from gateway.config.yaml_source import shown
-from gateway.errors import ConfigError, Mistake, StartupError
+from gateway.errors import ConfigError, ConfigIssue, StartupError
 from gateway.evaluation.questions import hub_data
-from gateway.evaluation.questions.data_lines import WrongLine, question_of
+from gateway.evaluation.questions.data_lines import InvalidLine, question_of
 from gateway.evaluation.questions.exemplars_file import exemplars, shipped
 from gateway.evaluation.questions.problems import choice_problems, problems
 from gateway.evaluation.scoring import check_name, is_plug_in, plug_in
@@ -49,11 +49,11 @@ class LoadedData:
     questions: tuple[Question, ...]
     exemplars: tuple[Exemplar, ...]
     sha256: str
-    skipped: tuple[Mistake, ...] = ()
+    skipped: tuple[ConfigIssue, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
+class QuestionRange:
     """Which of a data set's questions: from `offset` on the first `limit`, or `sample` drawn from all, in order.
 
     Raises StartupError where a number is too small, or both are asked for.
@@ -86,7 +86,7 @@ class Part:
 
 def load(
     spec: str,
-    part: Part | None = None,
+    part: QuestionRange | None = None,
     *,
     count: int = DEFAULT_COUNT,
     seed: int = 0,
@@ -115,7 +115,7 @@ def load(
     if count < 1:
         raise StartupError("--count must be 1 or more")
     name, every, skipped = _all(spec, count, seed, scorer, skip_bad, endpoint, folder)
-    part = part or Part()
+    part = part or QuestionRange()
     questions = part.of(every)
     if not questions:
         raise StartupError(f"data set '{name}' has {len(every)} questions: --offset {part.offset} skips them all")
@@ -133,7 +133,7 @@ def _check_scorer(name: str) -> None:
 
 def _all(
     spec: str, count: int, seed: int, scorer: str | None, skip_bad: bool, endpoint: str | None, folder: Path | None
-) -> tuple[str, list[Question], tuple[Mistake, ...]]:
+) -> tuple[str, list[Question], tuple[ConfigIssue, ...]]:
     if spec in {GENERATED, GENERATED_CHOICES}:
         made = problems(count, seed) if spec == GENERATED else choice_problems(count, seed)
         return spec, [replace(one.question, scorer=scorer or one.question.scorer) for one in made], ()
@@ -167,11 +167,11 @@ def _parsed(line: bytes) -> Any:
     try:
         return json.loads(line, parse_float=Decimal, parse_constant=_no_number)
     except UnicodeDecodeError:
-        return WrongLine("", "not UTF-8 text: save the file as UTF-8")
+        return InvalidLine("", "not UTF-8 text: save the file as UTF-8")
     except json.JSONDecodeError as error:
-        return WrongLine("", f"not valid JSON: {error.msg[0].lower()}{error.msg[1:]}, at column {error.colno}")
+        return InvalidLine("", f"not valid JSON: {error.msg[0].lower()}{error.msg[1:]}, at column {error.colno}")
     except (ValueError, RecursionError) as error:
-        return WrongLine("", f"not valid JSON: {error}")
+        return InvalidLine("", f"not valid JSON: {error}")
 
 
 def _no_number(name: str) -> Any:
@@ -180,19 +180,19 @@ def _no_number(name: str) -> Any:
 
 def _questions(
     lines: Iterable[tuple[int, Any, str]], file: str, scorer: str | None, skip_bad: bool
-) -> tuple[list[Question], tuple[Mistake, ...]]:
+) -> tuple[list[Question], tuple[ConfigIssue, ...]]:
     found: dict[str, Question] = {}
     places: dict[str, int] = {}
-    mistakes: list[Mistake] = []
+    mistakes: list[ConfigIssue] = []
     for at, line, default_id in lines:
         try:
-            if isinstance(line, WrongLine):
+            if isinstance(line, InvalidLine):
                 raise line
             question = question_of(line, default_id, scorer)
             if question.id in found:
-                raise WrongLine("id", f"'{question.id}' again, first on line {places[question.id]}: ids must differ")
-        except WrongLine as wrong:
-            mistakes.append(Mistake(file, at, 0, wrong.field, wrong.message))
+                raise InvalidLine("id", f"'{question.id}' again, first on line {places[question.id]}: ids must differ")
+        except InvalidLine as wrong:
+            mistakes.append(ConfigIssue(file, at, 0, wrong.field, wrong.message))
             continue
         found[question.id], places[question.id] = question, at
     if mistakes and not skip_bad:
@@ -203,12 +203,12 @@ def _questions(
     return list(found.values()), tuple(mistakes)
 
 
-def _first(mistakes: list[Mistake], file: str) -> list[Mistake]:
+def _first(mistakes: list[ConfigIssue], file: str) -> list[ConfigIssue]:
     more = len(mistakes) - MISTAKES_SHOWN
     if more <= 0:
         return mistakes
     said = f"{more} more bad lines; --skip-bad passes over all {len(mistakes)} and counts them"
-    return [*mistakes[:MISTAKES_SHOWN], Mistake(file, 0, 0, "", said)]
+    return [*mistakes[:MISTAKES_SHOWN], ConfigIssue(file, 0, 0, "", said)]
 
 
 def _sha256(questions: Iterable[Question]) -> str:

@@ -23,7 +23,7 @@ _GSM8K_MARK = "####"
 _FEWEST_CHOICES = 2
 
 
-class WrongLine(Exception):
+class InvalidLine(Exception):
     """A line that is no question. `field` is empty where the whole line is meant."""
 
     def __init__(self, field: str, message: str) -> None:
@@ -43,7 +43,7 @@ def question_of(line: object, default_id: str, scorer: str | None = None) -> Que
     Raises WrongLine.
     """
     if not isinstance(line, dict):
-        raise WrongLine("", "must be an object with 'question' and 'answer'")
+        raise InvalidLine("", "must be an object with 'question' and 'answer'")
     _check_names(line)
     text, choices = _text(line, "question"), _choices(line)
     # CSQA as the hub has it says `answerKey`.
@@ -62,7 +62,7 @@ def _finished(line: Json, text: str, answer: str, choices: Mapping[str, str], de
         answer = choices[letter] if scorer in KNOWN and scorer != "choice" else letter
         text = with_choices(text, choices)
     elif scorer == "choice":
-        raise WrongLine("choices", 'missing: the scorer choice needs them, as {"a": "...", "b": "..."}')
+        raise InvalidLine("choices", 'missing: the scorer choice needs them, as {"a": "...", "b": "..."}')
     if scorer == "numeric":
         _check_number(answer, "answer")
         if "tolerance" in line:
@@ -77,17 +77,17 @@ def _check_names(line: Json) -> None:
         # Other fields are a data set's own business; one that is misspelt would be passed over in silence.
         close = [] if name in _FIELDS else get_close_matches(name, set(_FIELDS) - set(line), n=1, cutoff=0.8)
         if close:
-            raise WrongLine(name, f"unknown field. Did you mean '{close[0]}'?")
+            raise InvalidLine(name, f"unknown field. Did you mean '{close[0]}'?")
 
 
 def _text(line: Json, field: str) -> str:
     if field not in line:
-        raise WrongLine(field, "missing: add it")
+        raise InvalidLine(field, "missing: add it")
     value = line[field]
     if not isinstance(value, str):
-        raise WrongLine(field, "must be text")
+        raise InvalidLine(field, "must be text")
     if not value.strip():
-        raise WrongLine(field, "must not be empty")
+        raise InvalidLine(field, "must not be empty")
     return value.strip()
 
 
@@ -101,7 +101,7 @@ def _answer(line: Json, field: str) -> str:
 def _id(line: Json, default: str) -> str:
     value = line.get("id", default)
     if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
-        raise WrongLine("id", "must be text or a whole number")
+        raise InvalidLine("id", "must be text or a whole number")
     return str(value)
 
 
@@ -110,13 +110,15 @@ def _scorer(line: Json, answer: str, choices: Mapping[str, str]) -> str:
     value = line.get("scorer")
     if value is not None:
         if not isinstance(value, str):
-            raise WrongLine("scorer", "must be text")
+            raise InvalidLine("scorer", "must be text")
         if is_plug_in(value):
             # A file that somebody else wrote must not choose which code runs.
-            raise WrongLine("scorer", "a plug-in is named on the command line alone: --scorer package.module:function")
+            raise InvalidLine(
+                "scorer", "a plug-in is named on the command line alone: --scorer package.module:function"
+            )
         wrong = check_name(value)
         if wrong is not None:
-            raise WrongLine("scorer", wrong)
+            raise InvalidLine("scorer", wrong)
         return value
     if choices:
         return "choice"
@@ -153,7 +155,7 @@ def _choices(line: Json) -> dict[str, str]:
 
 
 def _wrong_choices(message: str) -> NoReturn:
-    raise WrongLine("choices", message)
+    raise InvalidLine("choices", message)
 
 
 def _letter(answer: str, choices: Mapping[str, str]) -> str:
@@ -163,23 +165,23 @@ def _letter(answer: str, choices: Mapping[str, str]) -> str:
     letters = [letter for letter, said in choices.items() if said.lower() == answer.lower()]
     if len(letters) == 1:
         return letters[0]
-    raise WrongLine("answer", f"'{answer[:40]}' is none of the choices ({', '.join(choices)})")
+    raise InvalidLine("answer", f"'{answer[:40]}' is none of the choices ({', '.join(choices)})")
 
 
 def _check_number(value: str, field: str) -> None:
     try:
         numbers.number(value)
     except ValueError:
-        raise WrongLine(field, f"'{value[:40]}' is not a number, and the scorer numeric needs one") from None
+        raise InvalidLine(field, f"'{value[:40]}' is not a number, and the scorer numeric needs one") from None
 
 
 def _tolerance(value: object) -> str:
     try:
         tolerance = Decimal(str(value))
     except InvalidOperation:
-        raise WrongLine("tolerance", "must be a number") from None
+        raise InvalidLine("tolerance", "must be a number") from None
     if not tolerance.is_finite() or tolerance < 0:
-        raise WrongLine("tolerance", "must be 0 or more")
+        raise InvalidLine("tolerance", "must be 0 or more")
     return f"{tolerance:f}"
 
 
@@ -190,5 +192,5 @@ def _pattern(line: Json) -> str:
     except re2.error as error:
         reason: Any = error.args[0] if error.args else ""
         said = reason.decode(errors="replace") if isinstance(reason, bytes) else str(reason)
-        raise WrongLine("pattern", f"not a pattern that RE2 reads: {said}") from None
+        raise InvalidLine("pattern", f"not a pattern that RE2 reads: {said}") from None
     return pattern

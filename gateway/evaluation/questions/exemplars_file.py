@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gateway.config.yaml_source import in_file_order, read
-from gateway.errors import ConfigError, Mistake
+from gateway.errors import ConfigError, ConfigIssue
 from gateway.policy.projection_shapes import ExemplarRule
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def exemplars(path: Path) -> tuple[Exemplar, ...]:
         if entry is not None:
             found.append(entry.exemplar())
     if not mistakes and not found:
-        mistakes = [Mistake(source.file, 0, 0, "", f"holds no exemplars: it {_EXPECTED}")]
+        mistakes = [ConfigIssue(source.file, 0, 0, "", f"holds no exemplars: it {_EXPECTED}")]
     if mistakes:
         raise ConfigError(in_file_order(mistakes))
     return tuple(found)

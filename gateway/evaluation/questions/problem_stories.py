@@ -12,7 +12,7 @@ from gateway.evaluation.questions.problem_words import BAKED, CROPS, DAYS, GOODS
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from gateway.evaluation.questions.problem_words import Draw
+    from gateway.evaluation.questions.problem_words import ProblemRandom
 
 Sum: TypeAlias = int | tuple[str, "Sum", "Sum"]
 """A number that the story tells, or ("+", "-", "*" or "/", one sum, another)."""
@@ -71,7 +71,7 @@ def worth(total: Sum) -> int:
     return left + right if sign == "+" else left - right if sign == "-" else left * right
 
 
-def collection(draw: Draw, steps: int) -> Story:
+def collection(draw: ProblemRandom, steps: int) -> Story:
     """Someone collects things: finds, buys, gives away."""
     name, *friends = draw.some(NAMES, 4)
     thing, holder = draw.pick(KEPT), draw.pick(HOLDERS)
@@ -100,7 +100,7 @@ def collection(draw: Draw, steps: int) -> Story:
     return story
 
 
-def _next_event(draw: Draw, story: Story, steps: int, last: str) -> str:
+def _next_event(draw: ProblemRandom, story: Story, steps: int, last: str) -> str:
     fits = ["find"]
     if story.value > 40:
         fits.append("give")
@@ -115,7 +115,7 @@ def _next_event(draw: Draw, story: Story, steps: int, last: str) -> str:
     return draw.pick([kind for kind in fits if kind != last] or fits)
 
 
-def shopping(draw: Draw, steps: int) -> Story:
+def shopping(draw: ProblemRandom, steps: int) -> Story:
     """Someone buys several things and asks for the total, or for the change."""
     name = draw.pick(NAMES)
     parts, story = [], None
@@ -135,7 +135,7 @@ def shopping(draw: Draw, steps: int) -> Story:
     return story
 
 
-def journey(draw: Draw, steps: int) -> Story:
+def journey(draw: ProblemRandom, steps: int) -> Story:
     """Someone travels at several speeds and asks for the way behind, or ahead."""
     name = draw.pick(NAMES)
     how, low, high = draw.pick((("cycles", 12, 24), ("walks", 3, 6), ("drives", 45, 95), ("sails", 8, 18)))
@@ -156,7 +156,7 @@ def journey(draw: Draw, steps: int) -> Story:
     return story
 
 
-def wages(draw: Draw, steps: int) -> Story:
+def wages(draw: ProblemRandom, steps: int) -> Story:
     """Someone works for money, and spends some."""
     name, job = draw.pick(NAMES), draw.pick(JOBS)
     days, hours, pay = draw.between(2, 6), draw.between(3, 8), draw.between(9, 21)
@@ -182,7 +182,7 @@ def wages(draw: Draw, steps: int) -> Story:
     return story
 
 
-def family(draw: Draw, steps: int) -> Story:
+def family(draw: ProblemRandom, steps: int) -> Story:
     """Several people, each with more, fewer or twice as many as the one before; and all of them together."""
     names, thing = draw.some(NAMES, steps // 2 + 1), draw.pick(KEPT)
     amount: Sum = draw.between(12, 40)
@@ -201,7 +201,7 @@ def family(draw: Draw, steps: int) -> Story:
     return story
 
 
-def compared(draw: Draw, amount: Sum, name: str, before: str, many: str) -> tuple[Sum, str]:
+def compared(draw: ProblemRandom, amount: Sum, name: str, before: str, many: str) -> tuple[Sum, str]:
     """What `name` has, told by what the one before has."""
     value, some = worth(amount), draw.between(2, 9)
     kinds = ["more"] + ["fewer"] * (value > some + 5) + ["twice"] * (value < 80) + ["half"] * (value % 2 == 0)
@@ -215,7 +215,7 @@ def compared(draw: Draw, amount: Sum, name: str, before: str, many: str) -> tupl
     return ("/", amount, 2), f"{name} has half as many {many} as {before}."
 
 
-def bakery(draw: Draw, steps: int) -> Story:
+def bakery(draw: ProblemRandom, steps: int) -> Story:
     """A baker bakes, sells, and packs what is left."""
     name, thing = draw.pick(NAMES), draw.pick(BAKED)
     trays, each = draw.between(5, 12), draw.between(8, 20)
@@ -223,7 +223,7 @@ def bakery(draw: Draw, steps: int) -> Story:
     return _packed(draw, steps, Story(("*", trays, each), trays * each, [first]), thing.many, "bakes", name)
 
 
-def garden(draw: Draw, steps: int) -> Story:
+def garden(draw: ProblemRandom, steps: int) -> Story:
     """A gardener plants, loses some, and packs what is left."""
     name, thing = draw.pick(NAMES), draw.pick(CROPS)
     rows, each = draw.between(5, 12), draw.between(8, 20)
@@ -231,7 +231,7 @@ def garden(draw: Draw, steps: int) -> Story:
     return _packed(draw, steps, Story(("*", rows, each), rows * each, [first]), thing.many, "grows", name)
 
 
-def _packed(draw: Draw, steps: int, story: Story, many: str, makes: str, name: str) -> Story:
+def _packed(draw: ProblemRandom, steps: int, story: Story, many: str, makes: str, name: str) -> Story:
     """What was made grows and shrinks, and is packed and sold where there are steps for it."""
     ends = min(3, max(0, steps - 2))  # packing, selling, what was spent
     while story.steps < steps - ends - 1:
@@ -265,7 +265,7 @@ def _packed(draw: Draw, steps: int, story: Story, many: str, makes: str, name: s
     return story
 
 
-def reading(draw: Draw, steps: int) -> Story:
+def reading(draw: ProblemRandom, steps: int) -> Story:
     """Someone reads a book, some pages a day, and asks for the pages or the days that are left."""
     name = draw.pick(NAMES)
     days, pages = draw.between(2, 6), draw.between(12, 40)
@@ -291,7 +291,7 @@ def reading(draw: Draw, steps: int) -> Story:
     return story
 
 
-STORIES: Mapping[str, Callable[[Draw, int], Story]] = MappingProxyType(
+STORIES: Mapping[str, Callable[[ProblemRandom, int], Story]] = MappingProxyType(
     {told.__name__: told for told in (collection, shopping, journey, wages, family, bakery, garden, reading)}
 )
 """Every kind of story, by name: each of any number of steps from two on."""
@@ -304,7 +304,7 @@ def _added(story: Story | None, part: Sum) -> Story:
     return story
 
 
-def _above(value: int, draw: Draw) -> int:
+def _above(value: int, draw: ProblemRandom) -> int:
     """A round sum of money that is enough."""
     return (value // 10 + draw.between(1, 4)) * 10
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class Draw:
+class ProblemRandom:
     """Draws for one problem.
 
     Only `Random.random` is asked: for one seed Python promises its numbers, and no other method's, for all versions.

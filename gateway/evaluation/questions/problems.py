@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from gateway.evaluation.question import Question, with_choices
 from gateway.evaluation.questions.problem_stories import STORIES, compared, worth
-from gateway.evaluation.questions.problem_words import ASIDES, KEPT, NAMES, Draw
+from gateway.evaluation.questions.problem_words import ASIDES, KEPT, NAMES, ProblemRandom
 
 if TYPE_CHECKING:
     from gateway.evaluation.questions.problem_stories import Sum
@@ -54,7 +54,7 @@ def choice_problems(count: int, seed: int = 0) -> list[Problem]:
 def _fresh(form: str, seed: int, at: int, seen: set[str]) -> Problem:
     tried = 0
     while True:
-        draw = Draw(f"{form}:{seed}:{at}:{tried}")
+        draw = ProblemRandom(f"{form}:{seed}:{at}:{tried}")
         name = f"{form}-{seed}-{at}"
         made = _word_problem(draw, name) if form == "problem" else _who(draw, name)
         if made is not None and made.question.text not in seen:
@@ -63,7 +63,7 @@ def _fresh(form: str, seed: int, at: int, seen: set[str]) -> Problem:
         tried += 1
 
 
-def _word_problem(draw: Draw, name: str) -> Problem | None:
+def _word_problem(draw: ProblemRandom, name: str) -> Problem | None:
     # The lesser of two: many steps are rare, as in GSM8K.
     steps = min(draw.between(FEWEST_STEPS, MOST_STEPS), draw.between(FEWEST_STEPS, MOST_STEPS))
     kind = draw.pick(list(STORIES))
@@ -78,7 +78,7 @@ def _word_problem(draw: Draw, name: str) -> Problem | None:
     return Problem(Question(name, text, str(story.value), "numeric", steps=steps), kind, story.sum, steps)
 
 
-def _who(draw: Draw, name: str) -> Problem | None:
+def _who(draw: ProblemRandom, name: str) -> Problem | None:
     names, thing = draw.some(NAMES, len(_LETTERS)), draw.pick(KEPT)
     amounts: list[Sum] = [draw.between(20, 60)]
     told = [f"{names[0]} has {thing.count(worth(amounts[0]))}."]

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 from gateway.evaluation.reporting import published
 from gateway.evaluation.reporting import wording as w
-from gateway.evaluation.reporting.tables import Table
+from gateway.evaluation.reporting.tables import ReportTable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from gateway.evaluation.reporting.report import Group, Row, Section
+    from gateway.evaluation.reporting.report import ReportGroup, ReportRow, ReportSection
 
 CAVEAT = (
     "Models, scale, prices and machines differ, so the figures need not agree: the paper's pairs are of 3B to 70B and "
@@ -21,15 +21,15 @@ CAVEAT = (
 
 
 @dataclass(frozen=True, slots=True)
-class Beside:
+class PublishedComparison:
     """Figures of both, the paper's claims with what was measured of each, and notes on the paper's own slips."""
 
-    pairs: Table
-    claims: Table
+    pairs: ReportTable
+    claims: ReportTable
     notes: tuple[str, ...]
 
 
-def beside(section: Section) -> Beside | None:
+def beside(section: ReportSection) -> PublishedComparison | None:
     """None where the paper has nothing on the data set."""
     data = published.data_set(section.run.manifest.data)
     if data is None:
@@ -37,7 +37,7 @@ def beside(section: Section) -> Beside | None:
     guided = [row.summary.setting for row in section.rows if row.summary.mode == "guided"]
     lengths = {setting["tokens"] for setting in guided if setting["tokens"] != "auto"}
     measured = [cells for group in section.groups for row in group.guided for cells in [_measured(section, group, row)]]
-    pairs = Table(
+    pairs = ReportTable(
         "Pairs",
         (
             "pair",
@@ -57,10 +57,12 @@ def beside(section: Section) -> Beside | None:
         "measured here too, or all where there is none.",
     )
     notes = (*published.NOTES[data], published.NOTE_ON_TIMES)
-    return Beside(pairs, Table("Claims", ("claim", "paper", "measured"), tuple(_claims(section))), notes)
+    return PublishedComparison(
+        pairs, ReportTable("Claims", ("claim", "paper", "measured"), tuple(_claims(section))), notes
+    )
 
 
-def _measured(section: Section, group: Group, row: Row) -> tuple[str, ...]:
+def _measured(section: ReportSection, group: ReportGroup, row: ReportRow) -> tuple[str, ...]:
     manifest, setting = section.run.manifest, row.summary.setting
     student, teacher = group.one("student"), group.one("teacher")
     opening = row.summary.opening_correct
@@ -79,7 +81,7 @@ def _measured(section: Section, group: Group, row: Row) -> tuple[str, ...]:
     )
 
 
-def _published(data: str, pair: published.Pair) -> tuple[str, ...]:
+def _published(data: str, pair: published.PublishedPair) -> tuple[str, ...]:
     return (
         f"paper, Table {pair.table}: {pair.teacher} over {pair.student}",
         str(pair.m),
@@ -94,7 +96,7 @@ def _published(data: str, pair: published.Pair) -> tuple[str, ...]:
     )
 
 
-def _claims(section: Section) -> Iterator[tuple[str, str, str]]:
+def _claims(section: ReportSection) -> Iterator[tuple[str, str, str]]:
     """Of the best guided setting, or where none pays, the most accurate of all."""
     guided = [row for group in section.groups for row in group.guided]
     bests = [row for group in section.groups if (row := group.best_row) is not None]

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison:
+class SettingComparison:
     """One setting against another, on the questions that both have.
 
     Attributes:
@@ -40,14 +40,14 @@ class Comparison:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class ShareInterval:
     """A share with its 95 % interval; `interval` is None where the whole may be nothing, or no draw differs."""
 
     value: float
     interval: Interval | None
 
 
-def compared(one: Mapping[str, Example], other: Mapping[str, Example]) -> Comparison | None:
+def compared(one: Mapping[str, Example], other: Mapping[str, Example]) -> SettingComparison | None:
     """None where no question has an answer in both."""
     shared = [question for question in one if question in other]
     if not shared:
@@ -55,7 +55,7 @@ def compared(one: Mapping[str, Example], other: Mapping[str, Example]) -> Compar
     first = [one[question].correct for question in shared]
     second = [other[question].correct for question in shared]
     pairs = list(zip(shared, first, second, strict=True))
-    return Comparison(
+    return SettingComparison(
         reference=other[shared[0]].setting,
         n=len(shared),
         accuracy=sum(first) / len(shared),
@@ -67,17 +67,17 @@ def compared(one: Mapping[str, Example], other: Mapping[str, Example]) -> Compar
     )
 
 
-def kept(one: Mapping[str, Example], teacher: Mapping[str, Example], seed: int) -> Part | None:
+def kept(one: Mapping[str, Example], teacher: Mapping[str, Example], seed: int) -> ShareInterval | None:
     """The accuracy as a share of the teacher's (the paper's 95.00 %); None where the teacher got nothing right."""
     first, second = _right(one, teacher)
     if not sum(second):
         return None
-    return Part(sum(first) / sum(second), paired_bootstrap(share, first, second, seed=seed))
+    return ShareInterval(sum(first) / sum(second), paired_bootstrap(share, first, second, seed=seed))
 
 
 def gap_closed(
     one: Mapping[str, Example], student: Mapping[str, Example], teacher: Mapping[str, Example], seed: int
-) -> Part | None:
+) -> ShareInterval | None:
     """(guided - student) / (teacher - student): 0 at the student, 1 at the teacher.
 
     None unless the interval of teacher - student lies above 0: else there may be no gap to close.
@@ -86,7 +86,7 @@ def gap_closed(
     gap = paired_difference(taught, alone)
     if gap is None or gap.low <= 0:
         return None
-    return Part(
+    return ShareInterval(
         (sum(guided) - sum(alone)) / (sum(taught) - sum(alone)),
         paired_bootstrap(_of_gap, guided, alone, taught, seed=seed),
     )

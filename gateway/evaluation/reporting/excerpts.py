@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from gateway.evaluation.record import Example
-    from gateway.evaluation.reporting.comparison import Comparison
-    from gateway.evaluation.reporting.report import Section
+    from gateway.evaluation.reporting.comparison import SettingComparison
+    from gateway.evaluation.reporting.report import ReportSection
 
 MOST_WORDS = 20
 MOST_CHARS = 160
@@ -45,7 +45,7 @@ class Flips:
     shown: tuple[Flip, ...]
 
 
-def flips(section: Section) -> Iterator[Flips]:
+def flips(section: ReportSection) -> Iterator[Flips]:
     """Of the best guided setting of each group, or where none pays, the most accurate."""
     for group in section.groups:
         guided = group.guided
@@ -53,7 +53,7 @@ def flips(section: Section) -> Iterator[Flips]:
             continue
         row = group.best_row or max(guided, key=lambda one: one.summary.accuracy)
         own = section.answers[row.summary.name]
-        sides: tuple[tuple[Literal["student", "teacher"], Comparison | None], ...] = (
+        sides: tuple[tuple[Literal["student", "teacher"], SettingComparison | None], ...] = (
             ("student", row.student),
             ("teacher", row.teacher),
         )

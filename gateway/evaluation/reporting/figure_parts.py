@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
 
-    from gateway.evaluation.reporting.report import Row
-    from gateway.evaluation.reporting.tables import Table
-    from gateway.evaluation.summary import Summary
+    from gateway.evaluation.reporting.report import ReportRow
+    from gateway.evaluation.reporting.tables import ReportTable
+    from gateway.evaluation.summary import SettingSummary
 
 _ALONE = {"teacher alone": (d.TEACHER, "*"), "student alone": (d.STUDENT, "X")}
 
@@ -29,7 +29,7 @@ class Figure:
     title: str
     caption: str
     svg: str
-    table: Table
+    table: ReportTable
 
     @property
     def alt(self) -> str:
@@ -43,19 +43,19 @@ class Figure:
 
 
 @dataclass(frozen=True, slots=True)
-class LeftOut:
+class OmittedFigure:
     """A figure that is not there, and why."""
 
     title: str
     why: str
 
 
-def kind_of(row: Row, among: Sequence[Row]) -> str:
+def kind_of(row: ReportRow, among: Sequence[ReportRow]) -> str:
     mode = row.summary.mode
     return line(row.summary.setting, [one.summary.setting for one in among]) if mode == "guided" else row.who
 
 
-def looks_by_kind(rows: Sequence[Row]) -> dict[str, tuple[str, str]]:
+def looks_by_kind(rows: Sequence[ReportRow]) -> dict[str, tuple[str, str]]:
     """Colour and mark of each kind of guidance, and of the teacher and the student."""
     guided = list(dict.fromkeys(kind_of(row, rows) for row in rows if row.summary.mode == "guided"))
     found = {
@@ -64,7 +64,7 @@ def looks_by_kind(rows: Sequence[Row]) -> dict[str, tuple[str, str]]:
     return _ALONE | found
 
 
-def looks_apart(rows: Sequence[Row]) -> dict[str, tuple[str, str]]:
+def looks_apart(rows: Sequence[ReportRow]) -> dict[str, tuple[str, str]]:
     """Colour and mark of each setting by itself, where no two of a kind may look alike."""
     guided = dict.fromkeys(row.who for row in rows if row.summary.mode == "guided")
     return _ALONE | {
@@ -72,7 +72,9 @@ def looks_apart(rows: Sequence[Row]) -> dict[str, tuple[str, str]]:
     }
 
 
-def curve(axes: Axes, xs: list[float], some: list[Summary], colour: str, marker: str, label: str, dash: str) -> None:
+def curve(
+    axes: Axes, xs: list[float], some: list[SettingSummary], colour: str, marker: str, label: str, dash: str
+) -> None:
     shares = [one.accuracy for one in some]
     low = [one.accuracy - one.interval.low for one in some]
     high = [one.interval.high - one.accuracy for one in some]
@@ -87,5 +89,5 @@ def above_0(lengths: list[float]) -> list[float]:
     return [max(0.0, length) for length in lengths]
 
 
-def accuracy(name: str, summary: Summary) -> tuple[str, str, str]:
+def accuracy(name: str, summary: SettingSummary) -> tuple[str, str, str]:
     return name, w.percent(summary.accuracy), w.percents(summary.interval)

@@ -8,7 +8,7 @@ from gateway.evaluation.reporting import drawing as d
 from gateway.evaluation.reporting import wording as w
 from gateway.evaluation.reporting.figure_parts import (
     Figure,
-    LeftOut,
+    OmittedFigure,
     above_0,
     accuracy,
     curve,
@@ -18,7 +18,7 @@ from gateway.evaluation.reporting.figure_parts import (
 )
 from gateway.evaluation.reporting.frontier import hull, pareto
 from gateway.evaluation.reporting.placing_labels import place_labels
-from gateway.evaluation.reporting.tables import Table
+from gateway.evaluation.reporting.tables import ReportTable
 from gateway.evaluation.statistics import Interval, wilson
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from gateway.evaluation.record import Example
-    from gateway.evaluation.reporting.report import Group, Row, Section
-    from gateway.evaluation.summary import Summary
+    from gateway.evaluation.reporting.report import ReportGroup, ReportRow, ReportSection
+    from gateway.evaluation.summary import SettingSummary
 
 FEWEST = 12
 """With fewer questions, parts of them by length tell nothing."""
@@ -37,7 +37,7 @@ _MOST_LINES = 4
 _ALL_NAMED = 12
 
 
-def figures(section: Section, prefix: str) -> Iterator[Figure | LeftOut]:
+def figures(section: ReportSection, prefix: str) -> Iterator[Figure | OmittedFigure]:
     """All of a run, for each way to ask; `prefix` keeps their names apart from another run's."""
     several = len(section.groups) > 1
     for number, group in enumerate(section.groups, 1):
@@ -49,12 +49,12 @@ def figures(section: Section, prefix: str) -> Iterator[Figure | LeftOut]:
     yield by_exemplars(section, f"{prefix}-exemplars", "Accuracy by number of exemplars")
 
 
-def frontier(group: Group, name: str, title: str) -> Figure | LeftOut:
+def frontier(group: ReportGroup, name: str, title: str) -> Figure | OmittedFigure:
     """Each setting by what an answer cost and how often it was right, with the hull of those that none beats."""
     if len(group.comparable) < 2:
-        return LeftOut(title, "it needs two settings that answered the same questions, asked the same")
+        return OmittedFigure(title, "it needs two settings that answered the same questions, asked the same")
     if not any(group.on_common(row).cost_usd for row in group.comparable):
-        return LeftOut(title, "nothing cost anything: say prices")
+        return OmittedFigure(title, "nothing cost anything: say prices")
     unbeaten, edge = pareto(group.points), hull(group.points)
     names = {one.name for one in unbeaten}
     best = group.best_row
@@ -107,7 +107,7 @@ def frontier(group: Group, name: str, title: str) -> Figure | LeftOut:
         ]
         place_labels(axes, [(*_place(group.on_common(row)), _short(row)) for row in named], taken)
         svg = d.svg(sheet, name)
-    table = Table(
+    table = ReportTable(
         title,
         ("setting", "USD per 1,000 answers", "accuracy", "95 %", "unbeaten", "best"),
         tuple(
@@ -125,18 +125,18 @@ def frontier(group: Group, name: str, title: str) -> Figure | LeftOut:
     return Figure(name, title, _of_frontier(group), svg, table)
 
 
-def by_guidance(group: Group, name: str, title: str) -> Figure | LeftOut:
+def by_guidance(group: ReportGroup, name: str, title: str) -> Figure | OmittedFigure:
     """Accuracy against m, a line for each kind of guidance; student and teacher as levels."""
     # A length that is chosen for each question has no place on the axis; it is in the table.
     guided = [
         row for row in group.comparable if row.summary.mode == "guided" and row.summary.setting["tokens"] != "auto"
     ]
-    kinds: dict[str, list[Row]] = {}
+    kinds: dict[str, list[ReportRow]] = {}
     for row in guided:
         kinds.setdefault(kind_of(row, group.rows), []).append(row)
     lengths = {row.summary.setting["tokens"] for row in guided}
     if len(lengths) < 2:
-        return LeftOut(title, "it needs guidance of two lengths, on the same questions")
+        return OmittedFigure(title, "it needs guidance of two lengths, on the same questions")
     looks = looks_by_kind(group.rows)
     with d.style(name):
         sheet, axes = d.sheet(2.8)
@@ -158,7 +158,7 @@ def by_guidance(group: Group, name: str, title: str) -> Figure | LeftOut:
         d.legend_below(sheet, axes)
         svg = d.svg(sheet, name)
     rows = sorted(group.comparable, key=lambda row: (row.summary.mode == "guided", row.who))
-    table = Table(
+    table = ReportTable(
         title, ("setting", "accuracy", "95 %"), tuple(accuracy(row.who, group.on_common(row)) for row in rows)
     )
     caption = "The paper's Figure 5 for guidance. Bars are Wilson's 95 %; dashes are the teacher and the student alone."
@@ -166,19 +166,19 @@ def by_guidance(group: Group, name: str, title: str) -> Figure | LeftOut:
     return Figure(name, title, caption, svg, table)
 
 
-def by_length(group: Group, section: Section, name: str, title: str) -> Figure | LeftOut:
+def by_length(group: ReportGroup, section: ReportSection, name: str, title: str) -> Figure | OmittedFigure:
     """Accuracy in parts of the questions, by how many tokens the teacher alone answers them in (paper, Fig. 4)."""
     teacher = group.one("teacher")
     if teacher is None:
-        return LeftOut(title, "the length is that of the teacher's own answer, and no teacher was asked alone")
+        return OmittedFigure(title, "the length is that of the teacher's own answer, and no teacher was asked alone")
     answers = {
         question: one for question, one in section.answers[teacher.summary.name].items() if one.teacher_output_tokens
     }
     if len(answers) < FEWEST:
-        return LeftOut(title, f"it needs {FEWEST} questions")
+        return OmittedFigure(title, f"it needs {FEWEST} questions")
     parts = _by_quantile(answers)
     if len(parts) < 2:
-        return LeftOut(title, "all answers of the teacher are of one length")
+        return OmittedFigure(title, "all answers of the teacher are of one length")
     rows = _chosen(group)
     looks = looks_apart(rows)
     names = [f"{low}\u2013{high}" for low, high, _ in parts]
@@ -215,15 +215,17 @@ def by_length(group: Group, section: Section, name: str, title: str) -> Figure |
         "The paper's Figure 4. The questions are parted into as many each, by how long the teacher's own answer is; "
         "bars are Wilson's 95 %." + (_SOME if len(rows) < len(group.rows) else "")
     )
-    return Figure(name, title, caption, svg, Table(title, ("setting and length", "right", "accuracy"), tuple(cells)))
+    return Figure(
+        name, title, caption, svg, ReportTable(title, ("setting and length", "right", "accuracy"), tuple(cells))
+    )
 
 
-def trace(group: Group, name: str, title: str) -> Figure | LeftOut:
+def trace(group: ReportGroup, name: str, title: str) -> Figure | OmittedFigure:
     """Seconds of the teacher's and the student's stage, one above the other (paper, Fig. 3)."""
     rows = group.rows if len(group.rows) <= _ALL_NAMED else _chosen(group)
     timed = [(row, parts) for row in rows if (parts := row.times.parts) is not None]
     if not timed:
-        return LeftOut(title, "nothing is known of how long the stages took, or how many were asked at once")
+        return OmittedFigure(title, "nothing is known of how long the stages took, or how many were asked at once")
     with d.style(name):
         sheet, axes = d.sheet(0.6 + 0.46 * len(timed))
         for place, (row, (taught, told)) in enumerate(timed):
@@ -243,7 +245,7 @@ def trace(group: Group, name: str, title: str) -> Figure | LeftOut:
         axes.set_xlabel("seconds per answer")
         d.legend_below(sheet, axes)
         svg = d.svg(sheet, name)
-    table = Table(
+    table = ReportTable(
         title,
         ("setting", "teacher's stage, s", "student's stage, s", "both, s"),
         tuple((row.who, w.seconds(taught), w.seconds(told), w.seconds(taught + told)) for row, (taught, told) in timed),
@@ -258,9 +260,9 @@ def trace(group: Group, name: str, title: str) -> Figure | LeftOut:
     return Figure(name, title, caption, svg, table)
 
 
-def by_exemplars(section: Section, name: str, title: str) -> Figure | LeftOut:
+def by_exemplars(section: ReportSection, name: str, title: str) -> Figure | OmittedFigure:
     """Accuracy against the number of exemplars in the prompt, a line for each setting that is otherwise the same."""
-    same: dict[tuple[object, ...], list[Row]] = {}
+    same: dict[tuple[object, ...], list[ReportRow]] = {}
     for row in section.rows:
         rest = tuple(
             repr(value) for part, value in row.summary.setting.items() if part not in {"name", "shots", "shown"}
@@ -268,7 +270,7 @@ def by_exemplars(section: Section, name: str, title: str) -> Figure | LeftOut:
         same.setdefault(rest, []).append(row)
     found = [some for some in same.values() if len({row.summary.setting["shots"] for row in some}) > 1]
     if not found:
-        return LeftOut(title, "it needs one setting with two numbers of exemplars")
+        return OmittedFigure(title, "it needs one setting with two numbers of exemplars")
     rows = [row for some in found for row in some]
     with d.style(name):
         sheet, axes = d.sheet(2.8)
@@ -289,13 +291,13 @@ def by_exemplars(section: Section, name: str, title: str) -> Figure | LeftOut:
         svg = d.svg(sheet, name)
     cells = tuple(accuracy(f"{row.who}, {row.summary.setting['shots']} exemplars", row.summary) for row in rows)
     caption = "The paper's Figure 5. Bars are Wilson's 95 %." + (_SOME if len(kept) < len(found) else "")
-    return Figure(name, title, caption, svg, Table(title, ("setting", "accuracy", "95 %"), cells))
+    return Figure(name, title, caption, svg, ReportTable(title, ("setting", "accuracy", "95 %"), cells))
 
 
 _SOME = " Only some of the guided settings are drawn; the tables have all."
 
 
-def _of_frontier(group: Group) -> str:
+def _of_frontier(group: ReportGroup) -> str:
     said = (
         "Each point is a setting, with Wilson's 95 %. A point on the dashed line is beaten by none, and what lies "
         "between two of them is reached by sending each a share of the requests."
@@ -308,14 +310,14 @@ def _of_frontier(group: Group) -> str:
     return f"{said} No guided setting is both cheaper than the teacher and better than the student: none is marked."
 
 
-def _common(group: Group) -> str:
+def _common(group: ReportGroup) -> str:
     """On which questions, where settings have not all answered the same."""
     if all(row.summary.n == group.questions for row in group.rows):
         return ""
     return f" On the {group.questions:,} questions that all settings drawn here have answered."
 
 
-def _chosen(group: Group) -> list[Row]:
+def _chosen(group: ReportGroup) -> list[ReportRow]:
     """Those alone, the best, and the most accurate of the rest, as many as a figure can hold."""
     alone = [row for row in group.rows if row.summary.mode != "guided"]
     best = group.best_row
@@ -335,7 +337,7 @@ def _by_quantile(answers: Mapping[str, Example]) -> list[tuple[int, int, list[st
     return [(of[some[0]], of[some[-1]], some) for some in parts.values()]
 
 
-def _point(axes: Axes, own: Summary, colour: str, marker: str, *, label: str | None, bar: bool) -> None:
+def _point(axes: Axes, own: SettingSummary, colour: str, marker: str, *, label: str | None, bar: bool) -> None:
     """With its error bar, or without: the bars of many points hide them."""
     x, y = _place(own)
     span = own.interval if bar else Interval(y, y)
@@ -346,13 +348,13 @@ def _point(axes: Axes, own: Summary, colour: str, marker: str, *, label: str | N
     )
 
 
-def _along(own: Summary, *, bar: bool) -> list[float]:
+def _along(own: SettingSummary, *, bar: bool) -> list[float]:
     """Its point, and places on its error bar."""
     span = own.interval
     return [own.accuracy, *(span.low + (span.high - span.low) * part / 8 for part in range(9) if bar)]
 
 
-def _place(own: Summary) -> tuple[float, float]:
+def _place(own: SettingSummary) -> tuple[float, float]:
     return _per_thousand(own.cost_per_answer), own.accuracy
 
 
@@ -360,12 +362,12 @@ def _per_thousand(cost: object) -> float:
     return float(str(cost)) * 1000
 
 
-def _short(row: Row) -> str:
+def _short(row: ReportRow) -> str:
     """The mark says which kind of guidance it is."""
     return f"m={row.summary.setting['tokens']}" if row.summary.mode == "guided" else row.summary.mode
 
 
-def _at(rows: Sequence[Row]) -> str:
+def _at(rows: Sequence[ReportRow]) -> str:
     teacher = sorted({row.times.teacher_at for row in rows if row.times.teacher_at is not None})
     student = sorted({row.times.student_at for row in rows if row.times.student_at is not None})
     said = [

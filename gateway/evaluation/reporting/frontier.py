@@ -16,7 +16,7 @@ KEEP = 0.95
 _KEEP = f"{KEEP:.0%}".replace("%", "\u00a0%")
 
 
-class Point(NamedTuple):
+class FrontierPoint(NamedTuple):
     """A setting in the plane; `cost_usd` is of one answer."""
 
     name: str
@@ -25,7 +25,7 @@ class Point(NamedTuple):
     accuracy: float
 
 
-class Best(NamedTuple):
+class BestSetting(NamedTuple):
     """The setting to take, and why in words.
 
     mixture: the accuracy that its cost buys by sending some requests to the teacher alone and the rest to the student
@@ -40,22 +40,22 @@ class Best(NamedTuple):
         return self.mixture is None or accuracy > self.mixture
 
 
-def pareto(points: Sequence[Point]) -> list[Point]:
+def pareto(points: Sequence[FrontierPoint]) -> list[FrontierPoint]:
     """Those than which no other is both as cheap and more accurate, or cheaper and as accurate; cheapest first."""
-    found: list[Point] = []
+    found: list[FrontierPoint] = []
     for point in sorted(points, key=lambda one: (one.cost_usd, -one.accuracy)):
         if not found or point.accuracy > found[-1].accuracy:
             found.append(point)
     return found
 
 
-def hull(points: Sequence[Point]) -> list[Point]:
+def hull(points: Sequence[FrontierPoint]) -> list[FrontierPoint]:
     """Those of `pareto` on its upper convex hull.
 
     Between two of them lies what a route reaches that sends a share of its requests to each; a point below such a
     line is beaten by that mixture.
     """
-    found: list[Point] = []
+    found: list[FrontierPoint] = []
     for point in pareto(points):
         while len(found) > 1 and _below(found[-2], found[-1], point):
             found.pop()
@@ -63,7 +63,7 @@ def hull(points: Sequence[Point]) -> list[Point]:
     return found
 
 
-def best(points: Sequence[Point]) -> Best | None:
+def best(points: Sequence[FrontierPoint]) -> BestSetting | None:
     """The guided setting to take: of those that are cheaper than the teacher and more accurate than the student.
 
     Of them the cheapest that keeps `KEEP` of the teacher's accuracy; else the most accurate. None where there is none,
@@ -84,15 +84,17 @@ def best(points: Sequence[Point]) -> Best | None:
     keeping = [one for one in paying if one.accuracy >= KEEP * teacher.accuracy]
     if keeping:
         found = min(keeping, key=lambda one: (one.cost_usd, -one.accuracy))
-        return Best(found.name, f"the cheapest that keeps {_KEEP} of the teacher's accuracy", _mixture(found, points))
+        return BestSetting(
+            found.name, f"the cheapest that keeps {_KEEP} of the teacher's accuracy", _mixture(found, points)
+        )
     if paying:
         found = max(paying, key=lambda one: (one.accuracy, -one.cost_usd))
         why = f"the most accurate that is cheaper than the teacher; none keeps {_KEEP} of the teacher's accuracy"
-        return Best(found.name, why, _mixture(found, points))
+        return BestSetting(found.name, why, _mixture(found, points))
     return None
 
 
-def _mixture(of: Point, points: Sequence[Point]) -> float | None:
+def _mixture(of: FrontierPoint, points: Sequence[FrontierPoint]) -> float | None:
     """The accuracy of teacher and student mixed, at this cost."""
     teacher = next((one for one in points if one.mode == "teacher"), None)
     student = next((one for one in points if one.mode == "student"), None)
@@ -104,7 +106,7 @@ def _mixture(of: Point, points: Sequence[Point]) -> float | None:
     return student.accuracy + min(1.0, max(0.0, share)) * (teacher.accuracy - student.accuracy)
 
 
-def _below(left: Point, middle: Point, right: Point) -> bool:
+def _below(left: FrontierPoint, middle: FrontierPoint, right: FrontierPoint) -> bool:
     """Whether the middle lies on or below the line between the others."""
     wide, far = float(middle.cost_usd - left.cost_usd), float(right.cost_usd - left.cost_usd)
     return (middle.accuracy - left.accuracy) * far <= (right.accuracy - left.accuracy) * wide

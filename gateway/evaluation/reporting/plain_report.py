@@ -13,17 +13,17 @@ from gateway.evaluation.reporting.frontier import hull, pareto
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gateway.evaluation.reporting.comparison import Comparison, Part
-    from gateway.evaluation.reporting.report import Row, Section
-    from gateway.evaluation.reporting.times import Times
+    from gateway.evaluation.reporting.comparison import SettingComparison, ShareInterval
+    from gateway.evaluation.reporting.report import ReportRow, ReportSection
+    from gateway.evaluation.reporting.times import QuestionTimes
 
 
-def as_plain(sections: Sequence[Section], seed: int) -> dict[str, Any]:
+def as_plain(sections: Sequence[ReportSection], seed: int) -> dict[str, Any]:
     """Plain values."""
     return {"seed": seed, "runs": [_section(section) for section in sections]}
 
 
-def _section(section: Section) -> dict[str, Any]:
+def _section(section: ReportSection) -> dict[str, Any]:
     manifest = msgspec.to_builtins(section.run.manifest)
     manifest.pop("settings")
     manifest["prices"] = {
@@ -49,7 +49,7 @@ def _section(section: Section) -> dict[str, Any]:
     }
 
 
-def _row(row: Row) -> dict[str, Any]:
+def _row(row: ReportRow) -> dict[str, Any]:
     own, beside = row.summary, row.measured
     return {
         "setting": dict(own.setting),
@@ -98,7 +98,7 @@ def _row(row: Row) -> dict[str, Any]:
     }
 
 
-def _comparison(found: Comparison | None, holm: float | None) -> dict[str, Any] | None:
+def _comparison(found: SettingComparison | None, holm: float | None) -> dict[str, Any] | None:
     if found is None:
         return None
     return {
@@ -115,13 +115,13 @@ def _comparison(found: Comparison | None, holm: float | None) -> dict[str, Any] 
     }
 
 
-def _part(found: Part | None) -> dict[str, Any] | None:
+def _part(found: ShareInterval | None) -> dict[str, Any] | None:
     if found is None:
         return None
     return {"value": found.value, "interval": None if found.interval is None else list(found.interval)}
 
 
-def _times(found: Times) -> dict[str, Any]:
+def _times(found: QuestionTimes) -> dict[str, Any]:
     return {
         "teacher_wait": found.teacher_wait_s,
         "student_wait": found.student_wait_s,

@@ -18,7 +18,7 @@ TEACHER_BATCH = {"Bloom-7B": 32, "Llama2-13B": 24, "Llama2-70B": 10}
 """Questions that a teacher answers together (Table 8). It does not say it of Llama2-7B and Flan-t5-xl."""
 
 
-class Alone(NamedTuple):
+class PublishedModel(NamedTuple):
     """A model alone. `limit`: tokens of its answer at most."""
 
     table: str
@@ -28,7 +28,7 @@ class Alone(NamedTuple):
     seconds: float | None
 
 
-class Pair(NamedTuple):
+class PublishedPair(NamedTuple):
     """A teacher and a student: `m` tokens of guidance, `limit` of the student's answer.
 
     own: accuracy of the guidance alone. delta: to the student alone. `speed_up`: to the teacher alone.
@@ -49,65 +49,65 @@ class Pair(NamedTuple):
 
 ALONE = {
     "gsm8k": (
-        Alone("2", "Llama2-7B", 200, 13.87, 6945.7),
-        Alone("2", "Llama2-7B", 300, 14.4, 10304.18),
-        Alone("2", "Llama2-13B", 200, 21.23, 9066.17),
-        Alone("2", "Llama2-13B", 300, 23.65, 14215.12),
-        Alone("2", "Llama2-70B", 300, 56.63, 144018.55),
-        Alone("2", "Bloom-3B", 300, 2.35, 4376.05),
-        Alone("2", "Bloom-7B", 300, 4.4, 4392.74),
-        Alone("4", "Flan-t5-large", 300, 6.9, 2343.06),
-        Alone("4", "Flan-t5-xl", 300, 11.3, 2557.76),
-        Alone("6", "ChatGPT", None, 68.16, None),
+        PublishedModel("2", "Llama2-7B", 200, 13.87, 6945.7),
+        PublishedModel("2", "Llama2-7B", 300, 14.4, 10304.18),
+        PublishedModel("2", "Llama2-13B", 200, 21.23, 9066.17),
+        PublishedModel("2", "Llama2-13B", 300, 23.65, 14215.12),
+        PublishedModel("2", "Llama2-70B", 300, 56.63, 144018.55),
+        PublishedModel("2", "Bloom-3B", 300, 2.35, 4376.05),
+        PublishedModel("2", "Bloom-7B", 300, 4.4, 4392.74),
+        PublishedModel("4", "Flan-t5-large", 300, 6.9, 2343.06),
+        PublishedModel("4", "Flan-t5-xl", 300, 11.3, 2557.76),
+        PublishedModel("6", "ChatGPT", None, 68.16, None),
     ),
     "csqa": (
-        Alone("2", "Llama2-7B", 100, 60.69, 3239.04),
-        Alone("2", "Llama2-7B", 300, 60.61, 9321.51),
-        Alone("2", "Llama2-13B", 100, 71.17, 4235.46),
-        Alone("2", "Llama2-13B", 300, 71.09, 12128.5),
-        Alone("2", "Llama2-70B", 100, 76.58, 43285.73),
-        Alone("2", "Bloom-3B", 100, 20.88, 2157.97),
-        Alone("2", "Bloom-7B", 100, 21.79, 2269.35),
+        PublishedModel("2", "Llama2-7B", 100, 60.69, 3239.04),
+        PublishedModel("2", "Llama2-7B", 300, 60.61, 9321.51),
+        PublishedModel("2", "Llama2-13B", 100, 71.17, 4235.46),
+        PublishedModel("2", "Llama2-13B", 300, 71.09, 12128.5),
+        PublishedModel("2", "Llama2-70B", 100, 76.58, 43285.73),
+        PublishedModel("2", "Bloom-3B", 100, 20.88, 2157.97),
+        PublishedModel("2", "Bloom-7B", 100, 21.79, 2269.35),
     ),
 }
 
 PAIRS = {
     "gsm8k": (
-        Pair("2", "Llama2-13B", "Llama2-7B", 30, 200, "cutoff", 3.33, 17.66, 3.79, 7762.62, 1.17),
-        Pair("2", "Llama2-13B", "Llama2-7B", 30, 300, "cutoff", 3.33, 17.82, 3.42, 10793.34, 1.32),
-        Pair("2", "Llama2-13B", "Llama2-7B", 40, 300, "cutoff", 4.62, 19.18, 4.78, 10871.01, 1.31),
-        Pair("2", "Llama2-13B", "Llama2-7B", 40, 300, "concise", 4.62, 19.26, 4.86, 10707.43, 1.33),
-        Pair("2", "Llama2-70B", "Llama2-7B", 40, 300, "cutoff", 7.81, 28.58, 14.18, 13440.71, 10.72),
-        Pair("2", "Llama2-70B", "Llama2-13B", 40, 300, "cutoff", 7.81, 35.41, 11.76, 16250.34, 8.86),
-        Pair("2", "Bloom-7B", "Bloom-3B", 40, 300, "cutoff", 2.05, 2.58, 0.23, 5198.6, 0.84),
-        Pair("2", "Llama2-7B", "Bloom-3B", 40, 300, "cutoff", 3.71, 6.82, 4.47, 4154.4, 1.06),
-        Pair("2", "Llama2-13B", "Bloom-3B", 40, 300, "cutoff", 4.62, 7.73, 5.38, 4186.22, 3.4),
-        Pair("2", "Llama2-13B", "Bloom-7B", 40, 300, "cutoff", 4.62, 10.31, 5.91, 3725.9, 3.82),
-        Pair("3", "Llama2-13B", "Llama2-7B", 40, 300, "hint", None, 19.11, 4.71, 11190.12, 1.27),
-        Pair("4", "Flan-t5-xl", "Flan-t5-large", 40, 300, "cutoff", None, 7.88, 0.98, 2190.05, 1.17),
-        Pair("4", "Llama2-13B", "Flan-t5-large", 40, 300, "cutoff", None, 6.52, -0.38, 2330.48, 6.1),
-        Pair("4", "Llama2-7B", "Flan-t5-large", 40, 300, "cutoff", None, 6.21, -0.69, 2284.67, 4.51),
-        Pair("6", "ChatGPT", "Llama2-7B", 10, 300, "cutoff", None, 19.41, 0.23, None, None),
-        Pair("6", "ChatGPT", "Llama2-7B", 20, 300, "cutoff", None, 27.52, 8.34, None, None),
-        Pair("6", "ChatGPT", "Llama2-7B", 30, 300, "cutoff", None, 32.83, 13.65, None, None),
-        Pair("6", "ChatGPT", "Llama2-7B", 40, 300, "cutoff", None, 40.79, 21.61, None, None),
-        Pair("6", "ChatGPT", "Llama2-13B", 40, 300, "cutoff", None, 48.14, 24.49, None, None),
-        Pair("6", "ChatGPT", "Llama2-70B", 40, 300, "cutoff", None, 64.75, 8.12, None, None),
+        PublishedPair("2", "Llama2-13B", "Llama2-7B", 30, 200, "cutoff", 3.33, 17.66, 3.79, 7762.62, 1.17),
+        PublishedPair("2", "Llama2-13B", "Llama2-7B", 30, 300, "cutoff", 3.33, 17.82, 3.42, 10793.34, 1.32),
+        PublishedPair("2", "Llama2-13B", "Llama2-7B", 40, 300, "cutoff", 4.62, 19.18, 4.78, 10871.01, 1.31),
+        PublishedPair("2", "Llama2-13B", "Llama2-7B", 40, 300, "concise", 4.62, 19.26, 4.86, 10707.43, 1.33),
+        PublishedPair("2", "Llama2-70B", "Llama2-7B", 40, 300, "cutoff", 7.81, 28.58, 14.18, 13440.71, 10.72),
+        PublishedPair("2", "Llama2-70B", "Llama2-13B", 40, 300, "cutoff", 7.81, 35.41, 11.76, 16250.34, 8.86),
+        PublishedPair("2", "Bloom-7B", "Bloom-3B", 40, 300, "cutoff", 2.05, 2.58, 0.23, 5198.6, 0.84),
+        PublishedPair("2", "Llama2-7B", "Bloom-3B", 40, 300, "cutoff", 3.71, 6.82, 4.47, 4154.4, 1.06),
+        PublishedPair("2", "Llama2-13B", "Bloom-3B", 40, 300, "cutoff", 4.62, 7.73, 5.38, 4186.22, 3.4),
+        PublishedPair("2", "Llama2-13B", "Bloom-7B", 40, 300, "cutoff", 4.62, 10.31, 5.91, 3725.9, 3.82),
+        PublishedPair("3", "Llama2-13B", "Llama2-7B", 40, 300, "hint", None, 19.11, 4.71, 11190.12, 1.27),
+        PublishedPair("4", "Flan-t5-xl", "Flan-t5-large", 40, 300, "cutoff", None, 7.88, 0.98, 2190.05, 1.17),
+        PublishedPair("4", "Llama2-13B", "Flan-t5-large", 40, 300, "cutoff", None, 6.52, -0.38, 2330.48, 6.1),
+        PublishedPair("4", "Llama2-7B", "Flan-t5-large", 40, 300, "cutoff", None, 6.21, -0.69, 2284.67, 4.51),
+        PublishedPair("6", "ChatGPT", "Llama2-7B", 10, 300, "cutoff", None, 19.41, 0.23, None, None),
+        PublishedPair("6", "ChatGPT", "Llama2-7B", 20, 300, "cutoff", None, 27.52, 8.34, None, None),
+        PublishedPair("6", "ChatGPT", "Llama2-7B", 30, 300, "cutoff", None, 32.83, 13.65, None, None),
+        PublishedPair("6", "ChatGPT", "Llama2-7B", 40, 300, "cutoff", None, 40.79, 21.61, None, None),
+        PublishedPair("6", "ChatGPT", "Llama2-13B", 40, 300, "cutoff", None, 48.14, 24.49, None, None),
+        PublishedPair("6", "ChatGPT", "Llama2-70B", 40, 300, "cutoff", None, 64.75, 8.12, None, None),
     ),
     "csqa": (
-        Pair("2", "Llama2-13B", "Llama2-7B", 10, 100, "cutoff", 0.0, 61.02, 0.33, 3472.33, 1.22),
-        Pair("2", "Llama2-13B", "Llama2-7B", 20, 100, "cutoff", 0.0, 64.7, 4.01, 3656.64, 1.16),
-        Pair("2", "Llama2-13B", "Llama2-7B", 30, 100, "cutoff", 18.76, 69.86, 9.17, 3579.21, 1.18),
-        Pair("2", "Llama2-13B", "Llama2-7B", 30, 300, "cutoff", 18.76, 69.86, 9.25, 10171.32, 1.19),
-        Pair("2", "Llama2-13B", "Llama2-7B", 40, 300, "cutoff", 62.74, 71.01, 10.4, 10068.97, 1.2),
-        Pair("2", "Llama2-13B", "Llama2-7B", 50, 300, "cutoff", 70.43, 71.09, 10.48, 10361.78, 1.17),
-        Pair("2", "Llama2-70B", "Llama2-7B", 30, 100, "cutoff", 18.84, 74.69, 14.0, 5600.38, 7.73),
-        Pair("2", "Llama2-70B", "Llama2-13B", 30, 100, "cutoff", 18.84, 76.16, 4.99, 6598.43, 6.56),
-        Pair("2", "Bloom-7B", "Bloom-3B", 20, 100, "cutoff", 0.0, 20.96, 0.08, 2395.36, 0.95),
-        Pair("2", "Bloom-7B", "Bloom-3B", 30, 100, "cutoff", 11.06, 20.63, -0.25, 2250.04, 1.01),
-        Pair("2", "Llama2-7B", "Bloom-3B", 30, 100, "cutoff", 21.86, 40.05, 19.17, 2134.58, 1.52),
-        Pair("2", "Llama2-13B", "Bloom-3B", 30, 100, "cutoff", 18.76, 41.2, 20.32, 2210.29, 1.92),
-        Pair("2", "Llama2-13B", "Bloom-7B", 30, 100, "cutoff", 18.76, 39.8, 18.01, 2405.2, 1.76),
+        PublishedPair("2", "Llama2-13B", "Llama2-7B", 10, 100, "cutoff", 0.0, 61.02, 0.33, 3472.33, 1.22),
+        PublishedPair("2", "Llama2-13B", "Llama2-7B", 20, 100, "cutoff", 0.0, 64.7, 4.01, 3656.64, 1.16),
+        PublishedPair("2", "Llama2-13B", "Llama2-7B", 30, 100, "cutoff", 18.76, 69.86, 9.17, 3579.21, 1.18),
+        PublishedPair("2", "Llama2-13B", "Llama2-7B", 30, 300, "cutoff", 18.76, 69.86, 9.25, 10171.32, 1.19),
+        PublishedPair("2", "Llama2-13B", "Llama2-7B", 40, 300, "cutoff", 62.74, 71.01, 10.4, 10068.97, 1.2),
+        PublishedPair("2", "Llama2-13B", "Llama2-7B", 50, 300, "cutoff", 70.43, 71.09, 10.48, 10361.78, 1.17),
+        PublishedPair("2", "Llama2-70B", "Llama2-7B", 30, 100, "cutoff", 18.84, 74.69, 14.0, 5600.38, 7.73),
+        PublishedPair("2", "Llama2-70B", "Llama2-13B", 30, 100, "cutoff", 18.84, 76.16, 4.99, 6598.43, 6.56),
+        PublishedPair("2", "Bloom-7B", "Bloom-3B", 20, 100, "cutoff", 0.0, 20.96, 0.08, 2395.36, 0.95),
+        PublishedPair("2", "Bloom-7B", "Bloom-3B", 30, 100, "cutoff", 11.06, 20.63, -0.25, 2250.04, 1.01),
+        PublishedPair("2", "Llama2-7B", "Bloom-3B", 30, 100, "cutoff", 21.86, 40.05, 19.17, 2134.58, 1.52),
+        PublishedPair("2", "Llama2-13B", "Bloom-3B", 30, 100, "cutoff", 18.76, 41.2, 20.32, 2210.29, 1.92),
+        PublishedPair("2", "Llama2-13B", "Bloom-7B", 30, 100, "cutoff", 18.76, 39.8, 18.01, 2405.2, 1.76),
     ),
 }
 
@@ -158,7 +158,7 @@ def alone(data: str, model: str, limit: int) -> float | None:
     return min(found, key=lambda one: abs((one.limit or limit) - limit)).accuracy if found else None
 
 
-def pairs(data: str, lengths: set[int]) -> Iterator[Pair]:
+def pairs(data: str, lengths: set[int]) -> Iterator[PublishedPair]:
     """Those with guidance of one of these lengths; all where none has."""
     found = [one for one in PAIRS[data] if one.m in lengths]
     yield from found or PAIRS[data]

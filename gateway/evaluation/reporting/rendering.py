@@ -14,9 +14,9 @@ from markupsafe import Markup
 from gateway.errors import StartupError
 from gateway.evaluation.reporting import drawing, tables
 from gateway.evaluation.reporting import wording as w
-from gateway.evaluation.reporting.beside import CAVEAT, Beside, beside
+from gateway.evaluation.reporting.beside import CAVEAT, PublishedComparison, beside
 from gateway.evaluation.reporting.excerpts import flips
-from gateway.evaluation.reporting.figure_parts import Figure, LeftOut
+from gateway.evaluation.reporting.figure_parts import Figure, OmittedFigure
 from gateway.evaluation.reporting.figures import figures
 from gateway.evaluation.reporting.plain_report import as_plain
 from gateway.evaluation.statistics import LEAST_QUESTIONS
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from gateway.evaluation.reporting.excerpts import Flips
-    from gateway.evaluation.reporting.report import Group, Section
-    from gateway.evaluation.reporting.tables import Table
+    from gateway.evaluation.reporting.report import ReportGroup, ReportSection
+    from gateway.evaluation.reporting.tables import ReportTable
 
 FIGURES = "figures"
 _BLANKS = re.compile(r"[^\S\u00a0]+")
@@ -36,7 +36,7 @@ _MARKDOWN = re.compile(r"([\\`*_{}\[\]#|~$!])")
 
 
 @dataclass(frozen=True, slots=True)
-class Chapter:
+class ReportChapter:
     """One run, as a page shows it: `facts` are what was run, `beside` the paper's figures or why there are none."""
 
     anchor: str
@@ -44,14 +44,14 @@ class Chapter:
     facts: tuple[tuple[str, str], ...]
     remarks: tuple[str, ...]
     headline: tuple[str, ...]
-    tables: tuple[Table, ...]
+    tables: tuple[ReportTable, ...]
     figures: tuple[Figure, ...]
-    left_out: tuple[LeftOut, ...]
+    left_out: tuple[OmittedFigure, ...]
     flips: tuple[Flips, ...]
-    beside: Beside | None
+    beside: PublishedComparison | None
 
 
-def write_report(sections: Sequence[Section], out: Path, seed: int) -> list[Path]:
+def write_report(sections: Sequence[ReportSection], out: Path, seed: int) -> list[Path]:
     """All files of a report; the first is the HTML. Raises StartupError where they cannot be written."""
     chapters = [_chapter(section, number) for number, section in enumerate(sections, 1)]
     overview = tables.overview(sections) if len(sections) > 1 else None
@@ -103,7 +103,7 @@ def _pages(*, autoescape: bool) -> Environment:
     return made
 
 
-def _chapter(section: Section, number: int) -> Chapter:
+def _chapter(section: ReportSection, number: int) -> ReportChapter:
     manifest = section.run.manifest
     drawn = list(figures(section, f"run{number}"))
     rows = section.rows
@@ -117,7 +117,7 @@ def _chapter(section: Section, number: int) -> Chapter:
         tables.stages(section),
         tables.events(rows),
     )
-    return Chapter(
+    return ReportChapter(
         anchor=f"run{number}",
         title=f"{manifest.data}: {manifest.teacher} over {manifest.student}",
         facts=tuple(_facts(section)),
@@ -125,13 +125,13 @@ def _chapter(section: Section, number: int) -> Chapter:
         headline=tuple(_headline(section)),
         tables=tuple(table for table in found if table is not None and table.rows),
         figures=tuple(one for one in drawn if isinstance(one, Figure)),
-        left_out=tuple(one for one in drawn if isinstance(one, LeftOut)),
+        left_out=tuple(one for one in drawn if isinstance(one, OmittedFigure)),
         flips=tuple(flips(section)),
         beside=beside(section),
     )
 
 
-def _facts(section: Section) -> Iterator[tuple[str, str]]:
+def _facts(section: ReportSection) -> Iterator[tuple[str, str]]:
     manifest = section.run.manifest
     yield "Folder", section.run.path.name
     yield "Data", f"{manifest.data}, {manifest.questions:,} questions (SHA-256 {manifest.data_sha256[:12]}\u2026)"
@@ -149,7 +149,7 @@ def _facts(section: Section) -> Iterator[tuple[str, str]]:
     yield "Begun", f"{begun:%Y-%m-%d %H:%M} UTC, gkt-gateway {manifest.version}"
 
 
-def _headline(section: Section) -> Iterator[str]:
+def _headline(section: ReportSection) -> Iterator[str]:
     for group in section.groups:
         alone = [
             f"{row.who} {w.percent(group.on_common(row).accuracy)}"
@@ -160,7 +160,7 @@ def _headline(section: Section) -> Iterator[str]:
         yield " ".join([f"{where}: {', '.join(alone) or 'only guided'}.", *_best(group)])
 
 
-def _best(group: Group) -> Iterator[str]:
+def _best(group: ReportGroup) -> Iterator[str]:
     row = group.best_row
     if group.one("teacher") is None:
         yield "No teacher was asked alone, so nothing can be said of what guidance saves."

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from gateway.evaluation.reporting.comparison import Comparison, compared, gap_closed, kept
-from gateway.evaluation.reporting.frontier import Point, best
+from gateway.evaluation.reporting.comparison import SettingComparison, compared, gap_closed, kept
+from gateway.evaluation.reporting.frontier import FrontierPoint, best
 from gateway.evaluation.reporting.labels import answered_by, asked_in_words, label
-from gateway.evaluation.reporting.times import StageTime, Times, stage_times, times
+from gateway.evaluation.reporting.times import QuestionTimes, StageTime, stage_times, times
 from gateway.evaluation.statistics import holm
 from gateway.evaluation.summary import reference, summaries, summarised
 
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
     from decimal import Decimal
 
     from gateway.evaluation.record import Example
-    from gateway.evaluation.reporting.comparison import Part
-    from gateway.evaluation.reporting.frontier import Best
+    from gateway.evaluation.reporting.comparison import ShareInterval
+    from gateway.evaluation.reporting.frontier import BestSetting
     from gateway.evaluation.run_records import RunRecords
     from gateway.evaluation.setting import Mode
-    from gateway.evaluation.summary import Summary
+    from gateway.evaluation.summary import SettingSummary
 
     Answers = Mapping[str, Example]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
+class MeasuredCost:
     """A setting's cost and tokens beside the teacher alone, on the questions that both answered.
 
     Attributes:
@@ -52,7 +52,7 @@ class Measured:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
+class ReportRow:
     """One setting.
 
     Attributes:
@@ -61,21 +61,21 @@ class Row:
         kept: the accuracy as a share of the teacher's; gap: the part of the way from the student to the teacher.
     """
 
-    summary: Summary
+    summary: SettingSummary
     label: str
     who: str
-    times: Times
-    student: Comparison | None = None
-    teacher: Comparison | None = None
+    times: QuestionTimes
+    student: SettingComparison | None = None
+    teacher: SettingComparison | None = None
     student_p: float | None = None
     teacher_p: float | None = None
-    kept: Part | None = None
-    gap: Part | None = None
-    measured: Measured | None = None
+    kept: ShareInterval | None = None
+    gap: ShareInterval | None = None
+    measured: MeasuredCost | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class ReportGroup:
     """The settings that were asked the same, the teacher and the student first.
 
     Attributes:
@@ -86,16 +86,16 @@ class Group:
     """
 
     title: str
-    rows: tuple[Row, ...]
-    common: Mapping[str, Summary]
-    best: Best | None
+    rows: tuple[ReportRow, ...]
+    common: Mapping[str, SettingSummary]
+    best: BestSetting | None
 
-    def on_common(self, row: Row) -> Summary:
+    def on_common(self, row: ReportRow) -> SettingSummary:
         """Its summary on the common questions; on its own where it is none of them."""
         return self.common.get(row.summary.name, row.summary)
 
     @property
-    def comparable(self) -> list[Row]:
+    def comparable(self) -> list[ReportRow]:
         """The rows of `common`."""
         return [row for row in self.rows if row.summary.name in self.common]
 
@@ -104,45 +104,45 @@ class Group:
         """How many are common."""
         return next((summary.n for summary in self.common.values()), 0)
 
-    def one(self, mode: Mode) -> Row | None:
+    def one(self, mode: Mode) -> ReportRow | None:
         """The teacher or the student alone."""
         return next((row for row in self.rows if row.summary.mode == mode), None)
 
     @property
-    def guided(self) -> list[Row]:
+    def guided(self) -> list[ReportRow]:
         return [row for row in self.rows if row.summary.mode == "guided"]
 
     @property
-    def best_row(self) -> Row | None:
+    def best_row(self) -> ReportRow | None:
         return next((row for row in self.rows if self.best is not None and row.summary.name == self.best.name), None)
 
     @property
-    def points(self) -> list[Point]:
+    def points(self) -> list[FrontierPoint]:
         """In the plane of cost and accuracy."""
         return [points(summary) for summary in self.common.values()]
 
 
 @dataclass(frozen=True, slots=True)
-class Section:
+class ReportSection:
     """One run."""
 
     run: RunRecords
     answers: Mapping[str, Answers]
-    groups: tuple[Group, ...]
+    groups: tuple[ReportGroup, ...]
     stages: tuple[StageTime, ...]
     labels: Mapping[str, str]
 
     @property
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[ReportRow]:
         return [row for group in self.groups for row in group.rows]
 
 
-def points(summary: Summary) -> Point:
+def points(summary: SettingSummary) -> FrontierPoint:
     """A setting in the plane of cost and accuracy."""
-    return Point(summary.name, summary.mode, summary.cost_per_answer, summary.accuracy)
+    return FrontierPoint(summary.name, summary.mode, summary.cost_per_answer, summary.accuracy)
 
 
-def section(run: RunRecords, seed: int) -> Section:
+def section(run: RunRecords, seed: int) -> ReportSection:
     """Compare all settings of a run. The same seed gives the same intervals."""
     answers: dict[str, dict[str, Example]] = {}
     for one in run.examples:
@@ -155,12 +155,14 @@ def section(run: RunRecords, seed: int) -> Section:
     adjusted = list(_adjusted(rows))
     stages = tuple(stage_times(run.stages))
     labels = {row.summary.name: row.label for row in adjusted}
-    return Section(run, answers, tuple(_groups(adjusted, answers)), stages, labels)
+    return ReportSection(run, answers, tuple(_groups(adjusted, answers)), stages, labels)
 
 
-def _row(summary: Summary, among: Sequence[Summary], answers: Mapping[str, Answers], run: RunRecords, seed: int) -> Row:
+def _row(
+    summary: SettingSummary, among: Sequence[SettingSummary], answers: Mapping[str, Answers], run: RunRecords, seed: int
+) -> ReportRow:
     own = answers[summary.name]
-    row = Row(summary=summary, label="", who="", times=times(summary, run.stages))
+    row = ReportRow(summary=summary, label="", who="", times=times(summary, run.stages))
     student, teacher = (reference(summary, mode, among) for mode in ("student", "teacher"))
     if summary.mode != "student" and student is not None:
         row = replace(row, student=compared(own, answers[student.name]))
@@ -177,14 +179,16 @@ def _row(summary: Summary, among: Sequence[Summary], answers: Mapping[str, Answe
     return row
 
 
-def _measured(summary: Summary, own: Answers, teacher: Summary, taught: Answers, run: RunRecords) -> Measured | None:
+def _measured(
+    summary: SettingSummary, own: Answers, teacher: SettingSummary, taught: Answers, run: RunRecords
+) -> MeasuredCost | None:
     shared = [question for question in own if question in taught]
     if not shared:
         return None
     here = summarised(summary.setting, [own[question] for question in shared])
     alone = summarised(teacher.setting, [taught[question] for question in shared])
     wrote = alone.teacher_output_tokens
-    return Measured(
+    return MeasuredCost(
         n=len(shared),
         cost_usd=here.cost_usd,
         teacher_usd=alone.cost_usd,
@@ -193,7 +197,7 @@ def _measured(summary: Summary, own: Answers, teacher: Summary, taught: Answers,
     )
 
 
-def _adjusted(rows: Sequence[Row]) -> Iterator[Row]:
+def _adjusted(rows: Sequence[ReportRow]) -> Iterator[ReportRow]:
     """With Holm's p among all guided settings of the run: one family against the student, one against the teacher."""
     against: dict[str, dict[str, float]] = {}
     for mode in ("student", "teacher"):
@@ -208,8 +212,8 @@ def _adjusted(rows: Sequence[Row]) -> Iterator[Row]:
         yield replace(row, student_p=against["student"].get(name), teacher_p=against["teacher"].get(name))
 
 
-def _groups(rows: Sequence[Row], answers: Mapping[str, Answers]) -> Iterator[Group]:
-    by_asked: dict[object, list[Row]] = {}
+def _groups(rows: Sequence[ReportRow], answers: Mapping[str, Answers]) -> Iterator[ReportGroup]:
+    by_asked: dict[object, list[ReportRow]] = {}
     for row in rows:
         by_asked.setdefault(row.summary.asked, []).append(row)
     order = ("teacher", "student", "guided")
@@ -217,10 +221,10 @@ def _groups(rows: Sequence[Row], answers: Mapping[str, Answers]) -> Iterator[Gro
         some.sort(key=lambda row: order.index(row.summary.mode))
         common = _common(some, answers)
         found = best([points(summary) for summary in common.values()])
-        yield Group(asked_in_words(some[0].summary.setting), tuple(some), common, found)
+        yield ReportGroup(asked_in_words(some[0].summary.setting), tuple(some), common, found)
 
 
-def _common(rows: Sequence[Row], answers: Mapping[str, Answers]) -> dict[str, Summary]:
+def _common(rows: Sequence[ReportRow], answers: Mapping[str, Answers]) -> dict[str, SettingSummary]:
     """By name, those with at least half of the most questions, on the questions that all of these answered."""
     most = max(row.summary.n for row in rows)
     enough = [row for row in rows if 2 * row.summary.n >= most]

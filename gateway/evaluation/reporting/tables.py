@@ -10,15 +10,15 @@ from gateway.evaluation.reporting import wording as w
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gateway.evaluation.reporting.comparison import Comparison
-    from gateway.evaluation.reporting.report import Row, Section
+    from gateway.evaluation.reporting.comparison import SettingComparison
+    from gateway.evaluation.reporting.report import ReportRow, ReportSection
 
 
 _NO_TEACHER = "no teacher to compare with"
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
+class ReportTable:
     """Cells are text as it is; whoever shows them escapes. The first of a row names it.
 
     note: how to read it; empty where it needs none.
@@ -30,9 +30,9 @@ class Table:
     note: str = ""
 
 
-def accuracy(rows: Sequence[Row]) -> Table:
+def accuracy(rows: Sequence[ReportRow]) -> ReportTable:
     """How often each was right, and how near that is to the teacher."""
-    return Table(
+    return ReportTable(
         "Accuracy",
         ("setting", "n", "right", "accuracy", "95 %", "guidance alone", "kept of the teacher's", "gap closed"),
         tuple(
@@ -54,7 +54,7 @@ def accuracy(rows: Sequence[Row]) -> Table:
     )
 
 
-def comparisons(rows: Sequence[Row]) -> Table:
+def comparisons(rows: Sequence[ReportRow]) -> ReportTable:
     """Each against the student and the teacher alone."""
     found = [
         (row.label, against, *_compared(comparison, holm))
@@ -65,7 +65,7 @@ def comparisons(rows: Sequence[Row]) -> Table:
         )
         if comparison is not None
     ]
-    return Table(
+    return ReportTable(
         "Against the student and the teacher alone",
         (
             "setting",
@@ -85,9 +85,9 @@ def comparisons(rows: Sequence[Row]) -> Table:
     )
 
 
-def tokens(rows: Sequence[Row]) -> Table:
+def tokens(rows: Sequence[ReportRow]) -> ReportTable:
     """What was read and written for one answer."""
-    return Table(
+    return ReportTable(
         "Tokens",
         (
             "setting",
@@ -114,9 +114,9 @@ def tokens(rows: Sequence[Row]) -> Table:
     )
 
 
-def lengths(rows: Sequence[Row]) -> Table:
+def lengths(rows: Sequence[ReportRow]) -> ReportTable:
     """What m was chosen, by what, where a rule chooses it for each question."""
-    return Table(
+    return ReportTable(
         "Chosen lengths",
         ("setting", "chosen by", "m", "questions"),
         tuple(
@@ -128,9 +128,9 @@ def lengths(rows: Sequence[Row]) -> Table:
     )
 
 
-def money(rows: Sequence[Row]) -> Table:
+def money(rows: Sequence[ReportRow]) -> ReportTable:
     """What one answer cost, and what the teacher alone would have cost."""
-    return Table(
+    return ReportTable(
         "Cost in USD per 1,000 answers",
         (
             "setting",
@@ -150,11 +150,11 @@ def money(rows: Sequence[Row]) -> Table:
     )
 
 
-def waits(rows: Sequence[Row]) -> Table | None:
+def waits(rows: Sequence[ReportRow]) -> ReportTable | None:
     """How long one answer took; None where nothing is known of it."""
     if all(row.times.teacher_wait_s is row.times.student_wait_s is row.times.total_s is None for row in rows):
         return None
-    return Table(
+    return ReportTable(
         "Seconds per answer",
         (
             "setting",
@@ -185,11 +185,11 @@ def waits(rows: Sequence[Row]) -> Table | None:
     )
 
 
-def stages(section: Section) -> Table | None:
+def stages(section: ReportSection) -> ReportTable | None:
     """What was measured of the stages; None where nothing was."""
     if not section.stages:
         return None
-    return Table(
+    return ReportTable(
         "Stages as they ran",
         ("setting", "stage", "asked at once", "sittings", "calls", "wall seconds", "seconds per call"),
         tuple(
@@ -209,9 +209,9 @@ def stages(section: Section) -> Table | None:
     )
 
 
-def events(rows: Sequence[Row]) -> Table:
+def events(rows: Sequence[ReportRow]) -> ReportTable:
     """What happened that is not an answer as meant."""
-    return Table(
+    return ReportTable(
         "What happened",
         ("setting", "answered", "unguided", "errors", "cut for length"),
         tuple(
@@ -229,7 +229,7 @@ def events(rows: Sequence[Row]) -> Table:
     )
 
 
-def overview(sections: Sequence[Section]) -> Table:
+def overview(sections: Sequence[ReportSection]) -> ReportTable:
     """One row for each run and way to ask, with its best guided setting."""
     found = []
     for section in sections:
@@ -248,7 +248,7 @@ def overview(sections: Sequence[Section]) -> Table:
                     w.percent(None if row is None or row.measured is None else row.measured.cost_share),
                 )
             )
-    return Table(
+    return ReportTable(
         "All runs",
         (
             "run",
@@ -267,7 +267,7 @@ def overview(sections: Sequence[Section]) -> Table:
     )
 
 
-def _compared(found: Comparison, holm: float | None) -> tuple[str, ...]:
+def _compared(found: SettingComparison, holm: float | None) -> tuple[str, ...]:
     return (
         f"{found.n:,}",
         w.points(found.difference),
@@ -279,16 +279,16 @@ def _compared(found: Comparison, holm: float | None) -> tuple[str, ...]:
     )
 
 
-def _opening(row: Row) -> float | None:
+def _opening(row: ReportRow) -> float | None:
     return None if row.summary.opening_correct is None else row.summary.opening_correct / row.summary.n
 
 
-def _tokens(row: Row, role: str) -> str:
+def _tokens(row: ReportRow, role: str) -> str:
     read, wrote = (getattr(row.summary, f"{role}_{way}_tokens") for way in ("input", "output"))
     return f"{w.mean(read, row.summary.n)} + {w.mean(wrote, row.summary.n)}" if read or wrote else w.NONE
 
 
-def _money(row: Row) -> tuple[str, ...]:
+def _money(row: ReportRow) -> tuple[str, ...]:
     own, beside = row.summary, row.measured
     measured = (w.NONE, w.NONE, w.NONE)
     if beside is not None:

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gateway.evaluation.record import Stage
-    from gateway.evaluation.summary import Summary
+    from gateway.evaluation.record import StageRecord
+    from gateway.evaluation.summary import SettingSummary
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Times:
+class QuestionTimes:
     """Seconds of one question, the mean over those that have them; None where nothing is known.
 
     Attributes:
@@ -55,7 +55,7 @@ class Times:
             return None
         return None if taught is None and told is None else (taught or 0.0, told or 0.0)
 
-    def speed_up(self, over: Times) -> float | None:
+    def speed_up(self, over: QuestionTimes) -> float | None:
         """How many times as fast as `over`: in a live run as callers saw it, else by the time the engines were kept."""
         own, other = (self.total_s, over.total_s) if self.total_s is not None else (self.kept_s, over.kept_s)
         return other / own if own and other else None
@@ -77,13 +77,13 @@ class StageTime:
         return self.seconds / self.calls if self.calls else None
 
 
-def times(summary: Summary, stages: Sequence[Stage]) -> Times:
+def times(summary: SettingSummary, stages: Sequence[StageRecord]) -> QuestionTimes:
     """Of one setting."""
     teacher = None if summary.mode == "student" else _concurrency("teacher", summary.name, stages)
     student = None if summary.mode == "teacher" else _concurrency("student", summary.name, stages)
     n = summary.n
     # The mean is over those that asked at all; a question that the teacher answered kept no student.
-    return Times(
+    return QuestionTimes(
         teacher_wait_s=_per_question(summary.teacher_s, summary.teacher_timed, n),
         student_wait_s=_per_question(summary.student_s, summary.student_timed, n),
         teacher_at=teacher,
@@ -92,9 +92,9 @@ def times(summary: Summary, stages: Sequence[Stage]) -> Times:
     )
 
 
-def stage_times(stages: Sequence[Stage]) -> list[StageTime]:
+def stage_times(stages: Sequence[StageRecord]) -> list[StageTime]:
     """In the order in which they first came."""
-    found: dict[tuple[str, str, int], list[Stage]] = {}
+    found: dict[tuple[str, str, int], list[StageRecord]] = {}
     for stage in stages:
         found.setdefault((stage.stage, stage.setting, stage.concurrency), []).append(stage)
     return [
@@ -110,7 +110,7 @@ def stage_times(stages: Sequence[Stage]) -> list[StageTime]:
     ]
 
 
-def _concurrency(stage: str, setting: str, stages: Sequence[Stage]) -> int | None:
+def _concurrency(stage: str, setting: str, stages: Sequence[StageRecord]) -> int | None:
     """That of most calls of the stage: this setting's, or where it made none, any setting's.
 
     Guidance of a shorter length is cut from a longer one's, and made no call of its own.

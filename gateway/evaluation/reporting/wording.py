@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from decimal import Decimal
 
-    from gateway.evaluation.reporting.comparison import Part
+    from gateway.evaluation.reporting.comparison import ShareInterval
     from gateway.evaluation.statistics import Interval
 
 NONE = "-"
@@ -43,7 +43,7 @@ def point_range(interval: Interval | None) -> str:
     return NONE if interval is None else f"{points(interval.low)} to {points(interval.high)}"
 
 
-def part(of: Part | None) -> str:
+def part(of: ShareInterval | None) -> str:
     """With its interval, where it has one."""
     if of is None:
         return NONE

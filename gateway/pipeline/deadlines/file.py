@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import structlog
 
-from gateway.pipeline.deadlines.times import Measured
+from gateway.pipeline.deadlines.times import MeasuredTime
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,10 +27,10 @@ _MAX_BYTES = 1_000_000
 
 
 class _File(msgspec.Struct, frozen=True):
-    measured: tuple[Measured, ...]
+    measured: tuple[MeasuredTime, ...]
 
 
-def read_times(folder: Path) -> tuple[Measured, ...]:
+def read_times(folder: Path) -> tuple[MeasuredTime, ...]:
     """Return what was measured last; nothing if the file is missing or cannot be read."""
     try:
         with (folder / NAME).open("rb") as file:
@@ -39,7 +39,7 @@ def read_times(folder: Path) -> tuple[Measured, ...]:
         return ()
 
 
-def write_times(folder: Path, measured: tuple[Measured, ...]) -> None:
+def write_times(folder: Path, measured: tuple[MeasuredTime, ...]) -> None:
     """Replace the file. Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
     unfinished = folder / f"{NAME}.new"

@@ -33,7 +33,7 @@ Class: TypeAlias = tuple[str, str, int]
 """A tenant, a teacher and the number of bits of the token count: 33 to 63 tokens are one class."""
 
 
-class Measured(msgspec.Struct, frozen=True):
+class MeasuredTime(msgspec.Struct, frozen=True):
     """The 95th percentile of one class of the fleet.
 
     Attributes:
@@ -54,7 +54,7 @@ class GuidanceTimes:
         before: what the process before this one measured.
     """
 
-    def __init__(self, clock: Callable[[], float], before: tuple[Measured, ...] = ()) -> None:
+    def __init__(self, clock: Callable[[], float], before: tuple[MeasuredTime, ...] = ()) -> None:
         self._clock = clock
         self._before = {_class_of(FLEET, one.teacher, one.tokens): one for one in before}
         self._seen: OrderedDict[Class, deque[tuple[float, float]]] = OrderedDict()
@@ -92,10 +92,12 @@ class GuidanceTimes:
         fleet_s = self.p95_s(teacher, tokens) if count < ENOUGH else None
         return max((found for found in (own_s, fleet_s) if found is not None), default=None)
 
-    def measured(self) -> tuple[Measured, ...]:
+    def measured(self) -> tuple[MeasuredTime, ...]:
         """Return all classes of the fleet with enough times, those of the process before this one included."""
-        found: Mapping[Class, Measured] = self._before | {
-            (tenant, teacher, bits): Measured(teacher, 2**bits - 1, self.p95_s(teacher, 2**bits - 1) or 0.0, len(seen))
+        found: Mapping[Class, MeasuredTime] = self._before | {
+            (tenant, teacher, bits): MeasuredTime(
+                teacher, 2**bits - 1, self.p95_s(teacher, 2**bits - 1) or 0.0, len(seen)
+            )
             for (tenant, teacher, bits), seen in self._seen.items()
             if tenant == FLEET and len(seen) >= ENOUGH
         }

@@ -18,7 +18,7 @@ from gateway.pipeline.deadlines.times import (
     MAX_CLASSES,
     WINDOW,
     GuidanceTimes,
-    Measured,
+    MeasuredTime,
     as_duration,
     recommended_s,
 )
@@ -179,7 +179,7 @@ def test_a_new_process_starts_from_the_times_of_the_one_before(tmp_path: Path) -
     for _ in range(ENOUGH):
         times.add("big", 40, 1.0)
     assert times.p95_s("big", 40) == 1.0
-    assert times.measured() == (Measured("big", 63, 1.0, ENOUGH),)
+    assert times.measured() == (MeasuredTime("big", 63, 1.0, ENOUGH),)
 
 
 def test_one_tenants_times_do_not_set_another_tenants_deadline() -> None:
