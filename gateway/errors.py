@@ -339,9 +339,9 @@ class EngineOverloaded(EngineError):
 
 
 class CircuitOpen(EngineError):
-    label = "engine_resting"
+    label = "engine_circuit_open"
     status = 503
-    code = "engine_resting"
+    code = "engine_circuit_open"
     retry = True
 
     def __init__(self, message: str, *, engine: str, retry_after_s: float) -> None:
@@ -401,8 +401,8 @@ class EngineFailed(EngineError):
 
 
 class EngineProtocolError(EngineError):
-    label = "engine_garbled"
-    code = "engine_garbled"
+    label = "engine_protocol_error"
+    code = "engine_protocol_error"
 
 
 class StartupError(GatewayError):

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from tests.fault_engine import Play
 
 UNREACHABLE, TIMEOUT, OVERLOADED = "engine_unreachable", "engine_timeout", "engine_overloaded"
-REJECTED, FAILED, GARBLED = "engine_rejected", "engine_failed", "engine_garbled"
+REJECTED, FAILED, GARBLED = "engine_rejected", "engine_failed", "engine_protocol_error"
 OK = "ok"
 
 

@@ -190,7 +190,7 @@ class Spooler:
             brought = await self._ledger.settle(owner, settled)
             if brought.replaced:
                 log.warning("abandoned_replaced", ids=brought.replaced)
-            self._metrics.spool_told.labels(whose).inc(len(settled))
+            self._metrics.spool_replayed.labels(whose).inc(len(settled))
             if whose == "own":
                 self._store.told_from_spool([one.receipt.id for one in settled])
         await asyncio.to_thread(spool.tick_off, [line for line in lines if line.spooled is not None])

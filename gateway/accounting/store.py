@@ -329,7 +329,7 @@ class ReceiptStore:
             again += self._again.pop(one.receipt.id, None) is not None
             self._taken.append((now, one))
         if again:
-            self._metrics.receipts_retold.inc(again)
+            self._metrics.receipts_resent.inc(again)
         # By what the watch knows: until it has asked, Redis may be another one that forgot.
         while self._taken and self._taken[0][0] < self._redis.same_at - REMEMBERED_S:
             self._taken.popleft()

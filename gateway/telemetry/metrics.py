@@ -335,8 +335,8 @@ class Metrics:
             "Receipts dropped because too many were waiting for Redis, or in Redis for a usage worker.",
             registry=registry,
         )
-        self.receipts_retold = Counter(
-            "gkt_receipts_retold",
+        self.receipts_resent = Counter(
+            "gkt_receipts_resent",
             "Receipts told again to a Redis that was started anew, in case it had forgotten them.",
             registry=registry,
         )
@@ -351,8 +351,8 @@ class Metrics:
         )
         self.spooled = Counter("gkt_spooled", "Receipts written to a spool.", registry=registry)
         self.spool_failures = Counter("gkt_spool_failures", "Writes to a spool that failed.", registry=registry)
-        self.spool_told = Counter(
-            "gkt_spool_told",
+        self.spool_replayed = Counter(
+            "gkt_spool_replayed",
             "Receipts of spools that were told to Redis, by whose spool it was: own, dead.",
             ("spool",),
             registry=registry,
@@ -497,7 +497,7 @@ class Metrics:
         for result in ("made", "unscored", "failed", "refused", "over_budget", "dropped"):
             self.quality_samples.labels(result)
         for spool in ("own", "dead"):
-            self.spool_told.labels(spool)
+            self.spool_replayed.labels(spool)
         self.steps_delayed.labels(ANONYMOUS)
         self.refused.labels("overloaded")
 

@@ -30,7 +30,13 @@ from tests.usage.previous_version import previous_bytes
         ),
         *(
             ("teacher_unavailable", {"mode": "student", "unguided": why})
-            for why in ("teacher_late", "teacher_resting", "teacher_unreachable", "queue_full", "ticket_unreadable")
+            for why in (
+                "teacher_late",
+                "teacher_circuit_open",
+                "teacher_unreachable",
+                "queue_full",
+                "ticket_unreadable",
+            )
         ),
         ("teacher_unavailable", {"mode": "edge", "unguided": "teacher_late"}),
         ("teacher_unavailable", {"mode": "edge", "unguided": "offline"}),

@@ -146,7 +146,7 @@ async def test_what_memory_has_no_room_for_is_told_out_of_the_spool(
         await server.start()
         await until(lambda: ann.value("gkt_spool_receipts") == 0 and ann.value("gkt_receipts_waiting") == 0, 10)
         assert await in_redis(server.url, keys) == (ids(told), ids(told))
-        assert (ann.value("gkt_receipts_lost_total"), ann.value("gkt_spool_told_total", spool="own")) == (0, 180)
+        assert (ann.value("gkt_receipts_lost_total"), ann.value("gkt_spool_replayed_total", spool="own")) == (0, 180)
         assert not ann.store.has_spooled
 
 
@@ -167,7 +167,7 @@ async def test_the_spool_of_a_dead_process_is_told_by_the_next_and_its_intents_a
             await ann.die()
         await server.start()
         async with a_process(server.url, tmp_path, "bob", keys) as bob, Redis.from_url(server.url) as redis:
-            await until(lambda: bob.value("gkt_spool_told_total", spool="dead") == 6, 10)
+            await until(lambda: bob.value("gkt_spool_replayed_total", spool="dead") == 6, 10)
             await until(lambda: not ann.file.exists())
             assert await in_redis(server.url, keys) == (ids(told), ids(told))
             assert await redis.hlen(keys.intents("acme", "ann")) == 0
@@ -182,7 +182,7 @@ async def test_a_living_processs_spool_is_its_own(tmp_path: Path, monkeypatch: p
         await until(lambda: ann.value("gkt_spool_receipts") == 1)
         async with a_process(other.url, tmp_path, "bob", keys) as bob:
             await asyncio.sleep(0.3)
-            assert bob.value("gkt_spool_told_total", spool="dead") == 0
+            assert bob.value("gkt_spool_replayed_total", spool="dead") == 0
         assert ann.lines() == [one.id]
 
 
@@ -250,7 +250,7 @@ async def test_lines_of_a_newer_version_are_kept_for_somebody_to_look_at(redis_u
     spool.append([b'{"owner": "ann", "receipt": {"id": "of-2030"}}\n', SpoolEntry("ann", one).to_line()], 1_000_000)
     spool.close(remove=False)
     async with a_process(redis_url, tmp_path, "bob", keys) as bob:
-        await until(lambda: bob.value("gkt_spool_told_total", spool="dead") == 1)
+        await until(lambda: bob.value("gkt_spool_replayed_total", spool="dead") == 1)
         await until(lambda: (tmp_path / "ann.unreadable").exists())
     assert b"of-2030" in (tmp_path / "ann.unreadable").read_bytes()
     assert await in_redis(redis_url, keys) == ([one.id], [one.id])
@@ -264,7 +264,7 @@ async def test_a_spool_that_cannot_be_opened_keeps_no_other_from_being_told(redi
     spool.append([SpoolEntry("ann", one).to_line()], 1_000_000)
     spool.close(remove=False)
     async with a_process(redis_url, tmp_path, "bob", keys) as bob:
-        await until(lambda: bob.value("gkt_spool_told_total", spool="dead") == 1)
+        await until(lambda: bob.value("gkt_spool_replayed_total", spool="dead") == 1)
         assert bob.value("gkt_spool_failures_total") == 1
     assert await in_redis(redis_url, keys) == ([one.id], [one.id])
 
@@ -310,7 +310,7 @@ async def test_what_a_restarted_redis_forgot_is_told_again_and_what_it_kept_coun
         with log.open("r+b") as file:
             file.truncate(kept)
         await server.start()
-        await until(lambda: ann.value("gkt_receipts_retold_total") == 10, 10)
+        await until(lambda: ann.value("gkt_receipts_resent_total") == 10, 10)
         assert await in_redis(server.url, keys) == (ids(told), ids(told))
 
 

@@ -161,7 +161,7 @@ def test_the_normal_case_for_comparison(world: World) -> None:
         (status(424, {"error": "oops", "error_type": "generation"}), "teacher_failed"),
         (status(500, {"error": "oops"}), "teacher_failed"),
         (status(401, {"error": "who"}), "teacher_rejected"),
-        (status(200, {"no": "choices"}), "teacher_garbled"),
+        (status(200, {"no": "choices"}), "teacher_protocol_error"),
         (hang, "teacher_late"),
         (says("   ", "stop"), "guidance_empty"),
         (says("Unfinished", "length"), "guidance_empty"),

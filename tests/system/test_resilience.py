@@ -263,7 +263,7 @@ def test_no_teacher_is_called_while_every_student_rests(world: World) -> None:
     assert len(world.teacher.asked) == 2
     for stream in (False, True):
         refused = world.ask("guided-down", stream=stream)
-        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "engine_resting")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "engine_circuit_open")
         assert int(refused.headers["Retry-After"]) > 1
         assert world.receipt(refused)["cost_usd"] == "0"
     assert len(world.teacher.asked) == 2
@@ -318,7 +318,7 @@ def test_a_student_that_keeps_failing_is_left_alone_tried_and_taken_back(world: 
     world.first.behave = answers(500)
     assert [world.ask("fragile").json()["error"]["code"] for _ in range(3)] == ["engine_failed"] * 3
     refused = world.ask("fragile")
-    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "engine_resting")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "engine_circuit_open")
     assert refused.headers["Retry-After"] in {"1", "2", "3"}
     assert len(world.first.asked) == 3, "it was not called"
     assert world.detail("fragile")["breaker"] == "open"

@@ -123,7 +123,7 @@ async def test_a_killed_redis_while_the_gateways_live(
                 await asyncio.sleep(dice.uniform(0, 2))
                 await world.server.start()
             await world.answer(20)
-        told_again = world.figure("gkt_receipts_retold_total")
+        told_again = world.figure("gkt_receipts_resent_total")
         await world.accounted(seed=_SEED, killed="Redis, 4 times", cut_bytes=cut, told_again=int(told_again))
         assert (cut > 0) == power_cut
         assert told_again > 0

@@ -256,9 +256,9 @@ def test_a_stream_that_broke_after_its_first_word_has_failed_though_its_status_w
     trace = world.collector.trace_of(answer.headers["x-request-id"])
     assert trace.root.failed
     assert facts(trace.root, "error.type", "http.response.status_code") == {
-        "error.type": "engine_garbled", "http.response.status_code": 200
+        "error.type": "engine_protocol_error", "http.response.status_code": 200
     }  # fmt: skip
-    assert trace.named("chat small-1").attributes["error.type"] == "engine_garbled"
+    assert trace.named("chat small-1").attributes["error.type"] == "engine_protocol_error"
 
 
 def test_a_caller_who_left_is_named_and_is_nobodys_fault(world: World) -> None:

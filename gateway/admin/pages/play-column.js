@@ -12,7 +12,7 @@ const ENGINE_FAILED = 500;
 /** Why an answer went without guidance, in words; what is not here is shown as the receipt has it. */
 const UNGUIDED = {
   teacher_late: "the teacher was too late for this route's deadline",
-  teacher_resting: "the teacher rests after failures",
+  teacher_circuit_open: "the teacher rests after failures",
   teacher_unreachable: "the teacher cannot be reached",
   teacher_failed: "the teacher failed",
   teacher_overloaded: "the teacher is overloaded",
