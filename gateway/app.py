@@ -239,12 +239,12 @@ async def gateway(
         finisher = StudentCall(engines, metrics, retry_budgets)
         quality = QualityStore(redis.commands, redis_keys)
         completions = Completions(
-            guide=guide,
-            finisher=finisher,
+            teacher_call=guide,
+            student_call=finisher,
             shadows=ShadowRequests(
-                guide, finisher, admission, metrics, tasks, most=most_shadows(settings), tracing=tracing
+                guide, finisher, admission, metrics, tasks, max_in_flight=most_shadows(settings), tracing=tracing
             ),
-            guard=QualitySampler(
+            quality_sampler=QualitySampler(
                 finisher,
                 admission,
                 ledger,
@@ -252,7 +252,7 @@ async def gateway(
                 redis,
                 metrics,
                 tasks,
-                most=most_compared(settings),
+                max_in_flight=most_compared(settings),
                 tracing=tracing,
             ),
             admission=admission,
@@ -290,7 +290,7 @@ async def gateway(
             engines=engines, admission=admission, ledger=ledger, metrics=metrics, budgets=retry_budgets
         )
         public[keys.HANDOVER] = EdgeGuidancePipeline(
-            guide=guide, admission=admission, ledger=ledger, close_within_s=receipts.ttl_s
+            teacher_call=guide, admission=admission, ledger=ledger, close_within_s=receipts.ttl_s
         )
         public[keys.EDGE_ACCOUNTS] = EdgeReports(
             redis,

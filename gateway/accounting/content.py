@@ -9,7 +9,7 @@ import json
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
-from gateway.protocol.messages import words
+from gateway.protocol.messages import text_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -81,7 +81,7 @@ def _said(choice: Json) -> Iterator[tuple[str, str]]:
     said = choice.get("delta") or choice.get("message") or {}
     if isinstance(thought := said.get("reasoning_content") or said.get("reasoning"), str):
         yield "thinks", thought
-    if text := words(said.get("content")) or choice.get("text"):
+    if text := text_of(said.get("content")) or choice.get("text"):
         yield "answers", text
     if isinstance(refusal := said.get("refusal"), str):
         yield "refuses", refusal

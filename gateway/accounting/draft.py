@@ -287,7 +287,7 @@ class ReceiptBuilder(msgspec.Struct):
             return ""
         repeats_prompt = isinstance(self.request, TextRequest) and bool(self.request.body.get("echo"))
         shown = None if repeats_prompt else len(self.opening) if call is self.student else 0
-        return usage_error(call, bound, choices=self.request.drafts, shown_chars=shown)
+        return usage_error(call, bound, choices=self.request.generated_choices, shown_chars=shown)
 
     def facts(self) -> Json:
         """What is known when a stream begins; the names are those of `Receipt.facts`."""

@@ -86,9 +86,9 @@ def worst_case(
     Args:
         max_output: the largest answer of an engine, for a request without a limit.
     """
-    guidance, limit, drafts = plan.guidance, plan.max_tokens, asked.drafts
+    guidance, limit, drafts = plan.guidance, plan.max_tokens, asked.generated_choices
     likely_read = max(1, asked.size_bytes // _BYTES_PER_TOKEN)
-    read = asked.size_bytes + _AROUND_A_PROMPT_TOKENS + TOKENS_PER_PART * asked.pictures
+    read = asked.size_bytes + _AROUND_A_PROMPT_TOKENS + TOKENS_PER_PART * asked.non_text_parts
     likely = likely_read + (_LIKELY_TOKENS if limit is None else limit) * drafts
     teacher: EngineShare | None = None
     more: list[EngineShare] = []

@@ -79,7 +79,7 @@ async def run_playground(request: web.Request) -> web.StreamResponse:
         int(time.time()),
         request[STARTED],
         NO_HEADERS,
-        wanted=wish.wanted(request.app[POLICIES].book.projections),
+        route_override=wish.wanted(request.app[POLICIES].book.projections),
     )
     parts = request.app[COMPLETIONS].stream(visit, asked, MarkedRelay)
     with reads(request) as reading, _Presence(request):
@@ -136,7 +136,7 @@ async def _as_events(
     status, end = "ok", DONE
     async with aclosing(parts):
         try:
-            async with request.app[ADMISSION].until_cut():
+            async with request.app[ADMISSION].cancel_on_drain():
                 async for part in parts:
                     if isinstance(part, ReceiptBuilder):
                         draft, response = part, await begin(request, part)
@@ -152,7 +152,7 @@ async def _as_events(
                 log.exception("stream_broke", id=request[REQUEST_ID])
                 error = internal_error(request[REQUEST_ID])
             # What the receipt says, too: the path heard of a cut as of a caller who is gone.
-            status = "shutdown" if request.app[ADMISSION].cutting else error.label
+            status = "shutdown" if request.app[ADMISSION].cancelling else error.label
             end = b""
             await send(response, event(error_body(error)), reading)
     assert response is not None

@@ -33,10 +33,10 @@ _Asked_contra = TypeVar("_Asked_contra", bound=ChatRequest | TextRequest, contra
 class CompletionPipeline(Protocol[_Asked_contra]):
     """What makes a reply of a checked request, whole or in parts."""
 
-    async def answer(self, visit: RequestContext, asked: _Asked_contra) -> Answer: ...
+    async def answer(self, visit: RequestContext, asked: _Asked_contra, /) -> Answer: ...
 
     def stream(
-        self, visit: RequestContext, asked: _Asked_contra
+        self, visit: RequestContext, asked: _Asked_contra, /
     ) -> AsyncGenerator[ReceiptBuilder | list[Json], None]: ...
 
 
@@ -65,13 +65,13 @@ async def answered(
         steps=connection_of(request),
     )
     request[ALLOWANCE] = visit.allowance
-    request[OPENED] = visit.opened
+    request[OPENED] = visit.state
     if asked.stream:
         with reads(request) as reading:
             return await as_events(request, path.stream(visit, asked), reading)
-    async with request.app[ADMISSION].until_cut():
+    async with request.app[ADMISSION].cancel_on_drain():
         answer = await path.answer(visit, asked)
-    require_caller(visit.opened)
+    require_caller(visit.state)
     return web.Response(
         body=await encoded(answer.body),
         content_type="application/json",

@@ -24,10 +24,10 @@ async def embeddings(request: web.Request) -> web.StreamResponse:
     asked = await read_parsed(request, caller, parse_embeddings)
     visit = RequestContext(request[REQUEST_ID], caller, int(time.time()), request[STARTED], request.headers)
     request[ALLOWANCE] = visit.allowance
-    request[OPENED] = visit.opened
-    async with request.app[ADMISSION].until_cut():
+    request[OPENED] = visit.state
+    async with request.app[ADMISSION].cancel_on_drain():
         vectors = await request.app[EMBEDDINGS].answer(visit, asked)
-    require_caller(visit.opened)
+    require_caller(visit.state)
     headers = fact_headers(vectors.receipt.facts(show_cost=vectors.show_cost))
     if len(vectors.body) <= _PART_BYTES:
         return web.Response(body=vectors.body, content_type="application/json", headers=headers)

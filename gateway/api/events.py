@@ -84,7 +84,7 @@ async def as_events(
     connection = connection_of(request)
     async with aclosing(parts):
         try:
-            async with request.app[ADMISSION].until_cut():
+            async with request.app[ADMISSION].cancel_on_drain():
                 async for part in parts:
                     if connection is not None:
                         await connection.next_step()

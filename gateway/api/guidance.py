@@ -15,8 +15,8 @@ from gateway.api.lookups import shows_cost
 from gateway.errors import EdgeVersion
 from gateway.protocol.chat import parse_chat
 from gateway.protocol.edge import (
-    LEAST_VERSION,
-    NEWEST_VERSION,
+    MAX_VERSION,
+    MIN_VERSION,
     VERSION_HEADER,
     parse_edge_usage,
     parse_offline_usage,
@@ -57,18 +57,14 @@ def _device(request: web.Request) -> Caller:
     said = request.headers.get(VERSION_HEADER)
     if said is None:
         return caller
-    spoken = (
-        f"version {LEAST_VERSION}"
-        if LEAST_VERSION == NEWEST_VERSION
-        else f"versions {LEAST_VERSION} to {NEWEST_VERSION}"
-    )
+    spoken = f"version {MIN_VERSION}" if MIN_VERSION == MAX_VERSION else f"versions {MIN_VERSION} to {MAX_VERSION}"
     if not (said.isascii() and said.isdigit() and len(said) <= _MOST_DIGITS):
         raise EdgeVersion(
             f"'{VERSION_HEADER}': expected a whole number. This gateway speaks {spoken}.", param=VERSION_HEADER
         )
     version = int(said)
-    if not LEAST_VERSION <= version <= NEWEST_VERSION:
-        which = "Update the client" if version < LEAST_VERSION else "Update the gateway, or use an older client"
+    if not MIN_VERSION <= version <= MAX_VERSION:
+        which = "Update the client" if version < MIN_VERSION else "Update the gateway, or use an older client"
         raise EdgeVersion(
             f"'{VERSION_HEADER}': the client speaks version {version} of the edge protocol, and this gateway "
             f"{spoken}. {which}.",

@@ -29,7 +29,7 @@ class DetachedHandlers:
             return False
         if (opened := request.get(OPENED)) is None:
             return False
-        if (seconds := request.app[DISCONNECTS].read_on_s(opened.draft)) <= 0:
+        if (seconds := request.app[DISCONNECTS].read_on_s(opened.builder)) <= 0:
             return False
         self._count += 1
         timer = task.get_loop().call_later(seconds, task.cancel)

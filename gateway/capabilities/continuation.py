@@ -51,9 +51,9 @@ class Continuation:
         """
         return self.mode == "instruct"
 
-    def lost(self, body: Json) -> str | None:
+    def unsupported(self, body: Json) -> str | None:
         """What of an OpenAI chat body this mode cannot carry, in one word; None: nothing."""
-        return lost_as_text(body) if self.mode == "completions" else None
+        return unsupported_as_text(body) if self.mode == "completions" else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class Prefill:
     """An answer that was begun, and how the engine is to go on with it."""
 
     text: str
-    how: Continuation
+    continuation: Continuation
 
 
 Known = Continuation | Literal["not_probed"] | None
@@ -103,7 +103,7 @@ def place_prefix(mode: Mode, body: Json, opening: str) -> Json:
 _TOOLS = ("tools", "functions", "tool_choice", "function_call")
 
 
-def lost_as_text(body: Json) -> str | None:
+def unsupported_as_text(body: Json) -> str | None:
     """What of an OpenAI chat body cannot go along with a raw prompt; None: all of it can."""
     if any(body.get(name) not in (None, [], "none") for name in _TOOLS):
         return "tools"

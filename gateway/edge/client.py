@@ -270,7 +270,7 @@ class EdgeClient:
             if sent.prefill is not None:
                 thinks = self._student.reasoning != "none"
                 thoughts = ReasoningFilter(guidance.text) if thinks else None
-                yield relay.join(placing.joint(guidance, sent.prefill.how, turn.body), thoughts)
+                yield relay.join(placing.joint(guidance, sent.prefill.continuation, turn.body), thoughts)
         if turn.sent.limit is None or turn.sent.limit > 0:
             async with aclosing(self._student.stream(turn.sent.body, turn.sent.prefill)) as chunks:
                 async for chunk in chunks:

@@ -64,7 +64,7 @@ def told(body: Json, route: str, *, stream: bool) -> Json:
 
 def goes_on(reasoning: Reasoning, how: Continuation | None, body: Json) -> bool:
     """Whether the student can begin its answer to this with words that it is given."""
-    return how is not None and how.lost(body) is None and takes_prefix(reasoning, body)
+    return how is not None and how.unsupported(body) is None and takes_prefix(reasoning, body)
 
 
 def alone(body: Json, most_output_tokens: int | None = None) -> EdgeStudentRequest:
@@ -100,7 +100,7 @@ def joint(guidance: EdgeGuidance, how: Continuation, body: Json) -> SeamJoin:
     """Joins guidance that the user sees to what the student says; `body` is the user's."""
     return SeamJoin(
         guidance.text,
-        owed=guidance.owed,
+        pending_space=guidance.owed,
         # vLLM and llama.cpp repeat the opening when they are asked to, whatever they do by themselves.
         echo=body.get("echo") is True or how.echo,
         strips_leading_space=how.strips_leading_space,

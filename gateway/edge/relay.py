@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from gateway.protocol.messages import words
+from gateway.protocol.messages import text_of
 
 if TYPE_CHECKING:
     from gateway.capabilities.reasoning import ReasoningFilter
@@ -116,7 +116,7 @@ class EdgeRelay:
     def _joined(self, index: int, delta: Json) -> bool:
         """Put into a delta what of it may be shown now; whether that is anything."""
         if self._seam is not None and index == 0:
-            text = words(delta.pop("content", None)) or ""
+            text = text_of(delta.pop("content", None)) or ""
             if self._thoughts is not None:
                 self._thoughts.note(delta.get("reasoning_content") or delta.get("reasoning"))
                 text, thought = self._thoughts.feed(text)

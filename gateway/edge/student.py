@@ -10,7 +10,7 @@ import json
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from gateway.capabilities.continuation import Continuation, lost_as_text, place_prefix
+from gateway.capabilities.continuation import Continuation, place_prefix, unsupported_as_text
 from gateway.capabilities.kinds import kind_of
 from gateway.capabilities.reasoning import without_reasoning
 from gateway.edge.http import LAST_EVENT, StudentHttp, said_in
@@ -167,16 +167,16 @@ class UrlStudent:
     async def _sent(self, body: Json, prefill: Prefill | None) -> tuple[str, Json]:
         """Where a chat goes, and what goes there."""
         kind = await self._known()
-        if prefill is not None and prefill.how.mode == "completions":
+        if prefill is not None and prefill.continuation.mode == "completions":
             return "/completions", await self._raw(body, prefill.text)
         if prefill is not None:
-            body = place_prefix(prefill.how.mode, body, prefill.text)
+            body = place_prefix(prefill.continuation.mode, body, prefill.text)
         sent = {**body, "model": self._model}
         kind.adapt(sent)
         return "/chat/completions", sent
 
     async def _raw(self, body: Json, opening: str) -> Json:
-        if self._renderer is None or (lost := lost_as_text(body)) is not None:
+        if self._renderer is None or (lost := unsupported_as_text(body)) is not None:
             why = "is not known to render chats" if self._renderer is None else f"cannot carry it ({lost})"
             raise EngineUnsupported(
                 f"Student '{self.name}' was to get a chat as a raw prompt, and {why}.",

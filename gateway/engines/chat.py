@@ -14,7 +14,7 @@ from gateway.engines.replies import first_choice
 from gateway.engines.reply_json import Unreadable, decode, decoded_events
 from gateway.errors import EngineFailed, EngineProtocolError, EngineTimeout, EngineUnreachable
 from gateway.protocol.body import MAX_CHOICES, MAX_TOKENS
-from gateway.protocol.messages import words
+from gateway.protocol.messages import text_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -121,7 +121,7 @@ async def listen(chunks: AsyncGenerator[list[Json], None], tell: Callable[[str],
             for chunk in group:
                 usage = read_usage(chunk.get("usage")) or usage
                 choice = first_choice(chunk)
-                if piece := words((choice.get("delta") or {}).get("content")):
+                if piece := text_of((choice.get("delta") or {}).get("content")):
                     text.write(piece)
                     tell(piece)
                 finish = choice.get("finish_reason") or finish

@@ -265,7 +265,7 @@ class LiteLLMEngine:
                 param=refused.param,
             ) from None
         if prefill is not None:
-            sent = place_prefix(prefill.how.mode, sent, prefill.text)
+            sent = place_prefix(prefill.continuation.mode, sent, prefill.text)
             flags = {name: sent.pop(name) for name in _FLAGS if name in sent}
         if flags:
             sent["extra_body"] = flags

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import orjson
 
-from gateway.capabilities.continuation import Continuation, lost_as_text, place_prefix
+from gateway.capabilities.continuation import Continuation, place_prefix, unsupported_as_text
 from gateway.capabilities.kinds import kind_of
 from gateway.capabilities.reasoning import without_reasoning
 from gateway.engines.base import EngineEmbeddings, EngineState, OpeningReply, OpeningRequest
@@ -122,7 +122,7 @@ class OpenAIEngine:
 
     def _sent(self, body: Json, prefill: Prefill | None) -> Json:
         if prefill is not None:
-            body = place_prefix(prefill.how.mode, body, prefill.text)
+            body = place_prefix(prefill.continuation.mode, body, prefill.text)
         sent = {**body, "model": self._model}
         self._kind.adapt(sent)
         return sent
@@ -131,7 +131,7 @@ class OpenAIEngine:
         """A body as one of a text completion: a chat's with the opening behind it. Raises EngineErrors."""
         if prefill is None:
             return {**body, "model": self._model}
-        if (lost := lost_as_text(body)) is not None or self._renderer is None:
+        if (lost := unsupported_as_text(body)) is not None or self._renderer is None:
             why = f"cannot carry it ({lost})" if lost else "is not known to render chats"
             raise EngineUnsupported(
                 f"Engine '{self._name}' was to get a chat as a raw prompt, and {why}.",
@@ -245,7 +245,7 @@ class OpenAIEngine:
 
 def _is_raw(body: Json, prefill: Prefill | None) -> bool:
     """Whether it goes to the engine as a text completion."""
-    return is_text(body) or (prefill is not None and prefill.how.mode == "completions")
+    return is_text(body) or (prefill is not None and prefill.continuation.mode == "completions")
 
 
 def _context_tokens(listed: Json) -> int | None:

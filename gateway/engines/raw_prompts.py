@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from gateway.protocol.body import Json
 
 # What a chat body says that a prompt cannot, or that means something else there. Of the first kind is nothing left that
-# the caller would miss: `continuation.lost_as_text` is asked before, and the template has read its part.
+# the caller would miss: `continuation.unsupported_as_text` is asked before, and the template has read its part.
 _OF_CHATS = frozenset(
     {
         *("messages", "chat_template", "chat_template_kwargs", "documents", "reasoning_effort"),

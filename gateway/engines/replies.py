@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from gateway.protocol.messages import words
+from gateway.protocol.messages import text_of
 
 if TYPE_CHECKING:
     from gateway.protocol.body import Json
@@ -19,4 +19,4 @@ def first_choice(reply: Any) -> Json:
 
 def message_text(reply: Json) -> str | None:
     """What the first choice says; None when it says nothing in words."""
-    return words((first_choice(reply).get("message") or {}).get("content"))
+    return text_of((first_choice(reply).get("message") or {}).get("content"))

@@ -27,7 +27,7 @@ from huggingface_hub.errors import (
     ValidationError,
 )
 
-from gateway.capabilities.continuation import Continuation, lost_as_text, place_prefix
+from gateway.capabilities.continuation import Continuation, place_prefix, unsupported_as_text
 from gateway.capabilities.kinds import TGI
 from gateway.engines.base import EngineState, OpeningReply, OpeningRequest
 from gateway.engines.chat import ChatWire, listen, opening_finish, read_usage, tokens_of
@@ -183,7 +183,7 @@ class TGIEngine:
 
     async def complete(self, body: Json, prefill: Prefill | None = None) -> Json:
         adapted = self._adapted(body, prefill)
-        if is_text(body) or (prefill is not None and prefill.how.mode == "completions"):
+        if is_text(body) or (prefill is not None and prefill.continuation.mode == "completions"):
             raw = await self._raw(body, adapted, prefill)
             reply = await self._translated(self._text.complete(raw))
         else:
@@ -195,7 +195,7 @@ class TGIEngine:
     async def stream(self, body: Json, prefill: Prefill | None = None) -> AsyncGenerator[list[Json], None]:
         adapted = self._adapted(body, prefill)
         filters: dict[int, StopFilter] = {}
-        if is_text(body) or (prefill is not None and prefill.how.mode == "completions"):
+        if is_text(body) or (prefill is not None and prefill.continuation.mode == "completions"):
             stream = self._text.stream(await self._raw(body, adapted, prefill))
         else:
             stream = self._chat.stream(adapted)
@@ -263,8 +263,8 @@ class TGIEngine:
 
     def _adapted(self, body: Json, prefill: Prefill | None) -> Json:
         """An OpenAI chat body as TGI's chat route reads it."""
-        if prefill is not None and prefill.how.mode != "completions":
-            body = place_prefix(prefill.how.mode, body, prefill.text)
+        if prefill is not None and prefill.continuation.mode != "completions":
+            body = place_prefix(prefill.continuation.mode, body, prefill.text)
         adapted = {key: value for key, value in body.items() if key not in TGI.never_sent}
         adapted["model"] = self._model
         adapted.pop("stop", None)
@@ -282,7 +282,7 @@ class TGIEngine:
 
     async def _raw(self, body: Json, adapted: Json, prefill: Prefill | None) -> Json:
         """A body as one of /generate: a chat's with the opening behind it. Raises EngineErrors."""
-        lost = lost_by_generate(body) if prefill is None else lost_as_text(body)
+        lost = lost_by_generate(body) if prefill is None else unsupported_as_text(body)
         if lost is None and (body.get("n") or 1) > 1:
             lost = "n"
         if lost is not None:

@@ -257,7 +257,7 @@ class RecordingEngine:
 
     async def complete(self, body: Json, prefill: Prefill | None = None) -> Json:
         sent = {name: value for name, value in body.items() if name != "model"}
-        how = None if prefill is None else (prefill.text, prefill.how.mode)
+        how = None if prefill is None else (prefill.text, prefill.continuation.mode)
         key = _key(self._revision, "answer", (sent, how))
         async with self._flights.setdefault(key, asyncio.Lock()):
             answer = self._kept.answer(key)

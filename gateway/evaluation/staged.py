@@ -19,7 +19,14 @@ from gateway.capabilities.continuation import Continuation
 from gateway.errors import StartupError
 from gateway.guidance.ending import EndRule, open_to_end
 from gateway.pipeline.generation import unread_once_ended
-from gateway.pipeline.guidance_request import UNGUIDED, Guidance, answered_call, opened, opening_request, read_by
+from gateway.pipeline.guidance_request import (
+    UNGUIDED,
+    Guidance,
+    answered_call,
+    build_opening_request,
+    guidance_from_reply,
+    teacher_input,
+)
 from gateway.policy.length import longest
 from gateway.policy.projections import CUTOFF
 from gateway.policy.resolve import EngineSnapshot
@@ -84,7 +91,7 @@ def to_teacher(setting: Setting, question: Question, exemplars: Sequence[Exempla
     if guidance is None:
         return None
     most = longest(setting.auto.rule, setting.max_tokens) + guidance.projection.skip_tokens
-    return structs.replace(opening_request(guidance, asked), max_tokens=most)
+    return structs.replace(build_opening_request(guidance, asked), max_tokens=most)
 
 
 def check(settings: Iterable[Setting]) -> None:
@@ -107,7 +114,9 @@ async def answer(
 ) -> QuestionAnswer:
     """The second stage. Raises EngineErrors; KeyError where the teacher's text is not there."""
     asked = setting.asked(question, exemplars)
-    plan = setting.plan(asked, finisher.look if setting.mode != "teacher" else _any_student, TEACHER, STUDENT)
+    plan = setting.plan(
+        asked, finisher.engine_snapshot if setting.mode != "teacher" else _any_student, TEACHER, STUDENT
+    )
     started = time.perf_counter()
     draft = ReceiptBuilder(
         id=question.id, created=0, tenant="eval", key="eval", route="eval", stream=False, started=started, plan=plan
@@ -122,24 +131,24 @@ async def answer(
         written = await teacher.written(request)
         reply = written.first(request.max_tokens, tuple(request.stop))
         assert reply is not None, "written() returns as much as was asked for"
-        draft.teacher = EngineCall(TEACHER, read_by(request), reply.usage, StringIO(reply.text))
+        draft.teacher = EngineCall(TEACHER, teacher_input(request), reply.usage, StringIO(reply.text))
         draft.finish_reason, text, teacher_s = reply.finish, reply.text, written.seconds_to(request.max_tokens)
     else:
         if plan.guidance is not None:
-            request = opening_request(plan.guidance, asked)
+            request = build_opening_request(plan.guidance, asked)
             reply, teacher_s = await _opening(plan, plan.guidance, request, teacher)
             draft.asked = draft.granted = draft.guided = started
             unread = unread_once_ended(teacher.state.stops_within_s)
             draft.teacher = answered_call(plan.guidance, request, reply, unread=unread)
-            found = opened(plan, plan.guidance, asked, draft, reply)
+            found = guidance_from_reply(plan, plan.guidance, asked, draft, reply)
             if isinstance(found, Guidance):
                 opening = found
             else:
                 draft.unguided = found
         else:
             draft.unguided = plan.unguided
-        if opening.whole is not None:
-            draft.finish_reason, text = opening.whole, opening.text
+        if opening.finish_reason is not None:
+            draft.finish_reason, text = opening.finish_reason, opening.text
         else:
             finished = await finisher.complete(plan, asked, opening, draft)
             choice = finished["choices"][0]
@@ -165,7 +174,7 @@ def _request(setting: Setting, asked: CompletionRequest) -> OpeningRequest:
     guided = replace(setting, mode="guided", tokens=1, projection=CUTOFF, placement="prefix") if alone else setting
     plan = _plan(guided, asked)
     assert plan.guidance is not None, "a plain chat can be guided"
-    request = opening_request(plan.guidance, asked)
+    request = build_opening_request(plan.guidance, asked)
     if not alone:
         return request
     # Guidance is drawn as the policy says; an answer as its caller does.

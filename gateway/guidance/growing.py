@@ -116,8 +116,8 @@ class GrowingTrim:
         if whole.text.startswith(shown):
             return whole
         rest = answer[len(shown) :]
-        owed = rest[: len(rest) - len(rest.lstrip())]
-        return TrimmedText(shown, owed, rest[len(owed) :], whole.stopped)
+        pending_space = rest[: len(rest) - len(rest.lstrip())]
+        return TrimmedText(shown, pending_space, rest[len(pending_space) :], whole.stopped)
 
     def _open(self) -> str:
         """Nothing is shown yet: pass over reasoning and white space, and show the beginning."""

@@ -50,7 +50,7 @@ class FirstToken:
     p1: float
     entropy: float
 
-    def is_sure(self, rule: ProbeRule) -> bool:
+    def is_confident(self, rule: ProbeRule) -> bool:
         """Whether the rule leaves the teacher out."""
         return self.p1 >= rule.confident or (rule.entropy is not None and self.entropy <= rule.entropy)
 

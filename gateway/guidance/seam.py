@@ -1,7 +1,7 @@
 """The seam: where the teacher's words end and the student's begin.
 
     trimmed = trim(teacher_text, cut=True, stop=stop)            # trimmed.text is shown, and sent to the student
-    seam = SeamJoin(trimmed.text, owed=trimmed.owed, stop=stop)
+    seam = SeamJoin(trimmed.text, pending_space=trimmed.pending_space, stop=stop)
     emit(seam.opening())                                         # before the student has said a word
     for delta in student: emit(seam.feed(delta))
     emit(seam.finish())
@@ -31,7 +31,7 @@ class SeamJoin:
     """Joins a student's text deltas to the guidance they continue: what it returns, in order, is the answer.
 
     guidance: what the student was sent, as `trim` left it.
-    owed: the whitespace that followed the guidance (`Trimmed.owed`).
+    pending_space: the whitespace that followed the guidance (`TrimmedText.pending_space`).
     echo: does this engine repeat the guidance before it continues? True: drop exactly that, and whitespace before
         it, from the student's text; if the text does not begin so, it is passed on as it is. False: never drop
         anything. None: unknown, so find out where `echo_detectable` says that this can be found out, else pass on.
@@ -56,7 +56,7 @@ class SeamJoin:
         self,
         guidance: str,
         *,
-        owed: str = "",
+        pending_space: str = "",
         echo: bool | None = None,
         strips_leading_space: bool = False,
         stop: Sequence[str] = (),
@@ -67,7 +67,7 @@ class SeamJoin:
         self._echo = guidance.lstrip() if expect_echo else ""
         self._reply = ""  # student text that may yet turn out to be the echo
         self._written_again = written_again
-        self._owed = owed if strips_leading_space and not written_again else ""
+        self._pending_space = pending_space if strips_leading_space and not written_again else ""
         self._stop = () if written_again else tuple(filter(None, stop))
         self._held = ""  # text that may yet turn out to be the beginning of a stop string
         self._reach = 0  # how many of the held characters stand before the student's own
@@ -130,10 +130,10 @@ class SeamJoin:
     def _continue(self, text: str) -> str:
         if not text:
             return ""
-        owed, self._owed = self._owed, ""
+        pending_space, self._pending_space = self._pending_space, ""
         if text[0].isspace():
-            owed = ""
-        return self._pass_on(owed + text, foreign_chars=len(owed))
+            pending_space = ""
+        return self._pass_on(pending_space + text, foreign_chars=len(pending_space))
 
     def _pass_on(self, text: str, *, foreign_chars: int) -> str:
         """Return what cannot become part of a stop string that begins before the student's own text."""
@@ -165,7 +165,7 @@ def join(
     guidance: str,
     student_text: str,
     *,
-    owed: str = "",
+    pending_space: str = "",
     echo: bool | None = None,
     strips_leading_space: bool = False,
     stop: Sequence[str] = (),
@@ -174,7 +174,7 @@ def join(
     """Join a whole reply, as `SeamJoin` does its deltas; returns the answer and whether a stop string ended it."""
     seam = SeamJoin(
         guidance,
-        owed=owed,
+        pending_space=pending_space,
         echo=echo,
         strips_leading_space=strips_leading_space,
         stop=stop,

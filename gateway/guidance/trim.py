@@ -76,7 +76,7 @@ class TrimmedText(Record, frozen=True):
     """
 
     text: str
-    owed: str
+    pending_space: str
     dropped: str
     stopped: bool
 
@@ -120,8 +120,8 @@ def divide(answer: str, *, cut: bool, stop: Sequence[str], boundary: Boundary) -
         limit = last_complete(body, boundary, TextContext())
     kept = rstrip(body[:limit])
     rest = body[len(kept) : limit] if found is not None else body[len(kept) :]
-    owed = rest[: len(rest) - len(rest.lstrip())]
-    return TrimmedText(kept, owed, body[len(kept) + len(owed) :], found is not None)
+    pending_space = rest[: len(rest) - len(rest.lstrip())]
+    return TrimmedText(kept, pending_space, body[len(kept) + len(pending_space) :], found is not None)
 
 
 def without_leading_reasoning(text: str) -> str:

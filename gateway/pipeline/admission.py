@@ -69,17 +69,17 @@ class Admission:
         self._empty.set()
         self._cuts: set[asyncio.Timeout] = set()
         self.draining = False
-        self.cutting = False
+        self.cancelling = False
 
     @property
     def in_flight(self) -> int:
         return self._slots.held
 
-    def place(self, caller: Caller) -> AbstractContextManager[None]:
+    def slot(self, caller: Caller) -> AbstractContextManager[None]:
         """Hold a slot of the caller's tenant inside the block. Entering raises Overloaded."""
         return _Place(self, caller.policy)
 
-    def take(self, policy: TenantPolicy) -> None:
+    def acquire(self, policy: TenantPolicy) -> None:
         """Acquire a slot for the tenant of `policy`. Raises Overloaded."""
         if self.draining:
             raise Overloaded("This process is shutting down. Try again: another one will answer.")
@@ -87,7 +87,7 @@ class Admission:
         self._gauge.set(self._slots.held)
         self._empty.clear()
 
-    def leave(self, tenant: str) -> None:
+    def release(self, tenant: str) -> None:
         """Release a slot of the tenant."""
         self._slots.release(tenant)
         self._gauge.set(self._slots.held)
@@ -139,7 +139,7 @@ class Admission:
         """
         return _Settled(self, self._ledger, draft)
 
-    def until_cut(self) -> AbstractAsyncContextManager[None]:
+    def cancel_on_drain(self) -> AbstractAsyncContextManager[None]:
         """Let a drain end what is inside the block, while its caller can still be told. Raises Overloaded then."""
         return _UntilCut(self._cuts)
 
@@ -150,7 +150,7 @@ class Admission:
             async with asyncio.timeout(timeout_s):
                 await self._empty.wait()
         cut = self._slots.held
-        self.cutting = True
+        self.cancelling = True
         for limit in self._cuts:
             limit.reschedule(asyncio.get_running_loop().time())
         return cut
@@ -170,10 +170,10 @@ class _Place:
         self._policy = policy
 
     def __enter__(self) -> None:
-        self._admission.take(self._policy)
+        self._admission.acquire(self._policy)
 
     def __exit__(self, *_: object) -> None:
-        self._admission.leave(self._policy.tenant)
+        self._admission.release(self._policy.tenant)
 
 
 class _Settled:
@@ -202,7 +202,7 @@ class _Settled:
             return "ok"
         if isinstance(error, GatewayError):
             return error.label
-        return "shutdown" if self._admission.cutting else "client_gone"
+        return "shutdown" if self._admission.cancelling else "client_gone"
 
 
 class _UntilCut:

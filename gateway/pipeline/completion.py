@@ -16,13 +16,13 @@ import msgspec
 from gateway.accounting.draft import ReceiptBuilder
 from gateway.accounting.verdict import Allowance
 from gateway.pipeline.guidance_request import UNGUIDED
-from gateway.pipeline.quality_sampler import heard_for
+from gateway.pipeline.quality_sampler import answer_buffer_for
 from gateway.pipeline.stream import StreamRelay
 from gateway.pipeline.student import RESTARTED
 from gateway.policy.projection_size import callers_part
 from gateway.policy.resolve import resolve
 from gateway.policy.routing import find_route
-from gateway.protocol.reply import ReplyHead, TextReplyHead, passed_on, usage_body
+from gateway.protocol.reply import ReplyHead, TextReplyHead, engine_fields, usage_body
 from gateway.protocol.text import TextRequest
 from gateway.runtime.record import Record
 
@@ -51,12 +51,12 @@ if TYPE_CHECKING:
 class RequestState:
     """The draft of a request, as soon as there is one: a disconnect may come at any time."""
 
-    draft: ReceiptBuilder | None = None
+    builder: ReceiptBuilder | None = None
 
     @property
     def abandoned(self) -> bool:
         """The caller disconnected, and the request went on without it."""
-        return self.draft is not None and self.draft.caller_left
+        return self.builder is not None and self.builder.caller_left
 
 
 class LoopSteps(Protocol):
@@ -79,8 +79,8 @@ class RequestContext(Record, frozen=True):
     started: float
     headers: Mapping[str, str]
     allowance: Allowance = msgspec.field(default_factory=Allowance)
-    wanted: RouteOverride | None = None
-    opened: RequestState = msgspec.field(default_factory=RequestState)
+    route_override: RouteOverride | None = None
+    state: RequestState = msgspec.field(default_factory=RequestState)
     steps: LoopSteps | None = None
 
     async def next_step(self) -> None:
@@ -88,9 +88,9 @@ class RequestContext(Record, frozen=True):
         if self.steps is not None:
             await self.steps.next_step()
 
-    def draft(self, plan: Plan, route: str, *, stream: bool) -> ReceiptBuilder:
+    def new_receipt(self, plan: Plan, route: str, *, stream: bool) -> ReceiptBuilder:
         """The receipt of what comes of this, to be filled in."""
-        self.opened.draft = draft = ReceiptBuilder(
+        self.state.builder = builder = ReceiptBuilder(
             id=self.id,
             created=self.created,
             tenant=self.caller.policy.tenant,
@@ -101,7 +101,7 @@ class RequestContext(Record, frozen=True):
             plan=plan,
             allowance=self.allowance,
         )
-        return draft
+        return builder
 
 
 class Answer(Record, frozen=True):
@@ -118,17 +118,17 @@ class Completions:
     def __init__(
         self,
         *,
-        guide: TeacherCall,
-        finisher: StudentCall,
+        teacher_call: TeacherCall,
+        student_call: StudentCall,
         shadows: ShadowRequests,
-        guard: QualitySampler,
+        quality_sampler: QualitySampler,
         admission: Admission,
         ledger: Ledger,
     ) -> None:
-        self._guide = guide
-        self._finisher = finisher
+        self._teacher_call = teacher_call
+        self._student_call = student_call
         self._shadows = shadows
-        self._guard = guard
+        self._quality_sampler = quality_sampler
         self._admission = admission
         self._ledger = ledger
 
@@ -136,27 +136,27 @@ class Completions:
         """Answer a JSON caller. Raises GatewayErrors."""
         plan = await self._resolve(visit, asked)
         head = _head(visit, asked)
-        draft = visit.draft(plan, asked.model, stream=asked.stream)
-        with self._admission.place(visit.caller), self._admission.settled(draft):
+        draft = visit.new_receipt(plan, asked.model, stream=asked.stream)
+        with self._admission.slot(visit.caller), self._admission.settled(draft):
             plan = await self._admission.reserve(draft, asked, visit.caller)
             await visit.next_step()
-            self._finisher.check_available(plan, draft)
-            opening = await self._guide.open(plan, asked, draft)
-            if opening.whole is not None:
+            self._student_call.check_available(plan, draft)
+            opening = await self._teacher_call.open(plan, asked, draft)
+            if opening.finish_reason is not None:
                 reply = _whole_reply(opening)
             else:
-                reply = await self._finisher.complete(plan, asked, opening, draft)
+                reply = await self._student_call.complete(plan, asked, opening, draft)
                 await visit.next_step()
             draft.finish_reason = reply["choices"][0].get("finish_reason")
             receipt = await self._ledger.close(draft, shown=plan.show_cost)
             usage = _caller_usage(plan, asked, draft, receipt)
-            body = head.completion(reply["choices"], usage) | passed_on(reply)
+            body = head.completion(reply["choices"], usage) | engine_fields(reply)
             if draft.content is not None:
                 draft.content.hear([body])
-            heard = heard_for(plan)
+            heard = answer_buffer_for(plan)
             if heard is not None:
                 heard.hear([body])
-            self._cast(draft, asked, visit.caller, heard)
+            self._start_background_work(draft, asked, visit.caller, heard)
             return Answer(body, receipt, plan.show_cost)
 
     async def stream(
@@ -169,12 +169,12 @@ class Completions:
         """
         plan = await self._resolve(visit, asked)
         head = _head(visit, asked)
-        draft = visit.draft(plan, asked.model, stream=asked.stream)
-        with self._admission.place(visit.caller), self._admission.settled(draft):
+        draft = visit.new_receipt(plan, asked.model, stream=asked.stream)
+        with self._admission.slot(visit.caller), self._admission.settled(draft):
             plan = await self._admission.reserve(draft, asked, visit.caller)
             await visit.next_step()
             relay = relay_of(head, wants_usage=asked.wants_usage)
-            heard = heard_for(plan)
+            heard = answer_buffer_for(plan)
             announced = False
             async with aclosing(self._chunks(plan, asked, relay, draft)) as groups:
                 async for chunks in groups:
@@ -191,15 +191,15 @@ class Completions:
                 receipt = await self._ledger.close(draft, shown=plan.show_cost)
                 facts = receipt.facts(show_cost=plan.show_cost)
                 yield [relay.usage_chunk(_caller_usage(plan, asked, draft, receipt), facts)]
-            self._cast(draft, asked, visit.caller, heard)
+            self._start_background_work(draft, asked, visit.caller, heard)
 
     async def _chunks(
         self, plan: Plan, asked: CompletionRequest, relay: StreamRelay, draft: ReceiptBuilder
     ) -> AsyncGenerator[list[Json], None]:
         """The answer's chunks, those together that came so: the teacher's words, the student's, and the end."""
         opening = UNGUIDED
-        self._finisher.check_available(plan, draft)
-        async with aclosing(self._guide.stream(plan, asked, draft)) as pieces:
+        self._student_call.check_available(plan, draft)
+        async with aclosing(self._teacher_call.stream(plan, asked, draft)) as pieces:
             async for piece in pieces:
                 if isinstance(piece, str):
                     draft.saw_first_token()
@@ -207,35 +207,35 @@ class Completions:
                 else:
                     opening = piece
         try:
-            if opening.whole is None:
-                async with aclosing(self._finisher.stream(plan, asked, opening, relay, draft)) as groups:
+            if opening.finish_reason is None:
+                async with aclosing(self._student_call.stream(plan, asked, opening, relay, draft)) as groups:
                     async for chunks in groups:
                         yield chunks
             elif rest := relay.show_rest(opening.text):
                 draft.saw_first_token()
                 yield rest
-            if chunks := relay.end(opening.whole):
+            if chunks := relay.end(opening.finish_reason):
                 yield chunks
         finally:
             # Also when the student broke off, or the caller left: the receipt is of what was shown.
             if relay.restarted:
                 draft.drop_guidance(RESTARTED)
 
-    def _cast(
+    def _start_background_work(
         self, draft: ReceiptBuilder, asked: CompletionRequest, caller: Caller, heard: AnswerBuffer | None
     ) -> None:
         """Begin what the plan wants beside the answer, now that the caller has it."""
         if draft.caller_left:
             return
         if draft.plan.shadow is not None:
-            self._shadows.cast(draft.beside(draft.plan.shadow, "shadow"), asked, caller)
+            self._shadows.start(draft.beside(draft.plan.shadow, "shadow"), asked, caller)
         if heard is not None:
-            self._guard.cast(draft, asked, caller, heard)
+            self._quality_sampler.start(draft, asked, caller, heard)
 
     async def _resolve(self, visit: RequestContext, asked: CompletionRequest) -> Plan:
         route = await find_route(visit.caller, asked, visit.headers)
-        look = partial(self._finisher.look, tenant=visit.caller.policy.tenant)
-        return resolve(visit.caller.policy, route, asked, look, headers=visit.headers, wanted=visit.wanted)
+        look = partial(self._student_call.engine_snapshot, tenant=visit.caller.policy.tenant)
+        return resolve(visit.caller.policy, route, asked, look, headers=visit.headers, wanted=visit.route_override)
 
 
 def _head(visit: RequestContext, asked: CompletionRequest) -> ReplyHead:
@@ -246,7 +246,7 @@ def _head(visit: RequestContext, asked: CompletionRequest) -> ReplyHead:
 
 def _whole_reply(opening: Guidance) -> Json:
     message = {"role": "assistant", "content": opening.text, "refusal": None}
-    return {"choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": opening.whole}]}
+    return {"choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": opening.finish_reason}]}
 
 
 def _caller_usage(plan: Plan, asked: CompletionRequest, draft: ReceiptBuilder, receipt: Receipt) -> Json:
@@ -254,12 +254,12 @@ def _caller_usage(plan: Plan, asked: CompletionRequest, draft: ReceiptBuilder, r
 
     The finisher counts the guidance as part of its prompt, and a teacher its exemplars; the caller did not send them.
     """
-    finisher = receipt.student or (receipt.teacher if plan.mode == "teacher" else None)
-    if finisher is None:
+    answerer = receipt.student or (receipt.teacher if plan.mode == "teacher" else None)
+    if answerer is None:
         read = receipt.teacher.input_tokens if receipt.teacher is not None else 0
         read = callers_part(plan.guidance.projection, asked, read) if plan.guidance is not None else read
         return usage_body(read, draft.kept_tokens)
-    read = max(0, finisher.input_tokens - draft.kept_tokens)
-    stored = min(read, finisher.cache_write_input_tokens)
-    cached = min(read - stored, finisher.cached_input_tokens)
-    return usage_body(read, draft.shown_tokens + finisher.output_tokens, cached, stored)
+    read = max(0, answerer.input_tokens - draft.kept_tokens)
+    stored = min(read, answerer.cache_write_input_tokens)
+    cached = min(read - stored, answerer.cached_input_tokens)
+    return usage_body(read, draft.shown_tokens + answerer.output_tokens, cached, stored)

@@ -103,7 +103,7 @@ class ConfidenceProbe:
         # By engine, whether for raw prompts, and how many tokens it was to tell of: as many as the policies name.
         self._known: dict[tuple[str, bool, int], _Known] = {}
 
-    async def is_sure(self, plan: Plan, asked: CompletionRequest, draft: ReceiptBuilder, deadline: float) -> bool:
+    async def is_confident(self, plan: Plan, asked: CompletionRequest, draft: ReceiptBuilder, deadline: float) -> bool:
         """Whether the student needs no opening; False where nobody wants to know. Never raises EngineErrors.
 
         deadline: the guidance's, on the loop's clock.
@@ -136,7 +136,7 @@ class ConfidenceProbe:
                 draft.probe = None
         else:
             known.has_answered(draft.tenant, told=found is not None)
-        sure = found is not None and found.is_sure(rule)
+        sure = found is not None and found.is_confident(rule)
         if found is not None:
             outcome = "confident" if sure else "unsure"
         draft.probed = ProbeFacts(

@@ -37,8 +37,10 @@ class EdgeGuidancePipeline:
         close_within_s: for how long after its request a device may report.
     """
 
-    def __init__(self, *, guide: TeacherCall, admission: Admission, ledger: Ledger, close_within_s: float) -> None:
-        self._guide = guide
+    def __init__(
+        self, *, teacher_call: TeacherCall, admission: Admission, ledger: Ledger, close_within_s: float
+    ) -> None:
+        self._teacher_call = teacher_call
         self._admission = admission
         self._ledger = ledger
         self._close_within_s = close_within_s
@@ -46,9 +48,9 @@ class EdgeGuidancePipeline:
     async def answer(self, visit: RequestContext, asked: ChatRequest) -> Answer:
         """The guidance, whole. Raises GatewayErrors."""
         draft = await self._draft(visit, asked)
-        with self._admission.place(visit.caller), self._admission.settled(draft):
+        with self._admission.slot(visit.caller), self._admission.settled(draft):
             plan = await self._admission.reserve(draft, asked, visit.caller)
-            opening = await self._guide.open(plan, asked, draft)
+            opening = await self._teacher_call.open(plan, asked, draft)
             terms = self._hand_over(draft, asked, opening)
             receipt = await self._ledger.close(draft, shown=plan.show_cost)
             return Answer(_reply(draft, plan, asked, opening, terms), receipt, plan.show_cost)
@@ -62,10 +64,10 @@ class EdgeGuidancePipeline:
         An error raised before the draft was yielded can still become a status; one raised after it cannot.
         """
         draft = await self._draft(visit, asked)
-        with self._admission.place(visit.caller), self._admission.settled(draft):
+        with self._admission.slot(visit.caller), self._admission.settled(draft):
             plan = await self._admission.reserve(draft, asked, visit.caller)
             opening, announced = UNGUIDED, False
-            async with aclosing(self._guide.stream(plan, asked, draft)) as pieces:
+            async with aclosing(self._teacher_call.stream(plan, asked, draft)) as pieces:
                 async for piece in pieces:
                     if not isinstance(piece, str):
                         opening = piece
@@ -85,9 +87,11 @@ class EdgeGuidancePipeline:
     async def _draft(self, visit: RequestContext, asked: ChatRequest) -> ReceiptBuilder:
         route = await find_route(visit.caller, asked, visit.headers)
         plan = resolve_guidance(visit.caller.policy, route, asked, visit.headers)
-        draft = visit.draft(plan, asked.model, stream=asked.stream)
+        draft = visit.new_receipt(plan, asked.model, stream=asked.stream)
         # Now: if this process dies behind its reply, the device may still report.
-        draft.terms = CloseTerms(self._due(draft), None if plan.max_tokens is None else plan.max_tokens * asked.drafts)
+        draft.terms = CloseTerms(
+            self._due(draft), None if plan.max_tokens is None else plan.max_tokens * asked.generated_choices
+        )
         return draft
 
     def _due(self, draft: ReceiptBuilder) -> int:
@@ -95,14 +99,16 @@ class EdgeGuidancePipeline:
 
     def _hand_over(self, draft: ReceiptBuilder, asked: ChatRequest, opening: Guidance) -> CloseTerms:
         """Write down what the device may do with the opening, and return it."""
-        draft.finish_reason = opening.whole
+        draft.finish_reason = opening.finish_reason
         if draft.content is not None:
             draft.content.hear([{"choices": [{"message": {"content": opening.text}}]}])
         most = draft.plan.max_tokens
-        if opening.whole is not None:
+        if opening.finish_reason is not None:
             draft.terms = None  # there is nothing left to do, or to report
             return CloseTerms(self._due(draft), 0)
-        draft.terms = CloseTerms(self._due(draft), None if most is None else (most - draft.shown_tokens) * asked.drafts)
+        draft.terms = CloseTerms(
+            self._due(draft), None if most is None else (most - draft.shown_tokens) * asked.generated_choices
+        )
         return draft.terms
 
 
@@ -114,7 +120,7 @@ def _reply(draft: ReceiptBuilder, plan: Plan, asked: ChatRequest, opening: Guida
     guidance = plan.guidance
     prefix = guidance is not None and guidance.placement == "prefix"
     placed = None
-    if guidance is not None and opening.text and not prefix and opening.whole is None:
+    if guidance is not None and opening.text and not prefix and opening.finish_reason is None:
         placed = place_in_messages(guidance, asked.messages, opening.text)
     return {
         "id": _name(draft),
@@ -129,8 +135,11 @@ def _reply(draft: ReceiptBuilder, plan: Plan, asked: ChatRequest, opening: Guida
             "tokens": 0 if guidance is None else guidance.tokens,
             "kept_tokens": draft.kept_tokens,
             "complete": draft.complete,
-            "finish_reason": opening.whole,
-            "seam": {"owed": "" if opening.whole == "stop" else opening.owed, "trimmed": opening.dropped},
+            "finish_reason": opening.finish_reason,
+            "seam": {
+                "owed": "" if opening.finish_reason == "stop" else opening.pending_space,
+                "trimmed": opening.dropped,
+            },
         },
         "messages": placed,
         "unguided": draft.unguided,

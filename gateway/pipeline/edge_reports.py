@@ -101,7 +101,7 @@ class EdgeReports:
             InvalidRequest: the device says to have written more than it was asked for.
             Overloaded, StoreUnavailable: not now; or the answer is so young that its guidance may yet become known.
         """
-        with self._admission.place(caller):
+        with self._admission.slot(caller):
             guidance = await self._guidance(caller.policy, receipt_id, usage.at)
             if guidance is None:
                 self._outcomes.labels("unknown").inc()
@@ -131,7 +131,7 @@ class EdgeReports:
             RateLimited: the tenant's devices report too many.
             InvalidRequest, Overloaded, StoreUnavailable.
         """
-        with self._admission.place(caller):
+        with self._admission.slot(caller):
             route = _route(caller, report.model)
             policy, price = caller.policy, self._prices[route.baseline]
             try:

@@ -10,7 +10,7 @@ from gateway.engines.base import TokenUsage
 from gateway.engines.embeddings import write_embeddings
 from gateway.engines.failures import note_failure
 from gateway.errors import EngineError
-from gateway.pipeline.retries import RequestRetries, Retries, go_on
+from gateway.pipeline.retries import RequestRetries, Retries, retry_or_raise
 from gateway.policy.resolve import resolve_embeddings
 from gateway.policy.routing import find_route
 
@@ -63,8 +63,8 @@ class Embeddings:
         route = await find_route(visit.caller, asked, visit.headers)
         tenant = visit.caller.policy.tenant
         plan = resolve_embeddings(route, lambda engine: self._engines[engine].rests_for(tenant), headers=visit.headers)
-        draft = visit.draft(plan, asked.model, stream=False)
-        with self._admission.place(visit.caller), self._admission.settled(draft):
+        draft = visit.new_receipt(plan, asked.model, stream=False)
+        with self._admission.slot(visit.caller), self._admission.settled(draft):
             await self._admission.reserve(draft, asked, visit.caller)
             reply = await self._embed(plan, asked, draft)
             receipt = await self._ledger.close(draft, shown=plan.show_cost)
@@ -83,7 +83,7 @@ class Embeddings:
                 note_failure(error, draft.id, self._metrics)
                 if not error.heard:
                     draft.student = None  # it cost nothing
-                await go_on(attempts, error, plan, draft, self._metrics)
+                await retry_or_raise(attempts, error, plan, draft, self._metrics)
             finally:
                 draft.running = None
         call.usage = reply.usage or call.usage

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import replace
 
 from gateway.engines.chat import is_count, read_usage
-from gateway.protocol.messages import words, written
+from gateway.protocol.messages import generated_text, text_of
 
 if TYPE_CHECKING:
     from gateway.accounting.draft import EngineCall
@@ -61,7 +61,7 @@ class GenerationTracker:
         *,
         limit: int | None,
         choices: int,
-        drafts: int,
+        generated_choices: int,
         stops_within_s: float | None,
         preface: str | None,
         now: float,
@@ -69,7 +69,7 @@ class GenerationTracker:
         self._call = call
         self._limit = limit
         self._choices = choices
-        self._drafts = drafts
+        self._generated_choices = generated_choices
         self._stops_within_s = stops_within_s
         self._preface = preface
         self._read_at = now
@@ -81,7 +81,7 @@ class GenerationTracker:
         self._totals = 0  # events that count the output and belong to no choice
         self._texts: dict[int, list[str]] = {}  # of each choice, where there are several
         self._complete = False
-        call.limit_tokens = None if limit is None else limit * drafts
+        call.limit_tokens = None if limit is None else limit * generated_choices
 
     @property
     def stopped(self) -> bool:
@@ -99,7 +99,7 @@ class GenerationTracker:
             self._over = self._exceeds(usage)
         for choice in choices:
             index = choice.get("index", 0)
-            if text := written(choice.get("delta") or {}):
+            if text := generated_text(choice.get("delta") or {}):
                 self._call.text.write(text)
                 if self._choices > 1:
                     self._texts.setdefault(index, []).append(text)
@@ -119,7 +119,7 @@ class GenerationTracker:
         self._complete = True
         raw = reply.get("usage")
         self._call.usage = usage = read_usage(raw)
-        texts = [written(choice["message"]) for choice in reply["choices"]]
+        texts = [generated_text(choice["message"]) for choice in reply["choices"]]
         self._call.text.write("".join(texts))
         if len(texts) > 1:
             self._texts = {index: [text] for index, text in enumerate(texts)}
@@ -154,7 +154,7 @@ class GenerationTracker:
         if self._stops_within_s is not None:
             if not call.ended:
                 spent_s = now - self._read_at + self._stops_within_s
-                call.lost_tokens = unread_tokens(spent_s) * self._drafts
+                call.lost_tokens = unread_tokens(spent_s) * self._generated_choices
         elif limit is None:
             call.unbounded = True
         else:
@@ -214,7 +214,7 @@ class GenerationTracker:
 
     def _exceeds(self, usage: Json) -> bool:
         """Return whether the engine's own count exceeds the limit. Each choice may have one more, its end token."""
-        return self._limit is not None and _visible(usage) > (self._limit + 1) * self._drafts
+        return self._limit is not None and _visible(usage) > (self._limit + 1) * self._generated_choices
 
     def _hold(self, choice: Json, index: int, text: str) -> None:
         count = self._counts.get(index)
@@ -229,7 +229,7 @@ class GenerationTracker:
             if within:
                 return
         delta = choice["delta"]
-        content = words(delta.get("content"))
+        content = text_of(delta.get("content"))
         kept = text[: count.fitting(text, self._limit or 0)] if content == text else ""
         choice["delta"] = {"content": kept, **({"role": delta["role"]} if "role" in delta else {})}
         if choice.get("logprobs"):

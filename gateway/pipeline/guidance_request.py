@@ -43,9 +43,9 @@ class Guidance(Record, frozen=True):
     """
 
     text: str = ""
-    owed: str = ""
+    pending_space: str = ""
     tokens: int = 0
-    whole: str | None = None
+    finish_reason: str | None = None
     dropped: str = ""
 
 
@@ -77,7 +77,7 @@ class GuidanceStream:
             self.pieces.put_nowait(more)
 
 
-def opening_request(guidance: GuidancePlan, asked: CompletionRequest) -> OpeningRequest:
+def build_opening_request(guidance: GuidancePlan, asked: CompletionRequest) -> OpeningRequest:
     """What the teacher is asked."""
     projection = guidance.projection
     return OpeningRequest(
@@ -91,7 +91,7 @@ def opening_request(guidance: GuidancePlan, asked: CompletionRequest) -> Opening
     )
 
 
-def opened(
+def guidance_from_reply(
     plan: Plan,
     guidance: GuidancePlan,
     asked: CompletionRequest,
@@ -114,21 +114,21 @@ def opened(
         return "guidance_boilerplate" if found.skipped else "guidance_empty"
     tokens = _kept_tokens(reply, trimmed.text, guidance.tokens)
     ended = not found.cut and not trimmed.dropped
-    whole: str | None = None
+    finish_reason: str | None = None
     if (trimmed.stopped and (may_finish or shown)) or (ended and may_finish):
-        whole = "stop"
+        finish_reason = "stop"
     elif shown and plan.max_tokens is not None and tokens >= plan.max_tokens:
-        whole = "length"
+        finish_reason = "length"
     draft.kept_tokens = tokens
     draft.ended_at = plan.length.stop_at if plan.length is not None and reply.ends_at is not None else None
-    draft.complete = whole == "stop"
+    draft.complete = finish_reason == "stop"
     # An answer that is whole is shown to its end, blanks and all; one that goes on leaves them to the student.
-    text = trimmed.text + trimmed.owed if whole == "stop" else trimmed.text
+    text = trimmed.text + trimmed.pending_space if finish_reason == "stop" else trimmed.text
     if isinstance(asked, TextRequest) and shown:
         # As it was shown, where it was: a stream's pieces and its last word need not begin alike.
         text = _lead(heard.told.getvalue() if heard is not None and heard.tokens else reply.text) + text
     draft.opening = text
-    return Guidance(text, trimmed.owed, tokens, whole, trimmed.dropped)
+    return Guidance(text, trimmed.pending_space, tokens, finish_reason, trimmed.dropped)
 
 
 def _read_by_teacher(projection: Projection, asked: CompletionRequest) -> dict[str, Any]:
@@ -144,7 +144,7 @@ def _lead(text: str) -> str:
     return text[: len(text) - len(text.lstrip())]
 
 
-def read_by(request: OpeningRequest) -> Sequence[Json]:
+def teacher_input(request: OpeningRequest) -> Sequence[Json]:
     """What the teacher reads, for a count of our own."""
     return request.messages if request.messages is not None else [{"role": "user", "content": request.prompt}]
 
@@ -163,7 +163,7 @@ def answered_call(
     most = guidance.asked_tokens
     return EngineCall(
         guidance.teacher,
-        read_by(request),
+        teacher_input(request),
         reply.usage,
         StringIO(reply.text),
         lost_tokens=(most if unread is None else unread) if was_ended else 0,

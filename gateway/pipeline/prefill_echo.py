@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from gateway.capabilities.continuation import NATIVE_MODES
 from gateway.guidance.seam import SeamJoin
-from gateway.protocol.messages import words
+from gateway.protocol.messages import text_of
 from gateway.protocol.text import TextRequest
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class PrefillEcho:
         seam = self._seams.get(index)
         if seam is None:
             self._seams[index] = seam = SeamJoin(self._text, echo=self._echo)
-        text = words(said.get("content"))
+        text = text_of(said.get("content"))
         rest = seam.feed(text or "") + (seam.finish() if ended else "")
         if rest or text is not None:
             said["content"] = rest
@@ -62,7 +62,7 @@ def prefill_echo(finisher: StudentPlan, request: CompletionRequest, *, stream: b
     if isinstance(request, TextRequest) or request.body.get("echo") is True:
         return None
     last = request.messages[-1]
-    if last["role"] != "assistant" or not (text := words(last.get("content"))) or not text.strip():
+    if last["role"] != "assistant" or not (text := text_of(last.get("content"))) or not text.strip():
         return None
     known = finisher.continuation
     echo = known.echo if known is not None and known.mode in NATIVE_MODES else None

@@ -22,7 +22,7 @@ from gateway.errors import GatewayError, Overloaded
 from gateway.pipeline.guidance_request import UNGUIDED
 from gateway.pipeline.shadow import whole
 from gateway.policy.resolve import NO_RETRIES
-from gateway.protocol.messages import words
+from gateway.protocol.messages import text_of
 from gateway.quality.comparison import Comparison
 from gateway.quality.judging import grade_in, grading
 from gateway.quality.tally import QualityTally, length_of
@@ -64,7 +64,7 @@ class AnswerBuffer:
         for reply in replies:
             for choice in reply["choices"]:
                 said = choice.get("delta") or choice.get("message") or {}
-                self._said.write(words(said.get("content")) or choice.get("text") or "")
+                self._said.write(text_of(said.get("content")) or choice.get("text") or "")
                 if self._said.tell() > MOST_CHARS:
                     self._said, self._whole = StringIO(), False
 
@@ -74,7 +74,7 @@ class AnswerBuffer:
         return self._said.getvalue() or None if self._whole else None
 
 
-def heard_for(plan: Plan) -> AnswerBuffer | None:
+def answer_buffer_for(plan: Plan) -> AnswerBuffer | None:
     """What hears an answer that may be compared; None where nothing of it is to be kept."""
     return AnswerBuffer() if plan.quality is not None else None
 
@@ -103,7 +103,7 @@ class QualitySampler:
 
     def __init__(
         self,
-        finisher: StudentCall,
+        student_call: StudentCall,
         admission: Admission,
         ledger: Ledger,
         book: QualityStore,
@@ -111,27 +111,27 @@ class QualitySampler:
         metrics: Metrics,
         tasks: BackgroundTasks,
         *,
-        most: int,
+        max_in_flight: int,
         tracing: Tracing | None = None,
     ) -> None:
-        self._finisher = finisher
+        self._student_call = student_call
         self._admission = admission
         self._ledger = ledger
         self._book = book
         self._client = client
         self._metrics = metrics
         self._tasks = tasks
-        self._most = most
+        self._max_in_flight = max_in_flight
         self._tracing = tracing
         self._under_way: Counter[tuple[str, str]] = Counter()
 
-    def cast(self, served: ReceiptBuilder, asked: CompletionRequest, caller: Caller, heard: AnswerBuffer) -> None:
+    def start(self, served: ReceiptBuilder, asked: CompletionRequest, caller: Caller, heard: AnswerBuffer) -> None:
         """Begin to compare an answer that its caller has; only where it was guided."""
         quality, answer = served.plan.quality, heard.text
         if quality is None or served.mode not in _GUIDED:
             return
         route = served.tenant, served.route
-        busy = self._under_way.total() >= self._most or self._under_way[route] >= quality.rule.max_in_flight
+        busy = self._under_way.total() >= self._max_in_flight or self._under_way[route] >= quality.rule.max_in_flight
         if answer is None or busy:
             self._ended("dropped")
         elif served.budget is not None:
@@ -154,8 +154,8 @@ class QualitySampler:
         result = "refused"  # there was no place
         try:
             # One place for all of it: a drain waits for the whole, and no caller's place is asked for a second time.
-            async with self._admission.until_cut():
-                with self._admission.place(sample.caller):
+            async with self._admission.cancel_on_drain():
+                with self._admission.slot(sample.caller):
                     result = "dropped"  # unless it ends before a shutdown cuts it, which is no engine's failure
                     await self._compare(sample)
                     result = "made"
@@ -214,15 +214,15 @@ class QualitySampler:
     ) -> str:
         """What an engine answers, with a receipt of its own, within the route's budget of the day. Raises _Ended."""
         draft = sample.served.beside(_bounded(plan, asked), name)
-        most = spent = self._ledger.most_usd(draft.plan, asked)
+        max_in_flight = spent = self._ledger.most_usd(draft.plan, asked)
         with self._asking_redis():
-            taken = await self._book.take(draft.tenant, draft.route, most, sample.quality.rule.max_budget)
+            taken = await self._book.take(draft.tenant, draft.route, max_in_flight, sample.quality.rule.max_budget)
         if taken is None:
             raise _Ended("over_budget")
         try:
             with self._tracing.shadow() if self._tracing is not None else nullcontext():
                 reply = await self._ask(draft, asked, sample.caller, sample.served if measures else None)
-            spent = draft.receipt.cost_usd if draft.receipt is not None else most
+            spent = draft.receipt.cost_usd if draft.receipt is not None else max_in_flight
         except GatewayError as error:
             if _cost_nothing(draft):
                 spent = Decimal(0)
@@ -231,7 +231,7 @@ class QualitySampler:
             # Where this fails the day counts what it might have cost: less is spent then, and never more.
             with suppress(RedisError, OSError):
                 await self._book.settle(taken, spent)
-        answer = words(reply["choices"][0]["message"].get("content")) or ""
+        answer = text_of(reply["choices"][0]["message"].get("content")) or ""
         if len(answer) > MOST_CHARS:
             raise _Ended("dropped")
         return answer
@@ -242,7 +242,7 @@ class QualitySampler:
         """Like a request, whatever becomes of it. `measured` is the request whose baseline this call measures."""
         with self._admission.settled(draft):
             plan = await self._admission.reserve(draft, asked, caller)
-            reply = await self._finisher.complete(plan, asked, UNGUIDED, draft)
+            reply = await self._student_call.complete(plan, asked, UNGUIDED, draft)
             draft.finish_reason = reply["choices"][0].get("finish_reason")
             # Without a limit of the caller's, an answer that ended at the sample's limit is not the whole answer.
             cut = draft.finish_reason == "length" and measured is not None and measured.plan.max_tokens is None
@@ -275,8 +275,8 @@ def _student_alone(served: ReceiptBuilder) -> Plan:
 
 def _bounded(plan: Plan, asked: CompletionRequest) -> Plan:
     """One call, of an answer that ends: an engine that fails is not asked again for a comparison's sake."""
-    most = plan.max_tokens if plan.max_tokens is not None else asked.max_tokens or MOST_TOKENS
-    return structs.replace(plan, max_tokens=most, retries=NO_RETRIES)
+    max_in_flight = plan.max_tokens if plan.max_tokens is not None else asked.max_tokens or MOST_TOKENS
+    return structs.replace(plan, max_tokens=max_in_flight, retries=NO_RETRIES)
 
 
 def _cost_nothing(draft: ReceiptBuilder) -> bool:

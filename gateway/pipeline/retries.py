@@ -28,7 +28,7 @@ LONGEST_PAUSE_S = 5.0
 _LONGEST_PAUSE_BESIDE_OTHERS_S = 1.0
 
 
-async def go_on(
+async def retry_or_raise(
     attempts: Retries, error: EngineError, plan: Plan, draft: ReceiptBuilder, metrics: Metrics, *, placed: bool = False
 ) -> None:
     """Wait until the next attempt is due. Raises the error, in the caller's terms, when there is none.

@@ -29,29 +29,29 @@ class ShadowRequests:
 
     def __init__(
         self,
-        guide: TeacherCall,
-        finisher: StudentCall,
+        teacher_call: TeacherCall,
+        student_call: StudentCall,
         admission: Admission,
         metrics: Metrics,
         tasks: BackgroundTasks,
         *,
-        most: int,
+        max_in_flight: int,
         tracing: Tracing | None = None,
     ) -> None:
-        self._guide = guide
-        self._finisher = finisher
+        self._teacher_call = teacher_call
+        self._student_call = student_call
         self._admission = admission
         self._ended = metrics.shadows
         self._tasks = tasks
-        self._most = most
+        self._max_in_flight = max_in_flight
         self._tracing = tracing
         self._under_way = 0
 
-    def cast(self, draft: ReceiptBuilder, asked: CompletionRequest, caller: Caller) -> None:
+    def start(self, draft: ReceiptBuilder, asked: CompletionRequest, caller: Caller) -> None:
         """Begin one: the guided answer to `asked`, as its draft plans it."""
         if draft.plan.guidance is None:
             self._ended.labels("unguidable").inc()
-        elif self._under_way >= self._most:
+        elif self._under_way >= self._max_in_flight:
             self._ended.labels("dropped").inc()
         else:
             self._under_way += 1
@@ -70,7 +70,7 @@ class ShadowRequests:
     async def _counted(self, draft: ReceiptBuilder, asked: CompletionRequest, caller: Caller) -> None:
         result = "failed"
         try:
-            async with self._admission.until_cut():
+            async with self._admission.cancel_on_drain():
                 result = await self._make(draft, asked, caller)
         except GatewayError as error:
             # What an engine did stands in the log, and its label in the receipt. What a shutdown cut it did not do.
@@ -81,18 +81,18 @@ class ShadowRequests:
 
     async def _make(self, draft: ReceiptBuilder, asked: CompletionRequest, caller: Caller) -> str:
         """Like a request. Where there is no place for it, it leaves no receipt either: nothing was begun."""
-        with self._admission.place(caller), self._admission.settled(draft):
+        with self._admission.slot(caller), self._admission.settled(draft):
             plan = await self._admission.reserve(draft, asked, caller)
             if plan.guidance is None:
                 draft.unguided = plan.unguided
                 return "refused"  # a budget leaves room for the student alone: that one needs no shadow
-            self._finisher.check_available(plan, draft)
-            opening = await self._guide.open(plan, asked, draft)
-            if opening.whole is None:
-                reply = await self._finisher.complete(plan, asked, opening, draft)
+            self._student_call.check_available(plan, draft)
+            opening = await self._teacher_call.open(plan, asked, draft)
+            if opening.finish_reason is None:
+                reply = await self._student_call.complete(plan, asked, opening, draft)
                 draft.finish_reason = reply["choices"][0].get("finish_reason")
             else:
-                draft.finish_reason = opening.whole
+                draft.finish_reason = opening.finish_reason
             return "made"
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gateway.protocol.messages import words
-from gateway.protocol.reply import passed_on
+from gateway.protocol.messages import text_of
+from gateway.protocol.reply import engine_fields
 
 if TYPE_CHECKING:
     from gateway.capabilities.reasoning import ReasoningFilter
@@ -125,7 +125,7 @@ class StreamRelay:
         chunk = self._head.chunk(choices, with_usage=self._wants_usage)
         if original is None:
             return chunk
-        return {**chunk, **passed_on(original)}
+        return {**chunk, **engine_fields(original)}
 
 
 def _first(role: str, said: Json) -> Json:
@@ -147,7 +147,7 @@ def join_reply(reply: Json, seam: SeamJoin, thoughts: ReasoningFilter | None = N
 
 def _join(seam: SeamJoin, thoughts: ReasoningFilter | None, said: Json, finish_reason: str | None) -> str | None:
     """Replace the text of a message or delta by what may leave now; return the finish_reason that is true then."""
-    text = words(said.pop("content", None)) or ""
+    text = text_of(said.pop("content", None)) or ""
     if thoughts is not None:
         finish_reason = _part(thoughts, said, text, finish_reason)
         text = said.pop("content")

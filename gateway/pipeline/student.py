@@ -18,11 +18,11 @@ from gateway.errors import EngineError, EngineRejected
 from gateway.pipeline.generation import GenerationTracker
 from gateway.pipeline.guidance_request import UNGUIDED
 from gateway.pipeline.prefill_echo import prefill_echo
-from gateway.pipeline.retries import RequestRetries, Retries, go_on
+from gateway.pipeline.retries import RequestRetries, Retries, retry_or_raise
 from gateway.pipeline.stream import join_reply
-from gateway.pipeline.student_request import is_prefix, seam, send, thoughts, writes_again
+from gateway.pipeline.student_request import build_student_request, is_prefix, seam, thoughts, writes_again
 from gateway.policy.resolve import EngineSnapshot
-from gateway.protocol.messages import words
+from gateway.protocol.messages import text_of
 from gateway.protocol.text import TextRequest
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class StudentCall:
         self._metrics = metrics
         self._budgets = budgets or RetryBudgets()
 
-    def look(self, engine: str, tenant: str = "") -> EngineSnapshot:
+    def engine_snapshot(self, engine: str, tenant: str = "") -> EngineSnapshot:
         """Return what is known of an engine now, for a tenant."""
         guarded = self._engines[engine]
         state = guarded.state
@@ -94,7 +94,7 @@ class StudentCall:
                     draft.drop_guidance("student_refused_prefix")
                     opening = UNGUIDED
                 else:
-                    await go_on(attempts, error, plan, draft, self._metrics, placed=placed)
+                    await retry_or_raise(attempts, error, plan, draft, self._metrics, placed=placed)
         joint = seam(plan, finisher, asked, opening)
         if joint is not None:
             join_reply(reply, joint, thoughts(finisher, opening))
@@ -105,7 +105,7 @@ class StudentCall:
     async def _complete(
         self, plan: Plan, finisher: StudentPlan, asked: CompletionRequest, opening: Guidance, draft: ReceiptBuilder
     ) -> Json:
-        sent = send(plan, finisher, asked, opening)
+        sent = build_student_request(plan, finisher, asked, opening)
         generation = self._begin(plan, finisher, asked, opening, draft, sent)
         with _Calling(plan, draft, generation, self._metrics):
             reply = await self._engines[finisher.engine].complete(sent.body, sent.prefill)
@@ -142,7 +142,7 @@ class StudentCall:
             except EngineError as error:
                 if begun:
                     raise
-                await go_on(attempts, error, plan, draft, self._metrics, placed=joint is not None)
+                await retry_or_raise(attempts, error, plan, draft, self._metrics, placed=joint is not None)
 
     async def _stream(
         self,
@@ -153,7 +153,7 @@ class StudentCall:
         relay: StreamRelay,
         draft: ReceiptBuilder,
     ) -> AsyncGenerator[list[Json], None]:
-        sent = send(plan, finisher, asked, opening)
+        sent = build_student_request(plan, finisher, asked, opening)
         # The receipt wants usage, whether the caller does or not.
         sent.body["stream_options"] = {**(asked.body.get("stream_options") or {}), "include_usage": True}
         generation = self._begin(plan, finisher, asked, opening, draft, sent)
@@ -200,7 +200,7 @@ class StudentCall:
             call,
             limit=sent.body.get(asked.limit_field),
             choices=asked.choices,
-            drafts=asked.drafts,
+            generated_choices=asked.generated_choices,
             stops_within_s=self._engines[finisher.engine].state.stops_within_s,
             preface=_preface(finisher, asked, sent),
             now=time.perf_counter(),
@@ -247,7 +247,7 @@ def _preface(finisher: StudentPlan, asked: CompletionRequest, sent: StudentReque
     if sent.prefill is not None:
         return sent.prefill.text if finisher.continuation is None or finisher.continuation.echo or echo else ""
     last = asked.messages[-1]  # some engines repeat a caller's prefill
-    return words(last.get("content")) or "" if last["role"] == "assistant" else ""
+    return text_of(last.get("content")) or "" if last["role"] == "assistant" else ""
 
 
 def _placement(plan: Plan, finisher: StudentPlan, opening: Guidance) -> str:
@@ -264,4 +264,4 @@ def _set_call(plan: Plan, draft: ReceiptBuilder, call: EngineCall | None) -> Non
 
 
 def _says(chunk: Json) -> bool:
-    return any(words((choice.get("delta") or {}).get("content")) for choice in chunk["choices"])
+    return any(text_of((choice.get("delta") or {}).get("content")) for choice in chunk["choices"])

@@ -51,7 +51,7 @@ def is_prefix(plan: Plan, finisher: StudentPlan, opening: Guidance) -> bool:
     """Whether the finisher is to go on with the opening. Else it gets it in its prompt, if there is one."""
     return (
         bool(opening.text)
-        and opening.whole is None
+        and opening.finish_reason is None
         and plan.guidance is not None
         and plan.guidance.placement == "prefix"
         and finisher.continuation is not None
@@ -63,7 +63,9 @@ def writes_again(finisher: StudentPlan) -> bool:
     return finisher.continuation is not None and finisher.continuation.writes_again
 
 
-def send(plan: Plan, finisher: StudentPlan, asked: CompletionRequest, opening: Guidance) -> StudentRequest:
+def build_student_request(
+    plan: Plan, finisher: StudentPlan, asked: CompletionRequest, opening: Guidance
+) -> StudentRequest:
     """The caller's request as this finisher gets it."""
     body = {**asked.body}
     prefix = is_prefix(plan, finisher, opening)
@@ -105,7 +107,7 @@ def seam(plan: Plan, finisher: StudentPlan, asked: CompletionRequest, opening: G
     assert finisher.continuation is not None, "as is_prefix says"
     return SeamJoin(
         opening.text,
-        owed=opening.owed,
+        pending_space=opening.pending_space,
         # vLLM and llama.cpp repeat the opening when the caller asks them to, whatever they do by themselves.
         echo=asked.body.get("echo") is True or finisher.continuation.echo,
         strips_leading_space=finisher.continuation.strips_leading_space,

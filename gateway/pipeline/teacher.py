@@ -39,9 +39,9 @@ from gateway.pipeline.guidance_request import (
     Guidance,
     GuidanceStream,
     answered_call,
-    opened,
-    opening_request,
-    read_by,
+    build_opening_request,
+    guidance_from_reply,
+    teacher_input,
 )
 from gateway.pipeline.retries import RequestRetries
 from gateway.policy.projection_size import added_bytes
@@ -111,12 +111,12 @@ class TeacherCall:
         try:
             while piece := await heard.pieces.get():
                 yield piece
-            opened = opening.result()
+            guidance_from_reply = opening.result()
         finally:
             opening.cancel()
-        if isinstance(opened, GatewayError):
-            raise opened
-        yield opened
+        if isinstance(guidance_from_reply, GatewayError):
+            raise guidance_from_reply
+        yield guidance_from_reply
 
     async def _open_or_error(
         self, plan: Plan, asked: CompletionRequest, draft: ReceiptBuilder, heard: GuidanceStream
@@ -146,7 +146,7 @@ class TeacherCall:
         # One moment for all: the caller's timer, the ticket and whoever waits for the same.
         deadline_s = self._deadlines.deadline_s(guidance)
         deadline = asyncio.get_running_loop().time() + deadline_s
-        if await self._sounding.is_sure(plan, asked, draft, deadline):
+        if await self._sounding.is_confident(plan, asked, draft, deadline):
             draft.unguided = STUDENT_CONFIDENT
             return UNGUIDED
         try:
@@ -170,7 +170,7 @@ class TeacherCall:
             if not error.heard:
                 draft.teacher = None
             return self._without(plan, guidance, draft, "teacher_" + error.label.removeprefix("engine_"), error, heard)
-        opening = opened(plan, guidance, asked, draft, reply, heard)
+        opening = guidance_from_reply(plan, guidance, asked, draft, reply, heard)
         return opening if isinstance(opening, Guidance) else self._without(plan, guidance, draft, opening, None)
 
     async def _ask(
@@ -184,7 +184,7 @@ class TeacherCall:
         heard: GuidanceStream | None,
     ) -> OpeningReply:
         engine = self._engines[guidance.teacher]
-        request = opening_request(guidance, asked)
+        request = build_opening_request(guidance, asked)
         ends = EndRule.of(plan, guidance)
         facts = (guidance.share, engine, request, draft.id, ends)
         ticket = Ticket(
@@ -204,7 +204,7 @@ class TeacherCall:
             # Until it has answered, nobody knows how much of this it wrote.
             most = guidance.asked_tokens
             draft.teacher = EngineCall(
-                guidance.teacher, read_by(request), lost_tokens=most, limit_tokens=most, role="guidance"
+                guidance.teacher, teacher_input(request), lost_tokens=most, limit_tokens=most, role="guidance"
             )
             draft.running = draft.teacher
 

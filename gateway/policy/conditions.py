@@ -17,7 +17,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from gateway.config.scalars import Flag, InvalidValue, Whole
 from gateway.config.yaml_source import StrictModel
 from gateway.protocol.chat import ChatRequest
-from gateway.protocol.messages import words
+from gateway.protocol.messages import text_of
 from gateway.protocol.text import TextRequest
 
 if TYPE_CHECKING:
@@ -372,7 +372,7 @@ class RequestFacts:
 def _words_of(asked: AnyRequest) -> Iterator[str]:
     if isinstance(asked, ChatRequest):
         for message in asked.messages:
-            if said := words(message.get("content")):
+            if said := text_of(message.get("content")):
                 yield said
     else:
         texts = asked.body["prompt" if isinstance(asked, TextRequest) else "input"]

@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from gateway.protocol.messages import words
+from gateway.protocol.messages import text_of
 from gateway.protocol.text import TextRequest
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def question_of(asked: CompletionRequest) -> str:
         return question.removesuffix(_ANSWER).strip()[:MAX_CHARS]
     for message in reversed(asked.messages):
         if message.get("role") == "user":
-            return (words(message.get("content")) or "").strip()[:MAX_CHARS]
+            return (text_of(message.get("content")) or "").strip()[:MAX_CHARS]
     return ""
 
 

@@ -362,7 +362,7 @@ def _carrying(chat: ChatRequest, seen: EngineSnapshot) -> Known:
     known = seen.continuation
     if known is None or known == "not_probed":
         return known
-    if known.lost(chat.body) is not None or not takes_prefix(seen.reasoning, chat.body):
+    if known.unsupported(chat.body) is not None or not takes_prefix(seen.reasoning, chat.body):
         return None
     return known
 

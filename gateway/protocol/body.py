@@ -14,7 +14,7 @@ from msgspec import Meta, Struct
 
 from gateway.errors import InvalidRequest
 from gateway.protocol.field_names import check_names
-from gateway.protocol.forbidden_fields import elsewhere_in
+from gateway.protocol.forbidden_fields import forbidden_field
 from gateway.protocol.structure import MAX_DEPTH, check_values
 from gateway.protocol.token_ids import FIELDS, take_token_ids
 from gateway.protocol.unicode import BOM, locate_invalid_utf8, replace_lone_surrogates
@@ -66,10 +66,10 @@ class CallerRequest(Protocol):
     def choices(self) -> int: ...
 
     @property
-    def drafts(self) -> int: ...
+    def generated_choices(self) -> int: ...
 
     @property
-    def pictures(self) -> int: ...
+    def non_text_parts(self) -> int: ...
 
     @property
     def size_bytes(self) -> int: ...
@@ -101,7 +101,7 @@ def read_body(raw: bytes, known: type[_Known], needs: str) -> tuple[Json, _Known
         raise InvalidRequest(f"The body must be a JSON object with {needs}.")
     if openings > MAX_DEPTH and not _is_encodable(body):
         raise InvalidRequest(f"The body is nested more than {MAX_DEPTH} levels deep, the limit. Flatten it.")
-    if (field := elsewhere_in(body)) is not None:
+    if (field := forbidden_field(body)) is not None:
         raise InvalidRequest(
             f"'{field}' is not taken from callers: where the gateway calls, and as whom, its configuration says.",
             param=field,

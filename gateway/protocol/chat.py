@@ -78,7 +78,7 @@ class ChatRequest(Record, frozen=True):
     stream: bool
     wants_usage: bool
     size_bytes: int
-    pictures: int = 0  # how many content parts are no text
+    non_text_parts: int = 0  # how many content parts are no text
 
     @property
     def messages(self) -> list[Json]:
@@ -91,7 +91,7 @@ class ChatRequest(Record, frozen=True):
         return self.body.get("n") or 1
 
     @property
-    def drafts(self) -> int:
+    def generated_choices(self) -> int:
         """Number of answers that are generated; with beam search, the width of the beam."""
         return max(self.choices, self.body.get("best_of") or 1)
 
@@ -108,7 +108,7 @@ def parse_chat(raw: bytes) -> ChatRequest:
         InvalidRequest: with `param` naming the field.
     """
     body, known = read_body(raw, ChatBody, "'model' and 'messages'")
-    pictures = _check_messages(known.messages, body["messages"])
+    non_text_parts = _check_messages(known.messages, body["messages"])
     return ChatRequest(
         body=body,
         model=known.model,
@@ -117,7 +117,7 @@ def parse_chat(raw: bytes) -> ChatRequest:
         stream=bool(known.stream),
         wants_usage=wants_usage(known.stream_options, stream=known.stream),
         size_bytes=len(raw),
-        pictures=pictures,
+        non_text_parts=non_text_parts,
     )
 
 
@@ -132,20 +132,20 @@ def _check_messages(messages: list[Message], as_sent: list[Json]) -> int:
 
     An assistant message that says nothing gets an empty text: a template would write out the word None.
     """
-    pictures = 0
+    non_text_parts = 0
     for index, message in enumerate(messages):
         role, content = message.role, message.content
         if role not in _ROLES:
             at = f"messages[{index}].role"
             raise InvalidRequest(f"'{at}': there is no such role. Use one of {', '.join(_ROLES)}.", param=at)
         if isinstance(content, list):
-            pictures += _check_parts(index, content)
+            non_text_parts += _check_parts(index, content)
         elif content is None and role not in ROLES_WITHOUT_TEXT:
             at = f"messages[{index}].content"
             raise InvalidRequest(f"'{at}' is required in a {role} message: a string or content parts.", param=at)
         elif content is None and role == "assistant" and not any(map(as_sent[index].get, SAID_OTHERWISE)):
             as_sent[index]["content"] = ""
-    return pictures
+    return non_text_parts
 
 
 def _check_parts(message: int, parts: list[Json]) -> int:
@@ -153,15 +153,15 @@ def _check_parts(message: int, parts: list[Json]) -> int:
     if not parts:
         at = f"messages[{message}].content"
         raise InvalidRequest(f"'{at}' is an empty list. Send a string or at least one content part.", param=at)
-    pictures = 0
+    non_text_parts = 0
     for index, part in enumerate(parts):
         kind = part.get("type")
         if not isinstance(kind, str) or not kind:
             at = f"messages[{message}].content[{index}].type"
             raise InvalidRequest(f"'{at}' is required: a string such as 'text'.", param=at)
         if kind != "text":
-            pictures += 1
+            non_text_parts += 1
         elif not isinstance(part.get("text"), str):
             at = f"messages[{message}].content[{index}].text"
             raise InvalidRequest(f"'{at}' is required in a part of type 'text': a string.", param=at)
-    return pictures
+    return non_text_parts

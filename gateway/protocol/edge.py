@@ -10,7 +10,7 @@ from msgspec import Meta, Struct
 
 from gateway.protocol.body import read_body
 
-LEAST_VERSION, NEWEST_VERSION = 1, 1
+MIN_VERSION, MAX_VERSION = 1, 1
 """Of the edge protocol, those that this gateway speaks."""
 VERSION_HEADER = "X-GKT-Edge"
 MOST_TOKENS = 10_000_000

@@ -44,12 +44,12 @@ class EmbeddingsRequest:
         return 0
 
     @property
-    def drafts(self) -> int:
+    def generated_choices(self) -> int:
         """Nor is one written."""
         return 0
 
     @property
-    def pictures(self) -> int:
+    def non_text_parts(self) -> int:
         """None: all of it is text."""
         return 0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 # What other gateways and servers take from a request's body for where a call goes, as whom, and with what answer.
-NOT_THE_CALLERS = frozenset(
+FORBIDDEN_FIELDS = frozenset(
     {
         *(
             "api_base",
@@ -27,18 +27,18 @@ NOT_THE_CALLERS = frozenset(
 )
 _HOLDERS = (dict, list)
 # The caller's own words and schemas: there a name is just a name.
-CALLERS_OWN = frozenset(
+CALLER_CONTENT_FIELDS = frozenset(
     {"messages", "prompt", "input", "suffix", "prediction", "tools", "functions", "tool_choice", "response_format",
      "logit_bias", "metadata", "structured_outputs", "guided_json", "json_schema", "grammar"}
 )  # fmt: skip
 
 
-def elsewhere_in(body: dict[str, Any]) -> str | None:
+def forbidden_field(body: dict[str, Any]) -> str | None:
     """The first field, however deep, that some engine could take for an address, a credential or an order to it."""
     for name, value in body.items():
-        if name in NOT_THE_CALLERS and value is not None:
+        if name in FORBIDDEN_FIELDS and value is not None:
             return name
-        if isinstance(value, _HOLDERS) and name not in CALLERS_OWN and (found := _within(value)) is not None:
+        if isinstance(value, _HOLDERS) and name not in CALLER_CONTENT_FIELDS and (found := _within(value)) is not None:
             return f"{name}{found}"
     return None
 
@@ -46,8 +46,8 @@ def elsewhere_in(body: dict[str, Any]) -> str | None:
 def _within(value: Any) -> str | None:
     parts: Any = value.items() if isinstance(value, dict) else enumerate(value)
     for name, part in parts:
-        if name in NOT_THE_CALLERS and part is not None:
+        if name in FORBIDDEN_FIELDS and part is not None:
             return f".{name}"
-        if isinstance(part, _HOLDERS) and name not in CALLERS_OWN and (found := _within(part)) is not None:
+        if isinstance(part, _HOLDERS) and name not in CALLER_CONTENT_FIELDS and (found := _within(part)) is not None:
             return f".{name}{found}" if isinstance(value, dict) else f"[{name}]{found}"
     return None

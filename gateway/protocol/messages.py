@@ -52,7 +52,7 @@ def only_text(messages: Sequence[Mapping[str, Any]]) -> bool:
     return all(isinstance(part, dict) and part.get("type") == "text" for part in parts)
 
 
-def words(content: Any) -> str | None:
+def text_of(content: Any) -> str | None:
     """What content says in words; None where it says nothing so. Its parts that are thoughts or images are left out."""
     if not isinstance(content, list):
         return content if isinstance(content, str) else None
@@ -61,12 +61,12 @@ def words(content: Any) -> str | None:
     return "".join(said) if said else None
 
 
-def written(said: Mapping[str, Any]) -> str:
+def generated_text(said: Mapping[str, Any]) -> str:
     """All that was written for a message or a delta, and is paid for: its words, its thoughts, and what it calls."""
     content = said.get("content")
     if isinstance(content, str) and _OTHER_TEXT.isdisjoint(said):
         return content
-    texts = [words(content), said.get("reasoning_content") or said.get("reasoning"), said.get("refusal")]
+    texts = [text_of(content), said.get("reasoning_content") or said.get("reasoning"), said.get("refusal")]
     calls = said.get("tool_calls")
     functions = [call.get("function") for call in calls if isinstance(call, dict)] if isinstance(calls, list) else []
     for function in (*functions, said.get("function_call")):

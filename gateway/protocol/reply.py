@@ -30,7 +30,7 @@ def usage_body(
 _PASSED_ON = ("system_fingerprint", "service_tier")
 
 
-def passed_on(reply: Json) -> Json:
+def engine_fields(reply: Json) -> Json:
     """The engine's own top-level fields that a caller gets."""
     return {name: reply[name] for name in _PASSED_ON if reply.get(name) is not None}
 

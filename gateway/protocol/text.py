@@ -66,13 +66,13 @@ class TextRequest(Record, frozen=True):
     has_empty_prompt: bool = False
 
     @property
-    def drafts(self) -> int:
+    def generated_choices(self) -> int:
         """How many of them are written, the best to be taken."""
         wanted = self.body.get("n") or 1
         return self.choices // wanted * max(wanted, self.body.get("best_of") or 1)
 
     @property
-    def pictures(self) -> int:
+    def non_text_parts(self) -> int:
         """None: all of it is text."""
         return 0
 

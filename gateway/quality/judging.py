@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import orjson
 
 from gateway.protocol.chat import ChatRequest, parse_chat
-from gateway.protocol.messages import words
+from gateway.protocol.messages import text_of
 
 if TYPE_CHECKING:
     from gateway.protocol.requests import CompletionRequest
@@ -45,5 +45,5 @@ def grade_in(reply: str) -> float | None:
 def _question(asked: CompletionRequest) -> str:
     if not isinstance(asked, ChatRequest):
         return asked.prompt or ""
-    said = (words(message.get("content")) for message in reversed(asked.messages) if message.get("role") == "user")
+    said = (text_of(message.get("content")) for message in reversed(asked.messages) if message.get("role") == "user")
     return next((text for text in said if text), "")

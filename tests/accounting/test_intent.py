@@ -92,7 +92,7 @@ def test_what_a_request_will_use_is_told_apart_from_what_it_may_come_to() -> Non
 
 def test_a_picture_is_larger_than_its_address() -> None:
     parts = [{"type": "text", "text": "what is it"}, {"type": "image_url", "image_url": {"url": "https://x.example/a"}}]
-    one = intended(plan("student"), pictures=1, body={"messages": [{"role": "user", "content": parts}]})
+    one = intended(plan("student"), non_text_parts=1, body={"messages": [{"role": "user", "content": parts}]})
     assert one.student is not None
     assert one.student.input_tokens == 400 + 512 + 16_384
 

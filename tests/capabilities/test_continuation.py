@@ -11,9 +11,9 @@ from gateway.capabilities.continuation import (
     Continuation,
     Mode,
     judge_probe,
-    lost_as_text,
     place_prefix,
     probes,
+    unsupported_as_text,
 )
 
 OPENING = "a b c d e f g h i j k l m n"
@@ -174,6 +174,6 @@ TEXT = {"type": "text", "text": "Why?"}
 def test_what_a_raw_prompt_cannot_carry_is_named(fields: dict[str, Any], lost: str | None) -> None:
     """So that such a request goes unguided, and nothing of it is lost; no other mode loses any of it."""
     body = {"messages": [QUESTION], **fields}
-    assert lost_as_text(body) == lost
+    assert unsupported_as_text(body) == lost
     for mode in get_args(Mode):
-        assert Continuation(mode).lost(body) == (lost if mode == "completions" else None)
+        assert Continuation(mode).unsupported(body) == (lost if mode == "completions" else None)

@@ -16,7 +16,7 @@ from schemathesis.specs.openapi.checks import ignored_auth
 from gateway.accounting.max_output import DEFAULT_MAX_OUTPUT_TOKENS
 from gateway.api.openapi.document import document
 from gateway.api.routes import ROUTES
-from gateway.protocol.forbidden_fields import NOT_THE_CALLERS
+from gateway.protocol.forbidden_fields import FORBIDDEN_FIELDS
 from tests.fakes import FakeEngine, says
 from tests.gateway_process import KEY, STUDENT_ONLY, GatewayProcess, guided, model, running_gateway
 
@@ -91,7 +91,7 @@ def _no_orders(value: Any, depth: int = 0) -> Any:
         return {
             name: _no_orders(part, depth + 1)
             for name, part in value.items()
-            if depth < DOCUMENTED_DEPTH or name not in NOT_THE_CALLERS
+            if depth < DOCUMENTED_DEPTH or name not in FORBIDDEN_FIELDS
         }
     if isinstance(value, list):
         return [_no_orders(part, depth + isinstance(part, list)) for part in value]

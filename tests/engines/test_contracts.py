@@ -39,7 +39,7 @@ CHAT = {"model": "student", "messages": [{"role": "user", "content": QUESTION}]}
 def seam_of(how: Continuation) -> SeamJoin:
     return SeamJoin(
         OPENING,
-        owed=" ",
+        pending_space=" ",
         echo=how.echo,
         strips_leading_space=how.strips_leading_space,
         written_again=how.writes_again,

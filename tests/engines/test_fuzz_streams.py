@@ -25,7 +25,7 @@ from gateway.guidance.seam import SeamJoin
 from gateway.guidance.trim import trim
 from gateway.pipeline.generation import GenerationTracker
 from gateway.pipeline.stream import StreamRelay, join_reply
-from gateway.protocol.reply import ReplyHead, passed_on, usage_body
+from gateway.protocol.reply import ReplyHead, engine_fields, usage_body
 from tests.engines.harm import (
     BODIES,
     CHAT,
@@ -217,11 +217,11 @@ def test_anything_at_all(stage: Stage, protocol: str, raw: bytes, cuts: list[int
 
 def is_safe(outcome: Outcome) -> None:
     """What came can be counted, relayed and sent: with guidance in front and a limit, and without."""
-    joined = SeamJoin("The sky", owed=" ", strips_leading_space=True, stop=("xx",))
+    joined = SeamJoin("The sky", pending_space=" ", strips_leading_space=True, stop=("xx",))
     for seam, limit in ((None, None), (joined, 3)):
         relay, call = StreamRelay(HEAD, wants_usage=True), EngineCall("small", [])
         generation = GenerationTracker(
-            call, limit=limit, choices=1, drafts=1, stops_within_s=None, preface="The sky", now=0.0
+            call, limit=limit, choices=1, generated_choices=1, stops_within_s=None, preface="The sky", now=0.0
         )
         said = relay.join(seam)
         for one in deepcopy(outcome.chunks):  # a choice is cut in place
@@ -268,9 +268,9 @@ def test_any_value_in_the_place_of_any_field_of_a_reply(stage: Stage, protocol: 
     usage = _usage_body(read_usage(reply.get("usage")))
     assert isinstance(reply["choices"][0].get("finish_reason"), str | None)
     message_text(reply)
-    orjson.dumps(HEAD.completion(reply["choices"], usage) | passed_on(reply))
-    join_reply(reply, SeamJoin("The sky", owed=" ", strips_leading_space=True, stop=("xx",)))
-    orjson.dumps(HEAD.completion(reply["choices"], usage) | passed_on(reply))
+    orjson.dumps(HEAD.completion(reply["choices"], usage) | engine_fields(reply))
+    join_reply(reply, SeamJoin("The sky", pending_space=" ", strips_leading_space=True, stop=("xx",)))
+    orjson.dumps(HEAD.completion(reply["choices"], usage) | engine_fields(reply))
 
 
 @settings(MUCH)

@@ -140,7 +140,7 @@ def answer(
     def seam() -> SeamJoin:
         return SeamJoin(
             trimmed.text,
-            owed=trimmed.owed,
+            pending_space=trimmed.pending_space,
             echo=echo,
             strips_leading_space=student.strips_leading_space,
             stop=stop,

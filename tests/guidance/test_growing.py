@@ -122,7 +122,7 @@ def test_the_guidance_begins_with_all_that_was_shown(
     assert trimmed.text.startswith("".join(shown))
     if whole.text.startswith("".join(shown)):
         assert trimmed == whole
-    assert text.endswith(trimmed.text + trimmed.owed + trimmed.dropped) or trimmed.stopped
+    assert text.endswith(trimmed.text + trimmed.pending_space + trimmed.dropped) or trimmed.stopped
     assert not any(one in trimmed.text for one in stop)
 
 
@@ -158,7 +158,7 @@ def test_nothing_is_shown_that_must_be_taken_back(
     # before the line's end came that they should have waited for.
     if trimmed != whole and "foo_bar" not in "".join(shown):
         assert re.fullmatch(r"[\W\d]*", trimmed.text.removeprefix(whole.text))
-        assert trimmed.owed[:1] in {"\n", "\r"} or not trimmed.text[-1].isalnum()
+        assert trimmed.pending_space[:1] in {"\n", "\r"} or not trimmed.text[-1].isalnum()
 
 
 # across the seam
@@ -194,7 +194,7 @@ def test_a_growing_opening_and_its_seam_show_what_a_whole_one_would(
     echo = student.echo_after is not None
     if trimmed.stopped:
         return
-    seam = SeamJoin(trimmed.text, owed=trimmed.owed, echo=echo, stop=stop)
+    seam = SeamJoin(trimmed.text, pending_space=trimmed.pending_space, echo=echo, stop=stop)
     assert seam.opening().startswith(shown)
     whole = play(seam, student.deltas(trimmed.text, sizes))
     assert whole.startswith(shown)

@@ -74,9 +74,9 @@ def test_probabilities_make_an_entropy_that_can_be(weights: list[float]) -> None
 
 
 def test_sure_is_who_has_one_likely_token_or_where_the_rule_says_so_little_doubt() -> None:
-    assert FirstToken(0.9, 1.0).is_sure(ProbeRule())
-    assert not FirstToken(0.89, 0.1).is_sure(ProbeRule())
-    assert FirstToken(0.5, 0.3).is_sure(ProbeRule(entropy=0.3))
+    assert FirstToken(0.9, 1.0).is_confident(ProbeRule())
+    assert not FirstToken(0.89, 0.1).is_confident(ProbeRule())
+    assert FirstToken(0.5, 0.3).is_confident(ProbeRule(entropy=0.3))
 
 
 def test_the_student_is_asked_the_callers_question_for_one_token() -> None:

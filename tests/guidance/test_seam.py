@@ -76,7 +76,7 @@ def test_opening_can_be_asked_for_again() -> None:
 
 def test_an_empty_answer_leaves_the_guidance() -> None:
     assert join("Hello", "") == ("Hello", False)
-    assert join("Hello", "", owed=" ", strips_leading_space=True, echo=True) == ("Hello", False)
+    assert join("Hello", "", pending_space=" ", strips_leading_space=True, echo=True) == ("Hello", False)
 
 
 def test_empty_guidance_leaves_the_students_answer() -> None:
@@ -85,7 +85,7 @@ def test_empty_guidance_leaves_the_students_answer() -> None:
 
 
 def test_empty_deltas_change_nothing() -> None:
-    seam = SeamJoin("Hello", owed=" ", strips_leading_space=True)
+    seam = SeamJoin("Hello", pending_space=" ", strips_leading_space=True)
     assert [seam.feed(""), seam.feed("world"), seam.feed(""), seam.finish()] == ["", " world", "", ""]
 
 
@@ -183,7 +183,7 @@ def test_any_repetition_is_found_whatever_its_inner_repetitions(round_: str, bla
 @pytest.mark.parametrize("lead", ["", " ", "\n\n"])
 def test_a_student_that_writes_the_guidance_again_gives_the_whole_answer(lead: str, size: int) -> None:
     """Nothing leaves before it has; the whitespace before it is dropped, and what follows is the student's own."""
-    seam = SeamJoin("Hello", written_again=True, owed="\n", strips_leading_space=True, stop=["lo w"])
+    seam = SeamJoin("Hello", written_again=True, pending_space="\n", strips_leading_space=True, stop=["lo w"])
     said = chunks(lead + "Hello world", [size])
     sent = [seam.opening(), *(seam.feed(delta) for delta in said), seam.finish()]
     assert "".join(sent) == "Hello world"
@@ -197,7 +197,7 @@ def test_a_student_that_writes_the_guidance_again_gives_the_whole_answer(lead: s
 )
 def test_a_student_that_begins_otherwise_answers_alone(reply: str, size: int) -> None:
     """Or that ends before it has written all of it: its own text is the answer, as it is, and the seam says so."""
-    seam = SeamJoin("Hello world", written_again=True, owed=" ", strips_leading_space=True, stop=["Hello wor"])
+    seam = SeamJoin("Hello world", written_again=True, pending_space=" ", strips_leading_space=True, stop=["Hello wor"])
     assert play(seam, [{"content": delta} for delta in chunks(reply, [size])]) == reply
     assert (seam.echoed, seam.restarted, seam.stopped) == (False, True, False)
 
@@ -235,32 +235,38 @@ def test_any_text_written_again_is_the_hidden_text_and_any_other_is_itself(
         (other, other.lstrip() if begins else other, not begins),
     ):
         deltas = [{"role": "assistant"}, *({"content": delta} for delta in chunks(reply, sizes)), {}]
-        seam = SeamJoin(trimmed.text, owed=trimmed.owed, stop=stop, written_again=True)
+        seam = SeamJoin(trimmed.text, pending_space=trimmed.pending_space, stop=stop, written_again=True)
         assert play(seam, deltas) == expected
         assert (seam.restarted, seam.echoed) == (restarted, not restarted)
-        assert relayed(SeamJoin(trimmed.text, owed=trimmed.owed, stop=stop, written_again=True), deltas) == expected
+        assert (
+            relayed(SeamJoin(trimmed.text, pending_space=trimmed.pending_space, stop=stop, written_again=True), deltas)
+            == expected
+        )
 
 
 # owed whitespace
 
 
 def test_owed_whitespace_is_paid_where_the_engine_strips_its_own() -> None:
-    assert join("Hello", "world", owed=" ", strips_leading_space=True) == ("Hello world", False)
-    assert join("Hello", " world", owed="\n", strips_leading_space=True) == ("Hello world", False)
+    assert join("Hello", "world", pending_space=" ", strips_leading_space=True) == ("Hello world", False)
+    assert join("Hello", " world", pending_space="\n", strips_leading_space=True) == ("Hello world", False)
 
 
 def test_owed_whitespace_is_paid_after_an_echo() -> None:
-    assert join("Hello", "Helloworld", owed=" ", strips_leading_space=True, echo=True) == ("Hello world", False)
+    assert join("Hello", "Helloworld", pending_space=" ", strips_leading_space=True, echo=True) == (
+        "Hello world",
+        False,
+    )
 
 
 def test_owed_whitespace_is_paid_once_and_not_to_an_empty_answer() -> None:
-    seam = SeamJoin("Hello", owed="\n", strips_leading_space=True)
+    seam = SeamJoin("Hello", pending_space="\n", strips_leading_space=True)
     assert [seam.feed(""), seam.feed("a"), seam.feed("b"), seam.finish()] == ["", "\na", "b", ""]
-    assert SeamJoin("Hello", owed="\n", strips_leading_space=True).finish() == ""
+    assert SeamJoin("Hello", pending_space="\n", strips_leading_space=True).finish() == ""
 
 
 def test_nothing_is_inserted_for_an_engine_that_keeps_its_whitespace() -> None:
-    assert join("Hel", "lo", owed=" ") == ("Hello", False)
+    assert join("Hel", "lo", pending_space=" ") == ("Hello", False)
 
 
 # stop strings
@@ -365,12 +371,12 @@ def test_a_stripping_student_loses_only_the_whitespace_the_teacher_did_not_write
         student = HiddenTextStudent(hidden, echo_after=echo_after, strips_leading_space=True)
         own = hidden[len(trimmed.text) :].lstrip()
         run = hidden[len(trimmed.text) : len(hidden) - len(own)]
-        expected = trimmed.text + trimmed.owed + own if own else trimmed.text
-        assert run.startswith(trimmed.owed)
+        expected = trimmed.text + trimmed.pending_space + own if own else trimmed.text
+        assert run.startswith(trimmed.pending_space)
         for sizes in CHUNKINGS:
             joined = answer(student, trimmed, sizes, echo=echo_after is not None)
             assert joined == expected, (at, trimmed, student)
-            assert not own or (joined == hidden) == (trimmed.owed == run)
+            assert not own or (joined == hidden) == (trimmed.pending_space == run)
         exact += expected == hidden
     assert exact
 
@@ -415,7 +421,7 @@ def test_chunks_do_not_matter(
     trimmed = trim(student.hidden[: data.draw(st.integers(0, len(student.hidden)))], cut=True)
     stop = data.draw(st.lists(st.text("ab\n ,.", min_size=1, max_size=4), max_size=3))
     options: dict[str, Any] = {
-        "owed": trimmed.owed,
+        "owed": trimmed.pending_space,
         "echo": echo,
         "strips_leading_space": student.strips_leading_space,
         "stop": stop,
@@ -432,7 +438,7 @@ def test_what_is_sent_is_exactly_what_is_emitted(
 ) -> None:
     trimmed = trim(student.hidden[: data.draw(st.integers(0, len(student.hidden)))], cut=True)
     stop = data.draw(st.lists(st.text("ab\n ,.", min_size=1, max_size=4), max_size=3))
-    seam = SeamJoin(trimmed.text, owed=trimmed.owed, echo=student.echo_after is not None, stop=stop)
+    seam = SeamJoin(trimmed.text, pending_space=trimmed.pending_space, echo=student.echo_after is not None, stop=stop)
     emitted = play(seam, student.deltas(trimmed.text, sizes))
     assert trimmed.text.startswith(seam.opening())
     if not seam.stopped:
@@ -459,7 +465,7 @@ def test_the_answer_ends_at_the_first_stop_string_wherever_it_stands(
     trimmed = trim(hidden[: data.draw(st.integers(0, len(hidden)))], cut=cut, stop=stop)
     expected = upto_first_stop(hidden, stop)
     if trimmed.stopped:
-        assert trimmed.text + trimmed.owed == expected
+        assert trimmed.text + trimmed.pending_space == expected
         return
     if engine_stops:
         student = replace(student, stop=tuple(stop))

@@ -356,13 +356,13 @@ def test_text_owed_and_dropped_are_what_the_teacher_wrote(
     text: str, cut: bool, stop: list[str], boundary: Boundary
 ) -> None:
     trimmed = trim(text, cut=cut, stop=stop, boundary=boundary)
-    whole = trimmed.text + trimmed.owed + trimmed.dropped
+    whole = trimmed.text + trimmed.pending_space + trimmed.dropped
     assert text.endswith(whole)
     if "</think>" not in text:
         assert whole == text.lstrip()
     assert trimmed.text == trimmed.text.strip()
     assert not trimmed.text.endswith(("\ufffd", "\ud83d"))
-    assert not trimmed.owed.strip()
+    assert not trimmed.pending_space.strip()
     assert trimmed.stopped or trimmed.dropped == trimmed.dropped.lstrip()
     assert not any(one in trimmed.text for one in stop)
 
@@ -371,7 +371,7 @@ def test_text_owed_and_dropped_are_what_the_teacher_wrote(
 @settings(max_examples=1000, deadline=None)
 def test_a_cut_leaves_nothing_broken(text: str, boundary: Boundary) -> None:
     trimmed = trim(text, cut=True, boundary=boundary)
-    left, rest = trimmed.text, trimmed.owed + trimmed.dropped
+    left, rest = trimmed.text, trimmed.pending_space + trimmed.dropped
     assert open_reasoning(left) == len(left)
     assert not left.endswith("\r")
     if (

@@ -53,7 +53,7 @@ async def answers(engine: Engine, question: str, opening: str) -> tuple[SeamJoin
     def seam() -> SeamJoin:
         return SeamJoin(
             opening,
-            owed=" ",
+            pending_space=" ",
             echo=how.echo,
             strips_leading_space=how.strips_leading_space,
             written_again=how.writes_again,

@@ -48,13 +48,13 @@ def in_flight(metrics: Metrics) -> float | None:
 def test_no_more_than_the_bound_are_held(admission: Admission, metrics: Metrics) -> None:
     """The third is refused with a time to come back; once one has left, the next one gets in."""
     with ExitStack() as held:
-        held.enter_context(admission.place(CALLER))
-        with admission.place(CALLER):
-            with pytest.raises(Overloaded, match="2 requests, its limit") as refused, admission.place(CALLER):
+        held.enter_context(admission.slot(CALLER))
+        with admission.slot(CALLER):
+            with pytest.raises(Overloaded, match="2 requests, its limit") as refused, admission.slot(CALLER):
                 pytest.fail("admitted")
             assert refused.value.retry_after_s is not None
             assert admission.in_flight == in_flight(metrics) == 2
-        with admission.place(CALLER):
+        with admission.slot(CALLER):
             assert admission.in_flight == 2
     assert admission.in_flight == in_flight(metrics) == 0
 
@@ -68,7 +68,7 @@ def test_a_tenant_below_its_share_gets_a_slot_while_another_one_holds_all() -> N
         count = 0
         with suppress(Overloaded):
             while True:
-                held.enter_context(admission.place(who))
+                held.enter_context(admission.slot(who))
                 count += 1
         return count
 
@@ -87,15 +87,15 @@ def test_no_crowd_of_tenants_passes_twice_the_bound() -> None:
     admission = Admission(3, Open(), Metrics())  # type: ignore[arg-type]
     with ExitStack() as held:
         for number in range(6):
-            held.enter_context(admission.place(caller(f"tenant-{number}")))
-        with pytest.raises(Overloaded), admission.place(caller("one-more")):
+            held.enter_context(admission.slot(caller(f"tenant-{number}")))
+        with pytest.raises(Overloaded), admission.slot(caller("one-more")):
             pytest.fail("admitted")
 
 
 def test_a_place_is_freed_when_its_request_fails(admission: Admission, metrics: Metrics) -> None:
     """Errors and cancellations alike, or a process would fill up with the dead."""
     for failure in (LookupError, asyncio.CancelledError, GeneratorExit):
-        with pytest.raises(failure), admission.place(CALLER):
+        with pytest.raises(failure), admission.slot(CALLER):
             raise failure
     assert admission.in_flight == in_flight(metrics) == 0
 
@@ -105,7 +105,7 @@ async def test_draining_refuses_what_is_new_and_waits_for_what_is_here(admission
     inside, leave = asyncio.Event(), asyncio.Event()
 
     async def request() -> None:
-        with admission.place(CALLER):
+        with admission.slot(CALLER):
             inside.set()
             await leave.wait()
 
@@ -114,7 +114,7 @@ async def test_draining_refuses_what_is_new_and_waits_for_what_is_here(admission
     draining = asyncio.ensure_future(admission.drain(30))  # noqa: TID251
     await asyncio.sleep(0.01)
     assert not draining.done()
-    with pytest.raises(Overloaded, match="shutting down"), admission.place(CALLER):
+    with pytest.raises(Overloaded, match="shutting down"), admission.slot(CALLER):
         pytest.fail("admitted")
     leave.set()
     assert await asyncio.wait_for(draining, 1) == 0
@@ -123,7 +123,7 @@ async def test_draining_refuses_what_is_new_and_waits_for_what_is_here(admission
 
 async def test_draining_gives_up_in_time_and_says_how_many_are_left(admission: Admission) -> None:
     """A stream that never ends must not keep the process."""
-    with admission.place(CALLER):
+    with admission.slot(CALLER):
         began = time.monotonic()
         assert await admission.drain(0.05) == 1
         assert 0.04 <= time.monotonic() - began < 1
@@ -131,6 +131,6 @@ async def test_draining_gives_up_in_time_and_says_how_many_are_left(admission: A
 
 async def test_an_empty_process_drains_at_once(admission: Admission) -> None:
     """Also after it was full once."""
-    with admission.place(CALLER):
+    with admission.slot(CALLER):
         pass
     assert await asyncio.wait_for(admission.drain(30), 1) == 0

@@ -262,7 +262,7 @@ class Asked:
         found = []
         for _ in range(times):
             one = structs.replace(draft(probed), tenant=tenant)
-            await self._sounding.is_sure(probed, chat(), one, asyncio.get_running_loop().time() + 10)
+            await self._sounding.is_confident(probed, chat(), one, asyncio.get_running_loop().time() + 10)
             assert one.probed is not None
             found.append(one.probed.outcome)
         return found

@@ -28,7 +28,7 @@ def generation(
         call or EngineCall("small", ()),
         limit=limit,
         choices=choices,
-        drafts=choices,
+        generated_choices=choices,
         stops_within_s=stops_within_s,
         preface=preface,
         now=0.0,

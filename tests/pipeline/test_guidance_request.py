@@ -15,7 +15,7 @@ from gateway.batching.flights import FlightResult
 from gateway.batching.ticket import Grant
 from gateway.engines.base import EngineState, OpeningReply, OpeningRequest, TokenUsage
 from gateway.errors import EngineFailed
-from gateway.pipeline.guidance_request import Guidance, opened
+from gateway.pipeline.guidance_request import Guidance, guidance_from_reply
 from gateway.pipeline.teacher import TeacherCall
 from gateway.policy.conditions import to_pattern
 from gateway.policy.length import choose_length
@@ -210,6 +210,8 @@ def test_of_an_opening_that_nobody_counted_no_more_is_kept_than_was_asked_for() 
     assert guided.guidance is not None
     one = draft(guided)
     text = "Incontrovertibly photosynthesising microorganisms characteristically predominate. "
-    opening = opened(guided, guided.guidance, CHAT, one, OpeningReply(text + "Then", "length", None, len(text)))
+    opening = guidance_from_reply(
+        guided, guided.guidance, CHAT, one, OpeningReply(text + "Then", "length", None, len(text))
+    )
     assert isinstance(opening, Guidance)
     assert opening.tokens == one.kept_tokens == 8

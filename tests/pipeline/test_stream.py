@@ -324,7 +324,7 @@ def reply(content: Any, finish_reason: str = "length") -> dict[str, Any]:
         (SeamJoin(GUIDANCE, echo=True), "The quick", GUIDANCE + "The quick", "length"),
         (SeamJoin("One\nQ", echo=False, stop=["\nQ:"]), ": two", "One", "stop"),
         (SeamJoin("One\nQ", echo=False, stop=["\nQ:"]), "uick", "One\nQuick", "length"),
-        (SeamJoin("So", owed=" ", echo=False, strips_leading_space=True), "it is", "So it is", "length"),
+        (SeamJoin("So", pending_space=" ", echo=False, strips_leading_space=True), "it is", "So it is", "length"),
     ],
 )
 def test_a_whole_reply_is_joined_as_a_stream_is(seam: SeamJoin, said: Any, joined: str, finish: str) -> None:

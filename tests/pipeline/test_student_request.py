@@ -8,7 +8,7 @@ import orjson
 import pytest
 
 from gateway.pipeline.guidance_request import UNGUIDED
-from gateway.pipeline.student_request import send
+from gateway.pipeline.student_request import build_student_request
 from gateway.policy.resolve import StudentPlan
 from gateway.protocol.chat import parse_chat
 from gateway.protocol.text import parse_text_completion
@@ -38,5 +38,5 @@ def test_an_engine_is_told_of_one_limit_which_is_the_one_that_was_reserved_for(
     raw: bool, limits: dict[str, int], field: str
 ) -> None:
     asked = _asked(raw=raw, **limits)
-    body = send(plan("student"), StudentPlan("small", None), asked, UNGUIDED).body
+    body = build_student_request(plan("student"), StudentPlan("small", None), asked, UNGUIDED).body
     assert {name: body[name] for name in body if name not in {"model", "messages", "prompt"}} == {field: 100}

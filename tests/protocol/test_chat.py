@@ -269,7 +269,7 @@ def test_an_integer_may_have_a_point(field: str) -> None:
 
 def test_content_parts_that_are_no_text_are_counted() -> None:
     picture = {"type": "image_url", "image_url": {"url": "data:,"}}
-    assert parsed(**messages({"role": "user", "content": [WHY, picture, picture]}, USER)).pictures == 2
+    assert parsed(**messages({"role": "user", "content": [WHY, picture, picture]}, USER)).non_text_parts == 2
 
 
 def test_there_are_at_most_so_many_messages() -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from gateway.edge.link import EDGE_VERSION
 from gateway.errors import InvalidRequest
-from gateway.protocol.edge import LEAST_VERSION, NEWEST_VERSION, EdgeUsage, parse_edge_usage, parse_offline_usage
+from gateway.protocol.edge import MAX_VERSION, MIN_VERSION, EdgeUsage, parse_edge_usage, parse_offline_usage
 
 LEAST: dict[str, Any] = {"input_tokens": 5, "output_tokens": 7, "student": "phone"}
 ALONE = LEAST | {"id": "6f1b3f0e-4c1c-4b5e-9d53-2f6d0c7c9a11", "model": "chat"}
@@ -61,4 +61,4 @@ def test_one_uuid_is_one_answer_however_it_is_written() -> None:
 
 
 def test_the_client_of_this_version_speaks_the_newest_that_the_gateway_knows() -> None:
-    assert LEAST_VERSION <= EDGE_VERSION == NEWEST_VERSION
+    assert MIN_VERSION <= EDGE_VERSION == MAX_VERSION

@@ -10,7 +10,7 @@ import pytest
 
 from gateway.errors import InvalidRequest
 from gateway.pipeline.guidance_request import UNGUIDED
-from gateway.pipeline.student_request import send
+from gateway.pipeline.student_request import build_student_request
 from gateway.policy.resolve import StudentPlan
 from gateway.protocol.chat import parse_chat
 from gateway.protocol.edge import parse_edge_usage
@@ -50,7 +50,7 @@ def test_other_names_of_counts_are_refused(
             alias,
             f"'{alias}' is not accepted: some engines take it for '{use}', and the gateway does not. Send '{use}'.",
         )
-    assert parse(orjson.dumps({**body, alias: None})).drafts == 1
+    assert parse(orjson.dumps({**body, alias: None})).generated_choices == 1
 
 
 @pytest.mark.parametrize("holder", HOLDERS)
@@ -58,7 +58,7 @@ def test_other_names_of_counts_are_refused(
 def test_counts_in_a_holder_are_refused(parse: Parse, body: dict[str, Any], holder: str) -> None:
     for name in ("model", "n", "best_of", "max_tokens", "max_completion_tokens", "n_cmpl", "max_new_tokens", "N"):
         assert refused(parse, {**body, holder: {"top_k": 5, name: 64}})[0] == f"{holder}.{name}"
-    assert parse(orjson.dumps({**body, holder: {"top_k": 5, "n": None}})).drafts == 1
+    assert parse(orjson.dumps({**body, holder: {"top_k": 5, "n": None}})).generated_choices == 1
 
 
 @pytest.mark.parametrize(("parse", "body"), ALL)
@@ -79,7 +79,7 @@ def test_a_report_of_a_device_has_one_name_for_each_count() -> None:
 
 def test_texts_to_embed_have_no_answers_to_count() -> None:
     """Servers of embeddings take `max_length` for where they cut a text."""
-    assert parse_embeddings(orjson.dumps({**VECTORS, "max_length": 512, "n_cmpl": 64})).drafts == 0
+    assert parse_embeddings(orjson.dumps({**VECTORS, "max_length": 512, "n_cmpl": 64})).generated_choices == 0
 
 
 @pytest.mark.parametrize("more", [{}, {"use_beam_search": True}])
@@ -88,8 +88,8 @@ def test_drafts_and_beams_are_counted(parse: Any, body: dict[str, Any], more: di
     """The larger of `n` and `best_of` is the width of a beam search."""
     for counts, drafts in (({"best_of": 8}, 8), ({"n": 2, "best_of": 8}, 8), ({"n": 8}, 8)):
         asked = parse(orjson.dumps({**body, **counts, **more}))
-        assert asked.drafts == drafts
-        sent = send(plan("student"), StudentPlan("small", None), asked, UNGUIDED).body
+        assert asked.generated_choices == drafts
+        sent = build_student_request(plan("student"), StudentPlan("small", None), asked, UNGUIDED).body
         assert {name: sent[name] for name in counts} == counts
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from gateway.protocol.messages import only_text, with_text, words
+from gateway.protocol.messages import only_text, text_of, with_text
 
 IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA"}}
 TEXT = {"type": "text", "text": "Why?"}
@@ -61,4 +61,4 @@ def test_a_chat_is_only_text_when_all_of_its_parts_are(content: Any, *, only: bo
 )
 def test_the_words_of_content_are_its_text(content: Any, said: str | None) -> None:
     """However an engine divides it; what is no text is passed over."""
-    assert words(content) == said
+    assert text_of(content) == said

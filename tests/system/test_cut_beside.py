@@ -83,17 +83,17 @@ class Guarding:
         others: Any = (finisher, self.book, SimpleNamespace(up=True))
         self.admission = Admission(4, ledger, self.metrics)
         self._guard = QualitySampler(
-            others[0], self.admission, ledger, others[1], others[2], self.metrics, self.tasks, most=1
+            others[0], self.admission, ledger, others[1], others[2], self.metrics, self.tasks, max_in_flight=1
         )
 
-    def cast(self) -> None:
+    def start(self) -> None:
         quality = QualityPlan(QualityRule(sample=1), plan("teacher"), None)
         heard = AnswerBuffer()
         heard.hear([reply("One two")])
-        self._guard.cast(guided(plan=structs.replace(plan(), quality=quality)), chat(), CALLER, heard)
+        self._guard.start(guided(plan=structs.replace(plan(), quality=quality)), chat(), CALLER, heard)
 
     async def begin(self) -> None:
-        self.cast()
+        self.start()
         await self.asked.wait()
 
     def counted(self) -> dict[str, float]:
@@ -125,7 +125,7 @@ async def test_what_is_cancelled_is_too() -> None:
 async def test_what_begins_in_a_drain_has_no_place_and_is_refused() -> None:
     guarding = Guarding()
     await guarding.admission.drain(0)
-    guarding.cast()
+    guarding.start()
     assert await guarding.tasks.drain(10) == 0
     assert guarding.counted() == {"refused": 1}
     assert guarding.ledger.settled == []
@@ -136,8 +136,8 @@ async def test_a_shadow_that_outlasts_a_drain_is_refused_and_no_engines_failure(
     finisher, opener, ledger = NoEnd(), NoEnd(), OpenLedger()
     parts: Any = (opener, finisher, ledger)
     admission = Admission(4, parts[2], metrics)
-    shadows = ShadowRequests(parts[0], parts[1], admission, metrics, tasks, most=1)
-    shadows.cast(guided(), chat(), CALLER)
+    shadows = ShadowRequests(parts[0], parts[1], admission, metrics, tasks, max_in_flight=1)
+    shadows.start(guided(), chat(), CALLER)
     await opener.asked.wait()
     assert await admission.drain(0) == 1
     assert await tasks.drain(10) == 0

@@ -19,7 +19,7 @@ from gateway.api.openapi.shapes import ErrorReply
 from gateway.errors import MethodNotAllowed, NotFound
 from gateway.policy import overrides
 from gateway.policy.schema import MAX_GUIDANCE_TOKENS, AskedMode
-from gateway.protocol.edge import LEAST_VERSION, NEWEST_VERSION, VERSION_HEADER
+from gateway.protocol.edge import MAX_VERSION, MIN_VERSION, VERSION_HEADER
 from gateway.version import __version__
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ _EDGE_VERSION: Json = {
     "in": "header",
     "required": False,
     "description": "The version of the edge protocol that the client speaks; without it, the newest.",
-    "schema": {"type": "integer", "minimum": LEAST_VERSION, "maximum": NEWEST_VERSION},
+    "schema": {"type": "integer", "minimum": MIN_VERSION, "maximum": MAX_VERSION},
 }
 
 _MODE: Json = {

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from gateway.protocol.chat import ROLES_WITHOUT_TEXT
 from gateway.protocol.embeddings import MAX_INPUTS
 from gateway.protocol.field_names import HOLDERS, REFUSED, REFUSED_IN_HOLDER
-from gateway.protocol.forbidden_fields import CALLERS_OWN, NOT_THE_CALLERS
+from gateway.protocol.forbidden_fields import CALLER_CONTENT_FIELDS, FORBIDDEN_FIELDS
 
 if TYPE_CHECKING:
     from gateway.protocol.body import Json
@@ -35,8 +35,8 @@ _OPTIONS_OF_STREAMS = _if_given("stream_options", {"properties": {"stream": {"co
 
 _NAMES: Json = {
     "properties": {
-        **{name: {"type": "null"} for name in sorted(NOT_THE_CALLERS)},
-        **{name: {} for name in sorted(CALLERS_OWN)},
+        **{name: {"type": "null"} for name in sorted(FORBIDDEN_FIELDS)},
+        **{name: {} for name in sorted(CALLER_CONTENT_FIELDS)},
     }
 }
 UNKNOWN: Json = {
