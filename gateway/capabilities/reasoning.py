@@ -53,8 +53,8 @@ def asks_for_reasoning(body: Mapping[str, Any]) -> bool:
 
 def _is_on(value: object) -> bool:
     if isinstance(value, dict):
-        told = [value[key] for key in ("type", "enabled", "effort") if key in value]
-        return bool(value) and all(one not in _OFF for one in told)
+        values = [value[key] for key in ("type", "enabled", "effort") if key in value]
+        return bool(value) and all(one not in _OFF for one in values)
     return value not in _OFF
 
 
@@ -90,12 +90,12 @@ class ReasoningFilter:
         self._held = ""
         self._state: Literal["before", "within", "after"] = "before"
         self._reasoned = False
-        self._spoke = False
+        self._has_answer = False
 
     @property
     def is_silent(self) -> bool:
         """The student reasoned and said nothing else: what the caller has is the opening alone, not an answer."""
-        return self._reasoned and not self._spoke
+        return self._reasoned and not self._has_answer
 
     def note(self, reasoning: str | None) -> None:
         """The server has put this into a field of its own (`reasoning_content`, `reasoning`)."""
@@ -104,7 +104,7 @@ class ReasoningFilter:
     def feed(self, text: str) -> tuple[str, str]:
         """Take the student's text; return what of it goes on with the answer, and what is reasoning."""
         if self._state == "after":
-            return self._said(text), ""
+            return self._answer(text), ""
         self._held += text
         if self._state == "before":
             return self._begin()
@@ -113,22 +113,22 @@ class ReasoningFilter:
     def finish(self) -> tuple[str, str]:
         """The student has ended: what was held back."""
         held, self._held = self._held, ""
-        return ("", held) if self._state == "within" else (self._said(held, self._echo_in(held)), "")
+        return ("", held) if self._state == "within" else (self._answer(held, self._echo_in(held)), "")
 
     def _begin(self) -> tuple[str, str]:
-        said = self._held.lstrip()
-        echo = self._echo_in(said)
-        rest = said[len(echo) :].lstrip()
+        reply = self._held.lstrip()
+        echo = self._echo_in(reply)
+        rest = reply[len(echo) :].lstrip()
         if rest.startswith(_OPEN):
             before = self._held[: -len(rest)] if echo else ""
             self._state, self._reasoned, self._held = "within", True, rest[len(_OPEN) :]
             answer, reasoning = self._within()
             return before + answer, reasoning
-        if _OPEN.startswith(rest) or (not echo and self._opening.startswith(said)):
+        if _OPEN.startswith(rest) or (not echo and self._opening.startswith(reply)):
             return "", ""
         self._state = "after"
         held, self._held = self._held, ""
-        return self._said(held, echo), ""
+        return self._answer(held, echo), ""
 
     def _echo_in(self, text: str) -> str:
         return self._opening if self._opening and text.lstrip().startswith(self._opening) else ""
@@ -137,12 +137,12 @@ class ReasoningFilter:
         reasoning, closed, rest = self._held.partition(_CLOSE)
         if closed:
             self._state, self._held = "after", ""
-            return self._said(rest), reasoning
+            return self._answer(rest), reasoning
         keep = next((n for n in range(len(_CLOSE) - 1, 0, -1) if self._held.endswith(_CLOSE[:n])), 0)
         cut = len(self._held) - keep
         reasoning, self._held = self._held[:cut], self._held[cut:]
         return "", reasoning
 
-    def _said(self, text: str, echo: str = "") -> str:
-        self._spoke = self._spoke or len(text.strip()) > len(echo)
+    def _answer(self, text: str, echo: str = "") -> str:
+        self._has_answer = self._has_answer or len(text.strip()) > len(echo)
         return text

@@ -36,7 +36,7 @@ class EndRule:
     """
 
     stop_at: Literal["sentence", "step"]
-    least: int
+    min_tokens: int
     skip: SkipRule | None = None
     tokens: int = 0
 
@@ -52,7 +52,7 @@ class EndRule:
     def facts(self) -> tuple[object, ...]:
         """All that it depends on, for a hash."""
         skipped = () if self.skip is None else (self.tokens, *(pattern.text for pattern in self.skip.patterns))
-        return self.stop_at, self.least, *skipped
+        return self.stop_at, self.min_tokens, *skipped
 
 
 @dataclass(slots=True)
@@ -65,42 +65,44 @@ class EndDetector:
 
     rule: EndRule
     at: int | None = None
-    _told: StringIO = field(default_factory=StringIO)
-    _begins: list[int] = field(default_factory=list)  # of each piece: engines tell of one token at a time, or of a few
-    _kept: GrowingSkip | None = field(init=False)
-    _begin: int | None = None  # from where on it may end
+    _text: StringIO = field(default_factory=StringIO)
+    _piece_starts: list[int] = field(
+        default_factory=list
+    )  # of each piece: engines tell of one token at a time, or of a few
+    _skip: GrowingSkip | None = field(init=False)
+    _earliest_end: int | None = None  # from where on it may end
 
     def __post_init__(self) -> None:
-        self._kept = _kept_by(self.rule)
+        self._skip = _skip_of(self.rule)
 
     @property
     def text(self) -> str:
         """All that was heard."""
-        return self._told.getvalue()
+        return self._text.getvalue()
 
     def feed(self, piece: str) -> str:
         """The next piece; of it what stands before the end. After the end: nothing."""
         if self.at is not None:
             return ""
-        before = self._told.tell()
-        self._told.write(piece)
-        if self._kept is not None:
-            self._kept.feed(piece)
-        if self._begin is None:
-            self._begins.append(before)
-            self._begin = self._least_begins()
-            if self._begin is None:
+        before = self._text.tell()
+        self._text.write(piece)
+        if self._skip is not None:
+            self._skip.feed(piece)
+        if self._earliest_end is None:
+            self._piece_starts.append(before)
+            self._earliest_end = self._earliest_end_at()
+            if self._earliest_end is None:
                 return piece
-        self.at = _end(self.text, self._begin, self.rule, self._kept)
+        self.at = _end(self.text, self._earliest_end, self.rule, self._skip)
         return piece if self.at is None else piece[: max(0, self.at - before)]
 
-    def _least_begins(self) -> int | None:
+    def _earliest_end_at(self) -> int | None:
         """Where the last of the tokens begins that must be kept; None: it has not come."""
-        begins_at = 0 if self._kept is None else self._kept.begins_at
+        begins_at = 0 if self._skip is None else self._skip.begins_at
         if begins_at is None:
             return None
-        last = max(0, bisect_right(self._begins, begins_at) - 1) + max(1, self.rule.least) - 1
-        return max(begins_at, self._begins[last]) if last < len(self._begins) else None
+        last = max(0, bisect_right(self._piece_starts, begins_at) - 1) + max(1, self.rule.min_tokens) - 1
+        return max(begins_at, self._piece_starts[last]) if last < len(self._piece_starts) else None
 
 
 async def open_to_end(
@@ -118,22 +120,22 @@ async def open_to_end(
         return await engine.opening(request, batch=batch, tell=tell)
     ending = EndDetector(rule)
 
-    def hear(piece: str) -> None:
-        shown = ending.feed(piece)
-        if tell is not None and shown:
-            tell(shown)
+    def on_piece(piece: str) -> None:
+        visible = ending.feed(piece)
+        if tell is not None and visible:
+            tell(visible)
         if ending.at is not None:
             raise StopStream
 
     try:
-        reply = await engine.opening(request, batch=batch, tell=hear)
+        reply = await engine.opening(request, batch=batch, tell=on_piece)
     except StopStream:
         return OpeningReply(ending.text, "length", None, ending.at)
     if ending.text or reply.finish != "length":
         return reply
     # Nothing was told while it wrote.
-    written = reply.usage.output_tokens if reply.usage is not None else request.max_tokens
-    return replace(reply, ends_at=ends_at(reply.text, written, rule))
+    output_tokens = reply.usage.output_tokens if reply.usage is not None else request.max_tokens
+    return replace(reply, ends_at=ends_at(reply.text, output_tokens, rule))
 
 
 def ends_at(text: str, tokens: int, rule: EndRule) -> int | None:
@@ -141,27 +143,27 @@ def ends_at(text: str, tokens: int, rule: EndRule) -> int | None:
 
     tokens: how many it has.
     """
-    kept = _kept_by(rule)
-    if kept is not None:
-        kept.feed(text)
-        kept.finish()
-    begins_at = 0 if kept is None else kept.begins_at
+    skip_filter = _skip_of(rule)
+    if skip_filter is not None:
+        skip_filter.feed(text)
+        skip_filter.finish()
+    begins_at = 0 if skip_filter is None else skip_filter.begins_at
     if begins_at is None or not tokens:
         return None
-    begin = begins_at + len(text) * rule.least // tokens
-    return _end(text, begin, rule, kept) if begin < len(text) else None
+    begin = begins_at + len(text) * rule.min_tokens // tokens
+    return _end(text, begin, rule, skip_filter) if begin < len(text) else None
 
 
-def _kept_by(rule: EndRule) -> GrowingSkip | None:
+def _skip_of(rule: EndRule) -> GrowingSkip | None:
     return GrowingSkip(rule.skip, rule.tokens) if rule.skip is not None else None
 
 
-def _end(text: str, begin: int, rule: EndRule, kept: GrowingSkip | None) -> int | None:
+def _end(text: str, begin: int, rule: EndRule, skip_filter: GrowingSkip | None) -> int | None:
     """Where the first sentence or line ends after `begin`, and the blanks after it. In code and JSON only lines do."""
-    shown = text if kept is None else text[kept.begins_at :]
-    fence, _ = fences(shown)
-    prose = rule.stop_at == "sentence" and fence is None and not shown.lstrip().startswith(("{", "["))
+    visible = text if skip_filter is None else text[skip_filter.begins_at :]
+    fence, _ = fences(visible)
+    prose = rule.stop_at == "sentence" and fence is None and not visible.lstrip().startswith(("{", "["))
     at = first_end(text, begin, in_prose=prose)
-    if at is None or (kept is not None and kept.cut_at is not None and at > kept.cut_at):
+    if at is None or (skip_filter is not None and skip_filter.cut_at is not None and at > skip_filter.cut_at):
         return None
     return at + len(text[at:]) - len(text[at:].lstrip())

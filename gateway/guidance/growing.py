@@ -76,7 +76,7 @@ class GrowingTrim:
         self._held = ""  # what came and is not shown
         self._line = ""  # what is shown of the last line, or what stands for it
         self._before = TextContext()
-        self._thinks = False
+        self._in_reasoning = False
 
     @property
     def shown_chars(self) -> int:
@@ -94,13 +94,13 @@ class GrowingTrim:
         if self._stopped or not piece:
             return ""
         self._held += piece
-        if self._thinks:
+        if self._in_reasoning:
             if CLOSE_TAG not in self._held[-len(piece) - len(CLOSE_TAG) - 1 :]:
                 return ""
-            self._thinks = False
+            self._in_reasoning = False
         if self._shown_chars:
-            return self._show(self._certain(self._held, 0))
-        return self._open()
+            return self._show(self._safe_chars(self._held, 0))
+        return self._show_first()
 
     def finish(self, *, cut: bool) -> TrimmedText:
         """The teacher has ended; `cut`: by length. `text` begins with all that was shown.
@@ -119,7 +119,7 @@ class GrowingTrim:
         pending_space = rest[: len(rest) - len(rest.lstrip())]
         return TrimmedText(shown, pending_space, rest[len(pending_space) :], whole.stopped)
 
-    def _open(self) -> str:
+    def _show_first(self) -> str:
         """Nothing is shown yet: pass over reasoning and white space, and show the beginning."""
         if CLOSE_TAG in self._held:
             if self._held.endswith(CLOSE_TAG):
@@ -127,18 +127,18 @@ class GrowingTrim:
             self._held = without_leading_reasoning(self._held)
         body = self._held.lstrip()
         if body.startswith(OPEN_TAG):
-            self._thinks = True
+            self._in_reasoning = True
             return ""
         if not body or OPEN_TAG.startswith(body) or CLOSE_TAG.startswith(body):
             return ""
         self._before.json = JsonOpening() if body[0] in "{[" else None
         lead = len(self._held) - len(body)
-        certain = self._certain(body, lead)
-        if certain:
+        chars = self._safe_chars(body, lead)
+        if chars:
             self._held = body
-        return self._show(certain)
+        return self._show(chars)
 
-    def _certain(self, held: str, lead: int) -> int:
+    def _safe_chars(self, held: str, lead: int) -> int:
         """How many characters of the held text can be shown. Before it stood `lead` characters of white space."""
         special = self._special.search(self._held) is not None
         if not special and self._is_plain():
@@ -149,7 +149,7 @@ class GrowingTrim:
                 return len(held[: -len(word)].rstrip())
         text = self._line + held
         begin = len(self._line)
-        limit = spoken = open_reasoning(text)
+        limit = reasoning_at = open_reasoning(text)
         if special and self._stop:
             searched = self._held[:lead] + held[: limit - begin]
             found = first_stop(searched, self._stop, ends_after=lead)
@@ -157,12 +157,12 @@ class GrowingTrim:
                 self._stopped = True
                 return len(rstrip(held[: max(0, found[0] - lead)]))
             limit = min(limit, begin + self._before_a_stop(searched, lead))
-        if spoken == len(text):
+        if reasoning_at == len(text):
             self._before.begin = begin
             limit = min(limit, last_complete(text, self._boundary, self._before))
         else:
             # A quotation mark may yet follow the tag, and then it is none.
-            self._thinks = CLOSE_TAG not in text[spoken:] and len(text) > spoken + len(OPEN_TAG)
+            self._in_reasoning = CLOSE_TAG not in text[reasoning_at:] and len(text) > reasoning_at + len(OPEN_TAG)
         if limit == len(text) and (emoji := _EMOJI_AT_END.search(text)) is not None:
             limit = emoji.start()
         chars = max(0, len(rstrip(text[:limit])) - begin)

@@ -58,6 +58,6 @@ def keep(
     """
     if skip is None:
         return KeptGuidance(trim(text, cut=cut, stop=stop, boundary=boundary), cut, skipped=False)
-    rest, what = skipped(text, skip, tokens)
-    cut = cut or what.cut
-    return KeptGuidance(trim(rest, cut=cut, stop=stop, boundary=boundary), cut, what.dropped)
+    rest, skip_filter = skipped(text, skip, tokens)
+    cut = cut or skip_filter.cut
+    return KeptGuidance(trim(rest, cut=cut, stop=stop, boundary=boundary), cut, skip_filter.dropped)

@@ -28,9 +28,9 @@ Outcome = Literal["confident", "unsure", "no_logprobs", "late", "failed"]
 """What came of it: the student is sure, or is not; its engine tells no probabilities; it was too slow; it failed."""
 
 # What engines may write where they mean "as good as 0", or 1 by a rounding.
-_LEAST_LOGPROB, _MOST_LOGPROB = -1e4, 1e-3
+_MIN_LOGPROB, _MAX_LOGPROB = -1e4, 1e-3
 # The caller's fields that decide what the student reads, whether it reasons first, and where the call goes.
-_KEPT = frozenset({
+_FORWARDED = frozenset({
     "model", "messages", "prompt", "tools", "functions", "tool_choice", "function_call", "chat_template",
     "chat_template_kwargs", "documents", "add_special_tokens", "mm_processor_kwargs", "media_io_kwargs", "lora",
     "lora_path", "adapter_id", "reasoning", "reasoning_effort", "thinking", "enable_thinking", "think", "user",
@@ -56,21 +56,21 @@ class FirstToken:
 
 
 async def first_token(
-    engine: Engine, asked: CompletionRequest, reasoning: Reasoning, top: int
+    engine: Engine, request: CompletionRequest, reasoning: Reasoning, top: int
 ) -> tuple[FirstToken | None, TokenUsage | None]:
     """Ask for one token, and for the likeliest `top`. None: the engine tells no probabilities. Raises EngineErrors."""
-    reply = await engine.complete(probe_body(asked, reasoning, top))
+    reply = await engine.complete(probe_body(request, reasoning, top))
     return read_first(first_choice(reply).get("logprobs")), read_usage(reply.get("usage"))
 
 
-def probe_body(asked: CompletionRequest, reasoning: Reasoning, top: int) -> Json:
+def probe_body(request: CompletionRequest, reasoning: Reasoning, top: int) -> Json:
     """Return a body that asks for one token without sampling, with the caller's fields of `_KEPT` alone.
 
     Any other field may change what the reply tells of the token, or make the engine refuse it.
     """
-    kept = {name: value for name, value in asked.body.items() if name in _KEPT}
-    body: Json = {**kept, asked.limit_field: 1, "temperature": 0}
-    if isinstance(asked, TextRequest):
+    forwarded = {name: value for name, value in request.body.items() if name in _FORWARDED}
+    body: Json = {**forwarded, request.limit_field: 1, "temperature": 0}
+    if isinstance(request, TextRequest):
         return {**body, "logprobs": top}
     return without_reasoning(reasoning, {**body, "logprobs": True, "top_logprobs": top})
 
@@ -79,12 +79,12 @@ def read_first(logprobs: Any) -> FirstToken | None:
     """What a choice's `logprobs` tell of its first token, as chats or as text completions write them; else None."""
     if not isinstance(logprobs, dict):
         return None
-    found = _of_chat(logprobs.get("content")) or _of_text(logprobs)
-    told = [math.exp(min(0.0, one)) for one in found if _is_logprob(one)]
-    if not told or len(told) < len(found):
+    logprob_values = _of_chat(logprobs.get("content")) or _of_text(logprobs)
+    probabilities = [math.exp(min(0.0, one)) for one in logprob_values if _is_logprob(one)]
+    if not probabilities or len(probabilities) < len(logprob_values):
         return None
-    shares = [*told, max(0.0, 1 - sum(told))]
-    return FirstToken(max(told), -sum(share * math.log(share) for share in shares if share > 0))
+    shares = [*probabilities, max(0.0, 1 - sum(probabilities))]
+    return FirstToken(max(probabilities), -sum(share * math.log(share) for share in shares if share > 0))
 
 
 def _of_chat(content: Any) -> Sequence[Any]:
@@ -106,4 +106,4 @@ def _of_text(logprobs: Json) -> Sequence[Any]:
 
 
 def _is_logprob(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and _LEAST_LOGPROB <= value <= _MOST_LOGPROB
+    return isinstance(value, int | float) and not isinstance(value, bool) and _MIN_LOGPROB <= value <= _MAX_LOGPROB

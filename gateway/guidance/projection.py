@@ -22,22 +22,22 @@ def teacher_messages(projection: Projection, messages: Sequence[Mapping[str, Any
     or into a new one; exemplars stand behind the system messages that it begins with, and nowhere in a chat that has
     nothing else. The input is not changed; untouched values are shared with the result.
     """
-    asked = [dict(message) for message in messages]
+    result = [dict(message) for message in messages]
     if projection.instruction is not None:
-        asked = with_text(asked, before=projection.instruction)
+        result = with_text(result, before=projection.instruction)
     if projection.system is not None:
-        asked = with_system(asked, projection.system)
+        result = with_system(result, projection.system)
     if not projection.exemplars:
-        return asked
-    begin = next((at for at, message in enumerate(asked) if message.get("role") not in RULES), None)
+        return result
+    begin = next((at for at, message in enumerate(result) if message.get("role") not in RULES), None)
     if begin is None:
-        return asked  # it would end with an answer
-    shown = [
+        return result  # it would end with an answer
+    exemplars = [
         {"role": role, "content": text}
         for one in projection.exemplars
         for role, text in (("user", one.question), ("assistant", one.answer))
     ]
-    return [*asked[:begin], *shown, *asked[begin:]]
+    return [*result[:begin], *exemplars, *result[begin:]]
 
 
 def place_in_context(

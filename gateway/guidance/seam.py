@@ -117,10 +117,10 @@ class SeamJoin:
         if not self._echo:
             return delta
         self._reply += delta
-        said = self._reply.lstrip()
-        if said.startswith(self._echo):
-            rest, self._echoed = said if self._written_again else said[len(self._echo) :], True
-        elif self._echo.startswith(said):
+        text = self._reply.lstrip()
+        if text.startswith(self._echo):
+            rest, self._echoed = text if self._written_again else text[len(self._echo) :], True
+        elif self._echo.startswith(text):
             return ""
         else:
             rest, self._restarted = self._reply, self._written_again

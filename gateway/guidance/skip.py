@@ -18,8 +18,8 @@ from gateway.guidance.trim import CLOSE_TAG, OPEN_TAG
 if TYPE_CHECKING:
     from gateway.policy.projections import SkipRule
 
-MOST_SENTENCES = 4
-MOST_SENTENCE_CHARS = 300
+MAX_SENTENCES = 4
+MAX_SENTENCE_CHARS = 300
 """What runs on for longer is not looked at: the caller waits for its end."""
 
 # A mark with what closes after it, and white space; or the end of a line.
@@ -45,11 +45,11 @@ class GrowingSkip:
 
     def __init__(self, skip: SkipRule, tokens: int) -> None:
         self._skip = skip
-        self._room = tokens
-        self._looks = MOST_SENTENCES
+        self._tokens_left = tokens
+        self._sentences_left = MAX_SENTENCES
         self._held = ""
-        self._thinks = False
-        self._came = 0  # how many characters did
+        self._in_reasoning = False
+        self._received_chars = 0  # how many characters did
         self._counted = ""  # the last piece that was counted: it may go on
         self.dropped = False
         """Something was."""
@@ -65,73 +65,73 @@ class GrowingSkip:
 
     def feed(self, piece: str) -> str:
         """Take the teacher's next text; return what goes on."""
-        self._came += len(piece)
-        if not self._looks:
-            return self._counting(piece)
+        self._received_chars += len(piece)
+        if not self._sentences_left:
+            return self._count_tokens(piece)
         self._held += piece
-        return self._look(ended=False)
+        return self._advance(ended=False)
 
     def finish(self) -> str:
         """The teacher has ended; return what was held back and goes on."""
-        return self._look(ended=True) if self._looks else ""
+        return self._advance(ended=True) if self._sentences_left else ""
 
-    def _look(self, *, ended: bool) -> str:
+    def _advance(self, *, ended: bool) -> str:
         passed = ""
-        while self._looks:
-            passed += self._thoughts(ended=ended)
-            if self._thinks or (not ended and OPEN_TAG.startswith(self._held)):
+        while self._sentences_left:
+            passed += self._take_reasoning(ended=ended)
+            if self._in_reasoning or (not ended and OPEN_TAG.startswith(self._held)):
                 return passed
             sentence = _sentence(self._held, ended=ended)
             if sentence is None:
                 return passed
-            end = self._matched(sentence)
-            self._looks = self._looks - 1 if end else 0
+            end = self._boilerplate_chars(sentence)
+            self._sentences_left = self._sentences_left - 1 if end else 0
             if end:
                 self.dropped = True
                 self._held = self._held[end:].lstrip()
         rest, self._held = self._held, ""
-        return passed + self._counting(rest)
+        return passed + self._count_tokens(rest)
 
-    def _thoughts(self, *, ended: bool) -> str:
+    def _take_reasoning(self, *, ended: bool) -> str:
         """The complete reasoning that the held text begins with; of a text that ended, one that is open as well."""
         passed = ""
         while True:
-            self._held = self._held if self._thinks else self._held.lstrip()
-            self._thinks = self._thinks or self._held.startswith(OPEN_TAG)
-            if not self._thinks:
+            self._held = self._held if self._in_reasoning else self._held.lstrip()
+            self._in_reasoning = self._in_reasoning or self._held.startswith(OPEN_TAG)
+            if not self._in_reasoning:
                 return passed
             end = self._held.find(CLOSE_TAG) + len(CLOSE_TAG)
             if end < len(CLOSE_TAG):
                 if ended:
                     passed, self._held = passed + self._held, ""
                 return passed
-            passed, self._held, self._thinks = passed + self._held[:end], self._held[end:], False
+            passed, self._held, self._in_reasoning = passed + self._held[:end], self._held[end:], False
 
-    def _matched(self, sentence: str) -> int:
+    def _boilerplate_chars(self, sentence: str) -> int:
         """How much of it, from its beginning, is boilerplate."""
         raw = sentence.encode("utf-8", "replace")
         found = (pattern.compiled.match(raw) for pattern in self._skip.patterns)
         end = max((one.end() for one in found if one is not None), default=0)
         return len(raw[:end].decode("utf-8", "ignore"))
 
-    def _counting(self, text: str) -> str:
+    def _count_tokens(self, text: str) -> str:
         """As much of the text, which ends all that came, as there is room for."""
         if self.begins_at is None:
             text = text.lstrip()
-            self.begins_at = self._came - len(text) if text else None
+            self.begins_at = self._received_chars - len(text) if text else None
         if self.cut or not text:
             return ""
         begin = len(self._counted)
-        seen = self._counted + text
+        counted_text = self._counted + text
         last = 0
-        for number, piece in enumerate(_PIECE.finditer(seen)):
+        for number, piece in enumerate(_PIECE.finditer(counted_text)):
             if number or not begin:
-                if not self._room:
-                    self.cut_at = self._came - len(seen) + piece.start()
-                    return seen[begin : piece.start()]
-                self._room -= 1
+                if not self._tokens_left:
+                    self.cut_at = self._received_chars - len(counted_text) + piece.start()
+                    return counted_text[begin : piece.start()]
+                self._tokens_left -= 1
             last = piece.start()
-        self._counted = seen[last:]
+        self._counted = counted_text[last:]
         return text
 
 
@@ -143,9 +143,9 @@ def skipped(text: str, skip: SkipRule, tokens: int) -> tuple[str, GrowingSkip]:
 
 def _sentence(held: str, *, ended: bool) -> str | None:
     """The first sentence; "" where it is too long to be looked at, None where it has not ended yet."""
-    found = _SENTENCE_END.search(held, 0, MOST_SENTENCE_CHARS + 1)
+    found = _SENTENCE_END.search(held, 0, MAX_SENTENCE_CHARS + 1)
     if found is not None:
         return held[: found.end()]
-    if len(held) > MOST_SENTENCE_CHARS:
+    if len(held) > MAX_SENTENCE_CHARS:
         return ""
     return held.rstrip() if ended else None

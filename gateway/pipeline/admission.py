@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 NO_DEFAULTS = Defaults()
-_LEFT = (asyncio.CancelledError, GeneratorExit, ConnectionError)
+_DISCONNECTS = (asyncio.CancelledError, GeneratorExit, ConnectionError)
 
 
 class Admission:
@@ -67,7 +67,7 @@ class Admission:
         self._gauge = metrics.in_flight
         self._empty = asyncio.Event()
         self._empty.set()
-        self._cuts: set[asyncio.Timeout] = set()
+        self._cancellable: set[asyncio.Timeout] = set()
         self.draining = False
         self.cancelling = False
 
@@ -77,7 +77,7 @@ class Admission:
 
     def slot(self, caller: Caller) -> AbstractContextManager[None]:
         """Hold a slot of the caller's tenant inside the block. Entering raises Overloaded."""
-        return _Place(self, caller.policy)
+        return _SlotContext(self, caller.policy)
 
     def acquire(self, policy: TenantPolicy) -> None:
         """Acquire a slot for the tenant of `policy`. Raises Overloaded."""
@@ -94,7 +94,7 @@ class Admission:
         if not self._slots.held:
             self._empty.set()
 
-    async def reserve(self, draft: ReceiptBuilder, asked: CallerRequest, caller: Caller) -> Plan:
+    async def reserve(self, builder: ReceiptBuilder, request: CallerRequest, caller: Caller) -> Plan:
         """Reserve what the request may use and spend; the draft must be settled in the end.
 
         Returns the plan that it may follow: a cheaper one than the draft's, which it replaces, where a budget wants it.
@@ -104,44 +104,47 @@ class Admission:
             StoreUnavailable: Redis is away, and the policy or the configuration says `reject`, or the allowance of this
                 process is spent.
         """
-        if caller.policy.log_content and draft.shadow_of is None:  # what a shadow was asked stands at its request
-            draft.content = LoggedContent(asked)
+        if caller.policy.log_content and builder.shadow_of is None:  # what a shadow was asked stands at its request
+            builder.content = LoggedContent(request)
         scopes = self._scopes.of(caller)
-        writes = draft.plan.max_tokens is None and bool(draft.plan.finishers)
+        writes = builder.plan.max_tokens is None and bool(builder.plan.finishers)
         if writes and any(scope.budget is not None for scope in scopes):
             # The engine's maximum could be reserved for, but hardly any budget has room for it.
-            draft.plan = structs.replace(draft.plan, max_tokens=self._ledger.budget_max_tokens(draft.plan))
-        plans = cheaper_plans(draft.plan) if any(map(_saves, scopes)) else {AS_PLANNED: draft.plan}
+            builder.plan = structs.replace(builder.plan, max_tokens=self._ledger.budget_max_tokens(builder.plan))
+        plans = cheaper_plans(builder.plan) if any(map(_may_reduce_cost, scopes)) else {AS_PLANNED: builder.plan}
         on_failure = caller.policy.on_redis_failure or self._on_redis_failure
-        admitted = await self._ledger.admit(draft, asked, plans, scopes, on_failure=on_failure)
-        draft.admitted = time.perf_counter()
+        admitted = await self._ledger.admit(builder, request, plans, scopes, on_failure=on_failure)
+        builder.admitted = time.perf_counter()
         if admitted is None:
             if scopes:
-                self._metrics.uncounted.labels(self._metrics.series.tenant(draft.tenant)).inc()
-            return draft.plan
+                self._metrics.uncounted.labels(self._metrics.series.tenant(builder.tenant)).inc()
+            return builder.plan
         verdict, counted, now_us = admitted
         if verdict.left is not None:
-            draft.allowance.requests, draft.allowance.tokens = verdict.left.get("requests"), verdict.left.get("tokens")
+            builder.allowance.requests, builder.allowance.tokens = (
+                verdict.left.get("requests"),
+                verdict.left.get("tokens"),
+            )
         if verdict.no is not None:
-            draft.refused = True
-            self._metrics.limited.labels(self._metrics.series.tenant(draft.tenant), verdict.no.limit).inc()
+            builder.refused = True
+            self._metrics.limited.labels(self._metrics.series.tenant(builder.tenant), verdict.no.limit).inc()
             raise refused(verdict.no, counted, now_us)
-        draft.budget = "soft" if verdict.soft else None
+        builder.budget = "soft" if verdict.soft else None
         if verdict.variant in plans:
-            draft.plan = plans[verdict.variant]
-        return draft.plan
+            builder.plan = plans[verdict.variant]
+        return builder.plan
 
-    def settled(self, draft: ReceiptBuilder) -> AbstractContextManager[None]:
+    def settled(self, builder: ReceiptBuilder) -> AbstractContextManager[None]:
         """Settle one receipt for what happens inside the block, whatever that is.
 
         A request that was refused before anything was reserved has no receipt: it costs nothing, and its caller may
         repeat it without limit. Hold its slot around the block, so that a request without a slot has none either.
         """
-        return _Settled(self, self._ledger, draft)
+        return _SettleContext(self, self._ledger, builder)
 
     def cancel_on_drain(self) -> AbstractAsyncContextManager[None]:
         """Let a drain end what is inside the block, while its caller can still be told. Raises Overloaded then."""
-        return _UntilCut(self._cuts)
+        return _CancelOnDrain(self._cancellable)
 
     async def drain(self, timeout_s: float) -> int:
         """Refuse what is new, wait for what is here, and cut what is still here after `timeout_s`: how many."""
@@ -151,12 +154,12 @@ class Admission:
                 await self._empty.wait()
         cut = self._slots.held
         self.cancelling = True
-        for limit in self._cuts:
-            limit.reschedule(asyncio.get_running_loop().time())
+        for timeout in self._cancellable:
+            timeout.reschedule(asyncio.get_running_loop().time())
         return cut
 
 
-def _saves(scope: Scope) -> bool:
+def _may_reduce_cost(scope: Scope) -> bool:
     """Whether a budget may want a cheaper answer than the route's."""
     return scope.budget is not None and (scope.budget.on_soft != "warn" or scope.budget.on_hard != "reject")
 
@@ -164,7 +167,7 @@ def _saves(scope: Scope) -> bool:
 # Classes, and no generators with a decorator: each request enters all, and the difference is a hundredth of its time.
 
 
-class _Place:
+class _SlotContext:
     def __init__(self, admission: Admission, policy: TenantPolicy) -> None:
         self._admission = admission
         self._policy = policy
@@ -176,17 +179,17 @@ class _Place:
         self._admission.release(self._policy.tenant)
 
 
-class _Settled:
-    def __init__(self, admission: Admission, ledger: Ledger, draft: ReceiptBuilder) -> None:
+class _SettleContext:
+    def __init__(self, admission: Admission, ledger: Ledger, builder: ReceiptBuilder) -> None:
         self._admission = admission
         self._ledger = ledger
-        self._draft = draft
+        self._draft = builder
 
     def __enter__(self) -> None:
         call_for(self._draft.tenant, self._draft.id)
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if isinstance(error, GatewayError):
             error.recorded = not self._draft.refused
@@ -194,7 +197,7 @@ class _Settled:
             self._ledger.settle(self._draft, self._status(error))
 
     def _status(self, error: BaseException | None) -> str:
-        if not (error is None or isinstance(error, (GatewayError, *_LEFT))):
+        if not (error is None or isinstance(error, (GatewayError, *_DISCONNECTS))):
             return "internal"
         if self._draft.caller_left:
             return "client_gone"
@@ -205,23 +208,23 @@ class _Settled:
         return "shutdown" if self._admission.cancelling else "client_gone"
 
 
-class _UntilCut:
-    def __init__(self, cuts: set[asyncio.Timeout]) -> None:
-        self._cuts = cuts
-        self._limit = asyncio.timeout(None)
+class _CancelOnDrain:
+    def __init__(self, cancellable: set[asyncio.Timeout]) -> None:
+        self._cancellable = cancellable
+        self._timeout = asyncio.timeout(None)
 
     async def __aenter__(self) -> None:
-        await self._limit.__aenter__()
-        self._cuts.add(self._limit)
+        await self._timeout.__aenter__()
+        self._cancellable.add(self._timeout)
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._cuts.discard(self._limit)
-        late = isinstance(error, TimeoutError)
+        self._cancellable.discard(self._timeout)
+        timed_out = isinstance(error, TimeoutError)
         try:
-            await self._limit.__aexit__(kind, error, trace)
+            await self._timeout.__aexit__(kind, error, traceback)
         except TimeoutError:
-            late = True
-        if late and self._limit.expired():
+            timed_out = True
+        if timed_out and self._timeout.expired():
             raise Overloaded("This process shut down before the answer was finished. Try again.") from None

@@ -132,124 +132,126 @@ class Completions:
         self._admission = admission
         self._ledger = ledger
 
-    async def answer(self, visit: RequestContext, asked: CompletionRequest) -> Answer:
+    async def answer(self, context: RequestContext, request: CompletionRequest) -> Answer:
         """Answer a JSON caller. Raises GatewayErrors."""
-        plan = await self._resolve(visit, asked)
-        head = _head(visit, asked)
-        draft = visit.new_receipt(plan, asked.model, stream=asked.stream)
-        with self._admission.slot(visit.caller), self._admission.settled(draft):
-            plan = await self._admission.reserve(draft, asked, visit.caller)
-            await visit.next_step()
-            self._student_call.check_available(plan, draft)
-            opening = await self._teacher_call.open(plan, asked, draft)
-            if opening.finish_reason is not None:
-                reply = _whole_reply(opening)
+        plan = await self._resolve(context, request)
+        head = _head(context, request)
+        builder = context.new_receipt(plan, request.model, stream=request.stream)
+        with self._admission.slot(context.caller), self._admission.settled(builder):
+            plan = await self._admission.reserve(builder, request, context.caller)
+            await context.next_step()
+            self._student_call.check_available(plan, builder)
+            guidance = await self._teacher_call.open(plan, request, builder)
+            if guidance.finish_reason is not None:
+                reply = _whole_reply(guidance)
             else:
-                reply = await self._student_call.complete(plan, asked, opening, draft)
-                await visit.next_step()
-            draft.finish_reason = reply["choices"][0].get("finish_reason")
-            receipt = await self._ledger.close(draft, shown=plan.show_cost)
-            usage = _caller_usage(plan, asked, draft, receipt)
+                reply = await self._student_call.complete(plan, request, guidance, builder)
+                await context.next_step()
+            builder.finish_reason = reply["choices"][0].get("finish_reason")
+            receipt = await self._ledger.close(builder, shown=plan.show_cost)
+            usage = _caller_usage(plan, request, builder, receipt)
             body = head.completion(reply["choices"], usage) | engine_fields(reply)
-            if draft.content is not None:
-                draft.content.hear([body])
-            heard = answer_buffer_for(plan)
-            if heard is not None:
-                heard.hear([body])
-            self._start_background_work(draft, asked, visit.caller, heard)
+            if builder.content is not None:
+                builder.content.hear([body])
+            answer_buffer = answer_buffer_for(plan)
+            if answer_buffer is not None:
+                answer_buffer.add([body])
+            self._start_background_work(builder, request, context.caller, answer_buffer)
             return Answer(body, receipt, plan.show_cost)
 
     async def stream(
-        self, visit: RequestContext, asked: CompletionRequest, relay_of: RelayMaker = StreamRelay
+        self, context: RequestContext, request: CompletionRequest, relay_of: RelayMaker = StreamRelay
     ) -> AsyncGenerator[ReceiptBuilder | list[Json], None]:
         """Answer an SSE caller: first the draft, when the reply's headers can be known, then groups of chunks.
 
         An error raised before the draft was yielded can still become a status; one raised after it cannot.
         `relay_of` makes what turns the engines' chunks into the caller's.
         """
-        plan = await self._resolve(visit, asked)
-        head = _head(visit, asked)
-        draft = visit.new_receipt(plan, asked.model, stream=asked.stream)
-        with self._admission.slot(visit.caller), self._admission.settled(draft):
-            plan = await self._admission.reserve(draft, asked, visit.caller)
-            await visit.next_step()
-            relay = relay_of(head, wants_usage=asked.wants_usage)
-            heard = answer_buffer_for(plan)
+        plan = await self._resolve(context, request)
+        head = _head(context, request)
+        builder = context.new_receipt(plan, request.model, stream=request.stream)
+        with self._admission.slot(context.caller), self._admission.settled(builder):
+            plan = await self._admission.reserve(builder, request, context.caller)
+            await context.next_step()
+            relay = relay_of(head, wants_usage=request.wants_usage)
+            answer_buffer = answer_buffer_for(plan)
             announced = False
-            async with aclosing(self._chunks(plan, asked, relay, draft)) as groups:
+            async with aclosing(self._chunks(plan, request, relay, builder)) as groups:
                 async for chunks in groups:
                     if not announced:
-                        yield draft
+                        yield builder
                         announced = True
-                    if draft.content is not None:
-                        draft.content.hear(chunks)
-                    if heard is not None:
-                        heard.hear(chunks)
+                    if builder.content is not None:
+                        builder.content.hear(chunks)
+                    if answer_buffer is not None:
+                        answer_buffer.add(chunks)
                     yield chunks
-            draft.finish_reason = relay.finish_reason
-            if asked.wants_usage:
-                receipt = await self._ledger.close(draft, shown=plan.show_cost)
+            builder.finish_reason = relay.finish_reason
+            if request.wants_usage:
+                receipt = await self._ledger.close(builder, shown=plan.show_cost)
                 facts = receipt.facts(show_cost=plan.show_cost)
-                yield [relay.usage_chunk(_caller_usage(plan, asked, draft, receipt), facts)]
-            self._start_background_work(draft, asked, visit.caller, heard)
+                yield [relay.usage_chunk(_caller_usage(plan, request, builder, receipt), facts)]
+            self._start_background_work(builder, request, context.caller, answer_buffer)
 
     async def _chunks(
-        self, plan: Plan, asked: CompletionRequest, relay: StreamRelay, draft: ReceiptBuilder
+        self, plan: Plan, request: CompletionRequest, relay: StreamRelay, builder: ReceiptBuilder
     ) -> AsyncGenerator[list[Json], None]:
         """The answer's chunks, those together that came so: the teacher's words, the student's, and the end."""
-        opening = UNGUIDED
-        self._student_call.check_available(plan, draft)
-        async with aclosing(self._teacher_call.stream(plan, asked, draft)) as pieces:
+        guidance = UNGUIDED
+        self._student_call.check_available(plan, builder)
+        async with aclosing(self._teacher_call.stream(plan, request, builder)) as pieces:
             async for piece in pieces:
                 if isinstance(piece, str):
-                    draft.saw_first_token()
+                    builder.saw_first_token()
                     yield relay.show(piece)
                 else:
-                    opening = piece
+                    guidance = piece
         try:
-            if opening.finish_reason is None:
-                async with aclosing(self._student_call.stream(plan, asked, opening, relay, draft)) as groups:
+            if guidance.finish_reason is None:
+                async with aclosing(self._student_call.stream(plan, request, guidance, relay, builder)) as groups:
                     async for chunks in groups:
                         yield chunks
-            elif rest := relay.show_rest(opening.text):
-                draft.saw_first_token()
+            elif rest := relay.show_rest(guidance.text):
+                builder.saw_first_token()
                 yield rest
-            if chunks := relay.end(opening.finish_reason):
+            if chunks := relay.end(guidance.finish_reason):
                 yield chunks
         finally:
             # Also when the student broke off, or the caller left: the receipt is of what was shown.
             if relay.restarted:
-                draft.drop_guidance(RESTARTED)
+                builder.drop_guidance(RESTARTED)
 
     def _start_background_work(
-        self, draft: ReceiptBuilder, asked: CompletionRequest, caller: Caller, heard: AnswerBuffer | None
+        self, builder: ReceiptBuilder, request: CompletionRequest, caller: Caller, answer_buffer: AnswerBuffer | None
     ) -> None:
         """Begin what the plan wants beside the answer, now that the caller has it."""
-        if draft.caller_left:
+        if builder.caller_left:
             return
-        if draft.plan.shadow is not None:
-            self._shadows.start(draft.beside(draft.plan.shadow, "shadow"), asked, caller)
-        if heard is not None:
-            self._quality_sampler.start(draft, asked, caller, heard)
+        if builder.plan.shadow is not None:
+            self._shadows.start(builder.beside(builder.plan.shadow, "shadow"), request, caller)
+        if answer_buffer is not None:
+            self._quality_sampler.start(builder, request, caller, answer_buffer)
 
-    async def _resolve(self, visit: RequestContext, asked: CompletionRequest) -> Plan:
-        route = await find_route(visit.caller, asked, visit.headers)
-        look = partial(self._student_call.engine_snapshot, tenant=visit.caller.policy.tenant)
-        return resolve(visit.caller.policy, route, asked, look, headers=visit.headers, wanted=visit.route_override)
-
-
-def _head(visit: RequestContext, asked: CompletionRequest) -> ReplyHead:
-    if isinstance(asked, TextRequest):
-        return TextReplyHead(f"cmpl-{visit.id}", visit.created, asked.model)
-    return ReplyHead(f"chatcmpl-{visit.id}", visit.created, asked.model)
+    async def _resolve(self, context: RequestContext, request: CompletionRequest) -> Plan:
+        route = await find_route(context.caller, request, context.headers)
+        snapshot = partial(self._student_call.engine_snapshot, tenant=context.caller.policy.tenant)
+        return resolve(
+            context.caller.policy, route, request, snapshot, headers=context.headers, wanted=context.route_override
+        )
 
 
-def _whole_reply(opening: Guidance) -> Json:
-    message = {"role": "assistant", "content": opening.text, "refusal": None}
-    return {"choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": opening.finish_reason}]}
+def _head(context: RequestContext, request: CompletionRequest) -> ReplyHead:
+    if isinstance(request, TextRequest):
+        return TextReplyHead(f"cmpl-{context.id}", context.created, request.model)
+    return ReplyHead(f"chatcmpl-{context.id}", context.created, request.model)
 
 
-def _caller_usage(plan: Plan, asked: CompletionRequest, draft: ReceiptBuilder, receipt: Receipt) -> Json:
+def _whole_reply(guidance: Guidance) -> Json:
+    message = {"role": "assistant", "content": guidance.text, "refusal": None}
+    return {"choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": guidance.finish_reason}]}
+
+
+def _caller_usage(plan: Plan, request: CompletionRequest, builder: ReceiptBuilder, receipt: Receipt) -> Json:
     """OpenAI's usage as the caller sees the answer: their prompt, and all of the answer, whoever wrote it.
 
     The finisher counts the guidance as part of its prompt, and a teacher its exemplars; the caller did not send them.
@@ -257,9 +259,9 @@ def _caller_usage(plan: Plan, asked: CompletionRequest, draft: ReceiptBuilder, r
     answerer = receipt.student or (receipt.teacher if plan.mode == "teacher" else None)
     if answerer is None:
         read = receipt.teacher.input_tokens if receipt.teacher is not None else 0
-        read = callers_part(plan.guidance.projection, asked, read) if plan.guidance is not None else read
-        return usage_body(read, draft.kept_tokens)
-    read = max(0, answerer.input_tokens - draft.kept_tokens)
+        read = callers_part(plan.guidance.projection, request, read) if plan.guidance is not None else read
+        return usage_body(read, builder.kept_tokens)
+    read = max(0, answerer.input_tokens - builder.kept_tokens)
     stored = min(read, answerer.cache_write_input_tokens)
     cached = min(read - stored, answerer.cached_input_tokens)
-    return usage_body(read, draft.shown_tokens + answerer.output_tokens, cached, stored)
+    return usage_body(read, builder.shown_tokens + answerer.output_tokens, cached, stored)

@@ -33,60 +33,60 @@ if TYPE_CHECKING:
 STUDENT_CONFIDENT = "student_confident"
 """Why an answer is unguided whose student was sure of its first token."""
 
-ENOUGH_REFUSALS = 5
+MAX_REFUSALS = 5
 """In a row, without an answer between: so many are no single request's fault."""
-ASKED_AGAIN = 100
+PROBE_EVERY = 100
 """Of an engine that refused so often one request in so many is asked all the same: it may have been the callers' fault
 after all."""
 # What engines say to a field that they do not take, and to a request that is wrong otherwise.
 _REFUSALS = frozenset({400, 422})
 
 
-AGREEING_TENANTS = 2
+MIN_TENANTS = 2
 """An engine that gave no tenant probabilities, and so many none or refusals alone, is asked for none."""
 
 
 @dataclass(slots=True)
-class _Known:
+class _ProbeHistory:
     """The replies of an engine to probes of one form, while its weights stay: with or without probabilities.
 
     What one tenant sends may be the reason for a reply without them, so each tenant is judged by its own calls.
     """
 
     revision: str | None
-    given: bool = False  # some tenant got probabilities
-    silent: set[str] = field(default_factory=set)  # tenants that got an answer without
+    has_logprobs: bool = False  # some tenant got probabilities
+    without_logprobs: set[str] = field(default_factory=set)  # tenants that got an answer without
     refusals: Counter[str] = field(default_factory=Counter)  # by tenant, since the engine last answered it
-    refused: set[str] = field(default_factory=set)  # tenants with ENOUGH_REFUSALS
-    passed_by: Counter[str] = field(default_factory=Counter)  # requests by tenant, since the engine was last asked
+    rejected: set[str] = field(default_factory=set)  # tenants with ENOUGH_REFUSALS
+    skipped: Counter[str] = field(default_factory=Counter)  # requests by tenant, since the engine was last asked
 
-    def is_to_be_asked(self, tenant: str) -> bool:
+    def should_probe(self, tenant: str) -> bool:
         """Return whether to ask the engine for one more request of the tenant. Counts the request if not."""
-        if self._holds(self.silent, tenant):
+        if self._applies_to(self.without_logprobs, tenant):
             return False
-        if not self._holds(self.refused, tenant):
+        if not self._applies_to(self.rejected, tenant):
             return True
-        self.passed_by[tenant] = (self.passed_by[tenant] + 1) % ASKED_AGAIN
-        return not self.passed_by[tenant]
+        self.skipped[tenant] = (self.skipped[tenant] + 1) % PROBE_EVERY
+        return not self.skipped[tenant]
 
-    def has_answered(self, tenant: str, *, told: bool) -> None:
+    def record_answer(self, tenant: str, *, with_logprobs: bool) -> None:
         """told: with probabilities."""
-        if told:
-            self.given = True
+        if with_logprobs:
+            self.has_logprobs = True
         else:
-            self.silent.add(tenant)  # a call that was under way by then does not undo it
+            self.without_logprobs.add(tenant)  # a call that was under way by then does not undo it
         self.refusals.pop(tenant, None)
-        self.refused.discard(tenant)
+        self.rejected.discard(tenant)
 
-    def has_failed(self, tenant: str, error: EngineError) -> None:
+    def record_failure(self, tenant: str, error: EngineError) -> None:
         """Count a refusal. No other failure indicates that the engine lacks probabilities."""
         if isinstance(error, EngineRejected) and not isinstance(error, EngineUnsupported):
             self.refusals[tenant] += error.status_sent in _REFUSALS
-            if self.refusals[tenant] >= ENOUGH_REFUSALS:
-                self.refused.add(tenant)
+            if self.refusals[tenant] >= MAX_REFUSALS:
+                self.rejected.add(tenant)
 
-    def _holds(self, tenants: set[str], tenant: str) -> bool:
-        return tenant in tenants or (not self.given and len(tenants) >= AGREEING_TENANTS)
+    def _applies_to(self, tenants: set[str], tenant: str) -> bool:
+        return tenant in tenants or (not self.has_logprobs and len(tenants) >= MIN_TENANTS)
 
 
 class ConfidenceProbe:
@@ -101,9 +101,11 @@ class ConfidenceProbe:
         self._engines = engines
         self._metrics = metrics
         # By engine, whether for raw prompts, and how many tokens it was to tell of: as many as the policies name.
-        self._known: dict[tuple[str, bool, int], _Known] = {}
+        self._histories: dict[tuple[str, bool, int], _ProbeHistory] = {}
 
-    async def is_confident(self, plan: Plan, asked: CompletionRequest, draft: ReceiptBuilder, deadline: float) -> bool:
+    async def is_confident(
+        self, plan: Plan, request: CompletionRequest, builder: ReceiptBuilder, deadline: float
+    ) -> bool:
         """Whether the student needs no opening; False where nobody wants to know. Never raises EngineErrors.
 
         deadline: the guidance's, on the loop's clock.
@@ -111,50 +113,50 @@ class ConfidenceProbe:
         rule = plan.length.probe if plan.length is not None else None
         if rule is None:
             return False
-        finisher = plan.finishers[0]
-        engine = self._engines[finisher.engine]
-        known = self._known_of(engine, asked, rule)
-        if not known.is_to_be_asked(draft.tenant):
-            draft.probed = ProbeFacts("no_logprobs")
+        student = plan.finishers[0]
+        engine = self._engines[student.engine]
+        history = self._history_of(engine, request, rule)
+        if not history.should_probe(builder.tenant):
+            builder.probed = ProbeFacts("no_logprobs")
             return False
-        began = time.perf_counter()
+        started = time.perf_counter()
         # Until it has answered, nobody knows whether it wrote its token.
-        draft.probe = call = EngineCall(engine.name, _read_from(asked), lost_tokens=1, role="probe")
-        found: FirstToken | None = None
+        builder.probe = call = EngineCall(engine.name, _input_messages(request), lost_tokens=1, role="probe")
+        result: FirstToken | None = None
         outcome: Outcome = "no_logprobs"
         until = min(deadline, asyncio.get_running_loop().time() + rule.deadline_s)
         try:
             async with asyncio.timeout_at(until):
-                found, call.usage = await first_token(engine, asked, finisher.reasoning, rule.top_logprobs)
+                result, call.usage = await first_token(engine, request, student.reasoning, rule.top_logprobs)
         except TimeoutError:
             outcome = "late"
         except EngineError as error:
-            note_failure(error, draft.id, self._metrics)
-            known.has_failed(draft.tenant, error)
+            note_failure(error, builder.id, self._metrics)
+            history.record_failure(builder.tenant, error)
             outcome = "no_logprobs" if isinstance(error, EngineUnsupported) else "failed"
             if not error.heard:
-                draft.probe = None
+                builder.probe = None
         else:
-            known.has_answered(draft.tenant, told=found is not None)
-        sure = found is not None and found.is_confident(rule)
-        if found is not None:
-            outcome = "confident" if sure else "unsure"
-        draft.probed = ProbeFacts(
+            history.record_answer(builder.tenant, with_logprobs=result is not None)
+        confident = result is not None and result.is_confident(rule)
+        if result is not None:
+            outcome = "confident" if confident else "unsure"
+        builder.probed = ProbeFacts(
             outcome,
-            round(found.p1, 4) if found is not None else None,
-            round(found.entropy, 4) if found is not None else None,
-            round((time.perf_counter() - began) * 1000, 3),
+            round(result.p1, 4) if result is not None else None,
+            round(result.entropy, 4) if result is not None else None,
+            round((time.perf_counter() - started) * 1000, 3),
         )
-        return sure
+        return confident
 
-    def _known_of(self, engine: Engine, asked: CompletionRequest, rule: ProbeRule) -> _Known:
-        way = engine.name, isinstance(asked, TextRequest), rule.top_logprobs
-        known = self._known.get(way)
-        if known is None or known.revision != engine.state.revision:
-            self._known[way] = known = _Known(engine.state.revision)
-        return known
+    def _history_of(self, engine: Engine, request: CompletionRequest, rule: ProbeRule) -> _ProbeHistory:
+        key = engine.name, isinstance(request, TextRequest), rule.top_logprobs
+        history = self._histories.get(key)
+        if history is None or history.revision != engine.state.revision:
+            self._histories[key] = history = _ProbeHistory(engine.state.revision)
+        return history
 
 
-def _read_from(asked: CompletionRequest) -> Sequence[Json]:
+def _input_messages(request: CompletionRequest) -> Sequence[Json]:
     """What the student reads."""
-    return [{"role": "user", "content": asked.prompt}] if isinstance(asked, TextRequest) else asked.messages
+    return [{"role": "user", "content": request.prompt}] if isinstance(request, TextRequest) else request.messages

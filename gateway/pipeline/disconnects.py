@@ -31,11 +31,11 @@ class Disconnects:
     def __init__(self, prices: Mapping[str, Price]) -> None:
         self._prices = prices
 
-    def read_on_s(self, draft: ReceiptBuilder | None) -> float:
+    def read_on_s(self, builder: ReceiptBuilder | None) -> float:
         """Return for how many seconds the request may go on; 0: it is to be cancelled now. Mark one that goes on."""
-        if draft is None or draft.running is None:
+        if builder is None or builder.running is None:
             return 0.0
-        call = draft.running
+        call = builder.running
         if call.ended:
             wanted = call.usage is None
         elif call.limit_tokens is None:
@@ -43,5 +43,5 @@ class Disconnects:
         else:
             rest_tokens = max(0, call.limit_tokens - call.seen_tokens)
             wanted = rest_tokens * self._prices[call.model].output_usd <= MAX_REST_USD
-        draft.caller_left = draft.caller_left or wanted
+        builder.caller_left = builder.caller_left or wanted
         return READ_ON_S if wanted else 0.0

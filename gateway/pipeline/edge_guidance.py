@@ -45,104 +45,104 @@ class EdgeGuidancePipeline:
         self._ledger = ledger
         self._close_within_s = close_within_s
 
-    async def answer(self, visit: RequestContext, asked: ChatRequest) -> Answer:
+    async def answer(self, context: RequestContext, request: ChatRequest) -> Answer:
         """The guidance, whole. Raises GatewayErrors."""
-        draft = await self._draft(visit, asked)
-        with self._admission.slot(visit.caller), self._admission.settled(draft):
-            plan = await self._admission.reserve(draft, asked, visit.caller)
-            opening = await self._teacher_call.open(plan, asked, draft)
-            terms = self._hand_over(draft, asked, opening)
-            receipt = await self._ledger.close(draft, shown=plan.show_cost)
-            return Answer(_reply(draft, plan, asked, opening, terms), receipt, plan.show_cost)
+        builder = await self._new_builder(context, request)
+        with self._admission.slot(context.caller), self._admission.settled(builder):
+            plan = await self._admission.reserve(builder, request, context.caller)
+            guidance = await self._teacher_call.open(plan, request, builder)
+            terms = self._hand_over(builder, request, guidance)
+            receipt = await self._ledger.close(builder, shown=plan.show_cost)
+            return Answer(_reply(builder, plan, request, guidance, terms), receipt, plan.show_cost)
 
     async def stream(
-        self, visit: RequestContext, asked: ChatRequest
+        self, context: RequestContext, request: ChatRequest
     ) -> AsyncGenerator[ReceiptBuilder | list[Json], None]:
         """The same for who reads events: the draft, when the reply's headers can be known; what may be shown at once,
         where the route streams guidance; and all of it.
 
         An error raised before the draft was yielded can still become a status; one raised after it cannot.
         """
-        draft = await self._draft(visit, asked)
-        with self._admission.slot(visit.caller), self._admission.settled(draft):
-            plan = await self._admission.reserve(draft, asked, visit.caller)
-            opening, announced = UNGUIDED, False
-            async with aclosing(self._teacher_call.stream(plan, asked, draft)) as pieces:
+        builder = await self._new_builder(context, request)
+        with self._admission.slot(context.caller), self._admission.settled(builder):
+            plan = await self._admission.reserve(builder, request, context.caller)
+            guidance, announced = UNGUIDED, False
+            async with aclosing(self._teacher_call.stream(plan, request, builder)) as pieces:
                 async for piece in pieces:
                     if not isinstance(piece, str):
-                        opening = piece
+                        guidance = piece
                         continue
                     if not announced:
-                        yield draft
+                        yield builder
                         announced = True
-                    draft.saw_first_token()
-                    yield [{"object": "guidance.chunk", "id": _name(draft), "delta": piece}]
-            terms = self._hand_over(draft, asked, opening)
+                    builder.saw_first_token()
+                    yield [{"object": "guidance.chunk", "id": _name(builder), "delta": piece}]
+            terms = self._hand_over(builder, request, guidance)
             if not announced:
-                yield draft
-            receipt = await self._ledger.close(draft, shown=plan.show_cost)
+                yield builder
+            receipt = await self._ledger.close(builder, shown=plan.show_cost)
             told = receipt.facts(show_cost=plan.show_cost)
-            yield [{**_reply(draft, plan, asked, opening, terms), "gkt": told}]
+            yield [{**_reply(builder, plan, request, guidance, terms), "gkt": told}]
 
-    async def _draft(self, visit: RequestContext, asked: ChatRequest) -> ReceiptBuilder:
-        route = await find_route(visit.caller, asked, visit.headers)
-        plan = resolve_guidance(visit.caller.policy, route, asked, visit.headers)
-        draft = visit.new_receipt(plan, asked.model, stream=asked.stream)
+    async def _new_builder(self, context: RequestContext, request: ChatRequest) -> ReceiptBuilder:
+        route = await find_route(context.caller, request, context.headers)
+        plan = resolve_guidance(context.caller.policy, route, request, context.headers)
+        builder = context.new_receipt(plan, request.model, stream=request.stream)
         # Now: if this process dies behind its reply, the device may still report.
-        draft.terms = CloseTerms(
-            self._due(draft), None if plan.max_tokens is None else plan.max_tokens * asked.generated_choices
+        builder.terms = CloseTerms(
+            self._due(builder), None if plan.max_tokens is None else plan.max_tokens * request.generated_choices
         )
-        return draft
+        return builder
 
-    def _due(self, draft: ReceiptBuilder) -> int:
-        return int(draft.created + self._close_within_s)
+    def _due(self, builder: ReceiptBuilder) -> int:
+        return int(builder.created + self._close_within_s)
 
-    def _hand_over(self, draft: ReceiptBuilder, asked: ChatRequest, opening: Guidance) -> CloseTerms:
+    def _hand_over(self, builder: ReceiptBuilder, request: ChatRequest, guidance: Guidance) -> CloseTerms:
         """Write down what the device may do with the opening, and return it."""
-        draft.finish_reason = opening.finish_reason
-        if draft.content is not None:
-            draft.content.hear([{"choices": [{"message": {"content": opening.text}}]}])
-        most = draft.plan.max_tokens
-        if opening.finish_reason is not None:
-            draft.terms = None  # there is nothing left to do, or to report
-            return CloseTerms(self._due(draft), 0)
-        draft.terms = CloseTerms(
-            self._due(draft), None if most is None else (most - draft.shown_tokens) * asked.generated_choices
+        builder.finish_reason = guidance.finish_reason
+        if builder.content is not None:
+            builder.content.hear([{"choices": [{"message": {"content": guidance.text}}]}])
+        most = builder.plan.max_tokens
+        if guidance.finish_reason is not None:
+            builder.terms = None  # there is nothing left to do, or to report
+            return CloseTerms(self._due(builder), 0)
+        builder.terms = CloseTerms(
+            self._due(builder), None if most is None else (most - builder.shown_tokens) * request.generated_choices
         )
-        return draft.terms
+        return builder.terms
 
 
-def _name(draft: ReceiptBuilder) -> str:
-    return f"guid-{draft.id}"
+def _name(builder: ReceiptBuilder) -> str:
+    return f"guid-{builder.id}"
 
 
-def _reply(draft: ReceiptBuilder, plan: Plan, asked: ChatRequest, opening: Guidance, terms: CloseTerms) -> Json:
-    guidance = plan.guidance
-    prefix = guidance is not None and guidance.placement == "prefix"
+def _reply(builder: ReceiptBuilder, plan: Plan, request: ChatRequest, guidance: Guidance, terms: CloseTerms) -> Json:
+    guidance_plan = plan.guidance
+    prefix = guidance_plan is not None and guidance_plan.placement == "prefix"
     placed = None
-    if guidance is not None and opening.text and not prefix and opening.finish_reason is None:
-        placed = place_in_messages(guidance, asked.messages, opening.text)
+    if guidance_plan is not None and guidance.text and not prefix and guidance.finish_reason is None:
+        placed = place_in_messages(guidance_plan, request.messages, guidance.text)
     return {
-        "id": _name(draft),
+        "id": _name(builder),
         "object": "guidance",
-        "created": draft.created,
-        "model": asked.model,
+        "created": builder.created,
+        "model": request.model,
         "guidance": {
-            "text": opening.text,
+            "text": guidance.text,
             # Where in the prompt, the messages say.
-            "placement": None if guidance is None else "prefix" if prefix else "context",
-            "projection": None if guidance is None else guidance.projection.name,
-            "tokens": 0 if guidance is None else guidance.tokens,
-            "kept_tokens": draft.kept_tokens,
-            "complete": draft.complete,
-            "finish_reason": opening.finish_reason,
+            "placement": None if guidance_plan is None else "prefix" if prefix else "context",
+            "projection": None if guidance_plan is None else guidance_plan.projection.name,
+            "tokens": 0 if guidance_plan is None else guidance_plan.tokens,
+            "kept_tokens": builder.kept_tokens,
+            "complete": builder.complete,
+            "finish_reason": guidance.finish_reason,
             "seam": {
-                "owed": "" if opening.finish_reason == "stop" else opening.pending_space,
-                "trimmed": opening.dropped,
+                "owed": "" if guidance.finish_reason == "stop" else guidance.pending_space,
+                "trimmed": guidance.dropped,
             },
         },
         "messages": placed,
-        "unguided": draft.unguided,
-        "receipt": draft.id,
+        "unguided": builder.unguided,
+        "receipt": builder.id,
         "close": {"by": terms.by, "most_output_tokens": terms.most_output_tokens},
     }

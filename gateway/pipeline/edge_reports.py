@@ -45,12 +45,12 @@ if TYPE_CHECKING:
     from gateway.telemetry.metrics import Metrics
 
 # A receipt is told to Redis a moment after its reply has left, and a device may be as fast as that.
-_LOOKS, _LOOK_AGAIN_S = 3, 0.2
+_READ_ATTEMPTS, _READ_RETRY_S = 3, 0.2
 # While Redis is away it waits in the process that gave the guidance, which another one cannot know of.
-_MAY_COME_S = 120.0
-_AN_HOUR_S = 3600.0
+_RECEIPT_DELAY_S = 120.0
+_RETRY_AFTER_S = 3600.0
 # What is not written, as the metric has it. Too many are refused, and counted as that.
-_COUNTED: dict[Outcome, str] = {"closed": "closed_twice", "expired": "expired"}
+_REJECTED_OUTCOMES: dict[Outcome, str] = {"closed": "closed_twice", "expired": "expired"}
 
 
 class EdgeReports:
@@ -83,7 +83,7 @@ class EdgeReports:
         self._store = store
         self._ledger = ledger
         self._admission = admission
-        self._reads = reads
+        self._read_slots = reads
         self._outcomes = metrics.edge_closings
         self._tasks = tasks
         self._prices = prices
@@ -135,8 +135,8 @@ class EdgeReports:
             route = _route(caller, report.model)
             policy, price = caller.policy, self._prices[route.baseline]
             try:
-                now, within_s, most = self._clock(), self._within_s, self._max_output
-                receipt = offline(policy.tenant, caller.key_id, route, report, price, now, within_s, most)
+                now, within_s, max_output = self._clock(), self._within_s, self._max_output
+                receipt = offline(policy.tenant, caller.key_id, route, report, price, now, within_s, max_output)
             except EdgeExpired:
                 self._outcomes.labels("expired").inc()
                 raise
@@ -161,15 +161,15 @@ class EdgeReports:
         """
         if not REQUEST_ID.fullmatch(receipt_id):  # whatever else a device sends is none of the stores' business
             return None
-        for look in range(_LOOKS):
-            if look:
-                await asyncio.sleep(_LOOK_AGAIN_S)
-            with self._reads.hold(policy.tenant, policy.weight):
-                found = await self._store.get(policy.tenant, receipt_id)
-            if found is not None:
-                receipt = Receipt.from_json(found)
+        for attempt in range(_READ_ATTEMPTS):
+            if attempt:
+                await asyncio.sleep(_READ_RETRY_S)
+            with self._read_slots.hold(policy.tenant, policy.weight):
+                raw = await self._store.get(policy.tenant, receipt_id)
+            if raw is not None:
+                receipt = Receipt.from_json(raw)
                 return receipt if receipt.mode == GUIDANCE else None
-        if at is not None and abs(self._clock() - at) < _MAY_COME_S:
+        if at is not None and abs(self._clock() - at) < _RECEIPT_DELAY_S:
             raise StoreUnavailable("The receipt of this guidance is not known yet. Try again.")
         return None
 
@@ -178,38 +178,38 @@ class EdgeReports:
 
         The write holds its slot until it ends, also when the device disconnects.
         """
-        written = None
+        result = None
         if self._redis.up:
-            self._reads.acquire(policy.tenant, policy.weight)
-            task = self._tasks.spawn(f"report:{receipt.id}", self._written(receipt, by, outcome))
-            task.add_done_callback(lambda _: self._reads.release(policy.tenant))
-            written = await asyncio.shield(task)
-        if written is None:
+            self._read_slots.acquire(policy.tenant, policy.weight)
+            task = self._tasks.spawn(f"report:{receipt.id}", self._write_once(receipt, by, outcome))
+            task.add_done_callback(lambda _: self._read_slots.release(policy.tenant))
+            result = await asyncio.shield(task)
+        if result is None:
             raise StoreUnavailable("What a device reports cannot be kept while Redis is away. Try again.")
-        if written == "closed":
+        if result == "closed":
             raise EdgeClosed("This was reported before, and is accounted for.", param="receipt")
-        if written == "expired":
+        if result == "expired":
             raise EdgeExpired("It is too late to report this: `close.by` has passed.", param="receipt")
-        if written == "full":
+        if result == "full":
             raise RateLimited(
                 "The devices of this tenant report too many answers that they made alone. Try again later.",
-                retry_after_s=_AN_HOUR_S,
+                retry_after_s=_RETRY_AFTER_S,
             )
 
-    async def _written(self, receipt: Receipt, by: int | None, outcome: str) -> Outcome | None:
+    async def _write_once(self, receipt: Receipt, by: int | None, outcome: str) -> Outcome | None:
         """What became of it; None: Redis cannot be asked."""
         try:
-            written = await self._book.write(receipt, by)
+            result = await self._book.write(receipt, by)
         except (RedisError, OSError):
             # The client is not told of it: no request is to go without Redis because a report was slow.
             return None
-        if written == "written":
+        if result == "written":
             self._outcomes.labels(outcome).inc()
             self._ledger.booked(receipt)
             self._store.remember(receipt)
-        elif written in _COUNTED:
-            self._outcomes.labels(_COUNTED[written]).inc()
-        return written
+        elif result in _REJECTED_OUTCOMES:
+            self._outcomes.labels(_REJECTED_OUTCOMES[result]).inc()
+        return result
 
 
 def _route(caller: Caller, model: str) -> Route:

@@ -58,34 +58,36 @@ class Embeddings:
         self._metrics = metrics
         self._budgets = budgets
 
-    async def answer(self, visit: RequestContext, asked: EmbeddingsRequest) -> EmbeddingsAnswer:
+    async def answer(self, context: RequestContext, request: EmbeddingsRequest) -> EmbeddingsAnswer:
         """The engine's reply, under the caller's name of the model. Raises GatewayErrors."""
-        route = await find_route(visit.caller, asked, visit.headers)
-        tenant = visit.caller.policy.tenant
-        plan = resolve_embeddings(route, lambda engine: self._engines[engine].rests_for(tenant), headers=visit.headers)
-        draft = visit.new_receipt(plan, asked.model, stream=False)
-        with self._admission.slot(visit.caller), self._admission.settled(draft):
-            await self._admission.reserve(draft, asked, visit.caller)
-            reply = await self._embed(plan, asked, draft)
-            receipt = await self._ledger.close(draft, shown=plan.show_cost)
-            return EmbeddingsAnswer(await write_embeddings(reply, asked.model), receipt, plan.show_cost)
+        route = await find_route(context.caller, request, context.headers)
+        tenant = context.caller.policy.tenant
+        plan = resolve_embeddings(
+            route, lambda engine: self._engines[engine].rests_for(tenant), headers=context.headers
+        )
+        builder = context.new_receipt(plan, request.model, stream=False)
+        with self._admission.slot(context.caller), self._admission.settled(builder):
+            await self._admission.reserve(builder, request, context.caller)
+            reply = await self._embed(plan, request, builder)
+            receipt = await self._ledger.close(builder, shown=plan.show_cost)
+            return EmbeddingsAnswer(await write_embeddings(reply, request.model), receipt, plan.show_cost)
 
-    async def _embed(self, plan: Plan, asked: EmbeddingsRequest, draft: ReceiptBuilder) -> EngineEmbeddings:
-        retries = RequestRetries(plan, draft, self._budgets, self._metrics)
-        attempts = Retries(plan.finishers, plan.retries, retries)
+    async def _embed(self, plan: Plan, request: EmbeddingsRequest, builder: ReceiptBuilder) -> EngineEmbeddings:
+        request_retries = RequestRetries(plan, builder, self._budgets, self._metrics)
+        retries = Retries(plan.finishers, plan.retries, request_retries)
         while True:
-            engine = attempts.finisher.engine
-            draft.student = draft.running = call = _call(engine, asked.inputs)
+            engine = retries.student.engine
+            builder.student = builder.running = call = _call(engine, request.inputs)
             try:
-                reply = await self._engines[engine].embed(asked.body)
+                reply = await self._engines[engine].embed(request.body)
                 break
             except EngineError as error:
-                note_failure(error, draft.id, self._metrics)
+                note_failure(error, builder.id, self._metrics)
                 if not error.heard:
-                    draft.student = None  # it cost nothing
-                await retry_or_raise(attempts, error, plan, draft, self._metrics)
+                    builder.student = None  # it cost nothing
+                await retry_or_raise(retries, error, plan, builder, self._metrics)
             finally:
-                draft.running = None
+                builder.running = None
         call.usage = reply.usage or call.usage
         return reply
 

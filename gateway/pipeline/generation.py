@@ -105,7 +105,7 @@ class GenerationTracker:
                     self._texts.setdefault(index, []).append(text)
                 self._total = False
                 if self._limit is not None and index not in self._ended:
-                    self._hold(choice, index, text)
+                    self._enforce_limit(choice, index, text)
             if choice.get("finish_reason"):
                 self._ended.add(index)
         self._call.ended = len(self._ended) >= self._choices and not self._cut
@@ -117,8 +117,8 @@ class GenerationTracker:
     def read_reply(self, reply: Json) -> None:
         """Count a whole reply, and cut the text of choices that exceed the limit, in place."""
         self._complete = True
-        raw = reply.get("usage")
-        self._call.usage = usage = read_usage(raw)
+        usage_body = reply.get("usage")
+        self._call.usage = usage = read_usage(usage_body)
         texts = [generated_text(choice["message"]) for choice in reply["choices"]]
         self._call.text.write("".join(texts))
         if len(texts) > 1:
@@ -126,7 +126,11 @@ class GenerationTracker:
         if self._limit is None or self._preface is None:
             return
         size = sum(map(len, texts))
-        counted = _visible(raw) if raw is not None and usage is not None and self._exceeds(raw) else 0
+        counted = (
+            _visible_tokens(usage_body)
+            if usage_body is not None and usage is not None and self._exceeds(usage_body)
+            else 0
+        )
         for choice, text in zip(reply["choices"], texts, strict=True):
             content = choice["message"].get("content")
             if not isinstance(content, str) or not content:
@@ -173,11 +177,11 @@ class GenerationTracker:
             return 0
         texts = {index: "".join(parts) for index, parts in self._texts.items()} or {0: call.text.getvalue()}
         reported = call.usage.output_tokens
-        most_words = characters = 0
+        max_words = characters = 0
         for text in texts.values():
-            most_words += text.count(" ") + 1
+            max_words += text.count(" ") + 1
             characters += len(text)
-        if most_words <= reported and characters * _MAX_CHAR_BYTES // MAX_TOKEN_BYTES <= reported:
+        if max_words <= reported and characters * _MAX_CHAR_BYTES // MAX_TOKEN_BYTES <= reported:
             return 0
         most, least = max(reported, _COUNTED_TOKENS), 0
         for index, text in texts.items():
@@ -214,14 +218,14 @@ class GenerationTracker:
 
     def _exceeds(self, usage: Json) -> bool:
         """Return whether the engine's own count exceeds the limit. Each choice may have one more, its end token."""
-        return self._limit is not None and _visible(usage) > (self._limit + 1) * self._generated_choices
+        return self._limit is not None and _visible_tokens(usage) > (self._limit + 1) * self._generated_choices
 
-    def _hold(self, choice: Json, index: int, text: str) -> None:
+    def _enforce_limit(self, choice: Json, index: int, text: str) -> None:
         count = self._counts.get(index)
         if count is None:
             count = self._counts[index] = _Count("" if index else self._preface or "")
         if not self._over:
-            if self._preface is None or count.put(text):
+            if self._preface is None or count.defer(text):
                 return
             before = count.tokens
             within = count.add(text, self._limit or 0)
@@ -273,7 +277,7 @@ class _Count:
     def tokens(self) -> int:
         return max(0, self._words, -(-self._bytes // MAX_TOKEN_BYTES))
 
-    def put(self, text: str) -> bool:
+    def defer(self, text: str) -> bool:
         """Take text that cannot exceed the limit, whatever it says, to be counted later. Return whether it is so."""
         if len(text) > self._free_chars:
             return False
@@ -335,7 +339,7 @@ def _words_in(text: str, *, within: bool, most: int) -> int:
     return sum(1 for _ in islice(words, max(0, most) + 1)) + 1 - continued
 
 
-def _visible(usage: Any) -> int:
+def _visible_tokens(usage: Any) -> int:
     """The output tokens of a usage object that are not hidden reasoning."""
     written_tokens = usage["completion_tokens"]
     details = usage.get("completion_tokens_details")

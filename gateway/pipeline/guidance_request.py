@@ -58,85 +58,85 @@ class GuidanceStream:
     def __init__(self, keep: GrowingKeep, *, keeps_lead: bool) -> None:
         self.keep = keep
         self._keeps_lead = keeps_lead
-        self.told = StringIO()
+        self.text = StringIO()
         self.tokens = 0  # an engine tells of one token at a time, or of a few
         self.shown = ""
         self.pieces: asyncio.Queue[str] = asyncio.Queue()
         """What may be shown, piece by piece; at the end an empty one."""
-        self.over = False  # the caller listens no longer: others share the call, and it goes on for them
+        self.closed = False  # the caller listens no longer: others share the call, and it goes on for them
 
-    def tell(self, piece: str) -> None:
-        if self.over:
+    def feed(self, piece: str) -> None:
+        if self.closed:
             return
-        self.told.write(piece)
+        self.text.write(piece)
         self.tokens += 1
         if more := self.keep.feed(piece):
             if self._keeps_lead and not self.shown:
-                more = _lead(self.told.getvalue()) + more
+                more = _lead(self.text.getvalue()) + more
             self.shown += more
             self.pieces.put_nowait(more)
 
 
-def build_opening_request(guidance: GuidancePlan, asked: CompletionRequest) -> OpeningRequest:
+def build_opening_request(guidance_plan: GuidancePlan, request: CompletionRequest) -> OpeningRequest:
     """What the teacher is asked."""
-    projection = guidance.projection
+    projection = guidance_plan.projection
     return OpeningRequest(
-        max_tokens=guidance.asked_tokens,
-        **_read_by_teacher(projection, asked),
-        temperature=guidance.temperature,
-        top_p=guidance.top_p,
-        seed=guidance.seed,
+        max_tokens=guidance_plan.asked_tokens,
+        **_read_by_teacher(projection, request),
+        temperature=guidance_plan.temperature,
+        top_p=guidance_plan.top_p,
+        seed=guidance_plan.seed,
         # A hint is not the answer: what stops the answer need not stop it.
-        stop=asked.stop if projection.teacher_may_finish else (),
+        stop=request.stop if projection.teacher_may_finish else (),
     )
 
 
 def guidance_from_reply(
     plan: Plan,
-    guidance: GuidancePlan,
-    asked: CompletionRequest,
-    draft: ReceiptBuilder,
+    guidance_plan: GuidancePlan,
+    request: CompletionRequest,
+    builder: ReceiptBuilder,
     reply: OpeningReply,
-    heard: GuidanceStream | None = None,
+    stream: GuidanceStream | None = None,
 ) -> Guidance | str:
     """What a teacher's reply opens the answer with, written down in the draft; why, where nothing of it is left."""
-    may_finish = guidance.projection.teacher_may_finish and guidance.may_answer
-    shown = guidance.placement == "prefix"
+    may_finish = guidance_plan.projection.teacher_may_finish and guidance_plan.may_answer
+    shown = guidance_plan.placement == "prefix"
     cut = reply.finish == "length"
-    if heard is not None and heard.tokens:
-        found = heard.keep.finish(cut=cut)
+    if stream is not None and stream.tokens:
+        found = stream.keep.finish(cut=cut)
     else:
-        stop, skip = asked.stop if may_finish or shown else (), guidance.projection.skip
+        stop, skip = request.stop if may_finish or shown else (), guidance_plan.projection.skip
         text = reply.text[: reply.ends_at]
-        found = keep(text, skip, guidance.tokens, cut=cut, stop=stop, boundary=guidance.boundary)
+        found = keep(text, skip, guidance_plan.tokens, cut=cut, stop=stop, boundary=guidance_plan.boundary)
     trimmed = found.trimmed
     if not trimmed.text:
         return "guidance_boilerplate" if found.skipped else "guidance_empty"
-    tokens = _kept_tokens(reply, trimmed.text, guidance.tokens)
+    tokens = _kept_tokens(reply, trimmed.text, guidance_plan.tokens)
     ended = not found.cut and not trimmed.dropped
     finish_reason: str | None = None
     if (trimmed.stopped and (may_finish or shown)) or (ended and may_finish):
         finish_reason = "stop"
     elif shown and plan.max_tokens is not None and tokens >= plan.max_tokens:
         finish_reason = "length"
-    draft.kept_tokens = tokens
-    draft.ended_at = plan.length.stop_at if plan.length is not None and reply.ends_at is not None else None
-    draft.complete = finish_reason == "stop"
+    builder.kept_tokens = tokens
+    builder.ended_at = plan.length.stop_at if plan.length is not None and reply.ends_at is not None else None
+    builder.complete = finish_reason == "stop"
     # An answer that is whole is shown to its end, blanks and all; one that goes on leaves them to the student.
     text = trimmed.text + trimmed.pending_space if finish_reason == "stop" else trimmed.text
-    if isinstance(asked, TextRequest) and shown:
+    if isinstance(request, TextRequest) and shown:
         # As it was shown, where it was: a stream's pieces and its last word need not begin alike.
-        text = _lead(heard.told.getvalue() if heard is not None and heard.tokens else reply.text) + text
-    draft.opening = text
+        text = _lead(stream.text.getvalue() if stream is not None and stream.tokens else reply.text) + text
+    builder.opening = text
     return Guidance(text, trimmed.pending_space, tokens, finish_reason, trimmed.dropped)
 
 
-def _read_by_teacher(projection: Projection, asked: CompletionRequest) -> dict[str, Any]:
+def _read_by_teacher(projection: Projection, request: CompletionRequest) -> dict[str, Any]:
     """What the teacher reads, as an OpeningRequest has it."""
-    if isinstance(asked, TextRequest):
-        assert asked.prompt is not None, "resolve() leaves several prompts, and token ids, unguided"
-        return {"prompt": teacher_prompt(projection, asked.prompt)}
-    return {"messages": teacher_messages(projection, asked.messages)}
+    if isinstance(request, TextRequest):
+        assert request.prompt is not None, "resolve() leaves several prompts, and token ids, unguided"
+        return {"prompt": teacher_prompt(projection, request.prompt)}
+    return {"messages": teacher_messages(projection, request.messages)}
 
 
 def _lead(text: str) -> str:
@@ -144,13 +144,21 @@ def _lead(text: str) -> str:
     return text[: len(text) - len(text.lstrip())]
 
 
-def teacher_input(request: OpeningRequest) -> Sequence[Json]:
+def teacher_input(opening_request: OpeningRequest) -> Sequence[Json]:
     """What the teacher reads, for a count of our own."""
-    return request.messages if request.messages is not None else [{"role": "user", "content": request.prompt}]
+    return (
+        opening_request.messages
+        if opening_request.messages is not None
+        else [{"role": "user", "content": opening_request.prompt}]
+    )
 
 
 def answered_call(
-    guidance: GuidancePlan, request: OpeningRequest, reply: OpeningReply, shared: str = "", unread: int | None = None
+    guidance_plan: GuidancePlan,
+    opening_request: OpeningRequest,
+    reply: OpeningReply,
+    shared: str = "",
+    unread: int | None = None,
 ) -> EngineCall:
     """Return the teacher's call as the receipt charges it.
 
@@ -160,10 +168,10 @@ def answered_call(
             the teacher is not known to stop, and may have written as many as it was asked for.
     """
     was_ended = reply.usage is None and reply.ends_at is not None
-    most = guidance.asked_tokens
+    most = guidance_plan.asked_tokens
     return EngineCall(
-        guidance.teacher,
-        teacher_input(request),
+        guidance_plan.teacher,
+        teacher_input(opening_request),
         reply.usage,
         StringIO(reply.text),
         lost_tokens=(most if unread is None else unread) if was_ended else 0,

@@ -57,14 +57,14 @@ class PrefillEcho:
             said["content"] = rest
 
 
-def prefill_echo(finisher: StudentPlan, request: CompletionRequest, *, stream: bool) -> PrefillEcho | None:
+def prefill_echo(student: StudentPlan, request: CompletionRequest, *, stream: bool) -> PrefillEcho | None:
     """Return what drops the beginning that the caller wrote; None where there is none, or nothing to drop."""
     if isinstance(request, TextRequest) or request.body.get("echo") is True:
         return None
     last = request.messages[-1]
     if last["role"] != "assistant" or not (text := text_of(last.get("content"))) or not text.strip():
         return None
-    known = finisher.continuation
+    known = student.continuation
     echo = known.echo if known is not None and known.mode in NATIVE_MODES else None
     if stream and echo and known is not None and known.mode != "prefix":
         # A JSON reply has shown the repetition. llama.cpp streams without it, and a short text may come again.

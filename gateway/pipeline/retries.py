@@ -29,7 +29,7 @@ _LONGEST_PAUSE_BESIDE_OTHERS_S = 1.0
 
 
 async def retry_or_raise(
-    attempts: Retries, error: EngineError, plan: Plan, draft: ReceiptBuilder, metrics: Metrics, *, placed: bool = False
+    retries: Retries, error: EngineError, plan: Plan, builder: ReceiptBuilder, metrics: Metrics, *, placed: bool = False
 ) -> None:
     """Wait until the next attempt is due. Raises the error, in the caller's terms, when there is none.
 
@@ -38,21 +38,21 @@ async def retry_or_raise(
     Args:
         placed: whether the engine was to go on with an opening.
     """
-    pause_s = attempts.after(error, placed=placed) if not draft.caller_left else None
+    pause_s = retries.next_pause_s(error, placed=placed) if not builder.caller_left else None
     if pause_s is None:
         # Not one with an opening in front of its answer: some engines refuse that alone, and it is the gateway's.
         if isinstance(error, EngineRejected) and error.blames_request and not placed:
-            raise InvalidRequest(error.message, param=error.param or _refused_field(error, draft)) from error
+            raise InvalidRequest(error.message, param=error.param or _refused_field(error, builder)) from error
         raise error
-    draft.set_aside(plan, error)
-    metrics.retries.labels(attempts.finisher.engine, error.label).inc()
+    builder.set_aside(plan, error)
+    metrics.retries.labels(retries.student.engine, error.label).inc()
     if pause_s:
         await asyncio.sleep(pause_s)
 
 
-def _refused_field(error: EngineRejected, draft: ReceiptBuilder) -> str | None:
+def _refused_field(error: EngineRejected, builder: ReceiptBuilder) -> str | None:
     """Return the field of an empty prompt that an engine refused: TGI calls it `inputs`, and vLLM names none."""
-    request = draft.request
+    request = builder.request
     refused = isinstance(request, TextRequest) and request.has_empty_prompt and "empty" in error.message
     return "prompt" if refused else None
 
@@ -64,9 +64,9 @@ class RequestRetries:
     all count toward the bound of the request. Only retries of the same engine take from that engine's budget.
     """
 
-    def __init__(self, plan: Plan, draft: ReceiptBuilder, budgets: RetryBudgets, metrics: Metrics) -> None:
+    def __init__(self, plan: Plan, builder: ReceiptBuilder, budgets: RetryBudgets, metrics: Metrics) -> None:
         self._plan = plan
-        self._draft = draft
+        self._draft = builder
         self._budgets = budgets
         self._metrics = metrics
 
@@ -76,7 +76,7 @@ class RequestRetries:
         Args:
             others: engines that may still be asked after this one. A call of each is kept for them.
         """
-        if self._left() <= others:
+        if self._remaining() <= others:
             return self._refuse(engine, "request")
         rule = self._plan.retries
         if not self._budgets.take(engine, self._draft.tenant, rule.share, rule.floor):
@@ -85,9 +85,9 @@ class RequestRetries:
 
     def may_move_on(self, engine: str) -> bool:
         """Return whether another engine may be asked in the place of this one."""
-        return self._left() > 0 or self._refuse(engine, "request")
+        return self._remaining() > 0 or self._refuse(engine, "request")
 
-    def _left(self) -> int:
+    def _remaining(self) -> int:
         return self._plan.max_retries - len(self._draft.failed)
 
     def _refuse(self, engine: str, budget: str) -> bool:
@@ -107,27 +107,27 @@ class Retries:
 
     def __init__(
         self,
-        finishers: Sequence[StudentPlan],
+        students: Sequence[StudentPlan],
         rule: RetryPlan,
-        retries: RequestRetries | None = None,
+        request_retries: RequestRetries | None = None,
         draw: Callable[[], float] = random.random,
     ) -> None:
-        self._left = list(finishers)
+        self._students = list(students)
         self._rule = rule
-        self._bound = retries
+        self._request_retries = request_retries
         self._draw = draw
         self._retries = 0
 
     @property
-    def finisher(self) -> StudentPlan:
+    def student(self) -> StudentPlan:
         """Who is asked now."""
-        return self._left[0]
+        return self._students[0]
 
-    def only(self, may: Callable[[StudentPlan], bool]) -> None:
+    def keep_only(self, may: Callable[[StudentPlan], bool]) -> None:
         """From now on only engines that `may` are asked, beside the present one."""
-        self._left[1:] = [one for one in self._left[1:] if may(one)]
+        self._students[1:] = [one for one in self._students[1:] if may(one)]
 
-    def after(self, error: EngineError, *, placed: bool) -> float | None:
+    def next_pause_s(self, error: EngineError, *, placed: bool) -> float | None:
         """How many seconds to wait before `finisher`, another one perhaps, is asked; None: there is nobody left.
 
         Args:
@@ -135,7 +135,7 @@ class Retries:
         """
         if error.again and self._retries < self._rule.num_retries:
             pause_s = self._pause_s(error)
-            bearable = pause_s <= (LONGEST_PAUSE_S if len(self._left) == 1 else _LONGEST_PAUSE_BESIDE_OTHERS_S)
+            bearable = pause_s <= (LONGEST_PAUSE_S if len(self._students) == 1 else _LONGEST_PAUSE_BESIDE_OTHERS_S)
             if bearable and self._may_retry():
                 self._retries += 1
                 return pause_s
@@ -145,14 +145,16 @@ class Retries:
         proven = isinstance(error, EngineRejected) and error.proven
         if refused and not placed and not proven:
             return None  # the next one would be asked for the same
-        failed = self._left.pop(0).engine
+        failed = self._students.pop(0).engine
         self._retries = 0
-        if not self._left or not (self._bound is None or self._bound.may_move_on(failed)):
+        if not self._students or not (self._request_retries is None or self._request_retries.may_move_on(failed)):
             return None
         return 0.0
 
     def _may_retry(self) -> bool:
-        return self._bound is None or self._bound.may_retry(self.finisher.engine, others=len(self._left) - 1)
+        return self._request_retries is None or self._request_retries.may_retry(
+            self.student.engine, others=len(self._students) - 1
+        )
 
     def _pause_s(self, error: EngineError) -> float:
         """Twice as long each time, half of it by chance; and no shorter than the engine asked for."""

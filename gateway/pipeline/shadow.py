@@ -41,62 +41,62 @@ class ShadowRequests:
         self._teacher_call = teacher_call
         self._student_call = student_call
         self._admission = admission
-        self._ended = metrics.shadows
+        self._results = metrics.shadows
         self._tasks = tasks
         self._max_in_flight = max_in_flight
         self._tracing = tracing
-        self._under_way = 0
+        self._in_flight = 0
 
-    def start(self, draft: ReceiptBuilder, asked: CompletionRequest, caller: Caller) -> None:
+    def start(self, builder: ReceiptBuilder, request: CompletionRequest, caller: Caller) -> None:
         """Begin one: the guided answer to `asked`, as its draft plans it."""
-        if draft.plan.guidance is None:
-            self._ended.labels("unguidable").inc()
-        elif self._under_way >= self._max_in_flight:
-            self._ended.labels("dropped").inc()
+        if builder.plan.guidance is None:
+            self._results.labels("unguidable").inc()
+        elif self._in_flight >= self._max_in_flight:
+            self._results.labels("dropped").inc()
         else:
-            self._under_way += 1
-            make = self._counted if self._tracing is None else self._traced
-            task = self._tasks.spawn(draft.id, make(draft, whole(asked), caller))
-            task.add_done_callback(lambda _: self._ends())
+            self._in_flight += 1
+            run = self._run_counted if self._tracing is None else self._run_traced
+            task = self._tasks.spawn(builder.id, run(builder, without_streaming(request), caller))
+            task.add_done_callback(lambda _: self._release())
 
-    def _ends(self) -> None:
-        self._under_way -= 1
+    def _release(self) -> None:
+        self._in_flight -= 1
 
-    async def _traced(self, draft: ReceiptBuilder, asked: CompletionRequest, caller: Caller) -> None:
+    async def _run_traced(self, builder: ReceiptBuilder, request: CompletionRequest, caller: Caller) -> None:
         assert self._tracing is not None
         with self._tracing.shadow():
-            await self._counted(draft, asked, caller)
+            await self._run_counted(builder, request, caller)
 
-    async def _counted(self, draft: ReceiptBuilder, asked: CompletionRequest, caller: Caller) -> None:
+    async def _run_counted(self, builder: ReceiptBuilder, request: CompletionRequest, caller: Caller) -> None:
         result = "failed"
         try:
             async with self._admission.cancel_on_drain():
-                result = await self._make(draft, asked, caller)
+                result = await self._run(builder, request, caller)
         except GatewayError as error:
             # What an engine did stands in the log, and its label in the receipt. What a shutdown cut it did not do.
-            if draft.refused or draft.admitted is None or isinstance(error, Overloaded):
+            if builder.refused or builder.admitted is None or isinstance(error, Overloaded):
                 result = "refused"
         finally:
-            self._ended.labels(result).inc()
+            self._results.labels(result).inc()
 
-    async def _make(self, draft: ReceiptBuilder, asked: CompletionRequest, caller: Caller) -> str:
+    async def _run(self, builder: ReceiptBuilder, request: CompletionRequest, caller: Caller) -> str:
         """Like a request. Where there is no place for it, it leaves no receipt either: nothing was begun."""
-        with self._admission.slot(caller), self._admission.settled(draft):
-            plan = await self._admission.reserve(draft, asked, caller)
+        with self._admission.slot(caller), self._admission.settled(builder):
+            plan = await self._admission.reserve(builder, request, caller)
             if plan.guidance is None:
-                draft.unguided = plan.unguided
+                builder.unguided = plan.unguided
                 return "refused"  # a budget leaves room for the student alone: that one needs no shadow
-            self._student_call.check_available(plan, draft)
-            opening = await self._teacher_call.open(plan, asked, draft)
-            if opening.finish_reason is None:
-                reply = await self._student_call.complete(plan, asked, opening, draft)
-                draft.finish_reason = reply["choices"][0].get("finish_reason")
+            self._student_call.check_available(plan, builder)
+            guidance = await self._teacher_call.open(plan, request, builder)
+            if guidance.finish_reason is None:
+                reply = await self._student_call.complete(plan, request, guidance, builder)
+                builder.finish_reason = reply["choices"][0].get("finish_reason")
             else:
-                draft.finish_reason = opening.finish_reason
+                builder.finish_reason = guidance.finish_reason
             return "made"
 
 
-def whole(asked: CompletionRequest) -> CompletionRequest:
+def without_streaming(request: CompletionRequest) -> CompletionRequest:
     """The same request, to be answered at once and to nobody."""
-    body = {name: value for name, value in asked.body.items() if name not in {"stream", "stream_options"}}
-    return structs.replace(asked, body=body, stream=False, wants_usage=False)
+    body = {name: value for name, value in request.body.items() if name not in {"stream", "stream_options"}}
+    return structs.replace(request, body=body, stream=False, wants_usage=False)

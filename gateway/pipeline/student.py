@@ -20,7 +20,13 @@ from gateway.pipeline.guidance_request import UNGUIDED
 from gateway.pipeline.prefill_echo import prefill_echo
 from gateway.pipeline.retries import RequestRetries, Retries, retry_or_raise
 from gateway.pipeline.stream import join_reply
-from gateway.pipeline.student_request import build_student_request, is_prefix, seam, thoughts, writes_again
+from gateway.pipeline.student_request import (
+    build_reasoning_filter,
+    build_seam,
+    build_student_request,
+    is_prefix,
+    writes_again,
+)
 from gateway.policy.resolve import EngineSnapshot
 from gateway.protocol.messages import text_of
 from gateway.protocol.text import TextRequest
@@ -62,60 +68,62 @@ class StudentCall:
             state.continuation, guarded.rests_for(tenant), state.reasoning, takes_prompts=state.takes_prompts
         )
 
-    def check_available(self, plan: Plan, draft: ReceiptBuilder) -> None:
+    def check_available(self, plan: Plan, builder: ReceiptBuilder) -> None:
         """Check that a finisher can use the guidance. Call it before the teacher.
 
         Raises CircuitOpen if every finisher refuses the tenant's calls now.
         """
         if plan.guidance is None:
             return
-        refusals = [self._engines[one.engine].refusal(draft.tenant) for one in plan.finishers]
+        refusals = [self._engines[one.engine].refusal(builder.tenant) for one in plan.finishers]
         resting = [one for one in refusals if one is not None]
         if resting and len(resting) == len(refusals):
             for one in resting:
-                note_failure(one, draft.id, self._metrics)
+                note_failure(one, builder.id, self._metrics)
             raise min(resting, key=lambda one: one.retry_after_s or 0.0)
 
-    async def complete(self, plan: Plan, asked: CompletionRequest, opening: Guidance, draft: ReceiptBuilder) -> Json:
+    async def complete(
+        self, plan: Plan, request: CompletionRequest, guidance: Guidance, builder: ReceiptBuilder
+    ) -> Json:
         """A finisher's reply, with shown guidance in front. Raises EngineErrors and InvalidRequest.
 
         Where one refuses the request with the opening, which the caller did not send, it gets it without.
         """
-        attempts = self._attempts(plan, draft)
+        retries = self._new_retries(plan, builder)
         while True:
-            finisher = attempts.finisher
+            student = retries.student
             try:
-                reply = await self._complete(plan, finisher, asked, opening, draft)
+                reply = await self._complete(plan, student, request, guidance, builder)
                 break
             except EngineError as error:
-                placed = is_prefix(plan, finisher, opening)
+                placed = is_prefix(plan, student, guidance)
                 if placed and isinstance(error, EngineRejected) and error.blames_request:
-                    draft.set_aside(plan, error)
-                    draft.drop_guidance("student_refused_prefix")
-                    opening = UNGUIDED
+                    builder.set_aside(plan, error)
+                    builder.drop_guidance("student_refused_prefix")
+                    guidance = UNGUIDED
                 else:
-                    await retry_or_raise(attempts, error, plan, draft, self._metrics, placed=placed)
-        joint = seam(plan, finisher, asked, opening)
-        if joint is not None:
-            join_reply(reply, joint, thoughts(finisher, opening))
-            if joint.restarted:
-                draft.drop_guidance(RESTARTED)
+                    await retry_or_raise(retries, error, plan, builder, self._metrics, placed=placed)
+        seam_join = build_seam(plan, student, request, guidance)
+        if seam_join is not None:
+            join_reply(reply, seam_join, build_reasoning_filter(student, guidance))
+            if seam_join.restarted:
+                builder.drop_guidance(RESTARTED)
         return reply
 
     async def _complete(
-        self, plan: Plan, finisher: StudentPlan, asked: CompletionRequest, opening: Guidance, draft: ReceiptBuilder
+        self, plan: Plan, student: StudentPlan, request: CompletionRequest, guidance: Guidance, builder: ReceiptBuilder
     ) -> Json:
-        sent = build_student_request(plan, finisher, asked, opening)
-        generation = self._begin(plan, finisher, asked, opening, draft, sent)
-        with _Calling(plan, draft, generation, self._metrics):
-            reply = await self._engines[finisher.engine].complete(sent.body, sent.prefill)
+        student_request = build_student_request(plan, student, request, guidance)
+        generation = self._begin(plan, student, request, guidance, builder, student_request)
+        with _Calling(plan, builder, generation, self._metrics):
+            reply = await self._engines[student.engine].complete(student_request.body, student_request.prefill)
             generation.read_reply(reply)
-            if (echo := prefill_echo(finisher, asked, stream=False)) is not None:
+            if (echo := prefill_echo(student, request, stream=False)) is not None:
                 echo.reply(reply)
         return reply
 
     async def stream(
-        self, plan: Plan, asked: CompletionRequest, opening: Guidance, relay: StreamRelay, draft: ReceiptBuilder
+        self, plan: Plan, request: CompletionRequest, guidance: Guidance, relay: StreamRelay, builder: ReceiptBuilder
     ) -> AsyncGenerator[list[Json], None]:
         """The opening, and a finisher's chunks as `relay` turns them into the caller's, those together that came so.
 
@@ -123,18 +131,20 @@ class StudentCall:
 
         Once the opening has left there is no going back to an answer without it: only who can go on with it is asked.
         """
-        attempts = self._attempts(plan, draft)
+        retries = self._new_retries(plan, builder)
         while True:
-            finisher = attempts.finisher
-            joint = seam(plan, finisher, asked, opening)
-            if opened := relay.join(joint, thoughts(finisher, opening) if joint is not None else None):
-                draft.saw_first_token()
+            student = retries.student
+            seam_join = build_seam(plan, student, request, guidance)
+            if opened := relay.join(
+                seam_join, build_reasoning_filter(student, guidance) if seam_join is not None else None
+            ):
+                builder.saw_first_token()
                 yield opened
             if relay.opened:
-                attempts.only(_continues)
+                retries.keep_only(_continues)
             begun = False
             try:
-                async with aclosing(self._stream(plan, finisher, asked, opening, relay, draft)) as groups:
+                async with aclosing(self._stream(plan, student, request, guidance, relay, builder)) as groups:
                     async for chunks in groups:
                         begun = True
                         yield chunks
@@ -142,24 +152,26 @@ class StudentCall:
             except EngineError as error:
                 if begun:
                     raise
-                await retry_or_raise(attempts, error, plan, draft, self._metrics, placed=joint is not None)
+                await retry_or_raise(retries, error, plan, builder, self._metrics, placed=seam_join is not None)
 
     async def _stream(
         self,
         plan: Plan,
-        finisher: StudentPlan,
-        asked: CompletionRequest,
-        opening: Guidance,
+        student: StudentPlan,
+        request: CompletionRequest,
+        guidance: Guidance,
         relay: StreamRelay,
-        draft: ReceiptBuilder,
+        builder: ReceiptBuilder,
     ) -> AsyncGenerator[list[Json], None]:
-        sent = build_student_request(plan, finisher, asked, opening)
+        student_request = build_student_request(plan, student, request, guidance)
         # The receipt wants usage, whether the caller does or not.
-        sent.body["stream_options"] = {**(asked.body.get("stream_options") or {}), "include_usage": True}
-        generation = self._begin(plan, finisher, asked, opening, draft, sent)
-        echo = prefill_echo(finisher, asked, stream=True)
-        with _Calling(plan, draft, generation, self._metrics):
-            async with aclosing(self._engines[finisher.engine].stream(sent.body, sent.prefill)) as groups:
+        student_request.body["stream_options"] = {**(request.body.get("stream_options") or {}), "include_usage": True}
+        generation = self._begin(plan, student, request, guidance, builder, student_request)
+        echo = prefill_echo(student, request, stream=True)
+        with _Calling(plan, builder, generation, self._metrics):
+            async with aclosing(
+                self._engines[student.engine].stream(student_request.body, student_request.prefill)
+            ) as groups:
                 async for chunks in groups:
                     relayed = []
                     now = time.perf_counter()
@@ -167,8 +179,8 @@ class StudentCall:
                         generation.read(chunk, now)
                         if echo is not None:
                             echo.chunk(chunk)
-                        if draft.first_token is None and _says(chunk):
-                            draft.saw_first_token()
+                        if builder.first_token is None and _says(chunk):
+                            builder.saw_first_token()
                         if (one := relay.feed(chunk)) is not None:
                             relayed.append(one)
                         if relay.done:
@@ -182,33 +194,33 @@ class StudentCall:
     def _begin(
         self,
         plan: Plan,
-        finisher: StudentPlan,
-        asked: CompletionRequest,
-        opening: Guidance,
-        draft: ReceiptBuilder,
-        sent: StudentRequest,
+        student: StudentPlan,
+        request: CompletionRequest,
+        guidance: Guidance,
+        builder: ReceiptBuilder,
+        student_request: StudentRequest,
     ) -> GenerationTracker:
         """Write down the call that is made now. Raises ConnectionResetError where the caller has left meanwhile."""
-        if draft.caller_left:
+        if builder.caller_left:
             raise ConnectionResetError("The caller disconnected.")
-        draft.running = call = EngineCall(finisher.engine, sent.reads)
-        _set_call(plan, draft, call)
-        if draft.kept_tokens:
-            draft.placed = _placement(plan, finisher, opening)
-            draft.rewritten = draft.placed == "prefix" and writes_again(finisher)
+        builder.running = call = EngineCall(student.engine, student_request.reads)
+        _set_call(plan, builder, call)
+        if builder.kept_tokens:
+            builder.placed = _placement(plan, student, guidance)
+            builder.rewritten = builder.placed == "prefix" and writes_again(student)
         return GenerationTracker(
             call,
-            limit=sent.body.get(asked.limit_field),
-            choices=asked.choices,
-            generated_choices=asked.generated_choices,
-            stops_within_s=self._engines[finisher.engine].state.stops_within_s,
-            preface=_preface(finisher, asked, sent),
+            limit=student_request.body.get(request.limit_field),
+            choices=request.choices,
+            generated_choices=request.generated_choices,
+            stops_within_s=self._engines[student.engine].state.stops_within_s,
+            preface=_preface(student, request, student_request),
             now=time.perf_counter(),
         )
 
-    def _attempts(self, plan: Plan, draft: ReceiptBuilder) -> Retries:
-        retries = RequestRetries(plan, draft, self._budgets, self._metrics)
-        return Retries(plan.finishers, plan.retries, retries)
+    def _new_retries(self, plan: Plan, builder: ReceiptBuilder) -> Retries:
+        request_retries = RequestRetries(plan, builder, self._budgets, self._metrics)
+        return Retries(plan.finishers, plan.retries, request_retries)
 
 
 class _Calling:
@@ -216,9 +228,9 @@ class _Calling:
 
     __slots__ = ("_draft", "_generation", "_metrics", "_plan")
 
-    def __init__(self, plan: Plan, draft: ReceiptBuilder, generation: GenerationTracker, metrics: Metrics) -> None:
+    def __init__(self, plan: Plan, builder: ReceiptBuilder, generation: GenerationTracker, metrics: Metrics) -> None:
         self._plan = plan
-        self._draft = draft
+        self._draft = builder
         self._generation = generation
         self._metrics = metrics
 
@@ -235,32 +247,32 @@ class _Calling:
         self._generation.close(time.perf_counter())
 
 
-def _continues(finisher: StudentPlan) -> bool:
-    return finisher.continuation is not None and not finisher.continuation.writes_again
+def _continues(student: StudentPlan) -> bool:
+    return student.continuation is not None and not student.continuation.writes_again
 
 
-def _preface(finisher: StudentPlan, asked: CompletionRequest, sent: StudentRequest) -> str | None:
+def _preface(student: StudentPlan, request: CompletionRequest, student_request: StudentRequest) -> str | None:
     """Text that the engine may repeat before its own; None: more than can be told here."""
-    echo = bool(asked.body.get("echo"))
-    if isinstance(asked, TextRequest):
+    echo = bool(request.body.get("echo"))
+    if isinstance(request, TextRequest):
         return None if echo else ""
-    if sent.prefill is not None:
-        return sent.prefill.text if finisher.continuation is None or finisher.continuation.echo or echo else ""
-    last = asked.messages[-1]  # some engines repeat a caller's prefill
+    if student_request.prefill is not None:
+        return student_request.prefill.text if student.continuation is None or student.continuation.echo or echo else ""
+    last = request.messages[-1]  # some engines repeat a caller's prefill
     return text_of(last.get("content")) or "" if last["role"] == "assistant" else ""
 
 
-def _placement(plan: Plan, finisher: StudentPlan, opening: Guidance) -> str:
-    if is_prefix(plan, finisher, opening):
+def _placement(plan: Plan, student: StudentPlan, guidance: Guidance) -> str:
+    if is_prefix(plan, student, guidance):
         return "prefix"
     return "input" if plan.guidance is not None and plan.guidance.placement == "input" else "context"
 
 
-def _set_call(plan: Plan, draft: ReceiptBuilder, call: EngineCall | None) -> None:
+def _set_call(plan: Plan, builder: ReceiptBuilder, call: EngineCall | None) -> None:
     if plan.mode == "teacher":
-        draft.teacher = call
+        builder.teacher = call
     else:
-        draft.student = call
+        builder.student = call
 
 
 def _says(chunk: Json) -> bool:

@@ -47,86 +47,86 @@ class StudentRequest(Record, frozen=True):
     reads: Sequence[Json]
 
 
-def is_prefix(plan: Plan, finisher: StudentPlan, opening: Guidance) -> bool:
+def is_prefix(plan: Plan, student: StudentPlan, guidance: Guidance) -> bool:
     """Whether the finisher is to go on with the opening. Else it gets it in its prompt, if there is one."""
     return (
-        bool(opening.text)
-        and opening.finish_reason is None
+        bool(guidance.text)
+        and guidance.finish_reason is None
         and plan.guidance is not None
         and plan.guidance.placement == "prefix"
-        and finisher.continuation is not None
+        and student.continuation is not None
     )
 
 
-def writes_again(finisher: StudentPlan) -> bool:
+def writes_again(student: StudentPlan) -> bool:
     """Whether the finisher writes the opening itself: it counts its tokens then, and it may begin otherwise."""
-    return finisher.continuation is not None and finisher.continuation.writes_again
+    return student.continuation is not None and student.continuation.writes_again
 
 
 def build_student_request(
-    plan: Plan, finisher: StudentPlan, asked: CompletionRequest, opening: Guidance
+    plan: Plan, student: StudentPlan, request: CompletionRequest, guidance: Guidance
 ) -> StudentRequest:
     """The caller's request as this finisher gets it."""
-    body = {**asked.body}
-    prefix = is_prefix(plan, finisher, opening)
+    body = {**request.body}
+    prefix = is_prefix(plan, student, guidance)
     if plan.max_tokens is not None:
         # Who writes the opening again does so within the limit.
-        written = opening.tokens if prefix and not writes_again(finisher) else 0
+        written = guidance.tokens if prefix and not writes_again(student) else 0
         for name in _LIMITS:
             if body.get(name) is not None:
                 del body[name]
-        body[asked.limit_field] = plan.max_tokens - written
-    if isinstance(asked, TextRequest):
-        if asked.prompt is not None and opening.text:
-            body["prompt"] = _prompt(plan, asked.prompt, opening.text, prefix=prefix)
+        body[request.limit_field] = plan.max_tokens - written
+    if isinstance(request, TextRequest):
+        if request.prompt is not None and guidance.text:
+            body["prompt"] = _prompt(plan, request.prompt, guidance.text, prefix=prefix)
         return StudentRequest(body, None, [{"role": "user", "content": _texts(body["prompt"])}])
     if prefix:
-        assert finisher.continuation is not None, "as is_prefix says"
-        prefill = Prefill(opening.text, finisher.continuation)
+        assert student.continuation is not None, "as is_prefix says"
+        prefill = Prefill(guidance.text, student.continuation)
         return StudentRequest(
-            without_reasoning(finisher.reasoning, body),
+            without_reasoning(student.reasoning, body),
             prefill,
-            [*asked.messages, {"role": "assistant", "content": opening.text}],
+            [*request.messages, {"role": "assistant", "content": guidance.text}],
         )
-    if opening.text and plan.guidance is not None:
-        body["messages"] = place_in_messages(plan.guidance, asked.messages, opening.text)
+    if guidance.text and plan.guidance is not None:
+        body["messages"] = place_in_messages(plan.guidance, request.messages, guidance.text)
     return StudentRequest(body, None, body["messages"])
 
 
-def place_in_messages(guidance: GuidancePlan, messages: list[Json], opening: str) -> list[Json]:
+def place_in_messages(guidance_plan: GuidancePlan, messages: list[Json], guidance: str) -> list[Json]:
     """The caller's messages with the opening among them, as the policy places it: for who does not go on with it."""
-    if guidance.placement == "input":
-        return place_in_input(messages, opening)
-    return place_in_context(guidance.projection, messages, opening)
+    if guidance_plan.placement == "input":
+        return place_in_input(messages, guidance)
+    return place_in_context(guidance_plan.projection, messages, guidance)
 
 
-def seam(plan: Plan, finisher: StudentPlan, asked: CompletionRequest, opening: Guidance) -> SeamJoin | None:
+def build_seam(plan: Plan, student: StudentPlan, request: CompletionRequest, guidance: Guidance) -> SeamJoin | None:
     """Joins guidance that the caller is shown to what the finisher says; None when there is none to join."""
-    if not is_prefix(plan, finisher, opening):
+    if not is_prefix(plan, student, guidance):
         return None
-    assert finisher.continuation is not None, "as is_prefix says"
+    assert student.continuation is not None, "as is_prefix says"
     return SeamJoin(
-        opening.text,
-        pending_space=opening.pending_space,
+        guidance.text,
+        pending_space=guidance.pending_space,
         # vLLM and llama.cpp repeat the opening when the caller asks them to, whatever they do by themselves.
-        echo=asked.body.get("echo") is True or finisher.continuation.echo,
-        strips_leading_space=finisher.continuation.strips_leading_space,
-        written_again=finisher.continuation.writes_again,
-        stop=asked.stop,
+        echo=request.body.get("echo") is True or student.continuation.echo,
+        strips_leading_space=student.continuation.strips_leading_space,
+        written_again=student.continuation.writes_again,
+        stop=request.stop,
     )
 
 
-def thoughts(finisher: StudentPlan, opening: Guidance) -> ReasoningFilter | None:
+def build_reasoning_filter(student: StudentPlan, guidance: Guidance) -> ReasoningFilter | None:
     """Parts what a finisher thinks, though it was told not to, from what it says; None where it cannot think."""
-    return None if finisher.reasoning == "none" else ReasoningFilter(opening.text)
+    return None if student.reasoning == "none" else ReasoningFilter(guidance.text)
 
 
-def _prompt(plan: Plan, prompt: str, opening: str, *, prefix: bool) -> str:
+def _prompt(plan: Plan, prompt: str, guidance: str, *, prefix: bool) -> str:
     if prefix or plan.guidance is None:
-        return prompt + opening
+        return prompt + guidance
     if plan.guidance.placement == "input":
-        return place_behind_prompt(prompt, opening)
-    return place_before_prompt(plan.guidance.projection, prompt, opening)
+        return place_behind_prompt(prompt, guidance)
+    return place_before_prompt(plan.guidance.projection, prompt, guidance)
 
 
 def _texts(prompt: str | list[object]) -> str | list[Json]:

@@ -63,7 +63,7 @@ if TYPE_CHECKING:
 # English has about four bytes to a token; a batch is filled by this, nothing is billed by it.
 _BYTES_PER_TOKEN = 4
 # Hashing more than this takes milliseconds: a thread does it.
-_HASHED_HERE_BYTES = 256_000
+_INLINE_HASH_BYTES = 256_000
 
 
 class TeacherCall:
@@ -86,50 +86,50 @@ class TeacherCall:
         self._tasks = tasks
         self._deadlines = GuidanceDeadlines() if deadlines is None else deadlines
         self._budgets = budgets or RetryBudgets()
-        self._sounding = ConfidenceProbe(engines, metrics)
+        self._probe = ConfidenceProbe(engines, metrics)
 
     async def stream(
-        self, plan: Plan, asked: CompletionRequest, draft: ReceiptBuilder
+        self, plan: Plan, request: CompletionRequest, builder: ReceiptBuilder
     ) -> AsyncGenerator[str | Guidance, None]:
         """The opening as it is written: pieces that the caller may be shown at once, and at the end all of it.
 
         Its text begins with what was shown. A teacher that fails after a piece was shown has written a short opening.
         Raises what `open` raises, but never after a piece.
         """
-        guidance = plan.guidance
-        if guidance is None or not guidance.stream:
-            yield await self.open(plan, asked, draft)
+        guidance_plan = plan.guidance
+        if guidance_plan is None or not guidance_plan.stream:
+            yield await self.open(plan, request, builder)
             return
-        skip = guidance.projection.skip
-        heard = GuidanceStream(
-            GrowingKeep(skip, guidance.tokens, boundary=guidance.boundary, stop=asked.stop),
-            keeps_lead=isinstance(asked, TextRequest),
+        skip = guidance_plan.projection.skip
+        stream = GuidanceStream(
+            GrowingKeep(skip, guidance_plan.tokens, boundary=guidance_plan.boundary, stop=request.stop),
+            keeps_lead=isinstance(request, TextRequest),
         )
         # A task of its own: its deadline may not end the caller's work on what was shown.
-        opening = self._tasks.spawn("opening", self._open_or_error(plan, asked, draft, heard))
-        opening.add_done_callback(lambda _: heard.pieces.put_nowait(""))
+        guidance = self._tasks.spawn("opening", self._open_or_error(plan, request, builder, stream))
+        guidance.add_done_callback(lambda _: stream.pieces.put_nowait(""))
         try:
-            while piece := await heard.pieces.get():
+            while piece := await stream.pieces.get():
                 yield piece
-            guidance_from_reply = opening.result()
+            guidance_from_reply = guidance.result()
         finally:
-            opening.cancel()
+            guidance.cancel()
         if isinstance(guidance_from_reply, GatewayError):
             raise guidance_from_reply
         yield guidance_from_reply
 
     async def _open_or_error(
-        self, plan: Plan, asked: CompletionRequest, draft: ReceiptBuilder, heard: GuidanceStream
+        self, plan: Plan, request: CompletionRequest, builder: ReceiptBuilder, stream: GuidanceStream
     ) -> Guidance | GatewayError:
         try:
-            return await self.open(plan, asked, draft, heard)
+            return await self.open(plan, request, builder, stream)
         except GatewayError as error:
             return error
         finally:
-            heard.over = True
+            stream.closed = True
 
     async def open(
-        self, plan: Plan, asked: CompletionRequest, draft: ReceiptBuilder, heard: GuidanceStream | None = None
+        self, plan: Plan, request: CompletionRequest, builder: ReceiptBuilder, stream: GuidanceStream | None = None
     ) -> Guidance:
         """The opening of the answer. An empty one, with the reason in the draft, when the teacher did not deliver.
 
@@ -139,153 +139,167 @@ class TeacherCall:
             QueueFull: too many requests of the tenant wait, and the policy wants no unguided answer then either.
             StoreUnavailable: Redis is away and the configuration says `reject`.
         """
-        guidance = plan.guidance
-        if guidance is None:
-            draft.unguided = plan.unguided
+        guidance_plan = plan.guidance
+        if guidance_plan is None:
+            builder.unguided = plan.unguided
             return UNGUIDED
         # One moment for all: the caller's timer, the ticket and whoever waits for the same.
-        deadline_s = self._deadlines.deadline_s(guidance)
+        deadline_s = self._deadlines.deadline_s(guidance_plan)
         deadline = asyncio.get_running_loop().time() + deadline_s
-        if await self._sounding.is_confident(plan, asked, draft, deadline):
-            draft.unguided = STUDENT_CONFIDENT
+        if await self._probe.is_confident(plan, request, builder, deadline):
+            builder.unguided = STUDENT_CONFIDENT
             return UNGUIDED
         try:
             async with asyncio.timeout_at(deadline):
-                reply = await self._ask(plan, guidance, asked, draft, deadline, deadline_s, heard)
+                reply = await self._ask(plan, guidance_plan, request, builder, deadline, deadline_s, stream)
         except TimeoutError:
-            draft.guided = time.perf_counter()
-            self._missed(guidance, deadline_s, draft, heard)
-            return self._without(plan, guidance, draft, "teacher_late", None, heard)
+            builder.guided = time.perf_counter()
+            self._missed(guidance_plan, deadline_s, builder, stream)
+            return self._without(plan, guidance_plan, builder, "teacher_late", None, stream)
         except QueueFull as full:
-            draft.guided = time.perf_counter()
-            draft.unguided = full.label
-            if guidance.reject_when_full:
+            builder.guided = time.perf_counter()
+            builder.unguided = full.label
+            if guidance_plan.reject_when_full:
                 raise
             return UNGUIDED
         except TicketUnreadable as unreadable:
-            draft.guided = time.perf_counter()
-            return self._without(plan, guidance, draft, unreadable.label, None)
+            builder.guided = time.perf_counter()
+            return self._without(plan, guidance_plan, builder, unreadable.label, None)
         except EngineError as error:
-            draft.guided = time.perf_counter()
+            builder.guided = time.perf_counter()
             if not error.heard:
-                draft.teacher = None
-            return self._without(plan, guidance, draft, "teacher_" + error.label.removeprefix("engine_"), error, heard)
-        opening = guidance_from_reply(plan, guidance, asked, draft, reply, heard)
-        return opening if isinstance(opening, Guidance) else self._without(plan, guidance, draft, opening, None)
+                builder.teacher = None
+            return self._without(
+                plan, guidance_plan, builder, "teacher_" + error.label.removeprefix("engine_"), error, stream
+            )
+        guidance = guidance_from_reply(plan, guidance_plan, request, builder, reply, stream)
+        return (
+            guidance if isinstance(guidance, Guidance) else self._without(plan, guidance_plan, builder, guidance, None)
+        )
 
     async def _ask(
         self,
         plan: Plan,
-        guidance: GuidancePlan,
-        asked: CompletionRequest,
-        draft: ReceiptBuilder,
+        guidance_plan: GuidancePlan,
+        request: CompletionRequest,
+        builder: ReceiptBuilder,
         deadline: float,
         deadline_s: float,
-        heard: GuidanceStream | None,
+        stream: GuidanceStream | None,
     ) -> OpeningReply:
-        engine = self._engines[guidance.teacher]
-        request = build_opening_request(guidance, asked)
-        ends = EndRule.of(plan, guidance)
-        facts = (guidance.share, engine, request, draft.id, ends)
+        engine = self._engines[guidance_plan.teacher]
+        opening_request = build_opening_request(guidance_plan, request)
+        ends = EndRule.of(plan, guidance_plan)
+        facts = (guidance_plan.share, engine, opening_request, builder.id, ends)
         ticket = Ticket(
-            draft.id,
-            tenant=guidance.tenant,
-            prompt_tokens=max(1, (asked.size_bytes + added_bytes(guidance.projection, asked)) // _BYTES_PER_TOKEN),
-            max_wait_s=guidance.max_wait_s,
+            builder.id,
+            tenant=guidance_plan.tenant,
+            prompt_tokens=max(
+                1, (request.size_bytes + added_bytes(guidance_plan.projection, request)) // _BYTES_PER_TOKEN
+            ),
+            max_wait_s=guidance_plan.max_wait_s,
             deadline_s=deadline_s,
-            weight=guidance.weight,
-            work=await asyncio.to_thread(_work, *facts) if asked.size_bytes > _HASHED_HERE_BYTES else _work(*facts),
-            cache_ttl_s=guidance.cache_ttl_s,
+            weight=guidance_plan.weight,
+            work=await asyncio.to_thread(_dedupe_key, *facts)
+            if request.size_bytes > _INLINE_HASH_BYTES
+            else _dedupe_key(*facts),
+            cache_ttl_s=guidance_plan.cache_ttl_s,
         )
 
         def granted(grant: Grant) -> None:
-            draft.granted = time.perf_counter()
-            draft.batch = BatchFacts(grant.batch_id, grant.batch_size)
+            builder.granted = time.perf_counter()
+            builder.batch = BatchFacts(grant.batch_id, grant.batch_size)
             # Until it has answered, nobody knows how much of this it wrote.
-            most = guidance.asked_tokens
-            draft.teacher = EngineCall(
-                guidance.teacher, teacher_input(request), lost_tokens=most, limit_tokens=most, role="guidance"
+            most = guidance_plan.asked_tokens
+            builder.teacher = EngineCall(
+                guidance_plan.teacher,
+                teacher_input(opening_request),
+                lost_tokens=most,
+                limit_tokens=most,
+                role="guidance",
             )
-            draft.running = draft.teacher
+            builder.running = builder.teacher
 
         async def ask(grant: Grant) -> OpeningReply:
             retries = min(TEACHER_RETRIES, plan.retries.num_retries)
-            bound = RequestRetries(plan, draft, self._budgets, self._metrics)
+            request_retries = RequestRetries(plan, builder, self._budgets, self._metrics)
             batch: str | None = grant.batch_id
             while True:
                 try:
-                    tell = heard.tell if heard is not None else None
-                    return await open_to_end(engine, request, batch, ends, tell)
+                    tell = stream.feed if stream is not None else None
+                    return await open_to_end(engine, opening_request, batch, ends, tell)
                 except EngineError as error:
                     # Here, since there may be many who hear of it, or nobody any more.
-                    note_failure(error, draft.id, self._metrics)
+                    note_failure(error, builder.id, self._metrics)
                     # Who is overloaded is not helped by a second call, and there is an answer without.
-                    begun = heard is not None and heard.tokens > 0
-                    given_up = draft.caller_left or not retries or not error.again
+                    begun = stream is not None and stream.tokens > 0
+                    given_up = builder.caller_left or not retries or not error.again
                     if begun or given_up or isinstance(error, EngineOverloaded):
                         raise
-                    if not bound.may_retry(error.engine):
+                    if not request_retries.may_retry(error.engine):
                         raise
-                    draft.failed.append(FailedCall(error.engine, error.label, draft.teacher if error.heard else None))
+                    builder.failed.append(
+                        FailedCall(error.engine, error.label, builder.teacher if error.heard else None)
+                    )
                     self._metrics.retries.labels(error.engine, error.label).inc()
                 batch = None  # another prompt of the batch may have made its call fail
                 retries -= 1
                 await asyncio.sleep(plan.retries.backoff_s * (0.5 + random.random() / 2))  # noqa: S311  spreads, hides nothing
 
-        draft.asked = time.perf_counter()
-        queue = self._batcher.queue(guidance.teacher)
+        builder.asked = time.perf_counter()
+        queue = self._batcher.queue(guidance_plan.teacher)
         try:
             landing = await self._flights.join(queue, ticket, ask, granted, deadline)
         finally:
-            draft.running = None
-        draft.guided = time.perf_counter()
+            builder.running = None
+        builder.guided = time.perf_counter()
         reply = landing.reply
-        if not landing.shared and draft.shadow_of is None:
+        if not landing.shared and builder.shadow_of is None:
             self._deadlines.arrived(
-                draft.route,
-                guidance,
-                draft.guided - draft.asked,
-                draft.guided - (draft.granted or draft.asked),
-                stopped=reply.finish == "stop" and bool(request.stop),
+                builder.route,
+                guidance_plan,
+                builder.guided - builder.asked,
+                builder.guided - (builder.granted or builder.asked),
+                stopped=reply.finish == "stop" and bool(opening_request.stop),
             )
         unread = unread_once_ended(engine.state.stops_within_s)
-        draft.teacher = answered_call(guidance, request, reply, landing.shared, unread)
+        builder.teacher = answered_call(guidance_plan, opening_request, reply, landing.shared, unread)
         return reply
 
     def _missed(
-        self, guidance: GuidancePlan, deadline_s: float, draft: ReceiptBuilder, heard: GuidanceStream | None
+        self, guidance_plan: GuidancePlan, deadline_s: float, builder: ReceiptBuilder, stream: GuidanceStream | None
     ) -> None:
         """Record late guidance, and tell the caller which setting to change if the route's guidance is often late."""
-        if draft.asked is None or draft.guided is None or draft.shadow_of is not None:
+        if builder.asked is None or builder.guided is None or builder.shadow_of is not None:
             return  # the probe used up the time, or nobody waited
-        draft.hint = self._deadlines.missed(
-            draft.route,
-            guidance,
+        builder.hint = self._deadlines.missed(
+            builder.route,
+            guidance_plan,
             deadline_s,
-            draft.guided - draft.asked,
-            heard.tokens if heard is not None else 0,
-            called_s=draft.guided - draft.granted if draft.granted is not None else None,
+            builder.guided - builder.asked,
+            stream.tokens if stream is not None else 0,
+            called_s=builder.guided - builder.granted if builder.granted is not None else None,
         )
 
     def _without(
         self,
         plan: Plan,
-        guidance: GuidancePlan,
-        draft: ReceiptBuilder,
+        guidance_plan: GuidancePlan,
+        builder: ReceiptBuilder,
         reason: str,
         cause: EngineError | None,
-        heard: GuidanceStream | None = None,
+        stream: GuidanceStream | None = None,
     ) -> Guidance:
-        if heard is not None and heard.shown:
-            return self._cut_short(plan, guidance, draft, reason, heard)
-        draft.unguided = reason
-        if guidance.required and isinstance(cause, EngineRejected) and cause.blames_request:
+        if stream is not None and stream.shown:
+            return self._cut_short(plan, guidance_plan, builder, reason, stream)
+        builder.unguided = reason
+        if guidance_plan.required and isinstance(cause, EngineRejected) and cause.blames_request:
             # An engine may quote what it read, and of that a part is not the caller's.
-            quoted = bool(guidance.projection.shown)
+            quoted = bool(guidance_plan.projection.shown)
             raise InvalidRequest(
                 "This route's teacher cannot take the request." if quoted else cause.message
             ) from cause
-        if guidance.required:
+        if guidance_plan.required:
             raise GuidanceUnavailable(
                 f"The teacher gave no guidance ({reason}), and this route's policy wants no answer without it.",
                 retry_after_s=(cause.retry_after_s if cause is not None else None) or 1.0,
@@ -294,35 +308,37 @@ class TeacherCall:
 
     @staticmethod
     def _cut_short(
-        plan: Plan, guidance: GuidancePlan, draft: ReceiptBuilder, reason: str, heard: GuidanceStream
+        plan: Plan, guidance_plan: GuidancePlan, builder: ReceiptBuilder, reason: str, stream: GuidanceStream
     ) -> Guidance:
         """What was shown cannot be taken back: the student goes on from there."""
-        told = heard.told.getvalue()
-        tokens = max(1, round(heard.tokens * len(heard.shown) / len(told)))
-        if draft.teacher is not None:
-            draft.teacher.text.write(told)
-            draft.teacher.lost_tokens = max(0, guidance.asked_tokens - heard.tokens)
-        draft.kept_tokens = tokens
-        draft.opening = heard.shown
-        draft.cut_short = reason
+        text = stream.text.getvalue()
+        tokens = max(1, round(stream.tokens * len(stream.shown) / len(text)))
+        if builder.teacher is not None:
+            builder.teacher.text.write(text)
+            builder.teacher.lost_tokens = max(0, guidance_plan.asked_tokens - stream.tokens)
+        builder.kept_tokens = tokens
+        builder.opening = stream.shown
+        builder.cut_short = reason
         # A student cannot be asked for nothing.
         whole = "length" if plan.max_tokens is not None and tokens >= plan.max_tokens else None
-        return Guidance(heard.shown, "", tokens, whole)
+        return Guidance(stream.shown, "", tokens, whole)
 
 
-def _work(share: str, engine: Engine, request: OpeningRequest, request_id: str, ends: EndRule | None) -> str:
+def _dedupe_key(
+    share: str, engine: Engine, opening_request: OpeningRequest, request_id: str, ends: EndRule | None
+) -> str:
     """A hash of everything that the guidance depends on, and of who may share it."""
     parts: tuple[object, ...] = (
         share,
         engine.name,
         engine.state.revision or request_id,  # unknown: then nobody else's is the same
-        request.messages,
-        request.prompt,
-        request.max_tokens,
-        request.temperature,
-        request.top_p,
-        request.seed,
-        request.stop,
+        opening_request.messages,
+        opening_request.prompt,
+        opening_request.max_tokens,
+        opening_request.temperature,
+        opening_request.top_p,
+        opening_request.seed,
+        opening_request.stop,
     )
     if ends is not None:
         parts = (*parts, *ends.facts)

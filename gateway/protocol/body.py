@@ -20,12 +20,12 @@ from gateway.protocol.token_ids import FIELDS, take_token_ids
 from gateway.protocol.unicode import BOM, locate_invalid_utf8, replace_lone_surrogates
 
 Json = dict[str, Any]
-_Known = TypeVar("_Known", bound=Struct)
+_KnownFields = TypeVar("_KnownFields", bound=Struct)
 
 _MAX_STOPS = 4
 MAX_STOP_CHARS = 1000
 """The longest stop text: some engines leave it to the gateway to find it in what they write."""
-_EXACT = 2.0**53  # beyond it a float stands for several integers
+_MAX_EXACT_FLOAT = 2.0**53  # beyond it a float stands for several integers
 _SURROGATE = "surrogate"  # in what orjson says of one without its other half
 
 MAX_CHOICES = 1024
@@ -75,7 +75,7 @@ class CallerRequest(Protocol):
     def size_bytes(self) -> int: ...
 
 
-def read_body(raw: bytes, known: type[_Known], needs: str) -> tuple[Json, _Known]:
+def read_body(raw: bytes, fields_type: type[_KnownFields], needs: str) -> tuple[Json, _KnownFields]:
     """Decode a body: as it came, and its known fields, checked.
 
     A byte order mark is dropped, a lone surrogate becomes U+FFFD, and 5.0 becomes 5 in a field that is an integer.
@@ -89,13 +89,13 @@ def read_body(raw: bytes, known: type[_Known], needs: str) -> tuple[Json, _Known
         InvalidRequest: with `param` naming the field.
     """
     raw = raw.removeprefix(BOM)
-    taken = None
+    token_ids = None
     try:
         openings = check_values(raw)
     except InvalidRequest:
-        if FIELDS.isdisjoint(known.__struct_fields__) or (taken := take_token_ids(raw)) is None:
+        if FIELDS.isdisjoint(fields_type.__struct_fields__) or (token_ids := take_token_ids(raw)) is None:
             raise
-        raw, openings = taken.rest, taken.openings
+        raw, openings = token_ids.rest, token_ids.openings
     body = _decode(raw, needs)
     if not isinstance(body, dict):
         raise InvalidRequest(f"The body must be a JSON object with {needs}.")
@@ -106,35 +106,35 @@ def read_body(raw: bytes, known: type[_Known], needs: str) -> tuple[Json, _Known
             f"'{field}' is not taken from callers: where the gateway calls, and as whom, its configuration says.",
             param=field,
         )
-    check_names(body, known.__struct_fields__)
-    fields = _convert(body, known)
-    if taken is not None:
-        body[taken.name] = taken.ids
+    check_names(body, fields_type.__struct_fields__)
+    fields = _convert(body, fields_type)
+    if token_ids is not None:
+        body[token_ids.name] = token_ids.ids
     return body, fields
 
 
-def _convert(body: Json, known: type[_Known]) -> _Known:
+def _convert(body: Json, fields_type: type[_KnownFields]) -> _KnownFields:
     try:
-        return msgspec.convert(body, known)
+        return msgspec.convert(body, fields_type)
     except msgspec.ValidationError as error:
         problem = error
-    if _drop_points(body, known):
+    if _drop_points(body, fields_type):
         try:
-            return msgspec.convert(body, known)
+            return msgspec.convert(body, fields_type)
         except msgspec.ValidationError as error:
             problem = error
     raise _explain(problem) from None
 
 
-def _drop_points(body: Json, known: type[Struct]) -> bool:
+def _drop_points(body: Json, fields_type: type[Struct]) -> bool:
     """Turn 5.0 into 5 in fields that are integers; return whether there was one."""
-    found = False
-    for name in _integer_fields(known):
+    converted = False
+    for name in _integer_fields(fields_type):
         value = body.get(name)
-        if type(value) is float and abs(value) <= _EXACT and value.is_integer():
+        if type(value) is float and abs(value) <= _MAX_EXACT_FLOAT and value.is_integer():
             body[name] = int(value)
-            found = True
-    return found
+            converted = True
+    return converted
 
 
 def _decode(raw: bytes, needs: str) -> Any:
@@ -151,9 +151,9 @@ def _decode(raw: bytes, needs: str) -> Any:
 
 
 @cache
-def _integer_fields(known: type[Struct]) -> tuple[str, ...]:
+def _integer_fields(fields_type: type[Struct]) -> tuple[str, ...]:
     """The fields of a struct whose values are integers."""
-    struct = msgspec.inspect.type_info(known)
+    struct = msgspec.inspect.type_info(fields_type)
     assert isinstance(struct, msgspec.inspect.StructType)
     return tuple(field.name for field in struct.fields if _has_integers(field.type))
 
@@ -205,7 +205,7 @@ def _explain(error: msgspec.ValidationError) -> InvalidRequest:
     if missing := _MISSING.fullmatch(what):
         param = f"{where}.{missing[1]}" if where else missing[1]
         return InvalidRequest(f"'{param}' is required.", param=param)
-    what = _TYPES.sub(lambda found: " or ".join(_PLAIN.get(name, name) for name in found[1].split(" | ")), what)
+    what = _TYPES.sub(lambda match: " or ".join(_PLAIN.get(name, name) for name in match[1].split(" | ")), what)
     param = where.replace("[...]", "") or None  # msgspec names no key of an object
     text = what[:1].lower() + what[1:]
     return InvalidRequest(f"'{param}': {text}." if param else f"{what}.", param=param)

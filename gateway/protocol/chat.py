@@ -29,7 +29,7 @@ _ROLES = ("user", "assistant", "system", "developer", "tool", "function")
 ROLES_WITHOUT_TEXT = frozenset({"assistant", "function"})
 """The roles of messages whose content may be null or missing."""
 # What an assistant's message may have in the place of content.
-SAID_OTHERWISE = ("tool_calls", "function_call", "refusal", "audio", "reasoning_content")
+CONTENT_ALTERNATIVES = ("tool_calls", "function_call", "refusal", "audio", "reasoning_content")
 
 
 class Message(Struct, frozen=True):
@@ -127,7 +127,7 @@ def _smaller(one: int | None, other: int | None) -> int | None:
     return min(one, other)
 
 
-def _check_messages(messages: list[Message], as_sent: list[Json]) -> int:
+def _check_messages(messages: list[Message], raw_messages: list[Json]) -> int:
     """Refuse what OpenAI refuses; return how many content parts are no text.
 
     An assistant message that says nothing gets an empty text: a template would write out the word None.
@@ -143,8 +143,8 @@ def _check_messages(messages: list[Message], as_sent: list[Json]) -> int:
         elif content is None and role not in ROLES_WITHOUT_TEXT:
             at = f"messages[{index}].content"
             raise InvalidRequest(f"'{at}' is required in a {role} message: a string or content parts.", param=at)
-        elif content is None and role == "assistant" and not any(map(as_sent[index].get, SAID_OTHERWISE)):
-            as_sent[index]["content"] = ""
+        elif content is None and role == "assistant" and not any(map(raw_messages[index].get, CONTENT_ALTERNATIVES)):
+            raw_messages[index]["content"] = ""
     return non_text_parts
 
 

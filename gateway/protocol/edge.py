@@ -13,11 +13,11 @@ from gateway.protocol.body import read_body
 MIN_VERSION, MAX_VERSION = 1, 1
 """Of the edge protocol, those that this gateway speaks."""
 VERSION_HEADER = "X-GKT-Edge"
-MOST_TOKENS = 10_000_000
+MAX_TOKENS = 10_000_000
 """More than any answer has: what a device says that it read or wrote."""
-_LATEST_S = 2**53 - 1
+_MAX_UNIX_S = 2**53 - 1
 
-Tokens = Annotated[int, Meta(ge=0, le=MOST_TOKENS)]
+Tokens = Annotated[int, Meta(ge=0, le=MAX_TOKENS)]
 Milliseconds = Annotated[float, Meta(ge=0, le=1e9)]
 # Printable ASCII: the name stands in logs and receipts, whoever chose it. The end is not before a line's end either.
 DeviceModel = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[\x20-\x7e]*(?!\n)$")]
@@ -41,7 +41,7 @@ class UsageBody(Struct, frozen=True):
     first_token_ms: Milliseconds | None = None
     total_ms: Milliseconds | None = None
     guided: bool | None = None
-    at: Annotated[float, Meta(ge=0, le=_LATEST_S)] | None = None
+    at: Annotated[float, Meta(ge=0, le=_MAX_UNIX_S)] | None = None
 
 
 class OfflineBody(UsageBody, frozen=True, kw_only=True):

@@ -45,28 +45,33 @@ def check_names(body: Mapping[str, Any], fields: tuple[str, ...]) -> None:
     Raises:
         InvalidRequest: `param` is the refused field; the message names the one to send.
     """
-    meant = _meant(fields)
+    meanings = _meanings(fields)
     for name, value in body.items():
-        if name not in fields and (use := meant.get(name.casefold())) and not (value is None and name in REFUSED):
-            raise _refusal(name, use)
+        if (
+            name not in fields
+            and (replacement := meanings.get(name.casefold()))
+            and not (value is None and name in REFUSED)
+        ):
+            raise _refusal(name, replacement)
     if "max_tokens" not in fields:
         return  # the route generates no tokens
     for holder in HOLDERS:
         if isinstance(held := body.get(holder), dict):
             for name, value in held.items():
-                if value is not None and (use := REFUSED_IN_HOLDER.get(name.casefold())):
-                    raise _refusal(f"{holder}.{name}", use)
+                if value is not None and (replacement := REFUSED_IN_HOLDER.get(name.casefold())):
+                    raise _refusal(f"{holder}.{name}", replacement)
 
 
 @cache
-def _meant(fields: tuple[str, ...]) -> Mapping[str, str]:
+def _meanings(fields: tuple[str, ...]) -> Mapping[str, str]:
     """Return the field that each name means, in lower case."""
     own = {name: name for name in fields}
     return {**REFUSED, **own} if "max_tokens" in fields else own
 
 
-def _refusal(path: str, use: str) -> InvalidRequest:
+def _refusal(path: str, replacement: str) -> InvalidRequest:
     return InvalidRequest(
-        f"'{path}' is not accepted: some engines take it for '{use}', and the gateway does not. Send '{use}'.",
+        f"'{path}' is not accepted: some engines treat it as '{replacement}', and the gateway does not. "
+        f"Send '{replacement}' instead.",
         param=path,
     )

@@ -38,8 +38,8 @@ def forbidden_field(body: dict[str, Any]) -> str | None:
     for name, value in body.items():
         if name in FORBIDDEN_FIELDS and value is not None:
             return name
-        if isinstance(value, _HOLDERS) and name not in CALLER_CONTENT_FIELDS and (found := _within(value)) is not None:
-            return f"{name}{found}"
+        if isinstance(value, _HOLDERS) and name not in CALLER_CONTENT_FIELDS and (path := _within(value)) is not None:
+            return f"{name}{path}"
     return None
 
 
@@ -48,6 +48,6 @@ def _within(value: Any) -> str | None:
     for name, part in parts:
         if name in FORBIDDEN_FIELDS and part is not None:
             return f".{name}"
-        if isinstance(part, _HOLDERS) and name not in CALLER_CONTENT_FIELDS and (found := _within(part)) is not None:
-            return f".{name}{found}" if isinstance(value, dict) else f"[{name}]{found}"
+        if isinstance(part, _HOLDERS) and name not in CALLER_CONTENT_FIELDS and (path := _within(part)) is not None:
+            return f".{name}{path}" if isinstance(value, dict) else f"[{name}]{path}"
     return None

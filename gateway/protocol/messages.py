@@ -57,19 +57,19 @@ def text_of(content: Any) -> str | None:
     if not isinstance(content, list):
         return content if isinstance(content, str) else None
     texts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text"]
-    said = [text for text in texts if isinstance(text, str)]
-    return "".join(said) if said else None
+    message = [text for text in texts if isinstance(text, str)]
+    return "".join(message) if message else None
 
 
-def generated_text(said: Mapping[str, Any]) -> str:
+def generated_text(message: Mapping[str, Any]) -> str:
     """All that was written for a message or a delta, and is paid for: its words, its thoughts, and what it calls."""
-    content = said.get("content")
-    if isinstance(content, str) and _OTHER_TEXT.isdisjoint(said):
+    content = message.get("content")
+    if isinstance(content, str) and _OTHER_TEXT.isdisjoint(message):
         return content
-    texts = [text_of(content), said.get("reasoning_content") or said.get("reasoning"), said.get("refusal")]
-    calls = said.get("tool_calls")
+    texts = [text_of(content), message.get("reasoning_content") or message.get("reasoning"), message.get("refusal")]
+    calls = message.get("tool_calls")
     functions = [call.get("function") for call in calls if isinstance(call, dict)] if isinstance(calls, list) else []
-    for function in (*functions, said.get("function_call")):
+    for function in (*functions, message.get("function_call")):
         if isinstance(function, dict):
             texts += [function.get("name"), function.get("arguments")]
     return "".join(text for text in texts if isinstance(text, str))

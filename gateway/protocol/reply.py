@@ -27,12 +27,12 @@ def usage_body(
 
 
 # Of what an engine says beside choices and usage: the rest may speak of its hosts.
-_PASSED_ON = ("system_fingerprint", "service_tier")
+_ENGINE_FIELDS = ("system_fingerprint", "service_tier")
 
 
 def engine_fields(reply: Json) -> Json:
     """The engine's own top-level fields that a caller gets."""
-    return {name: reply[name] for name in _PASSED_ON if reply.get(name) is not None}
+    return {name: reply[name] for name in _ENGINE_FIELDS if reply.get(name) is not None}
 
 
 class ReplyHead(Record, frozen=True):
@@ -87,6 +87,6 @@ def _complete(choice: Json) -> Json:
     return {"logprobs": None, **choice, "message": message}
 
 
-def _as_text(choice: Json, said: Json) -> Json:
+def _as_text(choice: Json, message: Json) -> Json:
     rest = {name: value for name, value in choice.items() if name not in ("message", "delta")}
-    return {**rest, "text": said.get("content") or "", "logprobs": choice.get("logprobs")}
+    return {**rest, "text": message.get("content") or "", "logprobs": choice.get("logprobs")}

@@ -58,20 +58,20 @@ def check_values(raw: bytes) -> int:
     return openings
 
 
-def count_values(raw: bytes, most: int) -> tuple[int, int]:
+def count_values(raw: bytes, limit: int) -> tuple[int, int]:
     """Return upper bounds of the opening brackets and of the values of a document. Counting ends above `most` values.
 
     The bytes are counted first with the text in them, which gives an upper bound. Only a document above it, or one so
     large that encoding it again takes long, is read in full. The decoder refuses what is no JSON.
     """
-    openings, values = _bounds(raw, most)
-    if values < most and (openings <= MAX_DEPTH or len(raw) <= _SCANNED_BYTES):
+    openings, values = _bounds(raw, limit)
+    if values < limit and (openings <= MAX_DEPTH or len(raw) <= _SCANNED_BYTES):
         return openings, values
     values, openings = 1, 0
     for outside in _outside_strings(raw):
         openings += (opened := _openings(outside))
         values += opened + outside.count(b",")
-        if values > most:
+        if values > limit:
             break
     return openings, values
 
@@ -116,7 +116,7 @@ def _openings(raw: bytes) -> int:
     return raw.count(b"[") + raw.count(b"{")
 
 
-def _bounds(raw: bytes, most: int) -> tuple[int, int]:
+def _bounds(raw: bytes, limit: int) -> tuple[int, int]:
     """Return upper bounds of the opening brackets and of the values, text included; stop at `most` values.
 
     One call for a large document would hold the interpreter lock for 20 ms.
@@ -126,7 +126,7 @@ def _bounds(raw: bytes, most: int) -> tuple[int, int]:
         end = start + _CHUNK_BYTES
         openings += raw.count(b"[", start, end) + raw.count(b"{", start, end)
         commas += raw.count(b",", start, end)
-        if openings + commas >= most:
+        if openings + commas >= limit:
             break
     return openings, openings + commas
 

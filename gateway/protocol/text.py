@@ -68,8 +68,8 @@ class TextRequest(Record, frozen=True):
     @property
     def generated_choices(self) -> int:
         """How many of them are written, the best to be taken."""
-        wanted = self.body.get("n") or 1
-        return self.choices // wanted * max(wanted, self.body.get("best_of") or 1)
+        n = self.body.get("n") or 1
+        return self.choices // n * max(n, self.body.get("best_of") or 1)
 
     @property
     def non_text_parts(self) -> int:
@@ -94,15 +94,15 @@ def parse_text_completion(raw: bytes) -> TextRequest:
             raise InvalidRequest("'prompt' is required. A chat goes to /v1/chat/completions.", param="prompt")
         body["prompt"] = ""  # OpenAI: as from the beginning of a new document. Engines refuse null.
     prompts = each_text(body["prompt"], "prompt", may_be_empty=True)
-    wanted, best_of = known.n or 1, known.best_of
-    if len(prompts) * wanted > MAX_CHOICES:
+    n, best_of = known.n or 1, known.best_of
+    if len(prompts) * n > MAX_CHOICES:
         raise InvalidRequest(
-            f"'prompt' and 'n' ask for {len(prompts) * wanted} answers: send for at most {MAX_CHOICES} at once.",
+            f"'prompt' and 'n' ask for {len(prompts) * n} answers: send for at most {MAX_CHOICES} at once.",
             param="prompt",
         )
-    if best_of is not None and best_of < wanted:
+    if best_of is not None and best_of < n:
         raise InvalidRequest("'best_of' must be at least 'n': the best n of so many are returned.", param="best_of")
-    if known.stream and best_of is not None and best_of > wanted:
+    if known.stream and best_of is not None and best_of > n:
         raise InvalidRequest("'best_of' cannot be streamed: which one is best is known at the end.", param="best_of")
     if known.max_tokens == 0 and not known.echo:
         raise InvalidRequest("'max_tokens' may be 0 only with 'echo': there would be nothing to return.",
@@ -112,7 +112,7 @@ def parse_text_completion(raw: bytes) -> TextRequest:
         body=body,
         model=known.model,
         prompt=only if isinstance(only, str) else None,
-        choices=len(prompts) * wanted,
+        choices=len(prompts) * n,
         max_tokens=known.max_tokens,
         stop=stops(known.stop),
         stream=bool(known.stream),

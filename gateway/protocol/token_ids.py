@@ -125,13 +125,13 @@ def _lists(raw: bytes, start: int, end: int) -> list[list[int]]:
     return lists
 
 
-def _flat(raw: bytes, start: int, end: int, most: int) -> list[int]:
+def _flat(raw: bytes, start: int, end: int, limit: int) -> list[int]:
     """Decode the entries of a list. Raises OverflowError for more than `most`."""
     ids: list[int] = []
     while True:
         comma = raw.find(b",", start + _PIECE_BYTES, end)
         ids += _IDS.decode(b"[%b]" % raw[start : end if comma < 0 else comma])
-        if len(ids) > most:
+        if len(ids) > limit:
             raise OverflowError
         if comma < 0:
             return ids

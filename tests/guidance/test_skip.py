@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from gateway.accounting.estimate import count_text
 from gateway.guidance.keep import GrowingKeep, keep
-from gateway.guidance.skip import MOST_SENTENCE_CHARS, MOST_SENTENCES, GrowingSkip, skipped
+from gateway.guidance.skip import MAX_SENTENCE_CHARS, MAX_SENTENCES, GrowingSkip, skipped
 from gateway.policy.boilerplate import ENGLISH
 from gateway.policy.conditions import to_pattern
 from gateway.policy.projections import SkipRule
@@ -88,12 +88,12 @@ def test_reasoning_that_is_never_closed_stays_for_the_seam_to_drop() -> None:
 
 
 def test_only_so_many_sentences_are_dropped() -> None:
-    assert kept("Sure! " * (MOST_SENTENCES + 2)) == "Sure! Sure! "
+    assert kept("Sure! " * (MAX_SENTENCES + 2)) == "Sure! Sure! "
 
 
 def test_a_sentence_without_an_end_is_not_waited_for() -> None:
     growing = GrowingSkip(SKIP, MANY)
-    long = "To find it we need to follow these steps, " + "and " * MOST_SENTENCE_CHARS
+    long = "To find it we need to follow these steps, " + "and " * MAX_SENTENCE_CHARS
     assert growing.feed(long) == long
 
 

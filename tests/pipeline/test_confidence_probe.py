@@ -17,7 +17,7 @@ from aiohttp import web
 from msgspec import structs
 
 from gateway.engines.openai import OpenAIEngine
-from gateway.pipeline.confidence_probe import ASKED_AGAIN, ENOUGH_REFUSALS, ConfidenceProbe
+from gateway.pipeline.confidence_probe import MAX_REFUSALS, PROBE_EVERY, ConfidenceProbe
 from gateway.policy.length import choose_length
 from gateway.policy.length_rules import AutoRule, ProbeRule
 from gateway.telemetry.metrics import Metrics
@@ -250,7 +250,7 @@ class Asked:
 
     def __init__(self, student: FakeEngine, engine: OpenAIEngine) -> None:
         self.student, self.engine = student, engine
-        self._sounding = ConfidenceProbe({"small": engine}, Metrics())
+        self._probe = ConfidenceProbe({"small": engine}, Metrics())
 
     async def outcomes(self, behave: Handler, times: int, top: int = 5, tenant: str = "acme") -> list[str]:
         """Of so many requests of the tenant, for as many of the likeliest tokens."""
@@ -262,7 +262,7 @@ class Asked:
         found = []
         for _ in range(times):
             one = structs.replace(draft(probed), tenant=tenant)
-            await self._sounding.is_confident(probed, chat(), one, asyncio.get_running_loop().time() + 10)
+            await self._probe.is_confident(probed, chat(), one, asyncio.get_running_loop().time() + 10)
             assert one.probed is not None
             found.append(one.probed.outcome)
         return found
@@ -279,41 +279,41 @@ async def alone() -> AsyncIterator[Asked]:
 
 @pytest.mark.parametrize("status", [400, 422])
 async def test_an_engine_that_refused_often_enough_is_asked_once_in_many_requests(alone: Asked, status: int) -> None:
-    found = await alone.outcomes(refuses(status), ENOUGH_REFUSALS + 2 * ASKED_AGAIN)
-    passed_by = ["no_logprobs"] * (ASKED_AGAIN - 1)
-    assert found == ["failed"] * ENOUGH_REFUSALS + [*passed_by, "failed"] * 2
-    assert len(alone.student.asked) == ENOUGH_REFUSALS + 2
+    found = await alone.outcomes(refuses(status), MAX_REFUSALS + 2 * PROBE_EVERY)
+    passed_by = ["no_logprobs"] * (PROBE_EVERY - 1)
+    assert found == ["failed"] * MAX_REFUSALS + [*passed_by, "failed"] * 2
+    assert len(alone.student.asked) == MAX_REFUSALS + 2
 
 
 async def test_an_answer_ends_that(alone: Asked) -> None:
     """It was the callers' fault: the engine is asked of each request again, and may refuse as often as before."""
-    await alone.outcomes(refuses(400), ENOUGH_REFUSALS + ASKED_AGAIN - 1)
+    await alone.outcomes(refuses(400), MAX_REFUSALS + PROBE_EVERY - 1)
     assert await alone.outcomes(says_with_odds("Yes", 0.4), 3) == ["unsure"] * 3
-    assert await alone.outcomes(refuses(400), ENOUGH_REFUSALS) == ["failed"] * ENOUGH_REFUSALS
+    assert await alone.outcomes(refuses(400), MAX_REFUSALS) == ["failed"] * MAX_REFUSALS
     assert await alone.outcomes(refuses(400), 1) == ["no_logprobs"]
 
 
 async def test_refusals_with_an_answer_between_silence_nobody(alone: Asked) -> None:
     for _ in range(3):
-        assert set(await alone.outcomes(refuses(400), ENOUGH_REFUSALS - 1)) == {"failed"}
+        assert set(await alone.outcomes(refuses(400), MAX_REFUSALS - 1)) == {"failed"}
         assert await alone.outcomes(says_with_odds("Yes", 0.4), 1) == ["unsure"]
 
 
 async def test_other_failures_are_neither_refusals_nor_answers(alone: Asked) -> None:
     for status in (401, 404, 413, 429, 500):
-        assert await alone.outcomes(refuses(status), ENOUGH_REFUSALS + 1) == ["failed"] * (ENOUGH_REFUSALS + 1)
-    await alone.outcomes(refuses(400), ENOUGH_REFUSALS - 1)
+        assert await alone.outcomes(refuses(status), MAX_REFUSALS + 1) == ["failed"] * (MAX_REFUSALS + 1)
+    await alone.outcomes(refuses(400), MAX_REFUSALS - 1)
     await alone.outcomes(refuses(500), 1)
     assert await alone.outcomes(refuses(400), 2) == ["failed", "no_logprobs"]
 
 
 async def test_other_weights_and_another_number_of_tokens_are_asked_anew(alone: Asked) -> None:
     """A server that gives 5 tokens at most refuses 20, of whatever request."""
-    await alone.outcomes(refuses(400), ENOUGH_REFUSALS, top=20)
+    await alone.outcomes(refuses(400), MAX_REFUSALS, top=20)
     assert await alone.outcomes(says_with_odds("Yes", 0.4), 2, top=5) == ["unsure"] * 2
     assert await alone.outcomes(says_with_odds("Yes", 0.4), 1, top=20) == ["no_logprobs"]
     for behave in (refuses(400), says_with_odds("Yes", None)):
-        await alone.outcomes(behave, ENOUGH_REFUSALS, top=20)
+        await alone.outcomes(behave, MAX_REFUSALS, top=20)
         assert await alone.outcomes(says_with_odds("Yes", 0.4), 1, top=20) == ["no_logprobs"]
         alone.engine.state.revision += " anew"  # type: ignore[operator]
         assert await alone.outcomes(says_with_odds("Yes", 0.4), 1, top=20) == ["unsure"]
@@ -321,15 +321,15 @@ async def test_other_weights_and_another_number_of_tokens_are_asked_anew(alone: 
 
 @pytest.mark.parametrize("behave", [refuses(400), says_with_odds("Yes", None)])
 async def test_one_tenant_does_not_end_the_probes_of_another(alone: Asked, behave: Handler) -> None:
-    await alone.outcomes(behave, ENOUGH_REFUSALS, tenant="globex")
+    await alone.outcomes(behave, MAX_REFUSALS, tenant="globex")
     assert await alone.outcomes(says_with_odds("Yes", 0.4), 2) == ["unsure"] * 2
     assert await alone.outcomes(says_with_odds("Yes", 0.4), 1, tenant="globex") == ["no_logprobs"]
-    await alone.outcomes(behave, ENOUGH_REFUSALS, tenant="initech")
+    await alone.outcomes(behave, MAX_REFUSALS, tenant="initech")
     assert await alone.outcomes(says_with_odds("Yes", 0.4), 2) == ["unsure"] * 2, "it got probabilities before"
 
 
 @pytest.mark.parametrize("behave", [refuses(400), says_with_odds("Yes", None)])
 async def test_two_tenants_without_probabilities_end_the_probes_of_all(alone: Asked, behave: Handler) -> None:
     for tenant in ("globex", "initech"):
-        await alone.outcomes(behave, ENOUGH_REFUSALS, tenant=tenant)
+        await alone.outcomes(behave, MAX_REFUSALS, tenant=tenant)
     assert await alone.outcomes(says_with_odds("Yes", 0.4), 1) == ["no_logprobs"]

@@ -35,8 +35,8 @@ def error(kind: type[EngineError], **more: Any) -> EngineError:
 def walked(one: Retries, failure: EngineError, *, placed: bool = False) -> list[tuple[float, str]]:
     """What happens if every call fails like this: each pause, and who is asked after it."""
     steps = []
-    while (pause_s := one.after(failure, placed=placed)) is not None:
-        steps.append((pause_s, one.finisher.engine))
+    while (pause_s := one.next_pause_s(failure, placed=placed)) is not None:
+        steps.append((pause_s, one.student.engine))
     return steps
 
 
@@ -78,7 +78,7 @@ def test_with_an_opening_the_opening_may_be_to_blame() -> None:
 
 
 def test_an_engine_that_says_when_is_not_asked_before() -> None:
-    assert attempts("a").after(error(EngineOverloaded, retry_after_s=3.0), placed=False) == pytest.approx(3.1)
+    assert attempts("a").next_pause_s(error(EngineOverloaded, retry_after_s=3.0), placed=False) == pytest.approx(3.1)
 
 
 def test_nobody_waits_long_where_another_can_be_asked() -> None:
@@ -96,12 +96,12 @@ def test_without_retries_each_is_asked_once() -> None:
 def test_half_of_a_pause_is_chance() -> None:
     for drawn, pause_s in ((0.0, 0.05), (1.0, 0.1)):
         one = Retries([StudentPlan("a", None)], RetryPlan(1, 0.1), draw=lambda drawn=drawn: drawn)
-        assert one.after(error(EngineFailed), placed=False) == pytest.approx(pause_s)
+        assert one.next_pause_s(error(EngineFailed), placed=False) == pytest.approx(pause_s)
 
 
 def test_once_an_opening_is_shown_only_who_can_continue_it_is_asked() -> None:
     one = attempts("a", "b", "c")
-    one.only(lambda finisher: finisher.engine == "c")
+    one.keep_only(lambda finisher: finisher.engine == "c")
     assert walked(one, error(EngineTimeout)) == [(0.0, "c")]
 
 
@@ -126,9 +126,9 @@ class Bound:
         """Which engines are asked after the first call, if every call fails."""
         finishers = [StudentPlan(engine, None) for engine in engines]
         one, asked = Retries(finishers, RetryPlan(10, 0.1), self.retries, draw=lambda: 1.0), []
-        while one.after(error(EngineUnreachable), placed=False) is not None:
+        while one.next_pause_s(error(EngineUnreachable), placed=False) is not None:
             self.draft.failed.append("a call")
-            asked.append(one.finisher.engine)
+            asked.append(one.student.engine)
         return asked
 
     def refused(self, engine: str, budget: str) -> float:

@@ -89,7 +89,7 @@ class Guarding:
     def start(self) -> None:
         quality = QualityPlan(QualityRule(sample=1), plan("teacher"), None)
         heard = AnswerBuffer()
-        heard.hear([reply("One two")])
+        heard.add([reply("One two")])
         self._guard.start(guided(plan=structs.replace(plan(), quality=quality)), chat(), CALLER, heard)
 
     async def begin(self) -> None:
