@@ -1,7 +1,7 @@
-"""How an engine is told to go on with an answer that was begun, and how that is found out.
+"""The ways in which engines continue an answer that was begun, and the probes that detect them.
 
-Servers differ in what they want and in what they send back; `kinds.py` is the table of who wants what. Text,
-never token ids, crosses from teacher to student: their vocabularies may differ (paper, section 2).
+Servers differ in the request that they need and in the reply that they send; `kinds.py` has the table. Only text, never
+token ids, is passed from teacher to student, because their vocabularies may differ (paper, section 2).
 """
 
 from __future__ import annotations
@@ -16,27 +16,28 @@ if TYPE_CHECKING:
     from gateway.protocol.body import Json
 
 Mode = Literal["vllm", "sglang", "trailing", "prefix", "partial", "completions", "instruct"]
-"""
-vllm         `continue_final_message` with `add_generation_prompt` off (vLLM refuses one without the other)
+"""Ways to ask an engine to continue an answer:
+
+vllm         `continue_final_message` with `add_generation_prompt` off (vLLM rejects one without the other)
 sglang       `continue_final_message`; without it SGLang turns the message into a user's
-trailing     nothing but the message at the end (llama.cpp, TGI, Ollama, Groq, OpenRouter)
-prefix       the message carries `prefix: true` (Mistral, DeepSeek)
-partial      the message carries `partial: true` (DashScope, Moonshot)
-completions  the engine renders the chat, and goes on with that and the opening behind it as raw text
-instruct     the last user message asks for an answer that begins so, and the engine writes the opening again
+trailing     the message at the end, without a parameter (llama.cpp, TGI, Ollama, Groq, OpenRouter)
+prefix       the message has `prefix: true` (Mistral, DeepSeek)
+partial      the message has `partial: true` (DashScope, Moonshot)
+completions  the engine renders the chat, and continues that and the guidance as raw text
+instruct     the last user message requests an answer with this beginning, and the engine writes it again
 """
 NATIVE_MODES: tuple[Mode, ...] = ("trailing", "vllm", "sglang", "prefix", "partial")
-"""Those in which the chat itself ends in the opening."""
+"""Modes in which the chat itself ends in the guidance."""
 
 
 @dataclass(frozen=True, slots=True)
 class Continuation:
-    """What is known of how one engine continues.
+    """How one engine continues an answer.
 
     Attributes:
-        mode: how it is asked.
-        echo: whether the reply repeats the message it continues; None when nobody has seen a reply yet.
-        strips_leading_space: whether the reply loses the space that belongs before its first word.
+        mode: the form of the request.
+        echo: whether the reply repeats the message that it continues; None: no reply was read yet.
+        strips_leading_space: whether the reply loses the space before its first word.
     """
 
     mode: Mode
@@ -45,38 +46,39 @@ class Continuation:
 
     @property
     def writes_again(self) -> bool:
-        """Whether the engine writes the opening itself: its tokens are the engine's, and count fully.
+        """Return whether the engine writes the guidance itself, so that it counts and charges those tokens.
 
-        Then nothing is shown before it has done so, for it may begin otherwise (`SeamJoin(written_again=True)`).
+        Nothing can then be shown before it has done so, because it may begin differently
+        (`SeamJoin(written_again=True)`).
         """
         return self.mode == "instruct"
 
     def unsupported(self, body: Json) -> str | None:
-        """What of an OpenAI chat body this mode cannot carry, in one word; None: nothing."""
+        """Return the first feature of an OpenAI chat body that this mode does not support; None: it supports all."""
         return unsupported_as_text(body) if self.mode == "completions" else None
 
 
 @dataclass(frozen=True, slots=True)
 class Prefill:
-    """An answer that was begun, and how the engine is to go on with it."""
+    """The beginning of an answer, and the way in which the engine continues it."""
 
     text: str
     continuation: Continuation
 
 
 Known = Continuation | Literal["not_probed"] | None
-"""How an engine continues, as far as is known: None when it was probed and cannot."""
+"""The continuation of an engine; None: the engine was probed and cannot continue an answer."""
 
-# Of the wordings that were tried with greedy models of 0.1 and 0.5 billion parameters, the one that was obeyed most
-# often over both; docs/engines.md has the figures.
+# Of several wordings, greedy models of 0.1 and 0.5 billion parameters obeyed this one most often; docs/engines.md has
+# the figures.
 INSTRUCTION = "Your answer has already been begun. Repeat the beginning word for word, then continue it:\n\n{opening}"
 
 
 def place_prefix(mode: Mode, body: Json, opening: str) -> Json:
-    """A copy of an OpenAI chat body that asks the engine to go on with `opening` as the beginning of its answer.
+    """Return a copy of an OpenAI chat body that asks the engine to continue `opening` as the beginning of its answer.
 
-    Not for `completions`, which leaves the chat as it is. What the caller says of continuing was said of its own last
-    message, and is left out.
+    Not for `completions`, which does not change the chat. The caller's continuation parameters refer to its own last
+    message, and are removed.
     """
     assert mode != "completions", "a raw prompt has no messages"
     message: Json = {"role": "assistant", "content": opening}
@@ -93,7 +95,7 @@ def place_prefix(mode: Mode, body: Json, opening: str) -> Json:
         case "partial":
             message["partial"] = True
         case "instruct":
-            # Not str.format: the opening may hold other braces.
+            # Not str.format: the guidance may contain other braces.
             placed["messages"] = with_text(body["messages"], after=INSTRUCTION.replace("{opening}", opening))
         case "trailing":
             pass
@@ -104,7 +106,7 @@ _TOOLS = ("tools", "functions", "tool_choice", "function_call")
 
 
 def unsupported_as_text(body: Json) -> str | None:
-    """What of an OpenAI chat body cannot go along with a raw prompt; None: all of it can."""
+    """Return the first feature of an OpenAI chat body that a raw prompt does not support; None: it supports all."""
     if any(body.get(name) not in (None, [], "none") for name in _TOOLS):
         return "tools"
     form = body.get("response_format")
@@ -117,13 +119,13 @@ def unsupported_as_text(body: Json) -> str | None:
     return None if only_text(body["messages"]) else "not_text"
 
 
-# The alphabet: any language model continues it, however small, and none that starts anew starts in its middle.
+# Every language model, however small, continues the alphabet; none that starts a new answer begins in its middle.
 PROBE_OPENING = "a b c d e f g h i j k l m n"
 _PROBE_NEXT = re.compile(r"\s*o(?:pq|(?![a-z]))")  # "o p", or "opq" run together; not "of course"
 PROBE_MAX_TOKENS = 12
 
-# Who is told to write the opening again must not come upon it alone: nobody opens an answer like these. Two, for one
-# may be obeyed by chance.
+# An engine must not write these beginnings by itself: no answer naturally begins so. There are two, because it may
+# repeat one by chance.
 INSTRUCT_PROBES: tuple[tuple[str, str], ...] = (
     ("What is the capital of France?", "Dear reader, the capital of France is"),
     ("Name three colours.", "Well then, three colours that I like are red,"),
@@ -133,14 +135,14 @@ _INSTRUCT_MAX_TOKENS = 24
 
 @dataclass(frozen=True, slots=True)
 class ContinuationProbe:
-    """A question whose answer, begun with `opening`, shows whether, and how, an engine goes on with it."""
+    """A question whose answer, begun with `opening`, shows whether and how an engine continues it."""
 
     question: str
     opening: str
     max_tokens: int
 
     def body(self) -> Json:
-        """Greedy, so that it says the same each time."""
+        """Return the body of the request, with greedy sampling so that the reply is deterministic."""
         message = {"role": "user", "content": self.question}
         return {"messages": [message], "max_tokens": self.max_tokens, "temperature": 0}
 
@@ -151,7 +153,7 @@ _ALPHABET = ContinuationProbe(
 
 
 def probes(mode: Mode) -> tuple[ContinuationProbe, ...]:
-    """What to ask to see whether an engine continues in this way: it does when it passes all of them."""
+    """Return the probes of a mode. The engine supports the mode if it passes all of them."""
     if mode == "instruct":
         return tuple(
             ContinuationProbe(question, opening, _INSTRUCT_MAX_TOKENS) for question, opening in INSTRUCT_PROBES
@@ -160,7 +162,7 @@ def probes(mode: Mode) -> tuple[ContinuationProbe, ...]:
 
 
 def judge_probe(mode: Mode, reply: str, probe: ContinuationProbe = _ALPHABET) -> Continuation | None:
-    """Read the reply to a probe: how the engine continues, or None when it started anew."""
+    """Read the reply to a probe. Return how the engine continues, or None if it started a new answer."""
     echo = reply.lstrip().startswith(probe.opening)
     rest = reply.lstrip()[len(probe.opening) :] if echo else reply
     if mode == "instruct":

@@ -1,7 +1,7 @@
-"""Which kinds of engine there are, and what each can and cannot do: data. docs/engines.md shows it, a test compares.
+"""The kinds of engines and their features, as data. docs/engines.md shows the table, and a test compares them.
 
-An engine's kind is read from its address and from what /models says of its owner. It says where to look first, never
-what is so: how an engine continues is probed.
+The kind is derived from the engine's address and from `owned_by` of /models. It only orders the probes: how an engine
+continues an answer is always probed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from gateway.protocol.body import Json
 
 Renderer = Literal["vllm", "sglang", "llamacpp", "tgi"]
-"""Whose way of turning a chat into a prompt is spoken: `engines/renderers.py`."""
+"""The API that renders a chat to a prompt: `engines/renderers.py`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,15 +23,15 @@ class EngineKind:
     """One kind of engine.
 
     Attributes:
-        name: as docs/engines.md calls it.
-        modes: the ways of continuing to probe, in this order.
-        echo: whether it is known to repeat what it continues; None: not known, or it depends.
-        owners: what its /models says in `owned_by`, in lower case.
-        hosts: where the hosted ones are; a name matches its subdomains too.
-        renderer: how it renders a chat for mode `completions`; None: it cannot, over HTTP.
+        name: name in docs/engines.md.
+        modes: continuation modes to probe, in this order.
+        echo: whether it repeats the text that it continues; None: unknown, or it depends.
+        owners: values of `owned_by` in its /models, in lower case.
+        hosts: host names of hosted services; subdomains match too.
+        renderer: API that renders a chat for mode `completions`; None: it has none over HTTP.
         renamed: OpenAI's fields that it knows by another name.
-        never_sent: what it refuses, or misreads, and can do without.
-        strict: whether it refuses fields that it does not know: then only its own modes are tried.
+        never_sent: fields that it rejects or misreads, and that can be omitted.
+        strict: whether it rejects unknown fields; then only its own modes are tried.
         stops_within_s: seconds within which it stops generating when its client disconnects; None: it is not known to
             stop, and may generate, and charge for, the whole answer.
     """
@@ -49,9 +49,10 @@ class EngineKind:
 
     @property
     def candidates(self) -> tuple[Mode, ...]:
-        """The modes to probe, the likeliest first: its own, and, where that can do no harm, the native ones of others.
+        """Return the modes to probe, the most likely first: its own, then the native modes of other kinds, where
+        harmless.
 
-        A server behind a proxy may be another than it says. What costs more calls, or the engine's work, comes last.
+        A server behind a proxy may be of another kind. Modes that cost more calls or tokens come last.
         """
         if self.strict:
             return self.modes
@@ -60,7 +61,7 @@ class EngineKind:
         return (*own, *others, *(mode for mode in self.modes if mode not in NATIVE_MODES))
 
     def adapt(self, body: Json) -> None:
-        """Leave out of a body, or call otherwise, in place, what this kind does not know as OpenAI has it."""
+        """Remove or rename, in place, the fields of a body that this kind does not support as OpenAI does."""
         for name in self.never_sent:
             body.pop(name, None)
         for name, own in self.renamed:
@@ -68,7 +69,7 @@ class EngineKind:
                 body[own] = value
 
 
-# A server that stops at its next step: some milliseconds, and the time that the news takes.
+# A server that stops at its next step: some milliseconds, and the delay of the disconnect.
 _NEXT_STEP_S = 0.1
 
 TGI = EngineKind(
@@ -98,7 +99,7 @@ KINDS: tuple[EngineKind, ...] = (
         echo=False,
         owners=("sglang",),
         renderer="sglang",
-        # A stream is aborted after 2 s; any other call is looked at every 4 s (srt/managers/tokenizer_manager.py).
+        # A stream is aborted after 2 s; other calls are checked every 4 s (srt/managers/tokenizer_manager.py).
         stops_within_s=4.0,
     ),
     EngineKind(
@@ -109,7 +110,7 @@ KINDS: tuple[EngineKind, ...] = (
         stops_within_s=1.0,  # HTTP_POLLING_SECONDS (tools/server/server-context.cpp)
     ),
     TGI,
-    # `max_completion_tokens` is accepted and ignored, and the answer has no end (ollama issue 7125).
+    # `max_completion_tokens` is accepted and ignored, and the answer is unlimited (ollama issue 7125).
     EngineKind(
         "Ollama",
         ("trailing", "instruct"),
@@ -118,15 +119,15 @@ KINDS: tuple[EngineKind, ...] = (
         renamed=(_OLD_LIMIT,),
         stops_within_s=_NEXT_STEP_S,  # the request's context ends the sequence (runner/ollamarunner/runner.go)
     ),
-    # The o-series and GPT-5 refuse `max_tokens`; every chat model takes the other (openai-python issue 2046).
+    # The o-series and GPT-5 reject `max_tokens`; every chat model accepts the other (openai-python issue 2046).
     EngineKind(
         "OpenAI",
         ("instruct",),
-        hosts=("api.openai.com",),  # not by owner: proxies call every model OpenAI's
+        hosts=("api.openai.com",),  # not by owner: proxies report OpenAI as the owner of every model
         renamed=(("max_tokens", "max_completion_tokens"),),
         strict=True,
     ),
-    # Refuses both that are left out here; usage comes with every stream (eca issue 231, anon-kode issue 53).
+    # Rejects both removed fields; usage comes with every stream (eca issue 231, anon-kode issue 53).
     EngineKind(
         "Mistral",
         ("prefix", "instruct"),
@@ -160,7 +161,7 @@ KINDS: tuple[EngineKind, ...] = (
 
 
 def kind_of(owner: object, host: str) -> EngineKind:
-    """The kind at `host`, where /models says that `owner` owns the model, whatever that is."""
+    """Return the kind of the engine at `host`, whose /models reports `owner`; any value is allowed for `owner`."""
     for kind in KINDS:
         if any(host == known or host.endswith("." + known) for known in kind.hosts):
             return kind

@@ -1,15 +1,16 @@
-"""Students that reason before they answer: when a prefix can open their answer, and what of their reply is the answer.
+"""Students that reason before they answer: whether a prefix can begin their answer, and which part of a reply is the
+answer.
 
-A prefix lands where the reasoning would stand. A model that can be told not to reason is told so, and goes on with the
-prefix; one that cannot would take the prefix for a thought, or think after it, and gets the guidance as context.
+A prefix is placed where the reasoning would be. A model whose reasoning can be disabled gets it disabled, and continues
+the prefix. Any other model would treat the prefix as a thought, or reason after it, and gets the guidance as context.
 
-    setting      the caller             a prefix is placed          what goes out beside it
-    none         whatever               yes                         nothing
-    switchable   asks for no reasoning  yes                         both switches off, but for what the caller set
-    switchable   asks for reasoning     no, as context            the caller's body as it came
-    always       whatever               no, as context            the caller's body as it came
+    setting      the caller             a prefix is placed     fields of the request
+    none         any                    yes                    unchanged
+    switchable   requests no reasoning  yes                    both switches off, except those that the caller set
+    switchable   requests reasoning     no, as context         the caller's
+    always       any                    no, as context         the caller's
 
-Placements that leave the answer's beginning to the student change nothing of this: it may reason as it likes.
+Placements that leave the answer's beginning to the student do not affect its reasoning.
 """
 
 from __future__ import annotations
@@ -23,14 +24,15 @@ if TYPE_CHECKING:
     from gateway.protocol.body import Json
 
 Reasoning = Literal["none", "switchable", "always"]
-"""
-none        the model answers at once, or its server has switched reasoning off
-switchable  its chat template listens to `enable_thinking` or `thinking`
-always      it reasons, whatever it is told
+"""Whether a model reasons before it answers:
+
+none        the model answers at once, or its server has disabled reasoning
+switchable  its chat template reads `enable_thinking` or `thinking`
+always      it always reasons
 """
 
-# Qwen3 reads the first, DeepSeek-V3.1 and Granite the second (vLLM 0.26, "Reasoning Outputs"); a template passes over
-# the one it does not know. llama.cpp refuses a prefix for such a model unless the first is false (PR 15404).
+# Qwen3 reads the first, DeepSeek-V3.1 and Granite the second (vLLM 0.26, "Reasoning Outputs"); a template ignores the
+# other one. llama.cpp rejects a prefix for such a model unless the first is false (PR 15404).
 _SWITCHES = ("enable_thinking", "thinking")
 _BUDGETS = ("thinking_budget", "thinking_budget_tokens", "thinking_token_budget")
 _OFF = (None, False, "none", "disabled", "off", 0)
@@ -40,7 +42,7 @@ _CLOSE = "</think>"
 
 
 def asks_for_reasoning(body: Mapping[str, Any]) -> bool:
-    """Whether a caller's chat body asks the model to reason, in any of the ways that servers know."""
+    """Return whether a caller's chat body requests reasoning, in any form that servers support."""
     if body.get("reasoning_effort") not in _OFF or body.get("include_reasoning") is True:
         return True
     kwargs = body.get("chat_template_kwargs")
@@ -59,14 +61,14 @@ def _is_on(value: object) -> bool:
 
 
 def takes_prefix(setting: Reasoning, body: Mapping[str, Any]) -> bool:
-    """Whether a prefix can open the answer of a student with this setting."""
+    """Return whether a prefix can begin the answer of a student with this setting."""
     return setting == "none" or (setting == "switchable" and not asks_for_reasoning(body))
 
 
 def without_reasoning(setting: Reasoning, body: Json) -> Json:
-    """The body of a call whose answer is begun for the model, with its reasoning switched off. The input is kept.
+    """Return the body of a call with a prefix, with the model's reasoning disabled. The input is not changed.
 
-    Only where it `takes_prefix`.
+    Only for bodies where `takes_prefix` is true.
     """
     if setting != "switchable":
         return body
@@ -75,14 +77,15 @@ def without_reasoning(setting: Reasoning, body: Json) -> Json:
 
 
 class ReasoningFilter:
-    """Parts the reasoning that a student was not to do from the continuation that it was to write.
+    """Separate unwanted reasoning of a student from its continuation of the guidance.
 
-    It stands before `SeamJoin`: what `feed` and `finish` return first goes there. A `<think>` block with which the
-    continuation begins (behind the repeated opening, where the engine repeats it) is reasoning; white space after it
-    stays, so that no words run together. Later ones are text, as everywhere. What it returns second belongs into
-    `reasoning_content`, where servers that part the two by themselves put it.
+    Use it before `SeamJoin`: the first value of `feed` and `finish` is the input of the seam. A `<think>` block at the
+    beginning of the continuation, or after the repeated guidance, is reasoning. Whitespace after it is kept, so that
+    words stay separate. Later blocks are text. The second value belongs into `reasoning_content`, where servers that
+    separate reasoning put it.
 
-    opening: what the student was sent to go on with.
+    Args:
+        opening: the prefix that was sent to the student.
     """
 
     def __init__(self, opening: str) -> None:
@@ -94,15 +97,15 @@ class ReasoningFilter:
 
     @property
     def is_silent(self) -> bool:
-        """The student reasoned and said nothing else: what the caller has is the opening alone, not an answer."""
+        """Return whether the student only reasoned, so that the caller has the guidance and no answer."""
         return self._reasoned and not self._has_answer
 
     def note(self, reasoning: str | None) -> None:
-        """The server has put this into a field of its own (`reasoning_content`, `reasoning`)."""
+        """Record reasoning that the server sent in a field of its own (`reasoning_content`, `reasoning`)."""
         self._reasoned = self._reasoned or bool(reasoning)
 
     def feed(self, text: str) -> tuple[str, str]:
-        """Take the student's text; return what of it goes on with the answer, and what is reasoning."""
+        """Read the student's text. Return the part that continues the answer, and the reasoning."""
         if self._state == "after":
             return self._answer(text), ""
         self._held += text
@@ -111,7 +114,7 @@ class ReasoningFilter:
         return self._within()
 
     def finish(self) -> tuple[str, str]:
-        """The student has ended: what was held back."""
+        """Return the text that was held back, as `feed` does, after the student has ended."""
         held, self._held = self._held, ""
         return ("", held) if self._state == "within" else (self._answer(held, self._echo_in(held)), "")
 

@@ -1,4 +1,10 @@
-"""Guidance: what to ask a teacher (`projection.py`), what of it to keep (`keep.py`: what it skips, `skip.py`, and the
-trim, `trim.py`), where it may end early (`ending.py`), whether a student needs it (`probe.py`), and how a student's
-words join it (`seam.py`). All of it is pure but the hanging up in `ending.py`: text in, text out.
+"""Guidance text: build the teacher's input, cut its reply, and join the student's text to it.
+
+The modules, all pure except for the call in `ending.py`:
+
+- `projection.py`: the teacher's input, and the position of the guidance in the student's input.
+- `keep.py`: the kept part of a teacher's text, by the skip rules (`skip.py`) and the trim (`trim.py`).
+- `ending.py`: the end of guidance at a sentence or step before its length is used up.
+- `probe.py`: the student's confidence in its first token.
+- `seam.py`: the join of the guidance and the student's text.
 """

@@ -1,6 +1,6 @@
-"""Where an opening ends of its own accord, before its length is used up: with a sentence, or with a step's line.
+"""End guidance at a sentence or a step's line before its maximum length is used up.
 
-A student goes on better from a whole thought than from a half, and a teacher that is not heard further need not write.
+A student continues a complete sentence better than half of one. Ending the teacher's call early also saves its tokens.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class EndRule:
-    """Where an opening may end.
+    """The condition for the end of the guidance.
 
     Attributes:
-        stop_at: `sentence`: with a sentence or line; `step`: with a line.
-        least: no sooner than after so many tokens of what is kept.
-        skip, tokens: what of the beginning is not kept, and m, behind which nothing is; as for GrowingSkip.
+        stop_at: `sentence`: at the end of a sentence or line; `step`: at the end of a line.
+        min_tokens: the number of kept tokens before which the guidance does not end.
+        skip, tokens: the skip rule and the maximum number of kept tokens, as for GrowingSkip.
     """
 
     stop_at: Literal["sentence", "step"]
@@ -42,7 +42,7 @@ class EndRule:
 
     @classmethod
     def of(cls, plan: Plan, guidance: GuidancePlan) -> Self | None:
-        """None: it ends where the teacher does."""
+        """Return the rule of a plan; None: the guidance ends where the teacher does."""
         length = plan.length
         if length is None or length.stop_at == "none":
             return None
@@ -50,17 +50,17 @@ class EndRule:
 
     @property
     def facts(self) -> tuple[object, ...]:
-        """All that it depends on, for a hash."""
+        """Return all values that the end depends on, for a hash."""
         skipped = () if self.skip is None else (self.tokens, *(pattern.text for pattern in self.skip.patterns))
         return self.stop_at, self.min_tokens, *skipped
 
 
 @dataclass(slots=True)
 class EndDetector:
-    """Looks for it while the teacher writes.
+    """Find the end while the teacher generates.
 
     Attributes:
-        at: after how many characters the opening ends, blanks that follow included; None: it did not yet.
+        at: the number of characters before the end, whitespace after it included; None: not found yet.
     """
 
     rule: EndRule
@@ -68,20 +68,20 @@ class EndDetector:
     _text: StringIO = field(default_factory=StringIO)
     _piece_starts: list[int] = field(
         default_factory=list
-    )  # of each piece: engines tell of one token at a time, or of a few
+    )  # start of each piece; an engine sends one token per piece, or a few
     _skip: GrowingSkip | None = field(init=False)
-    _earliest_end: int | None = None  # from where on it may end
+    _earliest_end: int | None = None  # the earliest possible end
 
     def __post_init__(self) -> None:
         self._skip = _skip_of(self.rule)
 
     @property
     def text(self) -> str:
-        """All that was heard."""
+        """Return all text that was read."""
         return self._text.getvalue()
 
     def feed(self, piece: str) -> str:
-        """The next piece; of it what stands before the end. After the end: nothing."""
+        """Read the next piece. Return the part of it that is before the end."""
         if self.at is not None:
             return ""
         before = self._text.tell()
@@ -97,7 +97,7 @@ class EndDetector:
         return piece if self.at is None else piece[: max(0, self.at - before)]
 
     def _earliest_end_at(self) -> int | None:
-        """Where the last of the tokens begins that must be kept; None: it has not come."""
+        """Return where the last of the minimum number of tokens begins; None: it has not arrived."""
         begins_at = 0 if self._skip is None else self._skip.begins_at
         if begins_at is None:
             return None
@@ -108,13 +108,17 @@ class EndDetector:
 async def open_to_end(
     engine: Engine, request: OpeningRequest, batch: str | None, rule: EndRule | None, tell: Callable[[str], None] | None
 ) -> OpeningReply:
-    """What the teacher writes, and no more of it than to the sentence or line with which it may end: `ends_at` of it.
+    """Call the teacher, and end the call where its text may end. Return the reply, with the end as `ends_at`.
 
-    rule: where it may end; None: it ends where the teacher does.
-    tell: hears each piece, up to that end.
+    The end is part of the call's identity, so requests that share the call get the same guidance. An engine that does
+    not stream is called to its own end.
 
-    The call ends there as well, where the engine tells of what it writes. This is a part of the work: whoever shares it
-    gets the same opening. Raises EngineErrors.
+    Args:
+        rule: the condition for the end; None: the reply ends where the teacher does.
+        tell: called with each piece before the end.
+
+    Raises:
+        EngineErrors.
     """
     if rule is None:
         return await engine.opening(request, batch=batch, tell=tell)
@@ -133,15 +137,16 @@ async def open_to_end(
         return OpeningReply(ending.text, "length", None, ending.at)
     if ending.text or reply.finish != "length":
         return reply
-    # Nothing was told while it wrote.
+    # The engine did not stream.
     output_tokens = reply.usage.output_tokens if reply.usage is not None else request.max_tokens
     return replace(reply, ends_at=ends_at(reply.text, output_tokens, rule))
 
 
 def ends_at(text: str, tokens: int, rule: EndRule) -> int | None:
-    """The same of a text that was not heard as it was written: its tokens are taken to be equally long.
+    """Return the end of a text that was not streamed; None: it has none. Its tokens are assumed to be equally long.
 
-    tokens: how many it has.
+    Args:
+        tokens: the number of tokens in the text.
     """
     skip_filter = _skip_of(rule)
     if skip_filter is not None:
@@ -159,7 +164,9 @@ def _skip_of(rule: EndRule) -> GrowingSkip | None:
 
 
 def _end(text: str, begin: int, rule: EndRule, skip_filter: GrowingSkip | None) -> int | None:
-    """Where the first sentence or line ends after `begin`, and the blanks after it. In code and JSON only lines do."""
+    """Return the end of the first sentence or line after `begin`, with the whitespace after it. In code and JSON only
+    lines end.
+    """
     visible = text if skip_filter is None else text[skip_filter.begins_at :]
     fence, _ = fences(visible)
     prose = rule.stop_at == "sentence" and fence is None and not visible.lstrip().startswith(("{", "["))

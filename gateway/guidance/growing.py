@@ -1,9 +1,9 @@
-"""`trim` for guidance that comes piece by piece: what of it can be shown before the teacher is done.
+"""`trim` for text that arrives in pieces: determine what can be shown before the teacher is done.
 
 growing = GrowingTrim(boundary="word", stop=stop)
 for piece in teacher: emit(growing.feed(piece))
 trimmed = growing.finish(cut=True)
-emit(trimmed.text[growing.shown_chars :])                    # what was held back and stays
+emit(trimmed.text[growing.shown_chars :])                    # the held text that is kept
 """
 
 from __future__ import annotations
@@ -38,30 +38,36 @@ if TYPE_CHECKING:
 
     from gateway.policy.schema import Boundary
 
-# What anything but the rule of words looks at. Without it a piece is plain.
+# Characters that rules other than the rule of words depend on. Without them a piece is plain.
 _SPECIAL = r"<`~\\\n\ufffd\ud800-\udfff"
-# A line that is, or may become, a fence's. Of any other, its last character tells all that later text needs.
+# A line that is a fence's, or may become one. For any other line, later text depends only on its last character.
 _FENCE_BEGUN = re.compile(r"[ \t>]*(?:(?:`{1,2}|~{1,2})?\Z|`{3}|~{3})")
 _NO_FENCE = "x"
-# Whole as it stands; but the next piece may join another to it, give it a colour, or make a flag of it.
+# A complete emoji; but the next piece may join another emoji, add a color, or form a flag.
 _EMOJI_AT_END = regex.compile(r"[\p{Extended_Pictographic}\p{Emoji_Modifier}\p{Regional_Indicator}\ufe0f\u200d]+\Z")
 
 
 class GrowingTrim:
-    """Tells, piece by piece, what of a teacher's text can be shown; in the end, what stays of it.
+    """Return, piece by piece, the part of a teacher's text that can be shown; at the end, the part that is kept.
 
-    boundary, stop: as for `trim`.
+    Args:
+        boundary, stop: as for `trim`.
 
-    Held back: the last word (with boundary `sentence`, what may fall behind the last end of a sentence or line) and
-    whatever else `trim` would cut from a text that ended here; an emoji, to which another may be joined; what may be
-    the beginning of a stop text, also one that a student completes; leading reasoning; from a `<think>` on, until it
-    is closed. Whether a `</think>` will come that nothing opened cannot be known: text is taken for the answer, and
-    such a tag, coming later, for text.
+    Held back are:
 
-    What was shown cannot be taken back. In the few cases where `trim` would cut into it (after "foo." came "bar",
-    after a number a list's dot, such a tag), it stays, and the guidance ends there at the earliest.
+    - the last word; with boundary `sentence`, text that may follow the last end of a sentence or line;
+    - anything else that `trim` would cut from a text that ended here;
+    - an emoji that the next piece may join;
+    - text that may begin a stop string, also one that a student completes;
+    - leading reasoning, and text after a `<think>` until it is closed.
 
-    The work for a piece depends on what is held back, not on all that came.
+    A later `</think>` without an opening tag cannot be predicted, so the text before it is treated as the answer, and
+    the tag as text.
+
+    Shown text cannot be taken back. In the few cases where `trim` would cut into it (after "foo." came "bar", after a
+    number a list's dot, such a tag), it is kept, and the guidance ends there at the earliest.
+
+    The work for a piece depends on the length of the held text, not on the length of all text.
     """
 
     def __init__(self, *, boundary: Boundary = "word", stop: Sequence[str] = ()) -> None:
@@ -73,23 +79,23 @@ class GrowingTrim:
         self._shown: list[str] = []
         self._shown_chars = 0
         self._stopped = False
-        self._held = ""  # what came and is not shown
-        self._line = ""  # what is shown of the last line, or what stands for it
+        self._held = ""  # text that was read and not shown
+        self._line = ""  # the shown part of the last line, or a placeholder for it
         self._before = TextContext()
         self._in_reasoning = False
 
     @property
     def shown_chars(self) -> int:
-        """How many characters `feed` has returned so far."""
+        """Return the number of characters that `feed` has returned so far."""
         return self._shown_chars
 
     @property
     def stopped(self) -> bool:
-        """A stop string was met: what comes is not the answer's, and the teacher need not go on."""
+        """Return whether a stop string was found: later text is not part of the answer, and the teacher can stop."""
         return self._stopped
 
     def feed(self, piece: str) -> str:
-        """Take the teacher's next text, of any length; return what can be shown now."""
+        """Read the teacher's next text, of any length. Return what can be shown now."""
         self._pieces.append(piece)
         if self._stopped or not piece:
             return ""
@@ -103,9 +109,12 @@ class GrowingTrim:
         return self._show_first()
 
     def finish(self, *, cut: bool) -> TrimmedText:
-        """The teacher has ended; `cut`: by length. `text` begins with all that was shown.
+        """Return the trimmed text after the teacher has ended. Its `text` begins with all shown text.
 
-        It is what `trim` makes of the whole, unless that would take back what was shown.
+        The result is that of `trim`, unless that would take back shown text.
+
+        Args:
+            cut: whether the teacher was stopped by its length limit.
         """
         text, shown = "".join(self._pieces), "".join(self._shown)
         whole = trim(text, cut=cut, stop=self._stop, boundary=self._boundary)
@@ -120,10 +129,10 @@ class GrowingTrim:
         return TrimmedText(shown, pending_space, rest[len(pending_space) :], whole.stopped)
 
     def _show_first(self) -> str:
-        """Nothing is shown yet: pass over reasoning and white space, and show the beginning."""
+        """Skip reasoning and whitespace, and show the beginning. Nothing was shown before."""
         if CLOSE_TAG in self._held:
             if self._held.endswith(CLOSE_TAG):
-                return ""  # a quotation mark may follow, and then it is none
+                return ""  # a quotation mark may follow; then the tag is text
             self._held = without_leading_reasoning(self._held)
         body = self._held.lstrip()
         if body.startswith(OPEN_TAG):
@@ -139,7 +148,7 @@ class GrowingTrim:
         return self._show(chars)
 
     def _safe_chars(self, held: str, lead: int) -> int:
-        """How many characters of the held text can be shown. Before it stood `lead` characters of white space."""
+        """Return the number of held characters that can be shown. `lead` characters of whitespace preceded them."""
         special = self._special.search(self._held) is not None
         if not special and self._is_plain():
             if held[-1].isspace():
@@ -161,16 +170,16 @@ class GrowingTrim:
             self._before.begin = begin
             limit = min(limit, last_complete(text, self._boundary, self._before))
         else:
-            # A quotation mark may yet follow the tag, and then it is none.
+            # A quotation mark may follow the tag; then the tag is text.
             self._in_reasoning = CLOSE_TAG not in text[reasoning_at:] and len(text) > reasoning_at + len(OPEN_TAG)
         if limit == len(text) and (emoji := _EMOJI_AT_END.search(text)) is not None:
             limit = emoji.start()
         chars = max(0, len(rstrip(text[:limit])) - begin)
-        # Were this the seam, a student could complete a stop text that begins before it.
+        # If the seam were here, a student could complete a stop string that begins before it.
         return min(chars, self._before_a_stop(held[:chars], 0)) if special and self._stop else chars
 
     def _before_a_stop(self, text: str, lead: int) -> int:
-        """Where the end of the text may be the beginning of a stop string; else its length, `lead` apart."""
+        """Return where the end of the text may begin a stop string; else its length. Both are reduced by `lead`."""
         longest = max(map(len, self._stop))
         for start in range(max(0, len(text) - longest + 1), len(text)):
             tail = text[start:]
@@ -179,7 +188,7 @@ class GrowingTrim:
         return len(text) - lead
 
     def _is_plain(self) -> bool:
-        """Only the rule of words matters, unless what is held back is special."""
+        """Return whether only the rule of words applies to held text without special characters."""
         return self._boundary == "word" and self._before.json is None and self._line.startswith(_NO_FENCE)
 
     def _show(self, chars: int) -> str:

@@ -1,7 +1,7 @@
-"""Where an answer that opens as JSON may be cut: never where what follows could change what stands there.
+"""Find where an answer that begins as JSON may be cut, so that later text cannot change the meaning of the kept part.
 
-"12" may go on to "125", and a key "user" to "user_id"; half of an escape cannot be read at all. So a number, a key and
-an escape are kept whole or not at all. A string that is a value is prose and may be cut like it.
+"12" may continue as "125", and a key "user" as "user_id"; half of an escape cannot be decoded. Numbers, keys and
+escapes are therefore kept whole or dropped. A string value is prose and may be cut like it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _TOKEN = re.compile(r"\s+|[{}\[\],:]|-?\d[\d.eE+-]*|-|true|false|null")
 _LITERALS = ("true", "false", "null")
 _HEX = "[0-9a-fA-F]"
 _HIGH = rf"\\u[dD][89abAB]{_HEX}{{2}}"
-# A character beyond U+FFFF is written as two escapes, of which the first says nothing alone.
+# A character beyond U+FFFF is written as two escapes; the first alone is invalid.
 _STRING = re.compile(
     rf'(?:[^"\\]+|\\[^u]|\\u(?![dD][89abAB]){_HEX}{{4}}|{_HIGH}\\u{_HEX}{{4}}|{_HIGH}(?=[^\\]|\\[^u]))*+', re.DOTALL
 )
@@ -23,13 +23,13 @@ _HALF_ESCAPE = re.compile(rf"(?:{_HIGH})?(?:\\(?:u{_HEX}{{0,3}})?)?")
 
 @dataclass(slots=True)
 class JsonOpening:
-    """Reads JSON from its beginning, in pieces, and says how much of it may stand.
+    """Read JSON from its beginning, in pieces, and determine how much of it may be kept.
 
     Attributes:
-        valid: what was read may be JSON. Once it cannot, it is prose, and nothing is said of it any more.
-        stack: the brackets that are open, outermost first.
-        last: the last token's first character, white space apart.
-        within: the kind of string that is open where reading stopped.
+        valid: whether the text may still be JSON. Once it cannot, it is treated as prose.
+        stack: the open brackets, outermost first.
+        last: the first character of the last token that is not whitespace.
+        within: the kind of string that is open at the end of the text.
     """
 
     valid: bool = True
@@ -38,20 +38,23 @@ class JsonOpening:
     within: Literal["", "key", "value"] = ""
 
     def limit(self, text: str) -> int:
-        """How many characters of `text`, which follows what was taken, may end a text that was cut for length.
+        """Return the number of characters of `text` that may be kept if it was cut there. The state does not change.
 
-        All of them when it is not JSON.
+        All of them if the text is not JSON.
+
+        Args:
+            text: the text after the part that was read.
         """
         ahead = replace(self)
         return ahead.take(text)
 
     def reads(self, text: str) -> bool:
-        """Read on: is it still JSON?"""
+        """Read `text`, and return whether all of it may still be JSON."""
         self.take(text)
         return self.valid
 
     def take(self, text: str) -> int:
-        """Read on, and return what `limit` would have. `text` is to end where that lets it."""
+        """Read `text`, and return the result of `limit`. `text` should end where its end is allowed."""
         if not self.valid:
             return len(text)
         at = 0
@@ -92,7 +95,7 @@ class JsonOpening:
         self.last = first
 
     def _string(self, text: str, at: int) -> int | None:
-        """Where the string that is open at `at` has ended; None if it has not."""
+        """Return the end of the string that is open at `at`; None if it has not ended."""
         body = _STRING.match(text, at)
         assert body is not None, "it matches nothing too"
         if text[body.end() : body.end() + 1] != '"':

@@ -1,4 +1,4 @@
-"""What is kept of a teacher's text: what a projection skips is dropped (skip.py), the rest made fit (trim.py). Pure."""
+"""Keep a part of a teacher's text: apply the projection's skip rules (skip.py), then trim the rest (trim.py). Pure."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ if TYPE_CHECKING:
 
 
 class KeptGuidance(NamedTuple):
-    """A teacher's text, cut down.
+    """The kept part of a teacher's text.
 
     Attributes:
-        cut: it would have gone on: the teacher was stopped by length, or wrote more than m tokens behind what it skips.
-        skipped: boilerplate was dropped from its beginning.
+        cut: the text is incomplete: the teacher was stopped by length, or wrote more than m tokens after the skipped
+            text.
+        skipped: whether boilerplate was dropped from its beginning.
     """
 
     trimmed: TrimmedText
@@ -30,18 +31,22 @@ class KeptGuidance(NamedTuple):
 
 
 class GrowingKeep:
-    """`keep` for a text that comes piece by piece."""
+    """`keep` for a text that arrives in pieces."""
 
     def __init__(self, skip: SkipRule | None, tokens: int, *, boundary: Boundary, stop: Sequence[str]) -> None:
         self._trim = GrowingTrim(boundary=boundary, stop=stop)
         self._skip = GrowingSkip(skip, tokens) if skip is not None else None
 
     def feed(self, piece: str) -> str:
-        """Take the teacher's next text, of any length; return what can be shown now."""
+        """Read the teacher's next text, of any length. Return what can be shown now."""
         return self._trim.feed(piece if self._skip is None else self._skip.feed(piece))
 
     def finish(self, *, cut: bool) -> KeptGuidance:
-        """The teacher has ended; `cut`: by length. The text begins with all that was shown."""
+        """Return the kept part after the teacher has ended. It begins with all shown text.
+
+        Args:
+            cut: whether the teacher was stopped by its length limit.
+        """
         if self._skip is None:
             return KeptGuidance(self._trim.finish(cut=cut), cut, skipped=False)
         self._trim.feed(self._skip.finish())
@@ -52,9 +57,11 @@ class GrowingKeep:
 def keep(
     text: str, skip: SkipRule | None, tokens: int, *, cut: bool, stop: Sequence[str], boundary: Boundary
 ) -> KeptGuidance:
-    """What is kept of a whole text.
+    """Return the kept part of a complete text.
 
-    skip, tokens: as for GrowingSkip; None: all of it. cut, stop, boundary: as for `trim`.
+    Args:
+        skip, tokens: as for GrowingSkip; a skip of None keeps the whole beginning.
+        cut, stop, boundary: as for `trim`.
     """
     if skip is None:
         return KeptGuidance(trim(text, cut=cut, stop=stop, boundary=boundary), cut, skipped=False)

@@ -1,7 +1,7 @@
-"""How sure the student is of its first token, before the teacher is asked: one token, and what it might have been.
+"""Measure the student's confidence in its first token: request one token and the probabilities of its alternatives.
 
-GlimpRouter (arXiv 2601.05110): the entropy of the first token of a step tells how hard the step is, without training.
-It costs the student one reading of the prompt; an engine that keeps prefixes reads it for the answer no second time.
+GlimpRouter (arXiv 2601.05110): the entropy of a step's first token indicates how hard the step is, without training.
+The student reads the prompt once more; an engine that caches prefixes does not read it again for the answer.
 """
 
 from __future__ import annotations
@@ -25,11 +25,13 @@ if TYPE_CHECKING:
     from gateway.protocol.requests import CompletionRequest
 
 Outcome = Literal["confident", "unsure", "no_logprobs", "late", "failed"]
-"""What came of it: the student is sure, or is not; its engine tells no probabilities; it was too slow; it failed."""
+"""Outcome of a probe: the student is confident or not, its engine returns no probabilities, it was too late, or it
+failed.
+"""
 
-# What engines may write where they mean "as good as 0", or 1 by a rounding.
+# Values that engines write for a probability of almost 0, or for 1 with a rounding error.
 _MIN_LOGPROB, _MAX_LOGPROB = -1e4, 1e-3
-# The caller's fields that decide what the student reads, whether it reasons first, and where the call goes.
+# The caller's fields that affect the student's input, its reasoning, and the destination of the call.
 _FORWARDED = frozenset({
     "model", "messages", "prompt", "tools", "functions", "tool_choice", "function_call", "chat_template",
     "chat_template_kwargs", "documents", "add_special_tokens", "mm_processor_kwargs", "media_io_kwargs", "lora",
@@ -40,33 +42,37 @@ _FORWARDED = frozenset({
 
 @dataclass(frozen=True, slots=True)
 class FirstToken:
-    """What the student might begin with.
+    """The distribution of the student's first token.
 
     Attributes:
-        p1: how likely its likeliest first token is.
-        entropy: in nats, over the tokens that it tells of, all others taken for one.
+        p1: probability of the most likely token.
+        entropy: in nats, over the reported tokens, with all others counted as one.
     """
 
     p1: float
     entropy: float
 
     def is_confident(self, rule: ProbeRule) -> bool:
-        """Whether the rule leaves the teacher out."""
+        """Return whether the rule skips the teacher."""
         return self.p1 >= rule.confident or (rule.entropy is not None and self.entropy <= rule.entropy)
 
 
 async def first_token(
     engine: Engine, request: CompletionRequest, reasoning: Reasoning, top: int
 ) -> tuple[FirstToken | None, TokenUsage | None]:
-    """Ask for one token, and for the likeliest `top`. None: the engine tells no probabilities. Raises EngineErrors."""
+    """Request one token and its `top` most likely alternatives. Raises EngineErrors.
+
+    Returns:
+        The distribution, or None if the engine returns no probabilities; and the usage, or None if it reports none.
+    """
     reply = await engine.complete(probe_body(request, reasoning, top))
     return read_first(first_choice(reply).get("logprobs")), read_usage(reply.get("usage"))
 
 
 def probe_body(request: CompletionRequest, reasoning: Reasoning, top: int) -> Json:
-    """Return a body that asks for one token without sampling, with the caller's fields of `_KEPT` alone.
+    """Return a body that requests one token without sampling, with only those of the caller's fields in `_FORWARDED`.
 
-    Any other field may change what the reply tells of the token, or make the engine refuse it.
+    Any other field may change the reported probabilities, or make the engine reject the request.
     """
     forwarded = {name: value for name, value in request.body.items() if name in _FORWARDED}
     body: Json = {**forwarded, request.limit_field: 1, "temperature": 0}
@@ -76,7 +82,9 @@ def probe_body(request: CompletionRequest, reasoning: Reasoning, top: int) -> Js
 
 
 def read_first(logprobs: Any) -> FirstToken | None:
-    """What a choice's `logprobs` tell of its first token, as chats or as text completions write them; else None."""
+    """Return the distribution of the first token from a choice's `logprobs`, of a chat or a text completion; None if
+    absent.
+    """
     if not isinstance(logprobs, dict):
         return None
     logprob_values = _of_chat(logprobs.get("content")) or _of_text(logprobs)

@@ -1,4 +1,4 @@
-"""What a projection makes of a request: what the teacher reads, and where its text stands for the student. Pure."""
+"""Apply a projection to a request: build the teacher's input, and place the guidance in the student's. Pure."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ if TYPE_CHECKING:
 
 
 def teacher_messages(projection: Projection, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The chat to put to the teacher: the caller's, with the projection's instruction (paper, section 4.2).
+    """Return the teacher's chat: the caller's chat with the projection's instruction (paper, section 4.2).
 
-    messages: OpenAI chat messages; content is text or a list of parts. The instruction goes before the text of the
-    last user message, a blank between; into its first text part, or a new one before parts without text. A chat
-    without a user message gets one. Its system text goes before that of the system message that the chat begins with,
-    or into a new one; exemplars stand behind the system messages that it begins with, and nowhere in a chat that has
-    nothing else. The input is not changed; untouched values are shared with the result.
+    The instruction is put before the text of the last user message, separated by a space. It is added to the first text
+    part, or to a new part before parts without text. A chat without a user message gets one. The system text is put
+    before that of the first system message, or into a new one. Exemplars follow the leading system messages. A chat of
+    system messages alone gets no exemplars. The input is not changed; untouched values are shared with the result.
+
+    Args:
+        messages: OpenAI chat messages; content is text or a list of parts.
     """
     result = [dict(message) for message in messages]
     if projection.instruction is not None:
@@ -31,7 +33,7 @@ def teacher_messages(projection: Projection, messages: Sequence[Mapping[str, Any
         return result
     begin = next((at for at, message in enumerate(result) if message.get("role") not in RULES), None)
     if begin is None:
-        return result  # it would end with an answer
+        return result  # the chat would end with an answer
     exemplars = [
         {"role": role, "content": text}
         for one in projection.exemplars
@@ -43,24 +45,24 @@ def teacher_messages(projection: Projection, messages: Sequence[Mapping[str, Any
 def place_in_context(
     projection: Projection, messages: Sequence[Mapping[str, Any]], guidance: str
 ) -> list[dict[str, Any]]:
-    """The chat to put to the student in placement "context": the guidance ends the last user message.
+    """Return the student's chat for placement "context": the guidance ends the last user message.
 
-    It is introduced by `projection.introduction`, after an empty line; in the last text part, or a new one after
-    parts without text. A chat without a user message gets one. Empty guidance leaves the chat as it is. The input
-    is not changed; untouched values are shared with the result.
+    `projection.introduction` introduces it, after an empty line, in the last text part or in a new part after parts
+    without text. A chat without a user message gets one. Empty guidance leaves the chat unchanged. The input is not
+    changed; untouched values are shared with the result.
     """
     if not guidance:
         return [dict(message) for message in messages]
-    # Not str.format: a template may hold other braces.
+    # Not str.format: a template may contain other braces.
     return with_text(messages, after=projection.introduction.replace(SLOT, guidance))
 
 
 def place_in_input(messages: Sequence[Mapping[str, Any]], guidance: str) -> list[dict[str, Any]]:
-    """The chat to put to the student in placement "input": the guidance ends the last user message, as it is.
+    """Return the student's chat for placement "input": the guidance ends the last user message, without introduction.
 
-    For encoder-decoder students (paper, section 4.3): the encoder reads question and guidance as one text, and what
-    the decoder writes is the whole answer; the guidance is no part of it. It stands on a line of its own; else as
-    `place_in_context`.
+    For encoder-decoder students (paper, section 4.3): the encoder reads question and guidance as one text. The
+    decoder's output is the whole answer; the guidance is not part of it. The guidance is on its own line. Otherwise
+    this works like `place_in_context`.
     """
     if not guidance:
         return [dict(message) for message in messages]
@@ -68,18 +70,19 @@ def place_in_input(messages: Sequence[Mapping[str, Any]], guidance: str) -> list
 
 
 def teacher_prompt(projection: Projection, prompt: str) -> str:
-    """The raw prompt to put to the teacher: the caller's, behind the projection's instruction.
+    """Return the teacher's raw prompt: the projection's instruction, a space, and the caller's prompt.
 
-    Where in it the question stands is the caller's secret: the instruction goes before all of it, a blank between.
-    Exemplars and a system text have no part in it: how this caller tells a question from an answer is not known.
+    The position of the question in the prompt is unknown, so the instruction precedes all of it. Exemplars and a system
+    text are not used, because the caller's format of questions and answers is unknown.
     """
     return f"{projection.instruction} {prompt}" if projection.instruction is not None else prompt
 
 
 def place_before_prompt(projection: Projection, prompt: str, guidance: str) -> str:
-    """The raw prompt to put to the student in placement "context": before it the guidance, introduced as in a chat.
+    """Return the student's raw prompt for placement "context": the guidance, introduced as in a chat, before the
+    prompt.
 
-    Not behind it, for there the answer begins. Empty guidance leaves the prompt as it is.
+    It does not follow the prompt, because the answer begins there. Empty guidance leaves the prompt unchanged.
     """
     if not guidance:
         return prompt
@@ -87,8 +90,8 @@ def place_before_prompt(projection: Projection, prompt: str, guidance: str) -> s
 
 
 def place_behind_prompt(prompt: str, guidance: str) -> str:
-    """The raw prompt to put to the student in placement "input": the guidance ends it, and is no part of the answer.
+    """Return the student's raw prompt for placement "input": the guidance ends it, and is not part of the answer.
 
-    The paper's prompt ends in "A:", so a blank parts the two, unless white space does.
+    The paper's prompt ends in "A:", so a space separates the two, unless the prompt ends in whitespace.
     """
     return f"{prompt} {guidance}" if prompt and not prompt[-1].isspace() else prompt + guidance

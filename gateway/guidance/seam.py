@@ -1,14 +1,14 @@
-"""The seam: where the teacher's words end and the student's begin.
+"""The seam: the position where the teacher's text ends and the student's text begins.
 
     trimmed = trim(teacher_text, cut=True, stop=stop)            # trimmed.text is shown, and sent to the student
     seam = SeamJoin(trimmed.text, pending_space=trimmed.pending_space, stop=stop)
-    emit(seam.opening())                                         # before the student has said a word
+    emit(seam.opening())                                         # before the student's first text
     for delta in student: emit(seam.feed(delta))
     emit(seam.finish())
 
-Engines differ in how they continue a partial answer: some repeat it first, some strip the blank their
-continuation begins with, some can only be asked to write it again. `SeamJoin` hides that, in any chunking, without
-I/O. `trim` is in `trim.py`, and not imported here: devices join without it (`gateway/edge`).
+Engines differ in how they continue a partial answer. Some repeat it first, some strip the space with which their
+continuation begins, and some can only be asked to write it again. `SeamJoin` hides these differences, for any chunking
+and without I/O. This module does not import `trim.py`, because devices join text without it (`gateway/edge`).
 """
 
 from __future__ import annotations
@@ -21,35 +21,36 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 ECHO_DETECTION_MIN_BYTES = 32
-"""How long guidance must be, in UTF-8 bytes, before a student that begins with it must be repeating it.
+"""Length of guidance, in UTF-8 bytes, from which a student that begins with it must be repeating it.
 
-About six English words or eleven ideographs: bytes weigh scripts more evenly than characters do.
+About six English words or eleven ideographs: bytes compare scripts better than characters do.
 """
 
 
 class SeamJoin:
-    """Joins a student's text deltas to the guidance they continue: what it returns, in order, is the answer.
+    """Join a student's text deltas to the guidance that they continue. The returned texts, in order, are the answer.
 
-    guidance: what the student was sent, as `trim` left it.
-    pending_space: the whitespace that followed the guidance (`TrimmedText.pending_space`).
-    echo: does this engine repeat the guidance before it continues? True: drop exactly that, and whitespace before
-        it, from the student's text; if the text does not begin so, it is passed on as it is. False: never drop
-        anything. None: unknown, so find out where `echo_detectable` says that this can be found out, else pass on.
-        While the student's text is still a beginning of the guidance it is held back. A student that honestly
-        begins its continuation with the whole of a long guidance cannot be told from an echo.
-    strips_leading_space: this engine strips the whitespace its continuation begins with. Then `owed` is paid
-        before the first student text that is not empty, unless that text begins with whitespace. Otherwise
-        nothing is ever inserted. `owed` is all that is known: when the teacher was cut within the whitespace, or
-        right before it, the part of it that the engine stripped is lost.
-    stop: the caller's stop strings; empty ones are ignored. Only those that begin before the student's own text
-        matter here, for those wholly inside it are the engine's work. Of several the one completed first counts;
-        of those completed together, the longest. An engine withholds the stop string it met itself: if that
-        overlaps one across the seam, the latter is not seen, and its beginning stays in the answer.
-    written_again: the student was asked to write the guidance itself before it goes on (`Continuation.writes_again`).
-        Then nothing is emitted before it has, and from there on all of it; whitespace before it is dropped. If it
-        says anything else, or ends before it has said it all, its own text is the answer, as it is: no answer begins
-        twice. All that is emitted is the student's own, so `owed` and `stop` have no part in it: the engine keeps to
-        the latter. `echo` and `strips_leading_space` mean nothing then.
+    Args:
+        guidance: the text that was sent to the student, as `trim` returned it.
+        pending_space: the whitespace that followed the guidance (`TrimmedText.pending_space`).
+        echo: whether the engine repeats the guidance before it continues. True: drop exactly the guidance, and
+            whitespace before it, from the student's text. A text that begins differently is passed on unchanged. False:
+            drop nothing. None: unknown; detect an echo where `echo_detectable` allows it, else drop nothing. Text that
+            is still a beginning of the guidance is held back. A continuation that really begins with the whole of long
+            guidance cannot be distinguished from an echo.
+        strips_leading_space: whether the engine strips the whitespace with which its continuation begins. If so,
+            `pending_space` is inserted before the first student text, unless that text begins with whitespace.
+            Otherwise nothing is ever inserted. If the teacher was cut within or right before the whitespace, the part
+            that the engine stripped is lost.
+        stop: the caller's stop strings; empty ones are ignored. Only those that begin before the student's own text
+            matter here; the engine handles the others. Of several, the first one completed counts; of those completed
+            together, the longest. An engine does not return the stop string that it found: if that overlaps one across
+            the seam, the latter is not detected, and its beginning stays in the answer.
+        written_again: whether the student was asked to write the guidance itself before it continues
+            (`Continuation.writes_again`). Nothing is emitted until it has, and everything from there on; whitespace
+            before it is dropped. If the student writes anything else, or ends too early, its own text is the whole
+            answer. All emitted text is then the student's own, so `pending_space` and `stop` are not used: the engine
+            applies the latter. `echo` and `strips_leading_space` are ignored.
     """
 
     def __init__(
@@ -65,12 +66,12 @@ class SeamJoin:
         self.guidance = guidance
         expect_echo = written_again or (echo_detectable(guidance) if echo is None else echo)
         self._echo = guidance.lstrip() if expect_echo else ""
-        self._reply = ""  # student text that may yet turn out to be the echo
+        self._reply = ""  # student text that may be the echo
         self._written_again = written_again
         self._pending_space = pending_space if strips_leading_space and not written_again else ""
         self._stop = () if written_again else tuple(filter(None, stop))
-        self._held = ""  # text that may yet turn out to be the beginning of a stop string
-        self._reach = 0  # how many of the held characters stand before the student's own
+        self._held = ""  # text that may begin a stop string
+        self._reach = 0  # the number of held characters before the student's own text
         self._stopped = False
         self._echoed = False
         self._restarted = False
@@ -78,35 +79,36 @@ class SeamJoin:
 
     @property
     def stopped(self) -> bool:
-        """A stop string was met: the answer up to it has been emitted, and what follows is swallowed."""
+        """Return whether a stop string was found: the answer up to it was emitted, and later text is dropped."""
         return self._stopped
 
     @property
     def echoed(self) -> bool:
-        """The student repeated the guidance; the repetition was dropped, but with `written_again`."""
+        """Return whether the student repeated the guidance. The repetition was dropped, except with `written_again`."""
         return self._echoed
 
     @property
     def restarted(self) -> bool:
-        """With `written_again`: the student did not write the guidance, and its own text alone is the answer.
+        """Return whether the student, with `written_again`, did not write the guidance, so that its own text is the
+        answer.
 
-        False while that is open; true for good once it is, at the latest after `finish`.
+        False while that is undecided. Once true it stays true; it is decided by `finish` at the latest.
         """
         return self._restarted
 
     def opening(self) -> str:
-        """The part of the guidance that may be emitted at once; the rest may be the beginning of a stop string.
+        """Return the part of the guidance that may be emitted at once. The rest may begin a stop string.
 
         Empty with `written_again`.
         """
         return self._opening
 
     def feed(self, delta: str) -> str:
-        """Take student text, from nothing up to all of it; return what may be emitted now."""
+        """Read student text of any length. Return what may be emitted now."""
         return self._continue(self._without_echo(delta))
 
     def finish(self) -> str:
-        """The student has ended: return what was still held back."""
+        """Return the text that was held back, after the student has ended."""
         self._restarted = self._restarted or (self._written_again and bool(self._echo))
         reply, self._reply, self._echo = self._reply, "", ""
         emitted = self._continue(reply)
@@ -171,7 +173,7 @@ def join(
     stop: Sequence[str] = (),
     written_again: bool = False,
 ) -> tuple[str, bool]:
-    """Join a whole reply, as `SeamJoin` does its deltas; returns the answer and whether a stop string ended it."""
+    """Join a complete reply, as `SeamJoin` joins its deltas. Return the answer, and whether a stop string ended it."""
     seam = SeamJoin(
         guidance,
         pending_space=pending_space,
@@ -185,21 +187,21 @@ def join(
 
 
 def echo_detectable(guidance: str) -> bool:
-    """Can a student's repetition of this guidance be told from a coincidence?
+    """Return whether a student's repetition of this guidance can be distinguished from a coincidence.
 
-    Not when it is shorter than `ECHO_DETECTION_MIN_BYTES`, and not when it is itself a repetition ("ha ha ha"),
-    since whoever continues that begins with it again.
+    It cannot if the guidance is shorter than `ECHO_DETECTION_MIN_BYTES`, or is itself a repetition ("ha ha ha"),
+    because a continuation of that begins with it again.
     """
     if len(guidance.encode("utf-8", "surrogatepass")) < ECHO_DETECTION_MIN_BYTES:
         return False
     border = _longest_border(guidance)
     middle = guidance[border : len(guidance) - border]
-    # The blank between two rounds is in the middle, as trimmed guidance does not end in one.
+    # The space between two repetitions is in the middle: trimmed guidance does not end in one.
     return bool(middle.strip())
 
 
 def _longest_border(text: str) -> int:
-    """The length of the longest proper prefix of `text` that is also a suffix (Knuth, Morris, Pratt)."""
+    """Return the length of the longest proper prefix of `text` that is also a suffix (Knuth, Morris, Pratt)."""
     borders = [0] * len(text)
     length = 0
     for at in range(1, len(text)):

@@ -1,11 +1,11 @@
-"""Drop what a teacher writes before it says anything, and keep m tokens of what follows. Before the seam's trim. Pure.
+"""Drop a teacher's introductory boilerplate, and keep m tokens of the following text, before the seam's trim. Pure.
 
 growing = GrowingSkip(skip, tokens=40)
 for piece in teacher: trim.feed(growing.feed(piece))
 trim.feed(growing.finish())
 
-A sentence at a time is looked at, whole: nothing of it goes on before it is known that it stays. So what went on is
-never taken back, and what a text becomes does not depend on the pieces that it comes in.
+Sentences are matched whole, one at a time. No part of a sentence is passed on before it is certain that it is kept.
+Text that was passed on is therefore never taken back, and the result does not depend on the sizes of the pieces.
 """
 
 from __future__ import annotations
@@ -19,28 +19,30 @@ if TYPE_CHECKING:
     from gateway.policy.projections import SkipRule
 
 MAX_SENTENCES = 4
+"""Number of leading sentences that are matched."""
 MAX_SENTENCE_CHARS = 300
-"""What runs on for longer is not looked at: the caller waits for its end."""
+"""Longest sentence that is matched: the caller waits for its end."""
 
-# A mark with what closes after it, and white space; or the end of a line.
+# A punctuation mark with closing characters and whitespace, or the end of a line.
 _SENTENCE_END = re.compile(
     r"(?<!\bMr)(?<!\bMs)(?<!\bDr)(?<!\bSt)(?<!\bMrs)[.!?:]+[\"'\u201d\u2019)*_]*(?=\s)|[\u3002\uff01\uff1f\uff1a]|(?=\n)"
 )
-# About what tokenizers make of a text: a word with the blank before it, its rest where it is long, a digit, a mark. The
-# next piece begins where it begins whatever follows, so a text can be counted as it comes.
+# An approximation of tokens: a word with the space before it, the rest of a long word, a digit, a mark. Where a piece
+# begins does not depend on later text, so text can be counted as it arrives.
 _PIECE = re.compile(r" ?(?:[A-Za-z]{1,10}|\d|[\u2e80-\U0003ffff]|[^\W\dA-Za-z_]{1,2}|[^\w\s]|_)|\s+")
 
 
 class GrowingSkip:
-    """Takes a teacher's text in pieces of any size, and gives back what goes on to the seam.
+    """Read a teacher's text in pieces of any size, and return the text to pass on to the seam.
 
-    tokens: m, how many tokens of what stays go on, by a count of our own that errs on the side of fewer: the teacher's
-        is not known while it writes.
+    Leading whitespace is dropped. Complete leading `<think>` blocks are passed on unchanged and are not counted. Then,
+    up to MAX_SENTENCES times, the longest beginning of the first sentence that a pattern matches is dropped, with the
+    whitespace after it. A sentence ends with its mark if whitespace follows, with its line, or with the text. A
+    sentence longer than MAX_SENTENCE_CHARS is not boilerplate.
 
-    Leading blanks are dropped, complete leading `<think>` blocks go on as they are and are not counted. Then up to
-    MOST_SENTENCES times: the longest beginning of the first sentence that a pattern matches is dropped, with the blanks
-    behind it. A sentence ends with its mark where white space follows, with its line, or with the text; one of more
-    than MOST_SENTENCE_CHARS is no boilerplate.
+    Args:
+        tokens: m, the number of kept tokens to pass on. The count is the gateway's own and rather too high than too
+            low: the teacher's count is unknown while it generates.
     """
 
     def __init__(self, skip: SkipRule, tokens: int) -> None:
@@ -49,22 +51,22 @@ class GrowingSkip:
         self._sentences_left = MAX_SENTENCES
         self._held = ""
         self._in_reasoning = False
-        self._received_chars = 0  # how many characters did
-        self._counted = ""  # the last piece that was counted: it may go on
+        self._received_chars = 0  # number of characters that were read
+        self._counted = ""  # the last piece that was counted, which may continue
         self.dropped = False
-        """Something was."""
+        """Whether any text was dropped."""
         self.begins_at: int | None = None
-        """Before how many characters of the text stands what is counted; None: nothing is yet."""
+        """Number of characters of the text before the counted part; None: nothing was counted yet."""
         self.cut_at: int | None = None
-        """After how many there was more than m tokens; None: there was not."""
+        """Number of characters after which the text exceeded m tokens; None: it did not."""
 
     @property
     def cut(self) -> bool:
-        """There was more than m tokens."""
+        """Return whether the text exceeded m tokens."""
         return self.cut_at is not None
 
     def feed(self, piece: str) -> str:
-        """Take the teacher's next text; return what goes on."""
+        """Read the teacher's next text. Return what is passed on."""
         self._received_chars += len(piece)
         if not self._sentences_left:
             return self._count_tokens(piece)
@@ -72,7 +74,7 @@ class GrowingSkip:
         return self._advance(ended=False)
 
     def finish(self) -> str:
-        """The teacher has ended; return what was held back and goes on."""
+        """Return the held text that is passed on, after the teacher has ended."""
         return self._advance(ended=True) if self._sentences_left else ""
 
     def _advance(self, *, ended: bool) -> str:
@@ -93,7 +95,9 @@ class GrowingSkip:
         return passed + self._count_tokens(rest)
 
     def _take_reasoning(self, *, ended: bool) -> str:
-        """The complete reasoning that the held text begins with; of a text that ended, one that is open as well."""
+        """Return the complete reasoning with which the held text begins; of a text that has ended, open reasoning as
+        well.
+        """
         passed = ""
         while True:
             self._held = self._held if self._in_reasoning else self._held.lstrip()
@@ -108,14 +112,14 @@ class GrowingSkip:
             passed, self._held, self._in_reasoning = passed + self._held[:end], self._held[end:], False
 
     def _boilerplate_chars(self, sentence: str) -> int:
-        """How much of it, from its beginning, is boilerplate."""
+        """Return the number of characters at the beginning of the sentence that are boilerplate."""
         raw = sentence.encode("utf-8", "replace")
         found = (pattern.compiled.match(raw) for pattern in self._skip.patterns)
         end = max((one.end() for one in found if one is not None), default=0)
         return len(raw[:end].decode("utf-8", "ignore"))
 
     def _count_tokens(self, text: str) -> str:
-        """As much of the text, which ends all that came, as there is room for."""
+        """Return the part of the text that has room within m tokens. The text ends all text that was read."""
         if self.begins_at is None:
             text = text.lstrip()
             self.begins_at = self._received_chars - len(text) if text else None
@@ -136,13 +140,13 @@ class GrowingSkip:
 
 
 def skipped(text: str, skip: SkipRule, tokens: int) -> tuple[str, GrowingSkip]:
-    """What a whole text becomes, and what was done to it."""
+    """Return the kept part of a complete text, and the filter that was applied."""
     growing = GrowingSkip(skip, tokens)
     return growing.feed(text) + growing.finish(), growing
 
 
 def _sentence(held: str, *, ended: bool) -> str | None:
-    """The first sentence; "" where it is too long to be looked at, None where it has not ended yet."""
+    """Return the first sentence; "" if it is too long to be matched, None if it has not ended."""
     found = _SENTENCE_END.search(held, 0, MAX_SENTENCE_CHARS + 1)
     if found is not None:
         return held[: found.end()]

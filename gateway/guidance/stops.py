@@ -1,4 +1,4 @@
-"""Stop strings: where a text ends, whoever wrote it. Pure, and imports nothing."""
+"""Find stop strings, which end a text. Pure; imports nothing from the gateway."""
 
 from __future__ import annotations
 
@@ -13,8 +13,12 @@ def first_stop(
 ) -> tuple[int, int] | None:
     """Find the stop string that is completed first; of those completed together, the longest.
 
-    Returns (start, end) in characters, or None. Only occurrences count that end after `ends_after` and begin
-    before `begins_before` (None: anywhere).
+    Args:
+        ends_after: only occurrences that end after this character count.
+        begins_before: only occurrences that begin before this character count; None: anywhere.
+
+    Returns:
+        Start and end in characters, or None.
     """
     found: list[tuple[int, int]] = []
     for one in filter(None, stop):

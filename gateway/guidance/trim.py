@@ -1,8 +1,8 @@
-"""Make a teacher's text fit to be shown and continued: what is kept is exactly what is emitted and sent.
+"""Cut a teacher's text so that it can be shown and continued. The kept text is exactly the text that is shown and sent.
 
-No inference server heals tokens, so a prefix that ends in a blank or in half a word biases the student's first
-token. `trim` cuts back to a point from which a student with another vocabulary can go on. Text, never token ids,
-crosses from teacher to student (paper, sections 1 and 2).
+Inference servers do not heal tokens, so a prefix that ends in a space or half a word biases the student's first token.
+`trim` cuts back to a point from which a student with another vocabulary can continue. Only text, never token ids, is
+passed from teacher to student (paper, sections 1 and 2).
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from gateway.policy.schema import Boundary
 
 SENTENCE_REACH_BYTES = 32
-"""How much boundary `sentence` may throw away: about eight tokens. Bytes weigh scripts more evenly than characters."""
+"""Bytes that boundary `sentence` may drop: about eight tokens. Bytes compare scripts better than characters do."""
 
 OPEN_TAG = "<think>"
 CLOSE_TAG = "</think>"
-# A tag within quotes or backticks is talk about the tag, not the tag.
+# A tag within quotes or backticks is text about the tag.
 _OPENING = re.compile(r"""(?<![`"'])<think>|<think>(?![`"'])""")
 _CLOSING = re.compile(r"""(?<![`"'])</think>|</think>(?![`"'])""")
 
@@ -36,24 +36,24 @@ _REGIONAL = frozenset(map(chr, range(0x1F1E6, 0x1F200)))
 _BEGINNINGS = "\\" + _JOINER
 _CLUSTER = regex.compile(r"\X")
 _WORD_BOUNDARY = regex.compile(r"(?w)\b")
-# One letter, digit, katakana, pictograph and regional indicator. A word is unfinished when UAX #29 would let it
-# absorb one of them; ideographs, hiragana and Thai absorb none, so those texts keep all their characters.
+# One letter, digit, katakana, pictograph and regional indicator. A word is unfinished if UAX #29 would join one of them
+# to it. Ideographs, hiragana and Thai join none, so those texts keep all their characters.
 _CONTINUATIONS = ("a", "0", "\u30a2", "\U0001f469", "\U0001f1eb")
-# What runs on for longer without a boundary is no word: a hash, an encoded file.
+# A longer text without a boundary is no word, but a hash or an encoded file.
 LONGEST_WORD_CHARS = 128
 _SENTENCE_MARKS = frozenset(".:\uff0e\uff1a\u00b7\u2024\u2027")
 
 _FENCE_LINE = re.compile(r"^[ \t>]*(?P<mark>`{3,}|~{3,})(?P<info>.*)(?P<end>\n?)", re.MULTILINE)
 _FENCE_AT_END = re.compile(r"^[ \t>]*(?:`{3}|~{3}).*\Z", re.MULTILINE)
-# More of them are a line of their own: a table's, a title's.
+# A longer run of marks is a line of its own, such as a table's or a title's.
 _MARKS_AT_END = re.compile(
     r"(?<![!-/:-@\[-`{-~])[!-/:-@\[-`{-~\u2026\u201d\u2019\u3001\u3002\u300d\u300f\uff01\uff09\uff0c\uff1a\uff1b\uff1f]{1,4}\Z"
 )
 _JSON_FENCE = re.compile(r"\s*(?:json[5lc]?|jsonlines|geojson)\b", re.IGNORECASE)
 _HALF_FENCE = re.compile(r"(?:^|\n)[ \t>]*(?P<mark>`{1,2}|~{1,2})\Z")
 
-# U+FFFD is what a decoder leaves of a character cut in two; a lone surrogate is what JSON escapes leave of one.
-# The end of a line; of a sentence, with what closes after its mark. "1." at a line's beginning numbers a list.
+# The end of a line, and the end of a sentence with closing characters after its mark.
+# "1." at a line's beginning numbers a list.
 _LINE_END = regex.compile(r"(?=\s*\n)(?<=\S)")
 _PROSE_END = regex.compile(
     r"(?<!^[ \t>*#-]*\d+)[.!?\u2026]+[\"'\u201d\u2019\u00bb)\]*_]*(?=\s|\Z)"
@@ -62,17 +62,20 @@ _PROSE_END = regex.compile(
     regex.MULTILINE,
 )
 
+# U+FFFD is a decoder's replacement for a character cut in two; a lone surrogate results from JSON escapes.
 _BROKEN = "\ufffd" + "".join(map(chr, range(0xD800, 0xE000)))
 
 
 class TrimmedText(Record, frozen=True):
-    """A teacher's text, divided: `text + owed + dropped` is what it wrote (without reasoning and leading blanks).
+    """A teacher's text, divided: `text + pending_space + dropped` is the original without reasoning and leading
+    whitespace.
 
-    text: the guidance, exactly as it is shown and sent; never ends in whitespace; may be empty.
-    owed: the whitespace that followed `text`; `SeamJoin` pays it for a student that strips its own. When the
-        answer is at its end (the teacher finished, or `stopped`), `text + owed` is that answer verbatim.
-    dropped: everything cut off after that, a stop string included.
-    stopped: one of the caller's stop strings was met, so the answer ends here and no student is needed.
+    Attributes:
+        text: the guidance, exactly as it is shown and sent; never ends in whitespace; may be empty.
+        pending_space: the whitespace that followed `text`; `SeamJoin` inserts it for a student that strips its own. If
+            the answer is complete (the teacher finished, or `stopped`), `text + pending_space` is that answer verbatim.
+        dropped: the text cut off after that, including a stop string.
+        stopped: whether one of the caller's stop strings was found, so that the answer ends here without a student.
     """
 
     text: str
@@ -82,34 +85,36 @@ class TrimmedText(Record, frozen=True):
 
 
 def trim(text: str, *, cut: bool, stop: Sequence[str] = (), boundary: Boundary = "word") -> TrimmedText:
-    """Trim what a teacher wrote.
-
-    text: the teacher's text as decoded.
-    cut: the teacher was stopped by length, so its last word may be half.
-    stop: the caller's stop strings; empty ones are ignored. Of several the one completed first counts, as in an
-        engine that looks for them while it writes; one that lies in the leading whitespace alone does not count,
-        because the caller never sees that whitespace.
-    boundary: where a text that was cut may end.
+    """Trim a teacher's text.
 
     Always: leading whitespace is stripped, and so is reasoning, which is not part of the answer: complete leading
-    `<think>` blocks, and all up to a `</think>` that nothing opened (its template opened it in the prompt). From a
-    block left open on, all is dropped, also mid-answer; a complete block mid-answer stays as it is. Tags within
-    quotes or backticks are text. Trailing whitespace and broken characters are cut.
+    `<think>` blocks, and all text up to a `</think>` without an opening tag (the template opened it in the prompt). All
+    text from an unclosed block on is dropped, also mid-answer; a complete block mid-answer is kept. Tags within quotes
+    or backticks are text. Trailing whitespace and broken characters are cut.
 
-    When `cut`, the text also loses the beginning of a tag, of a backslash escape and of an emoji, the opening line of
-    a code fence that is not complete (an open fence whose opening line is complete stays), the marks before a line's
-    end that is cut off, and, where it opens as JSON, a key or number that may go on. Then, by `boundary`:
+    If `cut`, the text also loses an unfinished tag, backslash escape or emoji, an incomplete opening line of a code
+    fence, and the punctuation before a line end that is cut off. An open fence with a complete opening line is kept. A
+    text that begins as JSON loses a key or number that may continue. The rest depends on `boundary`:
 
-    word: a last word that may go on (UAX #29, so "don't" and "3.5" are one word; "3." may go on, "end." may not).
-    sentence: that, and what follows the last end of a sentence or line, if it is no more than `SENTENCE_REACH_BYTES`.
-        In code and JSON only lines count.
-    token: nothing else. The last word may be half.
+    - word: a last word that may continue is dropped (UAX #29, so "don't" and "3.5" are one word; "3." may continue,
+      "end." may not).
+    - sentence: in addition, text after the last end of a sentence or line is dropped, if it has at most
+      `SENTENCE_REACH_BYTES`. In code and JSON only lines count.
+    - token: nothing else is dropped. The last word may be incomplete.
+
+    Args:
+        text: the teacher's decoded text.
+        cut: whether the teacher was stopped by its length limit, so that its last word may be incomplete.
+        stop: the caller's stop strings; empty ones are ignored. The first one completed counts, as in an engine that
+            searches while it generates. A stop string within the leading whitespace does not count, because the caller
+            never sees that whitespace.
+        boundary: where a cut text may end.
     """
     return divide(without_leading_reasoning(text), cut=cut, stop=stop, boundary=boundary)
 
 
 def divide(answer: str, *, cut: bool, stop: Sequence[str], boundary: Boundary) -> TrimmedText:
-    """`trim` without its look for leading reasoning."""
+    """Divide an answer as `trim` does, without removing leading reasoning."""
     body = answer.lstrip()
     lead = len(answer) - len(body)
     limit = open_reasoning(body)
@@ -140,7 +145,7 @@ def without_leading_reasoning(text: str) -> str:
 
 
 def open_reasoning(body: str) -> int:
-    """Where a `<think>` begins that is never closed; else the length of the text."""
+    """Return where an unclosed `<think>` begins; else the length of the text."""
     if OPEN_TAG not in body:
         return len(body)
     closed = 0
@@ -151,7 +156,7 @@ def open_reasoning(body: str) -> int:
 
 
 class CodeFence(NamedTuple):
-    """The opening line of a code fence: its mark, what follows the mark, and where the line after it begins."""
+    """The opening line of a code fence: its mark, the text after the mark, and the start of the next line."""
 
     mark: str
     info: str
@@ -160,12 +165,13 @@ class CodeFence(NamedTuple):
 
 @dataclass(slots=True)
 class TextContext:
-    """What is known of the text before a piece of it.
+    """The context of a piece of text.
 
-    begin: how many characters of the piece are shown already: they are there to tell how the rest is to be read.
-    fence: the fence that is open at the beginning of the piece.
-    json: has read what is shown, where that is JSON, or the JSON of the open fence.
-    since_bytes: how much is shown since the last sentence or line ended; None: none has.
+    Attributes:
+        begin: number of characters of the piece that are shown already; they only help to read the rest.
+        fence: the fence that is open at the beginning of the piece.
+        json: the reader of the shown text, if that is JSON, or of the JSON in the open fence.
+        since_bytes: bytes shown since the last sentence or line ended; None: none has ended.
     """
 
     begin: int = 0
@@ -175,20 +181,20 @@ class TextContext:
 
 
 def last_complete(body: str, boundary: Boundary, before: TextContext) -> int:
-    """How many characters of a text that was cut for length surely are complete."""
+    """Return the number of characters that are certainly complete in a text that was cut for length."""
     begin = before.begin
     kept = body.rstrip(_BROKEN)
     kept = kept[: _half_tag(kept)]
     words = kept[begin:]
-    # The rule of words takes two halves of a flag with a joiner between for one word; a reader sees no flag.
+    # By the rule of words, two halves of a flag with a joiner between them are one word; a reader sees no flag.
     whole = _unfinished_cluster(words)
     kept = kept[: begin + (whole if boundary == "token" else min(whole, _unfinished_word(words)))]
-    # What is left of "</div" or of "\frac" is no better than half a word.
+    # The rest of "</div" or of "\frac" is no better than half a word.
     while kept and (kept[-1] in _BEGINNINGS or _half_tag(kept) < len(kept)):
         kept = kept[: _half_tag(kept)].rstrip(_BEGINNINGS)
     fence, unfinished = fences(body, before.fence)
     kept = rstrip(kept[:unfinished])
-    # What is left of "`wor" at a line's beginning may become a fence too.
+    # The rest of "`wor" at a line's beginning may become a fence too.
     if (half := _HALF_FENCE.search(kept)) is not None and not body[len(kept) : len(kept) + 1].isspace():
         kept = rstrip(kept[: half.start("mark")])
     json, json_begin = before.json, begin
@@ -201,15 +207,15 @@ def last_complete(body: str, boundary: Boundary, before: TextContext) -> int:
     if boundary == "sentence" and "\n" not in blank:
         in_json = json is not None and replace(json).reads(kept[json_begin:])
         ended = kept[: _last_end(kept, before, in_prose=fence is None and not in_json)]
-        # Nor back to a bracket alone, nor into a block of reasoning.
+        # Do not cut back to a bracket alone, or into a block of reasoning.
         if (begin or any(map(str.isalnum, ended))) and open_reasoning(ended) == len(ended):
             kept = _settled(ended, body, begin, json, json_begin)
-    # No cut may open a block of reasoning that was closed.
+    # A cut must not open a block of reasoning that was closed.
     return min(len(kept), open_reasoning(kept))
 
 
 def _settled(kept: str, body: str, begin: int, json: JsonOpening | None, json_begin: int) -> str:
-    """Cut until neither a line's marks nor the rules of JSON want less."""
+    """Cut until neither the punctuation before a line end nor the rules of JSON require a further cut."""
     settled = None
     while settled != kept:
         settled = kept
@@ -220,10 +226,10 @@ def _settled(kept: str, body: str, begin: int, json: JsonOpening | None, json_be
 
 
 def _without_marks_of_a_line(kept: str, body: str) -> int:
-    """Where the marks begin with which a line ends, if that is where the text is cut; else its length.
+    """Return where the punctuation before a line end begins, if the text is cut at that line end; else its length.
 
-    Most vocabularies write ":" and the line's end after it as one token. A student that is shown ":" alone does not
-    take a line's end for what follows; one that is shown the word before writes both.
+    Most vocabularies have one token for ":" and the line end after it. A student that reads ":" alone does not generate
+    a line end next; one that reads only the word before generates both.
     """
     if body[len(kept) : len(kept) + 1] not in {"\n", "\r"} or _FENCE_AT_END.search(kept):
         return len(kept)
@@ -242,14 +248,14 @@ def _half_tag(text: str) -> int:
 
 
 def _unfinished_word(text: str) -> int:
-    """Where the last word begins if it may go on; else the length of the text."""
+    """Return where the last word begins if it may continue; else the length of the text."""
     if not text or text[-1].isspace():
         return len(text)
-    # No word spans whitespace, so only what follows the last of it needs a look.
+    # No word contains whitespace, so only the text after the last whitespace is examined.
     tail = text[-LONGEST_WORD_CHARS:].split()[-1]
     for more in _CONTINUATIONS:
         if more == "a" and tail[-1] in _SENTENCE_MARKS:
-            # "foo." could become "foo.bar", but far more often it is the end of a sentence.
+            # "foo." could become "foo.bar", but it usually ends a sentence.
             continue
         boundaries: list[int] = [match.start() for match in _WORD_BOUNDARY.finditer(tail + more)]
         if len(tail) not in boundaries:
@@ -259,14 +265,14 @@ def _unfinished_word(text: str) -> int:
 
 
 def _unfinished_cluster(text: str) -> int:
-    """Where the last character as readers see it begins, if it is an emoji or a flag of which a part is missing."""
+    """Return where the last grapheme cluster begins if it is an incomplete emoji or flag; else the text's length."""
     end = len(text)
     while end and (text[end - 1] == _JOINER or text[end - 1] in _REGIONAL):
         tail = text[max(0, end - LONGEST_WORD_CHARS) : end]
         begin = min(_last_cluster(tail + more) for more in _CONTINUATIONS[-2:])
         if begin == len(tail) and tail[-1] != _JOINER:
             break
-        # A joiner that joins nothing is dropped as well; what stood before it may be half a flag.
+        # A joiner that joins nothing is dropped as well; the text before it may be half a flag.
         end = end - len(tail) + begin if begin < len(tail) else len(text[:end].rstrip(_JOINER))
     return end
 
@@ -279,7 +285,7 @@ def _last_cluster(text: str) -> int:
 
 
 def _last_end(text: str, before: TextContext, *, in_prose: bool) -> int:
-    """Where the last sentence or line of a trimmed text has ended, if that is within reach; else its length."""
+    """Return where the last sentence or line of a trimmed text ended, if that is within reach; else its length."""
     at = ended_at(text, max(before.begin, len(text) - SENTENCE_REACH_BYTES), len(text), in_prose=in_prose)
     if at:
         lost_bytes = size_bytes(text[at:])
@@ -291,7 +297,7 @@ def _last_end(text: str, before: TextContext, *, in_prose: bool) -> int:
 
 
 def ended_at(text: str, begin: int, end: int, *, in_prose: bool) -> int | None:
-    """Where the last sentence or line has ended that does so between the two; None: none has."""
+    """Return the last end of a sentence or line between `begin` and `end`; None: there is none."""
     found = None
     for one in (_PROSE_END if in_prose else _LINE_END).finditer(text, begin):
         if one.end() <= end:
@@ -300,9 +306,9 @@ def ended_at(text: str, begin: int, end: int, *, in_prose: bool) -> int | None:
 
 
 def first_end(text: str, begin: int, *, in_prose: bool) -> int | None:
-    """Where the first sentence or line ends that does so after `begin`, and after which more follows; None: none does.
+    """Return the first end of a sentence or line after `begin` that more text follows; None: there is none.
 
-    What follows tells a sentence's end from the point of a number.
+    The following text distinguishes the end of a sentence from the point of a number.
     """
     for one in (_PROSE_END if in_prose else _LINE_END).finditer(text, begin):
         end: int = one.end()
@@ -312,18 +318,22 @@ def first_end(text: str, begin: int, *, in_prose: bool) -> int | None:
 
 
 def size_bytes(text: str) -> int:
-    """As UTF-8; what is broken counts too."""
+    """Return the size of a text in UTF-8, including lone surrogates."""
     return len(text.encode("utf-8", "surrogatepass"))
 
 
 def holds_json(fence: CodeFence) -> bool:
-    """Whether the fence says that its text is JSON."""
+    """Return whether the fence's info string declares JSON."""
     return _JSON_FENCE.match(fence.info) is not None
 
 
 def fences(body: str, fence: CodeFence | None = None) -> tuple[CodeFence | None, int]:
-    """The fence that is open at the end, where `fence` was at the beginning; and where the last line begins if it is,
-    or may become, an opening line that has not ended, else the length of the text.
+    """Return the code fence that is open at the end, and the start of an incomplete opening line of a fence.
+
+    Without such a line, the second value is the length of the text.
+
+    Args:
+        fence: the fence that is open at the beginning.
     """
     unfinished = len(body)
     for line in _FENCE_LINE.finditer(body):
@@ -341,7 +351,7 @@ def fences(body: str, fence: CodeFence | None = None) -> tuple[CodeFence | None,
 
 
 def rstrip(text: str) -> str:
-    """The text without the whitespace and the broken characters at its end."""
+    """Return the text without trailing whitespace and broken characters."""
     while text and (text[-1].isspace() or text[-1] in _BROKEN):
         text = text.rstrip().rstrip(_BROKEN)
     return text

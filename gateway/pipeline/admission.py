@@ -1,7 +1,7 @@
-"""Step 4: a place in this process, room in the tenant's limits and budgets, and an intent in Redis; or an honest error.
+"""Step 4: admit a request: acquire a slot of this process, and reserve within the tenant's limits and budgets.
 
-A process bounds how many requests it works on at once, and says so to the next one. What a request may spend is written
-down before it does, and limits and budgets are held to in the same breath: one script, which all processes share.
+Each process bounds the number of requests that it handles at once. Before a request may spend anything, one Redis
+script, which all processes share, checks its limits and budgets and stores its intent.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ _DISCONNECTS = (asyncio.CancelledError, GeneratorExit, ConnectionError)
 
 
 class Admission:
-    """Counts the requests this process holds.
+    """Admit requests and count those in flight.
 
     Args:
-        max_in_flight: capacity of the slots.
-        defaults: limits and budgets of tenants and keys whose policy says nothing of them.
-        on_redis_failure: what becomes of requests while Redis cannot count; a tenant's policy may say otherwise.
+        max_in_flight: number of slots of this process.
+        defaults: limits and budgets of tenants and keys whose policy sets none.
+        on_redis_failure: whether requests are admitted while Redis is unavailable; a tenant's policy may override it.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Admission:
     def acquire(self, policy: TenantPolicy) -> None:
         """Acquire a slot for the tenant of `policy`. Raises Overloaded."""
         if self.draining:
-            raise Overloaded("This process is shutting down. Try again: another one will answer.")
+            raise Overloaded("This process is shutting down. Retry: another process will answer.")
         self._slots.acquire(policy.tenant, policy.weight)
         self._gauge.set(self._slots.held)
         self._empty.clear()
@@ -95,21 +95,22 @@ class Admission:
             self._empty.set()
 
     async def reserve(self, builder: ReceiptBuilder, request: CallerRequest, caller: Caller) -> Plan:
-        """Reserve what the request may use and spend; the draft must be settled in the end.
+        """Reserve the limits and the cost of the request. The caller must settle the receipt afterwards.
 
-        Returns the plan that it may follow: a cheaper one than the draft's, which it replaces, where a budget wants it.
+        Returns:
+            The plan to follow. Where a budget requires it, this is a cheaper plan, which replaces the builder's.
 
         Raises:
-            RateLimited, BudgetSpent: a limit or a budget has no room for it.
-            StoreUnavailable: Redis is away, and the policy or the configuration says `reject`, or the allowance of this
-                process is spent.
+            RateLimited, BudgetSpent: a limit or a budget has no room for the request.
+            StoreUnavailable: Redis is unavailable, and the policy or the configuration says `reject`, or the allowance
+                of this process is spent.
         """
-        if caller.policy.log_content and builder.shadow_of is None:  # what a shadow was asked stands at its request
+        if caller.policy.log_content and builder.shadow_of is None:  # the request's own log line has its content
             builder.content = LoggedContent(request)
         scopes = self._scopes.of(caller)
         writes = builder.plan.max_tokens is None and bool(builder.plan.finishers)
         if writes and any(scope.budget is not None for scope in scopes):
-            # The engine's maximum could be reserved for, but hardly any budget has room for it.
+            # Reserving the engine's maximum would exceed nearly every budget.
             builder.plan = structs.replace(builder.plan, max_tokens=self._ledger.budget_max_tokens(builder.plan))
         plans = cheaper_plans(builder.plan) if any(map(_may_reduce_cost, scopes)) else {AS_PLANNED: builder.plan}
         on_failure = caller.policy.on_redis_failure or self._on_redis_failure
@@ -135,19 +136,22 @@ class Admission:
         return builder.plan
 
     def settled(self, builder: ReceiptBuilder) -> AbstractContextManager[None]:
-        """Settle one receipt for what happens inside the block, whatever that is.
+        """Settle one receipt for the block, however the block ends.
 
-        A request that was refused before anything was reserved has no receipt: it costs nothing, and its caller may
-        repeat it without limit. Hold its slot around the block, so that a request without a slot has none either.
+        A request that is rejected before anything was reserved has no receipt: it costs nothing, and its caller may
+        retry it without limit. Hold the slot around this block, so that a request without a slot has no receipt either.
         """
         return _SettleContext(self, self._ledger, builder)
 
     def cancel_on_drain(self) -> AbstractAsyncContextManager[None]:
-        """Let a drain end what is inside the block, while its caller can still be told. Raises Overloaded then."""
+        """Cancel the block when the timeout of a drain expires, while the caller can still get an error.
+
+        Leaving the block then raises Overloaded.
+        """
         return _CancelOnDrain(self._cancellable)
 
     async def drain(self, timeout_s: float) -> int:
-        """Refuse what is new, wait for what is here, and cut what is still here after `timeout_s`: how many."""
+        """Reject new requests and wait for those in flight. Cancel the rest after `timeout_s`; return their number."""
         self.draining = True
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
@@ -160,11 +164,12 @@ class Admission:
 
 
 def _may_reduce_cost(scope: Scope) -> bool:
-    """Whether a budget may want a cheaper answer than the route's."""
+    """Return whether a budget of the scope may select a cheaper plan or answer than the route's."""
     return scope.budget is not None and (scope.budget.on_soft != "warn" or scope.budget.on_hard != "reject")
 
 
-# Classes, and no generators with a decorator: each request enters all, and the difference is a hundredth of its time.
+# These are classes, not decorated generators, because each request enters all of them: that saves one percent of its
+# time.
 
 
 class _SlotContext:
@@ -227,4 +232,4 @@ class _CancelOnDrain:
         except TimeoutError:
             timed_out = True
         if timed_out and self._timeout.expired():
-            raise Overloaded("This process shut down before the answer was finished. Try again.") from None
+            raise Overloaded("This process shut down before the answer was complete. Retry the request.") from None

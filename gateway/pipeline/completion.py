@@ -1,7 +1,7 @@
-"""THE PATH: one completion, of a chat or a raw prompt, from a checked request to its answer and its receipt.
+"""The path of one completion (chat or raw prompt): from a checked request to its answer and its receipt.
 
-`answer` and `stream` walk the same steps; they differ in how the student is called and in what leaves when. Whatever
-happens inside, each request settles exactly one receipt (`Admission.settled`).
+`answer` and `stream` perform the same steps. They differ in how the student is called and in when output is sent. Each
+request settles exactly one receipt, however it ends (`Admission.settled`).
 """
 
 from __future__ import annotations
@@ -49,28 +49,36 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class RequestState:
-    """The draft of a request, as soon as there is one: a disconnect may come at any time."""
+    """State of a request that a disconnect handler reads at any time.
+
+    Attributes:
+        builder: the receipt of the request; None until the plan is resolved.
+    """
 
     builder: ReceiptBuilder | None = None
 
     @property
     def abandoned(self) -> bool:
-        """The caller disconnected, and the request went on without it."""
+        """Return whether the caller disconnected and the request continued without it."""
         return self.builder is not None and self.builder.caller_left
 
 
 class LoopSteps(Protocol):
-    """The steps of one request; see LoopScheduler.enter."""
+    """The steps of one request in the event loop; see LoopScheduler.enter."""
 
     async def next_step(self) -> None: ...
 
 
 class RequestContext(Record, frozen=True):
-    """Who asks, and since when. `started` is time.perf_counter() seconds, `created` Unix seconds.
+    """The caller of a request, its start time, and what its answer depends on besides the body.
 
-    `headers` are the request's own, read where a route asks for one. `allowance` is filled in as soon as it is known.
-    `wanted` is how an operator wants it answered, in the place of what a caller may ask for. `steps` divides the event
-    loop's time between tenants; None: nothing is divided.
+    Attributes:
+        created: Unix seconds.
+        started: time.perf_counter() seconds.
+        headers: the request's headers; a route may select by them.
+        allowance: the caller's remaining limits, filled in at admission.
+        route_override: an operator's choice of mode and guidance, instead of the caller's headers.
+        steps: divides the event loop's time between tenants; None: the time is not divided.
     """
 
     id: str
@@ -84,12 +92,12 @@ class RequestContext(Record, frozen=True):
     steps: LoopSteps | None = None
 
     async def next_step(self) -> None:
-        """Wait for the tenant's turn in the event loop. Call it before work of some size that follows a wait."""
+        """Wait for the tenant's turn in the event loop. Call it before a longer computation that follows a wait."""
         if self.steps is not None:
             await self.steps.next_step()
 
     def new_receipt(self, plan: Plan, route: str, *, stream: bool) -> ReceiptBuilder:
-        """The receipt of what comes of this, to be filled in."""
+        """Create the request's receipt builder, and keep it in `state`."""
         self.state.builder = builder = ReceiptBuilder(
             id=self.id,
             created=self.created,
@@ -105,7 +113,7 @@ class RequestContext(Record, frozen=True):
 
 
 class Answer(Record, frozen=True):
-    """A whole answer for a JSON caller, with its receipt."""
+    """A complete answer for a JSON caller, with its receipt."""
 
     body: Json
     receipt: Receipt
@@ -113,7 +121,7 @@ class Answer(Record, frozen=True):
 
 
 class Completions:
-    """The path, with everything it needs handed in."""
+    """Answer completion requests with the given components."""
 
     def __init__(
         self,
@@ -162,10 +170,13 @@ class Completions:
     async def stream(
         self, context: RequestContext, request: CompletionRequest, relay_of: RelayMaker = StreamRelay
     ) -> AsyncGenerator[ReceiptBuilder | list[Json], None]:
-        """Answer an SSE caller: first the draft, when the reply's headers can be known, then groups of chunks.
+        """Answer an SSE caller. Yield the receipt builder first, once the reply's headers are known, then groups of
+        chunks.
 
-        An error raised before the draft was yielded can still become a status; one raised after it cannot.
-        `relay_of` makes what turns the engines' chunks into the caller's.
+        An error raised before the first yield can still become an HTTP status. A later error cannot.
+
+        Args:
+            relay_of: creates the object that converts the engines' chunks to the caller's.
         """
         plan = await self._resolve(context, request)
         head = _head(context, request)
@@ -196,7 +207,9 @@ class Completions:
     async def _chunks(
         self, plan: Plan, request: CompletionRequest, relay: StreamRelay, builder: ReceiptBuilder
     ) -> AsyncGenerator[list[Json], None]:
-        """The answer's chunks, those together that came so: the teacher's words, the student's, and the end."""
+        """Yield the answer's chunks: the guidance, the student's text and the end. Chunks that arrived together form
+        one group.
+        """
         guidance = UNGUIDED
         self._student_call.check_available(plan, builder)
         async with aclosing(self._teacher_call.stream(plan, request, builder)) as pieces:
@@ -217,14 +230,14 @@ class Completions:
             if chunks := relay.end(guidance.finish_reason):
                 yield chunks
         finally:
-            # Also when the student broke off, or the caller left: the receipt is of what was shown.
+            # A broken student stream or a disconnect also needs this: the receipt must match the shown text.
             if relay.restarted:
                 builder.drop_guidance(RESTARTED)
 
     def _start_background_work(
         self, builder: ReceiptBuilder, request: CompletionRequest, caller: Caller, answer_buffer: AnswerBuffer | None
     ) -> None:
-        """Begin what the plan wants beside the answer, now that the caller has it."""
+        """Start the shadow request and the quality sample that the plan contains. The caller has its answer by now."""
         if builder.caller_left:
             return
         if builder.plan.shadow is not None:
@@ -252,9 +265,10 @@ def _whole_reply(guidance: Guidance) -> Json:
 
 
 def _caller_usage(plan: Plan, request: CompletionRequest, builder: ReceiptBuilder, receipt: Receipt) -> Json:
-    """OpenAI's usage as the caller sees the answer: their prompt, and all of the answer, whoever wrote it.
+    """Return OpenAI's usage for the caller: its own prompt, and the whole answer of teacher and student.
 
-    The finisher counts the guidance as part of its prompt, and a teacher its exemplars; the caller did not send them.
+    A student counts the guidance as part of its prompt, and a teacher counts its exemplars. The caller did not send
+    them, so they are subtracted.
     """
     answerer = receipt.student or (receipt.teacher if plan.mode == "teacher" else None)
     if answerer is None:

@@ -1,6 +1,7 @@
-"""Step 5, before the teacher: where a policy wants it, the student is asked how sure it is of its first token.
+"""Step 5, before the teacher: ask the student for the probability of its first token, where the policy has a probe.
 
-Who is sure needs no opening. What the question costs stands in the receipt; and however it fails, the teacher is asked.
+A confident student needs no guidance. The receipt contains the cost of the probe. If the probe fails for any reason,
+the teacher is called.
 """
 
 from __future__ import annotations
@@ -31,37 +32,36 @@ if TYPE_CHECKING:
     from gateway.telemetry.metrics import Metrics
 
 STUDENT_CONFIDENT = "student_confident"
-"""Why an answer is unguided whose student was sure of its first token."""
+"""The `unguided` reason of an answer whose student was confident of its first token."""
 
 MAX_REFUSALS = 5
-"""In a row, without an answer between: so many are no single request's fault."""
+"""Consecutive refusals of a tenant's probes after which the engine, not a single request, counts as their cause."""
 PROBE_EVERY = 100
-"""Of an engine that refused so often one request in so many is asked all the same: it may have been the callers' fault
-after all."""
-# What engines say to a field that they do not take, and to a request that is wrong otherwise.
+"""One request in this number still probes an engine after `MAX_REFUSALS`, because the requests may have caused them."""
+# HTTP statuses of an engine that does not support a field, or that rejects the request for another reason.
 _REFUSALS = frozenset({400, 422})
 
 
 MIN_TENANTS = 2
-"""An engine that gave no tenant probabilities, and so many none or refusals alone, is asked for none."""
+"""Tenants without probabilities after which an engine is not probed for any tenant, as long as no tenant got any."""
 
 
 @dataclass(slots=True)
 class _ProbeHistory:
-    """The replies of an engine to probes of one form, while its weights stay: with or without probabilities.
+    """The replies of one engine to one form of probe, until its weights change.
 
-    What one tenant sends may be the reason for a reply without them, so each tenant is judged by its own calls.
+    A tenant's requests may cause replies without probabilities, so each tenant is judged by its own calls.
     """
 
     revision: str | None
-    has_logprobs: bool = False  # some tenant got probabilities
-    without_logprobs: set[str] = field(default_factory=set)  # tenants that got an answer without
-    refusals: Counter[str] = field(default_factory=Counter)  # by tenant, since the engine last answered it
-    rejected: set[str] = field(default_factory=set)  # tenants with ENOUGH_REFUSALS
-    skipped: Counter[str] = field(default_factory=Counter)  # requests by tenant, since the engine was last asked
+    has_logprobs: bool = False  # a tenant got probabilities
+    without_logprobs: set[str] = field(default_factory=set)  # tenants that got an answer without probabilities
+    refusals: Counter[str] = field(default_factory=Counter)  # refusals by tenant, since the engine's last answer to it
+    rejected: set[str] = field(default_factory=set)  # tenants with MAX_REFUSALS
+    skipped: Counter[str] = field(default_factory=Counter)  # requests by tenant, since the engine's last probe for it
 
     def should_probe(self, tenant: str) -> bool:
-        """Return whether to ask the engine for one more request of the tenant. Counts the request if not."""
+        """Return whether to probe the engine for the tenant's next request. Count the request if not."""
         if self._applies_to(self.without_logprobs, tenant):
             return False
         if not self._applies_to(self.rejected, tenant):
@@ -70,11 +70,15 @@ class _ProbeHistory:
         return not self.skipped[tenant]
 
     def record_answer(self, tenant: str, *, with_logprobs: bool) -> None:
-        """told: with probabilities."""
+        """Record an answer of the engine.
+
+        Args:
+            with_logprobs: whether the answer contained probabilities.
+        """
         if with_logprobs:
             self.has_logprobs = True
         else:
-            self.without_logprobs.add(tenant)  # a call that was under way by then does not undo it
+            self.without_logprobs.add(tenant)  # a probe that was running already does not undo it
         self.refusals.pop(tenant, None)
         self.rejected.discard(tenant)
 
@@ -90,25 +94,27 @@ class _ProbeHistory:
 
 
 class ConfidenceProbe:
-    """Asks students for their first token.
+    """Probe students for their first token.
 
-    An engine that gave a tenant no probabilities is not asked again for that tenant by this process, and one that
-    refused `ENOUGH_REFUSALS` calls of a tenant in a row hardly ever; until its weights change. Several such tenants
-    decide for all, as long as no tenant got probabilities.
+    This process stops probing an engine for a tenant that got no probabilities. After `MAX_REFUSALS` consecutive
+    refusals it probes rarely. New weights reset both. Several such tenants decide for all tenants, as long as no tenant
+    got probabilities.
     """
 
     def __init__(self, engines: Mapping[str, Engine], metrics: Metrics) -> None:
         self._engines = engines
         self._metrics = metrics
-        # By engine, whether for raw prompts, and how many tokens it was to tell of: as many as the policies name.
+        # By engine, whether for raw prompts, and the number of alternatives requested: policies contain few different
+        # numbers.
         self._histories: dict[tuple[str, bool, int], _ProbeHistory] = {}
 
     async def is_confident(
         self, plan: Plan, request: CompletionRequest, builder: ReceiptBuilder, deadline: float
     ) -> bool:
-        """Whether the student needs no opening; False where nobody wants to know. Never raises EngineErrors.
+        """Return whether the student needs no guidance; False if the plan has no probe. Never raises EngineErrors.
 
-        deadline: the guidance's, on the loop's clock.
+        Args:
+            deadline: the deadline of the guidance, in seconds of the loop's clock.
         """
         rule = plan.length.probe if plan.length is not None else None
         if rule is None:
@@ -120,7 +126,7 @@ class ConfidenceProbe:
             builder.probed = ProbeFacts("no_logprobs")
             return False
         started = time.perf_counter()
-        # Until it has answered, nobody knows whether it wrote its token.
+        # Until the engine answers, it is unknown whether it generated the token.
         builder.probe = call = EngineCall(engine.name, _input_messages(request), lost_tokens=1, role="probe")
         result: FirstToken | None = None
         outcome: Outcome = "no_logprobs"
@@ -158,5 +164,5 @@ class ConfidenceProbe:
 
 
 def _input_messages(request: CompletionRequest) -> Sequence[Json]:
-    """What the student reads."""
+    """Return the student's input as messages."""
     return [{"role": "user", "content": request.prompt}] if isinstance(request, TextRequest) else request.messages

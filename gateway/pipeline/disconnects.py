@@ -1,7 +1,7 @@
-"""Disconnects: the engine call of a request whose caller left is read to its end, or cancelled at once.
+"""Disconnects: read the running engine call to its end, or cancel it at once.
 
-Only the end of a reply has the engine's token counts. Reading on is worth it while the tokens that may still come cost
-less than `MAX_REST_USD`, and for `READ_ON_S` at most. Otherwise the call is cancelled, and charged at an upper bound.
+Only the end of a reply contains the engine's token counts. The call is read on while the tokens that may still come
+cost at most `MAX_REST_USD`, and for `READ_ON_S` at most. Otherwise it is canceled and charged at an upper bound.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
 READ_ON_S = 2.0
 """Seconds for which a call is read on. An engine sends its usage within milliseconds of the last token."""
 MAX_REST_USD = Decimal("0.001")
-"""Cost of the tokens that may still be generated, above which the call is cancelled."""
+"""Largest cost of the tokens that may still be generated; above it the call is canceled."""
 
 
 class Disconnects:
-    """Decides for each request whose caller disconnects.
+    """Decide what happens to a request whose caller disconnects.
 
     Args:
-        prices: of each engine.
+        prices: price of each engine.
     """
 
     def __init__(self, prices: Mapping[str, Price]) -> None:
         self._prices = prices
 
     def read_on_s(self, builder: ReceiptBuilder | None) -> float:
-        """Return for how many seconds the request may go on; 0: it is to be cancelled now. Mark one that goes on."""
+        """Return for how many seconds the request may continue; 0: cancel it now. Mark a request that continues."""
         if builder is None or builder.running is None:
             return 0.0
         call = builder.running

@@ -1,7 +1,8 @@
-"""The path of a device that runs the student itself: a chat in, and out come the teacher's first words and the seam.
+"""The path of a device that runs the student itself: from a chat request to the guidance and the seam's data.
 
-Paper, Figure 1: the teacher in the cloud, the student at the edge. Guidance is made as for any chat, in its batch,
-cached, limited and paid for; no student is asked. How the device finished the answer it reports (edge_reports.py).
+Paper, Figure 1: the teacher runs in the cloud, the student at the edge. Guidance is batched, cached, limited and
+charged as for any chat, and the gateway calls no student. The device reports how it completed the answer
+(edge_reports.py).
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ if TYPE_CHECKING:
 
 
 class EdgeGuidancePipeline:
-    """The path, with everything it needs handed in.
+    """Answer guidance requests with the given components.
 
     Args:
-        close_within_s: for how long after its request a device may report.
+        close_within_s: seconds after its request within which a device may report.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class EdgeGuidancePipeline:
         self._close_within_s = close_within_s
 
     async def answer(self, context: RequestContext, request: ChatRequest) -> Answer:
-        """The guidance, whole. Raises GatewayErrors."""
+        """Return the complete guidance. Raises GatewayErrors."""
         builder = await self._new_builder(context, request)
         with self._admission.slot(context.caller), self._admission.settled(builder):
             plan = await self._admission.reserve(builder, request, context.caller)
@@ -58,10 +59,11 @@ class EdgeGuidancePipeline:
     async def stream(
         self, context: RequestContext, request: ChatRequest
     ) -> AsyncGenerator[ReceiptBuilder | list[Json], None]:
-        """The same for who reads events: the draft, when the reply's headers can be known; what may be shown at once,
-        where the route streams guidance; and all of it.
+        """Answer an SSE caller. Yield the receipt builder once the reply's headers are known, then the guidance.
 
-        An error raised before the draft was yielded can still become a status; one raised after it cannot.
+        Text that may be shown at once is yielded as it arrives, where the route streams guidance. The last event is the
+        complete reply. An error raised before the builder was yielded can still become an HTTP status. A later error
+        cannot.
         """
         builder = await self._new_builder(context, request)
         with self._admission.slot(context.caller), self._admission.settled(builder):
@@ -88,7 +90,7 @@ class EdgeGuidancePipeline:
         route = await find_route(context.caller, request, context.headers)
         plan = resolve_guidance(context.caller.policy, route, request, context.headers)
         builder = context.new_receipt(plan, request.model, stream=request.stream)
-        # Now: if this process dies behind its reply, the device may still report.
+        # Set before the call: if this process dies after its reply, the device may still report.
         builder.terms = CloseTerms(
             self._due(builder), None if plan.max_tokens is None else plan.max_tokens * request.generated_choices
         )
@@ -98,13 +100,13 @@ class EdgeGuidancePipeline:
         return int(builder.created + self._close_within_s)
 
     def _hand_over(self, builder: ReceiptBuilder, request: ChatRequest, guidance: Guidance) -> CloseTerms:
-        """Write down what the device may do with the opening, and return it."""
+        """Store in the receipt what the device may report for this guidance, and return it."""
         builder.finish_reason = guidance.finish_reason
         if builder.content is not None:
             builder.content.hear([{"choices": [{"message": {"content": guidance.text}}]}])
         most = builder.plan.max_tokens
         if guidance.finish_reason is not None:
-            builder.terms = None  # there is nothing left to do, or to report
+            builder.terms = None  # the answer is complete: there is nothing to report
             return CloseTerms(self._due(builder), 0)
         builder.terms = CloseTerms(
             self._due(builder), None if most is None else (most - builder.shown_tokens) * request.generated_choices
@@ -129,7 +131,7 @@ def _reply(builder: ReceiptBuilder, plan: Plan, request: ChatRequest, guidance: 
         "model": request.model,
         "guidance": {
             "text": guidance.text,
-            # Where in the prompt, the messages say.
+            # `messages` has the exact position.
             "placement": None if guidance_plan is None else "prefix" if prefix else "context",
             "projection": None if guidance_plan is None else guidance_plan.projection.name,
             "tokens": 0 if guidance_plan is None else guidance_plan.tokens,

@@ -1,6 +1,6 @@
-"""What devices report of the answers that they finish: checked, written once, counted.
+"""Reports of devices about the answers that they complete: check each, store it once, and count it.
 
-A device that hears no reply may tell the same again, to whichever process: the second time it is closed already.
+A device that gets no reply may send the same report again, to any process. The second report finds the receipt closed.
 """
 
 from __future__ import annotations
@@ -44,22 +44,24 @@ if TYPE_CHECKING:
     from gateway.runtime.tasks import BackgroundTasks
     from gateway.telemetry.metrics import Metrics
 
-# A receipt is told to Redis a moment after its reply has left, and a device may be as fast as that.
+# A process stores a receipt shortly after it sends the reply, and a device may report before that.
 _READ_ATTEMPTS, _READ_RETRY_S = 3, 0.2
-# While Redis is away it waits in the process that gave the guidance, which another one cannot know of.
+# While Redis is unavailable, the receipt waits in the process that gave the guidance. Other processes cannot read it.
 _RECEIPT_DELAY_S = 120.0
 _RETRY_AFTER_S = 3600.0
-# What is not written, as the metric has it. Too many are refused, and counted as that.
+# Label of each rejected report. Too many reports are rejected and counted as rate limited.
 _REJECTED_OUTCOMES: dict[Outcome, str] = {"closed": "closed_twice", "expired": "expired"}
 
 
 class EdgeReports:
-    """Args:
-    reads: slots of the connections to Redis that this shares with reads.
-    prices: USD per token by model.
-    within_s: for how long after it ended an answer that was made offline may be reported.
-    max_output: the largest answer of an engine.
-    clock: Unix seconds.
+    """Store the receipts of answers that devices complete or make alone.
+
+    Args:
+        reads: slots for Redis connections, shared with reads of receipts.
+        prices: USD per token, by model.
+        within_s: seconds after its end within which an offline answer may be reported.
+        max_output: returns the largest output of an engine.
+        clock: returns Unix seconds.
     """
 
     def __init__(
@@ -92,21 +94,21 @@ class EdgeReports:
         self._clock = clock
 
     async def close(self, caller: Caller, receipt_id: str, usage: EdgeUsage) -> Receipt:
-        """Account for what a device did with a guidance of its tenant's: the receipt of that.
+        """Store the receipt of what a device generated after guidance of its tenant, and return it.
 
         Raises:
-            NotFound: the tenant has no such guidance, whether or not another one has.
-            EdgeClosed: it was reported before, or there is nothing to report.
-            EdgeExpired: it comes too late.
-            InvalidRequest: the device says to have written more than it was asked for.
-            Overloaded, StoreUnavailable: not now; or the answer is so young that its guidance may yet become known.
+            NotFound: the tenant has no such guidance; another tenant may have it.
+            EdgeClosed: the guidance was reported before, or there is nothing to report.
+            EdgeExpired: the report is too late.
+            InvalidRequest: the report contains more output tokens than the guidance allowed.
+            Overloaded, StoreUnavailable: retry later. Also raised if the receipt of recent guidance may still arrive.
         """
         with self._admission.slot(caller):
             guidance = await self._guidance(caller.policy, receipt_id, usage.at)
             if guidance is None:
                 self._outcomes.labels("unknown").inc()
                 raise NotFound(
-                    "There is no such guidance. Its id is `receipt` in the reply that gave it.", param="receipt"
+                    "There is no guidance with this id. Send the `receipt` of the guidance's reply.", param="receipt"
                 )
             try:
                 check_report(guidance, usage, self._max_output)
@@ -122,13 +124,13 @@ class EdgeReports:
             return receipt
 
     async def add_offline(self, caller: Caller, report: OfflineUsage) -> Receipt:
-        """Account for an answer that a device made alone: its receipt.
+        """Store the receipt of an answer that a device made alone, and return it.
 
         Raises:
-            ModelNotFound, RouteWithoutGuidance: the key may use no such route, or none that guides.
-            EdgeClosed: an answer of that id was reported before.
-            EdgeExpired: it ended too long ago.
-            RateLimited: the tenant's devices report too many.
+            ModelNotFound, RouteWithoutGuidance: the key may not use the route, or the route has no guidance.
+            EdgeClosed: an answer with this id was reported before.
+            EdgeExpired: the answer ended too long ago.
+            RateLimited: the tenant's devices report too many answers.
             InvalidRequest, Overloaded, StoreUnavailable.
         """
         with self._admission.slot(caller):
@@ -148,18 +150,23 @@ class EdgeReports:
             return receipt
 
     async def state(self, guidance: Receipt) -> State:
-        """How the account of a guidance stands. Raises StoreUnavailable."""
+        """Return the state of a guidance's account. Raises StoreUnavailable."""
         closed = (
             guidance.close is not None and await self._store.get(guidance.tenant, closing_id(guidance.id)) is not None
         )
         return state_of(guidance, closed=closed, now=self._clock())
 
     async def _guidance(self, policy: TenantPolicy, receipt_id: str, at: float | None) -> Receipt | None:
-        """Its receipt; None: there is none. Raises Overloaded; and StoreUnavailable, also where one may come yet.
+        """Return the receipt of a guidance, or None.
 
-        at: when its answer ended, in Unix seconds, as its device says.
+        Args:
+            at: end of the device's answer, in Unix seconds, as the device reports it.
+
+        Raises:
+            Overloaded: the tenant holds too many connections to Redis.
+            StoreUnavailable: Redis is unavailable, or the receipt may still arrive.
         """
-        if not REQUEST_ID.fullmatch(receipt_id):  # whatever else a device sends is none of the stores' business
+        if not REQUEST_ID.fullmatch(receipt_id):  # any other text cannot be an id: do not query the stores
             return None
         for attempt in range(_READ_ATTEMPTS):
             if attempt:
@@ -170,13 +177,13 @@ class EdgeReports:
                 receipt = Receipt.from_json(raw)
                 return receipt if receipt.mode == GUIDANCE else None
         if at is not None and abs(self._clock() - at) < _RECEIPT_DELAY_S:
-            raise StoreUnavailable("The receipt of this guidance is not known yet. Try again.")
+            raise StoreUnavailable("The receipt of this guidance is not stored yet. Retry the request.")
         return None
 
     async def _write(self, policy: TenantPolicy, receipt: Receipt, by: int | None, outcome: str) -> None:
-        """Write a receipt once, and count it as `outcome`, whether or not its device still listens.
+        """Store a receipt once, and count it as `outcome`, even if the device disconnects meanwhile.
 
-        The write holds its slot until it ends, also when the device disconnects.
+        The write holds its slot until it ends, even if the device disconnects.
         """
         result = None
         if self._redis.up:
@@ -185,23 +192,23 @@ class EdgeReports:
             task.add_done_callback(lambda _: self._read_slots.release(policy.tenant))
             result = await asyncio.shield(task)
         if result is None:
-            raise StoreUnavailable("What a device reports cannot be kept while Redis is away. Try again.")
+            raise StoreUnavailable("Reports cannot be stored while Redis is unavailable. Retry the request.")
         if result == "closed":
-            raise EdgeClosed("This was reported before, and is accounted for.", param="receipt")
+            raise EdgeClosed("This answer was already reported. Do not send it again.", param="receipt")
         if result == "expired":
-            raise EdgeExpired("It is too late to report this: `close.by` has passed.", param="receipt")
+            raise EdgeExpired("The report is too late: `close.by` has passed.", param="receipt")
         if result == "full":
             raise RateLimited(
-                "The devices of this tenant report too many answers that they made alone. Try again later.",
+                "The devices of this tenant report too many offline answers. Retry later.",
                 retry_after_s=_RETRY_AFTER_S,
             )
 
     async def _write_once(self, receipt: Receipt, by: int | None, outcome: str) -> Outcome | None:
-        """What became of it; None: Redis cannot be asked."""
+        """Store a receipt, and return the outcome; None: Redis is unavailable."""
         try:
             result = await self._book.write(receipt, by)
         except (RedisError, OSError):
-            # The client is not told of it: no request is to go without Redis because a report was slow.
+            # The client's state stays up: a slow report must not make other requests run without Redis.
             return None
         if result == "written":
             self._outcomes.labels(outcome).inc()
@@ -213,7 +220,7 @@ class EdgeReports:
 
 
 def _route(caller: Caller, model: str) -> Route:
-    """The first route of that name that guides. What its `when` asks for is not known of an answer that was made."""
+    """Return the first guided route of that name. A route's `when` is ignored, because its input is unknown here."""
     if model not in models_of(caller):
         names = ", ".join(f"'{name}'" for name in models_of(caller))
         raise ModelNotFound(f"There is no model '{model}' for this key. It may use: {names}.", param="model")

@@ -1,4 +1,4 @@
-"""The short path: embeddings, from a checked request to vectors and a receipt. No teacher, no guidance, no stream."""
+"""The path of one embeddings request: from a checked request to vectors and a receipt, without teacher or stream."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingsAnswer:
-    """The reply's bytes, with its receipt."""
+    """The bytes of the reply, with its receipt."""
 
     body: bytes
     receipt: Receipt
@@ -41,7 +41,7 @@ class EmbeddingsAnswer:
 
 
 class Embeddings:
-    """The path, with everything it needs handed in."""
+    """Answer embeddings requests with the given components."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class Embeddings:
         self._budgets = budgets
 
     async def answer(self, context: RequestContext, request: EmbeddingsRequest) -> EmbeddingsAnswer:
-        """The engine's reply, under the caller's name of the model. Raises GatewayErrors."""
+        """Return the engine's reply under the caller's name of the model. Raises GatewayErrors."""
         route = await find_route(context.caller, request, context.headers)
         tenant = context.caller.policy.tenant
         plan = resolve_embeddings(
@@ -84,7 +84,7 @@ class Embeddings:
             except EngineError as error:
                 note_failure(error, builder.id, self._metrics)
                 if not error.heard:
-                    builder.student = None  # it cost nothing
+                    builder.student = None  # the failed call cost nothing
                 await retry_or_raise(retries, error, plan, builder, self._metrics)
             finally:
                 builder.running = None
@@ -93,7 +93,7 @@ class Embeddings:
 
 
 def _call(engine: str, inputs: list[Text]) -> EngineCall:
-    """What is sent. Token ids are counted at once; words only if the engine does not count them."""
+    """Return the engine call for these inputs. Token ids are counted here; text only if the engine does not."""
     ids = [text for text in inputs if not isinstance(text, str)]
     if ids:
         return EngineCall(engine, (), TokenUsage(sum(map(len, ids)), 0, estimated=True), limit_tokens=0)

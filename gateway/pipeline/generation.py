@@ -1,17 +1,17 @@
-"""The output tokens of one engine call: counted, held to the caller's limit, and bounded where they never arrived.
+"""Output tokens of one engine call: count them, enforce the caller's limit, and bound those that never arrived.
 
 Limit. An engine may ignore `max_tokens`. Two lower bounds on the generated tokens decide, so that an engine that obeys
-the limit is never cut:
+the limit is never cut off:
 
-- A word is at least one token: no token of today's vocabularies holds a space between two other characters.
+- A word is at least one token: no token of current vocabularies contains a space between two other characters.
 - A token has at most 128 bytes, the longest of cl100k_base and o200k_base.
 
-Where an engine reports a running count, that count decides as well. The number of deltas does not: some servers and
-proxies split one token over several deltas.
+A running count of the engine decides as well. The number of deltas does not: some servers and proxies split one token
+over several deltas.
 
-Bound. A call that ended without its usage may have generated tokens that never arrived. An engine of a kind that stops
-when its client disconnects generates for `stops_within_s` more at most, and a choice gets at most `MAX_TOKENS_PER_S`.
-Any other engine may generate up to the limit; without a limit nothing bounds it.
+Bound. A call that ended without its usage may have generated tokens that never arrived. If the engine stops when its
+client disconnects, it generates for `stops_within_s` more at most, and at most `MAX_TOKENS_PER_S` for each choice. Any
+other engine may generate up to the limit. Without a limit there is no bound.
 """
 
 from __future__ import annotations
@@ -31,27 +31,27 @@ if TYPE_CHECKING:
     from gateway.protocol.body import Json
 
 MAX_TOKENS_PER_S = 1000
-"""Tokens per second of one choice that no engine which stops on disconnect exceeds."""
+"""Upper bound on the tokens per second of one choice, for an engine that stops on disconnect."""
 MIN_UNREAD_TOKENS = 16
-"""Tokens of one choice that may be on the way at any time: a step of speculative decoding, and buffers."""
+"""Tokens of one choice that may be in transit at any time: a step of speculative decoding, and buffers."""
 MAX_TOKEN_BYTES = 128
-"""Length of the longest token."""
-_COUNTED_TOKENS = 10_000  # a lower bound is exact up to here, or up to what the engine reports
-_LONG_PREFACE_CHARS = 200_000  # to count the words of 8 MB takes 130 ms of the event loop
+"""Length of the longest token in bytes."""
+_COUNTED_TOKENS = 10_000  # a lower bound is exact up to this number, or up to the engine's count
+_LONG_PREFACE_CHARS = 200_000  # counting the words of 8 MB blocks the event loop for 130 ms
 _MAX_CHAR_BYTES = 4
 _PARTS = re.compile("[^ ]+")
 
 
 class GenerationTracker:
-    """Reads what one call brings, and writes to its `EngineCall` what is known of the tokens.
+    """Read the chunks or the reply of one call, and record the token counts in its `EngineCall`.
 
     Args:
-        limit: output tokens of each choice that the engine was told to generate at most; None: no limit was sent.
+        limit: output tokens of each choice that the request allows; None: the request has no limit.
         choices: number of choices in the reply.
-        drafts: number of choices that the engine generates, of which the best may be replied.
+        generated_choices: number of choices that the engine generates, of which it may return the best.
         stops_within_s: seconds within which the engine stops after a disconnect; None: it is not known to stop.
         preface: text that the engine may repeat before its own, in the first choice; None: it repeats text of unknown
-            length, so its text says nothing of the number of tokens.
+            length, so the reply's text does not bound the number of tokens.
         now: time.perf_counter() seconds at which the call is sent.
     """
 
@@ -77,19 +77,19 @@ class GenerationTracker:
         self._ended: set[int] = set()
         self._over = False  # the engine's own count exceeds the limit
         self._cut = False
-        self._total = False  # the usage is that of all choices, and no text came after it
-        self._totals = 0  # events that count the output and belong to no choice
-        self._texts: dict[int, list[str]] = {}  # of each choice, where there are several
+        self._total = False  # the usage is that of all choices, and no text arrived after it
+        self._totals = 0  # usage events that belong to no choice and count output tokens
+        self._texts: dict[int, list[str]] = {}  # text of each choice, if there are several
         self._complete = False
         call.limit_tokens = None if limit is None else limit * generated_choices
 
     @property
     def stopped(self) -> bool:
-        """All choices have ended, and the engine generates on: the call is to be cancelled."""
+        """Return whether all choices have ended although the engine still generates: cancel the call."""
         return self._cut and len(self._ended) >= self._choices
 
     def read(self, chunk: Json, now: float) -> None:
-        """Count what a chunk says. End a choice that exceeds the limit, in place."""
+        """Count a chunk. End a choice that exceeds the limit, in place."""
         self._read_at = now
         choices = chunk["choices"]
         if (usage := chunk.get("usage")) and (read := read_usage(usage)) is not None:
@@ -111,11 +111,11 @@ class GenerationTracker:
         self._call.ended = len(self._ended) >= self._choices and not self._cut
 
     def finish(self) -> None:
-        """The engine has ended its reply: what it reports is final."""
+        """Record that the engine has ended its reply, so that its counts are final."""
         self._complete = True
 
     def read_reply(self, reply: Json) -> None:
-        """Count a whole reply, and cut the text of choices that exceed the limit, in place."""
+        """Count a complete reply. Truncate the choices that exceed the limit, in place."""
         self._complete = True
         usage_body = reply.get("usage")
         self._call.usage = usage = read_usage(usage_body)
@@ -146,15 +146,15 @@ class GenerationTracker:
                 choice["finish_reason"] = "length"
 
     def close(self, now: float) -> None:
-        """Bound the tokens that were generated and never read, unless the usage is final."""
+        """Bound the generated tokens that were never read, unless the usage is final."""
         call = self._call
         call.lost_tokens, call.unbounded = 0, False
         if self._choices > 1 and self._totals > 1:
-            call.usage = None  # each event may count one choice, or all of them until then
+            call.usage = None  # each event may count one choice, or all choices so far
         call.least_tokens = self._least_tokens()
         if self._complete or self._counted():
             return
-        limit = None if self._cut else call.limit_tokens  # an engine that passed its limit has none
+        limit = None if self._cut else call.limit_tokens  # an engine that exceeded its limit has no bound
         if self._stops_within_s is not None:
             if not call.ended:
                 spent_s = now - self._read_at + self._stops_within_s
@@ -187,7 +187,7 @@ class GenerationTracker:
         for index, text in texts.items():
             count = _Count("" if index else self._preface)
             if not count.add(text, most):
-                return most + 1  # more than the engine reports: how many more does not matter
+                return most + 1  # the engine's count is too low; the exact number does not matter
             least += count.tokens
         return least
 
@@ -205,11 +205,11 @@ class GenerationTracker:
         return self._total and usage.output_tokens > 0
 
     def _add_to_running_count(self, call: EngineCall, limit: int | None) -> None:
-        """Where the engine counted as it generated, its count is a better base than the text."""
+        """Use the engine's running count instead of the text as the base of the bound, where there is one."""
         usage = call.usage
         if usage is None:
             return
-        if self._choices > 1 or call.unbounded:  # some engines count each choice apart
+        if self._choices > 1 or call.unbounded:  # some engines count each choice separately
             call.usage = None
             return
         most = usage.output_tokens + call.lost_tokens
@@ -217,7 +217,7 @@ class GenerationTracker:
         call.usage, call.lost_tokens = replace(usage, output_tokens=most, estimated=True), 0
 
     def _exceeds(self, usage: Json) -> bool:
-        """Return whether the engine's own count exceeds the limit. Each choice may have one more, its end token."""
+        """Return whether the engine's own count exceeds the limit. Each choice may have an end token in addition."""
         return self._limit is not None and _visible_tokens(usage) > (self._limit + 1) * self._generated_choices
 
     def _enforce_limit(self, choice: Json, index: int, text: str) -> None:
@@ -238,25 +238,28 @@ class GenerationTracker:
         choice["delta"] = {"content": kept, **({"role": delta["role"]} if "role" in delta else {})}
         if choice.get("logprobs"):
             choice["logprobs"] = None
-        self._cut = self._cut or not choice.get("finish_reason")  # else the engine has ended by itself
+        self._cut = self._cut or not choice.get("finish_reason")  # else the engine has ended the choice itself
         choice["finish_reason"] = "length"
 
 
 def unread_tokens(seconds: float) -> int:
-    """Return the most tokens that an engine generates for one choice within so many seconds after the last read."""
+    """Return the largest number of tokens of one choice that an engine generates in this time after the last read."""
     return max(MIN_UNREAD_TOKENS, math.ceil(seconds * MAX_TOKENS_PER_S))
 
 
 def unread_once_ended(stops_within_s: float | None) -> int | None:
-    """Return the most tokens of one choice that an engine generates after the gateway ended its call; None: unknown."""
+    """Return the largest number of tokens of one choice that an engine generates after the gateway ends the call.
+
+    None: the engine is not known to stop.
+    """
     return None if stops_within_s is None else unread_tokens(stops_within_s)
 
 
 class _Count:
-    """Lower bounds on the tokens of a text that grows.
+    """Lower bounds on the tokens of a growing text.
 
     Args:
-        preface: text that may come first, and is not counted.
+        preface: text that may come first and is not counted.
     """
 
     __slots__ = ("_bytes", "_free_chars", "_in_word", "_pending", "_words")
@@ -265,7 +268,7 @@ class _Count:
         self._words = self._bytes = 0
         if preface:
             size = len(preface)
-            # An upper bound where the preface is long: the bounds below stay lower ones.
+            # A long preface is bounded from above, so that the bounds below stay lower bounds.
             most = preface.count(" ") + 1 if size > _LONG_PREFACE_CHARS else _words_in(preface, within=False, most=size)
             self._words = -most
             self._bytes = -len(preface.encode())
@@ -278,7 +281,7 @@ class _Count:
         return max(0, self._words, -(-self._bytes // MAX_TOKEN_BYTES))
 
     def defer(self, text: str) -> bool:
-        """Take text that cannot exceed the limit, whatever it says, to be counted later. Return whether it is so."""
+        """Keep text that cannot exceed the limit, to be counted later. Return False if it might exceed the limit."""
         if len(text) > self._free_chars:
             return False
         self._free_chars -= len(text)
@@ -286,7 +289,7 @@ class _Count:
         return True
 
     def add(self, text: str, limit: int) -> bool:
-        """Count more text, and what was put before, unless it exceeds the limit. Return whether it was counted."""
+        """Count the text and all deferred text, unless they exceed the limit. Return whether they were counted."""
         if self._pending:
             before = "".join(self._pending)
             self._pending.clear()
@@ -300,16 +303,16 @@ class _Count:
         self._words, self._bytes = count, size
         last = text.rpartition(" ")
         self._in_word = bool(last[2].strip()) or (not last[1] and self._in_word)
-        # A word has at least one character, and a space before the next; a character has at most four bytes.
+        # A word has at least one character and is followed by a space. A character has at most four bytes.
         self._free_chars = min(2 * (limit - count), (limit * MAX_TOKEN_BYTES - size) // _MAX_CHAR_BYTES)
         return True
 
     def fitting(self, text: str, limit: int) -> int:
-        """Return the number of characters of the following text that are within the limit."""
+        """Return the number of characters of the next text that are within the limit."""
         left = limit - self._words
         most = limit * MAX_TOKEN_BYTES - self._bytes
         if text.count(" ") < left and len(text) * _MAX_CHAR_BYTES <= most:
-            return len(text)  # as nearly every reply is: a text has at most one word more than spaces
+            return len(text)  # the usual case: a text has at most one word more than it has spaces
         text = text[: max(0, most)]  # a character has at least one byte
         at = len(text)
         for part in _PARTS.finditer(text):
@@ -323,10 +326,10 @@ class _Count:
 
 
 def _words_in(text: str, *, within: bool, most: int) -> int:
-    """Return the number of words that begin in a text, or a number above `most` where they are more.
+    """Return the number of words that begin in a text, or a larger number than `most` if there are more.
 
-    Only spaces separate words: some tokens hold line ends between other characters. The time grows with `most`, and not
-    with a text that holds more words.
+    Only spaces separate words: some tokens contain line ends between other characters. The time depends on `most`, not
+    on the number of words.
 
     Args:
         within: whether the text continues a word.
@@ -340,7 +343,7 @@ def _words_in(text: str, *, within: bool, most: int) -> int:
 
 
 def _visible_tokens(usage: Any) -> int:
-    """The output tokens of a usage object that are not hidden reasoning."""
+    """Return the output tokens of a usage object without hidden reasoning."""
     written_tokens = usage["completion_tokens"]
     details = usage.get("completion_tokens_details")
     hidden = details.get("reasoning_tokens") if isinstance(details, dict) else None

@@ -1,4 +1,4 @@
-"""How an answer opens: what a teacher is asked for, and what its reply opens the answer with.
+"""Build the teacher's request, and read from its reply the guidance that begins the answer.
 
 Paper, section 2: guidance G = F(teacher, prompt), at most m tokens; the student then completes the prompt and G.
 """
@@ -27,19 +27,19 @@ if TYPE_CHECKING:
     from gateway.protocol.body import Json
     from gateway.protocol.requests import CompletionRequest
 
-# English has about four bytes to a token. So are counted the words of a teacher that was hung up on.
+# English has about four bytes per token. This estimates the tokens of a teacher without usage.
 _BYTES_PER_TOKEN = 4
 
 
 class Guidance(Record, frozen=True):
-    """How an answer opens.
+    """The guidance of one answer.
 
     Attributes:
-        text: the guidance as it is shown and sent; empty when the answer goes unguided.
-        owed: the whitespace that followed it in what the teacher wrote.
-        tokens: of the teacher's tokens, those in `text`.
-        whole: the finish_reason when `text` is the whole answer and no student is called; else None.
-        dropped: what the teacher wrote after that, and nobody is shown.
+        text: the guidance as it is shown and sent; empty if the answer is unguided.
+        pending_space: the whitespace that followed it in the teacher's text.
+        tokens: the number of the teacher's tokens in `text`.
+        finish_reason: set if `text` is the whole answer and no student is called; else None.
+        dropped: the teacher's text after that, which is not shown.
     """
 
     text: str = ""
@@ -53,19 +53,24 @@ UNGUIDED = Guidance()
 
 
 class GuidanceStream:
-    """What a teacher was heard to write while its caller listens, and of that what may be shown already."""
+    """The text of a teacher while it generates, and the part that the caller may be shown already.
+
+    Args:
+        keeps_lead: whether the text's leading whitespace is shown, as after a raw prompt.
+    """
 
     def __init__(self, keep: GrowingKeep, *, keeps_lead: bool) -> None:
         self.keep = keep
         self._keeps_lead = keeps_lead
         self.text = StringIO()
-        self.tokens = 0  # an engine tells of one token at a time, or of a few
+        self.tokens = 0  # an engine sends one token per piece, or a few
         self.shown = ""
         self.pieces: asyncio.Queue[str] = asyncio.Queue()
-        """What may be shown, piece by piece; at the end an empty one."""
-        self.closed = False  # the caller listens no longer: others share the call, and it goes on for them
+        """Pieces to show, in order; an empty piece ends them."""
+        self.closed = False  # the caller no longer reads: the call continues for the requests that share it
 
     def feed(self, piece: str) -> None:
+        """Add the teacher's next piece, and queue what may be shown of it."""
         if self.closed:
             return
         self.text.write(piece)
@@ -78,7 +83,7 @@ class GuidanceStream:
 
 
 def build_opening_request(guidance_plan: GuidancePlan, request: CompletionRequest) -> OpeningRequest:
-    """What the teacher is asked."""
+    """Return the request to send to the teacher."""
     projection = guidance_plan.projection
     return OpeningRequest(
         max_tokens=guidance_plan.asked_tokens,
@@ -86,7 +91,7 @@ def build_opening_request(guidance_plan: GuidancePlan, request: CompletionReques
         temperature=guidance_plan.temperature,
         top_p=guidance_plan.top_p,
         seed=guidance_plan.seed,
-        # A hint is not the answer: what stops the answer need not stop it.
+        # A hint is not the answer, so the caller's stop strings do not end it.
         stop=request.stop if projection.teacher_may_finish else (),
     )
 
@@ -99,7 +104,12 @@ def guidance_from_reply(
     reply: OpeningReply,
     stream: GuidanceStream | None = None,
 ) -> Guidance | str:
-    """What a teacher's reply opens the answer with, written down in the draft; why, where nothing of it is left."""
+    """Return the guidance in a teacher's reply, and record it in the builder. Return the reason if nothing of it is
+    kept.
+
+    Args:
+        stream: the reply as it was streamed; None: it was not streamed.
+    """
     may_finish = guidance_plan.projection.teacher_may_finish and guidance_plan.may_answer
     shown = guidance_plan.placement == "prefix"
     cut = reply.finish == "length"
@@ -122,17 +132,17 @@ def guidance_from_reply(
     builder.kept_tokens = tokens
     builder.ended_at = plan.length.stop_at if plan.length is not None and reply.ends_at is not None else None
     builder.complete = finish_reason == "stop"
-    # An answer that is whole is shown to its end, blanks and all; one that goes on leaves them to the student.
+    # A whole answer includes its trailing whitespace. Guidance that a student continues does not.
     text = trimmed.text + trimmed.pending_space if finish_reason == "stop" else trimmed.text
     if isinstance(request, TextRequest) and shown:
-        # As it was shown, where it was: a stream's pieces and its last word need not begin alike.
+        # Streamed text keeps the whitespace that was shown: the pieces and the final text may begin differently.
         text = _lead(stream.text.getvalue() if stream is not None and stream.tokens else reply.text) + text
     builder.opening = text
     return Guidance(text, trimmed.pending_space, tokens, finish_reason, trimmed.dropped)
 
 
 def _read_by_teacher(projection: Projection, request: CompletionRequest) -> dict[str, Any]:
-    """What the teacher reads, as an OpeningRequest has it."""
+    """Return the teacher's input as arguments of an OpeningRequest."""
     if isinstance(request, TextRequest):
         assert request.prompt is not None, "resolve() leaves several prompts, and token ids, unguided"
         return {"prompt": teacher_prompt(projection, request.prompt)}
@@ -140,12 +150,14 @@ def _read_by_teacher(projection: Projection, request: CompletionRequest) -> dict
 
 
 def _lead(text: str) -> str:
-    """The blanks with which a text begins. In a chat the template puts them; after a raw prompt they matter."""
+    """Return the leading whitespace of a text. A chat template writes it in a chat; after a raw prompt it is
+    significant.
+    """
     return text[: len(text) - len(text.lstrip())]
 
 
 def teacher_input(opening_request: OpeningRequest) -> Sequence[Json]:
-    """What the teacher reads, for a count of our own."""
+    """Return the teacher's input as messages, for the gateway's own token count."""
     return (
         opening_request.messages
         if opening_request.messages is not None
@@ -164,8 +176,8 @@ def answered_call(
 
     Args:
         shared: as in `EngineCall`.
-        unread: tokens that the teacher may have written after the gateway ended its call with a sentence or step; None:
-            the teacher is not known to stop, and may have written as many as it was asked for.
+        unread: tokens that the teacher may have generated after the gateway ended its call at a sentence or step; None:
+            the teacher is not known to stop, and may have generated up to its limit.
     """
     was_ended = reply.usage is None and reply.ends_at is not None
     most = guidance_plan.asked_tokens
@@ -183,7 +195,7 @@ def answered_call(
 
 
 def _kept_tokens(reply: OpeningReply, kept: str, most: int) -> int:
-    """The teacher's tokens before the seam: its own count, in proportion to the text that was kept."""
+    """Return the teacher's tokens before the seam: its own count, in proportion to the kept text."""
     if reply.usage is None:
         return max(1, min(most, len(kept.encode()) // _BYTES_PER_TOKEN))
     written = reply.usage.output_tokens

@@ -1,9 +1,9 @@
-"""An answer that the caller began: its beginning is dropped from the reply where an engine repeats it. Sans-io.
+"""Remove the caller's prefill (the beginning of the answer) from a reply in which the engine repeats it. Sans-io.
 
 Engines differ. vLLM, SGLang and TGI return the continuation alone. Some builds of llama.cpp repeat the caller's last
 message in a JSON reply and not in a stream. LiteLLM does so for Anthropic; Mistral repeats the message. The gateway's
-reply has the continuation alone, as JSON and as a stream. A caller that sends `echo: true` gets what the engine sends:
-vLLM and llama.cpp then repeat the beginning in both.
+reply has the continuation alone, as JSON and as a stream. A caller that sends `echo: true` gets the engine's text
+unchanged: vLLM and llama.cpp then repeat the beginning in both.
 """
 
 from __future__ import annotations
@@ -22,12 +22,11 @@ if TYPE_CHECKING:
 
 
 class PrefillEcho:
-    """Drops the repeated beginning from each choice of one reply.
+    """Remove the repeated beginning from each choice of one reply.
 
     Args:
         text: the caller's beginning.
-        echo: whether the engine repeats it; None: unknown, so only a beginning that is long enough to be told from a
-            coincidence is dropped.
+        echo: whether the engine repeats it; None: unknown, so only a beginning too long to be a coincidence is removed.
     """
 
     def __init__(self, text: str, *, echo: bool | None) -> None:
@@ -36,12 +35,12 @@ class PrefillEcho:
         self._seams: dict[int, SeamJoin] = {}
 
     def reply(self, reply: Json) -> None:
-        """Change a whole reply, in place."""
+        """Change a complete reply in place."""
         for choice in reply["choices"]:
             self._change(choice, choice["message"], ended=True)
 
     def chunk(self, chunk: Json) -> None:
-        """Change one chunk of a stream, in place. Text that may yet be the beginning comes with a later chunk."""
+        """Change one chunk of a stream in place. Text that may belong to the beginning is moved to a later chunk."""
         for choice in chunk["choices"]:
             choice["delta"] = choice.get("delta") or {}
             self._change(choice, choice["delta"], ended=bool(choice.get("finish_reason")))
@@ -58,7 +57,7 @@ class PrefillEcho:
 
 
 def prefill_echo(student: StudentPlan, request: CompletionRequest, *, stream: bool) -> PrefillEcho | None:
-    """Return what drops the beginning that the caller wrote; None where there is none, or nothing to drop."""
+    """Return the filter for the caller's beginning; None if there is none, or nothing to remove."""
     if isinstance(request, TextRequest) or request.body.get("echo") is True:
         return None
     last = request.messages[-1]
@@ -67,6 +66,6 @@ def prefill_echo(student: StudentPlan, request: CompletionRequest, *, stream: bo
     known = student.continuation
     echo = known.echo if known is not None and known.mode in NATIVE_MODES else None
     if stream and echo and known is not None and known.mode != "prefix":
-        # A JSON reply has shown the repetition. llama.cpp streams without it, and a short text may come again.
+        # A JSON reply contained the repetition. llama.cpp streams without it, so a short text may be a coincidence.
         echo = None
     return None if echo is False else PrefillEcho(text, echo=echo)

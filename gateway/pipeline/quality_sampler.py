@@ -1,8 +1,8 @@
-"""The quality guard: beside a sample of guided answers, what each engine alone would have answered, and a comparison.
+"""The quality sampler: for a sample of guided answers, get each engine's answer without guidance, and compare.
 
-How far the guided answer agrees with the teacher's says what callers get; how far the student's does says what they
-would get without guidance. The difference is what guidance is worth. Nobody sees the answers: they are compared and
-dropped. What was spent has its receipts.
+The agreement of the guided answer with the teacher's measures what callers get. The agreement of the student's answer
+measures what they would get without guidance. The difference is the benefit of guidance. The answers are compared and
+dropped; nobody sees them. Each call has a receipt.
 """
 
 from __future__ import annotations
@@ -46,21 +46,21 @@ if TYPE_CHECKING:
     from gateway.telemetry.tracing import Tracing
 
 MAX_ANSWER_CHARS = 32_768
-"""Of one answer: what is longer is not compared."""
+"""Longest answer that is compared."""
 MAX_ANSWER_TOKENS = 4_096
-"""What an engine may write for a comparison where neither the caller nor the route sets a limit."""
+"""Output limit of a comparison's call if neither the caller nor the route sets one."""
 _GUIDED = frozenset({"guided", "teacher_complete"})
 
 
 class AnswerBuffer:
-    """The words of one answer as they go out to its caller."""
+    """The text of one answer, collected while it is sent to the caller."""
 
     def __init__(self) -> None:
         self._text = StringIO()
         self._complete_text = True
 
     def add(self, replies: Iterable[Json]) -> None:
-        """A whole reply, or chunks of one."""
+        """Add complete replies, or chunks of one."""
         for reply in replies:
             for choice in reply["choices"]:
                 message = choice.get("delta") or choice.get("message") or {}
@@ -70,18 +70,23 @@ class AnswerBuffer:
 
     @property
     def text(self) -> str | None:
-        """All of it; None where there is nothing, or too much."""
+        """Return the whole text; None if it is empty or too long."""
         return self._text.getvalue() or None if self._complete_text else None
 
 
 def answer_buffer_for(plan: Plan) -> AnswerBuffer | None:
-    """What hears an answer that may be compared; None where nothing of it is to be kept."""
+    """Return a buffer for an answer that may be compared, else None."""
     return AnswerBuffer() if plan.quality is not None else None
 
 
 @dataclass(frozen=True, slots=True)
 class _Sample:
-    """One guided answer that is compared: who was served it, for what, and what it says."""
+    """One guided answer to compare.
+
+    Attributes:
+        source: the receipt of the guided request.
+        answer: the text that its caller got.
+    """
 
     source: ReceiptBuilder
     request: CompletionRequest
@@ -91,7 +96,11 @@ class _Sample:
 
 
 class _SampleSkipped(Exception):
-    """A comparison that cannot be made, and what it counts as."""
+    """A comparison ended without a result.
+
+    Args:
+        result: label of the comparison in the metric.
+    """
 
     def __init__(self, result: str) -> None:
         super().__init__(result)
@@ -99,7 +108,11 @@ class _SampleSkipped(Exception):
 
 
 class QualitySampler:
-    """Compares, at most `most` answers at a time in this process; those beyond are dropped."""
+    """Compare samples of guided answers.
+
+    Args:
+        max_in_flight: comparisons at a time in this process; further samples are dropped.
+    """
 
     def __init__(
         self,
@@ -128,7 +141,7 @@ class QualitySampler:
     def start(
         self, source: ReceiptBuilder, request: CompletionRequest, caller: Caller, answer_buffer: AnswerBuffer
     ) -> None:
-        """Begin to compare an answer that its caller has; only where it was guided."""
+        """Start to compare an answer that its caller has. Only guided answers are compared."""
         quality, answer = source.plan.quality, answer_buffer.text
         if quality is None or source.mode not in _GUIDED:
             return
@@ -137,7 +150,7 @@ class QualitySampler:
         if answer is None or busy:
             self._count("dropped")
         elif source.budget is not None:
-            self._count("refused")  # what is left of a budget past its soft line is for callers
+            self._count("refused")  # the rest of a budget past its soft threshold is for callers
         else:
             self._in_flight[route] += 1
             sample = _Sample(source, without_streaming(request), caller, answer, quality)
@@ -153,18 +166,18 @@ class QualitySampler:
         self._metrics.quality_samples.labels(result).inc()
 
     async def _run_counted(self, sample: _Sample) -> None:
-        result = "refused"  # there was no place
+        result = "refused"  # no slot was free
         try:
-            # One place for all of it: a drain waits for the whole, and no caller's place is asked for a second time.
+            # One slot for the whole comparison: a drain waits for all of it, and no second slot is acquired.
             async with self._admission.cancel_on_drain():
                 with self._admission.slot(sample.caller):
-                    result = "dropped"  # unless it ends before a shutdown cuts it, which is no engine's failure
+                    result = "dropped"  # the result if a shutdown cancels it, which is not a failure of an engine
                     await self._compare(sample)
                     result = "made"
         except _SampleSkipped as skipped:
             result = skipped.result
         except Overloaded:
-            pass  # what was begun has its receipt
+            pass  # each call that was made has its receipt
         except Exception:
             result = "failed"
             raise
@@ -172,7 +185,7 @@ class QualitySampler:
             self._count(result)
 
     async def _compare(self, sample: _Sample) -> None:
-        """Ask both engines, one after the other: nobody waits. Raises _Ended."""
+        """Call both engines, one after the other, and store the comparison. Raises _SampleSkipped."""
         teacher = await self._run(sample, sample.quality.teacher, sample.request, "shadow-teacher", measures=True)
         student = await self._run(sample, _student_alone(sample.source), sample.request, "shadow-student")
         guided = await self._agreement(sample, sample.answer, teacher, "guided")
@@ -192,7 +205,7 @@ class QualitySampler:
         )
         with self._convert_redis_errors():
             await self._book.add(comparison)
-        # Behind the row, so that both tell of the same comparisons.
+        # After the row, so that the metric and the row count the same comparisons.
         series = self._metrics.series
         labels = series.tenant(source.tenant), series.route(source.tenant, source.route)
         for pair, score in (("guided_teacher", guided), ("student_teacher", alone)):
@@ -232,7 +245,7 @@ class QualitySampler:
                 spent = Decimal(0)
             raise _SampleSkipped("refused" if builder.refused or builder.admitted is None else "failed") from error
         finally:
-            # Where this fails the day counts what it might have cost: less is spent then, and never more.
+            # If this fails, the day counts the maximum cost, so that less is spent, never more.
             with suppress(RedisError, OSError):
                 await self._book.settle(reservation, spent)
         answer = text_of(reply["choices"][0]["message"].get("content")) or ""
@@ -247,21 +260,25 @@ class QualitySampler:
         caller: Caller,
         measured: ReceiptBuilder | None = None,
     ) -> Json:
-        """Like a request, whatever becomes of it. `measured` is the request whose baseline this call measures."""
+        """Answer a request without guidance, and settle its receipt.
+
+        Args:
+            measured: the request whose baseline this call measures.
+        """
         with self._admission.settled(builder):
             plan = await self._admission.reserve(builder, request, caller)
             reply = await self._student_call.complete(plan, request, UNGUIDED, builder)
             builder.finish_reason = reply["choices"][0].get("finish_reason")
-            # Without a limit of the caller's, an answer that ended at the sample's limit is not the whole answer.
+            # If the caller set no limit, an answer that ended at the sample's limit is incomplete.
             cut = builder.finish_reason == "length" and measured is not None and measured.plan.max_tokens is None
             builder.measures = None if cut else measured
-            # Now, and not when it settles: what it cost is given back from what was taken.
+            # Close the receipt before it settles: the reservation returns the unused part of its cost.
             await self._ledger.close(builder)
             return reply
 
     @contextmanager
     def _convert_redis_errors(self) -> Iterator[None]:
-        """Around what is kept there: without it nothing may be spent, and nothing is worth spending on."""
+        """Raise _SampleSkipped in the block for errors of Redis: without the store, nothing may be spent."""
         if not self._client.up:
             raise _SampleSkipped("refused")
         try:
@@ -272,7 +289,7 @@ class QualitySampler:
 
 
 def _student_alone(source: ReceiptBuilder) -> Plan:
-    """The student that answered, or was to, without guidance."""
+    """Return the plan of the student that answered, or was to answer, without guidance."""
     plan = source.plan
     answered = [one for one in plan.finishers if source.student is not None and one.engine == source.student.model]
     finishers = (*answered, *plan.finishers)[:1]
@@ -282,11 +299,11 @@ def _student_alone(source: ReceiptBuilder) -> Plan:
 
 
 def _single_bounded_call(plan: Plan, request: CompletionRequest) -> Plan:
-    """One call, of an answer that ends: an engine that fails is not asked again for a comparison's sake."""
+    """Return a plan with a limited output and without retries."""
     max_tokens = plan.max_tokens if plan.max_tokens is not None else request.max_tokens or MAX_ANSWER_TOKENS
     return structs.replace(plan, max_tokens=max_tokens, retries=NO_RETRIES)
 
 
 def _had_no_engine_call(builder: ReceiptBuilder) -> bool:
-    """Whether no engine has heard of it."""
+    """Return whether no engine received a call."""
     return builder.teacher is None and builder.student is None and all(failed.call is None for failed in builder.failed)

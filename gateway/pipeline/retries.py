@@ -1,7 +1,6 @@
-"""Which engine is asked next, and when, after a call that failed.
+"""Select the engine and the delay of the next attempt after a failed call.
 
-Retries across engines that keep what was already shown are this gateway's own subject: a retry library knows one
-function and one outcome.
+A general retry library does not fit: retries move to other engines, and must keep the text that was already shown.
 """
 
 from __future__ import annotations
@@ -22,25 +21,25 @@ if TYPE_CHECKING:
     from gateway.policy.resolve import Plan, RetryPlan, StudentPlan
     from gateway.telemetry.metrics import Metrics
 
-# An engine that wants to be left alone for longer is not waited for while the caller does.
+# An engine that requests a longer pause is not retried while the caller waits.
 LONGEST_PAUSE_S = 5.0
-# Nor for longer than this where another could be asked.
+# The longest pause if another engine is left.
 _LONGEST_PAUSE_BESIDE_OTHERS_S = 1.0
 
 
 async def retry_or_raise(
     retries: Retries, error: EngineError, plan: Plan, builder: ReceiptBuilder, metrics: Metrics, *, placed: bool = False
 ) -> None:
-    """Wait until the next attempt is due. Raises the error, in the caller's terms, when there is none.
+    """Wait until the next attempt is due. Raise the error, in the caller's terms, if there is none.
 
-    A caller that has disconnected gets none.
+    A caller that has disconnected gets no further attempt.
 
     Args:
-        placed: whether the engine was to go on with an opening.
+        placed: whether the request ended with the guidance as a prefix.
     """
     pause_s = retries.next_pause_s(error, placed=placed) if not builder.caller_left else None
     if pause_s is None:
-        # Not one with an opening in front of its answer: some engines refuse that alone, and it is the gateway's.
+        # Some engines reject only a request that ends in a prefix. The prefix is the gateway's, not the caller's.
         if isinstance(error, EngineRejected) and error.blames_request and not placed:
             raise InvalidRequest(error.message, param=error.param or _refused_field(error, builder)) from error
         raise error
@@ -51,17 +50,18 @@ async def retry_or_raise(
 
 
 def _refused_field(error: EngineRejected, builder: ReceiptBuilder) -> str | None:
-    """Return the field of an empty prompt that an engine refused: TGI calls it `inputs`, and vLLM names none."""
+    """Return the field of an empty prompt that an engine rejected: TGI calls it `inputs`, and vLLM names none."""
     request = builder.request
     refused = isinstance(request, TextRequest) and request.has_empty_prompt and "empty" in error.message
     return "prompt" if refused else None
 
 
 class RequestRetries:
-    """The retries that one request may make: its own bound, and the budget of its tenant at each engine.
+    """The retries that one request may make: its own limit, and the budget of its tenant at each engine.
 
-    The teacher's retries, the student's, calls of the next student, and a prompt that is sent again without its opening
-    all count toward the bound of the request. Only retries of the same engine take from that engine's budget.
+    The teacher's retries, the student's retries, calls of the next student, and a prompt that is resent without its
+    guidance all count toward the limit of the request. Only retries of the same engine are taken from that engine's
+    budget.
     """
 
     def __init__(self, plan: Plan, builder: ReceiptBuilder, budgets: RetryBudgets, metrics: Metrics) -> None:
@@ -71,10 +71,10 @@ class RequestRetries:
         self._metrics = metrics
 
     def may_retry(self, engine: str, *, others: int = 0) -> bool:
-        """Return whether the same engine may be called again; if so, the retry is taken from its budget.
+        """Return whether the same engine may be called again. If so, take the retry from its budget.
 
         Args:
-            others: engines that may still be asked after this one. A call of each is kept for them.
+            others: number of engines that may be called after this one; one call of each is reserved.
         """
         if self._remaining() <= others:
             return self._refuse(engine, "request")
@@ -84,7 +84,7 @@ class RequestRetries:
         return True
 
     def may_move_on(self, engine: str) -> bool:
-        """Return whether another engine may be asked in the place of this one."""
+        """Return whether another engine may be called instead of this one."""
         return self._remaining() > 0 or self._refuse(engine, "request")
 
     def _remaining(self) -> int:
@@ -96,13 +96,13 @@ class RequestRetries:
 
 
 class Retries:
-    """The calls that one answer may take. Pure, but for the budgets of `retries`.
+    """The attempts of one answer. Pure, except for the budgets of `request_retries`.
 
     Args:
-        finishers: the engines, in the order in which they are to be asked; at least one.
-        rule: how often the same one is asked again, and after what pause.
-        retries: whether a retry may be made at all; None: always.
-        draw: a number from 0 to 1, for pauses that differ from request to request.
+        students: the engines in the order of their calls; at least one.
+        rule: number of retries of the same engine, and the pause between them.
+        request_retries: decides whether a retry is allowed; None: always.
+        draw: returns a number from 0 to 1, so that pauses differ between requests.
     """
 
     def __init__(
@@ -120,18 +120,18 @@ class Retries:
 
     @property
     def student(self) -> StudentPlan:
-        """Who is asked now."""
+        """Return the engine of the current attempt."""
         return self._students[0]
 
     def keep_only(self, may: Callable[[StudentPlan], bool]) -> None:
-        """From now on only engines that `may` are asked, beside the present one."""
+        """Keep only the engines that `may` be called next, and the current one."""
         self._students[1:] = [one for one in self._students[1:] if may(one)]
 
     def next_pause_s(self, error: EngineError, *, placed: bool) -> float | None:
-        """How many seconds to wait before `finisher`, another one perhaps, is asked; None: there is nobody left.
+        """Return the seconds to wait before the next attempt at `student`, which may change; None: no attempt is left.
 
         Args:
-            placed: whether the engine was to go on with an opening: then it may be that which it refused.
+            placed: whether the request ended with the guidance as a prefix, which the engine may have rejected.
         """
         if error.again and self._retries < self._rule.num_retries:
             pause_s = self._pause_s(error)
@@ -144,7 +144,7 @@ class Retries:
         )
         proven = isinstance(error, EngineRejected) and error.proven
         if refused and not placed and not proven:
-            return None  # the next one would be asked for the same
+            return None  # the next engine would get the same request
         failed = self._students.pop(0).engine
         self._retries = 0
         if not self._students or not (self._request_retries is None or self._request_retries.may_move_on(failed)):
@@ -157,7 +157,7 @@ class Retries:
         )
 
     def _pause_s(self, error: EngineError) -> float:
-        """Twice as long each time, half of it by chance; and no shorter than the engine asked for."""
+        """Return a pause that doubles with each retry, half of it random, at least as long as the engine requested."""
         grown_s = self._rule.backoff_s * float(2**self._retries)
         jittered_s = grown_s * (0.5 + self._draw() / 2)
         asked_s = error.asked_s if isinstance(error, EngineOverloaded) else None

@@ -1,7 +1,7 @@
-"""Mode shadow: beside a request that was answered otherwise, what guidance would have made of it. Nobody sees it.
+"""Mode shadow: answer a request with guidance a second time, in the background. Nobody sees the answer.
 
-It has a receipt of its own, and nothing else comes of it: its words are dropped, its failures are counted, and the
-caller, who has its answer by then, never waits for it.
+The shadow has a receipt of its own. Its text is dropped and its failures are counted. The caller has its answer by then
+and never waits for the shadow.
 """
 
 from __future__ import annotations
@@ -25,7 +25,11 @@ if TYPE_CHECKING:
 
 
 class ShadowRequests:
-    """Casts them, at most `most` at a time; those beyond are dropped."""
+    """Run shadow requests.
+
+    Args:
+        max_in_flight: shadow requests at a time in this process; further ones are dropped.
+    """
 
     def __init__(
         self,
@@ -48,7 +52,7 @@ class ShadowRequests:
         self._in_flight = 0
 
     def start(self, builder: ReceiptBuilder, request: CompletionRequest, caller: Caller) -> None:
-        """Begin one: the guided answer to `asked`, as its draft plans it."""
+        """Start the guided answer to a request, as its builder plans it."""
         if builder.plan.guidance is None:
             self._results.labels("unguidable").inc()
         elif self._in_flight >= self._max_in_flight:
@@ -73,19 +77,19 @@ class ShadowRequests:
             async with self._admission.cancel_on_drain():
                 result = await self._run(builder, request, caller)
         except GatewayError as error:
-            # What an engine did stands in the log, and its label in the receipt. What a shutdown cut it did not do.
+            # The log has an engine's failure and the receipt its label. A cancellation by a shutdown is not a failure.
             if builder.refused or builder.admitted is None or isinstance(error, Overloaded):
                 result = "refused"
         finally:
             self._results.labels(result).inc()
 
     async def _run(self, builder: ReceiptBuilder, request: CompletionRequest, caller: Caller) -> str:
-        """Like a request. Where there is no place for it, it leaves no receipt either: nothing was begun."""
+        """Answer the request. Without a free slot there is no receipt."""
         with self._admission.slot(caller), self._admission.settled(builder):
             plan = await self._admission.reserve(builder, request, caller)
             if plan.guidance is None:
                 builder.unguided = plan.unguided
-                return "refused"  # a budget leaves room for the student alone: that one needs no shadow
+                return "refused"  # a budget selected the student alone, which needs no shadow
             self._student_call.check_available(plan, builder)
             guidance = await self._teacher_call.open(plan, request, builder)
             if guidance.finish_reason is None:
@@ -97,6 +101,6 @@ class ShadowRequests:
 
 
 def without_streaming(request: CompletionRequest) -> CompletionRequest:
-    """The same request, to be answered at once and to nobody."""
+    """Return the same request without streaming."""
     body = {name: value for name, value in request.body.items() if name not in {"stream", "stream_options"}}
     return structs.replace(request, body=body, stream=False, wants_usage=False)

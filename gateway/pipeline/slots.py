@@ -1,4 +1,4 @@
-"""Slots of this process for concurrent work of one kind, divided between tenants by weight."""
+"""Slots of one process for concurrent work of one kind, divided between tenants by weight."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Slots:
     """Count the slots that tenants hold.
 
     Args:
-        capacity: what the shares divide. At the bound, `FairShare.admits` decides.
-        kind: plural of what holds a slot, for errors and for gkt_limited_total.
+        capacity: number of slots to divide. At the bound, `FairShare.admits` decides.
+        kind: plural noun for the work, used in errors and as a label of gkt_limited_total.
     """
 
     def __init__(self, capacity: int, kind: str, metrics: Metrics) -> None:
@@ -39,7 +39,7 @@ class Slots:
             self._metrics.limited.labels(self._metrics.series.tenant(tenant), f"concurrent_{self._kind}").inc()
             raise Overloaded(
                 f"This process holds {share.total} {self._kind}, its limit, and {share.held(tenant)} of them are this "
-                "tenant's. Send fewer at once, or try again after Retry-After."
+                "tenant's. Send fewer at once, or retry after Retry-After."
             )
         share.acquire(tenant, weight)
 

@@ -1,4 +1,4 @@
-"""From the student's reply to the caller's: one id, one model, one role over the whole answer. Sans-io."""
+"""Convert the student's reply to the caller's: one id, one model and one role for the whole answer. Sans-io."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ if TYPE_CHECKING:
 
 
 class StreamRelay:
-    """Turns the student's chunks into the caller's.
+    """Convert the student's chunks to the caller's.
 
-    The role goes with the first words: until then nothing has left that a second student could not say as well.
+    The role is sent with the first text. Until then another student can still answer instead.
 
     Args:
-        head: what every chunk shares.
-        wants_usage: whether the caller asked for a usage chunk.
+        head: fields of every chunk.
+        wants_usage: whether the caller requested a usage chunk.
     """
 
     def __init__(self, head: ReplyHead, *, wants_usage: bool) -> None:
         self._head = head
         self._seam: SeamJoin | None = None
         self._reasoning_filter: ReasoningFilter | None = None
-        self._shown_chars = 0  # how many characters of the opening have left
+        self._shown_chars = 0  # the number of characters of the guidance that were sent
         self._wants_usage = wants_usage
         self._roles: dict[int, str] = {}
         self._roles_sent: set[int] = set()
@@ -37,45 +37,46 @@ class StreamRelay:
 
     @property
     def done(self) -> bool:
-        """The caller's stop text was met across the seam: the student need not go on."""
+        """Return whether the caller's stop text was found across the seam: the student's call can end."""
         return self._seam is not None and self._seam.stopped
 
     @property
     def opened(self) -> bool:
-        """Some of the opening has left: what follows must continue it."""
+        """Return whether a part of the guidance was sent: further text must continue it."""
         return self._shown_chars > 0
 
     @property
     def restarted(self) -> bool:
-        """The student was told to begin with the opening, and began otherwise. Final when it has ended."""
+        """Return whether the student was to begin with the guidance and began differently. Final after its end."""
         return self._seam is not None and self._seam.restarted
 
     def join(self, seam: SeamJoin | None, reasoning_filter: ReasoningFilter | None = None) -> list[Json]:
-        """Let `seam` join the next student's text to the opening, or nothing with None; without its `thoughts`.
+        """Set the seam between the guidance and the next student's text; None: the student gets no prefix.
 
-        Returns chunks with what of the opening can be shown now, and was not.
+        Returns:
+            Chunks with the part of the guidance that can be shown now and was not shown before.
         """
         self._seam, self._reasoning_filter = seam, reasoning_filter
         return self.show_rest(seam.opening()) if seam is not None else []
 
     def show_rest(self, guidance: str) -> list[Json]:
-        """Show an opening from where it was shown before, as far as the student's words are not needed for it."""
+        """Return chunks with the part of the guidance that was not shown before."""
         return self.show(guidance[self._shown_chars :])
 
     def show(self, piece: str) -> list[Json]:
-        """Show the next piece of an opening."""
+        """Return chunks with the next piece of the guidance."""
         if not piece:
             return []
         self._shown_chars += len(piece)
         return [self._first_choice_chunk({"content": piece})]
 
     def feed(self, chunk: Json) -> Json | None:
-        """One chunk of the student's: what the caller gets for it, if anything."""
+        """Convert one chunk of the student; None if the caller gets nothing for it."""
         choices = [kept for choice in chunk["choices"] if (kept := self._relay_choice(choice)) is not None]
         return self._chunk(choices, chunk) if choices else None
 
     def end(self, finish_reason: str | None = None) -> list[Json]:
-        """The student has ended, or the answer has: what was held back, and the finish if none was sent."""
+        """End the answer: return the text that was held back, and the finish_reason if none was sent."""
         if self.finish_reason is not None:
             return []
         chunks: list[Json] = []
@@ -90,7 +91,7 @@ class StreamRelay:
         return chunks
 
     def usage_chunk(self, usage: Json, facts: Json) -> Json:
-        """The last chunk, for a caller that asked for usage; `gkt` carries the receipt's figures."""
+        """Return the last chunk, for a caller that requested usage; `gkt` has the receipt's figures."""
         return {**self._head.chunk([], with_usage=True, usage=usage), "gkt": facts}
 
     def _relay_choice(self, choice: Json) -> Json | None:
@@ -116,7 +117,7 @@ class StreamRelay:
         return {"logprobs": None, **choice, "index": index, "delta": delta, "finish_reason": finish_reason}
 
     def _first_choice_chunk(self, said: Json) -> Json:
-        """A chunk of the first choice with what is in no chunk of the student's."""
+        """Return a chunk of the first choice with text that is in no chunk of the student."""
         delta = said if 0 in self._roles_sent else _first_delta("assistant", said)
         self._roles_sent.add(0)
         return self._chunk([_choice(delta)])
@@ -129,7 +130,7 @@ class StreamRelay:
 
 
 def _first_delta(role: str, said: Json) -> Json:
-    """The first delta of a choice, with the fields that OpenAI's has."""
+    """Return the first delta of a choice, with the fields that OpenAI sends."""
     return {"role": role, "content": None, "refusal": None, **said}
 
 
@@ -138,7 +139,7 @@ def _choice(delta: Json, finish_reason: str | None = None) -> Json:
 
 
 def join_reply(reply: Json, seam: SeamJoin, reasoning_filter: ReasoningFilter | None = None) -> None:
-    """Put shown guidance in front of the student's first choice, in place."""
+    """Put shown guidance before the student's first choice, in place."""
     choice = reply["choices"][0]
     finish_reason = choice.get("finish_reason") or "stop"
     choice["finish_reason"] = _join(seam, reasoning_filter, choice["message"], finish_reason)
@@ -148,7 +149,7 @@ def join_reply(reply: Json, seam: SeamJoin, reasoning_filter: ReasoningFilter | 
 def _join(
     seam: SeamJoin, reasoning_filter: ReasoningFilter | None, said: Json, finish_reason: str | None
 ) -> str | None:
-    """Replace the text of a message or delta by what may leave now; return the finish_reason that is true then."""
+    """Replace the text of a message or delta by the text that may be sent now. Return the resulting finish_reason."""
     text = text_of(said.pop("content", None)) or ""
     if reasoning_filter is not None:
         finish_reason = _split_reasoning(reasoning_filter, said, text, finish_reason)
@@ -162,7 +163,7 @@ def _join(
 
 
 def _split_reasoning(reasoning_filter: ReasoningFilter, said: Json, text: str, finish_reason: str | None) -> str | None:
-    """Put what the student thought, though told not to, where servers put thoughts; the rest is its content."""
+    """Move reasoning that the student was not to generate to the field where servers put reasoning."""
     reasoning_filter.note(said.get("reasoning_content") or said.get("reasoning"))
     text, reasoning = reasoning_filter.feed(text)
     if finish_reason is not None:
@@ -171,5 +172,5 @@ def _split_reasoning(reasoning_filter: ReasoningFilter, said: Json, text: str, f
     if reasoning:
         said["reasoning_content"] = (said.get("reasoning_content") or "") + reasoning
     said["content"] = text
-    # It thought, and did not go on: what was shown is not the answer's end.
+    # The student reasoned and wrote no text, so the shown guidance is not the end of the answer.
     return "length" if finish_reason == "stop" and reasoning_filter.is_silent else finish_reason

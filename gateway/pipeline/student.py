@@ -1,8 +1,8 @@
-"""Step 6: let a finisher (a student; in mode teacher, the teacher) complete the answer.
+"""Step 6: call a student to complete the answer. In mode teacher, the teacher takes this role.
 
-The caller's body goes out as it came, but for what the plan changes. Paper, section 2: the student continues the
-prompt and the guidance, with the user's own sampling settings. A call that fails before its first word was sent on is
-made again, by the same engine or the next, and the guidance that was written is kept.
+The caller's body is sent unchanged except for the plan's changes. Paper, section 2: the student continues the prompt
+and the guidance, with the user's own sampling settings. A call that fails before its first text was sent is retried, by
+the same engine or the next. The guidance is kept.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ if TYPE_CHECKING:
 
 
 RESTARTED = "student_started_anew"
-"""Why an answer is unguided whose student was told to begin with the opening, and began otherwise."""
+"""The `unguided` reason of an answer whose student was to begin with the guidance and began differently."""
 
 
 class StudentCall:
-    """Calls the engines that complete answers."""
+    """Call the engines that complete answers."""
 
     def __init__(
         self, engines: Mapping[str, GuardedEngine], metrics: Metrics, budgets: RetryBudgets | None = None
@@ -61,7 +61,7 @@ class StudentCall:
         self._budgets = budgets or RetryBudgets()
 
     def engine_snapshot(self, engine: str, tenant: str = "") -> EngineSnapshot:
-        """Return what is known of an engine now, for a tenant."""
+        """Return the current state of an engine for a tenant."""
         guarded = self._engines[engine]
         state = guarded.state
         return EngineSnapshot(
@@ -69,9 +69,10 @@ class StudentCall:
         )
 
     def check_available(self, plan: Plan, builder: ReceiptBuilder) -> None:
-        """Check that a finisher can use the guidance. Call it before the teacher.
+        """Check that a student can use the guidance. Call it before the teacher.
 
-        Raises CircuitOpen if every finisher refuses the tenant's calls now.
+        Raises:
+            CircuitOpen: every student rejects the tenant's calls now.
         """
         if plan.guidance is None:
             return
@@ -85,9 +86,9 @@ class StudentCall:
     async def complete(
         self, plan: Plan, request: CompletionRequest, guidance: Guidance, builder: ReceiptBuilder
     ) -> Json:
-        """A finisher's reply, with shown guidance in front. Raises EngineErrors and InvalidRequest.
+        """Return a student's reply, with shown guidance in front. Raises EngineErrors and InvalidRequest.
 
-        Where one refuses the request with the opening, which the caller did not send, it gets it without.
+        If a student rejects the request with the prefix, which the caller did not send, it gets the request without it.
         """
         retries = self._new_retries(plan, builder)
         while True:
@@ -125,11 +126,12 @@ class StudentCall:
     async def stream(
         self, plan: Plan, request: CompletionRequest, guidance: Guidance, relay: StreamRelay, builder: ReceiptBuilder
     ) -> AsyncGenerator[list[Json], None]:
-        """The opening, and a finisher's chunks as `relay` turns them into the caller's, those together that came so.
+        """Yield the guidance and a student's chunks, converted by `relay`. Chunks that arrived together form one group.
 
-        Raises EngineErrors and InvalidRequest.
+        Once guidance was sent, the answer cannot do without it: only students that can continue it are called.
 
-        Once the opening has left there is no going back to an answer without it: only who can go on with it is asked.
+        Raises:
+            EngineErrors, InvalidRequest.
         """
         retries = self._new_retries(plan, builder)
         while True:
@@ -164,7 +166,7 @@ class StudentCall:
         builder: ReceiptBuilder,
     ) -> AsyncGenerator[list[Json], None]:
         student_request = build_student_request(plan, student, request, guidance)
-        # The receipt wants usage, whether the caller does or not.
+        # The receipt needs usage even if the caller does not.
         student_request.body["stream_options"] = {**(request.body.get("stream_options") or {}), "include_usage": True}
         generation = self._begin(plan, student, request, guidance, builder, student_request)
         echo = prefill_echo(student, request, stream=True)
@@ -200,7 +202,7 @@ class StudentCall:
         builder: ReceiptBuilder,
         student_request: StudentRequest,
     ) -> GenerationTracker:
-        """Write down the call that is made now. Raises ConnectionResetError where the caller has left meanwhile."""
+        """Record the call that starts now. Raises ConnectionResetError if the caller disconnected meanwhile."""
         if builder.caller_left:
             raise ConnectionResetError("The caller disconnected.")
         builder.running = call = EngineCall(student.engine, student_request.reads)
@@ -224,7 +226,7 @@ class StudentCall:
 
 
 class _Calling:
-    """The context of a finisher's call. It counts a failure, and removes a call that the engine did not receive."""
+    """The context of a student's call. It counts a failure, and removes a call that the engine did not receive."""
 
     __slots__ = ("_draft", "_generation", "_metrics", "_plan")
 
@@ -252,7 +254,7 @@ def _continues(student: StudentPlan) -> bool:
 
 
 def _preface(student: StudentPlan, request: CompletionRequest, student_request: StudentRequest) -> str | None:
-    """Text that the engine may repeat before its own; None: more than can be told here."""
+    """Return text that the engine may repeat before its own; None: it repeats text of unknown length."""
     echo = bool(request.body.get("echo"))
     if isinstance(request, TextRequest):
         return None if echo else ""

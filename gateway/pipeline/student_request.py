@@ -1,7 +1,7 @@
-"""What a finisher is sent, and how its words join what the caller was shown. Pure.
+"""Build a student's request, and the seam between its text and the text that the caller was shown. Pure.
 
-Paper, section 2: the student gets the prompt and the guidance. Where the guidance stands is the policy's to say: as the
-beginning of the answer (placement prefix), or in the prompt (context, input).
+Paper, section 2: the student gets the prompt and the guidance. The policy places the guidance at the beginning of the
+answer (placement prefix) or in the prompt (context, input).
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ if TYPE_CHECKING:
     from gateway.protocol.requests import CompletionRequest
 
 
-# An engine may put one before the other: with both a caller would write more than was reserved.
+# Engines prefer one or the other. With both, an engine could exceed the reserved tokens.
 _LIMITS = ("max_tokens", "max_completion_tokens")
 
 
 class StudentRequest(Record, frozen=True):
-    """What one finisher is asked.
+    """The request to one student.
 
     Attributes:
-        body: the caller's, changed only where the plan says so.
-        prefill: the answer that it goes on with, where it is asked to as its own message.
-        reads: what it reads, as messages, for a count of our own.
+        body: the caller's body with the plan's changes.
+        prefill: the beginning of the answer that the student continues; None: it continues none, or a raw prompt.
+        reads: the student's input as messages, for the gateway's own token count.
     """
 
     body: Json
@@ -48,7 +48,7 @@ class StudentRequest(Record, frozen=True):
 
 
 def is_prefix(plan: Plan, student: StudentPlan, guidance: Guidance) -> bool:
-    """Whether the finisher is to go on with the opening. Else it gets it in its prompt, if there is one."""
+    """Return whether the student continues the guidance. If not, it gets the guidance, if any, in its prompt."""
     return (
         bool(guidance.text)
         and guidance.finish_reason is None
@@ -59,18 +59,18 @@ def is_prefix(plan: Plan, student: StudentPlan, guidance: Guidance) -> bool:
 
 
 def writes_again(student: StudentPlan) -> bool:
-    """Whether the finisher writes the opening itself: it counts its tokens then, and it may begin otherwise."""
+    """Return whether the student writes the guidance itself: it counts the tokens, and it may begin differently."""
     return student.continuation is not None and student.continuation.writes_again
 
 
 def build_student_request(
     plan: Plan, student: StudentPlan, request: CompletionRequest, guidance: Guidance
 ) -> StudentRequest:
-    """The caller's request as this finisher gets it."""
+    """Return the caller's request as this student gets it."""
     body = {**request.body}
     prefix = is_prefix(plan, student, guidance)
     if plan.max_tokens is not None:
-        # Who writes the opening again does so within the limit.
+        # A student that writes the guidance again needs tokens for it.
         written = guidance.tokens if prefix and not writes_again(student) else 0
         for name in _LIMITS:
             if body.get(name) is not None:
@@ -94,21 +94,23 @@ def build_student_request(
 
 
 def place_in_messages(guidance_plan: GuidancePlan, messages: list[Json], guidance: str) -> list[Json]:
-    """The caller's messages with the opening among them, as the policy places it: for who does not go on with it."""
+    """Return the caller's messages with the guidance where the policy places it, for a student that does not continue
+    it.
+    """
     if guidance_plan.placement == "input":
         return place_in_input(messages, guidance)
     return place_in_context(guidance_plan.projection, messages, guidance)
 
 
 def build_seam(plan: Plan, student: StudentPlan, request: CompletionRequest, guidance: Guidance) -> SeamJoin | None:
-    """Joins guidance that the caller is shown to what the finisher says; None when there is none to join."""
+    """Return the join of shown guidance and the student's text; None if the student does not continue the guidance."""
     if not is_prefix(plan, student, guidance):
         return None
     assert student.continuation is not None, "as is_prefix says"
     return SeamJoin(
         guidance.text,
         pending_space=guidance.pending_space,
-        # vLLM and llama.cpp repeat the opening when the caller asks them to, whatever they do by themselves.
+        # vLLM and llama.cpp repeat the guidance if the caller sets `echo`, whatever their default is.
         echo=request.body.get("echo") is True or student.continuation.echo,
         strips_leading_space=student.continuation.strips_leading_space,
         written_again=student.continuation.writes_again,
@@ -117,7 +119,7 @@ def build_seam(plan: Plan, student: StudentPlan, request: CompletionRequest, gui
 
 
 def build_reasoning_filter(student: StudentPlan, guidance: Guidance) -> ReasoningFilter | None:
-    """Parts what a finisher thinks, though it was told not to, from what it says; None where it cannot think."""
+    """Return the filter for reasoning that a student generates although it was disabled; None if it cannot reason."""
     return None if student.reasoning == "none" else ReasoningFilter(guidance.text)
 
 
@@ -130,7 +132,7 @@ def _prompt(plan: Plan, prompt: str, guidance: str, *, prefix: bool) -> str:
 
 
 def _texts(prompt: str | list[object]) -> str | list[Json]:
-    """Prompts as a message's content. Token ids are not counted: an engine that was sent them counts."""
+    """Return prompts as a message's content. Token ids are not counted: an engine that accepts them counts them."""
     if isinstance(prompt, str):
         return prompt
     if not isinstance(prompt[0], str):

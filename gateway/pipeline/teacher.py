@@ -1,4 +1,4 @@
-"""Step 5: let the teacher open the answer.
+"""Step 5: call the teacher for the guidance that begins the answer.
 
 Paper, section 2: guidance G = F(teacher, prompt), at most m tokens; the student then completes the prompt and G.
 """
@@ -60,14 +60,14 @@ if TYPE_CHECKING:
     from gateway.runtime.tasks import BackgroundTasks
     from gateway.telemetry.metrics import Metrics
 
-# English has about four bytes to a token; a batch is filled by this, nothing is billed by it.
+# English has about four bytes per token. Batches are filled by this estimate; nothing is billed by it.
 _BYTES_PER_TOKEN = 4
-# Hashing more than this takes milliseconds: a thread does it.
+# Hashing a larger request takes milliseconds: it runs in a thread.
 _INLINE_HASH_BYTES = 256_000
 
 
 class TeacherCall:
-    """Asks teachers for openings: each call with a permit of the teacher's batch, identical ones once."""
+    """Call teachers for guidance. Each call has a permit of the teacher's batch, and identical calls are made once."""
 
     def __init__(
         self,
@@ -91,10 +91,10 @@ class TeacherCall:
     async def stream(
         self, plan: Plan, request: CompletionRequest, builder: ReceiptBuilder
     ) -> AsyncGenerator[str | Guidance, None]:
-        """The opening as it is written: pieces that the caller may be shown at once, and at the end all of it.
+        """Yield the guidance while it is generated: pieces that may be shown at once, then all of it.
 
-        Its text begins with what was shown. A teacher that fails after a piece was shown has written a short opening.
-        Raises what `open` raises, but never after a piece.
+        The complete text begins with the shown pieces. If the teacher fails after a piece was shown, the guidance is
+        short. Raises the errors of `open`, but never after a piece.
         """
         guidance_plan = plan.guidance
         if guidance_plan is None or not guidance_plan.stream:
@@ -105,7 +105,7 @@ class TeacherCall:
             GrowingKeep(skip, guidance_plan.tokens, boundary=guidance_plan.boundary, stop=request.stop),
             keeps_lead=isinstance(request, TextRequest),
         )
-        # A task of its own: its deadline may not end the caller's work on what was shown.
+        # A separate task, so that the teacher's deadline does not cancel the caller's work on shown pieces.
         guidance = self._tasks.spawn("opening", self._open_or_error(plan, request, builder, stream))
         guidance.add_done_callback(lambda _: stream.pieces.put_nowait(""))
         try:
@@ -131,19 +131,19 @@ class TeacherCall:
     async def open(
         self, plan: Plan, request: CompletionRequest, builder: ReceiptBuilder, stream: GuidanceStream | None = None
     ) -> Guidance:
-        """The opening of the answer. An empty one, with the reason in the draft, when the teacher did not deliver.
+        """Return the guidance. It is empty, with the reason in the builder, if the teacher did not deliver.
 
         Raises:
-            GuidanceUnavailable: it did not, and the policy wants no unguided answer.
-            InvalidRequest: likewise, and the teacher blames the request.
-            QueueFull: too many requests of the tenant wait, and the policy wants no unguided answer then either.
-            StoreUnavailable: Redis is away and the configuration says `reject`.
+            GuidanceUnavailable: the teacher did not deliver, and the policy forbids unguided answers.
+            InvalidRequest: the teacher rejected the request, and the policy forbids unguided answers.
+            QueueFull: too many requests of the tenant wait, and the policy rejects requests then.
+            StoreUnavailable: Redis is unavailable and the configuration says `reject`.
         """
         guidance_plan = plan.guidance
         if guidance_plan is None:
             builder.unguided = plan.unguided
             return UNGUIDED
-        # One moment for all: the caller's timer, the ticket and whoever waits for the same.
+        # One deadline for the caller's timer, the ticket, and the requests that share the call.
         deadline_s = self._deadlines.deadline_s(guidance_plan)
         deadline = asyncio.get_running_loop().time() + deadline_s
         if await self._probe.is_confident(plan, request, builder, deadline):
@@ -209,7 +209,7 @@ class TeacherCall:
         def granted(grant: Grant) -> None:
             builder.granted = time.perf_counter()
             builder.batch = BatchFacts(grant.batch_id, grant.batch_size)
-            # Until it has answered, nobody knows how much of this it wrote.
+            # Until the teacher answers, it is unknown how many of these tokens it generated.
             most = guidance_plan.asked_tokens
             builder.teacher = EngineCall(
                 guidance_plan.teacher,
@@ -229,9 +229,9 @@ class TeacherCall:
                     tell = stream.feed if stream is not None else None
                     return await open_to_end(engine, opening_request, batch, ends, tell)
                 except EngineError as error:
-                    # Here, since there may be many who hear of it, or nobody any more.
+                    # Count the failure here: many requests may share this call, or none any more.
                     note_failure(error, builder.id, self._metrics)
-                    # Who is overloaded is not helped by a second call, and there is an answer without.
+                    # A retry does not help an overloaded teacher, and the answer can do without guidance.
                     begun = stream is not None and stream.tokens > 0
                     given_up = builder.caller_left or not retries or not error.again
                     if begun or given_up or isinstance(error, EngineOverloaded):
@@ -242,7 +242,7 @@ class TeacherCall:
                         FailedCall(error.engine, error.label, builder.teacher if error.heard else None)
                     )
                     self._metrics.retries.labels(error.engine, error.label).inc()
-                batch = None  # another prompt of the batch may have made its call fail
+                batch = None  # another prompt of the batch may have caused the failure
                 retries -= 1
                 await asyncio.sleep(plan.retries.backoff_s * (0.5 + random.random() / 2))  # noqa: S311  spreads, hides nothing
 
@@ -269,9 +269,11 @@ class TeacherCall:
     def _missed(
         self, guidance_plan: GuidancePlan, deadline_s: float, builder: ReceiptBuilder, stream: GuidanceStream | None
     ) -> None:
-        """Record late guidance, and tell the caller which setting to change if the route's guidance is often late."""
+        """Record late guidance. Set the hint for the caller, the setting to change, if the route's guidance is often
+        late.
+        """
         if builder.asked is None or builder.guided is None or builder.shadow_of is not None:
-            return  # the probe used up the time, or nobody waited
+            return  # the probe used up the time, or no guidance was awaited
         builder.hint = self._deadlines.missed(
             builder.route,
             guidance_plan,
@@ -294,14 +296,12 @@ class TeacherCall:
             return self._cut_short(plan, guidance_plan, builder, reason, stream)
         builder.unguided = reason
         if guidance_plan.required and isinstance(cause, EngineRejected) and cause.blames_request:
-            # An engine may quote what it read, and of that a part is not the caller's.
+            # An engine may quote its input, a part of which is not the caller's.
             quoted = bool(guidance_plan.projection.shown)
-            raise InvalidRequest(
-                "This route's teacher cannot take the request." if quoted else cause.message
-            ) from cause
+            raise InvalidRequest("This route's teacher rejected the request." if quoted else cause.message) from cause
         if guidance_plan.required:
             raise GuidanceUnavailable(
-                f"The teacher gave no guidance ({reason}), and this route's policy wants no answer without it.",
+                f"The teacher gave no guidance ({reason}), and this route's policy forbids unguided answers.",
                 retry_after_s=(cause.retry_after_s if cause is not None else None) or 1.0,
             ) from cause
         return UNGUIDED
@@ -310,7 +310,7 @@ class TeacherCall:
     def _cut_short(
         plan: Plan, guidance_plan: GuidancePlan, builder: ReceiptBuilder, reason: str, stream: GuidanceStream
     ) -> Guidance:
-        """What was shown cannot be taken back: the student goes on from there."""
+        """Return the guidance that was shown before the teacher failed: the student continues from there."""
         text = stream.text.getvalue()
         tokens = max(1, round(stream.tokens * len(stream.shown) / len(text)))
         if builder.teacher is not None:
@@ -319,7 +319,7 @@ class TeacherCall:
         builder.kept_tokens = tokens
         builder.opening = stream.shown
         builder.cut_short = reason
-        # A student cannot be asked for nothing.
+        # A student cannot be called for zero tokens.
         whole = "length" if plan.max_tokens is not None and tokens >= plan.max_tokens else None
         return Guidance(stream.shown, "", tokens, whole)
 
@@ -327,11 +327,11 @@ class TeacherCall:
 def _dedupe_key(
     share: str, engine: Engine, opening_request: OpeningRequest, request_id: str, ends: EndRule | None
 ) -> str:
-    """A hash of everything that the guidance depends on, and of who may share it."""
+    """Return a hash of everything that the guidance depends on, and of the group that may share it."""
     parts: tuple[object, ...] = (
         share,
         engine.name,
-        engine.state.revision or request_id,  # unknown: then nobody else's is the same
+        engine.state.revision or request_id,  # an unknown revision: the guidance is not shared
         opening_request.messages,
         opening_request.prompt,
         opening_request.max_tokens,

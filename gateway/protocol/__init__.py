@@ -1,17 +1,19 @@
-"""OpenAI's wire: what callers send and what they get.
+"""OpenAI's API: the requests of callers and the replies that they get.
 
-Requests are decoded once. The fields the gateway acts on are checked and typed; the whole body is kept as it came, so
-that parameters nobody here knows reach the student untouched. OpenAI's names (`prompt_tokens`, ...) live in this
-package only; inside, it is `input_tokens` and `output_tokens`.
+Requests are decoded once. Fields that the gateway reads are checked and typed. The body is kept as it was sent, so that
+unknown parameters reach the student unchanged. OpenAI's names (`prompt_tokens`, ...) are used in this package only;
+other packages use `input_tokens` and `output_tokens`.
 
-    body.py         a body's bytes -> an object that fits one of the structs below, or an InvalidRequest
-    structure.py    bounds on the structure of JSON, before it is decoded
-    token_ids.py    long lists of token ids
-    unicode.py      repair of text that is no valid Unicode
-    elsewhere.py    what no body may say: where a call goes, or as whom
-    field_names.py  other names of the fields that the gateway reads
-    chat.py         /v1/chat/completions
-    text.py         /v1/completions
-    embeddings.py   /v1/embeddings
-    reply.py        what every reply and chunk shares
+    body.py             decodes a body to one of the structs below, or raises InvalidRequest
+    structure.py        bounds the structure of JSON before it is decoded
+    token_ids.py        long lists of token ids
+    unicode.py          repairs text that is not valid Unicode
+    forbidden_fields.py fields that no body may contain: destinations and credentials
+    field_names.py      other names of the fields that the gateway reads
+    chat.py             /v1/chat/completions
+    text.py             /v1/completions
+    embeddings.py       /v1/embeddings
+    messages.py         text of chat messages
+    edge.py             reports of devices
+    reply.py            fields that replies and chunks share
 """

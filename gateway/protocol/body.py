@@ -1,4 +1,4 @@
-"""A body's bytes -> a JSON object whose known fields fit, or an InvalidRequest that names the field."""
+"""Decode a body to a JSON object whose known fields are valid, or raise an InvalidRequest that names the field."""
 
 from __future__ import annotations
 
@@ -24,20 +24,22 @@ _KnownFields = TypeVar("_KnownFields", bound=Struct)
 
 _MAX_STOPS = 4
 MAX_STOP_CHARS = 1000
-"""The longest stop text: some engines leave it to the gateway to find it in what they write."""
-_MAX_EXACT_FLOAT = 2.0**53  # beyond it a float stands for several integers
-_SURROGATE = "surrogate"  # in what orjson says of one without its other half
+"""Longest stop text. For some engines the gateway searches the generated text for it."""
+_MAX_EXACT_FLOAT = 2.0**53  # larger floats represent several integers
+_SURROGATE = "surrogate"  # in orjson's error for a surrogate without its other half
 
 MAX_CHOICES = 1024
-"""The most answers to one request. Each is kept in mind until its stream ends, and read from one reply in 10 ms."""
+"""Largest number of answers to one request: each is kept in memory until its stream ends. A reply with so many takes
+10 ms to read.
+"""
 
 MAX_TOKENS = 2**31 - 1
-"""More than any answer has, and few enough that sums of them stay numbers that JSON can carry."""
+"""Larger than any answer, and small enough that sums are exact in JSON."""
 
 Temperature = Annotated[float, Meta(ge=0, le=2)]
 TopP = Annotated[float, Meta(ge=0, le=1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
-# What the decoder reads as an integer: of more than 64 bits it makes a number.
+# The integers of the decoder: it converts longer ones to floats.
 Seed = Annotated[int, Meta(extra_json_schema={"minimum": -(2**63), "maximum": 2**64 - 1})]
 Choices = Annotated[int, Meta(ge=1, le=128)]
 _StopText = Annotated[str, Meta(max_length=MAX_STOP_CHARS)]
@@ -49,14 +51,14 @@ class StreamOptions(Struct, frozen=True):
 
 
 class CallerRequest(Protocol):
-    """What is known of every checked request.
+    """The fields of every checked request.
 
     Attributes:
-        body: what the caller sent, field by field.
-        choices: how many answers it asks for.
-        drafts: how many are written for that: of some, the best are taken.
-        pictures: how many parts it has that are no text, and may be larger than their bytes here.
-        size_bytes: how large its body came.
+        body: the body as the caller sent it.
+        choices: number of answers that it requests.
+        generated_choices: number of answers that the engine generates; it may return only the best.
+        non_text_parts: number of content parts without text, whose token count may exceed their size in bytes.
+        size_bytes: size of its body.
     """
 
     @property
@@ -76,17 +78,16 @@ class CallerRequest(Protocol):
 
 
 def read_body(raw: bytes, fields_type: type[_KnownFields], needs: str) -> tuple[Json, _KnownFields]:
-    """Decode a body: as it came, and its known fields, checked.
+    """Decode a body. Return it as it was sent, and its known fields, checked.
 
-    A byte order mark is dropped, a lone surrogate becomes U+FFFD, and 5.0 becomes 5 in a field that is an integer.
-
-    Of a long list of token ids the struct has a short one: read it from the body.
+    A byte order mark is dropped, a lone surrogate becomes U+FFFD, and 5.0 becomes 5 in an integer field. For a long
+    list of token ids the struct has a short one: read the ids from the body.
 
     Args:
-        needs: the fields that it must have, in words.
+        needs: the required fields, as text for errors.
 
     Raises:
-        InvalidRequest: with `param` naming the field.
+        InvalidRequest: `param` is the field.
     """
     raw = raw.removeprefix(BOM)
     token_ids = None
@@ -103,7 +104,7 @@ def read_body(raw: bytes, fields_type: type[_KnownFields], needs: str) -> tuple[
         raise InvalidRequest(f"The body is nested more than {MAX_DEPTH} levels deep, the limit. Flatten it.")
     if (field := forbidden_field(body)) is not None:
         raise InvalidRequest(
-            f"'{field}' is not taken from callers: where the gateway calls, and as whom, its configuration says.",
+            f"'{field}' is not accepted: only the gateway's configuration sets destinations and credentials of calls.",
             param=field,
         )
     check_names(body, fields_type.__struct_fields__)
@@ -127,7 +128,7 @@ def _convert(body: Json, fields_type: type[_KnownFields]) -> _KnownFields:
 
 
 def _drop_points(body: Json, fields_type: type[Struct]) -> bool:
-    """Turn 5.0 into 5 in fields that are integers; return whether there was one."""
+    """Convert 5.0 to 5 in integer fields. Return whether a field was converted."""
     converted = False
     for name in _integer_fields(fields_type):
         value = body.get(name)
@@ -152,7 +153,7 @@ def _decode(raw: bytes, needs: str) -> Any:
 
 @cache
 def _integer_fields(fields_type: type[Struct]) -> tuple[str, ...]:
-    """The fields of a struct whose values are integers."""
+    """Return the names of a struct's integer fields."""
     struct = msgspec.inspect.type_info(fields_type)
     assert isinstance(struct, msgspec.inspect.StructType)
     return tuple(field.name for field in struct.fields if _has_integers(field.type))
@@ -167,19 +168,23 @@ def _has_integers(kind: msgspec.inspect.Type) -> bool:
 
 
 def stops(stop: str | list[str] | None) -> tuple[str, ...]:
-    """The caller's stop texts, one by one; empty ones stop nothing."""
+    """Return the caller's stop texts. Empty ones are dropped."""
     return tuple(text for text in ((stop,) if isinstance(stop, str) else stop or ()) if text)
 
 
 def wants_usage(options: StreamOptions | None, *, stream: bool | None) -> bool:
-    """Whether a stream ends with a usage chunk. Raises InvalidRequest where there is no stream."""
+    """Return whether a stream ends with a usage chunk. Raises InvalidRequest for options without a stream."""
     if options is not None and not stream:
         raise InvalidRequest("'stream_options' is only allowed when 'stream' is true.", param="stream_options")
     return bool(options and options.include_usage)
 
 
 def too_deep(raw: bytes, body: Any) -> bool:
-    """Whether JSON is nested too deep to be written again; `body` is what was read from `raw`."""
+    """Return whether JSON is nested too deep to be encoded again.
+
+    Args:
+        body: the value that was decoded from `raw`.
+    """
     return raw.count(b"{") + raw.count(b"[") > MAX_DEPTH and not _is_encodable(body)
 
 
@@ -199,13 +204,13 @@ _PLAIN = {"int": "an integer", "float": "a number", "str": "a string", "bool": "
 
 
 def _explain(error: msgspec.ValidationError) -> InvalidRequest:
-    """Say in plain words what msgspec found, and name the field the way OpenAI does."""
+    """Return msgspec's error in plain words, with OpenAI's name of the field."""
     match = _EXPLAINED.match(str(error))
     what, where = (match["what"], match["where"] or "") if match else (str(error), "")
     if missing := _MISSING.fullmatch(what):
         param = f"{where}.{missing[1]}" if where else missing[1]
         return InvalidRequest(f"'{param}' is required.", param=param)
     what = _TYPES.sub(lambda match: " or ".join(_PLAIN.get(name, name) for name in match[1].split(" | ")), what)
-    param = where.replace("[...]", "") or None  # msgspec names no key of an object
+    param = where.replace("[...]", "") or None  # msgspec does not name an object's key
     text = what[:1].lower() + what[1:]
     return InvalidRequest(f"'{param}': {text}." if param else f"{what}.", param=param)

@@ -1,4 +1,4 @@
-"""What callers send to /v1/chat/completions."""
+"""Requests to /v1/chat/completions."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from gateway.protocol.body import (
 from gateway.runtime.record import Record
 
 MAX_MESSAGES = 10_000
-"""The most messages of one chat. OpenAI takes 2,048."""
+"""Largest number of messages in one chat. OpenAI accepts 2,048."""
 _ROLES = ("user", "assistant", "system", "developer", "tool", "function")
 ROLES_WITHOUT_TEXT = frozenset({"assistant", "function"})
-"""The roles of messages whose content may be null or missing."""
-# What an assistant's message may have in the place of content.
+"""Roles of messages whose content may be null or missing."""
+# Fields of an assistant's message that may replace its content.
 CONTENT_ALTERNATIVES = ("tool_calls", "function_call", "refusal", "audio", "reasoning_content")
 
 
@@ -69,7 +69,7 @@ class ChatBody(Struct, frozen=True):
 
 
 class ChatRequest(Record, frozen=True):
-    """A checked request. `body` is what the caller sent, field by field; nothing may change it."""
+    """A checked request. `body` is the body as the caller sent it; do not change it."""
 
     body: Json
     model: str
@@ -78,7 +78,7 @@ class ChatRequest(Record, frozen=True):
     stream: bool
     wants_usage: bool
     size_bytes: int
-    non_text_parts: int = 0  # how many content parts are no text
+    non_text_parts: int = 0  # number of content parts without text
 
     @property
     def messages(self) -> list[Json]:
@@ -87,17 +87,17 @@ class ChatRequest(Record, frozen=True):
 
     @property
     def choices(self) -> int:
-        """How many answers there will be."""
+        """Return the number of answers."""
         return self.body.get("n") or 1
 
     @property
     def generated_choices(self) -> int:
-        """Number of answers that are generated; with beam search, the width of the beam."""
+        """Return the number of answers that are generated; with beam search, the width of the beam."""
         return max(self.choices, self.body.get("best_of") or 1)
 
     @property
     def limit_field(self) -> str:
-        """The field in which the caller speaks of its token limit."""
+        """Return the name of the field in which the caller sends its token limit."""
         return "max_completion_tokens" if self.body.get("max_completion_tokens") is not None else "max_tokens"
 
 
@@ -128,9 +128,9 @@ def _smaller(one: int | None, other: int | None) -> int | None:
 
 
 def _check_messages(messages: list[Message], raw_messages: list[Json]) -> int:
-    """Refuse what OpenAI refuses; return how many content parts are no text.
+    """Reject the messages that OpenAI rejects. Return the number of content parts without text.
 
-    An assistant message that says nothing gets an empty text: a template would write out the word None.
+    An assistant message without content gets an empty text, because a template would render the word None.
     """
     non_text_parts = 0
     for index, message in enumerate(messages):
@@ -149,7 +149,7 @@ def _check_messages(messages: list[Message], raw_messages: list[Json]) -> int:
 
 
 def _check_parts(message: int, parts: list[Json]) -> int:
-    """Each has a type, and text where it says so; which other types there are is the engine's to say."""
+    """Check that each part has a type, and text if its type is text. The engine checks other types."""
     if not parts:
         at = f"messages[{message}].content"
         raise InvalidRequest(f"'{at}' is an empty list. Send a string or at least one content part.", param=at)

@@ -1,4 +1,4 @@
-"""The edge protocol: what a device that runs the student itself reports of an answer, and which versions there are."""
+"""The edge protocol: its versions, and the reports of devices that run the student themselves."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from msgspec import Meta, Struct
 from gateway.protocol.body import read_body
 
 MIN_VERSION, MAX_VERSION = 1, 1
-"""Of the edge protocol, those that this gateway speaks."""
+"""The oldest version of the edge protocol that this gateway supports; the next constant is the newest."""
 VERSION_HEADER = "X-GKT-Edge"
 MAX_TOKENS = 10_000_000
-"""More than any answer has: what a device says that it read or wrote."""
+"""Upper bound of a reported token count, larger than any answer."""
 _MAX_UNIX_S = 2**53 - 1
 
 Tokens = Annotated[int, Meta(ge=0, le=MAX_TOKENS)]
 Milliseconds = Annotated[float, Meta(ge=0, le=1e9)]
-# Printable ASCII: the name stands in logs and receipts, whoever chose it. The end is not before a line's end either.
+# Printable ASCII, because logs and receipts contain the name. The pattern's end must not match before a newline.
 DeviceModel = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[\x20-\x7e]*(?!\n)$")]
 FinishReason = Annotated[str, Meta(max_length=32, pattern=r"^[a-z_]+(?!\n)$")]
 
 
 class UsageBody(Struct, frozen=True):
-    """What a device tells of an answer that it finished.
+    """The report of an answer that a device completed.
 
     Attributes:
-        student: what the device calls its model.
-        first_token_ms, total_ms: since its user asked.
+        student: the device's name of its model.
+        first_token_ms, total_ms: milliseconds since the user's request.
         guided: whether the answer begins with the guidance, or was made with it.
-        at: when the answer ended, in Unix seconds.
+        at: end of the answer, in Unix seconds.
     """
 
     input_tokens: Tokens
@@ -45,11 +45,11 @@ class UsageBody(Struct, frozen=True):
 
 
 class OfflineBody(UsageBody, frozen=True, kw_only=True):
-    """The same of an answer that it made alone, the gateway being out of its reach.
+    """The report of an answer that a device made alone, without a connection to the gateway.
 
     Attributes:
-        model: the route that it would have asked.
-        id: a UUID that the device chose: each answer is accounted for once.
+        model: the route that it would have used.
+        id: a UUID that the device chose; each id is accounted for once.
     """
 
     model: Annotated[str, Meta(min_length=1)]
@@ -58,7 +58,7 @@ class OfflineBody(UsageBody, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class EdgeUsage:
-    """A checked report. Times are milliseconds since the device's user asked; `at` is Unix seconds."""
+    """A checked report. Times are milliseconds since the user's request; `at` is in Unix seconds."""
 
     input_tokens: int
     output_tokens: int
@@ -80,13 +80,15 @@ class OfflineUsage:
 
 
 def parse_edge_usage(raw: bytes) -> EdgeUsage:
-    """What a device reports of an answer that was to begin with guidance. Raises InvalidRequest, naming the field."""
+    """Decode and check the report of an answer that was to begin with guidance. Raises InvalidRequest with the
+    field.
+    """
     _, known = read_body(raw, UsageBody, "'input_tokens', 'output_tokens' and 'student'")
     return _usage(known, guided=known.guided is not False)
 
 
 def parse_offline_usage(raw: bytes) -> OfflineUsage:
-    """The same of one that was made alone. Raises InvalidRequest, naming the field."""
+    """Decode and check the report of an answer that a device made alone. Raises InvalidRequest with the field."""
     _, known = read_body(raw, OfflineBody, "'id', 'model', 'input_tokens', 'output_tokens' and 'student'")
     return OfflineUsage(known.id.hex, known.model, _usage(known, guided=False))
 

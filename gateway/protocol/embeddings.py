@@ -1,4 +1,4 @@
-"""What callers send to /v1/embeddings."""
+"""Requests to /v1/embeddings."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class EmbeddingsBody(Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingsRequest:
-    """A checked request. `body` is what the caller sent, field by field; nothing may change it."""
+    """A checked request. `body` is the body as the caller sent it; do not change it."""
 
     body: Json
     model: str
@@ -40,17 +40,17 @@ class EmbeddingsRequest:
 
     @property
     def choices(self) -> int:
-        """None is answered in words."""
+        """Return 0: the reply has no text."""
         return 0
 
     @property
     def generated_choices(self) -> int:
-        """Nor is one written."""
+        """Return 0: no text is generated."""
         return 0
 
     @property
     def non_text_parts(self) -> int:
-        """None: all of it is text."""
+        """Return 0: all input is text."""
         return 0
 
 

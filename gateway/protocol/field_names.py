@@ -1,6 +1,6 @@
-"""Refuse names that an engine takes for the number of answers, the token limit or another field that the gateway reads.
+"""Reject names that an engine treats as the number of answers, the token limit or another field that the gateway reads.
 
-The gateway reserves and counts what the fields of its structs ask for. A field that it passes on unread may not change
+The gateway reserves and counts by the fields of its structs. A field that it forwards without reading must not change
 that. docs/limits.md shows the table; a test compares.
 """
 
@@ -23,9 +23,11 @@ ALIASES = {
         "generation_config",
     ),
 }  # fmt: skip
-"""The names of some engines for a field, by that field. `generation_config` is an object or text with several."""
+"""The names that some engines have for a field, by that field. `generation_config` is an object or text with
+several.
+"""
 HOLDERS = ("extra_body", "nvext", "options", "parameters", "sampling_params")
-"""Objects whose fields some engines or clients take for fields of the body."""
+"""Objects whose fields some engines or clients treat as fields of the body."""
 _NOT_HELD = ("model", "n", "best_of", "max_tokens", "max_completion_tokens")
 REFUSED = {alias: name for name, aliases in ALIASES.items() for alias in aliases}
 """The field to send, by the alias."""
@@ -34,16 +36,16 @@ REFUSED_IN_HOLDER = {**REFUSED, **{name: name for name in _NOT_HELD}}
 
 
 def check_names(body: Mapping[str, Any], fields: tuple[str, ...]) -> None:
-    """Refuse other names of the fields that the gateway reads.
+    """Reject other names of the fields that the gateway reads.
 
-    Some engines ignore the case of names, so another case is another name.
+    Some engines ignore the case of names, so a name in another case is another name.
 
     Args:
-        body: as the caller sent it. An alias whose value is null counts as absent.
+        body: the body as the caller sent it. An alias whose value is null counts as absent.
         fields: the fields that the gateway reads on this route.
 
     Raises:
-        InvalidRequest: `param` is the refused field; the message names the one to send.
+        InvalidRequest: `param` is the rejected field; the message names its replacement.
     """
     meanings = _meanings(fields)
     for name, value in body.items():
@@ -64,7 +66,7 @@ def check_names(body: Mapping[str, Any], fields: tuple[str, ...]) -> None:
 
 @cache
 def _meanings(fields: tuple[str, ...]) -> Mapping[str, str]:
-    """Return the field that each name means, in lower case."""
+    """Return the field that each lower-case name means."""
     own = {name: name for name in fields}
     return {**REFUSED, **own} if "max_tokens" in fields else own
 
@@ -72,6 +74,6 @@ def _meanings(fields: tuple[str, ...]) -> Mapping[str, str]:
 def _refusal(path: str, replacement: str) -> InvalidRequest:
     return InvalidRequest(
         f"'{path}' is not accepted: some engines treat it as '{replacement}', and the gateway does not. "
-        f"Send '{replacement}' instead.",
+        f"Send '{replacement}'.",
         param=path,
     )

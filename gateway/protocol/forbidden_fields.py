@@ -1,10 +1,10 @@
-"""What of a body would say where a call goes, or as whom: that is the configuration's to say, and no caller's."""
+"""Detect fields that set the destination or the credentials of a call. Only the configuration may set those."""
 
 from __future__ import annotations
 
 from typing import Any
 
-# What other gateways and servers take from a request's body for where a call goes, as whom, and with what answer.
+# Fields from which other gateways and servers read a call's destination, credentials or a predefined answer.
 FORBIDDEN_FIELDS = frozenset(
     {
         *(
@@ -21,12 +21,12 @@ FORBIDDEN_FIELDS = frozenset(
         *("extra_headers", "headers", "azure_ad_token", "vertex_credentials"),
         *("aws_access_key_id", "aws_secret_access_key", "aws_session_token", "aws_bedrock_runtime_endpoint"),
         *("callbacks", "success_callback", "failure_callback", "langfuse_host", "langsmith_base_url"),
-        # vLLM and SGLang fetch a prompt's work from the server that these name.
+        # vLLM and SGLang fetch a prompt's KV cache from the server that these fields name.
         *("kv_transfer_params", "bootstrap_host", "bootstrap_port", "bootstrap_room"),
     }
 )
 _HOLDERS = (dict, list)
-# The caller's own words and schemas: there a name is just a name.
+# The caller's content and schemas: a field name in them has no effect.
 CALLER_CONTENT_FIELDS = frozenset(
     {"messages", "prompt", "input", "suffix", "prediction", "tools", "functions", "tool_choice", "response_format",
      "logit_bias", "metadata", "structured_outputs", "guided_json", "json_schema", "grammar"}
@@ -34,7 +34,9 @@ CALLER_CONTENT_FIELDS = frozenset(
 
 
 def forbidden_field(body: dict[str, Any]) -> str | None:
-    """The first field, however deep, that some engine could take for an address, a credential or an order to it."""
+    """Return the path of the first field, at any depth, that an engine could treat as an address, credential or
+    command.
+    """
     for name, value in body.items():
         if name in FORBIDDEN_FIELDS and value is not None:
             return name

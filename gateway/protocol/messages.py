@@ -1,4 +1,4 @@
-"""OpenAI's chat messages, and text put into them. Pure."""
+"""Read and change the text of OpenAI's chat messages. Pure."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 RULES = frozenset({"system", "developer"})
-"""The roles of messages that rule a chat; they stand before its turns."""
+"""Roles of system messages, which precede the turns of a chat."""
 _OTHER_TEXT = frozenset({"reasoning_content", "reasoning", "refusal", "tool_calls", "function_call"})
 
 
 def with_text(
     messages: Sequence[Mapping[str, Any]], *, before: str = "", after: str = "", gap: str = "\n\n"
 ) -> list[dict[str, Any]]:
-    """The chat with text put before what its last user message says, or, after a `gap`, behind it.
+    """Return the chat with text before the text of its last user message, or after it, separated by `gap`.
 
-    Content is text or a list of parts: of parts the first, or the last, that is text takes it, or a new one. A chat
-    without a user message gets one. The input is not changed; untouched values are shared with the result.
+    Content is text or a list of parts. In a list, the text is added to the first text part, or to the last for `after`.
+    Without a text part, a new one is added. A chat without a user message gets one. The input is not changed; untouched
+    values are shared with the result.
     """
     copies = [dict(message) for message in messages]
     for message in reversed(copies):
@@ -30,9 +31,10 @@ def with_text(
 
 
 def with_system(messages: Sequence[Mapping[str, Any]], text: str) -> list[dict[str, Any]]:
-    """The chat with text before that of the system message it begins with, an empty line between.
+    """Return the chat with text before that of its first system message, separated by an empty line.
 
-    A chat that begins otherwise gets a system message: many templates take one alone, and only at the beginning.
+    A chat that begins with another message gets a system message, because many templates allow one only at the
+    beginning.
     """
     copies = [dict(message) for message in messages]
     if not copies or copies[0].get("role") not in RULES:
@@ -46,14 +48,14 @@ def with_system(messages: Sequence[Mapping[str, Any]], text: str) -> list[dict[s
 
 
 def only_text(messages: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether nothing is lost when a template renders the chat to text: an image would be."""
+    """Return whether a template renders the whole chat to text, without losing a part such as an image."""
     contents = [message.get("content") for message in messages]
     parts = [part for content in contents if isinstance(content, list) for part in content]
     return all(isinstance(part, dict) and part.get("type") == "text" for part in parts)
 
 
 def text_of(content: Any) -> str | None:
-    """What content says in words; None where it says nothing so. Its parts that are thoughts or images are left out."""
+    """Return the text of a message's content; None if it has none. Reasoning and images are omitted."""
     if not isinstance(content, list):
         return content if isinstance(content, str) else None
     texts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text"]
@@ -62,7 +64,7 @@ def text_of(content: Any) -> str | None:
 
 
 def generated_text(message: Mapping[str, Any]) -> str:
-    """All that was written for a message or a delta, and is paid for: its words, its thoughts, and what it calls."""
+    """Return all text that was generated, and is charged, for a message or delta: content, reasoning and tool calls."""
     content = message.get("content")
     if isinstance(content, str) and _OTHER_TEXT.isdisjoint(message):
         return content

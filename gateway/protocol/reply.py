@@ -1,4 +1,4 @@
-"""What every reply and every chunk of one answer shares, and how tokens are told."""
+"""Fields that replies and chunks of one answer share, and OpenAI's usage object."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 def usage_body(
     input_tokens: int, output_tokens: int, cached_input_tokens: int = 0, cache_write_input_tokens: int = 0
 ) -> Json:
-    """OpenAI's `usage` object."""
+    """Return OpenAI's `usage` object."""
     body: Json = {
         "prompt_tokens": input_tokens,
         "completion_tokens": output_tokens,
@@ -26,19 +26,19 @@ def usage_body(
     return body
 
 
-# Of what an engine says beside choices and usage: the rest may speak of its hosts.
+# Fields of an engine's reply that callers get besides choices and usage. Others may contain its host names.
 _ENGINE_FIELDS = ("system_fingerprint", "service_tier")
 
 
 def engine_fields(reply: Json) -> Json:
-    """The engine's own top-level fields that a caller gets."""
+    """Return the top-level fields of an engine's reply that a caller gets."""
     return {name: reply[name] for name in _ENGINE_FIELDS if reply.get(name) is not None}
 
 
 class ReplyHead(Record, frozen=True):
-    """What every reply and every chunk of one answer shares; here, of a chat.
+    """The fields that replies and chunks of one chat share.
 
-    Inside, every answer has a chat's choices: each with a `message`, or a `delta`.
+    Within the gateway, every answer has a chat's choices, each with a `message` or a `delta`.
     """
 
     id: str
@@ -69,7 +69,7 @@ class ReplyHead(Record, frozen=True):
 
 
 class TextReplyHead(ReplyHead, frozen=True):
-    """The same of a text completion, whose choices have a `text`."""
+    """The fields that replies and chunks of one text completion share. Its choices have a `text`."""
 
     def completion(self, choices: list[Json], usage: Json) -> Json:
         body = super().completion(choices, usage)
@@ -82,7 +82,7 @@ class TextReplyHead(ReplyHead, frozen=True):
 
 
 def _complete(choice: Json) -> Json:
-    """A choice with the fields that OpenAI always sends: clients with strict types need them."""
+    """Return a choice with the fields that OpenAI always sends, because clients with strict types require them."""
     message = {"content": None, "refusal": None, **choice["message"]}
     return {"logprobs": None, **choice, "message": message}
 

@@ -1,7 +1,7 @@
-"""Bound the structure of a JSON document on its bytes, before anything is decoded.
+"""Bound the structure of a JSON document by its bytes, before it is decoded.
 
-`orjson.loads` holds the interpreter lock, and each list or object that it makes is work for every later step. The bytes
-are read in pieces by C functions, so other threads run in between.
+`orjson.loads` holds the interpreter lock, and each list or object is work for every later step. The bytes are read in
+pieces by C functions, so other threads run between them.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MAX_DEPTH = 254
-"""What orjson can write: deeper JSON could be read and never sent on."""
+"""Deepest JSON that orjson can encode. Deeper JSON could be decoded and never sent."""
 
 MAX_VALUES = 100_000
-"""The most JSON values in one body: list entries, fields, lists and objects together.
+"""Largest number of JSON values in one body: list entries, fields, lists and objects together.
 
-10,000 messages with a tool call each have 90,000. orjson decodes so many values in at most 10 ms.
+10,000 messages with a tool call each have 90,000. orjson decodes this number in at most 10 ms.
 """
 
 INLINE_VALUES = 10_000
 """A document with fewer values than this is decoded on the event loop."""
 INLINE_BYTES = 256_000
-"""A document of at most so many bytes is decoded on the event loop."""
+"""A document of at most this size is decoded on the event loop."""
 
 _ENCODED_INLINE_CHARS = 200_000
 _ENTRY_CHARS = 40
 _HOLDS_ENTRIES = frozenset({dict, list, tuple})
-_FRAGMENT = orjson.Fragment  # holds JSON that was too large to be decoded
+_FRAGMENT = orjson.Fragment  # contains JSON that was too large to be decoded
 _CHUNK_BYTES = 1 << 17
-_SCANNED_BYTES = 2_000_000  # so many are encoded in a few milliseconds
+_SCANNED_BYTES = 2_000_000  # encoded in a few milliseconds
 
 
 def is_light(raw: bytes) -> bool:
@@ -45,10 +45,10 @@ def is_light(raw: bytes) -> bool:
 
 
 def check_values(raw: bytes) -> int:
-    """Refuse a document with too many values; return an upper bound of its opening brackets.
+    """Reject a document with too many values. Return an upper bound of its opening brackets.
 
     Raises:
-        InvalidRequest: the message names the limit.
+        InvalidRequest: the message contains the limit.
     """
     openings, values = count_values(raw, MAX_VALUES)
     if values > MAX_VALUES:
@@ -59,10 +59,10 @@ def check_values(raw: bytes) -> int:
 
 
 def count_values(raw: bytes, limit: int) -> tuple[int, int]:
-    """Return upper bounds of the opening brackets and of the values of a document. Counting ends above `most` values.
+    """Return upper bounds of the opening brackets and of the values of a document. Counting stops above `limit` values.
 
-    The bytes are counted first with the text in them, which gives an upper bound. Only a document above it, or one so
-    large that encoding it again takes long, is read in full. The decoder refuses what is no JSON.
+    The bytes are first counted including text, which gives an upper bound. Only a document above the limit, or one that
+    takes long to encode again, is read in full. Invalid JSON is left to the decoder.
     """
     openings, values = _bounds(raw, limit)
     if values < limit and (openings <= MAX_DEPTH or len(raw) <= _SCANNED_BYTES):
@@ -117,7 +117,7 @@ def _openings(raw: bytes) -> int:
 
 
 def _bounds(raw: bytes, limit: int) -> tuple[int, int]:
-    """Return upper bounds of the opening brackets and of the values, text included; stop at `most` values.
+    """Return upper bounds of the opening brackets and of the values, text included. Stop at `limit` values.
 
     One call for a large document would hold the interpreter lock for 20 ms.
     """
@@ -132,7 +132,7 @@ def _bounds(raw: bytes, limit: int) -> tuple[int, int]:
 
 
 def _outside_strings(raw: bytes) -> Iterator[bytes]:
-    """The bytes of a document that are in no string, piece by piece."""
+    """Yield the bytes of a document that are outside strings, piece by piece."""
     inside = 0
     for chunk in escape_safe_chunks(raw):
         parts = chunk.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')

@@ -1,4 +1,4 @@
-"""What callers send to /v1/completions: a prompt that is read as it stands, and continued."""
+"""Requests to /v1/completions, whose raw prompt is continued."""
 
 from __future__ import annotations
 
@@ -52,12 +52,12 @@ class TextBody(Struct, frozen=True):
 
 
 class TextRequest(Record, frozen=True):
-    """A checked request. `body` is what the caller sent, field by field; nothing may change it."""
+    """A checked request. `body` is the body as the caller sent it; do not change it."""
 
     body: Json
     model: str
-    prompt: str | None  # the one prompt; None where there are several, or it came as token ids
-    choices: int  # how many answers there will be: n for each prompt
+    prompt: str | None  # the only prompt; None if there are several, or token ids
+    choices: int  # number of answers: n for each prompt
     max_tokens: int | None
     stop: tuple[str, ...]
     stream: bool
@@ -67,18 +67,18 @@ class TextRequest(Record, frozen=True):
 
     @property
     def generated_choices(self) -> int:
-        """How many of them are written, the best to be taken."""
+        """Return the number of answers that are generated, of which the best are returned."""
         n = self.body.get("n") or 1
         return self.choices // n * max(n, self.body.get("best_of") or 1)
 
     @property
     def non_text_parts(self) -> int:
-        """None: all of it is text."""
+        """Return 0: all input is text."""
         return 0
 
     @property
     def limit_field(self) -> str:
-        """The field in which the caller speaks of its token limit."""
+        """Return the name of the field in which the caller sends its token limit."""
         return "max_tokens"
 
 
@@ -92,7 +92,7 @@ def parse_text_completion(raw: bytes) -> TextRequest:
     if known.prompt is None:
         if "messages" in body:
             raise InvalidRequest("'prompt' is required. A chat goes to /v1/chat/completions.", param="prompt")
-        body["prompt"] = ""  # OpenAI: as from the beginning of a new document. Engines refuse null.
+        body["prompt"] = ""  # OpenAI: the beginning of a new document. Engines reject null.
     prompts = each_text(body["prompt"], "prompt", may_be_empty=True)
     n, best_of = known.n or 1, known.best_of
     if len(prompts) * n > MAX_CHOICES:

@@ -1,4 +1,4 @@
-"""What is read as it stands: one text or several, each in words or as token ids. `prompt` and `input` are such."""
+"""The fields `prompt` and `input`: one text or several, each as a string or as token ids."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ FilledTexts = (
 
 
 def each_text(texts: str | Sequence[str | int | list[int]], field: str, *, may_be_empty: bool = False) -> list[Text]:
-    """Return the texts one by one.
+    """Return the texts as a list.
 
     Raises:
         InvalidRequest: a text is of another kind than the first, or empty. A list of token ids is never empty.

@@ -1,4 +1,4 @@
-"""Text in a request body that is no valid Unicode: repair what can be repaired, and locate what cannot."""
+"""Repair or locate text in a request body that is not valid Unicode."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _ESCAPE_BYTES = 6
 def replace_lone_surrogates(raw: bytes) -> bytes:
     """Replace each escaped surrogate without its other half by U+FFFD, as UTF-8 decoders do.
 
-    A client that cuts text between UTF-16 units sends such an escape. UTF-8, which engines read, cannot express it.
+    A client that cuts text between UTF-16 units sends such escapes. UTF-8, which engines read, cannot encode them.
     """
     repaired: list[bytes] = []
     held = b""
     for chunk in escape_safe_chunks(raw):
         text = held + chunk.replace(_BACKSLASH, _MARK)
-        # Neither an escape nor a pair of them may be cut.
+        # Do not cut an escape or a pair of them.
         cut = text.rfind(b"\\", max(0, len(text) - _ESCAPE_BYTES + 1))
         cut = len(text) if cut < 0 else cut
         if _IS_HIGH.match(text, max(0, cut - _ESCAPE_BYTES), cut):
@@ -42,7 +42,7 @@ def _repaired(text: bytes) -> bytes:
 
 
 def locate_invalid_utf8(raw: bytes) -> str | None:
-    """Return where a document is not UTF-8, in words; None where all of it is."""
+    """Return the position of the first byte that is not UTF-8, as text; None if there is none."""
     try:
         raw.decode()
     except UnicodeDecodeError as error:

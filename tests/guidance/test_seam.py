@@ -308,7 +308,7 @@ def test_a_stop_string_within_the_guidance_ends_it_too() -> None:
 
 
 def test_owed_whitespace_is_part_of_what_a_stop_string_may_span() -> None:
-    options: dict[str, Any] = {"owed": "\n", "strips_leading_space": True}
+    options: dict[str, Any] = {"pending_space": "\n", "strips_leading_space": True}
     assert join("One.", "Q: two", stop=["\nQ:"], **options) == ("One.", True)
     assert join("One.", "Queen", stop=["\nQ:"], **options) == ("One.\nQueen", False)
     assert join("aXX", "Y", stop=["XX\nZ", "X\nY"], **options) == ("aX", True)
@@ -421,7 +421,7 @@ def test_chunks_do_not_matter(
     trimmed = trim(student.hidden[: data.draw(st.integers(0, len(student.hidden)))], cut=True)
     stop = data.draw(st.lists(st.text("ab\n ,.", min_size=1, max_size=4), max_size=3))
     options: dict[str, Any] = {
-        "owed": trimmed.pending_space,
+        "pending_space": trimmed.pending_space,
         "echo": echo,
         "strips_leading_space": student.strips_leading_space,
         "stop": stop,

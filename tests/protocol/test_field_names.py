@@ -48,7 +48,7 @@ def test_other_names_of_counts_are_refused(
     for value in (64, 1, "64"):
         assert refused(parse, {**body, "stream": stream, "max_tokens": 9, alias: value}) == (
             alias,
-            f"'{alias}' is not accepted: some engines take it for '{use}', and the gateway does not. Send '{use}'.",
+            f"'{alias}' is not accepted: some engines treat it as '{use}', and the gateway does not. Send '{use}'.",
         )
     assert parse(orjson.dumps({**body, alias: None})).generated_choices == 1
 

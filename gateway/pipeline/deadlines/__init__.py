@@ -1,1 +1,1 @@
-"""Measured guidance times: what `deadline: auto` follows, and the warning about routes whose guidance is often late."""
+"""Measured guidance times: the basis of `deadline: auto` and of the warning about often late guidance."""

@@ -21,6 +21,7 @@ log = structlog.get_logger()
 RECENT = 20
 """The number of a route's last answers that decide whether its guidance is often late."""
 OFTEN = 0.2
+"""Share of late guidance from which a route is reported as often late."""
 _LEAST_LATE = 3
 _FORGET_S = 900.0
 _MAX_ROUTES = 1_000

@@ -1,7 +1,6 @@
-"""Measured guidance times in a file: a new process starts from them, and
-`gkt-gateway check` compares policies to them.
+"""Measured guidance times in a file. A new process starts from them, and `gkt-gateway check` compares policies to them.
 
-The file is a hint. The last process that writes it wins. A file that cannot be read or written costs only the hint.
+The file is a hint. The last process that writes it wins. A file that cannot be read or written loses only the hint.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ class _File(msgspec.Struct, frozen=True):
 
 
 def read_times(folder: Path) -> tuple[MeasuredTime, ...]:
-    """Return what was measured last; nothing if the file is missing or cannot be read."""
+    """Return the times that were written last; an empty tuple if the file is missing or cannot be read."""
     try:
         with (folder / NAME).open("rb") as file:
             return msgspec.json.decode(file.read(_MAX_BYTES), type=_File).measured
@@ -48,7 +47,7 @@ def write_times(folder: Path, measured: tuple[MeasuredTime, ...]) -> None:
 
 
 async def keep_written(folder: Path, times: GuidanceTimes) -> None:
-    """Write the file once a minute while the times change, for ever."""
+    """Write the file once a minute while the times change. Never returns."""
     written = times.measured()
     while True:
         await asyncio.sleep(_WRITE_EVERY_S)

@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 WINDOW = 100
 """The number of times that count for one class."""
 ENOUGH = 5
-"""With fewer times than this, the fleet's count as well; and for the fleet, those of the process before this one."""
+"""Number of times that a class needs. With fewer, the fleet's times count as well, or those of the previous process."""
 MAX_CLASSES = 2_000
-"""The classes that are kept: those with the latest times."""
+"""Maximum number of classes; those with the oldest times are evicted."""
 FLEET = ""
-"""In the place of a tenant: all of them."""
+"""The tenant name that stands for all tenants."""
 KEEP_S = 1800.0
-"""A time counts for this long, so that the deadline recovers after an incident."""
+"""Seconds for which a time counts, so that the deadline recovers after an incident."""
 HEADROOM = 1.25
-"""The deadline that is recommended is this multiple of the 95th percentile."""
+"""Factor between the 95th percentile and the recommended deadline."""
 _PERCENTILE = 0.95
 
 Class: TypeAlias = tuple[str, str, int]
@@ -50,8 +50,8 @@ class GuidanceTimes:
     """The last times of each class.
 
     Args:
-        clock: seconds that only grow.
-        before: what the process before this one measured.
+        clock: returns monotonic seconds.
+        before: the times that the previous process measured.
     """
 
     def __init__(self, clock: Callable[[], float], before: tuple[MeasuredTime, ...] = ()) -> None:
@@ -64,8 +64,8 @@ class GuidanceTimes:
         """Count one guidance.
 
         Args:
-            tokens: the limit that the teacher was given.
-            seconds: its time; for one that did not arrive in time, an estimate that is no smaller than the wait.
+            tokens: the limit of the teacher's request.
+            seconds: its time; for late guidance, an estimate that is no smaller than the wait.
         """
         one, now = _class_of(tenant, teacher, tokens), self._clock()
         seen = self._seen.setdefault(one, deque(maxlen=WINDOW))
@@ -93,7 +93,7 @@ class GuidanceTimes:
         return max((found for found in (own_s, fleet_s) if found is not None), default=None)
 
     def measured(self) -> tuple[MeasuredTime, ...]:
-        """Return all classes of the fleet with enough times, those of the process before this one included."""
+        """Return all classes of the fleet with enough times, including those of the previous process."""
         found: Mapping[Class, MeasuredTime] = self._before | {
             (tenant, teacher, bits): MeasuredTime(
                 teacher, 2**bits - 1, self.p95_s(teacher, 2**bits - 1) or 0.0, len(seen)
