@@ -1,4 +1,4 @@
-"""A place in this process: bounded, freed in any case, and refused while draining."""
+"""Slots of a process: limited, released in every case, and refused during a drain."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CALLER = caller("acme")
 
 
 class Open:
-    """A ledger that takes every request."""
+    """A ledger that admits every request."""
 
     async def admit(self, *_: object, **__: object) -> None:
         pass
@@ -45,8 +45,8 @@ def in_flight(metrics: Metrics) -> float | None:
     return metrics.registry.get_sample_value("gkt_in_flight")
 
 
-def test_no_more_than_the_bound_are_held(admission: Admission, metrics: Metrics) -> None:
-    """The third is refused with a time to come back; once one has left, the next one gets in."""
+def test_slots_are_limited(admission: Admission, metrics: Metrics) -> None:
+    """The third request is rejected with Retry-After. After a release, the next request gets the slot."""
     with ExitStack() as held:
         held.enter_context(admission.slot(CALLER))
         with admission.slot(CALLER):
@@ -64,26 +64,26 @@ def test_a_tenant_below_its_share_gets_a_slot_while_another_one_holds_all() -> N
     admission = Admission(8, Open(), Metrics())  # type: ignore[arg-type]
     flood, light, heavy = caller("flood"), caller("light"), caller("heavy", weight=2)
 
-    def admitted(who: Caller, held: ExitStack) -> int:
+    def admitted(tenant_caller: Caller, held: ExitStack) -> int:
         count = 0
         with suppress(Overloaded):
             while True:
-                held.enter_context(admission.slot(who))
+                held.enter_context(admission.slot(tenant_caller))
                 count += 1
         return count
 
     with ExitStack() as held, ExitStack() as flooding:
-        assert admitted(flood, flooding) == 8  # alone: all of them
-        assert admitted(heavy, held) == 5  # of 8, two of three parts
-        assert admitted(light, held) == 2  # of 8, one of four parts
+        assert admitted(flood, flooding) == 8  # no contention: all slots
+        assert admitted(heavy, held) == 5  # two thirds of 8
+        assert admitted(light, held) == 2  # one quarter of 8
         assert admitted(flood, flooding) == 0
         flooding.close()
         assert admitted(flood, held) == 2
     assert admission.in_flight == 0
 
 
-def test_no_crowd_of_tenants_passes_twice_the_bound() -> None:
-    """Each of them is below its share."""
+def test_many_tenants_together_hold_at_most_twice_the_limit() -> None:
+    """Each tenant is below its share."""
     admission = Admission(3, Open(), Metrics())  # type: ignore[arg-type]
     with ExitStack() as held:
         for number in range(6):
@@ -92,16 +92,16 @@ def test_no_crowd_of_tenants_passes_twice_the_bound() -> None:
             pytest.fail("admitted")
 
 
-def test_a_place_is_freed_when_its_request_fails(admission: Admission, metrics: Metrics) -> None:
-    """Errors and cancellations alike, or a process would fill up with the dead."""
+def test_a_slot_is_released_when_its_request_fails(admission: Admission, metrics: Metrics) -> None:
+    """Also after a cancellation."""
     for failure in (LookupError, asyncio.CancelledError, GeneratorExit):
         with pytest.raises(failure), admission.slot(CALLER):
             raise failure
     assert admission.in_flight == in_flight(metrics) == 0
 
 
-async def test_draining_refuses_what_is_new_and_waits_for_what_is_here(admission: Admission) -> None:
-    """It ends as soon as the last request has left."""
+async def test_draining_rejects_new_requests_and_waits_for_running_ones(admission: Admission) -> None:
+    """The drain ends with the last request."""
     inside, leave = asyncio.Event(), asyncio.Event()
 
     async def request() -> None:
@@ -121,16 +121,16 @@ async def test_draining_refuses_what_is_new_and_waits_for_what_is_here(admission
     await running
 
 
-async def test_draining_gives_up_in_time_and_says_how_many_are_left(admission: Admission) -> None:
-    """A stream that never ends must not keep the process."""
+async def test_draining_times_out_and_returns_the_number_of_running_requests(admission: Admission) -> None:
+    """A stream that never ends must not keep the process running."""
     with admission.slot(CALLER):
-        began = time.monotonic()
+        started = time.monotonic()
         assert await admission.drain(0.05) == 1
-        assert 0.04 <= time.monotonic() - began < 1
+        assert 0.04 <= time.monotonic() - started < 1
 
 
 async def test_an_empty_process_drains_at_once(admission: Admission) -> None:
-    """Also after it was full once."""
+    """Also after it held a request."""
     with admission.slot(CALLER):
         pass
     assert await asyncio.wait_for(admission.drain(30), 1) == 0

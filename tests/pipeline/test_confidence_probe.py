@@ -1,4 +1,4 @@
-"""The gateway's path with `tokens: auto`: who is asked for what, what the receipt tells of it, and that it sums up."""
+"""Guidance with `tokens: auto`: the calls, the receipt's description of the length, and the sum of its costs."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ _numbers = itertools.count()
 PROBED = {"probe": {"confident": 0.9, "deadline": "2s"}}
 
 
-def fails_first(how: str) -> Any:
-    """A student that answers, and fails when it is asked for its first token alone."""
+def fails_probes(failure: str) -> Any:
+    """Return a student that answers, and fails at probes."""
 
     async def behave(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         if not body.get("logprobs"):
             return await says(" and so on.")(request, body)
-        if how == "slow":
+        if failure == "slow":
             await asyncio.sleep(30)
         return web.json_response({"error": {"message": "no"}}, status=500)
 
@@ -53,14 +53,14 @@ def fails_first(how: str) -> Any:
 
 @dataclass
 class World:
-    """A gateway between a teacher and a student that do as they are told."""
+    """A gateway between a fake teacher and a fake student."""
 
     teacher: FakeEngine
     student: FakeEngine
     gateway: GatewayProcess
 
     def ask(self, route: str, *, text: str | None = None, **more: Any) -> tuple[httpx.Response, dict[str, Any]]:
-        """The reply, and its receipt."""
+        """Return the reply and its receipt."""
         self.teacher.asked.clear()
         self.student.asked.clear()
         question = text or f"What do people do on day {next(_numbers)}?"
@@ -71,12 +71,12 @@ class World:
         request_id = answer.headers["x-request-id"]
         line = self.gateway.wait_for_log("request", id=request_id)
         assert Counter(seen.get("id") for seen in self.gateway.log if seen["event"] == "request")[request_id] == 1
-        summed(line)
+        check_sum(line)
         return answer, line
 
 
-def summed(receipt: dict[str, Any]) -> None:
-    """Its shares are its cost."""
+def check_sum(receipt: dict[str, Any]) -> None:
+    """Check that the receipt's shares add up to its cost."""
     shares = [receipt[name] for name in ("teacher", "student", "probe")]
     shares += [attempt.get("share") for attempt in receipt["attempts"]]
     assert sum(Decimal(one["cost_usd"]) for one in shares if one) == Decimal(receipt["cost_usd"])
@@ -119,7 +119,7 @@ def world(running: World) -> Iterator[World]:
     running.student.behave = says(" and so on.")
 
 
-def test_the_receipt_says_why_the_opening_is_so_long(world: World) -> None:
+def test_the_receipt_contains_the_rule_that_selected_the_length(world: World) -> None:
     answer, receipt = world.ask("chat-auto", text="Ann has 3 apples and buys 4. How many in total?")
     assert world.teacher.asked[0]["max_tokens"] == receipt["guidance"]["tokens"] == 60
     assert receipt["length"] == {"by": "rule", "prompt": "maths", "rule": "maths"}
@@ -132,9 +132,7 @@ def test_the_receipt_says_why_the_opening_is_so_long(world: World) -> None:
 @pytest.mark.parametrize(
     ("more", "unguided"), [({"text": "Thanks a lot"}, "auto_rule"), ({"max_tokens": 20}, "auto_short")]
 )
-def test_where_the_length_comes_to_none_the_teacher_is_not_asked(
-    world: World, more: dict[str, Any], unguided: str
-) -> None:
+def test_a_length_of_zero_skips_the_teacher(world: World, more: dict[str, Any], unguided: str) -> None:
     answer, receipt = world.ask("chat-auto", **more)
     assert answer.status_code == 200
     assert (receipt["unguided"], receipt["mode"], receipt["guidance"]) == (unguided, "student", None)
@@ -142,14 +140,14 @@ def test_where_the_length_comes_to_none_the_teacher_is_not_asked(
     assert world.teacher.asked == []
 
 
-def test_a_callers_own_number_goes_before_auto(world: World) -> None:
+def test_a_callers_own_length_overrides_auto(world: World) -> None:
     _, receipt = world.ask("chat-auto", headers={"x-gkt-guidance-tokens": "150"})
     assert world.teacher.asked[0]["max_tokens"] == receipt["guidance"]["tokens"] == 150
     assert receipt["length"] is None
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_sure_student_answers_alone_and_its_first_token_is_paid_for(world: World, *, stream: bool) -> None:
+def test_a_confident_student_answers_alone_and_the_probe_is_charged(world: World, *, stream: bool) -> None:
     world.student.behave = says_with_odds("Yes, indeed.", 0.97)
     answer, receipt = world.ask("chat-probed", stream=stream)
     assert answer.status_code == 200
@@ -167,7 +165,7 @@ def test_a_sure_student_answers_alone_and_its_first_token_is_paid_for(world: Wor
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_an_unsure_student_is_helped(world: World, *, stream: bool) -> None:
+def test_an_unsure_student_gets_guidance(world: World, *, stream: bool) -> None:
     world.student.behave = says_with_odds(" and so on.", 0.4)
     answer, receipt = world.ask("chat-probed", stream=stream)
     assert "First" in answer.text
@@ -177,11 +175,11 @@ def test_an_unsure_student_is_helped(world: World, *, stream: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("how", "route", "outcome"), [("broken", "chat-probed", "failed"), ("slow", "chat-hurried", "late")]
+    ("failure", "route", "outcome"), [("broken", "chat-probed", "failed"), ("slow", "chat-hurried", "late")]
 )
-def test_a_student_that_fails_to_tell_costs_nobody_the_answer(world: World, how: str, route: str, outcome: str) -> None:
-    """It may have written its token all the same, and is charged for it."""
-    world.student.behave = fails_first(how)
+def test_a_failed_probe_does_not_fail_the_request(world: World, failure: str, route: str, outcome: str) -> None:
+    """The student may have generated its token, which is charged."""
+    world.student.behave = fails_probes(failure)
     answer, receipt = world.ask(route)
     assert answer.status_code == 200
     assert (receipt["status"], receipt["mode"]) == ("ok", "guided")
@@ -192,8 +190,8 @@ def test_a_student_that_fails_to_tell_costs_nobody_the_answer(world: World, how:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_the_opening_ends_with_its_sentence_and_the_teacher_is_hung_up_on(world: World, *, stream: bool) -> None:
-    """Kept is the sentence alone. Paid for is what the teacher may have written until it stopped, up to its limit."""
+def test_guidance_ends_with_its_sentence_and_the_teachers_call_is_canceled(world: World, *, stream: bool) -> None:
+    """Only the sentence is kept. The tokens that the teacher may have generated are charged, up to its limit."""
     answer, receipt = world.ask("chat-stopped", stream=stream)
     assert receipt["length"]["ended"] == "sentence"
     if stream:
@@ -211,8 +209,8 @@ def test_the_opening_ends_with_its_sentence_and_the_teacher_is_hung_up_on(world:
     assert receipt["guidance"]["kept_tokens"] < receipt["guidance"]["tokens"]
 
 
-def test_who_asks_the_same_again_gets_the_same_opening_for_nothing(world: World) -> None:
-    """The cache keeps where it ends."""
+def test_cached_guidance_keeps_its_end_and_costs_nothing(world: World) -> None:
+    """The cache stores where the guidance ends."""
     first, paid = world.ask("chat-stopped", text="Why is it so on Sundays?")
     again, kept = world.ask("chat-stopped", text="Why is it so on Sundays?")
     assert first.json()["choices"] == again.json()["choices"]
@@ -222,8 +220,8 @@ def test_who_asks_the_same_again_gets_the_same_opening_for_nothing(world: World)
     assert kept["guidance"]["kept_tokens"] == paid["guidance"]["kept_tokens"]
 
 
-def test_an_engine_that_tells_no_probabilities_is_not_asked_twice(world: World) -> None:
-    """Last here: this process knows it from now on."""
+def test_an_engine_without_probabilities_is_probed_once(world: World) -> None:
+    """This test is the last one of its process, which remembers the engine."""
     world.student.behave = says_with_odds(" and so on.", None)
     _, receipt = world.ask("chat-probed")
     assert receipt["length"]["probe"]["outcome"] == "no_logprobs"
@@ -234,8 +232,8 @@ def test_an_engine_that_tells_no_probabilities_is_not_asked_twice(world: World) 
     assert len(world.student.asked) == 1
 
 
-def refuses(status: int) -> Handler:
-    """A student that does so when it is asked for its first token alone."""
+def rejects_probes(status: int) -> Handler:
+    """Return a student that rejects probes."""
 
     async def behave(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         if not body.get("logprobs"):
@@ -245,15 +243,20 @@ def refuses(status: int) -> Handler:
     return behave
 
 
-class Asked:
-    """A sounding before one student."""
+class ProbedStudent:
+    """A confidence probe and its student."""
 
     def __init__(self, student: FakeEngine, engine: OpenAIEngine) -> None:
         self.student, self.engine = student, engine
         self._probe = ConfidenceProbe({"small": engine}, Metrics())
 
     async def outcomes(self, behave: Handler, times: int, top: int = 5, tenant: str = "acme") -> list[str]:
-        """Of so many requests of the tenant, for as many of the likeliest tokens."""
+        """Return the outcomes of a tenant's requests.
+
+        Args:
+            times: number of requests.
+            top: number of alternatives that the probe requests.
+        """
         self.student.behave = behave
         length = choose_length(
             AutoRule(probe=ProbeRule.model_validate({"top_logprobs": top, "deadline": "10s"})), chat(), None, {}
@@ -269,67 +272,71 @@ class Asked:
 
 
 @pytest.fixture
-async def alone() -> AsyncIterator[Asked]:
+async def probed_student() -> AsyncIterator[ProbedStudent]:
     with FakeEngine(says("")).running() as student:
         async with engine_http(f"{student.url}/v1") as http:
             engine = OpenAIEngine("small", "org/model", http)
             engine.state.revision = "first"
-            yield Asked(student, engine)
+            yield ProbedStudent(student, engine)
 
 
 @pytest.mark.parametrize("status", [400, 422])
-async def test_an_engine_that_refused_often_enough_is_asked_once_in_many_requests(alone: Asked, status: int) -> None:
-    found = await alone.outcomes(refuses(status), MAX_REFUSALS + 2 * PROBE_EVERY)
-    passed_by = ["no_logprobs"] * (PROBE_EVERY - 1)
-    assert found == ["failed"] * MAX_REFUSALS + [*passed_by, "failed"] * 2
-    assert len(alone.student.asked) == MAX_REFUSALS + 2
+async def test_an_engine_with_many_refusals_is_probed_rarely(probed_student: ProbedStudent, status: int) -> None:
+    found = await probed_student.outcomes(rejects_probes(status), MAX_REFUSALS + 2 * PROBE_EVERY)
+    skipped = ["no_logprobs"] * (PROBE_EVERY - 1)
+    assert found == ["failed"] * MAX_REFUSALS + [*skipped, "failed"] * 2
+    assert len(probed_student.student.asked) == MAX_REFUSALS + 2
 
 
-async def test_an_answer_ends_that(alone: Asked) -> None:
-    """It was the callers' fault: the engine is asked of each request again, and may refuse as often as before."""
-    await alone.outcomes(refuses(400), MAX_REFUSALS + PROBE_EVERY - 1)
-    assert await alone.outcomes(says_with_odds("Yes", 0.4), 3) == ["unsure"] * 3
-    assert await alone.outcomes(refuses(400), MAX_REFUSALS) == ["failed"] * MAX_REFUSALS
-    assert await alone.outcomes(refuses(400), 1) == ["no_logprobs"]
+async def test_an_answer_resets_the_refusals(probed_student: ProbedStudent) -> None:
+    """The requests were to blame: the engine is probed at each request again, and may refuse as often as before."""
+    await probed_student.outcomes(rejects_probes(400), MAX_REFUSALS + PROBE_EVERY - 1)
+    assert await probed_student.outcomes(says_with_odds("Yes", 0.4), 3) == ["unsure"] * 3
+    assert await probed_student.outcomes(rejects_probes(400), MAX_REFUSALS) == ["failed"] * MAX_REFUSALS
+    assert await probed_student.outcomes(rejects_probes(400), 1) == ["no_logprobs"]
 
 
-async def test_refusals_with_an_answer_between_silence_nobody(alone: Asked) -> None:
+async def test_refusals_that_are_not_consecutive_do_not_end_the_probes(probed_student: ProbedStudent) -> None:
     for _ in range(3):
-        assert set(await alone.outcomes(refuses(400), MAX_REFUSALS - 1)) == {"failed"}
-        assert await alone.outcomes(says_with_odds("Yes", 0.4), 1) == ["unsure"]
+        assert set(await probed_student.outcomes(rejects_probes(400), MAX_REFUSALS - 1)) == {"failed"}
+        assert await probed_student.outcomes(says_with_odds("Yes", 0.4), 1) == ["unsure"]
 
 
-async def test_other_failures_are_neither_refusals_nor_answers(alone: Asked) -> None:
+async def test_other_failures_are_neither_refusals_nor_answers(probed_student: ProbedStudent) -> None:
     for status in (401, 404, 413, 429, 500):
-        assert await alone.outcomes(refuses(status), MAX_REFUSALS + 1) == ["failed"] * (MAX_REFUSALS + 1)
-    await alone.outcomes(refuses(400), MAX_REFUSALS - 1)
-    await alone.outcomes(refuses(500), 1)
-    assert await alone.outcomes(refuses(400), 2) == ["failed", "no_logprobs"]
+        assert await probed_student.outcomes(rejects_probes(status), MAX_REFUSALS + 1) == ["failed"] * (
+            MAX_REFUSALS + 1
+        )
+    await probed_student.outcomes(rejects_probes(400), MAX_REFUSALS - 1)
+    await probed_student.outcomes(rejects_probes(500), 1)
+    assert await probed_student.outcomes(rejects_probes(400), 2) == ["failed", "no_logprobs"]
 
 
-async def test_other_weights_and_another_number_of_tokens_are_asked_anew(alone: Asked) -> None:
-    """A server that gives 5 tokens at most refuses 20, of whatever request."""
-    await alone.outcomes(refuses(400), MAX_REFUSALS, top=20)
-    assert await alone.outcomes(says_with_odds("Yes", 0.4), 2, top=5) == ["unsure"] * 2
-    assert await alone.outcomes(says_with_odds("Yes", 0.4), 1, top=20) == ["no_logprobs"]
-    for behave in (refuses(400), says_with_odds("Yes", None)):
-        await alone.outcomes(behave, MAX_REFUSALS, top=20)
-        assert await alone.outcomes(says_with_odds("Yes", 0.4), 1, top=20) == ["no_logprobs"]
-        alone.engine.state.revision += " anew"  # type: ignore[operator]
-        assert await alone.outcomes(says_with_odds("Yes", 0.4), 1, top=20) == ["unsure"]
+async def test_new_weights_or_another_number_of_alternatives_are_probed_anew(probed_student: ProbedStudent) -> None:
+    """A server with at most 5 alternatives rejects every request for 20."""
+    await probed_student.outcomes(rejects_probes(400), MAX_REFUSALS, top=20)
+    assert await probed_student.outcomes(says_with_odds("Yes", 0.4), 2, top=5) == ["unsure"] * 2
+    assert await probed_student.outcomes(says_with_odds("Yes", 0.4), 1, top=20) == ["no_logprobs"]
+    for behave in (rejects_probes(400), says_with_odds("Yes", None)):
+        await probed_student.outcomes(behave, MAX_REFUSALS, top=20)
+        assert await probed_student.outcomes(says_with_odds("Yes", 0.4), 1, top=20) == ["no_logprobs"]
+        probed_student.engine.state.revision += " anew"  # type: ignore[operator]
+        assert await probed_student.outcomes(says_with_odds("Yes", 0.4), 1, top=20) == ["unsure"]
 
 
-@pytest.mark.parametrize("behave", [refuses(400), says_with_odds("Yes", None)])
-async def test_one_tenant_does_not_end_the_probes_of_another(alone: Asked, behave: Handler) -> None:
-    await alone.outcomes(behave, MAX_REFUSALS, tenant="globex")
-    assert await alone.outcomes(says_with_odds("Yes", 0.4), 2) == ["unsure"] * 2
-    assert await alone.outcomes(says_with_odds("Yes", 0.4), 1, tenant="globex") == ["no_logprobs"]
-    await alone.outcomes(behave, MAX_REFUSALS, tenant="initech")
-    assert await alone.outcomes(says_with_odds("Yes", 0.4), 2) == ["unsure"] * 2, "it got probabilities before"
+@pytest.mark.parametrize("behave", [rejects_probes(400), says_with_odds("Yes", None)])
+async def test_one_tenant_does_not_end_the_probes_of_another(probed_student: ProbedStudent, behave: Handler) -> None:
+    await probed_student.outcomes(behave, MAX_REFUSALS, tenant="globex")
+    assert await probed_student.outcomes(says_with_odds("Yes", 0.4), 2) == ["unsure"] * 2
+    assert await probed_student.outcomes(says_with_odds("Yes", 0.4), 1, tenant="globex") == ["no_logprobs"]
+    await probed_student.outcomes(behave, MAX_REFUSALS, tenant="initech")
+    assert await probed_student.outcomes(says_with_odds("Yes", 0.4), 2) == ["unsure"] * 2, "it got probabilities before"
 
 
-@pytest.mark.parametrize("behave", [refuses(400), says_with_odds("Yes", None)])
-async def test_two_tenants_without_probabilities_end_the_probes_of_all(alone: Asked, behave: Handler) -> None:
+@pytest.mark.parametrize("behave", [rejects_probes(400), says_with_odds("Yes", None)])
+async def test_two_tenants_without_probabilities_end_the_probes_of_all(
+    probed_student: ProbedStudent, behave: Handler
+) -> None:
     for tenant in ("globex", "initech"):
-        await alone.outcomes(behave, MAX_REFUSALS, tenant=tenant)
-    assert await alone.outcomes(says_with_odds("Yes", 0.4), 1) == ["no_logprobs"]
+        await probed_student.outcomes(behave, MAX_REFUSALS, tenant=tenant)
+    assert await probed_student.outcomes(says_with_odds("Yes", 0.4), 1) == ["no_logprobs"]

@@ -1,4 +1,4 @@
-"""Callers that disconnect, at any time: the books are never below the engine's own count."""
+"""Callers that disconnect at any time are charged at least the engine's own count."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _numbers = itertools.count()
 
 @dataclass
 class World:
-    """A gateway before engines that count for themselves."""
+    """A gateway before engines that count their tokens themselves."""
 
     gateway: GatewayProcess
     engines: dict[str, CountingEngine]
@@ -88,7 +88,7 @@ async def leave_at(world: World, at: str, body: dict[str, Any], books: Books) ->
 
 
 def left(world: World, route: str, at: str, **more: Any) -> tuple[dict[str, Any], int, int]:
-    """The receipt of a caller that left, and what the engine read and generated in the end."""
+    """Return the receipt of a caller that disconnected, and the tokens that the engine read and generated."""
     engine = world.engines[route.removeprefix("dear-")]
     name = f"request-{next(_numbers)}"
     body = {"model": route, "user": name, "messages": [{"role": "user", "content": name}], "max_tokens": 20,
@@ -117,19 +117,19 @@ EVERY_POINT = ["before the first token", "in the middle", "at finish_reason", "a
 @pytest.mark.parametrize("tools", [None, TOOLS], ids=["plain", "tools"])
 @pytest.mark.parametrize("at", EVERY_POINT)
 def test_a_call_whose_rest_is_cheap_is_read_to_its_usage(world: World, at: str, tools: Any) -> None:
-    """Then the receipt is exact: the tokens of tools as well."""
+    """The receipt is then exact, tokens of tools included."""
     more = {} if tools is None else {"tools": tools}
     receipt, read, generated = left(world, "runs-on", at, **more)
     share = receipt["student"]
     assert (share["input_tokens"], share["output_tokens"], share.get("estimated")) == (read, generated, None)
-    if at != "after the usage":  # then it had all of its answer
+    if at != "after the usage":  # the caller had the whole answer
         assert receipt["status"] == "client_gone"
 
 
 @pytest.mark.parametrize("at", ["before the first token", "in the middle", "json"])
 @pytest.mark.parametrize("route", ["dear-stops", "dear-runs-on"])
-def test_a_call_whose_rest_is_dear_is_cancelled_and_charged_at_its_bound(world: World, route: str, at: str) -> None:
-    """An engine that is not known to stop may have generated all that it was allowed to."""
+def test_a_call_whose_rest_is_expensive_is_canceled_and_charged_at_its_bound(world: World, route: str, at: str) -> None:
+    """An engine that is not known to stop may have generated up to its limit."""
     receipt, _, generated = left(world, route, at)
     share = receipt["student"]
     assert (receipt["status"], share["estimated"]) == ("client_gone", True)
@@ -140,14 +140,14 @@ def test_a_call_whose_rest_is_dear_is_cancelled_and_charged_at_its_bound(world: 
         assert generated < 20, "the engine was let go"
 
 
-def test_a_dear_call_is_waited_for_where_its_usage_alone_is_missing(world: World) -> None:
+def test_an_expensive_call_is_read_on_if_only_its_usage_is_missing(world: World) -> None:
     receipt, read, generated = left(world, "dear-runs-on", "at finish_reason")
     share = receipt["student"]
     assert (share["input_tokens"], share["output_tokens"], share.get("estimated")) == (read, generated, None)
 
 
-def test_a_teacher_is_heard_to_its_end_and_no_student_is_asked(world: World) -> None:
-    """Where it serves this request alone."""
+def test_a_teachers_call_is_read_to_its_end_and_no_student_is_called(world: World) -> None:
+    """This applies to a call that serves this request alone."""
     asked = sum(one.read > 0 for one in world.engines["stops"].books.values())
     world.engines["runs-on"].books.pop("", None)
     teacher = world.engines["runs-on"].books[""]
@@ -164,8 +164,8 @@ def test_a_teacher_is_heard_to_its_end_and_no_student_is_asked(world: World) -> 
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_an_engine_that_ignores_max_tokens_is_held_to_it(world: World, stream: bool) -> None:
-    """The caller gets no more than it asked for, and is charged no more than was reserved for it."""
+def test_an_engine_that_ignores_max_tokens_is_cut_at_the_limit(world: World, stream: bool) -> None:
+    """The caller gets at most what it requested, and is charged at most what was reserved."""
     body = {"model": "deaf", "user": f"deaf-{stream}", "messages": [{"role": "user", "content": "Go on"}],
             "max_tokens": 7, "stream": stream}  # fmt: skip
     answer = httpx.post(f"{world.gateway.url}/v1/chat/completions", headers=HEADERS, json=body, timeout=10)
@@ -217,8 +217,8 @@ def test_a_shutdown_waits_for_calls_that_are_read_on(redis_url: str, tmp_path: P
         assert "estimated" not in share
 
 
-def test_only_a_rest_below_the_bound_is_read_on() -> None:
-    """Or none at all: then the usage alone is missing. Whoever reads on is marked."""
+def test_calls_are_read_on_only_below_the_cost_bound() -> None:
+    """A call whose usage alone is missing is read on as well. Requests that continue are marked."""
     output_usd = Decimal("0.0001")
     disconnects = Disconnects({"small": Price.of_tokens(Decimal(0), output_usd * 1_000_000)})
     most = int(MAX_REST_USD / output_usd)

@@ -1,4 +1,4 @@
-"""A device gets guidance alone, finishes the answer itself, and reports that once. Two workers share the work."""
+"""A device gets guidance, completes the answer itself, and reports it once. The gateway has two workers."""
 
 from __future__ import annotations
 
@@ -41,18 +41,18 @@ async def is_stuck(*_: object) -> web.StreamResponse:
 
 
 def questions(engine: FakeEngine) -> int:
-    """How often an engine was asked what a device wants to know."""
-    return sum("How many rolls" in json.dumps(asked) for asked in engine.asked)
+    """Return how many calls of an engine contain a device's question."""
+    return sum("How many rolls" in json.dumps(request) for request in engine.asked)
 
 
 class World:
-    """A gateway of two workers before a teacher, and a student that nobody may ask."""
+    """A gateway with two workers before a teacher, and a student that must not be called."""
 
     def __init__(self, teacher: FakeEngine, student: FakeEngine, gateway: GatewayProcess) -> None:
         self.teacher, self.student, self.gateway = teacher, student, gateway
 
     def post(self, path: str, body: Any, key: str = KEY, **headers: str) -> httpx.Response:
-        # Each on a connection of its own, so that either worker may have it.
+        # A new connection for each request, so that either worker may get it.
         sent = {"Authorization": f"Bearer {key}", **headers}
         return httpx.post(f"{self.gateway.url}/v1/guidance{path}", headers=sent, json=body, timeout=60)
 
@@ -64,7 +64,7 @@ class World:
         return self.post(f"/{receipt_id}/usage", USAGE | more, key)
 
     def receipt(self, receipt_id: str) -> dict[str, Any]:
-        """As its tenant is shown it, once it is settled."""
+        """Return the settled receipt as its tenant reads it."""
         self.gateway.wait_for_log("request", 60, id=receipt_id)
         give_up = time.monotonic() + 30
         while True:
@@ -72,8 +72,8 @@ class World:
                 f"{self.gateway.url}/v1/receipts/{receipt_id}", headers={"Authorization": f"Bearer {KEY}"}
             )
             if found.status_code == 200:
-                shown: dict[str, Any] = found.json()
-                return shown
+                receipt: dict[str, Any] = found.json()
+                return receipt
             assert time.monotonic() < give_up, found.text
             time.sleep(0.05)
 
@@ -117,56 +117,56 @@ def running(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 @pytest.fixture
 def world(running: World) -> Iterator[World]:
-    """As it was; and whatever came, the student was never asked."""
+    """Reset the engines. Afterwards, check that the student was not called."""
     running.teacher.behave = says(WROTE, "length")
     running.teacher.asked.clear()
     running.student.asked.clear()
     yield running
-    # It is probed in the background, with a question of the gateway's.
+    # The gateway probes it in the background with a question of its own.
     assert questions(running.student) == 0
 
 
-def test_a_device_gets_the_opening_the_seam_and_a_receipt_of_the_teacher_alone(world: World) -> None:
+def test_a_device_gets_guidance_the_seam_and_a_receipt_of_the_teacher_alone(world: World) -> None:
     answer = world.ask("chat-dear", max_tokens=50, temperature=1.5)
-    told = answer.json()
+    body = answer.json()
     receipt_id = answer.headers["x-request-id"]
-    assert (told["id"], told["object"], told["model"]) == (f"guid-{receipt_id}", "guidance", "chat-dear")
-    guidance = told["guidance"]
+    assert (body["id"], body["object"], body["model"]) == (f"guid-{receipt_id}", "guidance", "chat-dear")
+    guidance = body["guidance"]
     assert (guidance["text"], guidance["seam"]) == (OPENING, {"owed": " ", "trimmed": "the"})
     assert (guidance["placement"], guidance["projection"], guidance["tokens"]) == ("prefix", "cutoff", 12)
-    assert (guidance["complete"], guidance["finish_reason"], told["unguided"]) == (False, None, None)
-    assert told["messages"] is None
-    assert told["close"]["most_output_tokens"] == 50 - guidance["kept_tokens"]
-    assert told["close"]["by"] == told["created"] + 86_400
+    assert (guidance["complete"], guidance["finish_reason"], body["unguided"]) == (False, None, None)
+    assert body["messages"] is None
+    assert body["close"]["most_output_tokens"] == 50 - guidance["kept_tokens"]
+    assert body["close"]["by"] == body["created"] + 86_400
     assert answer.headers["x-gkt-mode"] == "guidance"
     assert (answer.headers["x-gkt-teacher"], "x-gkt-student" in answer.headers) == ("big", False)
-    (asked,) = world.teacher.asked
-    assert asked.get("temperature", asked.get("parameters", {}).get("temperature")) != 1.5, (
+    (request,) = world.teacher.asked
+    assert request.get("temperature", request.get("parameters", {}).get("temperature")) != 1.5, (
         "the teacher's is the policy's"
     )
 
     receipt = world.receipt(receipt_id)
     assert (receipt["mode"], receipt["status"], receipt["edge"]) == ("guidance", "ok", "open")
-    assert (receipt["student"], receipt["close"]) == (None, told["close"])
+    assert (receipt["student"], receipt["close"]) == (None, body["close"])
     assert Decimal(receipt["cost_usd"]) > 0
     assert receipt["cost_usd"] == answer.headers["x-gkt-cost-usd"].ljust(len(receipt["cost_usd"]), "0")
 
 
-def test_what_the_device_reports_closes_the_account_and_both_receipts_are_the_answer(world: World) -> None:
-    told = world.ask().json()
-    report = world.report(told["receipt"])
+def test_a_report_closes_the_account_and_has_a_receipt(world: World) -> None:
+    body = world.ask().json()
+    report = world.report(body["receipt"])
     assert report.status_code == 200
-    closing, guidance = report.json(), world.receipt(told["receipt"])
+    closing, guidance = report.json(), world.receipt(body["receipt"])
     assert (closing["mode"], closing["edge_of"]) == ("edge", guidance["id"])
     assert (closing["student"]["model"], closing["student"]["output_tokens"]) == ("phone-1b", 9)
     assert (guidance["edge"], guidance["edge_of"]) == ("closed", None)
     assert world.receipt(closing["id"]) == closing
-    # The teacher costs a dollar for a million tokens.
+    # The teacher costs one dollar per million tokens.
     assert (Decimal(closing["cost_usd"]), Decimal(closing["savings_usd"])) == (Decimal(0), Decimal("0.000009"))
 
 
-def test_of_all_that_report_at_once_one_is_taken_and_the_others_hear_that_it_was(world: World) -> None:
-    """Before either worker has told the other of the guidance."""
+def test_of_concurrent_reports_one_is_stored_and_the_others_are_rejected(world: World) -> None:
+    """The reports arrive before either worker has stored the guidance."""
     before = world.counted("closed_twice")
     receipt_id = world.ask().json()["receipt"]
     with ThreadPoolExecutor(8) as pool:
@@ -177,7 +177,7 @@ def test_of_all_that_report_at_once_one_is_taken_and_the_others_hear_that_it_was
     assert world.counted("closed_twice") - before == 7
 
 
-def test_another_tenants_guidance_is_as_unknown_as_one_that_never_was(world: World) -> None:
+def test_another_tenants_guidance_is_not_found(world: World) -> None:
     before = world.counted("unknown")
     receipt_id = world.ask().json()["receipt"]
     world.receipt(receipt_id)
@@ -191,39 +191,39 @@ def test_another_tenants_guidance_is_as_unknown_as_one_that_never_was(world: Wor
     assert world.report(receipt_id).status_code == 200, "it is open still"
 
 
-def test_a_chats_receipt_is_no_guidances(world: World) -> None:
-    told = world.ask().json()
-    closing = world.report(told["receipt"]).json()
+def test_only_receipts_of_guidance_can_be_closed(world: World) -> None:
+    body = world.ask().json()
+    closing = world.report(body["receipt"]).json()
     assert world.report(closing["id"]).status_code == 404
 
 
-def test_more_tokens_than_were_asked_for_are_refused_and_the_account_stays_open(world: World) -> None:
+def test_too_many_reported_tokens_are_rejected_and_the_account_stays_open(world: World) -> None:
     before = world.counted("too_many_tokens")
-    told = world.ask(max_tokens=20).json()
-    most = told["close"]["most_output_tokens"]
-    refused = world.report(told["receipt"], output_tokens=most + 1)
+    body = world.ask(max_tokens=20).json()
+    limit = body["close"]["most_output_tokens"]
+    refused = world.report(body["receipt"], output_tokens=limit + 1)
     error = refused.json()["error"]
     assert (refused.status_code, error["param"]) == (400, "output_tokens")
-    assert f"At most {most}" in error["message"]
+    assert f"At most {limit}" in error["message"]
     assert world.counted("too_many_tokens") - before == 1
-    assert world.report(told["receipt"], output_tokens=most).status_code == 200
+    assert world.report(body["receipt"], output_tokens=limit).status_code == 200
 
 
 @pytest.mark.parametrize("route", ["chat", "chat-context"])
-def test_a_teacher_that_ended_has_answered_and_there_is_nothing_to_report(world: World, route: str) -> None:
+def test_a_complete_answer_of_the_teacher_leaves_nothing_to_report(world: World, route: str) -> None:
     world.teacher.behave = says("Twelve.", "stop")
-    told = world.ask(route).json()
-    assert EdgeGuidance.read(told).finish_reason == "stop", "as the client has it"
-    guidance = told["guidance"]
+    body = world.ask(route).json()
+    assert EdgeGuidance.read(body).finish_reason == "stop", "as the client has it"
+    guidance = body["guidance"]
     assert (guidance["text"], guidance["complete"], guidance["finish_reason"]) == ("Twelve.", True, "stop")
-    assert told["close"]["most_output_tokens"] == 0
-    receipt = world.receipt(told["receipt"])
+    assert body["close"]["most_output_tokens"] == 0
+    receipt = world.receipt(body["receipt"])
     assert (receipt["finish_reason"], receipt["close"], receipt["edge"]) == ("stop", None, "closed")
-    assert world.report(told["receipt"]).status_code == 409
+    assert world.report(body["receipt"]).status_code == 409
 
 
-def test_guidance_is_batched_kept_and_limited_as_a_chats_is(world: World) -> None:
-    """Its report counts for no limit."""
+def test_guidance_is_batched_cached_and_limited_like_a_chats(world: World) -> None:
+    """Its report counts toward no limit."""
     body = {"model": "chat-kept", "messages": [{"role": "user", "content": f"How many rolls? {uuid.uuid4()}"}]}
     first, again, refused = (world.post("", body, OTHER_KEY) for _ in range(3))
     assert (first.headers["x-gkt-batch-size"], "x-gkt-shared" in first.headers) == ("1", False)
@@ -231,21 +231,21 @@ def test_guidance_is_batched_kept_and_limited_as_a_chats_is(world: World) -> Non
     assert again.json()["guidance"] == first.json()["guidance"]
     assert len(world.teacher.asked) == 1
     assert (refused.status_code, refused.json()["error"]["code"]) == (429, "rate_limit_exceeded")
-    for told in (first.json(), again.json()):
-        assert world.report(told["receipt"], OTHER_KEY).status_code == 200
+    for body in (first.json(), again.json()):
+        assert world.report(body["receipt"], OTHER_KEY).status_code == 200
 
 
-def test_where_guidance_stands_in_the_prompt_the_device_gets_that_prompt(world: World) -> None:
-    told = world.ask("chat-context").json()
-    assert told["guidance"]["placement"] == "context"
-    (message,) = told["messages"]
+def test_with_placement_context_the_device_gets_the_whole_prompt(world: World) -> None:
+    body = world.ask("chat-context").json()
+    assert body["guidance"]["placement"] == "context"
+    (message,) = body["messages"]
     assert message["content"].startswith("How many rolls")
     assert OPENING in message["content"]
-    assert told["close"]["most_output_tokens"] is None
+    assert body["close"]["most_output_tokens"] is None
 
 
 @pytest.mark.parametrize(("route", "pieces"), [("chat", True), ("chat-whole", False)])
-def test_who_reads_events_hears_the_teacher_where_the_route_streams_and_then_all_of_it(
+def test_a_stream_sends_pieces_if_the_route_streams_and_then_all_guidance(
     world: World, route: str, *, pieces: bool
 ) -> None:
     answer = world.ask(route, stream=True)
@@ -266,19 +266,19 @@ def test_who_reads_events_hears_the_teacher_where_the_route_streams_and_then_all
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_late_teacher_leaves_the_device_to_itself_and_the_account_open(world: World, *, stream: bool) -> None:
+def test_with_a_late_teacher_the_account_stays_open(world: World, *, stream: bool) -> None:
     world.teacher.behave = is_stuck
     answer = world.ask("chat-late", stream=stream)
-    told = json.loads(re.findall(r"^data: (.*)$", answer.text, re.MULTILINE)[0]) if stream else answer.json()
-    assert (told["unguided"], told["guidance"]["text"], told["messages"]) == ("teacher_late", "", None)
-    receipt = world.receipt(told["receipt"])
+    body = json.loads(re.findall(r"^data: (.*)$", answer.text, re.MULTILINE)[0]) if stream else answer.json()
+    assert (body["unguided"], body["guidance"]["text"], body["messages"]) == ("teacher_late", "", None)
+    receipt = world.receipt(body["receipt"])
     assert (receipt["mode"], receipt["unguided"], receipt["edge"]) == ("guidance", "teacher_late", "open")
-    closing = world.report(told["receipt"], guided=False).json()
+    closing = world.report(body["receipt"], guided=False).json()
     assert closing["unguided"] == "teacher_late"
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_where_the_policy_wants_no_answer_without_guidance_the_device_is_told(world: World, *, stream: bool) -> None:
+def test_a_policy_that_requires_guidance_fails_the_request(world: World, *, stream: bool) -> None:
     world.teacher.behave = is_stuck
     answer = world.ask("chat-strict", stream=stream)
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "guidance_unavailable")
@@ -286,14 +286,14 @@ def test_where_the_policy_wants_no_answer_without_guidance_the_device_is_told(wo
     assert (receipt["status"], receipt["close"], receipt["edge"]) == ("guidance_unavailable", None, "closed")
 
 
-def test_what_cannot_be_guided_costs_nothing_and_the_teacher_is_not_asked(world: World) -> None:
-    told = world.ask(tools=[{"type": "function", "function": {"name": "f"}}]).json()
-    assert (told["unguided"], told["guidance"]["text"]) == ("tools", "")
+def test_a_request_that_cannot_be_guided_does_not_call_the_teacher(world: World) -> None:
+    body = world.ask(tools=[{"type": "function", "function": {"name": "f"}}]).json()
+    assert (body["unguided"], body["guidance"]["text"]) == ("tools", "")
     assert world.teacher.asked == []
-    assert Decimal(world.receipt(told["receipt"])["cost_usd"]) == 0
+    assert Decimal(world.receipt(body["receipt"])["cost_usd"]) == 0
 
 
-def test_a_route_without_guidance_says_what_to_set(world: World) -> None:
+def test_the_error_of_a_route_without_guidance_names_the_setting(world: World) -> None:
     for refused in (
         world.ask("chat-student"),
         world.post("/usage", USAGE | {"model": "chat-student", "id": str(uuid.uuid4())}),
@@ -303,14 +303,14 @@ def test_a_route_without_guidance_says_what_to_set(world: World) -> None:
         assert "mode: guided" in error["message"]
 
 
-@pytest.mark.parametrize("said", ["0", "2", "99999999999", "one", "-1", "1.0", ""])
+@pytest.mark.parametrize("version", ["0", "2", "99999999999", "one", "-1", "1.0", ""])
 @pytest.mark.parametrize("path", ["", "/req_000000000000000000000000/usage", "/usage"])
-def test_a_client_of_another_version_is_told_which_one_it_needs(world: World, path: str, said: str) -> None:
-    refused = world.post(path, {}, **{"X-GKT-Edge": said})
+def test_the_error_of_an_unsupported_version_names_the_supported_ones(world: World, path: str, version: str) -> None:
+    refused = world.post(path, {}, **{"X-GKT-Edge": version})
     error = refused.json()["error"]
     assert (refused.status_code, error["code"]) == (400, "edge_version")
     assert "version 1" in error["message"]
-    assert said not in {"0", "2"} or f"version {said}" in error["message"]
+    assert version not in {"0", "2"} or f"version {version}" in error["message"]
 
 
 def test_a_client_of_this_version_is_served_and_one_without_a_key_is_not_told_of_versions(world: World) -> None:
@@ -333,7 +333,7 @@ def test_an_answer_that_was_made_offline_is_accounted_for_once(world: World) -> 
     assert world.counted("offline") - before == 1
 
 
-def test_an_answer_of_long_ago_or_of_no_known_route_is_not_accounted_for(world: World) -> None:
+def test_old_answers_and_unknown_routes_are_rejected(world: World) -> None:
     before = world.counted("expired")
     body = USAGE | {"model": "chat", "id": str(uuid.uuid4())}
     late = world.post("/usage", body | {"at": time.time() - 90_000})
@@ -343,7 +343,7 @@ def test_an_answer_of_long_ago_or_of_no_known_route_is_not_accounted_for(world: 
     assert (nowhere.status_code, nowhere.json()["error"]["code"]) == (404, "model_not_found")
 
 
-def test_a_device_that_hangs_up_has_its_one_receipt_and_may_report(world: World) -> None:
+def test_a_device_that_disconnects_has_one_receipt_and_may_report(world: World) -> None:
     stuck = threading.Event()
 
     async def tell(*_: object) -> web.StreamResponse:
@@ -362,7 +362,7 @@ def test_a_device_that_hangs_up_has_its_one_receipt_and_may_report(world: World)
     assert world.report(line["id"]).status_code == 200
 
 
-def test_usage_has_each_request_once_and_all_that_was_saved(world: World) -> None:
+def test_usage_counts_each_request_once_and_the_savings(world: World) -> None:
     def by_mode() -> dict[str, dict[str, Any]]:
         answer = httpx.get(
             f"{world.gateway.url}/v1/usage",
@@ -373,8 +373,8 @@ def test_usage_has_each_request_once_and_all_that_was_saved(world: World) -> Non
         return {row["mode"]: row for row in answer.json()["rows"]}
 
     before = by_mode()
-    told = world.ask("chat-dear").json()
-    assert world.report(told["receipt"]).status_code == 200
+    body = world.ask("chat-dear").json()
+    assert world.report(body["receipt"]).status_code == 200
     known, give_up = before.get("edge", {}).get("tokens", {}).get("student", {}).get("output", 0), time.monotonic() + 60
     while (now := by_mode()).get("edge", {}).get("tokens", {}).get("student", {}).get("output", 0) == known:
         assert time.monotonic() < give_up
@@ -388,10 +388,10 @@ def test_usage_has_each_request_once_and_all_that_was_saved(world: World) -> Non
     assert Decimal(edge["savings_usd"]) >= Decimal("0.000009")
 
 
-async def test_a_device_is_served_without_redis_reports_later_and_a_drain_leaves_no_account_open(
+async def test_devices_are_served_without_redis_and_a_drain_leaves_no_open_account(
     tmp_path: Path,
 ) -> None:
-    """One receipt each, whatever went."""
+    """Each request has one receipt, whatever fails."""
     loop = asyncio.get_running_loop()
     with FakeEngine(says(WROTE, "length")).running() as teacher:
         async with EmbeddedRedis() as redis:
@@ -400,7 +400,7 @@ async def test_a_device_is_served_without_redis_reports_later_and_a_drain_leaves
                 redis_url=redis.url,
                 redis={"timeout": "500ms"},
                 server={"drain_timeout": "0s"},
-                # Its tokenizer is loaded at the start, so that what was cut is counted before the process ends.
+                # The tokenizer is loaded at the start, so that canceled calls are counted before the process ends.
                 models=[
                     model("big", "tgi", teacher.url, tokenizer="o200k_base"),
                     model("small", "openai", f"{teacher.url}/v1"),
@@ -408,20 +408,20 @@ async def test_a_device_is_served_without_redis_reports_later_and_a_drain_leaves
                 routes=[guided(**NO_CACHE)],
             ) as gateway:
                 world = World(teacher, teacher, gateway)
-                told = (await loop.run_in_executor(None, world.ask)).json()
+                body = (await loop.run_in_executor(None, world.ask)).json()
                 await redis.stop()
                 gateway.wait_for_log("redis", 60, up=False)
                 alone = await loop.run_in_executor(None, world.ask)
                 assert alone.json()["guidance"]["text"] == OPENING
-                for receipt_id in (told["receipt"], "req_" + "0" * 24):
+                for receipt_id in (body["receipt"], "req_" + "0" * 24):
                     refused = await loop.run_in_executor(None, world.report, receipt_id)
                     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "store_unavailable")
                 teacher.behave = is_stuck
-                asked = loop.run_in_executor(None, world.ask)
+                request = loop.run_in_executor(None, world.ask)
                 while questions(teacher) < 3:
                     await asyncio.sleep(0.05)
                 await loop.run_in_executor(None, gateway.terminate)
-                cut = await asked
+                cut = await request
                 assert (cut.status_code, cut.json()["error"]["code"]) == (503, "overloaded")
                 lines = [line for line in gateway.log if line.get("event") == "request"]
                 assert [(one["status"], one["close"] is None) for one in lines] == [

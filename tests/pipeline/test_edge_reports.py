@@ -1,4 +1,4 @@
-"""What devices report, where no gateway need run for it."""
+"""Reports of devices, tested without a gateway."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CALLER: Any = SimpleNamespace(policy=SimpleNamespace(tenant="acme", weight=1.0),
 
 
 class Store:
-    """It has nothing, and remembers what it was asked for."""
+    """An empty store that records the requested ids."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
@@ -36,11 +36,11 @@ class Store:
 @pytest.mark.parametrize(
     "receipt_id", ["", "\0", "req_of_nobody", "req_" + "0" * 25, "req_" + "0" * 24 + "-edge", "req_" + "0" * 24 + "\n"]
 )
-async def test_what_is_no_id_of_a_guidance_is_looked_for_nowhere(receipt_id: str) -> None:
-    """PostgreSQL, for one, fails at a NUL, and that would be a 503 to try again."""
+async def test_invalid_ids_are_not_read_from_the_store(receipt_id: str) -> None:
+    """PostgreSQL, for example, fails at a NUL, which would be a 503."""
     store = Store()
     with pytest.raises(NotFound):
-        await _accounts(store).close(CALLER, receipt_id, replace(USAGE, at=NOW))
+        await _reports(store).close(CALLER, receipt_id, replace(USAGE, at=NOW))
     assert store.asked == []
 
 
@@ -54,20 +54,18 @@ async def test_what_is_no_id_of_a_guidance_is_looked_for_nowhere(receipt_id: str
         (NOW, StoreUnavailable),
     ],
 )
-async def test_a_guidance_that_may_become_known_is_not_said_to_be_none(
-    at: float | None, refused: type[Exception]
-) -> None:
-    """What was given while Redis was away is known to the process that gave it, and the report may come to another."""
+async def test_recent_unknown_guidance_is_a_temporary_error(at: float | None, refused: type[Exception]) -> None:
+    """Only the process that gave guidance while Redis was unavailable knows it, and another may get the report."""
     store, metrics = Store(), Metrics()
     with pytest.raises(refused):
-        await _accounts(store, metrics).close(CALLER, "req_" + "0" * 24, replace(USAGE, at=at))
+        await _reports(store, metrics).close(CALLER, "req_" + "0" * 24, replace(USAGE, at=at))
     assert len(store.asked) == 3
     counted = 'gkt_edge_closings_total{outcome="unknown"} 1.0' in metrics.render().decode()
     assert counted == (refused is NotFound)
 
 
 class Book:
-    """It writes as soon as it may."""
+    """A book whose writes wait for `may_write`."""
 
     def __init__(self) -> None:
         self.may_write = asyncio.Event()
@@ -77,22 +75,24 @@ class Book:
         raise RedisError
 
 
-async def test_a_report_has_a_read_slot_until_it_is_written_whether_or_not_its_device_waits() -> None:
-    """It has a connection for as long. Devices that hang up must not have more of them than their tenant's share."""
+async def test_a_report_holds_its_read_slot_until_it_is_stored() -> None:
+    """The report holds a connection as long. Devices that disconnect must not hold more connections than their tenant's
+    share.
+    """
     book, tasks, slots = Book(), BackgroundTasks(), Slots(1, "reads", Metrics())
-    accounts = _accounts(Store(), reads=slots, book=book, tasks=tasks)
+    reports = _reports(Store(), reads=slots, book=book, tasks=tasks)
     receipt: Any = SimpleNamespace(id="edge_1")
-    writing = tasks.spawn("report", accounts._write(CALLER.policy, receipt, None, "offline"))
+    writing = tasks.spawn("report", reports._write(CALLER.policy, receipt, None, "offline"))
     await until(lambda: slots.held == 1)
     writing.cancel()
     await asyncio.wait([writing])
     assert slots.held == 1
-    for ask in (
-        accounts.close(CALLER, "req_" + "0" * 24, USAGE),
-        accounts._write(CALLER.policy, receipt, None, "offline"),
+    for call in (
+        reports.close(CALLER, "req_" + "0" * 24, USAGE),
+        reports._write(CALLER.policy, receipt, None, "offline"),
     ):
         with pytest.raises(Overloaded, match="1 reads, its limit"):
-            await ask
+            await call
     other = SimpleNamespace(tenant="globex", weight=1.0)
     with slots.hold(other.tenant, other.weight):
         assert slots.held == 2
@@ -101,7 +101,7 @@ async def test_a_report_has_a_read_slot_until_it_is_written_whether_or_not_its_d
     assert slots.held == 0
 
 
-def _accounts(
+def _reports(
     store: Store,
     metrics: Metrics | None = None,
     *,
@@ -110,6 +110,6 @@ def _accounts(
     tasks: BackgroundTasks | None = None,
 ) -> EdgeReports:
     metrics = metrics or Metrics()
-    redis, admission = SimpleNamespace(up=True), SimpleNamespace(place=nullcontext)
+    redis, admission = SimpleNamespace(up=True), SimpleNamespace(slot=nullcontext)
     parts: Any = (redis, book, store, None, admission, reads or Slots(100, "reads", metrics), metrics, tasks)
     return EdgeReports(*parts, prices={}, within_s=60.0, clock=lambda: NOW)

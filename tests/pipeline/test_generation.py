@@ -40,7 +40,7 @@ def says(text: str, finish: str | None = None, index: int = 0, **fields: Any) ->
 
 
 def read(one: GenerationTracker, *chunks: dict[str, Any]) -> str:
-    """What is left of the first choice's text, with the reason for which it ended."""
+    """Return the remaining text of the first choice, and its finish_reason."""
     text, reason = "", None
     for chunk in chunks:
         one.read(chunk, 0.0)
@@ -56,8 +56,8 @@ def answer(text: str, tokens: int | None, finish: str = "stop") -> dict[str, Any
     return {"choices": [{"message": {"content": text}, "finish_reason": finish}], "usage": usage}
 
 
-def test_a_stream_that_passes_its_limit_ends_at_its_last_word() -> None:
-    """The call is then to be cancelled, and what the engine generates meanwhile has no bound."""
+def test_a_stream_above_its_limit_is_cut_at_a_word() -> None:
+    """The call is then canceled. The tokens that the engine generates meanwhile have no bound."""
     call = EngineCall("small", ())
     one = generation(5, call=call)
     assert read(one, *(says(f" w{index}") for index in range(9))) == " w0 w1 w2 w3 w4 |length"
@@ -69,21 +69,21 @@ def test_a_stream_that_passes_its_limit_ends_at_its_last_word() -> None:
 @pytest.mark.parametrize(
     "pieces",
     [
-        [*"To be or not to"],  # a proxy that sends letters
+        [*"To be or not to"],  # a proxy that sends single letters
         ["To be", " or", "", " n", "ot ", "to"],
         ["a\n  \n\n   \n", "b //\n//\n//", " c", "\n", "\n", "d e"],  # o200k_base holds "//\n//" in one token
         ["—" * 42, "-" * 400],
         ["x" * (5 * MAX_TOKEN_BYTES)],
     ],
 )
-def test_an_engine_that_keeps_its_limit_is_never_cut(pieces: list[str]) -> None:
+def test_an_engine_within_its_limit_is_never_cut(pieces: list[str]) -> None:
     """However it splits its tokens into deltas."""
     one = generation(5)
     assert read(one, *map(says, pieces), says("", "length")) == "".join(pieces) + "|length"
     assert not one.stopped
 
 
-def test_text_without_spaces_is_held_to_the_longest_token() -> None:
+def test_text_without_spaces_is_limited_by_the_longest_token() -> None:
     text = "界" * 200
     assert read(generation(2), says(text), says(text)) == "界" * (2 * MAX_TOKEN_BYTES // 3) + "|length"
 
@@ -93,15 +93,15 @@ def test_a_whole_answer_in_one_delta_is_cut_in_it() -> None:
 
 
 def test_an_engines_running_count_ends_a_stream() -> None:
-    """One more than the limit is the token that ends the answer."""
-    ran = [says("ab", usage={"prompt_tokens": 9, "completion_tokens": count}) for count in (5, 6, 7, 8)]
+    """One token above the limit is the end token."""
+    counting = [says("ab", usage={"prompt_tokens": 9, "completion_tokens": count}) for count in (5, 6, 7, 8)]
     one = generation(5)
-    assert read(one, *ran).startswith("abab")
+    assert read(one, *counting).startswith("abab")
     assert one.stopped
 
 
 def test_each_choice_has_the_limit() -> None:
-    """One that ends does not end the others, and the call goes on for them."""
+    """One choice that ends does not end the others, and the call continues for them."""
     one = generation(2, choices=2)
     assert read(one, says("a b"), says("c", index=1), says(" d e"), says(" f", index=1)) == "a b |length"
     assert not one.stopped
@@ -109,7 +109,7 @@ def test_each_choice_has_the_limit() -> None:
     assert one.stopped
 
 
-def test_what_an_engine_repeats_is_no_part_of_its_answer() -> None:
+def test_repeated_text_is_not_counted() -> None:
     assert read(generation(2, preface="It is"), says("It is one two"), says("", "stop")) == "It is one two|stop"
     long = "much that is repeated, of a length that nobody knows"
     assert read(generation(2, preface=None), says(long), says("", "stop")) == long + "|stop"
@@ -124,7 +124,7 @@ def test_hidden_reasoning_is_not_counted_against_the_text() -> None:
 
 
 def test_a_whole_reply_is_cut_by_the_engines_own_count() -> None:
-    """Its tokens are taken to be equally long; what it reports is still what it cost."""
+    """Its tokens are assumed to be equally long. Its reported usage is charged."""
     call = EngineCall("small", ())
     reply = answer("ab" * 100, 100)
     generation(20, call=call).read_reply(reply)
@@ -164,7 +164,7 @@ def test_a_usage_event_is_final_where_the_stream_breaks_off_after_it() -> None:
 
 @pytest.mark.parametrize("later", [None, "text", "an end"])
 def test_a_usage_event_before_the_text_is_not_final(later: str | None) -> None:
-    """An engine may count the prompt first, and the answer as it is generated."""
+    """An engine may count the prompt first, and the answer while it generates."""
     call = EngineCall("small", ())
     one = generation(500, choices=2, stops_within_s=0.0, call=call)
     event = {"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": 3 if later else 0}}
@@ -185,7 +185,7 @@ def test_a_usage_event_is_not_final_where_the_engine_passed_its_limit() -> None:
 
 @pytest.mark.parametrize("later", [None, {}, {"prompt_tokens": "9"}])
 def test_the_last_usable_usage_counts(later: Any) -> None:
-    """One that cannot be read does not undo one that could."""
+    """An unreadable usage does not replace a readable one."""
     call = EngineCall("small", ())
     one = generation(call=call)
     for usage in ({"prompt_tokens": 9, "completion_tokens": 1}, COUNTED, later):
@@ -195,7 +195,7 @@ def test_the_last_usable_usage_counts(later: Any) -> None:
     assert call.usage == TokenUsage(9, 4)
 
 
-def test_a_cancelled_call_of_an_engine_not_known_to_stop_is_bounded_by_its_limit() -> None:
+def test_a_canceled_call_of_an_engine_not_known_to_stop_is_bounded_by_its_limit() -> None:
     call = EngineCall("small", ())
     one = generation(500, call=call)
     read(one, says("Hi"), says(" there"))
@@ -207,8 +207,8 @@ def test_a_cancelled_call_of_an_engine_not_known_to_stop_is_bounded_by_its_limit
 
 
 @pytest.mark.parametrize("limit", [500_000, None])
-def test_a_cancelled_call_of_an_engine_that_stops_is_bounded_by_time(limit: int | None) -> None:
-    """Since the last chunk that was read, and until it stops."""
+def test_a_canceled_call_of_an_engine_that_stops_is_bounded_by_time(limit: int | None) -> None:
+    """The time counts from the last chunk that was read until the engine stops."""
     call = EngineCall("small", ())
     one = generation(limit, stops_within_s=1.0, call=call)
     one.read(says("Hi"), 10.0)
@@ -220,29 +220,29 @@ def test_a_cancelled_call_of_an_engine_that_stops_is_bounded_by_time(limit: int 
 
 
 def test_a_running_count_is_the_base_of_the_bound() -> None:
-    """It is no exact count, and never more than the limit; with more than one choice it may be that of one alone."""
-    ran = says("Hi", usage={"prompt_tokens": 9, "completion_tokens": 2})
+    """It is not exact, and at most the limit. With several choices it may count one of them."""
+    counting = says("Hi", usage={"prompt_tokens": 9, "completion_tokens": 2})
     call = EngineCall("small", ())
     one = generation(100, stops_within_s=0.0, call=call)
-    one.read(ran, 0.0)
+    one.read(counting, 0.0)
     one.close(0.0)
     assert (call.usage, call.lost_tokens) == (TokenUsage(9, 2 + MIN_UNREAD_TOKENS, estimated=True), 0)
     other = EngineCall("small", ())
     one = generation(100, call=other)
-    one.read(ran, 0.0)
+    one.read(counting, 0.0)
     one.close(0.0)
     assert other.usage == TokenUsage(9, 100, estimated=True)
     several = EngineCall("small", ())
     one = generation(100, choices=2, call=several)
-    one.read(ran, 0.0)
+    one.read(counting, 0.0)
     one.close(0.0)
     assert (several.usage, several.lost_tokens) == (None, 200)
 
 
 @pytest.mark.parametrize("limit", [1, 12, 60])
 @pytest.mark.parametrize("prompt", ["Write Python code, with many comments.", "写一首诗。", "Draw a table of - and |."])
-async def test_a_real_engine_that_keeps_its_limit_is_never_cut(engines: LocalStack, prompt: str, limit: int) -> None:
-    """llama.cpp, hot enough to write tokens of any kind: the counts here are never above its own."""
+async def test_a_real_engine_within_its_limit_is_never_cut(engines: LocalStack, prompt: str, limit: int) -> None:
+    """llama.cpp at a high temperature generates all kinds of tokens. The bounds never exceed its own count."""
     body = {"messages": [{"role": "user", "content": prompt}], "max_tokens": limit, "stream": True, "temperature": 1.5,
             "stream_options": {"include_usage": True}, "ignore_eos": True, "model": "x"}  # fmt: skip
     call = EngineCall("small", ())
@@ -256,10 +256,10 @@ async def test_a_real_engine_that_keeps_its_limit_is_never_cut(engines: LocalSta
             if not line.startswith("data: {"):
                 continue
             chunk = orjson.loads(line[6:])
-            said = "".join(choice["delta"].get("content") or "" for choice in chunk["choices"])
+            text = "".join(choice["delta"].get("content") or "" for choice in chunk["choices"])
             one.read(chunk, 0.0)
-            assert said == "".join(choice["delta"].get("content") or "" for choice in chunk["choices"])
-            sent += said
+            assert text == "".join(choice["delta"].get("content") or "" for choice in chunk["choices"])
+            sent += text
     assert not one.stopped
     one.close(0.0)
     assert call.text.getvalue() == sent
@@ -278,21 +278,21 @@ def test_text_is_cut_at_the_same_place_however_it_arrives(size: int) -> None:
     assert read(generation(17), *map(says, pieces)) == whole
 
 
-@pytest.mark.parametrize(("text", "least"), [("word " * 100, 800), ("Yes", 8), ("界" * 6000, 8 * 141)])
+@pytest.mark.parametrize(("text", "expected_tokens"), [("word " * 100, 800), ("Yes", 8), ("界" * 6000, 8 * 141)])
 @pytest.mark.parametrize("choices", [8])
-def test_the_count_of_one_choice_is_not_taken_for_all_of_them(text: str, least: int, choices: int) -> None:
+def test_the_count_of_one_choice_is_not_used_for_all(text: str, expected_tokens: int, choices: int) -> None:
     """llama.cpp merges the choices of a reply and keeps the usage of the first."""
     call = EngineCall("small", ())
     one = generation(5000, choices=choices, call=call)
     replies = [answer(text, 5)["choices"][0] | {"index": index} for index in range(choices)]
     one.read_reply({"choices": replies, "usage": {"prompt_tokens": 9, "completion_tokens": 5}})
     one.close(1.0)
-    assert call.least_tokens == least
+    assert call.least_tokens == expected_tokens
 
 
 @pytest.mark.parametrize("tokens", [800, 799])
-def test_a_streams_count_is_held_against_the_words_of_all_choices(tokens: int) -> None:
-    """Letters of different choices come by turns; what the engine repeats is not counted."""
+def test_a_streams_count_is_compared_with_the_words_of_all_choices(tokens: int) -> None:
+    """Letters of different choices arrive in turn; repeated text is not counted."""
     call = EngineCall("small", ())
     one = generation(None, choices=8, preface="It is", call=call)
     for letter in "It is":
@@ -310,7 +310,7 @@ def test_a_streams_count_is_held_against_the_words_of_all_choices(tokens: int) -
 
 
 @pytest.mark.parametrize("choices", [1, 2])
-def test_several_counts_of_several_choices_are_no_count(choices: int) -> None:
+def test_several_usage_events_of_several_choices_are_ignored(choices: int) -> None:
     """llama.cpp ends each choice with a usage event. An event before the output counts the prompt alone."""
     call = EngineCall("small", ())
     one = generation(9, choices=choices, call=call)

@@ -1,4 +1,4 @@
-"""An opening that is heard as it is written, and whose caller cannot wait for its end."""
+"""Guidance that is streamed while it is generated, with a deadline."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ CHAT = parse_chat(orjson.dumps({"model": "chat", "stream": True, "messages": [{"
 
 
 class Teacher:
-    """Writes a few words, and then waits to be told to go on."""
+    """A teacher that generates a few words, then waits."""
 
     name = "big"
     state = EngineState(revision="first")
@@ -49,7 +49,7 @@ class Teacher:
 
 
 class SharedFlight:
-    """The flight goes on when its leader leaves it: others sit in it. Its teacher writes in that very moment."""
+    """A shared call that continues after its first request has left. Its teacher generates at that moment."""
 
     def __init__(self, teacher: Teacher) -> None:
         self._teacher = teacher
@@ -72,40 +72,42 @@ class Batcher:
         return None
 
 
-async def test_what_a_shared_teacher_writes_after_the_deadline_is_not_shown() -> None:
-    """The student goes on from what was shown until then: the caller may not have read further than that."""
+async def test_text_of_a_shared_teacher_after_the_deadline_is_not_shown() -> None:
+    """The student continues from the text that was shown before the deadline, because the caller may not have read
+    more.
+    """
     teacher = Teacher()
-    guide = TeacherCall({"big": teacher}, Batcher(), SharedFlight(teacher), Metrics(), BackgroundTasks())  # type: ignore[dict-item, arg-type]
+    teacher_call = TeacherCall({"big": teacher}, Batcher(), SharedFlight(teacher), Metrics(), BackgroundTasks())  # type: ignore[dict-item, arg-type]
     guided = plan()
     assert guided.guidance is not None
     guided = structs.replace(guided, guidance=structs.replace(guided.guidance, stream=True, deadline_s=0.5))
-    async with aclosing(guide.stream(guided, CHAT, draft(guided))) as parts:
-        heard = [part async for part in parts]
-    opening = heard.pop()
-    assert isinstance(opening, Guidance)
-    assert "".join(map(str, heard)) == opening.text == "The quick"
+    async with aclosing(teacher_call.stream(guided, CHAT, draft(guided))) as parts:
+        pieces = [part async for part in parts]
+    guidance = pieces.pop()
+    assert isinstance(guidance, Guidance)
+    assert "".join(map(str, pieces)) == guidance.text == "The quick"
 
 
 SKIP = SkipRule((to_pattern("Certainly!"), to_pattern("Let us look.*")), 24)
 CHATTY = "Certainly! Let us look at it step by step.\n\nFirst we add 2.5 and 3. That is 5.5 in all. Then we stop"
 
 
-class Talker:
-    """Writes a word at a time, as long as it is listened to."""
+class WordTeacher:
+    """A teacher that sends a word at a time until the reader stops."""
 
     name = "big"
     state = EngineState(revision="first")
 
     def __init__(self, text: str) -> None:
         self.words = text.split(" ")
-        self.told = 0
+        self.sent_words = 0
 
     async def opening(
         self, request: OpeningRequest, *, batch: str | None, tell: Callable[[str], None] | None
     ) -> OpeningReply:
         words = [word if not at else f" {word}" for at, word in enumerate(self.words[: request.max_tokens])]
         for word in words if tell is not None else ():
-            self.told += 1
+            self.sent_words += 1
             tell(word)  # type: ignore[misc]
         return OpeningReply("".join(words), "length", TokenUsage(10, len(words)))
 
@@ -120,7 +122,7 @@ class OwnFlight:
 
 
 class FailsBatches:
-    """Fails at each call for a batch, as at a list with a bad prompt in it."""
+    """A teacher that fails at each call of a batch, as at a list with a bad prompt."""
 
     name = "big"
     state = EngineState(revision="first")
@@ -136,82 +138,80 @@ class FailsBatches:
 
 
 @pytest.mark.parametrize(("num_retries", "batches"), [(0, ["batch"]), (2, ["batch", None])])
-async def test_the_retry_of_a_failed_list_is_a_call_of_its_own_and_both_are_charged(
+async def test_the_retry_of_a_failed_batch_is_a_separate_call_and_both_are_charged(
     num_retries: int, batches: list[str | None]
 ) -> None:
     teacher = FailsBatches()
-    guide = TeacherCall({"big": teacher}, Batcher(), OwnFlight(), Metrics(), BackgroundTasks())  # type: ignore[dict-item, arg-type]
+    teacher_call = TeacherCall({"big": teacher}, Batcher(), OwnFlight(), Metrics(), BackgroundTasks())  # type: ignore[dict-item, arg-type]
     guided = structs.replace(plan(), retries=RetryPlan(num_retries, 0.001))
     one = draft(guided)
-    await guide.open(guided, CHAT, one)
+    await teacher_call.open(guided, CHAT, one)
     assert teacher.batches == batches
     assert [failed.call and failed.call.lost_tokens for failed in one.failed] == [40] * (len(batches) - 1)
     assert one.unguided == (None if num_retries else "teacher_failed")
 
 
-def until_a_sentence(tokens: int, least: int, skip: SkipRule | None = SKIP) -> Plan:
+def plan_until_sentence(tokens: int, min_tokens: int, skip: SkipRule | None = SKIP) -> Plan:
     guided = plan()
     assert guided.guidance is not None
-    length = choose_length(AutoRule(min=least, stop_at="sentence"), CHAT, None, {})
+    length = choose_length(AutoRule(min=min_tokens, stop_at="sentence"), CHAT, None, {})
     guidance = structs.replace(guided.guidance, tokens=tokens, projection=replace(CUTOFF, name="direct", skip=skip))
     return structs.replace(guided, guidance=guidance, length=length)
 
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(
-    ("tokens", "least", "text", "ended"),
+    ("tokens", "min_tokens", "text", "ended"),
     [
         (40, 4, "First we add 2.5 and 3.", "sentence"),
         (40, 8, "First we add 2.5 and 3. That is 5.5 in all.", "sentence"),
-        (4, 4, "First we add", None),  # the number that is the fourth may go on
+        (4, 4, "First we add", None),  # the fourth token is a number that may continue
     ],
 )
-async def test_where_boilerplate_is_skipped_an_opening_ends_as_it_would_without(
-    tokens: int, least: int, text: str, ended: str | None, *, stream: bool
+async def test_guidance_ends_at_its_sentence_after_skipped_boilerplate(
+    tokens: int, min_tokens: int, text: str, ended: str | None, *, stream: bool
 ) -> None:
-    """And the receipt says that it ended with a sentence only where it did."""
-    teacher = Talker(CHATTY)
-    guide = TeacherCall({"big": teacher}, Batcher(), OwnFlight(), Metrics(), BackgroundTasks())  # type: ignore[dict-item, arg-type]
-    guided = until_a_sentence(tokens, least)
+    """The receipt has the sentence end only if the guidance ended there."""
+    teacher = WordTeacher(CHATTY)
+    teacher_call = TeacherCall({"big": teacher}, Batcher(), OwnFlight(), Metrics(), BackgroundTasks())  # type: ignore[dict-item, arg-type]
+    guided = plan_until_sentence(tokens, min_tokens)
     assert guided.guidance is not None
     guided = structs.replace(guided, guidance=structs.replace(guided.guidance, stream=stream))
     one = draft(guided)
-    async with aclosing(guide.stream(guided, CHAT, one)) as parts:
-        heard = [part async for part in parts]
-    opening = heard.pop()
-    assert isinstance(opening, Guidance)
-    assert opening.text == text
-    assert opening.text.startswith("".join(map(str, heard)))
+    async with aclosing(teacher_call.stream(guided, CHAT, one)) as parts:
+        pieces = [part async for part in parts]
+    guidance = pieces.pop()
+    assert isinstance(guidance, Guidance)
+    assert guidance.text == text
+    assert guidance.text.startswith("".join(map(str, pieces)))
     assert one.ended_at == ended
-    assert (teacher.told < len(teacher.words)) == (ended is not None)
+    assert (teacher.sent_words < len(teacher.words)) == (ended is not None)
     assert one.teacher is not None
     assert (one.teacher.usage is None) == (ended is not None)
 
 
 @pytest.mark.parametrize(("stops_within_s", "lost"), [(None, 400), (0.1, 100)])
-async def test_a_teacher_that_was_ended_is_charged_for_what_it_may_have_written_since(
-    stops_within_s: float | None, lost: int
-) -> None:
-    """One that is not known to stop writes on, to the length that it was asked for."""
-    teacher = Talker("The answer is short. And then it goes on and on")
+async def test_a_canceled_teacher_is_charged_at_its_bound(stops_within_s: float | None, lost: int) -> None:
+    """A teacher that is not known to stop may generate up to its limit."""
+    teacher = WordTeacher("The answer is short. And then it goes on and on")
     teacher.state = EngineState(revision="first", stops_within_s=stops_within_s)
-    guide = TeacherCall({"big": teacher}, Batcher(), OwnFlight(), Metrics(), BackgroundTasks())  # type: ignore[dict-item, arg-type]
-    guided = until_a_sentence(400, 2, skip=None)
+    teacher_call = TeacherCall({"big": teacher}, Batcher(), OwnFlight(), Metrics(), BackgroundTasks())  # type: ignore[dict-item, arg-type]
+    guided = plan_until_sentence(400, 2, skip=None)
     one = draft(guided)
-    await guide.open(guided, CHAT, one)
+    await teacher_call.open(guided, CHAT, one)
     assert one.ended_at == "sentence"
     assert one.teacher is not None
     assert (one.teacher.usage, one.teacher.lost_tokens, one.teacher.limit_tokens) == (None, lost, 400)
 
 
-def test_of_an_opening_that_nobody_counted_no_more_is_kept_than_was_asked_for() -> None:
-    """Long words are more than four bytes each; the student is still owed what is left of the limit."""
-    guided = until_a_sentence(8, 4, skip=None)
+def test_estimated_guidance_tokens_are_limited_by_the_request() -> None:
+    """Long words have more than four bytes per token. The student must still get the rest of the limit."""
+    guided = plan_until_sentence(8, 4, skip=None)
     assert guided.guidance is not None
     one = draft(guided)
     text = "Incontrovertibly photosynthesising microorganisms characteristically predominate. "
-    opening = guidance_from_reply(
+    guidance = guidance_from_reply(
         guided, guided.guidance, CHAT, one, OpeningReply(text + "Then", "length", None, len(text))
     )
-    assert isinstance(opening, Guidance)
-    assert opening.tokens == one.kept_tokens == 8
+    assert isinstance(guidance, Guidance)
+    assert guidance.tokens == one.kept_tokens == 8

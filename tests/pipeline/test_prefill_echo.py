@@ -1,4 +1,6 @@
-"""A beginning that the caller wrote is no part of the reply, whoever repeats it, in any chunking."""
+"""The caller's beginning of the answer is removed from the reply, whichever engine repeats it and however it is
+split.
+"""
 
 from __future__ import annotations
 
@@ -49,9 +51,7 @@ def streamed(drops: PrefillEcho, *choices: str, cuts: int = 3) -> list[str]:
     cuts=st.integers(1, 9),
     echo=st.sampled_from([True, None]),
 )
-def test_a_reply_and_a_stream_in_any_pieces_are_changed_alike(
-    begun: str, rest: str, cuts: int, echo: bool | None
-) -> None:
+def test_replies_and_streams_are_changed_alike(begun: str, rest: str, cuts: int, echo: bool | None) -> None:
     for text in (begun + rest, rest):
         whole: Any = {"choices": [{"index": 0, "message": {"content": text}, "finish_reason": "stop"}]}
         PrefillEcho(begun, echo=echo).reply(whole)
@@ -60,13 +60,13 @@ def test_a_reply_and_a_stream_in_any_pieces_are_changed_alike(
             assert whole["choices"][0]["message"]["content"] == rest
 
 
-def test_each_answer_of_several_loses_its_own_repetition() -> None:
+def test_the_repetition_is_removed_from_each_choice() -> None:
     assert streamed(PrefillEcho(LONG, echo=True), LONG + " Paris", LONG + " Lyon", " Nice") == [
         " Paris", " Lyon", " Nice",
     ]  # fmt: skip
 
 
-def test_other_fields_of_a_message_stay() -> None:
+def test_other_fields_of_a_message_are_kept() -> None:
     message = {"content": LONG + " Paris", "reasoning_content": "Hm", "refusal": None}
     PrefillEcho(LONG, echo=True).reply({"choices": [{"index": 0, "message": message}]})
     assert message == {"content": " Paris", "reasoning_content": "Hm", "refusal": None}
@@ -78,21 +78,21 @@ def test_other_fields_of_a_message_stay() -> None:
 @pytest.mark.parametrize(
     ("how", "stream", "begun", "text", "left"),
     [
-        # JSON has been probed; a stream may come without, so a short beginning is not looked for there.
+        # JSON replies were probed. A stream may not repeat the text, so a short beginning is kept there.
         (by("trailing", echo=True), False, SHORT, "The end", " end"),
         (by("trailing", echo=True), True, SHORT, "There", "There"),
         (by("trailing", echo=True), True, LONG, LONG + " Paris", " Paris"),
         (by("prefix", echo=True), True, SHORT, "The end", " end"),
-        # Nobody knows: only what cannot be a coincidence is dropped.
+        # The behavior is unknown: only text too long for a coincidence is removed.
         (by("trailing"), False, SHORT, "The end", "The end"),
         (by("trailing"), False, LONG, LONG + " Paris", " Paris"),
         (by(None), True, LONG, LONG + " Paris", " Paris"),
-        # What was found out of another way says nothing of the caller's.
+        # The known behavior of another mode does not apply to the caller's prefill.
         (by("instruct", echo=True), False, SHORT, "The end", "The end"),
         (by("completions", echo=False), False, LONG, LONG + " Paris", " Paris"),
     ],
 )
-def test_what_is_known_of_the_engine_decides(
+def test_the_engines_known_behavior_decides(
     how: StudentPlan, begun: str, text: str, left: str, *, stream: bool
 ) -> None:
     drops = prefill_echo(how, chat(begun), stream=stream)
@@ -111,5 +111,5 @@ def test_what_is_known_of_the_engine_decides(
     ],
     ids=["the engine never repeats", "no answer was begun", "the caller asks for it", "no text", "a raw prompt"],
 )
-def test_elsewhere_the_reply_is_the_engines(how: StudentPlan, request_: Any) -> None:
+def test_other_replies_are_unchanged(how: StudentPlan, request_: Any) -> None:
     assert prefill_echo(how, request_, stream=False) is None

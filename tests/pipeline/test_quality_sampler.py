@@ -1,4 +1,4 @@
-"""The quality guard: guided answers beside those of each engine alone, compared, accounted for, and seen by nobody."""
+"""The quality sampler: guided answers are compared with each engine's own answer, and every call has a receipt."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def running(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 @pytest.fixture
 def world(running: World) -> World:
-    """As it was: engines that answer."""
+    """Reset the engines: all of them answer."""
     running.teacher.behave = opens("One two three four five")
     running.student.behave = goes_on(" four five", "One six")
     running.judge.behave = says("0.75")
@@ -44,7 +44,7 @@ def world(running: World) -> World:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_both_engines_are_asked_alone_and_each_run_has_its_receipt(world: World, *, stream: bool) -> None:
+def test_both_engines_answer_alone_and_each_call_has_a_receipt(world: World, *, stream: bool) -> None:
     answer = world.compared("made", stream=stream, temperature=0.5, seed=3)
     served = world.gateway.wait_for_log("request", id=answer.headers["x-request-id"])
     assert served["mode"] == answer.headers["x-gkt-mode"] == "guided"
@@ -56,7 +56,7 @@ def test_both_engines_are_asked_alone_and_each_run_has_its_receipt(world: World,
         assert [name for name in ("teacher", "student") if run[name] is not None] == [role]
         assert (run["guidance"], run["unguided"], run["finish_reason"]) == (None, None, "stop")
         assert Decimal(run["cost_usd"]) > 0
-    # The same request and sampling, with no opening, and for nobody to hear.
+    # The request and sampling are unchanged, without guidance and without a stream.
     alone = world.student.asked[-1]
     assert [message["role"] for message in alone["messages"]] == ["user"]
     assert (alone["temperature"], alone["seed"], alone["max_tokens"]) == (0.5, 3, 50)
@@ -65,7 +65,7 @@ def test_both_engines_are_asked_alone_and_each_run_has_its_receipt(world: World,
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_the_teachers_own_answer_measures_the_baseline_of_its_request(world: World, *, stream: bool) -> None:
-    """In a receipt of its own, in the period of the request, whose receipt keeps the estimate."""
+    """The measurement is in a receipt of its own, in the request's period. The request's receipt keeps the estimate."""
     answer = world.compared("made", stream=stream)
     served = world.gateway.wait_for_log("request", id=answer.headers["x-request-id"])
     teacher, student = (world.run_of(answer, name) for name in ("teacher", "student"))
@@ -79,15 +79,15 @@ def test_the_teachers_own_answer_measures_the_baseline_of_its_request(world: Wor
     assert Decimal(served["savings_usd"]) == Decimal(served["baseline_usd"]) - Decimal(served["cost_usd"])
 
 
-def test_an_answer_that_the_samples_own_limit_cut_measures_nothing(world: World) -> None:
-    """The caller had set no limit: the teacher's answer would have been longer, and dearer."""
+def test_an_answer_cut_by_the_samples_own_limit_measures_nothing(world: World) -> None:
+    """The caller set no limit, so the teacher's full answer would have been longer and more expensive."""
     world.teacher.behave = opens("One two three four five", "length")
     assert world.run_of(world.compared("made", max_tokens=None), "teacher")["measured"] is None
     assert world.run_of(world.compared("made", max_tokens=50), "teacher")["measured"] is not None
 
 
-def test_what_guidance_is_worth_is_told_by_route_and_length(world: World) -> None:
-    """Guided it says what the teacher says; the student alone shares one word of two with the teacher's five."""
+def test_agreement_is_counted_by_route_and_length(world: World) -> None:
+    """The guided answer equals the teacher's. The student alone shares one word of two with the teacher's five."""
     before = world.rows("chat").get("16", {"samples": 0})
     world.compared("made")
     row = world.rows("chat")["16"]
@@ -113,7 +113,7 @@ def test_ten_comparisons_have_an_interval(world: World) -> None:
     assert row["low"] <= row["difference"] <= row["high"]
 
 
-def test_a_shadow_in_short_is_a_guard_of_a_guided_route(world: World) -> None:
+def test_the_short_form_shadow_samples_a_guided_route(world: World) -> None:
     answer = world.compared("made", "chat-short")
     assert sorted(world.runs_beside(answer)) == ["student", "teacher"]
 
@@ -123,7 +123,7 @@ def test_raw_prompts_are_compared_as_well(world: World) -> None:
     assert sorted(world.runs_beside(answer)) == ["student", "teacher"]
 
 
-def test_numbers_are_compared_where_the_policy_says_so(world: World) -> None:
+def test_numbers_are_compared_if_the_policy_selects_numeric(world: World) -> None:
     world.teacher.behave = opens("It is 12 and so the answer is 18.")
     world.student.behave = goes_on(" four 18", "it is 17")
     world.compared("made", "chat-numeric")
@@ -131,12 +131,12 @@ def test_numbers_are_compared_where_the_policy_says_so(world: World) -> None:
     assert (row["guided_teacher"], row["student_teacher"], row["compare"]) == (1, 0, "numeric")
 
 
-def test_a_teacher_that_states_no_number_leaves_nothing_to_compare(world: World) -> None:
+def test_a_teachers_answer_without_a_number_is_unscored(world: World) -> None:
     answer = world.compared("unscored", "chat-numeric")
     assert sorted(world.runs_beside(answer)) == ["student", "teacher"]
 
 
-def test_a_judge_grades_each_answer_against_the_teachers_and_is_paid_by_receipt(world: World) -> None:
+def test_a_judge_grades_each_answer_and_has_receipts(world: World) -> None:
     answer = world.compared("made", "chat-judged")
     assert world.runs_beside(answer) == ["teacher", "student", "judge-guided", "judge-student"]
     judged = world.run_of(answer, "judge-guided")
@@ -150,35 +150,35 @@ def test_a_judge_grades_each_answer_against_the_teachers_and_is_paid_by_receipt(
     assert world.rows("chat-judged")["all"]["guided_teacher"] == 0.75
 
 
-@pytest.mark.parametrize("said", ["1.5", "0.5 because", "", "one", "-1", "nan"])
-def test_a_judge_that_says_no_grade_is_counted_and_adds_nothing(world: World, said: str) -> None:
+@pytest.mark.parametrize("reply", ["1.5", "0.5 because", "", "one", "-1", "nan"])
+def test_a_judges_reply_without_a_grade_is_unscored(world: World, reply: str) -> None:
     before = world.rows("chat-judged")
-    world.judge.behave = says(said)
+    world.judge.behave = says(reply)
     world.compared("unscored", "chat-judged")
     assert world.rows("chat-judged") == before
 
 
-@pytest.mark.parametrize(("who", "begun"), [("teacher", ["teacher"]), ("student", ["teacher", "student"])])
-def test_an_engine_that_is_down_leaves_one_receipt_for_each_run_that_was_begun(
-    world: World, who: str, begun: list[str]
+@pytest.mark.parametrize(("engine_name", "started"), [("teacher", ["teacher"]), ("student", ["teacher", "student"])])
+def test_a_failed_engine_leaves_one_receipt_for_each_started_call(
+    world: World, engine_name: str, started: list[str]
 ) -> None:
-    """It fails once the caller has its answer; nobody is asked a second time."""
-    good = world.teacher.behave if who == "teacher" else world.student.behave
+    """The engine fails after the caller got its answer. No call is retried."""
+    good = world.teacher.behave if engine_name == "teacher" else world.student.behave
 
     async def later(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         guided = is_opening(body) or body["messages"][-1]["role"] == "assistant"
         return await (good if guided else fails)(request, body)
 
-    engine = world.teacher if who == "teacher" else world.student
+    engine = world.teacher if engine_name == "teacher" else world.student
     engine.behave = later
     answer = world.compared("failed")
     assert (answer.status_code, answer.headers["x-gkt-mode"]) == (200, "guided")
-    assert world.run_of(answer, who)["status"] == "engine_failed"
-    assert world.runs_beside(answer) == begun
+    assert world.run_of(answer, engine_name)["status"] == "engine_failed"
+    assert world.runs_beside(answer) == started
 
 
-def test_beyond_its_budget_of_the_day_nothing_is_begun(world: World) -> None:
-    """What runs cost is counted as it is, and what they may cost is never beyond."""
+def test_no_comparison_starts_above_the_daily_budget(world: World) -> None:
+    """Calls are counted at their cost, and their maximum cost never exceeds the budget."""
     spent = []
     for _ in range(20):
         before = world.counted()
@@ -197,13 +197,13 @@ def test_beyond_its_budget_of_the_day_nothing_is_begun(world: World) -> None:
     assert sum(Decimal(line["cost_usd"]) for line in lines) == spent[-1]
 
 
-def test_a_tenants_limit_without_room_refuses_the_run_and_no_caller(world: World) -> None:
+def test_a_full_limit_rejects_the_sample_and_not_the_caller(world: World) -> None:
     answer = world.compared("refused", key="limited")
     assert answer.status_code == 200
     assert world.runs_beside(answer) == ["teacher"], "the second run had no room in two a minute"
 
 
-def test_a_budget_past_its_soft_line_is_kept_for_callers(world: World) -> None:
+def test_a_budget_above_its_soft_threshold_is_kept_for_callers(world: World) -> None:
     world.compared("made", key="softly")
     answer = world.compared("refused", key="softly")
     assert answer.headers["x-gkt-budget"] == "soft"
@@ -211,7 +211,7 @@ def test_a_budget_past_its_soft_line_is_kept_for_callers(world: World) -> None:
 
 
 def test_no_text_of_a_comparison_is_logged(world: World) -> None:
-    """Not where content may be logged either: there it is the caller's answer alone."""
+    """Even if a tenant's content is logged, only the caller's answer is."""
     world.student.behave = goes_on(" four five", "W0rds of the student alone")
     world.teacher.behave = opens("W0rds of the teacher alone")
     answer = world.compared("made", "chat-judged", "secrets")
@@ -222,7 +222,7 @@ def test_no_text_of_a_comparison_is_logged(world: World) -> None:
     assert "W0rds" not in world.told()
 
 
-def test_callers_never_wait_and_those_beyond_the_bound_are_dropped(world: World) -> None:
+def test_callers_never_wait_and_samples_above_the_limit_are_dropped(world: World) -> None:
     world.teacher.behave = held = Held(opens("One two"))
     before = world.counted()
     answers = [world.ask("chat-one") for _ in range(3)]
@@ -232,8 +232,8 @@ def test_callers_never_wait_and_those_beyond_the_bound_are_dropped(world: World)
     world.wait_until_counted("made", before["made"] + 1)
 
 
-def test_what_is_under_way_at_a_stop_is_finished_as_a_whole(tmp_path: Path, redis_url: str) -> None:
-    """Also the run that was not begun yet: the drain waits for it, and the row is written."""
+def test_a_drain_waits_for_the_whole_comparison(tmp_path: Path, redis_url: str) -> None:
+    """Also for the call that has not started yet. The row is written."""
     with running_world(tmp_path / "guarddrain", redis_url) as world:
         world.teacher.behave = held = Held(opens("One two"))
         answer = world.ask()
@@ -247,7 +247,7 @@ def test_what_is_under_way_at_a_stop_is_finished_as_a_whole(tmp_path: Path, redi
         assert [world.run_of(answer, name)["status"] for name in ("teacher", "student")] == ["ok", "ok"]
 
 
-def test_what_outlasts_a_drain_is_cut_and_has_one_receipt(tmp_path: Path, redis_url: str) -> None:
+def test_a_comparison_that_outlasts_a_drain_is_canceled_and_has_one_receipt(tmp_path: Path, redis_url: str) -> None:
     with running_world(tmp_path / "guardcut", redis_url, drain_timeout="200ms") as world:
         world.teacher.behave = held = Held(opens("One two"))
         answer = world.ask()
@@ -258,7 +258,7 @@ def test_what_outlasts_a_drain_is_cut_and_has_one_receipt(tmp_path: Path, redis_
         assert "s3cret" not in world.gateway.raw_log
 
 
-async def test_without_redis_nothing_is_begun_and_callers_are_answered(tmp_path: Path) -> None:
+async def test_without_redis_no_comparison_starts_and_callers_are_answered(tmp_path: Path) -> None:
     async with EmbeddedRedis() as redis:
         with running_world(tmp_path / "guardredis", redis.url, redis={"timeout": "300ms"}) as world:
             await redis.stop()
@@ -270,8 +270,8 @@ async def test_without_redis_nothing_is_begun_and_callers_are_answered(tmp_path:
             await redis.start()
 
 
-async def test_a_redis_that_goes_while_engines_answer_loses_the_row_and_no_receipt(tmp_path: Path) -> None:
-    """The run that was begun has its receipt; nothing more is begun, and the metrics tell of no more than the rows."""
+async def test_a_lost_redis_loses_the_row_and_no_receipt(tmp_path: Path) -> None:
+    """The running call has its receipt, no further call starts, and the metric counts no more than the rows."""
     async with EmbeddedRedis() as redis:
         with running_world(tmp_path / "guardlost", redis.url, redis={"timeout": "5s"}) as world:
             world.teacher.behave = held = Held(opens("One two"))
@@ -286,7 +286,7 @@ async def test_a_redis_that_goes_while_engines_answer_loses_the_row_and_no_recei
             await redis.start()
 
 
-def test_two_workers_together_tell_of_what_was_made(tmp_path: Path, redis_url: str) -> None:
+def test_two_workers_count_all_comparisons(tmp_path: Path, redis_url: str) -> None:
     with running_world(tmp_path / "guardworkers", redis_url, workers=2) as world:
         for _ in range(12):
             world.ask()
@@ -305,7 +305,7 @@ def test_two_workers_together_tell_of_what_was_made(tmp_path: Path, redis_url: s
 @pytest.mark.models
 @pytest.mark.timeout(180)
 def test_real_models_in_both_roles_are_compared(engines: LocalStack, redis_url: str, tmp_path: Path) -> None:
-    """One model plays both, greedily: whoever begins, it says the same, and guidance neither adds nor takes."""
+    """One model plays both roles greedily, so all answers are the same, and guidance makes no difference."""
     with running_gateway(
         tmp_path,
         redis_url=redis_url,

@@ -1,4 +1,4 @@
-"""Mode shadow: what guidance would have made of a request is made beside it, accounted for, and seen by nobody."""
+"""Mode shadow: a request is answered with guidance in the background. The shadow has a receipt, and nobody sees it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 OPENING = "The answer to your question begins"
 SHADOW = {"model": "chat", "mode": "shadow", "teacher": "big", "student": "small", "retries": {"num_retries": 0}}
 RULE = {"tokens": 6, "deadline": "20s", "cache_ttl": "0s"}
-# Tenants named for what they have little of, and so are their keys; all may be logged of one.
+# Tenants and keys are named after their restriction; the content of one is logged.
 TIGHT = {
     "secrets": {"log_content": True, "keys": [{"id": "only", "sha256": sha256("secrets")}]},
     "limited": {"limits": {"rpm_limit": 3}, "keys": [{"id": "only", "sha256": sha256("limited")}]},
@@ -50,7 +50,7 @@ class World:
         return httpx.post(f"{self.gateway.url}/v1/chat/completions", headers=headers, json=body, timeout=30)
 
     def shadow_of(self, answer: httpx.Response) -> dict[str, Any]:
-        """The log line of its receipt, once it is settled."""
+        """Return the log line of the shadow's settled receipt."""
         return self.gateway.wait_for_log("request", id=answer.headers["x-request-id"] + "-shadow")
 
     def counted(self) -> dict[str, float]:
@@ -78,7 +78,7 @@ def running(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 @pytest.fixture
 def world(running: World) -> World:
-    """As it was: engines that answer."""
+    """Reset the engines: both answer."""
     running.teacher.behave, running.student.behave = says(OPENING, "length"), says(" and ends.")
     running.teacher.asked.clear()
     running.student.asked.clear()
@@ -135,7 +135,7 @@ def test_the_caller_is_answered_by_one_engine_and_the_guided_answer_has_its_own_
     assert shadow["guidance"]["kept_tokens"] > 0
     assert (shadow["teacher"]["model"], shadow["student"]["model"]) == ("big", "small")
     assert Decimal(shadow["cost_usd"]) > 0
-    # The student of the shadow went on with the opening, and nobody was asked to stream it.
+    # The shadow's student continued the guidance, without a stream.
     sent = world.student.asked[-1]
     assert sent["messages"][-1] == {"role": "assistant", "content": "The answer to your question"}
     assert "stream" not in sent
@@ -154,8 +154,8 @@ def test_a_shadow_is_found_under_its_own_id_by_its_tenant_alone(world: World) ->
     assert httpx.get(url, headers={"Authorization": f"Bearer {OTHER_KEY}"}).status_code == 404
 
 
-def test_a_shadow_costs_and_spares_nothing(world: World) -> None:
-    """Its cost was spent; its baseline was not spared, for the request was answered besides."""
+def test_a_shadow_adds_cost_and_no_savings(world: World) -> None:
+    """Its cost was spent. Its baseline was not saved, because the request was answered as well."""
     samples = {}
     for when in ("before", "after"):
         text = httpx.get(f"{world.gateway.admin_url}/metrics").text
@@ -181,7 +181,7 @@ def test_a_request_outside_the_sample_has_no_shadow(world: World) -> None:
     assert not any(line.get("route") == "chat-none" and line.get("shadow_of") for line in world.gateway.log)
 
 
-def test_what_cannot_be_guided_has_no_shadow_and_is_counted(world: World) -> None:
+def test_a_request_that_cannot_be_guided_has_no_shadow_and_is_counted(world: World) -> None:
     before = world.counted().get("unguidable", 0)
     assert world.ask("chat-s", n=2).status_code == 200
     world.wait_until_counted("unguidable", before + 1)
@@ -189,8 +189,8 @@ def test_what_cannot_be_guided_has_no_shadow_and_is_counted(world: World) -> Non
 
 
 @pytest.mark.parametrize("code", [400, 500])
-def test_a_shadow_that_fails_hurts_no_caller(world: World, code: int) -> None:
-    """Its receipt tells of it, once."""
+def test_a_failed_shadow_does_not_affect_the_caller(world: World, code: int) -> None:
+    """The shadow's receipt has the failure, once."""
 
     async def fails(_: web.Request, __: dict[str, Any]) -> web.Response:
         return web.json_response({"error": {"message": "no"}}, status=code)
@@ -205,7 +205,7 @@ def test_a_shadow_that_fails_hurts_no_caller(world: World, code: int) -> None:
                if line["event"] == "request") == 1  # fmt: skip
 
 
-def test_a_caller_who_got_no_answer_casts_no_shadow(world: World) -> None:
+def test_a_failed_request_starts_no_shadow(world: World) -> None:
     async def fails(_: web.Request, __: dict[str, Any]) -> web.Response:
         return web.json_response({"error": "broken", "error_type": "generation"}, status=500)
 
@@ -216,16 +216,16 @@ def test_a_caller_who_got_no_answer_casts_no_shadow(world: World) -> None:
     assert len(world.student.asked) == 1
 
 
-def test_what_a_shadow_wrote_is_not_logged_where_content_may_be(world: World) -> None:
-    """Its request's line has what was asked, and what the caller got."""
+def test_a_shadows_text_is_never_logged(world: World) -> None:
+    """The log line of its request has the question and the caller's answer."""
     answer = world.ask(key="secrets")
     served = world.gateway.wait_for_log("request", id=answer.headers["x-request-id"])
     assert "s3cret" in str(served["content"])
     assert "content" not in world.shadow_of(answer)
 
 
-def test_a_shadow_for_which_a_limit_has_no_room_is_not_made(world: World) -> None:
-    """It counts as a request does; its caller has the answer all the same, and no receipt tells of it."""
+def test_a_full_limit_rejects_the_shadow_and_not_the_caller(world: World) -> None:
+    """A shadow counts as a request. The caller still gets its answer, and the rejected shadow has no receipt."""
     before = world.counted().get("refused", 0)
     world.shadow_of(world.ask(key="limited"))
     second = world.ask(key="limited")
@@ -235,8 +235,8 @@ def test_a_shadow_for_which_a_limit_has_no_room_is_not_made(world: World) -> Non
     assert world.ask(key="limited").status_code == 429
 
 
-def test_a_budget_that_leaves_room_for_the_student_alone_leaves_none_for_shadows(world: World) -> None:
-    """Nothing is asked of an engine for it, and it costs nothing."""
+def test_a_budget_that_selects_the_student_alone_rejects_shadows(world: World) -> None:
+    """No engine is called for the shadow, and it costs nothing."""
     world.shadow_of(world.ask("chat-s", "budgeted"))
     before = world.counted().get("refused", 0)
     shadow = world.shadow_of(world.ask("chat-s", "budgeted"))
@@ -245,7 +245,7 @@ def test_a_budget_that_leaves_room_for_the_student_alone_leaves_none_for_shadows
 
 
 class Held:
-    """An engine that says nothing until it may."""
+    """An engine that answers when `free` is set."""
 
     def __init__(self, answer: Handler) -> None:
         self._answer = answer
@@ -259,9 +259,10 @@ class Held:
         return await self._answer(request, body)
 
 
-def test_callers_never_wait_for_shadows_and_those_beyond_the_bound_are_dropped(folder: Path, redis_url: str) -> None:
-    """The student hangs: callers, who are answered by the teacher, go on; of four places one may be a shadow's. What
-    is under way when the process is told to stop is finished first."""
+def test_callers_never_wait_for_shadows_and_shadows_above_the_limit_are_dropped(folder: Path, redis_url: str) -> None:
+    """The student hangs, and callers are answered by the teacher. One of four slots may be a shadow's. A stopped
+    process finishes the running shadow first.
+    """
     with running_world(folder / "bounded", redis_url, max_in_flight=4) as world:
         world.student.behave = held = Held(says(" and ends."))
         answers = [world.ask() for _ in range(3)]
@@ -278,7 +279,7 @@ def test_callers_never_wait_for_shadows_and_those_beyond_the_bound_are_dropped(f
         assert world.gateway.process.returncode == 0
 
 
-def test_a_shadow_that_outlasts_the_drain_is_cut_and_settled_once(folder: Path, redis_url: str) -> None:
+def test_a_shadow_that_outlasts_the_drain_is_canceled_and_settled_once(folder: Path, redis_url: str) -> None:
     with running_world(folder / "cut", redis_url, drain_timeout="100ms") as world:
         world.student.behave = Held(says(" and ends."))
         answer = world.ask()

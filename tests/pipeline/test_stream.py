@@ -14,7 +14,7 @@ COUNTED = {"prompt_tokens": 9, "completion_tokens": 4, "total_tokens": 13}
 
 
 def relay(seam: SeamJoin | None = None, *, wants_usage: bool = False) -> StreamRelay:
-    """One that has not shown the opening yet."""
+    """Return a relay that has not shown the guidance yet."""
     one = StreamRelay(HEAD, wants_usage=wants_usage)
     one._seam = seam
     return one
@@ -31,8 +31,8 @@ def says(text: str | None, finish_reason: str | None = None, index: int = 0, **f
     return chunk({"content": text}, finish_reason, index, **fields)
 
 
-def played(one: StreamRelay, *chunks: dict[str, Any], opening: str | None = None) -> list[dict[str, Any]]:
-    """What the caller gets: the opening, what became of the student's chunks, and the end."""
+def relayed_chunks(one: StreamRelay, *chunks: dict[str, Any], opening: str | None = None) -> list[dict[str, Any]]:
+    """Return the chunks that the caller gets: the guidance, the converted chunks, and the end."""
     opened = [] if opening is None else one.show(opening)
     return [*opened, *(relayed for each in chunks if (relayed := one.feed(each)) is not None), *one.end()]
 
@@ -54,13 +54,17 @@ STUDENTS_ROLE = chunk({"role": "assistant", "content": "", "refusal": None})
 
 
 def test_a_guided_stream_is_one_answer() -> None:
-    """One id, time and model over teacher and student; one role, in the first chunk; one finish, in the last."""
+    """Teacher and student share one id, time and model. The first chunk has the role, and the last has the
+    finish_reason.
+    """
     seam = SeamJoin("Because the", echo=False)
-    got = played(relay(seam), STUDENTS_ROLE, says(" sky"), says("."), chunk({}, "stop"), opening=seam.opening())
-    assert {(each["id"], each["created"], each["model"], each["object"]) for each in got} == {
+    received = relayed_chunks(
+        relay(seam), STUDENTS_ROLE, says(" sky"), says("."), chunk({}, "stop"), opening=seam.opening()
+    )
+    assert {(each["id"], each["created"], each["model"], each["object"]) for each in received} == {
         ("chatcmpl-ours", 1_700_000_000, "route", "chat.completion.chunk")
     }
-    assert got[0]["choices"] == [
+    assert received[0]["choices"] == [
         {
             "index": 0,
             "delta": {"role": "assistant", "content": "Because the", "refusal": None},
@@ -68,71 +72,77 @@ def test_a_guided_stream_is_one_answer() -> None:
             "finish_reason": None,
         }
     ]
-    assert roles(got) == [(0, "assistant")]
-    assert text_of(got) == "Because the sky."
-    assert finishes(got) == ["stop"]
-    assert got[-1]["choices"][0]["delta"] == {}
-    assert all("usage" not in each for each in got)
+    assert roles(received) == [(0, "assistant")]
+    assert text_of(received) == "Because the sky."
+    assert finishes(received) == ["stop"]
+    assert received[-1]["choices"][0]["delta"] == {}
+    assert all("usage" not in each for each in received)
 
 
-def test_an_unguided_stream_comes_through_as_it_is() -> None:
-    """But for its head, and for the role, which goes with the first words: until then another student could answer."""
+def test_an_unguided_stream_is_passed_through() -> None:
+    """Except for its head, and for the role, which is sent with the first text. Before it another student could
+    answer.
+    """
     first = chunk({"role": "assistant", "content": "", "refusal": None}, system_fingerprint="fp")
-    got = played(relay(), first, says("Hi", service_tier="x"), chunk({}, "length"))
-    assert [each["choices"] for each in got] == [
+    received = relayed_chunks(relay(), first, says("Hi", service_tier="x"), chunk({}, "length"))
+    assert [each["choices"] for each in received] == [
         chunk({"role": "assistant", "content": "Hi", "refusal": None})["choices"],
         chunk({}, "length")["choices"],
     ]
-    assert got[0]["service_tier"] == "x"
-    assert {each["id"] for each in got} == {"chatcmpl-ours"}
+    assert received[0]["service_tier"] == "x"
+    assert {each["id"] for each in received} == {"chatcmpl-ours"}
 
 
 def test_a_second_role_is_dropped() -> None:
-    """TGI sends one in every delta."""
-    got = played(relay(), *(chunk({"role": "assistant", "content": text}) for text in ("One", " two", "")))
-    assert roles(got) == [(0, "assistant")]
-    assert text_of(got) == "One two"
-    assert len(got) == 3
+    """TGI sends a role in every delta."""
+    received = relayed_chunks(relay(), *(chunk({"role": "assistant", "content": text}) for text in ("One", " two", "")))
+    assert roles(received) == [(0, "assistant")]
+    assert text_of(received) == "One two"
+    assert len(received) == 3
 
 
-def test_a_role_of_null_is_none() -> None:
-    """It neither goes out nor keeps the real one from going out."""
-    got = played(relay(), chunk({"role": None, "content": "One"}), chunk({"role": "assistant", "content": " two"}))
-    assert roles(got) == [(0, "assistant")]
-    assert text_of(got) == "One two"
+def test_a_null_role_is_ignored() -> None:
+    """It is not sent, and does not replace the real one."""
+    received = relayed_chunks(
+        relay(), chunk({"role": None, "content": "One"}), chunk({"role": "assistant", "content": " two"})
+    )
+    assert roles(received) == [(0, "assistant")]
+    assert text_of(received) == "One two"
 
 
 def test_every_choice_has_a_role_of_its_own() -> None:
-    """With n > 1 each answer begins by itself."""
-    got = played(relay(), *(chunk({"role": "assistant", "content": "x"}, index=index) for index in (0, 1, 0, 1)))
-    assert roles(got) == [(0, "assistant"), (1, "assistant")]
+    """With n > 1 each choice begins separately."""
+    received = relayed_chunks(
+        relay(), *(chunk({"role": "assistant", "content": "x"}, index=index) for index in (0, 1, 0, 1))
+    )
+    assert roles(received) == [(0, "assistant"), (1, "assistant")]
 
 
-def test_several_answers_come_through() -> None:
-    """Each with its own text and its own finish, also out of one chunk."""
+def test_several_choices_are_passed_through() -> None:
+    """Each has its own text and finish_reason, also if they share a chunk."""
     both = {**says("a"), "choices": [says("a")["choices"][0], says("b", index=1)["choices"][0]]}
-    got = played(relay(), both, chunk({}, "stop"), says("c", index=1), chunk({}, "length", index=1))
-    assert (text_of(got, 0), text_of(got, 1)) == ("a", "bc")
-    assert finishes(got) == ["stop", "length"]
-    assert len(got[0]["choices"]) == 2
+    received = relayed_chunks(relay(), both, chunk({}, "stop"), says("c", index=1), chunk({}, "length", index=1))
+    assert (text_of(received, 0), text_of(received, 1)) == ("a", "bc")
+    assert finishes(received) == ["stop", "length"]
+    assert len(received[0]["choices"]) == 2
 
 
-def test_tool_call_deltas_are_untouched() -> None:
+def test_tool_call_deltas_are_unchanged() -> None:
     """Piece by piece."""
     pieces = [
         [{"index": 0, "id": "call_1", "type": "function", "function": {"name": "f", "arguments": ""}}],
         [{"index": 0, "function": {"arguments": '{"a"'}}],
         [{"index": 0, "function": {"arguments": ": 1}"}}],
     ]
-    got = played(relay(), *(chunk({"tool_calls": piece}) for piece in pieces), chunk({}, "tool_calls"))
-    assert [each["choices"][0]["delta"].get("tool_calls") for each in got] == [*pieces, None]
-    assert finishes(got) == ["tool_calls"]
+    received = relayed_chunks(relay(), *(chunk({"tool_calls": piece}) for piece in pieces), chunk({}, "tool_calls"))
+    assert [each["choices"][0]["delta"].get("tool_calls") for each in received] == [*pieces, None]
+    assert finishes(received) == ["tool_calls"]
 
 
-def test_fields_beside_the_text_are_untouched() -> None:
-    """A student may say more than content."""
-    got = played(relay(SeamJoin("So", echo=False)), chunk({"reasoning_content": "hm", "content": None}))
-    assert got[0]["choices"][0]["delta"] == {
+def test_other_fields_of_a_delta_are_unchanged() -> None:
+    """A student may send more than content."""
+    received = relayed_chunks(relay(SeamJoin("So", echo=False)), chunk({"reasoning_content": "hm", "content": None}))
+    assert received[0]["choices"][0]["delta"] == {
         "role": "assistant",
         "content": None,
         "refusal": None,
@@ -140,67 +150,67 @@ def test_fields_beside_the_text_are_untouched() -> None:
     }
 
 
-def test_deltas_that_say_nothing_are_dropped() -> None:
-    """Empty, null or missing."""
+def test_empty_deltas_are_dropped() -> None:
+    """The content is empty, null or missing."""
     assert [relay().feed(each) for each in (says(""), says(None), chunk({}), chunk(None), {"choices": []})] == [
         None
     ] * 5
 
 
 def test_logprobs_of_a_token_without_text_are_kept() -> None:
-    """A token may be half a character; its logprob counts all the same."""
+    """A token may be half a character, and still has a logprob."""
     each = says("")
     each["choices"][0]["logprobs"] = {"content": [{"token": "\\xe2", "logprob": -0.1, "bytes": [226]}]}
-    got = relay().feed(each)
-    assert got is not None
-    assert got["choices"][0]["logprobs"] == each["choices"][0]["logprobs"]
+    received = relay().feed(each)
+    assert received is not None
+    assert received["choices"][0]["logprobs"] == each["choices"][0]["logprobs"]
 
 
-def test_a_role_and_an_index_are_there_even_when_the_student_sends_none() -> None:
-    """OpenAI's first delta of each choice has the role, and each choice its index."""
+def test_a_missing_role_and_index_are_added() -> None:
+    """OpenAI's first delta of each choice has the role, and each choice has its index."""
     bare = says("Hello")
     del bare["choices"][0]["index"]
-    got = played(relay(), bare, says(" there"))
-    assert [each["choices"][0]["delta"] for each in got[:2]] == [
+    received = relayed_chunks(relay(), bare, says(" there"))
+    assert [each["choices"][0]["delta"] for each in received[:2]] == [
         {"role": "assistant", "content": "Hello", "refusal": None},
         {"content": " there"},
     ]
-    assert got[0]["choices"][0]["index"] == 0
+    assert received[0]["choices"][0]["index"] == 0
 
 
-def test_only_known_fields_beside_the_choices_reach_the_caller() -> None:
-    """What a student says of its hosts is not the caller's."""
-    told = says("Hello") | {"system_fingerprint": "fp_1", "kv_transfer_params": {"remote_host": "10.0.0.7"}}
-    got = relay().feed(told)
-    assert got is not None
-    assert got["system_fingerprint"] == "fp_1"
-    assert "kv_transfer_params" not in got
+def test_only_known_top_level_fields_reach_the_caller() -> None:
+    """A student's fields about its hosts are dropped."""
+    student_chunk = says("Hello") | {"system_fingerprint": "fp_1", "kv_transfer_params": {"remote_host": "10.0.0.7"}}
+    received = relay().feed(student_chunk)
+    assert received is not None
+    assert received["system_fingerprint"] == "fp_1"
+    assert "kv_transfer_params" not in received
 
 
 @pytest.mark.parametrize(
     "pieces", [[GUIDANCE + " And"], [GUIDANCE[:10], GUIDANCE[10:], " And"], [*(GUIDANCE + " And")]]
 )
 def test_an_echo_is_removed(pieces: list[str]) -> None:
-    """The caller has seen the guidance once."""
+    """The caller has read the guidance already."""
     seam = SeamJoin(GUIDANCE, echo=True)
-    got = played(relay(seam), STUDENTS_ROLE, *map(says, pieces), chunk({}, "stop"), opening=seam.opening())
-    assert text_of(got) == GUIDANCE + " And"
+    received = relayed_chunks(relay(seam), STUDENTS_ROLE, *map(says, pieces), chunk({}, "stop"), opening=seam.opening())
+    assert text_of(received) == GUIDANCE + " And"
     assert seam.echoed
 
 
-def test_text_held_back_is_released_when_the_student_finishes() -> None:
-    """What looked like the beginning of an echo goes out with the finish, before it or in the same chunk."""
+def test_held_text_is_released_with_the_finish_reason() -> None:
+    """A possible beginning of an echo is sent before the finish_reason or in the same chunk."""
     seam = SeamJoin(GUIDANCE, echo=True)
-    got = played(relay(seam), says("The quick"), chunk({}, "stop"), opening=seam.opening())
-    assert text_of(got) == GUIDANCE + "The quick"
-    assert finishes(got) == ["stop"]
-    assert got[-1]["choices"][0]["finish_reason"] == "stop"
+    received = relayed_chunks(relay(seam), says("The quick"), chunk({}, "stop"), opening=seam.opening())
+    assert text_of(received) == GUIDANCE + "The quick"
+    assert finishes(received) == ["stop"]
+    assert received[-1]["choices"][0]["finish_reason"] == "stop"
 
 
-def test_text_held_back_has_a_role_where_nothing_left_before_it() -> None:
-    """A student that was told to write the opening again, and stopped in its middle without a finish_reason."""
-    got = played(relay(SeamJoin(GUIDANCE, written_again=True)), STUDENTS_ROLE, says("The quick"))
-    assert (text_of(got), roles(got)) == ("The quick", [(0, "assistant")])
+def test_held_text_gets_a_role_if_nothing_was_sent_before() -> None:
+    """A student that was to write the guidance again stopped in the middle without a finish_reason."""
+    received = relayed_chunks(relay(SeamJoin(GUIDANCE, written_again=True)), STUDENTS_ROLE, says("The quick"))
+    assert (text_of(received), roles(received)) == ("The quick", [(0, "assistant")])
 
 
 PARTS = [
@@ -210,37 +220,41 @@ PARTS = [
 ]
 
 
-def test_words_that_come_in_parts_are_joined_too() -> None:
-    """Mistral's reasoning models answer so (mistral client, `ContentChunk`): they may not be lost at the seam."""
+def test_text_in_content_parts_is_joined() -> None:
+    """Mistral's reasoning models send parts (mistral client, `ContentChunk`). Their text must not be lost at
+    the seam.
+    """
     seam = SeamJoin("Because the", echo=False)
-    got = played(relay(seam), chunk({"content": PARTS}), chunk({"content": "."}, "stop"), opening=seam.opening())
-    assert text_of(got) == "Because the sky is blue."
+    received = relayed_chunks(
+        relay(seam), chunk({"content": PARTS}), chunk({"content": "."}, "stop"), opening=seam.opening()
+    )
+    assert text_of(received) == "Because the sky is blue."
 
 
-def test_text_held_back_is_released_when_the_student_just_ends() -> None:
-    """A student that sends [DONE] alone loses nothing, and the caller still gets a finish."""
+def test_held_text_is_released_without_a_finish_reason() -> None:
+    """A student that sends only [DONE] loses no text, and the caller still gets a finish_reason."""
     seam = SeamJoin(GUIDANCE, echo=True)
-    got = played(relay(seam), says("The quick"), opening=seam.opening())
-    assert text_of(got) == GUIDANCE + "The quick"
-    assert finishes(got) == ["stop"]
-    assert got[-1]["choices"][0]["delta"] == {}
+    received = relayed_chunks(relay(seam), says("The quick"), opening=seam.opening())
+    assert text_of(received) == GUIDANCE + "The quick"
+    assert finishes(received) == ["stop"]
+    assert received[-1]["choices"][0]["delta"] == {}
 
 
 def test_guidance_that_may_begin_a_stop_string_is_held_back() -> None:
-    """And shown when the student's text says that it does not."""
+    """It is shown when the student's text continues differently."""
     seam = SeamJoin("One\nQ", echo=False, stop=["\nQ:"])
     one = relay(seam)
-    got = played(one, says("uick"), chunk({}, "stop"), opening=seam.opening())
-    assert got[0]["choices"][0]["delta"]["content"] == "One"
-    assert text_of(got) == "One\nQuick"
+    received = relayed_chunks(one, says("uick"), chunk({}, "stop"), opening=seam.opening())
+    assert received[0]["choices"][0]["delta"]["content"] == "One"
+    assert text_of(received) == "One\nQuick"
     assert not one.done
 
 
-def test_a_stop_string_over_the_seam_ends_the_answer() -> None:
-    """With finish_reason stop, once; what the student goes on to say is swallowed."""
+def test_a_stop_string_across_the_seam_ends_the_answer() -> None:
+    """The finish_reason is stop, sent once. The student's later text is dropped."""
     seam = SeamJoin("One\nQ", echo=False, stop=["\nQ:"])
     one = relay(seam)
-    got = one.show(seam.opening())
+    received = one.show(seam.opening())
     assert not one.done
     ended = one.feed(says(": two"))
     assert one.done
@@ -249,51 +263,51 @@ def test_a_stop_string_over_the_seam_ends_the_answer() -> None:
     later = (says("three"), chunk({}, "length"), says("", "stop"))
     assert [one.feed(each) for each in later] == [None] * 3
     assert one.end("length") == []
-    assert text_of([*got, ended]) == "One"
+    assert text_of([*received, ended]) == "One"
     assert one.finish_reason == "stop"
 
 
 @pytest.mark.parametrize("seam", [None, SeamJoin("So", echo=False)])
-def test_nothing_of_a_choice_comes_after_its_finish(seam: SeamJoin | None) -> None:
-    """No text, no second finish."""
+def test_no_chunk_of_a_choice_follows_its_finish(seam: SeamJoin | None) -> None:
+    """Neither text nor a second finish_reason."""
     one = relay(seam)
     assert one.feed(says("x", "stop")) is not None
     assert [one.feed(each) for each in (says("y"), chunk({}, "length"), chunk({"tool_calls": [{}]}))] == [None] * 3
     assert (one.finish_reason, one.end()) == ("stop", [])
 
 
-def test_an_empty_finish_reason_is_none() -> None:
+def test_an_empty_finish_reason_is_ignored() -> None:
     """Some servers send one with every chunk."""
-    got = played(relay(), says("One", ""), says(" two", ""), says("", "length"))
-    assert text_of(got) == "One two"
-    assert finishes(got) == ["length"]
+    received = relayed_chunks(relay(), says("One", ""), says(" two", ""), says("", "length"))
+    assert text_of(received) == "One two"
+    assert finishes(received) == ["length"]
 
 
 @pytest.mark.parametrize("reason", ["stop", "length"])
-def test_an_answer_that_needed_no_student_has_a_finish(reason: str) -> None:
-    """The opening is the answer."""
+def test_an_answer_without_a_student_has_a_finish_reason(reason: str) -> None:
+    """The guidance is the whole answer."""
     one = relay()
-    got = [*one.show("All of it."), *one.end(reason)]
-    assert (text_of(got), finishes(got), one.finish_reason) == ("All of it.", [reason], reason)
+    received = [*one.show("All of it."), *one.end(reason)]
+    assert (text_of(received), finishes(received), one.finish_reason) == ("All of it.", [reason], reason)
 
 
-def test_upstream_usage_does_not_go_out_unasked() -> None:
-    """Alone, beside text, or in every chunk."""
+def test_upstream_usage_is_not_sent_without_a_request() -> None:
+    """Whether it comes alone, with text, or in every chunk."""
     one = relay()
     sent = (says("x", usage=None), says("y", "stop", usage=COUNTED), {"choices": [], "usage": COUNTED})
-    got = played(one, *sent)
-    assert len(got) == 2
-    assert all("usage" not in each for each in got)
+    received = relayed_chunks(one, *sent)
+    assert len(received) == 2
+    assert all("usage" not in each for each in received)
 
 
-def test_usage_is_null_on_every_chunk_of_a_caller_that_wants_it() -> None:
-    """The student's own counts never go out: the answer's come last, in a chunk without choices."""
+def test_usage_is_null_in_every_chunk_if_requested() -> None:
+    """The student's own counts are never sent. The answer's counts come last, in a chunk without choices."""
     seam = SeamJoin("So", echo=False)
     one = relay(seam, wants_usage=True)
     sent = (says(" x", usage=COUNTED), says("y", "stop"), {"choices": [], "usage": COUNTED})
-    got = played(one, *sent, opening=seam.opening())
-    assert len(got) == 3
-    assert all(each["usage"] is None for each in got)
+    received = relayed_chunks(one, *sent, opening=seam.opening())
+    assert len(received) == 3
+    assert all(each["usage"] is None for each in received)
     last = one.usage_chunk(usage_body(1, 2), {"mode": "guided"})
     assert last == {**HEAD.chunk([]), "usage": usage_body(1, 2), "gkt": {"mode": "guided"}}
 
@@ -315,7 +329,7 @@ def reply(content: Any, finish_reason: str = "length") -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("seam", "said", "joined", "finish"),
+    ("seam", "student_text", "joined", "finish"),
     [
         (SeamJoin("Because the", echo=False), " sky", "Because the sky", "length"),
         (SeamJoin("Because the", echo=False), None, "Because the", "length"),
@@ -327,9 +341,9 @@ def reply(content: Any, finish_reason: str = "length") -> dict[str, Any]:
         (SeamJoin("So", pending_space=" ", echo=False, strips_leading_space=True), "it is", "So it is", "length"),
     ],
 )
-def test_a_whole_reply_is_joined_as_a_stream_is(seam: SeamJoin, said: Any, joined: str, finish: str) -> None:
-    """The guidance stands in front once, and a stop string over the seam ends it."""
-    answer = reply(said)
+def test_a_complete_reply_is_joined_like_a_stream(seam: SeamJoin, student_text: Any, joined: str, finish: str) -> None:
+    """The guidance is in front once, and a stop string across the seam ends the answer."""
+    answer = reply(student_text)
     join_reply(answer, seam)
     choice = answer["choices"][0]
     assert (choice["message"], choice["finish_reason"]) == ({"role": "assistant", "content": joined}, finish)

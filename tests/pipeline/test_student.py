@@ -1,4 +1,4 @@
-"""A student that does with the opening what it was not asked to."""
+"""Students that do not continue the guidance as requested."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ _numbers = itertools.count()
 
 @dataclass
 class World:
-    """A gateway between a teacher that opens answers and a student that does as it is told."""
+    """A gateway between a teacher that gives guidance and a fake student."""
 
     student: FakeEngine
     gateway: GatewayProcess
 
     def ask(self, route: str = "chat", **more: Any) -> httpx.Response:
-        question = f"What is number {next(_numbers)}?"  # one that nobody asked before: guidance for those is kept
+        question = f"What is number {next(_numbers)}?"  # a new question, because guidance is cached
         return httpx.post(
             f"{self.gateway.url}/v1/chat/completions",
             headers={"Authorization": f"Bearer {KEY}"},
@@ -63,7 +63,7 @@ def running(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
                 routes=[guided(tokens=6), guided("chat-context", tokens=6, placement="context")],
             )
         )
-        wait_until_up(gateway.admin_url)  # its probe asks the student too
+        wait_until_up(gateway.admin_url)  # the gateway's probe calls the student too
         yield World(student, gateway)
 
 
@@ -87,7 +87,7 @@ def text_of(answer: httpx.Response) -> str:
 
 
 async def repeats_when_asked(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-    """As vLLM and llama.cpp take `echo`."""
+    """Repeat the prefix as vLLM and llama.cpp do for `echo`."""
     last = body["messages"][-1]
     repeated = last["content"] if body.get("echo") is True and last["role"] == "assistant" else ""
     return await says(repeated + REST)(request, body)
@@ -95,10 +95,10 @@ async def repeats_when_asked(request: web.Request, body: dict[str, Any]) -> web.
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("echo", [True, False, None, "yes"])
-def test_an_echo_that_the_caller_asks_for_does_not_show_the_opening_twice(
-    world: World, stream: bool, echo: object
-) -> None:
-    """Its message is the gateway's, not the caller's; `echo: false` in config.yaml is what it does unasked."""
+def test_a_requested_echo_does_not_show_the_guidance_twice(world: World, stream: bool, echo: object) -> None:
+    """The repeated message is the gateway's. `echo: false` in config.yaml describes the engine without the
+    parameter.
+    """
     world.student.behave = repeats_when_asked
     answer = world.ask(stream=stream, echo=echo)
     assert text_of(answer) == SHOWN + REST
@@ -106,13 +106,13 @@ def test_an_echo_that_the_caller_asks_for_does_not_show_the_opening_twice(
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_where_nobody_counts_every_answer_is_estimated(world: World, stream: bool) -> None:
-    """With n > 1 the student wrote more than the first."""
+def test_without_usage_every_choice_is_estimated(world: World, stream: bool) -> None:
+    """With n > 1 the student generated more than the first choice."""
 
     async def behave(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-        said = {"role": "assistant", "content": "one two three four"}
+        fields = {"role": "assistant", "content": "one two three four"}
         choices = [
-            {"index": index, "finish_reason": "stop", "delta" if stream else "message": said} for index in range(3)
+            {"index": index, "finish_reason": "stop", "delta" if stream else "message": fields} for index in range(3)
         ]
         if not stream:
             return web.json_response({"choices": choices})
@@ -128,7 +128,7 @@ def test_where_nobody_counts_every_answer_is_estimated(world: World, stream: boo
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(
-    "said",
+    "fields",
     [
         {"reasoning_content": "one two three four"},
         {"tool_calls": [{"index": 0, "id": "1", "function": {"name": "one", "arguments": " two three four"}}]},
@@ -136,11 +136,9 @@ def test_where_nobody_counts_every_answer_is_estimated(world: World, stream: boo
         {"refusal": "one two three four"},
     ],
 )
-def test_where_nobody_counts_all_that_was_written_is_estimated(
-    world: World, said: dict[str, Any], *, stream: bool
-) -> None:
-    """Not its words alone: else whoever hangs up at the end of a tool call would have it for nothing."""
-    choice = {"index": 0, "finish_reason": "stop", "delta" if stream else "message": {"role": "assistant", **said}}
+def test_without_usage_all_generated_text_is_estimated(world: World, fields: dict[str, Any], *, stream: bool) -> None:
+    """Otherwise a caller that disconnects at the end of a tool call would get it for free."""
+    choice = {"index": 0, "finish_reason": "stop", "delta" if stream else "message": {"role": "assistant", **fields}}
 
     async def behave(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         if not stream:
@@ -159,8 +157,8 @@ def test_where_nobody_counts_all_that_was_written_is_estimated(
 NO_PREFILL = "Assistant response prefill is incompatible with enable_thinking."
 
 
-def refuses(message: str, *, always: bool = False, code: int = 400) -> Any:
-    """A student that refuses to continue an answer, or refuses whatever it is asked."""
+def rejects(message: str, *, always: bool = False, code: int = 400) -> Any:
+    """Return a student that rejects requests with a prefix, or all requests."""
 
     async def behave(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         if always or body["messages"][-1]["role"] == "assistant":
@@ -171,17 +169,17 @@ def refuses(message: str, *, always: bool = False, code: int = 400) -> Any:
 
 
 @pytest.mark.parametrize("code", [400, 422])
-def test_a_student_that_refuses_the_opening_answers_without(world: World, code: int) -> None:
-    """The caller's request is right. It reads the student's words alone, and the teacher is paid for all the same."""
-    world.student.behave = refuses(NO_PREFILL, code=code)
+def test_a_student_that_rejects_the_prefix_answers_without(world: World, code: int) -> None:
+    """The caller's request is valid. The caller gets the student's text alone, and the teacher is still charged."""
+    world.student.behave = rejects(NO_PREFILL, code=code)
     answer = world.ask(max_tokens=50, top_k=7)
     assert (answer.status_code, text_of(answer)) == (200, REST)
     assert answer.headers["x-gkt-unguided"] == "student_refused_prefix"
     assert answer.headers["x-gkt-mode"] == "student"
     assert answer.json()["usage"] == {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
 
-    refused, asked = world.student.asked
-    assert asked == {**refused, "messages": refused["messages"][:-1], "max_tokens": 50}
+    rejected, retried = world.student.asked
+    assert retried == {**rejected, "messages": rejected["messages"][:-1], "max_tokens": 50}
     receipt = world.receipt(answer)
     assert (receipt["status"], receipt["mode"]) == ("ok", "student")
     assert receipt["unguided"] == "student_refused_prefix"
@@ -191,9 +189,9 @@ def test_a_student_that_refuses_the_opening_answers_without(world: World, code: 
     assert Decimal(receipt["cost_usd"]) == sum(Decimal(receipt[role]["cost_usd"]) for role in ("teacher", "student"))
 
 
-def test_a_student_that_refuses_the_request_without_the_opening_too_blames_the_caller(world: World) -> None:
-    """It is asked twice and no more. It costs nothing, the teacher does."""
-    world.student.behave = refuses("top_k must not be 7", always=True)
+def test_a_request_rejected_without_the_prefix_too_is_the_callers_error(world: World) -> None:
+    """The student is called twice. Only the teacher's call is charged."""
+    world.student.behave = rejects("top_k must not be 7", always=True)
     answer = world.ask(top_k=7)
     assert answer.status_code == 400
     assert "top_k must not be 7" in answer.json()["error"]["message"]
@@ -203,9 +201,9 @@ def test_a_student_that_refuses_the_request_without_the_opening_too_blames_the_c
     assert Decimal(receipt["teacher"]["cost_usd"]) > 0
 
 
-def test_a_student_that_refuses_the_opening_ends_a_stream_as_the_gateways_failure(world: World) -> None:
-    """The opening has left: there is no answer without it any more, and the caller has nothing to mend."""
-    world.student.behave = refuses(NO_PREFILL)
+def test_a_rejected_prefix_ends_a_stream_with_a_server_error(world: World) -> None:
+    """The guidance was sent, so no answer without it is possible. The caller cannot correct the request."""
+    world.student.behave = rejects(NO_PREFILL)
     answer = world.ask(stream=True)
     *shown, last = events(answer)
     assert "".join(each["choices"][0]["delta"].get("content") or "" for each in shown) == SHOWN
@@ -219,17 +217,17 @@ def test_a_student_that_refuses_the_opening_ends_a_stream_as_the_gateways_failur
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_refusal_without_an_opening_in_front_blames_the_caller_at_once(world: World, stream: bool) -> None:
-    """With guidance in the context too: what it is asked for is the caller's."""
-    world.student.behave = refuses("top_k must not be 7", always=True)
+def test_a_rejection_without_a_prefix_is_the_callers_error(world: World, stream: bool) -> None:
+    """Also with guidance in the context."""
+    world.student.behave = rejects("top_k must not be 7", always=True)
     answer = world.ask("chat-context", top_k=7, stream=stream)
     assert (answer.status_code, len(world.student.asked)) == (400, 1)
     assert world.receipt(answer)["status"] == "invalid_request"
 
 
-def test_a_student_that_refuses_its_key_is_not_asked_again(world: World) -> None:
-    """That says nothing of the opening."""
-    world.student.behave = refuses("Who are you?", always=True, code=401)
+def test_a_student_that_rejects_its_key_is_not_retried(world: World) -> None:
+    """The error does not concern the prefix."""
+    world.student.behave = rejects("Who are you?", always=True, code=401)
     answer = world.ask()
     assert (answer.status_code, answer.json()["error"]["code"]) == (502, "engine_rejected")
     assert len(world.student.asked) == 1

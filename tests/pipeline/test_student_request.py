@@ -1,4 +1,4 @@
-"""What a finisher is sent."""
+"""The request that a student gets."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from gateway.protocol.requests import CompletionRequest
 
 
-def _asked(*, raw: bool, **limits: int) -> CompletionRequest:
+def _request(*, raw: bool, **limits: int) -> CompletionRequest:
     if raw:
         return parse_text_completion(orjson.dumps({"model": "chat", "prompt": "Hello", **limits}))
     messages = [{"role": "user", "content": "Hello"}]
@@ -34,9 +34,7 @@ def _asked(*, raw: bool, **limits: int) -> CompletionRequest:
         (True, {}, "max_tokens"),
     ],
 )
-def test_an_engine_is_told_of_one_limit_which_is_the_one_that_was_reserved_for(
-    raw: bool, limits: dict[str, int], field: str
-) -> None:
-    asked = _asked(raw=raw, **limits)
-    body = build_student_request(plan("student"), StudentPlan("small", None), asked, UNGUIDED).body
+def test_the_request_contains_only_the_reserved_token_limit(raw: bool, limits: dict[str, int], field: str) -> None:
+    request = _request(raw=raw, **limits)
+    body = build_student_request(plan("student"), StudentPlan("small", None), request, UNGUIDED).body
     assert {name: body[name] for name in body if name not in {"model", "messages", "prompt"}} == {field: 100}
