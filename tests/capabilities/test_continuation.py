@@ -30,8 +30,8 @@ QUESTION = {"role": "user", "content": "Why?"}
         ("partial", {"partial": True}, {}),
     ],
 )
-def test_each_mode_asks_in_its_servers_way(mode: Mode, marks: dict[str, bool], fields: dict[str, bool]) -> None:
-    """The guidance is the last message, as the assistant's; the rest of the body goes along as it came."""
+def test_each_mode_has_its_servers_parameters(mode: Mode, marks: dict[str, bool], fields: dict[str, bool]) -> None:
+    """The guidance is the last message, with role assistant. The rest of the body is unchanged."""
     body = {"messages": [QUESTION], "temperature": 0.3, "unknown": 1}
     assert place_prefix(mode, body, "Because") == {
         "messages": [QUESTION, {"role": "assistant", "content": "Because", **marks}],
@@ -42,12 +42,12 @@ def test_each_mode_asks_in_its_servers_way(mode: Mode, marks: dict[str, bool], f
     assert body == {"messages": [QUESTION], "temperature": 0.3, "unknown": 1}
 
 
-def test_the_last_user_message_asks_for_the_opening_to_be_written_again() -> None:
-    """Whatever follows that message, and whatever braces the opening has; the caller's body is not changed."""
+def test_mode_instruct_changes_the_last_user_message() -> None:
+    """Whatever follows that message, and whatever braces the guidance contains. The caller's body is not changed."""
     body = {"messages": [QUESTION, {"role": "assistant", "content": "So?"}, QUESTION], "temperature": 0.3}
-    asked = f"Why?\n\n{INSTRUCTION}".replace("{opening}", "{opening} {0}")
+    instruction = f"Why?\n\n{INSTRUCTION}".replace("{opening}", "{opening} {0}")
     assert place_prefix("instruct", body, "{opening} {0}") == {
-        "messages": [*body["messages"][:2], {"role": "user", "content": asked}],
+        "messages": [*body["messages"][:2], {"role": "user", "content": instruction}],
         "temperature": 0.3,
     }
     assert body["messages"][2] is QUESTION
@@ -55,31 +55,33 @@ def test_the_last_user_message_asks_for_the_opening_to_be_written_again() -> Non
 
 
 @pytest.mark.parametrize("mode", [*NATIVE_MODES, "instruct"])
-@pytest.mark.parametrize("said", [True, False, "content"])
-def test_what_the_caller_said_of_continuing_is_left_out(mode: Mode, said: object) -> None:
-    """It was said of the caller's last message. vLLM refuses both, and `false` would have the opening answered."""
+@pytest.mark.parametrize("value", [True, False, "content"])
+def test_the_callers_continuation_parameters_are_removed(mode: Mode, value: object) -> None:
+    """They refer to the caller's last message. vLLM rejects both, and with `false` the model would reply to the
+    guidance.
+    """
     body = {"messages": [QUESTION]}
-    of_the_caller = {"continue_final_message": said, "add_generation_prompt": said}
+    of_the_caller = {"continue_final_message": value, "add_generation_prompt": value}
     assert place_prefix(mode, body | of_the_caller, "Because") == place_prefix(mode, body, "Because")
 
 
-def test_every_mode_has_its_place() -> None:
-    """None is forgotten where modes are told apart."""
+def test_every_mode_is_listed() -> None:
+    """No mode is missing from the lists of modes."""
     assert {*NATIVE_MODES, "completions", "instruct"} == set(get_args(Mode))
     assert [mode for mode in get_args(Mode) if Continuation(mode).writes_again] == ["instruct"]
 
 
 @pytest.mark.parametrize("mode", get_args(Mode))
 def test_a_probe_is_short_and_greedy(mode: Mode) -> None:
-    """It costs next to nothing, and says the same each time."""
+    """It costs almost nothing, and its reply is deterministic."""
     for probe in probes(mode):
-        asked = probe.body()
-        assert asked["max_tokens"] <= 24
-        assert (asked["temperature"], len(asked["messages"])) == (0, 1)
+        request = probe.body()
+        assert request["max_tokens"] <= 24
+        assert (request["temperature"], len(request["messages"])) == (0, 1)
 
 
-def test_a_probe_is_too_short_for_a_new_start_to_look_like_an_echo() -> None:
-    """A server that writes the alphabet anew, one token a letter, does not come to the end of the opening."""
+def test_a_new_start_cannot_look_like_an_echo() -> None:
+    """A server that writes the alphabet again, one token per letter, does not reach the end of the prefix."""
     assert len(OPENING.split()) > PROBE_MAX_TOKENS
 
 
@@ -98,8 +100,8 @@ def test_a_probe_is_too_short_for_a_new_start_to_look_like_an_echo() -> None:
         (f"{OPENING}\no p q", True, False),
     ],
 )
-def test_a_reply_that_goes_on_is_a_continuation(reply: str, echo: bool, strips: bool) -> None:
-    """Whether it repeats the opening, and whether it keeps the space before its first word, is seen in it."""
+def test_a_continuing_reply_is_a_continuation(reply: str, echo: bool, strips: bool) -> None:
+    """The reply shows whether the engine repeats the prefix, and whether it keeps the space before its first word."""
     assert judge_probe("vllm", reply) == Continuation("vllm", echo=echo, strips_leading_space=strips)
 
 
@@ -122,8 +124,8 @@ def test_a_reply_that_goes_on_is_a_continuation(reply: str, echo: bool, strips: 
         " It seems you've started the alphabet.",
     ],
 )
-def test_a_reply_that_starts_anew_is_no_continuation(reply: str) -> None:
-    """Nor is one that says something else, or nothing, or the opening alone."""
+def test_a_new_answer_is_no_continuation(reply: str) -> None:
+    """Neither is another text, an empty text, or the prefix alone."""
     assert judge_probe("trailing", reply) is None
 
 
@@ -140,8 +142,8 @@ def test_a_reply_that_starts_anew_is_no_continuation(reply: str) -> None:
         ("", False),
     ],
 )
-def test_who_is_told_to_write_the_opening_again_must_do_so_and_go_on(reply: str, *, obeyed: bool) -> None:
-    """A continuation alone is not enough: what such an engine says is the whole answer."""
+def test_mode_instruct_requires_the_repetition_and_a_continuation(reply: str, *, obeyed: bool) -> None:
+    """A continuation alone is not enough, because such an engine's text is the whole answer."""
     first = probes("instruct")[0]
     assert judge_probe("instruct", reply, first) == (Continuation("instruct", echo=True) if obeyed else None)
 
@@ -151,7 +153,7 @@ TEXT = {"type": "text", "text": "Why?"}
 
 
 @pytest.mark.parametrize(
-    ("fields", "lost"),
+    ("fields", "unsupported"),
     [
         ({}, None),
         ({"tools": [], "functions": None, "tool_choice": "none"}, None),
@@ -171,9 +173,9 @@ TEXT = {"type": "text", "text": "Why?"}
         ({"logit_bias": {"5": 1}, "seed": 3, "top_k": 4, "n": 1}, None),
     ],
 )
-def test_what_a_raw_prompt_cannot_carry_is_named(fields: dict[str, Any], lost: str | None) -> None:
-    """So that such a request goes unguided, and nothing of it is lost; no other mode loses any of it."""
+def test_fields_that_a_raw_prompt_does_not_support_are_named(fields: dict[str, Any], unsupported: str | None) -> None:
+    """Such a request is answered without guidance, so no field is lost. Other modes support all fields."""
     body = {"messages": [QUESTION], **fields}
-    assert unsupported_as_text(body) == lost
+    assert unsupported_as_text(body) == unsupported
     for mode in get_args(Mode):
-        assert Continuation(mode).unsupported(body) == (lost if mode == "completions" else None)
+        assert Continuation(mode).unsupported(body) == (unsupported if mode == "completions" else None)

@@ -28,7 +28,7 @@ def named(name: str) -> EngineKind:
         ("llamacpp", "localhost", "llama.cpp"),
         ("library", "localhost", "Ollama"),
         ("mistralai", "proxy.local", "Mistral"),
-        ("openai", "proxy.local", "any other"),  # LiteLLM's proxy says this of all its models
+        ("openai", "proxy.local", "any other"),  # LiteLLM's proxy reports this owner for all its models
         ("openai", "api.openai.com", "OpenAI"),
         ("Meta", "api.groq.com", "Groq"),
         (None, "api.deepseek.com", "DeepSeek"),
@@ -42,13 +42,13 @@ def named(name: str) -> EngineKind:
     ],
 )
 def test_a_kind_is_read_from_the_address_and_then_from_the_owner(owner: object, host: str, name: str) -> None:
-    """Whatever the server says of that."""
+    """The server's reported owner may be any value."""
     assert kind_of(owner, host).name == name
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
-def test_native_ways_are_tried_first_then_raw_prompts_then_an_instruction(kind: EngineKind) -> None:
-    """Each once; those of other kinds only where they do no harm, and raw prompts only where the engine renders."""
+def test_native_modes_are_probed_first_then_raw_prompts_then_an_instruction(kind: EngineKind) -> None:
+    """Each mode once. Modes of other kinds only where harmless, and raw prompts only if the engine renders chats."""
     order = [*kind.candidates]
     assert len(set(order)) == len(order)
     own = [mode for mode in kind.modes if mode in NATIVE_MODES]
@@ -58,8 +58,8 @@ def test_native_ways_are_tried_first_then_raw_prompts_then_an_instruction(kind: 
     assert kind.strict == (set(NATIVE_MODES) - set(order) != set())
 
 
-def test_every_mode_and_renderer_is_somebodys() -> None:
-    """The table forgets none."""
+def test_every_mode_and_renderer_is_used() -> None:
+    """The table contains each of them."""
     assert {mode for kind in KINDS for mode in kind.modes} == set(get_args(Mode))
     assert {kind.renderer for kind in KINDS} == {*get_args(Renderer), None}
     assert UNKNOWN.candidates == (*NATIVE_MODES, "instruct")
@@ -81,15 +81,15 @@ def test_every_mode_and_renderer_is_somebodys() -> None:
         ("vLLM", {"max_completion_tokens": 5, "seed": 1}, {"max_completion_tokens": 5, "seed": 1}),
     ],
 )
-def test_a_body_says_what_its_engine_knows(name: str, sent: dict[str, object], arrives: dict[str, object]) -> None:
-    """A limit that an engine ignores is none; a field that it refuses costs the request."""
+def test_a_body_is_adapted_to_its_engine(name: str, sent: dict[str, object], arrives: dict[str, object]) -> None:
+    """An ignored limit has no effect, and a rejected field fails the request."""
     body = dict(sent)
     named(name).adapt(body)
     assert body == arrives
 
 
 def row(kind: EngineKind) -> list[str]:
-    """The kind's row in docs/engines.md."""
+    """Return the kind's row in docs/engines.md."""
     renamed = [f"`{name}` as `{own}`" for name, own in kind.renamed]
     left_out = [f"no `{name}`" for name in sorted(kind.never_sent)]
     return [
@@ -104,20 +104,20 @@ def row(kind: EngineKind) -> list[str]:
 
 
 def test_the_documented_table_is_the_table() -> None:
-    """docs/engines.md, row by row."""
+    """Compare docs/engines.md row by row."""
     section = page("docs/engines.md").partition("## What the gateway knows of each kind")[2].partition("\n## ")[0]
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in section.splitlines() if line.startswith("|")]
     assert rows[2:] == [row(kind) for kind in KINDS]
 
 
-def test_tgi_is_told_by_its_protocol() -> None:
-    """It has its own, and says of no owner."""
+def test_tgi_is_selected_by_its_protocol() -> None:
+    """It has its own protocol, and reports no owner."""
     assert TGI in KINDS
     assert (TGI.owners, TGI.hosts) == ((), ())
 
 
 def test_the_documented_configurations_can_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every engine of docs/engines.md, with a price; and the kind that its address tells has its name."""
+    """Every engine of docs/engines.md with a price loads, and its address selects the kind with its name."""
     section = page("docs/engines.md").partition("## Engine by engine")[2]
     block = re.findall(r"```yaml\n(.*?)```", section, re.DOTALL)[0]
     for name in re.findall(r"env:(\w+)", block):

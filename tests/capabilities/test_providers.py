@@ -11,9 +11,9 @@ from gateway.capabilities import providers
 def test_the_names_are_read_without_importing_litellm() -> None:
     code = "import sys; from gateway.capabilities.providers import providers; assert 'litellm' not in sys.modules; "
     code += "print(len(providers()), 'anthropic' in providers(), 'litellm' in sys.modules)"
-    said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
-    assert int(said[0]) > 100
-    assert said[1:] == ["True", "False"]
+    output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    assert int(output[0]) > 100
+    assert output[1:] == ["True", "False"]
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ def test_the_names_are_read_without_importing_litellm() -> None:
         "together_ai", "fireworks_ai", "hosted_vllm", "ollama", "ollama_chat", "lm_studio", "cohere_chat", "xai",
     ],
 )  # fmt: skip
-def test_the_providers_that_people_use_are_known(name: str) -> None:
+def test_common_providers_are_known(name: str) -> None:
     assert name in providers.providers()
 
 

@@ -1,4 +1,4 @@
-"""A student that reasons is told not to where a prefix opens its answer, unless the caller wants its thoughts."""
+"""A student's reasoning is disabled where a prefix begins its answer, unless the caller requests reasoning."""
 
 from __future__ import annotations
 
@@ -44,29 +44,29 @@ NOT_ASKING: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("body", ASKING)
-def test_a_caller_that_asks_for_reasoning_gets_it_and_no_prefix(body: dict[str, Any]) -> None:
+def test_a_caller_that_requests_reasoning_gets_it_and_no_prefix(body: dict[str, Any]) -> None:
     assert asks_for_reasoning(body)
     assert not takes_prefix("switchable", body)
     assert takes_prefix("none", body)
 
 
 @pytest.mark.parametrize("body", NOT_ASKING)
-def test_a_caller_that_does_not_ask_for_reasoning_gets_a_prefix(body: dict[str, Any]) -> None:
+def test_a_caller_that_requests_no_reasoning_gets_a_prefix(body: dict[str, Any]) -> None:
     assert not asks_for_reasoning(body)
     assert takes_prefix("switchable", body)
     assert not takes_prefix("always", body)
 
 
-def test_a_model_that_can_be_told_is_told_by_both_names() -> None:
+def test_reasoning_is_disabled_by_both_names() -> None:
     body = {"messages": [], "chat_template_kwargs": {"thinking": None, "x": 1}}
-    told = without_reasoning("switchable", body)
-    assert told["chat_template_kwargs"] == {"enable_thinking": False, "thinking": None, "x": 1}
+    disabled = without_reasoning("switchable", body)
+    assert disabled["chat_template_kwargs"] == {"enable_thinking": False, "thinking": None, "x": 1}
     assert body["chat_template_kwargs"] == {"thinking": None, "x": 1}
     assert without_reasoning("switchable", {})["chat_template_kwargs"] == {"enable_thinking": False, "thinking": False}
     assert without_reasoning("none", body) is body
 
 
-def test_tgi_passes_no_switch_on() -> None:
+def test_tgi_does_not_allow_switchable_reasoning() -> None:
     facts = {"name": "a", "api_base": "http://a", "price": {"input_per_1m": 0, "output_per_1m": 0}}
     assert ModelSettings.model_validate({**facts, "protocol": "tgi", "reasoning": "always"}).reasoning == "always"
     assert ModelSettings.model_validate({**facts, "protocol": "openai", "reasoning": "switchable"})
@@ -77,11 +77,11 @@ def test_tgi_passes_no_switch_on() -> None:
 # the reply
 
 
-def parted(opening: str, pieces: list[str]) -> tuple[str, str, bool]:
-    """What goes on with the answer, what is reasoning, and whether the student said nothing else."""
+def separated(opening: str, pieces: list[str]) -> tuple[str, str, bool]:
+    """Return the answer's text, the reasoning, and whether the student sent nothing else."""
     reply = ReasoningFilter(opening)
     both = [*(reply.feed(piece) for piece in pieces), reply.finish()]
-    return "".join(said for said, _ in both), "".join(thought for _, thought in both), reply.is_silent
+    return "".join(answer for answer, _ in both), "".join(reasoning for _, reasoning in both), reply.is_silent
 
 
 def pieces_of(text: str, sizes: list[int]) -> list[str]:
@@ -97,25 +97,25 @@ OPENING = "The answer"
 
 
 @given(SIZES)
-def test_a_block_with_which_the_continuation_begins_is_reasoning(sizes: list[int]) -> None:
+def test_a_leading_block_of_the_continuation_is_reasoning(sizes: list[int]) -> None:
     for echo in ("", OPENING, " " + OPENING):
         text = echo + "\n<think>Two and two.</think>\n\nis 4, <think>not</think> 5."
-        said, thought, silent = parted(OPENING, pieces_of(text, sizes))
-        assert said.removeprefix(echo).lstrip() == "is 4, <think>not</think> 5."
-        assert said.startswith(echo)
-        assert said.removeprefix(echo)[0].isspace(), "words must not run together"
-        assert (thought, silent) == ("Two and two.", False)
+        answer, reasoning, silent = separated(OPENING, pieces_of(text, sizes))
+        assert answer.removeprefix(echo).lstrip() == "is 4, <think>not</think> 5."
+        assert answer.startswith(echo)
+        assert answer.removeprefix(echo)[0].isspace(), "words must not run together"
+        assert (reasoning, silent) == ("Two and two.", False)
 
 
 @given(SIZES, st.sampled_from([" is 4.", "The answers", "is < 4", "<b>4</b>", OPENING + " is 4", "The", "", "<thin"]))
-def test_any_other_text_goes_on_as_it_is(sizes: list[int], text: str) -> None:
-    assert parted(OPENING, pieces_of(text, sizes)) == (text, "", False)
+def test_other_text_is_passed_on(sizes: list[int], text: str) -> None:
+    assert separated(OPENING, pieces_of(text, sizes)) == (text, "", False)
 
 
 @pytest.mark.parametrize("text", ["<think>Two and", "<think>Two and</think>", "<think>Two and</think>\n\n"])
 def test_a_student_that_only_reasoned_has_not_answered(text: str) -> None:
-    said, thought, silent = parted(OPENING, [text])
-    assert (said.strip(), thought, silent) == ("", "Two and", True)
+    answer, reasoning, silent = separated(OPENING, [text])
+    assert (answer.strip(), reasoning, silent) == ("", "Two and", True)
 
 
 def test_reasoning_in_a_field_of_its_own_is_no_answer_either() -> None:
@@ -130,16 +130,16 @@ def test_reasoning_in_a_field_of_its_own_is_no_answer_either() -> None:
     assert not reply.is_silent
 
 
-def test_a_student_that_says_nothing_at_all_is_not_silent() -> None:
-    """It may have nothing to add; an empty continuation is the engine's `stop`."""
-    assert parted(OPENING, []) == ("", "", False)
+def test_an_empty_reply_is_not_silent() -> None:
+    """The student may have nothing to add; an empty continuation has the engine's finish_reason `stop`."""
+    assert separated(OPENING, []) == ("", "", False)
 
 
-# In the answer.
+# Reasoning in replies.
 
 
-def test_what_a_student_thought_goes_where_servers_put_thoughts() -> None:
-    """It was told not to: the caller gets one answer, and the thought beside it."""
+def test_reasoning_is_moved_to_its_field() -> None:
+    """The student was not to reason: the caller gets one answer, with the reasoning in its own field."""
     reply = {"choices": [{"index": 0, "message": {"content": "<think>Hm, 4?</think> four."}, "finish_reason": "stop"}]}
     join_reply(reply, SeamJoin("The answer is", echo=False), ReasoningFilter("The answer is"))
     (choice,) = reply["choices"]
@@ -147,20 +147,20 @@ def test_what_a_student_thought_goes_where_servers_put_thoughts() -> None:
     assert choice["finish_reason"] == "stop"
 
 
-def test_a_student_that_only_thought_has_not_come_to_the_end() -> None:
-    """Its opening alone is no answer, whatever the student says of having finished."""
+def test_a_student_that_only_reasoned_has_finish_reason_length() -> None:
+    """The guidance alone is no answer, whatever finish_reason the student sends."""
     reply = {"choices": [{"index": 0, "message": {"content": "<think>Hm.</think>"}, "finish_reason": "stop"}]}
     join_reply(reply, SeamJoin("The answer is", echo=False), ReasoningFilter("The answer is"))
     assert reply["choices"][0]["message"]["content"] == "The answer is"
     assert reply["choices"][0]["finish_reason"] == "length"
 
 
-def test_a_stream_of_thoughts_is_parted_in_any_split() -> None:
+def test_streamed_reasoning_is_separated_in_any_split() -> None:
     relay = StreamRelay(ReplyHead("id", 1, "chat"), wants_usage=False)
     chunks = relay.join(SeamJoin("The answer is", echo=False), ReasoningFilter("The answer is"))
     for text in ("<th", "ink>Hm", ", 4?</thi", "nk> fo", "ur."):
-        said = relay.feed({"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": None}]})
-        chunks += [said] if said is not None else []
+        answer = relay.feed({"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": None}]})
+        chunks += [answer] if answer is not None else []
     chunks += relay.end("stop")
     deltas = [choice["delta"] for chunk in chunks for choice in chunk["choices"]]
     assert "".join(delta.get("content", "") for delta in deltas) == "The answer is four."

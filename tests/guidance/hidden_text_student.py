@@ -1,6 +1,6 @@
-"""The oracle of the seam: a student that knows a hidden text and continues it from the prefix it was sent.
+"""The oracle of the seam tests: a student that knows a hidden text and continues it from the prefix that it gets.
 
-It has the quirks that real engines have, so whatever they do, the joined answer must be the hidden text.
+It imitates the quirks of real engines. Whatever they are, the joined answer must equal the hidden text.
 """
 
 from __future__ import annotations
@@ -39,13 +39,15 @@ HEAD = ReplyHead("chatcmpl-1", 1_700_000_000, "route")
 
 @dataclass(frozen=True)
 class HiddenTextStudent:
-    """hidden: the whole answer, without leading whitespace. The rest are an engine's quirks.
+    """A student with a hidden text and an engine's quirks.
 
-    rstrips_prefix: it strips whitespace at the end of the prefix before it continues.
-    echo_after: it repeats the prefix before its continuation, and this before that; None: it does not.
-    strips_leading_space: it strips the whitespace its continuation begins with.
-    second_role: it sends a role and an empty content again where its own text begins.
-    stop: it stops before the first of these that its own text completes.
+    Attributes:
+        hidden: the whole answer, without leading whitespace.
+        rstrips_prefix: whether it strips trailing whitespace of the prefix before it continues.
+        echo_after: text that it sends before a repetition of the prefix; None: it does not repeat the prefix.
+        strips_leading_space: whether it strips the whitespace with which its continuation begins.
+        second_role: whether it sends a role and empty content again where its own text begins.
+        stop: it stops before the first of these that its own text completes.
     """
 
     hidden: str
@@ -59,7 +61,7 @@ class HiddenTextStudent:
         return "".join(self._reply(prefix))
 
     def _reply(self, prefix: str) -> tuple[str, str]:
-        """What it repeats, and its own text."""
+        """Return the repetition and the student's own text."""
         seen = prefix.rstrip() if self.rstrips_prefix else prefix
         assert self.hidden.startswith(seen), "the student was sent what the teacher did not write"
         own = upto_first_stop(self.hidden[len(seen) :], self.stop)
@@ -69,10 +71,10 @@ class HiddenTextStudent:
         return "" if self.echo_after is None or not seen else self.echo_after + seen, own
 
     def deltas(self, prefix: str, sizes: Iterable[int]) -> list[dict[str, Any]]:
-        """The reply as the deltas of a stream, in chunks of these sizes, again and again."""
+        """Return the reply as the deltas of a stream, in chunks of these sizes, which repeat."""
         deltas: list[dict[str, Any]] = [{"role": "assistant", "content": ""}]
         repeated, own = self._reply(prefix)
-        before = len(repeated)  # what is still to come before its own text
+        before = len(repeated)  # number of characters before the student's own text
         for chunk in chunks(repeated + own, sizes):
             if self.second_role and 0 <= before < len(chunk):
                 deltas.append({"role": "assistant", "content": ""})
@@ -92,12 +94,12 @@ def chunks(text: str, sizes: Iterable[int]) -> list[str]:
 
 
 def play(seam: SeamJoin, deltas: Sequence[dict[str, Any]]) -> str:
-    """What a caller sees of these deltas."""
+    """Return the text that a caller gets for these deltas."""
     return seam.opening() + "".join(seam.feed(delta.get("content") or "") for delta in deltas) + seam.finish()
 
 
 def relayed(seam: SeamJoin, deltas: Sequence[dict[str, Any]]) -> str:
-    """What a caller sees of these deltas as a stream: one answer, with one role and one finish."""
+    """Return the text that a caller gets for these deltas as a stream, with one role and one finish_reason."""
     relay = StreamRelay(HEAD, wants_usage=False)
     sent = relay.join(seam)
     finishes = [None] * (len(deltas) - 1) + ["stop"]
@@ -113,7 +115,7 @@ def relayed(seam: SeamJoin, deltas: Sequence[dict[str, Any]]) -> str:
 
 
 def first_stop_span(text: str, stop: Sequence[str]) -> tuple[int, int] | None:
-    """Where the stop string stands that is completed first when the text is written character by character."""
+    """Return the span of the stop string that is completed first if the text is written character by character."""
     for end in range(1, len(text) + 1):
         completed = [end - len(one) for one in stop if one and text.endswith(one, 0, end)]
         if completed:
@@ -122,7 +124,7 @@ def first_stop_span(text: str, stop: Sequence[str]) -> tuple[int, int] | None:
 
 
 def upto_first_stop(text: str, stop: Sequence[str]) -> str:
-    """The text as an engine with these stop strings would leave it."""
+    """Return the text as an engine with these stop strings returns it."""
     span = first_stop_span(text, stop)
     return text if span is None else text[: span[0]]
 
@@ -135,7 +137,7 @@ def answer(
     echo: bool | None,
     stop: Sequence[str] = (),
 ) -> str:
-    """Teacher's text, seam, student and relay, as the gateway puts them together."""
+    """Return the answer of teacher's text, seam, student and relay, combined as in the gateway."""
 
     def seam() -> SeamJoin:
         return SeamJoin(
@@ -153,7 +155,7 @@ def answer(
 
 
 def teachers(hidden: str, stop: Sequence[str] = ()) -> Iterable[tuple[int, TrimmedText]]:
-    """The hidden text as taught up to every cut point, cut by length and ended by the teacher itself."""
+    """Yield the hidden text cut at every point, both cut by length and ended by the teacher."""
     for at in range(len(hidden) + 1):
         for cut in (True, False):
             yield at, trim(hidden[:at], cut=cut, stop=stop)

@@ -1,4 +1,4 @@
-"""Guidance that comes piece by piece: nothing is shown that must be taken back, and no more is held than must be."""
+"""Guidance that arrives in pieces: shown text is never taken back, and no more text is held than necessary."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ sizes = st.lists(st.integers(1, 7), min_size=1, max_size=8)
 def grown(
     pieces: Iterable[str], *, cut: bool = True, stop: Sequence[str] = (), boundary: Boundary = "word"
 ) -> tuple[list[str], TrimmedText]:
-    """What is shown for each piece, and what it all becomes."""
+    """Return the text that is shown for each piece, and the trimmed text."""
     growing = GrowingTrim(boundary=boundary, stop=stop)
     shown = [growing.feed(piece) for piece in pieces]
     assert growing.shown_chars == len("".join(shown))
     return shown, growing.finish(cut=cut)
 
 
-# what is shown
+# shown text
 
 
 def test_the_last_word_is_held_back() -> None:
@@ -49,7 +49,7 @@ def test_a_token_is_shown_at_once_with_boundary_token() -> None:
     assert trimmed.text == "Hello there"
 
 
-def test_what_may_fall_behind_the_end_of_a_sentence_is_held_back() -> None:
+def test_text_after_the_end_of_a_sentence_is_held_back() -> None:
     shown, trimmed = grown(
         ["So it is. ", "And then ", "it went ", "on and ", "on, until it ", "ended"], boundary="sentence"
     )
@@ -66,7 +66,7 @@ def test_leading_reasoning_is_never_shown(boundary: Boundary) -> None:
     assert trimmed == trim("".join(pieces), cut=True, boundary=boundary)
 
 
-def test_reasoning_that_the_prompt_opened_is_taken_for_the_answer_until_it_is_closed() -> None:
+def test_reasoning_without_an_opening_tag_is_treated_as_the_answer() -> None:
     shown, trimmed = grown(["I wonder. ", "Yes", "</think>", "\n\nSo it is"])
     assert shown[0] == "I wonder."
     assert trimmed.text == "I wonder. Yes</think>\n\nSo it"
@@ -74,7 +74,7 @@ def test_reasoning_that_the_prompt_opened_is_taken_for_the_answer_until_it_is_cl
     assert (shown[:2], trimmed.text) == (["", ""], "So it")
 
 
-def test_from_a_think_block_on_nothing_is_shown_until_it_is_closed() -> None:
+def test_text_after_a_think_tag_is_held_until_it_is_closed() -> None:
     shown, trimmed = grown(["So ", "<think>", "a ", "b ", "</think>", " it ", "is"])
     assert shown == ["So", "", "", "", " <think>a b </think>", " it", ""]
     assert trimmed.text == "So <think>a b </think> it"
@@ -102,7 +102,7 @@ def test_a_number_and_a_key_of_json_are_shown_when_they_are_complete() -> None:
     assert shown == ['{"', 'name": "An', 'na", "age":', " 31,", ' "x":', " true}"]
 
 
-def test_what_was_shown_stays() -> None:
+def test_shown_text_is_kept() -> None:
     shown, trimmed = grown(["see foo.", "bar"])
     assert shown[0] == "see foo."
     assert trim("see foo.bar", cut=True).text == "see"
@@ -128,19 +128,20 @@ def test_the_guidance_begins_with_all_that_was_shown(
 
 @pytest.mark.parametrize("boundary", BOUNDARIES)
 @pytest.mark.parametrize("name", TEXTS)
-def test_as_much_is_shown_as_would_stay_if_the_text_ended_here(name: str, boundary: Boundary) -> None:
+def test_all_text_is_shown_that_would_be_kept_if_it_ended_here(name: str, boundary: Boundary) -> None:
     growing = GrowingTrim(boundary=boundary)
     shown = ""
     for at in range(len(TEXTS[name])):
         shown += growing.feed(TEXTS[name][at])
         would_stay = trim(TEXTS[name][: at + 1], cut=True, boundary=boundary).text
         if TEXTS[name][at] in "👨👩👧\u200d🇫🇷🇩🇪❤\ufe0f👍🏽":
-            continue  # held back, since another may be joined to it
+            continue  # held back, because the next piece may join another emoji
         if "foo_bar." in shown or shown in {"{", "~~~"}:
-            # No sentence ends here, which only shows later: what was shown stays, and what follows is held for a while.
+            # That no sentence ends here shows only later: shown text is kept, and the following text is held for a
+            # while.
             assert would_stay.startswith(shown) or shown.startswith(would_stay)
         else:
-            # The last marks of a line were shown before anybody knew that they are.
+            # The last marks of a line were shown before they were known to be marks.
             assert shown.startswith(would_stay), at
             assert re.fullmatch(r"[\W\d]*", shown[len(would_stay) :]), at
             assert shown == would_stay or TEXTS[name].lstrip()[len(shown)] in "\r\n", at
@@ -148,9 +149,7 @@ def test_as_much_is_shown_as_would_stay_if_the_text_ended_here(name: str, bounda
 
 @given(st.sampled_from(sorted(TEXTS)), boundaries, sizes, st.data())
 @settings(max_examples=300, deadline=None)
-def test_nothing_is_shown_that_must_be_taken_back(
-    name: str, boundary: Boundary, sizes: list[int], data: st.DataObject
-) -> None:
+def test_shown_text_is_never_taken_back(name: str, boundary: Boundary, sizes: list[int], data: st.DataObject) -> None:
     text = TEXTS[name][: data.draw(st.integers(0, len(TEXTS[name])))]
     shown, trimmed = grown(chunks(text, sizes), boundary=boundary)
     whole = trim(text, cut=True, boundary=boundary)
@@ -164,8 +163,8 @@ def test_nothing_is_shown_that_must_be_taken_back(
 # across the seam
 
 
-def test_what_a_student_could_make_a_stop_text_of_is_not_shown() -> None:
-    """The seam may fall behind "One.": then the student's first line end completes the stop text."""
+def test_text_that_a_student_could_complete_to_a_stop_string_is_held_back() -> None:
+    """If the seam followed "One.", the student's first line end would complete the stop string."""
     growing = GrowingTrim(stop=[".\n\n"])
     assert growing.feed("One. Tw") == "One"
     trimmed = growing.finish(cut=True)
@@ -182,7 +181,7 @@ def test_what_a_student_could_make_a_stop_text_of_is_not_shown() -> None:
     st.data(),
 )
 @settings(max_examples=600, deadline=None)
-def test_a_growing_opening_and_its_seam_show_what_a_whole_one_would(
+def test_growing_guidance_and_its_seam_equal_whole_guidance(
     name: str, boundary: Boundary, sizes: list[int], stop: list[str], data: st.DataObject
 ) -> None:
     hidden = TEXTS[name].lstrip()

@@ -1,4 +1,4 @@
-"""An answer that opens as JSON is never cut where what follows could change what stands there."""
+"""An answer that begins as JSON is never cut where later text could change the meaning of the kept part."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def kept(text: str, boundary: Boundary = "token") -> str:
         ('{"a": 1}\n```json\n[1', '{"a": 1}\n```json\n['),
     ],
 )
-def test_a_number_a_key_and_an_escape_are_kept_whole_or_not_at_all(text: str, expected: str) -> None:
+def test_numbers_keys_and_escapes_are_kept_whole_or_dropped(text: str, expected: str) -> None:
     assert kept(text) == expected
 
 
@@ -78,7 +78,7 @@ def test_only_lines_end_a_sentence_in_json() -> None:
 
 
 def bad_places(document: str) -> set[int]:
-    """Places of a document that lie within a key, a number, a literal or an escape, or right after a number."""
+    """Return the positions in a document within a key, a number, a literal or an escape, or right after a number."""
     places: set[int] = set()
     for token in re.finditer(r'"(?:[^"\\]|\\.)*"(?P<key>\s*:)?|(?P<number>-?\d[\d.eE+-]*)|[a-z]+', document):
         if token["key"] is not None:
@@ -113,7 +113,7 @@ def test_no_cut_of_a_document_lies_within_a_key_a_number_or_an_escape(
 
 @given(documents.filter(surrogates_paired), st.lists(st.integers(1, 6), max_size=30))
 @settings(max_examples=400, deadline=None)
-def test_what_may_stand_is_the_same_in_one_piece_and_in_many(value: Any, sizes: list[int]) -> None:
+def test_the_limit_does_not_depend_on_the_pieces(value: Any, sizes: list[int]) -> None:
     text = json.dumps(value)
     opening, held, taken, at = JsonOpening(), "", "", 0
     for size in sizes:

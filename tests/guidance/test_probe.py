@@ -1,4 +1,4 @@
-"""What engines tell of a first token, in the shapes in which they do."""
+"""The probabilities of a first token, in the formats of the engines."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ HALF = math.log(0.5)
 
 
 def chat(*logprobs: Any, own: Any = HALF) -> dict[str, Any]:
-    """As chats tell it; without other tokens only the one that was taken."""
+    """Return logprobs in the format of chats, of the sampled token alone if there are no others."""
     top = [{"token": str(index), "logprob": one} for index, one in enumerate(logprobs)]
     return {"content": [{"token": "0", "logprob": own, "top_logprobs": top}]}
 
 
 @pytest.mark.parametrize(
-    ("told", "p1"),
+    ("logprobs", "p1"),
     [
         (chat(HALF, math.log(0.3)), 0.5),
         (chat(math.log(0.3), HALF), 0.5),
@@ -35,14 +35,14 @@ def chat(*logprobs: Any, own: Any = HALF) -> dict[str, Any]:
         ({"tokens": ["a"], "token_logprobs": [HALF], "top_logprobs": None}, 0.5),
     ],
 )
-def test_the_likeliest_token_is_found_in_every_shape(told: Any, p1: float) -> None:
-    found = read_first(told)
-    assert found is not None
-    assert found.p1 == pytest.approx(p1)
+def test_the_most_likely_token_is_read_from_every_format(logprobs: Any, p1: float) -> None:
+    first = read_first(logprobs)
+    assert first is not None
+    assert first.p1 == pytest.approx(p1)
 
 
 @pytest.mark.parametrize(
-    "told",
+    "logprobs",
     [
         None,
         [],
@@ -60,27 +60,27 @@ def test_the_likeliest_token_is_found_in_every_shape(told: Any, p1: float) -> No
         {"top_logprobs": [{}], "token_logprobs": []},
     ],
 )
-def test_what_tells_no_probability_is_no_word_of_the_student(told: Any) -> None:
-    assert read_first(told) is None
+def test_logprobs_without_a_probability_are_ignored(logprobs: Any) -> None:
+    assert read_first(logprobs) is None
 
 
 @given(st.lists(st.floats(0.001, 1), min_size=1, max_size=5))
-def test_probabilities_make_an_entropy_that_can_be(weights: list[float]) -> None:
+def test_the_entropy_is_within_its_bounds(weights: list[float]) -> None:
     shares = [weight / sum(weights) for weight in weights]
-    found = read_first(chat(*map(math.log, shares)))
-    assert found is not None
-    assert found.p1 == pytest.approx(max(shares))
-    assert -1e-9 <= found.entropy <= math.log(len(weights) + 1) + 1e-9
+    first = read_first(chat(*map(math.log, shares)))
+    assert first is not None
+    assert first.p1 == pytest.approx(max(shares))
+    assert -1e-9 <= first.entropy <= math.log(len(weights) + 1) + 1e-9
 
 
-def test_sure_is_who_has_one_likely_token_or_where_the_rule_says_so_little_doubt() -> None:
+def test_confidence_depends_on_the_probability_or_the_entropy() -> None:
     assert FirstToken(0.9, 1.0).is_confident(ProbeRule())
     assert not FirstToken(0.89, 0.1).is_confident(ProbeRule())
     assert FirstToken(0.5, 0.3).is_confident(ProbeRule(entropy=0.3))
 
 
-def test_the_student_is_asked_the_callers_question_for_one_token() -> None:
-    """Nothing of it is streamed, drawn or written in several ways; what is asked for is the caller's otherwise."""
+def test_the_probe_requests_one_token_of_the_callers_question() -> None:
+    """It is not streamed, sampled or repeated. The other fields that matter are the caller's."""
     body = {
         "model": "chat",
         "messages": [{"role": "user", "content": "Why?"}],
@@ -94,8 +94,8 @@ def test_the_student_is_asked_the_callers_question_for_one_token() -> None:
         "unknown": 1,
         "user": "ann",
     }
-    asked = parse_chat(orjson.dumps(body))
-    assert probe_body(asked, "none", 5) == {
+    request = parse_chat(orjson.dumps(body))
+    assert probe_body(request, "none", 5) == {
         "model": "chat",
         "messages": body["messages"],
         "user": "ann",
@@ -104,7 +104,7 @@ def test_the_student_is_asked_the_callers_question_for_one_token() -> None:
         "logprobs": True,
         "top_logprobs": 5,
     }
-    assert asked.body == body
+    assert request.body == body
     raw = parse_text_completion(orjson.dumps({"model": "chat", "prompt": "Q: Why?\nA:", "max_tokens": 9}))
     assert probe_body(raw, "none", 3) == {
         "model": "chat",

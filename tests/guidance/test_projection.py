@@ -49,7 +49,7 @@ chats = st.lists(
 )
 
 
-def test_the_shipped_projections_go_by_their_names() -> None:
+def test_the_shipped_projections_have_their_names() -> None:
     assert set(PROJECTIONS) == set(get_args(Shipped))
     assert all(name == projection.name for name, projection in PROJECTIONS.items())
 
@@ -65,11 +65,11 @@ def test_the_instructions_are_the_papers() -> None:
     assert HINT.instruction == "Provide a brief hint for the question:"
 
 
-def test_a_finished_hint_is_no_answer() -> None:
+def test_only_cutoff_and_concise_may_be_the_answer() -> None:
     assert [p.teacher_may_finish for p in (CUTOFF, CONCISE, HINT)] == [True, True, False]
 
 
-def test_only_a_hint_stands_in_the_students_prompt_by_itself() -> None:
+def test_only_a_hint_has_placement_context_by_default() -> None:
     assert [p.default_placement for p in (CUTOFF, CONCISE, HINT)] == ["prefix", "prefix", "context"]
 
 
@@ -79,44 +79,44 @@ def test_projections_cannot_be_changed() -> None:
 
 
 @pytest.mark.parametrize("introduction", ["", "none", "{guidance} {guidance}"])
-def test_an_introduction_says_once_where_the_guidance_goes(introduction: str) -> None:
+def test_an_introduction_contains_one_slot(introduction: str) -> None:
     with pytest.raises(ValueError, match="exactly once"):
         replace(HINT, introduction=introduction)
 
 
-# asking the teacher
+# the teacher's chat
 
 
-def test_cutoff_asks_as_the_caller_did() -> None:
+def test_cutoff_does_not_change_the_chat() -> None:
     assert teacher_messages(CUTOFF, CHAT) == CHAT
 
 
 def test_the_instruction_stands_before_the_last_user_message() -> None:
-    asked = teacher_messages(CONCISE, CHAT)
-    assert asked == [*CHAT[:-1], user("Provide the answer in a brief manner: Second?")]
+    result = teacher_messages(CONCISE, CHAT)
+    assert result == [*CHAT[:-1], user("Provide the answer in a brief manner: Second?")]
 
 
 def test_the_last_user_message_need_not_be_the_last_message() -> None:
-    asked = teacher_messages(HINT, [*CHAT, {"role": "tool", "content": "42", "tool_call_id": "t"}])
-    assert asked[3] == user("Provide a brief hint for the question: Second?")
-    assert asked[4] == {"role": "tool", "content": "42", "tool_call_id": "t"}
+    result = teacher_messages(HINT, [*CHAT, {"role": "tool", "content": "42", "tool_call_id": "t"}])
+    assert result[3] == user("Provide a brief hint for the question: Second?")
+    assert result[4] == {"role": "tool", "content": "42", "tool_call_id": "t"}
 
 
 def test_the_instruction_stands_before_the_first_text_part() -> None:
-    asked = teacher_messages(HINT, [user([IMAGE, text("What?"), text("Why?")])])
-    assert asked == [user([IMAGE, text("Provide a brief hint for the question: What?"), text("Why?")])]
+    result = teacher_messages(HINT, [user([IMAGE, text("What?"), text("Why?")])])
+    assert result == [user([IMAGE, text("Provide a brief hint for the question: What?"), text("Why?")])]
 
 
 def test_parts_without_text_get_the_instruction_before_them() -> None:
-    asked = teacher_messages(HINT, [user([IMAGE])])
-    assert asked == [user([text("Provide a brief hint for the question:"), IMAGE])]
+    result = teacher_messages(HINT, [user([IMAGE])])
+    assert result == [user([text("Provide a brief hint for the question:"), IMAGE])]
 
 
 @pytest.mark.parametrize("content", [None, "", []])
 def test_an_empty_message_becomes_the_instruction(content: Any) -> None:
-    (asked,) = teacher_messages(HINT, [user(content)])
+    (result,) = teacher_messages(HINT, [user(content)])
     expected = "Provide a brief hint for the question:"
-    assert asked["content"] == ([text(expected)] if content == [] else expected)
+    assert result["content"] == ([text(expected)] if content == [] else expected)
 
 
 def test_a_chat_without_a_user_message_gets_one() -> None:
@@ -125,12 +125,12 @@ def test_a_chat_without_a_user_message_gets_one() -> None:
 
 def test_other_fields_of_messages_and_parts_are_kept() -> None:
     message = {"role": "user", "name": "Ann", "content": [{"type": "text", "text": "What?", "cache_control": {"x": 1}}]}
-    (asked,) = teacher_messages(HINT, [message])
-    assert asked["name"] == "Ann"
-    assert asked["content"][0]["cache_control"] == {"x": 1}
+    (result,) = teacher_messages(HINT, [message])
+    assert result["name"] == "Ann"
+    assert result["content"][0]["cache_control"] == {"x": 1}
 
 
-# telling the student
+# the student's chat
 
 
 def test_a_hint_stands_after_the_question() -> None:
@@ -150,7 +150,7 @@ def test_a_chat_without_a_user_message_gets_one_with_the_hint() -> None:
     assert place_in_context(HINT, [], "Count.") == [user("Hint: Count.")]
 
 
-def test_guidance_is_placed_as_it_is() -> None:
+def test_guidance_is_inserted_verbatim() -> None:
     for projection in PROJECTIONS.values():
         (placed,) = place_in_context(projection, [user("{guidance} {0}?")], "{guidance} {x} \\1")
         assert placed["content"].startswith("{guidance} {0}?\n\n")
@@ -183,12 +183,12 @@ def test_exemplars_are_turns_behind_the_callers_system_message() -> None:
 
 
 def test_the_instruction_stands_in_the_callers_question_and_not_in_an_exemplar() -> None:
-    asked = teacher_messages(replace(CONCISE, exemplars=SHOWN), [user("Three?")])
-    assert asked == [*TURNS, user("Provide the answer in a brief manner: Three?")]
+    result = teacher_messages(replace(CONCISE, exemplars=SHOWN), [user("Three?")])
+    assert result == [*TURNS, user("Provide the answer in a brief manner: Three?")]
 
 
 def test_a_chat_of_system_messages_alone_gets_no_exemplars() -> None:
-    """It would end in an answer, which the teacher would go on with."""
+    """Otherwise it would end in an answer, which the teacher would continue."""
     assert teacher_messages(replace(CUTOFF, exemplars=SHOWN), CHAT[:1]) == CHAT[:1]
 
 
@@ -205,12 +205,12 @@ def test_a_chat_of_system_messages_alone_gets_no_exemplars() -> None:
     ],
 )
 def test_a_system_text_goes_before_the_callers_own(begins: list[Any], becomes: list[Any]) -> None:
-    """One message: many templates take a second one for a mistake."""
+    """There is only one system message: many templates reject a second one."""
     projection = replace(CUTOFF, system="Be terse.", exemplars=SHOWN)
     assert teacher_messages(projection, [*begins, user("Three?")]) == [*becomes, *TURNS, user("Three?")]
 
 
-def test_the_student_is_shown_neither() -> None:
+def test_the_student_gets_neither_exemplars_nor_system_text() -> None:
     projection = replace(HINT, system="Be terse.", exemplars=SHOWN)
     assert place_in_context(projection, CHAT, "Count.") == place_in_context(HINT, CHAT, "Count.")
 
@@ -220,7 +220,7 @@ def test_a_raw_prompt_has_no_turns() -> None:
     assert teacher_prompt(projection, "Q: Three?") == "Provide the answer in a brief manner: Q: Three?"
 
 
-def test_what_a_caller_is_told_it_sent_has_no_exemplars_in_it() -> None:
+def test_the_callers_usage_excludes_exemplars() -> None:
     projection = replace(CUTOFF, exemplars=SHOWN)
     chat = parse_chat(b'{"model": "chat", "messages": [{"role": "user", "content": "Three?"}]}')
     added = len("One?1.Two?2.") + 4 * 16
@@ -231,8 +231,8 @@ def test_what_a_caller_is_told_it_sent_has_no_exemplars_in_it() -> None:
     assert (added_bytes(projection, prompt), callers_part(projection, prompt, 100)) == (0, 100)
 
 
-def test_no_exemplar_is_in_what_a_projection_looks_like() -> None:
-    """It is content: nothing may log it by mistake."""
+def test_the_repr_of_a_projection_contains_no_exemplar() -> None:
+    """Exemplars are content and must not be logged by mistake."""
     shown = repr(replace(CUTOFF, system="Be terse.", exemplars=SHOWN))
     assert not [text for text in ("Be terse", "One?", "1.") if text in shown]
 

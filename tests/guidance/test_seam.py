@@ -65,11 +65,11 @@ def students(draw: st.DrawFn, *, strips_leading_space: bool | None = False) -> H
 # opening, feed, finish
 
 
-def test_the_guidance_leaves_before_the_student_has_said_a_word() -> None:
+def test_the_guidance_is_emitted_before_the_students_text() -> None:
     assert SeamJoin(LONG).opening() == LONG
 
 
-def test_opening_can_be_asked_for_again() -> None:
+def test_opening_can_be_called_again() -> None:
     seam = SeamJoin("one tw", stop=["two"])
     assert (seam.opening(), seam.opening()) == ("one ", "one ")
 
@@ -89,7 +89,7 @@ def test_empty_deltas_change_nothing() -> None:
     assert [seam.feed(""), seam.feed("world"), seam.feed(""), seam.finish()] == ["", " world", "", ""]
 
 
-def test_finish_can_be_asked_for_again() -> None:
+def test_finish_can_be_called_again() -> None:
     seam = SeamJoin("one", stop=["e two"])
     assert [seam.feed(" t"), seam.finish(), seam.finish()] == ["", "e t", ""]
 
@@ -113,16 +113,16 @@ def test_only_one_echo_is_dropped() -> None:
     assert join("ha ha", "ha ha ha ha", echo=True) == ("ha ha ha ha", False)
 
 
-def test_an_engine_that_does_not_echo_this_time_is_taken_at_its_word() -> None:
+def test_text_without_the_expected_echo_is_passed_on() -> None:
     for text in (" Help me", " Hel", "\n", "x"):
         assert join("Hello", text, echo=True) == ("Hello" + text, False)
 
 
-def test_an_engine_without_echo_may_say_the_guidance_again() -> None:
+def test_an_engine_without_echo_may_repeat_the_guidance() -> None:
     assert join(LONG, LONG, echo=False) == (LONG + LONG, False)
 
 
-def test_an_unknown_echo_is_found_out() -> None:
+def test_an_unknown_echo_is_detected() -> None:
     seam = SeamJoin(LONG)
     assert seam.opening() == LONG
     assert seam.feed("\nThe quick brown fox jumps") == ""
@@ -141,7 +141,7 @@ def test_an_unknown_echo_that_breaks_off_is_released_at_the_end() -> None:
     assert join(LONG, "The quick") == (LONG + "The quick", False)
 
 
-def test_short_guidance_says_nothing_about_an_unknown_echo() -> None:
+def test_an_unknown_echo_of_short_guidance_is_not_detected() -> None:
     short = "x" * 9 + "y" * (ECHO_DETECTION_MIN_BYTES - 10)
     assert not echo_detectable(short)
     assert echo_detectable(short + "z")
@@ -156,7 +156,7 @@ def test_bytes_count_towards_the_threshold_so_that_eleven_ideographs_do() -> Non
 @pytest.mark.parametrize("round_", ["ha", "one two three four five six seven", LONG])
 @pytest.mark.parametrize("blank", ["", " ", "\n\n"])
 @pytest.mark.parametrize("rounds", [2, 3, 20])
-def test_guidance_that_repeats_itself_says_nothing_about_an_unknown_echo(round_: str, blank: str, rounds: int) -> None:
+def test_an_unknown_echo_of_repetitive_guidance_is_not_detected(round_: str, blank: str, rounds: int) -> None:
     guidance = blank.join([round_] * rounds)
     assert not echo_detectable(guidance)
     assert join(guidance, blank + guidance) == (guidance + blank + guidance, False)
@@ -182,10 +182,10 @@ def test_any_repetition_is_found_whatever_its_inner_repetitions(round_: str, bla
 @pytest.mark.parametrize("size", [1, 2, 5, 10_000])
 @pytest.mark.parametrize("lead", ["", " ", "\n\n"])
 def test_a_student_that_writes_the_guidance_again_gives_the_whole_answer(lead: str, size: int) -> None:
-    """Nothing leaves before it has; the whitespace before it is dropped, and what follows is the student's own."""
+    """No text is emitted before. The whitespace before it is dropped, and the following text is the student's own."""
     seam = SeamJoin("Hello", written_again=True, pending_space="\n", strips_leading_space=True, stop=["lo w"])
-    said = chunks(lead + "Hello world", [size])
-    sent = [seam.opening(), *(seam.feed(delta) for delta in said), seam.finish()]
+    student_text = chunks(lead + "Hello world", [size])
+    sent = [seam.opening(), *(seam.feed(delta) for delta in student_text), seam.finish()]
     assert "".join(sent) == "Hello world"
     assert next(text for text in sent if text).startswith("Hello")
     assert (seam.echoed, seam.restarted, seam.stopped) == (True, False, False)
@@ -195,14 +195,14 @@ def test_a_student_that_writes_the_guidance_again_gives_the_whole_answer(lead: s
 @pytest.mark.parametrize(
     "reply", ["Hi there", " Help", "\nSure! Hello world", '"Hello" world', "Hello", "Hel", " ", ""]
 )
-def test_a_student_that_begins_otherwise_answers_alone(reply: str, size: int) -> None:
-    """Or that ends before it has written all of it: its own text is the answer, as it is, and the seam says so."""
+def test_a_student_that_begins_differently_answers_alone(reply: str, size: int) -> None:
+    """Also a student that ends too early: its own text is the answer, and `restarted` is true."""
     seam = SeamJoin("Hello world", written_again=True, pending_space=" ", strips_leading_space=True, stop=["Hello wor"])
     assert play(seam, [{"content": delta} for delta in chunks(reply, [size])]) == reply
     assert (seam.echoed, seam.restarted, seam.stopped) == (False, True, False)
 
 
-def test_it_is_known_that_a_student_begins_otherwise_as_soon_as_it_does() -> None:
+def test_a_different_beginning_is_detected_at_once() -> None:
     seam = SeamJoin("Hello", written_again=True)
     assert [(seam.feed(delta), seam.restarted) for delta in ("\n", "He", "y", "!")] == [
         ("", False),
@@ -223,15 +223,15 @@ def test_short_guidance_written_again_is_no_coincidence() -> None:
 def test_any_text_written_again_is_the_hidden_text_and_any_other_is_itself(
     student: HiddenTextStudent, data: st.DataObject, sizes: list[int]
 ) -> None:
-    """In any chunking, a stop string of the caller's anywhere; as a reply and as a stream."""
+    """In any chunking, with a stop string anywhere, as a reply and as a stream."""
     trimmed = trim(student.hidden[: data.draw(st.integers(0, len(student.hidden)))], cut=True)
     assume(trimmed.text)
     stop = data.draw(st.lists(st.text("ab\n ,.", min_size=1, max_size=4), max_size=3))
-    said = data.draw(st.sampled_from(["", " ", "\n\n"])) + student.hidden
+    student_text = data.draw(st.sampled_from(["", " ", "\n\n"])) + student.hidden
     other = data.draw(hidden_texts)
     begins = other.lstrip().startswith(trimmed.text)
     for reply, expected, restarted in (
-        (said, student.hidden, False),
+        (student_text, student.hidden, False),
         (other, other.lstrip() if begins else other, not begins),
     ):
         deltas = [{"role": "assistant"}, *({"content": delta} for delta in chunks(reply, sizes)), {}]
@@ -244,22 +244,22 @@ def test_any_text_written_again_is_the_hidden_text_and_any_other_is_itself(
         )
 
 
-# owed whitespace
+# pending space
 
 
-def test_owed_whitespace_is_paid_where_the_engine_strips_its_own() -> None:
+def test_pending_space_is_inserted_if_the_engine_strips_its_own() -> None:
     assert join("Hello", "world", pending_space=" ", strips_leading_space=True) == ("Hello world", False)
     assert join("Hello", " world", pending_space="\n", strips_leading_space=True) == ("Hello world", False)
 
 
-def test_owed_whitespace_is_paid_after_an_echo() -> None:
+def test_pending_space_is_inserted_after_an_echo() -> None:
     assert join("Hello", "Helloworld", pending_space=" ", strips_leading_space=True, echo=True) == (
         "Hello world",
         False,
     )
 
 
-def test_owed_whitespace_is_paid_once_and_not_to_an_empty_answer() -> None:
+def test_pending_space_is_inserted_once_and_not_for_an_empty_answer() -> None:
     seam = SeamJoin("Hello", pending_space="\n", strips_leading_space=True)
     assert [seam.feed(""), seam.feed("a"), seam.feed("b"), seam.finish()] == ["", "\na", "b", ""]
     assert SeamJoin("Hello", pending_space="\n", strips_leading_space=True).finish() == ""
@@ -281,7 +281,7 @@ def test_a_stop_string_across_the_seam_ends_the_answer(size: int) -> None:
     assert (seam.feed("more"), seam.finish()) == ("", "")
 
 
-def test_a_held_tail_that_is_no_stop_string_after_all_is_released() -> None:
+def test_a_held_tail_that_is_no_stop_string_is_released() -> None:
     seam = SeamJoin("One.\nQ", stop=["\nQ:"])
     assert [seam.opening(), seam.feed("u"), seam.feed("een"), seam.finish()] == ["One.", "\nQu", "een", ""]
     assert not seam.stopped
@@ -291,12 +291,12 @@ def test_a_held_tail_is_released_when_the_student_ends() -> None:
     assert join("One.\nQ", "", stop=["\nQ:"]) == ("One.\nQ", False)
 
 
-def test_a_stop_string_longer_than_the_guidance_is_met() -> None:
+def test_a_stop_string_longer_than_the_guidance_is_found() -> None:
     assert join("a", "bcdef", stop=["abcde"]) == ("", True)
     assert join("a", "bcd", stop=["abcde"]) == ("abcd", False)
 
 
-def test_a_stop_string_within_the_students_text_is_the_engines_work() -> None:
+def test_a_stop_string_within_the_students_text_is_left_to_the_engine() -> None:
     assert join("Hello", " stop it", stop=["stop"]) == ("Hello stop it", False)
     assert join("Hello", "stop it", stop=["stop"]) == ("Hellostop it", False)
     assert SeamJoin("Hello", stop=["stop"]).feed(" st") == " st"
@@ -307,7 +307,7 @@ def test_a_stop_string_within_the_guidance_ends_it_too() -> None:
     assert (seam.opening(), seam.stopped, seam.feed("x"), seam.finish()) == ("Hello ", True, "", "")
 
 
-def test_owed_whitespace_is_part_of_what_a_stop_string_may_span() -> None:
+def test_a_stop_string_may_contain_pending_space() -> None:
     options: dict[str, Any] = {"pending_space": "\n", "strips_leading_space": True}
     assert join("One.", "Q: two", stop=["\nQ:"], **options) == ("One.", True)
     assert join("One.", "Queen", stop=["\nQ:"], **options) == ("One.\nQueen", False)
@@ -333,8 +333,8 @@ def test_a_stop_string_that_overlaps_itself_is_found() -> None:
     assert join("xaab aab", " aac!", stop=["aab aac"]) == ("xaab ", True)
 
 
-def test_the_end_of_a_stop_string_that_the_engine_withheld_with_its_own_is_not_seen() -> None:
-    # The student was about to write "ND", one of its stop strings; nobody can tell that from a plain end.
+def test_a_stop_string_that_the_engine_withheld_is_not_detected() -> None:
+    # The student was about to generate "ND", one of its stop strings. This cannot be distinguished from a plain end.
     assert join("The E", "", stop=["END", "ND"]) == ("The E", False)
 
 
@@ -362,8 +362,8 @@ def test_every_cut_of_every_text_joins_to_the_hidden_text(name: str) -> None:
 def test_a_stripping_student_loses_only_the_whitespace_the_teacher_did_not_write(name: str) -> None:
     """The one ambiguity: the whitespace after the guidance is known only as far as the teacher wrote it.
 
-    With `run` the whitespace that follows the guidance in the hidden text: the answer is the hidden text if
-    `owed == run`, and else the hidden text with `owed` in the place of `run`.
+    Let `run` be the whitespace after the guidance in the hidden text. The answer is the hidden text if `pending_space
+    == run`, else the hidden text with `pending_space` instead of `run`.
     """
     hidden = TEXTS[name].lstrip()
     exact = 0
@@ -400,12 +400,12 @@ def test_any_text_any_cut_any_chunks_join_to_the_hidden_text(
 
 @given(students(strips_leading_space=None), st.data(), chunkings)
 @settings(max_examples=300, deadline=None)
-def test_an_unknown_echo_is_told_from_a_continuation(
+def test_an_unknown_echo_is_distinguished_from_a_continuation(
     student: HiddenTextStudent, data: st.DataObject, sizes: list[int]
 ) -> None:
     trimmed = trim(student.hidden[: data.draw(st.integers(0, len(student.hidden)))], cut=True)
     if student.echo_after is None:
-        # The documented coincidence: an honest continuation that says all of the guidance again.
+        # The documented coincidence: a real continuation that repeats the whole guidance.
         own = student.hidden[len(trimmed.text) :].lstrip()
         assume(not (echo_detectable(trimmed.text) and own.startswith(trimmed.text)))
     drops = student.echo_after is not None and echo_detectable(trimmed.text)
@@ -433,7 +433,7 @@ def test_chunks_do_not_matter(
 
 @given(students(), st.data(), chunkings)
 @settings(max_examples=300, deadline=None)
-def test_what_is_sent_is_exactly_what_is_emitted(
+def test_the_sent_prefix_equals_the_emitted_text(
     student: HiddenTextStudent, data: st.DataObject, sizes: list[int]
 ) -> None:
     trimmed = trim(student.hidden[: data.draw(st.integers(0, len(student.hidden)))], cut=True)
@@ -447,7 +447,7 @@ def test_what_is_sent_is_exactly_what_is_emitted(
 
 @st.composite
 def stops_of(draw: st.DrawFn, hidden: str) -> list[str]:
-    """Stop strings that mostly do occur in the text."""
+    """Draw stop strings that mostly occur in the text."""
     stop: list[str] = []
     for _ in range(draw(st.integers(1, 3))):
         at = draw(st.integers(0, len(hidden)))
@@ -457,7 +457,7 @@ def stops_of(draw: st.DrawFn, hidden: str) -> list[str]:
 
 @given(students(), st.data(), chunkings, st.booleans(), st.booleans())
 @settings(max_examples=600, deadline=None)
-def test_the_answer_ends_at_the_first_stop_string_wherever_it_stands(
+def test_the_answer_ends_at_the_first_stop_string(
     student: HiddenTextStudent, data: st.DataObject, sizes: list[int], cut: bool, engine_stops: bool
 ) -> None:
     hidden = student.hidden
@@ -469,14 +469,14 @@ def test_the_answer_ends_at_the_first_stop_string_wherever_it_stands(
         return
     if engine_stops:
         student = replace(student, stop=tuple(stop))
-        # The one ambiguity: an engine withholds the stop string it met. If that overlaps one across the seam, then
-        # the end of the latter is withheld with it.
+        # The one ambiguity: an engine withholds the stop string that it found. If that overlaps one across the seam,
+        # the end of the latter is withheld too.
         sent = len(trimmed.text)
         span = first_stop_span(hidden, stop)
         own = upto_first_stop(hidden[sent:], stop)
         assume(span is None or span[0] >= sent or span[1] <= sent + len(own))
     else:
-        # An engine that knows no stop strings: those within its own text are not the seam's to find.
+        # An engine without stop strings: the seam does not search for those within the student's own text.
         assume(len(expected) < len(trimmed.text) or expected == hidden)
     assert answer(student, trimmed, sizes, echo=student.echo_after is not None, stop=stop) == expected
 

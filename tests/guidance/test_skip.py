@@ -1,4 +1,4 @@
-"""Boilerplate before an answer: what is dropped, what stays, and that nobody sees a word of it, however it comes."""
+"""Boilerplate before an answer: which text is dropped and which is kept, however the text arrives."""
 
 from __future__ import annotations
 
@@ -67,44 +67,44 @@ def test_boilerplate_is_dropped(opening: str, rest: str) -> None:
         "",
     ],
 )
-def test_what_may_carry_a_part_of_the_answer_stays(text: str) -> None:
+def test_text_that_may_be_part_of_the_answer_is_kept(text: str) -> None:
     assert kept(text) == text
 
 
-def test_a_text_that_is_nothing_else_leaves_nothing() -> None:
+def test_a_text_of_boilerplate_alone_is_dropped() -> None:
     rest, growing = skipped("Certainly! Let's break this down step by step.", SKIP, MANY)
     assert (rest, growing.dropped, growing.cut) == ("", True, False)
 
 
-def test_reasoning_is_passed_over_and_is_not_counted() -> None:
+def test_reasoning_is_passed_on_and_not_counted() -> None:
     thoughts = "<think>Sure! What do they want?</think>"
     rest, growing = skipped(f"{thoughts}\n\nCertainly! Four of them are red", SKIP, 2)
     assert rest == thoughts + "Four of"
     assert growing.cut
 
 
-def test_reasoning_that_is_never_closed_stays_for_the_seam_to_drop() -> None:
+def test_unclosed_reasoning_is_passed_on() -> None:
     assert kept("<think>Sure! What") == "<think>Sure! What"
 
 
-def test_only_so_many_sentences_are_dropped() -> None:
+def test_the_number_of_dropped_sentences_is_limited() -> None:
     assert kept("Sure! " * (MAX_SENTENCES + 2)) == "Sure! Sure! "
 
 
-def test_a_sentence_without_an_end_is_not_waited_for() -> None:
+def test_a_sentence_that_is_too_long_is_passed_on() -> None:
     growing = GrowingSkip(SKIP, MANY)
     long = "To find it we need to follow these steps, " + "and " * MAX_SENTENCE_CHARS
     assert growing.feed(long) == long
 
 
-def test_what_follows_m_tokens_is_cut() -> None:
+def test_text_after_m_tokens_is_cut() -> None:
     rest, growing = skipped("Certainly! One two, three four", SKIP, 4)
     assert (rest, growing.cut) == ("One two, three", True)
     rest, growing = skipped("Certainly! One two, three", SKIP, 4)
     assert (rest, growing.cut) == ("One two, three", False)
 
 
-def test_a_count_of_our_own_errs_on_the_side_of_fewer() -> None:
+def test_the_gateways_own_count_keeps_rather_fewer_tokens() -> None:
     text = (
         "24 / 2 = 12 in the afternoon, so 24 + 12 = 36 in all. Tulips grow in soil, so the gardener puts them into a "
         "garden rather than a refrigerator, and waters them every morning until the first of May. "
@@ -113,18 +113,18 @@ def test_a_count_of_our_own_errs_on_the_side_of_fewer() -> None:
     assert 80 <= count_text("o200k_base", rest) <= 101
 
 
-def test_nothing_of_a_sentence_goes_on_before_it_is_known_to_stay() -> None:
+def test_a_sentence_is_held_until_it_is_certainly_kept() -> None:
     growing = GrowingSkip(SKIP, MANY)
-    told = [
+    passed = [
         growing.feed(piece) for piece in ("Cert", "ainly", "!", " ", "The", " sky", " is", " blue", ".", " So", " it")
     ]
-    assert told == ["", "", "", "", "", "", "", "", "", "The sky is blue. So", " it"]
+    assert passed == ["", "", "", "", "", "", "", "", "", "The sky is blue. So", " it"]
 
 
 @pytest.mark.parametrize(
     ("pattern", "text", "rest"), [("Hm+,", "Hmm, yes", "yes"), ("(?i)well\\b,?", "Well well, so", "so")]
 )
-def test_patterns_of_ones_own_drop_the_beginning_of_a_sentence(pattern: str, text: str, rest: str) -> None:
+def test_configured_patterns_drop_the_beginning_of_a_sentence(pattern: str, text: str, rest: str) -> None:
     assert skipped(text, SkipRule((to_pattern(pattern),), 8), MANY)[0] == rest
 
 
@@ -134,27 +134,27 @@ def test_a_pattern_that_matches_nothing_at_all_drops_nothing() -> None:
 
 
 @given(texts, st.lists(st.integers(1, 9), min_size=1, max_size=30), st.integers(1, 12))
-def test_the_pieces_that_a_text_comes_in_change_nothing(text: str, sizes: list[int], tokens: int) -> None:
+def test_the_result_does_not_depend_on_the_pieces(text: str, sizes: list[int], tokens: int) -> None:
     whole, what = skipped(text, SKIP, tokens)
     growing = GrowingSkip(SKIP, tokens)
-    told = "".join(growing.feed(piece) for piece in cut_up(text, sizes)) + growing.finish()
-    assert (told, growing.dropped, growing.cut) == (whole, what.dropped, what.cut)
+    passed = "".join(growing.feed(piece) for piece in cut_up(text, sizes)) + growing.finish()
+    assert (passed, growing.dropped, growing.cut) == (whole, what.dropped, what.cut)
 
 
 @given(texts)
-def test_what_stays_is_the_end_of_the_text(text: str) -> None:
+def test_the_kept_text_is_the_end_of_the_text(text: str) -> None:
     if "<" not in text:
         assert text.endswith(kept(text)) or kept(text) == ""
 
 
 @given(texts, st.lists(st.integers(1, 9), min_size=1, max_size=30), st.integers(1, 12), st.booleans())
-def test_what_was_shown_is_never_taken_back(text: str, sizes: list[int], tokens: int, cut: bool) -> None:
+def test_shown_text_is_never_taken_back(text: str, sizes: list[int], tokens: int, cut: bool) -> None:
     growing = GrowingKeep(SKIP, tokens, boundary="word", stop=("it is",))
     shown = "".join(growing.feed(piece) for piece in cut_up(text, sizes))
-    found = growing.finish(cut=cut)
-    assert found.trimmed.text.startswith(shown)
+    kept_guidance = growing.finish(cut=cut)
+    assert kept_guidance.trimmed.text.startswith(shown)
     if not shown:
-        assert found == keep(text, SKIP, tokens, cut=cut, stop=("it is",), boundary="word")
+        assert kept_guidance == keep(text, SKIP, tokens, cut=cut, stop=("it is",), boundary="word")
 
 
 def cut_up(text: str, sizes: list[int]) -> list[str]:

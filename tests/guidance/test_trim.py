@@ -17,10 +17,10 @@ def kept(text: str, boundary: Boundary = "word") -> str:
     return trim(text, cut=True, boundary=boundary).text
 
 
-# what is divided
+# the division
 
 
-def test_a_cut_text_is_divided_into_text_owed_and_dropped() -> None:
+def test_a_cut_text_is_divided_into_text_pending_space_and_dropped() -> None:
     assert trim("  One two  thr", cut=True) == TrimmedText("One two", "  ", "thr", stopped=False)
 
 
@@ -28,7 +28,7 @@ def test_a_finished_text_loses_only_its_outer_whitespace() -> None:
     assert trim(" One tw\n", cut=False) == TrimmedText("One tw", "\n", "", stopped=False)
 
 
-def test_nothing_comes_of_nothing() -> None:
+def test_empty_text_stays_empty() -> None:
     for text in ("", " \n"):
         for cut in (True, False):
             assert trim(text, cut=cut, stop=["x"]) == TrimmedText("", "", "", stopped=False)
@@ -144,7 +144,7 @@ def test_a_finished_text_may_end_anywhere() -> None:
 
 
 @pytest.mark.parametrize("cut", [True, False])
-def test_from_an_open_think_block_on_all_is_dropped(cut: bool) -> None:
+def test_text_after_an_open_think_block_is_dropped(cut: bool) -> None:
     assert trim("<think>I wonder", cut=cut) == TrimmedText("", "", "<think>I wonder", stopped=False)
     assert trim("Well, <think>I wonder", cut=cut) == TrimmedText("Well,", " ", "<think>I wonder", stopped=False)
 
@@ -199,7 +199,7 @@ def test_the_stop_string_completed_first_counts() -> None:
     assert trim("xabcd", cut=False, stop=["bc", "abc"]).text == "x"
 
 
-def test_a_stop_string_of_blanks_is_not_met_by_whitespace_nobody_sees() -> None:
+def test_leading_whitespace_does_not_match_a_stop_string() -> None:
     assert trim("\n\nOne.\n\nTwo.", cut=False, stop=["\n\n"]) == TrimmedText("One.", "", "\n\nTwo.", stopped=True)
     assert trim("\nQ: two", cut=False, stop=["\nQ:"]) == TrimmedText("", "", "Q: two", stopped=True)
 
@@ -281,7 +281,7 @@ def test_a_word_longer_than_any_is_kept() -> None:
         ('{"ke', '{"'),
     ],
 )
-def test_what_is_broken_is_cut_at_every_boundary(broken: str, left: str, boundary: Boundary) -> None:
+def test_broken_characters_are_cut_at_every_boundary(broken: str, left: str, boundary: Boundary) -> None:
     text = kept(broken, boundary)
     assert text in {left, "so. caf"}
     assert boundary == "token" or text == left
@@ -317,7 +317,7 @@ def test_a_character_of_several_code_points_stays_whole_at_every_boundary(whole:
     ],
 )
 def test_the_last_marks_of_a_line_go_with_its_end(text: str, expected: str, boundary: Boundary) -> None:
-    """Qwen2.5 writes ":\\n" and "{\\n" as one token: after ":" alone it goes on in the same line."""
+    r"""Qwen2.5 has one token for ":\n" and "{\n": after ":" alone it continues in the same line."""
     assert kept(text, boundary) == expected
 
 
@@ -352,7 +352,7 @@ stops = st.lists(st.sampled_from(["a", "\n", "\n\n", " w", "3.14", "`", "or"]), 
 
 @given(texts, st.booleans(), stops, st.sampled_from(BOUNDARIES))
 @settings(max_examples=1000, deadline=None)
-def test_text_owed_and_dropped_are_what_the_teacher_wrote(
+def test_text_pending_space_and_dropped_add_up_to_the_teachers_text(
     text: str, cut: bool, stop: list[str], boundary: Boundary
 ) -> None:
     trimmed = trim(text, cut=cut, stop=stop, boundary=boundary)
@@ -379,13 +379,13 @@ def test_a_cut_leaves_nothing_broken(text: str, boundary: Boundary) -> None:
         and not rest.startswith(("<think>", "\ufffd", "\ud83d"))
         and trimmed.dropped[:1].isalnum()
     ):
-        # What stands there had not ended.
+        # The text there had not ended.
         assert not left.endswith(("<", "</", "<think", "</think", "\u200d", "\\"))
         assert fences(left)[1] == len(left)
 
 
 @given(texts)
-@example("🇫\u200d🇫")  # one word for the rule of words, half a flag for a reader
+@example("🇫\u200d🇫")  # one word by the rule of words, half a flag for a reader
 @settings(max_examples=600, deadline=None)
 def test_a_sentence_ends_no_later_than_a_word_and_a_word_no_later_than_a_token(text: str) -> None:
     assert kept(text, "token").startswith(kept(text, "word"))
@@ -403,6 +403,6 @@ def test_a_cut_loses_no_more_than_the_last_line_and_mostly_a_word(name: str) -> 
     text = TEXTS[name].lstrip()
     for at in range(len(text) + 1):
         lost = trim(text[:at], cut=True).dropped
-        # The marks of the line before are lost too where nothing of the next is left.
+        # The marks of the previous line are lost too if no text of the next line is left.
         assert lost.count("\n") == 0 or not lost[0].isalnum(), lost
         assert len(lost.split()) <= (3 if "`" in lost or "~" in lost else 2)

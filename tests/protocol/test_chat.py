@@ -14,7 +14,7 @@ BLANK = {"type": "text", "text": " \n"}
 LEAST = {"model": "m", "messages": [USER]}
 
 
-def refused(raw: bytes) -> InvalidRequest:
+def rejection(raw: bytes) -> InvalidRequest:
     with pytest.raises(InvalidRequest) as caught:
         parse_chat(raw)
     assert caught.value.status == 400
@@ -48,8 +48,8 @@ def messages(*contents: Any) -> dict[str, Any]:
     ],
 )
 def test_a_body_that_is_no_json_object_names_no_field(raw: bytes) -> None:
-    """There is none to name."""
-    error = refused(raw)
+    """There is no field to name."""
+    error = rejection(raw)
     assert error.param is None
     assert "JSON object with 'model' and 'messages'" in error.message
 
@@ -142,8 +142,8 @@ def test_a_body_that_is_no_json_object_names_no_field(raw: bytes) -> None:
     ],
 )
 def test_a_bad_field_is_named(fields: dict[str, Any], param: str) -> None:
-    """As OpenAI names it, in the error's param and in its message, in words that are no one's type names."""
-    error = refused(orjson.dumps({**LEAST, **fields}))
+    """The error's `param` and message have OpenAI's name of the field, and no Python type names."""
+    error = rejection(orjson.dumps({**LEAST, **fields}))
     assert error.param == param
     assert error.message.startswith(f"'{param}'")
     assert "`" not in error.message
@@ -151,16 +151,16 @@ def test_a_bad_field_is_named(fields: dict[str, Any], param: str) -> None:
 
 @pytest.mark.parametrize("missing", ["model", "messages"])
 def test_a_missing_field_is_named(missing: str) -> None:
-    """Both are required."""
-    error = refused(orjson.dumps({key: value for key, value in LEAST.items() if key != missing}))
+    """Both fields are required."""
+    error = rejection(orjson.dumps({key: value for key, value in LEAST.items() if key != missing}))
     assert (error.param, error.message) == (missing, f"'{missing}' is required.")
 
 
-def test_the_words_of_an_error_say_what_to_send() -> None:
-    """A bound, or the types that fit."""
-    assert refused(orjson.dumps({**LEAST, "n": 0})).message == "'n': expected an integer >= 1."
-    said = refused(orjson.dumps({**LEAST, "stop": 5})).message
-    assert said == "'stop': expected a string or a list or null, got an integer."
+def test_the_error_names_the_allowed_values() -> None:
+    """A bound, or the allowed types."""
+    assert rejection(orjson.dumps({**LEAST, "n": 0})).message == "'n': expected an integer >= 1."
+    message = rejection(orjson.dumps({**LEAST, "stop": 5})).message
+    assert message == "'stop': expected a string or a list or null, got an integer."
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def test_the_words_of_an_error_say_what_to_send() -> None:
     ],
 )
 def test_a_good_body_is_kept_verbatim(fields: dict[str, Any]) -> None:
-    """Unknown fields, content parts and messages without content among it, to the last digit."""
+    """Including unknown fields, content parts, messages without content, and all digits."""
     raw = orjson.dumps({**LEAST, **fields})
     chat = parse_chat(raw)
     assert orjson.dumps(chat.body) == raw
@@ -204,8 +204,8 @@ def test_a_good_body_is_kept_verbatim(fields: dict[str, Any]) -> None:
     assert chat.size_bytes == len(raw)
 
 
-def test_the_least_body_asks_for_nothing_special() -> None:
-    """Every default is an absence."""
+def test_a_minimal_body_has_the_defaults() -> None:
+    """Every default means absence."""
     assert parsed() == ChatRequest(
         body=LEAST, model="m", max_tokens=None, stop=(), stream=False, wants_usage=False,
         size_bytes=len(orjson.dumps(LEAST)),
@@ -241,40 +241,40 @@ def test_stop_strings_are_a_tuple_without_empty_ones(stop: Any, read: tuple[str,
     ("options", "wants"),
     [(None, False), ({}, False), ({"include_usage": False}, False), ({"include_usage": True}, True)],
 )
-def test_usage_in_a_stream_is_wanted_when_asked_for(options: Any, wants: bool) -> None:
+def test_usage_in_a_stream_is_sent_on_request(options: Any, wants: bool) -> None:
     """And only then."""
     assert parsed(stream=True, stream_options=options).wants_usage is wants
 
 
-@pytest.mark.parametrize("said", [{}, {"content": None}, {"content": None, "tool_calls": []}, {"refusal": None}])
-def test_an_assistant_message_that_says_nothing_gets_an_empty_text(said: dict[str, Any]) -> None:
-    """Templates write out null as a word."""
-    assert parsed(**messages(USER, {"role": "assistant", **said})).messages[1]["content"] == ""
+@pytest.mark.parametrize("fields", [{}, {"content": None}, {"content": None, "tool_calls": []}, {"refusal": None}])
+def test_an_assistant_message_without_content_gets_an_empty_text(fields: dict[str, Any]) -> None:
+    """Templates would render null as a word."""
+    assert parsed(**messages(USER, {"role": "assistant", **fields})).messages[1]["content"] == ""
 
 
-def test_null_stays_beside_tool_calls() -> None:
+def test_null_content_is_kept_with_tool_calls() -> None:
     call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
     spoken = {"role": "assistant", "content": None, "tool_calls": [call]}
     assert parsed(**messages(USER, spoken)).messages[1] == spoken
 
 
 @pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens", "n", "seed", "top_logprobs"])
-def test_an_integer_may_have_a_point(field: str) -> None:
-    """The engine gets it without the point."""
+def test_an_integer_may_be_sent_as_a_float(field: str) -> None:
+    """The engine gets an integer."""
     kept = parse_chat(orjson.dumps(LEAST)[:-1] + b',"%b":5.0}' % field.encode()).body[field]
     assert (kept, type(kept)) == (5, int)
-    assert refused(orjson.dumps({**LEAST, field: 5.5})).param == field
-    assert refused(orjson.dumps({**LEAST, field: 1e300})).param == field
+    assert rejection(orjson.dumps({**LEAST, field: 5.5})).param == field
+    assert rejection(orjson.dumps({**LEAST, field: 1e300})).param == field
 
 
-def test_content_parts_that_are_no_text_are_counted() -> None:
+def test_content_parts_without_text_are_counted() -> None:
     picture = {"type": "image_url", "image_url": {"url": "data:,"}}
     assert parsed(**messages({"role": "user", "content": [WHY, picture, picture]}, USER)).non_text_parts == 2
 
 
-def test_there_are_at_most_so_many_messages() -> None:
+def test_the_number_of_messages_is_limited() -> None:
     assert len(parsed(messages=[USER] * MAX_MESSAGES).messages) == MAX_MESSAGES
-    error = refused(orjson.dumps({**LEAST, "messages": [USER] * (MAX_MESSAGES + 1)}))
+    error = rejection(orjson.dumps({**LEAST, "messages": [USER] * (MAX_MESSAGES + 1)}))
     assert error.param == "messages"
     assert str(MAX_MESSAGES) in error.message
 
@@ -284,15 +284,15 @@ def nested(levels: int, opening: bytes = b"[", closing: bytes = b"]") -> bytes:
 
 
 @pytest.mark.parametrize(("opening", "closing"), [(b"[", b"]"), (b'{"a":', b"}")])
-def test_a_body_too_deep_to_be_sent_on_is_refused(opening: bytes, closing: bytes) -> None:
-    """It could be read, and would break on its way to the engine."""
+def test_a_body_that_is_too_deep_to_encode_is_rejected(opening: bytes, closing: bytes) -> None:
+    """It could be decoded, and would fail on its way to the engine."""
     assert parse_chat(nested(253, opening, closing)).model == "m"
     for levels in (254, 500, 1_000, 1_023, 1_024, 100_000):
-        assert refused(nested(levels, opening, closing)).param is None
+        assert rejection(nested(levels, opening, closing)).param is None
 
 
 def test_a_wide_body_is_not_deep() -> None:
-    """A thousand brackets beside each other are fine."""
+    """A thousand brackets side by side are allowed."""
     assert parsed(many=[[] for _ in range(1_000)], text="[{" * 1_000).model == "m"
 
 
@@ -313,15 +313,15 @@ def test_a_wide_body_is_not_deep() -> None:
         ({"bootstrap_host": "x"}, "bootstrap_host"),
     ],
 )
-def test_no_field_says_where_a_call_goes_or_as_whom(fields: dict[str, Any], param: str) -> None:
-    """An engine behind the gateway may be a gateway itself, and take it from the body; however deep it stands."""
-    error = refused(orjson.dumps({**LEAST, **fields}))
+def test_fields_for_destinations_and_credentials_are_rejected(fields: dict[str, Any], param: str) -> None:
+    """An engine may itself be a gateway that reads them from the body, at any depth."""
+    error = rejection(orjson.dumps({**LEAST, **fields}))
     assert error.param == param
     assert "169.254" not in error.message
 
 
-def test_where_names_are_the_callers_own_any_is_good() -> None:
-    """A function may have a parameter api_key, a schema a property base_url; null says nothing."""
+def test_names_in_the_callers_content_are_allowed() -> None:
+    """A function may have a parameter api_key, and a schema a property base_url. A null value is allowed."""
     schema = {"type": "object", "properties": {"api_key": {"type": "string"}, "base_url": {"type": "string"}}}
     tool = {"type": "function", "function": {"name": "f", "parameters": schema}}
     form = {"type": "json_schema", "json_schema": {"name": "f", "schema": schema}}
@@ -329,7 +329,7 @@ def test_where_names_are_the_callers_own_any_is_good() -> None:
     assert parsed(tools=[tool], response_format=form, metadata={"api_key": "x"}, api_base=None, **nested)
 
 
-def test_a_body_that_is_almost_too_deep_is_looked_through_to_its_end() -> None:
-    """No deeper than what is refused for its depth."""
+def test_a_deep_body_is_checked_to_its_end() -> None:
+    """Its depth is just below the limit."""
     raw = b'{"model": "m", "messages": [{"role": "user", "content": "Why?"}], "x": ' + b"[" * 250 + b'{"api_base": 1}'
-    assert (refused(raw + b"]" * 250 + b"}").param or "").endswith(".api_base")
+    assert (rejection(raw + b"]" * 250 + b"}").param or "").endswith(".api_base")

@@ -49,16 +49,16 @@ def test_a_field_that_is_missing_is_named(missing: str) -> None:
         parse_offline_usage(orjson.dumps({name: value for name, value in ALONE.items() if name != missing}))
 
 
-def test_what_is_not_said_is_not_known_and_guidance_is_taken_to_have_been_used() -> None:
+def test_missing_fields_are_none_and_guidance_counts_as_used() -> None:
     assert parse_edge_usage(orjson.dumps(LEAST)) == EdgeUsage(5, 7, "phone", None, None, None, guided=True, at=None)
     assert not parse_edge_usage(orjson.dumps(LEAST | {"guided": False})).guided
 
 
-def test_one_uuid_is_one_answer_however_it_is_written() -> None:
+def test_a_uuid_is_normalized() -> None:
     written = [ALONE["id"], ALONE["id"].upper(), ALONE["id"].replace("-", "")]
     assert len({parse_offline_usage(orjson.dumps(ALONE | {"id": one})).id for one in written}) == 1
     assert not parse_offline_usage(orjson.dumps(ALONE | {"guided": True})).usage.guided, "nobody guided it"
 
 
-def test_the_client_of_this_version_speaks_the_newest_that_the_gateway_knows() -> None:
+def test_the_client_of_this_release_uses_the_newest_version() -> None:
     assert MIN_VERSION <= EDGE_VERSION == MAX_VERSION

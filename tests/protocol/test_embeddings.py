@@ -31,7 +31,7 @@ LEAST: dict[str, Any] = {"model": "m", "input": "Why?"}
     ],
 )
 def test_a_bad_field_is_named(fields: dict[str, Any], param: str) -> None:
-    """In the error's param and in its message."""
+    """In the error's `param` and message."""
     with pytest.raises(InvalidRequest) as caught:
         parse_embeddings(orjson.dumps({**LEAST, **fields}))
     assert caught.value.param == param
@@ -40,7 +40,7 @@ def test_a_bad_field_is_named(fields: dict[str, Any], param: str) -> None:
 
 @pytest.mark.parametrize("missing", ["model", "input"])
 def test_a_missing_field_is_named(missing: str) -> None:
-    """Both are required."""
+    """Both fields are required."""
     with pytest.raises(InvalidRequest, match=f"^'{missing}' is required.$"):
         parse_embeddings(orjson.dumps({key: value for key, value in LEAST.items() if key != missing}))
 
@@ -57,9 +57,9 @@ def test_a_missing_field_is_named(missing: str) -> None:
     ],
 )
 def test_there_is_a_vector_for_each_input(given: Any, inputs: list[Any]) -> None:
-    """A list of token ids is one input, however long; of inputs there are 2048 at most."""
+    """A list of token ids is one input, however long. At most 2048 inputs are allowed."""
     raw = orjson.dumps({**LEAST, "input": given, "encoding_format": "base64", "dimensions": 256, "unknown": [1.5]})
-    asked = parse_embeddings(raw)
-    assert asked.inputs == inputs
-    assert orjson.dumps(asked.body) == raw
-    assert (asked.model, asked.size_bytes) == ("m", len(raw))
+    request = parse_embeddings(raw)
+    assert request.inputs == inputs
+    assert orjson.dumps(request.body) == raw
+    assert (request.model, request.size_bytes) == ("m", len(raw))

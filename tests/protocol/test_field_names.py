@@ -1,4 +1,4 @@
-"""No field changes the number of answers or of tokens behind the back of the reservation."""
+"""No field changes the number of answers or tokens without a reservation."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ALL = [*GENERATING, pytest.param(parse_embeddings, VECTORS, id="embeddings")]
 Parse: TypeAlias = "Callable[[bytes], AnyRequest]"
 
 
-def refused(parse: Parse, body: dict[str, Any]) -> tuple[str | None, str]:
+def rejection(parse: Parse, body: dict[str, Any]) -> tuple[str | None, str]:
     with pytest.raises(InvalidRequest) as refusal:
         parse(orjson.dumps(body))
     return refusal.value.param, str(refusal.value)
@@ -41,34 +41,38 @@ def refused(parse: Parse, body: dict[str, Any]) -> tuple[str | None, str]:
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(("parse", "body"), GENERATING)
-@pytest.mark.parametrize(("use", "alias"), [(use, alias) for use, aliases in ALIASES.items() for alias in aliases])
-def test_other_names_of_counts_are_refused(
-    parse: Parse, body: dict[str, Any], use: str, alias: str, stream: bool
+@pytest.mark.parametrize(
+    ("replacement", "alias"), [(replacement, alias) for replacement, aliases in ALIASES.items() for alias in aliases]
+)
+def test_other_names_of_counts_are_rejected(
+    parse: Parse, body: dict[str, Any], replacement: str, alias: str, stream: bool
 ) -> None:
     for value in (64, 1, "64"):
-        assert refused(parse, {**body, "stream": stream, "max_tokens": 9, alias: value}) == (
-            alias,
-            f"'{alias}' is not accepted: some engines treat it as '{use}', and the gateway does not. Send '{use}'.",
+        param, message = rejection(parse, {**body, "stream": stream, "max_tokens": 9, alias: value})
+        assert param == alias
+        assert message == (
+            f"'{alias}' is not accepted: some engines treat it as '{replacement}', and the gateway does not. "
+            f"Send '{replacement}'."
         )
     assert parse(orjson.dumps({**body, alias: None})).generated_choices == 1
 
 
 @pytest.mark.parametrize("holder", HOLDERS)
 @pytest.mark.parametrize(("parse", "body"), GENERATING)
-def test_counts_in_a_holder_are_refused(parse: Parse, body: dict[str, Any], holder: str) -> None:
+def test_counts_in_a_holder_are_rejected(parse: Parse, body: dict[str, Any], holder: str) -> None:
     for name in ("model", "n", "best_of", "max_tokens", "max_completion_tokens", "n_cmpl", "max_new_tokens", "N"):
-        assert refused(parse, {**body, holder: {"top_k": 5, name: 64}})[0] == f"{holder}.{name}"
+        assert rejection(parse, {**body, holder: {"top_k": 5, name: 64}})[0] == f"{holder}.{name}"
     assert parse(orjson.dumps({**body, holder: {"top_k": 5, "n": None}})).generated_choices == 1
 
 
 @pytest.mark.parametrize(("parse", "body"), ALL)
 def test_a_field_in_another_case_is_refused(parse: Parse, body: dict[str, Any]) -> None:
-    """Ollama's decoder ignores the case, also of the Kelvin sign, and takes the last one: null lifts a limit."""
-    assert refused(parse, {**body, "MODEL": "dear"})[0] == "MODEL"
+    """Ollama's decoder ignores the case, also of the Kelvin sign, and the last field counts: null removes a limit."""
+    assert rejection(parse, {**body, "MODEL": "dear"})[0] == "MODEL"
     if body is not VECTORS:
         for name in ("Max_Tokens", "max_to\u212aens", "N", "N_CMPL"):
-            assert refused(parse, {**body, "max_tokens": 9, name: 64})[0] == name
-        assert refused(parse, {**body, "max_tokens": 9, "Max_Tokens": None})[0] == "Max_Tokens"
+            assert rejection(parse, {**body, "max_tokens": 9, name: 64})[0] == name
+        assert rejection(parse, {**body, "max_tokens": 9, "Max_Tokens": None})[0] == "Max_Tokens"
 
 
 def test_a_report_of_a_device_has_one_name_for_each_count() -> None:
@@ -77,19 +81,19 @@ def test_a_report_of_a_device_has_one_name_for_each_count() -> None:
         parse_edge_usage(orjson.dumps(body))
 
 
-def test_texts_to_embed_have_no_answers_to_count() -> None:
-    """Servers of embeddings take `max_length` for where they cut a text."""
+def test_embeddings_accept_names_of_token_limits() -> None:
+    """Servers of embeddings read `max_length` as the length at which they cut a text."""
     assert parse_embeddings(orjson.dumps({**VECTORS, "max_length": 512, "n_cmpl": 64})).generated_choices == 0
 
 
 @pytest.mark.parametrize("more", [{}, {"use_beam_search": True}])
 @pytest.mark.parametrize(("parse", "body"), GENERATING)
-def test_drafts_and_beams_are_counted(parse: Any, body: dict[str, Any], more: dict[str, Any]) -> None:
+def test_generated_choices_are_counted(parse: Any, body: dict[str, Any], more: dict[str, Any]) -> None:
     """The larger of `n` and `best_of` is the width of a beam search."""
-    for counts, drafts in (({"best_of": 8}, 8), ({"n": 2, "best_of": 8}, 8), ({"n": 8}, 8)):
-        asked = parse(orjson.dumps({**body, **counts, **more}))
-        assert asked.generated_choices == drafts
-        sent = build_student_request(plan("student"), StudentPlan("small", None), asked, UNGUIDED).body
+    for counts, generated in (({"best_of": 8}, 8), ({"n": 2, "best_of": 8}, 8), ({"n": 8}, 8)):
+        request = parse(orjson.dumps({**body, **counts, **more}))
+        assert request.generated_choices == generated
+        sent = build_student_request(plan("student"), StudentPlan("small", None), request, UNGUIDED).body
         assert {name: sent[name] for name in counts} == counts
 
 

@@ -24,8 +24,8 @@ def user(content: Any) -> dict[str, Any]:
         ([IMAGE], [{"type": "text", "text": "X"}, IMAGE], [IMAGE, {"type": "text", "text": "X"}]),
     ],
 )
-def test_text_goes_into_the_last_user_message(content: Any, before: Any, after: Any) -> None:
-    """Before what it says, or behind it; into the text part that is nearest to that end."""
+def test_text_is_added_to_the_last_user_message(content: Any, before: Any, after: Any) -> None:
+    """Before or after its text, in the text part nearest to that end."""
     chat = [user("Hi"), user(content), {"role": "tool", "content": "42", "tool_call_id": "t"}]
     assert with_text(chat, before="X") == [chat[0], user(before), chat[2]]
     assert with_text(chat, after="X") == [chat[0], user(after), chat[2]]
@@ -33,7 +33,7 @@ def test_text_goes_into_the_last_user_message(content: Any, before: Any, after: 
 
 
 def test_a_chat_without_a_user_message_gets_one() -> None:
-    """There is no other place for it."""
+    """There is no other place for the text."""
     system = {"role": "system", "content": "Be brief."}
     assert with_text([system], after="X") == [system, user("X")]
 
@@ -43,12 +43,12 @@ def test_a_chat_without_a_user_message_gets_one() -> None:
     [("Why?", True), (None, True), ([TEXT], True), ([], True), ([TEXT, IMAGE], False), (["Why?"], False)],
 )
 def test_a_chat_is_only_text_when_all_of_its_parts_are(content: Any, *, only: bool) -> None:
-    """What is no part that is known is not taken for text."""
+    """An unknown part does not count as text."""
     assert only_text([user("Hi"), user(content)]) is only
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "text"),
     [
         ("Why?", "Why?"),
         ("", ""),
@@ -59,6 +59,6 @@ def test_a_chat_is_only_text_when_all_of_its_parts_are(content: Any, *, only: bo
         ([TEXT, IMAGE, TEXT], "Why?Why?"),
     ],
 )
-def test_the_words_of_content_are_its_text(content: Any, said: str | None) -> None:
-    """However an engine divides it; what is no text is passed over."""
-    assert text_of(content) == said
+def test_text_of_content(content: Any, text: str | None) -> None:
+    """In one part or several; other parts are skipped."""
+    assert text_of(content) == text

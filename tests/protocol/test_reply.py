@@ -3,8 +3,8 @@ from __future__ import annotations
 from gateway.protocol.reply import ReplyHead, usage_body
 
 
-def test_usage_is_in_openais_words() -> None:
-    """Cached and stored tokens are told when there are some."""
+def test_usage_has_openais_names() -> None:
+    """Cached and stored tokens are present only if there are any."""
     assert usage_body(9, 4) == {"prompt_tokens": 9, "completion_tokens": 4, "total_tokens": 13}
     assert usage_body(9, 4, 5) == {**usage_body(9, 4), "prompt_tokens_details": {"cached_tokens": 5}}
     details = {"cached_tokens": 0, "cache_write_tokens": 3}
@@ -12,7 +12,7 @@ def test_usage_is_in_openais_words() -> None:
 
 
 def test_every_reply_shares_its_head() -> None:
-    """One id, one time, one model, whether in one piece or in many."""
+    """One id, one time and one model, as JSON and as a stream."""
     head = ReplyHead("chatcmpl-1", 1_700_000_000, "m")
     shared = {"id": "chatcmpl-1", "created": 1_700_000_000, "model": "m"}
     choice = {"index": 0, "message": {"role": "assistant", "content": "Hi", "refusal": None}, "logprobs": None}
@@ -27,11 +27,11 @@ def test_every_reply_shares_its_head() -> None:
     assert head.chunk([], with_usage=True, usage={"a": 1}) == {**head.chunk([]), "usage": {"a": 1}}
 
 
-def test_a_message_has_all_that_openais_has() -> None:
-    """null where the engine sends nothing; what it sends is kept."""
+def test_a_message_has_all_of_openais_fields() -> None:
+    """Missing fields become null; others are kept."""
     head = ReplyHead("chatcmpl-1", 1, "m")
     bare = {"index": 0, "message": {"role": "assistant", "tool_calls": []}, "finish_reason": "tool_calls"}
-    said = {"index": 1, "message": {"content": "Hi", "refusal": "No"}, "logprobs": {"content": []}}
-    first, second = head.completion([bare, said], {})["choices"]
+    choice = {"index": 1, "message": {"content": "Hi", "refusal": "No"}, "logprobs": {"content": []}}
+    first, second = head.completion([bare, choice], {})["choices"]
     assert (first["message"]["content"], first["message"]["refusal"], first["logprobs"]) == (None, None, None)
-    assert second == said
+    assert second == choice

@@ -12,24 +12,24 @@ CHAT = {"model": b'"m"', "messages": b'[{"role":"user","content":"Why?"}]'}
 
 
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
-def test_text_has_no_structure(text: bytes) -> None:
-    """As large as a body may be, with brackets, commas and quotes in it."""
+def test_text_has_no_values(text: bytes) -> None:
+    """Text as large as a body may be, with brackets, commas and quotes."""
     check_values(text_body(CHAT, "content", text, MAX_BYTES))
 
 
 @pytest.mark.parametrize("unit", [b"[]", b"{}", b'""', b"1", b'"[,"', b'"\\\\"', b'"\\""'])
 def test_every_entry_counts(unit: bytes) -> None:
-    """Text within strings does not; the limit is exact."""
+    """Text within strings does not. The limit is exact."""
     cost = 2 if unit in {b"[]", b"{}"} else 1
-    most = (MAX_VALUES - 1) // cost
-    check_values(b"[" + b",".join([unit] * most) + b"]")
+    count = (MAX_VALUES - 1) // cost
+    check_values(b"[" + b",".join([unit] * count) + b"]")
     with pytest.raises(InvalidRequest, match=f"more than {MAX_VALUES} JSON"):
-        check_values(b"[" + b",".join([unit] * (most + 2)) + b"]")
+        check_values(b"[" + b",".join([unit] * (count + 2)) + b"]")
 
 
 @pytest.mark.parametrize("size", [1_000, 3_000_000])
 def test_the_bound_of_opening_brackets_holds(size: int) -> None:
-    """In a large body it is exact: text in it may hold many."""
+    """In a large body it is exact, because text may contain many brackets."""
     assert check_values(list_body(CHAT, "x", b"[]", 1_000)) >= 200
     assert check_values(text_body(CHAT, "content", b"[", size)) == (3 if size > 2_000_000 else size - 200 + 3)
 
@@ -53,11 +53,11 @@ def refusal(raw: bytes) -> str | None:
 
 
 @pytest.mark.parametrize("unit", UNITS.values(), ids=UNITS)
-def test_hostile_lists_are_refused_or_small(unit: bytes) -> None:
-    """What is not refused for its structure has few values."""
+def test_hostile_lists_are_rejected_or_small(unit: bytes) -> None:
+    """Accepted documents have few values."""
     raw = list_body(CHAT, "x", unit, MAX_BYTES)
-    said = refusal(raw)
-    assert raw.count(b",") < MAX_VALUES if said is None else str(MAX_VALUES) in said or "valid JSON" in said
+    message = refusal(raw)
+    assert raw.count(b",") < MAX_VALUES if message is None else str(MAX_VALUES) in message or "valid JSON" in message
 
 
 class Counted(bytes):
@@ -72,7 +72,7 @@ class Counted(bytes):
 
 @pytest.mark.parametrize("body", [text_body(CHAT, "x", b"a", MAX_BYTES), list_body(CHAT, "x", b"[]", MAX_BYTES)])
 def test_no_call_reads_a_large_body_at_once(body: bytes) -> None:
-    """It would hold the interpreter lock. Of a hostile body, the beginning is read."""
+    """Such a call would hold the interpreter lock. Only the beginning of a hostile body is read."""
     raw = Counted(body)
     raw.read = []
     try:
@@ -83,7 +83,7 @@ def test_no_call_reads_a_large_body_at_once(body: bytes) -> None:
 
 
 def test_a_chat_is_not_searched_for_token_ids(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It has no field for them, and the search takes milliseconds."""
+    """It has no such field, and the search takes milliseconds."""
     searched: list[bytes] = []
     monkeypatch.setattr(body_module, "take_token_ids", searched.append)
     assert refusal(list_body(CHAT, "x", b"[]", MAX_BYTES))
@@ -91,7 +91,7 @@ def test_a_chat_is_not_searched_for_token_ids(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_small_and_textual_bodies_are_light() -> None:
-    """Others are decoded beside the event loop."""
+    """Others are decoded outside the event loop."""
     assert is_light(text_body(CHAT, "content", b"Why, or [when]? ", 50_000))
     assert not is_light(text_body(CHAT, "content", b"a", 300_000))
     assert not is_light(list_body(CHAT, "x", b"[]", 100_000))

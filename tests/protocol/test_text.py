@@ -11,7 +11,7 @@ from gateway.protocol.text import TextRequest, parse_text_completion
 LEAST: dict[str, Any] = {"model": "m", "prompt": "Q: Why?\nA:"}
 
 
-def refused(raw: bytes) -> InvalidRequest:
+def rejection(raw: bytes) -> InvalidRequest:
     with pytest.raises(InvalidRequest) as caught:
         parse_text_completion(raw)
     assert caught.value.status == 400
@@ -24,8 +24,8 @@ def parsed(**fields: Any) -> TextRequest:
 
 @pytest.mark.parametrize("raw", [b"", b"{", b"[]", b"null", b'"text"', b"\xff"])
 def test_a_body_that_is_no_json_object_names_no_field(raw: bytes) -> None:
-    """There is none to name; the message says which are needed."""
-    error = refused(raw)
+    """There is no field to name; the message contains the required fields."""
+    error = rejection(raw)
     assert error.param is None
     assert "JSON object with 'model' and 'prompt'" in error.message
 
@@ -83,8 +83,8 @@ def test_a_body_that_is_no_json_object_names_no_field(raw: bytes) -> None:
     ],
 )
 def test_a_bad_field_is_named(fields: dict[str, Any], param: str) -> None:
-    """In the error's param and in its message, as for a chat."""
-    error = refused(_dumped({**LEAST, **fields}))
+    """In the error's `param` and message, as for a chat."""
+    error = rejection(_dumped({**LEAST, **fields}))
     assert error.param == param
     assert error.message.startswith(f"'{param}'")
     assert "`" not in error.message
@@ -93,16 +93,16 @@ def test_a_bad_field_is_named(fields: dict[str, Any], param: str) -> None:
 def _dumped(body: dict[str, Any]) -> bytes:
     import json
 
-    return json.dumps(body).encode()  # orjson writes no integer of more than 64 bits
+    return json.dumps(body).encode()  # orjson does not encode integers of more than 64 bits
 
 
 def test_a_missing_model_is_named() -> None:
-    error = refused(orjson.dumps({"prompt": "Q: Why?"}))
+    error = rejection(orjson.dumps({"prompt": "Q: Why?"}))
     assert (error.param, error.message) == ("model", "'model' is required.")
 
 
-def test_the_least_body_asks_for_nothing_special() -> None:
-    """Every default is an absence."""
+def test_a_minimal_body_has_the_defaults() -> None:
+    """Every default means absence."""
     assert parsed() == TextRequest(
         body=LEAST, model="m", prompt="Q: Why?\nA:", choices=1, max_tokens=None, stop=(), stream=False,
         wants_usage=False, size_bytes=len(orjson.dumps(LEAST)),
@@ -125,7 +125,7 @@ def test_the_least_body_asks_for_nothing_special() -> None:
     ],
 )
 def test_a_good_body_is_kept_verbatim(fields: dict[str, Any]) -> None:
-    """Unknown fields among it, to the last digit."""
+    """Including unknown fields and all digits."""
     raw = orjson.dumps({**LEAST, **fields})
     text = parse_text_completion(raw)
     assert orjson.dumps(text.body) == raw
@@ -147,7 +147,7 @@ def test_a_good_body_is_kept_verbatim(fields: dict[str, Any]) -> None:
     ],
 )
 def test_prompts_and_answers_are_counted(fields: dict[str, Any], prompt: str | None, choices: int) -> None:
-    """Only one prompt in words can be read by a teacher."""
+    """A teacher can read only a single prompt of text."""
     text = parsed(**fields)
     assert (text.prompt, text.choices) == (prompt, choices)
 
@@ -160,12 +160,12 @@ def test_stop_and_limit_are_read_as_for_a_chat() -> None:
 
 @pytest.mark.parametrize("prompt", ["", [""], ["a", ""]])
 def test_a_prompt_may_be_empty(prompt: Any) -> None:
-    asked = parsed(prompt=prompt)
-    assert (asked.body["prompt"], asked.has_empty_prompt) == (prompt, True)
+    request = parsed(prompt=prompt)
+    assert (request.body["prompt"], request.has_empty_prompt) == (prompt, True)
 
 
 @pytest.mark.parametrize("raw", [b'{"model": "m"}', b'{"model": "m", "prompt": null}'])
-def test_no_prompt_is_an_empty_one(raw: bytes) -> None:
-    """Engines refuse null, and take an empty text for the beginning of a document."""
-    asked = parse_text_completion(raw)
-    assert (asked.body["prompt"], asked.prompt, asked.choices) == ("", "", 1)
+def test_a_missing_prompt_is_empty(raw: bytes) -> None:
+    """Engines reject null, and treat an empty text as the beginning of a document."""
+    request = parse_text_completion(raw)
+    assert (request.body["prompt"], request.prompt, request.choices) == ("", "", 1)

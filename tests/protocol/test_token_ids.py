@@ -19,56 +19,56 @@ def body(ids: Any, **fields: Any) -> bytes:
     return orjson.dumps({"model": "m", "prompt": ids, **fields})
 
 
-def test_token_ids_are_no_values() -> None:
-    """As many as a body has room for, in one list or in several."""
-    asked = parse_text_completion(body(IDS, seed=1))
-    assert (asked.body["prompt"], asked.prompt, asked.choices) == (IDS, None, 1)
+def test_token_ids_do_not_count_as_values() -> None:
+    """Up to the limit, in one list or several."""
+    request = parse_text_completion(body(IDS, seed=1))
+    assert (request.body["prompt"], request.prompt, request.choices) == (IDS, None, 1)
     assert parse_text_completion(body(LISTS)).body["prompt"] == LISTS
     assert parse_text_completion(body([IDS])).body["prompt"] == [IDS]
     vectors = parse_embeddings(orjson.dumps({"input": LISTS, "model": "m"}))
     assert vectors.inputs == LISTS
 
 
-def test_blanks_between_them_do_not_matter() -> None:
+def test_whitespace_between_token_ids_is_ignored() -> None:
     raw = body(LISTS).replace(b",", b" ,\n").replace(b"[", b" [ ").replace(b"]", b" ] ")
     assert parse_text_completion(raw).body["prompt"] == LISTS
 
 
-def test_of_a_repeated_field_the_last_counts() -> None:
+def test_the_last_of_repeated_fields_counts() -> None:
     raw = b'{"prompt": "first", ' + body(IDS)[1:]
     assert parse_text_completion(raw).body["prompt"] == IDS
     assert parse_text_completion(body(IDS)[:-1] + b', "seed": 7}').body["seed"] == 7
 
 
 @pytest.mark.parametrize("wrong", [-1, 2**31, 1.5, None, True, [1], []])
-def test_a_long_list_holds_nothing_else(wrong: Any) -> None:
-    """The field is named."""
+def test_a_long_list_of_other_values_is_rejected(wrong: Any) -> None:
+    """The error names the field."""
     for ids in ([*IDS, wrong], [wrong, *IDS], [[*IDS, wrong]]):
         with pytest.raises(InvalidRequest) as caught:
             parse_text_completion(body(ids))
         assert (caught.value.param or "").startswith("prompt")
 
 
-def test_values_beside_them_are_counted() -> None:
+def test_other_values_are_counted() -> None:
     with pytest.raises(InvalidRequest, match=f"more than {MAX_VALUES} JSON values"):
         parse_text_completion(body(IDS, other=[[]] * MAX_VALUES))
 
 
 @pytest.mark.parametrize("end", [b",]", b",,1]", b"", b"]]", b"1"])
-def test_broken_lists_are_refused(end: bytes) -> None:
+def test_broken_lists_are_rejected(end: bytes) -> None:
     for ids in (IDS, LISTS):
         raw = body(ids)[:-2] + end + b"}"
         with pytest.raises(InvalidRequest):
             parse_text_completion(raw)
 
 
-def test_a_body_without_them_has_none() -> None:
+def test_a_body_without_token_ids_is_unchanged() -> None:
     assert take_token_ids(b'{"x": [1]}') is None
     assert take_token_ids(body("Why?")) is None
     assert take_token_ids(body(["Why?"])) is None
 
 
-def test_there_may_be_a_million() -> None:
+def test_a_million_token_ids_are_accepted() -> None:
     assert parse_text_completion(body([1] * MAX_IDS)).body["prompt"] == [1] * MAX_IDS
     for ids in ([1] * (MAX_IDS + 1), [[1] * (MAX_IDS // 2)] * 3):
         with pytest.raises(InvalidRequest, match=f"more than {MAX_IDS} token ids") as caught:
@@ -84,8 +84,8 @@ def test_there_may_be_a_million() -> None:
         body(IDS)[:-1] + b', "prompt": [0]}',
     ],
 )
-def test_a_list_that_is_not_the_fields_is_not_taken(raw: bytes) -> None:
-    """It belongs to another object, or the field follows once more."""
+def test_a_list_of_another_object_is_not_removed(raw: bytes) -> None:
+    """The list belongs to another object, or the field is repeated later."""
     with pytest.raises(InvalidRequest, match=f"more than {MAX_VALUES} JSON values"):
         parse_text_completion(raw)
 

@@ -14,8 +14,8 @@ PIECE = 1 << 17
 
 
 def content(escaped: bytes) -> str:
-    said: str = parse_chat(LEAST % escaped).messages[0]["content"]
-    return said
+    text: str = parse_chat(LEAST % escaped).messages[0]["content"]
+    return text
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ def content(escaped: bytes) -> str:
     ],
 )
 def test_a_lone_surrogate_becomes_the_replacement_character(escaped: bytes, read: str) -> None:
-    """Pairs, and backslashes that are text, stay what they are."""
+    """Pairs, and backslashes that are text, are unchanged."""
     assert content(escaped) == read
 
 
@@ -42,7 +42,7 @@ def test_pairs_across_pieces_stay_whole(before: int) -> None:
     assert orjson.loads(replace_lone_surrogates(raw)).endswith("x😀\ufffd\ufffd")
 
 
-def test_as_python_replaces_them() -> None:
+def test_surrogates_are_replaced_as_in_python() -> None:
     """In every order of halves."""
     halves = [b"\\ud83d", b"\\ude00", b"\\\\", b"a"]
     for number in range(4**5):
@@ -51,7 +51,7 @@ def test_as_python_replaces_them() -> None:
         assert orjson.loads(replace_lone_surrogates(raw)) == expected, raw
 
 
-def test_names_may_hold_them_too() -> None:
+def test_names_may_contain_surrogates() -> None:
     assert parse_chat(b'{"\\ud83d":1,' + (LEAST % b"Why?")[1:]).body["\ufffd"] == 1
 
 
@@ -60,7 +60,7 @@ def test_a_byte_order_mark_is_ignored() -> None:
     assert parse_chat(raw).messages[0]["content"] == "Why?"
 
 
-def test_bytes_that_are_no_utf8_are_located() -> None:
+def test_invalid_utf8_is_located() -> None:
     with pytest.raises(InvalidRequest, match=r"not valid UTF-8 \(byte 0xff at line 2, byte 4\)") as caught:
         parse_chat(b'{\n"mo\xffdel": 1}')
     assert caught.value.param is None
