@@ -359,10 +359,10 @@ async def gateway(
         tasks.keep("uptime", uptime.run())
         tasks.keep("redis", redis.watch())
         tasks.keep("keys", follower.follow())
-        tasks.keep("key_uses", follower.tell())
+        tasks.keep("key_uses", follower.report())
         tasks.keep("calls", show_calls(engines.values(), metrics))
         for engine in engines.values():
             at_once = role_changed[engine.name]
-            tasks.keep(f"engine:{engine.name}", watch(engine, metrics, at_once=at_once, saw=uptime.saw))
+            tasks.keep(f"engine:{engine.name}", watch(engine, metrics, at_once=at_once, saw=uptime.record))
         tasks.spawn("startup", startup.run())
         yield Gateway(public, admin, admission, batcher, store, spooler, tasks)

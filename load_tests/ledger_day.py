@@ -31,7 +31,7 @@ from gateway.telemetry.metrics import Metrics
 from gateway.usage.counters import usd
 from gateway.usage.feed import OutboxFeed
 from gateway.usage.rollup import SumRow
-from gateway.usage.state import WorkerSeat
+from gateway.usage.state import WorkerLease
 from gateway.usage.store import UsageStore
 from gateway.usage.sums import Retention, periods
 from gateway.usage.sums_reader import SumsReader
@@ -63,7 +63,7 @@ class Day:
     """
 
     def __init__(
-        self, client: RedisClient, keys: RedisKeys, store: UsageStore, seat: WorkerSeat, progress: Progress
+        self, client: RedisClient, keys: RedisKeys, store: UsageStore, seat: WorkerLease, progress: Progress
     ) -> None:
         self.redis: Redis = client.commands
         self.keys = keys
@@ -133,7 +133,7 @@ async def run(count: int, tenants: int, console: Console, *, views: bool = True)
             file = Path(folder, "usage.db")
             store = UsageStore(f"sqlite:///{file}", RETENTION)
             await store.open()
-            seat = WorkerSeat(client.commands, keys.ledger(), "day")
+            seat = WorkerLease(client.commands, keys.ledger(), "day")
             await seat.join()
             with Progress(*columns, console=Console(stderr=True)) as progress:
                 day = Day(client, keys, store, seat, progress)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gateway.server.usage_worker import collect_seldom
+from gateway.server.usage_worker import collect_less_often
 from gateway.usage.database import UsageDatabase
 from gateway.usage.engine import UsageEngine
 from gateway.usage.entries import OutboxEntry
@@ -51,7 +51,7 @@ def main(
         engine = UsageEngine(f"sqlite:///{folder}/usage.db" if address == "sqlite" else address)
         try:
             engine.open()
-            collect_seldom()
+            collect_less_often()
             figures = measure(engine, entries(min(receipts, per_day), per_day, tenants), batch, profile=profile)
         finally:
             engine.close()

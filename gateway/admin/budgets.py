@@ -152,7 +152,7 @@ async def _existing(request: web.Request) -> tuple[BudgetOwner, Account]:
     await request.app[KEY_FOLLOWER].catch_up()
     key_id, ring = request.match_info.get("id"), request.app[KEYRING]
     policy = _policy(request)
-    made = ring.named(policy.tenant, key_id) if key_id else None
+    made = ring.by_id(policy.tenant, key_id) if key_id else None
     found = owners([policy], [made] if made else [], ring.now())
     owner = next((one for one in found if one.key_id == key_id), None)
     if owner is None:

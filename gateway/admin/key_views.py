@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from gateway.keys.held import HeldKey, in_words
+from gateway.keys.held import HeldKey, policy_fields
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -81,8 +81,8 @@ def _view_of_file(tenant: str, key: KeyEntry, now: float) -> View:
         "revoked": None,
         "replaces": None,
         "models": key.models,
-        "limits": in_words(key.limits),
-        "budget": in_words(key.budget),
+        "limits": policy_fields(key.limits),
+        "budget": policy_fields(key.budget),
     }
 
 

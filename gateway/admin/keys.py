@@ -15,7 +15,7 @@ from gateway.admin.key_views import listed, time_shown, view, view_of_held
 from gateway.admin.replies import json_reply, needs_redis
 from gateway.api.keys import KEY_FOLLOWER, KEYRING, KEYS_IN_REDIS, POLICIES
 from gateway.errors import Conflict, InvalidRequest, NotFound
-from gateway.keys.held import KeyTerms, in_words
+from gateway.keys.held import KeyTerms, policy_fields
 from gateway.keys.token import digest_of, hint_of, new_token
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ async def create_key(request: web.Request) -> web.Response:
         raise Conflict(f"The policy file of tenant '{asked.tenant}' has a key '{asked.id}': take another id.")
     _check_models(asked, policy)
     token = new_token()
-    terms = KeyTerms(hint_of(token), actor, asked.models, in_words(asked.limits), in_words(asked.budget))
+    terms = KeyTerms(hint_of(token), actor, asked.models, policy_fields(asked.limits), policy_fields(asked.budget))
     made = await request.app[KEYS_IN_REDIS].create(
         digest_of(token), asked.tenant, asked.id, terms, asked.expires, actor
     )
@@ -115,7 +115,7 @@ async def _existing(request: web.Request) -> HeldKey:
     tenant, key_id = request.match_info["tenant"], request.match_info["id"]
     await request.app[KEY_FOLLOWER].catch_up()
     ring = request.app[KEYRING]
-    found = ring.named(tenant, key_id)
+    found = ring.by_id(tenant, key_id)
     if found is not None:
         return found
     policy = request.app[POLICIES].book.policy_of(tenant)

@@ -35,7 +35,7 @@ async def show_quality(request: web.Request) -> web.Response:
     days = _days(request.query.get("days"))
     book = request.app[QUALITY]
     today = book.today()
-    tallies = await request.app[COMPARISONS].look(days)
+    tallies = await request.app[COMPARISONS].read(days)
     for compared, tally in (await book.look(days)).items():
         tallies[compared] = tallies.get(compared, QualityTally()) + tally
     spent = await book.spent_today()

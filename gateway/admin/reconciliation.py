@@ -10,7 +10,7 @@ from gateway.admin.bodies import only_query
 from gateway.admin.replies import json_reply, needs_redis
 from gateway.api.keys import SUMS, UPTIME
 from gateway.errors import InvalidRequest
-from gateway.usage.reconcile import engine_view, reconciled, totals
+from gateway.usage.reconcile import engine_view, reconciled_day, totals
 from gateway.usage.sums import Period
 from gateway.usage.uptime import DAY_S
 
@@ -28,9 +28,10 @@ async def reconciliation(request: web.Request) -> web.Response:
     now = uptime.clock()
     starts = _asked(request, now, uptime.kept_s)
     sums = await request.app[SUMS].totals([Period("day", start) for start in starts])
-    watched = await uptime.look(starts)
+    watched = await uptime.read(starts)
     days = [
-        reconciled(period.start, now, row.engines, of_day) for (period, row), of_day in zip(sums, watched, strict=True)
+        reconciled_day(period.start, now, row.engines, of_day)
+        for (period, row), of_day in zip(sums, watched, strict=True)
     ]
     return json_reply(
         {

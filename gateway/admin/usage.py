@@ -16,7 +16,7 @@ from gateway.api.keys import POLICIES, SUMS, USAGE
 from gateway.api.usage import encoded
 from gateway.api.usage_query import DIMENSIONS, FILTERS, read_ask
 from gateway.errors import InvalidRequest, NotFound
-from gateway.usage.span import shown
+from gateway.usage.span import rfc3339
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -83,7 +83,7 @@ def _json(body: bytes) -> web.Response:
 
 
 def _download(body: bytes, ask: UsageQuery) -> web.Response:
-    days = "_".join(shown(moment)[:10] for moment in ask.span[:2])
+    days = "_".join(rfc3339(moment)[:10] for moment in ask.span[:2])
     return web.Response(
         body=body,
         content_type="text/csv",

@@ -11,8 +11,8 @@ from io import StringIO
 from typing import TYPE_CHECKING
 
 from gateway.accounting.savings import CLASSES
-from gateway.usage.rests import with_rests
-from gateway.usage.span import shown
+from gateway.usage.rests import with_pauses
+from gateway.usage.span import rfc3339
 from gateway.usage.usage import UNCLASSIFIED, figures
 
 if TYPE_CHECKING:
@@ -63,8 +63,8 @@ def as_csv(usage: UsageResult) -> bytes:
     out = StringIO()
     writer = csv.writer(out)
     writer.writerow(["start", "end", *usage.by, *COLUMNS])
-    for group, row in with_rests(usage.rows()):
-        times = [shown(moment) for moment in usage.ends(group)]
+    for group, row in with_pauses(usage.rows()):
+        times = [rfc3339(moment) for moment in usage.bounds(group)]
         writer.writerow([*times, *(safe(name) for name in group.names), *_cells(row)])
     return out.getvalue().encode()
 

@@ -48,7 +48,7 @@ def _scheme_and_token(value: str) -> tuple[str, str]:
 
 def authenticate(request: web.Request) -> Caller:
     """The caller of a request, by its bearer key. Raises NotAuthenticated; the key never stands in the message."""
-    caller = request.app[CALLERS].of(bearer(request))
+    caller = request.app[CALLERS].authenticate(bearer(request))
     if (connection := connection_of(request)) is not None:
         connection.authenticated(caller.policy)
     let_quote_content(quotes=caller.policy.log_content)

@@ -33,7 +33,7 @@ from gateway.policy.reload import Reloader
 from gateway.redis.client import RedisClient
 from gateway.telemetry.metrics import Metrics
 from gateway.usage.reader import UsageReader
-from gateway.usage.state import WorkerBoard
+from gateway.usage.state import WorkerStateReader
 from gateway.usage.sums_reader import SumsReader
 from gateway.usage.uptime_reader import UptimeReader
 
@@ -65,7 +65,7 @@ BUDGETS = web.AppKey("budgets", Budgets)
 SUMS = web.AppKey("sums", SumsReader)
 USAGE = web.AppKey("usage", UsageReader)
 UPTIME = web.AppKey("uptime", UptimeReader)
-USAGE_BOARD = web.AppKey("usage_board", WorkerBoard)
+USAGE_BOARD = web.AppKey("usage_board", WorkerStateReader)
 READS = web.AppKey("reads", Slots)
 SPEEDS = web.AppKey("speeds", LimitUsage)
 DEFAULTS = web.AppKey("defaults", Defaults)

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from gateway.keys.ring import Keyring
     from gateway.policy.policies import Policies
     from gateway.policy.reload import Reloader
-    from gateway.usage.state import WorkerBoard
+    from gateway.usage.state import WorkerStateReader
 
 _NOT_READY = frozenset({"starting", "draining"})
 _MOST_MISTAKES = 50
@@ -91,8 +91,8 @@ def warnings_of(app: web.Application, engine: str) -> list[str]:
     return [*app[ENGINES][engine].state.warnings, *app[DEADLINES].warnings(engine)]
 
 
-def _usage(board: WorkerBoard) -> object:
-    return {"where": board.where, **msgspec.to_builtins(board.state)}
+def _usage(board: WorkerStateReader) -> object:
+    return {"where": board.database, **msgspec.to_builtins(board.state)}
 
 
 def policies_shown(policies: Policies) -> dict[str, object]:
@@ -119,7 +119,7 @@ def _some(mistakes: Sequence[str]) -> list[str]:
 
 
 def _keys(ring: Keyring) -> object:
-    ago_s = ring.read_ago_s()
+    ago_s = ring.age_s()
     return {"in_redis": len(ring), "read_ago_s": None if ago_s is None else round(ago_s, 1)}
 
 

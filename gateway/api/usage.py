@@ -12,7 +12,7 @@ from gateway.api.auth import authenticate
 from gateway.api.keys import USAGE
 from gateway.api.usage_query import read_ask
 from gateway.errors import UsageUnavailable
-from gateway.usage.rests import with_rests
+from gateway.usage.rests import with_pauses
 from gateway.usage.sums import OTHER
 
 if TYPE_CHECKING:
@@ -25,10 +25,10 @@ async def show_usage(request: web.Request) -> web.Response:
     """GET /v1/usage. Of the caller's tenant, all its keys together unless they are told apart; of nobody else."""
     policy = authenticate(request).policy
     reader = request.app[USAGE]
-    ask = read_ask(request, reader.retention).of_tenant(policy.tenant)
+    ask = read_ask(request, reader.retention).for_tenant(policy.tenant)
     try:
         body = await reader.read(
-            ask, encoded, whose=policy.tenant, shows_money=lambda where: shows_money(policy, where)
+            ask, encoded, tenant=policy.tenant, shows_money=lambda where: shows_money(policy, where)
         )
     except (RedisError, OSError) as error:
         raise UsageUnavailable from error
@@ -40,8 +40,8 @@ def encoded(usage: UsageResult) -> bytes:
 
     Each is encoded alone, and let go: one call for all of them would hold up every other thread meanwhile.
     """
-    *rows, total = (orjson.dumps(one) for one in with_rests(usage.told()))
-    return b'%b,"rows":[%b],"total":%b}\n' % (orjson.dumps(usage.head())[:-1], b",".join(rows), total)
+    *rows, total = (orjson.dumps(one) for one in with_pauses(usage.rows_as_json()))
+    return b'%b,"rows":[%b],"total":%b}\n' % (orjson.dumps(usage.header())[:-1], b",".join(rows), total)
 
 
 def shows_money(policy: TenantPolicy, where: SumDimensions) -> bool:

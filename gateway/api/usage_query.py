@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, get_args
 
 from gateway.config.yaml_messages import nearest
 from gateway.errors import InvalidRequest
-from gateway.usage.span import TIMES, asked_range, span
+from gateway.usage.span import TIMES, requested_range, span
 from gateway.usage.sums import Granularity
 from gateway.usage.usage import MODES, UsageQuery
 
@@ -74,7 +74,9 @@ def read_ask(
     )
     now = time.time()
     granularity = _granularity(request.query.get("granularity", ""))
-    asked = asked_range(request.query.get("since") or _DEFAULT_SINCE[granularity], request.query.get("until", ""), now)
+    asked = requested_range(
+        request.query.get("since") or _DEFAULT_SINCE[granularity], request.query.get("until", ""), now
+    )
     only = {}
     for name, value in request.query.items():
         if value and (dimension := _ALIASES.get(name, name)) in filters:

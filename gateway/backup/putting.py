@@ -70,7 +70,7 @@ class RestoreWriter:
         self._places = KeyLocator(keys)
         self._usage = usage
 
-    async def look(self) -> DeploymentContents:
+    async def inspect(self) -> DeploymentContents:
         """Return what is there where something is to be written. A usage database that is missing is not created."""
         found = DeploymentContents()
         if self._redis_too:

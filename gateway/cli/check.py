@@ -15,7 +15,7 @@ from gateway.accounting.estimate import TOKENS_PER_MESSAGE
 from gateway.accounting.worst_case import BUDGET_MAX_TOKENS
 from gateway.config.database_url import is_postgres
 from gateway.config.yaml_source import shown
-from gateway.keys.callers import moment
+from gateway.keys.callers import utc_text
 from gateway.pipeline.deadlines.file import read_times
 from gateway.pipeline.deadlines.times import GuidanceTimes, as_duration, recommended_s
 from gateway.policy.book import check_all, near_misses
@@ -225,7 +225,7 @@ def _expired(policy: TenantPolicy, now: float) -> Iterator[str]:
     """Keys of the file that are past their date. No error: a key that expires must not stop a restart."""
     for key in policy.keys:
         if key.expires is not None and key.expires <= now:
-            yield f"key {key.id} expired on {moment(key.expires)}: remove it, or set a later date in expires"
+            yield f"key {key.id} expired on {utc_text(key.expires)}: remove it, or set a later date in expires"
 
 
 def _often_late(policy: TenantPolicy, measured: GuidanceTimes) -> Iterator[str]:

@@ -26,9 +26,9 @@ from gateway.local.stack import LocalStack
 from gateway.policy.book import PolicySet
 from gateway.policy.projections import Shipped  # noqa: TC001  typer reads it
 from gateway.policy.schema import GuidanceRule, TenantPolicy
-from gateway.server.in_process import gateway_beside, until_probed
-from gateway.server.ports import kept_port
-from gateway.server.usage_worker import usage_worker_beside
+from gateway.server.in_process import gateway_in_process, wait_until_probed
+from gateway.server.ports import reserved_port
+from gateway.server.usage_worker import usage_worker_in_process
 from gateway.telemetry.logs import set_up_logs
 
 TEACHER = "qwen2.5-coder-1.5b-instruct"
@@ -66,7 +66,7 @@ def demo(
     setup = _Setup(teacher, student, tokens, projection, port if port is not None else 0 if ask else _PORT)
     for name in (teacher, student):
         weights.find(name)  # what is wrong is said before a gigabyte is fetched
-    with kept_port("127.0.0.1", setup.port, "server.port"):
+    with reserved_port("127.0.0.1", setup.port, "server.port"):
         pass
     for name in (teacher, student):
         weights.fetch(name)  # before the event loop: Ctrl-C then ends a download at once
@@ -138,13 +138,13 @@ async def _demo(setup: _Setup, ask: str | None, console: Console) -> None:
             # It leaves nothing behind.
             folder = running.enter_context(TemporaryDirectory(prefix="gkt-demo-", ignore_cleanup_errors=True))
             settings = setup.settings(stack, Path(folder))
-            await running.enter_async_context(usage_worker_beside(settings, redis.url))
-            at = await running.enter_async_context(gateway_beside(settings, setup.book(), redis.url))
+            await running.enter_async_context(usage_worker_in_process(settings, redis.url))
+            at = await running.enter_async_context(gateway_in_process(settings, setup.book(), redis.url))
             session = await running.enter_async_context(
                 aiohttp.ClientSession(headers={"Authorization": f"Bearer {setup.admin_key}"})
             )
             starting.update("asking the engines what they can do")
-            await until_probed(session, at.admin)
+            await wait_until_probed(session, at.admin)
         if ask is None:
             print_where(console, at, stack, setup.admin_key)
         placement = GuidanceRule(projection=setup.projection).placement

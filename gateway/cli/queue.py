@@ -22,7 +22,7 @@ from gateway.cli.queue_print import queues_shown
 from gateway.config.scalars import InvalidValue, duration_s
 from gateway.config.yaml_messages import nearest
 from gateway.errors import StartupError
-from gateway.server.stopping import asked_to_stop
+from gateway.server.stopping import stop_on_signals
 
 if TYPE_CHECKING:
     import aiohttp
@@ -112,7 +112,7 @@ async def _ask_once(source: _Source) -> QueuesReply:
 
 async def _watch(source: _Source, every_s: float, console: Console) -> None:
     """Draw anew until a signal comes. A gateway that goes away later may come back: it is only said."""
-    stop = asked_to_stop()
+    stop = stop_on_signals()
     async with source.session() as session:
         queues = await source.ask(session)
         with Live(queues_shown(queues), console=console, auto_refresh=False) as live:

@@ -70,7 +70,7 @@ async def _restore(
         if only == RestorePart.USAGE and usage is None:
             raise StartupError("The backup was made without receipts: there is nothing to restore.")
         putting = RestoreWriter(here.client.commands, here.keys, usage, redis_too=only != RestorePart.USAGE)
-        present = await putting.look()
+        present = await putting.inspect()
         _check(present, overwrite=overwrite)
         if dry_run:
             return _foretold(present)

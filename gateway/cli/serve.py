@@ -15,7 +15,7 @@ from gateway.app import WatchedFiles
 from gateway.config.sections import MAX_WORKERS
 from gateway.policy.files import PolicyFiles
 from gateway.server.listeners import serve as serve_gateway
-from gateway.server.stopping import asked_to_reload, asked_to_stop
+from gateway.server.stopping import reload_on_sighup, stop_on_signals
 from gateway.server.supervisor import Supervisor
 from gateway.telemetry.logs import set_up_logs
 from gateway.version import __version__
@@ -58,8 +58,8 @@ def serve(
 
 async def run(settings: Settings, book: PolicySet, files: PolicyFiles, config: Path, workers: int) -> bool:
     """Serve until a signal comes: whether what was under way could be finished or cut in order."""
-    stop = asked_to_stop()
-    reload = asked_to_reload(stop)
+    stop = stop_on_signals()
+    reload = reload_on_sighup(stop)
 
     def announce(addresses: GatewayAddresses) -> None:
         log.info(

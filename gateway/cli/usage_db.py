@@ -23,7 +23,7 @@ from gateway.errors import StartupError
 from gateway.telemetry.metrics import Metrics
 from gateway.usage.engine import UsageDatabaseError
 from gateway.usage.feed import OutboxFeed
-from gateway.usage.state import WorkerBoard
+from gateway.usage.state import WorkerStateReader
 from gateway.usage.tables import DAY_S
 from gateway.usage.verify import differences
 
@@ -160,12 +160,12 @@ async def _migrate(settings: Settings, *, accept: bool) -> Any:
 async def _status(settings: Settings) -> dict[str, Any]:
     async with stores(settings) as here:
         redis, keys = here.client.commands, here.keys
-        board = WorkerBoard(redis, keys.ledger(), Metrics(), str(here.usage.engine))
+        board = WorkerStateReader(redis, keys.ledger(), Metrics(), str(here.usage.engine))
         await board.read()
         await board.read()  # a worker that is missing twice is gone
         backlog = await OutboxFeed(redis, keys, "status").backlog()
         found: dict[str, Any] = {
-            "database": board.where,
+            "database": board.database,
             "run": settings.usage.run,
             "up": board.state.up is True,
             "error": board.state.error,

@@ -21,7 +21,7 @@ from gateway.usage.feed import OutboxFeed
 from gateway.usage.fill import ends, fill_sums
 from gateway.usage.previous_sums import PreviousSums
 from gateway.usage.receipts_reader import count_by_day
-from gateway.usage.state import WorkerBoard, WorkerSeat
+from gateway.usage.state import WorkerLease, WorkerStateReader
 from gateway.usage.sums import Period
 from gateway.usage.sums_queries import totals
 from gateway.usage.sums_writer import TOTAL
@@ -106,9 +106,9 @@ async def migrated(here: Stores, settings: Settings, *, accept: bool) -> Migrati
     previous = PreviousSums(here.client.commands, here.keys)
     if await previous.is_written():
         raise StartupError("A process of the previous version still runs on this Redis: stop it, and try again.")
-    await previous.look()
+    await previous.scan()
     await here.usage.open()
-    board = WorkerBoard(here.client.commands, here.keys.ledger(), Metrics(), "")
+    board = WorkerStateReader(here.client.commands, here.keys.ledger(), Metrics(), "")
     alone = (await board.read()).up is None
     days = sorted((one for one in previous.tenants if one.granularity == "day"), key=lambda one: one.start)
     old, until = await previous.totals(days), await previous.until()
@@ -144,7 +144,7 @@ async def migrated(here: Stores, settings: Settings, *, accept: bool) -> Migrati
 async def _write_outboxes(here: Stores, until: float) -> None:
     """Write the receipts that wait in Redis. Raises StartupError where some of the previous version cannot be."""
     redis, keys = here.client.commands, here.keys
-    seat = WorkerSeat(redis, keys.ledger(), f"migrate-{secrets.token_hex(6)}")
+    seat = WorkerLease(redis, keys.ledger(), f"migrate-{secrets.token_hex(6)}")
     await seat.join()
     feed = OutboxFeed(redis, keys, f"worker-{seat.number}")
     minutes = partial(minutes_in_redis, redis, keys.ledger())
@@ -165,9 +165,9 @@ async def _import(store: UsageStore, archives: Sequence[ArchiveImport], total: i
     done = known = 0
     with progress("importing the archive", total) as told:
         for archive in archives:
-            while entries := await archive.take(_IMPORTED_AT_ONCE):
+            while entries := await archive.read(_IMPORTED_AT_ONCE):
                 added = await store.write(entries)
-                await archive.delete_taken()
+                await archive.delete_read()
                 known += added.known + added.replaced
                 done += len(entries)
                 told(done)

@@ -24,7 +24,7 @@ from gateway.evaluation.staged import STUDENT, TEACHER
 from gateway.local.redis import EmbeddedRedis
 from gateway.policy.book import PolicySet
 from gateway.policy.schema import Route, TenantPolicy
-from gateway.server.in_process import gateway_beside, until_probed
+from gateway.server.in_process import gateway_in_process, wait_until_probed
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -155,9 +155,9 @@ async def gateway_of(pair: Pair, routes: Sequence[LiveRoute], folder: Path) -> A
                 "models": engines.models,
             }
         )
-        at = await exits.enter_async_context(gateway_beside(settings, _book(routes, key), redis.url))
+        at = await exits.enter_async_context(gateway_in_process(settings, _book(routes, key), redis.url))
         session = await exits.enter_async_context(_session(key))
-        await until_probed(session, at.admin)
+        await wait_until_probed(session, at.admin)
         yield GatewayClient(session, at.public)
 
 

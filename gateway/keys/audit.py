@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from redis.asyncio import Redis
 
-MOST_ENTRIES = 10_000
+MAX_ENTRIES = 10_000
 """About so many: Redis drops old ones in blocks. `keyring/common.lua` has the same number."""
 _FIELDS = ("actor", "action", "tenant", "subject", "before", "after")
 
@@ -51,7 +51,7 @@ class AuditTrail:
             after: how it is now, likewise.
         """
         values: dict[Any, Any] = dict(zip(_FIELDS, (actor, action, tenant, subject, before, after), strict=True))
-        await self._redis.xadd(self._key, values, maxlen=MOST_ENTRIES, approximate=True)
+        await self._redis.xadd(self._key, values, maxlen=MAX_ENTRIES, approximate=True)
 
     async def read(self, most: int, *, before_id: str | None = None) -> Sequence[AuditEntry]:
         """The newest first, older than `before_id` if that is given. Raises RedisError and OSError."""

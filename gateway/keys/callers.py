@@ -31,7 +31,7 @@ class Callers:
         self._ring = ring
         self._follower = follower
 
-    def of(self, token: str) -> Caller:
+    def authenticate(self, token: str) -> Caller:
         """Who shows this key. Raises NotAuthenticated, which says why and never holds the key.
 
         A plain dict is safe here. It compares the SHA-256 of what was sent, and the time it takes can tell at most
@@ -44,8 +44,8 @@ class Callers:
             raise NotAuthenticated("The API key is not known here. Check it, or ask whoever runs this gateway for one.")
         expires_s = caller.key.expires
         if expires_s is not None and expires_s <= self._ring.now():
-            raise NotAuthenticated(f"This API key expired on {moment(expires_s)}. {_ASK}")
-        self._follower.saw(digest)
+            raise NotAuthenticated(f"This API key expired on {utc_text(expires_s)}. {_ASK}")
+        self._follower.record_use(digest)
         return caller
 
     def _made(self, digest: str) -> Caller | None:
@@ -75,6 +75,6 @@ def _entry(held: HeldKey) -> KeyEntry:
         ) from None
 
 
-def moment(unix_s: float) -> str:
+def utc_text(unix_s: float) -> str:
     """A time for people, in UTC."""
     return datetime.fromtimestamp(unix_s, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

@@ -39,7 +39,7 @@ class KeyFollower:
         self._catching_up = asyncio.Lock()
         self._failed = False
 
-    def saw(self, sha256: str) -> None:
+    def record_use(self, sha256: str) -> None:
         """A key of those that are known was used."""
         if len(self._seen) < _MOST_SEEN:
             self._seen.add(sha256)
@@ -73,23 +73,23 @@ class KeyFollower:
             else:
                 self._failed = False
 
-    async def tell(self) -> None:
+    async def report(self) -> None:
         """Tell which keys are in use, for ever."""
         while True:
             await asyncio.sleep(_TELL_EVERY_S)
             if not self._redis.up:
                 continue
             try:
-                await self.tell_seen()
+                await self.report_uses()
             except Exception as error:
-                log.warning("key_uses_untold", error=type(error).__name__, exc_info=not _expected(error))
+                log.warning("key_uses_not_written", error=type(error).__name__, exc_info=not _expected(error))
 
-    async def tell_seen(self) -> None:
+    async def report_uses(self) -> None:
         """Tell which keys are in use. Raises RedisError and OSError; what was not told is told the next time."""
         while self._seen:
             some = [self._seen.pop() for _ in range(min(_TOLD_AT_ONCE, len(self._seen)))]
             try:
-                await self._in_redis.saw(some)
+                await self._in_redis.record_use(some)
             except BaseException:
                 self._seen.update(some)
                 raise
@@ -101,7 +101,7 @@ class KeyFollower:
                 # Redis has begun anew, or lost the last moments in a failover: what it has now is what counts.
                 before = len(self._ring)
                 if await self._read(HistoryHead()):
-                    log.warning("keys_read_anew", before=before, now=len(self._ring))
+                    log.warning("keys_reloaded", before=before, now=len(self._ring))
 
     async def _read(self, since: HistoryHead) -> bool:
         """Read what came after `since`, or all: whether `since` is still a part of the history."""
@@ -115,15 +115,15 @@ class KeyFollower:
             if page.unreadable:
                 # They stay in Redis: a newer version of the gateway may be able to read them.
                 log.error("keys_unreadable", keys=page.unreadable)
-            ring.change(page.keys)
+            ring.update(page.keys)
             if page.last:
                 break
-            seen, after = page.head, page.upto
+            seen, after = page.head, page.read_version
         if ring is not self._ring:
-            self._ring.take(ring)
-        self._ring.was_read(page.redis_s)
+            self._ring.replace_with(ring)
+        self._ring.mark_read(page.redis_s)
         # Redis forgets keys that ended long ago and says nothing of it. They do not hold, and take room.
-        self._head = HistoryHead() if len(self._ring) > page.keys_in_all + _MOST_FORGOTTEN else page.head
+        self._head = HistoryHead() if len(self._ring) > page.total_keys + _MOST_FORGOTTEN else page.head
         return True
 
 

@@ -40,7 +40,7 @@ _ENCODER = msgspec.json.Encoder(decimal_format="number")
 _DECODER = msgspec.json.Decoder(KeyTerms, float_hook=Decimal)
 
 
-def in_words(rule: BaseModel | None) -> dict[str, Any] | None:
+def policy_fields(rule: BaseModel | None) -> dict[str, Any] | None:
     """Limits or a budget in the words of policy files; money stays Decimal. Only what was said: the rest may change."""
     if rule is None:
         return None

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from gateway.keys.held import KeyTerms
     from gateway.redis.keys import RedisKeys
 
-MOST_KEYS = 100_000
+MAX_KEYS = 100_000
 """In Redis, those included that ended within the last 30 days."""
-_MOST_USED = 2 * MOST_KEYS
+_MOST_USED = 2 * MAX_KEYS
 # Read within redis.timeout, which may be short.
 _PAGE = 200
 _MICRO = 1_000_000
@@ -57,22 +57,22 @@ class KeyringChanges:
 
     Attributes:
         known: whether the history has the head that was asked with. Else nothing more is told.
-        upto: the version up to which this page tells.
-        keys_in_all: how many there are in Redis.
+        read_version: the version up to which this page tells.
+        total_keys: how many there are in Redis.
         unreadable: how many of the page this version of the gateway cannot read.
     """
 
     known: bool
     head: HistoryHead
-    keys_in_all: int
+    total_keys: int
     redis_s: float
-    upto: int
+    read_version: int
     keys: Sequence[HeldKey]
     unreadable: int
 
     @property
     def last(self) -> bool:
-        return self.upto >= self.head.version
+        return self.read_version >= self.head.version
 
 
 class RedisKeyring:
@@ -96,7 +96,7 @@ class RedisKeyring:
         """Keep a new key. Raises Conflict as well."""
         said = await self._create(
             keys=self._all,
-            args=[sha256, tenant, key_id, terms.to_json(), *expiry.arguments(), _word(), MOST_KEYS, actor],
+            args=[sha256, tenant, key_id, terms.to_json(), *expiry.arguments(), _word(), MAX_KEYS, actor],
         )
         return _held(said, sha256.encode(), f"{tenant}/{key_id}")
 
@@ -111,7 +111,7 @@ class RedisKeyring:
             keys=self._all,
             args=[
                 *(sha256, old.tenant, old.id, terms.to_json(), old.sha256),
-                *(_us(grace_s), *expiry.arguments(), _word(), MOST_KEYS, actor),
+                *(_us(grace_s), *expiry.arguments(), _word(), MAX_KEYS, actor),
             ],
         )
         new = _held(said, sha256.encode(), f"{old.tenant}/{old.id}")
@@ -130,18 +130,18 @@ class RedisKeyring:
             keys=self._read_keys, args=[seen.version, seen.word, after, _PAGE]
         )
         head = HistoryHead(int(version), word.decode())
-        keys, unreadable, upto = [], 0, after
+        keys, unreadable, read_version = [], 0, after
         for i in range(0, len(flat), 4):
-            upto = int(flat[i + 1])
+            read_version = int(flat[i + 1])
             try:
                 keys.append(HeldKey.of(flat[i], flat[i + 2], flat[i + 3]))
             except (ValueError, TypeError, AttributeError, msgspec.MsgspecError):
                 unreadable += 1
         if len(flat) < 4 * _PAGE:
-            upto = head.version
-        return KeyringChanges(bool(known), head, in_all, int(redis_us) / _MICRO, upto, keys, unreadable)
+            read_version = head.version
+        return KeyringChanges(bool(known), head, in_all, int(redis_us) / _MICRO, read_version, keys, unreadable)
 
-    async def saw(self, hashes: Iterable[str]) -> None:
+    async def record_use(self, hashes: Iterable[str]) -> None:
         """These keys were in use."""
         await self._saw(keys=[self._used], args=[_MOST_USED, *hashes])
 
@@ -168,7 +168,7 @@ def _us(seconds: float | None) -> int:
 
 _WRONG = {
     b"taken": "There is a key {name} already. Take another id, or put a new key in its place: rotate it.",
-    b"full": f"There are {MOST_KEYS} keys already: more are not taken. Those that ended are forgotten after 30 days.",
+    b"full": f"There are {MAX_KEYS} keys already: more are not taken. Those that ended are forgotten after 30 days.",
     b"past": "'expires' lies in the past.",
     b"changed": "Key {name} was changed by somebody else at the same time. Look at it again.",
     b"revoked": "Key {name} is revoked, so it cannot be rotated. Create another.",

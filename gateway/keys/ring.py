@@ -31,7 +31,7 @@ class Keyring:
     def find(self, sha256: str) -> HeldKey | None:
         return self._by_hash.get(sha256)
 
-    def named(self, tenant: str, key_id: str) -> HeldKey | None:
+    def by_id(self, tenant: str, key_id: str) -> HeldKey | None:
         return self._by_name.get((tenant, key_id))
 
     def all(self) -> Iterator[HeldKey]:
@@ -44,23 +44,23 @@ class Keyring:
             return time.time()
         return self._redis_s + self._monotonic() - self._read_at
 
-    def read_ago_s(self) -> float | None:
+    def age_s(self) -> float | None:
         """How long ago all was read that there is; None if it never was."""
         return None if self._redis_s is None else self._monotonic() - self._read_at
 
-    def change(self, keys: Iterable[HeldKey]) -> None:
+    def update(self, keys: Iterable[HeldKey]) -> None:
         """Take in keys that are new, or not as they were."""
         for key in keys:
             before = self._by_hash.get(key.sha256)
-            if before is not None and self.named(before.tenant, before.id) is before:
+            if before is not None and self.by_id(before.tenant, before.id) is before:
                 del self._by_name[before.tenant, before.id]
             self._by_hash[key.sha256] = key
             self._by_name[key.tenant, key.id] = key
 
-    def take(self, other: Keyring) -> None:
+    def replace_with(self, other: Keyring) -> None:
         """Hold the keys of another ring, which is given up, and no others. It takes no time, however many they are."""
         self._by_hash, self._by_name = other._by_hash, other._by_name
 
-    def was_read(self, redis_s: float) -> None:
+    def mark_read(self, redis_s: float) -> None:
         """All is known that Redis had at that time of its own."""
         self._redis_s, self._read_at = redis_s, self._monotonic()

@@ -23,7 +23,7 @@ _PROBE_EVERY_S = 0.1
 
 
 @asynccontextmanager
-async def gateway_beside(settings: Settings, book: PolicySet, redis_url: str) -> AsyncIterator[GatewayAddresses]:
+async def gateway_in_process(settings: Settings, book: PolicySet, redis_url: str) -> AsyncIterator[GatewayAddresses]:
     """Serves while the context lasts. Raises StartupError when it does not start."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
@@ -42,7 +42,7 @@ async def gateway_beside(settings: Settings, book: PolicySet, redis_url: str) ->
         await serving
 
 
-async def until_probed(session: aiohttp.ClientSession, admin: str) -> None:
+async def wait_until_probed(session: aiohttp.ClientSession, admin: str) -> None:
     """Wait until the engines were looked at and students are known to continue. Raises StartupError.
 
     admin: where the admin listener is.

@@ -132,10 +132,10 @@ async def _listen(runner: web.AppRunner, host: str, port: int, field: str, *, sh
     try:
         await web.TCPSite(runner, host, port, reuse_port=shared).start()
     except OSError as error:
-        raise cannot_listen(error, host, port, field) from error
+        raise listen_error(error, host, port, field) from error
 
 
-def cannot_listen(error: OSError, host: str, port: int, field: str) -> StartupError:
+def listen_error(error: OSError, host: str, port: int, field: str) -> StartupError:
     """What to say when `host:port`, out of the setting `field`, cannot be listened on."""
     why = "is taken" if error.errno == errno.EADDRINUSE else f"cannot be opened ({error.strerror})"
     return StartupError(

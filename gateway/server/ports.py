@@ -10,14 +10,14 @@ import socket
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
-from gateway.server.listeners import cannot_listen
+from gateway.server.listeners import listen_error
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
 @contextmanager
-def kept_port(host: str, port: int, field: str) -> Iterator[int]:
+def reserved_port(host: str, port: int, field: str) -> Iterator[int]:
     """Keep `port` of every address of `host` for processes of this user that share it; yields its number, also for 0.
 
     `field` is the setting that an error names. Raises StartupError when the port is taken.
@@ -33,7 +33,7 @@ def kept_port(host: str, port: int, field: str) -> Iterator[int]:
                 kept = stack.enter_context(_bound(family, where, shared=True))
                 port = kept.getsockname()[1]
         except OSError as error:
-            raise cannot_listen(error, host, port, field) from error
+            raise listen_error(error, host, port, field) from error
         yield port
 
 

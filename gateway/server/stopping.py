@@ -11,7 +11,7 @@ USAGE_FINISH_S = 5.0
 """How long a usage worker may write what waits after it was told to stop."""
 
 
-def asked_to_stop() -> asyncio.Event:
+def stop_on_signals() -> asyncio.Event:
     """Set by SIGTERM and by SIGINT. To be called inside the event loop."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -20,7 +20,7 @@ def asked_to_stop() -> asyncio.Event:
     return stop
 
 
-def asked_to_reload(stop: asyncio.Event) -> asyncio.Event:
+def reload_on_sighup(stop: asyncio.Event) -> asyncio.Event:
     """Set by SIGHUP. Where that tells of a terminal that is gone, `stop` is set, as ever."""
     reload = asyncio.Event()
     on_terminal = os.isatty(sys.stderr.fileno())

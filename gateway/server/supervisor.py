@@ -20,7 +20,7 @@ from gateway.errors import StartupError
 from gateway.runtime.child_processes import end
 from gateway.runtime.tasks import BackgroundTasks
 from gateway.server import WorkerStarted
-from gateway.server.ports import kept_port
+from gateway.server.ports import reserved_port
 from gateway.telemetry.metric_files import MULTIPROCESS_FOLDER, forget_gauges
 from gateway.version import __version__
 
@@ -84,9 +84,9 @@ class Supervisor:
                 # A worker finds the very modules that this process found, whatever folder this is.
                 "PYTHONPATH": os.pathsep.join(sys.path),
                 "GKT_HOST": server.host,
-                "GKT_PORT": str(stack.enter_context(kept_port(server.host, server.port, "server.port"))),
+                "GKT_PORT": str(stack.enter_context(reserved_port(server.host, server.port, "server.port"))),
                 "GKT_ADMIN_HOST": admin.host,
-                "GKT_ADMIN_PORT": str(stack.enter_context(kept_port(admin.host, admin.port, "admin.port"))),
+                "GKT_ADMIN_PORT": str(stack.enter_context(reserved_port(admin.host, admin.port, "admin.port"))),
                 MULTIPROCESS_FOLDER: stack.enter_context(_shared_folder()),
             }
             if self._redis_url is not None:

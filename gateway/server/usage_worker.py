@@ -27,12 +27,12 @@ from gateway.errors import StartupError
 from gateway.redis.client import RedisClient
 from gateway.redis.keys import RedisKeys
 from gateway.runtime.tasks import BackgroundTasks
-from gateway.server.stopping import USAGE_FINISH_S, asked_to_stop, stop_at_end_of_stdin
+from gateway.server.stopping import USAGE_FINISH_S, stop_at_end_of_stdin, stop_on_signals
 from gateway.telemetry.logs import set_up_logs
 from gateway.telemetry.metrics import Metrics
 from gateway.usage.archive_import import ArchiveImport
 from gateway.usage.feed import OutboxFeed
-from gateway.usage.state import WorkerSeat
+from gateway.usage.state import WorkerLease
 from gateway.usage.store import store_of
 from gateway.usage.uptime_table import minutes_in_redis
 from gateway.usage.worker import UsageWorker
@@ -66,7 +66,7 @@ def main(config: Path, *, child: bool) -> int:
 
 
 async def _work(settings: WorkerSettings, *, child: bool) -> None:
-    stop = asked_to_stop()
+    stop = stop_on_signals()
     if child:
         stop_at_end_of_stdin(stop)
     url = settings.redis.url.get_secret_value()
@@ -77,12 +77,12 @@ async def _work(settings: WorkerSettings, *, child: bool) -> None:
         )
     async with _running(settings, url, stop) as running:
         _lower_priority()
-        collect_seldom()
+        collect_less_often()
         running.add_done_callback(lambda _: stop.set())
         await stop.wait()
 
 
-def collect_seldom() -> None:
+def collect_less_often() -> None:
     """Run the garbage collector less often: a transaction has many objects, and no cycles among them."""
     gc.freeze()
     gc.set_threshold(_COLLECT_AFTER, *gc.get_threshold()[1:])
@@ -95,7 +95,7 @@ def _lower_priority() -> None:
 
 
 @asynccontextmanager
-async def usage_worker_beside(settings: WorkerSettings | Settings, redis_url: str) -> AsyncIterator[None]:
+async def usage_worker_in_process(settings: WorkerSettings | Settings, redis_url: str) -> AsyncIterator[None]:
     """Run a usage worker in this process while the context lasts. On leaving it writes what waits."""
     async with _running(settings, redis_url, stop := asyncio.Event()):
         try:
@@ -122,7 +122,7 @@ async def _running(
         for one in imports:
             stack.push_async_callback(one.close)
         keys = RedisKeys(settings.redis.prefix)
-        seat = WorkerSeat(client.commands, keys.ledger(), f"{socket.gethostname()}-{secrets.token_hex(6)}")
+        seat = WorkerLease(client.commands, keys.ledger(), f"{socket.gethostname()}-{secrets.token_hex(6)}")
         await seat.join()
         feed = OutboxFeed(client.commands, keys, f"worker-{seat.number}")
         minutes = partial(minutes_in_redis, client.commands, keys.ledger())

@@ -22,7 +22,7 @@ from gateway.errors import StartupError
 from gateway.policy.files import PolicyFiles
 from gateway.server import WorkerStarted
 from gateway.server.listeners import serve
-from gateway.server.stopping import asked_to_reload, asked_to_stop, stop_at_end_of_stdin
+from gateway.server.stopping import reload_on_sighup, stop_at_end_of_stdin, stop_on_signals
 from gateway.telemetry.logs import set_up_logs
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def main(config: Path, number: int) -> int:
 
 
 async def _work(settings: Settings, book: PolicySet, files: PolicyFiles, number: int, supervisor: BinaryIO) -> None:
-    stop = asked_to_stop()
+    stop = stop_on_signals()
     stop_at_end_of_stdin(stop)
     await serve(
         settings,
@@ -55,7 +55,7 @@ async def _work(settings: Settings, book: PolicySet, files: PolicyFiles, number:
         stop=stop,
         announce=lambda addresses: _say(supervisor, WorkerStarted(addresses=addresses)),
         worker=number,
-        watched=WatchedFiles(files, asked_to_reload(stop)),
+        watched=WatchedFiles(files, reload_on_sighup(stop)),
     )
 
 

@@ -12,7 +12,7 @@ from gateway.config.database_url import address_of, shown
 from gateway.usage.comparison_reader import ComparisonReader
 from gateway.usage.reader import UsageReader
 from gateway.usage.receipt_finder import ReceiptFinder
-from gateway.usage.state import WorkerBoard
+from gateway.usage.state import WorkerStateReader
 from gateway.usage.sums import Retention
 from gateway.usage.sums_reader import SumsReader
 from gateway.usage.threads import QueryThreads
@@ -66,7 +66,7 @@ class UsageAccess:
     sums: SumsReader
     comparisons: ComparisonReader
     uptime: UptimeReader
-    board: WorkerBoard
+    board: WorkerStateReader
     trimmer: OutboxTrimmer
     _retention: Retention
     _threads: tuple[QueryThreads, ...]
@@ -89,7 +89,7 @@ def usage_access(settings: Settings, client: RedisClient, keys: RedisKeys, owner
     address = address_of(kept.url.get_secret_value(), settings.data)
     database = _Database(address)
     threads, of_receipts = QueryThreads(database), QueryThreads(database)
-    board = WorkerBoard(client.commands, keys.ledger(), metrics, shown(address))
+    board = WorkerStateReader(client.commands, keys.ledger(), metrics, shown(address))
     trimmer = OutboxTrimmer(
         client,
         client.commands,

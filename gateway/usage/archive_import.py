@@ -72,11 +72,11 @@ class ArchiveImport:
         self._last: tuple[int, str] | None = None  # the receipt that was taken last, in this order
         self.where = shown(address)
 
-    async def take(self, most: int) -> list[OutboxEntry]:
+    async def read(self, most: int) -> list[OutboxEntry]:
         """Return some receipts; none where there is no archive, or it is empty."""
         return await asyncio.to_thread(self._take, most)
 
-    async def delete_taken(self) -> None:
+    async def delete_read(self) -> None:
         """Delete what the last `take` returned."""
         await asyncio.to_thread(self._delete_taken)
 

@@ -26,7 +26,7 @@ class ComparisonReader:
         self._threads = threads
         self._clock = clock
 
-    async def look(self, days: int) -> dict[ComparisonScope, QualityTally]:
+    async def read(self, days: int) -> dict[ComparisonScope, QualityTally]:
         """Return the sums of the last days of UTC, including today. Raises UsageUnavailable."""
         return await self._threads.query(_tallies, int(self._clock()) // DAY_S - days + 1)
 

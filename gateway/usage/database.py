@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from gateway.usage.sums import Granularity, Retention
 
 ABANDONED = "abandoned"
-REFUSALS = (DataError, IntegrityError, OverflowError, ValueError)
+ROW_ERRORS = (DataError, IntegrityError, OverflowError, ValueError)
 """Errors that a row causes. No row causes other errors."""
 _DELETED_AT_ONCE = 1_000
 _AT_ONCE = 100  # receipts of one call of `_read`
@@ -130,7 +130,7 @@ class UsageDatabase:
                 _put_aside(connection, unreadable)
         except msgspec.MsgspecError:
             raise  # of sums that cannot be decoded: no receipt causes it
-        except REFUSALS as error:
+        except ROW_ERRORS as error:
             # The database refuses a row. It must not keep the others out.
             if not items:
                 raise

@@ -30,6 +30,6 @@ def before(entry: str) -> str:
     return f"{ms - 1}-{2**64 - 1}" if ms else NOTHING
 
 
-def made_ms(entry: str) -> int:
+def added_ms(entry: str) -> int:
     """Return when an entry was added, by Redis' clock, in Unix milliseconds."""
     return parts(entry)[0]

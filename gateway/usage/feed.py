@@ -16,7 +16,7 @@ from redis.exceptions import ResponseError
 
 from gateway.quality.comparison import OUTBOX
 from gateway.redis.script import RedisScript
-from gateway.usage.entries import NOTHING, OutboxEntry, before, made_ms
+from gateway.usage.entries import NOTHING, OutboxEntry, added_ms, before
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -47,12 +47,12 @@ class FeedBatch:
     """Entries to write.
 
     Attributes:
-        gone: entries that a worker had taken and that were trimmed before they were acknowledged.
+        trimmed: entries that a worker had taken and that were trimmed before they were acknowledged.
         more: whether there may be more at once.
     """
 
     entries: list[OutboxEntry]
-    gone: int = 0
+    trimmed: int = 0
     more: bool = False
 
 
@@ -95,15 +95,15 @@ class OutboxFeed:
         self._old_until = 0.0
         self._script = RedisScript(redis, "gateway.usage", "outboxes.lua")
 
-    async def take(self, most: int, *, everywhere: bool = False) -> FeedBatch:
+    async def read_new(self, most: int, *, all_outboxes: bool = False) -> FeedBatch:
         """Return entries that no worker has taken yet: some of each tenant, then in equal parts of those with more.
 
         Outboxes that had news in the last minute are read each time, and all outboxes once a second.
 
         Args:
-            everywhere: read all outboxes now.
+            all_outboxes: read all outboxes now.
         """
-        if everywhere:
+        if all_outboxes:
             self._pass, self._all_at = [], 0.0
         if not self._pass:
             await self._begin_pass()
@@ -126,7 +126,7 @@ class OutboxFeed:
         self._active.update(dict.fromkeys((entry.tenant for entry in found), self._clock()))
         return FeedBatch(found, more=bool(full or self._pass))
 
-    async def retake(self, most: int) -> FeedBatch:
+    async def read_pending(self, most: int) -> FeedBatch:
         """Return entries that this worker's number has taken and not acknowledged. Call it while the worker holds none.
 
         There are some where Redis' reply was lost, where Redis forgot an acknowledgement, or where a worker with the
@@ -141,10 +141,10 @@ class OutboxFeed:
     async def claim(self, tenants: Sequence[str], idle_s: float, most: int) -> FeedBatch:
         """Take entries over that were delivered at least `idle_s` ago and are not acknowledged."""
         found: list[OutboxEntry] = []
-        gone, more = 0, False
+        trimmed, more = 0, False
         for some in _batched(tenants, _CLAIMS_PER_CALL):
             if len(found) >= most:
-                return FeedBatch(found, gone, more=True)
+                return FeedBatch(found, trimmed, more=True)
             async with self._redis.pipeline(transaction=False) as pipe:
                 for tenant in some:
                     name = self._all_keys.outbox(tenant)
@@ -158,9 +158,9 @@ class OutboxFeed:
                     continue
                 following, entries, deleted = told
                 found += _entries(tenant, entries)
-                gone += len(deleted)
+                trimmed += len(deleted)
                 more = more or following != b"0-0"
-        return FeedBatch(found, gone, more)
+        return FeedBatch(found, trimmed, more)
 
     async def acknowledge(self, entries: Iterable[OutboxEntry]) -> None:
         """Acknowledge entries that are written, and trim their outboxes."""
@@ -178,7 +178,7 @@ class OutboxFeed:
                 pending.append(tenant)
             if first:
                 waiting += length
-                oldest = min(made_ms(first), made_ms(first) if oldest is None else oldest)
+                oldest = min(added_ms(first), added_ms(first) if oldest is None else oldest)
         lag_s = max(0.0, now - oldest / 1000) if oldest is not None else 0.0
         return Backlog(waiting, lag_s, tuple(pending))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from gateway.redis.script import RedisScript
-from gateway.usage.entries import NOTHING, made_ms
+from gateway.usage.entries import NOTHING, added_ms
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,7 +47,7 @@ class InactiveTenants:
             for place, raw in found:
                 entry = raw.decode()
                 # An outbox that never had an entry: its tenant was named a moment ago.
-                if entry != NOTHING and made_ms(entry) / 1000 < now - QUIET_S:
+                if entry != NOTHING and added_ms(entry) / 1000 < now - QUIET_S:
                     quiet.append(some[place - 1])
         del quiet[_PER_ROUND:]
         if quiet:

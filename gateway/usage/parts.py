@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from gateway.usage.rests import ThreadPauses
 from gateway.usage.rollup import SumRow
-from gateway.usage.usage import MOST_ROWS, too_much
+from gateway.usage.usage import MAX_ROWS, too_large
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -34,7 +34,7 @@ _GROUP_BYTES = 250
 _REST_TIMES, _LONGEST_REST_S = 4, 2.0
 
 
-def question_of(ask: UsageQuery) -> Question:
+def query_key(ask: UsageQuery) -> Question:
     """What makes two questions the same but for their time."""
     return ask.by, tuple(sorted(ask.only.items()))
 
@@ -96,14 +96,14 @@ class FoldedPeriods:
             self.held_bytes -= kept.held_bytes
 
 
-def add_parts(usage: UsageResult, parts: Iterable[FoldedPeriod]) -> None:
+def add_folded_periods(usage: UsageResult, parts: Iterable[FoldedPeriod]) -> None:
     """Count what was folded before. Call it in a thread. Raises InvalidRequest where the answer becomes too long."""
     rests = ThreadPauses()
     for part in parts:
-        usage.adds(len(part.groups))
+        usage.count_sums(len(part.groups))
         for names, raw in part.groups:
-            usage.add_part(part.period, names, SumRow.from_bytes(raw))
-            rests.take_if_due()
+            usage.add_folded(part.period, names, SumRow.from_bytes(raw))
+            rests.pause_if_due()
 
 
 def fold(usage: UsageResult, ask: UsageQuery, rows: Iterable[StoredRow], keep: Callable[[FoldedPeriod], None]) -> None:
@@ -119,21 +119,21 @@ def fold(usage: UsageResult, ask: UsageQuery, rows: Iterable[StoredRow], keep: C
         began = time.thread_time()
         folded: dict[Names, SumRow] = {}
         for _, where, raw in some:
-            usage.adds(1)
-            if ask.counts(where):
+            usage.count_sums(1)
+            if ask.matches(where):
                 names = tuple(getattr(where, name) for name in ask.by)
                 held = folded.get(names)
                 if held is not None:
                     held.merge(SumRow.from_bytes(raw))
-                elif len(folded) < MOST_ROWS:
+                elif len(folded) < MAX_ROWS:
                     folded[names] = SumRow.from_bytes(raw)
                 else:
-                    raise too_much(f"the answer would have more than {MOST_ROWS:,} rows")
-            rests.take_if_due()
+                    raise too_large(f"the answer would have more than {MAX_ROWS:,} rows")
+            rests.pause_if_due()
         spent_s = time.thread_time() - began
         groups = []
         for names, row in folded.items():
             groups.append((names, row.to_bytes()))
-            usage.add_part(period, names, row)  # which the row is part of from here on
-            rests.take_if_due()
+            usage.add_folded(period, names, row)  # which the row is part of from here on
+            rests.pause_if_due()
         keep(FoldedPeriod(period, groups, spent_s))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from gateway.usage.counters import ClassSum, TokenSums
-from gateway.usage.entries import made_ms
+from gateway.usage.entries import added_ms
 from gateway.usage.histogram import Histogram
 from gateway.usage.rollup import NUMBERS, SumDimensions, row_with
 from gateway.usage.sums import Period
@@ -88,7 +88,7 @@ class PreviousSums:
     """All methods raise RedisError and OSError.
 
     Attributes:
-        tenants: of each period of which there are sums; after `look`.
+        tenants: of each period of which there are sums; after `scan`.
     """
 
     def __init__(self, redis: Redis, keys: RedisKeys) -> None:
@@ -102,7 +102,7 @@ class PreviousSums:
         """Return whether a process of the previous version adds receipts up or archives them."""
         return bool(await self._redis.exists(self._base + "lease", self._base + "archiver"))
 
-    async def look(self) -> None:
+    async def scan(self) -> None:
         """Find all sums. Those of generations that were not read any more are only found to be deleted."""
         generation = int(await self._text("state", "generation") or 0)
         self._rows_base = f"{self._base}g{generation}:" if generation else self._base
@@ -126,7 +126,7 @@ class PreviousSums:
     async def until(self) -> float:
         """Return when the last receipt that was added up was settled, in Unix seconds; 0: none was."""
         cursors: Any = await self._redis.hvals(self._base + "cursors")
-        return max((made_ms(raw.decode()) for raw in cursors), default=0) / 1000
+        return max((added_ms(raw.decode()) for raw in cursors), default=0) / 1000
 
     async def totals(self, periods: Sequence[Period]) -> dict[Period, SumRow]:
         """Return the sums over all tenants; of a period without receipts there are none."""
@@ -153,7 +153,7 @@ class PreviousSums:
         return dict(found)
 
     async def delete(self) -> None:
-        """Delete what `look` found, and what the previous version noted beside it.
+        """Delete what `scan` found, and what the previous version noted beside it.
 
         An interrupted deletion leaves no total without its rows, and no rows without their generation.
         """

@@ -22,19 +22,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class EngineDay:
-    """One engine on one day. `watched` is None where it was not paid by the hour."""
+    """One engine on one day. `uptime` is None where it was not paid by the hour."""
 
     engine: str
     charged_usd: Decimal
-    watched: EngineUptime | None
+    uptime: EngineUptime | None
     elapsed_minutes: int
 
     @property
     def wall_usd(self) -> Decimal | None:
         """What its hours cost, as far as it was seen to be up."""
-        if self.watched is None:
+        if self.uptime is None:
             return None
-        return quantized(self.watched.hourly_usd * self.watched.up_minutes / 60)
+        return quantized(self.uptime.hourly_usd * self.uptime.up_minutes / 60)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class ReconciledDay:
     engines: tuple[EngineDay, ...]
 
 
-def reconciled(
+def reconciled_day(
     start: int, now: float, charged_pico: Mapping[str, int], watched: Mapping[str, EngineUptime]
 ) -> ReconciledDay:
     """Set the two sides of a day beside each other.
@@ -66,11 +66,11 @@ def reconciled(
 
 def engine_view(one: EngineDay) -> dict[str, Any]:
     """As the admin API tells it; money is text."""
-    if one.watched is None:
+    if one.uptime is None:
         return {"engine": one.engine, "usd_per_hour": None, "minutes": None} | _sides(None, one.charged_usd)
-    up, seen = one.watched.up_minutes, one.watched.seen_minutes
+    up, seen = one.uptime.up_minutes, one.uptime.seen_minutes
     minutes = {"up": up, "down": max(0, seen - up), "unseen": max(0, one.elapsed_minutes - seen)}
-    return {"engine": one.engine, "usd_per_hour": _text(one.watched.hourly_usd), "minutes": minutes} | _sides(
+    return {"engine": one.engine, "usd_per_hour": _text(one.uptime.hourly_usd), "minutes": minutes} | _sides(
         one.wall_usd, one.charged_usd
     )
 

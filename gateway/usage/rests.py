@@ -20,16 +20,16 @@ class ThreadPauses:
     def __init__(self) -> None:
         self._rested = time.perf_counter()
 
-    def take_if_due(self) -> None:
+    def pause_if_due(self) -> None:
         """Sleep where the stretch is over."""
         if time.perf_counter() - self._rested > _STRETCH_S:
             time.sleep(_REST_S)
             self._rested = time.perf_counter()
 
 
-def with_rests(items: Iterable[T]) -> Iterator[T]:
+def with_pauses(items: Iterable[T]) -> Iterator[T]:
     """Yield the items, and sleep after each stretch of 1 ms. Call it in a thread."""
     rests = ThreadPauses()
     for item in items:
         yield item
-        rests.take_if_due()
+        rests.pause_if_due()

@@ -50,7 +50,7 @@ class UsageSpan(NamedTuple):
     periods: list[Period]
 
 
-def asked_range(since: str, until: str, now: float) -> RequestedRange:
+def requested_range(since: str, until: str, now: float) -> RequestedRange:
     """Read both ends; an empty `until` is now. A date lasts its whole day, a word for a time all of that.
 
     Raises InvalidRequest, which names the end that is wrong.
@@ -58,11 +58,11 @@ def asked_range(since: str, until: str, now: float) -> RequestedRange:
     start = _moment(since, "since", now)[0]
     end = _moment(until, "until", now)[1] if until else now
     if start > now:
-        raise InvalidRequest(f"'since' lies in the future: it is {shown(now)} now.", param="since")
+        raise InvalidRequest(f"'since' lies in the future: it is {rfc3339(now)} now.", param="since")
     if start >= end:
         raise InvalidRequest(
-            f"'since' ({shown(start)}) must lie before 'until' ({shown(end)}): exchange them, or leave 'until' out, "
-            "which is now.",
+            f"'since' ({rfc3339(start)}) must be before 'until' ({rfc3339(end)}). Exchange them, or omit 'until': "
+            "the default is now.",
             param="since",
         )
     return RequestedRange(start, min(end, now))
@@ -100,16 +100,16 @@ class _Kept:
 
     def refusal(self, since: float, granularity: Granularity | None) -> InvalidRequest:
         """What to say of a range that they do not reach: what is kept."""
-        kept = ", ".join(f"by the {one} for {in_short(self._retention.of(one))}" for one in GRANULARITIES)
+        kept = ", ".join(f"by the {one} for {duration_text(self._retention.of(one))}" for one in GRANULARITIES)
         finest = next((one for one in GRANULARITIES if since >= self._now - self._retention.of(one)), None)
         if finest is None:
-            oldest = shown(self._now - max(self._retention.of(one) for one in GRANULARITIES))
+            oldest = rfc3339(self._now - max(self._retention.of(one) for one in GRANULARITIES))
             fix = f"ask since {oldest} at the earliest"
         else:
-            oldest = shown(self._now - self._retention.of(granularity or finest))
+            oldest = rfc3339(self._now - self._retention.of(granularity or finest))
             fix = f"ask with granularity={finest}, or since {oldest} at the earliest"
         return InvalidRequest(
-            f"'since' ({shown(since)}) is older than what is kept. Usage is kept {kept}: {fix}.", param="since"
+            f"'since' ({rfc3339(since)}) is older than what is kept. Usage is kept {kept}: {fix}.", param="since"
         )
 
     def floor(self, since: float, among: Sequence[Granularity]) -> int:
@@ -132,7 +132,7 @@ class _Kept:
         return self._retention.ends(one.granularity, one.start) > self._now + _MARGIN_S
 
 
-def in_short(seconds: float) -> str:
+def duration_text(seconds: float) -> str:
     """A duration as settings say it: 400d, 36h, 90s."""
     unit_s = next((one for one in _UNITS if seconds >= one and seconds % one == 0), 1)
     return f"{seconds / unit_s:g}{_UNITS[unit_s]}"
@@ -180,7 +180,7 @@ def _ceiling(moment: float, unit_s: int) -> int:
     return math.ceil(moment / unit_s) * unit_s
 
 
-def shown(unix_s: float) -> str:
+def rfc3339(unix_s: float) -> str:
     """RFC 3339, to the second; of times that no calendar has, the nearest that one does."""
     if unix_s <= 0:
         return "1970-01-01T00:00:00Z"

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-HEAR_EVERY_S = 2.0
+PUBLISH_INTERVAL_S = 2.0
 MAX_WORKERS = 64
 NO_WORKER = "no usage worker runs"
 RESULTS = ("inserted", "replaced", "known", "unreadable", "missed", "imported", "deleted")
@@ -50,7 +50,7 @@ class WorkerState(msgspec.Struct, frozen=True):
     by: str | None = None
 
 
-class WorkerSeat:
+class WorkerLease:
     """The number of one worker, held while the worker renews it. Methods raise RedisError and OSError.
 
     Attributes:
@@ -87,21 +87,21 @@ class WorkerSeat:
             await self._redis.delete(self._keys.worker(self.number))
 
 
-class WorkerBoard:
+class WorkerStateReader:
     """The fleet's state, for metrics and readiness.
 
     Args:
-        where: the database, without its password.
+        database: the address, without its password.
 
     Attributes:
         state: what was read last.
     """
 
-    def __init__(self, redis: Redis, keys: LedgerKeys, metrics: Metrics, where: str) -> None:
+    def __init__(self, redis: Redis, keys: LedgerKeys, metrics: Metrics, database: str) -> None:
         self._redis = redis
         self._keys = keys
         self._metrics = metrics
-        self.where = where
+        self.database = database
         self.state = WorkerState()
         self._missed = False
 
@@ -132,8 +132,8 @@ class WorkerBoard:
             except Exception as error:
                 client.failed(error)
                 if not isinstance(error, RedisError | OSError):
-                    log.warning("usage_state_unread", error=type(error).__name__, exc_info=True)
-            await asyncio.sleep(HEAR_EVERY_S)
+                    log.warning("usage_state_not_read", error=type(error).__name__, exc_info=True)
+            await asyncio.sleep(PUBLISH_INTERVAL_S)
 
     def _show(self, state: WorkerState) -> None:
         self.state = state

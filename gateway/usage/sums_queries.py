@@ -10,7 +10,7 @@ from sqlalchemy import and_, bindparam, select
 
 from gateway.accounting.edge import EDGE
 from gateway.usage.packing import unpack
-from gateway.usage.rests import with_rests
+from gateway.usage.rests import with_pauses
 from gateway.usage.rollup import SumDimensions, SumRow
 from gateway.usage.sums import ALL_TENANTS, SECONDS, Period, StoredRow
 from gateway.usage.tables import DAY_S, OF_DEVICES, RECEIPTS, SUMS, id_before
@@ -64,12 +64,12 @@ def _of_tenant(connection: Connection, wanted: Iterable[Period], tenant: str) ->
 
 def totals(connection: Connection, wanted: Sequence[Period]) -> dict[Period, SumRow]:
     """Return the sums over all tenants by period; of a period without receipts there are none."""
-    return {one.period: SumRow.from_bytes(one.row) for one in with_rests(_of_tenant(connection, wanted, ALL_TENANTS))}
+    return {one.period: SumRow.from_bytes(one.row) for one in with_pauses(_of_tenant(connection, wanted, ALL_TENANTS))}
 
 
 def marks(connection: Connection, wanted: Sequence[Period]) -> dict[Period, bytes]:
     """Return the version of each period that has receipts, as `SumsReader.marks` describes it."""
-    found = with_rests(_of_tenant(connection, wanted, ALL_TENANTS))
+    found = with_pauses(_of_tenant(connection, wanted, ALL_TENANTS))
     return {one.period: blake2b(one.row, digest_size=16).digest() for one in found}
 
 
@@ -81,7 +81,7 @@ def latest(connection: Connection, most: int, tenant: str | None, now: float) ->
         now: Unix seconds.
     """
     found = _newest(connection, most, now) if tenant is None else _newest_of(connection, most, tenant)
-    return [unpack(packed) for packed in with_rests(found)]
+    return [unpack(packed) for packed in with_pauses(found)]
 
 
 def _newest_of(connection: Connection, most: int, tenant: str) -> list[bytes]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, TypeVar
 
-from gateway.usage.rests import with_rests
+from gateway.usage.rests import with_pauses
 from gateway.usage.rollup import SumDimensions, SumRow
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class SumsReader:
 
 
 def _decoded(rows: Iterable[StoredRow]) -> list[tuple[Period, SumDimensions, SumRow]]:
-    return [(period, where, SumRow.from_bytes(row)) for period, where, row in with_rests(rows)]
+    return [(period, where, SumRow.from_bytes(row)) for period, where, row in with_pauses(rows)]
 
 
 # These functions run in threads, and import SQLAlchemy there.

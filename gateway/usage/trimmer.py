@@ -45,7 +45,7 @@ class OutboxTrimmer:
     """Args:
     owner: the id of this process.
     most: about how many receipts all outboxes together may hold.
-    state: the state of the usage workers as this process last read it (WorkerBoard).
+    state: the state of the usage workers as this process last read it (WorkerStateReader).
     """
 
     def __init__(

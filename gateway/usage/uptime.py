@@ -75,7 +75,7 @@ class Uptime:
         self._untold: dict[int, dict[str, UptimeMinutes]] = {}
         self._news = asyncio.Event()
 
-    def saw(self, engine: str, up: bool) -> None:
+    def record(self, engine: str, up: bool) -> None:
         """Note how an engine was found just now."""
         if engine not in self._hourly_usd:
             return
@@ -94,13 +94,13 @@ class Uptime:
             await self._news.wait()
             await self._client.wait_up()
             try:
-                await self.tell()
+                await self.flush()
             except (RedisError, OSError) as error:
                 self._client.failed(error)
-                log.warning("uptime_not_told", error=type(error).__name__)
+                log.warning("uptime_not_written", error=type(error).__name__)
                 await asyncio.sleep(_REST_S)
 
-    async def tell(self) -> None:
+    async def flush(self) -> None:
         """Write down what was seen and is not written yet. What fails is kept. Raises RedisError and OSError."""
         self._news.clear()
         told, self._untold = self._untold, {}

@@ -25,12 +25,12 @@ class UptimeReader:
         self.kept_s = kept_s
         self.clock = clock
 
-    async def look(self, days: Sequence[int]) -> list[dict[str, EngineUptime]]:
+    async def read(self, days: Sequence[int]) -> list[dict[str, EngineUptime]]:
         """Return the minutes by day, given as the Unix second it begins with, and engine. Raises UsageUnavailable."""
         return await self._threads.query(_watched, days)
 
 
 def _watched(connection: Connection, starts: Sequence[int]) -> list[dict[str, EngineUptime]]:
-    from gateway.usage.uptime_table import watched  # here, in a thread: it imports SQLAlchemy
+    from gateway.usage.uptime_table import uptime_of_days  # here, in a thread: it imports SQLAlchemy
 
-    return watched(connection, starts)
+    return uptime_of_days(connection, starts)

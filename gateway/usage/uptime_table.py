@@ -91,7 +91,7 @@ def _either(one: bytes, other: bytes) -> bytes:
     return bytes(mine | theirs for mine, theirs in both)
 
 
-def watched(connection: Connection, starts: Sequence[int]) -> list[dict[str, EngineUptime]]:
+def uptime_of_days(connection: Connection, starts: Sequence[int]) -> list[dict[str, EngineUptime]]:
     """Return the minutes of the days that begin at these Unix seconds, by engine."""
     found: dict[int, dict[str, EngineUptime]] = {start: {} for start in starts}
     days = [start // DAY_S for start in starts]

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from gateway.accounting.savings import CLASSES, MEASURING, is_about_zero
 from gateway.errors import InvalidRequest
 from gateway.usage.counters import STAGES, ClassSum, usd
-from gateway.usage.rests import with_rests
+from gateway.usage.rests import with_pauses
 from gateway.usage.rollup import SumDimensions, SumRow
-from gateway.usage.span import shown
+from gateway.usage.span import rfc3339
 from gateway.usage.sums import SECONDS, Period
 
 if TYPE_CHECKING:
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from gateway.usage.span import UsageSpan
     from gateway.usage.sums import Granularity, StoredRow
 
-MOST_ROWS = 10_000
+MAX_ROWS = 10_000
 """Rows of one answer."""
-MOST_ADDED = 200_000
+MAX_SUMS = 200_000
 """Sums that one answer may be added up from: some seconds of one core."""
-MOST_ADDED_OF_ALL = 500_000
+MAX_SUMS_OF_ALL = 500_000
 """Sums of an answer about all tenants. Periods that are over are cached (parts.py), and not added up again."""
 
 MODES = ("guided", "teacher_complete", "student", "teacher", "embeddings", "shadow", "guidance", "edge")
@@ -53,15 +53,15 @@ class UsageQuery(NamedTuple):
     only: Mapping[str, str]
 
     @property
-    def is_plain(self) -> bool:
+    def is_total(self) -> bool:
         """Whether the sums of all tenants together answer it."""
         return not self.by and not self.only
 
-    def counts(self, where: SumDimensions) -> bool:
+    def matches(self, where: SumDimensions) -> bool:
         """Return whether rows of these dimensions belong to the answer."""
         return all(getattr(where, name) == wanted for name, wanted in self.only.items())
 
-    def of_tenant(self, tenant: str) -> UsageQuery:
+    def for_tenant(self, tenant: str) -> UsageQuery:
         """The same, asked of one tenant."""
         return self._replace(only={**self.only, "tenant": tenant})
 
@@ -86,25 +86,25 @@ class UsageResult:
         self._rows: dict[UsageGroup, SumRow] = {}
         self._mute: set[UsageGroup] = set()
         self._added = 0
-        if not ask.by and (ask.is_plain or ask.granularity is not None):
+        if not ask.by and (ask.is_total or ask.granularity is not None):
             # A chart has a place for every period, whether anything happened or not.
             self._rows = {UsageGroup(self._start(one), ()): SumRow() for one in ask.span.periods}
 
     def add_rows(self, rows: Iterable[StoredRow]) -> None:
         """Add rows that match the question. Call it in a thread. Raises InvalidRequest where the answer is too long."""
-        for period, where, raw in with_rests(rows):
-            self.adds(1)
-            if self._ask.counts(where):
+        for period, where, raw in with_pauses(rows):
+            self.count_sums(1)
+            if self._ask.matches(where):
                 self._add(period, where, SumRow.from_bytes(raw))
 
-    def adds(self, rows: int) -> None:
+    def count_sums(self, rows: int) -> None:
         """So many rows are about to be added up. Raises InvalidRequest where they become too many."""
         self._added += rows
-        most = MOST_ADDED if "tenant" in self._ask.only else MOST_ADDED_OF_ALL
+        most = MAX_SUMS if "tenant" in self._ask.only else MAX_SUMS_OF_ALL
         if self._added > most:
-            raise too_much(f"more than {most:,} sums would have to be added up")
+            raise too_large(f"more than {most:,} sums would have to be added up")
 
-    def add_part(self, period: Period, names: tuple[str, ...], row: SumRow) -> None:
+    def add_folded(self, period: Period, names: tuple[str, ...], row: SumRow) -> None:
         """Count what a period's rows of these names came to; the row is the answer's from here on. All is told."""
         self._merge(UsageGroup(self._start(period), names), row)
 
@@ -118,10 +118,10 @@ class UsageResult:
         mine = self._rows.get(group)
         if mine is not None:
             mine.merge(row)
-        elif len(self._rows) < MOST_ROWS:
+        elif len(self._rows) < MAX_ROWS:
             self._rows[group] = row
         else:
-            raise too_much(f"the answer would have more than {MOST_ROWS:,} rows")
+            raise too_large(f"the answer would have more than {MAX_ROWS:,} rows")
 
     def _start(self, period: Period) -> int | None:
         return None if self._ask.granularity is None else Period.of(self._ask.granularity, period.start).start
@@ -142,46 +142,50 @@ class UsageResult:
 
     def _place(self, one: tuple[UsageGroup, SumRow]) -> tuple[int, int, tuple[str, ...]]:
         group, row = one
-        return group.start or 0, -row.cost_pico if self.tells(group) else 0, group.names
+        return group.start or 0, -row.cost_pico if self.includes_money(group) else 0, group.names
 
-    def ends(self, group: UsageGroup) -> tuple[int, int]:
+    def bounds(self, group: UsageGroup) -> tuple[int, int]:
         """Of which time a row is: [start, end) in Unix seconds."""
         span, granularity = self._ask.span, self._ask.granularity
         if group.start is None or granularity is None:
             return span.since, span.until
         return group.start, group.start + SECONDS[granularity]
 
-    def head(self) -> Json:
+    def header(self) -> Json:
         """What the answer is to."""
         ask = self._ask
         return {
             "object": "usage",
-            "since": shown(ask.span.since),
-            "until": shown(ask.span.until),
+            "since": rfc3339(ask.span.since),
+            "until": rfc3339(ask.span.until),
             "granularity": ask.granularity,
             "by": list(ask.by),
         }
 
-    def told(self) -> Iterator[Json]:
+    def rows_as_json(self) -> Iterator[Json]:
         """Each row as it is told, and at last all of them together. It takes some 100 us a row."""
         total = SumRow()
         for group, row in self.rows():
             total.merge(row)
-            names = {"start": shown(group.start)} if group.start is not None else {}
-            yield {**names, **dict(zip(self.by, group.names, strict=True)), **figures(row, money=self.tells(group))}
+            names = {"start": rfc3339(group.start)} if group.start is not None else {}
+            yield {
+                **names,
+                **dict(zip(self.by, group.names, strict=True)),
+                **figures(row, money=self.includes_money(group)),
+            }
         yield figures(total, money=not self._mute)
 
     def as_dict(self) -> Json:
         """The whole answer."""
-        *rows, total = self.told()
-        return {**self.head(), "rows": rows, "total": total}
+        *rows, total = self.rows_as_json()
+        return {**self.header(), "rows": rows, "total": total}
 
-    def tells(self, group: UsageGroup) -> bool:
+    def includes_money(self, group: UsageGroup) -> bool:
         """Whether a row tells of money."""
         return group not in self._mute
 
 
-def too_much(why: str) -> InvalidRequest:
+def too_large(why: str) -> InvalidRequest:
     """A question whose answer would be too long, or take too long."""
     return InvalidRequest(
         f"This asks for too much: {why}. Ask for a shorter time (since, until), a coarser granularity, or fewer "

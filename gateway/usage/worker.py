@@ -23,10 +23,10 @@ from redis.exceptions import RedisError
 from gateway.errors import StartupError
 from gateway.quality.comparison import Comparison
 from gateway.usage.comparisons import add_comparisons
-from gateway.usage.database import REFUSALS
+from gateway.usage.database import ROW_ERRORS
 from gateway.usage.engine import UsageDatabaseError
 from gateway.usage.feed import Backlog, ComparisonEntry, FeedBatch
-from gateway.usage.state import HEAR_EVERY_S, WorkerState
+from gateway.usage.state import PUBLISH_INTERVAL_S, WorkerState
 from gateway.usage.tables import DAY_S
 from gateway.usage.uptime_table import add_minutes
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from gateway.usage.archive_import import ArchiveImport
     from gateway.usage.entries import OutboxEntry
     from gateway.usage.feed import OutboxFeed
-    from gateway.usage.state import WorkerSeat
+    from gateway.usage.state import WorkerLease
     from gateway.usage.store import UsageStore
     from gateway.usage.uptime_table import EngineMinutes
 
@@ -84,7 +84,7 @@ class UsageWorker:
         client: RedisClient,
         feed: OutboxFeed,
         store: UsageStore,
-        seat: WorkerSeat,
+        seat: WorkerLease,
         minutes: Callable[[Sequence[int]], Awaitable[Sequence[EngineMinutes]]],
         *,
         keep_s: float | None,
@@ -112,7 +112,7 @@ class UsageWorker:
     async def run(self, stop: asyncio.Event) -> None:
         """Write receipts until `stop` is set; then write those that wait."""
         while not stop.is_set():
-            rest_s = HEAR_EVERY_S
+            rest_s = PUBLISH_INTERVAL_S
             if self._client.up:
                 try:
                     rest_s = await self.round()
@@ -134,7 +134,7 @@ class UsageWorker:
             except Exception as error:  # noqa: BLE001  it is logged
                 self._client.failed(error)
                 self._log_interruption(error)
-            await asyncio.sleep(HEAR_EVERY_S)
+            await asyncio.sleep(PUBLISH_INTERVAL_S)
 
     async def round(self) -> float:
         """Take entries, write and acknowledge them. Return how long to wait before the next round, in seconds.
@@ -151,7 +151,7 @@ class UsageWorker:
             self._doubt()
             raise
         if self._error is not None:
-            log.info("usage_database_back", database=str(self._store.engine))
+            log.info("usage_database_available", database=str(self._store.engine))
         self._up, self._error, self._rest_s = True, None, 0.0
         return 0.0 if more else max(_EVERY_S, (_now() - began) * _REST_TIMES)
 
@@ -161,9 +161,9 @@ class UsageWorker:
         if not self._held:
             taken = await self._next()
             self._held, more = taken.entries, taken.more
-            if taken.gone:
-                self._counts["missed"] += taken.gone
-                log.error("receipts_missed", count=taken.gone, why="trimmed before they were written")
+            if taken.trimmed:
+                self._counts["missed"] += taken.trimmed
+                log.error("receipts_missed", count=taken.trimmed, why="trimmed before they were written")
         if self._held:
             await self._write()
         elif not self._up or self._error is not None:
@@ -181,7 +181,7 @@ class UsageWorker:
 
     async def _next(self) -> FeedBatch:
         if self._in_doubt:
-            taken = await self._feed.retake(_TAKE_ENTRIES)
+            taken = await self._feed.read_pending(_TAKE_ENTRIES)
             if taken.entries:
                 return taken
             self._in_doubt = False
@@ -189,14 +189,14 @@ class UsageWorker:
             taken = await self._feed.claim(self._backlog.pending, _CLAIM_AFTER_S, _TAKE_ENTRIES)
             if taken.more:
                 self._due["claim"] = 0.0
-            if taken.entries or taken.gone:
+            if taken.entries or taken.trimmed:
                 return taken
         return await self._take()
 
-    async def _take(self, *, everywhere: bool = False) -> FeedBatch:
-        taken = await self._feed.take(_TAKE_ENTRIES, everywhere=everywhere)
+    async def _take(self, *, all_outboxes: bool = False) -> FeedBatch:
+        taken = await self._feed.read_new(_TAKE_ENTRIES, all_outboxes=all_outboxes)
         while taken.more and len(taken.entries) < MAX_ENTRIES:
-            more = await self._feed.take(_TAKE_ENTRIES)
+            more = await self._feed.read_new(_TAKE_ENTRIES)
             taken = FeedBatch([*taken.entries, *more.entries], more=more.more)
         return taken
 
@@ -224,13 +224,13 @@ class UsageWorker:
         try:
             await self._in_transaction(add_comparisons, [one for _, one in comparisons])
         except _DatabaseFailed as failure:
-            if not isinstance(failure.error, REFUSALS):
+            if not isinstance(failure.error, ROW_ERRORS):
                 raise
             for entry, one in comparisons:  # the database refuses one of them: it must not keep the others out
                 try:
                     await self._in_transaction(add_comparisons, [one])
                 except _DatabaseFailed as refused:
-                    if not isinstance(refused.error, REFUSALS):
+                    if not isinstance(refused.error, ROW_ERRORS):
                         raise
                     unreadable.append(entry)
         return unreadable
@@ -254,10 +254,10 @@ class UsageWorker:
         moved = 0
         for one in self._imports:
             try:
-                entries = await one.take(_TAKE_ENTRIES)
+                entries = await one.read(_TAKE_ENTRIES)
                 if entries:
                     await _database(self._store.write(entries))
-                    await one.delete_taken()
+                    await one.delete_read()
             except (*UsageDatabaseError, StartupError) as error:
                 log.warning("archive_not_imported", archive=one.where, error=_class_of(error))
                 continue
@@ -284,7 +284,11 @@ class UsageWorker:
             why = error.message if isinstance(error, StartupError) else None
             trace = None if isinstance(error, (*UsageDatabaseError, StartupError)) else error
             log.error(
-                "usage_database_away", database=str(self._store.engine), error=_class_of(error), why=why, exc_info=trace
+                "usage_database_unavailable",
+                database=str(self._store.engine),
+                error=_class_of(error),
+                why=why,
+                exc_info=trace,
             )
             self._due["look"] = 0.0
         self._up, self._error = False, _class_of(error)
@@ -292,7 +296,7 @@ class UsageWorker:
 
     async def _publish(self) -> None:
         idle = self._error is None and not self._backlog.waiting
-        if self._is_due("look", _LOOK_EVERY_S if idle else HEAR_EVERY_S):
+        if self._is_due("look", _LOOK_EVERY_S if idle else PUBLISH_INTERVAL_S):
             self._backlog = await self._feed.backlog()
         lag_s, waiting = round(self._backlog.lag_s, 3), self._backlog.waiting
         counts = dict(self._counts)
@@ -304,7 +308,7 @@ class UsageWorker:
         try:
             while self._client.up and self._error is None:
                 if not self._held:
-                    self._held = (await self._take(everywhere=True)).entries
+                    self._held = (await self._take(all_outboxes=True)).entries
                 if not self._held:
                     break
                 await self._write()

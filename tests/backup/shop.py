@@ -32,7 +32,7 @@ from gateway.usage.comparisons import add_comparisons
 from gateway.usage.feed import OutboxFeed
 from gateway.usage.fill import fill_sums
 from gateway.usage.rollup import SumRow, row_with
-from gateway.usage.state import WorkerSeat
+from gateway.usage.state import WorkerLease
 from gateway.usage.store import UsageStore
 from gateway.usage.sums import Period as SumPeriod
 from gateway.usage.sums_writer import TOTAL
@@ -150,7 +150,7 @@ class Shop:
                 digest_of(new_token()), "acme", "old", KeyTerms("gk-old", "carol"), NEVER, "carol"
             )
             await here.keyring.revoke("acme", "old", "carol")
-            await here.keyring.saw([digest_of(token)])
+            await here.keyring.record_use([digest_of(token)])
             await here.purse.ask("0.5", *SCOPES)
             await here.purse.settle(here.purse.last, "0.25")
             await here.purse.ask("0.125", *SCOPES)  # and is under way
@@ -174,7 +174,7 @@ class Shop:
         """Write what waits to the usage database, as a usage worker that stops does."""
         async with self.parts() as here:
             await here.client.require()
-            seat = WorkerSeat(here.redis, self.keys.ledger(), "ann")
+            seat = WorkerLease(here.redis, self.keys.ledger(), "ann")
             await seat.join()
             feed = OutboxFeed(here.redis, self.keys, f"worker-{seat.number}")
             minutes = partial(minutes_in_redis, here.redis, self.keys.ledger())

@@ -203,7 +203,7 @@ def test_an_interrupted_migration_goes_on(
     monkeypatch.setattr(usage_db_migrate, "_IMPORTED_AT_ONCE", 100)
     monkeypatch.setattr("gateway.usage.previous_sums._KEYS_PER_CALL", 50)
     for owner, name, calls in (
-        (ArchiveImport, "delete_taken", 3),
+        (ArchiveImport, "delete_read", 3),
         (UsageStore, "change", 4),
         (PreviousSums, "_unlink", 2),
     ):

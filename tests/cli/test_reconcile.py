@@ -6,7 +6,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from gateway.cli.reconcile_print import days_shown
-from gateway.usage.reconcile import engine_view, reconciled, totals
+from gateway.usage.reconcile import engine_view, reconciled_day, totals
 from gateway.usage.uptime import DAY_S, EngineUptime
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ DAY = 20_000 * DAY_S
 def test_both_sides_their_difference_and_what_was_not_seen_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
     watched = {"small": EngineUptime(Decimal("1.20"), 90, 120), "busy": EngineUptime(Decimal(1), 60, 60)}
     charged = {"small": 10**11, "busy": 3 * 10**12, "hosted": 1}
-    one = reconciled(DAY, DAY + DAY_S + 5.0, charged, watched)
+    one = reconciled_day(DAY, DAY + DAY_S + 5.0, charged, watched)
     engines = [engine_view(engine) for engine in one.engines]
     days_shown({"days": [{"day": "2024-10-04", "complete": True, "engines": engines}], "total": totals([one])})
     lines = {

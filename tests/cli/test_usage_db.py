@@ -16,7 +16,7 @@ import pytest
 from redis.asyncio import Redis
 
 from gateway.accounting.receipt import EngineShare
-from gateway.usage.state import WorkerSeat
+from gateway.usage.state import WorkerLease
 from tests.accounting.drafts import closed, guided
 from tests.cli import in_process
 from tests.cli.usage_place import Place
@@ -123,7 +123,7 @@ def test_without_a_database_export_says_so_and_creates_none(place: Place) -> Non
 def test_status_shows_what_waits_and_which_worker_writes(place: Place) -> None:
     async def work() -> None:
         async with Redis.from_url(place.url) as redis:
-            await WorkerSeat(redis, place.keys.ledger(), "ann").join()
+            await WorkerLease(redis, place.keys.ledger(), "ann").join()
 
     place.add(receipts(3))
     asyncio.run(place.settle(receipts(4)))

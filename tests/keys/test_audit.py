@@ -42,7 +42,7 @@ async def test_the_newest_action_comes_first_and_older_ones_follow(redis: Redis)
 
 async def test_old_actions_make_room_for_new_ones(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     """In blocks of a hundred, as Redis keeps them."""
-    monkeypatch.setattr(audit, "MOST_ENTRIES", 150)
+    monkeypatch.setattr(audit, "MAX_ENTRIES", 150)
     key = f"audit-{os.urandom(4).hex()}"
     trail = AuditTrail(redis, key)
     for number in range(400):
@@ -60,4 +60,4 @@ async def test_what_somebody_else_wrote_there_breaks_nothing(redis: Redis) -> No
 
 def test_the_scripts_keep_as_many() -> None:
     script = files("gateway.keys").joinpath("common.lua").read_text("utf-8")
-    assert f"30 * 86400 * 1000000, 100, {audit.MOST_ENTRIES}\n" in script
+    assert f"30 * 86400 * 1000000, 100, {audit.MAX_ENTRIES}\n" in script

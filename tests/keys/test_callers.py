@@ -28,7 +28,7 @@ class Seen:
     def __init__(self) -> None:
         self.seen: list[str] = []
 
-    def saw(self, sha256: str) -> None:
+    def record_use(self, sha256: str) -> None:
         self.seen.append(sha256)
 
 
@@ -46,14 +46,14 @@ def callers(*made: HeldKey, expires: float | None = None) -> tuple[Callers, Seen
         TenantPolicy(tenant="globex", routes=ROUTES),
     ]
     ring, seen = Keyring(lambda: 0.0), Seen()
-    ring.was_read(NOW)
-    ring.change(made)
+    ring.mark_read(NOW)
+    ring.update(made)
     return Callers(Policies(PolicySet.of(policies)), ring, seen), seen  # type: ignore[arg-type]
 
 
 def test_keys_of_files_and_of_redis_are_found_alike_and_seen() -> None:
     found, seen = callers(held("gk-made", "globex", terms=KeyTerms("gk-mad", "a", models=("chat",))))
-    of_file, of_redis = found.of("gk-file"), found.of("gk-made")
+    of_file, of_redis = found.authenticate("gk-file"), found.authenticate("gk-made")
     assert (of_file.policy.tenant, of_file.key_id) == ("acme", "file")
     assert (of_redis.policy.tenant, of_redis.key_id, of_redis.key.models) == ("globex", "made", ("chat",))
     assert seen.seen == [digest_of("gk-file"), digest_of("gk-made")]
@@ -67,9 +67,9 @@ def test_a_part_of_a_key_or_its_hash_finds_nobody(token: str) -> None:
     twin = held("gk-made" + "x" * 40, "globex")
     found, seen = callers(held("gk-made"), twin)
     with pytest.raises(NotAuthenticated, match="not known here"):
-        found.of(token)
-    assert found.of("gk-made" + "x" * 40).policy.tenant == "globex"
-    assert found.of("gk-made").policy.tenant == "acme"
+        found.authenticate(token)
+    assert found.authenticate("gk-made" + "x" * 40).policy.tenant == "globex"
+    assert found.authenticate("gk-made").policy.tenant == "acme"
     assert len(seen.seen) == 2
 
 
@@ -87,24 +87,24 @@ def test_a_part_of_a_key_or_its_hash_finds_nobody(token: str) -> None:
 def test_a_key_that_does_not_hold_is_told_why_and_is_not_repeated(made: HeldKey, words: str) -> None:
     found, seen = callers(made)
     with pytest.raises(NotAuthenticated, match=words) as caught:
-        found.of("gk-made")
+        found.authenticate("gk-made")
     assert "gk-made" not in caught.value.message
     assert seen.seen == []
 
 
 def test_a_key_holds_to_the_moment_before_its_end() -> None:
     found, _ = callers(held("gk-made", expires_s=NOW + 0.001), expires=NOW + 0.001)
-    assert found.of("gk-made").key.expires == found.of("gk-file").key.expires == NOW + 0.001
+    assert found.authenticate("gk-made").key.expires == found.authenticate("gk-file").key.expires == NOW + 0.001
     found, _ = callers(held("gk-made", expires_s=NOW + 60, replaced=True))
-    assert found.of("gk-made").key_id == "made"
+    assert found.authenticate("gk-made").key_id == "made"
 
 
 def test_a_key_of_a_file_expires_too() -> None:
     found, _ = callers(expires=NOW)
     with pytest.raises(NotAuthenticated, match="expired on 2027-01-15"):
-        found.of("gk-file")
+        found.authenticate("gk-file")
 
 
 def test_a_key_that_stands_in_both_is_the_files() -> None:
     found, _ = callers(held("gk-file", "globex", revoked_s=NOW - 1))
-    assert found.of("gk-file").policy.tenant == "acme"
+    assert found.authenticate("gk-file").policy.tenant == "acme"

@@ -87,7 +87,7 @@ async def test_known_keys_hold_while_redis_is_away_and_end_with_a_redis_that_for
 
                 await redis.start()
                 await world.until(made["key"], 401)
-                lost = process.wait_for_log("keys_read_anew")
+                lost = process.wait_for_log("keys_reloaded")
                 assert (lost["before"], lost["now"]) in {(2, 0), (3, 0)}
                 assert await world.ask(KEY) == 200, "keys of the policy files are in no Redis"
                 for _ in range(500):

@@ -16,7 +16,7 @@ from gateway.config.limits import BudgetRule, LimitsRule
 from gateway.errors import Conflict, NotFound
 from gateway.keys import redis_keyring
 from gateway.keys.follower import KeyFollower
-from gateway.keys.held import HeldKey, KeyTerms, in_words
+from gateway.keys.held import HeldKey, KeyTerms, policy_fields
 from gateway.keys.redis_keyring import NEVER, HistoryHead, KeyExpiry, RedisKeyring
 from gateway.keys.ring import Keyring
 from gateway.keys.token import digest_of, hint_of, new_token
@@ -77,7 +77,7 @@ async def test_what_a_key_may_do_comes_back_as_it_was_made(world: World) -> None
     made = await world.create(
         "prod",
         expiry=KeyExpiry(at_s=4_000_000_000.0),
-        terms=KeyTerms("gk-abc", "alice", ("chat", "chat-b"), in_words(limits), in_words(budget)),
+        terms=KeyTerms("gk-abc", "alice", ("chat", "chat-b"), policy_fields(limits), policy_fields(budget)),
     )
     ring, follower = world.process()
     await follower.catch_up()
@@ -89,7 +89,7 @@ async def test_what_a_key_may_do_comes_back_as_it_was_made(world: World) -> None
     assert held.entry.budget is not None
     assert str(held.entry.budget.max_budget) == "0.10"
     assert held.entry.models == ("chat", "chat-b")
-    assert ring.named("acme", "prod") is held
+    assert ring.by_id("acme", "prod") is held
     assert abs(held.created_s - ring.now()) < 30
 
 
@@ -139,7 +139,7 @@ async def test_rotation_keeps_the_id_for_the_new_key_and_the_old_one_holds_for_i
     assert statuses(ring) == {"prod": "active", "prod.1": "grace"}
     assert before.status(before.expires_s) == "replaced"
     assert before.sha256 == old.sha256
-    assert ring.named("acme", "prod") == new
+    assert ring.by_id("acme", "prod") == new
 
     again, second = await world.keys.rotate(
         new, digest_of(new_token()), TERMS, grace_s=0, expiry=KeyExpiry(in_s=5000), actor="admin"
@@ -167,7 +167,7 @@ async def test_what_has_ended_cannot_be_rotated_and_only_one_of_two_rotations_co
     }
     ring, follower = world.process()
     await follower.catch_up()
-    replaced = ring.named("acme", "prod.1")
+    replaced = ring.by_id("acme", "prod.1")
     assert replaced is not None
     with pytest.raises(Conflict, match="was rotated already"):
         await rotate(replaced)
@@ -195,7 +195,7 @@ async def test_an_end_that_is_past_by_redis_time_is_refused(world: World) -> Non
 
 
 async def test_there_is_a_most_of_keys(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(redis_keyring, "MOST_KEYS", 2)
+    monkeypatch.setattr(redis_keyring, "MAX_KEYS", 2)
     first = await world.create("a")
     await world.create("b")
     with pytest.raises(Conflict, match="more are not taken"):
@@ -296,8 +296,8 @@ async def test_a_redis_with_another_history_is_read_anew(
     await lose(world)
     await follower.catch_up()
     assert {key.id for key in ring.all()} == left
-    assert {key.id for key in (ring.named("acme", key_id) for key_id in left) if key} == left
-    assert ring.named("acme", "k2") is None
+    assert {key.id for key in (ring.by_id("acme", key_id) for key_id in left) if key} == left
+    assert ring.by_id("acme", "k2") is None
 
 
 async def test_a_key_that_cannot_be_read_hides_no_other(world: World) -> None:
@@ -317,28 +317,28 @@ async def test_uses_are_told_in_one_command_and_the_oldest_are_forgotten(
     monkeypatch.setattr(redis_keyring, "_MOST_USED", 3)
     ring, follower = world.process()
     for sha in ("a", "b", "a"):
-        follower.saw(sha)
-    await follower.tell_seen()
+        follower.record_use(sha)
+    await follower.report_uses()
     used = await world.keys.last_used(["a", "b", "c"])
     assert set(used) == {"a", "b"}
     await follower.catch_up()
     assert all(abs(at - ring.now()) < 30 for at in used.values())
     for sha in ("c", "d"):
-        follower.saw(sha)
-        await follower.tell_seen()
+        follower.record_use(sha)
+        await follower.report_uses()
     assert len(await world.keys.last_used(["a", "b", "c", "d"])) == 3
     assert await world.keys.last_used([]) == {}
 
 
 async def test_uses_that_could_not_be_told_are_told_later(world: World) -> None:
     _, follower = world.process()
-    follower.saw("a")
+    follower.record_use("a")
     broken = RedisClient("redis://127.0.0.1:1", timeout_s=0.1, metrics=Metrics())
     healthy, follower._in_redis = follower._in_redis, RedisKeyring(broken.commands, world.names)
     with pytest.raises(RedisConnectionError):
-        await follower.tell_seen()
+        await follower.report_uses()
     follower._in_redis = healthy
-    await follower.tell_seen()
+    await follower.report_uses()
     assert set(await world.keys.last_used(["a"])) == {"a"}
     await broken.close()
 
@@ -346,11 +346,11 @@ async def test_uses_that_could_not_be_told_are_told_later(world: World) -> None:
 def test_time_goes_on_while_redis_is_away() -> None:
     clock = [100.0]
     ring = Keyring(lambda: clock[0])
-    assert ring.read_ago_s() is None
-    ring.was_read(1_000_000.0)
+    assert ring.age_s() is None
+    ring.mark_read(1_000_000.0)
     clock[0] += 7
     assert ring.now() == 1_000_007.0
-    assert ring.read_ago_s() == 7
+    assert ring.age_s() == 7
 
 
 async def test_no_more_of_a_key_than_its_hint_is_in_redis(world: World, redis_url: str) -> None:

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 import pytest
 
 from gateway.errors import StartupError
-from gateway.server.ports import kept_port
+from gateway.server.ports import reserved_port
 
 HOST = "127.0.0.1"
 
@@ -19,7 +19,7 @@ def listening(port: int) -> socket.socket:
 
 
 def test_a_kept_port_is_there_for_those_who_share_it_and_for_nobody_else() -> None:
-    with kept_port(HOST, 0, "server.port") as port:
+    with reserved_port(HOST, 0, "server.port") as port:
         assert port > 0
         with listening(port), listening(port), pytest.raises(OSError, match="in use"):
             socket.create_server((HOST, port))
@@ -28,7 +28,7 @@ def test_a_kept_port_is_there_for_those_who_share_it_and_for_nobody_else() -> No
 def test_keeping_a_port_takes_no_connection_from_those_who_listen() -> None:
     """However many come: each is taken by one of the two."""
     with (
-        kept_port(HOST, 0, "server.port") as port,
+        reserved_port(HOST, 0, "server.port") as port,
         listening(port) as one,
         listening(port) as other,
         ExitStack() as stack,
@@ -57,18 +57,18 @@ def test_a_port_that_somebody_listens_on_is_refused(shares: bool) -> None:
         port = taken.getsockname()[1]
         with (
             pytest.raises(StartupError, match=rf"127.0.0.1:{port} is taken.*admin.port"),
-            kept_port(HOST, port, "admin.port"),
+            reserved_port(HOST, port, "admin.port"),
         ):
             pytest.fail("kept")
 
 
 def test_every_address_of_a_host_gets_the_same_port() -> None:
-    with kept_port("localhost", 0, "server.port") as port:
+    with reserved_port("localhost", 0, "server.port") as port:
         for family, _, _, _, address in socket.getaddrinfo("localhost", port, type=socket.SOCK_STREAM):
             with socket.socket(family, socket.SOCK_STREAM) as other, pytest.raises(OSError, match="in use"):
                 other.bind(address)
 
 
 def test_a_host_that_is_none_of_ours_is_said() -> None:
-    with pytest.raises(StartupError, match="cannot be opened"), kept_port("192.0.2.1", 0, "server.port"):
+    with pytest.raises(StartupError, match="cannot be opened"), reserved_port("192.0.2.1", 0, "server.port"):
         pytest.fail("kept")

@@ -7,7 +7,7 @@ import os
 import signal
 from typing import TYPE_CHECKING
 
-from gateway.server.stopping import asked_to_reload
+from gateway.server.stopping import reload_on_sighup
 
 if TYPE_CHECKING:
     import pytest
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 async def hang_up() -> tuple[bool, bool]:
     """Send SIGHUP to this process: whether that asks for a reload, and whether for a stop."""
     stop = asyncio.Event()
-    reload = asked_to_reload(stop)
+    reload = reload_on_sighup(stop)
     try:
         os.kill(os.getpid(), signal.SIGHUP)
         async with asyncio.timeout(10):

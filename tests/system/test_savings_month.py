@@ -86,7 +86,7 @@ async def holds_usage(sums: SumsReader) -> dict[str, Any]:
         expected = MONTH[row["tenant"]]
         holds_figures(row, expected)
         own = await reader.read(
-            UsageQuery(when, None, (), {}).of_tenant(row["tenant"]), lambda told: told, whose=row["tenant"]
+            UsageQuery(when, None, (), {}).for_tenant(row["tenant"]), lambda told: told, tenant=row["tenant"]
         )
         holds_figures(json.loads(encoded(own))["total"], expected)
         line = lines[row["tenant"]]

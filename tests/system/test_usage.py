@@ -327,7 +327,7 @@ def test_the_last_receipts_stand_as_their_callers_see_them(
         ("since=todya", "since", "Did you mean 'today'"),
         ("since=2999-01-01", "since", "future"),
         ("since=2026-13-01", "since", "a date like"),
-        ("since=1h&until=2h", "since", "must lie before 'until'"),
+        ("since=1h&until=2h", "since", "must be before 'until'"),
         ("since=1h&until=never", "until", "24h or 7d"),
         ("since=2000-01-01", "since", "at the earliest"),
         ("since=99999999999999d", "since", "at the earliest"),

@@ -20,7 +20,7 @@ from gateway.redis.keys import RedisKeys
 from gateway.telemetry.metrics import Metrics
 from gateway.usage.feed import OutboxFeed
 from gateway.usage.rollup import SumRow
-from gateway.usage.state import WorkerSeat
+from gateway.usage.state import WorkerLease
 from gateway.usage.store import UsageStore
 from gateway.usage.sums import Retention
 from gateway.usage.tables import SUMS
@@ -63,7 +63,7 @@ class Outboxes:
         keep_s: float | None = None,
         imports: Sequence[ArchiveImport] = (),
     ) -> UsageWorker:
-        seat = WorkerSeat(self.redis, self.keys.ledger(), name)
+        seat = WorkerLease(self.redis, self.keys.ledger(), name)
         await seat.join()
         feed = self.feed(f"worker-{seat.number}")
         minutes = partial(minutes_in_redis, self.redis, self.keys.ledger())

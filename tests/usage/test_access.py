@@ -28,7 +28,7 @@ async def run():
     redis = RedisClient("redis://127.0.0.1:1", timeout_s=0.1, metrics=metrics)
     usage = usage_access(settings, redis, RedisKeys("t"), "owner", metrics)
     print("built")
-    found = await asyncio.gather(usage.receipts.find("acme", "req_0"), usage.sums.latest(5), usage.comparisons.look(7))
+    found = await asyncio.gather(usage.receipts.find("acme", "req_0"), usage.sums.latest(5), usage.comparisons.read(7))
     print(*found)
     await usage.close()
     await redis.close()

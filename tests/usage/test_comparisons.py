@@ -41,13 +41,13 @@ def add(book: UsageBook, *comparisons: Comparison) -> None:
 async def test_each_comparison_counts_once(book: UsageBook) -> None:
     """The sums are those of `QualityTally`, exactly, however often an entry is delivered."""
     reader = ComparisonReader(book.threads, lambda: NOON)
-    assert await reader.look(1) == {}
+    assert await reader.read(1) == {}
     other = ROW._replace(length="16")
     made = [comparison(number, number / 40, 0.25) for number in range(40)]
     add(book, *made, comparison(40, 1, 0, row=other))
     add(book, *made[:20])
     add(book)
-    assert await reader.look(1) == {
+    assert await reader.read(1) == {
         ROW: sum((QualityTally.of(number / 40, 0.25) for number in range(40)), QualityTally()),
         other: QualityTally.of(1, 0),
     }
@@ -57,15 +57,15 @@ async def test_days_are_those_of_utc_with_today(book: UsageBook) -> None:
     reader = ComparisonReader(book.threads, lambda: NOON + DAY_S)
     midnight = NOON + DAY_S // 2
     add(book, comparison(1, 1, 1, midnight - 1), comparison(2, 0, 1, midnight))
-    assert (await reader.look(1))[ROW] == QualityTally.of(0, 1)
-    assert (await reader.look(2))[ROW] == QualityTally.of(0, 1) + QualityTally.of(1, 1)
+    assert (await reader.read(1))[ROW] == QualityTally.of(0, 1)
+    assert (await reader.read(2))[ROW] == QualityTally.of(0, 1) + QualityTally.of(1, 1)
 
 
 async def test_comparisons_are_kept_as_long_as_receipts(book: UsageBook) -> None:
     reader = ComparisonReader(book.threads, lambda: NOON)
     add(book, *(comparison(days, 1, 1, NOON - days * DAY_S) for days in range(4)))
     database(book.engine).delete_receipts(NOON - 2 * DAY_S)
-    assert (await reader.look(10))[ROW] == sum((QualityTally.of(1, 1) for _ in range(3)), QualityTally())
+    assert (await reader.read(10))[ROW] == sum((QualityTally.of(1, 1) for _ in range(3)), QualityTally())
 
 
 def test_an_entry_is_read_as_it_was_written() -> None:

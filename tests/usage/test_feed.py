@@ -32,7 +32,7 @@ async def outboxes(redis_url: str, tmp_path: Path) -> AsyncIterator[Outboxes]:
 async def test_what_is_acknowledged_is_trimmed(outboxes: Outboxes) -> None:
     feed = outboxes.feed()
     await outboxes.settle(*receipts(10), *receipts(3, "beta"))
-    taken = await feed.take(100)
+    taken = await feed.read_new(100)
     assert not taken.more
     assert len(taken.entries) == 13
     assert await outboxes.lengths() == {"acme": 10, "beta": 3}
@@ -44,7 +44,7 @@ async def test_what_is_acknowledged_is_trimmed(outboxes: Outboxes) -> None:
 async def test_what_another_worker_holds_stays_with_all_that_came_later(outboxes: Outboxes) -> None:
     ann, bob = outboxes.feed(), outboxes.feed("worker-2")
     await outboxes.settle(*receipts(6))
-    first, rest = await ann.take(2), await bob.take(10)
+    first, rest = await ann.read_new(2), await bob.read_new(10)
     await bob.acknowledge(rest.entries)
     assert await outboxes.lengths() == {"acme": 6}
     await ann.acknowledge(first.entries[:1])
@@ -58,20 +58,20 @@ async def test_what_another_worker_holds_stays_with_all_that_came_later(outboxes
 async def test_entries_that_came_during_the_write_stay(outboxes: Outboxes) -> None:
     feed = outboxes.feed()
     await outboxes.settle(*receipts(3))
-    taken = await feed.take(100)
+    taken = await feed.read_new(100)
     await outboxes.settle(*(later := receipts(2)))
     await feed.acknowledge(taken.entries)
     assert (await feed.backlog()).waiting == 2
     await asyncio.sleep(0)
-    found = await feed.take(100, everywhere=True)
+    found = await feed.read_new(100, all_outboxes=True)
     assert [one.raw for one in found.entries] == [one.to_json() for one in later]
 
 
 async def test_the_entries_of_a_dead_worker_are_claimed(outboxes: Outboxes) -> None:
     ann, bob = outboxes.feed(), outboxes.feed("worker-2")
     await outboxes.settle(*receipts(4), *receipts(2, "beta"))
-    taken = await ann.take(100)
-    assert (await bob.take(100)).entries == []
+    taken = await ann.read_new(100)
+    assert (await bob.read_new(100)).entries == []
     pending = (await bob.backlog()).pending
     assert sorted(pending) == ["acme", "beta"]
     assert (await bob.claim(pending, 60, 100)).entries == []
@@ -84,37 +84,37 @@ async def test_the_entries_of_a_dead_worker_are_claimed(outboxes: Outboxes) -> N
 async def test_entries_whose_reply_was_lost_are_taken_again(outboxes: Outboxes) -> None:
     """By the worker of the same number, without those that were trimmed meanwhile."""
     await outboxes.settle(*receipts(4), *receipts(2, "beta"))
-    await outboxes.feed("worker-2").take(2)
-    taken = await outboxes.feed().take(100)
+    await outboxes.feed("worker-2").read_new(2)
+    taken = await outboxes.feed().read_new(100)
     assert len(taken.entries) == 4
     feed = outboxes.feed()
-    again = await feed.retake(100)
+    again = await feed.read_pending(100)
     assert sorted(again.entries) == sorted(taken.entries)
     assert again.more
     await outboxes.redis.xtrim(outboxes.keys.outbox("beta"), maxlen=0, approximate=False)
     await feed.acknowledge([one for one in again.entries if one.tenant == "acme"])
-    assert await feed.retake(100) == FeedBatch([])
-    assert (await feed.claim(["beta"], 0, 100)).gone == 2
+    assert await feed.read_pending(100) == FeedBatch([])
+    assert (await feed.claim(["beta"], 0, 100)).trimmed == 2
 
 
 async def test_what_was_trimmed_before_it_was_acknowledged_is_counted(outboxes: Outboxes) -> None:
     feed = outboxes.feed()
     await outboxes.settle(*receipts(5))
-    await feed.take(3)
+    await feed.read_new(3)
     await outboxes.redis.xtrim(outboxes.keys.outbox("acme"), maxlen=4, approximate=False)
     claimed = await outboxes.feed("worker-2").claim(["acme"], 0, 100)
-    assert (len(claimed.entries), claimed.gone) == (2, 1)
+    assert (len(claimed.entries), claimed.trimmed) == (2, 1)
 
 
 async def test_entries_that_were_all_trimmed_before_they_were_acknowledged_are_counted(outboxes: Outboxes) -> None:
     """The outbox is empty, and ids of a worker that died are still pending."""
     await outboxes.settle(*receipts(3), *receipts(1, "beta"))
-    await outboxes.feed().take(10)
+    await outboxes.feed().read_new(10)
     await outboxes.redis.xtrim(outboxes.keys.outbox("acme"), maxlen=0, approximate=False)
     feed = outboxes.feed("worker-2")
     backlog = await feed.backlog()
     assert (backlog.waiting, sorted(backlog.pending)) == (1, ["acme", "beta"])
-    assert (await feed.claim(["acme"], 0, 100)).gone == 3
+    assert (await feed.claim(["acme"], 0, 100)).trimmed == 3
     assert (await feed.backlog()).pending == ("beta",)
 
 
@@ -122,14 +122,14 @@ async def test_a_group_that_is_gone_is_made_again_and_reads_from_the_beginning(o
     """Also where the worker asks for the backlog first: that makes a group, too."""
     ann, bob = outboxes.feed(), outboxes.feed("worker-2")
     await outboxes.settle(*(told := receipts(3)))
-    assert len((await ann.take(10)).entries) == 3
+    assert len((await ann.read_new(10)).entries) == 3
     for look_first in (False, True):
         await outboxes.redis.xgroup_destroy(outboxes.keys.outbox("acme"), GROUP)
         if look_first:
             assert (await bob.backlog()).waiting == 3
-        found = await ann.take(10, everywhere=True)
+        found = await ann.read_new(10, all_outboxes=True)
         assert [one.raw for one in found.entries] == [one.to_json() for one in told]
-        assert (await ann.claim(["acme"], 0, 10)).gone == 0
+        assert (await ann.claim(["acme"], 0, 10)).trimmed == 0
     await ann.acknowledge(found.entries)
     assert await outboxes.lengths() == {"acme": 0}
 
@@ -140,23 +140,23 @@ async def test_entries_are_read_after_the_clock_of_redis_went_back(outboxes: Out
     await outboxes.redis.xadd(outboxes.keys.outbox("acme"), {"receipt": first.to_json()}, id=future)
     await outboxes.settle(*rest[:1])
     feed = outboxes.feed()
-    taken = await feed.take(10)
+    taken = await feed.read_new(10)
     assert [one.raw for one in taken.entries] == [one.to_json() for one in (first, rest[0])]
     await feed.acknowledge(taken.entries)
     await outboxes.settle(*rest[1:])
     assert (await feed.backlog()) == Backlog(waiting=1)
-    assert [one.raw for one in (await feed.take(10)).entries] == [rest[1].to_json()]
+    assert [one.raw for one in (await feed.read_new(10)).entries] == [rest[1].to_json()]
 
 
 async def test_redis_forgets_between_taking_and_acknowledging(outboxes: Outboxes) -> None:
     feed = outboxes.feed()
     await outboxes.settle(*receipts(3), *receipts(2, "beta"))
-    taken = await feed.take(100)
+    taken = await feed.read_new(100)
     await outboxes.forget_all()
     await outboxes.settle(*(new := receipts(4)))
     await feed.acknowledge(taken.entries)
     assert await outboxes.lengths() == {"acme": 4}
-    found = await feed.take(100, everywhere=True)
+    found = await feed.read_new(100, all_outboxes=True)
     assert [one.raw for one in found.entries] == [one.to_json() for one in new]
 
 
@@ -167,7 +167,7 @@ async def test_while_an_old_process_adds_up_it_trims_and_the_feed_notes(outboxes
     keys = outboxes.keys.ledger()
     await outboxes.redis.set(keys.lease, "old", px=3_000)
     await outboxes.settle(*receipts(6))
-    first, rest = await feed.take(4), await feed.take(2)
+    first, rest = await feed.read_new(4), await feed.read_new(2)
     await feed.acknowledge(first.entries)
     assert await outboxes.lengths() == {"acme": 6}
     assert (await outboxes.redis.hget(keys.archived, "acme")).decode() == before(rest.entries[0].id)
@@ -188,7 +188,7 @@ async def test_an_old_process_trims_no_further_than_the_feed_notes(outboxes: Out
     feed = outboxes.feed()
     await redis.set(keys.lease, "old", px=60_000)
     await outboxes.settle(*receipts(3))
-    taken = (await feed.take(10)).entries
+    taken = (await feed.read_new(10)).entries
     await feed.acknowledge(taken[:1])
     assert (await redis.hget(keys.holds, "acme")).decode() == before(taken[1].id)
     assert int(await redis.hget(keys.state, "held_until")) > time.time() + 50
@@ -211,10 +211,10 @@ async def test_an_old_gateway_without_an_archive_trims_only_what_is_written(
     await outboxes.redis.set(outboxes.keys.ledger().lease, "old", px=60_000)
     await outboxes.settle(*receipts(6))
     feed = outboxes.feed()
-    await feed.acknowledge((await feed.take(2)).entries)
+    await feed.acknowledge((await feed.read_new(2)).entries)
     await trim()
     assert await outboxes.lengths() == {"acme": 4}
-    await feed.acknowledge((await feed.take(10)).entries)
+    await feed.acknowledge((await feed.read_new(10)).entries)
     await trim()
     assert await outboxes.lengths() == {"acme": 0}
 
@@ -223,15 +223,15 @@ async def test_a_loud_tenant_among_quiet_ones_is_read_as_fast_as_alone(outboxes:
     await outboxes.settle(*(one for place in range(120) for one in receipts(1, f"quiet-{place}")))
     await outboxes.settle(*receipts(2_000, "loud"))
     feed = outboxes.feed()
-    first, second = await feed.take(1_000), await feed.take(1_000)
+    first, second = await feed.read_new(1_000), await feed.read_new(1_000)
     assert len(first.entries) + len(second.entries) >= 1_900
     assert len({entry.tenant for entry in first.entries}) == 121
     assert first.more
     assert second.more
-    while (rest := await feed.take(1_000)).more:
+    while (rest := await feed.read_new(1_000)).more:
         pass
     assert len({entry.id for entry in rest.entries}) == len(rest.entries)
-    assert (await feed.take(1_000)).entries == []
+    assert (await feed.read_new(1_000)).entries == []
 
 
 async def test_loud_tenants_at_the_front_do_not_keep_the_others_out(
@@ -240,7 +240,7 @@ async def test_loud_tenants_at_the_front_do_not_keep_the_others_out(
     monkeypatch.setattr(feed_module, "_TENANTS_PER_CALL", 2)
     await outboxes.settle(*receipts(100, "a-loud"), *receipts(100, "b-loud"), *receipts(1, "z-quiet"))
     feed = outboxes.feed()
-    seen = [entry.tenant for _ in range(3) for entry in (await feed.take(10)).entries]
+    seen = [entry.tenant for _ in range(3) for entry in (await feed.read_new(10)).entries]
     assert "z-quiet" in seen
 
 
@@ -252,26 +252,26 @@ async def test_with_many_tenants_the_active_are_read_each_time_and_all_once_a_se
     feed = OutboxFeed(outboxes.redis, outboxes.keys, "worker-1", lambda: now[0])
     for name in "abcdef":
         await outboxes.settle(*receipts(1, name))
-    assert len((await feed.take(100)).entries) == 6
+    assert len((await feed.read_new(100)).entries) == 6
     now[0] += 61
-    assert (await feed.take(100)).entries == []
+    assert (await feed.read_new(100)).entries == []
     await outboxes.settle(*receipts(1, "c"))
-    assert (await feed.take(100)).entries == [], "no tenant is active, and a second has not passed"
+    assert (await feed.read_new(100)).entries == [], "no tenant is active, and a second has not passed"
     now[0] += 1
-    assert [one.tenant for one in (await feed.take(100)).entries] == ["c"]
+    assert [one.tenant for one in (await feed.read_new(100)).entries] == ["c"]
     await outboxes.settle(*receipts(1, "c"), *receipts(1, "d"))
-    assert [one.tenant for one in (await feed.take(100)).entries] == ["c"]
+    assert [one.tenant for one in (await feed.read_new(100)).entries] == ["c"]
     now[0] += 1
-    assert [one.tenant for one in (await feed.take(100)).entries] == ["d"]
+    assert [one.tenant for one in (await feed.read_new(100)).entries] == ["d"]
 
 
 async def test_many_ids_are_acknowledged_in_several_calls(outboxes: Outboxes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feed_module, "_IDS_PER_CALL", 7)
     await outboxes.settle(*receipts(50), *receipts(5, "beta"), *receipts(1, "gamma"))
     feed = outboxes.feed()
-    taken = await feed.take(100)
+    taken = await feed.read_new(100)
     while taken.more:
-        more = await feed.take(100)
+        more = await feed.read_new(100)
         taken = type(taken)([*taken.entries, *more.entries], more=more.more)
     await feed.acknowledge(taken.entries)
     assert await outboxes.lengths() == {"acme": 0, "beta": 0, "gamma": 0}

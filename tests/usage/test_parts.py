@@ -79,15 +79,15 @@ async def test_what_comes_late_to_a_period_that_is_over_is_told_at_once(
     book.add([receipt(old, "acme", 1), receipt(old, "beta", 2, "abandoned")])
     reader = UsageReader(book.sums, KEPT)
 
-    async def told() -> dict[str, tuple[int, dict[str, int]]]:
+    async def summary() -> dict[str, tuple[int, dict[str, int]]]:
         rows = (await reader.read(asked(), UsageResult.as_dict))["rows"]
         return {row["tenant"]: (row["requests"], row["errors"]) for row in rows}
 
-    assert await told() == {"acme": (1, {}), "beta": (1, {"abandoned": 1})}
+    assert await summary() == {"acme": (1, {}), "beta": (1, {"abandoned": 1})}
     book.add([receipt(old, "acme", 3)])
-    assert await told() == {"acme": (2, {}), "beta": (1, {"abandoned": 1})}
+    assert await summary() == {"acme": (2, {}), "beta": (1, {"abandoned": 1})}
     book.add([receipt(old, "beta", 2)])
-    assert await told() == {"acme": (2, {}), "beta": (1, {})}
+    assert await summary() == {"acme": (2, {}), "beta": (1, {})}
 
 
 def part(start: int, size: int, cpu_s: float = 0.0) -> FoldedPeriod:

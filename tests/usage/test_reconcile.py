@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from decimal import Decimal
 
-from gateway.usage.reconcile import engine_view, reconciled, totals
+from gateway.usage.reconcile import engine_view, reconciled_day, totals
 from gateway.usage.uptime import DAY_S, EngineUptime
 
 DAY = 20_000 * DAY_S
@@ -18,7 +18,7 @@ def pico(amount: str) -> int:
 def test_an_engines_hours_cost_what_they_cost_whatever_it_did() -> None:
     """23 hours up at 1.20, of which requests were charged 3.45."""
     watched = {"small": EngineUptime(Decimal("1.20"), up_minutes=1_380, seen_minutes=1_400)}
-    day = reconciled(DAY, AFTER, {"small": pico("3.45")}, watched)
+    day = reconciled_day(DAY, AFTER, {"small": pico("3.45")}, watched)
     assert day.complete
     assert [engine_view(one) for one in day.engines] == [
         {
@@ -36,14 +36,14 @@ def test_an_engines_hours_cost_what_they_cost_whatever_it_did() -> None:
 def test_an_engine_that_was_charged_more_than_it_cost_has_a_negative_difference() -> None:
     """Its rates in config.yaml are lower than what it does."""
     watched = {"small": EngineUptime(Decimal(1), 60, 60)}
-    (one,) = reconciled(DAY, AFTER, {"small": pico("1.5")}, watched).engines
+    (one,) = reconciled_day(DAY, AFTER, {"small": pico("1.5")}, watched).engines
     view = engine_view(one)
     assert (view["difference_usd"], view["utilisation"]) == ("-0.5", 1.5)
 
 
 def test_engines_that_are_paid_by_the_token_have_no_hours_and_all_charges_are_in_the_sum() -> None:
     charged = {"small": pico("0.1"), "hosted": pico("0.000000000001")}
-    day = reconciled(
+    day = reconciled_day(
         DAY, AFTER, charged, {"small": EngineUptime(Decimal(3), 60, 60), "idle": EngineUptime(Decimal(2), 30, 60)}
     )
     assert [one.engine for one in day.engines] == ["hosted", "idle", "small"]
@@ -60,16 +60,16 @@ def test_engines_that_are_paid_by_the_token_have_no_hours_and_all_charges_are_in
 
 def test_of_a_day_that_is_not_over_only_the_minutes_so_far_are_missed() -> None:
     now = DAY + 10 * 60 + 30.0
-    day = reconciled(DAY, now, {}, {"small": EngineUptime(Decimal(1), 4, 9)})
+    day = reconciled_day(DAY, now, {}, {"small": EngineUptime(Decimal(1), 4, 9)})
     assert not day.complete
     assert engine_view(day.engines[0])["minutes"] == {"up": 4, "down": 5, "unseen": 2}
 
 
 def test_an_engine_that_was_never_up_has_no_utilisation() -> None:
-    (one,) = reconciled(DAY, AFTER, {}, {"small": EngineUptime(Decimal(1), 0, 1_440)}).engines
+    (one,) = reconciled_day(DAY, AFTER, {}, {"small": EngineUptime(Decimal(1), 0, 1_440)}).engines
     assert (engine_view(one)["wall_usd"], engine_view(one)["utilisation"]) == ("0", None)
 
 
 def test_an_hour_has_no_last_digit_and_is_rounded_to_the_picodollar() -> None:
-    (one,) = reconciled(DAY, AFTER, {}, {"small": EngineUptime(Decimal(1), 1, 1)}).engines
+    (one,) = reconciled_day(DAY, AFTER, {}, {"small": EngineUptime(Decimal(1), 1, 1)}).engines
     assert engine_view(one)["wall_usd"] == "0.016666666667"

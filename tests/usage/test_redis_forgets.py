@@ -58,15 +58,15 @@ class History:
     async def make(self) -> None:
         ann, bob = self.outboxes.feed(), self.outboxes.feed("worker-2")
         await self.settle(3)
-        first = (await ann.take(2)).entries
+        first = (await ann.read_new(2)).entries
         self.note()
-        second = (await bob.take(10)).entries
+        second = (await bob.read_new(10)).entries
         self.note()
         await self.acknowledge(bob, second)
         await self.settle(2)
         await self.settle(2, "beta")
         await self.acknowledge(ann, first)
-        self.held = (await ann.take(10, everywhere=True)).entries
+        self.held = (await ann.read_new(10, all_outboxes=True)).entries
         self.note()
         await bob.claim(["acme"], 0, 1)
         self.note()

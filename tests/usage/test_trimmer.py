@@ -158,10 +158,10 @@ async def test_the_newest_stay_and_reach_the_database(outboxes: Outboxes) -> Non
 async def test_entries_that_a_worker_has_taken_are_not_counted_as_lost(outboxes: Outboxes) -> None:
     """The worker has them in its memory; where it died, whoever claims them counts them."""
     await outboxes.settle(*receipts(100))
-    await outboxes.feed().take(30)
+    await outboxes.feed().read_new(30)
     assert await trimmer(outboxes, most=40).trim() == 30
     claimed = await outboxes.feed("worker-2").claim(["acme"], 0, 1_000)
-    assert claimed.gone == 30
+    assert claimed.trimmed == 30
 
 
 async def test_nothing_is_measured_while_a_worker_keeps_up(outboxes: Outboxes) -> None:
@@ -215,6 +215,6 @@ async def test_a_tenant_that_was_quiet_for_long_is_forgotten_and_comes_back(outb
 
 async def test_a_new_tenant_does_not_leave_before_its_first_receipt_is_there(outboxes: Outboxes) -> None:
     await outboxes.ledger._name_tenants({"acme"})
-    await outboxes.feed().take(10)
+    await outboxes.feed().read_new(10)
     inactive = InactiveTenants(outboxes.redis, outboxes.keys)
     assert await inactive.begin(["acme"], time.time() + 2 * QUIET_S) == []

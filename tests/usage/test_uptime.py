@@ -70,36 +70,36 @@ async def fleet(redis_url: str) -> AsyncIterator[Fleet]:
 
 async def test_a_minute_in_which_anybody_saw_the_engine_up_is_one_in_which_it_was(fleet: Fleet) -> None:
     """Once, however many look, and though another one, or a later look, found it down."""
-    fleet.ann.saw("small", up=True)
-    fleet.bob.saw("small", up=False)
+    fleet.ann.record("small", up=True)
+    fleet.bob.record("small", up=False)
     for minute in (1, 1, 2):
         fleet.clock.now = DAY + minute * 60.0
-        fleet.ann.saw("small", up=True)
-        fleet.bob.saw("small", up=True)
+        fleet.ann.record("small", up=True)
+        fleet.bob.record("small", up=True)
     fleet.clock.now = DAY + 3 * 60.0
-    fleet.bob.saw("small", up=False)
+    fleet.bob.record("small", up=False)
     for one in (fleet.ann, fleet.bob):
-        await one.tell()
+        await one.flush()
     assert await fleet.look() == {"small": EngineUptime(Decimal("1.20"), up_minutes=3, seen_minutes=4)}
 
 
 async def test_days_are_told_apart_and_have_the_price_that_held_then(fleet: Fleet) -> None:
     fleet.clock.now = DAY + DAY_S - 1.0
-    fleet.ann.saw("small", up=True)
+    fleet.ann.record("small", up=True)
     fleet.clock.now += 1
-    fleet.ann.saw("small", up=True)
-    await fleet.ann.tell()
+    fleet.ann.record("small", up=True)
+    await fleet.ann.flush()
     later = fleet.process({"small": Decimal(3)})
     fleet.clock.now += 60
-    later.saw("small", up=True)
-    await later.tell()
+    later.record("small", up=True)
+    await later.flush()
     found = [await fleet.look(day) for day in (DAY - DAY_S, DAY, DAY + DAY_S)]
     assert found == [{}, {"small": EngineUptime(Decimal("1.20"), 1, 1)}, {"small": EngineUptime(Decimal(3), 2, 2)}]
 
 
 async def test_an_engine_that_is_paid_by_the_token_is_not_written_down(fleet: Fleet) -> None:
-    fleet.ann.saw("hosted", up=True)
-    await fleet.ann.tell()
+    fleet.ann.record("hosted", up=True)
+    await fleet.ann.flush()
     assert await fleet.look() == {}
     assert await fleet.redis.keys(f"*{fleet.keys.prefix}*") == []
 
@@ -108,8 +108,8 @@ async def test_a_day_takes_a_few_hundred_bytes_and_goes_in_the_end(fleet: Fleet)
     """Two bitmaps of 180 bytes an engine, and a price."""
     for minute in range(1_440):
         fleet.clock.now = DAY + minute * 60.0
-        fleet.ann.saw("small", up=True)
-    await fleet.ann.tell()
+        fleet.ann.record("small", up=True)
+    await fleet.ann.flush()
     names = await fleet.redis.keys(f"*{fleet.keys.prefix}*")
     bitmaps = [name for name in names if b":rates:" not in name]
     assert [await fleet.redis.strlen(name) for name in bitmaps] == [180, 180]
@@ -131,7 +131,7 @@ async def test_what_redis_did_not_take_is_told_when_it_is_back(fleet: Fleet, mon
 
     monkeypatch.setattr(fleet.ann, "_put", put)
     monkeypatch.setattr("gateway.usage.uptime._REST_S", 0.01)
-    fleet.ann.saw("small", up=True)
+    fleet.ann.record("small", up=True)
     tasks = BackgroundTasks()
     tasks.keep("uptime", fleet.ann.run())
     tasks.keep("redis", fleet.client.watch())
@@ -140,7 +140,7 @@ async def test_what_redis_did_not_take_is_told_when_it_is_back(fleet: Fleet, mon
             while failing:
                 await asyncio.sleep(0.01)
             fleet.clock.now += 60
-            fleet.ann.saw("small", up=True)
+            fleet.ann.record("small", up=True)
             while await fleet.look() != {"small": EngineUptime(Decimal("1.20"), 2, 2)}:
                 await asyncio.sleep(0.01)
     finally:
@@ -155,6 +155,6 @@ def test_what_waits_for_redis_is_bounded(redis_url: str) -> None:
     for minute in range(5 * 1_440):
         clock.now = DAY + minute * 60.0
         for _ in range(3):
-            one.saw("small", up=True)
+            one.record("small", up=True)
     assert sorted(one._untold) == [DAY + day * DAY_S for day in (2, 3, 4)]
     assert [len(of_day["small"].seen) for of_day in one._untold.values()] == [1_440] * 3

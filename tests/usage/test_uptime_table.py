@@ -43,14 +43,14 @@ async def test_the_database_has_the_minutes_of_redis_and_keeps_them(book: UsageB
             uptime = Uptime(client, redis, keys, prices, clock)
             for minute, up in minutes.items():
                 clock.now = DAY + 60.0 * minute
-                uptime.saw("small", up)
-                uptime.saw("big", up=True)
-            await uptime.tell()
+                uptime.record("small", up)
+                uptime.record("big", up=True)
+            await uptime.flush()
             for _ in range(2):
                 found = await minutes_in_redis(redis, keys.ledger(), [DAY, DAY + DAY_S])
                 with book.engine.writing() as connection:
                     add_minutes(connection, found)
-            return await reader.look([DAY + DAY_S, DAY])
+            return await reader.read([DAY + DAY_S, DAY])
 
         keys, lost = (RedisKeys(f"u{secrets.token_hex(6)}") for _ in range(2))
         first = await copied(PRICES, keys, {1: True, 2: True, 3: False, 1439: True, 1440: False})

@@ -26,7 +26,7 @@ from gateway.usage import usage as of_usage
 from gateway.usage.counters import ClassSum, pico
 from gateway.usage.reader import UsageReader
 from gateway.usage.rollup import SumDimensions, SumRow, row_with
-from gateway.usage.span import GRANULARITIES, RequestedRange, UsageSpan, asked_range, in_short, span
+from gateway.usage.span import GRANULARITIES, RequestedRange, UsageSpan, duration_text, requested_range, span
 from gateway.usage.sums import SECONDS, Granularity, Period, Retention, StoredRow
 from gateway.usage.usage import UsageQuery, UsageResult, figures
 from tests.accounting.drafts import call, closed, draft, guided, plan
@@ -63,12 +63,12 @@ def at(text: str) -> float:
 )
 def test_both_ends_may_be_said_in_many_ways(since: str, until: str, wanted: tuple[float, float]) -> None:
     """Days and months are meant with their end, and nothing is later than now."""
-    assert asked_range(since, until, NOW) == wanted
+    assert requested_range(since, until, NOW) == wanted
 
 
 def test_december_and_january_are_months_like_others() -> None:
-    assert asked_range("last_month", "last_month", at("2027-01-31")) == (at("2026-12-01"), at("2027-01-01"))
-    assert asked_range("this_month", "", at("2026-12-31T12:00"))[0] == at("2026-12-01")
+    assert requested_range("last_month", "last_month", at("2027-01-31")) == (at("2026-12-01"), at("2027-01-01"))
+    assert requested_range("this_month", "", at("2026-12-31T12:00"))[0] == at("2026-12-01")
 
 
 def rows_of(found: UsageSpan) -> Counter[str]:
@@ -141,7 +141,7 @@ def test_what_is_kept_stands_in_the_refusal() -> None:
 
 @pytest.mark.parametrize(("seconds", "text"), [(86_400, "1d"), (5400, "90m"), (36 * 3600, "36h"), (0.5, "0.5s")])
 def test_durations_are_said_as_settings_say_them(seconds: float, text: str) -> None:
-    assert in_short(seconds) == text
+    assert duration_text(seconds) == text
 
 
 def told_of(*receipts: Receipt) -> Any:
@@ -207,7 +207,7 @@ def rows(tenant: str, count: int, start: int = 0) -> list[StoredRow]:
 
 def test_an_answer_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     """In what it tells, and in what it is added up from; the error says how to ask for less."""
-    monkeypatch.setattr(of_usage, "MOST_ROWS", 30)
+    monkeypatch.setattr(of_usage, "MAX_ROWS", 30)
     answer = UsageResult(ask("route"))
     answer.add_rows(rows("acme", 30))
     answer.add_rows(rows("beta", 30))
@@ -215,7 +215,7 @@ def test_an_answer_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InvalidRequest, match=r"more than 30 rows. Ask for a shorter time") as refused:
         answer.add_rows(rows("beta", 1, start=30))
     assert refused.value.param == "by"
-    monkeypatch.setattr(of_usage, "MOST_ADDED_OF_ALL", 50)
+    monkeypatch.setattr(of_usage, "MAX_SUMS_OF_ALL", 50)
     with pytest.raises(InvalidRequest, match="more than 50 sums"):
         UsageResult(ask()).add_rows(rows("acme", 51))
 
@@ -309,12 +309,12 @@ async def test_few_questions_of_one_asker_are_under_way(
     reader = UsageReader(sqlite_book.sums, DEFAULT)
     now = time.time()
     question = UsageQuery(span(RequestedRange(now - 3600, now), None, DEFAULT, now), None, (), {"tenant": "acme"})
-    asked = [reader.read(question, UsageResult.as_dict, whose="acme") for _ in range(5)] + [
-        reader.read(question, UsageResult.as_dict, whose="beta")
+    asked = [reader.read(question, UsageResult.as_dict, tenant="acme") for _ in range(5)] + [
+        reader.read(question, UsageResult.as_dict, tenant="beta")
     ]
     done = await asyncio.gather(*asked, return_exceptions=True)
     assert [type(one) for one in done] == [dict] * 3 + [Overloaded] * 2 + [dict]
-    assert await reader.read(question, UsageResult.as_dict, whose="acme")
+    assert await reader.read(question, UsageResult.as_dict, tenant="acme")
 
 
 async def test_no_crowd_of_tenants_leaves_another_one_without_an_answer(
@@ -326,7 +326,7 @@ async def test_no_crowd_of_tenants_leaves_another_one_without_an_answer(
     now = time.time()
     question = UsageQuery(span(RequestedRange(now - 3600, now), None, DEFAULT, now), None, (), {"tenant": "acme"})
     asked = [
-        reader.read(question, UsageResult.as_dict, whose=whose)
+        reader.read(question, UsageResult.as_dict, tenant=whose)
         for whose in ("acme", "acme", "beta", "beta", "acme", "gamma")
     ]
     done = await asyncio.gather(*asked, return_exceptions=True)
@@ -349,16 +349,16 @@ async def test_an_answer_is_written_within_its_turn(
     now = time.time()
     question = UsageQuery(span(RequestedRange(now - 3600, now), None, DEFAULT, now), None, (), {"tenant": "acme"})
     async with asyncio.TaskGroup() as tasks:
-        first = tasks.create_task(reader.read(question, write, whose="acme"))
+        first = tasks.create_task(reader.read(question, write, tenant="acme"))
         await asyncio.to_thread(began.wait, 10)
         if leaves:
             first.cancel()
             await asyncio.sleep(0.01)
         with pytest.raises(Overloaded):
-            await reader.read(question, UsageResult.as_dict, whose="acme")
+            await reader.read(question, UsageResult.as_dict, tenant="acme")
         gate.set()
     assert first.cancelled() if leaves else first.result()
-    assert await reader.read(question, UsageResult.as_dict, whose="acme")
+    assert await reader.read(question, UsageResult.as_dict, tenant="acme")
 
 
 @pytest.mark.parametrize("write", [encoded, as_csv])

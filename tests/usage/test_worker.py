@@ -25,7 +25,7 @@ from gateway.usage import worker as worker_module
 from gateway.usage.archive_import import ArchiveImport
 from gateway.usage.entries import OutboxEntry
 from gateway.usage.receipts_reader import find
-from gateway.usage.state import NO_WORKER, WorkerBoard, WorkerSeat, WorkerState
+from gateway.usage.state import NO_WORKER, WorkerLease, WorkerState, WorkerStateReader
 from gateway.usage.tables import COMPARISONS, DAY_S, SUMS, UPTIME
 from gateway.usage.uptime import Uptime
 from tests.accounting.drafts import candidate, closed, guided, intent
@@ -66,7 +66,7 @@ async def test_what_is_settled_is_written_once_and_its_outbox_is_empty(outboxes:
     await outboxes.check(told)
     assert await outboxes.lengths() == {"acme": 0, "beta": 0}
     await worker._publish()
-    board = WorkerBoard(outboxes.redis, outboxes.keys.ledger(), outboxes.metrics, "here")
+    board = WorkerStateReader(outboxes.redis, outboxes.keys.ledger(), outboxes.metrics, "here")
     assert await board.read() == WorkerState(up=True, by="ann")
     value = outboxes.metrics.registry.get_sample_value
     assert value("gkt_usage_up") == 1
@@ -79,8 +79,8 @@ async def test_a_worker_that_died_before_it_wrote_and_one_before_it_acknowledged
     told = receipts(10)
     await outboxes.settle(*told)
     dead = outboxes.feed("worker-9")
-    assert len((await dead.take(4)).entries) == 4
-    await outboxes.store.write((await dead.take(3)).entries)
+    assert len((await dead.read_new(4)).entries) == 4
+    await outboxes.store.write((await dead.read_new(3)).entries)
     worker = await outboxes.worker()
     await worker.round()
     assert await outboxes.pending() == 7
@@ -168,7 +168,7 @@ async def test_acknowledgements_that_redis_forgot_are_made_again(outboxes: Outbo
     await worker.round()
     before = receipts(3)
     await outboxes.settle(*before)
-    await outboxes.store.write((await outboxes.feed("worker-1").take(100)).entries)
+    await outboxes.store.write((await outboxes.feed("worker-1").read_new(100)).entries)
     outboxes.client._know("another")
     outboxes.client._know("restarted")
     await worker.round()
@@ -213,7 +213,7 @@ async def test_while_the_database_is_away_entries_are_kept_and_one_line_is_logge
         monkeypatch.setattr(outboxes.store, "write", fail)
         rests = [await worker.round() for _ in range(6)]
         await worker._publish()
-        assert await WorkerBoard(outboxes.redis, outboxes.keys.ledger(), outboxes.metrics, "here").read() == (
+        assert await WorkerStateReader(outboxes.redis, outboxes.keys.ledger(), outboxes.metrics, "here").read() == (
             WorkerState(False, worker._backlog.lag_s and round(worker._backlog.lag_s, 3), 5, "OperationalError", "ann")
         )
         monkeypatch.setattr(outboxes.store, "write", write)
@@ -222,7 +222,7 @@ async def test_while_the_database_is_away_entries_are_kept_and_one_line_is_logge
     assert 0.4 <= rests[0] <= 0.5
     assert rests[:4] == sorted(rests[:4])
     assert 4 <= rests[-1] <= 5
-    assert [line["event"] for line in logs] == ["usage_database_away", "usage_database_back"]
+    assert [line["event"] for line in logs] == ["usage_database_unavailable", "usage_database_available"]
     assert "secret" not in str(logs)
     await outboxes.check(told)
 
@@ -316,7 +316,7 @@ async def test_sums_that_cannot_be_read_are_told_and_lose_nothing(outboxes: Outb
     await outboxes.settle(*then)
     await worker.round()
     await worker._publish()
-    board = WorkerBoard(outboxes.redis, outboxes.keys.ledger(), Metrics(), "here")
+    board = WorkerStateReader(outboxes.redis, outboxes.keys.ledger(), Metrics(), "here")
     state = await board.read()
     assert (state.up, state.error) == (False, "ValidationError")
     with outboxes.store.engine.writing() as connection:
@@ -336,8 +336,8 @@ async def test_the_uptime_of_engines_is_copied(outboxes: Outboxes) -> None:
     worker = await outboxes.worker()
     await worker.round()
     uptime = Uptime(outboxes.client, outboxes.redis, outboxes.keys, {"big": Decimal(2)}, lambda: now)
-    uptime.saw("big", up=False)
-    await uptime.tell()
+    uptime.record("big", up=False)
+    await uptime.flush()
     worker._due["uptime"] = 0.0
     await worker.round()
     with outboxes.store.engine.reading() as connection:
@@ -377,11 +377,11 @@ async def test_old_receipts_are_deleted(outboxes: Outboxes) -> None:
 
 async def test_seats_and_states_of_a_fleet(in_sqlite: Outboxes, monkeypatch: pytest.MonkeyPatch) -> None:
     keys, redis = in_sqlite.keys.ledger(), in_sqlite.redis
-    board = WorkerBoard(redis, keys, in_sqlite.metrics, "here")
+    board = WorkerStateReader(redis, keys, in_sqlite.metrics, "here")
     assert (await board.read()).up is None
     assert await board.read() == WorkerState(up=False, error=NO_WORKER)
     monkeypatch.setattr(state_module, "MAX_WORKERS", 2)
-    ann, bob, carl = (WorkerSeat(redis, keys, name) for name in ("ann", "bob", "carl"))
+    ann, bob, carl = (WorkerLease(redis, keys, name) for name in ("ann", "bob", "carl"))
     await ann.join()
     await bob.join()
     with pytest.raises(StartupError, match="2 usage workers"):
@@ -412,11 +412,11 @@ async def test_the_archive_of_an_earlier_version_is_moved(outboxes: Outboxes, tm
         worker = await outboxes.worker(imports=[moving])
 
         # A row that changes after it was taken stays, and is taken again.
-        taken = await moving.take(1_000)
+        taken = await moving.read(1_000)
         assert len(taken) == 72
         await outboxes.store.write(taken)
         await asyncio.to_thread(add_to_archive, address, [true])
-        await moving.delete_taken()
+        await moving.delete_read()
         while await worker.round() == 0:
             pass
         await outboxes.check([*old, *both, true])
@@ -427,7 +427,7 @@ async def test_the_archive_of_an_earlier_version_is_moved(outboxes: Outboxes, tm
             pass
         await outboxes.check([*old, *both, true, *late])
         assert await outboxes.store.count_unreadable() == 1
-        assert await moving.take(10) == []
+        assert await moving.read(10) == []
     finally:
         await moving.close()
 
@@ -439,20 +439,20 @@ async def test_an_import_takes_receipts_by_time_and_then_begins_anew(tmp_path: P
     await asyncio.to_thread(make_archive, address, told[4:0:-1])
     moving = ArchiveImport(address)
     try:
-        assert [msgspec.json.decode(one.raw)["id"] for one in await moving.take(2)] == [told[1].id, told[2].id]
+        assert [msgspec.json.decode(one.raw)["id"] for one in await moving.read(2)] == [told[1].id, told[2].id]
         # These are not deleted: the database failed.
-        assert len(await moving.take(2)) == 2
-        await moving.delete_taken()
+        assert len(await moving.read(2)) == 2
+        await moving.delete_read()
         await asyncio.to_thread(add_to_archive, address, told[:1])
-        assert [msgspec.json.decode(one.raw)["id"] for one in await moving.take(9)] == [one.id for one in told[:3]]
-        await moving.delete_taken()
-        assert await moving.take(9) == []
+        assert [msgspec.json.decode(one.raw)["id"] for one in await moving.read(9)] == [one.id for one in told[:3]]
+        await moving.delete_read()
+        assert await moving.read(9) == []
     finally:
         await moving.close()
 
 
 async def test_an_import_makes_no_file(tmp_path: Path) -> None:
     moving = ArchiveImport(f"sqlite:///{tmp_path}/gkt-archive.db")
-    assert await moving.take(10) == []
+    assert await moving.read(10) == []
     await moving.close()
     assert list(tmp_path.iterdir()) == []

@@ -18,7 +18,7 @@ from gateway.cli.usage_worker import usage_worker
 from gateway.config.database_url import USAGE_FILE
 from gateway.config.settings import worker_settings
 from gateway.errors import ConfigError, StartupError
-from gateway.usage.state import WorkerBoard
+from gateway.usage.state import WorkerStateReader
 from tests.postgres import running_postgres
 from tests.usage.outboxes import Outboxes, open_outboxes, receipts
 
@@ -53,7 +53,7 @@ class Workers:
         return self.running[-1]
 
     async def state(self) -> WorkerState:
-        board = WorkerBoard(self.outboxes.redis, self.outboxes.keys.ledger(), self.outboxes.metrics, "")
+        board = WorkerStateReader(self.outboxes.redis, self.outboxes.keys.ledger(), self.outboxes.metrics, "")
         return await board.read()
 
     async def until(self, true: Callable[[], Any], limit_s: float = 60.0) -> None:
