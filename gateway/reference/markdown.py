@@ -1,8 +1,8 @@
 """Reference pages of config.yaml, of policy files and of projections, in Markdown: what the JSON Schemas say, for eyes.
 
-docs/configuration.md and docs/policy-reference.md are kept as they are made here; a test compares. A schema's parts
-become sections, each headed by the place where it first stands: `routes[].guidance`. A part that may stand in several
-places has one section, which names the others.
+A test holds docs/reference/configuration.md and docs/reference/policy.md to this output. A schema's parts become
+sections, each headed by the place where it first stands: `routes[].guidance`. A part that may stand in several places
+has one section, which names the others.
 """
 
 from __future__ import annotations
@@ -30,19 +30,16 @@ _TITLES = {
 }
 _ABOUT = {
     "config": (
-        "Every key that [config.yaml](../config.yaml) may have. That file shows them in use, with their defaults; "
-        "[quickstart.md](quickstart.md#your-own-engines) has a short one."
+        "Every key of [config.yaml](../../config.yaml). That file shows the keys in use, with their defaults; "
+        "[quickstart.md](../quickstart.md#your-own-engines) has a short one."
     ),
     "policy": (
-        "Every key that a file in the policies folder may have: one tenant. "
-        "[policies/default.yaml](../policies/default.yaml) shows them in use, [policies.md](policies.md) explains "
-        "routes and conditions, [limits.md](limits.md) limits and budgets, [projections.md](projections.md) and "
-        "[length.md](length.md) the guidance."
+        "Every key of a file in the policies folder. Each file is the policy of one tenant. "
+        "[policies/default.yaml](../../policies/default.yaml) shows the keys in use, [policies.md](../policies.md) "
+        "explains them."
     ),
-    "projection": (
-        "Every key that a file in policies/projections may have: [projections.md](projections.md) explains them."
-    ),
-    "curve": "Every key that a file with an engine's curve may have: [planning.md](planning.md) explains them.",
+    "projection": "Every key of a file in policies/projections: [projections.md](../projections.md) explains them.",
+    "curve": "Every key of a file with an engine's curve: [planning.md](../planning.md) explains them.",
 }
 _NOTES = (
     "Durations carry a unit (`250ms`, `30s`, `5m`, `1h`, `1d`), and so do sizes (`64MB`, `8MiB`). Secrets are "

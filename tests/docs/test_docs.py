@@ -103,7 +103,9 @@ def test_the_quickstart_names_the_models_that_the_demo_can_take() -> None:
 def test_the_index_lists_each_document_once() -> None:
     folder = ROOT / "docs"
     found = re.findall(r"^\| \[.+?\]\(([\w/-]+\.md)\) \|", page("docs/README.md"), re.MULTILINE)
-    pages = [file for part in ("*.md", "guides/*.md", "evaluation/*.md") for file in folder.glob(part)]
+    pages = [
+        file for part in ("*.md", "guides/*.md", "evaluation/*.md", "reference/*.md") for file in folder.glob(part)
+    ]
     assert sorted(found) == sorted(str(file.relative_to(folder)) for file in pages if file.name != "README.md")
 
 

@@ -64,10 +64,10 @@ def test_what_is_kept_is_what_would_be_made(which: str) -> None:
     assert (REPOSITORY / "docs" / "schema" / f"{which}.json").read_text() == printed(which)
 
 
-@pytest.mark.parametrize(("which", "page"), [("config", "configuration.md"), ("policy", "policy-reference.md")])
+@pytest.mark.parametrize(("which", "page"), [("config", "configuration.md"), ("policy", "policy.md")])
 def test_the_page_that_is_kept_is_what_would_be_made(which: str, page: str) -> None:
-    """If not: gkt-gateway schema NAME --markdown > docs/PAGE"""
-    assert (REPOSITORY / "docs" / page).read_text("utf-8") == reference(which)
+    """If not: gkt-gateway schema NAME --markdown > docs/reference/PAGE"""
+    assert (REPOSITORY / "docs" / "reference" / page).read_text("utf-8") == reference(which)
 
 
 @pytest.mark.parametrize("which", SHAPES)
