@@ -11,8 +11,8 @@ export class Refused extends Error {
 }
 
 const LIMIT_MS = 15_000;
-let left = false; // logging out: a reply of 401 to an earlier request is expected
-document.addEventListener("leaving", () => { left = true; });
+const leaving = new AbortController(); // a logout cancels all other requests: they would be answered with 401
+document.addEventListener("leaving", () => leaving.abort());
 
 function toLogin(why) {
   const here = location.pathname + location.search + location.hash;
@@ -24,7 +24,7 @@ function toLogin(why) {
  * that are no errors here.
  */
 export async function ask(path, { method = "GET", body, signal, limitMs = LIMIT_MS, also = [] } = {}) {
-  const signals = [signal, limitMs ? AbortSignal.timeout(limitMs) : null].filter(Boolean);
+  const signals = [signal, limitMs ? AbortSignal.timeout(limitMs) : null, path === "/session" ? null : leaving.signal].filter(Boolean);
   let reply;
   try {
     reply = await fetch(path, {
@@ -35,7 +35,7 @@ export async function ask(path, { method = "GET", body, signal, limitMs = LIMIT_
       body: body === undefined ? undefined : JSON.stringify(body),
     });
   } catch (error) {
-    if (signal?.aborted) throw error;
+    if (signal?.aborted || leaving.signal.aborted) throw error;
     throw new Refused("The gateway does not answer. It may have stopped, or be out of reach.", 0, "unreachable");
   }
   if (reply.ok || also.includes(reply.status)) return reply;
@@ -45,7 +45,7 @@ export async function ask(path, { method = "GET", body, signal, limitMs = LIMIT_
   } catch {
     // Not one of the gateway's own errors: the status has to do.
   }
-  if (reply.status === 401 && path !== "/session" && !left) toLogin("ended");
+  if (reply.status === 401 && path !== "/session") toLogin("ended");
   if (said.code === "admin_key_unset") toLogin("unset");
   throw new Refused(said.message ?? `The gateway answered ${reply.status}.`, reply.status, said.code, reply.headers.get("x-request-id"));
 }
