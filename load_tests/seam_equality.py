@@ -83,7 +83,7 @@ class Experiment:
         wanted = written.text.lstrip()
         left = self._tokens - tokens_within(written, len(opening)) + SLACK_TOKENS if self._same else SEAM_TOKENS
         seam = SeamJoin(opening, echo=None if self._same else True)
-        answer = seam.opening()
+        answer = seam.initial_text()
         async with aclosing(self._student.continue_answer(question, opening, left)) as pieces:
             async for piece in pieces:
                 answer += seam.feed(piece)

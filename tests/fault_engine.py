@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from gateway.capabilities.continuation import PROBE_OPENING
+from gateway.capabilities.continuation import PROBE_PREFIX
 from tests.fakes import is_control
 
 if TYPE_CHECKING:
@@ -304,7 +304,7 @@ def _aside(path: str, body: Json) -> Json | None:
     if path == "/info":
         return {"model_id": "org/model", "max_concurrent_requests": 128, "max_stop_sequences": 4}
     messages = body.get("messages") or [{}]
-    if messages[-1].get("content") == PROBE_OPENING:
+    if messages[-1].get("content") == PROBE_PREFIX:
         message = {"role": "assistant", "content": " o p q"}
         return {"choices": [{"index": 0, "message": message, "finish_reason": "length"}]}
     return None

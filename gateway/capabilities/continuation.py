@@ -74,14 +74,14 @@ Known = Continuation | Literal["not_probed"] | None
 INSTRUCTION = "Your answer has already been begun. Repeat the beginning word for word, then continue it:\n\n{opening}"
 
 
-def place_prefix(mode: Mode, body: Json, opening: str) -> Json:
-    """Return a copy of an OpenAI chat body that asks the engine to continue `opening` as the beginning of its answer.
+def place_prefix(mode: Mode, body: Json, prefix: str) -> Json:
+    """Return a copy of an OpenAI chat body that asks the engine to continue `prefix` as the beginning of its answer.
 
     Not for `completions`, which does not change the chat. The caller's continuation parameters refer to its own last
     message, and are removed.
     """
     assert mode != "completions", "a raw prompt has no messages"
-    message: Json = {"role": "assistant", "content": opening}
+    message: Json = {"role": "assistant", "content": prefix}
     placed = {**body, "messages": [*body["messages"], message]}
     placed.pop("continue_final_message", None)
     placed.pop("add_generation_prompt", None)
@@ -96,7 +96,7 @@ def place_prefix(mode: Mode, body: Json, opening: str) -> Json:
             message["partial"] = True
         case "instruct":
             # Not str.format: the guidance may contain other braces.
-            placed["messages"] = with_text(body["messages"], after=INSTRUCTION.replace("{opening}", opening))
+            placed["messages"] = with_text(body["messages"], after=INSTRUCTION.replace("{opening}", prefix))
         case "trailing":
             pass
     return placed
@@ -120,7 +120,7 @@ def unsupported_as_text(body: Json) -> str | None:
 
 
 # Every language model, however small, continues the alphabet; none that starts a new answer begins in its middle.
-PROBE_OPENING = "a b c d e f g h i j k l m n"
+PROBE_PREFIX = "a b c d e f g h i j k l m n"
 _PROBE_NEXT = re.compile(r"\s*o(?:pq|(?![a-z]))")  # "o p", or "opq" run together; not "of course"
 PROBE_MAX_TOKENS = 12
 
@@ -135,10 +135,10 @@ _INSTRUCT_MAX_TOKENS = 24
 
 @dataclass(frozen=True, slots=True)
 class ContinuationProbe:
-    """A question whose answer, begun with `opening`, shows whether and how an engine continues it."""
+    """A question whose answer, begun with `prefix`, shows whether and how an engine continues it."""
 
     question: str
-    opening: str
+    prefix: str
     max_tokens: int
 
     def body(self) -> Json:
@@ -148,23 +148,21 @@ class ContinuationProbe:
 
 
 _ALPHABET = ContinuationProbe(
-    "Write the alphabet in lower case, with a space between the letters.", PROBE_OPENING, PROBE_MAX_TOKENS
+    "Write the alphabet in lower case, with a space between the letters.", PROBE_PREFIX, PROBE_MAX_TOKENS
 )
 
 
 def probes(mode: Mode) -> tuple[ContinuationProbe, ...]:
     """Return the probes of a mode. The engine supports the mode if it passes all of them."""
     if mode == "instruct":
-        return tuple(
-            ContinuationProbe(question, opening, _INSTRUCT_MAX_TOKENS) for question, opening in INSTRUCT_PROBES
-        )
+        return tuple(ContinuationProbe(question, prefix, _INSTRUCT_MAX_TOKENS) for question, prefix in INSTRUCT_PROBES)
     return (_ALPHABET,)
 
 
 def judge_probe(mode: Mode, reply: str, probe: ContinuationProbe = _ALPHABET) -> Continuation | None:
     """Read the reply to a probe. Return how the engine continues, or None if it started a new answer."""
-    echo = reply.lstrip().startswith(probe.opening)
-    rest = reply.lstrip()[len(probe.opening) :] if echo else reply
+    echo = reply.lstrip().startswith(probe.prefix)
+    rest = reply.lstrip()[len(probe.prefix) :] if echo else reply
     if mode == "instruct":
         return Continuation(mode, echo=True) if echo and rest.strip() else None
     if not _PROBE_NEXT.match(rest):

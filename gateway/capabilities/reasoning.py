@@ -85,11 +85,11 @@ class ReasoningFilter:
     separate reasoning put it.
 
     Args:
-        opening: the prefix that was sent to the student.
+        prefix: the prefix that was sent to the student.
     """
 
-    def __init__(self, opening: str) -> None:
-        self._opening = opening.lstrip()
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix.lstrip()
         self._held = ""
         self._state: Literal["before", "within", "after"] = "before"
         self._reasoned = False
@@ -127,14 +127,14 @@ class ReasoningFilter:
             self._state, self._reasoned, self._held = "within", True, rest[len(_OPEN) :]
             answer, reasoning = self._within()
             return before + answer, reasoning
-        if _OPEN.startswith(rest) or (not echo and self._opening.startswith(reply)):
+        if _OPEN.startswith(rest) or (not echo and self._prefix.startswith(reply)):
             return "", ""
         self._state = "after"
         held, self._held = self._held, ""
         return self._answer(held, echo), ""
 
     def _echo_in(self, text: str) -> str:
-        return self._opening if self._opening and text.lstrip().startswith(self._opening) else ""
+        return self._prefix if self._prefix and text.lstrip().startswith(self._prefix) else ""
 
     def _within(self) -> tuple[str, str]:
         reasoning, closed, rest = self._held.partition(_CLOSE)

@@ -72,7 +72,7 @@ class EdgeRelay:
     def join(self, seam: SeamJoin, thoughts: ReasoningFilter | None) -> list[Json]:
         """Let `seam` join the student's words to the guidance, without its `thoughts`."""
         self._seam, self._thoughts = seam, thoughts
-        return self.show_rest(seam.opening())
+        return self.show_rest(seam.initial_text())
 
     def feed(self, chunk: Json) -> list[Json]:
         """One chunk of the student's."""

@@ -55,7 +55,7 @@ async def find_continuation(complete: Complete, modes: Sequence[Mode], echo: boo
 async def _try(complete: Complete, mode: Mode) -> Continuation | None:
     found: Continuation | None = None
     for probe in probes(mode):
-        reply = message_text(await complete(probe.body(), Prefill(probe.opening, Continuation(mode))))
+        reply = message_text(await complete(probe.body(), Prefill(probe.prefix, Continuation(mode))))
         found = None if reply is None else judge_probe(mode, reply, probe)
         if found is None:
             return None

@@ -106,28 +106,32 @@ class EndDetector:
 
 
 async def open_to_end(
-    engine: Engine, request: OpeningRequest, batch: str | None, rule: EndRule | None, tell: Callable[[str], None] | None
+    engine: Engine,
+    request: OpeningRequest,
+    batch: str | None,
+    rule: EndRule | None,
+    on_text: Callable[[str], None] | None,
 ) -> OpeningReply:
     """Call the teacher, and end the call where its text may end. Return the reply, with the end as `ends_at`.
 
-    The end is part of the call's identity, so requests that share the call get the same guidance. An engine that does
+    The rule is part of the call's dedupe key, so requests that share the call get the same text. An engine that does
     not stream is called to its own end.
 
     Args:
         rule: the condition for the end; None: the reply ends where the teacher does.
-        tell: called with each piece before the end.
+        on_text: called with each piece before the end.
 
     Raises:
         EngineErrors.
     """
     if rule is None:
-        return await engine.opening(request, batch=batch, tell=tell)
+        return await engine.opening(request, batch=batch, tell=on_text)
     ending = EndDetector(rule)
 
     def on_piece(piece: str) -> None:
         visible = ending.feed(piece)
-        if tell is not None and visible:
-            tell(visible)
+        if on_text is not None and visible:
+            on_text(visible)
         if ending.at is not None:
             raise StopStream
 

@@ -117,16 +117,16 @@ class GrowingTrim:
             cut: whether the teacher was stopped by its length limit.
         """
         text, shown = "".join(self._pieces), "".join(self._shown)
-        whole = trim(text, cut=cut, stop=self._stop, boundary=self._boundary)
-        if whole.text.startswith(shown):
-            return whole
+        trimmed = trim(text, cut=cut, stop=self._stop, boundary=self._boundary)
+        if trimmed.text.startswith(shown):
+            return trimmed
         answer = shown + self._held
-        whole = divide(answer, cut=cut, stop=self._stop, boundary=self._boundary)
-        if whole.text.startswith(shown):
-            return whole
+        trimmed = divide(answer, cut=cut, stop=self._stop, boundary=self._boundary)
+        if trimmed.text.startswith(shown):
+            return trimmed
         rest = answer[len(shown) :]
         pending_space = rest[: len(rest) - len(rest.lstrip())]
-        return TrimmedText(shown, pending_space, rest[len(pending_space) :], whole.stopped)
+        return TrimmedText(shown, pending_space, rest[len(pending_space) :], trimmed.stopped)
 
     def _show_first(self) -> str:
         """Skip reasoning and whitespace, and show the beginning. Nothing was shown before."""

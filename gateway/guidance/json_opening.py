@@ -97,7 +97,7 @@ class JsonOpening:
     def _string(self, text: str, at: int) -> int | None:
         """Return the end of the string that is open at `at`; None if it has not ended."""
         body = _STRING.match(text, at)
-        assert body is not None, "it matches nothing too"
+        assert body is not None, "it matches an empty text"
         if text[body.end() : body.end() + 1] != '"':
             return None
         self.within = ""
@@ -105,7 +105,7 @@ class JsonOpening:
 
     def _open_string(self, text: str, at: int) -> int:
         body = _STRING.match(text, at)
-        assert body is not None, "it matches nothing too"
+        assert body is not None, "it matches an empty text"
         if not _HALF_ESCAPE.fullmatch(text, body.end()):
             self.valid = False
             return len(text)

@@ -2,7 +2,7 @@
 
     trimmed = trim(teacher_text, cut=True, stop=stop)            # trimmed.text is shown, and sent to the student
     seam = SeamJoin(trimmed.text, pending_space=trimmed.pending_space, stop=stop)
-    emit(seam.opening())                                         # before the student's first text
+    emit(seam.initial_text())                                    # before the student's first text
     for delta in student: emit(seam.feed(delta))
     emit(seam.finish())
 
@@ -75,7 +75,7 @@ class SeamJoin:
         self._stopped = False
         self._echoed = False
         self._restarted = False
-        self._opening = "" if written_again else self._pass_on(guidance, foreign_chars=len(guidance))
+        self._initial_text = "" if written_again else self._pass_on(guidance, foreign_chars=len(guidance))
 
     @property
     def stopped(self) -> bool:
@@ -96,12 +96,12 @@ class SeamJoin:
         """
         return self._restarted
 
-    def opening(self) -> str:
+    def initial_text(self) -> str:
         """Return the part of the guidance that may be emitted at once. The rest may begin a stop string.
 
         Empty with `written_again`.
         """
-        return self._opening
+        return self._initial_text
 
     def feed(self, delta: str) -> str:
         """Read student text of any length. Return what may be emitted now."""
@@ -182,7 +182,7 @@ def join(
         stop=stop,
         written_again=written_again,
     )
-    answer = seam.opening() + seam.feed(student_text) + seam.finish()
+    answer = seam.initial_text() + seam.feed(student_text) + seam.finish()
     return answer, seam.stopped
 
 

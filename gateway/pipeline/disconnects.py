@@ -37,11 +37,11 @@ class Disconnects:
             return 0.0
         call = builder.running
         if call.ended:
-            wanted = call.usage is None
+            read_on = call.usage is None
         elif call.limit_tokens is None:
-            wanted = False
+            read_on = False
         else:
             rest_tokens = max(0, call.limit_tokens - call.seen_tokens)
-            wanted = rest_tokens * self._prices[call.model].output_usd <= MAX_REST_USD
-        builder.caller_left = builder.caller_left or wanted
-        return READ_ON_S if wanted else 0.0
+            read_on = rest_tokens * self._prices[call.model].output_usd <= MAX_REST_USD
+        builder.caller_left = builder.caller_left or read_on
+        return READ_ON_S if read_on else 0.0

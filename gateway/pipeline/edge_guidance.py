@@ -83,8 +83,8 @@ class EdgeGuidancePipeline:
             if not announced:
                 yield builder
             receipt = await self._ledger.close(builder, shown=plan.show_cost)
-            told = receipt.facts(show_cost=plan.show_cost)
-            yield [{**_reply(builder, plan, request, guidance, terms), "gkt": told}]
+            facts = receipt.facts(show_cost=plan.show_cost)
+            yield [{**_reply(builder, plan, request, guidance, terms), "gkt": facts}]
 
     async def _new_builder(self, context: RequestContext, request: ChatRequest) -> ReceiptBuilder:
         route = await find_route(context.caller, request, context.headers)
@@ -104,12 +104,13 @@ class EdgeGuidancePipeline:
         builder.finish_reason = guidance.finish_reason
         if builder.content is not None:
             builder.content.hear([{"choices": [{"message": {"content": guidance.text}}]}])
-        most = builder.plan.max_tokens
+        max_tokens = builder.plan.max_tokens
         if guidance.finish_reason is not None:
             builder.terms = None  # the answer is complete: there is nothing to report
             return CloseTerms(self._due(builder), 0)
         builder.terms = CloseTerms(
-            self._due(builder), None if most is None else (most - builder.shown_tokens) * request.generated_choices
+            self._due(builder),
+            None if max_tokens is None else (max_tokens - builder.shown_tokens) * request.generated_choices,
         )
         return builder.terms
 

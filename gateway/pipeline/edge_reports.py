@@ -118,7 +118,7 @@ class EdgeReports:
             except InvalidRequest:
                 self._outcomes.labels("too_many_tokens").inc()
                 raise
-            assert guidance.close is not None, "which check_report has seen to"
+            assert guidance.close is not None, "check_report() requires it"
             receipt = closing(guidance, usage, self._prices.get(guidance.baseline_model))
             await self._write(caller.policy, receipt, guidance.close.by, "closed")
             return receipt

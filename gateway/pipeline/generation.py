@@ -183,13 +183,13 @@ class GenerationTracker:
             characters += len(text)
         if max_words <= reported and characters * _MAX_CHAR_BYTES // MAX_TOKEN_BYTES <= reported:
             return 0
-        most, least = max(reported, _COUNTED_TOKENS), 0
+        limit, total = max(reported, _COUNTED_TOKENS), 0
         for index, text in texts.items():
             count = _Count("" if index else self._preface)
-            if not count.add(text, most):
-                return most + 1  # the engine's count is too low; the exact number does not matter
-            least += count.tokens
-        return least
+            if not count.add(text, limit):
+                return limit + 1  # the engine's count is too low; the exact number does not matter
+            total += count.tokens
+        return total
 
     def _counted(self) -> bool:
         """Return whether the engine has counted the whole reply.
@@ -212,9 +212,10 @@ class GenerationTracker:
         if self._choices > 1 or call.unbounded:  # some engines count each choice separately
             call.usage = None
             return
-        most = usage.output_tokens + call.lost_tokens
-        most = most if limit is None else max(usage.output_tokens, min(most, limit))
-        call.usage, call.lost_tokens = replace(usage, output_tokens=most, estimated=True), 0
+        output_tokens = usage.output_tokens + call.lost_tokens
+        if limit is not None:
+            output_tokens = max(usage.output_tokens, min(output_tokens, limit))
+        call.usage, call.lost_tokens = replace(usage, output_tokens=output_tokens, estimated=True), 0
 
     def _exceeds(self, usage: Json) -> bool:
         """Return whether the engine's own count exceeds the limit. Each choice may have an end token in addition."""
@@ -269,8 +270,8 @@ class _Count:
         if preface:
             size = len(preface)
             # A long preface is bounded from above, so that the bounds below stay lower bounds.
-            most = preface.count(" ") + 1 if size > _LONG_PREFACE_CHARS else _words_in(preface, within=False, most=size)
-            self._words = -most
+            is_long = size > _LONG_PREFACE_CHARS
+            self._words = -(preface.count(" ") + 1 if is_long else _words_in(preface, within=False, limit=size))
             self._bytes = -len(preface.encode())
         self._in_word = False
         self._pending: list[str] = []
@@ -297,7 +298,7 @@ class _Count:
         size = self._bytes + (len(text) if text.isascii() else len(text.encode("utf-8", "replace")))
         if size > limit * MAX_TOKEN_BYTES:
             return False
-        count = self._words + _words_in(text, within=self._in_word, most=limit - self._words)
+        count = self._words + _words_in(text, within=self._in_word, limit=limit - self._words)
         if count > limit:
             return False
         self._words, self._bytes = count, size
@@ -310,10 +311,10 @@ class _Count:
     def fitting(self, text: str, limit: int) -> int:
         """Return the number of characters of the next text that are within the limit."""
         left = limit - self._words
-        most = limit * MAX_TOKEN_BYTES - self._bytes
-        if text.count(" ") < left and len(text) * _MAX_CHAR_BYTES <= most:
+        bytes_left = limit * MAX_TOKEN_BYTES - self._bytes
+        if text.count(" ") < left and len(text) * _MAX_CHAR_BYTES <= bytes_left:
             return len(text)  # the usual case: a text has at most one word more than it has spaces
-        text = text[: max(0, most)]  # a character has at least one byte
+        text = text[: max(0, bytes_left)]  # a character has at least one byte
         at = len(text)
         for part in _PARTS.finditer(text):
             if not part[0].isspace():
@@ -321,14 +322,14 @@ class _Count:
                 if left < 0:
                     at = part.start()
                     break
-        fits = text[:at].encode("utf-8", "replace")[: max(0, most)].decode("utf-8", "ignore")
+        fits = text[:at].encode("utf-8", "replace")[: max(0, bytes_left)].decode("utf-8", "ignore")
         return len(fits)
 
 
-def _words_in(text: str, *, within: bool, most: int) -> int:
-    """Return the number of words that begin in a text, or a larger number than `most` if there are more.
+def _words_in(text: str, *, within: bool, limit: int) -> int:
+    """Return the number of words that begin in a text, or a larger number than `limit` if there are more.
 
-    Only spaces separate words: some tokens contain line ends between other characters. The time depends on `most`, not
+    Only spaces separate words: some tokens contain line ends between other characters. The time depends on `limit`, not
     on the number of words.
 
     Args:
@@ -339,7 +340,7 @@ def _words_in(text: str, *, within: bool, most: int) -> int:
     if first is None:
         return 0
     continued = within and first.start() == 0
-    return sum(1 for _ in islice(words, max(0, most) + 1)) + 1 - continued
+    return sum(1 for _ in islice(words, max(0, limit) + 1)) + 1 - continued
 
 
 def _visible_tokens(usage: Any) -> int:

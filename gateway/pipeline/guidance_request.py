@@ -144,7 +144,7 @@ def guidance_from_reply(
 def _read_by_teacher(projection: Projection, request: CompletionRequest) -> dict[str, Any]:
     """Return the teacher's input as arguments of an OpeningRequest."""
     if isinstance(request, TextRequest):
-        assert request.prompt is not None, "resolve() leaves several prompts, and token ids, unguided"
+        assert request.prompt is not None, "resolve() plans no guidance for several prompts or token ids"
         return {"prompt": teacher_prompt(projection, request.prompt)}
     return {"messages": teacher_messages(projection, request.messages)}
 
@@ -180,24 +180,24 @@ def answered_call(
             the teacher is not known to stop, and may have generated up to its limit.
     """
     was_ended = reply.usage is None and reply.ends_at is not None
-    most = guidance_plan.asked_tokens
+    max_tokens = guidance_plan.asked_tokens
     return EngineCall(
         guidance_plan.teacher,
         teacher_input(opening_request),
         reply.usage,
         StringIO(reply.text),
-        lost_tokens=(most if unread is None else unread) if was_ended else 0,
-        limit_tokens=most,
+        lost_tokens=(max_tokens if unread is None else unread) if was_ended else 0,
+        limit_tokens=max_tokens,
         shared=shared,
         span=reply.span,
         role="guidance",
     )
 
 
-def _kept_tokens(reply: OpeningReply, kept: str, most: int) -> int:
+def _kept_tokens(reply: OpeningReply, kept: str, max_tokens: int) -> int:
     """Return the teacher's tokens before the seam: its own count, in proportion to the kept text."""
     if reply.usage is None:
-        return max(1, min(most, len(kept.encode()) // _BYTES_PER_TOKEN))
+        return max(1, min(max_tokens, len(kept.encode()) // _BYTES_PER_TOKEN))
     written = reply.usage.output_tokens
     if len(kept) >= len(reply.text.strip()):
         return written

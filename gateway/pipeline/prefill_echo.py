@@ -45,15 +45,15 @@ class PrefillEcho:
             choice["delta"] = choice.get("delta") or {}
             self._change(choice, choice["delta"], ended=bool(choice.get("finish_reason")))
 
-    def _change(self, choice: Json, said: Json, *, ended: bool) -> None:
+    def _change(self, choice: Json, message: Json, *, ended: bool) -> None:
         index = choice.get("index", 0)
         seam = self._seams.get(index)
         if seam is None:
             self._seams[index] = seam = SeamJoin(self._text, echo=self._echo)
-        text = text_of(said.get("content"))
+        text = text_of(message.get("content"))
         rest = seam.feed(text or "") + (seam.finish() if ended else "")
         if rest or text is not None:
-            said["content"] = rest
+            message["content"] = rest
 
 
 def prefill_echo(student: StudentPlan, request: CompletionRequest, *, stream: bool) -> PrefillEcho | None:

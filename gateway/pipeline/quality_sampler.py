@@ -217,7 +217,7 @@ class QualitySampler:
             request = grading(sample.request, answer, teacher)
             score = grade_in(await self._run(sample, judge, request, f"shadow-judge-{answer_name}"))
         else:
-            assert rule.compare != "judge", "the schema wants a judge then"
+            assert rule.compare != "judge", "the schema requires a judge"
             # Thousands of words take milliseconds.
             score = await asyncio.to_thread(agreement, rule.compare, answer, teacher)
         if score is None:

@@ -41,7 +41,7 @@ class StreamRelay:
         return self._seam is not None and self._seam.stopped
 
     @property
-    def opened(self) -> bool:
+    def has_sent_guidance(self) -> bool:
         """Return whether a part of the guidance was sent: further text must continue it."""
         return self._shown_chars > 0
 
@@ -57,7 +57,7 @@ class StreamRelay:
             Chunks with the part of the guidance that can be shown now and was not shown before.
         """
         self._seam, self._reasoning_filter = seam, reasoning_filter
-        return self.show_rest(seam.opening()) if seam is not None else []
+        return self.show_rest(seam.initial_text()) if seam is not None else []
 
     def show_rest(self, guidance: str) -> list[Json]:
         """Return chunks with the part of the guidance that was not shown before."""
@@ -116,9 +116,9 @@ class StreamRelay:
             delta = _first_delta(self._roles.get(index, "assistant"), delta)
         return {"logprobs": None, **choice, "index": index, "delta": delta, "finish_reason": finish_reason}
 
-    def _first_choice_chunk(self, said: Json) -> Json:
+    def _first_choice_chunk(self, fields: Json) -> Json:
         """Return a chunk of the first choice with text that is in no chunk of the student."""
-        delta = said if 0 in self._roles_sent else _first_delta("assistant", said)
+        delta = fields if 0 in self._roles_sent else _first_delta("assistant", fields)
         self._roles_sent.add(0)
         return self._chunk([_choice(delta)])
 
@@ -129,9 +129,9 @@ class StreamRelay:
         return {**chunk, **engine_fields(original)}
 
 
-def _first_delta(role: str, said: Json) -> Json:
+def _first_delta(role: str, fields: Json) -> Json:
     """Return the first delta of a choice, with the fields that OpenAI sends."""
-    return {"role": role, "content": None, "refusal": None, **said}
+    return {"role": role, "content": None, "refusal": None, **fields}
 
 
 def _choice(delta: Json, finish_reason: str | None = None) -> Json:
@@ -143,34 +143,36 @@ def join_reply(reply: Json, seam: SeamJoin, reasoning_filter: ReasoningFilter | 
     choice = reply["choices"][0]
     finish_reason = choice.get("finish_reason") or "stop"
     choice["finish_reason"] = _join(seam, reasoning_filter, choice["message"], finish_reason)
-    choice["message"]["content"] = seam.opening() + (choice["message"].get("content") or "")
+    choice["message"]["content"] = seam.initial_text() + (choice["message"].get("content") or "")
 
 
 def _join(
-    seam: SeamJoin, reasoning_filter: ReasoningFilter | None, said: Json, finish_reason: str | None
+    seam: SeamJoin, reasoning_filter: ReasoningFilter | None, message: Json, finish_reason: str | None
 ) -> str | None:
     """Replace the text of a message or delta by the text that may be sent now. Return the resulting finish_reason."""
-    text = text_of(said.pop("content", None)) or ""
+    text = text_of(message.pop("content", None)) or ""
     if reasoning_filter is not None:
-        finish_reason = _split_reasoning(reasoning_filter, said, text, finish_reason)
-        text = said.pop("content")
+        finish_reason = _split_reasoning(reasoning_filter, message, text, finish_reason)
+        text = message.pop("content")
     joined = seam.feed(text)
     if finish_reason is not None:
         joined += seam.finish()
     if joined:
-        said["content"] = joined
+        message["content"] = joined
     return "stop" if seam.stopped else finish_reason
 
 
-def _split_reasoning(reasoning_filter: ReasoningFilter, said: Json, text: str, finish_reason: str | None) -> str | None:
+def _split_reasoning(
+    reasoning_filter: ReasoningFilter, message: Json, text: str, finish_reason: str | None
+) -> str | None:
     """Move reasoning that the student was not to generate to the field where servers put reasoning."""
-    reasoning_filter.note(said.get("reasoning_content") or said.get("reasoning"))
+    reasoning_filter.note(message.get("reasoning_content") or message.get("reasoning"))
     text, reasoning = reasoning_filter.feed(text)
     if finish_reason is not None:
         rest, more_reasoning = reasoning_filter.finish()
         text, reasoning = text + rest, reasoning + more_reasoning
     if reasoning:
-        said["reasoning_content"] = (said.get("reasoning_content") or "") + reasoning
-    said["content"] = text
+        message["reasoning_content"] = (message.get("reasoning_content") or "") + reasoning
+    message["content"] = text
     # The student reasoned and wrote no text, so the shown guidance is not the end of the answer.
     return "length" if finish_reason == "stop" and reasoning_filter.is_silent else finish_reason

@@ -142,17 +142,17 @@ class StudentCall:
             ):
                 builder.saw_first_token()
                 yield opened
-            if relay.opened:
+            if relay.has_sent_guidance:
                 retries.keep_only(_continues)
-            begun = False
+            has_output = False
             try:
                 async with aclosing(self._stream(plan, student, request, guidance, relay, builder)) as groups:
                     async for chunks in groups:
-                        begun = True
+                        has_output = True
                         yield chunks
                 return
             except EngineError as error:
-                if begun:
+                if has_output:
                     raise
                 await retry_or_raise(retries, error, plan, builder, self._metrics, placed=seam_join is not None)
 

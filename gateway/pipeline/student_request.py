@@ -81,7 +81,7 @@ def build_student_request(
             body["prompt"] = _prompt(plan, request.prompt, guidance.text, prefix=prefix)
         return StudentRequest(body, None, [{"role": "user", "content": _texts(body["prompt"])}])
     if prefix:
-        assert student.continuation is not None, "as is_prefix says"
+        assert student.continuation is not None, "is_prefix() requires it"
         prefill = Prefill(guidance.text, student.continuation)
         return StudentRequest(
             without_reasoning(student.reasoning, body),
@@ -106,7 +106,7 @@ def build_seam(plan: Plan, student: StudentPlan, request: CompletionRequest, gui
     """Return the join of shown guidance and the student's text; None if the student does not continue the guidance."""
     if not is_prefix(plan, student, guidance):
         return None
-    assert student.continuation is not None, "as is_prefix says"
+    assert student.continuation is not None, "is_prefix() requires it"
     return SeamJoin(
         guidance.text,
         pending_space=guidance.pending_space,

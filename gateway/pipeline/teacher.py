@@ -106,17 +106,17 @@ class TeacherCall:
             keeps_lead=isinstance(request, TextRequest),
         )
         # A separate task, so that the teacher's deadline does not cancel the caller's work on shown pieces.
-        guidance = self._tasks.spawn("opening", self._open_or_error(plan, request, builder, stream))
-        guidance.add_done_callback(lambda _: stream.pieces.put_nowait(""))
+        task = self._tasks.spawn("guidance", self._open_or_error(plan, request, builder, stream))
+        task.add_done_callback(lambda _: stream.pieces.put_nowait(""))
         try:
             while piece := await stream.pieces.get():
                 yield piece
-            guidance_from_reply = guidance.result()
+            result = task.result()
         finally:
-            guidance.cancel()
-        if isinstance(guidance_from_reply, GatewayError):
-            raise guidance_from_reply
-        yield guidance_from_reply
+            task.cancel()
+        if isinstance(result, GatewayError):
+            raise result
+        yield result
 
     async def _open_or_error(
         self, plan: Plan, request: CompletionRequest, builder: ReceiptBuilder, stream: GuidanceStream
@@ -210,12 +210,12 @@ class TeacherCall:
             builder.granted = time.perf_counter()
             builder.batch = BatchFacts(grant.batch_id, grant.batch_size)
             # Until the teacher answers, it is unknown how many of these tokens it generated.
-            most = guidance_plan.asked_tokens
+            max_tokens = guidance_plan.asked_tokens
             builder.teacher = EngineCall(
                 guidance_plan.teacher,
                 teacher_input(opening_request),
-                lost_tokens=most,
-                limit_tokens=most,
+                lost_tokens=max_tokens,
+                limit_tokens=max_tokens,
                 role="guidance",
             )
             builder.running = builder.teacher
@@ -226,15 +226,15 @@ class TeacherCall:
             batch: str | None = grant.batch_id
             while True:
                 try:
-                    tell = stream.feed if stream is not None else None
-                    return await open_to_end(engine, opening_request, batch, ends, tell)
+                    on_piece = stream.feed if stream is not None else None
+                    return await open_to_end(engine, opening_request, batch, ends, on_piece)
                 except EngineError as error:
                     # Count the failure here: many requests may share this call, or none any more.
                     note_failure(error, builder.id, self._metrics)
                     # A retry does not help an overloaded teacher, and the answer can do without guidance.
-                    begun = stream is not None and stream.tokens > 0
+                    has_output = stream is not None and stream.tokens > 0
                     given_up = builder.caller_left or not retries or not error.again
-                    if begun or given_up or isinstance(error, EngineOverloaded):
+                    if has_output or given_up or isinstance(error, EngineOverloaded):
                         raise
                     if not request_retries.may_retry(error.engine):
                         raise
@@ -320,8 +320,8 @@ class TeacherCall:
         builder.opening = stream.shown
         builder.cut_short = reason
         # A student cannot be called for zero tokens.
-        whole = "length" if plan.max_tokens is not None and tokens >= plan.max_tokens else None
-        return Guidance(stream.shown, "", tokens, whole)
+        finish_reason = "length" if plan.max_tokens is not None and tokens >= plan.max_tokens else None
+        return Guidance(stream.shown, "", tokens, finish_reason)
 
 
 def _dedupe_key(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from gateway.capabilities.continuation import PROBE_OPENING, Continuation, Prefill
+from gateway.capabilities.continuation import PROBE_PREFIX, Continuation, Prefill
 from gateway.engines.base import OpeningReply, OpeningRequest, TokenUsage
 from gateway.engines.chat import read_usage
 from gateway.engines.http import EngineDeadlines
@@ -595,7 +595,7 @@ async def test_a_parameter_that_the_provider_lacks_is_refused_by_name_unless_not
     [
         (CLAUDE, " o p q", Continuation("trailing", echo=False)),
         (CLAUDE, "o p q", Continuation("trailing", echo=False, strips_leading_space=True)),
-        (CLAUDE, f"{PROBE_OPENING} o p", Continuation("trailing", echo=True)),
+        (CLAUDE, f"{PROBE_PREFIX} o p", Continuation("trailing", echo=True)),
         (CLAUDE, "a b c d", None),
     ],
 )
@@ -625,13 +625,13 @@ async def test_mistrals_opening_is_marked() -> None:
     answer = {
         "id": "c", "object": "chat.completion", "created": 1, "model": "m",
         "choices": [
-            {"index": 0, "message": {"role": "assistant", "content": PROBE_OPENING + " o p"}, "finish_reason": "stop"}
+            {"index": 0, "message": {"role": "assistant", "content": PROBE_PREFIX + " o p"}, "finish_reason": "stop"}
         ],
     }  # fmt: skip
     path = "/v1/chat/completions"
     async with behind("mistral/mistral-small-latest", path, replying(answer), continuation="auto") as (engine, fake):
         await engine.probe()
-    assert fake.bodies[0]["messages"][-1] == {"role": "assistant", "content": PROBE_OPENING, "prefix": True}
+    assert fake.bodies[0]["messages"][-1] == {"role": "assistant", "content": PROBE_PREFIX, "prefix": True}
     assert engine.state.continuation == Continuation("prefix", echo=True)
 
 

@@ -31,9 +31,9 @@ def says(text: str | None, finish_reason: str | None = None, index: int = 0, **f
     return chunk({"content": text}, finish_reason, index, **fields)
 
 
-def relayed_chunks(one: StreamRelay, *chunks: dict[str, Any], opening: str | None = None) -> list[dict[str, Any]]:
+def relayed_chunks(one: StreamRelay, *chunks: dict[str, Any], guidance: str | None = None) -> list[dict[str, Any]]:
     """Return the chunks that the caller gets: the guidance, the converted chunks, and the end."""
-    opened = [] if opening is None else one.show(opening)
+    opened = [] if guidance is None else one.show(guidance)
     return [*opened, *(relayed for each in chunks if (relayed := one.feed(each)) is not None), *one.end()]
 
 
@@ -59,7 +59,7 @@ def test_a_guided_stream_is_one_answer() -> None:
     """
     seam = SeamJoin("Because the", echo=False)
     received = relayed_chunks(
-        relay(seam), STUDENTS_ROLE, says(" sky"), says("."), chunk({}, "stop"), opening=seam.opening()
+        relay(seam), STUDENTS_ROLE, says(" sky"), says("."), chunk({}, "stop"), guidance=seam.initial_text()
     )
     assert {(each["id"], each["created"], each["model"], each["object"]) for each in received} == {
         ("chatcmpl-ours", 1_700_000_000, "route", "chat.completion.chunk")
@@ -193,7 +193,9 @@ def test_only_known_top_level_fields_reach_the_caller() -> None:
 def test_an_echo_is_removed(pieces: list[str]) -> None:
     """The caller has read the guidance already."""
     seam = SeamJoin(GUIDANCE, echo=True)
-    received = relayed_chunks(relay(seam), STUDENTS_ROLE, *map(says, pieces), chunk({}, "stop"), opening=seam.opening())
+    received = relayed_chunks(
+        relay(seam), STUDENTS_ROLE, *map(says, pieces), chunk({}, "stop"), guidance=seam.initial_text()
+    )
     assert text_of(received) == GUIDANCE + " And"
     assert seam.echoed
 
@@ -201,7 +203,7 @@ def test_an_echo_is_removed(pieces: list[str]) -> None:
 def test_held_text_is_released_with_the_finish_reason() -> None:
     """A possible beginning of an echo is sent before the finish_reason or in the same chunk."""
     seam = SeamJoin(GUIDANCE, echo=True)
-    received = relayed_chunks(relay(seam), says("The quick"), chunk({}, "stop"), opening=seam.opening())
+    received = relayed_chunks(relay(seam), says("The quick"), chunk({}, "stop"), guidance=seam.initial_text())
     assert text_of(received) == GUIDANCE + "The quick"
     assert finishes(received) == ["stop"]
     assert received[-1]["choices"][0]["finish_reason"] == "stop"
@@ -226,7 +228,7 @@ def test_text_in_content_parts_is_joined() -> None:
     """
     seam = SeamJoin("Because the", echo=False)
     received = relayed_chunks(
-        relay(seam), chunk({"content": PARTS}), chunk({"content": "."}, "stop"), opening=seam.opening()
+        relay(seam), chunk({"content": PARTS}), chunk({"content": "."}, "stop"), guidance=seam.initial_text()
     )
     assert text_of(received) == "Because the sky is blue."
 
@@ -234,7 +236,7 @@ def test_text_in_content_parts_is_joined() -> None:
 def test_held_text_is_released_without_a_finish_reason() -> None:
     """A student that sends only [DONE] loses no text, and the caller still gets a finish_reason."""
     seam = SeamJoin(GUIDANCE, echo=True)
-    received = relayed_chunks(relay(seam), says("The quick"), opening=seam.opening())
+    received = relayed_chunks(relay(seam), says("The quick"), guidance=seam.initial_text())
     assert text_of(received) == GUIDANCE + "The quick"
     assert finishes(received) == ["stop"]
     assert received[-1]["choices"][0]["delta"] == {}
@@ -244,7 +246,7 @@ def test_guidance_that_may_begin_a_stop_string_is_held_back() -> None:
     """It is shown when the student's text continues differently."""
     seam = SeamJoin("One\nQ", echo=False, stop=["\nQ:"])
     one = relay(seam)
-    received = relayed_chunks(one, says("uick"), chunk({}, "stop"), opening=seam.opening())
+    received = relayed_chunks(one, says("uick"), chunk({}, "stop"), guidance=seam.initial_text())
     assert received[0]["choices"][0]["delta"]["content"] == "One"
     assert text_of(received) == "One\nQuick"
     assert not one.done
@@ -254,7 +256,7 @@ def test_a_stop_string_across_the_seam_ends_the_answer() -> None:
     """The finish_reason is stop, sent once. The student's later text is dropped."""
     seam = SeamJoin("One\nQ", echo=False, stop=["\nQ:"])
     one = relay(seam)
-    received = one.show(seam.opening())
+    received = one.show(seam.initial_text())
     assert not one.done
     ended = one.feed(says(": two"))
     assert one.done
@@ -305,7 +307,7 @@ def test_usage_is_null_in_every_chunk_if_requested() -> None:
     seam = SeamJoin("So", echo=False)
     one = relay(seam, wants_usage=True)
     sent = (says(" x", usage=COUNTED), says("y", "stop"), {"choices": [], "usage": COUNTED})
-    received = relayed_chunks(one, *sent, opening=seam.opening())
+    received = relayed_chunks(one, *sent, guidance=seam.initial_text())
     assert len(received) == 3
     assert all(each["usage"] is None for each in received)
     last = one.usage_chunk(usage_body(1, 2), {"mode": "guided"})
