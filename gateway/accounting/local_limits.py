@@ -1,6 +1,6 @@
 """Limits and budgets of one process while Redis cannot count: a share of what was left when Redis was last heard.
 
-The sum over the fleet stays within every budget, up to a stated bound: docs/limits.md, "While Redis is away".
+The sum over the fleet stays within every budget, up to a stated bound: docs/policies.md, "Redis outages".
 """
 
 from __future__ import annotations

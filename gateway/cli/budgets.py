@@ -20,7 +20,7 @@ budgets = typer.Typer(
         "and keys; a raise comes on top of it, holds from the next request on in every process, and ends by itself. "
         "These commands ask the admin listener of a running gateway, at admin.host and admin.port of config.yaml or at "
         "--url, with the admin key: out of the environment variable GKT_ADMIN_KEY, or admin.key of config.yaml.\n\n"
-        "docs/limits.md tells all of it."
+        "docs/policies.md tells all of it."
     ),
     no_args_is_help=True,
     **SETTINGS,

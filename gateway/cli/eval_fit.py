@@ -52,7 +52,7 @@ def fit(
 
     The run must have the student alone and guidance of two lengths or more, on the same questions. What comes of it is
     judged on questions that it was not fitted on, at the cost of the best fixed length. Leaves with 3 where it is not
-    surely better: then keep the fixed length. docs/length.md tells how it decides.
+    surely better: then keep the fixed length. docs/policies.md tells how it decides.
     """
     if not _NAME.fullmatch(out.stem) or out.suffix != ".json":
         raise StartupError(f"--out {out}: name a file like lengths/chat.json, of letters, digits and any of . _ -")

@@ -22,7 +22,7 @@ keys = typer.Typer(
         "gateway knows of a change within two seconds. These commands ask the admin listener of a running gateway, at "
         "admin.host and admin.port of config.yaml or at --url, with the admin key: out of the environment variable "
         "GKT_ADMIN_KEY, or admin.key of config.yaml.\n\n`keys create --print-yaml` needs no gateway: it makes a key "
-        "for a policy file. docs/keys.md tells all of it."
+        "for a policy file. docs/policies.md tells all of it."
     ),
     no_args_is_help=True,
     **SETTINGS,

@@ -67,7 +67,7 @@ class ServerSettings(StrictModel):
     drain_timeout_s: Annotated[Duration, lasting("0s", "1h")] = Field(30.0, alias="drain_timeout")
     """At shutdown, how long open requests may take to finish."""
     max_in_flight: Annotated[Whole, Field(ge=1, le=1_000_000)] = 1024
-    """Requests in each worker. A tenant below its fair share is admitted up to twice as many (docs/limits.md)."""
+    """Requests in each worker. A tenant below its fair share is admitted up to twice as many (docs/policies.md)."""
     max_connections: Annotated[Whole, Field(ge=1, le=1_000_000)] = 4096
     """Open connections of callers in each worker."""
     workers: Annotated[Whole, Field(ge=1, le=MAX_WORKERS)] = 1

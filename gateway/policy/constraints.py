@@ -4,7 +4,7 @@ An engine applies a constraint to the tokens that it writes. The teacher writes 
 does not hold there. Guidance in the student's prompt (placements context and input) leaves the whole answer to the
 student, and the constraint holds. Some fields exclude guidance from the prompt too.
 
-docs/constraints.md shows the tables, with their sources; a test compares.
+docs/reference/request-fields.md shows the tables, with their sources; a test compares.
 """
 
 from __future__ import annotations

@@ -181,7 +181,7 @@ class GuidanceRule(StrictModel):
     def _not_known(cls, fields: tuple[str, ...]) -> tuple[str, ...]:
         if known := sorted(known_fields().intersection(fields)):
             raise InvalidValue(
-                f"{known[0]}: the gateway knows this field (docs/constraints.md): name unknown fields alone"
+                f"{known[0]}: the gateway knows this field (docs/reference/request-fields.md): list unknown fields only"
             )
         return fields
 

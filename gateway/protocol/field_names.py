@@ -1,7 +1,7 @@
 """Reject names that an engine treats as the number of answers, the token limit or another field that the gateway reads.
 
 The gateway reserves and counts by the fields of its structs. A field that it forwards without reading must not change
-that. docs/limits.md shows the table; a test compares.
+that. docs/reference/request-fields.md shows the table; a test compares.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ _ABOUT = {
         "[policies/default.yaml](../../policies/default.yaml) shows the keys in use, [policies.md](../policies.md) "
         "explains them."
     ),
-    "projection": "Every key of a file in policies/projections: [projections.md](../projections.md) explains them.",
+    "projection": "Every key of a file in policies/projections: see [policies.md](../policies.md#projections).",
     "curve": "Every key of a file with an engine's curve: [planning.md](../planning.md) explains them.",
 }
 _NOTES = (

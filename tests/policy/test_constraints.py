@@ -30,7 +30,7 @@ from gateway.protocol.chat import parse_chat
 from gateway.protocol.text import parse_text_completion
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs/constraints.md").read_text("utf-8")
+PAGE = (ROOT / "docs/reference/request-fields.md").read_text("utf-8").partition("## Rejected names")[0]
 MESSAGES = [{"role": "user", "content": "Why?"}]
 # A value of each field that constrains an answer, where `true` does not.
 CONSTRAINING: dict[str, Any] = {

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from gateway.protocol.requests import AnyRequest
 
-PAGE = (Path(__file__).parents[2] / "docs/limits.md").read_text("utf-8")
+PAGE = (Path(__file__).parents[2] / "docs/reference/request-fields.md").read_text("utf-8")
 CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "Why?"}]}
 TEXT: dict[str, Any] = {"model": "m", "prompt": "Why?"}
 VECTORS: dict[str, Any] = {"model": "m", "input": "Why?"}
