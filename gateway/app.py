@@ -88,7 +88,7 @@ from gateway.wiring import (
     most_compared,
     most_shadows,
     name_series,
-    show_deadlines,
+    set_deadlines,
     traces_of,
     webhook_of,
     when_role_changes,
@@ -145,8 +145,8 @@ async def gateway(
         name_series(metrics, policies.book)
         policies.on_change(partial(name_series, metrics))
         init_engine_series(metrics, (model.name for model in settings.models))
-        show_deadlines(metrics, policies.book)
-        policies.on_change(partial(show_deadlines, metrics))
+        set_deadlines(metrics, policies.book)
+        policies.on_change(partial(set_deadlines, metrics))
         redis_keys = RedisKeys(settings.redis.prefix)
         redis = RedisClient(redis_url, timeout_s=settings.redis.timeout_s, metrics=metrics)
         stack.push_async_callback(redis.close)
@@ -188,11 +188,11 @@ async def gateway(
             redis,
             in_redis,
             local=local_limits,
-            on_event=alarm.tell,
-            older=usage.receipts.find,
+            on_event=alarm.send,
+            archive=usage.receipts.find,
             metrics=metrics,
         )
-        redis.on_restart = store.tell_again
+        redis.on_restart = store.resend
         spooler = Spooler(
             redis,
             in_redis,
@@ -208,7 +208,7 @@ async def gateway(
             store,
             prices=prices,
             encodings=encodings,
-            owner=owner,
+            process_id=owner,
             metrics=metrics,
             tasks=tasks,
             sample=LogSample(settings.log.requests.sample, settings.log.requests.slow_s),
@@ -216,7 +216,7 @@ async def gateway(
             max_output=max_output,
         )
         heartbeat = Heartbeat(
-            redis, redis_keys.heartbeat(owner), lease_s=lease_s, beaten=store.beat, lapsed=store.tell_again
+            redis, redis_keys.heartbeat(owner), lease_s=lease_s, on_beat=store.beat, on_lapse=store.resend
         )
         sweeper = IntentReaper(
             redis,

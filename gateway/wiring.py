@@ -80,7 +80,7 @@ def init_engine_series(metrics: Metrics, engines: Iterable[str]) -> None:
             metrics.engine_usage_errors.labels(engine, reason)
 
 
-def show_deadlines(metrics: Metrics, book: PolicySet) -> None:
+def set_deadlines(metrics: Metrics, book: PolicySet) -> None:
     """By teacher. One that guides no route any more has no deadline that its queue could come near."""
     shortest: dict[str, float] = {}
     for policy in book.policies:
@@ -88,7 +88,7 @@ def show_deadlines(metrics: Metrics, book: PolicySet) -> None:
             if route.teacher is not None and policy.most_guidance_tokens(route):
                 deadline_s = route.guidance.longest_deadline_s
                 shortest[route.teacher] = min(deadline_s, shortest.get(route.teacher, deadline_s))
-    metrics.show_deadlines(shortest)
+    metrics.set_deadlines(shortest)
 
 
 def when_role_changes(engines: Iterable[str], policies: Policies) -> dict[str, asyncio.Event]:

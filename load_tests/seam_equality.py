@@ -178,7 +178,7 @@ def show_words(experiment: Experiment, console: Console) -> None:
 
 def served(model: str, read_at_once: int) -> Any:
     """A server of llama.cpp in this process, with one slot and one thread."""
-    options = llama.LlamaOptions(parallel=1, slot_tokens=SLOT_TOKENS, read_at_once=read_at_once)
+    options = llama.LlamaOptions(parallel=1, slot_tokens=SLOT_TOKENS, batch_tokens=read_at_once)
     return llama.serve(weights.fetch(model), model, options, host="127.0.0.1")
 
 

@@ -23,7 +23,7 @@ from urllib.request import Request, urlopen
 
 import typer
 
-from gateway.accounting.bounds import TokenErrorBound, off_tokens
+from gateway.accounting.bounds import TextSize, token_error
 from gateway.accounting.estimate import count_text
 from gateway.config.models import ENCODINGS
 from gateway.local.weights import fetch
@@ -56,10 +56,10 @@ class Disagreement:
 
     def add(self, text: str, counts: Sequence[int]) -> None:
         self.texts += 1
-        extent = TokenErrorBound.of([text])
+        extent = TextSize.of([text])
         self.scripts.add(extent.script)
         for said, true in itertools.permutations(counts, 2):
-            self.outside += abs(true - said) > off_tokens(said, extent)
+            self.outside += abs(true - said) > token_error(said, extent)
         self.ratios += [max(pair) / max(1, min(pair)) for pair in itertools.combinations(counts, 2)]
 
     def row(self, kind: str) -> list[str]:
@@ -174,7 +174,7 @@ def main(
         for text in chance.sample(found, min(most, len(found))):
             said = [count(text) for count in counts.values()]
             one.add(text, said)
-            every[TokenErrorBound.of([text]).script].add(text, said)
+            every[TextSize.of([text]).script].add(text, said)
         if one.texts and (each or not kind.startswith(_LANGUAGE)):
             rows.append(one.row(kind))
     rows += [one.row(f"**all {script}**") for script, one in sorted(every.items())]

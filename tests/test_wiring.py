@@ -9,7 +9,7 @@ from gateway.policy.book import PolicySet
 from gateway.policy.policies import Policies, PolicyEdition
 from gateway.policy.schema import TenantPolicy
 from gateway.telemetry.metrics import Metrics
-from gateway.wiring import leases_of, show_deadlines, when_role_changes
+from gateway.wiring import leases_of, set_deadlines, when_role_changes
 
 EMBEDS = {"model": "e", "mode": "embeddings", "student": "small"}
 CHATS = {"model": "c", "mode": "teacher", "teacher": "big"}
@@ -64,7 +64,7 @@ def test_the_shortest_deadline_of_each_teacher_is_told_and_goes_with_its_last_ro
              "guidance": {"deadline": deadline_s}}
             for number, (teacher, deadline_s) in enumerate(deadlines)
         ]  # fmt: skip
-        show_deadlines(metrics, PolicySet.of([TenantPolicy.model_validate({"tenant": "acme", "routes": routes})]))
+        set_deadlines(metrics, PolicySet.of([TenantPolicy.model_validate({"tenant": "acme", "routes": routes})]))
         return {
             sample.labels["teacher"]: sample.value
             for family in metrics.registry.collect()

@@ -1,41 +1,42 @@
-"""The baseline of one request: what its baseline model alone would have cost, on what that rests, and its error bound.
+"""The baseline of one request: the cost of the baseline model alone, how it was counted, and its error bound.
 
-The model reads the caller's prompt, once, and writes the whole answer that the caller got. What it counted itself in
-this request is taken as it is. The rest is counted in its own tokenizer, where config.yaml names that, or else taken
-from whoever did count, and bounded by how far tokenizers are apart (bounds.py).
+The baseline model would read the caller's prompt once and write the whole answer. Where it took part in the request,
+its own counts are used. Other counts come from its tokenizer, if config.yaml names one. Otherwise they come from the
+other model, with an error bound for the difference between tokenizers (bounds.py).
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias
 
-from gateway.accounting.bounds import TokenErrorBound, off_recounted, off_template, off_tokens
-from gateway.accounting.estimate import TOKENS_PER_MESSAGE, count_messages, count_text, counts, texts_of
+from gateway.accounting.bounds import TextSize, recount_error, template_error, token_error
+from gateway.accounting.estimate import TOKENS_PER_MESSAGE, can_count, count_messages, count_text, texts_of
 from gateway.pricing import baseline_usd, cost_usd, quantized
 from gateway.protocol.messages import RULES
 
 if TYPE_CHECKING:
     from decimal import Decimal
 
-    from gateway.accounting.draft import EngineCall, ReceiptBuilder
+    from gateway.accounting.calls import EngineCall
     from gateway.accounting.receipt import EngineShare
+    from gateway.policy.resolve import Plan
     from gateway.pricing import Price
 
 Basis: TypeAlias = Literal["engine", "tokenizer", "estimate"]
 _FROM_BEST: tuple[Basis, ...] = ("engine", "tokenizer", "estimate")
 _BYTES_PER_TOKEN = 4
-_NOTHING = TokenErrorBound(0, 0)
+_NOTHING = TextSize(0, 0)
 
 
 class Encoding(NamedTuple):
-    """What counts a model's tokens. `own`: it is the model's own tokenizer, and no stand-in."""
+    """A tokenizer for a model. `own` is true where it is the model's own tokenizer."""
 
     name: str
     own: bool = False
 
 
 class Baseline(NamedTuple):
-    """The truth lies within `error_usd` of `usd`; `basis` is that of its weaker part."""
+    """A baseline. The true cost is within `error_usd` of `usd`. `basis` is the less reliable basis of its parts."""
 
     usd: Decimal
     error_usd: Decimal
@@ -43,88 +44,113 @@ class Baseline(NamedTuple):
 
 
 class Counted(NamedTuple):
-    """A number of tokens, and how many it may be off by."""
+    """A number of tokens with its largest error."""
 
     tokens: int
-    off: int = 0
+    error: int = 0
     basis: Basis = "engine"
 
 
+class AnsweredRequest(Protocol):
+    """The facts of a request that its baseline depends on. `ReceiptBuilder` has them."""
+
+    plan: Plan
+    teacher: EngineCall | None
+    student: EngineCall | None
+    kept_tokens: int
+    guidance_text: str
+    complete: bool
+
+    @property
+    def placement(self) -> str | None: ...
+
+    @property
+    def shown_tokens(self) -> int: ...
+
+
 def baseline(
-    draft: ReceiptBuilder, teacher: EngineShare | None, student: EngineShare | None, price: Price, tokenizer: str | None
+    draft: AnsweredRequest,
+    teacher: EngineShare | None,
+    student: EngineShare | None,
+    price: Price,
+    tokenizer: str | None,
 ) -> Baseline:
-    """Args:
-    price: the baseline model's.
-    tokenizer: the baseline model's own, to count in, which takes milliseconds; None: nothing is counted here.
+    """Return the baseline of a request.
+
+    Args:
+        draft: the facts of the request.
+        teacher, student: the likely shares of the calls.
+        price: the price of the baseline model.
+        tokenizer: the baseline model's own tokenizer. Counting takes milliseconds. None: do not count.
     """
     last = student or teacher
     if last is None:
         return Baseline(quantized(cost_usd(price, 0, 0)), quantized(cost_usd(price, 0, 0)), "engine")
     model = draft.plan.baseline
     own = teacher if teacher is not None and teacher.model == model else last if last.model == model else None
-    # A count beats an estimate, whoever counted.
+    # A reported count is better than an estimate, whichever model it comes from.
     read = own if own is not None and (student is None or not own.estimated) else last
     prompt = _prompt(draft, read, teacher, tokenizer)
     turns = _added_turns(draft, draft.teacher) if own is not None and own is teacher else 0
     if turns and read is own and student is not None and not student.estimated:
-        # Who read exemplars as well tells less of a short prompt than who did not.
-        other = _prompt(draft, student, teacher, tokenizer)
-        read, prompt = (student, other) if other.off < prompt.off else (read, prompt)
+        # A prompt with exemplars says less about a short caller's prompt than the student's prompt does.
+        second = _prompt(draft, student, teacher, tokenizer)
+        read, prompt = (student, second) if second.error < prompt.error else (read, prompt)
     answer = _answer(draft, teacher, student, tokenizer)
     cached = stored = 0
     if own is not None and own is read:
         cached, stored = own.cached_input_tokens, own.cache_write_input_tokens
         if turns:
-            # They stand before the caller's words, so they were in the cache first.
+            # The added turns precede the caller's messages, so the cache held them first.
             added = max(0, own.input_tokens - prompt.tokens)
             cached, stored = max(0, cached - added), max(0, stored - max(0, added - cached))
-        # What was added after the caller's words was in no cache yet.
+        # Text after the caller's messages was not cached yet.
         stored = min(stored, max(0, prompt.tokens - cached))
     return Baseline(
         quantized(baseline_usd(price, prompt.tokens, answer.tokens, cached, stored)),
-        quantized(cost_usd(price.dearest if stored else price, prompt.off, answer.off)),
+        quantized(cost_usd(price.dearest if stored else price, prompt.error, answer.error)),
         _weaker(prompt.basis, answer.basis),
     )
 
 
-def _weaker(one: Basis, other: Basis) -> Basis:
-    return one if one == other else max(one, other, key=_FROM_BEST.index)
+def _weaker(first: Basis, second: Basis) -> Basis:
+    return first if first == second else max(first, second, key=_FROM_BEST.index)
 
 
-def _prompt(draft: ReceiptBuilder, read: EngineShare, teacher: EngineShare | None, tokenizer: str | None) -> Counted:
-    """The caller's prompt. `read` is the share that tells how long it was, with what was added to it."""
+def _prompt(draft: AnsweredRequest, read: EngineShare, teacher: EngineShare | None, tokenizer: str | None) -> Counted:
+    """Count the caller's prompt. `read` is the share whose input contains it, together with added text."""
     call = draft.teacher if read is teacher else draft.student
-    assert call is not None, "a share is of a call"
+    assert call is not None, "each share has a call"
     own = read.model == draft.plan.baseline and not read.estimated
     added = _added(draft, call)
-    # The guidance was counted by who wrote it; other text that was added is ours, and most likely English.
+    # The guidance has a reported count. Other added text comes from the projection and is most likely English.
     guidance = draft.kept_tokens if call is draft.student else 0
     if own and not added and not guidance:
         return Counted(read.input_tokens)
     turns = TOKENS_PER_MESSAGE * _added_turns(draft, call)
-    more = TokenErrorBound.of([added]) if added else _NOTHING
-    size = more.size_bytes - (TokenErrorBound.of([draft.opening]).size_bytes if guidance else 0)
-    ours = max(0, size) // _BYTES_PER_TOKEN + turns
-    prompt = max(0, read.input_tokens - guidance - ours)
-    extent = TokenErrorBound.of(text for message in call.messages for text in texts_of(message))
+    added_size = TextSize.of([added]) if added else _NOTHING
+    other_bytes = added_size.size_bytes - (TextSize.of([draft.guidance_text]).size_bytes if guidance else 0)
+    added_by_gateway = max(0, other_bytes) // _BYTES_PER_TOKEN + turns
+    prompt = max(0, read.input_tokens - guidance - added_by_gateway)
+    size = TextSize.of(text for message in call.messages for text in texts_of(message))
     if own:
-        said = Counted(prompt, off_tokens(guidance + ours, more) + turns, "estimate")
+        reported = Counted(prompt, token_error(guidance + added_by_gateway, added_size) + turns, "estimate")
     else:
-        template = off_template(len(call.messages), TOKENS_PER_MESSAGE)
-        shown = off_tokens(ours, more) if turns else 0
-        said = Counted(prompt, off_tokens(prompt, extent) + shown + template, "estimate")
-    if tokenizer is None or read.estimated or not counts(tokenizer, extent.chars):
-        return said
-    less = count_text(tokenizer, added) + turns + (TOKENS_PER_MESSAGE if draft.shown_tokens and guidance else 0)
+        template = template_error(len(call.messages), TOKENS_PER_MESSAGE)
+        shown = token_error(added_by_gateway, added_size) if turns else 0
+        reported = Counted(prompt, token_error(prompt, size) + shown + template, "estimate")
+    if tokenizer is None or read.estimated or not can_count(tokenizer, size.chars):
+        return reported
+    added_tokens = count_text(tokenizer, added) + turns + (TOKENS_PER_MESSAGE if draft.shown_tokens and guidance else 0)
     if own:
-        return Counted(max(0, read.input_tokens - less), off_recounted(less) + turns, "tokenizer")
-    counted = max(0, count_messages(tokenizer, call.messages) - less)
-    # An engine that read much more than the words read tools or images as well, which are not counted here.
-    return said if abs(counted - said.tokens) > said.off else Counted(counted, template, "tokenizer")
+        return Counted(max(0, read.input_tokens - added_tokens), recount_error(added_tokens) + turns, "tokenizer")
+    counted = max(0, count_messages(tokenizer, call.messages) - added_tokens)
+    # A much larger reported count includes tools or images, which are not counted here.
+    return reported if abs(counted - reported.tokens) > reported.error else Counted(counted, template, "tokenizer")
 
 
-def _added(draft: ReceiptBuilder, call: EngineCall) -> str:
-    """What a call's prompt holds that the caller did not send."""
+def _added(draft: AnsweredRequest, call: EngineCall) -> str:
+    """Return the text that the gateway added to a call's prompt."""
     guidance = draft.plan.guidance
     if guidance is None:
         return ""
@@ -132,12 +158,12 @@ def _added(draft: ReceiptBuilder, call: EngineCall) -> str:
     if call is draft.teacher:
         return "\n".join(projection.shown if _holds_turns(draft, call) else filter(None, (projection.instruction,)))
     if draft.kept_tokens and draft.placement == "context":
-        return projection.introduction.replace("{guidance}", draft.opening)
-    return draft.opening
+        return projection.introduction.replace("{guidance}", draft.guidance_text)
+    return draft.guidance_text
 
 
-def _added_turns(draft: ReceiptBuilder, call: EngineCall | None) -> int:
-    """The messages among the call's that the caller did not send. A system text may have joined the caller's own."""
+def _added_turns(draft: AnsweredRequest, call: EngineCall | None) -> int:
+    """Return the number of messages that the gateway added. A system text may be part of the caller's own message."""
     guidance = draft.plan.guidance
     if guidance is None or call is None or call is not draft.teacher or not _holds_turns(draft, call):
         return 0
@@ -145,62 +171,66 @@ def _added_turns(draft: ReceiptBuilder, call: EngineCall | None) -> int:
     return guidance.projection.turns - (system is not None and call.messages[0].get("content") != system)
 
 
-def _holds_turns(draft: ReceiptBuilder, call: EngineCall) -> bool:
-    """Whether the projection's turns are in a teacher's prompt: not in a raw one, which is put down as one message."""
-    assert draft.plan.guidance is not None, "a teacher was asked for guidance"
+def _holds_turns(draft: AnsweredRequest, call: EngineCall) -> bool:
+    """Return whether a teacher's prompt contains the projection's turns. A raw prompt is one message without them."""
+    assert draft.plan.guidance is not None, "a teacher call has a guidance plan"
     projection = draft.plan.guidance.projection
     rules = projection.system is None or call.messages[0].get("role") in RULES
     return rules and len(call.messages) > 2 * len(projection.exemplars)
 
 
 def _answer(
-    draft: ReceiptBuilder, teacher: EngineShare | None, student: EngineShare | None, tokenizer: str | None
+    draft: AnsweredRequest, teacher: EngineShare | None, student: EngineShare | None, tokenizer: str | None
 ) -> Counted:
-    """The answer that the caller got."""
+    """Count the answer that the caller received."""
     model, guided = draft.plan.baseline, draft.plan.guidance is not None
     last = student or teacher
-    assert last is not None, "there is no answer without a call"
+    assert last is not None, "an answer has at least one call"
     call = draft.student if student is not None else draft.teacher
-    assert call is not None, "a share is of a call"
+    assert call is not None, "each share has a call"
     if not guided or student is not None:
-        opened = draft.shown_tokens if guided else 0
-        wrote = last.output_tokens
+        kept = draft.shown_tokens if guided else 0
+        written = last.output_tokens
     else:
-        # All that the caller got is the teacher's. Of what a device got, what stands in its prompt is no answer.
-        alone = draft.plan.mode != "guidance" or draft.complete
-        opened, wrote = draft.kept_tokens if alone else draft.shown_tokens, 0
-    said = Counted(wrote) if wrote == 0 or (last.model == model and not last.estimated) else _foreign(call, wrote)
-    if opened:
-        opening = _opening(draft, teacher, opened, own=teacher is not None and teacher.model == model)
-        said = Counted(opening.tokens + said.tokens, opening.off + said.off, _weaker(opening.basis, said.basis))
-    if said.basis == "engine" or tokenizer is None:
-        return said
-    text = call.text.getvalue() if wrote else ""
-    shown = draft.opening if opened else ""
+        # The teacher wrote the whole answer. For a device, guidance in its prompt is no part of the answer.
+        whole = draft.plan.mode != "guidance" or draft.complete
+        kept, written = draft.kept_tokens if whole else draft.shown_tokens, 0
+    reported = (
+        Counted(written) if written == 0 or (last.model == model and not last.estimated) else _foreign(call, written)
+    )
+    if kept:
+        guidance = _guidance_tokens(draft, teacher, kept, own=teacher is not None and teacher.model == model)
+        reported = Counted(
+            guidance.tokens + reported.tokens, guidance.error + reported.error, _weaker(guidance.basis, reported.basis)
+        )
+    if reported.basis == "engine" or tokenizer is None:
+        return reported
+    text = call.text.getvalue() if written else ""
+    shown = draft.guidance_text if kept else ""
     if text.lstrip().startswith(shown.strip()):
-        shown = ""  # an engine that repeats what it goes on with
-    if (wrote and not text) or not counts(tokenizer, len(shown) + len(text)):
-        return said
+        shown = ""  # the engine repeated the guidance in its own text
+    if (written and not text) or not can_count(tokenizer, len(shown) + len(text)):
+        return reported
     counted = count_text(tokenizer, shown + text)
-    # Who wrote much more than the caller's words thought unseen, or called tools: that is not counted here.
-    if (call.usage is None and call.lost_tokens) or abs(counted - said.tokens) > said.off:
-        return said
-    return Counted(counted, off_recounted(counted), "tokenizer")
+    # A much larger reported count includes hidden reasoning or tool calls, which are not counted here.
+    if (call.usage is None and call.lost_tokens) or abs(counted - reported.tokens) > reported.error:
+        return reported
+    return Counted(counted, recount_error(counted), "tokenizer")
 
 
-def _opening(draft: ReceiptBuilder, teacher: EngineShare | None, kept: int, *, own: bool) -> Counted:
-    """What the teacher wrote of the answer. Of an opening that was cut, it did not count the part."""
+def _guidance_tokens(draft: AnsweredRequest, teacher: EngineShare | None, kept: int, *, own: bool) -> Counted:
+    """Count the guidance in the answer. The teacher's usage does not state the size of a part of its text."""
     if teacher is None:
         return Counted(kept)
-    extent = TokenErrorBound.of([draft.opening])
+    size = TextSize.of([draft.guidance_text])
     if not own or teacher.estimated:
-        return Counted(kept, off_tokens(kept, extent), "estimate")
-    less = max(0, teacher.output_tokens - kept)
-    return Counted(kept, off_tokens(min(kept, less), extent), "estimate") if less else Counted(kept)
+        return Counted(kept, token_error(kept, size), "estimate")
+    dropped = max(0, teacher.output_tokens - kept)
+    return Counted(kept, token_error(min(kept, dropped), size), "estimate") if dropped else Counted(kept)
 
 
-def _foreign(call: EngineCall, wrote: int) -> Counted:
-    """What was counted by another model's tokenizer, or by none."""
+def _foreign(call: EngineCall, written: int) -> Counted:
+    """Count tokens of another model's tokenizer, or of an estimate."""
     lost = call.lost_tokens if call.usage is None else 0
-    counted = max(0, wrote - lost)
-    return Counted(wrote, off_tokens(counted, TokenErrorBound.of([call.text.getvalue()])) + lost, "estimate")
+    counted = max(0, written - lost)
+    return Counted(written, token_error(counted, TextSize.of([call.text.getvalue()])) + lost, "estimate")

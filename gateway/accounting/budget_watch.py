@@ -1,7 +1,7 @@
-"""Lets operators watch the tenants' budgets: what Redis counts, shown in the metrics.
+"""Read the tenants' budgets from Redis, for the metrics and for local limits.
 
-Keys' budgets are left out of the metrics: there may be any number of keys, and no label names one. What is left of each
-budget that this process uses is also what it shares out while Redis is away.
+Metrics exclude the budgets of keys, since the number of keys is unbounded. Local limits (local_limits.py) use the
+remainder of each budget that this process uses.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 from gateway.accounting.budgets import Account
 from gateway.accounting.scopes import TENANT, tenant_scope
 from gateway.pricing import picodollars
-from gateway.telemetry.metrics import BudgetFigures
+from gateway.telemetry.budget_gauges import BudgetFigures
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-_EVERY_S = 10.0
-_PER_CALL = 100
-"""Tenants looked at in one go, for which the event loop is held."""
+_INTERVAL_S = 10.0
+_BATCH = 100
+"""Tenants per call. A call blocks the event loop for this many tenants."""
 
 
 class BudgetMonitor:
-    """Looks at the budgets of all tenants that have series of their own, again and again."""
+    """Read the budgets of all tenants that have their own series."""
 
     def __init__(
         self,
@@ -55,50 +55,50 @@ class BudgetMonitor:
         self._local = local
 
     async def run(self) -> None:
-        """For ever. What cannot be seen is not shown: an old figure would pass for a new one."""
+        """Read budgets periodically until canceled. Remove the gauges while Redis is down: old values would mislead."""
         while True:
             try:
-                self._metrics.budgets.show(await self.look() if self._client.up else {})
+                self._metrics.budgets.set(await self.read_budgets() if self._client.up else {})
                 if self._client.up:
                     await self.refresh()
             except Exception as error:
-                self._metrics.budgets.show({})
+                self._metrics.budgets.set({})
                 self._client.failed(error)
                 unexpected = not isinstance(error, RedisError | OSError)
                 log.warning("budgets_unseen", error=type(error).__name__, exc_info=unexpected)
-            await asyncio.sleep(_EVERY_S)
+            await asyncio.sleep(_INTERVAL_S)
 
-    async def look(self) -> dict[str, BudgetFigures]:
-        """How each stands, by tenant. Raises RedisError and OSError."""
-        seen = {}
+    async def read_budgets(self) -> dict[str, BudgetFigures]:
+        """Return the budgets by tenant. Raises RedisError and OSError."""
+        found = {}
         policies = self._policies.book.policies
-        for start in range(0, len(policies), _PER_CALL):
-            accounts = self._accounts(policies[start : start + _PER_CALL])
-            for account, balance in await self._learned(accounts):
-                seen[account.tenant] = BudgetFigures(
-                    float(balance.most_usd), float(balance.spent_usd), float(balance.left_usd)
+        for start in range(0, len(policies), _BATCH):
+            accounts = self._accounts(policies[start : start + _BATCH])
+            for account, balance in await self._read(accounts):
+                found[account.tenant] = BudgetFigures(
+                    float(balance.limit_usd), float(balance.spent_usd), float(balance.left_usd)
                 )
-        return seen
+        return found
 
     async def refresh(self) -> None:
-        """Learn what is left of the keys' budgets that this process used of late. Raises RedisError and OSError."""
-        used = self._local.used_of_late(asyncio.get_running_loop().time())
+        """Update the remainders of keys' budgets that this process used recently. Raises RedisError and OSError."""
+        used = self._local.recently_used(asyncio.get_running_loop().time())
         accounts = [Account(tenant, scope) for tenant, scope in used if scope.name != TENANT]
-        for start in range(0, len(accounts), _PER_CALL):
-            await self._learned(accounts[start : start + _PER_CALL])
+        for start in range(0, len(accounts), _BATCH):
+            await self._read(accounts[start : start + _BATCH])
 
-    async def _learned(self, accounts: Sequence[Account]) -> list[tuple[Account, Balance]]:
-        asked_s = asyncio.get_running_loop().time()
-        seen = list(zip(accounts, await self._budgets.look(accounts), strict=True))
-        for account, balance in seen:
+    async def _read(self, accounts: Sequence[Account]) -> list[tuple[Account, Balance]]:
+        started_s = asyncio.get_running_loop().time()
+        found = list(zip(accounts, await self._budgets.read(accounts), strict=True))
+        for account, balance in found:
             left = int(picodollars(balance.left_usd))
-            self._local.learn(account.tenant, account.scope, left, asked_s, used=False)
-        return seen
+            self._local.learn(account.tenant, account.scope, left, started_s, used=False)
+        return found
 
     def _accounts(self, policies: Iterable[TenantPolicy]) -> list[Account]:
         scopes = (
             (policy.tenant, tenant_scope(policy, self._defaults))
             for policy in policies
-            if self._metrics.has_name(policy.tenant)
+            if self._metrics.has_own_series(policy.tenant)
         )
         return [Account(tenant, scope) for tenant, scope in scopes if scope is not None and scope.budget is not None]

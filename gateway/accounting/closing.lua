@@ -1,9 +1,8 @@
--- Writes the receipt of what a device reports, once, and while it may be reported. By Redis TIME: no process clock is
--- trusted.
+-- Store the receipt of a device's report, once and before its deadline by Redis TIME.
 --
--- KEYS  the receipt, the tenant's outbox, how many answers the tenant's devices reported that they made alone
--- ARGV  the receipt as JSON, seconds to keep it, until when it may come in Unix seconds ('' for ever), how many such
---       answers a tenant may report in an hour ('' where it is none)
+-- KEYS  the receipt, the tenant's outbox, the tenant's counter of offline answers
+-- ARGV  the receipt as JSON, seconds to keep it, the deadline in Unix seconds ('' for none), the limit of offline
+--       answers per hour ('' where the report is for guidance)
 -- Returns 'closed', 'expired', 'full' or 'written'
 
 if redis.call('EXISTS', KEYS[1]) == 1 then return 'closed' end

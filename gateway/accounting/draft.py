@@ -1,15 +1,14 @@
-"""A receipt while its request is under way: each step writes down what it saw, `close` does the sums."""
+"""Build the receipt of a request: each step of the pipeline adds facts, `build_receipt` computes the sums."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from io import StringIO
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from gateway.accounting.baseline import baseline
+from gateway.accounting.calls import EngineCall, FailedCall
 from gateway.accounting.content import LoggedContent
 from gateway.accounting.receipt import (
     Attempt,
@@ -22,16 +21,14 @@ from gateway.accounting.receipt import (
     Receipt,
     Timings,
 )
-from gateway.accounting.savings import counted, measure, savings_class, with_savings
+from gateway.accounting.savings import apply_class, measure, savings_class, with_savings
 from gateway.accounting.shares import share_call, usage_error
 from gateway.accounting.verdict import Allowance
-from gateway.accounting.worst_case import MaxCost, Role
-from gateway.engines.base import TokenUsage
+from gateway.accounting.worst_case import MaxCost
 from gateway.policy.resolve import Plan
 from gateway.pricing import total_usd
 from gateway.protocol.body import CallerRequest, Json
 from gateway.protocol.text import TextRequest
-from gateway.runtime.record import Record
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -43,40 +40,11 @@ if TYPE_CHECKING:
     from gateway.pricing import Price
 
 
-_HANDED_OVER = frozenset({"ok", "client_gone"})
-
-
-# Structs: a dataclass takes ten times as long to make.
-
-
-class EngineCall(msgspec.Struct):
-    """One call to one engine: what was sent, and what is known of what came back."""
-
-    model: str
-    messages: Sequence[Json]
-    usage: TokenUsage | None = None
-    text: StringIO = msgspec.field(default_factory=StringIO)  # what came back, for when nobody counted it
-    lost_tokens: int = 0  # an upper bound on tokens written that never reached us
-    shared: str = ""  # "flight" or "cache": what another request's call fetched, and paid for
-    unbounded: bool = False  # tokens may have been written that never reached us, and nothing bounds them
-    span: Any = None  # where traces are on: that of the call, whoever made it
-    limit_tokens: int | None = None  # output tokens, over all choices, that the engine was told to generate at most
-    seen_tokens: int = 0  # a lower bound on the output tokens that arrived
-    least_tokens: int = 0  # a lower bound on the output tokens; 0 where it is clearly below the reported count
-    ended: bool = False  # every choice has its finish_reason; the usage may still be missing
-    role: Role = "finisher"
-
-
-class FailedCall(Record, frozen=True):
-    """A call in whose place another one was made. `call` is None where the engine never got it."""
-
-    engine: str
-    label: str
-    call: EngineCall | None
+_REPORTABLE = frozenset({"ok", "client_gone"})
 
 
 class ReceiptBuilder(msgspec.Struct):
-    """The facts of one request, gathered along the path. Times are time.perf_counter() seconds."""
+    """The facts of one request. Times are time.perf_counter() seconds."""
 
     id: str
     created: int
@@ -88,45 +56,45 @@ class ReceiptBuilder(msgspec.Struct):
     plan: Plan
     admitted: float | None = None
     granted: float | None = None
-    asked: float | None = None
+    guidance_requested: float | None = None
     guided: float | None = None
     first_token: float | None = None
     teacher: EngineCall | None = None
     student: EngineCall | None = None
-    probe: EngineCall | None = None  # of the student, for its first token
+    probe: EngineCall | None = None  # the student's confidence probe
     probed: ProbeFacts | None = None
-    running: EngineCall | None = None  # the call under way that this request pays for
+    running: EngineCall | None = None  # the current call that this request pays for
     caller_left: bool = False  # the caller disconnected, and the running call is read to its end for its usage
     ended_at: str | None = None  # the guidance ended with a sentence or step, before its length was used up
     failed: list[FailedCall] = []
     batch: BatchFacts | None = None
     kept_tokens: int = 0
-    opening: str = ""  # what these are in words
-    cut_short: str | None = None  # why the teacher ended early, after its words had been shown
-    rewritten: bool = False  # the finisher wrote the guidance again: it is in its count
-    placed: str | None = None  # where the guidance stands, as soon as a finisher got it
+    guidance_text: str = ""  # the text of the kept tokens
+    cut_short: str | None = None  # why the teacher ended early, after the caller had received its text
+    rewritten: bool = False  # the student repeated the guidance, so its usage includes it
+    placed: str | None = None  # the placement of the guidance in the student's request
     complete: bool = False
     unguided: str | None = None
     hint: str | None = None  # the setting to change where guidance is often late
     finish_reason: str | None = None
     receipt: Receipt | None = None
-    told: Receipt | None = None  # what a reply was told that does not show the baseline; that is counted afterwards
-    shadow_of: str | None = None  # the id of the request beside which this was done, for nobody to see
+    preliminary: Receipt | None = None  # the receipt of a reply without a baseline; the baseline is counted later
+    shadow_of: str | None = None  # for a shadow, the id of the original request
     allowance: Allowance = msgspec.field(default_factory=Allowance)
-    content: LoggedContent | None = None  # where its tenant wants it in the log
-    budget: str | None = None  # "soft" where a budget of the caller has passed its soft line
-    refused: bool = False  # before anything was reserved: it has no receipt
-    terms: CloseTerms | None = None  # a device is to report how it finished the answer
+    content: LoggedContent | None = None  # the text of the request, where its tenant logs it
+    budget: str | None = None  # "soft" where a budget of the caller is past its soft limit
+    refused: bool = False  # refused before a reservation: the request has no receipt
+    terms: CloseTerms | None = None  # for guidance, the terms of the device's report
     measures: ReceiptBuilder | None = None  # the request whose baseline this call measures
-    request: CallerRequest | None = None  # as it was admitted, for counts of our own
-    reserved: MaxCost | None = None  # the most that its calls can be charged; None: it was not admitted
-    likely: tuple[EngineShare | None, EngineShare | None] = (None, None)  # of teacher and student, for the baseline
+    request: CallerRequest | None = None  # the admitted request, for token counts
+    reserved: MaxCost | None = None  # the bound on the charges of all calls; None: not admitted
+    likely: tuple[EngineShare | None, EngineShare | None] = (None, None)  # teacher and student, for the baseline
 
-    def beside(self, plan: Plan, name: str) -> ReceiptBuilder:
-        """The receipt of what is done beside this, for nobody to see, from now on."""
+    def child_receipt(self, plan: Plan, name: str) -> ReceiptBuilder:
+        """Return the receipt builder of a background call for this request, such as a shadow. It starts now."""
         return ReceiptBuilder(
             id=f"{self.id}-{name}",
-            created=self.created,  # so that the sums of a time hold a request and what was measured for it
+            created=self.created,  # so that sums over a time range include both
             tenant=self.tenant,
             key=self.key,
             route=self.route,
@@ -136,16 +104,16 @@ class ReceiptBuilder(msgspec.Struct):
             shadow_of=self.id,
         )
 
-    def saw_first_token(self) -> None:
+    def mark_first_token(self) -> None:
         if self.first_token is None:
             self.first_token = time.perf_counter()
 
     def drop_guidance(self, reason: str) -> None:
-        """The answer does without the guidance that there was; the teacher's call stays, and is paid for."""
-        self.unguided, self.kept_tokens, self.opening, self.rewritten = reason, 0, "", False
+        """Answer without the guidance. The teacher's call is still charged."""
+        self.unguided, self.kept_tokens, self.guidance_text, self.rewritten = reason, 0, "", False
 
-    def set_aside(self, plan: Plan, error: EngineError) -> None:
-        """Another call will be made in the place of the finisher's, which failed; it stays, and is paid for."""
+    def record_failure(self, plan: Plan, error: EngineError) -> None:
+        """Move the failed call to `failed`. Another call replaces it, and both are charged."""
         call = self.teacher if plan.mode == "teacher" else self.student
         self.failed.append(FailedCall(error.engine, error.label, call))
         if plan.mode == "teacher":
@@ -155,12 +123,12 @@ class ReceiptBuilder(msgspec.Struct):
 
     @property
     def placement(self) -> str | None:
-        """Where the guidance stands: where the finisher got it, or the plan wants it."""
+        """Return the placement in the student's request, or the planned one before that request."""
         return self.placed or (self.plan.guidance.placement if self.plan.guidance is not None else None)
 
     @property
     def shown_tokens(self) -> int:
-        """The teacher's tokens that open what the caller sees, and that no finisher counts as its own."""
+        """Return the guidance tokens in the caller's answer that the student's usage does not include."""
         return self.kept_tokens if self.placement == "prefix" and not self.rewritten else 0
 
     @property
@@ -172,7 +140,7 @@ class ReceiptBuilder(msgspec.Struct):
 
     @property
     def mode(self) -> str:
-        """What happened, in the receipt's words."""
+        """Return the mode for the receipt."""
         if self.shadow_of is not None:
             return "shadow"
         if self.plan.mode != "guided":
@@ -182,36 +150,38 @@ class ReceiptBuilder(msgspec.Struct):
         return "teacher_complete" if self.complete and self.student is None else "guided"
 
     def close(self, status: str, prices: Mapping[str, Price], encodings: Mapping[str, Encoding]) -> Receipt:
-        """Fix the receipt, with all counts done; a second call returns the first one's."""
+        """Build and fix the receipt with all counts. Later calls return the same receipt."""
         if self.receipt is None:
-            self.receipt = self.recounted(self.sum_up(status, prices, encodings), prices, encodings)
+            self.receipt = self.recount(self.build_receipt(status, prices, encodings), prices, encodings)
         return self.receipt
 
-    def wants_recount(self, told: Receipt, encodings: Mapping[str, Encoding]) -> bool:
-        """Whether the baseline can be had better than as an estimate, which takes milliseconds."""
-        return told.baseline_basis == "estimate" and encodings[told.baseline_model].own
+    def needs_recount(self, receipt: Receipt, encodings: Mapping[str, Encoding]) -> bool:
+        """Return whether the model's own tokenizer can replace an estimated baseline. Counting takes milliseconds."""
+        return receipt.baseline_basis == "estimate" and encodings[receipt.baseline_model].own
 
-    def recounted(self, told: Receipt, prices: Mapping[str, Price], encodings: Mapping[str, Encoding]) -> Receipt:
-        """The same, its baseline counted in that model's own tokenizer, where there is one. Not on the event loop."""
-        if not self.wants_recount(told, encodings):
-            return told
-        model = told.baseline_model
-        found = baseline(self, *self.likely, prices[model], encodings[model].name)
+    def recount(self, receipt: Receipt, prices: Mapping[str, Price], encodings: Mapping[str, Encoding]) -> Receipt:
+        """Return the receipt with a counted baseline, where one is possible. Call this off the event loop."""
+        if not self.needs_recount(receipt, encodings):
+            return receipt
+        model = receipt.baseline_model
+        counted_baseline = baseline(self, *self.likely, prices[model], encodings[model].name)
         return with_savings(
             msgspec.structs.replace(
-                told,
-                baseline_usd=found.usd,
-                baseline_estimated=found.basis == "estimate",
-                baseline_basis=found.basis,
-                baseline_error_usd=found.error_usd,
+                receipt,
+                baseline_usd=counted_baseline.usd,
+                baseline_estimated=counted_baseline.basis == "estimate",
+                baseline_basis=counted_baseline.basis,
+                baseline_error_usd=counted_baseline.error_usd,
             )
         )
 
-    def sum_up(self, status: str, prices: Mapping[str, Price], encodings: Mapping[str, Encoding] | None) -> Receipt:
-        """Do the sums, without fixing them, and without `recounted`.
+    def build_receipt(
+        self, status: str, prices: Mapping[str, Price], encodings: Mapping[str, Encoding] | None
+    ) -> Receipt:
+        """Return the receipt with an estimated baseline. The receipt is not fixed.
 
-        Where an engine did not count, its tokens are bounded here, which takes milliseconds: when `needs_estimate`,
-        call this off the event loop. Without `encodings` bytes bound them, which takes no time.
+        Missing usage is bounded by a token count, which takes milliseconds. So call this off the event loop when
+        `needs_estimate` is true. Without `encodings`, bytes bound the tokens, which takes no time.
         """
 
         def shares_of(call: EngineCall | None) -> Shares | tuple[None, None]:
@@ -226,18 +196,18 @@ class ReceiptBuilder(msgspec.Struct):
         attempts = tuple([Attempt(failed.engine, failed.label, shares_of(failed.call)[0]) for failed in self.failed])
         shares = [one for one in (teacher, student, probe, *[attempt.share for attempt in attempts]) if one is not None]
         cost = total_usd(*[share.cost_usd for share in shares])
-        # An upper bound is no basis for savings: they would grow with what nobody knows.
+        # Savings use likely shares. With upper bounds, savings would grow with unknown usage.
         self.likely = likely_teacher, likely_student
         price = prices[self.plan.baseline]
-        alone = baseline(self, *self.likely, price, None)
+        estimate = baseline(self, *self.likely, price, None)
         measured = None
         if self.measures is not None and status == "ok":
             measured = measure(self.measures.receipt, likely_teacher, price)
         of_class = savings_class(mode=self.mode, status=status, unguided=self.unguided, shadow_of=self.shadow_of)
-        saved = counted(
+        savings = apply_class(
             of_class,
-            baseline_usd=alone.usd,
-            error_usd=alone.error_usd,
+            baseline_usd=estimate.usd,
+            error_usd=estimate.error_usd,
             cost_usd=cost,
             probe=probe,
             measured=measured,
@@ -259,19 +229,19 @@ class ReceiptBuilder(msgspec.Struct):
             batch=self.batch,
             cost_usd=cost,
             baseline_model=self.plan.baseline,
-            baseline_usd=alone.usd,
-            baseline_estimated=alone.basis == "estimate",
-            savings_usd=saved.usd,
+            baseline_usd=estimate.usd,
+            baseline_estimated=estimate.basis == "estimate",
+            savings_usd=savings.usd,
             timings=self._timings(),
             attempts=attempts,
             shadow_of=self.shadow_of,
             budget=self.budget,
-            baseline_basis=alone.basis,
-            baseline_error_usd=alone.error_usd,
+            baseline_basis=estimate.basis,
+            baseline_error_usd=estimate.error_usd,
             length=self._length_facts(),
             probe=probe,
-            # One that hung up may have all it needs by then; one that was told of an error has nothing to finish.
-            close=self.terms if status in _HANDED_OVER else None,
+            # After a disconnect the device may have all guidance. After an error it has nothing to finish.
+            close=self.terms if status in _REPORTABLE else None,
             hint=self.hint,
             savings_class=of_class,
             measured=measured,
@@ -286,11 +256,11 @@ class ReceiptBuilder(msgspec.Struct):
         if self.request is None or bound is None:
             return ""
         repeats_prompt = isinstance(self.request, TextRequest) and bool(self.request.body.get("echo"))
-        shown = None if repeats_prompt else len(self.opening) if call is self.student else 0
+        shown = None if repeats_prompt else len(self.guidance_text) if call is self.student else 0
         return usage_error(call, bound, choices=self.request.generated_choices, shown_chars=shown)
 
     def facts(self) -> Json:
-        """What is known when a stream begins; the names are those of `Receipt.facts`."""
+        """Return the facts known at the start of a stream, with the names of `Receipt.facts`."""
         facts: Json = {"mode": self.mode}
         if self.unguided is not None:
             facts["unguided"] = self.unguided
@@ -311,7 +281,7 @@ class ReceiptBuilder(msgspec.Struct):
                 facts["placement"] = self.placement
         for name, spent in (
             ("admission_ms", _ms(self.started, self.admitted)),
-            ("batch_wait_ms", _ms(self.asked, self.granted)),
+            ("batch_wait_ms", _ms(self.guidance_requested, self.granted)),
             ("teacher_ms", _ms(self.granted, self.guided)),
         ):
             if spent is not None:
@@ -332,15 +302,15 @@ class ReceiptBuilder(msgspec.Struct):
         )
 
     def _length_facts(self) -> LengthFacts | None:
-        chosen = self.plan.length
-        if chosen is None:
+        length = self.plan.length
+        if length is None:
             return None
         return LengthFacts(
-            by=chosen.by,
-            prompt=chosen.prompt,
-            rule=chosen.rule,
-            model=chosen.model,
-            score=chosen.score,
+            by=length.by,
+            prompt=length.prompt,
+            rule=length.rule,
+            model=length.model,
+            score=length.score,
             ended=self.ended_at if self.unguided is None else None,
             probe=self.probed,
         )
@@ -349,7 +319,7 @@ class ReceiptBuilder(msgspec.Struct):
         return Timings(
             total_ms=_ms(self.started, time.perf_counter()) or 0.0,
             admission_ms=_ms(self.started, self.admitted),
-            batch_wait_ms=_ms(self.asked, self.granted),
+            batch_wait_ms=_ms(self.guidance_requested, self.granted),
             teacher_ms=_ms(self.granted, self.guided),
             first_token_ms=_ms(self.started, self.first_token),
         )

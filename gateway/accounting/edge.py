@@ -1,8 +1,8 @@
-"""The accounts of answers that a device finishes: what it may report, and the receipt of what it did. Pure.
+"""Accounting for answers that a device finishes: check its report, and build the receipt of the report. Pure.
 
-The ledger is added to and never amended. The guidance has its receipt when it was given: the teacher's cost, and as its
-baseline the teacher alone up to there. What the device reports is a second one, at no cost, whose baseline is what the
-teacher would have cost for the rest. So sums over both are right, whether the device reports or not.
+Receipts are never changed. A guidance request gets its receipt at once: the teacher's cost, and the teacher alone up to
+that point as its baseline. A report gets a second receipt at no cost. Its baseline is the rest of the answer.
+So sums are correct whether or not the device reports.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ if TYPE_CHECKING:
     from gateway.protocol.edge import EdgeUsage, OfflineUsage
 
 EDGE = "edge"
-"""The mode of a receipt of what a device reports."""
+"""The mode of a device report's receipt."""
 GUIDANCE = "guidance"
-"""The mode of a receipt of an opening that was given to a device."""
+"""The mode of the receipt of guidance for a device."""
 OFFLINE, ALONE = "offline", "device_alone"
-"""Why such an answer is unguided: the gateway was out of reach; the device did without what it was given."""
+"""Reasons for unguided reports: the gateway was unreachable, or the device did not use the guidance."""
 
 DEVICE = "(edge)"
-"""What all devices' models are called in sums. It has brackets, so no engine is called so."""
+"""The name of all devices' models in sums. No engine name contains parentheses."""
 
 State = Literal["open", "closed", "never_closed"]
 
-# A device's clock may be ahead of ours.
-_AHEAD_S = 300
+# Tolerance for a device's clock that is ahead.
+_CLOCK_TOLERANCE_S = 300
 
 
 def student_of(receipt: Receipt) -> EngineShare | None:
-    """A receipt's student by the name under which sums have it: what devices call theirs may be anything."""
+    """Return the student's share under the name used in sums. Devices choose the names of their models freely."""
     student = receipt.student
     if receipt.mode != EDGE or student is None:
         return student
@@ -49,20 +49,20 @@ def student_of(receipt: Receipt) -> EngineShare | None:
 
 
 def closing_id(guidance_id: str) -> str:
-    """The id of the receipt of what a device reports of that guidance: there is one at most."""
+    """Return the id of the report's receipt for a guidance request. There is at most one report."""
     return f"{guidance_id}-{EDGE}"
 
 
 def offline_id(answer_id: str) -> str:
-    """The same of an answer that a device made alone, by the UUID it chose, as 32 hexadecimal digits."""
+    """Return the id of an offline answer's receipt. The device chooses `answer_id`: a UUID of 32 hexadecimal digits."""
     return f"{EDGE}_{answer_id}"
 
 
 def state_of(guidance: Receipt, *, closed: bool, now: float) -> State:
-    """How the account of a guidance stands. What needs no report is closed: there is nothing left to do.
+    """Return the report state of a guidance request. A request that needs no report is closed.
 
     Args:
-        closed: whether there is the receipt of a report.
+        closed: whether a report's receipt exists.
         now: Unix seconds.
     """
     if closed or guidance.close is None:
@@ -71,49 +71,49 @@ def state_of(guidance: Receipt, *, closed: bool, now: float) -> State:
 
 
 def check_report(guidance: Receipt, usage: EdgeUsage, max_output: MaxOutputOf = unknown_max_output) -> None:
-    """Hold what a device reports against what it was to do.
+    """Check a device's report against the terms of its guidance.
 
     Args:
-        max_output: the largest answer of an engine: no answer without a limit saves more than its baseline could write.
+        max_output: returns the largest answer of an engine. It bounds reports on requests without a limit.
 
     Raises:
-        EdgeClosed: the guidance was the whole answer, or came to nothing.
-        InvalidRequest: it says to have written more than it was asked for, or more than is possible.
+        EdgeClosed: the guidance was the whole answer, or there was none.
+        InvalidRequest: the report exceeds the caller's limit or the largest possible answer.
     """
     if guidance.close is None:
-        raise EdgeClosed("There is nothing to report of this guidance: no answer was to be finished.", param="receipt")
-    most = guidance.close.most_output_tokens
-    if most is not None and usage.output_tokens > most:
+        raise EdgeClosed("This guidance needs no report: there is no answer to finish.", param="receipt")
+    limit = guidance.close.most_output_tokens
+    if limit is not None and usage.output_tokens > limit:
         raise InvalidRequest(
-            f"'output_tokens': {usage.output_tokens} are more than were asked for. At most {most} were left of the "
-            "caller's limit.",
+            f"'output_tokens': {usage.output_tokens} exceeds the rest of the caller's limit, {limit} tokens. Report "
+            "only the tokens that the device wrote.",
             param="output_tokens",
         )
-    if most is None:
+    if limit is None:
         _check_possible(usage, guidance.baseline_model, max_output)
 
 
 def _check_possible(usage: EdgeUsage, baseline_model: str, max_output: MaxOutputOf) -> None:
-    most = max_output(baseline_model).tokens
-    if usage.output_tokens > most:
+    limit = max_output(baseline_model).tokens
+    if usage.output_tokens > limit:
         raise InvalidRequest(
-            f"'output_tokens': {usage.output_tokens} are more than one answer can have. At most {most} are accepted.",
+            f"'output_tokens': {usage.output_tokens} exceeds the largest possible answer, {limit} tokens.",
             param="output_tokens",
         )
 
 
-def closing(guidance: Receipt, usage: EdgeUsage, price: Price | None) -> Receipt:
-    """The receipt of what a device did with a guidance.
+def closing_receipt(guidance: Receipt, usage: EdgeUsage, price: Price | None) -> Receipt:
+    """Return the receipt of a device's report on guidance.
 
-    It belongs to the moment of its guidance: sums of a time hold both. Its baseline has the prompt only where the
-    guidance's has not, since no teacher read it; and less the opening where the device did without, which that has.
+    It has the creation time of the guidance, so that sums over a time range include both. Its baseline includes the
+    prompt only where no teacher read it. Guidance that the device did not use is subtracted from its output.
 
     Args:
-        price: the baseline model's; None: the configuration knows it no longer.
+        price: the price of the baseline model; None where it is no longer configured.
     """
     read = usage.input_tokens if guidance.teacher is None else 0
-    given = guidance.guidance
-    unused = given.kept_tokens if given is not None and given.placement == "prefix" and not usage.guided else 0
+    facts = guidance.guidance
+    unused = facts.kept_tokens if facts is not None and facts.placement == "prefix" and not usage.guided else 0
     return _receipt(
         closing_id(guidance.id),
         guidance.created,
@@ -126,7 +126,7 @@ def closing(guidance: Receipt, usage: EdgeUsage, price: Price | None) -> Receipt
     )
 
 
-def offline(
+def offline_receipt(
     tenant: str,
     key: str,
     route: Route,
@@ -136,25 +136,25 @@ def offline(
     within_s: float,
     max_output: MaxOutputOf = unknown_max_output,
 ) -> Receipt:
-    """The receipt of an answer that a device made alone: the teacher would have read the prompt, and written it all.
+    """Return the receipt of an answer that a device made alone. Its baseline is the whole prompt and answer.
 
-    It belongs to the moment at which the answer ended, as the device says.
+    Its creation time is the time that the device reports as the end of the answer.
 
     Args:
         now: Unix seconds.
-        within_s: for how long after that it may be reported.
+        within_s: seconds after that end within which the device may report.
 
     Raises:
-        EdgeExpired: it ended too long ago.
-        InvalidRequest: it has not ended yet, or is longer than the baseline model could write.
+        EdgeExpired: the answer ended too long ago.
+        InvalidRequest: the answer ends in the future, or is longer than the baseline model can write.
     """
     usage, ended = report.usage, now if report.usage.at is None else report.usage.at
     _check_possible(usage, route.baseline, max_output)
-    if ended > now + _AHEAD_S:
-        raise InvalidRequest("'at' lies ahead: expected Unix seconds, of when the answer ended.", param="at")
+    if ended > now + _CLOCK_TOLERANCE_S:
+        raise InvalidRequest("'at' is in the future: expected the Unix time at which the answer ended.", param="at")
     if ended < now - within_s:
         raise EdgeExpired(
-            f"'at': the answer ended more than {within_s:g} s ago, and is accounted for no more.", param="at"
+            f"'at': the answer ended more than {within_s:g} s ago. Reports are accepted until then.", param="at"
         )
     return _receipt(
         offline_id(report.id),
@@ -175,7 +175,7 @@ def _baseline(price: Price | None, read: int, written: int) -> Decimal:
 def _receipt(
     receipt_id: str,
     created: int,
-    whose: tuple[str, str, str],
+    identity: tuple[str, str, str],
     usage: EdgeUsage,
     *,
     baseline: tuple[str, Decimal],
@@ -183,7 +183,7 @@ def _receipt(
     stream: bool,
     edge_of: str | None,
 ) -> Receipt:
-    tenant, key, route = whose
+    tenant, key, route = identity
     model, alone_usd = baseline
     receipt = Receipt(
         id=receipt_id,
@@ -207,7 +207,7 @@ def _receipt(
         savings_usd=Decimal(0),
         timings=Timings(total_ms=usage.total_ms or 0.0, first_token_ms=usage.first_token_ms),
         baseline_basis="estimate",
-        baseline_error_usd=alone_usd,  # nobody here saw the words
+        baseline_error_usd=alone_usd,  # the gateway did not see the text
         edge_of=edge_of,
     )
     return with_savings(receipt)

@@ -1,4 +1,4 @@
-"""What devices report, in Redis: each report once, in the same breath in which it is posted to its tenant's outbox."""
+"""Store the receipts of device reports in Redis, each once, and post them to the tenant's outbox."""
 
 from __future__ import annotations
 
@@ -12,34 +12,41 @@ if TYPE_CHECKING:
     from gateway.accounting.receipt import Receipt
     from gateway.redis.keys import RedisKeys
 
-MOST_OFFLINE = 10_000
-"""Answers without guidance of ours that the devices of one tenant may report in an hour: no limit counts them."""
+MAX_OFFLINE_REPORTS = 10_000
+"""Offline answers that a tenant's devices may report per hour. No other limit counts them."""
 
 Outcome = Literal["written", "closed", "expired", "full"]
 
 
 class EdgeBook:
-    """Args:
-    ttl_s: how long Redis keeps a receipt.
+    """Store reports.
+
+    Args:
+        redis: the connection to Redis.
+        keys: the names of keys.
+        ttl_s: seconds for which Redis keeps a receipt.
+        max_offline_reports: offline answers per tenant and hour.
     """
 
-    def __init__(self, redis: Redis, keys: RedisKeys, ttl_s: float, most_offline: int = MOST_OFFLINE) -> None:
+    def __init__(
+        self, redis: Redis, keys: RedisKeys, ttl_s: float, max_offline_reports: int = MAX_OFFLINE_REPORTS
+    ) -> None:
         self._keys = keys
         self._ttl_s = max(1, round(ttl_s))
-        self._most_offline = most_offline
+        self._most_offline = max_offline_reports
         self._redis = redis
         self._script = RedisScript(redis, "gateway.accounting", "closing.lua")
 
     async def write(self, receipt: Receipt, by: int | None) -> Outcome:
-        """Write the receipt of a report, if it is the first, and in time. Raises RedisError and OSError.
+        """Store the receipt of a report if it is the first and in time. Raises RedisError and OSError.
 
         Args:
-            by: until when it may come, in Unix seconds of Redis' clock; None where it was looked at already.
+            by: the deadline in Unix seconds of Redis TIME; None where the caller has checked it.
         """
         tenant = receipt.tenant
-        # Usage workers read the outboxes of named tenants.
-        named: Any = self._redis.sadd(self._keys.ledger().tenants, tenant)
-        await named
+        # Usage workers read the outboxes of tenants in this set.
+        added: Any = self._redis.sadd(self._keys.ledger().tenants, tenant)
+        await added
         keys = [
             self._keys.receipt(tenant, receipt.id),
             self._keys.outbox(tenant),

@@ -1,50 +1,49 @@
--- What one process has to tell of one tenant's requests: those that ask to be admitted, and those that have their
--- receipt. All that a tenant or a key may use is counted here and nowhere else, so that no two processes can both take
--- the last of it. Times are microseconds of Redis TIME; no process clock is trusted.
+-- Admit and settle requests of one tenant, for one process. Limits and budgets are counted only here, so that two
+-- processes cannot both use the last of a limit. Times are microseconds of Redis TIME. Process clocks are not used.
 --
--- To run it twice with the same news does no harm: a reply can be lost, and then the news is told again. Nor does it
--- matter which of two calls comes first: an intent never comes after its receipt.
+-- The script is idempotent: a lost reply is followed by the same request. Two calls may arrive in any order, since an
+-- intent never follows its receipt.
 --
--- KEYS  intents of the owner, owners, outbox, then the receipt of each request: the admitted first, then the settled; then of
---       each scope its window, its slots in use (parallel), and its budget
--- ARGV  News (verdict.py), as MessagePack. Money is in picodollars (1e-12 USD), as text: it may have 19 digits
--- Returns News' answer (verdict.py: Told), as MessagePack
+-- KEYS  intents of the process, processes (owners), outbox, then the receipt of each admitted and each settled request,
+--       then the window, the parallel slots and the budget of each scope
+-- ARGV  ExchangeRequest (verdict.py) as MessagePack. Amounts are picodollars (1e-12 USD) as text of up to 19 digits
+-- Returns ExchangeReply (verdict.py) as MessagePack
 
-local news = cmsgpack.unpack(ARGV[1])
+local request = cmsgpack.unpack(ARGV[1])
 local intents, owners, outbox = KEYS[1], KEYS[2], KEYS[3]
 local clock = redis.call('TIME')
 local now = clock[1] * 1000000 + clock[2]
 
 local minute, slot_us, second = 60000000, 100000, 1000000
-local shares = 100        -- parts of a rolling budget's time that leave it one by one
-local keep_money_s = 34214400 -- 396 days: longer than the longest period; budgets.py and speeds.py have these numbers too
+local shares = 100        -- parts of a rolling budget's period; they expire one by one
+local keep_money_s = 34214400 -- 396 days, longer than any period; budgets.py and speeds.py have the same constants
 
 local function whole(number)
   return string.format('%.0f', number)
 end
 
--- Counts that leave after a time: a hash of `<letter><slot>` for each slot of time and name, and their sums by name.
+-- Rolling sums: a hash with a field `<letter><slot>` for each name and time slot, and a field with the sum of each name.
 local function ring(key, names, length, last)
   local r = { key = key, names = names, length = length, last = last, slot = math.floor(now / length),
               plus = {}, sums = {}, touched = false }
   local held = redis.call('HMGET', key, 'from', unpack(names))
   r.from = math.min(tonumber(held[1] or r.slot) or r.slot, r.slot)
-  for place, name in ipairs(names) do r.sums[name] = tonumber(held[place + 1] or '0') end
-  -- A slot has left when its last moment has.
-  local gone = {}
+  for index, name in ipairs(names) do r.sums[name] = tonumber(held[index + 1] or '0') end
+  -- A slot expires with its end.
+  local expired = {}
   while r.from < r.slot - last do
-    for _, name in ipairs(names) do gone[#gone + 1] = string.sub(name, 1, 1) .. whole(r.from) end
+    for _, name in ipairs(names) do expired[#expired + 1] = string.sub(name, 1, 1) .. whole(r.from) end
     r.from = r.from + 1
-    if #gone >= 1000 or (r.from >= r.slot - last and #gone > 0) then
-      for place, value in ipairs(redis.call('HMGET', key, unpack(gone))) do
+    if #expired >= 1000 or (r.from >= r.slot - last and #expired > 0) then
+      for index, value in ipairs(redis.call('HMGET', key, unpack(expired))) do
         if value then
-          local name = names[(place - 1) % #names + 1]
+          local name = names[(index - 1) % #names + 1]
           r.sums[name] = r.sums[name] - tonumber(value)
           r.plus[name] = (r.plus[name] or 0) - tonumber(value)
         end
       end
-      redis.call('HDEL', key, unpack(gone))
-      gone, r.touched = {}, true
+      redis.call('HDEL', key, unpack(expired))
+      expired, r.touched = {}, true
     end
   end
   return r
@@ -68,7 +67,7 @@ local function write(r)
   redis.call('PEXPIRE', r.key, whole(math.ceil(r.length * (r.last + 2) / 1000)))
 end
 
--- Calendars: days since 1970-01-01 to year and month, and a month's first day.
+-- The number of months since year 0, from days since 1970-01-01.
 local function month_of(days)
   local z = days + 719468
   local era = math.floor(z / 146097)
@@ -88,12 +87,12 @@ local function period_of(budget)
   return budget.unit .. whole(count) .. ':' .. whole(math.floor(passed / count))
 end
 
--- What is known of each scope, read when it is first needed and written at the end.
-local first_scope = 3 + #news.admitted + #news.settled
+-- The state of each scope. It is read at the first use and written at the end.
+local first_scope = 3 + #request.admitted + #request.settled
 local scopes = {}
-for place, rule in ipairs(news.scopes) do
-  local at = first_scope + 3 * (place - 1)
-  scopes[place] = { rule = rule, window_key = KEYS[at + 1], parallel_key = KEYS[at + 2], budget_key = KEYS[at + 3] }
+for index, rule in ipairs(request.scopes) do
+  local at = first_scope + 3 * (index - 1)
+  scopes[index] = { rule = rule, window_key = KEYS[at + 1], parallel_key = KEYS[at + 2], budget_key = KEYS[at + 3] }
 end
 
 local function window(scope)
@@ -106,13 +105,13 @@ local function in_parallel(scope)
   if not scope.parallel then
     if not living then
       living = {}
-      local heard_of = redis.call('ZRANGEBYSCORE', owners, whole(now - news.lease_us), '+inf')
-      for _, owner in ipairs(heard_of) do living[owner] = true end
+      local recent = redis.call('ZRANGEBYSCORE', owners, whole(now - request.lease_us), '+inf')
+      for _, process in ipairs(recent) do living[process] = true end
     end
     scope.parallel = 0
     local held = redis.call('HGETALL', scope.parallel_key)
-    for place = 1, #held, 2 do
-      if living[held[place]] then scope.parallel = scope.parallel + tonumber(held[place + 1]) end
+    for index = 1, #held, 2 do
+      if living[held[index]] then scope.parallel = scope.parallel + tonumber(held[index + 1]) end
     end
   end
   return scope.parallel
@@ -120,13 +119,13 @@ end
 
 local function count_parallel(scope, by)
   if scope.parallel then scope.parallel = scope.parallel + by end
-  if redis.call('HINCRBY', scope.parallel_key, news.owner, by) <= 0 then
-    redis.call('HDEL', scope.parallel_key, news.owner)
+  if redis.call('HINCRBY', scope.parallel_key, request.owner, by) <= 0 then
+    redis.call('HDEL', scope.parallel_key, request.owner)
   end
 end
 
--- A budget is one hash: spent, reserved, raise and its end, and what was told of it. What is spent in a period of the
--- calendar goes with the period, what is spent in a rolling one goes by shares of it.
+-- The hash of a budget: spent, reserved, raise and its end, and the events sent. Spending of a calendar period expires
+-- with the period. Spending of a rolling period expires in parts.
 local function budget(scope, charged)
   local b = scope.budget
   if b then return b end
@@ -138,8 +137,8 @@ local function budget(scope, charged)
   b.spent, b.reserved = tonumber(held[2] or '0'), tonumber(held[3] or '0')
   b.soft_told, b.hard_told = held[6], held[7]
   b.raise = tonumber(held[5] or '0') * second > now and tonumber(held[4] or '0') or 0
-  -- Who settles knows no limits, and goes by the periods of who was admitted last; or by those it was charged by, where
-  -- nobody was yet: then the budget's first request went on while Redis was away.
+  -- A settlement has no limits. It uses the period of the last admission. Without one, the budget's first request
+  -- continued while Redis was down, and the period of its charge is used.
   local lasts = terms
   if not terms and charged and charged.count > 0 and not held[1] and not held[8] then
     lasts = { aligned = charged.unit ~= 's', seconds = charged.count, unit = charged.unit, count = charged.count }
@@ -159,7 +158,7 @@ local function budget(scope, charged)
       b.touched = true
     end
   elseif rolling_s > 0 then
-    -- It has no next period: what was told of it is news again after as long.
+    -- A rolling budget has no next period: its event is sent again after the length of the period.
     if terms and b.hard_told and tonumber(b.hard_told) <= now - rolling_s * second then b.hard_told = false end
     b.rolling = ring(key .. ':' .. whole(rolling_s), { 'usd' }, math.floor(rolling_s * second / shares), shares)
     b.spent = b.rolling.sums.usd
@@ -167,13 +166,13 @@ local function budget(scope, charged)
   return b
 end
 
--- Money moves in commands and not in sums of Lua's, whose numbers have 16 digits.
+-- Redis commands add amounts, since Lua numbers have only 16 digits.
 local function spend(b, pico)
   if pico == '0' then return end
   if b.rolling then
     add(b.rolling, b.rolling.slot, 'usd', tonumber(pico))
   elseif b.spent + tonumber(pico) < 0 then
-    -- A process that was taken for dead tells what it did cost, and what it was taken to cost left with its period.
+    -- A process taken for dead reports a lower cost, and the period of the abandoned cost has ended.
     pico = whole(-b.spent)
     redis.call('HSET', b.key, 'spent', '0')
   else
@@ -191,24 +190,24 @@ local function reserve(b, pico, sign)
 end
 
 local events = {}
-local function tell(place, kind, b)
-  local terms = scopes[place].rule.budget
-  events[#events + 1] = { scope = place, kind = kind, spent = whole(b.spent), reserved = whole(b.reserved),
+local function add_event(index, kind, b)
+  local terms = scopes[index].rule.budget
+  events[#events + 1] = { scope = index, kind = kind, spent = whole(b.spent), reserved = whole(b.reserved),
                           most = whole(tonumber(terms.max) + b.raise), soft = terms.soft }
 end
 
-local function soft_line(place, b, terms)
+local function soft_line(index, b, terms)
   if terms.soft == '' then return false end
   local soft, used = tonumber(terms.soft), b.spent + b.reserved
   if used >= soft then
     if not b.soft_told then
       b.soft_told = '1'
       redis.call('HSET', b.key, 'soft_told', '1')
-      tell(place, 'soft', b)
+      add_event(index, 'soft', b)
     end
     return true
   end
-  -- Told again only after it was well below: what is reserved comes and goes.
+  -- Send the event again only after the use was well below the limit, since reservations fluctuate.
   if b.soft_told and used < soft * 0.9 then
     redis.call('HDEL', b.key, 'soft_told')
     b.soft_told = false
@@ -216,40 +215,40 @@ local function soft_line(place, b, terms)
   return false
 end
 
--- How long until `need` of a name fits again: the oldest slots leave first.
+-- The time until `need` of a name fits. The oldest slots expire first.
 local function room_in(r, name, most, need)
   local free, letter = most - r.sums[name], string.sub(name, 1, 1)
   local at = r.from
   while at <= r.slot do
-    local asked = {}
-    for slot = at, math.min(at + 199, r.slot) do asked[#asked + 1] = letter .. whole(slot) end
-    for place, value in ipairs(redis.call('HMGET', r.key, unpack(asked))) do
+    local fields = {}
+    for slot = at, math.min(at + 199, r.slot) do fields[#fields + 1] = letter .. whole(slot) end
+    for index, value in ipairs(redis.call('HMGET', r.key, unpack(fields))) do
       free = free + tonumber(value or '0')
-      if free >= need then return (at + place + r.last) * r.length - now end
+      if free >= need then return (at + index + r.last) * r.length - now end
     end
     at = at + 200
   end
   return (r.slot + 1 + r.last) * r.length - now
 end
 
-local function refusal(place, limit, most, used, need, retry)
-  return { limit = limit, scope = place, most = whole(most), used = whole(used), need = whole(need),
+local function refusal(index, limit, most, used, need, retry)
+  return { limit = limit, scope = index, most = whole(most), used = whole(used), need = whole(need),
            retry_us = math.max(0, math.ceil(retry)) }
 end
 
--- Whether one request fits, in every scope; nil, or why not.
-local function check_speed(asked, tokens)
-  for _, place in ipairs(asked.scopes) do
-    local scope = scopes[place]
+-- Check the limits of all scopes. Return nil, or the first exceeded limit.
+local function check_speed(admission, tokens)
+  for _, index in ipairs(admission.scopes) do
+    local scope = scopes[index]
     local rule = scope.rule
     if rule.parallel > 0 and in_parallel(scope) >= rule.parallel then
-      return refusal(place, 'parallel', rule.parallel, in_parallel(scope), 1, second)
+      return refusal(index, 'parallel', rule.parallel, in_parallel(scope), 1, second)
     end
     if rule.rpm > 0 then
       local w = window(scope)
       if w.sums.requests >= rule.rpm then
         scope.request_room = scope.request_room or room_in(w, 'requests', rule.rpm, 1)
-        return refusal(place, 'requests', rule.rpm, w.sums.requests, 1, scope.request_room)
+        return refusal(index, 'requests', rule.rpm, w.sums.requests, 1, scope.request_room)
       end
     end
     if rule.tpm > 0 then
@@ -258,40 +257,40 @@ local function check_speed(asked, tokens)
         local rooms = scope.token_rooms or {}
         scope.token_rooms = rooms
         rooms[tokens] = rooms[tokens] or (tokens > rule.tpm and 0 or room_in(w, 'tokens', rule.tpm, tokens))
-        return refusal(place, 'tokens', rule.tpm, w.sums.tokens, tokens, rooms[tokens])
+        return refusal(index, 'tokens', rule.tpm, w.sums.tokens, tokens, rooms[tokens])
       end
     end
   end
 end
 
-local function check_budgets(asked, pico)
-  for _, place in ipairs(asked.scopes) do
-    local terms = scopes[place].rule.budget
+local function check_budgets(admission, pico)
+  for _, index in ipairs(admission.scopes) do
+    local terms = scopes[index].rule.budget
     if terms then
-      local b = budget(scopes[place])
+      local b = budget(scopes[index])
       local most = tonumber(terms.max) + b.raise
       if b.spent + b.reserved + tonumber(pico) > most then
-        return refusal(place, 'budget', most, b.spent + b.reserved, tonumber(pico), 0)
+        return refusal(index, 'budget', most, b.spent + b.reserved, tonumber(pico), 0)
       end
     end
   end
 end
 
--- The kinds of plan, from the dearest down: 1 as asked, 2 with shorter guidance, 3 the student alone.
+-- The kinds of plans, the most expensive first: 1 as planned, 2 with shorter guidance, 3 the student alone.
 local kinds = { warn = 1, shorten = 2, student_only = 3 }
 
-local function variant(asked, least)
-  for _, one in ipairs(asked.variants) do
+local function variant(admission, least)
+  for _, one in ipairs(admission.variants) do
     if one.kind >= least then return one end
   end
-  return asked.variants[#asked.variants]
+  return admission.variants[#admission.variants]
 end
 
-local function charge(id, asked, one)
+local function charge(id, admission, one)
   local facts = table.concat({ whole(math.floor(now / slot_us)), one.usd, whole(one.tokens) }, '|')
   redis.call('HSET', intents, id, facts .. '\n' .. one.intent)
-  for _, place in ipairs(asked.scopes) do
-    local scope = scopes[place]
+  for _, index in ipairs(admission.scopes) do
+    local scope = scopes[index]
     local rule = scope.rule
     if rule.rpm > 0 or rule.tpm > 0 then
       local w = window(scope)
@@ -303,51 +302,51 @@ local function charge(id, asked, one)
   end
 end
 
--- What the callers are told of their limits: of those that hold for the request the one with least left.
-local function left(asked)
-  local told = {}
-  for _, place in ipairs(asked.scopes) do
-    local rule = scopes[place].rule
+-- The remainders for response headers: for each kind of limit, the smallest of all scopes.
+local function left(admission)
+  local remainders = {}
+  for _, index in ipairs(admission.scopes) do
+    local rule = scopes[index].rule
     for name, most in pairs({ requests = rule.rpm, tokens = rule.tpm }) do
       if most > 0 then
-        local w = window(scopes[place])
+        local w = window(scopes[index])
         local rest = math.max(0, most - w.sums[name])
-        if not told[name] or rest < told[name].left then
+        if not remainders[name] or rest < remainders[name].left then
           local busy = w.sums[name] > 0
-          told[name] = { most = most, left = rest, reset_us = busy and (w.slot + 1 + w.last) * w.length - now or 0 }
+          remainders[name] = { most = most, left = rest, reset_us = busy and (w.slot + 1 + w.last) * w.length - now or 0 }
         end
       end
     end
   end
-  return next(told) and told or nil
+  return next(remainders) and remainders or nil
 end
 
-local function admit(asked)
-  local held = redis.call('HGET', intents, asked.id)
+local function admit(admission)
+  local held = redis.call('HGET', intents, admission.id)
   if held then
     local known = string.match(held, '^[^\n]*\n(.*)$')
-    for _, one in ipairs(asked.variants) do
+    for _, one in ipairs(admission.variants) do
       if one.intent == known then return { variant = one.kind } end
     end
-    return { variant = asked.variants[1].kind }
+    return { variant = admission.variants[1].kind }
   end
-  if asked.force then
-    charge(asked.id, asked, asked.variants[1])
-    return { variant = asked.variants[1].kind }
+  if admission.force then
+    charge(admission.id, admission, admission.variants[1])
+    return { variant = admission.variants[1].kind }
   end
   local least, soft = 1, false
-  for _, place in ipairs(asked.scopes) do
-    local terms = scopes[place].rule.budget
-    if terms and soft_line(place, budget(scopes[place]), terms) then
+  for _, index in ipairs(admission.scopes) do
+    local terms = scopes[index].rule.budget
+    if terms and soft_line(index, budget(scopes[index]), terms) then
       soft, least = true, math.max(least, kinds[terms.on_soft])
     end
   end
-  local one = variant(asked, least)
-  local no = check_budgets(asked, one.usd)
+  local one = variant(admission, least)
+  local no = check_budgets(admission, one.usd)
   if no and scopes[no.scope].rule.budget.on_hard == 'student_only' and one.kind < 3 then
-    local alone = variant(asked, 3)
+    local alone = variant(admission, 3)
     if alone.kind == 3 then
-      one, no = alone, check_budgets(asked, alone.usd)
+      one, no = alone, check_budgets(admission, alone.usd)
     end
   end
   if no then
@@ -355,24 +354,24 @@ local function admit(asked)
     if not b.hard_told then
       b.hard_told = whole(now)
       redis.call('HSET', b.key, 'hard_told', b.hard_told)
-      tell(no.scope, 'hard', b)
+      add_event(no.scope, 'hard', b)
     end
   else
-    no = check_speed(asked, one.tokens)
+    no = check_speed(admission, one.tokens)
   end
-  if no then return { no = no, left = left(asked) } end
-  charge(asked.id, asked, one)
-  return { variant = one.kind, soft = soft, left = left(asked) }
+  if no then return { no = no, left = left(admission) } end
+  charge(admission.id, admission, one)
+  return { variant = one.kind, soft = soft, left = left(admission) }
 end
 
--- Gives back what a request reserved, and counts what it did use. `charges` says what it was charged for, whatever the
--- policy says by now; when, and how much, stands before its intent.
+-- Release the reservation of a request and count its use. `charges` states the charge in each scope, independent of
+-- later policy edits. The line before the intent has the time and the amounts.
 local function settle(one, held, spent)
   local slot, reserved, tokens
   if held then slot, reserved, tokens = string.match(held, '^(%d+)|(%d+)|(%d+)\n') end
   for _, charged in ipairs(one.charges) do
     local scope = scopes[charged.scope]
-    -- What nobody counted stays at its estimate.
+    -- An abandoned request keeps its estimated tokens.
     if slot and charged.window and not one.abandoned then add(window(scope), tonumber(slot), 'tokens', one.tokens - tonumber(tokens)) end
     if slot and charged.parallel then count_parallel(scope, -1) end
     if charged.budget then
@@ -385,20 +384,20 @@ end
 
 local verdicts, replaced, settled = {}, {}, {}
 
--- A usage worker reads each receipt here once. The trimmer (usage/trimmer.py) bounds all outboxes together, and counts what
--- it deletes. A receipt that replaces an abandoned one has that one as `instead`, for processes of the previous version.
+-- A usage worker reads each entry once. The trimmer (usage/trimmer.py) bounds all outboxes together and counts deleted
+-- entries. A receipt that replaces an abandoned one contains that one as `instead`, for processes of the previous version.
 local function post(receipt, ...)
   redis.call('XADD', outbox, '*', 'receipt', receipt, ...)
 end
 
-if #news.admitted > 0 or news.beat then redis.call('ZADD', owners, whole(now), news.owner) end
+if #request.admitted > 0 or request.beat then redis.call('ZADD', owners, whole(now), request.owner) end
 
-for place, one in ipairs(news.settled) do
-  local receipt = KEYS[3 + #news.admitted + place]
+for index, one in ipairs(request.settled) do
+  local receipt = KEYS[3 + #request.admitted + index]
   local held = redis.call('HGET', intents, one.id)
   if one.abandoned then
     if held then
-      local first = redis.call('SET', receipt, one.receipt, 'EX', news.ttl_s, 'NX')
+      local first = redis.call('SET', receipt, one.receipt, 'EX', request.ttl_s, 'NX')
       if first then
         settled[#settled + 1] = one.id
         post(one.receipt)
@@ -406,15 +405,15 @@ for place, one in ipairs(news.settled) do
       settle(one, held, first and one.usd or false)
     end
   else
-    local kept = redis.call('SET', receipt, one.receipt, 'EX', news.ttl_s, 'NX', 'GET')
+    local kept = redis.call('SET', receipt, one.receipt, 'EX', request.ttl_s, 'NX', 'GET')
     local spent = one.usd
     if kept then
-      -- Inside of a text the quotes would be escaped.
+      -- Quotes inside of a JSON string are escaped, so this matches the field only.
       if string.find(kept, '"status":"abandoned"', 1, true) then
-        redis.call('SET', receipt, one.receipt, 'EX', news.ttl_s)
+        redis.call('SET', receipt, one.receipt, 'EX', request.ttl_s)
         replaced[#replaced + 1] = one.id
         post(one.receipt, 'instead', kept)
-        -- It was taken to cost all that it had reserved.
+        -- The abandoned receipt has charged the whole reservation.
         spent = whole(tonumber(one.usd) - math.floor(tonumber(cjson.decode(kept).cost_usd) * 1e12 + 0.5))
       else
         spent = false
@@ -427,27 +426,27 @@ for place, one in ipairs(news.settled) do
   if held then redis.call('HDEL', intents, one.id) end
 end
 
-for place, one in ipairs(news.admitted) do
-  if redis.call('EXISTS', KEYS[3 + place]) == 1 then
-    verdicts[place] = { variant = one.variants[1].kind }
+for index, one in ipairs(request.admitted) do
+  if redis.call('EXISTS', KEYS[3 + index]) == 1 then
+    verdicts[index] = { variant = one.variants[1].kind }
   else
-    verdicts[place] = admit(one)
+    verdicts[index] = admit(one)
   end
 end
 
-if news.gone and redis.call('EXISTS', intents) == 0 then redis.call('ZREM', owners, news.owner) end
+if request.gone and redis.call('EXISTS', intents) == 0 then redis.call('ZREM', owners, request.owner) end
 
--- What is left of each budget: a process shares it out while it cannot ask.
+-- The remainder of each budget. Processes use it while Redis is down.
 local rest
-for place, scope in ipairs(scopes) do
+for index, scope in ipairs(scopes) do
   if scope.rule.budget and scope.budget then
     rest = rest or {}
     local most = tonumber(scope.rule.budget.max) + scope.budget.raise
-    rest[place] = whole(math.max(0, most - scope.budget.spent - scope.budget.reserved))
+    rest[index] = whole(math.max(0, most - scope.budget.spent - scope.budget.reserved))
   end
 end
 if rest then
-  for place = 1, #scopes do rest[place] = rest[place] or '' end
+  for index = 1, #scopes do rest[index] = rest[index] or '' end
 end
 
 for _, scope in ipairs(scopes) do

@@ -1,4 +1,7 @@
-"""What a request is about to spend, written down before it spends: if its process dies, this is what settles. Pure."""
+"""The intent of a request: its largest possible cost, stored before it runs. It settles the request of a dead process.
+
+This module is pure.
+"""
 
 from __future__ import annotations
 
@@ -23,18 +26,18 @@ ABANDONED = "abandoned"
 
 
 class Intent(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One request before it is worked on.
+    """A request before it runs.
 
     Attributes:
-        mode, unguided: as planned; the receipt's words.
-        teacher, student: what one call of each engine can come to at most. `at_least` where no limit was set and the
-            engine's maximum is not known: then the default maximum counts for each choice.
-        more: what calls in the place of those can, should they fail.
-        reserved_usd: what all of these may cost together.
-        owner: the process that works on it.
-        tokens: what it is taken to read and write if nothing fails.
-        charges: what it is charged for while it is worked on, in each scope.
-        close: of a guidance, until when its device may report.
+        mode, unguided: as planned, with the values of a receipt.
+        teacher, student: the largest share of one call. `at_least` is set where no limit applies and the engine's
+            maximum is unknown. The default maximum then counts for each choice.
+        more: the largest shares of retries and alternative calls.
+        reserved_usd: the largest cost of all calls together.
+        process_id: the process that runs the request.
+        tokens: the expected number of tokens read and written if no call fails.
+        charges: the charge in each scope while the request runs.
+        close: for a guidance request, the terms of its device's report.
     """
 
     id: str
@@ -48,7 +51,7 @@ class Intent(msgspec.Struct, frozen=True, omit_defaults=True):
     student: EngineShare | None
     baseline: str
     reserved_usd: Decimal
-    owner: str
+    process_id: str = msgspec.field(name="owner")
     unguided: str | None = None
     shadow_of: str | None = None
     more: tuple[EngineShare, ...] = ()
@@ -61,12 +64,14 @@ class Intent(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @classmethod
     def from_json(cls, raw: bytes) -> Intent:
-        """Raises msgspec.DecodeError when `raw` is not an intent."""
+        """Decode an intent. Raises msgspec.DecodeError when `raw` is not an intent."""
         return msgspec.json.decode(raw, type=cls)
 
 
-def intend(draft: ReceiptBuilder, plan: Plan, most: MaxCost, owner: str, scopes: Sequence[Scope] = ()) -> Intent:
-    """The intent of a request that follows `plan` and can cost `most`."""
+def intend(
+    draft: ReceiptBuilder, plan: Plan, max_cost: MaxCost, process_id: str, scopes: Sequence[Scope] = ()
+) -> Intent:
+    """Return the intent of a request that follows `plan`. `most` is its largest cost."""
     return Intent(
         id=draft.id,
         created=draft.created,
@@ -75,15 +80,15 @@ def intend(draft: ReceiptBuilder, plan: Plan, most: MaxCost, owner: str, scopes:
         route=draft.route,
         mode=_mode(plan) if draft.shadow_of is None else draft.mode,
         stream=draft.stream,
-        teacher=most.teacher,
-        student=most.student,
+        teacher=max_cost.teacher,
+        student=max_cost.student,
         baseline=plan.baseline,
-        reserved_usd=most.usd,
-        owner=owner,
+        reserved_usd=max_cost.usd,
+        process_id=process_id,
         unguided=plan.unguided,
         shadow_of=draft.shadow_of,
-        more=most.more,
-        tokens=most.likely_tokens,
+        more=max_cost.more,
+        tokens=max_cost.likely_tokens,
         charges=tuple([scope.charge for scope in scopes]),
         close=draft.terms,
     )
@@ -94,7 +99,7 @@ def _mode(plan: Plan) -> str:
 
 
 def abandoned(intent: Intent, now: float) -> Receipt:
-    """The receipt of a request whose process died: it may have spent what was reserved, and nothing was saved.
+    """Return the receipt of a request whose process died. Its cost is the reservation, its savings are 0.
 
     Args:
         now: Unix seconds.
@@ -124,7 +129,7 @@ def abandoned(intent: Intent, now: float) -> Receipt:
         shadow_of=intent.shadow_of,
         attempts=tuple(Attempt(share.model, ABANDONED, share) for share in intent.more),
         baseline_basis="estimate",
-        baseline_error_usd=cost,  # it may have done nothing, and nobody knows what it answered
-        close=intent.close,  # its device may have been answered all the same
+        baseline_error_usd=cost,  # the request may have done nothing, and its answer is unknown
+        close=intent.close,  # its device may have received the guidance
     )
     return with_savings(receipt)

@@ -1,6 +1,6 @@
-"""Step 8: close each draft once and let the receipt be seen: in the store, the log and the metrics.
+"""Close each request once and publish its receipt to the store, the log and the metrics.
 
-Before that, at admission, the intent: so that a request whose process dies has its receipt too.
+At admission the ledger stores an intent. It settles a request whose process dies.
 """
 
 from __future__ import annotations
@@ -42,19 +42,24 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 MAX_ESTIMATES = 64
-"""Requests whose unknown usage is counted at a time. Beyond, bytes bound it, and no queue of bodies grows."""
-MOST_RECOUNTS = 256
-"""Baselines that are counted at a time: a process that cannot keep up states estimates, and holds no queue of texts."""
+"""Requests whose missing usage is counted at the same time. Further requests are bounded by their size in bytes."""
+MAX_RECOUNTS = 256
+"""Baselines that are counted at the same time. Further receipts keep their estimate, so that no texts queue up."""
 
 
 class Ledger:
-    """Args:
-    prices: USD per token by model.
-    encodings: what counts tokens, by model.
-    owner: this process's id; no other process has it.
-    sample: which requests have a line in the log.
-    spans: where traces are on, what tells them of receipts.
-    max_output: the largest answer of an engine.
+    """Admit requests, build their receipts and publish them.
+
+    Args:
+        store: stores intents and receipts in Redis.
+        prices: USD per token, by model.
+        encodings: the tokenizer, by model.
+        process_id: the unique id of this process.
+        metrics: the process's metrics.
+        tasks: runs work that must not delay a reply.
+        sample: selects the requests that are logged.
+        spans: adds receipts to traces; None where tracing is off.
+        max_output: returns the largest answer of an engine in tokens.
     """
 
     def __init__(
@@ -63,7 +68,7 @@ class Ledger:
         *,
         prices: Mapping[str, Price],
         encodings: Mapping[str, Encoding],
-        owner: str,
+        process_id: str,
         metrics: Metrics,
         tasks: BackgroundTasks,
         sample: LogSample,
@@ -73,7 +78,7 @@ class Ledger:
         self._store = store
         self._prices = prices
         self._encodings = encodings
-        self._owner = owner
+        self._process_id = process_id
         self._metrics = metrics
         self._tasks = tasks
         self._sample = sample
@@ -81,53 +86,62 @@ class Ledger:
         self._max_output = max_output
         self._recounting = 0
         self._estimating = 0
-        # Looking a metric's labels up costs more than counting. They are bounded, and so is what is remembered.
+        # Finding a labeled metric costs more than counting. The number of labels is bounded, and so is this cache.
         self._child = cache(_child)
 
     async def admit(
         self,
         draft: ReceiptBuilder,
-        asked: CallerRequest,
+        request: CallerRequest,
         plans: Mapping[int, Plan],
         scopes: tuple[Scope, ...],
         *,
         on_failure: OnRedisFailure,
     ) -> Admitted:
-        """Write down what the request may spend, before it does, and ask whether it may. See `ReceiptStore.admit`.
+        """Reserve what the request may spend. See `ReceiptStore.admit`.
 
         Args:
-            plans: how it may be answered, by kind, from the dearest down.
-            on_failure: what to do when Redis cannot be asked.
+            draft: gets the request and its reservation.
+            asked: the validated request.
+            plans: the possible plans by kind, the most expensive first.
+            scopes: the scopes that count the request.
+            on_failure: the action while Redis is down.
+
+        Raises:
+            StoreUnavailable, RateLimited: Redis is down, and the request may not continue without it.
         """
-        mosts = {kind: worst_case(plan, asked, self._prices, self._max_output) for kind, plan in plans.items()}
+        max_costs = {kind: worst_case(plan, request, self._prices, self._max_output) for kind, plan in plans.items()}
         variants = tuple(
-            [Variant(kind, intend(draft, plan, mosts[kind], self._owner, scopes)) for kind, plan in plans.items()]
+            [
+                Variant(kind, intend(draft, plan, max_costs[kind], self._process_id, scopes))
+                for kind, plan in plans.items()
+            ]
         )
-        # No call of the request is charged more than its reservation, which must not change from now on.
-        draft.request, draft.reserved = asked, mosts[variants[0].kind]
+        # The reservation bounds the charge of each call, so it must not change after admission.
+        draft.request, draft.reserved = request, max_costs[variants[0].kind]
         try:
             admitted = await self._store.admit(AdmissionRequest(scopes, variants), on_failure=on_failure)
         except StoreUnavailable:
             draft.refused = not self._store.holds(draft.id)
             raise
-        if admitted is not None and admitted[0].variant in mosts:
-            draft.reserved = mosts[admitted[0].variant]
+        if admitted is not None and admitted[0].variant in max_costs:
+            draft.reserved = max_costs[admitted[0].variant]
         return admitted
 
-    def most_usd(self, plan: Plan, asked: CallerRequest) -> Decimal:
-        """What a request that follows `plan` may cost at most."""
-        return worst_case(plan, asked, self._prices, self._max_output).usd
+    def max_usd(self, plan: Plan, request: CallerRequest) -> Decimal:
+        """Return the most that a request may cost under `plan`, in USD."""
+        return worst_case(plan, request, self._prices, self._max_output).usd
 
     def budget_max_tokens(self, plan: Plan) -> int:
-        """Return the limit that an engine is sent under a budget where nobody sets one."""
+        """Return the `max_tokens` that the gateway sends under a budget where neither caller nor route sets one."""
         return budget_max_tokens(plan, self._max_output)
 
     async def close(self, draft: ReceiptBuilder, status: str = "ok", *, shown: bool = True) -> Receipt:
-        """The receipt for a reply that shows it. The event loop is not held by counting.
+        """Return the receipt for a reply. Count tokens in a thread, not on the event loop.
 
         Args:
-            shown: whether the reply shows its baseline. If not, that is counted when the request settles, and until
-                then the receipt is not fixed.
+            shown: whether the reply shows its baseline. If False, the ledger counts the baseline at settlement, and
+                the returned receipt is preliminary.
         """
         if draft.receipt is not None:
             return draft.receipt
@@ -135,78 +149,78 @@ class Ledger:
             status = "client_gone"
         if draft.needs_estimate:
             if self._estimating >= MAX_ESTIMATES:
-                receipt = draft.sum_up(status, self._prices, None)
+                receipt = draft.build_receipt(status, self._prices, None)
             else:
                 self._estimating += 1
                 try:
-                    receipt = await asyncio.to_thread(self._counted, draft, status)
+                    receipt = await asyncio.to_thread(self._build_counted, draft, status)
                 finally:
                     self._estimating -= 1
         else:
-            receipt = self._told(draft, status)
-            if self._recounts(draft, receipt):
+            receipt = self._preliminary_or_built(draft, status)
+            if self._should_recount(draft, receipt):
                 if not shown:
-                    draft.told = receipt
+                    draft.preliminary = receipt
                     return receipt
                 self._recounting += 1
                 try:
-                    receipt = await asyncio.to_thread(draft.recounted, receipt, self._prices, self._encodings)
+                    receipt = await asyncio.to_thread(draft.recount, receipt, self._prices, self._encodings)
                 finally:
                     self._recounting -= 1
-        # Fixed here and not in the thread, which runs on when the caller hangs up: the receipt then says so.
+        # The thread continues when the caller disconnects. `settle` may have fixed a receipt in the meantime.
         if draft.receipt is None:
             draft.receipt = receipt
         return draft.receipt
 
-    def _counted(self, draft: ReceiptBuilder, status: str) -> Receipt:
-        told = draft.sum_up(status, self._prices, self._encodings)
-        return draft.recounted(told, self._prices, self._encodings)
+    def _build_counted(self, draft: ReceiptBuilder, status: str) -> Receipt:
+        receipt = draft.build_receipt(status, self._prices, self._encodings)
+        return draft.recount(receipt, self._prices, self._encodings)
 
-    def _recounts(self, draft: ReceiptBuilder, told: Receipt) -> bool:
-        """Whether the baseline is to be counted anew; it stays an estimate where too many are being counted."""
-        return self._recounting < MOST_RECOUNTS and draft.wants_recount(told, self._encodings)
+    def _should_recount(self, draft: ReceiptBuilder, receipt: Receipt) -> bool:
+        """Return whether to count the baseline now. It stays an estimate while too many baselines are being counted."""
+        return self._recounting < MAX_RECOUNTS and draft.needs_recount(receipt, self._encodings)
 
-    def _told(self, draft: ReceiptBuilder, status: str) -> Receipt:
-        """What a reply was told holds, unless something went wrong behind it."""
-        if draft.told is not None and draft.told.status == status:
-            return draft.told
-        return draft.sum_up(status, self._prices, self._encodings)
+    def _preliminary_or_built(self, draft: ReceiptBuilder, status: str) -> Receipt:
+        """Return the preliminary receipt if its status still holds. Otherwise build a receipt."""
+        if draft.preliminary is not None and draft.preliminary.status == status:
+            return draft.preliminary
+        return draft.build_receipt(status, self._prices, self._encodings)
 
     def settle(self, draft: ReceiptBuilder, status: str) -> None:
-        """Settle off the caller's path. Called exactly once for each draft, when its request ended in any way."""
+        """Settle in the background. Each request calls this exactly once, however it ended."""
         if self._spans is not None:
-            self._spans.due(draft)
+            self._spans.expect(draft)
         if draft.receipt is None:
             if draft.needs_estimate:
                 self._tasks.spawn(f"settle:{draft.id}", self._settle_later(draft, status))
                 return
-            draft.told = self._told(draft, status)
-            if self._recounts(draft, draft.told):
+            draft.preliminary = self._preliminary_or_built(draft, status)
+            if self._should_recount(draft, draft.preliminary):
                 self._tasks.spawn(f"settle:{draft.id}", self._settle_later(draft, status))
                 return
-            draft.receipt = draft.told
-        # Not before the reply has left: what follows costs as much as reading the request did.
-        asyncio.get_running_loop().call_soon(self._show, draft.receipt, draft)
+            draft.receipt = draft.preliminary
+        # Publishing costs as much as reading the request. It runs after the reply was written.
+        asyncio.get_running_loop().call_soon(self._publish, draft.receipt, draft)
 
     async def _settle_later(self, draft: ReceiptBuilder, status: str) -> None:
-        self._show(await self.close(draft, status), draft)
+        self._publish(await self.close(draft, status), draft)
 
-    def abandoned(self, receipt: Receipt) -> None:
-        """Let a receipt be seen that was settled, and is stored, for a process that died."""
+    def record_abandoned(self, receipt: Receipt) -> None:
+        """Count and log a stored receipt that settles a request of a dead process."""
         self._metrics.intents_abandoned.labels(self._metrics.series.tenant(receipt.tenant)).inc()
         self._count(receipt)
         log.warning("request", **receipt.as_dict())
 
-    def booked(self, receipt: Receipt) -> None:
-        """Let a receipt be seen of what a device reports; it is stored. Its times are the device's, and no stage's."""
+    def record_edge_report(self, receipt: Receipt) -> None:
+        """Count and log the stored receipt of a device's report. Its times are not counted by stage."""
         self._count(receipt)
         if log.is_enabled_for(logging.INFO):
-            if self._sample.takes(receipt):
+            if self._sample.includes(receipt):
                 log.info("request", **receipt.as_dict())
             else:
                 self._metrics.lines_left_out.inc()
 
-    def _show(self, receipt: Receipt, draft: ReceiptBuilder) -> None:
+    def _publish(self, receipt: Receipt, draft: ReceiptBuilder) -> None:
         self._store.put(receipt)
         self._count(receipt)
         self._count_times(receipt)
@@ -214,7 +228,7 @@ class Ledger:
             self._spans.put(receipt, draft)
         if not log.is_enabled_for(logging.INFO):
             return
-        if not self._sample.takes(receipt):
+        if not self._sample.includes(receipt):
             self._metrics.lines_left_out.inc()
         else:
             content = {} if draft.content is None else {"content": draft.content.as_dict()}
@@ -224,9 +238,9 @@ class Ledger:
         metrics, child = self._metrics, self._child
         tenant = metrics.series.tenant(receipt.tenant)
         route = metrics.series.route(receipt.tenant, receipt.route)
-        if receipt.edge_of is None:  # else the request was the guidance's, and has been counted
+        if receipt.edge_of is None:  # the guidance request of an edge report has been counted already
             child(metrics.requests, tenant, route, receipt.mode, receipt.status).inc()
-            # A shadow answers nobody, and has a mode of its own: those that fail would be all that wanted guidance.
+            # Shadows have their own mode and return no answer, so a failed shadow is no unguided request.
             if receipt.unguided is not None and receipt.shadow_of is None:
                 child(metrics.unguided, metrics.series.route_alone(receipt.route), receipt.unguided).inc()
         self._count_savings(receipt, tenant, route)
@@ -244,22 +258,22 @@ class Ledger:
     def _count_savings(self, receipt: Receipt, tenant: str, route: str) -> None:
         metrics, child, cost = self._metrics, self._child, float(receipt.cost_usd)
         child(metrics.cost_usd, tenant, route).inc(cost)
-        if receipt.shadow_of is None:  # a shadow spares nothing: its request was answered, and paid for, as well
+        if receipt.shadow_of is None:  # a shadow has no baseline: the original request was paid for, too
             child(metrics.baseline_usd, tenant, route).inc(float(receipt.baseline_usd))
-        saved, of_class = savings_of(receipt), class_of(receipt)
-        if saved.measuring_usd:
-            child(metrics.class_cost_usd, tenant, route, MEASURING).inc(float(saved.measuring_usd))
-            cost = float(receipt.cost_usd - saved.measuring_usd)
+        savings, of_class = savings_of(receipt), class_of(receipt)
+        if savings.measuring_usd:
+            child(metrics.class_cost_usd, tenant, route, MEASURING).inc(float(savings.measuring_usd))
+            cost = float(receipt.cost_usd - savings.measuring_usd)
         if of_class != MEASURING:
             child(metrics.class_cost_usd, tenant, route, of_class).inc(cost)
-        # Counters only grow, so each amount that may be negative has two.
+        # A counter cannot decrease, so each signed amount has two counters.
         for more, less, usd in (
-            (metrics.savings_usd, metrics.losses_usd, saved.usd),
-            (metrics.savings_error_usd, metrics.savings_error_removed_usd, saved.error_usd),
+            (metrics.savings_usd, metrics.losses_usd, savings.usd),
+            (metrics.savings_error_usd, metrics.savings_error_removed_usd, savings.error_usd),
         ):
-            grown, shrunk = child(more, tenant, route), child(less, tenant, route)
+            increase, decrease = child(more, tenant, route), child(less, tenant, route)
             if usd:
-                (grown if usd > 0 else shrunk).inc(abs(float(usd)))
+                (increase if usd > 0 else decrease).inc(abs(float(usd)))
 
     def _count_times(self, receipt: Receipt) -> None:
         timings = receipt.timings

@@ -1,4 +1,4 @@
-"""The largest answer of each engine in tokens: what bounds a request that sets no limit. Pure."""
+"""The largest answer of each engine in tokens. It bounds requests that set no limit. Pure."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 DEFAULT_MAX_OUTPUT_TOKENS = 131_072
-"""The bound of an engine whose maximum nobody states. It exceeds the output of all but a few models of 2026."""
+"""The bound for an engine with an unknown maximum. Only a few models of 2026 write longer answers."""
 
 
 class MaxOutput(NamedTuple):
-    """The most tokens that one answer can have.
+    """The largest number of tokens in one answer.
 
     Attributes:
         known: False where `tokens` is the default, which the engine may exceed.

@@ -1,4 +1,4 @@
-"""The receipt of one request. Frozen; money is Decimal and travels as text."""
+"""The receipt of one request. It is frozen. Amounts are Decimal in memory and text in JSON."""
 
 from __future__ import annotations
 
@@ -16,23 +16,22 @@ if TYPE_CHECKING:
 
 _REQUEST = r"req_[0-9a-f]{24}"
 REQUEST_ID = re.compile(_REQUEST, re.ASCII)
-"""What a request is given, and the receipt of it has."""
+"""The id of a request and of its receipt."""
 RECEIPT_ID = re.compile(rf"{_REQUEST}(?:-[a-z]{{1,16}})?|edge_[0-9a-f]{{32}}", re.ASCII)
-"""Also of what was done beside a request, and of what a device did alone."""
+"""The id of a receipt, also of a shadow, an edge report or an offline answer."""
 
 
 class EngineShare(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What one engine did for the request.
+    """The part of one engine in a request.
 
     Attributes:
         cached_input_tokens: the part of `input_tokens` that the engine read from its prompt cache.
-        estimated: the engine did not count, or counted a list of calls as one: the gateway had to.
-        shared: "flight" or "cache" where the call was an identical request's, which paid for it; then the cost is 0.
-        at_least: it may have written more: its reply never came, the request set no limit, and nobody states the
-            engine's maximum.
-        usage_error: why the count that the engine reported was not taken: "too_high", more than is possible, and the
-            share is the most that was reserved for the call; "too_low", hardly any tokens for a text.
-        cache_write_input_tokens: another part of `input_tokens`, which the engine wrote to its prompt cache.
+        estimated: the gateway counted, since the engine reported no usage or one usage for several calls.
+        shared: "flight" or "cache" where an identical request made and paid for the call; the cost is then 0.
+        at_least: the engine may have written more: it sent no usage, and neither a limit nor its maximum is known.
+        usage_error: why the reported usage was rejected. "too_high": impossible, so the share is the reservation.
+            "too_low": too few tokens for the received text.
+        cache_write_input_tokens: the part of `input_tokens` that the engine wrote to its prompt cache.
     """
 
     model: str
@@ -48,16 +47,16 @@ class EngineShare(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def fresh_input_tokens(self) -> int:
-        """Input tokens that the engine neither read from its prompt cache nor wrote to it."""
+        """Return the input tokens that the engine neither read from its prompt cache nor wrote to it."""
         return self.input_tokens - self.cached_input_tokens - self.cache_write_input_tokens
 
 
 class Attempt(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A call that failed, and in whose place another one was made.
+    """A failed call that another call replaced.
 
     Attributes:
-        error: the label of what went wrong.
-        share: what it may have cost; None where the engine never got it.
+        error: the label of the error.
+        share: the largest possible share of the call; None where the engine never received it.
     """
 
     engine: str
@@ -66,13 +65,13 @@ class Attempt(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class GuidanceFacts(msgspec.Struct, frozen=True):
-    """How the answer was opened.
+    """The guidance of an answer.
 
     Attributes:
-        tokens: m, as asked of the teacher.
-        kept_tokens: of what it wrote, the part before the seam, in its own tokens.
+        tokens: m, the requested number of tokens.
+        kept_tokens: the number of tokens before the seam, in the teacher's tokens.
         complete: the teacher ended its answer by itself.
-        cut_short: why the teacher did not come to its end, in the words of `unguided`; its words were shown by then.
+        cut_short: why the teacher ended early, with the values of `unguided`. Its text was sent before.
     """
 
     projection: str
@@ -84,13 +83,13 @@ class GuidanceFacts(msgspec.Struct, frozen=True):
 
 
 class ProbeFacts(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What the student was asked before the teacher: its first token.
+    """The confidence probe: the student's first token, requested before the teacher's guidance.
 
     Attributes:
-        outcome: confident, unsure; no_logprobs, where the engine tells no probabilities; late; failed.
-        p1: how likely its likeliest first token was.
-        entropy: in nats, over the tokens that it told of.
-        ms: how long it took.
+        outcome: confident, unsure, no_logprobs (the engine reports no probabilities), late or failed.
+        p1: the probability of the most likely first token.
+        entropy: the entropy in nats over the reported tokens.
+        ms: the duration in milliseconds.
     """
 
     outcome: str
@@ -100,15 +99,15 @@ class ProbeFacts(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class LengthFacts(msgspec.Struct, frozen=True, omit_defaults=True):
-    """How the length of the guidance was chosen, where the policy says `tokens: auto`.
+    """The choice of the guidance's length, where the policy sets `tokens: auto`.
 
     Attributes:
-        by: what chose it: rule, model, default.
-        prompt: what kind of question it was taken for.
-        rule, model: the name of the one that chose it.
-        score: how likely the model took an answer with so much guidance to be right.
-        ended: sentence or step, where the opening ended with one before its length was used up.
-        probe: what the student was asked first.
+        by: the decider: rule, model or default.
+        prompt: the kind of question that the prompt was classified as.
+        rule, model: the name of the decider.
+        score: the probability, by the model, that an answer with this guidance is right.
+        ended: "sentence" or "step" where the guidance ended with one before its length was used up.
+        probe: the confidence probe.
     """
 
     by: str
@@ -121,11 +120,11 @@ class LengthFacts(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class CloseTerms(msgspec.Struct, frozen=True):
-    """Until when a device may report how it finished an answer, and of how much.
+    """The terms of a device's report on its answer.
 
     Attributes:
-        by: Unix seconds.
-        most_output_tokens: what the caller's limit leaves the device to write; None: there is no limit.
+        by: the deadline in Unix seconds.
+        most_output_tokens: the rest of the caller's limit; None where there is no limit.
     """
 
     by: int
@@ -133,14 +132,14 @@ class CloseTerms(msgspec.Struct, frozen=True):
 
 
 class BatchFacts(msgspec.Struct, frozen=True):
-    """The batch the teacher's call belonged to; `size` counts calls over the fleet."""
+    """The batch of the teacher's call. `size` counts calls over the fleet."""
 
     id: str
     size: int
 
 
 class Timings(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Milliseconds since the request came in, or of the stage; None where the stage did not happen."""
+    """Milliseconds since the request arrived, or of a stage; None where the stage did not happen."""
 
     total_ms: float
     admission_ms: float | None = None
@@ -150,30 +149,30 @@ class Timings(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Receipt(msgspec.Struct, frozen=True):
-    """One request, accounted for.
+    """The accounting record of one request.
 
     Attributes:
-        mode: what happened: guided, teacher_complete (the teacher's opening was the whole answer), student, teacher;
-            shadow: an answer that nobody got, made beside another request; guidance: the opening alone, for a device
-            that finishes the answer; edge: what that device reports of it.
-        status: ok, or the label of what went wrong (errors.py), or client_gone.
+        mode: guided, teacher_complete (the guidance was the whole answer), student or teacher. Also shadow (a
+            background copy of another request), guidance (for a device that finishes the answer), and edge (the
+            device's report).
+        status: ok, the label of an error (errors.py), or client_gone.
         unguided: why a guided route was answered without guidance.
-        baseline_usd: the baseline model alone, on the same prompt and the same answer.
-        baseline_estimated: whether a token count in it is another tokenizer's, or an estimate.
+        baseline_usd: the cost of the baseline model alone for the same prompt and answer.
+        baseline_estimated: whether a token count of the baseline is estimated or from another tokenizer.
         savings_usd: the savings that count, by the rules of savings.py. They may be negative.
-        budget: "soft" where a budget of the tenant or the key had passed its soft line.
-        attempts: the calls that failed before the answer came; what they may have cost is in the cost.
-        shadow_of: of a shadow, the id of that request.
-        baseline_basis: where its counts are from: engine, tokenizer or estimate; None on receipts of earlier versions.
-        baseline_error_usd: by how much it may be wrong, either way; None likewise.
-        length: how the guidance's length was chosen, also where it came to none; None where nobody chose.
-        probe: what it cost to ask the student for its first token before the teacher; it is in the cost.
-        close: of a guidance, until when its device may report; None: there is nothing to report.
-        edge_of: of what a device reports, the id of the guidance; None where it had none from here.
-        hint: the setting to change and its value, where the guidance was late and the route's guidance is often late.
-        savings_class: why `savings_usd` counts, or does not (savings.py).
-        measured: of a quality sample's teacher call, the baseline that it measured for the request in `shadow_of`.
-        estimated: whether a share in the cost is an estimate: then the cost is an upper bound.
+        budget: "soft" where a budget of the tenant or the key was past its soft limit.
+        attempts: the failed calls before the answer. The cost includes their largest possible cost.
+        shadow_of: for a shadow, the id of the original request.
+        baseline_basis: engine, tokenizer or estimate: the basis of its counts. None on receipts of earlier versions.
+        baseline_error_usd: the largest error of the baseline. None on receipts of earlier versions.
+        length: the choice of the guidance's length; None where the policy sets a fixed length.
+        probe: the share of the confidence probe. The cost includes it.
+        close: for guidance, the terms of the device's report; None where no report is needed.
+        edge_of: for a report, the id of the guidance request; None for an offline answer.
+        hint: the setting to change and its value, where guidance was late and is often late on this route.
+        savings_class: why `savings_usd` counts or does not (savings.py).
+        measured: for a quality sample's teacher call, the measured baseline of the request in `shadow_of`.
+        estimated: whether the cost includes an estimate. The cost is then an upper bound.
     """
 
     id: str
@@ -212,12 +211,12 @@ class Receipt(msgspec.Struct, frozen=True):
 
     @property
     def tokens(self) -> int:
-        """All that its engines read and wrote for it, failed calls too; what was another request's does not count."""
+        """Return all tokens read and written for the request, failed calls included, shared calls excluded."""
         shares = (self.teacher, self.student, self.probe, *(attempt.share for attempt in self.attempts))
         return sum(one.input_tokens + one.output_tokens for one in shares if one is not None and not one.shared)
 
     def as_dict(self, *, show_cost: bool = True) -> Json:
-        """Plain values; money as text without an exponent, which every reader takes, or left out."""
+        """Return plain values. Amounts are text without an exponent, or omitted where `show_cost` is False."""
         plain: Json = msgspec.to_builtins(self, builtin_types=(Decimal,))
         failed = (attempt["share"] for attempt in plain["attempts"] if "share" in attempt)
         named = (plain[name] or {} for name in ("teacher", "student", "probe", "measured"))
@@ -227,27 +226,28 @@ class Receipt(msgspec.Struct, frozen=True):
                 if show_cost:
                     holder[name] = f"{money:f}"
         if show_cost:
-            found = savings.savings_of(self)
-            plain["savings_about_zero"] = savings.is_about_zero(found.usd, found.error_usd)
+            counted = savings.savings_of(self)
+            plain["savings_about_zero"] = savings.is_about_zero(counted.usd, counted.error_usd)
         elif self.measured is not None:
             plain["measured"] = None
         return plain
 
     def to_json(self) -> bytes:
-        """As it is kept; callers are shown `as_dict`."""
+        """Return the stored form. Callers get `as_dict`."""
         return msgspec.json.encode(self)
 
     @classmethod
     def from_json(cls, raw: bytes) -> Receipt:
-        """Decode a receipt. One of an earlier version, which has no savings class, gets its class and its savings.
+        """Decode a receipt. A receipt of an earlier version gets its savings class and savings.
 
-        Raises msgspec.DecodeError when `raw` is not a receipt.
+        Raises:
+            msgspec.DecodeError: `raw` is not a receipt.
         """
         receipt = _DECODER.decode(raw).checked()
         return receipt if receipt.savings_class is not None else savings.with_savings(receipt)
 
     def checked(self) -> Receipt:
-        """The same. Raises msgspec.ValidationError where money is no number, which no sum could be made of."""
+        """Return the receipt. Raises msgspec.ValidationError where an amount is not finite, so that sums stay valid."""
         amounts = [self.cost_usd, self.baseline_usd, self.savings_usd]
         if self.baseline_error_usd is not None:
             amounts.append(self.baseline_error_usd)
@@ -256,14 +256,14 @@ class Receipt(msgspec.Struct, frozen=True):
                 amounts.append(share.cost_usd)  # noqa: PERF401 - a comprehension takes twice as long
         if self.attempts:
             amounts += [attempt.share.cost_usd for attempt in self.attempts if attempt.share is not None]
-        if (found := self.measured) is not None:
-            amounts += (found.baseline_usd, found.estimated_usd, found.estimated_error_usd)
+        if (measured := self.measured) is not None:
+            amounts += (measured.baseline_usd, measured.estimated_usd, measured.estimated_error_usd)
         if not all(map(Decimal.is_finite, amounts)):
             raise msgspec.ValidationError("money must be a number")
         return self
 
     def facts(self, *, show_cost: bool) -> Json:
-        """What the caller is told in the reply itself: as `x-gkt-` headers, or in the last chunk."""
+        """Return the facts for the reply: `x-gkt-` headers, or `x_gkt` in the last chunk."""
         facts: Json = {"mode": self.mode}
         if self.unguided is not None:
             facts["unguided"] = self.unguided
@@ -288,8 +288,8 @@ class Receipt(msgspec.Struct, frozen=True):
         if show_cost:
             facts["cost_usd"] = f"{self.cost_usd.normalize():f}"
             facts["baseline_usd"] = f"{self.baseline_usd.normalize():f}"
-            found = savings.savings_of(self)
-            facts["savings_usd"] = savings.shown(found.usd, found.error_usd)
+            counted = savings.savings_of(self)
+            facts["savings_usd"] = savings.shown(counted.usd, counted.error_usd)
             facts["savings_class"] = savings.class_of(self)
         return facts
 
@@ -304,5 +304,5 @@ class Receipt(msgspec.Struct, frozen=True):
         return facts
 
 
-# Made at the import: the first decoding of a type in two threads at once may crash the process (msgspec 0.22).
+# Created at import: msgspec 0.22 may crash when two threads decode a type for the first time.
 _DECODER = msgspec.json.Decoder(Receipt)

@@ -1,6 +1,6 @@
-"""The ledger in Redis: requests are admitted, and then have their receipt, each in one script over a tenant's keys.
+"""Admit and settle requests in Redis. One script call per tenant reserves, settles and counts limits and budgets.
 
-The script (exchange.lua) counts limits and budgets in the same breath.
+The script is exchange.lua.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ if TYPE_CHECKING:
     from gateway.redis.keys import RedisKeys
 
 
-MOST_UNASKED_USD = Decimal(100)
-"""No budget bounds what a request reserves that went on without being asked for, and Redis counts to 9 million USD:
-beyond, it would refuse the news of every other request with it."""
+MAX_FORCED_USD = Decimal(100)
+"""The largest reservation of a request that continued without a verdict. Redis counts up to 9 million USD: a larger
+reservation would make the script reject every other request of the exchange."""
 NAMED_FOR_S = 3600.0
-"""How long a process knows that Redis knows of a tenant with receipts."""
+"""Seconds after which a process adds a tenant to Redis's set of tenants again."""
 
 
 class Variant(Record, frozen=True):
@@ -53,12 +53,12 @@ class Variant(Record, frozen=True):
 
 
 class AdmissionRequest(Record, frozen=True):
-    """A request that asks to be admitted.
+    """A request that waits for admission.
 
     Attributes:
-        scopes: where it is counted.
-        variants: how it may be answered, from the dearest down.
-        force: whether it was let in already, and is only to be counted.
+        scopes: the scopes that count it.
+        variants: the possible plans, the most expensive first.
+        force: whether the request was admitted already and is only to be counted.
     """
 
     scopes: tuple[Scope, ...]
@@ -73,21 +73,21 @@ class AdmissionRequest(Record, frozen=True):
     def tenant(self) -> str:
         return self.variants[0].intent.tenant
 
-    def let_in(self) -> AdmissionRequest:
-        """Return the candidate as one that was admitted as its first variant, and is only to be counted."""
+    def forced(self) -> AdmissionRequest:
+        """Return the request as one that was admitted with its first variant and is only to be counted."""
         variant = self.variants[0]
         intent = variant.intent
-        if intent.reserved_usd > MOST_UNASKED_USD:
-            variant = Variant(variant.kind, msgspec.structs.replace(intent, reserved_usd=MOST_UNASKED_USD))
+        if intent.reserved_usd > MAX_FORCED_USD:
+            variant = Variant(variant.kind, msgspec.structs.replace(intent, reserved_usd=MAX_FORCED_USD))
         return AdmissionRequest(self.scopes, (variant,), force=True)
 
-    def following(self, kind: int) -> AdmissionRequest:
-        """Return the candidate with the variant of that kind alone."""
+    def with_variant(self, kind: int) -> AdmissionRequest:
+        """Return the request with the variant of that kind alone."""
         return AdmissionRequest(self.scopes, tuple([one for one in self.variants if one.kind == kind]), self.force)
 
 
 class Settlement(Record, frozen=True):
-    """A request that is over: its receipt, and what was reserved for it. No intent: it was not admitted here."""
+    """An ended request: its receipt and its intent. The intent is None where this process did not admit the request."""
 
     receipt: Receipt
     intent: Intent | None
@@ -95,7 +95,7 @@ class Settlement(Record, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class TenantEvent:
-    """What came of a tenant's budget, or a key's: `scope` is whose."""
+    """An event of a budget, with the tenant and the scope that the budget belongs to."""
 
     tenant: str
     scope: Scope
@@ -104,12 +104,14 @@ class TenantEvent:
 
 @dataclass(slots=True)
 class ExchangeResult:
-    """What an exchange brought.
+    """The result of an exchange.
 
     Attributes:
-        verdicts: by request, with the scopes that a refusal counts and Redis TIME in microseconds.
-        replaced: the ids of receipts that took the place of an abandoned one.
-        left: tenant, scope and what is left of its budget in picodollars.
+        verdicts: by request id, with the request's scopes and Redis TIME in microseconds.
+        replaced: ids of receipts that replaced an abandoned one.
+        settled: ids of abandoned requests that this exchange settled.
+        events: budget events.
+        left: tenant, scope and the remainder of its budget in picodollars.
     """
 
     verdicts: dict[str, tuple[AdmissionVerdict, tuple[Scope, ...], int]] = field(default_factory=dict)
@@ -120,18 +122,22 @@ class ExchangeResult:
 
 
 class RedisLedger:
-    """Args:
-    owner: this process's id; no other process has it.
-    ttl_s: how long Redis keeps a receipt.
-    lease_s: after so long without a word, what a process held in parallel is free again.
-    queries: where callers' receipts are read.
+    """Run exchanges with Redis, and read intents and receipts.
+
+    Args:
+        redis: the connection for exchanges.
+        keys: the names of keys.
+        process_id: the unique id of this process.
+        ttl_s: seconds for which Redis keeps a receipt.
+        lease_s: seconds without a heartbeat after which the parallel slots of a process are free.
+        queries: the connection for reading callers' receipts.
     """
 
     def __init__(
         self,
         redis: Redis,
         keys: RedisKeys,
-        owner: str,
+        process_id: str,
         ttl_s: float,
         lease_s: float,
         queries: Redis | None = None,
@@ -139,99 +145,103 @@ class RedisLedger:
         self._redis = redis
         self._queries = redis if queries is None else queries
         self._keys = keys
-        self._owner = owner
+        self._process_id = process_id
         self._ttl_s = max(1, round(ttl_s))
         self._lease_us = round(lease_s * 1_000_000)
-        self._named_tenants: dict[str, float] = {}  # until when they need not be named again
+        self._named_tenants: dict[str, float] = {}  # tenant -> time at which to add it to the set of tenants again
         self._script = RedisScript(redis, "gateway.accounting", "exchange.lua")
 
     async def exchange(
         self, admitted: Sequence[AdmissionRequest], settled: Sequence[Settlement], beats: Iterable[str] = ()
     ) -> ExchangeResult:
-        """Admit requests, and settle others, in one round trip. Raises RedisError and OSError.
+        """Admit and settle requests in one round trip. Raises RedisError and OSError.
 
         Args:
-            beats: tenants that have requests under way here.
+            beats: tenants that have requests under way in this process.
         """
-        tenants: dict[str, list[_TenantNews]] = defaultdict(lambda: [_TenantNews()])
+        tenants: dict[str, list[_TenantCall]] = defaultdict(lambda: [_TenantCall()])
         for candidate in admitted:
             calls = tenants[candidate.tenant]
-            # Around an edit of the policy two may go by different limits of one scope: each is counted by its own.
+            # After a policy edit, two requests may have different limits for one scope. Each needs its own call.
             if not calls[-1].agrees(candidate):
-                calls.append(_TenantNews())
+                calls.append(_TenantCall())
             calls[-1].add(candidate)
         for settlement in settled:
             tenants[settlement.receipt.tenant][0].settled.append(settlement)
         for tenant in beats:
             tenants[tenant][0].beat = True
-        return await self._tell([(tenant, news) for tenant, calls in tenants.items() for news in calls], self._owner)
+        return await self._run(
+            [(tenant, call) for tenant, calls in tenants.items() for call in calls], self._process_id
+        )
 
-    async def settle(self, owner: str, settled: Sequence[Settlement]) -> ExchangeResult:
-        """Settle requests of a process, this one or one that is gone. Raises RedisError and OSError."""
-        tenants: dict[str, _TenantNews] = defaultdict(_TenantNews)
+    async def settle(self, process_id: str, settled: Sequence[Settlement]) -> ExchangeResult:
+        """Settle requests of this process or of a dead one. Raises RedisError and OSError."""
+        tenants: dict[str, _TenantCall] = defaultdict(_TenantCall)
         for settlement in settled:
             tenants[settlement.receipt.tenant].settled.append(settlement)
-        return await self._tell(list(tenants.items()), owner)
+        return await self._run(list(tenants.items()), process_id)
 
-    async def abandon(self, tenant: str, owner: str, left: Mapping[str, Settlement]) -> set[str]:
-        """Settle intents of a process that is gone, by id. Raises RedisError and OSError.
+    async def abandon(self, tenant: str, process_id: str, left: Mapping[str, Settlement]) -> set[str]:
+        """Settle intents of a dead process, by id. Raises RedisError and OSError.
 
-        Returns the ids that this call settled, and no other process did.
+        Returns:
+            The ids that this call settled. Other processes settled the rest.
         """
-        news = _TenantNews(settled=list(left.values()), gone=True)
-        return (await self._tell([(tenant, news)], owner)).settled
+        call = _TenantCall(settled=list(left.values()), gone=True)
+        return (await self._run([(tenant, call)], process_id)).settled
 
-    async def _tell(self, told_of: Sequence[tuple[str, _TenantNews]], owner: str) -> ExchangeResult:
+    async def _run(self, tenant_calls: Sequence[tuple[str, _TenantCall]], process_id: str) -> ExchangeResult:
         calls = []
-        for tenant, news in told_of:
-            news.number_scopes()
-            raw = news.encoded(owner, self._ttl_s, self._lease_us)
-            calls.append((self._named(tenant, owner, news), [raw]))
-        await self._name_tenants({tenant for tenant, news in told_of if news.settled})
-        brought = ExchangeResult()
-        for (tenant, news), raw in zip(told_of, await self._script.run(calls), strict=True):
-            told = msgspec.msgpack.decode(raw, type=ExchangeReply)
-            scopes = tuple(news.scopes.values())
-            for candidate, verdict in zip(news.admitted, told.verdicts, strict=True):
-                brought.verdicts[candidate.id] = (verdict, scopes, told.now_us)
-            brought.replaced += told.replaced
-            brought.settled.update(told.settled)
-            brought.left += [(tenant, scope, int(left)) for scope, left in zip(scopes, told.left, strict=False) if left]
-            brought.events += [TenantEvent(tenant, scopes[event.scope - 1], event) for event in told.events]
-        return brought
+        for tenant, call in tenant_calls:
+            call.number_scopes()
+            raw = call.encoded(process_id, self._ttl_s, self._lease_us)
+            calls.append((self._keys_of(tenant, process_id, call), [raw]))
+        await self._name_tenants({tenant for tenant, call in tenant_calls if call.settled})
+        result = ExchangeResult()
+        for (tenant, call), raw in zip(tenant_calls, await self._script.run(calls), strict=True):
+            reply = msgspec.msgpack.decode(raw, type=ExchangeReply)
+            scopes = tuple(call.scopes.values())
+            for candidate, verdict in zip(call.admitted, reply.verdicts, strict=True):
+                result.verdicts[candidate.id] = (verdict, scopes, reply.now_us)
+            result.replaced += reply.replaced
+            result.settled.update(reply.settled)
+            result.left += [(tenant, scope, int(left)) for scope, left in zip(scopes, reply.left, strict=False) if left]
+            result.events += [TenantEvent(tenant, scopes[event.scope - 1], event) for event in reply.events]
+        return result
 
     async def _name_tenants(self, settled: set[str]) -> None:
-        """Name tenants before their first receipt, so that usage workers read their outboxes.
+        """Add tenants to the set of tenants before their first receipt, so that usage workers read their outboxes.
 
-        A tenant is named again after a while, since one that was quiet for long is forgotten (usage/inactive.py).
+        Each tenant is added again after `NAMED_FOR_S`, since inactive tenants are removed (usage/inactive.py).
         """
         now = time.monotonic()
         if new := [tenant for tenant in settled if self._named_tenants.get(tenant, now) <= now]:
-            told: Any = self._redis.sadd(self._keys.ledger().tenants, *new)
-            await told
+            reply: Any = self._redis.sadd(self._keys.ledger().tenants, *new)
+            await reply
             self._named_tenants.update(dict.fromkeys(new, now + NAMED_FOR_S))
 
-    def forget(self) -> None:
-        """Take nothing for known in Redis: it may have lost what it was told."""
+    def forget_tenants(self) -> None:
+        """Assume that Redis knows no tenants. A restarted Redis may have lost them."""
         self._named_tenants.clear()
 
-    def _named(self, tenant: str, owner: str, news: _TenantNews) -> list[str]:
-        keys = [self._keys.intents(tenant, owner), self._keys.owners(tenant), self._keys.outbox(tenant)]
-        ids = [candidate.id for candidate in news.admitted] + [one.receipt.id for one in news.settled]
+    def _keys_of(self, tenant: str, process_id: str, call: _TenantCall) -> list[str]:
+        keys = [self._keys.intents(tenant, process_id), self._keys.owners(tenant), self._keys.outbox(tenant)]
+        ids = [candidate.id for candidate in call.admitted] + [one.receipt.id for one in call.settled]
         keys += [self._keys.receipt(tenant, one) for one in ids]
-        for scope in news.scopes:
+        for scope in call.scopes:
             keys += self._keys.scope(tenant, scope)
         return keys
 
     async def receipt(self, tenant: str, receipt_id: str) -> bytes | None:
-        """A receipt as JSON. Raises RedisError and OSError."""
+        """Return a receipt as JSON. Raises RedisError and OSError."""
         found = await self._queries.get(self._keys.receipt(tenant, receipt_id))
         return found.encode() if isinstance(found, str) else found
 
-    async def gone_owners(self, tenants: Iterable[str], lease_s: float) -> list[tuple[str, str]]:
-        """(tenant, process) where the process was not heard of for a lease and its heartbeat has lapsed.
+    async def expired_processes(self, tenants: Iterable[str], lease_s: float) -> list[tuple[str, str]]:
+        """Return (tenant, process id) of processes whose lease and heartbeat have expired.
 
-        Raises RedisError and OSError.
+        Raises:
+            RedisError, OSError: Redis did not answer.
         """
         tenants = list(tenants)
         seconds, microseconds = await self._redis.time()
@@ -241,19 +251,19 @@ class RedisLedger:
                 pipe.zrangebyscore(self._keys.owners(tenant), "-inf", newest)
             found = await pipe.execute()
         quiet = [
-            (tenant, owner)
+            (tenant, process_id)
             for tenant, owners in zip(tenants, found, strict=True)
             for raw in owners
-            if (owner := raw.decode()) != self._owner
+            if (process_id := raw.decode()) != self._process_id
         ]
-        asked = sorted({owner for _, owner in quiet})
-        if not asked:
+        candidates = sorted({process_id for _, process_id in quiet})
+        if not candidates:
             return []
         async with self._redis.pipeline(transaction=False) as pipe:
-            for owner in asked:
-                pipe.exists(self._keys.heartbeat(owner))
-            alive = dict(zip(asked, await pipe.execute(), strict=True))
-        return [(tenant, owner) for tenant, owner in quiet if not alive[owner]]
+            for process_id in candidates:
+                pipe.exists(self._keys.heartbeat(process_id))
+            alive = dict(zip(candidates, await pipe.execute(), strict=True))
+        return [(tenant, process_id) for tenant, process_id in quiet if not alive[process_id]]
 
     @property
     def ttl_s(self) -> int:
@@ -261,33 +271,33 @@ class RedisLedger:
         return self._ttl_s
 
     @property
-    def owner(self) -> str:
-        """This process's id."""
-        return self._owner
+    def process_id(self) -> str:
+        """Return the id of this process."""
+        return self._process_id
 
-    async def own_intents(self, tenants: Sequence[str], most: int) -> dict[str, list[str]]:
-        """By tenant, the ids of some intents of this process. Raises RedisError and OSError."""
+    async def own_intents(self, tenants: Sequence[str], limit: int) -> dict[str, list[str]]:
+        """Return ids of intents of this process, by tenant, at most `limit` each. Raises RedisError and OSError."""
         async with self._redis.pipeline(transaction=False) as pipe:
             for tenant in tenants:
-                pipe.hrandfield(self._keys.intents(tenant, self._owner), most)
+                pipe.hrandfield(self._keys.intents(tenant, self._process_id), limit)
             found = await pipe.execute() if tenants else []
         return {tenant: [raw.decode() for raw in ids] for tenant, ids in zip(tenants, found, strict=True) if ids}
 
-    async def own_intents_of(self, tenant: str, ids: Sequence[str]) -> Mapping[str, bytes]:
-        """Of these requests the intents as JSON, where there are any. Raises RedisError and OSError."""
-        held: Any = await self._redis.hmget(self._keys.intents(tenant, self._owner), list(ids))
+    async def own_intents_by_id(self, tenant: str, ids: Sequence[str]) -> Mapping[str, bytes]:
+        """Return the intents of these requests as JSON, by id. Raises RedisError and OSError."""
+        held: Any = await self._redis.hmget(self._keys.intents(tenant, self._process_id), list(ids))
         return {one: raw.partition(b"\n")[2] for one, raw in zip(ids, held, strict=True) if raw is not None}
 
-    async def intents(self, tenant: str, owner: str, most: int) -> Mapping[str, bytes]:
-        """Some of a process's intents as JSON, by request id. Raises RedisError and OSError."""
-        flat: Any = await self._redis.hrandfield(self._keys.intents(tenant, owner), most, withvalues=True)
-        # Before the JSON stands when it was admitted.
+    async def intents(self, tenant: str, process_id: str, limit: int) -> Mapping[str, bytes]:
+        """Return at most `limit` intents of a process as JSON, by request id. Raises RedisError and OSError."""
+        flat: Any = await self._redis.hrandfield(self._keys.intents(tenant, process_id), limit, withvalues=True)
+        # The first line of a value is the time of admission, the second is the intent.
         return {flat[i].decode(): flat[i + 1].partition(b"\n")[2] for i in range(0, len(flat), 2)}
 
 
 @dataclass(slots=True)
-class _TenantNews:
-    """What one call of the script is to tell of one tenant."""
+class _TenantCall:
+    """The content of one script call for one tenant."""
 
     admitted: list[AdmissionRequest] = field(default_factory=list)
     settled: list[Settlement] = field(default_factory=list)
@@ -297,7 +307,7 @@ class _TenantNews:
     numbers: dict[str, int] = field(default_factory=dict)
 
     def agrees(self, candidate: AdmissionRequest) -> bool:
-        """Whether it goes by the same limits as those that ask already."""
+        """Return whether the request has the same limits as the requests of this call."""
         return all(self.scopes.get(scope.name, scope) == scope for scope in candidate.scopes)
 
     def add(self, candidate: AdmissionRequest) -> None:
@@ -306,16 +316,16 @@ class _TenantNews:
             self.scopes[scope.name] = scope
 
     def number_scopes(self) -> None:
-        """Every scope that any request touches. What settles needs no limits, so those of who asks went first."""
+        """Number all scopes. Settlements need no limits, so the scopes of admissions come first."""
         for one in self.settled:
             for charge in one.intent.charges if one.intent is not None else ():
                 self.scopes.setdefault(charge.scope, Scope(charge.scope, 0, 0, 0))
-        self.numbers = {name: place for place, name in enumerate(self.scopes, 1)}
+        self.numbers = {name: index for index, name in enumerate(self.scopes, 1)}
 
-    def encoded(self, owner: str, ttl_s: int, lease_us: int) -> bytes:
+    def encoded(self, process_id: str, ttl_s: int, lease_us: int) -> bytes:
         return msgspec.msgpack.encode(
             ExchangeRequest(
-                owner=owner,
+                process_id=process_id,
                 ttl_s=ttl_s,
                 lease_us=lease_us,
                 scopes=list(self.scopes.values()),

@@ -1,4 +1,4 @@
-"""What a caller is told whose request does not fit into a limit or a budget. Pure."""
+"""The errors for requests that exceed a limit or a budget. Pure."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _US = 1_000_000
 _AWAY_RETRY_S = 5.0
 
 
-def refused(refusal: Refusal, scopes: Sequence[Scope], now_us: int | None) -> ServiceError:
-    """The error for a request that was refused.
+def refusal_error(refusal: Refusal, scopes: Sequence[Scope], now_us: int | None) -> ServiceError:
+    """Return the error for a refused request.
 
     Args:
-        scopes: those that the refusal counts.
-        now_us: Redis TIME; None: Redis is away, and this process decided by its own part.
+        scopes: the scopes that `refusal` numbers.
+        now_us: Redis TIME in microseconds; None where this process decided while Redis was down.
     """
     scope = scopes[refusal.scope - 1]
     if now_us is None:
@@ -33,64 +33,62 @@ def refused(refusal: Refusal, scopes: Sequence[Scope], now_us: int | None) -> Se
         return BudgetSpent(_budget(refusal, scope, now_us))
     if refusal.limit == "parallel":
         return RateLimited(
-            f"The limit of {scope}, {refusal.most} requests at a time, is in use. Try again when one of them is done.",
+            f"The limit of {scope}, {refusal.maximum} parallel requests, is in use. Try again when one of them has "
+            "ended.",
             retry_after_s=refusal.retry_us / _US,
         )
-    if refusal.limit == "tokens" and int(refusal.need) > int(refusal.most):
+    if refusal.limit == "tokens" and int(refusal.need) > int(refusal.maximum):
         return NeverFits(
-            f"This request may take {refusal.need} tokens, and the limit of {scope} is {refusal.most} a minute. Send a "
-            "shorter prompt, or a lower max_tokens."
+            f"This request may use {refusal.need} tokens, and the limit of {scope} is {refusal.maximum} per minute. "
+            "Send a shorter prompt or a lower max_tokens."
         )
     retry_s = refusal.retry_us / _US
-    needs = f", and this request may take {refusal.need}" if refusal.limit == "tokens" else ""
+    needs = f", and this request may use {refusal.need}" if refusal.limit == "tokens" else ""
     return RateLimited(
-        f"The limit of {scope} is {refusal.most} {refusal.limit} a minute: {refusal.used} were used in the last "
-        f"one{needs}. Try again in {_seconds(retry_s)}.",
+        f"The limit of {scope} is {refusal.maximum} {refusal.limit} per minute: {refusal.used} were used in the last "
+        f"minute{needs}. Try again in {_seconds(retry_s)}.",
         retry_after_s=retry_s,
     )
 
 
 def _away(refusal: Refusal, scope: Scope) -> ServiceError:
-    begin = "Redis is away, so this process counts alone."
+    begin = "Redis is down, so this process enforces its own share of the limits."
     if refusal.limit == "budget":
         return StoreUnavailable(
-            f"{begin} Until Redis is back it may spend {_usd(refusal.most)} of the budget of {scope}: "
+            f"{begin} Until Redis is up, it may spend {_usd(refusal.maximum)} of the budget of {scope}: "
             f"{_usd(refusal.used)} are spent or reserved, and this request may cost {_usd(refusal.need)}. Try again.",
             retry_after_s=_AWAY_RETRY_S,
         )
-    unit = "requests at a time" if refusal.limit == "parallel" else f"{refusal.limit} a minute"
+    unit = "parallel requests" if refusal.limit == "parallel" else f"{refusal.limit} per minute"
     return RateLimited(
-        f"{begin} Until Redis is back it admits {refusal.most} {unit} of {scope}: {refusal.used} are in use, and this "
-        f"request needs {refusal.need}. Try again.",
+        f"{begin} Until Redis is up, it admits {refusal.maximum} {unit} of {scope}: {refusal.used} are in use, and "
+        f"this request needs {refusal.need}. Try again.",
         retry_after_s=refusal.retry_us / _US,
     )
 
 
 def _budget(refusal: Refusal, scope: Scope, now_us: int) -> str:
     terms = scope.budget
-    assert terms is not None, "only a budget refuses for money"
-    left = max(0, int(refusal.most) - int(refusal.used))
+    assert terms is not None, "only a scope with a budget refuses for money"
+    left = max(0, int(refusal.maximum) - int(refusal.used))
     return (
-        f"The budget of {scope}, {_usd(refusal.most)} {_span(terms)}, has {_usd(str(left))} left, and this request may "
-        f"cost {_usd(refusal.need)}. {_then(terms, now_us)}"
+        f"The budget of {scope}, {_usd(refusal.maximum)} {_span(terms)}, has {_usd(str(left))} left, and this request "
+        f"may cost {_usd(refusal.need)}. {_next_step(terms, now_us)}"
     )
 
 
 def _span(terms: BudgetTerms) -> str:
     units = {"h": "hour", "d": "day", "w": "week", "mo": "month"}
     unit = units[terms.unit]
-    span = f"a {unit}" if terms.count == 1 else f"in {terms.count} {unit}s"
-    return span.replace("a hour", "an hour")
+    return f"per {unit}" if terms.count == 1 else f"per {terms.count} {unit}s"
 
 
-def _then(terms: BudgetTerms, now_us: int) -> str:
+def _next_step(terms: BudgetTerms, now_us: int) -> str:
+    advice = "The gateway's operator can raise it."
     if not terms.aligned:
-        return "It comes back little by little, as what was spent gets older. Whoever runs this gateway can raise it."
+        return f"Spending leaves the budget as it gets older. {advice}"
     ends = period_end(terms.unit, terms.count, now_us // _US)
-    return (
-        f"It begins anew at {datetime.fromtimestamp(ends, UTC):%Y-%m-%dT%H:%M:%SZ}. "
-        "Whoever runs this gateway can raise it."
-    )
+    return f"It resets at {datetime.fromtimestamp(ends, UTC):%Y-%m-%dT%H:%M:%SZ}. {advice}"
 
 
 def _usd(pico: str) -> str:

@@ -1,4 +1,4 @@
-"""A request in the log of a terminal: what eyes look for, in one line. Machines get the whole receipt."""
+"""A shorter `request` event for the console. JSON logs contain the whole receipt."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from gateway.accounting.savings import ABOUT_ZERO
 if TYPE_CHECKING:
     from structlog.typing import EventDict
 
-_OF_A_RECEIPT = frozenset(field.name for field in msgspec.structs.fields(Receipt))
+_RECEIPT_FIELDS = frozenset(field.name for field in msgspec.structs.fields(Receipt))
 _DERIVED = "savings_about_zero"
-_MOST_DIGITS = 6
+_MAX_DIGITS = 6
 
 
-def in_short(_: Any, __: str, event: EventDict) -> EventDict:
-    """A structlog processor: the `request` event without most of its receipt. Other events pass as they are."""
-    if event.get("event") != "request" or not event.keys() >= _OF_A_RECEIPT:
+def shorten_request_event(_: Any, __: str, event: EventDict) -> EventDict:
+    """Shorten the `request` event. A structlog processor; other events pass unchanged."""
+    if event.get("event") != "request" or not event.keys() >= _RECEIPT_FIELDS:
         return event
-    short: EventDict = {name: value for name, value in event.items() if name not in {*_OF_A_RECEIPT, _DERIVED}}
+    short: EventDict = {name: value for name, value in event.items() if name not in {*_RECEIPT_FIELDS, _DERIVED}}
     short.update({name: event[name] for name in ("id", "tenant", "route", "mode", "status")})
     if event["unguided"] is not None:
         short["unguided"] = event["unguided"]
@@ -40,8 +40,8 @@ def in_short(_: Any, __: str, event: EventDict) -> EventDict:
 
 
 def _usd(text: str) -> str:
-    """Six digits that count are enough for eyes."""
+    """Return an amount with six significant digits."""
     amount = Decimal(text)
     if amount:
-        amount = round(amount, max(0, _MOST_DIGITS - 1 - amount.adjusted()))
+        amount = round(amount, max(0, _MAX_DIGITS - 1 - amount.adjusted()))
     return f"${amount.normalize():f}" if amount >= 0 else f"-${-amount.normalize():f}"

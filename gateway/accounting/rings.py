@@ -1,4 +1,4 @@
-"""Counts that leave after a time, as exchange.lua keeps them (`ring` there). Pure."""
+"""Rolling sums, as exchange.lua stores them (`ring` there). Pure."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-def counted(held: Mapping[bytes, bytes], name: str, *, now_us: int, length_us: int, last: int) -> int:
-    """What of a name still counts: the sum of its slots, without those that have left.
+def ring_sum(held: Mapping[bytes, bytes], name: str, *, now_us: int, length_us: int, last: int) -> int:
+    """Return the sum of the slots of `name` that have not expired.
 
     Args:
-        held: the hash, of `<letter><slot>` for each name and slot.
-        length_us: how long a slot is.
-        last: how many slots a count stays beyond its own.
+        held: the hash, with a field `<letter><slot>` for each name and slot.
+        length_us: the length of a slot.
+        last: the number of slots after its own in which an amount still counts.
     """
     letter, oldest = name[0].encode(), now_us // length_us - last
     return sum(

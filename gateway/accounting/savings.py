@@ -39,7 +39,7 @@ CLASSES: tuple[SavingsClass, ...] = (
 """In the order in which pages and exports list them."""
 
 ABOUT_ZERO = "about 0"
-"""The text for savings whose error is at least as large."""
+"""The text for savings whose error is at least as large as the amount."""
 
 _BY_POLICY = frozenset({"auto_short", "auto_rule", "auto_model", "student_confident", "budget"})
 _NO_GUIDANCE = frozenset({"queue_full", "ticket_unreadable", "guidance_empty", "guidance_boilerplate", "offline"})
@@ -51,7 +51,7 @@ class MeasuredBaseline(msgspec.Struct, frozen=True):
     """The baseline of a request as the quality sampler measured it. It replaces the estimate in sums.
 
     Attributes:
-        baseline_usd: the cost of the baseline model's own answer, with the prompt as cached as the request found it.
+        baseline_usd: the cost of the baseline model's own answer, with the request's own state of the prompt cache.
         estimated_usd: `baseline_usd` of the request's receipt.
         estimated_error_usd: `baseline_error_usd` of the request's receipt.
     """
@@ -65,9 +65,9 @@ class Savings(NamedTuple):
     """The savings that one receipt adds to sums.
 
     Attributes:
-        usd: the amount that counts. It is negative where guidance cost more than it spared.
-        error_usd: how far `usd` may be from the truth. A measured baseline subtracts the error of its estimate.
-        measuring_usd: the part of the receipt's cost that paid for measuring, not for an answer.
+        usd: the amount that counts. It is negative where guidance cost more than it saved.
+        error_usd: the largest error of `usd`. A measured baseline subtracts the error of its estimate.
+        measuring_usd: the part of the receipt's cost that paid for measuring instead of an answer.
     """
 
     usd: Decimal
@@ -76,7 +76,7 @@ class Savings(NamedTuple):
 
 
 def savings_class(*, mode: str, status: str, unguided: str | None, shadow_of: str | None) -> SavingsClass:
-    """Return the class of a receipt with these fields. An unknown reason for going unguided saves nothing."""
+    """Return the class of a receipt with these fields. An unknown value of `unguided` saves nothing."""
     if shadow_of is not None:
         return MEASURING
     if status != "ok":
@@ -92,7 +92,7 @@ def savings_class(*, mode: str, status: str, unguided: str | None, shadow_of: st
     return NOT_GUIDABLE
 
 
-def counted(
+def apply_class(
     of_class: str,
     *,
     baseline_usd: Decimal,
@@ -105,8 +105,8 @@ def counted(
 
     Args:
         error_usd: the error of `baseline_usd`; None counts as 0.
-        cost_usd: all that the receipt's engine calls cost.
-        probe: the confidence probe; its cost is a cost of measuring.
+        cost_usd: the cost of all engine calls of the receipt.
+        probe: the confidence probe. Its cost is a cost of measuring.
     """
     nothing = Decimal(0)
     if of_class == MEASURING:
@@ -131,7 +131,7 @@ def is_counted(of_class: str, difference: Decimal | int) -> bool:
 
 
 def class_of(receipt: Receipt) -> str:
-    """Return the class on the receipt. Receipts of earlier versions have none: derive it from their other fields."""
+    """Return the receipt's class. A receipt of an earlier version has none, so its other fields decide."""
     return receipt.savings_class or savings_class(
         mode=receipt.mode, status=receipt.status, unguided=receipt.unguided, shadow_of=receipt.shadow_of
     )
@@ -139,7 +139,7 @@ def class_of(receipt: Receipt) -> str:
 
 def savings_of(receipt: Receipt) -> Savings:
     """Return what the receipt adds to sums of savings."""
-    return counted(
+    return apply_class(
         class_of(receipt),
         baseline_usd=receipt.baseline_usd,
         error_usd=receipt.baseline_error_usd,
@@ -155,36 +155,36 @@ def with_savings(receipt: Receipt) -> Receipt:
 
 
 def is_about_zero(usd: Decimal, error_usd: Decimal) -> bool:
-    """Return whether the error is at least as large as the amount, so that the truth may be nothing."""
+    """Return whether the error is at least as large as the amount, so that the true amount may be 0."""
     return error_usd > 0 and abs(usd) <= error_usd
 
 
 def shown(usd: Decimal, error_usd: Decimal) -> str:
-    """Return the amount as people read it: without an exponent, or "about 0"."""
+    """Return the amount for display, without an exponent, or "about 0"."""
     return ABOUT_ZERO if is_about_zero(usd, error_usd) else f"{usd.normalize():f}"
 
 
 def measure(served: Receipt | None, teacher: EngineShare | None, price: Price) -> MeasuredBaseline | None:
     """Return the measured baseline of a request, from the baseline model's own answer to it.
 
-    The call that guided the request has warmed the engine's prefix cache. So no more of the prompt counts as cached
-    than that call found cached; what that call wrote to the cache counts as written.
+    The call that guided the request has warmed the engine's prefix cache. So the prompt counts as cached only as far as
+    that call found it cached. Tokens that the call wrote to the cache count as written.
 
     Args:
-        served: the receipt of the request that was guided. None: it has not settled yet.
+        served: the receipt of the guided request; None: it has not settled yet.
         teacher: the baseline model's call for the sample.
 
     Returns:
-        None where the call is not comparable: another model answered, nobody counted, or the request saves nothing.
+        None where the call is not comparable: another model answered, no usage was reported, or nothing is saved.
     """
     if served is None or teacher is None or class_of(served) != GUIDED:
         return None
     if teacher.model != served.baseline_model or teacher.estimated or teacher.at_least:
         return None
-    guide = served.teacher
+    guidance_call = served.teacher
     cached, stored = teacher.cached_input_tokens, teacher.cache_write_input_tokens
-    if guide is not None and guide.model == teacher.model:
-        warmed = max(0, cached - guide.cached_input_tokens)
-        cached, stored = cached - warmed, stored + min(warmed, guide.cache_write_input_tokens)
+    if guidance_call is not None and guidance_call.model == teacher.model:
+        warmed = max(0, cached - guidance_call.cached_input_tokens)
+        cached, stored = cached - warmed, stored + min(warmed, guidance_call.cache_write_input_tokens)
     usd = quantized(cost_of_call(price, teacher.input_tokens, teacher.output_tokens, cached, stored))
     return MeasuredBaseline(usd, served.baseline_usd, served.baseline_error_usd or Decimal(0))

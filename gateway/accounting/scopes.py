@@ -1,4 +1,4 @@
-"""For whom limits and budgets are counted: a tenant, and each of its keys. Pure."""
+"""The scopes that limits and budgets are counted for: a tenant, and each of its keys. Pure."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 TENANT = "tenant"
 ROLLING = "s"
-"""In the place of a calendar's unit: the budget is that of so many seconds just past."""
-_MOST_KNOWN = 10_000
+"""The unit of a rolling budget. It has no calendar period: it covers the last seconds."""
+_MAX_CACHED = 10_000
 
 
 class BudgetTerms(msgspec.Struct, frozen=True):
-    """A budget as the script reads it. Money is in picodollars, as text; no soft line is an empty text."""
+    """A budget as the script reads it. Amounts are picodollars as text; `soft` is "" without a soft limit."""
 
     max: str
     soft: str
@@ -35,7 +35,7 @@ class BudgetTerms(msgspec.Struct, frozen=True):
 
 
 class Scope(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One of those for whom is counted, with the limits that hold for it; 0: no such limit."""
+    """A tenant or a key with its limits. A limit of 0 means no limit."""
 
     name: str
     rpm: int
@@ -45,7 +45,7 @@ class Scope(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def charge(self) -> Charge:
-        """What a request is charged for here."""
+        """Return the charge of a request in this scope."""
         window, parallel, terms = bool(self.rpm or self.tpm), bool(self.parallel), self.budget
         if terms is None:
             return Charge(self.name, window, parallel, budget=False)
@@ -57,11 +57,12 @@ class Scope(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Charge(msgspec.Struct, frozen=True, array_like=True):
-    """What a request was charged for in one scope: it is given back, or settled, whatever the policy says by then.
+    """The charge of a request in one scope, independent of later policy edits.
 
     Attributes:
-        unit, count: how long the budget's periods are, for where this is the first that Redis hears of it. `unit` is
-            `h`, `d`, `w`, `mo`, or `s` for one that rolls. Empty and 0 without one, and in intents of earlier versions.
+        unit, count: the length of the budget's periods. Redis needs it where this charge is its first of the budget.
+            `unit` is `h`, `d`, `w`, `mo`, or `s` for a rolling budget. Both are empty without a budget, and in
+            intents of earlier versions.
     """
 
     scope: str
@@ -73,45 +74,45 @@ class Charge(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Scopes:
-    """Where the requests of callers are counted. Remembered by key: to work it out takes longer than to look it up.
+    """Look up the scopes of callers. Results are cached by key.
 
-    Of each key what was last asked for is remembered, so that a policy goes when an edit has replaced it.
+    The cache keeps one entry per key, so that an edited policy replaces its previous version.
 
     Args:
-        defaults: what holds where neither a policy nor a key says anything.
+        defaults: the limits for policies and keys that set none.
     """
 
     def __init__(self, defaults: Defaults) -> None:
         self._defaults = defaults
-        self._known: dict[tuple[str, str], tuple[Caller, tuple[Scope, ...]]] = {}
+        self._cache: dict[tuple[str, str], tuple[Caller, tuple[Scope, ...]]] = {}
 
     def of(self, caller: Caller) -> tuple[Scope, ...]:
         """See `scopes_of`."""
         policy, key = caller
         name = policy.tenant, key.id
-        known = self._known.get(name)
-        # By identity: what is remembered is kept, so that nothing else can come to have it.
-        if known is None or known[0].policy is not policy or known[0].key is not key:
-            if len(self._known) >= _MOST_KNOWN:
-                self._known.clear()
-            self._known[name] = known = (caller, scopes_of(caller, self._defaults))
-        return known[1]
+        cached = self._cache.get(name)
+        # Compare by identity: the cache keeps both objects alive, so no other object can have the same identity.
+        if cached is None or cached[0].policy is not policy or cached[0].key is not key:
+            if len(self._cache) >= _MAX_CACHED:
+                self._cache.clear()
+            self._cache[name] = cached = (caller, scopes_of(caller, self._defaults))
+        return cached[1]
 
 
 def scopes_of(caller: Caller, defaults: Defaults) -> tuple[Scope, ...]:
-    """Where the requests of a caller are counted: for its tenant and for its key, as far as either has a limit."""
+    """Return the scopes that count a caller's requests: its tenant and its key, where these have limits."""
     policy, key = caller
     scopes = tenant_scope(policy, defaults), key_scope(policy, key, defaults)
     return tuple(scope for scope in scopes if scope is not None)
 
 
 def tenant_scope(policy: TenantPolicy, defaults: Defaults) -> Scope | None:
-    """All keys of a tenant together; None where nothing is counted for them."""
+    """Return the scope of a tenant's keys together; None without limits."""
     return _scope(TENANT, *allowed_tenant(policy, defaults))
 
 
 def key_scope(policy: TenantPolicy, key: KeyEntry, defaults: Defaults) -> Scope | None:
-    """One key by itself; None where nothing is counted for it."""
+    """Return the scope of one key; None without limits."""
     return _scope(f"key:{key.id}", *allowed_key(policy, key, defaults))
 
 

@@ -1,6 +1,6 @@
-"""The charge of one engine call: the engine's own count where it is possible, else an upper bound.
+"""The charge of one engine call: the engine's own count where it is possible, otherwise an upper bound.
 
-No share exceeds what the request reserved for the call, whatever an engine reports (worst_case.py).
+No share exceeds the reservation for the call, whatever usage an engine reports (worst_case.py).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from gateway.accounting.baseline import Encoding
-    from gateway.accounting.draft import EngineCall
+    from gateway.accounting.calls import EngineCall
     from gateway.accounting.worst_case import CallBound
     from gateway.pricing import Price
     from gateway.protocol.body import CallerRequest, Json
@@ -29,19 +29,19 @@ UsageError: TypeAlias = Literal["", "too_high", "too_low"]
 MAX_CHARS_PER_TOKEN = 256
 """The longest token of the known vocabularies has 128 characters."""
 _BYTES_PER_TOKEN = 4
-# What a chat template adds beside the messages' own marks; and beside the definitions of tools.
+# Tokens that a chat template adds to the messages' own markers, and to tool definitions.
 _TEMPLATE_TOKENS = 128
 _TOOLS_TEMPLATE_TOKENS = 512
 _TOOLS = frozenset({"tools", "functions"})
-# Fields whose values no model reads, and those that are counted apart.
+# Fields that no model reads, and fields that are counted separately.
 _NOT_READ = frozenset({
     "model", "stop", "stream_options", "logit_bias", "metadata", "user", "messages", "prompt", "input",
 })  # fmt: skip
-_PICTURES = frozenset({"image_url", "image", "input_image"})
+_IMAGE_KINDS = frozenset({"image_url", "image", "input_image"})
 
 
 class Shares(NamedTuple):
-    """The share of one call as charged, and as likely: without bounds, for the baseline."""
+    """The charged share of a call, and its likely share without upper bounds for the baseline."""
 
     charged: EngineShare
     likely: EngineShare
@@ -50,19 +50,20 @@ class Shares(NamedTuple):
 def usage_error(
     call: EngineCall, bound: CallBound | None, *, choices: int = 1, shown_chars: int | None = 0
 ) -> UsageError:
-    """Return why the usage that an engine reported for a call is impossible; "" where it is possible.
+    """Return why the reported usage of a call is impossible; "" where it is possible.
 
     Args:
-        choices: the number of answers. An engine may count the token that ends one beyond the limit; nobody pays that.
-        shown_chars: the length of the text before the call's own, which some engines repeat without counting it; None:
-            it is unknown, and the text says nothing of the count.
+        choices: the number of answers. An engine may count one final token per answer beyond the limit. It is not
+            charged.
+        shown_chars: the length of text before the call's own text. Some engines repeat it without counting it. None:
+            the length is unknown, so the text is no evidence against the count.
     """
     usage = call.usage
     if usage is None or bound is None:
         return ""
     if usage.input_tokens > bound.input_tokens or usage.output_tokens > bound.output_tokens + max(1, choices):
         return "too_high"
-    if call.least_tokens > usage.output_tokens:
+    if call.min_output_tokens > usage.output_tokens:
         return "too_low"
     if shown_chars is not None and len(call.text.getvalue()) - shown_chars > usage.output_tokens * MAX_CHARS_PER_TOKEN:
         return "too_low"
@@ -80,18 +81,18 @@ def share_call(
     """Return the shares of a call.
 
     Args:
-        request: the request that the call was made for; None with `bound`.
-        bound: what was reserved for the call; None where nothing was: then a count of our own is no upper bound.
+        request: the request of the call; None together with `bound`.
+        bound: the reservation for the call; None: there is none, so the gateway's count is no upper bound.
         error: why the reported usage is impossible.
-        encodings: by model; None: nothing is counted, and bytes bound the tokens. To count takes milliseconds.
+        encodings: the tokenizer, by model. Counting takes milliseconds. None: bytes bound the tokens.
     """
     usage = call.usage
     if usage is not None and not error:
         read, written = usage.input_tokens, usage.output_tokens
         if bound is not None:
             read, written = min(read, bound.input_tokens), min(written, bound.output_tokens)
-        of_cache = usage.cached_input_tokens, usage.cache_write_input_tokens
-        share = _share(call, read, written, prices[call.model], *of_cache, estimated=usage.estimated)
+        cache_tokens = usage.cached_input_tokens, usage.cache_write_input_tokens
+        share = _share(call, read, written, prices[call.model], *cache_tokens, estimated=usage.estimated)
         return Shares(share, share)
     likely = _likely(call, request, encodings)
     if bound is None:
@@ -101,8 +102,8 @@ def share_call(
         read, written = usage.input_tokens, usage.output_tokens
     else:
         encoding = None if encodings is None else encodings[call.model]
-        read = _most_read(call, request, bound, encoding)
-        written = bound.output_tokens if call.unbounded else _most_written(call, encoding)
+        read = _max_read(call, request, bound, encoding)
+        written = bound.output_tokens if call.unbounded else _max_written(call, encoding)
     charged = min(read, bound.input_tokens), min(written, bound.output_tokens)
     at_least = call.unbounded and not bound.known
     price = prices[call.model]
@@ -149,20 +150,20 @@ def _likely(
     return count_messages(encoding, call.messages) + others, written
 
 
-def _most_written(call: EngineCall, encoding: Encoding | None) -> int:
-    """Return an upper bound on the tokens that an engine wrote. An engine that exceeded its limit has none here."""
-    most = _bound_text(call.text.getvalue(), encoding) + call.lost_tokens
-    return most if call.limit_tokens is None else min(most, call.limit_tokens)
+def _max_written(call: EngineCall, encoding: Encoding | None) -> int:
+    """Return an upper bound on the tokens that an engine wrote. It is at most the engine's limit."""
+    bound = _bound_text(call.text.getvalue(), encoding) + call.lost_tokens
+    return bound if call.limit_tokens is None else min(bound, call.limit_tokens)
 
 
-def _most_read(call: EngineCall, request: CallerRequest | None, bound: CallBound, encoding: Encoding | None) -> int:
-    """Return an upper bound on the tokens of a call's prompt: all of its body, and what a template adds."""
-    texts, parts, picture_bytes = _without_pictures(call.messages)
-    size = 0 if request is None else request.size_bytes - picture_bytes
+def _max_read(call: EngineCall, request: CallerRequest | None, bound: CallBound, encoding: Encoding | None) -> int:
+    """Return an upper bound on the tokens of a call's prompt, including its template."""
+    texts, parts, image_bytes = _without_images(call.messages)
+    size = 0 if request is None else request.size_bytes - image_bytes
     if encoding is None or size > MAX_BOUNDED_BYTES:
-        return bound.input_tokens - picture_bytes
+        return bound.input_tokens - image_bytes
     body: Json = {} if request is None else request.body
-    if "input" in body:  # texts to embed have no template, and two marks at most
+    if "input" in body:  # texts to embed have no template and at most two markers each
         read = [text for message in call.messages for text in texts_of(message)]
         return 2 * len(read) + _bound_text("\n".join(read), encoding)
     total = parts * TOKENS_PER_PART
@@ -180,9 +181,9 @@ def _bound_text(text: str, encoding: Encoding | None) -> int:
 
 
 def _others(call: EngineCall, request: CallerRequest) -> bytes:
-    """Return what a model may read beside its messages: tools, schemas, documents, as JSON."""
+    """Return other content that a model may read, such as tools, schemas and documents, as JSON."""
     if call.role == "guidance":
-        return b""  # a teacher that opens an answer is sent messages alone
+        return b""  # a guidance call contains only messages
     read = {
         name: value
         for name, value in request.body.items()
@@ -191,8 +192,8 @@ def _others(call: EngineCall, request: CallerRequest) -> bytes:
     return _json(read) if read else b""
 
 
-def _without_pictures(messages: Sequence[Json]) -> tuple[list[Json], int, int]:
-    """Return messages without pictures, the number of parts that are no text, and the size of the pictures."""
+def _without_images(messages: Sequence[Json]) -> tuple[list[Json], int, int]:
+    """Return messages without images, the number of parts that are not text, and the size of the images."""
     kept: list[Json] = []
     others = size = 0
     for message in messages:
@@ -204,7 +205,7 @@ def _without_pictures(messages: Sequence[Json]) -> tuple[list[Json], int, int]:
         for part in content:
             kind = part.get("type", "text") if isinstance(part, dict) else "text"
             others += kind != "text"
-            if kind in _PICTURES:
+            if kind in _IMAGE_KINDS:
                 size += len(_json(part))
             else:
                 parts.append(part)
@@ -213,7 +214,7 @@ def _without_pictures(messages: Sequence[Json]) -> tuple[list[Json], int, int]:
 
 
 def _token_ids(prompt: Any) -> int:
-    """Return the number of token ids in a prompt, or in a list of prompts: no text of them is among the messages."""
+    """Return the number of token ids in a prompt or a list of prompts. Messages do not contain their text."""
     if not isinstance(prompt, list):
         return 0
     return sum(len(one) if isinstance(one, list) else isinstance(one, int) for one in prompt)

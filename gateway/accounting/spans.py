@@ -1,4 +1,4 @@
-"""From a receipt to what a trace tells of it. There only where traces are on."""
+"""Trace attributes and stages from a receipt. Imported only where tracing is on."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 
 class ReceiptSpans:
-    """Tells the trace of the request under way of its stages, and of its receipt."""
+    """Add stages and receipt attributes to the current request's trace."""
 
     @staticmethod
-    def due(draft: ReceiptBuilder) -> None:
-        """The request has ended; its receipt will be told to `put`."""
+    def expect(draft: ReceiptBuilder) -> None:
+        """Keep the trace open until `put`, and add its stages. The request has ended."""
         trace = current()
         if trace is None:
             return
-        trace.account_is_due()
+        trace.expect_receipt()
         if trace.recorded:
             _stages(trace, draft)
 
@@ -34,18 +34,18 @@ class ReceiptSpans:
         trace = current()
         if trace is not None:
             failed = receipt.status if receipt.status != "ok" else None
-            trace.accounted(_facts(receipt, draft) if trace.recorded else {}, failed)
+            trace.set_receipt(_facts(receipt, draft) if trace.recorded else {}, failed)
 
 
 def _stages(trace: RequestTrace, draft: ReceiptBuilder) -> None:
-    """Those between the calls to engines, which are spans already."""
+    """Add the stages between engine calls. Calls have their own spans."""
     if draft.admitted is not None:
         trace.child("admission", draft.started, draft.admitted)
-    if draft.asked is None:
+    if draft.guidance_requested is None:
         return
     teacher = draft.teacher
     shared = teacher.shared if teacher is not None else ""
-    # Nobody waited for longer than until the opening was there, or the request was over.
+    # The wait ended when the guidance arrived or the request ended, at the latest.
     ended = draft.granted or draft.guided or time.perf_counter()
     attributes = attributes_of(
         [
@@ -56,7 +56,12 @@ def _stages(trace: RequestTrace, draft: ReceiptBuilder) -> None:
     )
     failed = None if draft.granted is not None or shared else draft.unguided
     trace.child(
-        "batch_wait", draft.asked, ended, attributes, failed=failed, link=teacher.span if shared and teacher else None
+        "batch_wait",
+        draft.guidance_requested,
+        ended,
+        attributes,
+        failed=failed,
+        link=teacher.span if shared and teacher else None,
     )
 
 

@@ -1,11 +1,11 @@
-"""The limits in Redis as callers see them: what of each is in use. It changes nothing; exchange.lua counts."""
+"""Read the current use of limits from Redis. Only exchange.lua changes it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gateway.accounting.rings import counted
+from gateway.accounting.rings import ring_sum
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from gateway.redis.keys import RedisKeys
 
 _MICRO = 1_000_000
-_SLOT_US = 100_000  # a minute's slots; exchange.lua has the same numbers
+_SLOT_US = 100_000  # slots of the last minute; exchange.lua has the same constants
 _SLOTS = 600
 
 
 @dataclass(frozen=True, slots=True)
 class RecentUsage:
-    """What was used in the last 60 seconds, and what runs now."""
+    """The use of the last 60 seconds, and the requests that run now."""
 
     requests: int
     tokens: int
@@ -30,8 +30,12 @@ class RecentUsage:
 
 
 class LimitUsage:
-    """Args:
-    lease_s: after so long without a word, a process no longer holds what runs in parallel.
+    """Read the use of limits.
+
+    Args:
+        redis: the connection for queries.
+        keys: the names of keys.
+        lease_s: seconds without a heartbeat after which the parallel slots of a process are free.
     """
 
     def __init__(self, redis: Redis, keys: RedisKeys, lease_s: float) -> None:
@@ -39,8 +43,8 @@ class LimitUsage:
         self._keys = keys
         self._lease_us = round(lease_s * _MICRO)
 
-    async def look(self, tenant: str, scopes: Sequence[Scope]) -> list[RecentUsage]:
-        """Of each scope of a tenant, in one round trip. Raises RedisError and OSError."""
+    async def read(self, tenant: str, scopes: Sequence[Scope]) -> list[RecentUsage]:
+        """Return the use of each scope, in one round trip. Raises RedisError and OSError."""
         if not scopes:
             return []
         async with self._redis.pipeline(transaction=False) as pipe:
@@ -50,18 +54,18 @@ class LimitUsage:
                 window, parallel, _ = self._keys.scope(tenant, scope.name)
                 pipe.hgetall(window)
                 pipe.hgetall(parallel)
-            (seconds, microseconds), owners, *found = await pipe.execute()
+            (seconds, microseconds), owners, *results = await pipe.execute()
         now_us = seconds * _MICRO + microseconds
-        living = {owner for owner, heard_us in owners if heard_us >= now_us - self._lease_us}
+        living = {process_id for process_id, seen_us in owners if seen_us >= now_us - self._lease_us}
         return [
             RecentUsage(
                 requests=_used(window, "requests", now_us),
                 tokens=_used(window, "tokens", now_us),
-                parallel=sum(int(count) for owner, count in parallel.items() if owner in living),
+                parallel=sum(int(count) for process_id, count in parallel.items() if process_id in living),
             )
-            for window, parallel in zip(found[::2], found[1::2], strict=True)
+            for window, parallel in zip(results[::2], results[1::2], strict=True)
         ]
 
 
 def _used(window: dict[bytes, bytes], name: str, now_us: int) -> int:
-    return counted(window, name, now_us=now_us, length_us=_SLOT_US, last=_SLOTS)
+    return ring_sum(window, name, now_us=now_us, length_us=_SLOT_US, last=_SLOTS)

@@ -1,7 +1,7 @@
-"""Receipts on disk, for while Redis is away: they outlive their process there. All of it blocks: for threads alone.
+"""Store receipts in files while Redis is down, so that they survive their process. All calls block: use threads.
 
-Each process has one file, and holds a lock on it for as long as it lives: a file whose lock can be had is a dead one's.
-A line is one settlement as JSON. The first byte of a line that was told to Redis is written over.
+Each process has one file and locks it while it lives. A file that can be locked belongs to a dead process. Each line is
+one settlement as JSON. After a line was sent to Redis, its first byte is overwritten.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
-ENDING = ".jsonl"
-_TOLD = b"-"
-_LOCK_TIMES = 10
+SUFFIX = ".jsonl"
+_SENT = b"-"
+_LOCK_ATTEMPTS = 10
 
 
 class SpoolEntry(msgspec.Struct, frozen=True):
-    """One line: a receipt, what was reserved for it, and the process under whose name that stands in Redis."""
+    """One line: a receipt, its intent, and the id of the process that admitted the request."""
 
-    owner: str
+    process_id: str = msgspec.field(name="owner")
     receipt: Receipt
     intent: Intent | None = None
 
@@ -37,15 +37,15 @@ class SpoolEntry(msgspec.Struct, frozen=True):
 
 
 class SpoolLine(msgspec.Struct, frozen=True):
-    """What stands at a place of a file. `spooled` is None where it cannot be read."""
+    """A line of the file with its offset. `entry` is None where the line cannot be decoded."""
 
-    place: int
+    offset: int
     size: int
-    spooled: SpoolEntry | None
+    entry: SpoolEntry | None
 
 
 class Spool:
-    """One file that is locked. Everything raises OSError."""
+    """A locked spool file. All methods raise OSError."""
 
     def __init__(self, path: Path, descriptor: int) -> None:
         self.path = path
@@ -53,25 +53,25 @@ class Spool:
         self.size_bytes = os.fstat(descriptor).st_size
 
     @classmethod
-    def make(cls, path: Path) -> Spool:
-        """A new one, this process's own."""
+    def create(cls, path: Path) -> Spool:
+        """Create and lock this process's own file."""
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for _ in range(_LOCK_TIMES):
+        for _ in range(_LOCK_ATTEMPTS):
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-            # Somebody may have taken it for a dead one's, and removed it, before it was locked.
+            # Another process may have removed the file as orphaned before it was locked.
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             with suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(descriptor), path.stat()):
                     folder = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
-                    os.fsync(folder)  # else the file itself could be gone after a power cut
+                    os.fsync(folder)  # so that the file survives a power failure
                     os.close(folder)
                     return cls(path, descriptor)
             os.close(descriptor)
-        raise OSError("the spool cannot be locked")
+        raise OSError(f"{path} cannot be locked: another process removes it again and again")
 
     @classmethod
-    def of_the_dead(cls, path: Path) -> Spool | None:
-        """One that was left behind; None where it is a living process's, or gone."""
+    def open_orphaned(cls, path: Path) -> Spool | None:
+        """Lock the file of a dead process. Return None where its process lives or the file is gone."""
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -85,11 +85,11 @@ class Spool:
         os.close(descriptor)
         return None
 
-    def append(self, lines: Iterable[bytes], most_bytes: int) -> int:
-        """Write as many as fit, in order: how many. They are on the disk when it returns."""
+    def append(self, lines: Iterable[bytes], max_bytes: int) -> int:
+        """Append the first lines that fit within `max_bytes`, synced to disk. Return their number."""
         fitting, size = [], self.size_bytes
         for line in lines:
-            if size + len(line) > most_bytes:
+            if size + len(line) > max_bytes:
                 break
             fitting.append(line)
             size += len(line)
@@ -98,70 +98,70 @@ class Spool:
                 _write_all(self._descriptor, b"".join(fitting))
                 os.fdatasync(self._descriptor)
             except OSError:
-                # A half of a line must not stand before the next.
+                # Remove a partial line, so that the next line starts at a line start.
                 os.ftruncate(self._descriptor, self.size_bytes)
                 raise
             self.size_bytes = size
         return len(fitting)
 
     def lines(self) -> Iterator[SpoolLine]:
-        """Those that were not told yet, from the beginning; an end without a line's end was never whole."""
-        place = 0
+        """Yield the lines that were not sent yet, in order. Skip an incomplete last line."""
+        offset = 0
         with os.fdopen(os.dup(self._descriptor), "rb") as file:
             file.seek(0)
             for raw in file:
                 if not raw.endswith(b"\n"):
                     return
-                if not raw.startswith(_TOLD):
-                    yield SpoolLine(place, len(raw), _read(raw))
-                place += len(raw)
+                if not raw.startswith(_SENT):
+                    yield SpoolLine(offset, len(raw), _read(raw))
+                offset += len(raw)
 
-    def tick_off(self, lines: Sequence[SpoolLine]) -> None:
-        """These were told. Another process that finds the file does not tell them again."""
-        # Linux would append, wherever it is told to write, with the descriptor that appends.
+    def mark_sent(self, lines: Sequence[SpoolLine]) -> None:
+        """Mark lines as sent, so that no other process sends them again."""
+        # pwrite on a descriptor with O_APPEND appends on Linux. So this needs a second descriptor.
         descriptor = os.open(self.path, os.O_WRONLY | os.O_CLOEXEC)
         try:
             for line in lines:
-                os.pwrite(descriptor, _TOLD, line.place)
+                os.pwrite(descriptor, _SENT, line.offset)
             os.fdatasync(descriptor)
         finally:
             os.close(descriptor)
 
     def clear(self) -> None:
-        """Forget all lines."""
+        """Remove all lines."""
         os.ftruncate(self._descriptor, 0)
         self.size_bytes = 0
 
-    def set_aside(self) -> Path:
-        """Keep it where nobody looks for spools, for somebody to look at: under which name."""
+    def quarantine(self) -> Path:
+        """Rename the file, so that no process reads it again. Return its new path."""
         path = self.path.with_suffix(".unreadable")
         self.path.rename(path)
         return path
 
     def close(self, *, remove: bool) -> None:
-        """Let go of it."""
+        """Close and unlock the file."""
         if remove:
             self.path.unlink(missing_ok=True)
         os.close(self._descriptor)
 
 
-def left_behind(folder: Path, own: Path) -> list[Path]:
-    """Spools that may be those of the dead."""
+def other_spools(folder: Path, own: Path) -> list[Path]:
+    """Return the spools of other processes. Their processes may be alive or dead."""
     if not folder.is_dir():
         return []
-    return sorted(path for path in folder.iterdir() if path.suffix == ENDING and path != own)
+    return sorted(path for path in folder.iterdir() if path.suffix == SUFFIX and path != own)
 
 
 def _write_all(descriptor: int, data: bytes) -> None:
-    rest = memoryview(data)
-    while rest:
-        rest = rest[os.write(descriptor, rest) :]
+    remaining = memoryview(data)
+    while remaining:
+        remaining = remaining[os.write(descriptor, remaining) :]
 
 
 def _read(raw: bytes) -> SpoolEntry | None:
     try:
-        spooled = msgspec.json.decode(raw, type=SpoolEntry)
-        spooled.receipt.checked()
+        entry = msgspec.json.decode(raw, type=SpoolEntry)
+        entry.receipt.checked()
     except (msgspec.MsgspecError, UnicodeError):
         return None
-    return spooled
+    return entry

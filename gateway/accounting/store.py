@@ -1,16 +1,15 @@
-"""What Redis keeps of each request: its intent from admission on, then its receipt in the intent's place.
+"""Store each request in Redis: its intent at admission, then its receipt in place of the intent.
 
-What a tenant or a key may use is counted by the same exchange, which may refuse the request.
+The same exchange counts limits and budgets, so it may refuse the request. At most one exchange runs at a time. Requests
+and receipts that arrive meanwhile share the next one: under load, one round trip serves many requests. Receipts wait a
+moment for such a batch, admissions do not.
 
-One exchange is under way at a time, and what comes meanwhile goes out together with the next, so that under load one
-round trip serves many requests. Receipts wait for such company a moment; who asks for admission does not.
+While Redis is down, receipts wait in memory, up to a limit, and on disk (spooler.py). Requests then continue within a
+local allowance (local_limits.py), continue uncounted, or are rejected, as configured. A process that stops tries once
+more to store its receipts.
 
-While Redis is away receipts wait in memory, bounded, and on disk (spooler.py), and go out when it is back; a process
-that is told to stop first gives them one more try. Requests then go on without an intent within a local allowance
-(local_limits.py), go on uncounted, or are refused, as configured.
-
-A Redis that was started anew may have forgotten the last it was told, though it said that it knew: so that is kept for
-a moment, and told again then. The script knows what it did not forget.
+A restarted Redis may have lost the last writes that it acknowledged. So the store keeps recent settlements for a moment
+and resends them. The script ignores those that Redis still has.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ import structlog
 from redis.exceptions import RedisError
 
 from gateway.accounting.redis_ledger import Settlement
-from gateway.accounting.refusals import refused
+from gateway.accounting.refusals import refusal_error
 from gateway.errors import StoreUnavailable
 
 if TYPE_CHECKING:
@@ -45,24 +44,29 @@ log = structlog.get_logger()
 _MAX_WAITING = 10_000
 _RETRY_S = 1.0
 _BATCH = 200
-# With appendfsync everysec Redis may forget two seconds.
+# With appendfsync everysec, Redis may lose two seconds of writes.
 REMEMBERED_S = 3.0
-# A receipt is in no hurry: a request that is admitted meanwhile takes it along.
+# A delay for receipts, so that they share the exchange of a later admission.
 _LINGER_S = 0.02
 
 
-Older: TypeAlias = "Callable[[str, str], Awaitable[bytes | None]]"
-"""Where receipts are looked for that Redis does not have: by tenant and id."""
+ArchiveLookup: TypeAlias = "Callable[[str, str], Awaitable[bytes | None]]"
+"""Reads a receipt that Redis does not have, by tenant and id."""
 Admitted: TypeAlias = "tuple[AdmissionVerdict, tuple[Scope, ...], int | None] | None"
-"""The verdict on a request, with the scopes that it names and Redis TIME. Without a time this process decided alone.
-None: the request goes on uncounted."""
+"""The verdict on a request, its scopes, and Redis TIME in microseconds. The time is None where this process decided
+without Redis. The whole value is None for a request that continues uncounted."""
 
 
 class ReceiptStore:
-    """Args:
-    local: counts while Redis cannot.
-    on_event: told what came of budgets.
-    older: asked for a tenant's receipt that Redis does not have; raises StoreUnavailable.
+    """Store intents and receipts in Redis, one exchange at a time.
+
+    Args:
+        redis: the connections to Redis, and whether it is up.
+        ledger: runs the exchanges.
+        local: decides and counts while Redis is down.
+        on_event: called with each budget event.
+        older: reads a tenant's receipt that Redis does not have; raises StoreUnavailable.
+        metrics: the process's metrics.
     """
 
     def __init__(
@@ -72,52 +76,53 @@ class ReceiptStore:
         *,
         local: LocalLimits,
         on_event: Callable[[TenantEvent], None],
-        older: Older | None = None,
+        archive: ArchiveLookup | None = None,
         metrics: Metrics,
     ) -> None:
-        self._older = older
+        self._archive = archive
         self._redis = redis
         self._ledger = ledger
         self._local = local
         self._on_event = on_event
         self._metrics = metrics
         self._under_way: dict[str, AdmissionRequest] = {}  # requests without a receipt yet
-        self._untold: dict[str, AdmissionRequest] = {}  # of these, those that go out with the next exchange
+        self._unsent: dict[str, AdmissionRequest] = {}  # requests under way that the next exchange sends
         self._admitting: dict[str, asyncio.Future[Admitted]] = {}
         self._waiting: OrderedDict[str, Settlement] = OrderedDict()
-        self._on_disk: set[str] = set()  # those that wait, and are in the spool as well
-        self._shed: set[str] = set()  # those that are in the spool alone
-        self._taken: deque[tuple[float, Settlement]] = deque(maxlen=_MAX_WAITING)  # what Redis took last, and when
-        self._again: OrderedDict[str, Settlement] = OrderedDict()  # of that, what it may have forgotten
-        self._in_doubt: set[str] = set()  # requests whose exchange failed: Redis may have an intent of them
-        self._unsure = False  # Redis may lack intents of requests that are under way
-        self._beats: set[str] = set()  # tenants for which this process is to be heard of
-        self._refused = False  # the last exchange failed
-        self._news = asyncio.Event()
-        self._alarm: asyncio.TimerHandle | None = None
+        self._on_disk: set[str] = set()  # settlements that wait and are in the spool as well
+        self._spool_only: set[str] = set()  # settlements that are in the spool alone
+        self._stored: deque[tuple[float, Settlement]] = deque(maxlen=_MAX_WAITING)  # the last ones, with their times
+        self._resending: OrderedDict[str, Settlement] = OrderedDict()  # settlements that Redis may have lost
+        self._in_doubt: set[str] = set()  # requests whose exchange failed: Redis may hold their intents
+        self._unsure = False  # Redis may lack intents of requests under way
+        self._beats: set[str] = set()  # tenants for which the next exchange renews this process's lease
+        self._failed = False  # the last exchange failed
+        self._work = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
         self._exchanging = asyncio.Lock()
 
     async def admit(self, candidate: AdmissionRequest, *, on_failure: OnRedisFailure) -> Admitted:
-        """Ask whether a request may go on, before it spends anything.
+        """Return the verdict on a request before it spends anything.
 
-        Its receipt must follow where it may, and where `holds` says so after an error: Redis may then have an intent.
+        The caller must `put` a receipt for an admitted request. After an error it must do so where `holds` returns
+        True: Redis may hold an intent.
 
         Args:
-            on_failure: what to do when Redis cannot be asked. A request that goes on is counted as soon as Redis can.
+            on_failure: the action while Redis is down. A request that continues is counted when Redis is up again.
 
         Raises:
-            StoreUnavailable, RateLimited: Redis is away, and the request may not go on without it.
+            StoreUnavailable, RateLimited: Redis is down, and the request may not continue without it.
         """
         self._under_way[candidate.id] = candidate
         try:
-            alone = on_failure == "degrade" and self._keeps_to_part(candidate)
-            admitted = await self._told(candidate, alone=alone)
+            alone = on_failure == "degrade" and self._must_decide_alone(candidate)
+            admitted = await self._verdict(candidate, alone=alone)
             if admitted is None:
                 self._metrics.intents_missed.inc()
                 if on_failure == "reject":
                     if candidate.id not in self._in_doubt:
                         del self._under_way[candidate.id]
-                    raise StoreUnavailable("Redis is away, and here requests need it. Try again.")
+                    raise StoreUnavailable("Redis is down, and requests of this gateway require it. Try again.")
                 if on_failure == "degrade" and candidate.scopes:
                     return self._decide_alone(candidate), candidate.scopes, None
         finally:
@@ -127,98 +132,102 @@ class ReceiptStore:
     def _decide_alone(self, candidate: AdmissionRequest) -> AdmissionVerdict:
         verdict = self._local.admit(candidate, self._under_way.values(), asyncio.get_running_loop().time())
         tenant = self._metrics.series.tenant(candidate.tenant)
-        self._metrics.local_admissions.labels(tenant, verdict.no.limit if verdict.no else "admitted").inc()
-        if verdict.no is not None and candidate.id in self._in_doubt:
-            # Its receipt gives back what Redis may have reserved.
-            raise refused(verdict.no, candidate.scopes, None)
-        self._decided(candidate, verdict)
+        self._metrics.local_admissions.labels(tenant, verdict.refusal.limit if verdict.refusal else "admitted").inc()
+        if verdict.refusal is not None and candidate.id in self._in_doubt:
+            # Its receipt releases what Redis may have reserved.
+            raise refusal_error(verdict.refusal, candidate.scopes, None)
+        self._record_verdict(candidate, verdict)
         return verdict
 
-    def _keeps_to_part(self, candidate: AdmissionRequest) -> bool:
-        """Return whether other processes may not have told Redis yet what they spent of a budget of the request."""
+    def _must_decide_alone(self, candidate: AdmissionRequest) -> bool:
+        """Return whether other processes may still have to report spending of the request's budgets to Redis."""
         if all(scope.budget is None for scope in candidate.scopes):
             return False
         return self._local.is_settling(asyncio.get_running_loop().time())
 
-    async def _told(self, candidate: AdmissionRequest, *, alone: bool) -> Admitted:
+    async def _verdict(self, candidate: AdmissionRequest, *, alone: bool) -> Admitted:
         if alone or not self._redis.up:
             self._unsure = True
-            self._news.set()
+            self._work.set()
             return None
-        self._untold[candidate.id] = candidate
+        self._unsent[candidate.id] = candidate
         admitted: asyncio.Future[Admitted] = asyncio.get_running_loop().create_future()
         self._admitting[candidate.id] = admitted
-        self._news.set()
+        self._work.set()
         try:
             return await admitted
         finally:
             del self._admitting[candidate.id]
 
     def put(self, receipt: Receipt) -> None:
-        """Hand a receipt over; it is written soon, together with others that came meanwhile."""
+        """Queue a receipt. The next exchange stores it."""
         candidate = self._under_way.pop(receipt.id, None)
-        self._untold.pop(receipt.id, None)
+        self._unsent.pop(receipt.id, None)
         self._local.settle(receipt.id, receipt.cost_usd)
         self._waiting[receipt.id] = Settlement(receipt, candidate.variants[0].intent if candidate is not None else None)
         if len(self._waiting) > _MAX_WAITING:
             oldest, lost = self._waiting.popitem(last=False)
             if oldest in self._on_disk:
                 self._on_disk.discard(oldest)
-                self._shed.add(oldest)
+                self._spool_only.add(oldest)
             else:
                 self._lose(lost.receipt)
         self._metrics.receipts_waiting.set(len(self._waiting))
-        self._look_in(_LINGER_S)
+        self._wake_in(_LINGER_S)
 
     async def get(self, tenant: str, receipt_id: str) -> bytes | None:
-        """A tenant's receipt as JSON, or None. Raises StoreUnavailable."""
-        waiting = self._waiting.get(receipt_id) or self._again.get(receipt_id)
+        """Return a tenant's receipt as JSON, or None where there is none.
+
+        Raises:
+            StoreUnavailable: Redis is down, and the receipt was not found elsewhere.
+        """
+        waiting = self._waiting.get(receipt_id) or self._resending.get(receipt_id)
         if waiting is not None:
             return waiting.receipt.to_json() if waiting.receipt.tenant == tenant else None
-        found, asked = None, False
+        found, was_read = None, False
         if self._redis.up:
-            # The client is not told of a failure: no request is to go without Redis because a look was slow.
+            # This failure does not count as an outage: a slow query must not stop requests from using Redis.
             with suppress(RedisError, OSError):
-                found, asked = await self._ledger.receipt(tenant, receipt_id), True
-        if found is None and self._older is not None:
-            found = await self._older(tenant, receipt_id)
-        if found is None and not asked:
-            raise StoreUnavailable("Receipts cannot be read while Redis is away. Try again.")
+                found, was_read = await self._ledger.receipt(tenant, receipt_id), True
+        if found is None and self._archive is not None:
+            found = await self._archive(tenant, receipt_id)
+        if found is None and not was_read:
+            raise StoreUnavailable("Receipts cannot be read while Redis is down. Try again.")
         return found
 
     def remember(self, receipt: Receipt) -> None:
-        """Redis took this one by another way: it is told again as all are, should Redis forget."""
-        self._taken.append((asyncio.get_running_loop().time(), Settlement(receipt, None)))
+        """Resend this receipt if Redis loses it. Something else stored it."""
+        self._stored.append((asyncio.get_running_loop().time(), Settlement(receipt, None)))
 
     def holds(self, request_id: str) -> bool:
-        """Whether a request is under way here, or its receipt is still to be told."""
-        return any(request_id in held for held in (self._under_way, self._waiting, self._shed, self._again))
+        """Return whether a request is under way here, or its receipt is not stored yet."""
+        return any(request_id in held for held in (self._under_way, self._waiting, self._spool_only, self._resending))
 
     @property
-    def stuck(self) -> bool:
-        """Whether Redis does not take receipts at present, as far as is known."""
-        return not self._redis.up or self._refused
+    def is_blocked(self) -> bool:
+        """Return whether Redis does not accept receipts at present, as far as is known."""
+        return not self._redis.up or self._failed
 
-    def to_spool(self, most: int) -> list[Settlement]:
-        """Some that wait, and are not in the spool, the oldest first."""
-        return list(islice((one for name, one in self._waiting.items() if name not in self._on_disk), most))
+    def next_for_spool(self, limit: int) -> list[Settlement]:
+        """Return the oldest waiting settlements that are not in the spool."""
+        return list(islice((one for name, one in self._waiting.items() if name not in self._on_disk), limit))
 
-    def spooled(self, ids: Iterable[str]) -> None:
-        """These are in the spool. Redis may have taken them meanwhile."""
+    def mark_spooled(self, ids: Iterable[str]) -> None:
+        """Record that these receipts are in the spool. Redis may have stored some of them in the meantime."""
         self._on_disk.update(one for one in ids if one in self._waiting)
 
     @property
     def has_spooled(self) -> bool:
-        """Whether anything is still to be told that is in the spool."""
-        return bool(self._on_disk or self._shed)
+        """Return whether the spool holds receipts that Redis does not have."""
+        return bool(self._on_disk or self._spool_only)
 
     @property
-    def shed(self) -> Set[str]:
-        """What is to be told out of the spool: there was no room for it in memory."""
-        return self._shed
+    def spool_only(self) -> Set[str]:
+        """Return the ids of receipts that are in the spool alone. Memory had no room for them."""
+        return self._spool_only
 
-    def give_up(self) -> int:
-        """Before a process ends: what stands neither in Redis nor in the spool is lost. How many."""
+    def drop_unsaved(self) -> int:
+        """Drop receipts that are neither in Redis nor in the spool, before the process ends. Return their number."""
         lost = [one.receipt for name, one in self._waiting.items() if name not in self._on_disk]
         for receipt in lost:
             del self._waiting[receipt.id]
@@ -226,138 +235,138 @@ class ReceiptStore:
         return len(lost)
 
     def _lose(self, receipt: Receipt) -> None:
-        """Not silently: the log line is now the only place where this receipt stands."""
+        """Log a receipt that is dropped. The log line is its only record."""
         self._local.lost(receipt.id)
         self._metrics.receipts_lost.inc()
         log.error("receipt_lost", id=receipt.id, receipt=receipt.as_dict())
 
-    def told_from_spool(self, ids: Iterable[str]) -> None:
-        """Redis took these."""
+    def confirm_spooled(self, ids: Iterable[str]) -> None:
+        """Record that Redis stored these receipts from the spool."""
         ids = list(ids)
-        self._shed.difference_update(ids)
-        self._local.told(ids)
+        self._spool_only.difference_update(ids)
+        self._local.release(ids)
 
     def beat(self) -> None:
-        """Let Redis know that this process lives, for every tenant that has requests under way here."""
+        """Renew this process's lease for every tenant that has requests under way here."""
         self._beats = {candidate.tenant for candidate in self._under_way.values()}
         if self._beats:
-            self._news.set()
+            self._work.set()
 
-    def tell_again(self) -> None:
-        """Redis may have forgotten: let it know anew of every request that is under way, and of the last receipts."""
+    def resend(self) -> None:
+        """Resend all requests under way and the last receipts: Redis may have lost them."""
         self._unsure = True
-        # Once it has forgotten a receipt in due time, it would take the same for a new one.
+        # Redis may have expired older receipts. It would count those again.
         since = asyncio.get_running_loop().time() - self._ledger.ttl_s / 2
-        self._again.update((one.receipt.id, one) for at, one in self._taken if at > since)
-        self._taken.clear()
-        self._ledger.forget()
-        self._news.set()
+        self._resending.update((one.receipt.id, one) for at, one in self._stored if at > since)
+        self._stored.clear()
+        self._ledger.forget_tenants()
+        self._work.set()
 
     async def run(self) -> None:
-        """Exchange what there is, for ever. Whatever fails, the loop lives on: every later request needs it."""
+        """Run exchanges until canceled. The loop survives every error, since later requests depend on it."""
         while True:
-            await self._news.wait()
+            await self._work.wait()
             if not self._redis.up:
                 self._answer(list(self._admitting), None)
                 await self._redis.wait_up()
-            await asyncio.sleep(0)  # requests that are ready now come along
-            self._news.clear()
+            await asyncio.sleep(0)  # other requests that are ready join this exchange
+            self._work.clear()
             if not await self._exchange():
-                self._look_in(_RETRY_S)
+                self._wake_in(_RETRY_S)
 
     async def flush(self) -> bool:
-        """Write every receipt that waits; False when Redis did not take it."""
-        while self._waiting or self._again:
+        """Store every waiting receipt. Return False when Redis does not accept them."""
+        while self._waiting or self._resending:
             if not await self._exchange():
                 return False
         return True
 
     async def _exchange(self) -> bool:
-        """Tell Redis what waits, as much as one round trip should carry; False when it did not take it."""
+        """Send one batch to Redis. Return False when Redis does not accept it."""
         async with self._exchanging:
             if self._unsure:
-                # What asks to be admitted still asks. What was let in is only to be counted.
-                under_way = {name: one.let_in() for name, one in self._under_way.items()}
-                self._untold, self._unsure = {**under_way, **self._untold}, False
-            candidates = [self._untold.pop(one) for one in list(islice(self._untold, _BATCH))]
-            settled = list(islice(chain(self._waiting.values(), self._again.values()), _BATCH))
+                # Requests that wait for a verdict are sent as they are. Admitted ones are only counted.
+                under_way = {name: one.forced() for name, one in self._under_way.items()}
+                self._unsent, self._unsure = {**under_way, **self._unsent}, False
+            candidates = [self._unsent.pop(one) for one in list(islice(self._unsent, _BATCH))]
+            settled = list(islice(chain(self._waiting.values(), self._resending.values()), _BATCH))
             beats, self._beats = self._beats, set()
             if not candidates and not settled and not beats:
-                self._refused = False  # what was refused is no more
+                self._failed = False  # nothing is left that could be rejected
                 return True
             try:
-                brought = await self._ledger.exchange(candidates, settled, beats)
+                result = await self._ledger.exchange(candidates, settled, beats)
             except Exception as error:
                 self._redis.failed(error)
                 self._local.fail()
                 self._unsure = True
                 self._in_doubt.update(one.id for one in candidates if one.id in self._admitting)
                 self._answer([candidate.id for candidate in candidates], None)
-                if not self._refused:
+                if not self._failed:
                     unexpected = not isinstance(error, RedisError | OSError)
                     log.warning(
                         "receipts_waiting", count=len(self._waiting), error=type(error).__name__, exc_info=unexpected
                     )
-                self._refused = True
+                self._failed = True
                 return False
-        self._refused = False
+        self._failed = False
         now = asyncio.get_running_loop().time()
-        self._local.told([candidate.id for candidate in candidates])
+        self._local.release([candidate.id for candidate in candidates])
         self._local.recover(now)
         for candidate in candidates:
-            self._decided(candidate, brought.verdicts[candidate.id][0])
-        self._answer([candidate.id for candidate in candidates], brought)
-        self._took(settled)
-        for tenant, scope, left in brought.left:
+            self._record_verdict(candidate, result.verdicts[candidate.id][0])
+        self._answer([candidate.id for candidate in candidates], result)
+        self._mark_stored(settled)
+        for tenant, scope, left in result.left:
             self._local.learn(tenant, scope, left, now)
         self._metrics.receipts_waiting.set(len(self._waiting))
-        if brought.replaced:
-            # This process was taken for dead. What others said of these requests holds no longer.
-            log.warning("abandoned_replaced", ids=brought.replaced)
-        for event in brought.events:
+        if result.replaced:
+            # Another process settled these requests as abandoned. Their real receipts replace those.
+            log.warning("abandoned_replaced", ids=result.replaced)
+        for event in result.events:
             self._on_event(event)
-        if self._untold or len(settled) == _BATCH:
-            self._news.set()
+        if self._unsent or len(settled) == _BATCH:
+            self._work.set()
         return True
 
-    def _took(self, settled: Sequence[Settlement]) -> None:
-        self._local.told([one.receipt.id for one in settled])
-        now, again = asyncio.get_running_loop().time(), 0
+    def _mark_stored(self, settled: Sequence[Settlement]) -> None:
+        self._local.release([one.receipt.id for one in settled])
+        now, resent = asyncio.get_running_loop().time(), 0
         for one in settled:
             self._waiting.pop(one.receipt.id, None)
             self._on_disk.discard(one.receipt.id)
-            again += self._again.pop(one.receipt.id, None) is not None
-            self._taken.append((now, one))
-        if again:
-            self._metrics.receipts_resent.inc(again)
-        # By what the watch knows: until it has asked, Redis may be another one that forgot.
-        while self._taken and self._taken[0][0] < self._redis.same_at - REMEMBERED_S:
-            self._taken.popleft()
+            resent += self._resending.pop(one.receipt.id, None) is not None
+            self._stored.append((now, one))
+        if resent:
+            self._metrics.receipts_resent.inc(resent)
+        # Until the watch has checked its run id, Redis may have restarted and lost writes.
+        while self._stored and self._stored[0][0] < self._redis.unchanged_at - REMEMBERED_S:
+            self._stored.popleft()
 
-    def _decided(self, candidate: AdmissionRequest, verdict: AdmissionVerdict) -> None:
-        """Note what became of a request at once: who asks may hear of it only after the next exchange has begun."""
+    def _record_verdict(self, candidate: AdmissionRequest, verdict: AdmissionVerdict) -> None:
+        """Record a verdict at once. The waiting request may read it only after the next exchange has begun."""
         if candidate.id not in self._under_way:
-            return  # its receipt came meanwhile
-        if verdict.no is not None:
+            return  # its receipt arrived in the meantime
+        if verdict.refusal is not None:
             del self._under_way[candidate.id]
         elif verdict.variant != candidate.variants[0].kind:
-            self._under_way[candidate.id] = candidate.following(verdict.variant)
+            self._under_way[candidate.id] = candidate.with_variant(verdict.variant)
 
-    def _answer(self, ids: Iterable[str], brought: ExchangeResult | None) -> None:
-        """Let requests go on that wait for admission; one that was cancelled meanwhile no longer does."""
+    def _answer(self, ids: Iterable[str], result: ExchangeResult | None) -> None:
+        """Pass verdicts to waiting requests. A request that was canceled meanwhile is skipped."""
         for one in ids:
-            if brought is None:
-                # It goes on unasked, or not at all: from here on it is only to be counted.
+            if result is None:
+                # The request continues without a verdict or ends. From now on it is only to be counted.
                 self._unsure = True
-                self._untold.pop(one, None)
+                self._unsent.pop(one, None)
             admitted = self._admitting.get(one)
             if admitted is not None and not admitted.done():
-                admitted.set_result(brought.verdicts[one] if brought is not None else None)
+                admitted.set_result(result.verdicts[one] if result is not None else None)
 
-    def _look_in(self, delay_s: float) -> None:
-        if self._alarm is None:
-            self._alarm = asyncio.get_running_loop().call_later(delay_s, self._look)
+    def _wake_in(self, delay_s: float) -> None:
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(delay_s, self._wake)
 
-    def _look(self) -> None:
-        self._alarm = None
-        self._news.set()
+    def _wake(self) -> None:
+        self._timer = None
+        self._work.set()

@@ -1,4 +1,4 @@
-"""Settles what processes that died have left behind."""
+"""Settle the intents of dead processes."""
 
 from __future__ import annotations
 
@@ -22,18 +22,21 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-# What one round may cost Redis: the rest is for the next one.
+# Limits on the cost of one round for Redis. The next round continues.
 _TENANTS_PER_ROUND = 500
 _INTENTS_PER_ROUND = 500
 
 
 class IntentReaper:
-    """Every process has one. They need not agree: a script lets only one of them settle each intent.
+    """Settle intents of processes without a heartbeat. Every process runs one; the script settles each intent once.
 
     Args:
-        tenants: those to look after, asked anew each round.
-        holds: whether this process still works on a request, or still has its receipt to tell.
-        lease_s: after this long without a heartbeat a process counts as gone.
+        redis: the connections to Redis, and whether it is up.
+        in_redis: reads and settles intents.
+        ledger: counts and logs the receipts.
+        tenants: returns the tenants to check, in each round.
+        holds: returns whether this process works on a request or has not stored its receipt yet.
+        lease_s: seconds without a heartbeat after which a process counts as dead.
     """
 
     def __init__(
@@ -55,15 +58,15 @@ class IntentReaper:
         self._next = 0
 
     async def run(self) -> None:
-        """Sweep twice a lease, for ever."""
+        """Sweep twice per lease until canceled."""
         while True:
             await asyncio.sleep(self._lease_s / 2)
-            if not self._redis.up or not await self._swept():
+            if not self._redis.up or not await self._sweep_safely():
                 await self._redis.wait_up()
-                # Nobody could beat while Redis was away: those who live must have the time to.
+                # No process could renew its heartbeat while Redis was down. Give all of them time to do so.
                 await asyncio.sleep(self._lease_s)
 
-    async def _swept(self) -> bool:
+    async def _sweep_safely(self) -> bool:
         try:
             await self.sweep()
         except Exception as error:
@@ -74,39 +77,41 @@ class IntentReaper:
         return True
 
     async def sweep(self) -> int:
-        """One round: how many requests it settled. Raises RedisError and OSError."""
-        tenants = self._some_tenants()
-        looked_at, settled = 0, await self._sweep_own(tenants)
-        for tenant, owner in await self._in_redis.gone_owners(tenants, self._lease_s):
-            left = await self._in_redis.intents(tenant, owner, _INTENTS_PER_ROUND - looked_at)
-            looked_at, settled = looked_at + len(left), settled + await self._abandon(tenant, owner, left)
-            if looked_at >= _INTENTS_PER_ROUND:
+        """Run one round. Return the number of settled requests. Raises RedisError and OSError."""
+        tenants = self._tenants_of_round()
+        read, settled = 0, await self._sweep_own(tenants)
+        for tenant, process_id in await self._in_redis.expired_processes(tenants, self._lease_s):
+            intents = await self._in_redis.intents(tenant, process_id, _INTENTS_PER_ROUND - read)
+            read, settled = read + len(intents), settled + await self._abandon(tenant, process_id, intents)
+            if read >= _INTENTS_PER_ROUND:
                 break
         return settled
 
     async def _sweep_own(self, tenants: Sequence[str]) -> int:
-        """What Redis still holds for this process and this process has done with: a replica that took over may not know
-        of the receipt, and a receipt may have been dropped. It would hold its part of a budget for ever.
+        """Settle intents that Redis holds for this process, but whose requests have ended.
+
+        A replica that took over may lack the receipt, or the receipt was dropped. The intent would reserve a part of a
+        budget forever.
         """
         settled = 0
         for tenant, ids in (await self._in_redis.own_intents(tenants, _INTENTS_PER_ROUND)).items():
-            # Redis was read first: what it did not have then was told since, and what it had is still held here.
-            forgotten = [one for one in ids if not self._holds(one)]
-            if forgotten:
-                left = await self._in_redis.own_intents_of(tenant, forgotten)
-                settled += await self._abandon(tenant, self._in_redis.owner, left)
+            # Redis was read first. A request that is not held now was settled before, or its receipt is lost.
+            orphaned = [one for one in ids if not self._holds(one)]
+            if orphaned:
+                intents = await self._in_redis.own_intents_by_id(tenant, orphaned)
+                settled += await self._abandon(tenant, self._in_redis.process_id, intents)
         return settled
 
-    async def _abandon(self, tenant: str, owner: str, left: Mapping[str, bytes]) -> int:
-        settlements = _settlements(left, time.time())
-        won = await self._in_redis.abandon(tenant, owner, settlements)
+    async def _abandon(self, tenant: str, process_id: str, intents: Mapping[str, bytes]) -> int:
+        settlements = _settlements(intents, time.time())
+        settled_ids = await self._in_redis.abandon(tenant, process_id, settlements)
         for request_id, settlement in settlements.items():
-            if request_id in won:
-                self._ledger.abandoned(settlement.receipt)
-        return len(won)
+            if request_id in settled_ids:
+                self._ledger.record_abandoned(settlement.receipt)
+        return len(settled_ids)
 
-    def _some_tenants(self) -> Sequence[str]:
-        """All of them, or the next ones in turn."""
+    def _tenants_of_round(self) -> Sequence[str]:
+        """Return all tenants, or the next ones in turn."""
         tenants = sorted(self._tenants())
         if len(tenants) <= _TENANTS_PER_ROUND:
             return tenants
@@ -115,13 +120,13 @@ class IntentReaper:
         return [*tenants, *tenants][start : start + _TENANTS_PER_ROUND]
 
 
-def _settlements(left: Mapping[str, bytes], now: float) -> dict[str, Settlement]:
+def _settlements(intents: Mapping[str, bytes], now: float) -> dict[str, Settlement]:
     settlements = {}
-    for request_id, raw in left.items():
+    for request_id, raw in intents.items():
         try:
             intent = Intent.from_json(raw)
             settlements[request_id] = Settlement(abandoned(intent, now), intent)
         except msgspec.MsgspecError:
-            # It stays: a newer version of the gateway may be able to read it.
+            # Keep the intent: a newer version of the gateway may be able to read it.
             log.error("intent_unreadable", id=request_id)
     return settlements

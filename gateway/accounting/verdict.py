@@ -1,4 +1,4 @@
-"""What the script that admits and settles is told, and what it answers."""
+"""The request and the reply of the script that admits and settles (exchange.lua)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class VariantEntry(msgspec.Struct, frozen=True):
 
 
 class AdmissionEntry(msgspec.Struct, frozen=True):
-    """A request that asks to be admitted, or with `force` one that was let in already. Scopes count from 1."""
+    """A request to admit. With `force` it was admitted already and is only to be counted. Scopes count from 1."""
 
     id: str
     scopes: list[int]
@@ -31,7 +31,7 @@ class AdmissionEntry(msgspec.Struct, frozen=True):
 
 
 class ChargeEntry(msgspec.Struct, frozen=True):
-    """What a request was charged for in one scope: see `Charge`."""
+    """The charge of a request in one scope: see `Charge`."""
 
     scope: int
     window: bool
@@ -42,7 +42,7 @@ class ChargeEntry(msgspec.Struct, frozen=True):
 
 
 class SettlementEntry(msgspec.Struct, frozen=True):
-    """A request that is over: what it cost, and the tokens that it used."""
+    """An ended request with its cost and the tokens that it used."""
 
     id: str
     receipt: str
@@ -53,16 +53,17 @@ class SettlementEntry(msgspec.Struct, frozen=True):
 
 
 class ExchangeRequest(msgspec.Struct, frozen=True):
-    """All that one call of the script tells of one tenant.
+    """The content of one script call for one tenant.
 
     Attributes:
-        owner: the process whose requests these are.
-        lease_us: after so long without a word a process no longer holds what runs in parallel.
-        beat: whether the owner lives, beside what it admits.
-        gone: whether it is known not to.
+        process_id: the process of these requests.
+        ttl_s: seconds for which Redis keeps a receipt.
+        lease_us: microseconds without a heartbeat after which the parallel slots of a process are free.
+        beat: whether to renew the process's lease. Admissions always renew it.
+        gone: whether the process is dead.
     """
 
-    owner: str
+    process_id: str = msgspec.field(name="owner")
     ttl_s: int
     lease_us: int
     scopes: list[Scope]
@@ -73,57 +74,61 @@ class ExchangeRequest(msgspec.Struct, frozen=True):
 
 
 class Refusal(msgspec.Struct, frozen=True):
-    """Which limit a request would pass, in which scope; money in picodollars."""
+    """The limit and scope that a request would exceed. Amounts of money are in picodollars."""
 
     limit: Limit
     scope: int
-    most: str
+    maximum: str = msgspec.field(name="most")
     used: str
     need: str
     retry_us: int
 
 
 class LimitRemainder(msgspec.Struct, frozen=True):
-    """A limit for each minute: what it is, what is left of it, and when all of it will be there again."""
+    """A limit per minute: the limit, its remainder, and the time until it is free again in microseconds."""
 
-    most: int
+    limit: int = msgspec.field(name="most")
     left: int
     reset_us: int
 
 
 class AdmissionVerdict(msgspec.Struct, frozen=True):
-    """Whether a request may go on, and how.
+    """The decision on a request.
 
     Attributes:
-        variant: the kind of plan that it may follow; 0: none.
-        soft: whether a budget has passed its soft line.
+        variant: the kind of the admitted plan; 0 for a refused request.
+        soft: whether a budget is past its soft limit.
+        refusal: the exceeded limit, or None.
+        left: remainders of the limits per minute.
     """
 
     variant: int = 0
     soft: bool = False
-    no: Refusal | None = None
+    refusal: Refusal | None = msgspec.field(default=None, name="no")
     left: dict[Literal["requests", "tokens"], LimitRemainder] | None = None
 
 
 class BudgetEvent(msgspec.Struct, frozen=True):
-    """A budget came to its soft line, or a request did not fit into it any more. Money in picodollars."""
+    """A budget reached its soft limit, or had no room for a request. Amounts are in picodollars."""
 
     scope: int
     kind: Literal["soft", "hard"]
     spent: str
     reserved: str
-    most: str
+    limit: str = msgspec.field(name="most")
     soft: str
 
 
 class ExchangeReply(msgspec.Struct, frozen=True):
-    """The answer.
+    """The reply of the script.
 
     Attributes:
-        verdicts: one for each that was to be admitted.
-        replaced: ids of receipts that took the place of an abandoned one.
+        now_us: Redis TIME in microseconds.
+        verdicts: one for each request to admit.
+        replaced: ids of receipts that replaced an abandoned one.
         settled: ids of abandoned requests that this call settled, and no other process did.
-        left: for each scope the rest of its budget in picodollars, or an empty text. Empty where no scope has a budget.
+        events: budget events.
+        left: the remainder of each scope's budget in picodollars, or "". Empty where no scope has a budget.
     """
 
     now_us: int
@@ -136,7 +141,7 @@ class ExchangeReply(msgspec.Struct, frozen=True):
 
 @dataclass(slots=True)
 class Allowance:
-    """What a caller has left of its limits, as far as one request has heard."""
+    """The remainders of a caller's limits, as known to one request."""
 
     requests: LimitRemainder | None = None
     tokens: LimitRemainder | None = None

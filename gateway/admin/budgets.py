@@ -10,7 +10,7 @@ import msgspec
 import structlog
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
-from gateway.accounting.budgets import LONGEST_RAISE_S, Raise
+from gateway.accounting.budgets import MAX_RAISE_S, Raise
 from gateway.admin.bodies import actor_of, meant, number_of, only_query, read_shape
 from gateway.admin.budget_views import owners, page_of, view
 from gateway.admin.replies import json_reply, needs_redis
@@ -96,7 +96,7 @@ async def _listed(request: web.Request, tenant: str | None) -> web.Response:
         after=request.query.get("after", ""),
         most=most,
     )
-    balances = await request.app[BUDGETS].look([account for _, account in page])
+    balances = await request.app[BUDGETS].read([account for _, account in page])
     views = [view(owner, account, balance) for (owner, account), balance in zip(page, balances, strict=True)]
     return json_reply({"budgets": views, "next": following})
 
@@ -107,7 +107,7 @@ async def raise_budget(request: web.Request) -> web.Response:
     actor, asked = actor_of(request), await read_shape(request, NewRaise)
     owner, account = await _existing(request)
     budgets = request.app[BUDGETS]
-    (before,) = await budgets.look([account])
+    (before,) = await budgets.read([account])
     raised = Raise(asked.usd, _until_s(asked, account, before)) if asked.usd else None
     after = {**_told(raised), **({"reason": asked.reason} if asked.reason else {})}
     await request.app[AUDIT].write(
@@ -120,7 +120,7 @@ async def raise_budget(request: web.Request) -> web.Response:
     )
     await budgets.put_raise(account, raised)
     log.info("admin", action="budget.raise", actor=actor, tenant=account.tenant, subject=owner.key_id or "")
-    (now,) = await budgets.look([account])
+    (now,) = await budgets.read([account])
     return json_reply(view(owner, account, now))
 
 
@@ -142,7 +142,7 @@ def _until_s(asked: NewRaise, account: Account, balance: Balance) -> int:
         return balance.ends_s or now_s + account.terms.seconds
     if asked.until < now_s:
         raise InvalidRequest("'until' lies in the past.", param="until")
-    if asked.until > now_s + LONGEST_RAISE_S:
+    if asked.until > now_s + MAX_RAISE_S:
         raise InvalidRequest("'until' must be at most 366 days away: for longer, change the policy.", param="until")
     return ceil(asked.until)
 

@@ -36,7 +36,7 @@ async def show_quality(request: web.Request) -> web.Response:
     book = request.app[QUALITY]
     today = book.today()
     tallies = await request.app[COMPARISONS].read(days)
-    for compared, tally in (await book.look(days)).items():
+    for compared, tally in (await book.read(days)).items():
         tallies[compared] = tallies.get(compared, QualityTally()) + tally
     spent = await book.spent_today()
     return json_reply(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from gateway.api.connection import connection_of
 from gateway.api.keys import CALLERS
 from gateway.errors import NotAuthenticated
-from gateway.telemetry.logs import let_quote_content
+from gateway.telemetry.logs import allow_content_in_logs
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -51,5 +51,5 @@ def authenticate(request: web.Request) -> Caller:
     caller = request.app[CALLERS].authenticate(bearer(request))
     if (connection := connection_of(request)) is not None:
         connection.authenticated(caller.policy)
-    let_quote_content(quotes=caller.policy.log_content)
+    allow_content_in_logs(allowed=caller.policy.log_content)
     return caller

@@ -15,7 +15,7 @@ from structlog.contextvars import bound_contextvars
 from gateway.api.headers import callers_own_id, name_reply
 from gateway.api.keys import ADMISSION, METRICS, REQUEST_ID, STARTED, TRY
 from gateway.errors import BodyTooLarge, BodyTooSlow, GatewayError, InvalidRequest, MethodNotAllowed, NotFound
-from gateway.telemetry.logs import let_quote_content
+from gateway.telemetry.logs import allow_content_in_logs
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -64,7 +64,7 @@ async def errors_as_openai(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
 ) -> web.StreamResponse:
     """Give the request its id, and render whatever is raised before a reply has begun."""
-    let_quote_content(quotes=False)  # until it is known who asks
+    allow_content_in_logs(allowed=False)  # until it is known who asks
     request[REQUEST_ID] = request_id = new_request_id()
     request[STARTED] = time.perf_counter()
     response = await _answer(request, handler, request_id)

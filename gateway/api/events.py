@@ -52,7 +52,7 @@ async def send(response: web.StreamResponse, data: bytes, reading: Watchdog) -> 
     """Write what `reading` then watches being read."""
     reading.watch(asyncio.get_running_loop().time() + _READS_WITHIN_S)
     await response.write(data)
-    reading.rest()
+    reading.disarm()
 
 
 def reads(request: web.Request) -> Watchdog:

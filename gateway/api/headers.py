@@ -51,7 +51,7 @@ def name_reply(request: web.Request, response: web.StreamResponse) -> None:
     if (allowance := request.get(ALLOWANCE)) is not None:
         for name, left in (("requests", allowance.requests), ("tokens", allowance.tokens)):
             if left is not None:
-                headers[f"x-ratelimit-limit-{name}"] = str(left.most)
+                headers[f"x-ratelimit-limit-{name}"] = str(left.limit)
                 headers[f"x-ratelimit-remaining-{name}"] = str(left.left)
                 headers[f"x-ratelimit-reset-{name}"] = spoken_duration(left.reset_us)
 

@@ -64,8 +64,8 @@ async def _look(
     if not app[REDIS].up:
         raise away
     try:
-        speeds = await app[SPEEDS].look(tenant, limited)
-        balances = await app[BUDGETS].look(accounts)
+        speeds = await app[SPEEDS].read(tenant, limited)
+        balances = await app[BUDGETS].read(accounts)
     except (RedisError, OSError) as error:
         # The client is not told of it: no request is to go without Redis because a look was slow.
         raise away from error
@@ -95,7 +95,7 @@ def _budget(scope: Scope | None, balances: dict[str, Balance]) -> Json | None:
     return {
         "duration": f"{terms.count}{terms.unit}",
         "ends": balance.ends_s,
-        "max_usd": _text(balance.most_usd),
+        "max_usd": _text(balance.limit_usd),
         "spent_usd": _text(balance.spent_usd),
         "reserved_usd": _text(balance.reserved_usd),
         "left_usd": _text(balance.left_usd),

@@ -37,5 +37,5 @@ class Readiness:
         give_up = loop.time() + first_probes_s
         while any(engine.state.up is None for engine in self._engines) and loop.time() < give_up:  # noqa: ASYNC110
             await asyncio.sleep(_LOOK_EVERY_S)
-        await self._redis.answered()
+        await self._redis.wait_answered()
         self.done = True

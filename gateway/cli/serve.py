@@ -10,7 +10,7 @@ import structlog
 import typer
 import uvloop
 
-from gateway.accounting.request_line import in_short
+from gateway.accounting.request_line import shorten_request_event
 from gateway.app import WatchedFiles
 from gateway.config.sections import MAX_WORKERS
 from gateway.policy.files import PolicyFiles
@@ -51,7 +51,7 @@ def serve(
     GKT_ADMIN_PORT, GKT_REDIS_URL and GKT_POLICIES override it.
     """
     settings, book, files = PolicyFiles.open(config)
-    set_up_logs(settings.log.level, settings.log.format, for_eyes=in_short)
+    set_up_logs(settings.log.level, settings.log.format, console_processor=shorten_request_event)
     if not uvloop.run(run(settings, book, files, config, workers or settings.server.workers)):
         raise typer.Exit(1)
 

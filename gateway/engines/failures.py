@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from gateway.errors import CircuitOpen
-from gateway.telemetry.logs import quotes_content
+from gateway.telemetry.logs import content_allowed_in_logs
 
 if TYPE_CHECKING:
     from gateway.errors import EngineError
@@ -39,7 +39,7 @@ def note_failure(error: EngineError, request_id: str, metrics: Metrics) -> None:
         id=request_id,
         engine=error.engine,
         label=error.label,
-        message=error.message if quotes_content() else error.unquoted,
+        message=error.message if content_allowed_in_logs() else error.unquoted,
         reason=error.reason if error.reason in _REASONS else None,
         cause=cause_of(error),
     )

@@ -190,7 +190,7 @@ class EngineHttp:
                     while True:
                         silence.watch(due.at)
                         received = await self._read_part(response)
-                        silence.rest()
+                        silence.disarm()
                         if not received:
                             break
                         if not (events := decoder.feed(received)):
@@ -210,10 +210,10 @@ class EngineHttp:
                         f"Engine '{self._name}' sent too much: {error}.", engine=self._name
                     ) from None
                 except aiohttp.ClientError:
-                    if silence.bit:
+                    if silence.timed_out:
                         raise self._silent(due) from None
                     raise
-                if silence.bit:
+                if silence.timed_out:
                     raise self._silent(due)
 
     @staticmethod

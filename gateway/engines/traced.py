@@ -110,7 +110,7 @@ class TracedEngine:
             with self._call(trace, "answer", _operation(body), _asked(body, stream=True)) as call:
                 try:
                     async for chunks in groups:
-                        call.heard()
+                        call.mark_first_chunk()
                         if call.recorded:
                             finishes += _finishes(chunks)
                             for chunk in chunks:
@@ -162,7 +162,7 @@ class TracedEngine:
 
 def _heard(call: CallSpan, tell: Callable[[str], None]) -> Callable[[str], None]:
     def told(piece: str) -> None:
-        call.heard()
+        call.mark_first_chunk()
         tell(piece)
 
     return told

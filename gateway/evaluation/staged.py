@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from msgspec import structs
 
-from gateway.accounting.draft import EngineCall, ReceiptBuilder
+from gateway.accounting.calls import EngineCall
+from gateway.accounting.draft import ReceiptBuilder
 from gateway.accounting.worst_case import worst_case
 from gateway.capabilities.continuation import Continuation
 from gateway.errors import StartupError
@@ -137,7 +138,7 @@ async def answer(
         if plan.guidance is not None:
             request = build_opening_request(plan.guidance, asked)
             reply, teacher_s = await _opening(plan, plan.guidance, request, teacher)
-            draft.asked = draft.granted = draft.guided = started
+            draft.guidance_requested = draft.granted = draft.guided = started
             unread = unread_once_ended(teacher.state.stops_within_s)
             draft.teacher = answered_call(plan.guidance, request, reply, unread=unread)
             found = guidance_from_reply(plan, plan.guidance, asked, draft, reply)

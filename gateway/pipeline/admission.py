@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from msgspec import structs
 
 from gateway.accounting.content import LoggedContent
-from gateway.accounting.refusals import refused
+from gateway.accounting.refusals import refusal_error
 from gateway.accounting.scopes import Scopes
 from gateway.config.sections import Defaults
 from gateway.engines.origin import call_for
@@ -126,10 +126,10 @@ class Admission:
                 verdict.left.get("requests"),
                 verdict.left.get("tokens"),
             )
-        if verdict.no is not None:
+        if verdict.refusal is not None:
             builder.refused = True
-            self._metrics.limited.labels(self._metrics.series.tenant(builder.tenant), verdict.no.limit).inc()
-            raise refused(verdict.no, counted, now_us)
+            self._metrics.limited.labels(self._metrics.series.tenant(builder.tenant), verdict.refusal.limit).inc()
+            raise refusal_error(verdict.refusal, counted, now_us)
         builder.budget = "soft" if verdict.soft else None
         if verdict.variant in plans:
             builder.plan = plans[verdict.variant]

@@ -160,7 +160,7 @@ class Completions:
             usage = _caller_usage(plan, request, builder, receipt)
             body = head.completion(reply["choices"], usage) | engine_fields(reply)
             if builder.content is not None:
-                builder.content.hear([body])
+                builder.content.add([body])
             answer_buffer = answer_buffer_for(plan)
             if answer_buffer is not None:
                 answer_buffer.add([body])
@@ -193,7 +193,7 @@ class Completions:
                         yield builder
                         announced = True
                     if builder.content is not None:
-                        builder.content.hear(chunks)
+                        builder.content.add(chunks)
                     if answer_buffer is not None:
                         answer_buffer.add(chunks)
                     yield chunks
@@ -215,7 +215,7 @@ class Completions:
         async with aclosing(self._teacher_call.stream(plan, request, builder)) as pieces:
             async for piece in pieces:
                 if isinstance(piece, str):
-                    builder.saw_first_token()
+                    builder.mark_first_token()
                     yield relay.show(piece)
                 else:
                     guidance = piece
@@ -225,7 +225,7 @@ class Completions:
                     async for chunks in groups:
                         yield chunks
             elif rest := relay.show_rest(guidance.text):
-                builder.saw_first_token()
+                builder.mark_first_token()
                 yield rest
             if chunks := relay.end(guidance.finish_reason):
                 yield chunks
@@ -241,7 +241,7 @@ class Completions:
         if builder.caller_left:
             return
         if builder.plan.shadow is not None:
-            self._shadows.start(builder.beside(builder.plan.shadow, "shadow"), request, caller)
+            self._shadows.start(builder.child_receipt(builder.plan.shadow, "shadow"), request, caller)
         if answer_buffer is not None:
             self._quality_sampler.start(builder, request, caller, answer_buffer)
 

@@ -12,7 +12,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from gateway.accounting.draft import EngineCall
+from gateway.accounting.calls import EngineCall
 from gateway.accounting.receipt import ProbeFacts
 from gateway.engines.failures import note_failure
 from gateway.errors import EngineError, EngineRejected, EngineUnsupported

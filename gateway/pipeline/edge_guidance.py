@@ -77,7 +77,7 @@ class EdgeGuidancePipeline:
                     if not announced:
                         yield builder
                         announced = True
-                    builder.saw_first_token()
+                    builder.mark_first_token()
                     yield [{"object": "guidance.chunk", "id": _name(builder), "delta": piece}]
             terms = self._hand_over(builder, request, guidance)
             if not announced:
@@ -103,7 +103,7 @@ class EdgeGuidancePipeline:
         """Store in the receipt what the device may report for this guidance, and return it."""
         builder.finish_reason = guidance.finish_reason
         if builder.content is not None:
-            builder.content.hear([{"choices": [{"message": {"content": guidance.text}}]}])
+            builder.content.add([{"choices": [{"message": {"content": guidance.text}}]}])
         max_tokens = builder.plan.max_tokens
         if guidance.finish_reason is not None:
             builder.terms = None  # the answer is complete: there is nothing to report

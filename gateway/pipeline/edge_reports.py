@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from redis.exceptions import RedisError
 
-from gateway.accounting.edge import GUIDANCE, check_report, closing, closing_id, offline, state_of
+from gateway.accounting.edge import GUIDANCE, check_report, closing_id, closing_receipt, offline_receipt, state_of
 from gateway.accounting.max_output import unknown_max_output
 from gateway.accounting.receipt import REQUEST_ID, Receipt
 from gateway.errors import (
@@ -119,7 +119,7 @@ class EdgeReports:
                 self._outcomes.labels("too_many_tokens").inc()
                 raise
             assert guidance.close is not None, "check_report() requires it"
-            receipt = closing(guidance, usage, self._prices.get(guidance.baseline_model))
+            receipt = closing_receipt(guidance, usage, self._prices.get(guidance.baseline_model))
             await self._write(caller.policy, receipt, guidance.close.by, "closed")
             return receipt
 
@@ -138,7 +138,7 @@ class EdgeReports:
             policy, price = caller.policy, self._prices[route.baseline]
             try:
                 now, within_s, max_output = self._clock(), self._within_s, self._max_output
-                receipt = offline(policy.tenant, caller.key_id, route, report, price, now, within_s, max_output)
+                receipt = offline_receipt(policy.tenant, caller.key_id, route, report, price, now, within_s, max_output)
             except EdgeExpired:
                 self._outcomes.labels("expired").inc()
                 raise
@@ -212,7 +212,7 @@ class EdgeReports:
             return None
         if result == "written":
             self._outcomes.labels(outcome).inc()
-            self._ledger.booked(receipt)
+            self._ledger.record_edge_report(receipt)
             self._store.remember(receipt)
         elif result in _REJECTED_OUTCOMES:
             self._outcomes.labels(_REJECTED_OUTCOMES[result]).inc()

@@ -27,7 +27,7 @@ from gateway.engines.chat import is_count, read_usage
 from gateway.protocol.messages import generated_text, text_of
 
 if TYPE_CHECKING:
-    from gateway.accounting.draft import EngineCall
+    from gateway.accounting.calls import EngineCall
     from gateway.protocol.body import Json
 
 MAX_TOKENS_PER_S = 1000
@@ -151,7 +151,7 @@ class GenerationTracker:
         call.lost_tokens, call.unbounded = 0, False
         if self._choices > 1 and self._totals > 1:
             call.usage = None  # each event may count one choice, or all choices so far
-        call.least_tokens = self._least_tokens()
+        call.min_output_tokens = self._least_tokens()
         if self._complete or self._counted():
             return
         limit = None if self._cut else call.limit_tokens  # an engine that exceeded its limit has no bound

@@ -9,7 +9,7 @@ import asyncio
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
-from gateway.accounting.draft import EngineCall
+from gateway.accounting.calls import EngineCall
 from gateway.engines.base import OpeningRequest
 from gateway.guidance.keep import keep
 from gateway.guidance.projection import teacher_messages, teacher_prompt
@@ -137,7 +137,7 @@ def guidance_from_reply(
     if isinstance(request, TextRequest) and shown:
         # Streamed text keeps the whitespace that was shown: the pieces and the final text may begin differently.
         text = _lead(stream.text.getvalue() if stream is not None and stream.tokens else reply.text) + text
-    builder.opening = text
+    builder.guidance_text = text
     return Guidance(text, trimmed.pending_space, tokens, finish_reason, trimmed.dropped)
 
 

@@ -24,7 +24,7 @@ from gateway.pipeline.shadow import without_streaming
 from gateway.policy.resolve import NO_RETRIES
 from gateway.protocol.messages import text_of
 from gateway.quality.comparison import Comparison
-from gateway.quality.judging import grade_in, grading
+from gateway.quality.judging import grading_request, parse_grade
 from gateway.quality.tally import QualityTally, length_of
 from gateway.scoring.agreement import agreement
 
@@ -214,8 +214,8 @@ class QualitySampler:
     async def _agreement(self, sample: _Sample, answer: str, teacher: str, answer_name: str) -> float:
         rule, judge = sample.quality.rule, sample.quality.judge
         if judge is not None:
-            request = grading(sample.request, answer, teacher)
-            score = grade_in(await self._run(sample, judge, request, f"shadow-judge-{answer_name}"))
+            request = grading_request(sample.request, answer, teacher)
+            score = parse_grade(await self._run(sample, judge, request, f"shadow-judge-{answer_name}"))
         else:
             assert rule.compare != "judge", "the schema requires a judge"
             # Thousands of words take milliseconds.
@@ -228,8 +228,8 @@ class QualitySampler:
         self, sample: _Sample, plan: Plan, request: CompletionRequest, name: str, *, measures: bool = False
     ) -> str:
         """What an engine answers, with a receipt of its own, within the route's budget of the day. Raises _Ended."""
-        builder = sample.source.beside(_single_bounded_call(plan, request), name)
-        max_cost_usd = spent = self._ledger.most_usd(builder.plan, request)
+        builder = sample.source.child_receipt(_single_bounded_call(plan, request), name)
+        max_cost_usd = spent = self._ledger.max_usd(builder.plan, request)
         with self._convert_redis_errors():
             reservation = await self._book.take(
                 builder.tenant, builder.route, max_cost_usd, sample.quality.rule.max_budget

@@ -43,7 +43,7 @@ async def retry_or_raise(
         if isinstance(error, EngineRejected) and error.blames_request and not placed:
             raise InvalidRequest(error.message, param=error.param or _refused_field(error, builder)) from error
         raise error
-    builder.set_aside(plan, error)
+    builder.record_failure(plan, error)
     metrics.retries.labels(retries.student.engine, error.label).inc()
     if pause_s:
         await asyncio.sleep(pause_s)

@@ -11,7 +11,7 @@ import time
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
-from gateway.accounting.draft import EngineCall
+from gateway.accounting.calls import EngineCall
 from gateway.engines.failures import note_failure
 from gateway.engines.retry_budget import RetryBudgets
 from gateway.errors import EngineError, EngineRejected
@@ -99,7 +99,7 @@ class StudentCall:
             except EngineError as error:
                 placed = is_prefix(plan, student, guidance)
                 if placed and isinstance(error, EngineRejected) and error.blames_request:
-                    builder.set_aside(plan, error)
+                    builder.record_failure(plan, error)
                     builder.drop_guidance("student_refused_prefix")
                     guidance = UNGUIDED
                 else:
@@ -140,7 +140,7 @@ class StudentCall:
             if opened := relay.join(
                 seam_join, build_reasoning_filter(student, guidance) if seam_join is not None else None
             ):
-                builder.saw_first_token()
+                builder.mark_first_token()
                 yield opened
             if relay.has_sent_guidance:
                 retries.keep_only(_continues)
@@ -182,7 +182,7 @@ class StudentCall:
                         if echo is not None:
                             echo.chunk(chunk)
                         if builder.first_token is None and _says(chunk):
-                            builder.saw_first_token()
+                            builder.mark_first_token()
                         if (one := relay.feed(chunk)) is not None:
                             relayed.append(one)
                         if relay.done:

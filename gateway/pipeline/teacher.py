@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from gateway.accounting.draft import EngineCall, FailedCall
+from gateway.accounting.calls import EngineCall, FailedCall
 from gateway.accounting.receipt import BatchFacts
 from gateway.accounting.worst_case import TEACHER_RETRIES
 from gateway.batching.ticket import Ticket
@@ -246,7 +246,7 @@ class TeacherCall:
                 retries -= 1
                 await asyncio.sleep(plan.retries.backoff_s * (0.5 + random.random() / 2))  # noqa: S311  spreads, hides nothing
 
-        builder.asked = time.perf_counter()
+        builder.guidance_requested = time.perf_counter()
         queue = self._batcher.queue(guidance_plan.teacher)
         try:
             landing = await self._flights.join(queue, ticket, ask, granted, deadline)
@@ -258,8 +258,8 @@ class TeacherCall:
             self._deadlines.arrived(
                 builder.route,
                 guidance_plan,
-                builder.guided - builder.asked,
-                builder.guided - (builder.granted or builder.asked),
+                builder.guided - builder.guidance_requested,
+                builder.guided - (builder.granted or builder.guidance_requested),
                 stopped=reply.finish == "stop" and bool(opening_request.stop),
             )
         unread = unread_once_ended(engine.state.stops_within_s)
@@ -272,13 +272,13 @@ class TeacherCall:
         """Record late guidance. Set the hint for the caller, the setting to change, if the route's guidance is often
         late.
         """
-        if builder.asked is None or builder.guided is None or builder.shadow_of is not None:
+        if builder.guidance_requested is None or builder.guided is None or builder.shadow_of is not None:
             return  # the probe used up the time, or no guidance was awaited
         builder.hint = self._deadlines.missed(
             builder.route,
             guidance_plan,
             deadline_s,
-            builder.guided - builder.asked,
+            builder.guided - builder.guidance_requested,
             stream.tokens if stream is not None else 0,
             called_s=builder.guided - builder.granted if builder.granted is not None else None,
         )
@@ -317,7 +317,7 @@ class TeacherCall:
             builder.teacher.text.write(text)
             builder.teacher.lost_tokens = max(0, guidance_plan.asked_tokens - stream.tokens)
         builder.kept_tokens = tokens
-        builder.opening = stream.shown
+        builder.guidance_text = stream.shown
         builder.cut_short = reason
         # A student cannot be called for zero tokens.
         finish_reason = "length" if plan.max_tokens is not None and tokens >= plan.max_tokens else None

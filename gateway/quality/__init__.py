@@ -1,1 +1,1 @@
-"""What guided answers are worth, told from a sample of them: each beside the answers of both engines alone."""
+"""Measure the quality of guided answers on a sample, against answers of the teacher and of the student alone."""

@@ -1,4 +1,4 @@
-"""Post comparisons to the usage database through the outboxes, and keep what comparisons may still cost in Redis."""
+"""Post comparisons to the usage database through the outbox, and limit their cost per day in Redis."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ KEPT_DAYS = 35
 
 
 class ComparisonScope(NamedTuple):
-    """What a row is of. No tenant's name holds a slash, and a route's stands last."""
+    """The group of a sum. A tenant name contains no slash, and the route comes last."""
 
     tenant: str
     compare: str
@@ -33,7 +33,7 @@ class ComparisonScope(NamedTuple):
 
 
 class SampleBudget(NamedTuple):
-    """What was taken of a route's budget, and from which day's, in Unix seconds of its beginning."""
+    """An amount reserved from a route's budget, with the start of its UTC day in Unix seconds."""
 
     tenant: str
     route: str
@@ -42,10 +42,10 @@ class SampleBudget(NamedTuple):
 
 
 class QualityStore:
-    """Its methods await Redis, and raise RedisError and OSError when that cannot be.
+    """Post comparisons, and reserve their cost. All methods raise RedisError and OSError.
 
     Args:
-        clock: Unix seconds.
+        clock: returns Unix seconds.
     """
 
     def __init__(self, redis: Redis, keys: RedisKeys, clock: Callable[[], float] = time.time) -> None:
@@ -57,46 +57,51 @@ class QualityStore:
         self._settle = RedisScript(redis, "gateway.quality", "settle.lua")
 
     def today(self) -> int:
-        """The beginning of this day of UTC, in Unix seconds."""
+        """Return the start of the current UTC day in Unix seconds."""
         return int(self._clock()) // DAY_S * DAY_S
 
-    async def take(self, tenant: str, route: str, usd: Decimal, most: Decimal) -> SampleBudget | None:
-        """Take what may be spent from today's budget of a route, which is `most`; None where it has no room.
+    async def take(self, tenant: str, route: str, usd: Decimal, limit: Decimal) -> SampleBudget | None:
+        """Reserve an amount from today's budget of a route. Return None where the budget has no room.
 
-        What is never given back, since a process died, stays spent.
+        A reservation stays spent where its process dies before `settle`.
+
+        Args:
+            limit: the budget of the route for one day, in USD.
         """
-        taken = SampleBudget(tenant, route, self.today(), usd)
-        arguments = (f"{tenant}/{route}", picodollars(usd), picodollars(most), str(2 * DAY_S))
-        (room,) = await self._take.run([([self._keys.quality_spent(taken.day)], [one.encode() for one in arguments])])
-        return taken if room else None
+        reservation = SampleBudget(tenant, route, self.today(), usd)
+        arguments = (f"{tenant}/{route}", picodollars(usd), picodollars(limit), str(2 * DAY_S))
+        (room,) = await self._take.run(
+            [([self._keys.quality_spent(reservation.day)], [one.encode() for one in arguments])]
+        )
+        return reservation if room else None
 
-    async def settle(self, taken: SampleBudget, spent: Decimal) -> None:
-        """Give back what was taken and not spent; where more was spent, count that too."""
-        unspent = int(picodollars(taken.usd)) - int(picodollars(spent))
-        arguments = [f"{taken.tenant}/{taken.route}".encode(), str(unspent).encode()]
-        await self._settle.run([([self._keys.quality_spent(taken.day)], arguments)])
+    async def settle(self, reservation: SampleBudget, spent: Decimal) -> None:
+        """Replace a reservation by the spent amount."""
+        unspent = int(picodollars(reservation.usd)) - int(picodollars(spent))
+        arguments = [f"{reservation.tenant}/{reservation.route}".encode(), str(unspent).encode()]
+        await self._settle.run([([self._keys.quality_spent(reservation.day)], arguments)])
 
     async def add(self, comparison: Comparison) -> None:
-        """Post a comparison to the outbox of comparisons. A usage worker writes it to the usage database."""
+        """Post a comparison to the outbox. A usage worker writes it to the usage database."""
         fields: Any = {b"comparison": comparison.to_json()}
         await self._redis.xadd(self._all_keys.outbox(OUTBOX), fields)
 
-    async def look(self, days: int) -> dict[ComparisonScope, QualityTally]:
-        """Return what an earlier version added in the last days, including today: it kept sums by day in Redis."""
+    async def read(self, days: int) -> dict[ComparisonScope, QualityTally]:
+        """Return sums that an earlier version stored in Redis, over the last `days` days including today."""
         today = self.today()
         async with self._redis.pipeline(transaction=False) as pipe:
-            for back in range(days):
-                pipe.hgetall(self._keys.quality(today - back * DAY_S))
+            for age in range(days):
+                pipe.hgetall(self._keys.quality(today - age * DAY_S))
             held = await pipe.execute()
-        found: dict[ComparisonScope, QualityTally] = {}
+        tallies: dict[ComparisonScope, QualityTally] = {}
         for rows in held:
             for field, sums in rows.items():
-                compared = ComparisonScope(*field.decode().split("/", 3))
-                found[compared] = found.get(compared, QualityTally()) + QualityTally(*map(int, sums.split()))
-        return found
+                scope = ComparisonScope(*field.decode().split("/", 3))
+                tallies[scope] = tallies.get(scope, QualityTally()) + QualityTally(*map(int, sums.split()))
+        return tallies
 
     async def spent_today(self) -> dict[tuple[str, str], Decimal]:
-        """USD by tenant and route, with what comparisons under way may come to."""
+        """Return the USD spent or reserved today, by tenant and route."""
         held: dict[Any, Any] = await self._redis.hgetall(self._keys.quality_spent(self.today()))
         spent = {}
         for field, pico in held.items():

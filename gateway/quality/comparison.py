@@ -1,4 +1,4 @@
-"""One comparison as an entry of an outbox carries it to the usage database. Pure."""
+"""One comparison, as an outbox entry for the usage database. Pure."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import msgspec
 from gateway.quality.tally import SCALE
 
 OUTBOX = "(comparisons)"
-"""The outbox of all tenants' comparisons has this name in place of a tenant's. Earlier versions do not read it: they
-would put comparisons aside as unreadable receipts. No tenant has parentheses in its name."""
+"""The name, in place of a tenant, of the outbox for all tenants' comparisons. Earlier versions do not read it: they
+would reject comparisons as unreadable receipts. No tenant's name contains parentheses."""
 
 _Agreement = Annotated[int, msgspec.Meta(ge=0, le=SCALE)]
 
 
 class Comparison(msgspec.Struct, frozen=True):
-    """The agreement of a guided answer, and of the student's alone, with the teacher's. It holds no texts.
+    """The agreement of the guided answer and of the student's answer with the teacher's. It contains no texts.
 
     Attributes:
-        id: the request's id: an answer is compared once.
-        created: when the request came, in Unix seconds.
+        id: the request's id. Each answer is compared once.
+        created: the arrival of the request in Unix seconds.
         compare: the kind of comparison (policy/schema.py).
-        length: the bucket of the guidance (`length_of`).
+        length: the bucket of the guidance's length (`length_of`).
         guided, student: agreement in units of 1/SCALE.
     """
 
@@ -40,5 +40,5 @@ class Comparison(msgspec.Struct, frozen=True):
 
     @classmethod
     def from_json(cls, raw: bytes) -> Comparison:
-        """Raises msgspec.MsgspecError where `raw` is not a comparison."""
+        """Decode a comparison. Raises msgspec.MsgspecError where `raw` is not a comparison."""
         return msgspec.json.decode(raw, type=cls)

@@ -1,4 +1,4 @@
-"""A model that grades how far two answers agree: what it is asked, and how its reply is read. Pure."""
+"""A judge model that grades the agreement of two answers: its request, and the grade in its reply. Pure."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from gateway.protocol.requests import CompletionRequest
 
 MAX_TOKENS = 16
-MOST_CHARS = 8_000
-"""Of the question, and of each answer: what is beyond is not graded."""
+MAX_CHARS = 8_000
+"""The graded part of the question and of each answer."""
 
 _RULES = (
     "You grade how far an answer agrees with a reference answer to the same question. Judge what they say, not how "
@@ -26,24 +26,24 @@ _RULES = (
 _GRADE = re.compile(r"\s*(0(?:\.[0-9]{1,6})?|1(?:\.0{1,6})?|\.[0-9]{1,6})\.?\s*", re.ASCII)
 
 
-def grading(asked: CompletionRequest, answer: str, reference: str) -> ChatRequest:
-    """What the judge is asked. It decides greedily, whatever the caller's sampling was."""
-    parts = (("question", _question(asked)), ("reference", reference), ("answer", answer))
-    # No part can end its own element: what looks like one is taken apart.
-    told = "\n\n".join(f"<{name}>\n{text[:MOST_CHARS].replace('</', '< /')}\n</{name}>" for name, text in parts)
-    messages = [{"role": "system", "content": _RULES}, {"role": "user", "content": f"{told}\n\nThe number:"}]
-    body = {"model": asked.model, "messages": messages, "max_tokens": MAX_TOKENS, "temperature": 0}
+def grading_request(request: CompletionRequest, answer: str, reference: str) -> ChatRequest:
+    """Return the judge's request. It uses temperature 0, whatever the caller's sampling."""
+    parts = (("question", _question(request)), ("reference", reference), ("answer", answer))
+    # No part can close its own element: closing tags in its text are broken up.
+    elements = "\n\n".join(f"<{name}>\n{text[:MAX_CHARS].replace('</', '< /')}\n</{name}>" for name, text in parts)
+    messages = [{"role": "system", "content": _RULES}, {"role": "user", "content": f"{elements}\n\nThe number:"}]
+    body = {"model": request.model, "messages": messages, "max_tokens": MAX_TOKENS, "temperature": 0}
     return parse_chat(orjson.dumps(body))
 
 
-def grade_in(reply: str) -> float | None:
-    """The grade; None where the reply is anything but a number from 0 to 1."""
-    found = _GRADE.fullmatch(reply)
-    return float(found[1]) if found else None
+def parse_grade(reply: str) -> float | None:
+    """Return the grade; None where the reply is not a number from 0 to 1."""
+    match = _GRADE.fullmatch(reply)
+    return float(match[1]) if match else None
 
 
-def _question(asked: CompletionRequest) -> str:
-    if not isinstance(asked, ChatRequest):
-        return asked.prompt or ""
-    said = (text_of(message.get("content")) for message in reversed(asked.messages) if message.get("role") == "user")
-    return next((text for text in said if text), "")
+def _question(request: CompletionRequest) -> str:
+    if not isinstance(request, ChatRequest):
+        return request.prompt or ""
+    texts = (text_of(message.get("content")) for message in reversed(request.messages) if message.get("role") == "user")
+    return next((text for text in texts if text), "")

@@ -1,8 +1,8 @@
--- Give back what was taken of a route's budget and not spent; more was spent than taken where it is negative.
+-- Release the unspent part of a reservation. A negative amount adds to the spent amount.
 --
--- KEYS  what is spent of the day's budgets (hash)
--- ARGV  field, picodollars to give back
--- Of a day that Redis has lost there is nothing to give back: it would add to the next budget, and stay for ever.
+-- KEYS  spent amounts of the day (hash)
+-- ARGV  field, picodollars to release
+-- A day that Redis lost is skipped: a new field would never expire.
 
 local spent = redis.call('HGET', KEYS[1], ARGV[1])
 if not spent then return 0 end

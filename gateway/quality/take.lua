@@ -1,8 +1,8 @@
--- Take what a comparison may cost at most from its route's budget of the day, or nothing.
+-- Reserve the largest cost of a comparison from its route's budget of the day.
 --
--- KEYS  what is spent of the day's budgets (hash)
+-- KEYS  spent amounts of the day (hash)
 -- ARGV  field, cost and budget in picodollars, seconds to keep the hash
--- Returns 1 where there was room, else 0
+-- Returns 1 if the budget had room, otherwise 0
 
 local spent = tonumber(redis.call('HGET', KEYS[1], ARGV[1]) or '0')
 if spent + tonumber(ARGV[2]) > tonumber(ARGV[3]) then return 0 end

@@ -1,4 +1,4 @@
-"""Comparisons added up: how many, how far they agree, and how sure the difference is. Pure."""
+"""Sums of comparisons: their number, the mean agreement, and the confidence interval of the difference. Pure."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import math
 from dataclasses import dataclass
 
 SCALE = 10_000
-"""Agreement is counted in ten-thousandths, as whole numbers: sums of several processes come out the same."""
+"""Agreement is stored as an integer number of ten-thousandths, so that sums do not depend on their order."""
 LENGTHS = (16, 32, 64, 128)
-FEWEST = 10
-"""With fewer comparisons there is no interval: it would say more than is known."""
-_Z = 1.959964  # of the normal distribution, for 95 %
+MIN_SAMPLES = 10
+"""The smallest number of comparisons with a confidence interval."""
+_Z = 1.959964  # quantile of the normal distribution for 95 %
 
 
 def length_of(tokens: int) -> str:
-    """The bucket of a guidance of so many tokens: the least of LENGTHS that holds it, or `more`."""
-    return next((str(most) for most in LENGTHS if tokens <= most), "more")
+    """Return the bucket of a guidance length: the smallest of LENGTHS that is not below it, or "more"."""
+    return next((str(limit) for limit in LENGTHS if tokens <= limit), "more")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +23,9 @@ class QualityTally:
     """Sums over `samples` comparisons; agreements are in units of 1/SCALE.
 
     Attributes:
-        guided: how far the guided answers agree with the teacher's.
-        student: how far the student's alone do.
-        difference, squares: of each comparison the first minus the second, and the square of that.
+        guided: the agreement of the guided answers with the teacher's.
+        student: the agreement of the student's answers with the teacher's.
+        difference, squares: the sum of `guided - student` per comparison, and of its square.
     """
 
     samples: int = 0
@@ -36,9 +36,9 @@ class QualityTally:
 
     @classmethod
     def of(cls, guided: float, student: float) -> QualityTally:
-        """One comparison, of agreements from 0 to 1."""
-        ours, theirs = round(guided * SCALE), round(student * SCALE)
-        return cls(1, ours, theirs, ours - theirs, (ours - theirs) ** 2)
+        """Return the tally of one comparison with agreements from 0 to 1."""
+        guided_units, student_units = round(guided * SCALE), round(student * SCALE)
+        return cls(1, guided_units, student_units, guided_units - student_units, (guided_units - student_units) ** 2)
 
     def __add__(self, other: QualityTally) -> QualityTally:
         return QualityTally(
@@ -50,22 +50,22 @@ class QualityTally:
         )
 
     def mean(self, total: int) -> float | None:
-        """One of the sums as a mean agreement from 0 to 1; None without a comparison."""
+        """Return the mean agreement of one of the sums, from 0 to 1; None without comparisons."""
         return total / SCALE / self.samples if self.samples else None
 
     def interval(self) -> tuple[float, float] | None:
-        """Where the true mean difference lies, in 95 of 100 cases (paired t); None below FEWEST comparisons."""
-        if self.samples < FEWEST:
+        """Return the 95 % confidence interval of the mean difference (paired t); None below MIN_SAMPLES."""
+        if self.samples < MIN_SAMPLES:
             return None
         n = self.samples
         mean = self.difference / n
         variance = max(0.0, (self.squares - n * mean * mean) / (n - 1))
-        half = _t(n - 1) * math.sqrt(variance / n)
-        return max(-1.0, (mean - half) / SCALE), min(1.0, (mean + half) / SCALE)
+        half_width = _t(n - 1) * math.sqrt(variance / n)
+        return max(-1.0, (mean - half_width) / SCALE), min(1.0, (mean + half_width) / SCALE)
 
 
-def _t(freedom: int) -> float:
-    """The 97.5th percentile of Student's t, by its expansion around the normal's; to 1 % from 9 degrees on."""
-    first = (_Z**3 + _Z) / (4 * freedom)
-    second = (5 * _Z**5 + 16 * _Z**3 + 3 * _Z) / (96 * freedom**2)
+def _t(degrees: int) -> float:
+    """Return the 97.5th percentile of Student's t, by expansion around the normal. The error is 1 % from 9 degrees."""
+    first = (_Z**3 + _Z) / (4 * degrees)
+    second = (5 * _Z**5 + 16 * _Z**3 + 3 * _Z) / (96 * degrees**2)
     return _Z + first + second

@@ -1,7 +1,7 @@
-"""The connections to Redis: short deadlines for requests, connections of their own for what blocks, and a breaker.
+"""Connections to Redis: short timeouts for requests, separate connections for blocking commands, and a circuit breaker.
 
-A slow Redis is worse than a dead one: each request would wait for its whole timeout. So the first failure opens the
-breaker for everybody, and only the watch closes it: later each time, while what answers the watch goes on failing the
+A slow Redis is worse than one that is down, since each request waits for its timeout. So the first failure opens the
+breaker for the whole process. Only the watch closes it. The pause grows while Redis answers the watch but fails
 requests.
 """
 
@@ -34,24 +34,25 @@ log = structlog.get_logger()
 
 MINIMUM_VERSION = (7, 0)
 MAX_QUERIES = 200
-"""Connections of `queries`, unless the address says `max_connections`."""
-_LOOK_EVERY_S = 0.5
-# A peer that vanished without a word is given up after 5 + 3 * 2 seconds; the system's own patience is two hours. Not
-# every platform can be told.
+"""Connections of `queries`, unless the URL sets `max_connections`."""
+_CHECK_INTERVAL_S = 0.5
+# A peer that vanished is detected after 5 + 3 * 2 seconds instead of the system's two hours. Some platforms lack the
+# options.
 _KEEPALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3}
 _LOCAL_ERRNOS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
-# Shorter than `redis.lease` by default: a process that rests is not given up by its fleet.
-LONGEST_REST_S = 8.0
+# Shorter than the default `redis.lease`, so that a process keeps its lease while it pauses.
+MAX_BACKOFF_S = 8.0
 
 
 class ReconnectBackoff:
-    """For how long Redis is left alone after it failed: twice as long as the last time, unless it went well since then
-    for as long as the longest rest. Who fails often is not tried often: each try costs those who wait for it its time.
+    """The pause after a failure of Redis. It doubles with each failure, up to `MAX_BACKOFF_S`.
 
-    Times are seconds on one clock, handed in as `now`.
+    It restarts at `first_s` after Redis worked for `MAX_BACKOFF_S`. Each attempt costs waiting requests time.
+
+    Times are seconds of one clock, passed as `now`.
 
     Attributes:
-        until: when Redis may be asked again.
+        until: the end of the pause.
     """
 
     def __init__(self, first_s: float) -> None:
@@ -60,141 +61,147 @@ class ReconnectBackoff:
         self.until = -math.inf
 
     def begin(self, now: float) -> None:
-        """Redis failed."""
-        anew = now > self.until + LONGEST_REST_S
-        self._last_s = self._first_s if anew else min(2 * self._last_s, LONGEST_REST_S)
+        """Begin a pause after a failure."""
+        restarts = now > self.until + MAX_BACKOFF_S
+        self._last_s = self._first_s if restarts else min(2 * self._last_s, MAX_BACKOFF_S)
         self.until = now + self._last_s
 
 
 class RedisClient:
-    """Args:
-    timeout_s: how long a command may take.
+    """The connections of this process to Redis, and the circuit breaker.
+
+    Args:
+        url: the URL of Redis.
+        timeout_s: the timeout of a command.
+        metrics: the process's metrics.
 
     Attributes:
-        queries: for what callers read as often as they like. Its connections are bounded apart, so that a crowd of
-            callers leaves `commands` the connections that requests need. Slots divide them between tenants.
-        max_queries: how many connections `queries` has at most.
-        on_restart: called when Redis is another one than before, or was started anew: it may have forgotten something.
-        same_at: loop time at which Redis was last asked and was the same as before; -inf before the watch has asked.
-        up: False from the first failure until the watch has seen Redis answer, after a rest. Whoever is about to await
-            Redis for a request asks this first, and goes on without Redis when it says False.
+        commands: for requests.
+        queries: for reads by callers. It has its own connection limit, so that callers cannot use up the connections
+            of `commands`. Slots divide them between tenants.
+        listening: for subscriptions.
+        max_queries: the connection limit of `queries`.
+        on_restart: called when Redis was restarted or replaced. It may have lost writes.
+        unchanged_at: loop time of the last check that found the same Redis as before; -inf before the first check.
+        up: False from the first failure until Redis answers the watch after the pause. Check it before awaiting Redis
+            for a request, and continue without Redis where it is False.
     """
 
     def __init__(self, url: str, *, timeout_s: float, metrics: Metrics) -> None:
-        # One retry, at once: a connection of the pool that Redis closed meanwhile says nothing about Redis.
+        # Retry once at once: Redis may have closed a pooled connection while it was idle.
         retry = Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,))
-        # The scripts' replies are read as version 2 of the protocol writes them.
-        connecting: dict[str, Any] = {"connect_timeout_s": timeout_s, "protocol": 2}
+        # The scripts' replies are decoded as RESP2.
+        options: dict[str, Any] = {"connect_timeout_s": timeout_s, "protocol": 2}
         if not url.startswith("unix:"):
-            connecting["socket_keepalive"] = True  # a peer that vanished must not be waited for
-            connecting["socket_keepalive_options"] = {
+            options["socket_keepalive"] = True  # detect a peer that vanished
+            options["socket_keepalive_options"] = {
                 getattr(socket, name): value for name, value in _KEEPALIVE.items() if hasattr(socket, name)
             }
         try:
             address = urlsplit(url)
-            # Without what may be a password.
-            self._where = f"{address.hostname}:{address.port or 6379}" if address.hostname else address.path
-            self.commands = use_loop_deadlines(
-                Redis.from_url(url, command_timeout_s=timeout_s, retry=retry, **connecting)
-            )
+            # Without user and password.
+            self._address = f"{address.hostname}:{address.port or 6379}" if address.hostname else address.path
+            self.commands = use_loop_deadlines(Redis.from_url(url, command_timeout_s=timeout_s, retry=retry, **options))
             self.queries = use_loop_deadlines(
-                Redis.from_url(url, command_timeout_s=timeout_s, retry=retry, max_connections=MAX_QUERIES, **connecting)
+                Redis.from_url(url, command_timeout_s=timeout_s, retry=retry, max_connections=MAX_QUERIES, **options)
             )
             self.max_queries: int = self.queries.connection_pool.max_connections
-            # Who listens connects anew by itself, and must know when it did.
+            # Subscribers reconnect by themselves, since they must resubscribe.
             self.listening = use_loop_deadlines(
-                Redis.from_url(url, command_timeout_s=None, retry=Retry(NoBackoff(), 0), **connecting)
+                Redis.from_url(url, command_timeout_s=None, retry=Retry(NoBackoff(), 0), **options)
             )
         except (ValueError, TypeError, RedisError):
-            # The client quotes what it cannot read, and that may be a part of the password.
+            # The library's message quotes the URL, which may contain the password.
             raise StartupError(
-                f"redis.url cannot be read: correct it in config.yaml or GKT_REDIS_URL, and {ENCODE}."
+                f"redis.url is invalid: correct it in config.yaml or GKT_REDIS_URL, and {ENCODE}."
             ) from None
         self._metrics = metrics
         self.on_restart: Callable[[], None] = _nothing
         self._run_id: str | None = None
-        self.same_at = -math.inf
+        self.unchanged_at = -math.inf
         self.up = True
-        self._rest = ReconnectBackoff(_LOOK_EVERY_S)
-        self._answers = asyncio.Event()
-        self._answers.set()
+        self._backoff = ReconnectBackoff(_CHECK_INTERVAL_S)
+        self._is_up = asyncio.Event()
+        self._is_up.set()
 
     def failed(self, error: Exception) -> None:
-        """Tell that a command failed. Nobody awaits Redis again until it has answered the watch.
+        """Report a failed command. It opens the breaker until Redis answers the watch.
 
-        An error that Redis itself replied with, such as a script's, does not count: it answered. Nor does one that has
-        nothing to do with Redis, such as a lack of connections or files in this process.
+        Two kinds of errors are ignored: error replies of Redis, such as a script's, and local errors, such as a lack
+        of connections or files.
         """
         if isinstance(error, RedisError | OSError) and not isinstance(error, ResponseError) and not _is_local(error):
-            self._turn(up=False, error=type(error).__name__)
+            self._set_up(up=False, error=type(error).__name__)
 
     async def wait_up(self) -> None:
-        """Wait until Redis is there, as far as is known."""
-        await self._answers.wait()
+        """Wait until the breaker is closed."""
+        await self._is_up.wait()
 
-    async def answered(self) -> None:
-        """Wait until Redis has answered a question that is asked from now on."""
+    async def wait_answered(self) -> None:
+        """Wait until Redis has answered a command that is sent after this call."""
         while True:
             await self.wait_up()
             try:
                 await self.commands.info("server")
             except (RedisError, OSError) as error:
                 self.failed(error)
-                await asyncio.sleep(_LOOK_EVERY_S)
+                await asyncio.sleep(_CHECK_INTERVAL_S)
             else:
                 return
 
     async def require(self, *, embedded: bool = True) -> None:
-        """Refuse to start without a Redis that is there and new enough. Raises StartupError.
+        """Check at startup that Redis is up and recent enough. Raises StartupError.
 
         Args:
-            embedded: whether one of its own would do for who asks, and is to be advised.
+            embedded: whether the error message suggests an embedded Redis.
         """
         try:
             info = await self.commands.info("server")
-        except (RedisError, OSError, ValueError) as error:  # ValueError: TLS options that cannot be
-            do = "Start it, or correct redis.url in config.yaml or GKT_REDIS_URL."
+        except (RedisError, OSError, ValueError) as error:  # ValueError: invalid TLS options
+            advice = "Start it, or correct redis.url in config.yaml or GKT_REDIS_URL."
             if embedded:
-                do = "Start it, correct redis.url in config.yaml or GKT_REDIS_URL, or write 'url: embedded'."
-            raise StartupError(f"Redis at {self._where} does not answer ({type(error).__name__}). {do}") from error
+                advice = "Start it, correct redis.url in config.yaml or GKT_REDIS_URL, or write 'url: embedded'."
+            raise StartupError(
+                f"Redis at {self._address} does not answer ({type(error).__name__}). {advice}"
+            ) from error
         version = str(info["redis_version"])
         if tuple(int(part) for part in version.split(".")[:2]) < MINIMUM_VERSION:
-            wanted = ".".join(map(str, MINIMUM_VERSION))
-            raise StartupError(f"Redis {version} is too old: at least {wanted} is needed.")
+            minimum = ".".join(map(str, MINIMUM_VERSION))
+            raise StartupError(f"Redis {version} is too old: version {minimum} or later is required.")
         self._run_id = info.get("run_id")
         self._metrics.redis_up.set(1)
 
     async def watch(self) -> None:
-        """Look twice a second, for ever. A process that asks Redis for nothing learns of its absence here too."""
+        """Check Redis twice a second until canceled, so that an idle process detects an outage as well."""
         while True:
-            asked_at = asyncio.get_running_loop().time()
+            started_at = asyncio.get_running_loop().time()
             try:
                 info = await self.commands.info("server")
             except (RedisError, OSError) as error:
                 self.failed(error)
             else:
-                self._know(info.get("run_id"))
-                self.same_at = asked_at
-                if asyncio.get_running_loop().time() >= self._rest.until:
-                    self._turn(up=True)
-            await asyncio.sleep(_LOOK_EVERY_S)
+                self._check_run_id(info.get("run_id"))
+                self.unchanged_at = started_at
+                if asyncio.get_running_loop().time() >= self._backoff.until:
+                    self._set_up(up=True)
+            await asyncio.sleep(_CHECK_INTERVAL_S)
 
-    def _know(self, run_id: str | None) -> None:
-        before, self._run_id = self._run_id, run_id
-        if before is not None and run_id != before:
+    def _check_run_id(self, run_id: str | None) -> None:
+        previous, self._run_id = self._run_id, run_id
+        if previous is not None and run_id != previous:
             log.warning("redis_restarted")
             self.on_restart()
 
-    def _turn(self, *, up: bool, error: str | None = None) -> None:
+    def _set_up(self, *, up: bool, error: str | None = None) -> None:
         self._metrics.redis_up.set(int(up))
         if up == self.up:
             return
         self.up = up
         if up:
-            self._answers.set()
+            self._is_up.set()
         else:
-            self._answers.clear()
-            self._rest.begin(asyncio.get_running_loop().time())
+            self._is_up.clear()
+            self._backoff.begin(asyncio.get_running_loop().time())
         log.warning("redis", up=up, error=error)
 
     async def close(self) -> None:
@@ -204,7 +211,7 @@ class RedisClient:
 
 
 def _is_local(error: BaseException | None) -> bool:
-    """Return whether this process lacks what it needs to ask Redis. The client wraps the system's error."""
+    """Return whether the error is local to this process. The library wraps the system's error."""
     while error is not None:
         if isinstance(error, MaxConnectionsError) or (isinstance(error, OSError) and error.errno in _LOCAL_ERRNOS):
             return True

@@ -1,6 +1,6 @@
-"""Connections to Redis whose deadlines the lag of the event loop does not shorten.
+"""Redis connections with timeouts that exclude the lag of the event loop.
 
-redis-py bounds each read and write by `asyncio.timeout`. Here `LoopDeadline` takes its place.
+redis-py limits each read and write by `asyncio.timeout`. These connections use `LoopDeadline` instead.
 """
 
 from __future__ import annotations
@@ -11,21 +11,23 @@ from typing import TYPE_CHECKING, Any
 from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, UnixDomainSocketConnection
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from gateway.runtime.loop_deadline import LONGEST_LAG_S, LoopDeadline
+from gateway.runtime.loop_deadline import MAX_LAG_S, LoopDeadline
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
 
 
 class _WithLoopDeadlines(AbstractConnection):
-    """Args:
-    command_timeout_s: how long one write or one reply may take; None: for ever, as a subscriber waits.
-    connect_timeout_s: how long it may take to connect.
+    """A connection with loop deadlines.
+
+    Args:
+        command_timeout_s: the timeout of one write and of one reply; None: no timeout, for subscribers.
+        connect_timeout_s: the timeout of connecting.
     """
 
     def __init__(self, *, command_timeout_s: float | None, connect_timeout_s: float, **more: Any) -> None:
-        # The library's own limit on connections remains for closing them.
-        own_limits = {"socket_timeout": None, "socket_connect_timeout": connect_timeout_s + LONGEST_LAG_S}
+        # The library's own connect timeout remains as an upper limit.
+        own_limits = {"socket_timeout": None, "socket_connect_timeout": connect_timeout_s + MAX_LAG_S}
         super().__init__(**more | own_limits)
         self._command_timeout_s = command_timeout_s
         self._connect_timeout_s = connect_timeout_s
@@ -37,7 +39,7 @@ class _WithLoopDeadlines(AbstractConnection):
     async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
         if self._command_timeout_s is None:
             return await super().send_packed_command(command, check_health)
-        if not self.is_connected:  # connecting has deadlines of its own
+        if not self.is_connected:  # connecting has its own deadlines
             await self.connect_check_health(check_health=False)
         try:
             async with LoopDeadline(self._command_timeout_s):
@@ -80,7 +82,7 @@ _CLASSES: dict[type[AbstractConnection], type[_WithLoopDeadlines]] = {
 
 
 def use_loop_deadlines(redis: Redis) -> Redis:
-    """Let the client make such connections. It was created `from_url` with the arguments that these take."""
+    """Make the client create such connections. It must be created by `from_url` with the arguments of this class."""
     pool = redis.connection_pool
     pool.connection_class = _CLASSES[pool.connection_class]
     return redis

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class RedisScript:
-    """A script, called by its hash. redis-py's own class takes one round trip more for each pipeline."""
+    """A script that is called by its hash. redis-py's own class needs one more round trip per pipeline."""
 
     def __init__(self, redis: Redis, package: str, name: str) -> None:
         self._redis = redis
@@ -22,7 +22,7 @@ class RedisScript:
         self._sha = redis.register_script(self._text).sha
 
     async def run(self, calls: Sequence[tuple[list[str], Sequence[bytes]]]) -> list[Any]:
-        """Return the reply of each call. Load a script that Redis lacks, and send all calls again."""
+        """Return the reply of each call. Where Redis lacks the script, load it and send all calls again."""
         try:
             return await self._run(calls)
         except NoScriptError:

@@ -1,4 +1,4 @@
-"""Where a running gateway is found."""
+"""The addresses of a running gateway."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class GatewayAddresses:
-    """Where a running gateway listens, and its process's name in Redis, which `gkt-gateway queue` shows."""
+    """The addresses of a running gateway, and its process id in Redis as shown by `gkt-gateway queue`."""
 
     public: str
     admin: str

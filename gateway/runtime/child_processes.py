@@ -1,4 +1,4 @@
-"""How a child process is ended."""
+"""Stop child processes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 
 
 async def end(process: asyncio.subprocess.Process | None, limit_s: float) -> None:
-    """Terminate, wait, and kill what has not ended after `limit_s` seconds. Nothing happens when it is not running."""
+    """Terminate a process. Kill it when it has not ended after `limit_s` seconds. An ended process is ignored."""
     if process is None or process.returncode is not None:
         return
     process.terminate()

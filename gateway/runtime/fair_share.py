@@ -1,7 +1,7 @@
-"""Fair shares of a bounded resource: what each tenant holds, whose holding is dropped first, and who is served next.
+"""Fair shares of a bounded resource.
 
-A tenant that is alone may hold everything. While several tenants hold some, the share of each is the part of the
-capacity that its weight is of all their weights.
+A single tenant may hold everything. While several tenants hold some, the capacity is divided in proportion to their
+weights.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
 ANONYMOUS = "(anonymous)"
-"""Tenant of all requests and connections that have not authenticated. No policy can have a name with brackets."""
+"""The tenant of unauthenticated requests and connections. No tenant's name contains parentheses."""
 ANONYMOUS_WEIGHT = 1.0
 
 HARD_BOUND = 2
-"""Times the capacity: what all tenants may hold together, those below their shares included."""
+"""The largest total of all holdings, as a multiple of the capacity."""
 
 _Held = TypeVar("_Held")
 
@@ -29,26 +29,26 @@ class FairShare:
     """Count what each tenant holds of one resource.
 
     Args:
-        capacity: what the shares divide. Reaching it does not refuse anything: the caller decides.
+        capacity: the amount that the shares divide. Exceeding it is not refused here: the caller decides.
 
     Attributes:
-        total: what all tenants hold together.
+        total: the amount that all tenants hold together.
     """
 
     __slots__ = ("_capacity", "_held", "_weight", "total")
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
-        self._held: dict[str, tuple[int, float]] = {}  # by tenant: how many, and its weight
-        self._weight = 0.0  # of all tenants that hold some
+        self._held: dict[str, tuple[int, float]] = {}  # tenant -> amount and weight
+        self._weight = 0.0  # the sum of the weights in `_held`
         self.total = 0
 
     def held(self, tenant: str) -> int:
-        """Return how many the tenant holds."""
+        """Return the amount that the tenant holds."""
         return self._held[tenant][0] if tenant in self._held else 0
 
     def acquire(self, tenant: str, weight: float, amount: int = 1) -> None:
-        """Count so many more for the tenant. A tenant keeps the weight of its first holding until it holds nothing."""
+        """Add an amount to the tenant's holding. The weight of the first acquisition applies until it holds nothing."""
         own = self._held.get(tenant)
         if own is None:
             self._held[tenant] = (amount, weight)
@@ -58,37 +58,37 @@ class FairShare:
         self.total += amount
 
     def release(self, tenant: str, amount: int = 1) -> None:
-        """Count so many less for the tenant."""
+        """Subtract an amount from the tenant's holding."""
         count, weight = self._held[tenant]
         if count > amount:
             self._held[tenant] = (count - amount, weight)
         else:
             del self._held[tenant]
-            self._weight = self._weight - weight if self._held else 0.0  # rounding errors must not add up
+            self._weight = self._weight - weight if self._held else 0.0  # avoid accumulating rounding errors
         self.total -= amount
 
     def is_below(self, tenant: str, weight: float) -> bool:
         """Return whether the tenant would stay within its share with one more."""
         own = self._held.get(tenant)
         if own is None:
-            count, together = 0, self._weight + weight
+            count, total_weight = 0, self._weight + weight
         else:
-            (count, weight), together = own, self._weight
-        return (count + 1) * together <= self._capacity * weight or count == 0
+            (count, weight), total_weight = own, self._weight
+        return (count + 1) * total_weight <= self._capacity * weight or count == 0
 
     def admits(self, tenant: str, weight: float) -> bool:
         """Return whether the tenant may acquire one more.
 
-        While the capacity is reached, only tenants below their shares may, until all hold twice the capacity. So no
-        tenant can take everything.
+        At capacity, only tenants below their shares may, until the total is twice the capacity. So no tenant can hold
+        everything.
         """
         if self.total < self._capacity:
             return True
         return self.total < HARD_BOUND * self._capacity and self.is_below(tenant, weight)
 
-    def heaviest(self, most: int = 1) -> list[str]:
-        """Return the tenants that hold most in proportion to their weights, heaviest first: at most `most`."""
-        return heapq.nlargest(most, self._held, key=self._load)
+    def heaviest(self, limit: int = 1) -> list[str]:
+        """Return at most `limit` tenants with the largest amounts in proportion to their weights, largest first."""
+        return heapq.nlargest(limit, self._held, key=self._load)
 
     def _load(self, tenant: str) -> float:
         count, weight = self._held[tenant]
@@ -99,7 +99,7 @@ class Holdings(Generic[_Held]):
     """The holdings of each tenant of one resource, oldest first.
 
     Args:
-        capacity: as of a FairShare.
+        capacity: see `FairShare`.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -110,31 +110,31 @@ class Holdings(Generic[_Held]):
     def __len__(self) -> int:
         return self.share.total
 
-    def add(self, tenant: str, weight: float, one: _Held, amount: int = 1) -> None:
-        """Add the tenant's newest holding, or an amount to one that is there."""
+    def add(self, tenant: str, weight: float, holding: _Held, amount: int = 1) -> None:
+        """Add the tenant's newest holding, or increase an existing one."""
         own = self._by_tenant.setdefault(tenant, {})
-        own[one] = own.get(one, 0) + amount
+        own[holding] = own.get(holding, 0) + amount
         self.share.acquire(tenant, weight, amount)
 
-    def remove(self, tenant: str, one: _Held) -> bool:
-        """Remove a holding; return whether it was there."""
+    def remove(self, tenant: str, holding: _Held) -> bool:
+        """Remove a holding. Return whether it existed."""
         own = self._by_tenant.get(tenant)
-        if own is None or one not in own:
+        if own is None or holding not in own:
             return False
-        amount = own.pop(one)
+        amount = own.pop(holding)
         if not own:
             del self._by_tenant[tenant]
         self.share.release(tenant, amount)
         return True
 
-    def amount(self, tenant: str, one: _Held) -> int:
-        """Return how much one holding holds."""
-        return self._by_tenant[tenant][one]
+    def amount(self, tenant: str, holding: _Held) -> int:
+        """Return the amount of one holding."""
+        return self._by_tenant[tenant][holding]
 
-    def move_to_end(self, tenant: str, one: _Held) -> None:
+    def move_to_end(self, tenant: str, holding: _Held) -> None:
         """Make a holding the tenant's newest."""
         own = self._by_tenant[tenant]
-        own[one] = own.pop(one)
+        own[holding] = own.pop(holding)
 
     def of(self, tenant: str) -> Iterator[_Held]:
         """Return the tenant's holdings, oldest first."""
@@ -142,7 +142,7 @@ class Holdings(Generic[_Held]):
 
 
 class BoundedHoldings:
-    """Holdings of at most `capacity` together. Beyond it, the tenant that is farthest above its share loses its oldest.
+    """Holdings with a total of at most `capacity`. Beyond it, the tenant farthest above its share loses its oldest one.
 
     A single holding may exceed the capacity.
     """
@@ -154,7 +154,7 @@ class BoundedHoldings:
         return len(self._holdings)
 
     def hold(self, tenant: str, weight: float, drop: Callable[[], object], amount: int = 1) -> None:
-        """Hold an amount, or more of it, until `release(tenant, drop)`. A call of `drop()` ends the holding early."""
+        """Hold an amount, or increase it, until `release(tenant, drop)`. Calling `drop()` evicts the holding."""
         holdings = self._holdings
         holdings.add(tenant, weight, drop, amount)
         while len(holdings) > holdings.capacity:
@@ -166,19 +166,19 @@ class BoundedHoldings:
             oldest()
 
     def release(self, tenant: str, drop: Callable[[], object]) -> None:
-        """End a holding. Nothing happens when it was dropped before."""
+        """End a holding. An evicted holding is ignored."""
         self._holdings.remove(tenant, drop)
 
 
 class FairSemaphore:
-    """A semaphore that tenants acquire in turn, so that no tenant waits for the queue of another one.
+    """A semaphore that serves tenants in turn, so that no tenant waits for another tenant's queue.
 
-    Within a tenant the oldest waiter goes first. The caller bounds how many wait, and for how long.
+    Each tenant's waiters are served in order of arrival. The caller limits their number and waiting time.
     """
 
     def __init__(self, permits: int) -> None:
         self._free = permits
-        self._waiting: dict[str, deque[asyncio.Future[None]]] = {}  # by tenant, the next one first
+        self._waiting: dict[str, deque[asyncio.Future[None]]] = {}  # by tenant, the next tenant first
 
     @asynccontextmanager
     async def hold(self, tenant: str) -> AsyncIterator[None]:
@@ -198,12 +198,12 @@ class FairSemaphore:
         try:
             await waiter
         except asyncio.CancelledError:
-            if not waiter.cancelled():  # it had the permit already
+            if not waiter.cancelled():  # the waiter had received the permit
                 self._pass_on()
             raise
 
     def _pass_on(self) -> None:
-        """Give the permit to the next tenant's oldest waiter."""
+        """Pass the permit to the oldest waiter of the next tenant."""
         while self._waiting:
             tenant = next(iter(self._waiting))
             queue = self._waiting.pop(tenant)

@@ -16,14 +16,17 @@ _WARNINGS = 1
 
 @dataclass(frozen=True, slots=True)
 class LlamaOptions:
-    """How llama.cpp is to run.
+    """Options of a llama.cpp server.
 
-    `threads` decode and read prompts. `parallel` requests run at once, each with `slot_tokens` of context (prompt
-    and answer together); more wait in llama.cpp's queue. `poll_percent` says how long an idle worker thread spins
-    before it sleeps (0 = sleep at once, 50 = llama.cpp's default).
-    With `continue_assistant` a trailing assistant message is left open for continuation. `read_at_once` tokens of a
-    prompt are read in one step (None: llama.cpp's default): with 1, a text that is read goes through the very sums
-    that it would go through if it were written, which costs time.
+    Attributes:
+        threads: threads for prompts and for decoding.
+        parallel: requests that run at once. Further requests wait in llama.cpp's queue.
+        slot_tokens: the context of each request, prompt and answer together.
+        poll_percent: how long an idle worker thread spins before it sleeps: 0 sleeps at once, 50 is llama.cpp's
+            default.
+        continue_assistant: whether a trailing assistant message is left open for continuation.
+        batch_tokens: tokens of a prompt per step; None: llama.cpp's default. With 1, reading a text computes exactly
+            the values of writing it, but takes longer.
     """
 
     threads: int = 1
@@ -31,7 +34,7 @@ class LlamaOptions:
     slot_tokens: int = 4096
     poll_percent: int = 0
     continue_assistant: bool = True
-    read_at_once: int | None = None
+    batch_tokens: int | None = None
 
 
 def serve(model: Path, name: str, options: LlamaOptions, *, host: str, port: int = 0) -> Any:
@@ -57,14 +60,14 @@ def serve(model: Path, name: str, options: LlamaOptions, *, host: str, port: int
     params.cpuparams.poll = options.poll_percent
     params.cpuparams_batch.poll = options.poll_percent
     params.n_parallel = options.parallel
-    # Without a unified cache every slot owns its share, so that one long chat cannot fail its neighbours.
+    # Without a unified cache, each slot owns its share, so that a long chat cannot fail other requests.
     params.kv_unified = False
     params.n_ctx = options.slot_tokens * options.parallel
-    # llama.cpp would use up to 8 GiB for prompts of earlier chats: too much for a laptop.
+    # llama.cpp's default is up to 8 GiB for earlier prompts, which is too much for a laptop.
     params.cache_ram_mib = PROMPT_CACHE_MIB
     params.prefill_assistant = options.continue_assistant
-    if options.read_at_once is not None:
-        params.n_ubatch = options.read_at_once
+    if options.batch_tokens is not None:
+        params.n_ubatch = options.batch_tokens
     params.verbosity = _WARNINGS
     params.ui = False
     try:

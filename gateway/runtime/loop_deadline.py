@@ -1,7 +1,7 @@
 """A deadline that counts only time in which the event loop ran.
 
-A timer that expires late says nothing about the peer. Its reply may lie unread in the socket, because a callback held
-the loop or the process had no processor. `asyncio.timeout` cancels the reader in that moment, and the reply is lost.
+A late timer is no evidence of a slow peer. The reply may be unread in the socket, because a callback blocked the loop
+or the process was not scheduled. `asyncio.timeout` would cancel the reader at that moment and lose the reply.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 _PARTS = 4
 _LATE_SHARE = 0.5
-"""A part whose timer is late by more than this share of it is followed by another one."""
-_MOST_PARTS = 8
-"""A loop that lags all the time has read its sockets so often that a reply would have been found."""
-LONGEST_LAG_S = 5.0
-"""Lag extends a deadline by no more than this."""
+"""A part counts as late when its timer is late by more than this share of the part. Another part follows it."""
+_MAX_PARTS = 8
+"""The limit with late parts. A loop that is always late has read its sockets so often that no reply was missed."""
+MAX_LAG_S = 5.0
+"""The largest extension of a deadline."""
 _PASSES = 4
-"""Passes of the loop between the end of the deadline and the timeout. A pass reads the sockets that are ready; the next
-one hands the bytes to their reader."""
+"""Passes of the loop between the end of the deadline and the timeout. One pass reads the ready sockets. The next one
+passes the bytes to their reader."""
 
 
 class LoopDeadline:
@@ -30,14 +30,14 @@ class LoopDeadline:
     The deadline consists of four parts, each with a timer of its own. A part counts once, however late its timer
     expires, and the loop reads its sockets between two parts. After the last part, each late timer adds another one, up
     to eight parts. So a loop that was held for a second has three parts left. A peer that never replies is detected
-    after `seconds` plus the time for which the loop was held. `LONGEST_LAG_S` bounds that extension.
+    after `seconds` plus the time for which the loop was held. `MAX_LAG_S` bounds that extension.
     """
 
     __slots__ = ("_due", "_ended", "_ends_s", "_limit", "_loop", "_part_s", "_timer")
 
     def __init__(self, seconds: float) -> None:
         self._part_s = seconds / _PARTS
-        self._ends_s = seconds + LONGEST_LAG_S
+        self._ends_s = seconds + MAX_LAG_S
         self._ended = 0
         self._limit = asyncio.timeout(None)
 
@@ -62,13 +62,13 @@ class LoopDeadline:
         now = self._loop.time()
         self._ended += 1
         is_late = now > self._due + _LATE_SHARE * self._part_s
-        if now < self._ends_s and self._ended < (_MOST_PARTS if is_late else _PARTS):
+        if now < self._ends_s and self._ended < (_MAX_PARTS if is_late else _PARTS):
             self._begin_part(now)
         else:
             self._pass(_PASSES)
 
-    def _pass(self, left: int) -> None:
-        if left:
-            self._timer = self._loop.call_soon(self._pass, left - 1)
+    def _pass(self, remaining: int) -> None:
+        if remaining:
+            self._timer = self._loop.call_soon(self._pass, remaining - 1)
         else:
             self._limit.reschedule(self._loop.time())

@@ -1,21 +1,21 @@
-"""How many files and connections this process may have open at once."""
+"""The limit on open files and connections of this process."""
 
 from __future__ import annotations
 
 import resource
 
 
-def allow(wanted: int) -> int:
-    """Raise the soft limit towards `wanted`, as far as the hard one lets; returns what it is then.
+def raise_limit(target: int) -> int:
+    """Raise the soft limit to `target`, at most to the hard limit. Return the new limit.
 
-    A soft limit of 1024 is usual: it is so low for programs that use select(), which no part of the gateway does.
+    The usual soft limit of 1024 exists for programs that use select(). The gateway does not use it.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY or soft >= wanted:
-        return wanted
-    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft == resource.RLIM_INFINITY or soft >= target:
+        return target
+    limit = target if hard == resource.RLIM_INFINITY else min(target, hard)
     try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
     except (OSError, ValueError):
         return soft
-    return most
+    return limit

@@ -1,8 +1,7 @@
-"""Background work with a name and a kept reference.
+"""Named background tasks.
 
-The event loop keeps only weak references to tasks, and a task whose exception nobody reads fails in silence. Every
-task of the gateway is spawned here, so that it has a name, is held until done, is logged when it fails, and can be
-drained at shutdown.
+The event loop holds only weak references to tasks, and an unread exception of a task is not reported. So every task of
+the gateway is started here. It has a name and a reference, is logged when it fails, and can be drained at shutdown.
 """
 
 from __future__ import annotations
@@ -18,19 +17,19 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-_CANCEL_AGAIN_S = 0.2
-_CANCEL_TIMES = 25
+_CANCEL_INTERVAL_S = 0.2
+_CANCEL_ATTEMPTS = 25
 
 
 class BackgroundTasks:
-    """The tasks of one process: `spawn` work that ends by itself, `keep` loops that run until `close`."""
+    """The tasks of one process: `spawn` finite tasks, and `keep` loops that run until `close`."""
 
     def __init__(self) -> None:
         self._finite: set[asyncio.Task[Any]] = set()
         self._loops: set[asyncio.Task[Any]] = set()
 
     def spawn(self, name: str, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        """Start work that ends by itself and must not be lost, such as writing a receipt."""
+        """Start a task that ends by itself and must not be lost, such as writing a receipt."""
         return self._start(name, work, self._finite)
 
     def keep(self, name: str, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
@@ -50,7 +49,7 @@ class BackgroundTasks:
             log.error("task_failed", task=task.get_name(), exc_info=error)
 
     async def drain(self, timeout_s: float) -> int:
-        """Wait for the finite work, also for what it spawns; return how many tasks still run after `timeout_s`."""
+        """Wait for finite tasks, including those they spawn. Return how many still run after `timeout_s`."""
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 while self._finite:
@@ -58,17 +57,17 @@ class BackgroundTasks:
         return len(self._finite)
 
     async def close(self) -> None:
-        """Cancel everything that still runs and wait for it to end.
+        """Cancel all tasks and wait for their end.
 
-        A cancellation can be lost: before Python 3.12 `asyncio.wait_for`, which redis-py uses, swallows one that comes
-        in the moment in which it is done. So it is repeated.
+        A cancellation can be lost: before Python 3.12, `asyncio.wait_for` (used by redis-py) swallows one that arrives
+        as it completes. So the cancellation is repeated.
         """
-        for _ in range(_CANCEL_TIMES):
+        for _ in range(_CANCEL_ATTEMPTS):
             running = self._finite | self._loops
             if not running:
                 return
             for task in running:
                 task.cancel()
-            await asyncio.wait(running, timeout=_CANCEL_AGAIN_S)
+            await asyncio.wait(running, timeout=_CANCEL_INTERVAL_S)
         for task in self._finite | self._loops:
             log.error("task_stuck", task=task.get_name())

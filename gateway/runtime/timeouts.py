@@ -1,7 +1,7 @@
-"""A limit on each of many short waits in a row, such as those for the events of a stream.
+"""A timeout for each of many short waits in a row, such as waits for the events of a stream.
 
-`asyncio.timeout` around each of them takes more time than reading the event: it makes a timer and takes it away again.
-Here one timer serves them all. A new wait moves a number, and the timer looks at it when it rings.
+An `asyncio.timeout` per wait takes longer than reading the event, since each one creates and cancels a timer. A
+watchdog uses one timer for all waits. A new wait only stores its deadline, and the timer checks it when it expires.
 """
 
 from __future__ import annotations
@@ -17,47 +17,47 @@ if TYPE_CHECKING:
 
 
 class Watchdog:
-    """`with Watchdog(bite) as dog`: `bite` is called, once, when a wait goes on past its end.
+    """`with Watchdog(on_timeout) as watchdog`: call `on_timeout` once when a wait exceeds its deadline.
 
-    It must end the wait: by closing the connection that is waited for.
+    `on_timeout` must end the wait, for example by closing the connection.
 
     Attributes:
-        bit: it was called.
+        timed_out: whether `on_timeout` was called.
     """
 
-    __slots__ = ("_bite", "_due", "_loop", "_rings_at", "_timer", "bit")
+    __slots__ = ("_due", "_loop", "_on_timeout", "_timer", "_timer_at", "timed_out")
 
-    def __init__(self, bite: Callable[[], object]) -> None:
-        self._bite = bite
+    def __init__(self, on_timeout: Callable[[], object]) -> None:
+        self._on_timeout = on_timeout
         self._loop = asyncio.get_running_loop()
         self._due = math.inf
-        self._rings_at = math.inf
+        self._timer_at = math.inf
         self._timer: asyncio.TimerHandle | None = None
-        self.bit = False
+        self.timed_out = False
 
     def watch(self, until: float) -> None:
-        """A wait begins that must end by then, on the loop's clock."""
+        """Begin a wait that must end by `until`, in loop time."""
         self._due = until
-        if until < self._rings_at:
-            self._ring_at(until)
+        if until < self._timer_at:
+            self._start_timer(until)
 
-    def rest(self) -> None:
-        """The wait is over."""
+    def disarm(self) -> None:
+        """End the wait."""
         self._due = math.inf
 
-    def _ring_at(self, when: float) -> None:
+    def _start_timer(self, when: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._rings_at = when
-        self._timer = self._loop.call_at(when, self._ring)
+        self._timer_at = when
+        self._timer = self._loop.call_at(when, self._on_timer)
 
-    def _ring(self) -> None:
-        self._timer, self._rings_at = None, math.inf
+    def _on_timer(self) -> None:
+        self._timer, self._timer_at = None, math.inf
         if self._due <= self._loop.time():
-            self._due, self.bit = math.inf, True
-            self._bite()
+            self._due, self.timed_out = math.inf, True
+            self._on_timeout()
         elif self._due < math.inf:
-            self._ring_at(self._due)
+            self._start_timer(self._due)
 
     def __enter__(self) -> Self:
         return self

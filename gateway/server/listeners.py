@@ -19,7 +19,7 @@ from gateway.app import gateway
 from gateway.errors import StartupError
 from gateway.runtime import open_files
 from gateway.runtime.addresses import GatewayAddresses
-from gateway.telemetry.logs import tell_of_loop
+from gateway.telemetry.logs import log_loop_exception
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -92,7 +92,7 @@ async def serve(
         await _listen(admin, settings.admin.host, settings.admin.port, "admin.port", shared=shared)
         there = parts.admin[keys.CALLERS_LISTENER]
         there.host, there.port = public.addresses[0][:2]
-        asyncio.get_running_loop().set_exception_handler(tell_of_loop)
+        asyncio.get_running_loop().set_exception_handler(log_loop_exception)
         announce(GatewayAddresses(_url(public), _url(admin), parts.admin[keys.OWNER]))
         await stop.wait()
 
@@ -117,7 +117,7 @@ def _allow_open_files(settings: Settings) -> None:
     """
     server = settings.server
     wanted = server.max_connections + _ADMIN_CONNECTIONS + 4 * server.max_in_flight + _OTHER_FILES
-    if (allowed := open_files.allow(wanted)) < wanted:
+    if (allowed := open_files.raise_limit(wanted)) < wanted:
         log.warning("few_open_files", allowed=allowed, wanted=wanted, hint="raise the hard limit: ulimit -Hn")
 
 

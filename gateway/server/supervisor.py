@@ -21,7 +21,7 @@ from gateway.runtime.child_processes import end
 from gateway.runtime.tasks import BackgroundTasks
 from gateway.server import WorkerStarted
 from gateway.server.ports import reserved_port
-from gateway.telemetry.metric_files import MULTIPROCESS_FOLDER, forget_gauges
+from gateway.telemetry.metric_files import MULTIPROCESS_FOLDER, remove_gauges
 from gateway.version import __version__
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ class Supervisor:
         while not stop.is_set():
             began = time.monotonic()
             ended = await self._live(number, environ, stop)
-            forget_gauges(environ[MULTIPROCESS_FOLDER], number)
+            remove_gauges(environ[MULTIPROCESS_FOLDER], number)
             if stop.is_set():
                 if self._failure is None and ended.exit_code not in _STOPPED:
                     self._drained = False

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import msgspec
 import uvloop
 
-from gateway.accounting.request_line import in_short
+from gateway.accounting.request_line import shorten_request_event
 from gateway.app import WatchedFiles
 from gateway.errors import StartupError
 from gateway.policy.files import PolicyFiles
@@ -37,7 +37,7 @@ def main(config: Path, number: int) -> int:
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
         try:
             settings, book, files = PolicyFiles.open(config)
-            set_up_logs(settings.log.level, settings.log.format, worker=number, for_eyes=in_short)
+            set_up_logs(settings.log.level, settings.log.format, worker=number, console_processor=shorten_request_event)
             uvloop.run(_work(settings, book, files, number, supervisor))
         except StartupError as error:
             _say(supervisor, WorkerStarted(error=error.message))

@@ -1,4 +1,4 @@
-"""Logs: structlog, JSON lines on standard error, or colours on a terminal."""
+"""Logs: structlog, JSON lines on standard error, or colors on a terminal."""
 
 from __future__ import annotations
 
@@ -21,66 +21,68 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 
-# Of a request, and of what is done for it. Unset elsewhere: there nothing handles what callers wrote.
-_QUOTES: ContextVar[bool] = ContextVar("quotes_content")
-_MOST_CAUSES = 10
+# Set for each request and its tasks. It is unset elsewhere, where no code handles callers' text.
+_CONTENT_ALLOWED: ContextVar[bool] = ContextVar("content_allowed_in_logs")
+_MAX_CAUSES = 10
 
 
-def let_quote_content(*, quotes: bool) -> None:
-    """Say whether what is logged for the request under way, from here on, may quote what it asks and is answered."""
-    _QUOTES.set(quotes)
+def allow_content_in_logs(*, allowed: bool) -> None:
+    """Set whether logs of the current request may contain the text of the request and its answer."""
+    _CONTENT_ALLOWED.set(allowed)
 
 
-def quotes_content() -> bool:
-    """Whether somebody said that it may."""
-    return _QUOTES.get(False)
+def content_allowed_in_logs() -> bool:
+    """Return whether logs of the current request may contain its text. The default is False."""
+    return _CONTENT_ALLOWED.get(False)
 
 
-def _told(exc_info: Any) -> str:
-    """A traceback. In a request without the messages of exceptions: they may quote it."""
-    if _QUOTES.get(True):
+def _format_exception(exc_info: Any) -> str:
+    """Return a traceback. Inside a request it omits messages of exceptions, which may quote the request's text."""
+    if _CONTENT_ALLOWED.get(True):
         return "".join(traceback.format_exception(*exc_info)).rstrip()
     return _without_messages(exc_info[1])
 
 
 def _without_messages(error: BaseException | None) -> str:
-    told: list[str] = []
-    while error is not None and len(told) < _MOST_CAUSES:
+    tracebacks: list[str] = []
+    while error is not None and len(tracebacks) < _MAX_CAUSES:
         frames = "".join(traceback.format_tb(error.__traceback__))
-        told.append(f"Traceback (most recent call last):\n{frames}{type(error).__name__}: (its message is left out)")
+        tracebacks.append(
+            f"Traceback (most recent call last):\n{frames}{type(error).__name__}: (its message is left out)"
+        )
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-    return "\n\nwhile handling this, or because of it:\n\n".join(reversed(told))
+    return "\n\nwhile handling this, or because of it:\n\n".join(reversed(tracebacks))
 
 
-def tell_of_loop(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """For the event loop: what nobody waited for. Its own line would hold the exception's message, and arguments."""
+def log_loop_exception(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Log an unhandled exception of the event loop without its message. asyncio's own line would contain it."""
     what = str(context.get("message", ""))
     if what.startswith(in_callback := "Exception in callback"):  # its arguments follow
         what = in_callback
     log.error("loop", what=what, exception=_without_messages(context.get("exception")))
 
 
-def _tell_of_thread(args: threading.ExceptHookArgs) -> None:
+def _log_thread_exception(args: threading.ExceptHookArgs) -> None:
     log.error("thread_broke", exception=_without_messages(args.exc_value))
 
 
-def _tell_of_unraisable(found: sys.UnraisableHookArgs) -> None:
-    log.error("exception_ignored", exception=_without_messages(found.exc_value))
+def _log_unraisable(args: sys.UnraisableHookArgs) -> None:
+    log.error("exception_ignored", exception=_without_messages(args.exc_value))
 
 
-# The first net is that no secret is ever handed to a logger. This is the second: what looks like one does not get out.
-_TELLING = ("k-", "earer", "asic ", "://", "hf_")
+# Code must not pass secrets to a logger. As a second safeguard, text that looks like a secret is hidden.
+_SIGNS = ("k-", "earer", "asic ", "://", "hf_")
 _SECRETS = re.compile(
-    # This gateway's keys, OpenAI's and its like, Hugging Face's. On a terminal a colour may stand before: it ends in m.
+    # Keys of this gateway, of OpenAI and similar providers, and of Hugging Face. A color code before it ends in m.
     r"(?:(?<![A-Za-z0-9])|(?<=\dm))(?:gk-|sk-|hf_)[A-Za-z0-9_-]{8,}"
     r"|(?<=\b[Bb]earer )[^\s\"'\\]{8,}|(?<=\b[Bb]asic )[^\s\"'\\]{8,}"
-    r"|(?<=://)[^\s/@\"'\\]+(?=@)"  # user and password of an address
+    r"|(?<=://)[^\s/@\"'\\]+(?=@)"  # user and password in a URL
 )
 
 
 def without_secrets(text: str) -> str:
-    """A line for the log, without what has the shape of a key or a password."""
-    for sign in _TELLING:  # few lines have one, and the search takes fifty times as long
+    """Replace text that looks like a key or a password."""
+    for sign in _SIGNS:  # few lines match, and the pattern takes fifty times as long
         if sign in text:
             return _SECRETS.sub("(hidden)", text)
     return text
@@ -91,7 +93,7 @@ def _hidden(_: Any, __: str, line: str) -> str:
 
 
 def _to_json(record: Any, **_: Any) -> str:
-    # Decimals and whatever else orjson does not know become text.
+    # Decimals and other types that orjson does not support become text.
     return orjson.dumps(record, default=str).decode()
 
 
@@ -100,13 +102,13 @@ def set_up_logs(
     form: Literal["auto", "json", "console"],
     *,
     worker: int | None = None,
-    for_eyes: Processor | None = None,
+    console_processor: Processor | None = None,
 ) -> None:
-    """Send structlog's events, and those of libraries that use `logging`, down one path.
+    """Configure structlog and `logging` to write to standard error in one format.
 
     Args:
-        worker: this process's number among several; it stands in each line.
-        for_eyes: what makes events shorter for a terminal.
+        worker: the number of this worker, added to each line; None for a single process.
+        console_processor: shortens events for the console; None: no processor.
     """
     console = form == "console" or (form == "auto" and sys.stderr.isatty())
     number = logging.getLevelNamesMapping()[level.upper()]
@@ -118,17 +120,20 @@ def set_up_logs(
     if worker is not None:
         shared.append(lambda _, __, event: {**event, "worker": worker})
     rendered: list[Processor] = (
-        # Never with the values of local variables: they hold prompts and keys.
+        # Exclude the values of local variables: they contain prompts and keys.
         [
-            *([for_eyes] if for_eyes is not None else ()),
+            *([console_processor] if console_processor is not None else ()),
             structlog.dev.ConsoleRenderer(
-                sort_keys=False, exception_formatter=lambda out, info: print("\n" + _told(info), file=out)
+                sort_keys=False, exception_formatter=lambda out, info: print("\n" + _format_exception(info), file=out)
             ),
         ]
         if console
-        else [structlog.processors.ExceptionRenderer(_told), structlog.processors.JSONRenderer(serializer=_to_json)]
+        else [
+            structlog.processors.ExceptionRenderer(_format_exception),
+            structlog.processors.JSONRenderer(serializer=_to_json),
+        ]
     )
-    rendered.append(_hidden)  # type: ignore[arg-type]  # it gets the line, not the event
+    rendered.append(_hidden)  # type: ignore[arg-type]  # it gets the rendered line
     structlog.configure(
         processors=[*shared, *rendered],
         wrapper_class=structlog.make_filtering_bound_logger(number),
@@ -144,12 +149,12 @@ def set_up_logs(
     )
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    # Libraries speak up only when something is wrong, whatever we were asked to say ourselves.
+    # Libraries log warnings and errors only, whatever the configured level.
     root.setLevel(max(number, logging.WARNING))
-    # What they would write on standard error by themselves has values in it.
+    # Python's own output of warnings contains values.
     logging.captureWarnings(True)
     logging.getLogger("py.warnings").disabled = True
-    threading.excepthook = _tell_of_thread
-    sys.unraisablehook = _tell_of_unraisable
+    threading.excepthook = _log_thread_exception
+    sys.unraisablehook = _log_unraisable
     # It logs each request it cannot parse with the raw line in the traceback, and that line may be a key.
     logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)

@@ -1,4 +1,4 @@
-"""Where several workers count: files of one folder, from which each of them answers for all."""
+"""Metrics of several workers in files of one folder. Each worker reads all files to report all workers."""
 
 from __future__ import annotations
 
@@ -16,42 +16,47 @@ if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
 MULTIPROCESS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
-"""The environment variable in which prometheus_client looks for that folder."""
+"""The environment variable in which prometheus_client expects the folder."""
 
 
-def count_in_files(worker: int) -> None:
-    """Metrics made from now on count in files. Those are named by the worker's number, not by its pid: one that is
-    started again goes on counting where it ended, and files do not become more."""
+def count_in_worker_files(worker: int) -> None:
+    """Store values of metrics created from now on in files. A file's name contains the worker's number, not its pid.
+
+    So a restarted worker continues its counters, and the number of files is bounded.
+    """
     values.ValueClass = values.MultiProcessValue(lambda: worker)
 
 
-def of_all_workers() -> CollectorRegistry:
-    """What all of them counted until now, summed at each collection."""
-    everybody = CollectorRegistry()
-    everybody.register(_BegunFiles())
-    return everybody
+def all_workers_registry() -> CollectorRegistry:
+    """Return a registry with the values of all workers. It merges the files at each collection."""
+    registry = CollectorRegistry()
+    registry.register(_NonEmptyFiles())
+    return registry
 
 
-def forget_gauges(folder: str, worker: int) -> None:
-    """Take what a worker that is gone held out of the sums. What it counted stays."""
+def remove_gauges(folder: str, worker: int) -> None:
+    """Remove the gauges of a stopped worker. Its counters remain."""
     mark_process_dead(worker, folder)
 
 
-class _BegunFiles(Collector):
-    """A file that a worker just makes is empty for a moment, or for long, where it was killed in that moment; the
-    library's own collector would break on it, and with that a scrape or another worker's start."""
+class _NonEmptyFiles(Collector):
+    """Merge the files that are not empty.
+
+    A new file is empty until its worker writes to it. It stays empty where the worker was killed before. The library's
+    own collector raises an error on an empty file, which would fail a scrape or another worker's start.
+    """
 
     def collect(self) -> Iterable[Metric]:
-        """For prometheus_client, in whatever thread renders."""
+        """Return the merged metrics. prometheus_client calls this in the thread that renders."""
         folder = Path(os.environ[MULTIPROCESS_FOLDER])
         merged: Iterable[Metric] = MultiProcessCollector.merge(
-            [str(file) for file in folder.glob("*.db") if _is_begun(file)]
+            [str(file) for file in folder.glob("*.db") if _is_non_empty(file)]
         )
         return merged
 
 
-def _is_begun(file: Path) -> bool:
+def _is_non_empty(file: Path) -> bool:
     try:
         return file.stat().st_size > 0
-    except FileNotFoundError:  # the gauges of a worker that is gone
+    except FileNotFoundError:  # gauges of a stopped worker
         return False

@@ -1,6 +1,6 @@
-"""How this process itself does: its memory, its files, its processor time, its tasks, and how late its event loop is.
+"""Metrics of this process: memory, open files, CPU time, tasks, and the lag of the event loop.
 
-prometheus_client tells the first three as well, but only of the one worker that happens to answer.
+prometheus_client's own process metrics cover only the worker that answers the scrape.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from gateway.telemetry.metrics import Metrics
 
-_LOOK_EVERY_S = 5.0
+_INTERVAL_S = 5.0
 _TICK_S = 0.25
 _PROC = Path("/proc/self")
 
 
 class ProcessSnapshot(NamedTuple):
-    """One look. `resident_bytes` and `open_files` are None where there is no /proc that says."""
+    """The resource use of the process. `resident_bytes` and `open_files` are None without /proc."""
 
     resident_bytes: int | None
     open_files: int | None
@@ -30,15 +30,15 @@ class ProcessSnapshot(NamedTuple):
     cpu_s: float
 
 
-def look() -> ProcessSnapshot:
-    """It reads files, and may take milliseconds where many are open: call it in a thread."""
-    used = resource.getrusage(resource.RUSAGE_SELF)
+def read_process() -> ProcessSnapshot:
+    """Return the resource use. Reading /proc may take milliseconds with many open files: call it in a thread."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return ProcessSnapshot(
         resident_bytes=_resident_bytes(),
         open_files=_open_files(),
         max_files=sys.maxsize if soft == resource.RLIM_INFINITY else soft,
-        cpu_s=used.ru_utime + used.ru_stime,
+        cpu_s=usage.ru_utime + usage.ru_stime,
     )
 
 
@@ -51,13 +51,13 @@ def _resident_bytes() -> int | None:
 
 def _open_files() -> int | None:
     try:
-        return sum(1 for _ in (_PROC / "fd").iterdir()) - 1  # without the one through which it is read
+        return sum(1 for _ in (_PROC / "fd").iterdir()) - 1  # exclude the descriptor of this iteration
     except OSError:
         return None
 
 
 class ProcessMetrics:
-    """Shows what `look` sees, and how late the loop is."""
+    """Update the metrics of the process and of the event loop's lag."""
 
     def __init__(self, metrics: Metrics) -> None:
         worker = metrics.worker
@@ -67,31 +67,31 @@ class ProcessMetrics:
         self._cpu_seconds = metrics.cpu_seconds.labels(worker)
         self._tasks = metrics.loop_tasks.labels(worker)
         self._lag = metrics.loop_lag
-        self._cpu_told_s = 0.0
+        self._counted_cpu_s = 0.0
         metrics.started.labels(worker).set(time.time())
 
     async def run(self) -> None:
-        """Look every few seconds, for ever."""
+        """Update the metrics periodically until canceled."""
         while True:
-            self.show(await asyncio.to_thread(look))
-            # Here and not in the thread: only the loop's own sees a set of them that does not change meanwhile.
+            self.update(await asyncio.to_thread(read_process))
+            # Call this on the event loop: elsewhere the set of tasks may change during iteration.
             self._tasks.set(len(asyncio.all_tasks()))
-            await asyncio.sleep(_LOOK_EVERY_S)
+            await asyncio.sleep(_INTERVAL_S)
 
-    def show(self, seen: ProcessSnapshot) -> None:
-        """Tell what was seen. Processor time only grows, also over the lives of one worker."""
-        if seen.resident_bytes is not None:
-            self._resident.set(seen.resident_bytes)
-        if seen.open_files is not None:
-            self._open_files.set(seen.open_files)
-        self._max_files.set(seen.max_files)
-        self._cpu_seconds.inc(max(0.0, seen.cpu_s - self._cpu_told_s))
-        self._cpu_told_s = seen.cpu_s
+    def update(self, snapshot: ProcessSnapshot) -> None:
+        """Set the metrics. CPU time is a counter that continues over restarts of a worker."""
+        if snapshot.resident_bytes is not None:
+            self._resident.set(snapshot.resident_bytes)
+        if snapshot.open_files is not None:
+            self._open_files.set(snapshot.open_files)
+        self._max_files.set(snapshot.max_files)
+        self._cpu_seconds.inc(max(0.0, snapshot.cpu_s - self._counted_cpu_s))
+        self._counted_cpu_s = snapshot.cpu_s
 
     async def watch_loop(self) -> None:
-        """See, again and again, how much later than asked for a timer rings."""
+        """Measure periodically how late a timer fires, until canceled."""
         loop = asyncio.get_running_loop()
         while True:
-            asked = loop.time() + _TICK_S
+            due = loop.time() + _TICK_S
             await asyncio.sleep(_TICK_S)
-            self._lag.observe(max(0.0, loop.time() - asked))
+            self._lag.observe(max(0.0, loop.time() - due))

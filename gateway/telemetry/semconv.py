@@ -1,10 +1,8 @@
-"""Every attribute name that spans carry, in one list: they still change, and then here alone.
+"""The names of all span attributes. The conventions still change, so the names are only here.
 
-Those of HTTP are stable. Those of generative AI are "in development": here they are as OpenTelemetry's GenAI
-conventions have them since they moved to a repository of their own in 2026. Libraries that still know older ones
-(`gen_ai.system`, `gen_ai.usage.prompt_tokens`, ...) write these when OTEL_SEMCONV_STABILITY_OPT_IN says
-`gen_ai_latest_experimental`. This gateway never wrote those, so it asks for no opt-in: the newest names are the only
-ones. `gkt.*` are the gateway's own, and stay as they are.
+The HTTP names are stable. The generative AI names are "in development". They follow OpenTelemetry's GenAI conventions
+since these have their own repository (2026). The gateway never used older names, such as `gen_ai.system`. So it needs
+no opt-in by OTEL_SEMCONV_STABILITY_OPT_IN. The `gkt.*` names are the gateway's own and stable.
 """
 
 from __future__ import annotations
@@ -61,10 +59,10 @@ CALL = "gkt.call"
 ENDED_EARLY = "gkt.ended_early"
 
 CHAT, TEXT, EMBEDDINGS = "chat", "text_completion", "embeddings"
-"""What `gen_ai.operation.name` may say here."""
+"""Values of `gen_ai.operation.name`."""
 
 GATEWAY = "gkt"
-"""The gateway as a provider, towards its callers."""
+"""The provider name of the gateway for its callers."""
 
 _PROVIDERS = {
     "azure": "azure.ai.openai",
@@ -84,21 +82,21 @@ _HOSTS = {
     "api.mistral.ai": "mistral_ai",
     "api.openai.com": "openai",
 }
-# As OpenAI has them, and engines of their own.
+# Finish reasons of OpenAI and of other engines.
 _FINISHES = frozenset(
     {"stop", "length", "tool_calls", "content_filter", "function_call", "eos_token", "stop_sequence", "abort", "error"}
 )
 
 
 def finishes(reasons: Iterable[str | None]) -> list[str]:
-    """Why answers ended. What is no known word is left out: it could be anything that an engine wrote."""
+    """Return the known finish reasons. Unknown ones are omitted, since an engine may write any text."""
     return [reason for reason in reasons if reason in _FINISHES and reason is not None]
 
 
 def provider_of(protocol: str, model: str, host: str | None) -> str:
-    """Who serves a model, in the words of the conventions where they have one.
+    """Return the provider of a model, with the name from the conventions where they have one.
 
-    An OpenAI-compatible server of one's own counts as `openai`: the conventions want the format that is spoken.
+    A self-hosted OpenAI-compatible server counts as `openai`: the conventions name the API format.
     """
     if protocol == "litellm":
         name = model.partition("/")[0]

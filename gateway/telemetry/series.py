@@ -1,4 +1,4 @@
-"""Which tenants and routes get metrics of their own: their files may change for ever, and a series stays for good."""
+"""Limit the number of tenants and routes with their own series. Policy files may change, but a series remains."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 OTHER = "(other)"
-"""All others together. It has brackets, so no tenant is called so."""
+"""The label value for all other tenants or routes. No tenant's name contains parentheses."""
 _ROUTES_PER_TENANT = 10
 
 
 class SeriesLimit:
-    """Which tenants and routes are named in labels: the first ones, for as long as the process lives.
+    """Label values for tenants and routes. The first ones get their own, for the life of the process.
 
-    A name is not given up when its tenant is: a counter that came back would have gone backwards. A tenant has as many
-    routes as it likes, as long as all together have no more than ten for each tenant that there may be.
+    A tenant keeps its value after it is deleted: a counter that is removed and returns would decrease. A tenant may
+    have any number of routes. All tenants together may have ten routes for each tenant of `max_tenants`.
 
     Args:
-        max_tenants: how many tenants are named.
-        reserved: labels that are no tenant's. They always stand for themselves and take no tenant's place.
+        max_tenants: the number of tenants with their own series.
+        reserved: label values that are no tenants. They are always used as they are and are not counted.
     """
 
     def __init__(self, max_tenants: int, reserved: Iterable[str] = ()) -> None:
@@ -32,13 +32,13 @@ class SeriesLimit:
         self._route_names: set[str] = set()
 
     def name(self, tenant: str, routes: Iterable[str] = ()) -> None:
-        """Name a tenant and its routes, if there is still room."""
+        """Reserve label values for a tenant and its routes, within the limits."""
         self.tenant(tenant)
         for route in routes:
             self.route(tenant, route)
 
     def tenant(self, tenant: str) -> str:
-        """The label for a tenant."""
+        """Return the label value for a tenant."""
         if tenant not in self._tenants and tenant not in self._reserved:
             if tenant == OTHER or len(self._tenants) >= self._max_tenants:
                 return OTHER
@@ -46,7 +46,7 @@ class SeriesLimit:
         return tenant
 
     def route(self, tenant: str, route: str) -> str:
-        """The label for a route of a tenant, to stand beside the tenant's."""
+        """Return the label value for a tenant's route, next to the tenant's label."""
         tenant = self.tenant(tenant)
         if (tenant, route) not in self._routes:
             if OTHER in (tenant, route) or len(self._routes) >= self._max_routes:
@@ -56,5 +56,5 @@ class SeriesLimit:
         return route
 
     def route_alone(self, route: str) -> str:
-        """The label for a route of that name, whoever's, to stand without a tenant's."""
+        """Return the label value for a route name without a tenant's label."""
         return route if route in self._route_names else OTHER

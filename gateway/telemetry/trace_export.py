@@ -1,6 +1,6 @@
-"""The way of spans to a collector: a bounded queue, and a thread that sends what is in it by OTLP over HTTP.
+"""Export spans to a collector: a bounded queue, and a thread that sends OTLP over HTTP.
 
-A collector that is slow or away costs spans and nothing else: what finds the queue full is dropped, and counted.
+A slow or unreachable collector costs only spans: spans that exceed the queue are dropped and counted.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-_MOST_A_BATCH = 512
-_SEND_EVERY_MS = 1000
-_LAST_WORDS_S = 2.0
+_MAX_BATCH = 512
+_SEND_INTERVAL_MS = 1000
+_SHUTDOWN_TIMEOUT_S = 2.0
 
 
 class TraceExport:
-    """A tracer whose spans go to the collector that the settings name.
+    """A tracer that exports spans to the configured collector.
 
-    The library reads its own variables beside: OTEL_RESOURCE_ATTRIBUTES, OTEL_EXPORTER_OTLP_CERTIFICATE and its like,
-    OTEL_EXPORTER_OTLP_COMPRESSION, OTEL_SPAN_*_LIMIT, OTEL_SDK_DISABLED. Nothing of it is put into globals.
+    The library also reads its own variables: OTEL_RESOURCE_ATTRIBUTES, OTEL_EXPORTER_OTLP_CERTIFICATE and similar,
+    OTEL_EXPORTER_OTLP_COMPRESSION, OTEL_SPAN_*_LIMIT, OTEL_SDK_DISABLED. It does not change global state.
     """
 
     def __init__(self, settings: TracingSettings, instance: str, metrics: Metrics) -> None:
-        # What it warns of is what callers send (a wrong tracestate, quoted), or has a count of ours. Errors are the
-        # exporter's, about once a batch: why the collector does not take it.
+        # The library's warnings quote callers' headers (an invalid tracestate), or the gateway counts their cause. Its
+        # errors state, about once per batch, why the collector rejected spans.
         logging.getLogger("opentelemetry").setLevel(logging.ERROR)
         resource = Resource.create(
             {"service.name": settings.service, "service.version": __version__, "service.instance.id": instance}
@@ -62,8 +62,8 @@ class TraceExport:
             BatchSpanProcessor(
                 self._exporter,
                 max_queue_size=settings.max_queue,
-                max_export_batch_size=min(_MOST_A_BATCH, settings.max_queue),
-                schedule_delay_millis=_SEND_EVERY_MS,
+                max_export_batch_size=min(_MAX_BATCH, settings.max_queue),
+                schedule_delay_millis=_SEND_INTERVAL_MS,
             ),
             self._exporter,
             settings.max_queue,
@@ -76,19 +76,19 @@ class TraceExport:
         self.tracer: Tracer = provider.get_tracer("gateway", __version__)
 
     async def close(self) -> None:
-        """Send what waits. Whatever is not sent within two seconds is lost: nobody waits longer for a collector."""
+        """Send the queued spans for at most two seconds. Drop the rest: shutdown must not wait longer."""
         done = asyncio.Event()
         loop = asyncio.get_running_loop()
 
         def send() -> None:
             self._queue.shutdown()
-            with suppress(RuntimeError):  # nobody waited for it
+            with suppress(RuntimeError):  # the event loop is closed
                 loop.call_soon_threadsafe(done.set)
 
-        # A thread that the process does not wait for: it may be in the middle of a call.
+        # A daemon thread, since the process must not wait for its request.
         threading.Thread(target=send, name="last-spans", daemon=True).start()
         try:
-            async with asyncio.timeout(_LAST_WORDS_S):
+            async with asyncio.timeout(_SHUTDOWN_TIMEOUT_S):
                 await done.wait()
         except TimeoutError:
             self._exporter.give_up()
@@ -96,21 +96,21 @@ class TraceExport:
 
 
 class _Counted(SpanExporter):
-    """Counts what became of spans. Called by the sending thread alone."""
+    """Count sent and failed spans. Only the sending thread calls it."""
 
     def __init__(self, exporter: OTLPSpanExporter, metrics: Metrics) -> None:
         self._exporter = exporter
         self._sent, self._failed = metrics.spans.labels("sent"), metrics.spans.labels("failed")
-        self.taken = 0
+        self.processed = 0
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        self.taken += len(spans)
+        self.processed += len(spans)
         result = self._exporter.export(spans)
         (self._sent if result is SpanExportResult.SUCCESS else self._failed).inc(len(spans))
         return result
 
     def give_up(self) -> None:
-        """End the pauses between tries."""
+        """Stop waiting between retries."""
         self._exporter.shutdown()
 
     def shutdown(self) -> None:
@@ -118,26 +118,26 @@ class _Counted(SpanExporter):
 
 
 class _Bounded(SpanProcessor):
-    """Drops spans for which there is no room, and counts them. The library drops them, too, but does not tell."""
+    """Drop and count spans when the queue is full. The library drops them without a count."""
 
-    def __init__(self, then: BatchSpanProcessor, exporter: _Counted, most: int, metrics: Metrics) -> None:
-        self._then = then
+    def __init__(self, processor: BatchSpanProcessor, exporter: _Counted, limit: int, metrics: Metrics) -> None:
+        self._processor = processor
         self._exporter = exporter
-        self._most = most
+        self._limit = limit
         self._dropped = metrics.spans.labels("dropped")
-        self._handed = 0
+        self._queued = 0
 
     @property
     def waiting(self) -> int:
-        """One number is written by the event loop alone, the other by the sending thread: no lock is needed."""
-        return self._handed - self._exporter.taken
+        """Return the queue length. Each of the two numbers has one writing thread, so no lock is needed."""
+        return self._queued - self._exporter.processed
 
     def on_end(self, span: ReadableSpan) -> None:
-        if self.waiting >= self._most:
+        if self.waiting >= self._limit:
             self._dropped.inc()
             return
-        self._handed += 1
-        self._then.on_end(span)
+        self._queued += 1
+        self._processor.on_end(span)
 
     def shutdown(self) -> None:
-        self._then.shutdown()
+        self._processor.shutdown()

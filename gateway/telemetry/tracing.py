@@ -1,7 +1,7 @@
-"""OpenTelemetry traces: the spans of one request, and what of them goes on to engines.
+"""OpenTelemetry traces: the spans of a request, and the trace headers for engines.
 
-Imported only where `tracing.endpoint` is set: a gateway without it does not know this module, nor the library. The
-request's own trace travels in a context variable, as the library's do: engines are called in tasks of their own.
+Imported only where `tracing.endpoint` is set. The request's trace and the library's context are context variables,
+since engines are called in their own tasks.
 """
 
 from __future__ import annotations
@@ -33,29 +33,29 @@ if TYPE_CHECKING:
     Attributes = Mapping[str, AttributeValue]
 
 _ERROR_STATUS = 500
-# What is no fault of the gateway's or of an engine's.
-_NO_FAULT = frozenset({"client_gone"})
+# Failures that are no error of the gateway or of an engine.
+_NOT_ERRORS = frozenset({"client_gone"})
 
 _trace: ContextVar[RequestTrace | None] = ContextVar("trace", default=None)
 _call: ContextVar[Context | None] = ContextVar("call", default=None)
 
 
 def current() -> RequestTrace | None:
-    """The trace of the request on whose behalf this runs; None for what the gateway does by itself, such as probes."""
+    """Return the trace of the current request; None for the gateway's own work, such as probes."""
     return _trace.get()
 
 
 class RequestTrace:
-    """One request's span, and those below it.
+    """The span of a request and its child spans.
 
-    It ends when both the reply and the receipt are done, at the moment at which the reply was: a receipt may come
-    later. Times are time.perf_counter() seconds, set against the clock once, so that no step of it bends a trace.
+    The span ends when both the reply and the receipt are complete. Its end time is the end of the reply. Times are
+    time.perf_counter() seconds. They are converted with one fixed offset, so that clock steps do not distort a trace.
 
     Attributes:
-        recorded: whether anything of it will be told. The ids go on to engines in any case.
+        recorded: whether the trace is exported. Its ids are sent to engines in any case.
     """
 
-    __slots__ = ("_account_due", "_context", "_ended", "_epoch_ns", "_failed", "_root", "_span", "_status", "_tracer",
+    __slots__ = ("_context", "_ended", "_epoch_ns", "_failed", "_receipt_due", "_root", "_span", "_status", "_tracer",
                  "recorded")  # fmt: skip
 
     def __init__(
@@ -73,7 +73,7 @@ class RequestTrace:
         self._span = tracer.start_span(name, parent, kind, attributes, start_time=self.at(started))
         self._context = set_span_in_context(self._span, parent)
         self._root = kind is SpanKind.SERVER
-        self._account_due = False
+        self._receipt_due = False
         self._ended: float | None = None
         self._status: int | None = None
         self._failed: str | None = None
@@ -81,12 +81,12 @@ class RequestTrace:
 
     @property
     def id(self) -> str | None:
-        """The trace's id, in hexadecimal digits; None where the library was told to do nothing."""
+        """Return the trace id in hexadecimal; None where the library is disabled."""
         context = self._span.get_span_context()
         return format_trace_id(context.trace_id) if context.is_valid else None
 
     def at(self, perf_s: float) -> int:
-        """A time.perf_counter() reading as Unix nanoseconds."""
+        """Return a time.perf_counter() reading as Unix nanoseconds."""
         return self._epoch_ns + round(perf_s * 1e9)
 
     def child(
@@ -99,7 +99,7 @@ class RequestTrace:
         failed: str | None = None,
         link: SpanContext | None = None,
     ) -> None:
-        """Tell of a stage that is over."""
+        """Add a span for a stage that has ended."""
         links = () if link is None else (Link(link),)
         span = self._tracer.start_span(
             name, self._context, attributes=attributes, links=links, start_time=self.at(started)
@@ -107,9 +107,9 @@ class RequestTrace:
         _end(span, failed, self.at(ended))
 
     def call(self, name: str, attributes: Attributes) -> CallSpan:
-        """`with trace.call(...) as call`: a call to an engine, whose requests carry this span's id.
+        """`with trace.call(...) as call`: add a span for an engine call. The engine's request carries the span's id.
 
-        Where nothing of the trace is told they carry the request's own: a span that nobody sees needs none.
+        Where the trace is not recorded, the request carries the id of the request's span.
         """
         if not self.recorded:
             return CallSpan(self._span, self._context, self)
@@ -119,39 +119,39 @@ class RequestTrace:
         return CallSpan(span, set_span_in_context(span, self._context), self)
 
     def shadow(self, tracer: Tracer) -> RequestTrace:
-        """What is done beside the request, for nobody to see; it may outlast it."""
+        """Return the trace of a shadow request. It may outlast this trace."""
         return RequestTrace(tracer, "shadow", self._context, time.perf_counter(), {}, kind=SpanKind.INTERNAL)
 
-    def account_is_due(self) -> None:
-        """A receipt will be told to `accounted`."""
-        self._account_due = True
+    def expect_receipt(self) -> None:
+        """Keep the span open until `set_receipt`."""
+        self._receipt_due = True
 
-    def accounted(self, attributes: Attributes, failed: str | None) -> None:
+    def set_receipt(self, attributes: Attributes, failed: str | None) -> None:
         self._span.set_attributes(dict(attributes))
         self._failed = failed or self._failed
-        self._account_due = False
+        self._receipt_due = False
         self._end_if_done()
 
     def replied(self, status: int | None, failed: str | None) -> None:
-        """The reply is over. `status` is None where there was none, or nobody to send it to."""
+        """End the reply. `status` is None where no reply was sent."""
         self._ended = time.perf_counter()
         self._status = status
         self._failed = self._failed or failed
         self._end_if_done()
 
     def _end_if_done(self) -> None:
-        if self._ended is None or self._account_due:
+        if self._ended is None or self._receipt_due:
             return
         if self._status is not None:
             self._span.set_attribute(names.HTTP_STATUS, self._status)
         refused = self._status is not None and 400 <= self._status < _ERROR_STATUS
-        # Refusing a wrong request is the server's job well done, say the conventions.
-        fault = self._failed is not None and self._failed not in _NO_FAULT and not (refused and self._root)
-        _end(self._span, self._failed, self.at(self._ended), fault=fault)
+        # By the conventions, a rejected request (4xx) is no error of the server.
+        is_error = self._failed is not None and self._failed not in _NOT_ERRORS and not (refused and self._root)
+        _end(self._span, self._failed, self.at(self._ended), is_error=is_error)
 
 
 class CallSpan:
-    """A call to an engine, from its start to its end. Inside the block it is what `Tracing.outgoing` tells of."""
+    """A call to an engine. Inside the block, `Tracing.outgoing` returns its headers."""
 
     __slots__ = ("_before", "_context", "_started", "_trace", "recorded", "span")
 
@@ -169,7 +169,7 @@ class CallSpan:
         return self
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        # Set anew, and not reset: a stream may be closed in another context than the one in which it began.
+        # Set instead of reset: a stream may be closed in another context than the one in which it began.
         _call.set(self._before)
         failed: str | None = None
         if isinstance(error, GeneratorExit | StopStream):
@@ -183,34 +183,36 @@ class CallSpan:
         if self.recorded:
             _end(self.span, failed, self._trace.at(time.perf_counter()))
 
-    def heard(self) -> None:
-        """Something of the answer has come. The first time counts."""
+    def mark_first_chunk(self) -> None:
+        """Record the time of the first part of the answer. Later calls have no effect."""
         if self._started is not None:
             self.span.set_attribute(names.RESPONSE_FIRST_CHUNK_S, round(time.perf_counter() - self._started, 6))
             self._started = None
 
 
 class Tracing:
-    """All of it, for one process.
+    """The tracing of one process.
 
     Args:
-        instance: tells this process from others, to whoever looks at its spans.
+        settings: the section `tracing` of config.yaml.
+        instance: the unique name of this process in its spans.
+        metrics: the process's metrics.
     """
 
     def __init__(self, settings: TracingSettings, instance: str, metrics: Metrics) -> None:
-        assert settings.endpoint is not None, "without one there are no traces"
+        assert settings.endpoint is not None, "tracing needs an endpoint"
         self._export = TraceExport(settings, instance, metrics)
         self._tracer = self._export.tracer
-        self._follows = settings.follow_callers
-        self._tells = settings.tell_engines
+        self._continue_callers = settings.follow_callers
+        self._send_to_engines = settings.tell_engines
         self._propagator = TraceContextTextMapPropagator()
 
     @contextmanager
     def request(
         self, name: str, headers: Mapping[str, str], started: float, attributes: Attributes
     ) -> Iterator[RequestTrace]:
-        """The trace of the request that is handled inside the block: a part of its caller's, if that has one."""
-        parent = self._propagator.extract(headers) if self._follows else Context()
+        """Trace the request that is handled inside the block, as part of its caller's trace where it has one."""
+        parent = self._propagator.extract(headers) if self._continue_callers else Context()
         trace = RequestTrace(self._tracer, name, parent, started, attributes)
         before = _trace.set(trace)
         try:
@@ -220,12 +222,12 @@ class Tracing:
 
     @contextmanager
     def shadow(self) -> Iterator[None]:
-        """Inside the block a shadow of the present request is made, in a task of its own."""
-        beside = current()
-        if beside is None:
+        """Trace a shadow of the current request inside the block, in its own task."""
+        parent = current()
+        if parent is None:
             yield
             return
-        trace = beside.shadow(self._tracer)
+        trace = parent.shadow(self._tracer)
         before = _trace.set(trace)
         try:
             yield
@@ -234,30 +236,30 @@ class Tracing:
             trace.replied(None, None)
 
     def outgoing(self) -> Mapping[str, str] | None:
-        """The headers that tell an engine on whose behalf it is called; None where there is nothing to tell.
+        """Return the trace headers for an engine; None where there are none.
 
-        They hold ids, and the caller's `tracestate` where its trace goes on. Its `baggage` does not.
+        They contain ids, and the caller's `tracestate` where its trace continues. `baggage` is not sent.
         """
         context = _call.get()
-        if context is None or not self._tells:
+        if context is None or not self._send_to_engines:
             return None
         headers: dict[str, str] = {}
         self._propagator.inject(headers, context)
         return headers
 
     async def close(self) -> None:
-        """Send what waits, for a bounded time."""
+        """Send the queued spans, for a limited time."""
         await self._export.close()
 
 
-def _end(span: Span, failed: str | None, at_ns: int, *, fault: bool = True) -> None:
+def _end(span: Span, failed: str | None, at_ns: int, *, is_error: bool = True) -> None:
     if failed is not None:
         span.set_attribute(names.ERROR_TYPE, failed)
-        if fault:
-            span.set_status(StatusCode.ERROR)  # without words: an engine's may quote the prompt
+        if is_error:
+            span.set_status(StatusCode.ERROR)  # no description: an engine's message may quote the prompt
     span.end(at_ns)
 
 
 def attributes_of(pairs: Iterable[tuple[str, AttributeValue | None]]) -> dict[str, AttributeValue]:
-    """Those that have a value."""
+    """Return the attributes that have a value."""
     return {name: value for name, value in pairs if value is not None}

@@ -1,4 +1,4 @@
-"""Limits on a real Redis, whose counts can be made older, and requests that want room."""
+"""Limits on a real Redis whose counts can be moved into the past, and requests that use them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SLOT_US = 100_000
 
 
 class Counted:
-    """The ledgers of three processes on one Redis, whose counts can be made older."""
+    """The ledgers of three processes on one Redis."""
 
     def __init__(self, redis: Redis) -> None:
         self.redis = redis
@@ -49,7 +49,7 @@ class Counted:
         await self.processes[by].exchange([], [Settlement(receipt, one)])
 
     async def grow_older(self, scope: Scope, seconds: float) -> None:
-        """As if what was counted so far had been counted earlier."""
+        """Move all counts into the past."""
         window = self.keys.scope("acme", scope.name)[0]
         slots = round(seconds * 1_000_000 / SLOT_US)
         held = {name.decode(): value for name, value in (await self.redis.hgetall(window)).items()}

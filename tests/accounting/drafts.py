@@ -1,4 +1,4 @@
-"""Drafts of requests as the path leaves them, and the prices they are closed with."""
+"""Receipt builders as the pipeline leaves them, and the prices for their receipts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from gateway.accounting.baseline import Encoding
-from gateway.accounting.draft import EngineCall, ReceiptBuilder
+from gateway.accounting.calls import EngineCall
+from gateway.accounting.draft import ReceiptBuilder
 from gateway.accounting.intent import Intent, intend
 from gateway.accounting.receipt import BatchFacts, Receipt
 from gateway.accounting.redis_ledger import AdmissionRequest, Variant
@@ -35,7 +36,7 @@ _ids = itertools.count()
 
 
 def plan(mode: str = "guided", *, placement: str = "prefix", projection: str = "cutoff", baseline: str = "big") -> Plan:
-    """A route whose teacher is `big` and whose student is `small`."""
+    """Return the plan of a route with the teacher `big` and the student `small`."""
     guidance = GuidancePlan(
         teacher="big",
         tokens=40,
@@ -68,7 +69,7 @@ def plan(mode: str = "guided", *, placement: str = "prefix", projection: str = "
 
 
 def call(model: str, read: int | None, written: int = 0, cached: int = 0, stored: int = 0, **more: Any) -> EngineCall:
-    """A call whose engine counted; with `read` None, one whose engine did not."""
+    """Return a call. With `read` None, the engine reported no usage."""
     usage = None if read is None else TokenUsage(read, written, cached, cache_write_input_tokens=stored)
     return EngineCall(model, MESSAGES, usage, **more)
 
@@ -92,7 +93,7 @@ def draft(
 
 
 def guided(**more: Any) -> ReceiptBuilder:
-    """The teacher read 100 tokens and wrote 40, all kept; the student read those and went on for 160."""
+    """The teacher reads 100 tokens and writes 40, all kept. The student reads 150 and writes 160."""
     began = time.perf_counter()
     facts = {
         "teacher": call("big", 100, 40),
@@ -100,7 +101,7 @@ def guided(**more: Any) -> ReceiptBuilder:
         "kept_tokens": 40,
         "batch": BatchFacts("b7", 12),
         "admitted": began,
-        "asked": began,
+        "guidance_requested": began,
         "granted": began + 0.25,
         "guided": began + 1,
         "first_token": began + 1.5,
@@ -109,7 +110,7 @@ def guided(**more: Any) -> ReceiptBuilder:
 
 
 def chat(**more: Any) -> ChatRequest:
-    """A caller's request, about 400 bytes long unless it says otherwise."""
+    """Return a caller's request, about 400 bytes long by default."""
     facts = {
         "stop": (),
         "stream": False,
@@ -121,13 +122,13 @@ def chat(**more: Any) -> ChatRequest:
 
 
 def intent(owner: str = "ann", **more: Any) -> Intent:
-    """Of a guided request that was admitted by `owner`."""
+    """Return the intent of a guided request that process `owner` admitted."""
     one = draft(plan())
     return msgspec.structs.replace(intend(one, one.plan, worst_case(one.plan, chat(), PRICES), owner), **more)
 
 
 def candidate(one: Intent, *scopes: Scope, force: bool = False) -> AdmissionRequest:
-    """Of a request that follows its plan or is refused."""
+    """Return an admission request with one variant."""
     charged = msgspec.structs.replace(one, charges=tuple(scope.charge for scope in scopes))
     return AdmissionRequest(scopes, (Variant(1, charged),), force)
 

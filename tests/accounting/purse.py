@@ -1,4 +1,4 @@
-"""Budgets on a real Redis, and requests that want their money."""
+"""Budgets on a real Redis, and requests that reserve from them."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Purse:
         return brought.verdicts[self.last.id][0]
 
     async def choose(self, usd: dict[int, str], *scopes: Scope) -> int:
-        """The kind of plan of one request that may cost so much, by kind; 0: none."""
+        """Return the kind of plan that is admitted, given the cost of each kind; 0: none."""
         base = self.request("0", *scopes)
         variants = tuple(
             Variant(kind, msgspec.structs.replace(base, reserved_usd=Decimal(most))) for kind, most in usd.items()
@@ -87,13 +87,13 @@ class Purse:
         return (await self.tell(settled=(Settlement(receipt, one),), by=by)).replaced
 
     async def money(self, scope: Scope) -> tuple[Decimal, Decimal]:
-        """Spent, and reserved."""
+        """Return the spent and the reserved amount."""
         spent, reserved = await self.redis.hmget(self.keys.scope("acme", scope.name)[2], "spent", "reserved")
         return dollars((spent or b"0").decode()), dollars((reserved or b"0").decode())
 
 
 async def older(redis: Redis, ring: str, slots: int) -> None:
-    """As if what a rolling budget counted so far had been counted earlier."""
+    """Move the counts of a rolling budget into the past."""
     held = {name.decode(): value for name, value in (await redis.hgetall(ring)).items()}
     await redis.delete(ring)
     moved = {f"u{int(name[1:]) - slots}" if name[1:].isdigit() else name: value for name, value in held.items()}

@@ -1,4 +1,4 @@
-"""Where a webhook's events go, and where they do not."""
+"""The webhook receives events only at the configured URL."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.fakes import served
 
 
 async def test_a_webhook_that_moved_is_not_followed() -> None:
-    """What is posted, and the token in the address, are for whoever the configuration names."""
+    """A redirect must not pass the event, or the token in the URL, to another host."""
     seen: list[str] = []
 
     async def hook(request: web.Request) -> web.Response:

@@ -1,4 +1,4 @@
-"""The baseline is stated, not guessed: on what its counts rest, and by how much it may be wrong."""
+"""The baseline states the basis of its counts and its largest error."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import pytest
 from msgspec import structs
 
 from gateway.accounting.baseline import Encoding
-from gateway.accounting.bounds import off_recounted
-from gateway.accounting.draft import EngineCall, FailedCall
-from gateway.accounting.estimate import MOST_COUNTED_CHARS, count_messages, count_text
+from gateway.accounting.bounds import recount_error
+from gateway.accounting.calls import EngineCall, FailedCall
+from gateway.accounting.estimate import MAX_COUNTED_CHARS, count_messages, count_text
 from gateway.accounting.intent import abandoned
 from gateway.accounting.receipt import Receipt
 from gateway.engines.base import TokenUsage
@@ -35,19 +35,19 @@ REST = " and half as many, which is 12, in the afternoon. That makes 36 rolls; a
 
 
 def own(tokenizer: str) -> dict[str, Encoding]:
-    """`big` has this tokenizer; those of the others are not known."""
+    """Return the encodings where only `big` has its own tokenizer."""
     return ENCODINGS | {"big": Encoding(tokenizer, own=True)}
 
 
 def said(text: str, tokenizer: str = "cl100k_base", model: str = "small", read: int = 150) -> EngineCall:
-    """A call whose engine counts in that tokenizer what it wrote."""
+    """Return a call whose engine counts its output with that tokenizer."""
     return call(model, read, count_text(tokenizer, text), text=StringIO(text))
 
 
 def told(rest: str = REST, opening: str = OPENING, tokenizer: str = "cl100k_base", **more: Any) -> ReceiptBuilder:
-    """`big` opened the answer, and counts in that tokenizer; `small` went on, and counts in cl100k_base."""
+    """`big` wrote the guidance and counts with `tokenizer`. `small` finished it and counts with cl100k_base."""
     kept = count_text(tokenizer, opening)
-    facts = {"teacher": call("big", 100, kept), "student": said(rest), "kept_tokens": kept, "opening": opening}
+    facts = {"teacher": call("big", 100, kept), "student": said(rest), "kept_tokens": kept, "guidance_text": opening}
     return guided(**(facts | more))
 
 
@@ -68,7 +68,7 @@ def test_a_student_that_is_the_baseline_counts_for_itself_though_a_teacher_faile
 @pytest.mark.parametrize("tokenizer", bundled())
 @pytest.mark.parametrize("name", [name for name in TEXTS if len(TEXTS[name]) < 3_000])
 def test_the_truth_lies_within_the_stated_error(name: str, tokenizer: str) -> None:
-    """Whatever the baseline model's tokenizer is: as an estimate, and more narrowly where it is known."""
+    """The error covers the truth as an estimate, and more narrowly with the model's own tokenizer."""
     opening, rest = TEXTS[name][:40], TEXTS[name][40:]
     one = told(rest, opening, tokenizer)
     truth = BIG.input_usd * 100 + BIG.output_usd * count_text(tokenizer, opening + rest)
@@ -89,7 +89,7 @@ def test_the_answer_is_counted_in_the_baseline_models_own_tokenizer_where_that_i
     assert (receipt.baseline_basis, receipt.baseline_estimated) == ("tokenizer", False)
     assert receipt.baseline_usd == BIG.input_usd * 100 + BIG.output_usd * counted
     assert receipt.savings_usd == receipt.baseline_usd - receipt.cost_usd
-    assert receipt.baseline_error_usd == BIG.output_usd * off_recounted(counted)
+    assert receipt.baseline_error_usd == BIG.output_usd * recount_error(counted)
 
 
 def test_a_prompt_that_the_baseline_model_did_not_read_is_counted_in_its_own_tokenizer() -> None:
@@ -101,12 +101,12 @@ def test_a_prompt_that_the_baseline_model_did_not_read_is_counted_in_its_own_tok
     assert receipt.baseline_basis == "tokenizer"
     assert receipt.baseline_usd == BIG.input_usd * prompt + BIG.output_usd * answer
     assert receipt.baseline_error_usd is not None
-    assert receipt.baseline_error_usd > BIG.output_usd * off_recounted(answer), "its template is not known"
+    assert receipt.baseline_error_usd > BIG.output_usd * recount_error(answer), "its template is not known"
 
 
 @pytest.mark.parametrize("name", ["concise", "hint"])
 def test_the_baseline_does_not_read_what_a_projection_adds_to_the_prompt(name: str) -> None:
-    """The caller did not send it. It is counted out, and bounded."""
+    """The caller did not send that text. It is subtracted, with an error bound."""
     instruction = PROJECTIONS[name].instruction
     assert instruction is not None
     shown = {"plan": plan(projection=name, placement="prefix")}
@@ -123,7 +123,7 @@ def test_the_baseline_does_not_read_what_a_projection_adds_to_the_prompt(name: s
 def primed(
     messages: list[dict[str, Any]], tokenizer: str, projection: Projection = PRIMED, **more: Any
 ) -> ReceiptBuilder:
-    """`big` read exemplars before the caller's chat, counts in that tokenizer, and a template adds three to a turn."""
+    """`big` read exemplars before the caller's chat. It counts with `tokenizer` and three template tokens per turn."""
     asked = teacher_messages(projection, messages)
     read = count_messages(tokenizer, asked) - len(asked)
     kept = count_text(tokenizer, OPENING)
@@ -138,7 +138,7 @@ def primed(
             "small", messages, TokenUsage(count_messages("cl100k_base", messages) + kept, 30), StringIO(REST)
         ),
         "kept_tokens": kept,
-        "opening": OPENING,
+        "guidance_text": OPENING,
     }
     return guided(**(facts | more))
 
@@ -154,7 +154,7 @@ SYSTEM = replace(PRIMED, system="You answer at once.")
 @pytest.mark.parametrize("messages", [MESSAGES, LONG], ids=["short", "long"])
 @pytest.mark.parametrize("projection", [PRIMED, SYSTEM], ids=["exemplars", "system"])
 def test_the_baseline_reads_no_exemplars(messages: Any, tokenizer: str, projection: Projection) -> None:
-    """The teacher alone would have been sent the caller's prompt, template and all, and nothing more."""
+    """The baseline prompt contains the caller's messages and the template, but no exemplars."""
     prompt = count_messages(tokenizer, messages) - len(messages)
     truth = BIG.input_usd * prompt + BIG.output_usd * count_text(tokenizer, OPENING + REST)
     for receipt in (
@@ -167,10 +167,12 @@ def test_the_baseline_reads_no_exemplars(messages: Any, tokenizer: str, projecti
 
 
 def test_a_cache_that_holds_the_exemplars_makes_no_prompt_of_the_callers_cheaper() -> None:
-    """They stand before it, so they are what is cached first."""
+    """The exemplars precede the prompt, so they are cached first."""
     tokenizer = bundled()[-1]
     receipts = [
-        primed(MESSAGES, tokenizer, cached=cached, student=None, complete=True).sum_up("ok", PRICES, own(tokenizer))
+        primed(MESSAGES, tokenizer, cached=cached, student=None, complete=True).build_receipt(
+            "ok", PRICES, own(tokenizer)
+        )
         for cached in (0, 200)
     ]
     assert receipts[0].baseline_usd == receipts[1].baseline_usd
@@ -178,11 +180,11 @@ def test_a_cache_that_holds_the_exemplars_makes_no_prompt_of_the_callers_cheaper
 
 
 def test_exemplars_in_the_cache_make_no_prompt_of_the_callers_dearer() -> None:
-    """Of the tokens that the teacher stored, the caller's own are the last."""
+    """The caller's tokens are the last of the tokens that the teacher stored in its cache."""
     tokenizer = bundled()[-1]
     prices = PRICES | {"big": replace(BIG, cache_write_usd=Decimal("0.0000025"))}
     fresh, exemplars, both, all_of_it = (
-        primed(LONG, tokenizer, cached=cached, stored=stored, student=None, complete=True).sum_up(
+        primed(LONG, tokenizer, cached=cached, stored=stored, student=None, complete=True).build_receipt(
             "ok", prices, own(tokenizer)
         )
         for cached, stored in ((0, 0), (0, 200), (200, 1_000), (0, 10_000))
@@ -194,7 +196,7 @@ def test_exemplars_in_the_cache_make_no_prompt_of_the_callers_dearer() -> None:
 
 
 def test_of_a_raw_prompt_no_exemplars_are_counted_out() -> None:
-    """They had no part in it."""
+    """A raw prompt contains no exemplars."""
     one = primed(
         MESSAGES, bundled()[-1], teacher=EngineCall("big", MESSAGES, TokenUsage(100, 10)), student=None, complete=True
     )
@@ -208,7 +210,7 @@ def test_of_a_raw_prompt_no_exemplars_are_counted_out() -> None:
 
 @pytest.mark.parametrize("placement", ["prefix", "context", "input"])
 def test_a_baseline_that_finished_the_answer_does_not_read_the_guidance(placement: str) -> None:
-    """`small` is the baseline, and read what `big` had written as a part of its prompt."""
+    """`small` is the baseline, and its prompt contained the guidance of `big`."""
     projection = PROJECTIONS["cutoff"]
     added = projection.introduction.replace("{guidance}", OPENING) if placement == "context" else OPENING
     tokenizer = "cl100k_base"
@@ -232,7 +234,7 @@ def test_an_opening_that_the_student_repeats_is_counted_once() -> None:
 
 
 def test_what_was_written_beside_the_words_makes_the_baseline_an_estimate() -> None:
-    """Thoughts that the engine does not show are counted by it alone; so are tools and images in a prompt."""
+    """Only the engine counts hidden reasoning, and tools and images in a prompt."""
     tokenizer = bundled()[-1]
     thinking = told(student=call("small", 150, 5_000, text=StringIO(REST)))
     receipt = thinking.close("ok", PRICES, own(tokenizer))
@@ -245,8 +247,8 @@ def test_what_was_written_beside_the_words_makes_the_baseline_an_estimate() -> N
 
 
 def test_an_opening_that_was_cut_is_bounded_by_what_was_cut_off() -> None:
-    """The teacher counted 40 tokens, of which about 30 were shown."""
-    one = guided(student=None, kept_tokens=30, opening=OPENING, complete=True)
+    """The teacher counted 40 tokens, of which about 30 were kept."""
+    one = guided(student=None, kept_tokens=30, guidance_text=OPENING, complete=True)
     receipt = closed(one)
     assert receipt.baseline_basis == "estimate"
     assert receipt.baseline_error_usd is not None
@@ -261,8 +263,8 @@ def test_what_may_have_been_written_and_never_came_is_in_the_error() -> None:
 
 
 def test_a_very_long_answer_stays_an_estimate() -> None:
-    """It is not counted: that would take longer than it is worth."""
-    long = "a story " * (MOST_COUNTED_CHARS // 8 + 1)
+    """Counting it would take too long."""
+    long = "a story " * (MAX_COUNTED_CHARS // 8 + 1)
     receipt = told(student=call("small", 150, 12_000, text=StringIO(long))).close("ok", PRICES, own(bundled()[-1]))
     assert receipt.baseline_basis == "estimate"
 
@@ -290,7 +292,7 @@ def test_who_may_not_see_costs_does_not_see_the_error_either() -> None:
 
 
 def test_rows_add_the_errors_up_and_what_each_engine_was_paid() -> None:
-    """Failed calls too; a receipt that is taken out again leaves nothing behind; a shadow spares nothing."""
+    """Failed calls are included. Removing a receipt leaves nothing behind. A shadow saves nothing."""
     failed = guided(failed=[FailedCall("other", "engine_timeout", call("huge", 10, 1))])
     receipts = [closed(one) for one in (failed, told(), draft(plan("teacher"), teacher=call("big", 9, 9)))]
     whole, halves = SumRow(), [SumRow(), SumRow()]

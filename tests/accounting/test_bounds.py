@@ -1,5 +1,5 @@
 # ruff: noqa: E501, RUF001
-"""What is said of how far tokenizers are apart holds for real ones, on text in many scripts."""
+"""The error bounds hold for real tokenizers, on text in many scripts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.accounting.bounds import TokenErrorBound, off_recounted, off_template, off_tokens
+from gateway.accounting.bounds import TextSize, recount_error, template_error, token_error
 from gateway.accounting.estimate import count_text
 from gateway.config.models import ENCODINGS
 
@@ -36,7 +36,7 @@ TEXTS = {
 
 
 def bundled() -> list[str]:
-    """The tokenizers that are installed with LiteLLM, of four vendors."""
+    """Return the tokenizers of four vendors that LiteLLM includes."""
     spec = find_spec("litellm")
     assert spec is not None
     assert spec.origin is not None
@@ -50,32 +50,32 @@ def test_what_one_tokenizer_counts_lies_within_the_bound_of_every_others(name: s
     text = TEXTS[name]
     counted = {one: count_text(one, text) for one in bundled()}
     assert len(set(counted.values())) > 1 or name == "a word", "nothing is tried where all agree"
-    extent = TokenErrorBound.of([text])
+    extent = TextSize.of([text])
     outside = [
         (said, true)
         for (said, many), (true, few) in itertools.permutations(counted.items(), 2)
-        if abs(many - few) > off_tokens(many, extent)
+        if abs(many - few) > token_error(many, extent)
     ]
     assert outside == []
 
 
 def test_the_script_shows_in_how_many_bytes_a_character_takes() -> None:
-    """Of several texts together."""
+    """The size of several texts is their sum."""
     names = {"English": "ascii", "German": "latin", "Polish": "latin", "Russian": "other", "Chinese": "other"}
-    assert {name: TokenErrorBound.of([TEXTS[name]]).script for name in names} == names
-    assert TokenErrorBound.of(["plain", "plain"]).script == "ascii"
-    assert TokenErrorBound.of(["plain", TEXTS["Hindi"]]).script == "other"
-    assert TokenErrorBound.of([]) == TokenErrorBound(0, 0)
+    assert {name: TextSize.of([TEXTS[name]]).script for name in names} == names
+    assert TextSize.of(["plain", "plain"]).script == "ascii"
+    assert TextSize.of(["plain", TEXTS["Hindi"]]).script == "other"
+    assert TextSize.of([]) == TextSize(0, 0)
 
 
 def test_a_bound_is_no_wider_than_the_text_is_long() -> None:
-    """A token has a byte or more."""
-    assert off_tokens(10, TokenErrorBound(12, 36)) == 26
-    assert off_tokens(1, TokenErrorBound(4, 4)) == 3
-    assert off_tokens(0, TokenErrorBound(0, 0)) == 0
+    """Each token has at least one byte."""
+    assert token_error(10, TextSize(12, 36)) == 26
+    assert token_error(1, TextSize(4, 4)) == 3
+    assert token_error(0, TextSize(0, 0)) == 0
 
 
 def test_what_the_models_own_tokenizer_counted_is_bounded_more_narrowly() -> None:
-    plain = TokenErrorBound(4_000, 4_000)
-    assert 0 < off_recounted(1_000) < off_tokens(1_000, plain) / 10
-    assert off_template(3, 4) == 44
+    plain = TextSize(4_000, 4_000)
+    assert 0 < recount_error(1_000) < token_error(1_000, plain) / 10
+    assert template_error(3, 4) == 44

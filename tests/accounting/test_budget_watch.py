@@ -1,4 +1,4 @@
-"""What operators see of budgets is what Redis counts; what cannot be seen is not shown."""
+"""The gauges of budgets show what Redis counts, and disappear while Redis is down."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from gateway.policy.book import PolicySet
 from gateway.policy.policies import Policies
 from gateway.policy.schema import Route, TenantPolicy
 from gateway.redis.client import RedisClient
-from gateway.telemetry.metrics import BudgetFigures, Metrics
+from gateway.telemetry.budget_gauges import BudgetFigures
+from gateway.telemetry.metrics import Metrics
 from tests.accounting.drafts import candidate, intent
 from tests.accounting.purse import Purse, budget
 
@@ -74,35 +75,38 @@ async def purse(redis_url: str) -> AsyncIterator[Purse]:
 
 
 async def test_limit_spent_and_left_are_those_of_redis(purse: Purse, redis_url: str) -> None:
-    """What is reserved is not left, and a raise is on top."""
+    """The remainder excludes reservations and includes a raise."""
     metrics, budgets = Metrics(), Budgets(purse.redis, purse.keys)
     watching = watch(redis_url, budgets, ACME, GLOBEX, metrics=metrics)
-    assert await watching.look() == {"acme": BudgetFigures(2.0, 0.0, 2.0)}
+    assert await watching.read_budgets() == {"acme": BudgetFigures(2.0, 0.0, 2.0)}
     await purse.ask("0.5", OWN)
     await purse.settle(purse.last, "0.25")
     await purse.ask("0.75", OWN)
-    assert await watching.look() == {"acme": BudgetFigures(2.0, 0.25, 1.0)}
+    assert await watching.read_budgets() == {"acme": BudgetFigures(2.0, 0.25, 1.0)}
     (seconds, _) = await purse.redis.time()
     await budgets.put_raise(Account("acme", OWN), Raise(Decimal(3), seconds + 60))
-    assert await watching.look() == {"acme": BudgetFigures(5.0, 0.25, 4.0)}
+    assert await watching.read_budgets() == {"acme": BudgetFigures(5.0, 0.25, 4.0)}
 
 
 async def test_the_defaults_of_config_yaml_are_budgets_too(purse: Purse, redis_url: str) -> None:
     defaults = Defaults(budget=BudgetRule(max_budget=Decimal(7)))
     watching = watch(redis_url, Budgets(purse.redis, purse.keys), ACME, GLOBEX, metrics=Metrics(), defaults=defaults)
-    assert {tenant: one.limit_usd for tenant, one in (await watching.look()).items()} == {"acme": 2.0, "globex": 7.0}
+    assert {tenant: one.limit_usd for tenant, one in (await watching.read_budgets()).items()} == {
+        "acme": 2.0,
+        "globex": 7.0,
+    }
 
 
 async def test_tenants_beyond_the_bound_of_series_are_not_looked_at(purse: Purse, redis_url: str) -> None:
     many = [TenantPolicy(tenant=f"t{n}", routes=ROUTES, budget=BudgetRule(max_budget=Decimal(1))) for n in range(250)]
     watching = watch(redis_url, Budgets(purse.redis, purse.keys), *many, metrics=Metrics(max_tenants=210))
-    assert set(await watching.look()) == {f"t{n}" for n in range(210)}
+    assert set(await watching.read_budgets()) == {f"t{n}" for n in range(210)}
 
 
 async def test_what_is_seen_is_shown_and_goes_when_redis_does(
     purse: Purse, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.accounting.budget_watch._EVERY_S", 0.01)
+    monkeypatch.setattr("gateway.accounting.budget_watch._INTERVAL_S", 0.01)
     metrics, budgets = Metrics(), Budgets(purse.redis, purse.keys)
     running = asyncio.get_running_loop().create_task(watch(redis_url, budgets, ACME, metrics=metrics).run())
     while shown(metrics, "left") != {"acme": 2.0}:
@@ -112,7 +116,7 @@ async def test_what_is_seen_is_shown_and_goes_when_redis_does(
     async def broken(_: object) -> list[object]:
         raise ConnectionError
 
-    monkeypatch.setattr(budgets, "look", broken)
+    monkeypatch.setattr(budgets, "read", broken)
     while shown(metrics, "left"):
         await asyncio.sleep(0.01)
     running.cancel()
@@ -121,18 +125,18 @@ async def test_what_is_seen_is_shown_and_goes_when_redis_does(
 
 
 async def test_what_is_left_is_learned_for_when_redis_is_away(purse: Purse, redis_url: str) -> None:
-    """Of every tenant, and of those keys that requests of this process used."""
+    """Local limits learn the budgets of every tenant, and of the keys that this process used."""
     local, now_s = LocalLimits(lambda: 1, lambda: 0.0), asyncio.get_running_loop().time()
     used, other = budget("4", name="key:used"), budget("4", name="key:other")
     local.learn("acme", used, 0, now_s)
     watching = watch(redis_url, Budgets(purse.redis, purse.keys), ACME, metrics=Metrics(), local=local)
     await purse.ask("1", OWN, used)
-    await watching.look()
+    await watching.read_budgets()
     await watching.refresh()
 
     def fits(usd: str, scope: Scope) -> bool:
         one = msgspec.structs.replace(intent(), reserved_usd=Decimal(usd))
-        return local.admit(candidate(one, scope), [], now_s).no is None
+        return local.admit(candidate(one, scope), [], now_s).refusal is None
 
     assert fits("0.5", OWN)
     assert not fits("0.1", OWN)

@@ -1,4 +1,4 @@
-"""What a tenant or a key may spend: reserved before it is spent, settled to the true cost, and never passed."""
+"""Budgets: reserved at admission, settled at the true cost, and never exceeded."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 
 from gateway.accounting.budgets import KEPT_S, Account, Balance, Budgets, Raise
 from gateway.accounting.intent import abandoned
-from gateway.accounting.redis_ledger import MOST_UNASKED_USD, AdmissionRequest, Settlement, Variant
+from gateway.accounting.redis_ledger import MAX_FORCED_USD, AdmissionRequest, Settlement, Variant
 from gateway.accounting.scopes import Scope
 from gateway.config.limits import BudgetDuration
 from gateway.pricing import dollars, picodollars
@@ -34,11 +34,11 @@ async def purse(redis_url: str) -> AsyncIterator[Purse]:
 
 async def test_a_budget_is_reserved_from_settled_and_never_passed(purse: Purse) -> None:
     scope = budget("1")
-    assert (await purse.ask("0.6", scope)).no is None
+    assert (await purse.ask("0.6", scope)).refusal is None
     first = purse.last
-    refused = (await purse.ask("0.6", scope)).no
+    refused = (await purse.ask("0.6", scope)).refusal
     assert refused is not None
-    assert (refused.limit, dollars(refused.most), dollars(refused.used), dollars(refused.need)) == (
+    assert (refused.limit, dollars(refused.maximum), dollars(refused.used), dollars(refused.need)) == (
         "budget",
         1,
         Decimal("0.6"),
@@ -46,22 +46,22 @@ async def test_a_budget_is_reserved_from_settled_and_never_passed(purse: Purse) 
     )
     await purse.settle(first, "0.15")
     assert await purse.money(scope) == (Decimal("0.15"), 0)
-    assert (await purse.ask("0.85", scope)).no is None
-    assert (await purse.ask("0.000000000001", scope)).no is not None
+    assert (await purse.ask("0.85", scope)).refusal is None
+    assert (await purse.ask("0.000000000001", scope)).refusal is not None
 
 
 async def test_processes_that_ask_at_once_share_one_budget(purse: Purse) -> None:
-    """90 callers over three processes; what is reserved and what is spent never come to more than there is."""
+    """90 callers over three processes: spent and reserved amounts never exceed the budget together."""
     scope = budget("1")
     requests = [purse.request("0.03", scope, by=by) for _ in range(30) for by in purse.processes]
 
     async def spend(one: Intent) -> bool:
-        brought = await purse.tell(AdmissionRequest((scope,), (Variant(1, one),)), by=one.owner)
-        if brought.verdicts[one.id][0].no is not None:
+        brought = await purse.tell(AdmissionRequest((scope,), (Variant(1, one),)), by=one.process_id)
+        if brought.verdicts[one.id][0].refusal is not None:
             return False
         spent, reserved = await purse.money(scope)
         assert spent + reserved <= 1
-        await purse.settle(one, "0.03", by=one.owner)
+        await purse.settle(one, "0.03", by=one.process_id)
         return True
 
     done = Counter(await asyncio.gather(*(spend(one) for one in requests)))
@@ -108,7 +108,7 @@ async def test_what_the_dead_paid_too_much_in_one_period_is_not_had_in_the_next(
     await purse.ask("0.01", scope)
     assert await purse.settle(left, "0.1") == [left.id]
     assert await purse.money(scope) == (0, Decimal("0.01"))
-    assert (await purse.ask("1", scope)).no is not None
+    assert (await purse.ask("1", scope)).refusal is not None
 
 
 async def test_a_failed_request_gives_back_all_that_it_did_not_spend(purse: Purse) -> None:
@@ -116,11 +116,11 @@ async def test_a_failed_request_gives_back_all_that_it_did_not_spend(purse: Purs
     await purse.ask("1", scope)
     await purse.settle(purse.last, "0")
     assert await purse.money(scope) == (0, 0)
-    assert (await purse.ask("1", scope)).no is None
+    assert (await purse.ask("1", scope)).refusal is None
 
 
 async def test_what_went_on_unasked_is_paid_when_redis_is_back(purse: Purse) -> None:
-    """Told before its receipt or with it alone; the budget may be passed by it, and then is spent."""
+    """The request is counted with or before its receipt. It may exceed the budget, which is then spent."""
     scope = budget("1")
     await purse.ask("3", scope, force=True)
     assert await purse.money(scope) == (0, 3)
@@ -128,36 +128,36 @@ async def test_what_went_on_unasked_is_paid_when_redis_is_back(purse: Purse) -> 
     unknown = purse.request("3", scope)
     await purse.settle(unknown, "0.6")
     assert await purse.money(scope) == (Decimal("1.3"), 0)
-    assert (await purse.ask("0.000001", scope)).no is not None
+    assert (await purse.ask("0.000001", scope)).refusal is not None
 
 
 @pytest.mark.parametrize("aligned", [True, False], ids=["calendar", "rolling"])
 async def test_a_budget_whose_first_request_went_on_unasked_is_spent_by_it(purse: Purse, *, aligned: bool) -> None:
-    """Nobody was admitted yet, so Redis knows of no period: the receipt says in which it counts."""
+    """No request was admitted before, so the receipt's charge states the period."""
     scope = budget("1", period=BudgetDuration(30, "d"), aligned=aligned)
     await purse.settle(purse.request("3", scope), "0.3")
     await purse.settle(purse.request("3", scope), "0.6")
 
     async def spent() -> Decimal:
-        (balance,) = await Budgets(purse.redis, purse.keys).look([Account("acme", scope)])
+        (balance,) = await Budgets(purse.redis, purse.keys).read([Account("acme", scope)])
         return balance.spent_usd
 
     assert await spent() == Decimal("0.9")
-    assert (await purse.ask("0.2", scope)).no is not None
-    assert (await purse.ask("0.1", scope)).no is None
+    assert (await purse.ask("0.2", scope)).refusal is not None
+    assert (await purse.ask("0.1", scope)).refusal is None
     assert await spent() == Decimal("0.9")
     assert 0 < await purse.redis.ttl(purse.keys.scope("acme", scope.name)[2]) <= KEPT_S
 
 
 @pytest.mark.parametrize("old_first", [True, False])
 async def test_around_an_edit_each_request_goes_by_its_own_budget(purse: Purse, *, old_first: bool) -> None:
-    """Told in one breath: neither is charged for what the other's policy says, nor let in past its own."""
+    """Both requests are in one exchange. Each follows its own policy's budget."""
     before, after = Scope("tenant", 5, 0, 0), budget("1")
     old, new, dear = purse.request("9", before), purse.request("0.7", after), purse.request("0.7", after)
     others = [AdmissionRequest((after,), (Variant(1, one),)) for one in (new, dear)]
     late = AdmissionRequest((before,), (Variant(1, old),))
     brought = await purse.tell(*([late, *others] if old_first else [*others, late]))
-    assert [brought.verdicts[one.id][0].no is None for one in (old, new, dear)] == [True, True, False]
+    assert [brought.verdicts[one.id][0].refusal is None for one in (old, new, dear)] == [True, True, False]
     assert await purse.money(after) == (0, Decimal("0.7"))
     await purse.settle(old, "0.2")
     await purse.settle(new, "0.1")
@@ -165,20 +165,20 @@ async def test_around_an_edit_each_request_goes_by_its_own_budget(purse: Purse, 
 
 
 async def test_no_request_that_went_on_unasked_is_too_dear_to_be_counted(purse: Purse) -> None:
-    """One error of the script would fail the news of every other request with it."""
+    """An error in the script would fail every other request of the exchange."""
     scope = budget("1")
     asked = [AdmissionRequest((scope,), (Variant(1, purse.request("9999999999", scope)),)) for _ in range(1000)]
-    let_in = [one.let_in() for one in asked]
-    await purse.tell(*let_in)
-    assert await purse.money(scope) == (0, 1000 * MOST_UNASKED_USD)
-    left = {one.id: one.variants[0].intent for one in let_in}
+    forced = [one.forced() for one in asked]
+    await purse.tell(*forced)
+    assert await purse.money(scope) == (0, 1000 * MAX_FORCED_USD)
+    left = {one.id: one.variants[0].intent for one in forced}
     settlements = {name: Settlement(abandoned(one, 0), one) for name, one in left.items()}
     assert len(await purse.processes["bob"].abandon("acme", "ann", settlements)) == 1000
-    assert await purse.money(scope) == (1000 * MOST_UNASKED_USD, 0)
+    assert await purse.money(scope) == (1000 * MAX_FORCED_USD, 0)
 
 
 async def test_a_period_of_the_calendar_begins_with_nothing_spent(purse: Purse) -> None:
-    """What is still under way stays reserved, and is paid out of the period in which it ends."""
+    """A running request stays reserved, and is charged to the period in which it ends."""
     scope = budget("1")
     await purse.ask("0.3", scope)
     await purse.settle(purse.last, "0.3")
@@ -188,8 +188,8 @@ async def test_a_period_of_the_calendar_begins_with_nothing_spent(purse: Purse) 
     now = datetime.now(UTC)
     assert await purse.redis.hget(key, "period") == f"mo1:{now.year * 12 + now.month - 1}".encode()
     await purse.redis.hset(key, "period", "mo1:12")
-    assert (await purse.ask("0.6", scope)).no is not None, "0.5 are reserved"
-    assert (await purse.ask("0.4", scope)).no is None
+    assert (await purse.ask("0.6", scope)).refusal is not None, "0.5 are reserved"
+    assert (await purse.ask("0.4", scope)).refusal is None
     await purse.settle(under_way, "0.2")
     assert await purse.money(scope) == (Decimal("0.2"), Decimal("0.4"))
 
@@ -204,7 +204,7 @@ async def test_a_period_of_the_calendar_begins_with_nothing_spent(purse: Purse) 
     ],
 )
 async def test_periods_are_those_of_the_calendar(purse: Purse, period: BudgetDuration, number: object) -> None:
-    """Days and weeks (from Monday) and months, in UTC."""
+    """Days, weeks (from Monday) and months, in UTC."""
     await purse.ask("0.1", budget("1", period=period))
     held = await purse.redis.hget(purse.keys.scope("acme", "tenant")[2], "period")
     now = datetime.now(UTC)
@@ -213,7 +213,7 @@ async def test_periods_are_those_of_the_calendar(purse: Purse, period: BudgetDur
 
 
 async def test_a_rolling_budget_comes_back_as_its_spending_getsolder(purse: Purse) -> None:
-    """In hundredths of its time, none too early."""
+    """Spending expires in hundredths of the period, none too early."""
     scope = budget("1", period=BudgetDuration(100, "h"), aligned=False)
     await purse.ask("0.4", scope)
     await purse.settle(purse.last, "0.4")
@@ -221,16 +221,16 @@ async def test_a_rolling_budget_comes_back_as_its_spending_getsolder(purse: Purs
     await older(purse.redis, ring, 60)
     await purse.ask("0.6", scope)
     await purse.settle(purse.last, "0.6")
-    assert (await purse.ask("0.1", scope)).no is not None
+    assert (await purse.ask("0.1", scope)).refusal is not None
     await older(purse.redis, ring, 40)
-    assert (await purse.ask("0.1", scope)).no is not None, "its last hour has not left"
+    assert (await purse.ask("0.1", scope)).refusal is not None, "its last hour has not left"
     await older(purse.redis, ring, 1)
-    assert (await purse.ask("0.4", scope)).no is None
-    assert (await purse.ask("0.1", scope)).no is not None
+    assert (await purse.ask("0.4", scope)).refusal is None
+    assert (await purse.ask("0.1", scope)).refusal is not None
 
 
 async def test_the_soft_line_is_told_once_by_whoever_crosses_it(purse: Purse) -> None:
-    """And again only when spending was well below it in between."""
+    """The event is sent again only after spending was well below the soft limit."""
     scope = budget("1", soft="0.5")
     await purse.ask("0.5", scope)
     held = purse.last
@@ -245,19 +245,19 @@ async def test_the_soft_line_is_told_once_by_whoever_crosses_it(purse: Purse) ->
 
 
 async def test_a_rolling_budget_is_told_of_again_after_as_long(purse: Purse) -> None:
-    """It has no next period; else a budget of a day that is spent each day would be told of on the first alone."""
+    """A rolling budget has no next period. A daily budget that is spent each day sends an event each day."""
     scope = budget("1", period=BudgetDuration(1, "d"), aligned=False)
     key = purse.keys.scope("acme", "tenant")[2]
     for told_ago_s, events in ((None, 1), (86_390, 1), (86_401, 2), (None, 2)):
         if told_ago_s is not None:
             now_s = int((await purse.redis.time())[0])
             await purse.redis.hset(key, "hard_told", str((now_s - told_ago_s) * 1_000_000))
-        assert (await purse.ask("2", scope)).no is not None
+        assert (await purse.ask("2", scope)).refusal is not None
         assert purse.events == [("tenant", "hard")] * events
 
 
 async def test_past_the_soft_line_answers_become_cheaper(purse: Purse) -> None:
-    """As the budget says: half the guidance, or none. A request that has no cheaper way goes as planned."""
+    """The budget selects half the guidance or none. A request without a cheaper plan follows its plan."""
     ways = {1: "0.3", 2: "0.2", 3: "0.1"}
     for on_soft, kind in (("warn", 1), ("shorten", 2), ("student_only", 3)):
         scope = budget("1", soft="0.25", on_soft=on_soft, name=f"key:{on_soft}")
@@ -277,7 +277,7 @@ async def test_the_stricter_of_two_budgets_decides(purse: Purse) -> None:
 
 
 async def test_what_the_teacher_is_too_dear_for_may_go_to_the_student_alone(purse: Purse) -> None:
-    """For as long as that fits; then there is nothing left, and no budget is passed."""
+    """The student alone is admitted while it fits. Afterwards nothing is left, and no budget is exceeded."""
     scope = budget("1", on_hard="student_only")
     ways = {1: "0.4", 3: "0.1"}
     assert [await purse.choose(ways, scope) for _ in range(6)] == [1, 1, 3, 3, 0, 0]
@@ -286,15 +286,15 @@ async def test_what_the_teacher_is_too_dear_for_may_go_to_the_student_alone(purs
 
 
 async def test_a_key_and_its_tenant_pay_together_or_not_at_all(purse: Purse) -> None:
-    """What one of the two refuses is reserved in neither."""
+    """A request that one budget refuses is reserved in neither."""
     both = budget("1"), budget("0.5", name="key:prod")
-    assert (await purse.ask("0.4", *both)).no is None
-    refused = (await purse.ask("0.2", *both)).no
+    assert (await purse.ask("0.4", *both)).refusal is None
+    refused = (await purse.ask("0.2", *both)).refusal
     assert refused is not None
     assert refused.scope == 2
     assert [await purse.money(scope) for scope in both] == [(0, Decimal("0.4"))] * 2
-    assert (await purse.ask("0.6", both[0])).no is None
-    assert (await purse.ask("0.05", *both)).no is not None
+    assert (await purse.ask("0.6", both[0])).refusal is None
+    assert (await purse.ask("0.05", *both)).refusal is not None
 
 
 async def test_a_raise_holds_until_it_ends(purse: Purse) -> None:
@@ -302,12 +302,12 @@ async def test_a_raise_holds_until_it_ends(purse: Purse) -> None:
     key = purse.keys.scope("acme", "tenant")[2]
     now = int((await purse.redis.time())[0])
     await purse.redis.hset(key, mapping={"raise": picodollars(Decimal("0.5")), "raise_until": now + 60})
-    assert (await purse.ask("1.5", scope)).no is None
+    assert (await purse.ask("1.5", scope)).refusal is None
     await purse.settle(purse.last, "0")
     await purse.redis.hset(key, "raise_until", now - 1)
-    refused = (await purse.ask("1.5", scope)).no
+    refused = (await purse.ask("1.5", scope)).refusal
     assert refused is not None
-    assert dollars(refused.most) == 1
+    assert dollars(refused.maximum) == 1
 
 
 async def test_a_budget_of_a_million_counts_to_the_cent_beyond_what_numbers_of_lua_can_hold(purse: Purse) -> None:
@@ -316,22 +316,22 @@ async def test_a_budget_of_a_million_counts_to_the_cent_beyond_what_numbers_of_l
         await purse.ask("1", scope, force=True)
         await purse.settle(purse.last, cost)
     assert await purse.money(scope) == (Decimal("999999.5"), 0)
-    assert (await purse.ask("0.6", scope)).no is not None
-    assert (await purse.ask("0.4", scope)).no is None
+    assert (await purse.ask("0.6", scope)).refusal is not None
+    assert (await purse.ask("0.4", scope)).refusal is None
 
 
 async def look(purse: Purse, *scopes: Scope) -> list[Balance]:
-    return await Budgets(purse.redis, purse.keys).look([Account("acme", scope) for scope in scopes])
+    return await Budgets(purse.redis, purse.keys).read([Account("acme", scope) for scope in scopes])
 
 
 async def kept(purse: Purse) -> dict[bytes, bytes]:
-    """All that Redis has of these budgets, to the byte."""
+    """Return all data of these budgets in Redis, byte for byte."""
     names = sorted(await purse.redis.keys(f"*{purse.keys.prefix}:*"))
     return {name: await purse.redis.dump(name) for name in names}
 
 
 async def test_to_look_tells_what_the_script_counts_and_changes_nothing(purse: Purse) -> None:
-    """Of several at once, in the order of the question; one that nobody used has all of it left."""
+    """Several budgets are returned in the order of the request. An unused budget is complete."""
     month, hours = (
         budget("1", soft="0.5"),
         budget("2", period=BudgetDuration(100, "h"), aligned=False, name="key:hours"),
@@ -357,7 +357,7 @@ async def test_to_look_tells_what_the_script_counts_and_changes_nothing(purse: P
 
 
 async def test_what_was_spent_in_another_period_is_not_spent(purse: Purse) -> None:
-    """Before anybody has come who would begin the new one; what is under way stays reserved."""
+    """No request has begun the new period. A running request stays reserved."""
     scope = budget("1")
     await purse.ask("0.3", scope)
     await purse.settle(purse.last, "0.3")
@@ -370,7 +370,7 @@ async def test_what_was_spent_in_another_period_is_not_spent(purse: Purse) -> No
 
 
 async def test_a_rolling_budget_is_seen_to_come_back_when_it_does(purse: Purse) -> None:
-    """At each age the look agrees with what the script then says to who asks for more than there is."""
+    """At each age, the read balance equals the script's refusal of a larger request."""
     scope = budget("1", period=BudgetDuration(100, "h"), aligned=False)
     ring = purse.keys.scope("acme", "tenant")[2] + ":360000"
     seen = []
@@ -379,7 +379,7 @@ async def test_a_rolling_budget_is_seen_to_come_back_when_it_does(purse: Purse) 
         await purse.settle(purse.last, spent)
         await older(purse.redis, ring, slots)
         (balance,) = await look(purse, scope)
-        refused = (await purse.ask("5", scope)).no
+        refused = (await purse.ask("5", scope)).refusal
         assert refused is not None
         assert balance.spent_usd + balance.reserved_usd == dollars(refused.used)
         seen.append(str(balance.spent_usd))
@@ -387,7 +387,7 @@ async def test_a_rolling_budget_is_seen_to_come_back_when_it_does(purse: Purse) 
 
 
 async def test_a_raise_is_put_and_seen_and_ended(purse: Purse) -> None:
-    """It takes the place of an earlier one, and is kept as long as the script keeps budgets."""
+    """A raise replaces an earlier one, and is kept as long as budgets are."""
     scope = budget("1")
     budgets, account = Budgets(purse.redis, purse.keys), Account("acme", scope)
     key = purse.keys.scope("acme", "tenant")[2]
@@ -396,20 +396,20 @@ async def test_a_raise_is_put_and_seen_and_ended(purse: Purse) -> None:
     assert KEPT_S - 60 <= await purse.redis.ttl(key) <= KEPT_S
     half = Raise(Decimal("0.5"), now_s + 600)
     await budgets.put_raise(account, half)
-    (balance,) = await budgets.look([account])
-    assert (balance.raised, balance.max_usd, balance.most_usd, balance.left_usd) == (half, 1, *[Decimal("1.5")] * 2)
-    assert (await purse.ask("1.5", scope)).no is None
+    (balance,) = await budgets.read([account])
+    assert (balance.raised, balance.max_usd, balance.limit_usd, balance.left_usd) == (half, 1, *[Decimal("1.5")] * 2)
+    assert (await purse.ask("1.5", scope)).refusal is None
     assert KEPT_S - 60 <= await purse.redis.ttl(key) <= KEPT_S, "as the script does"
-    (spent,) = await budgets.look([account])
+    (spent,) = await budgets.read([account])
     assert spent.left_usd == 0
     await purse.settle(purse.last, "1.2")
     await purse.redis.hset(key, "raise_until", now_s - 1)
-    (over,) = await budgets.look([account])
-    assert (over.raised, over.most_usd, over.left_usd) == (None, 1, 0), "it ended, and more than the budget was spent"
+    (over,) = await budgets.read([account])
+    assert (over.raised, over.limit_usd, over.left_usd) == (None, 1, 0), "it ended, and more than the budget was spent"
     await budgets.put_raise(account, half)
     await budgets.put_raise(account, None)
-    assert (await budgets.look([account]))[0].raised is None
-    assert (await purse.ask("0.1", scope)).no is not None
+    assert (await budgets.read([account]))[0].raised is None
+    assert (await purse.ask("0.1", scope)).refusal is not None
 
 
 async def test_a_budget_that_is_spent_again_after_a_raise_is_told_of_again(purse: Purse) -> None:

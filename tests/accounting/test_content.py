@@ -1,4 +1,4 @@
-"""What the log may hold of a request whose tenant wants it there: all of it, within a bound."""
+"""The log contains the text of requests where the tenant enables it, up to a size limit."""
 
 from __future__ import annotations
 
@@ -46,31 +46,31 @@ def test_prompts_and_inputs_stand_as_they_were_sent(body: dict[str, Any], asked:
 
 def test_a_stream_is_put_together() -> None:
     heard = content(prompt="x")
-    heard.hear([chunk(role="assistant", content="A ship"), chunk(content=" sails")])
-    heard.hear([chunk(content=".")])
-    heard.hear([{"choices": [], "usage": {}}])
+    heard.add([chunk(role="assistant", content="A ship"), chunk(content=" sails")])
+    heard.add([chunk(content=".")])
+    heard.add([{"choices": [], "usage": {}}])
     assert heard.as_dict()["answered"] == "A ship sails."
 
 
 def test_a_raw_answer_is_heard() -> None:
     heard = content(prompt="x")
-    heard.hear([{"choices": [{"index": 0, "text": "A ship"}]}, {"choices": [{"index": 0, "text": " sails."}]}])
+    heard.add([{"choices": [{"index": 0, "text": "A ship"}]}, {"choices": [{"index": 0, "text": " sails."}]}])
     assert heard.as_dict()["answered"] == "A ship sails."
 
 
 def test_thoughts_refusals_and_calls_of_tools_are_part_of_an_answer() -> None:
     calls = [{"index": 0, "function": {"name": "look", "arguments": '{"at": 1}'}}]
     heard = content(prompt="x")
-    heard.hear([whole("Well.", reasoning_content="Hm.", tool_calls=calls)])
+    heard.add([whole("Well.", reasoning_content="Hm.", tool_calls=calls)])
     assert heard.as_dict()["answered"] == '(thinks) Hm.\n(answers) Well.\n(calls) look {"at": 1}'
     refused = content(prompt="x")
-    refused.hear([whole(None, refusal="No.")])
+    refused.add([whole(None, refusal="No.")])
     assert refused.as_dict()["answered"] == "(refuses) No."
 
 
 def test_several_answers_are_told_apart() -> None:
     heard = content(prompt="x")
-    heard.hear([chunk(1, content="b"), chunk(0, content="a"), chunk(1, content="B")])
+    heard.add([chunk(1, content="b"), chunk(0, content="a"), chunk(1, content="B")])
     assert heard.as_dict()["answered"] == "(choice 0) a\n(choice 1) bB"
 
 
@@ -79,7 +79,7 @@ def test_both_are_cut_and_say_so(letter: str) -> None:
     long = letter * 50_000
     for asked in (content(prompt=long), content(messages=[{"role": "user", "content": long}, {"role": "user"}])):
         for _ in range(5):
-            asked.hear([chunk(content=long[:10_000])])
+            asked.add([chunk(content=long[:10_000])])
         for text in asked.as_dict().values():
             assert len(text.encode()) < MAX_BYTES + 100
             assert text.endswith(" characters left out)") or '"role": "user"' in text
@@ -108,5 +108,5 @@ def test_what_has_many_parts_or_is_deep_is_cut_too() -> None:
 
 def test_text_that_is_no_unicode_can_be_written() -> None:
     heard = content(prompt="\ud800")
-    heard.hear([whole("\udfff")])
+    heard.add([whole("\udfff")])
     assert heard.as_dict() == {"asked": "?", "answered": "?"}

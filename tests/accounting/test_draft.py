@@ -1,4 +1,4 @@
-"""The sums of a receipt: what each engine cost, what the baseline model alone would have cost, and the difference."""
+"""The sums of a receipt: the cost of each engine, the baseline, and the savings."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from gateway.pricing import Price
 from tests.accounting.drafts import ENCODINGS, MESSAGES, PRICES, call, closed, draft, guided, plan
 
 if TYPE_CHECKING:
-    from gateway.accounting.draft import EngineCall, ReceiptBuilder
+    from gateway.accounting.calls import EngineCall
+    from gateway.accounting.draft import ReceiptBuilder
 
 
 def usd(amount: str) -> Decimal:
@@ -27,7 +28,7 @@ def usd(amount: str) -> Decimal:
 
 
 def test_a_guided_answer_costs_what_both_engines_cost() -> None:
-    """Cached tokens at their own price; savings are the baseline minus that."""
+    """Cached tokens have their own price. Savings are the baseline minus the cost."""
     receipt = closed(guided())
     assert receipt.mode == "guided"
     assert receipt.teacher is not None
@@ -42,7 +43,7 @@ def test_a_guided_answer_costs_what_both_engines_cost() -> None:
 
 @pytest.mark.parametrize("shared", ["flight", "cache"])
 def test_guidance_that_another_request_paid_for_costs_nothing(shared: str) -> None:
-    """Its tokens stand on the receipt and in the baseline; the money is the student's alone."""
+    """A shared call counts in the tokens and the baseline. Only the student's call is charged."""
     one = guided(teacher=call("big", 100, 40, shared=shared), batch=None, granted=None)
     early, receipt = one.facts(), closed(one)
     assert receipt.teacher is not None
@@ -58,7 +59,7 @@ def test_guidance_that_another_request_paid_for_costs_nothing(shared: str) -> No
 
 
 def test_cached_input_is_charged_at_its_own_price() -> None:
-    """Ten of a hundred tokens at half price."""
+    """Ten of a hundred tokens at half the price."""
     receipt = closed(draft(plan("teacher"), teacher=call("big", 100, 0, 10)))
     assert receipt.cost_usd == usd("0.00019")
     assert receipt.baseline_usd == usd("0.00019")
@@ -76,7 +77,7 @@ def test_stored_input_is_charged_at_its_own_price() -> None:
 
 
 def test_a_share_of_a_lists_count_is_charged_and_marked() -> None:
-    """The engine counted, though not this call by itself: so nothing built on it is exact either."""
+    """The engine reported one usage for several calls, so nothing derived from it is exact."""
     shared = call("big", 100, 40)
     shared.usage = TokenUsage(100, 40, estimated=True)
     receipt = closed(draft(plan("teacher"), teacher=shared))
@@ -88,13 +89,13 @@ def test_a_share_of_a_lists_count_is_charged_and_marked() -> None:
 
 
 def test_guidance_in_context_is_not_a_part_of_the_answer() -> None:
-    """The caller sees the student's 160 tokens only, so the baseline writes no more."""
+    """The caller got only the student's 160 tokens, so the baseline writes 160."""
     receipt = closed(guided(plan=plan(placement="context")))
     assert receipt.baseline_usd == usd("0.0018")  # 100 x 2 + 160 x 10
 
 
 def test_another_baseline_reads_the_callers_prompt_without_the_guidance() -> None:
-    """It did not count the prompt itself: the student's count stands in, less what the teacher wrote into it."""
+    """The baseline model did not read the caller's prompt. The student's count less the guidance is used."""
     receipt = closed(guided(plan=plan(baseline="huge")))
     assert receipt.baseline_usd == usd("0.0222")  # (150 - 40) x 20 + 200 x 100
     assert receipt.baseline_estimated
@@ -102,7 +103,7 @@ def test_another_baseline_reads_the_callers_prompt_without_the_guidance() -> Non
 
 @pytest.mark.parametrize("placement", ["prefix", "context"])
 def test_a_teacher_that_ended_by_itself_wrote_the_whole_answer(placement: str) -> None:
-    """Wherever guidance would have stood, what it wrote is what the caller got: nothing saved, nothing lost."""
+    """With every placement, the teacher's text is the answer: nothing is saved or lost."""
     receipt = closed(guided(plan=plan(placement=placement), student=None, complete=True))
     assert receipt.mode == "teacher_complete"
     assert receipt.cost_usd == receipt.baseline_usd == usd("0.0006")
@@ -114,20 +115,20 @@ def test_a_teacher_that_ended_by_itself_wrote_the_whole_answer(placement: str) -
 def test_a_whole_answer_is_an_estimate_where_the_teacher_was_asked_or_shown_differently(
     projection: str, kept: int
 ) -> None:
-    """Its prompt held an instruction, or what it wrote was trimmed."""
+    """The teacher's prompt contained an instruction, or its text was trimmed."""
     one = guided(plan=plan(projection=projection), student=None, complete=True, kept_tokens=kept)
     assert closed(one).baseline_estimated
 
 
 def test_an_opening_that_fills_the_callers_limit_is_guided_without_a_student() -> None:
-    """The teacher was cut, not done: the answer is its opening, and no student was asked."""
+    """The teacher was cut off. The answer is its guidance, and no student was called."""
     receipt = closed(guided(student=None, complete=False))
     assert (receipt.mode, receipt.student) == ("guided", None)
     assert receipt.baseline_usd == receipt.cost_usd == usd("0.0006")
 
 
 def test_a_teacher_route_costs_its_baseline() -> None:
-    """The same model on the same prompt: exact, and nothing saved."""
+    """The same model read the same prompt: the baseline is exact, and nothing is saved."""
     receipt = closed(draft(plan("teacher"), teacher=call("big", 100, 200)))
     assert (receipt.mode, receipt.student) == ("teacher", None)
     assert receipt.cost_usd == receipt.baseline_usd == usd("0.0022")
@@ -135,7 +136,7 @@ def test_a_teacher_route_costs_its_baseline() -> None:
 
 
 def test_a_student_route_is_measured_against_its_baseline() -> None:
-    """Another model's tokens make the baseline an estimate; the student's own are exact."""
+    """Tokens of another model make the baseline an estimate. The student's own count is exact."""
     one = call("small", 100, 200)
     receipt = closed(draft(plan("student"), student=one))
     assert receipt.mode == "student"
@@ -148,7 +149,7 @@ def test_a_student_route_is_measured_against_its_baseline() -> None:
 
 
 def test_after_a_refused_teacher_the_answer_is_the_students() -> None:
-    """Nothing was paid for guidance, and nothing of it is in the baseline."""
+    """Guidance cost nothing and is not in the baseline."""
     receipt = closed(draft(plan(), student=call("small", 100, 200), unguided="teacher_overloaded"))
     assert (receipt.mode, receipt.unguided) == ("student", "teacher_overloaded")
     assert (receipt.teacher, receipt.guidance, receipt.batch) == (None, None, None)
@@ -158,7 +159,7 @@ def test_after_a_refused_teacher_the_answer_is_the_students() -> None:
 
 
 def test_after_a_late_teacher_its_lost_tokens_are_paid_and_marked() -> None:
-    """What it may have written until it was cut is a cost of this request, as an upper bound, and saves nothing."""
+    """Tokens written before the cut are charged up to an upper bound, and save nothing."""
     late = call("big", None, lost_tokens=40)
     receipt = closed(draft(plan(), teacher=late, student=call("small", 100, 10), unguided="teacher_late"))
     read = count_messages("cl100k_base", MESSAGES)
@@ -166,14 +167,14 @@ def test_after_a_late_teacher_its_lost_tokens_are_paid_and_marked() -> None:
     assert (receipt.teacher.input_tokens, receipt.teacher.output_tokens) == (read, 40)
     assert receipt.teacher.estimated
     assert receipt.mode == "student"
-    # The student's count of the prompt, since the teacher told none.
+    # The student's count of the prompt, since the teacher reported none.
     assert receipt.baseline_usd == PRICES["big"].input_usd * 100 + PRICES["big"].output_usd * 10
     assert receipt.baseline_estimated
     assert receipt.savings_usd == receipt.baseline_usd - receipt.cost_usd < 0
 
 
 def test_a_request_that_reached_no_engine_costs_nothing() -> None:
-    """It was refused, or its caller left: no shares, no baseline, no estimate."""
+    """The request was refused or canceled: it has no shares, no baseline and no estimate."""
     receipt = closed(draft(plan()), "overloaded")
     assert (receipt.teacher, receipt.student) == (None, None)
     assert receipt.cost_usd == receipt.baseline_usd == receipt.savings_usd == 0
@@ -182,7 +183,7 @@ def test_a_request_that_reached_no_engine_costs_nothing() -> None:
 
 
 def test_savings_are_negative_when_guidance_cost_more_than_it_spared() -> None:
-    """A teacher that read much for an answer of one token."""
+    """The teacher reads a long prompt for an answer of one token."""
     receipt = closed(
         guided(plan=plan(placement="context"), teacher=call("big", 5000, 40), student=call("small", 6000, 1))
     )
@@ -191,7 +192,7 @@ def test_savings_are_negative_when_guidance_cost_more_than_it_spared() -> None:
 
 
 def test_an_engine_that_did_not_count_is_counted_here_and_marked() -> None:
-    """What came back until then, from the text that was gathered piece by piece."""
+    """The received text is counted, which was collected piece by piece."""
     student = call("small", None, text=StringIO("Once upon a time"))
     one = draft(plan("student"), student=student)
     assert one.needs_estimate
@@ -204,7 +205,7 @@ def test_an_engine_that_did_not_count_is_counted_here_and_marked() -> None:
 
 
 def test_an_estimate_takes_any_shape_of_message() -> None:
-    """Callers send what they like; only text is counted."""
+    """Requests may contain any JSON. Only text is counted."""
     odd = [
         {"role": "user", "content": [{"type": "text", "text": "ship"}, {"type": "image_url"}, "text", 5, None]},
         {"role": "assistant", "content": None, "tool_calls": []},
@@ -215,12 +216,12 @@ def test_an_estimate_takes_any_shape_of_message() -> None:
 
 
 def test_a_long_text_is_estimated_from_its_bytes() -> None:
-    """Beyond fifty thousand characters a count takes longer than it is worth."""
+    """Above fifty thousand characters, a count would take too long."""
     assert count_text("cl100k_base", "é" * 60_000) == 30_000
 
 
 def test_a_receipt_is_fixed_when_it_is_closed() -> None:
-    """A second close, with another status, returns the first one's."""
+    """A second close with another status returns the first receipt."""
     one = guided()
     first = closed(one)
     assert closed(one, "client_gone") is first
@@ -228,7 +229,7 @@ def test_a_receipt_is_fixed_when_it_is_closed() -> None:
 
 
 def test_timings_are_of_the_stages_that_happened() -> None:
-    """Each in milliseconds; what did not happen is left out."""
+    """Stage times are in milliseconds. Stages that did not happen are omitted."""
     timings = closed(guided()).timings
     assert (timings.batch_wait_ms, timings.teacher_ms) == (250, 750)
     assert timings.first_token_ms == pytest.approx(1500, abs=50)
@@ -237,7 +238,7 @@ def test_timings_are_of_the_stages_that_happened() -> None:
 
 
 def test_a_streams_first_facts_are_those_of_its_receipt() -> None:
-    """Headers leave before the receipt is closed, and must not contradict it."""
+    """Headers are sent before the receipt is closed and must agree with it."""
     one = guided()
     early = one.facts()
     late = closed(one).facts(show_cost=False)
@@ -247,11 +248,11 @@ def test_a_streams_first_facts_are_those_of_its_receipt() -> None:
 
 
 def test_the_first_token_is_seen_once() -> None:
-    """Later tokens do not move it."""
+    """Later tokens do not change the time."""
     one = draft(plan("student"))
-    one.saw_first_token()
+    one.mark_first_token()
     first = one.first_token
-    one.saw_first_token()
+    one.mark_first_token()
     assert one.first_token == first is not None
 
 
@@ -282,7 +283,7 @@ DEAR = Price.of_tokens(*(Decimal("99999.999999") for _ in range(4)))
 def test_money_is_exact(
     big: Price, small: Price, read: int, written: int, cached: int, stored: int, more: int, kept: int
 ) -> None:
-    """For prices with six decimals per 1M tokens no sum is rounded, however large; and it survives JSON."""
+    """Sums are exact for prices with six decimals per million tokens, also after JSON."""
     teacher, student = call("big", read, written, cached, stored), call("small", more, written, cached, stored)
     one: ReceiptBuilder = guided(teacher=teacher, student=student, kept_tokens=kept)
     receipt = one.close("ok", {"big": big, "small": small}, ENCODINGS)
@@ -299,7 +300,7 @@ def test_money_is_exact(
 
 
 def test_a_vocabulary_that_cannot_be_loaded_costs_nobody_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Four bytes a token instead, and a line in the log."""
+    """Four bytes count as a token instead, and the failure is logged."""
     from gateway.accounting import estimate
 
     def refuse(name: str) -> None:
@@ -315,5 +316,5 @@ def test_a_vocabulary_that_cannot_be_loaded_costs_nobody_an_answer(monkeypatch: 
 
 @pytest.mark.parametrize("encoding", ENCODINGS_ALLOWED)
 def test_every_allowed_encoding_is_installed(encoding: str) -> None:
-    """An estimate never waits for a download."""
+    """Estimates need no download."""
     assert count_text(encoding, "Why is the sea salty?") in range(4, 10)

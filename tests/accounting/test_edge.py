@@ -1,4 +1,4 @@
-"""What a device may report of an answer that it finished, and what comes of both receipts together."""
+"""Device reports: the accepted values, and the sums of both receipts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from msgspec import structs
 
-from gateway.accounting.edge import DEVICE, check_report, closing, offline, state_of, student_of
+from gateway.accounting.edge import DEVICE, check_report, closing_receipt, offline_receipt, state_of, student_of
 from gateway.accounting.intent import Intent, abandoned, intend
 from gateway.accounting.max_output import EngineMaxima
 from gateway.accounting.receipt import CloseTerms, Receipt
@@ -33,7 +33,7 @@ OFFLINE = OfflineUsage("0" * 32, "chat", replace(USAGE, guided=False, at=NOW - 5
 
 
 def given(status: str = "ok", **more: object) -> Receipt:
-    """Of a device that was given 40 tokens."""
+    """Return the receipt of guidance with 40 tokens for a device."""
     return closed(guided(**({"plan": GIVEN, "student": None, "terms": TERMS} | more)), status)
 
 
@@ -47,8 +47,8 @@ def test_the_guidance_costs_the_teacher_and_saves_about_nothing_until_the_rest_i
 
 @pytest.mark.parametrize("guidance", [given(), given(status="client_gone")], ids=["heard", "gone"])
 def test_both_receipts_together_are_those_of_a_whole_answer(guidance: Receipt) -> None:
-    """The teacher alone would have read the prompt and written all; what the device did costs nothing."""
-    report = closing(guidance, USAGE, PRICES["big"])
+    """The baseline is the teacher alone for the prompt and the whole answer. The device's part costs nothing."""
+    report = closing_receipt(guidance, USAGE, PRICES["big"])
     assert (report.mode, report.edge_of, report.id) == ("edge", guidance.id, f"{guidance.id}-edge")
     assert report.created == guidance.created, "a sum of some time holds both, or neither"
     assert (report.cost_usd, report.savings_usd) == (Decimal(0), cost_usd(PRICES["big"], 0, 55))
@@ -65,7 +65,7 @@ def test_both_receipts_together_are_those_of_a_whole_answer(guidance: Receipt) -
 
 def test_sums_count_the_request_once_and_its_whole_answer() -> None:
     guidance = given()
-    report = closing(guidance, USAGE, PRICES["big"])
+    report = closing_receipt(guidance, USAGE, PRICES["big"])
     row = SumRow()
     row.add(guidance)
     row.add(report)
@@ -80,22 +80,22 @@ def test_sums_count_the_request_once_and_its_whole_answer() -> None:
 
 
 def test_what_devices_call_their_models_makes_no_rows_of_their_own() -> None:
-    report = closing(given(), USAGE, PRICES["big"])
+    report = closing_receipt(given(), USAGE, PRICES["big"])
     assert dims(report).student == DEVICE
     assert student_of(given(student=call("small", 1, 1))).model == "small"  # type: ignore[union-attr]
 
 
 def test_who_had_no_teacher_would_have_paid_it_for_the_prompt_too() -> None:
-    """Of a guidance that was late before anybody was asked, the receipt has no baseline at all."""
+    """The guidance was late before any call, so its receipt has no baseline."""
     alone = given(teacher=None, kept_tokens=0, guided=None, unguided="teacher_late", batch=None)
     assert (alone.cost_usd, alone.baseline_usd) == (Decimal(0), Decimal(0))
-    report = closing(alone, replace(USAGE, guided=False), PRICES["big"])
+    report = closing_receipt(alone, replace(USAGE, guided=False), PRICES["big"])
     assert report.baseline_usd == cost_usd(PRICES["big"], 150, 55)
     assert report.unguided == "teacher_late"
 
 
 def test_a_device_that_went_without_its_guidance_says_so_and_the_request_stays_the_guidances() -> None:
-    report = closing(given(), replace(USAGE, guided=False), PRICES["big"])
+    report = closing_receipt(given(), replace(USAGE, guided=False), PRICES["big"])
     row = SumRow()
     row.add(report)
     assert (report.unguided, row.unguided, row.requests) == ("device_alone", {}, 0)
@@ -103,14 +103,14 @@ def test_a_device_that_went_without_its_guidance_says_so_and_the_request_stays_t
 
 @pytest.mark.parametrize(("wrote", "placement", "whole"), [(55, "prefix", 55), (3, "prefix", 40), (55, "context", 55)])
 def test_what_a_device_went_without_is_no_part_of_the_answer(wrote: int, placement: str, whole: int) -> None:
-    """The guidance's receipt has it as one. A baseline is not below nothing."""
+    """The guidance's receipt includes it as one. A baseline is never negative."""
     guidance = given(plan=structs.replace(plan(placement=placement), mode="guidance", finishers=()))
-    report = closing(guidance, replace(USAGE, output_tokens=wrote, guided=False), PRICES["big"])
+    report = closing_receipt(guidance, replace(USAGE, output_tokens=wrote, guided=False), PRICES["big"])
     assert guidance.baseline_usd + report.baseline_usd == cost_usd(PRICES["big"], 100, whole)
 
 
 def test_a_model_without_a_price_any_more_makes_no_baseline() -> None:
-    report = closing(given(), USAGE, None)
+    report = closing_receipt(given(), USAGE, None)
     assert (report.baseline_usd, report.baseline_estimated) == (Decimal(0), True)
 
 
@@ -129,20 +129,20 @@ def test_who_was_told_of_an_error_has_nothing_to_report(status: str) -> None:
 
 def test_more_than_was_asked_for_is_refused_and_the_limit_named() -> None:
     check_report(given(), replace(USAGE, output_tokens=60))
-    with pytest.raises(InvalidRequest, match="At most 60") as caught:
+    with pytest.raises(InvalidRequest, match="exceeds the rest of the caller's limit, 60 tokens") as caught:
         check_report(given(), replace(USAGE, output_tokens=61))
     assert caught.value.param == "output_tokens"
     check_report(given(terms=CloseTerms(TERMS.by, None)), replace(USAGE, output_tokens=9_999))
 
 
 def test_no_device_reports_an_answer_that_its_baseline_could_not_write() -> None:
-    """Without a limit too: it would save as much as it says."""
+    """A request without a limit has the largest possible answer as its limit."""
     unlimited, long = given(terms=CloseTerms(TERMS.by, None)), replace(USAGE, output_tokens=5000)
     most = EngineMaxima({"big": 4999}, {})
-    with pytest.raises(InvalidRequest, match="At most 4999 are accepted"):
+    with pytest.raises(InvalidRequest, match="exceeds the largest possible answer, 4999 tokens"):
         check_report(unlimited, long, most)
-    with pytest.raises(InvalidRequest, match="At most 4999 are accepted"):
-        offline("acme", "ci", ROUTE, replace(OFFLINE, usage=long), PRICES["big"], NOW, 60, most)
+    with pytest.raises(InvalidRequest, match="exceeds the largest possible answer, 4999 tokens"):
+        offline_receipt("acme", "ci", ROUTE, replace(OFFLINE, usage=long), PRICES["big"], NOW, 60, most)
     check_report(unlimited, replace(USAGE, output_tokens=4999), most)
 
 
@@ -159,7 +159,7 @@ def test_an_account_is_open_until_it_is_closed_or_its_time_is_over() -> None:
 
 
 def test_an_answer_that_was_made_alone_is_one_request_and_would_have_been_all_the_teachers() -> None:
-    receipt = offline("acme", "ci", ROUTE, OFFLINE, PRICES["big"], NOW, 60)
+    receipt = offline_receipt("acme", "ci", ROUTE, OFFLINE, PRICES["big"], NOW, 60)
     assert (receipt.id, receipt.edge_of, receipt.created) == ("edge_" + "0" * 32, None, int(NOW - 5))
     assert (receipt.mode, receipt.unguided, receipt.baseline_model) == ("edge", "offline", "big")
     assert receipt.baseline_usd == cost_usd(PRICES["big"], 150, 55)
@@ -173,18 +173,18 @@ def test_an_answer_that_was_made_alone_is_one_request_and_would_have_been_all_th
     ("at", "error"), [(NOW - 61, EdgeExpired), (NOW + 301, InvalidRequest), (NOW + 200, None), (None, None)]
 )
 def test_an_answer_of_long_ago_or_of_the_future_is_not_accounted_for(at: float | None, error: type[Exception]) -> None:
-    """A clock that is a little ahead is forgiven, and moves no sum into the future."""
+    """A clock that is slightly ahead is accepted, and its receipt is not in the future."""
     report = replace(OFFLINE, usage=replace(OFFLINE.usage, at=at))
     if error is None:
-        assert offline("acme", "ci", ROUTE, report, PRICES["big"], NOW, 60).created == NOW
+        assert offline_receipt("acme", "ci", ROUTE, report, PRICES["big"], NOW, 60).created == NOW
         return
     with pytest.raises(error) as caught:
-        offline("acme", "ci", ROUTE, report, PRICES["big"], NOW, 60)
+        offline_receipt("acme", "ci", ROUTE, report, PRICES["big"], NOW, 60)
     assert caught.value.param == "at"  # type: ignore[attr-defined]
 
 
 def test_the_teacher_alone_is_reserved_for() -> None:
-    """Nobody is asked how sure it is either: the student that answers is not here."""
+    """The probe is skipped as well: the answering student runs on the device."""
     whole = intend(draft(plan()), plan(), worst_case(plan(), chat(), PRICES), "ann")
     one = intend(draft(GIVEN, terms=TERMS), GIVEN, worst_case(GIVEN, chat(), PRICES), "ann")
     assert (one.mode, one.teacher, one.student, one.more) == ("guidance", whole.teacher, None, ())

@@ -1,4 +1,4 @@
-"""What devices report in Redis: written once, whoever tells it again, and posted to the outbox in the same breath."""
+"""Device reports in Redis: each stored once and posted to the outbox in the same script call."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import msgspec
 import pytest_asyncio
 from redis.asyncio import Redis
 
-from gateway.accounting.edge import closing
+from gateway.accounting.edge import closing_receipt
 from gateway.accounting.edge_book import EdgeBook
 from gateway.accounting.receipt import Receipt
 from gateway.accounting.redis_ledger import RedisLedger, Settlement
@@ -27,12 +27,12 @@ BY = int(time.time()) + 3600
 
 
 class Desk:
-    """A Redis, and the books of two processes in it."""
+    """A Redis, and the edge books of two processes."""
 
     def __init__(self, redis: Redis) -> None:
         self.redis = redis
         self.keys = RedisKeys(f"t{secrets.token_hex(6)}")
-        self.ann, self.bob = (EdgeBook(redis, self.keys, TTL_S, most_offline=2) for _ in "12")
+        self.ann, self.bob = (EdgeBook(redis, self.keys, TTL_S, max_offline_reports=2) for _ in "12")
 
     async def posted(self) -> list[Receipt]:
         entries: Any = await self.redis.xrange(self.keys.outbox("acme"))
@@ -46,7 +46,7 @@ async def desk(redis_url: str) -> AsyncIterator[Desk]:
 
 
 def report() -> Receipt:
-    return closing(given(), USAGE, PRICES["big"])
+    return closing_receipt(given(), USAGE, PRICES["big"])
 
 
 async def test_of_many_that_report_at_once_to_two_processes_one_is_written(desk: Desk) -> None:
@@ -83,7 +83,7 @@ async def test_who_reported_in_time_hears_that_it_is_closed_however_late_it_asks
 
 
 async def test_answers_that_devices_made_alone_are_bounded_by_the_hour(desk: Desk) -> None:
-    """No limit of the tenant's counts them. What it had guidance for is not among them."""
+    """No other limit counts them. Reports on guidance are not limited here."""
     alone = [msgspec.structs.replace(report(), id=f"edge_{number}", edge_of=None) for number in range(4)]
     assert [await desk.ann.write(one, None) for one in alone] == ["written", "written", "full", "full"]
     assert await desk.ann.write(alone[0], None) == "closed", "it was written"
@@ -92,7 +92,7 @@ async def test_answers_that_devices_made_alone_are_bounded_by_the_hour(desk: Des
 
 
 async def test_a_report_that_is_told_again_to_a_redis_that_knows_it_is_posted_once(desk: Desk) -> None:
-    """As after each restart of Redis."""
+    """A restarted Redis has no scripts."""
     one = report()
     await desk.ann.write(one, BY)
     ledger = RedisLedger(desk.redis, desk.keys, "ann", TTL_S, 10.0)

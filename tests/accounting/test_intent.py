@@ -1,4 +1,4 @@
-"""What a request may cost at most, and what is settled when nobody can say what it did cost."""
+"""The largest cost of a request, and the receipt of a request whose process died."""
 
 from __future__ import annotations
 
@@ -29,19 +29,20 @@ def intended(one: Plan, **more: object) -> Intent:
 
 
 def test_a_guided_request_reserves_for_both_engines() -> None:
-    """400 bytes are no more than 400 tokens and what a template adds; the teacher may write m, the student reads them
-    too, in its own tokens, and may write the limit; and once it may be asked anew, without the opening.
+    """400 bytes count as 400 tokens plus a template. The teacher may write m tokens.
+
+    The student also reads these, in its own tokens, and may write its limit. It may be called again without guidance.
     """
     one = intended(plan())
     assert one.teacher == EngineShare("big", 912, 40, Decimal("0.002224000000"), estimated=True)
     assert one.student == EngineShare("small", 1552, 100, Decimal("0.000360400000"), estimated=True)
     assert one.more == (one.student,)
     assert one.reserved_usd == Decimal("0.002944800000")
-    assert (one.mode, one.baseline, one.owner) == ("guided", "big", "ann")
+    assert (one.mode, one.baseline, one.process_id) == ("guided", "big", "ann")
 
 
 def test_retries_and_other_students_are_reserved_for() -> None:
-    """Each may be asked as often as the policy says, and the teacher once more."""
+    """Each engine has the retries of the policy, and the teacher at most one."""
     others = (StudentPlan("small", None), StudentPlan("huge", None))
     one = intended(structs.replace(plan(), finishers=others, retries=RetryPlan(2, 0.1)))
     assert one.student is not None
@@ -52,7 +53,7 @@ def test_retries_and_other_students_are_reserved_for() -> None:
 
 
 def test_what_a_projection_adds_is_reserved_for() -> None:
-    """Each byte of it as a token, and 16 around each turn; what the teacher may write and nobody keep as well."""
+    """Each byte of an exemplar counts as a token, with 16 tokens per turn. Dropped guidance counts as well."""
     shown = (Exemplar("One?", "1."), Exemplar("Two?", "2."))
     skip = SkipRule((), 24)
     bare = plan()
@@ -85,7 +86,7 @@ def test_a_long_introduction_is_reserved_for() -> None:
 
 
 def test_what_a_request_will_use_is_told_apart_from_what_it_may_come_to() -> None:
-    """Four bytes a token; both engines read the prompt, and the student the guidance."""
+    """Four bytes count as a token. Both engines read the prompt, and the student reads the guidance."""
     assert intended(plan()).tokens == 100 + 100 + 100 + 2 * 40
     assert intended(plan("student")).tokens == 100 + 100
 
@@ -110,7 +111,7 @@ def test_a_request_of_one_engine_reserves_for_that_one(mode: str, role: str, oth
 
 
 def test_a_guided_route_that_goes_unguided_says_so() -> None:
-    """The teacher will not be asked."""
+    """The teacher will not be called."""
     one = intended(structs.replace(plan(), guidance=None, unguided="tools"))
     assert (one.mode, one.unguided, one.teacher) == ("student", "tools", None)
 
@@ -122,7 +123,7 @@ def test_each_choice_may_be_as_long_as_the_limit() -> None:
 
 
 def test_without_a_limit_the_largest_answer_of_the_engine_is_reserved_for() -> None:
-    """Where nobody states it, the default is, and said to be the least."""
+    """An unknown maximum is the default, which is marked as a lower bound."""
     one, asked = structs.replace(plan("student"), max_tokens=None), chat(body={"n": 2})
     for most, tokens, at_least in (
         (EngineMaxima({"small": 4096}, {}), 8192, False),
@@ -134,12 +135,12 @@ def test_without_a_limit_the_largest_answer_of_the_engine_is_reserved_for() -> N
 
 
 def test_a_limit_on_tokens_takes_an_answer_without_one_for_an_ordinary_one() -> None:
-    """The estimate at admission is corrected by the receipt; the largest answer would fit no limit."""
+    """The receipt corrects the estimate at admission. No limit would fit the largest answer."""
     assert intended(structs.replace(plan("student"), max_tokens=None)).tokens == 100 + 1024
 
 
 def test_an_abandoned_request_costs_what_was_reserved_and_saves_nothing() -> None:
-    """Nobody knows what it spent or would have spent: all of it is marked as an estimate."""
+    """The spent amount and the baseline are unknown, so all amounts are estimates."""
     one = intended(plan())
     receipt = abandoned(one, now=one.created + 12.5)
     assert (receipt.status, receipt.mode) == ("abandoned", "guided")
@@ -160,7 +161,7 @@ def test_an_abandoned_request_costs_what_was_reserved_and_saves_nothing() -> Non
 
 
 def test_an_intent_survives_its_way_through_redis() -> None:
-    """Money as text."""
+    """Amounts are text in JSON."""
     one = intended(plan())
     raw = one.to_json()
     assert Intent.from_json(raw) == one
@@ -170,13 +171,13 @@ def test_an_intent_survives_its_way_through_redis() -> None:
 
 
 def test_an_intent_tells_of_no_word_that_was_said() -> None:
-    """Prompts do not travel through Redis."""
+    """Prompts are not stored in Redis."""
     one: ReceiptBuilder = draft(plan())
     assert b"ship" not in intend(one, one.plan, worst_case(one.plan, chat(), PRICES), "ann").to_json()
 
 
 def test_a_shadow_is_told_apart_also_when_its_process_died() -> None:
-    """By its mode, and by the request beside which it was made."""
+    """A shadow has its own mode and the id of its original request."""
     shadow = msgspec.structs.replace(draft(plan()), shadow_of="req_1")
     one = Intent.from_json(intend(shadow, shadow.plan, worst_case(shadow.plan, chat(), PRICES), "ann").to_json())
     receipt = abandoned(one, now=one.created + 1)

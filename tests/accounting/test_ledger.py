@@ -1,4 +1,4 @@
-"""Settling: each draft once, off the event loop where tokens must be estimated, and seen alike everywhere."""
+"""Settling: each request once, off the event loop where tokens must be counted, with equal log, store and metrics."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class ListStore:
-    """A store that keeps what it was handed."""
+    """A store that keeps the receipts it got."""
 
     def __init__(self) -> None:
         self.receipts: list[Receipt] = []
@@ -42,7 +42,7 @@ class ListStore:
 
 
 class Books:
-    """A ledger with everything that sees its receipts."""
+    """A ledger with its store, log and metrics."""
 
     def __init__(self, encodings: Mapping[str, Encoding] = ENCODINGS) -> None:
         self.store = ListStore()
@@ -52,7 +52,7 @@ class Books:
             self.store,
             prices=PRICES,
             encodings=encodings,
-            owner="ann",
+            process_id="ann",
             metrics=self.metrics,
             tasks=self.tasks,
             sample=LogSample(1.0, None),
@@ -69,7 +69,7 @@ def books() -> Books:
 
 @pytest.fixture
 def counting_thread(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The threads in which text was counted."""
+    """Return the threads in which text was counted."""
     threads: list[int] = []
     count = shares_module.count_text
 
@@ -86,7 +86,7 @@ def uncounted_draft() -> draft_module.ReceiptBuilder:
 
 
 async def test_a_counted_draft_settles_as_soon_as_its_reply_has_left(books: Books) -> None:
-    """No task, no thread: the sums are done when `settle` returns, and all else in the loop's next turn."""
+    """No task and no thread: `settle` computes the sums, and the loop's next pass publishes them."""
     one = guided()
     books.ledger.settle(one, "ok")
     assert one.receipt is not None
@@ -97,7 +97,7 @@ async def test_a_counted_draft_settles_as_soon_as_its_reply_has_left(books: Book
 
 
 async def test_estimates_do_not_hold_the_event_loop(books: Books, counting_thread: list[int]) -> None:
-    """Counting takes milliseconds, so it runs in a thread; draining waits for it."""
+    """Counting takes milliseconds, so it runs in a thread. Draining waits for it."""
     books.ledger.settle(uncounted_draft(), "client_gone")
     assert books.store.receipts == []
     assert await books.tasks.drain(5) == 0
@@ -112,7 +112,7 @@ async def test_estimates_do_not_hold_the_event_loop(books: Books, counting_threa
 
 @pytest.fixture
 def recounting(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Where the baseline model's own tokenizer is known: the threads in which it counted."""
+    """Return the threads in which the baseline model's own tokenizer counted."""
     threads: list[int] = []
     count = baseline_module.count_text
 
@@ -125,19 +125,19 @@ def recounting(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def tokenizing() -> Books:
-    """A ledger that knows the tokenizer of `big`."""
+    """Return a ledger with the tokenizer of `big`."""
     return Books(ENCODINGS | {"big": Encoding("cl100k_base", own=True)})
 
 
 def written() -> draft_module.ReceiptBuilder:
     return guided(
         teacher=call("big", 100, 4), student=call("small", 150, 5, text=StringIO(" sailed far away.")),
-        kept_tokens=4, opening="Once a ship",
+        kept_tokens=4, guidance_text="Once a ship",
     )  # fmt: skip
 
 
 async def test_a_baseline_is_counted_behind_the_reply_and_off_the_event_loop(recounting: list[int]) -> None:
-    """Where the reply does not show it, it holds up nobody; but for that, the receipt is what the reply was told."""
+    """A reply without a baseline does not wait for the count. All other fields equal the preliminary receipt."""
     books, one = tokenizing(), written()
     told = await books.ledger.close(one, shown=False)
     assert (one.receipt, recounting, told.baseline_basis) == (None, [], "estimate")
@@ -156,7 +156,7 @@ async def test_a_baseline_is_counted_behind_the_reply_and_off_the_event_loop(rec
 
 
 async def test_a_baseline_that_the_reply_shows_is_counted_before(recounting: list[int]) -> None:
-    """The reply and the receipt say the same; and it is not counted twice."""
+    """The reply and the receipt agree, and the answer is counted once."""
     books, one = tokenizing(), written()
     shown = await books.ledger.close(one)
     assert shown.baseline_basis == "tokenizer"
@@ -169,7 +169,7 @@ async def test_a_baseline_that_the_reply_shows_is_counted_before(recounting: lis
 
 
 async def test_a_request_that_fails_behind_its_reply_says_so_on_the_receipt() -> None:
-    """What the reply was told is not kept then."""
+    """The preliminary receipt is discarded."""
     books, one = tokenizing(), written()
     await books.ledger.close(one, shown=False)
     books.ledger.settle(one, "internal")
@@ -181,8 +181,8 @@ async def test_a_request_that_fails_behind_its_reply_says_so_on_the_receipt() ->
 async def test_a_process_that_cannot_keep_up_with_counting_states_estimates(
     recounting: list[int], monkeypatch: pytest.MonkeyPatch, *, shown: bool
 ) -> None:
-    """No more are counted at a time than that; the others wait for nothing."""
-    monkeypatch.setattr(ledger_module, "MOST_RECOUNTS", 0)
+    """The number of parallel counts is limited. Further receipts keep their estimate."""
+    monkeypatch.setattr(ledger_module, "MAX_RECOUNTS", 0)
     books, one = tokenizing(), written()
     await books.ledger.close(one, shown=shown)
     books.ledger.settle(one, "ok")
@@ -192,8 +192,8 @@ async def test_a_process_that_cannot_keep_up_with_counting_states_estimates(
 
 
 async def test_no_more_baselines_are_counted_at_a_time_than_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    """While they last; later ones are counted again."""
-    monkeypatch.setattr(ledger_module, "MOST_RECOUNTS", 3)
+    """Receipts keep their estimate during the overload. Later ones are counted again."""
+    monkeypatch.setattr(ledger_module, "MAX_RECOUNTS", 3)
     go = threading.Event()
     count = baseline_module.count_text
 
@@ -225,7 +225,7 @@ async def test_an_exact_baseline_is_never_counted_again(recounting: list[int]) -
 
 
 async def test_a_receipt_that_was_shown_is_the_one_that_is_kept(books: Books, counting_thread: list[int]) -> None:
-    """The reply shows it, then the request settles: the same, once, and not counted anew."""
+    """The reply shows the receipt, then the request settles: both are equal, and the baseline is counted once."""
     for one in (guided(), uncounted_draft()):
         shown = await books.ledger.close(one)
         assert await books.ledger.close(one) is shown
@@ -240,7 +240,7 @@ async def test_a_receipt_that_was_shown_is_the_one_that_is_kept(books: Books, co
 async def test_what_nobody_has_time_to_count_is_bounded_by_its_bytes(
     books: Books, counting_thread: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A crowd that disconnects makes no queue of bodies: its answers settle at once, for no less."""
+    """Many disconnects queue no bodies. Their answers settle at once, and not for less."""
     monkeypatch.setattr(ledger_module, "MAX_ESTIMATES", 1)
     ones = [uncounted_draft() for _ in range(3)]
     for one in ones:
@@ -272,7 +272,7 @@ async def test_usage_that_cannot_be_is_counted_by_engine_and_reason(books: Books
 async def test_a_caller_that_leaves_while_tokens_are_counted_is_on_the_receipt(
     books: Books, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The thread runs on when its waiter is cancelled, and must not fix the receipt as if all had gone well."""
+    """The thread continues after its waiter is canceled, and must not fix a receipt with the status ok."""
     go, begun, counted = threading.Event(), threading.Event(), threading.Event()
     count = shares_module.count_text
 
@@ -292,26 +292,26 @@ async def test_a_caller_that_leaves_while_tokens_are_counted_is_on_the_receipt(
     await asyncio.wait([closing])
     go.set()
     assert await asyncio.to_thread(counted.wait, 5)
-    await asyncio.sleep(0.02)  # the thread's last steps
+    await asyncio.sleep(0.02)  # the end of the thread
     books.ledger.settle(one, "client_gone")
     assert await books.tasks.drain(5) == 0
     assert [receipt.status for receipt in books.store.receipts] == ["client_gone"]
 
 
 async def test_a_shadow_that_went_without_guidance_is_no_answer_that_did(books: Books) -> None:
-    """Nobody saw it, and it is counted among shadows: beside it alone every answer of its route would have failed."""
+    """A failed shadow is no unguided answer of its route."""
     shadow = draft(plan(), student=call("small", 10, 5), unguided="teacher_late")
     shadow.shadow_of = "req_1"
     for one in (shadow, draft(plan(), student=call("small", 10, 5), unguided="teacher_failed")):
         books.ledger.settle(one, "ok")
-    await asyncio.sleep(0)  # what is settled is counted when its reply has left
+    await asyncio.sleep(0)  # counting follows the reply
     assert len(books.store.receipts) == 2
     assert books.value("gkt_unguided_total", route="chat", reason="teacher_late") == 0
     assert books.value("gkt_unguided_total", route="chat", reason="teacher_failed") == 1
 
 
 async def test_the_metrics_equal_the_receipts(books: Books) -> None:
-    """Every sum over the receipts is a counter's value: outcomes, money, tokens, batches, stages."""
+    """Counters equal the sums over the receipts: outcomes, amounts, tokens, batches and stages."""
     drafts = [
         guided(student=call("small", 150, 160, 20, 30)),
         guided(student=None, complete=True),
@@ -359,7 +359,7 @@ async def test_the_metrics_equal_the_receipts(books: Books) -> None:
 
 
 async def test_each_request_is_one_line_in_the_log(books: Books) -> None:
-    """The whole receipt, so that the log alone can rebuild the books; and no word of prompt or answer."""
+    """The log line contains the whole receipt, so that sums can be rebuilt from it, and no text of the request."""
     one = guided()
     with capture_logs() as logs:
         books.ledger.settle(one, "ok")
@@ -372,6 +372,6 @@ async def test_each_request_is_one_line_in_the_log(books: Books) -> None:
 
 
 async def test_a_draft_with_an_unknown_model_fails_in_the_open() -> None:
-    """A model without a price is a bug of the configuration, and no receipt may say 0."""
+    """A model without a price is a configuration error. No receipt may state 0."""
     with pytest.raises(KeyError):
         closed(draft(plan("teacher"), teacher=call("unpriced", 10, 10)))

@@ -1,4 +1,4 @@
-"""Limits and budgets of one process while Redis cannot count."""
+"""Limits and budgets of one process while Redis is down."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DOLLAR = 10**12
 
 
 def asks(usd: str, *scopes: Scope, tokens: int = 0, more: dict[int, str] | None = None) -> AdmissionRequest:
-    """A request that may cost so much; `more`: other ways to answer it, by kind."""
+    """Return a request with that cost. `more` has the costs of other plans, by kind."""
     first = msgspec.structs.replace(intent(), reserved_usd=Decimal(usd), tokens=tokens)
     others = (
         Variant(kind, msgspec.structs.replace(first, reserved_usd=Decimal(most))) for kind, most in (more or {}).items()
@@ -30,7 +30,7 @@ def asks(usd: str, *scopes: Scope, tokens: int = 0, more: dict[int, str] | None 
 
 
 class Alone:
-    """One process that cannot ask Redis."""
+    """One process without Redis."""
 
     def __init__(self, fleet: int = 1, joined_s: float = 0.0) -> None:
         self.limits = LocalLimits(lambda: fleet, lambda: joined_s)
@@ -41,10 +41,10 @@ class Alone:
         return self.limits.admit(candidate, self.under_way, self.now_s)
 
     def admits(self, candidate: AdmissionRequest) -> bool:
-        return self.decide(candidate).no is None
+        return self.decide(candidate).refusal is None
 
     def back(self) -> None:
-        """Redis is back, and the fleet has settled."""
+        """Let Redis recover and the fleet settle."""
         self.limits.recover(self.now_s)
         while self.limits.is_settling(self.now_s):
             self.now_s += 1
@@ -53,7 +53,7 @@ class Alone:
 
 @pytest.mark.parametrize(("fleet", "admitted"), [(1, 5), (2, 2), (5, 1), (6, 0)])
 def test_a_fleet_shares_out_half_of_what_was_left(fleet: int, admitted: int) -> None:
-    """Ten requests would fit. All processes together admit five at most, each at its worst case."""
+    """Ten requests would fit. All processes together admit at most five, each at its largest cost."""
     scope = budget("20")
     one = Alone(fleet)
     one.limits.learn("acme", scope, 10 * DOLLAR, one.now_s)
@@ -76,7 +76,7 @@ def test_what_a_request_did_cost_takes_the_place_of_what_it_reserved() -> None:
     assert one.admits(first)
     assert not one.admits(asks("1", scope))
     one.limits.settle(first.id, Decimal("0.5"))
-    one.limits.settle(first.id, Decimal(0))  # a second time changes nothing
+    one.limits.settle(first.id, Decimal(0))  # a second call changes nothing
     assert one.admits(asks("1.5", scope))
     assert not one.admits(asks("0.000001", scope))
 
@@ -107,8 +107,8 @@ def test_the_tenants_and_the_keys_budget_both_need_room() -> None:
     one.limits.learn("acme", key, 2 * DOLLAR, one.now_s)
     assert one.admits(asks("1", tenant, key))
     refused = one.decide(asks("1", tenant, key))
-    assert refused.no is not None
-    assert (refused.no.limit, refused.no.scope) == ("budget", 2)
+    assert refused.refusal is not None
+    assert (refused.refusal.limit, refused.refusal.scope) == ("budget", 2)
 
 
 def test_a_budget_that_wants_the_student_alone_takes_the_cheaper_answer() -> None:
@@ -120,14 +120,14 @@ def test_a_budget_that_wants_the_student_alone_takes_the_cheaper_answer() -> Non
 
 
 def test_what_redis_is_told_is_no_longer_held_here_and_what_it_is_not_still_is() -> None:
-    """A flapping Redis: the new remainder contains what Redis was told, and not the rest."""
+    """Redis goes up and down. The new remainder includes what Redis counts, and nothing else."""
     scope = budget("20")
     one = Alone()
     one.limits.learn("acme", scope, 10 * DOLLAR, one.now_s)
     told, untold = asks("2", scope), asks("2", scope)
     assert one.admits(told)
     assert one.admits(untold)
-    one.limits.told([told.id])
+    one.limits.release([told.id])
     one.back()
     one.limits.learn("acme", scope, 8 * DOLLAR, one.now_s)
     assert one.admits(asks("2", scope))
@@ -144,7 +144,7 @@ def test_a_process_keeps_to_its_part_until_the_others_have_told_redis_what_they_
     spent = asks("4", scope)
     assert one.admits(spent)
     one.now_s += away_s
-    one.limits.told([spent.id])
+    one.limits.release([spent.id])
     one.limits.recover(one.now_s)
     one.limits.learn("acme", scope, 6 * DOLLAR, one.now_s)
     assert one.limits.is_settling(one.now_s + settles_s - 0.1)
@@ -182,9 +182,9 @@ def test_limits_a_minute_are_divided_by_the_fleet_and_at_least_one() -> None:
 def test_tokens_a_minute_are_counted_as_estimated() -> None:
     one, scope = Alone(2), Scope("tenant", 0, 100, 0)
     assert one.admits(asks("0", scope, tokens=40))
-    refused = one.decide(asks("0", scope, tokens=20)).no
+    refused = one.decide(asks("0", scope, tokens=20)).refusal
     assert refused is not None
-    assert (refused.limit, refused.most, refused.used, refused.need) == ("tokens", "50", "40", "20")
+    assert (refused.limit, refused.maximum, refused.used, refused.need) == ("tokens", "50", "40", "20")
     assert 0 < refused.retry_us <= 62_000_000
 
 
@@ -195,7 +195,7 @@ def test_what_ran_when_redis_went_away_takes_its_room_in_parallel_and_no_money()
     running = asks("100", scope)
     one.under_way = [running]
     assert one.admits(asks("0.5", scope))
-    refused = one.decide(asks("0.1", scope)).no
+    refused = one.decide(asks("0.1", scope)).refusal
     assert refused is not None
     assert refused.limit == "parallel"
     one.limits.settle(running.id, Decimal(100))
@@ -210,9 +210,9 @@ def test_nothing_is_kept_of_an_outage_that_is_over() -> None:
     assert one.admits(ended)
     assert one.admits(running)
     one.limits.settle(ended.id, Decimal(1))
-    one.limits.told([ended.id, running.id])
+    one.limits.release([ended.id, running.id])
     one.back()
-    assert (one.limits._holds, one.limits._uses, one.limits._lost) == ({}, {}, [])
+    assert (one.limits._holds, one.limits._uses, one.limits._counted_in_redis) == ({}, {}, [])
     without = Alone()
     plain = asks("1", Scope("tenant", 5, 0, 0))
     assert without.admits(plain)

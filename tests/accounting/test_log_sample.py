@@ -1,4 +1,4 @@
-"""Which requests have a line: all that tell of trouble, and of the others as many as was asked for."""
+"""The log sample: all requests with failures, and the configured share of the others."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from gateway.accounting.ledger import Ledger
-from gateway.accounting.log_sample import AS_ASKED, LogSample
+from gateway.accounting.log_sample import EXPECTED_REASONS, LogSample
 from gateway.accounting.receipt import Attempt, Receipt
 from gateway.errors import EngineTimeout
 from gateway.runtime.tasks import BackgroundTasks
@@ -29,28 +29,28 @@ def ordinary(request_id: str = "req_1", **more: object) -> Receipt:
 
 
 def test_all_have_their_line_unless_fewer_are_asked_for() -> None:
-    assert all(LogSample(1.0, None).takes(ordinary(f"req_{number}")) for number in range(1000))
+    assert all(LogSample(1.0, None).includes(ordinary(f"req_{number}")) for number in range(1000))
 
 
 def test_about_the_part_that_was_asked_for_has_its_line() -> None:
     ids = [f"req_{secrets.token_hex(12)}" for _ in range(20_000)]
-    taken = sum(LogSample(0.1, None).takes(ordinary(one)) for one in ids)
+    taken = sum(LogSample(0.1, None).includes(ordinary(one)) for one in ids)
     assert 1_750 < taken < 2_250  # six standard deviations
 
 
 def test_the_id_alone_draws_the_lot_and_a_larger_part_holds_the_smaller_one() -> None:
-    """So every process, and whoever samples more elsewhere, finds the same requests."""
+    """So every process, and every larger sample, selects the same requests."""
     ids = [f"req_{number}" for number in range(2000)]
-    few = {one for one in ids if LogSample(0.05, 1.0).takes(ordinary(one))}
-    again = {one for one in ids if LogSample(0.05, None).takes(ordinary(one, tenant="globex", stream=True))}
-    more = {one for one in ids if LogSample(0.5, None).takes(ordinary(one))}
+    few = {one for one in ids if LogSample(0.05, 1.0).includes(ordinary(one))}
+    again = {one for one in ids if LogSample(0.05, None).includes(ordinary(one, tenant="globex", stream=True))}
+    more = {one for one in ids if LogSample(0.5, None).includes(ordinary(one))}
     assert few == again
     assert few < more
 
 
 @pytest.mark.parametrize("status", ["engine_timeout", "client_gone", "shutdown", "abandoned", "internal"])
 def test_who_did_not_end_well_always_has_a_line(status: str) -> None:
-    assert NONE.takes(ordinary(status=status))
+    assert NONE.includes(ordinary(status=status))
 
 
 @pytest.mark.parametrize(
@@ -64,36 +64,36 @@ def test_who_did_not_end_well_always_has_a_line(status: str) -> None:
     ids=str,
 )
 def test_where_something_failed_on_the_way_there_is_always_a_line(more: dict[str, object]) -> None:
-    assert NONE.takes(ordinary(**more))
+    assert NONE.includes(ordinary(**more))
 
 
 def test_an_opening_that_was_cut_short_always_has_a_line() -> None:
     one = ordinary()
     assert one.guidance is not None
-    assert NONE.takes(
+    assert NONE.includes(
         msgspec.structs.replace(one, guidance=msgspec.structs.replace(one.guidance, cut_short="teacher_late"))
     )
 
 
-@pytest.mark.parametrize("reason", sorted(AS_ASKED))
+@pytest.mark.parametrize("reason", sorted(EXPECTED_REASONS))
 def test_what_a_caller_asked_for_is_no_failure(reason: str) -> None:
     assert reason in REASONS
-    assert not NONE.takes(ordinary(unguided=reason))
+    assert not NONE.includes(ordinary(unguided=reason))
 
 
 def test_the_slow_ones_always_have_a_line() -> None:
     one = ordinary()
     for total_ms, taken in ((9_999.9, False), (10_000.0, True), (60_000.0, True)):
         slow = msgspec.structs.replace(one, timings=msgspec.structs.replace(one.timings, total_ms=total_ms))
-        assert NONE.takes(slow) is taken
-        assert not LogSample(0.0, None).takes(slow)
+        assert NONE.includes(slow) is taken
+        assert not LogSample(0.0, None).includes(slow)
 
 
 def test_a_shadow_goes_with_its_request() -> None:
     half = LogSample(0.5, None)
     ids = [f"req_{number}" for number in range(500)]
-    assert [half.takes(ordinary(one)) for one in ids] == [
-        half.takes(ordinary(f"{one}-shadow", shadow_of=one, mode="shadow")) for one in ids
+    assert [half.includes(ordinary(one)) for one in ids] == [
+        half.includes(ordinary(f"{one}-shadow", shadow_of=one, mode="shadow")) for one in ids
     ]
 
 
@@ -106,13 +106,13 @@ class Nowhere:
 
 
 async def test_a_line_that_is_left_out_is_counted_and_its_receipt_is_kept() -> None:
-    """And counts in every other metric as ever."""
+    """An omitted request counts in all other metrics."""
     metrics, store = Metrics(), Nowhere()
     ledger = Ledger(
         store,  # type: ignore[arg-type]
         prices=PRICES,
         encodings=ENCODINGS,
-        owner="ann",
+        process_id="ann",
         metrics=metrics,
         tasks=BackgroundTasks(),
         sample=LogSample(0.0, None),
@@ -120,7 +120,7 @@ async def test_a_line_that_is_left_out_is_counted_and_its_receipt_is_kept() -> N
     with capture_logs() as lines:
         for status in ("ok", "ok", "engine_failed"):
             ledger.settle(draft(plan("student"), student=call("small", 10, 10)), status)
-        ledger.abandoned(closed(guided(), "abandoned"))
+        ledger.record_abandoned(closed(guided(), "abandoned"))
         await asyncio.sleep(0)
     assert [line["status"] for line in lines] == ["abandoned", "engine_failed"]
     assert metrics.registry.get_sample_value("gkt_log_requests_left_out_total") == 2

@@ -1,4 +1,4 @@
-"""When a period ends and what it is called: as the script that counts says it."""
+"""The ids and ends of periods equal those of the script."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 
 from gateway.accounting.periods import period_end, period_id
 
-# As far as a budget may reach (config/limits.py), and lengths that divide nothing.
+# The longest budgets (config/limits.py), and lengths that divide no larger unit.
 LONGEST = {"h": 8784, "d": 366, "w": 52, "mo": 12}
 PERIODS = [(unit, count) for unit, most in LONGEST.items() for count in (1, 2, 5, most)]
 
@@ -36,7 +36,7 @@ def test_callers_are_told_when_a_period_ends(unit: str, count: int, now: str, en
 
 
 async def test_the_script_calls_a_period_the_same(redis_url: str) -> None:
-    """Its own functions, run by Redis at chosen moments: ends of days, weeks, months and years, leap years, and any."""
+    """Redis runs the script's own functions at chosen times: ends of days, weeks, months, years, and random times."""
     source = files("gateway.accounting").joinpath("exchange.lua").read_text("utf-8")
     names = ("whole", "month_of", "period_of")
     found = [re.search(rf"^local function {name}\(.*?^end$", source, re.DOTALL | re.MULTILINE) for name in names]

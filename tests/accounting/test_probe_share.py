@@ -1,4 +1,4 @@
-"""What a student was paid for its first token: in every sum, and in none of the baseline."""
+"""The cost of a confidence probe: included in every sum, excluded from the baseline."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_it_is_a_part_of_the_cost_and_not_of_the_baseline() -> None:
 
 
 def test_sums_of_receipts_count_it_as_the_students() -> None:
-    """So that what was paid to teacher, student and for what failed stays all that was paid."""
+    """So the costs of teacher, student and failed calls add up to the cost."""
     one = probed()
     row = SumRow()
     row.add(one)

@@ -1,4 +1,4 @@
-"""A receipt as JSON, and what of it the caller is told in the reply."""
+"""A receipt as JSON, and its facts in the reply."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from tests.accounting.drafts import closed, draft, guided, plan
 
 
 def test_a_receipt_survives_json() -> None:
-    """With every part, and with none."""
+    """A receipt with every part, and one with none."""
     for receipt in (closed(guided()), closed(draft(plan("student")), "client_gone")):
         assert Receipt.from_json(receipt.to_json()) == receipt
 
 
 def test_money_travels_as_text_without_an_exponent() -> None:
-    """A float would round it, and not every reader takes 1E-7."""
+    """A float would be rounded, and some readers reject 1E-7."""
     raw = json.loads(closed(guided()).to_json())
     money = [raw["cost_usd"], raw["baseline_usd"], raw["savings_usd"]]
     money += [raw[role]["cost_usd"] for role in ("teacher", "student")]
@@ -30,14 +30,14 @@ def test_money_travels_as_text_without_an_exponent() -> None:
 
 
 def test_what_is_no_receipt_is_refused() -> None:
-    """A key that holds something else must not become a receipt with holes."""
+    """Other values under the key must not become an incomplete receipt."""
     for raw in (b"{}", b"[]", b"not json"):
         with pytest.raises(msgspec.DecodeError):
             Receipt.from_json(raw)
 
 
 def test_the_caller_is_told_money_only_where_the_policy_shows_it() -> None:
-    """All else stands in the reply in any case."""
+    """All other facts are in the reply in any case."""
     receipt = closed(guided())
     shown, hidden = receipt.facts(show_cost=True), receipt.facts(show_cost=False)
     money = {"cost_usd": "0.00071", "baseline_usd": "0.0022", "savings_usd": "0.00149", "savings_class": "guided"}
@@ -60,5 +60,5 @@ def test_the_caller_is_told_money_only_where_the_policy_shows_it() -> None:
 
 
 def test_the_reason_for_no_guidance_is_told() -> None:
-    """A guided route that was answered without guidance says why."""
+    """A guided route that was answered without guidance states the reason."""
     assert closed(draft(plan(), unguided="teacher_late")).facts(show_cost=False)["unguided"] == "teacher_late"

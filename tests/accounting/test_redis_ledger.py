@@ -1,4 +1,4 @@
-"""The scripts: an intent becomes one receipt, whatever is said twice, late, or by whom."""
+"""The script: each intent becomes one receipt, also with repeated, late or foreign calls."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LEASE_S = 10
 
 
 class Shelf:
-    """A Redis, and the ledgers of two processes in it."""
+    """A Redis, and the ledgers of two processes."""
 
     def __init__(self, redis: Redis) -> None:
         self.redis = redis
@@ -45,7 +45,7 @@ class Shelf:
         await (by or self.ann).exchange([candidate(one) for one in intents], [])
 
     async def settle(self, *receipts: Receipt) -> list[str]:
-        """The ids of receipts that took the place of abandoned ones."""
+        """Return the ids of receipts that replaced abandoned ones."""
         return (await self.ann.exchange([], [Settlement(one, None) for one in receipts])).replaced
 
 
@@ -56,12 +56,12 @@ async def shelf(redis_url: str) -> AsyncIterator[Shelf]:
 
 
 def truth(one: Intent, status: str = "ok") -> Receipt:
-    """What the request's own process says of it."""
+    """Return the receipt as the request's own process settles it."""
     return msgspec.structs.replace(closed(guided(), status), id=one.id, tenant=one.tenant)
 
 
 async def test_a_receipt_takes_the_place_of_its_intent(shelf: Shelf) -> None:
-    """Never both, never neither."""
+    """Redis never holds both, and never neither."""
     one, other = intent(), intent()
     await shelf.admit(one, other)
     assert await shelf.intents() == {one.id, other.id}
@@ -74,7 +74,7 @@ async def test_a_receipt_takes_the_place_of_its_intent(shelf: Shelf) -> None:
 
 
 async def test_news_that_is_told_twice_changes_nothing(shelf: Shelf) -> None:
-    """A reply can be lost, and then all of it is told again: the first receipt stays."""
+    """After a lost reply, all is sent again. The first receipt remains."""
     one, other = intent(), intent()
     first = truth(one)
     for _ in range(3):
@@ -85,7 +85,7 @@ async def test_news_that_is_told_twice_changes_nothing(shelf: Shelf) -> None:
 
 
 async def test_an_intent_never_comes_after_its_receipt(shelf: Shelf) -> None:
-    """A command that was given up for lost may be run late: it must not bring a request back that is over."""
+    """A command that was given up may run late. It must not restore an ended request."""
     one = intent()
     await shelf.settle(truth(one))
     await shelf.admit(one)
@@ -94,7 +94,7 @@ async def test_an_intent_never_comes_after_its_receipt(shelf: Shelf) -> None:
 
 
 async def test_one_round_trip_serves_many_tenants(shelf: Shelf) -> None:
-    """Each tenant's keys in a script call of its own: they live in different slots of a cluster."""
+    """Each tenant's keys are in their own script call, since they are in different slots of a cluster."""
     intents = [intent(tenant=tenant) for tenant in ("acme", "globex", "initech") for _ in range(3)]
     await shelf.admit(*intents)
     await shelf.settle(*(truth(one) for one in intents[::3]))
@@ -105,7 +105,7 @@ async def test_one_round_trip_serves_many_tenants(shelf: Shelf) -> None:
 
 
 async def test_a_script_that_redis_has_forgotten_is_told_again(shelf: Shelf) -> None:
-    """After a restart, or a failover to a replica."""
+    """After a restart, or a failover to a replica, scripts are missing."""
     one, other = intent(), intent(tenant="globex")
     for intents in ([one], [one, other]):
         await shelf.redis.script_flush()
@@ -115,7 +115,7 @@ async def test_a_script_that_redis_has_forgotten_is_told_again(shelf: Shelf) -> 
 
 
 async def test_what_a_dead_process_left_is_settled_once(shelf: Shelf) -> None:
-    """Of those who try, one is told that it did."""
+    """Exactly one of the callers gets the id."""
     intents = [intent() for _ in range(3)]
     await shelf.admit(*intents)
     assert await shelf.abandon(*intents[:2]) == {one.id for one in intents[:2]}
@@ -127,7 +127,7 @@ async def test_what_a_dead_process_left_is_settled_once(shelf: Shelf) -> None:
 
 
 async def test_the_truth_replaces_an_abandoned_receipt_and_is_never_replaced(shelf: Shelf) -> None:
-    """Its process was only taken for dead. It is told which receipts it replaced."""
+    """The process was only taken for dead. It gets the ids of the receipts it replaced."""
     one = intent()
     await shelf.admit(one)
     await shelf.abandon(one)
@@ -142,7 +142,7 @@ async def test_the_truth_replaces_an_abandoned_receipt_and_is_never_replaced(she
 
 
 async def test_a_route_that_is_called_abandoned_is_not_taken_for_it(shelf: Shelf) -> None:
-    """Whatever a text of the receipt says."""
+    """Text in the receipt does not matter."""
     one = intent()
     first = msgspec.structs.replace(truth(one), route='","status":"abandoned"')
     await shelf.settle(first)
@@ -151,15 +151,15 @@ async def test_a_route_that_is_called_abandoned_is_not_taken_for_it(shelf: Shelf
 
 
 async def test_who_is_gone(shelf: Shelf) -> None:
-    """One without a heartbeat that admitted nothing for a lease; never oneself."""
+    """A process without a heartbeat and without admissions for a lease, except the caller itself."""
     await shelf.admit(intent())
     await shelf.admit(intent(tenant="globex"))
     await shelf.admit(intent("bob"), by=shelf.bob)
     tenants = ["acme", "globex", "nobody"]
-    assert await shelf.bob.gone_owners(tenants, 60) == []
-    assert await shelf.bob.gone_owners(tenants, 0) == [("acme", "ann"), ("globex", "ann")]
+    assert await shelf.bob.expired_processes(tenants, 60) == []
+    assert await shelf.bob.expired_processes(tenants, 0) == [("acme", "ann"), ("globex", "ann")]
     await shelf.redis.set(shelf.keys.heartbeat("ann"), "")
-    assert await shelf.bob.gone_owners(tenants, 0) == []
+    assert await shelf.bob.expired_processes(tenants, 0) == []
 
 
 async def test_no_more_intents_are_read_than_were_asked_for(shelf: Shelf) -> None:

@@ -1,4 +1,4 @@
-"""What a person at a terminal sees of a request; and that machines see all of it."""
+"""The console shows a short line for a request. JSON logs contain the whole receipt."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from gateway.accounting.receipt import Attempt
-from gateway.accounting.request_line import in_short
+from gateway.accounting.request_line import shorten_request_event
 from tests.accounting.drafts import closed, guided
 from tests.fakes import FakeEngine, says
 from tests.gateway_process import KEY, START_LIMIT_S, STUDENT_ONLY, model, running_gateway, sha256
@@ -35,7 +35,7 @@ ROUTE = STUDENT_ONLY | {"baseline": "small"}
 def test_a_request_is_cut_down_to_what_eyes_look_for() -> None:
     receipt = closed(guided())
     event = {"event": "request", "level": "info", **receipt.as_dict(), "client_request_id": "mine"}
-    short = in_short(None, "info", event)
+    short = shorten_request_event(None, "info", event)
     assert list(short) == ["event", "level", "client_request_id", "id", "tenant", "route", "mode", "status", "tokens",
                            "cost", "saved", "total_ms"]  # fmt: skip
     assert (short["tokens"], short["cost"], short["saved"]) == ("100>40+150>160", "$0.00071", "$0.00149")
@@ -46,18 +46,18 @@ def test_what_went_wrong_is_not_cut_away() -> None:
     receipt = msgspec.structs.replace(
         closed(guided()), unguided="teacher_late", attempts=(Attempt("big", "engine_failed"),)
     )
-    short = in_short(None, "info", {"event": "request", **receipt.as_dict()})
+    short = shorten_request_event(None, "info", {"event": "request", **receipt.as_dict()})
     assert (short["unguided"], short["failed"]) == ("teacher_late", 1)
 
 
 def test_a_loss_is_shown_as_one() -> None:
     event = {"event": "request", **closed(guided()).as_dict(), "savings_usd": "-0.000012345678"}
-    assert in_short(None, "info", event)["saved"] == "-$0.0000123457"
+    assert shorten_request_event(None, "info", event)["saved"] == "-$0.0000123457"
 
 
 @pytest.mark.parametrize("event", [{"event": "listening", "public": "x"}, {"event": "request", "id": "not a receipt"}])
 def test_other_events_pass_as_they_are(event: dict[str, str]) -> None:
-    assert in_short(None, "info", dict(event)) == event
+    assert shorten_request_event(None, "info", dict(event)) == event
 
 
 def ask(url: str) -> str:
@@ -68,7 +68,7 @@ def ask(url: str) -> str:
 
 
 def read_until(terminal: int, found: Callable[[str], bool], limit_s: float) -> str:
-    """What the terminal shows by then, colours and all."""
+    """Return the console output, including colors."""
     give_up, seen = time.monotonic() + limit_s, ""
     while not found(seen):
         assert time.monotonic() < give_up, seen
@@ -78,7 +78,7 @@ def read_until(terminal: int, found: Callable[[str], bool], limit_s: float) -> s
 
 
 def test_a_terminal_shows_one_short_line_in_colours_for_each_request(tmp_path: Path, redis_url: str) -> None:
-    """The command as a person runs it, its standard error a terminal."""
+    """Run the command with a terminal as its standard error."""
     terminal, theirs = pty.openpty()
     with FakeEngine(says("A ship sails.")).running() as engine:
         config = {

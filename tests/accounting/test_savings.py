@@ -1,4 +1,4 @@
-"""Savings of single receipts: the class, what counts of it, and its error."""
+"""Savings of single receipts: class, amount and error."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_a_teacher_that_is_not_there_saves_nothing_and_its_cost_without_use_is_a
     assert (cheap.baseline_usd, cheap.cost_usd) == (Decimal("0.0008"), Decimal("0.00005"))
     assert (cheap.savings_class, cheap.savings_usd) == ("teacher_unavailable", 0)
     assert savings_of(cheap).error_usd == 0, "nothing was counted that could be wrong"
-    # Late: 100 x 2 + 40 x 10 = 600 for words that nobody saw; a short answer, 100 x 0.2 + 10 x 0.5 = 25; baseline 300.
+    # Late: 100 x 2 + 40 x 10 = 600 for discarded text; a short answer, 100 x 0.2 + 10 x 0.5 = 25; baseline 300.
     late = closed(draft(plan(), teacher=call("big", 100, 40), student=call("small", 100, 10), unguided="teacher_late"))
     assert (late.cost_usd, late.baseline_usd) == (Decimal("0.000625"), Decimal("0.0003"))
     assert late.savings_usd == Decimal("-0.000325")
@@ -84,7 +84,7 @@ def test_a_receipt_of_an_earlier_version_gets_its_class_when_it_is_read() -> Non
     raw = msgspec.json.decode(one.to_json())
     for name in ("savings_class", "measured"):
         del raw[name]
-    raw["savings_usd"] = "0.00075"  # as earlier versions had it: baseline less cost
+    raw["savings_usd"] = "0.00075"  # the rule of earlier versions: baseline minus cost
     read = Receipt.from_json(msgspec.json.encode(raw))
     assert (read.savings_class, read.savings_usd) == ("teacher_unavailable", 0)
     assert read == one
@@ -122,7 +122,7 @@ SERVED = closed(guided())
 
 
 def test_a_measured_baseline_takes_the_place_of_the_estimate_in_sums() -> None:
-    """The teacher alone wrote 100 tokens and not 200: 100 x 2 + 100 x 10 = 0.0012, and saved 0.0012 - 0.00071."""
+    """The teacher alone wrote 100 tokens instead of 200: 100 x 2 + 100 x 10 = 0.0012. Savings: 0.0012 - 0.00071."""
     sample = guided(plan=plan("teacher"), teacher=call("big", 100, 100, cached=60), student=None, shadow_of=SERVED.id)
     sample.measures = guided()
     sample.measures.receipt = SERVED
@@ -143,7 +143,7 @@ def test_a_measured_baseline_takes_the_place_of_the_estimate_in_sums() -> None:
 
 
 def test_what_the_guiding_call_stored_is_stored_in_the_measured_baseline_too() -> None:
-    """It read 10 tokens from the cache and stored 60, which the sample then read from there."""
+    """The request read 10 tokens from the cache and stored 60. The sample then read these from the cache."""
     served = closed(guided(plan=plan(baseline="huge"), teacher=call("huge", 100, 40, 10, 60)))
     sample = EngineShare("huge", 100, 100, Decimal(1), 70, cache_write_input_tokens=20)
     found = measure(served, sample, PRICES["huge"])
@@ -166,7 +166,7 @@ def test_what_cannot_be_compared_measures_nothing(served: Receipt | None, teache
 
 
 def test_classes_survive_a_row_that_a_version_without_them_wrote() -> None:
-    """What it added is unclassified, and saves nothing; no sum is lost, and what comes later has its class."""
+    """Receipts of an earlier version have no class and save nothing. No sum is lost."""
     row = SumRow()
     row.add(SERVED)
     raw = msgspec.msgpack.decode(previous_bytes(row))

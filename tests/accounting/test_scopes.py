@@ -1,4 +1,4 @@
-"""Where requests are counted is remembered for as long as the policy holds that says so, and no longer."""
+"""Scopes are cached as long as their policy is current."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gateway.policy.schema import TenantPolicy
 
 
 def policy(rpm: int) -> TenantPolicy:
-    """A tenant with two keys, as an edit may leave it."""
+    """Return a tenant with two keys, as an edit may produce it."""
     keys = [{"id": name, "sha256": name * 64} for name in "ab"]
     route = {"model": "chat", "mode": "student", "student": "small"}
     content = {"tenant": "acme", "keys": keys, "routes": [route], "key_limits": {"rpm_limit": rpm}}

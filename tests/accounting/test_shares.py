@@ -1,4 +1,4 @@
-"""A call is charged the engine's count where that is possible, else an upper bound; never more than its reservation."""
+"""The charge of a call: the engine's count where it is possible, otherwise an upper bound within the reservation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from gateway.accounting.baseline import Encoding
-from gateway.accounting.draft import EngineCall, FailedCall
+from gateway.accounting.calls import EngineCall, FailedCall
 from gateway.accounting.estimate import MAX_BOUNDED_BYTES, bound_text, count_text
 from gateway.accounting.max_output import DEFAULT_MAX_OUTPUT_TOKENS, EngineMaxima, MaxOutput
 from gateway.accounting.worst_case import budget_max_tokens, worst_case
@@ -40,7 +40,7 @@ def chat(**fields: Any) -> CallerRequest:
 
 
 def admitted(one: Plan, request: CallerRequest, **calls: Any) -> ReceiptBuilder:
-    """A draft whose request was admitted, with the calls that were made for it."""
+    """Return the builder of an admitted request with its calls."""
     return draft(one, request=request, reserved=worst_case(one, request, PRICES), **calls)
 
 
@@ -57,7 +57,7 @@ def student(request: CallerRequest, usage: TokenUsage | None = None, **more: Any
 
 
 def test_a_prompt_that_nobody_counted_holds_all_of_its_body() -> None:
-    """Tools, schemas and documents, and not the text of its messages alone."""
+    """Tools, schemas and documents count in addition to the messages' text."""
     tools = [
         {"type": "function", "function": {"name": f"f{index}", "description": "a word " * 50}} for index in range(9)
     ]
@@ -78,7 +78,7 @@ def test_the_calls_of_an_assistant_are_a_part_of_the_prompt() -> None:
 
 
 def test_a_picture_that_nobody_counted_is_the_largest_one() -> None:
-    """Whatever the size of its bytes, which no model reads as text."""
+    """The size of an image does not matter, since no model reads its bytes as text."""
     for url in ("https://x.example/a.png", "data:image/png;base64," + "A" * 900_000):
         share = student(
             chat(messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}])
@@ -88,7 +88,7 @@ def test_a_picture_that_nobody_counted_is_the_largest_one() -> None:
 
 
 def test_a_large_body_is_bounded_by_its_bytes() -> None:
-    """To count it would take too long."""
+    """Counting it would take too long."""
     request = chat(tools=[{"type": "function", "function": {"name": "f", "description": "word " * 200_000}}])
     assert request.size_bytes > MAX_BOUNDED_BYTES
     one = admitted(plan("student"), request, student=call("small", request))
@@ -115,7 +115,7 @@ def test_texts_to_embed_have_no_template() -> None:
 
 @pytest.mark.parametrize("text", ["1234567890" * 800, " " * 8000, "a" * 8000, "{}[]:," * 1500, "青い光" * 2000])
 def test_no_text_is_cheap_because_one_tokenizer_reads_it_well(text: str) -> None:
-    """A caller chooses its text: digits, blanks and other scripts are where tokenizers differ most."""
+    """Callers choose their text, and tokenizers differ most in digits, blanks and other scripts."""
     bound = bound_text("o200k_base", text, own=False)
     assert bound == len(text.encode())
     assert bound >= max(count_text(name, text) for name in ("o200k_base", "cl100k_base", "p50k_base"))
@@ -161,7 +161,7 @@ def test_a_count_above_what_is_possible_is_capped_at_the_reservation(read: int, 
 
 
 def test_the_limit_holds_for_each_choice() -> None:
-    """Three answers may have three times the limit, and each a token that ends it, which is not charged."""
+    """Three answers may have three times the limit, and a final token each that is not charged."""
     request = chat(n=3)
     for written, error in ((300, ""), (303, ""), (304, "too_high")):
         receipt = student(request, TokenUsage(9, written))
@@ -171,7 +171,7 @@ def test_the_limit_holds_for_each_choice() -> None:
 
 @pytest.mark.parametrize(("text", "written"), [("word " * 10, 0), ("word " * 60, 1)])
 def test_a_count_below_what_is_possible_is_not_taken(text: str, written: int) -> None:
-    """No tokens for an answer of words, and one for three hundred characters."""
+    """No tokens for an answer with words, and one token for three hundred characters."""
     receipt = student(chat(), TokenUsage(9, written), text=StringIO(text))
     assert receipt.student is not None
     assert receipt.student.usage_error == "too_low"
@@ -187,15 +187,15 @@ def test_a_prompt_that_was_to_be_repeated_is_not_a_part_of_the_answer() -> None:
 
 
 def test_a_count_below_the_words_of_all_answers_is_not_taken() -> None:
-    """Eight answers of 100 words each, and the count of the first."""
-    receipt = student(chat(n=8), TokenUsage(9, 100), text=StringIO("word " * 800), least_tokens=800)
+    """Eight answers of 100 words each, with the count of the first."""
+    receipt = student(chat(n=8), TokenUsage(9, 100), text=StringIO("word " * 800), min_output_tokens=800)
     assert receipt.student is not None
     assert (receipt.student.output_tokens, receipt.student.usage_error) == (800, "too_low")
     assert receipt.estimated
 
 
 def test_echo_does_not_lift_the_cap_on_a_count() -> None:
-    """In a chat the text still tells that a count is too low: no engine repeats a prompt there."""
+    """In a chat, text is evidence of a low count: no engine repeats a prompt there."""
     raw = parse_text_completion(b'{"model": "chat", "prompt": "Why?", "max_tokens": 9, "echo": true}')
     vectors = parse_embeddings(b'{"model": "chat", "input": "Why?", "echo": true}')
     for request in (raw, vectors, chat(echo=True)):
@@ -228,7 +228,7 @@ def test_what_never_came_is_charged_up_to_the_limit() -> None:
 
 
 def test_without_a_limit_what_never_came_is_the_largest_answer_of_the_engine() -> None:
-    """Its maximum where somebody states it; else the default, which it may exceed."""
+    """The engine's maximum where it is known. Otherwise the default, which it may exceed."""
     request, one = chat(n=2), structs.replace(plan("student"), max_tokens=None)
     for most, tokens, at_least in (
         (EngineMaxima({"small": 4096}, {}), 8192, False),
@@ -256,7 +256,7 @@ def test_the_limit_under_a_budget_is_none_that_an_engine_cannot_take() -> None:
 
 
 def test_unknown_usage_raises_no_savings() -> None:
-    """The cost is an upper bound; the baseline goes by what is likely."""
+    """The cost is an upper bound. The baseline uses the likely share."""
     request = chat(tools=[{"type": "function", "function": {"name": "f", "description": "12345 " * 3000}}])
     known = student(request, TokenUsage(9000, 50))
     unknown = student(request, text=StringIO("word " * 50))
@@ -271,7 +271,7 @@ usages = st.one_of(st.none(), st.builds(TokenUsage, numbers, numbers, numbers, c
 
 @st.composite
 def behaviors(draw: st.DrawFn) -> tuple[ReceiptBuilder, CallerRequest]:
-    """A plan, a body, and engines that count anything, or nothing, and fail as often as the plan allows."""
+    """A random plan and body, and engines that report any usage or none and fail as often as the plan allows."""
     retries = draw(st.integers(0, 2))
     limit = draw(st.one_of(st.none(), st.integers(1, 5000)))
     mode = draw(st.sampled_from(["guided", "student", "teacher"]))
@@ -313,7 +313,7 @@ def behaviors(draw: st.DrawFn) -> tuple[ReceiptBuilder, CallerRequest]:
 def test_no_request_is_charged_more_than_it_reserved(made: tuple[ReceiptBuilder, CallerRequest], counts: bool) -> None:
     one, _ = made
     assert one.reserved is not None
-    receipt = one.sum_up("ok", PRICES, MODELS if counts else None)
+    receipt = one.build_receipt("ok", PRICES, MODELS if counts else None)
     assert 0 <= receipt.cost_usd <= one.reserved.usd
     assert receipt.tokens <= sum(
         share.input_tokens + share.output_tokens
@@ -326,14 +326,14 @@ def test_no_request_is_charged_more_than_it_reserved(made: tuple[ReceiptBuilder,
 def test_unknown_usage_is_never_charged_less_than_the_engine_counted(
     said: str, described: str, answer: str, tokenizer: str, counts: bool
 ) -> None:
-    """The engine has a tokenizer and a template of its own, and reads tools as JSON."""
+    """The engine has its own tokenizer and template, and reads tools as JSON."""
     tools = [{"type": "function", "function": {"name": "f", "description": described}}]
     request = chat(messages=[{"role": "user", "content": "?" + said}], tools=tools, max_tokens=5000)
     prompt = f"<|system|>Tools:\n{json.dumps(tools, ensure_ascii=False)}\n<|user|>\n?{said}\n<|assistant|>\n"
     read, written = count_text(tokenizer, prompt), count_text(tokenizer, answer)
     one = structs.replace(plan("student"), max_tokens=5000)
     made = admitted(one, request, student=call("small", request, text=StringIO(answer)))
-    share = made.sum_up("client_gone", PRICES, MODELS if counts else None).student
+    share = made.build_receipt("client_gone", PRICES, MODELS if counts else None).student
     assert share is not None
     assert share.input_tokens >= read
     assert share.output_tokens >= written

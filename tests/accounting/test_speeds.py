@@ -1,4 +1,4 @@
-"""What callers see of limits: the script's own counts, and none of them changed."""
+"""Reading limits returns the script's counts and changes none."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ async def counted(redis_url: str) -> AsyncIterator[Counted]:
 
 
 async def look(counted: Counted, *scopes: Scope) -> list[RecentUsage]:
-    return await LimitUsage(counted.redis, counted.keys, LEASE_S).look("acme", scopes)
+    return await LimitUsage(counted.redis, counted.keys, LEASE_S).read("acme", scopes)
 
 
 async def test_what_was_used_is_what_the_next_request_is_told(counted: Counted) -> None:
-    """Corrected by the receipts, of tenant and key apart; to look changes nothing."""
+    """Receipts correct the counts of tenant and key. Reading changes nothing."""
     both = tenant(rpm=3, tpm=1000, parallel=9), key(rpm=9, tpm=9000)
     await counted.ask(*both, tokens=100)
     await counted.ask(*both, tokens=70, by="bob")
@@ -37,7 +37,7 @@ async def test_what_was_used_is_what_the_next_request_is_told(counted: Counted) 
     before = [await counted.redis.dump(name) for name in names]
     assert await look(counted, *both) == [RecentUsage(3, 125, 2), RecentUsage(2, 120, 0)]
     assert [await counted.redis.dump(name) for name in names] == before
-    refused = (await counted.ask(*both)).no
+    refused = (await counted.ask(*both)).refusal
     assert refused is not None
     assert refused.used == "3"
     assert await look(counted) == []
@@ -45,7 +45,7 @@ async def test_what_was_used_is_what_the_next_request_is_told(counted: Counted) 
 
 
 async def test_what_has_left_the_minute_is_seen_no_more(counted: Counted) -> None:
-    """Before the script has come to clear it away; in the same tenth of a second in which it would."""
+    """A read within the same tenth of a second equals the script, before the script removes expired slots."""
     scope = tenant(rpm=5)
     await counted.ask(scope, tokens=10)
     window = counted.keys.scope("acme", "tenant")[0]

@@ -1,4 +1,4 @@
-"""Receipts outlive their process on disk while Redis is away, within a bound, and each is told once it is back."""
+"""Receipts survive their process on disk while Redis is down, up to a limit. Each is sent once when Redis is up."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gateway.accounting import spooler as spooler_module
 from gateway.accounting import store as store_module
 from gateway.accounting.local_limits import LocalLimits
 from gateway.accounting.redis_ledger import RedisLedger
-from gateway.accounting.spool import Spool, SpoolEntry, left_behind
+from gateway.accounting.spool import Spool, SpoolEntry, other_spools
 from gateway.accounting.spooler import Spooler
 from gateway.accounting.store import ReceiptStore
 from gateway.local.redis import EmbeddedRedis
@@ -39,12 +39,12 @@ if TYPE_CHECKING:
 @pytest.fixture(autouse=True)
 def _in_short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store_module, "_RETRY_S", 0.05)
-    monkeypatch.setattr(spooler_module, "_LOOK_EVERY_S", 0.02)
-    monkeypatch.setattr(spooler_module, "_PATIENCE_S", 0.05)
+    monkeypatch.setattr(spooler_module, "_CHECK_INTERVAL_S", 0.02)
+    monkeypatch.setattr(spooler_module, "_DELAY_S", 0.05)
 
 
 class Process:
-    """A store with its spool, as one process has them."""
+    """The store and the spool of one process."""
 
     def __init__(self, url: str, folder: Path, owner: str, keys: RedisKeys, most_bytes: int = 1_000_000) -> None:
         self.metrics, self.tasks = Metrics(), BackgroundTasks()
@@ -57,7 +57,7 @@ class Process:
             on_event=lambda _: None,
             metrics=self.metrics,
         )
-        self.client.on_restart = self.store.tell_again
+        self.client.on_restart = self.store.resend
         self.spooler = Spooler(self.client, self.ledger, self.store, folder, most_bytes, self.metrics)
         self.file = folder / f"{owner}.jsonl"
 
@@ -68,7 +68,7 @@ class Process:
         return [json.loads(line)["receipt"]["id"] for line in self.file.read_text().splitlines() if line[0] == "{"]
 
     async def die(self) -> None:
-        """As kill -9 does: nothing is told, and the kernel lets go of the lock."""
+        """Stop as with kill -9: nothing is sent, and the kernel releases the lock."""
         await self.tasks.close()
         await self.client.close()
         if self.spooler._own is not None:
@@ -92,7 +92,7 @@ async def a_process(url: str, folder: Path, owner: str, keys: RedisKeys, **more:
 
 
 async def in_redis(url: str, keys: RedisKeys) -> tuple[list[str], list[str]]:
-    """The ids of receipts, and of entries of the outbox."""
+    """Return the ids of receipts and of outbox entries."""
     async with Redis.from_url(url) as redis:
         names = [name.decode().rpartition(":")[2] for name in await redis.keys(f"*{keys.prefix}:tenant:*:receipt:*")]
         posted = await redis.xrange(keys.outbox("acme"))
@@ -130,9 +130,9 @@ async def test_what_waits_for_redis_is_on_disk_and_gone_from_there_when_it_was_t
 async def test_what_memory_has_no_room_for_is_told_out_of_the_spool(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ten times as much: none is lost, and each is told once."""
+    """Ten times as many: none is lost, and each is sent once."""
     monkeypatch.setattr(store_module, "_MAX_WAITING", 20)
-    monkeypatch.setattr(spooler_module, "_TOLD_AT_ONCE", 7)
+    monkeypatch.setattr(spooler_module, "_SEND_BATCH", 7)
     keys, told = new(), list[Any]()
     async with EmbeddedRedis(append_fsync="always") as server, a_process(server.url, tmp_path, "ann", keys) as ann:
         await server.stop()
@@ -151,7 +151,7 @@ async def test_what_memory_has_no_room_for_is_told_out_of_the_spool(
 
 
 async def test_the_spool_of_a_dead_process_is_told_by_the_next_and_its_intents_are_settled(tmp_path: Path) -> None:
-    """Under the name of the dead, where they stand; what it left of a budget goes with them."""
+    """They are settled under the dead process's id, which releases its reservations."""
     keys = new()
     async with EmbeddedRedis(append_fsync="always") as server:
         async with a_process(server.url, tmp_path, "ann", keys) as ann, Redis.from_url(server.url) as redis:
@@ -174,7 +174,7 @@ async def test_the_spool_of_a_dead_process_is_told_by_the_next_and_its_intents_a
 
 
 async def test_a_living_processs_spool_is_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spooler_module, "_DEAD_EVERY_S", 0.0)
+    monkeypatch.setattr(spooler_module, "_ORPHANS_INTERVAL_S", 0.0)
     keys = new()
     async with EmbeddedRedis() as server, EmbeddedRedis() as other, a_process(server.url, tmp_path, "ann", keys) as ann:
         await server.stop()
@@ -230,23 +230,23 @@ async def test_a_disk_that_takes_nothing_is_said_once_and_memory_goes_on(tmp_pat
 
 
 def test_a_line_that_was_cut_off_is_none_and_what_stands_before_it_is_read(tmp_path: Path) -> None:
-    spool = Spool.make(tmp_path / "ann.jsonl")
+    spool = Spool.create(tmp_path / "ann.jsonl")
     told = [closed(guided()) for _ in range(3)]
     assert spool.append([SpoolEntry("ann", one).to_line() for one in told], 1_000_000) == 3
     with spool.path.open("ab") as file:
         file.write(b'{"owner": "ann", "receipt": {"id"')
     lines = list(spool.lines())
-    assert [line.spooled.receipt if line.spooled else None for line in lines] == told
-    spool.tick_off(lines[:2])
-    assert [line.spooled and line.spooled.receipt for line in spool.lines()] == told[2:]
-    assert Spool.of_the_dead(spool.path) is None
+    assert [line.entry.receipt if line.entry else None for line in lines] == told
+    spool.mark_sent(lines[:2])
+    assert [line.entry and line.entry.receipt for line in spool.lines()] == told[2:]
+    assert Spool.open_orphaned(spool.path) is None
     spool.close(remove=False)
-    assert left_behind(tmp_path, tmp_path / "bob.jsonl") == [spool.path]
+    assert other_spools(tmp_path, tmp_path / "bob.jsonl") == [spool.path]
 
 
 async def test_lines_of_a_newer_version_are_kept_for_somebody_to_look_at(redis_url: str, tmp_path: Path) -> None:
     keys, one = new(), closed(guided())
-    spool = Spool.make(tmp_path / "ann.jsonl")
+    spool = Spool.create(tmp_path / "ann.jsonl")
     spool.append([b'{"owner": "ann", "receipt": {"id": "of-2030"}}\n', SpoolEntry("ann", one).to_line()], 1_000_000)
     spool.close(remove=False)
     async with a_process(redis_url, tmp_path, "bob", keys) as bob:
@@ -257,10 +257,10 @@ async def test_lines_of_a_newer_version_are_kept_for_somebody_to_look_at(redis_u
 
 
 async def test_a_spool_that_cannot_be_opened_keeps_no_other_from_being_told(redis_url: str, tmp_path: Path) -> None:
-    """It comes first, and is another user's, or no file at all."""
+    """The unreadable file is first, since it belongs to another user or is a folder."""
     keys, one = new(), closed(guided())
     (tmp_path / "aaa.jsonl").mkdir()
-    spool = Spool.make(tmp_path / "ann.jsonl")
+    spool = Spool.create(tmp_path / "ann.jsonl")
     spool.append([SpoolEntry("ann", one).to_line()], 1_000_000)
     spool.close(remove=False)
     async with a_process(redis_url, tmp_path, "bob", keys) as bob:
@@ -279,7 +279,7 @@ async def test_a_process_that_ends_without_redis_leaves_its_receipts_on_disk(tmp
 
 
 async def test_what_a_process_that_ends_can_leave_nowhere_stands_in_the_log(tmp_path: Path) -> None:
-    """Neither Redis nor the disk takes it."""
+    """Neither Redis nor the disk accepts receipts."""
     (tmp_path / "spool").touch()
     async with EmbeddedRedis() as server, a_process(server.url, tmp_path / "spool", "ann", new()) as ann:
         await server.stop()
@@ -292,7 +292,7 @@ async def test_what_a_process_that_ends_can_leave_nowhere_stands_in_the_log(tmp_
 
 
 async def test_what_a_restarted_redis_forgot_is_told_again_and_what_it_kept_counts_once(tmp_path: Path) -> None:
-    """It had said that it knew; then it lost the end of its file, as after a power cut."""
+    """Redis acknowledged the writes and lost the end of its file, as after a power failure."""
     keys = new()
     async with (
         EmbeddedRedis(append_fsync="always", folder=tmp_path) as server,
@@ -315,7 +315,7 @@ async def test_what_a_restarted_redis_forgot_is_told_again_and_what_it_kept_coun
 
 
 async def test_prompts_and_answers_are_in_no_line(tmp_path: Path) -> None:
-    """A receipt has none, and neither has an intent."""
+    """Neither receipts nor intents contain text of the request."""
     line = SpoolEntry("ann", closed(guided()), intent()).to_line()
     assert b"story" not in line
     assert b"messages" not in line

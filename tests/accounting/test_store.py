@@ -1,6 +1,6 @@
-"""Receipts in Redis: each written once, kept for a while, its tenant's alone; none is lost while Redis is away.
+"""Receipts in Redis: each stored once until it expires, readable by its tenant only, and not lost during an outage.
 
-And before them intents: requests are admitted together, and Redis being away costs them at most one time-out.
+Intents precede receipts: requests share admission exchanges, and an outage costs them at most one timeout.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ TTL_S = 100.0
 
 
 class Kept:
-    """A running store and its metrics; `redis` is for looking at what it did, and waits for as long as it takes."""
+    """A running store and its metrics. `redis` inspects the data and has no timeout."""
 
     def __init__(
         self, client: RedisClient, redis: Redis, metrics: Metrics, *, on_failure: OnRedisFailure = "allow"
@@ -110,7 +110,7 @@ async def kept(
 
 
 async def test_a_read_that_fails_opens_no_breaker() -> None:
-    """Callers read as often as they like. No request is to go without Redis because of them."""
+    """Callers read as often as they like. No request may continue without Redis because of that."""
     async with EmbeddedRedis() as server, kept(server.url, running=False, timeout_s=0.1) as part, paused(server.url):
         with pytest.raises(StoreUnavailable):
             await part.store.get("acme", "one")
@@ -118,7 +118,7 @@ async def test_a_read_that_fails_opens_no_breaker() -> None:
 
 
 async def test_a_receipt_is_written_soon_and_found_by_its_tenant(redis_url: str) -> None:
-    """What is found is what was put, and it stays for its time."""
+    """A stored receipt is returned unchanged until it expires."""
     async with kept(redis_url) as part:
         receipt = closed(guided())
         part.store.put(receipt)
@@ -131,7 +131,7 @@ async def test_a_receipt_is_written_soon_and_found_by_its_tenant(redis_url: str)
 
 
 async def test_a_receipt_is_found_before_it_is_written(redis_url: str) -> None:
-    """By the process that holds it: a caller may ask at once."""
+    """The process that holds the receipt returns it: a caller may read it at once."""
     async with kept(redis_url, running=False) as part:
         receipt = closed(guided())
         part.store.put(receipt)
@@ -140,7 +140,7 @@ async def test_a_receipt_is_found_before_it_is_written(redis_url: str) -> None:
 
 
 async def test_another_tenants_receipt_is_not_found(redis_url: str) -> None:
-    """Neither while it waits in memory nor once it is written."""
+    """Neither while the receipt waits in memory nor after it is stored."""
     async with kept(redis_url, running=False) as part:
         receipt = closed(guided())
         part.store.put(receipt)
@@ -152,7 +152,7 @@ async def test_another_tenants_receipt_is_not_found(redis_url: str) -> None:
 
 
 async def test_a_receipt_is_written_once(redis_url: str) -> None:
-    """A second write, after a reply was lost, changes nothing."""
+    """A second write after a lost reply changes nothing."""
     async with kept(redis_url, running=False) as part:
         receipt = closed(guided())
         part.store.put(receipt)
@@ -163,7 +163,7 @@ async def test_a_receipt_is_written_once(redis_url: str) -> None:
 
 
 async def test_receipts_beyond_one_batch_are_all_written(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Seven at three to a write."""
+    """Seven receipts, three per exchange."""
     monkeypatch.setattr(store_module, "_BATCH", 3)
     async with kept(redis_url, running=False) as part:
         receipts = [closed(guided()) for _ in range(7)]
@@ -174,7 +174,7 @@ async def test_receipts_beyond_one_batch_are_all_written(redis_url: str, monkeyp
 
 
 async def test_receipts_wait_while_redis_is_away_and_go_out_when_it_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are counted and can be asked for meanwhile; others cannot be looked up and the caller is told."""
+    """They are counted and can be read. Reading other receipts raises an error."""
     monkeypatch.setattr(store_module, "_RETRY_S", 0.05)
     async with EmbeddedRedis() as server, kept(server.url) as part:
         await server.stop()
@@ -195,7 +195,7 @@ async def test_receipts_wait_while_redis_is_away_and_go_out_when_it_is_back(monk
 async def test_too_many_waiting_receipts_are_dropped_into_the_log(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Memory is bounded; the oldest goes, whole, to the log, and is counted."""
+    """Memory is limited. The oldest receipt is logged completely and counted."""
     monkeypatch.setattr(store_module, "_MAX_WAITING", 2)
     async with kept(redis_url, running=False) as part:
         receipts = [closed(guided()) for _ in range(3)]
@@ -211,7 +211,7 @@ async def test_too_many_waiting_receipts_are_dropped_into_the_log(
 
 
 async def test_the_loop_outlives_what_nobody_expected(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Were it to die, every later receipt would be lost."""
+    """If the loop ended, every later receipt would be lost."""
     monkeypatch.setattr(store_module, "_RETRY_S", 0.05)
     async with kept(redis_url) as part:
         with capture_logs() as logs, monkeypatch.context() as broken:
@@ -223,7 +223,7 @@ async def test_the_loop_outlives_what_nobody_expected(redis_url: str, monkeypatc
 
 
 async def test_a_write_that_redis_refuses_is_tried_again(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Such as one without memory, or a replica: the receipt waits."""
+    """A Redis without memory, or a replica, rejects writes: the receipt waits."""
     monkeypatch.setattr(store_module, "_RETRY_S", 0.05)
     async with kept(redis_url) as part, Redis.from_url(redis_url) as admin:
         receipt = closed(guided())
@@ -243,7 +243,7 @@ def receipt_of(one: Intent, status: str = "ok", usd: str | None = None) -> Recei
 
 
 async def test_a_request_is_admitted_once_redis_knows_of_it(redis_url: str) -> None:
-    """And its receipt takes the intent's place."""
+    """The receipt replaces the intent."""
     async with kept(redis_url) as part:
         one = intent()
         await part.admit(one)
@@ -255,7 +255,7 @@ async def test_a_request_is_admitted_once_redis_knows_of_it(redis_url: str) -> N
 
 
 async def test_requests_that_come_together_are_admitted_together(redis_url: str) -> None:
-    """A hundred at once: one goes ahead at the most, and the others share a round trip, receipts and all."""
+    """A hundred at once: at most one goes first, and the others share a round trip with the receipts."""
     async with kept(redis_url) as part:
         await part.admit(intent())
         intents = [intent() for _ in range(100)]
@@ -266,9 +266,9 @@ async def test_requests_that_come_together_are_admitted_together(redis_url: str)
 
 
 async def test_a_request_that_is_ready_when_an_exchange_is_due_joins_it(redis_url: str) -> None:
-    """The store wakes up before the task of the second request, and lets it run first."""
+    """The store wakes up before the second request's task, and lets it run first."""
     async with kept(redis_url) as part:
-        await asyncio.sleep(0.01)  # the store waits for news
+        await asyncio.sleep(0.01)  # the store waits for work
         first = asyncio.ensure_future(part.admit(intent("req_1")))  # noqa: TID251
         await asyncio.sleep(0)
         second = asyncio.ensure_future(part.admit(intent("req_2")))  # noqa: TID251
@@ -277,7 +277,7 @@ async def test_a_request_that_is_ready_when_an_exchange_is_due_joins_it(redis_ur
 
 
 async def test_a_receipt_goes_with_the_next_request(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It could wait for a minute; the request that is admitted takes it along in its own round trip."""
+    """It could wait for a minute. The admitted request's exchange includes it."""
     monkeypatch.setattr(store_module, "_LINGER_S", 60)
     async with kept(redis_url) as part:
         first, second = intent(), intent()
@@ -291,7 +291,7 @@ async def test_a_receipt_goes_with_the_next_request(redis_url: str, monkeypatch:
 
 
 async def test_a_caller_that_leaves_while_it_is_admitted_leaves_no_intent(redis_url: str) -> None:
-    """Whether its intent had gone out already or not: the receipt is there and the intent is not."""
+    """Whether or not its intent was sent: the receipt is stored, and no intent remains."""
     async with kept(redis_url) as part:
         intents = [intent() for _ in range(10)]
         for turns, one in enumerate(intents):
@@ -304,14 +304,14 @@ async def test_a_caller_that_leaves_while_it_is_admitted_leaves_no_intent(redis_
         await until(lambda: part.value("gkt_receipts_waiting") == 0)
         assert [await part.written(one) is not None for one in intents] == [True] * 10
         assert await part.intents() == set()
-        assert (part.store._admitting, part.store._under_way, part.store._untold) == ({}, {}, {})
+        assert (part.store._admitting, part.store._under_way, part.store._unsent) == ({}, {}, {})
 
 
 @pytest.mark.parametrize("on_failure", ["allow", "degrade", "reject"])
 async def test_a_redis_that_stands_still_costs_those_who_are_there_one_time_out(on_failure: OnRedisFailure) -> None:
-    """And nobody who comes later; they go on without an intent, or are refused.
+    """Later requests wait for nothing. They continue without an intent or are refused.
 
-    Awake again, Redis learns of all of them, but for those that were refused and for whom it was not asked.
+    When Redis runs again, it counts all of them except refused ones for which it was not asked.
     """
     async with EmbeddedRedis() as server, kept(server.url, on_failure=on_failure, timeout_s=0.2) as part:
         before = intent()
@@ -360,7 +360,7 @@ async def test_a_redis_that_stands_still_costs_those_who_are_there_one_time_out(
 def test_an_event_loop_that_is_held_lets_no_request_in_uncounted(
     redis_url: str, new_loop: Callable[[], asyncio.AbstractEventLoop]
 ) -> None:
-    """Held for five timeouts while requests are admitted: Redis is not taken for dead, and counts every request."""
+    """Redis is blocked for five timeouts during admissions. It counts as up and counts every request."""
 
     async def admit() -> None:
         loop = asyncio.get_running_loop()
@@ -382,7 +382,7 @@ def test_an_event_loop_that_is_held_lets_no_request_in_uncounted(
 
 
 async def test_while_redis_is_away_a_budget_lasts_for_half_of_what_was_left_and_is_paid_later() -> None:
-    """Redis told what is left. Whoever was asked for when Redis went has a receipt; whoever came later has none."""
+    """Redis reported the remainder. The request at the start of the outage has a receipt, later ones have none."""
     async with EmbeddedRedis() as server, kept(server.url, timeout_s=0.2) as part:
         scope = budget("1")
 
@@ -394,7 +394,7 @@ async def test_while_redis_is_away_a_budget_lasts_for_half_of_what_was_left_and_
                 part.store.put(receipt_of(one, "store_unavailable", "0"))
                 return False
             assert said is not None
-            return said[0].no is None
+            return said[0].refusal is None
 
         before, messages = intent(reserved_usd=Decimal("0.2")), set[str]()
         assert await admitted(before)
@@ -405,7 +405,7 @@ async def test_while_redis_is_away_a_budget_lasts_for_half_of_what_was_left_and_
             later = await asyncio.gather(*(admitted(one) for one in ten[6:]))
         assert (sum(first), sum(later)) == (4, 0)
         (message,) = messages
-        assert message.endswith("Until Redis is back it may spend $0.4 of the budget of this tenant")
+        assert message.endswith("Until Redis is up, it may spend $0.4 of the budget of this tenant")
         assert part.value("gkt_receipts_waiting") == 2
         await until(lambda: part.client.up)
         for one in (before, *(one for one, went_on in zip(ten, first, strict=False) if went_on)):
@@ -417,7 +417,7 @@ async def test_while_redis_is_away_a_budget_lasts_for_half_of_what_was_left_and_
         for outcome, count in (("admitted", 4), ("budget", 6)):
             assert counted("gkt_local_admissions_total", {"tenant": "acme", "outcome": outcome}) == count
         assert (part.store._under_way, part.store._in_doubt) == ({}, set())
-        # Others may not have told Redis yet what they spent. So 0.2 is left here, of the part of 0.4.
+        # Others may not have reported their spending yet. So 0.2 of the share of 0.4 is left.
         assert not await admitted(intent(reserved_usd=Decimal("0.3")))
         async with asyncio.timeout(10):
             while not await admitted(intent(reserved_usd=Decimal("0.3"))):
@@ -425,14 +425,14 @@ async def test_while_redis_is_away_a_budget_lasts_for_half_of_what_was_left_and_
 
 
 async def test_a_redis_that_forgot_is_told_anew(redis_url: str) -> None:
-    """Of all that is under way, in as many round trips as it takes; not of what has its receipt."""
+    """All requests under way are sent, in as many exchanges as needed. Requests with receipts are not."""
     async with kept(redis_url) as part:
         intents = [intent() for _ in range(450)]
         await asyncio.gather(*(part.admit(one) for one in intents))
         part.store.put(receipt_of(intents[0]))
         await until(lambda: part.written(intents[0]))
         await part.redis.flushdb()
-        part.store.tell_again()
+        part.store.resend()
 
         async def all_told() -> bool:
             return await part.intents() == {one.id for one in intents[1:]}
@@ -441,7 +441,7 @@ async def test_a_redis_that_forgot_is_told_anew(redis_url: str) -> None:
 
 
 async def test_receipts_are_kept_until_the_same_redis_has_answered_after_three_seconds(redis_url: str) -> None:
-    """A process that got no CPU for long may exchange with another Redis before its watch has asked which one it is."""
+    """A process that was not scheduled may use another Redis before its watch has checked the run id."""
     async with kept(redis_url, running=False) as part:
 
         async def settle() -> Receipt:
@@ -451,22 +451,22 @@ async def test_receipts_are_kept_until_the_same_redis_has_answered_after_three_s
             return one
 
         first = await settle()
-        taken = part.store._taken
+        taken = part.store._stored
         taken[0] = (taken[0][0] - 2 * REMEMBERED_S, taken[0][1])
         second = await settle()
         await part.redis.flushdb()
-        part.store.tell_again()
+        part.store.resend()
         assert await part.store.flush()
         assert None not in [await part.written(one) for one in (first, second)]
 
         taken[0] = (taken[0][0] - 2 * REMEMBERED_S, taken[0][1])
-        part.client.same_at = asyncio.get_running_loop().time()
+        part.client.unchanged_at = asyncio.get_running_loop().time()
         await settle()
         assert next(one.receipt.id for _, one in taken) == second.id
 
 
 async def test_a_redis_that_refuses_intents_is_not_away(redis_url: str) -> None:
-    """Full, or a replica: it answers. Requests go on, and the breaker stays closed."""
+    """Redis is full or a replica, but it answers. Requests continue, and the breaker stays closed."""
     async with kept(redis_url) as part, Redis.from_url(redis_url) as admin:
         one = intent()
         await admin.config_set("maxmemory", "1")
@@ -481,7 +481,7 @@ async def test_a_redis_that_refuses_intents_is_not_away(redis_url: str) -> None:
 
 
 async def test_who_was_refused_is_not_told_of_as_let_in(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not even if Redis is told anew before the request has heard: nobody would ever give back what that reserves."""
+    """Also when a resend precedes the request's verdict: nothing would ever release the reservation."""
     async with kept(redis_url) as part:
         scope = Scope("tenant", 0, 0, 1)
         holder, late = intent(), intent()
@@ -490,16 +490,16 @@ async def test_who_was_refused_is_not_told_of_as_let_in(redis_url: str, monkeypa
 
         async def as_redis_forgets(*args: Any) -> Any:
             brought = await exchange(*args)
-            part.store.tell_again()
+            part.store.resend()
             return brought
 
         with monkeypatch.context() as forgetting:
             forgetting.setattr(part.in_redis, "exchange", as_redis_forgets)
             admitted = await part.store.admit(candidate(late, scope), on_failure="allow")
         assert admitted is not None
-        assert admitted[0].no is not None
+        assert admitted[0].refusal is not None
         before = part.exchanges
-        part.store.tell_again()
+        part.store.resend()
         await until(lambda: part.exchanges > before)
         part.store.put(receipt_of(holder))
         await until(lambda: part.written(holder))
@@ -507,7 +507,7 @@ async def test_who_was_refused_is_not_told_of_as_let_in(redis_url: str, monkeypa
 
 
 async def test_callers_who_read_receipts_in_a_crowd_keep_no_request_from_being_counted(redis_url: str) -> None:
-    """More of them than there are connections: some are told to try again, and Redis is not taken for dead."""
+    """More reads than connections: some callers must retry, and Redis counts as up."""
     async with kept(redis_url) as part:
         reading = [asyncio.ensure_future(part.store.get("acme", f"none-{number}")) for number in range(300)]  # noqa: TID251
         await asyncio.sleep(0)

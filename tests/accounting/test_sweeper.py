@@ -1,4 +1,4 @@
-"""What a dead process left behind is settled, once, by one of those who live; what the living hold is not touched."""
+"""A living process settles a dead process's requests, once. Requests of living processes are not affected."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ LEASE_S = 1.2
 
 
 class Process:
-    """What one gateway process runs to keep its ledger, and to look after that of others."""
+    """The ledger, heartbeat and reaper of one gateway process."""
 
     def __init__(self, url: str, keys: RedisKeys, owner: str, tenants: list[str]) -> None:
         self.keys = keys
         self.metrics = Metrics()
         self.tasks = BackgroundTasks()
         self.client = RedisClient(url, timeout_s=TIMEOUT_S, metrics=self.metrics)
-        self.redis = Redis.from_url(url)  # for looking
+        self.redis = Redis.from_url(url)  # for inspection
         self.in_redis = RedisLedger(self.client.commands, keys, owner, 100, LEASE_S)
         self.store = ReceiptStore(
             self.client,
@@ -61,7 +61,7 @@ class Process:
             self.store,
             prices=PRICES,
             encodings=ENCODINGS,
-            owner=owner,
+            process_id=owner,
             metrics=self.metrics,
             tasks=self.tasks,
             sample=LogSample(1.0, None),
@@ -70,8 +70,8 @@ class Process:
             self.client,
             keys.heartbeat(owner),
             lease_s=LEASE_S,
-            beaten=self.store.beat,
-            lapsed=self.store.tell_again,
+            on_beat=self.store.beat,
+            on_lapse=self.store.resend,
         )
         self.sweeper = IntentReaper(
             self.client,
@@ -117,13 +117,13 @@ def keys() -> RedisKeys:
 
 
 async def die(url: str, keys: RedisKeys, owner: str, intents: list[Intent]) -> None:
-    """Admit, and end without a word."""
+    """Admit requests and die."""
     async with process(url, keys, owner, sweeps=False) as part:
         await asyncio.gather(*(part.admit(one) for one in intents))
 
 
 async def test_of_those_who_live_one_settles_each_request_of_the_dead(redis_url: str, keys: RedisKeys) -> None:
-    """Within two leases and a bit; the winners' logs and metrics together tell of each once."""
+    """Within two leases. The logs and metrics of all processes together contain each request once."""
     intents = [intent(tenant=tenant) for tenant in ("acme", "globex") for _ in range(7)]
     with capture_logs() as logs:
         async with process(redis_url, keys, "bob") as bob, process(redis_url, keys, "carl") as carl:
@@ -154,7 +154,7 @@ async def _equal(what: object, wanted: int) -> bool:
 
 
 async def test_what_the_living_hold_is_left_alone(redis_url: str, keys: RedisKeys) -> None:
-    """However long it takes."""
+    """The request may run for any time."""
     async with process(redis_url, keys, "ann") as ann, process(redis_url, keys, "bob") as bob:
         one = intent()
         await ann.admit(one)
@@ -166,7 +166,7 @@ async def test_what_the_living_hold_is_left_alone(redis_url: str, keys: RedisKey
 async def test_a_round_costs_no_more_than_its_bound(
     redis_url: str, keys: RedisKeys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Eight requests at five to a round."""
+    """Eight requests, five per round."""
     monkeypatch.setattr(sweeper_module, "_INTENTS_PER_ROUND", 5)
     await die(redis_url, keys, "ann", [intent() for _ in range(8)])
     async with process(redis_url, keys, "bob", sweeps=False) as bob:
@@ -176,7 +176,7 @@ async def test_a_round_costs_no_more_than_its_bound(
 
 
 async def test_many_tenants_have_their_turn(redis_url: str, keys: RedisKeys, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Five of them at two to a round: after three rounds all were looked after."""
+    """Five tenants, two per round: three rounds process all of them."""
     monkeypatch.setattr(sweeper_module, "_TENANTS_PER_ROUND", 2)
     tenants = [f"tenant-{number}" for number in range(5)]
     await die(redis_url, keys, "ann", [intent(tenant=tenant) for tenant in tenants])
@@ -198,7 +198,7 @@ async def test_an_intent_that_cannot_be_read_stays_and_hinders_nobody(redis_url:
 
 
 async def test_an_absence_of_redis_makes_nobody_dead(keys: RedisKeys) -> None:
-    """It stood still for longer than a lease, and every heartbeat lapsed; all had the time to beat again."""
+    """Redis was blocked for longer than a lease, and every heartbeat expired. All processes had time to renew it."""
     async with (
         EmbeddedRedis() as server,
         process(server.url, keys, "ann") as ann,
@@ -217,7 +217,7 @@ async def test_an_absence_of_redis_makes_nobody_dead(keys: RedisKeys) -> None:
 async def test_a_redis_that_lost_its_memory_between_two_heartbeats_is_told_anew(
     redis_url: str, keys: RedisKeys
 ) -> None:
-    """Nobody asked it for anything meanwhile, so only the heartbeat can see it."""
+    """No request used Redis meanwhile, so only the heartbeat can detect it."""
     async with process(redis_url, keys, "ann") as ann:
         one = intent()
         await ann.admit(one)
@@ -230,7 +230,7 @@ async def test_a_redis_that_lost_its_memory_between_two_heartbeats_is_told_anew(
 
 
 async def test_what_redis_holds_for_a_process_that_has_done_with_it_is_settled(redis_url: str, keys: RedisKeys) -> None:
-    """A replica that took over knew of the intent and not of the receipt. What is under way stays."""
+    """A replica that took over has the intent but not the receipt. Requests under way stay."""
     async with process(redis_url, keys, "ann", sweeps=False) as ann:
         done, running = intent(), intent()
         for one in (done, running):

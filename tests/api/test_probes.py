@@ -26,7 +26,7 @@ class Redis:
         self.up = up
         self.asked = 0
 
-    async def answered(self) -> None:
+    async def wait_answered(self) -> None:
         self.asked += 1
         while not self.up:
             await asyncio.sleep(0)

@@ -189,7 +189,7 @@ class Shop:
         async with self.parts() as here:
             ring = Keyring()
             await KeyFollower(here.client, here.keyring, ring).catch_up()
-            balances = await Budgets(here.redis, self.keys).look([Account("acme", scope) for scope in SCOPES])
+            balances = await Budgets(here.redis, self.keys).read([Account("acme", scope) for scope in SCOPES])
             tables = [await here.store.read(_rows, one) for one in (COMPARISONS, UPTIME)]
             sums = {row[:-1]: SumRow.from_bytes(row[-1]) for row in await here.store.read(_rows, SUMS)}
             stored = [msgspec.json.decode(raw)["id"] async for some in here.store.receipts() for raw in some]
@@ -217,7 +217,7 @@ class Shop:
         """Requests that were let in and have no receipt, by the processes that Redis knows of."""
         async with self.parts() as here:
             ledger = here.purse.processes["bob"]
-            owners = await ledger.gone_owners(["acme"], 0)
+            owners = await ledger.expired_processes(["acme"], 0)
             found = [await ledger.intents(tenant, owner, 10) for tenant, owner in owners]
         return [Intent.from_json(raw) for some in found for raw in some.values()]
 
@@ -225,7 +225,7 @@ class Shop:
         """Settle it as that of a process that is gone."""
         async with self.parts() as here:
             settlement = Settlement(abandoned(one, time.time()), one)
-            await here.purse.processes["bob"].abandon("acme", one.owner, {one.id: settlement})
+            await here.purse.processes["bob"].abandon("acme", one.process_id, {one.id: settlement})
 
 
 def _rows(connection: Connection, table: Table) -> list[tuple[Any, ...]]:

@@ -34,7 +34,7 @@ async def test_a_request_that_comes_while_keys_are_looked_for_has_its_intent(
     await anew.abandon(one)
     async with anew.parts() as there:
         accounts = [Account("acme", scope) for scope in (MONTH, ROLLING)]
-        stands = await Budgets(there.redis, anew.keys).look(accounts)
+        stands = await Budgets(there.redis, anew.keys).read(accounts)
     assert [balance.reserved_usd for balance in stands] == [0, 0]
     assert [balance.spent_usd for balance in stands] == [
         Decimal("0.375"),

@@ -15,7 +15,7 @@ import aiohttp
 import httpx
 import pytest
 
-from gateway.accounting.draft import EngineCall
+from gateway.accounting.calls import EngineCall
 from gateway.pipeline.disconnects import MAX_REST_USD, Disconnects
 from gateway.pricing import Price
 from tests.accounting.drafts import draft, plan

@@ -6,7 +6,7 @@ import httpx
 import orjson
 import pytest
 
-from gateway.accounting.draft import EngineCall
+from gateway.accounting.calls import EngineCall
 from gateway.engines.base import TokenUsage
 from gateway.pipeline.generation import MAX_TOKEN_BYTES, MAX_TOKENS_PER_S, MIN_UNREAD_TOKENS, GenerationTracker
 
@@ -287,7 +287,7 @@ def test_the_count_of_one_choice_is_not_used_for_all(text: str, expected_tokens:
     replies = [answer(text, 5)["choices"][0] | {"index": index} for index in range(choices)]
     one.read_reply({"choices": replies, "usage": {"prompt_tokens": 9, "completion_tokens": 5}})
     one.close(1.0)
-    assert call.least_tokens == expected_tokens
+    assert call.min_output_tokens == expected_tokens
 
 
 @pytest.mark.parametrize("tokens", [800, 799])
@@ -305,7 +305,7 @@ def test_a_streams_count_is_compared_with_the_words_of_all_choices(tokens: int) 
     one.read({"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": tokens}}, 0.1)
     one.finish()
     one.close(1.0)
-    assert call.least_tokens == 800
+    assert call.min_output_tokens == 800
     assert call.usage == TokenUsage(9, tokens)
 
 

@@ -1,4 +1,4 @@
-"""Comparisons are posted to the outboxes, and what they cost is counted in a real Redis, exactly over processes."""
+"""Comparisons are posted to the outboxes. Their cost is counted in a real Redis, exactly over processes."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def books(redis: Redis, clock: Clock, request: pytest.FixtureRequest) -> list[QualityStore]:
-    """Those of two processes."""
+    """Return the stores of two processes."""
     keys = RedisKeys(request.node.name)
     return [QualityStore(redis, keys, clock) for _ in range(2)]
 
@@ -54,7 +54,7 @@ def books(redis: Redis, clock: Clock, request: pytest.FixtureRequest) -> list[Qu
 async def test_a_comparison_is_posted_to_the_outbox_of_comparisons(
     books: list[QualityStore], redis: Redis, request: pytest.FixtureRequest
 ) -> None:
-    """An earlier version reads the outboxes of `tenants`, and would put a comparison aside."""
+    """An earlier version reads the outboxes of `tenants` and would reject a comparison."""
     keys = RedisKeys(request.node.name)
     one = comparison(1, 0.5, 0.25)
     await books[0].add(one)
@@ -71,8 +71,8 @@ async def test_sums_of_an_earlier_version_are_read_by_day(
         await redis.hset(keys.quality(books[0].today()), "/".join(row), " ".join(map(str, astuple(tally))))
     clock.now += DAY_S
     await redis.hset(keys.quality(books[0].today()), "/".join(ROW), " ".join(map(str, astuple(QualityTally.of(0, 1)))))
-    assert await books[0].look(1) == {ROW: QualityTally.of(0, 1)}
-    assert await books[0].look(2) == {ROW: QualityTally.of(0, 1) + QualityTally.of(1, 1), other: QualityTally.of(1, 0)}
+    assert await books[0].read(1) == {ROW: QualityTally.of(0, 1)}
+    assert await books[0].read(2) == {ROW: QualityTally.of(0, 1) + QualityTally.of(1, 1), other: QualityTally.of(1, 0)}
 
 
 async def test_what_was_spent_is_kept_for_two_days(
@@ -103,7 +103,7 @@ async def test_what_was_spent_beyond_what_was_taken_counts_too(books: list[Quali
 
 
 async def test_of_a_day_that_redis_has_lost_nothing_is_given_back(books: list[QualityStore], redis: Redis) -> None:
-    """No budget grows by it, and no key is left that nothing ends."""
+    """No budget increases, and every key expires."""
     lost, less = [await books[0].take("acme", "chat", usd, CENT) for usd in (CENT * 3 / 4, CENT / 4)]
     assert lost is not None
     assert less is not None

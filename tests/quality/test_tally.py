@@ -1,4 +1,4 @@
-"""Comparisons added up: exact sums, and an interval that is the paired t test's."""
+"""Sums of comparisons are exact, and the interval is that of the paired t test."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from gateway.quality.tally import FEWEST, QualityTally, length_of
+from gateway.quality.tally import MIN_SAMPLES, QualityTally, length_of
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def test_sums_are_exact_in_any_order() -> None:
 
 def test_without_comparisons_nothing_is_said() -> None:
     assert QualityTally().mean(0) is None
-    assert summed([(1, 0)] * (FEWEST - 1)).interval() is None
+    assert summed([(1, 0)] * (MIN_SAMPLES - 1)).interval() is None
 
 
 @pytest.mark.parametrize("count", [10, 30, 400])

@@ -1,4 +1,4 @@
-"""The connections to Redis: what a process refuses to start with, and which failures are not Redis's."""
+"""The connections to Redis: startup checks, and which failures count as an outage."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from structlog.testing import capture_logs
 from gateway.errors import StartupError
 from gateway.local.redis import EmbeddedRedis
 from gateway.redis import client as redis_client
-from gateway.redis.client import LONGEST_REST_S, ReconnectBackoff, RedisClient
+from gateway.redis.client import MAX_BACKOFF_S, ReconnectBackoff, RedisClient
 from gateway.runtime.tasks import BackgroundTasks
 from gateway.telemetry.metrics import Metrics
 from tests.batching.process import until
@@ -31,7 +31,7 @@ from tests.redis_faults import paused
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-TIMEOUT_S = 0.2  # where Redis stands still; elsewhere a busy machine may take longer
+TIMEOUT_S = 0.2  # for a blocked Redis; elsewhere a busy machine may take longer
 
 
 @asynccontextmanager
@@ -46,7 +46,7 @@ async def client_on(url: str, timeout_s: float = 5.0) -> AsyncIterator[tuple[Red
 
 @asynccontextmanager
 async def fake_redis(answer: Callable[[list[bytes], int], bytes | None], *, tcp: bool = False) -> AsyncIterator[str]:
-    """A server that answers as `answer(command, connection number)` says; None: it hangs up."""
+    """A server that replies `answer(command, connection number)`; None closes the connection."""
     connections = 0
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -84,14 +84,14 @@ def bulk(text: str) -> bytes:
 
 
 def greeting(command: list[bytes]) -> bytes:
-    """What a client says and hears before its first command."""
+    """Return the reply to the client's commands at connect."""
     if command[0] == b"HELLO":
         return b"%2\r\n$6\r\nserver\r\n$5\r\nredis\r\n$5\r\nproto\r\n:3\r\n"
     return b"+OK\r\n"
 
 
 async def test_an_absent_redis_is_refused_in_one_line() -> None:
-    """It says what to do, and names no address, which may hold a password."""
+    """The message states what to do and contains no URL, which may contain a password."""
     async with client_on("redis://:s3cret@127.0.0.1:1/0") as (client, metrics):
         with pytest.raises(StartupError, match=r"does not answer \(ConnectionError\).*redis\.url") as refused:
             await client.require()
@@ -110,26 +110,27 @@ async def test_who_can_do_nothing_with_a_redis_of_its_own_is_not_advised_one() -
 
 @pytest.mark.parametrize("version", ["6.2.14", "4.0.0", "6.9"])
 async def test_a_redis_that_is_too_old_is_refused_in_one_line(version: str) -> None:
-    """With its version and the one that is needed."""
+    """The message has its version and the required one."""
 
     def answer(command: list[bytes], _: int) -> bytes:
         return bulk(f"# Server\r\nredis_version:{version}\r\n") if command[0] == b"INFO" else greeting(command)
 
     async with fake_redis(answer) as url, client_on(url) as (client, _):
-        with pytest.raises(StartupError, match=f"Redis {version} is too old: at least 7.0 is needed.") as refused:
+        expected = f"Redis {version} is too old: version 7.0 or later is required."
+        with pytest.raises(StartupError, match=expected) as refused:
             await client.require()
         assert "\n" not in refused.value.message
 
 
 async def test_a_redis_that_is_new_enough_is_taken(redis_url: str) -> None:
-    """The bundled one is."""
+    """The bundled Redis is recent enough."""
     async with client_on(redis_url) as (client, metrics):
         await client.require()
         assert metrics.registry.get_sample_value("gkt_redis_up") == 1
 
 
 async def test_versions_are_compared_as_numbers() -> None:
-    """10 is more than 7, although it sorts before it."""
+    """10 is greater than 7, although it sorts before it."""
 
     def answer(command: list[bytes], _: int) -> bytes:
         return bulk("redis_version:10.0.1\r\n") if command[0] == b"INFO" else greeting(command)
@@ -139,7 +140,7 @@ async def test_versions_are_compared_as_numbers() -> None:
 
 
 async def test_a_connection_that_was_closed_meanwhile_is_replaced_without_a_word() -> None:
-    """Redis hung up on a pooled connection while a command was under way: the command is sent once more."""
+    """Redis closed a pooled connection during a command: the command is sent once more."""
     pings: list[int] = []
 
     def answer(command: list[bytes], connection: int) -> bytes | None:
@@ -155,7 +156,7 @@ async def test_a_connection_that_was_closed_meanwhile_is_replaced_without_a_word
 
 
 async def test_a_command_is_sent_again_once_and_no_more() -> None:
-    """A Redis that hangs up on every command is away."""
+    """A Redis that closes the connection at every command counts as down."""
     pings: list[int] = []
 
     def answer(command: list[bytes], connection: int) -> bytes | None:
@@ -171,7 +172,7 @@ async def test_a_command_is_sent_again_once_and_no_more() -> None:
 
 
 async def test_a_slow_redis_is_given_up_after_its_time_and_not_asked_again() -> None:
-    """Twice the wait would not make it faster."""
+    """Waiting twice would not help."""
 
     pings = 0
 
@@ -194,7 +195,7 @@ async def test_a_slow_redis_is_given_up_after_its_time_and_not_asked_again() -> 
 def test_a_loop_that_is_held_for_longer_than_the_timeout_is_no_failure_of_redis(
     redis_url: str, new_loop: Callable[[], asyncio.AbstractEventLoop]
 ) -> None:
-    """Commands on a connection that exists, on a new one, and in a pipeline; on either event loop."""
+    """Commands on an existing connection, on a new one, and in a pipeline, on either event loop."""
 
     async def hold_around(work: Awaitable[object]) -> None:
         loop = asyncio.get_running_loop()
@@ -216,7 +217,7 @@ def test_a_loop_that_is_held_for_longer_than_the_timeout_is_no_failure_of_redis(
 
 
 async def test_a_redis_that_stands_still_is_noticed_also_while_the_loop_lags(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(redis_client, "_LOOK_EVERY_S", 0.02)
+    monkeypatch.setattr(redis_client, "_CHECK_INTERVAL_S", 0.02)
     tasks, loop = BackgroundTasks(), asyncio.get_running_loop()
     async with EmbeddedRedis() as server, client_on(server.url, TIMEOUT_S) as (client, _):
 
@@ -235,7 +236,7 @@ async def test_a_redis_that_stands_still_is_noticed_also_while_the_loop_lags(mon
 
 
 async def test_who_listens_is_not_given_up_for_silence() -> None:
-    """A wake-up may be long in coming; and a lost connection is told at once, not mended unseen."""
+    """A message may take long. A lost connection raises an error at once instead of reconnecting silently."""
     async with (
         EmbeddedRedis() as server,
         client_on(server.url, TIMEOUT_S) as (client, _),
@@ -253,7 +254,7 @@ async def test_who_listens_is_not_given_up_for_silence() -> None:
 
 @pytest.mark.skipif(not hasattr(socket, "TCP_KEEPIDLE"), reason="this system's patience cannot be set")
 async def test_a_peer_that_vanished_without_a_word_is_noticed_within_seconds() -> None:
-    """Who listens sends nothing: without the system's probes it would wait for ever."""
+    """A subscriber sends nothing: without the system's probes it would wait forever."""
     async with (
         fake_redis(lambda command, _: greeting(command), tcp=True) as url,
         client_on(url) as (client, _),
@@ -273,7 +274,7 @@ async def test_a_peer_that_vanished_without_a_word_is_noticed_within_seconds() -
 def test_a_rest_is_twice_the_last_one_until_it_went_well_for_as_long_as_the_longest() -> None:
     rest = ReconnectBackoff(1.0)
     now, took = 100.0, []
-    for well_s in (0.0, 0.2, 0.2, 5.0, 0.2, LONGEST_REST_S + 0.1, 0.2):
+    for well_s in (0.0, 0.2, 0.2, 5.0, 0.2, MAX_BACKOFF_S + 0.1, 0.2):
         now += well_s
         rest.begin(now)
         took.append(rest.until - now)
@@ -284,8 +285,8 @@ def test_a_rest_is_twice_the_last_one_until_it_went_well_for_as_long_as_the_long
 async def test_a_redis_that_answers_the_watch_and_nobody_else_is_tried_less_and_less(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each try costs those who wait for it their time."""
-    monkeypatch.setattr(redis_client, "_LOOK_EVERY_S", 0.02)
+    """Each attempt costs waiting requests time."""
+    monkeypatch.setattr(redis_client, "_CHECK_INTERVAL_S", 0.02)
     tasks, tries = BackgroundTasks(), []
     loop = asyncio.get_running_loop()
     async with client_on(redis_url) as (client, metrics):
@@ -302,8 +303,8 @@ async def test_a_redis_that_answers_the_watch_and_nobody_else_is_tried_less_and_
 
 
 async def test_the_watch_follows_redis(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Readiness and the metric say when it is away and when it is back."""
-    monkeypatch.setattr(redis_client, "_LOOK_EVERY_S", 0.02)
+    """Readiness and the metric show the outage and its end."""
+    monkeypatch.setattr(redis_client, "_CHECK_INTERVAL_S", 0.02)
     tasks = BackgroundTasks()
     async with EmbeddedRedis() as server, client_on(server.url) as (client, metrics):
 
@@ -320,8 +321,8 @@ async def test_the_watch_follows_redis(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_the_first_failure_is_everybodys_until_redis_has_answered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is said once; who waits is woken when Redis is back."""
-    monkeypatch.setattr(redis_client, "_LOOK_EVERY_S", 0.02)
+    """The outage is logged once, and waiting tasks continue when Redis is up."""
+    monkeypatch.setattr(redis_client, "_CHECK_INTERVAL_S", 0.02)
     tasks = BackgroundTasks()
     async with EmbeddedRedis() as server, client_on(server.url, TIMEOUT_S) as (client, metrics):
         await asyncio.wait_for(client.wait_up(), 5)
@@ -360,14 +361,14 @@ async def test_a_lack_of_connections_or_files_in_this_process_does_not() -> None
             try:
                 raise OSError(errno.EMFILE, "Too many open files")
             except OSError as error:
-                raise RedisConnectionError(str(error))  # noqa: B904  as the client does it
+                raise RedisConnectionError(str(error))  # noqa: B904  as the library does
         except RedisConnectionError as error:
             client.failed(error)
         assert client.up
 
 
 async def test_an_error_that_redis_replied_with_does_not(redis_url: str) -> None:
-    """A script that fails says nothing about the next one."""
+    """A failing script is no evidence against the next one."""
     async with client_on(redis_url) as (client, _):
         with pytest.raises(ResponseError) as refused:
             await client.commands.eval("return redis.error_reply('ERR no')", 0)
@@ -376,13 +377,13 @@ async def test_an_error_that_redis_replied_with_does_not(redis_url: str) -> None
 
 
 async def test_an_answer_to_an_earlier_question_does_not_count_as_answered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Redis stood still when it was asked: the wait is over when it answers again."""
-    monkeypatch.setattr(redis_client, "_LOOK_EVERY_S", 0.02)
+    """Redis was blocked at the time of the command. The wait ends with its next reply."""
+    monkeypatch.setattr(redis_client, "_CHECK_INTERVAL_S", 0.02)
     tasks = BackgroundTasks()
     async with EmbeddedRedis() as server, client_on(server.url, TIMEOUT_S) as (client, _):
         await client.require()
         async with paused(server.url):
-            waiting = asyncio.ensure_future(client.answered())  # noqa: TID251
+            waiting = asyncio.ensure_future(client.wait_answered())  # noqa: TID251
             tasks.keep("redis", client.watch())
             await until(lambda: not client.up)
             assert not waiting.done()

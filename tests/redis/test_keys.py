@@ -1,4 +1,4 @@
-"""The names of keys in Redis carry their layouts, and the page on upgrades says the same numbers."""
+"""Key names contain their layout version, and the upgrade page states the same numbers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_a_name_says_its_layout(names: list[str], layout: int) -> None:
 
 
 def test_the_key_that_all_layouts_share_has_none_in_its_name() -> None:
-    """Processes of other versions look for it by this name: it never changes."""
+    """Processes of other versions find it by this name, which never changes."""
     assert KEYS.teacher("big").boards == RedisKeys("gkt", 99).teacher("big").boards == "{gkt:teacher:big}:boards"
 
 

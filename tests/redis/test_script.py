@@ -1,4 +1,4 @@
-"""Scripts in Redis: loaded where Redis lacks them, and each call gets its own reply."""
+"""Scripts are loaded where Redis lacks them, and each call gets its own reply."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def script_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("script_file")
 async def test_each_call_gets_its_own_reply_also_after_an_error(redis_url: str) -> None:
-    """Redis lacks the script at first. An error among several replies leaves none of them unread."""
+    """Redis lacks the script at first. After an error among several replies, no reply is left unread."""
     async with Redis.from_url(redis_url) as redis:
         await redis.script_flush()
         script = RedisScript(redis, "any", "echo.lua")
@@ -42,7 +42,7 @@ async def test_each_call_gets_its_own_reply_also_after_an_error(redis_url: str) 
 
 @pytest.mark.usefixtures("script_file")
 async def test_a_connection_that_redis_closed_is_replaced(redis_url: str) -> None:
-    """A connection of the pool may have been closed while it was idle: that says nothing about Redis."""
+    """Redis may have closed an idle pooled connection: that is no failure."""
     async with Redis.from_url(redis_url) as redis, Redis.from_url(redis_url) as admin:
         script = RedisScript(redis, "any", "echo.lua")
         assert await script.run([(["k"], [b"1"])]) == [[b"k", b"1"]]

@@ -1,4 +1,4 @@
-"""Fair shares of a bounded resource: by weight, the oldest holding of the heaviest tenant goes first; and turns."""
+"""Fair shares by weight, eviction of the heaviest tenant's oldest holding, and turns of a semaphore."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_a_share_is_the_weights_part_of_the_capacity() -> None:
 
 
 def test_a_tenant_that_is_alone_has_everything() -> None:
-    """Also after others held some: what they held leaves no trace, not even a rounding error."""
+    """Also after other tenants held some: no rounding error remains."""
     share = FairShare(3)
     for weight in (0.1, 0.2, 0.3):
         share.acquire(f"tenant-{weight}", weight)
@@ -44,7 +44,7 @@ def test_the_heaviest_tenant_is_the_one_that_holds_most_for_its_weight() -> None
 
 
 def test_one_holding_too_many_drops_the_oldest_of_the_heaviest_tenant() -> None:
-    """The quiet tenant's holding stays, however old it is."""
+    """The light tenant's holding stays, whatever its age."""
     dropped: list[str] = []
     holdings = BoundedHoldings(3)
     holds = [
@@ -61,7 +61,7 @@ def test_one_holding_too_many_drops_the_oldest_of_the_heaviest_tenant() -> None:
 
 
 async def test_waiters_are_served_in_turn_by_tenant_and_in_order_within_one() -> None:
-    """A tenant that comes late does not wait for the queues of others."""
+    """A later tenant does not wait for the queues of others."""
     semaphore, served = FairSemaphore(1), list[str]()
 
     async def take(tenant: str, name: str) -> None:
@@ -76,7 +76,7 @@ async def test_waiters_are_served_in_turn_by_tenant_and_in_order_within_one() ->
 
 
 async def test_a_waiter_that_is_cancelled_loses_no_permit() -> None:
-    """Neither while it waits, nor when it got the permit in the same moment."""
+    """Neither while it waits nor when it gets the permit at the same moment."""
     semaphore = FairSemaphore(1)
 
     async def take() -> None:

@@ -1,4 +1,4 @@
-"""A deadline that lag of the event loop does not shorten."""
+"""Deadlines that exclude lag of the event loop."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def run(new_loop: Callable[[], asyncio.AbstractEventLoop], work: Coroutine[Any, 
 
 @asynccontextmanager
 async def peer() -> AsyncIterator[tuple[asyncio.StreamReader, socket.socket]]:
-    """A connection: the reader of one end, and the other end."""
+    """Return the reader of one end of a connection, and the other end."""
     ours, theirs = socket.socketpair()
     reader, writer = await asyncio.open_connection(sock=ours)
     try:
@@ -59,7 +59,7 @@ def test_a_reply_that_arrives_in_time_while_the_loop_is_held_is_read(
 def test_a_peer_that_gets_the_request_late_has_the_rest_of_its_time(
     new_loop: Callable[[], asyncio.AbstractEventLoop],
 ) -> None:
-    """uvloop sends at the end of a pass. A peer that hears of the request after the lag may still take its time."""
+    """uvloop sends at the end of a pass. A peer that gets the request after the lag still has its time."""
 
     async def read() -> bytes:
         async with peer() as (reader, theirs):
@@ -96,12 +96,12 @@ def test_a_silent_peer_is_given_up_also_while_the_loop_lags(
     assert time.monotonic() - began >= DEADLINE_S * 0.9
 
 
-@pytest.mark.parametrize("longest_lag_s", [loop_deadline.LONGEST_LAG_S, DEADLINE_S])
+@pytest.mark.parametrize("longest_lag_s", [loop_deadline.MAX_LAG_S, DEADLINE_S])
 def test_lag_without_an_end_extends_a_deadline_within_a_bound(
     monkeypatch: pytest.MonkeyPatch, longest_lag_s: float
 ) -> None:
-    """No part of it is ever punctual."""
-    monkeypatch.setattr(loop_deadline, "LONGEST_LAG_S", longest_lag_s)
+    """Every part of the deadline is late."""
+    monkeypatch.setattr(loop_deadline, "MAX_LAG_S", longest_lag_s)
     held = 0
 
     async def read() -> None:

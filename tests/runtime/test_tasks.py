@@ -1,4 +1,4 @@
-"""Background work: a failure is seen, work that ends is waited for, and nothing outlives the process's end."""
+"""Background tasks: failures are logged, finite tasks are drained, and all tasks end at close."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 async def test_a_failure_is_logged_with_the_tasks_name() -> None:
-    """Nobody awaits the task, so nobody else would see it."""
+    """No other code awaits the task."""
 
     async def fails() -> None:
         raise LookupError("why")
@@ -32,7 +32,7 @@ async def test_a_failure_is_logged_with_the_tasks_name() -> None:
 
 
 async def test_draining_waits_for_work_and_for_the_work_it_starts() -> None:
-    """But not for loops, which never end."""
+    """Loops are excluded, since they never end."""
     done: list[str] = []
     tasks = BackgroundTasks()
 
@@ -54,7 +54,7 @@ async def test_draining_waits_for_work_and_for_the_work_it_starts() -> None:
 
 
 async def test_draining_gives_up_in_time_and_says_how_many_are_left() -> None:
-    """What is late runs on: closing ends it."""
+    """Late tasks continue until `close`."""
     tasks = BackgroundTasks()
     late = [tasks.spawn(f"late-{n}", asyncio.Event().wait()) for n in range(2)]
     began = time.monotonic()
@@ -65,7 +65,7 @@ async def test_draining_gives_up_in_time_and_says_how_many_are_left() -> None:
 
 
 async def test_closing_cancels_everything_and_waits_for_its_end() -> None:
-    """Work and loops, with what they do on being cancelled; a cancellation is no failure."""
+    """Tasks and loops that react differently to cancellation. A cancellation is no failure."""
     ended: list[str] = []
     tasks = BackgroundTasks()
 
@@ -86,8 +86,8 @@ async def test_closing_cancels_everything_and_waits_for_its_end() -> None:
 
 
 async def test_closing_repeats_a_cancellation_that_was_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A library swallowed it, so the loop ran on and would have held the process for ever."""
-    monkeypatch.setattr(tasks_module, "_CANCEL_AGAIN_S", 0.02)
+    """A library swallowed the cancellation, so the loop continued and would have blocked the shutdown."""
+    monkeypatch.setattr(tasks_module, "_CANCEL_INTERVAL_S", 0.02)
     tasks = BackgroundTasks()
 
     async def swallows_one() -> None:
@@ -103,9 +103,9 @@ async def test_closing_repeats_a_cancellation_that_was_lost(monkeypatch: pytest.
 
 
 async def test_closing_names_what_cannot_be_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The process ends all the same, and the log says what was stuck."""
-    monkeypatch.setattr(tasks_module, "_CANCEL_AGAIN_S", 0.01)
-    monkeypatch.setattr(tasks_module, "_CANCEL_TIMES", 3)
+    """The process ends, and the log names the stuck task."""
+    monkeypatch.setattr(tasks_module, "_CANCEL_INTERVAL_S", 0.01)
+    monkeypatch.setattr(tasks_module, "_CANCEL_ATTEMPTS", 3)
     tasks, over = BackgroundTasks(), asyncio.Event()
 
     async def stubborn() -> None:
@@ -125,7 +125,7 @@ async def test_closing_names_what_cannot_be_ended(monkeypatch: pytest.MonkeyPatc
 
 
 async def test_tasks_that_ended_are_forgotten() -> None:
-    """References are kept while a task runs, and no longer."""
+    """References are kept only while a task runs."""
     tasks = BackgroundTasks()
     await asyncio.wait([tasks.spawn("work", asyncio.sleep(0))])
     await asyncio.sleep(0)

@@ -1,4 +1,4 @@
-"""One timer for many waits: it bites when one of them takes too long, and never otherwise."""
+"""One timer for many waits: it fires when a wait exceeds its deadline, and never otherwise."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from gateway.runtime.timeouts import Watchdog
 
 
 class Bites:
-    """What is due before a sleep ends is called before it ends, however busy the machine is: both are the loop's."""
+    """Record calls in loop time. A timer that is due before a sleep ends fires before it, on a busy machine as well."""
 
     def __init__(self) -> None:
         self.at: list[float] = []
@@ -22,26 +22,26 @@ async def test_a_wait_past_its_end_is_bitten_once() -> None:
     with Watchdog(bites) as dog:
         end = now() + 0.05
         dog.watch(end)
-        assert not dog.bit
+        assert not dog.timed_out
         await asyncio.sleep(0.15)
-        assert dog.bit
+        assert dog.timed_out
         assert [end <= at for at in bites.at] == [True]
 
 
 async def test_many_waits_that_end_in_time_are_not() -> None:
-    """Together they take longer than each of them may."""
+    """Together the waits take longer than each one may."""
     bites, now = Bites(), asyncio.get_running_loop().time
     with Watchdog(bites) as dog:
         for _ in range(8):
             dog.watch(now() + 0.6)
             await asyncio.sleep(0.1)
-            dog.rest()
+            dog.disarm()
         await asyncio.sleep(0.6)
-    assert (bites.at, dog.bit) == ([], False)
+    assert (bites.at, dog.timed_out) == ([], False)
 
 
 async def test_the_last_of_many_waits_is_bitten_at_its_own_end() -> None:
-    """Not at that of an earlier one, for which the timer was set."""
+    """The timer was set for an earlier wait's deadline."""
     bites, now = Bites(), asyncio.get_running_loop().time
     with Watchdog(bites) as dog:
         for _ in range(4):
@@ -53,11 +53,11 @@ async def test_the_last_of_many_waits_is_bitten_at_its_own_end() -> None:
 
 
 async def test_a_shorter_wait_after_a_longer_one_is_bitten_in_time() -> None:
-    """The timer of the longer one would ring too late."""
+    """The longer wait's timer would fire too late."""
     bites, now = Bites(), asyncio.get_running_loop().time
     with Watchdog(bites) as dog:
         dog.watch(now() + 60)
-        dog.rest()
+        dog.disarm()
         dog.watch(end := now() + 0.05)
         await asyncio.sleep(0.15)
         assert [end <= at for at in bites.at] == [True]

@@ -50,7 +50,7 @@ class OpenLedger:
     def __init__(self) -> None:
         self.settled: list[tuple[str, str]] = []
 
-    def most_usd(self, *_: object) -> Decimal:
+    def max_usd(self, *_: object) -> Decimal:
         return Decimal(1)
 
     async def admit(self, *_: object, **__: object) -> None: ...

@@ -17,7 +17,7 @@ import httpx
 import pytest
 from ruamel.yaml import YAML
 
-from gateway.accounting.log_sample import AS_ASKED
+from gateway.accounting.log_sample import EXPECTED_REASONS
 from gateway.telemetry.metrics import Metrics
 from gateway.wiring import init_engine_series
 from tests.installed import program
@@ -333,7 +333,7 @@ def test_what_is_no_failure_of_guidance_is_none_to_the_log_either() -> None:
     """The rule repeats the list of the code."""
     text = (RULES / "recording.yml").read_text("utf-8")
     (reasons,) = re.findall(r'gkt_unguided_total\{reason!~"([^"]*)"', text)
-    assert set(reasons.split("|")) == AS_ASKED
+    assert set(reasons.split("|")) == EXPECTED_REASONS
 
 
 @pytest.mark.parametrize("board", BOARDS)

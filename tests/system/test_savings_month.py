@@ -165,7 +165,7 @@ def holds_prometheus(month: list[Receipt], folder: Path) -> None:
     """The metrics, and what Grafana's panels make of them, in picodollars."""
     books = Books()
     for one in month:
-        books.ledger.booked(one)
+        books.ledger.record_edge_report(one)
     samples = [one for family in books.metrics.registry.collect() for one in family.samples]
     series = [
         {"series": f"{one.name}{{{labels(one.labels)}}}", "values": f"{one.value!r}"}

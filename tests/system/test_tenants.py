@@ -108,7 +108,7 @@ def test_answers_tell_what_is_left_of_a_limit_and_the_next_one_is_429(redis_url:
         error, headers = refused.value, refused.value.response.headers
         assert error.code == "rate_limit_exceeded"
         assert error.message.startswith("Error code: 429")
-        assert "The limit of this tenant is 3 requests a minute: 3 were used in the last one." in error.message
+        assert "The limit of this tenant is 3 requests per minute: 3 were used in the last minute." in error.message
         assert 55 < float(headers["retry-after"]) <= 61
         assert headers["x-should-retry"] == "true"
         assert headers["x-ratelimit-remaining-requests"] == "0"
@@ -145,7 +145,7 @@ def test_a_request_that_can_never_fit_is_not_to_be_tried_again(redis_url: str, t
 
 
 def test_a_spent_budget_is_insufficient_quota(redis_url: str, tmp_path: Path) -> None:
-    """With when it begins anew; and what was spent is the sum of the receipts."""
+    """With when it resets; and what was spent is the sum of the receipts."""
     budget = {"max_budget": 0.0008, "budget_duration": "1d"}
     with gateway(tmp_path, redis_url, {"acme": {"budget": budget}}, "budgets") as process:
         spent = Decimal(0)
@@ -161,7 +161,7 @@ def test_a_spent_budget_is_insufficient_quota(redis_url: str, tmp_path: Path) ->
         assert error.response.headers["x-should-retry"] == "false"
         assert "retry-after" not in error.response.headers
         assert "The budget of this tenant, $0.0008 a day, has $" in error.message
-        assert "It begins anew at 20" in error.message
+        assert "It resets at 20" in error.message
         assert 0 < spent <= Decimal("0.0008")
         assert ask(process, key=OTHER_KEY).status_code == 200
         event = process.wait_for_log("budget", tenant="acme", kind="budget_hard")

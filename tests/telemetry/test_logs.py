@@ -1,4 +1,4 @@
-"""What reaches the log, and what must not."""
+"""The content of logs, and the content that they must not have."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ logging.getLogger("some.library").info("chatter")
 
 @pytest.mark.parametrize("form", ["json", "console"])
 def test_an_exception_is_logged_without_the_values_of_local_variables(form: str) -> None:
-    """They hold keys and prompts. Libraries speak up down the same path, but only when something is wrong."""
+    """Values may be keys and prompts. Libraries' warnings and errors have the same format."""
     done = subprocess.run(
         [sys.executable, "-c", BROKEN.format(form=form)], capture_output=True, text=True, timeout=30, check=True
     )
@@ -42,7 +42,7 @@ def test_an_exception_is_logged_without_the_values_of_local_variables(form: str)
 QUOTING = """
 import asyncio, contextvars, gc, logging, sys, threading, warnings
 import structlog
-from gateway.telemetry.logs import let_quote_content, set_up_logs, tell_of_loop
+from gateway.telemetry.logs import allow_content_in_logs, set_up_logs, log_loop_exception
 
 set_up_logs("debug", "{form}")
 log = structlog.get_logger()
@@ -61,7 +61,7 @@ async def never_awaited():
     raise ValueError("can" "ary")
 
 async def handle():
-    let_quote_content(quotes={quotes})
+    allow_content_in_logs(allowed={quotes})
     try:
         fails()
     except KeyError as error:
@@ -71,7 +71,7 @@ async def handle():
 
 async def main():
     loop = asyncio.get_running_loop()
-    loop.set_exception_handler(tell_of_loop)
+    loop.set_exception_handler(log_loop_exception)
     task = loop.create_task(handle())
     await task
     lost = loop.create_task(never_awaited())
@@ -98,7 +98,7 @@ def quoting(form: str, *, quotes: bool) -> str:
 
 @pytest.mark.parametrize("form", ["json", "console"])
 def test_what_breaks_for_a_request_is_logged_without_messages_that_may_quote_it(form: str) -> None:
-    """With every frame and every kind of error, also of what nobody waits for: tasks, threads, finalizers."""
+    """Tracebacks have every frame and every kind of error, also of tasks, threads and finalizers."""
     told = quoting(form, quotes=False)
     assert "canary" not in told
     for kept in ("it_broke", "it broke there", "in fails", "KeyError: (its message", "ValueError: (its message"):

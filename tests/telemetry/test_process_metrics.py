@@ -1,4 +1,4 @@
-"""A process's own figures are those of the kernel, and a loop that was held is seen."""
+"""Process metrics equal the kernel's values, and the lag of a blocked loop is measured."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 from gateway.telemetry import process_metrics as vitals
 from gateway.telemetry.metrics import Metrics
-from gateway.telemetry.process_metrics import ProcessMetrics, ProcessSnapshot, look
+from gateway.telemetry.process_metrics import ProcessMetrics, ProcessSnapshot, read_process
 
 if TYPE_CHECKING:
     from prometheus_client.samples import Sample
@@ -28,35 +28,35 @@ def samples(metrics: Metrics, name: str) -> list[Sample]:
 
 @on_linux
 def test_open_files_are_counted(tmp_path: Path) -> None:
-    before = look().open_files
+    before = read_process().open_files
     assert before is not None
     with (tmp_path / "one").open("w"), (tmp_path / "two").open("w"):
-        assert look().open_files == before + 2
-    assert look().open_files == before
+        assert read_process().open_files == before + 2
+    assert read_process().open_files == before
 
 
 @on_linux
 def test_memory_that_is_taken_is_seen() -> None:
-    """By a new process: the system may take pages of this one back, which it has not used for long."""
-    look_twice = (
-        "from gateway.telemetry.process_metrics import look; before = look().resident_bytes; "
+    """In a new process: the system may reclaim unused pages of this one."""
+    read_twice = (
+        "from gateway.telemetry.process_metrics import read_process; before = read_process().resident_bytes; "
         "taken = bytes([1]) * 64_000_000; "
-        "print(look().resident_bytes - before)"
+        "print(read_process().resident_bytes - before)"
     )
-    done = subprocess.run([sys.executable, "-c", look_twice], check=True, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", read_twice], check=True, capture_output=True, text=True)
     assert int(done.stdout) > 64_000_000 * 0.9
 
 
 def test_the_bound_of_open_files_is_the_soft_one() -> None:
-    assert look().max_files == resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    assert read_process().max_files == resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
-def test_processor_time_grows_by_what_was_used_since_the_last_look() -> None:
-    """And never goes back, whatever the kernel says."""
+def test_processor_time_grows_by_what_was_used_since_the_last_read_process() -> None:
+    """The counter never decreases, whatever the kernel reports."""
     metrics = Metrics(max_tenants=1)
     signs = ProcessMetrics(metrics)
     for cpu_s in (3.0, 4.5, 4.25, 5.0):
-        signs.show(ProcessSnapshot(None, None, 10, cpu_s))
+        signs.update(ProcessSnapshot(None, None, 10, cpu_s))
     (sample,) = samples(metrics, "gkt_process_cpu_seconds_total")
     assert sample.labels == {"worker": "1"}
     assert sample.value == pytest.approx(5.25)
@@ -65,7 +65,7 @@ def test_processor_time_grows_by_what_was_used_since_the_last_look() -> None:
 def test_what_no_kernel_says_is_not_made_up() -> None:
     metrics = Metrics(max_tenants=1)
     before = samples(metrics, "gkt_process_open_fds")
-    ProcessMetrics(metrics).show(ProcessSnapshot(None, None, 10, 1.0))
+    ProcessMetrics(metrics).update(ProcessSnapshot(None, None, 10, 1.0))
     assert [sample.value for sample in samples(metrics, "gkt_process_open_fds")] == [0.0]
     assert before == []
 
@@ -76,7 +76,7 @@ async def test_a_loop_that_was_held_is_late(monkeypatch: pytest.MonkeyPatch) -> 
     watching = asyncio.get_running_loop().create_task(ProcessMetrics(metrics).watch_loop())
     while not samples(metrics, "gkt_event_loop_lag_seconds_count")[0].value:
         await asyncio.sleep(0.01)
-    time.sleep(0.3)  # noqa: ASYNC251  it is what must be seen
+    time.sleep(0.3)  # noqa: ASYNC251  the lag to measure
     before = samples(metrics, "gkt_event_loop_lag_seconds_count")[0].value
     while samples(metrics, "gkt_event_loop_lag_seconds_count")[0].value == before:
         await asyncio.sleep(0.01)
@@ -85,7 +85,7 @@ async def test_a_loop_that_was_held_is_late(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 async def test_tasks_that_have_not_ended_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vitals, "_LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(vitals, "_INTERVAL_S", 0.01)
     metrics, loop = Metrics(max_tenants=1), asyncio.get_running_loop()
     looking = loop.create_task(ProcessMetrics(metrics).run())
     idle = [loop.create_task(asyncio.sleep(3600)) for _ in range(7)]
@@ -93,7 +93,7 @@ async def test_tasks_that_have_not_ended_are_counted(monkeypatch: pytest.MonkeyP
         for one in idle[left:]:
             one.cancel()
         await asyncio.gather(*idle[left:], return_exceptions=True)
-        # The test's own, and the one that looks.
+        # The test's own task, and the one that updates the metrics.
         while [sample.value for sample in samples(metrics, "gkt_process_tasks")] != [left + 2]:
             await asyncio.sleep(0.01)
     looking.cancel()

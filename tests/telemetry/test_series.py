@@ -1,4 +1,4 @@
-"""Series are bounded: by files that change for ever, and by callers who send what they like."""
+"""The number of series is limited, for policy files that change and for any request."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def shared_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_worker_that_is_started_again_counts_those_in_its_files(shared_folder: Path) -> None:
-    """What the one before it counted is never lost, so a fresh one may not name as many again."""
+    """A previous worker's series remain, so a new worker must not add as many again."""
     first = Metrics(1, max_tenants=2)
     for tenant in ("a", "b", "c"):
         label = first.series.tenant(tenant)
@@ -77,7 +77,7 @@ def test_a_worker_that_is_started_again_counts_those_in_its_files(shared_folder:
 
 
 def test_a_file_that_a_worker_just_makes_stops_nobody(shared_folder: Path) -> None:
-    """It is empty for a moment, or for ever, where the worker was killed in it: then the next one goes on with it."""
+    """The file is empty for a moment, or stays empty where the worker was killed. The next worker then uses it."""
     Metrics(1).refused.labels("too_many_requests").inc()
     for name in ("counter_2.db", "gauge_livesum_2.db", "histogram_2.db"):
         (shared_folder / name).touch()
@@ -96,7 +96,7 @@ def series_of(text: str) -> set[tuple[str, frozenset[tuple[str, str]]]]:
 
 
 async def test_nothing_that_callers_send_makes_a_series(tmp_path: Path, redis_url: str) -> None:
-    """Models, keys, headers, paths, users: thousands of each."""
+    """Thousands of models, keys, headers, paths and users."""
     with (
         FakeEngine(says("A ship sails.")).running() as engine,
         running_gateway(

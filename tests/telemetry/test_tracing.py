@@ -1,4 +1,4 @@
-"""Traces: the tree of each kind of request, ids in and out, nothing of what was said, and no harm where they fail."""
+"""Traces: the spans of each kind of request, trace headers, no text of requests, and no effect of failures."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ TREE = [("admission", []), ("batch_wait", []), ("chat big-1", []), ("chat small-
 
 
 class World:
-    """A gateway that tells a collector, before a teacher, a student, and a second student."""
+    """A gateway that exports to a collector, with a teacher, a student and a second student."""
 
     def __init__(self, gateway: GatewayProcess, collector: Collector, *engines: FakeEngine) -> None:
         self.gateway, self.collector = gateway, collector
@@ -98,7 +98,7 @@ def running(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 @pytest.fixture
 def world(running: World) -> World:
-    """As it was: engines that answer."""
+    """Reset the engines: all of them answer."""
     running.teacher.behave = says(OPENING, "length")
     running.student.behave = running.second.behave = says(REST)
     for engine in running.engines:
@@ -184,7 +184,7 @@ def test_a_guided_request_is_one_span_with_its_stages_and_its_two_calls_below(wo
 
 
 def test_what_lies_within_a_request_lies_within_its_time(world: World) -> None:
-    """Stages come one after the other, and say what the receipt says of them."""
+    """Stages follow one another and equal the receipt's times."""
     answer = world.ask()
     trace = world.collector.trace_of(answer.headers["x-request-id"])
     admission, wait, teacher, student = trace.below(trace.root)
@@ -198,7 +198,7 @@ def test_what_lies_within_a_request_lies_within_its_time(world: World) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_span_waits_for_a_receipt_whose_tokens_must_be_estimated(world: World, stream: bool) -> None:
-    """It ends when the reply did, and tells the receipt all the same."""
+    """The trace ends with the reply, and contains the receipt."""
 
     async def uncounted(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         if not body.get("stream"):
@@ -218,7 +218,7 @@ def test_a_span_waits_for_a_receipt_whose_tokens_must_be_estimated(world: World,
 
 
 def test_every_failed_call_is_a_span_of_its_own_that_says_why(world: World) -> None:
-    """The student fails, is asked again, fails, and the next one answers."""
+    """The student fails twice, and the next student answers."""
     world.student.behave = fails_first(2, says(REST))
     answer = world.ask("chat-two")
     assert answer.status_code == 200
@@ -337,7 +337,7 @@ def test_runs_that_an_answer_is_compared_with_stand_beside_each_other_below_it(w
 
 
 def test_who_shares_an_opening_is_linked_to_the_call_that_fetched_it(world: World) -> None:
-    """Two of a kind at once: one call, one of them paid, and the other's wait says where its opening came from."""
+    """Two identical requests at once: one call is paid, and the other request's wait links to it."""
     both = threading.Barrier(2, timeout=20)
     begun = threading.Event()
 
@@ -375,7 +375,7 @@ def test_an_embedding_is_one_call(world: World) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_callers_trace_goes_on_here_and_in_the_engines(world: World, stream: bool) -> None:
-    """Each call carries its own span's id; the caller's tracestate goes with it, its baggage does not."""
+    """Each call carries its own span's id and the caller's tracestate, but not its baggage."""
     sent = {"traceparent": PARENT, "tracestate": "vendor=opaque", "baggage": "user=canary"}
     answer = world.ask(headers=sent, stream=stream)
     trace = world.collector.trace_of(answer.headers["x-request-id"])
@@ -425,7 +425,7 @@ def test_a_traceparent_that_is_none_is_no_error(world: World, sent: dict[str, st
 
 
 def test_what_is_refused_is_a_span_that_tells_why_and_no_fault(world: World) -> None:
-    """Without a receipt, too. What callers write into a path stands nowhere."""
+    """Also without a receipt. No path of a caller is in the trace."""
     refused = world.post("/v1/chat/completions", {"model": "chat"}, {"traceparent": PARENT.replace("0af", "1a1")})
     assert refused.status_code == 400
     stranger = httpx.get(
@@ -449,7 +449,7 @@ def test_the_requests_line_in_the_log_names_its_trace(world: World) -> None:
 
 
 def test_nothing_that_was_said_and_no_key_is_in_what_is_sent(world: World) -> None:
-    """Questions, answers, stop texts, errors that quote them, keys."""
+    """Questions, answers, stop texts, errors that quote them, and keys."""
     world.teacher.behave = says("An 0pening of the teacher's", "length")
     world.student.behave = fails_first(1, says(" and a t41l.", "because of the r3ason"))
     answers = [world.ask(stop=["st0ptext"], user="us3r"), world.ask(stream=True)]
@@ -507,7 +507,7 @@ def test_each_worker_tells_for_itself_and_sends_what_waits_at_its_end(
     with Collector().running() as collector:
         with start(tmp_path, redis_url, engines, {"endpoint": collector.url}, server={"workers": 2}) as gateway:
             world = World(gateway, collector, *engines)
-            answers = [world.ask() for _ in range(24)]  # each on a connection of its own: one of the two takes it
+            answers = [world.ask() for _ in range(24)]  # each on its own connection, so that both workers get some
             assert gateway.terminate() == 0
         told = {
             one.attributes["gkt.request.id"]: one.resource["service.instance.id"]
@@ -535,7 +535,7 @@ def test_a_collector_that_refuses_costs_spans_and_nothing_else(
 def test_a_collector_that_says_nothing_fills_a_bounded_queue_and_ends_with_the_process(
     tmp_path: Path, redis_url: str, engines: list[FakeEngine]
 ) -> None:
-    """It takes the connection, and never answers. What has no room is dropped, and counted."""
+    """The collector accepts the connection and never replies. Spans beyond the queue are dropped and counted."""
     with socket.socket() as mute:
         mute.bind(("127.0.0.1", 0))
         mute.listen(64)
@@ -544,14 +544,14 @@ def test_a_collector_that_says_nothing_fills_a_bounded_queue_and_ends_with_the_p
             world = World(gateway, Collector(), *engines)
             answers = [world.ask() for _ in range(40)]
             assert {answer.status_code for answer in answers} == {200}
-            # 40 requests of five spans each; 64 wait, and as many at most are with the thread that sends.
+            # 40 requests of five spans each; 64 are queued, and at most 64 are with the sending thread.
             assert 200 - 2 * 64 <= world.counted("dropped") <= 200 - 64
             assert gateway.terminate() == 0
             gateway.wait_for_log("traces_unsent")
 
 
 def test_nothing_is_sampled_where_the_part_is_0(tmp_path: Path, redis_url: str, engines: list[FakeEngine]) -> None:
-    """Unless a caller records its trace; and where engines shall hear nothing, they do not."""
+    """Except where a caller records its trace. Engines get no headers where that is disabled."""
     with Collector().running() as collector:
         tracing = {"endpoint": collector.url, "sample": 0, "tell_engines": False}
         with start(tmp_path, redis_url, engines, tracing) as gateway:
@@ -574,7 +574,7 @@ def test_a_callers_trace_is_not_followed_where_the_configuration_says_so(
             assert (root.trace != PARENT_TRACE, root.parent) == (True, "")
 
 
-# redis-py imports some of the library by itself, for metrics of its own, where it is installed.
+# redis-py imports parts of the library for its own metrics, where it is installed.
 _IMPORTS = (
     "gateway.telemetry.tracing",
     "gateway.telemetry.trace_export",
@@ -598,7 +598,7 @@ _WITHOUT = "import sys; sys.modules['opentelemetry'] = None\n"
 def test_a_gateway_without_a_collector_does_not_even_import_the_library(
     tmp_path: Path, redis_url: str, engines: list[FakeEngine], on: bool, before: str
 ) -> None:
-    """Nor does it need to be installed; and no id goes to an engine, its own or its caller's."""
+    """The library need not be installed, and no trace id is sent to an engine."""
     with Collector().running() as collector:
         tracing = {"endpoint": collector.url} if on else {}
         with start(tmp_path, redis_url, engines, tracing, entry=("-c", before + _TELLS)) as gateway:
@@ -611,7 +611,7 @@ def test_a_gateway_without_a_collector_does_not_even_import_the_library(
 def test_a_collector_without_the_extra_is_a_mistake_that_says_what_to_install(
     tmp_path: Path, redis_url: str, engines: list[FakeEngine]
 ) -> None:
-    """Named by the variable that OpenTelemetry has for it."""
+    """OpenTelemetry's environment variable names it."""
     entry = ("-c", _WITHOUT + "from gateway.cli import main\nmain()")
     environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4318"}
     gateway = start(tmp_path, redis_url, engines, {}, entry=entry, environ=environ)

@@ -107,7 +107,7 @@ class Outboxes:
     async def forget_all(self) -> None:
         """Do what a Redis without a disk does when it restarts."""
         await self.redis.delete(*await self.redis.keys(f"*{self.keys.prefix}*"))
-        self.ledger.forget()
+        self.ledger.forget_tenants()
 
 
 @asynccontextmanager

@@ -113,7 +113,7 @@ async def _settle_again(outboxes: Outboxes, history: History) -> None:
         connection.execute(delete(RECEIPTS))
         connection.execute(delete(SUMS))
     await outboxes.store.write(history.written)
-    outboxes.ledger.forget()
+    outboxes.ledger.forget_tenants()
     await outboxes.settle(*history.settled)
     worker = await outboxes.worker()
     worker._held = list(history.held)

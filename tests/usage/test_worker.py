@@ -169,8 +169,8 @@ async def test_acknowledgements_that_redis_forgot_are_made_again(outboxes: Outbo
     before = receipts(3)
     await outboxes.settle(*before)
     await outboxes.store.write((await outboxes.feed("worker-1").read_new(100)).entries)
-    outboxes.client._know("another")
-    outboxes.client._know("restarted")
+    outboxes.client._check_run_id("another")
+    outboxes.client._check_run_id("restarted")
     await worker.round()
     await outboxes.check([*told, *before])
     assert await outboxes.lengths() == {"acme": 0}
