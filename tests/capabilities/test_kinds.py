@@ -105,7 +105,7 @@ def row(kind: EngineKind) -> list[str]:
 
 def test_the_documented_table_is_the_table() -> None:
     """Compare docs/engines.md row by row."""
-    section = page("docs/engines.md").partition("## What the gateway knows of each kind")[2].partition("\n## ")[0]
+    section = page("docs/engines.md").partition("## Engine kinds")[2].partition("\n## ")[0]
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in section.splitlines() if line.startswith("|")]
     assert rows[2:] == [row(kind) for kind in KINDS]
 
@@ -118,7 +118,7 @@ def test_tgi_is_selected_by_its_protocol() -> None:
 
 def test_the_documented_configurations_can_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every engine of docs/engines.md with a price loads, and its address selects the kind with its name."""
-    section = page("docs/engines.md").partition("## Engine by engine")[2]
+    section = page("docs/engines.md").partition("## Configurations")[2]
     block = re.findall(r"```yaml\n(.*?)```", section, re.DOTALL)[0]
     for name in re.findall(r"env:(\w+)", block):
         monkeypatch.setenv(name, "sk-test")
