@@ -49,10 +49,10 @@ class EngineKind:
 
     @property
     def candidates(self) -> tuple[Mode, ...]:
-        """Return the modes to probe, the most likely first: its own, then the native modes of other kinds, where
-        harmless.
+        """Return the modes to probe, the most likely first.
 
-        A server behind a proxy may be of another kind. Modes that cost more calls or tokens come last.
+        The kind's own modes come first, then the native modes of other kinds, where harmless: a server behind a proxy
+        may be of another kind. Modes that cost more calls or tokens come last.
         """
         if self.strict:
             return self.modes

@@ -1,5 +1,5 @@
-"""Students that reason before they answer: whether a prefix can begin their answer, and which part of a reply is the
-answer.
+"""Students that reason before they answer: whether a prefix can begin the answer, and how to separate reasoning from
+it.
 
 A prefix is placed where the reasoning would be. A model whose reasoning can be disabled gets it disabled, and continues
 the prefix. Any other model would treat the prefix as a thought, or reason after it, and gets the guidance as context.

@@ -168,8 +168,9 @@ def _skip_of(rule: EndRule) -> GrowingSkip | None:
 
 
 def _end(text: str, begin: int, rule: EndRule, skip_filter: GrowingSkip | None) -> int | None:
-    """Return the end of the first sentence or line after `begin`, with the whitespace after it. In code and JSON only
-    lines end.
+    """Return the end of the first sentence or line after `begin`, with the whitespace after it.
+
+    In code and JSON only lines end.
     """
     visible = text if skip_filter is None else text[skip_filter.begins_at :]
     fence, _ = fences(visible)

@@ -55,17 +55,18 @@ class GrowingTrim:
 
     Held back are:
 
-    - the last word; with boundary `sentence`, text that may follow the last end of a sentence or line;
+    - the last word;
+    - with boundary `sentence`, text that may follow the last end of a sentence or line;
     - anything else that `trim` would cut from a text that ended here;
     - an emoji that the next piece may join;
     - text that may begin a stop string, also one that a student completes;
     - leading reasoning, and text after a `<think>` until it is closed.
 
-    A later `</think>` without an opening tag cannot be predicted, so the text before it is treated as the answer, and
-    the tag as text.
+    A later `</think>` without an opening tag cannot be predicted. The text before it is therefore treated as the
+    answer, and the tag as text.
 
-    Shown text cannot be taken back. In the few cases where `trim` would cut into it (after "foo." came "bar", after a
-    number a list's dot, such a tag), it is kept, and the guidance ends there at the earliest.
+    Shown text cannot be taken back. In a few cases `trim` would cut into it: after "foo." came "bar", after a number a
+    list's dot, or such a tag. The text is kept then, and the guidance ends there at the earliest.
 
     The work for a piece depends on the length of the held text, not on the length of all text.
     """

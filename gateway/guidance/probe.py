@@ -25,9 +25,7 @@ if TYPE_CHECKING:
     from gateway.protocol.requests import CompletionRequest
 
 Outcome = Literal["confident", "unsure", "no_logprobs", "late", "failed"]
-"""Outcome of a probe: the student is confident or not, its engine returns no probabilities, it was too late, or it
-failed.
-"""
+"""Outcome of a probe. `no_logprobs`: the engine returned no probabilities."""
 
 # Values that engines write for a probability of almost 0, or for 1 with a rounding error.
 _MIN_LOGPROB, _MAX_LOGPROB = -1e4, 1e-3
@@ -82,8 +80,10 @@ def probe_body(request: CompletionRequest, reasoning: Reasoning, top: int) -> Js
 
 
 def read_first(logprobs: Any) -> FirstToken | None:
-    """Return the distribution of the first token from a choice's `logprobs`, of a chat or a text completion; None if
-    absent.
+    """Return the distribution of the first token from a choice's `logprobs`, or None.
+
+    Args:
+        logprobs: in the format of chats or of text completions.
     """
     if not isinstance(logprobs, dict):
         return None

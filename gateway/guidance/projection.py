@@ -79,10 +79,10 @@ def teacher_prompt(projection: Projection, prompt: str) -> str:
 
 
 def place_before_prompt(projection: Projection, prompt: str, guidance: str) -> str:
-    """Return the student's raw prompt for placement "context": the guidance, introduced as in a chat, before the
-    prompt.
+    """Return the student's raw prompt for placement "context": the introduced guidance, then the prompt.
 
-    It does not follow the prompt, because the answer begins there. Empty guidance leaves the prompt unchanged.
+    The guidance does not follow the prompt, because the answer begins there. Empty guidance leaves the prompt
+    unchanged.
     """
     if not guidance:
         return prompt

@@ -89,8 +89,7 @@ class SeamJoin:
 
     @property
     def restarted(self) -> bool:
-        """Return whether the student, with `written_again`, did not write the guidance, so that its own text is the
-        answer.
+        """Return whether the student was to write the guidance again and did not, so that its own text is the answer.
 
         False while that is undecided. Once true it stays true; it is decided by `finish` at the latest.
         """

@@ -95,9 +95,7 @@ class GrowingSkip:
         return passed + self._count_tokens(rest)
 
     def _take_reasoning(self, *, ended: bool) -> str:
-        """Return the complete reasoning with which the held text begins; of a text that has ended, open reasoning as
-        well.
-        """
+        """Return the complete reasoning at the beginning of the held text, and open reasoning if the text has ended."""
         passed = ""
         while True:
             self._held = self._held if self._in_reasoning else self._held.lstrip()

@@ -67,8 +67,7 @@ _BROKEN = "\ufffd" + "".join(map(chr, range(0xD800, 0xE000)))
 
 
 class TrimmedText(Record, frozen=True):
-    """A teacher's text, divided: `text + pending_space + dropped` is the original without reasoning and leading
-    whitespace.
+    """A teacher's text in three parts: `text + pending_space + dropped`, without reasoning and leading whitespace.
 
     Attributes:
         text: the guidance, exactly as it is shown and sent; never ends in whitespace; may be empty.
@@ -87,17 +86,22 @@ class TrimmedText(Record, frozen=True):
 def trim(text: str, *, cut: bool, stop: Sequence[str] = (), boundary: Boundary = "word") -> TrimmedText:
     """Trim a teacher's text.
 
-    Always: leading whitespace is stripped, and so is reasoning, which is not part of the answer: complete leading
-    `<think>` blocks, and all text up to a `</think>` without an opening tag (the template opened it in the prompt). All
-    text from an unclosed block on is dropped, also mid-answer; a complete block mid-answer is kept. Tags within quotes
-    or backticks are text. Trailing whitespace and broken characters are cut.
+    Leading whitespace is always stripped, and so is reasoning, which is not part of the answer. Reasoning is complete
+    leading `<think>` blocks, and all text up to a `</think>` without an opening tag (the template opened it in the
+    prompt). All text from an unclosed block on is dropped, also mid-answer; a complete block mid-answer is kept. Tags
+    within quotes or backticks are text. Trailing whitespace and broken characters are cut.
 
-    If `cut`, the text also loses an unfinished tag, backslash escape or emoji, an incomplete opening line of a code
-    fence, and the punctuation before a line end that is cut off. An open fence with a complete opening line is kept. A
-    text that begins as JSON loses a key or number that may continue. The rest depends on `boundary`:
+    If `cut`, the text also loses:
 
-    - word: a last word that may continue is dropped (UAX #29, so "don't" and "3.5" are one word; "3." may continue,
-      "end." may not).
+    - an unfinished tag, backslash escape or emoji;
+    - an incomplete opening line of a code fence, while an open fence with a complete opening line is kept;
+    - the punctuation before a line end that is cut off;
+    - in JSON, a key or number that may continue.
+
+    The rest depends on `boundary`:
+
+    - word: a last word that may continue is dropped. By UAX #29, "don't" and "3.5" are one word; "3." may continue,
+      "end." may not.
     - sentence: in addition, text after the last end of a sentence or line is dropped, if it has at most
       `SENTENCE_REACH_BYTES`. In code and JSON only lines count.
     - token: nothing else is dropped. The last word may be incomplete.
@@ -130,6 +134,7 @@ def divide(answer: str, *, cut: bool, stop: Sequence[str], boundary: Boundary) -
 
 
 def without_leading_reasoning(text: str) -> str:
+    """Return the text without the reasoning at its beginning."""
     if CLOSE_TAG not in text:
         return text
     closing = _CLOSING.search(text)

@@ -73,6 +73,7 @@ class Admission:
 
     @property
     def in_flight(self) -> int:
+        """Return the number of requests that hold a slot."""
         return self._slots.held
 
     def slot(self, caller: Caller) -> AbstractContextManager[None]:
@@ -122,10 +123,8 @@ class Admission:
             return builder.plan
         verdict, counted, now_us = admitted
         if verdict.left is not None:
-            builder.allowance.requests, builder.allowance.tokens = (
-                verdict.left.get("requests"),
-                verdict.left.get("tokens"),
-            )
+            builder.allowance.requests = verdict.left.get("requests")
+            builder.allowance.tokens = verdict.left.get("tokens")
         if verdict.refusal is not None:
             builder.refused = True
             self._metrics.limited.labels(self._metrics.series.tenant(builder.tenant), verdict.refusal.limit).inc()
@@ -156,11 +155,11 @@ class Admission:
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self._empty.wait()
-        cut = self._slots.held
+        canceled = self._slots.held
         self.cancelling = True
         for timeout in self._cancellable:
             timeout.reschedule(asyncio.get_running_loop().time())
-        return cut
+        return canceled
 
 
 def _may_reduce_cost(scope: Scope) -> bool:

@@ -170,10 +170,10 @@ class Completions:
     async def stream(
         self, context: RequestContext, request: CompletionRequest, relay_of: RelayMaker = StreamRelay
     ) -> AsyncGenerator[ReceiptBuilder | list[Json], None]:
-        """Answer an SSE caller. Yield the receipt builder first, once the reply's headers are known, then groups of
-        chunks.
+        """Answer an SSE caller.
 
-        An error raised before the first yield can still become an HTTP status. A later error cannot.
+        Yield the receipt builder first, once the reply's headers are known, then groups of chunks. An error raised
+        before the first yield can still become an HTTP status. A later error cannot.
 
         Args:
             relay_of: creates the object that converts the engines' chunks to the caller's.
@@ -207,8 +207,9 @@ class Completions:
     async def _chunks(
         self, plan: Plan, request: CompletionRequest, relay: StreamRelay, builder: ReceiptBuilder
     ) -> AsyncGenerator[list[Json], None]:
-        """Yield the answer's chunks: the guidance, the student's text and the end. Chunks that arrived together form
-        one group.
+        """Yield the answer's chunks: the guidance, the student's text and the end.
+
+        Chunks that arrived together form one group.
         """
         guidance = UNGUIDED
         self._student_call.check_available(plan, builder)

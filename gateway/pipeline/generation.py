@@ -50,8 +50,8 @@ class GenerationTracker:
         choices: number of choices in the reply.
         generated_choices: number of choices that the engine generates, of which it may return the best.
         stops_within_s: seconds within which the engine stops after a disconnect; None: it is not known to stop.
-        preface: text that the engine may repeat before its own, in the first choice; None: it repeats text of unknown
-            length, so the reply's text does not bound the number of tokens.
+        preface: text that the engine may repeat before its own, in the first choice; None: its length is unknown, so
+            the reply's text does not bound the number of tokens.
         now: time.perf_counter() seconds at which the call is sent.
     """
 

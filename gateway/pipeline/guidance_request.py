@@ -104,8 +104,7 @@ def guidance_from_reply(
     reply: OpeningReply,
     stream: GuidanceStream | None = None,
 ) -> Guidance | str:
-    """Return the guidance in a teacher's reply, and record it in the builder. Return the reason if nothing of it is
-    kept.
+    """Return the guidance in a teacher's reply, or the reason if nothing of it is kept. Record it in the builder.
 
     Args:
         stream: the reply as it was streamed; None: it was not streamed.
@@ -150,8 +149,9 @@ def _read_by_teacher(projection: Projection, request: CompletionRequest) -> dict
 
 
 def _lead(text: str) -> str:
-    """Return the leading whitespace of a text. A chat template writes it in a chat; after a raw prompt it is
-    significant.
+    """Return the leading whitespace of a text.
+
+    A chat template writes it in a chat; after a raw prompt it is significant.
     """
     return text[: len(text) - len(text.lstrip())]
 
@@ -176,8 +176,8 @@ def answered_call(
 
     Args:
         shared: as in `EngineCall`.
-        unread: tokens that the teacher may have generated after the gateway ended its call at a sentence or step; None:
-            the teacher is not known to stop, and may have generated up to its limit.
+        unread: largest number of tokens that the teacher generated after the gateway ended its call; None: the teacher
+            is not known to stop, so its limit counts.
     """
     was_ended = reply.usage is None and reply.ends_at is not None
     max_tokens = guidance_plan.asked_tokens

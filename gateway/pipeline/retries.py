@@ -59,9 +59,9 @@ def _refused_field(error: EngineRejected, builder: ReceiptBuilder) -> str | None
 class RequestRetries:
     """The retries that one request may make: its own limit, and the budget of its tenant at each engine.
 
-    The teacher's retries, the student's retries, calls of the next student, and a prompt that is resent without its
-    guidance all count toward the limit of the request. Only retries of the same engine are taken from that engine's
-    budget.
+    All further calls count toward the limit of the request: retries of the teacher and the student, calls of the next
+    student, and a prompt that is resent without its guidance. Only retries of the same engine are taken from that
+    engine's budget.
     """
 
     def __init__(self, plan: Plan, builder: ReceiptBuilder, budgets: RetryBudgets, metrics: Metrics) -> None:
@@ -160,5 +160,5 @@ class Retries:
         """Return a pause that doubles with each retry, half of it random, at least as long as the engine requested."""
         grown_s = self._rule.backoff_s * float(2**self._retries)
         jittered_s = grown_s * (0.5 + self._draw() / 2)
-        asked_s = error.asked_s if isinstance(error, EngineOverloaded) else None
-        return jittered_s if asked_s is None else asked_s + jittered_s
+        requested_s = error.asked_s if isinstance(error, EngineOverloaded) else None
+        return jittered_s if requested_s is None else requested_s + jittered_s

@@ -94,8 +94,9 @@ def build_student_request(
 
 
 def place_in_messages(guidance_plan: GuidancePlan, messages: list[Json], guidance: str) -> list[Json]:
-    """Return the caller's messages with the guidance where the policy places it, for a student that does not continue
-    it.
+    """Return the caller's messages with the guidance in them, for a student that does not continue it.
+
+    The policy decides its position.
     """
     if guidance_plan.placement == "input":
         return place_in_input(messages, guidance)

@@ -173,9 +173,9 @@ class TeacherCall:
                 plan, guidance_plan, builder, "teacher_" + error.label.removeprefix("engine_"), error, stream
             )
         guidance = guidance_from_reply(plan, guidance_plan, request, builder, reply, stream)
-        return (
-            guidance if isinstance(guidance, Guidance) else self._without(plan, guidance_plan, builder, guidance, None)
-        )
+        if isinstance(guidance, str):
+            return self._without(plan, guidance_plan, builder, guidance, None)
+        return guidance
 
     async def _ask(
         self,
@@ -191,18 +191,17 @@ class TeacherCall:
         opening_request = build_opening_request(guidance_plan, request)
         ends = EndRule.of(plan, guidance_plan)
         facts = (guidance_plan.share, engine, opening_request, builder.id, ends)
+        in_thread = request.size_bytes > _INLINE_HASH_BYTES
+        dedupe_key = await asyncio.to_thread(_dedupe_key, *facts) if in_thread else _dedupe_key(*facts)
+        prompt_bytes = request.size_bytes + added_bytes(guidance_plan.projection, request)
         ticket = Ticket(
             builder.id,
             tenant=guidance_plan.tenant,
-            prompt_tokens=max(
-                1, (request.size_bytes + added_bytes(guidance_plan.projection, request)) // _BYTES_PER_TOKEN
-            ),
+            prompt_tokens=max(1, prompt_bytes // _BYTES_PER_TOKEN),
             max_wait_s=guidance_plan.max_wait_s,
             deadline_s=deadline_s,
             weight=guidance_plan.weight,
-            work=await asyncio.to_thread(_dedupe_key, *facts)
-            if request.size_bytes > _INLINE_HASH_BYTES
-            else _dedupe_key(*facts),
+            work=dedupe_key,
             cache_ttl_s=guidance_plan.cache_ttl_s,
         )
 
@@ -249,12 +248,12 @@ class TeacherCall:
         builder.guidance_requested = time.perf_counter()
         queue = self._batcher.queue(guidance_plan.teacher)
         try:
-            landing = await self._flights.join(queue, ticket, ask, granted, deadline)
+            flight = await self._flights.join(queue, ticket, ask, granted, deadline)
         finally:
             builder.running = None
         builder.guided = time.perf_counter()
-        reply = landing.reply
-        if not landing.shared and builder.shadow_of is None:
+        reply = flight.reply
+        if not flight.shared and builder.shadow_of is None:
             self._deadlines.arrived(
                 builder.route,
                 guidance_plan,
@@ -263,15 +262,13 @@ class TeacherCall:
                 stopped=reply.finish == "stop" and bool(opening_request.stop),
             )
         unread = unread_once_ended(engine.state.stops_within_s)
-        builder.teacher = answered_call(guidance_plan, opening_request, reply, landing.shared, unread)
+        builder.teacher = answered_call(guidance_plan, opening_request, reply, flight.shared, unread)
         return reply
 
     def _missed(
         self, guidance_plan: GuidancePlan, deadline_s: float, builder: ReceiptBuilder, stream: GuidanceStream | None
     ) -> None:
-        """Record late guidance. Set the hint for the caller, the setting to change, if the route's guidance is often
-        late.
-        """
+        """Record late guidance. Set the hint, which names the setting to change, if it is often late."""
         if builder.guidance_requested is None or builder.guided is None or builder.shadow_of is not None:
             return  # the probe used up the time, or no guidance was awaited
         builder.hint = self._deadlines.missed(

@@ -29,8 +29,9 @@ _MAX_EXACT_FLOAT = 2.0**53  # larger floats represent several integers
 _SURROGATE = "surrogate"  # in orjson's error for a surrogate without its other half
 
 MAX_CHOICES = 1024
-"""Largest number of answers to one request: each is kept in memory until its stream ends. A reply with so many takes
-10 ms to read.
+"""Largest number of answers to one request.
+
+Each is kept in memory until its stream ends. A reply with this number of answers takes 10 ms to read.
 """
 
 MAX_TOKENS = 2**31 - 1
@@ -47,6 +48,8 @@ Stop = _StopText | Annotated[list[_StopText], Meta(max_length=_MAX_STOPS)]
 
 
 class StreamOptions(Struct, frozen=True):
+    """OpenAI's `stream_options`."""
+
     include_usage: bool | None = None
 
 

@@ -33,11 +33,15 @@ CONTENT_ALTERNATIVES = ("tool_calls", "function_call", "refusal", "audio", "reas
 
 
 class Message(Struct, frozen=True):
+    """The fields of a chat message that the gateway reads."""
+
     role: Annotated[str, Meta(min_length=1, extra_json_schema={"enum": list(_ROLES)})]
     content: str | list[Json] | None = None
 
 
 class ResponseFormat(Struct, frozen=True):
+    """OpenAI's `response_format`."""
+
     type: str
 
 
@@ -82,6 +86,7 @@ class ChatRequest(Record, frozen=True):
 
     @property
     def messages(self) -> list[Json]:
+        """Return the messages of the body."""
         messages: list[Json] = self.body["messages"]
         return messages
 

@@ -80,9 +80,7 @@ class OfflineUsage:
 
 
 def parse_edge_usage(raw: bytes) -> EdgeUsage:
-    """Decode and check the report of an answer that was to begin with guidance. Raises InvalidRequest with the
-    field.
-    """
+    """Decode and check the report of an answer with guidance. Raises InvalidRequest with the field."""
     _, known = read_body(raw, UsageBody, "'input_tokens', 'output_tokens' and 'student'")
     return _usage(known, guided=known.guided is not False)
 

@@ -23,8 +23,9 @@ ALIASES = {
         "generation_config",
     ),
 }  # fmt: skip
-"""The names that some engines have for a field, by that field. `generation_config` is an object or text with
-several.
+"""The names that some engines have for a field, by that field.
+
+`generation_config` is an object or text with several.
 """
 HOLDERS = ("extra_body", "nvext", "options", "parameters", "sampling_params")
 """Objects whose fields some engines or clients treat as fields of the body."""

@@ -34,9 +34,7 @@ CALLER_CONTENT_FIELDS = frozenset(
 
 
 def forbidden_field(body: dict[str, Any]) -> str | None:
-    """Return the path of the first field, at any depth, that an engine could treat as an address, credential or
-    command.
-    """
+    """Return the path of the first field, at any depth, that an engine could treat as a destination or credential."""
     for name, value in body.items():
         if name in FORBIDDEN_FIELDS and value is not None:
             return name

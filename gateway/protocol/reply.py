@@ -46,6 +46,7 @@ class ReplyHead(Record, frozen=True):
     model: str
 
     def completion(self, choices: list[Json], usage: Json) -> Json:
+        """Return a complete reply."""
         return {
             "id": self.id,
             "object": "chat.completion",
@@ -56,6 +57,7 @@ class ReplyHead(Record, frozen=True):
         }
 
     def chunk(self, choices: list[Json], *, with_usage: bool = False, usage: Json | None = None) -> Json:
+        """Return a chunk of a stream."""
         chunk: Json = {
             "id": self.id,
             "object": "chat.completion.chunk",
@@ -72,11 +74,13 @@ class TextReplyHead(ReplyHead, frozen=True):
     """The fields that replies and chunks of one text completion share. Its choices have a `text`."""
 
     def completion(self, choices: list[Json], usage: Json) -> Json:
+        """Return a complete reply with text choices."""
         body = super().completion(choices, usage)
         texts = [_as_text(choice, choice["message"]) for choice in body["choices"]]
         return {**body, "object": "text_completion", "choices": texts}
 
     def chunk(self, choices: list[Json], *, with_usage: bool = False, usage: Json | None = None) -> Json:
+        """Return a chunk of a stream with text choices."""
         texts = [_as_text(choice, choice.get("delta") or {}) for choice in choices]
         return {**super().chunk(texts, with_usage=with_usage, usage=usage), "object": "text_completion"}
 

@@ -57,9 +57,7 @@ def test_mode_instruct_changes_the_last_user_message() -> None:
 @pytest.mark.parametrize("mode", [*NATIVE_MODES, "instruct"])
 @pytest.mark.parametrize("value", [True, False, "content"])
 def test_the_callers_continuation_parameters_are_removed(mode: Mode, value: object) -> None:
-    """They refer to the caller's last message. vLLM rejects both, and with `false` the model would reply to the
-    guidance.
-    """
+    """They refer to the caller's last message. vLLM rejects both together."""
     body = {"messages": [QUESTION]}
     of_the_caller = {"continue_final_message": value, "add_generation_prompt": value}
     assert place_prefix(mode, body | of_the_caller, "Because") == place_prefix(mode, body, "Because")

@@ -1,6 +1,4 @@
-"""Guidance ends with a sentence or a step, and so does the teacher's call. Requests that share the call get the same
-text.
-"""
+"""Guidance ends with a sentence or a step, and so does the teacher's call."""
 
 from __future__ import annotations
 
@@ -131,14 +129,14 @@ def test_json_after_boilerplate_is_json() -> None:
 
 @given(
     text=st.text("ab. \n!1", max_size=120),
-    begun=st.sampled_from(["", "Certainly! ", "<think>One. Two.</think> Certainly!\n"]),
+    boilerplate=st.sampled_from(["", "Certainly! ", "<think>One. Two.</think> Certainly!\n"]),
     min_tokens=st.integers(1, 9),
     tokens=st.integers(1, 30),
     size=st.integers(1, 7),
 )
-def test_an_end_is_within_the_kept_text(text: str, begun: str, min_tokens: int, tokens: int, size: int) -> None:
+def test_an_end_is_within_the_kept_text(text: str, boilerplate: str, min_tokens: int, tokens: int, size: int) -> None:
     """No text before the end is lost to the length limit."""
-    text = begun + text
+    text = boilerplate + text
     ending = EndDetector(EndRule("sentence", min_tokens, SKIP, tokens))
     for at in range(0, len(text), size):
         ending.feed(text[at : at + size])

@@ -154,9 +154,9 @@ def test_a_confident_student_answers_alone_and_the_probe_is_charged(world: World
     assert "indeed" in answer.text
     assert world.teacher.asked == []
     assert (receipt["unguided"], receipt["mode"], receipt["teacher"]) == ("student_confident", "student", None)
-    found = receipt["length"]["probe"]
-    assert (found["outcome"], found["p1"]) == ("confident", 0.97)
-    assert 0 < found["entropy"] < 0.5
+    probe = receipt["length"]["probe"]
+    assert (probe["outcome"], probe["p1"]) == ("confident", 0.97)
+    assert 0 < probe["entropy"] < 0.5
     assert (receipt["probe"]["input_tokens"], receipt["probe"]["output_tokens"]) == (10, 1)
     assert Decimal(receipt["probe"]["cost_usd"]) > 0
     first, second = world.student.asked
@@ -262,13 +262,13 @@ class ProbedStudent:
             AutoRule(probe=ProbeRule.model_validate({"top_logprobs": top, "deadline": "10s"})), chat(), None, {}
         )
         probed = structs.replace(plan(), length=length)
-        found = []
+        outcomes = []
         for _ in range(times):
             one = structs.replace(draft(probed), tenant=tenant)
             await self._probe.is_confident(probed, chat(), one, asyncio.get_running_loop().time() + 10)
             assert one.probed is not None
-            found.append(one.probed.outcome)
-        return found
+            outcomes.append(one.probed.outcome)
+        return outcomes
 
 
 @pytest.fixture
@@ -282,9 +282,9 @@ async def probed_student() -> AsyncIterator[ProbedStudent]:
 
 @pytest.mark.parametrize("status", [400, 422])
 async def test_an_engine_with_many_refusals_is_probed_rarely(probed_student: ProbedStudent, status: int) -> None:
-    found = await probed_student.outcomes(rejects_probes(status), MAX_REFUSALS + 2 * PROBE_EVERY)
+    outcomes = await probed_student.outcomes(rejects_probes(status), MAX_REFUSALS + 2 * PROBE_EVERY)
     skipped = ["no_logprobs"] * (PROBE_EVERY - 1)
-    assert found == ["failed"] * MAX_REFUSALS + [*skipped, "failed"] * 2
+    assert outcomes == ["failed"] * MAX_REFUSALS + [*skipped, "failed"] * 2
     assert len(probed_student.student.asked) == MAX_REFUSALS + 2
 
 

@@ -148,7 +148,7 @@ def test_an_expensive_call_is_read_on_if_only_its_usage_is_missing(world: World)
 
 def test_a_teachers_call_is_read_to_its_end_and_no_student_is_called(world: World) -> None:
     """This applies to a call that serves this request alone."""
-    asked = sum(one.read > 0 for one in world.engines["stops"].books.values())
+    student_calls = sum(one.read > 0 for one in world.engines["stops"].books.values())
     world.engines["runs-on"].books.pop("", None)
     teacher = world.engines["runs-on"].books[""]
     count = len(world.receipts())
@@ -160,7 +160,7 @@ def test_a_teachers_call_is_read_to_its_end_and_no_student_is_called(world: Worl
     assert (receipt["status"], receipt["student"]) == ("client_gone", None)
     assert receipt["teacher"]["output_tokens"] == teacher.generated == 10
     assert "estimated" not in receipt["teacher"]
-    assert sum(one.read > 0 for one in world.engines["stops"].books.values()) == asked
+    assert sum(one.read > 0 for one in world.engines["stops"].books.values()) == student_calls
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -221,11 +221,11 @@ def test_calls_are_read_on_only_below_the_cost_bound() -> None:
     """A call whose usage alone is missing is read on as well. Requests that continue are marked."""
     output_usd = Decimal("0.0001")
     disconnects = Disconnects({"small": Price.of_tokens(Decimal(0), output_usd * 1_000_000)})
-    most = int(MAX_REST_USD / output_usd)
+    max_tokens = int(MAX_REST_USD / output_usd)
     for call, reads_on in (
-        (EngineCall("small", (), limit_tokens=most), True),
-        (EngineCall("small", (), limit_tokens=most + 1), False),
-        (EngineCall("small", (), limit_tokens=most + 5, seen_tokens=5), True),
+        (EngineCall("small", (), limit_tokens=max_tokens), True),
+        (EngineCall("small", (), limit_tokens=max_tokens + 1), False),
+        (EngineCall("small", (), limit_tokens=max_tokens + 5, seen_tokens=5), True),
         (EngineCall("small", ()), False),
         (EngineCall("small", (), ended=True), True),
         (None, False),

@@ -76,9 +76,7 @@ class Book:
 
 
 async def test_a_report_holds_its_read_slot_until_it_is_stored() -> None:
-    """The report holds a connection as long. Devices that disconnect must not hold more connections than their tenant's
-    share.
-    """
+    """Devices that disconnect must not hold more connections than their tenant's share."""
     book, tasks, slots = Book(), BackgroundTasks(), Slots(1, "reads", Metrics())
     reports = _reports(Store(), reads=slots, book=book, tasks=tasks)
     receipt: Any = SimpleNamespace(id="edge_1")

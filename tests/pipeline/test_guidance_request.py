@@ -73,9 +73,7 @@ class Batcher:
 
 
 async def test_text_of_a_shared_teacher_after_the_deadline_is_not_shown() -> None:
-    """The student continues from the text that was shown before the deadline, because the caller may not have read
-    more.
-    """
+    """The student continues from the text that was shown before the deadline."""
     teacher = Teacher()
     teacher_call = TeacherCall({"big": teacher}, Batcher(), SharedFlight(teacher), Metrics(), BackgroundTasks())  # type: ignore[dict-item, arg-type]
     guided = plan()

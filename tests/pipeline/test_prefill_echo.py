@@ -1,6 +1,4 @@
-"""The caller's beginning of the answer is removed from the reply, whichever engine repeats it and however it is
-split.
-"""
+"""The caller's beginning of the answer is removed from the reply, whichever engine repeats it."""
 
 from __future__ import annotations
 
@@ -33,30 +31,32 @@ def by(mode: Mode | None, *, echo: bool | None = None) -> StudentPlan:
     return StudentPlan("small", None if mode is None else Continuation(mode, echo=echo))
 
 
-def streamed(drops: PrefillEcho, *choices: str, cuts: int = 3) -> list[str]:
+def streamed(echo_filter: PrefillEcho, *choices: str, cuts: int = 3) -> list[str]:
     texts = [""] * len(choices)
     for index, text in enumerate(choices):
         pieces = [text[at : at + cuts] for at in range(0, len(text), cuts)] or [""]
         for number, piece in enumerate(pieces):
             last = number == len(pieces) - 1
             part: Any = {"index": index, "delta": {"content": piece}, "finish_reason": "stop" if last else None}
-            drops.chunk({"choices": [part]})
+            echo_filter.chunk({"choices": [part]})
             texts[index] += part["delta"].get("content") or ""
     return texts
 
 
 @given(
-    begun=st.text(min_size=1, max_size=40).filter(str.strip),
+    beginning=st.text(min_size=1, max_size=40).filter(str.strip),
     rest=st.text(max_size=20),
     cuts=st.integers(1, 9),
     echo=st.sampled_from([True, None]),
 )
-def test_replies_and_streams_are_changed_alike(begun: str, rest: str, cuts: int, echo: bool | None) -> None:
-    for text in (begun + rest, rest):
+def test_replies_and_streams_are_changed_alike(beginning: str, rest: str, cuts: int, echo: bool | None) -> None:
+    for text in (beginning + rest, rest):
         whole: Any = {"choices": [{"index": 0, "message": {"content": text}, "finish_reason": "stop"}]}
-        PrefillEcho(begun, echo=echo).reply(whole)
-        assert streamed(PrefillEcho(begun, echo=echo), text, cuts=cuts) == [whole["choices"][0]["message"]["content"]]
-        if echo and text == begun + rest:
+        PrefillEcho(beginning, echo=echo).reply(whole)
+        assert streamed(PrefillEcho(beginning, echo=echo), text, cuts=cuts) == [
+            whole["choices"][0]["message"]["content"]
+        ]
+        if echo and text == beginning + rest:
             assert whole["choices"][0]["message"]["content"] == rest
 
 
@@ -76,7 +76,7 @@ def test_other_fields_of_a_message_are_kept() -> None:
 
 
 @pytest.mark.parametrize(
-    ("how", "stream", "begun", "text", "left"),
+    ("student", "stream", "beginning", "text", "left"),
     [
         # JSON replies were probed. A stream may not repeat the text, so a short beginning is kept there.
         (by("trailing", echo=True), False, SHORT, "The end", " end"),
@@ -93,15 +93,15 @@ def test_other_fields_of_a_message_are_kept() -> None:
     ],
 )
 def test_the_engines_known_behavior_decides(
-    how: StudentPlan, begun: str, text: str, left: str, *, stream: bool
+    student: StudentPlan, beginning: str, text: str, left: str, *, stream: bool
 ) -> None:
-    drops = prefill_echo(how, chat(begun), stream=stream)
-    assert drops is not None
-    assert streamed(drops, text) == [left]
+    echo_filter = prefill_echo(student, chat(beginning), stream=stream)
+    assert echo_filter is not None
+    assert streamed(echo_filter, text) == [left]
 
 
 @pytest.mark.parametrize(
-    ("how", "request_"),
+    ("student", "request_"),
     [
         (by("trailing", echo=False), chat(LONG)),
         (by("trailing", echo=True), chat(LONG, "user")),
@@ -111,5 +111,5 @@ def test_the_engines_known_behavior_decides(
     ],
     ids=["the engine never repeats", "no answer was begun", "the caller asks for it", "no text", "a raw prompt"],
 )
-def test_other_replies_are_unchanged(how: StudentPlan, request_: Any) -> None:
-    assert prefill_echo(how, request_, stream=False) is None
+def test_other_replies_are_unchanged(student: StudentPlan, request_: Any) -> None:
+    assert prefill_echo(student, request_, stream=False) is None

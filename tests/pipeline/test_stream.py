@@ -54,9 +54,7 @@ STUDENTS_ROLE = chunk({"role": "assistant", "content": "", "refusal": None})
 
 
 def test_a_guided_stream_is_one_answer() -> None:
-    """Teacher and student share one id, time and model. The first chunk has the role, and the last has the
-    finish_reason.
-    """
+    """Teacher and student share id, time and model. The first chunk has the role, the last the finish_reason."""
     seam = SeamJoin("Because the", echo=False)
     received = relayed_chunks(
         relay(seam), STUDENTS_ROLE, says(" sky"), says("."), chunk({}, "stop"), guidance=seam.initial_text()
@@ -80,9 +78,7 @@ def test_a_guided_stream_is_one_answer() -> None:
 
 
 def test_an_unguided_stream_is_passed_through() -> None:
-    """Except for its head, and for the role, which is sent with the first text. Before it another student could
-    answer.
-    """
+    """The head changes, and the role is sent with the first text, because before it another student could answer."""
     first = chunk({"role": "assistant", "content": "", "refusal": None}, system_fingerprint="fp")
     received = relayed_chunks(relay(), first, says("Hi", service_tier="x"), chunk({}, "length"))
     assert [each["choices"] for each in received] == [
@@ -223,9 +219,7 @@ PARTS = [
 
 
 def test_text_in_content_parts_is_joined() -> None:
-    """Mistral's reasoning models send parts (mistral client, `ContentChunk`). Their text must not be lost at
-    the seam.
-    """
+    """Mistral's reasoning models send parts (mistral client, `ContentChunk`)."""
     seam = SeamJoin("Because the", echo=False)
     received = relayed_chunks(
         relay(seam), chunk({"content": PARTS}), chunk({"content": "."}, "stop"), guidance=seam.initial_text()

@@ -96,9 +96,7 @@ async def repeats_when_asked(request: web.Request, body: dict[str, Any]) -> web.
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("echo", [True, False, None, "yes"])
 def test_a_requested_echo_does_not_show_the_guidance_twice(world: World, stream: bool, echo: object) -> None:
-    """The repeated message is the gateway's. `echo: false` in config.yaml describes the engine without the
-    parameter.
-    """
+    """The repeated message is the gateway's. `echo: false` in config.yaml is the engine's default."""
     world.student.behave = repeats_when_asked
     answer = world.ask(stream=stream, echo=echo)
     assert text_of(answer) == SHOWN + REST

@@ -165,9 +165,9 @@ class GuidanceDeadlines:
             held_s: the deadline that was missed. The value is larger.
         """
         p95_s = self.times.p95_s(guidance.teacher, guidance.asked_tokens, guidance.tenant) or held_s
-        wanted_s, bounds = recommended_s(max(p95_s, held_s)), guidance.auto_deadline
+        target_s, bounds = recommended_s(max(p95_s, held_s)), guidance.auto_deadline
         if bounds is None:
-            return f"guidance.deadline={as_duration(wanted_s)}"
+            return f"guidance.deadline={as_duration(target_s)}"
         if held_s >= bounds.max_s or recommended_s(p95_s) > bounds.max_s:
-            return f"guidance.auto_deadline.max={as_duration(wanted_s)}"
-        return f"guidance.auto_deadline.min={as_duration(min(wanted_s, bounds.max_s))}"
+            return f"guidance.auto_deadline.max={as_duration(target_s)}"
+        return f"guidance.auto_deadline.min={as_duration(min(target_s, bounds.max_s))}"

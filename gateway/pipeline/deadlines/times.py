@@ -67,13 +67,13 @@ class GuidanceTimes:
             tokens: the limit of the teacher's request.
             seconds: its time; for late guidance, an estimate that is no smaller than the wait.
         """
-        one, now = _class_of(tenant, teacher, tokens), self._clock()
-        seen = self._seen.setdefault(one, deque(maxlen=WINDOW))
-        self._seen.move_to_end(one)
+        key, now = _class_of(tenant, teacher, tokens), self._clock()
+        seen = self._seen.setdefault(key, deque(maxlen=WINDOW))
+        self._seen.move_to_end(key)
         seen.append((now, seconds))
         while seen[0][0] < now - KEEP_S:
             seen.popleft()
-        self._p95_s.pop(one, None)
+        self._p95_s.pop(key, None)
         if len(self._seen) > MAX_CLASSES:
             oldest, _ = self._seen.popitem(last=False)
             self._p95_s.pop(oldest, None)
@@ -83,34 +83,34 @@ class GuidanceTimes:
 
         For a tenant with fewer times than `ENOUGH` it is at least the fleet's.
         """
-        one = _class_of(tenant, teacher, tokens)
-        count = len(self._seen.get(one, ()))
+        key = _class_of(tenant, teacher, tokens)
+        count = len(self._seen.get(key, ()))
         if tenant == FLEET:
-            before = self._before.get(one)
-            return before.p95_s if before is not None and count < ENOUGH else self._percentile_s(one)
-        own_s = self._percentile_s(one)
+            before = self._before.get(key)
+            return before.p95_s if before is not None and count < ENOUGH else self._percentile_s(key)
+        own_s = self._percentile_s(key)
         fleet_s = self.p95_s(teacher, tokens) if count < ENOUGH else None
         return max((found for found in (own_s, fleet_s) if found is not None), default=None)
 
     def measured(self) -> tuple[MeasuredTime, ...]:
         """Return all classes of the fleet with enough times, including those of the previous process."""
-        found: Mapping[Class, MeasuredTime] = self._before | {
+        classes: Mapping[Class, MeasuredTime] = self._before | {
             (tenant, teacher, bits): MeasuredTime(
                 teacher, 2**bits - 1, self.p95_s(teacher, 2**bits - 1) or 0.0, len(seen)
             )
             for (tenant, teacher, bits), seen in self._seen.items()
             if tenant == FLEET and len(seen) >= ENOUGH
         }
-        return tuple(sorted(found.values(), key=lambda one: (one.teacher, one.tokens)))
+        return tuple(sorted(classes.values(), key=lambda one: (one.teacher, one.tokens)))
 
-    def _percentile_s(self, one: Class) -> float | None:
-        seen = self._seen.get(one)
+    def _percentile_s(self, key: Class) -> float | None:
+        seen = self._seen.get(key)
         if not seen:
             return None
-        if one not in self._p95_s:
+        if key not in self._p95_s:
             ordered = sorted(seconds for _, seconds in seen)
-            self._p95_s[one] = ordered[math.ceil(_PERCENTILE * len(ordered)) - 1]
-        return self._p95_s[one]
+            self._p95_s[key] = ordered[math.ceil(_PERCENTILE * len(ordered)) - 1]
+        return self._p95_s[key]
 
 
 def _class_of(tenant: str, teacher: str, tokens: int) -> Class:
@@ -119,9 +119,9 @@ def _class_of(tenant: str, teacher: str, tokens: int) -> Class:
 
 def recommended_s(p95_s: float) -> float:
     """Return a deadline that 95 % of guidance meets with headroom, rounded up to two digits."""
-    wanted_s = max(0.001, p95_s * HEADROOM)
-    step = 10.0 ** (math.floor(math.log10(wanted_s)) - 1)
-    return round(math.ceil(wanted_s / step - 1e-9) * step, 6)
+    target_s = max(0.001, p95_s * HEADROOM)
+    step = 10.0 ** (math.floor(math.log10(target_s)) - 1)
+    return round(math.ceil(target_s / step - 1e-9) * step, 6)
 
 
 def as_duration(seconds: float) -> str:
