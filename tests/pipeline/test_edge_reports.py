@@ -27,10 +27,10 @@ class Store:
     """An empty store that records the requested ids."""
 
     def __init__(self) -> None:
-        self.asked: list[str] = []
+        self.requested: list[str] = []
 
     async def get(self, _: str, receipt_id: str) -> None:
-        self.asked.append(receipt_id)
+        self.requested.append(receipt_id)
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ async def test_invalid_ids_are_not_read_from_the_store(receipt_id: str) -> None:
     store = Store()
     with pytest.raises(NotFound):
         await _reports(store).close(CALLER, receipt_id, replace(USAGE, at=NOW))
-    assert store.asked == []
+    assert store.requested == []
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ async def test_recent_unknown_guidance_is_a_temporary_error(at: float | None, re
     store, metrics = Store(), Metrics()
     with pytest.raises(refused):
         await _reports(store, metrics).close(CALLER, "req_" + "0" * 24, replace(USAGE, at=at))
-    assert len(store.asked) == 3
+    assert len(store.requested) == 3
     counted = 'gkt_edge_closings_total{outcome="unknown"} 1.0' in metrics.render().decode()
     assert counted == (refused is NotFound)
 
