@@ -313,7 +313,7 @@ async def gateway(
         admin[keys.WORKER] = worker or 1
         admin[keys.OWNER] = owner
         admin[keys.BATCHER] = batcher
-        admin[keys.USAGE_BOARD] = usage.board
+        admin[keys.USAGE_BOARD] = usage.workers
         admin[keys.UPTIME] = usage.uptime
         admin[keys.LEDGER] = ledger
         admin[keys.CALLERS_LISTENER] = keys.CallersListener()
@@ -349,7 +349,7 @@ async def gateway(
         tasks.keep("guidance_times", keep_written(settings.data, times))
         tasks.keep("heartbeat", heartbeat.run())
         tasks.keep("sweeper", sweeper.run())
-        tasks.keep("usage_board", usage.board.follow(redis))
+        tasks.keep("usage_board", usage.workers.follow(redis))
         tasks.keep("outbox_trimmer", usage.trimmer.run())
         watch_budgets = BudgetMonitor(redis, budgets, policies, settings.defaults, metrics, local_limits)
         tasks.keep("budgets", watch_budgets.run())

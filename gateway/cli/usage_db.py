@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from gateway.config.settings import Settings
     from gateway.usage.receipts_reader import ReceiptFilter
     from gateway.usage.rollup import SumRow
-    from gateway.usage.verify import Place
+    from gateway.usage.verify import SumPlace
 
 usage_db = typer.Typer(
     name="usage-db",
@@ -193,14 +193,14 @@ async def _export(settings: Settings, where: ReceiptFilter, form: ExportFormat, 
             return await export_receipts(store.receipts(where), form.value, output, told)
 
 
-async def _verify(settings: Settings) -> tuple[int, list[tuple[Place, SumRow, SumRow]]]:
+async def _verify(settings: Settings) -> tuple[int, list[tuple[SumPlace, SumRow, SumRow]]]:
     """Return the number of days and the sums that differ."""
     async with usage_store(settings) as store:
         span = await store.span() if await store.exists() else None
         if span is None:
             return 0, []
         first, last = (moment // DAY_S for moment in span)
-        found: list[tuple[Place, SumRow, SumRow]] = []
+        found: list[tuple[SumPlace, SumRow, SumRow]] = []
         with progress("verifying", last - first + 1) as told:
             for day in range(first, last + 1):
                 found += await store.read(partial(_differences, day=day, first=day == first))
@@ -208,7 +208,7 @@ async def _verify(settings: Settings) -> tuple[int, list[tuple[Place, SumRow, Su
         return last - first + 1, found
 
 
-def _differences(connection: Connection, day: int, *, first: bool) -> list[tuple[Place, SumRow, SumRow]]:
+def _differences(connection: Connection, day: int, *, first: bool) -> list[tuple[SumPlace, SumRow, SumRow]]:
     """Return the sums of a day that differ. Sums of the first day may count receipts that are deleted."""
     if connection.dialect.name == "postgresql":
         connection.execution_options(isolation_level="REPEATABLE READ")
@@ -216,7 +216,7 @@ def _differences(connection: Connection, day: int, *, first: bool) -> list[tuple
     return [one for one in found if not (first and one[1].requests > one[2].requests)]
 
 
-def _difference(place: Place, held: SumRow, computed: SumRow) -> str:
+def _difference(place: SumPlace, held: SumRow, computed: SumRow) -> str:
     seconds, start, dims = place
     where = ", ".join(f"{name} {value}" for name, value in dims._asdict().items() if value) or "all tenants"
     both = f"{held.requests} requests and {held.cost_pico} picodollars"

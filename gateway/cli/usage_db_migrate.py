@@ -18,7 +18,7 @@ from gateway.telemetry.metrics import Metrics
 from gateway.usage.archive_import import ArchiveImport
 from gateway.usage.counters import usd
 from gateway.usage.feed import OutboxFeed
-from gateway.usage.fill import ends, fill_sums
+from gateway.usage.fill import end_of, fill_sums
 from gateway.usage.previous_sums import PreviousSums
 from gateway.usage.receipts_reader import count_by_day
 from gateway.usage.state import WorkerLease, WorkerStateReader
@@ -202,7 +202,7 @@ def _compared(
     found: dict[str, PeriodComparison] = {}
     for day in sorted({*before, *(one.start // DAY_S for one in old)}):
         period = Period("day", day * DAY_S)
-        is_open = ends(period) > closed
+        is_open = end_of(period) > closed
         name = "since the upgrade" if is_open else f"{datetime.fromtimestamp(period.start, UTC):%Y-%m}"
         one = found.get(name) or PeriodComparison(
             name, PeriodFigures(), PeriodFigures(), frozenset(PeriodFigures._fields if is_open else ())

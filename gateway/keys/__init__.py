@@ -1,4 +1,4 @@
-"""The callers' keys: those of the policy files, and those that were made while the gateway runs, which are in Redis.
+"""API keys of callers: keys in policy files, and keys in Redis that were created while the gateway runs.
 
-Each process knows them all and asks nobody when a request comes. What changes in Redis it reads twice a second.
+Each process has all keys in memory, so authentication needs no I/O. A process reads changes from Redis twice a second.
 """

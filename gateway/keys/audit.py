@@ -1,4 +1,4 @@
-"""What operators did: who, when, what, and how it was before and after. The newest 10,000, in Redis."""
+"""The audit trail of operators' actions: the newest 10,000 entries, in Redis."""
 
 from __future__ import annotations
 
@@ -11,13 +11,18 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
 MAX_ENTRIES = 10_000
-"""About so many: Redis drops old ones in blocks. `keyring/common.lua` has the same number."""
+"""Approximate limit, because Redis trims old entries in blocks. `common.lua` has the same number."""
 _FIELDS = ("actor", "action", "tenant", "subject", "before", "after")
 
 
 @dataclass(frozen=True, slots=True)
 class AuditEntry:
-    """One action. `before` and `after` are JSON without secrets, or empty; `at` is Redis' time, in Unix seconds."""
+    """One action.
+
+    Attributes:
+        at: Unix seconds by Redis' clock.
+        before, after: states as JSON without secrets, or empty.
+    """
 
     id: str
     at: float
@@ -30,8 +35,10 @@ class AuditEntry:
 
 
 class AuditTrail:
-    """Args:
-    key: the stream's name in Redis.
+    """Write and read the audit trail.
+
+    Args:
+        key: name of the stream in Redis.
     """
 
     def __init__(self, redis: Redis, key: str) -> None:
@@ -41,25 +48,25 @@ class AuditTrail:
     async def write(
         self, *, actor: str, action: str, tenant: str, subject: str, before: str = "", after: str = ""
     ) -> None:
-        """Keep an action, before it is done: one that cannot be kept is not done. Raises RedisError and OSError.
+        """Write an action before it is carried out. If this raises, do not carry it out. Raises RedisError and OSError.
 
         Args:
-            actor: who says that he does it.
-            action: what is done, as noun and verb: `budget.raise`.
-            subject: of what in the tenant: a key's id, or empty.
-            before: how it was, as JSON without secrets.
-            after: how it is now, likewise.
+            actor: name that the operator gives.
+            action: noun and verb: `budget.raise`.
+            subject: object within the tenant: the id of a key, or empty.
+            before: previous state as JSON without secrets.
+            after: new state as JSON without secrets.
         """
         values: dict[Any, Any] = dict(zip(_FIELDS, (actor, action, tenant, subject, before, after), strict=True))
         await self._redis.xadd(self._key, values, maxlen=MAX_ENTRIES, approximate=True)
 
-    async def read(self, most: int, *, before_id: str | None = None) -> Sequence[AuditEntry]:
-        """The newest first, older than `before_id` if that is given. Raises RedisError and OSError."""
+    async def read(self, limit: int, *, before_id: str | None = None) -> Sequence[AuditEntry]:
+        """Return entries, newest first, that are older than `before_id` if given. Raises RedisError and OSError."""
         newest = "+" if before_id is None else f"({before_id}"
-        found: Any = await self._redis.xrevrange(self._key, max=newest, count=most)
-        return [_entry(raw_id.decode(), values) for raw_id, values in found]
+        raw_entries: Any = await self._redis.xrevrange(self._key, max=newest, count=limit)
+        return [_entry(raw_id.decode(), values) for raw_id, values in raw_entries]
 
 
 def _entry(entry_id: str, values: dict[bytes, bytes]) -> AuditEntry:
-    said = (values.get(name.encode(), b"").decode("utf-8", "replace") for name in _FIELDS)
-    return AuditEntry(entry_id, int(entry_id.partition("-")[0]) / 1000, *said)
+    texts = (values.get(name.encode(), b"").decode("utf-8", "replace") for name in _FIELDS)
+    return AuditEntry(entry_id, int(entry_id.partition("-")[0]) / 1000, *texts)

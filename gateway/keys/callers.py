@@ -1,4 +1,4 @@
-"""Whose a key is, wherever it is kept."""
+"""Authenticate callers by their API keys."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-_ASK = "Ask whoever runs this gateway for a new one."
+_NEW_KEY = "Ask the operator of this gateway for a new key."
 
 
 class Callers:
-    """The keys of the policy files and those of Redis as one. A key that stands in both is the file's."""
+    """Keys of policy files and of Redis. If a key is in both, the policy file applies."""
 
     def __init__(self, policies: Policies, ring: Keyring, follower: KeyFollower) -> None:
         self._policies = policies
@@ -32,35 +32,33 @@ class Callers:
         self._follower = follower
 
     def authenticate(self, token: str) -> Caller:
-        """Who shows this key. Raises NotAuthenticated, which says why and never holds the key.
+        """Return the caller with this key. Raises NotAuthenticated with the reason, never with the key.
 
-        A plain dict is safe here. It compares the SHA-256 of what was sent, and the time it takes can tell at most
-        how much of *that hash* is shared with a stored one. To use this, a stranger would have to find keys whose
-        hash begins as wanted, which costs as much as guessing, and would learn a hash, not a key.
+        A dict lookup is safe against timing attacks. It compares SHA-256 digests, so its time reveals at most a common
+        prefix of two digests. Finding a key with a given digest prefix costs as much as guessing keys.
         """
         digest = digest_of(token)
-        caller = self._policies.book.caller_of(digest) or self._made(digest)
+        caller = self._policies.book.caller_of(digest) or self._from_redis(digest)
         if caller is None:
-            raise NotAuthenticated("The API key is not known here. Check it, or ask whoever runs this gateway for one.")
+            raise NotAuthenticated("Unknown API key. Check the key, or ask the operator of this gateway for one.")
         expires_s = caller.key.expires
         if expires_s is not None and expires_s <= self._ring.now():
-            raise NotAuthenticated(f"This API key expired on {utc_text(expires_s)}. {_ASK}")
+            raise NotAuthenticated(f"This API key expired on {utc_text(expires_s)}. {_NEW_KEY}")
         self._follower.record_use(digest)
         return caller
 
-    def _made(self, digest: str) -> Caller | None:
-        """The caller of a key that is in Redis."""
+    def _from_redis(self, digest: str) -> Caller | None:
         held = self._ring.find(digest)
         if held is None:
             return None
         match held.status(self._ring.now()):
             case "revoked":
-                raise NotAuthenticated(f"This API key was revoked. {_ASK}")
+                raise NotAuthenticated(f"This API key was revoked. {_NEW_KEY}")
             case "replaced":
-                raise NotAuthenticated("This API key was replaced by a new one, and its grace time is over. Use that.")
+                raise NotAuthenticated("This API key was rotated, and its grace period is over. Use the new key.")
         policy = self._policies.book.policy_of(held.tenant)
         if policy is None:
-            raise NotAuthenticated("This API key is of a tenant that this gateway serves no more.")
+            raise NotAuthenticated("The tenant of this API key is no longer served by this gateway.")
         return Caller(policy, _entry(held))
 
 
@@ -68,13 +66,13 @@ def _entry(held: HeldKey) -> KeyEntry:
     try:
         return held.entry
     except ValueError:
-        # A newer version of the gateway made it. To leave out a limit that it has would be worse.
+        # A newer version of the gateway created the key. Rejecting it is safer than ignoring one of its limits.
         log.error("key_unreadable", tenant=held.tenant, key=held.id)
         raise NotAuthenticated(
-            "What this API key may do cannot be read by this version of the gateway. Ask whoever runs it."
+            "This version of the gateway cannot read the permissions of this API key. Ask the operator of this gateway."
         ) from None
 
 
 def utc_text(unix_s: float) -> str:
-    """A time for people, in UTC."""
+    """Return a time in UTC for messages."""
     return datetime.fromtimestamp(unix_s, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

@@ -1,4 +1,4 @@
--- What comes before each script that changes keys. Times are microseconds of Redis TIME; no process clock is trusted.
+-- Common part of all scripts that change keys. Times are microseconds of Redis TIME, because clocks of processes differ.
 --
 -- KEYS  terms, dates, names, changes, heads, state, ends, used, audit (KeyringKeys)
 
@@ -6,15 +6,15 @@ local terms, dates, names, changes, heads, state, ends, used, audit = unpack(KEY
 local clock = redis.call('TIME')
 local now = clock[1] * 1000000 + clock[2]
 
--- How far back a process may be and still read only what changed; how long a key that ended stays to be seen; how many
--- such are forgotten at a time.
-local most_heads, keep_ended, most_forgotten, most_audit = 1000, 30 * 86400 * 1000000, 100, 10000
+-- Limits: versions of the history (a process further behind reads all keys again), retention of ended keys, ended keys to
+-- delete in one call, audit entries.
+local max_heads, keep_ended, max_deleted, max_audit = 1000, 30 * 86400 * 1000000, 100, 10000
 
 local function whole(number)
   return string.format('%.0f', number)
 end
 
--- Dates are one line, tenant|id|created|expires|revoked|replaces|1 if replaced, where 0 and an empty word are none.
+-- Dates are one line: tenant|id|created|expires|revoked|replaces|1 if replaced. 0 and an empty field mean none.
 local function read_dates(sha)
   local tenant, id, created, expires, revoked, replaces, replaced = string.match(
     redis.call('HGET', dates, sha), '^(.-)|(.-)|(.-)|(.-)|(.-)|(.-)|(.-)$')
@@ -22,39 +22,39 @@ local function read_dates(sha)
           revoked = tonumber(revoked), replaces = replaces, replaced = replaced}
 end
 
--- Keep it, and let every process read it: as the next version, with a word that no other history has at its place.
-local function keep(sha, key, word)
+-- Stores a key as the next version of the history. `word` is a random nonce that distinguishes this history from others.
+local function store(sha, key, word)
   redis.call('HSET', dates, sha, table.concat({key.tenant, key.id, whole(key.created), whole(key.expires),
     whole(key.revoked), key.replaces, key.replaced}, '|'))
   redis.call('HSET', names, key.tenant .. '/' .. key.id, sha)
-  local ends_at = key.expires
-  if key.revoked > 0 and (ends_at == 0 or key.revoked < ends_at) then
-    ends_at = key.revoked
+  local ended_at = key.expires
+  if key.revoked > 0 and (ended_at == 0 or key.revoked < ended_at) then
+    ended_at = key.revoked
   end
-  if ends_at > 0 then
-    redis.call('ZADD', ends, whole(ends_at), sha)
+  if ended_at > 0 then
+    redis.call('ZADD', ends, whole(ended_at), sha)
   end
   local version = redis.call('HINCRBY', state, 'version', 1)
   redis.call('HSET', state, 'word', word)
   redis.call('HSET', heads, version, word)
-  redis.call('HDEL', heads, version - most_heads)
+  redis.call('HDEL', heads, version - max_heads)
   redis.call('ZADD', changes, version, sha)
 end
 
--- For the audit trail: what a key may do, and until when, as JSON.
-local function shown(sha, key)
+-- Returns terms and expiry of a key as JSON for the audit trail.
+local function audit_json(sha, key)
   local expires = key.expires == 0 and 'null' or whole(math.floor(key.expires / 1000000))
   return string.sub(redis.call('HGET', terms, sha), 1, -2) .. ',"id":"' .. key.id .. '","expires":' .. expires .. '}'
 end
 
-local function tell(actor, action, key, before, after)
-  redis.call('XADD', audit, 'MAXLEN', '~', most_audit, '*', 'actor', actor, 'action', action,
+local function write_audit(actor, action, key, before, after)
+  redis.call('XADD', audit, 'MAXLEN', '~', max_audit, '*', 'actor', actor, 'action', action,
     'tenant', key.tenant, 'subject', key.id, 'before', before, 'after', after)
 end
 
-local function forget_ended()
+local function delete_ended()
   for _, sha in ipairs(redis.call('ZRANGE', ends, '-inf', whole(now - keep_ended), 'BYSCORE',
-                                  'LIMIT', 0, most_forgotten)) do
+                                  'LIMIT', 0, max_deleted)) do
     local key = read_dates(sha)
     redis.call('HDEL', terms, sha)
     redis.call('HDEL', dates, sha)
@@ -65,11 +65,11 @@ local function forget_ended()
   end
 end
 
--- When a key is to end, of the moment and the time from now that were asked for, each 0 if it was not.
-local function ending(moment, lasting)
-  return lasting > 0 and now + lasting or moment
+-- Returns when a key expires, given a time or a duration; 0 if neither is given.
+local function expiry(time, duration)
+  return duration > 0 and now + duration or time
 end
 
-local function answer(said, sha)
-  return {said, redis.call('HGET', terms, sha), redis.call('HGET', dates, sha)}
+local function reply_with(status, sha)
+  return {status, redis.call('HGET', terms, sha), redis.call('HGET', dates, sha)}
 end

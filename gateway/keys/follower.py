@@ -1,4 +1,4 @@
-"""Keeps a process's keys as they are in Redis, and tells Redis which of them are in use."""
+"""Keep the keys of a process equal to those in Redis, and report used keys to Redis."""
 
 from __future__ import annotations
 
@@ -18,55 +18,55 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-_LOOK_EVERY_S = 0.5
-_TELL_EVERY_S = 5.0
-_TOLD_AT_ONCE = 1000
-_MOST_SEEN = 200_000
-# Keys that Redis has forgotten do not hold anyway, so they may stand here for a while.
-_MOST_FORGOTTEN = 1000
-_TRIES_AT_START = 5
+_READ_EVERY_S = 0.5
+_REPORT_EVERY_S = 5.0
+_REPORTED_AT_ONCE = 1000
+_MAX_USED = 200_000
+# Keys that Redis has deleted ended long ago, so they may stay in memory for a while.
+_MAX_DELETED = 1000
+_START_ATTEMPTS = 5
 
 
 class KeyFollower:
-    """Looks for changes twice a second. While Redis is away what was last read holds on."""
+    """Read changes of keys twice a second. While Redis is unavailable, the last known keys stay valid."""
 
     def __init__(self, redis: RedisClient, in_redis: RedisKeyring, ring: Keyring) -> None:
         self._redis = redis
         self._in_redis = in_redis
         self._ring = ring
         self._head = HistoryHead()
-        self._seen: set[str] = set()
+        self._used: set[str] = set()
         self._catching_up = asyncio.Lock()
         self._failed = False
 
     def record_use(self, sha256: str) -> None:
-        """A key of those that are known was used."""
-        if len(self._seen) < _MOST_SEEN:
-            self._seen.add(sha256)
+        """Record the use of a known key."""
+        if len(self._used) < _MAX_USED:
+            self._used.add(sha256)
 
     async def start(self) -> None:
-        """Read all keys: before that, those who have one would be turned away. Raises StartupError."""
-        for _ in range(_TRIES_AT_START):
+        """Read all keys, because unknown keys are rejected. Raises StartupError."""
+        for _ in range(_START_ATTEMPTS):
             try:
                 await self.catch_up()
             except (RedisError, OSError) as error:
-                why = type(error).__name__
-                await asyncio.sleep(_LOOK_EVERY_S)
+                reason = type(error).__name__
+                await asyncio.sleep(_READ_EVERY_S)
             else:
                 return
-        raise StartupError(f"The callers' keys cannot be read from Redis ({why}). Is it overloaded?")
+        raise StartupError(f"The API keys cannot be read from Redis ({reason}). Check whether Redis is overloaded.")
 
     async def follow(self) -> None:
-        """Read what changes, for ever.
+        """Read changes until canceled.
 
-        Also while requests let Redis rest: a key that is revoked must not hold on because something else was slow.
+        It also reads while requests avoid Redis: a revoked key must not stay valid because another command was slow.
         """
         while True:
-            await asyncio.sleep(_LOOK_EVERY_S)
+            await asyncio.sleep(_READ_EVERY_S)
             try:
                 await self.catch_up()
             except Exception as error:
-                # Requests find out for themselves whether Redis is slow for them: a page of keys may take longer.
+                # Do not mark Redis as failed: a page of keys may take longer than the commands of requests.
                 if not self._failed or not _expected(error):
                     log.warning("keys_not_read", error=type(error).__name__, exc_info=not _expected(error))
                 self._failed = True
@@ -74,9 +74,9 @@ class KeyFollower:
                 self._failed = False
 
     async def report(self) -> None:
-        """Tell which keys are in use, for ever."""
+        """Report used keys until canceled."""
         while True:
-            await asyncio.sleep(_TELL_EVERY_S)
+            await asyncio.sleep(_REPORT_EVERY_S)
             if not self._redis.up:
                 continue
             try:
@@ -85,27 +85,27 @@ class KeyFollower:
                 log.warning("key_uses_not_written", error=type(error).__name__, exc_info=not _expected(error))
 
     async def report_uses(self) -> None:
-        """Tell which keys are in use. Raises RedisError and OSError; what was not told is told the next time."""
-        while self._seen:
-            some = [self._seen.pop() for _ in range(min(_TOLD_AT_ONCE, len(self._seen)))]
+        """Report used keys to Redis. Keep them for the next call if this fails. Raises RedisError and OSError."""
+        while self._used:
+            batch = [self._used.pop() for _ in range(min(_REPORTED_AT_ONCE, len(self._used)))]
             try:
-                await self._in_redis.record_use(some)
+                await self._in_redis.record_use(batch)
             except BaseException:
-                self._seen.update(some)
+                self._used.update(batch)
                 raise
 
     async def catch_up(self) -> None:
-        """Know what Redis knows now. Raises RedisError and OSError."""
+        """Read all changes that Redis has now. Raises RedisError and OSError."""
         async with self._catching_up:
             if not await self._read(self._head):
-                # Redis has begun anew, or lost the last moments in a failover: what it has now is what counts.
+                # Redis lost its data, or its last changes in a failover. Its current keys apply.
                 before = len(self._ring)
                 if await self._read(HistoryHead()):
                     log.warning("keys_reloaded", before=before, now=len(self._ring))
 
     async def _read(self, since: HistoryHead) -> bool:
-        """Read what came after `since`, or all: whether `since` is still a part of the history."""
-        # All that is read anew is gathered apart: until it is whole, what was known holds.
+        """Read changes after `since`, or all keys. Return whether `since` is part of the history."""
+        # Collect all keys in a new ring: until it is complete, the known keys stay valid.
         ring = self._ring if since.version else Keyring()
         seen, after = since, since.version
         while True:
@@ -113,7 +113,7 @@ class KeyFollower:
             if not page.known:
                 return False
             if page.unreadable:
-                # They stay in Redis: a newer version of the gateway may be able to read them.
+                # They stay in Redis, because a newer version of the gateway may be able to read them.
                 log.error("keys_unreadable", keys=page.unreadable)
             ring.update(page.keys)
             if page.last:
@@ -122,8 +122,8 @@ class KeyFollower:
         if ring is not self._ring:
             self._ring.replace_with(ring)
         self._ring.mark_read(page.redis_s)
-        # Redis forgets keys that ended long ago and says nothing of it. They do not hold, and take room.
-        self._head = HistoryHead() if len(self._ring) > page.total_keys + _MOST_FORGOTTEN else page.head
+        # Redis deletes keys that ended long ago without a change record. Read all keys again to free their memory.
+        self._head = HistoryHead() if len(self._ring) > page.total_keys + _MAX_DELETED else page.head
         return True
 
 

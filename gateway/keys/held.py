@@ -1,4 +1,4 @@
-"""One key out of Redis: what it may do, since when and how long."""
+"""A key from Redis: its permissions and its dates."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _MICRO = 1_000_000
 
 
 class KeyTerms(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
-    """What a key may do, as Redis keeps it. It stays as it was made.
+    """Permissions of a key as stored in Redis. They never change.
 
-    `limits` and `budget` are in the words of policy files. A term of a later version is not passed over: it may be one
-    that takes something away.
+    `limits` and `budget` have the fields of policy files. Unknown fields of a later version are an error, because
+    ignoring them might grant too much.
     """
 
     hint: str
@@ -41,25 +41,27 @@ _DECODER = msgspec.json.Decoder(KeyTerms, float_hook=Decimal)
 
 
 def policy_fields(rule: BaseModel | None) -> dict[str, Any] | None:
-    """Limits or a budget in the words of policy files; money stays Decimal. Only what was said: the rest may change."""
+    """Return limits or a budget with the fields of policy files. Money stays Decimal.
+
+    Defaults are omitted, because they may change. Fields of these rules have no aliases and no nested models.
+    """
     if rule is None:
         return None
-    # Fields of these rules have no aliases and hold no shapes.
-    said = {name: getattr(rule, name) for name in type(rule).model_fields if name in rule.model_fields_set}
+    explicit = {name: getattr(rule, name) for name in type(rule).model_fields if name in rule.model_fields_set}
     return {
         name: str(value) if isinstance(value, BudgetDuration) else value
-        for name, value in said.items()
+        for name, value in explicit.items()
         if value is not None
     }
 
 
 @dataclass(frozen=True)
 class HeldKey:
-    """A key as a process holds it. Times are Unix seconds by Redis' clock.
+    """A key in memory. Times are Unix seconds by Redis' clock.
 
     Attributes:
-        replaces: the id of the key whose place it took.
-        replaced: whether another key took its place; then `expires_s` ends its grace time.
+        replaces: id of the key that this key replaced by rotation.
+        replaced: whether another key replaced this key. Then `expires_s` is the end of its grace period.
     """
 
     sha256: str
@@ -74,7 +76,7 @@ class HeldKey:
 
     @classmethod
     def of(cls, sha256: bytes, terms: bytes, dates: bytes) -> HeldKey:
-        """As the scripts tell it. Raises ValueError if that cannot be read."""
+        """Decode a key from the reply of a script. Raises ValueError."""
         tenant, key_id, created, expires, revoked, replaces, replaced = dates.decode().split("|")
         return cls(
             sha256.decode(),
@@ -90,7 +92,7 @@ class HeldKey:
 
     @cached_property
     def entry(self) -> KeyEntry:
-        """What it may do, as of a key in a policy file. Raises ValueError if this version does not understand it."""
+        """Return the key as an entry of a policy file. Raises ValueError if this version cannot read its terms."""
         return KeyEntry.model_validate(
             {
                 "id": self.id,
@@ -103,7 +105,7 @@ class HeldKey:
         )
 
     def status(self, now: float) -> Status:
-        """Whether it holds at `now`: it does when it is active or in its grace time."""
+        """Return the status at `now` (Unix seconds). The key is valid while `active` or in `grace`."""
         if self.revoked_s is not None:
             return "revoked"
         over = self.expires_s is not None and self.expires_s <= now

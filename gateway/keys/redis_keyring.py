@@ -1,4 +1,4 @@
-"""The keys in Redis: what changes them, each in one script, and what a process reads of them."""
+"""Create, rotate, revoke and read keys in Redis. Each change is one script."""
 
 from __future__ import annotations
 
@@ -22,21 +22,22 @@ if TYPE_CHECKING:
     from gateway.redis.keys import RedisKeys
 
 MAX_KEYS = 100_000
-"""In Redis, those included that ended within the last 30 days."""
-_MOST_USED = 2 * MAX_KEYS
-# Read within redis.timeout, which may be short.
+"""Limit of keys in Redis, including keys that ended within the last 30 days."""
+_MAX_USED = 2 * MAX_KEYS
+# Small enough to read within redis.timeout, which may be short.
 _PAGE = 200
 _MICRO = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class KeyExpiry:
-    """When a key ends: at a moment in Unix seconds, or after some seconds from when it is made; neither: never."""
+    """When a key expires: at a time in Unix seconds, in some seconds from its creation, or never."""
 
     at_s: float | None = None
     in_s: float | None = None
 
     def arguments(self) -> tuple[int, int]:
+        """Return the arguments of a script, in microseconds."""
         return _us(self.at_s), _us(self.in_s)
 
 
@@ -45,21 +46,22 @@ NEVER = KeyExpiry()
 
 @dataclass(frozen=True, slots=True)
 class HistoryHead:
-    """The end of the history of keys. Its word tells it from other histories: Redis may have begun anew."""
+    """The last version of the history of keys. `nonce` distinguishes histories, because Redis may lose its data."""
 
     version: int = 0
-    word: str = ""
+    nonce: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class KeyringChanges:
-    """Some of what changed.
+    """A page of changes.
 
     Attributes:
-        known: whether the history has the head that was asked with. Else nothing more is told.
-        read_version: the version up to which this page tells.
-        total_keys: how many there are in Redis.
-        unreadable: how many of the page this version of the gateway cannot read.
+        known: whether the history contains the head of the request. If not, the page has no keys.
+        redis_s: time by Redis' clock, in Unix seconds.
+        read_version: version up to which this page contains changes.
+        total_keys: number of keys in Redis.
+        unreadable: number of keys of this page that this version of the gateway cannot read.
     """
 
     known: bool
@@ -72,14 +74,17 @@ class KeyringChanges:
 
     @property
     def last(self) -> bool:
+        """Return whether this is the last page."""
         return self.read_version >= self.head.version
 
 
 class RedisKeyring:
-    """Every method awaits Redis once, and raises RedisError and OSError when that cannot be."""
+    """Keys in Redis. Every method makes one call to Redis, and raises RedisError and OSError."""
 
-    def __init__(self, redis: Redis, keys: RedisKeys) -> None:
+    def __init__(self, redis: Redis, keys: RedisKeys, *, page_size: int = _PAGE, max_used: int = _MAX_USED) -> None:
         names = keys.keyring()
+        self._page_size = page_size
+        self._max_used = max_used
         self._redis = redis
         self._used = names.used
         self._all = names.as_list()
@@ -88,48 +93,48 @@ class RedisKeyring:
         self._rotate = _script(redis, "common.lua", "rotate.lua")
         self._revoke = _script(redis, "common.lua", "revoke.lua")
         self._read = _script(redis, "read.lua")
-        self._saw = _script(redis, "saw.lua")
+        self._record_use = _script(redis, "saw.lua")
 
     async def create(
         self, sha256: str, tenant: str, key_id: str, terms: KeyTerms, expiry: KeyExpiry, actor: str
     ) -> HeldKey:
-        """Keep a new key. Raises Conflict as well."""
-        said = await self._create(
+        """Store a new key. Also raises Conflict."""
+        reply = await self._create(
             keys=self._all,
-            args=[sha256, tenant, key_id, terms.to_json(), *expiry.arguments(), _word(), MAX_KEYS, actor],
+            args=[sha256, tenant, key_id, terms.to_json(), *expiry.arguments(), _nonce(), MAX_KEYS, actor],
         )
-        return _held(said, sha256.encode(), f"{tenant}/{key_id}")
+        return _held(reply, sha256.encode(), f"{tenant}/{key_id}")
 
     async def rotate(
         self, old: HeldKey, sha256: str, terms: KeyTerms, *, grace_s: float, expiry: KeyExpiry, actor: str
     ) -> tuple[HeldKey, HeldKey]:
-        """Put a new key in the place of an old one: (new, old). Without an expiry the new one has that of the old one.
+        """Replace an old key by a new key. Return both: (new, old).
 
-        Raises Conflict as well.
+        Without an expiry, the new key has that of the old key. Also raises Conflict.
         """
-        said = await self._rotate(
+        reply = await self._rotate(
             keys=self._all,
             args=[
                 *(sha256, old.tenant, old.id, terms.to_json(), old.sha256),
-                *(_us(grace_s), *expiry.arguments(), _word(), MAX_KEYS, actor),
+                *(_us(grace_s), *expiry.arguments(), _nonce(), MAX_KEYS, actor),
             ],
         )
-        new = _held(said, sha256.encode(), f"{old.tenant}/{old.id}")
-        return new, HeldKey.of(*said[3:6])
+        new = _held(reply, sha256.encode(), f"{old.tenant}/{old.id}")
+        return new, HeldKey.of(*reply[3:6])
 
     async def revoke(self, tenant: str, key_id: str, actor: str) -> HeldKey:
-        """End a key at once. Raises NotFound as well."""
-        said = await self._revoke(keys=self._all, args=[tenant, key_id, _word(), actor])
-        if said[0] == b"unknown":
+        """Revoke a key at once. Also raises NotFound."""
+        reply = await self._revoke(keys=self._all, args=[tenant, key_id, _nonce(), actor])
+        if reply[0] == b"unknown":
             raise NotFound(f"Tenant '{tenant}' has no key '{key_id}' in Redis.", param="id")
-        return HeldKey.of(said[3], said[1], said[2])
+        return HeldKey.of(reply[3], reply[1], reply[2])
 
     async def read(self, seen: HistoryHead, after: int) -> KeyringChanges:
-        """What changed after a version, if the history is still the one that had the head `seen`."""
-        known, version, word, in_all, redis_us, *flat = await self._read(
-            keys=self._read_keys, args=[seen.version, seen.word, after, _PAGE]
+        """Return a page of changes after the version `after`, if the history contains the head `seen`."""
+        known, version, nonce, total, redis_us, *flat = await self._read(
+            keys=self._read_keys, args=[seen.version, seen.nonce, after, self._page_size]
         )
-        head = HistoryHead(int(version), word.decode())
+        head = HistoryHead(int(version), nonce.decode())
         keys, unreadable, read_version = [], 0, after
         for i in range(0, len(flat), 4):
             read_version = int(flat[i + 1])
@@ -137,20 +142,20 @@ class RedisKeyring:
                 keys.append(HeldKey.of(flat[i], flat[i + 2], flat[i + 3]))
             except (ValueError, TypeError, AttributeError, msgspec.MsgspecError):
                 unreadable += 1
-        if len(flat) < 4 * _PAGE:
+        if len(flat) < 4 * self._page_size:
             read_version = head.version
-        return KeyringChanges(bool(known), head, in_all, int(redis_us) / _MICRO, read_version, keys, unreadable)
+        return KeyringChanges(bool(known), head, total, int(redis_us) / _MICRO, read_version, keys, unreadable)
 
     async def record_use(self, hashes: Iterable[str]) -> None:
-        """These keys were in use."""
-        await self._saw(keys=[self._used], args=[_MOST_USED, *hashes])
+        """Store the current time as the last use of these keys."""
+        await self._record_use(keys=[self._used], args=[self._max_used, *hashes])
 
     async def last_used(self, hashes: Sequence[str]) -> Mapping[str, float]:
-        """When each was last seen in use, in Unix seconds; those that were not are missing."""
+        """Return the time of the last use by key, in Unix seconds, without unused keys."""
         if not hashes:
             return {}
-        found: Any = await self._redis.zmscore(self._used, list(hashes))
-        return {one: float(us) / _MICRO for one, us in zip(hashes, found, strict=True) if us is not None}
+        scores: Any = await self._redis.zmscore(self._used, list(hashes))
+        return {sha: float(us) / _MICRO for sha, us in zip(hashes, scores, strict=True) if us is not None}
 
 
 def _script(redis: Redis, *names: str) -> AsyncScript:
@@ -158,7 +163,7 @@ def _script(redis: Redis, *names: str) -> AsyncScript:
     return redis.register_script("\n".join(folder.joinpath(name).read_text("utf-8") for name in names))
 
 
-def _word() -> str:
+def _nonce() -> str:
     return secrets.token_hex(8)
 
 
@@ -166,18 +171,18 @@ def _us(seconds: float | None) -> int:
     return round((seconds or 0) * _MICRO)
 
 
-_WRONG = {
-    b"taken": "There is a key {name} already. Take another id, or put a new key in its place: rotate it.",
-    b"full": f"There are {MAX_KEYS} keys already: more are not taken. Those that ended are forgotten after 30 days.",
-    b"past": "'expires' lies in the past.",
-    b"changed": "Key {name} was changed by somebody else at the same time. Look at it again.",
-    b"revoked": "Key {name} is revoked, so it cannot be rotated. Create another.",
-    b"expired": "Key {name} has expired, so it cannot be rotated. Create another.",
-    b"replaced": "Key {name} was rotated already. Rotate the key that took its place.",
+_CONFLICTS = {
+    b"taken": "Key {name} already exists. Use another id, or rotate the key.",
+    b"full": f"The limit of {MAX_KEYS} keys is reached. Keys that ended are deleted after 30 days.",
+    b"past": "'expires' is in the past.",
+    b"changed": "Key {name} was changed concurrently. Read it again, and retry.",
+    b"revoked": "Key {name} is revoked, so it cannot be rotated. Create a new key.",
+    b"expired": "Key {name} has expired, so it cannot be rotated. Create a new key.",
+    b"replaced": "Key {name} was already rotated. Rotate the key that replaced it.",
 }
 
 
-def _held(said: list[Any], sha256: bytes, name: str) -> HeldKey:
-    if said[0] != b"ok":
-        raise Conflict(_WRONG[said[0]].format(name=f"'{name}'"))
-    return HeldKey.of(sha256, said[1], said[2])
+def _held(reply: list[Any], sha256: bytes, name: str) -> HeldKey:
+    if reply[0] != b"ok":
+        raise Conflict(_CONFLICTS[reply[0]].format(name=f"'{name}'"))
+    return HeldKey.of(sha256, reply[1], reply[2])

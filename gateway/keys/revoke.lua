@@ -1,4 +1,4 @@
--- The end of a key, at once. To revoke it twice does no harm.
+-- Revokes a key at once. Running it twice is safe.
 --
 -- ARGV  tenant, id, word, actor
 -- Returns {'ok', terms, dates, SHA-256}, or {'unknown'}
@@ -10,9 +10,9 @@ end
 local key = read_dates(sha)
 if key.revoked == 0 then
   key.revoked = now
-  keep(sha, key, ARGV[3])
-  tell(ARGV[4], 'key.revoke', key, shown(sha, key), '')
+  store(sha, key, ARGV[3])
+  write_audit(ARGV[4], 'key.revoke', key, audit_json(sha, key), '')
 end
-local said = answer('ok', sha)
-said[4] = sha
-return said
+local reply = reply_with('ok', sha)
+reply[4] = sha
+return reply

@@ -1,4 +1,4 @@
-"""All keys of Redis, in the memory of one process."""
+"""All keys of Redis in the memory of one process."""
 
 from __future__ import annotations
 
@@ -12,55 +12,60 @@ if TYPE_CHECKING:
 
 
 class Keyring:
-    """Found by the SHA-256 of the whole key, and by tenant and id. It awaits nobody.
+    """Keys by SHA-256 digest, and by tenant and id. No method awaits.
 
     Args:
-        monotonic: seconds on a clock that goes on evenly.
+        monotonic: returns monotonic seconds.
     """
 
     def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._monotonic = monotonic
         self._by_hash: dict[str, HeldKey] = {}
-        self._by_name: dict[tuple[str, str], HeldKey] = {}
-        self._redis_s: float | None = None  # Redis' time when it was last read
+        self._by_id: dict[tuple[str, str], HeldKey] = {}
+        self._redis_s: float | None = None  # Redis' time at the last read
         self._read_at = 0.0
 
     def __len__(self) -> int:
         return len(self._by_hash)
 
     def find(self, sha256: str) -> HeldKey | None:
+        """Return the key with this digest in hex, or None."""
         return self._by_hash.get(sha256)
 
     def by_id(self, tenant: str, key_id: str) -> HeldKey | None:
-        return self._by_name.get((tenant, key_id))
+        """Return the key of a tenant with this id, or None."""
+        return self._by_id.get((tenant, key_id))
 
     def all(self) -> Iterator[HeldKey]:
-        """All of them, also those that ended."""
+        """Return all keys, including ended keys."""
         return iter(self._by_hash.values())
 
     def now(self) -> float:
-        """Redis' time, in Unix seconds. It goes on while Redis is away; this process's own until it was first read."""
+        """Return the time by Redis' clock in Unix seconds, extrapolated from the last read.
+
+        Before the first read, return the local time.
+        """
         if self._redis_s is None:
             return time.time()
         return self._redis_s + self._monotonic() - self._read_at
 
     def age_s(self) -> float | None:
-        """How long ago all was read that there is; None if it never was."""
+        """Return the seconds since all changes were read; None before the first read."""
         return None if self._redis_s is None else self._monotonic() - self._read_at
 
     def update(self, keys: Iterable[HeldKey]) -> None:
-        """Take in keys that are new, or not as they were."""
+        """Store new and changed keys."""
         for key in keys:
-            before = self._by_hash.get(key.sha256)
-            if before is not None and self.by_id(before.tenant, before.id) is before:
-                del self._by_name[before.tenant, before.id]
+            old = self._by_hash.get(key.sha256)
+            if old is not None and self.by_id(old.tenant, old.id) is old:
+                del self._by_id[old.tenant, old.id]
             self._by_hash[key.sha256] = key
-            self._by_name[key.tenant, key.id] = key
+            self._by_id[key.tenant, key.id] = key
 
     def replace_with(self, other: Keyring) -> None:
-        """Hold the keys of another ring, which is given up, and no others. It takes no time, however many they are."""
-        self._by_hash, self._by_name = other._by_hash, other._by_name
+        """Replace all keys by those of another ring, in constant time. Do not use the other ring afterwards."""
+        self._by_hash, self._by_id = other._by_hash, other._by_id
 
     def mark_read(self, redis_s: float) -> None:
-        """All is known that Redis had at that time of its own."""
+        """Record that all changes up to `redis_s` (Unix seconds by Redis' clock) were read."""
         self._redis_s, self._read_at = redis_s, self._monotonic()

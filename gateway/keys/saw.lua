@@ -1,7 +1,7 @@
--- Keys that a process saw in use of late.
+-- Stores the current time as the last use of keys.
 --
 -- KEYS  used
--- ARGV  most keys to remember, then the SHA-256 of each
+-- ARGV  limit of keys to store, then the SHA-256 of each used key
 
 local clock = redis.call('TIME')
 local now = string.format('%.0f', clock[1] * 1000000 + clock[2])

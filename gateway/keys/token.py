@@ -1,4 +1,4 @@
-"""The key itself. It is made here, shown once, and kept nowhere."""
+"""Generate and hash API keys. A key is shown once and stored nowhere."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ _HINT_CHARS = 6
 
 
 def new_token() -> str:
-    """A new key: `gk-` and 43 characters, 256 bits of chance."""
+    """Return a new key: `gk-` and 43 characters with 256 random bits."""
     return PREFIX + secrets.token_urlsafe(_RANDOM_BYTES)
 
 
 def digest_of(token: str) -> str:
-    """By which a key is found: the SHA-256 of all of it, in hex."""
+    """Return the SHA-256 digest of a key in hex."""
     return sha256(token.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def hint_of(token: str) -> str:
-    """What people may see of a key later, to tell it from others. It tells 18 of its 256 bits."""
+    """Return the visible prefix of a key, which helps to recognize it. It reveals 18 of 256 bits."""
     return token[:_HINT_CHARS]

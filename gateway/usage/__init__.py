@@ -1,1 +1,1 @@
-"""What was used, by whom, and what it cost and saved: rows, as tenants, operators and finance ask for them."""
+"""Store receipts in the usage database, add them up, and answer queries about usage, costs and savings."""

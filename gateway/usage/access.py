@@ -1,4 +1,4 @@
-"""What a gateway process needs of the usage database and of its workers."""
+"""Give a gateway process access to the usage database and to the state of the usage workers."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ if TYPE_CHECKING:
 
 
 class _Database:
-    """The database that `address` names. The first query imports SQLAlchemy, which takes 0.3 s and 20 MB."""
+    """The usage database, opened by the first query: importing SQLAlchemy takes 0.3 s and 20 MB."""
 
     def __init__(self, address: str) -> None:
         self._address = address
         self._engine: UsageEngine | None = None
-        self._making = Lock()
+        self._lock = Lock()
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
         """See `UsageEngine.reading`."""
         from gateway.usage.engine import UsageEngine
 
-        with self._making:
+        with self._lock:
             engine = self._engine = self._engine or UsageEngine(self._address)
         with engine.reading() as connection:
             yield connection
@@ -57,56 +57,60 @@ class _Database:
 
 @dataclass(frozen=True, slots=True)
 class UsageAccess:
-    """Attributes:
-    receipts: finds receipts that Redis holds no longer.
-    board: the state of the usage workers.
+    """Readers of the usage database, the state of its workers, and the outbox trimmer.
+
+    Attributes:
+        receipts: finds receipts that have expired in Redis.
+        workers: reads the state of the usage workers.
     """
 
     receipts: ReceiptFinder
     sums: SumsReader
     comparisons: ComparisonReader
     uptime: UptimeReader
-    board: WorkerStateReader
+    workers: WorkerStateReader
     trimmer: OutboxTrimmer
     _retention: Retention
     _threads: tuple[QueryThreads, ...]
     _database: _Database
 
     def reader(self) -> UsageReader:
-        """Return a reader with turns of its own."""
+        """Return a reader with its own concurrency limits."""
         return UsageReader(self.sums, self._retention)
 
     async def close(self) -> None:
-        """Close the database without waiting for queries that run."""
+        """Close the database without waiting for running queries."""
         for threads in self._threads:
             threads.close()
         await asyncio.to_thread(self._database.close)
 
 
-def usage_access(settings: Settings, client: RedisClient, keys: RedisKeys, owner: str, metrics: Metrics) -> UsageAccess:
-    """Return access to the database that `usage` in config.yaml names. It opens when first used."""
-    kept = settings.usage
-    address = address_of(kept.url.get_secret_value(), settings.data)
+def usage_access(
+    settings: Settings, client: RedisClient, keys: RedisKeys, process_id: str, metrics: Metrics
+) -> UsageAccess:
+    """Return access to the database set by `usage` in config.yaml. The database opens when first used."""
+    usage = settings.usage
+    address = address_of(usage.url.get_secret_value(), settings.data)
     database = _Database(address)
-    threads, of_receipts = QueryThreads(database), QueryThreads(database)
-    board = WorkerStateReader(client.commands, keys.ledger(), metrics, shown(address))
+    threads, receipt_threads = QueryThreads(database), QueryThreads(database)
+    workers = WorkerStateReader(client.commands, keys.ledger(), metrics, shown(address))
     trimmer = OutboxTrimmer(
         client,
         client.commands,
         keys,
-        owner,
-        most=settings.receipts.max_buffered,
-        state=lambda: board.state,
+        process_id,
+        limit=settings.receipts.max_buffered,
+        state=lambda: workers.state,
         metrics=metrics,
     )
     return UsageAccess(
-        ReceiptFinder(of_receipts),
+        ReceiptFinder(receipt_threads),
         SumsReader(threads),
         ComparisonReader(threads),
-        UptimeReader(threads, kept.days_s),
-        board,
+        UptimeReader(threads, usage.days_s),
+        workers,
         trimmer,
-        Retention(kept.minutes_s, kept.hours_s, kept.days_s, kept.max_rows),
-        (threads, of_receipts),
+        Retention(usage.minutes_s, usage.hours_s, usage.days_s, usage.max_rows),
+        (threads, receipt_threads),
         database,
     )

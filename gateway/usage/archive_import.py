@@ -1,7 +1,7 @@
 """Move receipts out of the archive of an earlier version (tables `receipts` and `unreadable`).
 
-Processes of that version may still write to the archive. A row that one of them changes after it was taken is not
-deleted, and is taken again.
+Processes of that version may still write to the archive. A row that changes after it was read is not deleted: the next
+call reads it again.
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ _VERSION = "gkt_archive"
 _RECEIPTS = _table("receipts")
 _RECEIPTS.append_column(Column("id", Text, primary_key=True))
 _RECEIPTS.append_column(Column("created", BigInteger))
-_ORDER = (_RECEIPTS.c.created, _RECEIPTS.c.id)  # it has an index
+_ORDER = (_RECEIPTS.c.created, _RECEIPTS.c.id)  # the order of an index
 _UNREADABLE = _table("unreadable")
 
 
 class ArchiveImport:
-    """Methods raise UsageDatabaseError.
+    """Read receipts from an archive and delete them there. Methods raise UsageDatabaseError.
 
     Args:
         address: URL for SQLAlchemy.
@@ -68,20 +68,20 @@ class ArchiveImport:
         self._file = Path(address.removeprefix("sqlite:///")) if address.startswith("sqlite:") else None
         self._lock = Lock()
         self._engine: Engine | None = None
-        self._taken: list[tuple[Table, dict[str, Any]]] = []
-        self._last: tuple[int, str] | None = None  # the receipt that was taken last, in this order
-        self.where = shown(address)
+        self._read_rows: list[tuple[Table, dict[str, Any]]] = []
+        self._last: tuple[int, str] | None = None  # `_ORDER` of the receipt that was read last
+        self.location = shown(address)
 
-    async def read(self, most: int) -> list[OutboxEntry]:
-        """Return some receipts; none where there is no archive, or it is empty."""
-        return await asyncio.to_thread(self._take, most)
+    async def read(self, limit: int) -> list[OutboxEntry]:
+        """Return at most `limit` receipts; an empty list if the archive is missing or empty."""
+        return await asyncio.to_thread(self._read, limit)
 
     async def delete_read(self) -> None:
-        """Delete what the last `take` returned."""
-        await asyncio.to_thread(self._delete_taken)
+        """Delete the receipts that the last `read` returned."""
+        await asyncio.to_thread(self._delete_read)
 
     async def count(self) -> dict[int, int]:
-        """Return the number of receipts by the day of their requests, in days since the Unix epoch."""
+        """Return the number of receipts by day of the request, in days since the Unix epoch."""
         return await asyncio.to_thread(self._count)
 
     async def close(self) -> None:
@@ -90,7 +90,7 @@ class ArchiveImport:
             await asyncio.to_thread(self._engine.dispose)
 
     def _open(self) -> Engine | None:
-        """Return the archive, None where there is none."""
+        """Return the engine of the archive, or None if there is no archive."""
         if self._file is not None and not self._file.exists():
             return None
         if self._engine is None:
@@ -105,51 +105,49 @@ class ArchiveImport:
                 return {}
             day = (_RECEIPTS.c.created // DAY_S).label("day")
             with engine.connect() as connection:
-                found = connection.execute(select(day, func.count()).group_by(day))
-                return {int(of_day): many for of_day, many in found}
+                rows = connection.execute(select(day, func.count()).group_by(day))
+                return {int(row_day): count for row_day, count in rows}
 
-    def _take(self, most: int) -> list[OutboxEntry]:
+    def _read(self, limit: int) -> list[OutboxEntry]:
         with self._lock:
-            self._taken = []
+            self._read_rows = []
             engine = self._open()
             if engine is None:
                 return []
             with engine.connect() as connection:
-                found = self._receipts(connection, most)
-                found += [
-                    (_UNREADABLE, row)
-                    for row in connection.execute(select(_UNREADABLE).limit(most - len(found))).mappings()
-                ]
+                rows = self._receipts(connection, limit)
+                unreadable = connection.execute(select(_UNREADABLE).limit(limit - len(rows))).mappings()
+                rows += [(_UNREADABLE, row) for row in unreadable]
             entries: list[OutboxEntry] = []
-            for table, row in found:
-                entry = f"{row['entry_ms']}-{row['entry_seq']}"
-                entries.append(OutboxEntry(row["tenant"], entry, row["receipt"].encode()))
-                self._taken.append((table, {f"_{name}": value for name, value in row.items() if name != "receipt"}))
+            for table, row in rows:
+                entry_id = f"{row['entry_ms']}-{row['entry_seq']}"
+                entries.append(OutboxEntry(row["tenant"], entry_id, row["receipt"].encode()))
+                self._read_rows.append((table, {f"_{name}": value for name, value in row.items() if name != "receipt"}))
             return entries
 
-    def _receipts(self, connection: Connection, most: int) -> list[tuple[Table, RowMapping]]:
-        """Return the next receipts in the order of time, and at the end of the table the first ones again.
+    def _receipts(self, connection: Connection, limit: int) -> list[tuple[Table, RowMapping]]:
+        """Return the next receipts in order of time. At the end of the table, start again at its beginning.
 
-        Without an order PostgreSQL would read all deleted rows each time.
+        Without an order, PostgreSQL would scan all deleted rows each time.
         """
-        wanted = select(_RECEIPTS).order_by(*_ORDER).limit(most)
+        query = select(_RECEIPTS).order_by(*_ORDER).limit(limit)
         if self._last is not None:
-            rows = connection.execute(wanted.where(tuple_(*_ORDER) > tuple_(*self._last))).mappings().all()
+            rows = connection.execute(query.where(tuple_(*_ORDER) > tuple_(*self._last))).mappings().all()
             if not rows:
                 self._last = None
         if self._last is None:
-            rows = connection.execute(wanted).mappings().all()
+            rows = connection.execute(query).mappings().all()
         self._last = (rows[-1]["created"], rows[-1]["id"]) if rows else None
         return [(_RECEIPTS, row) for row in rows]
 
-    def _delete_taken(self) -> None:
+    def _delete_read(self) -> None:
         with self._lock:
-            taken, self._taken = self._taken, []
+            rows, self._read_rows = self._read_rows, []
             if self._engine is None:
                 return
             with self._engine.begin() as connection:
                 for table in (_RECEIPTS, _UNREADABLE):
-                    places = [place for one, place in taken if one is table]
-                    if places:
-                        terms = [table.c[name[1:]] == bindparam(name) for name in places[0]]
-                        connection.execute(delete(table).where(*terms), places)
+                    values = [row for row_table, row in rows if row_table is table]
+                    if values:
+                        terms = [table.c[name[1:]] == bindparam(name) for name in values[0]]
+                        connection.execute(delete(table).where(*terms), values)

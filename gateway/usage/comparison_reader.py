@@ -1,4 +1,4 @@
-"""Read the sums of comparisons of answers from the usage database, in threads."""
+"""Read the sums of answer comparisons from the usage database, in threads."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 
 
 class ComparisonReader:
-    """Args:
-    clock: Unix seconds.
+    """Read comparisons for the event loop.
+
+    Args:
+        clock: returns Unix seconds.
     """
 
     def __init__(self, threads: QueryThreads, clock: Callable[[], float] = time.time) -> None:
@@ -27,11 +29,11 @@ class ComparisonReader:
         self._clock = clock
 
     async def read(self, days: int) -> dict[ComparisonScope, QualityTally]:
-        """Return the sums of the last days of UTC, including today. Raises UsageUnavailable."""
+        """Return the sums of the last `days` UTC days, including today. Raises UsageUnavailable."""
         return await self._threads.query(_tallies, int(self._clock()) // DAY_S - days + 1)
 
 
 def _tallies(connection: Connection, since: int) -> dict[ComparisonScope, QualityTally]:
-    from gateway.usage.comparisons import tallies  # here, in a thread: it imports SQLAlchemy
+    from gateway.usage.comparisons import tallies  # imported in a thread, because it imports SQLAlchemy
 
     return tallies(connection, since)

@@ -1,4 +1,4 @@
-"""Comparisons of answers in the usage database: insert them once each, and add them up."""
+"""Insert answer comparisons into the usage database, each once, and add them up."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def add_comparisons(connection: Connection, comparisons: Iterable[Comparison]) -> None:
-    """Insert comparisons that are not there yet. Raises SQLAlchemyError."""
+    """Insert the comparisons that the database lacks. Raises SQLAlchemyError."""
     rows = [asdict(one) | {"day": one.created // DAY_S} for one in comparisons]
     if rows:
         build = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
@@ -29,10 +29,10 @@ def add_comparisons(connection: Connection, comparisons: Iterable[Comparison]) -
 
 
 def tallies(connection: Connection, since: int) -> dict[ComparisonScope, QualityTally]:
-    """Return the sums from a day on, given in days since the Unix epoch."""
+    """Return the sums by scope, starting with the day `since` (days since the Unix epoch)."""
     c = COMPARISONS.c
-    where: list[Any] = [c[name] for name in ComparisonScope._fields]
+    scope: list[Any] = [c[name] for name in ComparisonScope._fields]
     difference = c.guided - c.student
-    sums = [func.sum(one) for one in (c.guided, c.student, difference, difference * difference)]
-    wanted = select(*where, func.count(), *sums).where(c.day >= since).group_by(*where)
-    return {ComparisonScope(*row[:4]): QualityTally(*map(int, row[4:])) for row in connection.execute(wanted)}
+    sums = [func.sum(value) for value in (c.guided, c.student, difference, difference * difference)]
+    query = select(*scope, func.count(), *sums).where(c.day >= since).group_by(*scope)
+    return {ComparisonScope(*row[:4]): QualityTally(*map(int, row[4:])) for row in connection.execute(query)}

@@ -1,4 +1,4 @@
-"""The counters of a row of sums, by their numbers in the database, and the money of sums. Pure."""
+"""Counters of a row of sums by their numbers in the database, and money in picodollars. Pure."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from math import ceil
 from typing import NamedTuple, TypeAlias
 
 Sparse: TypeAlias = dict[int | str, int]
-"""Values other than 0 by counter. Counters with names from outside are text."""
+"""Nonzero values by counter. A counter with a name from outside is text: a prefix and the name."""
 
 STAGES = ("admission", "batch_wait", "teacher", "first_token", "total")
-"""The order of `Row.stages`."""
+"""The order of `SumRow.stages`."""
 
-# Numbers of counters, as the database has them: a number never gets another meaning. The first ones are `Row.fixed`.
+# Numbers of counters in the database. A number never changes its meaning. The first numbers index `SumRow.fixed`.
 REQUESTS, KEPT, COST, BASELINE, BASELINE_ERROR, ESTIMATED, ANSWERED, BY_TEACHER, OPENED = range(9)
-TEACHER, STUDENT, FAILED = 9, 14, 19  # roles: the tokens of each kind (Tokens), and the cost
+TEACHER, STUDENT, FAILED = 9, 14, 19  # for each role: tokens by kind (TokenSums), then the cost
 TEACHER_COST, STUDENT_COST, FAILED_COST = 13, 18, 23
-STAGE_TIMES = 24  # stages: the sum of their times in microseconds
+STAGE_TIMES = 24  # for each stage: the sum of its times in microseconds
 FIXED = STAGE_TIMES + len(STAGES)
-"""The number of counters in `Row.fixed`. It never changes: new counters go to `Row.sparse`."""
-CLASS_AT: dict[str, int] = {  # savings classes: five sums each (ClassSum)
+"""Number of counters in `SumRow.fixed`. It never changes: new counters go to `SumRow.sparse`."""
+CLASS_AT: dict[str, int] = {  # for each savings class: five sums (ClassSum)
     "guided": 64,
     "student_by_policy": 72,
     "teacher_unavailable": 80,
@@ -29,19 +29,19 @@ CLASS_AT: dict[str, int] = {  # savings classes: five sums each (ClassSum)
     "failed": 104,
     "measuring": 112,
 }
-BUCKETS = 512  # the buckets of the stages' histograms
+BUCKETS = 512  # buckets of the histograms of stages
 BUCKET_STEP = 512
-BATCHES = 4_096  # the sizes of batches
+BATCHES = 4_096  # plus the size of the batch
 ERROR, UNGUIDED, ENGINE, OTHER_CLASS = "e:", "u:", "p:", "c:"
 
 
 class TokenSums(NamedTuple):
-    """Tokens of one role, as in metrics.
+    """Tokens of one role.
 
     Attributes:
-        input: read, and neither `cached` nor `cache_write`.
-        cached: read from the engine's prompt cache.
-        cache_write: read and written to that cache.
+        input: input tokens without `cached` and `cache_write`.
+        cached: input tokens from the engine's prompt cache.
+        cache_write: input tokens that were written to that cache.
     """
 
     input: int = 0
@@ -58,10 +58,10 @@ class ClassSum(NamedTuple):
     """Sums of one savings class (accounting/savings.py).
 
     Attributes:
-        cost_pico: without the probe, whose cost is in the class `measuring`.
-        baseline_pico: as `Row.baseline_pico`.
-        savings_pico: the savings that count. In the class `measuring`: measured baselines less their estimates.
-        error_pico: how far `savings_pico` may be from the truth. Measured baselines take their estimates' errors out.
+        cost_pico: cost without confidence probes, whose cost is in the class `measuring`.
+        baseline_pico: see `SumRow.baseline_pico`.
+        savings_pico: counted savings. In the class `measuring`: measured baselines minus their estimates.
+        error_pico: error bound of `savings_pico`. A measured baseline subtracts the error of its estimate.
     """
 
     requests: int = 0
@@ -72,7 +72,7 @@ class ClassSum(NamedTuple):
 
 
 def class_counts(name: str, sums: ClassSum) -> Sparse:
-    """Return the counters of a savings class that are not 0."""
+    """Return the nonzero counters of a savings class."""
     counts: Sparse = {}
     for key, amount in zip(_class_keys(name), sums, strict=True):
         if amount:
@@ -82,19 +82,21 @@ def class_counts(name: str, sums: ClassSum) -> Sparse:
 
 @lru_cache(1_000)
 def _class_keys(name: str) -> list[int | str]:
-    at = CLASS_AT.get(name)
+    first = CLASS_AT.get(name)
     fields = range(len(ClassSum._fields))
-    return [f"{OTHER_CLASS}{field}:{name}" for field in fields] if at is None else [at + field for field in fields]
+    if first is None:
+        return [f"{OTHER_CLASS}{field}:{name}" for field in fields]
+    return [first + field for field in fields]
 
 
 _PICOS = Decimal("1E12")
 
 
 def pico(usd: Decimal | None) -> int:
-    """Return USD in whole picodollars, rounded up as `picodollars` does. Receipts have no finer amounts."""
+    """Return USD in whole picodollars, rounded up like `picodollars`. Receipts have no finer amounts."""
     return ceil(usd * _PICOS) if usd else 0
 
 
 def usd(picos: int) -> Decimal:
-    """The reverse."""
+    """Return picodollars in USD."""
     return Decimal(picos).scaleb(-12)

@@ -1,10 +1,10 @@
 """Write receipts and their sums to SQLite or PostgreSQL, each receipt exactly once. All calls block: use threads.
 
-One transaction inserts the receipts that are not there yet and adds those, and only those, to the sums. So an entry
-that is delivered twice counts once, and a transaction that fails leaves nothing.
+One transaction inserts the receipts that the database lacks, and adds only these receipts to the sums. So an entry that
+is delivered twice counts once, and a failed transaction changes nothing.
 
-A receipt with the status `abandoned` was settled for a process that was taken for dead. The true receipt replaces it,
-whichever comes first, and the sums lose what the abandoned one had added.
+A receipt with the status `abandoned` was settled on behalf of a process that seemed dead. The real receipt replaces it,
+in whichever order the two arrive. The sums then lose the counts of the abandoned receipt.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sqlalchemy.exc import DataError, IntegrityError
 from gateway.accounting.receipt import Receipt
 from gateway.usage.entries import OutboxEntry
 from gateway.usage.packing import pack, unpack
-from gateway.usage.rollup import SumDimensions, SumRow, dims
+from gateway.usage.rollup import SumDimensions, SumRow, dims_of
 from gateway.usage.sql import sql_of
 from gateway.usage.sums import SECONDS, Sums
 from gateway.usage.sums_writer import add_sums
@@ -40,20 +40,20 @@ if TYPE_CHECKING:
 
 ABANDONED = "abandoned"
 ROW_ERRORS = (DataError, IntegrityError, OverflowError, ValueError)
-"""Errors that a row causes. No row causes other errors."""
+"""Errors that a row can cause. Every other error has another cause."""
 _DELETED_AT_ONCE = 1_000
-_AT_ONCE = 100  # receipts of one call of `_read`
+_DECODED_AT_ONCE = 100  # receipts
 
 
 @dataclass(slots=True)
 class WriteResult:
-    """The result of one write: numbers of receipts.
+    """Numbers of receipts of one write, by result.
 
     Attributes:
         inserted: new receipts.
-        replaced: receipts that took the place of abandoned ones.
-        known: receipts that were there already.
-        unreadable: entries that went to the table of unreadable ones.
+        replaced: receipts that replaced abandoned receipts.
+        known: receipts that the database had already.
+        unreadable: entries that were stored in the table of unreadable entries.
     """
 
     inserted: int = 0
@@ -62,24 +62,24 @@ class WriteResult:
     unreadable: int = 0
 
 
-class _Item(NamedTuple):
-    """An entry, the status of its receipt and its row."""
+class _DecodedEntry(NamedTuple):
+    """An entry with the status and the row of its receipt."""
 
     entry: OutboxEntry
     status: str
     row: tuple[Any, ...]
 
 
-_Refused = tuple[OutboxEntry, str]
-"""An entry and the name of the error."""
+_RejectedEntry = tuple[OutboxEntry, str]
+"""An entry and the class name of its error."""
 
 
 class UsageDatabase:
-    """Add receipts to the database, and delete old ones.
+    """Write receipts to the database, and delete old receipts.
 
     Args:
-        retention: receipts count in the sums of a period for as long as those are kept.
-        clock: Unix seconds.
+        retention: a receipt counts in the sums of a period while these sums are retained.
+        clock: returns Unix seconds.
     """
 
     def __init__(self, engine: UsageEngine, retention: Retention, clock: Callable[[], float] = time.time) -> None:
@@ -88,98 +88,98 @@ class UsageDatabase:
         self._clock = clock
 
     def add(self, entries: Iterable[OutboxEntry]) -> WriteResult:
-        """Add receipts that are not there yet, and count them in the sums.
+        """Insert the receipts that the database lacks, and add them to the sums.
 
-        Entries that cannot be decoded, and those that the database refuses, go to the table of unreadable ones. Raises
-        UsageDatabaseError where the database is unavailable. Adding the same entries again is safe.
+        Entries that cannot be decoded, or that the database rejects, are stored in the table of unreadable entries.
+        Adding the same entries again is safe. Raises UsageDatabaseError if the database is unavailable.
         """
-        added = WriteResult()
-        items: dict[ReceiptKey, _Item] = {}
-        unreadable: list[_Refused] = []
-        sums, finest = Sums(), self._finest()  # of all receipts: nearly always all are new
+        result = WriteResult()
+        decoded: dict[ReceiptKey, _DecodedEntry] = {}
+        unreadable: list[_RejectedEntry] = []
+        sums, finest = Sums(), self._finest()  # includes all receipts: nearly always all of them are new
         known: dict[SumDimensions, SumDimensions] = {}
         entries = iter(entries)
-        while some := list(islice(entries, _AT_ONCE)):
-            for receipt, item, where, counted in _read(some, known, unreadable):
-                sums.add_row(where, counted, receipt.created, finest(receipt.created))
-                key = (item.row[0], receipt.id, receipt.tenant)
-                held = items.setdefault(key, item)
-                if held is not item:
-                    added.known += 1
-                    if held.status == ABANDONED:
-                        items[key] = item
-        in_order = sorted(items.items(), key=itemgetter(0))  # of the primary key
-        self._add(in_order, unreadable, added, sums if not added.known else None)
-        return added
+        while chunk := list(islice(entries, _DECODED_AT_ONCE)):
+            for receipt, entry, dims, sum_row in _decode(chunk, known, unreadable):
+                sums.add_row(dims, sum_row, receipt.created, finest(receipt.created))
+                key = (entry.row[0], receipt.id, receipt.tenant)
+                present = decoded.setdefault(key, entry)
+                if present is not entry:
+                    result.known += 1
+                    if present.status == ABANDONED:
+                        decoded[key] = entry
+        in_key_order = sorted(decoded.items(), key=itemgetter(0))
+        self._add(in_key_order, unreadable, result, sums if not result.known else None)
+        return result
 
     def _add(
         self,
-        items: Sequence[tuple[ReceiptKey, _Item]],
-        unreadable: Sequence[_Refused],
-        added: WriteResult,
+        decoded: Sequence[tuple[ReceiptKey, _DecodedEntry]],
+        unreadable: Sequence[_RejectedEntry],
+        result: WriteResult,
         sums: Sums | None = None,
     ) -> None:
-        """Write items.
+        """Write entries and add their numbers to `result`.
 
         Args:
-            sums: of all items; None: not made yet.
+            sums: sums of all entries; None: not computed yet.
         """
         try:
             with self._engine.writing() as connection:
-                inserted, replaced = self._write(connection, items, sums)
-                _put_aside(connection, unreadable)
+                inserted, replaced = self._write(connection, decoded, sums)
+                _store_unreadable(connection, unreadable)
         except msgspec.MsgspecError:
-            raise  # of sums that cannot be decoded: no receipt causes it
+            raise  # sums in the database cannot be decoded: no receipt causes this
         except ROW_ERRORS as error:
-            # The database refuses a row. It must not keep the others out.
-            if not items:
+            # The database rejects a row. Find it by bisection, and write the others.
+            if not decoded:
                 raise
-            half = len(items) // 2
+            half = len(decoded) // 2
             if half:
-                self._add(items[:half], unreadable, added)
-                self._add(items[half:], (), added)
+                self._add(decoded[:half], unreadable, result)
+                self._add(decoded[half:], (), result)
             else:
-                self._add((), [*unreadable, (items[0][1].entry, type(error).__name__)], added)
+                self._add((), [*unreadable, (decoded[0][1].entry, type(error).__name__)], result)
             return
-        added.inserted += inserted
-        added.replaced += replaced
-        added.known += len(items) - inserted - replaced
-        added.unreadable += len(unreadable)
+        result.inserted += inserted
+        result.replaced += replaced
+        result.known += len(decoded) - inserted - replaced
+        result.unreadable += len(unreadable)
 
     def _write(
-        self, connection: Connection, items: Sequence[tuple[ReceiptKey, _Item]], sums: Sums | None
+        self, connection: Connection, decoded: Sequence[tuple[ReceiptKey, _DecodedEntry]], sums: Sums | None
     ) -> tuple[int, int]:
-        """Return the numbers of receipts that were inserted and replaced."""
+        """Return the numbers of inserted and replaced receipts."""
         sql = sql_of(connection)
         replaced: list[Receipt] = []
-        if not sql.insert_receipts([item.row for _, item in items]):
-            new = dict(items)
-            replaced, sums = _without_held(sql, new), None
-            items = [*new.items()]
-            sql.put_receipts([item.row for _, item in items])
+        if not sql.insert_receipts([entry.row for _, entry in decoded]):
+            new = dict(decoded)
+            replaced, sums = _remove_present(sql, new), None
+            decoded = [*new.items()]
+            sql.put_receipts([entry.row for _, entry in decoded])
         if sums is None:
             sums, finest = Sums(), self._finest()
-            for times, some in ((1, (Receipt.from_json(one.entry.raw) for _, one in items)), (-1, replaced)):
-                for receipt in some:
+            for times, receipts in ((1, (Receipt.from_json(new.entry.raw) for _, new in decoded)), (-1, replaced)):
+                for receipt in receipts:
                     sums.add(receipt, times, finest(receipt.created))
         add_sums(connection, sums.spread(), self._retention.max_rows)
-        return len(items) - len(replaced), len(replaced)
+        return len(decoded) - len(replaced), len(replaced)
 
     def _finest(self) -> Callable[[float], Granularity | None]:
-        """Return the function that tells the shortest period that counts a receipt, by its `created`."""
+        """Return a function from a receipt's `created` to the shortest period that counts the receipt."""
         return cache(partial(self._retention.finest, now=self._clock()))
 
     def delete_receipts(self, before: float) -> int:
-        """Delete some receipts of days that ended before a moment in Unix seconds, and return their number.
+        """Delete some receipts of days that ended before `before` (Unix seconds), and return their number.
 
-        Comparisons of these days go with them. A day has fewer comparisons than receipts. Raises UsageDatabaseError.
+        Also delete comparisons of these days: a day has fewer comparisons than receipts. Raises UsageDatabaseError.
         """
         day = int(before // DAY_S)
         self._delete(COMPARISONS, COMPARISONS.c.day < day)
         return self._delete(RECEIPTS, RECEIPTS.c.day < day)
 
     def delete_sums(self) -> int:
-        """Delete some sums whose time is over, and return their number. Raises UsageDatabaseError."""
+        """Delete some expired sums, and return their number. Raises UsageDatabaseError."""
         now, deleted = self._clock(), 0
         for granularity, seconds in SECONDS.items():
             before = now - self._retention.of(granularity) - seconds
@@ -193,45 +193,45 @@ class UsageDatabase:
             return connection.execute(delete(table).where(tuple_(*key).in_(old))).rowcount
 
 
-def _read(
-    entries: Sequence[OutboxEntry], known: dict[SumDimensions, SumDimensions], unreadable: list[_Refused]
-) -> Iterable[tuple[Receipt, _Item, SumDimensions, SumRow]]:
-    """Decode, count and pack receipts. Each step takes all receipts, so that the processor's cache keeps its code.
+def _decode(
+    entries: Sequence[OutboxEntry], known: dict[SumDimensions, SumDimensions], unreadable: list[_RejectedEntry]
+) -> Iterable[tuple[Receipt, _DecodedEntry, SumDimensions, SumRow]]:
+    """Decode, count and pack receipts. Each step processes all receipts, so that its code stays in the CPU cache.
 
     Args:
-        known: the dimensions of earlier receipts. Equal ones share their texts.
-        unreadable: gets the entries that cannot be decoded.
+        known: dimensions of earlier receipts; equal dimensions share their strings.
+        unreadable: receives the entries that cannot be decoded.
     """
     try:
         receipts = [Receipt.from_json(entry.raw) for entry in entries]
-        places = [known.setdefault(where, where) for where in map(dims, receipts)]
-        counted = [*map(SumRow.of, receipts)]
+        dims = [known.setdefault(of_receipt, of_receipt) for of_receipt in map(dims_of, receipts)]
+        sum_rows = [*map(SumRow.of, receipts)]
         packed = [pack(entry.raw) for entry in entries]
-        rows = map(row_of, receipts, packed, places, counted)
-        items = [*map(_Item, entries, (receipt.status for receipt in receipts), rows)]
+        rows = map(row_of, receipts, packed, dims, sum_rows)
+        decoded = [*map(_DecodedEntry, entries, (receipt.status for receipt in receipts), rows)]
     except (msgspec.MsgspecError, ArithmeticError, UnicodeError) as error:
         if len(entries) > 1:
-            return [one for entry in entries for one in _read([entry], known, unreadable)]
+            return [one for entry in entries for one in _decode([entry], known, unreadable)]
         unreadable.append((entries[0], type(error).__name__))
         return []
-    return zip(receipts, items, places, counted, strict=True)
+    return zip(receipts, decoded, dims, sum_rows, strict=True)
 
 
-def _without_held(sql: UsageSql, items: dict[ReceiptKey, _Item]) -> list[Receipt]:
-    """Remove the receipts that are there from `items`. Return the abandoned ones that others replace."""
+def _remove_present(sql: UsageSql, decoded: dict[ReceiptKey, _DecodedEntry]) -> list[Receipt]:
+    """Remove receipts from `decoded` that the database has. Return the abandoned receipts to replace."""
     replaced: list[Receipt] = []
-    for key, status, packed in sql.held_receipts(list(items)):
-        if status != ABANDONED or items[key].status == ABANDONED:
-            del items[key]
+    for key, status, packed in sql.held_receipts(list(decoded)):
+        if status != ABANDONED or decoded[key].status == ABANDONED:
+            del decoded[key]
         else:
             replaced.append(Receipt.from_json(unpack(packed or b"")))
     return replaced
 
 
-def _put_aside(connection: Connection, unreadable: Sequence[_Refused]) -> None:
-    """Keep entries as they came; those that are there stay."""
+def _store_unreadable(connection: Connection, unreadable: Sequence[_RejectedEntry]) -> None:
+    """Store entries unchanged in the table of unreadable entries; replace equal ones."""
     for entry, error in unreadable:
-        place = (UNREADABLE.c.tenant == entry.tenant, UNREADABLE.c.entry == entry.id)
-        connection.execute(delete(UNREADABLE).where(*place))
+        key = (UNREADABLE.c.tenant == entry.tenant, UNREADABLE.c.entry == entry.id)
+        connection.execute(delete(UNREADABLE).where(*key))
         values = {"tenant": entry.tenant, "entry": entry.id, "error": error, "receipt": entry.raw}
         connection.execute(insert(UNREADABLE).values(values))

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
 UsageDatabaseError = (SQLAlchemyError, OSError)
-"""Errors of a database that is unavailable, full or damaged."""
+"""Errors of an unavailable, full or damaged database."""
 
 VERSION_TABLE = "usage_version"
 HEAD = "0001"
-"""The newest migration (migrations/versions). Versions are numbers of four digits."""
+"""The newest migration (migrations/versions). A version is a number of four digits."""
 
 _MIGRATIONS = Path(__file__).with_name("migrations")
 _BUSY_S = 30
@@ -39,16 +39,16 @@ _WRITE_LOCK = 0x676B745F64620002
 
 
 class NewerUsageDatabase(StartupError):
-    """A newer version of the gateway has migrated the tables."""
+    """The tables were migrated by a newer version of the gateway."""
 
 
 class UsageEngine:
-    """Connections to one database. They open when first used, and again after `close`.
+    """Connections to one database. They open when first used, and reopen after `close`.
 
     Args:
         address: URL for SQLAlchemy.
 
-    Raises StartupError where the driver is not installed or the address is invalid.
+    Raises StartupError if the driver is not installed or the address is invalid.
     """
 
     def __init__(self, address: str) -> None:
@@ -60,7 +60,7 @@ class UsageEngine:
         self._tables_checked = True
 
     def open(self) -> None:
-        """Connect, and create or migrate the tables. Does nothing where that was done.
+        """Connect, and create or migrate the tables if this has not been done.
 
         Raises:
             UsageDatabaseError: the database is unavailable.
@@ -70,7 +70,7 @@ class UsageEngine:
         self._ready()
 
     def exists(self) -> bool:
-        """Return whether the tables exist, without creating anything. Raises as `open` does."""
+        """Return whether the tables exist, without creating anything. Raises the same errors as `open`."""
         if self._engine is None and self._file is not None and not self._file.exists():
             return False
         engine = self._engine or self._connect()
@@ -88,7 +88,7 @@ class UsageEngine:
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:
-        """Begin a transaction that writes. There is one at a time in all processes. Raises UsageDatabaseError."""
+        """Begin a write transaction. All processes together run one at a time. Raises UsageDatabaseError."""
         engine = self._ready()
         try:
             if not self._tables_checked:
@@ -97,10 +97,10 @@ class UsageEngine:
             with _begin(engine, _WRITE_LOCK) as connection:
                 yield connection
         except SQLAlchemyError:
-            self._tables_checked = False  # the tables may be gone: the database was restored or replaced
+            self._tables_checked = False  # the database may have been restored or replaced
             raise
         except Exception as error:
-            driver_error = engine.dialect.loaded_dbapi.Error  # of statements that went to the driver directly
+            driver_error = engine.dialect.loaded_dbapi.Error  # statements of sql.py go to the driver directly
             if not isinstance(error, driver_error):
                 raise
             self._tables_checked = False
@@ -108,14 +108,14 @@ class UsageEngine:
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
-        """Begin a transaction that reads. Raises UsageDatabaseError."""
+        """Begin a read transaction. Raises UsageDatabaseError."""
         with self._ready().connect() as connection:
             yield connection
 
     def _ready(self) -> Engine:
         with self._opening:
             if self._engine is not None and self._file_id != _file_id(self._file):
-                self.close()  # the file was removed or replaced: no other process uses the open one
+                self.close()  # the file was removed or replaced
             if self._engine is None:
                 engine = self._connect()
                 try:
@@ -154,7 +154,7 @@ class UsageEngine:
                 "'url: sqlite' under usage in config.yaml."
             ) from None
         except (SQLAlchemyError, ValueError):
-            # The error of SQLAlchemy quotes the address, which may hold a password.
+            # SQLAlchemy's error quotes the address, which may contain a password.
             raise StartupError("usage.url cannot be parsed: correct it in config.yaml or GKT_USAGE_URL.") from None
 
     def __str__(self) -> str:
@@ -162,19 +162,19 @@ class UsageEngine:
 
 
 def migrate(engine: Engine) -> None:
-    """Create the tables, or migrate them to this version, in one transaction. One process at a time does so.
+    """Create the tables, or migrate them to this version, in one transaction. A lock serializes processes.
 
-    Raises NewerUsageDatabase where a newer version of the gateway has migrated them.
+    Raises NewerUsageDatabase if a newer version of the gateway has migrated the tables.
     """
     with engine.connect() as connection:
         if _version(connection) == HEAD:
             return
     with _begin(engine, _MIGRATE_LOCK) as connection:
-        if _version(connection) == HEAD:  # another process was faster
+        if _version(connection) == HEAD:  # another process migrated them meanwhile
             return
         if connection.dialect.name == "postgresql":
-            connection.exec_driver_sql("SET LOCAL statement_timeout = 0")  # a table may be large
-        from alembic import command  # imported here: it takes a second, and most processes need no migration
+            connection.exec_driver_sql("SET LOCAL statement_timeout = 0")  # a large table takes long
+        from alembic import command  # imported here: the import takes a second, and is rarely needed
         from alembic.config import Config
 
         config = Config(attributes={"connection": connection})
@@ -183,15 +183,15 @@ def migrate(engine: Engine) -> None:
 
 
 def _version(connection: Connection) -> str | None:
-    """Return the version of the tables, None where there are none. Raises NewerUsageDatabase."""
+    """Return the version of the tables, or None if there are no tables. Raises NewerUsageDatabase."""
     if not inspect(connection).has_table(VERSION_TABLE):
         return None
-    found = connection.execute(text(f"SELECT version_num FROM {VERSION_TABLE}")).scalar()  # noqa: S608 - a constant
-    version = None if found is None else str(found)
+    stored = connection.execute(text(f"SELECT version_num FROM {VERSION_TABLE}")).scalar()  # noqa: S608 - a constant
+    version = None if stored is None else str(stored)
     if version is not None and version > HEAD:
         raise NewerUsageDatabase(
             f"The usage database has version {version}, and this gateway supports versions up to {HEAD}: start the "
-            "newer version of the gateway that migrated it, or set another usage.url."
+            "newer version of the gateway that migrated the database, or set another usage.url."
         )
     return version
 
@@ -205,26 +205,26 @@ def _begin(engine: Engine, lock: int) -> Iterator[Connection]:
 
 
 def _file_id(file: Path | None) -> tuple[int, int] | None:
-    """Return device and inode of a file, None where there is none."""
+    """Return device and inode of a file, or None if the file does not exist."""
     try:
-        found = file.stat() if file is not None else None
+        stat = file.stat() if file is not None else None
     except FileNotFoundError:
-        found = None
-    return None if found is None else (found.st_dev, found.st_ino)
+        stat = None
+    return None if stat is None else (stat.st_dev, stat.st_ino)
 
 
 def _set_up_sqlite(connection: Any, _: object) -> None:
-    # A commit is on the disk when it returns: entries are acknowledged in Redis after it.
+    # FULL: a commit is on disk when it returns. Afterwards entries are acknowledged in Redis.
     connection.isolation_level = None
     for pragma in ("synchronous=FULL", f"busy_timeout={_BUSY_S * 1000}", f"cache_size=-{_CACHE_KIB}"):
         connection.execute(f"PRAGMA {pragma}").close()
-    give_up = time.monotonic() + _BUSY_S
+    deadline = time.monotonic() + _BUSY_S
     while True:
-        # The busy timeout does not cover this pragma where two processes set it at once.
+        # The busy timeout does not cover this pragma if two processes set it at once.
         try:
             connection.execute("PRAGMA journal_mode=WAL").close()
         except sqlite3.OperationalError:
-            if time.monotonic() > give_up:
+            if time.monotonic() > deadline:
                 raise
             time.sleep(_BUSY_RETRY_S)
         else:
@@ -232,6 +232,6 @@ def _set_up_sqlite(connection: Any, _: object) -> None:
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    """Let a writer wait for its turn at BEGIN: a transaction that has read cannot wait any more."""
+    """Begin with IMMEDIATE to write, so that the lock is waited for here: after a read, SQLite fails at once."""
     writes = connection.get_execution_options().get("writes", False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

@@ -1,35 +1,35 @@
-"""The entries of an outbox, their ids and their order. Pure."""
+"""Entries of an outbox, and the order of their ids. Pure."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 NOTHING = "0-0"
-"""Before every entry."""
+"""An id below the id of every entry."""
 
 
 class OutboxEntry(NamedTuple):
-    """One entry of a tenant's outbox; `raw` is the receipt as JSON."""
+    """One entry of a tenant's outbox. `raw` is the receipt as JSON."""
 
     tenant: str
     id: str
     raw: bytes
 
 
-def parts(entry: str) -> tuple[int, int]:
-    """Return an id as a pair that sorts as entries do."""
-    ms, _, seq = entry.partition("-")
+def id_parts(entry_id: str) -> tuple[int, int]:
+    """Return an entry id as a pair (milliseconds, sequence number). Pairs sort in the order of entries."""
+    ms, _, seq = entry_id.partition("-")
     return int(ms), int(seq or 0)
 
 
-def before(entry: str) -> str:
-    """Return the largest id below this one."""
-    ms, seq = parts(entry)
+def previous_id(entry_id: str) -> str:
+    """Return the largest id below `entry_id`."""
+    ms, seq = id_parts(entry_id)
     if seq:
         return f"{ms}-{seq - 1}"
     return f"{ms - 1}-{2**64 - 1}" if ms else NOTHING
 
 
-def added_ms(entry: str) -> int:
-    """Return when an entry was added, by Redis' clock, in Unix milliseconds."""
-    return parts(entry)[0]
+def added_ms(entry_id: str) -> int:
+    """Return when an entry was added, in Unix milliseconds by Redis' clock."""
+    return id_parts(entry_id)[0]

@@ -1,7 +1,7 @@
-"""Write sums of periods that no receipts in the database can give: from an earlier version, or from a backup.
+"""Write sums of periods whose receipts the database lacks: sums of an earlier version, or of a backup.
 
-Of a period that is over, the larger sums are the complete ones: they replace the smaller. A period that goes on has
-receipts on both sides. There, parts from before the first receipt in the database are written, and added to the whole.
+In a closed period, the larger sums are the complete ones, and replace the smaller. An open period has receipts on both
+sides. For an open period, only parts before the first receipt in the database are written, and added to longer periods.
 """
 
 from __future__ import annotations
@@ -26,37 +26,39 @@ if TYPE_CHECKING:
     from gateway.usage.sql import SumKey
 
 PeriodSums: TypeAlias = "Mapping[SumDimensions, bytes]"
-"""All sums of a period, encoded, with `TOTAL`."""
+"""All encoded sums of a period, including `TOTAL`."""
 
 
 def fill_sums(
     connection: Connection, sums: Mapping[Period, PeriodSums], closed: float = math.inf, first: float = math.inf
 ) -> int:
-    """Write the sums of periods that the database lacks, and return the number of these periods.
+    """Write sums of periods that the database lacks, and return the number of these periods.
 
     Args:
-        sums: of all lengths, or of one. A day comes with its hours and minutes, in the same call.
-        closed: Unix seconds. A period that ended before is over: no new receipts come.
-        first: when the request of the first receipt in the database came, in Unix seconds.
+        sums: periods of all lengths, or of one length. A call with a day includes its hours and minutes.
+        closed: Unix seconds. A period that ended before this time gets no new receipts.
+        first: time of the request of the first receipt in the database, in Unix seconds.
 
     Raises SQLAlchemyError.
     """
     sql = sql_of(connection)
-    held = sql.held_sums([key_of(one, TOTAL) for one in sums])
-    missing = {one for one in sums if key_of(one, TOTAL) not in held and ends(one) <= max(closed, first)}
+    held = sql.held_sums([key_of(period, TOTAL) for period in sums])
+    missing = {period for period in sums if key_of(period, TOTAL) not in held and end_of(period) <= max(closed, first)}
     larger = {
-        one
-        for one in sums
-        if (there := held.get(key_of(one, TOTAL))) and ends(one) <= closed and _size(sums[one][TOTAL]) > _size(there)
+        period
+        for period in sums
+        if (total := held.get(key_of(period, TOTAL)))
+        and end_of(period) <= closed
+        and _size(sums[period][TOTAL]) > _size(total)
     }
     added: dict[SumKey, SumRow] = {}
     for period in missing | larger:
-        place = (SUMS.c.seconds == SECONDS[period.granularity], SUMS.c.start == period.start)
-        connection.execute(delete(SUMS).where(*place))
+        of_period = (SUMS.c.seconds == SECONDS[period.granularity], SUMS.c.start == period.start)
+        connection.execute(delete(SUMS).where(*of_period))
         sql.put_sums([(*key_of(period, dims), raw) for dims, raw in sums[period].items()])
-    for period in (one for one in missing if ends(one) <= first):
+    for period in (candidate for candidate in missing if end_of(candidate) <= first):
         for wider in _wider(period):
-            if wider not in sums or wider in missing or ends(wider) <= closed:
+            if wider not in sums or wider in missing or end_of(wider) <= closed:
                 break
             for dims, raw in sums[period].items():
                 added.setdefault(key_of(wider, dims), SumRow()).merge(SumRow.from_bytes(raw))
@@ -66,7 +68,7 @@ def fill_sums(
     return len(missing | larger)
 
 
-def ends(period: Period) -> int:
+def end_of(period: Period) -> int:
     """Return the end of a period in Unix seconds."""
     return period.start + SECONDS[period.granularity]
 
@@ -74,7 +76,7 @@ def ends(period: Period) -> int:
 def _size(raw: bytes) -> tuple[int, int, int]:
     row = SumRow.from_bytes(raw)
     tokens = (row.teacher, row.student, row.failed)
-    return row.requests, row.cost_pico, sum(one.read + one.output for one in tokens)
+    return row.requests, row.cost_pico, sum(of_role.read + of_role.output for of_role in tokens)
 
 
 def _wider(period: Period) -> Iterator[Period]:

@@ -1,7 +1,7 @@
-"""How long things took, as counts by size: histograms that can be added, over any times, tenants and processes. Pure.
+"""Latency histograms that can be added over any times, tenants and processes. Pure.
 
-A bucket is a tenth wider than the one before, so what is read off lies within 5 % of what was measured. Sums and counts
-are exact. Which time belongs to which bucket is the same in every process and version: they are added.
+Each bucket is 10 % wider than the bucket before it, so a quantile has an error of at most 5 %. Sums and counts are
+exact. Every process and version uses the same buckets, because their histograms are added.
 """
 
 from __future__ import annotations
@@ -17,43 +17,44 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 RELATIVE_ERROR = 0.05
-"""What is read off a histogram is off by no more than this part of it."""
+"""Bound of the relative error of a quantile."""
 
-# The upper bounds, in whole microseconds: each at least one more, and a tenth more, than the last. Python's integers
-# are the same everywhere, which logarithms are not.
+# The upper bounds of buckets in whole microseconds: each is 10 %, and at least 1, above the bound before it. Integer
+# arithmetic gives the same bounds on every platform, unlike logarithms.
 _BOUNDS = [*accumulate(repeat(None, 256), lambda last, _: last + max(1, last // 10), initial=1)]
 
 
 class Histogram(msgspec.Struct, frozen=True):
-    """Times, by bucket.
+    """Times by bucket.
 
     Attributes:
-        count: how many.
-        sum_us: all of them together, in microseconds.
-        buckets: how many by the number of the bucket; those that have none are not there.
+        count: number of times.
+        sum_us: sum of the times in microseconds.
+        buckets: number of times by bucket number, without empty buckets.
     """
 
     count: int
     sum_us: int
     buckets: dict[int, int]
 
-    def quantile_us(self, part: float) -> float | None:
-        """The time that this part of all did not take longer than; None where nothing was counted."""
-        return self.quantiles_us([part])[0]
+    def quantile_us(self, fraction: float) -> float | None:
+        """Return a quantile in microseconds, or None if the histogram is empty. `fraction` is 0 to 1."""
+        return self.quantiles_us([fraction])[0]
 
-    def quantiles_us(self, parts: Sequence[float]) -> list[float | None]:
-        """Return several quantiles, in one pass."""
+    def quantiles_us(self, fractions: Sequence[float]) -> list[float | None]:
+        """Return several quantiles in microseconds, in one pass."""
         if self.count <= 0:
-            return [None] * len(parts)
-        places = sorted(self.buckets)
-        seen = [*accumulate(map(self.buckets.__getitem__, places))]
-        ranks = (max(1, -int(-part * self.count // 1)) for part in parts)
-        # Without buckets, or where they hold fewer than `count`, the last place counts.
-        return [middle_us(places[min(bisect_left(seen, rank), len(places) - 1)] if places else 0) for rank in ranks]
+            return [None] * len(fractions)
+        numbers = sorted(self.buckets)
+        cumulative = [*accumulate(map(self.buckets.__getitem__, numbers))]
+        ranks = (max(1, -int(-fraction * self.count // 1)) for fraction in fractions)
+        # Damaged sums may have fewer times in buckets than `count`: then the last bucket is used.
+        last = len(numbers) - 1
+        return [middle_us(numbers[min(bisect_left(cumulative, rank), last)] if numbers else 0) for rank in ranks]
 
     @property
     def mean_us(self) -> float | None:
-        """The mean, exactly; None where nothing was counted."""
+        """Return the exact mean, or None if the histogram is empty."""
         return self.sum_us / self.count if self.count > 0 else None
 
 
@@ -62,10 +63,9 @@ bucket_of: Callable[[int], int] = partial(bisect_left, _BOUNDS)
 """Return the number of the bucket that counts a time in microseconds; 0 to `MAX_BUCKET`."""
 
 
-def middle_us(place: int) -> float:
-    """What a time in a bucket is taken to be."""
-    if place == 0:
+def middle_us(bucket: int) -> float:
+    """Return the time that represents a bucket: equal relative distances to both bounds (their harmonic mean)."""
+    if bucket == 0:
         return float(_BOUNDS[0])
-    low, high = _BOUNDS[place - 1], _BOUNDS[min(place, len(_BOUNDS) - 1)]
-    # The one that is equally far from both ends, as parts of them; whole microseconds at the lower end.
+    low, high = _BOUNDS[bucket - 1], _BOUNDS[min(bucket, len(_BOUNDS) - 1)]
     return float(high) if high - low <= 1 else 2 * low * high / (low + high)

@@ -1,13 +1,15 @@
+-- Finds empty outboxes.
+--
 -- KEYS  outboxes
--- Returns the place in KEYS and the last entry of each outbox that is empty
+-- Returns for each empty outbox: its index in KEYS, and the id of its last entry
 
-local found = {}
-for place, outbox in ipairs(KEYS) do
+local empty = {}
+for index, outbox in ipairs(KEYS) do
   if redis.call('EXISTS', outbox) == 1 and redis.call('XLEN', outbox) == 0 then
-    local facts = redis.call('XINFO', 'STREAM', outbox)
-    for at = 1, #facts, 2 do
-      if facts[at] == 'last-generated-id' then found[#found + 1] = { place, facts[at + 1] } end
+    local fields = redis.call('XINFO', 'STREAM', outbox)
+    for i = 1, #fields, 2 do
+      if fields[i] == 'last-generated-id' then empty[#empty + 1] = { index, fields[i + 1] } end
     end
   end
 end
-return found
+return empty

@@ -1,9 +1,11 @@
+-- Returns the lengths of outboxes.
+--
 -- KEYS  outboxes
--- Returns the place in KEYS and the number of entries of each outbox that has any
+-- Returns for each outbox with entries: its index in KEYS, and the number of entries
 
-local found = {}
-for place, outbox in ipairs(KEYS) do
+local lengths = {}
+for index, outbox in ipairs(KEYS) do
   local length = redis.call('XLEN', outbox)
-  if length > 0 then found[#found + 1] = { place, length } end
+  if length > 0 then lengths[#lengths + 1] = { index, length } end
 end
-return found
+return lengths

@@ -1,7 +1,7 @@
-"""Receipts as compressed JSON: a Zstandard frame (RFC 8878) with a dictionary of what receipts have in common.
+"""Compress receipts: a Zstandard frame (RFC 8878) with a dictionary of strings that receipts have in common.
 
-The first byte names the dictionary. A dictionary never changes once receipts have been written with it: a better one
-gets another number and a file of its own.
+The first byte is the version of the dictionary. A dictionary never changes after receipts have been written with it: a
+better dictionary gets another version and another file.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ _MAX_BYTES = 16_000_000
 
 
 def pack(raw: bytes) -> bytes:
-    """Return the JSON of a receipt in compressed form."""
+    """Return the compressed JSON of a receipt."""
     with _PACKING:
         return _VERSION + _PACKER.compress(raw)
 
 
 def unpack(packed: bytes) -> bytes:
-    """Return the JSON of a receipt. Raises ValueError where a later version wrote it, or where it is damaged."""
+    """Return the JSON of a receipt. Raises ValueError if a later version packed the receipt, or if it is damaged."""
     if packed[:1] != _VERSION:
         raise ValueError(f"receipts packed with dictionary {packed[:1].hex()} need a newer version of the gateway")
     try:
@@ -34,6 +34,6 @@ def unpack(packed: bytes) -> bytes:
         raise ValueError("a packed receipt is damaged") from error
 
 
-# Its frames have no number of the dictionary: the first byte names it.
+# Frames omit the dictionary id, because the first byte names the dictionary.
 _PACKER = zstandard.ZstdCompressor(_LEVEL, _DICTIONARY, write_dict_id=False)
-_PACKING = Lock()  # a compressor works for one thread at a time, and lets other threads run meanwhile
+_PACKING = Lock()  # a compressor serves one thread at a time, and releases the interpreter lock meanwhile

@@ -1,7 +1,7 @@
-"""What single periods came to, told apart as a question wants it: so that what is asked again and again is cheap.
+"""Cache the grouped sums of single periods, so that repeated queries are cheap.
 
-Whatever is added to a period changes its mark (`SumsReader.marks`), and never back: what is kept holds for as long as
-the mark does. A period that goes on growing is folded anew, but not all the time.
+Every addition to a period changes its version (`SumsReader.versions`), and no version comes back. A cached period is
+valid while its version is unchanged. A period that still grows is grouped again, at a limited rate.
 """
 
 from __future__ import annotations
@@ -23,105 +23,118 @@ if TYPE_CHECKING:
     from gateway.usage.sums import Period, StoredRow
     from gateway.usage.usage import UsageQuery, UsageResult
 
-Names: TypeAlias = tuple[str, ...]
-Question: TypeAlias = tuple[Names, tuple[tuple[str, str], ...]]
-"""What is told apart, and what alone is counted; of whatever time."""
+GroupNames: TypeAlias = tuple[str, ...]
+QueryKey: TypeAlias = tuple[GroupNames, tuple[tuple[str, str], ...]]
+"""The dimensions and filters of a query, without its time range."""
 
-_MOST_BYTES = 32_000_000
-# A group's names, and what Python has around each thing.
+_MAX_BYTES = 32_000_000
+# Estimate of the names of a group, and of Python's overhead.
 _GROUP_BYTES = 250
-# A period that grows is folded for a fifth of the time at most, and told as it was up to so long ago.
-_REST_TIMES, _LONGEST_REST_S = 4, 2.0
+# A growing period is grouped for at most 1/5 of the time. The cached value may be this old.
+_REUSE_TIMES, _MAX_REUSE_S = 4, 2.0
 
 
-def query_key(ask: UsageQuery) -> Question:
-    """What makes two questions the same but for their time."""
-    return ask.by, tuple(sorted(ask.only.items()))
+def query_key(query: UsageQuery) -> QueryKey:
+    """Return the key of a query in the cache."""
+    return query.by, tuple(sorted(query.only.items()))
 
 
 class FoldedPeriod(NamedTuple):
-    """A period, folded: encoded sums by their names. `cpu_s` is what it took."""
+    """The encoded sums of a period by group. `cpu_s` is the time that grouping took."""
 
     period: Period
-    groups: list[tuple[Names, bytes]]
+    groups: list[tuple[GroupNames, bytes]]
     cpu_s: float
 
 
-class _Kept(NamedTuple):
-    mark: bytes
-    part: FoldedPeriod
-    rests_until: float
-    held_bytes: int
+class _CacheEntry(NamedTuple):
+    version: bytes
+    folded: FoldedPeriod
+    reused_until: float
+    size: int
 
 
 class FoldedPeriods:
-    """The last ones that were asked for. Threads may call it."""
+    """A cache of grouped periods with LRU eviction. It is thread-safe.
 
-    def __init__(self, most_bytes: int = _MOST_BYTES, clock: Callable[[], float] = time.monotonic) -> None:
-        self._most_bytes = most_bytes
+    Args:
+        clock: returns monotonic seconds.
+        reuse_times: a period is reused for this multiple of its `cpu_s` after its version changed.
+    """
+
+    def __init__(
+        self,
+        max_bytes: int = _MAX_BYTES,
+        clock: Callable[[], float] = time.monotonic,
+        reuse_times: float = _REUSE_TIMES,
+    ) -> None:
+        self._max_bytes = max_bytes
         self._clock = clock
-        self._kept: OrderedDict[tuple[Question, Period], _Kept] = OrderedDict()
+        self._reuse_times = reuse_times
+        self._entries: OrderedDict[tuple[QueryKey, Period], _CacheEntry] = OrderedDict()
         self._lock = Lock()
         self.held_bytes = 0
 
-    def get(self, question: Question, period: Period, mark: bytes | None) -> FoldedPeriod | None:
-        """What is kept of a period, if it still holds."""
+    def get(self, key: QueryKey, period: Period, version: bytes | None) -> FoldedPeriod | None:
+        """Return a cached period if it is valid."""
         with self._lock:
-            kept = self._kept.get((question, period))
-            if kept is None or (kept.mark != mark and self._clock() >= kept.rests_until):
+            entry = self._entries.get((key, period))
+            if entry is None or (entry.version != version and self._clock() >= entry.reused_until):
                 return None
-            self._kept.move_to_end((question, period))
-            return kept.part
+            self._entries.move_to_end((key, period))
+            return entry.folded
 
-    def put(self, question: Question, mark: bytes, part: FoldedPeriod, read_at: float) -> None:
-        """Keep one.
+    def put(self, key: QueryKey, version: bytes, folded: FoldedPeriod, read_at: float) -> None:
+        """Store a period.
 
         Args:
-            mark: that of the period before it was read: what came in between makes another one.
-            read_at: when that was, by the clock.
+            version: the version of the period from before the rows were read, so that later additions change it.
+            read_at: when the version was read, by the clock.
         """
-        held = _GROUP_BYTES + sum(_GROUP_BYTES + len(raw) for _, raw in part.groups)
-        rests_until = read_at + min(_LONGEST_REST_S, _REST_TIMES * part.cpu_s)
+        size = _GROUP_BYTES + sum(_GROUP_BYTES + len(raw) for _, raw in folded.groups)
+        reused_until = read_at + min(_MAX_REUSE_S, self._reuse_times * folded.cpu_s)
         with self._lock:
-            self._drop((question, part.period))
-            if held > self._most_bytes:
+            self._drop((key, folded.period))
+            if size > self._max_bytes:
                 return
-            self._kept[question, part.period] = _Kept(mark, part, rests_until, held)
-            self.held_bytes += held
-            while self.held_bytes > self._most_bytes:
-                self._drop(next(iter(self._kept)))
+            self._entries[key, folded.period] = _CacheEntry(version, folded, reused_until, size)
+            self.held_bytes += size
+            while self.held_bytes > self._max_bytes:
+                self._drop(next(iter(self._entries)))
 
-    def _drop(self, at: tuple[Question, Period]) -> None:
-        if (kept := self._kept.pop(at, None)) is not None:
-            self.held_bytes -= kept.held_bytes
-
-
-def add_folded_periods(usage: UsageResult, parts: Iterable[FoldedPeriod]) -> None:
-    """Count what was folded before. Call it in a thread. Raises InvalidRequest where the answer becomes too long."""
-    rests = ThreadPauses()
-    for part in parts:
-        usage.count_sums(len(part.groups))
-        for names, raw in part.groups:
-            usage.add_folded(part.period, names, SumRow.from_bytes(raw))
-            rests.pause_if_due()
+    def _drop(self, key: tuple[QueryKey, Period]) -> None:
+        if (entry := self._entries.pop(key, None)) is not None:
+            self.held_bytes -= entry.size
 
 
-def fold(usage: UsageResult, ask: UsageQuery, rows: Iterable[StoredRow], keep: Callable[[FoldedPeriod], None]) -> None:
-    """Fold rows, which come period by period, into groups and count these. Call it in a thread.
+def add_folded_periods(usage: UsageResult, periods: Iterable[FoldedPeriod]) -> None:
+    """Add cached periods to a result. Call it in a thread. Raises InvalidRequest if the result becomes too large."""
+    pauses = ThreadPauses()
+    for folded in periods:
+        usage.count_sums(len(folded.groups))
+        for names, raw in folded.groups:
+            usage.add_folded(folded.period, names, SumRow.from_bytes(raw))
+            pauses.pause_if_due()
+
+
+def fold(
+    usage: UsageResult, query: UsageQuery, rows: Iterable[StoredRow], store: Callable[[FoldedPeriod], None]
+) -> None:
+    """Group rows, which come period by period, and add the groups to a result. Call it in a thread.
 
     Args:
-        keep: gets each period.
+        store: receives each grouped period.
 
-    Raises InvalidRequest where the answer becomes too long.
+    Raises InvalidRequest if the result becomes too large.
     """
-    rests = ThreadPauses()
-    for period, some in groupby(rows, itemgetter(0)):
+    pauses = ThreadPauses()
+    for period, period_rows in groupby(rows, itemgetter(0)):
         began = time.thread_time()
-        folded: dict[Names, SumRow] = {}
-        for _, where, raw in some:
+        folded: dict[GroupNames, SumRow] = {}
+        for _, dims, raw in period_rows:
             usage.count_sums(1)
-            if ask.matches(where):
-                names = tuple(getattr(where, name) for name in ask.by)
+            if query.matches(dims):
+                names = tuple(getattr(dims, name) for name in query.by)
                 held = folded.get(names)
                 if held is not None:
                     held.merge(SumRow.from_bytes(raw))
@@ -129,11 +142,11 @@ def fold(usage: UsageResult, ask: UsageQuery, rows: Iterable[StoredRow], keep: C
                     folded[names] = SumRow.from_bytes(raw)
                 else:
                     raise too_large(f"the answer would have more than {MAX_ROWS:,} rows")
-            rests.pause_if_due()
+            pauses.pause_if_due()
         spent_s = time.thread_time() - began
         groups = []
         for names, row in folded.items():
             groups.append((names, row.to_bytes()))
-            usage.add_folded(period, names, row)  # which the row is part of from here on
-            rests.pause_if_due()
-        keep(FoldedPeriod(period, groups, spent_s))
+            usage.add_folded(period, names, row)  # the result may change the row from now on
+            pauses.pause_if_due()
+        store(FoldedPeriod(period, groups, spent_s))

@@ -1,4 +1,4 @@
-"""Read the sums that the previous version kept in Redis, and delete them. Their names are written here alone."""
+"""Read and delete the sums that the previous version stored in Redis. No other module knows their key names."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class _Histogram(msgspec.Struct, array_like=True):
 
 
 class _Row(msgspec.Struct, array_like=True):
-    """Sums as the previous version wrote them; see `SumRow`."""
+    """Sums in the encoding of the previous version; see `SumRow`."""
 
     requests: int = 0
     errors: dict[str, int] = {}
@@ -79,16 +79,16 @@ def row_of_previous(raw: bytes) -> SumRow:
         batches=old.batches,
         engines=old.engines,
         classes={name: ClassSum(*sums) for name, sums in old.classes.items()},
-        tokens=[TokenSums(one.input, one.cached, one.output) for one in (old.teacher, old.student, old.failed)],
-        stages=[Histogram(one.count, one.sum_us, one.buckets) for one in old.stages],
+        tokens=[TokenSums(role.input, role.cached, role.output) for role in (old.teacher, old.student, old.failed)],
+        stages=[Histogram(stage.count, stage.sum_us, stage.buckets) for stage in old.stages],
     )
 
 
 class PreviousSums:
-    """All methods raise RedisError and OSError.
+    """Sums of the previous version in Redis. All methods raise RedisError and OSError.
 
     Attributes:
-        tenants: of each period of which there are sums; after `scan`.
+        tenants: after `scan`, the tenants with sums by period.
     """
 
     def __init__(self, redis: Redis, keys: RedisKeys) -> None:
@@ -99,11 +99,11 @@ class PreviousSums:
         self.tenants: dict[Period, list[str]] = {}
 
     async def is_written(self) -> bool:
-        """Return whether a process of the previous version adds receipts up or archives them."""
+        """Return whether a process of the previous version adds up receipts or archives them."""
         return bool(await self._redis.exists(self._base + "lease", self._base + "archiver"))
 
     async def scan(self) -> None:
-        """Find all sums. Those of generations that were not read any more are only found to be deleted."""
+        """Find all sums. Sums of unused generations are found only to be deleted."""
         generation = int(await self._text("state", "generation") or 0)
         self._rows_base = f"{self._base}g{generation}:" if generation else self._base
         tenants: dict[Period, list[str]] = defaultdict(list)
@@ -111,51 +111,51 @@ class PreviousSums:
         pattern = re.sub(r"([\\*?\[\]^-])", r"\\\1", self._base) + "*"
         async for raw in self._redis.scan_iter(pattern, count=_KEYS_PER_SCAN):
             name = raw.decode()
-            own = name.removeprefix(self._base)
-            found = _SUMS.fullmatch(own)
-            if name in names or (found is None and own not in _OTHERS and not own.startswith("build:")):
+            suffix = name.removeprefix(self._base)
+            match = _SUMS.fullmatch(suffix)
+            if name in names or (match is None and suffix not in _OTHERS and not suffix.startswith("build:")):
                 continue
             names[name] = None
-            if found is not None and int(found[1] or 0) == generation:
-                granularity: Any = found[3]
-                of_period = tenants[Period(granularity, int(found[4]))]
-                if found[2] == "rows":
-                    of_period.append(found[5])
+            if match is not None and int(match[1] or 0) == generation:
+                granularity: Any = match[3]
+                of_period = tenants[Period(granularity, int(match[4]))]
+                if match[2] == "rows":
+                    of_period.append(match[5])
         self._names, self.tenants = list(names), dict(tenants)
 
     async def until(self) -> float:
-        """Return when the last receipt that was added up was settled, in Unix seconds; 0: none was."""
+        """Return when the last added receipt was settled, in Unix seconds; 0 without receipts."""
         cursors: Any = await self._redis.hvals(self._base + "cursors")
         return max((added_ms(raw.decode()) for raw in cursors), default=0) / 1000
 
     async def totals(self, periods: Sequence[Period]) -> dict[Period, SumRow]:
-        """Return the sums over all tenants; of a period without receipts there are none."""
-        found: dict[Period, SumRow] = {}
+        """Return the sums over all tenants, without periods that have no receipts."""
+        rows: dict[Period, SumRow] = {}
         for start in range(0, len(periods), _KEYS_PER_CALL):
-            some = periods[start : start + _KEYS_PER_CALL]
-            held: Any = await self._redis.mget([self._name("total", period) for period in some])
-            found |= {period: row_of_previous(raw) for period, raw in zip(some, held, strict=True) if raw is not None}
-        return {period: row for period, row in found.items() if row}
+            batch = periods[start : start + _KEYS_PER_CALL]
+            values: Any = await self._redis.mget([self._name("total", period) for period in batch])
+            rows |= {period: row_of_previous(raw) for period, raw in zip(batch, values, strict=True) if raw is not None}
+        return {period: row for period, row in rows.items() if row}
 
     async def rows(self, periods: Iterable[Period]) -> dict[Period, dict[SumDimensions, bytes]]:
-        """Return the sums of these periods, encoded."""
-        places = [(period, tenant) for period in periods for tenant in self.tenants[period]]
-        found: dict[Period, dict[SumDimensions, bytes]] = defaultdict(dict)
-        for start in range(0, len(places), _KEYS_PER_CALL):
-            some = places[start : start + _KEYS_PER_CALL]
+        """Return the encoded sums of these periods."""
+        keys = [(period, tenant) for period in periods for tenant in self.tenants[period]]
+        rows: dict[Period, dict[SumDimensions, bytes]] = defaultdict(dict)
+        for start in range(0, len(keys), _KEYS_PER_CALL):
+            batch = keys[start : start + _KEYS_PER_CALL]
             async with self._redis.pipeline(transaction=False) as pipe:
-                for period, tenant in some:
+                for period, tenant in batch:
                     pipe.hgetall(f"{self._name('rows', period)}:{tenant}")
-                held: list[Mapping[bytes, bytes]] = await pipe.execute()
-            for (period, tenant), fields in zip(some, held, strict=True):
+                hashes: list[Mapping[bytes, bytes]] = await pipe.execute()
+            for (period, tenant), fields in zip(batch, hashes, strict=True):
                 for field, raw in fields.items():
-                    found[period][SumDimensions(tenant, *_FIELDS.decode(field))] = row_of_previous(raw).to_bytes()
-        return dict(found)
+                    rows[period][SumDimensions(tenant, *_FIELDS.decode(field))] = row_of_previous(raw).to_bytes()
+        return dict(rows)
 
     async def delete(self) -> None:
-        """Delete what `scan` found, and what the previous version noted beside it.
+        """Delete the keys that `scan` found: sums, and the state of the previous version.
 
-        An interrupted deletion leaves no total without its rows, and no rows without their generation.
+        Totals are deleted before their rows, and rows before their generation, so that an interruption is harmless.
         """
         order = {"total": 0, "rows": 1, "seen": 1}
         names = sorted(self._names, key=lambda name: order.get(_kind_of(name.removeprefix(self._base)), 2))
@@ -169,10 +169,10 @@ class PreviousSums:
         return f"{self._rows_base}{kind}:{period.granularity}:{period.start}"
 
     async def _text(self, name: str, field: str) -> str | None:
-        found: Any = await self._redis.hget(self._base + name, field)
-        return None if found is None else found.decode()
+        value: Any = await self._redis.hget(self._base + name, field)
+        return None if value is None else value.decode()
 
 
 def _kind_of(name: str) -> str:
-    found = _SUMS.fullmatch(name)
-    return "" if found is None else found[2]
+    match = _SUMS.fullmatch(name)
+    return "" if match is None else match[2]

@@ -1,4 +1,4 @@
-"""Answer questions of usage: add rows up and write the answer in threads, in fair turns."""
+"""Answer usage queries: add up rows and encode the result in threads, with fair sharing among tenants."""
 
 from __future__ import annotations
 
@@ -24,85 +24,102 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# Answered at once, and here at once with those that wait: who asks often must not take all the processor's time.
-_AT_ONCE = 2
-_MOST, _MOST_OF_ONE = 64, 8
+_RUNNING_QUERIES = 2
+_MAX_QUERIES, _MAX_TENANT_QUERIES = 64, 8
 _OPERATOR = ""
-"""Holds the questions of operators. No tenant has this name."""
+"""The tenant of operators' queries. No tenant has this name."""
 
 
 class UsageReader:
-    """Args:
-    retention: for how long which rows are kept.
+    """Run usage queries. At most two run at once, so that queries do not take all CPU time.
+
+    Args:
+        retention: retention of the sums.
+        max_queries: running and waiting queries.
+        max_tenant_queries: running and waiting queries of one tenant. Operators have no such limit.
+        cache: grouped periods of queries about all tenants.
     """
 
-    def __init__(self, sums: SumsReader, retention: Retention) -> None:
+    def __init__(
+        self,
+        sums: SumsReader,
+        retention: Retention,
+        *,
+        max_queries: int = _MAX_QUERIES,
+        max_tenant_queries: int = _MAX_TENANT_QUERIES,
+        cache: FoldedPeriods | None = None,
+    ) -> None:
         self.retention = retention
         self._sums = sums
-        self._parts = FoldedPeriods()
-        self._turns = FairSemaphore(_AT_ONCE)
-        self._asking = FairShare(_MOST)
+        self._cache = cache or FoldedPeriods()
+        self._running = FairSemaphore(_RUNNING_QUERIES)
+        self._active = FairShare(max_queries)
+        self._max_tenant_queries = max_tenant_queries
 
     async def read(
         self,
-        ask: UsageQuery,
-        write: Callable[[UsageResult], T],
+        query: UsageQuery,
+        render: Callable[[UsageResult], T],
         *,
         tenant: str | None = None,
         shows_money: Callable[[SumDimensions], bool] | None = None,
     ) -> T:
-        """Return what `write` makes of the answer.
+        """Return `render(result)`.
 
         Args:
-            write: runs in a thread, within the turn of the tenant that asks.
-            tenant: the tenant that asks; None: an operator, without a bound of its own.
-            shows_money: whether money of such rows may be shown; None: of all.
+            render: runs in a thread while the query counts as running.
+            tenant: the tenant that sent the query; None: an operator.
+            shows_money: whether money of rows with these dimensions may be shown; None: always.
 
         Raises:
-            InvalidRequest: the answer is too long.
-            Overloaded: too many questions are being answered.
+            InvalidRequest: the result is too large.
+            Overloaded: too many queries are active.
             UsageUnavailable: the usage database cannot be read.
         """
-        async with self._turn(tenant):
-            usage = UsageResult(ask) if shows_money is None else UsageResult(ask, shows_money)
-            await self._add_up(usage, ask, of_all=shows_money is None and "tenant" not in ask.only)
-            return await in_thread(write, usage)
+        async with self._slot(tenant):
+            usage = UsageResult(query) if shows_money is None else UsageResult(query, shows_money)
+            await self._add_up(usage, query, all_tenants=shows_money is None and "tenant" not in query.only)
+            return await in_thread(render, usage)
 
-    async def _add_up(self, usage: UsageResult, ask: UsageQuery, *, of_all: bool) -> None:
-        if of_all and not ask.is_total:
-            await self._fold(usage, ask)
+    async def _add_up(self, usage: UsageResult, query: UsageQuery, *, all_tenants: bool) -> None:
+        if all_tenants and not query.is_total:
+            await self._fold(usage, query)
         else:
-            tenant = ALL_TENANTS if ask.is_total else ask.only.get("tenant")
-            await self._sums.read(usage.add_rows, ask.span.periods, tenant)
+            tenant = ALL_TENANTS if query.is_total else query.only.get("tenant")
+            await self._sums.read(usage.add_rows, query.span.periods, tenant)
 
-    async def _fold(self, usage: UsageResult, ask: UsageQuery) -> None:
-        """Count the rows of all tenants: of what was folded before, and has not changed since, only what it came to."""
-        question, read_at = query_key(ask), time.monotonic()
-        marks = dict(zip(ask.span.periods, await self._sums.marks(ask.span.periods), strict=True))
-        kept = {one: part for one in marks if (part := self._parts.get(question, one, marks[one])) is not None}
+    async def _fold(self, usage: UsageResult, query: UsageQuery) -> None:
+        """Add the rows of all tenants: cached groups of unchanged periods, and the rows of other periods."""
+        key, read_at = query_key(query), time.monotonic()
+        versions = dict(zip(query.span.periods, await self._sums.versions(query.span.periods), strict=True))
+        cached = {
+            period: folded
+            for period, version in versions.items()
+            if (folded := self._cache.get(key, period, version)) is not None
+        }
 
-        def keep(part: FoldedPeriod) -> None:
-            if (mark := marks[part.period]) is not None:
-                self._parts.put(question, mark, part, read_at)
+        def store(folded: FoldedPeriod) -> None:
+            if (version := versions[folded.period]) is not None:
+                self._cache.put(key, version, folded, read_at)
 
         def add(rows: Iterable[StoredRow]) -> None:
-            add_folded_periods(usage, kept.values())
-            fold(usage, ask, rows, keep)
+            add_folded_periods(usage, cached.values())
+            fold(usage, query, rows, store)
 
-        await self._sums.read(add, [one for one in marks if one not in kept])
+        await self._sums.read(add, [period for period in versions if period not in cached])
 
     @asynccontextmanager
-    async def _turn(self, tenant: str | None) -> AsyncIterator[None]:
-        active, group = self._asking, tenant or _OPERATOR
-        too_many = tenant is not None and active.held(group) >= _MOST_OF_ONE
+    async def _slot(self, tenant: str | None) -> AsyncIterator[None]:
+        active, group = self._active, tenant or _OPERATOR
+        too_many = tenant is not None and active.held(group) >= self._max_tenant_queries
         if too_many or not active.admits(group, 1.0):
             raise Overloaded(
-                f"This process is answering {active.held(group)} questions about usage of this tenant. Send fewer at "
-                "once, or try again after Retry-After."
+                f"This process is answering {active.held(group)} usage queries of this tenant. Send fewer queries at "
+                "once, or retry after Retry-After."
             )
         active.acquire(group, 1.0)
         try:
-            async with self._turns.hold(group):
+            async with self._running.hold(group):
                 yield
         finally:
             active.release(group)

@@ -23,14 +23,14 @@ _DAYS_PER_QUERY = 500
 
 @dataclass(frozen=True, slots=True)
 class ReceiptFilter:
-    """A choice of receipts: of requests that came in [since, until), in Unix seconds, and of one tenant."""
+    """A filter of receipts by time of the request, [since, until) in Unix seconds, and by tenant."""
 
     since: float | None = None
     until: float | None = None
     tenant: str | None = None
 
     def terms(self) -> Iterator[ColumnElement[bool]]:
-        """Return the conditions. The primary key begins with the day, which may be next to that of `created`."""
+        """Return SQL conditions. `day`, the start of the primary key, may differ by one from the day of `created`."""
         if self.since is not None:
             yield RECEIPTS.c.created >= self.since
             yield RECEIPTS.c.day >= int(self.since // DAY_S) - 1
@@ -42,33 +42,33 @@ class ReceiptFilter:
 
 
 def find(connection: Connection, tenant: str, receipt_id: str) -> bytes | None:
-    """Return a tenant's receipt as JSON, None where there is none."""
-    wanted = select(RECEIPTS.c.receipt).where(RECEIPTS.c.id == receipt_id, RECEIPTS.c.tenant == tenant)
-    moment = time_of(receipt_id)
-    if moment is not None:
-        packed = connection.execute(wanted.where(RECEIPTS.c.day == moment // DAY_S)).scalar()
+    """Return a tenant's receipt as JSON, or None if the database has no such receipt."""
+    query = select(RECEIPTS.c.receipt).where(RECEIPTS.c.id == receipt_id, RECEIPTS.c.tenant == tenant)
+    id_time = time_of(receipt_id)
+    if id_time is not None:
+        packed = connection.execute(query.where(RECEIPTS.c.day == id_time // DAY_S)).scalar()
         if packed is not None:
             return unpack(packed)
-    # An id of an earlier version or of a device has no time.
+    # Ids of earlier versions and of devices contain no time.
     days = _days(connection)
     for start in range(days.start, days.stop, _DAYS_PER_QUERY):
-        some = range(start, min(start + _DAYS_PER_QUERY, days.stop))
-        packed = connection.execute(wanted.where(RECEIPTS.c.day.in_(some))).scalar()
+        batch = range(start, min(start + _DAYS_PER_QUERY, days.stop))
+        packed = connection.execute(query.where(RECEIPTS.c.day.in_(batch))).scalar()
         if packed is not None:
             return unpack(packed)
     return None
 
 
 def page(
-    connection: Connection, where: ReceiptFilter, after: ReceiptKey | None, most: int
+    connection: Connection, where: ReceiptFilter, after: ReceiptKey | None, limit: int
 ) -> list[tuple[ReceiptKey, bytes]]:
-    """Return keys and JSON of receipts in the order of their keys, from behind a key."""
+    """Return keys and JSON of receipts in key order, starting after the key `after`."""
     key = (RECEIPTS.c.day, RECEIPTS.c.id, RECEIPTS.c.tenant)
-    wanted = select(*key, RECEIPTS.c.receipt).where(*where.terms())
+    query = select(*key, RECEIPTS.c.receipt).where(*where.terms())
     if after is not None:
-        wanted = wanted.where(tuple_(*key) > tuple_(*after))
-    found = connection.execute(wanted.order_by(*key).limit(most))
-    return [((row.day, row.id, row.tenant), unpack(row.receipt)) for row in found]
+        query = query.where(tuple_(*key) > tuple_(*after))
+    rows = connection.execute(query.order_by(*key).limit(limit))
+    return [((row.day, row.id, row.tenant), unpack(row.receipt)) for row in rows]
 
 
 def count(connection: Connection, where: ReceiptFilter) -> int:
@@ -77,33 +77,33 @@ def count(connection: Connection, where: ReceiptFilter) -> int:
 
 
 def count_by_day(connection: Connection) -> dict[int, int]:
-    """Return the number of receipts by the day of their requests, in days since the Unix epoch."""
+    """Return the number of receipts by day of the request, in days since the Unix epoch."""
     day = (RECEIPTS.c.created // DAY_S).label("day")
-    found = connection.execute(select(day, func.count()).group_by(day))
-    return {int(of_day): many for of_day, many in found}
+    rows = connection.execute(select(day, func.count()).group_by(day))
+    return {int(row_day): number for row_day, number in rows}
 
 
 def span(connection: Connection) -> tuple[int, int] | None:
-    """Return `created` of the first and the last receipt, None where there is none."""
+    """Return `created` of the first and of the last receipt, or None without receipts."""
     days = _days(connection)
     if not days:
         return None
-    wanted = select(func.min(RECEIPTS.c.created), func.max(RECEIPTS.c.created))
-    # The day of an id may be next to that of `created`.
-    first = connection.execute(wanted.where(RECEIPTS.c.day <= days[0] + 1)).one()[0]
-    last = connection.execute(wanted.where(RECEIPTS.c.day >= days[-1] - 1)).one()[1]
+    query = select(func.min(RECEIPTS.c.created), func.max(RECEIPTS.c.created))
+    # `day` may differ by one from the day of `created`.
+    first = connection.execute(query.where(RECEIPTS.c.day <= days[0] + 1)).one()[0]
+    last = connection.execute(query.where(RECEIPTS.c.day >= days[-1] - 1)).one()[1]
     return int(first), int(last)
 
 
 def count_unreadable(connection: Connection) -> int:
-    """Return the number of entries that could not be read or written."""
+    """Return the number of unreadable entries."""
     return connection.execute(select(func.count()).select_from(UNREADABLE)).scalar_one()
 
 
 def unreadable(connection: Connection) -> list[OutboxEntry]:
-    """Return the entries that could not be read or written."""
-    found = connection.execute(select(UNREADABLE).order_by(UNREADABLE.c.tenant, UNREADABLE.c.entry))
-    return [OutboxEntry(row.tenant, row.entry, row.receipt) for row in found]
+    """Return the unreadable entries."""
+    rows = connection.execute(select(UNREADABLE).order_by(UNREADABLE.c.tenant, UNREADABLE.c.entry))
+    return [OutboxEntry(row.tenant, row.entry, row.receipt) for row in rows]
 
 
 def _days(connection: Connection) -> range:

@@ -1,7 +1,7 @@
-"""Engines that are paid by the hour, day by day: what their hours cost against what requests were charged. Pure.
+"""Compare the hourly cost of engines with the charges of requests, by day. Pure.
 
-Requests are charged at token rates; an engine that idles is paid for all the same. The difference is shown, and never
-spread over requests.
+Requests are charged at token rates. An engine that is paid by the hour also costs money while it is idle. The
+difference is reported, and never distributed over requests.
 """
 
 from __future__ import annotations
@@ -22,7 +22,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class EngineDay:
-    """One engine on one day. `uptime` is None where it was not paid by the hour."""
+    """One engine on one day.
+
+    Attributes:
+        charged_usd: charges of the day's receipts for this engine.
+        uptime: None if the engine was not paid by the hour.
+        elapsed_minutes: minutes of the day that have begun.
+    """
 
     engine: str
     charged_usd: Decimal
@@ -31,7 +37,7 @@ class EngineDay:
 
     @property
     def wall_usd(self) -> Decimal | None:
-        """What its hours cost, as far as it was seen to be up."""
+        """Return the cost of the minutes in which the engine was up, or None if it is not paid by the hour."""
         if self.uptime is None:
             return None
         return quantized(self.uptime.hourly_usd * self.uptime.up_minutes / 60)
@@ -39,7 +45,12 @@ class EngineDay:
 
 @dataclass(frozen=True, slots=True)
 class ReconciledDay:
-    """All engines on the UTC day that begins at `start`, in Unix seconds. `complete`: it is over."""
+    """All engines on one UTC day.
+
+    Attributes:
+        start: start of the day in Unix seconds.
+        complete: whether the day is over.
+    """
 
     start: int
     complete: bool
@@ -47,41 +58,43 @@ class ReconciledDay:
 
 
 def reconciled_day(
-    start: int, now: float, charged_pico: Mapping[str, int], watched: Mapping[str, EngineUptime]
+    start: int, now: float, charged_pico: Mapping[str, int], uptimes: Mapping[str, EngineUptime]
 ) -> ReconciledDay:
-    """Set the two sides of a day beside each other.
+    """Compare the charges and the uptime of one day.
 
     Args:
-        charged_pico: by engine, what receipts of that day were charged for it.
-        watched: by engine, for those that were paid by the hour that day.
+        start: start of the day in Unix seconds.
+        now: Unix seconds.
+        charged_pico: charges of the day's receipts by engine.
+        uptimes: uptime by engine, for engines that were paid by the hour.
     """
-    # The minute that has begun counts: an engine may have been seen in it.
+    # The current minute counts, because an engine may have been checked in it.
     elapsed = min(MINUTES_A_DAY, int(now - start) // 60 + 1)
     engines = tuple(
-        EngineDay(engine, usd(charged_pico.get(engine, 0)), watched.get(engine), elapsed)
-        for engine in sorted(charged_pico.keys() | watched.keys())
+        EngineDay(engine, usd(charged_pico.get(engine, 0)), uptimes.get(engine), elapsed)
+        for engine in sorted(charged_pico.keys() | uptimes.keys())
     )
     return ReconciledDay(start, now >= start + DAY_S, engines)
 
 
-def engine_view(one: EngineDay) -> dict[str, Any]:
-    """As the admin API tells it; money is text."""
-    if one.uptime is None:
-        return {"engine": one.engine, "usd_per_hour": None, "minutes": None} | _sides(None, one.charged_usd)
-    up, seen = one.uptime.up_minutes, one.uptime.seen_minutes
-    minutes = {"up": up, "down": max(0, seen - up), "unseen": max(0, one.elapsed_minutes - seen)}
-    return {"engine": one.engine, "usd_per_hour": _text(one.uptime.hourly_usd), "minutes": minutes} | _sides(
-        one.wall_usd, one.charged_usd
+def engine_view(day: EngineDay) -> dict[str, Any]:
+    """Return the JSON of the admin API. Money is text."""
+    if day.uptime is None:
+        return {"engine": day.engine, "usd_per_hour": None, "minutes": None} | _sides(None, day.charged_usd)
+    up, seen = day.uptime.up_minutes, day.uptime.seen_minutes
+    minutes = {"up": up, "down": max(0, seen - up), "unseen": max(0, day.elapsed_minutes - seen)}
+    return {"engine": day.engine, "usd_per_hour": _text(day.uptime.hourly_usd), "minutes": minutes} | _sides(
+        day.wall_usd, day.charged_usd
     )
 
 
 def totals(days: Sequence[ReconciledDay]) -> dict[str, Any]:
-    """Of some days: engines that are paid by the hour together, and beside them what the others were charged."""
-    entries = [one for day in days for one in day.engines]
-    hourly = [one for one in entries if one.wall_usd is not None]
-    wall = _sum(one.wall_usd for one in hourly if one.wall_usd is not None)
-    charged = _sum(one.charged_usd for one in entries)
-    by_hour = _sum(one.charged_usd for one in hourly)
+    """Return totals of several days: both sides of engines paid by the hour, and the charges of other engines."""
+    entries = [entry for day in days for entry in day.engines]
+    hourly = [entry for entry in entries if entry.wall_usd is not None]
+    wall = _sum(entry.wall_usd for entry in hourly if entry.wall_usd is not None)
+    charged = _sum(entry.charged_usd for entry in entries)
+    by_hour = _sum(entry.charged_usd for entry in hourly)
     return {"by_hour": _sides(wall, by_hour), "by_token_usd": _text(charged - by_hour), "charged_usd": _text(charged)}
 
 

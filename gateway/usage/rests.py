@@ -1,4 +1,4 @@
-"""Rests of threads that use the processor for long, so that the event loop gets the interpreter lock at once."""
+"""Pauses of CPU-bound threads, so that the event loop gets the interpreter lock without delay."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# The interpreter would let the event loop wait for 5 ms each time.
-_STRETCH_S, _REST_S = 0.001, 0.0002
+# Without pauses, the event loop would wait for up to the interpreter's switch interval each time.
+_INTERVAL_S, _PAUSE_S = 0.001, 0.0002
 
 
 class ThreadPauses:
-    """Let the thread that calls it sleep after each stretch of 1 ms. The first stretch begins at once."""
+    """Make the calling thread sleep after each interval of 1 ms. The first interval begins at construction."""
 
     def __init__(self) -> None:
-        self._rested = time.perf_counter()
+        self._interval_start = time.perf_counter()
 
     def pause_if_due(self) -> None:
-        """Sleep where the stretch is over."""
-        if time.perf_counter() - self._rested > _STRETCH_S:
-            time.sleep(_REST_S)
-            self._rested = time.perf_counter()
+        """Sleep if the interval is over."""
+        if time.perf_counter() - self._interval_start > _INTERVAL_S:
+            time.sleep(_PAUSE_S)
+            self._interval_start = time.perf_counter()
 
 
 def with_pauses(items: Iterable[T]) -> Iterator[T]:
-    """Yield the items, and sleep after each stretch of 1 ms. Call it in a thread."""
-    rests = ThreadPauses()
+    """Yield the items, and sleep after each interval of 1 ms. Call it in a thread."""
+    pauses = ThreadPauses()
     for item in items:
         yield item
-        rests.pause_if_due()
+        pauses.pause_if_due()

@@ -1,11 +1,11 @@
-"""Sums of receipts: by whom, how and by which engines they were answered. Pure.
+"""Sums of receipts by tenant, key, route, mode and engines. Pure.
 
-A row of sums is a set of counters: a list of those that nearly every row has, and a dictionary of the others. A list
-takes less time to add, to encode and to decode.
+A row of sums is a set of counters: a list of counters that nearly every row has, and a dictionary of the others. A list
+is faster to add, encode and decode.
 
-All counters are exact: money in whole picodollars (1e-12 USD), times in whole microseconds, and Python's integers have
-no bound. So rows can be added in any order, over any times and tenants, and a receipt that was counted can be
-subtracted again. Only quantiles of a histogram are rounded (histogram.py).
+All counters are exact: money in whole picodollars (1e-12 USD), times in whole microseconds, and Python integers have no
+limit. So rows can be added in any order, over any times and tenants, and a counted receipt can be subtracted again.
+Only quantiles of histograms are rounded (histogram.py).
 """
 
 from __future__ import annotations
@@ -57,11 +57,11 @@ if TYPE_CHECKING:
 
     from gateway.accounting.receipt import Receipt
 
-_Where = TypeVar("_Where")
+_Key = TypeVar("_Key")
 
 
 class SumDimensions(NamedTuple):
-    """The dimensions of sums. `teacher` and `student` are the engines that were called; empty: none."""
+    """Dimensions of sums. `teacher` and `student` are the called engines; empty: none."""
 
     tenant: str
     key: str
@@ -72,7 +72,7 @@ class SumDimensions(NamedTuple):
 
 
 class _Counter:
-    """An attribute of a row that is one counter."""
+    """A row attribute that is one counter of `SumRow.fixed`."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -82,20 +82,20 @@ class _Counter:
 
 
 class SumRow:
-    """Some receipts, added up.
+    """The sum of some receipts.
 
     Attributes:
-        fixed: the first counters, in the order of their numbers. Rows may share a list: it is replaced, never changed.
-        sparse: the other counters. Those that are 0 are not there, so equal sums have equal counters.
-        requests: receipts, less those of what devices report of guidance, which has its own.
-        kept_tokens: of what teachers wrote, the part that opened answers.
-        cost_pico: all of it; `teacher_pico`, `student_pico` and `failed_pico` are its parts.
-        baseline_pico: of a shadow 0: it spares nothing, since its request was answered, and paid for, as well.
-        baseline_estimated: receipts whose baseline is an estimate; as `requests`, without what devices report.
-        answer_tokens: of answers that callers got, to their end, counted by whoever wrote them.
-        teacher_answer_tokens: of these, what teachers wrote: openings that were shown, and answers of theirs alone.
-        guided: receipts whose answer a teacher opened; no shadows.
-        baseline_error_pico: by how much `baseline_pico` may be wrong, either way: the bounds of its receipts together.
+        fixed: the first counters, in the order of their numbers. Rows may share a list: replace it, never change it.
+        sparse: the other counters, without zeros, so that equal sums have equal counters.
+        requests: receipts, without device reports on guidance: the guidance has its own receipt.
+        kept_tokens: tokens of guidance that became part of answers.
+        cost_pico: the whole cost. `teacher_pico`, `student_pico` and `failed_pico` are parts of it.
+        baseline_pico: 0 for shadow requests. They save nothing, because the original request is paid for as well.
+        baseline_estimated: receipts with an estimated baseline; like `requests`, without device reports.
+        answer_tokens: tokens of complete answers that callers received, counted by the engine that generated them.
+        teacher_answer_tokens: the part of `answer_tokens` by teachers: visible guidance, and whole answers.
+        guided: receipts with guidance, without shadow requests.
+        baseline_error_pico: error bound of `baseline_pico`: the sum of the bounds of its receipts.
     """
 
     __slots__ = ("fixed", "sparse")
@@ -119,87 +119,87 @@ class SumRow:
 
     @property
     def errors(self) -> dict[str, int]:
-        """Return receipts by their status, where that is not `ok`."""
+        """Return receipts by status, without `ok`."""
         return self._named(ERROR)
 
     @property
     def unguided(self) -> dict[str, int]:
-        """Return receipts by why a guided route was answered without guidance."""
+        """Return receipts without guidance on guided routes, by reason."""
         return self._named(UNGUIDED)
 
     @property
     def engines(self) -> dict[str, int]:
-        """Return what each engine was paid, of `cost_pico`; failed calls too."""
+        """Return the part of `cost_pico` of each engine, including failed calls."""
         return self._named(ENGINE)
 
     @property
     def batches(self) -> dict[int, int]:
-        """Return receipts by the size of the batch that their teacher's call was in."""
+        """Return receipts by the batch size of their teacher call."""
         return {key - BATCHES: count for key, count in self.sparse.items() if isinstance(key, int) and key > BATCHES}
 
     @property
     def teacher(self) -> TokenSums:
-        """Return what teachers read and wrote whose words were used; shared calls are another receipt's."""
+        """Return tokens of successful teacher calls. A shared call counts in one receipt."""
         return self._tokens(TEACHER)
 
     @property
     def student(self) -> TokenSums:
-        """Return the same of students."""
+        """Return tokens of successful student calls, including confidence probes."""
         return self._tokens(STUDENT)
 
     @property
     def failed(self) -> TokenSums:
-        """Return the tokens of calls in whose place others were made, whichever role."""
+        """Return tokens of calls that were retried, in any role."""
         return self._tokens(FAILED)
 
     @property
     def stages(self) -> list[Histogram]:
-        """Return times by STAGES; a stage that did not happen is not counted."""
+        """Return a histogram for each of STAGES. Skipped stages are not counted."""
         buckets: list[dict[int, int]] = [{} for _ in STAGES]
         for key, count in self.sparse.items():
             if isinstance(key, int) and BUCKETS <= key < BATCHES:
-                stage, place = divmod(key - BUCKETS, BUCKET_STEP)
-                buckets[stage][place] = count
+                stage, bucket = divmod(key - BUCKETS, BUCKET_STEP)
+                buckets[stage][bucket] = count
         return [
-            Histogram(sum(of_stage.values()), self.fixed[STAGE_TIMES + stage], of_stage)
-            for stage, of_stage in enumerate(buckets)
+            Histogram(sum(stage_buckets.values()), self.fixed[STAGE_TIMES + stage], stage_buckets)
+            for stage, stage_buckets in enumerate(buckets)
         ]
 
     @property
     def classes(self) -> dict[str, ClassSum]:
-        """Return the sums by savings class, in the order of pages. Classes that count nothing are left out."""
+        """Return the sums by savings class, in display order, without empty classes."""
         get = self.sparse.get
-        found = {name: ClassSum(*(get(at + field, 0) for field in range(5))) for name, at in CLASS_AT.items()}
+        sums_of = {name: ClassSum(*(get(first + field, 0) for field in range(5))) for name, first in CLASS_AT.items()}
         others: dict[str, list[int]] = defaultdict(lambda: [0] * 5)
         for key, count in self._named(OTHER_CLASS).items():
             field, _, name = key.partition(":")
             others[name][int(field)] = count
-        found |= {name: ClassSum(*sums) for name, sums in others.items()}
-        return {name: one for name, one in found.items() if any(one)}
+        sums_of |= {name: ClassSum(*sums) for name, sums in others.items()}
+        return {name: sums for name, sums in sums_of.items() if any(sums)}
 
     @property
     def savings_pico(self) -> int:
-        """The savings that count; may be negative."""
-        return sum(one.savings_pico for one in self.classes.values())
+        """Return the counted savings, which may be negative."""
+        return sum(sums.savings_pico for sums in self.classes.values())
 
     @property
     def savings_error_pico(self) -> int:
         """Return the error bound of `savings_pico`."""
-        return sum(one.error_pico for one in self.classes.values())
+        return sum(sums.error_pico for sums in self.classes.values())
 
     @property
     def unclassified(self) -> ClassSum:
-        """Sums of receipts that a version without savings classes added. Their savings do not count."""
+        """Return sums of receipts that a version without savings classes added. Their savings do not count."""
         classes = self.classes.values()
         return ClassSum(
-            self.requests - sum(one.requests for one in classes),
-            self.cost_pico - sum(one.cost_pico for one in classes),
-            self.baseline_pico - sum(one.baseline_pico for one in classes),
+            self.requests - sum(sums.requests for sums in classes),
+            self.cost_pico - sum(sums.cost_pico for sums in classes),
+            self.baseline_pico - sum(sums.baseline_pico for sums in classes),
         )
 
     @classmethod
     def of(cls, receipt: Receipt, times: int = 1) -> SumRow:
-        """Return the row of a receipt. `times` is -1 for one that was counted, and in whose place another one came."""
+        """Return the row of a receipt. `times` is -1 to subtract a counted receipt that another receipt replaces."""
         fixed, sparse = counts_of(receipt)
         if times != 1:
             fixed = [times * count for count in fixed]
@@ -207,16 +207,16 @@ class SumRow:
         return cls(fixed, sparse)
 
     def add(self, receipt: Receipt, times: int = 1) -> None:
-        """Count a receipt; `times` as for `of`."""
+        """Add a receipt. `times`: see `of`."""
         self.merge(SumRow.of(receipt, times))
 
     def merge(self, other: SumRow) -> None:
-        """Count all that another row does. Adding up many rows spends most of its time here."""
+        """Add another row. This dominates the time of adding up many rows."""
         self.fixed = [*map(add, self.fixed, other.fixed)]
         _merge(self.sparse, other.sparse)
 
     def copy(self) -> SumRow:
-        """Another one that counts the same."""
+        """Return an independent copy."""
         return SumRow(self.fixed, self.sparse.copy())
 
     def to_bytes(self) -> bytes:
@@ -224,19 +224,19 @@ class SumRow:
         try:
             return _ENCODER.encode((self.fixed, self.sparse))
         except OverflowError:
-            # More than MessagePack's 64 bits, 18 million USD: JSON has no bound, and an array of it begins otherwise.
+            # A counter exceeds MessagePack's 64 bits (18 million USD). JSON has no limit, and starts with another byte.
             return msgspec.json.encode((self.fixed, list(self.sparse.items())))
 
     @classmethod
     def from_bytes(cls, raw: bytes) -> SumRow:
-        """Raises msgspec.DecodeError when `raw` is not a row."""
+        """Decode a row. Raises msgspec.DecodeError."""
         if raw.startswith(b"["):
             fixed, pairs = _JSON_DECODER.decode(raw)
             return cls(fixed, dict(pairs))
         return cls(*_DECODER.decode(raw))
 
     def __bool__(self) -> bool:
-        """Return whether a counter is not 0."""
+        """Return whether any counter is not 0."""
         return bool(self.sparse) or any(self.fixed)
 
     def _named(self, kind: str) -> dict[str, int]:
@@ -255,16 +255,16 @@ class SumRow:
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
-        return f"Row({self.fixed}, {self.sparse})"
+        return f"SumRow({self.fixed}, {self.sparse})"
 
 
-def _merge(mine: Sparse, others: Sparse) -> None:
-    get = mine.get
-    for key, count in others.items():
-        if left := get(key, 0) + count:
-            mine[key] = left
+def _merge(target: Sparse, source: Sparse) -> None:
+    get = target.get
+    for key, count in source.items():
+        if total_count := get(key, 0) + count:
+            target[key] = total_count
         else:
-            del mine[key]
+            del target[key]
 
 
 _ENCODER = msgspec.msgpack.Encoder()
@@ -274,8 +274,8 @@ _JSON_DECODER: msgspec.json.Decoder[tuple[list[int], list[tuple[int | str, int]]
     tuple[_Fixed, list[tuple[int | str, int]]]
 )
 
-NUMBERS = {name: one.number for name, one in vars(SumRow).items() if isinstance(one, _Counter)}
-"""Numbers of the single counters by their names."""
+NUMBERS = {name: value.number for name, value in vars(SumRow).items() if isinstance(value, _Counter)}
+"""Numbers of the single counters by attribute name."""
 
 
 def row_with(
@@ -289,17 +289,18 @@ def row_with(
     tokens: Sequence[TokenSums] = (),
     stages: Sequence[Histogram] = (),
 ) -> SumRow:
-    """Return the row that has these attributes.
+    """Return the row with these attributes.
 
     Args:
-        single: by the names in `NUMBERS`.
-        tokens: of the teacher, the student and failed calls.
+        single: single counters by their names in `NUMBERS`.
+        tokens: tokens of teacher calls, student calls and failed calls.
+        stages: histograms in the order of STAGES.
     """
     row = SumRow()
     for name, count in single.items():
         row.fixed[NUMBERS[name]] = count
-    for role, of_role in zip((TEACHER, STUDENT, FAILED), tokens, strict=False):
-        row.fixed[role : role + len(of_role)] = of_role
+    for role, role_tokens in zip((TEACHER, STUDENT, FAILED), tokens, strict=False):
+        row.fixed[role : role + len(role_tokens)] = role_tokens
     counts: Sparse = {BATCHES + size: count for size, count in batches.items()}
     for kind, named in ((ERROR, errors), (UNGUIDED, unguided), (ENGINE, engines)):
         counts |= {kind + name: count for name, count in named.items()}
@@ -307,13 +308,13 @@ def row_with(
         counts |= class_counts(name, sums)
     for stage, times in enumerate(stages):
         row.fixed[STAGE_TIMES + stage] = times.sum_us
-        counts |= {BUCKETS + BUCKET_STEP * stage + place: count for place, count in times.buckets.items()}
+        counts |= {BUCKETS + BUCKET_STEP * stage + bucket: count for bucket, count in times.buckets.items()}
     row.sparse = {key: count for key, count in counts.items() if count}
     return row
 
 
-def dims(receipt: Receipt) -> SumDimensions:
-    """Under what a receipt is counted."""
+def dims_of(receipt: Receipt) -> SumDimensions:
+    """Return the dimensions that count a receipt."""
     return SumDimensions(
         receipt.tenant,
         receipt.key,
@@ -325,7 +326,7 @@ def dims(receipt: Receipt) -> SumDimensions:
 
 
 def total(rows: Sequence[SumRow]) -> SumRow:
-    """Return the sum of rows. The sum of one row is that row itself: do not change the result."""
+    """Return the sum of rows. The sum of one row is the row itself: do not change the result."""
     if len(rows) == 1:
         return rows[0]
     sparse = rows[0].sparse.copy()
@@ -334,10 +335,10 @@ def total(rows: Sequence[SumRow]) -> SumRow:
     return SumRow([*map(sum, zip(*(row.fixed for row in rows), strict=True))], sparse)
 
 
-def merge_in(rows: MutableMapping[_Where, SumRow], where: _Where, row: SumRow) -> None:
-    """Count all that a row does in the row of that place; neither is the other's afterwards."""
-    held = rows.get(where)
-    if held is None:
-        rows[where] = row.copy()
+def merge_in(rows: MutableMapping[_Key, SumRow], key: _Key, row: SumRow) -> None:
+    """Add a row to the row at `key`, without sharing counters."""
+    present = rows.get(key)
+    if present is None:
+        rows[key] = row.copy()
     else:
-        held.merge(row)
+        present.merge(row)

@@ -1,7 +1,7 @@
-"""Read the range of a question about usage, and find the sums that cover it. Pure: told the time. UTC throughout.
+"""Parse the time range of a usage query, and find the sums that cover it. Pure. All times are UTC.
 
-Rows are kept the longer the coarser they are. So a range is widened to whole periods of rows that are still kept, and
-who asked is told what it came to. A long one is covered by whole days and hours, and by finer rows at its edges.
+Coarser sums are retained longer. So a range is extended to whole periods that are still retained, and the response
+contains the resulting range. Whole days and hours cover the middle of a long range, and finer periods its ends.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ TIMES = (
     "a time before now like 24h or 7d, a date like 2026-11-01, a time like 2026-11-01T12:00:00Z, or one of today, "
     "yesterday, this_month, last_month"
 )
-"""What may be said for a range's ends."""
+"""Description of accepted times, for error messages."""
 
-# A row that is about to go is not counted on.
+# Rows that expire within this time are not used.
 _MARGIN_S = 2.0
 _UNITS = {86_400: "d", 3600: "h", 60: "m", 1: "s"}
 _WORDS = ("now", "today", "yesterday", "this_month", "last_month")
 
 
 class RequestedRange(NamedTuple):
-    """A range as it was asked for, in Unix seconds: from `since` to before `until`."""
+    """The range of a request: [since, until) in Unix seconds."""
 
     since: float
     until: float
 
 
 class UsageSpan(NamedTuple):
-    """What a question covers: [since, until) in whole Unix seconds, and the rows that add up to it."""
+    """The range of a response, [since, until) in whole Unix seconds, and the periods that cover it."""
 
     since: int
     until: int
@@ -51,14 +51,15 @@ class UsageSpan(NamedTuple):
 
 
 def requested_range(since: str, until: str, now: float) -> RequestedRange:
-    """Read both ends; an empty `until` is now. A date lasts its whole day, a word for a time all of that.
+    """Parse both ends of a range. `now` is Unix seconds.
 
-    Raises InvalidRequest, which names the end that is wrong.
+    An empty `until` means now. A date or a word such as `yesterday` stands for its whole period: `since` is the start,
+    and `until` the end. Raises InvalidRequest with the name of the invalid parameter.
     """
-    start = _moment(since, "since", now)[0]
-    end = _moment(until, "until", now)[1] if until else now
+    start = _bounds(since, "since", now)[0]
+    end = _bounds(until, "until", now)[1] if until else now
     if start > now:
-        raise InvalidRequest(f"'since' lies in the future: it is {rfc3339(now)} now.", param="since")
+        raise InvalidRequest(f"'since' is in the future: it is {rfc3339(now)} now.", param="since")
     if start >= end:
         raise InvalidRequest(
             f"'since' ({rfc3339(start)}) must be before 'until' ({rfc3339(end)}). Exchange them, or omit 'until': "
@@ -68,99 +69,105 @@ def requested_range(since: str, until: str, now: float) -> RequestedRange:
     return RequestedRange(start, min(end, now))
 
 
-def span(asked: RequestedRange, granularity: Granularity | None, retention: Retention, now: float) -> UsageSpan:
-    """Which rows to add up; with a granularity, rows of that alone. Raises InvalidRequest where they are not kept."""
-    kept = _Kept(retention, now)
-    among: tuple[Granularity, ...] = GRANULARITIES if granularity is None else (granularity,)
-    if not kept.reach(asked.since, among):
-        raise kept.refusal(asked.since, granularity)
-    # Nothing is later than now, so periods that have begun may be taken whole.
-    open_end = asked.until >= now
-    since = start = kept.floor(asked.since, among)
-    found = []
-    while start < asked.until:
-        one = kept.widest(start, math.inf if open_end else asked.until, among)
-        found.append(one)
-        start += SECONDS[one.granularity]
-    if not found:  # all of it is about to be forgotten
-        raise kept.refusal(asked.since, granularity)
-    return UsageSpan(since, _ceiling(now, SECONDS[among[0]]) if open_end else start, found)
+def span(requested: RequestedRange, granularity: Granularity | None, retention: Retention, now: float) -> UsageSpan:
+    """Return the periods to add up. Raises InvalidRequest if sums that old have expired.
+
+    Args:
+        granularity: use only periods of this length; None: all lengths.
+        now: Unix seconds.
+    """
+    retained = _RetainedSums(retention, now)
+    allowed: tuple[Granularity, ...] = GRANULARITIES if granularity is None else (granularity,)
+    if not retained.reach(requested.since, allowed):
+        raise retained.expired_error(requested.since, granularity)
+    # No receipt is later than now, so current periods can be used whole.
+    open_end = requested.until >= now
+    since = start = retained.floor(requested.since, allowed)
+    periods = []
+    while start < requested.until:
+        period = retained.widest(start, math.inf if open_end else requested.until, allowed)
+        periods.append(period)
+        start += SECONDS[period.granularity]
+    if not periods:  # the whole range is about to expire
+        raise retained.expired_error(requested.since, granularity)
+    return UsageSpan(since, _ceiling(now, SECONDS[allowed[0]]) if open_end else start, periods)
 
 
-class _Kept:
-    """Which rows are still there."""
+class _RetainedSums:
+    """The periods whose sums have not expired."""
 
     def __init__(self, retention: Retention, now: float) -> None:
         self._retention = retention
         self._now = now
 
-    def reach(self, since: float, among: Sequence[Granularity]) -> bool:
-        """Whether they go back so far, or but for the part of one period."""
-        return any(since >= self._now - self._retention.of(one) - SECONDS[one] for one in among)
+    def reach(self, since: float, allowed: Sequence[Granularity]) -> bool:
+        """Return whether they go back to `since`, except for a part of one period."""
+        return any(since >= self._now - self._retention.of(length) - SECONDS[length] for length in allowed)
 
-    def refusal(self, since: float, granularity: Granularity | None) -> InvalidRequest:
-        """What to say of a range that they do not reach: what is kept."""
-        kept = ", ".join(f"by the {one} for {duration_text(self._retention.of(one))}" for one in GRANULARITIES)
-        finest = next((one for one in GRANULARITIES if since >= self._now - self._retention.of(one)), None)
+    def expired_error(self, since: float, granularity: Granularity | None) -> InvalidRequest:
+        """Return the error for a range that begins before the retained sums."""
+        retention = ", ".join(f"by the {name} for {duration_text(self._retention.of(name))}" for name in GRANULARITIES)
+        finest = next((name for name in GRANULARITIES if since >= self._now - self._retention.of(name)), None)
         if finest is None:
-            oldest = rfc3339(self._now - max(self._retention.of(one) for one in GRANULARITIES))
-            fix = f"ask since {oldest} at the earliest"
+            oldest = rfc3339(self._now - max(self._retention.of(name) for name in GRANULARITIES))
+            fix = f"set since to {oldest} or later"
         else:
             oldest = rfc3339(self._now - self._retention.of(granularity or finest))
-            fix = f"ask with granularity={finest}, or since {oldest} at the earliest"
+            fix = f"set granularity={finest}, or set since to {oldest} or later"
         return InvalidRequest(
-            f"'since' ({rfc3339(since)}) is older than what is kept. Usage is kept {kept}: {fix}.", param="since"
+            f"'since' ({rfc3339(since)}) is older than the retained usage. Usage is kept {retention}: {fix}.",
+            param="since",
         )
 
-    def floor(self, since: float, among: Sequence[Granularity]) -> int:
-        """The beginning of the shortest period that is kept and in which a range begins; or of the next one."""
-        for granularity in among:
-            one = Period.of(granularity, since)
-            if self._has(one):
-                return one.start
-        longest = max(among, key=self._retention.of)
+    def floor(self, since: float, allowed: Sequence[Granularity]) -> int:
+        """Return the start of the shortest retained period that contains `since`, or of the next period."""
+        for granularity in allowed:
+            period = Period.of(granularity, since)
+            if self._is_retained(period):
+                return period.start
+        longest = max(allowed, key=self._retention.of)
         return Period.of(longest, since).start + SECONDS[longest]
 
-    def widest(self, start: int, until: float, among: Sequence[Granularity]) -> Period:
-        """The longest period that begins there and does not go beyond; where none does, the shortest that is kept."""
-        begun = [Period(one, start) for one in among if start % SECONDS[one] == 0]
-        kept = [one for one in begun if self._has(one)] or begun
-        fit = [one for one in kept if start + SECONDS[one.granularity] <= until]
-        return fit[-1] if fit else kept[0]
+    def widest(self, start: int, until: float, allowed: Sequence[Granularity]) -> Period:
+        """Return the longest retained period from `start` that ends by `until`; if none fits, the shortest."""
+        aligned = [Period(name, start) for name in allowed if start % SECONDS[name] == 0]
+        retained = [period for period in aligned if self._is_retained(period)] or aligned
+        fitting = [period for period in retained if start + SECONDS[period.granularity] <= until]
+        return fitting[-1] if fitting else retained[0]
 
-    def _has(self, one: Period) -> bool:
-        return self._retention.ends(one.granularity, one.start) > self._now + _MARGIN_S
+    def _is_retained(self, period: Period) -> bool:
+        return self._retention.expires(period.granularity, period.start) > self._now + _MARGIN_S
 
 
 def duration_text(seconds: float) -> str:
-    """A duration as settings say it: 400d, 36h, 90s."""
-    unit_s = next((one for one in _UNITS if seconds >= one and seconds % one == 0), 1)
+    """Return a duration in the notation of settings: 400d, 36h, 90s."""
+    unit_s = next((unit for unit in _UNITS if seconds >= unit and seconds % unit == 0), 1)
     return f"{seconds / unit_s:g}{_UNITS[unit_s]}"
 
 
-def _moment(text: str, name: str, now: float) -> tuple[float, float]:
-    """When what was said begins, and when it is over: for a time both are the same."""
+def _bounds(text: str, name: str, now: float) -> tuple[float, float]:
+    """Return the start and the end of a date or word in Unix seconds; for a time, both are equal."""
     today = datetime.fromtimestamp(now, UTC).date()
     try:
         if text in _WORDS:
-            return _word(text, today, now)
+            return _word_bounds(text, today, now)
         if re.fullmatch(r"\d{4}-\d\d-\d\d", text, re.ASCII):
             day = date.fromisoformat(text)
             return _midnight(day), _midnight(day + timedelta(days=1))
         if text[:4].isdigit() and "-" in text:
-            # In a query, a plus that was not written as %2B comes as a blank.
-            moment = datetime.fromisoformat(text.replace(" ", "+") if "T" in text else text)
-            at = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-            return at, at
-        ago = now - duration_s(text)
+            # In a query string, an unescaped plus arrives as a space.
+            parsed = datetime.fromisoformat(text.replace(" ", "+") if "T" in text else text)
+            moment = (parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).timestamp()
+        else:
+            moment = now - duration_s(text)
     except (ValueError, OverflowError):
-        close = nearest(text, _WORDS)
-        hint = f" Did you mean '{close}'?" if close else ""
+        suggestion = nearest(text, _WORDS)
+        hint = f" Did you mean '{suggestion}'?" if suggestion else ""
         raise InvalidRequest(f"'{name}' must be {TIMES}.{hint}", param=name) from None
-    return ago, ago
+    return moment, moment
 
 
-def _word(word: str, today: date, now: float) -> tuple[float, float]:
+def _word_bounds(word: str, today: date, now: float) -> tuple[float, float]:
     if word == "now":
         return now, now
     if word in {"today", "yesterday"}:
@@ -181,7 +188,7 @@ def _ceiling(moment: float, unit_s: int) -> int:
 
 
 def rfc3339(unix_s: float) -> str:
-    """RFC 3339, to the second; of times that no calendar has, the nearest that one does."""
+    """Return a time in RFC 3339, in seconds. Times before the Unix epoch become the epoch."""
     if unix_s <= 0:
         return "1970-01-01T00:00:00Z"
     return datetime.fromtimestamp(unix_s, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

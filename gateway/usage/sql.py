@@ -1,7 +1,7 @@
-# ruff: noqa: S608 - statements are made of names of tables and columns alone
-"""The statements that write receipts and sums many at a time, for SQLite and PostgreSQL.
+# ruff: noqa: S608 - statements contain only constant names of tables and columns
+"""Bulk statements for receipts and sums in SQLite and PostgreSQL.
 
-They go to the driver without SQLAlchemy's statements, whose work for each row costs more than the database itself.
+They bypass SQLAlchemy's statement layer, which takes more time per row than the database.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SumKey: TypeAlias = tuple[int, int, str, str, str, str, str, str]
 ReceiptKey: TypeAlias = tuple[int, str, str]
 """The primary key of a receipt: day, id and tenant."""
 
-Place: TypeAlias = tuple[int, int, str]
+TenantPeriod: TypeAlias = tuple[int, int, str]
 """Length and start of a period, and a tenant."""
 
 
@@ -29,22 +29,22 @@ class UsageSql(Protocol):
     """Statements of one transaction. Every method raises DBAPIError."""
 
     def held_receipts(self, keys: Sequence[ReceiptKey]) -> list[tuple[ReceiptKey, str, bytes | None]]:
-        """Return key and status of the receipts that are there, and of abandoned ones the packed receipt."""
+        """Return key and status of the receipts that exist, and the packed receipt if it is abandoned."""
 
     def insert_receipts(self, rows: Sequence[tuple[Any, ...]]) -> bool:
-        """Insert receipts and return True. Where some of them are there, insert none and return False."""
+        """Insert receipts and return True. If any of them exists, insert none and return False."""
 
     def put_receipts(self, rows: Sequence[tuple[Any, ...]]) -> None:
-        """Insert receipts; those that are there are replaced."""
+        """Insert or replace receipts."""
 
     def held_sums(self, keys: Sequence[SumKey]) -> dict[SumKey, bytes]:
-        """Return the sums that are there."""
+        """Return the sums that exist."""
 
-    def count_sums(self, places: Sequence[Place], without: str, most: int) -> dict[Place, int]:
-        """Count the sums of each period and tenant, those of the key `without` left out, up to `most`."""
+    def count_sums(self, periods: Sequence[TenantPeriod], without: str, limit: int) -> dict[TenantPeriod, int]:
+        """Count the sums of each period and tenant up to `limit`, without those of the key `without`."""
 
     def put_sums(self, rows: Sequence[tuple[Any, ...]]) -> None:
-        """Insert sums; those that are there are replaced."""
+        """Insert or replace sums."""
 
     def delete_sums(self, keys: Sequence[SumKey]) -> None:
         """Delete sums."""
@@ -64,8 +64,8 @@ class _Sqlite:
 
     def held_receipts(self, keys: Sequence[ReceiptKey]) -> list[Any]:
         execute, statement = self._cursor().execute, f"{_HELD} FROM usage_receipts WHERE {_equal(_RECEIPT_KEY)}"
-        found = ((key, execute(statement, key).fetchone()) for key in keys)
-        return [(key, *row) for key, row in found if row is not None]
+        rows = ((key, execute(statement, key).fetchone()) for key in keys)
+        return [(key, *row) for key, row in rows if row is not None]
 
     def insert_receipts(self, rows: Sequence[tuple[Any, ...]]) -> bool:
         cursor = self._cursor()
@@ -83,13 +83,13 @@ class _Sqlite:
     def held_sums(self, keys: Sequence[SumKey]) -> dict[SumKey, bytes]:
         statement = f'SELECT "row" FROM usage_sums WHERE {_equal(SUM_KEY)}'
         cursor = self._cursor()
-        found = ((key, cursor.execute(statement, key).fetchone()) for key in keys)
-        return {key: row[0] for key, row in found if row is not None}
+        rows = ((key, cursor.execute(statement, key).fetchone()) for key in keys)
+        return {key: row[0] for key, row in rows if row is not None}
 
-    def count_sums(self, places: Sequence[Place], without: str, most: int) -> dict[Place, int]:
+    def count_sums(self, periods: Sequence[TenantPeriod], without: str, limit: int) -> dict[TenantPeriod, int]:
         statement = _COUNT.format(f'{_equal(SUM_KEY[:3])} AND "key" <> ?', "?")
         execute = self._cursor().execute
-        return {place: execute(statement, (*place, without, most)).fetchone()[0] for place in places}
+        return {period: execute(statement, (*period, without, limit)).fetchone()[0] for period in periods}
 
     def put_sums(self, rows: Sequence[tuple[Any, ...]]) -> None:
         self._put("usage_sums", _SUM_COLUMNS, rows)
@@ -132,14 +132,14 @@ class _Postgres:
         statement = f'SELECT {names}, "row" FROM usage_sums JOIN {_arrays(_SUM_COLUMNS[:-1])} USING ({names})'
         return {row[:-1]: row[-1] for row in map(tuple, self._run(statement, _columns(keys)))}
 
-    def count_sums(self, places: Sequence[Place], without: str, most: int) -> dict[Place, int]:
-        if not places:
+    def count_sums(self, periods: Sequence[TenantPeriod], without: str, limit: int) -> dict[TenantPeriod, int]:
+        if not periods:
             return {}
         where = " AND ".join(f'usage_sums."{name}" = given."{name}"' for name in SUM_KEY[:3])
         count = _COUNT.format(f'{where} AND "key" <> %s', "%s")
         statement = f"SELECT {_names(SUM_KEY[:3])}, ({count}) FROM {_arrays(_SUM_COLUMNS[:3])}"
-        found = self._run(statement, (without, most, *_columns(places)))
-        return {(seconds, start, tenant): held for seconds, start, tenant, held in found}
+        rows = self._run(statement, (without, limit, *_columns(periods)))
+        return {(seconds, start, tenant): count for seconds, start, tenant, count in rows}
 
     def put_sums(self, rows: Sequence[tuple[Any, ...]]) -> None:
         self._put("usage_sums", _SUM_COLUMNS, rows)
@@ -147,8 +147,8 @@ class _Postgres:
     def delete_sums(self, keys: Sequence[SumKey]) -> None:
         if keys:
             names = _names(SUM_KEY)
-            wanted = f"SELECT {names} FROM {_arrays(_SUM_COLUMNS[:-1])}"
-            self._run(f"DELETE FROM usage_sums WHERE ({names}) IN ({wanted})", _columns(keys))
+            given = f"SELECT {names} FROM {_arrays(_SUM_COLUMNS[:-1])}"
+            self._run(f"DELETE FROM usage_sums WHERE ({names}) IN ({given})", _columns(keys))
 
     def _put(self, table: str, columns: Sequence[Any], rows: Sequence[tuple[Any, ...]]) -> None:
         self._insert(table, columns, rows, _or_update(columns))
@@ -163,7 +163,7 @@ class _Postgres:
 
 def _or_update(columns: Sequence[Any]) -> str:
     keys = _names(column.name for column in columns if column.primary_key)
-    updates = ", ".join(f'"{one.name}" = excluded."{one.name}"' for one in columns if not one.primary_key)
+    updates = ", ".join(f'"{column.name}" = excluded."{column.name}"' for column in columns if not column.primary_key)
     return f"ON CONFLICT ({keys}) DO UPDATE SET {updates}"
 
 
@@ -171,7 +171,7 @@ _ARRAY_TYPES = {"INTEGER": "int", "BIGINT": "bigint", "TEXT": "text", "BLOB": "b
 
 
 def _arrays(columns: Sequence[Any]) -> str:
-    """Return a table of several arrays as parameters, one for each column."""
+    """Return a table expression of array parameters, one for each column."""
     arrays = ", ".join(f"%b::{_ARRAY_TYPES[str(column.type)]}[]" for column in columns)
     return f"unnest({arrays}) AS given({_names(column.name for column in columns)})"
 
@@ -189,5 +189,5 @@ def _equal(names: Iterable[str]) -> str:
 
 
 def sql_of(connection: Connection) -> UsageSql:
-    """Return the statements of the connection's database."""
+    """Return the statements for the database of this connection."""
     return _Postgres(connection) if connection.dialect.name == "postgresql" else _Sqlite(connection)

@@ -1,6 +1,6 @@
-"""The state of the usage workers in Redis: each worker publishes its own, and gateways read all of them.
+"""State of the usage workers in Redis: each worker publishes its state, and gateways read all states.
 
-A worker's key is also its number in the fleet: the first one that is free. The number names its consumer.
+A worker's key contains its number in the fleet, the first free one. The number is part of its consumer name.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ class WorkerState(msgspec.Struct, frozen=True):
 
     Attributes:
         up: whether the last write succeeded; None: unknown.
-        lag_s: age of the oldest receipt that waits to be written, in seconds.
-        waiting: receipts that wait.
-        error: the class of the error that the last write failed with.
-        by: the process; of the fleet all of them.
+        lag_s: age of the oldest unwritten receipt, in seconds.
+        waiting: number of unwritten receipts.
+        error: class of the error of the last write.
+        by: id of the process; for the fleet, all ids.
     """
 
     up: bool | None = None
@@ -51,29 +51,29 @@ class WorkerState(msgspec.Struct, frozen=True):
 
 
 class WorkerLease:
-    """The number of one worker, held while the worker renews it. Methods raise RedisError and OSError.
+    """The number of one worker, which expires unless the worker publishes. Methods raise RedisError and OSError.
 
     Attributes:
-        number: 1 and more; 0 before `join`.
+        number: 1 or more; 0 before `join`.
     """
 
-    def __init__(self, redis: Redis, keys: LedgerKeys, owner: str) -> None:
+    def __init__(self, redis: Redis, keys: LedgerKeys, process_id: str) -> None:
         self._redis = redis
         self._keys = keys
-        self.owner = owner
+        self.process_id = process_id
         self.number = 0
 
     async def join(self) -> None:
-        """Take the first free number. Raises StartupError where there is none."""
-        state = msgspec.json.encode(WorkerState(by=self.owner))
+        """Acquire the first free number. Raises StartupError if no number is free."""
+        state = msgspec.json.encode(WorkerState(by=self.process_id))
         for number in range(1, MAX_WORKERS + 1):
             if await self._redis.set(self._keys.worker(number), state, nx=True, px=_VALID_MS):
                 self.number = number
                 return
-        raise StartupError(f"{MAX_WORKERS} usage workers run already on this Redis: no more are possible.")
+        raise StartupError(f"{MAX_WORKERS} usage workers already use this Redis, which is the limit. Stop one of them.")
 
     async def publish(self, state: WorkerState, counts: dict[str, int]) -> None:
-        """Publish the state, and add to the numbers of receipts by result."""
+        """Publish the state and renew the number. Add `counts` to the numbers of receipts by result."""
         async with self._redis.pipeline(transaction=True) as pipe:
             pipe.set(self._keys.worker(self.number), msgspec.json.encode(state), px=_VALID_MS)
             for result, count in counts.items():
@@ -82,19 +82,19 @@ class WorkerLease:
             await pipe.execute()
 
     async def leave(self) -> None:
-        """Free the number."""
+        """Release the number."""
         if self.number:
             await self._redis.delete(self._keys.worker(self.number))
 
 
 class WorkerStateReader:
-    """The fleet's state, for metrics and readiness.
+    """State of the fleet, for metrics and readiness.
 
     Args:
-        database: the address, without its password.
+        database: address of the usage database, without its password.
 
     Attributes:
-        state: what was read last.
+        state: the state that was read last.
     """
 
     def __init__(self, redis: Redis, keys: LedgerKeys, metrics: Metrics, database: str) -> None:
@@ -103,7 +103,7 @@ class WorkerStateReader:
         self._metrics = metrics
         self.database = database
         self.state = WorkerState()
-        self._missed = False
+        self._missing = False
 
     async def read(self) -> WorkerState:
         """Read the states of all workers. Raises RedisError and OSError."""
@@ -111,20 +111,20 @@ class WorkerStateReader:
         async with self._redis.pipeline(transaction=False) as pipe:
             pipe.mget(names)
             pipe.hgetall(self._keys.written)
-            found, written = await pipe.execute()
-        states = [msgspec.json.decode(raw, type=WorkerState) for raw in found if raw is not None]
+            raw_states, written = await pipe.execute()
+        states = [msgspec.json.decode(raw, type=WorkerState) for raw in raw_states if raw is not None]
         if states:
-            self._show(_merged(states))
-        elif self._missed:
-            self._show(WorkerState(up=False, error=NO_WORKER))
-        # The first time a worker may just be restarting.
-        self._missed = not states
+            self._set(_merged(states))
+        elif self._missing:
+            self._set(WorkerState(up=False, error=NO_WORKER))
+        # The first time, a worker may be restarting.
+        self._missing = not states
         for result in RESULTS:
             self._metrics.usage_receipts.labels(result).set(int(written.get(result.encode(), 0)))
         return self.state
 
     async def follow(self, client: RedisClient) -> None:
-        """Read the state every two seconds, until cancelled."""
+        """Read the state every two seconds, until canceled."""
         while True:
             await client.wait_up()
             try:
@@ -135,7 +135,7 @@ class WorkerStateReader:
                     log.warning("usage_state_not_read", error=type(error).__name__, exc_info=True)
             await asyncio.sleep(PUBLISH_INTERVAL_S)
 
-    def _show(self, state: WorkerState) -> None:
+    def _set(self, state: WorkerState) -> None:
         self.state = state
         self._metrics.usage_up.set(int(state.up is True))
         self._metrics.usage_lag.set(state.lag_s)
@@ -143,7 +143,7 @@ class WorkerStateReader:
 
 
 def _merged(states: Iterable[Any]) -> WorkerState:
-    """Return the state of the fleet: receipts are written while one worker writes them."""
+    """Return the state of the fleet, which is up while one worker is up."""
     known = list(states)
     ups = {state.up for state in known}
     return WorkerState(

@@ -1,4 +1,4 @@
-"""The usage database for the event loop: its calls run in threads of their own."""
+"""The usage database for the event loop: calls run in dedicated threads."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ _EVERYTHING = ReceiptFilter()
 
 
 class UsageStore:
-    """All methods raise UsageDatabaseError where the database is unavailable, and StartupError as `open`.
+    """Read and write the usage database. All methods raise UsageDatabaseError, and the StartupErrors of `open`.
 
     Args:
         address: URL for SQLAlchemy.
-        retention: of the sums.
+        retention: retention of the sums.
 
-    Raises StartupError where the driver is not installed or the address is invalid.
+    Raises StartupError if the driver is not installed or the address is invalid.
     """
 
     def __init__(self, address: str, retention: Retention) -> None:
         self.retention = retention
         self.engine = UsageEngine(address)
         self._database = UsageDatabase(self.engine, retention)
-        # A database that hangs delays nothing else.
+        # Dedicated threads: a hanging database must not delay other work.
         self._writer = ThreadPoolExecutor(1, "usage-writer")
         self._readers = ThreadPoolExecutor(_READERS, "usage-reader")
 
@@ -64,15 +64,12 @@ class UsageStore:
         """See `UsageDatabase.delete_sums`."""
         return await self._in(self._writer, self._database.delete_sums)
 
-    async def receipts(self, where: ReceiptFilter = _EVERYTHING, most: int = 1_000) -> AsyncIterator[list[bytes]]:
-        """Yield receipts as JSON in the order of their keys, in lists of `most` at most.
-
-        Each list is read in a transaction of its own.
-        """
+    async def receipts(self, where: ReceiptFilter = _EVERYTHING, limit: int = 1_000) -> AsyncIterator[list[bytes]]:
+        """Yield receipts as JSON in key order, in lists of at most `limit`. Each list has its own transaction."""
         after = None
-        while found := await self.read(receipts_reader.page, where, after, most):
-            yield [raw for _, raw in found]
-            after = found[-1][0]
+        while page := await self.read(receipts_reader.page, where, after, limit):
+            yield [raw for _, raw in page]
+            after = page[-1][0]
 
     async def count(self, where: ReceiptFilter = _EVERYTHING) -> int:
         """See `receipts_reader.count`."""
@@ -91,7 +88,7 @@ class UsageStore:
         return await self.read(receipts_reader.unreadable)
 
     async def change(self, work: Callable[..., _Result], *args: object) -> _Result:
-        """Return the result of `work`, which gets a connection with a transaction that writes, and these arguments."""
+        """Return `work(connection, *args)`, run in a write transaction."""
 
         def run() -> _Result:
             with self.engine.writing() as connection:
@@ -100,13 +97,13 @@ class UsageStore:
         return await self._in(self._writer, run)
 
     async def close(self) -> None:
-        """Close the database without waiting for calls that run."""
+        """Close the database without waiting for running calls."""
         self._writer.shutdown(wait=False, cancel_futures=True)
         self._readers.shutdown(wait=False, cancel_futures=True)
         await asyncio.to_thread(self.engine.close)
 
     async def read(self, query: Callable[..., _Result], *args: object) -> _Result:
-        """Return the result of a query, which gets a connection and these arguments."""
+        """Return `query(connection, *args)`, run in a read transaction."""
 
         def run() -> _Result:
             with self.engine.reading() as connection:
@@ -120,10 +117,10 @@ class UsageStore:
 
 
 def store_of(settings: Settings | WorkerSettings) -> UsageStore:
-    """Return the database that `usage` in config.yaml names. It opens when first used.
+    """Return the database set by `usage` in config.yaml. It opens when first used.
 
-    Raises StartupError where the driver is not installed.
+    Raises StartupError if the driver is not installed.
     """
-    kept = settings.usage
-    retention = Retention(kept.minutes_s, kept.hours_s, kept.days_s, kept.max_rows)
-    return UsageStore(address_of(kept.url.get_secret_value(), settings.data), retention)
+    usage = settings.usage
+    retention = Retention(usage.minutes_s, usage.hours_s, usage.days_s, usage.max_rows)
+    return UsageStore(address_of(usage.url.get_secret_value(), settings.data), retention)

@@ -1,7 +1,7 @@
-"""Sums of receipts by period: the minute, the hour and the day. Pure.
+"""Sums of receipts by minute, hour and day. Pure.
 
-A receipt belongs to the period in which its request came in (`created`), whenever it was settled: so that the same
-receipts, read from the archive, make the same rows.
+A receipt belongs to the period of its request (`created`), independent of when it was settled. So the same receipts
+always give the same sums.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import msgspec
 
-from gateway.usage.rollup import SumDimensions, SumRow, dims, total
+from gateway.usage.rollup import SumDimensions, SumRow, dims_of, total
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -22,17 +22,22 @@ if TYPE_CHECKING:
 
 Granularity = Literal["minute", "hour", "day"]
 SECONDS: dict[Granularity, int] = {"minute": 60, "hour": 3600, "day": 86_400}
-"""How long a period is. All begin with the Unix epoch, so days are UTC's."""
+"""Length of a period. Periods are aligned to the Unix epoch, so days are UTC days."""
 
 OTHER = "(other)"
-"""The key, and the route, of what is beyond the bound of rows. It has brackets, so nothing else is called so."""
+"""The key and the route of sums beyond `max_rows`. No key or route can have parentheses in its name."""
 
 ALL_TENANTS = ""
-"""The tenant of the totals: the sums over all tenants. No tenant has this name."""
+"""The tenant of totals: sums over all tenants. No tenant has this name."""
 
 
 class Retention(msgspec.Struct, frozen=True):
-    """How long rows are kept after their period, in seconds; and how many for one tenant and period."""
+    """Retention of sums.
+
+    Attributes:
+        minute, hour, day: seconds from the end of a period until its sums expire.
+        max_rows: sums of one tenant and period.
+    """
 
     minute: float
     hour: float
@@ -40,31 +45,31 @@ class Retention(msgspec.Struct, frozen=True):
     max_rows: int = 1_000
 
     def of(self, granularity: Granularity) -> float:
-        """For how long, in seconds."""
-        kept_s: float = getattr(self, granularity)
-        return kept_s
+        """Return the retention of a granularity in seconds."""
+        retention_s: float = getattr(self, granularity)
+        return retention_s
 
-    def ends(self, granularity: Granularity, period: int) -> int:
-        """When the rows of a period go, in Unix seconds."""
-        return round(period + SECONDS[granularity] + self.of(granularity))
+    def expires(self, granularity: Granularity, start: int) -> int:
+        """Return when the sums of a period expire, in Unix seconds."""
+        return round(start + SECONDS[granularity] + self.of(granularity))
 
     def finest(self, created: float, now: float) -> Granularity | None:
-        """By what a receipt of that moment is still counted, at the finest; None: it is no longer."""
-        for one in SECONDS:
-            if self.ends(one, Period.of(one, created).start) > now:
-                return one
+        """Return the finest granularity that still counts a receipt of that time, or None."""
+        for granularity in SECONDS:
+            if self.expires(granularity, Period.of(granularity, created).start) > now:
+                return granularity
         return None
 
 
 class Period(NamedTuple):
-    """Some time, from `start` in Unix seconds."""
+    """A period from `start` in Unix seconds."""
 
     granularity: Granularity
     start: int
 
     @classmethod
     def of(cls, granularity: Granularity, moment: float) -> Period:
-        """The one in which a moment lies."""
+        """Return the period that contains a time in Unix seconds."""
         length = SECONDS[granularity]
         return cls(granularity, int(moment // length * length))
 
@@ -73,27 +78,27 @@ _period_of = lru_cache(maxsize=4_096)(Period.of)
 
 
 class StoredRow(NamedTuple):
-    """The sums of one period and these dimensions; `row` is an encoded `SumRow`."""
+    """The sum of one period and these dimensions. `row` is an encoded `SumRow`."""
 
     period: Period
-    where: SumDimensions
+    dims: SumDimensions
     row: bytes
 
 
 def periods(granularity: Granularity, since: float, until: float) -> Iterator[Period]:
-    """All that lie in [since, until), the first and the last with their whole length."""
-    one = Period.of(granularity, since)
-    while one.start < until:
-        yield one
-        one = Period(granularity, one.start + SECONDS[granularity])
+    """Yield the periods that overlap [since, until), in Unix seconds."""
+    period = Period.of(granularity, since)
+    while period.start < until:
+        yield period
+        period = Period(granularity, period.start + SECONDS[granularity])
 
 
 class Sums:
-    """What some receipts add up to, to be added to what is there.
+    """Sums of some receipts, to be added to those in the database.
 
     Attributes:
-        rows: by period; after `spread` by the hour and the day as well.
-        totals: after `spread`, of each period all its rows together.
+        rows: sums by period and dimensions; hours and days are complete after `spread`.
+        totals: after `spread`, sums over all tenants by period.
     """
 
     def __init__(self) -> None:
@@ -101,42 +106,43 @@ class Sums:
         self.totals: dict[Period, SumRow] = {}
 
     def add(self, receipt: Receipt, times: int = 1, finest: Granularity | None = "minute") -> None:
-        """Count a receipt in its minute, or in what else is the finest that counts; `spread` takes it to the others.
+        """Add a receipt to its period of the finest granularity. `spread` adds it to longer periods.
 
         Args:
-            finest: None: no period counts it.
+            times: see `SumRow.of`.
+            finest: None: all periods have expired, so the receipt is not counted.
         """
-        self.add_row(dims(receipt), SumRow.of(receipt, times), receipt.created, finest)
+        self.add_row(dims_of(receipt), SumRow.of(receipt, times), receipt.created, finest)
 
-    def add_row(self, where: SumDimensions, row: SumRow, created: float, finest: Granularity | None) -> None:
-        """Count a receipt, as `add` does, by its dimensions and its row. The row belongs to the sums afterwards."""
+    def add_row(self, dims: SumDimensions, row: SumRow, created: float, finest: Granularity | None) -> None:
+        """Add a receipt, like `add`, given its dimensions and its row. The caller must not use the row afterwards."""
         if finest is None:
             return
         rows = self.rows[_period_of(finest, created)]
-        if (held := rows.get(where)) is None:
-            rows[where] = row
+        if (present := rows.get(dims)) is None:
+            rows[dims] = row
         else:
-            held.merge(row)
+            present.merge(row)
 
     def spread(self) -> Sums:
-        """Count minutes in their hours, and hours in their days. Call it once, when all receipts are counted."""
+        """Add minutes to hours, and hours to days. Call it once, after all receipts are added."""
         self.totals = {period: total([*rows.values()]) for period, rows in self.rows.items()}
         for finer, wider in pairwise(SECONDS):
             parts: dict[Period, list[Period]] = defaultdict(list)
             for period in self.rows:
                 if period.granularity == finer:
                     parts[Period.of(wider, period.start)].append(period)
-            for above, below in parts.items():
-                some = [above, *below] if above in self.rows else below
-                self.rows[above] = _added_up([self.rows[one] for one in some])
-                self.totals[above] = total([self.totals[one] for one in some])
+            for whole, contained in parts.items():
+                summands = [whole, *contained] if whole in self.rows else contained
+                self.rows[whole] = _added_up([self.rows[period] for period in summands])
+                self.totals[whole] = total([self.totals[period] for period in summands])
         return self
 
 
 def _added_up(parts: Sequence[dict[SumDimensions, SumRow]]) -> dict[SumDimensions, SumRow]:
-    """Return the sums of these rows. Most have one row alone, which is its own sum."""
+    """Return the sums of these rows by dimensions. Most sums have a single row, which is not copied."""
     rows: dict[SumDimensions, list[SumRow]] = defaultdict(list)
     for part in parts:
-        for where, row in part.items():
-            rows[where].append(row)
-    return {where: total(some) for where, some in rows.items()}
+        for dims, row in part.items():
+            rows[dims].append(row)
+    return {dims: total(summands) for dims, summands in rows.items()}

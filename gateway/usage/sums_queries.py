@@ -37,74 +37,75 @@ _OF_TENANT = select(_C.start, *_DIMS, _C.row).where(
 )
 
 
-def stored(connection: Connection, wanted: Sequence[Period], tenant: str | None) -> Iterator[StoredRow]:
-    """Yield the rows of these periods, as `SumsReader.read` gives them to its `work`."""
+def stored(connection: Connection, periods: Sequence[Period], tenant: str | None) -> Iterator[StoredRow]:
+    """Yield the rows of these periods; see `SumsReader.read`."""
     connection.execution_options(yield_per=_ROWS_AT_ONCE)
     if tenant is not None:
-        yield from _of_tenant(connection, wanted, tenant)
+        yield from _of_tenant(connection, periods, tenant)
         return
-    for period in wanted:
-        found = connection.execute(_OF_PERIOD, {"seconds": SECONDS[period.granularity], "start": period.start})
-        for *where, row in found:
-            yield StoredRow(period, SumDimensions(*where), row)
+    for period in periods:
+        rows = connection.execute(_OF_PERIOD, {"seconds": SECONDS[period.granularity], "start": period.start})
+        for *dims, row in rows:
+            yield StoredRow(period, SumDimensions(*dims), row)
 
 
-def _of_tenant(connection: Connection, wanted: Iterable[Period], tenant: str) -> Iterator[StoredRow]:
+def _of_tenant(connection: Connection, periods: Iterable[Period], tenant: str) -> Iterator[StoredRow]:
     by_length: dict[Granularity, dict[int, Period]] = defaultdict(dict)
-    for period in wanted:
+    for period in periods:
         by_length[period.granularity][period.start] = period
-    for granularity, periods in by_length.items():
-        starts = list(periods)
+    for granularity, by_start in by_length.items():
+        starts = list(by_start)
         for first in range(0, len(starts), _STARTS_PER_QUERY):
-            some = starts[first : first + _STARTS_PER_QUERY]
-            asked = {"seconds": SECONDS[granularity], "starts": some, "tenant": tenant}
-            for start, *where, row in connection.execute(_OF_TENANT, asked):
-                yield StoredRow(periods[start], SumDimensions(*where), row)
+            batch = starts[first : first + _STARTS_PER_QUERY]
+            parameters = {"seconds": SECONDS[granularity], "starts": batch, "tenant": tenant}
+            for start, *dims, row in connection.execute(_OF_TENANT, parameters):
+                yield StoredRow(by_start[start], SumDimensions(*dims), row)
 
 
-def totals(connection: Connection, wanted: Sequence[Period]) -> dict[Period, SumRow]:
-    """Return the sums over all tenants by period; of a period without receipts there are none."""
-    return {one.period: SumRow.from_bytes(one.row) for one in with_pauses(_of_tenant(connection, wanted, ALL_TENANTS))}
+def totals(connection: Connection, periods: Sequence[Period]) -> dict[Period, SumRow]:
+    """Return the sums over all tenants by period, without periods that have no receipts."""
+    rows = with_pauses(_of_tenant(connection, periods, ALL_TENANTS))
+    return {stored_row.period: SumRow.from_bytes(stored_row.row) for stored_row in rows}
 
 
-def marks(connection: Connection, wanted: Sequence[Period]) -> dict[Period, bytes]:
-    """Return the version of each period that has receipts, as `SumsReader.marks` describes it."""
-    found = with_pauses(_of_tenant(connection, wanted, ALL_TENANTS))
-    return {one.period: blake2b(one.row, digest_size=16).digest() for one in found}
+def versions(connection: Connection, periods: Sequence[Period]) -> dict[Period, bytes]:
+    """Return the version of each period that has receipts; see `SumsReader.versions`."""
+    rows = with_pauses(_of_tenant(connection, periods, ALL_TENANTS))
+    return {stored_row.period: blake2b(stored_row.row, digest_size=16).digest() for stored_row in rows}
 
 
-def latest(connection: Connection, most: int, tenant: str | None, now: float) -> list[bytes]:
-    """Return the newest receipts as JSON, the newest first.
+def latest(connection: Connection, limit: int, tenant: str | None, now: float) -> list[bytes]:
+    """Return the newest receipts as JSON, newest first.
 
     Args:
         tenant: None: all tenants.
         now: Unix seconds.
     """
-    found = _newest(connection, most, now) if tenant is None else _newest_of(connection, most, tenant)
-    return [unpack(packed) for packed in with_pauses(found)]
+    packed = _newest(connection, limit, now) if tenant is None else _newest_of(connection, limit, tenant)
+    return [unpack(receipt) for receipt in with_pauses(packed)]
 
 
-def _newest_of(connection: Connection, most: int, tenant: str) -> list[bytes]:
-    wanted = select(RECEIPTS.c.receipt).where(RECEIPTS.c.tenant == tenant)
-    return list(connection.scalars(wanted.order_by(RECEIPTS.c.created.desc()).limit(most)))
+def _newest_of(connection: Connection, limit: int, tenant: str) -> list[bytes]:
+    query = select(RECEIPTS.c.receipt).where(RECEIPTS.c.tenant == tenant)
+    return list(connection.scalars(query.order_by(RECEIPTS.c.created.desc()).limit(limit)))
 
 
-def _newest(connection: Connection, most: int, now: float) -> list[bytes]:
-    """Return the newest receipts, packed.
+def _newest(connection: Connection, limit: int, now: float) -> list[bytes]:
+    """Return the newest packed receipts.
 
-    Ids begin with their time, so the primary key orders them. Ids of today that a version without times made come after
-    those with a time. Receipts that devices report have an index of their own.
+    Ids begin with their time, so the primary key orders them. Today's ids by a version without times sort after ids
+    with a time. Receipts of devices have their own index.
     """
     day, id_ = RECEIPTS.c.day, RECEIPTS.c.id
     today, last = int(now) // DAY_S, id_before(now + _MAX_SKEW_S)
-    wanted = select(RECEIPTS.c.created, RECEIPTS.c.receipt)
-    found: list[Any] = []
-    for where in (day > today, and_(day == today, id_ < last), and_(day == today, id_ >= last), day < today):
-        some = wanted.where(where, RECEIPTS.c.mode != EDGE).order_by(day.desc(), id_.desc())
-        found += connection.execute(some.limit(most - len(found)))
-        if len(found) == most:
+    query = select(RECEIPTS.c.created, RECEIPTS.c.receipt)
+    rows: list[Any] = []
+    for condition in (day > today, and_(day == today, id_ < last), and_(day == today, id_ >= last), day < today):
+        newest = query.where(condition, RECEIPTS.c.mode != EDGE).order_by(day.desc(), id_.desc())
+        rows += connection.execute(newest.limit(limit - len(rows)))
+        if len(rows) == limit:
             break
-    of_devices = wanted.where(OF_DEVICES).order_by(RECEIPTS.c.created.desc()).limit(most)
-    if devices := connection.execute(of_devices).all():
-        found = sorted([*found, *devices], key=lambda one: -one.created)[:most]
-    return [one.receipt for one in found]
+    of_devices = query.where(OF_DEVICES).order_by(RECEIPTS.c.created.desc()).limit(limit)
+    if device_rows := connection.execute(of_devices).all():
+        rows = sorted([*rows, *device_rows], key=lambda row: -row.created)[:limit]
+    return [row.receipt for row in rows]

@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 class SumsReader:
-    """All methods raise UsageUnavailable where the database cannot be read.
+    """Read sums and receipts. All methods raise UsageUnavailable if the database cannot be read.
 
     Args:
         threads: run the queries.
@@ -30,66 +30,67 @@ class SumsReader:
         self._threads = threads
 
     async def read(
-        self, work: Callable[[Iterator[StoredRow]], T], wanted: Sequence[Period], tenant: str | None = None
+        self, work: Callable[[Iterator[StoredRow]], T], periods: Sequence[Period], tenant: str | None = None
     ) -> T:
-        """Return the result of `work`, which runs in a thread and gets the rows of these periods.
+        """Return `work(rows)`, run in a thread, with the rows of these periods.
 
         Args:
-            wanted: the rows come in this order of periods, unless a tenant is given.
+            periods: periods. The rows come in this order, unless a tenant is given.
             tenant: None: all tenants. `ALL_TENANTS`: the totals.
         """
-        return await self._threads.scan(lambda connection: work(_stored(connection, wanted, tenant)))
+        return await self._threads.scan(lambda connection: work(_stored(connection, periods, tenant)))
 
     async def rows(
-        self, wanted: Sequence[Period], tenant: str | None = None
+        self, periods: Sequence[Period], tenant: str | None = None
     ) -> list[tuple[Period, SumDimensions, SumRow]]:
-        """Return the rows of these periods, decoded."""
-        return await self.read(_decoded, wanted, tenant)
+        """Return the decoded rows of these periods."""
+        return await self.read(_decoded, periods, tenant)
 
-    async def totals(self, wanted: Sequence[Period]) -> list[tuple[Period, SumRow]]:
+    async def totals(self, periods: Sequence[Period]) -> list[tuple[Period, SumRow]]:
         """Return the sums over all tenants by period. A period without receipts has an empty row."""
-        held = await self._threads.query(_totals, wanted)
-        return [(period, held.get(period) or SumRow()) for period in wanted]
+        sums = await self._threads.query(_totals, periods)
+        return [(period, sums.get(period) or SumRow()) for period in periods]
 
-    async def marks(self, wanted: Sequence[Period]) -> list[bytes | None]:
-        """Return the version of each period: each addition makes another one, never an earlier one; None: no receipts.
+    async def versions(self, periods: Sequence[Period]) -> list[bytes | None]:
+        """Return the version of each period, or None for a period without receipts.
 
-        It is a digest of the total: two receipts, or a receipt in another's place, never leave all counts the same.
+        Every addition changes the version, and no version comes back. The version is a digest of the total: an added or
+        replaced receipt always changes a counter.
         """
-        held = await self._threads.query(_marks, wanted)
-        return [held.get(period) for period in wanted]
+        found = await self._threads.query(_versions, periods)
+        return [found.get(period) for period in periods]
 
-    async def latest(self, most: int, tenant: str | None = None) -> list[bytes]:
-        """Return the newest receipts, of a tenant or of all, as JSON, the newest first."""
-        return await self._threads.query(_latest, most, tenant, time.time())
+    async def latest(self, limit: int, tenant: str | None = None) -> list[bytes]:
+        """Return the newest receipts as JSON, newest first. `tenant` is None for all tenants."""
+        return await self._threads.query(_latest, limit, tenant, time.time())
 
 
 def _decoded(rows: Iterable[StoredRow]) -> list[tuple[Period, SumDimensions, SumRow]]:
-    return [(period, where, SumRow.from_bytes(row)) for period, where, row in with_pauses(rows)]
+    return [(period, dims, SumRow.from_bytes(row)) for period, dims, row in with_pauses(rows)]
 
 
 # These functions run in threads, and import SQLAlchemy there.
 
 
-def _stored(connection: Connection, wanted: Sequence[Period], tenant: str | None) -> Iterator[StoredRow]:
+def _stored(connection: Connection, periods: Sequence[Period], tenant: str | None) -> Iterator[StoredRow]:
     from gateway.usage.sums_queries import stored
 
-    return stored(connection, wanted, tenant)
+    return stored(connection, periods, tenant)
 
 
-def _totals(connection: Connection, wanted: Sequence[Period]) -> dict[Period, SumRow]:
+def _totals(connection: Connection, periods: Sequence[Period]) -> dict[Period, SumRow]:
     from gateway.usage.sums_queries import totals
 
-    return totals(connection, wanted)
+    return totals(connection, periods)
 
 
-def _marks(connection: Connection, wanted: Sequence[Period]) -> dict[Period, bytes]:
-    from gateway.usage.sums_queries import marks
+def _versions(connection: Connection, periods: Sequence[Period]) -> dict[Period, bytes]:
+    from gateway.usage.sums_queries import versions
 
-    return marks(connection, wanted)
+    return versions(connection, periods)
 
 
-def _latest(connection: Connection, most: int, tenant: str | None, now: float) -> list[bytes]:
+def _latest(connection: Connection, limit: int, tenant: str | None, now: float) -> list[bytes]:
     from gateway.usage.sums_queries import latest
 
-    return latest(connection, most, tenant, now)
+    return latest(connection, limit, tenant, now)

@@ -1,4 +1,4 @@
-"""Add sums to those in the database, within the transaction of the caller."""
+"""Add sums to the sums in the database, within the caller's transaction."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from gateway.usage.rollup import SumDimensions, SumRow, merge_in
-from gateway.usage.sql import Place, SumKey, sql_of
+from gateway.usage.sql import SumKey, TenantPeriod, sql_of
 from gateway.usage.sums import ALL_TENANTS, OTHER, SECONDS
 
 if TYPE_CHECKING:
@@ -22,57 +22,57 @@ TOTAL = SumDimensions(ALL_TENANTS, "", "", "", "", "")
 
 
 def add_sums(connection: Connection, sums: Sums, max_rows: int) -> None:
-    """Add sums that have been spread.
+    """Add `sums`, after `Sums.spread`, to the database.
 
     Args:
-        max_rows: sums of one tenant and period that are kept apart by key and route; others count together.
+        max_rows: sums of one tenant and period. Sums of further keys and routes are added to the key `OTHER`.
     """
     rows = _by_key(sums)
     if not rows:
         return
     sql = sql_of(connection)
     held = sql.held_sums([key for key in rows if key[2] == ALL_TENANTS])
-    known = {key[:2] for key in held}  # periods without a total have no other sums
+    known = {key[:2] for key in held}  # a period without a total has no other sums
     held |= sql.held_sums([key for key in rows if key[2] != ALL_TENANTS and key[:2] in known])
     held |= _fold(sql, rows, held, known, max_rows)
-    put, gone = [], []
+    changed, emptied = [], []
     for key, row in rows.items():
         if (raw := held.get(key)) is not None:
             new, row = row, SumRow.from_bytes(raw)  # noqa: PLW2901
             row.merge(new)
         if row:
-            put.append((*key, row.to_bytes()))
-        elif raw is not None:  # a true receipt that replaces an abandoned one may leave nothing of a sum
-            gone.append(key)
-    sql.put_sums(put)
-    sql.delete_sums(gone)
+            changed.append((*key, row.to_bytes()))
+        elif raw is not None:  # replacing an abandoned receipt may empty a sum
+            emptied.append(key)
+    sql.put_sums(changed)
+    sql.delete_sums(emptied)
 
 
 def _by_key(sums: Sums) -> dict[SumKey, SumRow]:
-    """Return the sums in the order of their keys, which takes a database least time to write."""
+    """Return the sums in key order, the fastest order to write."""
     rows: dict[SumKey, SumRow] = {}
-    # The same dimensions come in many periods: compare their texts once.
-    places = {dims: place for place, dims in enumerate(sorted({*chain.from_iterable(sums.rows.values())}))}
+    # Many periods have the same dimensions: compare their strings only once.
+    ranks = {dims: rank for rank, dims in enumerate(sorted({*chain.from_iterable(sums.rows.values())}))}
     for start, period in sorted((_start_of(period), period) for period in sums.rows):
         rows[start + TOTAL] = sums.totals[period]
         of_period = sums.rows[period]
-        rows |= {start + dims: of_period[dims] for dims in sorted(of_period, key=places.__getitem__)}
+        rows |= {start + dims: of_period[dims] for dims in sorted(of_period, key=ranks.__getitem__)}
     return rows
 
 
 def _fold(
     sql: UsageSql, rows: dict[SumKey, SumRow], held: dict[SumKey, bytes], known: set[tuple[int, int]], max_rows: int
 ) -> dict[SumKey, bytes]:
-    """Merge new sums beyond `max_rows` with those of other keys and routes. Return the latter that are there."""
-    new: dict[Place, list[SumKey]] = defaultdict(list)
+    """Merge new sums beyond `max_rows` into sums with the key `OTHER`. Return the stored sums with that key."""
+    new: dict[TenantPeriod, list[SumKey]] = defaultdict(list)
     for key in rows:
         if key not in held and key[2] != ALL_TENANTS and key[3] != OTHER:
             new[key[:3]].append(key)
-    counts = sql.count_sums([place for place in new if place[:2] in known], OTHER, max_rows)
+    counts = sql.count_sums([period for period in new if period[:2] in known], OTHER, max_rows)
     others: dict[SumKey, None] = {}
-    for place, keys in new.items():
-        for key in keys[max(0, max_rows - counts.get(place, 0)) :]:
-            other: Any = (*place, OTHER, OTHER, *key[5:])
+    for period, keys in new.items():
+        for key in keys[max(0, max_rows - counts.get(period, 0)) :]:
+            other: Any = (*period, OTHER, OTHER, *key[5:])
             merge_in(rows, other, rows.pop(key))
             others[other] = None
     return sql.held_sums([key for key in others if key not in held])

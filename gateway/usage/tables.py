@@ -1,7 +1,7 @@
 """The tables of receipts, their sums, comparisons and the uptime of engines.
 
-Migrations create and change the tables (gateway/usage/migrations). Money is whole picodollars (1e-12 USD), so sums are
-exact in any database.
+Migrations (gateway/usage/migrations) create and change the tables. Money is in whole picodollars (1e-12 USD), so sums
+are exact in every database.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 DAY_S = 86_400
 _ID_PREFIX = "req_"
 _TIME_DIGITS = 8
-# An id without a time has any digits in its place. Few of them come so close to the receipt's own time.
+# An id without a time has arbitrary digits there, which rarely are this close to the receipt's own time.
 _MAX_SKEW_S = DAY_S
 
 OF_DEVICES = text(f"mode = '{EDGE}'")
-"""The condition of the index of receipts that devices report. It is literal, so that a query can use the index."""
+"""Condition of the index of device receipts. It is literal, so that queries can use the index."""
 
 METADATA = MetaData()
 
@@ -34,7 +34,7 @@ RECEIPTS = Table(
     Column("day", Integer, primary_key=True, autoincrement=False),  # days since the Unix epoch
     Column("id", Text, primary_key=True),
     Column("created", BigInteger, nullable=False),  # Unix seconds
-    Column("tenant", Text, primary_key=True),  # devices choose a part of their ids
+    Column("tenant", Text, primary_key=True),  # part of the key, because devices choose a part of their ids
     Column("key", Text, nullable=False),
     Column("route", Text, nullable=False),
     Column("mode", Text, nullable=False),
@@ -46,11 +46,11 @@ RECEIPTS = Table(
     Column("savings_pico", BigInteger, nullable=False),
     Column("receipt", LargeBinary, nullable=False),  # packing.py
     Index("usage_receipts_by_tenant", "tenant", "created"),
-    # Ids of devices' receipts have no time, so the primary key does not order them.
+    # Ids of device receipts contain no time, so the primary key does not order them.
     Index("usage_receipts_of_devices", "created", sqlite_where=OF_DEVICES, postgresql_where=OF_DEVICES),
     sqlite_with_rowid=False,
 )
-"""One row for each receipt."""
+"""One row per receipt."""
 
 SUMS = Table(
     "usage_sums",
@@ -63,7 +63,7 @@ SUMS = Table(
     Column("mode", Text, primary_key=True),
     Column("teacher", Text, primary_key=True),
     Column("student", Text, primary_key=True),
-    Column("row", LargeBinary, nullable=False),  # Row (rollup.py) as MessagePack
+    Column("row", LargeBinary, nullable=False),  # SumRow (rollup.py) as MessagePack
     sqlite_with_rowid=False,
 )
 """The sums of the receipts of one period, tenant, key, route, mode, teacher and student."""
@@ -78,11 +78,11 @@ COMPARISONS = Table(
     Column("compare", Text, nullable=False),
     Column("length", Text, nullable=False),
     Column("route", Text, nullable=False),
-    Column("guided", Integer, nullable=False),  # agreement with the teacher's answer, in units of 1/SCALE (tally.py)
+    Column("guided", Integer, nullable=False),  # agreement with the teacher's answer in units of 1/SCALE (tally.py)
     Column("student", Integer, nullable=False),
     sqlite_with_rowid=False,
 )
-"""One row for each comparison of a guided answer with those of both engines alone (gateway/quality)."""
+"""One row per comparison of a guided answer with the answers of both engines alone (gateway/quality)."""
 
 UPTIME = Table(
     "usage_uptime",
@@ -90,11 +90,11 @@ UPTIME = Table(
     Column("day", Integer, primary_key=True, autoincrement=False),  # days since the Unix epoch
     Column("engine", Text, primary_key=True),
     Column("hourly_pico", BigInteger, nullable=False),  # price of an hour
-    Column("up", LargeBinary, nullable=False),  # bitmaps of minutes, as Redis has them (uptime.py)
+    Column("up", LargeBinary, nullable=False),  # bitmaps of minutes, in the encoding of Redis (uptime.py)
     Column("seen", LargeBinary, nullable=False),
     sqlite_with_rowid=False,
 )
-"""The minutes of a day in which an engine that is paid by the hour was up, and in which any process checked it."""
+"""Minutes of a day in which an hourly paid engine was up, and minutes in which any process checked it."""
 
 UNREADABLE = Table(
     "usage_unreadable",
@@ -104,13 +104,13 @@ UNREADABLE = Table(
     Column("error", Text, nullable=False),
     Column("receipt", LargeBinary, nullable=False),
 )
-"""Entries of outboxes that this version cannot read, as they came."""
+"""Outbox entries that this version cannot read or write, unchanged."""
 
 SUM_KEY = tuple(column.name for column in SUMS.primary_key)
 
 
 def time_of(receipt_id: str) -> int | None:
-    """Return the time that a request's id begins with, in Unix seconds. An id of another kind may yield any number."""
+    """Return the time in a request id in Unix seconds, or None. An id of another kind may return any number."""
     if not receipt_id.startswith(_ID_PREFIX):
         return None
     try:
@@ -120,38 +120,38 @@ def time_of(receipt_id: str) -> int | None:
 
 
 def day_of(receipt: Receipt) -> int:
-    """Return the day of a receipt, in days since the Unix epoch: the same one whenever the same receipt comes.
+    """Return the `day` of a receipt, in days since the Unix epoch. It depends only on id and `created`.
 
-    An id of an earlier version or of a device has no time: then `created` decides.
+    Ids of earlier versions and of devices contain no time: then `created` is used.
     """
-    moment = time_of(receipt.id)
-    if moment is None or abs(moment - receipt.created) > _MAX_SKEW_S:
-        moment = receipt.created
-    return moment // DAY_S
+    time_s = time_of(receipt.id)
+    if time_s is None or abs(time_s - receipt.created) > _MAX_SKEW_S:
+        time_s = receipt.created
+    return time_s // DAY_S
 
 
-def id_before(moment: float) -> str:
-    """Return a bound of ids: those with a time before that moment, in Unix seconds, sort below it."""
-    return f"{_ID_PREFIX}{int(moment):0{_TIME_DIGITS}x}"
+def id_before(time_s: float) -> str:
+    """Return an upper bound of the ids with a time before `time_s` (Unix seconds)."""
+    return f"{_ID_PREFIX}{int(time_s):0{_TIME_DIGITS}x}"
 
 
-def row_of(receipt: Receipt, packed: bytes, where: SumDimensions, counted: SumRow) -> tuple[Any, ...]:
-    """Return the row of a receipt, in the order of the columns.
+def row_of(receipt: Receipt, packed: bytes, dims: SumDimensions, sum_row: SumRow) -> tuple[Any, ...]:
+    """Return the row of a receipt in the order of the columns.
 
     Args:
-        packed: its JSON, packed.
-        where: its dimensions.
-        counted: its sums.
+        packed: packed JSON of the receipt.
+        dims: dimensions of the receipt.
+        sum_row: counters of the receipt.
     """
     return (
         day_of(receipt),
         receipt.id,
         receipt.created,
-        *where[:4],
+        *dims[:4],
         receipt.status,
-        *where[4:],
-        counted.cost_pico,
-        counted.baseline_pico,
+        *dims[4:],
+        sum_row.cost_pico,
+        sum_row.baseline_pico,
         pico(receipt.savings_usd),
         packed,
     )

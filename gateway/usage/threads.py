@@ -1,4 +1,4 @@
-"""Run blocking work of the usage database in threads of its own, so that a database that hangs delays nothing else."""
+"""Run blocking calls of the usage database in dedicated threads, so that a hanging database delays no other work."""
 
 from __future__ import annotations
 
@@ -24,21 +24,23 @@ _SHORT_QUERY_S = 5.0
 
 
 class Readable(Protocol):
-    """A database to read from."""
+    """A readable database."""
 
     def reading(self) -> AbstractContextManager[Connection]:
-        """Begin a transaction that reads."""
+        """Begin a read transaction."""
 
 
 class QueryThreads:
     """Threads for queries. Short queries do not wait for scans.
 
     Args:
-        database: may be away. It limits the time of each statement.
+        database: may be unavailable. It limits the time of each statement.
+        timeout_s: limit of a short query.
     """
 
-    def __init__(self, database: Readable) -> None:
+    def __init__(self, database: Readable, timeout_s: float = _SHORT_QUERY_S) -> None:
         self._database = database
+        self._timeout_s = timeout_s
         self._short = ThreadPoolExecutor(_SHORT_QUERIES, "usage-query")
         self._long = ThreadPoolExecutor(_SCANS, "usage-scan")
 
@@ -46,17 +48,17 @@ class QueryThreads:
         """Return the result of a short query.
 
         Raises:
-            UsageUnavailable: the query failed, or took longer than 5 s.
+            UsageUnavailable: the query failed or timed out.
         """
         try:
-            async with asyncio.timeout(_SHORT_QUERY_S):
+            async with asyncio.timeout(self._timeout_s):
                 run = partial(self._run, query, *args)
                 return await asyncio.get_running_loop().run_in_executor(self._short, run)
         except TimeoutError as error:
             raise UsageUnavailable from error
 
     async def scan(self, query: Callable[Concatenate[Connection, P], T], *args: P.args, **_: P.kwargs) -> T:
-        """Return the result of a query of many rows. A call that is cancelled ends with the query.
+        """Return the result of a query of many rows. A canceled call ends when the query ends.
 
         Raises:
             UsageUnavailable: the query failed.
@@ -64,26 +66,26 @@ class QueryThreads:
         return await in_thread(self._run, query, *args, threads=self._long)
 
     def close(self) -> None:
-        """Start no more queries, and do not wait for those that run."""
+        """Cancel waiting queries, and do not wait for running queries."""
         self._short.shutdown(wait=False, cancel_futures=True)
         self._long.shutdown(wait=False, cancel_futures=True)
 
     def _run(self, query: Callable[..., T], *args: Any) -> T:
-        from sqlalchemy.exc import SQLAlchemyError  # here: importing it would hold the event loop
+        from sqlalchemy.exc import SQLAlchemyError  # imported in the thread: the import would block the event loop
 
         try:
             with self._database.reading() as connection:
                 return query(connection, *args)
         # StartupError: a newer version of the gateway has migrated the tables. ValueError: receipts or sums are
-        # damaged, or a newer version wrote them.
+        # damaged, or were written by a newer version.
         except (SQLAlchemyError, OSError, StartupError, ValueError) as error:
             raise UsageUnavailable from error
 
 
 async def in_thread(work: Callable[..., T], *args: Any, threads: Executor | None = None) -> T:
-    """Return the result of a call that is made in a thread. A call that is cancelled ends when the thread is free.
+    """Return the result of a call in a thread. A canceled call ends when the thread is free.
 
-    Otherwise callers that disconnect could fill the threads that all tenants share.
+    Otherwise disconnecting callers could occupy all the threads that tenants share.
     """
     running = asyncio.get_running_loop().run_in_executor(threads, partial(work, *args))
     try:

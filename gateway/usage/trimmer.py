@@ -1,10 +1,10 @@
-"""Bound the outboxes of all tenants together, for the time in which no usage worker keeps up.
+"""Limit the total length of all outboxes while usage workers do not keep up.
 
-Nothing else deletes receipts that no worker has read, so the count of lost receipts is exact. The outboxes may pass the
-bound by what comes in the seconds between two rounds.
+Only the trimmer deletes receipts that no worker has read, so the count of lost receipts is exact. The outboxes may
+exceed the limit by the receipts of the seconds between two rounds.
 
-Every gateway process has a trimmer, and one of them works at a time. The lease only saves the others the work: two at
-once cut to the same length.
+Every gateway process has a trimmer. A lease lets one of them work at a time, only to avoid repeated work: two at once
+trim to the same length.
 """
 
 from __future__ import annotations
@@ -38,14 +38,16 @@ _EVERY_S = 5.0
 _LEASE_MS = 15_000
 _INACTIVE_EVERY_S = 3600.0
 _TENANTS_PER_CALL = 1_000
-_CUT_AT_ONCE = 500
+_DELETED_PER_CALL = 500
 
 
 class OutboxTrimmer:
-    """Args:
-    owner: the id of this process.
-    most: about how many receipts all outboxes together may hold.
-    state: the state of the usage workers as this process last read it (WorkerStateReader).
+    """Trim the outboxes of all tenants, and delete outboxes of inactive tenants.
+
+    Args:
+        process_id: id of this process.
+        limit: receipts in all outboxes together, approximately.
+        state: returns the last known state of the usage workers (WorkerStateReader).
     """
 
     def __init__(
@@ -53,9 +55,9 @@ class OutboxTrimmer:
         client: RedisClient,
         redis: Redis,
         keys: RedisKeys,
-        owner: str,
+        process_id: str,
         *,
-        most: int,
+        limit: int,
         state: Callable[[], WorkerState],
         metrics: Metrics,
     ) -> None:
@@ -63,27 +65,27 @@ class OutboxTrimmer:
         self._redis = redis
         self._all_keys = keys
         self._keys = keys.ledger()
-        self._owner = owner
-        self._most = most
+        self._process_id = process_id
+        self._limit = limit
         self._state = state
         self._metrics = metrics
         self._lengths = RedisScript(redis, "gateway.usage", "lengths.lua")
         self._cut = RedisScript(redis, "gateway.usage", "cut.lua")
         self._inactive = InactiveTenants(redis, keys)
         self._inactive_at = 0.0
-        self._cutting = False  # the last round passed the bound, too
-        self._counted = 0  # of the receipts that Redis counts as lost, those that are in a metric
+        self._trimming = False  # the last round exceeded the limit, too
+        self._counted = 0  # lost receipts by Redis' count that some metric contains
 
     async def run(self) -> None:
-        """Check every five seconds, until cancelled."""
+        """Check every five seconds, until canceled."""
         while True:
             await self._client.wait_up()
             try:
-                if await self._leads():
+                if await self.acquire_lease():
                     await self.trim()
                     await self._forget_inactive()
                 else:
-                    self._metrics.receipts_buffered.set(self._state().waiting)  # no stale figure of an earlier lead
+                    self._metrics.receipts_buffered.set(self._state().waiting)
             except Exception as error:
                 self._client.failed(error)
                 unexpected = not isinstance(error, RedisError | OSError)
@@ -91,56 +93,57 @@ class OutboxTrimmer:
             await asyncio.sleep(_EVERY_S)
 
     async def trim(self) -> int:
-        """Bring all outboxes together under the bound. Return how many receipts are lost.
+        """Trim all outboxes together to the limit. Return the number of lost receipts.
 
-        Raises RedisError and OSError. Nothing happens while a worker says that at most half as many wait, and while a
-        process of an earlier version adds receipts up: that one bounds the outboxes itself.
+        Do nothing while a worker reports at most half as many waiting receipts. Do nothing, too, while a process of an
+        earlier version adds up receipts, because it limits the outboxes itself. Raises RedisError and OSError.
         """
         lost = await self._count_lost()
         state = self._state()
-        if (state.up and state.waiting <= self._most // 2) or await self._redis.exists(self._keys.lease):
+        if (state.up and state.waiting <= self._limit // 2) or await self._redis.exists(self._keys.lease):
             self._metrics.receipts_buffered.set(state.waiting)
-            self._cutting = False
+            self._trimming = False
             return lost
         lengths = await self._measure()
         self._metrics.receipts_buffered.set(sum(lengths.values()))
-        if sum(lengths.values()) <= self._most:
-            self._cutting = False
+        if sum(lengths.values()) <= self._limit:
+            self._trimming = False
             return lost
-        longest = level(list(lengths.values()), self._most)
+        max_length = level(list(lengths.values()), self._limit)
         deleted = 0
-        for tenant in [one for one, length in lengths.items() if length > longest]:
-            cut = _CUT_AT_ONCE
-            while cut == _CUT_AT_ONCE:
-                cut = await self._cut_some(tenant, longest)
-                deleted += cut
+        for tenant in [tenant for tenant, length in lengths.items() if length > max_length]:
+            count = _DELETED_PER_CALL
+            while count == _DELETED_PER_CALL:
+                count = await self._delete_oldest(tenant, max_length)
+                deleted += count
         lost += await self._count_lost()
-        if not self._cutting:
-            log.error("receipts_lost", count=lost, deleted=deleted, most=self._most, worker=state.error)
-        self._cutting = True
+        if not self._trimming:
+            log.error("receipts_lost", count=lost, deleted=deleted, limit=self._limit, worker=state.error)
+        self._trimming = True
         return lost
 
     async def _count_lost(self) -> int:
-        """Add to the metric the receipts that are lost and in the metric of no process. Return their number.
+        """Add lost receipts that no process has counted yet to the metric. Return their number.
 
-        Redis counts them where it deletes them: its reply may be lost, and a process may end before it counts.
+        The script that deletes receipts also counts them in Redis: its reply may be lost, and a process may end before
+        it updates the metric.
         """
-        found: Any = self._redis.hmget(self._keys.written, ["lost", "lost_counted"])
-        lost, counted = [int(one or 0) for one in await found]
-        if lost < self._counted:  # Redis forgot
+        counters: Any = self._redis.hmget(self._keys.written, ["lost", "lost_counted"])
+        lost, counted = [int(value or 0) for value in await counters]
+        if lost < self._counted:  # Redis lost its data
             self._counted = 0
         new = max(0, lost - max(counted, self._counted))
         if new:
             self._metrics.receipts_lost.inc(new)
             self._counted = lost
         if counted < self._counted:
-            told: Any = self._redis.hset(self._keys.written, "lost_counted", str(self._counted))
-            with suppress(OutOfMemoryError):  # a later round says so
-                await told
+            update: Any = self._redis.hset(self._keys.written, "lost_counted", str(self._counted))
+            with suppress(OutOfMemoryError):  # a later round writes it
+                await update
         return new
 
-    async def _cut_some(self, tenant: str, most: int) -> int:
-        values = [GROUP.encode(), str(most).encode(), str(_CUT_AT_ONCE).encode()]
+    async def _delete_oldest(self, tenant: str, max_length: int) -> int:
+        values = [GROUP.encode(), str(max_length).encode(), str(_DELETED_PER_CALL).encode()]
         names = [self._all_keys.outbox(tenant), self._keys.written]
         (deleted,) = await self._cut.run([(names, values)])
         return int(deleted)
@@ -149,42 +152,43 @@ class OutboxTrimmer:
         tenants = [OUTBOX, *await self._tenants()]
         lengths: dict[str, int] = {}
         for start in range(0, len(tenants), _TENANTS_PER_CALL):
-            some = tenants[start : start + _TENANTS_PER_CALL]
-            (found,) = await self._lengths.run([([self._all_keys.outbox(one) for one in some], [])])
-            lengths |= {some[place - 1]: length for place, length in found}
+            batch = tenants[start : start + _TENANTS_PER_CALL]
+            (reply,) = await self._lengths.run([([self._all_keys.outbox(tenant) for tenant in batch], [])])
+            lengths |= {batch[index - 1]: length for index, length in reply}
         return lengths
 
     async def _forget_inactive(self) -> None:
         if time.monotonic() < self._inactive_at:
             return
         now, _ = await self._redis.time()
-        if quiet := await self._inactive.begin(await self._tenants(), now):
-            log.info("tenants_inactive", count=len(quiet))
+        if inactive := await self._inactive.begin(await self._tenants(), now):
+            log.info("tenants_inactive", count=len(inactive))
         await self._inactive.end(now)
         self._inactive_at = time.monotonic() + _INACTIVE_EVERY_S
 
     async def _tenants(self) -> list[str]:
-        named: Any = await self._redis.smembers(self._keys.tenants)
-        return sorted(raw.decode() for raw in named)
+        members: Any = await self._redis.smembers(self._keys.tenants)
+        return sorted(raw.decode() for raw in members)
 
-    async def _leads(self) -> bool:
+    async def acquire_lease(self) -> bool:
+        """Acquire or renew the lease. Return whether this process has it."""
         try:
-            if await self._redis.set(self._keys.trimmer, self._owner, nx=True, px=_LEASE_MS):
+            if await self._redis.set(self._keys.trimmer, self._process_id, nx=True, px=_LEASE_MS):
                 return True
-            held: Any = await self._redis.get(self._keys.trimmer)
-            if held is None or held.decode() != self._owner:
+            holder: Any = await self._redis.get(self._keys.trimmer)
+            if holder is None or holder.decode() != self._process_id:
                 return False
-            return bool(await self._redis.set(self._keys.trimmer, self._owner, xx=True, px=_LEASE_MS))
+            return bool(await self._redis.set(self._keys.trimmer, self._process_id, xx=True, px=_LEASE_MS))
         except OutOfMemoryError:
-            return True  # Redis takes no lease, and needs the space of the outboxes
+            return True  # Redis cannot store a lease, and needs the memory of the outboxes
 
 
-def level(lengths: Sequence[int], most: int) -> int:
-    """Return the length to cut the longest to, so that all together are at most `most`: the largest such length."""
-    left, ordered = most, sorted(lengths)
-    for place, length in enumerate(ordered):
-        share = left // (len(ordered) - place)
+def level(lengths: Sequence[int], limit: int) -> int:
+    """Return the largest maximal length for which all lengths together are at most `limit`."""
+    remaining, ordered = limit, sorted(lengths)
+    for index, length in enumerate(ordered):
+        share = remaining // (len(ordered) - index)
         if length > share:
             return share
-        left -= length
+        remaining -= length
     return max(ordered, default=0)

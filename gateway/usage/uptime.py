@@ -1,9 +1,9 @@
-"""The minutes in which engines that are paid by the hour were up: two bitmaps in Redis for each engine and UTC day.
+"""Record in which minutes hourly paid engines were up: two bitmaps in Redis for each engine and UTC day.
 
-Every process checks every engine twice a minute, and sets the bit of that minute where the engine is up. A second
-bitmap holds the minutes in which any process checked: the absence of a gateway does not count as that of an engine.
-The price of the day stands beside them, for it may change. Days follow the clock of this machine, as receipts do. Usage
-workers copy the bitmaps to the usage database (uptime_table.py).
+Every process checks every engine twice a minute, and sets the bit of the minute if the engine is up. A second bitmap
+has the minutes in which any process checked, so that a stopped gateway does not count as a stopped engine. The price of
+the day is stored as well, because it may change. Days follow the local clock, like receipts. Usage workers copy the
+bitmaps to the usage database (uptime_table.py).
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ log = structlog.get_logger()
 
 DAY_S = 86_400
 MINUTES_A_DAY = 1_440
-_REST_S = 1.0
+_RETRY_S = 1.0
 _KEPT_S = 8 * DAY_S
-_MOST_DAYS = 3
-"""How many days wait for a Redis that is away; of those before, it is never known."""
+_MAX_DAYS = 3
+"""Number of days to buffer while Redis is unavailable. Earlier days are dropped."""
 
 
 @dataclass(slots=True)
 class UptimeMinutes:
-    """Of one engine and day: those in which it was up, and those in which anybody looked."""
+    """Minutes of one engine and day: `up`, in which the engine was up, and `seen`, in which it was checked."""
 
     up: set[int] = field(default_factory=set)
     seen: set[int] = field(default_factory=set)
@@ -46,7 +46,7 @@ class UptimeMinutes:
 
 @dataclass(frozen=True, slots=True)
 class EngineUptime:
-    """What is known of one engine and day. `hourly_usd` is its price then."""
+    """Uptime of one engine on one day. `hourly_usd` is the price on that day."""
 
     hourly_usd: Decimal
     up_minutes: int
@@ -54,9 +54,12 @@ class EngineUptime:
 
 
 class Uptime:
-    """Args:
-    hourly_usd: by engine, for those that are paid by the hour; others are not written down.
-    clock: Unix seconds.
+    """Record the uptime of engines.
+
+    Args:
+        hourly_usd: price by engine, for engines that are paid by the hour. Other engines are ignored.
+        clock: returns Unix seconds.
+        retry_s: pause after Redis failed.
     """
 
     def __init__(
@@ -66,72 +69,74 @@ class Uptime:
         keys: RedisKeys,
         hourly_usd: Mapping[str, Decimal],
         clock: Callable[[], float] = time.time,
+        retry_s: float = _RETRY_S,
     ) -> None:
+        self._retry_s = retry_s
         self._client = client
         self._redis = redis
         self._keys = keys.ledger()
         self._hourly_usd = hourly_usd
         self.clock = clock
-        self._untold: dict[int, dict[str, UptimeMinutes]] = {}
-        self._news = asyncio.Event()
+        self._unwritten: dict[int, dict[str, UptimeMinutes]] = {}
+        self._changed = asyncio.Event()
 
     def record(self, engine: str, up: bool) -> None:
-        """Note how an engine was found just now."""
+        """Record that an engine was checked now, and whether it is up."""
         if engine not in self._hourly_usd:
             return
         day, second = divmod(int(self.clock()), DAY_S)
-        minutes = self._untold.setdefault(day * DAY_S, defaultdict(UptimeMinutes))[engine]
+        minutes = self._unwritten.setdefault(day * DAY_S, defaultdict(UptimeMinutes))[engine]
         minutes.seen.add(second // 60)
         if up:
             minutes.up.add(second // 60)
-        while len(self._untold) > _MOST_DAYS:
-            del self._untold[min(self._untold)]
-        self._news.set()
+        while len(self._unwritten) > _MAX_DAYS:
+            del self._unwritten[min(self._unwritten)]
+        self._changed.set()
 
     async def run(self) -> None:
-        """Write down what was seen, for ever. While Redis is away it waits."""
+        """Write records to Redis until canceled. Wait while Redis is unavailable."""
         while True:
-            await self._news.wait()
+            await self._changed.wait()
             await self._client.wait_up()
             try:
                 await self.flush()
             except (RedisError, OSError) as error:
                 self._client.failed(error)
                 log.warning("uptime_not_written", error=type(error).__name__)
-                await asyncio.sleep(_REST_S)
+                await asyncio.sleep(self._retry_s)
 
     async def flush(self) -> None:
-        """Write down what was seen and is not written yet. What fails is kept. Raises RedisError and OSError."""
-        self._news.clear()
-        told, self._untold = self._untold, {}
+        """Write buffered records to Redis. Keep them if this fails. Raises RedisError and OSError."""
+        self._changed.clear()
+        records, self._unwritten = self._unwritten, {}
         try:
             async with self._redis.pipeline(transaction=False) as pipe:
-                for day, engines in told.items():
+                for day, engines in records.items():
                     self._put(pipe, day, engines)
                 await pipe.execute()
         except BaseException:
-            self._take_back(told)
+            self._restore(records)
             raise
 
     def _put(self, pipe: Any, day: int, engines: Mapping[str, UptimeMinutes]) -> None:
-        ends = round(day + DAY_S + _KEPT_S)
+        expires_at = round(day + DAY_S + _KEPT_S)
         for engine, minutes in engines.items():
-            for key, some in (
+            for key, of_key in (
                 (self._keys.up(engine, day), minutes.up),
                 (self._keys.seen_up(engine, day), minutes.seen),
             ):
-                for minute in some:
+                for minute in of_key:
                     pipe.setbit(key, minute, 1)
-                if some:
-                    pipe.expireat(key, ends)
+                if of_key:
+                    pipe.expireat(key, expires_at)
         rates = self._keys.rates(day)
         pipe.hset(rates, mapping={engine: str(self._hourly_usd[engine]) for engine in engines})
-        pipe.expireat(rates, ends)
+        pipe.expireat(rates, expires_at)
 
-    def _take_back(self, told: Mapping[int, Mapping[str, UptimeMinutes]]) -> None:
-        for day, engines in told.items():
-            now = self._untold.setdefault(day, defaultdict(UptimeMinutes))
+    def _restore(self, records: Mapping[int, Mapping[str, UptimeMinutes]]) -> None:
+        for day, engines in records.items():
+            buffered = self._unwritten.setdefault(day, defaultdict(UptimeMinutes))
             for engine, minutes in engines.items():
-                now[engine].up |= minutes.up
-                now[engine].seen |= minutes.seen
-        self._news.set()
+                buffered[engine].up |= minutes.up
+                buffered[engine].seen |= minutes.seen
+        self._changed.set()

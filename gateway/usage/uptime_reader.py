@@ -15,9 +15,11 @@ if TYPE_CHECKING:
 
 
 class UptimeReader:
-    """Args:
-    kept_s: how long days can be read.
-    clock: Unix seconds.
+    """Read uptime for the event loop.
+
+    Args:
+        kept_s: retention of days, in seconds.
+        clock: returns Unix seconds.
     """
 
     def __init__(self, threads: QueryThreads, kept_s: float, clock: Callable[[], float] = time.time) -> None:
@@ -26,11 +28,11 @@ class UptimeReader:
         self.clock = clock
 
     async def read(self, days: Sequence[int]) -> list[dict[str, EngineUptime]]:
-        """Return the minutes by day, given as the Unix second it begins with, and engine. Raises UsageUnavailable."""
-        return await self._threads.query(_watched, days)
+        """Return the uptime by engine for each day. `days` are starts in Unix seconds. Raises UsageUnavailable."""
+        return await self._threads.query(_uptime_of_days, days)
 
 
-def _watched(connection: Connection, starts: Sequence[int]) -> list[dict[str, EngineUptime]]:
-    from gateway.usage.uptime_table import uptime_of_days  # here, in a thread: it imports SQLAlchemy
+def _uptime_of_days(connection: Connection, starts: Sequence[int]) -> list[dict[str, EngineUptime]]:
+    from gateway.usage.uptime_table import uptime_of_days  # imported in a thread, because it imports SQLAlchemy
 
     return uptime_of_days(connection, starts)

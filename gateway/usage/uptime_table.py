@@ -1,4 +1,4 @@
-"""Uptime of engines in the usage database: a worker copies the bitmaps of the last days there from Redis."""
+"""Uptime of engines in the usage database: a worker copies the bitmaps of the last days from Redis."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _BYTES = MINUTES_A_DAY // 8
 
 
 class EngineMinutes(NamedTuple):
-    """The bitmaps of an engine and day. The first minute is the highest bit of the first byte, as in Redis.
+    """Bitmaps of an engine and day. The first minute is the highest bit of the first byte, as in Redis.
 
     Attributes:
         day: days since the Unix epoch.
-        hourly_pico: price of an hour on that day.
+        hourly_pico: price of an hour on that day, in picodollars.
         up: minutes in which the engine was up.
         seen: minutes in which any process checked it.
     """
@@ -46,34 +46,34 @@ async def minutes_in_redis(redis: Redis, keys: LedgerKeys, starts: Sequence[int]
         for start in starts:
             pipe.hgetall(keys.rates(start))
         rates = await pipe.execute()
-    found = [
+    days = [
         (start, name.decode(), Decimal(rate.decode()))
-        for start, of_day in zip(starts, rates, strict=True)
-        for name, rate in of_day.items()
+        for start, day_rates in zip(starts, rates, strict=True)
+        for name, rate in day_rates.items()
     ]
-    if not found:
+    if not days:
         return []
     async with redis.pipeline(transaction=False) as pipe:
-        for start, name, _ in found:
+        for start, name, _ in days:
             pipe.get(keys.up(name, start))
             pipe.get(keys.seen_up(name, start))
-        held = iter(await pipe.execute())
+        bitmaps = iter(await pipe.execute())
     return [
-        EngineMinutes(start // DAY_S, name, pico(rate), next(held) or b"", next(held) or b"")
-        for start, name, rate in found
+        EngineMinutes(start // DAY_S, name, pico(rate), next(bitmaps) or b"", next(bitmaps) or b"")
+        for start, name, rate in days
     ]
 
 
 def add_minutes(connection: Connection, minutes: Iterable[EngineMinutes]) -> None:
-    """Add minutes to those that are there; the price is replaced. Raises SQLAlchemyError."""
-    new = {(one.day, one.engine): one for one in minutes}
-    wanted = select(UPTIME).where(UPTIME.c.day.in_({day for day, _ in new}))
-    held = {(row.day, row.engine): EngineMinutes(*row) for row in connection.execute(wanted)} if new else {}
+    """Merge minutes into the stored minutes, and replace the price. Raises SQLAlchemyError."""
+    new = {(engine_day.day, engine_day.engine): engine_day for engine_day in minutes}
+    query = select(UPTIME).where(UPTIME.c.day.in_({day for day, _ in new}))
+    stored = {(row.day, row.engine): EngineMinutes(*row) for row in connection.execute(query)} if new else {}
     rows: list[dict[str, Any]] = []
-    for place, one in new.items():
-        old = held.get(place)
-        merged = one._replace(
-            up=_either(one.up, old.up if old else b""), seen=_either(one.seen, old.seen if old else b"")
+    for key, engine_day in new.items():
+        old = stored.get(key)
+        merged = engine_day._replace(
+            up=_union(engine_day.up, old.up if old else b""), seen=_union(engine_day.seen, old.seen if old else b"")
         )
         if merged != old:
             rows.append(merged._asdict())
@@ -86,18 +86,18 @@ def add_minutes(connection: Connection, minutes: Iterable[EngineMinutes]) -> Non
         )
 
 
-def _either(one: bytes, other: bytes) -> bytes:
-    both = zip(one[:_BYTES].ljust(_BYTES, b"\0"), other[:_BYTES].ljust(_BYTES, b"\0"), strict=True)
-    return bytes(mine | theirs for mine, theirs in both)
+def _union(left: bytes, right: bytes) -> bytes:
+    pairs = zip(left[:_BYTES].ljust(_BYTES, b"\0"), right[:_BYTES].ljust(_BYTES, b"\0"), strict=True)
+    return bytes(a | b for a, b in pairs)
 
 
 def uptime_of_days(connection: Connection, starts: Sequence[int]) -> list[dict[str, EngineUptime]]:
-    """Return the minutes of the days that begin at these Unix seconds, by engine."""
-    found: dict[int, dict[str, EngineUptime]] = {start: {} for start in starts}
+    """Return the uptime by engine for each day. `starts` are the starts of the days in Unix seconds."""
+    uptimes: dict[int, dict[str, EngineUptime]] = {start: {} for start in starts}
     days = [start // DAY_S for start in starts]
     for row in connection.execute(select(UPTIME).where(UPTIME.c.day.in_(days)).order_by(UPTIME.c.engine)):
-        found[row.day * DAY_S][row.engine] = EngineUptime(usd(row.hourly_pico), _count(row.up), _count(row.seen))
-    return [found[start] for start in starts]
+        uptimes[row.day * DAY_S][row.engine] = EngineUptime(usd(row.hourly_pico), _count(row.up), _count(row.seen))
+    return [uptimes[start] for start in starts]
 
 
 def _count(bitmap: bytes) -> int:

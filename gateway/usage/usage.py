@@ -1,6 +1,6 @@
-"""Group sums as a question wants them, and write the answer as JSON. Pure.
+"""Group sums for a usage query, and encode the result as JSON. Pure.
 
-Sums are those of the receipts, exactly. Only latencies and shares are rounded.
+Sums are exact. Only latencies and shares are rounded.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ if TYPE_CHECKING:
     from gateway.usage.sums import Granularity, StoredRow
 
 MAX_ROWS = 10_000
-"""Rows of one answer."""
+"""Limit of rows of one result."""
 MAX_SUMS = 200_000
-"""Sums that one answer may be added up from: some seconds of one core."""
+"""Limit of sums to add up for a query about one tenant: some seconds of one core."""
 MAX_SUMS_OF_ALL = 500_000
-"""Sums of an answer about all tenants. Periods that are over are cached (parts.py), and not added up again."""
+"""Limit of sums for a query about all tenants. Closed periods are cached (parts.py), and not added up again."""
 
 MODES = ("guided", "teacher_complete", "student", "teacher", "embeddings", "shadow", "guidance", "edge")
-"""What a receipt's `mode` may be."""
+"""All values of a receipt's `mode`."""
 UNCLASSIFIED = "unclassified"
-"""The savings class, in sums, of what a version without classes added."""
+"""Savings class of sums that a version without savings classes added."""
 _SHARE_DIGITS = 6
 _PERCENTILES = (50, 95, 99)
 
 
 class UsageQuery(NamedTuple):
-    """A question.
+    """A query about usage.
 
     Attributes:
-        by: what to tell apart, besides the time.
-        granularity: how long a period each row is of; None: one row for the whole time.
-        only: what rows must be counted under.
+        granularity: length of the period of each row; None: one row for the whole span.
+        by: dimensions to group by.
+        only: required values by dimension.
     """
 
     span: UsageSpan
@@ -54,116 +54,116 @@ class UsageQuery(NamedTuple):
 
     @property
     def is_total(self) -> bool:
-        """Whether the sums of all tenants together answer it."""
+        """Return whether the sums over all tenants answer the query."""
         return not self.by and not self.only
 
-    def matches(self, where: SumDimensions) -> bool:
-        """Return whether rows of these dimensions belong to the answer."""
-        return all(getattr(where, name) == wanted for name, wanted in self.only.items())
+    def matches(self, dims: SumDimensions) -> bool:
+        """Return whether the result includes sums with these dimensions."""
+        return all(getattr(dims, name) == value for name, value in self.only.items())
 
     def for_tenant(self, tenant: str) -> UsageQuery:
-        """The same, asked of one tenant."""
+        """Return this query restricted to one tenant."""
         return self._replace(only={**self.only, "tenant": tenant})
 
 
 class UsageGroup(NamedTuple):
-    """A row of an answer: of what time, and of what."""
+    """Key of a row of a result: the start of its period in Unix seconds, and the values of the dimensions `by`."""
 
     start: int | None
     names: tuple[str, ...]
 
 
 class UsageResult:
-    """The answer to a question, as it grows.
+    """The growing result of a query.
 
     Args:
-        shows_money: whether money of such rows may be told.
+        shows_money: whether money of sums with these dimensions may be shown.
     """
 
-    def __init__(self, ask: UsageQuery, shows_money: Callable[[SumDimensions], bool] = lambda _: True) -> None:
-        self._ask = ask
+    def __init__(self, query: UsageQuery, shows_money: Callable[[SumDimensions], bool] = lambda _: True) -> None:
+        self._query = query
         self._shows_money = shows_money
         self._rows: dict[UsageGroup, SumRow] = {}
-        self._mute: set[UsageGroup] = set()
+        self._without_money: set[UsageGroup] = set()
         self._added = 0
-        if not ask.by and (ask.is_total or ask.granularity is not None):
-            # A chart has a place for every period, whether anything happened or not.
-            self._rows = {UsageGroup(self._start(one), ()): SumRow() for one in ask.span.periods}
+        if not query.by and (query.is_total or query.granularity is not None):
+            # A chart needs a row for every period, including empty ones.
+            self._rows = {UsageGroup(self._start(period), ()): SumRow() for period in query.span.periods}
 
     def add_rows(self, rows: Iterable[StoredRow]) -> None:
-        """Add rows that match the question. Call it in a thread. Raises InvalidRequest where the answer is too long."""
-        for period, where, raw in with_pauses(rows):
+        """Add the rows that match the query. Call it in a thread. Raises InvalidRequest if the result is too large."""
+        for period, dims, raw in with_pauses(rows):
             self.count_sums(1)
-            if self._ask.matches(where):
-                self._add(period, where, SumRow.from_bytes(raw))
+            if self._query.matches(dims):
+                self._add(period, dims, SumRow.from_bytes(raw))
 
-    def count_sums(self, rows: int) -> None:
-        """So many rows are about to be added up. Raises InvalidRequest where they become too many."""
-        self._added += rows
-        most = MAX_SUMS if "tenant" in self._ask.only else MAX_SUMS_OF_ALL
-        if self._added > most:
-            raise too_large(f"more than {most:,} sums would have to be added up")
+    def count_sums(self, number: int) -> None:
+        """Count sums before they are added. Raises InvalidRequest if they are too many."""
+        self._added += number
+        limit = MAX_SUMS if "tenant" in self._query.only else MAX_SUMS_OF_ALL
+        if self._added > limit:
+            raise too_large(f"it would have to add up more than {limit:,} sums")
 
     def add_folded(self, period: Period, names: tuple[str, ...], row: SumRow) -> None:
-        """Count what a period's rows of these names came to; the row is the answer's from here on. All is told."""
+        """Add the sum of a period and group, including money. The caller must not use the row afterwards."""
         self._merge(UsageGroup(self._start(period), names), row)
 
-    def _add(self, period: Period, where: SumDimensions, row: SumRow) -> None:
-        group = UsageGroup(self._start(period), tuple(getattr(where, name) for name in self._ask.by))
-        if not self._shows_money(where):
-            self._mute.add(group)
+    def _add(self, period: Period, dims: SumDimensions, row: SumRow) -> None:
+        group = UsageGroup(self._start(period), tuple(getattr(dims, name) for name in self._query.by))
+        if not self._shows_money(dims):
+            self._without_money.add(group)
         self._merge(group, row)
 
     def _merge(self, group: UsageGroup, row: SumRow) -> None:
-        mine = self._rows.get(group)
-        if mine is not None:
-            mine.merge(row)
+        present = self._rows.get(group)
+        if present is not None:
+            present.merge(row)
         elif len(self._rows) < MAX_ROWS:
             self._rows[group] = row
         else:
-            raise too_large(f"the answer would have more than {MAX_ROWS:,} rows")
+            raise too_large(f"the result would have more than {MAX_ROWS:,} rows")
 
     def _start(self, period: Period) -> int | None:
-        return None if self._ask.granularity is None else Period.of(self._ask.granularity, period.start).start
+        return None if self._query.granularity is None else Period.of(self._query.granularity, period.start).start
 
     @property
     def by(self) -> tuple[str, ...]:
-        """What the names of a group are."""
-        return self._ask.by
+        """Return the dimensions of `UsageGroup.names`."""
+        return self._query.by
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing at all was counted."""
+        """Return whether the result has no requests and no baseline."""
         return not any(row.requests or row.baseline_pico for row in self._rows.values())
 
     def rows(self) -> list[tuple[UsageGroup, SumRow]]:
-        """By time; of one time, what cost most comes first. Money that is not told is not told by the order either."""
-        return sorted(self._rows.items(), key=self._place)
+        """Return the rows by time, then by descending cost. The order does not reveal hidden costs."""
+        return sorted(self._rows.items(), key=self._sort_key)
 
-    def _place(self, one: tuple[UsageGroup, SumRow]) -> tuple[int, int, tuple[str, ...]]:
-        group, row = one
+    def _sort_key(self, item: tuple[UsageGroup, SumRow]) -> tuple[int, int, tuple[str, ...]]:
+        group, row = item
         return group.start or 0, -row.cost_pico if self.includes_money(group) else 0, group.names
 
     def bounds(self, group: UsageGroup) -> tuple[int, int]:
-        """Of which time a row is: [start, end) in Unix seconds."""
-        span, granularity = self._ask.span, self._ask.granularity
+        """Return the time range of a row: [start, end) in Unix seconds."""
+        span, granularity = self._query.span, self._query.granularity
         if group.start is None or granularity is None:
             return span.since, span.until
         return group.start, group.start + SECONDS[granularity]
 
     def header(self) -> Json:
-        """What the answer is to."""
-        ask = self._ask
+        """Return the JSON fields that describe the query."""
+        query = self._query
         return {
             "object": "usage",
-            "since": rfc3339(ask.span.since),
-            "until": rfc3339(ask.span.until),
-            "granularity": ask.granularity,
-            "by": list(ask.by),
+            "since": rfc3339(query.span.since),
+            "until": rfc3339(query.span.until),
+            "granularity": query.granularity,
+            "by": list(query.by),
         }
 
     def rows_as_json(self) -> Iterator[Json]:
-        """Each row as it is told, and at last all of them together. It takes some 100 us a row."""
+        """Yield each row as JSON, then the total. It takes about 100 us per row."""
         total = SumRow()
         for group, row in self.rows():
             total.merge(row)
@@ -173,30 +173,30 @@ class UsageResult:
                 **dict(zip(self.by, group.names, strict=True)),
                 **figures(row, money=self.includes_money(group)),
             }
-        yield figures(total, money=not self._mute)
+        yield figures(total, money=not self._without_money)
 
     def as_dict(self) -> Json:
-        """The whole answer."""
+        """Return the whole result as JSON."""
         *rows, total = self.rows_as_json()
         return {**self.header(), "rows": rows, "total": total}
 
     def includes_money(self, group: UsageGroup) -> bool:
-        """Whether a row tells of money."""
-        return group not in self._mute
+        """Return whether money of a row may be shown."""
+        return group not in self._without_money
 
 
-def too_large(why: str) -> InvalidRequest:
-    """A question whose answer would be too long, or take too long."""
+def too_large(reason: str) -> InvalidRequest:
+    """Return the error for a query with a result that is too large or too slow."""
     return InvalidRequest(
-        f"This asks for too much: {why}. Ask for a shorter time (since, until), a coarser granularity, or fewer "
-        "dimensions (by); or for one tenant, key, route or mode alone.",
+        f"The query is too large: {reason}. Use a shorter time range (since, until), a coarser granularity, fewer "
+        "dimensions (by), or a single tenant, key, route or mode.",
         param="by",
     )
 
 
 def figures(row: SumRow, *, money: bool = True) -> Json:
-    """A row as it is told: counts, tokens, money as text, shares and latencies."""
-    told: Json = {
+    """Return a row as JSON: counts, tokens, money as text, shares and latencies."""
+    fields: Json = {
         "requests": row.requests,
         "errors": dict(sorted(row.errors.items())),
         "unguided": dict(sorted(row.unguided.items())),
@@ -210,11 +210,11 @@ def figures(row: SumRow, *, money: bool = True) -> Json:
         },
         "teacher_token_share": _share(row.teacher_answer_tokens, row.answer_tokens),
         "batches": _batches(row.batches),
-        "latency_ms": {stage: _latency(row, place) for place, stage in enumerate(STAGES)},
+        "latency_ms": {stage: _latency(row, index) for index, stage in enumerate(STAGES)},
     }
     if money:
         about_zero = is_about_zero(usd(row.savings_pico), usd(row.savings_error_pico))
-        told |= {
+        fields |= {
             "cost_usd": text(row.cost_pico),
             "teacher_cost_usd": text(row.teacher_pico),
             "student_cost_usd": text(row.student_pico),
@@ -224,32 +224,32 @@ def figures(row: SumRow, *, money: bool = True) -> Json:
             "savings_error_usd": text(row.savings_error_pico),
             "savings_about_zero": about_zero,
             "measuring_usd": text(row.classes.get(MEASURING, ClassSum()).cost_pico),
-            "savings_classes": {name: _class_sum(one) for name, one in classes_of(row).items()},
+            "savings_classes": {name: _class_sum(sums) for name, sums in classes_of(row).items()},
             "baseline_estimated": row.baseline_estimated,
             "baseline_error_usd": text(row.baseline_error_pico),
             "cost_share": None if about_zero else _share(row.baseline_pico - row.savings_pico, row.baseline_pico),
         }
-    return told
+    return fields
 
 
 def classes_of(row: SumRow) -> dict[str, ClassSum]:
-    """Return the sums by savings class, in the order of `CLASSES`, without classes that have no receipt."""
-    found: dict[str, ClassSum] = {name: row.classes[name] for name in CLASSES if name in row.classes}
+    """Return the sums by savings class, in the order of `CLASSES`, without empty classes."""
+    classes: dict[str, ClassSum] = {name: row.classes[name] for name in CLASSES if name in row.classes}
     rest = row.unclassified
-    return found if rest == ClassSum() else {**found, UNCLASSIFIED: rest}
+    return classes if rest == ClassSum() else {**classes, UNCLASSIFIED: rest}
 
 
-def _class_sum(one: ClassSum) -> Json:
+def _class_sum(sums: ClassSum) -> Json:
     return {
-        "requests": one.requests,
-        "cost_usd": text(one.cost_pico),
-        "baseline_usd": text(one.baseline_pico),
-        "savings_usd": text(one.savings_pico),
+        "requests": sums.requests,
+        "cost_usd": text(sums.cost_pico),
+        "baseline_usd": text(sums.baseline_pico),
+        "savings_usd": text(sums.savings_pico),
     }
 
 
 def text(picos: int) -> str:
-    """USD as receipts tell it: without an exponent, which every reader takes."""
+    """Return picodollars as text in USD, without an exponent, like in receipts."""
     return f"{usd(picos).normalize():f}"
 
 
@@ -262,20 +262,20 @@ def _share(part: int, whole: int) -> float | None:
 
 
 def _batches(sizes: Mapping[int, int]) -> Json:
-    """A batch of which others have a part counts as that part."""
+    """Return the number of batches and their mean size. A receipt counts as 1/size of its batch."""
     calls = sum(sizes.values())
     count = sum(times / size for size, times in sizes.items())
-    whole = round(count) if abs(count - round(count)) < 1e-6 else round(count, 3)
-    return {"count": whole, "mean_size": round(calls / count, 3) if calls else None}
+    rounded = round(count) if abs(count - round(count)) < 1e-6 else round(count, 3)
+    return {"count": rounded, "mean_size": round(calls / count, 3) if calls else None}
 
 
-def _latency(row: SumRow, place: int) -> Json:
-    times = row.stages[place]
-    told: dict[str, Any] = {"count": times.count, "mean": _ms(times.mean_us)}
-    quantiles = times.quantiles_us([part / 100 for part in _PERCENTILES])
-    return told | {f"p{part}": _ms(value) for part, value in zip(_PERCENTILES, quantiles, strict=True)}
+def _latency(row: SumRow, stage: int) -> Json:
+    times = row.stages[stage]
+    latency: dict[str, Any] = {"count": times.count, "mean": _ms(times.mean_us)}
+    quantiles = times.quantiles_us([percent / 100 for percent in _PERCENTILES])
+    return latency | {f"p{percent}": _ms(value) for percent, value in zip(_PERCENTILES, quantiles, strict=True)}
 
 
 def _ms(microseconds: float | None) -> float | None:
-    # To whole microseconds first: round() to digits takes 5 us, and an answer has thousands of times.
+    # Round to whole microseconds first: round() with digits takes 5 us, and a result has thousands of times.
     return None if microseconds is None else round(microseconds) / 1000

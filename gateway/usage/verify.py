@@ -1,4 +1,4 @@
-"""Compare the sums in the database with sums that are computed anew from its receipts."""
+"""Compare the sums in the database with sums recomputed from its receipts."""
 
 from __future__ import annotations
 
@@ -18,47 +18,47 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
-Place: TypeAlias = tuple[int, int, SumDimensions]
+SumPlace: TypeAlias = tuple[int, int, SumDimensions]
 """Length and start of a period, and the dimensions of a sum."""
 
 _ROWS_AT_ONCE = 1_000
 
 
-def differences(connection: Connection, day: int) -> Iterator[tuple[Place, SumRow, SumRow]]:
-    """Yield the sums of a day that differ from its receipts: the place, the sum in the database and the right one.
+def differences(connection: Connection, day: int) -> Iterator[tuple[SumPlace, SumRow, SumRow]]:
+    """Yield the sums of a day that differ from its receipts: the key, the stored sum and the recomputed sum.
 
-    Keys and routes are compared together where some of them count as others. Periods whose sums were deleted by
-    retention are left out: those before the first sum of the same length. All receipts of the day must be kept. The
-    connection must not see changes meanwhile (REPEATABLE READ).
+    If some keys and routes of a tenant are summed as `OTHER`, all of them are compared together. Periods with expired
+    sums are skipped: those before the first sum of the same length. All receipts of the day must be present. The
+    transaction must not see concurrent changes (REPEATABLE READ).
 
     Args:
         day: days since the Unix epoch.
     """
     begin, end = day * DAY_S, (day + 1) * DAY_S
-    held: dict[Place, SumRow] = {}
+    held: dict[SumPlace, SumRow] = {}
     in_day = (SUMS.c.start >= begin, SUMS.c.start < end)
     for seconds, start, *dims, row in connection.execute(select(SUMS).where(*in_day)):
         held[seconds, start, SumDimensions(*dims)] = SumRow.from_bytes(row)
     first: dict[int, int] = {}
     for seconds, start, _ in held:
         first[seconds] = min(start, first.get(seconds, start))
-    right = {place: row for place, row in _computed(connection, day) if place[1] >= first.get(place[0], end)}
+    expected = {key: row for key, row in _recomputed(connection, day) if key[1] >= first.get(key[0], end)}
     folded = {(seconds, start, dims.tenant) for seconds, start, dims in held if dims.key == OTHER}
-    held, right = _together(held, folded), _together(right, folded)
-    for place in sorted({*held, *right}):
-        there, computed = held.get(place, SumRow()), right.get(place, SumRow())
-        if there != computed:
-            yield place, there, computed
+    held, expected = _merged(held, folded), _merged(expected, folded)
+    for key in sorted({*held, *expected}):
+        stored, recomputed = held.get(key, SumRow()), expected.get(key, SumRow())
+        if stored != recomputed:
+            yield key, stored, recomputed
 
 
-def _computed(connection: Connection, day: int) -> Iterator[tuple[Place, SumRow]]:
+def _recomputed(connection: Connection, day: int) -> Iterator[tuple[SumPlace, SumRow]]:
     sums = Sums()
-    wanted = select(RECEIPTS.c.receipt).where(
-        RECEIPTS.c.day.between(day - 1, day + 1),  # the day of an id may be next to that of `created`
+    query = select(RECEIPTS.c.receipt).where(
+        RECEIPTS.c.day.between(day - 1, day + 1),  # `day` may differ by one from the day of `created`
         RECEIPTS.c.created >= day * DAY_S,
         RECEIPTS.c.created < (day + 1) * DAY_S,
     )
-    for packed in connection.execution_options(yield_per=_ROWS_AT_ONCE).scalars(wanted):
+    for packed in connection.execution_options(yield_per=_ROWS_AT_ONCE).scalars(query):
         sums.add(Receipt.from_json(unpack(packed)))
     sums.spread()
     for period, by_dims in sums.rows.items():
@@ -67,8 +67,8 @@ def _computed(connection: Connection, day: int) -> Iterator[tuple[Place, SumRow]
         yield (SECONDS[period.granularity], period.start, TOTAL), sums.totals[period]
 
 
-def _together(rows: dict[Place, SumRow], folded: set[tuple[int, int, str]]) -> dict[Place, SumRow]:
-    merged: dict[Place, SumRow] = {}
+def _merged(rows: dict[SumPlace, SumRow], folded: set[tuple[int, int, str]]) -> dict[SumPlace, SumRow]:
+    merged: dict[SumPlace, SumRow] = {}
     for (seconds, start, dims), row in rows.items():
         if (seconds, start, dims.tenant) in folded:
             dims = dims._replace(key=OTHER, route=OTHER)  # noqa: PLW2901

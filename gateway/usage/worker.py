@@ -1,10 +1,10 @@
 """Write receipts from the outboxes to the usage database. Any number of workers may run at once.
 
-The order makes it safe: a worker takes entries, writes them in one transaction, and acknowledges them after the commit.
-A worker that dies in between leaves its entries pending, and another one claims them after a minute. The database keeps
-each receipt once, so it may come twice.
+A worker reads entries, writes them in one transaction, and acknowledges them after the commit. If it dies in between,
+its entries stay pending, and another worker claims them after a minute. The database stores each receipt once, so an
+entry may be delivered twice.
 
-While the database is away, entries wait in Redis (`receipts.max_buffered`).
+While the database is unavailable, entries wait in Redis (`receipts.max_buffered`).
 """
 
 from __future__ import annotations
@@ -49,20 +49,20 @@ _Result = TypeVar("_Result")
 _Rows = TypeVar("_Rows")
 
 MAX_ENTRIES = 10_000
-"""Entries of one transaction: the more there are, the more of them share sums of an hour and a day."""
+"""Limit of entries of one transaction. In larger transactions, more entries share sums of hours and days."""
 
-_TAKE_ENTRIES = 1_000  # of one command, so that Redis answers gateways in between
+_READ_ENTRIES = 1_000  # of one command, so that Redis serves gateways in between
 _EVERY_S = 0.5
-_REST_TIMES = 3
-_FIRST_REST_S = 0.5
-_LONGEST_REST_S = 5.0
-_LOOK_EVERY_S = 10.0
+_PAUSE_TIMES = 3
+_FIRST_RETRY_S = 0.5
+_MAX_RETRY_S = 5.0
+_CHECK_EVERY_S = 10.0
 _CLAIM_AFTER_S = 60.0
 _DELETE_EVERY_S = 600.0
 _IMPORT_EVERY_S = 10.0
 _UPTIME_EVERY_S = 60.0
-_UPTIME_DAYS = 9  # as many as Redis keeps: the database may have been away as long
-_FIRST_UPTIME_DAYS = 3_660  # an earlier version kept so many at most
+_UPTIME_DAYS = 9  # the retention in Redis: the database may have been unavailable for that long
+_FIRST_UPTIME_DAYS = 3_660  # the maximal retention in Redis of an earlier version
 
 
 class _DatabaseFailed(Exception):
@@ -72,11 +72,13 @@ class _DatabaseFailed(Exception):
 
 
 class UsageWorker:
-    """Args:
-    seat: joined.
-    minutes: returns the uptime of engines on days, given as the Unix seconds they begin with, from Redis.
-    keep_s: how long receipts are kept; None: for ever.
-    imports: archives of an earlier version.
+    """Move receipts from the outboxes to the usage database, and delete expired rows.
+
+    Args:
+        lease: the number of this worker, already joined.
+        minutes: reads the uptime of engines from Redis, given the starts of days in Unix seconds.
+        keep_s: retention of receipts in seconds; None: forever.
+        imports: archives of an earlier version.
     """
 
     def __init__(
@@ -84,7 +86,7 @@ class UsageWorker:
         client: RedisClient,
         feed: OutboxFeed,
         store: UsageStore,
-        seat: WorkerLease,
+        lease: WorkerLease,
         minutes: Callable[[Sequence[int]], Awaitable[Sequence[EngineMinutes]]],
         *,
         keep_s: float | None,
@@ -93,77 +95,77 @@ class UsageWorker:
         self._client = client
         self._feed = feed
         self._store = store
-        self._seat = seat
+        self._lease = lease
         self._minutes = minutes
         self._uptime_copied = False
         self._keep_s = keep_s
         self._imports = imports
-        self._held: list[OutboxEntry] = []  # taken, and not acknowledged
-        self._in_doubt = True  # more may be: a reply was lost, Redis forgot, or a worker with this number died
-        client.on_restart = self._doubt
+        self._held: list[OutboxEntry] = []  # read, and not acknowledged
+        self._check_pending = True  # Redis may have more pending entries of this consumer
+        client.on_restart = self._pending_unknown
         self._backlog = Backlog()
         self._counts: Counter[str] = Counter()
         self._up: bool | None = None
         self._error: str | None = None
-        self._rest_s = 0.0
-        self._interrupted = False  # Redis failed, and that was logged
+        self._retry_s = 0.0
+        self._interrupted = False  # Redis failed, and the failure was logged
         self._due: dict[str, float] = {}
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Write receipts until `stop` is set; then write those that wait."""
+        """Write receipts until `stop` is set. Then write the waiting receipts."""
         while not stop.is_set():
-            rest_s = PUBLISH_INTERVAL_S
+            pause_s = PUBLISH_INTERVAL_S
             if self._client.up:
                 try:
-                    rest_s = await self.round()
+                    pause_s = await self.round()
                     self._interrupted = False
-                except Exception as error:  # noqa: BLE001  it is logged
+                except Exception as error:  # noqa: BLE001 - logged
                     self._client.failed(error)
                     self._log_interruption(error)
             with suppress(TimeoutError):
-                async with asyncio.timeout(rest_s):
+                async with asyncio.timeout(pause_s):
                     await stop.wait()
         await self._finish()
 
     async def publish(self) -> None:
-        """Publish the state every two seconds, until cancelled. It goes on while a write hangs."""
+        """Publish the state every two seconds, also during a hanging write, until canceled."""
         while True:
             await self._client.wait_up()
             try:
-                await self._publish()
-            except Exception as error:  # noqa: BLE001  it is logged
+                await self.publish_once()
+            except Exception as error:  # noqa: BLE001 - logged
                 self._client.failed(error)
                 self._log_interruption(error)
             await asyncio.sleep(PUBLISH_INTERVAL_S)
 
     async def round(self) -> float:
-        """Take entries, write and acknowledge them. Return how long to wait before the next round, in seconds.
+        """Read, write and acknowledge entries. Return the pause before the next round, in seconds.
 
-        Raises RedisError and OSError where Redis fails.
+        Raises RedisError and OSError if Redis fails.
         """
         began = _now()
         try:
             more = await self._work()
         except _DatabaseFailed as failure:
             self._failed(failure.error)
-            return self._rest_s * random.uniform(0.8, 1.0)  # noqa: S311  not all workers at the same moment
+            return self._retry_s * random.uniform(0.8, 1.0)  # noqa: S311 - jitter
         except Exception:
-            self._doubt()
+            self._pending_unknown()
             raise
         if self._error is not None:
             log.info("usage_database_available", database=str(self._store.engine))
-        self._up, self._error, self._rest_s = True, None, 0.0
-        return 0.0 if more else max(_EVERY_S, (_now() - began) * _REST_TIMES)
+        self._up, self._error, self._retry_s = True, None, 0.0
+        return 0.0 if more else max(_EVERY_S, (_now() - began) * _PAUSE_TIMES)
 
     async def _work(self) -> bool:
-        """Return whether there is more to do at once."""
+        """Return whether more work is ready."""
         more = bool(self._held)
         if not self._held:
-            taken = await self._next()
-            self._held, more = taken.entries, taken.more
-            if taken.trimmed:
-                self._counts["missed"] += taken.trimmed
-                log.error("receipts_missed", count=taken.trimmed, why="trimmed before they were written")
+            batch = await self._next()
+            self._held, more = batch.entries, batch.more
+            if batch.trimmed:
+                self._counts["missed"] += batch.trimmed
+                log.error("receipts_missed", count=batch.trimmed, why="trimmed before they were written")
         if self._held:
             await self._write()
         elif not self._up or self._error is not None:
@@ -176,44 +178,45 @@ class UsageWorker:
             more = await self._delete()
         return more
 
-    def _doubt(self) -> None:
-        self._in_doubt = True
+    def _pending_unknown(self) -> None:
+        self._check_pending = True
 
     async def _next(self) -> FeedBatch:
-        if self._in_doubt:
-            taken = await self._feed.read_pending(_TAKE_ENTRIES)
-            if taken.entries:
-                return taken
-            self._in_doubt = False
-        if self._backlog.pending and self._is_due("claim", _LOOK_EVERY_S):
-            taken = await self._feed.claim(self._backlog.pending, _CLAIM_AFTER_S, _TAKE_ENTRIES)
-            if taken.more:
+        if self._check_pending:
+            batch = await self._feed.read_pending(_READ_ENTRIES)
+            if batch.entries:
+                return batch
+            self._check_pending = False
+        if self._backlog.pending and self._is_due("claim", _CHECK_EVERY_S):
+            batch = await self._feed.claim(self._backlog.pending, _CLAIM_AFTER_S, _READ_ENTRIES)
+            if batch.more:
                 self._due["claim"] = 0.0
-            if taken.entries or taken.trimmed:
-                return taken
-        return await self._take()
+            if batch.entries or batch.trimmed:
+                return batch
+        return await self._read_new()
 
-    async def _take(self, *, all_outboxes: bool = False) -> FeedBatch:
-        taken = await self._feed.read_new(_TAKE_ENTRIES, all_outboxes=all_outboxes)
-        while taken.more and len(taken.entries) < MAX_ENTRIES:
-            more = await self._feed.read_new(_TAKE_ENTRIES)
-            taken = FeedBatch([*taken.entries, *more.entries], more=more.more)
-        return taken
+    async def _read_new(self, *, all_outboxes: bool = False) -> FeedBatch:
+        batch = await self._feed.read_new(_READ_ENTRIES, all_outboxes=all_outboxes)
+        while batch.more and len(batch.entries) < MAX_ENTRIES:
+            more = await self._feed.read_new(_READ_ENTRIES)
+            batch = FeedBatch([*batch.entries, *more.entries], more=more.more)
+        return batch
 
     async def _write(self) -> None:
-        entries = [one for one in self._held if not isinstance(one, ComparisonEntry)]
-        if len(entries) < len(self._held):
-            entries += await self._compared([one for one in self._held if isinstance(one, ComparisonEntry)])
-        added = await _database(self._store.write(entries))
+        receipts = [entry for entry in self._held if not isinstance(entry, ComparisonEntry)]
+        if len(receipts) < len(self._held):
+            comparisons = [entry for entry in self._held if isinstance(entry, ComparisonEntry)]
+            receipts += await self._write_comparisons(comparisons)
+        written = await _database(self._store.write(receipts))
         for result in ("inserted", "replaced", "known", "unreadable"):
-            self._counts[result] += getattr(added, result)
-        if added.unreadable:
-            log.error("receipts_unreadable", count=added.unreadable, table="usage_unreadable")
-        await self._feed.acknowledge(self._held)  # where this fails they are written again, and are known
+            self._counts[result] += getattr(written, result)
+        if written.unreadable:
+            log.error("receipts_unreadable", count=written.unreadable, table="usage_unreadable")
+        await self._feed.acknowledge(self._held)  # after a failure the entries are written again, as known ones
         self._held = []
 
-    async def _compared(self, entries: Sequence[OutboxEntry]) -> list[OutboxEntry]:
-        """Write comparisons. Return the entries that cannot be read."""
+    async def _write_comparisons(self, entries: Sequence[OutboxEntry]) -> list[OutboxEntry]:
+        """Write comparisons. Return the entries that cannot be decoded or that the database rejects."""
         unreadable: list[OutboxEntry] = []
         comparisons: list[tuple[OutboxEntry, Comparison]] = []
         for entry in entries:
@@ -222,21 +225,21 @@ class UsageWorker:
             except msgspec.MsgspecError:
                 unreadable.append(entry)
         try:
-            await self._in_transaction(add_comparisons, [one for _, one in comparisons])
+            await self._in_transaction(add_comparisons, [comparison for _, comparison in comparisons])
         except _DatabaseFailed as failure:
             if not isinstance(failure.error, ROW_ERRORS):
                 raise
-            for entry, one in comparisons:  # the database refuses one of them: it must not keep the others out
+            for entry, comparison in comparisons:  # the database rejects one of them: write the others
                 try:
-                    await self._in_transaction(add_comparisons, [one])
-                except _DatabaseFailed as refused:
-                    if not isinstance(refused.error, ROW_ERRORS):
+                    await self._in_transaction(add_comparisons, [comparison])
+                except _DatabaseFailed as rejected:
+                    if not isinstance(rejected.error, ROW_ERRORS):
                         raise
                     unreadable.append(entry)
         return unreadable
 
     async def _copy_uptime(self) -> None:
-        """Copy the minutes in which engines were up: of the last days, and at first of all that Redis may hold."""
+        """Copy the uptime of engines of the last days from Redis; the first time, of all days that Redis may have."""
         today = int(time.time()) // DAY_S
         days = _UPTIME_DAYS if self._uptime_copied else _FIRST_UPTIME_DAYS
         minutes = await self._minutes([day * DAY_S for day in range(today - days + 1, today + 1)])
@@ -248,18 +251,18 @@ class UsageWorker:
         await _database(self._store.change(work, rows))
 
     async def _import(self) -> bool:
-        """Move some receipts of an earlier version's archive. Return whether there may be more."""
+        """Move some receipts out of archives of an earlier version. Return whether more may remain."""
         if not self._imports or not self._is_due("import", _IMPORT_EVERY_S):
             return False
         moved = 0
-        for one in self._imports:
+        for archive in self._imports:
             try:
-                entries = await one.read(_TAKE_ENTRIES)
+                entries = await archive.read(_READ_ENTRIES)
                 if entries:
                     await _database(self._store.write(entries))
-                    await one.delete_read()
+                    await archive.delete_read()
             except (*UsageDatabaseError, StartupError) as error:
-                log.warning("archive_not_imported", archive=one.where, error=_class_of(error))
+                log.warning("archive_not_imported", archive=archive.location, error=_class_of(error))
                 continue
             moved += len(entries)
         if moved:
@@ -268,19 +271,19 @@ class UsageWorker:
         return bool(moved)
 
     async def _delete(self) -> bool:
-        """Delete some of what is too old. Return whether there may be more."""
+        """Delete some expired receipts and sums. Return whether more may remain."""
         receipts = 0
         if self._keep_s is not None:
             receipts = await _database(self._store.delete_receipts(time.time() - self._keep_s))
         sums = await _database(self._store.delete_sums())
         self._counts["deleted"] += receipts
         if receipts or sums:
-            self._due["delete"] = 0.0  # a few at a time: receipts come in between
+            self._due["delete"] = 0.0  # a few at a time, so that receipts are written in between
         return bool(receipts or sums)
 
     def _failed(self, error: BaseException) -> None:
         if self._error is None:
-            # The message of a driver may quote receipts.
+            # Log no message of a driver, which may quote receipts.
             why = error.message if isinstance(error, StartupError) else None
             trace = None if isinstance(error, (*UsageDatabaseError, StartupError)) else error
             log.error(
@@ -290,30 +293,32 @@ class UsageWorker:
                 why=why,
                 exc_info=trace,
             )
-            self._due["look"] = 0.0
+            self._due["backlog"] = 0.0
         self._up, self._error = False, _class_of(error)
-        self._rest_s = min(_LONGEST_REST_S, max(_FIRST_REST_S, 2 * self._rest_s))
+        self._retry_s = min(_MAX_RETRY_S, max(_FIRST_RETRY_S, 2 * self._retry_s))
 
-    async def _publish(self) -> None:
+    async def publish_once(self) -> None:
+        """Publish the state. Raises RedisError and OSError."""
         idle = self._error is None and not self._backlog.waiting
-        if self._is_due("look", _LOOK_EVERY_S if idle else PUBLISH_INTERVAL_S):
+        if self._is_due("backlog", _CHECK_EVERY_S if idle else PUBLISH_INTERVAL_S):
             self._backlog = await self._feed.backlog()
         lag_s, waiting = round(self._backlog.lag_s, 3), self._backlog.waiting
         counts = dict(self._counts)
-        await self._seat.publish(WorkerState(self._up, lag_s, waiting, self._error, self._seat.owner), counts)
+        state = WorkerState(self._up, lag_s, waiting, self._error, self._lease.process_id)
+        await self._lease.publish(state, counts)
         self._counts -= Counter(counts)
 
     async def _finish(self) -> None:
-        """Write what waits. What stays is another worker's, or the next one's."""
+        """Write waiting receipts. Another worker writes those that remain."""
         try:
             while self._client.up and self._error is None:
                 if not self._held:
-                    self._held = (await self._take(all_outboxes=True)).entries
+                    self._held = (await self._read_new(all_outboxes=True)).entries
                 if not self._held:
                     break
                 await self._write()
-            await self._publish()
-            await self._seat.leave()
+            await self.publish_once()
+            await self._lease.leave()
         except (RedisError, OSError, _DatabaseFailed) as error:
             log.warning("usage_unfinished", error=_class_of(error))
 
@@ -323,18 +328,18 @@ class UsageWorker:
             log.warning("usage_interrupted", error=type(error).__name__, exc_info=unexpected)
         self._interrupted = True
 
-    def _is_due(self, what: str, every_s: float) -> bool:
-        if _now() < self._due.get(what, 0.0):
+    def _is_due(self, task: str, every_s: float) -> bool:
+        if _now() < self._due.get(task, 0.0):
             return False
-        self._due[what] = _now() + every_s
+        self._due[task] = _now() + every_s
         return True
 
 
 async def _database(work: Awaitable[_Result]) -> _Result:
-    """Tell errors of the database from those of Redis: some have the same classes.
+    """Mark errors of the database, because some errors of Redis have the same classes.
 
-    Any other error counts as one of the database, too: of sums that cannot be decoded, say. The worker goes on trying,
-    and its state tells so.
+    Other errors count as database errors, too, for example of sums that cannot be decoded. The worker retries, and
+    publishes the error.
     """
     try:
         return await work
@@ -347,6 +352,6 @@ def _now() -> float:
 
 
 def _class_of(error: BaseException) -> str:
-    """Return the class of the driver's error, where there is one."""
+    """Return the class name of the driver's error, or of `error` without a driver's error."""
     inner = getattr(error, "orig", None)
     return type(inner if inner is not None else error).__name__

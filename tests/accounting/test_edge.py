@@ -19,7 +19,7 @@ from gateway.errors import EdgeClosed, EdgeExpired, InvalidRequest
 from gateway.policy.schema import TenantPolicy
 from gateway.pricing import cost_usd
 from gateway.protocol.edge import EdgeUsage, OfflineUsage
-from gateway.usage.rollup import SumRow, dims
+from gateway.usage.rollup import SumRow, dims_of
 from tests.accounting.drafts import PRICES, call, chat, closed, draft, guided, plan
 
 GIVEN = structs.replace(plan(), mode="guidance", finishers=())
@@ -81,7 +81,7 @@ def test_sums_count_the_request_once_and_its_whole_answer() -> None:
 
 def test_what_devices_call_their_models_makes_no_rows_of_their_own() -> None:
     report = closing_receipt(given(), USAGE, PRICES["big"])
-    assert dims(report).student == DEVICE
+    assert dims_of(report).student == DEVICE
     assert student_of(given(student=call("small", 1, 1))).model == "small"  # type: ignore[union-attr]
 
 

@@ -121,7 +121,7 @@ async def test_a_range_that_cannot_be_is_told_beside_its_fields(browser: Browser
         # One that only the gateway can refuse: nothing is kept that long.
         await page.get_by_label("From").fill("2001-01-01T00:00")
         await page.get_by_role("button", name="Show").click()
-        await expect(page.get_by_role("status")).to_contain_text("older than what is kept")
+        await expect(page.get_by_role("status")).to_contain_text("older than the retained usage")
         assert await accessible(page) == []
 
 

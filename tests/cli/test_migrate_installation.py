@@ -136,7 +136,7 @@ def _kept(sums: Facts) -> Facts:
     """Return the sums that both versions still keep."""
     kept = Retention(6 * 3600.0, 14 * 86_400.0, 400 * 86_400.0)
     limit = time.time() + MARGIN_S
-    return {at: row for at, row in sums.items() if kept.ends(at[0].granularity, at[0].start) > limit}
+    return {at: row for at, row in sums.items() if kept.expires(at[0].granularity, at[0].start) > limit}
 
 
 def install(place: Place, previous: Mapping[str, str], count: int) -> Installation:

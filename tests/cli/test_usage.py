@@ -114,7 +114,7 @@ def test_a_time_without_requests_says_so(gateway: GatewayProcess) -> None:
         (["--by", "tennant"], "Did you mean 'tenant'?"),
         (["--since", "soon"], "'since' must be a time before now like 24h or 7d"),
         (["--since", "1h", "--until", "2h"], "must be before 'until'"),
-        (["--since", "2000-01-01"], "older than what is kept"),
+        (["--since", "2000-01-01"], "older than the retained usage"),
         (["--granularity", "week"], "one of minute, hour, day"),
         (["--tenant", "acm"], "Did you mean 'acme'?"),
         (["--mode", "guide"], "Did you mean 'guided'?"),

@@ -154,7 +154,7 @@ def test_a_function_is_called_and_its_result_answered(llm_long: Answers) -> None
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("stranger", "The API key is not known here"), ("wrong", "'max_tokens': expected an integer >= 1")],
+    [("stranger", "Unknown API key"), ("wrong", "'max_tokens': expected an integer >= 1")],
 )
 def test_a_mistake_of_the_callers_is_not_asked_again(llm_long: Answers, name: str, said: str) -> None:
     """One call, and the field is named."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest_asyncio
 
 from gateway.usage import feed as feed_module
-from gateway.usage.entries import before
+from gateway.usage.entries import previous_id
 from gateway.usage.feed import GROUP, Backlog, FeedBatch, OutboxFeed
 from tests.previous_code import extract_previous
 from tests.usage.outboxes import Outboxes, open_outboxes, receipts
@@ -170,7 +170,7 @@ async def test_while_an_old_process_adds_up_it_trims_and_the_feed_notes(outboxes
     first, rest = await feed.read_new(4), await feed.read_new(2)
     await feed.acknowledge(first.entries)
     assert await outboxes.lengths() == {"acme": 6}
-    assert (await outboxes.redis.hget(keys.archived, "acme")).decode() == before(rest.entries[0].id)
+    assert (await outboxes.redis.hget(keys.archived, "acme")).decode() == previous_id(rest.entries[0].id)
     await outboxes.redis.delete(keys.lease)
     now[0] += 59
     await feed.acknowledge(rest.entries)
@@ -190,12 +190,12 @@ async def test_an_old_process_trims_no_further_than_the_feed_notes(outboxes: Out
     await outboxes.settle(*receipts(3))
     taken = (await feed.read_new(10)).entries
     await feed.acknowledge(taken[:1])
-    assert (await redis.hget(keys.holds, "acme")).decode() == before(taken[1].id)
+    assert (await redis.hget(keys.holds, "acme")).decode() == previous_id(taken[1].id)
     assert int(await redis.hget(keys.state, "held_until")) > time.time() + 50
     await redis.hset(keys.state, "building", "3")
     await feed.acknowledge(taken[1:])
     assert (await redis.hget(keys.archived, "acme")).decode() == taken[2].id
-    assert (await redis.hget(keys.holds, "acme")).decode() == before(taken[1].id)
+    assert (await redis.hget(keys.holds, "acme")).decode() == previous_id(taken[1].id)
 
 
 async def test_an_old_gateway_without_an_archive_trims_only_what_is_written(

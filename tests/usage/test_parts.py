@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
-from gateway.usage import parts as usage_parts
 from gateway.usage.parts import FoldedPeriod, FoldedPeriods
 from gateway.usage.reader import UsageReader
 from gateway.usage.span import RequestedRange, span
@@ -18,8 +17,6 @@ from tests.accounting.drafts import closed, guided
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-
-    import pytest
 
     from gateway.accounting.receipt import Receipt
     from gateway.usage.sums import StoredRow
@@ -70,14 +67,11 @@ async def test_of_what_has_not_changed_no_row_is_read_again(sqlite_book: UsageBo
         assert full <= set(sums.periods)
 
 
-async def test_what_comes_late_to_a_period_that_is_over_is_told_at_once(
-    book: UsageBook, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_what_comes_late_to_a_period_that_is_over_is_told_at_once(book: UsageBook) -> None:
     """One more, and a true one in an abandoned one's place."""
-    monkeypatch.setattr(usage_parts, "_REST_TIMES", 0)
     old = time.time() - 5 * 3600
     book.add([receipt(old, "acme", 1), receipt(old, "beta", 2, "abandoned")])
-    reader = UsageReader(book.sums, KEPT)
+    reader = UsageReader(book.sums, KEPT, cache=FoldedPeriods(reuse_times=0))
 
     async def summary() -> dict[str, tuple[int, dict[str, int]]]:
         rows = (await reader.read(asked(), UsageResult.as_dict))["rows"]
@@ -95,7 +89,7 @@ def part(start: int, size: int, cpu_s: float = 0.0) -> FoldedPeriod:
 
 
 def test_what_is_kept_has_a_bound_and_what_was_not_asked_for_goes_first() -> None:
-    parts = FoldedPeriods(most_bytes=3_000)
+    parts = FoldedPeriods(max_bytes=3_000)
     for start in (0, 1):
         parts.put(QUESTION, b"m", part(start, 900), 0)
     assert parts.get(QUESTION, Period("hour", 0), b"m") is not None

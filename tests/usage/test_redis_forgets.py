@@ -13,7 +13,7 @@ from sqlalchemy import delete
 
 from gateway.local.redis import EmbeddedRedis
 from gateway.usage import worker as worker_module
-from gateway.usage.entries import parts
+from gateway.usage.entries import id_parts
 from gateway.usage.tables import RECEIPTS, SUMS
 from tests.usage.outboxes import Outboxes, open_outboxes, receipts
 
@@ -105,7 +105,7 @@ async def _check_groups(outboxes: Outboxes) -> None:
             continue
         last = (await outboxes.redis.xinfo_stream(outbox))["last-generated-id"].decode()
         for group in await outboxes.redis.xinfo_groups(outbox):
-            assert parts(group["last-delivered-id"].decode()) <= parts(last)
+            assert id_parts(group["last-delivered-id"].decode()) <= id_parts(last)
 
 
 async def _settle_again(outboxes: Outboxes, history: History) -> None:
@@ -120,9 +120,9 @@ async def _settle_again(outboxes: Outboxes, history: History) -> None:
     for _ in range(5):  # it takes its own entries again, claims those of the others, and takes new ones
         worker._due.clear()
         worker._feed._all_at = 0.0
-        await worker._publish()
+        await worker.publish_once()
         await worker.round()
-    await worker._seat.leave()
+    await worker._lease.leave()
     await outboxes.check(history.settled)
     assert await outboxes.lengths() == {"acme": 0, "beta": 0}
     assert [await outboxes.pending(one) for one in ("acme", "beta")] == [0, 0]

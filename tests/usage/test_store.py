@@ -37,11 +37,11 @@ async def a_store(address: str) -> AsyncIterator[UsageStore]:
 
 
 @asynccontextmanager
-async def a_finder(address: str) -> AsyncIterator[ReceiptFinder]:
+async def a_finder(address: str, timeout_s: float = 5.0) -> AsyncIterator[ReceiptFinder]:
     engine = UsageEngine(address)
     threads = QueryThreads(engine)
     try:
-        yield ReceiptFinder(threads)
+        yield ReceiptFinder(threads, timeout_s)
     finally:
         threads.close()
         await asyncio.to_thread(engine.close)
@@ -111,9 +111,8 @@ async def test_a_writer_that_hangs_delays_no_reader(tmp_path: Path, monkeypatch:
 
 
 async def test_a_database_that_hangs_is_unavailable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.usage.receipt_finder._LIMIT_S", 0.05)
     monkeypatch.setattr("gateway.usage.receipts_reader.find", lambda *_: time.sleep(0.3))
-    async with a_finder(f"sqlite:///{tmp_path}/usage.db") as finder:
+    async with a_finder(f"sqlite:///{tmp_path}/usage.db", timeout_s=0.05) as finder:
         with pytest.raises(UsageUnavailable):
             await finder.find("acme", "req_" + "0" * 24)
 

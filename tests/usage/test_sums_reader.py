@@ -15,7 +15,6 @@ from gateway.accounting.edge import EDGE
 from gateway.accounting.receipt import Receipt
 from gateway.config.database_url import address_of
 from gateway.errors import UsageUnavailable
-from gateway.usage import threads as usage_threads
 from gateway.usage.engine import VERSION_TABLE, UsageEngine
 from gateway.usage.rollup import SumRow
 from gateway.usage.sums import ALL_TENANTS, Period, Sums
@@ -68,17 +67,17 @@ async def test_rows_and_totals_are_those_of_the_receipts(book: UsageBook) -> Non
 async def test_each_addition_changes_the_marks_of_its_periods(book: UsageBook) -> None:
     now = time.time()
     hours = [Period.of("hour", now), Period.of("hour", now - HOUR_S)]
-    assert await book.sums.marks(hours) == [None, None]
+    assert await book.sums.versions(hours) == [None, None]
     marks = []
     abandoned = replace(receipt(now, 2), status="abandoned")
     for one in (receipt(now, 1), abandoned, receipt(now, 2), receipt(now, 3)):
         book.add([one])
-        mark, other = await book.sums.marks(hours)
+        mark, other = await book.sums.versions(hours)
         assert other is None
         marks.append(mark)
     assert len({*marks}) == 4
     book.add([receipt(now, 3)])
-    assert (await book.sums.marks(hours))[0] == marks[-1]
+    assert (await book.sums.versions(hours))[0] == marks[-1]
 
 
 async def test_the_newest_receipts_come_first(book: UsageBook) -> None:
@@ -105,7 +104,7 @@ async def test_the_newest_receipts_come_first(book: UsageBook) -> None:
 async def test_without_tables_it_is_unavailable_until_they_are_back(book: UsageBook) -> None:
     with book.engine.writing() as connection:
         connection.exec_driver_sql("ALTER TABLE usage_sums RENAME TO away")
-    for call in (book.sums.totals, book.sums.marks, book.sums.rows):
+    for call in (book.sums.totals, book.sums.versions, book.sums.rows):
         with pytest.raises(UsageUnavailable, match="usage database cannot be read"):
             await call([Period("hour", 0)])
     with book.engine.writing() as connection:
@@ -175,9 +174,10 @@ async def test_scans_do_not_delay_short_queries(sqlite_book: UsageBook) -> None:
     assert all(await asyncio.gather(*scans))
 
 
-async def test_a_short_query_has_a_limit_in_time(sqlite_book: UsageBook, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(usage_threads, "_SHORT_QUERY_S", 0.01)
+async def test_a_short_query_has_a_limit_in_time(sqlite_book: UsageBook) -> None:
     gate = threading.Event()
+    threads = QueryThreads(sqlite_book.engine, timeout_s=0.01)
     with pytest.raises(UsageUnavailable):
-        await sqlite_book.threads.query(lambda _: gate.wait(20))
+        await threads.query(lambda _: gate.wait(20))
     gate.set()
+    threads.close()

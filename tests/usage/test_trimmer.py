@@ -37,13 +37,13 @@ async def outboxes(redis_url: str, tmp_path: Path) -> AsyncIterator[Outboxes]:
         yield one
 
 
-def trimmer(outboxes: Outboxes, most: int, state: WorkerState = DOWN, owner: str = "ann") -> OutboxTrimmer:
+def trimmer(outboxes: Outboxes, limit: int, state: WorkerState = DOWN, process_id: str = "ann") -> OutboxTrimmer:
     return OutboxTrimmer(
         outboxes.client,
         outboxes.redis,
         outboxes.keys,
-        owner,
-        most=most,
+        process_id,
+        limit=limit,
         state=lambda: state,
         metrics=outboxes.metrics,
     )
@@ -65,7 +65,7 @@ def test_the_longest_give_way_first_and_no_further_than_they_must(lengths: list[
 
 async def test_a_loud_tenant_takes_no_room_of_others_and_the_loss_is_logged_once(outboxes: Outboxes) -> None:
     await outboxes.settle(*receipts(1_200, "loud"), *receipts(30, "quiet"))
-    one = trimmer(outboxes, most=80)
+    one = trimmer(outboxes, limit=80)
     with capture_logs() as logs:
         assert await one.trim() == 1_150
         assert await outboxes.lengths() == {"loud": 50, "quiet": 30}
@@ -75,7 +75,7 @@ async def test_a_loud_tenant_takes_no_room_of_others_and_the_loss_is_logged_once
         await outboxes.settle(*receipts(1, "loud"))
         assert await one.trim() == 1
     assert lost(outboxes) == 1_152
-    assert [(line["event"], line["count"], line["most"]) for line in logs] == [
+    assert [(line["event"], line["count"], line["limit"]) for line in logs] == [
         ("receipts_lost", 1_150, 80),
         ("receipts_lost", 1, 80),
     ]
@@ -88,7 +88,7 @@ async def test_each_receipt_of_a_burst_is_either_there_or_counted(outboxes: Outb
     for one in receipts(250):
         assert await edge_book.write(msgspec.structs.replace(one, edge_of=one.id), None) == "written"
     assert await outboxes.lengths() == {"acme": 1_750}
-    await trimmer(outboxes, most=1_000).trim()
+    await trimmer(outboxes, limit=1_000).trim()
     assert await outboxes.lengths() == {"acme": 1_000}
     assert lost(outboxes) == 750
 
@@ -96,17 +96,17 @@ async def test_each_receipt_of_a_burst_is_either_there_or_counted(outboxes: Outb
 async def test_a_full_redis_is_trimmed(outboxes: Outboxes) -> None:
     """It takes no lease. What is deleted is counted once, also by a process that leads later."""
     await outboxes.settle(*receipts(100))
-    ann = trimmer(outboxes, most=40)
+    ann = trimmer(outboxes, limit=40)
     await outboxes.redis.config_set("maxmemory", "1")
     try:
         with pytest.raises(OutOfMemoryError):
             await outboxes.redis.set(outboxes.keys.ledger().trimmer, "bob")
-        assert await ann._leads()
+        assert await ann.acquire_lease()
         assert await ann.trim() == 60
     finally:
         await outboxes.redis.config_set("maxmemory", "0")
     assert await outboxes.lengths() == {"acme": 40}
-    assert [await ann.trim(), await trimmer(outboxes, most=40, owner="bob").trim()] == [0, 0]
+    assert [await ann.trim(), await trimmer(outboxes, limit=40, process_id="bob").trim()] == [0, 0]
     assert lost(outboxes) == 60
 
 
@@ -115,7 +115,7 @@ async def test_comparisons_are_not_counted_as_receipts(outboxes: Outboxes) -> No
     for number in range(20):
         await book.add(comparison(number, 1, 1))
     await outboxes.settle(*receipts(10))
-    assert await trimmer(outboxes, most=5).trim() == 8
+    assert await trimmer(outboxes, limit=5).trim() == 8
     assert await outboxes.redis.xlen(outboxes.keys.outbox(OUTBOX)) == 2
 
 
@@ -124,7 +124,7 @@ async def test_what_is_lost_is_counted_once_where_the_reply_was_lost(
 ) -> None:
     """By this process or another one, and also once a worker keeps up again."""
     await outboxes.settle(*receipts(100))
-    ann, bob = trimmer(outboxes, most=40), trimmer(outboxes, most=40, state=WorkerState(up=True), owner="bob")
+    ann, bob = trimmer(outboxes, limit=40), trimmer(outboxes, limit=40, state=WorkerState(up=True), process_id="bob")
     cut = ann._cut.run
 
     async def lose(calls: Any) -> None:
@@ -149,7 +149,7 @@ async def test_what_is_lost_is_counted_once_where_the_reply_was_lost(
 async def test_the_newest_stay_and_reach_the_database(outboxes: Outboxes) -> None:
     told = receipts(100)
     await outboxes.settle(*told)
-    await trimmer(outboxes, most=40).trim()
+    await trimmer(outboxes, limit=40).trim()
     worker = await outboxes.worker()
     await worker.round()
     await outboxes.check(told[60:])
@@ -159,28 +159,28 @@ async def test_entries_that_a_worker_has_taken_are_not_counted_as_lost(outboxes:
     """The worker has them in its memory; where it died, whoever claims them counts them."""
     await outboxes.settle(*receipts(100))
     await outboxes.feed().read_new(30)
-    assert await trimmer(outboxes, most=40).trim() == 30
+    assert await trimmer(outboxes, limit=40).trim() == 30
     claimed = await outboxes.feed("worker-2").claim(["acme"], 0, 1_000)
     assert claimed.trimmed == 30
 
 
 async def test_nothing_is_measured_while_a_worker_keeps_up(outboxes: Outboxes) -> None:
     await outboxes.settle(*receipts(100))
-    assert await trimmer(outboxes, most=80, state=WorkerState(up=True, waiting=40)).trim() == 0
+    assert await trimmer(outboxes, limit=80, state=WorkerState(up=True, waiting=40)).trim() == 0
     assert await outboxes.lengths() == {"acme": 100}
-    assert await trimmer(outboxes, most=80, state=WorkerState(up=True, waiting=41)).trim() == 20
+    assert await trimmer(outboxes, limit=80, state=WorkerState(up=True, waiting=41)).trim() == 20
 
 
 async def test_while_an_old_process_adds_up_that_one_keeps_the_bound(outboxes: Outboxes) -> None:
     await outboxes.settle(*receipts(100))
     await outboxes.redis.set(outboxes.keys.ledger().lease, "old")
-    assert await trimmer(outboxes, most=80).trim() == 0
+    assert await trimmer(outboxes, limit=80).trim() == 0
     assert await outboxes.lengths() == {"acme": 100}
 
 
 async def test_one_process_trims_at_a_time(outboxes: Outboxes) -> None:
-    ann, bob = trimmer(outboxes, most=80), trimmer(outboxes, most=80, owner="bob")
-    assert [await ann._leads(), await bob._leads(), await ann._leads()] == [True, False, True]
+    ann, bob = trimmer(outboxes, limit=80), trimmer(outboxes, limit=80, process_id="bob")
+    assert [await ann.acquire_lease(), await bob.acquire_lease(), await ann.acquire_lease()] == [True, False, True]
 
 
 async def test_a_tenant_that_was_quiet_for_long_is_forgotten_and_comes_back(outboxes: Outboxes) -> None:

@@ -48,7 +48,7 @@ class Fleet:
         self.ann, self.bob = (self.process() for _ in range(2))
 
     def process(self, prices: dict[str, Decimal] = PRICES) -> Uptime:
-        return Uptime(self.client, self.redis, self.keys, prices, self.clock)
+        return Uptime(self.client, self.redis, self.keys, prices, self.clock, retry_s=0.01)
 
     async def look(self, day: int = DAY) -> dict[str, EngineUptime]:
         """Return the minutes as the usage worker reads them."""
@@ -130,7 +130,6 @@ async def test_what_redis_did_not_take_is_told_when_it_is_back(fleet: Fleet, mon
         tell(*told)  # type: ignore[arg-type]
 
     monkeypatch.setattr(fleet.ann, "_put", put)
-    monkeypatch.setattr("gateway.usage.uptime._REST_S", 0.01)
     fleet.ann.record("small", up=True)
     tasks = BackgroundTasks()
     tasks.keep("uptime", fleet.ann.run())
@@ -156,5 +155,5 @@ def test_what_waits_for_redis_is_bounded(redis_url: str) -> None:
         clock.now = DAY + minute * 60.0
         for _ in range(3):
             one.record("small", up=True)
-    assert sorted(one._untold) == [DAY + day * DAY_S for day in (2, 3, 4)]
-    assert [len(of_day["small"].seen) for of_day in one._untold.values()] == [1_440] * 3
+    assert sorted(one._unwritten) == [DAY + day * DAY_S for day in (2, 3, 4)]
+    assert [len(of_day["small"].seen) for of_day in one._unwritten.values()] == [1_440] * 3

@@ -20,7 +20,6 @@ from hypothesis import strategies as st
 from gateway.admin.usage_csv import COLUMNS, as_csv, safe
 from gateway.api.usage import encoded
 from gateway.errors import InvalidRequest, Overloaded
-from gateway.usage import reader as usage_reader
 from gateway.usage import rests as usage_rests
 from gateway.usage import usage as of_usage
 from gateway.usage.counters import ClassSum, pico
@@ -121,7 +120,7 @@ def test_rows_cover_each_moment_once_and_are_kept(
         return
     ends = [one.start + SECONDS[one.granularity] for one in found.periods]
     assert [found.since, *ends[:-1]] == [one.start for one in found.periods]
-    assert all(retention.ends(one.granularity, one.start) > now for one in found.periods)
+    assert all(retention.expires(one.granularity, one.start) > now for one in found.periods)
     assert all(one.start % SECONDS[one.granularity] == 0 for one in found.periods)
     longest = SECONDS[granularity or "day"]
     assert found.since < asked.since + longest
@@ -131,9 +130,7 @@ def test_rows_cover_each_moment_once_and_are_kept(
 
 
 def test_what_is_kept_stands_in_the_refusal() -> None:
-    with pytest.raises(
-        InvalidRequest, match="minute for 6h, by the hour for 14d, by the day for 400d: ask with granula"
-    ):
+    with pytest.raises(InvalidRequest, match="minute for 6h, by the hour for 14d, by the day for 400d: set granula"):
         span(RequestedRange(NOW - 2 * 86_400, NOW), "minute", DEFAULT, NOW)
     with pytest.raises(InvalidRequest, match="since 2025-10-21T18:24:30Z at the earliest"):
         span(RequestedRange(NOW - 402 * 86_400, NOW), None, DEFAULT, NOW)
@@ -301,12 +298,9 @@ async def test_an_answer_is_the_sum_of_the_receipts_in_what_it_covers(book: Usag
                     assert len(told["rows"]) == len(found.periods)
 
 
-async def test_few_questions_of_one_asker_are_under_way(
-    sqlite_book: UsageBook, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_few_questions_of_one_asker_are_under_way(sqlite_book: UsageBook) -> None:
     """Another one still gets an answer."""
-    monkeypatch.setattr(usage_reader, "_MOST_OF_ONE", 3)
-    reader = UsageReader(sqlite_book.sums, DEFAULT)
+    reader = UsageReader(sqlite_book.sums, DEFAULT, max_tenant_queries=3)
     now = time.time()
     question = UsageQuery(span(RequestedRange(now - 3600, now), None, DEFAULT, now), None, (), {"tenant": "acme"})
     asked = [reader.read(question, UsageResult.as_dict, tenant="acme") for _ in range(5)] + [
@@ -317,12 +311,9 @@ async def test_few_questions_of_one_asker_are_under_way(
     assert await reader.read(question, UsageResult.as_dict, tenant="acme")
 
 
-async def test_no_crowd_of_tenants_leaves_another_one_without_an_answer(
-    sqlite_book: UsageBook, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_no_crowd_of_tenants_leaves_another_one_without_an_answer(sqlite_book: UsageBook) -> None:
     """Two tenants have all questions that there may be; a third one, which has none, still gets an answer."""
-    monkeypatch.setattr(usage_reader, "_MOST", 4)
-    reader = UsageReader(sqlite_book.sums, DEFAULT)
+    reader = UsageReader(sqlite_book.sums, DEFAULT, max_queries=4)
     now = time.time()
     question = UsageQuery(span(RequestedRange(now - 3600, now), None, DEFAULT, now), None, (), {"tenant": "acme"})
     asked = [
@@ -334,18 +325,15 @@ async def test_no_crowd_of_tenants_leaves_another_one_without_an_answer(
 
 
 @pytest.mark.parametrize("leaves", [False, True])
-async def test_an_answer_is_written_within_its_turn(
-    sqlite_book: UsageBook, monkeypatch: pytest.MonkeyPatch, leaves: bool
-) -> None:
+async def test_an_answer_is_written_within_its_turn(sqlite_book: UsageBook, leaves: bool) -> None:
     """A caller that disconnects keeps its turn until its thread ends: all tenants share the threads."""
-    monkeypatch.setattr(usage_reader, "_MOST_OF_ONE", 1)
     began, gate = threading.Event(), threading.Event()
 
     def write(_: UsageResult) -> bool:
         began.set()
         return gate.wait(10)
 
-    reader = UsageReader(sqlite_book.sums, DEFAULT)
+    reader = UsageReader(sqlite_book.sums, DEFAULT, max_tenant_queries=1)
     now = time.time()
     question = UsageQuery(span(RequestedRange(now - 3600, now), None, DEFAULT, now), None, (), {"tenant": "acme"})
     async with asyncio.TaskGroup() as tasks:
@@ -367,7 +355,7 @@ def test_a_thread_that_writes_an_answer_rests_between_rows(
 ) -> None:
     """The event loop needs the interpreter lock."""
     rests: list[float] = []
-    monkeypatch.setattr(usage_rests, "_STRETCH_S", -1.0)
+    monkeypatch.setattr(usage_rests, "_INTERVAL_S", -1.0)
     monkeypatch.setattr(usage_rests.time, "sleep", rests.append)
     answer = UsageResult(ask("route"))
     answer.add_rows(rows("acme", 5))

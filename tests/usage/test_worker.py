@@ -54,7 +54,7 @@ async def in_sqlite(redis_url: str, tmp_path: Path) -> AsyncIterator[Outboxes]:
 async def claim_now(worker: UsageWorker, monkeypatch: pytest.MonkeyPatch) -> None:
     """A minute later."""
     monkeypatch.setattr(worker_module, "_CLAIM_AFTER_S", 0.0)
-    await worker._publish()
+    await worker.publish_once()
     await worker.round()
 
 
@@ -65,7 +65,7 @@ async def test_what_is_settled_is_written_once_and_its_outbox_is_empty(outboxes:
     await worker.round()
     await outboxes.check(told)
     assert await outboxes.lengths() == {"acme": 0, "beta": 0}
-    await worker._publish()
+    await worker.publish_once()
     board = WorkerStateReader(outboxes.redis, outboxes.keys.ledger(), outboxes.metrics, "here")
     assert await board.read() == WorkerState(up=True, by="ann")
     value = outboxes.metrics.registry.get_sample_value
@@ -93,20 +93,20 @@ async def test_three_workers_at_once_write_each_once(outboxes: Outboxes, monkeyp
     """Of which each claims what the others have taken a moment ago."""
     monkeypatch.setattr(worker_module, "_CLAIM_AFTER_S", 0.0)
     monkeypatch.setattr(worker_module, "MAX_ENTRIES", 10)
-    monkeypatch.setattr(worker_module, "_TAKE_ENTRIES", 7)
+    monkeypatch.setattr(worker_module, "_READ_ENTRIES", 7)
     told = receipts(200)
     workers = [await outboxes.worker(name, outboxes.new_store()) for name in ("ann", "bob", "carl")]
     for start in range(0, 200, 20):
         await outboxes.settle(*told[start : start + 20])
         for one in workers:
-            one._due["look"] = one._due["claim"] = 0.0
-            await one._publish()
+            one._due["backlog"] = one._due["claim"] = 0.0
+            await one.publish_once()
         await asyncio.gather(*(one.round() for one in workers))
     for one in workers:
         while not await one.round():
             pass
     await outboxes.check(told)
-    assert [one._seat.number for one in workers] == [1, 2, 3]
+    assert [one._lease.number for one in workers] == [1, 2, 3]
 
 
 async def test_a_true_receipt_takes_an_abandoned_ones_place(outboxes: Outboxes) -> None:
@@ -212,7 +212,7 @@ async def test_while_the_database_is_away_entries_are_kept_and_one_line_is_logge
     with capture_logs() as logs:
         monkeypatch.setattr(outboxes.store, "write", fail)
         rests = [await worker.round() for _ in range(6)]
-        await worker._publish()
+        await worker.publish_once()
         assert await WorkerStateReader(outboxes.redis, outboxes.keys.ledger(), outboxes.metrics, "here").read() == (
             WorkerState(False, worker._backlog.lag_s and round(worker._backlog.lag_s, 3), 5, "OperationalError", "ann")
         )
@@ -315,7 +315,7 @@ async def test_sums_that_cannot_be_read_are_told_and_lose_nothing(outboxes: Outb
         connection.execute(SUMS.update().values(row=b"of a later version"))
     await outboxes.settle(*then)
     await worker.round()
-    await worker._publish()
+    await worker.publish_once()
     board = WorkerStateReader(outboxes.redis, outboxes.keys.ledger(), Metrics(), "here")
     state = await board.read()
     assert (state.up, state.error) == (False, "ValidationError")

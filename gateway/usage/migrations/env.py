@@ -1,4 +1,4 @@
-"""Alembic runs this file for each command: it applies the migrations within the transaction of the caller."""
+"""Apply migrations within the caller's transaction. Alembic runs this file for each command."""
 
 from __future__ import annotations
 
