@@ -1,1 +1,1 @@
-"""Back up callers' keys, budgets and receipts to one file, and restore them."""
+"""Back up API keys, budgets and receipts to one file, and restore them."""

@@ -1,7 +1,7 @@
 """Decide which keys of Redis belong to a backup. Pure.
 
-Keys that live for a request or a lease do not: boards, limits by the minute, leases, and receipts that callers can
-still request (the usage database has those).
+Short-lived keys do not: scheduler state, limits per minute, leases, and receipts that callers can still request (the
+usage database has them, too).
 """
 
 from __future__ import annotations
@@ -20,21 +20,27 @@ _KEYRING = frozenset(part.name for part in fields(KeyringKeys))
 _TENANT = re.compile(r"(?:tenant|key:.+):budget(?::\d+)?|intents:.+|owners|outbox")
 _SUMS = frozenset({"tenants", "leaving", "state", "cursors"})
 _DAYS = re.compile(r"(?:up|looked|quality_spent|rates):.+")
-# With `state` and `cursors`, until `gkt-gateway usage-db migrate` has taken them.
+# Together with `state` and `cursors`, until `gkt-gateway usage-db migrate` has moved them.
 _PREVIOUS_SUMS = re.compile(r"(?:g\d+:)?(?:rows|total|seen):.+")
 
 
 @dataclass(frozen=True, slots=True)
 class FoundKey:
-    """A key of Redis of this deployment. `kept`: whether a backup holds it. A restore deletes the others too."""
+    """A key of this deployment in Redis.
 
-    place: KeyLocation
+    Attributes:
+        kept: whether a backup contains the key. A restore also deletes the other keys.
+    """
+
+    location: KeyLocation
     kept: bool
 
 
 class KeyLocator:
-    """Args:
-    keys: the names as this version writes them. What another layout left behind is nobody's.
+    """Map names of Redis keys to locations, and back.
+
+    Args:
+        keys: names of this version. Keys of other layouts are ignored.
     """
 
     def __init__(self, keys: RedisKeys) -> None:
@@ -47,12 +53,12 @@ class KeyLocator:
 
     @property
     def pattern(self) -> str:
-        """Return a pattern for SCAN that matches all keys of `find` and `is_heartbeat`, and more."""
+        """Return a SCAN pattern that matches at least all keys of `find` and `is_heartbeat`."""
         return f"*{self._escaped}:*"
 
     @property
     def receipts(self) -> str:
-        """Return a pattern for SCAN: receipts that callers can still request."""
+        """Return a SCAN pattern for receipts that callers can still request."""
         return RedisKeys(self._escaped).receipt("*", "*")
 
     @property
@@ -60,23 +66,23 @@ class KeyLocator:
         return re.sub(r"([\\*?\[\]^-])", r"\\\1", self._keys.prefix)
 
     def find(self, key: str) -> FoundKey | None:
-        """Return the place of a key of Redis; None where it belongs to no part."""
+        """Return the location of a Redis key, or None if it belongs to no part."""
         for part, base in self._bases.items():
             if key.startswith(base):
                 name = key.removeprefix(base)
                 return FoundKey(KeyLocation(part, "", name), _is_kept(part, name))
-        if (found := self._tenant.fullmatch(key)) is not None:
-            return FoundKey(KeyLocation("tenants", found[1], found[2]), _TENANT.fullmatch(found[2]) is not None)
+        if (match := self._tenant.fullmatch(key)) is not None:
+            return FoundKey(KeyLocation("tenants", match[1], match[2]), _TENANT.fullmatch(match[2]) is not None)
         return None
 
     def is_heartbeat(self, key: str) -> bool:
-        """Return whether a key says that a gateway or a usage worker runs."""
+        """Return whether a key is the heartbeat of a gateway or usage worker."""
         return key.startswith((self._alive, self._worker))
 
-    def key(self, place: KeyLocation) -> str:
-        """Return the name in Redis."""
-        base = self._keys.tenant_base(place.tenant) if place.part == "tenants" else self._bases[place.part]
-        return base + place.name
+    def key(self, location: KeyLocation) -> str:
+        """Return the name of the key in Redis."""
+        base = self._keys.tenant_base(location.tenant) if location.part == "tenants" else self._bases[location.part]
+        return base + location.name
 
 
 def _is_kept(part: Part, name: str) -> bool:

@@ -1,4 +1,4 @@
-"""Write what a backup holds to Redis and the usage database, where no gateway runs."""
+"""Restore a backup to Redis and the usage database of a deployment without running gateways."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ class DeploymentContents:
     """The contents of a deployment before a restore.
 
     Attributes:
-        counts: as a backup would count them.
-        names: all keys in Redis that a restore deletes, leases and limits by the minute included, but not receipts,
-            which may be very many.
-        kept: how many of them a backup would hold.
-        alive: gateway processes and usage workers that run, or ended within their lease.
+        counts: counts of a backup of these contents.
+        names: all keys in Redis that a restore deletes, including leases and limits per minute. Receipts are omitted,
+            because they may be very many.
+        kept: number of these keys that a backup contains.
+        alive: gateway processes and usage workers that run, or that ended within their lease.
     """
 
     counts: BackupCounts = field(default_factory=BackupCounts)
@@ -51,67 +51,69 @@ class DeploymentContents:
     alive: int = 0
 
     @property
-    def nothing(self) -> bool:
+    def is_empty(self) -> bool:
+        """Return whether the deployment has nothing to back up."""
         return not self.kept and not self.counts.receipts
 
 
 class RestoreWriter:
-    """Args:
-    usage: None: receipts are not restored.
-    redis_too: whether anything is written to Redis.
+    """Write the records of a backup. Every method raises RedisError, OSError and UsageDatabaseError.
 
-    Every method raises RedisError, OSError and UsageDatabaseError.
+    Args:
+        usage: None: receipts are not restored.
+        redis_too: whether to restore keys in Redis.
     """
 
     def __init__(self, redis: Redis, keys: RedisKeys, usage: UsageStore | None, *, redis_too: bool = True) -> None:
         self._redis_too = redis_too
         self._redis = redis
         self._keys = keys
-        self._places = KeyLocator(keys)
+        self._locator = KeyLocator(keys)
         self._usage = usage
 
     async def inspect(self) -> DeploymentContents:
-        """Return what is there where something is to be written. A usage database that is missing is not created."""
-        found = DeploymentContents()
+        """Return the present contents of the stores to restore, without creating a missing usage database."""
+        contents = DeploymentContents()
         if self._redis_too:
-            await self._look_at_redis(found)
+            await self._inspect_redis(contents)
         if self._usage is not None:
-            found.counts.receipts = await self._usage.count() if await self._usage.exists() else 0
-        return found
+            contents.counts.receipts = await self._usage.count() if await self._usage.exists() else 0
+        return contents
 
-    async def _look_at_redis(self, found: DeploymentContents) -> None:
+    async def _inspect_redis(self, contents: DeploymentContents) -> None:
         seen: set[bytes] = set()
-        async for raw in self._redis.scan_iter(self._places.pattern, count=_KEYS_PER_SCAN):
+        async for raw in self._redis.scan_iter(self._locator.pattern, count=_KEYS_PER_SCAN):
             key = raw.decode(errors="replace")
-            one = self._places.find(key)
+            found = self._locator.find(key)
             if raw in seen:
                 continue
             seen.add(raw)
-            if one is not None:
-                found.names.append(raw)
-                found.kept += one.kept
-                found.counts.sums += one.kept and one.place.part == "sums"
-                found.counts.budgets += one.place.name.endswith(":budget")
-            found.alive += self._places.is_heartbeat(key)
-        found.counts.keys = await self._count(self._redis.hlen(self._keys.keyring().terms))
-        found.counts.waiting = sum([await self._redis.xlen(raw) for raw in found.names if raw.endswith(b":outbox")])
+            if found is not None:
+                contents.names.append(raw)
+                contents.kept += found.kept
+                contents.counts.sums += found.kept and found.location.part == "sums"
+                contents.counts.budgets += found.location.name.endswith(":budget")
+            contents.alive += self._locator.is_heartbeat(key)
+        contents.counts.keys = await self._count(self._redis.hlen(self._keys.keyring().terms))
+        outboxes = [raw for raw in contents.names if raw.endswith(b":outbox")]
+        contents.counts.waiting = sum([await self._redis.xlen(raw) for raw in outboxes])
 
     @staticmethod
-    async def _count(told: Any) -> int:
-        return int(await told)
+    async def _count(reply: Any) -> int:
+        return int(await reply)
 
     async def clear(self, present: DeploymentContents) -> None:
-        """Delete what is there in Redis. The receipts of the usage database stay.
+        """Delete the present keys in Redis. The receipts of the usage database stay.
 
-        Receipts that callers can still request are deleted too: with them, requests that were under way in the backup
-        would pass for settled.
+        Also delete receipts that callers can still request: they would make requests look settled that were in flight
+        in the backup.
         """
         if not self._redis_too:
             return
-        for some in _batched(present.names, _KEYS_PER_CALL):
-            await self._redis.unlink(*some)
+        for batch in _batched(present.names, _KEYS_PER_CALL):
+            await self._redis.unlink(*batch)
         receipts: list[bytes] = []
-        async for raw in self._redis.scan_iter(self._places.receipts, count=_KEYS_PER_SCAN):
+        async for raw in self._redis.scan_iter(self._locator.receipts, count=_KEYS_PER_SCAN):
             receipts.append(raw)
             if len(receipts) == _KEYS_PER_CALL:
                 await self._redis.unlink(*receipts)
@@ -120,52 +122,52 @@ class RestoreWriter:
             await self._redis.unlink(*receipts)
 
     async def put(self, records: Iterable[Record], on_progress: Callable[[int], None]) -> None:
-        """Write all records but those that have expired since they were read.
+        """Write all records that have not expired since the backup.
 
         Args:
-            on_progress: gets the number of records that are written.
+            on_progress: receives the number of written records.
         """
         seconds, _ = await self._redis.time()
-        some: list[Record] = []
+        batch: list[Record] = []
         for done, record in enumerate(records, 1):
             if isinstance(record, ReceiptRecords | TableRows | IncompleteSums):
                 if self._usage is not None:
                     await put_usage(self._usage, record)
-            elif self._redis_too and not _is_over(record, seconds * 1000):
-                some.append(record)
-            if len(some) == _RECORDS_PER_CALL:
-                await self._write(some)
-                some.clear()
+            elif self._redis_too and not _has_expired(record, seconds * 1000):
+                batch.append(record)
+            if len(batch) == _RECORDS_PER_CALL:
+                await self._write(batch)
+                batch.clear()
             on_progress(done)
-        await self._write(some)
+        await self._write(batch)
 
-    async def _write(self, some: Sequence[Record]) -> None:
-        if not some:
+    async def _write(self, records: Sequence[Record]) -> None:
+        if not records:
             return
         async with self._redis.pipeline(transaction=False) as pipe:
-            for record in some:
-                self._one(pipe, record)
+            for record in records:
+                self._write_record(pipe, record)
             await pipe.execute()
 
-    def _one(self, pipe: Pipeline, record: Record) -> None:
+    def _write_record(self, pipe: Pipeline, record: Record) -> None:
         match record:
-            case KeyContents(place, kind, expires, values):
-                key = self._places.key(place)
+            case KeyContents(location, kind, expires, values):
+                key = self._locator.key(location)
                 _add(pipe, key, kind, values)
                 _expire(pipe, key, expires)
-            case StreamEntries(place, entries):
-                for one, fields in entries:
-                    pipe.execute_command("XADD", self._places.key(place), one, *fields)
-            case StreamEnd(place, expires, last, ever, deleted) if last != b"0-0":
-                # An empty stream still has its last id: the next entry must come after it.
-                key = self._places.key(place)
+            case StreamEntries(location, entries):
+                for entry_id, fields in entries:
+                    pipe.execute_command("XADD", self._locator.key(location), entry_id, *fields)
+            case StreamEnd(location, expires, last, added, deleted) if last != b"0-0":
+                # An empty stream has a last id, too: the id of the next entry must be larger.
+                key = self._locator.key(location)
                 pipe.execute_command("XGROUP", "CREATE", key, _GROUP, "$", "MKSTREAM")
                 pipe.execute_command("XGROUP", "DESTROY", key, _GROUP)
-                pipe.execute_command("XSETID", key, last, "ENTRIESADDED", ever, "MAXDELETEDID", deleted)
+                pipe.execute_command("XSETID", key, last, "ENTRIESADDED", added, "MAXDELETEDID", deleted)
                 _expire(pipe, key, expires)
 
 
-def _is_over(record: Record, now_ms: int) -> bool:
+def _has_expired(record: Record, now_ms: int) -> bool:
     return isinstance(record, KeyContents) and 0 < record.expires_ms <= now_ms
 
 
@@ -178,7 +180,7 @@ def _add(pipe: Pipeline, key: str, kind: str, values: Sequence[bytes]) -> None:
         case "set":
             pipe.execute_command("SADD", key, *values)
         case _:
-            scored = [part for at in range(0, len(values), 2) for part in (values[at + 1], values[at])]
+            scored = [part for i in range(0, len(values), 2) for part in (values[i + 1], values[i])]
             pipe.execute_command("ZADD", key, *scored)
 
 
@@ -187,5 +189,5 @@ def _expire(pipe: Pipeline, key: str, expires_ms: int) -> None:
         pipe.pexpireat(key, expires_ms)
 
 
-def _batched(items: Sequence[bytes], most: int) -> Iterable[Sequence[bytes]]:
-    return (items[start : start + most] for start in range(0, len(items), most))
+def _batched(items: Sequence[bytes], size: int) -> Iterable[Sequence[bytes]]:
+    return (items[start : start + size] for start in range(0, len(items), size))

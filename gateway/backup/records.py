@@ -7,13 +7,13 @@ from typing import Any, Literal, TypeAlias
 import msgspec
 
 Part = Literal["keys", "tenants", "sums"]
-"""keys: callers' keys and the audit trail. tenants: budgets, requests under way and outboxes. sums: keys over all
-tenants; of an earlier version also its sums."""
+"""keys: API keys and the audit trail. tenants: budgets, requests in flight and outboxes. sums: keys that belong to no
+tenant, including the sums of an earlier version."""
 Kind = Literal["string", "hash", "set", "zset", "stream"]
 
 
 class KeyLocation(msgspec.Struct, frozen=True, array_like=True):
-    """One key of Redis, whatever `redis.prefix` is. `tenant` is empty where the part is not a tenant's."""
+    """A key of Redis, independent of `redis.prefix`. `tenant` is empty except in the part `tenants`."""
 
     part: Part
     tenant: str
@@ -21,55 +21,61 @@ class KeyLocation(msgspec.Struct, frozen=True, array_like=True):
 
 
 class KeyContents(msgspec.Struct, frozen=True, array_like=True, tag="held"):
-    """What one key holds, or a piece of it.
+    """The contents of one key, or a part of them.
 
     Attributes:
-        expires_ms: when Redis forgets it, in Unix milliseconds; 0: never.
-        values: of a string its one value; of a hash fields and values in turn; of a set its members; of a sorted set
-            members and scores in turn.
+        expires_ms: time of expiry in Unix milliseconds; 0: never.
+        values: string: one value; hash: alternating fields and values; set: members; sorted set: alternating members
+            and scores.
     """
 
-    place: KeyLocation
+    location: KeyLocation
     kind: Kind
     expires_ms: int
     values: list[bytes]
 
 
 class StreamEntries(msgspec.Struct, frozen=True, array_like=True, tag="entries"):
-    """Some entries of a stream: by id its fields and values in turn."""
+    """Some entries of a stream. Each has an id, and alternating fields and values."""
 
-    place: KeyLocation
+    location: KeyLocation
     entries: list[tuple[bytes, list[bytes]]]
 
 
 class StreamEnd(msgspec.Struct, frozen=True, array_like=True, tag="stream"):
-    """After a stream's entries what it knows beyond them: the last id that it gave, how many entries it ever had."""
+    """State of a stream after its entries.
 
-    place: KeyLocation
+    Attributes:
+        last: last generated id.
+        added: number of entries that were ever added.
+        deleted: largest deleted id.
+    """
+
+    location: KeyLocation
     expires_ms: int
     last: bytes
-    ever: int
+    added: int
     deleted: bytes
 
 
 class ReceiptRecords(msgspec.Struct, frozen=True, array_like=True, tag="receipts"):
-    """Some receipts of the usage database as JSON, each with its tenant and the entry of its outbox.
+    """Some receipts of the usage database: tenant, entry id and JSON.
 
-    Both are empty for receipts that this version can read, as their JSON has the tenant.
+    Tenant and entry id are empty except for unreadable entries, because the JSON of a receipt contains its tenant.
     """
 
     receipts: list[tuple[str, str, bytes]]
 
 
 class TableRows(msgspec.Struct, frozen=True, array_like=True, tag="rows"):
-    """Some rows of a table of the usage database, in the order of its columns."""
+    """Some rows of a table of the usage database. Values are in the order of the columns."""
 
     table: str
     rows: list[list[Any]]
 
 
 class IncompleteSums(msgspec.Struct, frozen=True, array_like=True, tag="sums"):
-    """All sums of one period of which not all receipts are there: their dimensions, and an encoded sum."""
+    """All sums of one period with missing receipts: dimensions and encoded sum."""
 
     seconds: int
     start: int
@@ -77,15 +83,15 @@ class IncompleteSums(msgspec.Struct, frozen=True, array_like=True, tag="sums"):
 
 
 class BackupCounts(msgspec.Struct, omit_defaults=True):
-    """Counts of what a backup, or a deployment, holds.
+    """Counts of the contents of a backup or a deployment.
 
     Attributes:
-        keys: callers' keys.
-        budgets: of tenants and of their keys.
-        waiting: receipts in outboxes, which no usage worker has written yet.
+        keys: API keys.
+        budgets: budgets of tenants and of keys.
+        waiting: receipts in outboxes that no usage worker has written yet.
         sums: keys of Redis that belong to no tenant.
-        receipts: in the usage database; None: the backup was made without it.
-        rows: other rows of the usage database: comparisons, uptime of engines, and sums that are older than receipts.
+        receipts: receipts in the usage database; None: the backup omits the usage database.
+        rows: other rows of the usage database: comparisons, uptime of engines, and sums older than all receipts.
     """
 
     keys: int = 0
@@ -106,15 +112,15 @@ Record: TypeAlias = KeyContents | StreamEntries | StreamEnd | ReceiptRecords | T
 
 
 def count(counts: BackupCounts, record: Record) -> None:
-    """Add the contents of a record."""
+    """Add the contents of a record to `counts`."""
     match record:
-        case KeyContents(place, "hash", _, values) if place.part == "keys" and place.name == "terms":
+        case KeyContents(location, "hash", _, values) if location.part == "keys" and location.name == "terms":
             counts.keys += len(values) // 2
-        case KeyContents(place, "hash") if place.part == "tenants" and place.name.endswith(":budget"):
+        case KeyContents(location, "hash") if location.part == "tenants" and location.name.endswith(":budget"):
             counts.budgets += 1
-        case KeyContents(place) if place.part == "sums":
+        case KeyContents(location) if location.part == "sums":
             counts.sums += 1
-        case StreamEntries(place, entries) if place.part == "tenants":
+        case StreamEntries(location, entries) if location.part == "tenants":
             counts.waiting += len(entries)
         case ReceiptRecords(receipts):
             counts.receipts = (counts.receipts or 0) + len(receipts)

@@ -1,10 +1,11 @@
-"""Read what a backup holds from Redis and the usage database, while gateways run.
+"""Read the contents of a backup from Redis while gateways run.
 
-A tenant's budgets, requests under way and outbox are read in one transaction. The usage database is read afterwards: a
-receipt that leaves an outbox meanwhile is in both, and a restore keeps it once.
+Budgets, requests in flight and outbox of a tenant are read in one transaction. The usage database is read afterwards: a
+receipt that leaves an outbox meanwhile is in both, and a restore stores it once.
 
-A transaction must name its keys, and SCAN finds those of an earlier moment. A process' intents are there only while it
-has any: so what was read of a tenant says which keys must be there as well, and it is read again with those.
+A transaction must name its keys, but SCAN finds keys of an earlier time, and the intents key of a process exists only
+while the process has intents. So the contents of a tenant's keys tell which other keys must exist. The tenant is then
+read again with these keys.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ _NEVER = (-1, -2)
 
 @dataclass(slots=True)
 class KeyInventory:
-    """Keys of Redis by tenant, or by part where they belong to none."""
+    """Keys of Redis by tenant, or by part for keys without a tenant."""
 
     tenants: dict[str, dict[KeyLocation, None]] = field(default_factory=lambda: defaultdict(dict))
     parts: dict[str, dict[KeyLocation, None]] = field(default_factory=lambda: defaultdict(dict))
@@ -49,128 +50,138 @@ class KeyInventory:
         return sum(map(len, [*self.tenants.values(), *self.parts.values()]))
 
 
-class _Moment(NamedTuple):
-    """Some keys as they were in one moment: what they held, and of streams what is known of them, with their expiry."""
+class _Snapshot(NamedTuple):
+    """Some keys at one time.
 
-    held: list[tuple[KeyLocation, Kind, Any, Any]]
+    Attributes:
+        plain: location, kind, expiry and contents of keys other than streams.
+        streams: location, expiry and the reply of XINFO STREAM.
+    """
+
+    plain: list[tuple[KeyLocation, Kind, Any, Any]]
     streams: list[tuple[KeyLocation, Any, Any]]
 
 
 class BackupReader:
-    """Every method raises RedisError and OSError."""
+    """Read the keys of a backup. Every method raises RedisError and OSError."""
 
     def __init__(self, redis: Redis, keys: RedisKeys) -> None:
         self._redis = redis
-        self._places = KeyLocator(keys)
+        self._locator = KeyLocator(keys)
 
     async def inventory(self) -> KeyInventory:
         """Return the keys to read."""
-        found = KeyInventory()
-        async for raw in self._redis.scan_iter(self._places.pattern, count=_KEYS_PER_SCAN):
-            one = self._places.find(raw.decode(errors="replace"))
-            if one is None or not one.kept:
+        inventory = KeyInventory()
+        async for raw in self._redis.scan_iter(self._locator.pattern, count=_KEYS_PER_SCAN):
+            found = self._locator.find(raw.decode(errors="replace"))
+            if found is None or not found.kept:
                 continue
-            group = found.tenants[one.place.tenant] if one.place.part == "tenants" else found.parts[one.place.part]
-            group[one.place] = None  # SCAN may return a key twice
-        return found
+            location = found.location
+            in_tenant = location.part == "tenants"
+            group = inventory.tenants[location.tenant] if in_tenant else inventory.parts[location.part]
+            group[location] = None  # SCAN may return a key twice
+        return inventory
 
     async def redis(self, inventory: KeyInventory, on_progress: Callable[[int], None]) -> AsyncIterator[Record]:
-        """Yield all of Redis.
+        """Yield the records of all keys in Redis.
 
         Args:
-            on_progress: gets the number of keys that are read.
+            on_progress: receives the number of keys read.
         """
         done = 0
         for part in ("keys", "sums"):
-            for some in _batched(list(inventory.parts[part]), _KEYS_PER_CALL):
-                async for record in self._records(await self._moment(some)):
+            for batch in _batched(list(inventory.parts[part]), _KEYS_PER_CALL):
+                async for record in self._records(await self._snapshot(batch)):
                     yield record
-                done += len(some)
+                done += len(batch)
                 on_progress(done)
-        for tenant, places in inventory.tenants.items():
-            async for record in self._records(await self._of_tenant(tenant, places)):
+        for tenant, locations in inventory.tenants.items():
+            async for record in self._records(await self._tenant_snapshot(tenant, locations)):
                 yield record
-            done += len(places)
+            done += len(locations)
             on_progress(done)
 
-    async def _of_tenant(self, tenant: str, places: Iterable[KeyLocation]) -> _Moment:
-        """Read the keys of a tenant that belong together."""
-        asked = {*places, *(KeyLocation("tenants", tenant, name) for name in (_OWNERS, _OUTBOX))}
+    async def _tenant_snapshot(self, tenant: str, found: Iterable[KeyLocation]) -> _Snapshot:
+        """Read the keys of a tenant in one transaction, including keys that SCAN has missed."""
+        locations = {*found, *(KeyLocation("tenants", tenant, name) for name in (_OWNERS, _OUTBOX))}
         while True:
-            moment = await self._moment(asked)
-            more = {KeyLocation("tenants", tenant, name) for name in _names_in(moment)} - asked
-            if not more:
-                return moment
-            asked |= more
+            snapshot = await self._snapshot(locations)
+            missing = {KeyLocation("tenants", tenant, name) for name in _required_names(snapshot)} - locations
+            if not missing:
+                return snapshot
+            locations |= missing
 
-    async def _moment(self, places: Iterable[KeyLocation]) -> _Moment:
+    async def _snapshot(self, locations: Iterable[KeyLocation]) -> _Snapshot:
         plain: list[KeyLocation] = []
         streams: list[KeyLocation] = []
-        for place in places:
-            (streams if place.name in _STREAMS else plain).append(place)
-        there = [(place, kind) for place, kind in zip(plain, await self._kinds(plain), strict=True) if kind is not None]
+        for location in locations:
+            (streams if location.name in _STREAMS else plain).append(location)
+        kinds = zip(plain, await self._kinds(plain), strict=True)
+        existing = [(location, kind) for location, kind in kinds if kind is not None]
         async with self._redis.pipeline(transaction=True) as pipe:
-            for place, kind in there:
-                pipe.pexpiretime(self._places.key(place))
-                _ask(pipe, self._places.key(place), kind)
-            for place in streams:
-                pipe.pexpiretime(self._places.key(place))
-                pipe.xinfo_stream(self._places.key(place))
-            told = iter(await pipe.execute(raise_on_error=False))
-        held = [(place, kind, next(told), next(told)) for place, kind in there]
-        known = [(place, next(told), next(told)) for place in streams]
-        return _Moment(held, [one for one in known if not isinstance(one[2], Exception)])
+            for location, kind in existing:
+                pipe.pexpiretime(self._locator.key(location))
+                _read(pipe, self._locator.key(location), kind)
+            for location in streams:
+                pipe.pexpiretime(self._locator.key(location))
+                pipe.xinfo_stream(self._locator.key(location))
+            replies = iter(await pipe.execute(raise_on_error=False))
+        contents = [(location, kind, next(replies), next(replies)) for location, kind in existing]
+        infos = [(location, next(replies), next(replies)) for location in streams]
+        return _Snapshot(contents, [info for info in infos if not isinstance(info[2], Exception)])
 
-    async def _kinds(self, places: Sequence[KeyLocation]) -> list[Kind | None]:
-        """What they are. Those of tenants come and go at any time, and are known by their names."""
+    async def _kinds(self, locations: Sequence[KeyLocation]) -> list[Kind | None]:
+        """Return the kinds of keys. Keys of tenants may appear at any time, so their names give their kinds."""
         by_name: dict[KeyLocation, Kind | None] = {
-            place: "zset" if place.name == _OWNERS else "hash" for place in places if place.part == "tenants"
+            location: "zset" if location.name == _OWNERS else "hash"
+            for location in locations
+            if location.part == "tenants"
         }
-        others = [place for place in places if place not in by_name]
+        others = [location for location in locations if location not in by_name]
         async with self._redis.pipeline(transaction=False) as pipe:
-            for place in others:
-                pipe.type(self._places.key(place))
-            told = [_kind(raw) for raw in await pipe.execute()] if others else []
-        kinds = {**by_name, **dict(zip(others, told, strict=True))}
-        return [kinds[place] for place in places]
+            for location in others:
+                pipe.type(self._locator.key(location))
+            types = [_kind(raw) for raw in await pipe.execute()] if others else []
+        kinds = {**by_name, **dict(zip(others, types, strict=True))}
+        return [kinds[location] for location in locations]
 
-    async def _records(self, moment: _Moment) -> AsyncIterator[Record]:
-        """What they held; of streams what they hold now of it, some at a time."""
-        for place, kind, expires, value in moment.held:
-            for held in _held(place, kind, expires, value):
-                yield held
-        for place, expires, facts in moment.streams:
-            async for record in self._stream(place, expires, facts):
+    async def _records(self, snapshot: _Snapshot) -> AsyncIterator[Record]:
+        """Yield the records of a snapshot. Entries of streams are read now, up to the last id of the snapshot."""
+        for location, kind, expires, value in snapshot.plain:
+            for record in _key_contents(location, kind, expires, value):
                 yield record
+        for location, expires, info in snapshot.streams:
+            async for stream_record in self._stream(location, expires, info):
+                yield stream_record
 
-    async def _stream(self, place: KeyLocation, expires: int, facts: dict[str, Any]) -> AsyncIterator[Record]:
-        key, last, after = self._places.key(place), facts["last-generated-id"], b"-"
+    async def _stream(self, location: KeyLocation, expires: int, info: dict[str, Any]) -> AsyncIterator[Record]:
+        key, last, after = self._locator.key(location), info["last-generated-id"], b"-"
         while True:
-            found: Any = await self._redis.xrange(key, after, last, count=_ENTRIES_PER_CALL)
-            if not found:
+            entries: Any = await self._redis.xrange(key, after, last, count=_ENTRIES_PER_CALL)
+            if not entries:
                 break
-            yield StreamEntries(place, [(one, _flat(fields)) for one, fields in found])
-            after = b"(" + found[-1][0]
-        yield StreamEnd(place, _expiry(expires), last, facts["entries-added"], facts["max-deleted-entry-id"])
+            yield StreamEntries(location, [(entry_id, _flat(fields)) for entry_id, fields in entries])
+            after = b"(" + entries[-1][0]
+        yield StreamEnd(location, _expiry(expires), last, info["entries-added"], info["max-deleted-entry-id"])
 
 
-def _names_in(moment: _Moment) -> Iterator[str]:
-    """Which keys a tenant must have: intents of its processes, and the budgets of which those reserved something."""
-    for place, _, _, value in moment.held:
+def _required_names(snapshot: _Snapshot) -> Iterator[str]:
+    """Yield the names of keys that a tenant must have: intents of processes, and budgets with reservations."""
+    for location, _, _, value in snapshot.plain:
         if isinstance(value, Exception):
             continue
-        if place.name == _OWNERS:
+        if location.name == _OWNERS:
             yield from (_INTENTS + member.decode() for member, _ in value)
-        elif place.name.startswith(_INTENTS):
+        elif location.name.startswith(_INTENTS):
             for raw in value.values():
-                yield from _budgets_of(raw.partition(b"\n")[2])  # before the JSON stands when it was admitted
+                yield from _budgets_of(raw.partition(b"\n")[2])  # the time of admission precedes the JSON
 
 
 def _budgets_of(raw: bytes) -> Iterator[str]:
     try:
         charges = Intent.from_json(raw).charges
     except msgspec.MsgspecError:
-        return  # of another version
+        return  # an intent of another version
     for charge in charges:
         if charge.budget:
             yield f"{charge.scope}:budget"
@@ -183,7 +194,7 @@ def _kind(raw: bytes) -> Kind | None:
     return kind if kind in {"string", "hash", "set", "zset"} else None
 
 
-def _ask(pipe: Pipeline, key: str, kind: Kind) -> None:
+def _read(pipe: Pipeline, key: str, kind: Kind) -> None:
     if kind == "string":
         pipe.get(key)
     elif kind == "hash":
@@ -194,8 +205,8 @@ def _ask(pipe: Pipeline, key: str, kind: Kind) -> None:
         pipe.zrange(key, 0, -1, withscores=True)
 
 
-def _held(place: KeyLocation, kind: Kind, expires: Any, value: Any) -> Iterator[KeyContents]:
-    """What a key holds, in pieces; nothing of one that is gone, or became another's."""
+def _key_contents(location: KeyLocation, kind: Kind, expires: Any, value: Any) -> Iterator[KeyContents]:
+    """Yield the contents of a key in parts; nothing if the key was deleted or changed its kind."""
     if not value or isinstance(value, Exception):
         return
     if kind == "string":
@@ -206,18 +217,18 @@ def _held(place: KeyLocation, kind: Kind, expires: Any, value: Any) -> Iterator[
         flat = list(value)
     else:
         flat = [part for member, score in value for part in (member, repr(score).encode())]
-    for some in _batched(flat, _VALUES_PER_RECORD):
-        yield KeyContents(place, kind, _expiry(expires), list(some))
+    for batch in _batched(flat, _VALUES_PER_RECORD):
+        yield KeyContents(location, kind, _expiry(expires), list(batch))
 
 
 def _flat(fields: dict[bytes, bytes]) -> list[bytes]:
     return [part for pair in fields.items() for part in pair]
 
 
-def _expiry(told: int) -> int:
-    return 0 if told in _NEVER else told
+def _expiry(reply: int) -> int:
+    return 0 if reply in _NEVER else reply
 
 
-def _batched(items: Sequence[Any], most: int) -> Iterator[Sequence[Any]]:
-    for start in range(0, len(items), most):
-        yield items[start : start + most]
+def _batched(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

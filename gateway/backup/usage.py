@@ -1,4 +1,4 @@
-"""The part of the usage database in a backup: receipts, comparisons, uptime, and sums that receipts do not give."""
+"""Back up and restore the usage database: receipts, comparisons, uptime, and sums without receipts."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ _SETTLED_S = 3_600
 async def usage_records(store: UsageStore, made_s: int, on_progress: Callable[[int], None]) -> AsyncIterator[Record]:
     """Yield the records of the usage database. Raises UsageDatabaseError.
 
-    Sums are computed again from receipts when these are restored. Only sums of periods that may have more than their
-    receipts are records: those up to the day of the first receipt, an hour after their end.
+    A restore recomputes sums from receipts. So only sums of periods with missing receipts are records: periods up to
+    the day of the first receipt that ended at least an hour ago.
 
     Args:
-        made_s: when the backup is made, in Unix seconds.
-        on_progress: gets the number of receipts that are read.
+        made_s: time of the backup in Unix seconds.
+        on_progress: receives the number of receipts read.
     """
     span, done = await store.span(), 0
-    async for some in store.receipts():
-        yield ReceiptRecords([("", "", raw) for raw in some])
-        done += len(some)
+    async for batch in store.receipts():
+        yield ReceiptRecords([("", "", raw) for raw in batch])
+        done += len(batch)
         on_progress(done)
     if unreadable := await store.unreadable():
-        yield ReceiptRecords([(one.tenant, one.id, one.raw) for one in unreadable])
+        yield ReceiptRecords([(entry.tenant, entry.id, entry.raw) for entry in unreadable])
     for table in (COMPARISONS, UPTIME):
         for day in await store.read(_days, table):
             rows = await store.read(_rows, table, day)
@@ -58,10 +58,10 @@ async def usage_records(store: UsageStore, made_s: int, on_progress: Callable[[i
 
 
 async def put_usage(store: UsageStore, record: ReceiptRecords | TableRows | IncompleteSums) -> None:
-    """Write a record to the usage database, beside what is there. Raises UsageDatabaseError."""
+    """Add a record to the usage database. Raises UsageDatabaseError."""
     match record:
         case ReceiptRecords(receipts):
-            await store.write([OutboxEntry(*one) for one in receipts])
+            await store.write([OutboxEntry(*receipt) for receipt in receipts])
         case TableRows("usage_comparisons", rows):
             await store.change(add_comparisons, [Comparison(*row[1:]) for row in rows])
         case TableRows(_, rows):
@@ -81,10 +81,10 @@ def _rows(connection: Connection, table: Table, day: int) -> list[list[Any]]:
 
 
 def _starts(connection: Connection, seconds: int, before: float) -> Sequence[int]:
-    wanted = select(SUMS.c.start).distinct().where(SUMS.c.seconds == seconds, SUMS.c.start < before)
-    return connection.scalars(wanted.order_by(SUMS.c.start)).all()
+    query = select(SUMS.c.start).distinct().where(SUMS.c.seconds == seconds, SUMS.c.start < before)
+    return connection.scalars(query.order_by(SUMS.c.start)).all()
 
 
 def _sums(connection: Connection, seconds: int, start: int) -> list[tuple[Any, bytes]]:
-    found = connection.execute(select(SUMS).where(SUMS.c.seconds == seconds, SUMS.c.start == start))
-    return [(tuple(dims), raw) for _, _, *dims, raw in found]
+    rows = connection.execute(select(SUMS).where(SUMS.c.seconds == seconds, SUMS.c.start == start))
+    return [(tuple(dims), raw) for _, _, *dims, raw in rows]

@@ -108,7 +108,7 @@ def _check(present: DeploymentContents, *, overwrite: bool) -> None:
             f"{present.alive} processes (gateways, usage workers) run on this Redis, or ended within redis.lease of "
             "now: stop all of them, and try again after that. Nothing was changed."
         )
-    if not present.nothing and not overwrite:
+    if not present.is_empty and not overwrite:
         raise StartupError(
             f"There is something already:\n{lines_of(present.counts)}\nNothing was changed. With --overwrite the "
             "backup replaces what is in Redis, and its receipts are added to those of the usage database."

@@ -1,12 +1,16 @@
-"""More than one core: `gkt-gateway serve --workers N` runs N processes behind one port.
+"""Processes and ports. `gkt-gateway serve --workers N` runs N processes behind one port.
 
-    supervisor.py   starts the workers, and again those that end; drains them; counts for those that are gone
-    ports.py        the ports that the workers share, kept while they come and go
-    worker.py       one worker: a whole gateway in a process of its own
-    stopping.py     how either hears that it is to stop
+    supervisor.py    starts, restarts and drains the workers
+    ports.py         reserves the ports that the workers share
+    worker.py        one worker: a gateway process
+    listeners.py     the two listeners of a gateway, and its graceful shutdown
+    stopping.py      signals, and the end of stdin
+    usage_child.py   runs the usage worker as a child process
+    usage_worker.py  the process of a usage worker
+    in_process.py    a gateway inside another process
 
-The kernel hands each new connection to one of the workers, and none of them leads: they meet in Redis, as replicas do.
-The supervisor touches no request.
+The kernel distributes new connections among the workers. Workers are equal, and coordinate through Redis, like
+replicas. The supervisor handles no requests.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ from gateway.runtime.addresses import GatewayAddresses
 
 
 class WorkerStarted(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a worker tells the supervisor, once, as a line of JSON on its stdout: where it listens, or why it cannot."""
+    """A worker's message to the supervisor, one line of JSON on stdout: its addresses, or the error of its start."""
 
     addresses: GatewayAddresses | None = None
     error: str | None = None

@@ -1,4 +1,4 @@
-"""A whole gateway in this process, beside what calls it: the demo, an evaluation."""
+"""Run a gateway inside the calling process, for the demo and for evaluations."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _PROBE_EVERY_S = 0.1
 
 @asynccontextmanager
 async def gateway_in_process(settings: Settings, book: PolicySet, redis_url: str) -> AsyncIterator[GatewayAddresses]:
-    """Serves while the context lasts. Raises StartupError when it does not start."""
+    """Serve until the context ends. Raises StartupError if the gateway does not start."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     listening: asyncio.Future[GatewayAddresses] = loop.create_future()
@@ -32,8 +32,8 @@ async def gateway_in_process(settings: Settings, book: PolicySet, redis_url: str
         serve(settings, book, redis_url, stop=stop, announce=listening.set_result), name="gateway"
     )
     try:
-        either: set[asyncio.Future[Any]] = {serving, listening}
-        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        first: set[asyncio.Future[Any]] = {serving, listening}
+        await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
         if not listening.done():
             await serving
         yield listening.result()
@@ -43,17 +43,18 @@ async def gateway_in_process(settings: Settings, book: PolicySet, redis_url: str
 
 
 async def wait_until_probed(session: aiohttp.ClientSession, admin: str) -> None:
-    """Wait until the engines were looked at and students are known to continue. Raises StartupError.
+    """Wait until all engines are up and probed for continuation. Raises StartupError.
 
-    admin: where the admin listener is.
+    Args:
+        admin: URL of the admin listener.
     """
-    give_up = asyncio.get_running_loop().time() + _PROBE_LIMIT_S
+    deadline = asyncio.get_running_loop().time() + _PROBE_LIMIT_S
     while True:
         async with session.get(f"{admin}/readyz") as reply:
             engines = (await reply.json())["engines"].values()
         if all(engine["up"] and (engine["continuation"] or engine["warnings"]) for engine in engines):
             return
-        if asyncio.get_running_loop().time() > give_up:
+        if asyncio.get_running_loop().time() > deadline:
             details = "; ".join(f"{engine['detail']}" for engine in engines)
             raise StartupError(f"The engines did not answer within {_PROBE_LIMIT_S:g} s: {details}")
         await asyncio.sleep(_PROBE_EVERY_S)

@@ -1,7 +1,7 @@
-"""The ports that the workers share, kept by the supervisor while workers come and go.
+"""Reserve the ports that workers share, while workers start and end.
 
-With SO_REUSEPORT several sockets may listen on one port, and the kernel gives each of them its part of the new
-connections. A socket that is bound and does not listen gets none: it only keeps the port.
+With SO_REUSEPORT, several sockets may listen on one port, and the kernel distributes new connections among them. A
+socket that is bound but does not listen gets no connections: it only reserves the port.
 """
 
 from __future__ import annotations
@@ -18,27 +18,31 @@ if TYPE_CHECKING:
 
 @contextmanager
 def reserved_port(host: str, port: int, field: str) -> Iterator[int]:
-    """Keep `port` of every address of `host` for processes of this user that share it; yields its number, also for 0.
+    """Reserve `port` on every address of `host` for processes of this user. Yield its number.
 
-    `field` is the setting that an error names. Raises StartupError when the port is taken.
+    Args:
+        port: 0: any free port.
+        field: name of the setting, for errors.
+
+    Raises StartupError if the port is in use.
     """
     with ExitStack() as stack:
         try:
-            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-            for family, _, _, _, address in dict.fromkeys(found):
-                where = (address[0], port, *address[2:])
+            resolved = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+            for family, _, _, _, resolved_address in dict.fromkeys(resolved):
+                address = (resolved_address[0], port, *resolved_address[2:])
                 if port:
-                    # Sharing must be told from a port that another gateway of this user shares already.
-                    _bound(family, where, shared=False).close()
-                kept = stack.enter_context(_bound(family, where, shared=True))
-                port = kept.getsockname()[1]
+                    # Fail if another gateway of this user already shares the port.
+                    _bound(family, address, shared=False).close()
+                reserved = stack.enter_context(_bound(family, address, shared=True))
+                port = reserved.getsockname()[1]
         except OSError as error:
             raise listen_error(error, host, port, field) from error
         yield port
 
 
 def _bound(family: int, address: tuple[object, ...], *, shared: bool) -> socket.socket:
-    """A bound socket with the options that asyncio gives to those that listen. Raises OSError."""
+    """Return a bound socket with the options of asyncio's listening sockets. Raises OSError."""
     bound = socket.socket(family, socket.SOCK_STREAM)
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -1,4 +1,4 @@
-"""Starts the workers, and again those that end; drains them all in the end."""
+"""Start workers, restart workers that end, and drain all of them at shutdown."""
 
 from __future__ import annotations
 
@@ -36,26 +36,28 @@ log = structlog.get_logger()
 _FIRST_PAUSE_S = 0.5
 _LAST_PAUSE_S = 30.0
 _STEADY_S = 60.0
-"""A worker that lived as long as this is started again after the first pause."""
+"""A worker that ran for as long as this is restarted after the first pause."""
 _DRAIN_MARGIN_S = 10.0
-_WORD_LIMIT_BYTES = 2**20
+_MESSAGE_LIMIT_BYTES = 2**20
 _STOPPED = {0, -signal.SIGTERM}
-"""How a worker ends that was told to. SIGTERM itself ends one that was still starting."""
+"""Exit codes of a stopped worker. SIGTERM itself ends a worker that is still starting."""
 
 
 @dataclass(frozen=True, slots=True)
-class _End:
-    """How a worker ended. `exit_code` is None when it could not even be started, negative for a signal."""
+class _Exit:
+    """The end of a worker. `exit_code` is None if the process could not be started, and negative for a signal."""
 
     exit_code: int | None
     error: str | None = None
 
 
 class Supervisor:
-    """Args:
-    config: the file that every worker reads when it starts.
-    count: how many workers.
-    redis_url: the embedded Redis; None where the configuration names one.
+    """Run workers.
+
+    Args:
+        config: path of config.yaml, which every worker reads when it starts.
+        count: number of workers.
+        redis_url: URL of the embedded Redis; None: the configuration has the URL.
     """
 
     def __init__(self, settings: Settings, config: Path, count: int, *, redis_url: str | None) -> None:
@@ -71,17 +73,17 @@ class Supervisor:
         self._drained = True
 
     async def run(self, stop: asyncio.Event, reload: asyncio.Event) -> bool:
-        """Keep the workers running until `stop` is set, then drain them: whether all ended in time and in order.
+        """Keep the workers running until `stop` is set. Then drain them. Return whether all ended regularly in time.
 
-        Each time `reload` is set, they are told to read their policies.
+        Each time `reload` is set, send SIGHUP to the workers, so that they read their policies again.
 
-        Raises StartupError when a port is taken, or a worker cannot start before any other has.
+        Raises StartupError if a port is in use, or if a worker cannot start before any worker has started.
         """
         server, admin = self._settings.server, self._settings.admin
         with ExitStack() as stack:
             environ = {
                 **environment(),
-                # A worker finds the very modules that this process found, whatever folder this is.
+                # A worker imports the modules of this process, independent of the working directory.
                 "PYTHONPATH": os.pathsep.join(sys.path),
                 "GKT_HOST": server.host,
                 "GKT_PORT": str(stack.enter_context(reserved_port(server.host, server.port, "server.port"))),
@@ -91,74 +93,80 @@ class Supervisor:
             }
             if self._redis_url is not None:
                 environ["GKT_REDIS_URL"] = self._redis_url
-            telling = self._tasks.spawn("reload", self._pass_on(reload))
-            stack.callback(telling.cancel)
+            forwarding = self._tasks.spawn("reload", self._forward_reload(reload))
+            stack.callback(forwarding.cancel)
             await asyncio.gather(*(self._keep(number, environ, stop) for number in range(1, self._count + 1)))
         if self._failure is not None:
             raise self._failure
         return self._drained
 
     async def _keep(self, number: int, environ: Mapping[str, str], stop: asyncio.Event) -> None:
-        """Start worker `number`, again and again, until `stop`."""
+        """Run worker `number`, and restart it until `stop` is set."""
         pause_s = _FIRST_PAUSE_S
         while not stop.is_set():
             began = time.monotonic()
-            ended = await self._live(number, environ, stop)
+            end_state = await self._run_once(number, environ, stop)
             remove_gauges(environ[MULTIPROCESS_FOLDER], number)
             if stop.is_set():
-                if self._failure is None and ended.exit_code not in _STOPPED:
+                if self._failure is None and end_state.exit_code not in _STOPPED:
                     self._drained = False
-                    log.error("worker_not_drained", worker=number, exit_code=ended.exit_code)
+                    log.error("worker_not_drained", worker=number, exit_code=end_state.exit_code)
                 return
             if not self._ready:
-                # It would be no better the next time, and whoever started us is still watching.
-                why = f"worker {number} ended at its start, with exit code {ended.exit_code}: its output says why"
-                self._failure = StartupError(ended.error or why)
+                # No worker has started yet: a retry would fail, too, so report the error to the operator.
+                reason = f"worker {number} ended during its start with exit code {end_state.exit_code}: see its output"
+                self._failure = StartupError(end_state.error or reason)
                 stop.set()
                 return
             if time.monotonic() - began >= _STEADY_S:
                 pause_s = _FIRST_PAUSE_S
-            log.error("worker_ended", worker=number, exit_code=ended.exit_code, error=ended.error, again_in_s=pause_s)
+            log.error(
+                "worker_ended",
+                worker=number,
+                exit_code=end_state.exit_code,
+                error=end_state.error,
+                restart_in_s=pause_s,
+            )
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause_s):
                     await stop.wait()
             pause_s = min(_LAST_PAUSE_S, pause_s * 2)
 
-    async def _live(self, number: int, environ: Mapping[str, str], stop: asyncio.Event) -> _End:
-        """One life of worker `number`."""
+    async def _run_once(self, number: int, environ: Mapping[str, str], stop: asyncio.Event) -> _Exit:
+        """Start worker `number`, and wait for its end."""
         try:
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-P", "-m", "gateway.server.worker", str(self._config), str(number)),
                 env=environ,
-                # Held open, never written to: it ends with this process, and the worker watches for that.
+                # Never written to. It closes when this process ends, and then the worker stops.
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
-                limit=_WORD_LIMIT_BYTES,
-                # A ctrl-C at the terminal reaches this process alone, which then tells the workers once.
+                limit=_MESSAGE_LIMIT_BYTES,
+                # Ctrl-C at the terminal reaches only this process, which then stops the workers.
                 start_new_session=True,
             )
         except OSError as error:
-            return _End(None, f"cannot start a process: {error.strerror}")
+            return _Exit(None, f"cannot start a process: {error.strerror}")
         stopping = self._tasks.spawn(f"stop:{number}", self._end_at(stop, process))
         try:
-            word = await _first_word(process)
-            if word.addresses is not None:
+            started = await _read_started(process)
+            if started.addresses is not None:
                 self._serving.add(process)
-                self._is_ready(number, process.pid, word.addresses)
-            return _End(await process.wait(), word.error)
+                self._on_ready(number, process.pid, started.addresses)
+            return _Exit(await process.wait(), started.error)
         finally:
             self._serving.discard(process)
             stopping.cancel()
 
-    async def _pass_on(self, reload: asyncio.Event) -> None:
+    async def _forward_reload(self, reload: asyncio.Event) -> None:
         while True:
             await reload.wait()
             reload.clear()
-            for process in self._serving:  # one that still starts would end by it, and reads them anyway
+            for process in self._serving:  # SIGHUP would end a starting worker, which reads the policies anyway
                 with suppress(ProcessLookupError):
                     process.send_signal(signal.SIGHUP)
 
-    def _is_ready(self, number: int, pid: int, addresses: GatewayAddresses) -> None:
+    def _on_ready(self, number: int, pid: int, addresses: GatewayAddresses) -> None:
         log.info("worker_ready", worker=number, pid=pid, process=addresses.process)
         if number in self._ready:
             return
@@ -177,8 +185,8 @@ class Supervisor:
         await end(process, self._stop_limit_s)
 
 
-async def _first_word(process: asyncio.subprocess.Process) -> WorkerStarted:
-    """What the worker says once it listens, or cannot. Empty when it ended without a word."""
+async def _read_started(process: asyncio.subprocess.Process) -> WorkerStarted:
+    """Return the worker's start message; an empty one if it ended without a message."""
     assert process.stdout is not None
     try:
         return msgspec.json.decode(await process.stdout.readline(), type=WorkerStarted)
@@ -188,13 +196,13 @@ async def _first_word(process: asyncio.subprocess.Process) -> WorkerStarted:
 
 @contextmanager
 def _shared_folder() -> Iterator[str]:
-    """A fresh folder for the workers' metrics, gone in the end. Raises StartupError."""
+    """Yield a temporary folder for the workers' metrics. Raises StartupError."""
     try:
         folder = tempfile.TemporaryDirectory(prefix="gkt-metrics-", ignore_cleanup_errors=True)
     except OSError as error:
         raise StartupError(
-            f"There is no folder for the metrics that workers share ({error.strerror}). Name one that can be written "
-            "to in TMPDIR, or run one worker."
+            f"The folder for shared metrics of workers cannot be created ({error.strerror}). Set TMPDIR to a writable "
+            "folder, or run one worker."
         ) from error
     with folder as path:
         yield path

@@ -1,4 +1,4 @@
-"""The usage worker that `gkt-gateway serve` starts: one for each host, restarted when it ends."""
+"""The usage worker of `gkt-gateway serve`: one child process per host, restarted when it ends."""
 
 from __future__ import annotations
 
@@ -33,10 +33,11 @@ _STOP_LIMIT_S = USAGE_FINISH_S + 5.0
 
 @asynccontextmanager
 async def usage_child(config: Path, redis_url: str | None) -> AsyncIterator[None]:
-    """Run a usage worker inside the block. On leaving it writes what waits, and ends.
+    """Run a usage worker until the context ends. Then it writes waiting receipts, and ends.
 
     Args:
-        redis_url: the embedded Redis; None where the configuration names one.
+        config: path of config.yaml.
+        redis_url: URL of the embedded Redis; None: the configuration has the URL.
     """
     stop, tasks = asyncio.Event(), BackgroundTasks()
     environ = {**environment(), "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -55,30 +56,32 @@ async def _keep(tasks: BackgroundTasks, config: Path, environ: Mapping[str, str]
     pause_s = _FIRST_PAUSE_S
     while not stop.is_set():
         began = time.monotonic()
-        exit_code = await _live(tasks, config, environ, stop)
+        exit_code = await _run_once(tasks, config, environ, stop)
         if stop.is_set():
-            if exit_code not in {0, -signal.SIGTERM}:  # SIGTERM itself ends a process that was still starting
+            if exit_code not in {0, -signal.SIGTERM}:  # SIGTERM itself ends a process that is still starting
                 log.warning("usage_worker_unfinished", exit_code=exit_code)
             return
         if time.monotonic() - began >= _STEADY_S:
             pause_s = _FIRST_PAUSE_S
-        log.error("usage_worker_ended", exit_code=exit_code, again_in_s=pause_s)
+        log.error("usage_worker_ended", exit_code=exit_code, restart_in_s=pause_s)
         with suppress(TimeoutError):
             async with asyncio.timeout(pause_s):
                 await stop.wait()
         pause_s = min(_LAST_PAUSE_S, pause_s * 2)
 
 
-async def _live(tasks: BackgroundTasks, config: Path, environ: Mapping[str, str], stop: asyncio.Event) -> int | None:
-    """Run one process until it ends, or end it on `stop`. Return its exit code; None where it could not start."""
+async def _run_once(
+    tasks: BackgroundTasks, config: Path, environ: Mapping[str, str], stop: asyncio.Event
+) -> int | None:
+    """Run one process until it ends, or end it on `stop`. Return its exit code; None if it could not be started."""
     try:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-P", "-m", "gateway.server.usage_worker", str(config)),
             env=environ,
-            # Held open and never written to: it ends with this process, and the worker watches for that.
+            # Never written to. It closes when this process ends, and then the worker stops.
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.DEVNULL,
-            # A ctrl-C at the terminal must not end the worker before the gateway has drained.
+            # Ctrl-C at the terminal must not end the worker before the gateway has drained.
             start_new_session=True,
         )
     except OSError as error:

@@ -1,8 +1,8 @@
-"""The usage worker's process: `gkt-gateway usage-worker`, and the child of `gkt-gateway serve`.
+"""The process of a usage worker: `gkt-gateway usage-worker`, or the child of `gkt-gateway serve`.
 
     python -m gateway.server.usage_worker CONFIG
 
-As a child it stops when its stdin ends. It finds the address of an embedded Redis in GKT_REDIS_URL.
+The child stops when its stdin ends. The URL of an embedded Redis is in GKT_REDIS_URL.
 """
 
 from __future__ import annotations
@@ -48,19 +48,20 @@ log = structlog.get_logger()
 _REDIS_TIMEOUT_S = 5.0
 _NICE = 5
 _COLLECT_AFTER = 300_000
-"""Allocations between two runs of the garbage collector: more than a batch has. Few of its objects are in cycles."""
+"""Allocations between two runs of the garbage collector: more than one batch needs. Batches create few cycles."""
 
 
 def main(config: Path, *, child: bool) -> int:
-    """Run a usage worker until SIGTERM or SIGINT, and return the exit status. Raises StartupError.
+    """Run a usage worker until SIGTERM or SIGINT. Raises StartupError.
 
     Args:
-        child: stop also when stdin ends.
+        config: path of config.yaml.
+        child: whether to stop when stdin ends, too.
     """
     settings = worker_settings(config)
     set_up_logs(settings.log.level, settings.log.format)
     uvloop.run(_work(settings, child=child))
-    # A thread may hang in the database. To wait for it would keep this process from ending.
+    # Exit without waiting for threads, because one may hang in the database.
     sys.stderr.flush()
     os._exit(0)
 
@@ -72,8 +73,8 @@ async def _work(settings: WorkerSettings, *, child: bool) -> None:
     url = settings.redis.url.get_secret_value()
     if url == "embedded":
         raise StartupError(
-            "redis.url is embedded: only the gateway's own worker can reach that Redis ('run: host' under usage in "
-            "config.yaml). For a worker of its own, start a Redis and set redis.url."
+            "redis.url is embedded: only the worker that the gateway starts can use it ('run: host' under usage in "
+            "config.yaml). To run a separate worker, start a Redis and set redis.url."
         )
     async with _running(settings, url, stop) as running:
         _lower_priority()
@@ -83,20 +84,20 @@ async def _work(settings: WorkerSettings, *, child: bool) -> None:
 
 
 def collect_less_often() -> None:
-    """Run the garbage collector less often: a transaction has many objects, and no cycles among them."""
+    """Run the garbage collector less often, because transactions create many objects without cycles."""
     gc.freeze()
     gc.set_threshold(_COLLECT_AFTER, *gc.get_threshold()[1:])
 
 
 def _lower_priority() -> None:
-    """Let gateways on this host run first: a worker that catches up would slow callers."""
-    with suppress(AttributeError, OSError):  # Windows has no os.nice, and a container may forbid it
+    """Lower the priority of this process, so that a worker with a backlog does not slow gateways on this host."""
+    with suppress(AttributeError, OSError):  # Windows lacks os.nice, and a container may forbid it
         os.nice(_NICE)
 
 
 @asynccontextmanager
 async def usage_worker_in_process(settings: WorkerSettings | Settings, redis_url: str) -> AsyncIterator[None]:
-    """Run a usage worker in this process while the context lasts. On leaving it writes what waits."""
+    """Run a usage worker in this process until the context ends. Then it writes waiting receipts."""
     async with _running(settings, redis_url, stop := asyncio.Event()):
         try:
             yield
@@ -108,30 +109,30 @@ async def usage_worker_in_process(settings: WorkerSettings | Settings, redis_url
 async def _running(
     settings: WorkerSettings | Settings, url: str, stop: asyncio.Event
 ) -> AsyncIterator[asyncio.Task[None]]:
-    """Run a worker until `stop` is set; leaving the context waits for its last writes. Raises StartupError."""
-    kept = settings.usage
+    """Run a worker until `stop` is set. The end of the context waits for its last writes. Raises StartupError."""
+    usage = settings.usage
     async with AsyncExitStack() as stack:
         client = RedisClient(url, timeout_s=max(_REDIS_TIMEOUT_S, settings.redis.timeout_s), metrics=Metrics())
         stack.push_async_callback(client.close)
         await client.require(embedded=False)
         store = store_of(settings)
         stack.push_async_callback(store.close)
-        address = address_of(kept.url.get_secret_value(), settings.data)
+        address = address_of(usage.url.get_secret_value(), settings.data)
         archives = dict.fromkeys((address, address_of("sqlite", settings.data, ARCHIVE_FILE)))
-        imports = [ArchiveImport(one) for one in archives]
-        for one in imports:
-            stack.push_async_callback(one.close)
+        imports = [ArchiveImport(archive_address) for archive_address in archives]
+        for archive in imports:
+            stack.push_async_callback(archive.close)
         keys = RedisKeys(settings.redis.prefix)
-        seat = WorkerLease(client.commands, keys.ledger(), f"{socket.gethostname()}-{secrets.token_hex(6)}")
-        await seat.join()
-        feed = OutboxFeed(client.commands, keys, f"worker-{seat.number}")
+        lease = WorkerLease(client.commands, keys.ledger(), f"{socket.gethostname()}-{secrets.token_hex(6)}")
+        await lease.join()
+        feed = OutboxFeed(client.commands, keys, f"worker-{lease.number}")
         minutes = partial(minutes_in_redis, client.commands, keys.ledger())
-        worker = UsageWorker(client, feed, store, seat, minutes, keep_s=kept.keep_s, imports=imports)
+        worker = UsageWorker(client, feed, store, lease, minutes, keep_s=usage.keep_s, imports=imports)
         tasks = BackgroundTasks()
         stack.push_async_callback(tasks.close)
         tasks.keep("redis", client.watch())
         tasks.keep("publish", worker.publish())
-        log.info("usage_worker", number=seat.number, pid=os.getpid(), database=str(store.engine), version=__version__)
+        log.info("usage_worker", number=lease.number, pid=os.getpid(), database=str(store.engine), version=__version__)
         running = tasks.spawn("usage", worker.run(stop))
         try:
             yield running

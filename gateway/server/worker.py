@@ -1,9 +1,9 @@
-"""One worker, started by the supervisor:
+"""The process of one worker, started by the supervisor:
 
     python -m gateway.server.worker CONFIG NUMBER
 
-It reads the configuration itself; where it listens, and the embedded Redis, it finds in the environment. Its stdout
-carries its `WorkerStarted`. When its stdin ends it drains, as on SIGTERM.
+The worker reads the configuration itself. Addresses and the URL of an embedded Redis are in the environment. It writes
+`WorkerStarted` to stdout. When stdin ends it drains, like on SIGTERM.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 
 def main(config: Path, number: int) -> int:
-    """Serve until told to stop: the exit status."""
-    # Whatever else is printed in this process belongs in the log.
+    """Serve until stopped, and return the exit status."""
+    # Send all other output of this process to the log.
     with os.fdopen(os.dup(sys.stdout.fileno()), "wb") as supervisor:
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
         try:
@@ -40,7 +40,7 @@ def main(config: Path, number: int) -> int:
             set_up_logs(settings.log.level, settings.log.format, worker=number, console_processor=shorten_request_event)
             uvloop.run(_work(settings, book, files, number, supervisor))
         except StartupError as error:
-            _say(supervisor, WorkerStarted(error=error.message))
+            _send(supervisor, WorkerStarted(error=error.message))
             return 1
     return 0
 
@@ -53,14 +53,14 @@ async def _work(settings: Settings, book: PolicySet, files: PolicyFiles, number:
         book,
         settings.redis.url.get_secret_value(),
         stop=stop,
-        announce=lambda addresses: _say(supervisor, WorkerStarted(addresses=addresses)),
+        announce=lambda addresses: _send(supervisor, WorkerStarted(addresses=addresses)),
         worker=number,
         watched=WatchedFiles(files, reload_on_sighup(stop)),
     )
 
 
-def _say(supervisor: BinaryIO, word: WorkerStarted) -> None:
-    supervisor.write(msgspec.json.encode(word) + b"\n")
+def _send(supervisor: BinaryIO, message: WorkerStarted) -> None:
+    supervisor.write(msgspec.json.encode(message) + b"\n")
     supervisor.flush()
 
 

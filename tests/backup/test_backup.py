@@ -202,7 +202,7 @@ def test_it_is_its_owners_alone_and_nothing_is_left_beside_it(shop: Shop, file: 
 def test_a_file_that_is_there_is_kept_unless_told_otherwise(shop: Shop, file: Path) -> None:
     file.write_text("mine")
     done = shop.run("backup", file)
-    assert (done.returncode, f"{file} is there already" in done.stderr) == (1, True)
+    assert (done.returncode, f"{file} already exists" in done.stderr) == (1, True)
     assert file.read_text() == "mine"
     made(shop, file, "--overwrite")
     assert file.stat().st_mode & 0o777 == 0o600
@@ -362,7 +362,7 @@ def test_a_damaged_file_is_refused_by_name_and_nothing_is_written(shop: Shop, an
     assert asyncio.run(anew.names()) == set()
     for text in (b"", b"{}\n", b"\x00\xff" * 100, b'{"gkt_backup": "x", "gateway": 1}\n', b"[1]\n"):
         file.write_bytes(text)
-        assert "is no backup" in anew.run("restore", file).stderr
+        assert "is not a backup" in anew.run("restore", file).stderr
     file.unlink()
     assert "cannot be read" in anew.run("restore", file).stderr
 
@@ -370,9 +370,9 @@ def test_a_damaged_file_is_refused_by_name_and_nothing_is_written(shop: Shop, an
 @pytest.mark.parametrize(
     ("ours", "theirs", "says"),
     [
-        (b'"gkt_backup":2', b'"gkt_backup":3', "was made by a newer gateway"),
-        (b'"ledger":1', b'"ledger":2', "its layout of the ledger is 2, and this one has 1"),
-        (b'"keyring":1', b'"keyring":1,"more":1', "its layout of the more is 1, and this one has 0"),
+        (b'"gkt_backup":2', b'"gkt_backup":3', "was created by a newer gateway"),
+        (b'"ledger":1', b'"ledger":2', "its layout of the ledger is 2, and this gateway supports 1"),
+        (b'"keyring":1', b'"keyring":1,"more":1', "its layout of the more is 1, and this gateway supports 0"),
         (b'"tenant":2', b'"tenant":1', "Restore it with that version, then upgrade"),
     ],
 )

@@ -33,7 +33,7 @@ LEDGER = KEYS.ledger()
 def test_what_outlives_redis_is_found_and_comes_back_under_any_prefix(key: str, place: KeyLocation) -> None:
     found = KeyLocator(KEYS).find(key)
     assert found is not None
-    assert (found.place, found.kept) == (place, True)
+    assert (found.location, found.kept) == (place, True)
     assert KeyLocator(KEYS).key(place) == key
     assert KeyLocator(RedisKeys("other*")).key(place) == key.replace("{gkt:", "{other*:")
 

@@ -89,7 +89,7 @@ def test_a_port_that_is_taken_is_said_before_anything_is_fetched(monkeypatch: py
     monkeypatch.setattr(demo.weights, "fetch", fetched)
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        with pytest.raises(StartupError, match=f"127.0.0.1:{port} is taken.*--port"):
+        with pytest.raises(StartupError, match=f"127.0.0.1:{port} is already in use.*--port"):
             demo.demo(port=port)
 
 

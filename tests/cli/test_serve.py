@@ -57,7 +57,7 @@ def test_a_port_that_is_taken(tmp_path: Path, redis_url: str, workers: str) -> N
         port = taken.getsockname()[1]
         config = _config(tmp_path, redis_url=redis_url, server={"port": port})
         line = _one_line(_run("serve", "--config", config, "--workers", workers))
-    assert f"127.0.0.1:{port} is taken" in line
+    assert f"127.0.0.1:{port} is already in use" in line
     assert "server.port" in line
 
 
@@ -71,7 +71,7 @@ def test_a_port_that_another_gateways_workers_share(tmp_path: Path, redis_url: s
         port = int(first.url.rsplit(":", 1)[1])
         config = _config(tmp_path / "second", redis_url=redis_url, server={"port": port})
         line = _one_line(_run("serve", "--config", config, "--workers", workers))
-    assert f"127.0.0.1:{port} is taken" in line
+    assert f"127.0.0.1:{port} is already in use" in line
 
 
 @pytest.mark.parametrize("workers", ["0", "-1", "257", "two"])

@@ -56,7 +56,7 @@ def test_a_port_that_somebody_listens_on_is_refused(shares: bool) -> None:
     with socket.create_server((HOST, 0), reuse_port=shares) as taken:
         port = taken.getsockname()[1]
         with (
-            pytest.raises(StartupError, match=rf"127.0.0.1:{port} is taken.*admin.port"),
+            pytest.raises(StartupError, match=rf"127.0.0.1:{port} is already in use.*admin.port"),
             reserved_port(HOST, port, "admin.port"),
         ):
             pytest.fail("kept")

@@ -144,7 +144,7 @@ def test_a_killed_worker_is_started_again_and_no_counter_goes_back(gateway: Gate
     os.kill(killed, signal.SIGKILL)
     ended = gateway.wait_for_log("worker_ended", worker=1)
     assert ended["exit_code"] == -signal.SIGKILL
-    assert ended["again_in_s"] > 0
+    assert ended["restart_in_s"] > 0
     for _ in range(12):
         assert ask(gateway.url).status_code == 200
         assert measured(gateway.admin_url, "gkt_requests_total") >= 12
@@ -295,7 +295,7 @@ def test_a_worker_that_cannot_come_back_is_tried_again_while_the_other_goes_on(
     until(lambda: len(logged(gateway, "worker_ended")) == 3, "it is not tried again")
     first, second, third = logged(gateway, "worker_ended")
     assert "Did you mean 'small'" in second["error"]
-    assert first["again_in_s"] < second["again_in_s"] < third["again_in_s"]
+    assert first["restart_in_s"] < second["restart_in_s"] < third["restart_in_s"]
     assert ask(gateway.url).status_code == 200
     policy.write_text(text)
     until(lambda: pids(gateway)[2] != killed, "the worker does not come back")

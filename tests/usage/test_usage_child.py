@@ -96,7 +96,7 @@ async def test_a_child_that_dies_is_restarted_and_one_whose_gateway_dies_ends(tm
                 first = await asyncio.to_thread(process.wait_for_log, "usage_worker", 60)
                 os.kill(first["pid"], signal.SIGKILL)
                 ended = await asyncio.to_thread(process.wait_for_log, "usage_worker_ended", 10)
-                assert (ended["exit_code"], ended["again_in_s"]) == (-signal.SIGKILL, 0.5)
+                assert (ended["exit_code"], ended["restart_in_s"]) == (-signal.SIGKILL, 0.5)
 
                 def second() -> dict[str, Any]:
                     return process.wait_for_log("usage_worker", 60, number=2)
