@@ -36,6 +36,8 @@ _CACHE_KIB = 16_384
 # Keys of PostgreSQL's advisory locks.
 _MIGRATE_LOCK = 0x676B745F64620001
 _WRITE_LOCK = 0x676B745F64620002
+_ALEMBIC = Lock()
+"""Alembic has global state: one migration at a time in a process, also of different databases."""
 
 
 class NewerUsageDatabase(StartupError):
@@ -179,7 +181,8 @@ def migrate(engine: Engine) -> None:
 
         config = Config(attributes={"connection": connection})
         config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
-        command.upgrade(config, "head")
+        with _ALEMBIC:
+            command.upgrade(config, "head")
 
 
 def _version(connection: Connection) -> str | None:

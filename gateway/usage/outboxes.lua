@@ -3,7 +3,7 @@
 -- KEYS  outboxes
 -- ARGV  consumer group, '1' to trim, then for each outbox its entry ids, separated by spaces
 -- Returns for each outbox with entries or pending ids: its index in KEYS, the id of the oldest unacknowledged entry or '',
---         the id that was delivered last, the index of entries, the index of pending ids (their entries may have been
+--         the id that was delivered last, the number of entries, the number of pending ids (their entries may have been
 --         trimmed). Creates a missing group if the outbox has entries.
 
 local group, trim = ARGV[1], ARGV[2] == '1'

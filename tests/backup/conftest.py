@@ -26,7 +26,7 @@ def postgres() -> Iterator[Postgres]:
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def empty_redis_url() -> AsyncIterator[str]:
-    """Another Redis than the one that backups are made of; each test has a prefix of its own there."""
+    """A second Redis to restore to. Each test has its own prefix."""
     async with EmbeddedRedis() as redis:
         yield redis.url
 
@@ -38,5 +38,5 @@ def shop(tmp_path: Path, redis_url: str) -> Shop:
 
 @pytest.fixture
 def anew(tmp_path: Path, empty_redis_url: str) -> Shop:
-    """A deployment that holds nothing."""
+    """An empty deployment."""
     return Shop(tmp_path / "anew", empty_redis_url)

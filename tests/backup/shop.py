@@ -1,4 +1,4 @@
-"""A deployment as a backup finds it: a config.yaml, callers' keys, budgets and a usage database."""
+"""A deployment to back up: a config.yaml, API keys, budgets and a usage database."""
 
 from __future__ import annotations
 
@@ -66,12 +66,12 @@ ROLLING = budget("5", name="key:ci", period=BudgetDuration(30, "d"), aligned=Fal
 SCOPES = (MONTH, ROLLING)
 DAY_S = 86_400
 OLD_DAY = 1_699_900_000 // DAY_S * DAY_S
-"""A day of which no receipt is kept: the one before those of the purse."""
+"""A day without receipts: the day before the receipts of the purse."""
 
 
 @dataclass
 class Parts:
-    """What works on the Redis and the usage database of a deployment."""
+    """Clients of the Redis and the usage database of a deployment."""
 
     redis: Redis
     client: RedisClient
@@ -82,7 +82,7 @@ class Parts:
 
 @dataclass(frozen=True)
 class Standing:
-    """The state of a deployment: what a restore must bring back.
+    """The state of a deployment that a restore must reproduce.
 
     Attributes:
         keys: callers' keys by id, and whether they hold.
@@ -126,7 +126,7 @@ class Shop:
         self.config.write_text(CONFIG.format(url=url, prefix=self.keys.prefix, usage=usage, data=self.data))
 
     def run(self, command: str, *more: object) -> in_process.Done:
-        """Run a command by its config.yaml."""
+        """Run a command with this deployment's config.yaml."""
         return in_process.run(command, *map(str, more), "--config", str(self.config))
 
     @asynccontextmanager
@@ -140,7 +140,7 @@ class Shop:
             yield Parts(redis, client, store, Purse(redis, self.keys), RedisKeyring(client.commands, self.keys))
 
     async def trade(self) -> str:
-        """Do what goes on in a deployment: keys are made and revoked, budgets are spent, receipts are written to the
+        """Simulate traffic: create and revoke keys, spend budgets, write receipts to the
         usage database, and some of all that is under way. Return the key that holds, in plain.
         """
         async with self.parts() as here:
@@ -153,12 +153,12 @@ class Shop:
             await here.keyring.record_use([digest_of(token)])
             await here.purse.ask("0.5", *SCOPES)
             await here.purse.settle(here.purse.last, "0.25")
-            await here.purse.ask("0.125", *SCOPES)  # and is under way
+            await here.purse.ask("0.125", *SCOPES)  # stays in flight
             await self.settle(*receipts(30), *receipts(7, "globex"))
             await here.redis.xadd(self.keys.outbox("acme"), {"receipt": b"of a later version"})
             await self.work()
             await self._put_what_is_beside_receipts(here.store)
-            await self.settle(*receipts(5), *receipts(2, "globex"))  # which wait
+            await self.settle(*receipts(5), *receipts(2, "globex"))  # wait in outboxes
         return token
 
     async def _put_what_is_beside_receipts(self, store: UsageStore) -> None:
@@ -171,7 +171,7 @@ class Shop:
         await store.change(fill_sums, {SumPeriod("day", OLD_DAY): sums})
 
     async def work(self) -> None:
-        """Write what waits to the usage database, as a usage worker that stops does."""
+        """Write waiting receipts to the usage database, like a stopping usage worker."""
         async with self.parts() as here:
             await here.client.require()
             seat = WorkerLease(here.redis, self.keys.ledger(), "ann")
@@ -183,7 +183,7 @@ class Shop:
             await UsageWorker(here.client, feed, here.store, seat, minutes, keep_s=None).run(stop)
 
     async def standing(self, *, caught_up: bool = False) -> Standing:
-        """Return the state; `caught_up`: when all that waits is written."""
+        """Return the state. `caught_up`: first write all waiting receipts."""
         if caught_up:
             await self.work()
         async with self.parts() as here:
@@ -192,7 +192,7 @@ class Shop:
             balances = await Budgets(here.redis, self.keys).read([Account("acme", scope) for scope in SCOPES])
             tables = [await here.store.read(_rows, one) for one in (COMPARISONS, UPTIME)]
             sums = {row[:-1]: SumRow.from_bytes(row[-1]) for row in await here.store.read(_rows, SUMS)}
-            stored = [msgspec.json.decode(raw)["id"] async for some in here.store.receipts() for raw in some]
+            stored = [msgspec.json.decode(raw)["id"] async for batch in here.store.receipts() for raw in batch]
             unreadable = await here.store.count_unreadable()
         return Standing(
             {key.id: key.status(ring.now()) for key in ring.all()},
@@ -204,7 +204,7 @@ class Shop:
         )
 
     async def names(self) -> set[bytes]:
-        """All keys of this deployment in Redis."""
+        """Return all keys of this deployment in Redis."""
         async with Redis.from_url(self.url) as redis:
             return {one async for one in redis.scan_iter(f"*{self.keys.prefix}:*")}
 
@@ -214,15 +214,15 @@ class Shop:
             await ledger.exchange([], [Settlement(one, None) for one in receipts])
 
     async def under_way(self) -> list[Intent]:
-        """Requests that were let in and have no receipt, by the processes that Redis knows of."""
+        """Return admitted requests without receipts, by process in Redis."""
         async with self.parts() as here:
             ledger = here.purse.processes["bob"]
             owners = await ledger.expired_processes(["acme"], 0)
             found = [await ledger.intents(tenant, owner, 10) for tenant, owner in owners]
-        return [Intent.from_json(raw) for some in found for raw in some.values()]
+        return [Intent.from_json(raw) for batch in found for raw in batch.values()]
 
     async def abandon(self, one: Intent) -> None:
-        """Settle it as that of a process that is gone."""
+        """Settle the request like a request of a dead process."""
         async with self.parts() as here:
             settlement = Settlement(abandoned(one, time.time()), one)
             await here.purse.processes["bob"].abandon("acme", one.process_id, {one.id: settlement})

@@ -27,7 +27,7 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "a backup.gkt"
 
 
-def made(shop: Shop, file: Path, *more: str) -> str:
+def back_up(shop: Shop, file: Path, *more: str) -> str:
     done = shop.run("backup", file, *more)
     assert done.returncode == 0, done
     return done.stdout
@@ -44,17 +44,17 @@ def restored(shop: Shop, file: Path, *more: str) -> str:
 def test_in_an_empty_redis_keys_work_budgets_stand_and_sums_are_equal(
     shop: Shop, tmp_path: Path, empty_redis_url: str, file: Path, to: str, request: pytest.FixtureRequest
 ) -> None:
-    """Under another prefix, with the usage database of the same kind or of another one."""
+    """Restore under another prefix, to a usage database of the same or another kind."""
     asyncio.run(shop.trade())
     before = asyncio.run(shop.standing())
-    said = made(shop, file)
+    output = back_up(shop, file)
     for line in (
         "callers' keys                2",
         "that wait in Redis  ",
         "receipts                     39",
         "rows beside receipts         10",
     ):
-        assert line in said
+        assert line in output
     usage = "sqlite" if to == "sqlite" else new_database(request.getfixturevalue("postgres"))
     anew = Shop(tmp_path / "anew", empty_redis_url, usage)
     assert "Restored. Start the gateways." in restored(anew, file)
@@ -63,7 +63,7 @@ def test_in_an_empty_redis_keys_work_budgets_stand_and_sums_are_equal(
     assert after.keys == {"ci": "active", "old": "revoked"}
     assert after.money == [(Decimal("0.25"), Decimal("0.125"))] * 2
     assert after.unreadable == 1
-    # Receipts that waited are written, here as there.
+    # Waiting receipts are written in both deployments.
     caught_up = asyncio.run(anew.standing(caught_up=True))
     assert caught_up == asyncio.run(shop.standing(caught_up=True))
     assert (after.requests, caught_up.requests) == (38, 45)
@@ -71,7 +71,7 @@ def test_in_an_empty_redis_keys_work_budgets_stand_and_sums_are_equal(
 
 def test_what_comes_after_a_restore_counts_once(shop: Shop, anew: Shop, file: Path) -> None:
     asyncio.run(shop.trade())
-    made(shop, file)
+    back_up(shop, file)
     restored(anew, file)
     asyncio.run(anew.standing(caught_up=True))
     more = receipts(4)
@@ -82,9 +82,9 @@ def test_what_comes_after_a_restore_counts_once(shop: Shop, anew: Shop, file: Pa
 
 
 def test_a_request_that_was_under_way_is_settled_as_abandoned(shop: Shop, anew: Shop, file: Path) -> None:
-    """As if its process had died in the moment of the backup: what it reserved comes out of the budget."""
+    """The request counts like one of a process that died at the time of the backup: its reservation is charged."""
     asyncio.run(shop.trade())
-    made(shop, file)
+    back_up(shop, file)
     restored(anew, file)
     (one,) = asyncio.run(anew.under_way())
     asyncio.run(anew.abandon(one))
@@ -93,7 +93,7 @@ def test_a_request_that_was_under_way_is_settled_as_abandoned(shop: Shop, anew: 
 
 
 def test_a_request_that_has_ended_since_is_settled_as_abandoned_too(shop: Shop, anew: Shop, file: Path) -> None:
-    """Its receipt goes with the budgets that had it: else it would count nowhere. Another deployment's stay."""
+    """The restore deletes the receipt together with the budgets that it was charged to. Other deployments stay."""
 
     async def end(of: Shop) -> None:
         (one,) = await of.under_way()
@@ -101,14 +101,14 @@ def test_a_request_that_has_ended_since_is_settled_as_abandoned_too(shop: Shop, 
             await here.purse.settle(one, "0.0625")
 
     asyncio.run(shop.trade())
-    made(shop, file)
+    back_up(shop, file)
     asyncio.run(end(shop))
     restored(anew, file)
-    beside = Shop(file.parent / "beside", shop.url)
-    asyncio.run(beside.settle(*receipts(2)))
-    others = asyncio.run(beside.names())
+    other_shop = Shop(file.parent / "beside", shop.url)
+    asyncio.run(other_shop.settle(*receipts(2)))
+    others = asyncio.run(other_shop.names())
     restored(shop, file, "--overwrite")
-    assert asyncio.run(beside.names()) == others
+    assert asyncio.run(other_shop.names()) == others
     for of in (shop, anew):
         (one,) = asyncio.run(of.under_way())
         asyncio.run(of.abandon(one))
@@ -120,7 +120,7 @@ def test_a_request_that_has_ended_since_is_settled_as_abandoned_too(shop: Shop, 
 
 
 def test_an_outbox_that_is_empty_goes_on_where_it_was(shop: Shop, anew: Shop, file: Path) -> None:
-    """Also where the new Redis' clock is behind: what comes later must have a later place."""
+    """This holds with a slow clock in the new Redis, too: new entries need larger ids."""
 
     async def emptied() -> bytes:
         async with shop.parts() as here:
@@ -131,12 +131,12 @@ def test_an_outbox_that_is_empty_goes_on_where_it_was(shop: Shop, anew: Shop, fi
 
     async def facts(of: Shop) -> dict[str, Any]:
         async with Redis.from_url(of.url) as redis:
-            told = await redis.xinfo_stream(of.keys.outbox("acme"))
-        return {name: told[name] for name in ("length", "last-generated-id", "entries-added", "max-deleted-entry-id")}
+            info = await redis.xinfo_stream(of.keys.outbox("acme"))
+        return {name: info[name] for name in ("length", "last-generated-id", "entries-added", "max-deleted-entry-id")}
 
     asyncio.run(shop.settle(*receipts(3)))
     last = asyncio.run(emptied())
-    made(shop, file)
+    back_up(shop, file)
     restored(anew, file)
     assert asyncio.run(facts(anew)) == asyncio.run(facts(shop))
     assert asyncio.run(facts(anew))["last-generated-id"] == last
@@ -146,7 +146,7 @@ def test_an_outbox_that_is_empty_goes_on_where_it_was(shop: Shop, anew: Shop, fi
 
 @pytest.mark.timeout(300)
 async def test_a_backup_of_gateways_that_go_on_hangs_together(shop: Shop, anew: Shop, file: Path) -> None:
-    """Receipts come and are written all the while; after the restore each counts once."""
+    """Receipts are settled and written during the backup. After the restore, each counts once."""
     stop = asyncio.Event()
 
     async def trading() -> int:
@@ -160,7 +160,7 @@ async def test_a_backup_of_gateways_that_go_on_hangs_together(shop: Shop, anew: 
 
     work = asyncio.ensure_future(trading())  # noqa: TID251
     await asyncio.sleep(1)
-    await asyncio.to_thread(made, shop, file)
+    await asyncio.to_thread(back_up, shop, file)
     await asyncio.sleep(1)
     stop.set()
     count = await work
@@ -171,7 +171,7 @@ async def test_a_backup_of_gateways_that_go_on_hangs_together(shop: Shop, anew: 
 
 
 def test_no_secret_and_no_word_of_a_caller_is_in_it(shop: Shop, file: Path) -> None:
-    """Of keys there are hashes. What the teacher wrote is kept in Redis for a while, and not in a backup."""
+    """A backup has hashes of keys, and no guidance, which Redis stores for a while."""
     canaries = Canaries()
 
     async def hide() -> None:
@@ -183,18 +183,18 @@ def test_no_secret_and_no_word_of_a_caller_is_in_it(shop: Shop, file: Path) -> N
     canaries.texts["key"] = asyncio.run(shop.trade())
     canaries.texts["admin key"] = "an-admin-key-for-tests"
     asyncio.run(hide())
-    said = made(shop, file)
+    output = back_up(shop, file)
     raw = file.read_bytes()
     header, _, packed = raw.partition(b"\n")
     held = gzip.GzipFile(fileobj=io.BytesIO(packed[:-32])).read()
-    canaries.search("backup", *(text.decode("latin-1") for text in (header, packed, held)), said)
+    canaries.search("backup", *(text.decode("latin-1") for text in (header, packed, held)), output)
     assert canaries.found == []
     assert digest_of(canaries["key"]).encode() in held, "it holds something"
 
 
 def test_it_is_its_owners_alone_and_nothing_is_left_beside_it(shop: Shop, file: Path) -> None:
     asyncio.run(shop.settle(*receipts(1)))
-    made(shop, file)
+    back_up(shop, file)
     assert file.stat().st_mode & 0o777 == 0o600
     assert [one for one in file.parent.iterdir() if one.is_file()] == [file]
 
@@ -204,7 +204,7 @@ def test_a_file_that_is_there_is_kept_unless_told_otherwise(shop: Shop, file: Pa
     done = shop.run("backup", file)
     assert (done.returncode, f"{file} already exists" in done.stderr) == (1, True)
     assert file.read_text() == "mine"
-    made(shop, file, "--overwrite")
+    back_up(shop, file, "--overwrite")
     assert file.stat().st_mode & 0o777 == 0o600
 
 
@@ -218,7 +218,7 @@ def test_a_backup_that_fails_leaves_no_file(shop: Shop, file: Path) -> None:
 
 def test_what_is_there_is_never_written_over_unless_told_to(shop: Shop, anew: Shop, file: Path) -> None:
     asyncio.run(shop.trade())
-    made(shop, file)
+    back_up(shop, file)
     asyncio.run(anew.trade())
     there, names = asyncio.run(anew.standing()), asyncio.run(anew.names())
     done = anew.run("restore", file)
@@ -226,20 +226,20 @@ def test_what_is_there_is_never_written_over_unless_told_to(shop: Shop, anew: Sh
     assert "callers' keys                2" in done.stderr
     assert (asyncio.run(anew.standing()), asyncio.run(anew.names())) == (there, names)
     restored(anew, file, "--overwrite")
-    after, wanted = asyncio.run(anew.standing()), asyncio.run(shop.standing())
-    assert (after.keys, after.money) == (wanted.keys, wanted.money)
-    assert after.stored == sorted({*wanted.stored, *there.stored}), "receipts are never deleted"
+    after, expected = asyncio.run(anew.standing()), asyncio.run(shop.standing())
+    assert (after.keys, after.money) == (expected.keys, expected.money)
+    assert after.stored == sorted({*expected.stored, *there.stored}), "receipts are never deleted"
     assert after.requests == len(after.stored)
 
 
 def test_a_usage_database_that_was_not_lost_is_left_alone(shop: Shop, anew: Shop, file: Path) -> None:
     asyncio.run(shop.trade())
-    made(shop, file)
+    back_up(shop, file)
     restored(anew, file, "--only", "redis")
-    after, wanted = asyncio.run(anew.standing()), asyncio.run(shop.standing())
-    assert (after.keys, after.money) == (wanted.keys, wanted.money)
+    after, expected = asyncio.run(anew.standing()), asyncio.run(shop.standing())
+    assert (after.keys, after.money) == (expected.keys, expected.money)
     assert (after.stored, after.sums) == ([], {})
-    assert "left out" in made(shop, file, "--overwrite", "--without-usage")
+    assert "left out" in back_up(shop, file, "--overwrite", "--without-usage")
     restored(anew, file, "--overwrite")
     assert asyncio.run(anew.standing()).stored == []
 
@@ -250,20 +250,20 @@ def test_a_usage_database_that_was_lost_alone_is_restored_beside_gateways(shop: 
             await redis.set(anew.keys.heartbeat("ann"), b"")
 
     asyncio.run(shop.trade())
-    made(shop, file)
+    back_up(shop, file)
     asyncio.run(live())
     names = asyncio.run(anew.names())
     restored(anew, file, "--only", "usage")
     assert asyncio.run(anew.names()) == names
-    after, wanted = asyncio.run(anew.standing()), asyncio.run(shop.standing())
-    assert (after.stored, after.unreadable, after.sums) == (wanted.stored, wanted.unreadable, wanted.sums)
-    assert (after.keys, after.tables) == ({}, wanted.tables)
-    made(shop, file, "--overwrite", "--without-usage")
+    after, expected = asyncio.run(anew.standing()), asyncio.run(shop.standing())
+    assert (after.stored, after.unreadable, after.sums) == (expected.stored, expected.unreadable, expected.sums)
+    assert (after.keys, after.tables) == ({}, expected.tables)
+    back_up(shop, file, "--overwrite", "--without-usage")
     assert "made without receipts" in anew.run("restore", file, "--only", "usage").stderr
 
 
 def test_a_backup_of_the_previous_version_is_restored(anew: Shop) -> None:
-    """It has sums in Redis and an archive that began later. tests/usage/previous has the same installation."""
+    """The installation in tests/usage/previous has sums in Redis and an archive that began later."""
     assert "Run `gkt-gateway usage-db migrate`" in restored(anew, Path(__file__).with_name("previous.gkt"))
     assert len(asyncio.run(anew.standing()).stored) == 11
     done = in_process.run("usage-db", "migrate", "--config", str(anew.config))
@@ -283,7 +283,7 @@ def test_what_gateways_leave_behind_for_seconds_is_nothing_that_stands_in_the_wa
             await redis.hset(anew.keys.scope("acme", "tenant")[0], "r1", 1)
 
     asyncio.run(shop.trade())
-    made(shop, file)
+    back_up(shop, file)
     asyncio.run(leave())
     restored(anew, file)
     assert asyncio.run(anew.standing()) == asyncio.run(shop.standing())
@@ -291,10 +291,10 @@ def test_what_gateways_leave_behind_for_seconds_is_nothing_that_stands_in_the_wa
 
 def test_a_dry_run_looks_and_changes_nothing(shop: Shop, anew: Shop, file: Path) -> None:
     asyncio.run(shop.trade())
-    made(shop, file)
-    said = restored(anew, file, "--dry-run")
-    assert "Nothing was changed" in said
-    assert "budgets                      2" in said
+    back_up(shop, file)
+    output = restored(anew, file, "--dry-run")
+    assert "Nothing was changed" in output
+    assert "budgets                      2" in output
     assert asyncio.run(anew.names()) == set()
     assert not anew.data.exists(), "no database was created either"
     asyncio.run(anew.settle(*receipts(1)))
@@ -305,11 +305,11 @@ def test_a_dry_run_looks_and_changes_nothing(shop: Shop, anew: Shop, file: Path)
 
 def test_a_dry_run_says_what_would_be_taken_away(shop: Shop, anew: Shop, file: Path) -> None:
     asyncio.run(shop.trade())
-    made(shop, file)
+    back_up(shop, file)
     before = asyncio.run(shop.standing())
-    _, _, said = restored(shop, file, "--dry-run", "--overwrite").partition("It would be restored.")
-    assert "deleted from Redis:\n  callers' keys                2\n  budgets                      2\n" in said
-    assert "The 38 receipts in the usage database would stay." in said
+    _, _, output = restored(shop, file, "--dry-run", "--overwrite").partition("It would be restored.")
+    assert "deleted from Redis:\n  callers' keys                2\n  budgets                      2\n" in output
+    assert "The 38 receipts in the usage database would stay." in output
     assert asyncio.run(shop.standing()) == before
     assert "would be deleted" not in restored(anew, file, "--dry-run", "--overwrite")
 
@@ -317,7 +317,7 @@ def test_a_dry_run_says_what_would_be_taken_away(shop: Shop, anew: Shop, file: P
 @pytest.mark.parametrize(("only", "other"), [("redis", "  receipts   "), ("usage", "callers' keys")])
 def test_what_is_not_restored_is_not_listed(shop: Shop, anew: Shop, file: Path, only: str, other: str) -> None:
     asyncio.run(shop.trade())
-    made(shop, file)
+    back_up(shop, file)
     assert other in restored(anew, file, "--dry-run")
     assert other not in restored(anew, file, "--dry-run", "--only", only)
 
@@ -335,7 +335,7 @@ def test_no_restore_while_gateways_run(shop: Shop, anew: Shop, file: Path) -> No
             await (redis.mset(dict.fromkeys(names, b"")) if lives else redis.delete(*names))
 
     asyncio.run(shop.trade())
-    made(shop, file)
+    back_up(shop, file)
     asyncio.run(beat(lives=True))
     done = anew.run("restore", file, "--overwrite")
     assert (done.returncode, "2 processes (gateways, usage workers) run on this Redis" in done.stderr) == (1, True)
@@ -345,7 +345,7 @@ def test_no_restore_while_gateways_run(shop: Shop, anew: Shop, file: Path) -> No
 
 def test_a_damaged_file_is_refused_by_name_and_nothing_is_written(shop: Shop, anew: Shop, file: Path) -> None:
     asyncio.run(shop.trade())
-    made(shop, file)
+    back_up(shop, file)
     raw = file.read_bytes()
     start = raw.index(b"\n") + 1
     harmed = {
@@ -380,7 +380,7 @@ def test_a_file_of_another_version_is_refused_by_name(
     shop: Shop, anew: Shop, file: Path, ours: bytes, theirs: bytes, says: str
 ) -> None:
     asyncio.run(shop.settle(*receipts(1)))
-    made(shop, file)
+    back_up(shop, file)
     raw = file.read_bytes()
     assert raw.count(ours) == 1
     file.write_bytes(raw.replace(ours, theirs))

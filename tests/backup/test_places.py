@@ -1,4 +1,4 @@
-"""Which keys of Redis a backup holds, by their names."""
+"""The names of Redis keys decide whether a backup contains them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LEDGER = KEYS.ledger()
 
 
 @pytest.mark.parametrize(
-    ("key", "place"),
+    ("key", "location"),
     [
         (KEYS.keyring().terms, KeyLocation("keys", "", "terms")),
         (KEYS.keyring().audit, KeyLocation("keys", "", "audit")),
@@ -30,12 +30,12 @@ LEDGER = KEYS.ledger()
         (f"{LEDGER.base}total:day:86400", KeyLocation("sums", "", "total:day:86400")),
     ],
 )
-def test_what_outlives_redis_is_found_and_comes_back_under_any_prefix(key: str, place: KeyLocation) -> None:
+def test_what_outlives_redis_is_found_and_comes_back_under_any_prefix(key: str, location: KeyLocation) -> None:
     found = KeyLocator(KEYS).find(key)
     assert found is not None
-    assert (found.location, found.kept) == (place, True)
-    assert KeyLocator(KEYS).key(place) == key
-    assert KeyLocator(RedisKeys("other*")).key(place) == key.replace("{gkt:", "{other*:")
+    assert (found.location, found.kept) == (location, True)
+    assert KeyLocator(KEYS).key(location) == key
+    assert KeyLocator(RedisKeys("other*")).key(location) == key.replace("{gkt:", "{other*:")
 
 
 @pytest.mark.parametrize(

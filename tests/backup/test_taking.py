@@ -1,4 +1,4 @@
-"""What is read of Redis hangs together, whatever comes between looking for keys and reading them."""
+"""Reads of Redis are consistent despite changes between the scan and the reads."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 async def test_a_request_that_comes_while_keys_are_looked_for_has_its_intent(
     shop: Shop, anew: Shop, *, known: bool
 ) -> None:
-    """Else what it reserved of the budgets would stay reserved for ever."""
+    """Otherwise its reservation of the budgets would never be released."""
     async with shop.parts() as here, anew.parts() as there:
         await here.purse.ask("0.5", MONTH, *([ROLLING] if known else []))
         await here.purse.settle(here.purse.last, "0.25")
@@ -34,9 +34,9 @@ async def test_a_request_that_comes_while_keys_are_looked_for_has_its_intent(
     await anew.abandon(one)
     async with anew.parts() as there:
         accounts = [Account("acme", scope) for scope in (MONTH, ROLLING)]
-        stands = await Budgets(there.redis, anew.keys).read(accounts)
-    assert [balance.reserved_usd for balance in stands] == [0, 0]
-    assert [balance.spent_usd for balance in stands] == [
+        balances = await Budgets(there.redis, anew.keys).read(accounts)
+    assert [balance.reserved_usd for balance in balances] == [0, 0]
+    assert [balance.spent_usd for balance in balances] == [
         Decimal("0.375"),
         Decimal("0.375") if known else Decimal("0.125"),
     ]

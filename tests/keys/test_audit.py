@@ -1,4 +1,4 @@
-"""The audit trail: what was done, the newest first, and no more than there is room for."""
+"""The audit trail returns entries newest first, and limits their number."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ async def test_the_newest_action_comes_first_and_older_ones_follow(redis: Redis)
 
 
 async def test_old_actions_make_room_for_new_ones(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In blocks of a hundred, as Redis keeps them."""
+    """Redis trims streams in blocks of a hundred entries."""
     monkeypatch.setattr(audit, "MAX_ENTRIES", 150)
     key = f"audit-{os.urandom(4).hex()}"
     trail = AuditTrail(redis, key)

@@ -1,4 +1,4 @@
-"""Whose a key is: found by the whole of it, in the policy files and in Redis, for as long as it holds."""
+"""Callers are authenticated by keys in policy files and in Redis while the keys are valid."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROUTES = (Route(model="chat", mode="student", student="s"),)
 
 
 class Seen:
-    """A follower that only notes."""
+    """A follower that records the used keys."""
 
     def __init__(self) -> None:
         self.seen: list[str] = []
@@ -39,7 +39,7 @@ def held(token: str, tenant: str = "acme", **more: Any) -> HeldKey:
 
 
 def callers(*made: HeldKey, expires: float | None = None) -> tuple[Callers, Seen]:
-    """Tenant acme with a key `gk-file` in its file, globex without; and keys that were made."""
+    """Return callers of tenant acme with a key `gk-file` in its file, of globex without one, and of keys in Redis."""
     file_key = KeyEntry(id="file", sha256=digest_of("gk-file"), expires=expires)
     policies = [
         TenantPolicy(tenant="acme", keys=(file_key,), routes=ROUTES),
@@ -63,7 +63,7 @@ def test_keys_of_files_and_of_redis_are_found_alike_and_seen() -> None:
     "token", ["gk-mad", "gk-made2", "GK-MADE", digest_of("gk-made"), "gk-mad\x00e", "\udcff", "gk-" * 9999]
 )
 def test_a_part_of_a_key_or_its_hash_finds_nobody(token: str) -> None:
-    """Two keys that begin alike are two keys: they are found by the hash of all of it."""
+    """Keys with a common prefix are different keys, because the lookup uses the hash of the whole key."""
     twin = held("gk-made" + "x" * 40, "globex")
     found, seen = callers(held("gk-made"), twin)
     with pytest.raises(NotAuthenticated, match="Unknown API key"):
@@ -81,7 +81,7 @@ def test_a_part_of_a_key_or_its_hash_finds_nobody(token: str) -> None:
         (held("gk-made", revoked_s=NOW - 1, expires_s=NOW - 5), "This API key was revoked"),
         (held("gk-made", expires_s=NOW, replaced=True), "was rotated, and its grace period is over"),
         (held("gk-made", "gone"), "no longer served by this gateway"),
-        (held("gk-made", terms=KeyTerms("gk-mad", "a", limits={"per_fortnight": 1})), "cannot be read by this version"),
+        (held("gk-made", terms=KeyTerms("gk-mad", "a", limits={"per_fortnight": 1})), "cannot read the permissions"),
     ],
 )
 def test_a_key_that_does_not_hold_is_told_why_and_is_not_repeated(made: HeldKey, words: str) -> None:

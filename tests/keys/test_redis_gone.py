@@ -1,4 +1,4 @@
-"""Keys while Redis is away, stands still, or has lost what it had."""
+"""Keys while Redis is down, hangs, or has lost its data."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ async def test_a_gateway_that_starts_knows_its_keys_before_it_listens(tmp_path: 
 
 
 async def test_a_gateway_does_not_start_without_its_keys() -> None:
-    """Those who have one would be turned away."""
+    """Otherwise valid keys would be rejected."""
     client = RedisClient("redis://127.0.0.1:1", timeout_s=0.1, metrics=Metrics())
     follower = KeyFollower(client, RedisKeyring(client.commands, RedisKeys("gkt")), Keyring())
     with pytest.raises(StartupError, match="keys cannot be read from Redis"):

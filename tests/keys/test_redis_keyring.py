@@ -1,4 +1,4 @@
-"""Keys in Redis: each change in one script, told once and for all, and read by every process."""
+"""Keys in Redis: each change is one script, and every process reads it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TERMS = KeyTerms("gk-abc", "admin")
 
 
 class World:
-    """One Redis, its keys, and as many processes as are asked for."""
+    """One Redis with keys, and any number of processes."""
 
     def __init__(self, client: RedisClient) -> None:
         self.client = client
@@ -74,14 +74,14 @@ async def test_what_a_key_may_do_comes_back_as_it_was_made(world: World) -> None
     budget = BudgetRule.model_validate(
         {"max_budget": Decimal("0.10"), "budget_duration": "2w", "on_hard": "student_only"}
     )
-    made = await world.create(
+    created = await world.create(
         "prod",
         expiry=KeyExpiry(at_s=4_000_000_000.0),
         terms=KeyTerms("gk-abc", "alice", ("chat", "chat-b"), policy_fields(limits), policy_fields(budget)),
     )
     ring, follower = world.process()
     await follower.catch_up()
-    held = ring.find(made.sha256)
+    held = ring.find(created.sha256)
     assert held is not None
     assert (held.tenant, held.id, held.terms.created_by, held.expires_s) == ("acme", "prod", "alice", 4_000_000_000.0)
     assert held.entry.limits == limits
@@ -96,7 +96,7 @@ async def test_what_a_key_may_do_comes_back_as_it_was_made(world: World) -> None
 async def test_an_id_is_taken_within_its_tenant_only_and_also_by_a_revoked_key(world: World) -> None:
     await world.create("prod")
     await world.create("prod", tenant="globex")
-    with pytest.raises(Conflict, match="There is a key 'acme/prod' already"):
+    with pytest.raises(Conflict, match="Key 'acme/prod' already exists"):
         await world.create("prod")
     await world.keys.revoke("acme", "prod", "admin")
     with pytest.raises(Conflict):
@@ -106,7 +106,7 @@ async def test_an_id_is_taken_within_its_tenant_only_and_also_by_a_revoked_key(w
 
 
 async def test_a_change_that_is_told_twice_is_made_once(world: World) -> None:
-    """A reply can be lost, and then redis-py asks again."""
+    """After a lost reply, redis-py sends the command again."""
     digest = digest_of(new_token())
     twice = [await world.keys.create(digest, "acme", "prod", TERMS, NEVER, "admin") for _ in range(2)]
     assert twice[0] == twice[1]
@@ -257,14 +257,14 @@ async def _flushed(world: World) -> None:
 
 
 async def _begun_anew(world: World) -> None:
-    """As long a history as before, with other keys."""
+    """Replace the history by another one of equal length with other keys."""
     await _flushed(world)
     for number in range(3):
         await world.create(f"other{number}")
 
 
 async def _failed_over(world: World) -> None:
-    """To a replica that had not got the last change; then it goes on with another one."""
+    """Fail over to a replica without the last change, which then gets another change."""
     names = world.names.keyring()
     redis = world.client.commands
     ((sha, _),) = await redis.zrange(names.changes, -1, -1, withscores=True)
@@ -288,7 +288,7 @@ async def _failed_over(world: World) -> None:
 async def test_a_redis_with_another_history_is_read_anew(
     world: World, lose: Callable[[World], Awaitable[None]], left: set[str]
 ) -> None:
-    """Also where it is as long as the one that is known."""
+    """This includes a history of equal length."""
     for number in range(3):
         await world.create(f"k{number}")
     ring, follower = world.process()

@@ -1,4 +1,4 @@
-"""The ports that workers share."""
+"""Workers share reserved ports."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ HOST = "127.0.0.1"
 
 
 def listening(port: int) -> socket.socket:
-    """As a worker listens."""
+    """Listen like a worker."""
     return socket.create_server((HOST, port), reuse_port=True)
 
 
@@ -26,7 +26,7 @@ def test_a_kept_port_is_there_for_those_who_share_it_and_for_nobody_else() -> No
 
 
 def test_keeping_a_port_takes_no_connection_from_those_who_listen() -> None:
-    """However many come: each is taken by one of the two."""
+    """The kernel gives each of many connections to one of the two sockets."""
     with (
         reserved_port(HOST, 0, "server.port") as port,
         listening(port) as one,
@@ -52,7 +52,7 @@ def test_keeping_a_port_takes_no_connection_from_those_who_listen() -> None:
 
 @pytest.mark.parametrize("shares", [False, True])
 def test_a_port_that_somebody_listens_on_is_refused(shares: bool) -> None:
-    """Also when that one shares it: it may be another gateway."""
+    """This includes a port that its process shares, which may be another gateway."""
     with socket.create_server((HOST, 0), reuse_port=shares) as taken:
         port = taken.getsockname()[1]
         with (

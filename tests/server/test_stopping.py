@@ -1,4 +1,4 @@
-"""What a process takes a signal for."""
+"""Signals set the events of a process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 async def hang_up() -> tuple[bool, bool]:
-    """Send SIGHUP to this process: whether that asks for a reload, and whether for a stop."""
+    """Send SIGHUP to this process. Return whether it set the reload event, and whether it set the stop event."""
     stop = asyncio.Event()
     reload = reload_on_sighup(stop)
     try:
@@ -32,7 +32,7 @@ async def test_a_hang_up_asks_for_a_reload() -> None:
 
 
 async def test_a_hang_up_of_the_terminal_asks_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Then nobody is there to read the log, and standard error is a terminal no more."""
+    """A closed terminal has no reader of the log, and standard error is no longer a terminal."""
     answers = iter([True, False])
     monkeypatch.setattr(os, "isatty", lambda _: next(answers))
     assert await hang_up() == (False, True)

@@ -1,4 +1,4 @@
-"""What the supervisor needs before it starts anything."""
+"""The supervisor checks its requirements before it starts workers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`serve --workers 2` as users run it: two processes behind one port, watched by a third."""
+"""`serve --workers 2` as users run it: two processes behind one port, and their supervisor."""
 
 from __future__ import annotations
 
@@ -56,36 +56,36 @@ def gateway(tmp_path: Path, engine: FakeEngine, redis_url: str) -> Iterator[Gate
 
 
 def ask(url: str) -> httpx.Response:
-    """On a connection of its own, so that the kernel chooses the worker anew."""
+    """Send a request on a new connection, so that the kernel selects a worker again."""
     body = {"model": "chat-student", "messages": [{"role": "user", "content": "Write."}]}
-    # Without TLS here, its certificates are only time lost for each new connection.
+    # The connections use no TLS: loading certificates for each of them would only take time.
     return httpx.post(f"{url}/v1/chat/completions", json=body, headers=HEADERS, timeout=LIMIT_S, verify=False)
 
 
 def measured(admin_url: str, sample: str) -> float:
-    """A metric as some worker tells it, all its labels together."""
+    """Return a metric from any worker, summed over its labels."""
     try:
         text = httpx.get(f"{admin_url}/metrics", verify=False).text
-    except httpx.TransportError:  # the kernel handed it to a worker that was killed in that moment
+    except httpx.TransportError:  # the kernel selected a worker that was just killed
         return measured(admin_url, sample)
     families = list(text_string_to_metric_families(text))
     return sum(found.value for family in families for found in family.samples if found.name == sample)
 
 
 def until(true: Callable[[], bool], what: str) -> None:
-    give_up = time.monotonic() + LIMIT_S
+    deadline = time.monotonic() + LIMIT_S
     while not true():
-        assert time.monotonic() < give_up, what
+        assert time.monotonic() < deadline, what
         time.sleep(0.02)
 
 
 def details_of_both(gateway: GatewayProcess) -> dict[int, dict[str, Any]]:
-    """Readiness in detail, by worker: asked again until both have answered."""
+    """Return the detailed readiness by worker. Repeat the request until both have answered."""
     seen: dict[int, dict[str, Any]] = {}
 
     def ask_again() -> bool:
-        told = detail(gateway.admin_url)
-        seen[told["worker"]] = told
+        readiness = detail(gateway.admin_url)
+        seen[readiness["worker"]] = readiness
         return len(seen) == 2
 
     until(ask_again, "one worker never answers")
@@ -93,7 +93,7 @@ def details_of_both(gateway: GatewayProcess) -> dict[int, dict[str, Any]]:
 
 
 def pids(gateway: GatewayProcess) -> dict[int, int]:
-    """The last process of each worker."""
+    """Return the latest process id of each worker."""
     return {line["worker"]: line["pid"] for line in list(gateway.log) if line["event"] == "worker_ready"}
 
 
@@ -110,7 +110,7 @@ def logged(gateway: GatewayProcess, event: str) -> list[dict[str, Any]]:
 
 
 def test_both_workers_answer_on_both_ports(gateway: GatewayProcess) -> None:
-    """Each request is logged with its worker's number; `listening` is said once, when both are there."""
+    """Each request is logged with its worker's number. `listening` is logged once, when both workers are ready."""
     assert set(details_of_both(gateway)) == {1, 2}
 
     def both_worked() -> bool:
@@ -129,14 +129,14 @@ def test_any_worker_tells_the_sum_of_all(gateway: GatewayProcess) -> None:
     until(lambda: len(logged(gateway, "request")) == 24, "a request is not recorded")
     assert {line["worker"] for line in logged(gateway, "request")} == {1, 2}
     for sample in ("gkt_requests_total", "gkt_stage_seconds_count"):
-        told = {measured(gateway.admin_url, sample) for _ in range(12)}
-        assert len(told) == 1
+        readiness = {measured(gateway.admin_url, sample) for _ in range(12)}
+        assert len(readiness) == 1
     assert measured(gateway.admin_url, "gkt_requests_total") == 24
     assert measured(gateway.admin_url, "gkt_redis_up") == 1
 
 
 def test_a_killed_worker_is_started_again_and_no_counter_goes_back(gateway: GatewayProcess) -> None:
-    """Meanwhile the other one answers every new connection."""
+    """Meanwhile the other worker answers every new connection."""
     for _ in range(12):
         assert ask(gateway.url).status_code == 200
     until(lambda: len(logged(gateway, "request")) == 12, "a request is not recorded")
@@ -163,8 +163,8 @@ async def hang(request: web.Request, body: dict[str, Any]) -> web.StreamResponse
 
 
 def holder(gateway: GatewayProcess) -> int:
-    """The worker that holds the one request under way."""
-    held = {worker: told["in_flight"] for worker, told in details_of_both(gateway).items()}
+    """Return the worker of the only request in flight."""
+    held = {worker: readiness["in_flight"] for worker, readiness in details_of_both(gateway).items()}
     assert sorted(held.values()) == [0, 1]
     return max(held, key=lambda worker: held[worker])
 
@@ -176,17 +176,17 @@ def test_what_a_killed_worker_held_leaves_the_sums(tmp_path: Path, redis_url: st
         two_workers(tmp_path, engine, redis_url, server={"workers": 2, "drain_timeout": "0s"}) as gateway,
         ThreadPoolExecutor() as pool,
     ):
-        asked = pool.submit(ask, gateway.url)
+        pending = pool.submit(ask, gateway.url)
         until(lambda: measured(gateway.admin_url, "gkt_in_flight") == 1, "nothing is in flight")
         os.kill(pids(gateway)[holder(gateway)], signal.SIGKILL)
         with pytest.raises(httpx.TransportError):
-            asked.result(LIMIT_S)
+            pending.result(LIMIT_S)
         until(lambda: measured(gateway.admin_url, "gkt_in_flight") == 0, "it is still counted")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_drains_every_worker(tmp_path: Path, redis_url: str, number: signal.Signals) -> None:
-    """Answers under way are finished, the command leaves with 0, and no process is left."""
+    """Requests in flight are finished, the command exits with 0, and no process remains."""
     finish = asyncio.Event()
     loops: list[asyncio.AbstractEventLoop] = []
 
@@ -200,16 +200,16 @@ def test_a_signal_drains_every_worker(tmp_path: Path, redis_url: str, number: si
         two_workers(tmp_path, engine, redis_url) as gateway,
         ThreadPoolExecutor(16) as pool,
     ):
-        asked = [pool.submit(ask, gateway.url) for _ in range(16)]
+        pending = [pool.submit(ask, gateway.url) for _ in range(16)]
         until(lambda: measured(gateway.admin_url, "gkt_in_flight") == 16, "not all are under way")
         workers = pids(gateway)
-        assert all(told["in_flight"] for told in details_of_both(gateway).values())
+        assert all(readiness["in_flight"] for readiness in details_of_both(gateway).values())
         gateway.process.send_signal(number)
         for worker in (1, 2):
             gateway.wait_for_log("draining", worker=worker)
-        assert not any(each.done() for each in asked)
+        assert not any(each.done() for each in pending)
         loops[0].call_soon_threadsafe(finish.set)
-        assert [each.result(LIMIT_S).status_code for each in asked] == [200] * 16
+        assert [each.result(LIMIT_S).status_code for each in pending] == [200] * 16
         assert gateway.process.wait(LIMIT_S) == 0
         assert {line["worker"] for line in logged(gateway, "stopped")} == {1, 2}
         assert not any(alive(pid) for pid in workers.values())
@@ -217,7 +217,7 @@ def test_a_signal_drains_every_worker(tmp_path: Path, redis_url: str, number: si
 
 @pytest.mark.long
 def test_who_connects_while_one_worker_drains_is_served_by_the_other(tmp_path: Path, redis_url: str) -> None:
-    """It listens no more; on a connection that is open already it answers 503, and closes it."""
+    """A draining worker stops listening. On open connections it answers 503, and closes them."""
     body = {"model": "chat-student", "messages": [{"role": "user", "content": "Write."}]}
     with (
         FakeEngine(hang).running() as engine,
@@ -251,20 +251,20 @@ def test_who_connects_while_one_worker_drains_is_served_by_the_other(tmp_path: P
 
 @pytest.mark.long
 def test_a_worker_that_does_not_drain_is_told_by_the_exit_code(tmp_path: Path, redis_url: str) -> None:
-    """It is killed here while it waits for its request; so is one that takes far too long."""
+    """The test kills it during its request, like a supervisor kills a worker that exceeds the time limit."""
     with (
         FakeEngine(hang).running() as engine,
         two_workers(tmp_path, engine, redis_url) as gateway,
         ThreadPoolExecutor() as pool,
     ):
-        asked = pool.submit(ask, gateway.url)
+        pending = pool.submit(ask, gateway.url)
         until(lambda: measured(gateway.admin_url, "gkt_in_flight") == 1, "nothing is in flight")
         worker = holder(gateway)
         gateway.process.send_signal(signal.SIGTERM)
         gateway.wait_for_log("draining", worker=worker)
         os.kill(pids(gateway)[worker], signal.SIGKILL)
         with pytest.raises(httpx.TransportError):
-            asked.result(LIMIT_S)
+            pending.result(LIMIT_S)
         assert gateway.process.wait(LIMIT_S) == 1
         gateway.wait_for_log("worker_not_drained", worker=worker, exit_code=-signal.SIGKILL)
 
@@ -272,8 +272,8 @@ def test_a_worker_that_does_not_drain_is_told_by_the_exit_code(tmp_path: Path, r
 def test_no_worker_outlives_a_killed_supervisor(
     tmp_path: Path, engine: FakeEngine, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They drain by themselves."""
-    monkeypatch.setenv("TMPDIR", str(tmp_path))  # a killed supervisor leaves its folder
+    """The workers drain themselves."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # a killed supervisor does not remove its folder
     with two_workers(tmp_path, engine, redis_url) as gateway:
         workers = pids(gateway).values()
         assert all(alive(pid) for pid in workers)
@@ -286,7 +286,7 @@ def test_no_worker_outlives_a_killed_supervisor(
 def test_a_worker_that_cannot_come_back_is_tried_again_while_the_other_goes_on(
     tmp_path: Path, gateway: GatewayProcess
 ) -> None:
-    """The log says what keeps it from starting, and the pause grows."""
+    """The log has the error of its start, and the pause grows."""
     policy = tmp_path / "policies" / "acme.yaml"
     text = policy.read_text()
     policy.write_text(text.replace("student: small", "student: smal"))
@@ -302,7 +302,7 @@ def test_a_worker_that_cannot_come_back_is_tried_again_while_the_other_goes_on(
 
 
 def test_workers_share_the_embedded_redis(tmp_path: Path, engine: FakeEngine) -> None:
-    """A receipt is shown by whichever worker is asked. The flag wins over the file."""
+    """Any worker returns a receipt. The flag takes precedence over the file."""
     with two_workers(tmp_path, engine, "embedded", server={"workers": 1}, arguments=("--workers", "2")) as gateway:
         assert gateway.wait_for_log("listening")["workers"] == 2
         receipt = f"{gateway.url}/v1/receipts/{ask(gateway.url).headers['x-request-id']}"
@@ -313,7 +313,7 @@ def test_workers_share_the_embedded_redis(tmp_path: Path, engine: FakeEngine) ->
 
 
 def test_a_process_alone_is_worker_1(tmp_path: Path, engine: FakeEngine, redis_url: str) -> None:
-    """It counts in its own memory and has no supervisor."""
+    """A single worker has its metrics in memory, and no supervisor."""
     with two_workers(tmp_path, engine, redis_url, server={"workers": 1}) as gateway:
         assert detail(gateway.admin_url)["worker"] == 1
         assert ask(gateway.url).status_code == 200

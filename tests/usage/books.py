@@ -1,4 +1,4 @@
-"""Usage databases for tests: SQLite in a folder, or a database of its own in a real PostgreSQL."""
+"""Usage databases for tests: SQLite in a folder, or a new database in a real PostgreSQL."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class UsageBook:
 
     def __init__(self, address: str) -> None:
         self.engine = UsageEngine(address)
-        self.engine.open()  # now: migrations take longer than a query may
+        self.engine.open()  # here, because migrations exceed the time limit of a query
         self.database = UsageDatabase(self.engine, FOREVER)
         self.threads = QueryThreads(self.engine)
         self.sums = SumsReader(self.threads)

@@ -79,7 +79,7 @@ class World:
         return process
 
     async def kill_gateway(self, process: GatewayProcess) -> None:
-        """SIGKILL, and start it again."""
+        """Send SIGKILL, and start the gateway again."""
         process.process.kill()
         await asyncio.to_thread(process.close)
         await asyncio.to_thread(process.start)
@@ -96,7 +96,7 @@ class World:
         return pids[-1]
 
     def add_worker(self, *, dies: str = "") -> subprocess.Popen[bytes]:
-        """Start a worker that is a process of its own; `dies`: see dying_worker.py."""
+        """Start a worker in a separate process. `dies`: see dying_worker.py."""
         config = str(self.folder / "gateway-0" / "config.yaml")
         command = ["gateway", "usage-worker", "--config", config]
         if dies:
@@ -107,7 +107,7 @@ class World:
         return process
 
     async def end_workers(self) -> None:
-        """SIGTERM: each writes what waits, and ends with 0. SIGTERM itself ends a process that is still starting."""
+        """Send SIGTERM. Each worker writes waiting receipts, and exits with 0, or ends by SIGTERM during its start."""
 
         async def started() -> bool:
             lines = [json.loads(line) for line in (self.folder / "worker.log").read_text().splitlines()]
@@ -135,7 +135,7 @@ class World:
             self.answered.append(answer.headers["x-request-id"])
 
     async def answer(self, count: int, limit_s: float = 90.0) -> None:
-        """Wait until so many more requests are answered. Call it under load."""
+        """Wait until `count` more requests are answered. Call it under load."""
         goal = len(self.answered) + count
 
         async def enough() -> bool:
@@ -145,7 +145,7 @@ class World:
 
     @asynccontextmanager
     async def under_load(self, callers: int = 3, key: str = KEY) -> AsyncIterator[None]:
-        """Ask the gateways in turn inside the block."""
+        """Send requests to the gateways in turn inside the block."""
         self._enough.clear()
         async with asyncio.TaskGroup() as group:
             for _ in range(callers):
@@ -172,7 +172,7 @@ class World:
         return list(await self.redis.keys(f"*{self.keys.prefix}:tenant:*:outbox"))
 
     async def _oldest(self, outbox: bytes) -> str:
-        """Return the oldest entry that is not acknowledged, '' where there is none."""
+        """Return the oldest unacknowledged entry, or '' without one."""
         delivered = "0-0"
         for group in await self.redis.xinfo_groups(outbox):
             if group["name"] == GROUP.encode():
@@ -188,13 +188,13 @@ class World:
         return sum([await self.redis.xlen(name) for name in await self._outboxes()])
 
     async def settled(self) -> bool:
-        """Return whether no request is under way in Redis, and every entry is acknowledged."""
+        """Return whether Redis has no request in flight, and every entry is acknowledged."""
         if await self.redis.keys(f"*{self.keys.prefix}:tenant:*:intents:*"):
             return False
         return not any([await self._oldest(name) for name in await self._outboxes()])
 
     async def accounted(self, limit_s: float = 180.0, lost: Callable[[], int] = int, **said: Any) -> None:
-        """Assert that answered requests, receipts in SQL and requests in the sums are the same, but for what is lost.
+        """Assert that answered requests, receipts in SQL and requests in the sums are equal, except for lost ones.
 
         Args:
             lost: returns how many receipts were lost, once nothing waits.
@@ -205,7 +205,7 @@ class World:
             nonlocal found
             if not await self.settled():
                 return False
-            found = [Receipt.from_json(raw) async for some in self.store.receipts() for raw in some]
+            found = [Receipt.from_json(raw) async for batch in self.store.receipts() for raw in batch]
             return len(set(self.answered) - {one.id for one in found}) <= lost()
 
         await until(whole, limit_s, self._logs)
@@ -245,7 +245,7 @@ class World:
         return "\n".join([*logs, *(process.raw_log for process in self.gateways)])
 
     def figure(self, name: str) -> float:
-        """Return a metric, added up over the gateways."""
+        """Return a metric, summed over the gateways."""
         texts = [httpx.get(f"{process.admin_url}/metrics").text for process in self.gateways]
         return sum(value for text in texts for _, value in samples_of(text, name))
 
@@ -255,7 +255,7 @@ class World:
         await self.server.stop()
 
     async def cut_power(self, after_s: float) -> int:
-        """Kill Redis, and cut off what it wrote in the last two seconds. Return the number of bytes.
+        """Kill Redis, and truncate its writes of the last two seconds. Return the number of bytes.
 
         The kernel keeps what a killed process wrote, but not after a power cut. Two seconds are what Redis may lose:
         sizes are sampled, since this process may get no CPU for longer.
@@ -312,14 +312,14 @@ async def open_world(
 
 
 async def until(true: Callable[[], Awaitable[Any]], limit_s: float, why: Callable[[], str] = str) -> None:
-    give_up = asyncio.get_running_loop().time() + limit_s
+    deadline = asyncio.get_running_loop().time() + limit_s
     while True:
         try:
             if await true():
                 return
         except UsageDatabaseError:
             pass  # the database does not exist yet
-        assert asyncio.get_running_loop().time() < give_up, f"not within {limit_s:g} s: {why()}"
+        assert asyncio.get_running_loop().time() < deadline, f"not within {limit_s:g} s: {why()}"
         await asyncio.sleep(0.1)
 
 

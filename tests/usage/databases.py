@@ -43,16 +43,16 @@ def database(engine: UsageEngine, retention: Retention = FOREVER, now: float = N
 
 
 def receipt(created: int = NOW, **more: Any) -> Receipt:
-    """A guided request, with an id of its own."""
+    """Return the receipt of a guided request with a new id."""
     id_ = f"req_{created:08x}{secrets.token_hex(8)}"
     return with_savings(msgspec.structs.replace(closed(guided()), **{"id": id_, "created": created, **more}))
 
 
 def receipts_of_a_day(count: int, seed: int = 7, tenants: int = 5) -> list[Receipt]:
-    """Receipts of the day before `NOW` with many modes, keys and engines."""
-    made = random.Random(seed)
+    """Return receipts of the day before `NOW` with many modes, keys and engines."""
+    rng = random.Random(seed)
     return [
-        with_savings(msgspec.structs.replace(one, id=f"req_{one.created:08x}{made.randbytes(8).hex()}"))
+        with_savings(msgspec.structs.replace(one, id=f"req_{one.created:08x}{rng.randbytes(8).hex()}"))
         for one in day_of_receipts(count, tenants, NOW, seed)
     ]
 
@@ -62,17 +62,17 @@ def entry(receipt: Receipt, id_: str = "1-0") -> OutboxEntry:
 
 
 def entries(receipts: list[Receipt]) -> list[OutboxEntry]:
-    return [entry(one, f"{place}-0") for place, one in enumerate(receipts)]
+    return [entry(one, f"{index}-0") for index, one in enumerate(receipts)]
 
 
 def held(engine: UsageEngine) -> list[Receipt]:
-    """All receipts in the database, in the order of their keys."""
+    """Return all receipts in the database, in key order."""
     with engine.reading() as connection:
         return [Receipt.from_json(raw) for _, raw in page(connection, ReceiptFilter(), None, 1_000_000)]
 
 
 def check_sums(engine: UsageEngine) -> None:
-    """Assert that the sums of all days are those of the receipts."""
+    """Assert that the sums of all days match the receipts."""
     days = {one.created // DAY_S for one in held(engine)} | {DAY - 1, DAY}
     with engine.reading() as connection:
         for day in sorted(days):

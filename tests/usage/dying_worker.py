@@ -1,4 +1,4 @@
-"""A usage worker that is killed at a chosen place: `python -m tests.usage.dying_worker CONFIG PLACE`.
+"""A usage worker that is killed at a given point: `python -m tests.usage.dying_worker CONFIG PLACE`.
 
 PLACE is `in_transaction`, `before_acknowledgement`, or `nowhere`. The worker claims the entries of dead workers after a
 second.
@@ -25,6 +25,6 @@ if __name__ == "__main__":
     worker._CLAIM_AFTER_S = worker._CHECK_EVERY_S = 1.0
     if sys.argv[2] == "in_transaction":  # receipts are inserted, and no sums
         database.add_sums = _die  # type: ignore[attr-defined]
-    elif sys.argv[2] == "before_acknowledgement":  # the transaction is committed, and Redis does not know
+    elif sys.argv[2] == "before_acknowledgement":  # the transaction is committed, and not acknowledged in Redis
         OutboxFeed.acknowledge = _die  # type: ignore[assignment,method-assign]
     main(Path(sys.argv[1]), child=False)

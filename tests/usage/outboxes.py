@@ -85,12 +85,12 @@ class Outboxes:
         return int((await self.redis.xpending(self.keys.outbox(tenant), "archive"))["pending"])
 
     async def ids(self) -> list[str]:
-        """The ids of all receipts in the database, sorted."""
-        found = [msgspec.json.decode(raw)["id"] async for some in self.store.receipts() for raw in some]
+        """Return the sorted ids of all receipts in the database."""
+        found = [msgspec.json.decode(raw)["id"] async for batch in self.store.receipts() for raw in batch]
         return sorted(found)
 
     async def counted(self) -> int:
-        """The number of requests in the sums of all days."""
+        """Return the number of requests in the sums of all days."""
 
         def read() -> int:
             with self.store.engine.reading() as connection:
@@ -100,12 +100,12 @@ class Outboxes:
         return await asyncio.to_thread(read)
 
     async def check(self, receipts: Sequence[Receipt]) -> None:
-        """Assert that exactly these receipts are in the database, and that the sums count each once."""
+        """Assert that the database has exactly these receipts, and that the sums count each once."""
         assert await self.ids() == sorted(one.id for one in receipts)
         assert await self.counted() == len(receipts)
 
     async def forget_all(self) -> None:
-        """Do what a Redis without a disk does when it restarts."""
+        """Delete all data, like a restart of a Redis without persistence."""
         await self.redis.delete(*await self.redis.keys(f"*{self.keys.prefix}*"))
         self.ledger.forget_tenants()
 
@@ -124,7 +124,7 @@ async def open_outboxes(redis_url: str, address: str) -> AsyncIterator[Outboxes]
 
 
 def receipts(count: int, tenant: str = "acme") -> list[Receipt]:
-    """Receipts of now, each with an id of its own."""
+    """Return receipts of the current time with new ids."""
     now = int(time.time())
     return [
         with_savings(

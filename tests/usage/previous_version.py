@@ -71,15 +71,15 @@ def make_archive(address: str, receipts: Sequence[Receipt]) -> None:
 
 
 def add_to_archive(address: str, receipts: Sequence[Receipt]) -> None:
-    """Write receipts, and replace those that are there. Columns that the import does not read are 0."""
+    """Insert or replace receipts. Columns that the import does not read are 0."""
     (table,) = (one for one in _TABLES if one.startswith("CREATE TABLE receipts"))
     names = re.findall(r"^\t\"?(\w+)\"? \w+ NOT NULL", table, re.MULTILINE)
     ms = time.time_ns() // 1_000
     rows: list[dict[str, Any]] = []
-    for place, one in enumerate(receipts):
+    for index, one in enumerate(receipts):
         row: dict[str, Any] = dict.fromkeys(names, 0) | {"stream": False, "baseline_estimated": False}
         row |= {name: getattr(one, name) for name in ("id", "created", "tenant", "key", "route", "mode", "status")}
-        rows.append(row | {"baseline_model": "", "entry_ms": ms, "entry_seq": place, "receipt": one.to_json().decode()})
+        rows.append(row | {"baseline_model": "", "entry_ms": ms, "entry_seq": index, "receipt": one.to_json().decode()})
     if not rows:
         return
     columns, values = ", ".join(f'"{name}"' for name in names), ", ".join(f":{name}" for name in names)
@@ -126,7 +126,7 @@ async def make_redis(redis: Redis, keys: RedisKeys, receipts: Sequence[Receipt],
 
 
 def previous_bytes(row: SumRow) -> bytes:
-    """Return sums as the previous version wrote them."""
+    """Return sums in the encoding of the previous version."""
     single: dict[str, Any] = {name: getattr(row, name) for name in NUMBERS}
     roles = {role: _Tokens(*getattr(row, role)[:3]) for role in ("teacher", "student", "failed")}
     stages = [_Histogram(one.count, one.sum_us, one.buckets) for one in row.stages]

@@ -39,7 +39,7 @@ def add(book: UsageBook, *comparisons: Comparison) -> None:
 
 
 async def test_each_comparison_counts_once(book: UsageBook) -> None:
-    """The sums are those of `QualityTally`, exactly, however often an entry is delivered."""
+    """The sums equal those of `QualityTally`, independent of repeated deliveries."""
     reader = ComparisonReader(book.threads, lambda: NOON)
     assert await reader.read(1) == {}
     other = ROW._replace(length="16")

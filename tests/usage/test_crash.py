@@ -1,4 +1,4 @@
-"""A worker that is killed in mid-transaction and started again writes each receipt exactly once."""
+"""A worker that is killed during a transaction and restarted writes each receipt exactly once."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ _ROOT = Path(__file__).parents[2]
 
 
 def write_all(address: str, seed: int) -> None:
-    """Write the receipts of a day in batches, in an order of its own."""
+    """Write the receipts of a day in batches, in a random order."""
     sent = entries(receipts_of_a_day(COUNT))
     random.Random(seed).shuffle(sent)
     with opened(address) as engine:
         engine.open()
         print("ready", flush=True)
-        for place in range(0, COUNT, BATCH):
-            database(engine).add(sent[place : place + BATCH])
+        for start in range(0, COUNT, BATCH):
+            database(engine).add(sent[start : start + BATCH])
 
 
 def hang_in_a_transaction(address: str) -> None:
-    """Insert receipts, and hang before their sums are written."""
+    """Insert receipts, and hang before writing their sums."""
     from gateway.usage import database as module
 
     def hang(*_: object) -> None:
@@ -50,7 +50,7 @@ def hang_in_a_transaction(address: str) -> None:
 
 @contextmanager
 def killed(*calls: str) -> Iterator[None]:
-    """Run calls in processes of their own. They are killed when the block ends, which begins when all are ready."""
+    """Run calls in separate processes. The block begins when all are ready, and kills them at its end."""
     with ExitStack() as stack:
         processes = []
         for call in calls:

@@ -1,4 +1,4 @@
-"""The usage database has each receipt once, and its sums are those of its receipts."""
+"""The usage database stores each receipt once, and its sums match its receipts."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ if TYPE_CHECKING:
 
 
 def pair() -> tuple[Receipt, Receipt]:
-    """An abandoned receipt and the true one of the same request."""
+    """Return an abandoned receipt and the real receipt of the same request."""
     true = receipt()
     gone = msgspec.structs.replace(abandoned(intent(), NOW + 60), id=true.id, created=NOW, key="ci", route="chat")
     return gone, true
 
 
 def total(engine: Any, seconds: int = DAY_S) -> SumRow:
-    """The sum over all tenants and days."""
+    """Return the sum over all tenants and days."""
     found = SumRow()
     with engine.reading() as connection:
         for row in connection.scalars(select(SUMS.c.row).where(SUMS.c.tenant == "", SUMS.c.seconds == seconds)):
@@ -107,7 +107,7 @@ def test_an_entry_that_comes_twice_counts_once(address: str) -> None:
 @pytest.mark.parametrize("together", [True, False])
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
 def test_the_true_receipt_replaces_the_abandoned_one(address: str, order: tuple[int, ...], together: bool) -> None:
-    """In whichever order they come, each of them twice, with another receipt between them."""
+    """Both arrive twice in any order, with another receipt in between."""
     gone, true = pair()
     other = receipt()
     brought = [entry((gone, true, other)[place]) for place in (*order, *order)]
@@ -121,7 +121,7 @@ def test_the_true_receipt_replaces_the_abandoned_one(address: str, order: tuple[
 
 
 def test_nothing_is_left_in_the_sums_of_an_abandoned_receipt(address: str) -> None:
-    """The abandoned receipt may have another key, mode and engine than the true one."""
+    """The abandoned receipt may have another key, mode and engine than the real one."""
     gone, true = pair()
     gone = msgspec.structs.replace(gone, mode="student", key="other")
     with opened(address) as engine:
@@ -138,7 +138,7 @@ def test_unreadable_and_refused_entries_do_not_keep_others_out(address: str) -> 
     good = [receipt() for _ in range(5)]
     bad = {
         "1-0": b'{"id": "new"}',
-        "2-0": receipt(cost_usd=Decimal(10_000_000_000)).to_json(),  # more than a column takes
+        "2-0": receipt(cost_usd=Decimal(10_000_000_000)).to_json(),  # exceeds the range of a column
         "3-0": receipt(baseline_usd=Decimal("NaN")).to_json(),
         "4-0": b"\xff",
     }
@@ -174,7 +174,7 @@ def test_a_transaction_that_fails_leaves_nothing(address: str, monkeypatch: pyte
 
 
 def test_two_writers_at_once_stay_exactly_once(address: str) -> None:
-    """Both get all receipts, in different orders and batches, and abandoned ones of some."""
+    """Both write all receipts in different orders and batches, and abandoned receipts of some."""
     receipts = receipts_of_a_day(400)
     gone = [
         msgspec.structs.replace(abandoned(intent(), NOW), id=one.id, created=one.created, tenant=one.tenant)
@@ -237,7 +237,7 @@ def check_folded(address: str, seed: int, max_rows: int, sizes: list[int]) -> No
 
 
 def test_periods_that_share_a_row_count_apart() -> None:
-    """Of one key and hour, receipts whose minute is kept, and others whose hour or day alone is."""
+    """Receipts of one key and hour have a retained minute, or only a retained hour or day."""
     created = [NOW - NOW % 3600 + 60 * place for place in (0, 0, 1, 2)]
     receipts = [receipt(moment) for moment in created] * 3
     kinds: list[Granularity] = [*["minute"] * 4, *["hour"] * 4, *["day"] * 4]
@@ -258,7 +258,7 @@ def test_periods_that_share_a_row_count_apart() -> None:
 
 
 def test_a_difference_is_found(address: str) -> None:
-    """In a sum, in one that is missing, and in one that is too many."""
+    """A sum is wrong, another is missing, and one is superfluous."""
     receipts = receipts_of_a_day(30)
     with opened(address) as engine:
         database(engine).add(entries(receipts))
@@ -310,7 +310,7 @@ def test_old_receipts_and_sums_are_deleted_in_steps(address: str) -> None:
 
 
 def test_devices_of_two_tenants_may_choose_the_same_id(address: str) -> None:
-    """Neither tenant loses its receipt, nor counts the other's."""
+    """Each tenant has its receipt, and does not count the other's."""
     same = "edge_" + "7" * 32
     one, other = (receipt(DAY * DAY_S, id=same, tenant=tenant) for tenant in ("acme", "globex"))
     with opened(address) as engine:
@@ -368,7 +368,7 @@ def test_an_unavailable_database_raises_and_nothing_is_put_aside(tmp_path: Any) 
 
 
 def test_a_damaged_file_raises_and_nothing_is_put_aside(tmp_path: Path) -> None:
-    """No single receipt causes the error."""
+    """The error has no single receipt as its cause."""
     file = tmp_path / "usage.db"
     with opened(f"sqlite:///{file}") as engine:
         database(engine).add([entry(receipt())])

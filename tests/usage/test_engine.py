@@ -1,4 +1,4 @@
-"""The usage database is opened, migrated and opened again, whichever process comes first."""
+"""Any process can open, migrate and reopen the usage database first."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_many_open_it_at_once(address: str) -> None:
 
 
 def test_it_is_migrated_while_another_process_uses_it(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A later version adds a table; whoever has the database open goes on."""
+    """A later version adds a table. Processes with an open connection keep working."""
     with opened(address) as old, opened(address) as new:
         database(old).add([entry(receipt())])
         with new.writing() as connection:
@@ -137,7 +137,7 @@ def test_a_file_that_is_replaced_is_opened_anew(tmp_path: Path) -> None:
 
 
 def test_tables_that_are_gone_are_made_again(address: str) -> None:
-    """The database was dropped and created anew."""
+    """The database was dropped and created again."""
     with opened(address) as engine:
         database(engine).add([entry(receipt())])
         with engine.writing() as connection:
@@ -165,7 +165,7 @@ def test_a_server_that_comes_back_is_used_again(postgres: Postgres) -> None:
 
 
 def test_a_lock_that_is_held_for_too_long_only_delays(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another worker, a backup or a person holds it. The same entries are written after that."""
+    """Another worker, a backup or a person has the lock. The entries are written afterwards."""
     monkeypatch.setattr("gateway.usage.engine._BUSY_S", 1)
     monkeypatch.setattr("gateway.usage.engine._STATEMENT_MS", 1_000)
     with opened(address) as holder, opened(address) as waiter:

@@ -1,4 +1,4 @@
-"""The feed reads every outbox, starves no tenant, trims what is acknowledged, and survives whatever Redis forgets."""
+"""The feed reads every outbox, starves no tenant, trims acknowledged entries, and survives data loss in Redis."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ async def test_the_entries_of_a_dead_worker_are_claimed(outboxes: Outboxes) -> N
 
 
 async def test_entries_whose_reply_was_lost_are_taken_again(outboxes: Outboxes) -> None:
-    """By the worker of the same number, without those that were trimmed meanwhile."""
+    """The worker with the same number reads them, without entries that were trimmed meanwhile."""
     await outboxes.settle(*receipts(4), *receipts(2, "beta"))
     await outboxes.feed("worker-2").read_new(2)
     taken = await outboxes.feed().read_new(100)
@@ -119,7 +119,7 @@ async def test_entries_that_were_all_trimmed_before_they_were_acknowledged_are_c
 
 
 async def test_a_group_that_is_gone_is_made_again_and_reads_from_the_beginning(outboxes: Outboxes) -> None:
-    """Also where the worker asks for the backlog first: that makes a group, too."""
+    """This holds if the worker reads the backlog first, which creates a group, too."""
     ann, bob = outboxes.feed(), outboxes.feed("worker-2")
     await outboxes.settle(*(told := receipts(3)))
     assert len((await ann.read_new(10)).entries) == 3
@@ -161,7 +161,7 @@ async def test_redis_forgets_between_taking_and_acknowledging(outboxes: Outboxes
 
 
 async def test_while_an_old_process_adds_up_it_trims_and_the_feed_notes(outboxes: Outboxes) -> None:
-    """And for a minute after it was last seen: its lease may be between two processes."""
+    """Trimming starts a minute after its lease was last seen, because the lease may change its process."""
     now = [1_000.0]
     feed = OutboxFeed(outboxes.redis, outboxes.keys, "worker-1", lambda: now[0])
     keys = outboxes.keys.ledger()
@@ -183,7 +183,7 @@ async def test_while_an_old_process_adds_up_it_trims_and_the_feed_notes(outboxes
 
 
 async def test_an_old_process_trims_no_further_than_the_feed_notes(outboxes: Outboxes) -> None:
-    """Also one without an archive, unless it makes its sums anew: then its own notes hold."""
+    """This includes a process without an archive, unless it recomputes its sums: then its own state applies."""
     keys, redis = outboxes.keys.ledger(), outboxes.redis
     feed = outboxes.feed()
     await redis.set(keys.lease, "old", px=60_000)
@@ -201,7 +201,7 @@ async def test_an_old_process_trims_no_further_than_the_feed_notes(outboxes: Out
 async def test_an_old_gateway_without_an_archive_trims_only_what_is_written(
     outboxes: Outboxes, redis_url: str, tmp_path: Path
 ) -> None:
-    """Its own code runs, from the history."""
+    """The test runs that version's code from the git history."""
     previous = extract_previous(tmp_path)
     command = [sys.executable, "tests/usage/previous_janitor.py", redis_url, outboxes.keys.prefix]
 

@@ -15,7 +15,7 @@ QUERIES = re.findall(r"```sql\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)
 
 
 def test_the_queries_of_the_page_work(address: str) -> None:
-    """The first one gives what was paid, by tenant."""
+    """The first query returns the costs by tenant."""
     told = [receipt(1_793_491_200 + place) for place in range(3)]
     other = "SQLite" if "postgresql" in address else "PostgreSQL"
     with opened(address) as engine:

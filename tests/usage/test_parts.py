@@ -1,4 +1,4 @@
-"""What periods came to is kept for who asks again: it is told for as long as it holds, and never longer."""
+"""Grouped periods are cached for repeated queries while they are valid, and no longer."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ QUESTION = (("tenant",), ())
 
 
 class Counting(SumsReader):
-    """Knows of which periods rows were read."""
+    """A reader that records the periods of its reads."""
 
     def __init__(self, book: UsageBook) -> None:
         super().__init__(book.threads)
         self.periods: list[Period] = []
 
     async def read(
-        self, work: Callable[[Iterator[StoredRow]], Any], wanted: Sequence[Period], tenant: str | None = None
+        self, work: Callable[[Iterator[StoredRow]], Any], periods: Sequence[Period], tenant: str | None = None
     ) -> Any:
-        self.periods += wanted
-        return await super().read(work, wanted, tenant)
+        self.periods += periods
+        return await super().read(work, periods, tenant)
 
 
 def receipt(created: float, tenant: str, number: int, status: str = "ok") -> Receipt:
@@ -45,7 +45,7 @@ def receipt(created: float, tenant: str, number: int, status: str = "ok") -> Rec
     return replace(one, id=f"req_{number:024x}", created=int(created), tenant=tenant, status=status)
 
 
-def asked(by: tuple[str, ...] = ("tenant",), **only: str) -> UsageQuery:
+def query(by: tuple[str, ...] = ("tenant",), **only: str) -> UsageQuery:
     now = time.time()
     return UsageQuery(span(RequestedRange(now - 30 * 3600, now), "hour", KEPT, now), "hour", by, only)
 
@@ -54,27 +54,27 @@ async def test_of_what_has_not_changed_no_row_is_read_again(sqlite_book: UsageBo
     sums, now = Counting(sqlite_book), time.time()
     sqlite_book.add(receipt(now - back * 3600, f"t{back % 3}", back) for back in range(20))
     reader = UsageReader(sums, KEPT)
-    first = await reader.read(asked(), UsageResult.as_dict)
+    first = await reader.read(query(), UsageResult.as_dict)
     assert first["total"]["requests"] == 20
     full = {Period.of("hour", now - back * 3600) for back in range(20)}
     assert full <= set(sums.periods)
     sums.periods.clear()
-    assert (await reader.read(asked(), UsageResult.as_dict))["rows"] == first["rows"]
+    assert (await reader.read(query(), UsageResult.as_dict))["rows"] == first["rows"]
     assert not full & set(sums.periods)
-    for other in (asked(("route",)), asked(("tenant",), route="chat")):  # another question is not that one
+    for other in (query(("route",)), query(("tenant",), route="chat")):  # another query has another key
         sums.periods.clear()
         await reader.read(other, UsageResult.as_dict)
         assert full <= set(sums.periods)
 
 
 async def test_what_comes_late_to_a_period_that_is_over_is_told_at_once(book: UsageBook) -> None:
-    """One more, and a true one in an abandoned one's place."""
+    """A receipt is added, and a real receipt replaces an abandoned one."""
     old = time.time() - 5 * 3600
     book.add([receipt(old, "acme", 1), receipt(old, "beta", 2, "abandoned")])
     reader = UsageReader(book.sums, KEPT, cache=FoldedPeriods(reuse_times=0))
 
     async def summary() -> dict[str, tuple[int, dict[str, int]]]:
-        rows = (await reader.read(asked(), UsageResult.as_dict))["rows"]
+        rows = (await reader.read(query(), UsageResult.as_dict))["rows"]
         return {row["tenant"]: (row["requests"], row["errors"]) for row in rows}
 
     assert await summary() == {"acme": (1, {}), "beta": (1, {"abandoned": 1})}
@@ -104,7 +104,7 @@ def test_what_is_kept_has_a_bound_and_what_was_not_asked_for_goes_first() -> Non
 
 
 def test_what_grows_is_folded_for_a_fifth_of_the_time_at_most() -> None:
-    """By what it took; and told as it was for two seconds at the longest."""
+    """The time of grouping sets the rate. A cached value is at most two seconds old."""
     now = 100.0
     parts = FoldedPeriods(clock=lambda: now)
     for cpu_s, told_until in ((0.1, 100.4), (60.0, 102.0)):

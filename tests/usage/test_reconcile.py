@@ -1,4 +1,4 @@
-"""Hours against charges: both sides as they are, and the difference shown."""
+"""Hourly costs are compared with charges, and the difference is reported."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def pico(amount: str) -> int:
 
 
 def test_an_engines_hours_cost_what_they_cost_whatever_it_did() -> None:
-    """23 hours up at 1.20, of which requests were charged 3.45."""
+    """The engine is up for 23 hours at 1.20, and requests were charged 3.45."""
     watched = {"small": EngineUptime(Decimal("1.20"), up_minutes=1_380, seen_minutes=1_400)}
     day = reconciled_day(DAY, AFTER, {"small": pico("3.45")}, watched)
     assert day.complete
@@ -34,7 +34,7 @@ def test_an_engines_hours_cost_what_they_cost_whatever_it_did() -> None:
 
 
 def test_an_engine_that_was_charged_more_than_it_cost_has_a_negative_difference() -> None:
-    """Its rates in config.yaml are lower than what it does."""
+    """The engine's token rates in config.yaml are too low for its throughput."""
     watched = {"small": EngineUptime(Decimal(1), 60, 60)}
     (one,) = reconciled_day(DAY, AFTER, {"small": pico("1.5")}, watched).engines
     view = engine_view(one)

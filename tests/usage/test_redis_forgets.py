@@ -1,4 +1,4 @@
-"""Redis restarts from any prefix of its append-only file: each receipt is written once, and no entry stays.
+"""Redis restarts from any prefix of its append-only file: each receipt is written once, and no entry remains.
 
 A Redis with appendfsync everysec loses its last commands at a power cut. A prefix remains, so streams and their
 consumer groups agree. The gateways settle again what Redis forgot, and workers hold entries that it forgot.
@@ -88,7 +88,7 @@ async def test_any_prefix_of_what_redis_wrote_leads_to_the_same_books(
         whole = file.read_bytes()
         assert history.sizes[-1] == len(whole)
         assert len(history.held) == 4
-        cuts = {*history.sizes, *(size - 40 for size in history.sizes)}  # some of them within a command
+        cuts = {*history.sizes, *(size - 40 for size in history.sizes)}  # some are within a command
         for cut in sorted(cuts):
             await server.stop()
             file.write_bytes(whole[:cut])
@@ -98,7 +98,7 @@ async def test_any_prefix_of_what_redis_wrote_leads_to_the_same_books(
 
 
 async def _check_groups(outboxes: Outboxes) -> None:
-    """Assert that no group is ahead of its stream: else new entries would not be delivered."""
+    """Assert that no group is ahead of its stream, because its new entries would not be delivered."""
     for tenant in await outboxes.lengths():
         outbox = outboxes.keys.outbox(tenant)
         if not await outboxes.redis.exists(outbox):
@@ -117,7 +117,7 @@ async def _settle_again(outboxes: Outboxes, history: History) -> None:
     await outboxes.settle(*history.settled)
     worker = await outboxes.worker()
     worker._held = list(history.held)
-    for _ in range(5):  # it takes its own entries again, claims those of the others, and takes new ones
+    for _ in range(5):  # it reads its pending entries, claims those of other workers, and reads new entries
         worker._due.clear()
         worker._feed._all_at = 0.0
         await worker.publish_once()

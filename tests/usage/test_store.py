@@ -48,7 +48,7 @@ async def a_finder(address: str, timeout_s: float = 5.0) -> AsyncIterator[Receip
 
 
 async def test_a_receipt_is_found_by_its_tenant_alone(address: str) -> None:
-    """By ids with a time, without one, and of devices, on many days."""
+    """The ids have a time, have no time, or are of devices, on many days."""
     kinds = (dict, lambda: {"id": f"req_{secrets.token_hex(12)}"}, lambda: {"id": f"edge_{secrets.token_hex(16)}"})
     receipts = [receipt(NOW - days * DAY_S, tenant="acme", **kind()) for days in (0, 1, 600) for kind in kinds]
     async with a_store(address) as store, a_finder(address) as finder:
@@ -61,11 +61,11 @@ async def test_a_receipt_is_found_by_its_tenant_alone(address: str) -> None:
 
 
 async def test_receipts_come_once_and_in_order_however_small_the_lists(address: str) -> None:
-    receipts = [receipt(NOW - 5_000 * (place // 10), tenant="beta" if place % 3 else "acme") for place in range(100)]
+    receipts = [receipt(NOW - 5_000 * (index // 10), tenant="beta" if index % 3 else "acme") for index in range(100)]
     by_place = sorted(receipts, key=lambda one: (one.created // DAY_S, one.id))
 
     async def found(where: ReceiptFilter = ReceiptFilter()) -> list[bytes]:  # noqa: B008 - frozen
-        return [raw async for some in store.receipts(where, 7) for raw in some]
+        return [raw async for batch in store.receipts(where, 7) for raw in batch]
 
     def chosen(where: ReceiptFilter) -> list[Receipt]:
         return [

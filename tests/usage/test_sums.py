@@ -1,4 +1,4 @@
-"""Sums are the same in whatever order, by whomever and however often receipts are added; times are read off nearly."""
+"""Sums do not depend on the order, the process or the repetition of additions. Quantiles are approximate."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ def test_what_is_read_off_a_histogram_is_near_what_was_measured(times_us: list[i
 
 
 @st.composite
-def many(draw: st.DrawFn, most: int = 12) -> list[Receipt]:
-    """Receipts of two hours and few dims."""
+def many(draw: st.DrawFn, max_size: int = 12) -> list[Receipt]:
+    """Return receipts of two hours with few dimensions."""
     now = int(time.time())
     first = closed(guided())
     return [
         msgspec.structs.replace(
             closed(guided(), draw(st.sampled_from(("ok", "engine_timeout", "client_gone")))),
-            id=f"r{place}",
+            id=f"r{index}",
             tenant=draw(st.sampled_from(("acme", "beta"))),
             key=draw(st.sampled_from(("ci", "prod"))),
             created=now - draw(st.integers(0, 3_000)),
@@ -55,22 +55,22 @@ def many(draw: st.DrawFn, most: int = 12) -> list[Receipt]:
             unguided=draw(st.sampled_from((None, "teacher_late"))),
             student=draw(st.sampled_from((None, first.student))),
         )
-        for place in range(draw(st.integers(1, most)))
+        for index in range(draw(st.integers(1, max_size)))
     ]
 
 
 @given(many(), st.lists(st.integers(0, 11), max_size=6), st.randoms())
-def test_rows_have_no_order_and_forget_what_is_taken_out(told: list[Receipt], out: list[int], dice: Any) -> None:
-    gone = [told[place] for place in sorted(set(out)) if place < len(told)]
-    acts = [(one, 1) for one in told] + [(one, -1) for one in gone]
+def test_rows_have_no_order_and_forget_what_is_taken_out(counted: list[Receipt], out: list[int], dice: Any) -> None:
+    removed = [counted[index] for index in sorted(set(out)) if index < len(counted)]
+    acts = [(one, 1) for one in counted] + [(one, -1) for one in removed]
     dice.shuffle(acts)
     sums = Sums()
     for one, times in acts:
         sums.add(one, times, dice.choice(("minute", "minute", "hour")))
     found = sums.spread()
     expected = Sums()
-    for one in told:
-        if one not in gone:
+    for one in counted:
+        if one not in removed:
             expected.add(one)
     expected.spread()
     for period, rows in found.rows.items():
@@ -81,10 +81,10 @@ def test_rows_have_no_order_and_forget_what_is_taken_out(told: list[Receipt], ou
 
 
 @given(many(), st.sampled_from((None, "guided", "of a later version")), st.sampled_from((0, 10**20)))
-def test_a_row_is_encoded_and_made_of_its_attributes(told: list[Receipt], of_class: str | None, usd: int) -> None:
-    """Also one with a savings class that this version does not know, and one of more money than 64 bits hold."""
+def test_a_row_is_encoded_and_made_of_its_attributes(counted: list[Receipt], of_class: str | None, usd: int) -> None:
+    """This includes a row with an unknown savings class, and a row with money beyond 64 bits."""
     row = SumRow()
-    for one in told:
+    for one in counted:
         row.add(msgspec.structs.replace(one, savings_class=of_class, cost_usd=one.cost_usd + usd))
     assert SumRow.from_bytes(row.to_bytes()) == row
     assert sum(one.cost_pico for one in row.classes.values()) == row.cost_pico
@@ -110,7 +110,7 @@ def test_a_row_is_encoded_and_made_of_its_attributes(told: list[Receipt], of_cla
     st.sampled_from((None, "another")),
 )
 def test_a_row_has_the_savings_of_its_receipt(
-    told: list[Receipt],
+    counted: list[Receipt],
     of_class: Any,
     baseline: int,
     error_usd: Decimal | None,
@@ -118,9 +118,9 @@ def test_a_row_has_the_savings_of_its_receipt(
     shadow_of: str | None,
 ) -> None:
     one = msgspec.structs.replace(
-        told[0],
+        counted[0],
         savings_class=of_class,
-        cost_usd=told[0].cost_usd + Decimal("0.000007"),
+        cost_usd=counted[0].cost_usd + Decimal("0.000007"),
         baseline_usd=Decimal(baseline).scaleb(-12),
         baseline_error_usd=error_usd,
         probe=probe,

@@ -1,4 +1,4 @@
-"""Sums and receipts read from a usage database are those of the receipts in it."""
+"""Sums and receipts that are read match the receipts in the usage database."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ async def test_each_addition_changes_the_marks_of_its_periods(book: UsageBook) -
 
 
 async def test_the_newest_receipts_come_first(book: UsageBook) -> None:
-    """Ids without a time do not hide newer receipts, and receipts of devices stand in their place."""
+    """Ids without a time do not hide newer receipts, and device receipts are in the correct order."""
     now = time.time()
     timed = [receipt(now - 10 * number, number, f"t{number % 3}") for number in range(30)]
     before = [receipt(now - 3 * 86_400 - number, number) for number in range(3)]
@@ -131,7 +131,7 @@ async def test_without_a_server_it_is_unavailable_until_it_is_back(postgres: Pos
 
 
 async def test_what_a_later_version_wrote_is_unavailable(sqlite_book: UsageBook) -> None:
-    """Not an error of this version: it can be read once that version runs again."""
+    """The database can be read once the newer version runs again."""
     sqlite_book.add([receipt(time.time())])
     with sqlite_book.engine.writing() as connection:
         connection.execute(RECEIPTS.update().values(receipt=b"\x7f" + b"packed otherwise"))

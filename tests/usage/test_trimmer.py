@@ -1,4 +1,4 @@
-"""Without a usage worker the outboxes stay within their bound, and what is lost is counted."""
+"""Without a usage worker the outboxes stay within their limit, and lost receipts are counted."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ def lost(outboxes: Outboxes) -> float:
 
 
 @given(st.lists(st.integers(0, 1_000), max_size=12), st.integers(1, 3_000))
-def test_the_longest_give_way_first_and_no_further_than_they_must(lengths: list[int], most: int) -> None:
-    cut_to = level(lengths, most)
-    assert sum(min(one, cut_to) for one in lengths) <= most
-    if sum(lengths) > most:
-        assert sum(min(one, cut_to + 1) for one in lengths) > most
+def test_the_longest_give_way_first_and_no_further_than_they_must(lengths: list[int], limit: int) -> None:
+    cut_to = level(lengths, limit)
+    assert sum(min(one, cut_to) for one in lengths) <= limit
+    if sum(lengths) > limit:
+        assert sum(min(one, cut_to + 1) for one in lengths) > limit
     else:
         assert cut_to == max(lengths, default=0)
 
@@ -82,7 +82,7 @@ async def test_a_loud_tenant_takes_no_room_of_others_and_the_loss_is_logged_once
 
 
 async def test_each_receipt_of_a_burst_is_either_there_or_counted(outboxes: Outboxes) -> None:
-    """Settling and reporting delete nothing, however many receipts come between two rounds."""
+    """Settling and reporting delete no entries between two rounds."""
     await outboxes.settle(*receipts(1_500))
     edge_book = EdgeBook(outboxes.redis, outboxes.keys, 100)
     for one in receipts(250):
@@ -94,7 +94,7 @@ async def test_each_receipt_of_a_burst_is_either_there_or_counted(outboxes: Outb
 
 
 async def test_a_full_redis_is_trimmed(outboxes: Outboxes) -> None:
-    """It takes no lease. What is deleted is counted once, also by a process that leads later."""
+    """Redis stores no lease. Deleted receipts are counted once, also by the next holder of the lease."""
     await outboxes.settle(*receipts(100))
     ann = trimmer(outboxes, limit=40)
     await outboxes.redis.config_set("maxmemory", "1")
@@ -122,7 +122,7 @@ async def test_comparisons_are_not_counted_as_receipts(outboxes: Outboxes) -> No
 async def test_what_is_lost_is_counted_once_where_the_reply_was_lost(
     outboxes: Outboxes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By this process or another one, and also once a worker keeps up again."""
+    """This process or another one counts them, also after a worker keeps up again."""
     await outboxes.settle(*receipts(100))
     ann, bob = trimmer(outboxes, limit=40), trimmer(outboxes, limit=40, state=WorkerState(up=True), process_id="bob")
     cut = ann._cut.run
@@ -147,16 +147,16 @@ async def test_what_is_lost_is_counted_once_where_the_reply_was_lost(
 
 
 async def test_the_newest_stay_and_reach_the_database(outboxes: Outboxes) -> None:
-    told = receipts(100)
-    await outboxes.settle(*told)
+    settled = receipts(100)
+    await outboxes.settle(*settled)
     await trimmer(outboxes, limit=40).trim()
     worker = await outboxes.worker()
     await worker.round()
-    await outboxes.check(told[60:])
+    await outboxes.check(settled[60:])
 
 
 async def test_entries_that_a_worker_has_taken_are_not_counted_as_lost(outboxes: Outboxes) -> None:
-    """The worker has them in its memory; where it died, whoever claims them counts them."""
+    """The worker has them in memory. After its death, the worker that claims them counts them."""
     await outboxes.settle(*receipts(100))
     await outboxes.feed().read_new(30)
     assert await trimmer(outboxes, limit=40).trim() == 30
@@ -185,8 +185,8 @@ async def test_one_process_trims_at_a_time(outboxes: Outboxes) -> None:
 
 async def test_a_tenant_that_was_quiet_for_long_is_forgotten_and_comes_back(outboxes: Outboxes) -> None:
     keys, now = outboxes.keys.ledger(), time.time()
-    told = receipts(3)
-    await outboxes.settle(*told)
+    settled = receipts(3)
+    await outboxes.settle(*settled)
     worker = await outboxes.worker()
     await worker.round()
     inactive = InactiveTenants(outboxes.redis, outboxes.keys)
@@ -195,7 +195,7 @@ async def test_a_tenant_that_was_quiet_for_long_is_forgotten_and_comes_back(outb
     later = now + QUIET_S + 60 + STEP_S
     assert await inactive.end(later - 1) == []
 
-    # A process that takes the tenant for named settles meanwhile: its outbox is read again.
+    # A process that has registered the tenant before settles a receipt: the outbox is read again.
     await outboxes.settle(*(more := receipts(2)))
     assert await inactive.end(later) == []
     assert await outboxes.lengths() == {"acme": 2}
@@ -210,7 +210,7 @@ async def test_a_tenant_that_was_quiet_for_long_is_forgotten_and_comes_back(outb
     await outboxes.settle(*(new := receipts(4)))
     worker._feed._all_at = 0.0
     await worker.round()
-    await outboxes.check([*told, *more, *new])
+    await outboxes.check([*settled, *more, *new])
 
 
 async def test_a_new_tenant_does_not_leave_before_its_first_receipt_is_there(outboxes: Outboxes) -> None:

@@ -1,4 +1,4 @@
-"""In which minutes engines were up, as several processes see it, and as Redis has it afterwards."""
+"""Minutes of engines by several processes, and the result in Redis."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import pytest
 
 DAY = (int(time.time()) // DAY_S - 4) * DAY_S
-"""Redis keeps a day for eight days: those of these tests are not gone."""
+"""A recent day: Redis stores days for eight days only."""
 PRICES = {"small": Decimal("1.20"), "big": Decimal(8)}
 
 
@@ -39,7 +39,7 @@ class Clock:
 
 
 class Fleet:
-    """Two processes that watch the same engines, by one clock."""
+    """Two processes that check the same engines with one clock."""
 
     def __init__(self, client: RedisClient, redis: Redis) -> None:
         self.redis, self.client = redis, client
@@ -51,7 +51,7 @@ class Fleet:
         return Uptime(self.client, self.redis, self.keys, prices, self.clock, retry_s=0.01)
 
     async def look(self, day: int = DAY) -> dict[str, EngineUptime]:
-        """Return the minutes as the usage worker reads them."""
+        """Return the uptime that the usage worker reads."""
         found = await minutes_in_redis(self.redis, self.keys.ledger(), [day])
         return {one.engine: EngineUptime(usd(one.hourly_pico), *map(_minutes, (one.up, one.seen))) for one in found}
 
@@ -69,7 +69,7 @@ async def fleet(redis_url: str) -> AsyncIterator[Fleet]:
 
 
 async def test_a_minute_in_which_anybody_saw_the_engine_up_is_one_in_which_it_was(fleet: Fleet) -> None:
-    """Once, however many look, and though another one, or a later look, found it down."""
+    """A minute counts once for many checks, even if another check finds the engine down."""
     fleet.ann.record("small", up=True)
     fleet.bob.record("small", up=False)
     for minute in (1, 1, 2):
@@ -105,7 +105,7 @@ async def test_an_engine_that_is_paid_by_the_token_is_not_written_down(fleet: Fl
 
 
 async def test_a_day_takes_a_few_hundred_bytes_and_goes_in_the_end(fleet: Fleet) -> None:
-    """Two bitmaps of 180 bytes an engine, and a price."""
+    """Each engine has two bitmaps of 180 bytes and a price."""
     for minute in range(1_440):
         fleet.clock.now = DAY + minute * 60.0
         fleet.ann.record("small", up=True)
@@ -119,7 +119,7 @@ async def test_a_day_takes_a_few_hundred_bytes_and_goes_in_the_end(fleet: Fleet)
 
 
 async def test_what_redis_did_not_take_is_told_when_it_is_back(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the task that tells it; what was seen meanwhile too."""
+    """The background task writes it, including the records of the meantime."""
     await fleet.client.require()
     failing = [RedisGone("away")]
     tell = fleet.ann._put
@@ -147,7 +147,7 @@ async def test_what_redis_did_not_take_is_told_when_it_is_back(fleet: Fleet, mon
 
 
 def test_what_waits_for_redis_is_bounded(redis_url: str) -> None:
-    """The last three days; a minute is held once."""
+    """The process buffers the last three days, and each minute once."""
     clock = Clock()
     client = RedisClient(redis_url, timeout_s=1, metrics=Metrics())
     one = Uptime(client, client.commands, RedisKeys("never"), PRICES, clock)

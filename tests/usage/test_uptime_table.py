@@ -1,4 +1,4 @@
-"""Minutes of engines in a usage database, as a worker copies them from Redis."""
+"""A worker copies minutes of engines from Redis to the usage database."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Clock:
 
 
 async def test_the_database_has_the_minutes_of_redis_and_keeps_them(book: UsageBook, redis_url: str) -> None:
-    """A Redis that lost its data adds minutes and removes none. The last price of a day counts."""
+    """A Redis that lost its data adds minutes and removes none. The last price of a day applies."""
     client = RedisClient(redis_url, timeout_s=1, metrics=Metrics())
     clock, reader = Clock(), UptimeReader(book.threads, KEPT_S)
     async with Redis.from_url(redis_url) as redis:

@@ -1,4 +1,4 @@
-"""Questions of usage: which rows answer them, what is told, and what is refused."""
+"""Usage queries: the rows that they use, their results, and their errors."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def at(text: str) -> float:
 
 
 @pytest.mark.parametrize(
-    ("since", "until", "wanted"),
+    ("since", "until", "expected"),
     [
         ("24h", "", (NOW - 86_400, NOW)),
         ("24h", "now", (NOW - 86_400, NOW)),
@@ -60,9 +60,9 @@ def at(text: str) -> float:
         ("2026-11-25", "2999-01-01", (at("2026-11-25"), NOW)),
     ],
 )
-def test_both_ends_may_be_said_in_many_ways(since: str, until: str, wanted: tuple[float, float]) -> None:
-    """Days and months are meant with their end, and nothing is later than now."""
-    assert requested_range(since, until, NOW) == wanted
+def test_both_ends_may_be_said_in_many_ways(since: str, until: str, expected: tuple[float, float]) -> None:
+    """Days and months include their end, and no range exceeds the current time."""
+    assert requested_range(since, until, NOW) == expected
 
 
 def test_december_and_january_are_months_like_others() -> None:
@@ -75,7 +75,7 @@ def rows_of(found: UsageSpan) -> Counter[str]:
 
 
 def test_a_long_range_is_answered_by_few_rows() -> None:
-    """Whole days by the day. At its beginning hours are kept, and no minutes; what has begun now is taken whole."""
+    """Whole days use day sums. The start of the range uses hours, and current periods are used whole."""
     found = span(RequestedRange(NOW - 7 * 86_400, NOW), None, DEFAULT, NOW)
     assert (found.since, found.until) == (at("2026-11-18T18:00"), at("2026-11-25T18:25"))
     assert rows_of(found) == {"hour": 6, "day": 7}
@@ -108,31 +108,31 @@ RETENTIONS = st.builds(
 def test_rows_cover_each_moment_once_and_are_kept(
     age_s: float, other_s: float, granularity: Granularity | None, retention: Retention, later_s: int
 ) -> None:
-    """Whatever is asked for, and whatever is kept for how long: all of it, less only what is about to be forgotten."""
+    """For any query and retention, periods cover the whole range, except for sums that are about to expire."""
     now = NOW + later_s
-    asked = RequestedRange(now - max(age_s, other_s), now - min(age_s, other_s))
-    assume(asked.since < asked.until)
+    requested = RequestedRange(now - max(age_s, other_s), now - min(age_s, other_s))
+    assume(requested.since < requested.until)
     kept_s = max(map(retention.of, GRANULARITIES)) if granularity is None else retention.of(granularity)
     try:
-        found = span(asked, granularity, retention, now)
+        found = span(requested, granularity, retention, now)
     except InvalidRequest:
-        assert asked.since < now - kept_s + 2
+        assert requested.since < now - kept_s + 2
         return
     ends = [one.start + SECONDS[one.granularity] for one in found.periods]
     assert [found.since, *ends[:-1]] == [one.start for one in found.periods]
     assert all(retention.expires(one.granularity, one.start) > now for one in found.periods)
     assert all(one.start % SECONDS[one.granularity] == 0 for one in found.periods)
     longest = SECONDS[granularity or "day"]
-    assert found.since < asked.since + longest
-    assert asked.until <= found.until < asked.until + longest
-    assert found.until == ends[-1] or (asked.until >= now and found.until < ends[-1])
+    assert found.since < requested.since + longest
+    assert requested.until <= found.until < requested.until + longest
+    assert found.until == ends[-1] or (requested.until >= now and found.until < ends[-1])
     assert len(found.periods) <= 3661
 
 
 def test_what_is_kept_stands_in_the_refusal() -> None:
     with pytest.raises(InvalidRequest, match="minute for 6h, by the hour for 14d, by the day for 400d: set granula"):
         span(RequestedRange(NOW - 2 * 86_400, NOW), "minute", DEFAULT, NOW)
-    with pytest.raises(InvalidRequest, match="since 2025-10-21T18:24:30Z at the earliest"):
+    with pytest.raises(InvalidRequest, match="set since to 2025-10-21T18:24:30Z or later"):
         span(RequestedRange(NOW - 402 * 86_400, NOW), None, DEFAULT, NOW)
 
 
@@ -141,7 +141,7 @@ def test_durations_are_said_as_settings_say_them(seconds: float, text: str) -> N
     assert duration_text(seconds) == text
 
 
-def told_of(*receipts: Receipt) -> Any:
+def figures_of(*receipts: Receipt) -> Any:
     row = SumRow()
     for one in receipts:
         row.add(one)
@@ -149,21 +149,21 @@ def told_of(*receipts: Receipt) -> Any:
 
 
 def test_the_teachers_part_counts_what_callers_were_given() -> None:
-    """An opening of 40 before 160 of the student's; all of a teacher's answer; and of a shadow nothing."""
-    assert told_of(closed(guided()))["teacher_token_share"] == 0.2
+    """Guidance of 40 tokens before 160 of the student, a whole teacher answer, and no tokens of a shadow request."""
+    assert figures_of(closed(guided()))["teacher_token_share"] == 0.2
     as_context = guided(plan=plan(placement="context"))
-    assert told_of(closed(as_context))["tokens"]["answer_by_teacher"] == 0
+    assert figures_of(closed(as_context))["tokens"]["answer_by_teacher"] == 0
     alone = closed(draft(plan("teacher"), teacher=call("big", 100, 60)))
-    assert told_of(alone)["teacher_token_share"] == 1
-    assert told_of(closed(draft(plan("student"), student=call("small", 100, 60))))["teacher_token_share"] == 0
-    assert told_of(alone, closed(guided()))["tokens"]["answer"] == 260
+    assert figures_of(alone)["teacher_token_share"] == 1
+    assert figures_of(closed(draft(plan("student"), student=call("small", 100, 60))))["teacher_token_share"] == 0
+    assert figures_of(alone, closed(guided()))["tokens"]["answer"] == 260
     ended_itself = closed(guided(student=None, complete=True, plan=plan(placement="context")))
-    assert told_of(ended_itself)["tokens"]["answer_by_teacher"] == 40
+    assert figures_of(ended_itself)["tokens"]["answer_by_teacher"] == 40
     shadow = closed(guided(shadow_of="req-1"))
-    told = told_of(shadow)
-    assert (told["tokens"]["answer"], told["teacher_token_share"], told["cost_share"]) == (0, None, None)
-    assert Decimal(told["savings_usd"]) == 0
-    assert Decimal(told["measuring_usd"]) == shadow.cost_usd
+    result = figures_of(shadow)
+    assert (result["tokens"]["answer"], result["teacher_token_share"], result["cost_share"]) == (0, None, None)
+    assert Decimal(result["savings_usd"]) == 0
+    assert Decimal(result["measuring_usd"]) == shadow.cost_usd
 
 
 def test_tokens_written_to_the_cache_are_counted_apart() -> None:
@@ -176,9 +176,9 @@ def test_tokens_written_to_the_cache_are_counted_apart() -> None:
 
 
 def test_shares_of_nothing_are_null_and_money_has_no_exponent() -> None:
-    told = figures(SumRow())
-    assert (told["cost_share"], told["teacher_token_share"], told["batches"]["mean_size"]) == (None, None, None)
-    assert (told["cost_usd"], told["latency_ms"]["total"]["p95"]) == ("0", None)
+    result = figures(SumRow())
+    assert (result["cost_share"], result["teacher_token_share"], result["batches"]["mean_size"]) == (None, None, None)
+    assert (result["cost_usd"], result["latency_ms"]["total"]["p95"]) == ("0", None)
     lost = ClassSum(1, 1, 0, -1)
     dear = figures(row_with({"requests": 1, "cost_pico": 1}, classes={"guided": lost}))
     assert (dear["cost_usd"], dear["savings_usd"], dear["cost_share"]) == ("0.000000000001", "-0.000000000001", None)
@@ -189,13 +189,13 @@ def test_a_batch_that_tenants_share_is_counted_in_parts() -> None:
     assert figures(row_with({}, batches={4: 1}))["batches"] == {"count": 0.25, "mean_size": 4.0}
 
 
-def ask(*by: str, granularity: Granularity | None = None, **only: str) -> UsageQuery:
+def query(*by: str, granularity: Granularity | None = None, **only: str) -> UsageQuery:
     return UsageQuery(span(RequestedRange(NOW - 3600, NOW), granularity, DEFAULT, NOW), granularity, by, only)
 
 
 def rows(tenant: str, count: int, start: int = 0) -> list[StoredRow]:
     raw = row_with({"requests": 1}).to_bytes()
-    routes = [f"r{place}" for place in range(start, start + count)]
+    routes = [f"r{index}" for index in range(start, start + count)]
     return [
         StoredRow(Period.of("hour", NOW), SumDimensions(tenant, "k", one, "guided", "big", "small"), raw)
         for one in routes
@@ -203,26 +203,26 @@ def rows(tenant: str, count: int, start: int = 0) -> list[StoredRow]:
 
 
 def test_an_answer_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In what it tells, and in what it is added up from; the error says how to ask for less."""
+    """The rows and the summands of a result are limited. The error describes how to reduce them."""
     monkeypatch.setattr(of_usage, "MAX_ROWS", 30)
-    answer = UsageResult(ask("route"))
+    answer = UsageResult(query("route"))
     answer.add_rows(rows("acme", 30))
     answer.add_rows(rows("beta", 30))
     assert len(answer.rows()) == 30
-    with pytest.raises(InvalidRequest, match=r"more than 30 rows. Ask for a shorter time") as refused:
+    with pytest.raises(InvalidRequest, match=r"more than 30 rows. Use a shorter time range") as refused:
         answer.add_rows(rows("beta", 1, start=30))
     assert refused.value.param == "by"
     monkeypatch.setattr(of_usage, "MAX_SUMS_OF_ALL", 50)
     with pytest.raises(InvalidRequest, match="more than 50 sums"):
-        UsageResult(ask()).add_rows(rows("acme", 51))
+        UsageResult(query()).add_rows(rows("acme", 51))
 
 
 def test_a_name_is_no_formula() -> None:
-    """A cell of CSV that a spreadsheet would run is text; amounts stay numbers."""
+    """CSV cells that a spreadsheet would evaluate are text. Amounts stay numbers."""
     row = row_with(
         {"requests": 1, "cost_pico": 5 * 10**11}, classes={"guided": ClassSum(1, 5 * 10**11, 0, -5 * 10**11)}
     )
-    answer = UsageResult(ask("tenant", "key", "route", "teacher"))
+    answer = UsageResult(query("tenant", "key", "route", "teacher"))
     names = ('=HYPERLINK("x")', "+1", "-1", "", "@x", "")
     answer.add_rows([StoredRow(Period.of("hour", NOW), SumDimensions(*names), row.to_bytes())])
     (line,) = csv.DictReader(io.StringIO(as_csv(answer).decode()))
@@ -233,47 +233,47 @@ def test_a_name_is_no_formula() -> None:
 
 
 def test_money_that_is_not_told_is_not_told_by_the_order() -> None:
-    """Rows without money come last, by their names."""
+    """Rows with hidden money are last, ordered by name."""
     costs = {"dear": 9, "cheap": 1, "b-hidden": 99, "a-hidden": 5}
-    answer = UsageResult(ask("route"), lambda where: "hidden" not in where.route)
+    answer = UsageResult(query("route"), lambda where: "hidden" not in where.route)
     for route, cost in costs.items():
         where, row = (
             SumDimensions("acme", "k", route, "guided", "big", "small"),
             row_with({"requests": 1, "cost_pico": cost}),
         )
         answer.add_rows([StoredRow(Period.of("hour", NOW), where, row.to_bytes())])
-    told = answer.as_dict()
-    assert [row["route"] for row in told["rows"]] == ["dear", "cheap", "a-hidden", "b-hidden"]
-    assert ["cost_usd" in row for row in (*told["rows"], told["total"])] == [True, True, False, False, False]
+    result = answer.as_dict()
+    assert [row["route"] for row in result["rows"]] == ["dear", "cheap", "a-hidden", "b-hidden"]
+    assert ["cost_usd" in row for row in (*result["rows"], result["total"])] == [True, True, False, False, False]
 
 
-class Shelf:
-    """Some receipts of three tenants over the last days, in a usage database."""
+class StoredReceipts:
+    """Return a usage database with receipts of three tenants of the last days."""
 
     def __init__(self, book: UsageBook) -> None:
         now = time.time()
         self.receipts = [
             msgspec.structs.replace(
                 closed(guided()),
-                id=f"r{place}",
-                tenant=("acme", "beta", "gamma")[place % 3],
-                key=f"k{place % 2}",
-                created=int(now - place * 4000),
-                cost_usd=Decimal(f"0.{place + 1:012d}"),
-                baseline_error_usd=Decimal(f"0.{2**place % 999_999_999_989:012d}"),
+                id=f"r{index}",
+                tenant=("acme", "beta", "gamma")[index % 3],
+                key=f"k{index % 2}",
+                created=int(now - index * 4000),
+                cost_usd=Decimal(f"0.{index + 1:012d}"),
+                baseline_error_usd=Decimal(f"0.{2**index % 999_999_999_989:012d}"),
             )
-            for place in range(90)
+            for index in range(90)
         ]
         book.add(self.receipts)
 
     def of(self, found: UsageSpan, **only: str) -> list[Receipt]:
         within = [one for one in self.receipts if found.since <= one.created < found.until]
-        return [one for one in within if all(getattr(one, name) == wanted for name, wanted in only.items())]
+        return [one for one in within if all(getattr(one, name) == expected for name, expected in only.items())]
 
 
 async def test_an_answer_is_the_sum_of_the_receipts_in_what_it_covers(book: UsageBook) -> None:
-    """For all together out of their totals, for one tenant, and told apart."""
-    shelf = Shelf(book)
+    """The queries use totals of all tenants, one tenant, or groups."""
+    stored_receipts = StoredReceipts(book)
     reader = UsageReader(book.sums, DEFAULT)
     for back_s in (3600, 5 * 3600, 30 * 3600, 4 * 86_400):
         for granularity in (None, "hour", "day"):
@@ -285,48 +285,48 @@ async def test_an_answer_is_the_sum_of_the_receipts_in_what_it_covers(book: Usag
                 (("tenant", "key"), {}),
                 (("key",), {"key": "k1"}),
             ):
-                told = await reader.read(UsageQuery(found, granularity, by, only), UsageResult.as_dict)  # type: ignore[arg-type]
-                wanted = shelf.of(found, **only)
-                assert told["total"]["requests"] == len(wanted)
-                cost = sum((one.cost_usd for one in wanted), Decimal(0))
-                assert Decimal(told["total"]["cost_usd"]) == cost
-                assert sum(Decimal(row["cost_usd"]) for row in told["rows"]) == cost
-                error = sum((one.baseline_error_usd or Decimal(0) for one in wanted), Decimal(0))
-                assert Decimal(told["total"]["baseline_error_usd"]) == error
-                assert sum(Decimal(row["baseline_error_usd"]) for row in told["rows"]) == error
+                result = await reader.read(UsageQuery(found, granularity, by, only), UsageResult.as_dict)  # type: ignore[arg-type]
+                expected = stored_receipts.of(found, **only)
+                assert result["total"]["requests"] == len(expected)
+                cost = sum((one.cost_usd for one in expected), Decimal(0))
+                assert Decimal(result["total"]["cost_usd"]) == cost
+                assert sum(Decimal(row["cost_usd"]) for row in result["rows"]) == cost
+                error = sum((one.baseline_error_usd or Decimal(0) for one in expected), Decimal(0))
+                assert Decimal(result["total"]["baseline_error_usd"]) == error
+                assert sum(Decimal(row["baseline_error_usd"]) for row in result["rows"]) == error
                 if granularity and not by:
-                    assert len(told["rows"]) == len(found.periods)
+                    assert len(result["rows"]) == len(found.periods)
 
 
 async def test_few_questions_of_one_asker_are_under_way(sqlite_book: UsageBook) -> None:
-    """Another one still gets an answer."""
+    """Another tenant still gets an answer."""
     reader = UsageReader(sqlite_book.sums, DEFAULT, max_tenant_queries=3)
     now = time.time()
-    question = UsageQuery(span(RequestedRange(now - 3600, now), None, DEFAULT, now), None, (), {"tenant": "acme"})
-    asked = [reader.read(question, UsageResult.as_dict, tenant="acme") for _ in range(5)] + [
-        reader.read(question, UsageResult.as_dict, tenant="beta")
+    usage_query = UsageQuery(span(RequestedRange(now - 3600, now), None, DEFAULT, now), None, (), {"tenant": "acme"})
+    requested = [reader.read(usage_query, UsageResult.as_dict, tenant="acme") for _ in range(5)] + [
+        reader.read(usage_query, UsageResult.as_dict, tenant="beta")
     ]
-    done = await asyncio.gather(*asked, return_exceptions=True)
+    done = await asyncio.gather(*requested, return_exceptions=True)
     assert [type(one) for one in done] == [dict] * 3 + [Overloaded] * 2 + [dict]
-    assert await reader.read(question, UsageResult.as_dict, tenant="acme")
+    assert await reader.read(usage_query, UsageResult.as_dict, tenant="acme")
 
 
 async def test_no_crowd_of_tenants_leaves_another_one_without_an_answer(sqlite_book: UsageBook) -> None:
-    """Two tenants have all questions that there may be; a third one, which has none, still gets an answer."""
+    """Two tenants use the whole limit of queries. A third tenant without queries still gets an answer."""
     reader = UsageReader(sqlite_book.sums, DEFAULT, max_queries=4)
     now = time.time()
-    question = UsageQuery(span(RequestedRange(now - 3600, now), None, DEFAULT, now), None, (), {"tenant": "acme"})
-    asked = [
-        reader.read(question, UsageResult.as_dict, tenant=whose)
-        for whose in ("acme", "acme", "beta", "beta", "acme", "gamma")
+    usage_query = UsageQuery(span(RequestedRange(now - 3600, now), None, DEFAULT, now), None, (), {"tenant": "acme"})
+    requested = [
+        reader.read(usage_query, UsageResult.as_dict, tenant=name)
+        for name in ("acme", "acme", "beta", "beta", "acme", "gamma")
     ]
-    done = await asyncio.gather(*asked, return_exceptions=True)
+    done = await asyncio.gather(*requested, return_exceptions=True)
     assert [type(one) for one in done] == [dict] * 4 + [Overloaded, dict]
 
 
 @pytest.mark.parametrize("leaves", [False, True])
 async def test_an_answer_is_written_within_its_turn(sqlite_book: UsageBook, leaves: bool) -> None:
-    """A caller that disconnects keeps its turn until its thread ends: all tenants share the threads."""
+    """A disconnected caller occupies its slot until its thread ends, because tenants share the threads."""
     began, gate = threading.Event(), threading.Event()
 
     def write(_: UsageResult) -> bool:
@@ -335,43 +335,43 @@ async def test_an_answer_is_written_within_its_turn(sqlite_book: UsageBook, leav
 
     reader = UsageReader(sqlite_book.sums, DEFAULT, max_tenant_queries=1)
     now = time.time()
-    question = UsageQuery(span(RequestedRange(now - 3600, now), None, DEFAULT, now), None, (), {"tenant": "acme"})
+    usage_query = UsageQuery(span(RequestedRange(now - 3600, now), None, DEFAULT, now), None, (), {"tenant": "acme"})
     async with asyncio.TaskGroup() as tasks:
-        first = tasks.create_task(reader.read(question, write, tenant="acme"))
+        first = tasks.create_task(reader.read(usage_query, write, tenant="acme"))
         await asyncio.to_thread(began.wait, 10)
         if leaves:
             first.cancel()
             await asyncio.sleep(0.01)
         with pytest.raises(Overloaded):
-            await reader.read(question, UsageResult.as_dict, tenant="acme")
+            await reader.read(usage_query, UsageResult.as_dict, tenant="acme")
         gate.set()
     assert first.cancelled() if leaves else first.result()
-    assert await reader.read(question, UsageResult.as_dict, tenant="acme")
+    assert await reader.read(usage_query, UsageResult.as_dict, tenant="acme")
 
 
 @pytest.mark.parametrize("write", [encoded, as_csv])
 def test_a_thread_that_writes_an_answer_rests_between_rows(
     write: Callable[[UsageResult], bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The event loop needs the interpreter lock."""
-    rests: list[float] = []
+    """Pauses let the event loop acquire the interpreter lock."""
+    pauses: list[float] = []
     monkeypatch.setattr(usage_rests, "_INTERVAL_S", -1.0)
-    monkeypatch.setattr(usage_rests.time, "sleep", rests.append)
-    answer = UsageResult(ask("route"))
+    monkeypatch.setattr(usage_rests.time, "sleep", pauses.append)
+    answer = UsageResult(query("route"))
     answer.add_rows(rows("acme", 5))
     write(answer)
-    assert len(rests) >= len(answer.rows())
+    assert len(pauses) >= len(answer.rows())
 
 
 def test_a_receipts_cost_is_whole_picodollars() -> None:
-    """So nothing is lost when they are added up."""
+    """No precision is lost in sums."""
     one = closed(guided())
-    assert told_of(one, one)["cost_usd"] == f"{2 * one.cost_usd.normalize():f}"
+    assert figures_of(one, one)["cost_usd"] == f"{2 * one.cost_usd.normalize():f}"
     assert pico(one.cost_usd) == int(one.cost_usd.scaleb(12))
 
 
 def test_names_a_question_does_not_ask_for_are_together() -> None:
-    answer = UsageResult(ask("mode"))
+    answer = UsageResult(query("mode"))
     answer.add_rows(rows("acme", 5))
     ((group, row),) = answer.rows()
     assert (group.names, row.requests) == (("guided",), 5)

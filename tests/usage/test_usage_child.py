@@ -48,7 +48,7 @@ def ask(process: GatewayProcess, client: httpx.Client) -> str:
 async def ids_in(folder: Path) -> list[str]:
     store = UsageStore(f"sqlite:///{folder / 'data' / 'usage.db'}", Retention(1e9, 1e9, 1e9))
     try:
-        return sorted([msgspec.json.decode(raw)["id"] async for some in store.receipts() for raw in some])
+        return sorted([msgspec.json.decode(raw)["id"] async for batch in store.receipts() for raw in batch])
     finally:
         await store.close()
 
@@ -72,7 +72,7 @@ async def test_one_child_writes_the_receipts_of_all_workers_and_those_of_the_dra
                 await asyncio.to_thread(process.start)
                 await asyncio.to_thread(process.wait_for_log, "usage_worker", 60)
                 with httpx.Client(headers={"Authorization": f"Bearer {KEY}"}, timeout=30) as client:
-                    asked = [ask(process, client) for _ in range(20)]
+                    request_ids = [ask(process, client) for _ in range(20)]
                 assert len(await states(redis)) == 1
                 assert await asyncio.to_thread(process.terminate) == 0
             finally:
@@ -80,7 +80,7 @@ async def test_one_child_writes_the_receipts_of_all_workers_and_those_of_the_dra
         events = [line["event"] for line in process.log]
         assert events.count("usage_worker") == 1
         assert events[-1] == "usage_worker_stopped", "it ends after the drain"
-        assert await ids_in(tmp_path) == sorted(asked)
+        assert await ids_in(tmp_path) == sorted(request_ids)
         assert await states(redis) == []
 
 
@@ -103,7 +103,7 @@ async def test_a_child_that_dies_is_restarted_and_one_whose_gateway_dies_ends(tm
 
                 pid = (await asyncio.to_thread(second))["pid"]
                 with httpx.Client(headers={"Authorization": f"Bearer {KEY}"}, timeout=30) as client:
-                    asked = [ask(process, client) for _ in range(5)]
+                    request_ids = [ask(process, client) for _ in range(5)]
                 process.process.kill()
                 for _ in range(200):
                     if not await states(redis):
@@ -113,7 +113,7 @@ async def test_a_child_that_dies_is_restarted_and_one_whose_gateway_dies_ends(tm
                     os.kill(pid, 0)
             finally:
                 process.close()
-        assert set(await ids_in(tmp_path)) <= set(asked)
+        assert set(await ids_in(tmp_path)) <= set(request_ids)
 
 
 @pytest.mark.timeout(180)
@@ -124,11 +124,11 @@ async def test_an_embedded_redis_ends_after_the_child_has_read_it(tmp_path: Path
             await asyncio.to_thread(process.start)
             await asyncio.to_thread(process.wait_for_log, "usage_worker", 60)
             with httpx.Client(headers={"Authorization": f"Bearer {KEY}"}, timeout=30) as client:
-                asked = [ask(process, client) for _ in range(10)]
+                request_ids = [ask(process, client) for _ in range(10)]
             assert await asyncio.to_thread(process.terminate) == 0
         finally:
             process.close()
-    assert await ids_in(tmp_path) == sorted(asked)
+    assert await ids_in(tmp_path) == sorted(request_ids)
 
 
 async def _forget(redis: Redis) -> None:

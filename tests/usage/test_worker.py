@@ -1,4 +1,4 @@
-"""Each receipt comes into the database once and is counted once, whoever dies and whatever Redis forgets."""
+"""Each receipt is stored and counted once, despite dying workers and data loss in Redis."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ from gateway.telemetry.metrics import Metrics
 from gateway.usage import engine as engine_module
 from gateway.usage import state as state_module
 from gateway.usage import worker as worker_module
-from gateway.usage.archive_import import ArchiveImport
 from gateway.usage.entries import OutboxEntry
 from gateway.usage.receipts_reader import find
 from gateway.usage.state import NO_WORKER, WorkerLease, WorkerState, WorkerStateReader
@@ -30,7 +29,6 @@ from gateway.usage.tables import COMPARISONS, DAY_S, SUMS, UPTIME
 from gateway.usage.uptime import Uptime
 from tests.accounting.drafts import candidate, closed, guided, intent
 from tests.usage.outboxes import Outboxes, open_outboxes, receipts
-from tests.usage.previous_version import add_to_archive, make_archive, put_aside
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -52,22 +50,22 @@ async def in_sqlite(redis_url: str, tmp_path: Path) -> AsyncIterator[Outboxes]:
 
 
 async def claim_now(worker: UsageWorker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A minute later."""
+    """The claim happens a minute later."""
     monkeypatch.setattr(worker_module, "_CLAIM_AFTER_S", 0.0)
     await worker.publish_once()
     await worker.round()
 
 
 async def test_what_is_settled_is_written_once_and_its_outbox_is_empty(outboxes: Outboxes) -> None:
-    told = [*receipts(30), *receipts(7, "beta")]
-    await outboxes.settle(*told)
+    settled = [*receipts(30), *receipts(7, "beta")]
+    await outboxes.settle(*settled)
     worker = await outboxes.worker()
     await worker.round()
-    await outboxes.check(told)
+    await outboxes.check(settled)
     assert await outboxes.lengths() == {"acme": 0, "beta": 0}
     await worker.publish_once()
-    board = WorkerStateReader(outboxes.redis, outboxes.keys.ledger(), outboxes.metrics, "here")
-    assert await board.read() == WorkerState(up=True, by="ann")
+    states = WorkerStateReader(outboxes.redis, outboxes.keys.ledger(), outboxes.metrics, "here")
+    assert await states.read() == WorkerState(up=True, by="ann")
     value = outboxes.metrics.registry.get_sample_value
     assert value("gkt_usage_up") == 1
     assert value("gkt_usage_receipts", {"result": "inserted"}) == 37
@@ -76,8 +74,8 @@ async def test_what_is_settled_is_written_once_and_its_outbox_is_empty(outboxes:
 async def test_a_worker_that_died_before_it_wrote_and_one_before_it_acknowledged(
     outboxes: Outboxes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told = receipts(10)
-    await outboxes.settle(*told)
+    settled = receipts(10)
+    await outboxes.settle(*settled)
     dead = outboxes.feed("worker-9")
     assert len((await dead.read_new(4)).entries) == 4
     await outboxes.store.write((await dead.read_new(3)).entries)
@@ -85,19 +83,19 @@ async def test_a_worker_that_died_before_it_wrote_and_one_before_it_acknowledged
     await worker.round()
     assert await outboxes.pending() == 7
     await claim_now(worker, monkeypatch)
-    await outboxes.check(told)
+    await outboxes.check(settled)
     assert await outboxes.lengths() == {"acme": 0}
 
 
 async def test_three_workers_at_once_write_each_once(outboxes: Outboxes, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of which each claims what the others have taken a moment ago."""
+    """Each worker claims entries that the others have just read."""
     monkeypatch.setattr(worker_module, "_CLAIM_AFTER_S", 0.0)
     monkeypatch.setattr(worker_module, "MAX_ENTRIES", 10)
     monkeypatch.setattr(worker_module, "_READ_ENTRIES", 7)
-    told = receipts(200)
+    settled = receipts(200)
     workers = [await outboxes.worker(name, outboxes.new_store()) for name in ("ann", "bob", "carl")]
     for start in range(0, 200, 20):
-        await outboxes.settle(*told[start : start + 20])
+        await outboxes.settle(*settled[start : start + 20])
         for one in workers:
             one._due["backlog"] = one._due["claim"] = 0.0
             await one.publish_once()
@@ -105,7 +103,7 @@ async def test_three_workers_at_once_write_each_once(outboxes: Outboxes, monkeyp
     for one in workers:
         while not await one.round():
             pass
-    await outboxes.check(told)
+    await outboxes.check(settled)
     assert [one._lease.number for one in workers] == [1, 2, 3]
 
 
@@ -124,23 +122,23 @@ async def test_a_true_receipt_takes_an_abandoned_ones_place(outboxes: Outboxes) 
 
 
 async def test_what_redis_forgets_and_is_told_again_counts_once(outboxes: Outboxes) -> None:
-    told = receipts(5)
-    await outboxes.settle(*told)
+    settled = receipts(5)
+    await outboxes.settle(*settled)
     worker = await outboxes.worker()
     await worker.round()
     await outboxes.forget_all()
-    await outboxes.settle(*told[2:], *(more := receipts(3)))
+    await outboxes.settle(*settled[2:], *(more := receipts(3)))
     worker._feed._all_at = 0.0  # a second later
     await worker.round()
-    await outboxes.check([*told, *more])
+    await outboxes.check([*settled, *more])
 
 
 async def test_entries_of_a_lost_reply_are_written_at_once(outboxes: Outboxes, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Redis has delivered them, and the worker gave up waiting. Nobody waits a minute for them."""
+    """Redis has delivered them, but the worker timed out. The worker reads them again without waiting a minute."""
     worker = await outboxes.worker()
     await worker.round()
-    told = receipts(5)
-    await outboxes.settle(*told)
+    settled = receipts(5)
+    await outboxes.settle(*settled)
     worker._feed._all_at = 0.0
     read = worker._feed._xreadgroup
 
@@ -154,15 +152,15 @@ async def test_entries_of_a_lost_reply_are_written_at_once(outboxes: Outboxes, m
             await worker.round()
     assert await outboxes.pending() == 5
     assert await worker.round() == 0
-    await outboxes.check(told)
+    await outboxes.check(settled)
     assert await outboxes.lengths() == {"acme": 0}
     assert await worker.round() > 0
 
 
 async def test_acknowledgements_that_redis_forgot_are_made_again(outboxes: Outboxes) -> None:
-    """By the worker that made them, when Redis has restarted."""
-    told = receipts(5)
-    await outboxes.settle(*told)
+    """The worker reads its pending entries after a restart of Redis."""
+    settled = receipts(5)
+    await outboxes.settle(*settled)
     worker = await outboxes.worker()
     await worker.round()
     await worker.round()
@@ -172,15 +170,15 @@ async def test_acknowledgements_that_redis_forgot_are_made_again(outboxes: Outbo
     outboxes.client._check_run_id("another")
     outboxes.client._check_run_id("restarted")
     await worker.round()
-    await outboxes.check([*told, *before])
+    await outboxes.check([*settled, *before])
     assert await outboxes.lengths() == {"acme": 0}
 
 
 async def test_redis_fails_between_commit_and_acknowledgement(
     outboxes: Outboxes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told = receipts(5)
-    await outboxes.settle(*told)
+    settled = receipts(5)
+    await outboxes.settle(*settled)
     worker = await outboxes.worker()
 
     async def fail(_: Any) -> None:
@@ -191,18 +189,18 @@ async def test_redis_fails_between_commit_and_acknowledgement(
         with pytest.raises(ConnectionResetError):
             await worker.round()
     assert worker._error is None, "the database did not fail"
-    await outboxes.check(told)
+    await outboxes.check(settled)
     assert await outboxes.pending() == 5
     await worker.round()
-    await outboxes.check(told)
+    await outboxes.check(settled)
     assert await outboxes.lengths() == {"acme": 0}
 
 
 async def test_while_the_database_is_away_entries_are_kept_and_one_line_is_logged(
     outboxes: Outboxes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told = receipts(5)
-    await outboxes.settle(*told)
+    settled = receipts(5)
+    await outboxes.settle(*settled)
     worker = await outboxes.worker()
     write = outboxes.store.write
 
@@ -211,7 +209,7 @@ async def test_while_the_database_is_away_entries_are_kept_and_one_line_is_logge
 
     with capture_logs() as logs:
         monkeypatch.setattr(outboxes.store, "write", fail)
-        rests = [await worker.round() for _ in range(6)]
+        pauses = [await worker.round() for _ in range(6)]
         await worker.publish_once()
         assert await WorkerStateReader(outboxes.redis, outboxes.keys.ledger(), outboxes.metrics, "here").read() == (
             WorkerState(False, worker._backlog.lag_s and round(worker._backlog.lag_s, 3), 5, "OperationalError", "ann")
@@ -219,12 +217,12 @@ async def test_while_the_database_is_away_entries_are_kept_and_one_line_is_logge
         monkeypatch.setattr(outboxes.store, "write", write)
         while await worker.round() == 0:
             pass
-    assert 0.4 <= rests[0] <= 0.5
-    assert rests[:4] == sorted(rests[:4])
-    assert 4 <= rests[-1] <= 5
+    assert 0.4 <= pauses[0] <= 0.5
+    assert pauses[:4] == sorted(pauses[:4])
+    assert 4 <= pauses[-1] <= 5
     assert [line["event"] for line in logs] == ["usage_database_unavailable", "usage_database_available"]
     assert "secret" not in str(logs)
-    await outboxes.check(told)
+    await outboxes.check(settled)
 
 
 async def test_a_worker_that_starts_without_its_database_finds_it_later(in_sqlite: Outboxes, tmp_path: Path) -> None:
@@ -240,12 +238,12 @@ async def test_a_worker_that_starts_without_its_database_finds_it_later(in_sqlit
 async def test_a_locked_database_is_waited_for(
     in_sqlite: Outboxes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A backup or a person holds SQLite's lock."""
+    """A backup or a person has SQLite's lock."""
     monkeypatch.setattr(engine_module, "_BUSY_S", 1)
     worker = await in_sqlite.worker()
     await worker.round()
-    told = receipts(5)
-    await in_sqlite.settle(*told)
+    settled = receipts(5)
+    await in_sqlite.settle(*settled)
     lock = sqlite3.connect(tmp_path / "usage.db", isolation_level=None)
     lock.execute("BEGIN IMMEDIATE")
     worker._feed._all_at = 0.0
@@ -254,25 +252,25 @@ async def test_a_locked_database_is_waited_for(
     lock.execute("COMMIT")
     lock.close()
     await worker.round()
-    await in_sqlite.check(told)
+    await in_sqlite.check(settled)
 
 
 async def test_unreadable_entries_hold_nobody_up(outboxes: Outboxes) -> None:
-    told = receipts(3)
-    await outboxes.settle(*told)
+    settled = receipts(3)
+    await outboxes.settle(*settled)
     await outboxes.redis.xadd(outboxes.keys.outbox("acme"), {"receipt": b'{"id": "of a newer version"}'})
     worker = await outboxes.worker()
     await worker.round()
-    await outboxes.check(told)
+    await outboxes.check(settled)
     assert await outboxes.store.count_unreadable() == 1
     assert await outboxes.lengths() == {"acme": 0}
 
 
 async def test_comparisons_are_written_once(outboxes: Outboxes) -> None:
-    """Beside receipts; one that cannot be read stands aside."""
+    """Receipts are written, too. An unreadable comparison is stored as unreadable."""
     one = Comparison("req_1", int(time.time()), "acme", "token_f1", "short", "chat", guided=9, student=8)
-    told = receipts(2)
-    await outboxes.settle(*told)
+    settled = receipts(2)
+    await outboxes.settle(*settled)
     book = QualityStore(outboxes.redis, outboxes.keys)
     await book.add(one)
     await book.add(one)
@@ -280,7 +278,7 @@ async def test_comparisons_are_written_once(outboxes: Outboxes) -> None:
     tenants = await outboxes.redis.smembers(outboxes.keys.ledger().tenants)
     assert tenants == {b"acme"}, "earlier versions read the outboxes of these"
     await (await outboxes.worker()).round()
-    await outboxes.check(told)
+    await outboxes.check(settled)
     with outboxes.store.engine.reading() as connection:
         rows = connection.execute(COMPARISONS.select()).mappings().all()
     assert [{**row} for row in rows] == [{**msgspec.structs.asdict(one), "day": one.created // DAY_S}]
@@ -290,14 +288,14 @@ async def test_comparisons_are_written_once(outboxes: Outboxes) -> None:
 
 
 async def test_a_comparison_that_the_database_refuses_stands_aside(outboxes: Outboxes) -> None:
-    """It keeps neither receipts nor other comparisons out."""
+    """Receipts and other comparisons are written nevertheless."""
     one = Comparison("req_1", int(time.time()), "acme", "token_f1", "short", "chat", guided=9, student=8)
-    told, book = receipts(2), QualityStore(outboxes.redis, outboxes.keys)
-    await outboxes.settle(*told)
+    settled, book = receipts(2), QualityStore(outboxes.redis, outboxes.keys)
+    await outboxes.settle(*settled)
     await book.add(msgspec.structs.replace(one, id="req_2", guided=10**30))
     await book.add(one)
     await (await outboxes.worker()).round()
-    await outboxes.check(told)
+    await outboxes.check(settled)
     with outboxes.store.engine.reading() as connection:
         assert connection.execute(COMPARISONS.select()).mappings().one()["id"] == "req_1"
     assert await outboxes.store.count_unreadable() == 1
@@ -305,7 +303,7 @@ async def test_a_comparison_that_the_database_refuses_stands_aside(outboxes: Out
 
 
 async def test_sums_that_cannot_be_read_are_told_and_lose_nothing(outboxes: Outboxes) -> None:
-    """The state of the worker says so until somebody repairs them."""
+    """The state of the worker has the error until the sums are repaired."""
     first, then = receipts(2), receipts(2)
     worker = await outboxes.worker()
     await outboxes.settle(*first)
@@ -316,8 +314,8 @@ async def test_sums_that_cannot_be_read_are_told_and_lose_nothing(outboxes: Outb
     await outboxes.settle(*then)
     await worker.round()
     await worker.publish_once()
-    board = WorkerStateReader(outboxes.redis, outboxes.keys.ledger(), Metrics(), "here")
-    state = await board.read()
+    states = WorkerStateReader(outboxes.redis, outboxes.keys.ledger(), Metrics(), "here")
+    state = await states.read()
     assert (state.up, state.error) == (False, "ValidationError")
     with outboxes.store.engine.writing() as connection:
         connection.execute(SUMS.delete())
@@ -327,7 +325,7 @@ async def test_sums_that_cannot_be_read_are_told_and_lose_nothing(outboxes: Outb
 
 
 async def test_the_uptime_of_engines_is_copied(outboxes: Outboxes) -> None:
-    """At first all days that an earlier version left in Redis, then the last ones."""
+    """The first copy includes all days of an earlier version in Redis, later copies the last days."""
     now = time.time()
     keys, long_ago = outboxes.keys.ledger(), int(now) // DAY_S * DAY_S - 300 * DAY_S
     await outboxes.redis.hset(keys.rates(long_ago), "big", "2")
@@ -347,15 +345,15 @@ async def test_the_uptime_of_engines_is_copied(outboxes: Outboxes) -> None:
 
 
 async def test_on_stop_what_waits_is_written(outboxes: Outboxes) -> None:
-    """Also of tenants that the worker has not read before, and the seat is free at once."""
+    """This includes tenants that the worker has not read before. Its number is free at once."""
     worker = await outboxes.worker()
     await worker.round()
-    told = [*receipts(5), *receipts(5, "beta")]
-    await outboxes.settle(*told)
+    settled = [*receipts(5), *receipts(5, "beta")]
+    await outboxes.settle(*settled)
     stop = asyncio.Event()
     stop.set()
     await worker.run(stop)
-    await outboxes.check(told)
+    await outboxes.check(settled)
     assert await outboxes.redis.get(outboxes.keys.ledger().worker(1)) is None
 
 
@@ -366,20 +364,20 @@ async def test_old_receipts_are_deleted(outboxes: Outboxes) -> None:
         for place, one in enumerate(receipts(1_200))
     ]
     await outboxes.store.write([OutboxEntry("acme", f"{place}-1", one.to_json()) for place, one in enumerate(old)])
-    told = receipts(3)
-    await outboxes.settle(*told)
+    settled = receipts(3)
+    await outboxes.settle(*settled)
     worker = await outboxes.worker(keep_s=5 * 86_400)
     while await worker.round() == 0:
         pass
-    assert await outboxes.ids() == sorted(one.id for one in told)
+    assert await outboxes.ids() == sorted(one.id for one in settled)
     assert await outboxes.counted() == 1_203, "sums are kept for longer"
 
 
 async def test_seats_and_states_of_a_fleet(in_sqlite: Outboxes, monkeypatch: pytest.MonkeyPatch) -> None:
     keys, redis = in_sqlite.keys.ledger(), in_sqlite.redis
-    board = WorkerStateReader(redis, keys, in_sqlite.metrics, "here")
-    assert (await board.read()).up is None
-    assert await board.read() == WorkerState(up=False, error=NO_WORKER)
+    states = WorkerStateReader(redis, keys, in_sqlite.metrics, "here")
+    assert (await states.read()).up is None
+    assert await states.read() == WorkerState(up=False, error=NO_WORKER)
     monkeypatch.setattr(state_module, "MAX_WORKERS", 2)
     ann, bob, carl = (WorkerLease(redis, keys, name) for name in ("ann", "bob", "carl"))
     await ann.join()
@@ -388,71 +386,8 @@ async def test_seats_and_states_of_a_fleet(in_sqlite: Outboxes, monkeypatch: pyt
         await carl.join()
     await ann.publish(WorkerState(False, 3.0, 9, "OperationalError", "ann"), {"inserted": 2, "known": 0})
     await bob.publish(WorkerState(True, 1.0, 12, None, "bob"), {"inserted": 3})
-    assert await board.read() == WorkerState(True, 3.0, 12, "OperationalError", "ann, bob")
+    assert await states.read() == WorkerState(True, 3.0, 12, "OperationalError", "ann, bob")
     assert in_sqlite.metrics.registry.get_sample_value("gkt_usage_receipts", {"result": "inserted"}) == 5
     await ann.leave()
     await carl.join()
     assert carl.number == 1
-
-
-@pytest.mark.parametrize("same", [True, False], ids=["same", "beside"])
-async def test_the_archive_of_an_earlier_version_is_moved(outboxes: Outboxes, tmp_path: Path, same: bool) -> None:
-    """While its archiver still writes to it, and in a database of its own or in the same one."""
-    address = outboxes.address if same else f"sqlite:///{tmp_path}/gkt-archive.db"
-    old, both, late = receipts(50), receipts(20), receipts(5)
-    one = intent(created=int(time.time()))
-    true = msgspec.structs.replace(closed(guided()), id=one.id, tenant=one.tenant, created=one.created)
-    await outboxes.ledger.exchange([candidate(one)], [])
-    gone = await outboxes.abandon(one)
-    await asyncio.to_thread(make_archive, address, [*old, *both, gone])
-    await asyncio.to_thread(put_aside, address, "acme", b'{"id": "newer"}')
-    await outboxes.settle(*both)
-    moving = ArchiveImport(address)
-    try:
-        worker = await outboxes.worker(imports=[moving])
-
-        # A row that changes after it was taken stays, and is taken again.
-        taken = await moving.read(1_000)
-        assert len(taken) == 72
-        await outboxes.store.write(taken)
-        await asyncio.to_thread(add_to_archive, address, [true])
-        await moving.delete_read()
-        while await worker.round() == 0:
-            pass
-        await outboxes.check([*old, *both, true])
-
-        await asyncio.to_thread(add_to_archive, address, [*late, *old[:3]])
-        worker._due["import"] = 0.0
-        while await worker.round() == 0:
-            pass
-        await outboxes.check([*old, *both, true, *late])
-        assert await outboxes.store.count_unreadable() == 1
-        assert await moving.read(10) == []
-    finally:
-        await moving.close()
-
-
-async def test_an_import_takes_receipts_by_time_and_then_begins_anew(tmp_path: Path) -> None:
-    """It finds what was left, and what came since with an earlier time."""
-    address = f"sqlite:///{tmp_path}/gkt-archive.db"
-    told = [msgspec.structs.replace(one, created=one.created + place) for place, one in enumerate(receipts(5))]
-    await asyncio.to_thread(make_archive, address, told[4:0:-1])
-    moving = ArchiveImport(address)
-    try:
-        assert [msgspec.json.decode(one.raw)["id"] for one in await moving.read(2)] == [told[1].id, told[2].id]
-        # These are not deleted: the database failed.
-        assert len(await moving.read(2)) == 2
-        await moving.delete_read()
-        await asyncio.to_thread(add_to_archive, address, told[:1])
-        assert [msgspec.json.decode(one.raw)["id"] for one in await moving.read(9)] == [one.id for one in told[:3]]
-        await moving.delete_read()
-        assert await moving.read(9) == []
-    finally:
-        await moving.close()
-
-
-async def test_an_import_makes_no_file(tmp_path: Path) -> None:
-    moving = ArchiveImport(f"sqlite:///{tmp_path}/gkt-archive.db")
-    assert await moving.read(10) == []
-    await moving.close()
-    assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""The usage worker as users run it, in a process of its own: it is killed, stopped, and its disk is full."""
+"""The usage worker as users run it, in a separate process: it is killed, stopped, and its disk is full."""
 
 from __future__ import annotations
 
@@ -57,13 +57,13 @@ class Workers:
         return await board.read()
 
     async def until(self, true: Callable[[], Any], limit_s: float = 60.0) -> None:
-        give_up = asyncio.get_running_loop().time() + limit_s
+        deadline = asyncio.get_running_loop().time() + limit_s
         while not await true():
-            assert asyncio.get_running_loop().time() < give_up, self.log.read_text()
+            assert asyncio.get_running_loop().time() < deadline, self.log.read_text()
             await asyncio.sleep(0.05)
 
     async def pids(self) -> set[int]:
-        """Processes that log that they run."""
+        """Return the ids of processes that have logged their start."""
         lines = [json.loads(line) for line in self.log.read_text().splitlines()]
         return {line["pid"] for line in lines if line["event"] == "usage_worker"}
 
@@ -96,10 +96,10 @@ async def workers(redis_url: str, tmp_path: Path) -> AsyncIterator[Workers]:
 async def test_sigterm_writes_what_waits_and_leaves_with_0(workers: Workers) -> None:
     process = workers.start()
     await workers.until(workers.is_up)
-    told = [*receipts(3_000), *receipts(3_000, "beta")]
-    await workers.outboxes.settle(*told)
+    settled = [*receipts(3_000), *receipts(3_000, "beta")]
+    await workers.outboxes.settle(*settled)
     assert await workers.terminate(process) == 0
-    await workers.outboxes.check(told)
+    await workers.outboxes.check(settled)
     assert await workers.drained()
     assert (await workers.state()).by is None
 
@@ -108,8 +108,8 @@ async def test_sigterm_writes_what_waits_and_leaves_with_0(workers: Workers) -> 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("place", ["in_transaction", "before_acknowledgement"])
 async def test_a_killed_worker_loses_and_doubles_nothing(workers: Workers, place: str) -> None:
-    told = receipts(500)
-    await workers.outboxes.settle(*told)
+    settled = receipts(500)
+    await workers.outboxes.settle(*settled)
     process = workers.start("tests.usage.dying_worker", str(workers.config), place)
     assert await asyncio.to_thread(process.wait, 60) == -signal.SIGKILL
     assert await workers.outboxes.pending() == 500
@@ -117,19 +117,19 @@ async def test_a_killed_worker_loses_and_doubles_nothing(workers: Workers, place
     await workers.outboxes.settle(*(more := receipts(100)))
     second = workers.start("tests.usage.dying_worker", str(workers.config), "nowhere")
     await workers.until(workers.drained, 120)
-    await workers.outboxes.check([*told, *more])
+    await workers.outboxes.check([*settled, *more])
     assert await workers.terminate(second) == 0
 
 
 @pytest.mark.long
 @pytest.mark.timeout(300)
 async def test_two_workers_killed_at_random_write_each_once(workers: Workers) -> None:
-    told = []
+    settled = []
     processes = [workers.start(), workers.start()]
     await workers.until(workers.is_up)
     for turn in range(6):
         for _ in range(5):
-            told += (some := receipts(200))
+            settled += (some := receipts(200))
             await workers.outboxes.settle(*some)
             await asyncio.sleep(0.05)
         processes[turn % 2].kill()
@@ -137,7 +137,7 @@ async def test_two_workers_killed_at_random_write_each_once(workers: Workers) ->
         processes[turn % 2] = workers.start()
         await asyncio.sleep(1.5)
     await workers.until(workers.drained, 150)
-    await workers.outboxes.check(told)
+    await workers.outboxes.check(settled)
 
     async def both_run() -> bool:
         return {one.pid for one in processes} <= await workers.pids()
@@ -149,7 +149,7 @@ async def test_two_workers_killed_at_random_write_each_once(workers: Workers) ->
 @pytest.mark.long
 @pytest.mark.timeout(200)
 async def test_a_full_disk_is_waited_for(workers: Workers) -> None:
-    """No file may grow beyond a size, and then it may. Receipts wait in Redis."""
+    """A limit of the file size is set, and then removed. Receipts wait in Redis."""
 
     def limit() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -157,10 +157,10 @@ async def test_a_full_disk_is_waited_for(workers: Workers) -> None:
 
     process = workers.start(preexec_fn=limit)
     await workers.until(workers.is_up)
-    told = []
+    settled = []
 
     async def full() -> bool:
-        told.extend(some := receipts(500))
+        settled.extend(some := receipts(500))
         await workers.outboxes.settle(*some)
         await asyncio.sleep(0.3)
         return (await workers.state()).error is not None
@@ -171,7 +171,7 @@ async def test_a_full_disk_is_waited_for(workers: Workers) -> None:
     assert state.error == "OperationalError"
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     await workers.until(workers.drained)
-    await workers.outboxes.check(told)
+    await workers.outboxes.check(settled)
     await workers.until(workers.is_up)
     assert await workers.terminate(process) == 0
 
@@ -186,22 +186,22 @@ async def test_a_postgres_that_stops_for_a_while_is_waited_for(redis_url: str, t
             try:
                 process = workers.start()
                 await workers.until(workers.is_up)
-                told = receipts(300)
-                await outboxes.settle(*told)
+                settled = receipts(300)
+                await outboxes.settle(*settled)
                 await workers.until(workers.drained)
                 await asyncio.to_thread(server.stop)
-                told += (more := receipts(300))
+                settled += (more := receipts(300))
                 await outboxes.settle(*more)
 
                 async def is_down() -> bool:
                     return (await workers.state()).up is False
 
                 await workers.until(is_down)
-                told += (more := receipts(300))
+                settled += (more := receipts(300))
                 await outboxes.settle(*more)
                 await asyncio.to_thread(server.start)
                 await workers.until(workers.drained)
-                await outboxes.check(told)
+                await outboxes.check(settled)
                 assert await workers.terminate(process) == 0
             finally:
                 workers.close()
@@ -231,11 +231,13 @@ def test_only_the_sections_of_the_worker_are_checked(tmp_path: Path) -> None:
     assert [one.field for one in error.value.mistakes] == ["usage.keep", "usage.kept", "redis.prefix"]
 
 
-@pytest.mark.parametrize(("content", "said"), [({}, "redis.url is embedded"), (None, "There is no")])
-def test_what_cannot_start_says_why(tmp_path: Path, content: Any, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("content", "message"), [({}, "redis.url is embedded"), (None, "There is no")])
+def test_what_cannot_start_says_why(
+    tmp_path: Path, content: Any, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("GKT_REDIS_URL", raising=False)
     file = tmp_path / "config.yaml"
     if content is not None:
         YAML().dump(content, file)
-    with pytest.raises(StartupError, match=said):
+    with pytest.raises(StartupError, match=message):
         usage_worker(file)
