@@ -102,7 +102,7 @@ class Ledger:
 
         Args:
             draft: gets the request and its reservation.
-            asked: the validated request.
+            request: the validated request.
             plans: the possible plans by kind, the most expensive first.
             scopes: the scopes that count the request.
             on_failure: the action while Redis is down.

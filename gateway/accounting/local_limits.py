@@ -98,7 +98,7 @@ class LocalLimits:
         self._remainders: OrderedDict[_Name, _Remainder] = OrderedDict()
         self._uses: dict[_Name, _Use] = {}
         self._holds: dict[str, _Hold] = {}
-        self._counted_in_redis: list[str] = []
+        self._pending_release: list[str] = []
         self._down_since_s: float | None = None
         self._settled_s: float | None = None  # set while Redis is up and other processes may not have reported to it
 
@@ -169,7 +169,7 @@ class LocalLimits:
         if not self._holds:
             return
         if self._down_since_s is not None:
-            self._counted_in_redis += [one for one in ids if one in self._holds]
+            self._pending_release += [one for one in ids if one in self._holds]
             return
         for one in ids:
             hold = self._holds.pop(one, None)
@@ -182,7 +182,7 @@ class LocalLimits:
     def lost(self, request_id: str) -> None:
         """Stop counting a request when Redis is up again. Its receipt is lost, so Redis will never count it."""
         if request_id in self._holds:
-            self._counted_in_redis.append(request_id)
+            self._pending_release.append(request_id)
 
     def fail(self) -> None:
         """Restart the settling period: Redis is down again."""
@@ -197,7 +197,7 @@ class LocalLimits:
         if now_s < self._settled_s:
             return
         self._down_since_s = self._settled_s = None
-        lost, self._counted_in_redis = self._counted_in_redis, []
+        lost, self._pending_release = self._pending_release, []
         self.release(lost)
         held = {name for hold in self._holds.values() for name in hold.names}
         self._uses = {name: use for name, use in self._uses.items() if name in held}

@@ -212,7 +212,7 @@ def test_nothing_is_kept_of_an_outage_that_is_over() -> None:
     one.limits.settle(ended.id, Decimal(1))
     one.limits.release([ended.id, running.id])
     one.back()
-    assert (one.limits._holds, one.limits._uses, one.limits._counted_in_redis) == ({}, {}, [])
+    assert (one.limits._holds, one.limits._uses, one.limits._pending_release) == ({}, {}, [])
     without = Alone()
     plain = asks("1", Scope("tenant", 5, 0, 0))
     assert without.admits(plain)
