@@ -121,10 +121,10 @@ def chat(**more: Any) -> ChatRequest:
     return ChatRequest(body={"messages": MESSAGES} | more.pop("body", {}), model="chat", **(facts | more))
 
 
-def intent(owner: str = "ann", **more: Any) -> Intent:
+def intent(process_id: str = "ann", **more: Any) -> Intent:
     """Return the intent of a guided request that process `owner` admitted."""
     one = draft(plan())
-    return msgspec.structs.replace(intend(one, one.plan, worst_case(one.plan, chat(), PRICES), owner), **more)
+    return msgspec.structs.replace(intend(one, one.plan, worst_case(one.plan, chat(), PRICES), process_id), **more)
 
 
 def candidate(one: Intent, *scopes: Scope, force: bool = False) -> AdmissionRequest:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def budget(
-    most: str,
+    max_usd: str,
     *,
     soft: str | None = None,
     period: BudgetDuration | None = None,
@@ -34,7 +34,7 @@ def budget(
 ) -> Scope:
     period = period or BudgetDuration(1, "mo")
     terms = BudgetTerms(
-        picodollars(Decimal(most)),
+        picodollars(Decimal(max_usd)),
         "" if soft is None else picodollars(Decimal(soft)),
         period.unit,
         period.count,
@@ -60,22 +60,22 @@ class Purse:
         return msgspec.structs.replace(intent(by), reserved_usd=Decimal(usd), charges=charges)
 
     async def tell(
-        self, *asked: AdmissionRequest, settled: tuple[Settlement, ...] = (), by: str = "ann"
+        self, *requests: AdmissionRequest, settled: tuple[Settlement, ...] = (), by: str = "ann"
     ) -> ExchangeResult:
-        brought = await self.processes[by].exchange(asked, settled)
-        self.events += [(one.scope.name, one.event.kind) for one in brought.events]
-        return brought
+        result = await self.processes[by].exchange(requests, settled)
+        self.events += [(one.scope.name, one.event.kind) for one in result.events]
+        return result
 
     async def ask(self, usd: str, *scopes: Scope, by: str = "ann", force: bool = False) -> AdmissionVerdict:
         self.last = self.request(usd, *scopes, by=by)
-        brought = await self.tell(AdmissionRequest(scopes, (Variant(1, self.last),), force), by=by)
-        return brought.verdicts[self.last.id][0]
+        result = await self.tell(AdmissionRequest(scopes, (Variant(1, self.last),), force), by=by)
+        return result.verdicts[self.last.id][0]
 
     async def choose(self, usd: dict[int, str], *scopes: Scope) -> int:
         """Return the kind of plan that is admitted, given the cost of each kind; 0: none."""
         base = self.request("0", *scopes)
         variants = tuple(
-            Variant(kind, msgspec.structs.replace(base, reserved_usd=Decimal(most))) for kind, most in usd.items()
+            Variant(kind, msgspec.structs.replace(base, reserved_usd=Decimal(max_usd))) for kind, max_usd in usd.items()
         )
         verdict = (await self.tell(AdmissionRequest(scopes, variants))).verdicts[base.id][0]
         if verdict.variant:

@@ -39,15 +39,22 @@ def own(tokenizer: str) -> dict[str, Encoding]:
     return ENCODINGS | {"big": Encoding(tokenizer, own=True)}
 
 
-def said(text: str, tokenizer: str = "cl100k_base", model: str = "small", read: int = 150) -> EngineCall:
+def counted_call(text: str, tokenizer: str = "cl100k_base", model: str = "small", read: int = 150) -> EngineCall:
     """Return a call whose engine counts its output with that tokenizer."""
     return call(model, read, count_text(tokenizer, text), text=StringIO(text))
 
 
-def told(rest: str = REST, opening: str = OPENING, tokenizer: str = "cl100k_base", **more: Any) -> ReceiptBuilder:
+def answered_request(
+    rest: str = REST, start_text: str = OPENING, tokenizer: str = "cl100k_base", **more: Any
+) -> ReceiptBuilder:
     """`big` wrote the guidance and counts with `tokenizer`. `small` finished it and counts with cl100k_base."""
-    kept = count_text(tokenizer, opening)
-    facts = {"teacher": call("big", 100, kept), "student": said(rest), "kept_tokens": kept, "guidance_text": opening}
+    kept_count = count_text(tokenizer, start_text)
+    facts = {
+        "teacher": call("big", 100, kept_count),
+        "student": counted_call(rest),
+        "kept_tokens": kept_count,
+        "guidance_text": start_text,
+    }
     return guided(**(facts | more))
 
 
@@ -69,14 +76,14 @@ def test_a_student_that_is_the_baseline_counts_for_itself_though_a_teacher_faile
 @pytest.mark.parametrize("name", [name for name in TEXTS if len(TEXTS[name]) < 3_000])
 def test_the_truth_lies_within_the_stated_error(name: str, tokenizer: str) -> None:
     """The error covers the truth as an estimate, and more narrowly with the model's own tokenizer."""
-    opening, rest = TEXTS[name][:40], TEXTS[name][40:]
-    one = told(rest, opening, tokenizer)
-    truth = BIG.input_usd * 100 + BIG.output_usd * count_text(tokenizer, opening + rest)
+    start_text, rest = TEXTS[name][:40], TEXTS[name][40:]
+    one = answered_request(rest, start_text, tokenizer)
+    truth = BIG.input_usd * 100 + BIG.output_usd * count_text(tokenizer, start_text + rest)
     estimate = closed(one)
     assert (estimate.baseline_basis, estimate.baseline_estimated) == ("estimate" if rest else "engine", bool(rest))
     assert estimate.baseline_error_usd is not None
     assert abs(estimate.baseline_usd - truth) <= estimate.baseline_error_usd
-    again = told(rest, opening, tokenizer).close("ok", PRICES, own(tokenizer))
+    again = answered_request(rest, start_text, tokenizer).close("ok", PRICES, own(tokenizer))
     assert again.baseline_error_usd is not None
     assert again.baseline_error_usd <= estimate.baseline_error_usd
     assert abs(again.baseline_usd - truth) <= again.baseline_error_usd
@@ -84,7 +91,7 @@ def test_the_truth_lies_within_the_stated_error(name: str, tokenizer: str) -> No
 
 def test_the_answer_is_counted_in_the_baseline_models_own_tokenizer_where_that_is_known() -> None:
     tokenizer = bundled()[-1]
-    receipt = told().close("ok", PRICES, own(tokenizer))
+    receipt = answered_request().close("ok", PRICES, own(tokenizer))
     counted = count_text(tokenizer, OPENING + REST)
     assert (receipt.baseline_basis, receipt.baseline_estimated) == ("tokenizer", False)
     assert receipt.baseline_usd == BIG.input_usd * 100 + BIG.output_usd * counted
@@ -95,7 +102,7 @@ def test_the_answer_is_counted_in_the_baseline_models_own_tokenizer_where_that_i
 def test_a_prompt_that_the_baseline_model_did_not_read_is_counted_in_its_own_tokenizer() -> None:
     tokenizer = bundled()[-1]
     read = count_messages("cl100k_base", MESSAGES)
-    one = draft(plan("student"), student=said(REST, read=read))
+    one = draft(plan("student"), student=counted_call(REST, read=read))
     receipt = one.close("ok", PRICES, own(tokenizer))
     prompt, answer = count_messages(tokenizer, MESSAGES), count_text(tokenizer, REST)
     assert receipt.baseline_basis == "tokenizer"
@@ -113,9 +120,9 @@ def test_the_baseline_does_not_read_what_a_projection_adds_to_the_prompt(name: s
     tokenizer = bundled()[0]
     counted = count_text(tokenizer, instruction)
     exact = BIG.input_usd * (100 - counted) + BIG.output_usd * count_text(tokenizer, OPENING + REST)
-    receipt = told(tokenizer=tokenizer, **shown).close("ok", PRICES, own(tokenizer))
+    receipt = answered_request(tokenizer=tokenizer, **shown).close("ok", PRICES, own(tokenizer))
     assert (receipt.baseline_usd, receipt.baseline_basis) == (exact, "tokenizer")
-    estimate = closed(told(tokenizer=tokenizer, **shown))
+    estimate = closed(answered_request(tokenizer=tokenizer, **shown))
     assert estimate.baseline_error_usd is not None
     assert abs(estimate.baseline_usd - exact) <= estimate.baseline_error_usd
 
@@ -124,20 +131,22 @@ def primed(
     messages: list[dict[str, Any]], tokenizer: str, projection: Projection = PRIMED, **more: Any
 ) -> ReceiptBuilder:
     """`big` read exemplars before the caller's chat. It counts with `tokenizer` and three template tokens per turn."""
-    asked = teacher_messages(projection, messages)
-    read = count_messages(tokenizer, asked) - len(asked)
-    kept = count_text(tokenizer, OPENING)
+    sent = teacher_messages(projection, messages)
+    read = count_messages(tokenizer, sent) - len(sent)
+    kept_count = count_text(tokenizer, OPENING)
     base = plan()
     assert base.guidance is not None
     facts = {
         "plan": structs.replace(base, guidance=structs.replace(base.guidance, projection=projection)),
         "teacher": EngineCall(
-            "big", asked, TokenUsage(read, kept, more.pop("cached", 0), cache_write_input_tokens=more.pop("stored", 0))
+            "big",
+            sent,
+            TokenUsage(read, kept_count, more.pop("cached", 0), cache_write_input_tokens=more.pop("stored", 0)),
         ),
         "student": EngineCall(
-            "small", messages, TokenUsage(count_messages("cl100k_base", messages) + kept, 30), StringIO(REST)
+            "small", messages, TokenUsage(count_messages("cl100k_base", messages) + kept_count, 30), StringIO(REST)
         ),
-        "kept_tokens": kept,
+        "kept_tokens": kept_count,
         "guidance_text": OPENING,
     }
     return guided(**(facts | more))
@@ -203,7 +212,7 @@ def test_of_a_raw_prompt_no_exemplars_are_counted_out() -> None:
     assert (
         closed(one).baseline_usd
         == closed(
-            told(student=None, complete=True, teacher=call("big", 100, 10), kept_tokens=one.kept_tokens)
+            answered_request(student=None, complete=True, teacher=call("big", 100, 10), kept_tokens=one.kept_tokens)
         ).baseline_usd
     )
 
@@ -215,20 +224,22 @@ def test_a_baseline_that_finished_the_answer_does_not_read_the_guidance(placemen
     added = projection.introduction.replace("{guidance}", OPENING) if placement == "context" else OPENING
     tokenizer = "cl100k_base"
     read = 100 + count_text(tokenizer, added) + (4 if placement == "prefix" else 0)
-    one = told(student=said(REST, read=read), plan=plan(placement=placement, baseline="small"))
+    one = answered_request(student=counted_call(REST, read=read), plan=plan(placement=placement, baseline="small"))
     encodings = ENCODINGS | {"small": Encoding(tokenizer, own=True)}
     receipt = one.close("ok", PRICES, encodings)
     answer = count_text(tokenizer, OPENING + REST if placement == "prefix" else REST)
     exact = PRICES["small"].input_usd * 100 + PRICES["small"].output_usd * answer
     assert (receipt.baseline_usd, receipt.baseline_basis) == (exact, "tokenizer")
-    estimate = closed(told(student=said(REST, read=read), plan=plan(placement=placement, baseline="small")))
+    estimate = closed(
+        answered_request(student=counted_call(REST, read=read), plan=plan(placement=placement, baseline="small"))
+    )
     assert estimate.baseline_error_usd is not None
     assert abs(estimate.baseline_usd - exact) <= estimate.baseline_error_usd
 
 
 def test_an_opening_that_the_student_repeats_is_counted_once() -> None:
     tokenizer = bundled()[-1]
-    one = told(student=call("small", 150, count_text("cl100k_base", REST), text=StringIO(OPENING + REST)))
+    one = answered_request(student=call("small", 150, count_text("cl100k_base", REST), text=StringIO(OPENING + REST)))
     receipt = one.close("ok", PRICES, own(tokenizer))
     assert receipt.baseline_usd == BIG.input_usd * 100 + BIG.output_usd * count_text(tokenizer, OPENING + REST)
 
@@ -236,11 +247,11 @@ def test_an_opening_that_the_student_repeats_is_counted_once() -> None:
 def test_what_was_written_beside_the_words_makes_the_baseline_an_estimate() -> None:
     """Only the engine counts hidden reasoning, and tools and images in a prompt."""
     tokenizer = bundled()[-1]
-    thinking = told(student=call("small", 150, 5_000, text=StringIO(REST)))
+    thinking = answered_request(student=call("small", 150, 5_000, text=StringIO(REST)))
     receipt = thinking.close("ok", PRICES, own(tokenizer))
     assert receipt.baseline_basis == "estimate"
     assert receipt.baseline_usd >= BIG.output_usd * 5_000
-    tools = draft(plan("student"), student=said(REST, read=4_000))
+    tools = draft(plan("student"), student=counted_call(REST, read=4_000))
     receipt = tools.close("ok", PRICES, own(tokenizer))
     assert receipt.baseline_basis == "estimate"
     assert receipt.baseline_usd >= BIG.input_usd * 4_000
@@ -265,7 +276,9 @@ def test_what_may_have_been_written_and_never_came_is_in_the_error() -> None:
 def test_a_very_long_answer_stays_an_estimate() -> None:
     """Counting it would take too long."""
     long = "a story " * (MAX_COUNTED_CHARS // 8 + 1)
-    receipt = told(student=call("small", 150, 12_000, text=StringIO(long))).close("ok", PRICES, own(bundled()[-1]))
+    receipt = answered_request(student=call("small", 150, 12_000, text=StringIO(long))).close(
+        "ok", PRICES, own(bundled()[-1])
+    )
     assert receipt.baseline_basis == "estimate"
 
 
@@ -294,7 +307,7 @@ def test_who_may_not_see_costs_does_not_see_the_error_either() -> None:
 def test_rows_add_the_errors_up_and_what_each_engine_was_paid() -> None:
     """Failed calls are included. Removing a receipt leaves nothing behind. A shadow saves nothing."""
     failed = guided(failed=[FailedCall("other", "engine_timeout", call("huge", 10, 1))])
-    receipts = [closed(one) for one in (failed, told(), draft(plan("teacher"), teacher=call("big", 9, 9)))]
+    receipts = [closed(one) for one in (failed, answered_request(), draft(plan("teacher"), teacher=call("big", 9, 9)))]
     whole, halves = SumRow(), [SumRow(), SumRow()]
     for place, receipt in enumerate(receipts):
         whole.add(receipt)

@@ -52,8 +52,8 @@ def test_what_one_tokenizer_counts_lies_within_the_bound_of_every_others(name: s
     assert len(set(counted.values())) > 1 or name == "a word", "nothing is tried where all agree"
     extent = TextSize.of([text])
     outside = [
-        (said, true)
-        for (said, many), (true, few) in itertools.permutations(counted.items(), 2)
+        (tokenizer, other)
+        for (tokenizer, many), (other, few) in itertools.permutations(counted.items(), 2)
         if abs(many - few) > token_error(many, extent)
     ]
     assert outside == []

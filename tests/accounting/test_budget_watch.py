@@ -77,21 +77,21 @@ async def purse(redis_url: str) -> AsyncIterator[Purse]:
 async def test_limit_spent_and_left_are_those_of_redis(purse: Purse, redis_url: str) -> None:
     """The remainder excludes reservations and includes a raise."""
     metrics, budgets = Metrics(), Budgets(purse.redis, purse.keys)
-    watching = watch(redis_url, budgets, ACME, GLOBEX, metrics=metrics)
-    assert await watching.read_budgets() == {"acme": BudgetFigures(2.0, 0.0, 2.0)}
+    monitor = watch(redis_url, budgets, ACME, GLOBEX, metrics=metrics)
+    assert await monitor.read_budgets() == {"acme": BudgetFigures(2.0, 0.0, 2.0)}
     await purse.ask("0.5", OWN)
     await purse.settle(purse.last, "0.25")
     await purse.ask("0.75", OWN)
-    assert await watching.read_budgets() == {"acme": BudgetFigures(2.0, 0.25, 1.0)}
+    assert await monitor.read_budgets() == {"acme": BudgetFigures(2.0, 0.25, 1.0)}
     (seconds, _) = await purse.redis.time()
     await budgets.put_raise(Account("acme", OWN), Raise(Decimal(3), seconds + 60))
-    assert await watching.read_budgets() == {"acme": BudgetFigures(5.0, 0.25, 4.0)}
+    assert await monitor.read_budgets() == {"acme": BudgetFigures(5.0, 0.25, 4.0)}
 
 
 async def test_the_defaults_of_config_yaml_are_budgets_too(purse: Purse, redis_url: str) -> None:
     defaults = Defaults(budget=BudgetRule(max_budget=Decimal(7)))
-    watching = watch(redis_url, Budgets(purse.redis, purse.keys), ACME, GLOBEX, metrics=Metrics(), defaults=defaults)
-    assert {tenant: one.limit_usd for tenant, one in (await watching.read_budgets()).items()} == {
+    monitor = watch(redis_url, Budgets(purse.redis, purse.keys), ACME, GLOBEX, metrics=Metrics(), defaults=defaults)
+    assert {tenant: one.limit_usd for tenant, one in (await monitor.read_budgets()).items()} == {
         "acme": 2.0,
         "globex": 7.0,
     }
@@ -99,8 +99,8 @@ async def test_the_defaults_of_config_yaml_are_budgets_too(purse: Purse, redis_u
 
 async def test_tenants_beyond_the_bound_of_series_are_not_looked_at(purse: Purse, redis_url: str) -> None:
     many = [TenantPolicy(tenant=f"t{n}", routes=ROUTES, budget=BudgetRule(max_budget=Decimal(1))) for n in range(250)]
-    watching = watch(redis_url, Budgets(purse.redis, purse.keys), *many, metrics=Metrics(max_tenants=210))
-    assert set(await watching.read_budgets()) == {f"t{n}" for n in range(210)}
+    monitor = watch(redis_url, Budgets(purse.redis, purse.keys), *many, metrics=Metrics(max_tenants=210))
+    assert set(await monitor.read_budgets()) == {f"t{n}" for n in range(210)}
 
 
 async def test_what_is_seen_is_shown_and_goes_when_redis_does(
@@ -129,10 +129,10 @@ async def test_what_is_left_is_learned_for_when_redis_is_away(purse: Purse, redi
     local, now_s = LocalLimits(lambda: 1, lambda: 0.0), asyncio.get_running_loop().time()
     used, other = budget("4", name="key:used"), budget("4", name="key:other")
     local.learn("acme", used, 0, now_s)
-    watching = watch(redis_url, Budgets(purse.redis, purse.keys), ACME, metrics=Metrics(), local=local)
+    monitor = watch(redis_url, Budgets(purse.redis, purse.keys), ACME, metrics=Metrics(), local=local)
     await purse.ask("1", OWN, used)
-    await watching.read_budgets()
-    await watching.refresh()
+    await monitor.read_budgets()
+    await monitor.refresh()
 
     def fits(usd: str, scope: Scope) -> bool:
         one = msgspec.structs.replace(intent(), reserved_usd=Decimal(usd))

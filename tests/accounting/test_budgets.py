@@ -208,8 +208,8 @@ async def test_periods_are_those_of_the_calendar(purse: Purse, period: BudgetDur
     await purse.ask("0.1", budget("1", period=period))
     held = await purse.redis.hget(purse.keys.scope("acme", "tenant")[2], "period")
     now = datetime.now(UTC)
-    wanted = {f"{period.unit}{period.count}:{number(at)}" for at in (now, now - timedelta(seconds=5))}  # type: ignore[operator]
-    assert held.decode() in wanted
+    expected = {f"{period.unit}{period.count}:{number(at)}" for at in (now, now - timedelta(seconds=5))}  # type: ignore[operator]
+    assert held.decode() in expected
 
 
 async def test_a_rolling_budget_comes_back_as_its_spending_getsolder(purse: Purse) -> None:
@@ -324,7 +324,7 @@ async def look(purse: Purse, *scopes: Scope) -> list[Balance]:
     return await Budgets(purse.redis, purse.keys).read([Account("acme", scope) for scope in scopes])
 
 
-async def kept(purse: Purse) -> dict[bytes, bytes]:
+async def stored_data(purse: Purse) -> dict[bytes, bytes]:
     """Return all data of these budgets in Redis, byte for byte."""
     names = sorted(await purse.redis.keys(f"*{purse.keys.prefix}:*"))
     return {name: await purse.redis.dump(name) for name in names}
@@ -340,9 +340,9 @@ async def test_to_look_tells_what_the_script_counts_and_changes_nothing(purse: P
     await purse.ask("0.6", month, hours)
     await purse.settle(purse.last, "0.123456789012")
     await purse.ask("0.25", month, hours)
-    before = await kept(purse)
+    before = await stored_data(purse)
     balances = await look(purse, unused, hours, month)
-    assert await kept(purse) == before
+    assert await stored_data(purse) == before
     spent, reserved = Decimal("0.123456789012"), Decimal("0.25")
     assert [(one.spent_usd, one.reserved_usd, one.left_usd) for one in balances] == [
         (0, 0, Decimal("3.5")),

@@ -45,33 +45,33 @@ def test_prompts_and_inputs_stand_as_they_were_sent(body: dict[str, Any], asked:
 
 
 def test_a_stream_is_put_together() -> None:
-    heard = content(prompt="x")
-    heard.add([chunk(role="assistant", content="A ship"), chunk(content=" sails")])
-    heard.add([chunk(content=".")])
-    heard.add([{"choices": [], "usage": {}}])
-    assert heard.as_dict()["answered"] == "A ship sails."
+    logged = content(prompt="x")
+    logged.add([chunk(role="assistant", content="A ship"), chunk(content=" sails")])
+    logged.add([chunk(content=".")])
+    logged.add([{"choices": [], "usage": {}}])
+    assert logged.as_dict()["answered"] == "A ship sails."
 
 
 def test_a_raw_answer_is_heard() -> None:
-    heard = content(prompt="x")
-    heard.add([{"choices": [{"index": 0, "text": "A ship"}]}, {"choices": [{"index": 0, "text": " sails."}]}])
-    assert heard.as_dict()["answered"] == "A ship sails."
+    logged = content(prompt="x")
+    logged.add([{"choices": [{"index": 0, "text": "A ship"}]}, {"choices": [{"index": 0, "text": " sails."}]}])
+    assert logged.as_dict()["answered"] == "A ship sails."
 
 
 def test_thoughts_refusals_and_calls_of_tools_are_part_of_an_answer() -> None:
     calls = [{"index": 0, "function": {"name": "look", "arguments": '{"at": 1}'}}]
-    heard = content(prompt="x")
-    heard.add([whole("Well.", reasoning_content="Hm.", tool_calls=calls)])
-    assert heard.as_dict()["answered"] == '(thinks) Hm.\n(answers) Well.\n(calls) look {"at": 1}'
+    logged = content(prompt="x")
+    logged.add([whole("Well.", reasoning_content="Hm.", tool_calls=calls)])
+    assert logged.as_dict()["answered"] == '(thinks) Hm.\n(answers) Well.\n(calls) look {"at": 1}'
     refused = content(prompt="x")
     refused.add([whole(None, refusal="No.")])
     assert refused.as_dict()["answered"] == "(refuses) No."
 
 
 def test_several_answers_are_told_apart() -> None:
-    heard = content(prompt="x")
-    heard.add([chunk(1, content="b"), chunk(0, content="a"), chunk(1, content="B")])
-    assert heard.as_dict()["answered"] == "(choice 0) a\n(choice 1) bB"
+    logged = content(prompt="x")
+    logged.add([chunk(1, content="b"), chunk(0, content="a"), chunk(1, content="B")])
+    assert logged.as_dict()["answered"] == "(choice 0) a\n(choice 1) bB"
 
 
 @pytest.mark.parametrize("letter", ["x", "é", "\N{GRINNING FACE}"])
@@ -107,6 +107,6 @@ def test_what_has_many_parts_or_is_deep_is_cut_too() -> None:
 
 
 def test_text_that_is_no_unicode_can_be_written() -> None:
-    heard = content(prompt="\ud800")
-    heard.add([whole("\udfff")])
-    assert heard.as_dict() == {"asked": "?", "answered": "?"}
+    logged = content(prompt="\ud800")
+    logged.add([whole("\udfff")])
+    assert logged.as_dict() == {"asked": "?", "answered": "?"}

@@ -138,12 +138,12 @@ def test_more_than_was_asked_for_is_refused_and_the_limit_named() -> None:
 def test_no_device_reports_an_answer_that_its_baseline_could_not_write() -> None:
     """A request without a limit has the largest possible answer as its limit."""
     unlimited, long = given(terms=CloseTerms(TERMS.by, None)), replace(USAGE, output_tokens=5000)
-    most = EngineMaxima({"big": 4999}, {})
+    maxima = EngineMaxima({"big": 4999}, {})
     with pytest.raises(InvalidRequest, match="exceeds the largest possible answer, 4999 tokens"):
-        check_report(unlimited, long, most)
+        check_report(unlimited, long, maxima)
     with pytest.raises(InvalidRequest, match="exceeds the largest possible answer, 4999 tokens"):
-        offline_receipt("acme", "ci", ROUTE, replace(OFFLINE, usage=long), PRICES["big"], NOW, 60, most)
-    check_report(unlimited, replace(USAGE, output_tokens=4999), most)
+        offline_receipt("acme", "ci", ROUTE, replace(OFFLINE, usage=long), PRICES["big"], NOW, 60, maxima)
+    check_report(unlimited, replace(USAGE, output_tokens=4999), maxima)
 
 
 def test_of_a_whole_answer_there_is_nothing_to_report() -> None:

@@ -52,12 +52,12 @@ def report() -> Receipt:
 async def test_of_many_that_report_at_once_to_two_processes_one_is_written(desk: Desk) -> None:
     one = report()
     other = msgspec.structs.replace(one, finish_reason="length")
-    tries = [book.write(told, BY) for book in (desk.ann, desk.bob) for told in (one, other) for _ in range(5)]
+    tries = [book.write(version, BY) for book in (desk.ann, desk.bob) for version in (one, other) for _ in range(5)]
     outcomes = await asyncio.gather(*tries)
     assert sorted(outcomes) == ["closed"] * 19 + ["written"]
     (posted,) = await desk.posted()
-    kept: Any = await desk.redis.get(desk.keys.receipt("acme", one.id))
-    assert Receipt.from_json(kept) == posted
+    stored: Any = await desk.redis.get(desk.keys.receipt("acme", one.id))
+    assert Receipt.from_json(stored) == posted
 
 
 async def test_a_report_can_be_asked_for_and_its_tenant_is_known_to_who_adds_up(desk: Desk) -> None:

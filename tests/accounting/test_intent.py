@@ -125,11 +125,11 @@ def test_each_choice_may_be_as_long_as_the_limit() -> None:
 def test_without_a_limit_the_largest_answer_of_the_engine_is_reserved_for() -> None:
     """An unknown maximum is the default, which is marked as a lower bound."""
     one, asked = structs.replace(plan("student"), max_tokens=None), chat(body={"n": 2})
-    for most, tokens, at_least in (
+    for maxima, tokens, at_least in (
         (EngineMaxima({"small": 4096}, {}), 8192, False),
         (unknown_max_output, 2 * DEFAULT_MAX_OUTPUT_TOKENS, True),
     ):
-        share = intend(draft(one), one, worst_case(one, asked, PRICES, most), "ann").student
+        share = intend(draft(one), one, worst_case(one, asked, PRICES, maxima), "ann").student
         assert share is not None
         assert (share.output_tokens, share.at_least) == (tokens, at_least)
 

@@ -139,18 +139,18 @@ def written() -> draft_module.ReceiptBuilder:
 async def test_a_baseline_is_counted_behind_the_reply_and_off_the_event_loop(recounting: list[int]) -> None:
     """A reply without a baseline does not wait for the count. All other fields equal the preliminary receipt."""
     books, one = tokenizing(), written()
-    told = await books.ledger.close(one, shown=False)
-    assert (one.receipt, recounting, told.baseline_basis) == (None, [], "estimate")
+    preliminary = await books.ledger.close(one, shown=False)
+    assert (one.receipt, recounting, preliminary.baseline_basis) == (None, [], "estimate")
     books.ledger.settle(one, "ok")
     assert books.store.receipts == []
     assert await books.tasks.drain(5) == 0
-    (kept,) = books.store.receipts
-    assert kept.baseline_basis == "tokenizer"
-    assert kept.baseline_error_usd is not None
-    assert told.baseline_error_usd is not None
-    assert kept.baseline_error_usd < told.baseline_error_usd
+    (stored,) = books.store.receipts
+    assert stored.baseline_basis == "tokenizer"
+    assert stored.baseline_error_usd is not None
+    assert preliminary.baseline_error_usd is not None
+    assert stored.baseline_error_usd < preliminary.baseline_error_usd
     same = {"baseline_basis", "baseline_error_usd", "baseline_usd", "baseline_estimated", "savings_usd"}
-    assert all(getattr(kept, name) == getattr(told, name) for name in set(kept.__struct_fields__) - same)
+    assert all(getattr(stored, name) == getattr(preliminary, name) for name in set(stored.__struct_fields__) - same)
     assert recounting
     assert threading.get_ident() not in recounting
 

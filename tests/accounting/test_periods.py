@@ -14,7 +14,7 @@ from gateway.accounting.periods import period_end, period_id
 
 # The longest budgets (config/limits.py), and lengths that divide no larger unit.
 LONGEST = {"h": 8784, "d": 366, "w": 52, "mo": 12}
-PERIODS = [(unit, count) for unit, most in LONGEST.items() for count in (1, 2, 5, most)]
+PERIODS = [(unit, count) for unit, longest in LONGEST.items() for count in (1, 2, 5, longest)]
 
 
 @pytest.mark.parametrize(
@@ -52,8 +52,8 @@ async def test_the_script_calls_a_period_the_same(redis_url: str) -> None:
         run = redis.register_script(script)
         for unit, count in PERIODS:
             for now_s in moments:
-                told = (await run(args=[now_s, unit, count])).decode()
-                assert period_id(unit, count, now_s) == told, (unit, count, now_s)
+                period = (await run(args=[now_s, unit, count])).decode()
+                assert period_id(unit, count, now_s) == period, (unit, count, now_s)
 
 
 @pytest.mark.parametrize(("unit", "count"), PERIODS)

@@ -58,9 +58,9 @@ def test_the_columns_of_an_export_do_too() -> None:
 
 
 def test_it_is_reserved_for_before_it_is_asked() -> None:
-    most, without = (worst_case(one, chat(), PRICES) for one in (PLAN, plan()))
-    assert most.likely_tokens == without.likely_tokens + 101
-    more = sum((one.cost_usd for one in most.more), Decimal(0)) - sum(
+    with_probe, without = (worst_case(one, chat(), PRICES) for one in (PLAN, plan()))
+    assert with_probe.likely_tokens == without.likely_tokens + 101
+    more = sum((one.cost_usd for one in with_probe.more), Decimal(0)) - sum(
         (one.cost_usd for one in without.more), Decimal(0)
     )
     probe = probed().probe
@@ -69,10 +69,10 @@ def test_it_is_reserved_for_before_it_is_asked() -> None:
 
 
 def test_a_receipt_of_an_earlier_version_reads_as_one_without() -> None:
-    told = msgspec.json.decode(probed().to_json())
+    fields = msgspec.json.decode(probed().to_json())
     for name in ("length", "probe"):
-        del told[name]
-    one = Receipt.from_json(msgspec.json.encode(told))
+        del fields[name]
+    one = Receipt.from_json(msgspec.json.encode(fields))
     assert (one.length, one.probe) == (None, None)
     again = Receipt.from_json(probed().to_json())
     assert again.length is not None

@@ -31,8 +31,8 @@ class Shelf:
         self.ann = RedisLedger(redis, self.keys, "ann", TTL_S, LEASE_S)
         self.bob = RedisLedger(redis, self.keys, "bob", TTL_S, LEASE_S)
 
-    async def intents(self, owner: str = "ann", tenant: str = "acme") -> set[str]:
-        return {one.decode() for one in await self.redis.hkeys(self.keys.intents(tenant, owner))}
+    async def intents(self, process_id: str = "ann", tenant: str = "acme") -> set[str]:
+        return {one.decode() for one in await self.redis.hkeys(self.keys.intents(tenant, process_id))}
 
     async def receipt(self, one: Intent) -> Receipt | None:
         raw = await self.ann.receipt(one.tenant, one.id)
@@ -99,9 +99,9 @@ async def test_one_round_trip_serves_many_tenants(shelf: Shelf) -> None:
     await shelf.admit(*intents)
     await shelf.settle(*(truth(one) for one in intents[::3]))
     for tenant in ("acme", "globex", "initech"):
-        kept = await shelf.intents(tenant=tenant)
-        assert kept == {one.id for one in intents if one.tenant == tenant and one not in intents[::3]}
-        assert len(kept) == 2
+        stored = await shelf.intents(tenant=tenant)
+        assert stored == {one.id for one in intents if one.tenant == tenant and one not in intents[::3]}
+        assert len(stored) == 2
 
 
 async def test_a_script_that_redis_has_forgotten_is_told_again(shelf: Shelf) -> None:

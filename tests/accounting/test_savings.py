@@ -111,9 +111,9 @@ def test_savings_with_an_error_as_large_are_about_0(usd: str, error: str, text: 
 def test_a_reply_says_about_0_and_the_receipt_has_both_numbers() -> None:
     vague = msgspec.structs.replace(closed(guided()), baseline_error_usd=Decimal("0.002"))
     assert vague.facts(show_cost=True)["savings_usd"] == "about 0"
-    told = vague.as_dict()
-    assert (told["savings_usd"], told["baseline_error_usd"]) == ("0.001490000000", "0.002")
-    assert told["savings_about_zero"] is True
+    plain = vague.as_dict()
+    assert (plain["savings_usd"], plain["baseline_error_usd"]) == ("0.001490000000", "0.002")
+    assert plain["savings_about_zero"] is True
     assert not {"savings_usd", "savings_about_zero"} & vague.as_dict(show_cost=False).keys()
 
 

@@ -71,8 +71,11 @@ def test_a_prompt_that_nobody_counted_holds_all_of_its_body() -> None:
 
 
 def test_the_calls_of_an_assistant_are_a_part_of_the_prompt() -> None:
-    said = {"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": "word " * 500}}]}
-    share = student(chat(messages=[{"role": "user", "content": "Why?"}, said])).student
+    message_text = {
+        "role": "assistant",
+        "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": "word " * 500}}],
+    }
+    share = student(chat(messages=[{"role": "user", "content": "Why?"}, message_text])).student
     assert share is not None
     assert share.input_tokens > 500
 
@@ -230,19 +233,19 @@ def test_what_never_came_is_charged_up_to_the_limit() -> None:
 def test_without_a_limit_what_never_came_is_the_largest_answer_of_the_engine() -> None:
     """The engine's maximum where it is known. Otherwise the default, which it may exceed."""
     request, one = chat(n=2), structs.replace(plan("student"), max_tokens=None)
-    for most, tokens, at_least in (
+    for maxima, tokens, at_least in (
         (EngineMaxima({"small": 4096}, {}), 8192, False),
         (EngineMaxima({}, {}), 2 * DEFAULT_MAX_OUTPUT_TOKENS, True),
     ):
         lost = call("small", request, unbounded=True)
-        receipt = closed(draft(one, request=request, reserved=worst_case(one, request, PRICES, most), student=lost))
+        receipt = closed(draft(one, request=request, reserved=worst_case(one, request, PRICES, maxima), student=lost))
         assert receipt.student is not None
         assert (receipt.student.output_tokens, receipt.student.at_least) == (tokens, at_least)
 
 
 def test_the_configuration_goes_before_the_engine_and_that_before_the_list() -> None:
-    most = EngineMaxima({"a": 1, "b": None}, {"a": 3, "b": 3, "c": 3}, {"a": 2, "b": 2}.get)
-    assert [most(name) for name in "abcd"] == [
+    maxima = EngineMaxima({"a": 1, "b": None}, {"a": 3, "b": 3, "c": 3}, {"a": 2, "b": 2}.get)
+    assert [maxima(name) for name in "abcd"] == [
         MaxOutput(1),
         MaxOutput(2),
         MaxOutput(3),
@@ -324,12 +327,12 @@ def test_no_request_is_charged_more_than_it_reserved(made: tuple[ReceiptBuilder,
 
 @given(words, words, words, st.sampled_from(["o200k_base", "cl100k_base", "p50k_base"]), st.booleans())
 def test_unknown_usage_is_never_charged_less_than_the_engine_counted(
-    said: str, described: str, answer: str, tokenizer: str, counts: bool
+    message_text: str, described: str, answer: str, tokenizer: str, counts: bool
 ) -> None:
     """The engine has its own tokenizer and template, and reads tools as JSON."""
     tools = [{"type": "function", "function": {"name": "f", "description": described}}]
-    request = chat(messages=[{"role": "user", "content": "?" + said}], tools=tools, max_tokens=5000)
-    prompt = f"<|system|>Tools:\n{json.dumps(tools, ensure_ascii=False)}\n<|user|>\n?{said}\n<|assistant|>\n"
+    request = chat(messages=[{"role": "user", "content": "?" + message_text}], tools=tools, max_tokens=5000)
+    prompt = f"<|system|>Tools:\n{json.dumps(tools, ensure_ascii=False)}\n<|user|>\n?{message_text}\n<|assistant|>\n"
     read, written = count_text(tokenizer, prompt), count_text(tokenizer, answer)
     one = structs.replace(plan("student"), max_tokens=5000)
     made = admitted(one, request, student=call("small", request, text=StringIO(answer)))

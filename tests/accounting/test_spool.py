@@ -46,10 +46,10 @@ def _in_short(monkeypatch: pytest.MonkeyPatch) -> None:
 class Process:
     """The store and the spool of one process."""
 
-    def __init__(self, url: str, folder: Path, owner: str, keys: RedisKeys, most_bytes: int = 1_000_000) -> None:
+    def __init__(self, url: str, folder: Path, process_id: str, keys: RedisKeys, max_bytes: int = 1_000_000) -> None:
         self.metrics, self.tasks = Metrics(), BackgroundTasks()
         self.client = RedisClient(url, timeout_s=2, metrics=self.metrics)
-        self.ledger = RedisLedger(self.client.commands, keys, owner, 100, 10.0)
+        self.ledger = RedisLedger(self.client.commands, keys, process_id, 100, 10.0)
         self.store = ReceiptStore(
             self.client,
             self.ledger,
@@ -58,8 +58,8 @@ class Process:
             metrics=self.metrics,
         )
         self.client.on_restart = self.store.resend
-        self.spooler = Spooler(self.client, self.ledger, self.store, folder, most_bytes, self.metrics)
-        self.file = folder / f"{owner}.jsonl"
+        self.spooler = Spooler(self.client, self.ledger, self.store, folder, max_bytes, self.metrics)
+        self.file = folder / f"{process_id}.jsonl"
 
     def value(self, name: str, **labels: str) -> float:
         return self.metrics.registry.get_sample_value(name, labels) or 0.0
@@ -77,8 +77,8 @@ class Process:
 
 
 @asynccontextmanager
-async def a_process(url: str, folder: Path, owner: str, keys: RedisKeys, **more: Any) -> AsyncIterator[Process]:
-    process = Process(url, folder, owner, keys, **more)
+async def a_process(url: str, folder: Path, process_id: str, keys: RedisKeys, **more: Any) -> AsyncIterator[Process]:
+    process = Process(url, folder, process_id, keys, **more)
     await process.client.require()
     process.tasks.keep("receipts", process.store.run())
     process.tasks.keep("redis", process.client.watch())
@@ -111,18 +111,18 @@ async def test_what_waits_for_redis_is_on_disk_and_gone_from_there_when_it_was_t
     keys, folder = new(), tmp_path / "data" / "spool"
     async with EmbeddedRedis(append_fsync="always") as server, a_process(server.url, folder, "ann", keys) as ann:
         await server.stop()
-        told = [closed(guided()) for _ in range(5)]
-        for one in told:
+        spooled_receipts = [closed(guided()) for _ in range(5)]
+        for one in spooled_receipts:
             ann.store.put(one)
         await until(lambda: ann.value("gkt_spool_receipts") == 5)
-        assert sorted(ann.lines()) == ids(told)
+        assert sorted(ann.lines()) == ids(spooled_receipts)
         assert stat.S_IMODE(ann.file.stat().st_mode) == 0o600
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
         assert ann.value("gkt_spool_bytes") == ann.file.stat().st_size
         await server.start()
         await until(lambda: ann.value("gkt_spool_receipts") == 0 and ann.value("gkt_receipts_waiting") == 0, 10)
         assert ann.file.stat().st_size == 0
-        assert await in_redis(server.url, keys) == (ids(told), ids(told))
+        assert await in_redis(server.url, keys) == (ids(spooled_receipts), ids(spooled_receipts))
         assert ann.value("gkt_receipts_lost_total") == 0
     assert not ann.file.exists()
 
@@ -133,19 +133,19 @@ async def test_what_memory_has_no_room_for_is_told_out_of_the_spool(
     """Ten times as many: none is lost, and each is sent once."""
     monkeypatch.setattr(store_module, "_MAX_WAITING", 20)
     monkeypatch.setattr(spooler_module, "_SEND_BATCH", 7)
-    keys, told = new(), list[Any]()
+    keys, spooled_receipts = new(), list[Any]()
     async with EmbeddedRedis(append_fsync="always") as server, a_process(server.url, tmp_path, "ann", keys) as ann:
         await server.stop()
         for count in range(20, 201, 20):
             for one in (more := [closed(guided()) for _ in range(20)]):
                 ann.store.put(one)
-            told += more
+            spooled_receipts += more
             await until(lambda count=count: ann.value("gkt_spool_receipts") == count)
         assert ann.value("gkt_receipts_waiting") == 20
-        assert ann.store.holds(told[0].id)
+        assert ann.store.holds(spooled_receipts[0].id)
         await server.start()
         await until(lambda: ann.value("gkt_spool_receipts") == 0 and ann.value("gkt_receipts_waiting") == 0, 10)
-        assert await in_redis(server.url, keys) == (ids(told), ids(told))
+        assert await in_redis(server.url, keys) == (ids(spooled_receipts), ids(spooled_receipts))
         assert (ann.value("gkt_receipts_lost_total"), ann.value("gkt_spool_replayed_total", spool="own")) == (0, 180)
         assert not ann.store.has_spooled
 
@@ -160,8 +160,8 @@ async def test_the_spool_of_a_dead_process_is_told_by_the_next_and_its_intents_a
                 await ann.store.admit(candidate(one), on_failure="reject")
             assert await redis.hlen(keys.intents("acme", "ann")) == 6
             await server.stop()
-            told = [msgspec.structs.replace(closed(guided()), id=one.id) for one in intents]
-            for receipt in told:
+            spooled_receipts = [msgspec.structs.replace(closed(guided()), id=one.id) for one in intents]
+            for receipt in spooled_receipts:
                 ann.store.put(receipt)
             await until(lambda: ann.value("gkt_spool_receipts") == 6)
             await ann.die()
@@ -169,7 +169,7 @@ async def test_the_spool_of_a_dead_process_is_told_by_the_next_and_its_intents_a
         async with a_process(server.url, tmp_path, "bob", keys) as bob, Redis.from_url(server.url) as redis:
             await until(lambda: bob.value("gkt_spool_replayed_total", spool="dead") == 6, 10)
             await until(lambda: not ann.file.exists())
-            assert await in_redis(server.url, keys) == (ids(told), ids(told))
+            assert await in_redis(server.url, keys) == (ids(spooled_receipts), ids(spooled_receipts))
             assert await redis.hlen(keys.intents("acme", "ann")) == 0
 
 
@@ -191,17 +191,17 @@ async def test_beyond_the_bound_the_oldest_is_dropped_into_the_log_and_counted(
 ) -> None:
     monkeypatch.setattr(store_module, "_MAX_WAITING", 3)
     size = len(SpoolEntry("ann", closed(guided())).to_line())
-    async with EmbeddedRedis() as server, a_process(server.url, tmp_path, "ann", new(), most_bytes=3 * size) as ann:
+    async with EmbeddedRedis() as server, a_process(server.url, tmp_path, "ann", new(), max_bytes=3 * size) as ann:
         await server.stop()
-        told = [closed(guided()) for _ in range(8)]
+        spooled_receipts = [closed(guided()) for _ in range(8)]
         with capture_logs() as logs:
-            for one in told[:2]:
+            for one in spooled_receipts[:2]:
                 ann.store.put(one)
             await until(lambda: ann.value("gkt_spool_receipts") == 2)
-            for one in told[2:5]:
+            for one in spooled_receipts[2:5]:
                 ann.store.put(one)
             await until(lambda: any(line["event"] == "spool_full" for line in logs))
-            for one in told[5:]:
+            for one in spooled_receipts[5:]:
                 ann.store.put(one)
             await asyncio.sleep(0.2)
         assert ann.file.stat().st_size <= 3 * size
@@ -209,7 +209,7 @@ async def test_beyond_the_bound_the_oldest_is_dropped_into_the_log_and_counted(
         assert len(lost) == ann.value("gkt_receipts_lost_total") > 0
         assert sum(line["event"] == "spool_full" for line in logs) == 1
         on_disk, in_memory = set(ann.lines()), set(ann.store._waiting)
-        assert on_disk | in_memory | set(lost) == {one.id for one in told}
+        assert on_disk | in_memory | set(lost) == {one.id for one in spooled_receipts}
         assert not set(lost) & (on_disk | in_memory)
 
 
@@ -231,14 +231,14 @@ async def test_a_disk_that_takes_nothing_is_said_once_and_memory_goes_on(tmp_pat
 
 def test_a_line_that_was_cut_off_is_none_and_what_stands_before_it_is_read(tmp_path: Path) -> None:
     spool = Spool.create(tmp_path / "ann.jsonl")
-    told = [closed(guided()) for _ in range(3)]
-    assert spool.append([SpoolEntry("ann", one).to_line() for one in told], 1_000_000) == 3
+    spooled_receipts = [closed(guided()) for _ in range(3)]
+    assert spool.append([SpoolEntry("ann", one).to_line() for one in spooled_receipts], 1_000_000) == 3
     with spool.path.open("ab") as file:
         file.write(b'{"owner": "ann", "receipt": {"id"')
     lines = list(spool.lines())
-    assert [line.entry.receipt if line.entry else None for line in lines] == told
+    assert [line.entry.receipt if line.entry else None for line in lines] == spooled_receipts
     spool.mark_sent(lines[:2])
-    assert [line.entry and line.entry.receipt for line in spool.lines()] == told[2:]
+    assert [line.entry and line.entry.receipt for line in spool.lines()] == spooled_receipts[2:]
     assert Spool.open_orphaned(spool.path) is None
     spool.close(remove=False)
     assert other_spools(tmp_path, tmp_path / "bob.jsonl") == [spool.path]
@@ -298,20 +298,20 @@ async def test_what_a_restarted_redis_forgot_is_told_again_and_what_it_kept_coun
         EmbeddedRedis(append_fsync="always", folder=tmp_path) as server,
         a_process(server.url, tmp_path / "spool", "ann", keys) as ann,
     ):
-        told = [closed(guided()) for _ in range(10)]
-        ann.store.put(told[0])
+        spooled_receipts = [closed(guided()) for _ in range(10)]
+        ann.store.put(spooled_receipts[0])
         await until(lambda: ann.value("gkt_receipts_waiting") == 0)
         (log,) = tmp_path.glob("appendonlydir/*.incr.aof")
-        kept = log.stat().st_size
-        for one in told[1:]:
+        size_before = log.stat().st_size
+        for one in spooled_receipts[1:]:
             ann.store.put(one)
         await until(lambda: ann.value("gkt_receipts_waiting") == 0)
         await server.stop()
         with log.open("r+b") as file:
-            file.truncate(kept)
+            file.truncate(size_before)
         await server.start()
         await until(lambda: ann.value("gkt_receipts_resent_total") == 10, 10)
-        assert await in_redis(server.url, keys) == (ids(told), ids(told))
+        assert await in_redis(server.url, keys) == (ids(spooled_receipts), ids(spooled_receipts))
 
 
 async def test_prompts_and_answers_are_in_no_line(tmp_path: Path) -> None:

@@ -96,8 +96,8 @@ async def kept(
     url: str, *, running: bool = True, on_failure: OnRedisFailure = "allow", timeout_s: float = 2.0
 ) -> AsyncIterator[Kept]:
     metrics, tasks = Metrics(), BackgroundTasks()
-    client, looking = RedisClient(url, timeout_s=timeout_s, metrics=metrics), Redis.from_url(url)
-    part = Kept(client, looking, metrics, on_failure=on_failure)
+    client, inspector = RedisClient(url, timeout_s=timeout_s, metrics=metrics), Redis.from_url(url)
+    part = Kept(client, inspector, metrics, on_failure=on_failure)
     if running:
         tasks.keep("receipts", part.store.run())
         tasks.keep("redis", client.watch())
@@ -106,7 +106,7 @@ async def kept(
     finally:
         await tasks.close()
         await client.close()
-        await looking.aclose()
+        await inspector.aclose()
 
 
 async def test_a_read_that_fails_opens_no_breaker() -> None:
@@ -295,11 +295,11 @@ async def test_a_caller_that_leaves_while_it_is_admitted_leaves_no_intent(redis_
     async with kept(redis_url) as part:
         intents = [intent() for _ in range(10)]
         for turns, one in enumerate(intents):
-            asking = asyncio.ensure_future(part.admit(one))  # noqa: TID251
+            admission = asyncio.ensure_future(part.admit(one))  # noqa: TID251
             for _ in range(turns):
                 await asyncio.sleep(0)
-            asking.cancel()
-            await asyncio.wait([asking])
+            admission.cancel()
+            await asyncio.wait([admission])
             part.store.put(receipt_of(one, "client_gone"))
         await until(lambda: part.value("gkt_receipts_waiting") == 0)
         assert [await part.written(one) is not None for one in intents] == [True] * 10
@@ -367,12 +367,12 @@ def test_an_event_loop_that_is_held_lets_no_request_in_uncounted(
         async with kept(redis_url, timeout_s=0.2) as part:
             await part.admit(intent())
             intents = [intent() for _ in range(8)]
-            asking = []
+            admission = []
             for one in intents:
-                asking.append(asyncio.ensure_future(part.admit(one)))  # noqa: TID251
+                admission.append(asyncio.ensure_future(part.admit(one)))  # noqa: TID251
                 await asyncio.sleep(0)
             loop.call_soon(time.sleep, 1.0)
-            assert None not in await asyncio.gather(*asking)
+            assert None not in await asyncio.gather(*admission)
             assert part.client.up
             assert part.value("gkt_intents_missed_total") == 0
 
@@ -388,13 +388,13 @@ async def test_while_redis_is_away_a_budget_lasts_for_half_of_what_was_left_and_
 
         async def admitted(one: Intent) -> bool:
             try:
-                said = await part.store.admit(candidate(one, scope), on_failure="degrade")
+                answer = await part.store.admit(candidate(one, scope), on_failure="degrade")
             except StoreUnavailable as error:
                 messages.add(error.message.split(":")[0])
                 part.store.put(receipt_of(one, "store_unavailable", "0"))
                 return False
-            assert said is not None
-            return said[0].refusal is None
+            assert answer is not None
+            return answer[0].refusal is None
 
         before, messages = intent(reserved_usd=Decimal("0.2")), set[str]()
         assert await admitted(before)

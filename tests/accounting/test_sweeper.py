@@ -43,13 +43,13 @@ LEASE_S = 1.2
 class Process:
     """The ledger, heartbeat and reaper of one gateway process."""
 
-    def __init__(self, url: str, keys: RedisKeys, owner: str, tenants: list[str]) -> None:
+    def __init__(self, url: str, keys: RedisKeys, process_id: str, tenants: list[str]) -> None:
         self.keys = keys
         self.metrics = Metrics()
         self.tasks = BackgroundTasks()
         self.client = RedisClient(url, timeout_s=TIMEOUT_S, metrics=self.metrics)
         self.redis = Redis.from_url(url)  # for inspection
-        self.in_redis = RedisLedger(self.client.commands, keys, owner, 100, LEASE_S)
+        self.in_redis = RedisLedger(self.client.commands, keys, process_id, 100, LEASE_S)
         self.store = ReceiptStore(
             self.client,
             self.in_redis,
@@ -61,14 +61,14 @@ class Process:
             self.store,
             prices=PRICES,
             encodings=ENCODINGS,
-            process_id=owner,
+            process_id=process_id,
             metrics=self.metrics,
             tasks=self.tasks,
             sample=LogSample(1.0, None),
         )
         self.heartbeat = Heartbeat(
             self.client,
-            keys.heartbeat(owner),
+            keys.heartbeat(process_id),
             lease_s=LEASE_S,
             on_beat=self.store.beat,
             on_lapse=self.store.resend,
@@ -95,9 +95,9 @@ class Process:
 
 @asynccontextmanager
 async def process(
-    url: str, keys: RedisKeys, owner: str, *, tenants: list[str] | None = None, sweeps: bool = True
+    url: str, keys: RedisKeys, process_id: str, *, tenants: list[str] | None = None, sweeps: bool = True
 ) -> AsyncIterator[Process]:
-    part = Process(url, keys, owner, ["acme", "globex"] if tenants is None else tenants)
+    part = Process(url, keys, process_id, ["acme", "globex"] if tenants is None else tenants)
     part.tasks.keep("redis", part.client.watch())
     part.tasks.keep("receipts", part.store.run())
     part.tasks.keep("heartbeat", part.heartbeat.run())
@@ -116,9 +116,9 @@ def keys() -> RedisKeys:
     return RedisKeys(f"t{secrets.token_hex(6)}")
 
 
-async def die(url: str, keys: RedisKeys, owner: str, intents: list[Intent]) -> None:
+async def die(url: str, keys: RedisKeys, process_id: str, intents: list[Intent]) -> None:
     """Admit requests and die."""
-    async with process(url, keys, owner, sweeps=False) as part:
+    async with process(url, keys, process_id, sweeps=False) as part:
         await asyncio.gather(*(part.admit(one) for one in intents))
 
 
@@ -143,14 +143,14 @@ async def test_of_those_who_live_one_settles_each_request_of_the_dead(redis_url:
             assert sum(part.value("gkt_stage_seconds_count", stage="total", mode="guided") for part in (bob, carl)) == 0
             assert {one.status for one in await bob.receipts()} == {"abandoned"}
             assert await bob.redis.zrange(keys.owners("acme"), 0, -1) == []
-    told = Counter(line["id"] for line in logs if line["event"] == "request")
-    assert told == Counter(one.id for one in intents)
+    resent = Counter(line["id"] for line in logs if line["event"] == "request")
+    assert resent == Counter(one.id for one in intents)
     print(f"settled 14 of 14 in {took_s:.2f} s at a lease of {LEASE_S} s; by process: {counted}")
 
 
-async def _equal(what: object, wanted: int) -> bool:
+async def _equal(what: object, expected: int) -> bool:
     assert callable(what)
-    return bool(await what() == wanted)
+    return bool(await what() == expected)
 
 
 async def test_what_the_living_hold_is_left_alone(redis_url: str, keys: RedisKeys) -> None:
@@ -223,10 +223,10 @@ async def test_a_redis_that_lost_its_memory_between_two_heartbeats_is_told_anew(
         await ann.admit(one)
         await ann.redis.flushdb()
 
-        async def told() -> bool:
+        async def resent() -> bool:
             return bool(await ann.redis.hexists(keys.intents("acme", "ann"), one.id))
 
-        await until(told)
+        await until(resent)
 
 
 async def test_what_redis_holds_for_a_process_that_has_done_with_it_is_settled(redis_url: str, keys: RedisKeys) -> None:

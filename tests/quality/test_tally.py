@@ -43,8 +43,8 @@ def test_the_interval_is_that_of_the_paired_t_test(count: int) -> None:
     pairs = [(dice.random(), dice.random() / 2) for _ in range(count)]
     interval = summed(pairs).interval()
     assert interval is not None
-    wanted = stats.ttest_rel(*zip(*pairs, strict=True)).confidence_interval(0.95)
-    assert interval == pytest.approx((wanted.low, wanted.high), abs=2e-3)
+    expected = stats.ttest_rel(*zip(*pairs, strict=True)).confidence_interval(0.95)
+    assert interval == pytest.approx((expected.low, expected.high), abs=2e-3)
 
 
 def test_an_interval_stays_within_what_a_difference_can_be() -> None:

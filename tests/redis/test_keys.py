@@ -39,7 +39,7 @@ def test_the_key_that_all_layouts_share_has_none_in_its_name() -> None:
 def test_the_page_on_upgrades_says_the_layouts() -> None:
     text = (Path(__file__).parents[2] / "docs" / "upgrading.md").read_text("utf-8")
     table = text.partition("## What carries a version")[2].partition("\n\n|")[2].partition("\n\n")[0]
-    said = [row.split("|")[2].strip() for row in f"|{table}".splitlines()[2:]]
+    documented = [row.split("|")[2].strip() for row in f"|{table}".splitlines()[2:]]
     layouts = [
         redis_keys.BOARD,
         redis_keys.TENANT,
@@ -50,4 +50,4 @@ def test_the_page_on_upgrades_says_the_layouts() -> None:
         "Alembic's migrations",
         FORMAT,
     ]
-    assert said == [*map(str, layouts), "none"]
+    assert documented == [*map(str, layouts), "none"]

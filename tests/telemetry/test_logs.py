@@ -99,12 +99,12 @@ def quoting(form: str, *, quotes: bool) -> str:
 @pytest.mark.parametrize("form", ["json", "console"])
 def test_what_breaks_for_a_request_is_logged_without_messages_that_may_quote_it(form: str) -> None:
     """Tracebacks have every frame and every kind of error, also of tasks, threads and finalizers."""
-    told = quoting(form, quotes=False)
-    assert "canary" not in told
+    output = quoting(form, quotes=False)
+    assert "canary" not in output
     for kept in ("it_broke", "it broke there", "in fails", "KeyError: (its message", "ValueError: (its message"):
-        assert kept in told
+        assert kept in output
     for event in ("never retrieved", "Exception in callback", "exception_ignored", "thread_broke"):
-        assert event in told
+        assert event in output
 
 
 def test_what_breaks_for_a_tenant_that_wants_content_in_the_log_is_told_in_full() -> None:

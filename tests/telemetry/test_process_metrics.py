@@ -73,21 +73,21 @@ def test_what_no_kernel_says_is_not_made_up() -> None:
 async def test_a_loop_that_was_held_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vitals, "_TICK_S", 0.01)
     metrics = Metrics(max_tenants=1)
-    watching = asyncio.get_running_loop().create_task(ProcessMetrics(metrics).watch_loop())
+    measuring = asyncio.get_running_loop().create_task(ProcessMetrics(metrics).watch_loop())
     while not samples(metrics, "gkt_event_loop_lag_seconds_count")[0].value:
         await asyncio.sleep(0.01)
     time.sleep(0.3)  # noqa: ASYNC251  the lag to measure
     before = samples(metrics, "gkt_event_loop_lag_seconds_count")[0].value
     while samples(metrics, "gkt_event_loop_lag_seconds_count")[0].value == before:
         await asyncio.sleep(0.01)
-    watching.cancel()
+    measuring.cancel()
     assert samples(metrics, "gkt_event_loop_lag_seconds_sum")[0].value >= 0.25
 
 
 async def test_tasks_that_have_not_ended_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vitals, "_INTERVAL_S", 0.01)
     metrics, loop = Metrics(max_tenants=1), asyncio.get_running_loop()
-    looking = loop.create_task(ProcessMetrics(metrics).run())
+    updating = loop.create_task(ProcessMetrics(metrics).run())
     idle = [loop.create_task(asyncio.sleep(3600)) for _ in range(7)]
     for left in (7, 0):
         for one in idle[left:]:
@@ -96,4 +96,4 @@ async def test_tasks_that_have_not_ended_are_counted(monkeypatch: pytest.MonkeyP
         # The test's own task, and the one that updates the metrics.
         while [sample.value for sample in samples(metrics, "gkt_process_tasks")] != [left + 2]:
             await asyncio.sleep(0.01)
-    looking.cancel()
+    updating.cancel()

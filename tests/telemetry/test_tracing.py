@@ -119,8 +119,8 @@ def fails_first(times: int, then: Handler) -> Handler:
     return behave
 
 
-def facts(span: Span, *wanted: str) -> dict[str, Any]:
-    return {name: span.attributes.get(name) for name in wanted}
+def facts(span: Span, *attribute_names: str) -> dict[str, Any]:
+    return {name: span.attributes.get(name) for name in attribute_names}
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -176,9 +176,17 @@ def test_a_guided_request_is_one_span_with_its_stages_and_its_two_calls_below(wo
         "gkt.batch.id": receipt["batch"]["id"],
     }
     assert student.kind == "client"
-    wanted = ("gen_ai.provider.name", "gen_ai.request.model", "gen_ai.request.temperature", "gen_ai.request.stream",
-              "gen_ai.response.finish_reasons", "gen_ai.usage.input_tokens", "gkt.engine", "gkt.call")  # fmt: skip
-    assert list(facts(student, *wanted).values()) == [
+    attribute_names = (
+        "gen_ai.provider.name",
+        "gen_ai.request.model",
+        "gen_ai.request.temperature",
+        "gen_ai.request.stream",
+        "gen_ai.response.finish_reasons",
+        "gen_ai.usage.input_tokens",
+        "gkt.engine",
+        "gkt.call",
+    )
+    assert list(facts(student, *attribute_names).values()) == [
         *("openai", "small-1", 0.5, stream, ["stop"], 10, "small", "answer")
     ]
 
@@ -509,13 +517,13 @@ def test_each_worker_tells_for_itself_and_sends_what_waits_at_its_end(
             world = World(gateway, collector, *engines)
             answers = [world.ask() for _ in range(24)]  # each on its own connection, so that both workers get some
             assert gateway.terminate() == 0
-        told = {
+        instances = {
             one.attributes["gkt.request.id"]: one.resource["service.instance.id"]
             for one in collector.spans
             if one.kind == "server"
         }
-        assert set(told) == {answer.headers["x-request-id"] for answer in answers}
-        assert len(set(told.values())) == 2
+        assert set(instances) == {answer.headers["x-request-id"] for answer in answers}
+        assert len(set(instances.values())) == 2
 
 
 def test_a_collector_that_refuses_costs_spans_and_nothing_else(
