@@ -65,7 +65,7 @@ class BudgetMonitor:
                 self._metrics.budgets.set({})
                 self._client.failed(error)
                 unexpected = not isinstance(error, RedisError | OSError)
-                log.warning("budgets_unseen", error=type(error).__name__, exc_info=unexpected)
+                log.warning("budgets_not_read", error=type(error).__name__, exc_info=unexpected)
             await asyncio.sleep(_INTERVAL_S)
 
     async def read_budgets(self) -> dict[str, BudgetFigures]:

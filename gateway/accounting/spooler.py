@@ -180,7 +180,7 @@ class Spooler:
                 kept = await asyncio.to_thread(spool.quarantine)
                 log.error("spool_unreadable", lines=unreadable, file=str(kept))
             done = not unreadable
-            log.warning("spool_of_the_dead_told", receipts=count - unreadable, file=str(path))
+            log.warning("orphaned_spool_sent", receipts=count - unreadable, file=str(path))
         finally:
             await asyncio.to_thread(spool.close, remove=done)
 

@@ -47,11 +47,9 @@ def _without_messages(error: BaseException | None) -> str:
     tracebacks: list[str] = []
     while error is not None and len(tracebacks) < _MAX_CAUSES:
         frames = "".join(traceback.format_tb(error.__traceback__))
-        tracebacks.append(
-            f"Traceback (most recent call last):\n{frames}{type(error).__name__}: (its message is left out)"
-        )
+        tracebacks.append(f"Traceback (most recent call last):\n{frames}{type(error).__name__}: (message omitted)")
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-    return "\n\nwhile handling this, or because of it:\n\n".join(reversed(tracebacks))
+    return "\n\nDuring its handling, or as its result:\n\n".join(reversed(tracebacks))
 
 
 def log_loop_exception(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
@@ -63,7 +61,7 @@ def log_loop_exception(_: asyncio.AbstractEventLoop, context: dict[str, Any]) ->
 
 
 def _log_thread_exception(args: threading.ExceptHookArgs) -> None:
-    log.error("thread_broke", exception=_without_messages(args.exc_value))
+    log.error("thread_failed", exception=_without_messages(args.exc_value))
 
 
 def _log_unraisable(args: sys.UnraisableHookArgs) -> None:

@@ -298,7 +298,7 @@ async def test_the_spool_of_a_dead_gateway(tmp_path: Path) -> None:
             await world.server.start()
             second = await world.add_gateway()
             await world.accounted(spooled=len(list((tmp_path / "data" / "spool").glob("*/*"))))
-            assert second.wait_for_log("spool_of_the_dead_told")["receipts"] >= 40
+            assert second.wait_for_log("orphaned_spool_sent")["receipts"] >= 40
             assert list((tmp_path / "data" / "spool").glob("*/*")) == []
 
             # A receipt that Redis no longer has is read from the database, for its tenant.
