@@ -112,7 +112,9 @@ def exemplars(
         pool=pool,
         select=select,
         check=check,
-        limits=SearchLimits(calls=calls, most=most, most_tokens=max_answer_tokens, longest=max_tokens),
+        limits=SearchLimits(
+            calls=calls, max_exemplars=most, max_tokens=max_answer_tokens, pool_answer_tokens=max_tokens
+        ),
         seed=seed,
         pair=pair_of(config, teacher, student, concurrency, slot_tokens),
         concurrency=concurrency,

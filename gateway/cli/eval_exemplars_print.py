@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gateway.cli.eval_progress import duration
-from gateway.evaluation.priming.finding import named
+from gateway.evaluation.priming.finding import describe
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -49,37 +49,37 @@ class SearchPrinter:
             f"{len(parts.check)} more, in at most {self._calls:,} calls of engines{self._left()}."
         )
 
-    def made(self, styles: Mapping[Style, Sequence[ExemplarCandidate]], wrong: int) -> None:
+    def on_candidates(self, styles: Mapping[Style, Sequence[ExemplarCandidate]], wrong: int) -> None:
         """What may be chosen from."""
         each = ", ".join(f"{len(some)} {style}" for style, some in styles.items())
         none = f" To {wrong} of the pool's questions there is no correct answer short enough." if wrong else ""
         self.say(f"Exemplars to choose from: {each}.{none}")
 
-    def took(self, step: SearchStep) -> None:
+    def on_step(self, step: SearchStep) -> None:
         """One step."""
         score, spent = _percent(step.trial.score), f"after {step.spent:,} calls{self._left()}"
         if step.gained is None:
             self.say(f"Without exemplars: {score}, {spent}. Now sets of them race.")
         else:
             best = f"the best of {step.tried}" if step.tried > 1 else "the only one"
-            self.say(f"Taken: {named(step.trial.shown)}: {score}, {gain(step.gained)}; {best}, {spent}.")
+            self.say(f"Taken: {describe(step.trial.shown)}: {score}, {gain(step.gained)}; {best}, {spent}.")
 
     def ended(self, result: SearchReport) -> None:
         """What was found, as a table."""
         table = Table("exemplars", "score", "gain", "reads", "writes", "tried", box=box.SIMPLE)
         for column in table.columns[1:]:
             column.justify = "right"
-        for step in result.found.steps:
+        for step in result.search.steps:
             table.add_row(*_row(step.trial, step.gained), str(step.tried or ""))
-        if (close := result.found.runner_up) is not None:
+        if (close := result.search.runner_up) is not None:
             table.add_row(*_row(close.trial, close.gained), f"{close.tried}, not taken", style="dim")
-        if result.checked is not None:
+        if result.check is not None:
             table.add_section()
-            table.add_row(*_row(result.checked.without, None), "check")
-            table.add_row(*_row(result.checked.behind, result.checked.gained), "check")
+            table.add_row(*_row(result.check.without, None), "check")
+            table.add_row(*_row(result.check.with_exemplars, result.check.gained), "check")
         self.console.print(table)
         self.console.print(_LEGEND, style="dim", soft_wrap=not self.console.is_terminal, highlight=False)
-        if result.found.ended == "calls":
+        if result.search.ended == "calls":
             self.say("It ended because --calls reach no further: more may find more.")
         self.say(f"It took {result.spent:,} calls, those of earlier sittings included.")
 
@@ -87,9 +87,9 @@ class SearchPrinter:
         """Whether exemplars help, and where they are."""
         if result.helps:
             self.say(f"These exemplars help: they are in {out}.")
-            if result.checked is None:
+            if result.check is None:
                 self.say("They were chosen by what is measured here, so expect less. --check measures it anew.")
-        elif result.found.best is not None:
+        elif result.search.best is not None:
             self.say("What was found gains nothing on the questions of the check: no exemplars help.")
         else:
             self.say("No exemplars help: none gains beyond noise.")
@@ -110,12 +110,12 @@ class SearchPrinter:
 
 def provenance(result: SearchReport, step: SearchStep, facts: Sequence[str]) -> list[str]:
     """What the file says of itself: `facts`, and what was measured."""
-    without = result.found.steps[0].trial
+    without = result.search.steps[0].trial
     compared = f"On the {len(without.scores)} questions on which sets were compared"
     lines = [*facts, f"{compared}: {_measured(without, step.trial, step.gained)}"]
-    if (checked := result.checked) is not None:
+    if (checked := result.check) is not None:
         others = f"On {len(checked.without.scores)} others, unseen till then"
-        lines.append(f"{others}: {_measured(checked.without, checked.behind, checked.gained)}")
+        lines.append(f"{others}: {_measured(checked.without, checked.with_exemplars, checked.gained)}")
     read, before = step.trial.read_tokens, without.read_tokens
     lines.append(f"For each request the teacher reads {read:.0f} tokens, and {before:.0f} without exemplars.")
     if not result.helps:
@@ -136,7 +136,7 @@ def _measured(without: Trial, behind: Trial, gained: ScoreDifference | None) -> 
 
 def _row(trial: Trial, gained: ScoreDifference | None) -> tuple[str, ...]:
     return (
-        named(trial.shown),
+        describe(trial.shown),
         _percent(trial.score),
         "" if gained is None else gain(gained).replace(" points", ""),
         f"{trial.read_tokens:.0f}",

@@ -18,9 +18,9 @@ from gateway.cli.interrupts import INTERRUPTED, until_interrupted
 from gateway.errors import EngineError, StartupError
 from gateway.evaluation.folder import RunFolder, digest
 from gateway.evaluation.judges import judge_of
-from gateway.evaluation.pair import ConfiguredPair, LocalPair, facts_of
+from gateway.evaluation.pair import ConfiguredPair, LocalPair, manifest_facts
 from gateway.evaluation.priming.exemplars import given, split
-from gateway.evaluation.priming.exemplars_yaml import exemplar_yaml, there_already, write_file
+from gateway.evaluation.priming.exemplars_yaml import exemplar_yaml, exists_error, write_file
 from gateway.evaluation.priming.finding import find
 from gateway.evaluation.priming.trials import Trials
 from gateway.evaluation.questions.data import GENERATED, GENERATED_CHOICES, load
@@ -80,13 +80,13 @@ class ExemplarSession:
 def seek(sought: ExemplarSession) -> bool:
     """Search, print and write. Whether exemplars help. Raises StartupErrors."""
     if sought.out.exists() and not sought.force:
-        raise there_already(sought.out)
+        raise exists_error(sought.out)
     if not sought.out.absolute().parent.is_dir():
         raise StartupError(f"{sought.out} cannot be written: there is no such folder. Make it first.")
     set_up_logs("error", "auto")
     name, parts = drawn(sought)
     own = () if sought.own is None else given(exemplars(sought.own), parts)
-    sought.limits.reach_for(parts)
+    sought.limits.check_calls(parts)
     if isinstance(sought.pair, LocalPair):
         # Before the event loop: a name that is wrong is said at once, and a Ctrl-C ends a download.
         for fetch in (weights.find, weights.fetch):
@@ -122,7 +122,7 @@ def drawn(sought: ExemplarSession) -> tuple[str, QuestionSplit]:
     if loaded.skipped:
         typer.echo(f"{len(loaded.skipped)} lines were passed over; the first: {loaded.skipped[0]}", err=True)
     parts = split(
-        loaded.questions, pool=sought.pool, select=sought.select, check=sought.check, seed=sought.seed, leave=leave
+        loaded.questions, pool=sought.pool, select=sought.select, check=sought.check, seed=sought.seed, exclude=leave
     )
     return loaded.name, parts
 
@@ -148,7 +148,7 @@ async def _searched(
             live=False,
             version=__version__,
             created=int(time.time()),
-            **facts_of(sought.pair),
+            **manifest_facts(sought.pair),
         )
         folder.begin(manifest, every)
 
@@ -166,7 +166,7 @@ async def _searched(
             folder=folder,
             pair=sought.pair,
             setting=sought.setting,
-            every=every,
+            all_questions=every,
             score=score,
             progress=progress,
             concurrency=sought.concurrency,
@@ -190,6 +190,6 @@ def _written(sought: ExemplarSession, name: str, result: SearchReport, told: Sea
         found = f"Exemplars for projection primed, found by `gkt-gateway eval exemplars` on {day}."
         of = f"data {name}, seed {sought.seed}; guidance of {sought.setting.tokens} tokens."
         facts = (found, f"Teacher {names[TEACHER]}, student {names[STUDENT]}; {of}")
-        write_file(sought.out, exemplar_yaml(best.trial.shown, provenance(result, best, facts)), over=sought.force)
+        write_file(sought.out, exemplar_yaml(best.trial.shown, provenance(result, best, facts)), overwrite=sought.force)
     told.verdict(result, sought.out, written=written)
     return result.helps

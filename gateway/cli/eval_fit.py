@@ -57,7 +57,7 @@ def fit(
     if not _NAME.fullmatch(out.stem) or out.suffix != ".json":
         raise StartupError(f"--out {out}: name a file like lengths/chat.json, of letters, digits and any of . _ -")
     with of_the_extra():
-        from gateway.evaluation.advice.auto import families, fixed
+        from gateway.evaluation.advice.auto import families, fixed_lengths
         from gateway.evaluation.advice.fit import compare, tables_of
         from gateway.evaluation.advice.fit import fit as fitted
         from gateway.evaluation.questions.data import load
@@ -76,7 +76,7 @@ def fit(
     new = out.with_name(f".{out.name}")
     new.write_text(model.model_dump_json(indent=1) + "\n")
     new.replace(out)  # whole: a gateway may be watching it
-    show(family, fixed(family), rows, model, out)
+    show(family, fixed_lengths(family), rows, model, out)
     if model.figures is None or not model.figures.beats:
         raise typer.Exit(NO_BETTER)
 

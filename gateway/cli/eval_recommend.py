@@ -124,9 +124,9 @@ def recommend(
     else none is written. docs/evaluation-recommend.md tells how all of it is decided.
     """
     with of_the_extra():
-        from gateway.evaluation.advice.evidence import evidence_of, together
+        from gateway.evaluation.advice.evidence import combine, evidence_of
         from gateway.evaluation.advice.policy_file import policy_text, write_policy
-        from gateway.evaluation.advice.policy_files import files_beside, write_beside
+        from gateway.evaluation.advice.policy_files import files_to_write, write_files
         from gateway.evaluation.advice.recommend import recommend as recommended
         from gateway.evaluation.run_records import read_run
     from gateway.cli.eval_recommend_print import in_json, recommendations_shown
@@ -138,7 +138,7 @@ def recommend(
     prices = dict(_price(text) for text in price or ())
     found = [evidence_of(read_run(folder), asked, prices) for folder in folders]
     if one and len(found) > 1:
-        found = [together(found)]
+        found = [combine(found)]
     _costs_something(found)
     names = _routes(route, found)
     said = [
@@ -150,10 +150,10 @@ def recommend(
     files: Mapping[Path, bytes] = {}
     if out is not None and text is not None:
         settings = _named_in(said, more)
-        files = files_beside(settings, out.parent, force=force)
+        files = files_to_write(settings, out.parent, force=force)
         _say_what_was_edited(settings, force=force)
         write_policy(out, text, force=force)
-        write_beside(files)
+        write_files(files)
     if as_json:
         typer.echo(in_json(said))
     else:
@@ -234,9 +234,9 @@ def _named_in(said: Sequence[tuple[str, Recommendation]], more: Mapping[str, obj
 def _say_what_was_edited(settings: Sequence[Mapping[str, Any]], *, force: bool) -> None:
     """Raises StartupError where a file is not what was measured, and `force` does not say that it will do."""
     from gateway.config.yaml_source import shown
-    from gateway.evaluation.edited import edited_since
+    from gateway.evaluation.edited import edited_files
 
-    for files in filter(None, dict.fromkeys(map(edited_since, settings))):
+    for files in filter(None, dict.fromkeys(map(edited_files, settings))):
         said = f"{' or '.join(map(shown, files))} says something else than the run has shown the models"
         if not force:
             raise StartupError(

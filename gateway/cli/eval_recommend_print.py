@@ -54,7 +54,7 @@ def recommendations_shown(said: Sequence[tuple[str, Recommendation]]) -> None:
 
 
 def _table(said: Recommendation) -> Table:
-    unit = "points" if said.target.spares else "USD/1000"
+    unit = "points" if said.target.minimizes_cost else "USD/1000"
     table = Table(
         "setting",
         "right",
@@ -68,18 +68,18 @@ def _table(said: Recommendation) -> Table:
     for column in table.columns[1:]:
         column.justify = "right"
     teacher = said.evidence.candidates[said.evidence.teacher]
-    places = sorted(range(len(said.standings)), key=lambda place: said.evidence.candidates[place].cost_usd)
+    places = sorted(range(len(said.results)), key=lambda place: said.evidence.candidates[place].cost_usd)
     for place in places:
-        one, standing = said.evidence.candidates[place], said.standings[place]
+        one, standing = said.evidence.candidates[place], said.results[place]
         low, high = wilson(one.correct, len(one.examples))
-        own = place == said.evidence.teacher and said.target.spares
+        own = place == said.evidence.teacher and said.target.minimizes_cost
         table.add_row(
             Text(f"{'> ' if place == said.chosen else '  '}{_short(one, said)}"),
             percent(one.accuracy),
             f"{low * 100:.1f} to {high * 100:.1f}",
             usd_per_1k(one.cost_usd),
             percent(float(one.cost_usd / teacher.cost_usd), 0) if teacher.cost_usd else "",
-            "yes" if own else _claim(standing.within, _POINTS if said.target.spares else _THOUSAND),
+            "yes" if own else _claim(standing.within, _POINTS if said.target.minimizes_cost else _THOUSAND),
             "" if standing.pays is None else _claim(standing.pays, _POINTS),
             style="bold" if place == said.chosen else None,
         )
@@ -88,7 +88,7 @@ def _table(said: Recommendation) -> Table:
 
 def _short(one: CandidateSetting, said: Recommendation) -> str:
     """Its name without what is the same for all."""
-    name = one.name.replace(f", {said.evidence.asked}", "", 1)
+    name = one.name.replace(f", {said.evidence.request_form}", "", 1)
     limits = {other.setting["max_tokens"] for other in said.evidence.candidates}
     return name.replace(f", {one.setting['max_tokens']} tokens", "", 1) if len(limits) == 1 else name
 
@@ -102,9 +102,9 @@ def _claim(claim: BoundedMean, unit: int) -> str:
 
 def _chosen(said: Recommendation) -> list[str]:
     lines = []
-    if said.favourite is not None and said.favourite != said.chosen:
+    if said.favorite is not None and said.favorite != said.chosen:
         lines.append(
-            f"By the figures alone, without a test, it would be: {said.evidence.candidates[said.favourite].name}."
+            f"By the figures alone, without a test, it would be: {said.evidence.candidates[said.favorite].name}."
         )
     if said.held_out is not None:
         often = "; ".join(f"{times} x {name}" for name, times in said.held_out.chosen.items())
@@ -130,20 +130,20 @@ def _plain(route: str, said: Recommendation) -> dict[str, Any]:
             "within": standing.within._asdict(),
             "pays": None if standing.pays is None else standing.pays._asdict(),
         }
-        for one, standing in zip(evidence.candidates, said.standings, strict=True)
+        for one, standing in zip(evidence.candidates, said.results, strict=True)
     ]
     return {
         "route": route,
         "sources": evidence.sources,
-        "asked": evidence.asked,
+        "asked": evidence.request_form,
         "questions": len(evidence.questions),
         "target": {"kind": said.target.kind, "amount": said.target.amount},
         "confidence": said.confidence,
         "verdict": said.verdict,
-        "why": said.why,
+        "why": said.reason,
         "more_questions": said.more,
         "chosen": None if said.setting is None else said.setting.name,
-        "favourite": None if said.favourite is None else evidence.candidates[said.favourite].name,
+        "favourite": None if said.favorite is None else evidence.candidates[said.favorite].name,
         "teacher": evidence.candidates[evidence.teacher].name,
         "student": evidence.candidates[evidence.student].name,
         "settings": settings,

@@ -159,7 +159,7 @@ def run(
     loaded = _loaded(data, part, scorer, exemplars, skip_bad=skip_bad)
     pair = pair_of(config, teacher, student, concurrency, slot_tokens)
     library = RunLibrary.read(_policies(policies, pair), exemplars, loaded.exemplars)
-    settings = [library.noted(setting) for setting in settings_of(asked, library.find, read_auto(auto))]
+    settings = [library.with_source(setting) for setting in settings_of(asked, library.find, read_auto(auto))]
     if auto is not None and all(setting.auto is None for setting in settings):
         raise typer.BadParameter("is the rule of --tokens auto, and no setting has that", param_hint="--auto")
     if (most := max(setting.shots for setting in settings)) > len(loaded.exemplars):

@@ -21,15 +21,15 @@ from gateway.cli.interrupts import INTERRUPTED, until_interrupted
 from gateway.config.scalars import InvalidValue, ValueOrigin, dereference
 from gateway.config.settings import environment
 from gateway.errors import StartupError
-from gateway.evaluation.elsewhere import described, routes_at
-from gateway.evaluation.folder import RunFolder, digest, shown
+from gateway.evaluation.elsewhere import describe_routes, remote_routes
+from gateway.evaluation.folder import RunFolder, digest, shown_hash
 from gateway.evaluation.judges import judge_of
-from gateway.evaluation.live import LiveRun, gateway_at, gateway_of, routes_of
-from gateway.evaluation.pair import ConfiguredPair, LocalPair, facts_of
+from gateway.evaluation.live import LiveRun, connect_gateway, setting_routes, start_gateway
+from gateway.evaluation.pair import ConfiguredPair, LocalPair, manifest_facts
 from gateway.evaluation.record import Manifest
 from gateway.evaluation.run import EvalWork, StagedRun
 from gateway.evaluation.scoring import Scoring
-from gateway.evaluation.staged import check
+from gateway.evaluation.staged import check_staged
 from gateway.local import weights
 from gateway.local.stack import usable_cores
 from gateway.telemetry.logs import set_up_logs
@@ -71,7 +71,7 @@ class EvalSession:
     @property
     def plain_settings(self) -> list[dict[str, Any]]:
         """The settings as a manifest has them, each with a hash of what models are shown beside the question."""
-        return [setting.as_dict() | {"shown": shown(setting, self.data.exemplars)} for setting in self.settings]
+        return [setting.as_dict() | {"shown": shown_hash(setting, self.data.exemplars)} for setting in self.settings]
 
     def work(self, score: QuestionScorer) -> EvalWork:
         """What is to be answered."""
@@ -79,7 +79,7 @@ class EvalSession:
 
     def manifest(self, settings: list[dict[str, Any]]) -> Manifest:
         """What the folder is to say of it."""
-        facts = facts_of(self.pair)
+        facts = manifest_facts(self.pair)
         if self.gateway is not None:
             facts = {"teacher": self.gateway, "student": self.gateway, "prices": {}}
         return Manifest(
@@ -102,7 +102,7 @@ def hold(sitting: EvalSession) -> None:
     if sitting.gateway is not None:
         _check_address(sitting.gateway)
     elif not sitting.live:
-        check(sitting.settings)
+        check_staged(sitting.settings)
     if sitting.judge is not None and not isinstance(sitting.pair, ConfiguredPair):
         raise StartupError(f"--judge {sitting.judge} is a model of a configuration: name that with --config.")
     with RunFolder(sitting.folder) as folder:
@@ -131,9 +131,9 @@ async def _held(sitting: EvalSession, folder: RunFolder, told: Console) -> None:
         if sitting.gateway is not None:
             await _elsewhere(sitting, work, folder, progress)
         elif sitting.live:
-            routes = routes_of(work.settings)
+            routes = setting_routes(work.settings)
             folder.begin(sitting.manifest(sitting.plain_settings), work.questions)
-            async with gateway_of(sitting.pair, routes, sitting.folder) as caller:
+            async with start_gateway(sitting.pair, routes, sitting.folder) as caller:
                 await LiveRun(folder, work, caller, progress, concurrency=sitting.concurrency).run(routes)
         else:
             folder.begin(sitting.manifest(sitting.plain_settings), work.questions)
@@ -180,9 +180,9 @@ async def _elsewhere(
     sitting: EvalSession, work: EvalWork, folder: RunFolder, progress: ProgressBars | ProgressLines
 ) -> None:
     assert sitting.gateway is not None
-    routes = routes_at(sitting.routes, work)
-    async with gateway_at(sitting.gateway, _key(sitting.key)) as caller:
-        settings = await described(routes, caller, work, folder.manifest)
+    routes = remote_routes(sitting.routes, work)
+    async with connect_gateway(sitting.gateway, _key(sitting.key)) as caller:
+        settings = await describe_routes(routes, caller, work, folder.manifest)
         folder.begin(sitting.manifest(settings), work.questions)
         await LiveRun(folder, work, caller, progress, concurrency=sitting.concurrency).run(routes)
 

@@ -28,7 +28,7 @@ from gateway.config.settings import check_settings
 from gateway.engines.build import build
 from gateway.errors import ConfigError, EngineError, StartupError
 from gateway.planning.curve import Curve, CurveOrigin, CurvePrice
-from gateway.planning.measured import StreamTiming, context_of, gaining, prefill_of, step_of
+from gateway.planning.measured import StreamTiming, context_of, improving_steps, prefill_of, step_of
 from gateway.policy.book import PolicySet
 from gateway.policy.policies import Policies
 from gateway.telemetry.metrics import Metrics
@@ -238,7 +238,7 @@ class _Sitting:
         }
         events: list[float] = []
         usage: Json = {}
-        asked_s = time.perf_counter()
+        started_s = time.perf_counter()
         async with asyncio.timeout(max(0.0, self._ends_s - time.monotonic())), aclosing(engine.stream(body)) as groups:
             async for chunks in groups:
                 now = time.perf_counter()
@@ -248,12 +248,12 @@ class _Sitting:
         if not events or not usage:
             raise StartupError("The engine wrote nothing, or does not count tokens in streams: it cannot be measured.")
         return StreamTiming(
-            asked_s, tuple(events), int(usage["prompt_tokens"]), max(1, int(usage["completion_tokens"]))
+            started_s, tuple(events), int(usage["prompt_tokens"]), max(1, int(usage["completion_tokens"]))
         )
 
     def curve(self, gpu: str | None, gpus_per_replica: int, usd_per_hour: Decimal | None) -> Curve:
         """What was found. Raises StartupError where it is too little for a curve."""
-        steps = gaining(self._steps)
+        steps = improving_steps(self._steps)
         if len(steps) < len(self._steps):
             self.doubts.append(f"from {steps[-1].batch} answers on it gained nothing: larger batches were left out")
         if not steps:

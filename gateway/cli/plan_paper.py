@@ -32,7 +32,7 @@ def paper() -> None:
     for data in PAIRS:
         table.add_row(data)
         for pair, row in rows(data):
-            remark = row.why + ("; another speed-up is printed" if row.misprinted else "")
+            remark = row.reason + ("; another speed-up is printed" if row.misprinted else "")
             table.add_row(
                 f"  {pair.teacher} > {pair.student}" + ("" if pair.projection == "cutoff" else f" ({pair.projection})"),
                 f"{row.m} > {row.n}",

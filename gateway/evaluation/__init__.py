@@ -1,28 +1,28 @@
-"""Does guidance pay? The paper's experiments for any pair, any questions, and the choice of a route's guidance.
+"""Evaluation: the paper's experiments for any pair and data set, and advice on a route's guidance.
 
-questions/         where questions come from, and the examples shown before them
-question.py        what is asked, and what is right
-scoring.py         how an answer is held against what is right, by name
-  judging.py       ... a model asked; what an answer comes to is read in gateway/scoring/
-judges.py          a judge that is a model
-setting.py         one point of a grid: who answers, with what help
-auto_length.py     ... and the rule by which the length of it is chosen for each question
-grid.py            what is varied, and the settings that come of it
-run_library.py     the projections that it may name: those of policies
+questions/         data sets, and the exemplars of prompts
+question.py        a question with its correct answer
+scoring.py         scorers by name: the comparison of an answer with the correct one
+  judging.py       ... by a model; gateway/scoring/ extracts the result of an answer
+judges.py          a judge that is a configured model
+setting.py         one point of a grid: which models answer, and with which guidance
+auto_length.py     ... and the rule that chooses the guidance length for each question
+grid.py            the varied parameters and the settings that result
+run_library.py     the projections that a run may name: those of policies
 
-pair.py            the engines: small ones of this machine, or those of a config.yaml
-generations.py     every text an engine wrote, kept: a run goes on where it stopped
-staged.py          one question answered in the paper's two stages, by the parts of the gateway's own path
-folder.py          a run's folder: what may share it, and one process at a time
-run.py             a run in two stages; patience.py takes the engines' failures, example.py makes a line of an answer
-live.py            a run through a whole gateway; caller.py hears its answers, elsewhere.py is about one that runs
+pair.py            the engines: small local ones, or two models of a config.yaml
+generations.py     storage of every generated text, for resuming a run
+staged.py          one question in the paper's two stages, by the components of the gateway's request path
+folder.py          a run's folder: consistency checks and a process lock
+run.py             a run in two stages; patience.py retries engine calls, example.py makes a record of an answer
+live.py            a run through a whole gateway; caller.py is its client, elsewhere.py describes remote routes
 
-record.py          what a run leaves in its folder
-run_records.py     reads it
-summary.py         a run's examples added up by setting
+record.py          the records in a run's folder
+run_records.py     their reader
+summary.py         totals of a run's examples by setting
 statistics.py      intervals and paired tests
 reporting/         tables and figures of a run
-edited.py          files of a setting that say something else than a run has shown
-advice/            the setting that a route should have, or that none pays; how long guidance should be
-priming/           the exemplars that a route's teacher should be shown
+edited.py          detection of files that changed since a run
+advice/            recommendation of a setting for a route, and of the guidance length
+priming/           search for the exemplars of a route's teacher
 """

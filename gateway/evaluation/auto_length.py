@@ -1,4 +1,4 @@
-"""How a run chooses m for each question: the `auto` of a policy, out of a file of its own, or the built-in one."""
+"""The rule by which a run chooses m for each question: a policy's `auto` block from a file, or the built-in rule."""
 
 from __future__ import annotations
 
@@ -21,62 +21,62 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class AutoLength:
-    """A rule, and how a policy would say it.
+    """A rule, and its policy block.
 
     Attributes:
-        said: the whole `auto:` block, what the file leaves out as well: a later version may take other defaults.
-        file: where it was read; None: it is the built-in one.
-        learned: what stands in the file of its model.
+        block: The complete `auto:` block, including defaults, since later versions may have other defaults.
+        file: The file of the rule; None for the built-in rule.
+        learned: The contents of the rule's model file.
     """
 
     rule: AutoRule
-    said: Mapping[str, Any]
+    block: Mapping[str, Any]
     file: str | None = None
     learned: FittedLengths | None = None
 
     @property
     def facts(self) -> tuple[object, ...]:
-        """All that it depends on, for a hash: a model's file may come to say something else."""
-        return dict(self.said), None if self.learned is None else self.learned.model_dump_json()
+        """Return everything that the rule depends on, for a hash; a model file may change."""
+        return dict(self.block), None if self.learned is None else self.learned.model_dump_json()
 
 
 def read_auto(file: Path | None) -> AutoLength:
-    """The rule of this file, whose keys are those of a policy's `auto:`. A model's file is looked for beside it.
+    """Read a rule from a file with the keys of a policy's `auto:` block; None returns the built-in rule.
 
-    Raises ConfigError with every mistake.
+    The path of a model file is relative to the file. Raises ConfigError with every issue.
     """
     if file is None:
-        return AutoLength(AutoRule(), _whole(AutoRule(), {}))
-    source, mistakes = read(file)
+        return AutoLength(AutoRule(), _complete_block(AutoRule(), {}))
+    source, issues = read(file)
     if source is None:
-        raise ConfigError(mistakes)
+        raise ConfigError(issues)
     rule, more = source.check(AutoRule, ValueOrigin({}, file.parent))
-    if rule is None or mistakes:
-        raise ConfigError([*mistakes, *more])
+    if rule is None or issues:
+        raise ConfigError([*issues, *more])
     learned: FittedLengths | None = None
     if rule.model is not None:
         files = length_files()
         files.begin(file.parent)
-        learned, mistakes = files.of(rule.model, source, ("model",))
+        learned, issues = files.of(rule.model, source, ("model",))
         if learned is None:
-            raise ConfigError(mistakes)
-    said, path = _whole(rule, _plain(source.data)), str(file.absolute())
-    return AutoLength(rule if learned is None else rule.going_by(learned), said, path, learned)
+            raise ConfigError(issues)
+    block, path = _complete_block(rule, _plain(source.data)), str(file.absolute())
+    return AutoLength(rule if learned is None else rule.going_by(learned), block, path, learned)
 
 
-def _whole(rule: AutoRule, said: Mapping[str, Any]) -> dict[str, Any]:
-    whole: dict[str, Any] = {"min": rule.min, "max": rule.max, "default": rule.default, "stop_at": rule.stop_at}
+def _complete_block(rule: AutoRule, block: Mapping[str, Any]) -> dict[str, Any]:
+    block_items: dict[str, Any] = {"min": rule.min, "max": rule.max, "default": rule.default, "stop_at": rule.stop_at}
     if rule.rules is None and rule.model is None:
-        # Of the built-in rules a policy may say no more than what comes of them.
-        whole["rules"] = [
+        # A policy can express the built-in rules only by their results.
+        block_items["rules"] = [
             {"name": one.name, "prompt": one.prompt, "tokens": one.tokens and max(rule.min, min(rule.max, one.tokens))}
             for one in DEFAULT_RULES
         ]
-    return whole | {name: value for name, value in said.items() if value is not None}
+    return block_items | {name: value for name, value in block.items() if value is not None}
 
 
 def _plain(value: Any) -> Any:
-    """Without what JSON has no word for."""
+    """Return the value with JSON types only."""
     if isinstance(value, dict):
         return {name: _plain(one) for name, one in value.items()}
     if isinstance(value, list):

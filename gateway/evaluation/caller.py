@@ -1,4 +1,4 @@
-"""A caller of a gateway, as an application is one: OpenAI's wire with streams, and the receipt of each answer."""
+"""A client of a gateway, like an application: streams of OpenAI's protocol, and the receipt of each answer."""
 
 from __future__ import annotations
 
@@ -28,37 +28,39 @@ if TYPE_CHECKING:
     from gateway.protocol.body import Json
 
 GATEWAY = "gateway"
-"""What errors call it."""
-_RECEIPT_WITHIN_S = 20.0
-_RECEIPT_EVERY_S = 0.05
+"""Engine name in errors."""
+_RECEIPT_TIMEOUT_S = 20.0
+_RECEIPT_INTERVAL_S = 0.05
 _BUSY = frozenset({429, 503})
-_MADE_IN_MS = 1000
+_MS_PER_S = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class ClientAnswer:
-    """What a caller has of one answer. `answered.text` is the whole of it, `total_s` how long it took."""
+    """An answer as a client receives it. `answered.text` is the whole text, `total_s` its time in seconds."""
 
     answered: QuestionAnswer
     total_s: float
 
 
 class GatewayClient:
-    """Puts requests to one gateway.
+    """Client of one gateway.
 
     Args:
-        session: with the caller's key in its headers.
-        url: of the public listener, without a path.
+        session: HTTP session with the API key in its headers.
+        url: Address of the public listener, without a path.
     """
 
     def __init__(self, session: aiohttp.ClientSession, url: str) -> None:
         self._session = session
         self._url = url.rstrip("/")
 
-    async def ask(self, body: Json) -> ClientAnswer:
-        """Raises EngineErrors of an engine called `gateway`, with the gateway's own word for it as `reason`.
+    async def complete(self, body: Json) -> ClientAnswer:
+        """Send a request and return the streamed answer with its receipt.
 
-        Raises StartupError where its receipts cannot be used.
+        Raises:
+            EngineError: The engine `gateway` failed, with the gateway's error code as `reason`.
+            StartupError: The gateway's receipts cannot be used.
         """
         route = "completions" if "prompt" in body else "chat/completions"
         started = time.perf_counter()
@@ -68,30 +70,30 @@ class GatewayClient:
                 f"{self._url}/v1/{route}", json=body | {"stream": True}, allow_redirects=False
             ) as reply:
                 if reply.status != 200:
-                    raise _refused(reply.status, await reply.read())
-                await _listen(reply, pieces)
+                    raise _error(reply.status, await reply.read())
+                await _read_stream(reply, pieces)
                 request_id = reply.headers.get("x-request-id", "")
             total_s = round(time.perf_counter() - started, 3)
             receipt = await self._receipt(request_id)
         except (aiohttp.ClientError, TimeoutError) as error:
-            raise EngineUnreachable(f"The {GATEWAY} does not answer.", engine=GATEWAY) from error
+            raise EngineUnreachable(f"The {GATEWAY} does not respond.", engine=GATEWAY) from error
         if receipt.status != "ok":
-            failed = EngineFailed(f"The {GATEWAY} answered with {receipt.status}.", engine=GATEWAY)
-            failed.reason = receipt.status
-            raise failed
+            failure = EngineFailed(f"The {GATEWAY} answered with {receipt.status}.", engine=GATEWAY)
+            failure.reason = receipt.status
+            raise failure
         teacher_ms = receipt.timings.teacher_ms
         answered = QuestionAnswer(
             "".join(pieces),
-            _opening(receipt, pieces),
+            _guidance(receipt, pieces),
             receipt,
-            None if teacher_ms is None else round(teacher_ms / _MADE_IN_MS, 3),
+            None if teacher_ms is None else round(teacher_ms / _MS_PER_S, 3),
             None,
         )
         return ClientAnswer(answered, total_s)
 
     async def _receipt(self, request_id: str) -> Receipt:
-        """It is written when a stream ends, a moment after its last byte."""
-        give_up = time.perf_counter() + _RECEIPT_WITHIN_S
+        """Poll for the receipt, which is written shortly after the last byte of the stream."""
+        deadline = time.perf_counter() + _RECEIPT_TIMEOUT_S
         while True:
             async with self._session.get(f"{self._url}/v1/receipts/{request_id}", allow_redirects=False) as reply:
                 raw = await reply.read()
@@ -100,15 +102,15 @@ class GatewayClient:
                     return msgspec.convert(orjson.loads(raw), Receipt)
                 except (msgspec.ValidationError, orjson.JSONDecodeError) as error:
                     raise StartupError(
-                        "The gateway's receipts do not tell what an answer cost: set show_cost: true on its routes."
+                        "The gateway's receipts have no costs: set show_cost: true on its routes."
                     ) from error
-            if time.perf_counter() > give_up:
-                raise EngineProtocolError(f"The {GATEWAY} has no receipt of {request_id}.", engine=GATEWAY)
-            await asyncio.sleep(_RECEIPT_EVERY_S)
+            if time.perf_counter() > deadline:
+                raise EngineProtocolError(f"The {GATEWAY} has no receipt for {request_id}.", engine=GATEWAY)
+            await asyncio.sleep(_RECEIPT_INTERVAL_S)
 
 
-async def _listen(reply: aiohttp.ClientResponse, pieces: list[str]) -> None:
-    """The words of the answer, piece by piece as they came. Raises EngineFailed where the stream ends in an error."""
+async def _read_stream(reply: aiohttp.ClientResponse, pieces: list[str]) -> None:
+    """Append the text of the stream to `pieces` as it arrives. Raises EngineFailed if the stream ends with an error."""
     decoder = SseDecoder()
     async for received in reply.content.iter_any():
         for event in decoder.feed(received):
@@ -116,26 +118,26 @@ async def _listen(reply: aiohttp.ClientResponse, pieces: list[str]) -> None:
                 return
             chunk = orjson.loads(event)
             if "error" in chunk:
-                raise _refused(reply.status, event)
+                raise _error(reply.status, event)
             for choice in chunk.get("choices", ()):
-                said = choice["text"] if "text" in choice else (choice.get("delta") or {}).get("content")
-                if said:
-                    pieces.append(said)
-    raise EngineProtocolError(f"The {GATEWAY} ended a stream early.", engine=GATEWAY)
+                text = choice["text"] if "text" in choice else (choice.get("delta") or {}).get("content")
+                if text:
+                    pieces.append(text)
+    raise EngineProtocolError(f"The {GATEWAY} ended a stream without [DONE].", engine=GATEWAY)
 
 
-def _opening(receipt: Receipt, pieces: list[str]) -> str:
-    """The guidance, where it was shown: the routes of an evaluation send it in one piece. Else no caller sees it."""
+def _guidance(receipt: Receipt, pieces: list[str]) -> str:
+    """Return the guidance if the client received it: the routes of an evaluation send it as one piece."""
     guidance = receipt.guidance
     if guidance is None or guidance.placement != "prefix" or not pieces:
         return ""
     return "".join(pieces) if receipt.mode == "teacher_complete" else pieces[0]
 
 
-def _refused(status: int, body: bytes) -> EngineError:
+def _error(status: int, body: bytes) -> EngineError:
     try:
-        said = orjson.loads(body)["error"]
-        code = said.get("code") or said.get("type")
+        content = orjson.loads(body)["error"]
+        code = content.get("code") or content.get("type")
     except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
         code = None
     message = f"The {GATEWAY} answered with status {status}" + (f" ({code})." if code else ".")

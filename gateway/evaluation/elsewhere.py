@@ -1,11 +1,11 @@
-"""Routes of a gateway that runs somewhere: what each does is learnt from the receipt of one answer."""
+"""Routes of a running gateway. The receipt of one answer shows the settings of each route."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from gateway.errors import EngineError, StartupError
-from gateway.evaluation.live import LiveRoute, body_of
+from gateway.evaluation.live import LiveRoute, request_body
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from gateway.evaluation.record import Manifest
     from gateway.evaluation.run import EvalWork
 
-# A route that chooses the guidance's length may go without for some questions, and then does not tell what it is.
+# A route that chooses the guidance length may leave a question unguided, and its receipt then lacks the settings.
 _TRIES = 8
 
 
-def routes_at(names: Sequence[str], work: EvalWork) -> list[LiveRoute]:
-    """Each of these routes with each way of asking; the settings of `work` say the ways, and all have mode student."""
+def remote_routes(names: Sequence[str], work: EvalWork) -> list[LiveRoute]:
+    """Return each route with each request form. The settings of `work` give the forms, and all have mode student."""
     return [
         LiveRoute(name, f"route {name}, {setting.name.removeprefix('student, ')}", setting)
         for name in names
@@ -28,33 +28,33 @@ def routes_at(names: Sequence[str], work: EvalWork) -> list[LiveRoute]:
     ]
 
 
-async def described(
-    routes: Sequence[LiveRoute], caller: GatewayClient, work: EvalWork, manifest: Manifest | None
+async def describe_routes(
+    routes: Sequence[LiveRoute], client: GatewayClient, work: EvalWork, manifest: Manifest | None
 ) -> list[dict[str, Any]]:
-    """The routes as a manifest has settings. Those that it does not know are asked the first question, to learn it;
-    further ones, where a rule of theirs leaves that one without guidance.
+    """Return the routes in the format of a manifest's settings.
 
-    Raises StartupError where a route does not answer.
+    A route that the manifest does not know gets the first question, and further ones if its length rule leaves that
+    one unguided. Raises StartupError if a route does not respond.
     """
     known = {} if manifest is None else {setting["name"]: setting for setting in manifest.settings}
-    return [known.get(route.name) or await _described(route, caller, work) for route in routes]
+    return [known.get(route.name) or await _describe(route, client, work) for route in routes]
 
 
-async def _described(route: LiveRoute, caller: GatewayClient, work: EvalWork) -> dict[str, Any]:
+async def _describe(route: LiveRoute, client: GatewayClient, work: EvalWork) -> dict[str, Any]:
     for question in work.questions[:_TRIES]:
         try:
-            receipt = (await caller.ask(body_of(route, question, work))).answered.receipt
+            receipt = (await client.complete(request_body(route, question, work))).answered.receipt
         except EngineError as error:
             raise StartupError(f"--route {route.model}: {error.message}") from error
         if receipt.guidance is not None or receipt.length is None:
-            return route.setting.as_dict() | {"name": route.name, "route": route.model} | _what_it_does(receipt)
+            return route.setting.as_dict() | {"name": route.name, "route": route.model} | _settings_of(receipt)
     raise StartupError(
-        f"--route {route.model}: its rule for the guidance's length leaves the first questions without any, so its "
-        "guidance is not known. Begin with others: --offset, or --sample."
+        f"--route {route.model}: its length rule leaves the first questions unguided, so the guidance is unknown. "
+        "Start with other questions: --offset, or --sample."
     )
 
 
-def _what_it_does(receipt: Receipt) -> dict[str, Any]:
+def _settings_of(receipt: Receipt) -> dict[str, Any]:
     if receipt.guidance is None:
         return {"mode": receipt.mode}
     return {

@@ -1,4 +1,4 @@
-"""A run's folder: one process at a time writes there, and what it holds is of one data set and one pair."""
+"""A run's folder: a lock for one process, and checks that all records are of one data set and one pair."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ _LOCK = ".lock"
 
 
 class RunFolder:
-    """A context manager around the folder; it is made where it is not there.
+    """Context manager of a run's folder; creates the folder if needed.
 
-    Raises StartupError on entering where another process runs in it, or where it cannot be written.
+    Entering raises StartupError if another process uses the folder or it cannot be written.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.manifest: Manifest | None = None
-        """What `run.json` says; None where nothing has run here."""
+        """Contents of `run.json`; None in a new folder."""
         self.examples: dict[tuple[str, str], Example] = {}
-        """By setting and question."""
+        """The examples by setting and question."""
         self.stages: list[StageRecord] = []
 
     def __enter__(self) -> Self:
@@ -57,12 +57,12 @@ class RunFolder:
         except OSError as error:
             raise StartupError(f"{self.path} cannot be written: {error.strerror}. Name another folder.") from error
         try:
-            # The system lets go of it when the process ends, however it does.
+            # The kernel releases the lock when the process ends.
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             self._lock.close()
             raise StartupError(
-                f"Another process runs in {self.path}. Wait until it has ended, or name another folder."
+                f"Another process runs in {self.path}. Wait for its end, or name another folder."
             ) from error
         try:
             self._load()
@@ -78,88 +78,88 @@ class RunFolder:
 
     @property
     def generations(self) -> Path:
-        """Where the texts are kept."""
+        """Path of the generated texts."""
         return self.path / GENERATIONS
 
-    def check(self, wanted: Manifest, questions: Sequence[Question]) -> None:
-        """Raises StartupError where what is asked now does not fit to what was asked before.
+    def check(self, manifest: Manifest, questions: Sequence[Question]) -> None:
+        """Raise StartupError if a run contradicts the earlier runs of the folder.
 
-        More settings may come, and more questions behind those that were asked. Prices may change where every setting
-        that is here is asked for again: its examples are made anew.
+        More settings are allowed, and more questions after the earlier ones. If the run includes every setting of the
+        folder, prices may change: the examples are then computed again.
         """
-        was = self.manifest
-        if was is None:
+        previous = self.manifest
+        if previous is None:
             return
         pairs = (
-            ("the teacher", was.teacher, wanted.teacher),
-            ("the student", was.student, wanted.student),
-            ("the path", _path(was), _path(wanted)),
-            ("the data set", was.data, wanted.data),
+            ("the teacher", previous.teacher, manifest.teacher),
+            ("the student", previous.student, manifest.student),
+            ("the path", _path(previous), _path(manifest)),
+            ("the data set", previous.data, manifest.data),
         )
-        differs = [f"{name} was {before}, and is {now}" for name, before, now in pairs if before != now]
-        if was.questions > wanted.questions:
-            differs.append(f"it had {was.questions} questions, and has {wanted.questions}: raise --limit")
-        elif digest(questions[: was.questions]) != was.data_sha256:
-            differs.append("the questions, their order or their answers are others")
-        differs += [f"{what} is other" for what in _shown_otherwise(was, wanted)]
-        if was.prices != wanted.prices and self._others(wanted):
-            differs.append("prices are others, and not every setting of the folder is asked for again")
+        differs = [f"{name} was {before} and is now {now}" for name, before, now in pairs if before != now]
+        if previous.questions > manifest.questions:
+            differs.append(f"it had {previous.questions} questions and now has {manifest.questions}: raise --limit")
+        elif digest(questions[: previous.questions]) != previous.data_sha256:
+            differs.append("the questions, their order or their answers differ")
+        differs += [f"{item} differs" for item in _changed_inputs(previous, manifest)]
+        if previous.prices != manifest.prices and self._other_settings(manifest):
+            differs.append("prices differ, and the run leaves out some settings of the folder")
         if differs:
-            raise StartupError(f"{self.path} is of another run: {'; '.join(differs)}. Name another folder.")
+            raise StartupError(f"{self.path} holds another run: {'; '.join(differs)}. Name another folder.")
 
-    def begin(self, wanted: Manifest, questions: Sequence[Question]) -> None:
-        """Note what is asked now, beside what was asked before. Raises as `check` does."""
-        self.check(wanted, questions)
-        was = self.manifest
-        if was is not None:
-            wanted = msgspec.structs.replace(
-                wanted,
-                settings=[*self._others(wanted), *wanted.settings],
-                created=was.created,
-                student_look=wanted.student_look or was.student_look,
+    def begin(self, manifest: Manifest, questions: Sequence[Question]) -> None:
+        """Add a run to the manifest. Raises as `check` does."""
+        self.check(manifest, questions)
+        previous = self.manifest
+        if previous is not None:
+            manifest = msgspec.structs.replace(
+                manifest,
+                settings=[*self._other_settings(manifest), *manifest.settings],
+                created=previous.created,
+                student_look=manifest.student_look or previous.student_look,
             )
-        self._keep(wanted)
+        self._store(manifest)
 
-    def _others(self, wanted: Manifest) -> list[dict[str, Any]]:
-        """The settings that were asked for, and are not now."""
-        names = {setting["name"] for setting in wanted.settings}
+    def _other_settings(self, manifest: Manifest) -> list[dict[str, Any]]:
+        """Return the settings of the manifest that the new run leaves out."""
+        names = {setting["name"] for setting in manifest.settings}
         return [one for one in self.manifest.settings if one["name"] not in names] if self.manifest else []
 
-    def note_student(self, look: dict[str, Any]) -> None:
-        """Keep what is known of the student now that it was asked."""
+    def set_student_state(self, state: dict[str, Any]) -> None:
+        """Store the student's capabilities, known after its first call."""
         assert self.manifest is not None, "begin() comes first"
-        self._keep(msgspec.structs.replace(self.manifest, student_look=look))
+        self._store(msgspec.structs.replace(self.manifest, student_look=state))
 
     def add(self, example: Example) -> None:
-        """An example that cannot be made anew from texts: it is on disk when this returns."""
+        """Append an example that cannot be computed from texts; it is on disk on return."""
         self.examples[example.setting, example.question] = example
         _append(self.path / EXAMPLES, example)
 
-    def note(self, example: Example) -> None:
-        """An example that can be made anew from texts: `write_examples` writes it."""
+    def keep(self, example: Example) -> None:
+        """Keep an example that can be computed from texts; `write_examples` writes it."""
         self.examples[example.setting, example.question] = example
 
     def write_examples(self, questions: Sequence[Question]) -> None:
-        """All examples anew: by setting, and within it in the data's order."""
+        """Write all examples, by setting and within it in the order of the data set."""
         assert self.manifest is not None, "begin() comes first"
         keys = ((setting["name"], question.id) for setting in self.manifest.settings for question in questions)
         write_lines(self.path / EXAMPLES, [self.examples[key] for key in keys if key in self.examples])
 
     def add_stage(self, stage: StageName, setting: str, calls: int, seconds: float, concurrency: int) -> None:
-        """What a stage took; one in which nobody was asked is none."""
+        """Append the duration of a stage; a stage without calls is skipped."""
         if not calls:
             return
         at = int(time.time())
-        took = StageRecord(stage=stage, setting=setting, calls=calls, seconds=seconds, concurrency=concurrency, at=at)
-        self.stages.append(took)
-        _append(self.path / STAGES, took)
+        record = StageRecord(stage=stage, setting=setting, calls=calls, seconds=seconds, concurrency=concurrency, at=at)
+        self.stages.append(record)
+        _append(self.path / STAGES, record)
 
     def seconds_per_call(self, stage: str) -> float | None:
-        """How long a call took here, beside others, over all sittings; None where none was made."""
-        told = [one for one in self.stages if one.stage == stage and one.calls]
-        return sum(one.seconds for one in told) / sum(one.calls for one in told) if told else None
+        """Return the mean seconds of a concurrent call over all sittings; None without calls."""
+        records = [one for one in self.stages if one.stage == stage and one.calls]
+        return sum(one.seconds for one in records) / sum(one.calls for one in records) if records else None
 
-    def _keep(self, manifest: Manifest) -> None:
+    def _store(self, manifest: Manifest) -> None:
         self.manifest = manifest
         file = self.path / MANIFEST
         new = file.with_name(file.name + ".new")
@@ -172,51 +172,51 @@ class RunFolder:
             try:
                 self.manifest = msgspec.json.decode(file.read_bytes(), type=Manifest)
             except msgspec.DecodeError as error:
-                raise StartupError(f"{file} is no run's: {error}. Name another folder.") from error
+                raise StartupError(f"{file} is not a run's manifest: {error}. Name another folder.") from error
         for line in _lines(self.path / EXAMPLES):
             example = msgspec.convert(line, Example, strict=False)
             self.examples[example.setting, example.question] = example
         lines = list(_lines(self.path / STAGES))
         self.stages = [msgspec.convert({"concurrency": 0} | line, StageRecord) for line in lines]
         if any("concurrency" not in line for line in lines):
-            # Of a measurement that was made before there was this command: others read what it says.
+            # The file predates `concurrency`: rewrite it for other readers.
             write_lines(self.path / STAGES, self.stages)
 
 
 def digest(questions: Iterable[Question]) -> str:
-    """SHA-256 of the questions and their answers, in their order; how they are scored has no part in it."""
-    found = hashlib.sha256()
+    """Return the SHA-256 of the questions, answers and options in order; the scorers are not included."""
+    sha256 = hashlib.sha256()
     for one in questions:
-        found.update(orjson.dumps((one.id, one.text, one.answer, one.options), option=orjson.OPT_APPEND_NEWLINE))
-    return found.hexdigest()
+        sha256.update(orjson.dumps((one.id, one.text, one.answer, one.options), option=orjson.OPT_APPEND_NEWLINE))
+    return sha256.hexdigest()
 
 
-def shown(setting: Setting, exemplars: Sequence[Exemplar]) -> str:
-    """A hash of what models are shown beside the question: exemplars, the words of the projection, and what is kept.
+def shown_hash(setting: Setting, exemplars: Sequence[Exemplar]) -> str:
+    """Return a hash of the texts that models read besides the question: exemplars, projection, and kept parts.
 
-    A rule that chooses m is in it as well.
+    The hash includes a rule that chooses m.
     """
     projection = setting.projection
-    asked: tuple[object, ...] = ()
+    inputs: tuple[object, ...] = ()
     if setting.mode == "guided":
-        asked = (projection.instruction, projection.introduction, projection.exemplars)
+        inputs = (projection.instruction, projection.introduction, projection.exemplars)
         skip = projection.skip
         more = (
             projection.system,
             skip and ([one.text for one in skip.patterns], skip.tokens),
             None if projection.name in PROJECTIONS else projection.teacher_may_finish,
         )
-        # Folders of a time when projections had no more are read still.
-        asked += more if any(one is not None for one in more) else ()
-        asked += setting.auto.facts if setting.auto is not None else ()
-    return hashlib.blake2b(orjson.dumps((exemplars[: setting.shots], asked)), digest_size=8).hexdigest()
+        # Keeps the hashes of folders from before projections had these fields.
+        inputs += more if any(one is not None for one in more) else ()
+        inputs += setting.auto.facts if setting.auto is not None else ()
+    return hashlib.blake2b(orjson.dumps((exemplars[: setting.shots], inputs)), digest_size=8).hexdigest()
 
 
-def _shown_otherwise(was: Manifest, wanted: Manifest) -> list[str]:
-    before = {setting["name"]: setting.get("shown") for setting in was.settings}
-    other = [one for one in wanted.settings if before.get(one["name"], one.get("shown")) != one.get("shown")]
+def _changed_inputs(previous: Manifest, manifest: Manifest) -> list[str]:
+    before = {setting["name"]: setting.get("shown") for setting in previous.settings}
+    other = [one for one in manifest.settings if before.get(one["name"], one.get("shown")) != one.get("shown")]
     return [
-        f"what '{one['name']}' shows the models{', or how it chooses m,' if one.get('tokens') == 'auto' else ''}"
+        f"the prompt of '{one['name']}'{', or its choice of m,' if one.get('tokens') == 'auto' else ''}"
         for one in other
     ]
 
@@ -231,14 +231,14 @@ def _append(file: Path, record: msgspec.Struct) -> None:
 
 
 def _lines(file: Path) -> Iterator[dict[str, Any]]:
-    """Those that are whole: a kill may have cut one short. What comes next begins a line of its own."""
+    """Yield the complete lines. A kill may have truncated the last one, so end it with a newline."""
     if not file.exists():
         return
-    whole = file.read_bytes()
-    if whole and not whole.endswith(b"\n"):
+    content = file.read_bytes()
+    if content and not content.endswith(b"\n"):
         with file.open("ab") as lines:
             lines.write(b"\n")
-    for line in whole.splitlines():
+    for line in content.splitlines():
         try:
             yield orjson.loads(line)
         except orjson.JSONDecodeError:

@@ -1,7 +1,7 @@
-"""Every text that an engine wrote for an evaluation, kept as lines of JSON: what was asked once is not asked again.
+"""Storage of every text that an engine wrote for an evaluation, as lines of JSON. A stored request is not sent again.
 
-A run that was killed goes on from here, and so does one with more settings: they ask for what is missing. A line is a
-fact about an engine, and holds no verdict: answers may be scored anew without a model.
+A killed run resumes from these texts, and a run with more settings sends only the missing requests. A line records an
+engine's output without a score, so answers can be scored again without a model.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import orjson
-from msgspec.structs import replace
 
 from gateway.engines.base import OpeningReply, TokenUsage
 from gateway.engines.chat import read_usage
@@ -32,14 +31,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class TeacherText:
-    """What a teacher wrote, in its pieces: one for each token, where the engine tells so.
+    """A teacher's text in pieces: one for each token if the engine streams tokens.
+
+    The field names are also those of the stored lines.
 
     Attributes:
-        pieces: a stop string may be in them; the token that ends an answer is none.
-        at_ms: when each piece came, after the call; beside it the engine worked on others of the batch.
-        asked_tokens: the limit that it had.
-        seconds: until the whole reply was there.
-        cache_write_tokens: prompt tokens that the engine wrote to its prompt cache; lines without them have 0.
+        pieces: The pieces, possibly with a stop string; the token that ends an answer has none.
+        at_ms: Milliseconds from the call to each piece; the engine works on the rest of the batch too.
+        asked_tokens: The token limit of the request.
+        seconds: Time to the end of the reply.
+        cache_write_tokens: Prompt tokens that the engine wrote to its prompt cache; 0 for older lines.
     """
 
     pieces: tuple[str, ...]
@@ -53,51 +54,50 @@ class TeacherText:
     seconds: float
     cache_write_tokens: int = 0
 
-    def first(self, tokens: int, stop: tuple[str, ...]) -> OpeningReply | None:
-        """What it would have written with this limit; None where it was asked for less.
+    def truncated(self, tokens: int, stop: tuple[str, ...]) -> OpeningReply | None:
+        """Return the reply that a lower limit would have produced; None if this text had a lower limit.
 
-        That it has ended shows within the limit alone: an answer of n tokens is cut for length with a limit of n, for
-        TGI looks at the length before it looks at the token. Of a text whose pieces are not its tokens the part is
-        taken that so many tokens are of all.
+        A reply ends with "stop" only within its limit. Since TGI checks the length first, an answer of n tokens with a
+        limit of n ends with "length". If the pieces are not tokens, a proportional part of the text is returned.
         """
-        ended = self.finish == "stop"
-        if tokens == self.asked_tokens or (ended and tokens > self.output_tokens):
-            return OpeningReply(self.text, "stop" if ended else "length", self._usage(self.output_tokens))
+        stopped_itself = self.finish == "stop"
+        if tokens == self.asked_tokens or (stopped_itself and tokens > self.output_tokens):
+            return OpeningReply(self.text, "stop" if stopped_itself else "length", self._usage(self.output_tokens))
         if tokens > self.asked_tokens:
             return None
-        text, met = before_stop(self._begin(tokens), stop)
-        return OpeningReply(text, "stop" if met else "length", self._usage(min(tokens, self.output_tokens)))
+        text, stopped = before_stop(self._first_text(tokens), stop)
+        return OpeningReply(text, "stop" if stopped else "length", self._usage(min(tokens, self.output_tokens)))
 
-    def told(self, tokens: int) -> Iterator[str]:
-        """The pieces of so many tokens, as they were told of while it wrote; none where it was told of at its end."""
-        # A text in one piece is a whole reply, unless there is no more of it than that.
-        if len(self.pieces) > 1 or self.output_tokens <= 2:  # with the one that ends an answer
+    def streamed_pieces(self, tokens: int) -> Iterator[str]:
+        """Yield the pieces of the first tokens as the engine streamed them; nothing if it sent a whole reply."""
+        # One piece is a whole reply, unless the text has no more than one piece.
+        if len(self.pieces) > 1 or self.output_tokens <= 2:  # includes the token that ends an answer
             yield from self._first_pieces(tokens)
 
-    def seconds_until(self, chars: int) -> float:
-        """How long it took until so much of the text was there."""
+    def seconds_to_chars(self, chars: int) -> float:
+        """Return the seconds until `chars` characters of the text had arrived."""
         ends = accumulate(map(len, self.pieces))
         return next((ms / 1000 for end, ms in zip(ends, self.at_ms, strict=True) if end >= chars), self.seconds)
 
-    def seconds_to(self, tokens: int) -> float:
-        """How long its first tokens took."""
-        place = math.ceil(self._place(tokens))
-        return self.seconds if place >= len(self.at_ms) else self.at_ms[max(1, place) - 1] / 1000
+    def seconds_to_tokens(self, tokens: int) -> float:
+        """Return the seconds until the first `tokens` tokens had arrived."""
+        count = math.ceil(self._piece_count(tokens))
+        return self.seconds if count >= len(self.at_ms) else self.at_ms[max(1, count) - 1] / 1000
 
-    def _begin(self, tokens: int) -> str:
+    def _first_text(self, tokens: int) -> str:
         return "".join(self._first_pieces(tokens))
 
     def _first_pieces(self, tokens: int) -> Iterator[str]:
-        """Those of so many tokens; of the last one the part that is of them."""
-        place = self._place(tokens)
-        whole = int(place)
+        """Yield the pieces of the first `tokens` tokens; the last piece may be partial."""
+        count = self._piece_count(tokens)
+        whole = int(count)
         yield from self.pieces[:whole]
-        if whole < min(place, len(self.pieces)):
+        if whole < min(count, len(self.pieces)):
             piece = self.pieces[whole]
-            yield piece[: round(len(piece) * (place - whole))]
+            yield piece[: round(len(piece) * (count - whole))]
 
-    def _place(self, tokens: int) -> float:
-        """How many of the pieces so many tokens are. One token more than pieces is that which ended the answer."""
+    def _piece_count(self, tokens: int) -> float:
+        """Return the number of pieces of `tokens` tokens. One more token than pieces is the end token."""
         if self.output_tokens - len(self.pieces) in {0, 1}:
             return tokens
         return len(self.pieces) * tokens / self.output_tokens
@@ -109,13 +109,13 @@ class TeacherText:
 
 
 class Generations:
-    """The texts of one run, in a file that grows. `close` it."""
+    """The texts of one run in a file that grows. Close it with `close`."""
 
     def __init__(self, path: Path) -> None:
-        self._openings: dict[str, TeacherText] = {}
+        self._teacher_texts: dict[str, TeacherText] = {}
         self._answers: dict[str, Json] = {}
-        self.torn = 0
-        """Lines that a kill left half written, and that were passed over."""
+        self.incomplete_lines = 0
+        """Number of incomplete lines that a kill left; they are skipped."""
         if path.exists():
             self._load(path)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -125,22 +125,22 @@ class Generations:
         self._file.close()
 
     def __len__(self) -> int:
-        return len(self._openings) + len(self._answers)
+        return len(self._teacher_texts) + len(self._answers)
 
-    def opening(self, key: str) -> TeacherText | None:
-        """What was written for this request, whatever length was asked for."""
-        return self._openings.get(key)
+    def teacher_text(self, key: str) -> TeacherText | None:
+        """Return the teacher's text for this request, whatever its token limit."""
+        return self._teacher_texts.get(key)
 
     def answer(self, key: str) -> Json | None:
-        """The reply to this request: `text`, `finish`, `usage`, `seconds`."""
+        """Return the reply to this request: `text`, `finish`, `usage`, `seconds`."""
         return self._answers.get(key)
 
-    def keep_opening(self, key: str, engine: str, written: TeacherText) -> None:
-        self._openings[key] = written
-        facts = {name: getattr(written, name) for name in TeacherText.__slots__}
+    def store_opening(self, key: str, engine: str, teacher_text: TeacherText) -> None:
+        self._teacher_texts[key] = teacher_text
+        facts = {name: getattr(teacher_text, name) for name in TeacherText.__slots__}
         self._write({"opening": key, "engine": engine, **facts})
 
-    def keep_answer(self, key: str, engine: str, answer: Json) -> None:
+    def store_answer(self, key: str, engine: str, answer: Json) -> None:
         self._answers[key] = answer
         self._write({"answer": key, "engine": engine, **answer})
 
@@ -151,43 +151,41 @@ class Generations:
     def _load(self, path: Path) -> None:
         whole = path.read_bytes()
         if whole and not whole.endswith(b"\n"):
-            # What comes next must not join a line that a kill cut short.
+            # Separate the next line from one that a kill truncated.
             with path.open("ab") as file:
                 file.write(b"\n")
         for raw in whole.splitlines():
             try:
                 line = orjson.loads(raw)
             except orjson.JSONDecodeError:
-                self.torn += 1
+                self.incomplete_lines += 1
                 continue
             line.pop("engine", None)
             if key := line.pop("opening", None):
                 line["pieces"], line["at_ms"] = tuple(line["pieces"]), tuple(line["at_ms"])
-                self._openings[key] = TeacherText(**line)
+                self._teacher_texts[key] = TeacherText(**line)
             elif key := line.pop("answer", None):
                 self._answers[key] = line
 
 
 class RecordingEngine:
-    """An engine whose texts are kept: one that is there is not asked for again.
+    """An engine that stores its texts; it does not send a stored request again.
 
     Args:
-        revision: which weights it serves, and how; texts of another are not its own.
-        longest: how many tokens an opening is asked for, whatever is wanted of it now.
-        asks: whether it may be asked; if not, a text that is missing raises KeyError.
+        engine: The engine.
+        storage: The stored texts.
+        revision: Identity of the weights and their serving; texts of another revision are not used.
+        may_send: Whether requests may be sent; if not, a missing text raises KeyError.
     """
 
-    def __init__(
-        self, engine: Engine, kept: Generations, revision: str, *, longest: int = 0, asks: bool = True
-    ) -> None:
+    def __init__(self, engine: Engine, storage: Generations, revision: str, *, may_send: bool = True) -> None:
         self._engine = engine
-        self._kept = kept
+        self._storage = storage
         self._revision = revision
-        self._longest = longest
-        self._asks = asks
-        self._flights: dict[str, asyncio.Lock] = {}
+        self._may_send = may_send
+        self._locks: dict[str, asyncio.Lock] = {}
         self.calls = 0
-        """How often the engine was asked."""
+        """Number of requests sent to the engine."""
 
     @property
     def name(self) -> str:
@@ -197,48 +195,48 @@ class RecordingEngine:
     def state(self) -> EngineState:
         return self._engine.state
 
-    async def written(self, request: OpeningRequest) -> TeacherText:
-        """The beginning of an answer, at least as long as asked. Raises EngineErrors."""
-        key = self._opening_key(request)
-        async with self._flights.setdefault(key, asyncio.Lock()):
-            written = self._kept.opening(key)
-            if written is None or written.first(request.max_tokens, tuple(request.stop)) is None:
-                self._may_ask(key)
-                written = await self._open(request, max(self._longest, request.max_tokens))
-                self._kept.keep_opening(key, self.name, written)
-        return written
+    async def teacher_text(self, request: OpeningRequest) -> TeacherText:
+        """Return a teacher text at least as long as requested, sending the request if needed. Raises EngineErrors."""
+        key = self._key_of(request)
+        async with self._locks.setdefault(key, asyncio.Lock()):
+            teacher_text = self._storage.teacher_text(key)
+            if teacher_text is None or teacher_text.truncated(request.max_tokens, tuple(request.stop)) is None:
+                self._check_may_send(key)
+                teacher_text = await self._send_opening(request)
+                self._storage.store_opening(key, self.name, teacher_text)
+        return teacher_text
 
     def holds(self, request: OpeningRequest) -> bool:
-        """Whether `written` has it without asking."""
-        written = self._kept.opening(self._opening_key(request))
-        return written is not None and written.first(request.max_tokens, tuple(request.stop)) is not None
+        """Return whether `teacher_text` has the text in storage."""
+        teacher_text = self._storage.teacher_text(self._key_of(request))
+        return teacher_text is not None and teacher_text.truncated(request.max_tokens, tuple(request.stop)) is not None
 
-    def _opening_key(self, request: OpeningRequest) -> str:
+    def _key_of(self, request: OpeningRequest) -> str:
         parts = (request.messages, request.prompt, request.temperature, request.top_p, request.seed, request.stop)
         return _key(self._revision, "opening", parts)
 
     async def opening(
         self, request: OpeningRequest, *, batch: str | None = None, tell: Callable[[str], None] | None = None
     ) -> OpeningReply:
-        """As an engine's: `tell` hears the pieces as they were heard when it wrote, at once."""
-        written = await self.written(request)
+        """Return the stored or new reply, and pass its pieces to `tell` at once, as the engine streamed them."""
+        teacher_text = await self.teacher_text(request)
         if tell is not None:
-            for piece in written.told(request.max_tokens):
+            for piece in teacher_text.streamed_pieces(request.max_tokens):
                 tell(piece)
-        reply = written.first(request.max_tokens, tuple(request.stop))
-        assert reply is not None, "it was asked for as much"
+        reply = teacher_text.truncated(request.max_tokens, tuple(request.stop))
+        assert reply is not None, "teacher_text() returns at least the requested length"
         return reply
 
-    async def _open(self, request: OpeningRequest, tokens: int) -> TeacherText:
+    async def _send_opening(self, request: OpeningRequest) -> TeacherText:
         pieces: list[str] = []
         at_ms: list[int] = []
         started = time.perf_counter()
 
-        def hear(piece: str) -> None:
+        def record(piece: str) -> None:
             pieces.append(piece)
             at_ms.append(round((time.perf_counter() - started) * 1000))
 
-        reply = await self._engine.opening(replace(request, max_tokens=tokens), tell=hear)
+        reply = await self._engine.opening(request, tell=record)
         self.calls += 1
         seconds = round(time.perf_counter() - started, 3)
         usage = reply.usage or TokenUsage(0, len(pieces), estimated=True)
@@ -250,7 +248,7 @@ class RecordingEngine:
             input_tokens=usage.input_tokens,
             output_tokens=usage.output_tokens,
             cached_tokens=usage.cached_input_tokens,
-            asked_tokens=tokens,
+            asked_tokens=request.max_tokens,
             seconds=seconds,
             cache_write_tokens=usage.cache_write_input_tokens,
         )
@@ -259,15 +257,15 @@ class RecordingEngine:
         sent = {name: value for name, value in body.items() if name != "model"}
         how = None if prefill is None else (prefill.text, prefill.continuation.mode)
         key = _key(self._revision, "answer", (sent, how))
-        async with self._flights.setdefault(key, asyncio.Lock()):
-            answer = self._kept.answer(key)
+        async with self._locks.setdefault(key, asyncio.Lock()):
+            answer = self._storage.answer(key)
             if answer is None:
-                self._may_ask(key)
-                answer = await self._complete(body, prefill)
-                self._kept.keep_answer(key, self.name, answer)
+                self._check_may_send(key)
+                answer = await self._send_completion(body, prefill)
+                self._storage.store_answer(key, self.name, answer)
         return _as_reply(answer)
 
-    async def _complete(self, body: Json, prefill: Prefill | None) -> Json:
+    async def _send_completion(self, body: Json, prefill: Prefill | None) -> Json:
         started = time.perf_counter()
         reply = await self._engine.complete(body, prefill)
         self.calls += 1
@@ -292,8 +290,8 @@ class RecordingEngine:
     async def close(self) -> None:
         await self._engine.close()
 
-    def _may_ask(self, key: str) -> None:
-        if not self._asks:
+    def _check_may_send(self, key: str) -> None:
+        if not self._may_send:
             raise KeyError(key)
 
 
@@ -302,17 +300,17 @@ def _as_reply(answer: Json) -> Json:
     reply: Json = {"choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": answer["finish"]}]}
     reply["seconds"] = answer["seconds"]
     if answer["usage"] is not None:
-        read, written, cached, *stored = answer["usage"]
+        read, teacher_text, cached, *stored = answer["usage"]
         reply["usage"] = {
             "prompt_tokens": read,
-            "completion_tokens": written,
+            "completion_tokens": teacher_text,
             "prompt_tokens_details": {"cached_tokens": cached, "cache_write_tokens": sum(stored)},
         }
     return reply
 
 
 def _counts(usage: TokenUsage) -> list[int]:
-    """The fourth count is new: lines of earlier runs have three."""
+    """Return the token counts. Lines of earlier runs lack the fourth one."""
     return [usage.input_tokens, usage.output_tokens, usage.cached_input_tokens, usage.cache_write_input_tokens]
 
 

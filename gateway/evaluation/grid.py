@@ -1,8 +1,8 @@
-"""The grid of an evaluation: what is varied, as options or a YAML file say it, and the settings that come of it.
+"""The grid of an evaluation: the varied parameters, from options or a YAML file, and the resulting settings.
 
 tokens: [20, 40, auto]        every combination of the lists is one setting
 form: [chat, completion]
-grids:                        several grids in one run; what one does not say, it has from above
+grids:                        several grids in one run; each inherits the keys above
   - {form: completion, shots: 8}
   - {projection: concise, tokens: 40}
 """
@@ -31,63 +31,63 @@ if TYPE_CHECKING:
     from gateway.policy.projections import Projection
 
 T = TypeVar("T")
-MOST_CALLS = 20_000
-"""A run of more calls than this is begun only when somebody said so."""
+MAX_UNCONFIRMED_CALLS = 20_000
+"""A run with more calls than this needs confirmation."""
 
 
-def _several(value: object) -> object:
+def _as_tuple(value: object) -> object:
     return value if isinstance(value, list | tuple) else (value,)
 
 
-Several: TypeAlias = Annotated[tuple[T, ...], BeforeValidator(_several), Field(min_length=1)]
+OneOrMore: TypeAlias = Annotated[tuple[T, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
 """One value, or a list of them."""
 
 
 class Grid(StrictModel):
-    """Lists of what is varied. `Setting` says what each means."""
+    """Lists of varied parameters. `Setting` describes each one."""
 
-    mode: Several[Mode] = ("teacher", "student", "guided")
-    """Who answers."""
-    tokens: Several[Tokens] = (20, 40, 80)
-    """m, of guided settings; auto: a rule chooses it for each question."""
-    projection: Several[Name] = ("cutoff",)
-    """How the teacher is asked, of guided settings."""
-    placement: Several[Placement] | None = None
-    """Where the guidance stands, of guided settings; None: as is usual for the projection."""
-    boundary: Several[Boundary] = ("word",)
-    """Where guidance that was cut may end."""
-    form: Several[Form] = ("chat",)
-    """The question as a chat, or as a raw prompt."""
-    shots: Several[Annotated[Whole, Field(ge=0, le=64)]] = (0,)
-    """How many exemplars the caller's prompt shows."""
-    max_tokens: Several[Annotated[Whole, Field(ge=1, le=100_000)]] = (300,)
-    """The limit on an answer, guidance included."""
+    mode: OneOrMore[Mode] = ("teacher", "student", "guided")
+    """Which models answer."""
+    tokens: OneOrMore[Tokens] = (20, 40, 80)
+    """m of guided settings; auto: a rule chooses m for each question."""
+    projection: OneOrMore[Name] = ("cutoff",)
+    """The projection of guided settings: the request to the teacher."""
+    placement: OneOrMore[Placement] | None = None
+    """Position of the guidance in guided settings; None: the projection's default."""
+    boundary: OneOrMore[Boundary] = ("word",)
+    """The boundary at which truncated guidance ends."""
+    form: OneOrMore[Form] = ("chat",)
+    """Format of the question: a chat, or a raw prompt."""
+    shots: OneOrMore[Annotated[Whole, Field(ge=0, le=64)]] = (0,)
+    """Number of exemplars in the caller's prompt."""
+    max_tokens: OneOrMore[Annotated[Whole, Field(ge=1, le=100_000)]] = (300,)
+    """Token limit of an answer, including guidance."""
     temperature: Annotated[Number, Field(ge=0, le=2)] = 0.0
-    """The caller's; 0 always takes the likeliest token."""
+    """Sampling temperature of the caller; 0 always takes the most probable token."""
     top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
-    """The caller's."""
+    """Sampling top_p of the caller."""
     seed: Annotated[Whole, Field(ge=0, le=2**31 - 1)] = 0
-    """Of all that is drawn: the samples, one seed each from here on, and what the report draws."""
+    """Seed of all random numbers: one seed per sample, counted up from here, and the report's resampling."""
     samples: Annotated[Whole, Field(ge=1, le=100)] = 1
-    """How often each question is answered, at a temperature above 0."""
+    """Number of answers to each question, at a temperature above 0."""
 
     @field_validator("samples")
     @classmethod
-    def _are_drawn(cls, samples: int, info: ValidationInfo) -> int:
+    def _check_samples(cls, samples: int, info: ValidationInfo) -> int:
         if samples > 1 and not info.data.get("temperature"):
-            raise InvalidValue("needs a temperature above 0: at 0 all samples are the same")
+            raise InvalidValue("needs a temperature above 0: at 0 all samples are identical")
         return samples
 
 
 class GridFile(Grid):
-    """All of a grid's file."""
+    """The contents of a grid file."""
 
     grids: tuple[Grid, ...] = ()
-    """Several grids; what one does not say is as above."""
+    """Several grids; each inherits the keys above."""
 
     @property
-    def each(self) -> Iterator[Grid]:
-        """The grids to go through: this one, where it names no others."""
+    def all_grids(self) -> Iterator[Grid]:
+        """Yield each of `grids`, or this grid if there are none."""
         if not self.grids:
             yield self
         for one in self.grids:
@@ -95,41 +95,42 @@ class GridFile(Grid):
 
 
 def read_grid(file: Path | None, options: Mapping[str, Any]) -> GridFile:
-    """The file's grid with what `options` say instead, for all of its grids. Raises ConfigError with every mistake."""
-    source, mistakes = (YamlSource("", {}), []) if file is None else read(file)
+    """Read a file's grid; `options` override its keys in all of its grids. Raises ConfigError with every issue."""
+    source, issues = (YamlSource("", {}), []) if file is None else read(file)
     if source is None:
-        raise ConfigError(mistakes)
-    grid, more = source.check(GridFile)
-    if grid is None or mistakes:
-        raise ConfigError([*mistakes, *more])
+        raise ConfigError(issues)
+    grid, more_issues = source.check(GridFile)
+    if grid is None or issues:
+        raise ConfigError([*issues, *more_issues])
     if not options:
         return grid
     grids = [{**one, **options} for one in source.items("grids")]
-    both = {**source.data, **options} | ({"grids": grids} if grids else {})
-    grid, more = YamlSource("the command line", both).check(GridFile)
+    merged = {**source.data, **options} | ({"grids": grids} if grids else {})
+    grid, more_issues = YamlSource("the command line", merged).check(GridFile)
     if grid is None:
-        raise ConfigError([replace(mistake, line=0) for mistake in more])
+        raise ConfigError([replace(issue, line=0) for issue in more_issues])
     return grid
 
 
 def settings_of(
     grid: GridFile, projection: Callable[[str], Projection], auto: AutoLength | None = None
 ) -> list[Setting]:
-    """Every setting of the grid, none twice; teachers come first, since the guidance may be cut from what they wrote.
+    """Return the distinct settings of the grid, teachers first, since their texts may serve as guidance.
 
     Args:
-        projection: finds one by its name; raises StartupError where there is none.
-        auto: how m is chosen where the grid says `auto`; None: by the built-in rule.
+        grid: The grid.
+        projection: Returns a projection by name; raises StartupError for an unknown name.
+        auto: The rule for `auto`; None: the built-in rule.
     """
     auto = auto or read_auto(None)
-    found = [setting for one in grid.each for setting in _settings(one, projection, auto)]
+    found = [setting for one in grid.all_grids for setting in _settings(one, projection, auto)]
     order = {"teacher": 0, "student": 1, "guided": 2}
     return sorted(dict.fromkeys(found), key=lambda setting: order[setting.mode])
 
 
 def _settings(grid: Grid, projection: Callable[[str], Projection], auto: AutoLength) -> Iterator[Setting]:
-    drawn: Iterable[int | None] = range(grid.seed, grid.seed + grid.samples) if grid.temperature else (None,)
-    for form, shots, max_tokens, seed in product(grid.form, grid.shots, grid.max_tokens, drawn):
+    seeds: Iterable[int | None] = range(grid.seed, grid.seed + grid.samples) if grid.temperature else (None,)
+    for form, shots, max_tokens, seed in product(grid.form, grid.shots, grid.max_tokens, seeds):
         common = Setting(
             mode="student",
             form=form,
@@ -150,11 +151,11 @@ def _guided(grid: Grid, common: Setting, projections: Sequence[Projection], auto
     if (longest := max((m for m in grid.tokens if isinstance(m, int)), default=0)) > common.max_tokens:
         raise StartupError(
             f"tokens {longest} is more than max_tokens {common.max_tokens}: guidance is a part of the answer. "
-            "Take fewer tokens, or a larger max_tokens."
+            "Use fewer tokens, or a larger max_tokens."
         )
     for projection, boundary, m in product(projections, grid.boundary, grid.tokens):
         if projection.exemplars and common.form == "completion":
-            continue  # a raw prompt has no turns: it would be cutoff under another name
+            continue  # a raw prompt has no turns, so the setting would equal cutoff
         for placement in grid.placement or (projection.default_placement,):
             guided = replace(common, mode="guided", projection=projection, placement=placement, boundary=boundary)
             yield replace(guided, tokens=m) if isinstance(m, int) else replace(guided, auto=auto)

@@ -1,4 +1,4 @@
-"""A judge that is a model of a configuration: what it says is kept beside a run's texts, and not asked for again."""
+"""A judge that is a configured model. Its replies are stored next to a run's texts and not requested again."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ if TYPE_CHECKING:
 
     from gateway.config.settings import Settings
 
-_MOST_TOKENS = 64
+_MAX_TOKENS = 64
 
 
 @asynccontextmanager
-async def judge_of(settings: Settings, name: str, kept_in: Path) -> AsyncIterator[Judge]:
-    """A judge that asks this model, greedily. Raises StartupError where the configuration has no such model."""
+async def judge_of(settings: Settings, name: str, storage_path: Path) -> AsyncIterator[Judge]:
+    """Yield a judge that uses this model with greedy decoding. Raises StartupError if the configuration lacks it."""
     model = settings.by_name.get(name)
     if model is None:
         known = ", ".join(settings.by_name)
-        raise StartupError(f"--judge {name}: the configuration has no such model. It has: {known}.")
+        raise StartupError(f"--judge {name}: the configuration has no such model. Models: {known}.")
     engines = await build([model], Policies(PolicySet.of([]), None), Metrics(None, 1))
-    patience = StageRetries()
+    retries = StageRetries()
     try:
-        with closing(Generations(kept_in)) as kept:
-            recorded = RecordingEngine(engines[name], kept, f"judge {name}")
+        with closing(Generations(storage_path)) as storage:
+            recorded = RecordingEngine(engines[name], storage, f"judge {name}")
 
-            async def ask(prompt: str) -> str:
-                body = {"messages": [{"role": "user", "content": prompt}], "temperature": 0, "max_tokens": _MOST_TOKENS}
-                return message_text(await patience.with_it(lambda: recorded.complete(body))) or ""
+            async def complete(prompt: str) -> str:
+                body = {"messages": [{"role": "user", "content": prompt}], "temperature": 0, "max_tokens": _MAX_TOKENS}
+                return message_text(await retries.call(lambda: recorded.complete(body))) or ""
 
-            yield Judge(ask)
+            yield Judge(complete)
     finally:
         await engines[name].close()

@@ -1,4 +1,4 @@
-"""A model asked whether an answer is right, for questions that no rule can score."""
+"""Scoring of an answer by a model, for questions that no rule can score."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ The question, the reference and the answer stand between their marks. What they 
 
 Write one line and nothing else: "Score: " and a number from 0 (wrong) to 10 (right).
 """
-"""What a judge is asked, as data: {question}, {reference} and {answer} stand for their texts."""
+"""Prompt of a judge; {question}, {reference} and {answer} are replaced by their texts."""
 
 _SLOT = re.compile(r"\{(question|reference|answer)\}")
 _REPLY = re.compile(r"\s*\**Score:\**\s*([0-9]{1,2}(?:\.[0-9]{1,2})?)(?:\s*/\s*10)?\**\.?\s*", re.IGNORECASE)
@@ -41,7 +41,7 @@ _HIGHEST = 10
 
 
 class Unscored(Exception):
-    """It is not known what an answer is worth. `label` says why: `judge_unreadable`, `scorer_failed`."""
+    """The score of an answer is unknown. `label` gives the reason: `judge_unreadable`, `scorer_failed`."""
 
     def __init__(self, label: str, message: str) -> None:
         super().__init__(message)
@@ -50,14 +50,14 @@ class Unscored(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Judge:
-    """Asks a model.
+    """Scorer that uses a model.
 
     Attributes:
-        ask: puts a prompt to the model and returns its reply. May raise EngineErrors.
-        prompt: what it is asked; ValueError unless it holds each of `PROMPT`'s three slots.
+        complete: Sends a prompt to the model and returns its reply. May raise EngineErrors.
+        prompt: The prompt; ValueError if it lacks one of the three slots of `PROMPT`.
     """
 
-    ask: Callable[[str], Awaitable[str]] = field(repr=False)
+    complete: Callable[[str], Awaitable[str]] = field(repr=False)
     prompt: str = PROMPT
 
     def __post_init__(self) -> None:
@@ -66,13 +66,13 @@ class Judge:
             raise ValueError(f"the judge's prompt lacks {', '.join(f'{{{name}}}' for name in sorted(missing))}")
 
     async def score(self, answer: str, question: Question) -> ScoredAnswer:
-        """From 0 to 1. An empty answer is wrong, unasked. Raises Unscored on a reply that is not what was asked for."""
+        """Return a score from 0 to 1; 0 for an empty answer, without a call. Raises Unscored if the reply has none."""
         if not answer.strip():
             return ScoredAnswer(0.0)
         texts = {"question": question.text, "reference": question.answer, "answer": answer}
-        # In one pass: an answer may hold a slot's name.
-        reply = await self.ask(_SLOT.sub(lambda slot: texts[slot[1]], self.prompt))
+        # Replace all slots in one pass: an answer may contain the name of a slot.
+        reply = await self.complete(_SLOT.sub(lambda slot: texts[slot[1]], self.prompt))
         found = _REPLY.fullmatch(reply)
         if found is None or float(found[1]) > _HIGHEST:
-            raise Unscored("judge_unreadable", f"the judge's reply on '{question.id}' is no score: {reply[:80]!r}")
+            raise Unscored("judge_unreadable", f"the judge's reply to '{question.id}' has no score: {reply[:80]!r}")
         return ScoredAnswer(float(found[1]) / _HIGHEST, found[1])

@@ -1,7 +1,7 @@
-"""A run through a whole gateway: one in this process with a route for each setting, or one that runs somewhere.
+"""A run through a whole gateway: one in this process with a route for each setting, or one that runs elsewhere.
 
-Answers are heard as a caller hears them, and their receipts are read. They cannot be made anew from texts, so each
-example is on disk as soon as it is made.
+The client reads streamed answers and their receipts. They cannot be computed again from texts, so each example is
+written to disk at once.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from gateway.evaluation.setting import Setting
     from gateway.protocol.body import Json
 
-# An engine on a CPU takes its time, and an answer without guidance is no answer to the question of this run.
+# An engine on a CPU is slow, and an unguided answer would not count for a guided setting.
 _DEADLINE_S = 600.0
 _LEASE_S = 900.0
 
@@ -48,9 +48,9 @@ class LiveRoute:
     """A route of a gateway, for one setting.
 
     Attributes:
-        model: what callers send.
-        name: what the run calls it.
-        setting: says how the question is put.
+        model: The `model` value of requests.
+        name: The name of the setting in the run.
+        setting: The request parameters.
     """
 
     model: str
@@ -59,18 +59,22 @@ class LiveRoute:
 
 
 class LiveRun:
-    """Puts every question to every route, beside those that the folder has an answer of already.
+    """Sends every question to every route, unless the folder has its answer.
 
     Args:
-        concurrency: how many are under way at once.
-        pauses_s: before each further try of a call that failed.
+        folder: Folder of the run.
+        work: The questions.
+        client: Client of the gateway.
+        progress: Receiver of progress.
+        concurrency: Number of concurrent requests.
+        pauses_s: Pauses in seconds before each retry of a failed call.
     """
 
     def __init__(
         self,
         folder: RunFolder,
         work: EvalWork,
-        caller: GatewayClient,
+        client: GatewayClient,
         progress: RunProgress,
         *,
         concurrency: int,
@@ -78,74 +82,74 @@ class LiveRun:
     ) -> None:
         self._folder = folder
         self._work = work
-        self._caller = caller
+        self._client = client
         self._progress = progress
         self._concurrency = concurrency
         self._pauses_s = pauses_s
 
     async def run(self, routes: Sequence[LiveRoute]) -> None:
-        """Raises StartupError where the gateway is gone: the answers that came are kept."""
-        left = [(route, self._left(route)) for route in routes]
-        patience = StageRetries(self._pauses_s)
-        self._progress.begin("live", sum(len(questions) for _, questions in left))
+        """Send the missing requests. Raises StartupError if the gateway is gone; earlier answers are kept."""
+        remaining = [(route, self._remaining(route)) for route in routes]
+        retries = StageRetries(self._pauses_s)
+        self._progress.begin("live", sum(len(questions) for _, questions in remaining))
         try:
-            for route, questions in left:
+            for route, questions in remaining:
                 if questions:
-                    await self._stage(route, questions, patience)
+                    await self._stage(route, questions, retries)
         finally:
             self._folder.write_examples(self._work.questions)
         self._progress.end()
 
-    async def one(self, route: LiveRoute, question: Question, patience: StageRetries) -> Example:
-        """Ask it, and keep what came."""
-        body = body_of(route, question, self._work)
+    async def run_one(self, route: LiveRoute, question: Question, retries: StageRetries) -> Example:
+        """Send one question and store the example."""
+        body = request_body(route, question, self._work)
         try:
-            heard = await patience.with_it(lambda: self._caller.ask(body))
+            answer = await retries.call(lambda: self._client.complete(body))
         except EngineError as error:
             example = failed_example(route.name, question, error.reason or error.label, route.setting.mode)
         else:
-            example = await scored_example(route.name, question, heard.answered, self._work.score, heard.total_s)
+            example = await scored_example(route.name, question, answer.answered, self._work.score, answer.total_s)
         self._folder.add(example)
         return example
 
-    async def _stage(self, route: LiveRoute, questions: Sequence[Question], patience: StageRetries) -> None:
+    async def _stage(self, route: LiveRoute, questions: Sequence[Question], retries: StageRetries) -> None:
         started, done = time.perf_counter(), 0
 
-        async def one(question: Question) -> None:
+        async def run_one(question: Question) -> None:
             nonlocal done
-            example = await self.one(route, question, patience)
+            example = await self.run_one(route, question, retries)
             done += 1
             self._progress.step(example.teacher_output_tokens + example.student_output_tokens)
 
         try:
-            await patience.side_by_side(questions, one, self._concurrency)
+            await retries.run_concurrently(questions, run_one, self._concurrency)
         finally:
             seconds = round(time.perf_counter() - started, 3)
             self._folder.add_stage("live", route.name, done, seconds, self._concurrency)
 
-    def _left(self, route: LiveRoute) -> list[Question]:
+    def _remaining(self, route: LiveRoute) -> list[Question]:
         done = self._folder.examples
         keys = ((question, done.get((route.name, question.id))) for question in self._work.questions)
         return [question for question, example in keys if example is None or example.error is not None]
 
 
-def body_of(route: LiveRoute, question: Question, work: EvalWork) -> Json:
-    """What the caller sends."""
-    return {**route.setting.asked(question, work.exemplars).body, "model": route.model}
+def request_body(route: LiveRoute, question: Question, work: EvalWork) -> Json:
+    """Return the request body of a question."""
+    return {**route.setting.request(question, work.exemplars).body, "model": route.model}
 
 
-def routes_of(settings: Sequence[Setting]) -> list[LiveRoute]:
-    """One route for each setting."""
-    return [LiveRoute(f"setting-{place}", setting.name, setting) for place, setting in enumerate(settings)]
+def setting_routes(settings: Sequence[Setting]) -> list[LiveRoute]:
+    """Return one route for each setting."""
+    return [LiveRoute(f"setting-{index}", setting.name, setting) for index, setting in enumerate(settings)]
 
 
 @asynccontextmanager
-async def gateway_of(pair: Pair, routes: Sequence[LiveRoute], folder: Path) -> AsyncIterator[GatewayClient]:
-    """A caller of a gateway in this process, with a Redis of its own. Raises StartupErrors."""
+async def start_gateway(pair: Pair, routes: Sequence[LiveRoute], folder: Path) -> AsyncIterator[GatewayClient]:
+    """Start a gateway in this process with its own Redis, and yield a client of it. Raises StartupErrors."""
     key = f"gk-{secrets.token_urlsafe(24)}"
-    async with AsyncExitStack() as exits:
-        redis = await exits.enter_async_context(EmbeddedRedis())
-        engines = await exits.enter_async_context(pair.serving(TEACHER, STUDENT))
+    async with AsyncExitStack() as stack:
+        redis = await stack.enter_async_context(EmbeddedRedis())
+        engines = await stack.enter_async_context(pair.serving(TEACHER, STUDENT))
         settings = Settings.model_validate(
             {
                 "server": {"host": "127.0.0.1", "port": 0},
@@ -155,15 +159,15 @@ async def gateway_of(pair: Pair, routes: Sequence[LiveRoute], folder: Path) -> A
                 "models": engines.models,
             }
         )
-        at = await exits.enter_async_context(gateway_in_process(settings, _book(routes, key), redis.url))
-        session = await exits.enter_async_context(_session(key))
+        at = await stack.enter_async_context(gateway_in_process(settings, _policies(routes, key), redis.url))
+        session = await stack.enter_async_context(_session(key))
         await wait_until_probed(session, at.admin)
         yield GatewayClient(session, at.public)
 
 
 @asynccontextmanager
-async def gateway_at(url: str, key: str) -> AsyncIterator[GatewayClient]:
-    """A caller of a gateway that runs."""
+async def connect_gateway(url: str, key: str) -> AsyncIterator[GatewayClient]:
+    """Yield a client of a running gateway."""
     async with _session(key) as session:
         yield GatewayClient(session, url)
 
@@ -176,19 +180,23 @@ def _session(key: str) -> aiohttp.ClientSession:
     )
 
 
-def _book(routes: Sequence[LiveRoute], key: str) -> PolicySet:
+def _policies(routes: Sequence[LiveRoute], key: str) -> PolicySet:
     keys = [{"id": "eval", "sha256": hashlib.sha256(key.encode()).hexdigest()}]
-    policy = TenantPolicy.model_validate({"tenant": "eval", "keys": keys, "routes": [_told(one) for one in routes]})
-    asking = tuple(_asking(told, one.setting) for told, one in zip(policy.routes, routes, strict=True))
-    return PolicySet.of([policy.model_copy(update={"routes": asking})])
+    policy = TenantPolicy.model_validate(
+        {"tenant": "eval", "keys": keys, "routes": [_route(run_one) for run_one in routes]}
+    )
+    with_projections = tuple(
+        _with_projection(run_one, by.setting) for run_one, by in zip(policy.routes, routes, strict=True)
+    )
+    return PolicySet.of([policy.model_copy(update={"routes": with_projections})])
 
 
-def _asking(told: Route, setting: Setting) -> Route:
-    """With the projection itself: it may have exemplars of its own, or a file in no folder that is read here."""
-    return told.model_copy(update={"guidance": told.guidance.asking(setting.projection)})
+def _with_projection(route: Route, setting: Setting) -> Route:
+    """Set the projection object: it may have its own exemplars, or come from a file that the gateway does not read."""
+    return route.model_copy(update={"guidance": route.guidance.asking(setting.projection)})
 
 
-def _told(route: LiveRoute) -> dict[str, Any]:
+def _route(route: LiveRoute) -> dict[str, Any]:
     return {
         "model": route.model,
         "mode": route.setting.mode,
@@ -199,9 +207,9 @@ def _told(route: LiveRoute) -> dict[str, Any]:
             **route.setting.length,
             "placement": route.setting.placement,
             "boundary": route.setting.boundary,
-            "stream": False,  # the guidance comes in one piece
+            "stream": False,  # guidance arrives as one piece
             "deadline": _DEADLINE_S,
-            "cache_ttl": 0.0,  # each setting pays for its own
+            "cache_ttl": 0.0,  # each setting pays for its own guidance
             "on_failure": "reject",
             "on_queue_full": "reject",
         },

@@ -1,6 +1,6 @@
-"""The teacher and the student of an evaluation: small ones on this machine, or two models of a config.yaml.
+"""The teacher and the student of an evaluation: small local models, or two models of a config.yaml.
 
-Each goes by its role: texts, prices and error messages of both kinds look alike.
+Each engine is named by its role, so texts, prices and error messages of both kinds are alike.
 """
 
 from __future__ import annotations
@@ -36,23 +36,25 @@ if TYPE_CHECKING:
     from gateway.protocol.body import Json
 
 ROLES = (TEACHER, STUDENT)
-# Nobody waits for one answer of an evaluation, and a CPU reads many prompts at once slowly.
-_PATIENCE: Json = {"first_token": 3000.0, "total": 3600.0, "idle": 3000.0}
+# Evaluations tolerate slow answers, and a CPU reads many concurrent prompts slowly.
+_TIMEOUTS: Json = {"first_token": 3000.0, "total": 3600.0, "idle": 3000.0}
 _NOWHERE = "http://127.0.0.1:9"
 _PER_1M = 1_000_000
-_MOST_AT_THE_TEACHER = 128
+_TEACHER_CONCURRENCY = 128
 _PROBES = 3
 _PROBE_PAUSE_S = 1.0
-# How long an engine is left alone is the run's to say: it tries again itself, and stops where that does not help.
-_UNGUARDED = BreakerSettings(failures=1000)
+# The run itself retries calls and stops if an engine is gone, so the circuit breaker is disabled.
+_NO_BREAKER = BreakerSettings(failures=1000)
 
 
 @dataclass(frozen=True, slots=True)
 class LocalPair:
-    """Models of the catalogue or .gguf files, run by this process's children. Example prices: nobody bills a laptop.
+    """Models of the catalog or .gguf files, served by child processes. Prices are examples.
 
     Attributes:
-        parallel: how many requests each decodes at once, each with `slot_tokens` of context.
+        teacher, student: Model names or paths.
+        parallel: Concurrent requests of each engine, each with `slot_tokens` of context.
+        slot_tokens: Context of a request in tokens.
     """
 
     teacher: str
@@ -62,31 +64,31 @@ class LocalPair:
 
     @property
     def names(self) -> dict[str, str]:
-        """What the weights are called, by role: by this their texts are kept."""
+        """Return the names of the weights by role; stored texts are keyed by them."""
         return {TEACHER: weights.model_name(self.teacher), STUDENT: weights.model_name(self.student)}
 
     @property
-    def money(self) -> TokenPrices:
-        """What tokens cost, by role."""
-        return _money(self._models({}))
+    def prices(self) -> TokenPrices:
+        """Return the token prices by role."""
+        return _token_prices(self._models({}))
 
     @asynccontextmanager
     async def serving(self, *roles: str) -> AsyncIterator[Settings]:
-        """These engines, started: with all cores for one alone. Raises StartupErrors."""
+        """Start these engines and yield their settings; a single engine gets all cores. Raises StartupErrors."""
         models = {role: model for role, model in ((TEACHER, self.teacher), (STUDENT, self.student)) if role in roles}
         stack = LocalStack(
             teacher=models.get(TEACHER),
             student=models.get(STUDENT),
             parallel=self.parallel,
             slot_tokens=self.slot_tokens,
-            max_concurrent_requests=max(_MOST_AT_THE_TEACHER, self.parallel),
+            max_concurrent_requests=max(_TEACHER_CONCURRENCY, self.parallel),
         )
         async with stack:
             urls = {role: getattr(stack, f"{role}_url") for role in models}
             yield Settings(models=tuple(self._models(urls)))
 
     def _models(self, urls: Mapping[str, str]) -> list[ModelSettings]:
-        told: tuple[Json, ...] = (
+        models: tuple[Json, ...] = (
             {
                 "name": TEACHER,
                 "protocol": "tgi",
@@ -101,12 +103,12 @@ class LocalPair:
                 "price": {"input_per_1m": Decimal("0.10"), "output_per_1m": Decimal("0.10")},
             },
         )
-        return [ModelSettings.model_validate(one | {"timeouts": _PATIENCE}) for one in told]
+        return [ModelSettings.model_validate(one | {"timeouts": _TIMEOUTS}) for one in models]
 
 
 @dataclass(frozen=True, slots=True)
 class ConfiguredPair:
-    """Two models of a configuration file, which run somewhere already."""
+    """Two models of a configuration file, served elsewhere."""
 
     settings: Settings
     teacher: str
@@ -114,29 +116,29 @@ class ConfiguredPair:
     _chosen: list[ModelSettings] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        """Raises StartupError where the file has no such model."""
+        """Raise StartupError if the file lacks one of the models."""
         chosen = []
         for role, name in ((TEACHER, self.teacher), (STUDENT, self.student)):
             model = self.settings.by_name.get(name)
             if model is None:
                 known = ", ".join(self.settings.by_name)
-                raise StartupError(f"--{role} {name}: the configuration has no such model. It has: {known}.")
-            chosen.append(model.model_copy(update={"name": role, "breaker": _UNGUARDED}))
+                raise StartupError(f"--{role} {name}: the configuration has no such model. Models: {known}.")
+            chosen.append(model.model_copy(update={"name": role, "breaker": _NO_BREAKER}))
         object.__setattr__(self, "_chosen", chosen)
 
     @property
     def names(self) -> dict[str, str]:
-        """As the file calls them, by role."""
+        """Return the names of the models in the file, by role."""
         return {TEACHER: self.teacher, STUDENT: self.student}
 
     @property
-    def money(self) -> TokenPrices:
-        """What tokens cost, by role."""
-        return _money(self._chosen)
+    def prices(self) -> TokenPrices:
+        """Return the token prices by role."""
+        return _token_prices(self._chosen)
 
     @asynccontextmanager
     async def serving(self, *roles: str) -> AsyncIterator[Settings]:
-        """The file's settings, with these two models alone."""
+        """Yield the file's settings with only these two models."""
         yield self.settings.model_copy(update={"models": tuple(self._chosen)})
 
 
@@ -145,30 +147,30 @@ Pair = LocalPair | ConfiguredPair
 
 @asynccontextmanager
 async def engine(pair: Pair, role: str) -> AsyncIterator[Engine]:
-    """One engine of the pair, looked at. Raises StartupError where it is not there."""
-    async with AsyncExitStack() as exits:
-        settings = await exits.enter_async_context(pair.serving(role))
+    """Yield one probed engine of the pair. Raises StartupError if it does not respond."""
+    async with AsyncExitStack() as stack:
+        settings = await stack.enter_async_context(pair.serving(role))
         models = [model for model in settings.models if model.name == role]
         engines = await build(models, Policies(PolicySet.of([]), None), Metrics(None, 1))
-        exits.push_async_callback(engines[role].close)
-        await _look(engines[role], role, pair.names[role])
+        stack.push_async_callback(engines[role].close)
+        await _probe(engines[role], role, pair.names[role])
         yield engines[role]
 
 
-async def _look(found: Engine, role: str, name: str) -> None:
-    for left in reversed(range(_PROBES)):
+async def _probe(engine: Engine, role: str, name: str) -> None:
+    for remaining in reversed(range(_PROBES)):
         try:
-            await found.probe()
-            if role == TEACHER or found.state.continuation != "not_probed":
+            await engine.probe()
+            if role == TEACHER or engine.state.continuation != "not_probed":
                 return
         except EngineError as error:
-            if not left:
-                raise StartupError(f"The {role} {name} does not answer: {error.message}") from error
+            if not remaining:
+                raise StartupError(f"The {role} {name} does not respond: {error.message}") from error
         await asyncio.sleep(_PROBE_PAUSE_S)
 
 
-def look_of(state: EngineState) -> Json | None:
-    """What is known of a student, as plain values; None while it is not known how it continues."""
+def student_state(state: EngineState) -> Json | None:
+    """Return the student's capabilities as plain values; None until a probe finds how it continues text."""
     if state.continuation == "not_probed":
         return None
     continuation = None if state.continuation is None else msgspec.to_builtins(state.continuation)
@@ -176,15 +178,16 @@ def look_of(state: EngineState) -> Json | None:
 
 
 class AbsentEngine:
-    """An engine that is not there: what it wrote before is. `look`: what `look_of` said of it."""
+    """An engine that is not running, for reading stored texts. `capabilities`: the result of `student_state`."""
 
-    def __init__(self, name: str, look: Json | None = None) -> None:
+    def __init__(self, name: str, capabilities: Json | None = None) -> None:
         self.name = name
         self.state = EngineState()
-        if look is not None:
-            known = look["continuation"]
+        if capabilities is not None:
+            known = capabilities["continuation"]
             self.state.continuation = None if known is None else Continuation(**known)
-            self.state.takes_prompts, self.state.reasoning = look["takes_prompts"], look["reasoning"]
+            self.state.takes_prompts = capabilities["takes_prompts"]
+            self.state.reasoning = capabilities["reasoning"]
 
     async def opening(
         self, request: OpeningRequest, *, batch: str | None = None, tell: Callable[[str], None] | None = None
@@ -206,24 +209,24 @@ class AbsentEngine:
     async def close(self) -> None: ...
 
     def _absent(self) -> RuntimeError:
-        return RuntimeError(f"the {self.name} is not there: its texts are read, and it is not asked")
+        return RuntimeError(f"the {self.name} is not running: only its stored texts are available")
 
 
-def _money(models: list[ModelSettings]) -> TokenPrices:
+def _token_prices(models: list[ModelSettings]) -> TokenPrices:
     return TokenPrices(
         {model.name: model.price for model in models},
         {model.name: Encoding(model.tokenizer or FALLBACK, own=model.tokenizer is not None) for model in models},
     )
 
 
-def prices_of(money: TokenPrices) -> dict[str, tuple[Decimal, Decimal]]:
-    """USD per 1M tokens, read and written, by role."""
+def prices_of(prices: TokenPrices) -> dict[str, tuple[Decimal, Decimal]]:
+    """Return USD per 1M input and output tokens, by role."""
     return {
         role: ((price.input_usd * _PER_1M).normalize(), (price.output_usd * _PER_1M).normalize())
-        for role, price in money.prices.items()
+        for role, price in prices.prices.items()
     }
 
 
-def facts_of(pair: Pair) -> dict[str, Any]:
-    """What a manifest says of it."""
-    return {"teacher": pair.names[TEACHER], "student": pair.names[STUDENT], "prices": prices_of(pair.money)}
+def manifest_facts(pair: Pair) -> dict[str, Any]:
+    """Return the pair's facts for a manifest."""
+    return {"teacher": pair.names[TEACHER], "student": pair.names[STUDENT], "prices": prices_of(pair.prices)}

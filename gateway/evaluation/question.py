@@ -1,4 +1,4 @@
-"""What is asked in an evaluation: a question with its answer, and questions answered beforehand as examples."""
+"""A question of an evaluation with its correct answer."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ class Question:
     """One question of a data set.
 
     Attributes:
-        id: its name in that data set; no two of one set have the same.
-        text: as it is put to a model, choices included.
-        answer: what is right, as its scorer reads it: a number, a choice's letter, a text.
-        scorer: how an answer is held against it (`scoring.SCORERS`).
-        options: what that scorer needs beside: the choices by letter, a pattern.
-        steps: how many steps lead to the answer, where that is known.
+        id: Unique name in the data set.
+        text: The text for the model, including choices.
+        answer: The correct answer as its scorer reads it: a number, a choice's letter, a text.
+        scorer: Name of the scorer (`scoring.SCORERS`).
+        options: Parameters of the scorer: the choices by letter, a pattern.
+        steps: Number of steps to the answer, if known.
     """
 
     id: str
@@ -31,5 +31,5 @@ class Question:
 
 
 def with_choices(question: str, choices: Mapping[str, str]) -> str:
-    """The question as it is put to a model with its choices, by letter (paper, Appendix D)."""
-    return f"{question} Answer Choices: {' '.join(f'({letter}) {said}' for letter, said in choices.items())}"
+    """Return the question with its choices by letter, as models read it (paper, Appendix D)."""
+    return f"{question} Answer Choices: {' '.join(f'({letter}) {text}' for letter, text in choices.items())}"

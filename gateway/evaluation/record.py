@@ -1,8 +1,8 @@
-"""What a run leaves in its folder, beside the texts of `generations.py`.
+"""The records of a run's folder, besides the texts of `generations.py`.
 
-run.json        what was asked of whom (`Manifest`)
-examples.jsonl  one line for each question and setting (`Example`): made of the texts, and made anew when asked to
-stages.jsonl    one line for each stage of each sitting (`StageRecord`): what it took
+run.json        the models, data and settings (`Manifest`)
+examples.jsonl  one line for each question and setting (`Example`), computed from the texts
+stages.jsonl    one line for each stage of each sitting (`StageRecord`), with its duration
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ MANIFEST, EXAMPLES, STAGES, GENERATIONS = "run.json", "examples.jsonl", "stages.
 
 
 class ScoredAnswer(msgspec.Struct, frozen=True):
-    """What a scorer says of an answer.
+    """The result of a scorer.
 
     Attributes:
-        score: 1 where it is right, 0 where it is wrong; a judge may say something between.
-        found: what it took for the answer's result; None: there was none.
+        score: 1 for a correct answer, 0 for a wrong one; a judge may return values in between.
+        found: The extracted result of the answer; None if there is none.
     """
 
     score: float
@@ -34,7 +34,7 @@ class ScoredAnswer(msgspec.Struct, frozen=True):
 
     @property
     def correct(self) -> bool:
-        """Whether the better half of the scale."""
+        """Return whether the score is at least 0.5."""
         return self.score >= 0.5
 
 
@@ -42,18 +42,23 @@ class Example(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """One question under one setting.
 
     Attributes:
-        setting: its name (`Setting.name`).
-        question: its id in the data set.
-        mode: what happened, in the receipt's words: guided, teacher_complete, student, teacher.
-        text: the answer as a caller gets it.
-        opening: the guidance as it was kept, and `opening_score` what it scores alone (paper, Table 2).
-        *_tokens: as the engines counted, failed calls left out; `kept_tokens` of the teacher's are in the answer. The
-            student's are with those of a probe.
-        length: where m is chosen for each question, why so many were; and `chosen_tokens` how many, 0 for none.
-        cost_usd: of the answer; `teacher_usd` of it the teacher's part.
-        baseline_usd: the teacher alone, on this prompt and this answer.
-        teacher_s, student_s: how long either wrote, beside others; total_s: as a caller saw it, in a live run.
-        error: the label of what went wrong; then nothing was answered, and the score is 0.
+        setting: Name of the setting (`Setting.name`).
+        question: Id of the question in the data set.
+        mode: What happened, as in the receipt: guided, teacher_complete, student, teacher.
+        score, found: The result of the scorer.
+        text: The answer as a caller receives it.
+        finish: The finish reason.
+        unguided: The receipt's reason for an unguided answer.
+        guidance: The kept guidance; `guidance_score` is its score without the student (paper, Table 2). The fields are
+        `opening` and `opening_score` on disk.
+        *_tokens: Tokens as counted by the engines, without failed calls. `kept_tokens` are the teacher's tokens in the
+            answer. The student's tokens include those of a probe.
+        cost_usd: Cost of the answer; `teacher_usd` is the teacher's part.
+        baseline_usd: Cost of the teacher alone for this prompt and this answer.
+        teacher_s, student_s: Writing time of each model in seconds, with concurrent requests.
+        total_s: Seconds as measured by the client of a live run.
+        length: The reason for the chosen m, if a rule chose it; `chosen_tokens` is m, 0 for no guidance.
+        error: Error label of a question without an answer; its score is 0.
     """
 
     setting: str
@@ -64,8 +69,8 @@ class Example(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     text: str
     finish: str | None = None
     unguided: str | None = None
-    opening: str = ""
-    opening_score: float = 0.0
+    guidance: str = msgspec.field(default="", name="opening")
+    guidance_score: float = msgspec.field(default=0.0, name="opening_score")
     kept_tokens: int = 0
     teacher_input_tokens: int = 0
     teacher_output_tokens: int = 0
@@ -83,12 +88,12 @@ class Example(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
 
     @property
     def correct(self) -> bool:
-        """As `ScoredAnswer.correct`."""
+        """Return whether the answer is correct, as `ScoredAnswer.correct`."""
         return ScoredAnswer(self.score).correct
 
 
 class StageRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """One stage of one sitting: `calls` that an engine was asked, beside texts that were there, and seconds it took."""
+    """One stage of one sitting: its new engine calls (stored texts are not counted) and its duration in seconds."""
 
     stage: Literal["teacher", "student", "live"]
     setting: str
@@ -99,16 +104,16 @@ class StageRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """What was asked of whom.
+    """The models, data and settings of a run.
 
     Attributes:
-        data: the data set's name, and `questions` how many of it.
-        data_sha256: of the questions and their answers.
-        settings: each as `Setting.as_dict`.
-        prices: USD per 1M tokens, read and written, by role.
-        live: whether it went through a whole gateway; else in the paper's two stages.
-        student_look: what is known of the student (`Look.continuation`), so that answers can be made anew without it;
-            None: it was not asked yet, or it went through a gateway.
+        data: Name of the data set; `questions` is the number of questions used.
+        data_sha256: Hash of the questions and their answers.
+        settings: Each setting as `Setting.as_dict`.
+        prices: USD per 1M input and output tokens, by role.
+        live: Whether the run used a whole gateway, else the paper's two stages.
+        student_look: Capabilities of the student, for computing answers without it; None before its first call, and
+            for a live run.
     """
 
     data: str
@@ -126,7 +131,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_lines(path: Path, kind: type[Any]) -> Iterator[Any]:
-    """The lines of a file that a run wrote. Raises msgspec.DecodeError on one that is none of it."""
+    """Yield the records of a file that a run wrote. Raises msgspec.DecodeError for an invalid line."""
     decoder = msgspec.json.Decoder(kind)
     with path.open("rb") as lines:
         for line in lines:
@@ -134,7 +139,7 @@ def read_lines(path: Path, kind: type[Any]) -> Iterator[Any]:
 
 
 def write_lines(path: Path, records: Iterable[Any]) -> None:
-    """All of a file anew, at once: a reader sees the old one or the new."""
+    """Replace a file atomically."""
     new = path.with_name(path.name + ".new")
     new.write_bytes(b"".join(msgspec.json.encode(record) + b"\n" for record in records))
     new.replace(path)

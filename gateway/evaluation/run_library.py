@@ -1,4 +1,4 @@
-"""The projections that a run may name: those that policies may, read from the same files by the same rules."""
+"""The projections that a run may name, read from the same files and by the same rules as those of policies."""
 
 from __future__ import annotations
 
@@ -24,49 +24,49 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class RunLibrary:
-    """What `find` finds.
+    """Projections by name.
 
     Attributes:
-        projections: by name, `primed` with the run's own exemplars where it has some.
-        policies: the folder below which their files stand; None: only those that are shipped.
-        exemplars_file: those that `primed` shows; None: it shows its own.
-        mistakes: of the files.
+        projections: The projections by name; `primed` has the run's own exemplars if given.
+        policies: The policies folder with projection files; None: only shipped projections.
+        exemplars_file: The exemplars of `primed`; None: the shipped ones.
+        issues: Errors in the files.
     """
 
     projections: Mapping[str, Projection]
     policies: Path | None
     exemplars_file: Path | None
-    mistakes: Sequence[ConfigIssue]
+    issues: Sequence[ConfigIssue]
 
     @classmethod
     def read(cls, policies: Path | None, exemplars_file: Path | None, exemplars: Iterable[Exemplar]) -> RunLibrary:
-        """Blocks. Raises StartupError where `exemplars`, those of the file, are more than a policy may show."""
+        """Read the projections. Blocks. Raises StartupError if `exemplars`, from the file, exceed a policy's limits."""
         library = ProjectionRegistry()
-        mistakes = library.read(policies) if policies is not None else []
+        issues = library.read(policies) if policies is not None else []
         found = dict(library.projections)
         if exemplars_file is not None:
             found[PRIMED.name] = primed = replace(PRIMED, exemplars=tuple(exemplars))
             size = sum(map(len, primed.shown))
             if len(primed.exemplars) > MAX_EXEMPLARS or size > MAX_CHARS:
                 raise StartupError(
-                    f"{shown(exemplars_file)} holds {len(primed.exemplars)} exemplars of {size:,} characters: a "
-                    f"teacher may be shown {MAX_EXEMPLARS} of {MAX_CHARS:,}. Leave some out."
+                    f"{shown(exemplars_file)} holds {len(primed.exemplars)} exemplars with {size:,} characters: the "
+                    f"limits are {MAX_EXEMPLARS} exemplars and {MAX_CHARS:,} characters. Remove some."
                 )
-        return cls(found, policies, exemplars_file, mistakes)
+        return cls(found, policies, exemplars_file, issues)
 
     def find(self, name: str) -> Projection:
-        """Raises StartupError where there is none; ConfigError where its file has mistakes."""
+        """Return a projection. Raises StartupError for an unknown name and ConfigError for errors in its file."""
         if name in self.projections:
             return self.projections[name]
         if self.policies is not None and (self.policies / PROJECTIONS_FOLDER / f"{name}.yaml").is_file():
-            raise ConfigError(self.mistakes)
+            raise ConfigError(self.issues)
         close = nearest(name, self.projections)
         where = "--policies DIR" if self.policies is None else f"{shown(self.policies)}/{PROJECTIONS_FOLDER}"
-        hint = f" Did you mean '{close}'?" if close else f" Files of your own are looked for in {where}."
+        hint = f" Did you mean '{close}'?" if close else f" Your own files belong in {where}."
         raise StartupError(f"There is no projection '{name}'; known: {', '.join(self.projections)}.{hint}")
 
-    def noted(self, setting: Setting) -> Setting:
-        """The same, with where its projection comes from."""
+    def with_source(self, setting: Setting) -> Setting:
+        """Return the setting with the source of its projection."""
         if setting.mode != "guided":
             return setting
         name = setting.projection.name

@@ -1,4 +1,4 @@
-"""A run's folder, read whole and checked: what a report, a recommendation and a model of lengths are made of."""
+"""Reader of a run's folder, with validation, for reports, recommendations and length models."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ _T = TypeVar("_T", bound=msgspec.Struct)
 
 @dataclass(frozen=True)
 class RunRecords:
-    """What a run left.
+    """The records of a run.
 
     Attributes:
-        examples: one for each setting and question; fewer than asked for in a run that is not over.
-        remarks: what is missing, in sentences.
+        path: The folder.
+        examples: One for each setting and question; fewer in an unfinished run.
+        remarks: Sentences about missing records.
     """
 
     path: Path
@@ -37,15 +38,15 @@ class RunRecords:
 
     @cached_property
     def by_setting(self) -> Mapping[str, Mapping[str, Example]]:
-        """The examples by the setting's name, and in it by the question's id, each in the order of the file."""
+        """Return the examples by setting name and question id, in file order."""
         found: dict[str, dict[str, Example]] = {}
         for one in self.examples:
             found.setdefault(one.setting, {})[one.question] = one
         return found
 
 
-class _Asked(msgspec.Struct):
-    """What must be in a setting of a manifest, whoever is to answer."""
+class _SettingFields(msgspec.Struct):
+    """Fields that every setting of a manifest has."""
 
     name: str
     form: Literal["chat", "completion"]
@@ -54,13 +55,13 @@ class _Asked(msgspec.Struct):
     temperature: float
 
 
-class _Teacher(_Asked, tag_field="mode", tag="teacher"): ...
+class _Teacher(_SettingFields, tag_field="mode", tag="teacher"): ...
 
 
-class _Student(_Asked, tag_field="mode", tag="student"): ...
+class _Student(_SettingFields, tag_field="mode", tag="student"): ...
 
 
-class _Guided(_Asked, tag_field="mode", tag="guided"):
+class _Guided(_SettingFields, tag_field="mode", tag="guided"):
     tokens: int | Literal["auto"]
     projection: str
     placement: str
@@ -68,7 +69,7 @@ class _Guided(_Asked, tag_field="mode", tag="guided"):
 
 
 def read_run(path: Path) -> RunRecords:
-    """Raises StartupError, with file and line, where something is not there or is not what a run writes."""
+    """Read a run's folder. Raises StartupError with file and line if a file is missing or invalid."""
     try:
         return _read(path)
     except OSError as error:
@@ -79,29 +80,27 @@ def _read(path: Path) -> RunRecords:
     manifest = _manifest(path / MANIFEST)
     remarks: list[str] = []
     if not (path / EXAMPLES).is_file():
-        raise StartupError(
-            f"{path / EXAMPLES}: there is no such file: run `gkt-gateway eval run` with this folder to its end first"
-        )
+        raise StartupError(f"{path / EXAMPLES}: no such file: let `gkt-gateway eval run` finish in this folder first")
     examples = _examples(path / EXAMPLES, manifest, remarks)
     stages: tuple[StageRecord, ...] = ()
     if (path / STAGES).is_file():
         stages = tuple(one for _, one in _lines(path / STAGES, StageRecord, remarks))
     else:
-        remarks.append(f"{STAGES} is missing, so nothing is known of how long the stages took.")
+        remarks.append(f"{STAGES} is missing, so the durations of the stages are unknown.")
     return RunRecords(path, manifest, examples, stages, tuple(remarks))
 
 
 def _manifest(path: Path) -> Manifest:
     if not path.is_file():
-        raise StartupError(f"{path}: there is no such file: name a folder that `gkt-gateway eval run` wrote")
+        raise StartupError(f"{path}: no such file: name a folder that `gkt-gateway eval run` wrote")
     try:
         manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
         for setting in manifest.settings:
             msgspec.convert(setting, _Teacher | _Student | _Guided)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise StartupError(f"{path}: not what `gkt-gateway eval run` writes: {error}") from None
+        raise StartupError(f"{path}: not written by `gkt-gateway eval run`: {error}") from None
     if not manifest.settings:
-        raise StartupError(f"{path}: settings is empty, so nothing was asked")
+        raise StartupError(f"{path}: settings is empty")
     return manifest
 
 
@@ -110,15 +109,15 @@ def _examples(path: Path, manifest: Manifest, remarks: list[str]) -> tuple[Examp
     found: dict[tuple[str, str], Example] = {}
     for number, one in _lines(path, Example, remarks):
         if one.setting not in settings:
-            raise StartupError(f"{path}, line {number}: setting {one.setting!r} is none of {MANIFEST}")
+            raise StartupError(f"{path}, line {number}: setting {one.setting!r} is not in {MANIFEST}")
         if not 0 <= one.score <= 1:
-            raise StartupError(f"{path}, line {number}: score must be between 0 and 1, and is {one.score}")
+            raise StartupError(f"{path}, line {number}: score must be between 0 and 1, not {one.score}")
         if not all(amount.is_finite() for amount in (one.cost_usd, one.teacher_usd, one.baseline_usd)):
-            raise StartupError(f"{path}, line {number}: money must be a number")
-        # A live run adds a line for what it asked again: the last one holds.
+            raise StartupError(f"{path}, line {number}: money must be a finite number")
+        # A live run appends a line for a repeated question: the last line counts.
         found[one.setting, one.question] = one
     if not found:
-        raise StartupError(f"{path}: holds no examples: run `gkt-gateway eval run` with this folder to its end first")
+        raise StartupError(f"{path}: no examples: let `gkt-gateway eval run` finish in this folder first")
     remarks.extend(_missing(manifest, found))
     return tuple(found.values())
 
@@ -128,11 +127,11 @@ def _missing(manifest: Manifest, found: dict[tuple[str, str], Any]) -> Iterator[
     for name in dict.fromkeys(setting["name"] for setting in manifest.settings):
         answered = answers[name]
         if answered < manifest.questions:
-            yield f"{name}: only {answered} of {manifest.questions} questions are answered."
+            yield f"{name}: only {answered} of {manifest.questions} questions have answers."
 
 
 def _lines(path: Path, kind: type[_T], remarks: list[str]) -> Iterator[tuple[int, _T]]:
-    """Each line with its number. One may be half: a run was killed while it wrote, and went on."""
+    """Yield each line with its number. A line may be incomplete if a run was killed and resumed."""
     decoder = msgspec.json.Decoder(kind)
     for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
         if not line.strip():
@@ -141,5 +140,5 @@ def _lines(path: Path, kind: type[_T], remarks: list[str]) -> Iterator[tuple[int
             yield number, decoder.decode(line)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             if str(error) != _TRUNCATED:
-                raise StartupError(f"{path}, line {number}: not what `gkt-gateway eval run` writes: {error}") from None
-            remarks.append(f"{path.name}, line {number}: it was cut short by a kill, and is left out.")
+                raise StartupError(f"{path}, line {number}: not written by `gkt-gateway eval run`: {error}") from None
+            remarks.append(f"{path.name}, line {number}: skipped, because a kill truncated it.")

@@ -1,14 +1,14 @@
-"""How an answer is held against what is right: one function for each way, by the name that data sets give it.
+"""Scorers: comparison of an answer with the correct one, by the scorer names of data sets.
 
-exact      the answer, or what it states, is the text
+exact      the answer, or its statement, equals the text
 numeric    its number has the same value (gateway/scoring/numbers.py)
 choice     it names the choice (gateway/scoring/choices.py)
-contains   it holds the text, as whole words
-regex      a pattern is found in it
-judge      another model is asked (judging.py)
+contains   it contains the text as whole words
+regex      it matches a pattern
+judge      a model scores it (judging.py)
 
-A scorer is given the answer and never the prompt; guidance alone is scored by the same function. All go through one
-`Scoring.score`, so that who runs an evaluation need not know which of them waits for a model.
+A scorer reads the answer and never the prompt. The guidance alone is scored in the same way. All scorers are called by
+`Scoring.score`, so callers do not depend on which of them awaits a model.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from gateway.evaluation.question import Question
 from gateway.evaluation.record import ScoredAnswer
 from gateway.scoring import numbers
 from gateway.scoring.choices import choice
-from gateway.scoring.statements import own_part
-from gateway.scoring.texts import folded, stated_text
+from gateway.scoring.statements import first_answer
+from gateway.scoring.texts import normalize_text, stated_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -42,75 +42,75 @@ _RIGHT, _WRONG = 1.0, 0.0
 
 
 def exact(answer: str, question: Question) -> ScoredAnswer:
-    """Letter case, white space, marks and quotes around it aside. What is stated wins over the whole."""
+    """Compare texts without regard to case, white space and surrounding punctuation. A statement takes precedence."""
     found = stated_text(answer)
-    wanted = folded(question.answer)
-    return _verdict(wanted in {folded(found), folded(own_part(answer))}, found)
+    expected = normalize_text(question.answer)
+    return _verdict(expected in {normalize_text(found), normalize_text(first_answer(answer))}, found)
 
 
 def numeric(answer: str, question: Question) -> ScoredAnswer:
-    """By value, within the option `tolerance` (else 0). Raises ValueError where the right answer is no number."""
+    """Compare values within the option `tolerance` (default 0). Raises ValueError if the correct answer is none."""
     found = numbers.result(answer)
     if found is None:
         return ScoredAnswer(_WRONG)
     within = dict(question.options).get("tolerance", "0")
-    wanted, tolerance = numbers.number(question.answer), numbers.number(within)
-    return _verdict(numbers.equal(found, wanted, tolerance.value), found.written)
+    expected, tolerance = numbers.number(question.answer), numbers.number(within)
+    return _verdict(numbers.equal(found, expected, tolerance.value), found.written)
 
 
 def choose(answer: str, question: Question) -> ScoredAnswer:
-    """By the letter of the choice; the options are the choices' texts by letter."""
+    """Compare the letter of the choice; the options are the choices' texts by letter."""
     found = choice(answer, dict(question.options))
     return ScoredAnswer(_WRONG) if found is None else _verdict(found.lower() == question.answer.lower(), found)
 
 
 def contains(answer: str, question: Question) -> ScoredAnswer:
-    """Whether the text stands in the answer as whole words; letter case and white space aside."""
-    wanted = r"\s+".join(map(re.escape, unicodedata.normalize("NFKC", question.answer).split()))
-    found = re.search(rf"(?<!\w){wanted}(?!\w)", unicodedata.normalize("NFKC", own_part(answer)), re.IGNORECASE)
+    """Search the answer for the text as whole words, ignoring case and white space."""
+    expected = r"\s+".join(map(re.escape, unicodedata.normalize("NFKC", question.answer).split()))
+    found = re.search(rf"(?<!\w){expected}(?!\w)", unicodedata.normalize("NFKC", first_answer(answer)), re.IGNORECASE)
     return ScoredAnswer(_WRONG) if found is None else ScoredAnswer(_RIGHT, found[0])
 
 
 def matches(answer: str, question: Question) -> ScoredAnswer:
-    """The option `pattern` (RE2): where it has a group, what the last match holds in it must equal the right answer."""
-    every = list(re2.finditer(dict(question.options)["pattern"], own_part(answer)))
-    if not every:
+    """Search for the option `pattern` (RE2). The group of the last match, if any, must equal the correct answer."""
+    matches_found = list(re2.finditer(dict(question.options)["pattern"], first_answer(answer)))
+    if not matches_found:
         return ScoredAnswer(_WRONG)
-    found = every[-1]
+    found = matches_found[-1]
     if not found.groups():
         return ScoredAnswer(_RIGHT, found[0])
-    return _verdict(folded(found[1] or "") == folded(question.answer), found[1] or "")
+    return _verdict(normalize_text(found[1] or "") == normalize_text(question.answer), found[1] or "")
 
 
 SCORERS: Mapping[str, Scorer] = MappingProxyType(
     {"exact": exact, "numeric": numeric, "choice": choose, "contains": contains, "regex": matches}
 )
-"""Those that need nothing but the answer, by name."""
+"""Scorers that read only the answer, by name."""
 
 KNOWN = (*SCORERS, JUDGE)
-"""Every name that a data set may give."""
+"""All scorer names of data sets."""
 
 
 class Scoring:
-    """Holds answers against questions, each as its question says. `errors` counts what could not be scored, by label.
+    """Scorer of answers by the scorer of each question. `errors` counts unscored answers by label.
 
     Args:
-        judge: asked for questions with the scorer `judge`.
-        instead: scores every question, whatever it says.
+        judge: Scorer of questions with the scorer `judge`.
+        override: Scorer of all questions.
     """
 
-    def __init__(self, judge: Judge | None = None, instead: Scorer | None = None) -> None:
+    def __init__(self, judge: Judge | None = None, override: Scorer | None = None) -> None:
         self._judge = judge
-        self._instead = instead
+        self._override = override
         self.errors: Counter[str] = Counter()
 
     async def score(self, answer: str, question: Question) -> ScoredAnswer:
-        """What the answer is worth. An empty one is wrong, and no model is asked about it.
+        """Return the score of an answer; 0 for an empty answer, without a call to a judge.
 
         Raises:
-            Unscored: it is not known: the judge's reply cannot be read, or a plug-in failed. It is no 0.
-            EngineError: the judge's model did not answer.
-            StartupError: the question wants a judge and there is none, or a plug-in that is not there.
+            Unscored: The score is unknown: the judge's reply is unreadable, or a plug-in failed.
+            EngineError: The judge's model failed.
+            StartupError: The question needs a judge and there is none, or its plug-in is missing.
         """
         try:
             return await self._score(answer, question)
@@ -119,25 +119,25 @@ class Scoring:
             raise
 
     async def _score(self, answer: str, question: Question) -> ScoredAnswer:
-        own = self._instead or (plug_in(question.scorer) if is_plug_in(question.scorer) else None)
-        if own is not None:
-            return _plugged_in(own, answer, question)
+        plug_in_scorer = self._override or (plug_in(question.scorer) if is_plug_in(question.scorer) else None)
+        if plug_in_scorer is not None:
+            return _plugged_in(plug_in_scorer, answer, question)
         if question.scorer != JUDGE:
             return SCORERS[question.scorer](answer, question)
         if self._judge is None:
-            raise StartupError(f"question '{question.id}' wants a judge: name a model with --judge")
-        return await self._judge.score(own_part(answer), question)
+            raise StartupError(f"question '{question.id}' needs a judge: name a model with --judge")
+        return await self._judge.score(first_answer(answer), question)
 
 
 def is_plug_in(name: str) -> bool:
-    """Whether a scorer's name is `package.module:function`."""
+    """Return whether a scorer's name has the form `package.module:function`."""
     return ":" in name
 
 
 def plug_in(name: str) -> Scorer:
-    """The function that `package.module:function` names. Importing it runs the user's own code, as they asked for.
+    """Import the function that `package.module:function` names. Importing runs the user's code.
 
-    Raises StartupError when there is no such module or function.
+    Raises StartupError if the module or function is missing.
     """
     module_name, _, function_name = name.partition(":")
     try:
@@ -151,7 +151,7 @@ def plug_in(name: str) -> Scorer:
 
 
 def check_name(name: str) -> str | None:
-    """What is wrong with a scorer's name, in words; None where nothing is."""
+    """Return an error message for an invalid scorer name; None for a valid one."""
     if name in KNOWN:
         return None
     close = nearest(name, KNOWN)
@@ -165,13 +165,15 @@ def _plugged_in(scorer: Scorer, answer: str, question: Question) -> ScoredAnswer
     except Exception as error:
         raise Unscored("scorer_failed", f"the scorer failed on '{question.id}': {error!r}") from error
     if not _is_verdict(verdict):
-        raise Unscored("scorer_failed", f"the scorer gave no Verdict with a score from 0 to 1 for '{question.id}'")
+        raise Unscored(
+            "scorer_failed", f"the scorer returned no ScoredAnswer with a score from 0 to 1 for '{question.id}'"
+        )
     return verdict
 
 
-def _is_verdict(given: object) -> bool:
-    return isinstance(given, ScoredAnswer) and 0 <= given.score <= 1
+def _is_verdict(value: object) -> bool:
+    return isinstance(value, ScoredAnswer) and 0 <= value.score <= 1
 
 
-def _verdict(right: bool, found: str) -> ScoredAnswer:
-    return ScoredAnswer(_RIGHT if right else _WRONG, found)
+def _verdict(correct: bool, found: str) -> ScoredAnswer:
+    return ScoredAnswer(_RIGHT if correct else _WRONG, found)

@@ -1,4 +1,4 @@
-"""One point of a grid: who answers, with what help, and how the question is put."""
+"""One point of a grid: which models answer, with which guidance, and the form of the request."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 Mode = Literal["teacher", "student", "guided"]
 Form = Literal["chat", "completion"]
 
-# A model that was shown questions and answers goes on with a question of its own.
+# A model that was given example questions may continue with a question of its own.
 _NEXT_QUESTION = "\nQ:"
 
 
@@ -37,16 +37,16 @@ class Setting:
     """How a question is answered.
 
     Attributes:
-        mode: the teacher alone, the student alone, or the student after the teacher's opening.
-        form: the question as a chat, or behind `shots` exemplars as a raw prompt (paper, Appendix D).
-        shots: how many exemplars the caller's prompt shows, to both models; in a chat as earlier turns.
-        max_tokens: the limit on the answer, guidance included.
-        temperature, top_p, seed: the caller's sampling.
-        tokens: m, the length of the guidance; 0 unless guided, or where `auto` chooses it.
-        auto: how m is chosen for each question; None: it is `tokens`.
-        projection, placement, boundary: as a policy's.
-        exemplars_file: whose exemplars the projection shows, where they are not its own.
-        policies: the folder with the projection's file, where it is none of those shipped.
+        mode: The teacher alone, the student alone, or the student after the teacher's guidance.
+        form: The question as a chat, or after `shots` exemplars as a raw prompt (paper, Appendix D).
+        shots: Number of exemplars in the caller's prompt, for both models; in a chat they are earlier turns.
+        max_tokens: Token limit of the answer, including guidance.
+        temperature, top_p, seed: Sampling parameters of the caller.
+        tokens: m, the length of the guidance in tokens; 0 unless guided, or if `auto` chooses it.
+        auto: Rule that chooses m for each question; None: m is `tokens`.
+        projection, placement, boundary: As in a policy.
+        exemplars_file: File of the projection's exemplars, if they are not its own.
+        policies: Folder with the projection's file, if it is not a shipped one.
     """
 
     mode: Mode
@@ -66,24 +66,24 @@ class Setting:
 
     @property
     def m(self) -> int | Literal["auto"]:
-        """The length of the guidance, as policies say it."""
+        """Return the length of the guidance as in a policy."""
         return self.tokens if self.auto is None else "auto"
 
     @property
     def name(self) -> str:
-        """In words, and unlike any other setting's of one run."""
-        asked = f"{self.form}, {self.shots} shots" if self.shots else self.form
-        drawn = "" if not self.temperature else f", temperature {self.temperature:g}"
-        drawn += "" if self.top_p is None else f", top_p {self.top_p:g}"
-        drawn += "" if self.seed is None else f", seed {self.seed}"
-        said = f"{self.mode}, {asked}, {self.max_tokens} tokens{drawn}"
+        """Return a readable name that is unique in a run."""
+        request = f"{self.form}, {self.shots} shots" if self.shots else self.form
+        sampling = "" if not self.temperature else f", temperature {self.temperature:g}"
+        sampling += "" if self.top_p is None else f", top_p {self.top_p:g}"
+        sampling += "" if self.seed is None else f", seed {self.seed}"
+        name = f"{self.mode}, {request}, {self.max_tokens} tokens{sampling}"
         if self.mode != "guided":
-            return said
+            return name
         cut = "" if self.boundary == "word" else f", cut at a {self.boundary}"
-        return f"{said}, {self.projection.name}, {self.placement}, m={self.m}{cut}"
+        return f"{name}, {self.projection.name}, {self.placement}, m={self.m}{cut}"
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for files."""
+        """Return plain values, for files."""
         plain: dict[str, Any] = {
             "name": self.name,
             "mode": self.mode,
@@ -102,23 +102,23 @@ class Setting:
                 "boundary": self.boundary,
             }
             if self.auto is not None:
-                plain |= {"auto": dict(self.auto.said)}
+                plain |= {"auto": dict(self.auto.block)}
                 plain |= {} if self.auto.file is None else {"auto_file": self.auto.file}
             plain |= {} if self.exemplars_file is None else {"exemplars": self.exemplars_file}
             plain |= {} if self.policies is None else {"policies": self.policies}
         return plain
 
-    def of_tokens(self, tokens: int) -> Setting:
-        """The same with guidance of another length."""
+    def with_tokens(self, tokens: int) -> Setting:
+        """Return the setting with another length of guidance, in tokens."""
         return replace(self, tokens=tokens, auto=None)
 
     @property
     def length(self) -> dict[str, Any]:
-        """What a policy says of the guidance's length."""
+        """Return the policy keys of the guidance length."""
         return {"tokens": self.tokens or 1} if self.auto is None else {"tokens": "auto", "auto": self.auto.rule}
 
-    def asked(self, question: Question, exemplars: Sequence[Exemplar]) -> CompletionRequest:
-        """The caller's request. Raises InvalidRequest where a question is empty."""
+    def request(self, question: Question, exemplars: Sequence[Exemplar]) -> CompletionRequest:
+        """Return the caller's request. Raises InvalidRequest for an empty question."""
         body: dict[str, Any] = {"model": "eval", "max_tokens": self.max_tokens, "temperature": self.temperature}
         body |= {} if self.top_p is None else {"top_p": self.top_p}
         body |= {} if self.seed is None else {"seed": self.seed}
@@ -133,8 +133,10 @@ class Setting:
         messages.append({"role": "user", "content": question.text})
         return parse_chat(orjson.dumps(body | {"messages": messages}))
 
-    def plan(self, asked: CompletionRequest, look: Callable[[str], EngineSnapshot], teacher: str, student: str) -> Plan:
-        """What a policy of this setting makes of the request: the same that a gateway would."""
+    def plan(
+        self, request: CompletionRequest, snapshot: Callable[[str], EngineSnapshot], teacher: str, student: str
+    ) -> Plan:
+        """Return the plan of a gateway with a policy of this setting."""
         route = Route.model_validate(
             {
                 "model": "eval",
@@ -149,7 +151,7 @@ class Setting:
                 },
             }
         )
-        plan = resolve(TenantPolicy(tenant="eval", routes=(route,)), route, asked, look)
+        plan = resolve(TenantPolicy(tenant="eval", routes=(route,)), route, request, snapshot)
         if plan.guidance is None:
             return plan
         return structs.replace(plan, guidance=structs.replace(plan.guidance, projection=self.projection, stream=False))

@@ -1,7 +1,7 @@
-"""One question answered in the paper's two stages: the guidance first, for all; then the answers (paper, section 2).
+"""One question in the paper's two stages: first the guidance of all questions, then the answers (paper, section 2).
 
-What is sent and kept is decided by the parts of the gateway's own path; only its batcher, limits and ledger are left
-out. So one engine at a time need be there, and the texts of the first stage serve every length in the second.
+Components of the gateway's request path build the requests and trim the texts; only batching, limits and accounting
+are left out. One engine at a time suffices, and the texts of the first stage serve every length in the second.
 """
 
 from __future__ import annotations
@@ -48,22 +48,23 @@ if TYPE_CHECKING:
     from gateway.protocol.requests import CompletionRequest
 
 TEACHER, STUDENT = "teacher", "student"
-# While the teacher writes, the student need not be there: what it can is known when it answers.
+# The first stage does not need the student: its capabilities are known in the second stage.
 _ANY_STUDENT = EngineSnapshot(Continuation("trailing"))
 
 
 @dataclass(frozen=True, slots=True)
 class QuestionAnswer:
-    """What became of one question.
+    """The result of one question.
 
     Attributes:
-        text: the answer as a caller gets it, guidance included where that is shown.
-        opening: the guidance as it was kept; empty without one.
-        teacher_s, student_s: how long either wrote, beside others; None: it was not asked.
+        text: The answer as a caller receives it, including visible guidance.
+        guidance: The kept guidance; empty without one.
+        receipt: The receipt.
+        teacher_s, student_s: Writing time of each model in seconds, with concurrent requests; None without a call.
     """
 
     text: str
-    opening: str
+    guidance: str
     receipt: Receipt
     teacher_s: float | None
     student_s: float | None
@@ -71,37 +72,37 @@ class QuestionAnswer:
 
 @dataclass(frozen=True, slots=True)
 class TokenPrices:
-    """What tokens cost, and what counts them where an engine does not."""
+    """Token prices by engine, and the encodings that count tokens if an engine does not."""
 
     prices: Mapping[str, Price]
     encodings: Mapping[str, Encoding]
 
 
-def to_teacher(setting: Setting, question: Question, exemplars: Sequence[Exemplar]) -> OpeningRequest | None:
-    """What the first stage asks the teacher; None where the setting has no teacher, or its rule leaves it out here.
+def teacher_request(setting: Setting, question: Question, exemplars: Sequence[Exemplar]) -> OpeningRequest | None:
+    """Return the teacher request of the first stage; None if the setting or its rule needs no teacher.
 
-    The teacher alone is asked as for guidance by cutoff, of the answer's whole length. Where a rule chooses m for each
-    question, the teacher is asked for as much as the rule may ever choose: what it wrote serves another rule too.
+    The teacher alone gets the request of guidance by cutoff with the whole answer's limit. If a rule chooses m, the
+    limit is the longest m of the rule, so the text serves another rule too.
     """
     if setting.mode == "student":
         return None
-    asked = setting.asked(question, exemplars)
+    request = setting.request(question, exemplars)
     if setting.auto is None:
-        return _request(setting, asked)
-    guidance = _plan(setting, asked).guidance
+        return _request(setting, request)
+    guidance = _plan(setting, request).guidance
     if guidance is None:
         return None
-    most = longest(setting.auto.rule, setting.max_tokens) + guidance.projection.skip_tokens
-    return structs.replace(build_opening_request(guidance, asked), max_tokens=most)
+    limit = longest(setting.auto.rule, setting.max_tokens) + guidance.projection.skip_tokens
+    return structs.replace(build_opening_request(guidance, request), max_tokens=limit)
 
 
-def check(settings: Iterable[Setting]) -> None:
-    """Raises StartupError where a setting cannot be answered in two stages."""
+def check_staged(settings: Iterable[Setting]) -> None:
+    """Raise StartupError if a setting cannot be answered in two stages."""
     for setting in settings:
         if setting.auto is not None and setting.auto.rule.probe is not None:
             raise StartupError(
-                f"{setting.name}: its rule has a probe, which asks the student before the teacher, and in two stages "
-                "the student is asked after it. Run it with --live, or leave the probe out."
+                f"{setting.name}: its rule has a probe, which calls the student before the teacher, but in two stages "
+                "the student comes second. Use --live, or remove the probe."
             )
 
 
@@ -110,77 +111,79 @@ async def answer(
     question: Question,
     exemplars: Sequence[Exemplar],
     teacher: RecordingEngine,
-    finisher: StudentCall,
-    money: TokenPrices,
+    student_call: StudentCall,
+    prices: TokenPrices,
 ) -> QuestionAnswer:
-    """The second stage. Raises EngineErrors; KeyError where the teacher's text is not there."""
-    asked = setting.asked(question, exemplars)
+    """Compute an answer in the second stage. Raises EngineErrors; KeyError if the teacher's text is missing."""
+    request = setting.request(question, exemplars)
     plan = setting.plan(
-        asked, finisher.engine_snapshot if setting.mode != "teacher" else _any_student, TEACHER, STUDENT
+        request, student_call.engine_snapshot if setting.mode != "teacher" else _any_student, TEACHER, STUDENT
     )
     started = time.perf_counter()
-    draft = ReceiptBuilder(
+    builder = ReceiptBuilder(
         id=question.id, created=0, tenant="eval", key="eval", route="eval", stream=False, started=started, plan=plan
     )
-    # A tenant's budget has no part here, but the reservation bounds what the receipt charges for unknown usage.
-    draft.request, draft.reserved = asked, worst_case(plan, asked, money.prices)
+    # No budget applies, but the reservation bounds the receipt's charge for unknown usage.
+    builder.request, builder.reserved = request, worst_case(plan, request, prices.prices)
     teacher_s = student_s = None
-    opening = UNGUIDED
+    guidance = UNGUIDED
     text = ""
     if setting.mode == "teacher":
-        request = _request(setting, asked)
-        written = await teacher.written(request)
-        reply = written.first(request.max_tokens, tuple(request.stop))
-        assert reply is not None, "written() returns as much as was asked for"
-        draft.teacher = EngineCall(TEACHER, teacher_input(request), reply.usage, StringIO(reply.text))
-        draft.finish_reason, text, teacher_s = reply.finish, reply.text, written.seconds_to(request.max_tokens)
+        to_teacher = _request(setting, request)
+        written = await teacher.teacher_text(to_teacher)
+        reply = written.truncated(to_teacher.max_tokens, tuple(to_teacher.stop))
+        assert reply is not None, "teacher_text() returns at least the requested length"
+        builder.teacher = EngineCall(TEACHER, teacher_input(to_teacher), reply.usage, StringIO(reply.text))
+        builder.finish_reason, text = reply.finish, reply.text
+        teacher_s = written.seconds_to_tokens(to_teacher.max_tokens)
     else:
         if plan.guidance is not None:
-            request = build_opening_request(plan.guidance, asked)
-            reply, teacher_s = await _opening(plan, plan.guidance, request, teacher)
-            draft.guidance_requested = draft.granted = draft.guided = started
+            to_teacher = build_opening_request(plan.guidance, request)
+            reply, teacher_s = await _guidance_reply(plan, plan.guidance, to_teacher, teacher)
+            builder.guidance_requested = builder.granted = builder.guided = started
             unread = unread_once_ended(teacher.state.stops_within_s)
-            draft.teacher = answered_call(plan.guidance, request, reply, unread=unread)
-            found = guidance_from_reply(plan, plan.guidance, asked, draft, reply)
+            builder.teacher = answered_call(plan.guidance, to_teacher, reply, unread=unread)
+            found = guidance_from_reply(plan, plan.guidance, request, builder, reply)
             if isinstance(found, Guidance):
-                opening = found
+                guidance = found
             else:
-                draft.unguided = found
+                builder.unguided = found
         else:
-            draft.unguided = plan.unguided
-        if opening.finish_reason is not None:
-            draft.finish_reason, text = opening.finish_reason, opening.text
+            builder.unguided = plan.unguided
+        if guidance.finish_reason is not None:
+            builder.finish_reason, text = guidance.finish_reason, guidance.text
         else:
-            finished = await finisher.complete(plan, asked, opening, draft)
+            finished = await student_call.complete(plan, request, guidance, builder)
             choice = finished["choices"][0]
-            draft.finish_reason, text = choice.get("finish_reason"), choice["message"].get("content") or ""
+            builder.finish_reason, text = choice.get("finish_reason"), choice["message"].get("content") or ""
             student_s = finished["seconds"]
-    receipt = draft.close("ok", money.prices, money.encodings)
-    return QuestionAnswer(text, opening.text, receipt, teacher_s, student_s)
+    receipt = builder.close("ok", prices.prices, prices.encodings)
+    return QuestionAnswer(text, guidance.text, receipt, teacher_s, student_s)
 
 
-async def _opening(
+async def _guidance_reply(
     plan: Plan, guidance: GuidancePlan, request: OpeningRequest, teacher: RecordingEngine
 ) -> tuple[OpeningReply, float]:
-    """What the teacher would have written, with how long it took: its call ends where the gateway would end it."""
-    written = await teacher.written(request)
+    """Return the reply and its seconds, with the call ended where the gateway would end it."""
+    written = await teacher.teacher_text(request)
     reply = await open_to_end(teacher, request, "", EndRule.of(plan, guidance), None)
-    hung_up = reply.usage is None and reply.ends_at is not None
-    return reply, written.seconds_until(len(reply.text)) if hung_up else written.seconds_to(request.max_tokens)
+    canceled = reply.usage is None and reply.ends_at is not None
+    seconds = written.seconds_to_chars(len(reply.text)) if canceled else written.seconds_to_tokens(request.max_tokens)
+    return reply, seconds
 
 
-def _request(setting: Setting, asked: CompletionRequest) -> OpeningRequest:
+def _request(setting: Setting, request: CompletionRequest) -> OpeningRequest:
     alone = setting.mode == "teacher"
-    # A policy limits guidance, and no answer: what the teacher alone may write is said below.
+    # A policy limits guidance, not answers: the limit of the teacher alone is set below.
     guided = replace(setting, mode="guided", tokens=1, projection=CUTOFF, placement="prefix") if alone else setting
-    plan = _plan(guided, asked)
+    plan = _plan(guided, request)
     assert plan.guidance is not None, "a plain chat can be guided"
-    request = build_opening_request(plan.guidance, asked)
+    to_teacher = build_opening_request(plan.guidance, request)
     if not alone:
-        return request
-    # Guidance is drawn as the policy says; an answer as its caller does.
+        return to_teacher
+    # The policy sets the sampling of guidance; the caller sets that of an answer.
     return structs.replace(
-        request,
+        to_teacher,
         max_tokens=setting.max_tokens,
         temperature=setting.temperature,
         top_p=setting.top_p,
@@ -188,8 +191,8 @@ def _request(setting: Setting, asked: CompletionRequest) -> OpeningRequest:
     )
 
 
-def _plan(setting: Setting, asked: CompletionRequest) -> Plan:
-    return setting.plan(asked, _any_student, TEACHER, STUDENT)
+def _plan(setting: Setting, request: CompletionRequest) -> Plan:
+    return setting.plan(request, _any_student, TEACHER, STUDENT)
 
 
 def _any_student(engine: str) -> EngineSnapshot:

@@ -1,4 +1,4 @@
-"""How sure a comparison is: intervals of a share, and tests for two settings that answered the same questions."""
+"""Confidence intervals of shares, and paired tests of two settings on the same questions."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ if TYPE_CHECKING:
 Means: TypeAlias = NDArray[np.float64]
 
 CONFIDENCE = 0.95
-LEAST_QUESTIONS = 20
-"""With fewer nothing is claimed."""
-DRAWS = 9999
-"""Of a bootstrap: so many that another seed moves an interval's end by a small part of a point."""
-# Draws that are worked at together: what they take grows with the number of questions.
+MIN_QUESTIONS = 20
+"""No claim is made with fewer questions."""
+RESAMPLES = 9999
+"""Resamples of a bootstrap: another seed moves an interval's end by a small part of a percentage point."""
+# Resamples per batch: memory grows with the number of questions.
 _BATCH = 1000
 
 
 class Interval(NamedTuple):
-    """From `low` to `high`, both of them in it."""
+    """A closed interval from `low` to `high`."""
 
     low: float
     high: float
 
-    def holds(self, value: float) -> bool:
+    def contains(self, value: float) -> bool:
         return self.low <= value <= self.high
 
 
 class McNemar(NamedTuple):
-    """Two settings on the same questions.
+    """McNemar's test of two settings on the same questions.
 
     Attributes:
-        only_first, only_second: the questions that one of them alone got right: all that the test looks at.
-        p: two-sided and exact: how probable a split at least as uneven is if both are equally good.
+        only_first, only_second: Questions that only one of them answered correctly; the test uses only these.
+        p: Exact two-sided p-value: the probability of a split at least as uneven if both are equally good.
     """
 
     only_first: int
@@ -48,9 +48,9 @@ class McNemar(NamedTuple):
 
 
 def wilson(successes: int, n: int, confidence: float = CONFIDENCE) -> Interval:
-    """Wilson's score interval of a share, without continuity correction; all of 0 to 1 where nothing was tried.
+    """Return Wilson's score interval of a share without continuity correction; [0, 1] for n = 0.
 
-    Raises ValueError where there are more successes than trials.
+    Raises ValueError if there are more successes than trials.
     """
     if n == 0:
         return Interval(0.0, 1.0)
@@ -59,9 +59,13 @@ def wilson(successes: int, n: int, confidence: float = CONFIDENCE) -> Interval:
 
 
 def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> McNemar:
-    """McNemar's test in its exact form: the binomial test of the questions on which the two differ.
+    """Return McNemar's test in its exact form: the binomial test of the questions on which the two differ.
 
-    first, second: whether each question was right, in the same order. Raises ValueError where they are not as many.
+    Args:
+        first, second: Whether each question was answered correctly, in the same order.
+
+    Raises:
+        ValueError: The lengths differ.
     """
     pairs = list(zip(first, second, strict=True))
     only_first = sum(one and not other for one, other in pairs)
@@ -70,19 +74,19 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> McNemar:
 
 
 def sign_test(wins: int, losses: int, alternative: Literal["two-sided", "greater"] = "two-sided") -> float:
-    """How probable so uneven a split is if wins and losses are equally likely, exactly; "greater": in favour of wins.
+    """Return the exact p-value of a split if wins and losses are equally likely; "greater" tests for more wins.
 
-    Raises ValueError where one of them is negative.
+    Raises ValueError for a negative count.
     """
     tried = wins + losses
     return float(stats.binomtest(wins, tried, alternative=alternative).pvalue) if tried else 1.0
 
 
 def agresti_min(differences: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
-    """Of the mean difference of two settings, each from -1 to 1, one for each question.
+    """Return the interval of the mean difference of two settings, from one difference from -1 to 1 per question.
 
-    Agresti and Min's interval for pairs (2005): Wald's after half a question was added to each of the four cells. It
-    holds for few questions too, and where not one differs.
+    This is Agresti and Min's interval for pairs (2005): Wald's after adding half a question to each of the four cells.
+    It is valid for few questions, and if no question differs.
     """
     z = float(stats.norm.ppf((1 + confidence) / 2))
     count = len(differences) + 2
@@ -92,10 +96,10 @@ def agresti_min(differences: Sequence[float], confidence: float = CONFIDENCE) ->
 
 
 def paired_difference(first: Sequence[bool], second: Sequence[bool], confidence: float = CONFIDENCE) -> Interval | None:
-    """The interval of the difference of two shares of the same questions; None where there are fewer than two.
+    """Return the interval of the difference of two shares of the same questions; None for fewer than two questions.
 
-    `agresti_min`: where few questions tell the two apart a bootstrap draws hardly any of them, and is too narrow; where
-    none does, it says that the two are equal. Raises ValueError where they are not as many.
+    Uses `agresti_min`: a bootstrap is too narrow if few questions differ, and claims equality if none does. Raises
+    ValueError if the lengths differ.
     """
     pairs = list(zip(first, second, strict=True))
     if len(pairs) < 2:
@@ -108,17 +112,23 @@ def paired_bootstrap(
     *samples: Sequence[float],
     seed: int,
     confidence: float = CONFIDENCE,
-    draws: int = DRAWS,
+    draws: int = RESAMPLES,
 ) -> Interval | None:
-    """The percentile interval of a figure of several settings, whose questions are drawn together.
+    """Return the percentile interval of a statistic of several settings, resampling their questions together.
 
-    statistic: of the means of the samples, arrays of one value for each draw; it gives an array as long.
-    samples: a figure for each question, in the same order for all.
-    seed: the same seed and samples give the same interval.
+    Args:
+        statistic: Function of the samples' means, which are arrays with one value per resample; returns such an array.
+        samples: One value per question for each setting, in the same order.
+        seed: The same seed and samples give the same interval.
+        confidence: Confidence level.
+        draws: Number of resamples.
 
-    None where there are fewer than two questions; where the statistic is no number for one of the draws, as a share
-    of something that may be 0 is not; and where all draws agree, for that a sample shows no difference does not show
-    that there is none. Raises ValueError where the samples are not of one length.
+    Returns:
+        The interval. None for fewer than two questions, if the statistic is undefined for a resample (such as a share
+        of 0), and if all resamples agree, since a sample without differences does not prove equality.
+
+    Raises:
+        ValueError: The lengths differ.
     """
     if len(samples[0]) < 2:
         return None
@@ -147,18 +157,19 @@ def paired_bootstrap(
 
 
 def share(first: Means, second: Means) -> Means:
-    """For `paired_bootstrap`: the first as a part of the second."""
+    """Return the first as a part of the second, for `paired_bootstrap`."""
     return first / second
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """Holm's step-down adjustment: each p as it is to be read beside the others, in the order given.
+    """Return Holm's step-down adjusted p-values, in the order given.
 
-    Where one of them is at most 0.05, the chance that any of those called different is not stays at most 5 %.
+    If results with an adjusted p of at most 0.05 are called different, any false claim has a probability of at most
+    5 %.
     """
     adjusted = [math.nan] * len(ps)
-    least = 0.0
-    for rank, place in enumerate(sorted(range(len(ps)), key=ps.__getitem__)):
-        least = max(least, min(1.0, (len(ps) - rank) * ps[place]))
-        adjusted[place] = least
+    lower_bound = 0.0
+    for rank, index in enumerate(sorted(range(len(ps)), key=ps.__getitem__)):
+        lower_bound = max(lower_bound, min(1.0, (len(ps) - rank) * ps[index]))
+        adjusted[index] = lower_bound
     return adjusted

@@ -1,4 +1,4 @@
-"""What a setting came to over its questions: the examples of a run, added up."""
+"""Totals of a run's examples by setting."""
 
 from __future__ import annotations
 
@@ -16,35 +16,36 @@ if TYPE_CHECKING:
     from gateway.evaluation.setting import Mode
     from gateway.evaluation.statistics import Interval
 
-_NOUGHT = Decimal(0)
-# What the caller sends: settings that agree in it were asked the same.
-_ASKED = ("form", "shots", "max_tokens", "temperature", "top_p", "seed")
+_ZERO = Decimal(0)
+# Request parameters: settings with equal parameters had the same requests.
+_REQUEST_PARAMETERS = ("form", "shots", "max_tokens", "temperature", "top_p", "seed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SettingSummary:
-    """One setting over n questions. Sums are over all of them; money is USD.
+    """Totals of one setting over n questions. Money is USD.
 
     Attributes:
-        setting: as `Setting.as_dict`.
-        questions: their ids, in the order of the run.
-        correct: how many were right; an error is not.
-        score: the mean score, which differs from the accuracy where a judge gives something between 0 and 1.
-        opening_correct: how often the guidance alone was right (paper, Table 2: ACC_teacher); None unless guided.
-        cost_usd, teacher_usd: what the answers cost, and of it the teacher's part.
-        baseline_usd: the teacher alone on these prompts and these answers, as receipts have it.
-        teacher_s, student_s, total_s: seconds, the mean over the questions that have them; None where none has.
-        teacher_timed, student_timed: how many have them.
-        modes, errors, unguided: what happened how often, by the words of receipts.
-        cut: answers that ended at their limit.
-        lengths: where m was chosen for each question: by what, and how many tokens (0: none), how often.
+        setting: As `Setting.as_dict`.
+        questions: Ids of the questions, in the order of the run.
+        correct: Number of correct answers; errors are not correct.
+        score: Mean score, which differs from the accuracy if a judge gives scores between 0 and 1.
+        guidance_correct: Number of questions that the guidance alone answers (paper, Table 2: ACC_teacher); None unless
+            guided.
+        cost_usd, teacher_usd: Cost of the answers, and the teacher's part of it.
+        baseline_usd: Cost of the teacher alone for these prompts and answers, from receipts.
+        teacher_s, student_s, total_s: Mean seconds over the questions that have them; None if none has.
+        teacher_timed, student_timed: Number of questions that have them.
+        modes, errors, unguided: Number of questions by the receipt's values.
+        cut: Number of answers that ended at their limit.
+        lengths: If a rule chose m: number of questions by rule and m in tokens (0: none).
     """
 
     setting: Mapping[str, Any]
     questions: tuple[str, ...]
     correct: int
     score: float
-    opening_correct: int | None
+    guidance_correct: int | None
     kept_tokens: int
     teacher_input_tokens: int
     teacher_output_tokens: int
@@ -70,14 +71,14 @@ class SettingSummary:
 
     @property
     def mode(self) -> Mode:
-        """Who was to answer; `modes` tells who did."""
+        """Return the requested mode; `modes` counts the actual ones."""
         mode: Mode = self.setting["mode"]
         return mode
 
     @property
-    def asked(self) -> tuple[Any, ...]:
-        """Form, shots, limit and sampling: the teacher and the student that agree in it are what to compare with."""
-        return asked(self.setting)
+    def request_key(self) -> tuple[Any, ...]:
+        """Return form, shots, limit and sampling, which settings must share for a comparison."""
+        return request_key(self.setting)
 
     @property
     def n(self) -> int:
@@ -89,34 +90,34 @@ class SettingSummary:
 
     @property
     def interval(self) -> Interval:
-        """Of the accuracy: Wilson, 95 %."""
+        """Return Wilson's 95 % interval of the accuracy."""
         return wilson(self.correct, self.n)
 
     @property
     def cost_per_answer(self) -> Decimal:
-        """USD."""
+        """Return the mean cost of an answer in USD."""
         return self.cost_usd / self.n
 
     @property
     def output_tokens(self) -> int:
-        """Of teacher and student, whether the caller sees them or not."""
+        """Return the output tokens of teacher and student, visible to the caller or not."""
         return self.teacher_output_tokens + self.student_output_tokens
 
     @property
     def teacher_token_share(self) -> float | None:
-        """The teacher's part of all output tokens; None where nothing was written."""
+        """Return the teacher's part of all output tokens; None without output."""
         return self.teacher_output_tokens / self.output_tokens if self.output_tokens else None
 
 
-def asked(setting: Mapping[str, Any]) -> tuple[Any, ...]:
-    """As `SettingSummary.asked`, of a setting as a dict."""
-    return tuple(setting.get(name) for name in _ASKED)
+def request_key(setting: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return `SettingSummary.request_key` of a setting as a dict."""
+    return tuple(setting.get(name) for name in _REQUEST_PARAMETERS)
 
 
-def summarised(setting: Mapping[str, Any], examples: Sequence[Example]) -> SettingSummary:
+def summarize(setting: Mapping[str, Any], examples: Sequence[Example]) -> SettingSummary:
     """Add up the examples of one setting: all of them, or a part, as in a cross-validation.
 
-    Raises ValueError where there are none, or where one is another setting's.
+    Raises ValueError without examples, or for an example of another setting.
     """
     if not examples:
         raise ValueError(f"no examples of {setting['name']}")
@@ -125,7 +126,7 @@ def summarised(setting: Mapping[str, Any], examples: Sequence[Example]) -> Setti
             raise ValueError(f"an example of {one.setting} among those of {setting['name']}")
 
     def money(of: Callable[[Example], Decimal]) -> Decimal:
-        return sum((of(one) for one in examples), _NOUGHT)
+        return sum((of(one) for one in examples), _ZERO)
 
     guided = setting["mode"] == "guided"
     return SettingSummary(
@@ -133,7 +134,7 @@ def summarised(setting: Mapping[str, Any], examples: Sequence[Example]) -> Setti
         questions=tuple(one.question for one in examples),
         correct=sum(one.correct for one in examples),
         score=sum(one.score for one in examples) / len(examples),
-        opening_correct=sum(one.opening_score >= 0.5 for one in examples) if guided else None,
+        guidance_correct=sum(one.guidance_score >= 0.5 for one in examples) if guided else None,
         kept_tokens=sum(one.kept_tokens for one in examples),
         teacher_input_tokens=sum(one.teacher_input_tokens for one in examples),
         teacher_output_tokens=sum(one.teacher_output_tokens for one in examples),
@@ -156,21 +157,21 @@ def summarised(setting: Mapping[str, Any], examples: Sequence[Example]) -> Setti
 
 
 def summaries(settings: Sequence[Mapping[str, Any]], examples: Collection[Example]) -> list[SettingSummary]:
-    """One for each setting of the run that has examples, in the run's order; one that is there twice counts once."""
+    """Return the totals of each setting with examples, in the order of the run and without repetitions."""
     by_setting: dict[str, list[Example]] = {}
     for one in examples:
         by_setting.setdefault(one.setting, []).append(one)
-    once = {setting["name"]: setting for setting in settings}
-    return [summarised(setting, found) for name, setting in once.items() if (found := by_setting.get(name))]
+    by_name = {setting["name"]: setting for setting in settings}
+    return [summarize(setting, found) for name, setting in by_name.items() if (found := by_setting.get(name))]
 
 
 def reference(of: SettingSummary, mode: Mode, among: Sequence[SettingSummary]) -> SettingSummary | None:
-    """The teacher or the student alone that was asked the same as `of`; None where there is none."""
-    return next((one for one in among if one.mode == mode and one.asked == of.asked), None)
+    """Return the teacher or the student alone with the same requests as `of`; None if there is none."""
+    return next((one for one in among if one.mode == mode and one.request_key == of.request_key), None)
 
 
 def _chosen(one: Example) -> tuple[str, int] | None:
-    """By what, and how many tokens."""
+    """Return the rule and the number of tokens that it chose."""
     if one.length is None or one.chosen_tokens is None:
         return None
     named = one.length.rule or one.length.model

@@ -1,11 +1,12 @@
-"""How many GPUs a load needs, what it costs and how long callers wait, from measured engines. Pure arithmetic.
+"""Capacity planning: GPUs, cost and waiting times of a load, computed from measured engines. Pure arithmetic.
 
-    curve     what was measured of one engine: a file
+    curve     measurements of one engine, read from a file
+    rounds    the time to the first token: the engine's rounds of prefill and decoding
     replica   one replica under a load: a batched server, by queueing theory
-    fleet     how many replicas a load needs
-    plan      teacher and student against the teacher alone: GPUs, waits, money
-    paper     the paper's times, between no and perfect scaling of batches
-    measured  from what a running engine's streams told to a curve
+    fleet     the number of replicas that a load needs
+    plan      teacher and student compared with the teacher alone: GPUs, waits, cost
+    paper     the paper's times, compared with perfect and with no scaling of batches
+    measured  conversion of an engine's stream timings to a curve
 
-Nothing of it is on the path of a request. docs/planning.md has the formulas and what was checked against what.
+No request uses this package. docs/planning.md has the formulas and their validation.
 """

@@ -1,4 +1,4 @@
-"""The plan: a teacher that opens answers and a student that finishes them, beside the teacher alone."""
+"""The capacity plan: a teacher that writes guidance and a student that completes answers, versus the teacher alone."""
 
 from __future__ import annotations
 
@@ -21,10 +21,14 @@ _LONGER = 1.5
 
 @dataclass(frozen=True, slots=True)
 class RequestLoad:
-    """What callers ask for: `rps` requests in a second, each with a prompt and an answer of so many tokens.
+    """The load: requests per second and the tokens of each request.
 
-    The teacher writes the first `guidance_tokens` of the answer. `shown_tokens`: what it alone reads beside the prompt,
-    such as exemplars; `shown_cached`: its prefix cache holds them.
+    Attributes:
+        rps: Requests per second.
+        prompt_tokens, answer_tokens: Tokens of each prompt and of each whole answer.
+        guidance_tokens: The tokens at the start of the answer that the teacher writes.
+        shown_tokens: Tokens that only the teacher reads in addition to the prompt, such as exemplars.
+        shown_cached: Whether the teacher's prefix cache holds the shown tokens.
     """
 
     rps: Decimal
@@ -34,27 +38,30 @@ class RequestLoad:
     shown_tokens: int = 0
     shown_cached: bool = False
 
-    def opening(self) -> RequestWork:
-        """Of the teacher, with guidance."""
+    def teacher_work(self) -> RequestWork:
+        """Return the tokens of a teacher request with guidance."""
         read = self.prompt_tokens + (0 if self.shown_cached else self.shown_tokens)
         return RequestWork(read, self.guidance_tokens, self.shown_tokens if self.shown_cached else 0)
 
-    def finishing(self) -> RequestWork:
-        """Of the student: it reads the prompt and the guidance."""
+    def student_work(self) -> RequestWork:
+        """Return the tokens of a student request: it reads the prompt and the guidance."""
         return RequestWork(self.prompt_tokens + self.guidance_tokens, self.answer_tokens - self.guidance_tokens)
 
-    def alone(self) -> RequestWork:
-        """Of the teacher, without a student."""
+    def baseline_work(self) -> RequestWork:
+        """Return the tokens of a teacher request without a student."""
         return RequestWork(self.prompt_tokens, self.answer_tokens)
 
 
 @dataclass(frozen=True, slots=True)
 class CapacityPlan:
-    """What a load needs with guidance, and what the teacher alone would need.
+    """The resources that a load needs with guidance, and with the teacher alone.
 
-    `student` is None where students stand on callers' own devices: then nobody here pays for them, and how long they
-    take is not known. Times are means in seconds; money is USD. `savings_share`: of what the teacher alone costs;
-    negative where guidance costs more.
+    Attributes:
+        student: None if students run on callers' devices, so that their cost and time are unknown.
+        alone: The teacher without a student.
+        usd_per_hour, usd_per_1000: Cost with guidance, per hour and per 1000 answers.
+        savings_share: Savings as a part of the cost of the teacher alone; negative if guidance costs more.
+        assumptions, warnings: Sentences for the reader of the plan.
     """
 
     load: RequestLoad
@@ -72,22 +79,22 @@ class CapacityPlan:
 
     @property
     def first_s(self) -> float:
-        """Until the caller hears the teacher's first token, as it is written."""
-        return self.teacher.standing.first_s
+        """Return the mean seconds to the teacher's first token, sent as it is written."""
+        return self.teacher.load.first_s
 
     @property
     def guidance_s(self) -> float:
-        """Until the guidance is whole: the first that is heard with `guidance.stream: false`."""
-        return self.teacher.standing.total_s
+        """Return the mean seconds to the end of the guidance: the first text with `guidance.stream: false`."""
+        return self.teacher.load.total_s
 
     @property
     def total_s(self) -> float | None:
-        """Until the answer is whole; None: the students are elsewhere."""
-        return None if self.student is None else self.guidance_s + self.student.standing.total_s
+        """Return the mean seconds to the end of the answer; None if students run elsewhere."""
+        return None if self.student is None else self.guidance_s + self.student.load.total_s
 
     @property
     def met(self) -> bool:
-        """Whether teacher and student bear the load and keep the demands."""
+        """Return whether teacher and student serve the load and meet the demands."""
         return self.teacher.met and (self.student is None or self.student.met)
 
 
@@ -100,137 +107,145 @@ def plan(
     teacher_replicas: int | None = None,
     student_replicas: int | None = None,
 ) -> CapacityPlan:
-    """Size both fleets, or see how the load would stand on so many replicas of each.
+    """Size both fleets, or evaluate the load on a fixed number of replicas of each.
 
-    Raises StartupError where a curve has no price, or the guidance would be the whole answer.
+    Raises StartupError if a curve has no price or the guidance would be the whole answer.
     """
     if load.guidance_tokens >= load.answer_tokens:
         raise StartupError(
-            f"--tokens {load.guidance_tokens} leaves nothing to the student: it must be less than --answer "
+            f"--tokens {load.guidance_tokens} leaves no tokens for the student: it must be less than --answer "
             f"{load.answer_tokens}."
         )
-    opens = fleet("teacher", teacher, load.opening(), load.rps, demands, teacher_replicas)
-    ends = None
+    teacher_fleet = fleet("teacher", teacher, load.teacher_work(), load.rps, demands, teacher_replicas)
+    student_fleet = None
     if student is not None:
-        # Of both, the teacher alone decides when the first token comes.
-        ends = fleet("student", student, load.finishing(), load.rps, FleetDemands(demands.headroom), student_replicas)
-    alone = fleet("teacher", teacher, load.alone(), load.rps, demands)
-    sides = [opens] if ends is None else [opens, ends]
+        # Only the teacher determines when the first token arrives.
+        student_fleet = fleet(
+            "student", student, load.student_work(), load.rps, FleetDemands(demands.headroom), student_replicas
+        )
+    alone = fleet("teacher", teacher, load.baseline_work(), load.rps, demands)
+    sides = [teacher_fleet] if student_fleet is None else [teacher_fleet, student_fleet]
     hourly_usd = total_usd(*(one.usd_per_hour for one in sides))
     per_1000_usd = total_usd(*(one.usd_per_1000 for one in sides))
     saved_usd = savings_usd(alone.usd_per_hour, hourly_usd)
     return CapacityPlan(
         load=load,
         demands=demands,
-        teacher=opens,
-        student=ends,
+        teacher=teacher_fleet,
+        student=student_fleet,
         alone=alone,
         usd_per_hour=hourly_usd,
         usd_per_1000=per_1000_usd,
         savings_usd_per_hour=saved_usd,
         savings_usd_per_1000=savings_usd(alone.usd_per_1000, per_1000_usd),
         savings_share=float(saved_usd / alone.usd_per_hour) if alone.usd_per_hour else None,
-        assumptions=tuple(_assumptions(load, demands, opens, ends, alone)),
+        assumptions=tuple(_assumptions(load, demands, teacher_fleet, student_fleet, alone)),
         warnings=(
-            *_doubts("teacher", opens, demands),
-            *(() if ends is None else _doubts("student", ends, FleetDemands(demands.headroom))),
-            *_doubts("teacher alone", alone, demands, already=tuple(_doubts("teacher alone", opens, demands))),
-            *_dearer(saved_usd),
+            *_warnings("teacher", teacher_fleet, demands),
+            *(() if student_fleet is None else _warnings("student", student_fleet, FleetDemands(demands.headroom))),
+            *_warnings(
+                "teacher alone", alone, demands, known=tuple(_warnings("teacher alone", teacher_fleet, demands))
+            ),
+            *_cost_warning(saved_usd),
         ),
     )
 
 
 def _assumptions(
-    load: RequestLoad, demands: FleetDemands, opens: ReplicaFleet, ends: ReplicaFleet | None, alone: ReplicaFleet
+    load: RequestLoad,
+    demands: FleetDemands,
+    teacher: ReplicaFleet,
+    student: ReplicaFleet | None,
+    alone: ReplicaFleet,
 ) -> Iterator[str]:
     yield (
-        "Arrivals: requests come at random and independent of each other (Poisson), each replica gets an equal share "
-        "at random, and the rate holds all hour."
+        "Arrivals: requests arrive at random and independently (Poisson), each replica receives an equal share at "
+        "random, and the rate is constant."
     )
     yield (
-        "Batched server: an engine reads waiting prompts in one pass, then gives each answer of its batch a token; the "
-        "number of answers is a birth-death chain with the curve's steps. Waits follow by Little's law."
+        "Batched server: an engine reads waiting prompts in one pass, then gives each answer of its batch a token. The "
+        "number of answers is a birth-death chain with the curve's steps. Waits follow from Little's law."
     )
-    yield f"Headroom: each replica works at {1 - demands.headroom:.0%} of what it bears, at most."
+    yield f"Headroom: each replica runs at no more than {1 - demands.headroom:.0%} of its capacity."
     yield (
-        f"Lengths: prompts of {load.prompt_tokens} and answers of {load.answer_tokens} tokens, all of them. Every "
-        f"answer is guided with {load.guidance_tokens} tokens, which are all kept; none comes out of the guidance "
-        "cache. Both models count tokens alike."
+        f"Lengths: all prompts have {load.prompt_tokens} tokens and all answers {load.answer_tokens}. Every answer has "
+        f"{load.guidance_tokens} tokens of guidance, which are all kept; none comes from the guidance cache. Both "
+        "models count tokens alike."
     )
     if load.shown_tokens:
-        how = "out of its prefix cache" if load.shown_cached else "afresh"
-        yield f"The teacher reads {load.shown_tokens} tokens beside each prompt {how}; alone it would not."
-    for role, side in (("teacher", opens), ("student", ends), ("teacher alone", alone)):
+        how = "from its prefix cache" if load.shown_cached else "without a cache"
+        yield (f"The teacher reads {load.shown_tokens} tokens besides each prompt {how}; the teacher alone does not.")
+    for role, side in (("teacher", teacher), ("student", student), ("teacher alone", alone)):
         if side is not None and side.replicas is not None and side.curve.cache_tokens is None:
-            places = side.curve.places(side.work.context)
+            slots = side.curve.slots(side.work.context)
             yield (
-                f"Memory, {role}: {places} answers of {side.work.context} tokens fit beside the weights. The curve "
-                "does not say (cache_tokens)."
+                f"Memory, {role}: {slots} answers of {side.work.context} tokens fit next to the weights. The curve "
+                "does not set cache_tokens."
             )
         if side is not None and side.replicas is None and role != "teacher alone":
-            yield f"The {role} is bought by the token, and stays as fast as its curve says at any load."
-    if ends is None:
-        yield "Students are on callers' devices: their time and cost are not in these figures."
+            yield f"The {role} is paid by the token, and is as fast as its curve at any load."
+    if student is None:
+        yield "Students run on callers' devices: their time and cost are not included."
     yield (
-        "Left out: the gateway's own 2 ms, its window for batches (10 ms at most, none while the teacher has room), "
-        "and networks."
+        "Not included: the gateway's own 2 ms, its batching window (at most 10 ms, none while the teacher has free "
+        "slots), and networks."
     )
 
 
-def _doubts(role: str, side: ReplicaFleet, demands: FleetDemands, already: tuple[str, ...] = ()) -> Iterator[str]:
-    """What makes a side's figures less than they look, without what was said `already`."""
-    for doubt in (*_doubts_of_curve(side), *_doubts_of_load(side, demands)):
-        if f"{role}: {doubt}" not in already:
-            yield f"{role}: {doubt}"
+def _warnings(role: str, side: ReplicaFleet, demands: FleetDemands, known: tuple[str, ...] = ()) -> Iterator[str]:
+    """Yield the limits of a side's figures, except the warnings that are `known` already."""
+    for warning in (*_curve_warnings(side), *_load_warnings(side, demands)):
+        if f"{role}: {warning}" not in known:
+            yield f"{role}: {warning}"
 
 
-def _doubts_of_curve(side: ReplicaFleet) -> Iterator[str]:
+def _curve_warnings(side: ReplicaFleet) -> Iterator[str]:
     curve, work = side.curve, side.work
     if curve.origin.kind == "assumed":
         yield f"the numbers of its curve are assumed, not measured ({curve.origin.source})"
     if side.replicas is None:
         return
-    places = curve.places(work.context)
-    if places > curve.measured_batch:
+    slots = curve.slots(work.context)
+    if slots > curve.measured_batch:
         yield (
-            f"extrapolated: up to {places} answers may be decoded together, and the curve was measured up to "
+            f"extrapolated: up to {slots} answers may be decoded together, and the curve is measured up to "
             f"{curve.measured_batch}; measure more, or set max_batch"
         )
-    if side.standing.batch < curve.decode[0].batch and places >= curve.decode[0].batch:
+    if side.load.batch < curve.decode[0].batch and slots >= curve.decode[0].batch:
         yield (
-            f"extrapolated: {side.standing.batch:.1f} answers are decoded together, and the smallest batch of the "
+            f"extrapolated: {side.load.batch:.1f} answers are decoded together, and the smallest batch of the "
             f"curve is {curve.decode[0].batch}; steps may be shorter"
         )
-    held = curve.origin.context_tokens
-    if held is not None and work.read + work.cached + work.written / 2 > _LONGER * held:
+    measured_tokens = curve.origin.context_tokens
+    if measured_tokens is not None and work.read + work.cached + work.written / 2 > _LONGER * measured_tokens:
         yield (
-            f"extrapolated: answers hold {work.read + work.cached + work.written // 2} tokens on average while they "
-            f"are decoded, and the curve was measured with {held}; steps may be longer"
+            f"extrapolated: answers hold {work.read + work.cached + work.written // 2} tokens on average during "
+            f"decoding, and the curve is measured with {measured_tokens}; steps may be longer"
         )
 
 
-def _doubts_of_load(side: ReplicaFleet, demands: FleetDemands) -> Iterator[str]:
-    standing = side.standing
-    if not standing.stable:
+def _load_warnings(side: ReplicaFleet, demands: FleetDemands) -> Iterator[str]:
+    load = side.load
+    if not load.stable:
         yield (
-            f"unstable: {side.replicas} replicas bear {side.most_rps / (1 - demands.headroom):.4g} requests in a "
-            "second at most; more come, so waits grow without end"
+            f"unstable: {side.replicas} replicas serve at most {side.max_rps / (1 - demands.headroom):.4g} requests "
+            "per second; more arrive, so waits grow without limit"
         )
         return
-    if side.replicas is not None and standing.utilisation > 1 - demands.headroom + 1e-9:
-        yield f"the headroom is not kept: {standing.utilisation:.0%} of what the replicas bear is used"
-    wanted_s = demands.first_p95_s
-    if wanted_s is not None and standing.first_p95_s > wanted_s:
+    if side.replicas is not None and load.utilization > 1 - demands.headroom + 1e-9:
+        yield f"the headroom is not kept: {load.utilization:.0%} of the replicas' capacity is used"
+    limit_s = demands.first_p95_s
+    if limit_s is not None and load.first_p95_s > limit_s:
         alone_s = idle_first_s(side.curve, side.work)
-        mend = "add replicas" if alone_s < wanted_s else f"an idle replica takes {alone_s:.3g} s, so more do not help"
+        advice = "add replicas" if alone_s < limit_s else f"an idle replica takes {alone_s:.3g} s, so more do not help"
         yield (
-            f"the first token comes too late: within {standing.first_p95_s:.3g} s for 95 of 100, and {wanted_s:g} s "
-            f"were asked for; {mend}"
+            f"the first token is too late: 95 of 100 arrive within {load.first_p95_s:.3g} s, and the limit is "
+            f"{limit_s:g} s; {advice}"
         )
     if side.replicas == 1:
-        yield "one replica: when it is away, nothing is left"
+        yield "one replica: no capacity is left if it fails"
 
 
-def _dearer(saved_usd: Decimal) -> Iterator[str]:
+def _cost_warning(saved_usd: Decimal) -> Iterator[str]:
     if saved_usd < 0:
         yield "guidance costs more than the teacher alone: two models read each prompt, and replicas are whole"

@@ -1,5 +1,5 @@
-"""What an answer comes to, read out of its text alone: a number, a choice, a text. And how far two answers agree. Pure.
+"""Extraction of an answer's result (number, choice or text) and the agreement of two answers. Pure functions.
 
-One set of rules, for the evaluation and for the quality guard: docs/evaluation/scoring.md says how they were held
-against answers read by hand. Answers are what callers have models write: each rule takes time in proportion to a text.
+The evaluation and the quality sampler share these rules. docs/evaluation/scoring.md compares them with labels set by
+hand. Answers are untrusted input, so each rule takes time linear in the length of the text.
 """

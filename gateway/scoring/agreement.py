@@ -1,6 +1,6 @@
-"""How far one answer says what another says: in its words, its text, its number, its choice. Pure.
+"""Agreement of two answers by shared words, exact text, number or choice. Pure functions.
 
-None of it reads a question: what is scored is an answer alone.
+The comparison reads the two answers only, never the question.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from gateway.scoring.choices import letter
 from gateway.scoring.numbers import equal, result
-from gateway.scoring.texts import folded, shared_words, stated_text
+from gateway.scoring.texts import normalize_text, shared_words, stated_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,31 +18,30 @@ Comparison = Literal["words", "exact", "numeric", "choice"]
 
 
 def agreement(comparison: Comparison, answer: str, reference: str) -> float | None:
-    """How far `answer` agrees with `reference`, from 0 to 1.
+    """Return how far `answer` agrees with `reference`, from 0 to 1.
 
-    None where the reference has nothing of the kind that is compared: no number, no choice, no word. An answer without
-    it agrees with nothing.
+    Return None if the reference contains no number, choice or word to compare. An answer without one scores 0.
     """
     return _COMPARISONS[comparison](answer, reference)
 
 
 def _same_text(answer: str, reference: str) -> float | None:
-    wanted = folded(stated_text(reference))
-    return float(folded(stated_text(answer)) == wanted) if wanted else None
+    expected = normalize_text(stated_text(reference))
+    return float(normalize_text(stated_text(answer)) == expected) if expected else None
 
 
 def _same_number(answer: str, reference: str) -> float | None:
-    wanted = result(reference)
-    if wanted is None:
+    expected = result(reference)
+    if expected is None:
         return None
     found = result(answer)
-    # Either may say "60%" where the other says 0.6.
-    return float(found is not None and (equal(found, wanted) or equal(wanted, found)))
+    # One answer may give "60%" and the other 0.6.
+    return float(found is not None and (equal(found, expected) or equal(expected, found)))
 
 
 def _same_choice(answer: str, reference: str) -> float | None:
-    wanted = letter(reference)
-    return float(letter(answer) == wanted) if wanted is not None else None
+    expected = letter(reference)
+    return float(letter(answer) == expected) if expected is not None else None
 
 
 _COMPARISONS: dict[Comparison, Callable[[str, str], float | None]] = {

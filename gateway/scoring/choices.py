@@ -1,6 +1,6 @@
-"""The choice that an answer names, by its letter or its text. Pure.
+"""Extraction of the choice that an answer names, by letter or by text. Pure functions.
 
-The choices' texts are known, so that an answer may give one in place of its letter; the question is not.
+The texts of the choices are known, the question is not. An answer may give a choice's text in place of its letter.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections import Counter
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from gateway.scoring.statements import is_whole, own_part, plain, sentences, statements
+from gateway.scoring.statements import first_answer, is_complete, plain, sentences, statements
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -24,53 +24,58 @@ _DUTY = re.compile(r"\banswer\s+(?:should|must|has to)\b", re.IGNORECASE)
 _DENIED = re.compile(r"(?:\bnot|n't|\bnor|\bthan|\bopposed to|\binstead of)\s+(?:the\s+)?\Z", re.IGNORECASE)
 _DENIAL = re.compile(r"[\s,:*]*(?:(?:is|are|was|were|would|does|do|can|could)(?:\s+not|n't)|cannot)\b", re.IGNORECASE)
 _GAP = re.compile(r"[\s:*]*")
-_LOOK_BACK = 24
-_ASKED = re.compile(r"(?:\A|(?<=[.!?\n]))[^.!?\n]*+\?")
+_LOOKBEHIND_CHARS = 24
+_QUESTION = re.compile(r"(?:\A|(?<=[.!?\n]))[^.!?\n]*+\?")
 _LINE_HEAD = re.compile(r"^[ \t*>-]*+", re.MULTILINE)
 _LEADING = re.compile(r"(?:(?:the|a|an|option|choice|letter|answer)\s+|[\"'\u201c(\[]\s*)+", re.IGNORECASE)
 
 
 def choice(text: str, choices: Mapping[str, str]) -> str | None:
-    """The letter of the choice that an answer names; None where it names none, or several without a word for one.
+    """Return the letter of the choice that an answer names; None if it names none or several without a conclusion.
 
-    In this order: the last statement ("The answer is (c)", "Answer: C", a LaTeX box) that names one; the one letter
-    that it mentions at all; the one that it begins with, unless it takes one after the other; the last sentence that
-    concludes ("so", "only", "most likely") and names one; an answer that is nothing but a choice, or that is whole and
-    has the text of one alone.
+    The rules apply in this order:
 
-    choices: their texts by letter, as the question writes the letters.
+    1. The last statement ("The answer is (c)", "Answer: C", a LaTeX box) that names a choice.
+    2. The only letter in the answer.
+    3. The letter at the start of the answer, unless the answer discusses the choices in turn.
+    4. The last concluding sentence ("so", "only", "most likely") that names a choice.
+    5. An answer that consists of a choice, or a complete answer that contains the text of exactly one choice.
+
+    Args:
+        text: The answer.
+        choices: The text of each choice by its letter, with letters written as in the question.
     """
-    return _choice(text, _Reader(choices))
+    return _choice(text, _ChoiceParser(choices))
 
 
 def letter(text: str) -> str | None:
-    """The letter from a to j that an answer names, where the choices are not known; None as `choice`."""
+    """Return the letter from a to j that an answer names when the choices are unknown; None as in `choice`."""
     return _choice(text, _any_letter())
 
 
-def _choice(text: str, reader: _Reader) -> str | None:
-    text = plain(own_part(text))
+def _choice(text: str, reader: _ChoiceParser) -> str | None:
+    text = plain(first_answer(text))
     for statement in reversed(statements(text)):
-        found = reader.stated(statement.said, by_text=not statement.duty)
+        found = reader.from_statement(statement.text, by_text=not statement.prescriptive)
         if found is not None:
             return found
     text = reader.bare(text)
     mentioned = reader.letters(text)
     if len(set(mentioned)) == 1:
         return mentioned[0]
-    begins = reader.begins(text)
-    if begins is not None and not reader.goes_through(text):
-        return begins
+    leading = reader.leading(text)
+    if leading is not None and not reader.enumerates(text):
+        return leading
     for sentence in reversed(sentences(text)):
         if _CONCLUDES.search(sentence) and not _DUTY.search(sentence):
             found = _only(reader.letters(sentence)) or _only(reader.named(sentence))
             if found is not None:
                 return found
-    found = reader.whole(text)
-    if found is None and not reader.has_letters(text) and is_whole(text):
-        # Not of a question told again, nor of what an answer should be.
-        told = [said for said in sentences(_ASKED.sub(".", text)) if not _DUTY.search(said)]
-        found = _only(reader.named(". ".join(told)))
+    found = reader.only_choice(text)
+    if found is None and not reader.has_letters(text) and is_complete(text):
+        # Skip restated questions and sentences about the form of the answer.
+        assertions = [sentence for sentence in sentences(_QUESTION.sub(".", text)) if not _DUTY.search(sentence)]
+        found = _only(reader.named(". ".join(assertions)))
     return found
 
 
@@ -84,44 +89,47 @@ def _behind_gap(text: str, at: int) -> int:
     return gap.end() if gap is not None else at
 
 
-class _Reader:
-    """Finds one question's choices in texts."""
+class _ChoiceParser:
+    """Parser of one question's choices in answers."""
 
     def __init__(self, choices: Mapping[str, str]) -> None:
         self._letters = {letter.lower(): letter for letter in choices}
-        said = Counter(map(_folded, choices.values()))
-        # A text that two of them have names neither.
-        self._texts = {_folded(one): letter for letter, one in choices.items() if said[_folded(one)] == 1}
-        some = "|".join(sorted(map(re.escape, choices), key=len, reverse=True))
-        # The longest first: "bus station" is not "bus".
+        counts = Counter(map(_normalize, choices.values()))
+        # A text that two choices share names neither.
+        self._texts = {_normalize(one): letter for letter, one in choices.items() if counts[_normalize(one)] == 1}
+        any_letter = "|".join(sorted(map(re.escape, choices), key=len, reverse=True))
+        # Longest first, so that "bus station" does not match as "bus".
         longest = "|".join(sorted(map(_loosely, self._texts), key=len, reverse=True))
         named = rf"\b(?:{longest})(?:e?s)?\b" if longest else r"(?!)"
         self._named = re.compile(named, re.IGNORECASE)
-        # "(c)"; "option c"; "c)" and "C." where a word or a line begins. "A:" alone announces an answer.
+        # "(c)"; "option c"; "c)" and "C." at the start of a word or line. "A:" alone announces an answer.
         self._marked = re.compile(
-            rf"(?<!\w)\(\s*({some})\s*\)|\b(?:option|choice)\s+({some})\b"
-            rf"|(?<![^\s\"'])({some})\)|^[ \t>*-]*({some})(?:\.(?=\s|\Z)|:(?=\s*{named}))",
+            rf"(?<!\w)\(\s*({any_letter})\s*\)|\b(?:option|choice)\s+({any_letter})\b"
+            rf"|(?<![^\s\"'])({any_letter})\)|^[ \t>*-]*({any_letter})(?:\.(?=\s|\Z)|:(?=\s*{named}))",
             re.IGNORECASE | re.MULTILINE,
         )
-        self._first = re.compile(rf"({some})(?=[)\].:,;\"'\u201d]|\s*\Z|\s+(?:because|since|-))", re.IGNORECASE)
-        self._alone = re.compile(rf"\W*({some})\W*", re.IGNORECASE)
-        self._bold = re.compile(rf"\*\*\s*({some})\s*\*\*", re.IGNORECASE)
-        self._capital = re.compile(rf"({some})\b", re.IGNORECASE)
+        self._first = re.compile(rf"({any_letter})(?=[)\].:,;\"'\u201d]|\s*\Z|\s+(?:because|since|-))", re.IGNORECASE)
+        self._alone = re.compile(rf"\W*({any_letter})\W*", re.IGNORECASE)
+        self._bold = re.compile(rf"\*\*\s*({any_letter})\s*\*\*", re.IGNORECASE)
+        self._capital = re.compile(rf"({any_letter})\b", re.IGNORECASE)
 
     def bare(self, text: str) -> str:
-        """The text without bold marks; a letter in bold is one in brackets."""
+        """Return the text without bold marks. A bold letter becomes a letter in parentheses."""
         return self._bold.sub(r"(\1)", text).replace("**", "").strip()
 
     def letters(self, text: str) -> list[str]:
-        """The letters that it mentions as such and does not deny, in order, again where again."""
+        """Return the letters that the text mentions and does not deny, in order, with repetitions."""
         return [self._letter(mark) for mark in self._marked.finditer(text) if not self._is_denied(mark, text)]
 
     def has_letters(self, text: str) -> bool:
-        """Whether it mentions any, denied or not."""
+        """Return whether the text mentions any letter, denied or not."""
         return self._marked.search(text) is not None
 
-    def goes_through(self, text: str) -> bool:
-        """Whether it takes one choice after the other: lines begin with several letters, or the first are in order."""
+    def enumerates(self, text: str) -> bool:
+        """Return whether the text discusses the choices in turn.
+
+        It does if lines begin with different letters, or if the first letters are in the order of the choices.
+        """
         every = [(self._letter(mark), mark.start()) for mark in self._marked.finditer(text)]
         begun = {at for head in _LINE_HEAD.finditer(text) for at in head.span()}
         heads = {letter for letter, at in every if at in begun}
@@ -129,35 +137,35 @@ class _Reader:
         return len(heads) > 1 or [letter for letter, _ in every[:3]] == first
 
     def named(self, text: str) -> list[str]:
-        """The choices whose texts it holds, in order."""
+        """Return the letters of the choices whose texts occur in `text`, in order."""
         return [letter for mark in self._named.finditer(text) if (letter := self._of(mark[0])) is not None]
 
-    def begins(self, text: str) -> str | None:
-        """The letter that it begins with, alone in its sentence."""
+    def leading(self, text: str) -> str | None:
+        """Return the letter at the start of the text if the first sentence has no other letter."""
         first = next(iter(sentences(text)), "")
         mark = self._marked.match(text)
         return _only(self.letters(text[: max(len(first) + 1, mark.end())])) if mark is not None else None
 
-    def stated(self, said: str, *, by_text: bool) -> str | None:
-        """What a statement names: a letter that it begins with, its only letter, its first or only text."""
-        said = said.replace("**", "").strip()
-        head = _LEADING.sub("", said, count=1) if _LEADING.match(said) else said
-        for start in (said.lstrip("([\"'\u201c "), head):
+    def from_statement(self, text: str, *, by_text: bool) -> str | None:
+        """Return the choice that a statement names: its leading letter, its only letter, or its first or only text."""
+        text = text.replace("**", "").strip()
+        head = _LEADING.sub("", text, count=1) if _LEADING.match(text) else text
+        for start in (text.lstrip("([\"'\u201c "), head):
             mark = self._first.match(start)
             if mark is not None:
                 return self._letters[mark[1].lower()]
         mark = self._capital.match(head)
-        # "A bank" and "I" are words.
+        # "A bank" and "I" are words, not letters.
         if mark is not None and mark[1].isupper() and mark[1] not in {"A", "I"}:
             return self._letters[mark[1].lower()]
-        found = _only(self.letters(said))
+        found = _only(self.letters(text))
         if found is not None or not by_text:
             return found
         named = self._named.match(head)
-        return self._of(named[0]) if named is not None else _only(self.named(said))
+        return self._of(named[0]) if named is not None else _only(self.named(text))
 
-    def whole(self, text: str) -> str | None:
-        """The choice whose letter or text is all of it, articles and marks aside."""
+    def only_choice(self, text: str) -> str | None:
+        """Return the choice whose letter or text is the whole of `text`, ignoring articles and punctuation."""
         alone = self._alone.fullmatch(text)
         if alone is not None:
             return self._letters[alone[1].lower()]
@@ -169,28 +177,28 @@ class _Reader:
         return self._letters[next(filter(None, mark.groups())).lower()]
 
     def _is_denied(self, mark: re.Match[str], text: str) -> bool:
-        """ "not (a)", "(a) harbour is not"."""
-        if _DENIED.search(text[max(0, mark.start() - _LOOK_BACK) : mark.start()]):
+        """Return whether a mention is negated, as in "not (a)" or "(a) harbor is not"."""
+        if _DENIED.search(text[max(0, mark.start() - _LOOKBEHIND_CHARS) : mark.start()]):
             return True
         own = self._named.match(text, _behind_gap(text, mark.end()))
         return _DENIAL.match(text, own.end() if own is not None else mark.end()) is not None
 
-    def _of(self, said: str) -> str | None:
-        folded = _folded(said)
+    def _of(self, text: str) -> str | None:
+        folded = _normalize(text)
         for ending in ("", "s", "es"):
             if folded.endswith(ending) and (letter := self._texts.get(folded.removesuffix(ending))) is not None:
                 return letter
         return None
 
 
-def _folded(said: str) -> str:
-    return " ".join(said.lower().split())
+def _normalize(text: str) -> str:
+    return " ".join(text.lower().split())
 
 
-def _loosely(said: str) -> str:
-    return r"\s+".join(map(re.escape, said.split()))
+def _loosely(text: str) -> str:
+    return r"\s+".join(map(re.escape, text.split()))
 
 
 @lru_cache(maxsize=1)
-def _any_letter() -> _Reader:
-    return _Reader(dict.fromkeys("abcdefghij", ""))
+def _any_letter() -> _ChoiceParser:
+    return _ChoiceParser(dict.fromkeys("abcdefghij", ""))

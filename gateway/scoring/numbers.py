@@ -1,4 +1,4 @@
-"""The number that an answer comes to, and whether it is the right one. Pure."""
+"""Extraction of the number that an answer arrives at, and comparison of numbers. Pure functions."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from fractions import Fraction
 from typing import TYPE_CHECKING, NamedTuple
 
-from gateway.scoring.statements import is_whole, own_part, plain, sentences, statements
+from gateway.scoring.statements import first_answer, is_complete, plain, sentences, statements
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,20 +22,20 @@ _NUMBER = re.compile(
 _TIME = re.compile(r":(?P<minutes>[0-9]{2})(?![0-9])")
 _LATE_PART = re.compile(r"[0-9]:\Z")
 _OPERAND = re.compile(r"(?:\w|[0-9)%]\s+|[)%])\Z")
-_LOOK_BACK = 8
+_LOOKBEHIND_CHARS = 8
 _ADDS = re.compile(r"\s[-+*/]\s")
 _DIGIT = re.compile(r"[0-9]")
 _SIGNS = frozenset("-+*/=")
-_NOTHING = Fraction(0)
-_LONGEST = 100  # characters; what is longer is no number that anybody asked for
+_EXACT = Fraction(0)
+_MAX_CHARS = 100  # characters; longer runs of digits are not results
 _ORDINAL = re.compile(r"(?:st|nd|rd|th)\b")
-# What follows a number that is but a part of a sum, or counts an unknown.
-_GOES_ON = re.compile(r"[)\s]*[-+*/^]|\s+x\s|[xyn]\b")
-# Begins a sentence that only tells a result again, or is cut off before it tells anything.
-_TELLS_AGAIN = re.compile(
+# Text after a number that is only an operand, or a coefficient of an unknown.
+_CONTINUES = re.compile(r"[)\s]*[-+*/^]|\s+x\s|[xyn]\b")
+# Start of a sentence that restates a result, or that a limit cut off before its result.
+_RESTATES = re.compile(
     r"\W*(?:so|thus|therefore|hence|this (?:means|gives)|the(?: answer(?: is)?)?\Z)\b", re.IGNORECASE
 )
-# The number of a list's item, of a heading's, of a step.
+# Numbers of list items, headings and steps.
 _NUMBERED = re.compile(
     r"^[ \t>#*-]*[0-9]{1,2}[.)](?=\s|\*)|\b(?:step|part|question|example)\s+[0-9]{1,2}\b",
     re.IGNORECASE | re.MULTILINE,
@@ -51,7 +51,7 @@ _WORDS = {
 
 
 class NumberValue(NamedTuple):
-    """A number as an answer writes it, and what it is worth. A percentage is worth what stands before the sign."""
+    """A number as written in an answer, and its value. The value of a percentage is the number before the sign."""
 
     written: str
     value: Fraction
@@ -59,23 +59,23 @@ class NumberValue(NamedTuple):
 
 
 def result(text: str) -> NumberValue | None:
-    """The number that an answer comes to; None where there is none.
+    """Return the number that an answer arrives at; None if there is none.
 
-    What it states ("The answer is", "####", a LaTeX box) wins, and the last statement over earlier ones. Without a
-    statement: of the last paragraph with a number, the last one in bold, else the last number; in a sentence with
-    equals signs the one behind the last sign that has a whole result. A text that breaks off has the last number
-    behind an equals sign, and none where it went on to something else since. Numbers of lists and steps, ordinals and
-    program code do not count.
+    A statement ("The answer is", "####", a LaTeX box) takes precedence, and the last statement over earlier ones.
+    Without a statement, the last paragraph with a number counts: its last number in bold, else its last number. In a
+    sentence with equals signs, the number after the last sign that has a complete result counts. A truncated text has
+    the last number after an equals sign, unless it continued with another topic. Numbers of lists and steps, ordinals
+    and program code do not count.
     """
-    own = own_part(text)
+    own = first_answer(text)
     text = plain(own)
     for statement in reversed(statements(text)):
-        found = _whole(statement.said) if statement.marked else _stated(statement.said)
+        found = _whole(statement.text) if statement.marked else _stated(statement.text)
         if found is not None:
             return found
     text = _NUMBERED.sub(" ", text)
-    if not is_whole(text) and not is_whole(own):
-        return _on_the_way(sentences(text))
+    if not is_complete(text) and not is_complete(own):
+        return _result_of_truncated(sentences(text))
     for paragraph in reversed(re.split(r"\n\s*\n", text)):
         for mark in reversed(list(_BOLD.finditer(paragraph))):
             if (found := _whole(mark[1])) is not None:
@@ -86,91 +86,91 @@ def result(text: str) -> NumberValue | None:
     return None
 
 
-def _on_the_way(told: list[str]) -> NumberValue | None:
-    """What a text that breaks off had come to."""
-    if not told or _dangles(told[-1]) or _puts_numbers_in(told[-1]):
+def _result_of_truncated(parts: list[str]) -> NumberValue | None:
+    """Return the result that a truncated text had reached."""
+    if not parts or _ends_with_operator(parts[-1]) or _substitutes_numbers(parts[-1]):
         return None
-    for sentence in reversed(told):
+    for sentence in reversed(parts):
         if (found := _behind_equals(sentence)) is not None:
             return found
-        if not _TELLS_AGAIN.match(sentence):
+        if not _RESTATES.match(sentence):
             break
-    return _concluded(told[-1]) if len(told) == 1 or _TELLS_AGAIN.match(told[-1]) else None
+    return _concluded(parts[-1]) if len(parts) == 1 or _RESTATES.match(parts[-1]) else None
 
 
-def _dangles(sentence: str) -> bool:
-    """Whether it ends with a sign of a sum, whose other side is still to come."""
+def _ends_with_operator(sentence: str) -> bool:
+    """Return whether the sentence ends with an operator whose right operand is missing."""
     for char in reversed(sentence):
         if char in _SIGNS or char.isalnum():
             return char in _SIGNS
     return False
 
 
-def _puts_numbers_in(sentence: str) -> bool:
-    """Whether the number that it ends with may be the first of a sum that stood there in words: "fish + fowl = 20"."""
-    told, sign, last = sentence.rpartition("=")
-    told = told.rpartition("=")[2]
-    in_words = _ADDS.search(told) is not None and _DIGIT.search(told) is None
+def _substitutes_numbers(sentence: str) -> bool:
+    """Return whether the final number may be the first operand of a sum stated in words: "fish + fowl = 20"."""
+    parts, sign, last = sentence.rpartition("=")
+    parts = parts.rpartition("=")[2]
+    in_words = _ADDS.search(parts) is not None and _DIGIT.search(parts) is None
     return sign != "" and in_words and _NUMBER.fullmatch(last.strip()) is not None
 
 
-def equal(found: NumberValue, wanted: NumberValue, within: Fraction = _NOTHING) -> bool:
-    """Whether it is the wanted number, by value and within a tolerance: 60 % is as good as 60 and as 0.6."""
-    values = {found.value, found.value / 100} if found.percent and not wanted.percent else {found.value}
-    return any(abs(value - wanted.value) <= within for value in values)
+def equal(found: NumberValue, expected: NumberValue, within: Fraction = _EXACT) -> bool:
+    """Return whether two numbers have equal values within a tolerance: 60 % equals both 60 and 0.6."""
+    values = {found.value, found.value / 100} if found.percent and not expected.percent else {found.value}
+    return any(abs(value - expected.value) <= within for value in values)
 
 
 def number(text: str) -> NumberValue:
-    """What a data set gives as a number: "18", "-2.5", "$1,200", "3/4". Raises ValueError where it is none."""
+    """Parse a number of a data set: "18", "-2.5", "$1,200", "3/4". Raises ValueError for any other text."""
     found = _whole(plain(text))
     if found is None:
         raise ValueError("not a number")
     return found
 
 
-def _stated(said: str) -> NumberValue | None:
-    found = _behind_equals(said)
+def _stated(text: str) -> NumberValue | None:
+    found = _behind_equals(text)
     if found is not None:
         return found
-    first = next(_placed(said), None)
+    first = next(_located(text), None)
     if first is not None:
         amount, start, _ = first
         # "is clear after 5 steps: 42"
-        behind_words = _whole(said.rpartition(":")[2]) if start > 0 else None
+        behind_words = _whole(text.rpartition(":")[2]) if start > 0 else None
         return behind_words or amount
-    word = said.lower().partition(" ")[0].strip(",;:")
+    word = text.lower().partition(" ")[0].strip(",;:")
     return NumberValue(word, Fraction(_WORDS[word])) if word in _WORDS else None
 
 
 def _concluded(sentence: str) -> NumberValue | None:
-    # Backwards, since a text may be thousands of numbers, and it takes much longer to work one out than to find it.
+    # Search backwards: a text may hold thousands of numbers, and evaluating one costs more than finding it.
     matches = reversed(list(_NUMBER.finditer(sentence)))
     return _behind_equals(sentence) or next(filter(None, (_amount(match, sentence) for match in matches)), None)
 
 
 def _behind_equals(sentence: str) -> NumberValue | None:
-    """The first number behind the last equals sign that has one and no sum."""
+    """Return the first number after the last equals sign that is followed by a number and not by a sum."""
     for part in reversed(sentence.split("=")[1:]):
-        found = next(_placed(part), None)
-        if found is not None and not _GOES_ON.match(part, found[2]):
+        found = next(_located(part), None)
+        if found is not None and not _CONTINUES.match(part, found[2]):
             return found[0]
     return None
 
 
 def _whole(text: str) -> NumberValue | None:
-    """The number, where the text is one and nothing else but a unit; what stands behind an equals sign, with one."""
+    """Return the number if the text is a number with an optional unit; with an equals sign, the part after it."""
     text = text.replace("**", "").strip()
     if "=" in text:
         text = text.rpartition("=")[2].strip()
-    found = next(_placed(text), None)
+    found = next(_located(text), None)
     if found is None:
         return None
     amount, start, end = found
     return amount if start == 0 and _UNITS.fullmatch(text, end) else None
 
 
-def _placed(text: str) -> Iterator[tuple[NumberValue, int, int]]:
-    """Each number with where it stands."""
+def _located(text: str) -> Iterator[tuple[NumberValue, int, int]]:
+    """Yield each number with its start and end."""
     for match in _NUMBER.finditer(text):
         amount = _amount(match, text)
         if amount is not None:
@@ -188,26 +188,26 @@ def _amount(match: re.Match[str], text: str) -> NumberValue | None:
 
 
 def _value(match: re.Match[str], text: str) -> Fraction | None:
-    """Without its sign; None where it is an ordinal, or part of a time that is no whole hour."""
-    if len(match[0]) > _LONGEST or _ORDINAL.match(text, match.end()) or _LATE_PART.search(_before(match, text)):
+    """Return the value without its sign; None for an ordinal or a time of day that is not a full hour."""
+    if len(match[0]) > _MAX_CHARS or _ORDINAL.match(text, match.end()) or _LATE_PART.search(_before(match, text)):
         return None
     time = _TIME.match(text, match.end())
     if time is not None and time["minutes"] != "00":
         return None
-    below = int(match["below"] or 1)
-    if not below:
+    denominator = int(match["below"] or 1)
+    if not denominator:
         return None
-    digits, _, behind = match["number"].replace(",", "").partition(".")
-    tens = int(match["power"] or 0) - len(behind)
-    whole = int(digits + behind)
-    return Fraction(whole * 10**tens, below) if tens > 0 else Fraction(whole, 10**-tens * below)
+    digits, _, decimals = match["number"].replace(",", "").partition(".")
+    exponent = int(match["power"] or 0) - len(decimals)
+    whole = int(digits + decimals)
+    return Fraction(whole * 10**exponent, denominator) if exponent > 0 else Fraction(whole, 10**-exponent * denominator)
 
 
 def _is_minus(match: re.Match[str], text: str) -> bool:
-    """Whether the dash takes away from what stands before it, or joins words."""
+    """Return whether the dash is a minus operator or joins words."""
     return _OPERAND.search(_before(match, text)) is not None
 
 
 def _before(match: re.Match[str], text: str) -> str:
-    """The little that stands before it: a whole text would make reading it take the square of its length."""
-    return text[max(0, match.start() - _LOOK_BACK) : match.start()]
+    """Return the few characters before the match: searching the whole text would take quadratic time."""
+    return text[max(0, match.start() - _LOOKBEHIND_CHARS) : match.start()]

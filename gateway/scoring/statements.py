@@ -1,6 +1,6 @@
-"""Where an answer says what its result is: "The answer is 18.", "#### 18", "\\boxed{18}". Pure.
+"""Statements of an answer's result: "The answer is 18.", "#### 18", "\\boxed{18}". Pure functions.
 
-Only the answer is read here, never what was asked: a question's numbers and choices cannot be taken for a result.
+Only the answer is parsed, never the question, so numbers and choices of a question cannot be taken for a result.
 """
 
 from __future__ import annotations
@@ -8,9 +8,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-# A model that was shown questions and answers may go on with a question of its own.
+# A model that was given example questions may continue with a question of its own.
 _NEXT_QUESTION = re.compile(r"^[ \t*]*(?:Q|Question)[ \t*]*:|(?<=[.!?)\]] )(?:Q|Question):", re.MULTILINE)
-_ITS_ANSWER = re.compile(r"^[ \t*]*(?:A|Answer)[ \t*]*:", re.MULTILINE)
+_ANSWER_LABEL = re.compile(r"^[ \t*]*(?:A|Answer)[ \t*]*:", re.MULTILINE)
 
 _CUE = re.compile(
     r"(?:\b(?:answer|choice|option)(?:\s+(?:here|to (?:the|this|your) (?:question|problem)))?"
@@ -18,7 +18,7 @@ _CUE = re.compile(
     re.IGNORECASE,
 )
 _DUTY = re.compile(r"(?:should|must|has to) be", re.IGNORECASE)
-# Denied, or a word about an answer that stands elsewhere.
+# A negation, or a remark about an answer given elsewhere.
 _DENIED = re.compile(r"[\s:*]*(?:not|never|neither|incorrect|wrong|correct|right)\b", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"[.!?](?=[\s\"')\]*]|\Z)|\n")
 _ENDED = re.compile(r"(?:[.!?][\"')\]*`]*|`{3})\s*\Z")
@@ -47,30 +47,30 @@ _LATEX = (
 
 @dataclass(frozen=True, slots=True)
 class ResultStatement:
-    """A place where an answer says its result.
+    """A statement of the result in an answer.
 
     Attributes:
-        said: what stands after the words that announce it, to the end of the sentence or line, or the next such words.
-        marked: it was announced by a mark ("####", a LaTeX box) and not by words.
-        duty: it says what an answer must or should be, which often is no answer yet.
+        text: The text after the announcing words, to the end of the sentence or line, or to the next such words.
+        marked: The announcement is a mark ("####", a LaTeX box), not words.
+        prescriptive: The statement describes what an answer must or should be, which is often not yet an answer.
     """
 
-    said: str
+    text: str
     marked: bool
-    duty: bool
+    prescriptive: bool
 
 
-def own_part(text: str) -> str:
-    """The answer without a next question that the model put to itself.
+def first_answer(text: str) -> str:
+    """Return the answer without a further question that the model asked itself.
 
-    Where the text begins with a question, what it gives as the answer to that one; empty where it gives none.
+    If the text begins with a question, return the answer to that question; return "" if it has none.
     """
     first = _NEXT_QUESTION.search(text)
     if first is None:
         return text
     if text[: first.start()].strip():
         return text[: first.start()]
-    begins = _ITS_ANSWER.search(text, first.end())
+    begins = _ANSWER_LABEL.search(text, first.end())
     if begins is None:
         return ""
     second = _NEXT_QUESTION.search(text, first.end())
@@ -80,52 +80,52 @@ def own_part(text: str) -> str:
 
 
 def plain(text: str) -> str:
-    """The text without LaTeX and program code; what a program is said to have printed stays. Bold marks stay."""
+    """Return the text without LaTeX and program code. Fenced program output and bold marks remain."""
     text = _unboxed(_without_programs(text))
-    for pattern, instead in _LATEX:
-        text = pattern.sub(instead, text)
+    for pattern, replacement in _LATEX:
+        text = pattern.sub(replacement, text)
     return text
 
 
 def statements(text: str) -> list[ResultStatement]:
-    """Where a `plain` text announces its result, in order. What it denies, or judges ("is wrong"), is none."""
+    """Return the result statements of a `plain` text in order. Denials and judgments ("is wrong") are left out."""
     text = text.replace("**", "").replace("__", "")
     found = []
     end = len(text)
     for cue in reversed(list(_CUE.finditer(text))):
-        # To the next one at most: read to the end of the text each, they would take the square of its length.
+        # Stop at the next statement: reading each one to the end of the text would take quadratic time.
         rest, end = text[cue.end() : end], cue.start()
         if _DENIED.match(text, cue.end()):
             continue
         marked = cue[0] == "####"
-        said = rest.partition("\n")[0].strip() if marked else _first_sentence(rest)
-        if said:
-            found.append(ResultStatement(said, marked, _DUTY.search(cue[0]) is not None))
+        content = rest.partition("\n")[0].strip() if marked else _first_sentence(rest)
+        if content:
+            found.append(ResultStatement(content, marked, _DUTY.search(cue[0]) is not None))
     return found[::-1]
 
 
 def _first_sentence(text: str) -> str:
-    """To the end of the sentence or line; where the line has nothing, of the next line that has."""
+    """Return the text to the end of the sentence or line, skipping leading empty lines."""
     text = text.lstrip(" \t:*\n\r")
     end = _SENTENCE_END.search(text)
     return (text[: end.start()] if end is not None else text).strip()
 
 
-def is_whole(text: str) -> bool:
-    """Whether it ends where a sentence does: a limit did not break it off."""
+def is_complete(text: str) -> bool:
+    """Return whether the text ends at the end of a sentence, so that no limit truncated it."""
     return _ENDED.search(text) is not None
 
 
 def sentences(text: str) -> list[str]:
-    """Its sentences and lines, in order, without empty ones."""
+    """Return the nonempty sentences and lines of the text, in order."""
     text = text.replace("**", "").replace("__", "")
     return [part.strip() for part in _SENTENCE_END.split(text) if part.strip()]
 
 
 def _without_programs(text: str) -> str:
-    """The text without fenced code, but with what is fenced as output; a fence that a limit cut off reaches to the end.
+    """Return the text without fenced code but with fenced output; an unclosed fence extends to the end.
 
-    No pattern: one would look for the end of the line again from each of a row of fences.
+    A regular expression would search for the end of the line again from each fence.
     """
     parts: list[str] = []
     at = 0
@@ -141,7 +141,7 @@ def _without_programs(text: str) -> str:
 
 
 def _unboxed(text: str) -> str:
-    """Each LaTeX box as a line of its own behind "####"; one that a limit cut off holds nothing."""
+    """Replace each LaTeX box by a line of its own after "####"; a truncated box is removed."""
     parts = []
     at = 0
     while (begin := text.find(_BOX, at)) >= 0:
@@ -153,7 +153,7 @@ def _unboxed(text: str) -> str:
 
 
 def _braced(text: str, at: int) -> tuple[str, int]:
-    """What stands in the braces that open here, and where they end: at the end of the text where they stay open."""
+    """Return the content of the braces that open at `at`, and the index after them; the end of the text if unclosed."""
     if not text.startswith("{", at):
         return "", at
     depth = 0

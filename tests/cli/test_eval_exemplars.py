@@ -90,7 +90,7 @@ def test_exemplars_that_help_are_written_with_where_they_come_from(tmp_path: Pat
     assert "# On 2 others, unseen till then: " in text
     again = search(tmp_path, "--exemplars", str(own), engines=pair)
     assert again.returncode == 1
-    assert "is there already" in again.stderr
+    assert " exists. " in again.stderr
     # All texts are there, so nobody is asked: with engines that are away it comes to the same.
     forced = search(tmp_path, "--exemplars", str(own), "--force")
     assert forced.returncode == 0, forced.stderr
@@ -120,22 +120,22 @@ def test_where_none_helps_it_says_so_and_leaves_no_file_unless_forced(tmp_path: 
         "--data", str(file), "--evaluated", str(tmp_path / "search"), "--pool", "6", "--select", "2", "--check", "0",
     )  # fmt: skip
     assert refused.returncode == 1
-    assert f"the data has {len(LANDS) - len(asked)} that differ and are not left" in refused.stderr
+    assert f"the data has {len(LANDS) - len(asked)} distinct ones that are not reserved" in refused.stderr
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--calls", "33"], "--calls 33 does not reach"),
-        (["--pool", "9"], "the data has 12 that differ"),
-        (["--offset", "5"], "the data has 7 that differ and are not left for an evaluation"),
+        (["--calls", "33"], "--calls 33 is too few"),
+        (["--pool", "9"], "the data has 12 distinct"),
+        (["--offset", "5"], "the data has 7 distinct ones that are not reserved for an evaluation"),
         (["--out", "none/exemplars.yaml"], "no such folder"),
-        (["--evaluated", "none"], "there is no such file: name a folder that `gkt-gateway eval run` wrote"),
-        (["--student", "smal"], "the configuration has no such model. It has: big, small."),
+        (["--evaluated", "none"], "no such file: name a folder that `gkt-gateway eval run` wrote"),
+        (["--student", "smal"], "the configuration has no such model. Models: big, small."),
         (["--scorer", "exct"], "unknown scorer"),
         (["--exemplars", "none.yaml"], "none.yaml: cannot be read"),
         (["--judge", "wise"], "--judge wise: the configuration has no such model"),
-        ([], "teacher big does not answer"),
+        ([], "teacher big does not respond"),
     ],
 )
 def test_what_cannot_be_searched_is_said_in_one_line(tmp_path: Path, arguments: list[str], said: str) -> None:
@@ -206,7 +206,7 @@ def sought(folder: Path, name: str, **more: Any) -> ExemplarSession:
         "folder": folder / "search", "out": folder / "exemplars.yaml", "force": False, "data": name, "offset": 0,
         "evaluated": None, "skip_bad": False, "scorer": None, "judge": None, "own": None,
         "setting": Setting(mode="guided", tokens=8), "pool": 2, "select": 4, "check": 1,
-        "limits": SearchLimits(calls=99, most=4, most_tokens=60, longest=60), "seed": 0,
+        "limits": SearchLimits(calls=99, max_exemplars=4, max_tokens=60, pool_answer_tokens=60), "seed": 0,
         "pair": LocalPair("smollm2-135m-instruct", "smollm2-135m-instruct"), "concurrency": 1,
     }  # fmt: skip
     return ExemplarSession(**(facts | more))

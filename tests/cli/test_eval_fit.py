@@ -45,16 +45,16 @@ def data(tmp_path: Path) -> Path:
     return file
 
 
-def folder(path: Path, *, told: bool) -> Path:
+def folder(path: Path, *, by_kind: bool) -> Path:
     path.mkdir()
     (path / MANIFEST).write_bytes(msgspec.json.encode(manifest(COUNT)))
-    write_lines(path / EXAMPLES, examples(questions(COUNT), told=told))
+    write_lines(path / EXAMPLES, examples(questions(COUNT), by_kind=by_kind))
     return path
 
 
 def test_a_model_that_beats_the_fixed_length_is_written_and_said_to(tmp_path: Path, data: Path) -> None:
     out = tmp_path / "policies/lengths/chat.json"
-    done = run(folder(tmp_path / "run", told=True), "--data", data, "--out", out)
+    done = run(folder(tmp_path / "run", by_kind=True), "--data", data, "--out", out)
     assert done.returncode == 0, done.stderr
     assert "It beats the fixed length." in done.stdout
     model = lengths_of(out.read_bytes())
@@ -69,7 +69,7 @@ def test_a_model_that_beats_the_fixed_length_is_written_and_said_to(tmp_path: Pa
 @pytest.mark.long
 def test_one_that_does_not_says_so_plainly_and_leaves_with_3(tmp_path: Path, data: Path) -> None:
     out = tmp_path / "chat.json"
-    done = run(folder(tmp_path / "run", told=False), "--data", data, "--out", out)
+    done = run(folder(tmp_path / "run", by_kind=False), "--data", data, "--out", out)
     assert done.returncode == NO_BETTER == 3
     assert "It does not surely beat the fixed length: keep tokens: 80." in done.stdout
     figures = lengths_of(out.read_bytes()).figures
@@ -78,7 +78,7 @@ def test_one_that_does_not_says_so_plainly_and_leaves_with_3(tmp_path: Path, dat
 
 
 def test_what_cannot_be_fitted_says_what_to_do(tmp_path: Path, data: Path) -> None:
-    run_folder = folder(tmp_path / "run", told=True)
+    run_folder = folder(tmp_path / "run", by_kind=True)
     assert "eval run" in run(tmp_path / "none", "--data", data).stderr
     assert "lengths/chat.json" in run(run_folder, "--data", data, "--out", tmp_path / "a b.yaml").stderr
     assert "--setting" in run(run_folder, "--data", data, "--setting", "primed", "--out", tmp_path / "a.json").stderr

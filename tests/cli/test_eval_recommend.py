@@ -86,7 +86,7 @@ def test_the_files_of_a_projection_are_put_beside_the_policy(tmp_path: Path) -> 
     (tmp_path / "mine.yaml").write_text(list_of_one)
     library = RunLibrary.read(theirs, tmp_path / "mine.yaml", exemplars(tmp_path / "mine.yaml"))
     for name in ("primed", "brisk"):
-        guided = library.noted(replace(M40, projection=library.find(name)))
+        guided = library.with_source(replace(M40, projection=library.find(name)))
         folder_of(tmp_path / name, [*ALONE, Truth(guided, 0.8, 40, 120)], 400, exactly=True)
     (tmp_path / "config.yaml").write_text(CONFIG)
     policy = tmp_path / "policies" / "acme.yaml"
@@ -101,11 +101,11 @@ def test_the_files_of_a_projection_are_put_beside_the_policy(tmp_path: Path) -> 
     (policy.parent / "shown" / "brisk.yaml").write_text("- {question: Else?, answer: Yes.}\n")
     policy.unlink()
     other = run(tmp_path / "primed", tmp_path / "brisk", *routes)
-    assert "shown/brisk.yaml is there already, and says something else" in other.stderr
+    assert "shown/brisk.yaml exists with other contents" in other.stderr
     assert not policy.exists(), "nothing is written by halves"
     (tmp_path / "mine.yaml").unlink()
     gone = run(tmp_path / "primed", "--out", policy)
-    assert "mine.yaml cannot be read (no such file or directory): the run has used it" in gone.stderr
+    assert "mine.yaml cannot be read (no such file or directory): the run used it" in gone.stderr
     named = run(tmp_path / "primed", "--out", policy, "--guidance", "exemplars=exemplars/mine.yaml")
     assert named.returncode == 0, named.stderr
 
@@ -122,7 +122,7 @@ def guided_by_files(tmp_path: Path, projection: str) -> Path:
     for file in (theirs / "exemplars" / "brisk.yaml", tmp_path / "mine.yaml"):
         file.write_text(LIST_OF_ONE)
     library = RunLibrary.read(theirs, tmp_path / "mine.yaml", exemplars(tmp_path / "mine.yaml"))
-    guided = library.noted(replace(M40, projection=library.find(projection)))
+    guided = library.with_source(replace(M40, projection=library.find(projection)))
     return folder_of(tmp_path / "run", [*ALONE, Truth(guided, 0.8, 40, 120)], 400, exactly=True)
 
 
@@ -192,7 +192,7 @@ def test_too_few_questions_leave_with_a_status_of_their_own(tmp_path: Path) -> N
     done = run(folder_of(tmp_path, PAYS, 12, exactly=True))
     assert done.returncode == TOO_FEW
     assert "too few questions: teacher, chat, 300 tokens" in done.stdout
-    assert re.search(r"about [\d,]+ more than these 12 questions would tell", done.stdout)
+    assert re.search(r"about [\d,]+ questions in addition to these 12 would show it", done.stdout)
 
 
 def test_several_folders_are_several_routes_and_with_one_they_are_one(tmp_path: Path) -> None:
@@ -207,7 +207,7 @@ def test_several_folders_are_several_routes_and_with_one_they_are_one(tmp_path: 
     ]
     both = run(tmp_path / "a", tmp_path / "b", "--one", "--route", "all")
     assert "800 questions" in both.stdout
-    assert "not in every folder, and left out" in both.stdout
+    assert "left out, because some folders lack them" in both.stdout
     same = run(tmp_path / "a", tmp_path / "a")
     assert same.returncode == 2
     assert "name the routes apart" in same.stderr

@@ -144,7 +144,7 @@ def test_a_model_that_the_configuration_lacks_is_said_with_those_it_has(tmp_path
     pair = ["--config", str(file), "--teacher", "big", "--student", "tiny"]
     done = run("eval", "run", str(tmp_path / "run"), *pair)
     assert done.returncode == 1
-    assert "--student tiny: the configuration has no such model. It has: big, small." in done.stderr
+    assert "--student tiny: the configuration has no such model. Models: big, small." in done.stderr
 
 
 def test_a_large_run_says_its_size_and_time_and_waits_for_a_yes(tmp_path: Path) -> None:
@@ -232,7 +232,7 @@ def test_a_gateway_that_runs_is_asked_by_its_routes(tmp_path: Path, gateway: Gat
 def test_a_killed_run_goes_on_and_asks_for_nothing_that_it_has(tmp_path: Path, engines: LocalStack) -> None:
     """Killed at once, then ended by Ctrl-C, then left alone; beside it a run that nobody disturbs."""
     with (
-        recording_proxy(engines.teacher_url) as (teacher, to_teacher),
+        recording_proxy(engines.teacher_url) as (teacher, teacher_request),
         recording_proxy(engines.student_url) as (student, to_student),
     ):
         command = [
@@ -249,7 +249,7 @@ def test_a_killed_run_goes_on_and_asks_for_nothing_that_it_has(tmp_path: Path, e
         assert last.returncode == 0, last.stderr
         assert "eval report" in last.stdout
         # One call was in flight when either signal came; a probe of what the student can do is no question.
-        asked = Counter(orjson.dumps(body) for body in (*to_teacher, *to_student) if is_question(body))
+        asked = Counter(orjson.dumps(body) for body in (*teacher_request, *to_student) if is_question(body))
         assert sum(asked.values()) <= len(asked) + 2
         assert set(Counter(line.get("opening") or line["answer"] for line in lines(kept)).values()) == {1}
         command[5] = str(tmp_path / "whole")

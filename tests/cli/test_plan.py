@@ -82,16 +82,16 @@ def test_a_plan_that_does_not_hold_leaves_with_3_and_says_why() -> None:
     assert any("unstable" in line for line in found["warnings"])
     late = run("plan", *LOAD, "--teacher", TEACHER, "--teacher-usd-per-hour", "2.50", "--ttft", "1ms")
     assert late.returncode == 3
-    assert "the first token comes too late" in late.stdout
+    assert "the first token is too late" in late.stdout
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (("--rps", "1"), "needs --teacher, --prompt, --answer too"),
-        ((*LOAD, "--teacher", TEACHER), "has no price: add price to the file, or give --teacher-usd-per-hour"),
+        ((*LOAD, "--teacher", TEACHER), "has no price: add price to the file, or set --teacher-usd-per-hour"),
         ((*LOAD, "--teacher", "none.json"), "none.json: cannot be read"),
-        ((*LOAD[:6], "--tokens", "300", "--teacher", TEACHER), "--tokens 300 leaves nothing to the student"),
+        ((*LOAD[:6], "--tokens", "300", "--teacher", TEACHER), "--tokens 300 leaves no tokens for the student"),
         ((*LOAD, "--teacher", TEACHER, "--ttft", "2"), "must be a duration"),
         (("--rps", "0", *LOAD[2:], "--teacher", TEACHER), "must be more than 0"),
         ((*LOAD, "--teacher", TEACHER, "--teacher-usd-per-hour", "cheap"), "must be an amount in USD"),

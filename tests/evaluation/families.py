@@ -1,11 +1,11 @@
-"""A run made up: questions whose right length shows in their words, or does not."""
+"""A synthetic run whose best lengths may depend on the words of the questions."""
 
 from __future__ import annotations
 
 import random
 from decimal import Decimal
 
-from gateway.evaluation.folder import shown
+from gateway.evaluation.folder import shown_hash
 from gateway.evaluation.question import Question
 from gateway.evaluation.record import Example, Manifest
 from gateway.evaluation.setting import Setting
@@ -16,7 +16,7 @@ GUIDED = Setting(mode="guided", max_tokens=200, tokens=40)
 
 
 def questions(count: int) -> list[Question]:
-    """Half of them sums that need help, half of them greetings of a few words that need none."""
+    """Return questions: half are sums that need help, half are short greetings that need none."""
     return [
         Question(str(number), _sum(number) if number % 2 else _plain(number), "1", "exact") for number in range(count)
     ]
@@ -32,14 +32,14 @@ def _plain(number: int) -> str:
 
 
 def manifest(count: int) -> Manifest:
-    settings = [STUDENT, *(GUIDED.of_tokens(tokens) for tokens in LENGTHS), Setting(mode="teacher", max_tokens=200)]
+    settings = [STUDENT, *(GUIDED.with_tokens(tokens) for tokens in LENGTHS), Setting(mode="teacher", max_tokens=200)]
     return Manifest(
         data="made-up",
         data_sha256="0" * 64,
         questions=count,
         teacher="big",
         student="small",
-        settings=[one.as_dict() | {"shown": shown(one, ())} for one in settings],  # as a run writes them
+        settings=[one.as_dict() | {"shown": shown_hash(one, ())} for one in settings],  # as a run writes them
         prices={"teacher": (Decimal(1), Decimal(1)), "student": (Decimal("0.1"), Decimal("0.1"))},
         seed=0,
         live=False,
@@ -48,17 +48,17 @@ def manifest(count: int) -> Manifest:
     )
 
 
-def examples(asked: list[Question], *, told: bool, seed: int = 0) -> list[Example]:
-    """What each length gave.
+def examples(sample: list[Question], *, by_kind: bool, seed: int = 0) -> list[Example]:
+    """Return the results of each length.
 
-    told: sums are right with 80 tokens alone, the others without any, and few of them with 80 as well; else chance
-    decides, whatever the question.
+    `by_kind`: sums are correct only with 80 tokens, and greetings without any but rarely with 80; else the results are
+    random.
     """
     chance = random.Random(seed)
     found = []
-    for setting in (STUDENT, *(GUIDED.of_tokens(tokens) for tokens in LENGTHS)):
-        for index, one in enumerate(asked):
-            if told:
+    for setting in (STUDENT, *(GUIDED.with_tokens(tokens) for tokens in LENGTHS)):
+        for index, one in enumerate(sample):
+            if by_kind:
                 right = setting.tokens == 80 if index % 2 or index % 5 == 0 else setting.tokens == 0
                 right = right or (index % 2 == 0 and setting.tokens == 0)
             else:

@@ -1,4 +1,4 @@
-"""Folders whose truth is known: each question is right with a setting's own chance, and costs what it is said to."""
+"""Run folders with known truth: each setting has a fixed probability of a correct answer and fixed costs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from gateway.evaluation.folder import shown
+from gateway.evaluation.folder import shown_hash
 from gateway.evaluation.record import EXAMPLES, MANIFEST, Example, Manifest, write_lines
 from gateway.evaluation.setting import Setting
 from gateway.policy.projections import CONCISE
@@ -26,8 +26,8 @@ PRICES = {"teacher": (Decimal(0), Decimal(1)), "student": (Decimal(0), Decimal("
 
 @dataclass(frozen=True, slots=True)
 class Truth:
-    """A setting, how often it is right, and how many tokens either writes: the teacher's cost 1 USD per 1M, the
-    student's a tenth."""
+    """A setting with its accuracy and the tokens of each model, at 1 USD per 1M teacher tokens and 0.1 USD per 1M
+    student tokens."""
 
     setting: Setting
     accuracy: float
@@ -40,14 +40,14 @@ class Truth:
 
 
 ALONE = (Truth(TEACHER, 0.8, 200, 0), Truth(STUDENT, 0.4, 0, 200))
-"""The way from one to the other: 0.4 of accuracy for 180 USD per 1M answers."""
+"""The teacher gains 0.4 of accuracy over the student for 180 USD per 1M answers."""
 
 
 def draws(truths: Sequence[Truth], n: int, seed: int) -> np.ndarray:
-    """(n, k): who is right. A question is as hard for all: half of what decides is its own."""
+    """Return an array (n, k) of correct answers. Half of the difficulty of a question is common to all settings."""
     rng = np.random.default_rng(seed)
     hard, own = rng.standard_normal((n, 1)), rng.standard_normal((n, len(truths)))
-    # Each column is normal with variance 1, so a quantile of it is right with that chance.
+    # Each column is normal with variance 1, so its quantile is exceeded with the setting's probability.
     from scipy.stats import norm
 
     return ((hard + own) / np.sqrt(2) < norm.ppf([one.accuracy for one in truths])).astype(float)
@@ -56,7 +56,7 @@ def draws(truths: Sequence[Truth], n: int, seed: int) -> np.ndarray:
 def folder_of(
     path: Path, truths: Sequence[Truth], n: int, seed: int = 0, *, exactly: bool = False, **manifest: Any
 ) -> Path:
-    """A run's folder. `exactly`: the first of the questions are right, as many as the accuracy says."""
+    """Write a run's folder. `exactly`: the first questions are correct, as many as the accuracy requires."""
     path.mkdir(parents=True, exist_ok=True)
     right = draws(truths, n, seed)
     facts = {
@@ -65,7 +65,7 @@ def folder_of(
         "questions": n,
         "teacher": "big",
         "student": "small",
-        "settings": [one.setting.as_dict() | {"shown": shown(one.setting, ())} for one in truths],
+        "settings": [one.setting.as_dict() | {"shown": shown_hash(one.setting, ())} for one in truths],
         "prices": PRICES,
         "seed": seed,
         "live": False,
@@ -85,7 +85,7 @@ def folder_of(
 
 
 def example(one: Truth, number: int, *, right: bool) -> Example:
-    """A question's."""
+    """Return the examples of a question."""
     return Example(
         setting=one.setting.name,
         question=f"q{number:04d}",

@@ -1,4 +1,4 @@
-"""Folders as a run leaves them, made up under a seed: who answers better costs more."""
+"""Synthetic run folders from a seed, in which better settings cost more."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from gateway.evaluation.folder import shown
+from gateway.evaluation.folder import shown_hash
 from gateway.evaluation.record import EXAMPLES, MANIFEST, STAGES, Example, Manifest, StageRecord, write_lines
 from gateway.evaluation.setting import Setting
 from gateway.policy.projections import CONCISE, HINT, Exemplar
@@ -23,7 +23,7 @@ GUIDED = Setting(mode="guided", tokens=40)
 SETTINGS = (
     TEACHER,
     STUDENT,
-    *(GUIDED.of_tokens(tokens) for tokens in (20, 40, 80)),
+    *(GUIDED.with_tokens(tokens) for tokens in (20, 40, 80)),
     replace(GUIDED, projection=CONCISE),
     replace(GUIDED, projection=HINT, placement="context"),
 )
@@ -33,7 +33,7 @@ _MILLION = Decimal(1_000_000)
 
 
 def with_shots(settings: Sequence[Setting], *shots: int) -> tuple[Setting, ...]:
-    """The same as raw prompts, with so many exemplars each."""
+    """Return the settings as raw prompts with each number of exemplars."""
     return tuple(replace(one, form="completion", shots=count) for count in shots for one in settings)
 
 
@@ -46,7 +46,7 @@ def run_folder(
     change: Callable[[Example], Example] | None = None,
     **manifest: Any,
 ) -> Path:
-    """Write one. `change` may make another example of each; `manifest` holds fields that are to differ."""
+    """Write a folder. `change` modifies each example; `manifest` overrides fields."""
     path.mkdir(parents=True, exist_ok=True)
     facts = {
         "data": "sums",
@@ -54,7 +54,7 @@ def run_folder(
         "questions": n,
         "teacher": "big",
         "student": "small",
-        "settings": [setting.as_dict() | {"shown": shown(setting, EXEMPLARS)} for setting in settings],
+        "settings": [setting.as_dict() | {"shown": shown_hash(setting, EXEMPLARS)} for setting in settings],
         "prices": PRICES,
         "seed": seed,
         "live": False,
@@ -70,7 +70,7 @@ def run_folder(
 
 
 def example(setting: Setting, number: int, seed: int, *, live: bool = False) -> Example:
-    """One question; how hard it is, and how long its answer, is the same for all settings."""
+    """Return the examples of one question, with a common difficulty and length for all settings."""
     own = random.Random(f"{seed}/{number}")
     hard, length = own.random(), own.randint(30, 160)
     drawn = random.Random(f"{seed}/{number}/{setting.name}")
@@ -92,8 +92,8 @@ def example(setting: Setting, number: int, seed: int, *, live: bool = False) -> 
         found=str(answer),
         text=f"There are {number} boxes with three pens in each, and one lies beside them. The answer is {answer}.",
         finish="length" if length > 150 else "stop",
-        opening="There are boxes" if opened else "",
-        opening_score=float(bool(opened) and correct and opened >= length * 0.8),
+        guidance="There are boxes" if opened else "",
+        guidance_score=float(bool(opened) and correct and opened >= length * 0.8),
         kept_tokens=max(0, opened - 1),
         teacher_input_tokens=teacher_in,
         teacher_output_tokens=teacher,
@@ -109,7 +109,7 @@ def example(setting: Setting, number: int, seed: int, *, live: bool = False) -> 
 
 
 def stages(setting: Setting, n: int, *, live: bool = False) -> list[StageRecord]:
-    """What the sittings took."""
+    """Return the records of the stages."""
     if live:
         return [
             StageRecord(stage="live", setting=setting.name, calls=n, seconds=n * 1.5, concurrency=2, at=1_790_000_500)
@@ -129,8 +129,8 @@ def stages(setting: Setting, n: int, *, live: bool = False) -> list[StageRecord]
 
 
 def _skill(setting: Setting) -> float:
-    told = {"cutoff": 0.0, "concise": 0.05, "hint": -0.12}[setting.projection.name]
-    alone = {"teacher": 0.75, "student": 0.32, "guided": 0.35 + setting.tokens / 250 + told}[setting.mode]
+    effect = {"cutoff": 0.0, "concise": 0.05, "hint": -0.12}[setting.projection.name]
+    alone = {"teacher": 0.75, "student": 0.32, "guided": 0.35 + setting.tokens / 250 + effect}[setting.mode]
     return alone + 0.01 * setting.shots
 
 

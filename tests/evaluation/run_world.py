@@ -1,4 +1,4 @@
-"""A few questions of our own, the small models, and runs of them."""
+"""A few questions, the small models, and runs with them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import orjson
 
 from gateway.config.settings import Settings
 from gateway.evaluation.folder import RunFolder, digest
-from gateway.evaluation.pair import ConfiguredPair, facts_of
+from gateway.evaluation.pair import ConfiguredPair, manifest_facts
 from gateway.evaluation.question import Question
 from gateway.evaluation.record import Manifest
 from gateway.evaluation.run import EvalWork, StagedRun
@@ -58,7 +58,7 @@ SETTINGS = (
 
 @dataclass
 class Told:
-    """A progress that remembers."""
+    """A progress receiver that records its calls."""
 
     stages: list[tuple[str, int]] = field(default_factory=list)
     steps: int = 0
@@ -73,7 +73,7 @@ class Told:
 
 
 def settings_for(teacher_url: str, student_url: str) -> Settings:
-    """Two models, as config.yaml would say it."""
+    """Return two models as in config.yaml."""
     price = {"input_per_1m": Decimal("0.90"), "output_per_1m": Decimal("0.90")}
     cheap = {"input_per_1m": Decimal("0.10"), "output_per_1m": Decimal("0.10")}
     patience = {"first_token": 600.0, "total": 900.0, "idle": 600.0}
@@ -94,7 +94,7 @@ def settings_for(teacher_url: str, student_url: str) -> Settings:
 
 
 def pair_of(engines: LocalStack) -> ConfiguredPair:
-    """The session's small models."""
+    """Return the session's small models."""
     return ConfiguredPair(settings_for(engines.teacher_url, engines.student_url), "big", "small")
 
 
@@ -116,7 +116,7 @@ def manifest(
         "version": "0",
         "created": int(time.time()),
     }
-    return Manifest(**(facts | facts_of(pair) | more))
+    return Manifest(**(facts | manifest_facts(pair) | more))
 
 
 async def staged(
@@ -129,18 +129,18 @@ async def staged(
     pauses_s: Sequence[float] = (0.01,),
     rescore: bool = False,
 ) -> Told:
-    """A sitting in this folder."""
-    told = Told()
+    """Run one sitting in this folder."""
+    progress = Told()
     work = EvalWork(questions, EXEMPLARS, settings, Scoring().score)
     with RunFolder(path) as folder:
         folder.begin(manifest(pair, settings, questions), questions)
-        run = StagedRun(folder, work, pair, told, concurrency=concurrency, pauses_s=pauses_s)
+        run = StagedRun(folder, work, pair, progress, concurrency=concurrency, pauses_s=pauses_s)
         with closing(run):
             if rescore:
                 await run.rescore()
             else:
                 await run.run()
-    return told
+    return progress
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""What a chosen length would have given is read off the records, and no model is asked."""
+"""Results of chosen lengths, computed from records without calling a model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import orjson
 import pytest
 
 from gateway.errors import StartupError
-from gateway.evaluation.advice.auto import by_probe, by_rules, families, fixed, would_give
+from gateway.evaluation.advice.auto import by_probe, by_rules, evaluate_lengths, families, fixed_lengths
 from gateway.evaluation.auto_length import read_auto
 from gateway.policy.length import choose_length
 from gateway.policy.length_rules import AutoRule, LengthRule
@@ -18,7 +18,7 @@ from tests.evaluation.families import GUIDED, LENGTHS, examples, manifest, quest
 
 COUNT = 40
 ASKED = questions(COUNT)
-FAMILY = families(manifest(COUNT), examples(ASKED, told=True), ASKED)[0]
+FAMILY = families(manifest(COUNT), examples(ASKED, by_kind=True), ASKED)[0]
 
 
 def test_a_family_is_one_setting_at_all_its_lengths_and_the_student_alone() -> None:
@@ -29,36 +29,36 @@ def test_a_family_is_one_setting_at_all_its_lengths_and_the_student_alone() -> N
 
 
 def test_a_question_that_one_length_did_not_answer_is_left_out() -> None:
-    """Else lengths would be compared on different questions."""
-    lost = GUIDED.of_tokens(20).name
-    some = [one for one in examples(ASKED, told=True) if (one.setting, one.question) != (lost, "7")]
+    """Otherwise lengths would be compared on different questions."""
+    lost = GUIDED.with_tokens(20).name
+    some = [one for one in examples(ASKED, by_kind=True) if (one.setting, one.question) != (lost, "7")]
     family = families(manifest(COUNT), some, ASKED)[0]
     assert set(family.questions) == {one.id for one in ASKED} - {"7"}
 
 
 def test_a_run_without_lengths_says_what_it_lacks() -> None:
-    alone = [one for one in examples(ASKED, told=True) if one.mode == "student"]
+    alone = [one for one in examples(ASKED, by_kind=True) if one.mode == "student"]
     with pytest.raises(StartupError, match="several --tokens"):
         families(manifest(COUNT), alone, ASKED)
 
 
 def test_every_fixed_length_gives_what_the_records_say() -> None:
-    gave = fixed(FAMILY)
+    gave = fixed_lengths(FAMILY)
     assert [gave[tokens].right for tokens in FAMILY.lengths] == [0.5, 0, 0, 0.6]
     assert gave[80].teacher_tokens == 80
     assert gave[40].usd == pytest.approx(0.0005)
 
 
 def test_rules_give_what_they_would_choose_on_the_path() -> None:
-    """The same choice as the gateway makes for the same body."""
+    """The choice equals the gateway's for the same body."""
     rule = AutoRule(rules=(LengthRule(name="sums", prompt="maths", tokens=80),), default=20)
     choose = by_rules(rule)
-    chosen = [choose(asked) for asked in FAMILY.asked]
+    chosen = [choose(request) for request in FAMILY.requests]
     for question, tokens in zip(ASKED, chosen, strict=True):
         body = {"model": "chat", "max_tokens": 200, "messages": [{"role": "user", "content": question.text}]}
         on_the_path = parse_chat(orjson.dumps(body))
         assert choose_length(rule, on_the_path, 200, {}).tokens == tokens
-    gave = would_give(FAMILY, chosen)
+    gave = evaluate_lengths(FAMILY, chosen)
     assert gave.lengths == {0: 0, 20: COUNT // 2, 40: 0, 80: COUNT // 2}
     assert gave.right == 0.5
 
@@ -66,30 +66,32 @@ def test_rules_give_what_they_would_choose_on_the_path() -> None:
 def test_a_sure_student_is_left_alone() -> None:
     sure = {one.id: 0.95 for index, one in enumerate(ASKED) if not index % 2}
     chosen = by_probe(lambda _: 80, sure, 0.9, FAMILY)
-    assert would_give(FAMILY, chosen).right == 1.0
+    assert evaluate_lengths(FAMILY, chosen).right == 1.0
 
 
 def test_a_length_between_two_is_judged_by_the_shorter() -> None:
-    """Never by one that gave more help than was chosen, but where the shortest is longer."""
+    """A length with more help than chosen is not used, unless even the shortest is longer."""
     assert [FAMILY.lengths[FAMILY.nearest(tokens)] for tokens in (0, 1, 20, 39, 40, 79, 500)] == [
         0, 20, 20, 20, 40, 40, 80,
     ]  # fmt: skip
 
 
 def test_what_a_run_notes_of_a_setting_beside_its_guidance_parts_no_family() -> None:
-    """The hash of what is shown differs between the student alone and the guided."""
-    noted = manifest(8)
-    settings = [one | {"shown": one["mode"], "policies": "/theirs"} for one in noted.settings]
-    asked = questions(8)
-    (family,) = families(msgspec.structs.replace(noted, settings=settings), examples(asked, told=True), asked)
+    """The hash of shown texts differs between the student alone and guided settings."""
+    with_source = manifest(8)
+    settings = [one | {"shown": one["mode"], "policies": "/theirs"} for one in with_source.settings]
+    sample = questions(8)
+    (family,) = families(
+        msgspec.structs.replace(with_source, settings=settings), examples(sample, by_kind=True), sample
+    )
     assert family.lengths == (0, 20, 40, 80)
     assert "theirs" not in family.name
 
 
 def test_a_setting_that_chooses_its_length_is_of_no_family() -> None:
-    noted = manifest(8)
+    with_source = manifest(8)
     chosen = replace(GUIDED, tokens=0, auto=read_auto(None)).as_dict()
-    asked = questions(8)
-    more = msgspec.structs.replace(noted, settings=[*noted.settings, chosen])
-    (family,) = families(more, examples(asked, told=True), asked)
+    sample = questions(8)
+    more = msgspec.structs.replace(with_source, settings=[*with_source.settings, chosen])
+    (family,) = families(more, examples(sample, by_kind=True), sample)
     assert family.lengths == (0, 20, 40, 80)

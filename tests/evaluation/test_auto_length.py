@@ -1,4 +1,4 @@
-"""The rule of `tokens: auto` that a run measures, out of a file of its own."""
+"""The rule of `tokens: auto` in a run, from a file."""
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ rules:
 """
 
 
-def again(said: object) -> AutoRule:
-    """What a policy that says this has."""
-    rule, mistakes = YamlSource("policy", said).check(AutoRule)
-    assert mistakes == []
+def again(block: object) -> AutoRule:
+    """Parse this block as a policy's rule."""
+    rule, issues = YamlSource("policy", block).check(AutoRule)
+    assert issues == []
     assert rule is not None
     return rule
 
 
 def test_without_a_file_it_is_the_built_in_rule_said_whole() -> None:
-    """A later version may take other lengths where nothing is said."""
+    """Later versions may have other defaults."""
     found = read_auto(None)
     assert found.rule == AutoRule()
-    assert found.said["max"] == 80
-    assert [(one["name"], one["tokens"]) for one in found.said["rules"]] == [
+    assert found.block["max"] == 80
+    assert [(one["name"], one["tokens"]) for one in found.block["rules"]] == [
         ("trivial", 0),
         ("choice", 30),
         ("maths", 60),
     ]
-    assert again(orjson.loads(orjson.dumps(found.said))).max == 80
+    assert again(orjson.loads(orjson.dumps(found.block))).max == 80
 
 
 def test_what_a_file_says_can_be_said_again_by_a_policy(tmp_path: Path) -> None:
@@ -55,15 +55,15 @@ def test_what_a_file_says_can_be_said_again_by_a_policy(tmp_path: Path) -> None:
     found = read_auto(file)
     assert found.rule.probe is not None
     assert (found.rule.probe.confident, found.rule.min, found.rule.default) == (0.85, 16, 24)
-    assert again(orjson.loads(orjson.dumps(found.said))) == found.rule
+    assert again(orjson.loads(orjson.dumps(found.block))) == found.rule
 
 
 def test_built_in_rules_keep_within_the_bounds_of_the_file(tmp_path: Path) -> None:
     file = tmp_path / "rule.yaml"
     file.write_text("max: 40\n")
-    said = read_auto(file).said
-    assert [one["tokens"] for one in said["rules"]] == [0, 30, 40]
-    assert again(said).rules
+    block = read_auto(file).block
+    assert [one["tokens"] for one in block["rules"]] == [0, 30, 40]
+    assert again(block).rules
 
 
 def test_a_mistake_is_told_with_its_line(tmp_path: Path) -> None:
@@ -76,17 +76,17 @@ def test_a_mistake_is_told_with_its_line(tmp_path: Path) -> None:
 
 
 def test_a_model_stands_beside_the_file_and_is_a_part_of_the_rule(tmp_path: Path) -> None:
-    asked = questions(60)
+    sample = questions(60)
     run = manifest(60)
-    (family,) = families(run, examples(asked, told=True), asked)
+    (family,) = families(run, examples(sample, by_kind=True), sample)
     model = fit(family, run, "chat", 1)
     (tmp_path / "chat.json").write_text(model.model_dump_json())
     file = tmp_path / "rule.yaml"
     file.write_text("model: chat.json\n")
     found = read_auto(file)
     assert found.learned == found.rule.learned == model
-    assert (found.said["model"], found.file) == ("chat.json", str(file))
-    assert "rules" not in found.said, "a model has none beside it, unless they are named"
+    assert (found.block["model"], found.file) == ("chat.json", str(file))
+    assert "rules" not in found.block, "a model has none beside it, unless they are named"
     (tmp_path / "chat.json").write_text(fit(family, run, "chat", 2).model_dump_json())
     assert read_auto(file).facts != found.facts
     file.write_text("model: gone.json\n")

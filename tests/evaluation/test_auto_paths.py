@@ -1,6 +1,6 @@
-"""A length for each question: in two stages it comes to what a whole gateway makes of it.
+"""A length for each question: two stages and a whole gateway agree.
 
-The engines are fakes, for what a teacher says decides where it ends: with a sentence, with a line, or with neither.
+The engines are fakes, since the teacher's text determines where it ends: at a sentence, at a line, or at neither.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import pytest
 
 from gateway.evaluation.auto_length import AutoLength
 from gateway.evaluation.folder import RunFolder
-from gateway.evaluation.live import LiveRun, gateway_of, routes_of
+from gateway.evaluation.live import LiveRun, setting_routes, start_gateway
 from gateway.evaluation.pair import ConfiguredPair
 from gateway.evaluation.question import Question
 from gateway.evaluation.record import EXAMPLES, GENERATIONS, Example, read_lines
@@ -55,7 +55,7 @@ def auto(rule: AutoRule = RULE, **more: Any) -> Setting:
 
 
 def told_apart() -> list[Setting]:
-    """One name is of one rule: these differ in what else they say."""
+    """A name identifies one rule; these differ in other keys."""
     return [
         auto(),
         auto(RULE.model_copy(update={"stop_at": "sentence"}), boundary="sentence"),
@@ -68,9 +68,9 @@ def told_apart() -> list[Setting]:
 
 
 async def writes(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-    """A teacher that keeps to its limit, a word for a token."""
-    said = body["inputs"] if "inputs" in body else body["messages"][-1]["content"]
-    text = next(WRITTEN[one.id] for one in ASKED if one.text in said)
+    """A teacher that writes one word per token up to its limit."""
+    prompt = body["inputs"] if "inputs" in body else body["messages"][-1]["content"]
+    text = next(WRITTEN[one.id] for one in ASKED if one.text in prompt)
     limit = body["parameters"]["max_new_tokens"] if "inputs" in body else body["max_tokens"]
     words = fake_texts.words(text)
     return await says("".join(words[:limit]), "length" if len(words) >= limit else "stop")(request, body)
@@ -86,7 +86,7 @@ def fakes() -> Iterator[tuple[FakeEngine, FakeEngine]]:
 
 
 def pair_of(fakes: tuple[FakeEngine, FakeEngine]) -> ConfiguredPair:
-    """Both speak TGI's protocol: of that nobody asks how it continues."""
+    """Both engines use TGI's protocol, which needs no probe of continuation."""
     settings = settings_for(*(one.url for one in fakes))
     models = [one.model_copy(update={"protocol": "tgi", "continuation": "trailing"}) for one in settings.models]
     models = [one.model_copy(update={"api_base": fake.url}) for one, fake in zip(models, fakes, strict=True)]
@@ -94,10 +94,10 @@ def pair_of(fakes: tuple[FakeEngine, FakeEngine]) -> ConfiguredPair:
 
 
 async def live(path: Path, pair: ConfiguredPair, settings: Sequence[Setting]) -> list[Example]:
-    routes = routes_of(settings)
+    routes = setting_routes(settings)
     with RunFolder(path) as folder:
         folder.begin(manifest(pair, settings, ASKED, live=True), ASKED)
-        async with gateway_of(pair, routes, path) as caller:
+        async with start_gateway(pair, routes, path) as caller:
             work = EvalWork(ASKED, (), settings, Scoring().score)
             await LiveRun(folder, work, caller, Told(), concurrency=1, pauses_s=(0.01,)).run(routes)
     return list(read_lines(path / EXAMPLES, Example))
@@ -117,7 +117,7 @@ async def test_both_paths_choose_cut_and_count_alike(tmp_path: Path, fakes: tupl
     for one, other in zip(there, here, strict=True):
         assert (one.setting, one.question) == (other.setting, other.question)
         for name in (
-            "mode", "text", "opening", "unguided", "finish", "length", "chosen_tokens", "kept_tokens",
+            "mode", "text", "guidance", "unguided", "finish", "length", "chosen_tokens", "kept_tokens",
             "teacher_input_tokens", "teacher_output_tokens", "student_input_tokens", "student_output_tokens",
             "cost_usd", "teacher_usd", "baseline_usd",
         ):  # fmt: skip
@@ -133,14 +133,14 @@ async def test_each_question_has_its_length_and_keeps_why(tmp_path: Path, fakes:
     assert {name: one.chosen_tokens for name, one in whole.items()} == {"sum": 14, "why": 8, "hello": 0}
     assert whole["sum"].length is not None
     assert whole["sum"].length.rule == "sums"
-    assert whole["sum"].opening == "Sure! He had 9 pens at first. Then 5 of them are gone", (
+    assert whole["sum"].guidance == "Sure! He had 9 pens at first. Then 5 of them are gone", (
         "a line's marks are the student's"
     )
     assert (whole["hello"].unguided, whole["hello"].mode, whole["hello"].teacher_usd) == ("auto_rule", "student", 0)
-    assert sentence["sum"].opening == "Sure! He had 9 pens at first."
+    assert sentence["sum"].guidance == "Sure! He had 9 pens at first."
     assert sentence["sum"].length is not None
     assert sentence["sum"].length.ended == "sentence"
-    assert step["sum"].opening == whole["sum"].opening
+    assert step["sum"].guidance == whole["sum"].guidance
     assert step["sum"].length is not None
     assert step["sum"].length.ended == "step"
     assert step["why"].length is not None
@@ -152,7 +152,7 @@ async def test_the_teacher_writes_once_and_its_text_serves_every_rule(
 ) -> None:
     pair = pair_of(fakes)
     await in_stages(tmp_path / "one", pair, told_apart()[:3])
-    asked = len(fakes[0].asked)
+    calls = len(fakes[0].asked)
     assert [body["max_tokens"] for body in fakes[0].asked] == [16, 16]
     (tmp_path / "two").mkdir()
     (tmp_path / "two" / GENERATIONS).write_bytes((tmp_path / "one" / GENERATIONS).read_bytes())
@@ -160,7 +160,7 @@ async def test_the_teacher_writes_once_and_its_text_serves_every_rule(
         auto(AutoRule(min=3, max=16, default=5, rules=()))
     ])}  # fmt: skip
     assert one == 5
-    assert len(fakes[0].asked) == asked + 1, "the greeting alone, of which the other rule asked nothing"
+    assert len(fakes[0].asked) == calls + 1, "the greeting alone, of which the other rule asked nothing"
 
 
 async def test_a_sure_student_goes_without_in_a_live_run_and_its_probe_is_counted(

@@ -1,4 +1,4 @@
-"""What is claimed of many settings at once holds at the confidence that was asked for."""
+"""Simultaneous claims about many settings hold at the requested confidence."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def test_the_bound_of_one_contrast_is_the_normals() -> None:
     values = np.array([1.0, 0.0, 0.0, -1.0] * 50 + [1.0] * 20)
     (found,) = claims([Contrast(values)], 0.8, 0)
     assert found.point == pytest.approx(20 / 220)
-    # The 80 % quantile of a normal is 0.8416; the largest of one drawn normal comes near it, and never below.
+    # The 80 % quantile of a normal is 0.8416; the maximum of one sampled normal is near it, and never below.
     assert found.bound == pytest.approx(20 / 220 - 0.8416 * values.std() / np.sqrt(220), abs=2e-3)
     assert found.shown
     assert found.more == 0
@@ -42,20 +42,20 @@ def test_what_binary_fractions_leave_of_nought_is_nought() -> None:
 
 
 def test_more_of_the_same_questions_show_it() -> None:
-    """With as many as it says it is shown about as often as the power says."""
+    """With the stated number of additional questions, the claim is shown about as often as the power."""
     rng = np.random.default_rng(5)
 
     def drawn(n: int) -> Contrast:
         return Contrast(rng.choice([-1.0, 0.0, 1.0], n, p=[0.1, 0.8, 0.1]) + 0.04, CELLS)
 
-    told = [more for _ in range(200) if (more := claims([drawn(60)], 0.8, 0)[0].more)]
-    assert told
+    estimates = [more for _ in range(200) if (more := claims([drawn(60)], 0.8, 0)[0].more)]
+    assert estimates
     assert np.mean([claims([drawn(260)], 0.8, 0)[0].shown for _ in range(200)]) == pytest.approx(0.76, abs=0.12)
 
 
 @pytest.mark.parametrize("k", [1, 4, 12])
 def test_none_of_those_shown_is_false_as_often_as_was_asked_for(k: int) -> None:
-    """Each mean is nought, so each claim is false."""
+    """Each mean is 0, so each claim is false."""
     rng = np.random.default_rng(k)
     wrong = 0
     runs = 150

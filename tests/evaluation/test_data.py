@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from gateway.errors import ConfigError, StartupError
-from gateway.evaluation.questions.data import MISTAKES_SHOWN, NAMES, LoadedData, QuestionRange, load
+from gateway.evaluation.questions.data import MAX_ISSUES_SHOWN, NAMES, LoadedData, QuestionRange, load
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,7 +24,7 @@ def write(folder: Path, *lines: dict[str, Any] | str) -> Path:
 def refused(path: Path) -> list[str]:
     with pytest.raises(ConfigError) as raised:
         load(str(path))
-    return [str(mistake).removeprefix(f"{path}:") for mistake in raised.value.mistakes]
+    return [str(issue).removeprefix(f"{path}:") for issue in raised.value.mistakes]
 
 
 def ids(data: LoadedData) -> list[str]:
@@ -99,10 +99,10 @@ def test_blank_lines_and_a_byte_order_mark_are_passed_over(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
         ("{", "1: not valid JSON: expecting property name enclosed in double quotes, at column 2"),
-        ('{"question": "a", "answer": NaN}', "1: not valid JSON: NaN is not a number of JSON"),
+        ('{"question": "a", "answer": NaN}', "1: not valid JSON: NaN is not a JSON number"),
         ('"text"', "1: must be an object with 'question' and 'answer'"),
         ({"answer": "1"}, "1: question: missing: add it"),
         ({"question": "a"}, "1: answer: missing: add it"),
@@ -116,7 +116,7 @@ def test_blank_lines_and_a_byte_order_mark_are_passed_over(tmp_path: Path) -> No
         ),
         (
             {"question": "a", "answer": "1", "scorer": "os:system"},
-            "1: scorer: a plug-in is named on the command line alone: --scorer package.module:function",
+            "1: scorer: a plug-in may be named only on the command line: --scorer package.module:function",
         ),
         (
             {"question": "a", "answer": "some", "scorer": "numeric"},
@@ -124,13 +124,13 @@ def test_blank_lines_and_a_byte_order_mark_are_passed_over(tmp_path: Path) -> No
         ),
         (
             {"question": "a", "answer": "f", "choices": ["x", "y"]},
-            "1: answer: 'f' is none of the choices (a, b)",
+            "1: answer: 'f' is not one of the choices (a, b)",
         ),
         (
             {"question": "a", "answer": "a", "choices": ["x"]},
-            "1: choices: there must be two or more, each with a letter",
+            "1: choices: there must be at least two, each with its own letter",
         ),
-        ({"question": "a", "answer": "a", "choices": {"a": "x", "A": "y"}}, "1: choices: there must be two or more"),
+        ({"question": "a", "answer": "a", "choices": {"a": "x", "A": "y"}}, "1: choices: there must be at least two"),
         ({"question": "a", "answer": "a", "choices": ["x", ""]}, "1: choices: every letter and every choice must be"),
         ({"question": "a", "answer": "a", "choices": "x, y"}, "1: choices: must be {"),
         (
@@ -139,16 +139,16 @@ def test_blank_lines_and_a_byte_order_mark_are_passed_over(tmp_path: Path) -> No
         ),
         ({"question": "a", "answer": "a", "scorer": "choice"}, "1: choices: missing: the scorer choice needs them"),
         ({"question": "a", "answer": "a", "scorer": "regex"}, "1: pattern: missing: add it"),
-        ({"question": "a", "answer": "a", "pattern": "(a"}, "1: pattern: not a pattern that RE2 reads: missing )"),
+        ({"question": "a", "answer": "a", "pattern": "(a"}, "1: pattern: not a valid RE2 pattern: missing )"),
         ({"question": "a", "answer": "1", "tolerance": -1}, "1: tolerance: must be 0 or more"),
         ({"question": "a", "answer": "1", "tolerance": "much"}, "1: tolerance: must be a number"),
     ],
 )
 def test_a_bad_line_is_refused_with_its_number_its_field_and_the_reason(
-    tmp_path: Path, line: dict[str, Any] | str, said: str
+    tmp_path: Path, line: dict[str, Any] | str, message: str
 ) -> None:
-    (mistake,) = refused(write(tmp_path, line))
-    assert mistake.startswith(said)
+    (issue,) = refused(write(tmp_path, line))
+    assert issue.startswith(message)
 
 
 def test_text_of_another_encoding_is_refused(tmp_path: Path) -> None:
@@ -159,38 +159,38 @@ def test_text_of_another_encoding_is_refused(tmp_path: Path) -> None:
 
 def test_equal_ids_are_refused_with_both_lines(tmp_path: Path) -> None:
     path = write(tmp_path, {"id": 1, "question": "a", "answer": "b"}, {"id": "1", "question": "c", "answer": "d"})
-    assert refused(path) == ["2: id: '1' again, first on line 1: ids must differ"]
+    assert refused(path) == ["2: id: '1' is a duplicate of line 1: ids must differ"]
 
 
 def test_the_first_bad_lines_are_told_at_once_and_the_others_counted(tmp_path: Path) -> None:
-    mistakes = refused(write(tmp_path, {"question": "a", "answer": "b"}, *["{"] * 15))
-    assert len(mistakes) == MISTAKES_SHOWN + 1
-    assert mistakes[0].startswith("2: not valid JSON")
-    assert mistakes[-1].endswith("5 more bad lines; --skip-bad passes over all 15 and counts them")
+    issues = refused(write(tmp_path, {"question": "a", "answer": "b"}, *["{"] * 15))
+    assert len(issues) == MAX_ISSUES_SHOWN + 1
+    assert issues[0].startswith("2: not valid JSON")
+    assert issues[-1].endswith("5 more bad lines; --skip-bad skips and counts all 15")
 
 
 def test_bad_lines_are_counted_and_passed_over_where_that_is_asked_for(tmp_path: Path) -> None:
     path = write(tmp_path, {"question": "a", "answer": "b"}, "{", {"question": "c"}, {"question": "d", "answer": "e"})
     data = load(str(path), skip_bad=True)
     assert ids(data) == ["own-1", "own-4"]
-    assert [(mistake.line, mistake.field) for mistake in data.skipped] == [(2, ""), (3, "answer")]
+    assert [(issue.line, issue.field) for issue in data.skipped] == [(2, ""), (3, "answer")]
 
 
 @pytest.mark.parametrize(
-    ("lines", "said"), [([], "holds no question: write"), (["{"], r"no question \(1 bad ones were")]
+    ("lines", "message"), [([], "has no question: write"), (["{"], r"no question \(1 bad lines skipped")]
 )
-def test_a_file_without_a_question_is_refused(tmp_path: Path, lines: Sequence[str], said: str) -> None:
-    with pytest.raises(StartupError, match=said):
+def test_a_file_without_a_question_is_refused(tmp_path: Path, lines: Sequence[str], message: str) -> None:
+    with pytest.raises(StartupError, match=message):
         load(str(write(tmp_path, *lines)), skip_bad=True)
 
 
 def test_a_json_list_is_told_from_json_lines(tmp_path: Path) -> None:
-    with pytest.raises(StartupError, match="is one JSON list: write one object per line"):
+    with pytest.raises(StartupError, match="is a JSON list: write one object per line"):
         load(str(write(tmp_path, '[{"question": "a", "answer": "b"}]')))
 
 
 def test_a_name_that_is_neither_file_nor_data_set_names_the_nearest() -> None:
-    with pytest.raises(StartupError, match=r"no such file, and no data set's name .* Did you mean 'gsm8k'"):
+    with pytest.raises(StartupError, match=r"neither a file nor a data set .* Did you mean 'gsm8k'"):
         load("gsm8")
 
 
@@ -214,7 +214,7 @@ def test_a_sample_is_drawn_by_seed_and_keeps_the_order() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"),
+    ("selection", "message"),
     [
         ({"offset": -1}, "--offset"),
         ({"limit": 0}, "--limit must be 1 or more"),
@@ -222,13 +222,13 @@ def test_a_sample_is_drawn_by_seed_and_keeps_the_order() -> None:
         ({"limit": 1, "sample": 1}, "exclude each other"),
     ],
 )
-def test_a_part_that_cannot_be_is_refused(asked: dict[str, int], said: str) -> None:
-    with pytest.raises(StartupError, match=said):
-        QuestionRange(**asked)
+def test_a_part_that_cannot_be_is_refused(selection: dict[str, int], message: str) -> None:
+    with pytest.raises(StartupError, match=message):
+        QuestionRange(**selection)
 
 
 def test_an_offset_behind_the_end_is_refused() -> None:
-    with pytest.raises(StartupError, match="has 5 questions: --offset 5 skips them all"):
+    with pytest.raises(StartupError, match="has 5 questions: --offset 5 skips all of them"):
         load("generated", QuestionRange(offset=5), count=5)
 
 

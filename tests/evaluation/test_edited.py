@@ -1,4 +1,4 @@
-"""Which files of a setting's projection say something else than its run has shown."""
+"""Files of a setting's projection that changed since its run."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 from gateway.evaluation.advice.auto import families
 from gateway.evaluation.advice.fit import fit
 from gateway.evaluation.auto_length import read_auto
-from gateway.evaluation.edited import edited_since
-from gateway.evaluation.folder import shown
+from gateway.evaluation.edited import edited_files
+from gateway.evaluation.folder import shown_hash
 from gateway.evaluation.questions.exemplars_file import exemplars
 from gateway.evaluation.run_library import RunLibrary
 from gateway.evaluation.setting import Setting
@@ -26,75 +26,75 @@ TWO = "- {question: How many is 2 + 2?, answer: 2 + 2 = 4.}\n- {question: And 3 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Of policies, with exemplars beside."""
+    """Write a policies folder with exemplars."""
     (tmp_path / "projections").mkdir()
     (tmp_path / "projections" / "brisk.yaml").write_text(BRISK)
     (tmp_path / "mine.yaml").write_text(TWO)
     return tmp_path
 
 
-def asked(folder: Path, projection: str, shots: int = 0) -> dict[str, Any]:
-    """A setting as a manifest has it, whose prompts show exemplars of --exemplars."""
+def setting_dict(folder: Path, projection: str, shots: int = 0) -> dict[str, Any]:
+    """Return a setting as in a manifest, whose prompts show exemplars of --exemplars."""
     listed = exemplars(folder / "mine.yaml")
     library = RunLibrary.read(folder, folder / "mine.yaml", listed)
     setting = Setting(mode="guided", tokens=20, shots=shots, projection=library.find(projection))
-    return library.noted(setting).as_dict() | {"shown": shown(setting, listed)}
+    return library.with_source(setting).as_dict() | {"shown": shown_hash(setting, listed)}
 
 
 def test_what_says_the_same_in_other_words_was_not_edited(folder: Path) -> None:
-    setting = asked(folder, "brisk")
+    setting = setting_dict(folder, "brisk")
     (folder / "projections" / "brisk.yaml").write_text("# Ours.\n" + BRISK)
-    assert edited_since(setting) == ()
+    assert edited_files(setting) == ()
 
 
 @pytest.mark.parametrize("says", ["system: Be quick.\n", "system: Be brisk.\n", "sytem: Be brisk.\n", "{", ""])
 def test_what_says_something_else_or_cannot_be_used_any_more_was(folder: Path, says: str) -> None:
-    setting = asked(folder, "brisk")
+    setting = setting_dict(folder, "brisk")
     file = folder / "projections" / "brisk.yaml"
     file.write_text(says)
-    assert edited_since(setting) == (file,)
+    assert edited_files(setting) == (file,)
 
 
 def test_mistakes_in_other_files_of_the_folder_are_nothing_to_it(folder: Path) -> None:
-    setting = asked(folder, "brisk")
+    setting = setting_dict(folder, "brisk")
     (folder / "projections" / "other.yaml").write_text("{")
-    assert edited_since(setting) == ()
+    assert edited_files(setting) == ()
 
 
 @pytest.mark.parametrize("shots", [0, 1])
 @pytest.mark.parametrize("says", [TWO.replace("4", "5"), TWO.splitlines()[0], "[]", "- {question: Why?}"])
 def test_a_file_of_exemplars_is_held_against_what_prompts_have_shown_too(folder: Path, shots: int, says: str) -> None:
-    setting = asked(folder, "primed", shots)
-    assert edited_since(setting) == ()
+    setting = setting_dict(folder, "primed", shots)
+    assert edited_files(setting) == ()
     (folder / "mine.yaml").write_text(says)
-    assert edited_since(setting) == (folder / "mine.yaml",)
+    assert edited_files(setting) == (folder / "mine.yaml",)
 
 
 def test_of_what_cannot_be_known_nothing_is_said(folder: Path) -> None:
-    """No hash, no files, a projection that is the policy's own choice, or a prompt whose exemplars nobody noted."""
-    settings = [asked(folder, "brisk"), asked(folder, "brisk", 2), asked(folder, "concise")]
+    """No hash, no files, a projection of the policy, or a prompt with unrecorded exemplars."""
+    settings = [setting_dict(folder, "brisk"), setting_dict(folder, "brisk", 2), setting_dict(folder, "concise")]
     (folder / "projections" / "brisk.yaml").write_text("system: Be quick.\n")
     old, few_shot, shipped = settings
     unnamed = {name: value for name, value in old.items() if name != "projection"}
     hashless = {name: value for name, value in old.items() if name != "shown"}
     shipped = shipped | {"shown": "0" * 16}
-    assert [edited_since(one) for one in (hashless, few_shot, shipped, unnamed)] == [()] * 4
-    assert edited_since(old)
+    assert [edited_files(one) for one in (hashless, few_shot, shipped, unnamed)] == [()] * 4
+    assert edited_files(old)
 
 
 def test_a_model_that_chooses_the_length_is_such_a_file(tmp_path: Path) -> None:
     few = questions(60)
     run = manifest(60)
-    (family,) = families(run, examples(few, told=True), few)
+    (family,) = families(run, examples(few, by_kind=True), few)
     model, rule = tmp_path / "chat.json", tmp_path / "rule.yaml"
     model.write_text(fit(family, run, "chat", 1).model_dump_json())
     rule.write_text("model: chat.json\nmin: 10\n")
     guided = Setting(mode="guided", auto=read_auto(rule))
-    setting = orjson.loads(orjson.dumps(guided.as_dict() | {"shown": shown(guided, ())}))
-    assert edited_since(setting) == ()
+    setting = orjson.loads(orjson.dumps(guided.as_dict() | {"shown": shown_hash(guided, ())}))
+    assert edited_files(setting) == ()
     rule.write_text("model: other.json\n")
-    assert edited_since(setting) == (), "the policy gets the rule of the run"
+    assert edited_files(setting) == (), "the policy gets the rule of the run"
     model.write_text(fit(family, run, "chat", 2).model_dump_json())
-    assert edited_since(setting) == (model,)
+    assert edited_files(setting) == (model,)
     model.unlink()
-    assert edited_since(setting) == (model,)
+    assert edited_files(setting) == (model,)

@@ -1,4 +1,4 @@
-"""What of a folder counts as evidence, and what a folder is told that has too little."""
+"""The evidence of a folder, and the errors for insufficient evidence."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from msgspec import structs
 
 from gateway.errors import StartupError
-from gateway.evaluation.advice.evidence import Evidence, evidence_of, together
+from gateway.evaluation.advice.evidence import Evidence, combine, evidence_of
 from gateway.evaluation.auto_length import read_auto
 from gateway.evaluation.record import EXAMPLES, Example, read_lines, write_lines
 from gateway.evaluation.run_records import read_run
@@ -29,9 +29,9 @@ def evidence(path: Path, truths: Sequence[Truth] = (*ALONE, GUIDED), n: int = 40
     return evidence_of(read_run(folder_of(path, truths, n)))
 
 
-def keep_only(path: Path, wanted: Callable[[Example], bool]) -> None:
-    """Of the folder's examples."""
-    write_lines(path / EXAMPLES, [one for one in list(read_lines(path / EXAMPLES, Example)) if wanted(one)])
+def keep_only(path: Path, keep: Callable[[Example], bool]) -> None:
+    """Keep only some of the folder's examples."""
+    write_lines(path / EXAMPLES, [one for one in list(read_lines(path / EXAMPLES, Example)) if keep(one)])
 
 
 def test_settings_are_held_against_each_other_question_by_question(tmp_path: Path) -> None:
@@ -48,13 +48,13 @@ def test_settings_are_held_against_each_other_question_by_question(tmp_path: Pat
 
 def test_only_the_questions_that_all_settings_answered_count(tmp_path: Path) -> None:
     folder_of(tmp_path, (*ALONE, GUIDED), 40)
-    # Lines in another order, since a run answers many at a time.
+    # Lines in another order, since a run answers questions concurrently.
     lines = list(read_lines(tmp_path / EXAMPLES, Example))
     write_lines(tmp_path / EXAMPLES, reversed(lines))
     keep_only(tmp_path, lambda one: one.setting != M40.name or one.question >= "q0010")
     found = evidence_of(read_run(tmp_path))
     assert sorted(found.questions) == [f"q{number:04d}" for number in range(10, 40)]
-    assert found.notes == ("the settings did not answer the same questions: only the 30 that all have count",)
+    assert found.notes == ("the settings answered different questions: only the 30 common ones count",)
 
 
 def test_a_setting_with_few_of_the_questions_does_not_take_the_others_evidence_away(tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_a_setting_with_few_of_the_questions_does_not_take_the_others_evidence_a
 def test_a_setting_that_was_not_run_is_named(tmp_path: Path) -> None:
     folder_of(tmp_path, (*ALONE, GUIDED, OTHER), 40)
     keep_only(tmp_path, lambda one: one.setting != M20.name)
-    assert evidence_of(read_run(tmp_path)).notes == (f"not run, and left out: {M20.name}",)
+    assert evidence_of(read_run(tmp_path)).notes == (f"left out without answers: {M20.name}",)
 
 
 @pytest.mark.parametrize("role", ["teacher", "student"])
@@ -78,7 +78,7 @@ def test_of_a_run_that_has_not_come_to_one_of_the_two_it_says_that_it_is_not_fin
 ) -> None:
     folder_of(tmp_path, (*ALONE, GUIDED), 40)
     keep_only(tmp_path, lambda one: one.setting != {"teacher": TEACHER, "student": STUDENT}[role].name)
-    with pytest.raises(StartupError, match=rf"the run is not finished: the {role} alone has not answered yet"):
+    with pytest.raises(StartupError, match=rf"the run is not finished: the {role} alone has no answers yet"):
         evidence_of(read_run(tmp_path))
 
 
@@ -86,7 +86,7 @@ def test_of_a_run_that_has_not_come_to_one_of_the_two_it_says_that_it_is_not_fin
 def test_without_one_of_the_two_alone_it_says_what_to_run(tmp_path: Path, role: str) -> None:
     truths = [one for one in (*ALONE, GUIDED) if one.setting.mode != role]
     with pytest.raises(
-        StartupError, match=rf"the {role} alone did not answer .* `gkt-gateway eval run` .* mode {role}"
+        StartupError, match=rf"the {role} alone has no answers .* `gkt-gateway eval run` .* mode {role}"
     ):
         evidence(tmp_path, truths)
 
@@ -94,9 +94,9 @@ def test_without_one_of_the_two_alone_it_says_what_to_run(tmp_path: Path, role: 
 def test_a_way_of_asking_is_the_callers_and_must_be_chosen_where_there_are_several(tmp_path: Path) -> None:
     shown = [replace(one, setting=replace(one.setting, form="completion", shots=8)) for one in (*ALONE, GUIDED)]
     run = read_run(folder_of(tmp_path, (*ALONE, GUIDED, *shown), 40))
-    with pytest.raises(StartupError, match=r"asks in 2 ways.* --asked 'chat' \| 'completion, 8 shots'"):
+    with pytest.raises(StartupError, match=r"has 2 request forms.* --asked 'chat' \| 'completion, 8 shots'"):
         evidence_of(run)
-    with pytest.raises(StartupError, match="asked as 'chats': --asked 'chat'"):
+    with pytest.raises(StartupError, match="no settings with the request form 'chats': --asked 'chat'"):
         evidence_of(run, "chats")
     found = evidence_of(run, "completion, 8 shots")
     assert {one.setting["shots"] for one in found.candidates} == {8}
@@ -114,16 +114,16 @@ def test_the_two_alone_are_those_with_the_largest_limit_that_both_have(tmp_path:
 def test_prices_of_ones_own_are_exact_and_the_other_role_keeps_the_runs(tmp_path: Path) -> None:
     run = read_run(folder_of(tmp_path, (*ALONE, GUIDED), 40))
     found = evidence_of(run, prices={"teacher": Price.of_tokens(Decimal("0.90"), Decimal("0.90"))})
-    # 40 tokens of the teacher's at 0.90, and 120 of the student's at a tenth of a dollar.
+    # 40 teacher tokens at 0.90 USD per 1M, and 120 student tokens at 0.10 USD.
     assert found.candidates[2].cost_usd == Decimal("0.000048")
     assert found.candidates[found.student].cost_usd == Decimal("0.00002")
     bare = read_run(folder_of(tmp_path, (*ALONE, GUIDED), 40, prices={}))
-    with pytest.raises(StartupError, match="no price of the student: say --price student=IN,OUT too"):
+    with pytest.raises(StartupError, match="no price of the student: add --price student=IN,OUT"):
         evidence_of(bare, prices={"teacher": Price.of_tokens(Decimal(1), Decimal(1))})
 
 
 def test_what_the_teacher_reads_beyond_the_question_has_a_price_of_its_own(tmp_path: Path) -> None:
-    """Exemplars: 300 tokens more than the question's 50, which cost the teacher alone what they always do."""
+    """Exemplars add 300 tokens to the question's 50, which the teacher alone does not read."""
     folder_of(tmp_path, (*ALONE, GUIDED), 40)
     reads = {"teacher": 50, "student": 0, "guided": 350}
     lines = [
@@ -152,15 +152,15 @@ def test_failed_answers_are_counted_and_told(tmp_path: Path) -> None:
     )
     write_lines(tmp_path / EXAMPLES, [failed, *lines[1:]])
     found = evidence_of(read_run(tmp_path))
-    assert found.notes[0].startswith("1 answers failed, and count as wrong")
+    assert found.notes[0].startswith("1 answers failed and count as wrong")
 
 
 def test_folders_together_have_the_settings_that_all_share(tmp_path: Path) -> None:
     one = evidence(tmp_path / "one", (*ALONE, GUIDED, OTHER), 40)
-    found = together([one, evidence(tmp_path / "two", (*ALONE, GUIDED), 60)])
+    found = combine([one, evidence(tmp_path / "two", (*ALONE, GUIDED), 60)])
     assert found.correct.shape == (100, 3)
     assert len(found.manifests) == len(found.sources) == 2
-    assert found.notes == (f"not in every folder, and left out: {M20.name}",)
+    assert found.notes == (f"left out, because some folders lack them: {M20.name}",)
 
 
 def test_one_name_with_two_rules_for_the_length_is_not_one_setting(tmp_path: Path) -> None:
@@ -169,23 +169,23 @@ def test_one_name_with_two_rules_for_the_length_is_not_one_setting(tmp_path: Pat
         (tmp_path / "rule.yaml").write_text(f"max: {most}\n")
         auto = replace(GUIDED.setting, tokens=0, auto=read_auto(tmp_path / "rule.yaml"))
         found.append(evidence(tmp_path / str(most), (*ALONE, GUIDED, replace(GUIDED, setting=auto)), 40))
-    both = together(found)
+    both = combine(found)
     assert both.correct.shape == (80, 3)
-    assert both.notes == (f"chosen by another rule in each folder, and left out: {auto.name}",)
+    assert both.notes == (f"left out, because each folder has another rule: {auto.name}",)
 
 
 @pytest.mark.parametrize(
     ("name", "text", "says"),
     [
-        ("run.json", None, "run.json: there is no such file: name a folder that `gkt-gateway eval run` wrote"),
-        ("examples.jsonl", None, "examples.jsonl: there is no such file"),
-        ("run.json", "{}", "run.json: not what .* writes: Object missing required field"),
+        ("run.json", None, "run.json: no such file: name a folder that `gkt-gateway eval run` wrote"),
+        ("examples.jsonl", None, "examples.jsonl: no such file"),
+        ("run.json", "{}", "run.json: not written by .*: Object missing required field"),
         (
             "examples.jsonl",
             '{"setting": "x"}\n',
-            "line 1: not what .* writes: Object missing required field",
+            "line 1: not written by .*: Object missing required field",
         ),
-        ("examples.jsonl", "", "holds no examples"),
+        ("examples.jsonl", "", "no examples"),
     ],
 )
 def test_a_folder_that_is_none_is_told_where_and_what_to_do(

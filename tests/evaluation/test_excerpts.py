@@ -1,8 +1,8 @@
-"""The models' own words, in short."""
+"""Ends of the models' answers."""
 
 from __future__ import annotations
 
-from gateway.evaluation.reporting.excerpts import MOST_CHARS, excerpt
+from gateway.evaluation.reporting.excerpts import MAX_CHARS, excerpt
 
 
 def test_an_excerpt_is_the_end_of_a_text() -> None:
@@ -13,7 +13,7 @@ def test_an_excerpt_is_the_end_of_a_text() -> None:
 
 
 def test_a_text_without_blanks_is_cut_all_the_same() -> None:
-    assert excerpt("x" * 10_000) == "\u2026 " + "x" * MOST_CHARS
+    assert excerpt("x" * 10_000) == "\u2026 " + "x" * MAX_CHARS
 
 
 def test_what_cannot_be_seen_is_left_out() -> None:

@@ -1,4 +1,4 @@
-"""Which questions may become exemplars, and what a teacher's answer becomes."""
+"""Selection of questions as exemplars, and styles of a teacher's answer."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from gateway.evaluation.priming.exemplars import (
     Style,
     TeacherAnswer,
     candidates,
+    ordered_by_style,
     rewritten,
     split,
-    varied,
 )
 from gateway.evaluation.question import Question
 from gateway.evaluation.record import ScoredAnswer
@@ -29,14 +29,14 @@ JARS = Question("q2", "3 rows of 8 jars, 5 are empty. How many are full?", "19",
 
 
 async def by_last(text: str, question: Question) -> ScoredAnswer:
-    """The last letter in brackets, or the last number."""
+    """Score the last letter in parentheses, or the last number."""
     pattern = r"\((\w)\)" if question.scorer == "choice" else r"\d+"
     found = re.findall(pattern, text)
     return ScoredAnswer(float(bool(found) and found[-1] == question.answer), found[-1] if found else None)
 
 
 def first_forms(text: str, question: Question) -> dict[Style, str]:
-    """The form of each style that is offered first."""
+    """Return the first form of each style."""
     return dict(reversed(rewritten(text, question)))
 
 
@@ -55,15 +55,15 @@ def questions(count: int) -> list[Question]:
 def test_no_question_is_in_two_parts_or_among_those_left_alone(
     drawn: list[int], pool: int, select: int, check: int, seed: int, left: set[int]
 ) -> None:
-    """Nor is one that has another's text, whatever its id."""
+    """Questions with equal texts count once, whatever their ids."""
     every = [Question(f"id{at}", f"What is {one}  + 1?", "0", "numeric") for at, one in enumerate(drawn)]
     leave = [f"what is {one} + 1" for one in left]
     fresh = set(drawn) - left
     if len(fresh) < pool + select + check:
-        with pytest.raises(StartupError, match=f"the data has {len(fresh)} that differ"):
-            split(every, pool=pool, select=select, check=check, seed=seed, leave=leave)
+        with pytest.raises(StartupError, match=f"the data has {len(fresh)} distinct"):
+            split(every, pool=pool, select=select, check=check, seed=seed, exclude=leave)
         return
-    parts = split(every, pool=pool, select=select, check=check, seed=seed, leave=leave)
+    parts = split(every, pool=pool, select=select, check=check, seed=seed, exclude=leave)
     assert [len(parts.pool), len(parts.select), len(parts.check)] == [pool, select, check]
     texts = [one.text for part in (parts.pool, parts.select, parts.check) for one in part]
     assert len(set(texts)) == len(texts)
@@ -84,13 +84,13 @@ def test_another_seed_draws_others() -> None:
 
 async def test_a_wrong_answer_yields_no_exemplar_although_the_right_one_is_known() -> None:
     answers = [TeacherAnswer("as it is", "A kettle is hot. The answer is (c).", 12)]
-    assert await candidates(DRIES, answers, by_last, most_tokens=60) == []
+    assert await candidates(DRIES, answers, by_last, max_tokens=60) == []
 
 
 async def test_what_is_too_long_is_offered_by_its_shorter_forms_alone() -> None:
     long = "To find this, we need to look at each choice.\n" + "A towel takes up water. " + "It hangs there. " * 30
     answers = [TeacherAnswer("as it is", long + "The answer is (b).", 160)]
-    found = {one.style: one for one in await candidates(DRIES, answers, by_last, most_tokens=60)}
+    found = {one.style: one for one in await candidates(DRIES, answers, by_last, max_tokens=60)}
     assert set(found) == {"result alone", "result first", "reasoning first"}
     assert found["reasoning first"].exemplar.answer == "A towel takes up water. The answer is (b)."
     assert found["result first"].exemplar == Exemplar(DRIES.text, "(b) towel: A towel takes up water.")
@@ -106,7 +106,7 @@ async def test_reasoning_that_is_too_long_is_cut_down_to_what_calculates() -> No
         (80, text),
         (40, "So there are 3 * 8 = 24 jars. That leaves 24 - 5 = 19 full ones. The answer is 19."),
     ):
-        found = await candidates(JARS, [TeacherAnswer("concise", text, 70)], by_last, most_tokens=most)
+        found = await candidates(JARS, [TeacherAnswer("concise", text, 70)], by_last, max_tokens=most)
         assert next(one for one in found if one.style == "reasoning first").exemplar.answer == answer
 
 
@@ -115,16 +115,16 @@ async def test_the_shortest_correct_answer_is_the_one_that_is_rewritten() -> Non
         TeacherAnswer("as it is", "A towel is made of cloth, which takes up what is on the plate. It is (b).", 22),
         TeacherAnswer("concise", "A towel takes up water. So (b).", 10),
     ]
-    found = {one.style: one.exemplar.answer for one in await candidates(DRIES, answers, by_last, most_tokens=60)}
+    found = {one.style: one.exemplar.answer for one in await candidates(DRIES, answers, by_last, max_tokens=60)}
     assert found["as it is"] == answers[0].text
     assert found["concise"] == answers[1].text
     assert found["result first"].startswith("(b) towel: A towel takes up water.")
 
 
 async def test_a_form_that_its_scorer_reads_otherwise_is_not_offered() -> None:
-    """This one takes the last number for the result: where that comes first, the next one hides it."""
+    """The scorer reads the last number, so a leading result is hidden by a later number."""
     answers = [TeacherAnswer("as it is", "There are 3 * 8 = 24 jars. Some are empty. The answer is 19.", 30)]
-    found = {one.style: one.exemplar.answer for one in await candidates(JARS, answers, by_last, most_tokens=60)}
+    found = {one.style: one.exemplar.answer for one in await candidates(JARS, answers, by_last, max_tokens=60)}
     assert "result first" not in found
     assert found["reasoning first"] == "There are 3 * 8 = 24 jars. Some are empty. The answer is 19."
     assert found["result alone"] == "19."
@@ -132,7 +132,7 @@ async def test_a_form_that_its_scorer_reads_otherwise_is_not_offered() -> None:
 
 async def test_reasoning_that_is_not_part_of_an_answer_is_no_part_of_an_exemplar() -> None:
     answers = [TeacherAnswer("as it is", "<think>Perhaps (c)?</think>\n\nIt is (b).", 12)]
-    found = await candidates(DRIES, answers, by_last, most_tokens=60)
+    found = await candidates(DRIES, answers, by_last, max_tokens=60)
     assert all("think" not in one.exemplar.answer for one in found)
     assert next(one for one in found if one.style == "as it is").exemplar.answer == "It is (b)."
 
@@ -170,7 +170,7 @@ def test_neighbours_differ_in_their_results_and_short_ones_come_first() -> None:
         return ExemplarCandidate(Exemplar(name, result), "concise", name, tokens, result)
 
     found = [one("1", "a", 9), one("2", "a", 3), one("3", "a", 5), one("4", "b", 4), one("5", "c", 8)]
-    ordered = varied(found, 0)["concise"]
+    ordered = ordered_by_style(found, 0)["concise"]
     assert [candidate.question for candidate in ordered] == ["2", "4", "5", "3", "1"]
 
 

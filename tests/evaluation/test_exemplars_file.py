@@ -35,10 +35,10 @@ def test_yaml_and_json_hold_the_same_list(tmp_path: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "messages"),
     [
-        ("", ["holds no exemplars: it must be a list"]),
-        ("[]", ["holds no exemplars: it must be a list"]),
+        ("", ["has no exemplars: it must be a list"]),
+        ("[]", ["has no exemplars: it must be a list"]),
         ("question: a\nanswer: b\n", [":1: must be a list: one '- ...' per entry"]),
         ("- question: a\n  answer: b\n- question: c\n", [":3: answer: missing: add it"]),
         ("- question: a\n  answer: ''\n- just text\n", [":2: answer: must not be empty", ":3: must hold keys"]),
@@ -47,12 +47,12 @@ def test_yaml_and_json_hold_the_same_list(tmp_path: Path, text: str) -> None:
         ("- question: a: b\n", [":1: not valid YAML: a second ': '"]),
     ],
 )
-def test_mistakes_are_all_told_with_their_lines(tmp_path: Path, text: str, said: list[str]) -> None:
+def test_mistakes_are_all_told_with_their_lines(tmp_path: Path, text: str, messages: list[str]) -> None:
     with pytest.raises(ConfigError) as raised:
         exemplars(write(tmp_path, text))
-    found = [str(mistake) for mistake in raised.value.mistakes]
-    assert len(found) == len(said)
-    assert all(words in whole for words, whole in zip(said, found, strict=True)), found
+    found = [str(issue) for issue in raised.value.mistakes]
+    assert len(found) == len(messages)
+    assert all(words in whole for words, whole in zip(messages, found, strict=True)), found
 
 
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
 
 
 def test_our_own_arithmetic_is_right() -> None:
-    """Each worked line says what it comes to, and the statement agrees with the last of them."""
+    """The last calculated line of each worked exemplar agrees with its statement."""
     for one in shipped(["numeric"]):
         steps, _, stated = one.answer.rpartition(" The answer is ")
         worked = result(steps)

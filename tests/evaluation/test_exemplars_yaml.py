@@ -1,4 +1,4 @@
-"""The file that a search leaves."""
+"""The exemplars file of a search."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def made_of(question: str, answer: str, name: str = "q1") -> ExemplarCandidate:
 
 @settings(deadline=None)
 @given(st.lists(st.tuples(TEXTS, TEXTS, TEXTS), min_size=1, max_size=3), TEXTS)
-def test_what_is_read_is_what_was_written_and_nothing_else(texts: list[tuple[str, str, str]], said: str) -> None:
-    """Whatever stands in a question, an answer, an id or a comment."""
-    text = exemplar_yaml([made_of(*one) for one in texts], [said, "second: line"])
+def test_what_is_read_is_what_was_written_and_nothing_else(texts: list[tuple[str, str, str]], comment: str) -> None:
+    """Any text in a question, an answer, an id or a comment survives."""
+    text = exemplar_yaml([made_of(*one) for one in texts], [comment, "second: line"])
     read = YAML(typ="safe", pure=True).load(text)
     assert read == [{"question": question, "answer": answer} for question, answer, _ in texts]
 
@@ -37,7 +37,7 @@ def test_several_lines_stay_lines_and_each_exemplar_says_where_it_comes_from() -
     text = exemplar_yaml([made_of("Which?\n(a) one\n(b) two", "(b) two: it is even.", "csqa-7")], ["Found today."])
     assert text == (
         "# Found today.\n\n"
-        "# Question csqa-7 of the data; its answer is the teacher's, put in order: its result first, 7 tokens.\n"
+        "# Question csqa-7 of the data; its answer is the teacher's, with its result moved to the start, 7 tokens.\n"
         "- question: |-\n    Which?\n    (a) one\n    (b) two\n"
         "  answer: '(b) two: it is even.'\n"
     )
@@ -45,22 +45,22 @@ def test_several_lines_stay_lines_and_each_exemplar_says_where_it_comes_from() -
 
 def test_a_file_is_written_over_only_when_somebody_says_so(tmp_path: Path) -> None:
     path = tmp_path / "exemplars.yaml"
-    write_file(path, "one", over=False)
-    with pytest.raises(StartupError, match=r"is there already.*--force"):
-        write_file(path, "two", over=False)
+    write_file(path, "one", overwrite=False)
+    with pytest.raises(StartupError, match=r"exists.*--force"):
+        write_file(path, "two", overwrite=False)
     assert path.read_text() == "one"
-    write_file(path, "two", over=True)
+    write_file(path, "two", overwrite=True)
     assert path.read_text() == "two"
 
 
 def test_a_file_that_cannot_be_written_is_said_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(StartupError, match=r"cannot be written: No such file or directory\. Name another"):
-        write_file(tmp_path / "none" / "exemplars.yaml", "one", over=False)
+        write_file(tmp_path / "none" / "exemplars.yaml", "one", overwrite=False)
 
 
 def test_an_exemplar_of_every_style_says_where_it_comes_from() -> None:
     for style in get_args(Style):
         one = ExemplarCandidate(Exemplar("Which?", "This."), style, "3 of --exemplars", 2)
-        said = [line for line in exemplar_yaml([one], []).splitlines() if line.startswith("# ")]
-        assert len(said) == 1
-        assert "3 of --exemplars" in said[0]
+        comment = [line for line in exemplar_yaml([one], []).splitlines() if line.startswith("# ")]
+        assert len(comment) == 1
+        assert "3 of --exemplars" in comment[0]

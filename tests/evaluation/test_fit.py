@@ -1,4 +1,4 @@
-"""What is learned from records is judged on others, and beats a fixed length only where there is something to learn."""
+"""Fitted length models are evaluated on other questions, and beat a fixed length only if something can be learned."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import orjson
 import pytest
 
 from gateway.errors import StartupError
-from gateway.evaluation.advice.auto import by_model, families, would_give
+from gateway.evaluation.advice.auto import by_model, evaluate_lengths, families
 from gateway.evaluation.advice.fit import FitComparison, compare, fit, tables_of
 from gateway.evaluation.setting import Setting
 from gateway.evaluation.statistics import agresti_min, mcnemar
@@ -24,61 +24,61 @@ if TYPE_CHECKING:
 
 COUNT = 80
 ASKED = questions(COUNT)
-TOLD = families(manifest(COUNT), examples(ASKED, told=True), ASKED)[0]
+FAMILY = families(manifest(COUNT), examples(ASKED, by_kind=True), ASKED)[0]
 
 
 @pytest.fixture(scope="module")
 def model() -> FittedLengths:
-    return fit(TOLD, manifest(COUNT), "chat", 7)
+    return fit(FAMILY, manifest(COUNT), "chat", 7)
 
 
 def test_where_the_words_tell_the_length_it_is_learned(model: FittedLengths) -> None:
-    """Each half of the questions gets its own; a fixed length is right for one half alone."""
+    """Each half of the questions gets its own length; a fixed length is right for one half only."""
     assert model.figures is not None
     assert model.figures.beats
     assert model.figures.auto_right == 1.0
     assert model.figures.fixed_right == 0.6
     assert model.figures.auto_usd <= model.figures.fixed_usd * 1.01
     choose = by_model(model)
-    assert would_give(TOLD, [choose(asked) for asked in TOLD.asked]).right == 1.0
+    assert evaluate_lengths(FAMILY, [choose(request) for request in FAMILY.requests]).right == 1.0
 
 
 def test_where_only_chance_decides_it_does_not_claim_to_beat_a_fixed_length() -> None:
-    family = families(manifest(COUNT), examples(ASKED, told=False), ASKED)[0]
+    family = families(manifest(COUNT), examples(ASKED, by_kind=False), ASKED)[0]
     compared = compare(tables_of(family), family.lengths)
     assert not compared.beats
     assert compared.low <= 0 <= compared.high
 
 
 def test_it_is_held_against_the_length_that_is_named(model: FittedLengths) -> None:
-    beside = compare(tables_of(TOLD), TOLD.lengths, 40)
-    assert (beside.fixed_tokens, beside.fixed_right) == (40, 0.0)
-    assert beside.auto_usd <= beside.fixed_usd * 1.1
+    fixed = compare(tables_of(FAMILY), FAMILY.lengths, 40)
+    assert (fixed.fixed_tokens, fixed.fixed_right) == (40, 0.0)
+    assert fixed.auto_usd <= fixed.fixed_usd * 1.1
 
 
 def test_the_file_reads_back_as_it_was_written(model: FittedLengths) -> None:
     again = lengths_of(model.model_dump_json().encode())
     assert again == model
-    numbers = looks_of(TOLD.asked[1], 200).numbers
+    numbers = looks_of(FAMILY.requests[1], 200).numbers
     assert again.predict(numbers) == model.predict(numbers)
     assert (again.name, again.provenance.questions) == ("chat.7", COUNT)
 
 
 def test_too_few_questions_or_no_prices_teach_nothing() -> None:
-    few = families(manifest(10), examples(ASKED[:10], told=True), ASKED[:10])[0]
-    with pytest.raises(StartupError, match="needs 40"):
+    few = families(manifest(10), examples(ASKED[:10], by_kind=True), ASKED[:10])[0]
+    with pytest.raises(StartupError, match="needs at least 40"):
         tables_of(few)
 
 
 @pytest.mark.parametrize("form", ["chat", "completion"])
 @pytest.mark.parametrize("shots", [0, 2])
 def test_a_question_looks_alike_in_training_and_on_the_path(form: Form, shots: int) -> None:
-    """Whatever was shown before it, and whoever put the request together."""
+    """Features depend neither on the exemplars nor on the builder of the request."""
     shown = (Exemplar("How many are 2 and 2?", "Four."), Exemplar("What is blue?", "The sky."))
     for one in ASKED[:4]:
-        trained = Setting(mode="student", form=form, max_tokens=200).asked(one, ())
-        asked = Setting(mode="student", form=form, shots=shots, max_tokens=200).asked(one, shown)
-        ours, theirs = looks_of(trained, 200), looks_of(asked, 200)
+        trained = Setting(mode="student", form=form, max_tokens=200).request(one, ())
+        request = Setting(mode="student", form=form, shots=shots, max_tokens=200).request(one, shown)
+        ours, theirs = looks_of(trained, 200), looks_of(request, 200)
         assert ours.prompt == theirs.prompt
         differ = [
             index for index, pair in enumerate(zip(ours.numbers, theirs.numbers, strict=True)) if len({*pair}) > 1
@@ -86,11 +86,11 @@ def test_a_question_looks_alike_in_training_and_on_the_path(form: Form, shots: i
         assert differ == ([10] if form == "chat" and shots else []), "the earlier turns are counted, and nothing else"
     body = {"model": "x", "messages": [{"role": "user", "content": ASKED[1].text}], "max_tokens": 200, "stream": True}
     on_the_path = parse_chat(orjson.dumps(body))
-    assert looks_of(on_the_path, 200) == looks_of(Setting(mode="student", max_tokens=200).asked(ASKED[1], ()), 200)
+    assert looks_of(on_the_path, 200) == looks_of(Setting(mode="student", max_tokens=200).request(ASKED[1], ()), 200)
 
 
 def test_four_questions_do_not_show_that_chosen_lengths_are_better() -> None:
-    """All four for them, and none against: McNemar's p is 0.125, and a bootstrap's interval lies above 0."""
+    """Four for and none against: McNemar's p is 0.125, but a bootstrap's interval is above 0."""
     low, high = agresti_min([1.0] * 4 + [0.0] * 96)
     found = FitComparison(80, auto_right=0.64, fixed_right=0.6, auto_usd=1.0, fixed_usd=1.0, low=low, high=high)
     assert mcnemar([True] * 4 + [False] * 96, [False] * 100).p == pytest.approx(0.125)

@@ -1,4 +1,4 @@
-"""What a run's folder takes, and what it refuses."""
+"""Runs that a folder accepts and rejects."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from gateway.errors import StartupError
 from gateway.evaluation.auto_length import read_auto
 from gateway.evaluation.example import failed_example
-from gateway.evaluation.folder import RunFolder, shown
+from gateway.evaluation.folder import RunFolder, shown_hash
 from gateway.evaluation.pair import ConfiguredPair
 from gateway.evaluation.record import EXAMPLES
 from gateway.policy.conditions import to_pattern
@@ -39,17 +39,17 @@ def begun(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "message"),
     [
-        ({"teacher": "other"}, "the teacher was big, and is other"),
-        ({"student": "other"}, "the student was small, and is other"),
-        ({"live": True}, "the path was staged, and is live"),
-        ({"data": "theirs"}, "the data set was ours, and is theirs"),
+        ({"teacher": "other"}, "the teacher was big and is now other"),
+        ({"student": "other"}, "the student was small and is now other"),
+        ({"live": True}, "the path was staged and is now live"),
+        ({"data": "theirs"}, "the data set was ours and is now theirs"),
     ],
 )
-def test_what_does_not_fit_is_refused_and_named(changed: dict[str, Any], said: str, tmp_path: Path) -> None:
+def test_what_does_not_fit_is_refused_and_named(changed: dict[str, Any], message: str, tmp_path: Path) -> None:
     begun(tmp_path)
-    with RunFolder(tmp_path) as folder, pytest.raises(StartupError, match=said):
+    with RunFolder(tmp_path) as folder, pytest.raises(StartupError, match=message):
         folder.begin(manifest(PAIR, SETTINGS[:2], **changed), QUESTIONS)
 
 
@@ -58,7 +58,7 @@ def test_questions_may_be_added_behind_and_not_changed_or_left_out(tmp_path: Pat
     changed = (replace(QUESTIONS[0], answer="25"), *QUESTIONS[1:])
     more = (*QUESTIONS, replace(QUESTIONS[0], id="new", text="How many?"))
     with RunFolder(tmp_path) as folder:
-        with pytest.raises(StartupError, match="the questions, their order or their answers are others"):
+        with pytest.raises(StartupError, match="the questions, their order or their answers differ"):
             folder.begin(manifest(PAIR, SETTINGS[:2], changed), changed)
         with pytest.raises(StartupError, match="raise --limit"):
             folder.begin(manifest(PAIR, SETTINGS[:2], QUESTIONS[:2]), QUESTIONS[:2])
@@ -71,43 +71,43 @@ def test_prices_may_change_where_every_setting_is_made_anew(tmp_path: Path) -> N
     begun(tmp_path)
     prices = {"prices": {"teacher": (Decimal(9), Decimal(9)), "student": (Decimal(1), Decimal(1))}}
     with RunFolder(tmp_path) as folder:
-        with pytest.raises(StartupError, match="prices are others"):
+        with pytest.raises(StartupError, match="prices differ"):
             folder.begin(manifest(PAIR, SETTINGS[:1], **prices), QUESTIONS)
         folder.begin(manifest(PAIR, SETTINGS[:2], **prices), QUESTIONS)
 
 
 def test_other_exemplars_under_an_old_name_are_refused(tmp_path: Path) -> None:
-    """Shown by the caller's prompt, or by the projection."""
+    """Exemplars are shown by the caller's prompt, or by the projection."""
     few, primed, plain = SETTINGS[8], SETTINGS[6], SETTINGS[2]
 
-    def told(settings: tuple[Setting, ...], exemplars: tuple[Exemplar, ...]) -> Manifest:
-        plain_settings = [one.as_dict() | {"shown": shown(one, exemplars)} for one in settings]
+    def new_manifest(settings: tuple[Setting, ...], exemplars: tuple[Exemplar, ...]) -> Manifest:
+        plain_settings = [one.as_dict() | {"shown": shown_hash(one, exemplars)} for one in settings]
         return msgspec.structs.replace(WAS, settings=plain_settings)
 
     with RunFolder(tmp_path) as folder:
-        folder.begin(told((few, primed, plain), EXEMPLARS), QUESTIONS)
-        folder.begin(told((few, primed, plain), (*EXEMPLARS, EXEMPLARS[0])), QUESTIONS)
-        with pytest.raises(StartupError, match=r"what 'guided, completion, 2 shots, .* shows the models is other"):
-            folder.begin(told((few,), EXEMPLARS[::-1]), QUESTIONS)
+        folder.begin(new_manifest((few, primed, plain), EXEMPLARS), QUESTIONS)
+        folder.begin(new_manifest((few, primed, plain), (*EXEMPLARS, EXEMPLARS[0])), QUESTIONS)
+        with pytest.raises(StartupError, match=r"the prompt of 'guided, completion, 2 shots, .* differs"):
+            folder.begin(new_manifest((few,), EXEMPLARS[::-1]), QUESTIONS)
         changed = replace(primed, projection=replace(primed.projection, exemplars=EXEMPLARS[:1]))
-        with pytest.raises(StartupError, match="primed, prefix, m=8' shows the models is other"):
-            folder.begin(told((changed,), EXEMPLARS), QUESTIONS)
+        with pytest.raises(StartupError, match="primed, prefix, m=8' differs"):
+            folder.begin(new_manifest((changed,), EXEMPLARS), QUESTIONS)
 
 
 def test_another_rule_for_the_length_under_an_old_name_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "rule.yaml"
 
-    def told() -> Manifest:
+    def new_manifest() -> Manifest:
         setting = replace(GUIDED, tokens=0, auto=read_auto(file))
-        return msgspec.structs.replace(WAS, settings=[setting.as_dict() | {"shown": shown(setting, EXEMPLARS)}])
+        return msgspec.structs.replace(WAS, settings=[setting.as_dict() | {"shown": shown_hash(setting, EXEMPLARS)}])
 
     file.write_text("max: 60\n")
     with RunFolder(tmp_path / "run") as folder:
-        folder.begin(told(), QUESTIONS)
-        folder.begin(told(), QUESTIONS)
+        folder.begin(new_manifest(), QUESTIONS)
+        folder.begin(new_manifest(), QUESTIONS)
         file.write_text("max: 61\n")
-        with pytest.raises(StartupError, match="m=auto' shows the models, or how it chooses m, is other"):
-            folder.begin(told(), QUESTIONS)
+        with pytest.raises(StartupError, match="m=auto', or its choice of m, differs"):
+            folder.begin(new_manifest(), QUESTIONS)
 
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:
@@ -139,12 +139,12 @@ def test_a_line_that_a_kill_cut_short_is_passed_over(tmp_path: Path) -> None:
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text('{"name": "my-project"}')
-    with pytest.raises(StartupError, match="is no run's"):
+    with pytest.raises(StartupError, match="is not a run's manifest"):
         RunFolder(tmp_path).__enter__()
 
 
 def test_all_that_a_projection_does_is_in_its_hash() -> None:
-    """What is shown to the teacher, what is kept, and who may end; but not where its files stand."""
+    """The hash covers the teacher's prompt, the kept part and the end rule, but not file locations."""
     ours = replace(CUTOFF, name="ours")
     skip = SkipRule((to_pattern("Sure"),), 4)
     different = [
@@ -159,9 +159,9 @@ def test_all_that_a_projection_does_is_in_its_hash() -> None:
         replace(ours, introduction="Hm: {guidance}"),
     ]
     guided = [replace(GUIDED, projection=one) for one in different]
-    assert len({shown(one, ()) for one in guided}) == len(different)
-    assert shown(replace(guided[0], policies="/elsewhere"), ()) == shown(guided[0], ())
+    assert len({shown_hash(one, ()) for one in guided}) == len(different)
+    assert shown_hash(replace(guided[0], policies="/elsewhere"), ()) == shown_hash(guided[0], ())
 
 
 def test_folders_of_a_time_when_projections_had_less_are_read() -> None:
-    assert shown(GUIDED, ()) == "92c1674013f86a11"
+    assert shown_hash(GUIDED, ()) == "92c1674013f86a11"

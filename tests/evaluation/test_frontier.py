@@ -1,4 +1,4 @@
-"""Which settings no other beats, and which is marked."""
+"""Unbeaten settings, and the best one."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_of_two_at_one_cost_the_better_stays() -> None:
 
 
 def test_what_a_mixture_beats_is_not_on_the_hull() -> None:
-    """Half way in cost, a mixture of both is right in 50 %."""
+    """At half the cost, a mixture of both has an accuracy of 50 %."""
     assert names(hull([TEACHER, STUDENT, point("a", 55, 0.49)])) == ["student", "teacher"]
     assert names(hull([TEACHER, STUDENT, point("a", 55, 0.51)])) == ["student", "a", "teacher"]
 

@@ -1,4 +1,4 @@
-"""What a teacher would have written with a lower limit, from what it wrote with a higher one."""
+"""A teacher's text at a lower limit, derived from a text at a higher one."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ ENDED = TeacherText(
     ],
 )
 def test_an_end_shows_only_where_the_limit_leaves_room_for_it(limit: int, text: str, finish: str, written: int) -> None:
-    """Else guidance that ends exactly at m would be a whole answer here, and is none on the path."""
-    reply = ENDED.first(limit, ())
+    """Otherwise guidance of exactly m tokens would be a whole answer here, unlike on the request path."""
+    reply = ENDED.truncated(limit, ())
     assert reply is not None
     assert reply.usage is not None
     assert (reply.text, reply.finish) == (text, finish)
@@ -56,15 +56,15 @@ def test_an_end_shows_only_where_the_limit_leaves_room_for_it(limit: int, text: 
 def test_stored_tokens_are_kept_and_lines_of_earlier_runs_have_none(tmp_path: Path) -> None:
     file = tmp_path / "generations.jsonl"
     kept = Generations(file)
-    kept.keep_opening("old", "big", ENDED)
-    kept.keep_opening("new", "big", replace(ENDED, cache_write_tokens=9))
+    kept.store_opening("old", "big", ENDED)
+    kept.store_opening("new", "big", replace(ENDED, cache_write_tokens=9))
     kept.close()
     file.write_text(file.read_text().replace(',"cache_write_tokens":0', ""))
     kept = Generations(file)
-    openings = [kept.opening(key) for key in ("old", "new")]
+    texts = [kept.teacher_text(key) for key in ("old", "new")]
     kept.close()
-    assert openings == [ENDED, replace(ENDED, cache_write_tokens=9)]
-    reply = replace(ENDED, cache_write_tokens=9).first(40, ())
+    assert texts == [ENDED, replace(ENDED, cache_write_tokens=9)]
+    reply = replace(ENDED, cache_write_tokens=9).truncated(40, ())
     assert reply is not None
     assert reply.usage == TokenUsage(20, 6, 3, cache_write_input_tokens=9)
     answer = {"text": "x", "finish": "stop", "usage": [20, 4, 3], "seconds": 0.1}
@@ -73,16 +73,16 @@ def test_stored_tokens_are_kept_and_lines_of_earlier_runs_have_none(tmp_path: Pa
 
 
 def test_its_pieces_are_told_again_as_they_were_written() -> None:
-    assert list(ENDED.told(3)) == ["The", " answer", " is"]
-    assert list(ENDED.told(40)) == list(ENDED.pieces)
-    assert ENDED.seconds_until(len("The answer is")) == 0.3
-    assert ENDED.seconds_until(len("The answer is 5")) == 0.4
+    assert list(ENDED.streamed_pieces(3)) == ["The", " answer", " is"]
+    assert list(ENDED.streamed_pieces(40)) == list(ENDED.pieces)
+    assert ENDED.seconds_to_chars(len("The answer is")) == 0.3
+    assert ENDED.seconds_to_chars(len("The answer is 5")) == 0.4
 
 
 def test_nothing_is_told_of_a_text_that_came_whole() -> None:
-    """Else its end would be looked for as if it were one token."""
+    """Otherwise the whole reply would be taken for one token."""
     whole = replace(ENDED, pieces=(ENDED.text,), at_ms=(700,))
-    assert list(whole.told(3)) == []
+    assert list(whole.streamed_pieces(3)) == []
 
 
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "Hi! Answer with one word: yes or no?"}]}
@@ -91,14 +91,14 @@ RAW: dict[str, Any] = {"prompt": "Q: What comes after 1, 2?\nA: 3\n\nQ: What com
 
 @pytest.mark.models
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("said", [CHAT, RAW])
-async def test_a_cut_is_what_the_engine_says_with_that_limit(said: dict[str, Any], engines: LocalStack) -> None:
-    """One answer ends by itself, the other at a stop string, as those of runs do."""
+@pytest.mark.parametrize("prompt", [CHAT, RAW])
+async def test_a_cut_is_what_the_engine_says_with_that_limit(prompt: dict[str, Any], engines: LocalStack) -> None:
+    """One answer ends by itself, the other at a stop string, as in runs."""
     pair = ConfiguredPair(settings_for(engines.teacher_url, engines.student_url), "big", "small")
-    asked = OpeningRequest(**({"max_tokens": 120, "temperature": 0.0, "stop": ()} | said))
+    request = OpeningRequest(**({"max_tokens": 120, "temperature": 0.0, "stop": ()} | prompt))
     async with engine(pair, "teacher") as teacher:
         pieces: list[str] = []
-        whole = await teacher.opening(asked, tell=pieces.append)
+        whole = await teacher.opening(request, tell=pieces.append)
         assert whole.usage is not None
         assert whole.finish == "stop"
         count = whole.usage.output_tokens
@@ -107,24 +107,24 @@ async def test_a_cut_is_what_the_engine_says_with_that_limit(said: dict[str, Any
             input_tokens=whole.usage.input_tokens, output_tokens=count, cached_tokens=0, asked_tokens=120, seconds=1.0,
         )  # fmt: skip
         for limit in (1, count - 2, count - 1, count, count + 1):
-            told = await teacher.opening(structs.replace(asked, max_tokens=limit), tell=lambda _: None)
-            cut = written.first(limit, tuple(asked.stop))
+            reply = await teacher.opening(structs.replace(request, max_tokens=limit), tell=lambda _: None)
+            cut = written.truncated(limit, tuple(request.stop))
             assert cut is not None
-            assert (limit, cut.text, cut.finish, cut.usage) == (limit, told.text, told.finish, told.usage)
+            assert (limit, cut.text, cut.finish, cut.usage) == (limit, reply.text, reply.finish, reply.usage)
 
 
 def test_what_was_asked_for_less_is_not_known() -> None:
     cut = replace(ENDED, finish="length", output_tokens=5, asked_tokens=5)
-    assert cut.first(6, ()) is None
-    reply = cut.first(5, ())
+    assert cut.truncated(6, ()) is None
+    reply = cut.truncated(5, ())
     assert reply is not None
     assert (reply.text, reply.finish) == ("The answer is 54.", "length")
 
 
 def test_a_stop_string_is_found_over_several_pieces() -> None:
-    """With all of it within the limit the answer has ended; with half of it, it has not."""
+    """The stop string counts only if it is within the limit."""
     stopped = replace(ENDED, pieces=("54", ".", "\n", "Q", ":"), text="54.", output_tokens=5, at_ms=(1, 2, 3, 4, 5))
-    whole, half = stopped.first(5, ("\nQ:",)), stopped.first(4, ("\nQ:",))
+    whole, half = stopped.truncated(5, ("\nQ:",)), stopped.truncated(4, ("\nQ:",))
     assert whole is not None
     assert half is not None
     assert (whole.text, whole.finish) == ("54.", "stop")
@@ -132,20 +132,20 @@ def test_a_stop_string_is_found_over_several_pieces() -> None:
 
 
 def test_an_engine_that_tells_of_several_tokens_at_once_is_cut_in_proportion() -> None:
-    """Never at so many pieces: those would be four times the tokens that are paid for."""
+    """Cutting by pieces would yield four times the tokens paid for."""
     coarse = replace(ENDED, pieces=("12345678", "abcdefgh"), text="12345678abcdefgh", output_tokens=8, at_ms=(10, 20))
-    cuts = [coarse.first(limit, ()) for limit in (2, 4, 6)]
+    cuts = [coarse.truncated(limit, ()) for limit in (2, 4, 6)]
     assert [cut.text for cut in cuts if cut is not None] == ["1234", "12345678", "12345678abcd"]
     assert [cut.usage.output_tokens for cut in cuts if cut is not None and cut.usage is not None] == [2, 4, 6]
-    assert [coarse.seconds_to(limit) for limit in (1, 4, 5, 8)] == [0.01, 0.01, 0.7, 0.7]
+    assert [coarse.seconds_to_tokens(limit) for limit in (1, 4, 5, 8)] == [0.01, 0.01, 0.7, 0.7]
 
 
 def test_an_engine_that_tells_of_nothing_before_its_end_is_cut_all_the_same() -> None:
     silent = replace(ENDED, pieces=("abcdefghij",), at_ms=(700,), text="abcdefghij", output_tokens=10)
-    cut = silent.first(3, ())
+    cut = silent.truncated(3, ())
     assert cut is not None
     assert (cut.text, cut.finish) == ("abc", "length")
 
 
 def test_the_time_of_a_cut_is_that_of_its_last_piece() -> None:
-    assert [ENDED.seconds_to(limit) for limit in (1, 4, 5, 6)] == [0.1, 0.4, 0.7, 0.7]
+    assert [ENDED.seconds_to_tokens(limit) for limit in (1, 4, 5, 6)] == [0.1, 0.4, 0.7, 0.7]

@@ -1,4 +1,4 @@
-"""From options and files to settings."""
+"""Settings from options and grid files."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_exemplars_for_the_teacher_alone_have_no_place_in_a_raw_prompt() -> None
 
 
 def test_auto_is_a_length_beside_the_fixed_ones(tmp_path: Path) -> None:
-    """By the built-in rule, or by a rule that the run was given; and only numbers may be more than the answer."""
+    """The built-in rule or the run's rule chooses m; only numbers may exceed the answer's limit."""
     file = tmp_path / "grid.yaml"
     file.write_text("mode: guided\ntokens: [20, auto, auto]\nmax_tokens: 30\n")
     fixed, chosen = settings_of(read_grid(file, {}), FIND)
@@ -96,7 +96,7 @@ def test_options_win_over_the_file_in_all_its_grids(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("tokens: [20, many]\n", "grid.yaml:1: tokens[1]: "),
         ("mode: guided\ntoken: 20\n", "grid.yaml:2: token: unknown key. Did you mean 'tokens'?"),
@@ -106,12 +106,12 @@ def test_options_win_over_the_file_in_all_its_grids(tmp_path: Path) -> None:
         ("temperature: 3\n", "grid.yaml:1: temperature: "),
     ],
 )
-def test_a_mistake_in_the_file_is_said_with_its_line(text: str, said: str, tmp_path: Path) -> None:
+def test_a_mistake_in_the_file_is_said_with_its_line(text: str, message: str, tmp_path: Path) -> None:
     file = tmp_path / "grid.yaml"
     file.write_text(text)
     with pytest.raises(ConfigError) as caught:
         read_grid(file, {})
-    assert said in caught.value.message
+    assert message in caught.value.message
 
 
 def test_a_mistake_in_the_options_is_told_apart_from_the_file(tmp_path: Path) -> None:

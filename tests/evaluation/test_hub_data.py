@@ -1,4 +1,4 @@
-"""Data sets by name, against a small hub on this machine that serves Parquet files written here."""
+"""Data sets by name, from a local fake hub that serves Parquet files."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ ROWS: dict[str, list[dict[str, Any]]] = {
 
 @contextmanager
 def small_hub(files: dict[str, bytes]) -> Iterator[tuple[str, list[str]]]:
-    asked: list[str] = []
+    requests: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            asked.append(f"{self.command} {self.path}")
+            requests.append(f"{self.command} {self.path}")
             content = files.get(self.path)
             self.send_response(404 if content is None else 200)
             self.send_header("ETag", f'"{hashlib.sha256(content or b"").hexdigest()}"')
@@ -64,7 +64,7 @@ def small_hub(files: dict[str, bytes]) -> Iterator[tuple[str, list[str]]]:
     thread = Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_address[1]}", asked
+        yield f"http://127.0.0.1:{server.server_address[1]}", requests
     finally:
         server.shutdown()
         server.server_close()
@@ -105,11 +105,11 @@ def test_csqa_comes_from_the_hub_with_its_choices(tmp_path: Path) -> None:
 
 
 def test_what_was_fetched_once_is_not_fetched_again(tmp_path: Path) -> None:
-    with small_hub(served("gsm8k", as_parquet("gsm8k", tmp_path))) as (endpoint, asked):
+    with small_hub(served("gsm8k", as_parquet("gsm8k", tmp_path))) as (endpoint, requests):
         first = load("gsm8k", endpoint=endpoint, folder=tmp_path / "kept")
-        before = len(asked)
+        before = len(requests)
         assert load("gsm8k", endpoint=endpoint, folder=tmp_path / "kept").sha256 == first.sha256
-        assert len(asked) == before
+        assert len(requests) == before
     assert load("gsm8k", endpoint="http://127.0.0.1:1", folder=tmp_path / "kept").sha256 == first.sha256
 
 
@@ -117,11 +117,11 @@ def test_what_was_fetched_once_is_not_fetched_again(tmp_path: Path) -> None:
 def test_a_hub_that_cannot_be_reached_is_one_line_that_names_the_ways_out(name: str, tmp_path: Path) -> None:
     with pytest.raises(StartupError) as raised:
         load(name, endpoint="http://127.0.0.1:1", folder=tmp_path)
-    said = raised.value.message
-    assert "\n" not in said
-    assert said.startswith(f"data set '{name}': the hub cannot be reached (")
-    assert "--data FILE" in said
-    assert "--data generated" in said
+    message = raised.value.message
+    assert "\n" not in message
+    assert message.startswith(f"data set '{name}': the hub cannot be reached (")
+    assert "--data FILE" in message
+    assert "--data generated" in message
 
 
 def test_a_file_that_is_no_parquet_says_which(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A model of the configuration as a judge."""
+"""A configured model as a judge."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def settings(url: str) -> Settings:
 
 
 async def test_what_a_judge_said_is_kept_and_not_asked_for_again(tmp_path: Path) -> None:
-    """A fake, which can be relied on to say a score."""
+    """A fake model that always returns a score."""
     bodies: list[dict[str, Any]] = []
 
     async def judge(request: web.Request) -> web.Response:

@@ -1,4 +1,4 @@
-"""The same settings through a whole gateway."""
+"""Settings measured through a whole gateway."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pytest
 
 from gateway.errors import StartupError
 from gateway.evaluation.auto_length import AutoLength
-from gateway.evaluation.elsewhere import described, routes_at
+from gateway.evaluation.elsewhere import describe_routes, remote_routes
 from gateway.evaluation.folder import RunFolder
-from gateway.evaluation.live import LiveRun, gateway_at, gateway_of, routes_of
+from gateway.evaluation.live import LiveRun, connect_gateway, setting_routes, start_gateway
 from gateway.evaluation.record import EXAMPLES, Example, StageRecord, read_lines
 from gateway.evaluation.run import EvalWork
 from gateway.evaluation.scoring import Scoring
@@ -61,23 +61,23 @@ def work_of(settings: Sequence[Setting], questions: Sequence[Question]) -> EvalW
 async def live(
     path: Path, engines: LocalStack, settings: Sequence[Setting], questions: Sequence[Question] = QUESTIONS[:2]
 ) -> Told:
-    told = Told()
+    progress = Told()
     work = work_of(settings, questions)
-    routes = routes_of(settings)
+    routes = setting_routes(settings)
     pair = pair_of(engines)
     with RunFolder(path) as folder:
         folder.begin(manifest(pair, settings, questions, live=True), questions)
-        async with gateway_of(pair, routes, path) as caller:
-            await LiveRun(folder, work, caller, told, concurrency=1, pauses_s=(0.01,)).run(routes)
-    return told
+        async with start_gateway(pair, routes, path) as caller:
+            await LiveRun(folder, work, caller, progress, concurrency=1, pauses_s=(0.01,)).run(routes)
+    return progress
 
 
 @pytest.mark.long
 async def test_a_live_run_and_a_staged_run_give_the_same_answers(tmp_path: Path, engines: LocalStack) -> None:
-    """Greedy, and one at a time: so the staged path is the gateway's path."""
+    """Greedy decoding without concurrency, so that the staged path equals the gateway's."""
     await staged(tmp_path / "staged", pair_of(engines), LIVE, QUESTIONS[:1], concurrency=1)
-    told = await live(tmp_path / "live", engines, LIVE, QUESTIONS[:1])
-    assert told.stages == [("live", len(LIVE))]
+    progress = await live(tmp_path / "live", engines, LIVE, QUESTIONS[:1])
+    assert progress.stages == [("live", len(LIVE))]
     in_stages: list[Example] = list(read_lines(tmp_path / "staged" / EXAMPLES, Example))
     in_live: list[Example] = list(read_lines(tmp_path / "live" / EXAMPLES, Example))
     for one, other in zip(in_stages, in_live, strict=True):
@@ -87,8 +87,8 @@ async def test_a_live_run_and_a_staged_run_give_the_same_answers(tmp_path: Path,
             other.mode,
             other.error,
         )
-        if other.opening:
-            assert one.opening == other.opening
+        if other.guidance:
+            assert one.guidance == other.guidance
         assert one.text == other.text, one.setting
         assert (one.length, one.chosen_tokens, one.kept_tokens) == (
             other.length,
@@ -101,7 +101,7 @@ async def test_a_live_run_and_a_staged_run_give_the_same_answers(tmp_path: Path,
         )
         assert other.total_s
     shown = {setting.name for setting in LIVE if setting.mode == "guided" and setting.placement == "prefix"}
-    assert {one.setting for one in in_live if one.opening} == shown
+    assert {one.setting for one in in_live if one.guidance} == shown
     stages: list[StageRecord] = list(read_lines(tmp_path / "live" / "stages.jsonl", StageRecord))
     assert [(one.stage, one.calls) for one in stages] == [("live", 1)] * len(LIVE)
 
@@ -109,30 +109,30 @@ async def test_a_live_run_and_a_staged_run_give_the_same_answers(tmp_path: Path,
 async def test_a_live_run_goes_on_where_it_stopped(tmp_path: Path, engines: LocalStack) -> None:
     await live(tmp_path, engines, LIVE[1:2], QUESTIONS[:1])
     first = (tmp_path / EXAMPLES).read_bytes()
-    told = await live(tmp_path, engines, LIVE[1:3], QUESTIONS[:2])
-    assert told.steps == 3
+    progress = await live(tmp_path, engines, LIVE[1:3], QUESTIONS[:2])
+    assert progress.steps == 3
     assert (tmp_path / EXAMPLES).read_bytes().startswith(first)
 
 
 async def test_the_routes_of_a_gateway_that_runs_are_settings(
     tmp_path: Path, gateway: GatewayProcess, engines: LocalStack
 ) -> None:
-    """What each does is learnt from a receipt."""
+    """The settings of a remote route are read from a receipt."""
     ways = (Setting(mode="student", **SHORT),)
     work = work_of(ways, QUESTIONS[:1])
-    routes = routes_at(["chat", "chat-student", "chat-teacher"], work)
+    routes = remote_routes(["chat", "chat-student", "chat-teacher"], work)
     names = [f"route {name}, chat, 12 tokens" for name in ("chat", "chat-student", "chat-teacher")]
-    async with gateway_at(gateway.url, KEY) as caller:
-        settings = await described(routes, caller, work, None)
+    async with connect_gateway(gateway.url, KEY) as caller:
+        settings = await describe_routes(routes, caller, work, None)
         assert [(one["name"], one["mode"]) for one in settings] == list(
             zip(names, ("guided", "student", "teacher"), strict=True)
         )
         assert (settings[0]["tokens"], settings[0]["projection"], settings[0]["placement"]) == (12, "cutoff", "prefix")
         with RunFolder(tmp_path) as folder:
-            wanted = msgspec.structs.replace(
+            new_manifest = msgspec.structs.replace(
                 manifest(pair_of(engines), (), QUESTIONS[:1], live=True), settings=settings
             )
-            folder.begin(wanted, QUESTIONS[:1])
+            folder.begin(new_manifest, QUESTIONS[:1])
             await LiveRun(folder, work, caller, Told(), concurrency=1).run(routes)
     found: list[Example] = list(read_lines(tmp_path / EXAMPLES, Example))
     assert [one.setting for one in found] == names
@@ -141,6 +141,6 @@ async def test_the_routes_of_a_gateway_that_runs_are_settings(
 
 async def test_a_route_that_is_not_there_is_said_by_its_name(gateway: GatewayProcess) -> None:
     work = work_of((Setting(mode="student", **SHORT),), QUESTIONS[:1])
-    async with gateway_at(gateway.url, KEY) as caller:
+    async with connect_gateway(gateway.url, KEY) as caller:
         with pytest.raises(StartupError, match=r"--route nowhere: .*status 404 \(model_not_found\)"):
-            await described(routes_at(["nowhere"], work), caller, work, None)
+            await describe_routes(remote_routes(["nowhere"], work), caller, work, None)

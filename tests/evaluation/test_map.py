@@ -1,4 +1,4 @@
-"""Each room's own map names every module and room in it, and none that is gone."""
+"""Each package's overview names all of its modules and subpackages, and no others."""
 
 from __future__ import annotations
 

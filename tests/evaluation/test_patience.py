@@ -1,4 +1,4 @@
-"""When a call is made again, and when an engine counts as gone."""
+"""Retries of engine calls, and detection of a lost engine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NO_KEY = EngineRejected("401", engine="teacher", status_sent=401)
 
 
 def failing(*errors: EngineError | None) -> tuple[Callable[[], Awaitable[int]], list[int]]:
-    """A call that fails so, one after the other; None is a success. And how often it was made."""
+    """Return a call with these consecutive errors (None: success), and the list of its calls."""
     calls: list[int] = []
 
     async def call() -> int:
@@ -35,10 +35,10 @@ def failing(*errors: EngineError | None) -> tuple[Callable[[], Awaitable[int]], 
 
 async def test_a_call_that_fails_is_made_again_a_few_times() -> None:
     call, _ = failing(GONE, BROKEN, None)
-    assert await StageRetries((0.0, 0.0)).with_it(call) == 3
+    assert await StageRetries((0.0, 0.0)).call(call) == 3
     call, calls = failing(BROKEN)
     with pytest.raises(EngineFailed):
-        await StageRetries((0.0, 0.0)).with_it(call)
+        await StageRetries((0.0, 0.0)).call(call)
     assert len(calls) == 3
 
 
@@ -46,25 +46,25 @@ async def test_what_is_refused_is_not_asked_again() -> None:
     for error in (TOO_LONG, NO_KEY):
         call, calls = failing(error)
         with pytest.raises(EngineRejected):
-            await StageRetries((0.0,)).with_it(call)
+            await StageRetries((0.0,)).call(call)
         assert len(calls) == 1
 
 
 @pytest.mark.parametrize(("error", "begun"), [(GONE, 8), (NO_KEY, 8), (BROKEN, 64), (TOO_LONG, 100)])
 async def test_many_in_a_row_say_that_the_engine_is_gone(error: EngineError, begun: int) -> None:
-    """But for questions that it refuses: who refuses is there."""
+    """Rejections do not count, since an engine that rejects is running."""
     patience = StageRetries(())
     call, calls = failing(error)
 
     async def work(_: int) -> None:
         with pytest.raises(EngineError):
-            await patience.with_it(call)
+            await patience.call(call)
 
     if begun < 100:
-        with pytest.raises(StartupError, match=f"Engine 'teacher' is gone: {begun} calls in a row failed"):
-            await patience.side_by_side(range(100), work, 1)
+        with pytest.raises(StartupError, match=f"Engine 'teacher' is gone: {begun} consecutive calls failed"):
+            await patience.run_concurrently(range(100), work, 1)
     else:
-        await patience.side_by_side(range(100), work, 1)
+        await patience.run_concurrently(range(100), work, 1)
     assert len(calls) == begun
 
 
@@ -74,11 +74,11 @@ async def test_a_success_between_two_failures_counts_anew() -> None:
 
     async def work(_: int) -> None:
         try:
-            await patience.with_it(call)
+            await patience.call(call)
         except EngineUnreachable:
             return
 
-    await patience.side_by_side(range(40), work, 1)
+    await patience.run_concurrently(range(40), work, 1)
     assert len(calls) == 40
 
 
@@ -95,7 +95,7 @@ async def test_no_more_than_so_many_are_under_way_and_they_begin_in_order() -> N
         await asyncio.sleep(0)
         under_way.remove(item)
 
-    await StageRetries().side_by_side(range(20), work, 3)
+    await StageRetries().run_concurrently(range(20), work, 3)
     assert (begun, most) == (list(range(20)), 3)
 
 
@@ -104,4 +104,4 @@ async def test_a_mistake_of_our_own_is_raised_as_it_is() -> None:
         raise StartupError("no judge")
 
     with pytest.raises(StartupError, match="no judge"):
-        await StageRetries().side_by_side(range(3), work, 2)
+        await StageRetries().run_concurrently(range(3), work, 2)

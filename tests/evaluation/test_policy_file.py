@@ -1,4 +1,4 @@
-"""The policy file that a recommendation becomes: read by the same code that a gateway reads it with."""
+"""The policy file of a recommendation, read by the gateway's own code."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gateway.config.yaml_source import parse
 from gateway.errors import StartupError
 from gateway.evaluation.advice.evidence import Evidence, evidence_of
 from gateway.evaluation.advice.policy_file import cautions, policy_text
-from gateway.evaluation.advice.policy_files import files_beside
+from gateway.evaluation.advice.policy_files import files_to_write
 from gateway.evaluation.advice.recommend import Recommendation, recommend
 from gateway.evaluation.advice.target import RecommendationTarget
 from gateway.evaluation.auto_length import read_auto
@@ -29,7 +29,7 @@ KEEP = RecommendationTarget("keep", Decimal("0.9"))
 HINTED = replace(M40, tokens=25, projection=HINT, placement="context", boundary="sentence", max_tokens=300)
 
 
-def said(
+def recommendation(
     path: Path, *guided: Truth, n: int = 400, target: RecommendationTarget = KEEP, **manifest: Any
 ) -> Recommendation:
     return recommend(evidence_of(read_run(folder_of(path, [*ALONE, *guided], n, exactly=True, **manifest))), target)
@@ -37,27 +37,27 @@ def said(
 
 def routes(text: str | None) -> tuple[Route, ...]:
     assert text is not None
-    source, mistakes = parse(text.encode(), "x")
+    source, issues = parse(text.encode(), "x")
     assert source is not None
     policy, more = source.check(TenantPolicy)
-    assert [*mistakes, *more] == []
+    assert [*issues, *more] == []
     assert policy is not None
     return policy.routes
 
 
 def with_field(found: Recommendation, **fields: Any) -> Recommendation:
-    """The same, had the setting more to say."""
+    """Return the recommendation with more keys in its setting."""
     evidence = found.evidence
     candidates = tuple(replace(one, setting={**one.setting, **fields}) for one in evidence.candidates)
     changed = Evidence(
-        evidence.sources, evidence.manifests, evidence.asked, evidence.questions, candidates, evidence.teacher,
+        evidence.sources, evidence.manifests, evidence.request_form, evidence.questions, candidates, evidence.teacher,
         evidence.student, evidence.notes,
     )  # fmt: skip
     return replace(found, evidence=changed)
 
 
 def test_a_guided_setting_is_written_whole(tmp_path: Path) -> None:
-    (route,) = routes(policy_text([("maths", said(tmp_path, Truth(HINTED, 0.8, 25, 100)))], tenant="acme"))
+    (route,) = routes(policy_text([("maths", recommendation(tmp_path, Truth(HINTED, 0.8, 25, 100)))], tenant="acme"))
     assert (route.model, route.mode, route.teacher, route.student, route.baseline) == (
         "maths", "guided", "big", "small", "big",
     )  # fmt: skip
@@ -67,7 +67,7 @@ def test_a_guided_setting_is_written_whole(tmp_path: Path) -> None:
 
 
 def test_fields_that_settings_come_to_have_follow_by_themselves(tmp_path: Path) -> None:
-    found = with_field(said(tmp_path, Truth(M40, 0.8, 40, 100)), stream=False, deadline="3s", seed=7)
+    found = with_field(recommendation(tmp_path, Truth(M40, 0.8, 40, 100)), stream=False, deadline="3s", seed=7)
     (route,) = routes(policy_text([("chat", found)], tenant="acme"))
     assert route.guidance.stream is False
     assert route.guidance.longest_deadline_s == 3
@@ -75,14 +75,14 @@ def test_fields_that_settings_come_to_have_follow_by_themselves(tmp_path: Path) 
 
 
 def test_a_field_that_no_policy_has_is_refused_by_its_name(tmp_path: Path) -> None:
-    found = with_field(said(tmp_path, Truth(M40, 0.8, 40, 100)), wibble=1)
-    with pytest.raises(StartupError, match=r"a policy cannot say this: routes\[0\]\.guidance\.wibble: unknown key"):
+    found = with_field(recommendation(tmp_path, Truth(M40, 0.8, 40, 100)), wibble=1)
+    with pytest.raises(StartupError, match=r"a policy cannot contain this: routes\[0\]\.guidance\.wibble: unknown key"):
         policy_text([("chat", found)], tenant="acme")
 
 
 def test_what_else_is_to_stand_there_goes_before_what_was_measured(tmp_path: Path) -> None:
     text = policy_text(
-        [("chat", said(tmp_path, Truth(M40, 0.8, 40, 100)))],
+        [("chat", recommendation(tmp_path, Truth(M40, 0.8, 40, 100)))],
         tenant="acme", teacher="large", student="tiny", guidance={"deadline": "5s", "tokens": 41},
     )  # fmt: skip
     (route,) = routes(text)
@@ -97,7 +97,7 @@ def test_what_else_is_to_stand_there_goes_before_what_was_measured(tmp_path: Pat
 def test_one_of_the_two_alone_is_written_with_the_reason(
     tmp_path: Path, target: RecommendationTarget, mode: str, engines: set[str]
 ) -> None:
-    text = policy_text([("chat", said(tmp_path, Truth(M40, 0.3, 40, 100), target=target))], tenant="acme")
+    text = policy_text([("chat", recommendation(tmp_path, Truth(M40, 0.3, 40, 100), target=target))], tenant="acme")
     (route,) = routes(text)
     assert route.mode == mode
     assert route.engines == engines
@@ -105,51 +105,55 @@ def test_one_of_the_two_alone_is_written_with_the_reason(
 
 
 def test_where_nothing_reaches_the_target_nothing_is_written(tmp_path: Path) -> None:
-    nothing = said(tmp_path / "a", Truth(M40, 0.8, 40, 100), target=RecommendationTarget("budget", Decimal("0.000001")))
+    nothing = recommendation(
+        tmp_path / "a", Truth(M40, 0.8, 40, 100), target=RecommendationTarget("budget", Decimal("0.000001"))
+    )
     assert policy_text([("chat", nothing)], tenant="acme") is None
-    other = said(tmp_path / "b", Truth(M40, 0.8, 40, 100))
+    other = recommendation(tmp_path / "b", Truth(M40, 0.8, 40, 100))
     text = policy_text([("chat", nothing), ("maths", other)], tenant="acme")
     assert [route.model for route in routes(text)] == ["maths"]
-    assert "# No route chat:\n# Wanted: the best for 0.001 USD per 1000 answers." in str(text)
+    assert "# No route chat:\n# Target: the best for 0.001 USD per 1000 answers." in str(text)
 
 
 def test_its_comments_say_what_it_expects_and_from_where(tmp_path: Path) -> None:
-    found = said(tmp_path, Truth(M40, 0.8, 60, 100))
+    found = recommendation(tmp_path, Truth(M40, 0.8, 60, 100))
     words = re.sub(r"\s+#\s+", " ", str(policy_text([("chat", found)], tenant="acme")))
     for part in (
-        "Wanted: the cheapest that keeps 90 % of the teacher's accuracy.",
-        "of 2026-09-21: sums, big and small, asked as chat.",
-        "Expected of 400 questions: 80.0 % right (95 %: 75.8 % to 83.6 %), the teacher alone 80.0 %;",
-        "0.07000 USD per 1000 answers, 35 % of the teacher's; for each answer 60 tokens of the teacher's and 100",
-        "Chosen and measured on different questions (5 folds): 80.0 % right",
-        "the teacher took up to 3.0 s for its opening, beside others; a gateway waits for 2 s",
+        "Target: the cheapest that keeps 90 % of the teacher's accuracy.",
+        "of 2026-09-21: sums, big and small, requests as chat.",
+        "Expected from 400 questions: 80.0 % right (95 %: 75.8 % to 83.6 %), the teacher alone 80.0 %;",
+        "0.07000 USD per 1000 answers, 35 % of the teacher's; each answer has 60 teacher tokens and 100 student tokens",
+        "Selected and measured on different questions (5 folds): 80.0 % right",
+        "the teacher took up to 3.0 s for guidance, with concurrent requests; a gateway waits 2 s",
         "Measured in two stages, not through a gateway",
     ):
         assert part in words
 
 
 def test_a_name_out_of_a_run_cannot_leave_its_comment(tmp_path: Path) -> None:
-    found = said(tmp_path, Truth(M40, 0.8, 40, 100), data="sums\nkeys: [x]\u2028y\x85z")
+    found = recommendation(tmp_path, Truth(M40, 0.8, 40, 100), data="sums\nkeys: [x]\u2028y\x85z")
     text = policy_text([("chat", found)], tenant="acme")
     assert [route.model for route in routes(text)] == ["chat"]
     assert all(line.lstrip().startswith("#") for line in str(text).splitlines() if "[x]" in line)
 
 
 def test_a_projection_of_a_gateway_that_was_asked_needs_its_files_beside_the_policy(tmp_path: Path) -> None:
-    found = said(tmp_path, Truth(M40, 0.8, 40, 100))
-    assert [line for line in cautions(with_field(found, route="r")) if line.startswith("Projection")] == []
+    found = recommendation(tmp_path, Truth(M40, 0.8, 40, 100))
+    assert [line for line in cautions(with_field(found, route="r")) if "own files" in line] == []
     ours = with_field(found, route="r", projection="ours")
-    assert [line for line in cautions(ours) if line.startswith("Projection ours does this with the files of")]
+    assert [line for line in cautions(ours) if "used its own files for projection ours" in line]
 
 
 def test_what_a_run_notes_beside_the_guidance_is_not_the_policys(tmp_path: Path) -> None:
-    found = with_field(said(tmp_path, Truth(M40, 0.8, 40, 100)), shown="5f", route="r", policies="/theirs")
+    found = with_field(recommendation(tmp_path, Truth(M40, 0.8, 40, 100)), shown="5f", route="r", policies="/theirs")
     (route,) = routes(policy_text([("chat", found)], tenant="acme"))
     assert route.guidance.tokens == 40
 
 
 def test_exemplars_are_named_by_their_place_beside_the_policy(tmp_path: Path) -> None:
-    found = with_field(said(tmp_path, Truth(M40, 0.8, 40, 100)), projection="primed", exemplars="/home/me/mine.yaml")
+    found = with_field(
+        recommendation(tmp_path, Truth(M40, 0.8, 40, 100)), projection="primed", exemplars="/home/me/mine.yaml"
+    )
     (route,) = routes(policy_text([("chat", found)], tenant="acme"))
     assert route.guidance.exemplars == "exemplars/mine.yaml"
 
@@ -158,7 +162,7 @@ def test_a_length_for_each_question_is_written_with_its_whole_rule(tmp_path: Pat
     rule = tmp_path / "rule.yaml"
     rule.write_text("max: 50\nstop_at: sentence\nrules:\n  - {name: sums, prompt: maths, tokens: 44}\n")
     chosen = replace(M40, tokens=0, auto=read_auto(rule))
-    text = policy_text([("chat", said(tmp_path / "run", Truth(chosen, 0.8, 40, 100)))], tenant="acme")
+    text = policy_text([("chat", recommendation(tmp_path / "run", Truth(chosen, 0.8, 40, 100)))], tenant="acme")
     (route,) = routes(text)
     assert route.guidance.tokens == "auto"
     assert route.guidance.auto == read_auto(rule).rule
@@ -166,9 +170,9 @@ def test_a_length_for_each_question_is_written_with_its_whole_rule(tmp_path: Pat
 
 
 def test_the_model_of_a_rule_is_written_beside_the_policy(tmp_path: Path) -> None:
-    """Its file is not there when the policy is checked."""
+    """The model file is missing when the policy is checked."""
     found = with_field(
-        said(tmp_path / "run", Truth(M40, 0.8, 40, 100)),
+        recommendation(tmp_path / "run", Truth(M40, 0.8, 40, 100)),
         tokens="auto",
         auto={"max": 80, "model": "lengths/chat.json"},
         auto_file=str(tmp_path / "rule.yaml"),
@@ -177,10 +181,10 @@ def test_the_model_of_a_rule_is_written_beside_the_policy(tmp_path: Path) -> Non
     (tmp_path / "lengths").mkdir()
     (tmp_path / "lengths" / "chat.json").write_text("{}")
     assert found.setting is not None
-    beside = files_beside([found.setting.setting], tmp_path / "policies")
-    assert beside == {tmp_path / "policies" / "lengths" / "chat.json": b"{}"}
+    files = files_to_write([found.setting.setting], tmp_path / "policies")
+    assert files == {tmp_path / "policies" / "lengths" / "chat.json": b"{}"}
 
 
 def test_a_rule_that_no_receipt_tells_is_to_be_copied(tmp_path: Path) -> None:
-    found = with_field(said(tmp_path, Truth(M40, 0.8, 40, 100)), route="r", tokens="auto")
+    found = with_field(recommendation(tmp_path, Truth(M40, 0.8, 40, 100)), route="r", tokens="auto")
     assert [line for line in cautions(found) if "guidance.auto" in line]

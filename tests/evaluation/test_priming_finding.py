@@ -1,4 +1,4 @@
-"""A whole search, over engines that answer as they are told."""
+"""A whole search with fake engines."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from gateway.errors import StartupError
 from gateway.evaluation.priming.exemplars import ExemplarCandidate, TeacherAnswer, given, split
 from gateway.evaluation.priming.finding import SearchLimits, find
-from gateway.evaluation.priming.search import CALLS_EACH, TrialOutcome, fewest_calls
+from gateway.evaluation.priming.search import CALLS_EACH, TrialOutcome, min_calls
 from gateway.evaluation.priming.trials import POOL_CALLS_EACH
 from gateway.evaluation.question import Question
 from gateway.evaluation.scoring import Scoring
@@ -39,14 +39,14 @@ def questions(count: int) -> list[Question]:
 
 @dataclass
 class Engines:
-    """A teacher that answers the pool as `says`, and a pair whose guided score follows from the exemplars shown."""
+    """A teacher that answers the pool with `says`, and a pair whose guided score depends on the shown exemplars."""
 
     says: Callable[[Question], str]
     chance: Callable[[Shown, Question], float]
     answered: list[Question] = field(default_factory=list)
     measured: list[tuple[Shown, Question]] = field(default_factory=list)
 
-    async def answers(self, pool: Sequence[Question], longest: int) -> dict[str, list[TeacherAnswer]]:
+    async def answers(self, pool: Sequence[Question], pool_answer_tokens: int) -> dict[str, list[TeacherAnswer]]:
         self.answered += pool
         return {one.id: [TeacherAnswer("as it is", text := self.says(one), len(text.split()))] for one in pool}
 
@@ -64,10 +64,10 @@ class Heard:
     wrong: int = 0
     steps: list[SearchStep] = field(default_factory=list)
 
-    def made(self, styles: Mapping[Style, Sequence[ExemplarCandidate]], wrong: int) -> None:
+    def on_candidates(self, styles: Mapping[Style, Sequence[ExemplarCandidate]], wrong: int) -> None:
         self.styles, self.wrong = styles, wrong
 
-    def took(self, step: SearchStep) -> None:
+    def on_step(self, step: SearchStep) -> None:
         self.steps.append(step)
 
 
@@ -76,24 +76,24 @@ def explains(question: Question) -> str:
 
 
 def early(shown: Shown, _: Question) -> float:
-    """Right where the teacher was shown to name its choice at once."""
+    """Correct if the exemplars name their choice first."""
     return 0.75 if any(one.style in {"result first", "result alone"} for one in shown) else 0.35
 
 
-LIMITS = SearchLimits(calls=4000, most=4, most_tokens=60, longest=100)
+LIMITS = SearchLimits(calls=4000, max_exemplars=4, max_tokens=60, pool_answer_tokens=100)
 
 
 async def test_exemplars_that_name_their_result_at_once_win_where_that_is_what_pays() -> None:
     parts = split(questions(90), pool=9, select=45, check=30, seed=0)
-    engines, heard = Engines(explains, early), Heard()
-    result = await find(engines, parts, score, LIMITS, 0, heard)
+    engines, listener = Engines(explains, early), Heard()
+    result = await find(engines, parts, score, LIMITS, 0, listener)
     assert result.helps
     assert result.best is not None
     assert {one.style for one in result.best.trial.shown} <= {"result first", "result alone"}
-    assert [step.trial for step in heard.steps] == [step.trial for step in result.found.steps]
-    assert result.checked is not None
-    assert result.checked.gained.gain > 0.2
-    assert len(result.checked.behind.scores) == 30
+    assert [step.trial for step in listener.steps] == [step.trial for step in result.search.steps]
+    assert result.check is not None
+    assert result.check.gained.gain > 0.2
+    assert len(result.check.with_exemplars.scores) == 30
 
 
 @settings(deadline=None, max_examples=40)
@@ -102,16 +102,16 @@ async def test_the_calls_are_kept_to_and_no_question_that_is_asked_is_an_exempla
     seed: int, pool: int, select: int, check: int, spare: int
 ) -> None:
     left = {question.text for question in questions(60)[:20]}
-    parts = split(questions(60), pool=pool, select=select, check=check, seed=seed, leave=left)
-    calls = POOL_CALLS_EACH * pool + fewest_calls(select, check) + spare
+    parts = split(questions(60), pool=pool, select=select, check=check, seed=seed, exclude=left)
+    calls = POOL_CALLS_EACH * pool + min_calls(select, check) + spare
     engines = Engines(explains, early)
-    limits = SearchLimits(calls=calls, most=4, most_tokens=60, longest=100)
+    limits = SearchLimits(calls=calls, max_exemplars=4, max_tokens=60, pool_answer_tokens=100)
     result = await find(engines, parts, score, limits, seed, Heard())
     assert result.spent == POOL_CALLS_EACH * pool + CALLS_EACH * len(engines.measured) <= calls
-    asked = {question.text for _, question in engines.measured}
+    measured = {question.text for _, question in engines.measured}
     shown = {one.exemplar.question for some, _ in engines.measured for one in some}
-    assert not asked & shown
-    assert not (asked | shown) & left
+    assert not measured & shown
+    assert not (measured | shown) & left
     assert shown <= {question.text for question in engines.answered}
     checked = {question.id for question in parts.check}
     winners = {some for some, question in engines.measured if question.id in checked}
@@ -123,9 +123,9 @@ async def test_what_gains_nothing_on_other_questions_does_not_help() -> None:
     compared = {question.id for question in parts.select}
     lucky = Engines(explains, lambda shown, one: 0.9 if shown and one.id in compared else 0.4)
     result = await find(lucky, parts, score, LIMITS, 0, Heard())
-    assert result.found.best is not None
-    assert result.checked is not None
-    assert result.checked.gained.gain == 0
+    assert result.search.best is not None
+    assert result.check is not None
+    assert result.check.gained.gain == 0
     assert not result.helps
 
 
@@ -133,22 +133,22 @@ async def test_without_questions_for_a_check_the_comparison_decides() -> None:
     parts = split(questions(90), pool=6, select=40, check=0, seed=0)
     result = await find(Engines(explains, early), parts, score, LIMITS, 0, Heard())
     assert result.helps
-    assert result.checked is None
+    assert result.check is None
 
 
 async def test_questions_that_the_teacher_gets_wrong_are_counted_and_left_out() -> None:
     parts = split(questions(90), pool=9, select=10, check=0, seed=0)
-    heard = Heard()
-    await find(Engines(lambda _: "A towel dries. The answer is (b).", early), parts, score, LIMITS, 0, heard)
+    listener = Heard()
+    await find(Engines(lambda _: "A towel dries. The answer is (b).", early), parts, score, LIMITS, 0, listener)
     wrong = sum(question.answer != "b" for question in parts.pool)
-    assert 0 < wrong == heard.wrong < 9
-    assert {one.result for some in heard.styles.values() for one in some} == {"b"}
+    assert 0 < wrong == listener.wrong < 9
+    assert {one.result for some in listener.styles.values() for one in some} == {"b"}
 
 
 async def test_a_teacher_that_is_never_right_makes_no_exemplars() -> None:
     parts = split(questions(90), pool=5, select=10, check=0, seed=0)
     engines = Engines(lambda _: "I cannot say.", early)
-    with pytest.raises(StartupError, match="To none of the 5 questions of the pool"):
+    with pytest.raises(StartupError, match=r"no correct answer .* to any of the 5"):
         await find(engines, parts, score, LIMITS, 0, Heard())
     assert engines.measured == [], "nothing more is asked"
 
@@ -172,6 +172,13 @@ def test_ones_own_exemplar_may_not_be_a_question_to_compare_on() -> None:
 async def test_too_few_calls_are_said_before_any_is_made() -> None:
     parts = split(questions(90), pool=5, select=10, check=5, seed=0)
     engines = Engines(explains, early)
-    with pytest.raises(StartupError, match=r"--calls 74 does not reach.* take 75 calls"):
-        await find(engines, parts, score, SearchLimits(calls=74, most=4, most_tokens=60, longest=9), 0, Heard())
+    with pytest.raises(StartupError, match=r"--calls 74 is too few.* need 75 calls"):
+        await find(
+            engines,
+            parts,
+            score,
+            SearchLimits(calls=74, max_exemplars=4, max_tokens=60, pool_answer_tokens=9),
+            0,
+            Heard(),
+        )
     assert engines.answered == []

@@ -1,4 +1,4 @@
-"""The search for exemplars, over engines whose scores are known."""
+"""The search for exemplars, with engines of known scores."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from gateway.evaluation.priming.search import (
     ScoreDifference,
     Trial,
     TrialOutcome,
-    fewest_calls,
     improves,
+    min_calls,
 )
 from gateway.evaluation.question import Question
 from gateway.policy.projections import Exemplar
@@ -41,15 +41,15 @@ def pool(styles: Sequence[Style] = STYLES, each: int = 10) -> dict[Style, list[E
 
 
 class World:
-    """Engines that are right with a probability that the shown exemplars set; each question has its own difficulty."""
+    """Engines whose accuracy depends on the shown exemplars; each question has its own difficulty."""
 
     def __init__(self, chance: Callable[[Counter[str]], float], seed: int = 0) -> None:
         self.chance = chance
         self.seed = seed
-        self.asked: list[tuple[Shown, Question]] = []
+        self.measured: list[tuple[Shown, Question]] = []
 
     async def measure(self, asks: Sequence[tuple[Shown, Question]]) -> list[TrialOutcome]:
-        self.asked += asks
+        self.measured += asks
         return [self._outcome(shown, question) for shown, question in asks]
 
     def _outcome(self, shown: Shown, question: Question) -> TrialOutcome:
@@ -67,10 +67,10 @@ def trial(*scores: float, read: float = 10) -> Trial:
 @given(st.integers(0, 10_000), st.sampled_from(STYLES))
 async def test_the_style_that_pays_is_found_whichever_it_is(seed: int, best: Style) -> None:
     world = World(lambda styles: 0.7 if styles[best] else 0.3, seed)
-    found = await ExemplarSearch(pool(), SELECT, MeasuredOutcomes(world.measure, 5000), most=8).run()
+    found = await ExemplarSearch(pool(), SELECT, MeasuredOutcomes(world.measure, 5000), max_exemplars=8).run()
     assert found.best is not None
     assert {one.style for one in found.best.trial.shown} == {best}
-    # One does what four do, and is shorter.
+    # One exemplar has the effect of four, and is shorter.
     assert len(found.best.trial.shown) == 1
     assert found.best.gained is not None
     assert found.best.gained.gain > 0.1
@@ -78,7 +78,7 @@ async def test_the_style_that_pays_is_found_whichever_it_is(seed: int, best: Sty
 
 async def test_it_goes_on_to_as_many_as_pay() -> None:
     world = World(lambda styles: 0.2 + 0.09 * min(8, styles["concise"]))
-    found = await ExemplarSearch(pool(), SELECT, MeasuredOutcomes(world.measure, 9000), most=8).run()
+    found = await ExemplarSearch(pool(), SELECT, MeasuredOutcomes(world.measure, 9000), max_exemplars=8).run()
     assert found.best is not None
     assert Counter(one.style for one in found.best.trial.shown) == {"concise": 8}
     assert [len(step.trial.shown) for step in found.steps] == [0, 4, 8]
@@ -88,15 +88,15 @@ async def test_it_goes_on_to_as_many_as_pay() -> None:
 
 async def test_two_styles_that_help_together_are_found_together() -> None:
     world = World(lambda styles: 0.2 + 0.25 * bool(styles["result first"]) + 0.25 * bool(styles["concise"]))
-    found = await ExemplarSearch(pool(), SELECT, MeasuredOutcomes(world.measure, 9000), most=4).run()
+    found = await ExemplarSearch(pool(), SELECT, MeasuredOutcomes(world.measure, 9000), max_exemplars=4).run()
     assert found.best is not None
     assert {"result first", "concise"} <= {one.style for one in found.best.trial.shown}
 
 
 async def test_none_is_found_where_none_helps() -> None:
-    """The best of those that were tried is told all the same."""
+    """The best tried set is reported even if it does not improve."""
     world = World(lambda styles: 0.5 if not styles else 0.4)
-    found = await ExemplarSearch(pool(), SELECT, MeasuredOutcomes(world.measure, 5000), most=8).run()
+    found = await ExemplarSearch(pool(), SELECT, MeasuredOutcomes(world.measure, 5000), max_exemplars=8).run()
     assert found.best is None
     assert found.ended == "nothing better"
     assert found.runner_up is not None
@@ -110,46 +110,48 @@ async def test_the_budget_is_kept_to_the_last_call(spare: int, seed: int, keep: 
     world = World(lambda styles: 0.2 + 0.09 * styles["concise"], seed)
     calls = len(SELECT) * CALLS_EACH + keep + spare
     scores = MeasuredOutcomes(world.measure, calls)
-    found = await ExemplarSearch(pool(), SELECT, scores, most=8, keep=keep).run()
-    assert scores.spent == sum(2 - question.id.endswith("0") for _, question in world.asked)
-    assert scores.left >= keep
+    found = await ExemplarSearch(pool(), SELECT, scores, max_exemplars=8, reserve=keep).run()
+    assert scores.spent == sum(2 - question.id.endswith("0") for _, question in world.measured)
+    assert scores.remaining >= keep
     saved = sum(question.id.endswith("0") for question in SELECT)  # by the first set
     if spare + saved < len(SELECT) * CALLS_EACH:
         assert found.ended == "calls"
         assert found.best is None
 
 
-async def test_the_fewest_calls_reach_for_one_set_and_its_check() -> None:
+async def test_the_min_calls_reach_for_one_set_and_its_check() -> None:
     world = World(lambda styles: 0.9 if styles else 0.1)
-    least = fewest_calls(len(SELECT), 10)
+    least = min_calls(len(SELECT), 10)
     scores = MeasuredOutcomes(world.measure, least)
-    found = await ExemplarSearch(pool(["concise"]), SELECT, scores, most=1, keep=10 * 2 * CALLS_EACH).run()
+    found = await ExemplarSearch(pool(["concise"]), SELECT, scores, max_exemplars=1, reserve=10 * 2 * CALLS_EACH).run()
     assert found.best is not None
     assert len(found.best.trial.shown) == 1
 
 
 async def test_nothing_is_measured_twice_and_a_larger_set_never_shows_a_question_twice() -> None:
     world = World(lambda styles: 0.2 + 0.05 * sum(styles.values()))
-    await ExemplarSearch(pool(each=5), SELECT, MeasuredOutcomes(world.measure, 9000), most=8).run()
-    assert len(set(world.asked)) == len(world.asked)
-    for shown, _ in world.asked:
+    await ExemplarSearch(pool(each=5), SELECT, MeasuredOutcomes(world.measure, 9000), max_exemplars=8).run()
+    assert len(set(world.measured)) == len(world.measured)
+    for shown, _ in world.measured:
         names = [one.question for one in shown]
         assert len(set(names)) == len(names)
         assert len(names) <= 8
 
 
 async def test_the_same_search_asks_the_same() -> None:
-    """So that one that was killed goes on where it was."""
+    """A killed search resumes in the same way."""
     first, second = World(lambda styles: 0.1 * len(styles) + 0.1), World(lambda styles: 0.1 * len(styles) + 0.1)
     for world in (first, second):
-        await ExemplarSearch(pool(), SELECT, MeasuredOutcomes(world.measure, 2000), most=8).run()
-    assert first.asked == second.asked
+        await ExemplarSearch(pool(), SELECT, MeasuredOutcomes(world.measure, 2000), max_exemplars=8).run()
+    assert first.measured == second.measured
 
 
 def test_a_question_to_compare_on_is_no_exemplar() -> None:
     mine = ExemplarCandidate(Exemplar("Which is number 3?", "3"), "concise", "s3", 3)
     with pytest.raises(ValueError, match="is an exemplar"):
-        ExemplarSearch({"concise": [mine]}, SELECT, MeasuredOutcomes(World(lambda _: 0.5).measure, 100), most=1)
+        ExemplarSearch(
+            {"concise": [mine]}, SELECT, MeasuredOutcomes(World(lambda _: 0.5).measure, 100), max_exemplars=1
+        )
 
 
 def test_fewer_tokens_break_a_tie_and_a_worse_score_does_not() -> None:
@@ -169,7 +171,7 @@ def test_a_gain_counts_that_chance_would_rarely_bring(wins: int, losses: int, be
 
 
 def test_an_interval_is_never_a_point_and_holds_the_gain() -> None:
-    """Agresti's example: of 1600 voters 944 approved and then 880; 86 and 150 changed their minds."""
+    """Agresti's example: of 1600 voters 944 approved, later 880; 86 and 150 changed their opinion."""
     same = ScoreDifference.of(trial(*[1.0] * 20), trial(*[1.0] * 20))
     assert same.low < 0 < same.high
     assert same.gain == 0

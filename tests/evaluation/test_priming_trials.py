@@ -36,7 +36,7 @@ QUESTIONS = [
     Question(land, f"What is the capital of {land}?", capital, "contains") for land, capital in CAPITALS.items()
 ]
 SETTING = Setting(mode="guided", tokens=6, max_tokens=12)
-LIMITS = SearchLimits(calls=60, most=1, most_tokens=40, longest=24)
+LIMITS = SearchLimits(calls=60, max_exemplars=1, max_tokens=40, pool_answer_tokens=24)
 NOWHERE = "http://127.0.0.1:9"
 
 
@@ -45,7 +45,7 @@ async def searched(
 ) -> tuple[SearchReport, QuestionSplit, Heard]:
     parts = split(QUESTIONS, pool=2, select=3, check=1, seed=0)
     every = [*parts.select, *parts.check, *parts.pool]
-    heard = Heard()
+    listener = Heard()
     with RunFolder(path) as folder:
 
         def begin(settings: Sequence[Setting]) -> None:
@@ -55,13 +55,13 @@ async def searched(
             folder=folder,
             pair=pair,
             setting=SETTING,
-            every=every,
+            all_questions=every,
             score=Scoring().score,
             progress=progress or Told(),
             concurrency=4,
             begin=begin,
         )
-        return await find(trials, parts, Scoring().score, LIMITS, 0, heard), parts, heard
+        return await find(trials, parts, Scoring().score, LIMITS, 0, listener), parts, listener
 
 
 def texts(path: Path) -> int:
@@ -70,11 +70,11 @@ def texts(path: Path) -> int:
 
 
 class Killed(Exception):
-    """What ends a search at once."""
+    """An interruption of the search."""
 
 
 class Ends(Told):
-    """Ends the search after so many calls, as a kill would."""
+    """Raise after some calls, like a kill."""
 
     def __init__(self, after: int) -> None:
         super().__init__()
@@ -89,15 +89,17 @@ class Ends(Told):
 @pytest.mark.long
 async def test_the_teacher_alone_sees_exemplars_and_none_of_them_is_asked(tmp_path: Path, engines: LocalStack) -> None:
     with (
-        recording_proxy(engines.teacher_url) as (teacher, to_teacher),
+        recording_proxy(engines.teacher_url) as (teacher, teacher_request),
         recording_proxy(engines.student_url) as (student, to_student),
     ):
-        result, parts, heard = await searched(tmp_path, ConfiguredPair(settings_for(teacher, student), "big", "small"))
-    assert heard.steps, "the score without exemplars is told"
+        result, parts, listener = await searched(
+            tmp_path, ConfiguredPair(settings_for(teacher, student), "big", "small")
+        )
+    assert listener.steps, "the score without exemplars is told"
     assert result.spent <= LIMITS.calls
     shown = {
         message["content"]
-        for body in to_teacher
+        for body in teacher_request
         for message in body.get("messages", [])[:-1]
         if message["role"] == "user"
     }
@@ -122,9 +124,9 @@ async def test_a_search_that_was_killed_goes_on_and_one_that_ended_asks_nobody(
     assert kept > 0
     first, parts, _ = await searched(tmp_path, pair_of(engines))
     assert kept < texts(tmp_path), "it was killed on its way"
-    openings = [line.get("opening") or line.get("answer") for line in lines(tmp_path / GENERATIONS)]
-    assert len(openings) == len(set(openings)), "nothing was asked twice"
-    assert len(openings) <= first.spent, "the same guidance twice takes one answer"
+    keys = [line.get("opening") or line.get("answer") for line in lines(tmp_path / GENERATIONS)]
+    assert len(keys) == len(set(keys)), "nothing was asked twice"
+    assert len(keys) <= first.spent, "the same guidance twice takes one answer"
     away = ConfiguredPair(settings_for(NOWHERE, NOWHERE), "big", "small")
     again, _, _ = await searched(tmp_path, away)
     assert again == first
@@ -136,7 +138,7 @@ async def test_a_search_that_was_killed_goes_on_and_one_that_ended_asks_nobody(
 
 async def test_an_engine_that_is_away_ends_the_search_and_chooses_nothing(tmp_path: Path, engines: LocalStack) -> None:
     half = ConfiguredPair(settings_for(engines.teacher_url, NOWHERE), "big", "small")
-    with pytest.raises(StartupError, match="student small does not answer"):
+    with pytest.raises(StartupError, match="student small does not respond"):
         await searched(tmp_path, half)
     kept = texts(tmp_path)
     assert kept > 0, "what the teacher wrote is kept"

@@ -1,4 +1,4 @@
-"""Generated problems: the answers are worked out again here, from the structure, by other means."""
+"""Generated problems: the answers are computed again from the structure by other means."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ import pytest
 
 from gateway.evaluation.questions.problem_stories import STORIES, Sum
 from gateway.evaluation.questions.problem_words import BAKED, CROPS, GOODS, HOLDERS, KEPT, ProblemRandom
-from gateway.evaluation.questions.problems import FEWEST_STEPS, MOST_STEPS, choice_problems, problems
+from gateway.evaluation.questions.problems import MAX_STEPS, MIN_STEPS, choice_problems, problems
 from gateway.evaluation.scoring import SCORERS
 
 RUN = problems(1000, seed=7)
 CHOICES = choice_problems(300, seed=7)
 _CALCULATE = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
-# Numbers that a story says in words.
+# Numbers written as words in stories.
 SAID = {2: ("half", "Half", "twice")}
 
 
 def in_words(total: Sum) -> str:
-    """The sum as Python would write it."""
+    """Return the sum as a Python expression."""
     return str(total) if isinstance(total, int) else f"({in_words(total[1])} {total[0]} {in_words(total[2])})"
 
 
 def worked_out(total: Sum) -> list[Fraction]:
-    """Every value on the way, the last one the whole's: by a stack machine over exact fractions."""
+    """Return all intermediate values, the result last, from a stack machine over exact fractions."""
     stack: list[Fraction] = []
     seen: list[Fraction] = []
     waiting: list[Sum | str] = [total]
@@ -61,10 +61,10 @@ def test_every_value_on_the_way_is_a_whole_number_above_0() -> None:
 
 def test_the_text_tells_every_number_of_the_structure() -> None:
     for problem in RUN:
-        told = re.findall(r"\d+", problem.question.text)
+        numbers = re.findall(r"\d+", problem.question.text)
         for number in numbers_of(problem.sum):
             words = SAID.get(number, ())
-            assert str(number) in told or any(word in problem.question.text for word in words), problem.question.text
+            assert str(number) in numbers or any(word in problem.question.text for word in words), problem.question.text
 
 
 def test_steps_are_the_different_calculations() -> None:
@@ -84,11 +84,11 @@ def test_no_two_of_a_thousand_are_equal() -> None:
 
 def test_all_kinds_and_all_difficulties_come_up() -> None:
     assert {problem.kind for problem in RUN} == set(STORIES)
-    assert {problem.steps for problem in RUN} == set(range(FEWEST_STEPS, MOST_STEPS + 1))
+    assert {problem.steps for problem in RUN} == set(range(MIN_STEPS, MAX_STEPS + 1))
 
 
 def test_a_seed_gives_the_same_problems_everywhere() -> None:
-    """Fixed: whoever changes a story changes the data set, and must know it."""
+    """The digest is fixed: changing a story changes the data set."""
     made = [*problems(50, 1), *choice_problems(50, 1)]
     text = "\n".join(f"{one.question.text} {one.question.answer}" for one in made)
     assert (
@@ -111,7 +111,7 @@ def test_some_tell_a_number_that_has_nothing_to_do_with_the_question() -> None:
 
 
 @pytest.mark.parametrize("kind", STORIES)
-@pytest.mark.parametrize("steps", range(FEWEST_STEPS, MOST_STEPS + 1))
+@pytest.mark.parametrize("steps", range(MIN_STEPS, MAX_STEPS + 1))
 def test_each_story_can_be_told_in_any_number_of_steps(kind: str, steps: int) -> None:
     lengths = {STORIES[kind](ProblemRandom(f"any:{seed}"), steps).steps for seed in range(30)}
     assert steps in lengths
@@ -135,15 +135,15 @@ def test_a_noun_is_counted_and_has_its_article() -> None:
 
 def test_the_right_choice_is_the_one_person_with_the_most_or_fewest() -> None:
     for problem in CHOICES:
-        amounts = told(problem.question.text)
-        wanted = max(amounts.values()) if "Who has the most" in problem.question.text else min(amounts.values())
-        right = [name for name, amount in amounts.items() if amount == wanted]
+        amounts = parsed_amounts(problem.question.text)
+        extreme = max(amounts.values()) if "Who has the most" in problem.question.text else min(amounts.values())
+        right = [name for name, amount in amounts.items() if amount == extreme]
         assert right == [dict(problem.question.options)[problem.question.answer]], problem.question.text
-        assert worked_out(problem.sum)[-1] == wanted
+        assert worked_out(problem.sum)[-1] == extreme
 
 
-def told(text: str) -> dict[str, Fraction]:
-    """What everyone has, read from the text alone."""
+def parsed_amounts(text: str) -> dict[str, Fraction]:
+    """Return everyone's amount, parsed from the text only."""
     amounts: dict[str, Fraction] = {}
     for sentence in re.split(r"(?<=\.) ", text.partition(" Who has")[0]):
         name, other = sentence.split()[0], sentence.rstrip(".").split()[-1]

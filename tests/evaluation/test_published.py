@@ -1,4 +1,4 @@
-"""The paper's figures as we keep them: at odds with each other only where the notes say so."""
+"""The stored figures of the paper are inconsistent only where the notes list it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROUNDING = 0.011
 
 
 def odd(data: str) -> list[PublishedPair]:
-    """Pairs whose accuracy is not the student's and their delta."""
+    """Return pairs whose accuracy is not the student's plus their delta."""
     found = []
     for pair in PAIRS[data]:
         own = alone(data, pair.student, pair.limit)

@@ -1,4 +1,4 @@
-"""The recommendation on folders of which the truth is known."""
+"""Recommendations for folders with known truth."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from gateway.evaluation.advice.evidence import evidence_of
-from gateway.evaluation.advice.recommend import Recommendation, choice, judged, recommend
+from gateway.evaluation.advice.recommend import Recommendation, check_settings, choice, recommend
 from gateway.evaluation.advice.target import AnswerPanel, RecommendationTarget
 from gateway.evaluation.run_records import read_run
-from gateway.evaluation.statistics import LEAST_QUESTIONS
+from gateway.evaluation.statistics import MIN_QUESTIONS
 from tests.evaluation.known_truth import ALONE, CONCISE_40, M20, M40, M80, STUDENT, TEACHER, Truth, draws, folder_of
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 KEEP = RecommendationTarget("keep", Decimal("0.95"))
 RUNS = 200
-# Three standard errors of a share of 0.2 over so many runs.
+# Three standard errors of a share of 0.2 over this number of runs.
 SLACK = 3 * (0.2 * 0.8 / RUNS) ** 0.5
 
 
@@ -32,57 +32,57 @@ def panel(truths: Sequence[Truth], n: int, seed: int) -> AnswerPanel:
 
 
 def chosen(truths: Sequence[Truth], n: int, target: RecommendationTarget) -> list[int | None]:
-    """In so many runs."""
+    """Return the chosen column of each simulated run."""
     found = []
     for seed in range(RUNS):
         own = panel(truths, n, seed)
-        found.append(choice(own, target, judged(own, target, 0.8, seed)))
+        found.append(choice(own, target, check_settings(own, target, 0.8, seed)))
     return found
 
 
-def said(
+def recommendation(
     path: Path, truths: Sequence[Truth], n: int, target: RecommendationTarget = KEEP, seed: int = 0
 ) -> Recommendation:
     return recommend(evidence_of(read_run(folder_of(path, truths, n, seed))), target)
 
 
 def test_what_is_recommended_reaches_the_target_about_as_often_as_it_was_asked_to() -> None:
-    """Six settings just miss it. The best by the figures alone nearly always seems to reach it."""
-    missing = [Truth(M40.of_tokens(30 + place), 0.755, 30 + place, 100) for place in range(6)]
+    """Six settings narrowly miss the target. Without a test, the best of them nearly always seems to reach it."""
+    missing = [Truth(M40.with_tokens(30 + place), 0.755, 30 + place, 100) for place in range(6)]
     truths = [*ALONE, *missing]
     found = chosen(truths, 150, KEEP)
     assert sum(place is not None and place > 1 for place in found) / RUNS <= 0.2 + SLACK
     seems = 0
     for seed in range(RUNS):
         own = panel(truths, 150, seed)
-        place = choice(own, KEEP, judged(own, KEEP, 0.8, seed), exact=True)
+        place = choice(own, KEEP, check_settings(own, KEEP, 0.8, seed), exact=True)
         seems += place is not None and place > 1
     assert seems / RUNS > 0.6, "or the test is too easy"
 
 
 def test_what_is_on_the_line_of_the_mixture_is_said_to_pay_no_oftener_than_asked() -> None:
-    """Settings of 40 to 80 tokens of the teacher that do exactly what asking it now and then would do."""
+    """Settings with 40 to 80 teacher tokens that equal a random mixture with the teacher."""
     on_line = [
-        Truth(M40.of_tokens(tokens), 0.4 + 0.4 * (tokens + 16 - 20) / 180, tokens, 160) for tokens in (40, 60, 80)
+        Truth(M40.with_tokens(tokens), 0.4 + 0.4 * (tokens + 16 - 20) / 180, tokens, 160) for tokens in (40, 60, 80)
     ]
     paid = 0
     for seed in range(RUNS):
         own = panel([*ALONE, *on_line], 200, seed)
-        paid += any(one.pays is not None and one.pays.shown for one in judged(own, KEEP, 0.8, seed))
+        paid += any(one.pays is not None and one.pays.shown for one in check_settings(own, KEEP, 0.8, seed))
     assert paid / RUNS <= 0.2 + SLACK
 
 
 @pytest.mark.parametrize(("n", "verdict"), [(40, "none_pays"), (8, "too_few")])
 def test_a_teacher_that_got_nothing_right_has_nothing_to_keep(tmp_path: Path, n: int, verdict: str) -> None:
-    """Else the cheapest of all would keep 95 % of it."""
+    """Otherwise the cheapest of all would keep 95 % of an accuracy of 0."""
     nothing = [replace(one, accuracy=0.0) for one in (*ALONE, Truth(M40, 0.0, 40, 100))]
-    found = said(tmp_path, nothing, n)
-    assert (found.verdict, found.chosen, found.favourite) == (verdict, None, None)
+    found = recommendation(tmp_path, nothing, n)
+    assert (found.verdict, found.chosen, found.favorite) == (verdict, None, None)
     assert found.held_out is None, "nor does the procedure choose anything on a part of them"
     if verdict == "none_pays":
-        assert "got no question right" in found.why
-    best = said(tmp_path / "budget", nothing, n, RecommendationTarget("budget", Decimal("0.01")))
-    assert best.chosen is not None or n < LEAST_QUESTIONS, "what money buys has nothing to do with the teacher"
+        assert "answered no question correctly" in found.reason
+    best = recommendation(tmp_path / "budget", nothing, n, RecommendationTarget("budget", Decimal("0.01")))
+    assert best.chosen is not None or n < MIN_QUESTIONS, "what money buys has nothing to do with the teacher"
 
 
 def test_where_guidance_is_clearly_worse_none_pays() -> None:
@@ -104,7 +104,7 @@ def test_where_guidance_is_clearly_better_it_is_recommended() -> None:
 
 
 def test_a_recommendation_tells_what_it_expects(tmp_path: Path) -> None:
-    found = said(tmp_path, [*ALONE, Truth(M40, 0.8, 40, 120), Truth(M80, 0.8, 80, 80)], 400)
+    found = recommendation(tmp_path, [*ALONE, Truth(M40, 0.8, 40, 120), Truth(M80, 0.8, 80, 80)], 400)
     assert found.verdict == "guided"
     assert found.setting is not None
     assert found.setting.setting["tokens"] == 40
@@ -114,16 +114,16 @@ def test_a_recommendation_tells_what_it_expects(tmp_path: Path) -> None:
     assert held.n == 400
     assert sum(held.chosen.values()) == held.folds == 5
     assert held.interval is not None
-    assert held.interval.holds(held.accuracy)
+    assert held.interval.contains(held.accuracy)
     assert Decimal("0.00005") < held.cost_usd <= held.teacher_usd == Decimal("0.0002")
 
 
 def test_the_held_out_figure_is_that_of_the_procedure_and_not_of_the_winner(tmp_path: Path) -> None:
-    """Twelve settings that are all alike: the one that seems best is not as good as it seems."""
-    alike = [Truth(M40.of_tokens(30 + place), 0.6, 30 + place, 100) for place in range(12)]
+    """Twelve settings are equal, so the one that seems best is not as good as it seems."""
+    alike = [Truth(M40.with_tokens(30 + place), 0.6, 30 + place, 100) for place in range(12)]
     gaps = []
     for seed in range(8):
-        found = said(tmp_path, [*ALONE, *alike], 60, RecommendationTarget("share", Decimal("0.5")), seed)
+        found = recommendation(tmp_path, [*ALONE, *alike], 60, RecommendationTarget("share", Decimal("0.5")), seed)
         assert found.verdict == "guided"
         assert found.setting is not None
         assert found.held_out is not None
@@ -132,48 +132,48 @@ def test_the_held_out_figure_is_that_of_the_procedure_and_not_of_the_winner(tmp_
 
 
 def test_few_questions_say_how_many_more(tmp_path: Path) -> None:
-    found = said(tmp_path, [*ALONE, Truth(M40, 0.82, 40, 120)], 60, seed=9)
+    found = recommendation(tmp_path, [*ALONE, Truth(M40, 0.82, 40, 120)], 60, seed=9)
     assert found.verdict == "too_few"
     assert found.setting is not None
     assert found.setting.setting["mode"] == "teacher"
-    assert found.favourite == 2
+    assert found.favorite == 2
     assert found.more is not None
     assert found.more > 20
-    assert f"about {found.more:,} more than these 60 questions" in found.why
+    assert f"about {found.more:,} questions in addition to these 60" in found.reason
 
 
 def test_below_twenty_questions_nothing_is_claimed(tmp_path: Path) -> None:
-    found = said(tmp_path, [Truth(TEACHER, 1, 200, 0), Truth(STUDENT, 0, 0, 200), Truth(M40, 1, 40, 100)], 12)
+    found = recommendation(tmp_path, [Truth(TEACHER, 1, 200, 0), Truth(STUDENT, 0, 0, 200), Truth(M40, 1, 40, 100)], 12)
     assert found.verdict == "too_few"
     assert found.setting is not None
     assert found.setting.setting["mode"] == "teacher"
     assert found.held_out is None
     assert found.more is not None
-    assert found.more >= LEAST_QUESTIONS - 12
+    assert found.more >= MIN_QUESTIONS - 12
 
 
 @pytest.mark.parametrize(
     ("truths", "target", "mode", "why"),
     [
-        ([*ALONE, Truth(M40, 0.5, 40, 100)], KEEP, "teacher", "no guided setting reaches the target, of 1"),
+        ([*ALONE, Truth(M40, 0.5, 40, 100)], KEEP, "teacher", "none of the 1 guided settings reaches the target"),
         (
             [*ALONE, Truth(M40, 0.3, 40, 100)],
             RecommendationTarget("share", Decimal("0.5")),
             "student",
-            "none of them beats student and teacher mixed at the same cost; the best is 16.7 points below",
+            "none beats a mixture of student and teacher at the same cost; the best is 16.7 points below",
         ),
         (
             [Truth(TEACHER, 0.8, 200, 0), Truth(STUDENT, 0.8, 0, 200), Truth(M40, 0.9, 40, 160)],
             RecommendationTarget("loss", Decimal("0.2")),
             "student",
-            "the student alone reaches the target, and is cheaper than every guided setting that does",
+            "the student alone reaches the target, and is cheaper than every guided setting that reaches it",
         ),
-        ([*ALONE], KEEP, "teacher", "no guided setting was run"),
+        ([*ALONE], KEEP, "teacher", "the run has no guided setting"),
         (
             [*ALONE, Truth(M40, 0.7, 40, 100)],
             RecommendationTarget("budget", Decimal("0.00001")),
             None,
-            "no guided setting reaches the target, of 1",
+            "none of the 1 guided settings reaches the target",
         ),
     ],
 )
@@ -183,11 +183,11 @@ def test_none_pays_says_why_and_what_then(
     found = recommend(evidence_of(read_run(folder_of(tmp_path, truths, 400, exactly=True))), target)
     assert found.verdict == "none_pays"
     assert (None if found.setting is None else found.setting.setting["mode"]) == mode
-    assert why in found.why
+    assert why in found.reason
 
 
 def test_of_equals_the_more_accurate_is_taken_and_then_the_first(tmp_path: Path) -> None:
-    """Their costs are the same, to the last digit."""
+    """The costs of the twins are equal in all digits."""
     twins = [
         Truth(M20, 0.8, 40, 100),
         Truth(M40, 0.85, 40, 100),
@@ -203,6 +203,6 @@ def test_of_equals_the_more_accurate_is_taken_and_then_the_first(tmp_path: Path)
 
 def test_the_same_seed_gives_the_same(tmp_path: Path) -> None:
     truths = [*ALONE, Truth(M40, 0.78, 40, 120), Truth(M80, 0.8, 80, 80)]
-    one, other = (said(tmp_path, truths, 100) for _ in range(2))
-    assert one.standings == other.standings
+    one, other = (recommendation(tmp_path, truths, 100) for _ in range(2))
+    assert one.results == other.results
     assert one.held_out == other.held_out

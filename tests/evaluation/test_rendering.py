@@ -1,4 +1,4 @@
-"""What a report looks like to machines; `tests/browser/test_evaluation_report.py` looks at it in a browser."""
+"""Reports as parsed files; `tests/browser/test_evaluation_report.py` renders them in a browser."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def hostile(example: Example) -> Example:
 
 
 class Elements(HTMLParser):
-    """The names of all elements, and their attributes."""
+    """Collects the names and attributes of all elements."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ def written(*folders: Path, out: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A report of a run like the paper's."""
+    """Return a report of a run like the paper's."""
     folder = run_folder(tmp_path_factory.mktemp("whole"), data=PAPERS)
     return written(folder, out=folder / "report")
 
@@ -91,8 +91,8 @@ def test_markdown_shows_text_as_it_is() -> None:
 
 def test_the_page_asks_nobody_for_anything(whole: Path) -> None:
     page = (whole / "report.html").read_text("utf-8")
-    asked = re.findall(r"(?:src|href)=\"([^\"#][^\"]*)\"|url\((?!#)([^)]*)\)|@import", page)
-    assert asked == []
+    requests = re.findall(r"(?:src|href)=\"([^\"#][^\"]*)\"|url\((?!#)([^)]*)\)|@import", page)
+    assert requests == []
     assert not Elements(page).names & {"script", "link", "iframe", "img"}
 
 
@@ -117,11 +117,11 @@ def test_the_same_run_makes_the_same_report(whole: Path, tmp_path: Path) -> None
 
 def test_every_figure_has_its_numbers_in_words(whole: Path) -> None:
     page = (whole / "report.html").read_text("utf-8")
-    told = re.findall(r'<div role="img" aria-label="([^"]*)">', page)
+    data = re.findall(r'<div role="img" aria-label="([^"]*)">', page)
     drawn = sorted(path.stem for path in (whole / "figures").iterdir())
     assert drawn == ["run1-frontier", "run1-guidance", "run1-length", "run1-trace"]
-    assert len(told) == len(drawn)
-    assert all(len(re.findall(r"\d+\.\d", words)) > 5 for words in told)
+    assert len(data) == len(drawn)
+    assert all(len(re.findall(r"\d+\.\d", words)) > 5 for words in data)
 
 
 def test_figures_are_in_the_markdown_and_there(whole: Path) -> None:
@@ -130,10 +130,10 @@ def test_figures_are_in_the_markdown_and_there(whole: Path) -> None:
 
 
 def test_numbers_of_exemplars_are_held_against_each_other(tmp_path: Path) -> None:
-    """They show the models other things, and are the same setting otherwise (paper, Figure 5)."""
+    """The settings differ in the hash of shown texts, but are otherwise equal (paper, Figure 5)."""
     folder = run_folder(tmp_path, with_shots((TEACHER, STUDENT, GUIDED), 0, 4), n=20)
     text = (written(folder, out=tmp_path / "report") / "report.md").read_text("utf-8")
-    assert "it needs one setting with two numbers of exemplars" not in text
+    assert "it needs a setting with two numbers of exemplars" not in text
     assert "(figures/run1-exemplars.svg)" in text
 
 
@@ -142,11 +142,11 @@ def test_what_is_left_out_says_why(tmp_path: Path) -> None:
     (folder / "stages.jsonl").unlink()
     text = (written(folder, out=tmp_path / "report") / "report.md").read_text("utf-8")
     for why in (
-        "Accuracy against cost: it needs two settings that answered the same questions, asked the same.",
-        "Accuracy by length of guidance: it needs guidance of two lengths, on the same questions.",
-        "no teacher was asked alone.",
-        "Where the time goes: nothing is known of how long the stages took",
-        "Accuracy by number of exemplars: it needs one setting with two numbers of exemplars.",
+        "Accuracy against cost: it needs two settings with equal requests and common questions.",
+        "Accuracy by length of guidance: it needs guidance of two lengths on common questions.",
+        "it needs the teacher alone, whose answers define the length.",
+        "Time per stage: the durations or the concurrency of the stages are unknown",
+        "Accuracy by number of exemplars: it needs a setting with two numbers of exemplars.",
         "stages.jsonl is missing",
     ):
         assert why in text, why
@@ -156,16 +156,16 @@ def test_what_is_left_out_says_why(tmp_path: Path) -> None:
 @pytest.mark.parametrize("settings", [(TEACHER,), (STUDENT,), (TEACHER, STUDENT), (TEACHER, GUIDED)])
 def test_a_report_of_a_few_settings_is_one(settings: tuple[object, ...], tmp_path: Path) -> None:
     folder = run_folder(tmp_path, settings, n=1)  # type: ignore[arg-type]
-    told = orjson.loads((written(folder, out=tmp_path / "report") / "report.json").read_bytes())
-    assert len(told["runs"][0]["groups"][0]["settings"]) == len(settings)
+    data = orjson.loads((written(folder, out=tmp_path / "report") / "report.json").read_bytes())
+    assert len(data["runs"][0]["groups"][0]["settings"]) == len(settings)
 
 
 def test_the_papers_figures_stand_beside_its_data_sets_alone(whole: Path, tmp_path: Path) -> None:
-    beside = (whole / "report.md").read_text("utf-8").partition("## Beside the paper")[2]
-    assert "| paper, Table 2: Llama2-70B over Llama2-7B | 40 | cutoff | 300 | 14.40" in beside
-    assert "| measured: big over small | 40 | cutoff | 300 |" in beside
-    assert "Models, scale, prices and machines differ" in beside
-    assert "95.0\u00a0% (ChatGPT over Llama2-70B)" in beside
+    comparison = (whole / "report.md").read_text("utf-8").partition("## Comparison with the paper")[2]
+    assert "| paper, Table 2: Llama2-70B over Llama2-7B | 40 | cutoff | 300 | 14.40" in comparison
+    assert "| measured: big over small | 40 | cutoff | 300 |" in comparison
+    assert "Models, scale, prices and machines differ" in comparison
+    assert "95.0\u00a0% (ChatGPT over Llama2-70B)" in comparison
     other = written(run_folder(tmp_path, n=5), out=tmp_path / "report") / "report.md"
     assert "The paper has no figures for this data set." in other.read_text("utf-8")
 
@@ -180,8 +180,8 @@ def test_several_runs_have_a_table_over_all(tmp_path: Path) -> None:
 
 
 def test_money_for_machines_has_every_digit(whole: Path) -> None:
-    told = orjson.loads((whole / "report.json").read_bytes())
-    guided = told["runs"][0]["groups"][0]["settings"][-1]
+    data = orjson.loads((whole / "report.json").read_bytes())
+    guided = data["runs"][0]["groups"][0]["settings"][-1]
     for amount in (guided["cost_usd"], guided["measured"]["baseline_usd"], guided["on_this_answer"]["savings_usd"]):
         assert re.fullmatch(r"-?\d+(\.\d+)?", amount)
 
@@ -191,15 +191,15 @@ def test_excerpts_are_twenty_words_at_most(tmp_path: Path) -> None:
         return msgspec.structs.replace(example, text=" ".join(f"word{number}" for number in range(50)))
 
     folder = run_folder(tmp_path, (STUDENT, GUIDED), n=20, change=long)
-    told = orjson.loads((written(folder, out=tmp_path / "report") / "report.json").read_bytes())
-    shown = [one["text"] for flips in told["runs"][0]["flips"] for one in flips["shown"]]
+    data = orjson.loads((written(folder, out=tmp_path / "report") / "report.json").read_bytes())
+    shown = [one["text"] for flips in data["runs"][0]["flips"] for one in flips["shown"]]
     assert shown
     assert {len(text.removeprefix("\u2026 ").split()) for text in shown} == {20}
     assert all(text.endswith("word49") for text in shown)
 
 
 def test_a_length_that_is_chosen_for_each_question_is_told_as_auto(tmp_path: Path) -> None:
-    """It has no place on the axis of lengths, and a table of what was chosen."""
+    """A chosen length has no position on the axis of lengths, but a table."""
     auto = replace(GUIDED, tokens=0, auto=read_auto(None))
 
     def chosen(example: Example) -> Example:
@@ -213,11 +213,11 @@ def test_a_length_that_is_chosen_for_each_question_is_told_as_auto(tmp_path: Pat
     page = (out / "report.md").read_text()
     assert "m=auto" in page
     assert re.search(r"Chosen lengths.*?m=auto.*?rule maths.*?60.*?30", page, re.DOTALL)
-    assert "The paper's Figure 5 for guidance" in page
-    (told,) = [
+    assert "Guidance as in the paper's Figure 5" in page
+    (data,) = [
         one
         for group in orjson.loads((out / "report.json").read_bytes())["runs"][0]["groups"]
         for one in group["settings"]
         if one["setting"].get("tokens") == "auto"
     ]
-    assert told["lengths"] == [{"by": "rule maths", "tokens": 60, "questions": 30}]
+    assert data["lengths"] == [{"by": "rule maths", "tokens": 60, "questions": 30}]

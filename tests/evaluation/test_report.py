@@ -1,4 +1,4 @@
-"""A report's figures, worked out from examples that are made up."""
+"""A report's values, computed from synthetic examples."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from gateway.evaluation.reporting.report import ReportRow, ReportSection
     from gateway.evaluation.setting import Setting
 
-# Of ten questions: the teacher's, the student's and the guided answers that are right.
+# Correct answers of the teacher, the student and the guided setting to ten questions.
 RIGHT = {TEACHER.name: "1111111100", STUDENT.name: "1100000000", GUIDED.name: "1011110010"}
 
 
 def drawn_up(example: Example) -> Example:
-    """Right as RIGHT has it, and round sums."""
+    """Set the scores of RIGHT, and round costs."""
     correct = RIGHT[example.setting][int(example.question[1:])] == "1"
     usd = {"teacher": "0.010", "student": "0.001", "guided": "0.004"}[
         example.mode.replace("teacher_complete", "guided")
@@ -51,7 +51,7 @@ def row(section: ReportSection, setting: Setting) -> ReportRow:
 
 
 def test_a_guided_setting_stands_against_the_student_and_the_teacher(found: ReportSection) -> None:
-    """Five more than the student, one fewer; three fewer than the teacher, one more."""
+    """Five wins and one loss against the student; one win and three losses against the teacher."""
     guided = row(found, GUIDED)
     assert guided.student is not None
     assert guided.teacher is not None
@@ -64,18 +64,18 @@ def test_a_guided_setting_stands_against_the_student_and_the_teacher(found: Repo
 
 
 def test_the_gap_closed_is_the_way_from_student_to_teacher(found: ReportSection) -> None:
-    """(6 - 2) / (8 - 2), and 6 / 8 of the teacher's accuracy is kept."""
+    """(6 - 2) / (8 - 2) of the gap, and 6 / 8 of the teacher's accuracy."""
     guided = row(found, GUIDED)
     assert guided.gap is not None
     assert guided.kept is not None
     assert guided.gap.value == pytest.approx(4 / 6)
     assert guided.kept.value == pytest.approx(0.75)
     assert guided.kept.interval is not None
-    assert guided.kept.interval.holds(0.75)
+    assert guided.kept.interval.contains(0.75)
 
 
 def test_the_teachers_tokens_and_the_whole_cost_are_told_apart(found: ReportSection) -> None:
-    """40 of the 100 tokens the teacher writes alone, 40 of 100 written, and 4 of 10 in money."""
+    """40 of the teacher alone's 100 tokens, 40 of all 100 output tokens, and 4 of 10 of the cost."""
     guided = row(found, GUIDED)
     assert guided.measured is not None
     assert guided.measured.token_share == pytest.approx(0.4)
@@ -103,7 +103,7 @@ def test_settings_are_held_against_those_asked_the_same(tmp_path: Path) -> None:
         f"raw prompt, {shots} exemplars, at most 300 tokens, greedy" for shots in ("no", 8)
     ]
     for group in found.groups:
-        guided, teacher = group.guided[0], group.one("teacher")
+        guided, teacher = group.guided[0], group.alone("teacher")
         assert guided.teacher is not None
         assert teacher is not None
         assert guided.teacher.reference == teacher.summary.name
@@ -130,7 +130,7 @@ def test_a_run_without_a_teacher_has_no_best_and_no_share(tmp_path: Path) -> Non
 
 
 def test_a_family_of_tests_is_all_guided_settings_of_the_run(found: ReportSection, tmp_path: Path) -> None:
-    """Alone, p stays as it is; beside four others it grows."""
+    """A single test keeps its p; among four others it grows."""
     assert row(found, GUIDED).student_p == row(found, GUIDED).student.test.p  # type: ignore[union-attr]
     many = section(read_run(run_folder(tmp_path / "many", SETTINGS)), seed=1)
     tests = [(one.student_p, one.student.test.p) for one in many.rows if one.summary.mode == "guided" and one.student]
@@ -151,20 +151,20 @@ def test_labels_tell_all_settings_of_a_run_apart(tmp_path: Path) -> None:
 
 
 def part_of(folder: Path, counts: dict[str, int]) -> ReportSection:
-    """A run of which so many questions are answered."""
+    """Return the report of an unfinished run."""
 
-    def wanted(line: bytes) -> bool:
+    def is_kept(line: bytes) -> bool:
         one = msgspec.json.decode(line)
         return int(one["question"][1:]) < counts.get(one["setting"], 1000)
 
     file = folder / "examples.jsonl"
-    file.write_bytes(b"".join(line for line in file.read_bytes().splitlines(keepends=True) if wanted(line)))
+    file.write_bytes(b"".join(line for line in file.read_bytes().splitlines(keepends=True) if is_kept(line)))
     return section(read_run(folder), seed=1)
 
 
 def test_a_setting_that_has_hardly_begun_is_not_held_against_the_whole(tmp_path: Path) -> None:
-    """What a teacher ends by itself is answered first, and is easier than the rest."""
-    longer = GUIDED.of_tokens(80)
+    """Answers that a teacher ends by itself come first, and are easier than the rest."""
+    longer = GUIDED.with_tokens(80)
     folder = run_folder(tmp_path, (TEACHER, STUDENT, GUIDED, longer), n=40)
     group = part_of(folder, {longer.name: 19}).groups[0]
     assert set(group.common) == {TEACHER.name, STUDENT.name, GUIDED.name}
@@ -176,7 +176,7 @@ def test_settings_stand_beside_each_other_on_the_questions_that_all_answered(tmp
     folder = run_folder(tmp_path, (TEACHER, STUDENT, GUIDED), n=40)
     group = part_of(folder, {GUIDED.name: 20}).groups[0]
     assert {summary.n for summary in group.common.values()} == {20}
-    teacher = group.one("teacher")
+    teacher = group.alone("teacher")
     assert teacher is not None
     assert teacher.summary.n == 40
     assert group.on_common(teacher).questions == group.guided[0].summary.questions

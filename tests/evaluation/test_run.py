@@ -1,4 +1,4 @@
-"""A run in two stages, with real small models."""
+"""A run in two stages with real small models."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.models, pytest.mark.timeout(300)]  # a busy machine is
 
 @pytest.mark.long
 async def test_every_question_is_answered_under_every_setting(tmp_path: Path, engines: LocalStack) -> None:
-    told = await staged(tmp_path, pair_of(engines))
+    progress = await staged(tmp_path, pair_of(engines))
     found: list[Example] = list(read_lines(tmp_path / EXAMPLES, Example))
     assert [(one.setting, one.question) for one in found] == [
         (setting.name, question.id) for setting in SETTINGS for question in QUESTIONS
@@ -42,20 +42,20 @@ async def test_every_question_is_answered_under_every_setting(tmp_path: Path, en
     assert all(one.student_output_tokens and not one.teacher_output_tokens for one in student)
     for whole, one in zip(alone, guided, strict=True):
         assert one.mode in {"guided", "teacher_complete"}
-        assert whole.text.strip().startswith(one.opening), "the guidance is cut from what the teacher wrote alone"
-        assert one.text.startswith(one.opening)
+        assert whole.text.strip().startswith(one.guidance), "the guidance is cut from what the teacher wrote alone"
+        assert one.text.startswith(one.guidance)
         assert one.cost_usd < one.baseline_usd
-    assert told.steps == sum(total for _, total in told.stages)
+    assert progress.steps == sum(total for _, total in progress.stages)
 
 
 async def test_the_teacher_is_asked_once_for_each_distinct_request(tmp_path: Path, engines: LocalStack) -> None:
-    """Alone at the whole length it serves cutoff at every m, in either placement."""
+    """The teacher's whole answer serves as cutoff guidance at every m, with either placement."""
     with recording_proxy(engines.teacher_url) as (url, bodies):
         pair = ConfiguredPair(settings_for(url, engines.student_url), "big", "small")
         await staged(tmp_path, pair)
     distinct = len({"chat", "hint", "primed", "completion"}) * len(QUESTIONS)
-    openings = [line for line in lines(tmp_path / GENERATIONS) if "opening" in line]
-    assert len(openings) == len({line["opening"] for line in openings}) == distinct
+    texts = [line for line in lines(tmp_path / GENERATIONS) if "opening" in line]
+    assert len(texts) == len({line["opening"] for line in texts}) == distinct
     assert sum(body.get("max_tokens", body.get("parameters", {}).get("max_new_tokens")) == 12 for body in bodies) == (
         2 * len(QUESTIONS)
     )
@@ -64,15 +64,15 @@ async def test_the_teacher_is_asked_once_for_each_distinct_request(tmp_path: Pat
 
 
 async def test_a_second_sitting_asks_for_what_is_missing_alone(tmp_path: Path, engines: LocalStack) -> None:
-    """Not even whether the engines are there, where nothing is missing."""
+    """Without missing texts the engines are not even probed."""
     await staged(tmp_path, pair_of(engines), SETTINGS[:3], QUESTIONS[:3])
     before = (tmp_path / EXAMPLES).read_bytes()
     nowhere = ConfiguredPair(settings_for("http://127.0.0.1:9", "http://127.0.0.1:9"), "big", "small")
     await staged(tmp_path, nowhere, SETTINGS[:3], QUESTIONS[:3])
     assert (tmp_path / EXAMPLES).read_bytes() == before
     await staged(tmp_path, pair_of(engines), SETTINGS[:4], QUESTIONS)
-    asked = Counter(line.get("opening") or line["answer"] for line in lines(tmp_path / GENERATIONS))
-    assert set(asked.values()) == {1}
+    calls = Counter(line.get("opening") or line["answer"] for line in lines(tmp_path / GENERATIONS))
+    assert set(calls.values()) == {1}
     assert len(lines(tmp_path / EXAMPLES)) == 16
 
 
@@ -95,7 +95,7 @@ async def test_examples_are_made_anew_without_a_model(tmp_path: Path, engines: L
 
 
 async def test_a_folder_of_texts_alone_is_taken_over(tmp_path: Path, engines: LocalStack) -> None:
-    """As a measurement leaves it that was made before there was a manifest."""
+    """An older measurement has no manifest."""
     await staged(tmp_path, pair_of(engines), SETTINGS[:3], QUESTIONS[:3])
     before = (tmp_path / EXAMPLES).read_bytes()
     for name in (EXAMPLES, MANIFEST):
@@ -107,9 +107,9 @@ async def test_a_folder_of_texts_alone_is_taken_over(tmp_path: Path, engines: Lo
         for one in stages
     )
     (tmp_path / STAGES).write_bytes(old)
-    asked = len(lines(tmp_path / GENERATIONS))
+    calls = len(lines(tmp_path / GENERATIONS))
     await staged(tmp_path, pair_of(engines), SETTINGS[:3], QUESTIONS[:3])
-    assert len(lines(tmp_path / GENERATIONS)) == asked
+    assert len(lines(tmp_path / GENERATIONS)) == calls
     assert (tmp_path / EXAMPLES).read_bytes() == before
     assert [one.calls for one in read_lines(tmp_path / STAGES, StageRecord)] == [3] * len(stages)
 
@@ -120,7 +120,7 @@ async def test_an_engine_that_is_gone_ends_the_run_in_one_line_and_the_rest_come
     settings = (*SETTINGS[:3], *SETTINGS[5:7])
     with dying_proxy(engines.teacher_url, after=2) as url:
         dying = ConfiguredPair(settings_for(url, engines.student_url), "big", "small")
-        with pytest.raises(StartupError, match="the same command goes on where it stopped"):
+        with pytest.raises(StartupError, match="repeat the command to resume"):
             await staged(tmp_path, dying, settings, concurrency=1)
     kept = lines(tmp_path / GENERATIONS)
     assert len(kept) == 2
@@ -132,7 +132,7 @@ async def test_an_engine_that_is_gone_ends_the_run_in_one_line_and_the_rest_come
 
 
 async def test_what_an_engine_refuses_is_an_example_with_the_errors_label(tmp_path: Path, engines: LocalStack) -> None:
-    """And the run goes on; the next sitting asks again."""
+    """The run continues, and the next sitting repeats the question."""
     long = Question("long", "word " * 3000, "1", "numeric")
     await staged(tmp_path, pair_of(engines), SETTINGS[:3], (QUESTIONS[0], long))
     found = {(line["setting"], line["question"]): line.get("error") for line in lines(tmp_path / EXAMPLES)}
@@ -152,7 +152,7 @@ async def test_samples_are_drawn_apart_and_alike_in_two_runs(tmp_path: Path, eng
 
 
 def dying_proxy(upstream: str, after: int) -> AbstractContextManager[str]:
-    """Passes so many generations on, and then hangs up on each; its other routes go on."""
+    """A proxy that passes some generations and then closes each connection; its other routes keep working."""
     done = 0
 
     async def forward(request: web.Request) -> web.StreamResponse:

@@ -1,4 +1,4 @@
-"""Which projections a run may name: those of policies."""
+"""The projections that a run may name: those of policies."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PLAIN = RunLibrary.read(None, None, OWN)
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Of policies."""
+    """Write a policies folder."""
     (tmp_path / "projections").mkdir()
     (tmp_path / "projections" / "brisk.yaml").write_text("system: Be brisk.\nkeep: {skip: english}\n")
     return tmp_path
@@ -35,32 +35,34 @@ def guided(projection: Projection) -> Setting:
 
 def test_without_files_they_are_those_that_are_shipped() -> None:
     assert {name: PLAIN.find(name) for name in PROJECTIONS} == PROJECTIONS
-    assert "exemplars" not in PLAIN.noted(guided(PRIMED)).as_dict()
+    assert "exemplars" not in PLAIN.with_source(guided(PRIMED)).as_dict()
 
 
 def test_a_file_of_the_policies_folder_is_one_and_the_setting_notes_where_it_stands(folder: Path) -> None:
     library = RunLibrary.read(folder, None, ())
     brisk = library.find("brisk")
     assert brisk.system == "Be brisk."
-    assert library.noted(guided(brisk)).as_dict()["policies"] == str(folder)
-    assert "policies" not in library.noted(guided(PRIMED)).as_dict()
-    assert library.noted(Setting(mode="student")) == Setting(mode="student")
+    assert library.with_source(guided(brisk)).as_dict()["policies"] == str(folder)
+    assert "policies" not in library.with_source(guided(PRIMED)).as_dict()
+    assert library.with_source(Setting(mode="student")) == Setting(mode="student")
 
 
 def test_primed_shows_the_exemplars_of_the_run_and_the_setting_notes_their_file(tmp_path: Path) -> None:
     library = RunLibrary.read(None, tmp_path / "own.yaml", OWN)
     primed = library.find("primed")
     assert primed == replace(PRIMED, exemplars=OWN)
-    assert library.noted(guided(primed)).as_dict()["exemplars"] == str(tmp_path / "own.yaml")
+    assert library.with_source(guided(primed)).as_dict()["exemplars"] == str(tmp_path / "own.yaml")
 
 
 def test_more_than_a_policy_may_show_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(StartupError, match=r"own\.yaml holds 65 exemplars of .* may be shown 64 of 64,000"):
+    with pytest.raises(
+        StartupError, match=r"own\.yaml holds 65 exemplars with .*: the limits are 64 exemplars and 64,000"
+    ):
         RunLibrary.read(None, tmp_path / "own.yaml", OWN * 65)
 
 
 def test_one_that_is_not_there_is_said_with_where_it_was_looked_for(folder: Path) -> None:
-    with pytest.raises(StartupError, match=r"no projection 'brisk'; known: .*looked for in --policies DIR"):
+    with pytest.raises(StartupError, match=r"no projection 'brisk'; known: .*belong in --policies DIR"):
         PLAIN.find("brisk")
     with pytest.raises(StartupError, match=r"Did you mean 'brisk'\?"):
         RunLibrary.read(folder, None, ()).find("brusk")

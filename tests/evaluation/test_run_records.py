@@ -1,4 +1,4 @@
-"""A run's folder, whole or not."""
+"""Reading of complete and incomplete run folders."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ def test_a_whole_run_has_no_remarks(folder: Path) -> None:
 
 
 def test_a_folder_that_is_none_is_named(tmp_path: Path) -> None:
-    refused(tmp_path / "away", re.escape(f"{tmp_path / 'away' / 'run.json'}: there is no such file"))
+    refused(tmp_path / "away", re.escape(f"{tmp_path / 'away' / 'run.json'}: no such file"))
 
 
 def test_missing_examples_are_named(folder: Path) -> None:
     (folder / "examples.jsonl").unlink()
-    refused(folder, r"examples\.jsonl: there is no such file")
+    refused(folder, r"examples\.jsonl: no such file")
 
 
 def test_empty_examples_are_named(folder: Path) -> None:
     (folder / "examples.jsonl").write_bytes(b"")
-    refused(folder, r"examples\.jsonl: holds no examples")
+    refused(folder, r"examples\.jsonl: no examples")
 
 
 @pytest.mark.parametrize(
@@ -56,14 +56,14 @@ def test_empty_examples_are_named(folder: Path) -> None:
         (
             b'"question"',
             b'"quest"',
-            "line 1: not what .* writes: Object missing required field `question`",
+            "line 1: not written by .*: Object missing required field `question`",
         ),
-        (b'"score":1.0', b'"score":7', r"line \d+: score must be between 0 and 1, and is 7.0"),
-        (b'"setting":"teacher', b'"setting":"tutor', "line 1: setting 'tutor, chat, 300 tokens' is none of run.json"),
+        (b'"score":1.0', b'"score":7', r"line \d+: score must be between 0 and 1, not 7.0"),
+        (b'"setting":"teacher', b'"setting":"tutor', "line 1: setting 'tutor, chat, 300 tokens' is not in run.json"),
         (
             b'"cost_usd":"0',
             b'"cost_usd":"much',
-            "line 1: not what .* writes: Invalid decimal string",
+            "line 1: not written by .*: Invalid decimal string",
         ),
     ],
 )
@@ -79,15 +79,15 @@ def test_a_wrong_example_is_named_with_its_line(folder: Path, old: bytes, new: b
         (
             b'"data":',
             b'"dat":',
-            "run.json: not what .* writes: Object missing required field `data`",
+            "run.json: not written by .*: Object missing required field `data`",
         ),
-        (b'"max_tokens":300,', b"", r"run.json: not what .* writes: .*`max_tokens`"),
+        (b'"max_tokens":300,', b"", r"run.json: not written by .*: .*`max_tokens`"),
         (
             b'"mode":"guided"',
             b'"mode":"other"',
-            "run.json: not what .* writes: Invalid value 'other'",
+            "run.json: not written by .*: Invalid value 'other'",
         ),
-        (b"{", b"", "run.json: not what .* writes"),
+        (b"{", b"", "run.json: not written by .*"),
     ],
 )
 def test_a_wrong_manifest_is_named(folder: Path, old: bytes, new: bytes, message: str) -> None:
@@ -100,13 +100,13 @@ def test_money_that_is_no_number_is_named(tmp_path: Path) -> None:
     def priceless(example: Example) -> Example:
         return msgspec.structs.replace(example, baseline_usd=Decimal("NaN"))
 
-    refused(run_folder(tmp_path, (TEACHER,), n=1, change=priceless), "line 1: money must be a number")
+    refused(run_folder(tmp_path, (TEACHER,), n=1, change=priceless), "line 1: money must be a finite number")
 
 
 def test_a_wrong_stage_is_named_with_its_line(folder: Path) -> None:
     with (folder / "stages.jsonl").open("ab") as file:
         file.write(b'{"stage":"nap"}\n')
-    refused(folder, r"stages\.jsonl, line 4: not what .* writes: Invalid enum value 'nap'")
+    refused(folder, r"stages\.jsonl, line 4: not written by .*: Invalid enum value 'nap'")
 
 
 def test_a_run_that_is_not_over_is_read_as_far_as_it_is(folder: Path) -> None:
@@ -116,8 +116,8 @@ def test_a_run_that_is_not_over_is_read_as_far_as_it_is(folder: Path) -> None:
     run = read_run(folder)
     assert len(run.examples) == 6
     assert run.remarks == (
-        f"{GUIDED.name}: only 2 of 4 questions are answered.",
-        "stages.jsonl is missing, so nothing is known of how long the stages took.",
+        f"{GUIDED.name}: only 2 of 4 questions have answers.",
+        "stages.jsonl is missing, so the durations of the stages are unknown.",
     )
 
 
@@ -126,7 +126,7 @@ def test_a_line_that_a_kill_cut_short_is_left_out(folder: Path) -> None:
     file.write_bytes(file.read_bytes()[:-20])
     run = read_run(folder)
     assert len(run.examples) == 7
-    assert run.remarks[0] == "examples.jsonl, line 8: it was cut short by a kill, and is left out."
+    assert run.remarks[0] == "examples.jsonl, line 8: skipped, because a kill truncated it."
 
 
 def test_of_a_question_that_was_asked_again_the_last_line_holds(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""What the first stage asks, which is what a gateway would."""
+"""Requests of the first stage equal those of a gateway."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gateway.errors import StartupError
 from gateway.evaluation.auto_length import AutoLength
 from gateway.evaluation.question import Question
 from gateway.evaluation.setting import Setting
-from gateway.evaluation.staged import check, to_teacher
+from gateway.evaluation.staged import check_staged, teacher_request
 from gateway.policy.boilerplate import ENGLISH
 from gateway.policy.conditions import to_pattern
 from gateway.policy.length_rules import AutoRule, ProbeRule
@@ -23,15 +23,15 @@ from tests.evaluation.run_world import EXEMPLARS, QUESTIONS
 
 
 def test_an_answer_may_be_longer_than_any_guidance() -> None:
-    """What a policy allows for guidance is no limit on a teacher alone."""
-    request = to_teacher(Setting(mode="teacher", max_tokens=2 * MAX_GUIDANCE_TOKENS), QUESTION, ())
+    """A policy's limit for guidance does not limit the teacher alone."""
+    request = teacher_request(Setting(mode="teacher", max_tokens=2 * MAX_GUIDANCE_TOKENS), QUESTION, ())
     assert request is not None
     assert request.max_tokens == 2 * MAX_GUIDANCE_TOKENS
 
 
 def test_the_teacher_alone_is_drawn_as_its_caller_says_and_guidance_as_the_policy_does() -> None:
-    alone = to_teacher(Setting(mode="teacher", temperature=0.7, top_p=0.9, seed=5), QUESTION, ())
-    guided = to_teacher(Setting(mode="guided", tokens=20, temperature=0.7, top_p=0.9, seed=5), QUESTION, ())
+    alone = teacher_request(Setting(mode="teacher", temperature=0.7, top_p=0.9, seed=5), QUESTION, ())
+    guided = teacher_request(Setting(mode="guided", tokens=20, temperature=0.7, top_p=0.9, seed=5), QUESTION, ())
     assert alone is not None
     assert guided is not None
     assert (alone.temperature, alone.top_p, alone.seed) == (0.7, 0.9, 5)
@@ -39,10 +39,10 @@ def test_the_teacher_alone_is_drawn_as_its_caller_says_and_guidance_as_the_polic
 
 
 def test_greedy_guidance_is_the_beginning_of_what_the_teacher_says_alone() -> None:
-    """The same request but for its length, so the one text serves both."""
+    """The requests differ only in length, so one text serves both."""
     for form, shots in (("chat", 0), ("completion", 2)):
-        alone = to_teacher(Setting(mode="teacher", form=form, shots=shots), QUESTION, EXEMPLARS)
-        guided = to_teacher(Setting(mode="guided", tokens=20, form=form, shots=shots), QUESTION, EXEMPLARS)
+        alone = teacher_request(Setting(mode="teacher", form=form, shots=shots), QUESTION, EXEMPLARS)
+        guided = teacher_request(Setting(mode="guided", tokens=20, form=form, shots=shots), QUESTION, EXEMPLARS)
         assert alone is not None
         assert guided is not None
         assert (alone.max_tokens, guided.max_tokens) == (300, 20)
@@ -51,34 +51,34 @@ def test_greedy_guidance_is_the_beginning_of_what_the_teacher_says_alone() -> No
 
 def test_what_a_projection_may_drop_is_asked_for_beyond_the_length() -> None:
     skipping = replace(CUTOFF, name="direct", skip=SkipRule(tuple(map(to_pattern, ENGLISH)), 24))
-    request = to_teacher(Setting(mode="guided", tokens=20, projection=skipping), QUESTION, ())
+    request = teacher_request(Setting(mode="guided", tokens=20, projection=skipping), QUESTION, ())
     assert request is not None
     assert request.max_tokens == 44
 
 
 def test_a_student_alone_needs_no_teacher() -> None:
-    assert to_teacher(Setting(mode="student"), QUESTION, ()) is None
+    assert teacher_request(Setting(mode="student"), QUESTION, ()) is None
 
 
 def auto(rule: AutoRule, **more: int) -> Setting:
     return Setting(mode="guided", auto=AutoLength(rule, {}), **more)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("max_tokens", "asked"), [(300, 80), (100, 50)])
-def test_a_teacher_is_asked_for_the_most_that_a_rule_may_choose(max_tokens: int, asked: int) -> None:
-    """Whatever it chooses for this question: 60 as a rule, and never more than half of an answer."""
-    request = to_teacher(auto(AutoRule(), max_tokens=max_tokens), QUESTION, ())
+@pytest.mark.parametrize(("max_tokens", "limit"), [(300, 80), (100, 50)])
+def test_a_teacher_is_asked_for_the_most_that_a_rule_may_choose(max_tokens: int, limit: int) -> None:
+    """The longest m of the rule: 60, and at most half of an answer."""
+    request = teacher_request(auto(AutoRule(), max_tokens=max_tokens), QUESTION, ())
     assert request is not None
-    assert request.max_tokens == asked
+    assert request.max_tokens == limit
 
 
 def test_a_question_that_a_rule_leaves_to_the_student_asks_no_teacher() -> None:
     greeting = Question("hello", "Hello there!", "x", "exact")
-    assert to_teacher(auto(AutoRule()), greeting, ()) is None
-    assert to_teacher(auto(AutoRule(), max_tokens=12), QUESTION, ()) is None, "half of it is too little"
+    assert teacher_request(auto(AutoRule()), greeting, ()) is None
+    assert teacher_request(auto(AutoRule(), max_tokens=12), QUESTION, ()) is None, "half of it is too little"
 
 
 def test_a_probe_is_for_a_live_run() -> None:
-    check([Setting(mode="student"), auto(AutoRule())])
+    check_staged([Setting(mode="student"), auto(AutoRule())])
     with pytest.raises(StartupError, match=r"m=auto: its rule has a probe.*--live"):
-        check([auto(AutoRule(probe=ProbeRule()))])
+        check_staged([auto(AutoRule(probe=ProbeRule()))])

@@ -1,4 +1,4 @@
-"""Intervals and tests, against values worked out by hand or published."""
+"""Intervals and tests, compared with published values and calculations by hand."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_settings_must_have_answered_the_same_questions() -> None:
 
 
 def test_a_bootstrap_comes_near_the_normal_interval() -> None:
-    """60 figures: 12 of +1, 6 of -1. Mean 0.1, standard error sqrt((18/60 - 0.01) / 60) = 0.0695."""
+    """60 differences: 12 of +1, 6 of -1. Mean 0.1, standard error sqrt((18/60 - 0.01) / 60) = 0.0695."""
     found = paired_bootstrap(lambda mean: mean, [1.0] * 12 + [-1.0] * 6 + [0.0] * 42, seed=7)
     assert found is not None
     assert found == pytest.approx((0.1 - 1.96 * 0.0695, 0.1 + 1.96 * 0.0695), abs=0.02)
@@ -68,13 +68,13 @@ def test_a_sample_without_a_difference_does_not_show_that_there_is_none() -> Non
 
 @pytest.mark.parametrize(("n", "only_first", "only_second"), [(40, 0.0, 0.02), (100, 0.01, 0.01), (200, 0.03, 0.1)])
 def test_the_difference_of_pairs_is_held_as_often_as_is_said(n: int, only_first: float, only_second: float) -> None:
-    """A percentile bootstrap holds the first in 55 of 100 samples. None of small shares keeps to 95 % exactly."""
+    """A percentile bootstrap contains the first value in 55 of 100 samples. No interval of small shares is exact."""
     drawn = np.random.default_rng(3).random((1000, n))
     held = 0
     for sample in drawn:
         first, second = sample < only_first, (sample >= only_first) & (sample < only_first + only_second)
         found = paired_difference(first.tolist(), second.tolist())
-        held += found is not None and found.holds(only_first - only_second)
+        held += found is not None and found.contains(only_first - only_second)
     assert held > 930
 
 
@@ -97,7 +97,7 @@ def test_one_question_has_no_interval() -> None:
 
 
 def test_holm_steps_down() -> None:
-    """0.005 * 4, 0.01 * 3, 0.03 * 2; and 0.04 is not below the one before it."""
+    """0.005 * 4, 0.01 * 3, 0.03 * 2; 0.04 is raised to the previous value."""
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
 
 

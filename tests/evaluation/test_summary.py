@@ -1,4 +1,4 @@
-"""Examples added up."""
+"""Totals of examples."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from gateway.evaluation.record import EXAMPLES, Example, read_lines
-from gateway.evaluation.summary import reference, summaries, summarised
+from gateway.evaluation.summary import reference, summaries, summarize
 from tests.evaluation.run_folders import GUIDED, SETTINGS, STUDENT, TEACHER, run_folder, with_shots
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def one(question: str, **fields: Any) -> Example:
 
 def test_lengths_that_were_chosen_are_counted_by_what_chose_them() -> None:
     maths = {"by": "rule", "prompt": "maths", "rule": "maths"}
-    found = summarised(
+    found = summarize(
         GUIDED.as_dict(),
         [
             one("a", length=maths, chosen_tokens=60),
@@ -45,7 +45,7 @@ def test_lengths_that_were_chosen_are_counted_by_what_chose_them() -> None:
 
 
 def test_a_summary_adds_up_its_examples() -> None:
-    found = summarised(
+    found = summarize(
         GUIDED.as_dict(),
         [
             one("a", teacher_output_tokens=40, student_output_tokens=60, kept_tokens=39, teacher_s=2.0, finish="stop"),
@@ -55,7 +55,7 @@ def test_a_summary_adds_up_its_examples() -> None:
         ],
     )
     assert (found.n, found.correct, found.accuracy) == (4, 2, 0.5)
-    assert found.opening_correct == 1
+    assert found.guidance_correct == 1
     assert (found.teacher_output_tokens, found.student_output_tokens, found.kept_tokens) == (50, 150, 39)
     assert found.teacher_token_share == 0.25
     assert (found.cost_usd, found.teacher_usd, found.baseline_usd) == (
@@ -73,20 +73,20 @@ def test_a_summary_adds_up_its_examples() -> None:
 
 
 def test_the_better_half_of_a_judges_scale_is_right() -> None:
-    found = summarised(GUIDED.as_dict(), [one("a", score=0.5), one("b", score=0.4)])
+    found = summarize(GUIDED.as_dict(), [one("a", score=0.5), one("b", score=0.4)])
     assert (found.correct, found.score) == (1, pytest.approx(0.45))
 
 
 def test_only_guided_settings_have_guidance_to_score() -> None:
-    found = summarised(TEACHER.as_dict(), [one("a", setting=TEACHER.name, mode="teacher")])
-    assert found.opening_correct is None
+    found = summarize(TEACHER.as_dict(), [one("a", setting=TEACHER.name, mode="teacher")])
+    assert found.guidance_correct is None
 
 
 def test_examples_of_another_setting_are_refused() -> None:
     with pytest.raises(ValueError, match="an example of student"):
-        summarised(GUIDED.as_dict(), [one("a", setting=STUDENT.name)])
+        summarize(GUIDED.as_dict(), [one("a", setting=STUDENT.name)])
     with pytest.raises(ValueError, match="no examples"):
-        summarised(GUIDED.as_dict(), [])
+        summarize(GUIDED.as_dict(), [])
 
 
 def test_settings_come_in_the_runs_order_and_those_without_examples_are_left_out(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_a_reference_was_asked_the_same(tmp_path: Path) -> None:
     found = summaries([one.as_dict() for one in settings], list(read_lines(folder / EXAMPLES, Example)))
     guided = next(one for one in found if one.mode == "guided" and one.setting["shots"] == 8)
     for mode in ("teacher", "student"):
-        beside = reference(guided, mode, found)
-        assert beside is not None
-        assert (beside.mode, beside.setting["shots"], beside.setting["form"]) == (mode, 8, "completion")
+        other = reference(guided, mode, found)
+        assert other is not None
+        assert (other.mode, other.setting["shots"], other.setting["form"]) == (mode, 8, "completion")
     assert reference(guided, "teacher", [guided]) is None

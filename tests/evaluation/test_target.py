@@ -1,4 +1,4 @@
-"""What is wanted, and what a mixture of student and teacher would do at the same cost."""
+"""Targets, and a mixture of student and teacher at equal cost."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ STUDENT, TEACHER, GUIDED = range(3)
 
 
 def panel(accuracies: tuple[float, float, float], costs: tuple[float, float, float], n: int = 1000) -> AnswerPanel:
-    """Student, teacher, guided: of n questions the first so many are right."""
+    """Return student, teacher and guided results, each with the first questions correct."""
     correct = np.array([[float(i < round(part * n)) for part in accuracies] for i in range(n)])
     return AnswerPanel(correct, np.tile(costs, (n, 1)), TEACHER, STUDENT, (False, False, True))
 

@@ -1,4 +1,4 @@
-"""How long stages took, out of what single answers waited."""
+"""Stage times computed from the waits of answers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from gateway.evaluation.record import Example, StageRecord
 from gateway.evaluation.reporting.times import QuestionTimes, stage_times, times
-from gateway.evaluation.summary import summarised
+from gateway.evaluation.summary import summarize
 from tests.evaluation.run_folders import GUIDED, TEACHER
 
 if TYPE_CHECKING:
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 
 
 def waits(setting: Setting, stages: list[StageRecord], *waited: dict[str, Any]) -> QuestionTimes:
-    money = dict.fromkeys(("cost_usd", "teacher_usd", "baseline_usd"), "0")
+    costs = dict.fromkeys(("cost_usd", "teacher_usd", "baseline_usd"), "0")
     examples = [
         msgspec.convert(
             {"setting": setting.name, "question": str(number), "mode": setting.mode, "score": 1.0, "text": ""}
-            | money
+            | costs
             | one,
             Example,
         )
         for number, one in enumerate(waited)
     ]
-    return times(summarised(setting.as_dict(), examples), stages)
+    return times(summarize(setting.as_dict(), examples), stages)
 
 
 def stage(name: str, setting: Setting, *, calls: int = 10, at: int = 4, seconds: float = 20.0) -> StageRecord:
@@ -41,13 +41,13 @@ def test_a_stage_is_the_wait_over_how_many_waited_at_once() -> None:
     stages = [stage("teacher", GUIDED, at=8), stage("student", GUIDED, at=2)]
     found = waits(GUIDED, stages, {"teacher_s": 16.0, "student_s": 3.0}, {"teacher_s": 8.0, "student_s": 5.0})
     assert (found.teacher_wait_s, found.student_wait_s) == (12.0, 4.0)
-    assert (found.teacher_s, found.student_s, found.kept_s) == (1.5, 2.0, 3.5)
+    assert (found.teacher_s, found.student_s, found.busy_s) == (1.5, 2.0, 3.5)
 
 
 def test_a_question_that_the_teacher_ended_kept_no_student() -> None:
     stages = [stage("teacher", GUIDED, at=1), stage("student", GUIDED, at=1)]
     found = waits(GUIDED, stages, {"teacher_s": 2.0}, {"teacher_s": 2.0, "student_s": 6.0})
-    assert (found.student_s, found.kept_s) == (3.0, 5.0)
+    assert (found.student_s, found.busy_s) == (3.0, 5.0)
 
 
 def test_guidance_that_was_cut_from_a_longer_one_has_the_longer_ones_concurrency() -> None:
@@ -58,7 +58,7 @@ def test_guidance_that_was_cut_from_a_longer_one_has_the_longer_ones_concurrency
 def test_where_the_concurrency_is_not_known_no_stage_is_told() -> None:
     found = waits(GUIDED, [stage("student", GUIDED), stage("teacher", GUIDED, at=0)], {"teacher_s": 1.0})
     assert found.teacher_wait_s == 1.0
-    assert found.kept_s is None
+    assert found.busy_s is None
     assert found.parts is None
 
 

@@ -1,4 +1,4 @@
-"""Figures in words."""
+"""Number formats."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Engines for the planner's tests, small enough to reckon with by hand."""
+"""Engine curves for the planner's tests, simple enough for calculation by hand."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 from gateway.planning.curve import Curve
 
 
-def curve(**more: Any) -> Curve:
-    """Steps of 10 ms alone and 20 ms for ten; 10,000 tokens read in a second; two GPUs for 3 USD an hour each."""
-    told: dict[str, Any] = {
+def curve(**changes: Any) -> Curve:
+    """Return a curve: steps of 10 ms for one answer and 20 ms for ten, 10,000 prompt tokens/s, two GPUs at 3 USD/h."""
+    values: dict[str, Any] = {
         "model": "m",
         "gpus_per_replica": 2,
         "decode": [{"batch": 1, "seconds_per_step": 0.01}, {"batch": 10, "seconds_per_step": 0.02}],
@@ -17,4 +17,4 @@ def curve(**more: Any) -> Curve:
         "price": {"gpu_usd_per_hour": 3},
         "origin": {"kind": "measured", "source": "a test"},
     }
-    return Curve.model_validate(told | more)
+    return Curve.model_validate(values | changes)

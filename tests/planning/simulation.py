@@ -1,7 +1,7 @@
-"""The modelled engine of the load tests on a clock of its own: hours of it in seconds, and the same each time.
+"""The modeled engine of the load tests on a simulated clock: hours in seconds, deterministically.
 
-Its scheduler (load_tests/fake/batching.py) sleeps between passes. Here the loop's clock jumps to the next moment that
-somebody waits for, so nothing sleeps and nothing depends on how fast this machine is.
+Its scheduler (load_tests/fake/batching.py) sleeps between passes. Here the loop's clock jumps to the next
+timer, so nothing sleeps and results do not depend on the speed of the machine.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class _Clock(selectors.SelectSelector):
-    """Waits for nothing: the time is later at once."""
+    """Advance the clock by the timeout without waiting."""
 
     now_s = 0.0
 
@@ -47,14 +47,14 @@ class _Loop(asyncio.SelectorEventLoop):
 
 
 class _Call:
-    """One request: when it came, when its first token did, and its last so far."""
+    """One request: its arrival, its first token and its latest token, in seconds."""
 
     gone = False
 
     def __init__(self, tokens: int, now: Callable[[], float]) -> None:
         self._tokens = tokens
         self._now = now
-        self.came_s = now()
+        self.arrived_s = now()
         self.first_s = self.last_s = 0.0
         self.done = False
 
@@ -69,27 +69,27 @@ class _Call:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """Of each request in turn: seconds until its first token, and until its last."""
+class SimulatedTimes:
+    """Seconds to the first and to the last token, one entry for each request."""
 
     first_s: list[float]
     total_s: list[float]
 
 
-def simulated(profile: Profile, work: RequestWork, rate: float, requests: int, seed: int = 1) -> Seen:
-    """So many requests, which come at random at `rate` in a second. The first tenth warms up and is left out."""
+def simulate(profile: Profile, work: RequestWork, rate: float, requests: int, seed: int = 1) -> SimulatedTimes:
+    """Simulate `requests` random arrivals at `rate` per second; the first and the last tenth are not measured."""
     loop = _Loop()
-    drawn = Random(seed)
+    rng = Random(seed)
     calls: list[_Call] = []
 
     async def run() -> None:
         scheduler = batching.Batching(profile, Stats())
         working = loop.create_task(scheduler.run())
         for number in range(requests):
-            await asyncio.sleep(drawn.expovariate(rate))
+            await asyncio.sleep(rng.expovariate(rate))
             calls.append(_Call(work.written, loop.time))
             scheduler.submit(batching.Sequence(calls[-1], number, work.read))
-        # As they would if more came: the last ones would see an engine that empties.
+        # The last tenth would see an engine that empties, so it is not measured.
         counted = calls[requests // 10 : -requests // 10]
         while not all(call.done for call in counted):
             await asyncio.sleep(1)
@@ -98,16 +98,18 @@ def simulated(profile: Profile, work: RequestWork, rate: float, requests: int, s
     with patch.object(batching, "time", SimpleNamespace(monotonic=loop.time)), closing(loop):
         loop.run_until_complete(run())
     counted = calls[requests // 10 : -requests // 10]
-    return Seen([call.first_s - call.came_s for call in counted], [call.last_s - call.came_s for call in counted])
+    return SimulatedTimes(
+        [call.first_s - call.arrived_s for call in counted], [call.last_s - call.arrived_s for call in counted]
+    )
 
 
 def engine(name: str) -> Profile:
-    """An engine of the load tests, whose answers run to their end."""
+    """Return an engine profile of the load tests with unlimited answers."""
     return read_profile(TIMINGS / f"{name}.yaml").model_copy(update={"answer_tokens": ()})
 
 
 def curve_of(profile: Profile) -> Curve:
-    """The curve that a perfect measurement of this engine would find."""
+    """Return the curve that a perfect measurement of this engine would yield."""
     prefill, decode = profile.prefill, profile.decode
     assert prefill is not None
     assert decode is not None

@@ -1,4 +1,4 @@
-"""Curves: what lies between and beyond what was measured, and what is said of a file that is wrong."""
+"""Curve files: interpolation, extrapolation and error messages."""
 
 from __future__ import annotations
 
@@ -23,46 +23,46 @@ RIGHT: dict[str, Any] = {
 }
 
 
-def written(folder: Path, told: object) -> Path:
+def write_curve(folder: Path, content: object) -> Path:
     file = folder / "curve.json"
-    file.write_text(json.dumps(told, indent=2))
+    file.write_text(json.dumps(content, indent=2))
     return file
 
 
 def test_steps_are_linear_between_what_was_measured_and_go_on_so_beyond_it(tmp_path: Path) -> None:
-    told = read_curve(written(tmp_path, RIGHT))
-    assert told.step_s(2) == told.step_s(1) == 0.02
-    assert told.step_s(5) == pytest.approx(0.035)
-    assert told.step_s(8) == pytest.approx(0.05)
-    assert told.step_s(10) == pytest.approx(0.06)
+    parsed = read_curve(write_curve(tmp_path, RIGHT))
+    assert parsed.step_s(2) == parsed.step_s(1) == 0.02
+    assert parsed.step_s(5) == pytest.approx(0.035)
+    assert parsed.step_s(8) == pytest.approx(0.05)
+    assert parsed.step_s(10) == pytest.approx(0.06)
 
 
 def test_of_one_batch_alone_larger_ones_are_taken_to_gain_nothing() -> None:
-    told = curve(decode=[{"batch": 4, "seconds_per_step": 0.02}])
-    assert told.step_s(8) == pytest.approx(0.04)
+    parsed = curve(decode=[{"batch": 4, "seconds_per_step": 0.02}])
+    assert parsed.step_s(8) == pytest.approx(0.04)
 
 
 def test_steps_that_get_shorter_with_the_batch_do_not_go_on_getting_shorter() -> None:
-    told = curve(decode=[{"batch": 1, "seconds_per_step": 0.02}, {"batch": 2, "seconds_per_step": 0.01}])
-    assert told.step_s(1000) == pytest.approx(0.01)
+    parsed = curve(decode=[{"batch": 1, "seconds_per_step": 0.02}, {"batch": 2, "seconds_per_step": 0.01}])
+    assert parsed.step_s(1000) == pytest.approx(0.01)
 
 
 def test_a_batch_is_as_large_as_was_measured_unless_the_file_says_more_or_memory_holds_less() -> None:
-    assert curve().places(1000) == 10
-    assert curve(max_batch=64).places(1000) == 64
-    assert curve(max_batch=64, cache_tokens=9_999).places(1000) == 9
-    assert curve(cache_tokens=10).places(1000) == 1
+    assert curve().slots(1000) == 10
+    assert curve(max_batch=64).slots(1000) == 64
+    assert curve(max_batch=64, cache_tokens=9_999).slots(1000) == 9
+    assert curve(cache_tokens=10).slots(1000) == 1
 
 
 def test_money_is_as_exact_as_the_file_says_it(tmp_path: Path) -> None:
-    price = read_curve(written(tmp_path, RIGHT)).price
+    price = read_curve(write_curve(tmp_path, RIGHT)).price
     assert price is not None
     assert price.gpu_usd_per_hour == Decimal("2.25")
     assert price.tokens is None
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"model": ""}, "model: must not be empty"),
         ({"gpu_per_replica": 2}, "gpu_per_replica: unknown key. Did you mean 'gpus_per_replica'?"),
@@ -75,18 +75,18 @@ def test_money_is_as_exact_as_the_file_says_it(tmp_path: Path) -> None:
         ({"decode": [{"batch": 1}]}, "decode[0].seconds_per_step: missing: add it"),
         (
             {"decode": [{"batch": 2, "seconds_per_step": 0.1}, {"batch": 1, "seconds_per_step": 0.1}]},
-            "decode: decode[1].batch is not more than the one before it: put the smallest batch first",
+            "decode: decode[1].batch is not larger than the batch before it: put the smallest batch first",
         ),
         (
             {"decode": [{"batch": 1, "seconds_per_step": 0.1}, {"batch": 2, "seconds_per_step": 0.3}]},
-            "decode: decode[1] writes fewer tokens in a second than decode[0]",
+            "decode: decode[1] writes fewer tokens per second than decode[0]",
         ),
         ({"prefill": {"tokens_per_s": 0}}, "prefill.tokens_per_s: must be more than 0"),
         ({"prefill": {}}, "prefill.tokens_per_s: missing: add it"),
         ({"price": {"input_per_1m": 1}}, "price: needs gpu_usd_per_hour, or input_per_1m and output_per_1m"),
         (
             {"price": {"gpu_usd_per_hour": 1, "input_per_1m": 1, "output_per_1m": 1}},
-            "price: is either per 1M tokens or per GPU hour: keep one of the two",
+            "price: has both per-token and per-GPU-hour prices: keep one of the two",
         ),
         ({"price": {"gpu_usd_per_hour": -1}}, "price.gpu_usd_per_hour: must be between 0 and"),
         ({"origin": {"kind": "known", "source": "x"}}, "origin.kind: must be measured, published, derived or assumed"),
@@ -94,11 +94,11 @@ def test_money_is_as_exact_as_the_file_says_it(tmp_path: Path) -> None:
         ({"max_batch": 1.5}, "max_batch: must be a whole number"),
     ],
 )
-def test_a_mistake_names_its_line_its_field_and_its_mend(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError) as refused:
-        read_curve(written(tmp_path, RIGHT | changes))
-    assert said in refused.value.message
-    assert "curve.json:" in refused.value.message.splitlines()[0]
+def test_a_mistake_names_its_line_its_field_and_its_mend(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as error:
+        read_curve(write_curve(tmp_path, RIGHT | changes))
+    assert message in error.value.message
+    assert "curve.json:" in error.value.message.splitlines()[0]
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"model": "m"', "\xff"])
@@ -116,28 +116,28 @@ def test_a_file_that_is_not_there_is_refused_in_words(tmp_path: Path) -> None:
 def test_the_curve_of_the_documentation_can_be_planned_with(tmp_path: Path) -> None:
     page = (Path(__file__).parents[2] / "docs" / "planning.md").read_text("utf-8")
     (tmp_path / "curve.json").write_text(page.partition("```json\n")[2].partition("```")[0])
-    told = read_curve(tmp_path / "curve.json")
-    assert told.model_fields_set == set(Curve.model_fields) - {"schema_at"}
+    parsed = read_curve(tmp_path / "curve.json")
+    assert parsed.model_fields_set == set(Curve.model_fields) - {"schema_at"}
 
 
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.name)
 def test_what_is_shipped_says_where_its_numbers_come_from(file: Path) -> None:
-    told: Curve = read_curve(file)
-    assert told.origin.kind in {"measured", "published", "derived"}
-    assert told.gpu
-    if told.origin.kind != "measured":
-        assert told.origin.source.startswith("https://")
-    if told.origin.kind == "derived":
-        assert told.origin.note
+    parsed: Curve = read_curve(file)
+    assert parsed.origin.kind in {"measured", "published", "derived"}
+    assert parsed.gpu
+    if parsed.origin.kind != "measured":
+        assert parsed.origin.source.startswith("https://")
+    if parsed.origin.kind == "derived":
+        assert parsed.origin.note
 
 
 def test_the_shipped_teacher_is_what_its_table_comes_to() -> None:
-    """NVIDIA's table, 5000 tokens in and 500 out: concurrency, first token in ms, between tokens in ms, tokens/s."""
-    told = read_curve(SHIPPED[0].with_name("llama-3.3-70b-fp8-2xh100.json"))
+    """Compare with NVIDIA's table for 5000 input and 500 output tokens: concurrency, ms between tokens, tokens/s."""
+    parsed = read_curve(SHIPPED[0].with_name("llama-3.3-70b-fp8-2xh100.json"))
     reading_s = 0.40677 - 0.01858
-    assert told.prefill.tokens_per_s == pytest.approx(5000 / reading_s, rel=1e-3)
+    assert parsed.prefill.tokens_per_s == pytest.approx(5000 / reading_s, rel=1e-3)
     for concurrency, between_ms, tokens_per_s in ((1, 18.58, 51.67), (5, 21.83, 218.48), (25, 38.75, 623.4),
                                                   (50, 59.73, 814.37), (85, 92.91, 917.26)):  # fmt: skip
         others = (concurrency - 1) / concurrency
         step_s = between_ms / 1000 * (1 - tokens_per_s / 500 * reading_s * others)
-        assert told.step_s(concurrency) == pytest.approx(step_s, rel=2e-3)
+        assert parsed.step_s(concurrency) == pytest.approx(step_s, rel=2e-3)

@@ -1,4 +1,4 @@
-"""How many replicas: the fewest that keep what was asked for."""
+"""Fleet sizes: the fewest replicas that meet the demands."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from gateway.errors import StartupError
 from gateway.planning.fleet import FleetDemands, fleet
-from gateway.planning.replica import RequestWork, idle_first_s, replica_s, stand
+from gateway.planning.replica import RequestWork, idle_first_s, replica_load, replica_s
 from tests.planning.curves import curve
 
 WORK = RequestWork(500, 101)
@@ -19,24 +19,24 @@ RPS = Decimal(40)
 def test_one_replica_fewer_would_not_keep_the_headroom() -> None:
     found = fleet("teacher", curve(), WORK, RPS, FleetDemands(0.3))
     assert found.replicas is not None
-    # 40 in a second, 0.25 s of a full replica each, of which 70 % are used: 14.3.
+    # 40 requests/s at 0.25 s of a full replica each, with 70 % of it used: 14.3 replicas.
     assert found.replicas == 15
     assert found.gpus == 30
-    assert found.standing.utilisation == pytest.approx(40 * 0.25 / 15)
+    assert found.load.utilization == pytest.approx(40 * 0.25 / 15)
     assert found.met
     fewer = fleet("teacher", curve(), WORK, RPS, FleetDemands(0.3), replicas=14)
     assert not fewer.met
-    assert fewer.standing.stable
+    assert fewer.load.stable
 
 
 def test_one_replica_fewer_would_be_too_late_for_the_first_token() -> None:
-    wanted_s = idle_first_s(curve(), WORK) * 1.3
-    found = fleet("teacher", curve(), WORK, RPS, FleetDemands(0.3, wanted_s))
+    limit_s = idle_first_s(curve(), WORK) * 1.3
+    found = fleet("teacher", curve(), WORK, RPS, FleetDemands(0.3, limit_s))
     assert found.replicas is not None
     assert found.replicas > 15
     assert found.met
-    assert found.standing.first_p95_s <= wanted_s
-    assert stand(curve(), WORK, 40 / (found.replicas - 1)).first_p95_s > wanted_s
+    assert found.load.first_p95_s <= limit_s
+    assert replica_load(curve(), WORK, 40 / (found.replicas - 1)).first_p95_s > limit_s
 
 
 def test_a_first_token_that_no_replica_can_keep_is_said_and_costs_no_replica() -> None:
@@ -53,7 +53,7 @@ def test_hours_cost_what_all_gpus_cost_and_answers_their_share_exactly() -> None
     found = fleet("teacher", curve(), WORK, RPS, FleetDemands(0.3))
     assert found.usd_per_hour == Decimal(90)
     assert found.usd_per_1000 == Decimal(90) * 1000 / (40 * 3600)
-    assert found.most_rps == pytest.approx(15 * 0.7 / replica_s(curve(), WORK))
+    assert found.max_rps == pytest.approx(15 * 0.7 / replica_s(curve(), WORK))
 
 
 def test_an_engine_paid_by_the_token_costs_its_tokens_and_takes_no_gpus() -> None:
@@ -63,7 +63,7 @@ def test_an_engine_paid_by_the_token_costs_its_tokens_and_takes_no_gpus() -> Non
     assert found.gpus is None
     assert found.usd_per_1000 == Decimal("0.5") + Decimal("0.4") + Decimal("0.1")
     assert found.usd_per_hour == Decimal(1) / 1000 * 40 * 3600
-    assert found.most_rps == inf
+    assert found.max_rps == inf
     assert found.met
 
 

@@ -1,22 +1,22 @@
-"""From what streams told to a curve's numbers: of streams whose numbers are known."""
+"""Conversion of stream timings to a curve, from streams with known timings."""
 
 from __future__ import annotations
 
 import pytest
 
-from gateway.planning.measured import StreamTiming, context_of, gaining, prefill_of, step_of
+from gateway.planning.measured import StreamTiming, context_of, improving_steps, prefill_of, step_of
 from tests.planning.curves import curve
 
 
 def stream(
-    first_s: float, step_s: float, tokens: int, *, asked_s: float = 0.0, read: int = 100, per_event: int = 1
+    first_s: float, step_s: float, tokens: int, *, started_s: float = 0.0, read: int = 100, per_event: int = 1
 ) -> StreamTiming:
     events = tuple(first_s + step_s * number for number in range(0, tokens, per_event))
-    return StreamTiming(asked_s, events, read, tokens)
+    return StreamTiming(started_s, events, read, tokens)
 
 
 def test_a_step_is_what_passes_between_two_tokens_while_all_are_decoded() -> None:
-    # Before the last one had begun, and after the first one had ended, steps were shorter.
+    # Steps are shorter before the last answer begins and after the first answer ends.
     early = StreamTiming(0.0, (0.0, 0.5, *(1 + 0.02 * number for number in range(51))), 100, 53)
     late = StreamTiming(0.0, (*(1 + 0.02 * number for number in range(51)), 2.001, 2.002), 100, 53)
     found = step_of([early, late])
@@ -40,7 +40,7 @@ def test_answers_that_were_not_decoded_together_for_long_say_nothing() -> None:
 def test_batches_from_which_on_nothing_is_gained_are_left_out() -> None:
     steps = curve(decode=[{"batch": 1, "seconds_per_step": 0.01}, {"batch": 4, "seconds_per_step": 0.02}]).decode
     slower = steps[1].model_copy(update={"batch": 8, "step_s": 0.05})
-    assert gaining([slower, *steps]) == steps
+    assert improving_steps([slower, *steps]) == steps
 
 
 def test_reading_is_the_slope_of_first_tokens_over_lengths_of_prompts() -> None:

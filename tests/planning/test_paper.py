@@ -1,4 +1,4 @@
-"""The paper's rows against what its single-model rows come to, by the planner's arithmetic."""
+"""The paper's rows compared with bounds computed from its single-model rows."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OUTSIDE = {
     ("csqa", "Llama2-7B", "Bloom-3B"): "below",
     ("csqa", "Llama2-13B", "Bloom-3B"): "below",
 }
-"""The rows of the paper that its own rows cannot come to. No pair of two Llamas is among them."""
+"""Rows of the paper outside the bounds of its own single-model rows. No pair of two Llamas is among them."""
 
 
 def row_of(data: str, teacher: str, student: str, m: int = 40) -> PaperRow:
@@ -37,17 +37,17 @@ def row_of(data: str, teacher: str, student: str, m: int = 40) -> PaperRow:
 )
 def test_each_row_lies_within_the_bounds_or_is_known_not_to(data: str, pair: PublishedPair, row: PaperRow) -> None:
     assert row.verdict == OUTSIDE.get((data, pair.teacher, pair.student), "within")
-    assert (row.verdict == "within") == (not row.why)
+    assert (row.verdict == "within") == (not row.reason)
     assert row.perfect_s <= row.none_s
 
 
 def test_the_documentation_lists_those_rows_and_no_others() -> None:
     page = (Path(__file__).parents[2] / "docs" / "planning.md").read_text("utf-8")
-    told = re.findall(r"^\| (GSM8K|CSQA) \| (\S+) > (\S+) \| ([0-9.,]+) s \|", page, re.MULTILINE)
-    assert {(data.lower(), teacher, student) for data, teacher, student, _ in told} == OUTSIDE.keys()
-    for data, teacher, student, printed_s in told:
-        of = [row for pair, row in rows(data.lower()) if (pair.teacher, pair.student) == (teacher, student)]
-        assert float(printed_s.replace(",", "")) in [row.printed_s for row in of]
+    listed = re.findall(r"^\| (GSM8K|CSQA) \| (\S+) > (\S+) \| ([0-9.,]+) s \|", page, re.MULTILINE)
+    assert {(data.lower(), teacher, student) for data, teacher, student, _ in listed} == OUTSIDE.keys()
+    for data, teacher, student, printed_s in listed:
+        matching = [row for pair, row in rows(data.lower()) if (pair.teacher, pair.student) == (teacher, student)]
+        assert float(printed_s.replace(",", "")) in [row.printed_s for row in matching]
 
 
 def test_all_rows_with_times_are_held_against_the_bounds() -> None:
@@ -73,20 +73,20 @@ def test_the_bounds_of_the_speed_up_are_those_that_the_reports_state(
 
 
 def test_one_printed_speed_up_is_not_that_of_its_own_times() -> None:
-    """It divides the time of Bloom-7B, where the teacher is Llama2-7B."""
+    """The printed speed-up divides the time of Bloom-7B, but the teacher is Llama2-7B."""
     assert [(pair.teacher, pair.student) for _, pair, row in ROWS if row.misprinted] == [("Llama2-7B", "Bloom-3B")]
     assert row_of("gsm8k", "Llama2-7B", "Bloom-3B").speed_up == pytest.approx(2.48, abs=0.005)
 
 
 def test_the_time_that_table_2_prints_for_one_row_would_be_further_outside_than_table_5s() -> None:
     row = row_of("gsm8k", "Llama2-13B", "Bloom-7B")
-    assert "nor with the guidance counted" in row.why
+    assert "even if the guidance is included" in row.reason
     table_2 = PaperRow(row.teacher_s, row.student_s, row.m, row.n, row.batch, 3275.90, row.printed_speed_up)
     assert table_2.printed_s < row.printed_s < row.perfect_s
     assert table_2.misprinted
 
 
 def test_guidance_that_the_paper_timed_lies_between_the_bounds() -> None:
-    """Figure 3: 506.73 s of guidance, 13B over 7B, in batches of 24."""
+    """Figure 3 gives 506.73 s of guidance for 13B over 7B in batches of 24."""
     row = row_of("gsm8k", "Llama2-13B", "Llama2-7B")
     assert row.perfect_s - row.student_s < 506.73 < row.none_s - row.student_s

@@ -1,4 +1,4 @@
-"""The plan: both sides, what they cost together, and what is said against its figures."""
+"""Capacity plans: both fleets, their total cost, assumptions and warnings."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def test_the_teacher_opens_the_student_reads_that_and_finishes_and_alone_the_tea
     assert (found.teacher.work.read, found.teacher.work.written) == (500, 40)
     assert (found.student.work.read, found.student.work.written) == (540, 260)
     assert (found.alone.work.read, found.alone.work.written) == (500, 300)
-    assert found.first_s == found.teacher.standing.first_s
-    assert found.total_s == pytest.approx(found.teacher.standing.total_s + found.student.standing.total_s)
+    assert found.first_s == found.teacher.load.first_s
+    assert found.total_s == pytest.approx(found.teacher.load.total_s + found.student.load.total_s)
     assert found.met
 
 
@@ -61,14 +61,14 @@ def test_without_a_student_students_are_elsewhere_and_the_plan_says_so() -> None
 
 
 def test_guidance_that_is_the_whole_answer_is_refused() -> None:
-    with pytest.raises(StartupError, match="--tokens 300 leaves nothing to the student"):
+    with pytest.raises(StartupError, match="--tokens 300 leaves no tokens for the student"):
         plan(replace(LOAD, guidance_tokens=300), BIG, SMALL, FleetDemands())
 
 
 def test_headroom_queueing_and_lengths_are_named() -> None:
-    said = " ".join(plan(LOAD, BIG, SMALL, FleetDemands(0.25)).assumptions)
+    text = " ".join(plan(LOAD, BIG, SMALL, FleetDemands(0.25)).assumptions)
     for word in ("Poisson", "Little's law", "75%", "500", "300", "birth-death"):
-        assert word in said
+        assert word in text
 
 
 def warnings(**changes: object) -> str:
@@ -82,11 +82,9 @@ def test_a_plan_on_measured_ground_warns_of_nothing() -> None:
 
 
 def test_batches_beyond_what_was_measured_are_said_to_be_extrapolated() -> None:
-    said = warnings(teacher=curve(max_batch=64))
-    assert (
-        "teacher: extrapolated: up to 64 answers may be decoded together, and the curve was measured up to 10" in said
-    )
-    assert said.count("up to 64 answers") == 1  # and not once more for the teacher alone
+    text = warnings(teacher=curve(max_batch=64))
+    assert "teacher: extrapolated: up to 64 answers may be decoded together, and the curve is measured up to 10" in text
+    assert text.count("up to 64 answers") == 1  # not repeated for the teacher alone
 
 
 def test_batches_below_what_was_measured_are_said_to_be_extrapolated() -> None:
@@ -107,7 +105,7 @@ def test_numbers_that_nobody_measured_are_said_to_be_assumed() -> None:
 def test_replicas_that_cannot_bear_the_load_are_said_to_be_unstable() -> None:
     found = plan(LOAD, BIG, SMALL, FleetDemands(), teacher_replicas=2)
     assert not found.met
-    assert any(line.startswith("teacher: unstable: 2 replicas bear") for line in found.warnings)
+    assert any(line.startswith("teacher: unstable: 2 replicas serve at most") for line in found.warnings)
     tight = plan(LOAD, BIG, SMALL, FleetDemands(), teacher_replicas=6)
     assert not tight.met
     assert any(line.startswith("teacher: the headroom is not kept") for line in tight.warnings)
@@ -119,7 +117,7 @@ def test_a_first_token_that_comes_too_late_is_said_with_what_helps() -> None:
     assert any("an idle replica takes 0.06 s, so more do not help" in line for line in late.warnings)
     few = plan(LOAD, BIG, SMALL, FleetDemands(0.3, 0.2), teacher_replicas=6)
     assert any(
-        line.startswith("teacher: the first token comes too late") and "add replicas" in line for line in few.warnings
+        line.startswith("teacher: the first token is too late") and "add replicas" in line for line in few.warnings
     )
 
 
@@ -141,4 +139,4 @@ def test_teachers_that_are_bought_by_the_token_stand_beside_students_that_are_no
     assert found.teacher.gpus is None
     assert found.teacher.usd_per_1000 == Decimal("1.5") + Decimal("0.6")
     assert found.alone.usd_per_1000 == Decimal("1.5") + Decimal("4.5")
-    assert any("bought by the token" in line for line in found.assumptions)
+    assert any("paid by the token" in line for line in found.assumptions)

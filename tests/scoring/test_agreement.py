@@ -1,4 +1,4 @@
-"""How far two answers say the same."""
+"""Agreement of two answers."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_any_texts_agree_between_not_at_all_and_wholly(one: str, other: str) -> 
 
 
 MOST_CHARS = 32_768
-# Of what rules look for: written carelessly, one would look at a text again from each of its places.
+# Texts that the rules search for: a careless rule would scan the text again from each occurrence.
 PARTS = [
     *("answer is ", "answer: ", "####", "#### 1 ", "**1**", "\\boxed{", "\\boxed{1}", "\\frac{", "\\frac{1}{2}", "{"),
     *("```", "```a", "```\n", "1,", "9", "1 ", "1/", "= 1", "=", "- ", "a", "a?", "\n", " ", ".)", "(a", "(a)", "a.\n"),
@@ -64,7 +64,7 @@ _MIXED = st.lists(st.sampled_from(PARTS), min_size=1, max_size=4).map("".join)
 @pytest.mark.parametrize("comparison", COMPARISONS)
 @pytest.mark.parametrize("ahead", ["", "18", "\\frac{", "```", "#### 18"])
 def test_a_long_text_that_repeats_itself_is_read_in_one_go(comparison: Comparison, ahead: str) -> None:
-    """Whatever was written: where the time grew with the square of a length, this would take minutes."""
+    """No text may take quadratic time, which would be minutes here."""
     for part in PARTS:
         text = (ahead + part * MOST_CHARS)[: MOST_CHARS - 1] + "!"
         assert agreement(comparison, text, text) in {None, 1.0}

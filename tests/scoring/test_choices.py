@@ -1,4 +1,4 @@
-"""The choice that an answer names."""
+"""Extraction of the choice that an answer names."""
 
 from __future__ import annotations
 
@@ -108,16 +108,16 @@ def test_among_several_the_one_that_is_concluded_counts(text: str, letter: str) 
         "(a) and (b).",
         "It depends.",
         "A: A: A: A:",
-        # Named to be turned down.
+        # Choices that the answer rejects.
         "(c) bus station is not an option.",
         "Option (a) cannot be meant.",
-        # One after the other, and none is preferred.
+        # The choices in turn, without a preference.
         "(c) bus station: it is loud there.\n\n(d) attic: it is dusty.\n\n(b) bus: it is small.",
         "(c) bus station (d) attic",
-        # The question told again, or what it asks for.
+        # The question repeated, or its requirements.
         "Where would a captain go, to the harbour?",
         "The answer should be like a harbour.",
-        # Broken off: who knows what comes.
+        # Truncated before a conclusion.
         "One could go to the harbour, but",
     ],
 )

@@ -1,4 +1,4 @@
-"""The number that an answer comes to. Many cases stand, in our own words, for an answer that was once read wrongly."""
+"""Extraction of an answer's number. Many cases paraphrase an answer that was once misread."""
 
 from __future__ import annotations
 
@@ -102,28 +102,28 @@ def test_an_answer_without_a_number_has_no_result(text: str) -> None:
 
 
 def test_program_code_is_no_result_but_what_it_printed_is() -> None:
-    said = "That is 9 * 2 = 18 dollars.\n\nLet me confirm it:\n```python\nprice = 2\nprint(9 * price)\n```\n"
-    assert value(said) == 18
+    text = "That is 9 * 2 = 18 dollars.\n\nLet me confirm it:\n```python\nprice = 2\nprint(9 * price)\n```\n"
+    assert value(text) == 18
     assert value("```python\nx = 12\n```\n```output\n16.25\n```\n") == Fraction("16.25")
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        # The sum was still being written down: its first number is none of its results.
+        # The sum is incomplete, so its first number is not a result.
         ("The mean length is \\[ \\frac{7 + 12 + 5}{2} = \\", None),
-        # A fact told again from the question is on the way to a result.
+        # A fact repeated from the question is not a result.
         ("Sand in it: 2 * 3 = 6. Next, the other cart. It holds 11 tons of sand. Therefore, the sand is", None),
         ("It took 3 + 5 = 8 days. The crew wants to paint the", None),
         ("The cellar has 70 - 22 = 48. The rest of them is 48 - 4", None),
         ("The file is large. It has 200", None),
         ("So 14 - 9 = 5 pages are left.\n\nFinally, we work out the time that is", None),
         ("The first offer saves 310 - 280 = 30.\n\nNext, the other offer. It costs 450 and", None),
-        # A sum in words, whose numbers are only now put in: 12 may be the first of them.
+        # A sum in words is being replaced by numbers, and 12 may be the first of them.
         ("The herd is 3 * 4 = 12.\n\n\\[ \\text{All} = \\text{goats} + \\text{cows} + \\text{hens} = 12", None),
         ("Birds = geese + ducks = 12 + 30 = 42", 42),
         ("Of the geese + the ducks there are = 42 birds.", 42),
-        # The result was there, and was only about to be said again.
+        # The result was complete, and was about to be repeated.
         ("They lay 8 * 40 = 320 tiles.\n\nTherefore, the tiles that they lay in all", 320),
         ("Now, we add them: 2 + 5 + 1 = 8\n\nThus, on that day", 8),
         ("Hats cost $7 each. So Ben pays 3 x $7 = $21 for", 21),

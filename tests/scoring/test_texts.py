@@ -1,10 +1,10 @@
-"""The text that an answer comes to, and the words that two share."""
+"""Extraction of stated texts, and shared words."""
 
 from __future__ import annotations
 
 import pytest
 
-from gateway.scoring.texts import folded, shared_words, stated_text
+from gateway.scoring.texts import normalize_text, shared_words, stated_text
 
 
 def test_words_count_as_often_as_in_both() -> None:
@@ -17,7 +17,7 @@ def test_words_count_as_often_as_in_both() -> None:
 
 @pytest.mark.parametrize("text", ["  Yes,\n it  IS. ", '"Yes, it is!"', "**yes, it is**", "yes, it is?", "Yes, it is"])
 def test_a_text_is_the_same_whatever_its_capitals_blanks_and_marks_around_it(text: str) -> None:
-    assert folded(text) == "yes, it is"
+    assert normalize_text(text) == "yes, it is"
 
 
 @pytest.mark.parametrize(

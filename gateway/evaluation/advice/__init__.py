@@ -1,11 +1,11 @@
-"""What a run's records advise: a setting for a route, and how long its guidance should be.
+"""Advice from a run's records: a setting for a route, and the length of its guidance.
 
-evidence.py        what a folder says of its settings, question by question
-target.py          what is wanted of a setting, and what student and teacher mixed at random would do
-bounds.py          what may be claimed of many settings at once
-recommend.py       the setting that a route should have, or that none pays
-policy_file.py     the policy file with it
-policy_files.py    ... and the files that it needs beside it
-auto.py            what a chosen length would have given
-fit.py             learns how long guidance should be
+evidence.py        the settings of a folder, question by question
+target.py          the target of a recommendation, and the comparison with a random mixture of student and teacher
+bounds.py          simultaneous claims about many settings
+recommend.py       the recommended setting of a route, or that no setting pays
+policy_file.py     the policy file of a recommendation
+policy_files.py    ... and the files that it needs
+auto.py            the results of chosen lengths
+fit.py             fitting of a length model
 """

@@ -1,7 +1,7 @@
-"""What a chosen length would have given, out of records at fixed lengths: no model is asked.
+"""The results of chosen guidance lengths, computed from records at fixed lengths without calling a model.
 
-A family is one setting at several lengths of guidance, and the student alone as the length 0. For each of its questions
-every length was tried, so whatever chooses among them can be judged after the fact.
+A family is one setting at several lengths of guidance, with the student alone as length 0. Every length was tried for
+each question, so any rule that chooses among them can be evaluated afterwards.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from gateway.errors import StartupError
 from gateway.evaluation.setting import Setting
-from gateway.evaluation.summary import asked as asked_alike
+from gateway.evaluation.summary import request_key
 from gateway.policy.length import choose_length
 from gateway.policy.question_features import looks_of
 
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
     from gateway.policy.length_rules import AutoRule
     from gateway.protocol.requests import CompletionRequest
 
-# What of a guided setting is not shared by its family, or is no word of its description.
-_OF_LENGTH = ("name", "mode", "tokens", "shown", "policies")
-_FEWEST_LENGTHS = 3
+# Keys of a guided setting that differ in its family, or do not belong to its description.
+_LENGTH_KEYS = ("name", "mode", "tokens", "shown", "policies")
+_MIN_LENGTHS = 3
 
 
 @dataclass(frozen=True, slots=True)
 class LengthOutcome:
-    """What one length gave for one question. `score`: 1 where it is right, else 0; `teacher_tokens`: what it wrote."""
+    """Result of one length for one question. `score`: 1 if correct, else 0; `teacher_tokens`: the teacher's output."""
 
     score: float
     usd: float
@@ -44,31 +44,32 @@ class LengthFamily:
     """One setting at several lengths.
 
     Attributes:
-        setting: what all of them share, as `Setting.as_dict` says it.
-        lengths: in tokens, rising; the first is 0, the student alone.
-        asked: for each question the caller's request, in the order of `cells`.
-        cells: for each question what each length gave, in the order of `lengths`.
+        setting: The shared keys of `Setting.as_dict`.
+        lengths: In tokens, ascending; the first is 0, the student alone.
+        questions: Ids of the questions.
+        requests: The caller's request of each question.
+        cells: The results of each question, in the order of `lengths`.
     """
 
     setting: dict[str, Any]
     lengths: tuple[int, ...]
     questions: tuple[str, ...]
-    asked: tuple[CompletionRequest, ...]
+    requests: tuple[CompletionRequest, ...]
     cells: tuple[tuple[LengthOutcome, ...], ...]
 
     @property
     def name(self) -> str:
-        """In words."""
+        """Return a readable name."""
         return ", ".join(f"{name} {value}" for name, value in self.setting.items() if value not in (None, 0))
 
     @property
     def max_tokens(self) -> int | None:
-        """The limit on an answer."""
+        """Return the token limit of an answer."""
         limit: int | None = self.setting.get("max_tokens")
         return limit
 
     def nearest(self, tokens: int) -> int:
-        """Which of the lengths stands for this one: the longest that is not longer, else the shortest that is one."""
+        """Return the index of the longest length that is not longer than `tokens`, else of the shortest guided one."""
         if tokens <= 0:
             return 0
         return max((index for index, one in enumerate(self.lengths) if one <= tokens and index), default=1)
@@ -76,9 +77,12 @@ class LengthFamily:
 
 @dataclass(frozen=True, slots=True)
 class LengthResult:
-    """What a way to choose lengths gives on the average: of answers, the share that is right; USD; teacher's tokens.
+    """Mean results of a choice of lengths.
 
-    lengths: how often each was chosen.
+    Attributes:
+        right: Share of correct answers.
+        usd, teacher_tokens: Mean cost and mean teacher output of an answer.
+        lengths: Number of questions by chosen length.
     """
 
     right: float
@@ -88,9 +92,9 @@ class LengthResult:
 
 
 def families(manifest: Manifest, examples: Iterable[Example], questions: Sequence[Question]) -> list[LengthFamily]:
-    """The families of a run, those with the most lengths first; only questions that all lengths answered count.
+    """Return the families of a run, those with the most lengths first, on the questions that all lengths answered.
 
-    Raises StartupError where there is none: a run needs the student alone and guidance of two lengths or more.
+    Raises StartupError without a family: a run needs the student alone and guidance of at least two lengths.
     """
     by_setting: dict[str, dict[str, Example]] = defaultdict(dict)
     for one in examples:
@@ -98,49 +102,49 @@ def families(manifest: Manifest, examples: Iterable[Example], questions: Sequenc
             by_setting[one.setting][one.question] = one
     known = {one.id: one for one in questions}
     found = []
-    for shared, named in _kin(manifest.settings):
+    for shared, named in _groups(manifest.settings):
         tried = {tokens: by_setting.get(name, {}) for tokens, name in named.items()}
         ids = [one for one in known if all(one in examples_of for examples_of in tried.values())]
         if ids:
             found.append(_family(shared, tried, [known[one] for one in ids]))
     if not found:
         raise StartupError(
-            "The run has no setting with the student alone and guidance of two lengths or more, each with answers to "
-            "these questions: run it with several --tokens, and name the data it was run with."
+            "The run needs a setting with the student alone and guidance of at least two lengths, each with answers to "
+            "these questions: run it with several --tokens, and name the data of the run."
         )
     return sorted(found, key=lambda one: (-len(one.lengths), -len(one.questions)))
 
 
-def _kin(settings: Sequence[dict[str, Any]]) -> Iterable[tuple[dict[str, Any], dict[int, str]]]:
-    """Settings that differ in nothing but the length, each with its name; with the student's that belongs to them."""
+def _groups(settings: Sequence[dict[str, Any]]) -> Iterable[tuple[dict[str, Any], dict[int, str]]]:
+    """Return settings that differ only in the length, each with the names by length, including the student's."""
     students = [one for one in settings if one["mode"] == "student"]
-    kin: dict[tuple[tuple[str, str], ...], tuple[dict[str, Any], dict[int, str]]] = {}
+    groups: dict[tuple[tuple[str, str], ...], tuple[dict[str, Any], dict[int, str]]] = {}
     for one in settings:
-        shared = {name: value for name, value in one.items() if name not in _OF_LENGTH}
-        alone = next((student["name"] for student in students if asked_alike(student) == asked_alike(one)), None)
+        shared = {name: value for name, value in one.items() if name not in _LENGTH_KEYS}
+        alone = next((student["name"] for student in students if request_key(student) == request_key(one)), None)
         if one["mode"] == "guided" and one["tokens"] != "auto" and alone is not None:
-            _, named = kin.setdefault(_key(one), (shared, {0: alone}))
+            _, named = groups.setdefault(_key(one), (shared, {0: alone}))
             named[one["tokens"]] = one["name"]
-    return [one for one in kin.values() if len(one[1]) >= _FEWEST_LENGTHS]
+    return [one for one in groups.values() if len(one[1]) >= _MIN_LENGTHS]
 
 
 def _key(setting: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-    return tuple(sorted((name, repr(value)) for name, value in setting.items() if name not in _OF_LENGTH))
+    return tuple(sorted((name, repr(value)) for name, value in setting.items() if name not in _LENGTH_KEYS))
 
 
 def _family(
     shared: dict[str, Any], tried: Mapping[int, Mapping[str, Example]], questions: list[Question]
 ) -> LengthFamily:
     lengths = tuple(sorted(tried))
-    asking = Setting(
+    request_setting = Setting(
         mode="student", form=shared["form"], max_tokens=shared["max_tokens"], temperature=shared["temperature"]
     )
     return LengthFamily(
         setting=shared,
         lengths=lengths,
         questions=tuple(one.id for one in questions),
-        # What was shown before the question does not count: on the path it is not looked at either.
-        asked=tuple(asking.asked(one, ()) for one in questions),
+        # The exemplars of the prompt are left out: the request path does not use them for the choice either.
+        requests=tuple(request_setting.request(one, ()) for one in questions),
         cells=tuple(tuple(_cell(tried[length][one.id]) for length in lengths) for one in questions),
     )
 
@@ -150,41 +154,45 @@ def _cell(example: Example) -> LengthOutcome:
 
 
 def by_rules(rule: AutoRule) -> Callable[[CompletionRequest], int]:
-    """What a policy's `auto` chooses, as on the gateway's path; without the probe, which asks a model."""
-    return lambda asked: choose_length(rule, asked, asked.max_tokens, {}).tokens
+    """Return the choice of a policy's `auto`, as on the request path but without the probe, which calls a model."""
+    return lambda request: choose_length(rule, request, request.max_tokens, {}).tokens
 
 
 def by_model(model: LengthModel) -> Callable[[CompletionRequest], int]:
-    """What a learned model chooses by itself."""
-    return lambda asked: model.predict(looks_of(asked, asked.max_tokens).numbers).tokens
+    """Return the choice of a length model."""
+    return lambda request: model.predict(looks_of(request, request.max_tokens).numbers).tokens
 
 
 def by_probe(
     choose: Callable[[CompletionRequest], int], p1: Mapping[str, float], confident: float, family: LengthFamily
 ) -> list[int]:
-    """The same, but for questions of whose first token the student was sure.
+    """Return the chosen lengths, with 0 for questions on whose first token the student was confident.
 
-    p1: by question, how likely its likeliest first token was; one that is missing was not probed.
+    Args:
+        choose: The choice for other questions.
+        p1: Probability of the student's most probable first token, by question; missing questions were not probed.
+        confident: The minimum probability.
+        family: The questions.
     """
     return [
-        0 if p1.get(question, 0.0) >= confident else choose(asked)
-        for question, asked in zip(family.questions, family.asked, strict=True)
+        0 if p1.get(question, 0.0) >= confident else choose(request)
+        for question, request in zip(family.questions, family.requests, strict=True)
     ]
 
 
-def would_give(family: LengthFamily, chosen: Sequence[int]) -> LengthResult:
-    """What these lengths, one for each question, give on the average."""
-    places = [family.nearest(tokens) for tokens in chosen]
-    cells = [row[place] for row, place in zip(family.cells, places, strict=True)]
+def evaluate_lengths(family: LengthFamily, chosen: Sequence[int]) -> LengthResult:
+    """Return the mean results of these lengths, one for each question."""
+    indices = [family.nearest(tokens) for tokens in chosen]
+    cells = [row[index] for row, index in zip(family.cells, indices, strict=True)]
     count = len(cells)
     return LengthResult(
         right=sum(one.score for one in cells) / count,
         usd=sum(one.usd for one in cells) / count,
         teacher_tokens=sum(one.teacher_tokens for one in cells) / count,
-        lengths={length: places.count(place) for place, length in enumerate(family.lengths)},
+        lengths={length: indices.count(index) for index, length in enumerate(family.lengths)},
     )
 
 
-def fixed(family: LengthFamily) -> dict[int, LengthResult]:
-    """What each length gives when every question gets it."""
-    return {length: would_give(family, [length] * len(family.questions)) for length in family.lengths}
+def fixed_lengths(family: LengthFamily) -> dict[int, LengthResult]:
+    """Return the mean results of each length for all questions."""
+    return {length: evaluate_lengths(family, [length] * len(family.questions)) for length in family.lengths}

@@ -1,7 +1,7 @@
-"""What may be claimed of many means at once: one-sided bounds that all hold together at a confidence. Pure.
+"""One-sided confidence bounds of many means that hold simultaneously. Pure functions.
 
-A contrast is a figure for each question whose mean is to be above nought: how much of the loss that is allowed a
-setting leaves, or by how much it beats what it is held against.
+A contrast has one value per question, and its mean should be above 0. Examples are the remaining allowed loss of a
+setting, and its advantage over a reference.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ if TYPE_CHECKING:
 Numbers = NDArray[np.float64]
 
 POWER = 0.8
-"""With how many questions a difference would be seen: with this chance."""
+"""Probability of detecting a difference with the estimated number of questions."""
 _DRAWS = 10_000
 _PSEUDO = 2.0
-_DUST = 1e-9
-# So many standard errors below nought nothing is claimed by mistake, and it need not make the others' bounds wider.
-_HOPELESS = -3.0
-_UNTOLD = 100_000
+_ROUNDING = 1e-9
+# A setting so many standard errors below 0 is not claimed, and need not widen the bounds of others.
+_MIN_SCORE = -3.0
+_MAX_QUESTIONS = 100_000
 
 
 @dataclass(frozen=True, slots=True)
 class Contrast:
-    """A figure for each of n questions.
+    """One value for each of n questions.
 
     Attributes:
-        values: (n,).
-        cells: (c,): what it could be for a question whose answers are right or wrong in any way. They count as two
-            questions more, spread evenly (Agresti and Min 2005, for paired shares): twenty questions on which two
-            settings agree do not show that they always do. Empty for figures that are no shares.
+        values: Array of shape (n,).
+        cells: Array of shape (c,): the possible values of a question, for any combination of correct and wrong answers.
+            They count as two extra questions, spread evenly (Agresti and Min 2005, for paired shares): twenty questions
+            on which two settings agree do not prove that they always do. Empty for values that are not shares.
     """
 
     values: Numbers
@@ -45,29 +45,29 @@ class Contrast:
 
     @property
     def point(self) -> float:
-        """The mean as measured; what binary fractions leave of nought is nought."""
+        """Return the measured mean; rounding errors around 0 become 0."""
         mean = float(self.values.mean())
-        return 0.0 if abs(mean) < _DUST * float(np.abs(self.values).max()) else mean
+        return 0.0 if abs(mean) < _ROUNDING * float(np.abs(self.values).max()) else mean
 
     @property
     def size(self) -> float:
-        """How many questions, those added included."""
+        """Return the number of questions, including the added ones."""
         return len(self.values) + (_PSEUDO if len(self.cells) else 0.0)
 
     @property
     def mean(self) -> float:
-        """With those added."""
+        """Return the mean, including the added questions."""
         return float(self.values.sum() + self._weight * self.cells.sum()) / self.size
 
     @property
     def deviation(self) -> float:
-        """Of one question."""
+        """Return the standard deviation of one question."""
         squares = float((self.values**2).sum() + self._weight * (self.cells**2).sum()) / self.size
         return math.sqrt(max(0.0, squares - self.mean**2))
 
     @property
     def error(self) -> float:
-        """The standard error of the mean."""
+        """Return the standard error of the mean."""
         return self.deviation / math.sqrt(self.size)
 
     @property
@@ -76,14 +76,14 @@ class Contrast:
 
 
 class BoundedMean(NamedTuple):
-    """What is known of a contrast's mean.
+    """Estimate of a contrast's mean.
 
     Attributes:
-        point: as measured.
-        bound: it is at least this, at the confidence asked for, with all other claims made beside it.
-        shown: whether the bound is above nought; a mean that cannot vary need only not be below.
-        more: how many questions more would show it, roughly; 0 where it is shown, None where it points the other way or
-            would take more than 100,000.
+        point: The measured mean.
+        bound: Lower bound at the confidence of all simultaneous claims.
+        shown: Whether the bound is above 0; for a constant contrast, whether it is not below 0.
+        more: Approximate number of additional questions to show the claim; 0 if it is shown, None if the measured mean
+            contradicts it or more than 100,000 are needed.
     """
 
     point: float
@@ -93,16 +93,21 @@ class BoundedMean(NamedTuple):
 
     @property
     def likely(self) -> bool:
-        """Whether it holds as measured."""
+        """Return whether the claim holds as measured."""
         return self.point >= 0
 
 
 def claims(contrasts: Sequence[Contrast], confidence: float, seed: int) -> list[BoundedMean]:
-    """The claims that may be made together: with this confidence none of those shown is false.
+    """Return the simultaneous claims: at this confidence none of the shown ones is false.
 
-    Romano and Wolf's step-down (2005) with the largest of k normals that are correlated as the contrasts are: settings
-    that answered the same questions err together, and so the price of comparing many is less than Bonferroni's.
-    What is far below nought is left out of that price (Hansen 2005).
+    Uses Romano and Wolf's step-down (2005) with the maximum of k normals that are correlated as the contrasts are.
+    Settings err together on the same questions, so the correction is smaller than Bonferroni's. Contrasts far below 0
+    are left out of the correction (Hansen 2005).
+
+    Args:
+        contrasts: The contrasts, over the same questions.
+        confidence: One-sided confidence level.
+        seed: Seed of the normal samples.
     """
     if not contrasts:
         return []
@@ -111,17 +116,21 @@ def claims(contrasts: Sequence[Contrast], confidence: float, seed: int) -> list[
     fixed = errors == 0
     with np.errstate(divide="ignore", invalid="ignore"):
         scores = np.where(fixed, np.where(means >= 0, np.inf, -np.inf), means / errors)
-    draws = _drawn(contrasts, seed)
-    least = NormalDist().inv_cdf(confidence)
+    draws = _samples(contrasts, seed)
+    normal_quantile = NormalDist().inv_cdf(confidence)
     shown = np.zeros(len(contrasts), bool)
     while True:
-        left = ~shown & ~fixed & (scores > _HOPELESS)
-        critical = max(least, float(np.quantile(draws[:, left].max(axis=1), confidence))) if left.any() else least
-        now = scores > critical
-        if (now == shown).all():
+        open_claims = ~shown & ~fixed & (scores > _MIN_SCORE)
+        critical = (
+            max(normal_quantile, float(np.quantile(draws[:, open_claims].max(axis=1), confidence)))
+            if open_claims.any()
+            else normal_quantile
+        )
+        next_shown = scores > critical
+        if (next_shown == shown).all():
             break
-        shown = now
-    return [_claim(one, critical, bool(yes)) for one, yes in zip(contrasts, shown, strict=True)]
+        shown = next_shown
+    return [_claim(one, critical, bool(is_shown)) for one, is_shown in zip(contrasts, shown, strict=True)]
 
 
 def _claim(contrast: Contrast, critical: float, shown: bool) -> BoundedMean:
@@ -130,23 +139,23 @@ def _claim(contrast: Contrast, critical: float, shown: bool) -> BoundedMean:
 
 
 def _needed(contrast: Contrast, critical: float) -> int | None:
-    """For a one-sided test at `critical`, if the mean is what it seems and the deviation stays."""
+    """Return the additional questions for a one-sided test at `critical`, given the measured mean and deviation."""
     if contrast.point <= 0:
         return None
-    wanted = ((critical + NormalDist().inv_cdf(POWER)) * contrast.deviation / contrast.point) ** 2
-    return max(1, math.ceil(wanted) - len(contrast.values)) if wanted <= _UNTOLD else None
+    total = ((critical + NormalDist().inv_cdf(POWER)) * contrast.deviation / contrast.point) ** 2
+    return max(1, math.ceil(total) - len(contrast.values)) if total <= _MAX_QUESTIONS else None
 
 
-def _drawn(contrasts: Sequence[Contrast], seed: int) -> Numbers:
-    """(draws, k): normals of variance 1, correlated as the contrasts are over the questions."""
+def _samples(contrasts: Sequence[Contrast], seed: int) -> Numbers:
+    """Return samples of shape (draws, k): standard normals, correlated as the contrasts are over the questions."""
     values = np.stack([one.values for one in contrasts], axis=1)
-    centred = values - values.mean(axis=0)
-    scale = np.sqrt((centred**2).sum(axis=0))
-    unit = np.divide(centred, scale, out=np.zeros_like(centred), where=scale > 0)
+    centered = values - values.mean(axis=0)
+    scale = np.sqrt((centered**2).sum(axis=0))
+    unit = np.divide(centered, scale, out=np.zeros_like(centered), where=scale > 0)
     correlation = unit.T @ unit
-    # A little more than 1, so that settings which always agree have a factor too; by Cholesky, since eigenvectors have
-    # no sign of their own, and another machine would draw something else.
+    # Slightly above 1, so that settings that always agree have a factor too. Cholesky is reproducible on all machines;
+    # eigenvectors have no defined sign.
     np.fill_diagonal(correlation, 1 + 1e-8)
     factor = np.linalg.cholesky(correlation)
-    drawn: Numbers = np.random.default_rng(seed).standard_normal((_DRAWS, len(contrasts))) @ factor.T
-    return drawn
+    samples: Numbers = np.random.default_rng(seed).standard_normal((_DRAWS, len(contrasts))) @ factor.T
+    return samples

@@ -1,4 +1,4 @@
-"""What a run's folder says of its settings, on the questions that all of them answered."""
+"""The settings of a run's folder with their results, on the questions that all of them answered."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 Numbers = NDArray[np.float64]
 
-# A setting with fewer of the questions than this part would take the others' evidence away.
-_ENOUGH = 0.5
+# Settings with less than this part of the questions are left out, since only common questions count.
+_MIN_SHARE = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class CandidateSetting:
-    """One setting that may be recommended. `setting` is as `Setting.as_dict`; examples and costs are in one order."""
+    """A setting that may be recommended. `setting` is as `Setting.as_dict`; examples and costs are in one order."""
 
     setting: Mapping[str, Any]
     examples: tuple[Example, ...]
@@ -44,7 +44,7 @@ class CandidateSetting:
 
     @property
     def correct(self) -> int:
-        """How many were right."""
+        """Return the number of correct answers."""
         return sum(one.correct for one in self.examples)
 
     @property
@@ -53,35 +53,36 @@ class CandidateSetting:
 
     @property
     def cost_usd(self) -> Decimal:
-        """USD, the mean answer."""
+        """Return the mean cost of an answer in USD."""
         return total_usd(*self.costs_usd) / len(self.costs_usd)
 
     @property
     def teacher_tokens(self) -> float:
-        """What the teacher wrote for the mean answer."""
+        """Return the mean output tokens of the teacher."""
         return sum(one.teacher_output_tokens for one in self.examples) / len(self.examples)
 
     @property
     def student_tokens(self) -> float:
-        """What the student wrote for the mean answer."""
+        """Return the mean output tokens of the student."""
         return sum(one.student_output_tokens for one in self.examples) / len(self.examples)
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """Settings that were asked the same questions, n of them, in the same way.
+    """k settings with equal request forms on the same n questions.
 
     Attributes:
-        sources: the folders, and `manifests` what was asked there.
-        asked: how the questions were put: a policy does not choose it.
-        candidates: k of them, in the run's order.
-        teacher, student: the places of the two alone among the candidates, that the others are held against.
-        notes: what of the folder does not count, and why.
+        sources: The folders; `manifests` are their manifests.
+        request_form: Form, shots and sampling of requests, which a policy does not choose.
+        questions: Ids of the questions.
+        candidates: The settings, in the order of the run.
+        teacher, student: Indices of the teacher alone and the student alone among the candidates.
+        notes: Sentences about excluded records.
     """
 
     sources: tuple[str, ...]
     manifests: tuple[Manifest, ...]
-    asked: str
+    request_form: str
     questions: tuple[str, ...]
     candidates: tuple[CandidateSetting, ...]
     teacher: int
@@ -90,73 +91,77 @@ class Evidence:
 
     @cached_property
     def correct(self) -> Numbers:
-        """(n, k): 1 where right, else 0."""
+        """Return an array of shape (n, k): 1 for a correct answer, else 0."""
         return np.array([[one.correct for one in found.examples] for found in self.candidates], float).T
 
     @cached_property
     def cost(self) -> Numbers:
-        """(n, k): USD, each answer; what is shown of it is summed up from the Decimals."""
+        """Return an array of shape (n, k): USD of each answer. Displayed costs are summed from Decimals instead."""
         return np.array([[float(usd) for usd in found.costs_usd] for found in self.candidates], float).T
 
 
-def evidence_of(run: RunRecords, asked: str | None = None, prices: Mapping[str, Price] | None = None) -> Evidence:
-    """The settings of one way of asking, on the questions that they have in common.
+def evidence_of(
+    run: RunRecords, request_form: str | None = None, prices: Mapping[str, Price] | None = None
+) -> Evidence:
+    """Return the settings with one request form, on their common questions.
 
     Args:
-        asked: which way, in `asked_of`'s words; None: the only one.
-        prices: by role, in the place of the run's; then every cost is anew from the tokens. What a teacher has read
-            beyond what it reads of the question alone, the exemplars and words of a projection, is the same for each
-            request and counts as cached.
+        run: The records.
+        request_form: A form as named by `request_form_of`; None: the only one.
+        prices: Prices by role instead of the run's; all costs are then computed from the tokens. The teacher's input
+            beyond that of the teacher alone (exemplars and projection) is equal for all requests and counts as cached.
 
     Raises:
-        StartupError: there are several ways and none was chosen, or a teacher or a student alone is missing.
+        StartupError: There are several forms and none is chosen, or the teacher or the student alone is missing.
     """
-    settings = _of_one_way(run, asked)
-    way = asked_of(settings[0])
+    settings = _settings_with(run, request_form)
+    form = request_form_of(settings[0])
     notes = []
     if missing := [one["name"] for one in settings if not run.by_setting.get(one["name"])]:
-        notes.append(f"not run, and left out: {'; '.join(missing)}")
+        notes.append(f"left out without answers: {'; '.join(missing)}")
     run_settings = [one for one in settings if run.by_setting.get(one["name"])]
-    most = max((len(run.by_setting[one["name"]]) for one in run_settings), default=0)
-    kept = [one for one in run_settings if len(run.by_setting[one["name"]]) >= _ENOUGH * most]
+    max_questions = max((len(run.by_setting[one["name"]]) for one in run_settings), default=0)
+    kept = [one for one in run_settings if len(run.by_setting[one["name"]]) >= _MIN_SHARE * max_questions]
     notes += [
-        f"left out, with {len(run.by_setting[one['name']])} of {most} questions: {one['name']}"
+        f"left out, with {len(run.by_setting[one['name']])} of {max_questions} questions: {one['name']}"
         for one in run_settings
         if one not in kept
     ]
     found = [run.by_setting[one["name"]] for one in kept]
     common = tuple(name for name in (found[0] if found else {}) if all(name in one for one in found))
-    if found and len(common) < most:
-        notes.append(f"the settings did not answer the same questions: only the {len(common)} that all have count")
+    if found and len(common) < max_questions:
+        notes.append(f"the settings answered different questions: only the {len(common)} common ones count")
     if found and not common:
         raise StartupError(
-            f"{shown(run.path)}: no question was answered in all settings: let `gkt-gateway eval run` finish"
+            f"{shown(run.path)}: no question has answers in all settings: let `gkt-gateway eval run` finish"
         )
     answered = [(one, tuple(run.by_setting[one["name"]][name] for name in common)) for one in kept]
     candidates = [
         CandidateSetting(one, examples, tuple(each.cost_usd for each in examples)) for one, examples in answered
     ]
     if failed := sum(example.error is not None for one in candidates for example in one.examples):
-        notes.append(f"{failed} answers failed, and count as wrong: `gkt-gateway eval run` asks for them again")
-    teacher, student = _references(candidates, shown(run.path), way, meant={one["mode"] for one in settings})
+        notes.append(f"{failed} answers failed and count as wrong: `gkt-gateway eval run` repeats them")
+    teacher, student = _references(candidates, shown(run.path), form, requested={one["mode"] for one in settings})
     if prices:
         by_role, alone = _prices(run, prices), candidates[teacher].examples
         candidates = [replace(one, costs_usd=_costs(one.examples, by_role, alone)) for one in candidates]
-    return Evidence((shown(run.path),), (run.manifest,), way, common, tuple(candidates), teacher, student, tuple(notes))
+    return Evidence(
+        (shown(run.path),), (run.manifest,), form, common, tuple(candidates), teacher, student, tuple(notes)
+    )
 
 
-def together(several: Sequence[Evidence]) -> Evidence:
-    """All questions as one set: the settings that each of them has. Raises StartupError where they share none."""
+def combine(several: Sequence[Evidence]) -> Evidence:
+    """Merge the questions of several runs for their common settings. Raises StartupError if they share none."""
     by_name = [{one.name: one for one in evidence.candidates} for evidence in several]
     shared = [one for one in several[0].candidates if all(one.name in found for found in by_name)]
     dropped = sorted({name for found in by_name for name in found} - {one.name for one in shared})
-    alike = [one for one in shared if len({repr(found[one.name].setting.get("auto")) for found in by_name}) == 1]
-    names = [one.name for one in alike]
+    same_rule = [one for one in shared if len({repr(found[one.name].setting.get("auto")) for found in by_name}) == 1]
+    names = [one.name for one in same_rule]
     notes = [note for evidence in several for note in evidence.notes]
     if dropped:
-        notes.append(f"not in every folder, and left out: {'; '.join(dropped)}")
-    if otherwise := [one.name for one in shared if one not in alike]:
-        notes.append(f"chosen by another rule in each folder, and left out: {'; '.join(otherwise)}")
+        notes.append(f"left out, because some folders lack them: {'; '.join(dropped)}")
+    if differing := [one.name for one in shared if one not in same_rule]:
+        notes.append(f"left out, because each folder has another rule: {'; '.join(differing)}")
     candidates = [
         CandidateSetting(
             by_name[0][name].setting,
@@ -166,11 +171,11 @@ def together(several: Sequence[Evidence]) -> Evidence:
         for name in names
     ]
     sources = tuple(source for evidence in several for source in evidence.sources)
-    teacher, student = _references(candidates, "the settings that all folders share", several[0].asked)
+    teacher, student = _references(candidates, "the settings that all folders share", several[0].request_form)
     return Evidence(
         sources,
         tuple(manifest for evidence in several for manifest in evidence.manifests),
-        several[0].asked,
+        several[0].request_form,
         tuple(name for evidence in several for name in evidence.questions),
         tuple(candidates),
         teacher,
@@ -179,76 +184,78 @@ def together(several: Sequence[Evidence]) -> Evidence:
     )
 
 
-def asked_of(setting: Mapping[str, Any]) -> str:
-    """How a question is put, in words: form, shots and sampling, which are the caller's and no policy's."""
+def request_form_of(setting: Mapping[str, Any]) -> str:
+    """Return form, shots and sampling in words; the caller chooses them, not a policy."""
     shots = f", {setting['shots']} shots" if setting["shots"] else ""
-    drawn = f", temperature {setting['temperature']:g}" if setting["temperature"] else ""
-    drawn += "".join(f", {name} {setting[name]:g}" for name in ("top_p", "seed") if setting[name] is not None)
-    return f"{setting['form']}{shots}{drawn}"
+    sampling = f", temperature {setting['temperature']:g}" if setting["temperature"] else ""
+    sampling += "".join(f", {name} {setting[name]:g}" for name in ("top_p", "seed") if setting[name] is not None)
+    return f"{setting['form']}{shots}{sampling}"
 
 
-def _of_one_way(run: RunRecords, asked: str | None) -> list[dict[str, Any]]:
-    ways: dict[str, list[dict[str, Any]]] = {}
+def _settings_with(run: RunRecords, request_form: str | None) -> list[dict[str, Any]]:
+    forms: dict[str, list[dict[str, Any]]] = {}
     for setting in run.manifest.settings:
-        ways.setdefault(asked_of(setting), []).append(setting)
-    listed = " | ".join(f"'{way}'" for way in ways)
-    if not ways:
+        forms.setdefault(request_form_of(setting), []).append(setting)
+    listed = " | ".join(f"'{form}'" for form in forms)
+    if not forms:
         raise StartupError(f"{shown(run.path)} has no settings: run `gkt-gateway eval run` on this folder")
-    if asked is not None and asked not in ways:
-        raise StartupError(f"{shown(run.path)} has no questions that were asked as '{asked}': --asked {listed}")
-    if asked is None and len(ways) > 1:
+    if request_form is not None and request_form not in forms:
         raise StartupError(
-            f"{shown(run.path)} asks in {len(ways)} ways, and callers do in one: choose --asked {listed}"
+            f"{shown(run.path)} has no settings with the request form '{request_form}': --asked {listed}"
         )
-    return ways[asked if asked is not None else next(iter(ways))]
+    if request_form is None and len(forms) > 1:
+        raise StartupError(
+            f"{shown(run.path)} has {len(forms)} request forms, and callers use one: choose --asked {listed}"
+        )
+    return forms[request_form if request_form is not None else next(iter(forms))]
 
 
 def _prices(run: RunRecords, prices: Mapping[str, Price]) -> Mapping[str, Price]:
-    """By role."""
-    whole = {role: Price.of_tokens(*usd) for role, usd in run.manifest.prices.items()} | dict(prices)
-    if missing := [role for role in ("teacher", "student") if role not in whole]:
-        raise StartupError(f"{shown(run.path)} has no price of the {missing[0]}: say --price {missing[0]}=IN,OUT too")
-    return whole
+    """Return the prices by role."""
+    by_role = {role: Price.of_tokens(*usd) for role, usd in run.manifest.prices.items()} | dict(prices)
+    if missing := [role for role in ("teacher", "student") if role not in by_role]:
+        raise StartupError(f"{shown(run.path)} has no price of the {missing[0]}: add --price {missing[0]}=IN,OUT")
+    return by_role
 
 
 def _costs(examples: Sequence[Example], prices: Mapping[str, Price], alone: Sequence[Example]) -> tuple[Decimal, ...]:
-    """alone: the teacher's, of the same questions."""
+    """Return the costs. `alone`: the examples of the teacher alone for the same questions."""
     return tuple(
         total_usd(
             cost_usd(
                 prices["teacher"],
                 one.teacher_input_tokens,
                 one.teacher_output_tokens,
-                max(0, one.teacher_input_tokens - own.teacher_input_tokens),
+                max(0, one.teacher_input_tokens - by_teacher.teacher_input_tokens),
             ),
             cost_usd(prices["student"], one.student_input_tokens, one.student_output_tokens),
         )
-        for one, own in zip(examples, alone, strict=True)
+        for one, by_teacher in zip(examples, alone, strict=True)
     )
 
 
 def _references(
-    candidates: Sequence[CandidateSetting], where: str, way: str, meant: Collection[str] = ()
+    candidates: Sequence[CandidateSetting], where: str, form: str, requested: Collection[str] = ()
 ) -> tuple[int, int]:
-    """The teacher and the student alone: with the largest limit that both have, else each with its largest.
+    """Return the indices of the teacher and the student alone, with the largest common limit if they share one.
 
-    meant: the modes that the run was to ask for. One of these that is missing is still to come.
+    `requested`: the modes of the run; a missing one is not finished.
     """
     limits: dict[str, dict[int, int]] = {"teacher": {}, "student": {}}
-    for place, one in enumerate(candidates):
+    for index, one in enumerate(candidates):
         if not one.guided:
-            limits[one.setting["mode"]][one.setting["max_tokens"]] = place
+            limits[one.setting["mode"]][one.setting["max_tokens"]] = index
     for role, found in limits.items():
-        if not found and role in meant:
+        if not found and role in requested:
             raise StartupError(
-                f"{where}: the run is not finished: the {role} alone has not answered yet ({way}), and guidance is "
-                "held against it. The same `gkt-gateway eval run` goes on where it stopped"
+                f"{where}: the run is not finished: the {role} alone has no answers yet ({form}), and guidance is "
+                "compared with it. Repeat the `gkt-gateway eval run` to resume"
             )
         if not found:
             raise StartupError(
-                f"{where}: the {role} alone did not answer ({way}), and guidance is held against it: run `gkt-gateway "
-                f"eval run` on this folder with mode {role} among its settings"
+                f"{where}: the {role} alone has no answers ({form}), and guidance is compared with it: run "
+                f"`gkt-gateway eval run` on this folder with mode {role} among its settings"
             )
-    both = limits["teacher"].keys() & limits["student"].keys()
-    teacher, student = (found[max(both or found)] for found in limits.values())
+    common_limits = limits["teacher"].keys() & limits["student"].keys()
+    teacher, student = (found[max(common_limits or found)] for found in limits.values())
     return teacher, student

@@ -1,4 +1,4 @@
-"""What a recommendation is to reach: a part of the teacher's accuracy, or the best for some money."""
+"""Targets of a recommendation: a part of the teacher's accuracy, or the best accuracy within a budget."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
 
 Numbers = NDArray[np.float64]
 
-_ONE = np.array([1.0, 1.0, 0.0, 0.0])  # right or wrong, and beside it
+_ONE = np.array([1.0, 1.0, 0.0, 0.0])  # the four combinations of two answers, correct or wrong
 _OTHER = np.array([1.0, 0.0, 1.0, 0.0])
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerPanel:
-    """Who was right, and at what cost: n questions, k settings.
+    """Results of k settings on n questions.
 
     Attributes:
-        correct, cost: (n, k); 1 or 0, and USD.
-        teacher, student: the columns of the two alone.
-        guided: k of them.
+        correct, cost: Arrays of shape (n, k); 1 or 0, and USD.
+        teacher, student: Columns of the teacher alone and the student alone.
+        guided: Whether each of the k settings is guided.
     """
 
     correct: Numbers
@@ -43,31 +43,31 @@ class AnswerPanel:
         guided = tuple(one.guided for one in evidence.candidates)
         return cls(evidence.correct, evidence.cost, evidence.teacher, evidence.student, guided)
 
-    def of_rows(self, rows: NDArray[np.intp]) -> AnswerPanel:
-        """Some of the questions."""
+    def rows_of(self, rows: NDArray[np.intp]) -> AnswerPanel:
+        """Return the results of some questions."""
         return AnswerPanel(self.correct[rows], self.cost[rows], self.teacher, self.student, self.guided)
 
     def over_mixture(self, column: int) -> Contrast:
-        """By how much a setting is right more often than student and teacher mixed at random at the same cost.
+        """Return by how much a setting is more often correct than a random mixture of student and teacher at its cost.
 
-        The mixture asks the dearer of the two with chance p = (cost - cheaper) / (dearer - cheaper). It needs no
-        guidance, so guidance that does not beat it does not pay. Where p is above 1 the dearer alone is what to beat;
-        where the dearer is no better, the cheaper alone. Where p is below 0 the line goes on: to be cheaper than the
-        student pays if it gives up less accuracy for a dollar than the way from teacher to student does.
+        The mixture uses the dearer one with probability p = (cost - cheaper) / (dearer - cheaper). It needs no
+        guidance, so guidance that does not beat it does not pay. If p is above 1, the reference is the dearer one. If
+        the dearer one is not more accurate, the reference is the cheaper one. If p is below 0, the line is extended.
+        So being cheaper than the student pays if it loses less accuracy per dollar than the line.
 
-        The values are the influence of each question on that difference, so that what is not known of the costs and
-        of the line's slope counts too (delta method).
+        The values are the influence of each question on the difference. So the uncertainty of the costs and of the
+        line's slope is included (delta method).
         """
-        of, cost = self.correct.T, self.cost.T
+        correct, cost = self.correct.T, self.cost.T
         cheaper, dearer = sorted((self.student, self.teacher), key=lambda alone: float(cost[alone].mean()))
-        gain = float(of[dearer].mean() - of[cheaper].mean())
+        gain = float(correct[dearer].mean() - correct[cheaper].mean())
         spread = float(cost[dearer].mean() - cost[cheaper].mean())
         if gain <= 0:
-            return Contrast(of[column] - of[cheaper], _ONE - _OTHER)
+            return Contrast(correct[column] - correct[cheaper], _ONE - _OTHER)
         part = float(cost[column].mean() - cost[cheaper].mean()) / spread if spread > 0 else 1.0
         if part >= 1:
-            return Contrast(of[column] - of[dearer], _ONE - _OTHER)
-        net = of - gain / spread * cost
+            return Contrast(correct[column] - correct[dearer], _ONE - _OTHER)
+        net = correct - gain / spread * cost
         values = net[column] - (1 - part) * net[cheaper] - part * net[dearer]
         cells = np.array(
             [one - (1 - part) * two - part * three for one, two, three in product((1, 0), repeat=3)], float
@@ -77,19 +77,21 @@ class AnswerPanel:
 
 @dataclass(frozen=True, slots=True)
 class RecommendationTarget:
-    """What is wanted.
+    """A target.
 
     Attributes:
-        kind: keep: this part of the teacher's accuracy. loss: at most so many points below it, as a part of 1.
-            budget: at most so many USD for an answer. share: at most this part of the teacher's cost.
+        kind: keep: at least this part of the teacher's accuracy. loss: at most this difference from the teacher's
+            accuracy, from 0 to 1. budget: at most so many USD per answer. share: at most this part of the teacher's
+            cost.
+        amount: The value of the limit.
     """
 
     kind: Literal["keep", "loss", "budget", "share"]
     amount: Decimal
 
     @property
-    def spares(self) -> bool:
-        """Whether the cheapest is wanted, of those good enough; else the best, of those cheap enough."""
+    def minimizes_cost(self) -> bool:
+        """Return whether the target is the cheapest of the accurate settings, else the best of the cheap ones."""
         return self.kind in {"keep", "loss"}
 
     def __str__(self) -> str:
@@ -104,7 +106,7 @@ class RecommendationTarget:
                 return f"the best for {_exactly(self.amount)} of the teacher's cost"
 
     def margin(self, panel: AnswerPanel, column: int) -> Contrast:
-        """What a setting has left of what is allowed: accuracy, or USD for an answer; below nought it misses."""
+        """Return the margin of a setting to the limit, in accuracy or USD per answer; negative values miss it."""
         amount = float(self.amount)
         right, teacher = panel.correct[:, column], panel.correct[:, panel.teacher]
         cost = panel.cost[:, column]
@@ -120,7 +122,7 @@ class RecommendationTarget:
 
 
 def percent(part: float, digits: int = 1) -> str:
-    """A part of one, to be read."""
+    """Format a share as a percentage."""
     return f"{part * 100:.{digits}f} %"
 
 

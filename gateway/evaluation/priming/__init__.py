@@ -1,8 +1,8 @@
-"""The exemplars that a route's teacher should be shown: found by trying.
+"""Search for the exemplars of a route's teacher, by experiments.
 
-exemplars.py       which questions become exemplars of primed guidance, and in which styles
-search.py          a race of sets of them, within a budget of calls
+exemplars.py       selection of questions as exemplars of primed guidance, and styles of their answers
+search.py          successive halving of sets of exemplars, within a budget of calls
 trials.py          ... each measured as a staged run
-finding.py         all of a search, with its check
-exemplars_yaml.py  ... and the file it leaves
+finding.py         a whole search with its check
+exemplars_yaml.py  ... and its file
 """

@@ -1,7 +1,7 @@
-"""Exemplars made of a teacher's own answers: which questions may become some, and in which styles. Pure.
+"""Exemplars from a teacher's own answers: selection of questions, and styles of answers. Pure functions.
 
-What the teacher writes first decides what guidance is worth, and it begins as its exemplars do. So the same answer is
-offered in several styles: with its result first, or last, or alone. Which of them pays is for a search to find.
+The first tokens of guidance determine its value, and the teacher imitates its exemplars. So each answer is offered in
+several styles: with its result first, or last, or alone. The search finds the style that pays.
 """
 
 from __future__ import annotations
@@ -23,15 +23,14 @@ if TYPE_CHECKING:
     from gateway.evaluation.example import QuestionScorer
     from gateway.evaluation.question import Question
 
-Asked = Literal["as it is", "concise", "primed"]
-"""How the teacher is asked for an answer that may become an exemplar: by the question alone, with the projection
-`concise`, or with `primed` as it is shipped."""
+PromptStyle = Literal["as it is", "concise", "primed"]
+"""Prompt for an exemplar's answer: the question alone, or the shipped projection `concise` or `primed`."""
 Style = Literal["as it is", "concise", "primed", "result alone", "result first", "reasoning first", "given"]
-"""How an exemplar's answer came to be: as the teacher wrote it, by rule from what it wrote, or by the user's hand."""
+"""Source of an exemplar's answer: the teacher's text, a rule applied to it, or the user."""
 
-# Scorers to which the right answer is a text that can be written out; to others it is a pattern, or a judge's matter.
-_WRITTEN_OUT = frozenset({"numeric", "exact", "contains", "choice"})
-# English has about four bytes to a token.
+# Scorers whose correct answer can be written as text; those of other scorers are patterns or references.
+_TEXT_SCORERS = frozenset({"numeric", "exact", "contains", "choice"})
+# English has about four bytes per token.
 _BYTES_PER_TOKEN = 4
 _MARKUP = re.compile(r"\*\*|__|`+|^#{1,6}[ \t]+|^[ \t]*(?:[-*\u2022]|\d+[.)])[ \t]+", re.MULTILINE)
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z0-9\"'(\[$])|\s*\n+\s*")
@@ -47,12 +46,12 @@ _NAMES_THE_RESULT = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class QuestionSplit:
-    """Questions of one data set, none of them in two parts.
+    """Disjoint parts of a data set's questions.
 
     Attributes:
-        pool: those that may become exemplars.
-        select: those on which the search compares exemplars.
-        check: those on which what it found is held against no exemplars at all.
+        pool: Questions that may become exemplars.
+        select: Questions on which the search compares exemplars.
+        check: Questions on which the found exemplars are compared with no exemplars.
     """
 
     pool: tuple[Question, ...]
@@ -62,9 +61,9 @@ class QuestionSplit:
 
 @dataclass(frozen=True, slots=True)
 class TeacherAnswer:
-    """What the teacher wrote to a question of the pool, to its end, in how many tokens."""
+    """The teacher's complete answer to a question of the pool, and its tokens."""
 
-    asked: Asked
+    prompted: PromptStyle
     text: str
     tokens: int
 
@@ -74,9 +73,11 @@ class ExemplarCandidate:
     """An exemplar that may be chosen.
 
     Attributes:
-        question: the id of the question it was made of.
-        tokens: of its answer; of one made by rule, in proportion to the answer it was made of.
-        result: what its scorer found in it; None: the answer has no result to be named.
+        exemplar: The exemplar.
+        style: Its style.
+        question: Id of its question.
+        tokens: Tokens of its answer; for a rule, in proportion to the source text.
+        result: The result that its scorer found; None if the answer has no result.
     """
 
     exemplar: Exemplar
@@ -87,51 +88,54 @@ class ExemplarCandidate:
 
 
 def split(
-    questions: Sequence[Question], *, pool: int, select: int, check: int, seed: int, leave: Iterable[str] = ()
+    questions: Sequence[Question], *, pool: int, select: int, check: int, seed: int, exclude: Iterable[str] = ()
 ) -> QuestionSplit:
-    """Draw the three parts. Raises StartupError where the data has too few questions that differ.
+    """Draw the three parts. Raises StartupError if the data has too few distinct questions.
 
-    Those to compare on are drawn first: a larger pool leaves them as they are, and so what was asked about them.
+    `select` and `check` are drawn first, so that a larger pool keeps them and their stored texts.
 
     Args:
-        leave: texts of questions that get into no part: those of an evaluation to come.
+        questions: The data set.
+        pool, select, check: Sizes of the parts.
+        seed: Seed of the order.
+        exclude: Texts of questions to leave out, such as those of a later evaluation.
     """
-    seen = {_same(text) for text in leave}
+    seen = {_question_key(text) for text in exclude}
     fresh: list[Question] = []
     for question in questions:
-        if _same(question.text) not in seen:
-            seen.add(_same(question.text))
+        if _question_key(question.text) not in seen:
+            seen.add(_question_key(question.text))
             fresh.append(question)
-    wanted = pool + select + check
-    if len(fresh) < wanted:
+    needed = pool + select + check
+    if len(fresh) < needed:
         raise StartupError(
-            f"--pool {pool}, --select {select} and --check {check} take {wanted} questions, but the data has "
-            f"{len(fresh)} that differ and are not left for an evaluation: give more data, or lower one of them."
+            f"--pool {pool}, --select {select} and --check {check} need {needed} questions, but the data has "
+            f"{len(fresh)} distinct ones that are not reserved for an evaluation: add data, or lower one of them."
         )
-    random.Random(seed).shuffle(fresh)  # noqa: S311  it draws questions, and hides nothing
+    random.Random(seed).shuffle(fresh)  # noqa: S311  not security-relevant
     return QuestionSplit(tuple(fresh[select + check :][:pool]), tuple(fresh[:select]), tuple(fresh[select:][:check]))
 
 
 async def candidates(
-    question: Question, answers: Sequence[TeacherAnswer], score: QuestionScorer, *, most_tokens: int
+    question: Question, answers: Sequence[TeacherAnswer], score: QuestionScorer, *, max_tokens: int
 ) -> list[ExemplarCandidate]:
-    """The exemplars that a question yields, at most one of a style: correct, and of at most `most_tokens`.
+    """Return the correct exemplars of a question with at most `max_tokens` tokens, at most one per style.
 
-    An answer that is wrong yields none, whatever is known of the right one: a teacher does not go on well from what
-    it would not say itself. Nor does one whose worth is not known. Raises what else `score` raises.
+    A wrong or unscored answer yields none, even if the correct one is known. A teacher continues badly after text that
+    it would not write itself. Raises other errors of `score`.
     """
     found: dict[Style, ExemplarCandidate] = {}
     verdicts = [await _verdict(one.text, question, score) for one in answers]
-    right = [one for one, verdict in zip(answers, verdicts, strict=True) if verdict.correct]
-    right.sort(key=lambda one: one.tokens)
-    offers: list[tuple[Style, str, int]] = [
-        (one.asked, without_leading_reasoning(one.text).strip(), one.tokens) for one in right
+    correct = [one for one, verdict in zip(answers, verdicts, strict=True) if verdict.correct]
+    correct.sort(key=lambda one: one.tokens)
+    forms: list[tuple[Style, str, int]] = [
+        (one.prompted, without_leading_reasoning(one.text).strip(), one.tokens) for one in correct
     ]
-    for one in right:
+    for one in correct:
         for style, text in rewritten(one.text, question):
-            offers.append((style, text, max(1, round(one.tokens * len(text) / max(1, len(one.text))))))
-    for style, text, tokens in offers:
-        if style in found or not text or tokens > most_tokens:
+            forms.append((style, text, max(1, round(one.tokens * len(text) / max(1, len(one.text))))))
+    for style, text, tokens in forms:
+        if style in found or not text or tokens > max_tokens:
             continue
         verdict = await _verdict(text, question, score)
         if verdict.correct:
@@ -142,74 +146,75 @@ async def candidates(
 
 
 def given(own: Sequence[Exemplar], parts: QuestionSplit) -> list[ExemplarCandidate]:
-    """Exemplars that somebody has written, to be chosen like others.
+    """Return the user's exemplars as candidates.
 
-    Raises StartupError where one of them is a question on which exemplars are compared or checked.
+    Raises StartupError if an exemplar is a question of `select` or `check`.
     """
-    asked = {_same(question.text): question for question in (*parts.select, *parts.check)}
-    for at, one in enumerate(own):
-        if (known := asked.get(_same(one.question))) is not None:
+    compared = {_question_key(question.text): question for question in (*parts.select, *parts.check)}
+    for index, one in enumerate(own):
+        if (known := compared.get(_question_key(one.question))) is not None:
             raise StartupError(
-                f"Exemplar {at + 1} of --exemplars is question '{known.id}' of the data, on which exemplars are "
-                "compared: take it out of one of them."
+                f"Exemplar {index + 1} of --exemplars is question '{known.id}' of the data, on which exemplars are "
+                "compared: remove it from one of them."
             )
     return [
         ExemplarCandidate(
-            one, "given", f"{at + 1} of --exemplars", max(1, len(one.answer.encode()) // _BYTES_PER_TOKEN)
+            one, "given", f"{index + 1} of --exemplars", max(1, len(one.answer.encode()) // _BYTES_PER_TOKEN)
         )
-        for at, one in enumerate(own)
+        for index, one in enumerate(own)
     ]
 
 
 def rewritten(text: str, question: Question) -> list[tuple[Style, str]]:
-    """A correct answer in other orders: its result alone, first and last, around its own reasoning.
+    """Return a correct answer in other forms: its result alone, first and last, with its own reasoning.
 
-    Announcements ("To find this, we need to ...") and the sentence that names the result are left out of the
-    reasoning. Behind the whole reasoning comes its core, for an answer that is too long otherwise: the sentences that
-    calculate, or speak of the right choice. Nothing where the result is no text (`regex`, a judge), and no reasoning
-    where there is none.
+    The reasoning omits announcements ("To find this, we need to ...") and the sentence that states the result. A
+    shorter variant follows for long answers: only sentences with a calculation or the correct choice.
+    Returns an empty list if the result is not a text (`regex`, a judge).
     """
-    if question.scorer not in _WRITTEN_OUT:
+    if question.scorer not in _TEXT_SCORERS:
         return []
     answer = question.answer.strip()
     choices = dict(question.options) if question.scorer == "choice" else {}
     named, letter = (f"({answer}) {choices[answer]}", f"({answer})") if answer in choices else (answer, answer)
     alone = named if named.endswith((".", "!", "?")) else f"{named}."
     forms: list[tuple[Style, str]] = [("result alone", alone)]
-    if said := _reasoning(text):
-        telling = choices.get(answer, answer).casefold()
-        first = next((one for one in said if telling in one.casefold()), said[0])
-        opening = named if choices else f"The answer is {named}"
-        forms.append(("result first", f"{opening}: {first}"))
-        core = [one for one in said if telling in one.casefold()] if choices else [one for one in said if "=" in one]
-        whole_first = (" ".join(some) for some in (said, core) if some)
-        forms += [("reasoning first", f"{reasoned} The answer is {letter}.") for reasoned in whole_first]
+    if reasoning := _reasoning(text):
+        key = choices.get(answer, answer).casefold()
+        first = next((one for one in reasoning if key in one.casefold()), reasoning[0])
+        statement = named if choices else f"The answer is {named}"
+        forms.append(("result first", f"{statement}: {first}"))
+        core = (
+            [one for one in reasoning if key in one.casefold()] if choices else [one for one in reasoning if "=" in one]
+        )
+        variants = (" ".join(one) for one in (reasoning, core) if one)
+        forms += [("reasoning first", f"{variant} The answer is {letter}.") for variant in variants]
     return forms
 
 
-def varied(found: Iterable[ExemplarCandidate], seed: int) -> dict[Style, list[ExemplarCandidate]]:
-    """By style, in the order in which they are to be tried: such that neighbours differ in their results.
+def ordered_by_style(found: Iterable[ExemplarCandidate], seed: int) -> dict[Style, list[ExemplarCandidate]]:
+    """Return the candidates by style, in the order of trials: neighbors have different results.
 
-    Where all exemplars say "(a)", a teacher says so too. Among those of one result the short come first.
+    If all exemplars have the result "(a)", a teacher imitates it. Of equal results the shorter come first.
     """
     styles: dict[Style, dict[str | None, list[ExemplarCandidate]]] = {}
     for one in found:
         styles.setdefault(one.style, {}).setdefault(one.result, []).append(one)
-    return {style: _taking_turns(by_result, seed) for style, by_result in styles.items()}
+    return {style: _interleave(by_result, seed) for style, by_result in styles.items()}
 
 
-def _taking_turns(by_result: Mapping[str | None, list[ExemplarCandidate]], seed: int) -> list[ExemplarCandidate]:
-    rows = [sorted(some, key=lambda one: (one.tokens, one.question)) for _, some in sorted(_by_name(by_result))]
-    random.Random(seed).shuffle(rows)  # noqa: S311  as above
+def _interleave(by_result: Mapping[str | None, list[ExemplarCandidate]], seed: int) -> list[ExemplarCandidate]:
+    rows = [sorted(group, key=lambda one: (one.tokens, one.question)) for _, group in sorted(_by_name(by_result))]
+    random.Random(seed).shuffle(rows)  # noqa: S311  not security-relevant
     turns: list[ExemplarCandidate] = []
-    for at in range(max(map(len, rows), default=0)):
-        # Within a turn the shorter first; the shuffle settles what is as short.
-        turns += sorted((row[at] for row in rows if at < len(row)), key=lambda one: one.tokens)
+    for index in range(max(map(len, rows), default=0)):
+        # Within a turn the shorter first; the shuffle decides ties.
+        turns += sorted((row[index] for row in rows if index < len(row)), key=lambda one: one.tokens)
     return turns
 
 
 def _by_name(by_result: Mapping[str | None, list[ExemplarCandidate]]) -> Iterable[tuple[str, list[ExemplarCandidate]]]:
-    return ((result or "", some) for result, some in by_result.items())
+    return ((result or "", group) for result, group in by_result.items())
 
 
 async def _verdict(text: str, question: Question, score: QuestionScorer) -> ScoredAnswer:
@@ -220,7 +225,7 @@ async def _verdict(text: str, question: Question, score: QuestionScorer) -> Scor
 
 
 def _reasoning(text: str) -> list[str]:
-    """The sentences of an answer that reason: without markup, announcements and the result's own."""
+    """Return the reasoning sentences of an answer: without markup, announcements and the statement of the result."""
     plain = _MARKUP.sub("", without_leading_reasoning(text)).strip()
     sentences = (" ".join(one.split()) for one in _SENTENCE_END.split(plain))
     return [
@@ -233,6 +238,6 @@ def _reasoning(text: str) -> list[str]:
     ]
 
 
-def _same(text: str) -> str:
-    """Equal for questions that differ in blanks, case and their last mark alone."""
+def _question_key(text: str) -> str:
+    """Return a key that ignores white space, case and final punctuation."""
     return " ".join(text.split()).casefold().rstrip(".?! ")

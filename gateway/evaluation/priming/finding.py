@@ -1,4 +1,4 @@
-"""A whole search: the teacher's answers to the pool, exemplars made of them, the race, and its winner checked."""
+"""A whole search: the teacher's answers to the pool, exemplars from them, the race of sets, and the final check."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from gateway.errors import StartupError
-from gateway.evaluation.priming.exemplars import candidates, varied
-from gateway.evaluation.priming.search import ExemplarSearch, MeasuredOutcomes, ScoreDifference, fewest_calls
+from gateway.evaluation.priming.exemplars import candidates, ordered_by_style
+from gateway.evaluation.priming.search import ExemplarSearch, MeasuredOutcomes, ScoreDifference, min_calls
 from gateway.evaluation.priming.trials import POOL_CALLS_EACH
 
 if TYPE_CHECKING:
@@ -21,87 +21,88 @@ if TYPE_CHECKING:
 
 
 class SearchMeasures(Protocol):
-    """What a search asks of engines; `trials.Trials` is one."""
+    """Engine calls of a search; implemented by `trials.Trials`."""
 
-    async def answers(self, pool: Sequence[Question], longest: int) -> dict[str, list[TeacherAnswer]]:
-        """What the teacher writes to each question, by id."""
+    async def answers(self, pool: Sequence[Question], pool_answer_tokens: int) -> dict[str, list[TeacherAnswer]]:
+        """Return the teacher's answers to each question, by id."""
         ...
 
-    async def measure(self, asks: Sequence[tuple[Shown, Question]]) -> list[TrialOutcome]:
-        """Each question behind its exemplars."""
+    async def measure(self, requests: Sequence[tuple[Shown, Question]]) -> list[TrialOutcome]:
+        """Return the outcome of each question with its exemplars."""
         ...
 
 
 class SearchListener(Protocol):
-    """Who is told how far a search is."""
+    """Receiver of a search's progress."""
 
-    def made(self, styles: Mapping[Style, Sequence[ExemplarCandidate]], wrong: int) -> None:
-        """These exemplars may be chosen; to `wrong` questions of the pool there was no correct answer short enough."""
+    def on_candidates(self, styles: Mapping[Style, Sequence[ExemplarCandidate]], wrong: int) -> None:
+        """Report the candidates; `wrong` questions of the pool have no correct answer that is short enough."""
         ...
 
-    def took(self, step: SearchStep) -> None:
-        """The search took one step more."""
+    def on_step(self, step: SearchStep) -> None:
+        """Report a step of the search."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchLimits:
-    """What a search may take.
+    """Limits of a search.
 
     Attributes:
-        calls: of engines, all in all.
-        most: how many exemplars may be shown.
-        most_tokens: of an exemplar's answer.
-        longest: of what the teacher writes to a question of the pool, in tokens.
+        calls: Engine calls in total.
+        max_exemplars: Exemplars of a set.
+        max_tokens: Tokens of an exemplar's answer.
+        pool_answer_tokens: Token limit of the teacher's answers to the pool.
     """
 
     calls: int
-    most: int
-    most_tokens: int
-    longest: int
+    max_exemplars: int
+    max_tokens: int
+    pool_answer_tokens: int
 
-    def reach_for(self, parts: QuestionSplit) -> None:
-        """Raises StartupError where the calls do not reach for one set of exemplars and its check."""
-        least = POOL_CALLS_EACH * len(parts.pool) + fewest_calls(len(parts.select), len(parts.check))
-        if self.calls < least:
+    def check_calls(self, parts: QuestionSplit) -> None:
+        """Raise StartupError if the calls do not suffice for one set of exemplars and its check."""
+        needed = POOL_CALLS_EACH * len(parts.pool) + min_calls(len(parts.select), len(parts.check))
+        if self.calls < needed:
             raise StartupError(
-                f"--calls {self.calls} does not reach: {len(parts.pool)} questions of the pool, {len(parts.select)} to "
-                f"compare on and {len(parts.check)} to check take {least} calls for one set alone. Raise --calls, or "
-                "lower --pool, --select or --check."
+                f"--calls {self.calls} is too few: {len(parts.pool)} questions of the pool, {len(parts.select)} to "
+                f"compare on and {len(parts.check)} to check need {needed} calls for one set. Raise --calls, or lower "
+                "--pool, --select or --check."
             )
 
 
 @dataclass(frozen=True, slots=True)
 class SearchCheck:
-    """What was found, and no exemplars, on questions that the search has not seen."""
+    """The found exemplars compared with no exemplars, on questions outside the search."""
 
     without: Trial
-    behind: Trial
+    with_exemplars: Trial
     gained: ScoreDifference
 
 
 @dataclass(frozen=True, slots=True)
 class SearchReport:
-    """What came of it.
+    """Result of a search with its check.
 
     Attributes:
-        checked: None where nothing was found, or no questions were kept for it.
-        spent: calls, those of earlier sittings included.
+        search: The result of the race.
+        check: None if nothing was found, or without questions for a check.
+        spent: Engine calls, including those of earlier sittings.
     """
 
-    found: SearchResult
-    checked: SearchCheck | None
+    search: SearchResult
+    check: SearchCheck | None
     spent: int
 
     @property
     def helps(self) -> bool:
-        """Whether exemplars were found, and gain on the questions of the check too."""
-        return self.found.best is not None and (self.checked is None or self.checked.gained.gain > 0)
+        """Return whether exemplars were found that also gain in the check."""
+        return self.search.best is not None and (self.check is None or self.check.gained.gain > 0)
 
     @property
     def best(self) -> SearchStep | None:
-        """The best set that there is, whether or not it helps; None: none was tried to the end."""
-        return self.found.best or self.found.runner_up
+        """Return the best set, whether it helps or not; None if no set was tried to the end."""
+        return self.search.best or self.search.runner_up
 
 
 async def find(
@@ -113,38 +114,39 @@ async def find(
     listener: SearchListener,
     own: Sequence[ExemplarCandidate] = (),
 ) -> SearchReport:
-    """Search among what can be made of the pool, and `own`.
+    """Search among the exemplars from the pool, and `own`.
 
-    Raises StartupError where the calls do not reach, an engine fails, or there is no exemplar at all; EngineErrors of
-    a judge.
+    Raises:
+        StartupError: The calls do not suffice, an engine fails, or there is no exemplar at all.
+        EngineError: A judge fails.
     """
-    limits.reach_for(parts)
-    answers = await measures.answers(parts.pool, limits.longest)
-    made = [
-        await candidates(question, answers.get(question.id, []), score, most_tokens=limits.most_tokens)
+    limits.check_calls(parts)
+    answers = await measures.answers(parts.pool, limits.pool_answer_tokens)
+    by_question = [
+        await candidates(question, answers.get(question.id, []), score, max_tokens=limits.max_tokens)
         for question in parts.pool
     ]
-    if not any(made) and not own:
+    if not any(by_question) and not own:
         raise StartupError(
-            f"To none of the {len(parts.pool)} questions of the pool did the teacher give a correct answer of at most "
-            f"{limits.most_tokens} tokens: raise --pool or --max-answer-tokens, or look whether its scorer reads it."
+            f"The teacher has no correct answer of at most {limits.max_tokens} tokens to any of the {len(parts.pool)} "
+            "questions of the pool: raise --pool or --max-answer-tokens, or check the scorer."
         )
-    styles = varied((one for some in made for one in some), seed)
+    styles = ordered_by_style((one for group in by_question for one in group), seed)
     if own:
         styles["given"] = list(own)
-    listener.made(styles, sum(not some for some in made))
+    listener.on_candidates(styles, sum(not group for group in by_question))
     scores = MeasuredOutcomes(measures.measure, limits.calls, POOL_CALLS_EACH * len(parts.pool))
-    check = fewest_calls(0, len(parts.check))
-    search = ExemplarSearch(styles, parts.select, scores, most=limits.most, keep=check)
-    found = await search.run(listener.took)
-    checked = None
-    if found.best is not None and parts.check:
-        without, behind = await scores.of([(), found.best.trial.shown], parts.check)
-        checked = SearchCheck(without, behind, ScoreDifference.of(without, behind))
-    return SearchReport(found, checked, scores.spent)
+    check_calls = min_calls(0, len(parts.check))
+    search = ExemplarSearch(styles, parts.select, scores, max_exemplars=limits.max_exemplars, reserve=check_calls)
+    result = await search.run(listener.on_step)
+    check = None
+    if result.best is not None and parts.check:
+        without, behind = await scores.of([(), result.best.trial.shown], parts.check)
+        check = SearchCheck(without, behind, ScoreDifference.of(without, behind))
+    return SearchReport(result, check, scores.spent)
 
 
-def named(shown: Shown) -> str:
-    """A set in words: how many exemplars of which style."""
+def describe(shown: Shown) -> str:
+    """Return a set in words: the number of exemplars by style."""
     counts = Counter(one.style for one in shown)
     return ", ".join(f"{count} {style}" for style, count in counts.items()) or "none"

@@ -1,8 +1,8 @@
-"""Which exemplars raise the guided score: a forward search within a budget of calls. Pure: who measures is handed in.
+"""Forward search for exemplars that raise the guided score, within a budget of calls. Measurement is injected.
 
-Sets of exemplars race on the selection questions, all on the first third, the better half of them on the second, and
-half of those on the last (successive halving). The winner replaces the set in hand where it is better beyond noise in
-a paired comparison, or no worse and shorter; then larger, smaller and mixed sets made of it race in turn.
+Sets of exemplars race on the selection questions (successive halving). All sets run on the first third, the better
+half on the second, and half of those on the last. The winner replaces the current set if it is better beyond noise in
+a paired comparison, or not worse and shorter. Then larger, smaller and mixed variants of it race.
 """
 
 from __future__ import annotations
@@ -21,23 +21,24 @@ if TYPE_CHECKING:
     from gateway.evaluation.question import Question
 
 Shown: TypeAlias = tuple[ExemplarCandidate, ...]
-"""A set of exemplars, in the order in which a teacher sees them."""
+"""A set of exemplars, in the order of the prompt."""
 
 NOISE = 0.1
-"""A gain counts that chance alone would bring this rarely (sign test, one-sided)."""
+"""Significance level of a gain (sign test, one-sided)."""
 CALLS_EACH = 2
-"""What one question under one set takes at most: a teacher's call, and a student's."""
+"""Upper bound of calls for one question with one set: one of the teacher and one of the student."""
 _FIRST_SIZES = (4, 1)
 _RUNGS = 3
 
 
 @dataclass(frozen=True, slots=True)
 class TrialOutcome:
-    """One question, answered with guidance behind one set of exemplars.
+    """One question, answered with guidance from one set of exemplars.
 
     Attributes:
-        read_tokens, written_tokens: the teacher's.
-        calls: how many texts of engines it took, whether or not they were there already.
+        score: Score of the answer.
+        read_tokens, written_tokens: Tokens of the teacher.
+        calls: Number of engine texts, including stored ones.
     """
 
     score: float
@@ -51,10 +52,12 @@ Measure: TypeAlias = "Callable[[Sequence[tuple[Shown, Question]]], Awaitable[lis
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One set of exemplars on some questions, in their order.
+    """Results of one set of exemplars on some questions, in their order.
 
     Attributes:
-        read_tokens, written_tokens: of the teacher, for each request, on average.
+        shown: The set.
+        scores: Score of each question.
+        read_tokens, written_tokens: Mean tokens of the teacher per request.
     """
 
     shown: Shown
@@ -64,18 +67,18 @@ class Trial:
 
     @property
     def score(self) -> float:
-        """From 0 to 1."""
+        """Return the mean score, from 0 to 1."""
         return sum(self.scores) / len(self.scores)
 
 
 @dataclass(frozen=True, slots=True)
 class ScoreDifference:
-    """What one set is better than another on the same questions.
+    """Advantage of one set over another on the same questions.
 
     Attributes:
-        gain: the difference of their scores, from -1 to 1; low, high: where it lies with 95 % confidence.
-        wins, losses: questions on which it is better, and worse.
-        chance: how often two equal sets would differ so much in its favour (exact sign test, one-sided).
+        gain: Difference of the scores, from -1 to 1; low and high are its 95 % interval.
+        wins, losses: Numbers of questions with a better and a worse score.
+        chance: Probability of such a difference for two equal sets (exact sign test, one-sided).
     """
 
     gain: float
@@ -87,7 +90,7 @@ class ScoreDifference:
 
     @classmethod
     def of(cls, before: Trial, after: Trial) -> ScoreDifference:
-        """Raises ValueError where they were not asked the same number of questions."""
+        """Compare two trials. Raises ValueError if their numbers of questions differ."""
         each = [new - old for old, new in zip(before.scores, after.scores, strict=True)]
         wins, losses = sum(one > 0 for one in each), sum(one < 0 for one in each)
         low, high = agresti_min(each)
@@ -95,11 +98,12 @@ class ScoreDifference:
 
 
 class MeasuredOutcomes:
-    """Outcomes, each measured once, within a budget.
+    """Outcomes within a budget of calls; each is measured once.
 
     Args:
-        calls: what may be spent; a set's worst case must fit into what is left before it is measured.
-        spent: of them before the first set.
+        measure: Measures outcomes.
+        calls: Budget; a set is measured only if its upper bound of calls fits into the rest.
+        spent: Calls before the first set.
     """
 
     def __init__(self, measure: Measure, calls: int, spent: int = 0) -> None:
@@ -107,24 +111,24 @@ class MeasuredOutcomes:
         self._calls = calls
         self._known: dict[tuple[Shown, str], TrialOutcome] = {}
         self.spent = spent
-        """Texts that were needed, those of an earlier sitting included: a search that goes on decides as it would."""
+        """Number of texts so far, including those of an earlier sitting, so that a resumed search decides alike."""
 
     @property
-    def left(self) -> int:
+    def remaining(self) -> int:
         return self._calls - self.spent
 
     async def of(self, sets: Sequence[Shown], questions: Sequence[Question]) -> list[Trial]:
-        """A trial of each set. Raises what `measure` raises; ValueError where the budget does not reach."""
-        missing = [(one, asked) for one in sets for asked in questions if (one, asked.id) not in self._known]
-        if len(missing) * CALLS_EACH > self.left:
-            raise ValueError(f"{len(missing) * CALLS_EACH} calls were wanted, and {self.left} are left")
-        for (one, asked), outcome in zip(missing, await self._measure(missing) if missing else [], strict=True):
-            self._known[one, asked.id] = outcome
+        """Return a trial of each set. Raises errors of `measure`, and ValueError if the budget does not suffice."""
+        missing = [(one, question) for one in sets for question in questions if (one, question.id) not in self._known]
+        if len(missing) * CALLS_EACH > self.remaining:
+            raise ValueError(f"{len(missing) * CALLS_EACH} calls are needed, and {self.remaining} remain")
+        for (one, question), outcome in zip(missing, await self._measure(missing) if missing else [], strict=True):
+            self._known[one, question.id] = outcome
             self.spent += outcome.calls
         return [self._trial(one, questions) for one in sets]
 
     def _trial(self, shown: Shown, questions: Sequence[Question]) -> Trial:
-        known = [self._known[shown, asked.id] for asked in questions]
+        known = [self._known[shown, question.id] for question in questions]
         return Trial(
             shown,
             tuple(one.score for one in known),
@@ -135,11 +139,12 @@ class MeasuredOutcomes:
 
 @dataclass(frozen=True, slots=True)
 class SearchStep:
-    """A set that was taken.
+    """A selected set.
 
     Attributes:
-        gained: against no exemplars; None of the first step, which has none.
-        tried: how many sets raced for it; spent: calls until then.
+        trial: Its results.
+        gained: Advantage over no exemplars; None for the first step, which has none.
+        tried: Number of sets in its race; spent: calls up to then.
     """
 
     trial: Trial
@@ -150,12 +155,12 @@ class SearchStep:
 
 @dataclass(frozen=True, slots=True)
 class SearchResult:
-    """How a search ended.
+    """Result of a search.
 
     Attributes:
-        steps: the sets it took, the first of them empty.
-        runner_up: of the sets of the last race, which was not good enough, the best; None: there was no race.
-        ended: nothing is better beyond noise; or the calls did not reach for one set more.
+        steps: The selected sets; the first is empty.
+        runner_up: The best set of the last race if it was not selected; None without such a race.
+        ended: Nothing is better beyond noise, or the calls do not suffice for another set.
     """
 
     steps: tuple[SearchStep, ...]
@@ -164,7 +169,7 @@ class SearchResult:
 
     @property
     def best(self) -> SearchStep | None:
-        """The set that was found; None: none is better than no exemplars."""
+        """Return the found set; None if no set is better than no exemplars."""
         return self.steps[-1] if len(self.steps) > 1 else None
 
 
@@ -172,10 +177,11 @@ class ExemplarSearch:
     """One search.
 
     Args:
-        styles: exemplars by style, in the order in which they are to be tried.
-        questions: those to compare on. None of them may be one of the exemplars (ValueError).
-        most: how many exemplars a set may have.
-        keep: calls that it leaves.
+        styles: Exemplars by style, in the order of trials.
+        questions: Questions to compare on; ValueError if an exemplar is one of them.
+        scores: Measured outcomes.
+        max_exemplars: Maximum exemplars of a set.
+        reserve: Calls to leave unused.
     """
 
     def __init__(
@@ -184,23 +190,23 @@ class ExemplarSearch:
         questions: Sequence[Question],
         scores: MeasuredOutcomes,
         *,
-        most: int,
-        keep: int = 0,
+        max_exemplars: int,
+        reserve: int = 0,
     ) -> None:
         compared = {question.id for question in questions}
-        if any(one.question in compared for some in styles.values() for one in some):
+        if any(one.question in compared for group in styles.values() for one in group):
             raise ValueError("a question to compare on is an exemplar")
         self._styles = styles
         self._questions = questions
         self._scores = scores
-        self._most = most
-        self._keep = keep
+        self._max_exemplars = max_exemplars
+        self._reserve = reserve
 
-    async def run(self, tell: Callable[[SearchStep], None] = lambda _: None) -> SearchResult:
-        """Search to the end; `tell` hears of each step as it is taken. Raises what `MeasuredOutcomes.of` raises."""
+    async def run(self, on_step: Callable[[SearchStep], None] = lambda _: None) -> SearchResult:
+        """Search to the end, calling `on_step` after each step. Raises errors of `MeasuredOutcomes.of`."""
         (without,) = await self._scores.of([()], self._questions)
         steps = [SearchStep(without, None, 0, self._scores.spent)]
-        tell(steps[0])
+        on_step(steps[0])
         runner_up: SearchStep | None = None
         tried: set[Shown] = {()}
         while moves := [one for one in self.moves(steps[-1].trial.shown) if one not in tried]:
@@ -217,27 +223,29 @@ class ExemplarSearch:
                 runner_up = raced[0]
                 break
             steps.append(better[0])
-            tell(steps[-1])
+            on_step(steps[-1])
         return SearchResult(tuple(steps), runner_up, "nothing better")
 
     def moves(self, shown: Shown) -> list[Shown]:
-        """The sets to try after this one, the likeliest first: of each style at first, then larger, smaller, others."""
+        """Return the next sets to try, most promising first: first of each style, then larger, smaller and others."""
         if not shown:
-            sizes = sorted({min(size, self._most) for size in _FIRST_SIZES}, reverse=True)
-            return _unlike(tuple(some[:size]) for size in sizes for some in self._styles.values() if some)
+            sizes = sorted({min(size, self._max_exemplars) for size in _FIRST_SIZES}, reverse=True)
+            return _distinct(tuple(group[:size]) for size in sizes for group in self._styles.values() if group)
         taken = {one.question for one in shown}
-        rest = {style: tuple(one for one in some if one.question not in taken) for style, some in self._styles.items()}
+        rest = {
+            style: tuple(one for one in group if one.question not in taken) for style, group in self._styles.items()
+        }
         styles = [one.style for one in shown]
         main = max(dict.fromkeys(styles), key=styles.count)
-        room = self._most - len(shown)
+        room = self._max_exemplars - len(shown)
         larger = [shown + rest[main][: min(len(shown), room)]]
-        larger += [shown + some[: min(1, room)] for some in rest.values()]
+        larger += [shown + group[: min(1, room)] for group in rest.values()]
         half = len(shown) // 2
         others = [shown[:half], shown[half:], rest[main][: len(shown)]]
-        return [one for one in _unlike([*larger, *others]) if one != shown]
+        return [one for one in _distinct([*larger, *others]) if one != shown]
 
     async def _race(self, sets: list[Shown]) -> list[Trial]:
-        """Those that came to the last question, the best first."""
+        """Return the trials of the sets that reached the last question, the best first."""
         trials: list[Trial] = []
         for survivors, end in self._rungs(len(sets)):
             trials = await self._scores.of(sets[:survivors], self._questions[:end])
@@ -246,34 +254,34 @@ class ExemplarSearch:
         return trials
 
     def _rungs(self, sets: int) -> list[tuple[int, int]]:
-        """How many sets are asked up to which question."""
+        """Return pairs of a number of sets and the number of questions up to which they are measured."""
         count = len(self._questions)
-        ends = sorted({math.ceil(count * (at + 1) / _RUNGS) for at in range(_RUNGS)})
-        return [(max(1, math.ceil(sets / 2**at)), end) for at, end in enumerate(ends)]
+        ends = sorted({math.ceil(count * (index + 1) / _RUNGS) for index in range(_RUNGS)})
+        return [(max(1, math.ceil(sets / 2**index)), end) for index, end in enumerate(ends)]
 
     def _affordable(self, sets: int) -> int:
-        """How many of so many sets the calls reach for, in the worst case."""
+        """Return how many of `sets` sets fit into the calls in the worst case."""
         while sets:
             begin = calls = 0
             for survivors, end in self._rungs(sets):
                 calls += survivors * (end - begin) * CALLS_EACH
                 begin = end
-            if calls <= self._scores.left - self._keep:
+            if calls <= self._scores.remaining - self._reserve:
                 return sets
             sets -= 1
         return 0
 
 
 def improves(after: Trial, before: Trial) -> bool:
-    """Whether it is better beyond noise, or no worse and the teacher reads less."""
+    """Return whether a set is better beyond noise, or not worse with fewer teacher input tokens."""
     difference = ScoreDifference.of(before, after)
     return difference.chance <= NOISE or (difference.gain >= 0 and after.read_tokens < before.read_tokens)
 
 
-def fewest_calls(select: int, check: int) -> int:
-    """What a search takes that tries one set alone, and checks it."""
+def min_calls(select: int, check: int) -> int:
+    """Return the calls of a search that tries and checks one set."""
     return 2 * CALLS_EACH * (select + check)
 
 
-def _unlike(sets: Iterable[Shown]) -> list[Shown]:
+def _distinct(sets: Iterable[Shown]) -> list[Shown]:
     return [one for one in dict.fromkeys(sets) if one]

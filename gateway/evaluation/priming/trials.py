@@ -1,7 +1,7 @@
-"""Sets of exemplars measured on real engines, and the answers of which they are made: each a staged run of its own.
+"""Measurement of sets of exemplars on real engines, and collection of their source answers, as staged runs.
 
-All of it goes into one run's folder, so a search that was killed asks for what is missing, and each set that was tried
-is a setting there like any other: cutoff for none, and `primed` with a number of the set for the others.
+All runs share one folder, so a killed search requests only missing texts. Each tried set is a setting there: cutoff for
+no exemplars, and `primed` with a digest of the set for the others.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from gateway.evaluation.example import QuestionScorer
     from gateway.evaluation.folder import RunFolder
     from gateway.evaluation.pair import Pair
-    from gateway.evaluation.priming.exemplars import Asked
+    from gateway.evaluation.priming.exemplars import PromptStyle
     from gateway.evaluation.priming.search import Shown
     from gateway.evaluation.question import Question
     from gateway.evaluation.record import Example
@@ -33,72 +33,73 @@ if TYPE_CHECKING:
     from gateway.policy.projections import Exemplar
 
 POOL_CALLS_EACH = 3
-"""What a question of the pool takes: its teacher's answer as it is, concise and primed."""
-# What no further try mends: a set that does not fit into an engine's context, or a judge who cannot make up its mind.
-_WRONG = frozenset({"engine_rejected", "invalid_request", "judge_unreadable"})
+"""Calls of one question of the pool: plain, concise and primed."""
+# Errors that a retry cannot fix: a set that exceeds an engine's context, or an unreadable judgment.
+_FINAL_ERRORS = frozenset({"engine_rejected", "invalid_request", "judge_unreadable"})
 
 
 @dataclass(frozen=True, slots=True)
 class Trials:
-    """Measures in `folder`, whose manifest is told of each setting by `begin`.
+    """Measures in `folder`; `begin` adds each setting to its manifest.
 
     Attributes:
-        setting: guided, with the length that exemplars are sought for; its projection is not looked at.
-        every: all questions of the search, in one order.
-        begin: notes the settings that come now.
+        folder, pair, score, progress, concurrency: As in `StagedRun`.
+        setting: Guided setting with the guidance length of the search; its projection is ignored.
+        all_questions: All questions of the search, in one order.
+        begin: Adds settings to the manifest.
     """
 
     folder: RunFolder
     pair: Pair
     setting: Setting
-    every: Sequence[Question]
+    all_questions: Sequence[Question]
     score: QuestionScorer
     progress: RunProgress
     concurrency: int
     begin: Callable[[Sequence[Setting]], None]
 
-    async def answers(self, pool: Sequence[Question], longest: int) -> dict[str, list[TeacherAnswer]]:
-        """What the teacher writes to each question, asked in three ways; by id. What it did not end is left out.
+    async def answers(self, pool: Sequence[Question], pool_answer_tokens: int) -> dict[str, list[TeacherAnswer]]:
+        """Return the teacher's complete answers to each question from three prompts, by id.
 
-        longest: of an answer, in tokens. Raises StartupError where the teacher is not there, or fails.
+        `pool_answer_tokens`: token limit of an answer. Raises StartupError if the teacher is missing or fails.
         """
-        plain = replace(self.setting, mode="teacher", max_tokens=longest)
+        plain = replace(self.setting, mode="teacher", max_tokens=pool_answer_tokens)
         primed = replace(plain, shots=len(PRIMED.exemplars))
-        asked = [replace(one, id=f"{one.id} (concise)", text=f"{CONCISE.instruction} {one.text}") for one in pool]
+        concise = [replace(one, id=f"{one.id} (concise)", text=f"{CONCISE.instruction} {one.text}") for one in pool]
         await self._run([plain, primed], pool, PRIMED.exemplars)
-        await self._run([plain], asked)
-        ways: tuple[tuple[Asked, Setting, Sequence[Question]], ...] = (
+        await self._run([plain], concise)
+        styles: tuple[tuple[PromptStyle, Setting, Sequence[Question]], ...] = (
             ("as it is", plain, pool),
-            ("concise", plain, asked),
+            ("concise", plain, concise),
             ("primed", primed, pool),
         )
         found: dict[str, list[TeacherAnswer]] = {}
-        for way, setting, those in ways:
-            for question, put in zip(pool, those, strict=True):
-                example = self._example(setting, put)
+        for style, setting, prompts in styles:
+            for question, prompt in zip(pool, prompts, strict=True):
+                example = self._example(setting, prompt)
                 if example.error is None and example.finish == "stop":
-                    answer = TeacherAnswer(way, example.text, example.teacher_output_tokens)
+                    answer = TeacherAnswer(style, example.text, example.teacher_output_tokens)
                     found.setdefault(question.id, []).append(answer)
         return found
 
-    async def measure(self, asks: Sequence[tuple[Shown, Question]]) -> list[TrialOutcome]:
-        """The outcomes, in the same order. Raises StartupError where an engine is not there, or fails.
+    async def measure(self, requests: Sequence[tuple[Shown, Question]]) -> list[TrialOutcome]:
+        """Return the outcomes in order. Raises StartupError if an engine is missing or fails.
 
-        A request that an engine refuses scores 0: behind such exemplars it is not answered. So does an answer of which
-        a judge said nothing that can be read.
+        A request that an engine rejects scores 0, since such exemplars prevent an answer. An answer whose judgment is
+        unreadable scores 0 too.
         """
-        settings = {shown: self.behind(shown) for shown, _ in asks}
-        together: dict[tuple[str, ...], list[Setting]] = {}
+        settings = {shown: self.setting_with(shown) for shown, _ in requests}
+        by_names: dict[tuple[str, ...], list[Setting]] = {}
         for shown, setting in settings.items():
-            names = tuple(question.id for one, question in asks if one == shown)
-            together.setdefault(names, []).append(setting)
-        by_id = {question.id: question for _, question in asks}
-        for names, some in together.items():
-            await self._run(some, [by_id[name] for name in names])
-        return [_outcome(self._example(settings[shown], question)) for shown, question in asks]
+            names = tuple(question.id for one, question in requests if one == shown)
+            by_names.setdefault(names, []).append(setting)
+        by_id = {question.id: question for _, question in requests}
+        for names, group in by_names.items():
+            await self._run(group, [by_id[name] for name in names])
+        return [_outcome(self._example(settings[shown], question)) for shown, question in requests]
 
-    def behind(self, shown: Shown) -> Setting:
-        """The setting in which the teacher sees these exemplars, and the student none."""
+    def setting_with(self, shown: Shown) -> Setting:
+        """Return the setting in which only the teacher reads these exemplars."""
         if not shown:
             return replace(self.setting, mode="guided", projection=CUTOFF)
         exemplars = tuple(one.exemplar for one in shown)
@@ -118,13 +119,13 @@ class Trials:
             await run.run()
         finally:
             run.close()
-        self.folder.write_examples(self.every)
+        self.folder.write_examples(self.all_questions)
         examples = [self._example(setting, question) for setting in settings for question in questions]
-        failed = {one.error for one in examples if one.error is not None} - _WRONG
+        failed = {one.error for one in examples if one.error is not None} - _FINAL_ERRORS
         if failed:
             raise StartupError(
-                f"Answers are missing ({', '.join(sorted(failed))}), and no exemplars are chosen without them. What "
-                "was written is kept: the same command goes on where it stopped."
+                f"Answers are missing ({', '.join(sorted(failed))}), so no exemplars can be chosen. All texts are "
+                "stored: repeat the command to resume."
             )
 
     def _example(self, setting: Setting, question: Question) -> Example:
@@ -139,6 +140,6 @@ def _outcome(example: Example) -> TrialOutcome:
 
 
 def _digest(exemplars: Sequence[Exemplar]) -> str:
-    """Eight letters and digits, of these exemplars in this order."""
+    """Return eight hexadecimal digits that identify these exemplars in this order."""
     texts = [(one.question, one.answer) for one in exemplars]
     return hashlib.blake2b(orjson.dumps(texts), digest_size=4).hexdigest()

@@ -1,8 +1,8 @@
-"""The questions of a run, and the examples shown before them.
+"""Data sets of a run, and the exemplars of prompts.
 
-data.py            questions by name, from a file, or made from a seed
-data_lines.py      ... one line of a file as a question
-hub_data.py        ... GSM8K and CSQA from the hub
+data.py            questions of a named data set, of a file, or generated from a seed
+data_lines.py      ... conversion of one line to a question
+hub_data.py        ... GSM8K and CSQA from the Hugging Face hub
 problems.py        ... word problems from a seed (problem_stories.py, problem_words.py)
-exemplars_file.py  questions answered beforehand; our own lie in shipped/
+exemplars_file.py  exemplars from a file; shipped ones are in shipped/
 """

@@ -1,4 +1,4 @@
-"""The questions of an evaluation: a data set by name, a file, or problems made from a seed."""
+"""Data sets of an evaluation: by name, from a file, or generated from a seed."""
 
 from __future__ import annotations
 
@@ -28,21 +28,22 @@ if TYPE_CHECKING:
 
 GENERATED, GENERATED_CHOICES = "generated", "generated-choices"
 NAMES = (*hub_data.HUB_SETS, GENERATED, GENERATED_CHOICES)
-"""What `--data` takes beside a file."""
+"""Values of `--data` other than files."""
 
 DEFAULT_COUNT = 200
-MISTAKES_SHOWN = 10
+MAX_ISSUES_SHOWN = 10
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedData:
-    """Questions, ready to be asked.
+    """The loaded questions.
 
     Attributes:
-        name: the data set's: as asked for, or the file's without its ending.
-        exemplars: for few-shot prompts and primed guidance: of the file that was named, or our own.
-        sha256: of the questions, their answers and how they are scored, in order; of nothing else.
-        skipped: the lines that were passed over, with what is wrong with each.
+        name: Name of the data set, or of the file without its suffix.
+        questions: The questions.
+        exemplars: Exemplars of few-shot prompts and primed guidance, from the given file or shipped.
+        sha256: Hash of the questions, their answers and scorers, in order.
+        skipped: The skipped lines with their errors.
     """
 
     name: str
@@ -54,9 +55,9 @@ class LoadedData:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuestionRange:
-    """Which of a data set's questions: from `offset` on the first `limit`, or `sample` drawn from all, in order.
+    """Selection of questions: the first `limit` from `offset` on, or a random `sample` of these, in order.
 
-    Raises StartupError where a number is too small, or both are asked for.
+    Raises StartupError for a number that is too small, or if both are given.
     """
 
     offset: int = 0
@@ -72,16 +73,16 @@ class QuestionRange:
             if value is not None and value < 1:
                 raise StartupError(f"--{name} must be 1 or more")
         if self.limit is not None and self.sample is not None:
-            raise StartupError("--limit and --sample exclude each other: take one of them")
+            raise StartupError("--limit and --sample exclude each other: use one of them")
 
     def of(self, questions: Sequence[Question]) -> tuple[Question, ...]:
-        rest = questions[self.offset :]
+        candidates = questions[self.offset :]
         if self.sample is None:
-            return tuple(rest[: self.limit])
-        # By hash and not by `random`: a question is drawn or not whatever else the file holds or Python does.
-        ranked = sorted(rest, key=lambda one: hashlib.sha256(f"{self.seed}:{one.id}".encode()).digest())
+            return tuple(candidates[: self.limit])
+        # By hash, not by `random`: the selection of a question does not depend on other lines or on the Python version.
+        ranked = sorted(candidates, key=lambda one: hashlib.sha256(f"{self.seed}:{one.id}".encode()).digest())
         drawn = {one.id for one in ranked[: self.sample]}
-        return tuple(one for one in rest if one.id in drawn)
+        return tuple(one for one in candidates if one.id in drawn)
 
 
 def load(
@@ -96,39 +97,42 @@ def load(
     endpoint: str | None = None,
     folder: Path | None = None,
 ) -> LoadedData:
-    """The questions that `spec` names: one of `NAMES`, or the path of a file with a JSON object per line.
+    """Load the questions of `spec`: one of `NAMES`, or the path of a file with one JSON object per line.
 
     Args:
-        part: which of them; all unless given.
-        count, seed: how many problems are made, and from which seed.
-        scorer: scores every question, whatever the data say: a name, or `package.module:function`.
+        spec: The name or path.
+        part: Selection of questions; None: all.
+        count, seed: Number of generated problems, and their seed.
+        scorer: Scorer of all questions, overriding the data: a name, or `package.module:function`.
         exemplars_file: YAML or JSON, a list of {question, answer}.
-        skip_bad: pass over lines that are no questions, and count them.
-        endpoint, folder: as `hub_data.rows`.
+        skip_bad: Skip and count invalid lines.
+        endpoint, folder: As in `hub_data.rows`.
 
     Raises:
-        ConfigError: lines that are no questions (the first of them, each with its number), or an exemplar that is none.
-        StartupError: no such data set or file, no question in it, an unknown scorer, a hub that cannot be reached.
+        ConfigError: Invalid lines (the first of them with their numbers), or invalid exemplars.
+        StartupError: Unknown data set, missing file, no question, unknown scorer, or an unreachable hub.
     """
     if scorer is not None:
         _check_scorer(scorer)
     if count < 1:
         raise StartupError("--count must be 1 or more")
-    name, every, skipped = _all(spec, count, seed, scorer, skip_bad, endpoint, folder)
+    name, all_questions, skipped = _all(spec, count, seed, scorer, skip_bad, endpoint, folder)
     part = part or QuestionRange()
-    questions = part.of(every)
+    questions = part.of(all_questions)
     if not questions:
-        raise StartupError(f"data set '{name}' has {len(every)} questions: --offset {part.offset} skips them all")
-    shown_before = exemplars(exemplars_file) if exemplars_file else shipped([one.scorer for one in every])
-    return LoadedData(name, questions, shown_before, _sha256(questions), skipped)
+        raise StartupError(
+            f"data set '{name}' has {len(all_questions)} questions: --offset {part.offset} skips all of them"
+        )
+    few_shot = exemplars(exemplars_file) if exemplars_file else shipped([one.scorer for one in all_questions])
+    return LoadedData(name, questions, few_shot, _sha256(questions), skipped)
 
 
 def _check_scorer(name: str) -> None:
-    """Before anything is asked. Raises StartupError."""
+    """Check the scorer before the run. Raises StartupError."""
     if is_plug_in(name):
         plug_in(name)
-    elif (wrong := check_name(name)) is not None:
-        raise StartupError(f"--scorer: {wrong}")
+    elif (issue := check_name(name)) is not None:
+        raise StartupError(f"--scorer: {issue}")
 
 
 def _all(
@@ -140,27 +144,27 @@ def _all(
     if spec in hub_data.HUB_SETS:
         split = hub_data.HUB_SETS[spec].split
         rows = enumerate(hub_data.rows(spec, endpoint=endpoint, folder=folder))
-        parsed = ((at + 1, row, f"{spec}-{split}-{at}") for at, row in rows)
+        parsed = ((number + 1, row, f"{spec}-{split}-{number}") for number, row in rows)
         return spec, *_questions(parsed, spec, scorer, skip_bad)
     path = Path(spec)
     if not path.is_file():
         close = nearest(spec, NAMES)
         hint = f" Did you mean '{close}'?" if close else ""
-        raise StartupError(f"--data {spec}: no such file, and no data set's name ({', '.join(NAMES)}).{hint}")
+        raise StartupError(f"--data {spec}: neither a file nor a data set ({', '.join(NAMES)}).{hint}")
     return path.stem, *_questions(_lines(path), shown(path), scorer, skip_bad)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, Any, str]]:
-    """The number of each line that is not blank, what its JSON says or a WrongLine, and an id for it."""
+    """Yield the number of each nonblank line, its parsed JSON or an InvalidLine, and a default id."""
     try:
         raw = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
     except OSError as error:
         raise StartupError(f"--data {shown(path)} cannot be read: {(error.strerror or str(error)).lower()}") from error
     if raw.lstrip().startswith(b"["):
-        raise StartupError(f"--data {shown(path)} is one JSON list: write one object per line, without brackets around")
-    for at, line in enumerate(raw.split(b"\n"), start=1):
+        raise StartupError(f"--data {shown(path)} is a JSON list: write one object per line, without brackets")
+    for number, line in enumerate(raw.split(b"\n"), start=1):
         if line.strip():
-            yield at, _parsed(line), f"{path.stem}-{at}"
+            yield number, _parsed(line), f"{path.stem}-{number}"
 
 
 def _parsed(line: bytes) -> Any:
@@ -175,40 +179,42 @@ def _parsed(line: bytes) -> Any:
 
 
 def _no_number(name: str) -> Any:
-    raise ValueError(f"{name} is not a number of JSON")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _questions(
     lines: Iterable[tuple[int, Any, str]], file: str, scorer: str | None, skip_bad: bool
 ) -> tuple[list[Question], tuple[ConfigIssue, ...]]:
     found: dict[str, Question] = {}
-    places: dict[str, int] = {}
-    mistakes: list[ConfigIssue] = []
-    for at, line, default_id in lines:
+    line_numbers: dict[str, int] = {}
+    issues: list[ConfigIssue] = []
+    for number, line, default_id in lines:
         try:
             if isinstance(line, InvalidLine):
                 raise line
             question = question_of(line, default_id, scorer)
             if question.id in found:
-                raise InvalidLine("id", f"'{question.id}' again, first on line {places[question.id]}: ids must differ")
-        except InvalidLine as wrong:
-            mistakes.append(ConfigIssue(file, at, 0, wrong.field, wrong.message))
+                raise InvalidLine(
+                    "id", f"'{question.id}' is a duplicate of line {line_numbers[question.id]}: ids must differ"
+                )
+        except InvalidLine as issue:
+            issues.append(ConfigIssue(file, number, 0, issue.field, issue.message))
             continue
-        found[question.id], places[question.id] = question, at
-    if mistakes and not skip_bad:
-        raise ConfigError(_first(mistakes, file))
+        found[question.id], line_numbers[question.id] = question, number
+    if issues and not skip_bad:
+        raise ConfigError(_first(issues, file))
     if not found:
-        bad = f" ({len(mistakes)} bad ones were passed over)" if mistakes else ""
-        raise StartupError(f"--data {file} holds no question{bad}: write one JSON object per line")
-    return list(found.values()), tuple(mistakes)
+        bad = f" ({len(issues)} bad lines skipped)" if issues else ""
+        raise StartupError(f"--data {file} has no question{bad}: write one JSON object per line")
+    return list(found.values()), tuple(issues)
 
 
-def _first(mistakes: list[ConfigIssue], file: str) -> list[ConfigIssue]:
-    more = len(mistakes) - MISTAKES_SHOWN
+def _first(issues: list[ConfigIssue], file: str) -> list[ConfigIssue]:
+    more = len(issues) - MAX_ISSUES_SHOWN
     if more <= 0:
-        return mistakes
-    said = f"{more} more bad lines; --skip-bad passes over all {len(mistakes)} and counts them"
-    return [*mistakes[:MISTAKES_SHOWN], ConfigIssue(file, 0, 0, "", said)]
+        return issues
+    text = f"{more} more bad lines; --skip-bad skips and counts all {len(issues)}"
+    return [*issues[:MAX_ISSUES_SHOWN], ConfigIssue(file, 0, 0, "", text)]
 
 
 def _sha256(questions: Iterable[Question]) -> str:

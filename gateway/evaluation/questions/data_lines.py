@@ -1,4 +1,4 @@
-"""One line of a data set as a question: our own fields, GSM8K's, CSQA's; recognised by what stands in it. Pure."""
+"""Conversion of a data set's line to a question: this project's, GSM8K's and CSQA's formats, recognized by fields."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 _FIELDS = ("question", "answer", "answerKey", "id", "scorer", "choices", "pattern", "tolerance")
 _GSM8K_MARK = "####"
-_FEWEST_CHOICES = 2
+_MIN_CHOICES = 2
 
 
 class InvalidLine(Exception):
-    """A line that is no question. `field` is empty where the whole line is meant."""
+    """An invalid line. `field` is empty for an error of the whole line."""
 
     def __init__(self, field: str, message: str) -> None:
         super().__init__(message)
@@ -33,32 +33,32 @@ class InvalidLine(Exception):
 
 
 def question_of(line: object, default_id: str, scorer: str | None = None) -> Question:
-    """The question that a line holds.
+    """Return the question of a line.
 
     Args:
-        line: what its JSON says.
-        default_id: the question's, where the line gives none.
-        scorer: wins over what the line says; may name a plug-in.
+        line: The parsed JSON.
+        default_id: Id for a line without one.
+        scorer: Overrides the line's scorer; may name a plug-in.
 
-    Raises WrongLine.
+    Raises InvalidLine.
     """
     if not isinstance(line, dict):
         raise InvalidLine("", "must be an object with 'question' and 'answer'")
     _check_names(line)
     text, choices = _text(line, "question"), _choices(line)
-    # CSQA as the hub has it says `answerKey`.
+    # CSQA on the hub uses `answerKey`.
     answer = _answer(line, "answerKey" if "answerKey" in line and "answer" not in line else "answer")
     if _GSM8K_MARK in answer and not choices and line.get("scorer") in {None, "numeric"}:
-        return _finished(line, text, answer.rpartition(_GSM8K_MARK)[2].strip(), {}, default_id, scorer or "numeric")
-    named = scorer or _scorer(line, answer, choices)
-    return _finished(line, text, answer, choices, default_id, named)
+        return _build(line, text, answer.rpartition(_GSM8K_MARK)[2].strip(), {}, default_id, scorer or "numeric")
+    scorer_name = scorer or _scorer(line, answer, choices)
+    return _build(line, text, answer, choices, default_id, scorer_name)
 
 
-def _finished(line: Json, text: str, answer: str, choices: Mapping[str, str], default_id: str, scorer: str) -> Question:
+def _build(line: Json, text: str, answer: str, choices: Mapping[str, str], default_id: str, scorer: str) -> Question:
     options: dict[str, str] = dict(choices)
     if choices:
         letter = _letter(answer, choices)
-        # Whoever compares texts needs the choice's; a plug-in gets what the scorer choice gets.
+        # Scorers that compare texts need the choice's text; a plug-in gets the letter, like the scorer choice.
         answer = choices[letter] if scorer in KNOWN and scorer != "choice" else letter
         text = with_choices(text, choices)
     elif scorer == "choice":
@@ -74,7 +74,7 @@ def _finished(line: Json, text: str, answer: str, choices: Mapping[str, str], de
 
 def _check_names(line: Json) -> None:
     for name in line:
-        # Other fields are a data set's own business; one that is misspelt would be passed over in silence.
+        # Other fields are allowed, but a misspelled one must not be ignored silently.
         close = [] if name in _FIELDS else get_close_matches(name, set(_FIELDS) - set(line), n=1, cutoff=0.8)
         if close:
             raise InvalidLine(name, f"unknown field. Did you mean '{close[0]}'?")
@@ -106,19 +106,19 @@ def _id(line: Json, default: str) -> str:
 
 
 def _scorer(line: Json, answer: str, choices: Mapping[str, str]) -> str:
-    """The line's own; without one, by what it holds."""
+    """Return the scorer of the line, or the default for its fields."""
     value = line.get("scorer")
     if value is not None:
         if not isinstance(value, str):
             raise InvalidLine("scorer", "must be text")
         if is_plug_in(value):
-            # A file that somebody else wrote must not choose which code runs.
+            # A downloaded file must not choose which code runs.
             raise InvalidLine(
-                "scorer", "a plug-in is named on the command line alone: --scorer package.module:function"
+                "scorer", "a plug-in may be named only on the command line: --scorer package.module:function"
             )
-        wrong = check_name(value)
-        if wrong is not None:
-            raise InvalidLine("scorer", wrong)
+        message = check_name(value)
+        if message is not None:
+            raise InvalidLine("scorer", message)
         return value
     if choices:
         return "choice"
@@ -132,40 +132,40 @@ def _scorer(line: Json, answer: str, choices: Mapping[str, str]) -> str:
 
 
 def _choices(line: Json) -> dict[str, str]:
-    """By letter, in small letters; empty where there are none."""
-    given = line.get("choices")
-    if given is None:
+    """Return the choices by lowercase letter; empty without choices."""
+    value = line.get("choices")
+    if value is None:
         return {}
-    if isinstance(given, dict) and set(given) == {"label", "text"}:
-        labels, texts = given["label"], given["text"]
+    if isinstance(value, dict) and set(value) == {"label", "text"}:
+        labels, texts = value["label"], value["text"]
         if not isinstance(labels, list) or not isinstance(texts, list) or len(labels) != len(texts):
-            _wrong_choices("'label' and 'text' must be lists of the same length")
-    elif isinstance(given, dict):
-        labels, texts = list(given), list(given.values())
-    elif isinstance(given, list) and len(given) <= len(string.ascii_lowercase):
-        labels, texts = list(string.ascii_lowercase[: len(given)]), given
+            _raise_choices("'label' and 'text' must be lists of the same length")
+    elif isinstance(value, dict):
+        labels, texts = list(value), list(value.values())
+    elif isinstance(value, list) and len(value) <= len(string.ascii_lowercase):
+        labels, texts = list(string.ascii_lowercase[: len(value)]), value
     else:
-        _wrong_choices('must be {"a": "...", "b": "..."} or a list of texts')
+        _raise_choices('must be {"a": "...", "b": "..."} or a list of texts')
     if not all(isinstance(value, str) and value.strip() for value in (*labels, *texts)):
-        _wrong_choices("every letter and every choice must be text that is not empty")
-    choices = {label.strip().lower(): said.strip() for label, said in zip(labels, texts, strict=True)}
-    if len(choices) < max(_FEWEST_CHOICES, len(labels)):
-        _wrong_choices("there must be two or more, each with a letter of its own")
+        _raise_choices("every letter and every choice must be text that is not empty")
+    choices = {label.strip().lower(): text.strip() for label, text in zip(labels, texts, strict=True)}
+    if len(choices) < max(_MIN_CHOICES, len(labels)):
+        _raise_choices("there must be at least two, each with its own letter")
     return choices
 
 
-def _wrong_choices(message: str) -> NoReturn:
+def _raise_choices(message: str) -> NoReturn:
     raise InvalidLine("choices", message)
 
 
 def _letter(answer: str, choices: Mapping[str, str]) -> str:
-    """The right choice's letter, where the line gives it or its text."""
+    """Return the letter of the correct choice, given by letter or by text."""
     if answer.lower() in choices:
         return answer.lower()
-    letters = [letter for letter, said in choices.items() if said.lower() == answer.lower()]
+    letters = [letter for letter, text in choices.items() if text.lower() == answer.lower()]
     if len(letters) == 1:
         return letters[0]
-    raise InvalidLine("answer", f"'{answer[:40]}' is none of the choices ({', '.join(choices)})")
+    raise InvalidLine("answer", f"'{answer[:40]}' is not one of the choices ({', '.join(choices)})")
 
 
 def _check_number(value: str, field: str) -> None:
@@ -191,6 +191,6 @@ def _pattern(line: Json) -> str:
         re2.compile(pattern)
     except re2.error as error:
         reason: Any = error.args[0] if error.args else ""
-        said = reason.decode(errors="replace") if isinstance(reason, bytes) else str(reason)
-        raise InvalidLine("pattern", f"not a pattern that RE2 reads: {said}") from None
+        text = reason.decode(errors="replace") if isinstance(reason, bytes) else str(reason)
+        raise InvalidLine("pattern", f"not a valid RE2 pattern: {text}") from None
     return pattern

@@ -1,4 +1,4 @@
-"""Questions answered beforehand, from a file: shown in few-shot prompts, or to the teacher alone (`primed`)."""
+"""Exemplars from a file, for few-shot prompts or for the teacher alone (`primed`)."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ _EXPECTED = "must be a list: one '- question: ...' with 'answer: ...' per entry"
 
 
 def exemplars(path: Path) -> tuple[Exemplar, ...]:
-    """What a YAML or JSON file holds: a list of {question, answer}. Raises ConfigError with every mistake's line."""
-    source, mistakes = read(path, of=list)
+    """Read a YAML or JSON list of {question, answer}. Raises ConfigError with the line of every issue."""
+    source, issues = read(path, of=list)
     if source is None:
-        raise ConfigError(mistakes)
-    found = []
+        raise ConfigError(issues)
+    result = []
     for part in source.entries():
-        entry, wrong = part.check(ExemplarRule)
-        mistakes += wrong
+        entry, entry_issues = part.check(ExemplarRule)
+        issues += entry_issues
         if entry is not None:
-            found.append(entry.exemplar())
-    if not mistakes and not found:
-        mistakes = [ConfigIssue(source.file, 0, 0, "", f"holds no exemplars: it {_EXPECTED}")]
-    if mistakes:
-        raise ConfigError(in_file_order(mistakes))
-    return tuple(found)
+            result.append(entry.exemplar())
+    if not issues and not result:
+        issues = [ConfigIssue(source.file, 0, 0, "", f"has no exemplars: it {_EXPECTED}")]
+    if issues:
+        raise ConfigError(in_file_order(issues))
+    return tuple(result)
 
 
 def shipped(scorers: Sequence[str]) -> tuple[Exemplar, ...]:
-    """Our own, for questions with these scorers: all numbers, or all choices; none for others."""
+    """Return the shipped exemplars for questions with these scorers: all numeric, or all choice; none for others."""
     kinds = set(scorers)
     if kinds == {"numeric"}:
         return exemplars(_SHIPPED / "arithmetic.yaml")

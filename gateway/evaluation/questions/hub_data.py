@@ -1,4 +1,4 @@
-"""Data sets by name, from the Hugging Face hub, where they lie as Parquet."""
+"""Named data sets from the Hugging Face hub, stored there as Parquet."""
 
 from __future__ import annotations
 
@@ -30,37 +30,39 @@ HUB_SETS: Mapping[str, HubSet] = MappingProxyType(
         "csqa": HubSet("tau/commonsense_qa", "data/validation-00000-of-00001.parquet", "validation"),
     }
 )
-"""Those that can be asked for by name (paper, appendix A). CSQA's test split has no answers: its validation is used."""
+"""Data sets by name (paper, appendix A). CSQA's test split has no answers, so its validation split is used."""
 
 
 def rows(name: str, *, endpoint: str | None = None, folder: Path | None = None) -> list[dict[str, Any]]:
-    """The rows of a data set, in its order. A file that was fetched once is not fetched again.
+    """Return the rows of a data set in order, downloading its file once.
 
     Args:
-        endpoint: replaces the hub's own address.
-        folder: where files are kept; beside the cache of weights unless given.
+        name: The name.
+        endpoint: Address of the hub; None: the default.
+        folder: Folder of downloaded files; None: next to the cache of weights.
 
-    Raises StartupError where the hub cannot be reached, or the file cannot be read.
+    Raises:
+        StartupError: The hub cannot be reached, or the file cannot be read.
     """
-    wanted = HUB_SETS[name]
+    hub_set = HUB_SETS[name]
     staging = (folder or cache_folder().parent / "datasets") / name
-    path = staging / wanted.file
+    path = staging / hub_set.file
     if not path.exists():
         try:
             path = hub.download(
-                wanted.repo, wanted.file, staging, report=lambda _: None, endpoint=endpoint, kind="dataset"
+                hub_set.repo, hub_set.file, staging, report=lambda _: None, endpoint=endpoint, kind="dataset"
             )
         except WeightsUnavailable as error:
             raise StartupError(
                 f"data set '{name}': {error.message}. Name a copy with --data FILE (JSON lines), "
-                "or take --data generated, which needs none"
+                "or use --data generated, which needs no download"
             ) from error
     return _read(path, name)
 
 
 def _read(path: Path, name: str) -> list[dict[str, Any]]:
     try:
-        # Here, and not above: it belongs to an extra, and takes long.
+        # Imported here, because it belongs to an extra and takes long.
         import pyarrow as arrow  # type: ignore[import-untyped]
         from pyarrow import parquet
     except ImportError as error:
@@ -70,5 +72,5 @@ def _read(path: Path, name: str) -> list[dict[str, Any]]:
     try:
         found: list[dict[str, Any]] = parquet.read_table(path).to_pylist()
     except (arrow.ArrowException, OSError) as error:
-        raise StartupError(f"data set '{name}': {path} is not Parquet: delete it, and it is fetched anew") from error
+        raise StartupError(f"data set '{name}': {path} is not Parquet: delete it to download it again") from error
     return found

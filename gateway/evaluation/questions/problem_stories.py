@@ -1,4 +1,4 @@
-"""The stories that generated problems tell. Each takes a number of steps and tells a story of exactly so many. Pure."""
+"""Stories of generated problems. Each function takes a number of steps and tells a story with exactly as many."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from gateway.evaluation.questions.problem_words import ProblemRandom
 
 Sum: TypeAlias = int | tuple[str, "Sum", "Sum"]
-"""A number that the story tells, or ("+", "-", "*" or "/", one sum, another)."""
+"""A number in the story, or ("+", "-", "*" or "/", one sum, another)."""
 
 _MOST_TO_DOUBLE = 200
 _ENOUGH_TO_GIVE = 60
@@ -23,11 +23,11 @@ _ENOUGH_TO_GIVE = 60
 
 @dataclass(slots=True)
 class Story:
-    """A story as it is told so far.
+    """An unfinished story.
 
     Attributes:
-        sentences: the last one is the question.
-        sum: what it comes to, and `value` its worth.
+        sum: The calculation; `value` is its result.
+        sentences: The text; the last sentence is the question.
     """
 
     sum: Sum
@@ -36,31 +36,31 @@ class Story:
 
     @property
     def steps(self) -> int:
-        """How many different calculations it takes."""
+        """Return the number of different calculations."""
         return len(operations(self.sum))
 
     def then(self, sign: str, other: Sum, sentence: str | None = None) -> None:
-        """One more step, and the sentence that tells of it."""
+        """Add a step with an optional sentence."""
         self.sum = (sign, self.sum, other)
         self.value = worth(self.sum)
         if sentence is not None:
             self.sentences.append(sentence)
 
     def out_of(self, whole: int) -> None:
-        """One more step: it is taken from a whole."""
+        """Add a step that subtracts the sum from a whole."""
         self.sum = ("-", whole, self.sum)
         self.value = worth(self.sum)
 
 
 def operations(total: Sum) -> frozenset[Sum]:
-    """The different calculations within."""
+    """Return the different calculations of a sum."""
     if isinstance(total, int):
         return frozenset()
     return frozenset({total}) | operations(total[1]) | operations(total[2])
 
 
 def worth(total: Sum) -> int:
-    """What a sum comes to. Divisions leave no rest."""
+    """Evaluate a sum. Divisions have no remainder."""
     if isinstance(total, int):
         return total
     sign, left, right = total[0], worth(total[1]), worth(total[2])
@@ -72,7 +72,7 @@ def worth(total: Sum) -> int:
 
 
 def collection(draw: ProblemRandom, steps: int) -> Story:
-    """Someone collects things: finds, buys, gives away."""
+    """Tell of a person who finds, buys and gives away things."""
     name, *friends = draw.some(NAMES, 4)
     thing, holder = draw.pick(KEPT), draw.pick(HOLDERS)
     start = draw.between(15, 90)
@@ -116,7 +116,7 @@ def _next_event(draw: ProblemRandom, story: Story, steps: int, last: str) -> str
 
 
 def shopping(draw: ProblemRandom, steps: int) -> Story:
-    """Someone buys several things and asks for the total, or for the change."""
+    """Tell of a purchase and ask for the total or the change."""
     name = draw.pick(NAMES)
     parts, story = [], None
     for thing, low, high in draw.some(GOODS, (steps + 1) // 2):
@@ -136,7 +136,7 @@ def shopping(draw: ProblemRandom, steps: int) -> Story:
 
 
 def journey(draw: ProblemRandom, steps: int) -> Story:
-    """Someone travels at several speeds and asks for the way behind, or ahead."""
+    """Tell of a trip at several speeds and ask for the distance covered or left."""
     name = draw.pick(NAMES)
     how, low, high = draw.pick((("cycles", 12, 24), ("walks", 3, 6), ("drives", 45, 95), ("sails", 8, 18)))
     parts, story = [], None
@@ -157,7 +157,7 @@ def journey(draw: ProblemRandom, steps: int) -> Story:
 
 
 def wages(draw: ProblemRandom, steps: int) -> Story:
-    """Someone works for money, and spends some."""
+    """Tell of a person who earns money and spends some."""
     name, job = draw.pick(NAMES), draw.pick(JOBS)
     days, hours, pay = draw.between(2, 6), draw.between(3, 8), draw.between(9, 21)
     earned = ("*", ("*", days, hours), pay)
@@ -183,16 +183,16 @@ def wages(draw: ProblemRandom, steps: int) -> Story:
 
 
 def family(draw: ProblemRandom, steps: int) -> Story:
-    """Several people, each with more, fewer or twice as many as the one before; and all of them together."""
+    """Tell of several people, each with an amount relative to the previous one, and ask for the total."""
     names, thing = draw.some(NAMES, steps // 2 + 1), draw.pick(KEPT)
     amount: Sum = draw.between(12, 40)
     story = Story(amount, worth(amount), [f"{names[0]} has {thing.count(worth(amount))}."])
-    told = []
+    statements = []
     for before, name in pairwise(names):
         amount, sentence = compared(draw, amount, name, before, thing.many)
-        told.append(sentence)
+        statements.append(sentence)
         story.then("+", amount)
-    story.sentences += told
+    story.sentences += statements
     if steps % 2:
         broken = draw.between(3, 11)
         story.then("-", broken, f"Together they give away {thing.count(broken)}.")
@@ -202,7 +202,7 @@ def family(draw: ProblemRandom, steps: int) -> Story:
 
 
 def compared(draw: ProblemRandom, amount: Sum, name: str, before: str, many: str) -> tuple[Sum, str]:
-    """What `name` has, told by what the one before has."""
+    """Return the amount of `name`, stated relative to the previous person's, and its sentence."""
     value, some = worth(amount), draw.between(2, 9)
     kinds = ["more"] + ["fewer"] * (value > some + 5) + ["twice"] * (value < 80) + ["half"] * (value % 2 == 0)
     kind = draw.pick(kinds)
@@ -216,7 +216,7 @@ def compared(draw: ProblemRandom, amount: Sum, name: str, before: str, many: str
 
 
 def bakery(draw: ProblemRandom, steps: int) -> Story:
-    """A baker bakes, sells, and packs what is left."""
+    """Tell of a baker who bakes, sells, and packs the rest."""
     name, thing = draw.pick(NAMES), draw.pick(BAKED)
     trays, each = draw.between(5, 12), draw.between(8, 20)
     first = f"{name} bakes {trays} trays with {each} {thing.many} on each."
@@ -224,7 +224,7 @@ def bakery(draw: ProblemRandom, steps: int) -> Story:
 
 
 def garden(draw: ProblemRandom, steps: int) -> Story:
-    """A gardener plants, loses some, and packs what is left."""
+    """Tell of a gardener who plants, loses some, and packs the rest."""
     name, thing = draw.pick(NAMES), draw.pick(CROPS)
     rows, each = draw.between(5, 12), draw.between(8, 20)
     first = f"{name} grows {rows} rows of {thing.many} with {each} in each row."
@@ -232,8 +232,8 @@ def garden(draw: ProblemRandom, steps: int) -> Story:
 
 
 def _packed(draw: ProblemRandom, steps: int, story: Story, many: str, makes: str, name: str) -> Story:
-    """What was made grows and shrinks, and is packed and sold where there are steps for it."""
-    ends = min(3, max(0, steps - 2))  # packing, selling, what was spent
+    """Add production and losses, then packing and sales if steps remain."""
+    ends = min(3, max(0, steps - 2))  # packing, sales, expenses
     while story.steps < steps - ends - 1:
         some, groups = draw.between(3, 9), draw.between(2, 5)
         if steps - ends - 1 - story.steps > 1 and draw.below(2):
@@ -266,12 +266,12 @@ def _packed(draw: ProblemRandom, steps: int, story: Story, many: str, makes: str
 
 
 def reading(draw: ProblemRandom, steps: int) -> Story:
-    """Someone reads a book, some pages a day, and asks for the pages or the days that are left."""
+    """Tell of a person who reads a book, and ask for the pages or days left."""
     name = draw.pick(NAMES)
     days, pages = draw.between(2, 6), draw.between(12, 40)
     last = draw.between(10, 30)
     story = Story(("*", days, pages), days * pages, [f"For {days} days {name} reads {pages} pages a day."])
-    # The end takes one step for the pages left, and one more for the days.
+    # The question needs one step for the pages left, and another one for the days.
     ends = 1 if steps == 2 else draw.between(1, 2)
     while story.steps < steps - ends:
         more, again = draw.between(8, 35), draw.between(2, 4)
@@ -292,9 +292,9 @@ def reading(draw: ProblemRandom, steps: int) -> Story:
 
 
 STORIES: Mapping[str, Callable[[ProblemRandom, int], Story]] = MappingProxyType(
-    {told.__name__: told for told in (collection, shopping, journey, wages, family, bakery, garden, reading)}
+    {story.__name__: story for story in (collection, shopping, journey, wages, family, bakery, garden, reading)}
 )
-"""Every kind of story, by name: each of any number of steps from two on."""
+"""All stories by name; each supports any number of steps from two on."""
 
 
 def _added(story: Story | None, part: Sum) -> Story:
@@ -305,7 +305,7 @@ def _added(story: Story | None, part: Sum) -> Story:
 
 
 def _above(value: int, draw: ProblemRandom) -> int:
-    """A round sum of money that is enough."""
+    """Return a round sum of money above `value`."""
     return (value // 10 + draw.between(1, 4)) * 10
 
 

@@ -1,4 +1,4 @@
-"""The words of generated problems, and how one is drawn. Pure."""
+"""Vocabulary and random numbers of generated problems. Pure functions."""
 
 from __future__ import annotations
 
@@ -13,45 +13,45 @@ T = TypeVar("T")
 
 
 class ProblemRandom:
-    """Draws for one problem.
+    """Random numbers of one problem.
 
-    Only `Random.random` is asked: for one seed Python promises its numbers, and no other method's, for all versions.
+    Only `Random.random` is used: Python guarantees its results for a seed in all versions, unlike those of others.
     """
 
     def __init__(self, seed: str) -> None:
-        self._random = Random(seed)  # noqa: S311 (a problem is no secret)
+        self._random = Random(seed)  # noqa: S311 (not security-relevant)
 
     def below(self, end: int) -> int:
-        """0 to `end` - 1."""
+        """Return a number from 0 to `end` - 1."""
         return int(self._random.random() * end)
 
     def between(self, low: int, high: int) -> int:
-        """Both included."""
+        """Return a number from `low` to `high`, both included."""
         return low + self.below(high - low + 1)
 
     def pick(self, values: Sequence[T]) -> T:
         return values[self.below(len(values))]
 
     def some(self, values: Sequence[T], count: int) -> list[T]:
-        """So many different ones, in the order drawn."""
+        """Return `count` different values in random order."""
         rest = list(values)
         return [rest.pop(self.below(len(rest))) for _ in range(count)]
 
 
 @dataclass(frozen=True, slots=True)
 class Noun:
-    """A thing that can be counted."""
+    """A countable noun."""
 
     one: str
     many: str
 
     def count(self, number: int) -> str:
-        """`1 apple`, `2 apples`."""
+        """Return `1 apple` or `2 apples`."""
         return f"{number} {self.one if number == 1 else self.many}"
 
     @property
     def a(self) -> str:
-        """`an apple`, `a pear`. Right for the words below, which all sound as they are spelt."""
+        """Return the noun with its article, `an apple` or `a pear`; valid for the nouns below."""
         return f"{'an' if self.one[0] in 'aeiou' else 'a'} {self.one}"
 
 
@@ -70,7 +70,7 @@ NAMES = (
 KEPT = _nouns(
     "marble, sticker, postcard, shell, stamp, badge, bead, button, coin, acorn, comic, toy car, eraser, ribbon, pebble"
 )
-"""What a person keeps, finds, gives away."""
+"""Things that a person keeps, finds or gives away."""
 HOLDERS = _nouns("box/boxes, bag, packet, tin, envelope")
 GOODS = (
     (Noun("notebook", "notebooks"), 2, 6),
@@ -86,7 +86,7 @@ GOODS = (
     (Noun("orange", "oranges"), 1, 3),
     (Noun("book", "books"), 6, 25),
 )
-"""What is sold, and from what price to what, in dollars."""
+"""Goods with their minimum and maximum price in dollars."""
 BAKED = _nouns("roll, bun, muffin, pretzel, biscuit, loaf/loaves, pie, tart")
 CROPS = _nouns("tomato/tomatoes, cabbage, carrot, tulip, onion, pumpkin, melon, leek")
 JOBS = ("in a bakery", "at a garden centre", "in a library", "at a bicycle shop", "on a farm", "in a cinema")
@@ -100,4 +100,4 @@ ASIDES = (
     "{name}'s favourite number is {number}.",
     "The trip home takes {name} {number} minutes.",
 )
-"""Sentences with a number that has nothing to do with the question."""
+"""Sentences with an irrelevant number."""

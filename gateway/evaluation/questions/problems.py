@@ -1,6 +1,6 @@
-"""Word problems of our own, made from a seed: for whoever has no data set at hand. Pure.
+"""Generated word problems, for runs without a data set. Pure functions.
 
-The same seed gives the same problems on every machine and Python, and problem 7 is the same in a run of 10 or 1,000.
+A seed yields the same problems on every machine and Python version, and problem 7 is the same in a run of 10 or 1,000.
 """
 
 from __future__ import annotations
@@ -16,21 +16,22 @@ from gateway.evaluation.questions.problem_words import ASIDES, KEPT, NAMES, Prob
 if TYPE_CHECKING:
     from gateway.evaluation.questions.problem_stories import Sum
 
-FEWEST_STEPS, MOST_STEPS = 2, 8
-"""As GSM8K's (paper, section 4: Datasets)."""
+MIN_STEPS, MAX_STEPS = 2, 8
+"""The range of GSM8K (paper, section 4: Datasets)."""
 
 _LETTERS = "abcde"
-_ASIDE_IN = 3  # one problem of so many tells a number that has nothing to do with it
+_ASIDE_IN = 3  # one problem in three has an irrelevant number
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A problem with the structure that it was made of.
+    """A problem with its structure.
 
     Attributes:
-        kind: which story it tells.
-        sum: what is to be calculated, as `problem_stories.Sum`; for a choice the right person's.
-        steps: how many calculations that takes: its difficulty.
+        question: The question.
+        kind: Name of its story.
+        sum: The calculation, as `problem_stories.Sum`; for a choice, that of the correct person.
+        steps: Number of calculations, which is its difficulty.
     """
 
     question: Question
@@ -40,59 +41,59 @@ class Problem:
 
 
 def problems(count: int, seed: int = 0) -> list[Problem]:
-    """So many word problems with whole numbers for answers, no two alike."""
+    """Return `count` different word problems with whole numbers as answers."""
     seen: set[str] = set()
-    return [_fresh("problem", seed, at, seen) for at in range(count)]
+    return [_new_problem("problem", seed, index, seen) for index in range(count)]
 
 
 def choice_problems(count: int, seed: int = 0) -> list[Problem]:
-    """So many questions of who of five has the most or the fewest, with the five as choices; no two alike."""
+    """Return `count` different questions for the person among five with the most or the fewest items."""
     seen: set[str] = set()
-    return [_fresh("choice", seed, at, seen) for at in range(count)]
+    return [_new_problem("choice", seed, index, seen) for index in range(count)]
 
 
-def _fresh(form: str, seed: int, at: int, seen: set[str]) -> Problem:
-    tried = 0
+def _new_problem(form: str, seed: int, index: int, seen: set[str]) -> Problem:
+    attempt = 0
     while True:
-        draw = ProblemRandom(f"{form}:{seed}:{at}:{tried}")
-        name = f"{form}-{seed}-{at}"
-        made = _word_problem(draw, name) if form == "problem" else _who(draw, name)
-        if made is not None and made.question.text not in seen:
-            seen.add(made.question.text)
-            return made
-        tried += 1
+        draw = ProblemRandom(f"{form}:{seed}:{index}:{attempt}")
+        name = f"{form}-{seed}-{index}"
+        problem = _word_problem(draw, name) if form == "problem" else _who(draw, name)
+        if problem is not None and problem.question.text not in seen:
+            seen.add(problem.question.text)
+            return problem
+        attempt += 1
 
 
 def _word_problem(draw: ProblemRandom, name: str) -> Problem | None:
-    # The lesser of two: many steps are rare, as in GSM8K.
-    steps = min(draw.between(FEWEST_STEPS, MOST_STEPS), draw.between(FEWEST_STEPS, MOST_STEPS))
+    # The minimum of two: many steps are rare, as in GSM8K.
+    steps = min(draw.between(MIN_STEPS, MAX_STEPS), draw.between(MIN_STEPS, MAX_STEPS))
     kind = draw.pick(list(STORIES))
     story = STORIES[kind](draw, steps)
     if story.steps != steps:
-        return None  # two of its calculations happen to be the same
-    *told, asked = story.sentences
+        return None  # two of its calculations are equal
+    *statements, question = story.sentences
     if not draw.below(_ASIDE_IN):
         aside = draw.pick(ASIDES).format(name=draw.pick(NAMES), number=draw.between(2, 30))
-        told.insert(draw.between(1, len(told)), aside)
-    text = " ".join([*told, asked])
+        statements.insert(draw.between(1, len(statements)), aside)
+    text = " ".join([*statements, question])
     return Problem(Question(name, text, str(story.value), "numeric", steps=steps), kind, story.sum, steps)
 
 
 def _who(draw: ProblemRandom, name: str) -> Problem | None:
     names, thing = draw.some(NAMES, len(_LETTERS)), draw.pick(KEPT)
     amounts: list[Sum] = [draw.between(20, 60)]
-    told = [f"{names[0]} has {thing.count(worth(amounts[0]))}."]
+    statements = [f"{names[0]} has {thing.count(worth(amounts[0]))}."]
     for before, other in pairwise(names):
         amount, sentence = compared(draw, amounts[-1], other, before, thing.many)
         amounts.append(amount)
-        told.append(sentence)
+        statements.append(sentence)
     values = [worth(amount) for amount in amounts]
-    asked, wanted = draw.pick((("most", max(values)), ("fewest", min(values))))
-    if values.count(wanted) > 1:
+    superlative, extreme = draw.pick((("most", max(values)), ("fewest", min(values))))
+    if values.count(extreme) > 1:
         return None
-    right = names[values.index(wanted)]
+    correct = names[values.index(extreme)]
     choices = dict(zip(_LETTERS, draw.some(names, len(names)), strict=True))
-    letter = next(letter for letter, said in choices.items() if said == right)
-    text = with_choices(f"{' '.join(told)} Who has the {asked} {thing.many}?", choices)
+    letter = next(letter for letter, name_of_choice in choices.items() if name_of_choice == correct)
+    text = with_choices(f"{' '.join(statements)} Who has the {superlative} {thing.many}?", choices)
     question = Question(name, text, letter, "choice", tuple(choices.items()), steps=len(names) - 1)
-    return Problem(question, "who", amounts[names.index(right)], len(names) - 1)
+    return Problem(question, "who", amounts[names.index(correct)], len(names) - 1)

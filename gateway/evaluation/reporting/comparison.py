@@ -1,4 +1,4 @@
-"""Two settings on the same questions: by how much one is better, how sure that is, and on which questions."""
+"""Paired comparison of two settings: difference, interval, test, and the questions on which they differ."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SettingComparison:
-    """One setting against another, on the questions that both have.
+    """One setting compared with a reference, on their common questions.
 
     Attributes:
-        accuracy, reference_accuracy: on those questions alone.
-        interval: of the difference (`paired_difference`); None where there are too few questions.
-        test: the questions that only the one or only the other got right, and McNemar's exact p.
-        won, lost: those questions.
+        reference: Name of the reference.
+        n: Number of common questions.
+        accuracy, reference_accuracy: Accuracies on these questions.
+        interval: Interval of the difference (`paired_difference`); None for too few questions.
+        test: Counts of questions that only one of them answers correctly, and McNemar's exact p.
+        won, lost: These questions.
     """
 
     reference: str
@@ -41,14 +43,14 @@ class SettingComparison:
 
 @dataclass(frozen=True, slots=True)
 class ShareInterval:
-    """A share with its 95 % interval; `interval` is None where the whole may be nothing, or no draw differs."""
+    """A share with its 95 % interval; `interval` is None if the whole may be 0 or all resamples agree."""
 
     value: float
     interval: Interval | None
 
 
-def compared(one: Mapping[str, Example], other: Mapping[str, Example]) -> SettingComparison | None:
-    """None where no question has an answer in both."""
+def compare(one: Mapping[str, Example], other: Mapping[str, Example]) -> SettingComparison | None:
+    """Compare two settings; return None without common questions."""
     shared = [question for question in one if question in other]
     if not shared:
         return None
@@ -62,13 +64,17 @@ def compared(one: Mapping[str, Example], other: Mapping[str, Example]) -> Settin
         reference_accuracy=sum(second) / len(shared),
         interval=paired_difference(first, second),
         test=mcnemar(first, second),
-        won=tuple(question for question, here, there in pairs if here and not there),
-        lost=tuple(question for question, here, there in pairs if there and not here),
+        won=tuple(
+            question for question, first_correct, second_correct in pairs if first_correct and not second_correct
+        ),
+        lost=tuple(
+            question for question, first_correct, second_correct in pairs if second_correct and not first_correct
+        ),
     )
 
 
-def kept(one: Mapping[str, Example], teacher: Mapping[str, Example], seed: int) -> ShareInterval | None:
-    """The accuracy as a share of the teacher's (the paper's 95.00 %); None where the teacher got nothing right."""
+def kept_share(one: Mapping[str, Example], teacher: Mapping[str, Example], seed: int) -> ShareInterval | None:
+    """Return the accuracy as a share of the teacher's (the paper's 95.00 %); None for a teacher's accuracy of 0."""
     first, second = _right(one, teacher)
     if not sum(second):
         return None
@@ -78,25 +84,25 @@ def kept(one: Mapping[str, Example], teacher: Mapping[str, Example], seed: int) 
 def gap_closed(
     one: Mapping[str, Example], student: Mapping[str, Example], teacher: Mapping[str, Example], seed: int
 ) -> ShareInterval | None:
-    """(guided - student) / (teacher - student): 0 at the student, 1 at the teacher.
+    """Return (guided - student) / (teacher - student): 0 at the student, 1 at the teacher.
 
-    None unless the interval of teacher - student lies above 0: else there may be no gap to close.
+    Return None unless the interval of teacher - student is above 0, since there may be no gap.
     """
-    guided, alone, taught = _right(one, student, teacher)
-    gap = paired_difference(taught, alone)
+    guided, alone, by_teacher = _right(one, student, teacher)
+    gap = paired_difference(by_teacher, alone)
     if gap is None or gap.low <= 0:
         return None
     return ShareInterval(
-        (sum(guided) - sum(alone)) / (sum(taught) - sum(alone)),
-        paired_bootstrap(_of_gap, guided, alone, taught, seed=seed),
+        (sum(guided) - sum(alone)) / (sum(by_teacher) - sum(alone)),
+        paired_bootstrap(_gap_share, guided, alone, by_teacher, seed=seed),
     )
 
 
-def _of_gap(guided: Means, alone: Means, taught: Means) -> Means:
-    return (guided - alone) / (taught - alone)
+def _gap_share(guided: Means, alone: Means, by_teacher: Means) -> Means:
+    return (guided - alone) / (by_teacher - alone)
 
 
 def _right(*answers: Mapping[str, Example]) -> list[list[bool]]:
-    """Whether each question was right, for the questions that all have."""
+    """Return whether each common question was answered correctly, for each setting."""
     shared = [question for question in answers[0] if all(question in one for one in answers)]
     return [[one[question].correct for question in shared] for one in answers]

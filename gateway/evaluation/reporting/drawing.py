@@ -1,6 +1,6 @@
-"""The one style of all figures: SVG that is the same for the same figures, in colours that a page or its theme sets.
+"""The style of all figures: reproducible SVG with colors from CSS variables.
 
-A figure is drawn in stand-ins, which become variables of CSS: one drawing serves light and dark. Its text stays text.
+Figures use placeholder colors that become CSS variables, so one drawing serves light and dark themes. Text stays text.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 WIDTH_IN = 5.0
-"""As wide as a phone: text that is read there is large elsewhere, and never too small."""
+"""The width of a phone, so that text is readable there and larger elsewhere."""
 
 _HALF_WIDTH_CHARS = 18
 _LEGEND_ROW_IN = 0.24
@@ -29,12 +29,12 @@ _LEGEND_ROW_IN = 0.24
 INK, SOFT, GRID, GROUND = "#010101", "#020202", "#030303", "#040404"
 TEACHER, STUDENT = "#050505", "#060606"
 SERIES = ("#070707", "#080808", "#090909", "#0a0a0a")
-"""Stand-ins for colours: of guided settings, by kind of guidance. Markers and dashes tell them apart as well."""
+"""Placeholder colors of guided settings, by kind of guidance. Markers and dashes distinguish them as well."""
 MARKERS = ("o", "s", "^", "D", "v", "P")
 DASHES = ("-", "--", ":", "-.")
 
-# Stand-in, name, in light, in dark: told apart by who does not see red, green or blue, as on the other pages.
-_COLOURS = (
+# Placeholder, name, light and dark color; distinguishable with color blindness, as on the other pages.
+_COLORS = (
     (INK, "ink", "#17202a", "#e8edf2"),
     (SOFT, "soft", "#51606f", "#a3b1bf"),
     (GRID, "grid", "#d6dce3", "#2c353f"),
@@ -79,25 +79,25 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def colours(theme: str) -> str:
-    """Declarations of the variables that figures use, in theme "light" or "dark"."""
-    return " ".join(f"--fig-{name}: {light if theme == 'light' else dark};" for _, name, light, dark in _COLOURS)
+def colors(theme: str) -> str:
+    """Return the CSS declarations of the variables for the theme "light" or "dark"."""
+    return " ".join(f"--fig-{name}: {light if theme == 'light' else dark};" for _, name, light, dark in _COLORS)
 
 
 def sheet(height_in: float) -> tuple[Drawing, Axes]:
-    """A drawing with one pair of axes; call it within `style()`."""
+    """Return a drawing with one pair of axes; call it within `style()`."""
     drawing = Drawing(figsize=(WIDTH_IN, height_in), layout="constrained")
     FigureCanvasSVG(drawing)
     return drawing, drawing.add_subplot()
 
 
 def style(name: str) -> AbstractContextManager[None]:
-    """The style, as a context; under one name the same figure is the same text."""
+    """Return a context with the style; equal figures with equal names yield equal text."""
     return mpl.rc_context(STYLE | {"svg.hashsalt": name})
 
 
 def percent_axis(axes: Axes, accuracies: Sequence[float]) -> None:
-    """Accuracy upwards, as far as these go."""
+    """Set up the accuracy axis for these values."""
     low, high = min(accuracies), max(accuracies)
     room = max(0.02, (high - low) * 0.08)
     axes.set_ylim(max(-0.015, low - room), min(1.015, high + room))
@@ -106,7 +106,7 @@ def percent_axis(axes: Axes, accuracies: Sequence[float]) -> None:
 
 
 def legend_below(drawing: Drawing, axes: Axes) -> None:
-    """What the lines are, where a narrow page has room; the drawing grows by it."""
+    """Add a legend below the axes, where narrow pages have room, and extend the drawing by it."""
     handles, names = axes.get_legend_handles_labels()
     columns = 2 if max(map(len, names)) <= _HALF_WIDTH_CHARS else 1
     drawing.set_size_inches(WIDTH_IN, drawing.get_figheight() + _LEGEND_ROW_IN * -(-len(names) // columns) + 0.1)
@@ -114,7 +114,7 @@ def legend_below(drawing: Drawing, axes: Axes) -> None:
 
 
 def svg(drawing: Drawing, name: str) -> str:
-    """As text without a head; it needs `colours` from the page around it. `name` makes its ids unlike any other's."""
+    """Return the SVG without an XML header; it needs `colors` from its page. `name` is the prefix of its ids."""
     out = StringIO()
     drawing.savefig(out, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     text = out.getvalue()
@@ -124,15 +124,15 @@ def svg(drawing: Drawing, name: str) -> str:
     text = re.sub(r'<svg ([^>]*?)width="[^"]*" ?', r"<svg \1", text, count=1)
     text = re.sub(r'<svg ([^>]*?)height="[^"]*" ?', r"<svg \1", text, count=1)
     text = text.replace("'DejaVu Sans'", "system-ui, 'DejaVu Sans'")
-    for stand_in, variable, light, _ in _COLOURS:
-        text = text.replace(stand_in, f"var(--fig-{variable}, {light})")
+    for placeholder, variable, light, _ in _COLORS:
+        text = text.replace(placeholder, f"var(--fig-{variable}, {light})")
     return text
 
 
-def alone(text: str, alt: str) -> str:
-    """A drawing as a file of its own, which follows the theme of who looks at it."""
-    dark = f"@media (prefers-color-scheme: dark) {{ svg {{ {colours('dark')} }} }}"
-    rules = f"<style>svg {{ {colours('light')} }} {dark}</style>"
+def standalone(text: str, alt: str) -> str:
+    """Return a drawing as a separate file that follows the viewer's theme."""
+    dark = f"@media (prefers-color-scheme: dark) {{ svg {{ {colors('dark')} }} }}"
+    rules = f"<style>svg {{ {colors('light')} }} {dark}</style>"
     title = f"<title>{alt.replace('&', '&amp;').replace('<', '&lt;')}</title>"
     return '<?xml version="1.0" encoding="utf-8"?>\n' + re.sub(
         r"(<svg [^>]*>)", lambda found: found[1] + title + rules, text, count=1

@@ -1,4 +1,4 @@
-"""Questions on which two settings differ, with a few of the models' own words."""
+"""Questions on which two settings differ, with the ends of their answers."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ if TYPE_CHECKING:
     from gateway.evaluation.reporting.comparison import SettingComparison
     from gateway.evaluation.reporting.report import ReportSection
 
-MOST_WORDS = 20
-MOST_CHARS = 160
-"""Of a text without blanks, twenty words may be all of it."""
-EACH = 3
-"""So many questions each way."""
+MAX_WORDS = 20
+MAX_CHARS = 160
+"""Limit for texts without spaces, in which 20 words may be the whole text."""
+MAX_QUESTIONS = 3
+"""Maximum questions per direction."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flip:
-    """One question that two settings answered differently: their results, and the end of what they wrote."""
+    """One question with different results of two settings, and the ends of their answers."""
 
     question: str
     found: str | None
@@ -33,9 +33,13 @@ class Flip:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flips:
-    """A few questions that a guided setting alone got right, or wrong.
+    """Questions that only a guided setting, or only its reference, answers correctly.
 
-    against: the teacher or the student alone, and `way` who was right. `count`: of how many these are the first.
+    Attributes:
+        label: Label of the guided setting.
+        against: The teacher or the student alone.
+        way: Whether the guided setting is right (`won`) or its reference (`lost`).
+        count: Number of these questions; `shown` are the first ones.
     """
 
     label: str
@@ -46,7 +50,7 @@ class Flips:
 
 
 def flips(section: ReportSection) -> Iterator[Flips]:
-    """Of the best guided setting of each group, or where none pays, the most accurate."""
+    """Yield the flips of the best guided setting of each group; if none pays, of the most accurate one."""
     for group in section.groups:
         guided = group.guided
         if not guided:
@@ -66,30 +70,30 @@ def flips(section: ReportSection) -> Iterator[Flips]:
                 ("lost", found.lost),
             )
             for way, questions in ways:
-                shown = tuple(_flip(question, own, other) for question in questions[:EACH])
+                shown = tuple(_flip(question, own, other) for question in questions[:MAX_QUESTIONS])
                 yield Flips(label=row.label, against=against, way=way, count=len(questions), shown=shown)
 
 
 def excerpt(text: str) -> str:
-    """The last words of a text, where its result is: at most `MOST_WORDS`, in one line, without what cannot be seen."""
-    words = "".join(" " if unicodedata.category(char) in _UNSEEN else char for char in text).split()
-    short = " ".join(words[-MOST_WORDS:])
-    cut = len(words) > MOST_WORDS or len(short) > MOST_CHARS
-    return ("\u2026 " if cut else "") + short[-MOST_CHARS:]
+    """Return the last words of a text, which hold its result: at most `MAX_WORDS`, in one line and printable."""
+    words = "".join(" " if unicodedata.category(char) in _INVISIBLE else char for char in text).split()
+    short = " ".join(words[-MAX_WORDS:])
+    cut = len(words) > MAX_WORDS or len(short) > MAX_CHARS
+    return ("\u2026 " if cut else "") + short[-MAX_CHARS:]
 
 
-# Control characters, directions of writing, halves of characters: a page would be turned about by some of them.
-_UNSEEN = frozenset({"Cc", "Cf", "Cs", "Co", "Zl", "Zp"})
+# Control characters, writing directions, surrogates: some of them would corrupt a page.
+_INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Co", "Zl", "Zp"})
 
 
 def _flip(question: str, own: Mapping[str, Example], other: Mapping[str, Example]) -> Flip:
-    here, there = own[question], other[question]
+    answer, reference_answer = own[question], other[question]
     return Flip(
         question=question,
-        found=_result(here),
-        reference_found=_result(there),
-        text=excerpt(here.text),
-        reference_text=excerpt(there.text),
+        found=_result(answer),
+        reference_found=_result(reference_answer),
+        text=excerpt(answer.text),
+        reference_text=excerpt(reference_answer.text),
     )
 
 

@@ -1,4 +1,4 @@
-"""What figures are made of: the parts of one on a page, and the lines and marks by which settings are known."""
+"""Parts of figures: title, caption and table of one on a page, and the lines and markers of settings."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _ALONE = {"teacher alone": (d.TEACHER, "*"), "student alone": (d.STUDENT, "X")}
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A drawing (`drawing.svg`), with its figures as a table; `alt` says them in a sentence."""
+    """A drawing (`drawing.svg`) with its data as a table; `alt` gives them as text."""
 
     name: str
     title: str
@@ -33,59 +33,60 @@ class Figure:
 
     @property
     def alt(self) -> str:
-        """What who cannot see it is told: all its figures."""
+        """Return the alternative text with all data."""
         heads = self.table.columns[1:]
-        said = "; ".join(
+        data = "; ".join(
             f"{row[0]}: " + ", ".join(f"{head} {cell}" for head, cell in zip(heads, row[1:], strict=True))
             for row in self.table.rows
         )
-        return f"{self.title}. {said}."
+        return f"{self.title}. {data}."
 
 
 @dataclass(frozen=True, slots=True)
 class OmittedFigure:
-    """A figure that is not there, and why."""
+    """A figure that cannot be drawn, with the reason."""
 
     title: str
-    why: str
+    reason: str
 
 
 def kind_of(row: ReportRow, among: Sequence[ReportRow]) -> str:
     mode = row.summary.mode
-    return line(row.summary.setting, [one.summary.setting for one in among]) if mode == "guided" else row.who
+    return line(row.summary.setting, [one.summary.setting for one in among]) if mode == "guided" else row.short_label
 
 
-def looks_by_kind(rows: Sequence[ReportRow]) -> dict[str, tuple[str, str]]:
-    """Colour and mark of each kind of guidance, and of the teacher and the student."""
+def styles_by_kind(rows: Sequence[ReportRow]) -> dict[str, tuple[str, str]]:
+    """Return the color and marker of each kind of guidance, and of the teacher and the student."""
     guided = list(dict.fromkeys(kind_of(row, rows) for row in rows if row.summary.mode == "guided"))
     found = {
-        kind: (d.SERIES[place % len(d.SERIES)], d.MARKERS[place % len(d.MARKERS)]) for place, kind in enumerate(guided)
+        kind: (d.SERIES[index % len(d.SERIES)], d.MARKERS[index % len(d.MARKERS)]) for index, kind in enumerate(guided)
     }
     return _ALONE | found
 
 
-def looks_apart(rows: Sequence[ReportRow]) -> dict[str, tuple[str, str]]:
-    """Colour and mark of each setting by itself, where no two of a kind may look alike."""
-    guided = dict.fromkeys(row.who for row in rows if row.summary.mode == "guided")
+def styles_by_setting(rows: Sequence[ReportRow]) -> dict[str, tuple[str, str]]:
+    """Return a separate color and marker for each setting."""
+    guided = dict.fromkeys(row.short_label for row in rows if row.summary.mode == "guided")
     return _ALONE | {
-        who: (d.SERIES[place % len(d.SERIES)], d.MARKERS[place % len(d.MARKERS)]) for place, who in enumerate(guided)
+        label: (d.SERIES[index % len(d.SERIES)], d.MARKERS[index % len(d.MARKERS)])
+        for index, label in enumerate(guided)
     }
 
 
 def curve(
-    axes: Axes, xs: list[float], some: list[SettingSummary], colour: str, marker: str, label: str, dash: str
+    axes: Axes, xs: list[float], summaries: list[SettingSummary], color: str, marker: str, label: str, dash: str
 ) -> None:
-    shares = [one.accuracy for one in some]
-    low = [one.accuracy - one.interval.low for one in some]
-    high = [one.interval.high - one.accuracy for one in some]
+    shares = [one.accuracy for one in summaries]
+    low = [one.accuracy - one.interval.low for one in summaries]
+    high = [one.interval.high - one.accuracy for one in summaries]
     axes.errorbar(
-        xs, shares, yerr=(above_0(low), above_0(high)), color=colour, marker=marker, linestyle=dash,
+        xs, shares, yerr=(not_negative(low), not_negative(high)), color=color, marker=marker, linestyle=dash,
         elinewidth=0.9, label=label,
     )  # fmt: skip
 
 
-def above_0(lengths: list[float]) -> list[float]:
-    """Rounding may leave a bar of less than nothing."""
+def not_negative(lengths: list[float]) -> list[float]:
+    """Replace negative lengths of error bars, caused by rounding, with 0."""
     return [max(0.0, length) for length in lengths]
 
 

@@ -1,4 +1,4 @@
-"""The figures of a run: what the paper's Figures 3 to 5 show, and accuracy against cost, which it lacks."""
+"""The figures of a run: those of the paper's Figures 3 to 5, and accuracy against cost."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from gateway.evaluation.reporting import wording as w
 from gateway.evaluation.reporting.figure_parts import (
     Figure,
     OmittedFigure,
-    above_0,
     accuracy,
     curve,
     kind_of,
-    looks_apart,
-    looks_by_kind,
+    not_negative,
+    styles_by_kind,
+    styles_by_setting,
 )
 from gateway.evaluation.reporting.frontier import hull, pareto
 from gateway.evaluation.reporting.placing_labels import place_labels
@@ -30,31 +30,31 @@ if TYPE_CHECKING:
     from gateway.evaluation.reporting.report import ReportGroup, ReportRow, ReportSection
     from gateway.evaluation.summary import SettingSummary
 
-FEWEST = 12
-"""With fewer questions, parts of them by length tell nothing."""
+MIN_QUESTIONS = 12
+"""Fewer questions are not divided by length."""
 _PARTS = 4
-_MOST_LINES = 4
-_ALL_NAMED = 12
+_MAX_LINES = 4
+_MAX_LABELS = 12
 
 
 def figures(section: ReportSection, prefix: str) -> Iterator[Figure | OmittedFigure]:
-    """All of a run, for each way to ask; `prefix` keeps their names apart from another run's."""
-    several = len(section.groups) > 1
+    """Yield all figures of a run, for each request form; `prefix` distinguishes their names from other runs."""
+    has_groups = len(section.groups) > 1
     for number, group in enumerate(section.groups, 1):
-        name, where = f"{prefix}-{number}" if several else prefix, f" ({group.title})" if several else ""
-        yield frontier(group, f"{name}-frontier", f"Accuracy against cost{where}")
-        yield by_guidance(group, f"{name}-guidance", f"Accuracy by length of guidance{where}")
-        yield by_length(group, section, f"{name}-length", f"Accuracy by length of answer{where}")
-        yield trace(group, f"{name}-trace", f"Where the time goes{where}")
+        name, suffix = f"{prefix}-{number}" if has_groups else prefix, f" ({group.title})" if has_groups else ""
+        yield frontier(group, f"{name}-frontier", f"Accuracy against cost{suffix}")
+        yield by_guidance(group, f"{name}-guidance", f"Accuracy by length of guidance{suffix}")
+        yield by_length(group, section, f"{name}-length", f"Accuracy by length of answer{suffix}")
+        yield trace(group, f"{name}-trace", f"Time per stage{suffix}")
     yield by_exemplars(section, f"{prefix}-exemplars", "Accuracy by number of exemplars")
 
 
 def frontier(group: ReportGroup, name: str, title: str) -> Figure | OmittedFigure:
-    """Each setting by what an answer cost and how often it was right, with the hull of those that none beats."""
+    """Plot the accuracy of each setting against the cost of an answer, with the hull of the unbeaten settings."""
     if len(group.comparable) < 2:
-        return OmittedFigure(title, "it needs two settings that answered the same questions, asked the same")
+        return OmittedFigure(title, "it needs two settings with equal requests and common questions")
     if not any(group.on_common(row).cost_usd for row in group.comparable):
-        return OmittedFigure(title, "nothing cost anything: say prices")
+        return OmittedFigure(title, "all costs are zero: the run needs prices")
     unbeaten, edge = pareto(group.points), hull(group.points)
     names = {one.name for one in unbeaten}
     best = group.best_row
@@ -64,9 +64,9 @@ def frontier(group: ReportGroup, name: str, title: str) -> Figure | OmittedFigur
         if row.summary.name in names
         or row.summary.mode != "guided"
         or row is best
-        or len(group.comparable) <= _ALL_NAMED
+        or len(group.comparable) <= _MAX_LABELS
     ]
-    looks = looks_by_kind(group.rows)
+    styles = styles_by_kind(group.rows)
     with d.style(name):
         sheet, axes = d.sheet(3.1)
         spans = [group.on_common(row).interval for row in group.comparable]
@@ -78,19 +78,17 @@ def frontier(group: ReportGroup, name: str, title: str) -> Figure | OmittedFigur
             color=d.SOFT,
             linestyle="--",
             linewidth=1.2,
-            label="reached by mixing",
+            label="mixture",
         )
-        told = set()
+        labeled = set()
         for row in group.comparable:
             kind = kind_of(row, group.rows)
-            colour, marker = looks[kind]
-            _point(
-                axes, group.on_common(row), colour, marker, label=kind if kind not in told else None, bar=row in named
-            )
-            told.add(kind)
+            color, marker = styles[kind]
+            _point(axes, group.on_common(row), color, marker, label=None if kind in labeled else kind, bar=row in named)
+            labeled.add(kind)
         if best is not None:
             axes.plot(
-                *_place(group.on_common(best)),
+                *_position(group.on_common(best)),
                 "o",
                 ms=15,
                 mfc="none",
@@ -100,19 +98,19 @@ def frontier(group: ReportGroup, name: str, title: str) -> Figure | OmittedFigur
                 linestyle="none",
             )
         d.legend_below(sheet, axes)
-        taken = [
-            (_place(group.on_common(row))[0], y)
+        occupied = [
+            (_position(group.on_common(row))[0], y)
             for row in group.comparable
-            for y in _along(group.on_common(row), bar=row in named)
+            for y in _bar_points(group.on_common(row), bar=row in named)
         ]
-        place_labels(axes, [(*_place(group.on_common(row)), _short(row)) for row in named], taken)
+        place_labels(axes, [(*_position(group.on_common(row)), _short(row)) for row in named], occupied)
         svg = d.svg(sheet, name)
     table = ReportTable(
         title,
         ("setting", "USD per 1,000 answers", "accuracy", "95 %", "unbeaten", "best"),
         tuple(
             (
-                row.who,
+                row.short_label,
                 w.per_thousand(group.on_common(row).cost_per_answer),
                 w.percent(group.on_common(row).accuracy),
                 w.percents(group.on_common(row).interval),
@@ -122,12 +120,12 @@ def frontier(group: ReportGroup, name: str, title: str) -> Figure | OmittedFigur
             for row in group.comparable
         ),
     )
-    return Figure(name, title, _of_frontier(group), svg, table)
+    return Figure(name, title, _frontier_caption(group), svg, table)
 
 
 def by_guidance(group: ReportGroup, name: str, title: str) -> Figure | OmittedFigure:
-    """Accuracy against m, a line for each kind of guidance; student and teacher as levels."""
-    # A length that is chosen for each question has no place on the axis; it is in the table.
+    """Plot accuracy against m with a line for each kind of guidance, and the student and the teacher as levels."""
+    # A length chosen for each question has no position on the axis; the table has it.
     guided = [
         row for row in group.comparable if row.summary.mode == "guided" and row.summary.setting["tokens"] != "auto"
     ]
@@ -136,8 +134,8 @@ def by_guidance(group: ReportGroup, name: str, title: str) -> Figure | OmittedFi
         kinds.setdefault(kind_of(row, group.rows), []).append(row)
     lengths = {row.summary.setting["tokens"] for row in guided}
     if len(lengths) < 2:
-        return OmittedFigure(title, "it needs guidance of two lengths, on the same questions")
-    looks = looks_by_kind(group.rows)
+        return OmittedFigure(title, "it needs guidance of two lengths on common questions")
+    styles = styles_by_kind(group.rows)
     with d.style(name):
         sheet, axes = d.sheet(2.8)
         spans = [group.on_common(row).interval for row in guided]
@@ -145,64 +143,81 @@ def by_guidance(group: ReportGroup, name: str, title: str) -> Figure | OmittedFi
         levels = [group.on_common(row).accuracy for row in alone]
         d.percent_axis(axes, [*levels, *(span.low for span in spans), *(span.high for span in spans)])
         for row in alone:
-            colour = looks[kind_of(row, group.rows)][0]
-            axes.axhline(group.on_common(row).accuracy, color=colour, linestyle="--", linewidth=1.4, label=row.who)
+            color = styles[kind_of(row, group.rows)][0]
+            axes.axhline(
+                group.on_common(row).accuracy, color=color, linestyle="--", linewidth=1.4, label=row.short_label
+            )
         shift = (max(lengths) - min(lengths)) * 0.012
-        for place, (kind, some) in enumerate(kinds.items()):
+        for index, (kind, some) in enumerate(kinds.items()):
             some.sort(key=lambda row: int(row.summary.setting["tokens"]))
-            aside = (place - (len(kinds) - 1) / 2) * shift
-            xs = [row.summary.setting["tokens"] + aside for row in some]
-            curve(axes, xs, [group.on_common(row) for row in some], *looks[kind], kind, d.DASHES[place % len(d.DASHES)])
+            offset = (index - (len(kinds) - 1) / 2) * shift
+            xs = [row.summary.setting["tokens"] + offset for row in some]
+            curve(
+                axes, xs, [group.on_common(row) for row in some], *styles[kind], kind, d.DASHES[index % len(d.DASHES)]
+            )
         axes.set_xticks(sorted(lengths))
         axes.set_xlabel("m, tokens of guidance")
         d.legend_below(sheet, axes)
         svg = d.svg(sheet, name)
-    rows = sorted(group.comparable, key=lambda row: (row.summary.mode == "guided", row.who))
+    rows = sorted(group.comparable, key=lambda row: (row.summary.mode == "guided", row.short_label))
     table = ReportTable(
-        title, ("setting", "accuracy", "95 %"), tuple(accuracy(row.who, group.on_common(row)) for row in rows)
+        title, ("setting", "accuracy", "95 %"), tuple(accuracy(row.short_label, group.on_common(row)) for row in rows)
     )
-    caption = "The paper's Figure 5 for guidance. Bars are Wilson's 95 %; dashes are the teacher and the student alone."
+    caption = (
+        "Guidance as in the paper's Figure 5. Bars are Wilson's 95 %; dashes are the teacher and the student alone."
+    )
     caption += _common(group)
     return Figure(name, title, caption, svg, table)
 
 
 def by_length(group: ReportGroup, section: ReportSection, name: str, title: str) -> Figure | OmittedFigure:
-    """Accuracy in parts of the questions, by how many tokens the teacher alone answers them in (paper, Fig. 4)."""
-    teacher = group.one("teacher")
+    """Plot accuracy by the length of the teacher's own answer, in parts of the questions (paper, Fig. 4)."""
+    teacher = group.alone("teacher")
     if teacher is None:
-        return OmittedFigure(title, "the length is that of the teacher's own answer, and no teacher was asked alone")
+        return OmittedFigure(title, "it needs the teacher alone, whose answers define the length")
     answers = {
         question: one for question, one in section.answers[teacher.summary.name].items() if one.teacher_output_tokens
     }
-    if len(answers) < FEWEST:
-        return OmittedFigure(title, f"it needs {FEWEST} questions")
+    if len(answers) < MIN_QUESTIONS:
+        return OmittedFigure(title, f"it needs {MIN_QUESTIONS} questions")
     parts = _by_quantile(answers)
     if len(parts) < 2:
-        return OmittedFigure(title, "all answers of the teacher are of one length")
-    rows = _chosen(group)
-    looks = looks_apart(rows)
+        return OmittedFigure(title, "all answers of the teacher have one length")
+    rows = _selected(group)
+    styles = styles_by_setting(rows)
     names = [f"{low}\u2013{high}" for low, high, _ in parts]
     cells: list[tuple[str, ...]] = []
     with d.style(name):
         sheet, axes = d.sheet(2.8)
         bounds = [0.0]
-        for place, row in enumerate(rows):
-            own = section.answers[row.summary.name]
-            aside = (place - (len(rows) - 1) / 2) * 0.09
-            counts = [[own[one].correct for one in questions if one in own] for _, _, questions in parts]
+        for index, row in enumerate(rows):
+            summary = section.answers[row.summary.name]
+            offset = (index - (len(rows) - 1) / 2) * 0.09
+            counts = [[summary[one].correct for one in questions if one in summary] for _, _, questions in parts]
             spans = [wilson(sum(right), len(right)) for right in counts]
             shares = [sum(right) / len(right) if right else float("nan") for right in counts]
             low = [max(0.0, share - span.low) for share, span in zip(shares, spans, strict=True)]
             high = [max(0.0, span.high - share) for share, span in zip(shares, spans, strict=True)]
-            colour, marker = looks[row.who]
+            color, marker = styles[row.short_label]
             dash = "-" if row.summary.mode == "guided" else "--"
-            xs = [at + aside for at in range(len(parts))]
+            xs = [at + offset for at in range(len(parts))]
             axes.errorbar(
-                xs, shares, yerr=(low, high), color=colour, marker=marker, linestyle=dash, elinewidth=0.9, label=row.who
+                xs,
+                shares,
+                yerr=(low, high),
+                color=color,
+                marker=marker,
+                linestyle=dash,
+                elinewidth=0.9,
+                label=row.short_label,
             )
             bounds.extend(span.high for right, span in zip(counts, spans, strict=True) if right)
             cells.extend(
-                (f"{row.who}, {part} tokens", f"{sum(right)} of {len(right)}", w.percent(sum(right) / len(right)))
+                (
+                    f"{row.short_label}, {part} tokens",
+                    f"{sum(right)} of {len(right)}",
+                    w.percent(sum(right) / len(right)),
+                )
                 for part, right in zip(names, counts, strict=True)
                 if right
             )
@@ -212,8 +227,8 @@ def by_length(group: ReportGroup, section: ReportSection, name: str, title: str)
         d.legend_below(sheet, axes)
         svg = d.svg(sheet, name)
     caption = (
-        "The paper's Figure 4. The questions are parted into as many each, by how long the teacher's own answer is; "
-        "bars are Wilson's 95 %." + (_SOME if len(rows) < len(group.rows) else "")
+        "As the paper's Figure 4. The questions are divided into equal parts by the length of the teacher's own "
+        "answer; bars are Wilson's 95 %." + (_PARTIAL if len(rows) < len(group.rows) else "")
     )
     return Figure(
         name, title, caption, svg, ReportTable(title, ("setting and length", "right", "accuracy"), tuple(cells))
@@ -221,22 +236,22 @@ def by_length(group: ReportGroup, section: ReportSection, name: str, title: str)
 
 
 def trace(group: ReportGroup, name: str, title: str) -> Figure | OmittedFigure:
-    """Seconds of the teacher's and the student's stage, one above the other (paper, Fig. 3)."""
-    rows = group.rows if len(group.rows) <= _ALL_NAMED else _chosen(group)
+    """Plot the seconds of the teacher's and the student's stage (paper, Fig. 3)."""
+    rows = group.rows if len(group.rows) <= _MAX_LABELS else _selected(group)
     timed = [(row, parts) for row in rows if (parts := row.times.parts) is not None]
     if not timed:
-        return OmittedFigure(title, "nothing is known of how long the stages took, or how many were asked at once")
+        return OmittedFigure(title, "the durations or the concurrency of the stages are unknown")
     with d.style(name):
         sheet, axes = d.sheet(0.6 + 0.46 * len(timed))
-        for place, (row, (taught, told)) in enumerate(timed):
-            named = place == 0
-            at = -place
-            axes.barh(at, taught, 0.42, color=d.TEACHER, label="teacher's stage" if named else None)
+        for index, (row, (teacher_s, student_s)) in enumerate(timed):
+            first = index == 0
+            y = -index
+            axes.barh(y, teacher_s, 0.42, color=d.TEACHER, label="teacher's stage" if first else None)
             axes.barh(
-                at, told, 0.42, left=taught, color=d.STUDENT, hatch="//", edgecolor=d.GROUND, linewidth=0,
-                label="student's stage" if named else None,
+                y, student_s, 0.42, left=teacher_s, color=d.STUDENT, hatch="//", edgecolor=d.GROUND, linewidth=0,
+                label="student's stage" if first else None,
             )  # fmt: skip
-            axes.text(0, at + 0.3, f"{row.who}: {w.seconds(taught + told)} s", va="bottom", ha="left")
+            axes.text(0, y + 0.3, f"{row.short_label}: {w.seconds(teacher_s + student_s)} s", va="bottom", ha="left")
         axes.set_ylim(-len(timed) + 0.6, 0.85)
         axes.set_xlim(left=0)
         axes.set_yticks([])
@@ -248,20 +263,23 @@ def trace(group: ReportGroup, name: str, title: str) -> Figure | OmittedFigure:
     table = ReportTable(
         title,
         ("setting", "teacher's stage, s", "student's stage, s", "both, s"),
-        tuple((row.who, w.seconds(taught), w.seconds(told), w.seconds(taught + told)) for row, (taught, told) in timed),
+        tuple(
+            (row.short_label, w.seconds(teacher_s), w.seconds(student_s), w.seconds(teacher_s + student_s))
+            for row, (teacher_s, student_s) in timed
+        ),
     )
     caption = (
-        "The paper's Figure 3: for how long one answer keeps each engine. That is how long it waited, divided by how "
-        f"many waited at once: {_at([row for row, _ in timed])}."
+        "As the paper's Figure 3: the engine time of one answer, which is its wait divided by the number of concurrent "
+        f"requests: {_concurrency([row for row, _ in timed])}."
     )
     if timed[0][0].times.total_s is not None:
-        caption = "The paper's Figure 3, as callers saw it: for how long one answer waited for each engine."
-    caption += _SOME if len(rows) < len(group.rows) else ""
+        caption = "As the paper's Figure 3, measured by the client: the wait of one answer for each engine."
+    caption += _PARTIAL if len(rows) < len(group.rows) else ""
     return Figure(name, title, caption, svg, table)
 
 
 def by_exemplars(section: ReportSection, name: str, title: str) -> Figure | OmittedFigure:
-    """Accuracy against the number of exemplars in the prompt, a line for each setting that is otherwise the same."""
+    """Plot accuracy against the number of exemplars, a line for each setting that is otherwise equal."""
     same: dict[tuple[object, ...], list[ReportRow]] = {}
     for row in section.rows:
         rest = tuple(
@@ -270,92 +288,92 @@ def by_exemplars(section: ReportSection, name: str, title: str) -> Figure | Omit
         same.setdefault(rest, []).append(row)
     found = [some for some in same.values() if len({row.summary.setting["shots"] for row in some}) > 1]
     if not found:
-        return OmittedFigure(title, "it needs one setting with two numbers of exemplars")
+        return OmittedFigure(title, "it needs a setting with two numbers of exemplars")
     rows = [row for some in found for row in some]
     with d.style(name):
         sheet, axes = d.sheet(2.8)
         spans = [row.summary.interval for row in rows]
         d.percent_axis(axes, [*(span.low for span in spans), *(span.high for span in spans)])
-        kept = found[: _MOST_LINES + 2]
-        looks = looks_apart([some[0] for some in kept])
-        for place, some in enumerate(kept):
+        kept = found[: _MAX_LINES + 2]
+        styles = styles_by_setting([some[0] for some in kept])
+        for index, some in enumerate(kept):
             some.sort(key=lambda row: int(row.summary.setting["shots"]))
             mode = some[0].summary.mode
-            colour, marker = looks[some[0].who]
-            xs = [row.summary.setting["shots"] + (place - (len(kept) - 1) / 2) * 0.08 for row in some]
+            color, marker = styles[some[0].short_label]
+            xs = [row.summary.setting["shots"] + (index - (len(kept) - 1) / 2) * 0.08 for row in some]
             dash = "-" if mode == "guided" else "--"
-            curve(axes, xs, [row.summary for row in some], colour, marker, some[0].who, dash)
+            curve(axes, xs, [row.summary for row in some], color, marker, some[0].short_label, dash)
         axes.set_xticks(sorted({row.summary.setting["shots"] for row in rows}))
         axes.set_xlabel("exemplars in the prompt")
         d.legend_below(sheet, axes)
         svg = d.svg(sheet, name)
-    cells = tuple(accuracy(f"{row.who}, {row.summary.setting['shots']} exemplars", row.summary) for row in rows)
-    caption = "The paper's Figure 5. Bars are Wilson's 95 %." + (_SOME if len(kept) < len(found) else "")
+    cells = tuple(accuracy(f"{row.short_label}, {row.summary.setting['shots']} exemplars", row.summary) for row in rows)
+    caption = "As the paper's Figure 5. Bars are Wilson's 95 %." + (_PARTIAL if len(kept) < len(found) else "")
     return Figure(name, title, caption, svg, ReportTable(title, ("setting", "accuracy", "95 %"), cells))
 
 
-_SOME = " Only some of the guided settings are drawn; the tables have all."
+_PARTIAL = " Only some of the guided settings are drawn; the tables have all."
 
 
-def _of_frontier(group: ReportGroup) -> str:
-    said = (
-        "Each point is a setting, with Wilson's 95 %. A point on the dashed line is beaten by none, and what lies "
-        "between two of them is reached by sending each a share of the requests."
+def _frontier_caption(group: ReportGroup) -> str:
+    text = (
+        "Each point is a setting, with Wilson's 95 %. No setting beats a point on the dashed line. Points between two "
+        "of them are reached by dividing requests between the two."
     )
-    said += _common(group)
+    text += _common(group)
     if group.best is not None:
-        return f"{said} The ring is the best guided policy: {group.best.why}."
-    if group.one("teacher") is None:
-        return f"{said} No teacher was asked alone, so no setting is marked as the best."
-    return f"{said} No guided setting is both cheaper than the teacher and better than the student: none is marked."
+        return f"{text} The ring is the best guided policy: {group.best.why}."
+    if group.alone("teacher") is None:
+        return f"{text} The run lacks the teacher alone, so no setting is marked as the best."
+    return f"{text} No guided setting is both cheaper than the teacher and better than the student: none is marked."
 
 
 def _common(group: ReportGroup) -> str:
-    """On which questions, where settings have not all answered the same."""
+    """Return a sentence on the common questions if some settings answered more."""
     if all(row.summary.n == group.questions for row in group.rows):
         return ""
-    return f" On the {group.questions:,} questions that all settings drawn here have answered."
+    return f" For the {group.questions:,} questions that all drawn settings have answered."
 
 
-def _chosen(group: ReportGroup) -> list[ReportRow]:
-    """Those alone, the best, and the most accurate of the rest, as many as a figure can hold."""
+def _selected(group: ReportGroup) -> list[ReportRow]:
+    """Return the teacher and the student alone, the best setting, and the most accurate others up to the limit."""
     alone = [row for row in group.rows if row.summary.mode != "guided"]
     best = group.best_row
-    ranked = sorted(group.guided, key=lambda row: (row is not best, -row.summary.accuracy))[:_MOST_LINES]
+    ranked = sorted(group.guided, key=lambda row: (row is not best, -row.summary.accuracy))[:_MAX_LINES]
     return alone + [row for row in group.rows if row in ranked]
 
 
 def _by_quantile(answers: Mapping[str, Example]) -> list[tuple[int, int, list[str]]]:
-    """The questions in parts of about as many each, with their shortest and longest length; none lies in two."""
+    """Divide the questions into disjoint parts of similar size; return each with its minimum and maximum length."""
     ordered = sorted(answers, key=lambda question: (answers[question].teacher_output_tokens, question))
     lengths = [answers[question].teacher_output_tokens for question in ordered]
     bounds = sorted({lengths[min(len(lengths) - 1, len(lengths) * part // _PARTS)] for part in range(1, _PARTS)})
     parts: dict[int, list[str]] = {}
     for question, length in zip(ordered, lengths, strict=True):
         parts.setdefault(sum(length >= bound for bound in bounds), []).append(question)
-    of = dict(zip(ordered, lengths, strict=True))
-    return [(of[some[0]], of[some[-1]], some) for some in parts.values()]
+    by_question = dict(zip(ordered, lengths, strict=True))
+    return [(by_question[some[0]], by_question[some[-1]], some) for some in parts.values()]
 
 
-def _point(axes: Axes, own: SettingSummary, colour: str, marker: str, *, label: str | None, bar: bool) -> None:
-    """With its error bar, or without: the bars of many points hide them."""
-    x, y = _place(own)
-    span = own.interval if bar else Interval(y, y)
+def _point(axes: Axes, summary: SettingSummary, color: str, marker: str, *, label: str | None, bar: bool) -> None:
+    """Draw a point with or without an error bar, since the bars of many points hide them."""
+    x, y = _position(summary)
+    span = summary.interval if bar else Interval(y, y)
     size = 11 if marker == "*" else 8
-    error = (above_0([y - span.low]), above_0([span.high - y]))
+    error = (not_negative([y - span.low]), not_negative([span.high - y]))
     axes.errorbar(
-        [x], [y], yerr=error, color=colour, marker=marker, ms=size, linestyle="none", elinewidth=0.9, label=label
+        [x], [y], yerr=error, color=color, marker=marker, ms=size, linestyle="none", elinewidth=0.9, label=label
     )
 
 
-def _along(own: SettingSummary, *, bar: bool) -> list[float]:
-    """Its point, and places on its error bar."""
-    span = own.interval
-    return [own.accuracy, *(span.low + (span.high - span.low) * part / 8 for part in range(9) if bar)]
+def _bar_points(summary: SettingSummary, *, bar: bool) -> list[float]:
+    """Return the accuracies of a point and of positions on its error bar."""
+    span = summary.interval
+    return [summary.accuracy, *(span.low + (span.high - span.low) * part / 8 for part in range(9) if bar)]
 
 
-def _place(own: SettingSummary) -> tuple[float, float]:
-    return _per_thousand(own.cost_per_answer), own.accuracy
+def _position(summary: SettingSummary) -> tuple[float, float]:
+    return _per_thousand(summary.cost_per_answer), summary.accuracy
 
 
 def _per_thousand(cost: object) -> float:
@@ -363,16 +381,15 @@ def _per_thousand(cost: object) -> float:
 
 
 def _short(row: ReportRow) -> str:
-    """The mark says which kind of guidance it is."""
+    """Return a short label; the marker shows the kind of guidance."""
     return f"m={row.summary.setting['tokens']}" if row.summary.mode == "guided" else row.summary.mode
 
 
-def _at(rows: Sequence[ReportRow]) -> str:
-    teacher = sorted({row.times.teacher_at for row in rows if row.times.teacher_at is not None})
-    student = sorted({row.times.student_at for row in rows if row.times.student_at is not None})
-    said = [
-        f"{' or '.join(map(str, some))} at the {role}"
-        for role, some in (("teacher", teacher), ("student", student))
-        if some
-    ]
-    return ", ".join(said)
+def _concurrency(rows: Sequence[ReportRow]) -> str:
+    teacher = sorted({row.times.teacher_concurrency for row in rows if row.times.teacher_concurrency is not None})
+    student = sorted({row.times.student_concurrency for row in rows if row.times.student_concurrency is not None})
+    return ", ".join(
+        f"{' or '.join(map(str, values))} at the {role}"
+        for role, values in (("teacher", teacher), ("student", student))
+        if values
+    )

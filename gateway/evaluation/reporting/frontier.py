@@ -1,4 +1,4 @@
-"""Accuracy against cost: which settings no other beats in both, and which of them is the one to take."""
+"""Accuracy against cost: the settings that no other beats in both, and the best of them."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ if TYPE_CHECKING:
     from gateway.evaluation.setting import Mode
 
 KEEP = 0.95
-"""The part of the teacher's accuracy that the best setting is to keep: what the paper claims (Table 6)."""
+"""The part of the teacher's accuracy that the best setting must keep, as the paper claims (Table 6)."""
 
 _KEEP = f"{KEEP:.0%}".replace("%", "\u00a0%")
 
 
 class FrontierPoint(NamedTuple):
-    """A setting in the plane; `cost_usd` is of one answer."""
+    """A setting by cost and accuracy; `cost_usd` is the mean of an answer."""
 
     name: str
     mode: Mode
@@ -26,10 +26,10 @@ class FrontierPoint(NamedTuple):
 
 
 class BestSetting(NamedTuple):
-    """The setting to take, and why in words.
+    """The best setting with the reason in words.
 
-    mixture: the accuracy that its cost buys by sending some requests to the teacher alone and the rest to the student
-    alone, at random: what guidance has to beat. None without a student alone.
+    `mixture`: accuracy of a random mixture of teacher and student at its cost, which guidance must beat; None without a
+    student alone.
     """
 
     name: str
@@ -41,7 +41,7 @@ class BestSetting(NamedTuple):
 
 
 def pareto(points: Sequence[FrontierPoint]) -> list[FrontierPoint]:
-    """Those than which no other is both as cheap and more accurate, or cheaper and as accurate; cheapest first."""
+    """Return the points that no other point beats in cost and accuracy, cheapest first."""
     found: list[FrontierPoint] = []
     for point in sorted(points, key=lambda one: (one.cost_usd, -one.accuracy)):
         if not found or point.accuracy > found[-1].accuracy:
@@ -50,10 +50,10 @@ def pareto(points: Sequence[FrontierPoint]) -> list[FrontierPoint]:
 
 
 def hull(points: Sequence[FrontierPoint]) -> list[FrontierPoint]:
-    """Those of `pareto` on its upper convex hull.
+    """Return the points of `pareto` on its upper convex hull.
 
-    Between two of them lies what a route reaches that sends a share of its requests to each; a point below such a
-    line is beaten by that mixture.
+    A route that divides its requests between two settings reaches any point on the line between them. So a point below
+    such a line is beaten by a mixture.
     """
     found: list[FrontierPoint] = []
     for point in pareto(points):
@@ -64,11 +64,11 @@ def hull(points: Sequence[FrontierPoint]) -> list[FrontierPoint]:
 
 
 def best(points: Sequence[FrontierPoint]) -> BestSetting | None:
-    """The guided setting to take: of those that are cheaper than the teacher and more accurate than the student.
+    """Return the best guided setting among those cheaper than the teacher and more accurate than the student.
 
-    Of them the cheapest that keeps `KEEP` of the teacher's accuracy; else the most accurate. None where there is none,
-    or no teacher to be cheaper than. It is chosen on the questions that it is shown with, so it looks a little better
-    than it is; `eval recommend` chooses on others.
+    It is the cheapest one that keeps `KEEP` of the teacher's accuracy, else the most accurate one. Returns None without
+    such a setting or without a teacher alone. The selection uses the reported questions, so its accuracy is slightly
+    optimistic; `eval recommend` uses other questions.
     """
     teacher = next((one for one in points if one.mode == "teacher"), None)
     student = next((one for one in points if one.mode == "student"), None)
@@ -85,17 +85,17 @@ def best(points: Sequence[FrontierPoint]) -> BestSetting | None:
     if keeping:
         found = min(keeping, key=lambda one: (one.cost_usd, -one.accuracy))
         return BestSetting(
-            found.name, f"the cheapest that keeps {_KEEP} of the teacher's accuracy", _mixture(found, points)
+            found.name, f"the cheapest one that keeps {_KEEP} of the teacher's accuracy", _mixture(found, points)
         )
     if paying:
         found = max(paying, key=lambda one: (one.accuracy, -one.cost_usd))
-        why = f"the most accurate that is cheaper than the teacher; none keeps {_KEEP} of the teacher's accuracy"
+        why = f"the most accurate one cheaper than the teacher; none keeps {_KEEP} of the teacher's accuracy"
         return BestSetting(found.name, why, _mixture(found, points))
     return None
 
 
 def _mixture(of: FrontierPoint, points: Sequence[FrontierPoint]) -> float | None:
-    """The accuracy of teacher and student mixed, at this cost."""
+    """Return the accuracy of teacher and student mixed at this cost."""
     teacher = next((one for one in points if one.mode == "teacher"), None)
     student = next((one for one in points if one.mode == "student"), None)
     if teacher is None or student is None:
@@ -107,6 +107,6 @@ def _mixture(of: FrontierPoint, points: Sequence[FrontierPoint]) -> float | None
 
 
 def _below(left: FrontierPoint, middle: FrontierPoint, right: FrontierPoint) -> bool:
-    """Whether the middle lies on or below the line between the others."""
-    wide, far = float(middle.cost_usd - left.cost_usd), float(right.cost_usd - left.cost_usd)
-    return (middle.accuracy - left.accuracy) * far <= (right.accuracy - left.accuracy) * wide
+    """Return whether the middle point lies on or below the line between the others."""
+    middle_distance, right_distance = float(middle.cost_usd - left.cost_usd), float(right.cost_usd - left.cost_usd)
+    return (middle.accuracy - left.accuracy) * right_distance <= (right.accuracy - left.accuracy) * middle_distance

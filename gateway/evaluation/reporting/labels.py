@@ -1,4 +1,4 @@
-"""Short names of settings: what all of a run have in common need not be said of each."""
+"""Short labels of settings, without parameters that all settings of a run share."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ if TYPE_CHECKING:
     Plain = Mapping[str, Any]
 
 
-def label(setting: Plain, beside: Sequence[Plain]) -> str:
-    """Unlike that of any other of `beside`, settings as dicts; what differs in none of them is left out."""
-    words = [answered_by(setting, beside), *_asked(setting, beside)]
+def label(setting: Plain, others: Sequence[Plain]) -> str:
+    """Return a label that is unique among `others`, settings as dicts, without parameters that never differ."""
+    words = [answered_by(setting, others), *_request_parts(setting, others)]
     return ", ".join(words)
 
 
-def answered_by(setting: Plain, beside: Sequence[Plain]) -> str:
-    """Who answers, and after which guidance: all but how the question is put."""
+def answered_by(setting: Plain, others: Sequence[Plain]) -> str:
+    """Return the models and the guidance, without the request form."""
     if setting["mode"] != "guided":
         return f"{setting['mode']} alone"
-    return f"{line(setting, beside)}, m={setting['tokens']}"
+    return f"{line(setting, others)}, m={setting['tokens']}"
 
 
-def line(setting: Plain, beside: Sequence[Plain]) -> str:
-    """The kind of guidance without its length: what a line of a figure joins."""
-    guided = [one for one in beside if one["mode"] == "guided"]
+def line(setting: Plain, others: Sequence[Plain]) -> str:
+    """Return the kind of guidance without its length, as joined by a line of a figure."""
+    guided = [one for one in others if one["mode"] == "guided"]
     words = [setting["projection"]]
     if _differ("placement", guided):
         words.append(f"as {setting['placement']}")
@@ -34,12 +34,12 @@ def line(setting: Plain, beside: Sequence[Plain]) -> str:
     return " ".join(words)
 
 
-def asked_in_words(setting: Plain) -> str:
-    """How the question was put: form, exemplars, limit, sampling."""
-    return ", ".join(_asked(setting, None))
+def request_in_words(setting: Plain) -> str:
+    """Return the request form: format, exemplars, limit, sampling."""
+    return ", ".join(_request_parts(setting, None))
 
 
-def _asked(setting: Plain, beside: Sequence[Plain] | None) -> list[str]:
+def _request_parts(setting: Plain, others: Sequence[Plain] | None) -> list[str]:
     words = {
         "form": "raw prompt" if setting["form"] == "completion" else "chat",
         "shots": f"{setting['shots'] or 'no'} exemplars",
@@ -48,8 +48,8 @@ def _asked(setting: Plain, beside: Sequence[Plain] | None) -> list[str]:
         "top_p": None if setting.get("top_p") is None else f"top_p {setting['top_p']:g}",
         "seed": None if setting.get("seed") is None else f"seed {setting['seed']}",
     }
-    return [said for name, said in words.items() if said and (beside is None or _differ(name, beside))]
+    return [text for name, text in words.items() if text and (others is None or _differ(name, others))]
 
 
-def _differ(name: str, beside: Sequence[Plain]) -> bool:
-    return len({one.get(name) for one in beside}) > 1
+def _differ(name: str, others: Sequence[Plain]) -> bool:
+    return len({one.get(name) for one in others}) > 1

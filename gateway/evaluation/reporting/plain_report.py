@@ -1,4 +1,4 @@
-"""A report for machines: every figure as a number, money as text with every digit."""
+"""Conversion of a report to JSON, with unrounded numbers and money as exact text."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def as_plain(sections: Sequence[ReportSection], seed: int) -> dict[str, Any]:
-    """Plain values."""
+    """Return plain values."""
     return {"seed": seed, "runs": [_section(section) for section in sections]}
 
 
@@ -50,7 +50,7 @@ def _section(section: ReportSection) -> dict[str, Any]:
 
 
 def _row(row: ReportRow) -> dict[str, Any]:
-    own, beside = row.summary, row.measured
+    own, measured = row.summary, row.measured
     return {
         "setting": dict(own.setting),
         "label": row.label,
@@ -59,7 +59,7 @@ def _row(row: ReportRow) -> dict[str, Any]:
         "accuracy": own.accuracy,
         "accuracy_interval": list(own.interval),
         "score": own.score,
-        "opening_accuracy": None if own.opening_correct is None else own.opening_correct / own.n,
+        "opening_accuracy": None if own.guidance_correct is None else own.guidance_correct / own.n,
         "against_student": _comparison(row.student, row.student_p),
         "against_teacher": _comparison(row.teacher, row.teacher_p),
         "kept": _part(row.kept),
@@ -70,26 +70,26 @@ def _row(row: ReportRow) -> dict[str, Any]:
             "kept": own.kept_tokens,
         },
         "teacher_token_share": {
-            "of_teacher_alone": None if beside is None else beside.token_share,
+            "of_teacher_alone": None if measured is None else measured.token_share,
             "of_all_output": own.teacher_token_share,
         },
         "cost_usd": w.plain(own.cost_usd),
         "teacher_usd": w.plain(own.teacher_usd),
         "measured": None
-        if beside is None
+        if measured is None
         else {
-            "n": beside.n,
-            "cost_usd": w.plain(beside.cost_usd),
-            "baseline_usd": w.plain(beside.teacher_usd),
-            "savings_usd": w.plain(beside.savings_usd),
-            "cost_share": beside.cost_share,
+            "n": measured.n,
+            "cost_usd": w.plain(measured.cost_usd),
+            "baseline_usd": w.plain(measured.teacher_usd),
+            "savings_usd": w.plain(measured.savings_usd),
+            "cost_share": measured.cost_share,
         },
         "on_this_answer": {
             "baseline_usd": w.plain(own.baseline_usd),
             "savings_usd": w.plain(own.baseline_usd - own.cost_usd),
             "cost_share": float(own.cost_usd / own.baseline_usd) if own.baseline_usd else None,
         },
-        "seconds": _times(row.times) | {"speed_up": None if beside is None else beside.speed_up},
+        "seconds": _times(row.times) | {"speed_up": None if measured is None else measured.speed_up},
         "modes": dict(own.modes),
         "unguided": dict(own.unguided),
         "errors": dict(own.errors),
@@ -125,10 +125,10 @@ def _times(found: QuestionTimes) -> dict[str, Any]:
     return {
         "teacher_wait": found.teacher_wait_s,
         "student_wait": found.student_wait_s,
-        "teacher_at": found.teacher_at,
-        "student_at": found.student_at,
+        "teacher_at": found.teacher_concurrency,
+        "student_at": found.student_concurrency,
         "teacher_stage": found.teacher_s,
         "student_stage": found.student_s,
-        "both_stages": found.kept_s,
+        "both_stages": found.busy_s,
         "whole_answer": found.total_s,
     }

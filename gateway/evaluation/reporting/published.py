@@ -1,8 +1,8 @@
-"""What the paper reports for GSM8K and CSQA, to stand beside what was measured.
+"""The paper's results for GSM8K and CSQA, for comparison with measured ones.
 
 "GKT: A Novel Guidance-Based Knowledge Transfer Framework For Efficient Cloud-edge Collaboration LLM Deployment",
-Tables 2, 3, 4, 6 and 8 and Figure 3. Accuracy in percent, seconds over the whole set: 1319
-questions of GSM8K, 1221 of CSQA. As printed; `NOTES` says where the paper is at odds with itself.
+Tables 2, 3, 4, 6 and 8 and Figure 3. Accuracy is in percent, seconds are for the whole set: 1319 questions of GSM8K,
+1221 of CSQA. Values are as printed; `NOTES` lists inconsistencies of the paper.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 QUESTIONS = {"gsm8k": 1319, "csqa": 1221}
 EXEMPLARS = {"gsm8k": 8, "csqa": 7}
 TEACHER_BATCH = {"Bloom-7B": 32, "Llama2-13B": 24, "Llama2-70B": 10}
-"""Questions that a teacher answers together (Table 8). It does not say it of Llama2-7B and Flan-t5-xl."""
+"""Questions that a teacher answers together (Table 8), which does not list Llama2-7B and Flan-t5-xl."""
 
 
 class PublishedModel(NamedTuple):
-    """A model alone. `limit`: tokens of its answer at most."""
+    """A model alone. `limit`: maximum tokens of its answer."""
 
     table: str
     model: str
@@ -29,9 +29,12 @@ class PublishedModel(NamedTuple):
 
 
 class PublishedPair(NamedTuple):
-    """A teacher and a student: `m` tokens of guidance, `limit` of the student's answer.
+    """A teacher and a student: `m` tokens of guidance, and `limit` tokens of the student's answer.
 
-    own: accuracy of the guidance alone. delta: to the student alone. `speed_up`: to the teacher alone.
+    Attributes:
+        own: Accuracy of the guidance alone.
+        delta: Difference from the student alone.
+        speed_up: Speed-up over the teacher alone.
     """
 
     table: str
@@ -114,20 +117,20 @@ PAIRS = {
 NOTES = {
     "gsm8k": (
         (
-            "Table 6 counts the deltas of ChatGPT over Llama2-7B from 19.18, which is the guided row 13B over 7B, and "
-            "not from 14.40, the student alone, as its caption says. At m=40 it would be +26.39."
+            "Table 6 gives the deltas of ChatGPT over Llama2-7B relative to 19.18, the guided row 13B over 7B, and not "
+            "to 14.40, the student alone, as its caption claims. At m=40 the latter would be +26.39."
         ),
         (
-            "Table 2 prints a speed-up of 1.06 for Llama2-7B over Bloom-3B, which divides the time of Bloom-7B. By "
-            "that of its own teacher (10,304.18 s) it is 2.48."
+            "Table 2 prints a speed-up of 1.06 for Llama2-7B over Bloom-3B, computed from the time of Bloom-7B. With "
+            "the time of its own teacher (10,304.18 s) it is 2.48."
         ),
         (
-            "Table 2 prints 3,275.90 s for Llama2-13B over Bloom-7B, Table 5 prints 3,725.90 s; the speed-up of 3.82 "
-            "agrees with the latter, which stands here."
+            "Table 2 prints 3,275.90 s for Llama2-13B over Bloom-7B, Table 5 prints 3,725.90 s. The speed-up of 3.82 "
+            "agrees with the latter, which is used here."
         ),
         (
-            "The 52 % of cost is 40 of 76.68 output tokens of ChatGPT. Prompts and the 70B student count for nothing "
-            "in it. Here the share of teacher tokens and the share of the whole cost stand apart."
+            "The 52 % of cost is 40 of 76.68 output tokens of ChatGPT. It does not include prompts and the 70B student."
+            " This report lists the share of teacher tokens and the share of the whole cost separately."
         ),
     ),
     "csqa": (),
@@ -139,13 +142,13 @@ NOTE_ON_TIMES = (
 )
 
 KEPT, TOKEN_SHARE = 64.75 / 68.16, 40 / 76.68
-"""Of its claim: a 70B student under ChatGPT, on GSM8K at m=40 (Table 6)."""
+"""The claim for a 70B student under ChatGPT on GSM8K at m=40 (Table 6)."""
 TRACE_S = {"teacher alone": 10.78, "guidance": 0.38, "completion": 7.86, "both": 8.24}
-"""Seconds of one question of GSM8K, Llama2-13B over Llama2-7B, guidance in batches of 24 (Figure 3)."""
+"""Seconds of one question of GSM8K for Llama2-13B over Llama2-7B, with guidance in batches of 24 (Figure 3)."""
 
 
 def data_set(name: str) -> str | None:
-    """Which of the paper's two a data set's name means; None: another."""
+    """Return the paper's data set with this name; None for another one."""
     plain = "".join(filter(str.isalnum, name.lower()))
     if "gsm8k" in plain:
         return "gsm8k"
@@ -153,12 +156,12 @@ def data_set(name: str) -> str | None:
 
 
 def alone(data: str, model: str, limit: int) -> float | None:
-    """The model's own accuracy in percent at this limit, or at the nearest that it was tried with."""
+    """Return the model's accuracy in percent at this limit, or at the nearest published one."""
     found = [one for one in ALONE[data] if one.model == model]
     return min(found, key=lambda one: abs((one.limit or limit) - limit)).accuracy if found else None
 
 
 def pairs(data: str, lengths: set[int]) -> Iterator[PublishedPair]:
-    """Those with guidance of one of these lengths; all where none has."""
+    """Yield the pairs with guidance of one of these lengths; all pairs if there is none."""
     found = [one for one in PAIRS[data] if one.m in lengths]
     yield from found or PAIRS[data]

@@ -1,4 +1,4 @@
-"""A report written: Markdown with its figures beside it, HTML in one file, and JSON."""
+"""Files of a report: Markdown with figures, HTML in one file, and JSON."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from markupsafe import Markup
 from gateway.errors import StartupError
 from gateway.evaluation.reporting import drawing, tables
 from gateway.evaluation.reporting import wording as w
-from gateway.evaluation.reporting.beside import CAVEAT, PublishedComparison, beside
+from gateway.evaluation.reporting.beside import CAVEAT, PublishedComparison, compare_with_paper
 from gateway.evaluation.reporting.excerpts import flips
 from gateway.evaluation.reporting.figure_parts import Figure, OmittedFigure
 from gateway.evaluation.reporting.figures import figures
 from gateway.evaluation.reporting.plain_report import as_plain
-from gateway.evaluation.statistics import LEAST_QUESTIONS
+from gateway.evaluation.statistics import MIN_QUESTIONS
 from gateway.version import __version__
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ _MARKDOWN = re.compile(r"([\\`*_{}\[\]#|~$!])")
 
 @dataclass(frozen=True, slots=True)
 class ReportChapter:
-    """One run, as a page shows it: `facts` are what was run, `beside` the paper's figures or why there are none."""
+    """One run on a page: `facts` describe the run, `paper` compares it with the paper if possible."""
 
     anchor: str
     title: str
@@ -46,13 +46,13 @@ class ReportChapter:
     headline: tuple[str, ...]
     tables: tuple[ReportTable, ...]
     figures: tuple[Figure, ...]
-    left_out: tuple[OmittedFigure, ...]
+    omitted: tuple[OmittedFigure, ...]
     flips: tuple[Flips, ...]
-    beside: PublishedComparison | None
+    paper: PublishedComparison | None
 
 
 def write_report(sections: Sequence[ReportSection], out: Path, seed: int) -> list[Path]:
-    """All files of a report; the first is the HTML. Raises StartupError where they cannot be written."""
+    """Write all files of a report and return their paths, the HTML first. Raises StartupError if writing fails."""
     chapters = [_chapter(section, number) for number, section in enumerate(sections, 1)]
     overview = tables.overview(sections) if len(sections) > 1 else None
     common = {
@@ -65,8 +65,8 @@ def write_report(sections: Sequence[ReportSection], out: Path, seed: int) -> lis
         "folder": FIGURES,
     }
     html = _pages(autoescape=True)
-    html.filters["svg"] = Markup  # drawn here, and every text in it escaped
-    html.globals |= {"light": drawing.colours("light"), "dark": drawing.colours("dark")}
+    html.filters["svg"] = Markup  # generated here, with all texts escaped
+    html.globals |= {"light": drawing.colors("light"), "dark": drawing.colors("dark")}
     marked = _pages(autoescape=False)
     marked.filters["md"] = markdown
     files = {
@@ -75,7 +75,7 @@ def write_report(sections: Sequence[ReportSection], out: Path, seed: int) -> lis
         "report.json": orjson.dumps(as_plain(sections, seed), option=orjson.OPT_INDENT_2).decode() + "\n",
     }
     for chapter in chapters:
-        files |= {f"{FIGURES}/{one.name}.svg": drawing.alone(one.svg, one.alt) for one in chapter.figures}
+        files |= {f"{FIGURES}/{one.name}.svg": drawing.standalone(one.svg, one.alt) for one in chapter.figures}
     try:
         (out / FIGURES).mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
@@ -86,21 +86,21 @@ def write_report(sections: Sequence[ReportSection], out: Path, seed: int) -> lis
 
 
 def markdown(text: str) -> str:
-    """Text as it is, in one line: no mark of it is Markdown's or HTML's."""
+    """Escape text for Markdown and HTML, in one line."""
     one_line = _BLANKS.sub(" ", text).strip()
     return _MARKDOWN.sub(r"\\\1", one_line).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def _pages(*, autoescape: bool) -> Environment:
-    made = Environment(
+    environment = Environment(
         loader=PackageLoader("gateway.evaluation.reporting"),
-        autoescape=autoescape,  # noqa: S701  of Markdown, the filter `md` escapes
+        autoescape=autoescape,  # noqa: S701  the filter `md` escapes Markdown
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters["unbroken"] = w.unbroken
-    return made
+    environment.filters["unbroken"] = w.unbroken
+    return environment
 
 
 def _chapter(section: ReportSection, number: int) -> ReportChapter:
@@ -125,9 +125,9 @@ def _chapter(section: ReportSection, number: int) -> ReportChapter:
         headline=tuple(_headline(section)),
         tables=tuple(table for table in found if table is not None and table.rows),
         figures=tuple(one for one in drawn if isinstance(one, Figure)),
-        left_out=tuple(one for one in drawn if isinstance(one, OmittedFigure)),
+        omitted=tuple(one for one in drawn if isinstance(one, OmittedFigure)),
         flips=tuple(flips(section)),
-        beside=beside(section),
+        paper=compare_with_paper(section),
     )
 
 
@@ -138,43 +138,43 @@ def _facts(section: ReportSection) -> Iterator[tuple[str, str]]:
     yield "Teacher", manifest.teacher
     yield "Student", manifest.student
     for role, (read, wrote) in manifest.prices.items():
-        yield f"Price of the {role}", f"{w.usd(read)} USD per 1M tokens read, {w.usd(wrote)} written"
-    way = "live, through a whole gateway" if manifest.live else "in two stages: the guidance first, then the answers"
-    yield "How", way
+        yield f"Price of the {role}", f"{w.usd(read)} USD per 1M input tokens, {w.usd(wrote)} per 1M output tokens"
+    path = "live, through a whole gateway" if manifest.live else "in two stages: first the guidance, then the answers"
+    yield "Path", path
     yield "Settings", f"{len(section.rows):,} of {len(manifest.settings):,} with answers"
     for group in section.groups:
-        yield "Asked", f"{group.title}: {len(group.rows):,} settings"
+        yield "Requests", f"{group.title}: {len(group.rows):,} settings"
     yield "Seed of the run", str(manifest.seed)
-    begun = datetime.fromtimestamp(manifest.created, UTC)
-    yield "Begun", f"{begun:%Y-%m-%d %H:%M} UTC, gkt-gateway {manifest.version}"
+    started = datetime.fromtimestamp(manifest.created, UTC)
+    yield "Started", f"{started:%Y-%m-%d %H:%M} UTC, gkt-gateway {manifest.version}"
 
 
 def _headline(section: ReportSection) -> Iterator[str]:
     for group in section.groups:
         alone = [
-            f"{row.who} {w.percent(group.on_common(row).accuracy)}"
+            f"{row.short_label} {w.percent(group.on_common(row).accuracy)}"
             for row in group.rows
             if row.summary.mode != "guided"
         ]
-        where = f"{group.title[0].upper()}{group.title[1:]}"
-        yield " ".join([f"{where}: {', '.join(alone) or 'only guided'}.", *_best(group)])
+        title = f"{group.title[0].upper()}{group.title[1:]}"
+        yield " ".join([f"{title}: {', '.join(alone) or 'only guided settings'}.", *_best(group)])
 
 
 def _best(group: ReportGroup) -> Iterator[str]:
     row = group.best_row
-    if group.one("teacher") is None:
-        yield "No teacher was asked alone, so nothing can be said of what guidance saves."
+    if group.alone("teacher") is None:
+        yield "The run lacks the teacher alone, so the savings of guidance are unknown."
     elif not group.guided:
-        yield "No guided setting was asked."
+        yield "The run has no guided setting."
     elif not any(row.summary.mode == "guided" for row in group.comparable):
-        yield "No guided setting has answered enough of the questions to say more."
+        yield "No guided setting has answered enough questions for a comparison."
     elif row is None or group.best is None:
         yield "No guided setting is both cheaper than the teacher and better than the student: none pays" + (
-            "." if group.questions >= LEAST_QUESTIONS else ", as far as so few questions tell."
+            "." if group.questions >= MIN_QUESTIONS else ", but the questions are few."
         )
     else:
         accuracy = group.on_common(row).accuracy
-        yield f"Best guided: {row.who} with {w.percent(accuracy)}, {group.best.why}."
+        yield f"Best guided: {row.short_label} with {w.percent(accuracy)}, {group.best.why}."
         if row.kept is not None and row.measured is not None:
             yield (
                 f"It keeps {w.part(row.kept)} of the teacher's accuracy at {w.percent(row.measured.cost_share)} of its "
@@ -183,6 +183,6 @@ def _best(group: ReportGroup) -> Iterator[str]:
         if group.best.mixture is not None:
             pays = "less" if group.best.beats_mixture(accuracy) else "no less"
             yield (
-                f"Without guidance the same cost buys {w.percent(group.best.mixture)}, by sending some questions to "
-                f"the teacher alone and the rest to the student alone: {pays} than with it."
+                f"Without guidance the same cost yields {w.percent(group.best.mixture)}, with some questions to the "
+                f"teacher alone and the rest to the student alone: {pays} than with it."
             )

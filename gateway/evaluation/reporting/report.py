@@ -1,16 +1,16 @@
-"""What a report says, as data: a row for each setting, beside the teacher and the student that were asked the same."""
+"""The contents of a report as data: a row for each setting, compared with the teacher and the student alone."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from gateway.evaluation.reporting.comparison import SettingComparison, compared, gap_closed, kept
+from gateway.evaluation.reporting.comparison import SettingComparison, compare, gap_closed, kept_share
 from gateway.evaluation.reporting.frontier import FrontierPoint, best
-from gateway.evaluation.reporting.labels import answered_by, asked_in_words, label
+from gateway.evaluation.reporting.labels import answered_by, label, request_in_words
 from gateway.evaluation.reporting.times import QuestionTimes, StageTime, stage_times, times
 from gateway.evaluation.statistics import holm
-from gateway.evaluation.summary import reference, summaries, summarised
+from gateway.evaluation.summary import reference, summaries, summarize
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -28,12 +28,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasuredCost:
-    """A setting's cost and tokens beside the teacher alone, on the questions that both answered.
+    """Cost and tokens of a setting compared with the teacher alone, on their common questions.
 
     Attributes:
-        cost_usd: the setting's on those questions; `teacher_usd` the teacher's, who answered them alone.
-        token_share: output tokens of the teacher as part of those it writes alone (the paper's 52 %).
-        speed_up: how many times as fast as the teacher alone; None where times are missing.
+        n: Number of these questions.
+        cost_usd, teacher_usd: Costs of the setting, and of the teacher alone with its own answers.
+        token_share: Teacher output tokens as a part of those of the teacher alone (the paper's 52 %).
+        speed_up: Speed-up over the teacher alone; None without times.
     """
 
     n: int
@@ -56,14 +57,15 @@ class ReportRow:
     """One setting.
 
     Attributes:
-        label: its short name, unlike any other's of the run; `who` leaves out how the question was put.
-        student, teacher: against either, where it was asked the same; `*_p` is the p adjusted after Holm.
-        kept: the accuracy as a share of the teacher's; gap: the part of the way from the student to the teacher.
+        label: Label, unique in the run; `short_label` omits the request form.
+        student, teacher: Comparison with either one for equal requests; `*_p` is the p-value adjusted by Holm's method.
+        kept: Accuracy as a share of the teacher's.
+        gap: Part of the accuracy gap between student and teacher that is closed.
     """
 
     summary: SettingSummary
     label: str
-    who: str
+    short_label: str
     times: QuestionTimes
     student: SettingComparison | None = None
     teacher: SettingComparison | None = None
@@ -76,13 +78,14 @@ class ReportRow:
 
 @dataclass(frozen=True, slots=True)
 class ReportGroup:
-    """The settings that were asked the same, the teacher and the student first.
+    """Settings with equal requests, the teacher and the student first.
 
     Attributes:
-        common: by name, those that can be held against each other in a plane: on the questions that all of them
-            answered. One that has answered less than half of what another has is not among them: what is answered first
-            is no fair part of the questions, but those that the teacher ended by itself.
-        best: of the guided ones in `common`.
+        title: The request form.
+        common: The comparable settings by name, on the questions that all of them answered. A setting with less than
+            half of the questions of another one is excluded, since the first answers are not a fair sample: they are
+            those that the teacher ended by itself.
+        best: The best guided setting in `common`.
     """
 
     title: str
@@ -91,21 +94,21 @@ class ReportGroup:
     best: BestSetting | None
 
     def on_common(self, row: ReportRow) -> SettingSummary:
-        """Its summary on the common questions; on its own where it is none of them."""
+        """Return a row's summary on the common questions, or on its own if it is not comparable."""
         return self.common.get(row.summary.name, row.summary)
 
     @property
     def comparable(self) -> list[ReportRow]:
-        """The rows of `common`."""
+        """Return the rows of `common`."""
         return [row for row in self.rows if row.summary.name in self.common]
 
     @property
     def questions(self) -> int:
-        """How many are common."""
+        """Return the number of common questions."""
         return next((summary.n for summary in self.common.values()), 0)
 
-    def one(self, mode: Mode) -> ReportRow | None:
-        """The teacher or the student alone."""
+    def alone(self, mode: Mode) -> ReportRow | None:
+        """Return the teacher or the student alone."""
         return next((row for row in self.rows if row.summary.mode == mode), None)
 
     @property
@@ -118,7 +121,7 @@ class ReportGroup:
 
     @property
     def points(self) -> list[FrontierPoint]:
-        """In the plane of cost and accuracy."""
+        """Return the comparable settings by cost and accuracy."""
         return [points(summary) for summary in self.common.values()]
 
 
@@ -138,12 +141,12 @@ class ReportSection:
 
 
 def points(summary: SettingSummary) -> FrontierPoint:
-    """A setting in the plane of cost and accuracy."""
+    """Return a setting by cost and accuracy."""
     return FrontierPoint(summary.name, summary.mode, summary.cost_per_answer, summary.accuracy)
 
 
 def section(run: RunRecords, seed: int) -> ReportSection:
-    """Compare all settings of a run. The same seed gives the same intervals."""
+    """Compare all settings of a run. Intervals are reproducible for a seed."""
     answers: dict[str, dict[str, Example]] = {}
     for one in run.examples:
         answers.setdefault(one.setting, {})[one.question] = one
@@ -151,7 +154,7 @@ def section(run: RunRecords, seed: int) -> ReportSection:
     plain = [summary.setting for summary in found]
     rows = [_row(summary, found, answers, run, seed) for summary in found]
     rows = [replace(row, label=label(row.summary.setting, plain)) for row in rows]
-    rows = [replace(row, who=answered_by(row.summary.setting, plain)) for row in rows]
+    rows = [replace(row, short_label=answered_by(row.summary.setting, plain)) for row in rows]
     adjusted = list(_adjusted(rows))
     stages = tuple(stage_times(run.stages))
     labels = {row.summary.name: row.label for row in adjusted}
@@ -162,43 +165,43 @@ def _row(
     summary: SettingSummary, among: Sequence[SettingSummary], answers: Mapping[str, Answers], run: RunRecords, seed: int
 ) -> ReportRow:
     own = answers[summary.name]
-    row = ReportRow(summary=summary, label="", who="", times=times(summary, run.stages))
+    row = ReportRow(summary=summary, label="", short_label="", times=times(summary, run.stages))
     student, teacher = (reference(summary, mode, among) for mode in ("student", "teacher"))
     if summary.mode != "student" and student is not None:
-        row = replace(row, student=compared(own, answers[student.name]))
+        row = replace(row, student=compare(own, answers[student.name]))
     if summary.mode != "teacher" and teacher is not None:
-        taught = answers[teacher.name]
+        by_teacher = answers[teacher.name]
         row = replace(
             row,
-            teacher=compared(own, taught),
-            kept=kept(own, taught, seed),
-            measured=_measured(summary, own, teacher, taught, run),
+            teacher=compare(own, by_teacher),
+            kept=kept_share(own, by_teacher, seed),
+            measured=_measured(summary, own, teacher, by_teacher, run),
         )
         if summary.mode == "guided" and student is not None:
-            row = replace(row, gap=gap_closed(own, answers[student.name], taught, seed))
+            row = replace(row, gap=gap_closed(own, answers[student.name], by_teacher, seed))
     return row
 
 
 def _measured(
-    summary: SettingSummary, own: Answers, teacher: SettingSummary, taught: Answers, run: RunRecords
+    summary: SettingSummary, own: Answers, teacher: SettingSummary, by_teacher: Answers, run: RunRecords
 ) -> MeasuredCost | None:
-    shared = [question for question in own if question in taught]
+    shared = [question for question in own if question in by_teacher]
     if not shared:
         return None
-    here = summarised(summary.setting, [own[question] for question in shared])
-    alone = summarised(teacher.setting, [taught[question] for question in shared])
-    wrote = alone.teacher_output_tokens
+    summary_here = summarize(summary.setting, [own[question] for question in shared])
+    alone = summarize(teacher.setting, [by_teacher[question] for question in shared])
+    teacher_tokens = alone.teacher_output_tokens
     return MeasuredCost(
         n=len(shared),
-        cost_usd=here.cost_usd,
+        cost_usd=summary_here.cost_usd,
         teacher_usd=alone.cost_usd,
-        token_share=here.teacher_output_tokens / wrote if wrote else None,
-        speed_up=times(here, run.stages).speed_up(times(alone, run.stages)),
+        token_share=summary_here.teacher_output_tokens / teacher_tokens if teacher_tokens else None,
+        speed_up=times(summary_here, run.stages).speed_up(times(alone, run.stages)),
     )
 
 
 def _adjusted(rows: Sequence[ReportRow]) -> Iterator[ReportRow]:
-    """With Holm's p among all guided settings of the run: one family against the student, one against the teacher."""
+    """Set Holm's p-values of all guided settings: one family against the student, one against the teacher."""
     against: dict[str, dict[str, float]] = {}
     for mode in ("student", "teacher"):
         tests = {
@@ -213,21 +216,21 @@ def _adjusted(rows: Sequence[ReportRow]) -> Iterator[ReportRow]:
 
 
 def _groups(rows: Sequence[ReportRow], answers: Mapping[str, Answers]) -> Iterator[ReportGroup]:
-    by_asked: dict[object, list[ReportRow]] = {}
+    by_request: dict[object, list[ReportRow]] = {}
     for row in rows:
-        by_asked.setdefault(row.summary.asked, []).append(row)
+        by_request.setdefault(row.summary.request_key, []).append(row)
     order = ("teacher", "student", "guided")
-    for some in by_asked.values():
+    for some in by_request.values():
         some.sort(key=lambda row: order.index(row.summary.mode))
         common = _common(some, answers)
         found = best([points(summary) for summary in common.values()])
-        yield ReportGroup(asked_in_words(some[0].summary.setting), tuple(some), common, found)
+        yield ReportGroup(request_in_words(some[0].summary.setting), tuple(some), common, found)
 
 
 def _common(rows: Sequence[ReportRow], answers: Mapping[str, Answers]) -> dict[str, SettingSummary]:
-    """By name, those with at least half of the most questions, on the questions that all of these answered."""
-    most = max(row.summary.n for row in rows)
-    enough = [row for row in rows if 2 * row.summary.n >= most]
+    """Return the comparable settings by name, with at least half of the maximum of questions, on the common ones."""
+    max_questions = max(row.summary.n for row in rows)
+    enough = [row for row in rows if 2 * row.summary.n >= max_questions]
     shared = [
         question
         for question in enough[0].summary.questions
@@ -236,6 +239,6 @@ def _common(rows: Sequence[ReportRow], answers: Mapping[str, Answers]) -> dict[s
     if not shared:
         return {}
     return {
-        row.summary.name: summarised(row.summary.setting, [answers[row.summary.name][one] for one in shared])
+        row.summary.name: summarize(row.summary.setting, [answers[row.summary.name][one] for one in shared])
         for row in enough
     }

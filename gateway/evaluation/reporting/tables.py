@@ -1,4 +1,4 @@
-"""A table as every form of a report has it, and the tables that a run makes."""
+"""The tables of a report, as text cells for all formats."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from gateway.evaluation.reporting.report import ReportRow, ReportSection
 
 
-_NO_TEACHER = "no teacher to compare with"
+_NO_TEACHER = "no teacher alone"
 
 
 @dataclass(frozen=True, slots=True)
 class ReportTable:
-    """Cells are text as it is; whoever shows them escapes. The first of a row names it.
+    """A table of unescaped text; the first cell of a row names the row.
 
-    note: how to read it; empty where it needs none.
+    `note`: explanation of the columns; may be empty.
     """
 
     title: str
@@ -31,7 +31,7 @@ class ReportTable:
 
 
 def accuracy(rows: Sequence[ReportRow]) -> ReportTable:
-    """How often each was right, and how near that is to the teacher."""
+    """Return the accuracies, and their relation to the teacher's."""
     return ReportTable(
         "Accuracy",
         ("setting", "n", "right", "accuracy", "95 %", "guidance alone", "kept of the teacher's", "gap closed"),
@@ -42,20 +42,20 @@ def accuracy(rows: Sequence[ReportRow]) -> ReportTable:
                 f"{row.summary.correct:,}",
                 w.percent(row.summary.accuracy),
                 w.percents(row.summary.interval),
-                w.percent(_opening(row)),
+                w.percent(_guidance_accuracy(row)),
                 w.part(row.kept),
                 w.part(row.gap),
             )
             for row in rows
         ),
-        "95 %: Wilson's interval. Guidance alone: how often the teacher's kept words were right by themselves (the "
-        "paper's ACC_teacher). Gap closed: (guided - student) / (teacher - student), only where the teacher is surely "
-        "better. In brackets: paired bootstrap, 95 %; none where no question tells the two apart.",
+        "95 %: Wilson's interval. Guidance alone: accuracy of the teacher's kept tokens alone (the paper's "
+        "ACC_teacher). Gap closed: (guided - student) / (teacher - student), only if the teacher is significantly "
+        "better. In parentheses: paired bootstrap, 95 %; omitted if no question distinguishes the two.",
     )
 
 
 def comparisons(rows: Sequence[ReportRow]) -> ReportTable:
-    """Each against the student and the teacher alone."""
+    """Return the comparisons with the student and the teacher alone."""
     found = [
         (row.label, against, *_compared(comparison, holm))
         for row in rows
@@ -66,7 +66,7 @@ def comparisons(rows: Sequence[ReportRow]) -> ReportTable:
         if comparison is not None
     ]
     return ReportTable(
-        "Against the student and the teacher alone",
+        "Comparison with the student and the teacher alone",
         (
             "setting",
             "against",
@@ -79,23 +79,23 @@ def comparisons(rows: Sequence[ReportRow]) -> ReportTable:
             "p (Holm)",
         ),
         tuple(found),
-        "On the same questions, in percentage points. Only the questions that one of the two alone got right tell them "
-        "apart: p is McNemar's, exact and two-sided. p (Holm) is adjusted for all guided settings of the run that are "
-        "held against a student, or against a teacher. 95 %: Agresti and Min's interval for pairs.",
+        "On common questions, in percentage points. p is McNemar's, exact and two-sided, from the questions that only "
+        "one of the two answers correctly. p (Holm) is adjusted for all guided settings of the run that are compared "
+        "with a student, or with a teacher. 95 %: Agresti and Min's interval for pairs.",
     )
 
 
 def tokens(rows: Sequence[ReportRow]) -> ReportTable:
-    """What was read and written for one answer."""
+    """Return the mean input and output tokens of an answer."""
     return ReportTable(
         "Tokens",
         (
             "setting",
-            "teacher read + wrote",
-            "of it kept",
-            "student read + wrote",
-            "of the teacher alone's output",
-            "of all output",
+            "teacher input + output",
+            "teacher kept",
+            "student input + output",
+            "part of the teacher alone's output",
+            "part of all output",
         ),
         tuple(
             (
@@ -108,14 +108,14 @@ def tokens(rows: Sequence[ReportRow]) -> ReportTable:
             )
             for row in rows
         ),
-        "Mean of one answer, as the engines counted. Of the teacher alone's output: the tokens the teacher wrote as a "
-        "part of those it writes when it answers alone, which is what the paper calls cost (52 %). Of all output: as a "
-        "part of what both wrote. Neither is the cost: that is in the next table.",
+        "Mean of one answer, as counted by the engines. Part of the teacher alone's output: the teacher's output "
+        "tokens relative to the teacher alone, which the paper calls cost (52 %). Part of all output: relative to the "
+        "output of both models. Neither is the cost, which the next table has.",
     )
 
 
 def lengths(rows: Sequence[ReportRow]) -> ReportTable:
-    """What m was chosen, by what, where a rule chooses it for each question."""
+    """Return the lengths m that a rule chose, by rule."""
     return ReportTable(
         "Chosen lengths",
         ("setting", "chosen by", "m", "questions"),
@@ -124,34 +124,34 @@ def lengths(rows: Sequence[ReportRow]) -> ReportTable:
             for row in rows
             for (by, m), count in sorted(row.summary.lengths.items())
         ),
-        "Of m=auto. None: the question was answered without guidance; why, stands under What happened.",
+        "For m=auto. None: the question was answered without guidance, for a reason listed under Outcomes.",
     )
 
 
 def money(rows: Sequence[ReportRow]) -> ReportTable:
-    """What one answer cost, and what the teacher alone would have cost."""
+    """Return the mean cost of an answer, compared with the teacher alone."""
     return ReportTable(
         "Cost in USD per 1,000 answers",
         (
             "setting",
             "cost",
-            "of it teacher",
+            "teacher's part",
             "teacher alone, measured",
-            "saved",
+            "savings",
             "cost share",
-            "teacher alone, on this answer",
-            "saved on that",
-            "cost share of that",
+            "teacher alone, this answer",
+            "savings, this answer",
+            "cost share, this answer",
         ),
         tuple(_money(row) for row in rows),
-        "Prompts and answers of both models. Measured: what the teacher alone cost on the same questions with its own "
-        "answers. On this answer: what it would have cost to write the answer that was given, as receipts have it. "
-        "The cost share is the whole cost as a part of either.",
+        "Prompts and answers of both models. Measured: cost of the teacher alone for the same questions with its own "
+        "answers. This answer: its estimated cost for the answer given, as in receipts. The cost share is the whole "
+        "cost relative to either one.",
     )
 
 
 def waits(rows: Sequence[ReportRow]) -> ReportTable | None:
-    """How long one answer took; None where nothing is known of it."""
+    """Return the seconds of an answer; None without times."""
     if all(row.times.teacher_wait_s is row.times.student_wait_s is row.times.total_s is None for row in rows):
         return None
     return ReportTable(
@@ -169,29 +169,29 @@ def waits(rows: Sequence[ReportRow]) -> ReportTable | None:
         tuple(
             (
                 row.label,
-                _at(row.times.teacher_wait_s, row.times.teacher_at),
-                _at(row.times.student_wait_s, row.times.student_at),
+                _wait(row.times.teacher_wait_s, row.times.teacher_concurrency),
+                _wait(row.times.student_wait_s, row.times.student_concurrency),
                 w.seconds(row.times.teacher_s),
                 w.seconds(row.times.student_s),
-                w.seconds(row.times.kept_s),
+                w.seconds(row.times.busy_s),
                 w.seconds(row.times.total_s),
                 w.times(None if row.measured is None else row.measured.speed_up),
             )
             for row in rows
         ),
-        "Waited: until its text was there, with so many asked at once. A stage is that wait divided by how many waited "
-        "at once: the time for which one answer kept the engine. Speed-up: the teacher alone's time over this one's, "
-        "of whole answers in a live run, else of both stages.",
+        "Waited: time until the text of the engine was complete, with concurrent requests. Stage: that wait divided by "
+        "the number of concurrent requests, which is the engine time of one answer. Speed-up: time of the teacher "
+        "alone divided by that of the setting, for whole answers in a live run, else for both stages.",
     )
 
 
 def stages(section: ReportSection) -> ReportTable | None:
-    """What was measured of the stages; None where nothing was."""
+    """Return the durations of the stages; None without records."""
     if not section.stages:
         return None
     return ReportTable(
-        "Stages as they ran",
-        ("setting", "stage", "asked at once", "sittings", "calls", "wall seconds", "seconds per call"),
+        "Stages",
+        ("setting", "stage", "concurrency", "sittings", "calls", "wall seconds", "seconds per call"),
         tuple(
             (
                 section.labels.get(one.setting, one.setting),
@@ -204,16 +204,16 @@ def stages(section: ReportSection) -> ReportTable | None:
             )
             for one in section.stages
         ),
-        "Calls are those that were made: a text that was there was not asked for again, and guidance of one length is "
-        "cut from that of a longer one.",
+        "Only new calls count: stored texts are not requested again, and guidance of one length is cut from that of a "
+        "longer one.",
     )
 
 
 def events(rows: Sequence[ReportRow]) -> ReportTable:
-    """What happened that is not an answer as meant."""
+    """Return outcomes other than a regular answer."""
     return ReportTable(
-        "What happened",
-        ("setting", "answered", "unguided", "errors", "cut for length"),
+        "Outcomes",
+        ("setting", "answered", "unguided", "errors", "truncated"),
         tuple(
             (
                 row.label,
@@ -224,23 +224,23 @@ def events(rows: Sequence[ReportRow]) -> ReportTable:
             )
             for row in rows
         ),
-        "By the words of receipts. An error counts as a wrong answer. Cut for length: answers that ended at their "
-        "limit of tokens.",
+        "With the values of receipts. An error counts as a wrong answer. Truncated: answers that ended at their token "
+        "limit.",
     )
 
 
 def overview(sections: Sequence[ReportSection]) -> ReportTable:
-    """One row for each run and way to ask, with its best guided setting."""
+    """Return one row for each run and request form, with its best guided setting."""
     found = []
     for section in sections:
         for group in section.groups:
-            teacher, student, row = group.one("teacher"), group.one("student"), group.best_row
+            teacher, student, row = group.alone("teacher"), group.alone("student"), group.best_row
             found.append(
                 (
                     f"{section.run.manifest.data} ({section.run.path.name}): {group.title}",
                     w.percent(None if student is None else group.on_common(student).accuracy),
                     w.percent(None if teacher is None else group.on_common(teacher).accuracy),
-                    (_NO_TEACHER if teacher is None else "none pays") if row is None else row.who,
+                    (_NO_TEACHER if teacher is None else "none pays") if row is None else row.short_label,
                     w.percent(None if row is None else group.on_common(row).accuracy),
                     w.part(None if row is None else row.kept),
                     w.part(None if row is None else row.gap),
@@ -258,12 +258,12 @@ def overview(sections: Sequence[ReportSection]) -> ReportTable:
             "its accuracy",
             "kept",
             "gap closed",
-            "of the teacher's output",
+            "part of the teacher's output",
             "cost share",
         ),
         tuple(found),
-        "Best: the cheapest guided setting that keeps 95 % of the teacher's accuracy, else the most accurate that is "
-        "cheaper than the teacher and better than the student. It is chosen on the questions that it is shown with.",
+        "Best: the cheapest guided setting that keeps 95 % of the teacher's accuracy, else the most accurate one that "
+        "is cheaper than the teacher and better than the student. The selection uses the same questions.",
     )
 
 
@@ -279,23 +279,23 @@ def _compared(found: SettingComparison, holm: float | None) -> tuple[str, ...]:
     )
 
 
-def _opening(row: ReportRow) -> float | None:
-    return None if row.summary.opening_correct is None else row.summary.opening_correct / row.summary.n
+def _guidance_accuracy(row: ReportRow) -> float | None:
+    return None if row.summary.guidance_correct is None else row.summary.guidance_correct / row.summary.n
 
 
 def _tokens(row: ReportRow, role: str) -> str:
-    read, wrote = (getattr(row.summary, f"{role}_{way}_tokens") for way in ("input", "output"))
-    return f"{w.mean(read, row.summary.n)} + {w.mean(wrote, row.summary.n)}" if read or wrote else w.NONE
+    read, written = (getattr(row.summary, f"{role}_{way}_tokens") for way in ("input", "output"))
+    return f"{w.mean(read, row.summary.n)} + {w.mean(written, row.summary.n)}" if read or written else w.NONE
 
 
 def _money(row: ReportRow) -> tuple[str, ...]:
-    own, beside = row.summary, row.measured
+    own, comparison = row.summary, row.measured
     measured = (w.NONE, w.NONE, w.NONE)
-    if beside is not None:
+    if comparison is not None:
         measured = (
-            w.per_thousand(beside.teacher_usd / beside.n),
-            w.per_thousand(beside.savings_usd / beside.n),
-            w.percent(beside.cost_share),
+            w.per_thousand(comparison.teacher_usd / comparison.n),
+            w.per_thousand(comparison.savings_usd / comparison.n),
+            w.percent(comparison.cost_share),
         )
     return (
         row.label,
@@ -308,5 +308,5 @@ def _money(row: ReportRow) -> tuple[str, ...]:
     )
 
 
-def _at(waited_s: float | None, at: int | None) -> str:
-    return w.seconds(waited_s) + (f" (at {at})" if waited_s is not None and at else "")
+def _wait(waited_s: float | None, concurrency: int | None) -> str:
+    return w.seconds(waited_s) + (f" (at {concurrency})" if waited_s is not None and concurrency else "")

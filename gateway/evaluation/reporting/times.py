@@ -1,4 +1,4 @@
-"""How long the stages took: as a question waited, and as its engine was kept (paper, Fig. 3)."""
+"""Times of the stages: the wait of a question, and the engine time that it takes (paper, Fig. 3)."""
 
 from __future__ import annotations
 
@@ -14,50 +14,50 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuestionTimes:
-    """Seconds of one question, the mean over those that have them; None where nothing is known.
+    """Mean seconds of one question; None without records.
 
     Attributes:
-        teacher_wait_s, student_wait_s: how long it waited for either, beside others.
-        teacher_at, student_at: how many were asked beside each other in that stage.
-        total_s: as a caller saw it, in a live run.
+        teacher_wait_s, student_wait_s: Wait for each engine, with concurrent requests.
+        teacher_concurrency, student_concurrency: Number of concurrent requests in the stage.
+        total_s: Time measured by the client of a live run.
     """
 
     teacher_wait_s: float | None
     student_wait_s: float | None
-    teacher_at: int | None
-    student_at: int | None
+    teacher_concurrency: int | None
+    student_concurrency: int | None
     total_s: float | None
 
     @property
     def teacher_s(self) -> float | None:
-        """For how long it kept the teacher: what it waited, over how many waited at once."""
-        return _over(self.teacher_wait_s, self.teacher_at)
+        """Return the engine time of the teacher: the wait divided by the number of concurrent requests."""
+        return _divide(self.teacher_wait_s, self.teacher_concurrency)
 
     @property
     def student_s(self) -> float | None:
-        """Likewise the student."""
-        return _over(self.student_wait_s, self.student_at)
+        """Return the engine time of the student."""
+        return _divide(self.student_wait_s, self.student_concurrency)
 
     @property
-    def kept_s(self) -> float | None:
-        """Both stages: the paper's time over the whole set, for one question."""
+    def busy_s(self) -> float | None:
+        """Return the engine time of both stages: the paper's time of the whole set, for one question."""
         parts = [one for one in (self.teacher_s, self.student_s) if one is not None]
         waited = [one for one in (self.teacher_wait_s, self.student_wait_s) if one is not None]
         return sum(parts) if parts and len(parts) == len(waited) else None
 
     @property
     def parts(self) -> tuple[float, float] | None:
-        """The teacher's and the student's seconds of one answer: waited for in a live run, else kept."""
-        taught, told = self.teacher_s, self.student_s
+        """Return the teacher's and the student's seconds of an answer: waits in a live run, else engine times."""
+        teacher_s, student_s = self.teacher_s, self.student_s
         if self.total_s is not None:
-            taught, told = self.teacher_wait_s, self.student_wait_s
-        elif self.kept_s is None:
+            teacher_s, student_s = self.teacher_wait_s, self.student_wait_s
+        elif self.busy_s is None:
             return None
-        return None if taught is None and told is None else (taught or 0.0, told or 0.0)
+        return None if teacher_s is None and student_s is None else (teacher_s or 0.0, student_s or 0.0)
 
     def speed_up(self, over: QuestionTimes) -> float | None:
-        """How many times as fast as `over`: in a live run as callers saw it, else by the time the engines were kept."""
-        own, other = (self.total_s, over.total_s) if self.total_s is not None else (self.kept_s, over.kept_s)
+        """Return the speed-up over `over`, by the client's times in a live run, else by engine times."""
+        own, other = (self.total_s, over.total_s) if self.total_s is not None else (self.busy_s, over.busy_s)
         return other / own if own and other else None
 
 
@@ -78,22 +78,22 @@ class StageTime:
 
 
 def times(summary: SettingSummary, stages: Sequence[StageRecord]) -> QuestionTimes:
-    """Of one setting."""
+    """Return the times of one setting."""
     teacher = None if summary.mode == "student" else _concurrency("teacher", summary.name, stages)
     student = None if summary.mode == "teacher" else _concurrency("student", summary.name, stages)
     n = summary.n
-    # The mean is over those that asked at all; a question that the teacher answered kept no student.
+    # The means are over questions with a call; a question that the teacher completed has no student time.
     return QuestionTimes(
         teacher_wait_s=_per_question(summary.teacher_s, summary.teacher_timed, n),
         student_wait_s=_per_question(summary.student_s, summary.student_timed, n),
-        teacher_at=teacher,
-        student_at=student,
+        teacher_concurrency=teacher,
+        student_concurrency=student,
         total_s=summary.total_s,
     )
 
 
 def stage_times(stages: Sequence[StageRecord]) -> list[StageTime]:
-    """In the order in which they first came."""
+    """Add up the records by stage, setting and concurrency, in order of appearance."""
     found: dict[tuple[str, str, int], list[StageRecord]] = {}
     for stage in stages:
         found.setdefault((stage.stage, stage.setting, stage.concurrency), []).append(stage)
@@ -102,18 +102,18 @@ def stage_times(stages: Sequence[StageRecord]) -> list[StageTime]:
             stage=name,
             setting=setting,
             concurrency=concurrency,
-            sittings=len(some),
-            calls=sum(one.calls for one in some),
-            seconds=sum(one.seconds for one in some),
+            sittings=len(group),
+            calls=sum(one.calls for one in group),
+            seconds=sum(one.seconds for one in group),
         )
-        for (name, setting, concurrency), some in found.items()
+        for (name, setting, concurrency), group in found.items()
     ]
 
 
 def _concurrency(stage: str, setting: str, stages: Sequence[StageRecord]) -> int | None:
-    """That of most calls of the stage: this setting's, or where it made none, any setting's.
+    """Return the concurrency with the most calls of the stage, of this setting or else of any setting.
 
-    Guidance of a shorter length is cut from a longer one's, and made no call of its own.
+    Guidance of a shorter length is cut from that of a longer one, without its own calls.
     """
     of_stage = [one for one in stages if one.stage == stage and one.calls and one.concurrency]
     own = [one for one in of_stage if one.setting == setting] or of_stage
@@ -127,5 +127,5 @@ def _per_question(mean_s: float | None, timed: int, n: int) -> float | None:
     return None if mean_s is None else mean_s * timed / n
 
 
-def _over(waited_s: float | None, at: int | None) -> float | None:
-    return None if waited_s is None or not at else waited_s / at
+def _divide(waited_s: float | None, concurrency: int | None) -> float | None:
+    return None if waited_s is None or not concurrency else waited_s / concurrency
