@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.timeout(300)  # the client for Node.js is installed on first use
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("docs/quickstart.md", "docs/guides/edge.md", "docs/guides/litellm.md")
+PAGES = ("docs/quickstart.md", "docs/guides/edge.md", "docs/litellm.md")
 SECRETS = ("GKT_ADMIN_KEY", "VLLM_KEY", "ANTHROPIC_API_KEY", "LITELLM_MASTER_KEY", "BUDGET_WEBHOOK", "HOOK_SECRET")
 WHOLE = "Because of scattering."
 
@@ -60,21 +60,21 @@ def test_a_pages_configuration_can_be_used(page: str, tmp_path: Path) -> None:
 
 
 def test_the_other_proxys_file_is_answered_as_the_guide_shows(tmp_path: Path) -> None:
-    page = "docs/guides/litellm.md"
+    page = "docs/litellm.md"
     _, _, mistakes = check_all(written(page, tmp_path) / "litellm.yaml")
     shown = re.findall(r"^litellm\.yaml:.*$", (ROOT / page).read_text("utf-8"), re.MULTILINE)
     assert [str(mistake).removeprefix(f"{tmp_path}/") for mistake in mistakes] == shown
 
 
 def test_of_the_guides_configuration_check_warns_for_its_well_known_key_alone(tmp_path: Path) -> None:
-    settings, book, _ = check_all(written("docs/guides/litellm.md", tmp_path) / "config.yaml")
+    settings, book, _ = check_all(written("docs/litellm.md", tmp_path) / "config.yaml")
     assert settings is not None
     assert book is not None
     assert [one for one in warnings_of(settings, book) if DEVELOPMENT_KEY not in one] == []
 
 
 def test_the_guides_configuration_falls_back_as_the_other_proxys_does(tmp_path: Path) -> None:
-    written("docs/guides/litellm.md", tmp_path)
+    written("docs/litellm.md", tmp_path)
     other = YAML(typ="safe").load(tmp_path / "litellm.yaml")["router_settings"]
     (ours, *_) = YAML(typ="safe").load(tmp_path / "policies" / "acme.yaml")["routes"]
     assert other["fallbacks"] == [{"chat": ours["students"][1:]}]
