@@ -311,7 +311,7 @@ async def gateway(
         public[keys.SPEEDS] = LimitUsage(redis.queries, redis_keys, lease_s)
         admin[keys.DEADLINES] = deadlines
         admin[keys.WORKER] = worker or 1
-        admin[keys.OWNER] = owner
+        admin[keys.PROCESS_ID] = owner
         admin[keys.BATCHER] = batcher
         admin[keys.USAGE_BOARD] = usage.workers
         admin[keys.UPTIME] = usage.uptime

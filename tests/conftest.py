@@ -39,6 +39,18 @@ def pytest_xdist_auto_num_workers() -> int:
     return (os.cpu_count() or 1) + 1
 
 
+PROCESS_FIXTURES = {"redis_url", "engines", "gateway", "playwright", "chromium"}
+PROCESS_NAMES = {"running_gateway", "subprocess", "EmbeddedRedis", "LocalStack", "GatewayProcess"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests that start a process, so that `scripts/test --quick` leaves them out."""
+    for item in items:
+        fixtures = set(getattr(item, "fixturenames", ()))
+        if fixtures & PROCESS_FIXTURES or PROCESS_NAMES & set(vars(item.getparent(pytest.Module).module)):
+            item.add_marker("process")
+
+
 SMALL_MODEL = "smollm2-135m-instruct"
 
 

@@ -29,7 +29,7 @@ _TYPES = {
     "svg": "image/svg+xml",
 }
 _HEADERS = {
-    # Nothing inline, nothing of others. Scripts may set styles one by one, which charts do.
+    # No inline code and no other origins. Scripts may set single style properties, as the charts do.
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
         "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
@@ -38,16 +38,16 @@ _HEADERS = {
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
-    # Kept, and asked for anew: a gateway that was upgraded must not be met with an old page.
+    # Browsers revalidate each file, so that an upgraded gateway never runs with old pages.
     "Cache-Control": "no-cache",
     "Vary": "Accept-Encoding",
 }
-_WORTH_PACKING_BYTES = 1_000
+_MIN_GZIP_BYTES = 1_000
 
 
 @dataclass(frozen=True, slots=True)
 class Asset:
-    """One file. `packed` is its gzip, where that is worth it."""
+    """One file. `packed` is its gzip, or None for small files."""
 
     body: bytes
     packed: bytes | None
@@ -56,18 +56,18 @@ class Asset:
 
 
 class Assets:
-    """All files, by their path under pages/."""
+    """The files of the pages, by path under pages/."""
 
     def __init__(self, by_path: Mapping[str, Asset]) -> None:
         self._by_path = by_path
 
     @classmethod
     def read(cls) -> Assets:
-        """Out of the package. It reads the disk: not for the event loop once it serves."""
+        """Read all files from the package. It blocks: call it before the event loop serves requests."""
         return cls({path: _asset(path, body) for path, body in _walk(files("gateway.admin").joinpath("pages"))})
 
     def reply(self, request: web.Request, path: str) -> web.Response:
-        """The file, or 304 to who has it. Raises NotFound."""
+        """Return the file, or 304 if the browser has it. Raises NotFound."""
         found = self._by_path.get(path)
         if found is None:
             raise NotFound("There is no such file. The pages are /dashboard, /playground and /login.")
@@ -119,5 +119,5 @@ def _walk(folder: Traversable, under: str = "") -> Iterator[tuple[str, bytes]]:
 
 
 def _asset(path: str, body: bytes) -> Asset:
-    packed = gzip.compress(body, mtime=0) if len(body) >= _WORTH_PACKING_BYTES else None
+    packed = gzip.compress(body, mtime=0) if len(body) >= _MIN_GZIP_BYTES else None
     return Asset(body, packed, _TYPES[path.rpartition(".")[2]], f'"{sha256(body).hexdigest()[:32]}"')

@@ -1,4 +1,4 @@
-"""GET /audit: what operators did."""
+"""GET /audit: the audit trail of the admin API."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
     from gateway.keys.audit import AuditEntry
 
 _PAGE = 100
-_MOST = 1000
+_MAX_PAGE = 1000
 _ENTRY_ID = re.compile(r"[0-9]{1,15}-[0-9]{1,10}", re.ASCII)
 
 
 @needs_redis
 async def show_audit(request: web.Request) -> web.Response:
-    """GET /audit: the newest first; `before` goes on where the last reply ended."""
+    """GET /audit: entries, the newest first. `before` continues where the last reply ended."""
     only_query(request, "limit", "before")
-    most = number_of(request, "limit", default=_PAGE, most=_MOST)
+    limit = number_of(request, "limit", default=_PAGE, maximum=_MAX_PAGE)
     before = request.query.get("before")
     if before is not None and not _ENTRY_ID.fullmatch(before):
         raise InvalidRequest("'before': expected the id of an entry, like 1780000000000-0.", param="before")
-    entries = await request.app[AUDIT].read(most, before_id=before)
-    following = entries[-1].id if len(entries) == most else None
+    entries = await request.app[AUDIT].read(limit, before_id=before)
+    following = entries[-1].id if len(entries) == limit else None
     return json_reply({"entries": [_shown(one) for one in entries], "next": following})
 
 
@@ -50,7 +50,7 @@ def _shown(one: AuditEntry) -> dict[str, Any]:
 
 
 def _json(text: str) -> object:
-    """As the object that it is; as text if it is none, since somebody else wrote it."""
+    """Return the decoded JSON, or the text itself if it is not JSON: an earlier version may have written it."""
     try:
         return msgspec.json.decode(text) if text else None
     except msgspec.DecodeError:

@@ -1,4 +1,4 @@
-"""Who may ask the admin listener for more than probes, metrics and pages: who shows the admin key, or has a session."""
+"""Authentication of the admin listener: the admin key, or the session of a browser."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _SAFE = frozenset({"GET", "HEAD"})
 
 
 def needs_key(sessions: Sessions, open_to_all: Iterable[web.RouteDef]) -> Middleware:
-    """A middleware that lets a request through to `open_to_all`, and to any other route only with the admin key.
+    """Return a middleware that requires the admin key or a session for every route outside `open_to_all`.
 
-    It goes by the handler that the router has found, never by what the request says of its path or its host. So a
-    route that nobody thought of needs the key. In its place goes the cookie of a session, and to change something then
-    the page that asks must be of this listener.
+    The middleware compares handlers that the router found, not paths or hosts that the request names. A new route
+    therefore needs the key by default. With a session, methods that change something also need a page of this listener
+    as their origin.
     """
     open_handlers = frozenset(route.handler for route in open_to_all)
 
@@ -45,27 +45,37 @@ def needs_key(sessions: Sessions, open_to_all: Iterable[web.RouteDef]) -> Middle
         response = await handler(request)
         renewed = sessions.renewed(session) if session is not None else None
         if renewed is not None and not response.prepared:
-            sessions.hand_out(request, response, renewed)
+            sessions.set_cookie(request, response, renewed)
         return response
 
     return checked
 
 
 async def _check(request: web.Request, sessions: Sessions) -> Session | None:
-    """The session that the request is in; None if it shows the key itself."""
+    """Return the request's session, or None if the request carries the admin key itself.
+
+    Raises:
+        AdminKeyUnset: config.yaml sets no admin key.
+        NotAuthenticated: the key is wrong, or the session has ended.
+        CrossOrigin: a session would change something from a page of another origin.
+    """
     if not sessions.key_set:
         raise AdminKeyUnset(
-            "This needs the admin key, and this gateway has none. Set admin.key in config.yaml, for example to "
-            "env:GKT_ADMIN_KEY, and start it again."
+            "This route needs the admin key, and this gateway has none. Set admin.key in config.yaml, for example to "
+            "env:GKT_ADMIN_KEY, and restart the gateway."
         )
     if not shows_key(request) and sessions.cookie in request.cookies:
         session = await sessions.of(request)
         if session is None:
             raise NotAuthenticated("The session has ended. Log in again.")
         if request.method not in _SAFE and not comes_from_here(request):
-            raise CrossOrigin("A session changes things from a page of this listener only. Elsewhere send the key.")
+            raise CrossOrigin(
+                "A session can change something only from a page of this listener. Send the admin key instead."
+            )
         return session
     if not sessions.is_key(bearer(request)):
         log.warning("admin_key_wrong", remote=request.remote)
-        raise NotAuthenticated("This is not the admin key: admin.key of config.yaml. Callers' keys do not hold here.")
+        raise NotAuthenticated(
+            "The admin key is wrong. Use admin.key of config.yaml; callers' API keys are not valid here."
+        )
     return None

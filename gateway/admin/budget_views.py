@@ -1,4 +1,4 @@
-"""What operators see of budgets, and whose there are: tenants', and those of their keys that hold."""
+"""Budgets of tenants and of their valid keys, as the admin API lists them."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from gateway.policy.schema import KeyEntry, TenantPolicy
 
 View: TypeAlias = dict[str, Any]
-_HOLDS = {"active", "grace"}
+_VALID = {"active", "grace"}
 
 
 class BudgetOwner(NamedTuple):
-    """Who may have a budget: a tenant, or one of its keys, wherever that is kept."""
+    """A tenant, or one of its keys in Redis or in a policy file."""
 
     policy: TenantPolicy
     key: HeldKey | KeyEntry | None = None
@@ -34,11 +34,11 @@ class BudgetOwner(NamedTuple):
 
     @property
     def name(self) -> tuple[str, str]:
-        """By which lists are sorted: the tenant's own budget comes before those of its keys."""
+        """Return the sort key of lists: a tenant's own budget precedes the budgets of its keys."""
         return self.policy.tenant, self.key_id or ""
 
     def account(self, defaults: Defaults) -> Account | None:
-        """Its budget; None if it has none, or if this version does not understand the key."""
+        """Return the owner's budget, or None if there is none or this version cannot read the key's terms."""
         if not self.has_budget(defaults):
             return None
         if self.key is None:
@@ -52,7 +52,7 @@ class BudgetOwner(NamedTuple):
         return None if scope is None or scope.budget is None else Account(self.policy.tenant, scope)
 
     def has_budget(self, defaults: Defaults) -> bool:
-        """Told without reading all the terms of a key: there may be many keys."""
+        """Return whether the owner has a budget, without decoding all terms of a key: there may be many keys."""
         if self.key is None:
             return (self.policy.budget or defaults.budget) is not None
         own = self.key.terms.budget if isinstance(self.key, HeldKey) else self.key.budget
@@ -60,40 +60,43 @@ class BudgetOwner(NamedTuple):
 
 
 def owners(policies: Iterable[TenantPolicy], held: Iterable[HeldKey], now: float) -> Iterator[BudgetOwner]:
-    """Every tenant, and every key of theirs that holds; of two keys with one id, which count as one, both."""
+    """Yield every tenant and every valid key. Two keys with one id share a budget; both are yielded."""
     by_tenant = {policy.tenant: policy for policy in policies}
     for policy in by_tenant.values():
         yield BudgetOwner(policy)
         for key in policy.keys:
             if key.expires is None or key.expires > now:
                 yield BudgetOwner(policy, key)
-    for made in held:
-        of = by_tenant.get(made.tenant)
-        if of is not None and made.status(now) in _HOLDS:
-            yield BudgetOwner(of, made)
+    for held_key in held:
+        tenant_policy = by_tenant.get(held_key.tenant)
+        if tenant_policy is not None and held_key.status(now) in _VALID:
+            yield BudgetOwner(tenant_policy, held_key)
 
 
 def page_of(
-    all_owners: Iterable[BudgetOwner], defaults: Defaults, *, tenant: str | None, after: str, most: int
+    all_owners: Iterable[BudgetOwner], defaults: Defaults, *, tenant: str | None, after: str, limit: int
 ) -> tuple[list[tuple[BudgetOwner, Account]], str | None]:
-    """The budgets that come after `tenant/id`, or `tenant/` for its own; and the last one's name if more follow.
+    """Return a page of budgets, and the name of its last budget if more follow.
 
-    It takes tenths of a second where there are 100,000: call it in a thread. A page may hold less than it could.
+    The call takes tenths of a second for 100,000 keys: run it in a thread. A page may have fewer than `limit` budgets.
+
+    Args:
+        after: `tenant/id` of the last budget of the previous page, or `tenant/` for the tenant's own budget.
     """
     start = after.partition("/")[::2]
     found: dict[tuple[str, str], BudgetOwner] = {}
     for owner in all_owners:
         if tenant in {None, owner.policy.tenant} and (not after or owner.name > start) and owner.has_budget(defaults):
             found.setdefault(owner.name, owner)
-    # Not `sorted`, which would let no other thread go on until it is done.
-    first = nsmallest(most + 1, found)
-    accounts = ((found[name], found[name].account(defaults)) for name in first[:most])
+    # `sorted` would hold the interpreter lock until it is done.
+    first = nsmallest(limit + 1, found)
+    accounts = ((found[name], found[name].account(defaults)) for name in first[:limit])
     page = [(owner, account) for owner, account in accounts if account is not None]
-    return page, "/".join(first[most - 1]) if len(first) > most else None
+    return page, "/".join(first[limit - 1]) if len(first) > limit else None
 
 
 def view(owner: BudgetOwner, account: Account, balance: Balance) -> View:
-    """A budget: its terms in the words of policy files, and how it stands."""
+    """Return a budget: its terms, with the field names of policy files, and its balance."""
     terms, raised = account.terms, balance.raised
     return {
         "tenant": account.tenant,

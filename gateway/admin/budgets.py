@@ -1,4 +1,4 @@
-"""The admin API's budgets: look at them, and raise one for a while."""
+"""The admin API's budgets: list them, and raise one for a limited time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import structlog
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
 from gateway.accounting.budgets import MAX_RAISE_S, Raise
-from gateway.admin.bodies import actor_of, meant, number_of, only_query, read_shape
+from gateway.admin.bodies import actor_of, number_of, only_query, read_shape, suggestion
 from gateway.admin.budget_views import owners, page_of, view
 from gateway.admin.replies import json_reply, needs_redis
 from gateway.api.keys import AUDIT, BUDGETS, DEFAULTS, KEY_FOLLOWER, KEYRING, POLICIES
@@ -31,27 +31,27 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 _PAGE = 500
-_MOST_REASON_CHARS = 500
+_MAX_REASON_CHARS = 500
 _ENCODER = msgspec.json.Encoder(decimal_format="number")
 
 
-def _words(value: object) -> object:
+def _text(value: object) -> object:
     if not isinstance(value, str):
         raise InvalidValue("must be a date like 2026-12-01, or a time like 2026-12-01T12:00:00Z, in quotes")
     return value
 
 
 def _one_line(value: object) -> str:
-    if not isinstance(value, str) or not value.isprintable() or len(value) > _MOST_REASON_CHARS:
-        raise InvalidValue(f"must be one line of at most {_MOST_REASON_CHARS} characters")
+    if not isinstance(value, str) or not value.isprintable() or len(value) > _MAX_REASON_CHARS:
+        raise InvalidValue(f"must be one line of at most {_MAX_REASON_CHARS} characters")
     return value
 
 
-Until: TypeAlias = Annotated[Moment, BeforeValidator(_words)]
+Until: TypeAlias = Annotated[Moment, BeforeValidator(_text)]
 
 
 class NewRaise(StrictModel):
-    """POST /budgets/{tenant}/raise: what to put on top of a budget, and until when."""
+    """POST /budgets/{tenant}/raise: the amount to add to a budget, and its end."""
 
     usd: Usd
     """0 ends a raise."""
@@ -64,28 +64,28 @@ class NewRaise(StrictModel):
     @classmethod
     def _one_end(cls, value: float | None, info: ValidationInfo) -> float | None:
         if value is not None and info.data.get("usd") == 0:
-            raise InvalidValue("usd 0 ends the raise at once: leave this out")
+            raise InvalidValue("usd 0 ends the raise at once: remove this field")
         if value is not None and info.data.get("for_s") is not None:
-            raise InvalidValue("'for' says it already: keep one of the two")
+            raise InvalidValue("'for' sets the end too: keep one of the two")
         return value
 
 
 @needs_redis
 async def list_budgets(request: web.Request) -> web.Response:
-    """GET /budgets: those of tenants and of their keys that hold; 500 at a time, from `after` on."""
+    """GET /budgets: the budgets of tenants and of their valid keys, 500 at a time, after `after`."""
     only_query(request, "tenant", "after", "limit")
     return await _listed(request, request.query.get("tenant"))
 
 
 @needs_redis
 async def show_budgets(request: web.Request) -> web.Response:
-    """GET /budgets/{tenant}: the same of one tenant, which is 404 if there is none of that name."""
+    """GET /budgets/{tenant}: the budgets of one tenant. An unknown tenant is a 404."""
     only_query(request, "after", "limit")
     return await _listed(request, _policy(request).tenant)
 
 
 async def _listed(request: web.Request, tenant: str | None) -> web.Response:
-    most = number_of(request, "limit", default=_PAGE, most=_PAGE)
+    limit = number_of(request, "limit", default=_PAGE, maximum=_PAGE)
     await request.app[KEY_FOLLOWER].catch_up()
     ring = request.app[KEYRING]
     page, following = await asyncio.to_thread(
@@ -94,7 +94,7 @@ async def _listed(request: web.Request, tenant: str | None) -> web.Response:
         request.app[DEFAULTS],
         tenant=tenant,
         after=request.query.get("after", ""),
-        most=most,
+        limit=limit,
     )
     balances = await request.app[BUDGETS].read([account for _, account in page])
     views = [view(owner, account, balance) for (owner, account), balance in zip(page, balances, strict=True)]
@@ -103,19 +103,19 @@ async def _listed(request: web.Request, tenant: str | None) -> web.Response:
 
 @needs_redis
 async def raise_budget(request: web.Request) -> web.Response:
-    """POST /budgets/{tenant}/raise, and /budgets/{tenant}/keys/{id}/raise: it holds from the next request on."""
-    actor, asked = actor_of(request), await read_shape(request, NewRaise)
+    """POST /budgets/{tenant}/raise and /budgets/{tenant}/keys/{id}/raise. It applies from the next request on."""
+    actor, new = actor_of(request), await read_shape(request, NewRaise)
     owner, account = await _existing(request)
     budgets = request.app[BUDGETS]
     (before,) = await budgets.read([account])
-    raised = Raise(asked.usd, _until_s(asked, account, before)) if asked.usd else None
-    after = {**_told(raised), **({"reason": asked.reason} if asked.reason else {})}
+    raised = Raise(new.usd, _until_s(new, account, before)) if new.usd else None
+    after = {**_audited(raised), **({"reason": new.reason} if new.reason else {})}
     await request.app[AUDIT].write(
         actor=actor,
         action="budget.raise",
         tenant=account.tenant,
         subject=owner.key_id or "",
-        before=_json(_told(before.raised)),
+        before=_json(_audited(before.raised)),
         after=_json(after),
     )
     await budgets.put_raise(account, raised)
@@ -124,8 +124,8 @@ async def raise_budget(request: web.Request) -> web.Response:
     return json_reply(view(owner, account, now))
 
 
-def _told(raised: Raise | None) -> dict[str, Any]:
-    """For the audit trail."""
+def _audited(raised: Raise | None) -> dict[str, Any]:
+    """Return a raise as the audit trail stores it."""
     return {"usd": 0} if raised is None else {"usd": in_short(raised.usd), "until": raised.until_s}
 
 
@@ -133,51 +133,51 @@ def _json(body: dict[str, Any]) -> str:
     return _ENCODER.encode(body).decode()
 
 
-def _until_s(asked: NewRaise, account: Account, balance: Balance) -> int:
-    """When a raise ends, in whole Unix seconds by Redis' clock. Raises InvalidRequest."""
-    now_s = balance.now_s + 1  # the second that has begun: a raise lasts as long as was said, or a little longer
-    if asked.for_s is not None:
-        return now_s + ceil(asked.for_s)
-    if asked.until is None:
+def _until_s(new: NewRaise, account: Account, balance: Balance) -> int:
+    """Return the end of a raise, in whole Unix seconds by Redis' clock. Raises InvalidRequest."""
+    now_s = balance.now_s + 1  # rounded up: a raise never ends before the requested duration
+    if new.for_s is not None:
+        return now_s + ceil(new.for_s)
+    if new.until is None:
         return balance.ends_s or now_s + account.terms.seconds
-    if asked.until < now_s:
-        raise InvalidRequest("'until' lies in the past.", param="until")
-    if asked.until > now_s + MAX_RAISE_S:
+    if new.until < now_s:
+        raise InvalidRequest("'until' is in the past.", param="until")
+    if new.until > now_s + MAX_RAISE_S:
         raise InvalidRequest("'until' must be at most 366 days away: for longer, change the policy.", param="until")
-    return ceil(asked.until)
+    return ceil(new.until)
 
 
 async def _existing(request: web.Request) -> tuple[BudgetOwner, Account]:
-    """The budget that the path names. Raises NotFound, which says what there is not."""
+    """Return the budget that the path names. Raises NotFound, which names the missing tenant, key or budget."""
     await request.app[KEY_FOLLOWER].catch_up()
     key_id, ring = request.match_info.get("id"), request.app[KEYRING]
     policy = _policy(request)
-    made = ring.by_id(policy.tenant, key_id) if key_id else None
-    found = owners([policy], [made] if made else [], ring.now())
+    key = ring.by_id(policy.tenant, key_id) if key_id else None
+    found = owners([policy], [key] if key else [], ring.now())
     owner = next((one for one in found if one.key_id == key_id), None)
     if owner is None:
         known = [key.id for key in policy.keys] + [key.id for key in ring.all() if key.tenant == policy.tenant]
-        close = meant(key_id or "", [one for one in known if one != key_id])
+        close = suggestion(key_id or "", [one for one in known if one != key_id])
         raise NotFound(
-            f"Tenant '{policy.tenant}' has no key '{key_id}' that holds.{close} GET /keys lists them.", param="id"
+            f"Tenant '{policy.tenant}' has no valid key '{key_id}'.{close} GET /keys lists them.", param="id"
         )
     account = owner.account(request.app[DEFAULTS])
     if account is None:
-        whose = f"Tenant '{policy.tenant}'" if key_id is None else f"Key '{key_id}' of tenant '{policy.tenant}'"
+        owner_text = f"Tenant '{policy.tenant}'" if key_id is None else f"Key '{key_id}' of tenant '{policy.tenant}'"
         where = "budget" if key_id is None else "key_budget"
         raise NotFound(
-            f"{whose} has no budget to raise. `{where}` of its tenant's policy file gives it one, and "
-            f"defaults.{where} of config.yaml everybody.",
+            f"{owner_text} has no budget to raise. Set `{where}` in its tenant's policy file, or "
+            f"defaults.{where} in config.yaml for all tenants.",
             param="tenant" if key_id is None else "id",
         )
     return owner, account
 
 
 def _policy(request: web.Request) -> TenantPolicy:
-    """The policy of the tenant that the path names. Raises NotFound."""
+    """Return the policy of the tenant that the path names. Raises NotFound."""
     tenant, book = request.match_info["tenant"], request.app[POLICIES].book
     policy = book.policy_of(tenant)
     if policy is None:
-        close = meant(tenant, [one.tenant for one in book.policies])
-        raise NotFound(f"No policy file is of tenant '{tenant}'.{close}", param="tenant")
+        close = suggestion(tenant, [one.tenant for one in book.policies])
+        raise NotFound(f"No policy file defines tenant '{tenant}'.{close}", param="tenant")
     return policy

@@ -1,4 +1,4 @@
-"""What operators see of keys: the same words for one of Redis and one of a policy file."""
+"""Keys as the admin API lists them, with the same fields for keys in Redis and in policy files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ View: TypeAlias = dict[str, Any]
 
 
 class ListedKey(NamedTuple):
-    """A key, wherever it is kept, by what lists are sorted by."""
+    """A key of Redis or of a policy file, with the fields that lists are sorted by."""
 
     tenant: str
     id: str
@@ -28,11 +28,15 @@ class ListedKey(NamedTuple):
 
 
 def listed(
-    held: Iterable[HeldKey], policies: Iterable[TenantPolicy], *, tenant: str | None, after: str, most: int
+    held: Iterable[HeldKey], policies: Iterable[TenantPolicy], *, tenant: str | None, after: str, limit: int
 ) -> tuple[list[ListedKey], str | None]:
-    """A page of all keys, or of those of a tenant, that come after `tenant/id`; and its last one if more follow.
+    """Return a page of keys, and the name of its last key if more follow.
 
-    It takes tens of milliseconds where there are many: call it in a thread.
+    The call takes tens of milliseconds for many keys: run it in a thread.
+
+    Args:
+        tenant: the only tenant of the list; None lists all tenants.
+        after: `tenant/id` of the last key of the previous page.
     """
     found = [ListedKey(key.tenant, key.id, key) for key in held if tenant in {None, key.tenant}]
     for policy in policies:
@@ -40,17 +44,17 @@ def listed(
             found += [ListedKey(policy.tenant, key.id, key) for key in policy.keys]
     start = after.partition("/")[::2]
     rest = sorted((one for one in found if not after or one.name > start), key=lambda one: one.name)
-    page = rest[:most]
-    return page, "/".join(page[-1].name) if len(rest) > most else None
+    page = rest[:limit]
+    return page, "/".join(page[-1].name) if len(rest) > limit else None
 
 
 def view(one: ListedKey, now: float) -> View:
-    """A key of a list."""
+    """Return a listed key as JSON fields."""
     return view_of_held(one.key, now) if isinstance(one.key, HeldKey) else _view_of_file(one.tenant, one.key, now)
 
 
 def view_of_held(key: HeldKey, now: float) -> View:
-    """A key of Redis."""
+    """Return a key of Redis as JSON fields."""
     return {
         "tenant": key.tenant,
         "id": key.id,
@@ -87,7 +91,7 @@ def _view_of_file(tenant: str, key: KeyEntry, now: float) -> View:
 
 
 def time_shown(unix_s: float | None) -> str | None:
-    """A time as JSON says it: RFC 3339, in UTC, to the second."""
+    """Return a time in RFC 3339, in UTC, to the second."""
     if unix_s is None:
         return None
     return datetime.fromtimestamp(unix_s, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -1,4 +1,4 @@
-"""The admin API's keys: make, list, rotate, revoke."""
+"""The admin API's keys: create, list, rotate, revoke."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import msgspec
 import structlog
 from redis.exceptions import RedisError
 
-from gateway.admin.bodies import NewKey, Rotation, actor_of, meant, number_of, only_query, read_shape
+from gateway.admin.bodies import NewKey, Rotation, actor_of, number_of, only_query, read_shape, suggestion
 from gateway.admin.key_views import listed, time_shown, view, view_of_held
 from gateway.admin.replies import json_reply, needs_redis
 from gateway.api.keys import KEY_FOLLOWER, KEYRING, KEYS_IN_REDIS, POLICIES
@@ -31,38 +31,36 @@ _PAGE = 500
 
 @needs_redis
 async def create_key(request: web.Request) -> web.Response:
-    """POST /keys: a new key, which is in this reply and nowhere else."""
-    actor, asked = actor_of(request), await read_shape(request, NewKey)
-    policy = request.app[POLICIES].book.policy_of(asked.tenant)
+    """POST /keys: create a key. Only this reply contains it; Redis stores its hash."""
+    actor, new = actor_of(request), await read_shape(request, NewKey)
+    policy = request.app[POLICIES].book.policy_of(new.tenant)
     if policy is None:
         known = [one.tenant for one in request.app[POLICIES].book.policies]
-        raise InvalidRequest(f"'tenant': no policy file is of tenant '{asked.tenant}'.{meant(asked.tenant, known)}",
+        raise InvalidRequest(f"'tenant': no policy file defines tenant '{new.tenant}'.{suggestion(new.tenant, known)}",
                              param="tenant")  # fmt: skip
-    if any(key.id == asked.id for key in policy.keys):
-        raise Conflict(f"The policy file of tenant '{asked.tenant}' has a key '{asked.id}': take another id.")
-    _check_models(asked, policy)
+    if any(key.id == new.id for key in policy.keys):
+        raise Conflict(f"The policy file of tenant '{new.tenant}' has a key '{new.id}': use another id.")
+    _check_models(new, policy)
     token = new_token()
-    terms = KeyTerms(hint_of(token), actor, asked.models, policy_fields(asked.limits), policy_fields(asked.budget))
-    made = await request.app[KEYS_IN_REDIS].create(
-        digest_of(token), asked.tenant, asked.id, terms, asked.expires, actor
-    )
-    await _done(request, "key.create", actor, made)
-    return json_reply({"key": token, **view_of_held(made, request.app[KEYRING].now())}, status=201)
+    terms = KeyTerms(hint_of(token), actor, new.models, policy_fields(new.limits), policy_fields(new.budget))
+    key = await request.app[KEYS_IN_REDIS].create(digest_of(token), new.tenant, new.id, terms, new.expires, actor)
+    await _done(request, "key.create", actor, key)
+    return json_reply({"key": token, **view_of_held(key, request.app[KEYRING].now())}, status=201)
 
 
-def _check_models(asked: NewKey, policy: TenantPolicy) -> None:
+def _check_models(new: NewKey, policy: TenantPolicy) -> None:
     known = list(dict.fromkeys(route.model for route in policy.routes))
-    for model in asked.models or ():
+    for model in new.models or ():
         if model not in known:
-            raise InvalidRequest(f"'models': tenant '{asked.tenant}' has no route '{model}'.{meant(model, known)}",
+            raise InvalidRequest(f"'models': tenant '{new.tenant}' has no route '{model}'.{suggestion(model, known)}",
                                  param="models")  # fmt: skip
 
 
 @needs_redis
 async def list_keys(request: web.Request) -> web.Response:
-    """GET /keys: those of Redis and of the policy files, by tenant and id; 500 at a time, from `after` on."""
+    """GET /keys: keys of Redis and of policy files, sorted by tenant and id, 500 at a time, after `after`."""
     only_query(request, "tenant", "after", "limit")
-    most = number_of(request, "limit", default=_PAGE, most=_PAGE)
+    limit = number_of(request, "limit", default=_PAGE, maximum=_PAGE)
     await request.app[KEY_FOLLOWER].catch_up()
     ring = request.app[KEYRING]
     page, following = await asyncio.to_thread(
@@ -71,7 +69,7 @@ async def list_keys(request: web.Request) -> web.Response:
         request.app[POLICIES].book.policies,
         tenant=request.query.get("tenant"),
         after=request.query.get("after", ""),
-        most=most,
+        limit=limit,
     )
     used = await request.app[KEYS_IN_REDIS].last_used([one.key.sha256 for one in page])
     now = ring.now()
@@ -96,7 +94,7 @@ async def rotate_key(request: web.Request) -> web.Response:
 
 @needs_redis
 async def revoke_key(request: web.Request) -> web.Response:
-    """DELETE /keys/{tenant}/{id}: it ends at once here, and within two seconds in every process."""
+    """DELETE /keys/{tenant}/{id}. The key is rejected at once by this process, and within two seconds by all others."""
     actor, key = actor_of(request), await _existing(request)
     revoked = await request.app[KEYS_IN_REDIS].revoke(key.tenant, key.id, actor)
     await _done(request, "key.revoke", actor, revoked)
@@ -104,14 +102,14 @@ async def revoke_key(request: web.Request) -> web.Response:
 
 
 async def _done(request: web.Request, action: str, actor: str, key: HeldKey) -> None:
-    """Log what was done, and let this process go by it; if that fails, the follower's next look will do."""
+    """Log the change and apply it to this process. If Redis fails, the follower's next poll applies it."""
     log.info("admin", action=action, actor=actor, tenant=key.tenant, subject=key.id)
     with suppress(RedisError, OSError):
         await request.app[KEY_FOLLOWER].catch_up()
 
 
 async def _existing(request: web.Request) -> HeldKey:
-    """The key that the path names. Raises NotFound and Conflict."""
+    """Return the key that the path names. Raises NotFound, or Conflict for a key of a policy file."""
     tenant, key_id = request.match_info["tenant"], request.match_info["id"]
     await request.app[KEY_FOLLOWER].catch_up()
     ring = request.app[KEYRING]
@@ -120,6 +118,6 @@ async def _existing(request: web.Request) -> HeldKey:
         return found
     policy = request.app[POLICIES].book.policy_of(tenant)
     if policy is not None and any(key.id == key_id for key in policy.keys):
-        raise Conflict(f"Key '{key_id}' stands in the policy file of tenant '{tenant}': change it there.")
-    close = meant(key_id, [key.id for key in ring.all() if key.tenant == tenant])
+        raise Conflict(f"Key '{key_id}' is defined in the policy file of tenant '{tenant}': change it there.")
+    close = suggestion(key_id, [key.id for key in ring.all() if key.tenant == tenant])
     raise NotFound(f"Tenant '{tenant}' has no key '{key_id}'.{close} GET /keys lists them.", param="id")

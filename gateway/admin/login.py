@@ -33,26 +33,27 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 _NOT_ENDED = (
-    "This browser is logged out. Redis is away, so a copy of the cookie stays valid at other processes until the "
+    "This browser is logged out. Redis is unavailable, so other processes accept a copy of the cookie until the "
     "session expires. Change admin.key to end all sessions."
 )
 
 
 class LoginThrottle:
-    """Slows down whoever guesses. A wrong key is answered late, and few may wait for that at a time.
+    """Delays replies to wrong admin keys and bounds how many may wait, to protect log and workers from a flood.
 
-    The right key is never refused: else whoever sends wrong ones would shut out operators, all of them where a proxy
-    stands in front. Guessing is hopeless however fast, since a key is long: this keeps log and workers quiet.
+    The correct key is always accepted: otherwise a client that sends wrong keys could lock operators out, for example
+    behind a shared proxy. Keys are too long to guess at any rate.
 
     Args:
-        pause_s: by how much later.
-        most: waiting, in this process; `most_each` of one address.
+        pause_s: the delay of each rejected login, in seconds.
+        max_waiting: rejected logins that may wait at once in this process.
+        max_per_address: rejected logins that may wait at once for one client address.
     """
 
-    def __init__(self, pause_s: float = 1.0, most: int = 32, most_each: int = 4) -> None:
+    def __init__(self, pause_s: float = 1.0, max_waiting: int = 32, max_per_address: int = 4) -> None:
         self._pause_s = pause_s
-        self._most = most
-        self._most_each = most_each
+        self._max_waiting = max_waiting
+        self._max_per_address = max_per_address
         self._waiting: Counter[str] = Counter()
 
     @property
@@ -60,12 +61,12 @@ class LoginThrottle:
         return self._waiting.total()
 
     def admit(self, remote: str) -> None:
-        """Raises RateLimited."""
-        if self._waiting[remote] >= self._most_each or self._waiting.total() >= self._most:
+        """Raise RateLimited if too many rejected logins wait already."""
+        if self._waiting[remote] >= self._max_per_address or self._waiting.total() >= self._max_waiting:
             raise RateLimited("Too many logins with a wrong key. Wait a few seconds.", retry_after_s=self._pause_s)
 
     async def fail(self, remote: str) -> None:
-        """Wait, as a wrong key must."""
+        """Wait for the delay of a rejected login."""
         self._waiting[remote] += 1
         try:
             await asyncio.sleep(self._pause_s)
@@ -89,28 +90,29 @@ async def log_in(request: web.Request) -> web.Response:
         raise CrossOrigin("Only a page of this listener may log in. Open its /login.")
     remote = request.remote or ""
     if not sessions.key_set:
-        raise AdminKeyUnset("This gateway has no admin key. Set admin.key in config.yaml, and start it again.")
-    shown = _key_in(await read_body(request))
-    if not sessions.is_key(shown):
+        raise AdminKeyUnset("This gateway has no admin key. Set admin.key in config.yaml and restart the gateway.")
+    if not sessions.is_key(_key_in(await read_body(request))):
         attempts.admit(remote)
         log.warning("admin_login_failed", remote=request.remote)
         await attempts.fail(remote)
-        raise NotAuthenticated("This is not the admin key: admin.key of config.yaml. Callers' keys do not hold here.")
+        raise NotAuthenticated(
+            "The admin key is wrong. Use admin.key of config.yaml; callers' API keys are not valid here."
+        )
     session = sessions.begin()
     log.info("admin_login", remote=request.remote)
     response = json_reply(_shown(sessions, session))
-    sessions.hand_out(request, response, session)
+    sessions.set_cookie(request, response, session)
     return response
 
 
 async def show_session(request: web.Request) -> web.Response:
-    """GET /session: whether the browser is in one. It says so with 200 either way, since it asks before it knows."""
+    """GET /session: the state of the browser's session. The status is 200 with and without a session."""
     sessions = request.app[SESSIONS]
     return json_reply(_shown(sessions, await sessions.of(request)))
 
 
 async def log_out(request: web.Request) -> web.Response:
-    """DELETE /session: end the session. A copy of its cookie is then valid nowhere."""
+    """DELETE /session: end the session. Every process then rejects its cookie."""
     if not comes_from_here(request):
         raise CrossOrigin("Only a page of this listener may log out.")
     sessions = request.app[SESSIONS]
@@ -118,7 +120,7 @@ async def log_out(request: web.Request) -> web.Response:
     response: web.Response = web.Response(status=204, headers={"Cache-Control": "no-store"})
     if session is not None and not await sessions.end(session):
         response = error_response(StoreUnavailable(_NOT_ENDED), request[REQUEST_ID])
-    sessions.take_back(request, response)
+    sessions.delete_cookie(request, response)
     return response
 
 

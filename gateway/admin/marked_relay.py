@@ -1,4 +1,4 @@
-"""A relay that says which words of an answer are the teacher's opening. Sans-io."""
+"""A relay that marks the guidance in an answer, for the playground. It does no I/O."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ MARK = "x_gkt"
 
 
 class MarkedRelay(StreamRelay):
-    """Like the one for callers; a chunk with words of the opening has them, by themselves, under `x_gkt.opening`.
+    """Relays chunks as StreamRelay does, and copies the guidance in a chunk's content to `x_gkt.opening`.
 
-    They stand first in its content. The seam may hold a few back and let them go with the student's: hence the counts.
+    Guidance precedes the student's text in a chunk. The seam may hold back the end of the guidance and release it with
+    the student's text, so the relay counts the characters that it sent.
     """
 
     def __init__(self, head: ReplyHead, *, wants_usage: bool) -> None:
         super().__init__(head, wants_usage=wants_usage)
         self._joined: SeamJoin | None = None
-        self._told = 0  # characters of the answer that have left
+        self._sent = 0  # characters of the answer
 
     def join(self, seam: SeamJoin | None, thoughts: ReasoningFilter | None = None) -> list[Json]:
         self._joined = seam
@@ -34,7 +35,7 @@ class MarkedRelay(StreamRelay):
         chunks = super().show(piece)
         for chunk in chunks:
             chunk[MARK] = {"opening": piece}
-        self._told += len(piece)
+        self._sent += len(piece)
         return chunks
 
     def feed(self, chunk: Json) -> Json | None:
@@ -50,12 +51,12 @@ class MarkedRelay(StreamRelay):
         return chunks
 
     def _mark(self, chunk: Json) -> None:
-        """Mark what of the opening leaves with the finisher's words: the end of it, or all where it was written again.
+        """Mark the rest of the guidance in a chunk of the student: its end, or all of it if the student repeated it.
 
-        Of a finisher that began otherwise nothing is the teacher's.
+        If the student restarted the answer with another text, no part of its answer is guidance.
         """
         content = "".join(one["delta"].get("content") or "" for one in chunk["choices"] if one["index"] == 0)
         seam = self._joined
-        if content and seam is not None and not seam.restarted and self._told < len(seam.guidance):
-            chunk[MARK] = {"opening": content[: len(seam.guidance) - self._told]}
-        self._told += len(content)
+        if content and seam is not None and not seam.restarted and self._sent < len(seam.guidance):
+            chunk[MARK] = {"opening": content[: len(seam.guidance) - self._sent]}
+        self._sent += len(content)

@@ -1,7 +1,7 @@
-"""GET /overview and GET /policies: what the dashboard shows of now, in one call, and what holds.
+"""GET /overview and GET /policies: the dashboard's live figures, and the policies in use.
 
-The sums are the fleet's, from the usage database. Engines, breakers and what is in flight are the process's that
-answers, which says which one it is.
+The usage database has the sums of all processes. The state of engines, breakers and requests in flight is that of the
+process that answers; the reply names it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from redis.exceptions import RedisError
 from gateway.admin.bodies import only_query
 from gateway.admin.key_views import time_shown
 from gateway.admin.replies import json_reply
-from gateway.api.keys import ADMISSION, ENGINES, OWNER, POLICIES, REDIS, RELOADER, WORKER
+from gateway.api.keys import ADMISSION, ENGINES, POLICIES, PROCESS_ID, REDIS, RELOADER, WORKER
 from gateway.api.probes import config_shown, policies_shown, status_of, warnings_of
 from gateway.errors import UsageUnavailable
 from gateway.usage.rollup import SumRow
@@ -36,7 +36,7 @@ _LIMIT_S = 2.0
 
 
 class _Past(NamedTuple):
-    """The days of the month that are over. They hardly change, so they are read once a minute, not every time."""
+    """The sum of the month's past days. It hardly changes, so it is read once a minute."""
 
     read_at: float
     until: int
@@ -44,10 +44,10 @@ class _Past(NamedTuple):
 
 
 class Overview:
-    """Sums of the last minutes, of today and of the month, read once for all who look at the same time.
+    """Sums of the last minutes, of today and of the month. Concurrent requests share one read.
 
     Args:
-        max_batch: what a batch of each model may hold, by its name.
+        max_batch: the maximum batch size of each model, by name.
         clock: Unix seconds.
     """
 
@@ -65,21 +65,21 @@ class Overview:
         async with self._reading:
             now = self._clock()
             if not 0 <= now - self._read_at < _FRESH_S:
-                self._read, self._read_at = await self._look(now), now
+                self._read, self._read_at = await self._load(now), now
             return self._read
 
-    async def _look(self, now: float) -> dict[str, Any]:
+    async def _load(self, now: float) -> dict[str, Any]:
         today = Period.of("day", now)
         first = datetime.fromtimestamp(now, UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0).timestamp()
         minutes = [Period.of("minute", now - 60), Period.of("minute", now)]
-        wanted = [*minutes, today]
+        selected = [*minutes, today]
         past = self._past
         if past is None or past.until != today.start or not 0 <= now - past.read_at < _PAST_FRESH_S:
             past = None
-            wanted += periods("day", first, today.start)
-        found = dict(await self._sums.totals(wanted))
+            selected += periods("day", first, today.start)
+        found = dict(await self._sums.totals(selected))
         if past is None:
-            past = self._past = _Past(now, today.start, _together(found[day] for day in wanted[3:]))
+            past = self._past = _Past(now, today.start, _together(found[day] for day in selected[3:]))
         month = _together([found[today], past.month])
         return {
             "at": datetime.fromtimestamp(now, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
@@ -97,7 +97,7 @@ OVERVIEW = web.AppKey("overview", Overview)
 
 
 async def show_overview(request: web.Request) -> web.Response:
-    """GET /overview. The sums are null where the usage database cannot be read."""
+    """GET /overview. Sums are null while the usage database cannot be read."""
     only_query(request)
     app = request.app
     sums: dict[str, Any] = {"live": None, "today": None, "month": None}
@@ -112,7 +112,7 @@ async def show_overview(request: web.Request) -> web.Response:
             "at": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
             "status": status_of(app),
             "worker": app[WORKER],
-            "process": app[OWNER],
+            "process": app[PROCESS_ID],
             "in_flight": app[ADMISSION].in_flight,
             "redis": {"up": app[REDIS].up},
             "usage": {"answered": sums["live"] is not None},
@@ -138,7 +138,7 @@ async def show_overview(request: web.Request) -> web.Response:
 
 
 async def show_policies(request: web.Request) -> web.Response:
-    """GET /policies: what holds of each tenant, and why the folder, as it is now, does not."""
+    """GET /policies: the policy in use of each tenant, and the issues that keep the folder's edits from being used."""
     only_query(request)
     policies = request.app[POLICIES]
     body = policies_shown(policies) | {
@@ -149,7 +149,7 @@ async def show_policies(request: web.Request) -> web.Response:
 
 
 def summary(row: SumRow) -> dict[str, Any]:
-    """As GET /usage tells a row; and of how many answers a teacher wrote the opening."""
+    """Return the fields of a row of GET /usage, and the number of guided answers."""
     return {**figures(row), "guided": row.guided}
 
 

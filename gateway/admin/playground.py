@@ -1,6 +1,6 @@
-"""The playground: one question, answered by a tenant's route as an operator wants to see it; and what its form offers.
+"""The playground: an operator runs one question through a tenant's route with chosen settings.
 
-It walks the same path as a caller's request, as that tenant: limits and budgets hold, and a receipt is settled.
+A run takes the path of a request of that tenant: its limits and budgets apply, and the run has a receipt.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import structlog
 
 from gateway.accounting.draft import ReceiptBuilder
 from gateway.accounting.receipt import RECEIPT_ID, Receipt
-from gateway.admin.bodies import meant, only_query, read_shape
+from gateway.admin.bodies import only_query, read_shape, suggestion
 from gateway.admin.marked_relay import MarkedRelay
 from gateway.admin.playground_bodies import PlaygroundRun
 from gateway.admin.playground_views import engine_shown, options_shown
@@ -52,76 +52,76 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 _KEY = KeyEntry.model_construct(id=PLAYGROUND, sha256="0" * 64)
-"""In the place of a caller's key. Nobody shows it: it is in no book, and no key has this hash."""
+"""The key of playground runs. No caller can present it: no policy contains it, and no key has this hash."""
 _WILDCARDS = frozenset({"0.0.0.0", "::"})  # noqa: S104  compared, not bound
-_LOOKS_EVERY_S = 0.2
-_RECEIPT_LOOKS = 15
+_POLL_S = 0.2
+_RECEIPT_POLLS = 15
 
 
 async def show_options(request: web.Request) -> web.Response:
-    """GET /playground/options: what the form offers."""
+    """GET /playground/options: the choices of the form."""
     only_query(request)
     app = request.app
     engines = [engine_shown(one) for one in app[ENGINES].values()]
-    # In a thread: there may be thousands of routes, and a book never changes.
+    # In a thread: there may be thousands of routes. A policy set is immutable.
     shown = await asyncio.to_thread(options_shown, app[POLICIES].book, engines, _base_url(request))
     return json_reply(shown)
 
 
 async def run_playground(request: web.Request) -> web.StreamResponse:
-    """POST /playground/run: one answer, as events like OpenAI's, and at the end its receipt."""
-    wish = await read_shape(request, PlaygroundRun)
-    policy = _policy(request, wish)
-    asked = wish.chat()
-    visit = RequestContext(
+    """POST /playground/run: stream one answer as OpenAI's events, followed by its receipt."""
+    run = await read_shape(request, PlaygroundRun)
+    policy = _policy(request, run)
+    chat = run.chat()
+    context = RequestContext(
         request[REQUEST_ID],
         Caller(policy, _KEY),
         int(time.time()),
         request[STARTED],
         NO_HEADERS,
-        route_override=wish.wanted(request.app[POLICIES].book.projections),
+        route_override=run.route_override(request.app[POLICIES].book.projections),
     )
-    parts = request.app[COMPLETIONS].stream(visit, asked, MarkedRelay)
+    parts = request.app[COMPLETIONS].stream(context, chat, MarkedRelay)
     with reads(request) as reading, _Presence(request):
         return await _as_events(request, parts, reading)
 
 
 async def show_run(request: web.Request) -> web.Response:
-    """GET /playground/receipts/{tenant}/{id}: what came of a run that was stopped, or failed before its first word.
+    """GET /playground/receipts/{tenant}/{id}: the receipt of a run that was stopped or failed before its first token.
 
-    Whoever has just hung up asks before the gateway has noticed: it waits for a moment.
+    A browser that just disconnected may send this request before the gateway has settled the run, so the handler polls.
     """
     only_query(request)
     found = await _found(request, request.match_info["tenant"], request.match_info["id"])
-    one = Receipt.from_json(found) if found is not None else None
-    if one is None or one.key != PLAYGROUND:
-        raise NotFound("The playground has no such receipt. It is written when its answer has ended.", param="id")
-    return json_reply(one.as_dict())
+    receipt = Receipt.from_json(found) if found is not None else None
+    if receipt is None or receipt.key != PLAYGROUND:
+        raise NotFound("The playground has no such receipt. A receipt is written when its answer ends.", param="id")
+    return json_reply(receipt.as_dict())
 
 
 async def _found(request: web.Request, tenant: str, receipt_id: str) -> bytes | None:
-    if not RECEIPT_ID.fullmatch(receipt_id):  # whatever else is none of Redis' business
+    if not RECEIPT_ID.fullmatch(receipt_id):
         return None
-    for looks_left in reversed(range(_RECEIPT_LOOKS)):
+    for polls_left in reversed(range(_RECEIPT_POLLS)):
         try:
             if (found := await request.app[RECEIPTS].get(tenant, receipt_id)) is not None:
                 return found
         except StoreUnavailable:
-            if not looks_left:
+            if not polls_left:
                 raise
-        await asyncio.sleep(_LOOKS_EVERY_S)
+        await asyncio.sleep(_POLL_S)
     return None
 
 
-def _policy(request: web.Request, wish: PlaygroundRun) -> TenantPolicy:
+def _policy(request: web.Request, run: PlaygroundRun) -> TenantPolicy:
     book = request.app[POLICIES].book
-    policy = book.policy_of(wish.tenant)
+    policy = book.policy_of(run.tenant)
     if policy is None:
         names = [one.tenant for one in book.policies]
-        raise NotFound(f"There is no tenant '{wish.tenant}'.{meant(wish.tenant, names)}", param="tenant")
-    if wish.model not in policy.routes_of:
+        raise NotFound(f"There is no tenant '{run.tenant}'.{suggestion(run.tenant, names)}", param="tenant")
+    if run.model not in policy.routes_of:
         raise ModelNotFound(
-            f"Tenant '{wish.tenant}' has no route '{wish.model}'.{meant(wish.model, list(policy.routes_of))}",
+            f"Tenant '{run.tenant}' has no route '{run.model}'.{suggestion(run.model, list(policy.routes_of))}",
             param="model",
         )
     return policy
@@ -130,18 +130,18 @@ def _policy(request: web.Request, wish: PlaygroundRun) -> TenantPolicy:
 async def _as_events(
     request: web.Request, parts: AsyncGenerator[ReceiptBuilder | list[Json], None], reading: Watchdog
 ) -> web.StreamResponse:
-    """Send the parts, then the receipt. Without [DONE] where an error ended it, which stands before the receipt."""
+    """Send the parts, then the receipt. After an error, the error precedes the receipt and [DONE] is omitted."""
     response: web.StreamResponse | None = None
-    draft: ReceiptBuilder | None = None
+    builder: ReceiptBuilder | None = None
     status, end = "ok", DONE
     async with aclosing(parts):
         try:
             async with request.app[ADMISSION].cancel_on_drain():
                 async for part in parts:
                     if isinstance(part, ReceiptBuilder):
-                        draft, response = part, await begin(request, part)
+                        builder, response = part, await begin(request, part)
                     else:
-                        assert response is not None, "the path yields the draft first"
+                        assert response is not None, "the path yields the receipt builder first"
                         await send(response, b"".join(map(event, part)), reading)
         except ConnectionError:
             raise
@@ -151,23 +151,23 @@ async def _as_events(
             if not isinstance(error, GatewayError):
                 log.exception("stream_broke", id=request[REQUEST_ID])
                 error = internal_error(request[REQUEST_ID])
-            # What the receipt says, too: the path heard of a cut as of a caller who is gone.
+            # The receipt has the same status: the path cannot tell a drain from a caller that disconnected.
             status = "shutdown" if request.app[ADMISSION].cancelling else error.label
             end = b""
             await send(response, event(error_body(error)), reading)
     assert response is not None
-    assert draft is not None
-    # Fixed by now, but where an engine's tokens are still to be estimated: whoever is first fixes it.
-    settled = await request.app[LEDGER].close(draft, status)
+    assert builder is not None
+    # `close` is idempotent: it settles the receipt unless the path already did.
+    settled = await request.app[LEDGER].close(builder, status)
     await send(response, b"event: receipt\ndata: " + orjson.dumps(settled.as_dict()) + b"\n\n" + end, reading)
     await response.write_eof()
     return response
 
 
 class _Presence:
-    """Ends the handler when whoever asked has hung up. By itself this listener ends none: most change something.
+    """Cancels the handler when the browser disconnects. By default, handlers of this listener run to their end.
 
-    A write would tell, but before an engine's first word there is none.
+    A failed write would show the disconnect too, but the handler writes nothing before the engine's first token.
     """
 
     def __init__(self, request: web.Request) -> None:
@@ -177,12 +177,12 @@ class _Presence:
 
     def __enter__(self) -> None:
         self._handler = asyncio.current_task()
-        self._look()
+        self._check()
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         transport = self._request.transport
         if transport is not None and not transport.is_closing():
-            self._timer = self._loop.call_later(_LOOKS_EVERY_S, self._look)
+            self._timer = self._loop.call_later(_POLL_S, self._check)
         elif self._handler is not None:
             self._handler.cancel()
 
@@ -194,7 +194,7 @@ class _Presence:
 
 
 def _base_url(request: web.Request) -> str:
-    """Where callers call, as seen from where the operator is."""
-    there = request.app[CALLERS_LISTENER]
-    host = (request.url.host or "127.0.0.1") if there.host in _WILDCARDS else there.host
-    return f"http://{f'[{host}]' if ':' in host else host}:{there.port}/v1"
+    """Return the base URL of the callers' listener, as the operator's browser reaches it."""
+    listener = request.app[CALLERS_LISTENER]
+    host = (request.url.host or "127.0.0.1") if listener.host in _WILDCARDS else listener.host
+    return f"http://{f'[{host}]' if ':' in host else host}:{listener.port}/v1"

@@ -1,4 +1,4 @@
-"""What the playground's form offers: tenants, their routes and how each answers by itself. Pure."""
+"""The choices of the playground's form: tenants, routes and each route's own settings. It does no I/O."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MODES: tuple[AskedMode, ...] = get_args(AskedMode)
 
 
 def options_shown(book: PolicySet, engines: list[dict[str, Any]], base_url: str) -> dict[str, Any]:
-    """Everything the form needs, and nothing of keys, limits or budgets."""
+    """Return the choices of the form. They contain no keys, limits or budgets."""
     return {
         "object": "playground.options",
         "base_url": base_url,
@@ -31,7 +31,7 @@ def options_shown(book: PolicySet, engines: list[dict[str, Any]], base_url: str)
 
 
 def _tenant(policy: TenantPolicy) -> dict[str, Any]:
-    """The routes that answer chats: of those with one name the first, which others may stand behind."""
+    """Return a tenant's chat routes, the first of each name. `conditional` marks names with several routes."""
     routes = []
     for named in policy.routes_of.values():
         answering = [route for _, route in named if any(map(route.has_engines_of, MODES))]
@@ -58,14 +58,14 @@ def _route(policy: TenantPolicy, route: Route, *, conditional: bool) -> dict[str
 
 
 def _auto(rule: GuidanceRule) -> dict[str, int] | None:
-    """Between what lengths the route's own rule chooses; None: it says a number."""
+    """Return the bounds of the route's automatic length, or None if its length is a number."""
     if rule.tokens != "auto":
         return None
     return {"min": rule.auto.min, "max": rule.auto.max, "default": rule.auto.default}
 
 
 def engine_shown(engine: GuardedEngine) -> dict[str, Any]:
-    """Whether it answers now; and whether it goes on with an answer that was begun, null until that is found out."""
+    """Return an engine's state. `continues`: whether it continues a given prefix of an answer; null if not probed."""
     known = engine.state.continuation
     continues = None if known == "not_probed" else known is not None
     return {"name": engine.name, "up": engine.state.up, "rests": engine.rests, "continues": continues}

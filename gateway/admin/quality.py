@@ -1,4 +1,4 @@
-"""GET /quality: how far guided answers agree with the teacher's, and the student's alone, by route and length."""
+"""GET /quality: agreement of guided and of student-only answers with the teacher, by route and length."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 QUALITY = web.AppKey("quality", QualityStore)
 COMPARISONS = web.AppKey("comparisons", ComparisonReader)
 ALL = "all"
-"""In the place of a length: of all lengths together."""
+"""The `length` of a row that sums all lengths."""
 _DAYS = 7
-_MOST_DAYS = KEPT_DAYS - 1
+_MAX_DAYS = KEPT_DAYS - 1
 _ORDER = (*map(str, LENGTHS), "more", ALL)
 _DIGITS = 6
 
 
 @needs_redis
 async def show_quality(request: web.Request) -> web.Response:
-    """GET /quality: of the last `days` days of UTC, today's included; without that, of seven."""
+    """GET /quality: the last `days` days in UTC, including today; 7 by default."""
     only_query(request, "days")
     days = _days(request.query.get("days"))
     book = request.app[QUALITY]
@@ -53,15 +53,21 @@ async def show_quality(request: web.Request) -> web.Response:
 
 
 def _with_sums(tallies: Mapping[ComparisonScope, QualityTally]) -> list[tuple[ComparisonScope, QualityTally]]:
-    """The rows in their order, those of one route together, and behind them that of all its lengths."""
+    """Return the rows sorted by route and length, each route's rows followed by their sum."""
     found = dict(tallies)
     for compared, tally in tallies.items():
         whole = compared._replace(length=ALL)
         found[whole] = found.get(whole, QualityTally()) + tally
-    return sorted(found.items(), key=lambda one: (one[0].tenant, one[0].route, one[0].compare, _place(one[0].length)))
+    return sorted(
+        found.items(), key=lambda one: (one[0].tenant, one[0].route, one[0].compare, _position(one[0].length))
+    )
 
 
-def _place(length: str) -> int:
+def _sort_key(scope: ComparisonScope) -> tuple[str, str, str, int]:
+    return scope.tenant, scope.route, scope.compare, _position(scope.length)
+
+
+def _position(length: str) -> int:
     return _ORDER.index(length) if length in _ORDER else len(_ORDER)
 
 
@@ -89,8 +95,8 @@ def _rounded(value: float | None) -> float | None:
 def _days(text: str | None) -> int:
     if text is None:
         return _DAYS
-    if not re.fullmatch(r"[0-9]{1,3}", text, re.ASCII) or not 1 <= int(text) <= _MOST_DAYS:
-        raise InvalidRequest(f"'days': expected a whole number from 1 to {_MOST_DAYS}.", param="days")
+    if not re.fullmatch(r"[0-9]{1,3}", text, re.ASCII) or not 1 <= int(text) <= _MAX_DAYS:
+        raise InvalidRequest(f"'days': expected a whole number from 1 to {_MAX_DAYS}.", param="days")
     return int(text)
 
 

@@ -1,4 +1,4 @@
-"""GET /queue: what waits for each teacher, and what is in flight."""
+"""GET /queue: waiting tickets and calls in flight of each teacher."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gateway.batching.view import QueuesReply
 
 
 async def queue(request: web.Request) -> web.Response:
-    """GET /queue: every teacher's queue over the fleet; while Redis is away, of the worker that answers."""
+    """GET /queue: every teacher's queue over all processes. While Redis is down, the queue of this process."""
     app = request.app
     teachers = await app[BATCHER].look(app[POLICIES].book.teachers())
     body = QueuesReply(app[WORKER], app[REDIS].up, teachers)

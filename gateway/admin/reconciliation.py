@@ -1,4 +1,4 @@
-"""GET /reconciliation: what engines cost by the hour, against what requests were charged for them."""
+"""GET /reconciliation: the hourly cost of engines, compared with the charges of requests."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from gateway.usage.uptime import DAY_S
 if TYPE_CHECKING:
     from aiohttp import web
 
-_MOST_DAYS = 92
+_MAX_DAYS = 92
 
 
 @needs_redis
 async def reconciliation(request: web.Request) -> web.Response:
-    """GET /reconciliation: of `day`, or from `since` to `until`, in days of UTC; without any, of today."""
+    """GET /reconciliation: one `day`, or the days from `since` to `until`, in UTC. The default is today."""
     only_query(request, "day", "since", "until")
     uptime = request.app[UPTIME]
     now = uptime.clock()
-    starts = _asked(request, now, uptime.kept_s)
+    starts = _selected_days(request, now, uptime.kept_s)
     sums = await request.app[SUMS].totals([Period("day", start) for start in starts])
-    watched = await uptime.read(starts)
+    uptimes = await uptime.read(starts)
     days = [
         reconciled_day(period.start, now, row.engines, of_day)
-        for (period, row), of_day in zip(sums, watched, strict=True)
+        for (period, row), of_day in zip(sums, uptimes, strict=True)
     ]
     return json_reply(
         {
@@ -52,22 +52,22 @@ async def reconciliation(request: web.Request) -> web.Response:
     )
 
 
-def _asked(request: web.Request, now: float, kept_s: float) -> list[int]:
-    """The days that are asked for, in Unix seconds of their beginnings. Raises InvalidRequest."""
+def _selected_days(request: web.Request, now: float, kept_s: float) -> list[int]:
+    """Return the start of each selected day, in Unix seconds. Raises InvalidRequest."""
     today = int(now) // DAY_S * DAY_S
     query = request.query
     if "day" in query and ("since" in query or "until" in query):
-        raise InvalidRequest("'day': is a range of its own: leave it out, or 'since' and 'until'.", param="day")
+        raise InvalidRequest("'day': cannot be combined with 'since' or 'until'. Send one or the other.", param="day")
     first = "day" if "day" in query else "since"
     until = _day(request, "day" if "day" in query else "until", today, today)
     since = _day(request, first, today, until)
     oldest = today - int(kept_s) // DAY_S * DAY_S
     if since < oldest:
-        raise InvalidRequest(f"'{first}': days are kept from {_name(oldest)} on.", param=first)
+        raise InvalidRequest(f"'{first}': must not be before {_name(oldest)}, the first day that is kept.", param=first)
     if since > until:
-        raise InvalidRequest("'since': must not lie after 'until'.", param="since")
-    if until - since >= _MOST_DAYS * DAY_S:
-        raise InvalidRequest(f"'since': asks for more than {_MOST_DAYS} days: ask for fewer at a time.", param="since")
+        raise InvalidRequest("'since': must not be after 'until'.", param="since")
+    if until - since >= _MAX_DAYS * DAY_S:
+        raise InvalidRequest(f"'since': the range has more than {_MAX_DAYS} days. Send a shorter range.", param="since")
     return list(range(since, until + 1, DAY_S))
 
 
@@ -82,10 +82,10 @@ def _day(request: web.Request, name: str, today: int, default: int) -> int:
             raise ValueError(text)
         start = int(datetime.combine(date.fromisoformat(text), datetime.min.time(), UTC).timestamp())
     except ValueError:
-        more = ", or how many days, like 7d" if name == "since" else ""
+        more = ", or a number of days, like 7d" if name == "since" else ""
         raise InvalidRequest(f"'{name}': expected a day of UTC like 2026-12-01{more}.", param=name) from None
     if start > today:
-        raise InvalidRequest(f"'{name}': lies in the future; today is {_name(today)} in UTC.", param=name)
+        raise InvalidRequest(f"'{name}': is in the future; today is {_name(today)} in UTC.", param=name)
     return start
 
 

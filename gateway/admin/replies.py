@@ -1,4 +1,4 @@
-"""What the handlers of the admin API share: replies in JSON, and what becomes of a Redis that fails."""
+"""JSON replies of the admin API, and the error for a Redis that fails."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ _ENCODER = msgspec.json.Encoder(decimal_format="number")
 
 
 def needs_redis(handler: _Handler) -> _Handler:
-    """Turn what Redis fails with into StoreUnavailable."""
+    """Decorate a handler: an error of Redis becomes StoreUnavailable."""
 
     @wraps(handler)
     async def guarded(request: web.Request) -> web.Response:
         try:
             return await handler(request)
         except (RedisError, OSError) as error:
-            # The client is not told of it: no caller's request is to go without Redis because an operator's was slow.
-            # Whether a script ran whose answer did not come is not known.
+            # The circuit breaker of Redis ignores this error: a slow admin request must not affect callers.
+            # A script may have run although its reply was lost.
             raise StoreUnavailable(
-                "Redis is away, and what you asked for is kept there. Look whether it was done before you ask again."
+                "Redis is unavailable. Check whether the change was applied before you send the request again."
             ) from error
 
     return guarded
 
 
 def json_reply(body: object, *, status: int = 200) -> web.Response:
-    """A reply that nobody on the way keeps: it may hold a key."""
+    """Return a JSON reply that no cache stores: it may contain a key."""
     return web.Response(
         body=_ENCODER.encode(body) + b"\n",
         status=status,

@@ -1,4 +1,4 @@
-"""What the admin listener answers."""
+"""Routes of the admin listener."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from gateway.api.probes import healthz, readyz_in_detail
 
 async def metrics(request: web.Request) -> web.Response:
     """GET /metrics: Prometheus text."""
-    # In a thread: it takes milliseconds, and the more the more workers and series there are.
+    # In a thread: rendering takes milliseconds per worker and per thousand series.
     body = await asyncio.to_thread(request.app[METRICS].render)
     return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
-# What pages are made of, and how a browser comes to a session. They hold nothing secret.
+# Pages, their files and the login. They contain no secrets.
 PAGE_ROUTES = [
     web.get("/", show_root),
     web.get("/login", show_login),
@@ -40,7 +40,7 @@ PAGE_ROUTES = [
     web.post("/session", log_in),
     web.delete("/session", log_out),
 ]
-# For whoever reaches the listener, which is why it is at home by default.
+# Routes without a key. The listener therefore binds to 127.0.0.1 by default.
 OPEN_ROUTES = [
     web.get("/metrics", metrics),
     web.get("/queue", queue),
@@ -48,7 +48,7 @@ OPEN_ROUTES = [
     web.get("/readyz", readyz_in_detail),
     *PAGE_ROUTES,
 ]
-# These ask for the admin key, as does all that is not in OPEN_ROUTES.
+# Routes that require the admin key, as does every route outside OPEN_ROUTES.
 KEYED_ROUTES = [
     web.get("/keys", list_keys),
     web.post("/keys", create_key),

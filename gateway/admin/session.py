@@ -1,7 +1,7 @@
 """Sessions of operators' browsers: a signed cookie that every worker and replica with the same admin key accepts.
 
-A session ends after twelve hours, after two hours without a request, at logout, and when the admin key changes: the
-signature uses a key that is derived from the admin key. Only the ids of sessions that ended at logout are stored.
+A session ends at logout, after twelve hours, or after two hours without a request. A new admin key ends all sessions:
+the signing key is derived from it. Redis stores only the ids of sessions that ended at logout.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ if TYPE_CHECKING:
     from gateway.redis.client import RedisClient
     from gateway.redis.keys import RedisKeys
 
+WRONG_KEY = "The admin key is wrong. Use admin.key of config.yaml; API keys of callers are not valid here."
 LONGEST_S = 12 * 3600
-"""A session ends, whatever is done in it."""
+"""The maximum duration of a session."""
 IDLE_S = 2 * 3600
-"""It ends when nothing is done in it."""
+"""A session ends after this time without a request."""
 _RENEW_AFTER_S = 60
 _CLOCKS_APART_S = 60
 _TOKEN = re.compile(r"([0-9]{10,12})\.([0-9]{10,12})\.([0-9a-f]{32})\.([0-9a-f]{64})", re.ASCII)
@@ -38,12 +39,12 @@ _MAX_ENDED = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """One browser's; times in Unix seconds.
+    """The session of one browser.
 
     Attributes:
-        began: when the admin key was shown.
-        seen: when the cookie was made that the browser shows.
-        id: random; every cookie of one session has it.
+        began: Unix seconds of the login.
+        seen: Unix seconds at which the current cookie was issued.
+        id: a random id that all cookies of the session share.
     """
 
     began: int
@@ -52,7 +53,7 @@ class Session:
 
     @property
     def until(self) -> int:
-        """When it ends if nothing more is done in it."""
+        """Return the end of the session without further requests, in Unix seconds."""
         return min(self.began + LONGEST_S, self.seen + IDLE_S)
 
 
@@ -71,7 +72,7 @@ class EndedSessions:
         self._here: OrderedDict[str, None] = OrderedDict()
 
     async def add(self, session: Session) -> bool:
-        """Store the id for as long as a cookie of the session could be valid. Returns whether Redis stored it."""
+        """Store the id for as long as a cookie of the session could be valid. Return whether Redis stored it."""
         self._here[session.id] = None
         if len(self._here) > _MAX_ENDED:
             self._here.popitem(last=False)
@@ -98,10 +99,10 @@ class EndedSessions:
 
 
 class Sessions:
-    """Makes and reads cookies.
+    """Issues and verifies session cookies.
 
     Args:
-        key: the admin key; None: there is none, and so no session.
+        key: the admin key. None disables sessions.
         clock: Unix seconds.
         ended: the sessions that ended at logout.
     """
@@ -110,32 +111,32 @@ class Sessions:
         self, key: SecretStr | None, clock: Callable[[], float] = time.time, ended: EndedSessions | None = None
     ) -> None:
         secret = None if key is None else key.get_secret_value().encode()
-        # Of all of it, whatever its length: a comparison of hashes takes the same time wherever they differ.
-        self._wanted = None if secret is None else sha256(secret).digest()
+        # Hashes have one length and are compared in constant time.
+        self._key_hash = None if secret is None else sha256(secret).digest()
         self._signing = None if secret is None else digest(secret, b"gkt-gateway session 2", "sha256")
         self._clock = clock
         self._ended = EndedSessions() if ended is None else ended
-        # Browsers send a cookie to every port of a host: gateways on one machine must not end each other's sessions.
+        # Browsers send a cookie to every port of a host, so gateways on one host need different cookie names.
         mark = "" if self._signing is None else digest(self._signing, b"name", "sha256").hex()[:8]
         self.cookie = f"gkt_session_{mark}"
 
     @property
     def key_set(self) -> bool:
-        return self._wanted is not None
+        return self._key_hash is not None
 
-    def is_key(self, shown: str) -> bool:
-        """Whether this is the admin key."""
-        return self._wanted is not None and compare_digest(
-            sha256(shown.encode("utf-8", "surrogatepass")).digest(), self._wanted
+    def is_key(self, candidate: str) -> bool:
+        """Return whether `candidate` is the admin key."""
+        return self._key_hash is not None and compare_digest(
+            sha256(candidate.encode("utf-8", "surrogatepass")).digest(), self._key_hash
         )
 
     def begin(self) -> Session:
-        """A new one, for who has shown the admin key."""
+        """Return a new session, after a login with the admin key."""
         now = int(self._clock())
         return Session(now, now, secrets.token_hex(16))
 
     async def end(self, session: Session) -> bool:
-        """End a session at logout, for every cookie of it. Returns whether all processes know it."""
+        """End a session at logout, with all its cookies. Return whether all processes reject it from now on."""
         return await self._ended.add(session)
 
     async def of(self, request: web.Request) -> Session | None:
@@ -154,12 +155,12 @@ class Sessions:
         return session if seen - _CLOCKS_APART_S <= now < session.until else None
 
     def renewed(self, session: Session) -> Session | None:
-        """The session as the browser should go on with it; None if what it has will do."""
+        """Return the session with a new `seen` time, or None while the browser's cookie is recent enough."""
         now = int(self._clock())
         return Session(session.began, now, session.id) if now - session.seen >= _RENEW_AFTER_S else None
 
-    def hand_out(self, request: web.Request, response: web.StreamResponse, session: Session) -> None:
-        """Give the browser its cookie."""
+    def set_cookie(self, request: web.Request, response: web.StreamResponse, session: Session) -> None:
+        """Set the session's cookie on a reply."""
         response.set_cookie(
             self.cookie,
             f"{session.began}.{session.seen}.{session.id}.{self._signature(session)}",
@@ -170,8 +171,8 @@ class Sessions:
             secure=_is_https(request),
         )
 
-    def take_back(self, request: web.Request, response: web.StreamResponse) -> None:
-        """Let the browser forget it."""
+    def delete_cookie(self, request: web.Request, response: web.StreamResponse) -> None:
+        """Delete the session's cookie with a reply."""
         response.del_cookie(self.cookie, path="/", httponly=True, samesite="Strict", secure=_is_https(request))
 
     def _signature(self, session: Session) -> str:
@@ -184,9 +185,9 @@ SESSIONS = web.AppKey("sessions", Sessions)
 
 
 def comes_from_here(request: web.Request) -> bool:
-    """Whether a page of this listener sent the request, as its browser says. What says nothing of it did not.
+    """Return whether a page of this listener sent the request, by Sec-Fetch-Site or Origin. Absent headers mean no.
 
-    Other pages can make a browser send its cookies where SameSite does not reach: another port of the same host.
+    SameSite does not cover other ports of the same host, so a page there could use the cookie.
     """
     site = request.headers.get("Sec-Fetch-Site")
     if site is not None:
@@ -196,6 +197,6 @@ def comes_from_here(request: web.Request) -> bool:
 
 
 def _is_https(request: web.Request) -> bool:
-    """Also where a proxy in front ended TLS. Who makes it up only keeps his own cookie from plain HTTP."""
+    """Return whether the browser uses TLS, also behind a proxy. A forged header affects only the sender's cookie."""
     first, _, _ = request.headers.get("X-Forwarded-Proto", "").partition(",")
     return request.secure or first.strip().lower() == "https"

@@ -1,4 +1,4 @@
-"""The admin API's usage: of all tenants, or of one; and the last receipts."""
+"""The admin API's usage of all tenants or of one, and the latest receipts."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import orjson
 from aiohttp import web
 
 from gateway.accounting.receipt import Receipt
-from gateway.admin.bodies import meant, number_of, only_query
+from gateway.admin.bodies import number_of, only_query, suggestion
 from gateway.admin.replies import needs_redis
 from gateway.admin.usage_csv import as_csv
 from gateway.api.keys import POLICIES, SUMS, USAGE
 from gateway.api.usage import encoded
-from gateway.api.usage_query import DIMENSIONS, FILTERS, read_ask
+from gateway.api.usage_query import DIMENSIONS, FILTERS, read_query
 from gateway.errors import InvalidRequest, NotFound
 from gateway.usage.span import rfc3339
 
@@ -29,48 +29,47 @@ _FORMATS = ("json", "csv")
 
 @needs_redis
 async def show_usage(request: web.Request) -> web.Response:
-    """GET /usage: rows of receipts added up, told apart by what `by` names; as JSON, or as CSV for a spreadsheet."""
+    """GET /usage: sums of receipts, grouped by the dimensions in `by`, as JSON or CSV."""
     reader = request.app[USAGE]
-    ask = read_ask(
+    query = read_query(
         request,
         reader.retention,
         dimensions=("tenant", *DIMENSIONS),
         filters=("tenant", *FILTERS),
         more=("format",),
     )
-    form = request.query.get("format", "json")
-    if form not in _FORMATS:
-        raise InvalidRequest(f"'format' must be {' or '.join(_FORMATS)}.{meant(form, [*_FORMATS])}", param="format")
+    format_name = request.query.get("format", "json")
+    if format_name not in _FORMATS:
+        close = suggestion(format_name, [*_FORMATS])
+        raise InvalidRequest(f"'format' must be {' or '.join(_FORMATS)}.{close}", param="format")
 
-    def written(usage: UsageResult) -> bytes:
+    def encode(usage: UsageResult) -> bytes:
         if usage.is_empty:
-            _check_tenant(request, ask.only.get("tenant"))
-        return as_csv(usage) if form == "csv" else encoded(usage)
+            _check_tenant(request, query.only.get("tenant"))
+        return as_csv(usage) if format_name == "csv" else encoded(usage)
 
-    body = await reader.read(ask, written)
-    return _download(body, ask) if form == "csv" else _json(body)
+    body = await reader.read(query, encode)
+    return _download(body, query) if format_name == "csv" else _json(body)
 
 
 @needs_redis
 async def list_receipts(request: web.Request) -> web.Response:
-    """GET /receipts: the last ones, the newest first, of all tenants or of one."""
+    """GET /receipts: the latest receipts of all tenants or of one, the newest first."""
     only_query(request, "limit", "tenant")
-    most = number_of(request, "limit", default=_PAGE, most=_MAX_RECEIPTS)
+    limit = number_of(request, "limit", default=_PAGE, maximum=_MAX_RECEIPTS)
     tenant = request.query.get("tenant") or None
-    found = await request.app[SUMS].latest(most, tenant)
+    found = await request.app[SUMS].latest(limit, tenant)
     if not found:
         _check_tenant(request, tenant)
     return _json(await asyncio.to_thread(_listed, found))
 
 
 def _check_tenant(request: web.Request, tenant: str | None) -> None:
-    """Of a tenant that has nothing: whether there is one. Raises NotFound."""
+    """Raise NotFound if an empty result is due to a tenant that does not exist."""
     book = request.app[POLICIES].book
     if tenant is not None and book.policy_of(tenant) is None:
-        close = meant(tenant, [one.tenant for one in book.policies])
-        raise NotFound(
-            f"No policy file is of tenant '{tenant[:64]}', and nothing is counted for it.{close}", param="tenant"
-        )
+        close = suggestion(tenant, [one.tenant for one in book.policies])
+        raise NotFound(f"No policy file defines tenant '{tenant[:64]}', and it has no usage.{close}", param="tenant")
 
 
 def _listed(found: Iterable[bytes]) -> bytes:
@@ -82,8 +81,8 @@ def _json(body: bytes) -> web.Response:
     return web.Response(body=body, content_type="application/json", headers={"Cache-Control": "no-store"})
 
 
-def _download(body: bytes, ask: UsageQuery) -> web.Response:
-    days = "_".join(rfc3339(moment)[:10] for moment in ask.span[:2])
+def _download(body: bytes, query: UsageQuery) -> web.Response:
+    days = "_".join(rfc3339(moment)[:10] for moment in query.span[:2])
     return web.Response(
         body=body,
         content_type="text/csv",

@@ -1,7 +1,6 @@
 """Usage as CSV, for spreadsheets.
 
-A cell that a program would run as a formula gets an apostrophe before it; only names can be such. Amounts are plain
-numbers, negative ones too.
+A name that a spreadsheet would read as a formula gets a leading apostrophe. Amounts are plain numbers.
 """
 
 from __future__ import annotations
@@ -55,11 +54,11 @@ COLUMNS = (
     *(f"{stage}_{part}_ms" for stage in _LATENCIES for part in ("p50", "p95", "p99")),
     *(f"{role}_cache_write_tokens" for role in _ROLES),
 )
-"""What follows the time and the names."""
+"""The columns after the time and the names."""
 
 
 def as_csv(usage: UsageResult) -> bytes:
-    """Return lines of RFC 4180 in UTF-8, titles first, without a total. Call it in a thread: there may be many rows."""
+    """Return lines of RFC 4180 in UTF-8, with a header and without a total. Call it in a thread: rows may be many."""
     out = StringIO()
     writer = csv.writer(out)
     writer.writerow(["start", "end", *usage.by, *COLUMNS])
@@ -70,7 +69,7 @@ def as_csv(usage: UsageResult) -> bytes:
 
 
 def safe(name: str) -> str:
-    """A name that no spreadsheet takes for a formula."""
+    """Return the name, escaped if a spreadsheet would read it as a formula."""
     return f"'{name}" if name.startswith(_FORMULA) else name
 
 
@@ -79,19 +78,19 @@ def _cell(value: object) -> object:
 
 
 def _cells(row: SumRow) -> list[object]:
-    told = figures(row)
-    tokens, batches, latency = told["tokens"], told["batches"], told["latency_ms"]
+    fields = figures(row)
+    tokens, batches, latency = fields["tokens"], fields["batches"], fields["latency_ms"]
     return [
-        told["requests"],
-        sum(told["errors"].values()),
-        sum(told["unguided"].values()),
+        fields["requests"],
+        sum(fields["errors"].values()),
+        sum(fields["unguided"].values()),
         *(tokens[role][kind] for role in _ROLES for kind in _KINDS),
         tokens["kept"],
         tokens["answer"],
         tokens["answer_by_teacher"],
-        told["teacher_token_share"],
-        *(_cell(told[name]) for name in _MONEY),
-        *(told["savings_classes"].get(name, {}).get(part, 0) for name in _CLASSES for part in _CLASS_SUMS),
+        fields["teacher_token_share"],
+        *(_cell(fields[name]) for name in _MONEY),
+        *(fields["savings_classes"].get(name, {}).get(part, 0) for name in _CLASSES for part in _CLASS_SUMS),
         batches["count"],
         batches["mean_size"],
         *(latency[stage][part] for stage in _LATENCIES for part in ("p50", "p95", "p99")),

@@ -1,1 +1,1 @@
-"""The public listener: HTTP in, HTTP out. Handlers are thin; what they need comes by the keys in `keys.py`."""
+"""The public HTTP listener. Handlers are thin and get their dependencies by the application keys in `keys.py`."""

@@ -1,4 +1,4 @@
-"""Step 2: who is calling."""
+"""Step 2 of the request path: authenticate the caller."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _scheme_and_token(value: str) -> tuple[str, str]:
 
 
 def authenticate(request: web.Request) -> Caller:
-    """The caller of a request, by its bearer key. Raises NotAuthenticated; the key never stands in the message."""
+    """Return the caller of a request by its bearer key. Raises NotAuthenticated; the message never contains the key."""
     caller = request.app[CALLERS].authenticate(bearer(request))
     if (connection := connection_of(request)) is not None:
         connection.authenticated(caller.policy)

@@ -1,4 +1,4 @@
-"""A request's bytes, and how long they may take to come."""
+"""Read request bodies, with limits on size and duration."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from aiohttp import StreamReader
 
 _BODY_WITHIN_S = 30.0
-# A body that does not arrive at once must bring so much in each interval.
+# Minimum number of bytes in each interval, for a body that does not arrive at once.
 _INTERVAL_S = 5.0
 _MIN_INTERVAL_BYTES = 5_000
-# The scheduler's cost of a body: one step, and one more for each part of this size.
+# A body costs one step of the scheduler, and one more for each part of this size.
 _STEP_BYTES = 65_536
 
 
@@ -55,7 +55,7 @@ async def read_parts(request: web.Request) -> list[bytes]:
 
 
 def end_body(request: web.Request) -> None:
-    """Count the body no longer among those that arrive, or wait to be decoded."""
+    """Remove the body from the count of bodies that arrive or wait to be decoded."""
     connection = connection_of(request)
     if connection is not None:
         connection.body_ended()
@@ -142,7 +142,7 @@ class _ReadRate:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave out the time within: the gateway reads nothing then."""
+        """Exclude the time of the `with` block, in which the gateway reads nothing."""
         self._timer.cancel()
         began = self._loop.time()
         try:
@@ -152,7 +152,7 @@ class _ReadRate:
             self._timer = self._loop.call_later(_INTERVAL_S, self._check)
 
     def drop(self) -> None:
-        """End the body early: other tenants need what it holds."""
+        """Reject the body because other tenants need its memory."""
         self.problem = "Too many bodies of this tenant are unfinished. Send each request's body at once."
         self._expire()
 

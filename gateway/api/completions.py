@@ -1,4 +1,4 @@
-"""Steps 1 and 7 of the path: a request's bytes in, its reply out."""
+"""Steps 1 and 7 of the request path: parse a request and send its reply."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gateway.api.connection import connection_of
 from gateway.api.decoding import read_parsed
 from gateway.api.events import as_events, reads, require_caller
 from gateway.api.headers import fact_headers
-from gateway.api.keys import ADMISSION, ALLOWANCE, COMPLETIONS, OPENED, REQUEST_ID, STARTED
+from gateway.api.keys import ADMISSION, ALLOWANCE, COMPLETIONS, REQUEST_ID, STARTED, STATE
 from gateway.engines.reply_json import encoded
 from gateway.pipeline.completion import RequestContext
 from gateway.protocol.chat import ChatRequest, parse_chat
@@ -26,17 +26,17 @@ if TYPE_CHECKING:
     from gateway.policy.book import Caller
     from gateway.protocol.body import Json
 
-_Asked = TypeVar("_Asked", bound=ChatRequest | TextRequest)
-_Asked_contra = TypeVar("_Asked_contra", bound=ChatRequest | TextRequest, contravariant=True)
+_Request = TypeVar("_Request", bound=ChatRequest | TextRequest)
+_Request_contra = TypeVar("_Request_contra", bound=ChatRequest | TextRequest, contravariant=True)
 
 
-class CompletionPipeline(Protocol[_Asked_contra]):
-    """What makes a reply of a checked request, whole or in parts."""
+class CompletionPipeline(Protocol[_Request_contra]):
+    """Answers a validated request, as a whole or as a stream."""
 
-    async def answer(self, visit: RequestContext, asked: _Asked_contra, /) -> Answer: ...
+    async def answer(self, context: RequestContext, request: _Request_contra, /) -> Answer: ...
 
     def stream(
-        self, visit: RequestContext, asked: _Asked_contra, /
+        self, context: RequestContext, request: _Request_contra, /
     ) -> AsyncGenerator[ReceiptBuilder | list[Json], None]: ...
 
 
@@ -53,10 +53,10 @@ async def text_completions(request: web.Request) -> web.StreamResponse:
 
 
 async def answered(
-    request: web.Request, path: CompletionPipeline[_Asked], caller: Caller, asked: _Asked
+    request: web.Request, pipeline: CompletionPipeline[_Request], caller: Caller, parsed: _Request
 ) -> web.StreamResponse:
-    """What comes of a checked request, whole or as events. Raises GatewayErrors."""
-    visit = RequestContext(
+    """Answer a validated request, as JSON or as server-sent events. Raises GatewayError."""
+    context = RequestContext(
         request[REQUEST_ID],
         caller,
         int(time.time()),
@@ -64,14 +64,14 @@ async def answered(
         request.headers,
         steps=connection_of(request),
     )
-    request[ALLOWANCE] = visit.allowance
-    request[OPENED] = visit.state
-    if asked.stream:
+    request[ALLOWANCE] = context.allowance
+    request[STATE] = context.state
+    if parsed.stream:
         with reads(request) as reading:
-            return await as_events(request, path.stream(visit, asked), reading)
+            return await as_events(request, pipeline.stream(context, parsed), reading)
     async with request.app[ADMISSION].cancel_on_drain():
-        answer = await path.answer(visit, asked)
-    require_caller(visit.state)
+        answer = await pipeline.answer(context, parsed)
+    require_caller(context.state)
     return web.Response(
         body=await encoded(answer.body),
         content_type="application/json",

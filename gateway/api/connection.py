@@ -1,6 +1,6 @@
-"""Connections: how many there may be and whose, how long a request's head may take and how large it may be.
+"""Connections of a listener: their number per tenant, and limits on the time and size of request heads.
 
-And what aiohttp answers by itself, before or past the middleware, in the gateway's words and under its name.
+Replies that aiohttp sends without the middleware get the gateway's error format and `Server` header here.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ if TYPE_CHECKING:
     from gateway.telemetry.metrics import Metrics
 
 SERVER = "gkt-gateway"
-"""The header `Server`, in the place of Python's and aiohttp's versions. A stream sets it where it begins."""
+"""The header `Server`, instead of the versions of Python and aiohttp. A stream sets it with its head."""
 
 HEAD_WITHIN_S = 10.0
-# Load balancers keep connections for up to 600 s, and want to be the ones who hang up.
+# Load balancers keep connections for up to 600 s, and should be the side that closes them.
 IDLE_S = 620.0
 
 READ_WITHIN_S = 30.0
-"""A caller that reads too slowly is disconnected when the transport's buffer was full for so long. It holds 64 KiB."""
+"""A caller is disconnected after the transport's buffer of 64 KiB was full for this time."""
 
 # Parts of max_connections: bodies that arrive or wait to be decoded, and replies that their callers do not read.
 _UNFINISHED_PART = 4
@@ -56,7 +56,7 @@ _UNFINISHED_BYTES = 256_000_000
 _TENANTS_CHECKED = 4
 _CONNECTIONS_CHECKED = 64
 _EXPECTATION_FAILED = 417
-_NO_SUCH_EXPECT = "Of the header Expect only '100-continue' is known."
+_NO_SUCH_EXPECT = "The header Expect must be '100-continue'."
 
 
 class Runner(web.AppRunner):
@@ -177,7 +177,7 @@ class _Connection(web.RequestHandler):
     """A connection of the gateway's listener.
 
     Attributes:
-        tenant, weight: whose key the last request showed.
+        tenant, weight: of the key of the last request.
     """
 
     __slots__ = (
@@ -213,11 +213,11 @@ class _Connection(web.RequestHandler):
 
     @property
     def waits(self) -> bool:
-        """Whether there is no request: the next head has not come, or not all of it."""
+        """Return whether the connection has no request: the next head has not arrived completely."""
         return self._waiter is not None and not self._waiter.done()
 
     def authenticated(self, policy: TenantPolicy) -> None:
-        """The request under way showed a key of this tenant's."""
+        """Attribute the connection to the tenant whose key the current request has."""
         self._authenticated = True
         if policy.tenant != self.tenant:
             self._belongs_to(policy.tenant, policy.weight)
@@ -278,11 +278,11 @@ class _Connection(web.RequestHandler):
             self._server.unfinished_bytes.hold(self.tenant, self.weight, self._end_body, size)
 
     def body_arrived(self) -> None:
-        """The body arrived, or failed: `drop` must not be called. It counts on while it waits for the next step."""
+        """Forget `drop`: the body arrived or failed. The body still counts while it waits for the next step."""
         self._drop_body = None
 
     def body_ended(self) -> None:
-        """The body is being decoded, or the request failed."""
+        """Stop counting the body: it is being decoded, or the request failed."""
         self._drop_body = None
         if self._counts_body:
             self._counts_body = False
@@ -306,13 +306,13 @@ class _Connection(web.RequestHandler):
         return True
 
     def pause_writing(self) -> None:
-        """The transport's buffer is full: count an unread reply, and disconnect a caller that does not read it."""
+        """Count an unread reply when the transport's buffer is full, and disconnect a caller that does not read it."""
         super().pause_writing()
         self._unread_due = self._loop.call_later(READ_WITHIN_S, self._abort)
         self._server.unread_replies.hold(self.tenant, self.weight, self._drop_reply)
 
     def resume_writing(self) -> None:
-        """The transport's buffer is empty enough."""
+        """Stop counting the unread reply: the transport's buffer has room."""
         super().resume_writing()
         self._reply_was_read()
 
@@ -410,9 +410,9 @@ class _Connection(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """A request that cannot be parsed, or a handler that broke. aiohttp would quote the line: a key, perhaps."""
-        super().handle_error(request, status, exc, message)  # what it logs, and when it gives up
-        error = parse_error(exc) if status < 500 else GatewayError("The gateway made a mistake.")
+        """Reply to a request that cannot be parsed, or whose handler failed. aiohttp's reply could quote a key."""
+        super().handle_error(request, status, exc, message)  # for its log and its checks
+        error = parse_error(exc) if status < 500 else GatewayError("The gateway failed with an internal error.")
         if isinstance(exc, GatewayError):
             error = exc
         self._server.refused.labels(error.label).inc()
@@ -423,8 +423,8 @@ class _Connection(web.RequestHandler):
     def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> Coroutine[Any, Any, tuple[web.StreamResponse, bool]]:
-        """Every reply comes by here; only a stream's head has left by then."""
-        if resp.status == _EXPECTATION_FAILED:  # isinstance asks an abstract class: half a microsecond
+        """Finish a reply. aiohttp calls this method for every reply, after the head of a stream."""
+        if resp.status == _EXPECTATION_FAILED:  # faster than isinstance with an abstract class
             resp = error_response(InvalidRequest(_NO_SUCH_EXPECT), new_request_id(), status=_EXPECTATION_FAILED)
         resp.headers["Server"] = SERVER
         self._lingers = not request.content.is_eof()
@@ -442,7 +442,7 @@ class _Connection(web.RequestHandler):
     ) -> tuple[web.StreamResponse, bool]:
         """Reply to a request that has had no step yet: it was rejected, or needed no body."""
         self._took_turn = False
-        with suppress(Overloaded):  # the reply is ready: to send it costs less than an error
+        with suppress(Overloaded):  # sending the finished reply costs less than an error
             await self.park(step)
         return await super().finish_response(request, resp, start_time)
 

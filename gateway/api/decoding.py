@@ -41,8 +41,8 @@ class BodyDecoder:
     """Decodes light bodies on the event loop and others in one thread, which tenants take turns to use.
 
     A tenant that floods the gateway with large bodies waits for its own bodies. Other tenants wait for one of them.
-    While tenants contend, the tenant's next body waits as long as the last one took: the decoder holds the interpreter
-    lock, which the event loop needs for other tenants.
+    The decoder holds the interpreter lock, which the event loop needs. While tenants contend, a tenant's next body
+    therefore waits as long as its last one took.
     """
 
     def __init__(self) -> None:
@@ -53,7 +53,7 @@ class BodyDecoder:
     async def decode(
         self, tenant: str, parts: list[bytes], parse: Callable[[bytes], T], holder: BodyHolder | None = None
     ) -> T:
-        """Return what `parse` makes of a body.
+        """Decode a body with `parse` and return the result.
 
         Args:
             parts: of the body. They are removed from the list.

@@ -11,7 +11,7 @@ from gateway.api.connection import SERVER
 from gateway.api.decoding import read_parsed
 from gateway.api.events import reads, require_caller, send
 from gateway.api.headers import fact_headers, name_reply
-from gateway.api.keys import ADMISSION, ALLOWANCE, EMBEDDINGS, OPENED, REQUEST_ID, STARTED
+from gateway.api.keys import ADMISSION, ALLOWANCE, EMBEDDINGS, REQUEST_ID, STARTED, STATE
 from gateway.pipeline.completion import RequestContext
 from gateway.protocol.embeddings import parse_embeddings
 
@@ -21,13 +21,13 @@ _PART_BYTES = 1 << 18
 async def embeddings(request: web.Request) -> web.StreamResponse:
     """POST /v1/embeddings"""
     caller = authenticate(request)
-    asked = await read_parsed(request, caller, parse_embeddings)
-    visit = RequestContext(request[REQUEST_ID], caller, int(time.time()), request[STARTED], request.headers)
-    request[ALLOWANCE] = visit.allowance
-    request[OPENED] = visit.state
+    parsed = await read_parsed(request, caller, parse_embeddings)
+    context = RequestContext(request[REQUEST_ID], caller, int(time.time()), request[STARTED], request.headers)
+    request[ALLOWANCE] = context.allowance
+    request[STATE] = context.state
     async with request.app[ADMISSION].cancel_on_drain():
-        vectors = await request.app[EMBEDDINGS].answer(visit, asked)
-    require_caller(visit.state)
+        vectors = await request.app[EMBEDDINGS].answer(context, parsed)
+    require_caller(context.state)
     headers = fact_headers(vectors.receipt.facts(show_cost=vectors.show_cost))
     if len(vectors.body) <= _PART_BYTES:
         return web.Response(body=vectors.body, content_type="application/json", headers=headers)
@@ -35,7 +35,7 @@ async def embeddings(request: web.Request) -> web.StreamResponse:
 
 
 async def _in_parts(request: web.Request, body: bytes, headers: dict[str, str]) -> web.StreamResponse:
-    """Send a large reply as the caller reads it: to write all of it at once would block the event loop."""
+    """Send a large reply in parts, as the caller reads them. One large write would block the event loop."""
     response = web.StreamResponse(headers={**headers, "Content-Type": "application/json", "Server": SERVER})
     response.content_length = len(body)
     name_reply(request, response)

@@ -14,7 +14,7 @@ from gateway.accounting.draft import ReceiptBuilder
 from gateway.api.connection import SERVER, connection_of
 from gateway.api.error_body import error_body, internal_error
 from gateway.api.headers import fact_headers, name_reply
-from gateway.api.keys import ADMISSION, OPENED, REQUEST_ID
+from gateway.api.keys import ADMISSION, REQUEST_ID, STATE
 from gateway.errors import GatewayError
 from gateway.runtime.timeouts import Watchdog
 
@@ -49,37 +49,37 @@ async def begin(request: web.Request, draft: ReceiptBuilder) -> web.StreamRespon
 
 
 async def send(response: web.StreamResponse, data: bytes, reading: Watchdog) -> None:
-    """Write what `reading` then watches being read."""
+    """Write data. `reading` disconnects a caller that does not read it in time."""
     reading.watch(asyncio.get_running_loop().time() + _READS_WITHIN_S)
     await response.write(data)
     reading.disarm()
 
 
 def reads(request: web.Request) -> Watchdog:
-    """Watches whether the caller reads. One who does not is hung up on, which ends the handler."""
+    """Return a timeout that disconnects a caller that does not read. The disconnect ends the handler."""
 
-    def hang_up() -> None:
+    def disconnect() -> None:
         if request.transport is not None:
             request.transport.abort()
 
-    return Watchdog(hang_up)
+    return Watchdog(disconnect)
 
 
-def require_caller(opened: RequestState) -> None:
-    """Raise ConnectionResetError where the caller disconnected and the request went on without it."""
-    if opened.abandoned:
+def require_caller(state: RequestState) -> None:
+    """Raise ConnectionResetError if the caller disconnected and the request ran to its end without it."""
+    if state.abandoned:
         raise ConnectionResetError("The caller disconnected.")
 
 
 def event(part: Json) -> bytes:
-    """One event without a name."""
+    """Return a server-sent event without a name."""
     return b"data: " + orjson.dumps(part) + b"\n\n"
 
 
 async def as_events(
     request: web.Request, parts: AsyncGenerator[ReceiptBuilder | list[Json], None], reading: Watchdog
 ) -> web.StreamResponse:
-    """Send the parts as server-sent events. Once a reply has begun, an error is its last event: no [DONE] follows."""
+    """Send the parts as server-sent events. After the head, an error is the last event, and no [DONE] follows."""
     response: web.StreamResponse | None = None
     connection = connection_of(request)
     async with aclosing(parts):
@@ -97,18 +97,18 @@ async def as_events(
                         if connection is None or not connection.reads_on():
                             raise
         except ConnectionError:
-            raise  # the caller is gone: there is nobody to tell
+            raise  # the caller has disconnected
         except Exception as error:
             if response is None:
                 raise
             if not isinstance(error, GatewayError):
                 log.exception("stream_broke", id=request[REQUEST_ID])
                 error = internal_error(request[REQUEST_ID])
-            require_caller(request[OPENED])
+            require_caller(request[STATE])
             await send(response, event(error_body(error)), reading)
         else:
-            require_caller(request[OPENED])
-            assert response is not None, "the path yields the draft first"
+            require_caller(request[STATE])
+            assert response is not None, "the path yields the receipt builder first"
             await send(response, DONE, reading)
     await response.write_eof()
     return response

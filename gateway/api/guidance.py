@@ -1,4 +1,4 @@
-"""For devices that run the student themselves: POST /v1/guidance, and what they report afterwards."""
+"""POST /v1/guidance for devices that run the student themselves, and the usage reports of these devices."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ if TYPE_CHECKING:
     from gateway.accounting.receipt import Receipt
     from gateway.policy.book import Caller
 
-_MOST_DIGITS = 9
+_MAX_DIGITS = 9
 
 
 async def guidance(request: web.Request) -> web.StreamResponse:
     """POST /v1/guidance"""
     caller = _device(request)
-    asked, path = await read_parsed(request, caller, parse_chat), request.app[HANDOVER]
-    return await answered(request, path, caller, asked)
+    chat, pipeline = await read_parsed(request, caller, parse_chat), request.app[HANDOVER]
+    return await answered(request, pipeline, caller, chat)
 
 
 async def guidance_usage(request: web.Request) -> web.Response:
-    """POST /v1/guidance/{receipt}/usage. Another tenant's is not found."""
+    """POST /v1/guidance/{receipt}/usage. A receipt of another tenant is a 404."""
     caller = _device(request)
     usage = await read_parsed(request, caller, parse_edge_usage)
     accounts = request.app[EDGE_ACCOUNTS]
@@ -52,27 +52,27 @@ async def offline_usage(request: web.Request) -> web.Response:
 
 
 def _device(request: web.Request) -> Caller:
-    """Whose device it is. Raises NotAuthenticated, and EdgeVersion where its client is too old, or too new, for us."""
+    """Return the caller of a device. Raises NotAuthenticated, or EdgeVersion if the client's version is unsupported."""
     caller = authenticate(request)
-    said = request.headers.get(VERSION_HEADER)
-    if said is None:
+    text = request.headers.get(VERSION_HEADER)
+    if text is None:
         return caller
-    spoken = f"version {MIN_VERSION}" if MIN_VERSION == MAX_VERSION else f"versions {MIN_VERSION} to {MAX_VERSION}"
-    if not (said.isascii() and said.isdigit() and len(said) <= _MOST_DIGITS):
+    supported = f"version {MIN_VERSION}" if MIN_VERSION == MAX_VERSION else f"versions {MIN_VERSION} to {MAX_VERSION}"
+    if not (text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS):
         raise EdgeVersion(
-            f"'{VERSION_HEADER}': expected a whole number. This gateway speaks {spoken}.", param=VERSION_HEADER
+            f"'{VERSION_HEADER}': expected a whole number. This gateway supports {supported}.", param=VERSION_HEADER
         )
-    version = int(said)
+    version = int(text)
     if not MIN_VERSION <= version <= MAX_VERSION:
-        which = "Update the client" if version < MIN_VERSION else "Update the gateway, or use an older client"
+        action = "Update the client" if version < MIN_VERSION else "Update the gateway, or use an older client"
         raise EdgeVersion(
-            f"'{VERSION_HEADER}': the client speaks version {version} of the edge protocol, and this gateway "
-            f"{spoken}. {which}.",
+            f"'{VERSION_HEADER}': the client has version {version} of the edge protocol, and this gateway "
+            f"supports {supported}. {action}.",
             param=VERSION_HEADER,
         )
     return caller
 
 
 def _reply(caller: Caller, receipt: Receipt) -> web.Response:
-    told = receipt.as_dict(show_cost=shows_cost(caller, receipt))
-    return web.Response(body=orjson.dumps(told), content_type="application/json")
+    body = receipt.as_dict(show_cost=shows_cost(caller, receipt))
+    return web.Response(body=orjson.dumps(body), content_type="application/json")

@@ -1,4 +1,4 @@
-"""Heads of requests: how large they may be, and the errors for those that are refused."""
+"""Size limits of request heads, and the errors for rejected heads."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 MAX_LINE_BYTES = 8190
 MAX_HEADERS = 128
-# Many long lines are none too long by themselves.
+# Bounds a head of many lines that are each within MAX_LINE_BYTES.
 MAX_HEAD_BYTES = 65_536
 
-_TOO_LARGE = f"The request's head is larger than {MAX_HEAD_BYTES} bytes, the limit here."
+_TOO_LARGE = f"The request's head is larger than the limit of {MAX_HEAD_BYTES} bytes."
 _ONLY_CHUNKED = "Transfer-Encoding can only be 'chunked'. Name a compression in Content-Encoding."
-_UNREADABLE = "The request is not HTTP, or not as RFC 9112 wants it."
+_UNREADABLE = "The request is not valid HTTP (RFC 9112)."
 
 
 def head_too_large() -> HeadTooLarge:
@@ -38,14 +38,14 @@ def problem_of(head: RawRequestMessage) -> GatewayError | None:
 
 
 def parse_error(exc: BaseException | None) -> GatewayError:
-    """Return the error for a head that aiohttp refused. It quotes nothing: the line may hold a key."""
+    """Return the error for a head that aiohttp rejected. The error quotes nothing: the line may contain a key."""
     if isinstance(exc, LineTooLong):
         return HeadTooLarge(
-            f"The request line or a header is longer than {MAX_LINE_BYTES} bytes, the limit here. "
-            "What is long belongs into the body."
+            f"The request line or a header is longer than the limit of {MAX_LINE_BYTES} bytes. "
+            "Send long values in the body."
         )
     if exc is not None and exc.args == ("Too many headers received",):
-        return HeadTooLarge(f"The request has more than {MAX_HEADERS} headers, the limit here.")
+        return HeadTooLarge(f"The request has more than {MAX_HEADERS} headers, which is the limit.")
     return InvalidRequest(_UNREADABLE)
 
 

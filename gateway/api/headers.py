@@ -1,4 +1,4 @@
-"""The headers of replies: OpenAI's own, and what the receipt tells."""
+"""Headers of replies: those of OpenAI's API, and the facts of the receipt."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ OPENAI_VERSION = "2020-10-01"
 MAX_CLIENT_ID_CHARS = 512
 
 
-def callers_own_id(request: web.Request) -> str | None:
-    """The caller's own name for the request, if it has one. Raises InvalidRequest where OpenAI would not take it."""
+def client_request_id(request: web.Request) -> str | None:
+    """Return the caller's X-Client-Request-Id, if any. Raises InvalidRequest for values that OpenAI rejects."""
     name = request.headers.get("X-Client-Request-Id")
     if not name or not request.path.startswith(API):
         return None
@@ -40,7 +40,7 @@ def name_reply(request: web.Request, response: web.StreamResponse) -> None:
     """
     request_id = request.get(REQUEST_ID)
     if request_id is None:
-        return  # aiohttp's own answer, before the request was looked at
+        return  # aiohttp replied before the middleware ran
     headers = response.headers
     headers["x-request-id"] = request_id
     if (name := request.get(CLIENT_REQUEST_ID)) is not None:
@@ -53,11 +53,11 @@ def name_reply(request: web.Request, response: web.StreamResponse) -> None:
             if left is not None:
                 headers[f"x-ratelimit-limit-{name}"] = str(left.limit)
                 headers[f"x-ratelimit-remaining-{name}"] = str(left.left)
-                headers[f"x-ratelimit-reset-{name}"] = spoken_duration(left.reset_us)
+                headers[f"x-ratelimit-reset-{name}"] = openai_duration(left.reset_us)
 
 
-def spoken_duration(microseconds: int) -> str:
-    """As OpenAI writes one: 250ms, 6.5s, 1m0s. Rounded up."""
+def openai_duration(microseconds: int) -> str:
+    """Return a duration in OpenAI's format, rounded up: 250ms, 6.5s, 1m0s."""
     ms = -(-microseconds // 1000)
     if ms < 1000:
         return f"{ms}ms"
@@ -67,7 +67,7 @@ def spoken_duration(microseconds: int) -> str:
 
 
 def fact_headers(facts: Json) -> dict[str, str]:
-    """The facts of a receipt, or of one under way, as headers."""
+    """Return the facts of a receipt or of a receipt builder as headers."""
     return {_fact_header(name): str(value) for name, value in facts.items()}
 
 

@@ -1,4 +1,4 @@
-"""What handlers can reach, by typed key. `app.py` fills them."""
+"""Typed keys of the application and of requests. `app.py` sets their values."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from gateway.usage.uptime_reader import UptimeReader
 
 @dataclass(frozen=True, slots=True)
 class StaticDocument:
-    """Bytes that are the same for everybody, and what names them."""
+    """A document that is the same for all callers, with its ETag."""
 
     body: bytes
     etag: str
@@ -48,14 +48,14 @@ class StaticDocument:
 
 @dataclass(slots=True)
 class CallersListener:
-    """Where callers are listened to. Port 0: nowhere yet."""
+    """The address of the callers' listener. Port 0 means that it is not bound yet."""
 
     host: str = ""
     port: int = 0
 
 
 POLICIES = web.AppKey("policies", Policies)
-RELOADER = web.AppKey("reloader", Reloader)  # there where files are watched
+RELOADER = web.AppKey("reloader", Reloader)  # set if files are watched
 CALLERS = web.AppKey("callers", Callers)
 KEYRING = web.AppKey("keyring", Keyring)
 KEY_FOLLOWER = web.AppKey("key_follower", KeyFollower)
@@ -84,13 +84,13 @@ METRICS = web.AppKey("metrics", Metrics)
 REDIS = web.AppKey("redis", RedisClient)
 ENGINES = web.AppKey("engines", dict[str, GuardedEngine])
 WORKER = web.AppKey("worker", int)
-OWNER = web.AppKey("owner", str)  # this process's name in Redis
-TRY = web.AppKey("try", str)  # what a listener names to who asks for something that it has not
+PROCESS_ID = web.AppKey("process_id", str)  # the id of this process in Redis
+TRY = web.AppKey("try", str)  # a hint at the listener's paths, for a 404
 STARTUP = web.AppKey("startup", Readiness)
 BATCHER = web.AppKey("batcher", Batcher)
 
 REQUEST_ID = web.RequestKey("request_id", str)
-CLIENT_REQUEST_ID = web.RequestKey("client_request_id", str)  # the caller's own name for it
-ALLOWANCE = web.RequestKey("allowance", Allowance)  # what the caller has left of its limits
-OPENED = web.RequestKey("opened", RequestState)  # what a disconnect is decided by
+CLIENT_REQUEST_ID = web.RequestKey("client_request_id", str)  # X-Client-Request-Id
+ALLOWANCE = web.RequestKey("allowance", Allowance)  # the remainder of the caller's limits
+STATE = web.RequestKey("state", RequestState)  # decides whether a request continues after a disconnect
 STARTED = web.RequestKey("started", float)  # time.perf_counter() seconds

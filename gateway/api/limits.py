@@ -1,4 +1,4 @@
-"""GET /v1/limits: what a key and its tenant may use, and what they have used of it."""
+"""GET /v1/limits: limits and budgets of the caller's key and tenant, and their current use."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _UNUSED = RecentUsage(0, 0, 0)
 
 
 async def show_limits(request: web.Request) -> web.Response:
-    """GET /v1/limits. It counts for no limit, and tells of nobody but the caller's own key and tenant."""
+    """GET /v1/limits. The request counts against no limit."""
     caller = authenticate(request)
     defaults = request.app[DEFAULTS]
     tenant = tenant_scope(caller.policy, defaults)
@@ -36,51 +36,51 @@ async def show_limits(request: web.Request) -> web.Response:
     shows_money = _shows_money(caller)
     with request.app[READS].hold(caller.policy.tenant, caller.policy.weight):
         scopes = [one for one in (tenant, key) if one]
-        speeds, balances = await _look(request, caller.policy.tenant, scopes, shows_money)
+        usages, balances = await _read(request, caller.policy.tenant, scopes, shows_money)
     body: Json = {"object": "limits"}
     for role, name, scope in (("tenant", caller.policy.tenant, tenant), ("key", caller.key_id, key)):
-        told = body[role] = {"id": name, **_limits(scope, speeds)}
+        view = body[role] = {"id": name, **_limits(scope, usages)}
         if shows_money:
-            told["budget"] = _budget(scope, balances)
+            view["budget"] = _budget(scope, balances)
     return web.Response(body=orjson.dumps(body), content_type="application/json", headers={"Cache-Control": "no-store"})
 
 
 def _shows_money(caller: Caller) -> bool:
-    """Whether receipts of any model that the key may name do: where none tells its cost, a sum would."""
+    """Return whether receipts of any of the key's models show costs. Otherwise a budget would reveal them."""
     routes_of = caller.policy.routes_of
     return any(all(route.show_cost for _, route in routes_of[name]) for name in models_of(caller))
 
 
-async def _look(
+async def _read(
     request: web.Request, tenant: str, scopes: list[Scope], shows_money: bool
 ) -> tuple[dict[str, RecentUsage], dict[str, Balance]]:
-    """By scope what is used, and how its budget stands. Raises StoreUnavailable."""
+    """Return the recent usage and the balance of each scope, by name. Raises StoreUnavailable."""
     app = request.app
     limited = [scope for scope in scopes if scope.rpm or scope.tpm or scope.parallel]
     accounts = [Account(tenant, scope) for scope in scopes if shows_money and scope.budget is not None]
     if not limited and not accounts:
         return {}, {}
-    away = StoreUnavailable("What is used cannot be read while Redis is away. Try again.")
+    unavailable = StoreUnavailable("Usage of limits cannot be read while Redis is unavailable. Try again.")
     if not app[REDIS].up:
-        raise away
+        raise unavailable
     try:
-        speeds = await app[SPEEDS].read(tenant, limited)
+        usages = await app[SPEEDS].read(tenant, limited)
         balances = await app[BUDGETS].read(accounts)
     except (RedisError, OSError) as error:
-        # The client is not told of it: no request is to go without Redis because a look was slow.
-        raise away from error
+        # The circuit breaker of Redis ignores this error: a slow read must not affect completions.
+        raise unavailable from error
     return (
-        {scope.name: speed for scope, speed in zip(limited, speeds, strict=True)},
+        {scope.name: usage for scope, usage in zip(limited, usages, strict=True)},
         {account.scope.name: balance for account, balance in zip(accounts, balances, strict=True)},
     )
 
 
-def _limits(scope: Scope | None, speeds: dict[str, RecentUsage]) -> Json:
-    speed = speeds.get(scope.name, _UNUSED) if scope else _UNUSED
+def _limits(scope: Scope | None, usages: dict[str, RecentUsage]) -> Json:
+    usage = usages.get(scope.name, _UNUSED) if scope else _UNUSED
     return {
-        "requests_per_minute": _use(scope.rpm if scope else 0, speed.requests),
-        "tokens_per_minute": _use(scope.tpm if scope else 0, speed.tokens),
-        "parallel_requests": _use(scope.parallel if scope else 0, speed.parallel),
+        "requests_per_minute": _use(scope.rpm if scope else 0, usage.requests),
+        "tokens_per_minute": _use(scope.tpm if scope else 0, usage.tokens),
+        "parallel_requests": _use(scope.parallel if scope else 0, usage.parallel),
     }
 
 
@@ -103,5 +103,5 @@ def _budget(scope: Scope | None, balances: dict[str, Balance]) -> Json | None:
 
 
 def _text(usd: Decimal) -> str:
-    """As in receipts: without an exponent, which every reader takes."""
+    """Return an amount as receipts write it, without an exponent."""
     return f"{usd:f}"

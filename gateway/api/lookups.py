@@ -1,4 +1,4 @@
-"""What a key may ask about: the models it can use, and the receipts of its tenant."""
+"""GET /v1/models and GET /v1/receipts: the models of a key, and the receipts of its tenant."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def show_model(request: web.Request) -> web.Response:
 
 
 async def show_receipt(request: web.Request) -> web.Response:
-    """GET /v1/receipts/{id}, where the id is the x-request-id of a reply. Another tenant's is not found."""
+    """GET /v1/receipts/{id}. The id is the x-request-id of a reply. A receipt of another tenant is a 404."""
     caller = authenticate(request)
     with request.app[READS].hold(caller.policy.tenant, caller.policy.weight):
         return _json(await _receipt(request, caller))
@@ -47,22 +47,22 @@ async def _receipt(request: web.Request, caller: Caller) -> Json:
     """Return the receipt as the caller may see it. Raises NotFound and StoreUnavailable."""
     receipt_id = request.match_info["id"]
     found = None
-    if RECEIPT_ID.fullmatch(receipt_id):  # whatever else a caller sends is none of Redis' business
+    if RECEIPT_ID.fullmatch(receipt_id):
         found = await request.app[RECEIPTS].get(caller.policy.tenant, receipt_id)
     if found is None:
         raise NotFound(
-            "There is no such receipt. Its id is the x-request-id of a reply; a stream's is written when it ends.",
+            "There is no such receipt. Use the x-request-id of a reply. A stream's receipt is written at its end.",
             param="id",
         )
     receipt = Receipt.from_json(found)
-    told = receipt.as_dict(show_cost=shows_cost(caller, receipt))
+    body = receipt.as_dict(show_cost=shows_cost(caller, receipt))
     if receipt.mode == GUIDANCE:
-        told["edge"] = await request.app[EDGE_ACCOUNTS].state(receipt)
-    return told
+        body["edge"] = await request.app[EDGE_ACCOUNTS].state(receipt)
+    return body
 
 
 def shows_cost(caller: Caller, receipt: Receipt) -> bool:
-    """What the routes of that name say today, all of them: a receipt does not tell which one it was. None: nothing."""
+    """Return whether the caller may see a receipt's cost: only if all routes of that name show it."""
     routes = caller.policy.routes_of.get(receipt.route, ())
     return bool(routes) and all(route.show_cost for _, route in routes)
 

@@ -1,15 +1,15 @@
 """Divide the event loop's time between tenants: weighted fair queues of steps, a few steps in each loop iteration.
 
 A step is a part of a request that runs without awaiting anything: decoding a body, or writing an event. The event loop
-runs what is ready in the order in which it became ready. Without queues, one step of a quiet tenant waits for a step of
-each of a busy tenant's requests. Here, each tenant's steps wait in a queue of their own, and each loop iteration starts
-the next step of the tenant that had least so far.
+runs ready callbacks in order of arrival. Without queues, one step of a quiet tenant waits for a step of each of a busy
+tenant's requests. The scheduler therefore keeps a queue of steps for each tenant. Each loop iteration starts the next
+step of the tenant that had the least time so far.
 
 The queues follow start-time fair queuing (Goyal, Vin and Cheng, 1996). Each step has a cost; a tenant's pass advances
 by cost divided by weight. A tenant whose pass is not ahead of the pass of the last step goes at once.
 
-A tenant that is alone waits only where many or large steps come together. The queues cost more than they bring there:
-they part groups of requests that would share a loop iteration and an exchange with Redis.
+A tenant that is alone waits only if many or large steps arrive together. Queues cost more than they bring in this case:
+they separate requests that would share a loop iteration and an exchange with Redis.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Liveness and readiness, for whoever runs the process.
+"""Liveness and readiness probes.
 
-A dead engine or an absent Redis is `degraded`, with 200: taking a gateway out of its load balancer for it would let one
-engine unload the whole fleet. Only a process that is starting or draining is not ready. `Startup` decides when a start
-is complete: before, a student would not be known to continue an answer, and a limit might not be counted.
+A process that starts or drains is not ready. An engine or a Redis that is down is `degraded`, with status 200:
+otherwise one failed engine would remove all gateways from their load balancer. `Readiness` decides when the startup is
+complete. Before, the gateway does not know whether a student continues answers, and limits might not be counted.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from gateway.api.keys import (
     DEADLINES,
     ENGINES,
     KEYRING,
-    OWNER,
     POLICIES,
+    PROCESS_ID,
     REDIS,
     RELOADER,
     STARTUP,
@@ -39,22 +39,22 @@ if TYPE_CHECKING:
     from gateway.usage.state import WorkerStateReader
 
 _NOT_READY = frozenset({"starting", "draining"})
-_MOST_MISTAKES = 50
+_MAX_ISSUES = 50
 
 
 async def healthz(_: web.Request) -> web.Response:
-    """GET /healthz: the process lives."""
+    """GET /healthz: the process runs."""
     return web.Response(text="ok\n")
 
 
 async def readyz(request: web.Request) -> web.Response:
-    """GET /readyz: whether to send requests here, in one word."""
+    """GET /readyz: the status of the process, in one word."""
     status = status_of(request.app)
     return web.Response(text=status + "\n", status=503 if status in _NOT_READY else 200)
 
 
 async def readyz_in_detail(request: web.Request) -> web.Response:
-    """GET /readyz on the admin listener: the same, and why. It speaks for one worker and names it."""
+    """GET /readyz on the admin listener: the status of one worker, with details."""
     status = status_of(request.app)
     engines = {
         name: {
@@ -70,7 +70,7 @@ async def readyz_in_detail(request: web.Request) -> web.Response:
     body = {
         "status": status,
         "worker": request.app[WORKER],
-        "process": request.app[OWNER],
+        "process": request.app[PROCESS_ID],
         "in_flight": request.app[ADMISSION].in_flight,
         "redis": {"up": request.app[REDIS].up},
         "usage": _usage(request.app[USAGE_BOARD]),
@@ -87,7 +87,7 @@ async def readyz_in_detail(request: web.Request) -> web.Response:
 
 
 def warnings_of(app: web.Application, engine: str) -> list[str]:
-    """Return what is wrong with an engine that is up, and which routes miss its guidance too often."""
+    """Return the warnings of an engine, and the routes that miss its guidance too often."""
     return [*app[ENGINES][engine].state.warnings, *app[DEADLINES].warnings(engine)]
 
 
@@ -96,26 +96,26 @@ def _usage(board: WorkerStateReader) -> object:
 
 
 def policies_shown(policies: Policies) -> dict[str, object]:
-    """Which edition of the policies folder holds, and whether the folder is another one by now."""
+    """Return the edition of the policies in use, and the issues of a newer edition that is not used."""
     edition = policies.edition
     return {
         "version": edition.version,
         "loaded_at": datetime.fromtimestamp(edition.loaded_at, UTC).isoformat(timespec="milliseconds"),
         "files": edition.files,
         "stale": bool(policies.mistakes),
-        "error": _some(policies.mistakes),
+        "error": _first(policies.mistakes),
     }
 
 
 def config_shown(reloader: Reloader | None) -> dict[str, object]:
-    """Whether config.yaml is what the process was started with."""
+    """Return whether config.yaml changed since the start of the process."""
     edit = reloader.config if reloader is not None else ConfigEdit()
-    return {"changed": edit.changed, "needs": "a restart" if edit.changed else None, "error": _some(edit.mistakes)}
+    return {"changed": edit.changed, "needs": "a restart" if edit.changed else None, "error": _first(edit.mistakes)}
 
 
-def _some(mistakes: Sequence[str]) -> list[str]:
-    more = len(mistakes) - _MOST_MISTAKES
-    return [*mistakes[:_MOST_MISTAKES], *([f"and {more} more: gkt-gateway check names all"] if more > 0 else ())]
+def _first(issues: Sequence[str]) -> list[str]:
+    more = len(issues) - _MAX_ISSUES
+    return [*issues[:_MAX_ISSUES], *([f"and {more} more: gkt-gateway check lists all"] if more > 0 else ())]
 
 
 def _keys(ring: Keyring) -> object:
@@ -128,7 +128,7 @@ def _continuation(known: Known) -> object:
 
 
 def status_of(app: web.Application) -> str:
-    """starting, ready, degraded or draining."""
+    """Return `starting`, `ready`, `degraded` or `draining`."""
     if app[ADMISSION].draining:
         return "draining"
     if not app[STARTUP].done:

@@ -1,4 +1,4 @@
-"""When a process has started: each engine was probed, and Redis has answered after that."""
+"""Readiness of a process: every engine was probed, and Redis answered afterwards."""
 
 from __future__ import annotations
 
@@ -13,17 +13,16 @@ if TYPE_CHECKING:
 
 _FIRST_PROBES_S = 5.0
 """An engine that does not answer its first probe delays readiness by no more than this."""
-_LOOK_EVERY_S = 0.02
+_POLL_S = 0.02
 
 
 class Readiness:
-    """The start of one process.
+    """The startup of one process.
 
-    An answer of Redis from before the work of the start proves nothing: that work may have held the event loop for
-    longer than Redis may take.
+    Redis must answer after all startup work is done: that work may block the event loop for longer than Redis' timeout.
 
     Attributes:
-        done: whether requests may be sent here.
+        done: whether the process may receive requests.
     """
 
     def __init__(self, redis: RedisClient, engines: Iterable[Engine]) -> None:
@@ -32,10 +31,10 @@ class Readiness:
         self.done = False
 
     async def run(self, first_probes_s: float = _FIRST_PROBES_S) -> None:
-        """Wait until the start is complete. A Redis that is away delays it until it is back."""
+        """Wait until the startup is complete. An unavailable Redis delays it."""
         loop = asyncio.get_running_loop()
         give_up = loop.time() + first_probes_s
         while any(engine.state.up is None for engine in self._engines) and loop.time() < give_up:  # noqa: ASYNC110
-            await asyncio.sleep(_LOOK_EVERY_S)
+            await asyncio.sleep(_POLL_S)
         await self._redis.wait_answered()
         self.done = True

@@ -1,4 +1,4 @@
-"""Handlers that go on after their caller disconnected, so that the usage of an engine's reply is read."""
+"""Handlers that continue after their caller disconnected, to read the usage of the engine's reply."""
 
 from __future__ import annotations
 
@@ -6,30 +6,30 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from gateway.api.keys import DISCONNECTS, OPENED
+from gateway.api.keys import DISCONNECTS, STATE
 
 if TYPE_CHECKING:
     import asyncio
 
 
 class DetachedHandlers:
-    """Bounds these handlers in number and time.
+    """Bounds the number of such handlers and their time.
 
     Args:
-        most: handlers that may go on at once; others are cancelled.
+        limit: handlers that may continue at once. Others are cancelled.
     """
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
         self._count = 0
 
     def begin(self, request: web.BaseRequest, task: asyncio.Task[None]) -> bool:
-        """Let a request's handler go on, if its call is worth it; cancel `task` when the time is over."""
-        if self._count >= self._most or not isinstance(request, web.Request):
+        """Let a request's handler continue if its engine call is worth it, and cancel `task` after a time limit."""
+        if self._count >= self._limit or not isinstance(request, web.Request):
             return False
-        if (opened := request.get(OPENED)) is None:
+        if (state := request.get(STATE)) is None:
             return False
-        if (seconds := request.app[DISCONNECTS].read_on_s(opened.builder)) <= 0:
+        if (seconds := request.app[DISCONNECTS].read_on_s(state.builder)) <= 0:
             return False
         self._count += 1
         timer = task.get_loop().call_later(seconds, task.cancel)

@@ -1,4 +1,4 @@
-"""What the callers' listener answers."""
+"""Routes of the callers' listener."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A span for each request to the API. There only where traces are on."""
+"""Middleware that records a span for each API request. It is installed only if tracing is enabled."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ _OPERATIONS = {
 
 
 def traced(tracing: Tracing) -> Middleware:
-    """The middleware that begins and ends them. It stands within the one that renders errors, and sees them raised.
+    """Return the middleware. It runs inside the middleware that renders errors, so it sees exceptions.
 
-    A path is told as the route that it matched: what callers write in one, or in a query, stands in no span.
+    Spans contain the matched route, never the path or query of the caller.
     """
 
     @web.middleware
@@ -61,7 +61,7 @@ def traced(tracing: Tracing) -> Middleware:
                 status, failed = (None, "client_gone") if gone else (500, "internal")
                 raise
             except BaseException:
-                failed = "client_gone"  # or the process stops: then the receipt says so
+                failed = "client_gone"  # or a shutdown, which the receipt records
                 raise
             else:
                 return response

@@ -1,4 +1,4 @@
-"""GET /v1/usage: what the caller's tenant has used, and what it cost and saved."""
+"""GET /v1/usage: usage, cost and savings of the caller's tenant."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from redis.exceptions import RedisError
 
 from gateway.api.auth import authenticate
 from gateway.api.keys import USAGE
-from gateway.api.usage_query import read_ask
+from gateway.api.usage_query import read_query
 from gateway.errors import UsageUnavailable
 from gateway.usage.rests import with_pauses
 from gateway.usage.sums import OTHER
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 
 async def show_usage(request: web.Request) -> web.Response:
-    """GET /v1/usage. Of the caller's tenant, all its keys together unless they are told apart; of nobody else."""
+    """GET /v1/usage. Rows sum all keys of the caller's tenant, unless `by` names the key."""
     policy = authenticate(request).policy
     reader = request.app[USAGE]
-    ask = read_ask(request, reader.retention).for_tenant(policy.tenant)
+    query = read_query(request, reader.retention).for_tenant(policy.tenant)
     try:
         body = await reader.read(
-            ask, encoded, tenant=policy.tenant, shows_money=lambda where: shows_money(policy, where)
+            query, encoded, tenant=policy.tenant, shows_money=lambda where: shows_money(policy, where)
         )
     except (RedisError, OSError) as error:
         raise UsageUnavailable from error
@@ -36,16 +36,16 @@ async def show_usage(request: web.Request) -> web.Response:
 
 
 def encoded(usage: UsageResult) -> bytes:
-    """As JSON. Call it in a thread: there may be many rows.
+    """Return the usage as JSON. Call it in a thread: there may be many rows.
 
-    Each is encoded alone, and let go: one call for all of them would hold up every other thread meanwhile.
+    Each row is encoded by a call of its own, because a call holds the interpreter lock.
     """
     *rows, total = (orjson.dumps(one) for one in with_pauses(usage.rows_as_json()))
     return b'%b,"rows":[%b],"total":%b}\n' % (orjson.dumps(usage.header())[:-1], b",".join(rows), total)
 
 
 def shows_money(policy: TenantPolicy, where: SumDimensions) -> bool:
-    """Where receipts do: a sum would tell what they do not. Of what counts together, where those of all routes do."""
+    """Return whether a row shows costs: only if the receipts of its route do, or of all routes for a combined row."""
     routes_of = policy.routes_of
     routes = [route for _, route in routes_of.get(where.route, ())]
     if where.route == OTHER:

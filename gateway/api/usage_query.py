@@ -1,4 +1,4 @@
-"""How usage is asked for, in a query: what callers and operators may say, and what is wrong with it."""
+"""Query parameters of usage requests, and their validation."""
 
 from __future__ import annotations
 
@@ -20,34 +20,34 @@ if TYPE_CHECKING:
     from gateway.usage.sums import Retention
 
 DIMENSIONS = ("key", "route", "mode", "teacher", "student")
-"""What a tenant may tell apart."""
+"""Dimensions that a tenant may group by."""
 FILTERS = ("key", "route", "mode")
 
 PARAMETERS: dict[str, tuple[str, Json]] = {
     "since": (
-        f"Where it begins: {TIMES}. Without it 24h; with granularity minute 1h, and with day 30d.",
+        f"Start of the range: {TIMES}. The default is 24h; 1h with granularity minute, and 30d with day.",
         {"type": "string"},
     ),
-    "until": ("Before when it ends, in the same words; without it, now.", {"type": "string"}),
+    "until": ("End of the range, exclusive, in the same format. The default is now.", {"type": "string"}),
     "granularity": (
-        "One row for each of these; without it, for the whole time.",
+        "The length of a row's period. The default is one row for the whole range.",
         {"enum": ["", *get_args(Granularity)]},
     ),
     "by": (
-        f"What to tell apart, with commas between: {', '.join(DIMENSIONS)}; model is understood as route.",
+        f"Dimensions to group by, separated by commas: {', '.join(DIMENSIONS)}. `model` means route.",
         {"type": "string"},
     ),
-    **{name: (f"Only what is counted for this {name}.", {"type": "string"}) for name in ("key", "route", "model")},
-    "mode": ("Only what was answered so.", {"enum": ["", *MODES]}),
+    **{name: (f"Only usage of this {name}.", {"type": "string"}) for name in ("key", "route", "model")},
+    "mode": ("Only answers of this mode.", {"enum": ["", *MODES]}),
 }
-"""What a tenant may say, for the description of the API. What is empty is not said."""
+"""Parameters of a tenant, for the OpenAPI document. An empty value is ignored."""
 
 _ALIASES = {"model": "route"}
-# As far back as a chart of it is read at one look.
+# Ranges that fit one chart.
 _DEFAULT_SINCE: dict[Granularity | None, str] = {None: "24h", "minute": "1h", "hour": "24h", "day": "30d"}
 
 
-def read_ask(
+def read_query(
     request: web.Request,
     retention: Retention,
     *,
@@ -55,12 +55,15 @@ def read_ask(
     filters: tuple[str, ...] = FILTERS,
     more: tuple[str, ...] = (),
 ) -> UsageQuery:
-    """The question that a query asks.
+    """Return the usage query of a request.
 
     Args:
-        more: parameters that somebody else reads.
+        dimensions: allowed values of `by`.
+        filters: parameters that filter by a dimension.
+        more: parameters that the handler reads itself.
 
-    Raises InvalidRequest, which names the parameter and what it may be.
+    Raises:
+        InvalidRequest: names the parameter and its allowed values.
     """
     _only(
         request,
@@ -74,29 +77,32 @@ def read_ask(
     )
     now = time.time()
     granularity = _granularity(request.query.get("granularity", ""))
-    asked = requested_range(
+    requested = requested_range(
         request.query.get("since") or _DEFAULT_SINCE[granularity], request.query.get("until", ""), now
     )
     only = {}
     for name, value in request.query.items():
         if value and (dimension := _ALIASES.get(name, name)) in filters:
             if dimension in only:
-                raise InvalidRequest(f"'{name}' says again what '{dimension}' does: keep one of the two.", param=name)
+                raise InvalidRequest(f"'{name}' repeats the filter '{dimension}': keep one of the two.", param=name)
             only[dimension] = value
     if "mode" in only and only["mode"] not in MODES:
-        raise InvalidRequest(f"'mode' must be one of {', '.join(MODES)}.{_meant(only['mode'], MODES)}", param="mode")
+        raise InvalidRequest(
+            f"'mode' must be one of {', '.join(MODES)}.{_suggestion(only['mode'], MODES)}", param="mode"
+        )
     by = _dimensions(request.query.get("by", ""), dimensions)
-    return UsageQuery(span(asked, granularity, retention, now), granularity, by, only)
+    return UsageQuery(span(requested, granularity, retention, now), granularity, by, only)
 
 
 def _only(request: web.Request, *known: str) -> None:
     for name in request.query:
         if name not in known:
             raise InvalidRequest(
-                f"'{name}': unknown parameter; known here: {', '.join(known)}.{_meant(name, known)}", param=name
+                f"'{name}': unknown parameter; known parameters: {', '.join(known)}.{_suggestion(name, known)}",
+                param=name,
             )
         if len(request.query.getall(name)) > 1:
-            raise InvalidRequest(f"'{name}' stands there twice: say it once.", param=name)
+            raise InvalidRequest(f"'{name}' occurs twice: send it once.", param=name)
 
 
 def _granularity(text: str) -> Granularity | None:
@@ -107,20 +113,20 @@ def _granularity(text: str) -> Granularity | None:
         if text == one:
             return one
     raise InvalidRequest(
-        f"'granularity' must be one of {', '.join(known)}, or be left out, for the whole time in one."
-        f"{_meant(text, known)}",
+        f"'granularity' must be one of {', '.join(known)}, or absent for one row of the whole range."
+        f"{_suggestion(text, known)}",
         param="granularity",
     )
 
 
 def _dimensions(text: str, known: tuple[str, ...]) -> tuple[str, ...]:
     found: list[str] = []
-    for said in text.split(",") if text else ():
-        name = _ALIASES.get(said.strip(), said.strip())
+    for part in map(str.strip, text.split(",") if text else ()):
+        name = _ALIASES.get(part, part)
         if name not in known:
             raise InvalidRequest(
-                f"'by': there is no dimension '{said.strip()[:64]}' here. Known are {', '.join(known)}; model is "
-                f"understood as route.{_meant(said.strip(), known)}",
+                f"'by': unknown dimension '{part[:64]}'. Known dimensions: {', '.join(known)}. `model` means "
+                f"route.{_suggestion(part, known)}",
                 param="by",
             )
         if name in found:
@@ -129,6 +135,6 @@ def _dimensions(text: str, known: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _meant(said: str, known: Iterable[str]) -> str:
-    close = nearest(said, known)
-    return f" Did you mean '{close}'?" if close and close != said else ""
+def _suggestion(name: str, known: Iterable[str]) -> str:
+    close = nearest(name, known)
+    return f" Did you mean '{close}'?" if close and close != name else ""

@@ -96,7 +96,7 @@ async def serve(
         public_address = parts.admin[keys.CALLERS_LISTENER]
         public_address.host, public_address.port = public.addresses[0][:2]
         asyncio.get_running_loop().set_exception_handler(log_loop_exception)
-        announce(GatewayAddresses(_url(public), _url(admin), parts.admin[keys.OWNER]))
+        announce(GatewayAddresses(_url(public), _url(admin), parts.admin[keys.PROCESS_ID]))
         await stop.wait()
 
         log.info("draining", in_flight=parts.admission.in_flight)

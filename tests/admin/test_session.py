@@ -160,7 +160,7 @@ async def test_a_cookie_is_not_made_anew_at_every_request() -> None:
 
 def cookie_of(sessions: Sessions) -> str:
     response = web.Response()
-    sessions.hand_out(make_mocked_request("GET", "/"), response, sessions.begin())
+    sessions.set_cookie(make_mocked_request("GET", "/"), response, sessions.begin())
     return response.cookies[sessions.cookie].value
 
 
@@ -266,7 +266,7 @@ async def test_a_copy_of_a_cookie_ends_with_its_session_in_every_process_and_no_
         here.up = False
         async with client.delete("/session", headers={**HERE, "Cookie": copies[2]}) as reply:
             assert reply.status == 503
-            assert "Redis is away" in (await reply.json())["error"]["message"]
+            assert "Redis is unavailable" in (await reply.json())["error"]["message"]
             assert reply.cookies[name].value == ""
         assert [await of_each(process) for process in (client, replica)] == [[401, 401, 401], [401, 401, 200]]
     await here.close()
@@ -289,7 +289,7 @@ async def test_a_proxys_own_password_does_not_hide_the_session_behind_it() -> No
 
 
 async def test_few_may_guess_at_a_time_and_that_shuts_out_nobody_who_has_the_key() -> None:
-    attempts = LoginThrottle(pause_s=30.0, most=8, most_each=2)
+    attempts = LoginThrottle(pause_s=30.0, max_waiting=8, max_per_address=2)
     async with listener(Clock(), attempts=attempts) as client:
 
         async def guess(key: str) -> int:

@@ -192,7 +192,7 @@ async def test_without_redis_it_is_said_that_nobody_knows(tmp_path: Path) -> Non
             for _ in range(2):
                 away = limits(process)
                 assert (away.status_code, away.headers["x-should-retry"]) == (503, "true")
-                assert "while Redis is away" in away.json()["error"]["message"]
+                assert "while Redis is unavailable" in away.json()["error"]["message"]
             assert limits(process, OTHER_KEY).status_code == 200
             answers = operator(process, "GET", "/budgets"), operator(process, "POST", "/budgets/acme/raise", {"usd": 5})
             assert [answer.status_code for answer in answers] == [503, 503]

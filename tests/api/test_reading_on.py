@@ -36,7 +36,7 @@ class Stage:
         return self.seconds
 
     async def handle(self, request: web.Request) -> web.Response:
-        request[keys.OPENED] = RequestState()
+        request[keys.STATE] = RequestState()
         self.begun += 1
         try:
             await self.released.wait()

@@ -29,7 +29,7 @@ async def test_a_wrong_key_is_told_and_the_right_one_leads_to_where_one_wanted_t
         assert await accessible(page) == []
         await shoot(page, "login")
         await log_in(page, "certainly-not-the-admin-key")
-        await expect(page.get_by_role("status")).to_contain_text("This is not the admin key")
+        await expect(page.get_by_role("status")).to_contain_text("The admin key is wrong")
         assert await accessible(page) == []
         await log_in(page)
         await expect(page).to_have_url(f"{pages.admin_url}/playground")

@@ -80,11 +80,11 @@ def test_budgets_are_listed_and_raised(gateway: GatewayProcess) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["raise", "acmee", "--usd", "5"], "No policy file is of tenant 'acmee'. Did you mean 'acme'?"),
+        (["raise", "acmee", "--usd", "5"], "No policy file defines tenant 'acmee'. Did you mean 'acme'?"),
         (["raise", "globex", "--usd", "5"], "Tenant 'globex' has no budget to raise."),
-        (["raise", "acme", "--key", "a/../b", "--usd", "5"], "no key 'a/../b' that holds"),
+        (["raise", "acme", "--key", "a/../b", "--usd", "5"], "no valid key 'a/../b'"),
         (["raise", "acme", "--usd", "5", "--for", "1w"], "'for': must be a duration"),
-        (["raise", "acme", "--usd", "5", "--for", "1d", "--until", "2099-01-01"], "'for' says it already"),
+        (["raise", "acme", "--usd", "5", "--for", "1d", "--until", "2099-01-01"], "'for' sets the end too"),
     ],
 )
 def test_what_the_gateway_refuses_is_said_in_its_words(

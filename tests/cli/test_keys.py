@@ -106,13 +106,13 @@ def test_a_key_is_made_listed_rotated_and_revoked(gateway: GatewayProcess) -> No
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["create", "-t", "acmee", "--id", "x"], "no policy file is of tenant 'acmee'. Did you mean 'acme'?"),
+        (["create", "-t", "acmee", "--id", "x"], "no policy file defines tenant 'acmee'. Did you mean 'acme'?"),
         (["create", "-t", "acme", "--id", "only"], "The policy file of tenant 'acme' has a key 'only'"),
         (["create", "-t", "acme", "--id", "x", "--models", "chat-studnt"], "Did you mean 'chat-student'?"),
         (["create", "-t", "acme", "--id", "x", "--expires", "soon"], "'expires': must be a date like 2027-06-30"),
         (["revoke", "nope", "-t", "acme"], "Tenant 'acme' has no key 'nope'."),
         (["revoke", "a/../b", "-t", "acme"], "has no key 'a/../b'"),
-        (["rotate", "only", "-t", "acme"], "stands in the policy file of tenant 'acme'"),
+        (["rotate", "only", "-t", "acme"], "is defined in the policy file of tenant 'acme'"),
         (["rotate", "only", "-t", "acme", "--grace", "1y"], "'grace': must be a duration"),
     ],
 )
@@ -128,7 +128,7 @@ def test_what_the_gateway_refuses_is_said_in_its_words(
 def test_a_wrong_admin_key_is_told_and_not_repeated(gateway: GatewayProcess) -> None:
     done = run("list", "--url", gateway.admin_url, GKT_ADMIN_KEY="another-key-of-somebody")
     assert done.returncode == 1
-    assert "This is not the admin key" in done.stderr
+    assert "The admin key is wrong" in done.stderr
     assert "another-key" not in done.stderr
     callers = run("list", "--url", gateway.url)
     assert "not the admin listener of a gateway" in callers.stderr

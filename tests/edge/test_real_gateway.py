@@ -120,7 +120,9 @@ async def test_a_route_without_guidance_and_an_old_client_are_told_what_to_do(
                 await edge.complete({**ASKED, "model": STUDENT_ONLY["model"]})
         monkeypatch.setattr(link, "EDGE_VERSION", 0)
         async with device(gateway.url, student.url, tmp_path) as edge:
-            with pytest.raises(VersionRefused, match="version 0 of the edge protocol, and this gateway version 1"):
+            with pytest.raises(
+                VersionRefused, match="version 0 of the edge protocol, and this gateway supports version 1"
+            ):
                 await edge.complete(ASKED)
     assert refused.value.code == "route_without_guidance"
 
