@@ -44,7 +44,7 @@ from gateway.api.openapi.document import document
 from gateway.api.readiness import Readiness
 from gateway.api.routes import ROUTES
 from gateway.batching.batcher import Batcher
-from gateway.batching.flights import SingleFlight
+from gateway.batching.single_flight import SingleFlight
 from gateway.engines.build import build
 from gateway.engines.guard import show_calls
 from gateway.engines.retry_budget import RetryBudgets
@@ -142,10 +142,10 @@ async def gateway(
         metrics = Metrics(worker, settings.metrics.max_tenants)
         tasks = BackgroundTasks()
         policies = Policies(book, watched.files.edition() if watched is not None else None)
-        name_series(metrics, policies.book)
+        name_series(metrics, policies.policy_set)
         policies.on_change(partial(name_series, metrics))
         init_engine_series(metrics, (model.name for model in settings.models))
-        set_deadlines(metrics, policies.book)
+        set_deadlines(metrics, policies.policy_set)
         policies.on_change(partial(set_deadlines, metrics))
         redis_keys = RedisKeys(settings.redis.prefix)
         redis = RedisClient(redis_url, timeout_s=settings.redis.timeout_s, metrics=metrics)
@@ -164,7 +164,7 @@ async def gateway(
         batcher = Batcher(
             redis,
             redis_keys,
-            owner=owner,
+            process_id=owner,
             limits={model.name: limits_of(model, engines[model.name], lease_of) for model in settings.models},
             on_failure="reject" if settings.redis.on_failure == "reject" else "degrade",
             metrics=metrics,

@@ -85,15 +85,15 @@ def set_deadlines(metrics: Metrics, book: PolicySet) -> None:
     shortest: dict[str, float] = {}
     for policy in book.policies:
         for route in policy.routes:
-            if route.teacher is not None and policy.most_guidance_tokens(route):
-                deadline_s = route.guidance.longest_deadline_s
+            if route.teacher is not None and policy.max_guidance_tokens(route):
+                deadline_s = route.guidance.max_deadline_s
                 shortest[route.teacher] = min(deadline_s, shortest.get(route.teacher, deadline_s))
     metrics.set_deadlines(shortest)
 
 
 def when_role_changes(engines: Iterable[str], policies: Policies) -> dict[str, asyncio.Event]:
     """For each engine what is set when an edit makes it one that only embeds, or no longer: it is to be probed anew."""
-    embeds = {name: policies.book.only_embeds(name) for name in engines}
+    embeds = {name: policies.policy_set.only_embeds(name) for name in engines}
     changed = {name: asyncio.Event() for name in embeds}
 
     def look(book: PolicySet) -> None:
@@ -128,10 +128,10 @@ def leases_of(lease_s: float, policies: Policies) -> Callable[[str], float]:
         for policy in book.policies:
             for route in policy.routes:
                 if route.teacher is not None:
-                    found[route.teacher] = max(found.get(route.teacher, lease_s), route.guidance.longest_deadline_s)
+                    found[route.teacher] = max(found.get(route.teacher, lease_s), route.guidance.max_deadline_s)
         return found
 
-    leases = longest(policies.book)
+    leases = longest(policies.policy_set)
 
     def changed(book: PolicySet) -> None:
         nonlocal leases

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from gateway.accounting.calls import EngineCall
     from gateway.accounting.receipt import EngineShare
-    from gateway.policy.resolve import Plan
+    from gateway.policy.plan import Plan
     from gateway.pricing import Price
 
 Basis: TypeAlias = Literal["engine", "tokenizer", "estimate"]

@@ -71,7 +71,7 @@ class BudgetMonitor:
     async def read_budgets(self) -> dict[str, BudgetFigures]:
         """Return the budgets by tenant. Raises RedisError and OSError."""
         found = {}
-        policies = self._policies.book.policies
+        policies = self._policies.policy_set.policies
         for start in range(0, len(policies), _BATCH):
             accounts = self._accounts(policies[start : start + _BATCH])
             for account, balance in await self._read(accounts):

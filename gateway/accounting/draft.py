@@ -25,7 +25,7 @@ from gateway.accounting.savings import apply_class, measure, savings_class, with
 from gateway.accounting.shares import share_call, usage_error
 from gateway.accounting.verdict import Allowance
 from gateway.accounting.worst_case import MaxCost
-from gateway.policy.resolve import Plan
+from gateway.policy.plan import Plan
 from gateway.pricing import total_usd
 from gateway.protocol.body import CallerRequest, Json
 from gateway.protocol.text import TextRequest

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from gateway.accounting.draft import ReceiptBuilder
     from gateway.accounting.scopes import Scope
     from gateway.accounting.worst_case import MaxCost
-    from gateway.policy.resolve import Plan
+    from gateway.policy.plan import Plan
 
 ABANDONED = "abandoned"
 

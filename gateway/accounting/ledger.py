@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from gateway.accounting.spans import ReceiptSpans
     from gateway.accounting.store import Admitted, ReceiptStore
     from gateway.config.limits import OnRedisFailure
-    from gateway.policy.resolve import Plan
+    from gateway.policy.plan import Plan
     from gateway.pricing import Price
     from gateway.protocol.body import CallerRequest
     from gateway.runtime.tasks import BackgroundTasks

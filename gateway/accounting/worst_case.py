@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from gateway.accounting.max_output import MaxOutputOf
-    from gateway.policy.resolve import GuidancePlan, Plan
+    from gateway.policy.plan import GuidancePlan, Plan
     from gateway.pricing import Price
     from gateway.protocol.body import CallerRequest
 
@@ -95,7 +95,7 @@ def worst_case(
     bounds: dict[tuple[Role, str], CallBound] = {}
     guidance_read = teacher_tokens = 0
     if guidance is not None:
-        added, max_guidance = added_bytes(guidance.projection, request), guidance.asked_tokens
+        added, max_guidance = added_bytes(guidance.projection, request), guidance.requested_tokens
         bounds["guidance", guidance.teacher] = bound = CallBound(read + added, max_guidance)
         teacher = _share(guidance.teacher, bound, prices)
         teacher_tokens = likely_read + added // _BYTES_PER_TOKEN + max_guidance

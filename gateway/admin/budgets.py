@@ -90,7 +90,7 @@ async def _listed(request: web.Request, tenant: str | None) -> web.Response:
     ring = request.app[KEYRING]
     page, following = await asyncio.to_thread(
         page_of,
-        owners(request.app[POLICIES].book.policies, list(ring.all()), ring.now()),
+        owners(request.app[POLICIES].policy_set.policies, list(ring.all()), ring.now()),
         request.app[DEFAULTS],
         tenant=tenant,
         after=request.query.get("after", ""),
@@ -175,7 +175,7 @@ async def _existing(request: web.Request) -> tuple[BudgetOwner, Account]:
 
 def _policy(request: web.Request) -> TenantPolicy:
     """Return the policy of the tenant that the path names. Raises NotFound."""
-    tenant, book = request.match_info["tenant"], request.app[POLICIES].book
+    tenant, book = request.match_info["tenant"], request.app[POLICIES].policy_set
     policy = book.policy_of(tenant)
     if policy is None:
         close = suggestion(tenant, [one.tenant for one in book.policies])

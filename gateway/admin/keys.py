@@ -33,9 +33,9 @@ _PAGE = 500
 async def create_key(request: web.Request) -> web.Response:
     """POST /keys: create a key. Only this reply contains it; Redis stores its hash."""
     actor, new = actor_of(request), await read_shape(request, NewKey)
-    policy = request.app[POLICIES].book.policy_of(new.tenant)
+    policy = request.app[POLICIES].policy_set.policy_of(new.tenant)
     if policy is None:
-        known = [one.tenant for one in request.app[POLICIES].book.policies]
+        known = [one.tenant for one in request.app[POLICIES].policy_set.policies]
         raise InvalidRequest(f"'tenant': no policy file defines tenant '{new.tenant}'.{suggestion(new.tenant, known)}",
                              param="tenant")  # fmt: skip
     if any(key.id == new.id for key in policy.keys):
@@ -66,7 +66,7 @@ async def list_keys(request: web.Request) -> web.Response:
     page, following = await asyncio.to_thread(
         listed,
         list(ring.all()),
-        request.app[POLICIES].book.policies,
+        request.app[POLICIES].policy_set.policies,
         tenant=request.query.get("tenant"),
         after=request.query.get("after", ""),
         limit=limit,
@@ -116,7 +116,7 @@ async def _existing(request: web.Request) -> HeldKey:
     found = ring.by_id(tenant, key_id)
     if found is not None:
         return found
-    policy = request.app[POLICIES].book.policy_of(tenant)
+    policy = request.app[POLICIES].policy_set.policy_of(tenant)
     if policy is not None and any(key.id == key_id for key in policy.keys):
         raise Conflict(f"Key '{key_id}' is defined in the policy file of tenant '{tenant}': change it there.")
     close = suggestion(key_id, [key.id for key in ring.all() if key.tenant == tenant])

@@ -118,7 +118,7 @@ async def show_overview(request: web.Request) -> web.Response:
             "usage": {"answered": sums["live"] is not None},
             **sums,
             "max_batch_size": max(
-                (app[OVERVIEW].max_batch.get(name, 0) for name in app[POLICIES].book.teachers()), default=None
+                (app[OVERVIEW].max_batch.get(name, 0) for name in app[POLICIES].policy_set.teachers()), default=None
             ),
             "engines": [
                 {
@@ -143,7 +143,7 @@ async def show_policies(request: web.Request) -> web.Response:
     policies = request.app[POLICIES]
     body = policies_shown(policies) | {
         "object": "policies",
-        "data": [_policy(one) for one in policies.book.policies],
+        "data": [_policy(one) for one in policies.policy_set.policies],
     }
     return json_reply(body)
 

@@ -64,7 +64,7 @@ async def show_options(request: web.Request) -> web.Response:
     app = request.app
     engines = [engine_shown(one) for one in app[ENGINES].values()]
     # In a thread: there may be thousands of routes. A policy set is immutable.
-    shown = await asyncio.to_thread(options_shown, app[POLICIES].book, engines, _base_url(request))
+    shown = await asyncio.to_thread(options_shown, app[POLICIES].policy_set, engines, _base_url(request))
     return json_reply(shown)
 
 
@@ -79,7 +79,7 @@ async def run_playground(request: web.Request) -> web.StreamResponse:
         int(time.time()),
         request[STARTED],
         NO_HEADERS,
-        route_override=run.route_override(request.app[POLICIES].book.projections),
+        route_override=run.route_override(request.app[POLICIES].policy_set.projections),
     )
     parts = request.app[COMPLETIONS].stream(context, chat, MarkedRelay)
     with reads(request) as reading, _Presence(request):
@@ -114,7 +114,7 @@ async def _found(request: web.Request, tenant: str, receipt_id: str) -> bytes | 
 
 
 def _policy(request: web.Request, run: PlaygroundRun) -> TenantPolicy:
-    book = request.app[POLICIES].book
+    book = request.app[POLICIES].policy_set
     policy = book.policy_of(run.tenant)
     if policy is None:
         names = [one.tenant for one in book.policies]

@@ -14,7 +14,7 @@ from gateway.errors import InvalidRequest
 from gateway.policy.length_rules import Tokens
 from gateway.policy.overrides import RouteOverride
 from gateway.policy.projections import PROJECTIONS, Placement
-from gateway.policy.schema import AskedMode, Label
+from gateway.policy.schema import Label, OverrideMode
 from gateway.protocol.body import MAX_TOKENS
 from gateway.protocol.chat import ChatRequest, parse_chat
 
@@ -40,7 +40,7 @@ class PlaygroundRun(StrictModel):
 
     tenant: Label
     model: Name
-    mode: AskedMode
+    mode: OverrideMode
     system: str | None = None
     messages: Annotated[tuple[dict[str, Any], ...], Field(min_length=1)] | None = None
     prompt: str | None = Field(None, validate_default=True)

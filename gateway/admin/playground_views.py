@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from gateway.policy.overrides import modes_of
 from gateway.policy.projections import Placement
-from gateway.policy.schema import MAX_GUIDANCE_TOKENS, AskedMode
+from gateway.policy.schema import MAX_GUIDANCE_TOKENS, OverrideMode
 
 if TYPE_CHECKING:
     from gateway.engines.guard import GuardedEngine
     from gateway.policy.book import PolicySet
     from gateway.policy.schema import GuidanceRule, Route, TenantPolicy
 
-MODES: tuple[AskedMode, ...] = get_args(AskedMode)
+MODES: tuple[OverrideMode, ...] = get_args(OverrideMode)
 
 
 def options_shown(book: PolicySet, engines: list[dict[str, Any]], base_url: str) -> dict[str, Any]:

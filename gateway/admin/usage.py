@@ -66,7 +66,7 @@ async def list_receipts(request: web.Request) -> web.Response:
 
 def _check_tenant(request: web.Request, tenant: str | None) -> None:
     """Raise NotFound if an empty result is due to a tenant that does not exist."""
-    book = request.app[POLICIES].book
+    book = request.app[POLICIES].policy_set
     if tenant is not None and book.policy_of(tenant) is None:
         close = suggestion(tenant, [one.tenant for one in book.policies])
         raise NotFound(f"No policy file defines tenant '{tenant[:64]}', and it has no usage.{close}", param="tenant")

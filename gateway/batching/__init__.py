@@ -1,10 +1,11 @@
-"""Batches of guidance over the whole fleet: tickets and permits.
+"""Batches of teacher calls over the whole fleet: tickets and permits.
 
-Redis coordinates; it carries no prompt. A request that needs the teacher leaves a ticket; one script, run by whoever
-has news, decides for all processes whether a batch opens and grants permits; each owner then fires its own calls at
-once, and the teacher's continuous batching does the rest. Identical requests share one call, and greedy guidance is
-kept for later ones.
+Redis coordinates the processes and carries no prompt. A request that needs the teacher enqueues a ticket. Any process
+with an update runs one script, which opens batches and grants permits for all processes. Each process then sends its
+own calls at once, and the teacher batches them continuously. Identical requests share one call, and greedy guidance is
+cached for later requests.
 
-`window.py` is the rule by which a batch opens, `board.py` the queue with its fair shares, permits and flights,
-`board.lua` the same in Redis, `batcher.py` what a request awaits, `flights.py` how requests share a call.
+`window.py` decides when a batch opens. `scheduler.py` has the queue with fair shares, permits and shared calls, and
+`scheduler.lua` implements the same rules in Redis. `teacher_queue.py` exchanges updates for decisions, `batcher.py`
+holds the queues of all teachers, and `single_flight.py` shares one call among identical requests.
 """

@@ -1,9 +1,9 @@
-"""What a process remembers of its fleet, and so how many calls it may have in flight while Redis is away.
+"""Fleet size seen by one process, and its share of the teacher's calls while Redis is unavailable.
 
-Each process has an even share of what the teacher takes, those of other versions included. But right after Redis went
-the others may have more than theirs: all that this process had not, since what they were given in that moment it cannot
-know. Those calls end by their deadlines. So for as long as the longest deadline of late a process has no more calls
-than it had when Redis went, nor than its share; then all have their shares.
+Each process has an equal share of the teacher's limit; processes of other versions count too. Right after Redis
+becomes unavailable, other processes may hold more than their shares: all permits that this process does not hold. Their
+calls end by their deadlines. Until the longest recent deadline has passed, a process therefore has no more calls than
+it had when Redis became unavailable, and no more than its share. After that, each process uses its full share.
 """
 
 from __future__ import annotations
@@ -12,73 +12,72 @@ import math
 from collections import deque
 
 
-class _Most:
-    """The largest number seen of late. Kept are only those that no later one surpassed, so the first is the largest."""
+class _RecentMaximum:
+    """The largest recent sample. Samples that a later one surpassed are dropped, so the first is the largest."""
 
     def __init__(self) -> None:
-        self.seen: deque[tuple[float, float]] = deque()
+        self.samples: deque[tuple[float, float]] = deque()  # time, value
 
-    def see(self, number: float, keep_s: float, now: float) -> None:
-        while self.seen and self.seen[-1][1] <= number:
-            self.seen.pop()
-        self.seen.append((now, number))
-        while self.seen[0][0] < now - keep_s:
-            self.seen.popleft()
+    def add(self, value: float, keep_s: float, now: float) -> None:
+        while self.samples and self.samples[-1][1] <= value:
+            self.samples.pop()
+        self.samples.append((now, value))
+        while self.samples[0][0] < now - keep_s:
+            self.samples.popleft()
 
-    def largest(self, otherwise: float) -> float:
-        return self.seen[0][1] if self.seen else otherwise
+    def maximum(self, default: float) -> float:
+        return self.samples[0][1] if self.samples else default
 
 
 class Membership:
-    """Times are seconds on one clock, handed in as `now`."""
+    """The fleet as one process knows it. Times are seconds on one clock, passed as `now`."""
 
     def __init__(self) -> None:
-        self._fleets = _Most()
-        self._besides = _Most()
-        self._deadlines = _Most()
-        self._alone_since: float | None = None
+        self._fleet_sizes = _RecentMaximum()
+        self._other_layouts = _RecentMaximum()
+        self._deadlines = _RecentMaximum()
+        self._outage_since: float | None = None
         self._held = 0
         self.joined_s = math.inf
-        """When Redis first answered. The others learn of this process within a heartbeat."""
+        """Time of the first reply from Redis. Other processes learn of this one within a heartbeat."""
 
     @property
-    def fleet(self) -> int:
-        """The most processes that the fleet had within the last lease in which Redis was there.
+    def fleet_size(self) -> int:
+        """Return the largest fleet size of the last lease in which Redis was available.
 
-        Right after Redis began anew it knows few of them, and one that is not heard of may be alive until its lease
-        is over.
+        After Redis restarts empty it knows few processes, but a missing process may live until its lease expires.
         """
-        return int(self._fleets.largest(1))
+        return int(self._fleet_sizes.maximum(1))
 
     @property
-    def all(self) -> int:
-        """The same, and the processes of versions that have a board of their own."""
-        return self.fleet + int(self._besides.largest(0))
+    def processes(self) -> int:
+        """Return `fleet_size` plus the processes of versions that have their own scheduler."""
+        return self.fleet_size + int(self._other_layouts.maximum(0))
 
-    def saw(self, fleet: int, lease_s: float, now: float, beside: int = 0) -> None:
-        """Redis told how many processes there are, and how many of them have another board."""
+    def record_fleet(self, fleet_size: int, lease_s: float, now: float, other_layout_processes: int = 0) -> None:
+        """Record the process counts of a reply from Redis."""
         self.joined_s = min(self.joined_s, now)
-        if self._alone_since is not None:
-            # While it was away, nothing was forgotten.
-            self._fleets.seen = deque([(now, self.fleet)])
-            self._besides.seen = deque([(now, self.all - self.fleet)])
-            self._alone_since = None
-        self._fleets.see(fleet, lease_s, now)
-        self._besides.see(beside, lease_s, now)
+        if self._outage_since is not None:
+            # The counts did not expire during the outage.
+            self._fleet_sizes.samples = deque([(now, self.fleet_size)])
+            self._other_layouts.samples = deque([(now, self.processes - self.fleet_size)])
+            self._outage_since = None
+        self._fleet_sizes.add(fleet_size, lease_s, now)
+        self._other_layouts.add(other_layout_processes, lease_s, now)
 
-    def asked(self, deadline_s: float, lease_s: float, now: float) -> None:
-        """Somebody wants a call to end within so long; others may want the same of other processes."""
-        self._deadlines.see(deadline_s, lease_s, now)
+    def record_deadline(self, deadline_s: float, lease_s: float, now: float) -> None:
+        """Record a request's deadline; other processes may have requests with the same deadline."""
+        self._deadlines.add(deadline_s, lease_s, now)
 
-    def go_alone(self, held: int, now: float) -> None:
-        """Redis is away; `held` permits of this process are in use."""
-        self._alone_since, self._held = now, held
+    def record_outage(self, held: int, now: float) -> None:
+        """Record that Redis is unavailable while this process holds `held` permits."""
+        self._outage_since, self._held = now, held
 
-    def share(self, cap: int, lease_s: float, now: float) -> int:
-        """How many of the `cap` calls in flight this process may have while it is alone."""
-        share = cap // self.all
-        if self.all > 1 and self._alone_since is not None:
-            longest_s = min(lease_s, self._deadlines.largest(lease_s))
-            if now < self._alone_since + longest_s:
+    def share(self, max_in_flight: int, lease_s: float, now: float) -> int:
+        """Return how many of the teacher's calls this process may have in flight without Redis."""
+        share = max_in_flight // self.processes
+        if self.processes > 1 and self._outage_since is not None:
+            longest_s = min(lease_s, self._deadlines.maximum(lease_s))
+            if now < self._outage_since + longest_s:
                 return min(share, self._held)
         return share

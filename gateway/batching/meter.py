@@ -1,4 +1,4 @@
-"""What the metrics say of one teacher's queue."""
+"""Metrics of one teacher's queue."""
 
 from __future__ import annotations
 
@@ -9,36 +9,38 @@ if TYPE_CHECKING:
     from gateway.telemetry.metrics import Metrics
 
 
-End = Literal["expired", "withdrawn", "refused", "unreadable", "reclaimed"]
+TicketEnd = Literal["expired", "withdrawn", "refused", "unreadable", "reclaimed"]
 
 
 class ThroughputMeter:
+    """Update the metrics of one teacher's queue."""
+
     def __init__(self, metrics: Metrics, teacher: str) -> None:
         self._metrics = metrics
         self._teacher = teacher
-        for end in get_args(End):
-            # Told from the start: Prometheus sees no growth in a series that appears.
+        for end in get_args(TicketEnd):
+            # Create each series at start: Prometheus sees no increase in a series that appears later.
             metrics.tickets.labels(teacher, end)
 
-    def ended(self, end: End, many: int = 1) -> None:
-        """Tickets that ended without a turn."""
-        self._metrics.tickets.labels(self._teacher, end).inc(many)
+    def count_ended(self, end: TicketEnd, count: int = 1) -> None:
+        """Count tickets that ended without a permit."""
+        self._metrics.tickets.labels(self._teacher, end).inc(count)
 
-    def count(self, decision: SchedulerDecision, limits: TeacherLimits) -> None:
-        """What one exchange did, and the window it went by: the next one may go by another."""
+    def record(self, decision: SchedulerDecision, limits: TeacherLimits) -> None:
+        """Record the batches, ended tickets and window of one exchange."""
         metrics, teacher = self._metrics, self._teacher
         for size in decision.opened:
             metrics.batch_size.labels(teacher).observe(size)
             metrics.batch_fill.labels(teacher).observe(size / min(limits.max_size, limits.max_in_flight))
         if decision.reclaimed:
-            self.ended("reclaimed", decision.reclaimed)
-        if decision.broken:
-            self.ended("unreadable", decision.broken)
+            self.count_ended("reclaimed", decision.reclaimed)
+        if decision.unreadable:
+            self.count_ended("unreadable", decision.unreadable)
         if decision.window_s is not None:
             metrics.batch_window.labels(teacher).set(decision.window_s)
 
-    def show(self, decision: SchedulerDecision, limits: TeacherLimits, *, oldest_s: float) -> None:
-        """How things stand, once a heartbeat; `oldest_s` is the age of this process's oldest ticket."""
+    def set_gauges(self, decision: SchedulerDecision, limits: TeacherLimits, *, oldest_s: float) -> None:
+        """Set the gauges, once per heartbeat; `oldest_s` is the age of this process's oldest waiting ticket."""
         metrics, teacher = self._metrics, self._teacher
         metrics.queue_depth.labels(teacher).set(decision.waiting)
         metrics.queue_age.labels(teacher).set(oldest_s)

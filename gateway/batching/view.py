@@ -1,4 +1,4 @@
-"""What an operator sees of one teacher's queue: of the whole fleet, or, while Redis is away, of one process."""
+"""The state of one teacher's queue for operators: of the whole fleet, or of one process while Redis is unavailable."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import TYPE_CHECKING, NamedTuple
 
-from gateway.batching.board import stride
+from gateway.batching.scheduler import stride
 from gateway.batching.window import SECOND, EventRate
 
 if TYPE_CHECKING:
@@ -16,31 +16,31 @@ if TYPE_CHECKING:
 
     from redis.asyncio import Redis
 
+    from gateway.batching.permit_waiter import PermitWaiter
     from gateway.batching.ticket import TeacherLimits
-    from gateway.batching.turn import PermitWaiter
     from gateway.redis.keys import RedisKeys
 
 SCRIPT = files("gateway.batching").joinpath("view.lua").read_text()
 
-# Redis serves nobody else while it looks, so it looks at no more than this.
-MOST_TENANTS_FOUND = 100
-MOST_TENANTS = 50
-MOST_PERMITS = 256
-MOST_PROCESSES = 100
-_MOST_LINE_BYTES = 512
+# Redis serves no other command during the scan, so the scan is bounded.
+MAX_TENANTS_SCANNED = 100
+MAX_TENANTS = 50
+MAX_PERMITS = 256
+MAX_PROCESSES = 100
+_MAX_LINE_BYTES = 512
 _STATE = ("batches", "cache_bytes", "a_start", "a_before", "a_current", "g_start", "g_before", "g_current")
-# `board.lua` says how a ticket is kept: layout, letter, process, tenant, stride, five more numbers, work, the rest.
+# `scheduler.lua` stores a ticket as: layout, letter, process, tenant, stride, five more numbers, key, payload.
 _LINE = re.compile(r"\d{1,9}\|([WFGS])\|([^|]*)\|([^|]*)\|(\d{1,18})\|(?:\d+\|){5}[^|]*\|.*", re.DOTALL | re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
 class TenantView:
-    """What one tenant has of the teacher.
+    """One tenant's use of the teacher.
 
     Attributes:
-        in_flight: None where too many calls are in flight to tell whose they are.
-        weight: as its first ticket says; None when that cannot be read.
-        share: its part of the permits while all that wait now go on waiting; None when that is not known.
+        in_flight: None if too many calls are in flight to assign them to tenants.
+        weight: the weight of its first ticket; None if that cannot be decoded.
+        share: its part of the permits while the same tenants wait; None if unknown.
     """
 
     tenant: str
@@ -71,22 +71,23 @@ class CacheView:
 
 @dataclass(frozen=True, slots=True)
 class QueueView:
-    """One teacher. What only the fleet's board knows is None while `alone`.
+    """The queue of one teacher. Figures that only the fleet's scheduler has are None while `alone`.
 
     Attributes:
-        alone: Redis is away, and this is what one process knows of itself; `why` says what is the matter.
-        oldest_wait_s: of the tickets in the queue; None when none waits.
-        cap: permits, over the fleet; while alone, this process's share.
-        followers: tickets that wait for another one's guidance, and take no permit.
-        tenants: those with most waiting first, then those that only have calls in flight.
-        more_tenants: tenants that wait and are not in the list; their tickets are `more_waiting`.
-        complete: every tenant that waits was looked at. If not, `more_tenants` is at most as many, and an older ticket
-            may wait than `oldest_wait_s` says.
-        processes: the last heard of first; one that is gone stands here until another one sees its lease lapsed.
-            `more_processes` are not in the list.
-        batches: opened so far.
-        arrivals_per_s: tickets that came into the queue; `grants_per_s`, permits given; both of the last second.
-        unreadable: what was seen on the board and is no ticket.
+        alone: Redis is unavailable, and the figures are those of one process; `why` has the reason.
+        oldest_wait_s: age of the oldest ticket in the queue; None if no ticket waits.
+        cap: the limit of permits over the fleet; while `alone`, this process's share.
+        followers: tickets that wait for the guidance of another ticket and need no permit.
+        tenants: first tenants with waiting tickets, most tickets first; then tenants with calls in flight only.
+        more_tenants: tenants with waiting tickets that are not listed; `more_waiting` counts their tickets.
+        complete: every waiting tenant was scanned. If not, `more_tenants` is an upper bound and `oldest_wait_s` a
+            lower bound.
+        processes: the most recently active first; a dead process is listed until its lease expires.
+            `more_processes` counts those that are not listed.
+        batches: batches opened so far.
+        arrivals_per_s: tickets queued in the last second.
+        grants_per_s: permits granted in the last second.
+        unreadable: entries that could not be decoded.
         redis_time: seconds since 1970.
     """
 
@@ -118,7 +119,7 @@ class QueuesReply:
     Attributes:
         worker: the number of the worker that answered.
         redis_up: whether that worker reaches Redis.
-        teachers: the teachers that a policy asks for guidance, by the names of config.yaml.
+        teachers: the teachers named by a policy, by their names in config.yaml.
     """
 
     worker: int
@@ -127,28 +128,28 @@ class QueuesReply:
 
 
 class SchedulerView:
-    """Looks at one teacher's board, and leaves it as it is."""
+    """Read the state of one teacher's scheduler in Redis, without changes."""
 
     def __init__(self, redis: Redis, keys: RedisKeys, teacher: str) -> None:
         self._keys = keys.teacher(teacher).as_list()
         self._script = redis.register_script(SCRIPT)
 
-    async def look(self, limits: TeacherLimits) -> QueueView:
-        """The teacher as it stands over the fleet, in one round trip. Raises RedisError."""
-        bounds = (MOST_TENANTS_FOUND, MOST_TENANTS, MOST_PERMITS, MOST_PROCESSES, _MOST_LINE_BYTES)
-        sums, state, processes, permits, found, tenants = await self._script(
+    async def read(self, limits: TeacherLimits) -> QueueView:
+        """Return the state over the fleet, in one round trip. Raises RedisError."""
+        bounds = (MAX_TENANTS_SCANNED, MAX_TENANTS, MAX_PERMITS, MAX_PROCESSES, _MAX_LINE_BYTES)
+        sums, state, processes, permits, scan, tenants = await self._script(
             keys=self._keys, args=[*map(str, bounds), *_STATE]
         )
-        now, waiting, in_flight, followers, kept, fleet, known = map(int, sums)
-        many_found, complete, oldest, unreadable = map(int, found)
+        now, waiting, in_flight, followers, cached, fleet_size, known_tenants = map(int, sums)
+        scanned, complete, oldest, unreadable = map(int, scan)
         reader = _Reader(now, unreadable)
-        numbers = dict(zip(_STATE, map(reader.whole, state), strict=True))
+        numbers = dict(zip(_STATE, map(reader.integer, state), strict=True))
         held = [line for line in map(reader.line, permits) if line is not None]
-        counted = in_flight <= MOST_PERMITS
-        all_told = bool(complete) and many_found == len(tenants)
-        listed = reader.tenants(tenants, held if counted else None, all_told=all_told)
+        counted = in_flight <= MAX_PERMITS
+        all_listed = bool(complete) and scanned == len(tenants)
+        listed = reader.tenants(tenants, held if counted else None, all_listed=all_listed)
         more_waiting = max(0, waiting - sum(tenant.waiting for tenant in listed))
-        more_tenants = (many_found if complete else known) - len(tenants)
+        more_tenants = (scanned if complete else known_tenants) - len(tenants)
         return QueueView(
             alone=False,
             why=None,
@@ -162,11 +163,11 @@ class SchedulerView:
             more_waiting=more_waiting,
             complete=bool(complete),
             processes=reader.processes(processes, held if counted else None),
-            more_processes=max(0, fleet - MOST_PROCESSES),
+            more_processes=max(0, fleet_size - MAX_PROCESSES),
             batches=numbers["batches"],
             arrivals_per_s=_per_s(numbers, "a", now),
             grants_per_s=_per_s(numbers, "g", now),
-            cache=CacheView(kept, numbers["cache_bytes"], limits.max_cache_bytes),
+            cache=CacheView(cached, numbers["cache_bytes"], limits.max_cache_bytes),
             unreadable=reader.unreadable,
             redis_time=now / SECOND,
         )
@@ -179,17 +180,17 @@ class _Line(NamedTuple):
 
 
 class _Reader:
-    """Makes sense of what the board holds, and counts what makes none."""
+    """Decode the scheduler's entries, and count those that cannot be decoded."""
 
     def __init__(self, now: int, unreadable: int) -> None:
         self._now = now
         self.unreadable = unreadable
 
     def age_s(self, since: int) -> float | None:
-        """None for 0, which stands for never."""
+        """Return the age; None for 0, which means never."""
         return max(0.0, (self._now - since) / SECOND) if since else None
 
-    def whole(self, value: bytes | None) -> int:
+    def integer(self, value: bytes | None) -> int:
         if value is None:
             return 0
         try:
@@ -199,73 +200,73 @@ class _Reader:
             return 0
 
     def line(self, raw: bytes) -> _Line | None:
-        found = _LINE.fullmatch(raw.decode(errors="replace"))
-        if found is None or not (found[2] + found[3]).isprintable() or not int(found[4]):
+        match = _LINE.fullmatch(raw.decode(errors="replace"))
+        if match is None or not (match[2] + match[3]).isprintable() or not int(match[4]):
             self.unreadable += 1
             return None
-        return _Line(found[2], found[3], stride(1.0) / int(found[4]))
+        return _Line(match[2], match[3], stride(1.0) / int(match[4]))
 
     def tenants(
-        self, raw: Sequence[tuple[bytes, int, bytes, bytes]], held: Iterable[_Line] | None, *, all_told: bool
+        self, raw: Sequence[tuple[bytes, int, bytes, bytes]], held: Iterable[_Line] | None, *, all_listed: bool
     ) -> list[TenantView]:
-        """Those that wait, and those that only hold permits. `held` is None where it is not known who holds them."""
-        holds = None if held is None else list(held)
-        in_flight = Counter(line.tenant for line in holds or ())
-        heads = [(_shown(tenant), many, int(came), self.line(line)) for tenant, many, came, line in raw]
-        together = sum(head.weight for _, _, _, head in heads if head)
-        shared = all_told and all(head for _, _, _, head in heads)
+        """Return waiting tenants, then tenants that only hold permits. `held` is None if the holders are unknown."""
+        permits = None if held is None else list(held)
+        in_flight = Counter(line.tenant for line in permits or ())
+        heads = [(_printable(tenant), count, int(since), self.line(line)) for tenant, count, since, line in raw]
+        total_weight = sum(head.weight for _, _, _, head in heads if head)
+        has_shares = all_listed and all(head for _, _, _, head in heads)
         waiting = [
             TenantView(
                 name,
-                many,
-                self.age_s(came),
-                None if holds is None else in_flight.pop(name, 0),
+                count,
+                self.age_s(since),
+                None if permits is None else in_flight.pop(name, 0),
                 head.weight if head else None,
-                head.weight / together if head and shared else None,
+                head.weight / total_weight if head and has_shares else None,
             )
-            for name, many, came, head in heads
+            for name, count, since, head in heads
         ]
-        weights = {line.tenant: line.weight for line in holds or ()}
-        holding = [TenantView(name, in_flight=many, weight=weights[name]) for name, many in in_flight.most_common()]
-        return [*waiting, *holding[: MOST_TENANTS - len(waiting)]]
+        weights = {line.tenant: line.weight for line in permits or ()}
+        holding = [TenantView(name, in_flight=count, weight=weights[name]) for name, count in in_flight.most_common()]
+        return [*waiting, *holding[: MAX_TENANTS - len(waiting)]]
 
     def processes(self, raw: Sequence[bytes], held: Iterable[_Line] | None) -> list[ProcessView]:
         in_flight = None if held is None else Counter(line.process for line in held)
         return [
             ProcessView(
-                _shown(name),
-                max(0.0, (self._now - float(heard)) / SECOND),
+                _printable(name),
+                max(0.0, (self._now - float(last)) / SECOND),
                 None if in_flight is None else in_flight[name.decode(errors="replace")],
             )
-            for name, heard in zip(raw[::2], raw[1::2], strict=True)
+            for name, last in zip(raw[::2], raw[1::2], strict=True)
         ]
 
 
-def _shown(name: bytes) -> str:
-    """A name for the screen: what steers a terminal is not passed on."""
+def _printable(name: bytes) -> str:
+    """Return the name with control characters escaped, for a terminal."""
     text = name.decode(errors="replace")
     return text if text.isprintable() else ascii(text)[1:-1]
 
 
 def _per_s(numbers: dict[str, int], rate: str, now: int) -> float:
-    counted = EventRate(*(numbers[f"{rate}_{part}"] for part in ("start", "before", "current")))
-    counted.count(0, now)
-    million = counted.time_for(1_000_000, now)
+    event_rate = EventRate(*(numbers[f"{rate}_{part}"] for part in ("start", "before", "current")))
+    event_rate.count(0, now)
+    million = event_rate.time_for(1_000_000, now)
     return round(1_000_000 * SECOND / million, 1) if million else 0.0
 
 
-def own_view(turns: Iterable[PermitWaiter], process: str, cap: int, now: float, why: str) -> QueueView:
-    """What one process knows by itself of its requests, `now` on the loop's clock."""
+def local_view(waiters: Iterable[PermitWaiter], process_id: str, cap: int, now: float, why: str) -> QueueView:
+    """Return the state of one process's own requests; `now` is on the loop's clock."""
     waiting: defaultdict[str, list[float]] = defaultdict(list)
     in_flight: Counter[str] = Counter()
     weights: dict[str, float] = {}
-    for turn in turns:
-        weights[turn.ticket.tenant] = turn.ticket.weight
-        if turn.holds_permit:
-            in_flight[turn.ticket.tenant] += 1
-        elif not turn.waiting.done():
-            waiting[turn.ticket.tenant].append(now - turn.entered)
-    together = sum(weights[name] for name in waiting)
+    for waiter in waiters:
+        weights[waiter.ticket.tenant] = waiter.ticket.weight
+        if waiter.holds_permit:
+            in_flight[waiter.ticket.tenant] += 1
+        elif not waiter.future.done():
+            waiting[waiter.ticket.tenant].append(now - waiter.enqueued_at)
+    total_weight = sum(weights[name] for name in waiting)
     tenants = [
         TenantView(
             name,
@@ -273,7 +274,7 @@ def own_view(turns: Iterable[PermitWaiter], process: str, cap: int, now: float, 
             max(waiting.get(name, ()), default=None),
             in_flight[name],
             weights[name],
-            weights[name] / together if name in waiting else None,
+            weights[name] / total_weight if name in waiting else None,
         )
         for name in {*waiting, *in_flight}
     ]
@@ -285,8 +286,8 @@ def own_view(turns: Iterable[PermitWaiter], process: str, cap: int, now: float, 
         oldest_wait_s=max((max(ages) for ages in waiting.values()), default=None),
         in_flight=in_flight.total(),
         cap=cap,
-        tenants=tenants[:MOST_TENANTS],
-        more_tenants=sum(tenant.waiting > 0 for tenant in tenants[MOST_TENANTS:]),
-        more_waiting=sum(tenant.waiting for tenant in tenants[MOST_TENANTS:]),
-        processes=[ProcessView(process, 0.0, in_flight.total())],
+        tenants=tenants[:MAX_TENANTS],
+        more_tenants=sum(tenant.waiting > 0 for tenant in tenants[MAX_TENANTS:]),
+        more_waiting=sum(tenant.waiting for tenant in tenants[MAX_TENANTS:]),
+        processes=[ProcessView(process_id, 0.0, in_flight.total())],
     )

@@ -1,15 +1,17 @@
-"""When a batch opens. Pure: times are whole microseconds on one clock, and `now` is handed in.
+"""The rule that opens batches. Pure: times are whole microseconds on one clock, passed as `now`.
 
-While the teacher has room below its low-water mark, nothing waits. Otherwise a batch opens when it is full, by count or
-by prompt tokens, or when one of its tickets has waited its window, since it came and since the teacher had a permit to
-give: `max_wait`, and no longer than a batch takes to fill at the rate at which tickets come.
+While the teacher has fewer calls in flight than its low-water mark, no ticket waits. Otherwise a batch opens in two
+cases. It is full, by count or by prompt tokens. Or one of its tickets has waited its window, counted from the ticket's
+arrival and from the time when the teacher had a free permit. The window is `max_wait`, and at most the time that a
+batch takes to fill at the current rate of arrivals.
 
-A full batch finds a teacher that is full as well. Permits come back one by one, and handing them on one by one would
-make batches of one, each of which interrupts the teacher. So they gather too, as far as the teacher stays busy: until
-there is one for each ticket or a third of them all is free, and no longer than three times what that takes at the
-present rate. It costs the waiting tickets nothing: the teacher writes as much as before (load_tests/fleet.py).
+A full batch often finds a full teacher. Permits then return one by one, and granting them one by one would make batches
+of one call, each of which interrupts the teacher. Free permits therefore accumulate while the teacher stays busy: until
+there is one for each ticket, or a third of all permits is free. They accumulate at most three times as long as they
+take to return at the current rate. The waiting tickets lose nothing by it, because the teacher generates as many tokens
+as before (load_tests/fleet.py).
 
-`board.lua` states the same rules for the fleet; a test holds the two against each other.
+`scheduler.lua` implements the same rules for the fleet; a test compares the two.
 """
 
 from __future__ import annotations
@@ -24,14 +26,14 @@ if TYPE_CHECKING:
     from gateway.batching.ticket import TeacherLimits
 
 SECOND = 1_000_000
-# Permits gather no longer than this, whatever the rate says.
-_LONGEST_HOLD = 2 * SECOND
-# Rates are measured over a second, half remembered.
+# The longest time that free permits accumulate, at any rate.
+_MAX_ACCUMULATION = 2 * SECOND
+# Rates cover one second, with the previous second weighted by its overlap.
 _PERIOD = SECOND
 
 
 class WaitingTicket(Protocol):
-    """A ticket in the queue: when it came, how long it may wait, how much it brings."""
+    """A queued ticket: its arrival, its longest wait and its prompt tokens."""
 
     @property
     def since(self) -> int: ...
@@ -45,20 +47,20 @@ class WaitingTicket(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TeacherLoad:
-    """How the teacher stands: calls in flight, how many it takes now, and since when it had a permit to give."""
+    """Load of the teacher: calls in flight, the current limit, and since when a permit is free."""
 
     in_flight: int
     cap: int
-    room_since: int
+    free_since: int
 
     @property
-    def room(self) -> int:
+    def free_permits(self) -> int:
         return self.cap - self.in_flight
 
 
 @dataclass(frozen=True, slots=True)
 class BatchOpening:
-    """`size` of the first tickets go now (0: none), and if none goes, the rule must be asked again at `due`."""
+    """The rule's result: `size` of the first tickets go now. If `size` is 0, apply the rule again at `due`."""
 
     size: int
     due: int
@@ -73,9 +75,10 @@ def open_batch(
     grants: EventRate,
     now: int,
 ) -> BatchOpening:
-    """Judge the first tickets in fair order, at most one batch of them and at least one.
+    """Return whether a batch opens and how many tickets are in it.
 
     Args:
+        head: the first tickets in fair order, at least one and at most one batch.
         arrivals, grants: counted up to `now`.
     """
     size = min(limits.max_size, limits.max_in_flight)
@@ -91,23 +94,23 @@ def open_batch(
     fill = grants.time_for(3 * enough, now) if full else arrivals.time_for(size, now)
     due, window = None, 0
     for ticket in head:
-        patience = ticket.max_wait
-        if teacher.in_flight < limits.low_water or ticket.since > now:  # a clock that was set back
-            patience = 0
+        wait = ticket.max_wait
+        if teacher.in_flight < limits.low_water or ticket.since > now:  # the clock was set back
+            wait = 0
         elif fill is not None:
-            patience = min(_LONGEST_HOLD if full else patience, fill)
-        start = max(ticket.since, teacher.room_since) if patience else now
-        if due is None or start + patience < due:
-            due, window = start + patience, patience
+            wait = min(_MAX_ACCUMULATION if full else wait, fill)
+        start = max(ticket.since, teacher.free_since) if wait else now
+        if due is None or start + wait < due:
+            due, window = start + wait, wait
     assert due is not None
-    if due <= now or (full and teacher.room >= enough):
-        return BatchOpening(min(fits, teacher.room), now, window)
+    if due <= now or (full and teacher.free_permits >= enough):
+        return BatchOpening(min(fits, teacher.free_permits), now, window)
     return BatchOpening(0, due, window)
 
 
 @dataclass(slots=True)
 class EventRate:
-    """Events a second: those of the current second, and of the one before as much as it still overlaps the last."""
+    """Events per second: the current second's, and the previous second's weighted by its overlap with the last one."""
 
     start: int = 0
     before: int = 0
@@ -122,6 +125,9 @@ class EventRate:
         self.current += events
 
     def time_for(self, events: int, now: int) -> int | None:
-        """How long this many events take at the present rate; None: for ever. Call `count` with this `now` before."""
+        """Return how long this many events take at the current rate; None if the rate is 0.
+
+        Call `count` with this `now` before.
+        """
         weighted = self.before * (_PERIOD - (now - self.start)) + self.current * _PERIOD
         return math.floor(events * _PERIOD * _PERIOD / weighted) if weighted else None

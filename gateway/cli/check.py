@@ -99,10 +99,8 @@ def check(
 
 def notes_of(book: PolicySet) -> Iterator[str]:
     """What the teacher reads beside what callers send: once for each projection that routes use, and its exemplars."""
-    rules = (
-        route.guidance for policy in book.policies for route in policy.routes if policy.most_guidance_tokens(route)
-    )
-    used = {(rule.asks.name, rule.exemplars): rule.asks for rule in rules}
+    rules = (route.guidance for policy in book.policies for route in policy.routes if policy.max_guidance_tokens(route))
+    used = {(rule.resolved_projection.name, rule.exemplars): rule.resolved_projection for rule in rules}
     for (name, file), projection in sorted(used.items(), key=str):
         if projection.turns:
             tokens = projection.shown_bytes // _BYTES_PER_TOKEN + TOKENS_PER_MESSAGE * projection.turns
@@ -231,14 +229,14 @@ def _expired(policy: TenantPolicy, now: float) -> Iterator[str]:
 def _often_late(policy: TenantPolicy, measured: GuidanceTimes) -> Iterator[str]:
     """Routes whose deadline is below what the gateway measured when it last ran with this data folder."""
     for route in policy.routes:
-        tokens, rule = policy.most_guidance_tokens(route), route.guidance
+        tokens, rule = policy.max_guidance_tokens(route), route.guidance
         if not tokens or route.teacher is None:
             continue
         p95_s = measured.p95_s(route.teacher, tokens)
-        if p95_s is not None and p95_s > rule.longest_deadline_s:
+        if p95_s is not None and p95_s > rule.max_deadline_s:
             name = "auto_deadline.max" if rule.deadline == "auto" else "deadline"
             yield (
-                f"route {route.model}: guidance.{name} is {as_duration(rule.longest_deadline_s)}, and when it was last "
+                f"route {route.model}: guidance.{name} is {as_duration(rule.max_deadline_s)}, and when it was last "
                 f"measured, 95 % of {route.teacher}'s guidance took up to {as_duration(round(p95_s, 3))}: set "
                 f"guidance.{name} to {as_duration(recommended_s(p95_s))}"
             )
@@ -268,7 +266,7 @@ def _doubts(model: ModelSettings, *, teaches: bool) -> Iterator[str]:
 
 
 def _doubt(policy: TenantPolicy, route: Route, settings: Settings) -> str | None:
-    may_guide = bool(policy.most_guidance_tokens(route))
+    may_guide = bool(policy.max_guidance_tokens(route))
     others = set(modes_of(policy, route)) - {route.mode}
     if not may_guide and not others and (route.all_students if route.mode == "teacher" else route.teacher):
         unused = "student" if route.mode == "teacher" else "teacher"

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from gateway.config.settings import Settings
     from gateway.policy.book import PolicySet
     from gateway.policy.explain import Explanation
-    from gateway.policy.resolve import Plan
+    from gateway.policy.plan import Plan
     from gateway.policy.schema import TenantPolicy
     from gateway.protocol.requests import AnyRequest
 

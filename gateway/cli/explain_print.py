@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from gateway.config.limits import BudgetRule, LimitsRule
     from gateway.policy.explain import Explanation
     from gateway.policy.length import LengthChoice
-    from gateway.policy.resolve import GuidancePlan, Plan, QualityPlan
+    from gateway.policy.plan import GuidancePlan, Plan, QualityPlan
     from gateway.policy.schema import Route
     from gateway.protocol.body import Json
 

@@ -64,7 +64,7 @@ def _breaker_rule(model: ModelSettings) -> BreakerRule:
 def _longest_opening(model: str, book: PolicySet) -> int:
     """The most tokens that a route may ask this model for as its teacher."""
     routes = ((policy, route) for policy in book.policies for route in policy.routes)
-    return max((policy.most_guidance_tokens(route) for policy, route in routes if route.teacher == model), default=0)
+    return max((policy.max_guidance_tokens(route) for policy, route in routes if route.teacher == model), default=0)
 
 
 def _traced(engine: Engine, model: ModelSettings) -> Engine:
@@ -118,7 +118,7 @@ def _engine(
             model=model.model,
             continuation=model.continuation,
             max_concurrency=model.max_concurrency,
-            longest_opening=lambda: _longest_opening(model.name, policies.book),
+            longest_opening=lambda: _longest_opening(model.name, policies.policy_set),
         )
     lists = model.batch.calls == "list"
     return OpenAIEngine(
@@ -128,5 +128,5 @@ def _engine(
         continuation=model.continuation,
         echo=echo,
         lists=lists,
-        only_embeds=lambda: policies.book.only_embeds(model.name),
+        only_embeds=lambda: policies.policy_set.only_embeds(model.name),
     )

@@ -61,7 +61,7 @@ def read_auto(file: Path | None) -> AutoLength:
         if learned is None:
             raise ConfigError(issues)
     block, path = _complete_block(rule, _plain(source.data)), str(file.absolute())
-    return AutoLength(rule if learned is None else rule.going_by(learned), block, path, learned)
+    return AutoLength(rule if learned is None else rule.with_length_model(learned), block, path, learned)
 
 
 def _complete_block(rule: AutoRule, block: Mapping[str, Any]) -> dict[str, Any]:

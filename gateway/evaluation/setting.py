@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from gateway.evaluation.auto_length import AutoLength
     from gateway.evaluation.question import Question
+    from gateway.policy.plan import EngineSnapshot, Plan
     from gateway.policy.projections import Exemplar, Placement, Projection
-    from gateway.policy.resolve import EngineSnapshot, Plan
     from gateway.policy.schema import Boundary
     from gateway.protocol.requests import CompletionRequest
 

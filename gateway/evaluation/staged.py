@@ -29,8 +29,8 @@ from gateway.pipeline.guidance_request import (
     teacher_input,
 )
 from gateway.policy.length import longest
+from gateway.policy.plan import EngineSnapshot
 from gateway.policy.projections import CUTOFF
-from gateway.policy.resolve import EngineSnapshot
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     from gateway.evaluation.question import Question
     from gateway.evaluation.setting import Setting
     from gateway.pipeline.student import StudentCall
+    from gateway.policy.plan import GuidancePlan, Plan
     from gateway.policy.projections import Exemplar
-    from gateway.policy.resolve import GuidancePlan, Plan
     from gateway.pricing import Price
     from gateway.protocol.requests import CompletionRequest
 

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gateway.engines.base import Engine, OpeningRequest
+    from gateway.policy.plan import GuidancePlan, Plan
     from gateway.policy.projections import SkipRule
-    from gateway.policy.resolve import GuidancePlan, Plan
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,7 +38,7 @@ class Callers:
         prefix of two digests. Finding a key with a given digest prefix costs as much as guessing keys.
         """
         digest = digest_of(token)
-        caller = self._policies.book.caller_of(digest) or self._from_redis(digest)
+        caller = self._policies.policy_set.caller_of(digest) or self._from_redis(digest)
         if caller is None:
             raise NotAuthenticated("Unknown API key. Check the key, or ask the operator of this gateway for one.")
         expires_s = caller.key.expires
@@ -56,7 +56,7 @@ class Callers:
                 raise NotAuthenticated(f"This API key was revoked. {_NEW_KEY}")
             case "replaced":
                 raise NotAuthenticated("This API key was rotated, and its grace period is over. Use the new key.")
-        policy = self._policies.book.policy_of(held.tenant)
+        policy = self._policies.policy_set.policy_of(held.tenant)
         if policy is None:
             raise NotAuthenticated("The tenant of this API key is no longer served by this gateway.")
         return Caller(policy, _entry(held))

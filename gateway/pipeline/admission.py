@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from gateway.accounting.scopes import Scope
     from gateway.config.limits import OnRedisFailure
     from gateway.policy.book import Caller
-    from gateway.policy.resolve import Plan
+    from gateway.policy.plan import Plan
     from gateway.policy.schema import TenantPolicy
     from gateway.protocol.body import CallerRequest
     from gateway.telemetry.metrics import Metrics

@@ -19,7 +19,7 @@ from gateway.pipeline.guidance_request import UNGUIDED
 from gateway.pipeline.quality_sampler import answer_buffer_for
 from gateway.pipeline.stream import StreamRelay
 from gateway.pipeline.student import RESTARTED
-from gateway.policy.projection_size import callers_part
+from gateway.policy.projection_size import caller_tokens
 from gateway.policy.resolve import resolve
 from gateway.policy.routing import find_route
 from gateway.protocol.reply import ReplyHead, TextReplyHead, engine_fields, usage_body
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from gateway.pipeline.teacher import TeacherCall
     from gateway.policy.book import Caller
     from gateway.policy.overrides import RouteOverride
-    from gateway.policy.resolve import Plan
+    from gateway.policy.plan import Plan
     from gateway.protocol.body import Json
     from gateway.protocol.requests import CompletionRequest
 
@@ -250,7 +250,7 @@ class Completions:
         route = await find_route(context.caller, request, context.headers)
         snapshot = partial(self._student_call.engine_snapshot, tenant=context.caller.policy.tenant)
         return resolve(
-            context.caller.policy, route, request, snapshot, headers=context.headers, wanted=context.route_override
+            context.caller.policy, route, request, snapshot, headers=context.headers, override=context.route_override
         )
 
 
@@ -274,7 +274,7 @@ def _caller_usage(plan: Plan, request: CompletionRequest, builder: ReceiptBuilde
     answerer = receipt.student or (receipt.teacher if plan.mode == "teacher" else None)
     if answerer is None:
         read = receipt.teacher.input_tokens if receipt.teacher is not None else 0
-        read = callers_part(plan.guidance.projection, request, read) if plan.guidance is not None else read
+        read = caller_tokens(plan.guidance.projection, request, read) if plan.guidance is not None else read
         return usage_body(read, builder.kept_tokens)
     read = max(0, answerer.input_tokens - builder.kept_tokens)
     stored = min(read, answerer.cache_write_input_tokens)

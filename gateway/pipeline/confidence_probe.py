@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from gateway.engines.base import Engine
     from gateway.guidance.probe import FirstToken, Outcome
     from gateway.policy.length_rules import ProbeRule
-    from gateway.policy.resolve import Plan
+    from gateway.policy.plan import Plan
     from gateway.protocol.body import Json
     from gateway.protocol.requests import CompletionRequest
     from gateway.telemetry.metrics import Metrics

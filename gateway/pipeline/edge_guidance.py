@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from gateway.pipeline.completion import RequestContext
     from gateway.pipeline.guidance_request import Guidance
     from gateway.pipeline.teacher import TeacherCall
-    from gateway.policy.resolve import Plan
+    from gateway.policy.plan import Plan
     from gateway.protocol.body import Json
     from gateway.protocol.chat import ChatRequest
 

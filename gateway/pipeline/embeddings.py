@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from gateway.engines.retry_budget import RetryBudgets
     from gateway.pipeline.admission import Admission
     from gateway.pipeline.completion import RequestContext
-    from gateway.policy.resolve import Plan
+    from gateway.policy.plan import Plan
     from gateway.protocol.embeddings import EmbeddingsRequest
     from gateway.protocol.texts import Text
     from gateway.telemetry.metrics import Metrics

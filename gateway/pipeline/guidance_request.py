@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from gateway.accounting.draft import ReceiptBuilder
     from gateway.engines.base import OpeningReply
     from gateway.guidance.keep import GrowingKeep
+    from gateway.policy.plan import GuidancePlan, Plan
     from gateway.policy.projections import Projection
-    from gateway.policy.resolve import GuidancePlan, Plan
     from gateway.protocol.body import Json
     from gateway.protocol.requests import CompletionRequest
 
@@ -86,7 +86,7 @@ def build_opening_request(guidance_plan: GuidancePlan, request: CompletionReques
     """Return the request to send to the teacher."""
     projection = guidance_plan.projection
     return OpeningRequest(
-        max_tokens=guidance_plan.asked_tokens,
+        max_tokens=guidance_plan.requested_tokens,
         **_read_by_teacher(projection, request),
         temperature=guidance_plan.temperature,
         top_p=guidance_plan.top_p,
@@ -180,7 +180,7 @@ def answered_call(
             is not known to stop, so its limit counts.
     """
     was_ended = reply.usage is None and reply.ends_at is not None
-    max_tokens = guidance_plan.asked_tokens
+    max_tokens = guidance_plan.requested_tokens
     return EngineCall(
         guidance_plan.teacher,
         teacher_input(opening_request),

@@ -16,7 +16,7 @@ from gateway.protocol.messages import text_of
 from gateway.protocol.text import TextRequest
 
 if TYPE_CHECKING:
-    from gateway.policy.resolve import StudentPlan
+    from gateway.policy.plan import StudentPlan
     from gateway.protocol.body import Json
     from gateway.protocol.requests import CompletionRequest
 

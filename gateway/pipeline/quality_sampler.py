@@ -21,7 +21,7 @@ from redis.exceptions import RedisError
 from gateway.errors import GatewayError, Overloaded
 from gateway.pipeline.guidance_request import UNGUIDED
 from gateway.pipeline.shadow import without_streaming
-from gateway.policy.resolve import NO_RETRIES
+from gateway.policy.plan import NO_RETRIES
 from gateway.protocol.messages import text_of
 from gateway.quality.comparison import Comparison
 from gateway.quality.judging import grading_request, parse_grade
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from gateway.pipeline.admission import Admission
     from gateway.pipeline.student import StudentCall
     from gateway.policy.book import Caller
-    from gateway.policy.resolve import Plan, QualityPlan
+    from gateway.policy.plan import Plan, QualityPlan
     from gateway.protocol.body import Json
     from gateway.protocol.requests import CompletionRequest
     from gateway.quality.book import QualityStore

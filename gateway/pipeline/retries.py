@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from gateway.accounting.draft import ReceiptBuilder
     from gateway.engines.retry_budget import RetryBudgets
     from gateway.errors import EngineError
-    from gateway.policy.resolve import Plan, RetryPlan, StudentPlan
+    from gateway.policy.plan import Plan, RetryPlan, StudentPlan
     from gateway.telemetry.metrics import Metrics
 
 # An engine that requests a longer pause is not retried while the caller waits.

@@ -27,7 +27,7 @@ from gateway.pipeline.student_request import (
     is_prefix,
     writes_again,
 )
-from gateway.policy.resolve import EngineSnapshot
+from gateway.policy.plan import EngineSnapshot
 from gateway.protocol.messages import text_of
 from gateway.protocol.text import TextRequest
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from gateway.pipeline.guidance_request import Guidance
     from gateway.pipeline.stream import StreamRelay
     from gateway.pipeline.student_request import StudentRequest
-    from gateway.policy.resolve import Plan, StudentPlan
+    from gateway.policy.plan import Plan, StudentPlan
     from gateway.protocol.body import Json
     from gateway.protocol.requests import CompletionRequest
     from gateway.telemetry.metrics import Metrics

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from gateway.pipeline.guidance_request import Guidance
-    from gateway.policy.resolve import GuidancePlan, Plan, StudentPlan
+    from gateway.policy.plan import GuidancePlan, Plan, StudentPlan
     from gateway.protocol.body import Json
     from gateway.protocol.requests import CompletionRequest
 

@@ -52,10 +52,10 @@ if TYPE_CHECKING:
 
     from gateway.accounting.draft import ReceiptBuilder
     from gateway.batching.batcher import Batcher
-    from gateway.batching.flights import SingleFlight
+    from gateway.batching.single_flight import SingleFlight
     from gateway.batching.ticket import Grant
     from gateway.engines.base import Engine, OpeningReply, OpeningRequest
-    from gateway.policy.resolve import GuidancePlan, Plan
+    from gateway.policy.plan import GuidancePlan, Plan
     from gateway.protocol.requests import CompletionRequest
     from gateway.runtime.tasks import BackgroundTasks
     from gateway.telemetry.metrics import Metrics
@@ -201,7 +201,7 @@ class TeacherCall:
             max_wait_s=guidance_plan.max_wait_s,
             deadline_s=deadline_s,
             weight=guidance_plan.weight,
-            work=dedupe_key,
+            dedupe_key=dedupe_key,
             cache_ttl_s=guidance_plan.cache_ttl_s,
         )
 
@@ -209,7 +209,7 @@ class TeacherCall:
             builder.granted = time.perf_counter()
             builder.batch = BatchFacts(grant.batch_id, grant.batch_size)
             # Until the teacher answers, it is unknown how many of these tokens it generated.
-            max_tokens = guidance_plan.asked_tokens
+            max_tokens = guidance_plan.requested_tokens
             builder.teacher = EngineCall(
                 guidance_plan.teacher,
                 teacher_input(opening_request),
@@ -312,7 +312,7 @@ class TeacherCall:
         tokens = max(1, round(stream.tokens * len(stream.shown) / len(text)))
         if builder.teacher is not None:
             builder.teacher.text.write(text)
-            builder.teacher.lost_tokens = max(0, guidance_plan.asked_tokens - stream.tokens)
+            builder.teacher.lost_tokens = max(0, guidance_plan.requested_tokens - stream.tokens)
         builder.kept_tokens = tokens
         builder.guidance_text = stream.shown
         builder.cut_short = reason

@@ -1,4 +1,4 @@
-"""All tenants' policies, loaded and cross-checked; and whose a key is."""
+"""All tenants' policies, loaded and cross-checked, and the callers' keys."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ if TYPE_CHECKING:
 
 
 class Caller(NamedTuple):
-    """Who is calling: the tenant's policy, and which of its keys was used."""
+    """A caller: the tenant's policy and the key used."""
 
     policy: TenantPolicy
     key: KeyEntry
 
     @property
     def key_id(self) -> str:
-        """The key's name in logs and receipts."""
+        """Return the key's name in logs and receipts."""
         return self.key.id
 
 
 @dataclass(frozen=True, slots=True)
 class PolicySet:
-    """Every policy, and the projections that they may name. Immutable: a reload makes a new book."""
+    """All policies and the projections that they may name. Immutable: a reload creates a new set."""
 
     policies: tuple[TenantPolicy, ...]
     projections: Mapping[str, Projection] = field(repr=False)
@@ -48,7 +48,7 @@ class PolicySet:
 
     @classmethod
     def of(cls, policies: Iterable[TenantPolicy], projections: Mapping[str, Projection] = PROJECTIONS) -> PolicySet:
-        """A book of policies that are known to agree with each other. First match wins."""
+        """Return the set of policies that were checked against each other. The first of equal keys wins."""
         policies = tuple(policies)
         callers: dict[str, Caller] = {}
         modes: dict[str, set[str]] = {}
@@ -58,70 +58,73 @@ class PolicySet:
             for route in policy.routes:
                 for name in route.engines:
                     modes.setdefault(name, set()).add(route.mode)
-        only_embed = frozenset(name for name, found in modes.items() if found == {"embeddings"})
+        only_embed = frozenset(name for name, used in modes.items() if used == {"embeddings"})
         return cls(policies, projections, callers, {policy.tenant: policy for policy in policies}, only_embed)
 
     def tenant_of_key(self, token: str) -> Caller | None:
-        """Whose key this is, of those in the files; None if nobody's."""
+        """Return the caller of a key from the policy files; None if there is none."""
         return self.caller_of(sha256(token.encode("utf-8", "surrogatepass")).hexdigest())
 
     def caller_of(self, digest: str) -> Caller | None:
-        """Whose key has this SHA-256, of those in the files; None if nobody's."""
+        """Return the caller of the key with this SHA-256 from the policy files; None if there is none."""
         return self._callers.get(digest)
 
     def policy_of(self, tenant: str) -> TenantPolicy | None:
-        """The policy of a tenant; None if there is no such tenant."""
+        """Return a tenant's policy; None if there is no such tenant."""
         return self._of_tenant.get(tenant)
 
     def teachers(self) -> set[str]:
-        """The configured models that some route asks for guidance, if only in a shadow or where a caller wants it."""
+        """Return the models that give guidance on some route, also in a shadow or on a caller's request."""
         return {
             route.teacher
             for policy in self.policies
             for route in policy.routes
-            if policy.most_guidance_tokens(route) and route.teacher is not None
+            if policy.max_guidance_tokens(route) and route.teacher is not None
         }
 
     def only_embeds(self, name: str) -> bool:
-        """Whether a configured model is asked for embeddings and for nothing else."""
+        """Return whether a configured model serves only embeddings."""
         return name in self._only_embed
 
 
-def load_all(config_path: Path, pages: PolicyFileCache | None = None) -> tuple[Settings, PolicySet]:
-    """config.yaml and its policies. ConfigError with every mistake of both. `pages`: see `check_book`."""
-    settings, book, mistakes = check_all(config_path, pages)
-    if settings is None or book is None:
+def load_all(config_path: Path, cache: PolicyFileCache | None = None) -> tuple[Settings, PolicySet]:
+    """Load config.yaml and its policies; see `check_book`. Raises ConfigError with every issue of both."""
+    settings, policy_set, mistakes = check_all(config_path, cache)
+    if settings is None or policy_set is None:
         raise ConfigError(mistakes)
-    return settings, book
+    return settings, policy_set
 
 
 def check_all(
-    config_path: Path, pages: PolicyFileCache | None = None
+    config_path: Path, cache: PolicyFileCache | None = None
 ) -> tuple[Settings | None, PolicySet | None, list[ConfigIssue]]:
-    """config.yaml and its policies, with the mistakes of both at once. Either is None when it has one."""
+    """Check config.yaml and its policies. Return both, each None if it has issues, and the issues."""
     settings, source, mistakes = check_settings(config_path)
     folder = _folder(settings, source, config_path)
     if folder is None:
         return settings, None, mistakes
     known = list(settings.by_name) if settings else _names(source)
-    book, more = check_book(folder, known, dict(_protocols(source)), pages)
-    return settings, book, [*mistakes, *more]
+    policy_set, more = check_book(folder, known, dict(_protocols(source)), cache)
+    return settings, policy_set, [*mistakes, *more]
 
 
 def check_book(
     folder: Path,
     known_models: list[str] | None,
     protocols: Mapping[str, str] = MappingProxyType({}),
-    pages: PolicyFileCache | None = None,
+    cache: PolicyFileCache | None = None,
 ) -> tuple[PolicySet | None, list[ConfigIssue]]:
-    """Every *.yaml in `folder`, one tenant each, and the projections and exemplars in the folders below it.
+    """Check every *.yaml in `folder`, one tenant each, with the projections and exemplars in its subfolders.
 
     Args:
-        known_models: the names of config.yaml. None: it does not tell, so do not ask.
-        protocols: of the models of config.yaml, by name: only `openai` has a route for embeddings.
-        pages: what remembers the files that were read before, and will those that are read now.
+        known_models: the model names of config.yaml; None: unknown, so routes are not checked against them.
+        protocols: the protocols of the models of config.yaml, by name: only `openai` has a route for embeddings.
+        cache: files parsed before; files read now are added.
+
+    Returns:
+        The policies, or None if there are issues, and the issues.
     """
-    pages = pages if pages is not None else PolicyFileCache()
+    cache = cache if cache is not None else PolicyFileCache()
     try:
         files = sorted(file for file in folder.iterdir() if not file.name.startswith("."))
     except OSError as error:
@@ -132,35 +135,35 @@ def check_book(
         for file in files
         if file.suffix == ".yml"
     ]
-    library, book_so_far = pages.library, _Together()
-    mistakes += library.read(folder)
+    registry, uniqueness = cache.registry, _Uniqueness()
+    mistakes += registry.read(folder)
     policies: list[TenantPolicy] = []
     for file in files:
         if file.suffix != ".yaml":
             continue
-        page = pages.read(file)
-        found, source = list(page.mistakes), page.source
+        policy_file = cache.read(file)
+        found, source = list(policy_file.mistakes), policy_file.source
         if source is not None:
-            found += [*book_so_far.check(source), *_routes(source, known_models), *library.check(source)]
+            found += [*uniqueness.check(source), *_routes(source, known_models), *registry.check(source)]
             found += _without_embeddings(source, protocols)
-            if page.policy is not None:
-                policies.append(library.bind(file, page.policy, source))
+            if policy_file.policy is not None:
+                policies.append(registry.bind(file, policy_file.policy, source))
         mistakes += in_file_order(found)
-    pages.keep_only(file for file in files if file.suffix == ".yaml")
-    library.close(frozenset(file.name for file in files))
+    cache.retain(file for file in files if file.suffix == ".yaml")
+    registry.close(frozenset(file.name for file in files))
     if not mistakes and not policies:
         mistakes.append(ConfigIssue(shown(folder), 0, 0, "", "no policy: add a file that ends in .yaml"))
-    return (None if mistakes else PolicySet.of(policies, library.projections)), mistakes
+    return (None if mistakes else PolicySet.of(policies, registry.projections)), mistakes
 
 
 def near_misses(folder: Path) -> list[Path]:
-    """The files in `folder` that look like policies and are not read, because their names end otherwise."""
+    """Return the files in `folder` that look like policies but are not read because of their suffix."""
     files = sorted(file for file in folder.iterdir() if not file.name.startswith("."))
     return [file for file in files if file.suffix != ".yaml" and file.suffix.lower() in {".yaml", ".yml", ".json"}]
 
 
-class _Together:
-    """What must differ from file to file, and from key to key."""
+class _Uniqueness:
+    """Check that tenants and keys are unique over all files."""
 
     def __init__(self) -> None:
         self._tenants: dict[str, str] = {}
@@ -187,7 +190,7 @@ def _routes(source: YamlSource, known_models: list[str] | None) -> Iterator[Conf
             continue
         name = route.get("model")
         if isinstance(name, str):
-            yield from _among(source, name, index, route, before.setdefault(name, []))
+            yield from _conflicts(source, name, index, route, before.setdefault(name, []))
             before[name].append((index, route))
         for where, engine in _engines(route):
             if known_models is not None and engine not in known_models:
@@ -198,10 +201,10 @@ def _routes(source: YamlSource, known_models: list[str] | None) -> Iterator[Conf
                 )
 
 
-def _among(
+def _conflicts(
     source: YamlSource, name: str, index: int, route: dict[str, Any], before: list[tuple[int, dict[str, Any]]]
 ) -> Iterator[ConfigIssue]:
-    """What is wrong with a route beside those before it that have the same name."""
+    """Yield the issues of a route with earlier routes of the same name."""
     for other, earlier in before:
         if (earlier.get("mode") == "embeddings") != (route.get("mode") == "embeddings"):
             yield source.mistake(
@@ -214,15 +217,15 @@ def _among(
                 ("routes", index, "model"), f"never reached: routes[{other}] takes every request for {name}"
             )
             return
-        if "when" in earlier and _alike(source, earlier, route):
+        if "when" in earlier and _equal_conditions(source, earlier, route):
             yield source.mistake(
                 ("routes", index, "when"), f"never reached: routes[{other}] takes these requests for {name} already"
             )
             return
 
 
-def _alike(source: YamlSource, one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether the `when` of two routes holds for the same requests, as far as equal conditions tell."""
+def _equal_conditions(source: YamlSource, one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Return whether the `when` conditions of two routes are equal and so match the same requests."""
     if not isinstance(one.get("when"), dict) or not isinstance(other.get("when"), dict):
         return False
     first, second = (source.part(route["when"]).check(RouteCondition)[0] for route in (one, other))
@@ -232,7 +235,7 @@ def _alike(source: YamlSource, one: dict[str, Any], other: dict[str, Any]) -> bo
 
 
 def _engines(route: dict[str, Any]) -> Iterator[tuple[tuple[str | int, ...], str]]:
-    """The models that a route names, mistakes or not, each with where it does so."""
+    """Yield the models that a route names, valid or not, each with its location."""
     for role in ("teacher", "student", "baseline"):
         if isinstance(engine := route.get(role), str):
             yield (role,), engine
@@ -252,23 +255,23 @@ def _without_embeddings(source: YamlSource, protocols: Mapping[str, str]) -> Ite
         for where, engine in _engines(route) if embeds else ():
             protocol = protocols.get(engine, "openai")
             if where[0] in {"student", "students"} and protocol != "openai":
-                way_out = "; text-embeddings-inference speaks that, at its /v1" if protocol == "tgi" else ""
+                hint = "; text-embeddings-inference speaks that, at its /v1" if protocol == "tgi" else ""
                 yield source.mistake(
                     ("routes", index, *where),
                     f"{engine} has protocol {protocol}, which makes no embeddings: name a model of protocol "
-                    f"openai{way_out}",
+                    f"openai{hint}",
                 )
 
 
 def _names(source: YamlSource | None) -> list[str] | None:
-    """The model names of a config.yaml that has mistakes; None if it tells none."""
+    """Return the model names of a config.yaml with issues; None if it has none."""
     models = source.items("models") if source else []
     names = [model.get("name") for model in models if isinstance(model, dict)]
     return list(dict.fromkeys(name for name in names if isinstance(name, str))) or None
 
 
 def _protocols(source: YamlSource | None) -> Iterator[tuple[str, str]]:
-    """Of each model its name and its protocol, also of a config.yaml that has mistakes."""
+    """Yield the name and the protocol of each model, also of a config.yaml with issues."""
     for model in source.items("models") if source else ():
         name, protocol = (model.get("name"), model.get("protocol")) if isinstance(model, dict) else (None, None)
         if isinstance(name, str) and isinstance(protocol, str):
@@ -276,7 +279,7 @@ def _protocols(source: YamlSource | None) -> Iterator[tuple[str, str]]:
 
 
 def _folder(settings: Settings | None, source: YamlSource | None, config_path: Path) -> Path | None:
-    """The policies folder, also of a config.yaml that has mistakes; None if it cannot be told."""
+    """Return the policies folder, also of a config.yaml with issues; None if it is unknown."""
     if settings is not None:
         return settings.policies
     if source is None:

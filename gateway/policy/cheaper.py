@@ -1,4 +1,4 @@
-"""What a request may get instead of what its route says, when its budget is nearly or wholly spent. Pure."""
+"""Cheaper plans for a request whose budget is nearly or wholly spent. Pure."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from gateway.policy.constraints import LEAST_TOKENS
+from gateway.policy.constraints import MIN_TOKENS
 
 if TYPE_CHECKING:
-    from gateway.policy.resolve import Plan
+    from gateway.policy.plan import Plan
 
 AS_PLANNED, SHORTENED, STUDENT_ALONE = 1, 2, 3
-"""The kinds of plan, from the dearest down."""
+"""Kinds of plan, the most expensive first."""
 BUDGET = "budget"
-"""Why an answer is unguided for which the teacher would have cost too much."""
+"""Reason for an unguided answer: the budget does not cover the teacher."""
 
 
 def cheaper_plans(plan: Plan) -> dict[int, Plan]:
-    """The plan and those that cost less, by kind: half the guidance, and none at all. A plan without has none."""
+    """Return the plan and its cheaper variants by kind: half the guidance, and no guidance."""
     if plan.guidance is None:
         return {AS_PLANNED: plan}
-    # Of one token the trimming leaves nothing: its word may go on.
-    least = min(plan.guidance.tokens, LEAST_TOKENS)
-    shorter = replace(plan.guidance, tokens=max(least, (plan.guidance.tokens + 1) // 2))
+    # Trimming leaves nothing of a single token, whose word may continue.
+    min_tokens = min(plan.guidance.tokens, MIN_TOKENS)
+    shorter = replace(plan.guidance, tokens=max(min_tokens, (plan.guidance.tokens + 1) // 2))
     return {
         AS_PLANNED: plan,
         SHORTENED: replace(plan, guidance=shorter),

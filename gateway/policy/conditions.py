@@ -1,7 +1,7 @@
-"""What a route's `when` asks of a request, and whether it holds. Pure, and bounded in time.
+"""Conditions of a route's `when` on requests. Pure, and bounded in time.
 
-Patterns are RE2's: the time they take grows with the text and not with the cunning of who wrote it. Of a request's
-words the first MAX_TEXT_CHARS are looked at.
+RE2 matches patterns in time linear in the text, for every pattern. Only the first MAX_TEXT_CHARS of a request are
+matched.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 MAX_TEXT_CHARS = 64_000
 _MAX_PATTERN_CHARS = 1000
-# A pattern that RE2 cannot run as a table takes 2 ns for each of these and each character: 0.13 s for a whole text.
+# A pattern that RE2 cannot run as a DFA takes 2 ns per instruction and character: 0.13 s for a whole text.
 _MAX_PROGRAM = 1000
 _MAX_NUMBER = 2**53
 _SIGNS = {"gte": "at least", "gt": "more than", "lte": "at most", "lt": "less than"}
@@ -40,18 +40,18 @@ _LOOK_AROUND = ("(?=", "(?!", "(?<=", "(?<!")
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """A regular expression as it was written, and compiled. Equal where it was written alike."""
+    """A regular expression, as text and compiled. Patterns with equal text are equal."""
 
     text: str
     compiled: Any = field(compare=False, repr=False)
 
-    def found_in(self, text: bytes) -> bool:
-        """Whether it matches anywhere in UTF-8 text. Other threads run meanwhile."""
+    def matches_text(self, text: bytes) -> bool:
+        """Return whether the pattern matches anywhere in UTF-8 text. Releases the GIL."""
         return self.compiled.search(text) is not None
 
 
 def to_pattern(value: object) -> Pattern:
-    """A regular expression that is compiled. Raises Wrong, which says what RE2 cannot make of it."""
+    """Return the compiled regular expression. Raises InvalidValue with the reason if RE2 rejects it."""
     if isinstance(value, Pattern):
         return value
     if not isinstance(value, str) or not value:
@@ -63,7 +63,7 @@ def to_pattern(value: object) -> Pattern:
     try:
         compiled = re2.compile(value.encode(), options)
     except re2.error as error:
-        raise InvalidValue(_said_of(value, error.args[0].decode("utf-8", "replace"))) from None
+        raise InvalidValue(_message_of(value, error.args[0].decode("utf-8", "replace"))) from None
     except UnicodeEncodeError:
         raise InvalidValue("holds a character that cannot be") from None
     if max(compiled.programsize, compiled.reverseprogramsize) > _MAX_PROGRAM:
@@ -73,8 +73,8 @@ def to_pattern(value: object) -> Pattern:
     return Pattern(value, compiled)
 
 
-def _said_of(pattern: str, error: str) -> str:
-    """What RE2 found, in words, and at which character of the pattern."""
+def _message_of(pattern: str, error: str) -> str:
+    """Return RE2's error as a message, with its position in the pattern."""
     what, _, part = error.partition(": ")
     at = pattern.find(part) + 1 if part and part != pattern else 0
     where = f" at character {at}" if at else ""
@@ -104,21 +104,21 @@ Bound: TypeAlias = Annotated[Whole, Field(ge=0, le=_MAX_NUMBER)]
 
 
 class NumberRange(StrictModel):
-    """What a number must be: all that is given must hold."""
+    """Bounds of a number; all given bounds must hold."""
 
     gte: Bound | None = None
-    """At least so many."""
+    """At least this number."""
     gt: Bound | None = None
-    """More than so many."""
+    """More than this number."""
     lte: Bound | None = None
-    """At most so many."""
+    """At most this number."""
     lt: Bound | None = None
-    """Fewer than so many."""
+    """Less than this number."""
     eq: Bound | None = None
-    """Exactly so many."""
+    """Exactly this number."""
 
     @model_validator(mode="after")
-    def _some_number_fits(self) -> NumberRange:
+    def _is_satisfiable(self) -> NumberRange:
         low = max(0, self.gte or 0, -1 if self.gt is None else self.gt + 1, self.eq or 0)
         high = min(
             _MAX_NUMBER if one is None else one for one in (self.lte, None if self.lt is None else self.lt - 1, self.eq)
@@ -129,8 +129,8 @@ class NumberRange(StrictModel):
             raise InvalidValue("no number fits all of it")
         return self
 
-    def why_not(self, number: int) -> str | None:
-        """What is asked of it and does not hold; None if all does."""
+    def mismatch(self, number: int) -> str | None:
+        """Return the first bound that the number violates; None if it satisfies all."""
         if self.eq is not None and number != self.eq:
             return f"not {self.eq}"
         if self.gte is not None and number < self.gte:
@@ -149,34 +149,34 @@ def _bounds(value: object) -> object:
 
 
 NumberIs: TypeAlias = Annotated[NumberRange, BeforeValidator(_bounds, json_schema_input_type=Bound | NumberRange)]
-"""One number, or bounds."""
+"""A number, or bounds."""
 
 
 class HeaderRule(StrictModel):
-    """What a header of the request must be."""
+    """Condition on a request header."""
 
     equals: Annotated[str, Field(max_length=1000)] | None = None
-    """Exactly this."""
+    """The exact value."""
     matches: PatternText | None = None
-    """A regular expression that is found in it."""
+    """A regular expression that matches anywhere in the value."""
     present: Flag | None = None
-    """true: it is there, whatever it says. false: it is not there."""
+    """true: the header is present, with any value. false: the header is absent."""
 
     @model_validator(mode="after")
-    def _one_of_them(self) -> HeaderRule:
+    def _exactly_one(self) -> HeaderRule:
         if len(self.model_fields_set) != 1:
             raise InvalidValue("must be one of: the value itself, {matches: ...}, {present: true}, {present: false}")
         return self
 
-    def why_not(self, value: str | None) -> str | None:
-        """Likewise. Never tells a value: not the caller's, and not the policy's."""
+    def mismatch(self, value: str | None) -> str | None:
+        """Return why the header does not match; None if it does. The reason contains no header value."""
         if self.present is False:
             return None if value is None else "is sent"
         if value is None:
             return "is not sent"
         if self.equals is not None and value != self.equals:
             return "has another value"
-        if self.matches is not None and not self.matches.found_in(value.encode("utf-8", "replace")):
+        if self.matches is not None and not self.matches.matches_text(value.encode("utf-8", "replace")):
             return "does not match"
         return None
 
@@ -190,42 +190,42 @@ def _header_rule(value: object) -> object:
 
 
 HeaderIs: TypeAlias = Annotated[HeaderRule, BeforeValidator(_header_rule, json_schema_input_type=str | HeaderRule)]
-"""A value alone, or a rule."""
+"""A value, or a rule."""
 Words: TypeAlias = Annotated[str, Field(min_length=1, max_length=1000)]
 
 
-def _several(value: object) -> object:
+def _as_list(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
 class RouteCondition(StrictModel):
-    """Which requests a route takes. All that is named must hold."""
+    """Condition on requests. All given parts must hold."""
 
     prompt_bytes: NumberIs | None = None
-    """The size of the request's body in bytes: its words, images and tools, and the JSON around them."""
+    """Size of the request body in bytes: text, images, tools and the JSON around them."""
     max_tokens: NumberIs | None = None
-    """The caller's limit on the answer; unset, the route's default_max_tokens; without one it does not hold."""
+    """The caller's max_tokens, else the route's default_max_tokens; without both, the condition does not hold."""
     tools: Flag | None = None
     """Whether the request offers tools or functions."""
     stream: Flag | None = None
-    """Whether the answer is to be streamed."""
+    """Whether the answer is streamed."""
     header: Annotated[dict[str, HeaderIs], Field(min_length=1, max_length=16)] | None = None
-    """Headers by name: a value, {matches: a regular expression} or {present: true}. Never one that carries a secret."""
+    """Headers by name: a value, {matches: a regular expression} or {present: true}. No headers with secrets."""
     contains: (
         Annotated[
             tuple[Words, ...],
             Field(min_length=1, max_length=100),
-            BeforeValidator(_several, json_schema_input_type=Words | tuple[Words, ...]),
+            BeforeValidator(_as_list, json_schema_input_type=Words | tuple[Words, ...]),
         ]
         | None
     ) = None
-    """A text, or several of which one must be there, in the first 64,000 characters; small letters equal capitals."""
+    """One or several texts, of which one must occur in the first 64,000 characters; case-insensitive."""
     matches: PatternText | None = None
-    """A regular expression of RE2 that is found in the first 64,000 characters."""
+    """An RE2 regular expression that matches anywhere in the first 64,000 characters."""
     any_of: Annotated[tuple[RouteCondition, ...], Field(min_length=1, max_length=20)] | None = Field(None, alias="any")
-    """Several of the same kind as this one, of which one must hold."""
+    """Several conditions, of which one must hold."""
     none_of: RouteCondition | None = Field(None, alias="not")
-    """One of the same kind as this one, which must not hold."""
+    """A condition that must not hold."""
 
     @field_validator("*", mode="before")
     @classmethod
@@ -258,124 +258,126 @@ class RouteCondition(StrictModel):
 
     @cached_property
     def reads_text(self) -> bool:
-        """Whether it looks at the request's words."""
+        """Return whether the condition reads the request's text."""
         parts = (*(self.any_of or ()), *((self.none_of,) if self.none_of else ()))
         return self.contains is not None or self.matches is not None or any(part.reads_text for part in parts)
 
     def names(self, condition: str) -> bool:
-        """Whether it asks for this anywhere, by the name that YAML has for it."""
+        """Return whether the condition uses this field, also in nested conditions; `condition` is its name in YAML."""
         parts = (*(self.any_of or ()), *((self.none_of,) if self.none_of else ()))
         return getattr(self, condition) is not None or any(part.names(condition) for part in parts)
 
-    def why_not(self, facts: RequestFacts, default_max_tokens: int | None) -> str | None:
-        """The first thing that does not hold, in a few words; None if all does. Never tells the request's words."""
+    def mismatch(self, facts: RequestFacts, default_max_tokens: int | None) -> str | None:
+        """Return the first part that does not hold, in a few words; None if all hold. It contains no request text."""
         return (
-            self._why_not_by_size(facts, default_max_tokens)
-            or self._why_not_by_header(facts)
-            or self._why_not_by_words(facts)
-            or self._why_not_by_parts(facts, default_max_tokens)
+            self._mismatch_of_size(facts, default_max_tokens)
+            or self._mismatch_of_header(facts)
+            or self._mismatch_of_words(facts)
+            or self._mismatch_of_parts(facts, default_max_tokens)
         )
 
-    def _why_not_by_size(self, facts: RequestFacts, default_max_tokens: int | None) -> str | None:
+    def _mismatch_of_size(self, facts: RequestFacts, default_max_tokens: int | None) -> str | None:
         if self.tools is not None and facts.tools != self.tools:
             return "it offers no tools" if self.tools else "it offers tools"
         if self.stream is not None and facts.stream != self.stream:
             return "it is not streamed" if self.stream else "it is streamed"
-        if self.prompt_bytes is not None and (why := self.prompt_bytes.why_not(facts.prompt_bytes)):
-            return f"prompt_bytes is {facts.prompt_bytes}, {why}"
+        if self.prompt_bytes is not None and (reason := self.prompt_bytes.mismatch(facts.prompt_bytes)):
+            return f"prompt_bytes is {facts.prompt_bytes}, {reason}"
         if self.max_tokens is not None:
             limit = facts.max_tokens if facts.max_tokens is not None else default_max_tokens
             if limit is None:
                 return "max_tokens is not set"
-            if why := self.max_tokens.why_not(limit):
-                return f"max_tokens is {limit}, {why}"
+            if reason := self.max_tokens.mismatch(limit):
+                return f"max_tokens is {limit}, {reason}"
         return None
 
-    def _why_not_by_header(self, facts: RequestFacts) -> str | None:
+    def _mismatch_of_header(self, facts: RequestFacts) -> str | None:
         for name, rule in (self.header or {}).items():
-            if why := rule.why_not(facts.headers.get(name)):
-                return f"header {name} {why}"
+            if reason := rule.mismatch(facts.headers.get(name)):
+                return f"header {name} {reason}"
         return None
 
-    def _why_not_by_words(self, facts: RequestFacts) -> str | None:
+    def _mismatch_of_words(self, facts: RequestFacts) -> str | None:
         if self.contains is not None and not any(text.casefold() in facts.folded for text in self.contains):
             return "contains: none of it is there" if len(self.contains) > 1 else "contains: it is not there"
-        if self.matches is not None and not self.matches.found_in(facts.encoded):
+        if self.matches is not None and not self.matches.matches_text(facts.encoded):
             return "matches: nothing does"
         return None
 
-    def _why_not_by_parts(self, facts: RequestFacts, default_max_tokens: int | None) -> str | None:
+    def _mismatch_of_parts(self, facts: RequestFacts, default_max_tokens: int | None) -> str | None:
         if self.any_of is not None:
-            whys = []
+            reasons = []
             for part in self.any_of:
-                why = part.why_not(facts, default_max_tokens)
-                if why is None:
+                reason = part.mismatch(facts, default_max_tokens)
+                if reason is None:
                     break
-                whys.append(why)
+                reasons.append(reason)
             else:
-                return f"any: none holds ({', '.join(whys[:_MOST_WHYS])}{', ...' if whys[_MOST_WHYS:] else ''})"
-        if self.none_of is not None and self.none_of.why_not(facts, default_max_tokens) is None:
+                return (
+                    f"any: none holds ({', '.join(reasons[:_MAX_REASONS])}{', ...' if reasons[_MAX_REASONS:] else ''})"
+                )
+        if self.none_of is not None and self.none_of.mismatch(facts, default_max_tokens) is None:
             return "not: it holds"
         return None
 
 
-_MOST_WHYS = 3
+_MAX_REASONS = 3
 
 
 class RequestFacts:
-    """What conditions look at, of one request. The words are put together when a condition asks for them, and once."""
+    """The facts of one request that conditions read. The text is joined once, on first use."""
 
-    def __init__(self, asked: AnyRequest, headers: Mapping[str, str]) -> None:
-        self._asked = asked
+    def __init__(self, request: AnyRequest, headers: Mapping[str, str]) -> None:
+        self._request = request
         self.headers = headers
 
     @property
     def prompt_bytes(self) -> int:
-        return self._asked.size_bytes
+        return self._request.size_bytes
 
     @property
     def max_tokens(self) -> int | None:
-        asked = self._asked
-        return asked.max_tokens if isinstance(asked, ChatRequest | TextRequest) else None
+        request = self._request
+        return request.max_tokens if isinstance(request, ChatRequest | TextRequest) else None
 
     @property
     def stream(self) -> bool:
-        return isinstance(self._asked, ChatRequest | TextRequest) and self._asked.stream
+        return isinstance(self._request, ChatRequest | TextRequest) and self._request.stream
 
     @property
     def tools(self) -> bool:
-        body = self._asked.body
-        return isinstance(self._asked, ChatRequest) and bool(body.get("tools") or body.get("functions"))
+        body = self._request.body
+        return isinstance(self._request, ChatRequest) and bool(body.get("tools") or body.get("functions"))
 
     @cached_property
     def text(self) -> str:
-        """The words of all messages, or of the prompt or input, one after the other; the first MAX_TEXT_CHARS."""
-        parts, left = [], MAX_TEXT_CHARS
-        for said in _words_of(self._asked):
-            parts.append(said[:left])
-            left -= len(said) + 1
-            if left <= 0:
+        """Return the joined text of all messages, or of the prompt or input: its first MAX_TEXT_CHARS."""
+        parts, remaining = [], MAX_TEXT_CHARS
+        for text in _texts_of(self._request):
+            parts.append(text[:remaining])
+            remaining -= len(text) + 1
+            if remaining <= 0:
                 break
         return "\n".join(parts)
 
     @cached_property
     def folded(self) -> str:
-        """The text as `contains` compares it."""
+        """Return the case-folded text, for `contains`."""
         return self.text.casefold()
 
     @cached_property
     def encoded(self) -> bytes:
-        """The text as RE2 reads it."""
+        """Return the UTF-8 text, for RE2."""
         return self.text.encode("utf-8", "replace")
 
 
-def _words_of(asked: AnyRequest) -> Iterator[str]:
-    if isinstance(asked, ChatRequest):
-        for message in asked.messages:
-            if said := text_of(message.get("content")):
-                yield said
+def _texts_of(request: AnyRequest) -> Iterator[str]:
+    if isinstance(request, ChatRequest):
+        for message in request.messages:
+            if text := text_of(message.get("content")):
+                yield text
     else:
-        texts = asked.body["prompt" if isinstance(asked, TextRequest) else "input"]
+        texts = request.body["prompt" if isinstance(request, TextRequest) else "input"]
         for text in (texts,) if isinstance(texts, str) else texts:
             if isinstance(text, str):
                 yield text

@@ -24,7 +24,7 @@ Ignored = Literal[
 
 FIELD_NOT_KNOWN, CALLER_PREFILL, TOKEN_LIMIT = "field_not_known", "caller_prefill", "token_limit"
 """Reasons that do not depend on a field of the table alone."""
-LEAST_TOKENS = 2
+MIN_TOKENS = 2
 """The shortest answer with guidance: one token of the teacher and one of the student."""
 
 
@@ -109,12 +109,12 @@ CONSTRAINTS: tuple[Constraint, ...] = (
     Constraint(CALLER_PREFILL, "none", "null or true", ("add_generation_prompt",),
         "The student begins no turn of its own."),
 )  # fmt: skip
-"""In the order in which reasons are looked for: a request gives the first."""
+"""In order of precedence: the first matching row gives the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class NeutralFields:
-    """Fields beside which guidance is right, and why."""
+    """Fields that do not exclude guidance, and why."""
 
     fields: tuple[str, ...]
     why: str
@@ -166,13 +166,13 @@ NEUTRAL: tuple[NeutralFields, ...] = (
         "Accounting, caches, scheduling and transport."),
 )  # fmt: skip
 HOLDERS = ("extra_body", "nvext", "chat_template_kwargs")
-"""Objects whose fields some engines or clients take for fields of the body. They are looked into, one level deep.
+"""Objects whose fields some engines or clients take for fields of the body. They are read one level deep.
 
 Engines pass `chat_template_kwargs` to the chat template beside their own arguments, or in their place."""
 MAX_ALLOWED_FIELDS = 64
-"""How many names one policy may add."""
+"""Maximum names that one policy may add."""
 MAX_FIELDS = 1024
-"""A body with more fields has one that is not known, for all known names are fewer."""
+"""A body with more fields has an unknown one, since there are fewer known names."""
 
 
 class Placements(NamedTuple):
@@ -192,10 +192,10 @@ class ExcludingField(NamedTuple):
 
     Attributes:
         field: its name.
-        holder: the object that holds it; None: the body itself.
-        reason: of its row; `field_not_known` where no row has it.
-        placement: what remains.
-        order: where its row stands: the first gives the request's reason.
+        holder: the object that contains it; None: the body itself.
+        reason: the reason of its row; `field_not_known` without a row.
+        placement: the remaining placement.
+        order: the index of its row; the first row gives the request's reason.
     """
 
     field: str
@@ -206,7 +206,7 @@ class ExcludingField(NamedTuple):
 
     @property
     def path(self) -> str:
-        """Its name behind that of its holder."""
+        """Return the field's name with its holder's."""
         return self.field if self.holder is None else f"{self.holder}.{self.field}"
 
 
@@ -214,36 +214,36 @@ UNCONSTRAINED = Placements()
 
 
 def placements(body: Mapping[str, Any], api: API, allowed: Collection[str] = ()) -> Placements:
-    """Return where guidance may stand beside the fields of a request body.
+    """Return where guidance may be placed, given the fields of a request body.
 
     Args:
-        body: as the caller sent it. A key whose value is null counts as absent.
-        api: the route that the request came to.
+        body: the caller's body. A key whose value is null counts as absent.
+        api: the API of the request.
         allowed: names of unknown fields that the policy allows.
     """
     if _NEUTRAL_OR_PROMPT[api].issuperset(body) and isinstance(body.get("prompt", ""), str):
         return UNCONSTRAINED
     if len(body) > MAX_FIELDS:
         return Placements(FIELD_NOT_KNOWN, FIELD_NOT_KNOWN)
-    found = sorted(excluding_fields(body, api, allowed), key=lambda one: one.order)
-    if not found:
+    excluding = sorted(excluding_fields(body, api, allowed), key=lambda one: one.order)
+    if not excluding:
         return UNCONSTRAINED
-    return Placements(found[0].reason, next((one.reason for one in found if one.placement == "none"), None))
+    return Placements(excluding[0].reason, next((one.reason for one in excluding if one.placement == "none"), None))
 
 
 def excluding_fields(body: Mapping[str, Any], api: API, allowed: Collection[str] = ()) -> Iterator[ExcludingField]:
     """Yield the fields that exclude guidance."""
     yield from _excluding(body, None, _NEUTRAL_OR_HOLDER[api], api, allowed)
     for holder in HOLDERS:
-        held = body.get(holder)
-        if isinstance(held, dict) and len(held) <= MAX_FIELDS:
-            yield from _excluding(held, holder, _NEUTRAL_HELD[api], api, allowed)
-        elif held is not None:
+        fields = body.get(holder)
+        if isinstance(fields, dict) and len(fields) <= MAX_FIELDS:
+            yield from _excluding(fields, holder, _NEUTRAL_HELD[api], api, allowed)
+        elif fields is not None:
             yield ExcludingField(holder, None, FIELD_NOT_KNOWN, "none", _LAST)
 
 
 def known_fields() -> frozenset[str]:
-    """Return every name of the tables."""
+    """Return every field name of the tables."""
     return frozenset(HOLDERS).union(*_NEUTRAL.values(), *_RULES.values())
 
 
@@ -264,13 +264,13 @@ def _excluding(
 
 
 def _rules(api: API) -> dict[str, tuple[int, ...]]:
-    """Return the rows of each field, as places in CONSTRAINTS."""
-    found: dict[str, tuple[int, ...]] = {}
+    """Return the rows of each field, as indexes of CONSTRAINTS."""
+    rows: dict[str, tuple[int, ...]] = {}
     for order, rule in enumerate(CONSTRAINTS):
         if api in rule.apis:
             for field in rule.fields:
-                found[field] = (*found.get(field, ()), order)
-    return found
+                rows[field] = (*rows.get(field, ()), order)
+    return rows
 
 
 def _is_one_prompt(value: Any) -> bool:
@@ -300,5 +300,5 @@ _NEUTRAL: dict[API, frozenset[str]] = {
 }
 _NEUTRAL_OR_PROMPT: dict[API, frozenset[str]] = {api: _NEUTRAL[api].union(("prompt",)) for api in APIS}
 _NEUTRAL_OR_HOLDER: dict[API, frozenset[str]] = {api: _NEUTRAL[api].union(HOLDERS) for api in APIS}
-# The gateway reads these fields at the top of a body alone. In a holder they are unknown.
+# The gateway reads these fields only at the top level of a body. In a holder they are unknown.
 _NEUTRAL_HELD: dict[API, frozenset[str]] = {api: _NEUTRAL[api].difference(READ_BY_GATEWAY) for api in APIS}

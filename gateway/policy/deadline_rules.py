@@ -1,4 +1,4 @@
-"""How a policy sets the time that a request may wait for guidance: `deadline: 2s`, or `deadline: auto`."""
+"""Schema of the guidance deadline: `deadline: 2s`, or `deadline: auto`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import Field, PlainValidator, ValidationInfo, field_validator
 from gateway.config.scalars import Duration, DurationText, InvalidValue, lasting, read_duration
 from gateway.config.yaml_source import StrictModel
 
-_LEAST_S, _MOST_S = 0.001, 600.0
+_MIN_S, _MAX_S = 0.001, 600.0
 _Fixed: TypeAlias = Annotated[Duration, lasting("1ms", "10m")]
 
 
@@ -18,9 +18,9 @@ def _deadline(value: object, info: ValidationInfo) -> float | Literal["auto"]:
         return "auto"
     try:
         seconds = read_duration(value, info)
-    except InvalidValue as wrong:
-        raise InvalidValue(f"{wrong}, or auto") from None
-    if not _LEAST_S <= seconds <= _MOST_S:
+    except InvalidValue as error:
+        raise InvalidValue(f"{error}, or auto") from None
+    if not _MIN_S <= seconds <= _MAX_S:
         raise InvalidValue("must be between 1ms and 10m, or auto")
     return seconds
 
@@ -28,16 +28,16 @@ def _deadline(value: object, info: ValidationInfo) -> float | Literal["auto"]:
 Deadline: TypeAlias = Annotated[
     float | Literal["auto"], PlainValidator(_deadline, json_schema_input_type=DurationText | Literal["auto"])
 ]
-"""A duration in seconds; or `auto`."""
+"""A duration in seconds, or `auto`."""
 
 
 class AutoDeadline(StrictModel):
-    """The bounds of `deadline: auto`, which follows the teacher's measured times."""
+    """Bounds of `deadline: auto`, which follows the teacher's measured times."""
 
     min_s: _Fixed = Field(0.5, alias="min")
-    """The shortest deadline."""
+    """Shortest deadline."""
     max_s: _Fixed = Field(15.0, alias="max", validate_default=True)
-    """The longest deadline; it holds while nothing is measured."""
+    """Longest deadline; used while there are no measurements."""
 
     @field_validator("max_s")
     @classmethod

@@ -1,4 +1,4 @@
-"""Lists of exemplars in files of the policies folder. Content: no mistake repeats any of it."""
+"""Files of exemplars in the policies folder. Their content is confidential and appears in no error message."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ if TYPE_CHECKING:
     from gateway.policy.projections import Exemplar
 
 MAX_BYTES = 256_000
-"""Of one file."""
-_PLAIN_PLACE = re.compile(r"(\[\d+\])?(\.?[a-z_]{1,20}(\[\d+\])?)*")
+"""Maximum size of one file."""
+_PLAIN_LOCATION = re.compile(r"(\[\d+\])?(\.?[a-z_]{1,20}(\[\d+\])?)*")
 _ENTRY = re.compile(r"\[\d+\]")
-_FOUND_BY_YAML = ("not valid YAML: found", "not valid YAML: expected")
+_YAML_MESSAGES = ("not valid YAML: found", "not valid YAML: expected")
 _QUOTED = re.compile(r"'[^']*'")
 ENDINGS = frozenset({".yaml", ".yml", ".json"})
-"""Of a file of exemplars."""
+"""Suffixes of files of exemplars."""
 
 
 def exemplar_files() -> NamedFiles[tuple[Exemplar, ...]]:
-    """The files of exemplars that policies and projections name."""
+    """Return a reader of the files of exemplars that policies and projections name."""
     return NamedFiles("exemplars/arithmetic.yaml", ENDINGS, MAX_BYTES, _parsed)
 
 
 def _parsed(raw: bytes, file: Path) -> ParsedFile[tuple[Exemplar, ...]]:
     source, mistakes = parse(raw, shown(file), list)
-    found: ExemplarList | None = None
+    entries: ExemplarList | None = None
     if source is not None:
-        found, wrong = source.check(ExemplarList)
-        mistakes = [*mistakes, *wrong]
-    exemplars = found.exemplars() if found is not None else ()
+        entries, issues = source.check(ExemplarList)
+        mistakes = [*mistakes, *issues]
+    exemplars = entries.exemplars() if entries is not None else ()
     size = sum(len(one.question) + len(one.answer) for one in exemplars)
     if source is not None and size > MAX_CHARS:
         mistakes.append(
@@ -49,10 +49,10 @@ def _parsed(raw: bytes, file: Path) -> ParsedFile[tuple[Exemplar, ...]]:
 
 
 def without_content(mistake: ConfigIssue) -> ConfigIssue:
-    """The same without words of the file that a slip has made a key or an alias of."""
-    place, message = mistake.field, mistake.message
-    if not _PLAIN_PLACE.fullmatch(place):
-        place = found[0] if (found := _ENTRY.match(place)) else ""
-    if message.startswith(_FOUND_BY_YAML):
+    """Return the issue without content of the file, which may be part of its location or message."""
+    location, message = mistake.field, mistake.message
+    if not _PLAIN_LOCATION.fullmatch(location):
+        location = match[0] if (match := _ENTRY.match(location)) else ""
+    if message.startswith(_YAML_MESSAGES):
         message = _QUOTED.sub("'...'", message)
-    return replace(mistake, field=place, message=message)
+    return replace(mistake, field=location, message=message)

@@ -1,6 +1,6 @@
-"""What would become of a request: which route takes it, why those before it do not, and the plan. Pure.
+"""Explain a request: the matching route, the reasons against earlier routes, and the plan. Pure.
 
-Engines are not asked. What is known of them only while they run is assumed, and said.
+No engine is called. Facts that are known only while engines run are assumed and listed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from gateway.capabilities.continuation import Continuation
 from gateway.errors import GatewayError
 from gateway.policy.allowed import allowed
-from gateway.policy.resolve import EngineSnapshot, resolve, resolve_embeddings
+from gateway.policy.plan import EngineSnapshot
+from gateway.policy.resolve import resolve, resolve_embeddings
 from gateway.policy.routing import choose, not_found
 from gateway.policy.unguided import fields_against
 from gateway.protocol.embeddings import EmbeddingsRequest
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from gateway.config.settings import Settings
     from gateway.policy.allowed import EffectiveLimits
     from gateway.policy.book import Caller
-    from gateway.policy.resolve import Plan
+    from gateway.policy.plan import Plan
     from gateway.policy.routing import RouteChoice
     from gateway.protocol.requests import AnyRequest
 
@@ -33,12 +34,12 @@ class Explanation:
     """One request, explained.
 
     Attributes:
-        choice: which route takes it, and why others do not.
-        plan: what it would get; None where it would be refused.
-        refused: with what.
-        tenant, key: what both may use; the request counts against each.
-        assumed: what was taken to be so of engines that were not asked.
-        fields: the request's fields because of which it goes without guidance.
+        choice: the matching route, and the reasons against earlier ones.
+        plan: the plan; None if the request would be rejected.
+        refused: the error of a rejected request.
+        tenant, key: limits of both; the request counts against each.
+        assumed: assumptions about the engines.
+        fields: request fields that exclude guidance.
     """
 
     choice: RouteChoice
@@ -50,39 +51,39 @@ class Explanation:
     fields: tuple[str, ...] = ()
 
 
-def explain(caller: Caller, asked: AnyRequest, headers: Mapping[str, str], settings: Settings) -> Explanation:
-    """What would become of the request, were it to come from this caller with these headers."""
-    choice = choose(caller, asked, headers)
+def explain(caller: Caller, request: AnyRequest, headers: Mapping[str, str], settings: Settings) -> Explanation:
+    """Explain a request from this caller with these headers."""
+    choice = choose(caller, request, headers)
     plan, refused = None, None
     try:
-        plan = _plan(caller, choice, asked, headers, settings)
+        plan = _plan(caller, choice, request, headers, settings)
     except GatewayError as error:
         refused = error
     assumed = () if plan is None else tuple(_assumed(plan, settings))
     return Explanation(
-        choice, plan, refused, *allowed(caller, settings.defaults), assumed, tuple(_fields(choice, asked, plan))
+        choice, plan, refused, *allowed(caller, settings.defaults), assumed, tuple(_fields(choice, request, plan))
     )
 
 
 def _plan(
-    caller: Caller, choice: RouteChoice, asked: AnyRequest, headers: Mapping[str, str], settings: Settings
+    caller: Caller, choice: RouteChoice, request: AnyRequest, headers: Mapping[str, str], settings: Settings
 ) -> Plan:
     route = choice.route
     if route is None:
-        raise not_found(caller, asked.model, choice)
-    # Nothing is drawn: students stand as they do in the file, and every request is one of a sample.
-    if isinstance(asked, EmbeddingsRequest):
+        raise not_found(caller, request.model, choice)
+    # No random numbers: students keep the order of the file, and every request is sampled.
+    if isinstance(request, EmbeddingsRequest):
         return resolve_embeddings(route, lambda _: False, lambda: 0.0, headers)
-    return resolve(caller.policy, route, asked, lambda name: _look(settings.by_name[name]), lambda: 0.0, headers)
+    return resolve(caller.policy, route, request, lambda name: _look(settings.by_name[name]), lambda: 0.0, headers)
 
 
-def _fields(choice: RouteChoice, asked: AnyRequest, plan: Plan | None) -> list[str]:
+def _fields(choice: RouteChoice, request: AnyRequest, plan: Plan | None) -> list[str]:
     """Return the names of the fields that give the reason against guidance."""
     guided = plan.shadow or plan if plan is not None else None
-    if guided is None or choice.route is None or isinstance(asked, EmbeddingsRequest):
+    if guided is None or choice.route is None or isinstance(request, EmbeddingsRequest):
         return []
-    found = [one for one in fields_against(choice.route, asked) if one.reason == guided.unguided]
-    return list(dict.fromkeys(one.path for one in found))
+    excluding = [one for one in fields_against(choice.route, request) if one.reason == guided.unguided]
+    return list(dict.fromkeys(one.path for one in excluding))
 
 
 def _look(model: ModelSettings) -> EngineSnapshot:
@@ -95,5 +96,5 @@ def _assumed(plan: Plan, settings: Settings) -> list[str]:
     engines = [one.engine for each in (plan, plan.shadow) if each is not None for one in each.finishers]
     guided = plan.guidance is not None or plan.shadow is not None
     probed = [name for name in dict.fromkeys(engines) if settings.by_name[name].continuation == "auto"]
-    said = [f"{name} continues an answer that was begun (continuation: auto finds out)" for name in probed if guided]
-    return ["every engine answers, and none rests after failures", *said]
+    probes = [f"{name} continues an answer that was begun (continuation: auto finds out)" for name in probed if guided]
+    return ["every engine answers, and none rests after failures", *probes]

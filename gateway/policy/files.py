@@ -1,6 +1,6 @@
-"""config.yaml and the policies folder, as they are on disk while a gateway runs.
+"""config.yaml and the policies folder on disk while a gateway runs.
 
-Everything here blocks: it is for a thread. Nothing raises for what stands in the files.
+All functions block, so call them in a thread. Invalid file content raises no error.
 """
 
 from __future__ import annotations
@@ -23,68 +23,68 @@ if TYPE_CHECKING:
     from gateway.policy.book import PolicySet
 
 Signature = tuple[object, ...]
-"""What changes when a file does: names, inodes, times and sizes."""
+"""Names, inodes, times and sizes of the files; it changes when a file does."""
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyFolder:
-    """The folder as it was read. `book` is None when it has a mistake."""
+    """The content of the folder. `policy_set` is None if there are issues."""
 
-    book: PolicySet | None
+    policy_set: PolicySet | None
     mistakes: tuple[str, ...]
     edition: PolicyEdition
 
 
 class PolicyFiles:
-    """What the process was started with, and what stands there now.
+    """Read the policy files of a running process and detect changes of config.yaml.
 
     Args:
-        config: the file that the process was started with.
-        digest: the hash of what stood in it then.
-        settings: what that meant. Models and folder stay so until the process ends.
-        pages: what remembers the policy files.
+        config: the config.yaml of the process.
+        digest: the hash of its content at start.
+        settings: its settings at start. Models and folder stay the same until the process ends.
+        cache: parsed policy files.
     """
 
-    def __init__(self, config: Path, digest: str, settings: Settings, pages: PolicyFileCache) -> None:
+    def __init__(self, config: Path, digest: str, settings: Settings, cache: PolicyFileCache) -> None:
         self._config = config
         self._digest = digest
         self._folder = settings.policies
         self._models = list(settings.by_name)
         self._protocols: dict[str, str] = {model.name: model.protocol for model in settings.models}
-        self._pages = pages
+        self._cache = cache
 
     @classmethod
     def open(cls, config: Path) -> tuple[Settings, PolicySet, PolicyFiles]:
-        """config.yaml and its policies, to be watched from here on. Raises ConfigError with every mistake of both."""
-        pages, digest = PolicyFileCache(), _digest(config)
-        settings, book = load_all(config, pages)
-        return settings, book, cls(config, digest, settings, pages)
+        """Load config.yaml and its policies, and watch them. Raises ConfigError with every issue of both."""
+        cache, digest = PolicyFileCache(), _digest(config)
+        settings, policy_set = load_all(config, cache)
+        return settings, policy_set, cls(config, digest, settings, cache)
 
     def signature(self) -> Signature:
-        """A look at the files without reading them: a change of any of them changes it.
+        """Return a signature of the files without reading them; a change of any file changes it.
 
-        It looks through symbolic links: a ConfigMap of Kubernetes is changed by turning one around.
+        Symbolic links are followed, since Kubernetes updates a ConfigMap by replacing a link.
         """
-        named = [_stamp(self._folder / name) for name in self._pages.library.named]
-        own = _stamps(self._folder / PROJECTIONS_FOLDER)
-        return (_stamp(self._config), *_stamps(self._folder), "projections", *own, "named", *named)
+        named = [_stamp(self._folder / name) for name in self._cache.registry.named]
+        projections = _stamps(self._folder / PROJECTIONS_FOLDER)
+        return (_stamp(self._config), *_stamps(self._folder), "projections", *projections, "named", *named)
 
-    def config_is_as_it_was(self) -> bool:
-        """Whether config.yaml holds what the process was started with. Names that it refers to are not followed."""
+    def config_is_unchanged(self) -> bool:
+        """Return whether config.yaml has its content of the start. Files that it names are not compared."""
         return _digest(self._config) == self._digest
 
     def config_mistakes(self) -> tuple[str, ...]:
-        """What a restart would say of config.yaml, and of the policies by it."""
-        return tuple(str(mistake) for mistake in check_all(self._config, self._pages)[2])
+        """Return the issues that a restart would find in config.yaml and its policies."""
+        return tuple(str(mistake) for mistake in check_all(self._config, self._cache)[2])
 
     def read(self) -> PolicyFolder:
-        """The policies, against the configuration that the process runs with."""
-        book, mistakes = check_book(self._folder, self._models, self._protocols, self._pages)
-        return PolicyFolder(book, tuple(map(str, mistakes)), self.edition())
+        """Read the policies and check them against the configuration of the process."""
+        policy_set, mistakes = check_book(self._folder, self._models, self._protocols, self._cache)
+        return PolicyFolder(policy_set, tuple(map(str, mistakes)), self.edition())
 
     def edition(self) -> PolicyEdition:
-        """What was read last."""
-        return PolicyEdition(self._pages.version, self._pages.files, time())
+        """Return the version of the last reading."""
+        return PolicyEdition(self._cache.version, self._cache.files, time())
 
 
 def _digest(config: Path) -> str:
@@ -97,19 +97,19 @@ def _digest(config: Path) -> str:
 def _stamps(folder: Path) -> list[tuple[object, ...]]:
     try:
         with os.scandir(folder) as entries:
-            return sorted(_stamp(entry) for entry in entries if _counts(entry.name))
+            return sorted(_stamp(entry) for entry in entries if _is_policy_file(entry.name))
     except OSError as error:
         return [(type(error).__name__,)]
 
 
-def _counts(name: str) -> bool:
+def _is_policy_file(name: str) -> bool:
     return not name.startswith(".") and name.endswith((".yaml", ".yml"))
 
 
 def _stamp(file: Path | os.DirEntry[str]) -> tuple[object, ...]:
     try:
-        found = file.stat()
+        stat = file.stat()
     except OSError as error:
         return (file.name, type(error).__name__)
-    # The inode tells an editor that renames; ctime a tool that sets mtime back.
-    return (file.name, found.st_dev, found.st_ino, found.st_mtime_ns, found.st_ctime_ns, found.st_size)
+    # The inode detects a rename, and ctime a tool that resets mtime.
+    return (file.name, stat.st_dev, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size)

@@ -1,7 +1,7 @@
-"""How long this request's guidance may be, where a policy leaves that to the gateway, and why. Pure.
+"""Choose the length of a request's guidance for `tokens: auto`. Pure.
 
-Paper, section 5: the length is left open there, and set by hand for each data set. Here cheap rules decide, or a model
-that was fitted to a route's own records; and a caller who wants little gets little.
+The paper (section 5) leaves the length open and sets it by hand for each data set. The gateway uses cheap rules, or a
+model fitted to a route's own records. A small max_tokens gives short guidance.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from gateway.policy.conditions import RequestFacts
 from gateway.policy.length_rules import DEFAULT_RULES
-from gateway.policy.question_features import looks_of, question_of
+from gateway.policy.question_features import features_of, question_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,25 +22,27 @@ if TYPE_CHECKING:
     from gateway.policy.question_features import QuestionFeatures
     from gateway.protocol.requests import CompletionRequest
 
-# An opening of more than half of what the caller wants leaves the student nothing to do that is worth a call.
+# Guidance longer than half of the answer leaves too little for the student to be worth a call.
 _SHARE_OF_ANSWER = 2
 
 ChosenBy = Literal["rule", "model", "default"]
 TOO_SHORT, BY_RULE, BY_MODEL = "auto_short", "auto_rule", "auto_model"
-"""Why a request goes without guidance: its answer is to be short; a rule says so; a model does."""
+"""Reasons for no guidance: the answer is too short; a rule chose 0; a model chose 0."""
 
 
 @dataclass(frozen=True, slots=True)
 class LengthChoice:
-    """How long the guidance of one request may be, and why.
+    """The chosen length of one request's guidance.
 
     Attributes:
-        tokens: m; 0: none, and `unguided` says why.
-        by: what chose; `rule` its name, `model` and `score` likewise of a learned one.
-        prompt: what kind of question it was taken for.
-        least: the opening does not end before so many tokens.
-        stop_at: where it may end after that, and the teacher's call with it.
-        probe: whether the student is asked first.
+        tokens: m; 0: no guidance, for the reason `unguided`.
+        by: whether a rule, a model or the default chose the length.
+        prompt: the class of the question.
+        least: the minimum length before `stop_at` applies, in tokens.
+        stop_at: where the guidance, and the teacher's call, may end after that.
+        probe: the confidence probe of the student; None: no probe.
+        rule: the name of the rule.
+        model, score: the name of the model and its predicted score.
     """
 
     tokens: int
@@ -56,51 +58,52 @@ class LengthChoice:
 
 
 class _QuestionFacts(RequestFacts):
-    """The words of the question alone: few enough to be looked through while others wait."""
+    """The text of the question alone, short enough to be matched in the event loop."""
 
     @cached_property
     def text(self) -> str:
-        return question_of(self._asked)  # type: ignore[arg-type]
+        return question_of(self._request)  # type: ignore[arg-type]
 
 
 def choose_length(
-    rule: AutoRule, asked: CompletionRequest, max_tokens: int | None, headers: Mapping[str, str]
+    rule: AutoRule, request: CompletionRequest, max_tokens: int | None, headers: Mapping[str, str]
 ) -> LengthChoice:
-    """What the rule says of this request.
+    """Return the length that the rule chooses for this request.
 
-    max_tokens: the limit on the answer, the route's where the caller sends none; None: there is none.
+    Args:
+        max_tokens: the limit on the answer: the caller's, else the route's; None: no limit.
     """
-    looks = looks_of(asked, max_tokens)
-    chosen = _chosen(rule, looks, _QuestionFacts(asked, headers), max_tokens)
-    return _fitted(rule, chosen, max_tokens)
+    features = features_of(request, max_tokens)
+    chosen = _chosen(rule, features, _QuestionFacts(request, headers), max_tokens)
+    return _limited(rule, chosen, max_tokens)
 
 
-def of_model(model: LengthModel, looks: QuestionFeatures, rule: AutoRule) -> LengthChoice:
-    """What a learned model says, within the rule's bounds."""
-    found = model.predict(looks.numbers)
-    return _choice(rule, looks, found.tokens, "model", model=model.name, score=round(found.score, 4))
+def of_model(model: LengthModel, features: QuestionFeatures, rule: AutoRule) -> LengthChoice:
+    """Return the length that a learned model predicts, within the rule's bounds."""
+    predicted = model.predict(features.numbers)
+    return _choice(rule, features, predicted.tokens, "model", model=model.name, score=round(predicted.score, 4))
 
 
-def _chosen(rule: AutoRule, looks: QuestionFeatures, facts: RequestFacts, max_tokens: int | None) -> LengthChoice:
-    learned = rule.learned
-    rules = rule.rules if rule.rules is not None else () if learned is not None else DEFAULT_RULES
+def _chosen(rule: AutoRule, features: QuestionFeatures, facts: RequestFacts, max_tokens: int | None) -> LengthChoice:
+    model = rule.length_model
+    rules = rule.rules if rule.rules is not None else () if model is not None else DEFAULT_RULES
     for one in rules:
-        if _holds(one, looks, facts, max_tokens):
-            return _choice(rule, looks, one.tokens, "rule", name=one.name)
-    if learned is not None:
-        return of_model(learned, looks, rule)
-    return _choice(rule, looks, rule.default, "default")
+        if _holds(one, features, facts, max_tokens):
+            return _choice(rule, features, one.tokens, "rule", name=one.name)
+    if model is not None:
+        return of_model(model, features, rule)
+    return _choice(rule, features, rule.default, "default")
 
 
-def _holds(one: LengthRule, looks: QuestionFeatures, facts: RequestFacts, max_tokens: int | None) -> bool:
-    if one.prompt is not None and one.prompt != looks.prompt:
+def _holds(one: LengthRule, features: QuestionFeatures, facts: RequestFacts, max_tokens: int | None) -> bool:
+    if one.prompt is not None and one.prompt != features.prompt:
         return False
-    return one.when is None or one.when.why_not(facts, max_tokens) is None
+    return one.when is None or one.when.mismatch(facts, max_tokens) is None
 
 
 def _choice(
     rule: AutoRule,
-    looks: QuestionFeatures,
+    features: QuestionFeatures,
     tokens: int,
     by: ChosenBy,
     *,
@@ -114,7 +117,7 @@ def _choice(
     return LengthChoice(
         tokens=max(rule.min, min(rule.max, tokens)) if tokens else 0,
         by=by,
-        prompt=looks.prompt,
+        prompt=features.prompt,
         least=rule.min,
         stop_at=rule.stop_at,
         probe=rule.probe,
@@ -125,8 +128,8 @@ def _choice(
     )
 
 
-def _fitted(rule: AutoRule, chosen: LengthChoice, max_tokens: int | None) -> LengthChoice:
-    """No more than half of the answer; and none where that would be too little to steer it."""
+def _limited(rule: AutoRule, chosen: LengthChoice, max_tokens: int | None) -> LengthChoice:
+    """Limit the guidance to half of the answer; return none if that is below the minimum."""
     if max_tokens is None or not chosen.tokens or chosen.tokens <= max_tokens // _SHARE_OF_ANSWER:
         return chosen
     tokens = max_tokens // _SHARE_OF_ANSWER
@@ -136,5 +139,5 @@ def _fitted(rule: AutoRule, chosen: LengthChoice, max_tokens: int | None) -> Len
 
 
 def longest(rule: AutoRule, max_tokens: int) -> int:
-    """More tokens than these the rule chooses for no request with this limit on its answer."""
+    """Return the most tokens that the rule chooses for an answer of `max_tokens`."""
     return min(rule.max, max_tokens // _SHARE_OF_ANSWER)

@@ -1,4 +1,4 @@
-"""Learned models of the guidance's length, in files of the policies folder."""
+"""Files with learned length models in the policies folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def length_files() -> NamedFiles[FittedLengths]:
-    """The files of `eval fit` that policies name."""
+    """Return a reader of the `eval fit` files that policies name."""
     return NamedFiles("lengths/chat.json", frozenset({".json"}), MAX_FILE_BYTES, _parsed)
 
 

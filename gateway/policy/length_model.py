@@ -1,8 +1,8 @@
-"""A learned predictor of the guidance's length: numbers in a file, read by plain arithmetic, that cannot run code.
+"""A learned model of the guidance's length: numbers in a file, evaluated by arithmetic, without executable code.
 
-For each length it holds a logistic regression of whether an answer with that much guidance is right, and what such an
-answer costs; the length with the best expected worth is taken. LLM Shepherding (arXiv 2601.22132) asks first whether a
-hint is needed and then how long: here 0 is a length like the others.
+For each length it has a logistic regression of the probability of a correct answer, and the cost of such an answer. The
+length with the highest expected value is chosen. LLM Shepherding (arXiv 2601.22132) first decides whether a hint is
+needed, then how long it is; this model treats 0 as one of the lengths.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 MAX_FILE_BYTES = 64_000
-"""Of one file."""
+"""Maximum size of one file."""
 _MAX_LENGTHS = 16
-_MOST_EXPONENT = 40.0
+_MAX_EXPONENT = 40.0
 
 _Finite = Annotated[float, Field(allow_inf_nan=False, ge=-1e6, le=1e6)]
 _Share = Annotated[float, Field(allow_inf_nan=False, ge=0, le=1)]
@@ -29,22 +29,22 @@ _Share = Annotated[float, Field(allow_inf_nan=False, ge=0, le=1)]
 
 @dataclass(frozen=True, slots=True)
 class PredictedLength:
-    """A length that a model chose. `score`: how likely it takes the answer with that much guidance to be right."""
+    """The length chosen by a model. `score`: the predicted probability of a correct answer with it."""
 
     tokens: int
     score: float
 
 
 class LengthModel(Protocol):
-    """Chooses how many tokens of guidance a question gets."""
+    """A model that chooses the length of the guidance."""
 
     @property
     def name(self) -> str:
-        """Its name and version, as receipts tell them."""
+        """Return the model's name and version for receipts."""
         ...
 
     def predict(self, numbers: Sequence[float]) -> PredictedLength:
-        """numbers: what a question looks like, in the order of FEATURES -> a length in tokens; 0: no guidance."""
+        """Return the length for a question's features, in the order of FEATURES; 0: no guidance."""
         ...
 
 
@@ -53,9 +53,10 @@ class _Part(BaseModel):
 
 
 class OneLength(_Part):
-    """Of one length: P(right) = 1 / (1 + exp(-(intercept + sum of weight x standardised number))).
+    """One length: P(correct) = 1 / (1 + exp(-(intercept + sum of weight x standardized feature))).
 
-    cost_usd: what an answer with it cost on the average when the model was fitted.
+    Attributes:
+        cost_usd: average cost of an answer with this length when the model was fitted.
     """
 
     tokens: Annotated[int, Field(ge=0, le=4096)]
@@ -65,12 +66,14 @@ class OneLength(_Part):
 
 
 class FitProvenance(_Part):
-    """What it was fitted on.
+    """The data that the model was fitted on.
 
     Attributes:
-        setting: of the examples, without the length.
-        questions: how many; `data_sha256` of them and their answers.
-        created: Unix seconds; `version`: of the gateway that fitted it.
+        setting: the setting of the examples, without the length.
+        questions: number of questions.
+        data_sha256: hash of the questions and their answers.
+        created: Unix seconds.
+        version: version of the gateway that fitted the model.
     """
 
     data: Annotated[str, Field(max_length=200)]
@@ -84,13 +87,13 @@ class FitProvenance(_Part):
 
 
 class FitFigures(_Part):
-    """How it did on questions that it was not fitted on (nested cross-validation), beside a fixed length.
+    """Results on questions outside the fit (nested cross-validation), compared with a fixed length.
 
     Attributes:
-        fixed_tokens: the fixed length whose cost `auto` was allowed.
-        auto_right, fixed_right: the shares of answers that are right.
-        auto_usd, fixed_usd: what an answer cost on the average.
-        difference, low, high: auto_right - fixed_right, and its 95 % interval (Agresti and Min's for pairs).
+        fixed_tokens: the fixed length with the same cost limit.
+        auto_right, fixed_right: shares of correct answers.
+        auto_usd, fixed_usd: average cost of an answer.
+        difference, low, high: auto_right - fixed_right, and its 95 % interval (Agresti and Min, for pairs).
         beats: whether the interval is above 0 at no higher cost.
     """
 
@@ -107,7 +110,7 @@ class FitFigures(_Part):
 
 
 class FittedLengths(_Part):
-    """The file. `usd_for_right`: what a right answer is worth, which makes one number of right answers and costs."""
+    """The file of a length model. `usd_for_right`: the value of a correct answer, to compare with costs."""
 
     kind: Literal["gkt-lengths"] = "gkt-lengths"
     format: Literal[1] = 1
@@ -132,29 +135,29 @@ class FittedLengths(_Part):
         return self
 
     def predict(self, numbers: Sequence[float]) -> PredictedLength:
-        """As `LengthModel`: the length whose expected worth is highest; of equal ones the cheaper."""
+        """Return the length with the highest expected value; of equal ones the cheaper. See `LengthModel`."""
         standard = [
             (number - mean) / scale for number, mean, scale in zip(numbers, self.means, self.scales, strict=True)
         ]
-        best, best_worth = PredictedLength(0, 0.0), -math.inf
+        best, best_value = PredictedLength(0, 0.0), -math.inf
         for one in sorted(self.lengths, key=lambda length: length.cost_usd):
             score = _logistic(one.intercept + sum(map(float.__mul__, one.weights, standard)))
-            worth = score * self.usd_for_right - one.cost_usd
-            if worth > best_worth:
-                best, best_worth = PredictedLength(one.tokens, score), worth
+            value = score * self.usd_for_right - one.cost_usd
+            if value > best_value:
+                best, best_value = PredictedLength(one.tokens, score), value
         return best
 
 
 def _logistic(value: float) -> float:
-    return 1 / (1 + math.exp(-max(-_MOST_EXPONENT, min(_MOST_EXPONENT, value))))
+    return 1 / (1 + math.exp(-max(-_MAX_EXPONENT, min(_MAX_EXPONENT, value))))
 
 
 def lengths_of(raw: bytes) -> FittedLengths:
-    """What stands in a file that `eval fit` wrote. Raises ValueError, which says in one line what is wrong with it."""
+    """Return the model in an `eval fit` file. Raises ValueError with a one-line reason."""
     try:
         return FittedLengths.model_validate_json(raw)
     except ValidationError as error:
         first: Any = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"])) or "the file"
-        said = str(first["msg"]).removeprefix("Value error, ")
-        raise ValueError(f"is no file of `eval fit`: {where}: {said}") from None
+        message = str(first["msg"]).removeprefix("Value error, ")
+        raise ValueError(f"is no file of `eval fit`: {where}: {message}") from None

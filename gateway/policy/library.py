@@ -1,4 +1,4 @@
-"""What policies may name: projections, shipped ones and one for each file in policies/projections; and files."""
+"""Projections and files that policies may name: built-in projections, and one per file in policies/projections."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from gateway.policy.schema import GuidanceRule, TenantPolicy
 
 
-class _Kept(NamedTuple):
-    """A file as it was read; what it says is checked anew, for the exemplars that it names may have changed."""
+class _ParsedProjection(NamedTuple):
+    """A parsed projection file. It is checked again in each reading, since its exemplars may have changed."""
 
     digest: str
     source: YamlSource | None
@@ -36,25 +36,25 @@ class _Kept(NamedTuple):
     mistakes: tuple[ConfigIssue, ...]
 
 
-class _Meant(NamedTuple):
-    """What the names in a route's guidance stand for. None: it names none, or a shipped projection as it is."""
+class _Resolved(NamedTuple):
+    """The projection and length model that a route's guidance names. None: no name, or an unchanged built-in one."""
 
     projection: Projection | None
-    learned: LengthModel | None
+    length_model: LengthModel | None
 
 
 class _Bound(NamedTuple):
-    page: TenantPolicy
-    meant: tuple[_Meant, ...]
+    parsed: TenantPolicy
+    resolved: tuple[_Resolved, ...]
     policy: TenantPolicy
 
 
 class ProjectionRegistry:
-    """Reads the folder again and again; what has not changed is not parsed again.
+    """The projections and named files of the policies folder. An unchanged file is not parsed again.
 
     Attributes:
-        projections: by name, as they were read last.
-        digests: of the files that were read, by their paths from the policies folder.
+        projections: projections of the last reading, by name.
+        digests: digests of the files read, by path from the policies folder.
     """
 
     def __init__(self) -> None:
@@ -62,17 +62,17 @@ class ProjectionRegistry:
         self.digests: dict[str, str] = {}
         self._exemplars = exemplar_files()
         self._lengths = length_files()
-        self._kept: dict[str, _Kept] = {}
-        self._broken: frozenset[str] = frozenset()
+        self._parsed: dict[str, _ParsedProjection] = {}
+        self._invalid: frozenset[str] = frozenset()
         self._bound: dict[str, _Bound] = {}
 
     @property
     def named(self) -> list[str]:
-        """The files of exemplars and of lengths that are named, there or not."""
+        """Return the named files of exemplars and of lengths, existing or not."""
         return sorted(self._exemplars.named | self._lengths.named)
 
     def read(self, folder: Path) -> list[ConfigIssue]:
-        """The projections beside the policies in `folder`. Blocks; never raises."""
+        """Read the projections in `folder` and return their issues. Blocks; never raises."""
         self._exemplars.begin(folder)
         self._lengths.begin(folder)
         try:
@@ -81,74 +81,74 @@ class ProjectionRegistry:
             files = []
         except OSError as error:
             return [unreadable(folder / PROJECTIONS_FOLDER, error)]
-        found: dict[str, Projection] = {}
+        projections: dict[str, Projection] = {}
         mistakes: list[ConfigIssue] = []
-        kept: dict[str, _Kept] = {}
+        parsed: dict[str, _ParsedProjection] = {}
         for file in files:
             if file.suffix == ".yml":
                 mistakes.append(ConfigIssue(shown(file), 0, 0, "", "not read: rename it to end in .yaml"))
             if file.suffix != ".yaml":
                 continue
-            kept[file.stem] = one = self._one(file)
-            wrong = list(one.mistakes)
-            if one.source is not None and one.rule is not None and not wrong:
-                found[file.stem], wrong = self._projection(file.stem, one.source, one.rule)
-            mistakes += in_file_order(wrong)
-        self._kept = kept
-        self._broken = frozenset(kept) - frozenset(found)
-        self.projections = MappingProxyType({**PROJECTIONS, **found})
+            parsed[file.stem] = one = self._parse(file)
+            issues = list(one.mistakes)
+            if one.source is not None and one.rule is not None and not issues:
+                projections[file.stem], issues = self._projection(file.stem, one.source, one.rule)
+            mistakes += in_file_order(issues)
+        self._parsed = parsed
+        self._invalid = frozenset(parsed) - frozenset(projections)
+        self.projections = MappingProxyType({**PROJECTIONS, **projections})
         return mistakes
 
     def check(self, source: YamlSource) -> Iterator[ConfigIssue]:
-        """What a policy file says of projections and files, whatever else may be wrong with it."""
+        """Yield the issues of a policy file's projections and named files."""
         for index, route in enumerate(source.items("routes")):
             guidance = route.get("guidance") if isinstance(route, dict) else None
             if not isinstance(guidance, dict):
                 continue
             name, file = guidance.get("projection"), guidance.get("exemplars")
-            if isinstance(name, str) and name not in self.projections and name not in self._broken:
+            if isinstance(name, str) and name not in self.projections and name not in self._invalid:
                 hint = nearest(name, self.projections)
                 known = "" if hint else f"; known: {', '.join(self.projections)}; or add {PROJECTIONS_FOLDER}/NAME.yaml"
                 loc = ("routes", index, "guidance", "projection")
                 yield source.mistake(loc, f"no projection is called '{name}'{known}", hint)
             if isinstance(file, str):
                 loc = ("routes", index, "guidance", "exemplars")
-                exemplars, wrong = self._exemplars.of(file, source, loc)
-                yield from wrong
+                exemplars, issues = self._exemplars.of(file, source, loc)
+                yield from issues
                 projection = self.projections.get(name) if isinstance(name, str) else None
                 if projection is not None and exemplars:
-                    yield from _too_much(replace(projection, exemplars=exemplars), source, loc)
+                    yield from _size_issues(replace(projection, exemplars=exemplars), source, loc)
             auto = guidance.get("auto")
             if isinstance(auto, dict) and isinstance(file := auto.get("model"), str):
                 yield from self._lengths.of(file, source, ("routes", index, "guidance", "auto", "model"))[1]
 
     def bind(self, file: Path, policy: TenantPolicy, source: YamlSource) -> TenantPolicy:
-        """The policy with what its names stand for. The same as last time, where that is the same."""
-        meant = tuple(
-            _Meant(self._asked(route.guidance, source), self._learned(route.guidance, source))
+        """Return the policy with its names resolved; the previous object if nothing changed."""
+        resolved = tuple(
+            _Resolved(self._projection_of(route.guidance, source), self._length_model_of(route.guidance, source))
             for route in policy.routes
         )
-        if not any(map(any, meant)):
+        if not any(map(any, resolved)):
             return policy
         bound = self._bound.get(file.name)
-        if bound is not None and bound.page is policy and bound.meant == meant:
+        if bound is not None and bound.parsed is policy and bound.resolved == resolved:
             return bound.policy
         routes = tuple(
-            route.model_copy(update={"guidance": _as_meant(route.guidance, one)}) if any(one) else route
-            for route, one in zip(policy.routes, meant, strict=True)
+            route.model_copy(update={"guidance": _bind(route.guidance, one)}) if any(one) else route
+            for route, one in zip(policy.routes, resolved, strict=True)
         )
-        made = policy.model_copy(update={"routes": routes})
-        self._bound[file.name] = _Bound(policy, meant, made)
-        return made
+        bound_policy = policy.model_copy(update={"routes": routes})
+        self._bound[file.name] = _Bound(policy, resolved, bound_policy)
+        return bound_policy
 
     def close(self, files: frozenset[str]) -> None:
-        """The reading is over; `files`: the names of the policies, whose alone are remembered."""
+        """End the reading. Only the policies in `files`, by name, stay in the cache."""
         self._bound = {name: bound for name, bound in self._bound.items() if name in files}
-        own = {f"{PROJECTIONS_FOLDER}/{name}.yaml": kept.digest for name, kept in self._kept.items()}
-        self.digests = own | self._exemplars.digests | self._lengths.digests
+        digests = {f"{PROJECTIONS_FOLDER}/{name}.yaml": parsed.digest for name, parsed in self._parsed.items()}
+        self.digests = digests | self._exemplars.digests | self._lengths.digests
 
-    def _asked(self, rule: GuidanceRule, source: YamlSource) -> Projection | None:
-        """None: a shipped one, as it is."""
+    def _projection_of(self, rule: GuidanceRule, source: YamlSource) -> Projection | None:
+        """Return the projection; None: an unchanged built-in one."""
         projection = self.projections.get(rule.projection)
         if projection is None or (rule.exemplars is None and rule.projection in PROJECTIONS):
             return None
@@ -157,51 +157,51 @@ class ProjectionRegistry:
         exemplars, _ = self._exemplars.of(rule.exemplars, source, ())
         return replace(projection, exemplars=exemplars) if exemplars else None
 
-    def _learned(self, rule: GuidanceRule, source: YamlSource) -> LengthModel | None:
+    def _length_model_of(self, rule: GuidanceRule, source: YamlSource) -> LengthModel | None:
         return None if rule.auto.model is None else self._lengths.of(rule.auto.model, source, ())[0]
 
-    def _one(self, file: Path) -> _Kept:
+    def _parse(self, file: Path) -> _ParsedProjection:
         raw = contents(file, MAX_BYTES)
         if isinstance(raw, ConfigIssue):
-            return _Kept("", None, None, (raw,))
-        digest, kept = sha256(raw).hexdigest(), self._kept.get(file.stem)
-        return kept if kept is not None and kept.digest == digest else _parsed(raw, digest, file)
+            return _ParsedProjection("", None, None, (raw,))
+        digest, previous = sha256(raw).hexdigest(), self._parsed.get(file.stem)
+        return previous if previous is not None and previous.digest == digest else _parsed(raw, digest, file)
 
     def _projection(self, name: str, source: YamlSource, rule: ProjectionRule) -> tuple[Projection, list[ConfigIssue]]:
         path = source.get("exemplars")
         exemplars: tuple[Exemplar, ...] | None = None
-        wrong: list[ConfigIssue] = []
+        issues: list[ConfigIssue] = []
         if isinstance(path, str):
-            exemplars, wrong = self._exemplars.of(path, source, ("exemplars",))
+            exemplars, issues = self._exemplars.of(path, source, ("exemplars",))
         projection = rule.projection(name, exemplars or ())
-        return projection, [*wrong, *_too_much(projection, source, ())]
+        return projection, [*issues, *_size_issues(projection, source, ())]
 
 
-def _as_meant(rule: GuidanceRule, meant: _Meant) -> GuidanceRule:
-    if meant.learned is not None:
-        rule = rule.going_by(meant.learned)
-    if meant.projection is None:
+def _bind(rule: GuidanceRule, resolved: _Resolved) -> GuidanceRule:
+    if resolved.length_model is not None:
+        rule = rule.with_length_model(resolved.length_model)
+    if resolved.projection is None:
         return rule
-    placed = None if "placement" in rule.model_fields_set else meant.projection.default_placement
-    return rule.asking(meant.projection, placed)
+    placement = None if "placement" in rule.model_fields_set else resolved.projection.default_placement
+    return rule.with_projection(resolved.projection, placement)
 
 
-def _too_much(projection: Projection, source: YamlSource, loc: tuple[str | int, ...]) -> Iterator[ConfigIssue]:
+def _size_issues(projection: Projection, source: YamlSource, loc: tuple[str | int, ...]) -> Iterator[ConfigIssue]:
     size = sum(map(len, projection.shown))
     if size > MAX_CHARS:
         yield source.mistake(loc, f"adds {size} characters to what the teacher reads; at most {MAX_CHARS}")
 
 
-def _parsed(raw: bytes, digest: str, file: Path) -> _Kept:
+def _parsed(raw: bytes, digest: str, file: Path) -> _ParsedProjection:
     source, mistakes = parse(raw, shown(file))
     rule = None
     if source is not None:
         if not LABEL.fullmatch(file.stem):
             mistakes.append(source.mistake((), "its name must be 1 to 64 letters, digits or any of . _ -: rename it"))
         if file.stem in PROJECTIONS:
-            mistakes.append(source.mistake((), f"{file.stem} is a projection that is shipped: rename the file"))
+            mistakes.append(source.mistake((), f"{file.stem} is a built-in projection: rename the file"))
         if not source.data:
-            mistakes.append(source.mistake((), "is empty: say what is asked of the teacher, like instruction"))
-        rule, wrong = source.check(ProjectionRule)
-        mistakes = [*mistakes, *wrong]
-    return _Kept(digest, source, rule, tuple(in_file_order(map(without_content, mistakes))))
+            mistakes.append(source.mistake((), "is empty: add at least one field, like instruction"))
+        rule, issues = source.check(ProjectionRule)
+        mistakes = [*mistakes, *issues]
+    return _ParsedProjection(digest, source, rule, tuple(in_file_order(map(without_content, mistakes))))

@@ -1,4 +1,4 @@
-"""Files that policies name, by their paths from the policies folder, as they were read last."""
+"""Files that policies name by their paths from the policies folder, with a cache of their parsed content."""
 
 from __future__ import annotations
 
@@ -17,58 +17,58 @@ if TYPE_CHECKING:
     from gateway.config.yaml_source import YamlSource
 
 PROJECTIONS_FOLDER = "projections"
-"""In the policies folder."""
+"""Subfolder of the policies folder."""
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class ParsedFile(Generic[T]):
-    """What a file holds; None, with mistakes, where it has some."""
+    """The parsed content of a file; None, with issues, if it is invalid."""
 
     value: T | None
     mistakes: tuple[ConfigIssue, ...] = ()
 
 
 class NamedFiles(Generic[T]):
-    """Reads each file that is named once in a reading; what has not changed is not parsed again.
+    """Read each named file once per reading. An unchanged file is not parsed again.
 
     Args:
-        example: a path as it may be.
-        endings: of their names.
-        most_bytes: of one file.
-        parse: makes something of what stands in a file.
+        example: a valid path, for messages.
+        endings: allowed suffixes.
+        max_bytes: maximum size of one file.
+        parse: parses the content of a file.
     """
 
     def __init__(
-        self, example: str, endings: frozenset[str], most_bytes: int, parse: Callable[[bytes, Path], ParsedFile[T]]
+        self, example: str, endings: frozenset[str], max_bytes: int, parse: Callable[[bytes, Path], ParsedFile[T]]
     ) -> None:
         self._example = example
         self._endings = endings
-        self._most_bytes = most_bytes
+        self._most_bytes = max_bytes
         self._parse = parse
         self._folder = Path()
-        self._kept: dict[str, tuple[str, ParsedFile[T]]] = {}
+        self._previous: dict[str, tuple[str, ParsedFile[T]]] = {}
         self._read: dict[str, tuple[str, ParsedFile[T]]] = {}
         self.named: set[str] = set()
-        """The files that were named in this reading, there or not, from the policies folder."""
+        """Paths named in this reading, existing or not, relative to the policies folder."""
 
     def begin(self, folder: Path) -> None:
-        """A new reading."""
-        self._folder, self._kept, self._read, self.named = folder, self._read or self._kept, {}, set()
+        """Begin a reading."""
+        self._folder, self._previous, self._read, self.named = folder, self._read or self._previous, {}, set()
 
     @property
     def digests(self) -> dict[str, str]:
-        """Of the files that were read."""
+        """Return the digests of the files read."""
         return {name: digest for name, (digest, _) in self._read.items()}
 
     def of(self, name: str, source: YamlSource, loc: Loc) -> tuple[T | None, list[ConfigIssue]]:
-        """What the file holds that `source` names at `loc`; None, with mistakes, where it has some.
+        """Return the content of the file that `source` names at `loc`, or None with issues.
 
-        Those of the file itself are told to the first who names it.
+        Issues of the file itself are reported once per reading.
         """
-        wrong = self._wrong_name(name) or self._outside(name)
-        if wrong is not None:
-            return None, [source.mistake(loc, wrong)]
+        problem = self._name_problem(name) or self._link_problem(name)
+        if problem is not None:
+            return None, [source.mistake(loc, problem)]
         name = str(PurePosixPath(name))
         self.named.add(name)
         if name in self._read:
@@ -77,26 +77,26 @@ class NamedFiles(Generic[T]):
         raw = contents(file, self._most_bytes)
         if isinstance(raw, ConfigIssue):
             return None, [source.mistake(loc, f"{name} {raw.message}")]
-        digest, kept = sha256(raw).hexdigest(), self._kept.get(name)
-        parsed = kept[1] if kept is not None and kept[0] == digest else self._parse(raw, file)
+        digest, previous = sha256(raw).hexdigest(), self._previous.get(name)
+        parsed = previous[1] if previous is not None and previous[0] == digest else self._parse(raw, file)
         self._read[name] = digest, parsed
         return parsed.value, list(parsed.mistakes)
 
-    def _wrong_name(self, name: str) -> str | None:
+    def _name_problem(self, name: str) -> str | None:
         path = PurePosixPath(name)
         if not name or not name.isprintable() or path.is_absolute() or ".." in path.parts or "\\" in name:
             return f"must be a file within the policies folder: write its path from there, like {self._example}"
         if path.suffix not in self._endings:
             return f"must end in {', '.join(sorted(self._endings))}"
-        own = f"put it into a folder of its own, like {PurePosixPath(self._example).parent}/"
+        hint = f"put it into a folder of its own, like {PurePosixPath(self._example).parent}/"
         if len(path.parts) == 1 and path.suffix != ".json":
-            return f"stands where tenants' policies do: {own}"
+            return f"stands where tenants' policies do: {hint}"
         if path.parts[0] == PROJECTIONS_FOLDER and len(path.parts) == len(("projections", "it.yaml")):
-            return f"stands where projections do: {own}"
+            return f"stands where projections do: {hint}"
         return None
 
-    def _outside(self, name: str) -> str | None:
-        """Links may turn around within the folder, as those of a ConfigMap do."""
+    def _link_problem(self, name: str) -> str | None:
+        """Return the problem with a symbolic link. Links within the folder are allowed, as in a ConfigMap."""
         try:
             inside = (self._folder / name).resolve().is_relative_to(self._folder.resolve())
         except (OSError, RuntimeError):

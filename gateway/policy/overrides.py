@@ -1,4 +1,4 @@
-"""What a caller asks for by headers, where the policy lets it; and what an operator asks for. Pure."""
+"""Overrides of a route: by a caller's headers, within the policy, and by an operator. Pure."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from gateway.policy.projections import Placement, Projection
-    from gateway.policy.schema import AskedMode, Route, TenantPolicy
+    from gateway.policy.schema import OverrideMode, Route, TenantPolicy
 
 MODE = "x-gkt-mode"
 TOKENS = "x-gkt-guidance-tokens"
-_MOST_DIGITS = 6
+_MAX_DIGITS = 6
 
 
 @dataclass(frozen=True, slots=True)
 class RouteOverride:
-    """How an operator wants a route to answer, whatever its policy lets callers ask for. None: as the route has it.
+    """An operator's override of a route, independent of the overrides allowed to callers. None: the route's value.
 
     Attributes:
-        tokens: how long the opening may be; auto: the route's own rule chooses, where it has one.
-        projection: of the library; the route's own stays as its policy has it, exemplars and all.
+        tokens: maximum length of the guidance; auto: chosen by the route's own rule.
+        projection: a known projection; the route's own projection keeps its exemplars.
     """
 
-    mode: AskedMode
+    mode: OverrideMode
     tokens: int | Literal["auto"] | None = None
     projection: Projection | None = None
     placement: Placement | None = None
 
-    def of(self, route: Route) -> Route:
-        """The route as it is wanted. Raises InvalidRequest where it names no engine for that, or chooses no length."""
+    def apply(self, route: Route) -> Route:
+        """Return the overridden route. Raises InvalidRequest if it lacks an engine or a rule for auto length."""
         if not route.has_engines_of(self.mode):
             lacks = "no teacher" if route.teacher is None and self.mode != "student" else "no student"
             raise InvalidRequest(
@@ -45,18 +45,18 @@ class RouteOverride:
                 "Send a number, or leave it out.",
                 param="guidance.tokens",
             )
-        wanted = {"tokens": self.tokens, "placement": self.placement}
-        changed = {name: value for name, value in wanted.items() if value is not None}
+        fields = {"tokens": self.tokens, "placement": self.placement}
+        changed = {name: value for name, value in fields.items() if value is not None}
         guidance = route.guidance.model_copy(update=changed)
         if self.projection is not None and self.projection.name != guidance.projection:
-            guidance = guidance.asking(self.projection)
+            guidance = guidance.with_projection(self.projection)
         return route.model_copy(update={"mode": self.mode, "guidance": guidance})
 
 
-def as_asked(policy: TenantPolicy, route: Route, headers: Mapping[str, str]) -> Route:
-    """The route as this request wants it; the route itself where it asks for nothing.
+def apply_headers(policy: TenantPolicy, route: Route, headers: Mapping[str, str]) -> Route:
+    """Return the route with the overrides of the request's headers; the route itself without any.
 
-    Raises InvalidRequest, which names the header and what it may say.
+    Raises InvalidRequest, which names the header and its allowed values.
     """
     mode, tokens = headers.get(MODE), headers.get(TOKENS)
     if mode is None and tokens is None:
@@ -70,31 +70,32 @@ def as_asked(policy: TenantPolicy, route: Route, headers: Mapping[str, str]) -> 
 
 
 def refuse_overrides(headers: Mapping[str, str]) -> None:
-    """Embeddings have nothing to ask for. Raises InvalidRequest where it is asked for all the same."""
+    """Raise InvalidRequest if a request for embeddings has an override header."""
     for name in (MODE, TOKENS):
         if name in headers:
             raise InvalidRequest(f"'{name}' says nothing of embeddings: remove the header.", param=name)
 
 
-def modes_of(policy: TenantPolicy, route: Route) -> tuple[AskedMode, ...]:
-    """What MODE may say on this route, apart from its own mode, which it may always say."""
+def modes_of(policy: TenantPolicy, route: Route) -> tuple[OverrideMode, ...]:
+    """Return the modes that callers may request on this route, its own mode excluded."""
     return tuple(mode for mode in policy.overrides_of(route).modes if route.has_engines_of(mode))
 
 
-def _mode(policy: TenantPolicy, route: Route, said: str) -> str:
-    said = said.strip().lower()
+def _mode(policy: TenantPolicy, route: Route, value: str) -> str:
+    value = value.strip().lower()
     allowed = list(dict.fromkeys([*([route.mode] if route.mode != "shadow" else []), *modes_of(policy, route)]))
-    if said in allowed:
-        return said
+    if value in allowed:
+        return value
     raise _refused(MODE, route, f"may say {' or '.join(allowed)}" if len(allowed) > 1 else None)
 
 
-def _tokens(policy: TenantPolicy, route: Route, said: str) -> int:
-    most = policy.overrides_of(route).guidance_tokens
-    said = said.strip()
-    if most is not None and said.isascii() and said.isdigit() and len(said) <= _MOST_DIGITS and 1 <= int(said) <= most:
-        return int(said)
-    raise _refused(TOKENS, route, f"may say a whole number from 1 to {most}" if most is not None else None)
+def _tokens(policy: TenantPolicy, route: Route, value: str) -> int:
+    limit = policy.overrides_of(route).guidance_tokens
+    value = value.strip()
+    is_number = value.isascii() and value.isdigit() and len(value) <= _MAX_DIGITS
+    if limit is not None and is_number and 1 <= int(value) <= limit:
+        return int(value)
+    raise _refused(TOKENS, route, f"may say a whole number from 1 to {limit}" if limit is not None else None)
 
 
 def _refused(name: str, route: Route, allowed: str | None) -> InvalidRequest:

@@ -1,4 +1,4 @@
-"""The policy files as they were read last. What has not changed is not parsed again: that takes milliseconds a file."""
+"""Cache of parsed policy files. An unchanged file is not parsed again, since parsing takes milliseconds per file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class PolicyFile:
-    """One file: its data, its policy, and what is wrong with it by itself. Either is None when it cannot be told."""
+    """One file: its data, its policy and its issues. Data and policy are None if they cannot be read."""
 
     digest: str
     source: YamlSource | None
@@ -29,56 +29,58 @@ class PolicyFile:
 
 
 class PolicyFileCache:
-    """Reads policy files, and remembers those without a mistake: as many as the folder has.
+    """Read policy files and cache those without issues.
 
     Attributes:
-        library: what stands beside them.
+        registry: the projections and files that the policies name.
     """
 
     def __init__(self) -> None:
-        self.library = ProjectionRegistry()
-        self._kept: dict[Path, PolicyFile] = {}
+        self.registry = ProjectionRegistry()
+        self._cached: dict[Path, PolicyFile] = {}
         self._digests: dict[Path, str] = {}
 
     def read(self, file: Path) -> PolicyFile:
-        """The file as it is now. Blocks; never raises."""
+        """Return the current content of the file. Blocks; never raises."""
         raw = contents(file)
         if isinstance(raw, ConfigIssue):
-            return self._noted(file, PolicyFile("", None, None, (raw,)))
+            return self._store(file, PolicyFile("", None, None, (raw,)))
         digest = sha256(raw).hexdigest()
-        kept = self._kept.get(file)
-        return self._noted(file, kept if kept is not None and kept.digest == digest else _page(raw, digest, file))
+        cached = self._cached.get(file)
+        return self._store(
+            file, cached if cached is not None and cached.digest == digest else _parse(raw, digest, file)
+        )
 
-    def _noted(self, file: Path, page: PolicyFile) -> PolicyFile:
-        self._digests[file] = page.digest
-        if page.source is None or page.mistakes:
-            self._kept.pop(file, None)
+    def _store(self, file: Path, policy_file: PolicyFile) -> PolicyFile:
+        self._digests[file] = policy_file.digest
+        if policy_file.source is None or policy_file.mistakes:
+            self._cached.pop(file, None)
         else:
-            self._kept[file] = page
-            page.source.forget_places()
-        return page
+            self._cached[file] = policy_file
+            policy_file.source.forget_places()
+        return policy_file
 
-    def keep_only(self, files: Iterable[Path]) -> None:
-        """Forget all other files."""
+    def retain(self, files: Iterable[Path]) -> None:
+        """Drop all other files from the cache."""
         files = set(files)
-        for remembered in (self._kept, self._digests):
-            for file in remembered.keys() - files:
-                del remembered[file]
+        for entries in (self._cached, self._digests):
+            for file in entries.keys() - files:
+                del entries[file]
 
     @property
     def files(self) -> int:
-        """How many files were read."""
-        return len(self._digests) + len(self.library.digests)
+        """Return the number of files read."""
+        return len(self._digests) + len(self.registry.digests)
 
     @property
     def version(self) -> str:
-        """A hash over the names and the contents of the files, as they were read last."""
-        read = {file.name: digest for file, digest in self._digests.items()} | self.library.digests
+        """Return a hash over the names and the last contents of the files."""
+        read = {file.name: digest for file, digest in self._digests.items()} | self.registry.digests
         lines = sorted(f"{name} {digest}" for name, digest in read.items())
         return sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
-def _page(raw: bytes, digest: str, file: Path) -> PolicyFile:
+def _parse(raw: bytes, digest: str, file: Path) -> PolicyFile:
     source, mistakes = parse(raw, shown(file))
     policy = None
     if source is not None:

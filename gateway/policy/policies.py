@@ -1,4 +1,4 @@
-"""The policies that hold now."""
+"""The policies in effect."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ if TYPE_CHECKING:
 
     from gateway.policy.book import PolicySet
 
-_MOST_FORMER = 10_000
+_MAX_FORMER = 10_000
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyEdition:
-    """What the policies folder held when a book was made of it.
+    """Version of the policies folder from which a policy set was loaded.
 
     Attributes:
-        version: a hash over its files; None for a book that no folder holds.
+        version: a hash over its files; None for a set without a folder.
         loaded_at: Unix seconds.
     """
 
@@ -29,39 +29,41 @@ class PolicyEdition:
 
 
 class Policies:
-    """Holds the book that new requests go by. A request takes it once and keeps it to its end.
+    """Hold the policy set for new requests. A request reads it once and uses it until its end.
 
     Attributes:
-        book: what holds now.
-        edition: where that comes from.
-        mistakes: why the folder, as it is now, does not hold; empty when it does.
+        policy_set: the policies in effect.
+        edition: the version of the folder that they come from.
+        mistakes: issues of the current folder, which therefore was not loaded; empty if there are none.
     """
 
-    def __init__(self, book: PolicySet, edition: PolicyEdition | None = None) -> None:
-        self.book = book
+    def __init__(self, policy_set: PolicySet, edition: PolicyEdition | None = None) -> None:
+        self.policy_set = policy_set
         self.edition = edition or PolicyEdition(None, 0, time.time())
         self.mistakes: tuple[str, ...] = ()
         self._former: dict[str, None] = {}
-        self._heard: list[Callable[[PolicySet], object]] = []
+        self._listeners: list[Callable[[PolicySet], object]] = []
 
-    def put(self, book: PolicySet, edition: PolicyEdition) -> None:
-        """From now on this book holds."""
-        gone = {policy.tenant for policy in self.book.policies} - {policy.tenant for policy in book.policies}
-        self.book, self.edition, self.mistakes = book, edition, ()
-        self._former.update(dict.fromkeys(sorted(gone)))
-        while len(self._former) > _MOST_FORMER:
+    def put(self, policy_set: PolicySet, edition: PolicyEdition) -> None:
+        """Put a policy set into effect."""
+        removed = {policy.tenant for policy in self.policy_set.policies} - {
+            policy.tenant for policy in policy_set.policies
+        }
+        self.policy_set, self.edition, self.mistakes = policy_set, edition, ()
+        self._former.update(dict.fromkeys(sorted(removed)))
+        while len(self._former) > _MAX_FORMER:
             del self._former[next(iter(self._former))]
-        for hear in self._heard:
-            hear(book)
+        for listener in self._listeners:
+            listener(policy_set)
 
     def note_mistakes(self, mistakes: Sequence[str]) -> None:
-        """Why the folder cannot be used as it is, or that it can: what holds goes on holding either way."""
+        """Set the issues of the current folder; the policies in effect stay."""
         self.mistakes = tuple(mistakes)
 
-    def on_change(self, hear: Callable[[PolicySet], object]) -> None:
-        """Call `hear` with each book that comes to hold. It must neither wait nor raise."""
-        self._heard.append(hear)
+    def on_change(self, listener: Callable[[PolicySet], object]) -> None:
+        """Call `listener` with each new policy set. It must neither block nor raise."""
+        self._listeners.append(listener)
 
     def tenants(self) -> list[str]:
-        """The names of all tenants, and of those that held before: their last requests are still to be settled."""
-        return list(dict.fromkeys((*(policy.tenant for policy in self.book.policies), *self._former)))
+        """Return all tenants, removed ones included: their last requests may not be settled yet."""
+        return list(dict.fromkeys((*(policy.tenant for policy in self.policy_set.policies), *self._former)))

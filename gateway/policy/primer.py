@@ -1,6 +1,6 @@
-"""What projection `primed` shows a teacher where a policy names no exemplars: answers that begin with their substance.
+"""Default exemplars of projection `primed`: answers that begin with their substance.
 
-Of many kinds and of no subject, so that they teach a manner and not a task.
+They cover many kinds of questions and no single subject, so that they show a style and not a task.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the files beside the policies may say: a projection of one's own, and a list of exemplars."""
+"""Schemas of the files that policies name: custom projections and lists of exemplars."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from gateway.policy.projections import BEGINS_LIKE_THIS, SLOT, Exemplar, Placeme
 
 MAX_EXEMPLARS = 64
 MAX_CHARS = 64_000
-"""Of one text, and of all that a projection adds to a chat."""
+"""Maximum size of one text, and of all that a projection adds to a chat."""
 ENGLISH_LIST = "english"
 _MAX_INTRODUCTION_CHARS = 4000
 _MAX_SKIP_TOKENS = 512
 
 
 def _joined(value: object) -> object:
-    """JSON writes what lies beyond 16 bits in two halves, which YAML leaves apart."""
+    """Join surrogate pairs, which JSON escapes contain and YAML does not join."""
     if not isinstance(value, str):
         return value
     try:
@@ -30,24 +30,26 @@ def _joined(value: object) -> object:
         raise InvalidValue("holds a character that cannot be") from None
 
 
-def _said(value: str) -> str:
+def _not_blank(value: str) -> str:
     if not value.strip():
         raise InvalidValue("is empty: write something")
     return value
 
 
 _Text: TypeAlias = Annotated[str, Field(min_length=1, max_length=MAX_CHARS)]
-Said: TypeAlias = Annotated[_Text, BeforeValidator(_joined, json_schema_input_type=_Text), AfterValidator(_said)]
-"""Text that can be sent."""
+PromptText: TypeAlias = Annotated[
+    _Text, BeforeValidator(_joined, json_schema_input_type=_Text), AfterValidator(_not_blank)
+]
+"""Text that can be sent to an engine."""
 
 
 class ExemplarRule(StrictModel):
-    """A question, and how it is to be answered."""
+    """A question and its answer."""
 
-    question: Said
-    """As a caller would ask it."""
-    answer: Said
-    """As the teacher is to answer: what it begins with is what guidance will hold."""
+    question: PromptText
+    """The question, as a caller would write it."""
+    answer: PromptText
+    """The answer, as the teacher should write it. Guidance resembles its beginning."""
 
     def exemplar(self) -> Exemplar:
         return Exemplar(self.question.strip(), self.answer.strip())
@@ -77,20 +79,20 @@ def _listed(value: object) -> object:
 
 
 class KeepRule(StrictModel):
-    """What of the teacher's text is kept."""
+    """The part of the teacher's text that is kept."""
 
     skip: Annotated[
         tuple[_Skipped, ...],
         Field(min_length=1, max_length=32),
         BeforeValidator(_listed, json_schema_input_type=str | tuple[_Skipped, ...]),
     ]
-    """Boilerplate before the answer, which is dropped: `english`, the shipped list, or regular expressions of RE2 for
-    the beginning of a sentence, or both."""
+    """Boilerplate that is dropped: the built-in list `english`, RE2 regular expressions for the beginning of a
+    sentence, or both."""
     skip_tokens: Annotated[Whole, Field(ge=1, le=_MAX_SKIP_TOKENS)] = 24
-    """How many tokens the teacher is asked for beyond guidance.tokens, so that there is something behind it."""
+    """Tokens requested in addition to guidance.tokens, to make up for the dropped text."""
 
-    def skipping(self) -> SkipRule:
-        """As data, its patterns compiled."""
+    def skip_rule(self) -> SkipRule:
+        """Return the rule with compiled patterns."""
         texts = [text for one in self.skip for text in (ENGLISH if one == ENGLISH_LIST else (one,))]
         return SkipRule(tuple(map(to_pattern, texts)), self.skip_tokens)
 
@@ -106,37 +108,37 @@ def _inline(value: object) -> object:
 
 
 class ProjectionRule(StrictModel):
-    """One file in policies/projections: what to ask the teacher, what to keep, and what that is to the student.
+    """One file in policies/projections: the teacher's prompt, the kept text, and its presentation to the student.
 
-    Policies name it as the file is called, without its ending.
+    Policies refer to it by the file name without its suffix.
     """
 
-    instruction: Said | None = None
-    """Put before the question, for the teacher alone."""
-    system: Said | None = None
-    """A system text for the teacher alone, before the caller's own."""
+    instruction: PromptText | None = None
+    """Text before the question, only for the teacher."""
+    system: PromptText | None = None
+    """System text before the caller's, only for the teacher."""
     exemplars: Annotated[_Exemplars | None, BeforeValidator(_inline, json_schema_input_type=str | _Exemplars)] = None
-    """Turns that the teacher alone sees before the chat: a list of question and answer, or the file of one, from the
-    policies folder, like exemplars/arithmetic.yaml."""
+    """Turns before the chat, only for the teacher: a list of questions and answers, or a file of them in the policies
+    folder, such as exemplars/arithmetic.yaml."""
     keep: KeepRule | None = None
-    """What of its text is kept; None: all of the first guidance.tokens tokens."""
+    """The part of the text that is kept; None: all of the first guidance.tokens tokens."""
     teacher_may_finish: Flag = True
-    """Whether a teacher that ended by itself has answered: not where it writes a hint or a plan."""
+    """Whether a teacher that stopped by itself has answered: false for hints and plans."""
     placement: Placement = "prefix"
-    """Where the guidance stands, unless a policy says otherwise."""
-    introduction: Annotated[Said, Field(max_length=_MAX_INTRODUCTION_CHARS), AfterValidator(_with_a_slot)] = (
+    """Placement of the guidance, unless a policy sets another."""
+    introduction: Annotated[PromptText, Field(max_length=_MAX_INTRODUCTION_CHARS), AfterValidator(_with_a_slot)] = (
         BEGINS_LIKE_THIS
     )
-    """How placement context puts the guidance to the student; {guidance} stands for it."""
+    """Text around the guidance in the student's prompt for placement context; contains {guidance}."""
 
     def projection(self, name: str, exemplars: tuple[Exemplar, ...]) -> Projection:
-        """As data. `exemplars`: of its file, where it names one."""
+        """Return the projection; `exemplars` are those of its file, if it names one."""
         return Projection(
             name=name,
             instruction=self.instruction,
             system=self.system,
             exemplars=exemplars or tuple(one.exemplar() for one in self.exemplars or ()),
-            skip=self.keep.skipping() if self.keep is not None else None,
+            skip=self.keep.skip_rule() if self.keep is not None else None,
             teacher_may_finish=self.teacher_may_finish,
             default_placement=self.placement,
             introduction=self.introduction,

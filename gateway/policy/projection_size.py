@@ -10,19 +10,19 @@ if TYPE_CHECKING:
     from gateway.policy.projections import Projection
     from gateway.protocol.body import CallerRequest
 
-# What a template writes around a turn has about four tokens.
+# A template writes about four tokens around a turn.
 _BYTES_PER_TURN = 16
 
 
-def added_bytes(projection: Projection, asked: CallerRequest) -> int:
+def added_bytes(projection: Projection, request: CallerRequest) -> int:
     """Return the bytes that the projection adds to the caller's prompt, the template's text around turns included."""
-    if isinstance(asked, TextRequest):
+    if isinstance(request, TextRequest):
         return len((projection.instruction or "").encode())
     return projection.shown_bytes + _BYTES_PER_TURN * projection.turns
 
 
-def callers_part(projection: Projection, asked: CallerRequest, read_tokens: int) -> int:
+def caller_tokens(projection: Projection, request: CallerRequest, read_tokens: int) -> int:
     """Estimate the tokens of the caller's own prompt among those that the teacher read, in proportion to bytes."""
-    if isinstance(asked, TextRequest) or not projection.turns:
+    if isinstance(request, TextRequest) or not projection.turns:
         return read_tokens
-    return round(read_tokens * asked.size_bytes / (asked.size_bytes + added_bytes(projection, asked)))
+    return round(read_tokens * request.size_bytes / (request.size_bytes + added_bytes(projection, request)))

@@ -1,7 +1,7 @@
-"""A projection is data: what to ask the teacher, what of its text to keep, and what that is to the student.
+"""Projections as data: the teacher's prompt, the kept part of its text, and its presentation to the student.
 
-The paper's F (section 2) in its three forms (section 4.2), cutoff, concise and hint; `primed`; and users' own, which
-stand in files (library.py).
+Built in are the three forms of the paper's F (sections 2 and 4.2), cutoff, concise and hint, and `primed`. Users add
+their own in files (library.py).
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 Placement = Literal["prefix", "context", "input"]
 
 SLOT = "{guidance}"
-"""Where in an introduction the guidance goes."""
+"""Placeholder of the guidance in an introduction."""
 
 Shipped = Literal["cutoff", "concise", "hint", "primed"]
-"""The projections that need no file."""
+"""Names of the built-in projections."""
 
 
 @dataclass(frozen=True, slots=True)
 class Exemplar:
-    """A question and how it is to be answered, shown to the teacher alone. No log repeats it: it is content."""
+    """A question and its answer, shown only to the teacher. It is content and is never logged."""
 
     question: str = field(repr=False)
     answer: str = field(repr=False)
@@ -36,10 +36,11 @@ class Exemplar:
 
 @dataclass(frozen=True, slots=True)
 class SkipRule:
-    """What a teacher may write before it says anything, and nobody is to get.
+    """Boilerplate at the beginning of the teacher's text that is dropped (gateway/guidance/skip.py).
 
-    patterns: of RE2; each stands for the beginning of a sentence that is dropped (gateway/guidance/skip.py).
-    tokens: how many the teacher is asked for beyond the guidance's length, so that there is something behind them.
+    Attributes:
+        patterns: RE2 patterns, each for the beginning of a dropped sentence.
+        tokens: tokens requested in addition to the guidance's length, to make up for the dropped ones.
     """
 
     patterns: tuple[Pattern, ...]
@@ -48,20 +49,21 @@ class SkipRule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Projection:
-    """What to ask the teacher, and what to make of its text.
+    """The teacher's prompt, and the use of its text.
 
-    name: as policies write it.
-    instruction: put before the text of the last user message, for the teacher alone; None: ask as the caller did.
-    system: put before the system message that the chat begins with, or in its place, for the teacher alone.
-    exemplars: turns of a chat that the teacher alone sees before the caller's: it begins as they do.
-    skip: the beginning of its text that is dropped; None: nothing is.
-    teacher_may_finish: a teacher that ended by itself has answered, so the student is not asked.
-    default_placement: where the guidance stands unless a policy says otherwise: "prefix" opens the answer with it,
-        "context" puts it into the student's prompt, where the caller does not see it; "input" does so too, without
-        an introduction.
-    introduction: how placement "context" puts the guidance to the student; `{guidance}` stands for it.
+    Attributes:
+        name: the name in policies.
+        instruction: inserted before the text of the last user message, only for the teacher; None: nothing.
+        system: inserted before the chat's system message, or as one, only for the teacher.
+        exemplars: turns inserted before the caller's, only for the teacher, which imitates them.
+        skip: the beginning of the teacher's text that is dropped; None: nothing.
+        teacher_may_finish: a teacher that stopped by itself has answered, so the student is not called.
+        default_placement: placement of a policy without one: "prefix" begins the answer with the guidance, "context"
+            puts it in the student's prompt, hidden from the caller, and "input" does so without an introduction.
+        introduction: text around the guidance for placement "context"; contains `{guidance}`.
 
-    Raises ValueError when `introduction` does not hold `{guidance}` exactly once.
+    Raises:
+        ValueError: `introduction` does not contain `{guidance}` exactly once.
     """
 
     name: str
@@ -73,7 +75,7 @@ class Projection:
     system: str | None = field(default=None, repr=False)
     skip: SkipRule | None = None
     shown_bytes: int = field(init=False, compare=False)
-    """What the teacher reads of it with a chat, as UTF-8, the template's words around the turns apart."""
+    """UTF-8 bytes added to the teacher's chat, without the template's text around the turns."""
 
     def __post_init__(self) -> None:
         if self.introduction.count(SLOT) != 1:
@@ -82,18 +84,18 @@ class Projection:
 
     @property
     def shown(self) -> tuple[str, ...]:
-        """Every text that it adds to a chat for the teacher, in order."""
+        """Return every text that the projection adds to the teacher's chat, in order."""
         turns = (text for one in self.exemplars for text in (one.question, one.answer))
         return tuple(filter(None, (self.system, *turns, self.instruction)))
 
     @property
     def turns(self) -> int:
-        """The messages that it adds to a chat for the teacher, one for a system text included."""
+        """Return the number of messages added to the teacher's chat, a system message included."""
         return 2 * len(self.exemplars) + (self.system is not None)
 
     @property
     def skip_tokens(self) -> int:
-        """What the teacher is asked for beyond the guidance's length."""
+        """Return the tokens requested in addition to the guidance's length."""
         return self.skip.tokens if self.skip is not None else 0
 
 
@@ -130,4 +132,4 @@ PRIMED = Projection(
 )
 
 PROJECTIONS: Mapping[str, Projection] = MappingProxyType({p.name: p for p in (CUTOFF, CONCISE, HINT, PRIMED)})
-"""Every projection that is shipped, by name."""
+"""The built-in projections by name."""

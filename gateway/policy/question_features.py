@@ -1,8 +1,7 @@
-"""What a request's question looks like, in a few numbers: cheap, pure, and the same on the path and in training.
+"""Numeric features of a request's question: cheap, pure, and the same for requests and for training.
 
-Only the question is looked at: the last user message of a chat, or what follows the last "Q:" of a raw prompt; of it
-the first MAX_CHARS. Every pattern here takes time in proportion to the text: 0.1 ms for a few sentences,
-half a millisecond at most.
+Only the question is read: the last user message of a chat, or the text after the last "Q:" of a raw prompt, and of it
+the first MAX_CHARS. Every pattern takes linear time: 0.1 ms for a few sentences, at most half a millisecond.
 """
 
 from __future__ import annotations
@@ -19,10 +18,10 @@ if TYPE_CHECKING:
     from gateway.protocol.requests import CompletionRequest
 
 PromptClass = Literal["choice", "code", "maths", "list", "trivial", "other"]
-"""What kind of question it is: the first of these that holds."""
+"""Classes of questions; the first matching class is chosen."""
 
 MAX_CHARS = 2_000
-_ASKED = "\nQ:"
+_QUESTION = "\nQ:"
 _ANSWER = "\nA:"
 
 _NUMBER = re.compile(r"\d[\d,.]*")
@@ -30,7 +29,7 @@ _WORD = re.compile(r"\w+")
 _SENTENCE_END = re.compile(r"[.!?\u3002\uff01\uff1f](?:\s|$)")
 # "A) red", "(b) blue", "C. green", "3) grey", each at the beginning of a line or after a blank.
 _CHOICE = re.compile(r"(?:^|\s)\(?([A-Ha-h1-8])[).:]\s", re.MULTILINE)
-_FEWEST_CHOICES = 2
+_MIN_CHOICES = 2
 _FENCES = ("```", "~~~")
 _CODE = frozenset({
     "python", "javascript", "typescript", "java", "rust", "golang", "bash", "sql", "regex", "json", "html", "css",
@@ -51,8 +50,8 @@ _WHY = frozenset({
 _SMALL_TALK = frozenset({
     "hi", "hello", "hey", "thanks", "thank", "ok", "okay", "yes", "no", "bye", "goodbye", "cheers", "good",
 })  # fmt: skip
-_FEWEST_NUMBERS = 2
-_TRIVIAL_WORDS = 4
+_MIN_NUMBERS = 2
+_MAX_TRIVIAL_WORDS = 4
 
 FEATURES = (
     "log_bytes",
@@ -70,67 +69,69 @@ FEATURES = (
     "log_max_tokens",
     "raw_prompt",
 )
-"""The names of the numbers, in their order. A fitted file says with which it was fitted."""
+"""Names of the features in order. A fitted file names the features it was fitted with."""
 
 
 @dataclass(frozen=True, slots=True)
 class QuestionFeatures:
-    """What a question looks like. `numbers` are in the order of FEATURES, each between 0 and about 20."""
+    """Features of a question. `numbers` are in the order of FEATURES, each between 0 and about 20."""
 
     prompt: PromptClass
     numbers: tuple[float, ...]
 
 
-def question_of(asked: CompletionRequest) -> str:
-    """The question that a request puts, without what was said before; its first MAX_CHARS."""
-    if isinstance(asked, TextRequest):
-        prompt = asked.prompt or ""
-        question = prompt[prompt.rfind(_ASKED) + 1 :].removeprefix("Q:")
+def question_of(request: CompletionRequest) -> str:
+    """Return the question of a request, without earlier messages: its first MAX_CHARS."""
+    if isinstance(request, TextRequest):
+        prompt = request.prompt or ""
+        question = prompt[prompt.rfind(_QUESTION) + 1 :].removeprefix("Q:")
         return question.removesuffix(_ANSWER).strip()[:MAX_CHARS]
-    for message in reversed(asked.messages):
+    for message in reversed(request.messages):
         if message.get("role") == "user":
             return (text_of(message.get("content")) or "").strip()[:MAX_CHARS]
     return ""
 
 
-def looks_of(asked: CompletionRequest, max_tokens: int | None) -> QuestionFeatures:
-    """What a request's question looks like.
+def features_of(request: CompletionRequest, max_tokens: int | None) -> QuestionFeatures:
+    """Return the features of a request's question.
 
-    max_tokens: the limit on the answer, the route's where the caller sends none; None: there is none.
+    Args:
+        max_tokens: the limit on the answer: the caller's, else the route's; None: no limit.
     """
-    text = question_of(asked)
-    said = _WORD.findall(text.lower())
-    known = set(said)
+    text = question_of(request)
+    tokens = _WORD.findall(text.lower())
+    vocabulary = set(tokens)
     numbers = len(_NUMBER.findall(text))
-    maths = sum(word in _MATHS for word in said) + sum(map(text.count, _MATHS_MARKS))
+    maths = sum(word in _MATHS for word in tokens) + sum(map(text.count, _MATHS_MARKS))
     choices = len({one.upper() for one in _CHOICE.findall(text)})
-    code = any(fence in text for fence in _FENCES) or not known.isdisjoint(_CODE)
-    lists = not known.isdisjoint(_LIST)
-    raw = isinstance(asked, TextRequest)
-    turns = [] if isinstance(asked, TextRequest) else [message.get("role") for message in asked.messages]
+    code = any(fence in text for fence in _FENCES) or not vocabulary.isdisjoint(_CODE)
+    lists = not vocabulary.isdisjoint(_LIST)
+    raw = isinstance(request, TextRequest)
+    turns = [] if isinstance(request, TextRequest) else [message.get("role") for message in request.messages]
     values = (
         math.log1p(len(text.encode("utf-8", "replace"))),
-        math.log1p(len(said)),
+        math.log1p(len(tokens)),
         math.log1p(len(_SENTENCE_END.findall(text))),
         math.log1p(numbers),
         math.log1p(maths),
-        float(choices if choices >= _FEWEST_CHOICES else 0),
+        float(choices if choices >= _MIN_CHOICES else 0),
         float(code),
         float(lists),
-        float(not known.isdisjoint(_WHY)),
+        float(not vocabulary.isdisjoint(_WHY)),
         float("?" in text),
         math.log1p(turns.count("assistant")),
         float("system" in turns or "developer" in turns),
         math.log1p(max_tokens or 0),
         float(raw),
     )
-    trivial = len(said) <= _TRIVIAL_WORDS and not numbers and "?" not in text and bool(said) and said[0] in _SMALL_TALK
+    small_talk = bool(tokens) and tokens[0] in _SMALL_TALK
+    trivial = len(tokens) <= _MAX_TRIVIAL_WORDS and not numbers and "?" not in text and small_talk
     prompt: PromptClass = "other"
-    if choices >= _FEWEST_CHOICES:
+    if choices >= _MIN_CHOICES:
         prompt = "choice"
     elif code:
         prompt = "code"
-    elif numbers >= _FEWEST_NUMBERS and maths:
+    elif numbers >= _MIN_NUMBERS and maths:
         prompt = "maths"
     elif lists:
         prompt = "list"

@@ -1,10 +1,9 @@
-"""Follows the policy files while the gateway runs: a right edit holds for new requests, a wrong one changes nothing.
+"""Reload policy files while the gateway runs: valid edits apply to new requests, invalid ones change nothing.
 
-It looks at the files' names, times and sizes again and again, and asks the kernel for no notice. None comes from NFS;
-each worker would take one of the 128 inotify instances that a user has by default; and where an edit goes through
-links, as on Kubernetes, what is to be watched is not what changes. The library for it, watchfiles, would have to poll
-there as well, and missed one of five edits that way when we tried it. A look at 1,000 files takes six milliseconds of a
-thread.
+The files' names, times and sizes are polled; inotify is not used, for three reasons. NFS sends no events. Each worker
+would need one of the 128 inotify instances that a user has by default. On Kubernetes, edits replace links, so the
+watched file does not change. The watchfiles library must poll there too, and missed one of five edits in a test.
+Polling 1,000 files takes six milliseconds of a thread.
 """
 
 from __future__ import annotations
@@ -29,25 +28,25 @@ log = structlog.get_logger()
 _T = TypeVar("_T")
 
 _DISK_LIMIT_S = 60.0
-_REST_S = 5.0
-_MOST_SAID = 50
-"""How many mistakes and tenants one log line names. The metric and `gkt-gateway check` know all."""
+_ERROR_PAUSE_S = 5.0
+_MAX_LOGGED = 50
+"""Maximum issues and tenants in one log line. `gkt-gateway check` lists all."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReloadInterval:
-    """Seconds between two looks; and how long files that keep changing are waited for at most."""
+    """Seconds between two polls, and the longest wait for files that keep changing."""
 
-    look_every_s: float = 0.35
+    poll_every_s: float = 0.35
     latest_s: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class ConfigEdit:
-    """What became of config.yaml since the process was started with it.
+    """Changes of config.yaml since the process was started.
 
     Attributes:
-        mistakes: what a restart would say.
+        mistakes: the issues that a restart would find.
     """
 
     changed: bool = False
@@ -55,9 +54,9 @@ class ConfigEdit:
 
 
 class EditDebounce:
-    """Tells when an edit is whole: when two looks saw the same. Pure; it is told the time.
+    """Decide when an edit is complete: when two polls return the same signature. Pure.
 
-    Files that change all the time are whole after `latest_s`: someone's edit among them must not wait for ever.
+    Files that change all the time are read after `latest_s`, so that no edit waits forever.
     """
 
     def __init__(self, latest_s: float) -> None:
@@ -66,8 +65,8 @@ class EditDebounce:
         self._seen: Signature | None = None
         self._since: float | None = None
 
-    def is_whole(self, seen: Signature, now: float) -> bool:
-        """Whether what is seen now, at `now`, is news that should be read."""
+    def is_complete(self, seen: Signature, now: float) -> bool:
+        """Return whether the files changed and should be read at `now`, in seconds."""
         same, self._seen = seen == self._seen, seen
         if seen == self._read:
             self._since = None
@@ -76,13 +75,13 @@ class EditDebounce:
             self._since = now
         return same or now - self._since >= self._latest_s
 
-    def was_read(self, seen: Signature) -> None:
-        """The files were read, and looked like this before."""
+    def mark_read(self, seen: Signature) -> None:
+        """Record that the files with this signature were read."""
         self._read, self._since = seen, None
 
 
 class ReloadMetrics(Protocol):
-    """The metrics that a reload changes; see telemetry/metrics.py."""
+    """Metrics that a reload changes; see telemetry/metrics.py."""
 
     @property
     def config_stale(self) -> Gauge: ...
@@ -98,11 +97,13 @@ class ReloadMetrics(Protocol):
 
 
 class Reloader:
-    """Args:
-    now: set by whoever wants the files read at once, changed or not.
+    """Reload the policies after each edit.
+
+    Args:
+        now: set it to read the files at once, changed or not.
 
     Attributes:
-        config: what became of config.yaml.
+        config: changes of config.yaml since the start.
     """
 
     def __init__(
@@ -118,7 +119,7 @@ class Reloader:
         self._metrics = metrics
         self._now = now
         self._pace = pace
-        self._quiet = EditDebounce(pace.latest_s)
+        self._debounce = EditDebounce(pace.latest_s)
         self._on_disk: asyncio.Future[Any] | None = None
         self.config = ConfigEdit()
         metrics.policy_stale.set(0)
@@ -126,48 +127,48 @@ class Reloader:
         metrics.policy_loaded.set(policies.edition.loaded_at)
 
     async def run(self) -> None:
-        """Look for ever."""
+        """Poll until canceled."""
         while True:
             try:
-                async with asyncio.timeout(self._pace.look_every_s):
+                async with asyncio.timeout(self._pace.poll_every_s):
                     await self._now.wait()
             except TimeoutError:
                 pass
             try:
-                await self._look()
+                await self._poll()
             except TimeoutError:
-                self._quiet = EditDebounce(self._pace.latest_s)  # what was read is not known any more
+                self._debounce = EditDebounce(self._pace.latest_s)  # the signature last read is unknown
                 self._refuse((f"the disk has not answered for {_DISK_LIMIT_S:g} s",))
             except Exception:
-                # Whatever it is, the next edit must be seen.
-                log.exception("reload_broke", again_in_s=_REST_S)
-                await asyncio.sleep(_REST_S)
+                # The loop must survive any error to see the next edit.
+                log.exception("reload_failed", retry_in_s=_ERROR_PAUSE_S)
+                await asyncio.sleep(_ERROR_PAUSE_S)
 
-    async def _look(self) -> None:
-        asked = self._now.is_set()
+    async def _poll(self) -> None:
+        requested = self._now.is_set()
         self._now.clear()
         seen = await self._in_thread(self._files.signature)
-        if not self._quiet.is_whole(seen, asyncio.get_running_loop().time()) and not asked:
+        if not self._debounce.is_complete(seen, asyncio.get_running_loop().time()) and not requested:
             return
         reading = await self._in_thread(self._files.read)
-        self._quiet.was_read(seen)
-        self._take(reading, asked=asked)
-        await self._look_at_config()
+        self._debounce.mark_read(seen)
+        self._apply(reading, requested=requested)
+        await self._check_config()
 
-    def _take(self, reading: PolicyFolder, *, asked: bool) -> None:
+    def _apply(self, reading: PolicyFolder, *, requested: bool) -> None:
         policies, edition = self._policies, reading.edition
-        if reading.book is None:
+        if reading.policy_set is None:
             self._refuse(reading.mistakes)
         elif edition.version != policies.edition.version:
-            changes = _changes(policies.book, reading.book)
-            policies.put(reading.book, edition)
+            changes = _changes(policies.policy_set, reading.policy_set)
+            policies.put(reading.policy_set, edition)
             self._metrics.policy_reloads.labels("loaded").inc()
             self._metrics.policy_loaded.set(edition.loaded_at)
             log.info("policies_loaded", version=edition.version, files=edition.files, **changes)
         elif policies.mistakes:
             policies.note_mistakes(())
-            log.info("policies_mended", version=edition.version, files=edition.files)
-        elif asked:
+            log.info("policies_valid_again", version=edition.version, files=edition.files)
+        elif requested:
             log.info("policies_unchanged", version=edition.version, files=edition.files)
         self._metrics.policy_stale.set(int(bool(policies.mistakes)))
 
@@ -180,14 +181,14 @@ class Reloader:
         log.error(
             "policies_refused",
             holds=self._policies.edition.version,
-            mistakes=mistakes[:_MOST_SAID],
-            more=max(0, len(mistakes) - _MOST_SAID),
+            mistakes=mistakes[:_MAX_LOGGED],
+            more=max(0, len(mistakes) - _MAX_LOGGED),
         )
 
-    async def _look_at_config(self) -> None:
-        if await self._in_thread(self._files.config_is_as_it_was):
+    async def _check_config(self) -> None:
+        if await self._in_thread(self._files.config_is_unchanged):
             if self.config.changed:
-                log.info("config_edit_taken_back")
+                log.info("config_edit_reverted")
             self.config = ConfigEdit()
             self._metrics.config_stale.set(0)
             return
@@ -195,35 +196,35 @@ class Reloader:
         if edit != self.config:
             log.warning(
                 "config_changed",
-                then="it takes a restart, which would fail now" if edit.mistakes else "it takes a restart",
-                mistakes=edit.mistakes[:_MOST_SAID],
+                then="restart to apply it; a restart would fail now" if edit.mistakes else "restart to apply it",
+                mistakes=edit.mistakes[:_MAX_LOGGED],
             )
         self.config = edit
         self._metrics.config_stale.set(1)
 
-    async def _in_thread(self, work: Callable[[], _T]) -> _T:
-        """What blocks. A disk that hangs is left to hang in one thread. Raises TimeoutError then."""
+    async def _in_thread(self, function: Callable[[], _T]) -> _T:
+        """Run a blocking function in a thread. Raises TimeoutError if the disk hangs, which blocks one thread only."""
         async with asyncio.timeout(_DISK_LIMIT_S):
             if self._on_disk is not None:
                 await asyncio.wait({self._on_disk})
-            doing = asyncio.get_running_loop().run_in_executor(None, work)
-            self._on_disk = doing
+            running = asyncio.get_running_loop().run_in_executor(None, function)
+            self._on_disk = running
             try:
-                return await asyncio.shield(doing)
+                return await asyncio.shield(running)
             finally:
-                if doing.done():
+                if running.done():
                     self._on_disk = None
 
 
 def _changes(before: PolicySet, after: PolicySet) -> dict[str, list[str]]:
-    """The tenants that an edit touched, for the log."""
+    """Return the tenants that an edit changed, for the log."""
     old = {policy.tenant: policy for policy in before.policies}
     new = {policy.tenant: policy for policy in after.policies}
     both = ((tenant, old[tenant], new[tenant]) for tenant in new.keys() & old.keys())
     changes = {
         "added": new.keys() - old.keys(),
-        # What was not parsed again is the same thing, and comparing thousands would hold the loop.
+        # Unchanged files keep their policy object; comparing thousands by value would block the loop.
         "changed": {tenant for tenant, was, now in both if was is not now and was != now},
         "removed": old.keys() - new.keys(),
     }
-    return {what: sorted(tenants)[:_MOST_SAID] for what, tenants in changes.items()}
+    return {kind: sorted(tenants)[:_MAX_LOGGED] for kind, tenants in changes.items()}

@@ -1,4 +1,4 @@
-"""Which of a tenant's routes takes a request: the first of its name whose `when` holds. Pure, but for a thread."""
+"""Choose the route of a request: the first of its model whose `when` matches. Pure, except for a thread."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
     from gateway.protocol.requests import AnyRequest
 
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
-# Looking through more than this can take milliseconds: a thread does it.
-_MOST_BYTES_HERE = 8000
-_MOST_TOLD = 5
+# Matching more text than this can take milliseconds, so a thread does it.
+_MAX_INLINE_BYTES = 8000
+_MAX_LISTED = 5
 
 
 class RouteChoice(Record, frozen=True):
-    """What became of a request at the routes of its name.
+    """The route chosen for a request.
 
     Attributes:
-        route: the one that takes it; None if none does.
-        index: its place in the policy file, from 0.
-        passed: those before it, by place, and why each does not take it.
+        route: the matching route; None if no route matches.
+        index: its index in the policy file, from 0.
+        passed: earlier routes by index, each with the reason why it does not match.
     """
 
     route: Route | None
@@ -38,50 +38,50 @@ class RouteChoice(Record, frozen=True):
 
 
 def models_of(caller: Caller) -> list[str]:
-    """The model names that this key may send, each once, in the order of its tenant's file."""
+    """Return the model names that this key may use, in the order of its tenant's file."""
     allowed = caller.key.models
     return [name for name in caller.policy.routes_of if allowed is None or name in allowed]
 
 
-def choose(caller: Caller, asked: AnyRequest, headers: Mapping[str, str] = NO_HEADERS) -> RouteChoice:
-    """The first route of the model's name that takes the request."""
+def choose(caller: Caller, request: AnyRequest, headers: Mapping[str, str] = NO_HEADERS) -> RouteChoice:
+    """Return the first route of the requested model that matches."""
     passed: list[tuple[int, str]] = []
     facts: RequestFacts | None = None
-    for index, route in _routes(caller, asked.model):
+    for index, route in _routes(caller, request.model):
         if route.when is None:
             return RouteChoice(route, index, tuple(passed))
-        facts = facts or RequestFacts(asked, headers)
-        why = route.when.why_not(facts, route.default_max_tokens)
-        if why is None:
+        facts = facts or RequestFacts(request, headers)
+        reason = route.when.mismatch(facts, route.default_max_tokens)
+        if reason is None:
             return RouteChoice(route, index, tuple(passed))
-        passed.append((index, why))
+        passed.append((index, reason))
     return RouteChoice(None, None, tuple(passed))
 
 
-def require_route(caller: Caller, asked: AnyRequest, headers: Mapping[str, str] = NO_HEADERS) -> Route:
-    """The same; raises ModelNotFound, which lists the models that there are, or says why no route takes it."""
-    choice = choose(caller, asked, headers)
+def require_route(caller: Caller, request: AnyRequest, headers: Mapping[str, str] = NO_HEADERS) -> Route:
+    """Return the matching route. Raises ModelNotFound with the known models or the reasons against each route."""
+    choice = choose(caller, request, headers)
     if choice.route is not None:
         return choice.route
-    raise not_found(caller, asked.model, choice)
+    raise not_found(caller, request.model, choice)
 
 
-async def find_route(caller: Caller, asked: AnyRequest, headers: Mapping[str, str] = NO_HEADERS) -> Route:
-    """The same. Where many words are to be looked through, the event loop goes on meanwhile."""
-    if asked.size_bytes > _MOST_BYTES_HERE and any(
-        route.when is not None and route.when.reads_text for _, route in _routes(caller, asked.model)
+async def find_route(caller: Caller, request: AnyRequest, headers: Mapping[str, str] = NO_HEADERS) -> Route:
+    """Return the matching route as `require_route`; long texts are matched in a thread."""
+    if request.size_bytes > _MAX_INLINE_BYTES and any(
+        route.when is not None and route.when.reads_text for _, route in _routes(caller, request.model)
     ):
-        return await asyncio.to_thread(require_route, caller, asked, headers)
-    return require_route(caller, asked, headers)
+        return await asyncio.to_thread(require_route, caller, request, headers)
+    return require_route(caller, request, headers)
 
 
 def not_found(caller: Caller, model: str, choice: RouteChoice) -> ModelNotFound:
-    """What to tell who is taken by no route. Nothing of the request's words, and no value of a header."""
+    """Return the error of a request without a route. It contains no request text and no header value."""
     if choice.passed:
-        told = [f"routes[{index}]: {why}" for index, why in choice.passed[:_MOST_TOLD]]
-        more = len(choice.passed) - len(told)
+        reasons = [f"routes[{index}]: {reason}" for index, reason in choice.passed[:_MAX_LISTED]]
+        more = len(choice.passed) - len(reasons)
         rest = f"; and {more} more" if more else ""
-        return ModelNotFound(f"No route for '{model}' takes this request. {'; '.join(told)}{rest}.", param="model")
+        return ModelNotFound(f"No route for '{model}' takes this request. {'; '.join(reasons)}{rest}.", param="model")
     names = ", ".join(f"'{name}'" for name in models_of(caller))
     return ModelNotFound(f"There is no model '{model}' for this key. It may use: {names}.", param="model")
 

@@ -1,10 +1,10 @@
-"""Why a request of a guided route goes without guidance, as far as the request itself decides. Pure."""
+"""Reasons in the request itself against guidance on a guided route. Pure."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from gateway.policy.constraints import CALLER_PREFILL, LEAST_TOKENS, TOKEN_LIMIT, excluding_fields, placements
+from gateway.policy.constraints import CALLER_PREFILL, MIN_TOKENS, TOKEN_LIMIT, excluding_fields, placements
 from gateway.protocol.text import TextRequest
 
 if TYPE_CHECKING:
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 
 class GuidanceEligibility(NamedTuple):
-    """Return whether a request can be guided.
+    """Whether a request can be guided.
 
     Attributes:
-        unguided: the reason against guidance; None: there is none.
-        constrained: whether a field constrains the answer, so that the teacher's text cannot be all of it.
+        unguided: the reason against guidance; None: no reason.
+        constrained: whether a field constrains the answer, so that the teacher's text cannot be the whole answer.
     """
 
     unguided: str | None
@@ -32,20 +32,20 @@ def judge_request(
     """Return whether the request can be guided on this route.
 
     Args:
-        continuation: how the student continues an answer. One that cannot gets guidance in its prompt.
+        continuation: how the student continues an answer. A student that cannot gets guidance in its prompt.
         max_tokens: the limit on the answer: the caller's, else the route's.
     """
-    beside = placements(request.body, _api(request), route.guidance.allow_fields)
+    allowed = placements(request.body, _api(request), route.guidance.allow_fields)
     prefix = route.guidance.placement == "prefix"
-    reason = beside.prefix if prefix else beside.context
+    reason = allowed.prefix if prefix else allowed.context
     if reason is None and not isinstance(request, TextRequest):
         if request.messages[-1]["role"] == "assistant":
             reason = CALLER_PREFILL
         elif prefix and continuation == "not_probed":
             reason = "student_not_probed"
-    if reason is None and max_tokens is not None and max_tokens < LEAST_TOKENS:
+    if reason is None and max_tokens is not None and max_tokens < MIN_TOKENS:
         reason = TOKEN_LIMIT
-    return GuidanceEligibility(reason, beside.prefix is not None)
+    return GuidanceEligibility(reason, allowed.prefix is not None)
 
 
 def fields_against(route: Route, request: CompletionRequest) -> list[ExcludingField]:

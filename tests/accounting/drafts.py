@@ -17,8 +17,8 @@ from gateway.accounting.receipt import BatchFacts, Receipt
 from gateway.accounting.redis_ledger import AdmissionRequest, Variant
 from gateway.accounting.worst_case import worst_case
 from gateway.engines.base import TokenUsage
+from gateway.policy.plan import GuidancePlan, Plan, StudentPlan
 from gateway.policy.projections import PROJECTIONS
-from gateway.policy.resolve import GuidancePlan, Plan, StudentPlan
 from gateway.pricing import Price
 from gateway.protocol.chat import ChatRequest
 

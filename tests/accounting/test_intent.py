@@ -14,14 +14,14 @@ from gateway.accounting.intent import Intent, abandoned, intend
 from gateway.accounting.max_output import DEFAULT_MAX_OUTPUT_TOKENS, EngineMaxima, unknown_max_output
 from gateway.accounting.receipt import EngineShare
 from gateway.accounting.worst_case import worst_case
+from gateway.policy.plan import RetryPlan, StudentPlan
 from gateway.policy.projections import CUTOFF, PRIMED, Exemplar, SkipRule
-from gateway.policy.resolve import RetryPlan, StudentPlan
 from gateway.protocol.text import parse_text_completion
 from tests.accounting.drafts import PRICES, chat, draft, plan
 
 if TYPE_CHECKING:
     from gateway.accounting.draft import ReceiptBuilder
-    from gateway.policy.resolve import Plan
+    from gateway.policy.plan import Plan
 
 
 def intended(one: Plan, **more: object) -> Intent:

@@ -19,7 +19,7 @@ from gateway.accounting.estimate import MAX_BOUNDED_BYTES, bound_text, count_tex
 from gateway.accounting.max_output import DEFAULT_MAX_OUTPUT_TOKENS, EngineMaxima, MaxOutput
 from gateway.accounting.worst_case import budget_max_tokens, worst_case
 from gateway.engines.base import TokenUsage
-from gateway.policy.resolve import RetryPlan, StudentPlan
+from gateway.policy.plan import RetryPlan, StudentPlan
 from gateway.protocol.chat import parse_chat
 from gateway.protocol.embeddings import parse_embeddings
 from gateway.protocol.text import parse_text_completion
@@ -28,7 +28,7 @@ from tests.accounting.drafts import PRICES, draft, plan
 if TYPE_CHECKING:
     from gateway.accounting.draft import ReceiptBuilder
     from gateway.accounting.receipt import Receipt
-    from gateway.policy.resolve import Plan
+    from gateway.policy.plan import Plan
     from gateway.protocol.body import CallerRequest
 
 MODELS = dict.fromkeys(PRICES, Encoding("o200k_base"))

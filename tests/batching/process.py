@@ -8,7 +8,7 @@ import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-from gateway.batching.batcher import Batcher, OnFailure, TeacherQueue
+from gateway.batching.batcher import Batcher
 from gateway.batching.ticket import Grant, TeacherLimits, Ticket
 from gateway.redis.client import RedisClient
 from gateway.runtime.tasks import BackgroundTasks
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from redis.asyncio import Redis
 
+    from gateway.batching.teacher_queue import OnFailure, TeacherQueue
     from gateway.redis.keys import RedisKeys
 
 REDIS_TIMEOUT_S = 5.0  # where Redis answers: a busy machine must not take a process out of its fleet
@@ -40,15 +41,15 @@ class Meter:
 
     async def call(self, queue: TeacherQueue, takes_s: float, one: Ticket | None = None) -> Grant:
         """One guided request: wait for the permit, call the teacher for `takes_s`."""
-        async with asyncio.timeout(10), queue.turn(ticket() if one is None else one) as turn:
+        async with asyncio.timeout(10), queue.acquire(ticket() if one is None else one) as waiter:
             self.now += 1
             self.most = max(self.most, self.now)
             try:
                 await asyncio.sleep(takes_s)
             finally:
                 self.now -= 1
-            assert isinstance(turn.outcome, Grant)
-            return turn.outcome
+            assert isinstance(waiter.outcome, Grant)
+            return waiter.outcome
 
 
 @asynccontextmanager
@@ -57,7 +58,7 @@ async def process(
     keys: RedisKeys,
     limits: TeacherLimits | Callable[[], TeacherLimits],
     *,
-    owner: str = "ann",
+    process_id: str = "ann",
     on_failure: OnFailure = "degrade",
     redis_timeout_s: float = REDIS_TIMEOUT_S,
 ) -> AsyncIterator[TeacherQueue]:
@@ -68,7 +69,7 @@ async def process(
     batcher = Batcher(
         client,
         keys,
-        owner=owner,
+        process_id=process_id,
         limits={"big": limits if callable(limits) else lambda: limits},
         on_failure=on_failure,
         metrics=metrics,
@@ -76,7 +77,7 @@ async def process(
     batcher.start(tasks)
     tasks.keep("redis", client.watch())
     try:
-        await until(lambda: _subscribed(client.commands, keys.wakeups(owner)))
+        await until(lambda: _subscribed(client.commands, keys.wakeups(process_id)))
         yield batcher.queue("big")
     finally:
         await tasks.close()
@@ -90,14 +91,14 @@ async def _subscribed(redis: Redis, channel: str) -> bool:
 
 async def until(true: Callable[[], object], limit_s: float = 5.0) -> None:
     """Wait until `true` says so; it may be a coroutine function."""
-    give_up = time.monotonic() + limit_s
+    withdraw = time.monotonic() + limit_s
     while True:
         said = true()
         if asyncio.iscoroutine(said):
             said = await said
         if said:
             return
-        assert time.monotonic() < give_up, f"not within {limit_s:g} s"
+        assert time.monotonic() < withdraw, f"not within {limit_s:g} s"
         await asyncio.sleep(0.005)
 
 
@@ -107,6 +108,6 @@ async def nothing_left(redis: Redis, keys: RedisKeys, *queues: TeacherQueue, lim
 
     async def none() -> bool:
         counts = (await redis.zcard(names.queue), await redis.hlen(names.tickets), await redis.scard(names.permits))
-        return counts == (0, 0, 0) and not any(queue._turns or queue._gone or queue._untold for queue in queues)
+        return counts == (0, 0, 0) and not any(queue._waiters or queue._released or queue._unsent for queue in queues)
 
     await until(none, limit_s)

@@ -15,13 +15,13 @@ from redis.asyncio import Redis
 from gateway.batching.ticket import SchedulerUpdate, TeacherLimits, Ticket
 from gateway.batching.window import SECOND
 from gateway.redis.keys import RedisKeys
-from tests.batching.boards import MemoryBoard, ScriptBoard
+from tests.batching.schedulers import MemoryScheduler, ScriptScheduler
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 START = 1_795_000_000 * SECOND
-OWNERS = ["ann", "ben", "cem"]
+PROCESS_IDS = ["ann", "ben", "cem"]
 # Mostly small steps; a pause, an hour forward, an hour back.
 HOUR = 3_600 * SECOND
 PASSING_US = [0, 1, 700, 5_000, 20_000, 300_000, 900_000] * 3 + [2_500_000, 11_000_000, HOUR, -1, -HOUR]
@@ -45,25 +45,25 @@ tickets = st.builds(
     max_wait_s=st.sampled_from([0.001, 0.01, 0.5]),
     deadline_s=st.sampled_from([-0.1, 0.0, 0.05, 2.0, 2.0, 9.0]),
     weight=st.sampled_from([0.3, 1.0, 2.0, 7.0]),
-    work=st.sampled_from(["", "w1", "w1", "w2", "w3"]),
+    dedupe_key=st.sampled_from(["", "w1", "w1", "w2", "w3"]),
     cache_ttl_s=st.sampled_from([0.0, 0.0, 1.0, 60.0]),
-).map(lambda one: one if one.work else replace(one, cache_ttl_s=0.0))
+).map(lambda one: one if one.dedupe_key else replace(one, cache_ttl_s=0.0))
 
 
 @dataclass(frozen=True)
 class Step:
     """What one process tells, after some time. A number picks one of the tickets that got a permit or wait for one."""
 
-    owner: str
+    process_id: str
     passing_us: int
     arrived: list[Ticket]
     told_again: list[tuple[int, Ticket]]
-    gone: list[int]
+    released: list[int]
     finished: list[tuple[int, str]]
     held: list[tuple[int, Ticket]]
-    everything: bool
-    fleet: int
-    returning: bool
+    complete: bool
+    fleet_size: int
+    rejoining: bool
     leaving: bool
 
 
@@ -71,16 +71,16 @@ number = st.integers(0, 30)
 steps = st.lists(
     st.builds(
         Step,
-        owner=st.sampled_from(OWNERS),
+        process_id=st.sampled_from(PROCESS_IDS),
         passing_us=st.sampled_from(PASSING_US),
         arrived=st.lists(tickets, max_size=6),
         told_again=st.lists(st.tuples(number, tickets), max_size=1),
-        gone=st.lists(number, max_size=3),
+        released=st.lists(number, max_size=3),
         finished=st.lists(st.tuples(number, st.sampled_from(["text", 'a|b {"c"} é', ""])), max_size=2),
         held=st.lists(st.tuples(number, tickets), max_size=1),
-        everything=st.booleans(),
-        fleet=st.sampled_from([0, 1, 1, 2, 2, 3]),
-        returning=st.sampled_from([False] * 9 + [True]),
+        complete=st.booleans(),
+        fleet_size=st.sampled_from([0, 1, 1, 2, 2, 3]),
+        rejoining=st.sampled_from([False] * 9 + [True]),
         leaving=st.sampled_from([False] * 19 + [True]),
     ),
     min_size=2,
@@ -95,24 +95,24 @@ class Script:
         self._given = 0
         self._live: list[str] = []
 
-    def news(self, step: Step) -> SchedulerUpdate:
+    def update(self, step: Step) -> SchedulerUpdate:
         again = {self._pick(pick): ticket for pick, ticket in step.told_again}
         held = {self._pick(pick): ticket for pick, ticket in step.held}
-        gone = [self._pick(pick) for pick in step.gone]
+        released = [self._pick(pick) for pick in step.released]
         finished = [(self._pick(pick), text) for pick, text in step.finished]
         fresh = {}
         for ticket in step.arrived:
             self._given += 1
             fresh[f"t{self._given}"] = ticket
-        self._live = [one for one in [*self._live, *fresh] if one not in gone and one not in dict(finished)]
+        self._live = [one for one in [*self._live, *fresh] if one not in released and one not in dict(finished)]
         return SchedulerUpdate(
             arrived=[replace(ticket, id=name) for name, ticket in {**again, **fresh}.items()],
-            gone=gone,
+            released=released,
             finished=finished,
             held=[replace(ticket, id=name) for name, ticket in held.items()],
-            everything=step.everything,
-            fleet=step.fleet,
-            returning=step.returning,
+            complete=step.complete,
+            fleet_size=step.fleet_size,
+            rejoining=step.rejoining,
             leaving=step.leaving,
         )
 
@@ -129,14 +129,14 @@ def in_loop() -> Callable[..., None]:
 
 async def agree(redis_url: str, limits: TeacherLimits, steps: list[Step]) -> None:
     async with Redis.from_url(redis_url) as redis:
-        script, model, story = ScriptBoard(redis, RedisKeys("agree")), MemoryBoard(), Script()
+        script, model, story = ScriptScheduler(redis, RedisKeys("agree")), MemoryScheduler(), Script()
         await script.clear()
         now = START
         for step in steps:
             now += step.passing_us
-            news = story.news(step)
-            said = await script.exchange(step.owner, news, limits, now)
-            assert said == await model.exchange(step.owner, news, limits, now)
+            update = story.update(step)
+            said = await script.exchange(step.process_id, update, limits, now)
+            assert said == await model.exchange(step.process_id, update, limits, now)
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -18,9 +18,10 @@ from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from structlog.testing import capture_logs
 
-from gateway.batching import batcher
-from gateway.batching.flights import SingleFlight
-from gateway.batching.redis_board import RedisScheduler
+from gateway.batching import teacher_queue
+from gateway.batching.batcher import Batcher
+from gateway.batching.redis_scheduler import RedisScheduler
+from gateway.batching.single_flight import SingleFlight
 from gateway.batching.ticket import Grant, SchedulerDecision, SchedulerUpdate, SharedGuidance, TeacherLimits, Ticket
 from gateway.errors import QueueFull, StoreUnavailable
 from gateway.local.redis import EmbeddedRedis
@@ -30,7 +31,7 @@ from tests.batching.process import HASTY_S, LONG_S, REDIS_TIMEOUT_S, Meter, noth
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gateway.batching.batcher import TeacherQueue
+    from gateway.batching.teacher_queue import TeacherQueue
     from gateway.redis.keys import RedisKeys
 
 LIMITS = TeacherLimits(max_in_flight=64, max_size=32, max_prompt_tokens=100_000)
@@ -48,7 +49,7 @@ async def queued(redis: Redis, keys: RedisKeys) -> int:
 async def test_requests_of_two_processes_share_a_batch(redis_url: str, redis: Redis, keys: RedisKeys) -> None:
     """Twenty at once in two processes: the twentieth fills the batch, and all carry its id and size."""
     limits = TeacherLimits(64, 20, 100_000)
-    async with process(redis_url, keys, limits) as ann, process(redis_url, keys, limits, owner="ben") as ben:
+    async with process(redis_url, keys, limits) as ann, process(redis_url, keys, limits, process_id="ben") as ben:
         meter = Meter()
         waits = [meter.call(queue, 0.01, ticket(wait_s=LONG_S)) for queue in (ann, ben) for _ in range(10)]
         grants = await asyncio.gather(*waits)
@@ -71,7 +72,7 @@ async def test_the_cap_over_two_processes_is_reached_and_never_passed(
     """160 calls of random length through a cap of five, counted where they run."""
     limits = TeacherLimits(5, 4, 100_000)
     meter, chance = Meter(), random.Random(7)
-    async with process(redis_url, keys, limits) as ann, process(redis_url, keys, limits, owner="ben") as ben:
+    async with process(redis_url, keys, limits) as ann, process(redis_url, keys, limits, process_id="ben") as ben:
         await asyncio.gather(
             *(
                 meter.call(queue, chance.uniform(0.01, 0.03), ticket(wait_s=chance.choice([0, 0.005])))
@@ -92,7 +93,7 @@ async def test_a_permit_is_returned_however_the_call_ends(
         inside = asyncio.Event()
 
         async def call() -> None:
-            async with asyncio.timeout(5) as limit, queue.turn(ticket()):
+            async with asyncio.timeout(5) as limit, queue.acquire(ticket()):
                 inside.set()
                 if ending == "deadline":
                     limit.reschedule(asyncio.get_running_loop().time() + 0.05)
@@ -162,7 +163,7 @@ async def test_a_grant_that_comes_after_the_caller_left_goes_back(
             return await permits(redis, keys) == {"here"}
 
         await until(only_here, 2)
-        assert queue._turns == {}
+        assert queue._waiters == {}
 
 
 async def test_a_deadline_that_is_over_gets_no_permit(redis_url: str, redis: Redis, keys: RedisKeys) -> None:
@@ -170,7 +171,7 @@ async def test_a_deadline_that_is_over_gets_no_permit(redis_url: str, redis: Red
     async with process(redis_url, keys, LIMITS) as queue:
         for deadline_s in (0.0, -5.0):
             with pytest.raises(TimeoutError):
-                async with asyncio.timeout(0.05), queue.turn(ticket(deadline_s=deadline_s)):
+                async with asyncio.timeout(0.05), queue.acquire(ticket(deadline_s=deadline_s)):
                     pytest.fail("granted")
         await nothing_left(redis, keys, queue)
 
@@ -179,7 +180,7 @@ async def test_two_tickets_with_one_id_are_refused(redis_url: str, keys: RedisKe
     """One would take the other's grant, or return its permit."""
     async with process(redis_url, keys, LIMITS) as queue:
         one = ticket()
-        async with queue.turn(one):
+        async with queue.acquire(one):
             with pytest.raises(AssertionError, match="one id"):
                 await Meter().call(queue, 0, one)
         await Meter().call(queue, 0, one)
@@ -189,7 +190,7 @@ async def test_a_lost_wakeup_is_recovered_when_the_subscription_is_back(
     redis_url: str, redis: Redis, keys: RedisKeys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The grant was published while nobody listened."""
-    monkeypatch.setattr(batcher, "_HEARTBEAT_S", NEVER_S)  # so that nothing else recovers it
+    monkeypatch.setattr(teacher_queue, "_HEARTBEAT_S", NEVER_S)  # so that nothing else recovers it
     async with process(redis_url, keys, LIMITS) as queue:
         waiting = asyncio.ensure_future(Meter().call(queue, 0, ticket(wait_s=LONG_S)))  # noqa: TID251
         await until(lambda: queued(redis, keys))
@@ -205,24 +206,24 @@ async def test_a_lost_wakeup_is_recovered_within_a_second_in_any_case(
     redis_url: str, redis: Redis, keys: RedisKeys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The subscription seems to live and carries nothing: what waits asks again."""
-    monkeypatch.setattr(batcher.Batcher, "_told", lambda *_: None)
+    monkeypatch.setattr(Batcher, "_on_wakeup", lambda *_: None)
     async with process(redis_url, keys, LIMITS) as queue:
         waiting = asyncio.ensure_future(Meter().call(queue, 0, ticket(wait_s=LONG_S)))  # noqa: TID251
         await until(lambda: queued(redis, keys))
         await RedisScheduler(redis, keys, "ben", "big").exchange(
             SchedulerUpdate([Ticket("b", "acme", 10, 0, LONG_S)]), LIMITS
         )
-        assert await asyncio.wait_for(waiting, batcher._HEARTBEAT_S + 1) == Grant("b1", 2)
+        assert await asyncio.wait_for(waiting, teacher_queue._HEARTBEAT_S + 1) == Grant("b1", 2)
 
 
 async def test_a_redis_that_forgot_everything_is_told_again(redis_url: str, redis: Redis, keys: RedisKeys) -> None:
     """It restarted empty between two exchanges and nobody saw it: tickets are served, permits in use are counted."""
     limits = TeacherLimits(2, 4, 1000)
-    async with process(redis_url, keys, limits) as queue, queue.turn(ticket()) as first:
+    async with process(redis_url, keys, limits) as queue, queue.acquire(ticket()) as first:
         second = asyncio.ensure_future(Meter().call(queue, 0.8, ticket(wait_s=0.5)))  # noqa: TID251
         await until(lambda: queued(redis, keys))
         await redis.delete(*keys.teacher("big").as_list())
-        await until(lambda: len(queue._turns) == 2 and all(held.waiting.done() for held in queue._turns.values()), 3)
+        await until(lambda: len(queue._waiters) == 2 and all(held.future.done() for held in queue._waiters.values()), 3)
         assert len(await permits(redis, keys)) == 2
         other = await RedisScheduler(redis, keys, "ben", "big").exchange(
             SchedulerUpdate([Ticket("b", "acme", 10, 0, LONG_S)]), limits
@@ -238,9 +239,9 @@ async def test_waiting_costs_few_exchanges(
     looks: list[float | None] = []
     exchange = RedisScheduler.exchange
 
-    async def counted(self: RedisScheduler, news: SchedulerUpdate, limits: TeacherLimits) -> SchedulerDecision:
-        decision = await exchange(self, news, limits)
-        looks.append(decision.next_look_s)
+    async def counted(self: RedisScheduler, update: SchedulerUpdate, limits: TeacherLimits) -> SchedulerDecision:
+        decision = await exchange(self, update, limits)
+        looks.append(decision.next_exchange_s)
         return decision
 
     monkeypatch.setattr(RedisScheduler, "exchange", counted)
@@ -256,7 +257,7 @@ async def test_the_loop_outlives_what_nobody_expected(
     redis_url: str, redis: Redis, keys: RedisKeys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Were it to die, every later request would hang; so it logs, rests and tells everything anew."""
-    monkeypatch.setattr(batcher, "_REST_S", 0.05)
+    monkeypatch.setattr(teacher_queue, "_RETRY_S", 0.05)
     broken = [False]
 
     def limits() -> TeacherLimits:
@@ -269,7 +270,7 @@ async def test_the_loop_outlives_what_nobody_expected(
         broken[0] = True
         with capture_logs() as logs:
             waiting = asyncio.ensure_future(Meter().call(queue, 0))  # noqa: TID251
-            await until(lambda: any(line["event"] == "exchange_broke" for line in logs))
+            await until(lambda: any(line["event"] == "exchange_failed" for line in logs))
             broken[0] = False
             await asyncio.wait_for(waiting, 2)
         await nothing_left(redis, keys, queue)
@@ -279,7 +280,7 @@ async def test_an_exchange_that_fails_in_any_way_leaves_nobody_waiting(
     redis_url: str, redis: Redis, keys: RedisKeys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An error that is not Redis's own is logged with its trace; requests are served as when Redis is away."""
-    monkeypatch.setattr(batcher, "_REST_S", 0.1)
+    monkeypatch.setattr(teacher_queue, "_RETRY_S", 0.1)
     exchange = RedisScheduler.exchange
     async with process(redis_url, keys, LIMITS) as queue:
 
@@ -290,26 +291,26 @@ async def test_an_exchange_that_fails_in_any_way_leaves_nobody_waiting(
         with capture_logs() as logs:
             grant = await Meter().call(queue, 0)
         assert grant.batch_id.startswith("local-")
-        (broke,) = [line for line in logs if line["event"] == "exchange_broke"]
+        (broke,) = [line for line in logs if line["event"] == "exchange_failed"]
         assert broke["exc_info"] is True
         monkeypatch.setattr(RedisScheduler, "exchange", exchange)
-        await until(lambda: not queue._alone)
+        await until(lambda: not queue._local)
         assert (await Meter().call(queue, 0)).batch_id == "b1"
         await nothing_left(redis, keys, queue)
 
 
 @pytest.mark.parametrize("on_failure", ["degrade", "reject"])
 async def test_a_reply_that_came_too_late_leaves_no_permit_behind(
-    redis_url: str, redis: Redis, keys: RedisKeys, monkeypatch: pytest.MonkeyPatch, on_failure: batcher.OnFailure
+    redis_url: str, redis: Redis, keys: RedisKeys, monkeypatch: pytest.MonkeyPatch, on_failure: teacher_queue.OnFailure
 ) -> None:
     """Redis took the ticket and granted it, but the answer timed out: when it is back it hears that the ticket is
     gone, so the only permit there is does not stay out until its deadline."""
-    monkeypatch.setattr(batcher, "_REST_S", 0.2)
+    monkeypatch.setattr(teacher_queue, "_RETRY_S", 0.2)
     exchange = RedisScheduler.exchange
     async with process(redis_url, keys, TeacherLimits(1, 4, 1000), on_failure=on_failure) as queue:
 
-        async def late(self: RedisScheduler, news: SchedulerUpdate, limits: TeacherLimits) -> SchedulerDecision:
-            await exchange(self, news, limits)
+        async def late(self: RedisScheduler, update: SchedulerUpdate, limits: TeacherLimits) -> SchedulerDecision:
+            await exchange(self, update, limits)
             raise RedisTimeoutError
 
         monkeypatch.setattr(RedisScheduler, "exchange", late)
@@ -322,7 +323,7 @@ async def test_a_reply_that_came_too_late_leaves_no_permit_behind(
         assert await permits(redis, keys) == {one.id}
         monkeypatch.setattr(RedisScheduler, "exchange", exchange)
         await nothing_left(redis, keys, queue)
-        await until(lambda: not queue._alone)
+        await until(lambda: not queue._local)
         assert (await Meter().call(queue, 0)).batch_id == "b2"
 
 
@@ -330,8 +331,8 @@ async def test_a_permit_given_while_alone_is_counted_by_the_fleet_when_redis_is_
     redis_url: str, redis: Redis, keys: RedisKeys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And a ticket that waited alone for a place queues in the fleet: both are told in the first exchange."""
-    monkeypatch.setattr(batcher, "_REST_S", 0.1)
-    monkeypatch.setattr(batcher, "_HEARTBEAT_S", NEVER_S)
+    monkeypatch.setattr(teacher_queue, "_RETRY_S", 0.1)
+    monkeypatch.setattr(teacher_queue, "_HEARTBEAT_S", NEVER_S)
     exchange = RedisScheduler.exchange
     async with process(redis_url, keys, TeacherLimits(1, 4, 1000)) as queue:
         await Meter().call(queue, 0)
@@ -341,9 +342,9 @@ async def test_a_permit_given_while_alone_is_counted_by_the_fleet_when_redis_is_
 
         monkeypatch.setattr(RedisScheduler, "exchange", away)
         held = ticket()
-        async with queue.turn(held):
+        async with queue.acquire(held):
             waiting = asyncio.ensure_future(Meter().call(queue, 0))  # noqa: TID251
-            await until(lambda: queue._alone)
+            await until(lambda: queue._local)
             monkeypatch.setattr(RedisScheduler, "exchange", exchange)
             await until(lambda: queued(redis, keys))
             assert await permits(redis, keys) == {held.id}
@@ -353,7 +354,7 @@ async def test_a_permit_given_while_alone_is_counted_by_the_fleet_when_redis_is_
 
 async def _both_counted(*queues: TeacherQueue) -> None:
     """Until each process knows of the others."""
-    while any(queue._membership.fleet != len(queues) for queue in queues):
+    while any(queue._membership.fleet_size != len(queues) for queue in queues):
         await asyncio.gather(*(Meter().call(queue, 0) for queue in queues))
 
 
@@ -366,12 +367,12 @@ async def test_without_redis_each_process_serves_under_its_share_and_returns_to_
     async with (
         EmbeddedRedis() as server,
         process(server.url, keys, limits) as ann,
-        process(server.url, keys, limits, owner="ben") as ben,
+        process(server.url, keys, limits, process_id="ben") as ben,
     ):
         await _both_counted(ann, ben)
         held = ticket()
         with capture_logs() as logs:
-            async with ann.turn(held) as before:
+            async with ann.acquire(held) as before:
                 await server.stop()
                 meters = {ann: Meter(), ben: Meter()}
                 began = time.monotonic()
@@ -385,7 +386,7 @@ async def test_without_redis_each_process_serves_under_its_share_and_returns_to_
                 assert not by_process[0] & by_process[1]
 
                 await server.start()
-                await until(lambda: not ann._alone and not ben._alone, 4)
+                await until(lambda: not ann._local and not ben._local, 4)
                 async with Redis.from_url(server.url) as redis:
                     await until(lambda: permits(redis, keys))
                     assert await permits(redis, keys) == {held.id}
@@ -405,19 +406,19 @@ async def test_a_process_that_is_alone_leaves_room_for_whatever_the_others_may_h
     async with (
         EmbeddedRedis() as server,
         process(server.url, keys, limits) as ann,
-        process(server.url, keys, limits, owner="ben") as ben,
+        process(server.url, keys, limits, process_id="ben") as ben,
     ):
         await _both_counted(ann, ben)
         early, late = Meter(), Meter()
-        async with ann.turn(ticket()):
+        async with ann.acquire(ticket()):
             await server.stop()
-            await until(lambda: ann._alone)
+            await until(lambda: ann._local)
             waiting = asyncio.gather(*(early.call(ann, 0.01) for _ in range(20)))
             await asyncio.sleep(0.3)
             assert early.most == 0
         await waiting
         assert early.most == 1
-        ends = (ann._membership._alone_since or 0.0) + 5.0
+        ends = (ann._membership._outage_since or 0.0) + 5.0
         assert asyncio.get_running_loop().time() < ends
         await asyncio.sleep(ends - asyncio.get_running_loop().time())
         await asyncio.gather(*(late.call(ann, 0.01) for _ in range(20)))
@@ -439,7 +440,7 @@ async def test_without_redis_requests_are_rejected_at_once_where_the_configurati
                 await Meter().call(queue, 0)
         assert time.monotonic() - began < REDIS_TIMEOUT_S, "all together take less than one that waits"
         await server.start()
-        await until(lambda: not queue._alone, 4)
+        await until(lambda: not queue._local, 4)
         assert (await Meter().call(queue, 0)).batch_id == "b1"
         async with Redis.from_url(server.url) as redis:
             await nothing_left(redis, keys, queue)
@@ -471,7 +472,7 @@ async def test_a_redis_that_stands_still_holds_nobody_up(keys: RedisKeys) -> Non
             os.kill(pid, signal.SIGCONT)
         assert all(grant.batch_id.startswith("local-") for grant in grants)
         assert sorted(took)[len(took) // 2] < HASTY_S  # had each waited for its own time-out, none were below
-        await until(lambda: not queue._alone, 4)
+        await until(lambda: not queue._local, 4)
         await nothing_left(redis, keys, queue)
         assert (await Meter().call(queue, 0)).batch_id.startswith("b")
 
@@ -481,13 +482,13 @@ async def test_a_process_that_stays_alone_remembers_nothing_of_who_was_served(ke
     async with EmbeddedRedis() as server, process(server.url, keys, LIMITS) as queue:
         await server.stop()
         await asyncio.gather(*(Meter().call(queue, 0) for _ in range(50)))
-        await until(lambda: queue._alone)
-        known = len(queue._owed)
+        await until(lambda: queue._local)
+        known = len(queue._unconfirmed)
         assert known <= 50
         for _ in range(3):
             await asyncio.gather(*(Meter().call(queue, 0) for _ in range(50)))
-        await until(lambda: not queue._gone)
-        assert (len(queue._turns), len(queue._untold), len(queue._owed)) == (0, 0, known)
+        await until(lambda: not queue._released)
+        assert (len(queue._waiters), len(queue._unsent), len(queue._unconfirmed)) == (0, 0, known)
 
 
 async def test_a_return_to_the_fleet_that_fails_keeps_no_permit_of_the_process(
@@ -495,8 +496,8 @@ async def test_a_return_to_the_fleet_that_fails_keeps_no_permit_of_the_process(
 ) -> None:
     """A Redis that answers, but refuses the script each time: what ended meanwhile makes room for what waits, and those
     that wanted the same get what it fetched."""
-    monkeypatch.setattr(batcher, "_REST_AFTER_FAILURE_S", 0.0)
-    monkeypatch.setattr(batcher, "_REST_S", 0.05)
+    monkeypatch.setattr(teacher_queue, "_FAILURE_BACKOFF_S", 0.0)
+    monkeypatch.setattr(teacher_queue, "_RETRY_S", 0.05)
     tries = 0
 
     async def refused(*_: object) -> SchedulerDecision:
@@ -507,22 +508,22 @@ async def test_a_return_to_the_fleet_that_fails_keeps_no_permit_of_the_process(
     async with process(redis_url, keys, TeacherLimits(4, 4, 1000)) as queue:
         monkeypatch.setattr(RedisScheduler, "exchange", refused)
         for _ in range(10):
-            async with queue.turn(ticket(work="w")) as leader:
-                follower = asyncio.ensure_future(_outcome(queue, ticket(work="w")))  # noqa: TID251
+            async with queue.acquire(ticket(dedupe_key="w")) as leader:
+                follower = asyncio.ensure_future(_outcome(queue, ticket(dedupe_key="w")))  # noqa: TID251
                 await asyncio.sleep(0.03)
                 leader.finish("what it fetched")
             assert await asyncio.wait_for(follower, 5) == SharedGuidance("what it fetched", cached=False)
         assert tries > 10
-        assert queue._alone is not None
-        await until(lambda: queue._alone and not queue._alone._entries)
+        assert queue._local is not None
+        await until(lambda: queue._local and not queue._local._entries)
 
 
 async def test_a_return_to_the_fleet_is_tried_less_and_less_while_it_fails(
     redis_url: str, keys: RedisKeys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever waits waits for each try."""
-    monkeypatch.setattr(batcher, "_REST_AFTER_FAILURE_S", 0.05)
-    monkeypatch.setattr(batcher, "_REST_S", 0.01)
+    monkeypatch.setattr(teacher_queue, "_FAILURE_BACKOFF_S", 0.05)
+    monkeypatch.setattr(teacher_queue, "_RETRY_S", 0.01)
     tries: list[float] = []
 
     async def refused(*_: object) -> SchedulerDecision:
@@ -532,26 +533,26 @@ async def test_a_return_to_the_fleet_is_tried_less_and_less_while_it_fails(
     exchange = RedisScheduler.exchange
     async with process(redis_url, keys, LIMITS) as queue:
         monkeypatch.setattr(RedisScheduler, "exchange", refused)
-        queue.recheck()
+        queue.resync()
         await until(lambda: len(tries) == 5)
         rests = [later - earlier for earlier, later in itertools.pairwise(tries)]
         assert all(rest >= 0.05 * 2**number for number, rest in enumerate(rests)), rests
         monkeypatch.setattr(RedisScheduler, "exchange", exchange)
-        await until(lambda: queue._alone is None)
+        await until(lambda: queue._local is None)
 
 
 async def _outcome(queue: TeacherQueue, one: Ticket) -> Grant | SharedGuidance:
-    async with queue.turn(one) as turn:
-        return turn.outcome
+    async with queue.acquire(one) as waiter:
+        return waiter.outcome
 
 
 async def test_a_permit_of_a_process_that_was_alone_is_returned_to_the_fleet(keys: RedisKeys) -> None:
     """Redis never saw its ticket, was told of the call under way when it was back, and hears when that ends."""
     async with EmbeddedRedis() as server, process(server.url, keys, TeacherLimits(1, 4, 1000)) as queue:
         await server.stop()
-        await until(lambda: queue._alone)
-        async with queue.turn(one := ticket()) as turn:
-            assert not turn.told
+        await until(lambda: queue._local)
+        async with queue.acquire(one := ticket()) as waiter:
+            assert not waiter.sent
             await server.start()
             async with Redis.from_url(server.url) as redis:
                 await until(lambda: permits(redis, keys))
@@ -567,14 +568,14 @@ async def test_a_grant_that_comes_after_the_deadline_is_handed_back(
     exchange = RedisScheduler.exchange
     async with process(redis_url, keys, TeacherLimits(1, 4, 1000)) as queue:
 
-        async def slow(self: RedisScheduler, news: SchedulerUpdate, limits: TeacherLimits) -> SchedulerDecision:
-            decision = await exchange(self, news, limits)
+        async def slow(self: RedisScheduler, update: SchedulerUpdate, limits: TeacherLimits) -> SchedulerDecision:
+            decision = await exchange(self, update, limits)
             await asyncio.sleep(0.15)
             return decision
 
         monkeypatch.setattr(RedisScheduler, "exchange", slow)
         with pytest.raises(TimeoutError):
-            async with queue.turn(ticket(deadline_s=0.1)):
+            async with queue.acquire(ticket(deadline_s=0.1)):
                 pytest.fail("called the teacher")
         assert _ended(queue, "expired") == 1
         await nothing_left(redis, keys, queue)
@@ -599,7 +600,7 @@ def test_a_ticket_whose_deadline_ends_the_wait_has_expired_and_one_whose_caller_
         clock = asyncio.get_running_loop()
         tasks = BackgroundTasks()
         flights = SingleFlight(tasks)
-        async with process(redis_url, keys, TeacherLimits(1, 1, 1000)) as queue, queue.turn(ticket()):
+        async with process(redis_url, keys, TeacherLimits(1, 1, 1000)) as queue, queue.acquire(ticket()):
 
             async def request(number: int) -> None:
                 await asyncio.sleep(number * 0.0007)
@@ -607,13 +608,13 @@ def test_a_ticket_whose_deadline_ends_the_wait_has_expired_and_one_whose_caller_
                 with suppress(TimeoutError):
                     async with asyncio.timeout_at(deadline):
                         time.sleep(0.0003)  # noqa: ASYNC251  what a request does before it waits
-                        one = ticket(deadline_s=0.2, work=f"w{number}")
+                        one = ticket(deadline_s=0.2, dedupe_key=f"w{number}")
                         await flights.join(queue, one, _nobody, _nobody, deadline)
 
             await asyncio.gather(*(request(number) for number in range(60)))
             assert (_ended(queue, "expired"), _ended(queue, "withdrawn")) == (60, 0)
             leaves = asyncio.ensure_future(request(60))  # noqa: TID251
-            await until(lambda: len(queue._turns) == 2)
+            await until(lambda: len(queue._waiters) == 2)
             leaves.cancel()
             await until(lambda: _ended(queue, "withdrawn"))
             assert (_ended(queue, "expired"), _ended(queue, "withdrawn")) == (60, 1)
@@ -631,7 +632,7 @@ async def test_the_window_is_shown_while_a_ticket_waits_by_it_and_no_longer(
     redis_url: str, redis: Redis, keys: RedisKeys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither only if a heartbeat happens to find it, nor until the next ticket comes."""
-    monkeypatch.setattr(batcher, "_HEARTBEAT_S", NEVER_S)
+    monkeypatch.setattr(teacher_queue, "_HEARTBEAT_S", NEVER_S)
     async with process(redis_url, keys, LIMITS) as queue:
 
         def window_s() -> float:
@@ -643,7 +644,7 @@ async def test_the_window_is_shown_while_a_ticket_waits_by_it_and_no_longer(
         waiting.cancel()
         await nothing_left(redis, keys, queue)
         monkeypatch.undo()
-        queue.recheck()
+        queue.resync()
         await until(lambda: window_s() == 0)
 
 
@@ -652,7 +653,7 @@ async def test_one_ticket_too_many_is_refused_and_told_when_to_come_back(
 ) -> None:
     """The tenant's queue is full: the caller hears of it at once, and nothing of the ticket is left anywhere."""
     async with process(redis_url, keys, TeacherLimits(1, 1, 1000, max_queue=1)) as queue:
-        async with queue.turn(ticket()):
+        async with queue.acquire(ticket()):
             waiting = asyncio.ensure_future(Meter().call(queue, 0))  # noqa: TID251
             await until(lambda: queued(redis, keys))
             with pytest.raises(QueueFull) as refused:
@@ -669,26 +670,26 @@ async def test_a_deadline_that_moves_is_told_before_the_board_lets_the_ticket_en
     redis_url: str, redis: Redis, keys: RedisKeys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Somebody who wants the same joined late: the ticket keeps its place, and does not begin anew."""
-    monkeypatch.setattr(batcher, "_HEARTBEAT_S", NEVER_S)
+    monkeypatch.setattr(teacher_queue, "_HEARTBEAT_S", NEVER_S)
     async with process(redis_url, keys, TeacherLimits(1, 1, 1000)) as queue:
-        async with queue.turn(ticket()):
+        async with queue.acquire(ticket()):
             loop = asyncio.get_running_loop()
-            turn = queue.turn(ticket(deadline_s=0.5))
+            waiter = queue.acquire(ticket(deadline_s=0.5))
 
             async def call() -> float:
-                async with turn:
+                async with waiter:
                     return loop.time()
 
             waiting = asyncio.ensure_future(call())  # noqa: TID251
             await until(lambda: queued(redis, keys))
             (place,) = await redis.zrange(keys.teacher("big").queue, 0, -1)
-            turn.wait_until(loop.time() + 5)
-            turn.wait_until(loop.time() + 1)
-            assert turn.deadline > loop.time() + 4
+            waiter.extend_deadline(loop.time() + 5)
+            waiter.extend_deadline(loop.time() + 1)
+            assert waiter.deadline > loop.time() + 4
             await asyncio.sleep(0.6)
             await RedisScheduler(redis, keys, "ben", "big").exchange(SchedulerUpdate(), TeacherLimits(1, 1, 1000))
             assert await redis.zrange(keys.teacher("big").queue, 0, -1) == [place]
-        assert await waiting <= turn.deadline
+        assert await waiting <= waiter.deadline
         await nothing_left(redis, keys, queue)
 
 
@@ -698,22 +699,22 @@ async def test_a_process_that_stops_is_gone_from_the_fleet_at_once_and_stays_gon
     """Neither an exchange that was under way nor a heartbeat brings it back."""
     exchange, failures = RedisScheduler.exchange, 0
 
-    async def slow(self: RedisScheduler, news: SchedulerUpdate, limits: TeacherLimits) -> SchedulerDecision:
+    async def slow(self: RedisScheduler, update: SchedulerUpdate, limits: TeacherLimits) -> SchedulerDecision:
         nonlocal failures
-        if news.leaving and not failures:
+        if update.leaving and not failures:
             failures += 1
             raise RedisTimeoutError
-        await asyncio.sleep(0 if news.leaving else 0.05)
-        return await exchange(self, news, limits)
+        await asyncio.sleep(0 if update.leaving else 0.05)
+        return await exchange(self, update, limits)
 
-    async with process(redis_url, keys, LIMITS) as ann, process(redis_url, keys, LIMITS, owner="ben") as ben:
+    async with process(redis_url, keys, LIMITS) as ann, process(redis_url, keys, LIMITS, process_id="ben") as ben:
         await _both_counted(ann, ben)
         monkeypatch.setattr(RedisScheduler, "exchange", slow)
-        ann._news.set()
+        ann._changed.set()
         await asyncio.sleep(0.01)
         await ann.leave_fleet()
         assert await redis.zrange(keys.teacher("big").owners, 0, -1) == [b"ben"]
         assert failures == 1, "what failed was said once more"
-        await asyncio.sleep(batcher._HEARTBEAT_S + 0.1)
+        await asyncio.sleep(teacher_queue._HEARTBEAT_S + 0.1)
         assert await redis.zrange(keys.teacher("big").owners, 0, -1) == [b"ben"]
-        await until(lambda: ben._membership._fleets.seen[-1][1] == 1)
+        await until(lambda: ben._membership._fleet_sizes.seen[-1][1] == 1)

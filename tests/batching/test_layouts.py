@@ -12,7 +12,7 @@ from gateway.batching.membership import Membership
 from gateway.batching.ticket import Grant, SchedulerUpdate, TeacherLimits, Ticket, TicketBroken
 from gateway.batching.window import SECOND
 from gateway.redis.keys import BOARD
-from tests.batching.boards import ScriptBoard
+from tests.batching.schedulers import ScriptScheduler
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -27,26 +27,28 @@ START = 1_795_000_000 * SECOND
 class Version:
     """One process of one version, that wants as many calls as it can get, on a clock that both versions share."""
 
-    def __init__(self, redis: Redis, keys: RedisKeys, board: int, owner: str) -> None:
-        self._keys = replace(keys, board=board)
-        self._board = ScriptBoard(redis, self._keys)
-        self._owner = owner
+    def __init__(self, redis: Redis, keys: RedisKeys, layout: int, process_id: str) -> None:
+        self._keys = replace(keys, board=layout)
+        self._scheduler = ScriptScheduler(redis, self._keys)
+        self._process_id = process_id
         self._asked = 0
         self.held: list[str] = []
         self.decision: SchedulerDecision
 
     async def look(self, at_s: float, *, wants: int = 0, returns: int = 0, limits: TeacherLimits = LIMITS) -> int:
         """Ask for so many calls, tell that so many ended: how many are in flight then."""
-        gone, self.held = self.held[:returns], self.held[returns:]
-        names = [f"{self._owner}{number}" for number in range(self._asked, self._asked + wants)]
+        released, self.held = self.held[:returns], self.held[returns:]
+        names = [f"{self._process_id}{number}" for number in range(self._asked, self._asked + wants)]
         self._asked += wants
         await self.tell(
-            at_s, SchedulerUpdate([Ticket(name, "acme", 10, 0.0, 1000.0) for name in names], gone=gone), limits
+            at_s, SchedulerUpdate([Ticket(name, "acme", 10, 0.0, 1000.0) for name in names], released=released), limits
         )
         return len(self.held)
 
-    async def tell(self, at_s: float, news: SchedulerUpdate, limits: TeacherLimits = LIMITS) -> None:
-        self.decision, _ = await self._board.exchange(self._owner, news, limits, START + round(at_s * SECOND))
+    async def tell(self, at_s: float, update: SchedulerUpdate, limits: TeacherLimits = LIMITS) -> None:
+        self.decision, _ = await self._scheduler.exchange(
+            self._process_id, update, limits, START + round(at_s * SECOND)
+        )
         self.held += [name for name, outcome in self.decision.outcomes.items() if isinstance(outcome, Grant)]
 
 
@@ -63,10 +65,10 @@ def newer(redis: Redis, keys: RedisKeys) -> Version:
 async def test_a_newer_version_gets_its_share_as_the_older_ones_calls_come_back(older: Version, newer: Version) -> None:
     assert await older.look(0.0, wants=20) == 8
     assert await newer.look(0.1, wants=20) == 0, "all are out"
-    assert newer.decision.next_look_s is not None, "nobody will tell it of the other board's calls"
-    assert newer.decision.beside == 1
+    assert newer.decision.next_exchange_s is not None, "nobody will tell it of the other board's calls"
+    assert newer.decision.other_layout_processes == 1
     assert await older.look(0.2, returns=3) == 5, "it has more than its half"
-    assert older.decision.beside == 1
+    assert older.decision.other_layout_processes == 1
     assert await newer.look(0.3) == 3
     assert await older.look(0.4, returns=5) == 4
     assert await newer.look(0.5) == 4
@@ -85,9 +87,9 @@ async def test_the_whole_is_given_when_nobody_else_is_there(older: Version, newe
     await older.look(0.0, wants=1)
     await newer.look(0.1, wants=20)
     assert len(newer.held) == 4
-    await older.tell(0.2, SchedulerUpdate(gone=older.held, leaving=True))
+    await older.tell(0.2, SchedulerUpdate(released=older.held, leaving=True))
     assert await newer.look(0.3) == 8
-    assert newer.decision.beside == 0
+    assert newer.decision.other_layout_processes == 0
 
 
 async def test_what_a_killed_version_had_is_free_after_its_lease(older: Version, newer: Version) -> None:
@@ -104,11 +106,11 @@ async def test_while_redis_stands_still_nobody_is_given_up(older: Version, newer
     assert await newer.look(0.1, wants=20) == 0
     assert await newer.look(3600.0) == 0
     assert await newer.look(3601.0) == 0
-    assert newer.decision.beside == 1
+    assert newer.decision.other_layout_processes == 1
     assert await older.look(3601.5, returns=4) == 4
     assert await newer.look(100.0) == 4
     assert await newer.look(101.0) == 4
-    assert newer.decision.beside == 1
+    assert newer.decision.other_layout_processes == 1
 
 
 async def test_a_teacher_that_takes_one_call_at_a_time_is_each_versions_in_turn(older: Version, newer: Version) -> None:
@@ -165,17 +167,17 @@ async def test_the_first_version_that_shared_says_nothing_to_one_that_reads_more
     said = await redis.hget(names.boards, str(BOARD))
     await redis.hset(names.boards, mapping={str(BOARD): said + b"|more|1", "99": "nothing to read"})
     assert await newer.look(0.1, wants=20) == 4
-    assert newer.decision.beside == 1
+    assert newer.decision.other_layout_processes == 1
     assert set(await redis.hkeys(names.boards)) == {str(BOARD).encode(), str(BOARD + 1).encode()}
 
 
 def test_alone_a_process_counts_those_of_the_other_version_among_its_fleet() -> None:
     one = Membership()
-    one.saw(2, 10.0, 0.0, beside=2)
-    one.asked(3.0, 10.0, 0.5)
-    one.go_alone(8, 1.0)
+    one.record_fleet(2, 10.0, 0.0, other_layout_processes=2)
+    one.record_deadline(3.0, 10.0, 0.5)
+    one.record_outage(8, 1.0)
     assert one.share(8, 10.0, 5.0) == 2
-    one.saw(2, 10.0, 20.0, beside=2)
-    one.saw(2, 10.0, 31.0)
-    one.go_alone(8, 32.0)
+    one.record_fleet(2, 10.0, 20.0, other_layout_processes=2)
+    one.record_fleet(2, 10.0, 31.0)
+    one.record_outage(8, 32.0)
     assert one.share(8, 10.0, 36.0) == 4

@@ -23,9 +23,9 @@ def test_one_of_two_has_its_share_once_the_others_calls_have_ended_and_until_the
     cap: int, held: int, at_once: int
 ) -> None:
     one = Membership()
-    one.saw(2, LEASE_S, 0.0)
-    one.asked(3.0, LEASE_S, 0.5)
-    one.go_alone(held, 1.0)
+    one.record_fleet(2, LEASE_S, 0.0)
+    one.record_deadline(3.0, LEASE_S, 0.5)
+    one.record_outage(held, 1.0)
     assert one.share(cap, LEASE_S, 1.0) == at_once
     assert one.share(cap, LEASE_S, 3.9) == at_once
     assert one.share(cap, LEASE_S, 4.0) == cap // 2
@@ -46,14 +46,14 @@ def test_the_others_calls_have_ended_after_the_longest_deadline_of_the_last_leas
     asked: list[tuple[float, float]], ends: float
 ) -> None:
     one = Membership()
-    one.saw(2, LEASE_S, 0.0)
+    one.record_fleet(2, LEASE_S, 0.0)
     for at, deadline_s in asked:
         if at < 20.0:
-            one.asked(deadline_s, LEASE_S, at)
-    one.go_alone(1, 20.0)
+            one.record_deadline(deadline_s, LEASE_S, at)
+    one.record_outage(1, 20.0)
     for at, deadline_s in asked:
         if at > 20.0:
-            one.asked(deadline_s, LEASE_S, at)
+            one.record_deadline(deadline_s, LEASE_S, at)
     assert one.share(10, LEASE_S, ends - 0.1) == 1
     assert one.share(10, LEASE_S, ends) == 5
 
@@ -63,27 +63,27 @@ def test_the_only_process_has_the_whole_teacher(seen: bool) -> None:
     """So has one that had no time to see its fleet."""
     one = Membership()
     if seen:
-        one.saw(1, LEASE_S, 0.0)
-    one.go_alone(3 if seen else 0, 1.0)
+        one.record_fleet(1, LEASE_S, 0.0)
+    one.record_outage(3 if seen else 0, 1.0)
     assert one.share(10, LEASE_S, 1.0) == 10
 
 
 def test_those_that_were_there_within_a_lease_count() -> None:
     """Redis began anew and has heard of this process alone: the others are still there. After a lease they are not."""
     one = Membership()
-    one.saw(4, LEASE_S, 0.0)
-    one.saw(1, LEASE_S, 5.0)
-    assert one.fleet == 4
-    one.saw(1, LEASE_S, 10.5)
-    assert one.fleet == 1
+    one.record_fleet(4, LEASE_S, 0.0)
+    one.record_fleet(1, LEASE_S, 5.0)
+    assert one.fleet_size == 4
+    one.record_fleet(1, LEASE_S, 10.5)
+    assert one.fleet_size == 1
 
 
 def test_while_redis_is_away_nothing_is_forgotten() -> None:
     """An outage may last for hours; the first look after it knows of nobody else yet."""
     one = Membership()
-    one.saw(3, LEASE_S, 0.0)
-    one.go_alone(0, 1.0)
-    one.saw(1, LEASE_S, 5000.0)
-    assert one.fleet == 3
-    one.saw(1, LEASE_S, 5010.5)
-    assert one.fleet == 1
+    one.record_fleet(3, LEASE_S, 0.0)
+    one.record_outage(0, 1.0)
+    one.record_fleet(1, LEASE_S, 5000.0)
+    assert one.fleet_size == 3
+    one.record_fleet(1, LEASE_S, 5010.5)
+    assert one.fleet_size == 1

@@ -20,18 +20,18 @@ from hypothesis import strategies as st
 from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
-from gateway.batching.board import GRACE, JUMP, SETTLE
+from gateway.batching.scheduler import GRACE, JUMP, SETTLE
 from gateway.batching.ticket import TeacherLimits, Ticket
 from gateway.batching.window import SECOND
 from gateway.redis.keys import RedisKeys
-from tests.batching.boards import BlockingBoard, MemoryBoard, ScriptBoard
+from tests.batching.schedulers import BlockingScheduler, MemoryScheduler, ScriptScheduler
 from tests.batching.virtual import Network, Server, VirtualLoop
 from tests.batching.virtual_fleet import Process, Story, Wish
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.batching.boards import AnyBoard
+    from tests.batching.schedulers import AnyScheduler
 
 Kind = Literal["crash", "leave", "join", "clock", "pause", "pause clock", "away", "restart", "quick restart", "refuse"]
 
@@ -75,7 +75,14 @@ limits = st.builds(
 
 
 def wish(
-    number: int, at: float, tenant: str, tokens: int, work: str, pace: tuple[float, float], ttl_s: float, fate: int
+    number: int,
+    at: float,
+    tenant: str,
+    tokens: int,
+    dedupe_key: str,
+    pace: tuple[float, float],
+    ttl_s: float,
+    fate: int,
 ) -> Wish:
     deadline_s, takes_s = pace
     return Wish(
@@ -87,8 +94,8 @@ def wish(
             max_wait_s=0.05,
             deadline_s=deadline_s,
             weight=TENANTS[tenant],
-            work=work,
-            cache_ttl_s=ttl_s if work else 0.0,
+            dedupe_key=dedupe_key,
+            cache_ttl_s=ttl_s if dedupe_key else 0.0,
         ),
         takes_s=takes_s,
         fails=fate == 1,
@@ -139,12 +146,12 @@ schedules = st.builds(
 class Fleet:
     """The processes of a schedule; those that are gone stay in the list."""
 
-    def __init__(self, schedule: Schedule, board: AnyBoard) -> None:
+    def __init__(self, schedule: Schedule, scheduler: AnyScheduler) -> None:
         self.schedule = schedule
         network = schedule.network
         if any(trouble.kind == "join" for trouble in schedule.troubles):
             network = replace(network, commands_lost=0.0, replies_lost=0.0)
-        self.server = Server(board, network)
+        self.server = Server(scheduler, network)
         # While one is still at rest after Redis refused it the others may be back.
         refused = any(trouble.kind == "refuse" for trouble in schedule.troubles)
         self.story = Story(schedule.limits, not (network.commands_lost or network.replies_lost or refused))
@@ -192,10 +199,10 @@ class Fleet:
                 await server.go(0.0, empty=True)
 
 
-async def play(schedule: Schedule, board: AnyBoard) -> Story:
+async def play(schedule: Schedule, scheduler: AnyScheduler) -> Story:
     """The whole schedule, and then a quiet time in which everything that is left must go away."""
-    await board.clear()
-    fleet = Fleet(schedule, board)
+    await scheduler.clear()
+    fleet = Fleet(schedule, scheduler)
     server, story = fleet.server, fleet.story
     loop = asyncio.get_running_loop()
     asked = []
@@ -219,7 +226,7 @@ async def play(schedule: Schedule, board: AnyBoard) -> Story:
     await asyncio.sleep(2.5)
     crashed = any(trouble.kind == "crash" for trouble in schedule.troubles)
     if not (crashed or story.unheard or fleet.alone):
-        left = await board.left()
+        left = await scheduler.left()
         story.check(not left, f"nobody died, and yet waits for a lease: {left}")
     lease_s = schedule.limits.lease_s
     fleet.join()
@@ -234,14 +241,14 @@ async def play(schedule: Schedule, board: AnyBoard) -> Story:
         calls = story.calls[one.ticket.id]
         story.check(calls == 1 or (calls == 0 and ends != ["own"]), f"{one.ticket.id}: {calls} calls, {ends}")
     story.check(story.ends.get("last") == ["own"], f"after it all, a request ended as {story.ends.get('last')}")
-    left = await board.left()
+    left = await scheduler.left()
     story.check(not left, f"left on the board: {left}")
     for process in fleet.processes:
         if process.alive:
             queue = process.queue
-            kept = [*queue._turns, *queue._untold, *queue._gone, *queue._finished, *queue._owed]
-            story.check(not kept, f"left in {process.owner}: {kept}")
-            story.check(queue._alone is None, f"{process.owner} is still alone")
+            kept = [*queue._waiters, *queue._unsent, *queue._released, *queue._finished, *queue._unconfirmed]
+            story.check(not kept, f"left in {process.process_id}: {kept}")
+            story.check(queue._local is None, f"{process.process_id} is still alone")
     for process in fleet.processes:
         process.crash()
         await process.tasks.close()
@@ -250,9 +257,9 @@ async def play(schedule: Schedule, board: AnyBoard) -> Story:
     return story
 
 
-def run(schedule: Schedule, board: AnyBoard) -> Story:
+def run(schedule: Schedule, scheduler: AnyScheduler) -> Story:
     with capture_logs() as logs, asyncio.Runner(loop_factory=VirtualLoop) as runner:
-        story = runner.run(play(schedule, board))
+        story = runner.run(play(schedule, scheduler))
     broken = [line for line in logs if line["log_level"] == "error"]
     assert not broken, broken
     assert not story.wrong, "\n".join(story.wrong)
@@ -263,17 +270,17 @@ def run(schedule: Schedule, board: AnyBoard) -> Story:
 @given(schedule=schedules)
 def test_whatever_happens_the_rules_hold(schedule: Schedule) -> None:
     """One answer for each request, never more calls than the teacher takes, none after its deadline, nothing left."""
-    run(schedule, MemoryBoard())
+    run(schedule, MemoryScheduler())
 
 
 @pytest.fixture(scope="module")
-def script(redis_url: str) -> Iterator[BlockingBoard]:
+def script(redis_url: str) -> Iterator[BlockingScheduler]:
     """The script on the run's Redis, which answers on a loop of its own."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
     redis = Redis.from_url(redis_url)
-    yield BlockingBoard(ScriptBoard(redis, RedisKeys("simulation")), loop)
+    yield BlockingScheduler(ScriptScheduler(redis, RedisKeys("simulation")), loop)
     asyncio.run_coroutine_threadsafe(redis.aclose(), loop).result(5)
     loop.call_soon_threadsafe(loop.stop)
     thread.join()
@@ -282,7 +289,7 @@ def script(redis_url: str) -> Iterator[BlockingBoard]:
 
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(schedule=schedules)
-def test_the_same_in_redis(script: BlockingBoard, schedule: Schedule) -> None:
+def test_the_same_in_redis(script: BlockingScheduler, schedule: Schedule) -> None:
     """The script's rules, on a real Redis whose clock the schedule sets."""
     run(schedule, script)
 
@@ -293,20 +300,20 @@ def test_the_same_in_redis(script: BlockingBoard, schedule: Schedule) -> None:
 @given(schedule=schedules)
 def test_whatever_happens_the_rules_hold_at_length(schedule: Schedule) -> None:
     """Check four thousand schedules."""
-    run(schedule, MemoryBoard())
+    run(schedule, MemoryScheduler())
 
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(schedule=schedules)
-def test_the_same_in_redis_at_length(script: BlockingBoard, schedule: Schedule) -> None:
+def test_the_same_in_redis_at_length(script: BlockingScheduler, schedule: Schedule) -> None:
     """Check four hundred schedules on a real Redis."""
     run(schedule, script)
 
 
-def wanted(name: str, at: float, deadline_s: float, takes_s: float, work: str = "", tenant: str = "a") -> Wish:
-    return Wish(at, Ticket(name, tenant, 1, max_wait_s=0.05, deadline_s=deadline_s, work=work), takes_s)
+def wish_of(name: str, at: float, deadline_s: float, takes_s: float, dedupe_key: str = "", tenant: str = "a") -> Wish:
+    return Wish(at, Ticket(name, tenant, 1, max_wait_s=0.05, deadline_s=deadline_s, dedupe_key=dedupe_key), takes_s)
 
 
 # A call with a second to its deadline is joined by a request that has two. Redis's clock, set forward by less than a
@@ -315,12 +322,12 @@ JOINED_UNHEARD = Schedule(  # the wake-up is lost: the process has yet to hear o
     TeacherLimits(2, 2, 10),
     2,
     [
-        (0, wanted("led", 0.0, 1.0, 1.5, work="w")),
-        (0, wanted("quick", 0.073, 2.0, 0.2)),
-        (0, wanted("next", 0.157, 2.0, 0.2)),
-        (0, replace(wanted("long", 0.291, 3.0, 5.0, tenant="b"), hangs_up_after_s=1.2)),
-        (0, wanted("joins", 0.543, 2.0, 0.2, work="w")),
-        (0, wanted("late", 0.665, 2.0, 0.2)),
+        (0, wish_of("led", 0.0, 1.0, 1.5, dedupe_key="w")),
+        (0, wish_of("quick", 0.073, 2.0, 0.2)),
+        (0, wish_of("next", 0.157, 2.0, 0.2)),
+        (0, replace(wish_of("long", 0.291, 3.0, 5.0, tenant="b"), hangs_up_after_s=1.2)),
+        (0, wish_of("joins", 0.543, 2.0, 0.2, dedupe_key="w")),
+        (0, wish_of("late", 0.665, 2.0, 0.2)),
     ],
     [Trouble(0.013, "leave", 1, 0.0), Trouble(0.074, "clock", 0, 1.5)],
     Network(delay_s=0.08, wakeups_lost=1.0),
@@ -329,12 +336,12 @@ JOINED_IN_USE = Schedule(  # it calls already, and tells everything only after t
     TeacherLimits(2, 2, 10),
     1,
     [
-        (0, wanted("led", 0.0, 1.0, 2.0, work="w")),
-        (0, wanted("long", 0.1, 3.0, 5.0)),
-        (0, wanted("before", 0.63, 3.0, 0.2, tenant="c")),
-        (0, wanted("after", 0.67, 3.0, 0.2, tenant="d")),
-        (0, wanted("joins", 0.9, 2.0, 0.2, work="w")),
-        (0, wanted("late", 1.2, 2.0, 0.2)),
+        (0, wish_of("led", 0.0, 1.0, 2.0, dedupe_key="w")),
+        (0, wish_of("long", 0.1, 3.0, 5.0)),
+        (0, wish_of("before", 0.63, 3.0, 0.2, tenant="c")),
+        (0, wish_of("after", 0.67, 3.0, 0.2, tenant="d")),
+        (0, wish_of("joins", 0.9, 2.0, 0.2, dedupe_key="w")),
+        (0, wish_of("late", 1.2, 2.0, 0.2)),
     ],
     [Trouble(0.65, "clock", 0, 1.8)],
     Network(),
@@ -342,10 +349,12 @@ JOINED_IN_USE = Schedule(  # it calls already, and tells everything only after t
 
 
 @pytest.mark.parametrize("schedule", [JOINED_UNHEARD, JOINED_IN_USE], ids=["unheard", "in use"])
-def test_a_permit_that_is_wanted_for_longer_is_not_given_to_another(script: BlockingBoard, schedule: Schedule) -> None:
+def test_a_permit_that_is_wanted_for_longer_is_not_given_to_another(
+    script: BlockingScheduler, schedule: Schedule
+) -> None:
     """In memory and in Redis."""
-    for board in (MemoryBoard(), script):
-        story = run(schedule, board)
+    for scheduler in (MemoryScheduler(), script):
+        story = run(schedule, scheduler)
         assert story.most == 2
         assert story.ends["joins"] == ["flight"]
 
@@ -354,26 +363,26 @@ def test_a_permit_that_is_wanted_for_longer_is_not_given_to_another(script: Bloc
 LEFT_FIRST = Schedule(
     TeacherLimits(1, 1, 10),
     2,
-    [(0, wanted("calls", 0.0, 2.0, 0.5)), (0, wanted("next", 0.003, 2.0, 0.2))],
+    [(0, wish_of("calls", 0.0, 2.0, 0.5)), (0, wish_of("next", 0.003, 2.0, 0.2))],
     [Trouble(0.001, "quick restart", 0, 0.0), Trouble(0.002, "leave", 1, 0.0)],
     Network(),
 )
 
 
-def test_whoever_leaves_a_board_that_begins_anew_says_that_there_are_others(script: BlockingBoard) -> None:
+def test_whoever_leaves_a_board_that_begins_anew_says_that_there_are_others(script: BlockingScheduler) -> None:
     """In memory and in Redis."""
-    for board in (MemoryBoard(), script):
-        story = run(LEFT_FIRST, board)
+    for scheduler in (MemoryScheduler(), script):
+        story = run(LEFT_FIRST, scheduler)
         assert story.most == 1
         assert (story.ends["calls"], story.ends["next"]) == (["own"], ["own"])
 
 
 async def flow(
-    board: AnyBoard, processes: int, wishes: list[Wish], limits: TeacherLimits
+    scheduler: AnyScheduler, processes: int, wishes: list[Wish], limits: TeacherLimits
 ) -> tuple[list[tuple[float, int]], list[tuple[float, str]]]:
     """Wishes taken in turn by so many processes, without trouble: the batches that opened, and the calls, in order."""
-    await board.clear()
-    fleet = Fleet(Schedule(limits, processes, [], [], Network()), board)
+    await scheduler.clear()
+    fleet = Fleet(Schedule(limits, processes, [], [], Network()), scheduler)
     loop = asyncio.get_running_loop()
     await asyncio.sleep(KNOWN_S)
     begin = loop.time()
@@ -390,17 +399,17 @@ async def flow(
 
 
 def flowing(
-    board: AnyBoard, processes: int, wishes: list[Wish], limits: TeacherLimits
+    scheduler: AnyScheduler, processes: int, wishes: list[Wish], limits: TeacherLimits
 ) -> tuple[list[tuple[float, int]], list[tuple[float, str]]]:
     with capture_logs(), asyncio.Runner(loop_factory=VirtualLoop) as runner:
-        return runner.run(flow(board, processes, wishes, limits))
+        return runner.run(flow(scheduler, processes, wishes, limits))
 
 
-async def outage(board: AnyBoard) -> tuple[list[tuple[float, str]], int]:
+async def outage(scheduler: AnyScheduler) -> tuple[list[tuple[float, str]], int]:
     """Two busy processes, and Redis away from second 2 to 12: the calls, in order, and the most at once."""
-    await board.clear()
+    await scheduler.clear()
     limits = TeacherLimits(8, 4, 10_000, lease_s=3.0)
-    fleet = Fleet(Schedule(limits, 2, [], [], Network()), board)
+    fleet = Fleet(Schedule(limits, 2, [], [], Network()), scheduler)
     loop = asyncio.get_running_loop()
     await asyncio.sleep(KNOWN_S)
     begin = loop.time()
@@ -421,7 +430,7 @@ async def outage(board: AnyBoard) -> tuple[list[tuple[float, str]], int]:
 def test_without_redis_the_calls_go_on() -> None:
     """At once with as many as there were, and all the while; what comes back afterwards is the whole teacher."""
     with capture_logs(), asyncio.Runner(loop_factory=VirtualLoop) as runner:
-        sent, most = runner.run(outage(MemoryBoard()))
+        sent, most = runner.run(outage(MemoryScheduler()))
     per_second = Counter(int(at) for at, _ in sent)
     assert most <= 8
     for second in range(15):
@@ -431,7 +440,7 @@ def test_without_redis_the_calls_go_on() -> None:
 async def gone_in_a_burst(processes: int) -> Story:
     """One of them is given the whole teacher, and in that moment Redis goes; then the others have as much to do."""
     limits = TeacherLimits(8, 8, 10_000)
-    fleet = Fleet(Schedule(limits, processes, [], [], Network()), MemoryBoard())
+    fleet = Fleet(Schedule(limits, processes, [], [], Network()), MemoryScheduler())
     await asyncio.sleep(KNOWN_S + 0.5)
     last, *others = reversed(fleet.processes)
     for number in range(8):
@@ -442,7 +451,7 @@ async def gone_in_a_burst(processes: int) -> Story:
     await asyncio.sleep(0.01)
     for number in range(50):
         for process in others:
-            process.ask(Wish(0.0, Ticket(f"{process.owner}.{number}", "a", 10, 0.01, 3.0), 0.2))
+            process.ask(Wish(0.0, Ticket(f"{process.process_id}.{number}", "a", 10, 0.01, 3.0), 0.2))
         await asyncio.sleep(0.1)
     await away
     for process in fleet.processes:
@@ -483,8 +492,8 @@ def test_two_processes_at_50_requests_a_second_fill_the_batches_of_one_at_100(
         ticket = Ticket(f"t{number}", "a", 10, max_wait_s=0.05, deadline_s=3.0)
         wishes.append(Wish(at, ticket, takes_s * chance.uniform(0.8, 1.2)))
     limits = TeacherLimits(cap, size, 10_000, low_water)
-    one, _ = flowing(MemoryBoard(), 1, wishes, limits)
-    two, _ = flowing(MemoryBoard(), 2, wishes, limits)
+    one, _ = flowing(MemoryScheduler(), 1, wishes, limits)
+    two, _ = flowing(MemoryScheduler(), 2, wishes, limits)
     assert [size for _, size in one] == [size for _, size in two]
     assert all(abs(first - second) < 0.005 for (first, _), (second, _) in zip(one, two, strict=True))
 
@@ -506,7 +515,7 @@ def test_a_single_request_waits_for_one_further_batch_when_another_tenant_floods
         for number in range(150)
     ]
     single = Wish(at_ms / 1000 + 0.0005, Ticket("single", "small", 10, 0.01, 30.0, weights[1]), 0.1)
-    opened, sent = flowing(MemoryBoard(), processes, [*flood, single], TeacherLimits(cap, size, 10_000))
+    opened, sent = flowing(MemoryScheduler(), processes, [*flood, single], TeacherLimits(cap, size, 10_000))
     (granted,) = [at for at, one in sent if one == "single"]
     assert sum(single.at < at < granted - 0.002 for at, _ in opened) <= 1
 
@@ -529,7 +538,7 @@ def test_contended_permits_are_shared_by_weight(weights: list[float], cap: int, 
         for number in range(many)
     ]
     chance.shuffle(wishes)
-    _, sent = flowing(MemoryBoard(), 2, wishes, TeacherLimits(cap, size, 10_000))
+    _, sent = flowing(MemoryScheduler(), 2, wishes, TeacherLimits(cap, size, 10_000))
     got = Counter[int]()
     for _, ticket_id in sent:
         got[int(ticket_id.split(".")[0])] += 1

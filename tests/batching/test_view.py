@@ -8,9 +8,9 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
-from gateway.batching.redis_board import RedisScheduler
+from gateway.batching.redis_scheduler import RedisScheduler
 from gateway.batching.ticket import SchedulerUpdate, TeacherLimits, Ticket
-from gateway.batching.view import MOST_PERMITS, MOST_TENANTS, SCRIPT, SchedulerView, _per_s
+from gateway.batching.view import MAX_PERMITS, MAX_TENANTS, SCRIPT, SchedulerView, _per_s
 from gateway.batching.window import SECOND
 from gateway.local.redis import EmbeddedRedis
 from tests.batching.process import Meter, process, ticket
@@ -23,23 +23,25 @@ LIMITS = TeacherLimits(4, 4, 100_000, max_cache_bytes=10_000)
 LONG_S = 600.0
 
 
-def wish(name: str, tenant: str = "acme", *, work: str = "", weight: float = 1.0, cache_s: float = 0.0) -> Ticket:
-    return Ticket(name, tenant, 10, 0.0, LONG_S, weight, work, cache_s)
+def wish(name: str, tenant: str = "acme", *, dedupe_key: str = "", weight: float = 1.0, cache_s: float = 0.0) -> Ticket:
+    return Ticket(name, tenant, 10, 0.0, LONG_S, weight, dedupe_key, cache_s)
 
 
 async def test_every_figure_of_a_board(redis: Redis, keys: RedisKeys) -> None:
     """Two processes, three tenants, four permits; one more follows a flight, and one guidance is kept."""
     view = SchedulerView(redis, keys, "big")
-    ann, ben = (RedisScheduler(redis, keys, owner, "big") for owner in ("ann", "ben"))
-    await ann.exchange(SchedulerUpdate(arrived=[wish("a0", work="w0", cache_s=LONG_S)]), LIMITS)
+    ann, ben = (RedisScheduler(redis, keys, process_id, "big") for process_id in ("ann", "ben"))
+    await ann.exchange(SchedulerUpdate(arrived=[wish("a0", dedupe_key="w0", cache_s=LONG_S)]), LIMITS)
     await ann.exchange(SchedulerUpdate(finished=[("a0", "guidance")]), LIMITS)
-    await ann.exchange(SchedulerUpdate(arrived=[wish("a1", work="w1"), wish("a2"), wish("i1", "initech")]), LIMITS)
+    await ann.exchange(
+        SchedulerUpdate(arrived=[wish("a1", dedupe_key="w1"), wish("a2"), wish("i1", "initech")]), LIMITS
+    )
     await ben.exchange(SchedulerUpdate(arrived=[wish("g1", "globex")]), LIMITS)
     await ben.exchange(
-        SchedulerUpdate(arrived=[wish("g2", "globex", weight=3), wish("f", "globex", work="w1")]), LIMITS
+        SchedulerUpdate(arrived=[wish("g2", "globex", weight=3), wish("f", "globex", dedupe_key="w1")]), LIMITS
     )
     await ben.exchange(SchedulerUpdate(arrived=[wish("a3"), wish("a4")]), LIMITS)
-    seen = await view.look(LIMITS)
+    seen = await view.read(LIMITS)
     assert (seen.alone, seen.why, seen.complete, seen.unreadable) == (False, None, True, 0)
     assert (seen.waiting, seen.in_flight, seen.cap, seen.followers) == (3, 4, 4, 1)
     assert [(one.tenant, one.waiting, one.in_flight) for one in seen.tenants] == [
@@ -74,7 +76,7 @@ async def test_waits_are_told_by_redis_time(redis: Redis, keys: RedisKeys) -> No
         tenant, _, name = place.decode().split("|")
         await redis.zadd(names.queue, {f"{tenant}|{now - age_s * 1_000_000:016d}|{name}": 0})
     await redis.zadd(names.owners, {"ann": now - 7_000_000})
-    seen = await SchedulerView(redis, keys, "big").look(LIMITS)
+    seen = await SchedulerView(redis, keys, "big").read(LIMITS)
     assert seen.oldest_wait_s == seen.tenants[0].oldest_wait_s == pytest.approx(90, abs=20)
     assert seen.oldest_wait_s >= 90
     assert seen.processes[0].heard_ago_s == pytest.approx(7, abs=20)
@@ -90,7 +92,7 @@ def test_rates_are_those_of_the_last_second(age_s: float, expected: float) -> No
 
 
 async def test_a_board_nobody_has_used_is_empty(redis: Redis, keys: RedisKeys) -> None:
-    seen = await SchedulerView(redis, keys, "big").look(LIMITS)
+    seen = await SchedulerView(redis, keys, "big").read(LIMITS)
     assert (seen.waiting, seen.in_flight, seen.oldest_wait_s, seen.tenants, seen.processes) == (0, 0, None, [], [])
     assert (seen.batches, seen.arrivals_per_s, seen.grants_per_s, seen.complete) == (0, 0, 0, True)
 
@@ -102,7 +104,7 @@ async def test_looking_changes_nothing_and_could_not(redis: Redis, keys: RedisKe
     )
     names = [name async for name in redis.scan_iter(f"*{keys.prefix}*")]
     before = {name: await redis.dump(name) for name in names}
-    await SchedulerView(redis, keys, "big").look(LIMITS)
+    await SchedulerView(redis, keys, "big").read(LIMITS)
     assert {name: await redis.dump(name) for name in before} == before
     assert {name async for name in redis.scan_iter(f"*{keys.prefix}*")} == set(names)
     mark = SCRIPT.splitlines()[0]
@@ -122,7 +124,7 @@ async def test_what_cannot_be_read_is_counted_and_the_rest_is_told(redis: Redis,
     await redis.hdel(names.tickets, granted[1])
     await redis.zadd(names.queue, {"no place at all": 0, "\x1b[2Jevil|1|x": 0})
     await redis.hset(names.state, "batches", "many")
-    seen = await SchedulerView(redis, keys, "big").look(LIMITS)
+    seen = await SchedulerView(redis, keys, "big").read(LIMITS)
     assert (seen.waiting, seen.in_flight, seen.batches) == (6, 4, 0)
     assert seen.unreadable == 6  # the head, two permits, two places (the second has a ticket's line missing), a counter
     by_name = {one.tenant: one for one in seen.tenants}
@@ -140,15 +142,15 @@ async def test_ten_thousand_tickets_of_a_thousand_tenants_cost_no_more(keys: Red
 
 async def _ten_thousand(redis: Redis, keys: RedisKeys) -> None:
     limits = TeacherLimits(200, 50, 10**9, max_queue=10_000)
-    board = RedisScheduler(redis, keys, "ann", "big")
+    scheduler = RedisScheduler(redis, keys, "ann", "big")
     tenants = ["zz-heavy-one"] * 600 + ["zz-heavy-two"] * 150 + [f"tenant-{n % 1000}" for n in range(9_450)]
     for start in range(0, len(tenants), 500):
         tickets = [wish(f"t{start + n}", tenant) for n, tenant in enumerate(tenants[start : start + 500])]
-        await board.exchange(SchedulerUpdate(arrived=tickets), limits)
+        await scheduler.exchange(SchedulerUpdate(arrived=tickets), limits)
     view = SchedulerView(redis, keys, "big")
-    await view.look(limits)
+    await view.read(limits)
     before = await _calls(redis)
-    seen = await view.look(limits)
+    seen = await view.read(limits)
     after = await _calls(redis)
     assert after.pop("evalsha") - before.pop("evalsha") == 1
     assert sum(after.values()) - sum(before.values()) < 350
@@ -156,9 +158,9 @@ async def _ten_thousand(redis: Redis, keys: RedisKeys) -> None:
     assert [one.tenant for one in seen.tenants[:2]] == ["zz-heavy-one", "zz-heavy-two"]
     heaviest = await redis.zrangebylex(keys.teacher("big").queue, "[zz-heavy-one|", "(zz-heavy-one}")
     assert seen.tenants[0].oldest_wait_s == pytest.approx(_oldest_wait_s(seen, heaviest), abs=1e-5)
-    assert len(seen.tenants) == MOST_TENANTS
+    assert len(seen.tenants) == MAX_TENANTS
     assert seen.more_waiting == 10_000 - sum(one.waiting for one in seen.tenants)
-    assert seen.more_tenants == 1002 - MOST_TENANTS
+    assert seen.more_tenants == 1002 - MAX_TENANTS
     assert {one.share for one in seen.tenants} == {None}
     reply = await view._script(keys=view._keys, args=[100, 50, 256, 100, 512, "batches"])
     assert _size(reply) < 40_000
@@ -183,11 +185,11 @@ def _size(reply: object) -> int:
 async def test_of_sixty_tenants_all_are_found_and_fifty_listed(redis: Redis, keys: RedisKeys) -> None:
     """Those with most waiting; the oldest wait is over all, listed or not."""
     names = keys.teacher("big")
-    board = RedisScheduler(redis, keys, "ann", "big")
-    await board.exchange(SchedulerUpdate(held=[wish(f"h{n}", "holder") for n in range(4)]), LIMITS)
+    scheduler = RedisScheduler(redis, keys, "ann", "big")
+    await scheduler.exchange(SchedulerUpdate(held=[wish(f"h{n}", "holder") for n in range(4)]), LIMITS)
     many = [wish(f"t{n}-{i}", f"tenant-{n:02}") for n in reversed(range(60)) for i in range(n + 1)]
-    await board.exchange(SchedulerUpdate(arrived=many), LIMITS)
-    seen = await SchedulerView(redis, keys, "big").look(LIMITS)
+    await scheduler.exchange(SchedulerUpdate(arrived=many), LIMITS)
+    seen = await SchedulerView(redis, keys, "big").read(LIMITS)
     assert [(one.tenant, one.waiting) for one in seen.tenants] == [(f"tenant-{n:02}", n + 1) for n in range(59, 9, -1)]
     assert (seen.complete, seen.more_tenants, seen.more_waiting) == (True, 10, sum(range(1, 11)))
     places = await redis.zrange(names.queue, 0, -1)
@@ -197,10 +199,10 @@ async def test_of_sixty_tenants_all_are_found_and_fifty_listed(redis: Redis, key
 async def test_with_more_permits_than_are_read_nobody_is_said_to_hold_them(redis: Redis, keys: RedisKeys) -> None:
     """A count of some would pass for one of all."""
     limits = TeacherLimits(1000, 500, 10**9)
-    board = RedisScheduler(redis, keys, "ann", "big")
-    await board.exchange(SchedulerUpdate(arrived=[wish(f"t{n}") for n in range(MOST_PERMITS + 1)]), limits)
-    seen = await SchedulerView(redis, keys, "big").look(limits)
-    assert seen.in_flight == MOST_PERMITS + 1
+    scheduler = RedisScheduler(redis, keys, "ann", "big")
+    await scheduler.exchange(SchedulerUpdate(arrived=[wish(f"t{n}") for n in range(MAX_PERMITS + 1)]), limits)
+    seen = await SchedulerView(redis, keys, "big").read(limits)
+    assert seen.in_flight == MAX_PERMITS + 1
     assert [one.in_flight for one in seen.processes] == [None]
     assert seen.tenants == []
 
@@ -211,11 +213,11 @@ async def test_a_key_of_another_kind_leaves_the_process_its_own_figures(
     """Somebody wrote over the fair order: the look fails in Redis, and the process tells what it knows."""
     limits = TeacherLimits(1, 1, 100_000)
     async with process(redis_url, keys, limits) as queue:
-        async with queue.turn(ticket()) as turn:
-            assert turn.holds_permit
+        async with queue.acquire(ticket()) as waiter:
+            assert waiter.holds_permit
             await redis.delete(keys.teacher("big").followers)
             await redis.set(keys.teacher("big").followers, "x")
-            seen = await queue.look()
+            seen = await queue.view()
             assert (seen.alone, seen.in_flight, seen.cap, seen.waiting) == (True, 1, 1, 0)
             assert seen.why is not None
             assert "ResponseError" in seen.why

@@ -14,7 +14,7 @@ NOW = 1_000 * SECOND
 MS = SECOND // 1000
 LIMITS = TeacherLimits(max_in_flight=10, max_size=4, max_prompt_tokens=1000)
 # Room for a long time.
-IDLE = TeacherLoad(in_flight=0, cap=10, room_since=NOW - 100 * SECOND)
+IDLE = TeacherLoad(in_flight=0, cap=10, free_since=NOW - 100 * SECOND)
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def test_a_batch_opens_when_it_is_full_by_count() -> None:
 
 def test_the_engines_own_limit_fills_a_batch_too() -> None:
     """A teacher that takes two calls never has four to wait for."""
-    assert open_batch(waiting(2), TeacherLoad(0, 2, NOW), LIMITS.of_cap(2), NEVER, NEVER, NOW).size == 2
+    assert open_batch(waiting(2), TeacherLoad(0, 2, NOW), LIMITS.with_max_in_flight(2), NEVER, NEVER, NOW).size == 2
 
 
 def test_a_batch_opens_when_one_ticket_has_waited_its_window_and_takes_the_others_along() -> None:
@@ -179,16 +179,16 @@ rates = st.sampled_from([0, 1, 40, 4000]).map(rate)
 
 @given(heads, st.integers(0, 11), st.integers(NOW - SECOND, NOW), limits, rates, rates)
 def test_an_opening_keeps_every_bound(
-    head: list[Waits], in_flight: int, room_since: int, limits: TeacherLimits, arrivals: EventRate, grants: EventRate
+    head: list[Waits], in_flight: int, free_since: int, limits: TeacherLimits, arrivals: EventRate, grants: EventRate
 ) -> None:
     """Never more than the permits, the size or the tokens allow; who does not open waits for a future moment, no
     longer than its own window or than permits gather, and then goes: no busy loop, and nobody forgotten."""
     size = min(limits.max_size, limits.max_in_flight)
     head, in_flight = head[:size], min(in_flight, limits.max_in_flight - 1)
-    teacher = TeacherLoad(in_flight, limits.max_in_flight, room_since)
+    teacher = TeacherLoad(in_flight, limits.max_in_flight, free_since)
     opening = open_batch(head, teacher, limits, arrivals, grants, NOW)
     if opening.size:
-        assert opening.size <= min(teacher.room, size, len(head))
+        assert opening.size <= min(teacher.free_permits, size, len(head))
         assert opening.size == 1 or sum(one.prompt_tokens for one in head[: opening.size]) <= limits.max_prompt_tokens
     else:
         assert in_flight >= limits.low_water

@@ -18,14 +18,14 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from gateway.batching.window import SECOND
 from gateway.runtime.tasks import BackgroundTasks
-from tests.batching.boards import MemoryBoard
+from tests.batching.schedulers import MemoryScheduler
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from gateway.batching.batcher import TeacherQueue
+    from gateway.batching.teacher_queue import TeacherQueue
     from gateway.batching.ticket import Outcome, SchedulerDecision, SchedulerUpdate, TeacherLimits
-    from tests.batching.boards import AnyBoard
+    from tests.batching.schedulers import AnyScheduler
 
 START_US = 1_795_000_000 * SECOND
 COMMAND_S = 0.2  # how long a process waits for Redis
@@ -78,8 +78,8 @@ class Network:
 class Server:
     """A board as processes reach it: over a network, on a machine that can be gone, stand still, or set its clock."""
 
-    def __init__(self, board: AnyBoard, network: Network) -> None:
-        self.board = board
+    def __init__(self, scheduler: AnyScheduler, network: Network) -> None:
+        self.scheduler = scheduler
         self.network = network
         self.chance = random.Random(network.seed)
         self.tasks = BackgroundTasks()
@@ -101,14 +101,14 @@ class Server:
     def answers(self) -> bool:
         return self.up and not self.paused
 
-    async def exchange(self, owner: str, news: SchedulerUpdate, limits: TeacherLimits) -> SchedulerDecision:
+    async def exchange(self, process_id: str, update: SchedulerUpdate, limits: TeacherLimits) -> SchedulerDecision:
         """As redis-py has it: one more try when the connection broke, and a bound on the time."""
         try:
-            return await self._try(owner, news, limits)
+            return await self._try(process_id, update, limits)
         except RedisConnectionError:
-            return await self._try(owner, news, limits)
+            return await self._try(process_id, update, limits)
 
-    async def _try(self, owner: str, news: SchedulerUpdate, limits: TeacherLimits) -> SchedulerDecision:
+    async def _try(self, process_id: str, update: SchedulerUpdate, limits: TeacherLimits) -> SchedulerDecision:
         life = self.life
         await self._travel()
         if not self.up or life != self.life:
@@ -119,8 +119,8 @@ class Server:
             await asyncio.sleep(COMMAND_S)
             raise RedisTimeoutError
         if self.paused:
-            await self._stand(owner, news, limits)
-        decision = await self._execute(owner, news, limits)
+            await self._stand(process_id, update, limits)
+        decision = await self._execute(process_id, update, limits)
         if self._loses(self.network.replies_lost):
             await asyncio.sleep(COMMAND_S)
             raise RedisTimeoutError
@@ -129,7 +129,7 @@ class Server:
             raise RedisConnectionError
         return decision
 
-    async def _stand(self, owner: str, news: SchedulerUpdate, limits: TeacherLimits) -> None:
+    async def _stand(self, process_id: str, update: SchedulerUpdate, limits: TeacherLimits) -> None:
         """The command lies in the server's socket. If its sender gives up, it is executed all the same."""
         runs = asyncio.get_running_loop().create_future()
         self._stuck.append(runs)
@@ -142,29 +142,31 @@ class Server:
             async def late() -> None:
                 await runs
                 if life == self.life:
-                    await self._execute(owner, news, limits)
+                    await self._execute(process_id, update, limits)
 
             self.tasks.spawn("late", late())
             raise RedisTimeoutError from None
 
-    async def _execute(self, owner: str, news: SchedulerUpdate, limits: TeacherLimits) -> SchedulerDecision:
-        decision, woken = await self.board.exchange(owner, news, limits, self.clock())
+    async def _execute(self, process_id: str, update: SchedulerUpdate, limits: TeacherLimits) -> SchedulerDecision:
+        decision, woken = await self.scheduler.exchange(process_id, update, limits, self.clock())
         self.opened += [(_now(), size) for size in decision.opened]
-        if news.leaving:
-            self.said_goodbye.add(owner)
-        if news.everything and isinstance(self.board, MemoryBoard):
-            self._see_permits(owner, {ticket.id for ticket in news.held}.union(decision.outcomes))
+        if update.leaving:
+            self.said_goodbye.add(process_id)
+        if update.complete and isinstance(self.scheduler, MemoryScheduler):
+            self._see_permits(process_id, {ticket.id for ticket in update.held}.union(decision.outcomes))
         for holder, outcomes in woken.items():
             if not self._loses(self.network.wakeups_lost):
                 self.tasks.spawn("wake-up", self._wake(holder, outcomes))
         return decision
 
-    def _see_permits(self, owner: str, used: set[str]) -> None:
+    def _see_permits(self, process_id: str, used: set[str]) -> None:
         """A process tells everything once a second: a permit that nobody uses is back by the second time."""
-        board, before = self.board.board, self.unused.get(owner, {})  # type: ignore[attr-defined]
-        unused = [one for one in board._permits if board._entries[one].owner == owner and one not in used]
-        self.unused[owner] = {one: before.get(one, _now()) for one in unused}
-        for one, since in self.unused[owner].items():
+        scheduler, before = self.scheduler.scheduler, self.unused.get(process_id, {})  # type: ignore[attr-defined]
+        unused = [
+            one for one in scheduler._permits if scheduler._entries[one].process_id == process_id and one not in used
+        ]
+        self.unused[process_id] = {one: before.get(one, _now()) for one in unused}
+        for one, since in self.unused[process_id].items():
             if since <= _now() - 0.9 * HEARTBEAT_S:
                 self.wrong.append(f"{_now():.6f}: nobody uses the permit of {one}")
 
@@ -172,7 +174,7 @@ class Server:
         queue, life = self.subscribers.get(holder), self.life
         await self._travel()
         if queue is not None and self.subscribers.get(holder) is queue and life == self.life:
-            queue.hear(outcomes)
+            queue.on_wakeup(outcomes)
 
     async def _travel(self) -> None:
         if self.network.delay_s:
@@ -211,6 +213,6 @@ class Server:
         self.break_connections()
         await asyncio.sleep(seconds)
         if empty:
-            await self.board.clear()
+            await self.scheduler.clear()
         self.up = True
         self.back_at = _now()

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from redis.exceptions import ResponseError
 
-from gateway.batching.batcher import TeacherQueue
-from gateway.batching.flights import SingleFlight
+from gateway.batching.single_flight import SingleFlight
+from gateway.batching.teacher_queue import TeacherQueue
 from gateway.engines.base import OpeningReply
 from gateway.errors import EngineFailed, QueueFull
 from gateway.redis.keys import RedisKeys
@@ -30,8 +30,8 @@ LONGEST_CALL_S = 5.0
 class _Link:
     """What a queue wants of a RedisClient and of a RedisScheduler."""
 
-    def __init__(self, server: Server, owner: str) -> None:
-        self._server, self._owner = server, owner
+    def __init__(self, server: Server, process_id: str) -> None:
+        self._server, self._process_id = server, process_id
         self.up = True
         self.unheard = False  # its goodbye failed
         self.alone_since: float | None = None
@@ -43,9 +43,9 @@ class _Link:
     def failed(self, error: Exception) -> None:
         self.up = self.up and isinstance(error, ResponseError)
 
-    async def exchange(self, news: SchedulerUpdate, limits: TeacherLimits) -> SchedulerDecision:
-        self.unheard = news.leaving
-        decision = await self._server.exchange(self._owner, news, limits)
+    async def exchange(self, update: SchedulerUpdate, limits: TeacherLimits) -> SchedulerDecision:
+        self.unheard = update.leaving
+        decision = await self._server.exchange(self._process_id, update, limits)
         self.unheard, self.alone_since = False, None
         return decision
 
@@ -99,7 +99,7 @@ class Story:
             bound = cap
         self.check(self.in_flight <= bound, f"{self.in_flight} calls in flight of {bound}")
         own = process.may_have(ticket, grant)
-        self.check(process.calls <= own, f"{process.calls} calls of {process.owner}, which may have {own}")
+        self.check(process.calls <= own, f"{process.calls} calls of {process.process_id}, which may have {own}")
 
     def end(self, process: Process) -> None:
         self.in_flight -= 1
@@ -113,27 +113,27 @@ class Story:
 class Process:
     """One gateway: its queue, its flights, its callers."""
 
-    def __init__(self, server: Server, limits: TeacherLimits, owner: str, story: Story) -> None:
-        self.owner = owner
+    def __init__(self, server: Server, limits: TeacherLimits, process_id: str, story: Story) -> None:
+        self.process_id = process_id
         self.server = server
         self.story = story
         story.processes.append(self)
-        self.link = _Link(server, owner)
+        self.link = _Link(server, process_id)
         self.queue = TeacherQueue(
             self.link,  # type: ignore[arg-type]
             RedisKeys("virtual"),
-            owner=owner,
+            process_id=process_id,
             teacher="big",
             limits=lambda: limits,
             on_failure="degrade",
             metrics=METRICS,
         )
-        self.queue._board = self.link  # type: ignore[assignment]
+        self.queue._scheduler = self.link  # type: ignore[assignment]
         self.limits = limits
         self.calls = 0
         self.held = 0  # when it went alone
-        self._go_alone = self.queue._go_alone
-        self.queue._go_alone = self._note_alone  # type: ignore[method-assign]
+        self._start_local = self.queue._start_local
+        self.queue._start_local = self._note_alone  # type: ignore[method-assign]
         self.tasks = BackgroundTasks()
         self.flights = SingleFlight(self.tasks)
         self.serving = self.alive = True
@@ -145,13 +145,13 @@ class Process:
 
     def _note_alone(self, why: str) -> None:
         self.link.alone_since = _now()
-        self.held = sum(turn.holds_permit for turn in self.queue._turns.values())
-        self.server.unused.pop(self.owner, None)
-        self._go_alone(why)
+        self.held = sum(waiter.holds_permit for waiter in self.queue._waiters.values())
+        self.server.unused.pop(self.process_id, None)
+        self._start_local(why)
 
     @property
     def share(self) -> int:
-        return self.limits.max_in_flight // self.queue._membership.fleet
+        return self.limits.max_in_flight // self.queue._membership.fleet_size
 
     def may_have(self, ticket: Ticket, grant: Grant) -> int:
         """How many calls of its own, now that it begins one."""
@@ -160,7 +160,7 @@ class Process:
             return self.limits.max_in_flight
         if not grant.batch_id.startswith("local-"):
             return self.held
-        others_may_have_more = self.queue._membership.fleet > 1 and _now() < since + min(
+        others_may_have_more = self.queue._membership.fleet_size > 1 and _now() < since + min(
             ticket.deadline_s - 1e-6, self.limits.lease_s
         )
         return min(self.share, self.held) if others_may_have_more else self.share
@@ -170,16 +170,16 @@ class Process:
         while True:
             await asyncio.sleep(0.1)
             queue = self.queue
-            if queue._alone is not None and not (queue._news.is_set() or queue._gone or queue._finished):
-                held = {one for one, turn in queue._turns.items() if turn.holds_permit}
-                lost = queue._alone._permits - held
-                self.story.check(not lost, f"{self.owner} is alone and nobody uses the permits of {lost}")
+            if queue._local is not None and not (queue._changed.is_set() or queue._released or queue._finished):
+                held = {one for one, waiter in queue._waiters.items() if waiter.holds_permit}
+                lost = queue._local._permits - held
+                self.story.check(not lost, f"{self.process_id} is alone and nobody uses the permits of {lost}")
 
     async def _listen(self) -> None:
         while True:
-            if self.server.answers and self.server.subscribers.get(self.owner) is not self.queue:
-                self.server.subscribers[self.owner] = self.queue
-                self.queue.recheck()
+            if self.server.answers and self.server.subscribers.get(self.process_id) is not self.queue:
+                self.server.subscribers[self.process_id] = self.queue
+                self.queue.resync()
             await asyncio.sleep(LOOK_S)
 
     def ask(self, wish: Wish) -> None:
@@ -205,7 +205,7 @@ class Process:
                 story.end(self)
             if wish.fails:
                 raise EngineFailed("It failed.", engine="big")
-            text = f"{ticket.work} by {ticket.id}"
+            text = f"{ticket.dedupe_key} by {ticket.id}"
             story.fetched.add(text)
             return OpeningReply(text, "length", None)
 
@@ -216,17 +216,17 @@ class Process:
 
         try:
             async with asyncio.timeout_at(deadline):
-                if ticket.work:
-                    landing = await self.flights.join(self.queue, ticket, call, granted, deadline)
-                    end = landing.shared or "own"
-                    text = landing.reply.text
+                if ticket.dedupe_key:
+                    result = await self.flights.join(self.queue, ticket, call, granted, deadline)
+                    end = result.shared or "own"
+                    text = result.reply.text
                     self.story.check(text in self.story.fetched, f"nobody fetched {text}")
-                    self.story.check(text.startswith(f"{ticket.work} by "), f"{ticket.id} got {text}")
+                    self.story.check(text.startswith(f"{ticket.dedupe_key} by "), f"{ticket.id} got {text}")
                 else:
-                    async with self.queue.turn(ticket, deadline) as turn:
-                        granted(turn.outcome)  # type: ignore[arg-type]
-                        reply = await call(turn.outcome)  # type: ignore[arg-type]
-                        turn.finish(reply.text)
+                    async with self.queue.acquire(ticket, deadline) as waiter:
+                        granted(waiter.outcome)  # type: ignore[arg-type]
+                        reply = await call(waiter.outcome)  # type: ignore[arg-type]
+                        waiter.finish(reply.text)
                     end = "own"
         except TimeoutError:
             end = "expired"
@@ -246,8 +246,8 @@ class Process:
     def crash(self) -> None:
         """Without a word: nothing it has not sent yet is ever said."""
         self.serving = self.alive = False
-        if self.server.subscribers.get(self.owner) is self.queue:
-            del self.server.subscribers[self.owner]
+        if self.server.subscribers.get(self.process_id) is self.queue:
+            del self.server.subscribers[self.process_id]
         for task in (*self.tasks._finite, *self.tasks._loops):
             task.cancel()
 
@@ -258,7 +258,7 @@ class Process:
             await asyncio.sleep(0.05)
         if self.alive:
             await self.queue.leave_fleet()
-            said = self.owner in self.server.said_goodbye
-            self.story.check(said or self.link.unheard, f"{self.owner} left without a word")
+            said = self.process_id in self.server.said_goodbye
+            self.story.check(said or self.link.unheard, f"{self.process_id} left without a word")
             self.story.unheard = self.story.unheard or self.link.unheard
             self.crash()

@@ -212,7 +212,7 @@ def test_the_load_balancer_waits_longer_than_any_answer_takes(tmp_path: Path) ->
     for name in SITES:
         settings, book = site(name, tmp_path / name)
         longest_s = max(model.timeouts.total_s for model in settings.models)
-        deadline_s = max(route.guidance.longest_deadline_s for policy in book.policies for route in policy.routes)
+        deadline_s = max(route.guidance.max_deadline_s for policy in book.policies for route in policy.routes)
         for side in ("client", "server"):
             (waits,) = re.findall(rf"timeout {side} (\d+)s", HAPROXY)
             assert int(waits) >= longest_s + deadline_s

@@ -172,7 +172,7 @@ def test_the_autoscaler_asks_for_a_metric_that_there_is(tmp_path: Path) -> None:
     assert rule["name"]["as"] == asked["metric"]["name"]
     assert asked["metric"]["name"] in rule["metricsQuery"]
     deadlines_s = [
-        route.guidance.longest_deadline_s for policy in site("gateway", tmp_path)[1].policies for route in policy.routes
+        route.guidance.max_deadline_s for policy in site("gateway", tmp_path)[1].policies for route in policy.routes
     ]
     assert int(asked["target"]["value"].removesuffix("m")) / 1000 < min(deadlines_s)
 

@@ -84,7 +84,7 @@ def test_a_model_stands_beside_the_file_and_is_a_part_of_the_rule(tmp_path: Path
     file = tmp_path / "rule.yaml"
     file.write_text("model: chat.json\n")
     found = read_auto(file)
-    assert found.learned == found.rule.learned == model
+    assert found.learned == found.rule.length_model == model
     assert (found.block["model"], found.file) == ("chat.json", str(file))
     assert "rules" not in found.block, "a model has none beside it, unless they are named"
     (tmp_path / "chat.json").write_text(fit(family, run, "chat", 2).model_dump_json())

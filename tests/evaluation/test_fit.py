@@ -14,7 +14,7 @@ from gateway.evaluation.setting import Setting
 from gateway.evaluation.statistics import agresti_min, mcnemar
 from gateway.policy.length_model import lengths_of
 from gateway.policy.projections import Exemplar
-from gateway.policy.question_features import looks_of
+from gateway.policy.question_features import features_of
 from gateway.protocol.chat import parse_chat
 from tests.evaluation.families import examples, manifest, questions
 
@@ -59,7 +59,7 @@ def test_it_is_held_against_the_length_that_is_named(model: FittedLengths) -> No
 def test_the_file_reads_back_as_it_was_written(model: FittedLengths) -> None:
     again = lengths_of(model.model_dump_json().encode())
     assert again == model
-    numbers = looks_of(FAMILY.requests[1], 200).numbers
+    numbers = features_of(FAMILY.requests[1], 200).numbers
     assert again.predict(numbers) == model.predict(numbers)
     assert (again.name, again.provenance.questions) == ("chat.7", COUNT)
 
@@ -78,7 +78,7 @@ def test_a_question_looks_alike_in_training_and_on_the_path(form: Form, shots: i
     for one in ASKED[:4]:
         trained = Setting(mode="student", form=form, max_tokens=200).request(one, ())
         request = Setting(mode="student", form=form, shots=shots, max_tokens=200).request(one, shown)
-        ours, theirs = looks_of(trained, 200), looks_of(request, 200)
+        ours, theirs = features_of(trained, 200), features_of(request, 200)
         assert ours.prompt == theirs.prompt
         differ = [
             index for index, pair in enumerate(zip(ours.numbers, theirs.numbers, strict=True)) if len({*pair}) > 1
@@ -86,7 +86,9 @@ def test_a_question_looks_alike_in_training_and_on_the_path(form: Form, shots: i
         assert differ == ([10] if form == "chat" and shots else []), "the earlier turns are counted, and nothing else"
     body = {"model": "x", "messages": [{"role": "user", "content": ASKED[1].text}], "max_tokens": 200, "stream": True}
     on_the_path = parse_chat(orjson.dumps(body))
-    assert looks_of(on_the_path, 200) == looks_of(Setting(mode="student", max_tokens=200).request(ASKED[1], ()), 200)
+    assert features_of(on_the_path, 200) == features_of(
+        Setting(mode="student", max_tokens=200).request(ASKED[1], ()), 200
+    )
 
 
 def test_four_questions_do_not_show_that_chosen_lengths_are_better() -> None:

@@ -70,7 +70,7 @@ def test_fields_that_settings_come_to_have_follow_by_themselves(tmp_path: Path) 
     found = with_field(recommendation(tmp_path, Truth(M40, 0.8, 40, 100)), stream=False, deadline="3s", seed=7)
     (route,) = routes(policy_text([("chat", found)], tenant="acme"))
     assert route.guidance.stream is False
-    assert route.guidance.longest_deadline_s == 3
+    assert route.guidance.max_deadline_s == 3
     assert route.guidance.seed is None, "a setting's is the caller's"
 
 
@@ -87,7 +87,7 @@ def test_what_else_is_to_stand_there_goes_before_what_was_measured(tmp_path: Pat
     )  # fmt: skip
     (route,) = routes(text)
     assert (route.teacher, route.student, route.baseline) == ("large", "tiny", "large")
-    assert (route.guidance.longest_deadline_s, route.guidance.tokens) == (5, 41)
+    assert (route.guidance.max_deadline_s, route.guidance.tokens) == (5, 41)
 
 
 @pytest.mark.parametrize(

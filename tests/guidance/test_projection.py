@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from gateway.guidance.projection import place_in_context, teacher_messages, teacher_prompt
 from gateway.policy import schema
-from gateway.policy.projection_size import added_bytes, callers_part
+from gateway.policy.projection_size import added_bytes, caller_tokens
 from gateway.policy.projections import PROJECTIONS, Exemplar, Shipped
 from gateway.protocol.chat import parse_chat
 from gateway.protocol.text import parse_text_completion
@@ -225,10 +225,10 @@ def test_the_callers_usage_excludes_exemplars() -> None:
     chat = parse_chat(b'{"model": "chat", "messages": [{"role": "user", "content": "Three?"}]}')
     added = len("One?1.Two?2.") + 4 * 16
     assert added_bytes(projection, chat) == added
-    assert callers_part(projection, chat, chat.size_bytes + added) == chat.size_bytes
-    assert callers_part(CUTOFF, chat, 100) == 100
+    assert caller_tokens(projection, chat, chat.size_bytes + added) == chat.size_bytes
+    assert caller_tokens(CUTOFF, chat, 100) == 100
     prompt = parse_text_completion(b'{"model": "chat", "prompt": "Q: Three?"}')
-    assert (added_bytes(projection, prompt), callers_part(projection, prompt, 100)) == (0, 100)
+    assert (added_bytes(projection, prompt), caller_tokens(projection, prompt, 100)) == (0, 100)
 
 
 def test_the_repr_of_a_projection_contains_no_exemplar() -> None:

@@ -11,7 +11,7 @@ import orjson
 import pytest
 from msgspec import structs
 
-from gateway.batching.flights import FlightResult
+from gateway.batching.single_flight import FlightResult
 from gateway.batching.ticket import Grant
 from gateway.engines.base import EngineState, OpeningReply, OpeningRequest, TokenUsage
 from gateway.errors import EngineFailed
@@ -20,8 +20,8 @@ from gateway.pipeline.teacher import TeacherCall
 from gateway.policy.conditions import to_pattern
 from gateway.policy.length import choose_length
 from gateway.policy.length_rules import AutoRule
+from gateway.policy.plan import RetryPlan
 from gateway.policy.projections import CUTOFF, SkipRule
-from gateway.policy.resolve import RetryPlan
 from gateway.protocol.chat import parse_chat
 from gateway.runtime.tasks import BackgroundTasks
 from gateway.telemetry.metrics import Metrics
@@ -30,7 +30,7 @@ from tests.accounting.drafts import draft, plan
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from gateway.policy.resolve import Plan
+    from gateway.policy.plan import Plan
 
 CHAT = parse_chat(orjson.dumps({"model": "chat", "stream": True, "messages": [{"role": "user", "content": "Why?"}]}))
 

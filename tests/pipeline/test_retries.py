@@ -19,7 +19,7 @@ from gateway.errors import (
     EngineUnsupported,
 )
 from gateway.pipeline.retries import RequestRetries, Retries
-from gateway.policy.resolve import RetryPlan, StudentPlan
+from gateway.policy.plan import RetryPlan, StudentPlan
 from gateway.telemetry.metrics import Metrics
 
 

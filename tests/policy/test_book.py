@@ -50,8 +50,8 @@ def book_of(folder: Path) -> PolicySet:
 
 def told(folder: Path) -> list[str]:
     """The mistakes, the same whether they are collected or raised."""
-    settings, book, mistakes = check_all(folder / "config.yaml")
-    assert book is None
+    settings, policy_set, mistakes = check_all(folder / "config.yaml")
+    assert policy_set is None
     if settings is not None:
         with pytest.raises(ConfigError) as caught:
             book_of(folder)
@@ -62,8 +62,8 @@ def told(folder: Path) -> list[str]:
 def test_a_key_finds_its_tenant_and_its_own_name(folder: Path) -> None:
     tenant(folder, "a", keys=("k1", "k2"))
     tenant(folder, "b", keys=("k3",))
-    book = book_of(folder)
-    found = [book.tenant_of_key(key) for key in ("k1", "k2", "k3")]
+    policy_set = book_of(folder)
+    found = [policy_set.tenant_of_key(key) for key in ("k1", "k2", "k3")]
     assert [(one.policy.tenant, one.key_id) for one in found if one] == [("a", "k1"), ("a", "k2"), ("b", "k3")]
 
 
@@ -125,8 +125,8 @@ def test_a_route_for_embeddings_needs_models_that_make_them(folder: Path, studen
 
 def test_a_model_that_only_embeds_is_known(folder: Path) -> None:
     tenant(folder, "a", keys=("k1",), routes="  - {model: x, mode: embeddings, student: small}\n")
-    book = book_of(folder)
-    assert (book.only_embeds("small"), book.only_embeds("big")) == (True, False)
+    policy_set = book_of(folder)
+    assert (policy_set.only_embeds("small"), policy_set.only_embeds("big")) == (True, False)
     tenant(folder, "b", keys=("k2",))
     assert not book_of(folder).only_embeds("small")
 
@@ -147,10 +147,10 @@ def test_tenants_keys_and_key_names_differ(folder: Path) -> None:
 def test_there_must_be_a_tenant_but_its_keys_may_all_be_in_redis(folder: Path) -> None:
     assert told(folder) == ["policies: no policy: add a file that ends in .yaml"]
     tenant(folder, "a")
-    book = book_of(folder)
-    assert [policy.tenant for policy in book.policies] == ["a"]
-    assert book.policy_of("a") is book.policies[0]
-    assert book.policy_of("b") is None
+    policy_set = book_of(folder)
+    assert [policy.tenant for policy in policy_set.policies] == ["a"]
+    assert policy_set.policy_of("a") is policy_set.policies[0]
+    assert policy_set.policy_of("b") is None
 
 
 def test_no_folder_is_a_mistake(folder: Path) -> None:
@@ -196,9 +196,9 @@ def test_a_known_model_is_listed_once(folder: Path) -> None:
 def test_a_config_that_names_no_models_does_not_make_every_route_wrong(folder: Path) -> None:
     tenant(folder, "a", keys=("k1",))
     (folder / "config.yaml").write_text("modls: []\n")
-    settings, book, mistakes = check_all(folder / "config.yaml")
+    settings, policy_set, mistakes = check_all(folder / "config.yaml")
     assert settings is None
-    assert book is not None
+    assert policy_set is not None
     assert [str(one) for one in mistakes] == ["config.yaml:1: modls: unknown key. Did you mean 'models'?"]
 
 

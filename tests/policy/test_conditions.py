@@ -32,13 +32,13 @@ def prompt(given: object, **more: Any) -> AnyRequest:
     return parse_text_completion(orjson.dumps({"model": "chat", "prompt": given, **more}))
 
 
-def why_not(when: dict[str, Any], asked: AnyRequest, default: int | None = None, **headers: str) -> str | None:
+def mismatch(when: dict[str, Any], request: AnyRequest, default: int | None = None, **headers: str) -> str | None:
     named = CIMultiDict({name.replace("_", "-"): value for name, value in headers.items()})
-    return RouteCondition.model_validate(when).why_not(RequestFacts(asked, named), default)
+    return RouteCondition.model_validate(when).mismatch(RequestFacts(request, named), default)
 
 
-def holds(when: dict[str, Any], asked: AnyRequest, default: int | None = None, **headers: str) -> bool:
-    return why_not(when, asked, default, **headers) is None
+def holds(when: dict[str, Any], request: AnyRequest, default: int | None = None, **headers: str) -> bool:
+    return mismatch(when, request, default, **headers) is None
 
 
 @pytest.mark.parametrize(
@@ -58,59 +58,59 @@ def test_numbers_are_compared(bounds: Any, fits: set[int]) -> None:
 
 
 def test_a_prompt_is_as_large_as_its_body() -> None:
-    asked = chat("é")
-    size = asked.size_bytes
-    assert holds({"prompt_bytes": size}, asked)
-    assert why_not({"prompt_bytes": {"lt": size}}, asked) == f"prompt_bytes is {size}, not less than {size}"
+    request = chat("é")
+    size = request.size_bytes
+    assert holds({"prompt_bytes": size}, request)
+    assert mismatch({"prompt_bytes": {"lt": size}}, request) == f"prompt_bytes is {size}, not less than {size}"
 
 
 def test_no_limit_is_neither_small_nor_large() -> None:
     """Where the route has one of its own, that one is meant; of max_completion_tokens the same is true."""
     for bounds in ({"gte": 1}, {"lte": 10**9}):
-        assert why_not({"max_tokens": bounds}, chat()) == "max_tokens is not set"
+        assert mismatch({"max_tokens": bounds}, chat()) == "max_tokens is not set"
     assert holds({"max_tokens": {"gte": 80}}, chat(), 80)
     assert not holds({"max_tokens": {"gte": 80}}, chat(max_completion_tokens=79), 80)
 
 
 def test_tools_and_streams_are_told_by_true_and_false() -> None:
     with_tools, with_functions = chat(tools=[TOOL]), chat(functions=[{"name": "f"}])
-    for asked, offered in ((with_tools, True), (with_functions, True), (chat(tools=[]), False), (prompt("x"), False)):
-        assert holds({"tools": offered}, asked)
-        assert not holds({"tools": not offered}, asked)
-    for asked, streamed in ((chat(stream=True), True), (chat(stream=False), False), (prompt("x", stream=True), True)):
-        assert holds({"stream": streamed}, asked)
-        assert not holds({"stream": not streamed}, asked)
+    for request, offered in ((with_tools, True), (with_functions, True), (chat(tools=[]), False), (prompt("x"), False)):
+        assert holds({"tools": offered}, request)
+        assert not holds({"tools": not offered}, request)
+    for request, streamed in ((chat(stream=True), True), (chat(stream=False), False), (prompt("x", stream=True), True)):
+        assert holds({"stream": streamed}, request)
+        assert not holds({"stream": not streamed}, request)
 
 
 def test_a_header_is_compared_as_it_was_sent() -> None:
     """Its name in any capitals, its value in its own."""
     assert holds({"header": {"X-Team": "blue"}}, chat(), x_team="blue")
     for sent in ("Blue", "blue ", "blues"):
-        assert why_not({"header": {"x-team": "blue"}}, chat(), X_Team=sent) == "header x-team has another value"
-    assert why_not({"header": {"x-team": "blue"}}, chat()) == "header x-team is not sent"
+        assert mismatch({"header": {"x-team": "blue"}}, chat(), X_Team=sent) == "header x-team has another value"
+    assert mismatch({"header": {"x-team": "blue"}}, chat()) == "header x-team is not sent"
     assert holds({"header": {"x-team": {"matches": "^(blue|red)$"}}}, chat(), x_team="red")
-    assert why_not({"header": {"x-team": {"matches": "^r"}}}, chat(), x_team="blue") == "header x-team does not match"
+    assert mismatch({"header": {"x-team": {"matches": "^r"}}}, chat(), x_team="blue") == "header x-team does not match"
     assert holds({"header": {"x-team": {"present": True}}}, chat(), x_team="")
     assert holds({"header": {"x-team": {"present": False}}}, chat())
-    assert why_not({"header": {"x-team": {"present": False}}}, chat(), x_team="") == "header x-team is sent"
+    assert mismatch({"header": {"x-team": {"present": False}}}, chat(), x_team="") == "header x-team is sent"
     both = {"header": {"x-team": "blue", "x-tier": "gold"}}
     assert holds(both, chat(), x_team="blue", x_tier="gold")
     assert not holds(both, chat(), x_team="blue")
 
 
 def test_words_are_found_in_any_message_and_any_capitals() -> None:
-    asked = chat("The REFUND policy", [{"type": "text", "text": "in Straße"}, {"type": "image_url", "image_url": {}}])
+    request = chat("The REFUND policy", [{"type": "text", "text": "in Straße"}, {"type": "image_url", "image_url": {}}])
     for words in ("refund", ["nothing", "Policy"], "STRASSE"):
-        assert holds({"contains": words}, asked)
-    assert why_not({"contains": ["a-b", "c-d"]}, asked) == "contains: none of it is there"
+        assert holds({"contains": words}, request)
+    assert mismatch({"contains": ["a-b", "c-d"]}, request) == "contains: none of it is there"
 
 
 def test_patterns_are_found_in_any_message_as_they_are_written() -> None:
-    asked = chat("first", "The refund of é12")
-    assert holds({"matches": r"\brefund\b.*[0-9]{2}$"}, asked)
-    assert holds({"matches": "(?i)REFUND"}, asked)
-    assert holds({"matches": "é1"}, asked)
-    assert why_not({"matches": "REFUND"}, asked) == "matches: nothing does"
+    request = chat("first", "The refund of é12")
+    assert holds({"matches": r"\brefund\b.*[0-9]{2}$"}, request)
+    assert holds({"matches": "(?i)REFUND"}, request)
+    assert holds({"matches": "é1"}, request)
+    assert mismatch({"matches": "REFUND"}, request) == "matches: nothing does"
 
 
 def test_raw_prompts_and_embeddings_have_words_too() -> None:
@@ -118,20 +118,20 @@ def test_raw_prompts_and_embeddings_have_words_too() -> None:
     assert holds({"contains": "b"}, prompt(["a", "b"]))
     assert holds({"contains": "b"}, prompt("abc"))
     assert holds({"contains": "b"}, parse_embeddings(orjson.dumps({"model": "v", "input": ["a", "b"]})))
-    for asked in (prompt([1, 2]), parse_embeddings(orjson.dumps({"model": "v", "input": [[1], [2]]}))):
-        assert not holds({"matches": "."}, asked)
+    for request in (prompt([1, 2]), parse_embeddings(orjson.dumps({"model": "v", "input": [[1], [2]]}))):
+        assert not holds({"matches": "."}, request)
 
 
 def test_only_the_beginning_of_a_long_chat_is_looked_at() -> None:
     """What stands across the end of it is not seen, whatever messages it is made of."""
     long = "x" * (MAX_TEXT_CHARS - 6)
-    for asked in (chat(long + "needle"), chat(long[:-1], "needle"), prompt(long + "needle")):
-        assert holds({"contains": "needle"}, asked)
-        assert holds({"matches": "needle"}, asked)
-    for asked in (chat(long + "xneedle"), chat(long, "needle"), chat("x" * MAX_TEXT_CHARS, "needle")):
-        assert not holds({"contains": "needle"}, asked)
-        assert not holds({"matches": "needle"}, asked)
-        assert len(RequestFacts(asked, {}).text) <= MAX_TEXT_CHARS
+    for request in (chat(long + "needle"), chat(long[:-1], "needle"), prompt(long + "needle")):
+        assert holds({"contains": "needle"}, request)
+        assert holds({"matches": "needle"}, request)
+    for request in (chat(long + "xneedle"), chat(long, "needle"), chat("x" * MAX_TEXT_CHARS, "needle")):
+        assert not holds({"contains": "needle"}, request)
+        assert not holds({"matches": "needle"}, request)
+        assert len(RequestFacts(request, {}).text) <= MAX_TEXT_CHARS
 
 
 def test_all_that_is_named_must_hold() -> None:
@@ -146,8 +146,8 @@ def test_any_and_not_combine_them() -> None:
     when = {"any": [{"tools": True}, {"stream": True, "max_tokens": 5}], "not": {"contains": "secret"}}
     assert holds(when, chat(tools=[TOOL]))
     assert holds(when, chat(stream=True, max_tokens=5))
-    assert why_not(when, chat(stream=True)) == "any: none holds (it offers no tools, max_tokens is not set)"
-    assert why_not(when, chat("Secret", tools=[TOOL])) == "not: it holds"
+    assert mismatch(when, chat(stream=True)) == "any: none holds (it offers no tools, max_tokens is not set)"
+    assert mismatch(when, chat("Secret", tools=[TOOL])) == "not: it holds"
     assert RouteCondition.model_validate(when).reads_text
     assert RouteCondition.model_validate({"any": [{"any": [{"matches": "x"}]}]}).names("matches")
     assert not RouteCondition.model_validate({"any": [{"tools": True}]}).reads_text
@@ -320,4 +320,4 @@ def test_embeddings_cannot_be_asked_for_what_they_do_not_have(folder: Path, when
 def test_an_evil_pattern_takes_no_longer_than_a_plain_one(folder: Path) -> None:
     """What makes a backtracking engine take longer than the universe lasts: here it ends, and the test with it."""
     evil = RouteCondition.model_validate({"matches": "^(a+)+$"})
-    assert evil.why_not(RequestFacts(chat("a" * 60_000 + "b"), {}), None) == "matches: nothing does"
+    assert evil.mismatch(RequestFacts(chat("a" * 60_000 + "b"), {}), None) == "matches: nothing does"

@@ -24,7 +24,8 @@ from gateway.policy.constraints import (
     known_fields,
     placements,
 )
-from gateway.policy.resolve import EngineSnapshot, Plan, resolve
+from gateway.policy.plan import EngineSnapshot, Plan
+from gateway.policy.resolve import resolve
 from gateway.policy.schema import TenantPolicy
 from gateway.protocol.chat import parse_chat
 from gateway.protocol.text import parse_text_completion

@@ -13,15 +13,15 @@ from gateway.policy.schema import TenantPolicy
 from gateway.protocol.chat import parse_chat
 
 if TYPE_CHECKING:
-    from gateway.policy.resolve import Plan
+    from gateway.policy.plan import Plan
 
 GUIDED = {"model": "chat", "mode": "guided", "teacher": "big", "student": "small"}
 
 
 def planned(route: dict[str, Any], headers: dict[str, str] | None = None, **body: Any) -> Plan:
     policy = TenantPolicy.model_validate({"tenant": "acme", "routes": [route]})
-    asked = {"model": "chat", "messages": [{"role": "user", "content": "Why?"}]} | body
-    return resolve_guidance(policy, policy.routes[0], parse_chat(orjson.dumps(asked)), headers or {})
+    request = {"model": "chat", "messages": [{"role": "user", "content": "Why?"}]} | body
+    return resolve_guidance(policy, policy.routes[0], parse_chat(orjson.dumps(request)), headers or {})
 
 
 @pytest.mark.parametrize("placement", ["prefix", "context"])

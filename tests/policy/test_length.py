@@ -13,8 +13,9 @@ from gateway.capabilities.continuation import Continuation
 from gateway.policy.length import BY_RULE, TOO_SHORT, choose_length
 from gateway.policy.length_model import PredictedLength
 from gateway.policy.length_rules import AutoRule
-from gateway.policy.question_features import FEATURES, looks_of
-from gateway.policy.resolve import EngineSnapshot, Plan, resolve
+from gateway.policy.plan import EngineSnapshot, Plan
+from gateway.policy.question_features import FEATURES, features_of
+from gateway.policy.resolve import resolve
 from gateway.policy.schema import GuidanceRule, TenantPolicy
 from gateway.protocol.chat import ChatRequest, parse_chat
 from gateway.protocol.text import parse_text_completion
@@ -22,7 +23,7 @@ from gateway.protocol.text import parse_text_completion
 WORDS = "Tom buys 3 apples at $2 each. How much does he pay in total?"
 
 
-def asked(text: str = WORDS, **more: Any) -> ChatRequest:
+def request(text: str = WORDS, **more: Any) -> ChatRequest:
     return parse_chat(orjson.dumps({"model": "chat", "messages": [{"role": "user", "content": text}], **more}))
 
 
@@ -36,8 +37,8 @@ def planned(chat: ChatRequest, headers: dict[str, str] | None = None, **auto: An
         "overrides": {"guidance_tokens": 100},
     }
     policy = TenantPolicy.model_validate({"tenant": "acme", "routes": [route]})
-    look = EngineSnapshot(Continuation("trailing"))
-    return resolve(policy, policy.routes[0], chat, lambda _: look, headers=headers or {})
+    snapshot = EngineSnapshot(Continuation("trailing"))
+    return resolve(policy, policy.routes[0], chat, lambda _: snapshot, headers=headers or {})
 
 
 @pytest.mark.parametrize(
@@ -54,7 +55,7 @@ def planned(chat: ChatRequest, headers: dict[str, str] | None = None, **auto: An
     ],
 )
 def test_plain_auto_tells_kinds_of_questions_apart(text: str, prompt: str, tokens: int) -> None:
-    chosen = choose_length(AutoRule(), asked(text), None, {})
+    chosen = choose_length(AutoRule(), request(text), None, {})
     assert (chosen.prompt, chosen.tokens) == (prompt, tokens)
     assert chosen.by == ("default" if chosen.rule is None else "rule")
     assert chosen.unguided == (None if tokens else BY_RULE)
@@ -68,7 +69,7 @@ def test_an_opening_is_at_most_half_of_what_the_caller_wants(
     max_tokens: int | None, tokens: int, unguided: str | None
 ) -> None:
     """Below the least length there is none at all: the teacher would write the answer, and the student nothing."""
-    chosen = choose_length(AutoRule(), asked(), max_tokens, {})
+    chosen = choose_length(AutoRule(), request(), max_tokens, {})
     assert (chosen.tokens, chosen.unguided) == (tokens, unguided)
 
 
@@ -81,16 +82,16 @@ def test_whatever_is_asked_the_length_keeps_within_its_bounds(
     text: str, bounds: tuple[int, int], max_tokens: int | None
 ) -> None:
     least, most = bounds[0], bounds[0] + bounds[1]
-    chosen = choose_length(AutoRule(min=least, max=most), asked(text), max_tokens, {})
+    chosen = choose_length(AutoRule(min=least, max=most), request(text), max_tokens, {})
     assert chosen.tokens == 0 or least <= chosen.tokens <= most
     assert max_tokens is None or chosen.tokens <= max_tokens // 2
     assert (chosen.unguided is None) == (chosen.tokens > 0)
-    assert choose_length(AutoRule(min=least, max=most), asked(text), max_tokens, {}) == chosen
+    assert choose_length(AutoRule(min=least, max=most), request(text), max_tokens, {}) == chosen
 
 
 @given(text=st.text(max_size=5000).filter(str.strip), max_tokens=st.none() | st.integers(1, 10**6))
 def test_every_text_has_as_many_finite_features(text: str, max_tokens: int | None) -> None:
-    numbers = looks_of(asked(text), max_tokens).numbers
+    numbers = features_of(request(text), max_tokens).numbers
     assert len(numbers) == len(FEATURES)
     assert all(0 <= number <= 20 for number in numbers)
 
@@ -99,9 +100,9 @@ def test_only_the_question_is_looked_at() -> None:
     """What was said before it tells nothing of how hard it is; and a few-shot prompt holds other questions."""
     before = [{"role": "user", "content": WORDS}, {"role": "assistant", "content": "6"}]
     chat = parse_chat(orjson.dumps({"model": "x", "messages": [*before, {"role": "user", "content": "Thanks!"}]}))
-    assert looks_of(chat, None).prompt == "trivial"
+    assert features_of(chat, None).prompt == "trivial"
     raw = parse_text_completion(orjson.dumps({"model": "x", "prompt": f"Q: {WORDS}\nA: 6\n\nQ: Why so?\nA:"}))
-    assert looks_of(raw, None).prompt == "other"
+    assert features_of(raw, None).prompt == "other"
 
 
 def test_rules_of_a_policy_come_in_their_order_and_read_the_question_and_headers() -> None:
@@ -110,14 +111,14 @@ def test_rules_of_a_policy_come_in_their_order_and_read_the_question_and_headers
         {"name": "apples", "when": {"contains": "APPLES"}, "tokens": 50},
         {"name": "rest", "prompt": "maths", "tokens": 0},
     ]
-    plan = planned(asked(), {"x-team": "blue"}, rules=own)
+    plan = planned(request(), {"x-team": "blue"}, rules=own)
     assert plan.length is not None
     assert plan.guidance is not None
     assert (plan.length.rule, plan.guidance.tokens) == ("team", 20)
-    plan = planned(asked(), rules=own)
+    plan = planned(request(), rules=own)
     assert plan.length is not None
     assert plan.length.rule == "apples"
-    plan = planned(asked("What is 3 plus 4 in total?"), rules=own)
+    plan = planned(request("What is 3 plus 4 in total?"), rules=own)
     assert (plan.guidance, plan.unguided) == (None, BY_RULE)
     system = [{"role": "system", "content": "Apples."}, {"role": "user", "content": "Why?"}]
     chat = parse_chat(orjson.dumps({"model": "chat", "messages": system}))
@@ -127,15 +128,15 @@ def test_rules_of_a_policy_come_in_their_order_and_read_the_question_and_headers
 
 
 def test_a_callers_own_number_goes_before_auto() -> None:
-    plan = planned(asked(max_tokens=200), {"x-gkt-guidance-tokens": "90"})
+    plan = planned(request(max_tokens=200), {"x-gkt-guidance-tokens": "90"})
     assert plan.guidance is not None
     assert (plan.guidance.tokens, plan.length) == (90, None)
 
 
 def test_the_route_promises_no_more_than_its_most() -> None:
     """What engines are warned of, and what a teacher's queue is for, is the longest that may be asked."""
-    assert GuidanceRule().most_tokens == 40
-    assert GuidanceRule.model_validate({"tokens": "auto"}).most_tokens == 80
+    assert GuidanceRule().max_tokens == 40
+    assert GuidanceRule.model_validate({"tokens": "auto"}).max_tokens == 80
     assert GuidanceRule.model_validate({"tokens": "auto", "auto": {"max": 30}}).auto.default == 30
 
 
@@ -154,12 +155,14 @@ class Says:
 
 @pytest.mark.parametrize(("said", "tokens"), [(0, 0), (8, 16), (40, 40), (400, 80)])
 def test_a_models_word_is_kept_within_the_bounds(said: int, tokens: int) -> None:
-    chosen = choose_length(AutoRule().going_by(Says(said)), asked(), None, {})
+    chosen = choose_length(AutoRule().with_length_model(Says(said)), request(), None, {})
     assert (chosen.tokens, chosen.by, chosen.model, chosen.score) == (tokens, "model", "said.1", 0.75)
 
 
 def test_a_policys_rules_go_before_a_model_and_the_built_in_ones_do_not() -> None:
-    assert choose_length(AutoRule().going_by(Says(40)), asked("Hi"), None, {}).by == "model"
-    own = AutoRule.model_validate({"rules": [{"name": "hi", "prompt": "trivial", "tokens": 0}]}).going_by(Says(40))
-    assert choose_length(own, asked("Hi"), None, {}).rule == "hi"
-    assert choose_length(own, asked(), None, {}).by == "model"
+    assert choose_length(AutoRule().with_length_model(Says(40)), request("Hi"), None, {}).by == "model"
+    own = AutoRule.model_validate({"rules": [{"name": "hi", "prompt": "trivial", "tokens": 0}]}).with_length_model(
+        Says(40)
+    )
+    assert choose_length(own, request("Hi"), None, {}).rule == "hi"
+    assert choose_length(own, request(), None, {}).by == "model"

@@ -120,10 +120,10 @@ def fitted(folder: Path, name: str = "lengths/chat.json", **more: Any) -> Path:
 def test_a_policy_names_a_file_beside_it_or_below(tmp_path: Path, name: str) -> None:
     fitted(tmp_path, name)
     (tmp_path / "acme.yaml").write_text(POLICY.replace("{AUTO}", f"{{model: {name}}}"))
-    book, mistakes = check_book(tmp_path, ["big", "small"])
+    policy_set, mistakes = check_book(tmp_path, ["big", "small"])
     assert not mistakes
-    assert book is not None
-    learned = book.policies[0].routes[0].guidance.auto.learned
+    assert policy_set is not None
+    learned = policy_set.policies[0].routes[0].guidance.auto.length_model
     assert learned is not None
     assert learned.name == "chat.1"
 
@@ -135,11 +135,11 @@ def test_a_projection_and_a_learned_length_go_together(tmp_path: Path) -> None:
     own.write_text("instruction: Plan\n")
     routes = POLICY.replace("{AUTO}", "{model: lengths/chat.json}") + "      projection: plan\n"
     (tmp_path / "acme.yaml").write_text(routes)
-    book, _ = check_book(tmp_path, ["big", "small"])
-    assert book is not None
-    rule = book.policies[0].routes[0].guidance
-    assert rule.auto.learned is not None
-    assert rule.asks.instruction == "Plan"
+    policy_set, _ = check_book(tmp_path, ["big", "small"])
+    assert policy_set is not None
+    rule = policy_set.policies[0].routes[0].guidance
+    assert rule.auto.length_model is not None
+    assert rule.resolved_projection.instruction == "Plan"
 
 
 def test_a_bad_file_that_many_name_is_told_of_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,8 +149,8 @@ def test_a_bad_file_that_many_name_is_told_of_once(tmp_path: Path, monkeypatch: 
     for tenant in ("acme", "globex"):
         policy = POLICY.replace("acme", tenant).replace("{AUTO}", "{model: lengths/chat.json}")
         (tmp_path / f"{tenant}.yaml").write_text(policy)
-    book, mistakes = check_book(tmp_path, ["big", "small"])
-    assert book is None
+    policy_set, mistakes = check_book(tmp_path, ["big", "small"])
+    assert policy_set is None
     (line,) = map(str, mistakes)
     assert line.startswith("lengths/chat.json: is no file of `eval fit`: the file: must hold 14 means, scales")
 
@@ -158,17 +158,17 @@ def test_a_bad_file_that_many_name_is_told_of_once(tmp_path: Path, monkeypatch: 
 def test_what_has_not_changed_is_the_same_policy(tmp_path: Path) -> None:
     file = fitted(tmp_path)
     (tmp_path / "acme.yaml").write_text(POLICY.replace("{AUTO}", "{model: lengths/chat.json}"))
-    pages = PolicyFileCache()
-    before, again = (check_book(tmp_path, None, pages=pages)[0] for _ in range(2))
+    cache = PolicyFileCache()
+    before, again = (check_book(tmp_path, None, cache=cache)[0] for _ in range(2))
     assert before is not None
     assert again is not None
     assert before.policies[0] is again.policies[0]
-    version = pages.version
+    version = cache.version
     file.write_text(json.dumps(changed(name="chat.2")))
-    after, _ = check_book(tmp_path, None, pages=pages)
+    after, _ = check_book(tmp_path, None, cache=cache)
     assert after is not None
-    assert pages.version != version
-    names = [book.policies[0].routes[0].guidance.auto.learned for book in (before, after)]
+    assert cache.version != version
+    names = [policy_set.policies[0].routes[0].guidance.auto.length_model for policy_set in (before, after)]
     assert [one and one.name for one in names] == ["chat.1", "chat.2"], "a request keeps the book it began with"
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from gateway.policy.book import check_book
 from gateway.policy.exemplar_files import MAX_BYTES
-from gateway.policy.overrides import RouteOverride, as_asked
+from gateway.policy.overrides import RouteOverride, apply_headers
 from gateway.policy.pages import PolicyFileCache
 from gateway.policy.projection_shapes import MAX_CHARS, MAX_EXEMPLARS
 from gateway.policy.projections import HINT, PRIMED, PROJECTIONS, Exemplar
@@ -49,7 +49,7 @@ def rule(folder: Path) -> GuidanceRule:
 
 def test_primed_alone_shows_the_shipped_primer(folder: Path) -> None:
     guided(folder, "projection: primed")
-    assert rule(folder).asks is PRIMED
+    assert rule(folder).resolved_projection is PRIMED
 
 
 @pytest.mark.parametrize(
@@ -61,13 +61,17 @@ def test_a_route_names_its_exemplars(folder: Path, name: str, text: str) -> None
     put(folder, name, text)
     guided(folder, f"projection: primed, exemplars: {name}")
     found = rule(folder)
-    assert (found.asks.name, found.asks.exemplars, found.placement) == ("primed", SHOWN, "prefix")
+    assert (found.resolved_projection.name, found.resolved_projection.exemplars, found.placement) == (
+        "primed",
+        SHOWN,
+        "prefix",
+    )
 
 
 def test_json_writes_large_characters_in_halves(folder: Path) -> None:
     put(folder, "it.json", json.dumps([{"question": "Which?", "answer": "\U0001f600"}]))
     guided(folder, "projection: primed, exemplars: it.json")
-    assert rule(folder).asks.exemplars == (Exemplar("Which?", "\U0001f600"),)
+    assert rule(folder).resolved_projection.exemplars == (Exemplar("Which?", "\U0001f600"),)
 
 
 OWN = """\
@@ -86,7 +90,7 @@ def test_a_projection_of_ones_own_goes_by_the_name_of_its_file(folder: Path) -> 
     put(folder, "projections/plan.yaml", OWN)
     guided(folder, "projection: plan")
     found = rule(folder)
-    plan = found.asks
+    plan = found.resolved_projection
     assert (plan.name, plan.instruction, plan.system, plan.exemplars) == ("plan", "Plan:", "You plan.", SHOWN)
     assert (plan.teacher_may_finish, plan.introduction, found.placement) == (False, "So: {guidance}", "context")
     assert plan.skip is not None
@@ -99,29 +103,37 @@ def test_what_a_caller_changes_of_a_route_leaves_its_projection(folder: Path) ->
     put(folder, "projections/plan.yaml", OWN)
     guided(folder, "projection: plan")
     (policy,) = book_of(folder).policies
-    longer = as_asked(
+    longer = apply_headers(
         policy,
         policy.routes[0].model_copy(update={"overrides": OverridesRule(guidance_tokens=80)}),
         {"x-gkt-guidance-tokens": "70"},
     )
-    assert (longer.guidance.tokens, longer.guidance.asks) == (70, policy.routes[0].guidance.asks)
+    assert (longer.guidance.tokens, longer.guidance.resolved_projection) == (
+        70,
+        policy.routes[0].guidance.resolved_projection,
+    )
 
 
 def test_an_operator_who_wants_the_routes_own_gets_its_exemplars(folder: Path) -> None:
     put(folder, "exemplars/it.yaml", TWO)
     guided(folder, "projection: primed, exemplars: exemplars/it.yaml")
     (policy,) = book_of(folder).policies
-    assert RouteOverride("guided", projection=PRIMED).of(policy.routes[0]).guidance.asks.exemplars == SHOWN
-    assert RouteOverride("guided", projection=HINT).of(policy.routes[0]).guidance.asks is HINT
+    assert (
+        RouteOverride("guided", projection=PRIMED).of(policy.routes[0]).guidance.resolved_projection.exemplars == SHOWN
+    )
+    assert RouteOverride("guided", projection=HINT).of(policy.routes[0]).guidance.resolved_projection is HINT
 
 
 def test_a_policys_word_goes_before_the_projections(folder: Path) -> None:
     put(folder, "exemplars/it.yaml", TWO)
     put(folder, "projections/plan.yaml", "exemplars: [{question: Three?, answer: '3.'}]\nplacement: context\n")
     guided(folder, "projection: plan, placement: prefix, exemplars: exemplars/it.yaml")
-    assert (rule(folder).placement, rule(folder).asks.exemplars) == ("prefix", SHOWN)
+    assert (rule(folder).placement, rule(folder).resolved_projection.exemplars) == ("prefix", SHOWN)
     guided(folder, "projection: plan")
-    assert (rule(folder).placement, rule(folder).asks.exemplars) == ("context", (Exemplar("Three?", "3."),))
+    assert (rule(folder).placement, rule(folder).resolved_projection.exemplars) == (
+        "context",
+        (Exemplar("Three?", "3."),),
+    )
 
 
 def test_no_file_below_the_folder_is_a_tenants(folder: Path) -> None:
@@ -165,7 +177,7 @@ def test_a_link_within_the_folder_is_followed(folder: Path) -> None:
     (folder / "policies" / "exemplars").mkdir()
     (folder / "policies" / "exemplars" / "it.yaml").symlink_to("../..data/it.yaml")
     guided(folder, "projection: primed, exemplars: exemplars/it.yaml")
-    assert rule(folder).asks.exemplars == SHOWN
+    assert rule(folder).resolved_projection.exemplars == SHOWN
 
 
 @pytest.mark.parametrize(
@@ -288,17 +300,19 @@ def test_what_has_not_changed_is_the_same_policy(folder: Path) -> None:
     put(folder, "exemplars/it.yaml", TWO)
     guided(folder, "projection: primed, exemplars: exemplars/it.yaml")
     guided(folder, "projection: cutoff", "globex")
-    pages = PolicyFileCache()
-    before, _ = check_book(folder / "policies", None, pages=pages)
-    version = pages.version
-    again, _ = check_book(folder / "policies", None, pages=pages)
+    cache = PolicyFileCache()
+    before, _ = check_book(folder / "policies", None, cache=cache)
+    version = cache.version
+    again, _ = check_book(folder / "policies", None, cache=cache)
     assert before is not None
     assert again is not None
     assert all(one is other for one, other in zip(before.policies, again.policies, strict=True))
-    assert pages.version == version
+    assert cache.version == version
     put(folder, "exemplars/it.yaml", TWO.replace("1.", "one."))
-    after, _ = check_book(folder / "policies", None, pages=pages)
+    after, _ = check_book(folder / "policies", None, cache=cache)
     assert after is not None
-    assert pages.version != version
+    assert cache.version != version
     assert [one == other for one, other in zip(before.policies, after.policies, strict=True)] == [False, True]
-    assert before.policies[0].routes[0].guidance.asks.exemplars == SHOWN, "a request keeps the book it began with"
+    assert before.policies[0].routes[0].guidance.resolved_projection.exemplars == SHOWN, (
+        "a request keeps the book it began with"
+    )

@@ -13,13 +13,14 @@ from gateway.capabilities.continuation import Continuation
 from gateway.errors import InvalidRequest
 from gateway.policy.conditions import to_pattern
 from gateway.policy.overrides import RouteOverride
+from gateway.policy.plan import EngineSnapshot
 from gateway.policy.projections import CUTOFF, HINT, SkipRule
-from gateway.policy.resolve import EngineSnapshot, resolve, resolve_embeddings
+from gateway.policy.resolve import resolve, resolve_embeddings
 from gateway.policy.schema import TenantPolicy
 from gateway.protocol.chat import parse_chat
 
 if TYPE_CHECKING:
-    from gateway.policy.resolve import Plan
+    from gateway.policy.plan import Plan
 
 CHAT = parse_chat(orjson.dumps({"model": "chat", "messages": [{"role": "user", "content": "Why?"}]}))
 GUIDED = {"model": "chat", "mode": "guided", "teacher": "big", "student": "small"}
@@ -31,8 +32,8 @@ def planned(
     policy = TenantPolicy.model_validate(
         {"tenant": "acme", "routes": [GUIDED | (route or {})], **({"overrides": of_tenant} if of_tenant else {})}
     )
-    look = EngineSnapshot(Continuation("trailing"))
-    return resolve(policy, policy.routes[0], CHAT, lambda _: look, headers=CIMultiDict(headers))
+    snapshot = EngineSnapshot(Continuation("trailing"))
+    return resolve(policy, policy.routes[0], CHAT, lambda _: snapshot, headers=CIMultiDict(headers))
 
 
 def refused(headers: dict[str, str], **policy: Any) -> str:
@@ -48,12 +49,12 @@ ALL = {"overrides": {"modes": ["guided", "student", "teacher"], "guidance_tokens
 
 @pytest.mark.parametrize("own", ["guided", "student", "teacher", "shadow"])
 @pytest.mark.parametrize("asked", ["guided", "student", "teacher"])
-def test_a_caller_gets_the_mode_that_it_asks_for(own: str, asked: str) -> None:
+def test_a_caller_gets_the_mode_that_it_asks_for(own: str, request: str) -> None:
     """The engines are those of the route, in that mode; a shadow is not cast beside it."""
-    plan = planned({"X-GKT-Mode": asked.upper()}, ALL | {"mode": own})
-    assert plan.mode == asked
-    assert plan.finisher == ("big" if asked == "teacher" else "small")
-    assert (plan.guidance is not None) == (asked == "guided")
+    plan = planned({"X-GKT-Mode": request.upper()}, ALL | {"mode": own})
+    assert plan.mode == request
+    assert plan.finisher == ("big" if request == "teacher" else "small")
+    assert (plan.guidance is not None) == (request == "guided")
     assert plan.shadow is None
 
 
@@ -113,7 +114,7 @@ def test_a_teacher_may_be_asked_for_as_much_as_any_request_may_ask_for() -> None
 
     def most(**route: Any) -> int:
         policy = TenantPolicy.model_validate({"tenant": "acme", "routes": [GUIDED | route]})
-        return policy.most_guidance_tokens(policy.routes[0])
+        return policy.max_guidance_tokens(policy.routes[0])
 
     assert most() == 40
     assert most(overrides={"guidance_tokens": 80}) == 80
@@ -128,23 +129,23 @@ def test_what_a_projection_skips_is_asked_for_as_well() -> None:
     skips = replace(CUTOFF, name="direct", skip=SkipRule((to_pattern("Certainly!"),), 24))
     policy = TenantPolicy.model_validate({"tenant": "acme", "routes": [GUIDED]})
     route = policy.routes[0]
-    skipping = route.model_copy(update={"guidance": route.guidance.asking(skips)})
-    assert policy.most_guidance_tokens(skipping) == 40 + 24
-    assert policy.most_guidance_tokens(route) == 40
-    assert policy.most_guidance_tokens(skipping.model_copy(update={"mode": "student"})) == 0
+    skipping = route.model_copy(update={"guidance": route.guidance.with_projection(skips)})
+    assert policy.max_guidance_tokens(skipping) == 40 + 24
+    assert policy.max_guidance_tokens(route) == 40
+    assert policy.max_guidance_tokens(skipping.model_copy(update={"mode": "student"})) == 0
 
 
-def wanted(wish: RouteOverride, **route: Any) -> Plan:
+def override(wish: RouteOverride, **route: Any) -> Plan:
     policy = TenantPolicy.model_validate({"tenant": "acme", "routes": [GUIDED | route]})
-    look = EngineSnapshot(Continuation("trailing"))
-    return resolve(policy, policy.routes[0], CHAT, lambda _: look, headers={"x-gkt-mode": "unread"}, wanted=wish)
+    snapshot = EngineSnapshot(Continuation("trailing"))
+    return resolve(policy, policy.routes[0], CHAT, lambda _: snapshot, headers={"x-gkt-mode": "unread"}, override=wish)
 
 
 @pytest.mark.parametrize("own", ["guided", "student", "teacher", "shadow"])
 @pytest.mark.parametrize("mode", ["guided", "student", "teacher"])
 def test_an_operator_gets_any_mode_that_the_route_has_the_engines_for(own: Any, mode: Any) -> None:
     """Whatever callers may ask for; and no shadow is cast beside it."""
-    plan = wanted(RouteOverride(mode), mode=own)
+    plan = override(RouteOverride(mode), mode=own)
     assert plan.mode == mode
     assert (plan.guidance is not None) == (mode == "guided")
     assert plan.shadow is None
@@ -152,10 +153,10 @@ def test_an_operator_gets_any_mode_that_the_route_has_the_engines_for(own: Any, 
 
 def test_what_an_operator_leaves_out_is_as_the_route_has_it() -> None:
     rule = {"tokens": 30, "projection": "concise", "placement": "input", "temperature": 0.5}
-    as_it_is = wanted(RouteOverride("guided"), guidance=rule).guidance
+    as_it_is = override(RouteOverride("guided"), guidance=rule).guidance
     assert as_it_is is not None
     assert (as_it_is.tokens, as_it_is.projection.name, as_it_is.placement) == (30, "concise", "input")
-    changed = wanted(RouteOverride("guided", 5, HINT, "context"), guidance=rule).guidance
+    changed = override(RouteOverride("guided", 5, HINT, "context"), guidance=rule).guidance
     assert changed is not None
     assert (changed.tokens, changed.projection.name, changed.placement) == (5, "hint", "context")
     assert changed.temperature == 0.5
@@ -164,12 +165,12 @@ def test_what_an_operator_leaves_out_is_as_the_route_has_it() -> None:
 @pytest.mark.parametrize("mode", ["guided", "student", "teacher"])
 def test_auto_is_to_be_had_only_where_the_route_has_it(mode: Any) -> None:
     """Whoever asks in another mode hears of it as well: a wish is not dropped unseen."""
-    plan = wanted(RouteOverride("guided", "auto"), guidance={"tokens": "auto", "auto": {"rules": [], "default": 24}})
+    plan = override(RouteOverride("guided", "auto"), guidance={"tokens": "auto", "auto": {"rules": [], "default": 24}})
     assert plan.guidance is not None
     assert plan.length is not None
     assert (plan.guidance.tokens, plan.length.by) == (24, "default")
     with pytest.raises(InvalidRequest, match="'chat' chooses no length: its policy says tokens: 30") as caught:
-        wanted(RouteOverride(mode, "auto"), guidance={"tokens": 30})
+        override(RouteOverride(mode, "auto"), guidance={"tokens": 30})
     assert caught.value.param == "guidance.tokens"
 
 
@@ -184,5 +185,5 @@ def test_auto_is_to_be_had_only_where_the_route_has_it(mode: Any) -> None:
 )
 def test_a_mode_without_its_engines_is_refused_with_what_is_missing(mode: Any, route: Any, lacks: str) -> None:
     with pytest.raises(InvalidRequest, match=f"names {lacks}") as caught:
-        wanted(RouteOverride(mode), **route)
+        override(RouteOverride(mode), **route)
     assert caught.value.param == "mode"

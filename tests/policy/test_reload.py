@@ -14,7 +14,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from gateway.config.settings import OVERRIDES
-from gateway.policy import pages
+from gateway.policy import cache
 from gateway.policy.files import PolicyFiles
 from gateway.policy.policies import Policies
 from gateway.policy.reload import ConfigEdit, EditDebounce, Reloader, ReloadInterval
@@ -66,7 +66,7 @@ class Following:
 
     def models(self) -> dict[str, list[str]]:
         """Each tenant's models, as they hold."""
-        return {one.tenant: [route.model for route in one.routes] for one in self.policies.book.policies}
+        return {one.tenant: [route.model for route in one.routes] for one in self.policies.policy_set.policies}
 
     def told(self, event: str) -> list[Any]:
         return [line for line in self.log if line["event"] == event]
@@ -82,8 +82,8 @@ class Following:
 
 @asynccontextmanager
 async def following(folder: Path, pace: ReloadInterval = FAST) -> AsyncIterator[Following]:
-    _, book, files = PolicyFiles.open(folder / "config.yaml")
-    policies, metrics, now = Policies(book, files.edition()), Metrics(), asyncio.Event()
+    _, policy_set, files = PolicyFiles.open(folder / "config.yaml")
+    policies, metrics, now = Policies(policy_set, files.edition()), Metrics(), asyncio.Event()
     reloader = Reloader(files, policies, metrics, now, pace)
     with capture_logs() as log:
         running = asyncio.create_task(reloader.run())  # noqa: TID251
@@ -103,7 +103,7 @@ async def test_a_new_a_changed_and_a_removed_file_hold(folder: Path) -> None:
         await seen.until(lambda: seen.models()["acme"] == ["other"])
         (shelf / "globex.yaml").unlink()
         await seen.until(lambda: seen.models().keys() == {"acme", "initech"})
-        assert seen.policies.book.tenant_of_key("globex") is None
+        assert seen.policies.policy_set.tenant_of_key("globex") is None
         assert seen.counted("gkt_policy_reloads_total", result="loaded") == 3
         assert seen.counted("gkt_policy_stale") == 0
         assert seen.counted("gkt_policy_loaded_timestamp_seconds") == seen.policies.edition.loaded_at
@@ -122,11 +122,11 @@ async def test_a_removed_tenant_is_still_looked_after(folder: Path) -> None:
 async def test_a_wrong_edit_changes_nothing_and_each_mistake_is_told_with_its_line(folder: Path) -> None:
     shelf = folder / "policies"
     async with following(folder) as seen:
-        before, version = seen.policies.book, seen.policies.edition.version
+        before, version = seen.policies.policy_set, seen.policies.edition.version
         (shelf / "acme.yaml").write_text(policy("acme", student="smal") + "colour: red\n")
         (shelf / "globex.yaml").write_text("tenant: [\n")
         await seen.until(lambda: len(seen.policies.mistakes) == 3)
-        assert seen.policies.book is before
+        assert seen.policies.policy_set is before
         assert seen.policies.edition.version == version
         assert seen.counted("gkt_policy_stale") == 1
         line = seen.told("policies_refused")[-1]
@@ -138,7 +138,7 @@ async def test_a_wrong_edit_changes_nothing_and_each_mistake_is_told_with_its_li
         (shelf / "globex.yaml").write_text(policy("globex"))
         await seen.until(lambda: not seen.policies.mistakes)
         assert seen.counted("gkt_policy_stale") == 0
-        assert seen.policies.book is before, "it was taken back: nothing is new"
+        assert seen.policies.policy_set is before, "it was taken back: nothing is new"
     assert seen.told("policies_mended")
     assert not seen.told("policies_loaded")
 
@@ -219,19 +219,19 @@ async def test_files_are_read_at_once_when_that_is_asked_for(folder: Path) -> No
 
 async def test_only_what_changed_is_parsed_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parsed: list[str] = []
-    parse = pages.parse
+    parse = cache.parse
 
     def noting(raw: bytes, file: str) -> Any:
         parsed.append(file)
         return parse(raw, file)
 
     async with following(folder) as seen:
-        untouched = seen.policies.book.policies[1]
-        monkeypatch.setattr(pages, "parse", noting)
+        untouched = seen.policies.policy_set.policies[1]
+        monkeypatch.setattr(cache, "parse", noting)
         (folder / "policies" / "acme.yaml").write_text(policy("acme", "other"))
         await seen.until(lambda: seen.models()["acme"] == ["other"])
         assert parsed == ["policies/acme.yaml"]
-        assert seen.policies.book.policies[1] is untouched
+        assert seen.policies.policy_set.policies[1] is untouched
 
 
 async def test_an_edit_of_config_yaml_is_checked_and_told_and_not_followed(folder: Path) -> None:
@@ -265,7 +265,7 @@ async def test_whoever_listens_hears_of_each_book_that_holds(folder: Path) -> No
         assert heard == []
         (folder / "policies" / "acme.yaml").write_text(policy("acme", "other"))
         await seen.until(lambda: heard)
-        assert heard == [seen.policies.book]
+        assert heard == [seen.policies.policy_set]
 
 
 async def test_a_reading_that_breaks_does_not_end_the_watch(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -327,15 +327,15 @@ async def test_exemplars_and_projections_are_followed_as_policies_are(folder: Pa
     (shelf / "acme.yaml").write_text(f"tenant: acme\n{route}")
 
     def answers() -> list[str]:
-        policy = seen.policies.book.policy_of("acme")
+        policy = seen.policies.policy_set.policy_of("acme")
         assert policy is not None
-        return [one.answer for one in policy.routes[0].guidance.asks.exemplars]
+        return [one.answer for one in policy.routes[0].guidance.resolved_projection.exemplars]
 
     async with following(folder) as seen:
         (shelf / "exemplars" / "it.yaml").write_text("- {question: One?, answer: one}\n")
         await seen.until(lambda: answers() == ["one"])
         (shelf / "projections" / "plan.yaml").write_text("instruction: Plan\n")
-        await seen.until(lambda: "plan" in seen.policies.book.projections)
+        await seen.until(lambda: "plan" in seen.policies.policy_set.projections)
         (shelf / "exemplars" / "it.yaml").unlink()
         await seen.until(lambda: seen.policies.mistakes)
         assert (answers(), seen.counted("gkt_policy_stale")) == (["one"], 1)
@@ -361,9 +361,9 @@ async def test_learned_lengths_are_followed_as_policies_are(folder: Path) -> Non
     (shelf / "acme.yaml").write_text(f"tenant: acme\n{route}")
 
     def learned() -> str:
-        policy = seen.policies.book.policy_of("acme")
+        policy = seen.policies.policy_set.policy_of("acme")
         assert policy is not None
-        model = policy.routes[0].guidance.auto.learned
+        model = policy.routes[0].guidance.auto.length_model
         assert model is not None
         return model.name
 

@@ -11,7 +11,8 @@ import pytest
 from gateway.capabilities.continuation import Continuation, Known
 from gateway.errors import InvalidRequest
 from gateway.policy.overrides import RouteOverride
-from gateway.policy.resolve import RAW, EngineSnapshot, GuidancePlan, Plan, StudentPlan, resolve, resolve_embeddings
+from gateway.policy.plan import EngineSnapshot, GuidancePlan, Plan, StudentPlan
+from gateway.policy.resolve import RAW, resolve, resolve_embeddings
 from gateway.policy.schema import TenantPolicy
 from gateway.protocol.chat import parse_chat
 from gateway.protocol.text import parse_text_completion
@@ -96,17 +97,17 @@ def test_a_full_queue_and_a_teacher_that_fails_are_two_decisions() -> None:
     assert (plan.reject_when_full, plan.required) == (False, True)
 
 
-def order(students: list[Any], resting: str = "", draws: list[float] | None = None) -> list[str]:
+def order(students: list[Any], resting: str = "", random_value: list[float] | None = None) -> list[str]:
     """In which order the students are asked."""
     policy = TenantPolicy.model_validate(
         {"tenant": "acme", "routes": [{"model": "chat", "mode": "student", "students": students}]}
     )
-    drawn = iter(draws or [])
+    drawn = iter(random_value or [])
     plan = resolve(
         policy,
         policy.routes[0],
         CHAT,
-        lambda engine: EngineSnapshot(Continuation("trailing"), rests=engine == resting),
+        lambda engine: EngineSnapshot(Continuation("trailing"), cooldown=engine == resting),
         lambda: next(drawn),
     )
     return [finisher.engine for finisher in plan.finishers]
@@ -125,9 +126,9 @@ def test_students_share_requests_by_weight() -> None:
     """Each is first as often as its weight says, to within what chance allows."""
     chance = random.Random(7)
     students = [{"model": "a", "weight": 3}, {"model": "b", "weight": 1}]
-    firsts = [order(students, draws=[chance.random(), chance.random()])[0] for _ in range(2000)]
+    firsts = [order(students, random_value=[chance.random(), chance.random()])[0] for _ in range(2000)]
     assert 0.72 < firsts.count("a") / len(firsts) < 0.78
-    assert set(order(students, draws=[0.5, 0.5])) == {"a", "b"}
+    assert set(order(students, random_value=[0.5, 0.5])) == {"a", "b"}
 
 
 def test_who_cannot_continue_gets_the_guidance_as_context() -> None:
@@ -155,9 +156,9 @@ def test_a_route_serves_chats_or_embeddings_and_says_which() -> None:
     assert caught.value.param == "model"
 
 
-def prompts(students: list[str], **asked: Any) -> Plan:
+def prompts(students: list[str], **request: Any) -> Plan:
     """What a raw prompt gets of students that go on with no chat; `lite` takes chats alone."""
-    text = parse_text_completion(orjson.dumps({"model": "chat", "prompt": "Q: Why?\nA:", **asked}))
+    text = parse_text_completion(orjson.dumps({"model": "chat", "prompt": "Q: Why?\nA:", **request}))
     route = {"model": "chat", "mode": "guided", "teacher": "big", "students": students}
     policy = TenantPolicy.model_validate({"tenant": "acme", "routes": [route]})
     return resolve(
@@ -194,8 +195,8 @@ def test_who_thinks_first_gets_the_guidance_as_context(reasoning: Any, effort: s
     route = {"model": "chat", "mode": "guided", "teacher": "big", "student": "small"}
     policy = TenantPolicy.model_validate({"tenant": "acme", "routes": [route]})
     body = {"model": "chat", "messages": [{"role": "user", "content": "Why?"}], "reasoning_effort": effort}
-    look = EngineSnapshot(Continuation("trailing"), reasoning=reasoning)
-    plan = resolve(policy, policy.routes[0], parse_chat(orjson.dumps(body)), lambda _: look)
+    snapshot = EngineSnapshot(Continuation("trailing"), reasoning=reasoning)
+    plan = resolve(policy, policy.routes[0], parse_chat(orjson.dumps(body)), lambda _: snapshot)
     assert plan.guidance is not None
     assert plan.guidance.placement == placement
 
@@ -203,10 +204,12 @@ def test_who_thinks_first_gets_the_guidance_as_context(reasoning: Any, effort: s
 SHADOW = {"model": "chat", "mode": "shadow", "teacher": "big", "student": "small"}
 
 
-def shadowed(asked: Any = CHAT, draws: float = 0.5, look: EngineSnapshot | None = None, **shadow: Any) -> Plan:
+def shadowed(
+    request: Any = CHAT, random_value: float = 0.5, snapshot: EngineSnapshot | None = None, **shadow: Any
+) -> Plan:
     policy = TenantPolicy.model_validate({"tenant": "acme", "routes": [SHADOW | {"shadow": shadow}]})
-    seen = look or EngineSnapshot(Continuation("trailing"))
-    return resolve(policy, policy.routes[0], asked, lambda _: seen, lambda: draws)
+    seen = snapshot or EngineSnapshot(Continuation("trailing"))
+    return resolve(policy, policy.routes[0], request, lambda _: seen, lambda: random_value)
 
 
 @pytest.mark.parametrize(("serves", "by"), [("teacher", "big"), ("student", "small")])
@@ -221,8 +224,10 @@ def test_a_shadow_stands_beside_the_answer_of_one_engine_alone(serves: str, by: 
 
 @pytest.mark.parametrize(("sample", "draws", "cast"), [(1, 0.999, True), (0, 0.0, False), (0.1, 0.09, True),
                                                        (0.1, 0.1, False)])  # fmt: skip
-def test_only_some_requests_have_a_shadow_where_the_policy_says_so(sample: float, draws: float, *, cast: bool) -> None:
-    assert (shadowed(draws=draws, sample=sample).shadow is not None) == cast
+def test_only_some_requests_have_a_shadow_where_the_policy_says_so(
+    sample: float, random_value: float, *, cast: bool
+) -> None:
+    assert (shadowed(random_value=random_value, sample=sample).shadow is not None) == cast
 
 
 def test_a_request_that_the_students_cannot_take_is_answered_without_a_shadow() -> None:
@@ -238,10 +243,12 @@ def test_a_request_that_the_students_cannot_take_is_answered_without_a_shadow() 
 GUIDED = {"model": "chat", "mode": "guided", "teacher": "big", "student": "small"}
 
 
-def compared(asked: Any = CHAT, draws: float = 0.0, wanted: RouteOverride | None = None, **route: Any) -> Plan:
+def compared(
+    request: Any = CHAT, random_value: float = 0.0, override: RouteOverride | None = None, **route: Any
+) -> Plan:
     policy = TenantPolicy.model_validate({"tenant": "acme", "routes": [GUIDED | {"quality": {"sample": 0.1}} | route]})
     seen = EngineSnapshot(Continuation("trailing"))
-    return resolve(policy, policy.routes[0], asked, lambda _: seen, lambda: draws, wanted=wanted)
+    return resolve(policy, policy.routes[0], request, lambda _: seen, lambda: random_value, override=override)
 
 
 def test_a_guided_answer_of_the_sample_is_compared_with_what_mode_teacher_would_say() -> None:
@@ -257,7 +264,7 @@ def test_a_guided_answer_of_the_sample_is_compared_with_what_mode_teacher_would_
     assert plan.quality.judge is not None
     assert (plan.quality.judge.finisher, plan.quality.judge.guidance) == ("grader", None)
     assert compared().quality is not None
-    assert compared(draws=0.1).quality is None, "beyond the sample"
+    assert compared(random_value=0.1).quality is None, "beyond the sample"
 
 
 @pytest.mark.parametrize("short", ["5%", 0.05])
@@ -277,15 +284,15 @@ def test_a_part_alone_is_short_for_the_sample_of_the_routes_mode(short: Any) -> 
 )
 @pytest.mark.parametrize("placement", ["prefix", "context"])
 def test_what_is_no_single_text_is_not_compared(more: dict[str, Any], placement: str) -> None:
-    asked = parse_chat(orjson.dumps(CHAT.body | more))
-    assert compared(asked, guidance={"placement": placement}).quality is None
+    request = parse_chat(orjson.dumps(CHAT.body | more))
+    assert compared(request, guidance={"placement": placement}).quality is None
 
 
 def test_only_guided_answers_are_compared_and_none_of_an_operators_trial() -> None:
     assert compared(mode="student").quality is None
     assert compared(mode="teacher").quality is None
     assert compared(mode="shadow").quality is None
-    plan = compared(wanted=RouteOverride("guided"))
+    plan = compared(override=RouteOverride("guided"))
     assert (plan.guidance is not None, plan.quality) == (True, None)
 
 

@@ -99,12 +99,12 @@ def test_embeddings_find_their_routes_likewise() -> None:
         {"model": "v", "mode": "embeddings", "when": {"prompt_bytes": {"lt": 1000}}},
     )
 
-    def asked(given: object) -> EmbeddingsRequest:
+    def request(given: object) -> EmbeddingsRequest:
         return parse_embeddings(orjson.dumps({"model": "v", "input": given}))
 
-    assert choose(vectors, asked(["prose", "Code"])).index == 0
-    assert choose(vectors, asked([[1, 2]])).index == 1
-    assert choose(vectors, asked("x" * 1000)).route is None
+    assert choose(vectors, request(["prose", "Code"])).index == 0
+    assert choose(vectors, request([[1, 2]])).index == 1
+    assert choose(vectors, request("x" * 1000)).route is None
 
 
 @pytest.mark.parametrize(("size", "elsewhere"), [(100, False), (20_000, True)])
@@ -114,13 +114,13 @@ async def test_many_words_are_looked_through_off_the_event_loop(
     """A short chat is quicker here than a thread would be; without a condition on words length does not matter."""
     seen: list[int] = []
     by_words = caller({"when": {"matches": "refund"}}, {})
-    look = type(by_words.policy.routes[0].when).why_not
+    snapshot = type(by_words.policy.routes[0].when).mismatch
 
     def noted(*args: Any) -> str | None:
         seen.append(threading.get_ident())
-        return look(*args)
+        return snapshot(*args)
 
-    monkeypatch.setattr("gateway.policy.conditions.RouteCondition.why_not", noted)
+    monkeypatch.setattr("gateway.policy.conditions.RouteCondition.mismatch", noted)
     assert (await find_route(by_words, chat(said="word " * (size // 5)))).student == "s1"
     assert (await find_route(caller({"when": {"tools": True}}, {}), chat(said="x" * size))).student == "s1"
     here = threading.get_ident()

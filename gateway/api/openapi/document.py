@@ -18,7 +18,7 @@ from gateway.api.openapi.rules import RULES, UNKNOWN
 from gateway.api.openapi.shapes import ErrorReply
 from gateway.errors import MethodNotAllowed, NotFound
 from gateway.policy import overrides
-from gateway.policy.schema import MAX_GUIDANCE_TOKENS, AskedMode
+from gateway.policy.schema import MAX_GUIDANCE_TOKENS, OverrideMode
 from gateway.protocol.edge import MAX_VERSION, MIN_VERSION, VERSION_HEADER
 from gateway.version import __version__
 
@@ -192,7 +192,7 @@ _MODE: Json = {
     "in": "header",
     "required": False,
     "description": "Another mode for this request alone. Refused where the tenant's policy does not allow it.",
-    "schema": {"enum": list(get_args(AskedMode))},
+    "schema": {"enum": list(get_args(OverrideMode))},
 }
 _TOKENS: Json = {
     "name": overrides.TOKENS,

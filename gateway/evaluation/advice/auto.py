@@ -14,7 +14,7 @@ from gateway.errors import StartupError
 from gateway.evaluation.setting import Setting
 from gateway.evaluation.summary import request_key
 from gateway.policy.length import choose_length
-from gateway.policy.question_features import looks_of
+from gateway.policy.question_features import features_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -160,7 +160,7 @@ def by_rules(rule: AutoRule) -> Callable[[CompletionRequest], int]:
 
 def by_model(model: LengthModel) -> Callable[[CompletionRequest], int]:
     """Return the choice of a length model."""
-    return lambda request: model.predict(looks_of(request, request.max_tokens).numbers).tokens
+    return lambda request: model.predict(features_of(request, request.max_tokens).numbers).tokens
 
 
 def by_probe(

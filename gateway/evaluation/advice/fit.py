@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from gateway.errors import StartupError
 from gateway.evaluation.statistics import agresti_min
 from gateway.policy.length_model import FitFigures, FitProvenance, FittedLengths, OneLength
-from gateway.policy.question_features import FEATURES, looks_of
+from gateway.policy.question_features import FEATURES, features_of
 from gateway.version import __version__
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def tables_of(family: LengthFamily) -> FitTables:
     usd = np.array([[cell.usd for cell in row] for row in family.cells])
     if not usd.any():
         raise StartupError("All answers of this run have zero cost: run it with prices, so that costs can be compared.")
-    features = np.array([looks_of(request, request.max_tokens).numbers for request in family.requests])
+    features = np.array([features_of(request, request.max_tokens).numbers for request in family.requests])
     right = np.array([[cell.score for cell in row] for row in family.cells])
     return FitTables(features, right, usd)
 

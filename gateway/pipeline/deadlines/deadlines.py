@@ -14,7 +14,7 @@ from gateway.pipeline.deadlines.times import GuidanceTimes, as_duration, recomme
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gateway.policy.resolve import GuidancePlan
+    from gateway.policy.plan import GuidancePlan
 
 log = structlog.get_logger()
 
@@ -69,7 +69,7 @@ class GuidanceDeadlines:
         bounds = guidance.auto_deadline
         if bounds is None:
             return guidance.deadline_s
-        p95_s = self.times.p95_s(guidance.teacher, guidance.asked_tokens, guidance.tenant)
+        p95_s = self.times.p95_s(guidance.teacher, guidance.requested_tokens, guidance.tenant)
         if p95_s is None:
             return bounds.max_s
         return min(bounds.max_s, max(bounds.min_s, recommended_s(p95_s)))
@@ -109,7 +109,7 @@ class GuidanceDeadlines:
         if called_s is None:
             self._add(guidance, waited_s, None)
         else:
-            factor = max(1.0, guidance.asked_tokens / tokens) if tokens > 0 else _UNKNOWN_FACTOR
+            factor = max(1.0, guidance.requested_tokens / tokens) if tokens > 0 else _UNKNOWN_FACTOR
             self._add(guidance, waited_s + called_s * (factor - 1), called_s * factor)
         record = self._record(route, guidance, late=True)
         record.held_s = held_s
@@ -139,9 +139,9 @@ class GuidanceDeadlines:
         ]
 
     def _add(self, guidance: GuidancePlan, waited_s: float, called_s: float | None) -> None:
-        self.times.add(guidance.teacher, guidance.asked_tokens, waited_s, guidance.tenant)
+        self.times.add(guidance.teacher, guidance.requested_tokens, waited_s, guidance.tenant)
         if called_s is not None:
-            self.times.add(guidance.teacher, guidance.asked_tokens, called_s)
+            self.times.add(guidance.teacher, guidance.requested_tokens, called_s)
 
     def _record(self, route: str, guidance: GuidancePlan, *, late: bool) -> _RouteRecord:
         name = (guidance.tenant, route)
@@ -164,7 +164,7 @@ class GuidanceDeadlines:
         Args:
             held_s: the deadline that was missed. The value is larger.
         """
-        p95_s = self.times.p95_s(guidance.teacher, guidance.asked_tokens, guidance.tenant) or held_s
+        p95_s = self.times.p95_s(guidance.teacher, guidance.requested_tokens, guidance.tenant) or held_s
         target_s, bounds = recommended_s(max(p95_s, held_s)), guidance.auto_deadline
         if bounds is None:
             return f"guidance.deadline={as_duration(target_s)}"

@@ -28,7 +28,7 @@ from tests.accounting.drafts import plan
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from gateway.policy.resolve import GuidancePlan
+    from gateway.policy.plan import GuidancePlan
 
 
 class Clock:
@@ -86,7 +86,7 @@ def test_what_a_late_teacher_had_streamed_tells_how_long_it_takes() -> None:
     clock = Clock()
     deadlines = GuidanceDeadlines(GuidanceTimes(clock), clock)
     asked = guidance(2.0)
-    hints = [deadlines.missed("chat", asked, 2.0, 2.0, asked.asked_tokens // 2, called_s=2.0) for _ in range(3)]
+    hints = [deadlines.missed("chat", asked, 2.0, 2.0, asked.requested_tokens // 2, called_s=2.0) for _ in range(3)]
     assert hints == [None, None, "guidance.deadline=5s"]
 
 

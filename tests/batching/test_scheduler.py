@@ -20,7 +20,7 @@ from gateway.batching.ticket import (
     TicketRefused,
 )
 from gateway.batching.window import SECOND
-from tests.batching.boards import MemoryBoard, ScriptBoard
+from tests.batching.schedulers import MemoryScheduler, ScriptScheduler
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from gateway.batching.ticket import Outcome, SchedulerDecision
     from gateway.redis.keys import RedisKeys
-    from tests.batching.boards import AnyBoard
+    from tests.batching.schedulers import AnyScheduler
 
 START = 1_795_000_000 * SECOND
 HOUR_S = 3600.0
@@ -40,13 +40,13 @@ ONE = TeacherLimits(max_in_flight=1, max_size=1, max_prompt_tokens=100_000)
 class Fleet:
     """Processes on one board and one clock. `heard` holds what became of each ticket, in the order in which it did."""
 
-    def __init__(self, board: AnyBoard) -> None:
-        self._board = board
+    def __init__(self, scheduler: AnyScheduler) -> None:
+        self._scheduler = scheduler
         self._numbers = count()
         self.limits = LIMITS
         self.now = START
-        self.heard: dict[str, Outcome] = {}
-        self.asked: list[str] = []  # the processes that the last exchange asked for everything
+        self.outcomes_by_id: dict[str, Outcome] = {}
+        self.queried: list[str] = []  # the processes that the last exchange asked for everything
 
     def ticket(self, tenant: str = "acme", name: str = "", **more: Any) -> Ticket:
         """One that is due after 10 ms unless told otherwise."""
@@ -56,23 +56,27 @@ class Fleet:
     def tickets(self, many: int, tenant: str = "acme", **more: Any) -> list[Ticket]:
         return [self.ticket(tenant, **more) for _ in range(many)]
 
-    async def tell(self, owner: str = "ann", *arrived: Ticket, **news: Any) -> SchedulerDecision:
-        decision, woken = await self._board.exchange(owner, SchedulerUpdate(arrived, **news), self.limits, self.now)
-        self.asked = sorted(name for name, outcomes in woken.items() if not outcomes)
+    async def tell(self, process_id: str = "ann", *arrived: Ticket, **update: Any) -> SchedulerDecision:
+        decision, woken = await self._scheduler.exchange(
+            process_id, SchedulerUpdate(arrived, **update), self.limits, self.now
+        )
+        self.queried = sorted(name for name, outcomes in woken.items() if not outcomes)
         for outcomes in (decision.outcomes, *woken.values()):
-            self.heard |= outcomes
+            self.outcomes_by_id |= outcomes
         return decision
 
-    async def after(self, seconds: float, owner: str = "ann", *arrived: Ticket, **news: Any) -> SchedulerDecision:
+    async def after(
+        self, seconds: float, process_id: str = "ann", *arrived: Ticket, **update: Any
+    ) -> SchedulerDecision:
         self.now += round(seconds * SECOND)
-        return await self.tell(owner, *arrived, **news)
+        return await self.tell(process_id, *arrived, **update)
 
     async def keeps(self) -> int:
         """How many texts stand in the cache, ended ones too."""
-        return await self._board.keeps()
+        return await self._scheduler.keeps()
 
     def granted(self) -> list[str]:
-        return [name for name, outcome in self.heard.items() if isinstance(outcome, Grant)]
+        return [name for name, outcome in self.outcomes_by_id.items() if isinstance(outcome, Grant)]
 
     async def serve(self, many: int) -> list[str]:
         """Return each permit as it is granted until `many` tickets had one; their tenants in that order."""
@@ -81,19 +85,19 @@ class Fleet:
             fresh = [name for name in self.granted() if name not in served]
             assert fresh, f"only {len(served)} of {many} were served"
             served += fresh
-            await self.after(0.02, gone=fresh)
+            await self.after(0.02, released=fresh)
             await self.after(0.02)
         return [name.partition("-")[0] for name in served[:many]]
 
 
 @pytest.fixture(params=["memory", "script"])
-def board(request: pytest.FixtureRequest, redis: Redis, keys: RedisKeys) -> AnyBoard:
-    return MemoryBoard() if request.param == "memory" else ScriptBoard(redis, keys)
+def scheduler(request: pytest.FixtureRequest, redis: Redis, keys: RedisKeys) -> AnyScheduler:
+    return MemoryScheduler() if request.param == "memory" else ScriptScheduler(redis, keys)
 
 
 @pytest.fixture
-async def fleet(board: AnyBoard) -> Fleet:
-    return Fleet(board)
+async def fleet(scheduler: AnyScheduler) -> Fleet:
+    return Fleet(scheduler)
 
 
 def names(tickets: Iterable[Ticket]) -> list[str]:
@@ -127,7 +131,7 @@ async def test_a_flood_delays_another_tenants_only_ticket_by_one_batch_at_most(f
     first = fleet.granted()
     assert len(first) == 4
     await fleet.after(0.02, "ben", fleet.ticket("small", "the-one"))
-    await fleet.after(0.02, gone=first)
+    await fleet.after(0.02, released=first)
     assert "the-one" in fleet.granted()
     assert len(fleet.granted()) == 8
 
@@ -149,9 +153,9 @@ async def test_leaving_and_coming_back_gains_no_turn(fleet: Fleet) -> None:
     for _ in range(20):
         waits = fleet.tickets(3, "b")
         await fleet.tell("ben", *waits)
-        await fleet.after(0.02, gone=[served[-1]])
+        await fleet.after(0.02, released=[served[-1]])
         served.append(fleet.granted()[-1])
-        await fleet.tell("ben", gone=[ticket.id for ticket in waits if ticket.id != served[-1]])
+        await fleet.tell("ben", released=[ticket.id for ticket in waits if ticket.id != served[-1]])
     assert len(set(served)) == 21
     assert 9 <= sum(name.startswith("b") for name in served) <= 11
 
@@ -177,7 +181,7 @@ async def test_who_is_refused_hears_when_the_queue_will_be_worked_off(fleet: Fle
     fleet.limits = replace(ONE, max_queue=5)
     for _ in range(10):
         await fleet.after(0.02, "ann", one := fleet.ticket(max_wait_s=0.0))
-        await fleet.after(0.02, gone=[one.id])
+        await fleet.after(0.02, released=[one.id])
     assert len(fleet.granted()) == 10
     await fleet.tell("ann", held=[fleet.ticket("x")])
     *_, last = arrived = fleet.tickets(6)
@@ -205,7 +209,7 @@ async def test_the_window_follows_the_rate_of_arrivals(fleet: Fleet) -> None:
     decision = await fleet.tell("ann", late := fleet.ticket(max_wait_s=1.0))
     assert decision.window_s is not None
     assert 0.03 < decision.window_s < 0.05
-    assert decision.next_look_s == decision.window_s
+    assert decision.next_exchange_s == decision.window_s
     assert late.id in (await fleet.after(decision.window_s)).outcomes
 
 
@@ -218,7 +222,7 @@ async def test_permits_that_return_one_by_one_make_one_batch(fleet: Fleet) -> No
     first = fleet.tickets(12)
     assert (await fleet.tell("ann", *first, *fleet.tickets(4))).opened == [4, 4, 4]
     await fleet.after(0.5)
-    opened = [size for ticket in first[:4] for size in (await fleet.after(0.02, gone=[ticket.id])).opened]
+    opened = [size for ticket in first[:4] for size in (await fleet.after(0.02, released=[ticket.id])).opened]
     assert opened == [4]
 
 
@@ -227,10 +231,10 @@ async def test_permits_that_return_too_slowly_are_not_waited_for(fleet: Fleet) -
     fleet.limits = WIDE
     first = fleet.tickets(12)
     await fleet.tell("ann", *first, *fleet.tickets(4))
-    decision = await fleet.after(0.5, gone=[first[0].id])
+    decision = await fleet.after(0.5, released=[first[0].id])
     assert decision.opened == []
-    assert decision.next_look_s == pytest.approx(1.0, abs=0.01)
-    assert (await fleet.after(0.2, gone=[first[1].id])).opened == []
+    assert decision.next_exchange_s == pytest.approx(1.0, abs=0.01)
+    assert (await fleet.after(0.2, released=[first[1].id])).opened == []
     assert (await fleet.after(2.0)).opened == [2]
 
 
@@ -239,16 +243,16 @@ async def test_permits_that_return_too_slowly_are_not_waited_for(fleet: Fleet) -
 
 async def test_a_follower_gets_what_its_leader_fetched(fleet: Fleet) -> None:
     """One permit for both; and who asks after that, without a cache, leads anew."""
-    lead, follow = (fleet.ticket(work="w", max_wait_s=0.0) for _ in range(2))
+    lead, follow = (fleet.ticket(dedupe_key="w", max_wait_s=0.0) for _ in range(2))
     await fleet.tell("ann", lead)
     decision = await fleet.tell("ben", follow)
     assert (decision.outcomes, decision.in_flight, decision.waiting) == ({}, 1, 0)
     await fleet.tell("ann", finished=[(lead.id, "the text")])
-    assert fleet.heard[follow.id] == SharedGuidance("the text", cached=False)
+    assert fleet.outcomes_by_id[follow.id] == SharedGuidance("the text", cached=False)
     assert (await fleet.tell("ben", follow)).outcomes == {follow.id: SharedGuidance("the text", cached=False)}, (
         "told again"
     )
-    assert (await fleet.tell("ben", fleet.ticket(work="w", max_wait_s=0.0))).opened == [1]
+    assert (await fleet.tell("ben", fleet.ticket(dedupe_key="w", max_wait_s=0.0))).opened == [1]
 
 
 @pytest.mark.parametrize("end", ["withdrawn", "lapsed", "left its call"])
@@ -257,19 +261,19 @@ async def test_when_a_leader_leaves_without_guidance_the_oldest_follower_leads(f
     fleet.limits = ONE
     if end != "left its call":
         await fleet.tell("zoe", held=[fleet.ticket(name="busy")])
-    await fleet.tell("ann", fleet.ticket(name="lead", work="w", max_wait_s=0.0, deadline_s=0.5))
-    await fleet.after(0.1, "ben", fleet.ticket(name="older", work="w"))
+    await fleet.tell("ann", fleet.ticket(name="lead", dedupe_key="w", max_wait_s=0.0, deadline_s=0.5))
+    await fleet.after(0.1, "ben", fleet.ticket(name="older", dedupe_key="w"))
     await fleet.after(0.1, "cem", fleet.ticket(name="other"))
-    await fleet.after(0.1, "cem", fleet.ticket(name="younger", work="w"))
+    await fleet.after(0.1, "cem", fleet.ticket(name="younger", dedupe_key="w"))
     if end == "lapsed":
         await fleet.after(0.2, "ben")
     else:
-        await fleet.tell("ann", gone=["lead"])
-    await fleet.after(0.02, "zoe", gone=["busy"])
+        await fleet.tell("ann", released=["lead"])
+    await fleet.after(0.02, "zoe", released=["busy"])
     await fleet.after(0.02, "zoe")
     assert fleet.granted()[-1] == "older"
     await fleet.tell("ben", finished=[("older", "the text")])
-    assert fleet.heard["younger"] == SharedGuidance("the text", cached=False)
+    assert fleet.outcomes_by_id["younger"] == SharedGuidance("the text", cached=False)
     await fleet.after(0.02, "cem")
     assert fleet.granted()[-1] == "other"
 
@@ -278,14 +282,14 @@ async def test_followers_take_no_place_in_the_queue(fleet: Fleet) -> None:
     """They cost the teacher nothing, so the bound does not count them."""
     fleet.limits = replace(ONE, max_queue=1)
     await fleet.tell("ann", held=[fleet.ticket(name="busy")])
-    decision = await fleet.tell("ann", *fleet.tickets(50, work="w"))
+    decision = await fleet.tell("ann", *fleet.tickets(50, dedupe_key="w"))
     assert (decision.outcomes, decision.waiting) == ({}, 1)
 
 
 async def test_kept_guidance_answers_until_its_time_is_over(fleet: Fleet) -> None:
     """No permit is taken and no batch opens; a ticket that wants nothing kept asks the teacher."""
     fleet.limits = replace(LIMITS, max_cache_bytes=10_000)
-    asks: dict[str, Any] = {"work": "w", "max_wait_s": 0.0}
+    asks: dict[str, Any] = {"dedupe_key": "w", "max_wait_s": 0.0}
     await fleet.tell("ann", lead := fleet.ticket(cache_ttl_s=5.0, **asks))
     await fleet.tell("ann", finished=[(lead.id, "the text")])
     hit = fleet.ticket(cache_ttl_s=5.0, **asks)
@@ -293,7 +297,7 @@ async def test_kept_guidance_answers_until_its_time_is_over(fleet: Fleet) -> Non
     assert (decision.outcomes, decision.in_flight) == ({hit.id: SharedGuidance("the text", cached=True)}, 0)
     uncached = fleet.ticket(**asks)
     assert (await fleet.tell("ben", uncached)).opened == [1]
-    await fleet.tell("ben", gone=[uncached.id])
+    await fleet.tell("ben", released=[uncached.id])
     await fleet.after(1.9)
     assert (await fleet.after(1.19, "ben", fleet.ticket(cache_ttl_s=5.0, **asks))).opened == []
     assert (await fleet.after(0.01, "ben", fleet.ticket(cache_ttl_s=5.0, **asks))).opened == [1], "five seconds later"
@@ -302,63 +306,63 @@ async def test_kept_guidance_answers_until_its_time_is_over(fleet: Fleet) -> Non
 async def test_the_cache_stays_within_its_bytes_and_drops_what_ends_first(fleet: Fleet) -> None:
     """Each text takes 1 + 300 + 100 bytes, and two fit: the one with the shortest time left makes room."""
     fleet.limits = replace(LIMITS, max_cache_bytes=900)
-    for work, ttl_s in (("a", 50.0), ("b", 20.0), ("c", 40.0)):
-        await fleet.tell("ann", one := fleet.ticket(work=work, max_wait_s=0.0, cache_ttl_s=ttl_s))
-        await fleet.tell("ann", finished=[(one.id, work * 300)])
+    for key, ttl_s in (("a", 50.0), ("b", 20.0), ("c", 40.0)):
+        await fleet.tell("ann", one := fleet.ticket(dedupe_key=key, max_wait_s=0.0, cache_ttl_s=ttl_s))
+        await fleet.tell("ann", finished=[(one.id, key * 300)])
 
-    async def kept(work: str) -> bool:
-        one = fleet.ticket(work=work, max_wait_s=0.0, cache_ttl_s=10.0)
+    async def cached_keys(key: str) -> bool:
+        one = fleet.ticket(dedupe_key=key, max_wait_s=0.0, cache_ttl_s=10.0)
         outcome = (await fleet.tell("ann", one)).outcomes[one.id]
-        await fleet.tell("ann", gone=[one.id])
-        return outcome == SharedGuidance(work * 300, cached=True)
+        await fleet.tell("ann", released=[one.id])
+        return outcome == SharedGuidance(key * 300, cached=True)
 
-    assert [await kept(work) for work in "abc"] == [True, False, True]
-    await fleet.tell("ann", huge := fleet.ticket(work="h", max_wait_s=0.0, cache_ttl_s=30.0))
+    assert [await cached_keys(key) for key in "abc"] == [True, False, True]
+    await fleet.tell("ann", huge := fleet.ticket(dedupe_key="h", max_wait_s=0.0, cache_ttl_s=30.0))
     await fleet.tell("ann", finished=[(huge.id, "h" * 1000)])
-    assert [await kept(work) for work in "ach"] == [True, True, False], "one that can never fit pushes nothing out"
+    assert [await cached_keys(key) for key in "ach"] == [True, True, False], "one that can never fit pushes nothing out"
 
 
-async def fetched(fleet: Fleet, work: str, text: str, ttl_s: float = HOUR_S) -> None:
+async def fetch(fleet: Fleet, key: str, text: str, ttl_s: float = HOUR_S) -> None:
     """One process asked for this work, and has it."""
-    await fleet.after(0.001, "ann", one := fleet.ticket(work=work, max_wait_s=0.0, cache_ttl_s=ttl_s))
+    await fleet.after(0.001, "ann", one := fleet.ticket(dedupe_key=key, max_wait_s=0.0, cache_ttl_s=ttl_s))
     await fleet.tell("ann", finished=[(one.id, text)])
 
 
-async def kept(fleet: Fleet, *works: str) -> list[str]:
+async def cached_keys(fleet: Fleet, *dedupe_keys: str) -> list[str]:
     """Those of these works that are answered from the cache."""
-    asked = {work: fleet.ticket(work=work, max_wait_s=0.0, cache_ttl_s=HOUR_S) for work in works}
+    asked = {key: fleet.ticket(dedupe_key=key, max_wait_s=0.0, cache_ttl_s=HOUR_S) for key in dedupe_keys}
     fleet.limits = replace(fleet.limits, max_in_flight=100)
     outcomes = (await fleet.tell("ann", *asked.values())).outcomes
-    await fleet.tell("ann", gone=names(asked.values()))
-    return [work for work, one in asked.items() if isinstance(outcomes[one.id], SharedGuidance)]
+    await fleet.tell("ann", released=names(asked.values()))
+    return [key for key, one in asked.items() if isinstance(outcomes[one.id], SharedGuidance)]
 
 
 async def test_few_large_texts_drive_out_many_small_ones(fleet: Fleet) -> None:
     """Sixty small ones fill the cache to its last byte; one of half its size takes the place of thirty, at once."""
     fleet.limits = replace(LIMITS, max_cache_bytes=60 * (3 + 297 + 100))
-    works = [f"s{n:02}" for n in range(60)]
-    for work in works:
-        await fetched(fleet, work, "x" * 297)
-    assert await kept(fleet, *works) == works
-    await fetched(fleet, "big", "x" * 11_897)
-    assert await kept(fleet, *works, "big") == [*works[30:], "big"]
+    dedupe_keys = [f"s{n:02}" for n in range(60)]
+    for key in dedupe_keys:
+        await fetch(fleet, key, "x" * 297)
+    assert await cached_keys(fleet, *dedupe_keys) == dedupe_keys
+    await fetch(fleet, "big", "x" * 11_897)
+    assert await cached_keys(fleet, *dedupe_keys, "big") == [*dedupe_keys[30:], "big"]
 
 
 async def test_a_text_larger_than_the_cache_is_not_kept(fleet: Fleet) -> None:
     """Though it would end last, and it pushes nothing out."""
     fleet.limits = replace(LIMITS, max_cache_bytes=1000)
-    await fetched(fleet, "small", "x" * 100)
-    await fetched(fleet, "huge", "x" * 897, ttl_s=2 * HOUR_S)
-    assert await kept(fleet, "small", "huge") == ["small"]
+    await fetch(fleet, "small", "x" * 100)
+    await fetch(fleet, "huge", "x" * 897, ttl_s=2 * HOUR_S)
+    assert await cached_keys(fleet, "small", "huge") == ["small"]
 
 
 async def test_a_cache_that_is_switched_off_is_emptied(fleet: Fleet) -> None:
     """By the next text that could have been kept."""
     fleet.limits = replace(LIMITS, max_cache_bytes=100_000)
     for n in range(30):
-        await fetched(fleet, f"e{n:02}", "x")
+        await fetch(fleet, f"e{n:02}", "x")
     fleet.limits = LIMITS
-    await fetched(fleet, "last", "x")
+    await fetch(fleet, "last", "x")
     assert await fleet.keeps() == 0
 
 
@@ -366,11 +370,11 @@ async def test_of_what_has_ended_few_are_dropped_at_once(fleet: Fleet) -> None:
     """Fifty ended together: each later text drops twenty of them, although they would all fit."""
     fleet.limits = replace(LIMITS, max_cache_bytes=100_000)
     for n in range(50):
-        await fetched(fleet, f"e{n:02}", "x", ttl_s=1.0)
+        await fetch(fleet, f"e{n:02}", "x", ttl_s=1.0)
     left = []
-    for work in "abc":
+    for key in "abc":
         await fleet.after(1.5)
-        await fetched(fleet, work, "x")
+        await fetch(fleet, key, "x")
         left.append(await fleet.keeps())
     assert left == [31, 12, 3]
 
@@ -389,7 +393,7 @@ async def test_only_a_dead_owner_loses_its_tickets_and_permits(fleet: Fleet) -> 
         assert (await fleet.after(1.0, "ben", held=[mine])).reclaimed == 0
     assert fleet.granted() == ["anns", "bens"]
     decision = await fleet.after(1.0, "ben", held=[mine])
-    assert (decision.reclaimed, decision.fleet) == (2, 1)
+    assert (decision.reclaimed, decision.fleet_size) == (2, 1)
     await fleet.after(0.01, "ben")
     assert fleet.granted() == ["anns", "bens", "ben-waits"]
 
@@ -399,11 +403,11 @@ async def test_who_leaves_leaves_nothing_behind(fleet: Fleet) -> None:
     fleet.limits = ONE
     await fleet.tell("ann", *fleet.tickets(2, max_wait_s=0.0))
     await fleet.tell("ben", waits := fleet.ticket(max_wait_s=0.0))
-    assert (await fleet.tell("ben")).fleet == 2
+    assert (await fleet.tell("ben")).fleet_size == 2
     assert (await fleet.tell("ann", leaving=True)).reclaimed == 0
     assert waits.id in fleet.granted()
     decision = await fleet.tell("ben")
-    assert (decision.fleet, decision.in_flight, decision.waiting) == (1, 1, 0)
+    assert (decision.fleet_size, decision.in_flight, decision.waiting) == (1, 1, 0)
 
 
 @pytest.mark.parametrize("jump_s", [HOUR_S, -HOUR_S, 30.0], ids=["forward", "back", "stood still"])
@@ -414,9 +418,9 @@ async def test_no_permit_lapses_early_because_the_clock_was_set(fleet: Fleet, ju
     await fleet.tell("ann", call := fleet.ticket(max_wait_s=0.0, deadline_s=5.0))
     await fleet.tell("ben", waits := fleet.ticket(deadline_s=5.0))
     decision = await fleet.after(jump_s, "cem")
-    assert (decision.reclaimed, decision.fleet, decision.in_flight, decision.waiting) == (0, 3, 1, 1)
+    assert (decision.reclaimed, decision.fleet_size, decision.in_flight, decision.waiting) == (0, 3, 1, 1)
     assert (await fleet.after(1.5, "ann")).reclaimed == 0
-    await fleet.after(0.5, "ann", gone=[call.id])
+    await fleet.after(0.5, "ann", released=[call.id])
     await fleet.after(0.01, "ben")
     assert waits.id in fleet.granted()
 
@@ -434,12 +438,12 @@ async def test_a_permit_that_nobody_returns_lapses_after_its_deadline(fleet: Fle
 async def test_after_an_outage_nothing_opens_until_all_have_told_what_they_hold(fleet: Fleet, last: str | None) -> None:
     """The fleet was three, and who comes back first sees nobody else; one that stays away is waited for two seconds."""
     fleet.limits = replace(LIMITS, max_in_flight=9, max_size=1)
-    returns: dict[str, Any] = {"returning": True, "everything": True, "fleet": 3}
+    returns: dict[str, Any] = {"rejoining": True, "complete": True, "fleet_size": 3}
     assert (await fleet.tell("ann", *fleet.tickets(20), **returns)).in_flight == 0
     assert (await fleet.after(0.1, "ben", held=fleet.tickets(3), **returns)).in_flight == 3
-    assert (await fleet.after(0.1, "ann", everything=True, fleet=3)).in_flight == 3
+    assert (await fleet.after(0.1, "ann", complete=True, fleet_size=3)).in_flight == 3
     if last is None:
-        assert (await fleet.after(1.7, "ann", everything=True, fleet=3)).in_flight == 3
+        assert (await fleet.after(1.7, "ann", complete=True, fleet_size=3)).in_flight == 3
         assert (await fleet.after(0.2, "ann")).in_flight == 9
     else:
         assert (await fleet.after(0.1, last, held=fleet.tickets(4), **returns)).in_flight == 9
@@ -447,23 +451,23 @@ async def test_after_an_outage_nothing_opens_until_all_have_told_what_they_hold(
 
 async def test_when_one_comes_back_the_others_are_asked_what_they_hold(fleet: Fleet) -> None:
     """Once, and not the one that came: so that the fleet stands still for a round trip and not for a heartbeat."""
-    for owner in ("ann", "ben", "cem"):
-        await fleet.tell(owner, everything=True, fleet=3)
+    for process_id in ("ann", "ben", "cem"):
+        await fleet.tell(process_id, complete=True, fleet_size=3)
     await fleet.after(3.0)
-    returns: dict[str, Any] = {"returning": True, "everything": True, "fleet": 3}
+    returns: dict[str, Any] = {"rejoining": True, "complete": True, "fleet_size": 3}
     await fleet.tell("ben", **returns)
-    assert fleet.asked == ["ann", "cem"]
+    assert fleet.queried == ["ann", "cem"]
     await fleet.tell("cem", **returns)
-    assert fleet.asked == []
-    assert (await fleet.tell("ann", fleet.ticket(max_wait_s=0.0), everything=True, fleet=3)).opened == [1]
+    assert fleet.queried == []
+    assert (await fleet.tell("ann", fleet.ticket(max_wait_s=0.0), complete=True, fleet_size=3)).opened == [1]
 
 
 async def test_one_that_comes_back_to_nobody_asks_nobody(fleet: Fleet) -> None:
     """It knows of no other process that may hold a permit: there is nothing to wait for."""
-    await fleet.after(0.0, "ann", everything=True, fleet=1)
+    await fleet.after(0.0, "ann", complete=True, fleet_size=1)
     await fleet.tell("ben")
-    decision = await fleet.tell("ann", fleet.ticket(max_wait_s=0.0), returning=True, everything=True, fleet=1)
-    assert (fleet.asked, decision.opened) == ([], [1])
+    decision = await fleet.tell("ann", fleet.ticket(max_wait_s=0.0), rejoining=True, complete=True, fleet_size=1)
+    assert (fleet.queried, decision.opened) == ([], [1])
 
 
 # What is told more than once
@@ -485,7 +489,7 @@ async def test_a_ticket_told_again_keeps_its_place_and_its_window(fleet: Fleet) 
     await fleet.tell("ann", mine := fleet.ticket(max_wait_s=0.5))
     await fleet.tell("ben", fleet.ticket(max_wait_s=0.9))
     again = await fleet.after(0.2, "ann", mine)
-    assert again.next_look_s == pytest.approx(0.3)
+    assert again.next_exchange_s == pytest.approx(0.3)
     await fleet.after(0.3, "ann")
     assert fleet.granted()[0] == mine.id
 
@@ -515,7 +519,7 @@ async def test_a_permit_in_use_is_counted_whoever_granted_it(fleet: Fleet) -> No
     await fleet.tell("ann", held=[x, y := fleet.ticket()])
     decision = await fleet.tell("ben", fleet.ticket(max_wait_s=0.0))
     assert (decision.outcomes, decision.in_flight, decision.waiting) == ({}, 2, 1)
-    decision = await fleet.tell("ann", gone=[x.id, y.id])
+    decision = await fleet.tell("ann", released=[x.id, y.id])
     assert (decision.in_flight, decision.waiting) == (1, 0)
 
 
@@ -523,8 +527,8 @@ async def test_a_permit_given_up_for_others_waits_as_its_ticket_says(fleet: Flee
     """Its process was alone, told that it held it, and then that it waits: with its own window and prompt."""
     fleet.limits = replace(LIMITS, low_water=0)
     one = fleet.ticket(max_wait_s=0.5)
-    await fleet.tell("ann", one, held=[one], returning=True, everything=True, fleet=2)
-    decision = await fleet.tell("ben", everything=True, fleet=2)
+    await fleet.tell("ann", one, held=[one], rejoining=True, complete=True, fleet_size=2)
+    decision = await fleet.tell("ben", complete=True, fleet_size=2)
     assert (decision.waiting, decision.window_s, decision.opened) == (1, 0.5, [])
 
 
@@ -534,7 +538,7 @@ async def test_a_permit_given_up_for_others_waits_as_its_ticket_says(fleet: Flee
 @pytest.fixture
 async def script(redis: Redis, keys: RedisKeys) -> Fleet:
     """A fleet on the script, whose Redis the test may spoil."""
-    return Fleet(ScriptBoard(redis, keys))
+    return Fleet(ScriptScheduler(redis, keys))
 
 
 GARBAGE = [b"", b"garbage", b"\xff\xfe|||", b"4|W|ann|acme|x|x|x|x|x|x||", b"4|Z|ann|acme|1|1|1|1|1|1||"]
@@ -550,8 +554,8 @@ async def test_an_unreadable_ticket_is_counted_once_and_its_owner_hears_of_it(
     await redis.hset(names.tickets, bad.id, garbage)
     assert (await script.after(0.05, "ben")).opened == [2]
     decision = await script.after(0.5, "ann", bad)
-    assert (decision.outcomes, decision.broken, decision.opened) == ({bad.id: TicketBroken()}, 1, [])
-    assert [(await script.after(1.0)).broken for _ in range(3)] == [0, 0, 0]
+    assert (decision.outcomes, decision.unreadable, decision.opened) == ({bad.id: TicketBroken()}, 1, [])
+    assert [(await script.after(1.0)).unreadable for _ in range(3)] == [0, 0, 0]
     assert not await redis.hexists(names.tickets, bad.id)
     assert await redis.zscore(names.ends, bad.id) is None
 
@@ -568,7 +572,7 @@ async def test_unreadable_tickets_that_nobody_asks_for_end_by_themselves(
     decision = await script.after(0.05, "ben")
     assert len(script.granted()) == 2
     assert decision.waiting == 0
-    assert sum([(await script.after(1.0, "ben")).broken for _ in range(3)]) == 5
+    assert sum([(await script.after(1.0, "ben")).unreadable for _ in range(3)]) == 5
     assert await redis.hlen(keys.teacher("big").tickets) == 2
 
 
@@ -580,18 +584,18 @@ async def test_an_unreadable_leader_frees_its_followers(
     script.limits = ONE
     if state == "waits":
         await script.tell("zoe", held=[script.ticket(name="busy")])
-    await script.tell("ann", lead := script.ticket(work="w", max_wait_s=0.0))
-    await script.tell("ben", *(two := script.tickets(2, work="w", max_wait_s=0.0)))
+    await script.tell("ann", lead := script.ticket(dedupe_key="w", max_wait_s=0.0))
+    await script.tell("ben", *(two := script.tickets(2, dedupe_key="w", max_wait_s=0.0)))
     await redis.hset(keys.teacher("big").tickets, lead.id, "garbage")
     if state == "waits":
         assert (await script.tell("ann", lead)).outcomes == {lead.id: TicketBroken()}
-        await script.tell("zoe", gone=["busy"])
+        await script.tell("zoe", released=["busy"])
     else:
-        assert (await script.tell("ann", finished=[(lead.id, "lost")])).broken == 1
+        assert (await script.tell("ann", finished=[(lead.id, "lost")])).unreadable == 1
     await script.after(0.02, "ben")
     assert script.granted()[-1] == two[0].id
     await script.tell("ben", finished=[(two[0].id, "the text")])
-    assert script.heard[two[1].id] == SharedGuidance("the text", cached=False)
+    assert script.outcomes_by_id[two[1].id] == SharedGuidance("the text", cached=False)
     assert await redis.hlen(keys.teacher("big").flights) == 0
 
 
@@ -599,14 +603,14 @@ async def test_nobody_follows_a_leader_whose_ticket_is_lost(script: Fleet, redis
     """Redis lost all tickets, and the leader left meanwhile: the next one leads, and so does a call that goes on."""
     script.limits = ONE
     await script.tell("zoe", held=[script.ticket(name="busy")])
-    await script.tell("ann", *(script.ticket(name=f"lead-{work}", work=work) for work in "vw"))
+    await script.tell("ann", *(script.ticket(name=f"lead-{key}", dedupe_key=key) for key in "vw"))
     await redis.delete(keys.teacher("big").tickets)
-    await script.tell("ann", gone=["lead-v", "lead-w"])
-    await script.tell("zoe", gone=["busy"], held=[script.ticket(name="call", work="w")])
-    await script.tell("ben", script.ticket(name="follows", work="w"))
+    await script.tell("ann", released=["lead-v", "lead-w"])
+    await script.tell("zoe", released=["busy"], held=[script.ticket(name="call", dedupe_key="w")])
+    await script.tell("ben", script.ticket(name="follows", dedupe_key="w"))
     await script.tell("zoe", finished=[("call", "the text")])
-    assert script.heard["follows"] == SharedGuidance("the text", cached=False)
-    await script.tell("ben", script.ticket(name="leads", work="v", max_wait_s=0.0))
+    assert script.outcomes_by_id["follows"] == SharedGuidance("the text", cached=False)
+    await script.tell("ben", script.ticket(name="leads", dedupe_key="v", max_wait_s=0.0))
     assert script.granted() == ["leads"]
 
 
@@ -619,10 +623,10 @@ async def test_any_number_of_lost_tickets_in_the_queue_is_passed_over(
     await redis.zadd(keys.teacher("big").queue, places)
     await redis.zadd(keys.teacher("big").passes, {"acme": 0})
     decision = await script.tell("ben", script.ticket("small", max_wait_s=0.0))
-    assert (decision.opened, decision.next_look_s) == ([1], 0.01), "a part of them now, and soon the next"
+    assert (decision.opened, decision.next_exchange_s) == ([1], 0.01), "a part of them now, and soon the next"
     for _ in range(12):
         decision = await script.after(0.01, "ben")
-    assert decision.next_look_s is None
+    assert decision.next_exchange_s is None
     assert await redis.zcard(keys.teacher("big").queue) == 0
     assert await redis.zcard(keys.teacher("big").passes) == 0
 
@@ -640,13 +644,13 @@ async def test_what_a_dead_process_left_is_taken_back_a_part_at_a_time(
     await script.after(0.5, "ben", mine)
     decision = await script.after(0.5, "ben", mine)
     taken = []
-    while decision.next_look_s == 0.01:
+    while decision.next_exchange_s == 0.01:
         taken.append(await redis.hlen(keys.teacher("big").tickets))
-        assert decision.fleet == 2
+        assert decision.fleet_size == 2
         decision = await script.after(0.01, "ben")
     assert 4 <= len(taken) <= 12
     assert all(before - after <= 3000 for before, after in zip([10_001, *taken], [*taken, 1], strict=True))
-    assert (decision.fleet, await redis.hlen(keys.teacher("big").tickets)) == (1, 1)
+    assert (decision.fleet_size, await redis.hlen(keys.teacher("big").tickets)) == (1, 1)
     assert await redis.zcard(keys.teacher("big").ends) == 1
     assert decision.in_flight + decision.waiting == 1
 
@@ -656,7 +660,7 @@ async def test_no_permit_goes_to_a_ticket_whose_time_is_over(script: Fleet) -> N
     script.limits = replace(ONE, max_queue=10_000)
     await script.tell("ben", script.ticket(name="busy", max_wait_s=0.0))
     await script.tell("ann", *script.tickets(2500, deadline_s=1.0))
-    assert (await script.after(1.0, "ben", script.ticket(name="waits", max_wait_s=0.0), gone=["busy"])).opened == []
+    assert (await script.after(1.0, "ben", script.ticket(name="waits", max_wait_s=0.0), released=["busy"])).opened == []
     await script.after(0.01, "ben")
     assert script.granted() == ["busy", "waits"]
 
@@ -668,21 +672,23 @@ async def test_one_that_comes_back_while_it_is_swept_away_stays(script: Fleet, r
     for _ in range(6):
         await script.tell("ann", *script.tickets(1000, "dead", deadline_s=600.0))
     await script.after(0.5, "ben")
-    assert (await script.after(0.5, "ben")).next_look_s == 0.01
+    assert (await script.after(0.5, "ben")).next_exchange_s == 0.01
     left = await redis.hlen(keys.teacher("big").tickets)
     assert 2000 < left < 5000
-    assert (await script.tell("ann")).fleet == 2
+    assert (await script.tell("ann")).fleet_size == 2
     decision = await script.after(0.01, "ben")
-    assert (decision.fleet, decision.next_look_s) == (2, None)
+    assert (decision.fleet_size, decision.next_exchange_s) == (2, None)
     assert await redis.hlen(keys.teacher("big").tickets) == left
 
 
 async def test_an_unreadable_follower_holds_up_nobody(script: Fleet, redis: Redis, keys: RedisKeys) -> None:
     """The leader fails, the next follower that can be read leads; the other's owner hears of it."""
-    await script.tell("ann", lead := script.ticket(work="w", max_wait_s=0.0))
-    await script.tell("ben", bad := script.ticket(work="w"), good := script.ticket(work="w", max_wait_s=0.0))
+    await script.tell("ann", lead := script.ticket(dedupe_key="w", max_wait_s=0.0))
+    await script.tell(
+        "ben", bad := script.ticket(dedupe_key="w"), good := script.ticket(dedupe_key="w", max_wait_s=0.0)
+    )
     await redis.hset(keys.teacher("big").tickets, bad.id, "garbage")
-    await script.tell("ann", gone=[lead.id])
+    await script.tell("ann", released=[lead.id])
     assert script.granted() == [lead.id, good.id]
     assert (await script.tell("ben", bad)).outcomes == {bad.id: TicketBroken()}
     assert await redis.zcard(keys.teacher("big").followers) == 0
@@ -691,10 +697,10 @@ async def test_an_unreadable_follower_holds_up_nobody(script: Fleet, redis: Redi
 async def test_a_kept_text_that_redis_evicted_is_fetched_anew(script: Fleet, redis: Redis, keys: RedisKeys) -> None:
     """A Redis that may evict drops whole keys, one without the other."""
     script.limits = replace(LIMITS, max_cache_bytes=10_000)
-    await script.tell("ann", lead := script.ticket(work="w", max_wait_s=0.0, cache_ttl_s=60.0))
+    await script.tell("ann", lead := script.ticket(dedupe_key="w", max_wait_s=0.0, cache_ttl_s=60.0))
     await script.tell("ann", finished=[(lead.id, "the text")])
     await redis.delete(keys.teacher("big").cache)
-    assert (await script.tell("ann", script.ticket(work="w", max_wait_s=0.0, cache_ttl_s=60.0))).opened == [1]
+    assert (await script.tell("ann", script.ticket(dedupe_key="w", max_wait_s=0.0, cache_ttl_s=60.0))).opened == [1]
 
 
 @pytest.mark.parametrize("lost", ["cache", "cache_ends", "state"])
@@ -704,12 +710,12 @@ async def test_a_cache_that_lost_one_of_its_keys_begins_anew(
     """Its count is that of what it holds, and it holds as much as ever."""
     script.limits = replace(LIMITS, max_cache_bytes=20 * (3 + 297 + 100))
     for n in range(20):
-        await fetched(script, f"a{n:02}", "x" * 297)
+        await fetch(script, f"a{n:02}", "x" * 297)
     await redis.delete(getattr(keys.teacher("big"), lost))
-    await script.after(2.5, "ann", everything=True, fleet=1)
-    works = [f"b{n:02}" for n in range(20)]
-    for work in works:
-        await fetched(script, work, "x" * 297)
-    assert await kept(script, *works) == works
+    await script.after(2.5, "ann", complete=True, fleet_size=1)
+    dedupe_keys = [f"b{n:02}" for n in range(20)]
+    for key in dedupe_keys:
+        await fetch(script, key, "x" * 297)
+    assert await cached_keys(script, *dedupe_keys) == dedupe_keys
     assert await script.keeps() == 20
     assert int(await redis.hget(keys.teacher("big").state, "cache_bytes")) == 20 * 400

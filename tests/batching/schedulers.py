@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from msgspec.structs import replace
 
-from gateway.batching.board import Scheduler
-from gateway.batching.redis_board import SCRIPT, RedisScheduler, _read_wakeup
+from gateway.batching.redis_scheduler import SCRIPT, RedisScheduler, _read_wakeup
+from gateway.batching.scheduler import Scheduler
 from gateway.batching.window import SECOND
 
 if TYPE_CHECKING:
@@ -23,11 +23,11 @@ _T = TypeVar("_T")
 Woken = dict[str, dict[str, "Outcome"]]
 
 
-class AnyBoard(Protocol):
+class AnyScheduler(Protocol):
     """What the fleet does on a board at a moment, in microseconds."""
 
     async def exchange(
-        self, owner: str, news: SchedulerUpdate, limits: TeacherLimits, now: int
+        self, process_id: str, update: SchedulerUpdate, limits: TeacherLimits, now: int
     ) -> tuple[SchedulerDecision, Woken]: ...
 
     async def clear(self) -> None:
@@ -43,36 +43,36 @@ class AnyBoard(Protocol):
         ...
 
 
-class MemoryBoard:
+class MemoryScheduler:
     """The pure board."""
 
     def __init__(self) -> None:
-        self.board = Scheduler()
+        self.scheduler = Scheduler()
 
     async def exchange(
-        self, owner: str, news: SchedulerUpdate, limits: TeacherLimits, now: int
+        self, process_id: str, update: SchedulerUpdate, limits: TeacherLimits, now: int
     ) -> tuple[SchedulerDecision, Woken]:
-        return self.board.exchange(owner, news, limits, now)
+        return self.scheduler.exchange(process_id, update, limits, now)
 
     async def clear(self) -> None:
-        self.board = Scheduler()
+        self.scheduler = Scheduler()
 
     async def left(self) -> dict[str, int]:
-        board = self.board
+        scheduler = self.scheduler
         kept = {
-            "tickets": len(board._entries),
-            "permits": len(board._permits),
-            "queues": sum(map(len, board._queues.values())),
-            "flights": len(board._flights),
-            "followers": len(board._followers),
+            "tickets": len(scheduler._entries),
+            "permits": len(scheduler._permits),
+            "queues": sum(map(len, scheduler._queues.values())),
+            "flights": len(scheduler._leaders),
+            "followers": len(scheduler._followers),
         }
         return {kind: many for kind, many in kept.items() if many}
 
     async def keeps(self) -> int:
-        return len(self.board._cache)
+        return len(self.scheduler._cache)
 
 
-class ScriptBoard:
+class ScriptScheduler:
     """The script, with the clock and the wake-ups in the test's hands; all else is as it runs in production."""
 
     def __init__(self, redis: Redis, keys: RedisKeys) -> None:
@@ -89,12 +89,12 @@ class ScriptBoard:
         self._script = redis.register_script(text)
 
     async def exchange(
-        self, owner: str, news: SchedulerUpdate, limits: TeacherLimits, now: int
+        self, process_id: str, update: SchedulerUpdate, limits: TeacherLimits, now: int
     ) -> tuple[SchedulerDecision, Woken]:
-        board = RedisScheduler(self._redis, self._keys, owner, "big")
-        board._script = self._script
+        scheduler = RedisScheduler(self._redis, self._keys, process_id, "big")
+        scheduler._script = self._script
         await self._redis.hset(self._clock, mapping={"s": now // SECOND, "us": now % SECOND})
-        decision = await board.exchange(news, limits)
+        decision = await scheduler.exchange(update, limits)
         woken: Woken = {}
         for message in await self._redis.lpop(self._woken, 10_000) or []:
             holder, _, rest = message.partition(b"\n")
@@ -122,26 +122,26 @@ class ScriptBoard:
         return int(await self._redis.hlen(self._keys.teacher("big").cache))
 
 
-class BlockingBoard:
+class BlockingScheduler:
     """A board on a loop of its own, where time is real. Who asks it stands still meanwhile."""
 
-    def __init__(self, board: AnyBoard, loop: asyncio.AbstractEventLoop) -> None:
-        self._board = board
+    def __init__(self, scheduler: AnyScheduler, loop: asyncio.AbstractEventLoop) -> None:
+        self._scheduler = scheduler
         self._loop = loop
 
     async def exchange(
-        self, owner: str, news: SchedulerUpdate, limits: TeacherLimits, now: int
+        self, process_id: str, update: SchedulerUpdate, limits: TeacherLimits, now: int
     ) -> tuple[SchedulerDecision, Woken]:
-        return self._wait(self._board.exchange(owner, news, limits, now))
+        return self._wait(self._scheduler.exchange(process_id, update, limits, now))
 
     async def clear(self) -> None:
-        self._wait(self._board.clear())
+        self._wait(self._scheduler.clear())
 
     async def left(self) -> dict[str, int]:
-        return self._wait(self._board.left())
+        return self._wait(self._scheduler.left())
 
     async def keeps(self) -> int:
-        return self._wait(self._board.keeps())
+        return self._wait(self._scheduler.keeps())
 
-    def _wait(self, work: Coroutine[Any, Any, _T]) -> _T:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
+    def _wait(self, coroutine: Coroutine[Any, Any, _T]) -> _T:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(10)

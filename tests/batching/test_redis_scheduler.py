@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
-from gateway.batching.redis_board import RedisScheduler, _read_wakeup, hear_wakeups
+from gateway.batching.redis_scheduler import RedisScheduler, _read_wakeup, listen_for_wakeups
 from gateway.batching.ticket import Grant, SchedulerUpdate, SharedGuidance, TeacherLimits, Ticket
 from gateway.local.redis import EmbeddedRedis
 from gateway.runtime.tasks import BackgroundTasks
@@ -32,8 +32,8 @@ def ticket(name: str, *, wait_s: float = LONG_S, deadline_s: float = LONG_S, **m
     return Ticket(name, "acme", 10, wait_s, deadline_s, **more)
 
 
-def boards(redis: Redis, keys: RedisKeys) -> list[RedisScheduler]:
-    return [RedisScheduler(redis, keys, owner, "big") for owner in ("ann", "ben", "cat")]
+def schedulers(redis: Redis, keys: RedisKeys) -> list[RedisScheduler]:
+    return [RedisScheduler(redis, keys, process_id, "big") for process_id in ("ann", "ben", "cat")]
 
 
 @asynccontextmanager
@@ -53,10 +53,10 @@ async def wakeups(pubsub: PubSub, keys: RedisKeys, tickets: int) -> dict[str, di
     while sum(map(len, heard.values())) < tickets:
         message = await pubsub.get_message(timeout=2)
         assert message is not None, f"heard {heard}, waited for {tickets} tickets"
-        owner = message["channel"].decode().removeprefix(keys.wakeups(""))
+        process_id = message["channel"].decode().removeprefix(keys.wakeups(""))
         teacher, outcomes = _read_wakeup(message["data"])
         assert teacher == "big"
-        heard.setdefault(owner, {}).update(outcomes)
+        heard.setdefault(process_id, {}).update(outcomes)
     return heard
 
 
@@ -68,26 +68,26 @@ async def left_in_redis(redis: Redis, keys: RedisKeys) -> tuple[int, int, int]:
 
 async def test_a_ticket_without_a_window_is_granted_in_the_same_exchange(redis: Redis, keys: RedisKeys) -> None:
     """One round trip from ticket to permit, while the teacher has room."""
-    decision = await boards(redis, keys)[0].exchange(SchedulerUpdate([ticket("a", wait_s=0)]), LIMITS)
+    decision = await schedulers(redis, keys)[0].exchange(SchedulerUpdate([ticket("a", wait_s=0)]), LIMITS)
     assert decision.outcomes == {"a": Grant("b1", 1)}
-    assert decision.next_look_s is None
+    assert decision.next_exchange_s is None
     assert await left_in_redis(redis, keys) == (0, 1, 1)
 
 
 async def test_a_ticket_waits_its_window_and_the_owner_is_told_when_to_look(redis: Redis, keys: RedisKeys) -> None:
     """Before the window nothing opens; at the told time, on Redis's own clock, the batch does."""
-    board = boards(redis, keys)[0]
-    decision = await board.exchange(SchedulerUpdate([ticket("a", wait_s=0.05)]), LIMITS)
+    scheduler = schedulers(redis, keys)[0]
+    decision = await scheduler.exchange(SchedulerUpdate([ticket("a", wait_s=0.05)]), LIMITS)
     assert decision.outcomes == {}
-    assert decision.next_look_s is not None
-    assert 0 < decision.next_look_s <= 0.05
-    await asyncio.sleep(decision.next_look_s + 0.002)
-    assert (await board.exchange(SchedulerUpdate(), LIMITS)).outcomes == {"a": Grant("b1", 1)}
+    assert decision.next_exchange_s is not None
+    assert 0 < decision.next_exchange_s <= 0.05
+    await asyncio.sleep(decision.next_exchange_s + 0.002)
+    assert (await scheduler.exchange(SchedulerUpdate(), LIMITS)).outcomes == {"a": Grant("b1", 1)}
 
 
 async def test_one_owners_news_wakes_the_others(redis: Redis, keys: RedisKeys) -> None:
     """Three owners' tickets share a batch; who completes it gets its own grant, the others hear theirs."""
-    ann, ben, cat = boards(redis, keys)
+    ann, ben, cat = schedulers(redis, keys)
     async with listening(redis, keys) as pubsub:
         assert (await ann.exchange(SchedulerUpdate([ticket("a"), ticket("A")]), LIMITS)).outcomes == {}
         assert (await ben.exchange(SchedulerUpdate([ticket("b")]), LIMITS)).outcomes == {}
@@ -100,20 +100,20 @@ async def test_one_owners_news_wakes_the_others(redis: Redis, keys: RedisKeys) -
 
 async def test_guidance_travels_to_other_owners_as_it_was_written(redis: Redis, keys: RedisKeys) -> None:
     """Whatever stands in it: line breaks are JSON's, bars and quotes and every alphabet are its own."""
-    ann, ben, _ = boards(redis, keys)
+    ann, ben, _ = schedulers(redis, keys)
     text = '["a|b \\n {\\"c\\"} é 水", "stop", null]'
     async with listening(redis, keys) as pubsub:
-        await ann.exchange(SchedulerUpdate([ticket("a", wait_s=0, work="w", cache_ttl_s=60)]), LIMITS)
-        await ben.exchange(SchedulerUpdate([ticket("b", work="w")]), LIMITS)
+        await ann.exchange(SchedulerUpdate([ticket("a", wait_s=0, dedupe_key="w", cache_ttl_s=60)]), LIMITS)
+        await ben.exchange(SchedulerUpdate([ticket("b", dedupe_key="w")]), LIMITS)
         await ann.exchange(SchedulerUpdate(finished=[("a", text)]), TeacherLimits(8, 4, 1000, max_cache_bytes=1000))
         assert await wakeups(pubsub, keys, 1) == {"ben": {"b": SharedGuidance(text, cached=False)}}
-    later = await ben.exchange(SchedulerUpdate([ticket("c", work="w", cache_ttl_s=60)]), LIMITS)
+    later = await ben.exchange(SchedulerUpdate([ticket("c", dedupe_key="w", cache_ttl_s=60)]), LIMITS)
     assert later.outcomes == {"c": SharedGuidance(text, cached=True)}
 
 
 async def test_the_cap_is_the_fleets(redis: Redis, keys: RedisKeys) -> None:
     """Permits of all owners count; a returned one goes to the oldest ticket of any owner."""
-    ann, ben, _ = boards(redis, keys)
+    ann, ben, _ = schedulers(redis, keys)
     limits = TeacherLimits(2, 4, 1000)
     async with listening(redis, keys) as pubsub:
         assert (
@@ -123,46 +123,48 @@ async def test_the_cap_is_the_fleets(redis: Redis, keys: RedisKeys) -> None:
         assert (
             await ben.exchange(SchedulerUpdate([ticket("b", wait_s=0), ticket("B", wait_s=0)]), limits)
         ).outcomes == {}
-        assert (await ann.exchange(SchedulerUpdate([ticket("x", wait_s=0)], gone=["a"]), limits)).outcomes == {}
+        assert (await ann.exchange(SchedulerUpdate([ticket("x", wait_s=0)], released=["a"]), limits)).outcomes == {}
         assert await wakeups(pubsub, keys, 1) == {"ben": {"b": Grant("b2", 1)}}
     assert await redis.scard(keys.teacher("big").permits) == 2
 
 
 async def test_a_forgotten_script_is_loaded_again(redis: Redis, keys: RedisKeys) -> None:
     """Redis forgets scripts when it restarts."""
-    board = boards(redis, keys)[0]
-    await board.exchange(SchedulerUpdate(), LIMITS)
+    scheduler = schedulers(redis, keys)[0]
+    await scheduler.exchange(SchedulerUpdate(), LIMITS)
     await redis.script_flush()
-    assert (await board.exchange(SchedulerUpdate([ticket("a", wait_s=0)]), LIMITS)).outcomes == {"a": Grant("b1", 1)}
+    assert (await scheduler.exchange(SchedulerUpdate([ticket("a", wait_s=0)]), LIMITS)).outcomes == {
+        "a": Grant("b1", 1)
+    }
 
 
 async def test_the_largest_batch_the_configuration_allows(redis: Redis, keys: RedisKeys) -> None:
     """4096 tickets at once: Lua's unpack, the arguments of one call and one wake-up carry them."""
-    ann, ben, _ = boards(redis, keys)
+    ann, ben, _ = schedulers(redis, keys)
     limits = TeacherLimits(100_000, 4096, 100_000_000, max_queue=10_000)
     async with listening(redis, keys) as pubsub:
         assert (await ann.exchange(SchedulerUpdate([ticket(f"a{n}") for n in range(4095)]), limits)).outcomes == {}
         assert (await ben.exchange(SchedulerUpdate([ticket("b")]), limits)).outcomes == {"b": Grant("b1", 4096)}
         assert len((await wakeups(pubsub, keys, 4095))["ann"]) == 4095
-    await ann.exchange(SchedulerUpdate(gone=[f"a{n}" for n in range(4095)]), limits)
+    await ann.exchange(SchedulerUpdate(released=[f"a{n}" for n in range(4095)]), limits)
     assert await left_in_redis(redis, keys) == (0, 1, 1)
 
 
 async def test_tenants_that_do_not_wait_cost_an_exchange_nothing(keys: RedisKeys) -> None:
     """Three hundred were served a moment ago; a ticket needs no more commands than it did after three of them."""
     async with EmbeddedRedis() as server, Redis.from_url(server.url) as redis:  # one in which nobody else is counted
-        board = RedisScheduler(redis, keys, "ann", "big")
+        scheduler = RedisScheduler(redis, keys, "ann", "big")
         needed = []
         for many in (3, 300):
             for n in range(many):
                 one = Ticket(f"{many}-{n}", f"tenant-{n}", 10, 0.0, LONG_S)
-                await board.exchange(SchedulerUpdate([one]), LIMITS)
-                await board.exchange(SchedulerUpdate(gone=[one.id]), LIMITS)
+                await scheduler.exchange(SchedulerUpdate([one]), LIMITS)
+                await scheduler.exchange(SchedulerUpdate(released=[one.id]), LIMITS)
             before = await commands(redis)
             last = Ticket(f"{many}-last", f"tenant-{many - 1}", 10, 0.0, LONG_S)
-            assert (await board.exchange(SchedulerUpdate([last]), LIMITS)).opened == [1]
+            assert (await scheduler.exchange(SchedulerUpdate([last]), LIMITS)).opened == [1]
             needed.append(await commands(redis) - before)
-            await board.exchange(SchedulerUpdate(gone=[last.id]), LIMITS)
+            await scheduler.exchange(SchedulerUpdate(released=[last.id]), LIMITS)
     assert abs(needed[1] - needed[0]) < 40, "once a second it does a little more"
 
 
@@ -173,15 +175,15 @@ async def commands(redis: Redis) -> int:
 
 async def test_a_tenant_that_does_not_wait_is_forgotten_when_its_pass_is_behind(redis: Redis, keys: RedisKeys) -> None:
     """Until then its pass stands apart from the order of those that wait."""
-    board, names = boards(redis, keys)[0], keys.teacher("big")
-    await board.exchange(SchedulerUpdate([Ticket("s", "served", 10, 0.0, LONG_S)]), LIMITS)
-    await board.exchange(SchedulerUpdate(gone=["s"]), LIMITS)
+    scheduler, names = schedulers(redis, keys)[0], keys.teacher("big")
+    await scheduler.exchange(SchedulerUpdate([Ticket("s", "served", 10, 0.0, LONG_S)]), LIMITS)
+    await scheduler.exchange(SchedulerUpdate(released=["s"]), LIMITS)
     assert (await redis.zcard(names.passes), await redis.zscore(names.idle, "served")) == (0, 10_000)
     for n in range(3):
-        await board.exchange(SchedulerUpdate([ticket(f"a{n}", wait_s=0)]), LIMITS)
-        await board.exchange(SchedulerUpdate(gone=[f"a{n}"]), LIMITS)
+        await scheduler.exchange(SchedulerUpdate([ticket(f"a{n}", wait_s=0)]), LIMITS)
+        await scheduler.exchange(SchedulerUpdate(released=[f"a{n}"]), LIMITS)
     await asyncio.sleep(1.01)
-    await board.exchange(SchedulerUpdate(), LIMITS)
+    await scheduler.exchange(SchedulerUpdate(), LIMITS)
     assert (await redis.zcard(names.passes), await redis.zrange(names.idle, 0, -1)) == (0, [b"acme"])
 
 
@@ -195,14 +197,17 @@ async def test_teachers_do_not_share_queues_or_caps(redis: Redis, keys: RedisKey
 
 async def test_what_stands_in_redis_ends_with_the_fleet(redis: Redis, keys: RedisKeys) -> None:
     """No key is kept for ever: each has a time to live that an exchange of a later second renews."""
-    board = boards(redis, keys)[0]
+    scheduler = schedulers(redis, keys)[0]
     limits = TeacherLimits(1, 4, 1000, max_cache_bytes=1000)
-    arrived = [ticket(name, wait_s=0, work=work, cache_ttl_s=60) for name, work in (("a", "v"), ("b", "w"), ("c", "w"))]
-    await board.exchange(SchedulerUpdate([Ticket("s", "served", 10, 0.0, LONG_S, weight=0.1)]), limits)
-    await board.exchange(SchedulerUpdate(arrived, gone=["s"]), limits)
-    await board.exchange(SchedulerUpdate([ticket("d", wait_s=0)], finished=[("a", "text")]), limits)
+    arrived = [
+        ticket(name, wait_s=0, dedupe_key=dedupe_key, cache_ttl_s=60)
+        for name, dedupe_key in (("a", "v"), ("b", "w"), ("c", "w"))
+    ]
+    await scheduler.exchange(SchedulerUpdate([Ticket("s", "served", 10, 0.0, LONG_S, weight=0.1)]), limits)
+    await scheduler.exchange(SchedulerUpdate(arrived, released=["s"]), limits)
+    await scheduler.exchange(SchedulerUpdate([ticket("d", wait_s=0)], finished=[("a", "text")]), limits)
     await asyncio.sleep(1.01)
-    await board.exchange(SchedulerUpdate(), limits)
+    await scheduler.exchange(SchedulerUpdate(), limits)
     there = [name for name in keys.teacher("big").as_list() if await redis.exists(name)]
     assert set(keys.teacher("big").as_list()) - set(there) == {keys.teacher("big").settled}, "there after outages only"
     assert all([86_000 < await redis.ttl(name) <= 86_400 for name in there])
@@ -226,7 +231,7 @@ async def test_a_message_that_is_none_of_ours_does_not_end_the_listening(redis: 
     tasks = BackgroundTasks()
     tasks.keep(
         "wakeups",
-        hear_wakeups(
+        listen_for_wakeups(
             redis,
             channel,
             lambda teacher, outcomes: heard.put_nowait((teacher, dict(outcomes))),
@@ -253,14 +258,14 @@ async def test_a_wake_up_without_outcomes_is_answered_at_once(
     redis: Redis, redis_url: str, keys: RedisKeys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ben comes back while ann has nothing to tell for two seconds: her next request waits for none of them."""
-    monkeypatch.setattr("gateway.batching.batcher._HEARTBEAT_S", 2.5)
+    monkeypatch.setattr("gateway.batching.teacher_queue._HEARTBEAT_S", 2.5)
     async with process(redis_url, keys, LIMITS) as ann:
         ben = RedisScheduler(redis, keys, "ben", "big")
         async with asyncio.timeout(5):
-            while (await ben.exchange(SchedulerUpdate(everything=True, fleet=2), LIMITS)).fleet < 2:
+            while (await ben.exchange(SchedulerUpdate(complete=True, fleet_size=2), LIMITS)).fleet_size < 2:
                 await asyncio.sleep(0.01)
         await Meter().call(ann, 0)
-        await ben.exchange(SchedulerUpdate(everything=True, returning=True, fleet=2), LIMITS)
+        await ben.exchange(SchedulerUpdate(complete=True, rejoining=True, fleet_size=2), LIMITS)
         async with asyncio.timeout(1):
             await Meter().call(ann, 0)
 
@@ -269,7 +274,7 @@ async def test_a_listener_that_breaks_begins_anew(
     redis: Redis, keys: RedisKeys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever `told` does with a wake-up, later ones are heard, and what was missed is asked for."""
-    monkeypatch.setattr("gateway.batching.redis_board._RECONNECT_S", 0.01)
+    monkeypatch.setattr("gateway.batching.redis_scheduler._RECONNECT_S", 0.01)
     subscribed: asyncio.Queue[None] = asyncio.Queue()
     heard: asyncio.Queue[str] = asyncio.Queue()
 
@@ -279,7 +284,7 @@ async def test_a_listener_that_breaks_begins_anew(
         heard.put_nowait(teacher)
 
     tasks = BackgroundTasks()
-    tasks.keep("wakeups", hear_wakeups(redis, keys.wakeups("ann"), told, lambda: subscribed.put_nowait(None)))
+    tasks.keep("wakeups", listen_for_wakeups(redis, keys.wakeups("ann"), told, lambda: subscribed.put_nowait(None)))
     try:
         with capture_logs() as logs:
             async with asyncio.timeout(5):
@@ -289,4 +294,4 @@ async def test_a_listener_that_breaks_begins_anew(
                 assert await heard.get() == "big"
     finally:
         await tasks.close()
-    assert [line["event"] for line in logs] == ["wakeups_failed"]
+    assert [line["event"] for line in logs] == ["wakeup_handler_failed"]

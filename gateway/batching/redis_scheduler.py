@@ -1,4 +1,4 @@
-"""The fleet's board in Redis: one script call per exchange, and the wake-ups it sends to other processes."""
+"""The fleet's scheduler in Redis: one script call per exchange, and the wake-ups it publishes to other processes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import structlog
 from redis.exceptions import RedisError
 
-from gateway.batching.board import stride
+from gateway.batching.scheduler import stride
 from gateway.batching.ticket import Grant, SchedulerDecision, SharedGuidance, TicketBroken, TicketRefused
 from gateway.batching.window import SECOND
 
@@ -25,35 +25,35 @@ log = structlog.get_logger()
 
 _RECONNECT_S = 0.5
 
-SCRIPT = files("gateway.batching").joinpath("board.lua").read_text()
+SCRIPT = files("gateway.batching").joinpath("scheduler.lua").read_text()
 
 
 class RedisScheduler:
-    """One teacher's board, shared by all processes on one Redis.
+    """One teacher's scheduler, shared by all processes on one Redis.
 
     Args:
-        owner: this process's id; no other process has it.
+        process_id: unique in the fleet.
         teacher: the configured model name.
     """
 
-    def __init__(self, redis: Redis, keys: RedisKeys, owner: str, teacher: str) -> None:
-        self._owner = owner
+    def __init__(self, redis: Redis, keys: RedisKeys, process_id: str, teacher: str) -> None:
+        self._process_id = process_id
         self._teacher = teacher
         self._keys = keys.teacher(teacher).as_list()
         self._layout = keys.board
         self._channel_prefix = keys.wakeups("")
         self._script = redis.register_script(SCRIPT)
 
-    async def exchange(self, news: SchedulerUpdate, limits: TeacherLimits) -> SchedulerDecision:
-        """Tell the news, get the decision, in one round trip. Raises RedisError."""
+    async def exchange(self, update: SchedulerUpdate, limits: TeacherLimits) -> SchedulerDecision:
+        """Send an update and return the decision, in one round trip. Raises RedisError."""
         args: list[str | int] = [
-            self._owner,
+            self._process_id,
             self._channel_prefix,
             self._teacher,
-            int(news.everything),
-            news.fleet,
-            int(news.returning),
-            int(news.leaving),
+            int(update.complete),
+            update.fleet_size,
+            int(update.rejoining),
+            int(update.leaving),
             limits.max_in_flight,
             limits.max_size,
             limits.max_prompt_tokens,
@@ -62,30 +62,29 @@ class RedisScheduler:
             limits.max_cache_bytes,
             _us(limits.lease_s),
             self._layout,
-            len(news.gone),
-            *news.gone,
-            len(news.finished),
+            len(update.released),
+            *update.released,
+            len(update.finished),
         ]
-        for finished in news.finished:
+        for finished in update.finished:
             args += finished
-        for tickets in (news.held, news.arrived):
+        for tickets in (update.held, update.arrived):
             args.append(len(tickets))
             for ticket in tickets:
                 args += _arguments(ticket)
-        look, fleet, beside, in_flight, waiting, window, reclaimed, broken, opened, told = await self._script(
-            keys=self._keys, args=args
-        )
+        reply = await self._script(keys=self._keys, args=args)
+        next_us, fleet_size, other_layouts, in_flight, waiting, window, reclaimed, unreadable, opened, outcomes = reply
         return SchedulerDecision(
-            dict(_outcomes(told)),
-            None if int(look) < 0 else int(look) / SECOND,
-            fleet,
+            dict(_outcomes(outcomes)),
+            None if int(next_us) < 0 else int(next_us) / SECOND,
+            fleet_size,
             in_flight,
             waiting,
             None if int(window) < 0 else int(window) / SECOND,
             opened,
             reclaimed,
-            broken,
-            beside,
+            unreadable,
+            other_layouts,
         )
 
 
@@ -98,7 +97,7 @@ def _arguments(ticket: Ticket) -> tuple[str | int, ...]:
         _us(ticket.max_wait_s),
         _us(ticket.deadline_s),
         _us(ticket.cache_ttl_s),
-        ticket.work,
+        ticket.dedupe_key,
     )
 
 
@@ -106,35 +105,36 @@ def _us(seconds: float) -> int:
     return round(seconds * SECOND)
 
 
-def _outcomes(told: list[bytes]) -> Iterable[tuple[str, Outcome]]:
-    for i in range(0, len(told), 4):
-        ticket_id, kind, one, two = told[i : i + 4]
-        yield ticket_id.decode(), _outcome(kind, one.decode(), two.decode())
+def _outcomes(parts: list[bytes]) -> Iterable[tuple[str, Outcome]]:
+    for i in range(0, len(parts), 4):
+        ticket_id, kind, value, size = parts[i : i + 4]
+        yield ticket_id.decode(), _outcome(kind, value.decode(), size.decode())
 
 
-def _outcome(kind: bytes, one: str, two: str) -> Outcome:
+def _outcome(kind: bytes, value: str, size: str) -> Outcome:
     match kind:
         case b"G":
-            return Grant(one, int(two))
+            return Grant(value, int(size))
         case b"S" | b"C":
-            return SharedGuidance(one, cached=kind == b"C")
+            return SharedGuidance(value, cached=kind == b"C")
         case b"R":
-            return TicketRefused(int(one) / SECOND)
+            return TicketRefused(int(value) / SECOND)
         case b"X":
             return TicketBroken()
-    raise ValueError(f"an outcome of kind {kind!r}")
+    raise ValueError(f"unknown outcome kind {kind!r}")
 
 
-async def hear_wakeups(
+async def listen_for_wakeups(
     redis: Redis,
     channel: str,
-    told: Callable[[str, Mapping[str, Outcome]], None],
-    missed: Callable[[], None],
+    on_wakeup: Callable[[str, Mapping[str, Outcome]], None],
+    on_missed: Callable[[], None],
 ) -> None:
-    """Listen for ever: call `told(teacher, outcomes)` for each wake-up. One without outcomes asks for everything.
+    """Subscribe to wake-ups until canceled, and reconnect after each failure.
 
-    `missed` is called after each (re)connection, and after a message that cannot be read: what was sent may have been
-    lost. Nothing ends the loop but cancellation.
+    Args:
+        on_wakeup: called as `on_wakeup(teacher, outcomes)`. Empty outcomes request a complete update.
+        on_missed: called after each connection and each message that cannot be decoded, since wake-ups may be lost.
     """
     while True:
         try:
@@ -142,30 +142,32 @@ async def hear_wakeups(
                 await pubsub.subscribe(channel)
                 async for message in pubsub.listen():
                     if message["type"] == "subscribe":
-                        missed()
+                        on_missed()
                     elif message["type"] == "message":
-                        _hear(message["data"], told, missed)
+                        _receive(message["data"], on_wakeup, on_missed)
         except (RedisError, OSError) as error:
-            log.warning("wakeups_lost", error=type(error).__name__, retry_in_s=_RECONNECT_S)
+            log.warning("wakeup_subscription_lost", error=type(error).__name__, retry_in_s=_RECONNECT_S)
         except Exception:
-            log.exception("wakeups_failed", retry_in_s=_RECONNECT_S)
+            log.exception("wakeup_handler_failed", retry_in_s=_RECONNECT_S)
         await asyncio.sleep(_RECONNECT_S)
 
 
-def _hear(data: bytes, told: Callable[[str, Mapping[str, Outcome]], None], missed: Callable[[], None]) -> None:
+def _receive(
+    data: bytes, on_wakeup: Callable[[str, Mapping[str, Outcome]], None], on_missed: Callable[[], None]
+) -> None:
     try:
         teacher, outcomes = _read_wakeup(data)
     except ValueError:
         log.warning("wakeup_unreadable", size=len(data))
-        missed()
+        on_missed()
     else:
-        told(teacher, outcomes)
+        on_wakeup(teacher, outcomes)
 
 
 def _read_wakeup(data: bytes) -> tuple[str, dict[str, Outcome]]:
     teacher, *lines = data.decode().split("\n")
     outcomes: dict[str, Outcome] = {}
     for line in lines:
-        ticket_id, kind, two, one = line.split("|", 3)
-        outcomes[ticket_id] = _outcome(kind.encode(), one, two)
+        ticket_id, kind, size, value = line.split("|", 3)
+        outcomes[ticket_id] = _outcome(kind.encode(), value, size)
     return teacher, outcomes

@@ -11,8 +11,8 @@ import orjson
 import pytest
 from msgspec import structs
 
-from gateway.batching.flights import FlightResult, SingleFlight
-from gateway.batching.redis_board import RedisScheduler
+from gateway.batching.redis_scheduler import RedisScheduler
+from gateway.batching.single_flight import FlightResult, SingleFlight
 from gateway.batching.ticket import Grant, SchedulerUpdate, TeacherLimits
 from gateway.engines.base import EngineState, OpeningReply, OpeningRequest, TokenUsage
 from gateway.errors import EngineFailed, EngineUnreachable, QueueFull, TicketUnreadable
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
     from gateway.accounting.draft import ReceiptBuilder
-    from gateway.batching.batcher import TeacherQueue
+    from gateway.batching.teacher_queue import TeacherQueue
     from gateway.batching.ticket import Ticket
     from gateway.policy.length import LengthChoice
     from gateway.protocol.chat import ChatRequest
@@ -67,20 +67,22 @@ class Request:
 
     def __init__(self, flights: SingleFlight, queue: TeacherQueue, teacher: Teacher, one: Ticket) -> None:
         self.grants: list[Grant] = []
-        self.landing: asyncio.Task[FlightResult] = asyncio.ensure_future(  # noqa: TID251  the test awaits or cancels it
+        self.result: asyncio.Task[FlightResult] = asyncio.ensure_future(  # noqa: TID251  the test awaits or cancels it
             flights.join(queue, one, teacher.ask, self.grants.append)
         )
 
     async def leave(self) -> None:
-        self.landing.cancel()
-        await asyncio.wait([self.landing])
+        self.result.cancel()
+        await asyncio.wait([self.result])
 
 
 @asynccontextmanager
-async def flying(url: str, keys: RedisKeys, limits: TeacherLimits = LIMITS, owner: str = "ann") -> AsyncIterator[Any]:
+async def flying(
+    url: str, keys: RedisKeys, limits: TeacherLimits = LIMITS, process_id: str = "ann"
+) -> AsyncIterator[Any]:
     """A process with its flights: (flights, queue)."""
     tasks = BackgroundTasks()
-    async with process(url, keys, limits, owner=owner) as queue:
+    async with process(url, keys, limits, process_id=process_id) as queue:
         try:
             yield SingleFlight(tasks), queue
         finally:
@@ -91,7 +93,7 @@ async def called(teacher: Teacher, *requests: Request) -> None:
     """Until the teacher is asked, and every request sits in its flight."""
     await until(lambda: teacher.calls)
     await asyncio.sleep(0)
-    assert not any(request.landing.done() for request in requests)
+    assert not any(request.result.done() for request in requests)
 
 
 async def test_identical_work_in_one_process_asks_the_teacher_once_and_one_pays(
@@ -100,20 +102,20 @@ async def test_identical_work_in_one_process_asks_the_teacher_once_and_one_pays(
     """The first is charged; the others are told that it was another's call. Other work is its own flight."""
     async with flying(redis_url, keys) as (flights, queue):
         teacher, other = Teacher(), Teacher()
-        requests = [Request(flights, queue, teacher, ticket(work="w")) for _ in range(5)]
-        stranger = Request(flights, queue, other, ticket(work="v"))
+        requests = [Request(flights, queue, teacher, ticket(dedupe_key="w")) for _ in range(5)]
+        stranger = Request(flights, queue, other, ticket(dedupe_key="v"))
         await called(teacher, *requests)
         await called(other, stranger)
         teacher.ending.set_result(REPLY)
-        landed = await asyncio.gather(*(request.landing for request in requests))
-        assert landed == [FlightResult(REPLY, ""), *[FlightResult(REPLY, "flight")] * 4]
+        results = await asyncio.gather(*(request.result for request in requests))
+        assert results == [FlightResult(REPLY, ""), *[FlightResult(REPLY, "flight")] * 4]
         assert [len(request.grants) for request in requests] == [1, 0, 0, 0, 0]
         other.ending.set_result(REPLY)
-        assert await stranger.landing == FlightResult(REPLY, "")
+        assert await stranger.result == FlightResult(REPLY, "")
         assert (teacher.calls, other.calls) == (1, 1)
         await nothing_left(redis, keys, queue)
-        later = Request(flights, queue, teacher, ticket(work="w"))
-        assert await later.landing == FlightResult(REPLY, ""), "what has landed is not shared"
+        later = Request(flights, queue, teacher, ticket(dedupe_key="w"))
+        assert await later.result == FlightResult(REPLY, ""), "what has landed is not shared"
 
 
 async def test_the_payer_leaves_and_the_call_goes_on_for_the_others(
@@ -122,14 +124,14 @@ async def test_the_payer_leaves_and_the_call_goes_on_for_the_others(
     """It was asked in the payer's name, who pays for it; nobody pays twice."""
     async with flying(redis_url, keys) as (flights, queue):
         teacher = Teacher()
-        payer, *others = requests = [Request(flights, queue, teacher, ticket(work="w")) for _ in range(3)]
+        payer, *others = requests = [Request(flights, queue, teacher, ticket(dedupe_key="w")) for _ in range(3)]
         await called(teacher, *requests)
         await payer.leave()
-        late = Request(flights, queue, teacher, ticket(work="w"))
+        late = Request(flights, queue, teacher, ticket(dedupe_key="w"))
         await called(teacher, late)
         teacher.ending.set_result(REPLY)
-        landed = await asyncio.gather(*(request.landing for request in (*others, late)))
-        assert landed == [FlightResult(REPLY, "flight")] * 3
+        results = await asyncio.gather(*(request.result for request in (*others, late)))
+        assert results == [FlightResult(REPLY, "flight")] * 3
         assert (len(payer.grants), teacher.calls, teacher.cancelled) == (1, 1, 0)
         await nothing_left(redis, keys, queue)
 
@@ -138,16 +140,16 @@ async def test_the_last_one_to_leave_cancels_the_call(redis_url: str, redis: Red
     """And who comes after that starts a flight of its own."""
     async with flying(redis_url, keys) as (flights, queue):
         teacher = Teacher()
-        requests = [Request(flights, queue, teacher, ticket(work="w")) for _ in range(2)]
+        requests = [Request(flights, queue, teacher, ticket(dedupe_key="w")) for _ in range(2)]
         await called(teacher, *requests)
         await requests[1].leave()
         assert teacher.cancelled == 0
         await requests[0].leave()
-        next_one = Request(flights, queue, teacher, ticket(work="w"))
+        next_one = Request(flights, queue, teacher, ticket(dedupe_key="w"))
         await until(lambda: teacher.calls == 2)
         assert teacher.cancelled == 1
         teacher.ending.set_result(REPLY)
-        assert await next_one.landing == FlightResult(REPLY, "")
+        assert await next_one.result == FlightResult(REPLY, "")
         await nothing_left(redis, keys, queue)
 
 
@@ -157,14 +159,14 @@ async def test_who_leaves_before_the_grant_pays_nothing_and_the_next_one_pays(
     """The ticket was the first one's; it stays in the queue for those who still want it."""
     async with flying(redis_url, keys, ONE) as (flights, queue):
         teacher = Teacher()
-        async with queue.turn(ticket()):
-            first, second, third = (Request(flights, queue, teacher, ticket(work="w")) for _ in range(3))
+        async with queue.acquire(ticket()):
+            first, second, third = (Request(flights, queue, teacher, ticket(dedupe_key="w")) for _ in range(3))
             await until(lambda: redis.zcard(keys.teacher("big").queue))
             await first.leave()
         await called(teacher, second, third)
         teacher.ending.set_result(REPLY)
-        assert await second.landing == FlightResult(REPLY, "")
-        assert await third.landing == FlightResult(REPLY, "flight")
+        assert await second.result == FlightResult(REPLY, "")
+        assert await third.result == FlightResult(REPLY, "flight")
         assert [len(request.grants) for request in (first, second, third)] == [0, 1, 0]
         await nothing_left(redis, keys, queue)
 
@@ -176,16 +178,16 @@ async def test_an_error_reaches_everybody_on_the_flight(
     """The permit is back, and the next request tries anew."""
     async with flying(redis_url, keys) as (flights, queue):
         teacher = Teacher()
-        requests = [Request(flights, queue, teacher, ticket(work="w")) for _ in range(3)]
+        requests = [Request(flights, queue, teacher, ticket(dedupe_key="w")) for _ in range(3)]
         await called(teacher, *requests)
         teacher.ending.set_exception(error)
-        landed = await asyncio.gather(*(request.landing for request in requests), return_exceptions=True)
-        assert landed == [error] * 3
+        results = await asyncio.gather(*(request.result for request in requests), return_exceptions=True)
+        assert results == [error] * 3
         assert teacher.calls == 1
         await nothing_left(redis, keys, queue)
         again = Teacher()
         again.ending.set_result(REPLY)
-        assert await Request(flights, queue, again, ticket(work="w")).landing == FlightResult(REPLY, "")
+        assert await Request(flights, queue, again, ticket(dedupe_key="w")).result == FlightResult(REPLY, "")
 
 
 async def test_an_engines_words_reach_the_tenant_alone_whose_call_it_was(
@@ -196,13 +198,13 @@ async def test_an_engines_words_reach_the_tenant_alone_whose_call_it_was(
     error.reason = "canary"
     async with flying(redis_url, keys) as (flights, queue):
         teacher = Teacher()
-        own = [Request(flights, queue, teacher, ticket(work="w")) for _ in range(2)]
-        other = Request(flights, queue, teacher, structs.replace(ticket(work="w"), tenant="globex"))
+        own = [Request(flights, queue, teacher, ticket(dedupe_key="w")) for _ in range(2)]
+        other = Request(flights, queue, teacher, structs.replace(ticket(dedupe_key="w"), tenant="globex"))
         await called(teacher, *own, other)
         teacher.ending.set_exception(error)
-        landed = await asyncio.gather(*(request.landing for request in (*own, other)), return_exceptions=True)
-        assert landed[:2] == [error] * 2
-        told = landed[2]
+        results = await asyncio.gather(*(request.result for request in (*own, other)), return_exceptions=True)
+        assert results[:2] == [error] * 2
+        told = results[2]
         assert isinstance(told, EngineFailed)
         assert told.engine == "big"
         assert "canary" not in f"{told} {told.message} {told.reason} {vars(told)}"
@@ -213,16 +215,16 @@ async def test_another_tenants_full_queue_is_nobody_elses(redis_url: str, redis:
     """The flight took off with the ticket of a tenant that may not wait: the other's request takes off anew."""
     async with flying(redis_url, keys, replace(ONE, max_queue=1)) as (flights, queue):
         teacher = Teacher()
-        async with queue.turn(ticket()):
-            waiting = Request(flights, queue, teacher, ticket(work="other"))
+        async with queue.acquire(ticket()):
+            waiting = Request(flights, queue, teacher, ticket(dedupe_key="other"))
             await until(lambda: redis.zcard(keys.teacher("big").queue))
-            acme = Request(flights, queue, teacher, ticket(work="w"))
-            globex = Request(flights, queue, teacher, structs.replace(ticket(work="w"), tenant="globex"))
+            acme = Request(flights, queue, teacher, ticket(dedupe_key="w"))
+            globex = Request(flights, queue, teacher, structs.replace(ticket(dedupe_key="w"), tenant="globex"))
             with pytest.raises(QueueFull):
-                await acme.landing
+                await acme.result
             await until(lambda: _queued(redis, keys, 2))
         teacher.ending.set_result(REPLY)
-        assert [await waiting.landing, await globex.landing] == [FlightResult(REPLY, "")] * 2
+        assert [await waiting.result, await globex.result] == [FlightResult(REPLY, "")] * 2
         assert (len(acme.grants), len(globex.grants)) == (0, 1)
         await nothing_left(redis, keys, queue)
 
@@ -237,16 +239,16 @@ async def test_between_processes_the_follower_gets_the_leaders_text(
     """Text, finish and counts as the teacher gave them, at no cost; the follower's teacher is not asked."""
     async with (
         flying(redis_url, keys) as (ann_flights, ann),
-        flying(redis_url, keys, owner="ben") as (ben_flights, ben),
+        flying(redis_url, keys, process_id="ben") as (ben_flights, ben),
     ):
         leading, following = Teacher(), Teacher()
-        leader = Request(ann_flights, ann, leading, ticket(work="w"))
+        leader = Request(ann_flights, ann, leading, ticket(dedupe_key="w"))
         await called(leading, leader)
-        followers = [Request(ben_flights, ben, following, ticket(work="w")) for _ in range(2)]
+        followers = [Request(ben_flights, ben, following, ticket(dedupe_key="w")) for _ in range(2)]
         await until(lambda: redis.zcard(keys.teacher("big").followers))
         leading.ending.set_result(REPLY)
-        assert await leader.landing == FlightResult(REPLY, "")
-        assert await asyncio.gather(*(one.landing for one in followers)) == [FlightResult(REPLY, "flight")] * 2
+        assert await leader.result == FlightResult(REPLY, "")
+        assert await asyncio.gather(*(one.result for one in followers)) == [FlightResult(REPLY, "flight")] * 2
         assert (following.calls, [one.grants for one in followers]) == (0, [[], []])
         await nothing_left(redis, keys, ann, ben)
 
@@ -260,22 +262,22 @@ async def test_a_follower_takes_over_when_the_leader_does_not_deliver(
     async with flying(redis_url, keys, limits, "ben") as (ben_flights, ben):
         async with flying(redis_url, keys, limits) as (ann_flights, ann):
             leading, following = Teacher(), Teacher()
-            leader = Request(ann_flights, ann, leading, ticket(work="w"))
+            leader = Request(ann_flights, ann, leading, ticket(dedupe_key="w"))
             await called(leading, leader)
-            follower = Request(ben_flights, ben, following, ticket(work="w"))
+            follower = Request(ben_flights, ben, following, ticket(dedupe_key="w"))
             await until(lambda: redis.zcard(keys.teacher("big").followers))
             if end == "left":
                 await leader.leave()
             elif end == "failed":
                 leading.ending.set_exception(EngineFailed("oops", engine="big"))
                 with pytest.raises(EngineFailed):
-                    await leader.landing
+                    await leader.result
             if end != "killed":
                 await called(following, follower)
         # Ann's process is gone, and did not say so.
         await called(following, follower)
         following.ending.set_result(REPLY)
-        assert await follower.landing == FlightResult(REPLY, "")
+        assert await follower.result == FlightResult(REPLY, "")
         assert len(follower.grants) == 1
         await leader.leave()
         await nothing_left(redis, keys, ben)
@@ -285,15 +287,15 @@ async def test_kept_guidance_is_for_every_process(redis_url: str, redis: Redis, 
     """Fetched by one, it answers the same in another without a permit; what is kept is the opening, no prompt."""
     async with (
         flying(redis_url, keys) as (ann_flights, ann),
-        flying(redis_url, keys, owner="ben") as (ben_flights, ben),
+        flying(redis_url, keys, process_id="ben") as (ben_flights, ben),
     ):
         teacher = Teacher()
         teacher.ending.set_result(REPLY)
-        keeps: dict[str, Any] = {"work": "w", "cache_ttl_s": 60.0}
-        assert await Request(ann_flights, ann, teacher, ticket(**keeps)).landing == FlightResult(REPLY, "")
+        keeps: dict[str, Any] = {"dedupe_key": "w", "cache_ttl_s": 60.0}
+        assert await Request(ann_flights, ann, teacher, ticket(**keeps)).result == FlightResult(REPLY, "")
         await nothing_left(redis, keys, ann, ben)
         again = Request(ben_flights, ben, teacher, ticket(**keeps))
-        assert await again.landing == FlightResult(REPLY, "cache")
+        assert await again.result == FlightResult(REPLY, "cache")
         assert (again.grants, teacher.calls) == ([], 1)
         (kept,) = await redis.hvals(keys.teacher("big").cache)
         assert orjson.loads(kept) == [
@@ -318,13 +320,13 @@ async def test_kept_guidance_of_another_version_is_said_to_be_unreadable(
     redis_url: str, redis: Redis, keys: RedisKeys, kept: str
 ) -> None:
     """Never shown as if it were the teacher's, and no crash."""
-    board = RedisScheduler(redis, keys, "zoe", "big")
-    await board.exchange(SchedulerUpdate([one := ticket(work="w", cache_ttl_s=60.0)]), LIMITS)
-    await board.exchange(SchedulerUpdate(finished=[(one.id, kept)]), LIMITS)
+    scheduler = RedisScheduler(redis, keys, "zoe", "big")
+    await scheduler.exchange(SchedulerUpdate([one := ticket(dedupe_key="w", cache_ttl_s=60.0)]), LIMITS)
+    await scheduler.exchange(SchedulerUpdate(finished=[(one.id, kept)]), LIMITS)
     async with flying(redis_url, keys) as (flights, queue):
-        request = Request(flights, queue, Teacher(), ticket(work="w", cache_ttl_s=60.0))
+        request = Request(flights, queue, Teacher(), ticket(dedupe_key="w", cache_ttl_s=60.0))
         with pytest.raises(TicketUnreadable):
-            await request.landing
+            await request.result
         await nothing_left(redis, keys, queue)
 
 
@@ -339,10 +341,10 @@ class ScriptedEngine:
         self.state = EngineState(revision="first")
         self.says: OpeningReply | Exception = REPLY
         self.pause_s = 0.0
-        self.asked: list[OpeningRequest] = []
+        self.record_deadline: list[OpeningRequest] = []
 
     async def opening(self, request: OpeningRequest, **_: Any) -> OpeningReply:
-        self.asked.append(request)
+        self.record_deadline.append(request)
         await asyncio.sleep(self.pause_s)
         if isinstance(self.says, Exception):
             raise self.says
@@ -391,10 +393,10 @@ async def test_greedy_guidance_comes_from_the_cache_and_sampled_guidance_never_d
     `resolve`'s; here a sampled plan has none.)"""
     async with room(redis_url, keys) as one:
         greedy = [await one.open(cache_ttl_s=60.0) for _ in range(3)]
-        assert (sources(*greedy), len(one.engine.asked)) == (["", "cache", "cache"], 1)
+        assert (sources(*greedy), len(one.engine.record_deadline)) == (["", "cache", "cache"], 1)
         assert len({opening for opening, _ in greedy}) == 1
         sampled = [await one.open(temperature=0.7) for _ in range(3)]
-        assert (sources(*sampled), len(one.engine.asked)) == (["", "", ""], 4)
+        assert (sources(*sampled), len(one.engine.record_deadline)) == (["", "", ""], 4)
 
 
 async def test_tenants_share_only_where_both_policies_say_all(redis_url: str, keys: RedisKeys) -> None:
@@ -439,7 +441,7 @@ async def test_an_opening_that_may_end_elsewhere_is_other_work(redis_url: str, k
             {"tokens": 36, "projection": skips},
         ]
         opened = await asyncio.gather(*(one.open(**rule) for rule in asked))
-        assert {request.max_tokens for request in one.engine.asked} == {40}
+        assert {request.max_tokens for request in one.engine.record_deadline} == {40}
         assert sources(*opened) == ["", "flight", "", "", "", "flight", "flight"]
 
 
@@ -509,8 +511,8 @@ async def test_unreadable_kept_guidance_is_an_unguided_answer_that_says_so(
     async with room(redis_url, keys) as one:
         await one.open(cache_ttl_s=60.0)
         await until(lambda: redis.hlen(keys.teacher("big").cache))
-        (work,) = await redis.hkeys(keys.teacher("big").cache)
-        await redis.hset(keys.teacher("big").cache, work, "of another version")
+        (dedupe_key,) = await redis.hkeys(keys.teacher("big").cache)
+        await redis.hset(keys.teacher("big").cache, dedupe_key, "of another version")
         opening, missing = await one.open(cache_ttl_s=60.0)
         assert (opening, missing.unguided, missing.teacher) == (UNGUIDED, "ticket_unreadable", None)
-        assert len(one.engine.asked) == 1
+        assert len(one.engine.record_deadline) == 1
