@@ -159,7 +159,7 @@ async def measure(
     async with AsyncExitStack() as running:
         # Asked once for all: a device looks at its student when it starts.
         local = await running.enter_async_context(UrlStudent(f"{student}/v1", silence_s=_LONG_S))
-        how = await local.look()
+        how = await local.detect_continuation()
         for number, question in enumerate(asking.questions):
             for place, way in enumerate(seen):
                 # No two prompts begin alike, so that each is read in full, whichever way asked the same before.

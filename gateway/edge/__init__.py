@@ -1,25 +1,28 @@
-"""The client for devices that run the student themselves: the gateway guides, the device answers (paper, Figure 1).
+"""The client for devices that run the student: the gateway gives guidance, the device completes the answer.
+
+Paper, Figure 1.
 
     student = UrlStudent("http://127.0.0.1:8081/v1")
     async with EdgeClient("https://gateway.example.com", key=key, student=student) as edge:
         async for chunk in edge.stream({"model": "chat", "messages": [...], "temperature": 0.7}):
             ...
 
-    client.py     one answer: guidance, the student's words behind it, and the account; read it first
-    blocking.py   the same without asyncio
-    link.py       what is said to the gateway, and what becomes of it
-    guidance.py   what it answers
-    student.py    a student behind any server that speaks OpenAI's chat completions
-    llama.py      ... in this process, through llama.cpp
-    http.py       the calls to that server
-    placing.py    what the student is sent
-    relay.py      one answer out of both, in OpenAI's chunks
-    usage.py      what the gateway is told of an answer
-    queue.py      ... and where that waits while the gateway cannot be reached
-    errors.py     what it raises
+    client.py     one answer: guidance, the student's continuation, and the usage report; start reading here
+    blocking.py   the client without asyncio
+    link.py       requests to the gateway
+    guidance.py   the gateway's reply
+    student.py    a student behind a server with OpenAI's chat completions API
+    llama.py      a student in this process, through llama.cpp
+    http.py       HTTP calls to the student's server
+    placing.py    the bodies for the gateway and for the student
+    relay.py      the answer's chunks in OpenAI's format
+    usage.py      the usage report of an answer
+    queue.py      reports stored until the gateway accepts them
+    errors.py     exceptions
 
-It is a part of the gateway's package, and a distribution of its own besides (`edge/`): what it imports is Python's,
-httpx, and modules of the gateway that import nothing else. It asks a student as the gateway does, and joins alike.
+The package belongs to the gateway and is also a distribution of its own (`edge/`). It imports only the standard
+library, httpx, and gateway modules without other dependencies. It calls a student and joins answers as the gateway
+does.
 """
 
 from gateway.edge.blocking import Edge

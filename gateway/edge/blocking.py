@@ -20,9 +20,9 @@ _T = TypeVar("_T")
 
 
 class Edge:
-    """`EdgeClient` as a plain context manager, with the same arguments and methods; for one thread at a time.
+    """`EdgeClient` without asyncio, with the same arguments and methods; use it from one thread at a time.
 
-    What is told to the gateway behind an answer is told while it is used, and at its end.
+    Usage reports are sent during later calls and on exit.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Edge:
     def __enter__(self) -> Self:
         self._runner = asyncio.Runner()
         try:
-            self._client = self._run(self._opened())
+            self._client = self._run(self._open())
         except BaseException:
             self._runner.close()
             raise
@@ -58,32 +58,32 @@ class Edge:
             self._runner.close()
 
     def stream(self, body: Mapping[str, Any]) -> Iterator[Json]:
-        """As `EdgeClient.stream`."""
+        """See `EdgeClient.stream`."""
         chunks = self._client.stream(body)
 
-        async def following() -> Json | None:
+        async def next_chunk() -> Json | None:
             return await anext(chunks, None)
 
         try:
-            while (chunk := self._run(following())) is not None:
+            while (chunk := self._run(next_chunk())) is not None:
                 yield chunk
         finally:
             self._run(chunks.aclose())
 
     def complete(self, body: Mapping[str, Any]) -> Json:
-        """As `EdgeClient.complete`."""
+        """See `EdgeClient.complete`."""
         return self._run(self._client.complete(body))
 
     def sync(self) -> Synced:
-        """As `EdgeClient.sync`."""
+        """See `EdgeClient.sync`."""
         return self._run(self._client.sync())
 
     def waiting(self) -> int:
-        """As `EdgeClient.waiting`."""
+        """See `EdgeClient.waiting`."""
         return self._run(self._client.waiting())
 
-    async def _opened(self) -> EdgeClient:
+    async def _open(self) -> EdgeClient:
         return await EdgeClient(self._gateway, **self._arguments).__aenter__()
 
-    def _run(self, work: Coroutine[Any, Any, _T]) -> _T:
-        return self._runner.run(work)
+    def _run(self, coroutine: Coroutine[Any, Any, _T]) -> _T:
+        return self._runner.run(coroutine)

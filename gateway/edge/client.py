@@ -1,7 +1,8 @@
-"""One answer on a device: the gateway's guidance, the device's own student behind it, and the account of both.
+"""One answer on a device: the gateway's guidance, the student's continuation, and the usage report.
 
-The gateway is asked while the student is looked at. Whatever keeps the gateway from answering, the student answers
-alone, and says so. What an answer took is kept in a file before it is sent, so that nothing is lost on the way.
+Guidance is requested while the student's capabilities are probed. If the gateway fails for any reason, the student
+answers alone, and the answer states the reason. A usage report is stored in a file before it is sent, so that none is
+lost.
 """
 
 from __future__ import annotations
@@ -37,16 +38,16 @@ if TYPE_CHECKING:
 log = logging.getLogger("gateway.edge")
 
 PATIENCE_S = 30.0
-_SENT_ALONG = 20
-"""How many reports that waited are sent behind an answer: the device is online then."""
+_REPORTS_PER_ANSWER = 20
+"""Maximum stored reports sent after an answer, when the device is online."""
 _DRAIN_LIMIT_S = 15.0
 _BYTES_PER_TOKEN = 4
 RESTARTED = "student_started_anew"
 
 
 @dataclass(slots=True)
-class _Turn:
-    """One question, as its answer goes on."""
+class _Answer:
+    """The state of one answer."""
 
     body: Json
     route: str
@@ -58,10 +59,10 @@ class _Turn:
     first_token: float | None = None
 
     @property
-    def begun(self) -> str | None:
-        """The receipt of guidance that was begun, whole or not."""
-        told = self.guidance or self.away
-        return told.receipt if told is not None else None
+    def begun_receipt(self) -> str | None:
+        """Return the receipt of guidance that was begun, complete or not."""
+        source = self.guidance or self.away
+        return source.receipt if source is not None else None
 
     @property
     def guided(self) -> bool:
@@ -69,20 +70,20 @@ class _Turn:
 
     @property
     def unguided(self) -> str | None:
-        """Why no guidance is in the answer; None: some is."""
+        """Return why the answer has no guidance; None if it has some."""
         if self.guidance is None:
             return self.away.reason if self.away is not None else "cancelled"
         return self.guidance.unguided or (RESTARTED if self.relay.restarted else None)
 
     @property
     def placement(self) -> str | None:
-        """Where the guidance stands. Who cannot go on with it got it in the prompt."""
-        told = self.guidance.placement if self.guidance is not None else None
-        return "context" if self.sent is not None and self.sent.prefill is None else told
+        """Return the guidance's placement: context if the student could not continue it."""
+        requested = self.guidance.placement if self.guidance is not None else None
+        return "context" if self.sent is not None and self.sent.prefill is None else requested
 
     @property
     def facts(self) -> Json:
-        """What the end of the answer tells of it, in the words of the gateway's receipts."""
+        """Return the facts in the last chunk, named as in the gateway's receipts."""
         facts: Json = {"mode": "student", "unguided": self.unguided}
         if self.guided:
             facts = {"mode": "guided" if self.sent is not None else "teacher_complete"}
@@ -96,35 +97,36 @@ class _Turn:
 
     @property
     def counts(self) -> tuple[int, int]:
-        """Tokens that the student read, and those that it wrote of the rest of the answer."""
+        """Return the student's prompt tokens, and its tokens of the answer after the guidance."""
         if self.sent is None:
             return 0, 0
         if self.relay.counts is None:
             size = len(str(self.sent.body["messages"]).encode())
-            read, wrote = size // _BYTES_PER_TOKEN, self.relay.pieces
+            read_tokens, written_tokens = size // _BYTES_PER_TOKEN, self.relay.chunk_count
         else:
-            read, wrote = self.relay.counts
+            read_tokens, written_tokens = self.relay.counts
         if self.sent.written_again:
-            # Its own tokens and the teacher's are not the same: what it wrote again is told apart by the teacher's.
-            again = 0 if self.relay.restarted else self.sent.written_again
-            wrote = max(0, wrote - again)
-            wrote = wrote if self.sent.limit is None else min(wrote, self.sent.limit)
-        return read, wrote
+            # The tokenizers differ, so the regenerated guidance is counted in the teacher's tokens.
+            repeated = 0 if self.relay.restarted else self.sent.written_again
+            written_tokens = max(0, written_tokens - repeated)
+            written_tokens = written_tokens if self.sent.limit is None else min(written_tokens, self.sent.limit)
+        return read_tokens, written_tokens
 
 
 class EdgeClient:
-    """An async context manager around one gateway and one student, which it enters as well.
+    """A client for one gateway and one student: an async context manager that also enters the student.
 
     Args:
-        gateway: its address, like https://gateway.example.com.
-        key: one of the gateway's callers' keys.
-        student: what finishes the answers.
-        route: which route to ask for where a body has no `model`.
-        queue: the folder for what the gateway is yet to be told; None: one in the user's state folder, by the gateway's
-            address. All that use a folder have keys of one tenant.
-        patience_s: how long guidance may take, in seconds; then the student answers alone.
+        gateway: the gateway's URL, such as https://gateway.example.com.
+        key: a caller's key of the gateway.
+        student: the student that completes the answers.
+        route: the route for bodies without `model`.
+        queue: the folder of stored usage reports; None: a folder in the user's state folder, by the gateway's URL.
+            All clients of a folder must use keys of one tenant.
+        patience_s: the longest time for guidance, in seconds; then the student answers alone.
 
-    Raises ValueError where the gateway's address is none.
+    Raises:
+        ValueError: the gateway's URL is invalid.
     """
 
     def __init__(
@@ -140,63 +142,67 @@ class EdgeClient:
         self._student = student
         self._route = route
         self._queue = UsageQueue(default_folder(gateway) if queue is None else Path(queue))
-        self._open = AsyncExitStack()
+        self._resources = AsyncExitStack()
         self._link = GatewayLink(gateway, key, patience_s=patience_s)
-        self._telling: set[asyncio.Task[None]] = set()
-        self._one_sync = asyncio.Lock()
+        self._report_tasks: set[asyncio.Task[None]] = set()
+        self._sync_lock = asyncio.Lock()
 
     async def __aenter__(self) -> Self:
-        async with AsyncExitStack() as opening:
-            opening.push_async_callback(self._link.close)
-            await opening.enter_async_context(self._student)
-            opening.push_async_callback(self._drain)
-            self._open = opening.pop_all()
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(self._link.close)
+            await stack.enter_async_context(self._student)
+            stack.push_async_callback(self._drain)
+            self._resources = stack.pop_all()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._open.aclose()
+        await self._resources.aclose()
 
     @property
     def student(self) -> UrlStudent:
         return self._student
 
     async def stream(self, body: Mapping[str, Any]) -> AsyncGenerator[Json, None]:
-        """Answer a chat completion request in OpenAI's chunks; the first words may be the teacher's.
+        """Answer a chat completion request in OpenAI's chunks, which begin with the teacher's guidance.
 
-        body: OpenAI's, with `messages`; its sampling is the student's. `stream` may be left out.
+        Args:
+            body: a request of OpenAI's API with `messages`; its sampling applies to the student. `stream` is optional.
 
-        Raises ValueError for a body that cannot be, GatewayRefused where the gateway says that the request is wrong
-        (VersionRefused: that this client is), and EngineErrors where the student fails. What was shown stays true.
+        Raises:
+            ValueError: the body is invalid.
+            GatewayRefused: the gateway rejected the request.
+            VersionRefused: the gateway does not support this client's version.
+            EngineError: the student failed. Chunks returned before remain valid.
         """
-        turn = self._turn(body)
+        answer = self._new_answer(body)
         try:
-            async with aclosing(self._answer(turn)) as chunks:
+            async with aclosing(self._stream(answer)) as chunks:
                 async for chunk in chunks:
                     yield chunk
         finally:
-            await self._account(turn)
+            await self._report(answer)
 
     async def complete(self, body: Mapping[str, Any]) -> Json:
-        """The whole answer, in words, as one chat completion with `gkt`. Raises what `stream` does."""
+        """Return the whole answer as one chat completion with `gkt`. Raises the errors of `stream`."""
         if body.get("tools") or body.get("functions"):
-            raise ValueError("complete() answers in words alone: use stream() with tools and functions")
-        asked = {**body, "stream": False, "stream_options": {"include_usage": True}}
-        async with aclosing(self.stream(asked)) as chunks:
+            raise ValueError("complete() returns text only: use stream() with tools and functions")
+        request = {**body, "stream": False, "stream_options": {"include_usage": True}}
+        async with aclosing(self.stream(request)) as chunks:
             return whole([chunk async for chunk in chunks])
 
     async def sync(self) -> Synced:
-        """Tell the gateway of what waits. Raises GatewayRefused where it takes nothing: the key, or the version."""
-        while self._telling:
-            await asyncio.wait(set(self._telling))
+        """Send all stored usage reports. Raises GatewayRefused if the gateway rejects the key or the version."""
+        while self._report_tasks:
+            await asyncio.wait(set(self._report_tasks))
         return await self._sync(None)
 
     async def waiting(self) -> int:
-        """How many reports the gateway is yet to be told."""
+        """Return the number of stored usage reports."""
         return await asyncio.to_thread(self._queue.count)
 
-    def _turn(self, body: Mapping[str, Any]) -> _Turn:
+    def _new_answer(self, body: Mapping[str, Any]) -> _Answer:
         messages, route = body.get("messages"), body.get("model") or self._route
         if not isinstance(messages, list) or not messages:
             raise ValueError("'messages' is required: a list of chat messages")
@@ -204,151 +210,163 @@ class EdgeClient:
             raise ValueError("'model' is required: the name of a route of the gateway")
         usage = bool((body.get("stream_options") or {}).get("include_usage"))
         relay = EdgeRelay(f"chatcmpl-{uuid.uuid4().hex}", int(time.time()), route, wants_usage=usage)
-        return _Turn(dict(body), route, relay)
+        return _Answer(dict(body), route, relay)
 
-    async def _answer(self, turn: _Turn) -> AsyncGenerator[Json, None]:
-        # The caller's wait for the first answer need not be longer for it.
-        looking = asyncio.get_running_loop().create_task(self._student.look(), name="look at the student")
+    async def _stream(self, answer: _Answer) -> AsyncGenerator[Json, None]:
+        # In parallel with the guidance request, so that the first answer is not delayed.
+        detection = asyncio.get_running_loop().create_task(
+            self._student.detect_continuation(), name="detect the student's continuation"
+        )
         try:
-            for steps in (self._opened(turn, looking), self._finished(turn, looking)):
+            for steps in (self._guide(answer, detection), self._complete(answer, detection)):
                 async with aclosing(steps) as groups:
                     async for chunks in groups:
                         for chunk in chunks:
-                            turn.first_token = turn.first_token or time.monotonic()
+                            answer.first_token = answer.first_token or time.monotonic()
                             yield chunk
         finally:
-            looking.cancel()
+            detection.cancel()
             with suppress(asyncio.CancelledError, Exception):
-                await looking
+                await detection
 
-    async def _opened(
-        self, turn: _Turn, looking: asyncio.Task[Continuation | None]
+    async def _guide(
+        self, answer: _Answer, detection: asyncio.Task[Continuation | None]
     ) -> AsyncGenerator[list[Json], None]:
-        """The guidance, as far as it may be shown before the student is asked."""
-        held, pieces = "", 0
-        asked = placing.told(turn.body, turn.route, stream=turn.body.get("stream") is not False)
+        """Request guidance, and yield what may be shown before the student is called."""
+        held, piece_count = "", 0
+        request = placing.guidance_body(answer.body, answer.route, stream=answer.body.get("stream") is not False)
         try:
-            async with aclosing(self._link.ask(asked)) as heard:
-                async for one in heard:
-                    if isinstance(one, EdgeGuidance):
-                        turn.guidance = one
+            async with aclosing(self._link.request_guidance(request)) as pieces:
+                async for piece in pieces:
+                    if isinstance(piece, EdgeGuidance):
+                        answer.guidance = piece
                         continue
-                    held += one
-                    pieces += 1
-                    if self._shows(turn, looking):
-                        yield turn.relay.show(held)
+                    held += piece
+                    piece_count += 1
+                    if self._may_show(answer, detection):
+                        yield answer.relay.show(held)
                         held = ""
         except GatewayAway as away:
-            turn.away = away
-        if turn.relay.shown and turn.unguided is not None:
-            # It cannot be taken back: the student goes on with it. A teacher tells of a token at a time, or of a few.
-            turn.guidance = EdgeGuidance(turn.begun, turn.relay.shown, kept_tokens=pieces)
-        if turn.guidance is None or turn.guidance.unguided is not None:
-            turn.relay.why_alone = turn.unguided
+            answer.away = away
+        if answer.relay.shown and answer.unguided is not None:
+            # Shown text cannot be withdrawn, so the student continues it. A piece has about one token.
+            answer.guidance = EdgeGuidance(answer.begun_receipt, answer.relay.shown, kept_tokens=piece_count)
+        if answer.guidance is None or answer.guidance.unguided is not None:
+            answer.relay.unguided_reason = answer.unguided
 
-    def _shows(self, turn: _Turn, looking: asyncio.Task[Continuation | None]) -> bool:
-        """Whether guidance may be shown before the student has spoken: it is known to go on with it."""
-        if not looking.done() or looking.cancelled() or looking.exception() is not None:
+    def _may_show(self, answer: _Answer, detection: asyncio.Task[Continuation | None]) -> bool:
+        """Return whether the student is known to continue guidance, so that it may be shown at once."""
+        if not detection.done() or detection.cancelled() or detection.exception() is not None:
             return False
-        how = looking.result()
-        return how is not None and not how.writes_again and placing.goes_on(self._student.reasoning, how, turn.body)
+        continuation = detection.result()
+        if continuation is None or continuation.writes_again:
+            return False
+        return placing.can_continue(self._student.reasoning, continuation, answer.body)
 
-    async def _finished(
-        self, turn: _Turn, looking: asyncio.Task[Continuation | None]
+    async def _complete(
+        self, answer: _Answer, detection: asyncio.Task[Continuation | None]
     ) -> AsyncGenerator[list[Json], None]:
-        """The student's words, and the end."""
-        relay, guidance = turn.relay, turn.guidance
+        """Yield the student's chunks and the end of the answer."""
+        relay, guidance = answer.relay, answer.guidance
         if guidance is not None and guidance.finish_reason is not None and guidance.unguided is None:
-            yield relay.show_rest(guidance.text)
-            yield self._end(turn, guidance.finish_reason)
+            yield relay.show_remaining(guidance.text)
+            yield self._end(answer, guidance.finish_reason)
             return
         if guidance is None or guidance.unguided is not None:
-            turn.sent = placing.alone(turn.body, guidance.most_output_tokens if guidance is not None else None)
+            answer.sent = placing.unguided_request(
+                answer.body, guidance.most_output_tokens if guidance is not None else None
+            )
         else:
-            how = await looking if guidance.placement == "prefix" else None
-            turn.sent = sent = placing.guided(turn.body, guidance, self._student.reasoning, how)
+            continuation = await detection if guidance.placement == "prefix" else None
+            answer.sent = sent = placing.guided_request(answer.body, guidance, self._student.reasoning, continuation)
             if sent.prefill is not None:
                 thinks = self._student.reasoning != "none"
                 thoughts = ReasoningFilter(guidance.text) if thinks else None
-                yield relay.join(placing.joint(guidance, sent.prefill.continuation, turn.body), thoughts)
-        if turn.sent.limit is None or turn.sent.limit > 0:
-            async with aclosing(self._student.stream(turn.sent.body, turn.sent.prefill)) as chunks:
+                yield relay.join(placing.seam_join(guidance, sent.prefill.continuation, answer.body), thoughts)
+        if answer.sent.limit is None or answer.sent.limit > 0:
+            async with aclosing(self._student.stream(answer.sent.body, answer.sent.prefill)) as chunks:
                 async for chunk in chunks:
                     yield relay.feed(chunk)
                     if relay.stopped:
                         break
-        yield self._end(turn, None if turn.sent.limit != 0 else "length")
+        yield self._end(answer, None if answer.sent.limit != 0 else "length")
 
-    def _end(self, turn: _Turn, finish_reason: str | None) -> list[Json]:
-        held = turn.relay.rest()  # first: it may show that the student began otherwise than it was told
-        ends = turn.relay.end(turn.facts, finish_reason)
-        read, wrote = turn.counts
-        if turn.guidance is not None and turn.guided and (turn.sent is None or turn.placement == "prefix"):
-            wrote += turn.guidance.kept_tokens
-            read = max(0, read - (turn.guidance.kept_tokens if turn.sent and turn.sent.prefill else 0))
-        usage = {"prompt_tokens": read, "completion_tokens": wrote, "total_tokens": read + wrote}
-        return [*held, *ends, *turn.relay.usage_chunk(usage, turn.facts)]
+    def _end(self, answer: _Answer, finish_reason: str | None) -> list[Json]:
+        held = answer.relay.flush()  # first, since it may detect that the student restarted the answer
+        ends = answer.relay.end(answer.facts, finish_reason)
+        read_tokens, written_tokens = answer.counts
+        if answer.guidance is not None and answer.guided and (answer.sent is None or answer.placement == "prefix"):
+            written_tokens += answer.guidance.kept_tokens
+            read_tokens = max(
+                0, read_tokens - (answer.guidance.kept_tokens if answer.sent and answer.sent.prefill else 0)
+            )
+        usage = {
+            "prompt_tokens": read_tokens,
+            "completion_tokens": written_tokens,
+            "total_tokens": read_tokens + written_tokens,
+        }
+        return [*held, *ends, *answer.relay.usage_chunk(usage, answer.facts)]
 
-    async def _account(self, turn: _Turn) -> None:
-        """Keep what the answer took, and begin to tell the gateway. Never raises: the answer is there."""
-        if turn.sent is None and (turn.guidance is None or turn.guidance.finish_reason is not None):
-            return  # the device has done nothing
+    async def _report(self, answer: _Answer) -> None:
+        """Store the usage report and start sending it. Never raises, since the answer is complete."""
+        if answer.sent is None and (answer.guidance is None or answer.guidance.finish_reason is not None):
+            return  # the student was not called
         ended = time.monotonic()
-        read, wrote = turn.counts
+        read_tokens, written_tokens = answer.counts
         usage = DeviceUsage(
-            input_tokens=read,
-            output_tokens=wrote,
-            finish_reason=turn.relay.finish_reason,
+            input_tokens=read_tokens,
+            output_tokens=written_tokens,
+            finish_reason=answer.relay.finish_reason,
             student=self._student.name,
-            first_token_ms=_ms(turn.began, turn.first_token) if turn.first_token is not None else None,
-            total_ms=_ms(turn.began, ended),
-            guided=turn.guided,
+            first_token_ms=_ms(answer.began, answer.first_token) if answer.first_token is not None else None,
+            total_ms=_ms(answer.began, ended),
+            guided=answer.guided,
             at=int(time.time()),
         )
-        receipt = turn.guidance.receipt if turn.guidance is not None else None
-        report = usage.closing(receipt) if receipt is not None else usage.alone(turn.route)
-        await self._keep(report, online=turn.away is None)
+        receipt = answer.guidance.receipt if answer.guidance is not None else None
+        report = usage.closing_report(receipt) if receipt is not None else usage.unguided_report(answer.route)
+        await self._store(report, online=answer.away is None)
 
-    async def _keep(self, report: UsageReport, *, online: bool) -> None:
+    async def _store(self, report: UsageReport, *, online: bool) -> None:
         try:
             await asyncio.to_thread(self._queue.put, report)
         except OSError as error:
-            log.warning("usage cannot be kept in %s: %s", self._queue.folder, error)
+            log.warning("usage report cannot be stored in %s: %s", self._queue.folder, error)
             return
         if online:
-            telling = asyncio.get_running_loop().create_task(self._tell(), name="tell the gateway of an answer")
-            self._telling.add(telling)
-            telling.add_done_callback(self._telling.discard)
+            task = asyncio.get_running_loop().create_task(self._send_reports(), name="send usage reports")
+            self._report_tasks.add(task)
+            task.add_done_callback(self._report_tasks.discard)
 
-    async def _tell(self) -> None:
+    async def _send_reports(self) -> None:
         try:
-            await self._sync(_SENT_ALONG)
+            await self._sync(_REPORTS_PER_ANSWER)
         except (EdgeError, OSError) as error:
-            log.warning("usage waits in %s: %s", self._queue.folder, error)
+            log.warning("usage reports not sent, stored in %s: %s", self._queue.folder, error)
 
-    async def _sync(self, most: int | None) -> Synced:
-        """Send what waits, the newest first: its answer may close soon, and an old one can wait a little longer."""
+    async def _sync(self, limit: int | None) -> Synced:
+        """Send stored reports, the newest first, since its receipt may expire soon."""
         counts = {"closed": 0, "closed_before": 0, "refused": 0}
         why: str | None = None
-        async with self._one_sync:
+        async with self._sync_lock:
             waiting = await asyncio.to_thread(self._queue.waiting)
-            for file, report in waiting[::-1][:most]:
+            for file, report in waiting[::-1][:limit]:
                 try:
-                    counts[await self._link.tell(report)] += 1
+                    counts[await self._link.send_report(report)] += 1
                 except GatewayAway as away:
                     why = away.message
                     break
                 await asyncio.to_thread(self._queue.drop, file)
-        left = await self.waiting()
-        return Synced(counts["closed"], counts["closed_before"], counts["refused"], left, why)
+        remaining = await self.waiting()
+        return Synced(counts["closed"], counts["closed_before"], counts["refused"], remaining, why)
 
     async def _drain(self) -> None:
-        """Wait for what is being told, and not for ever: it is kept."""
-        if self._telling:
-            await asyncio.wait(set(self._telling), timeout=_DRAIN_LIMIT_S)
-        for telling in set(self._telling):
-            telling.cancel()
-        await asyncio.gather(*self._telling, return_exceptions=True)
+        """Wait a limited time for reports being sent; unsent ones stay stored."""
+        if self._report_tasks:
+            await asyncio.wait(set(self._report_tasks), timeout=_DRAIN_LIMIT_S)
+        for task in set(self._report_tasks):
+            task.cancel()
+        await asyncio.gather(*self._report_tasks, return_exceptions=True)
 
 
 def _ms(began: float, ended: float) -> int:

@@ -1,9 +1,9 @@
-"""What a device's client raises of itself. A student that fails raises the gateway's own `errors.EngineError`s.
+"""Exceptions of the edge client. A failing student raises the gateway's `errors.EngineError`.
 
 EdgeError
-├── GatewayAway        no guidance can be had now: never raised to callers, for the student answers alone
-└── GatewayRefused     the gateway refused the request, and would again: whoever asks can mend it
-    └── VersionRefused it does not speak this client's protocol: the message names the versions that it does
+├── GatewayAway        no guidance is available now: never raised to callers, since the student answers alone
+└── GatewayRefused     the gateway rejected the request; a retry fails too: correct the request
+    └── VersionRefused the gateway does not support this client's protocol: the message lists its versions
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ AwayReason = Literal[
 ]
 """
 gateway_unreachable  no connection, or it broke before the reply
-gateway_timeout      nothing came in time
-gateway_busy         it answered 429 or 503: a limit, a budget, or too much to do
-gateway_failed       it answered another 5xx, or said that it failed
-gateway_garbled      what answered is no gateway: a hotel's login page, say
-gateway_broke_off    the reply ended before it was whole
+gateway_timeout      no reply in time
+gateway_busy         it replied 429 or 503: a limit, a budget, or overload
+gateway_failed       it replied another 5xx, or reported an error
+gateway_garbled      the reply is not a gateway's, such as the login page of a network
+gateway_broke_off    the reply ended before it was complete
 """
 
 
 class EdgeError(Exception):
-    """Root of the tree. `message` is one line."""
+    """Base class of the client's exceptions. `message` is one line."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
@@ -32,9 +32,10 @@ class EdgeError(Exception):
 
 
 class GatewayAway(EdgeError):
-    """No guidance can be had now.
+    """No guidance is available now.
 
-    receipt: of the guidance that was begun, where a reply had come; None: the gateway has none, or nobody knows.
+    Attributes:
+        receipt: the receipt of guidance that was begun; None if there is none or it is unknown.
     """
 
     def __init__(self, reason: AwayReason, message: str, *, receipt: str | None = None) -> None:
@@ -44,7 +45,7 @@ class GatewayAway(EdgeError):
 
 
 class GatewayRefused(EdgeError):
-    """The gateway's own words in `message`; `status`, `code` and `param` as it sent them."""
+    """The gateway rejected the request. `message`, `status`, `code` and `param` are from its reply."""
 
     def __init__(self, message: str, *, status: int, code: str | None = None, param: str | None = None) -> None:
         super().__init__(message)
@@ -54,4 +55,4 @@ class GatewayRefused(EdgeError):
 
 
 class VersionRefused(GatewayRefused):
-    pass
+    """The gateway does not support this client's protocol version."""

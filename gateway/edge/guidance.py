@@ -1,4 +1,4 @@
-"""What the gateway answers to a device: the guidance, and how it is to be used."""
+"""The gateway's reply to a device: the guidance and its use."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class EdgeGuidance:
-    """One guidance, checked.
+    """Validated guidance.
 
     Attributes:
-        receipt: its account at the gateway, which the device closes; None: nobody knows its id.
-        text: how the answer begins, as it is shown and continued; empty where it goes unguided.
-        owed: the blanks that followed it in what the teacher wrote.
-        placement: "prefix": the answer begins with it. Else it stands in `messages`, and is not shown.
-        projection: how the teacher was asked, for the words that put it to a student who cannot go on with it.
-        kept_tokens: the teacher's tokens in `text`.
-        finish_reason: where `text` is the whole answer, why it ended; else None.
-        messages: what the student is given, if it is asked, in the place of the caller's messages; None: those.
-        unguided: why there is no guidance; else None.
-        most_output_tokens: how many tokens the device may report; None: no limit was asked for.
+        receipt: id of the gateway's receipt, which the device closes; None: unknown.
+        text: the beginning of the answer, shown and continued; empty without guidance.
+        pending_space: whitespace after `text` in the teacher's output.
+        placement: "prefix": the answer begins with the guidance. Otherwise it is in `messages` and not shown.
+        projection: the teacher's projection, whose introduction is used if the student cannot continue the guidance.
+        kept_tokens: number of the teacher's tokens in `text`.
+        finish_reason: why the answer ended, if `text` is the whole answer; else None.
+        messages: messages for the student instead of the caller's; None: the caller's.
+        unguided: the reason for no guidance; else None.
+        most_output_tokens: the most output tokens that the device may report; None: no limit.
     """
 
     receipt: str | None
     text: str
-    owed: str = ""
+    pending_space: str = ""
     placement: str = "prefix"
     projection: str = "cutoff"
     kept_tokens: int = 0
@@ -41,27 +41,27 @@ class EdgeGuidance:
 
     @classmethod
     def read(cls, reply: Any) -> Self:
-        """Out of the gateway's JSON. Raises GatewayAway (gateway_garbled) where it is something else."""
+        """Decode the gateway's JSON. Raises GatewayAway (gateway_garbled) if it is invalid."""
         try:
-            told, closing = reply["guidance"], reply["close"]
-            found = cls(
+            fields, closing = reply["guidance"], reply["close"]
+            guidance = cls(
                 receipt=_is(reply["receipt"], str),
-                text=_is(told["text"], str),
-                owed=_is((told.get("seam") or {}).get("owed") or "", str),
-                placement=_is(told["placement"], str | None) or "prefix",
-                projection=_is(told["projection"], str | None) or "cutoff",
-                kept_tokens=_is(told["kept_tokens"], int),
-                finish_reason=_is(told["finish_reason"], str | None),
+                text=_is(fields["text"], str),
+                pending_space=_is((fields.get("seam") or {}).get("owed") or "", str),
+                placement=_is(fields["placement"], str | None) or "prefix",
+                projection=_is(fields["projection"], str | None) or "cutoff",
+                kept_tokens=_is(fields["kept_tokens"], int),
+                finish_reason=_is(fields["finish_reason"], str | None),
                 messages=_is(reply["messages"], list | None),
                 unguided=_is(reply["unguided"], str | None),
                 most_output_tokens=_is(closing["most_output_tokens"], int | None),
             )
         except (KeyError, TypeError, AttributeError):
-            raise GatewayAway("gateway_garbled", "What the gateway sent is no guidance.") from None
-        is_whole = found.finish_reason is not None
-        if found.placement != "prefix" and found.unguided is None and found.messages is None and not is_whole:
-            raise GatewayAway("gateway_garbled", "The gateway sent guidance that is to be placed, and not where.")
-        return found
+            raise GatewayAway("gateway_garbled", "The gateway's reply contains no guidance.") from None
+        is_whole = guidance.finish_reason is not None
+        if guidance.placement != "prefix" and guidance.unguided is None and guidance.messages is None and not is_whole:
+            raise GatewayAway("gateway_garbled", "The gateway's reply has guidance for the prompt, but no messages.")
+        return guidance
 
 
 def _is(value: Any, kind: Any) -> Any:

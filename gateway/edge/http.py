@@ -1,4 +1,4 @@
-"""The calls to a student's server, over httpx. What goes wrong is one of the gateway's EngineErrors."""
+"""HTTP calls to a student's server, over httpx. Failures raise the gateway's EngineErrors."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 LAST_EVENT = b"[DONE]"
 _CONNECT_LIMIT_S = 5.0
 _BUSY = frozenset({429, 503})
-_MAX_SAID_CHARS = 300
+_MAX_MESSAGE_CHARS = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +37,13 @@ class EdgeJsonReply:
 
 
 class StudentHttp:
-    """One student's server.
+    """A client for one student's server.
 
     Args:
-        name: what errors call it.
-        url: its base, with the /v1 where it wants that.
-        silence_s: how long it may say nothing: before the first token it reads the prompt.
-        transport: another way to it than its address.
+        name: the student's name in errors.
+        url: the base URL, with /v1 if the server needs it.
+        silence_s: the longest time without data, which includes reading the prompt, in seconds.
+        transport: replaces the connection to `url`.
     """
 
     def __init__(
@@ -54,10 +54,10 @@ class StudentHttp:
         self._http = httpx.AsyncClient(
             headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=httpx.Timeout(silence_s, connect=_CONNECT_LIMIT_S),
-            # llama.cpp closes idle connections in the moment they are used again, and a new one on a device is free.
+            # llama.cpp may close an idle connection while it is reused; a new local connection costs nothing.
             limits=httpx.Limits(max_keepalive_connections=0),
             transport=transport,
-            trust_env=False,  # it is on this device: no proxy is to see it
+            trust_env=False,  # a local server needs no proxy
         )
 
     @property
@@ -76,12 +76,12 @@ class StudentHttp:
             return EdgeJsonReply(_json(await reply.aread(), self._name))
 
     async def post(self, path: str, payload: Json, *, native: bool = False) -> EdgeJsonReply:
-        """A `native` path lies beside the server's /v1. Raises EngineErrors, as all here do."""
+        """Send a POST request. A `native` path is not below /v1. Raises EngineError."""
         async with self._call("POST", path, payload, native=native) as reply:
             return EdgeJsonReply(_json(await reply.aread(), self._name))
 
     async def events(self, path: str, payload: Json) -> AsyncGenerator[bytes, None]:
-        """The data of each event of a stream."""
+        """Yield the data of each event of a stream. Raises EngineError."""
         decoder = SseDecoder()
         async with self._call("POST", path, payload) as reply:
             try:
@@ -92,7 +92,7 @@ class StudentHttp:
                     yield event
             except EventTooLarge:
                 raise EngineProtocolError(
-                    f"Student '{self._name}' sent an event that does not end.", engine=self._name
+                    f"Student '{self._name}' sent an event that is too large.", engine=self._name
                 ) from None
 
     @asynccontextmanager
@@ -108,7 +108,7 @@ class StudentHttp:
         except httpx.TimeoutException as error:
             if isinstance(error, httpx.ConnectTimeout):
                 raise EngineUnreachable(f"Student '{self._name}' cannot be reached.", engine=self._name) from None
-            raise EngineTimeout(f"Student '{self._name}' was silent for too long.", engine=self._name) from None
+            raise EngineTimeout(f"Student '{self._name}' sent no data in time.", engine=self._name) from None
         except httpx.HTTPError as error:
             raise EngineUnreachable(
                 f"Student '{self._name}' cannot be reached ({type(error).__name__}).", engine=self._name
@@ -119,23 +119,25 @@ def _json(raw: bytes, name: str) -> Any:
     try:
         return json.loads(raw)
     except ValueError:
-        raise EngineProtocolError(f"Student '{name}' speaks no JSON.", engine=name) from None
+        raise EngineProtocolError(f"Student '{name}' sent invalid JSON.", engine=name) from None
 
 
 def _refusal(name: str, status: int, raw: bytes) -> EngineError:
-    said = said_in(raw)
+    message = error_text(raw)
     if status in _BUSY:
-        return EngineOverloaded(f"Student '{name}' is busy, or still starts{said}.", engine=name)
+        return EngineOverloaded(f"Student '{name}' is busy or starting{message}.", engine=name)
     if status >= httpx.codes.INTERNAL_SERVER_ERROR:
-        return EngineFailed(f"Student '{name}' failed ({status}){said}.", engine=name)
-    return EngineRejected(f"Student '{name}' refused ({status}){said}.", engine=name, status_sent=status)
+        return EngineFailed(f"Student '{name}' failed ({status}){message}.", engine=name)
+    return EngineRejected(
+        f"Student '{name}' rejected the request ({status}){message}.", engine=name, status_sent=status
+    )
 
 
-def said_in(raw: bytes) -> str:
-    """What a server says of an error, behind a colon; "" where it says nothing in OpenAI's shape."""
+def error_text(raw: bytes) -> str:
+    """Return the message of an error in OpenAI's format after a colon; "" if there is none."""
     try:
         error = json.loads(raw)["error"]
         message = error["message"] if isinstance(error, dict) else error
     except (ValueError, KeyError, TypeError):
         return ""
-    return f": {message}"[:_MAX_SAID_CHARS].rstrip(".") if isinstance(message, str) else ""
+    return f": {message}"[:_MAX_MESSAGE_CHARS].rstrip(".") if isinstance(message, str) else ""

@@ -1,4 +1,4 @@
-"""A student in this process, through llama.cpp (the extra `llama`). Its decoding is C++ threads."""
+"""A student in this process, through llama.cpp (the extra `llama`). It decodes in C++ threads."""
 
 from __future__ import annotations
 
@@ -20,22 +20,23 @@ if TYPE_CHECKING:
 
     from gateway.capabilities.reasoning import Reasoning
 
-_MOST_THREADS = 4
+_MAX_THREADS = 4
 
 
 class LlamaStudent(UrlStudent):
-    """An async context manager: entering loads the weights, which takes seconds.
+    """A student in this process: an async context manager that loads the weights, which takes seconds.
 
-    llama.cpp's own server answers, on a unix socket that this user alone can reach; nothing listens on a port.
+    llama.cpp's own server listens on a unix socket that only this user can access, and on no port.
 
     Args:
         weights: a .gguf file.
-        name: what the gateway is told that it is; None: the file's name without its ending.
-        threads: how many decode; None: a core fewer than there are, and four at most. They wait for each other many
-            times per token, so with more of them than free cores decoding all but stops.
-        context_tokens: the longest prompt and answer together.
+        name: the student's name in usage reports; None: the file's name without its suffix.
+        threads: decoding threads; None: one less than the number of cores, at most four. The threads synchronize many
+            times per token, so more threads than free cores make decoding very slow.
+        context_tokens: maximum tokens of the prompt and the answer together.
 
-    Raises StartupError where xllamacpp is not installed, or cannot load the file.
+    Raises:
+        StartupError: xllamacpp is not installed, or cannot load the file.
     """
 
     def __init__(
@@ -49,10 +50,10 @@ class LlamaStudent(UrlStudent):
         silence_s: float = SILENCE_LIMIT_S,
     ) -> None:
         self._weights = Path(weights)
-        called = name or self._weights.name.removesuffix(".gguf")
-        super().__init__("http://student/v1", model=called, reasoning=reasoning, silence_s=silence_s)
+        model = name or self._weights.name.removesuffix(".gguf")
+        super().__init__("http://student/v1", model=model, reasoning=reasoning, silence_s=silence_s)
         self._options = llama.LlamaOptions(
-            threads=threads or max(1, min((os.cpu_count() or 1) - 1, _MOST_THREADS)),
+            threads=threads or max(1, min((os.cpu_count() or 1) - 1, _MAX_THREADS)),
             parallel=1,
             slot_tokens=context_tokens,
         )
@@ -82,7 +83,7 @@ class LlamaStudent(UrlStudent):
     ) -> None:
         await super().__aexit__(kind, error, trace)
         assert self._folder is not None, "it was entered"
-        # Its end waits for open connections, of which there are none any more.
+        # Its destructor waits for open connections; all are closed now.
         self._llama = None
         self._folder.cleanup()
 

@@ -1,6 +1,6 @@
-"""What leaves the device, and what the student is sent. Pure.
+"""Request bodies for the gateway and for the student. Pure.
 
-Paper, section 2: the student gets the prompt and the guidance, under the user's own sampling.
+Paper, section 2: the student gets the prompt and the guidance, with the user's sampling.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ if TYPE_CHECKING:
     from gateway.edge.guidance import EdgeGuidance
     from gateway.protocol.body import Json
 
-# What guidance depends on beside the fields that constrain an answer.
-_TOLD = ("messages", "max_tokens", "max_completion_tokens", "stop")
+# Fields that guidance depends on, in addition to those that constrain an answer.
+_GUIDANCE_FIELDS = ("messages", "max_tokens", "max_completion_tokens", "stop")
 UNLISTED = "unlisted_fields"
-"""Stands for the fields that the gateway does not know: their names and values stay on the device."""
+"""Replaces fields unknown to the gateway, whose names and values stay on the device."""
 _LIMITS = ("max_tokens", "max_completion_tokens")
-_OWN = frozenset({"model", "stream", "stream_options"})
+_CLIENT_FIELDS = frozenset({"model", "stream", "stream_options"})
 
 
 @dataclass(frozen=True, slots=True)
 class EdgeStudentRequest:
-    """What the student is asked.
+    """A request to the student.
 
     Attributes:
-        body: the user's, changed only where guidance changes it.
-        prefill: the answer that it goes on with; None: it begins it.
-        written_again: the guidance's tokens that it writes itself; they are the teacher's in the account.
-        limit: how many tokens it may write; None: no limit was asked for.
+        body: the user's body, changed only for guidance.
+        prefill: the beginning of the answer to continue; None: no beginning.
+        written_again: tokens of the guidance that the student regenerates; they count as the teacher's.
+        limit: the most tokens it may generate; None: no limit.
     """
 
     body: Json
@@ -46,86 +46,89 @@ class EdgeStudentRequest:
     limit: int | None = None
 
 
-def told(body: Json, route: str, *, stream: bool) -> Json:
-    """Return what the gateway is sent: the route, the text, and the fields that decide whether guidance can help.
+def guidance_body(body: Json, route: str, *, stream: bool) -> Json:
+    """Return the body for the gateway: route, messages, and the fields that decide whether guidance is possible.
 
-    Sampling and fields that the gateway does not know stay here; that there are unknown ones is said.
+    Sampling and unknown fields stay on the device; `unlisted_fields` tells the gateway that there are some.
     """
-    kept = {name: body[name] for name in _TOLD if body.get(name) is not None}
+    fields = {name: body[name] for name in _GUIDANCE_FIELDS if body.get(name) is not None}
     for one in excluding_fields(body, "chat"):
         if one.reason == FIELD_NOT_KNOWN:
-            kept[UNLISTED] = True
+            fields[UNLISTED] = True
         elif one.holder is None:
-            kept[one.field] = body[one.field]
+            fields[one.field] = body[one.field]
         else:
-            kept.setdefault(one.holder, {})[one.field] = body[one.holder][one.field]
-    return {"model": route, **kept, **({"stream": True} if stream else {})}
+            fields.setdefault(one.holder, {})[one.field] = body[one.holder][one.field]
+    return {"model": route, **fields, **({"stream": True} if stream else {})}
 
 
-def goes_on(reasoning: Reasoning, how: Continuation | None, body: Json) -> bool:
-    """Whether the student can begin its answer to this with words that it is given."""
-    return how is not None and how.unsupported(body) is None and takes_prefix(reasoning, body)
+def can_continue(reasoning: Reasoning, continuation: Continuation | None, body: Json) -> bool:
+    """Return whether the student can continue a given beginning of the answer."""
+    return continuation is not None and continuation.unsupported(body) is None and takes_prefix(reasoning, body)
 
 
-def alone(body: Json, most_output_tokens: int | None = None) -> EdgeStudentRequest:
-    """The student's question without guidance; with a limit of the route's, where the gateway has told one."""
+def unguided_request(body: Json, most_output_tokens: int | None = None) -> EdgeStudentRequest:
+    """Return the student's request without guidance, with the route's token limit if the gateway sent one."""
     if most_output_tokens is None:
-        return EdgeStudentRequest(_of_student(body), limit=asked_limit(body))
-    return EdgeStudentRequest(_limited(_of_student(body), most_output_tokens), limit=most_output_tokens)
+        return EdgeStudentRequest(_student_body(body), limit=token_limit(body))
+    return EdgeStudentRequest(_limited(_student_body(body), most_output_tokens), limit=most_output_tokens)
 
 
-def guided(body: Json, guidance: EdgeGuidance, reasoning: Reasoning, how: Continuation | None) -> EdgeStudentRequest:
-    """The student's question with guidance.
+def guided_request(
+    body: Json, guidance: EdgeGuidance, reasoning: Reasoning, continuation: Continuation | None
+) -> EdgeStudentRequest:
+    """Return the student's request with guidance.
 
-    In placement prefix the student goes on with it; who cannot gets it in the prompt, introduced as the gateway does.
+    In placement prefix the student continues the guidance. If it cannot, its prompt gets the guidance with the
+    projection's introduction, as on the gateway.
     """
     limit = guidance.most_output_tokens
     if guidance.placement != "prefix":
-        assert guidance.messages is not None, "as read"
-        limit = limit if limit is not None else asked_limit(body)
-        return EdgeStudentRequest(_limited({**_of_student(body), "messages": guidance.messages}, limit), limit=limit)
-    if limit is None and (asked := asked_limit(body)) is not None:
-        limit = max(0, asked - guidance.kept_tokens)
-    if how is None or not goes_on(reasoning, how, body):
+        assert guidance.messages is not None, "checked by EdgeGuidance.read"
+        limit = limit if limit is not None else token_limit(body)
+        return EdgeStudentRequest(_limited({**_student_body(body), "messages": guidance.messages}, limit), limit=limit)
+    if limit is None and (user_limit := token_limit(body)) is not None:
+        limit = max(0, user_limit - guidance.kept_tokens)
+    if continuation is None or not can_continue(reasoning, continuation, body):
         introduction = PROJECTIONS.get(guidance.projection, CUTOFF).introduction
         messages = with_text(body["messages"], after=introduction.replace(SLOT, guidance.text))
-        return EdgeStudentRequest(_limited({**_of_student(body), "messages": messages}, limit), limit=limit)
-    again = guidance.kept_tokens if how.writes_again else 0
-    placed = without_reasoning(reasoning, _of_student(body))
-    placed = _limited(placed, None if limit is None else limit + again)
-    return EdgeStudentRequest(placed, Prefill(guidance.text, how), again, limit)
+        return EdgeStudentRequest(_limited({**_student_body(body), "messages": messages}, limit), limit=limit)
+    repeated = guidance.kept_tokens if continuation.writes_again else 0
+    request = without_reasoning(reasoning, _student_body(body))
+    request = _limited(request, None if limit is None else limit + repeated)
+    return EdgeStudentRequest(request, Prefill(guidance.text, continuation), repeated, limit)
 
 
-def joint(guidance: EdgeGuidance, how: Continuation, body: Json) -> SeamJoin:
-    """Joins guidance that the user sees to what the student says; `body` is the user's."""
+def seam_join(guidance: EdgeGuidance, continuation: Continuation, body: Json) -> SeamJoin:
+    """Return the join of visible guidance and the student's text; `body` is the user's."""
     return SeamJoin(
         guidance.text,
-        pending_space=guidance.owed,
-        # vLLM and llama.cpp repeat the opening when they are asked to, whatever they do by themselves.
-        echo=body.get("echo") is True or how.echo,
-        strips_leading_space=how.strips_leading_space,
-        written_again=how.writes_again,
+        pending_space=guidance.pending_space,
+        # vLLM and llama.cpp repeat the beginning if `echo` is set, whatever their default.
+        echo=body.get("echo") is True or continuation.echo,
+        strips_leading_space=continuation.strips_leading_space,
+        written_again=continuation.writes_again,
         stop=_stops(body),
     )
 
 
-def asked_limit(body: Json) -> int | None:
-    """The user's limit on tokens, in whichever field it stands."""
+def token_limit(body: Json) -> int | None:
+    """Return the user's token limit, from either field."""
     return next((body[name] for name in _LIMITS if body.get(name) is not None), None)
 
 
 def _stops(body: Json) -> tuple[str, ...]:
-    """The user's stop texts, one by one."""
+    """Return the user's stop texts as a tuple."""
     stop = body.get("stop")
     return tuple(filter(None, (stop,) if isinstance(stop, str) else stop or ()))
 
 
-def _of_student(body: Json) -> Json:
-    return {name: value for name, value in body.items() if name not in _OWN}
+def _student_body(body: Json) -> Json:
+    return {name: value for name, value in body.items() if name not in _CLIENT_FIELDS}
 
 
 def _limited(body: Json, limit: int | None) -> Json:
-    """The body with another limit, for all its answers, in the field in which the user speaks of it."""
+    """Return the body with a token limit per choice, in the field that the user set."""
     if limit is None:
         return body
     limit //= body.get("n") or 1

@@ -1,7 +1,7 @@
-"""Reports that wait for the gateway: a file each in one folder, so that no crash and no second process harms them.
+"""Stored usage reports: one file each in one folder, safe against crashes and concurrent processes.
 
-A report is written before it is sent and deleted when the gateway has taken it. Sent twice it counts once: the gateway
-knows the id. They hold counts and times; of a question or an answer, nothing.
+A report is written before it is sent, and deleted after the gateway accepted it. The gateway deduplicates reports by
+id. Reports contain counts and times, and no text of a question or an answer.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from typing import Any
 from gateway.edge.link import address_of
 from gateway.edge.usage import UsageReport
 
-MOST_WAITING = 1000
-"""With one more the oldest is dropped."""
+MAX_WAITING = 1000
+"""Maximum stored reports; the oldest is dropped."""
 
 
 @dataclass(frozen=True, slots=True)
 class Synced:
-    """What came of sending what waited.
+    """Result of sending stored reports.
 
     Attributes:
-        sent: the gateway has taken them down.
-        known: it had them already.
-        refused: it takes no such report: unknown, too late, or more than was asked for. They are dropped.
-        waiting: still to be sent.
-        why: why some still wait; None: none do.
+        sent: reports stored by the gateway.
+        known: reports that the gateway had already.
+        refused: rejected reports, which are dropped: unknown receipt, too late, or above the limit.
+        waiting: reports still stored.
+        why: why reports are still stored; None if there are none.
     """
 
     sent: int = 0
@@ -42,13 +42,13 @@ class Synced:
 
 
 class UsageQueue:
-    """The folder of one gateway; it is made when something is put there. Blocks: call it from a thread."""
+    """The report folder of one gateway, created on first use. Methods block: call them in a thread."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def put(self, report: UsageReport) -> Path:
-        """Keep a report; where it is kept. Raises OSError."""
+        """Store a report and return its file. Raises OSError."""
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         name = f"{time.time_ns():020}-{uuid.uuid4().hex[:8]}.json"
         unfinished = self.folder / f".{name}"
@@ -61,21 +61,21 @@ class UsageQueue:
         except OSError:
             self.drop(unfinished)
             raise
-        for oldest in self._files()[:-MOST_WAITING]:
+        for oldest in self._files()[:-MAX_WAITING]:
             self.drop(oldest)
         return self.folder / name
 
     def waiting(self) -> list[tuple[Path, UsageReport]]:
-        """Where each is kept, oldest first. One that cannot be read is dropped."""
-        found = []
+        """Return the stored reports with their files, oldest first. Drop invalid files."""
+        reports = []
         for file in self._files():
             try:
-                found.append((file, _report(json.loads(file.read_bytes()))))
+                reports.append((file, _report(json.loads(file.read_bytes()))))
             except FileNotFoundError:
-                continue  # another process has sent it meanwhile
+                continue  # another process sent it
             except (ValueError, KeyError, TypeError):
                 self.drop(file)
-        return found
+        return reports
 
     def count(self) -> int:
         return len(self._files())
@@ -87,16 +87,19 @@ class UsageQueue:
         return sorted(self.folder.glob("[0-9]*.json"))
 
 
-def _report(kept: Any) -> UsageReport:
-    """Raises ValueError, KeyError and TypeError. A report goes with the key, so it goes to the gateway alone."""
-    path = kept["path"]
+def _report(entry: Any) -> UsageReport:
+    """Decode a report. Raises ValueError, KeyError and TypeError.
+
+    The path is checked, since a report is sent with the key.
+    """
+    path = entry["path"]
     if not (isinstance(path, str) and path.startswith("/v1/guidance/")):
         raise ValueError(path)
-    return UsageReport(path, kept["body"])
+    return UsageReport(path, entry["body"])
 
 
 def default_folder(gateway: str) -> Path:
-    """`$XDG_STATE_HOME` or `~/.local/state`, then gkt-edge and a name made of the gateway's address."""
+    """Return gkt-edge/HASH in `$XDG_STATE_HOME` or `~/.local/state`; HASH is of the gateway's URL."""
     base = Path(os.environ.get("XDG_STATE_HOME", ""))
     state = base if base.is_absolute() else Path.home() / ".local" / "state"
     return state / "gkt-edge" / hashlib.sha256(address_of(gateway).encode()).hexdigest()[:16]

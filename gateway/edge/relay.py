@@ -1,7 +1,7 @@
-"""One answer out of the teacher's words and the student's, in OpenAI's chunks. Sans-io.
+"""Build one answer's chunks in OpenAI's format from the teacher's and the student's text. No I/O.
 
-The joint is the gateway's own (`guidance/seam.py`). Each chunk that says something tells under `gkt` who says it, and
-the one with the `finish_reason` what the answer was.
+The seam is joined as on the gateway (`guidance/seam.py`). The `gkt` field of a chunk with text names its author, and
+that of the chunk with `finish_reason` has the facts of the answer.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ By = Literal["teacher", "student"]
 
 
 class EdgeRelay:
-    """Makes the chunks of one answer.
+    """Build the chunks of one answer.
 
     Args:
         created: Unix seconds.
         model: the route's name.
-        wants_usage: whether a last chunk with `usage` is asked for.
+        wants_usage: whether the last chunk has `usage`.
     """
 
     def __init__(self, answer_id: str, created: int, model: str, *, wants_usage: bool) -> None:
@@ -35,86 +35,90 @@ class EdgeRelay:
         self._roles_sent: set[int] = set()
         self._finished: dict[int, str] = {}
         self.shown = ""
-        """What of the guidance has been shown."""
-        self.why_alone: str | None = None
-        """Why there is no guidance, for the student's chunks to tell."""
-        self.pieces = 0
-        """How many of the student's chunks said something: about its tokens, where it counts none."""
+        """Guidance sent to the caller so far."""
+        self.unguided_reason: str | None = None
+        """Reason for no guidance, in the student's chunks."""
+        self.chunk_count = 0
+        """The student's chunks with content; estimates its tokens if it reports no usage."""
         self.counts: tuple[int, int] | None = None
-        """Tokens read and written, as the student counts them."""
+        """Prompt and completion tokens reported by the student."""
 
     @property
     def stopped(self) -> bool:
-        """A stop text was met across the seam: the student need not go on."""
+        """Return whether a stop text occurred, so that the student can be stopped."""
         return self._seam is not None and self._seam.stopped
 
     @property
     def restarted(self) -> bool:
-        """The student was told to begin with the guidance, and began otherwise."""
+        """Return whether the student did not continue the guidance and started another answer."""
         return self._seam is not None and self._seam.restarted
 
     @property
     def finish_reason(self) -> str | None:
-        """Of the first answer; None while it goes on."""
+        """Return the finish reason of the first choice; None while it continues."""
         return self._finished.get(0)
 
     def show(self, piece: str) -> list[Json]:
-        """The next piece of the guidance."""
+        """Return the chunks of the next piece of guidance."""
         if not piece:
             return []
         self.shown += piece
-        return [self._said(0, {"content": piece}, "teacher")]
+        return [self._content_chunk(0, {"content": piece}, "teacher")]
 
-    def show_rest(self, text: str) -> list[Json]:
-        """Of guidance what was not shown yet."""
+    def show_remaining(self, text: str) -> list[Json]:
+        """Return the chunks of the guidance not shown yet."""
         return self.show(text[len(self.shown) :])
 
     def join(self, seam: SeamJoin, thoughts: ReasoningFilter | None) -> list[Json]:
-        """Let `seam` join the student's words to the guidance, without its `thoughts`."""
+        """Join the student's text to the guidance with `seam`; `thoughts` filters its reasoning."""
         self._seam, self._thoughts = seam, thoughts
-        return self.show_rest(seam.initial_text())
+        return self.show_remaining(seam.initial_text())
 
     def feed(self, chunk: Json) -> list[Json]:
-        """One chunk of the student's."""
+        """Return the chunks for one chunk of the student."""
         self.counts = read_counts(chunk.get("usage")) or self.counts
-        return [one for choice in chunk["choices"] for one in self._relayed(choice)]
+        return [one for choice in chunk["choices"] for one in self._relay(choice)]
 
     def end(self, facts: Json, finish_reason: str | None = None) -> list[Json]:
-        """The end of each answer with what it was, behind the `rest`."""
+        """Return the last chunk of each choice, with the facts. Call `flush` before."""
         self._finished.setdefault(0, "stop" if self.stopped else finish_reason or "stop")
         return [self._chunk([_choice(index, {}, reason)], facts) for index, reason in sorted(self._finished.items())]
 
-    def rest(self) -> list[Json]:
-        """What the joint held back, now that the student has ended; a second time nothing."""
+    def flush(self) -> list[Json]:
+        """Return the text that the seam held back, after the student ended; a second call returns nothing."""
         if self._seam is None:
             return []
         text, thought = self._thoughts.finish() if self._thoughts is not None else ("", "")
         text = self._seam.feed(text) + self._seam.finish()
         delta = ({"reasoning_content": thought} if thought else {}) | ({"content": text} if text else {})
-        return [self._said(0, delta, "student")] if delta else []
+        return [self._content_chunk(0, delta, "student")] if delta else []
 
     def usage_chunk(self, usage: Json, facts: Json) -> list[Json]:
-        """The last chunk, where it is asked for."""
+        """Return the usage chunk, if requested."""
         return [{**self._chunk([], facts), "usage": usage}] if self._wants_usage else []
 
-    def _relayed(self, choice: Json) -> list[Json]:
+    def _relay(self, choice: Json) -> list[Json]:
         index = choice.get("index") or 0
         if index in self._finished:
             return []
         delta = {name: value for name, value in (choice.get("delta") or {}).items() if name != "role"}
-        self.pieces += any(value not in (None, "") for value in delta.values())
-        said = [self._said(index, delta, "student", choice.get("logprobs"))] if self._joined(index, delta) else []
+        self.chunk_count += any(value not in (None, "") for value in delta.values())
+        chunks = (
+            [self._content_chunk(index, delta, "student", choice.get("logprobs"))]
+            if self._join_delta(index, delta)
+            else []
+        )
         if reason := choice.get("finish_reason"):
             if index == 0:
-                said += self.rest()
-                silent = self._thoughts is not None and self._thoughts.is_silent
-                # It thought, though told not to, and did not go on: what was shown is not the answer's end.
-                reason = "stop" if self.stopped else "length" if silent and reason == "stop" else reason
+                chunks += self.flush()
+                only_reasoned = self._thoughts is not None and self._thoughts.is_silent
+                # The student only reasoned, although disabled, so the shown text is incomplete.
+                reason = "stop" if self.stopped else "length" if only_reasoned and reason == "stop" else reason
             self._finished[index] = reason
-        return said
+        return chunks
 
-    def _joined(self, index: int, delta: Json) -> bool:
-        """Put into a delta what of it may be shown now; whether that is anything."""
+    def _join_delta(self, index: int, delta: Json) -> bool:
+        """Replace a delta's content by the text that may be shown now. Return whether the delta has content."""
         if self._seam is not None and index == 0:
             text = text_of(delta.pop("content", None)) or ""
             if self._thoughts is not None:
@@ -125,10 +129,10 @@ class EdgeRelay:
                 delta["content"] = joined
         return any(value not in (None, "") for value in delta.values())
 
-    def _said(self, index: int, delta: Json, by: By, logprobs: Any = None) -> Json:
+    def _content_chunk(self, index: int, delta: Json, by: By, logprobs: Any = None) -> Json:
         facts: Json = {"by": by}
-        if self.why_alone is not None and by == "student":
-            facts["unguided"] = self.why_alone
+        if self.unguided_reason is not None and by == "student":
+            facts["unguided"] = self.unguided_reason
         if index not in self._roles_sent:
             self._roles_sent.add(index)
             delta = {"role": "assistant", **delta}
@@ -140,28 +144,33 @@ class EdgeRelay:
 
 
 def read_counts(usage: Any) -> tuple[int, int] | None:
-    """Tokens read and written out of OpenAI's `usage`; None where it holds none that can be."""
+    """Return the prompt and completion tokens of OpenAI's `usage`; None if it is invalid."""
     if not isinstance(usage, dict):
         return None
-    read, wrote = usage.get("prompt_tokens"), usage.get("completion_tokens")
-    if not all(isinstance(one, int) and not isinstance(one, bool) and one >= 0 for one in (read, wrote)) or not read:
+    read_tokens, written_tokens = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    if (
+        not all(
+            isinstance(one, int) and not isinstance(one, bool) and one >= 0 for one in (read_tokens, written_tokens)
+        )
+        or not read_tokens
+    ):
         return None
-    return read, wrote  # type: ignore[return-value]
+    return read_tokens, written_tokens  # type: ignore[return-value]
 
 
 def whole(chunks: list[Json]) -> Json:
-    """All chunks of an answer in words as one chat completion, with `gkt` as its end has it."""
-    said: dict[int, dict[str, str]] = {}
+    """Return the chunks of a text answer as one chat completion, with the `gkt` facts of its end."""
+    messages: dict[int, dict[str, str]] = {}
     ends: dict[int, str | None] = {}
     for choice in (choice for chunk in chunks for choice in chunk["choices"]):
-        one = said.setdefault(choice["index"], {"content": ""})
+        message = messages.setdefault(choice["index"], {"content": ""})
         for name in ("content", "reasoning_content"):
             if piece := choice["delta"].get(name):
-                one[name] = one.get(name, "") + piece
+                message[name] = message.get(name, "") + piece
         ends[choice["index"]] = choice["finish_reason"] or ends.get(choice["index"])
     choices = [
-        {"index": index, "message": {"role": "assistant", **one}, "logprobs": None, "finish_reason": ends[index]}
-        for index, one in sorted(said.items())
+        {"index": index, "message": {"role": "assistant", **message}, "logprobs": None, "finish_reason": ends[index]}
+        for index, message in sorted(messages.items())
     ]
     last = chunks[-1]
     head = {name: last[name] for name in ("id", "created", "model")}

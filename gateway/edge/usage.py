@@ -1,4 +1,4 @@
-"""What the gateway is told of an answer that a device has made: counts and times, and no word of it."""
+"""Usage reports of answers on a device: counts and times, and no text."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _REASON = re.compile(r"[a-z_]{1,32}")
 
 @dataclass(frozen=True, slots=True)
 class UsageReport:
-    """One answer's account, and where it goes."""
+    """A report of one answer, with the path to send it to."""
 
     path: str
     body: Json
@@ -26,15 +26,15 @@ class UsageReport:
 
 @dataclass(frozen=True, slots=True)
 class DeviceUsage:
-    """What one answer took on the device.
+    """Usage of one answer on the device.
 
     Attributes:
-        input_tokens, output_tokens: the student's, by its own count.
-        finish_reason: why it ended; None where it was broken off.
-        student: what the device calls its model.
-        first_token_ms, total_ms: since the question was asked.
+        input_tokens, output_tokens: tokens of the student, as it reports them.
+        finish_reason: why the answer ended; None if it was canceled or failed.
+        student: the device's name of its model.
+        first_token_ms, total_ms: times since the request.
         guided: whether guidance was used.
-        at: Unix seconds when it ended.
+        at: end of the answer, in Unix seconds.
     """
 
     input_tokens: int
@@ -46,12 +46,12 @@ class DeviceUsage:
     guided: bool
     at: int
 
-    def closing(self, receipt: str) -> UsageReport:
-        """Closes the receipt of a guidance."""
+    def closing_report(self, receipt: str) -> UsageReport:
+        """Return the report that closes the receipt of guidance."""
         return UsageReport(f"/v1/guidance/{quote(receipt, safe='')}/usage", self._body())
 
-    def alone(self, route: str) -> UsageReport:
-        """Of an answer that was made wholly without the gateway, under an id of its own: it counts once."""
+    def unguided_report(self, route: str) -> UsageReport:
+        """Return the report of an answer without the gateway. Its id prevents counting it twice."""
         return UsageReport("/v1/guidance/usage", {**self._body(), "model": route, "id": str(uuid.uuid4())})
 
     def _body(self) -> Json:
@@ -59,7 +59,7 @@ class DeviceUsage:
             "input_tokens": self.input_tokens,
             "output_tokens": self.output_tokens,
             "finish_reason": self.finish_reason if _REASON.fullmatch(self.finish_reason or "") else None,
-            # The gateway takes printable ASCII alone: the name stands in its logs.
+            # The gateway accepts only printable ASCII, since it logs the name.
             "student": _UNPRINTABLE.sub("?", self.student)[:MAX_NAME_CHARS] or "unknown",
             "first_token_ms": self.first_token_ms,
             "total_ms": self.total_ms,

@@ -67,7 +67,7 @@ async def test_guidance_that_streams_is_shown_as_it_comes_and_marked(tmp_path: P
     gateway = FakeGateway(pieces=("The sky", " is blue"))
     with gateway.running() as url, toy(LlamaCpp()) as student:
         async with client(url, student, tmp_path) as edge:
-            await edge.student.look()
+            await edge.student.detect_continuation()
             chunks = [chunk async for chunk in edge.stream(ASKED)]
     said = [choice["delta"].get("content") for chunk in chunks for choice in chunk["choices"]]
     assert said[:3] == ["The sky", " is blue", " because"]
@@ -167,7 +167,7 @@ async def test_a_student_that_begins_otherwise_than_it_was_told_is_said_to(tmp_p
     gateway = FakeGateway()
     with gateway.running() as url, toy(server) as student:
         async with client(url, student, tmp_path) as edge:
-            await edge.student.look()
+            await edge.student.detect_continuation()
             server.obeys = False
             server.write = lambda *_: ("Blue, is it?", "stop")  # type: ignore[method-assign]
             chunks = [chunk async for chunk in edge.stream(ASKED)]
@@ -245,7 +245,7 @@ async def test_what_was_shown_stays_and_is_gone_on_with_when_the_gateway_breaks_
     gateway = FakeGateway(pieces=("The", " sky", " is", " blue"), kept_tokens=4, breaks_off=True)
     with gateway.running() as url, toy(LlamaCpp()) as student:
         async with client(url, student, tmp_path) as edge:
-            await edge.student.look()
+            await edge.student.detect_continuation()
             chunks = [chunk async for chunk in edge.stream({**ASKED, "max_tokens": 12})]
             await edge.sync()
     assert text(chunks) == " ".join(ANSWER.split()[:12])

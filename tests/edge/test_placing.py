@@ -26,7 +26,7 @@ def test_only_what_guidance_depends_on_leaves_the_device() -> None:
         "n": None,
         "logit_bias": {},
     }
-    assert placing.told(body, "chat", stream=False) == {
+    assert placing.guidance_body(body, "chat", stream=False) == {
         "model": "chat", "messages": MESSAGES, "stop": "X", "max_tokens": 9,
     }  # fmt: skip
 
@@ -34,7 +34,7 @@ def test_only_what_guidance_depends_on_leaves_the_device() -> None:
 def test_the_gateway_is_told_what_constrains_the_answer_and_that_there_are_unknown_fields() -> None:
     """Or it would give guidance that the student's constraint forbids. Names that it does not know stay here."""
     body = {"messages": MESSAGES, "grammar": "g", "nvext": {"ignore_eos": True, "top_k": 5}, "secret": 1}
-    told = placing.told(body, "chat", stream=False)
+    told = placing.guidance_body(body, "chat", stream=False)
     assert told == {
         "model": "chat", "messages": MESSAGES, "grammar": "g", "nvext": {"ignore_eos": True}, "unlisted_fields": True,
     }  # fmt: skip
@@ -44,20 +44,20 @@ def test_the_gateway_is_told_what_constrains_the_answer_and_that_there_are_unkno
 @pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
 def test_the_students_limit_is_what_the_gateway_leaves_it_in_the_users_own_field(field: str) -> None:
     guidance = EdgeGuidance("req_1", "Because", kept_tokens=5, most_output_tokens=7)
-    sent = placing.guided({"messages": MESSAGES, field: 12}, guidance, "none", TRAILING)
+    sent = placing.guided_request({"messages": MESSAGES, field: 12}, guidance, "none", TRAILING)
     assert ({name: sent.body[name] for name in sent.body if "tokens" in name}, sent.limit) == ({field: 7}, 7)
 
 
 def test_who_writes_the_guidance_again_has_room_for_it() -> None:
     guidance = EdgeGuidance("req_1", "Because", kept_tokens=5, most_output_tokens=7)
-    sent = placing.guided({"messages": MESSAGES, "max_tokens": 12}, guidance, "none", Continuation("instruct"))
+    sent = placing.guided_request({"messages": MESSAGES, "max_tokens": 12}, guidance, "none", Continuation("instruct"))
     assert (sent.body["max_tokens"], sent.written_again, sent.limit) == (12, 5, 7)
 
 
 def test_a_limit_of_the_routes_holds_for_an_answer_alone_too() -> None:
-    assert placing.alone({"messages": MESSAGES}, 64).body["max_tokens"] == 64
-    assert placing.alone({"messages": MESSAGES, "n": 2}, 64).body["max_tokens"] == 32
-    assert "max_tokens" not in placing.alone({"messages": MESSAGES}).body
+    assert placing.unguided_request({"messages": MESSAGES}, 64).body["max_tokens"] == 64
+    assert placing.unguided_request({"messages": MESSAGES, "n": 2}, 64).body["max_tokens"] == 32
+    assert "max_tokens" not in placing.unguided_request({"messages": MESSAGES}).body
 
 
 @pytest.mark.parametrize("broken", [None, [], {}, {"guidance": {}}, {"guidance": "text", "receipt": 1}])

@@ -53,7 +53,7 @@ def test_reports_are_kept_in_order_and_dropped_by_name(tmp_path: Path) -> None:
 
 
 def test_the_queue_has_an_end_and_the_newest_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(queue, "MOST_WAITING", 2)
+    monkeypatch.setattr(queue, "MAX_WAITING", 2)
     kept = UsageQueue(tmp_path)
     for number in range(4):
         kept.put(closing(f"req_{number}"))

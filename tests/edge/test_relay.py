@@ -63,8 +63,8 @@ def test_a_student_that_ends_without_a_reason_leaves_nothing_held_back() -> None
     made, chunks = relay(written_again=True)
     chunks += made.feed(chunk("The sky"))
     assert said(chunks) == ""
-    chunks += made.rest()
-    assert made.rest() == []
+    chunks += made.flush()
+    assert made.flush() == []
     assert made.restarted
     assert said([*chunks, *made.end({})]) == "The sky"
     assert made.finish_reason == "stop"

@@ -13,8 +13,8 @@ USAGE = DeviceUsage(9, 3, "stop", "small", 410, 5200, guided=True, at=1796083206
 
 
 def test_a_closing_goes_to_its_receipt_and_an_answer_alone_has_an_id_of_its_own() -> None:
-    assert USAGE.closing("req_1/..").path == "/v1/guidance/req_1%2F../usage"
-    first, second = USAGE.alone("chat"), USAGE.alone("chat")
+    assert USAGE.closing_report("req_1/..").path == "/v1/guidance/req_1%2F../usage"
+    first, second = USAGE.unguided_report("chat"), USAGE.unguided_report("chat")
     assert first.path == second.path == "/v1/guidance/usage"
     assert first.body["model"] == "chat"
     assert UUID(first.body["id"]) != UUID(second.body["id"])
@@ -24,9 +24,9 @@ def test_a_closing_goes_to_its_receipt_and_an_answer_alone_has_an_id_of_its_own(
     ("name", "told"), [("Qwen 2.5 \u00e9\n", "Qwen 2.5 ??"), ("m" * 80, "m" * 64), ("", "unknown")]
 )
 def test_a_students_name_is_printable_and_short(name: str, told: str) -> None:
-    assert replace(USAGE, student=name).closing("req_1").body["student"] == told
+    assert replace(USAGE, student=name).closing_report("req_1").body["student"] == told
 
 
 @pytest.mark.parametrize(("reason", "told"), [("tool_calls", "tool_calls"), ("STOP!", None), (None, None)])
 def test_a_reason_is_a_word_or_none(reason: str | None, told: str | None) -> None:
-    assert replace(USAGE, finish_reason=reason).closing("req_1").body["finish_reason"] == told
+    assert replace(USAGE, finish_reason=reason).closing_report("req_1").body["finish_reason"] == told
