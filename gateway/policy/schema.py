@@ -309,7 +309,7 @@ class Route(StrictModel):
     @classmethod
     def _one_kind(cls, students: tuple[StudentRule, ...] | None) -> tuple[StudentRule, ...] | None:
         if students is not None and len({one.weight is None for one in students}) > 1:
-            raise InvalidValue("give each student a weight, or none: without weights they are called in this order")
+            raise InvalidValue("give each student a weight, or none: without weights the order counts")
         if students is not None and len({one.model for one in students}) < len(students):
             raise InvalidValue("names a student twice: set the number of retries under retries")
         return students

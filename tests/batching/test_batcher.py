@@ -717,4 +717,4 @@ async def test_a_process_that_stops_is_gone_from_the_fleet_at_once_and_stays_gon
         assert failures == 1, "what failed was said once more"
         await asyncio.sleep(teacher_queue._HEARTBEAT_S + 0.1)
         assert await redis.zrange(keys.teacher("big").owners, 0, -1) == [b"ben"]
-        await until(lambda: ben._membership._fleet_sizes.seen[-1][1] == 1)
+        await until(lambda: ben._membership._fleet_sizes.samples[-1][1] == 1)

@@ -127,7 +127,7 @@ def test_a_student_that_is_not_there_is_said_in_one_line(queue: Path) -> None:
         ((QUESTION, "--weights", "no-such-model"), "no model is called"),
         ((QUESTION, "--student", NOBODY, "--key", "gk-demo"), "must be a reference"),
         ((QUESTION, "--student", NOBODY, "--key", "env:NOT_SET_HERE"), "NOT_SET_HERE is not set"),
-        ((QUESTION, "--student", NOBODY, "--gateway", "127.0.0.1:8080"), "no gateway's address"),
+        ((QUESTION, "--student", NOBODY, "--gateway", "127.0.0.1:8080"), "not a gateway's URL"),
     ],
     ids=["no question", "no student", "two students", "no such weights", "a key in the open", "no key", "no address"],
 )

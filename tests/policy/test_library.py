@@ -119,9 +119,10 @@ def test_an_operator_who_wants_the_routes_own_gets_its_exemplars(folder: Path) -
     guided(folder, "projection: primed, exemplars: exemplars/it.yaml")
     (policy,) = book_of(folder).policies
     assert (
-        RouteOverride("guided", projection=PRIMED).of(policy.routes[0]).guidance.resolved_projection.exemplars == SHOWN
+        RouteOverride("guided", projection=PRIMED).apply(policy.routes[0]).guidance.resolved_projection.exemplars
+        == SHOWN
     )
-    assert RouteOverride("guided", projection=HINT).of(policy.routes[0]).guidance.resolved_projection is HINT
+    assert RouteOverride("guided", projection=HINT).apply(policy.routes[0]).guidance.resolved_projection is HINT
 
 
 def test_a_policys_word_goes_before_the_projections(folder: Path) -> None:
@@ -240,7 +241,7 @@ def test_a_bad_file_that_many_name_is_told_of_once(folder: Path) -> None:
     ("name", "text", "message"),
     [
         ("plan.yaml", "instructon: Plan\n", ":1: instructon: unknown key. Did you mean 'instruction'?"),
-        ("plan.yaml", "", ":1: is empty: say what is asked of the teacher, like instruction"),
+        ("plan.yaml", "", ":1: is empty: add at least one field, like instruction"),
         ("plan.yaml", "instruction: ' '\n", ":1: instruction: is empty: write something"),
         ("plan.yaml", "\nintroduction: none\n", ":2: introduction: must hold {guidance} exactly once"),
         ("plan.yaml", "placement: behind\n", ":1: placement: must be prefix, context or input"),
@@ -251,7 +252,7 @@ def test_a_bad_file_that_many_name_is_told_of_once(folder: Path) -> None:
         ("plan.yaml", "exemplars: [{question: One?}]\n", ":1: exemplars[0].answer: missing: add it"),
         ("plan.yaml", "exemplars: ../it.yaml\n", f":1: exemplars: {WITHIN}"),
         ("plan.yaml", "teacher_may_finish: 1\n", ":1: teacher_may_finish: must be true or false"),
-        ("hint.yaml", "instruction: Hint\n", ":1: hint is a projection that is shipped: rename the file"),
+        ("hint.yaml", "instruction: Hint\n", ":1: hint is a built-in projection: rename the file"),
         ("my plan.yaml", "instruction: Plan\n", ":1: its name must be 1 to 64 letters, digits or any of . _ -"),
         ("plan.yml", "instruction: Plan\n", ": not read: rename it to end in .yaml"),
     ],

@@ -48,13 +48,13 @@ ALL = {"overrides": {"modes": ["guided", "student", "teacher"], "guidance_tokens
 
 
 @pytest.mark.parametrize("own", ["guided", "student", "teacher", "shadow"])
-@pytest.mark.parametrize("asked", ["guided", "student", "teacher"])
-def test_a_caller_gets_the_mode_that_it_asks_for(own: str, request: str) -> None:
+@pytest.mark.parametrize("requested", ["guided", "student", "teacher"])
+def test_a_caller_gets_the_mode_that_it_asks_for(own: str, requested: str) -> None:
     """The engines are those of the route, in that mode; a shadow is not cast beside it."""
-    plan = planned({"X-GKT-Mode": request.upper()}, ALL | {"mode": own})
-    assert plan.mode == request
-    assert plan.finisher == ("big" if request == "teacher" else "small")
-    assert (plan.guidance is not None) == (request == "guided")
+    plan = planned({"X-GKT-Mode": requested.upper()}, ALL | {"mode": own})
+    assert plan.mode == requested
+    assert plan.finisher == ("big" if requested == "teacher" else "small")
+    assert (plan.guidance is not None) == (requested == "guided")
     assert plan.shadow is None
 
 

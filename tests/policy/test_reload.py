@@ -14,7 +14,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from gateway.config.settings import OVERRIDES
-from gateway.policy import cache
+from gateway.policy import pages
 from gateway.policy.files import PolicyFiles
 from gateway.policy.policies import Policies
 from gateway.policy.reload import ConfigEdit, EditDebounce, Reloader, ReloadInterval
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 LIMIT_S = 20.0
-FAST = ReloadInterval(look_every_s=0.01, latest_s=0.2)
+FAST = ReloadInterval(poll_every_s=0.01, latest_s=0.2)
 CONFIG = """\
 models:
   - {name: big, protocol: tgi, api_base: "http://t:1", price: {input_per_1m: 1, output_per_1m: 1}}
@@ -139,7 +139,7 @@ async def test_a_wrong_edit_changes_nothing_and_each_mistake_is_told_with_its_li
         await seen.until(lambda: not seen.policies.mistakes)
         assert seen.counted("gkt_policy_stale") == 0
         assert seen.policies.policy_set is before, "it was taken back: nothing is new"
-    assert seen.told("policies_mended")
+    assert seen.told("policies_valid_again")
     assert not seen.told("policies_loaded")
 
 
@@ -211,7 +211,7 @@ async def test_a_config_map_of_kubernetes_is_followed(folder: Path) -> None:
 
 async def test_files_are_read_at_once_when_that_is_asked_for(folder: Path) -> None:
     """Also where no look was due yet."""
-    async with following(folder, ReloadInterval(look_every_s=3600)) as seen:
+    async with following(folder, ReloadInterval(poll_every_s=3600)) as seen:
         (folder / "policies" / "acme.yaml").write_text(policy("acme", "other"))
         seen.now.set()
         await seen.until(lambda: seen.models()["acme"] == ["other"])
@@ -219,7 +219,7 @@ async def test_files_are_read_at_once_when_that_is_asked_for(folder: Path) -> No
 
 async def test_only_what_changed_is_parsed_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parsed: list[str] = []
-    parse = cache.parse
+    parse = pages.parse
 
     def noting(raw: bytes, file: str) -> Any:
         parsed.append(file)
@@ -227,7 +227,7 @@ async def test_only_what_changed_is_parsed_again(folder: Path, monkeypatch: pyte
 
     async with following(folder) as seen:
         untouched = seen.policies.policy_set.policies[1]
-        monkeypatch.setattr(cache, "parse", noting)
+        monkeypatch.setattr(pages, "parse", noting)
         (folder / "policies" / "acme.yaml").write_text(policy("acme", "other"))
         await seen.until(lambda: seen.models()["acme"] == ["other"])
         assert parsed == ["policies/acme.yaml"]
@@ -252,8 +252,8 @@ async def test_an_edit_of_config_yaml_is_checked_and_told_and_not_followed(folde
         config.write_text(CONFIG)
         await seen.until(lambda: seen.reloader.config == ConfigEdit())
         assert seen.counted("gkt_config_stale") == 0
-    assert seen.told("config_changed")[0]["then"] == "it takes a restart, which would fail now"
-    assert seen.told("config_edit_taken_back")
+    assert seen.told("config_changed")[0]["then"] == "restart to apply it; a restart would fail now"
+    assert seen.told("config_edit_reverted")
 
 
 async def test_whoever_listens_hears_of_each_book_that_holds(folder: Path) -> None:
@@ -269,12 +269,12 @@ async def test_whoever_listens_hears_of_each_book_that_holds(folder: Path) -> No
 
 
 async def test_a_reading_that_breaks_does_not_end_the_watch(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.policy.reload._REST_S", 0.01)
+    monkeypatch.setattr("gateway.policy.reload._ERROR_PAUSE_S", 0.01)
     async with following(folder) as seen:
         with monkeypatch.context() as broken:
             broken.setattr(PolicyFiles, "read", lambda _: 1 / 0)
             (folder / "policies" / "acme.yaml").write_text(policy("acme", "other"))
-            await seen.until(lambda: seen.told("reload_broke"))
+            await seen.until(lambda: seen.told("reload_failed"))
         await seen.until(lambda: seen.models()["acme"] == ["other"])
 
 
@@ -303,16 +303,16 @@ async def test_a_disk_that_hangs_is_told_and_asked_by_one_thread(folder: Path, m
 
 def test_an_edit_is_whole_when_two_looks_saw_the_same() -> None:
     quiet = EditDebounce(latest_s=10)
-    assert [quiet.is_whole((n,), at) for at, n in enumerate([1, 2, 2])] == [False, False, True]
-    quiet.was_read((2,))
-    assert not quiet.is_whole((2,), 3)
-    assert not quiet.is_whole((3,), 4)
-    assert not quiet.is_whole((2,), 5), "it was taken back: there is nothing to read"
+    assert [quiet.is_complete((n,), at) for at, n in enumerate([1, 2, 2])] == [False, False, True]
+    quiet.mark_read((2,))
+    assert not quiet.is_complete((2,), 3)
+    assert not quiet.is_complete((3,), 4)
+    assert not quiet.is_complete((2,), 5), "it was taken back: there is nothing to read"
 
 
 def test_files_that_always_change_are_read_all_the_same() -> None:
     quiet = EditDebounce(latest_s=3)
-    assert [quiet.is_whole((at,), at) for at in range(5)] == [False, False, False, True, True]
+    assert [quiet.is_complete((at,), at) for at in range(5)] == [False, False, False, True, True]
 
 
 PRIMED = "guidance: {projection: primed, exemplars: exemplars/it.yaml}"

@@ -222,7 +222,7 @@ def test_a_shadow_stands_beside_the_answer_of_one_engine_alone(serves: str, by: 
     assert plan.shadow == resolve(policy, policy.routes[0], CHAT, lambda _: EngineSnapshot(Continuation("trailing")))
 
 
-@pytest.mark.parametrize(("sample", "draws", "cast"), [(1, 0.999, True), (0, 0.0, False), (0.1, 0.09, True),
+@pytest.mark.parametrize(("sample", "random_value", "cast"), [(1, 0.999, True), (0, 0.0, False), (0.1, 0.09, True),
                                                        (0.1, 0.1, False)])  # fmt: skip
 def test_only_some_requests_have_a_shadow_where_the_policy_says_so(
     sample: float, random_value: float, *, cast: bool

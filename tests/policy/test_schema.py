@@ -118,11 +118,11 @@ def test_a_route_knows_every_engine_it_names() -> None:
         ("model: x, mode: student, students: []", ["4: routes[0].students: must have at least 1 entry"]),
         (
             "model: x, mode: student, students: [b, {model: c, weight: 1}]",
-            ["4: routes[0].students: give each a weight, or none: without weights the order says who is asked first"],
+            ["4: routes[0].students: give each student a weight, or none: without weights the order counts"],
         ),
         (
             "model: x, mode: student, students: [b, b]",
-            ["4: routes[0].students: names a student twice: how often one is asked again is said under retries"],
+            ["4: routes[0].students: names a student twice: set the number of retries under retries"],
         ),
         (
             "model: x, mode: student, student: b, retries: {num_retries: 11}",
@@ -152,7 +152,7 @@ def test_a_route_knows_every_engine_it_names() -> None:
         ),
         (
             "model: x, mode: student, student: b, fallbacks: [c]",
-            ["4: routes[0].fallbacks: unknown key: write students: each is asked when those before it failed"],
+            ["4: routes[0].fallbacks: unknown key: write students: each is called after those before it failed"],
         ),
         (
             "model: x, mode: student, student: b, overrides: {modes: [teacher]}",
@@ -189,7 +189,7 @@ def test_a_route_that_cannot_work_is_a_mistake(folder: Path, route: str, lines: 
         ("projection: 'my own'", "projection: must be 1 to 64 letters, digits or any of . _ -"),
         (
             "{projection: hint, exemplars: exemplars/a.yaml}",
-            "exemplars: projection hint shows the teacher none: say projection: primed, or one of your own",
+            "exemplars: projection hint shows the teacher no exemplars: use projection: primed, or one of your own",
         ),
         ("placement: prefx", "placement: must be prefix, context or input. Did you mean 'prefix'?"),
         ("temperature: 2.1", "temperature: must be at most 2"),
