@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 UP = {"model_id": "org/model", "max_concurrent_requests": 128}
 DOWN = None
-FAST = ProbeInterval(poll_every_s=0.01, first_retry_s=0.01, last_retry_s=0.02)
+FAST = ProbeInterval(look_every_s=0.01, first_retry_s=0.01, last_retry_s=0.02)
 
 
 class Watched:
@@ -134,7 +134,7 @@ async def test_a_warning_is_logged_once_while_it_lasts() -> None:
 async def test_an_engine_is_looked_at_at_once_when_that_is_asked_for() -> None:
     """As after an edit that gives it another part to play."""
     at_once = asyncio.Event()
-    async with watching(UP, pace=ProbeInterval(poll_every_s=3600), at_once=at_once) as watched:
+    async with watching(UP, pace=ProbeInterval(look_every_s=3600), at_once=at_once) as watched:
         for looks in (2, 3):
             await watched.until(looks - 1)
             at_once.set()
@@ -143,7 +143,7 @@ async def test_an_engine_is_looked_at_at_once_when_that_is_asked_for() -> None:
 
 async def test_an_engine_that_is_down_is_looked_at_ever_less_often() -> None:
     """The pauses double from the first to the last, and no further; sleeping is never shorter than it says."""
-    async with watching(DOWN, pace=ProbeInterval(poll_every_s=60, first_retry_s=0.02, last_retry_s=0.08)) as watched:
+    async with watching(DOWN, pace=ProbeInterval(look_every_s=60, first_retry_s=0.02, last_retry_s=0.08)) as watched:
         await watched.probes(7)
     pauses = [later - earlier for earlier, later in pairwise(watched.seen)]
     assert [pause >= least for pause, least in zip(pauses, [0.02, 0.04, 0.08, 0.08, 0.08], strict=False)] == [True] * 5
@@ -192,4 +192,4 @@ async def test_a_watch_that_is_cancelled_ends() -> None:
 def test_the_pace_of_production_is_gentle() -> None:
     """An engine is not probed more than twice a second, and found again within ten seconds of its return."""
     pace = ProbeInterval()
-    assert (pace.poll_every_s, pace.first_retry_s, pace.last_retry_s) == (30, 0.5, pytest.approx(10))
+    assert (pace.look_every_s, pace.first_retry_s, pace.last_retry_s) == (30, 0.5, pytest.approx(10))
