@@ -1,4 +1,4 @@
-"""Puts the files that pyproject.toml names into the wheel: out of the repository, or out of the sdist made there."""
+"""Add the files named in pyproject.toml to the wheel, from the repository or from its sdist."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 class Shipped(BuildHookInterface):  # type: ignore[type-arg]
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Called by hatchling before a build. Raises OSError where a file is missing."""
+        """Add the files; hatchling calls this before a build. Raises OSError if a file is missing."""
         here = Path(self.root)
         source = here if (here / "gateway").is_dir() else here.parent
         for name in self.config["shipped"]:

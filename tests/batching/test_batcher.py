@@ -1,4 +1,4 @@
-"""What a request awaits: a permit of the fleet while Redis is there, of this process's share while it is not."""
+"""Permits of the fleet, or of the local scheduler while Redis is unavailable."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ async def queued(redis: Redis, keys: RedisKeys) -> int:
 
 
 async def test_requests_of_two_processes_share_a_batch(redis_url: str, redis: Redis, keys: RedisKeys) -> None:
-    """Twenty at once in two processes: the twentieth fills the batch, and all carry its id and size."""
+    """Twenty concurrent requests in two processes fill one batch and carry its id and size."""
     limits = TeacherLimits(64, 20, 100_000)
     async with process(redis_url, keys, limits) as ann, process(redis_url, keys, limits, process_id="ben") as ben:
         meter = Meter()
@@ -58,7 +58,7 @@ async def test_requests_of_two_processes_share_a_batch(redis_url: str, redis: Re
 
 
 async def test_a_lone_request_does_not_wait_past_its_window(redis_url: str, keys: RedisKeys) -> None:
-    """Nobody comes to fill its batch: it goes alone when its window is over."""
+    """A single ticket is granted when its window is over."""
     async with process(redis_url, keys, LIMITS) as queue:
         began = time.monotonic()
         grant = await Meter().call(queue, 0, ticket(wait_s=0.1))  # which gives up after ten seconds
@@ -69,7 +69,7 @@ async def test_a_lone_request_does_not_wait_past_its_window(redis_url: str, keys
 async def test_the_cap_over_two_processes_is_reached_and_never_passed(
     redis_url: str, redis: Redis, keys: RedisKeys
 ) -> None:
-    """160 calls of random length through a cap of five, counted where they run."""
+    """160 calls of random length under a limit of five, counted while they run."""
     limits = TeacherLimits(5, 4, 100_000)
     meter, chance = Meter(), random.Random(7)
     async with process(redis_url, keys, limits) as ann, process(redis_url, keys, limits, process_id="ben") as ben:
@@ -88,7 +88,7 @@ async def test_the_cap_over_two_processes_is_reached_and_never_passed(
 async def test_a_permit_is_returned_however_the_call_ends(
     redis_url: str, redis: Redis, keys: RedisKeys, ending: str
 ) -> None:
-    """Nothing is left in Redis or in memory, and the only permit there is serves the next request."""
+    """Nothing is left in Redis or in memory, and the only permit serves the next request."""
     async with process(redis_url, keys, TeacherLimits(1, 4, 1000)) as queue:
         inside = asyncio.Event()
 
@@ -117,7 +117,7 @@ async def test_a_permit_is_returned_however_the_call_ends(
 async def test_a_caller_that_leaves_while_it_waits_takes_its_ticket_along(
     redis_url: str, redis: Redis, keys: RedisKeys
 ) -> None:
-    """Its ticket must not fill a batch or take a permit later."""
+    """Its ticket must not fill a batch or get a permit later."""
     async with process(redis_url, keys, LIMITS) as queue:
         waiting = asyncio.ensure_future(Meter().call(queue, 0, ticket(wait_s=LONG_S)))  # noqa: TID251
         await until(lambda: queued(redis, keys))
@@ -129,7 +129,7 @@ async def test_a_caller_that_leaves_while_it_waits_takes_its_ticket_along(
 async def test_a_caller_that_leaves_in_the_moment_of_its_grant_returns_it(
     redis_url: str, redis: Redis, keys: RedisKeys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Granted and cancelled before it could run: the permit goes back all the same."""
+    """A permit granted to a request that is canceled before it runs is returned."""
     async with process(redis_url, keys, TeacherLimits(1, 4, 1000)) as queue:
         one = ticket(wait_s=0.02)
         waiting = asyncio.ensure_future(Meter().call(queue, 0, one))  # noqa: TID251
@@ -150,7 +150,7 @@ async def test_a_caller_that_leaves_in_the_moment_of_its_grant_returns_it(
 async def test_a_grant_that_comes_after_the_caller_left_goes_back(
     redis_url: str, redis: Redis, keys: RedisKeys
 ) -> None:
-    """Another process opened the batch while the caller left: the permit does not stay out until its deadline."""
+    """Another process opened the batch after the caller left: the permit is returned before its deadline."""
     async with process(redis_url, keys, LIMITS) as queue:
         left = RedisScheduler(redis, keys, "ann", "big")
         await left.exchange(SchedulerUpdate([Ticket("left", "acme", 10, LONG_S, LONG_S)]), LIMITS)
@@ -167,7 +167,7 @@ async def test_a_grant_that_comes_after_the_caller_left_goes_back(
 
 
 async def test_a_deadline_that_is_over_gets_no_permit(redis_url: str, redis: Redis, keys: RedisKeys) -> None:
-    """Its caller's own timeout ends the wait; the teacher is not asked."""
+    """The caller's timeout ends the wait, and the teacher is not called."""
     async with process(redis_url, keys, LIMITS) as queue:
         for deadline_s in (0.0, -5.0):
             with pytest.raises(TimeoutError):
@@ -177,7 +177,7 @@ async def test_a_deadline_that_is_over_gets_no_permit(redis_url: str, redis: Red
 
 
 async def test_two_tickets_with_one_id_are_refused(redis_url: str, keys: RedisKeys) -> None:
-    """One would take the other's grant, or return its permit."""
+    """Otherwise one would get the other's grant, or return its permit."""
     async with process(redis_url, keys, LIMITS) as queue:
         one = ticket()
         async with queue.acquire(one):
@@ -189,7 +189,7 @@ async def test_two_tickets_with_one_id_are_refused(redis_url: str, keys: RedisKe
 async def test_a_lost_wakeup_is_recovered_when_the_subscription_is_back(
     redis_url: str, redis: Redis, keys: RedisKeys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The grant was published while nobody listened."""
+    """The grant was published without a subscriber."""
     monkeypatch.setattr(teacher_queue, "_HEARTBEAT_S", NEVER_S)  # so that nothing else recovers it
     async with process(redis_url, keys, LIMITS) as queue:
         waiting = asyncio.ensure_future(Meter().call(queue, 0, ticket(wait_s=LONG_S)))  # noqa: TID251
@@ -205,7 +205,7 @@ async def test_a_lost_wakeup_is_recovered_when_the_subscription_is_back(
 async def test_a_lost_wakeup_is_recovered_within_a_second_in_any_case(
     redis_url: str, redis: Redis, keys: RedisKeys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The subscription seems to live and carries nothing: what waits asks again."""
+    """The subscription is open but delivers nothing; waiting tickets are sent again."""
     monkeypatch.setattr(Batcher, "_on_wakeup", lambda *_: None)
     async with process(redis_url, keys, LIMITS) as queue:
         waiting = asyncio.ensure_future(Meter().call(queue, 0, ticket(wait_s=LONG_S)))  # noqa: TID251
@@ -217,7 +217,7 @@ async def test_a_lost_wakeup_is_recovered_within_a_second_in_any_case(
 
 
 async def test_a_redis_that_forgot_everything_is_told_again(redis_url: str, redis: Redis, keys: RedisKeys) -> None:
-    """It restarted empty between two exchanges and nobody saw it: tickets are served, permits in use are counted."""
+    """After Redis restarted empty unnoticed, tickets are served and permits in use are counted."""
     limits = TeacherLimits(2, 4, 1000)
     async with process(redis_url, keys, limits) as queue, queue.acquire(ticket()) as first:
         second = asyncio.ensure_future(Meter().call(queue, 0.8, ticket(wait_s=0.5)))  # noqa: TID251
@@ -235,7 +235,7 @@ async def test_a_redis_that_forgot_everything_is_told_again(redis_url: str, redi
 async def test_waiting_costs_few_exchanges(
     redis_url: str, redis: Redis, keys: RedisKeys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither a window that runs nor a teacher that is full makes the loop spin."""
+    """Neither a running window nor a full teacher makes the loop busy."""
     looks: list[float | None] = []
     exchange = RedisScheduler.exchange
 
@@ -256,7 +256,7 @@ async def test_waiting_costs_few_exchanges(
 async def test_the_loop_outlives_what_nobody_expected(
     redis_url: str, redis: Redis, keys: RedisKeys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Were it to die, every later request would hang; so it logs, rests and tells everything anew."""
+    """The loop logs the error, pauses and sends a complete update, since later requests need it."""
     monkeypatch.setattr(teacher_queue, "_RETRY_S", 0.05)
     broken = [False]
 
@@ -279,7 +279,7 @@ async def test_the_loop_outlives_what_nobody_expected(
 async def test_an_exchange_that_fails_in_any_way_leaves_nobody_waiting(
     redis_url: str, redis: Redis, keys: RedisKeys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An error that is not Redis's own is logged with its trace; requests are served as when Redis is away."""
+    """An unexpected error is logged with its trace, and requests are served as without Redis."""
     monkeypatch.setattr(teacher_queue, "_RETRY_S", 0.1)
     exchange = RedisScheduler.exchange
     async with process(redis_url, keys, LIMITS) as queue:
@@ -303,8 +303,8 @@ async def test_an_exchange_that_fails_in_any_way_leaves_nobody_waiting(
 async def test_a_reply_that_came_too_late_leaves_no_permit_behind(
     redis_url: str, redis: Redis, keys: RedisKeys, monkeypatch: pytest.MonkeyPatch, on_failure: teacher_queue.OnFailure
 ) -> None:
-    """Redis took the ticket and granted it, but the answer timed out: when it is back it hears that the ticket is
-    gone, so the only permit there is does not stay out until its deadline."""
+    """Redis granted the ticket but the reply timed out. The release is sent later, so the only permit is free
+    before its deadline."""
     monkeypatch.setattr(teacher_queue, "_RETRY_S", 0.2)
     exchange = RedisScheduler.exchange
     async with process(redis_url, keys, TeacherLimits(1, 4, 1000), on_failure=on_failure) as queue:
@@ -330,7 +330,7 @@ async def test_a_reply_that_came_too_late_leaves_no_permit_behind(
 async def test_a_permit_given_while_alone_is_counted_by_the_fleet_when_redis_is_back(
     redis_url: str, redis: Redis, keys: RedisKeys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And a ticket that waited alone for a place queues in the fleet: both are told in the first exchange."""
+    """A ticket that waited locally is queued in the fleet; both are sent in the first exchange."""
     monkeypatch.setattr(teacher_queue, "_RETRY_S", 0.1)
     monkeypatch.setattr(teacher_queue, "_HEARTBEAT_S", NEVER_S)
     exchange = RedisScheduler.exchange
@@ -353,7 +353,7 @@ async def test_a_permit_given_while_alone_is_counted_by_the_fleet_when_redis_is_
 
 
 async def _both_counted(*queues: TeacherQueue) -> None:
-    """Until each process knows of the others."""
+    """Wait until each process knows the others."""
     while any(queue._membership.fleet_size != len(queues) for queue in queues):
         await asyncio.gather(*(Meter().call(queue, 0) for queue in queues))
 
@@ -361,8 +361,8 @@ async def _both_counted(*queues: TeacherQueue) -> None:
 async def test_without_redis_each_process_serves_under_its_share_and_returns_to_the_fleet_by_itself(
     keys: RedisKeys,
 ) -> None:
-    """Killed: everyone is answered, at most half the cap at once in each of two processes. Started again, empty: the
-    fleet's batches are back, and a permit held since before the outage is counted."""
+    """Without Redis, each of two processes has at most half of the limit in flight. After Redis restarts empty,
+    batches are the fleet's again, and a permit from before the outage is counted."""
     limits = TeacherLimits(8, 4, 1000, lease_s=1.0)
     async with (
         EmbeddedRedis() as server,
@@ -400,8 +400,8 @@ async def test_without_redis_each_process_serves_under_its_share_and_returns_to_
 
 
 async def test_a_process_that_is_alone_leaves_room_for_whatever_the_others_may_have(keys: RedisKeys) -> None:
-    """Ann had one of eight permits when Redis went, and ben may have seven: while his calls may go on, one of hers must
-    end before the next begins. Then she has her half."""
+    """Ann held one of eight permits at the start of the outage, and ben may hold seven. Until his calls must have
+    ended, she has one call at a time; then she has half of the limit."""
     limits = TeacherLimits(8, 4, 1000, lease_s=5.0)
     async with (
         EmbeddedRedis() as server,
@@ -426,7 +426,7 @@ async def test_a_process_that_is_alone_leaves_room_for_whatever_the_others_may_h
 
 
 async def test_without_redis_requests_are_rejected_at_once_where_the_configuration_says_so(keys: RedisKeys) -> None:
-    """Those that waited when it went, and those that come after; when it is back they are served."""
+    """Waiting and new requests are rejected; after Redis returns, requests are served."""
     async with EmbeddedRedis() as server, process(server.url, keys, LIMITS, on_failure="reject") as queue:
         waiting = asyncio.ensure_future(Meter().call(queue, 0, ticket(wait_s=LONG_S)))  # noqa: TID251
         async with Redis.from_url(server.url) as redis:
@@ -447,8 +447,8 @@ async def test_without_redis_requests_are_rejected_at_once_where_the_configurati
 
 
 async def test_a_redis_that_stands_still_holds_nobody_up(keys: RedisKeys) -> None:
-    """Stopped while requests come in, until each is served: the first after the time-out, those that come later at
-    once. And what Redis did with their tickets when it woke is undone."""
+    """While Redis is paused, the first requests are served after the timeout and later ones at once. The tickets that
+    Redis processes after the pause are released."""
     async with (
         EmbeddedRedis() as server,
         Redis.from_url(server.url) as redis,
@@ -478,7 +478,7 @@ async def test_a_redis_that_stands_still_holds_nobody_up(keys: RedisKeys) -> Non
 
 
 async def test_a_process_that_stays_alone_remembers_nothing_of_who_was_served(keys: RedisKeys) -> None:
-    """A long outage must not fill the memory with tickets that Redis never saw."""
+    """A long outage must not accumulate tickets that Redis never received."""
     async with EmbeddedRedis() as server, process(server.url, keys, LIMITS) as queue:
         await server.stop()
         await asyncio.gather(*(Meter().call(queue, 0) for _ in range(50)))
@@ -494,8 +494,8 @@ async def test_a_process_that_stays_alone_remembers_nothing_of_who_was_served(ke
 async def test_a_return_to_the_fleet_that_fails_keeps_no_permit_of_the_process(
     redis_url: str, keys: RedisKeys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A Redis that answers, but refuses the script each time: what ended meanwhile makes room for what waits, and those
-    that wanted the same get what it fetched."""
+    """Redis answers but rejects each script: ended calls free their permits, and tickets with the same key share
+    guidance."""
     monkeypatch.setattr(teacher_queue, "_FAILURE_BACKOFF_S", 0.0)
     monkeypatch.setattr(teacher_queue, "_RETRY_S", 0.05)
     tries = 0
@@ -521,7 +521,7 @@ async def test_a_return_to_the_fleet_that_fails_keeps_no_permit_of_the_process(
 async def test_a_return_to_the_fleet_is_tried_less_and_less_while_it_fails(
     redis_url: str, keys: RedisKeys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever waits waits for each try."""
+    """Waiting requests are delayed by each attempt."""
     monkeypatch.setattr(teacher_queue, "_FAILURE_BACKOFF_S", 0.05)
     monkeypatch.setattr(teacher_queue, "_RETRY_S", 0.01)
     tries: list[float] = []
@@ -547,7 +547,7 @@ async def _outcome(queue: TeacherQueue, one: Ticket) -> Grant | SharedGuidance:
 
 
 async def test_a_permit_of_a_process_that_was_alone_is_returned_to_the_fleet(keys: RedisKeys) -> None:
-    """Redis never saw its ticket, was told of the call under way when it was back, and hears when that ends."""
+    """Redis learns of the permit when it returns, and of its release."""
     async with EmbeddedRedis() as server, process(server.url, keys, TeacherLimits(1, 4, 1000)) as queue:
         await server.stop()
         await until(lambda: queue._local)
@@ -564,7 +564,7 @@ async def test_a_permit_of_a_process_that_was_alone_is_returned_to_the_fleet(key
 async def test_a_grant_that_comes_after_the_deadline_is_handed_back(
     redis_url: str, redis: Redis, keys: RedisKeys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Redis granted in time and its reply was slow: nobody wants the teacher's words any more."""
+    """Redis granted in time but its reply was slow: the guidance is no longer needed."""
     exchange = RedisScheduler.exchange
     async with process(redis_url, keys, TeacherLimits(1, 4, 1000)) as queue:
 
@@ -594,7 +594,7 @@ def _ended(queue: TeacherQueue, end: str) -> float:
 def test_a_ticket_whose_deadline_ends_the_wait_has_expired_and_one_whose_caller_left_is_withdrawn(
     redis_url: str, keys: RedisKeys, loop: Callable[[], asyncio.AbstractEventLoop]
 ) -> None:
-    """Also when what the request did first took some of its time, and on a loop whose timers come early."""
+    """This holds if the request used some of its time before, and if the loop's timers fire early."""
 
     async def both() -> None:
         clock = asyncio.get_running_loop()
@@ -625,13 +625,13 @@ def test_a_ticket_whose_deadline_ends_the_wait_has_expired_and_one_whose_caller_
 
 
 def _nobody(_: Grant) -> Any:
-    raise AssertionError("the teacher was asked")
+    raise AssertionError("the teacher was called")
 
 
 async def test_the_window_is_shown_while_a_ticket_waits_by_it_and_no_longer(
     redis_url: str, redis: Redis, keys: RedisKeys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither only if a heartbeat happens to find it, nor until the next ticket comes."""
+    """The gauge does not depend on heartbeats, and is reset without another ticket."""
     monkeypatch.setattr(teacher_queue, "_HEARTBEAT_S", NEVER_S)
     async with process(redis_url, keys, LIMITS) as queue:
 
@@ -651,7 +651,7 @@ async def test_the_window_is_shown_while_a_ticket_waits_by_it_and_no_longer(
 async def test_one_ticket_too_many_is_refused_and_told_when_to_come_back(
     redis_url: str, redis: Redis, keys: RedisKeys
 ) -> None:
-    """The tenant's queue is full: the caller hears of it at once, and nothing of the ticket is left anywhere."""
+    """If the tenant's queue is full, the caller gets an error at once, and no trace of the ticket remains."""
     async with process(redis_url, keys, TeacherLimits(1, 1, 1000, max_queue=1)) as queue:
         async with queue.acquire(ticket()):
             waiting = asyncio.ensure_future(Meter().call(queue, 0))  # noqa: TID251
@@ -669,7 +669,7 @@ async def test_one_ticket_too_many_is_refused_and_told_when_to_come_back(
 async def test_a_deadline_that_moves_is_told_before_the_board_lets_the_ticket_end(
     redis_url: str, redis: Redis, keys: RedisKeys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Somebody who wants the same joined late: the ticket keeps its place, and does not begin anew."""
+    """A later request with the same key extends the deadline, and the ticket keeps its position."""
     monkeypatch.setattr(teacher_queue, "_HEARTBEAT_S", NEVER_S)
     async with process(redis_url, keys, TeacherLimits(1, 1, 1000)) as queue:
         async with queue.acquire(ticket()):
@@ -696,7 +696,7 @@ async def test_a_deadline_that_moves_is_told_before_the_board_lets_the_ticket_en
 async def test_a_process_that_stops_is_gone_from_the_fleet_at_once_and_stays_gone(
     redis_url: str, redis: Redis, keys: RedisKeys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither an exchange that was under way nor a heartbeat brings it back."""
+    """Neither a concurrent exchange nor a heartbeat adds the process again."""
     exchange, failures = RedisScheduler.exchange, 0
 
     async def slow(self: RedisScheduler, update: SchedulerUpdate, limits: TeacherLimits) -> SchedulerDecision:
@@ -714,7 +714,7 @@ async def test_a_process_that_stops_is_gone_from_the_fleet_at_once_and_stays_gon
         await asyncio.sleep(0.01)
         await ann.leave_fleet()
         assert await redis.zrange(keys.teacher("big").owners, 0, -1) == [b"ben"]
-        assert failures == 1, "what failed was said once more"
+        assert failures == 1, "the failed exchange was repeated once"
         await asyncio.sleep(teacher_queue._HEARTBEAT_S + 0.1)
         assert await redis.zrange(keys.teacher("big").owners, 0, -1) == [b"ben"]
         await until(lambda: ben._membership._fleet_sizes.samples[-1][1] == 1)

@@ -1,5 +1,6 @@
-"""The board's rules by name, each on both boards: the pure one, and the script in a real Redis. The test sets the
-clock. That the two agree on everything else too is test_agreement.py's."""
+"""The scheduler's rules, each tested in memory and as the script in a real Redis, with the test's clock.
+
+test_agreement.py compares the two implementations."""
 
 from __future__ import annotations
 
@@ -38,7 +39,7 @@ ONE = TeacherLimits(max_in_flight=1, max_size=1, max_prompt_tokens=100_000)
 
 
 class Fleet:
-    """Processes on one board and one clock. `heard` holds what became of each ticket, in the order in which it did."""
+    """Processes with one scheduler and one clock. `outcomes_by_id` has the tickets' outcomes in order of delivery."""
 
     def __init__(self, scheduler: AnyScheduler) -> None:
         self._scheduler = scheduler
@@ -46,10 +47,10 @@ class Fleet:
         self.limits = LIMITS
         self.now = START
         self.outcomes_by_id: dict[str, Outcome] = {}
-        self.queried: list[str] = []  # the processes that the last exchange asked for everything
+        self.queried: list[str] = []  # processes that the last exchange asked for a complete update
 
     def ticket(self, tenant: str = "acme", name: str = "", **more: Any) -> Ticket:
-        """One that is due after 10 ms unless told otherwise."""
+        """Return a ticket with a window of 10 ms by default."""
         name = name or f"{tenant}-{next(self._numbers)}"
         return Ticket(name, tenant, **({"prompt_tokens": 10, "max_wait_s": 0.01, "deadline_s": 60.0} | more))
 
@@ -72,14 +73,14 @@ class Fleet:
         return await self.tell(process_id, *arrived, **update)
 
     async def keeps(self) -> int:
-        """How many texts stand in the cache, ended ones too."""
+        """Return the number of cached texts, expired ones included."""
         return await self._scheduler.keeps()
 
     def granted(self) -> list[str]:
         return [name for name, outcome in self.outcomes_by_id.items() if isinstance(outcome, Grant)]
 
     async def serve(self, many: int) -> list[str]:
-        """Return each permit as it is granted until `many` tickets had one; their tenants in that order."""
+        """Return each permit once granted until `many` tickets had one. Return their tenants in that order."""
         served: list[str] = []
         while len(served) < many:
             fresh = [name for name in self.granted() if name not in served]
@@ -108,7 +109,7 @@ def names(tickets: Iterable[Ticket]) -> list[str]:
 
 
 async def test_contended_permits_are_shared_by_weight(fleet: Fleet) -> None:
-    """Weights 1 and 3, one permit at a time, both always waiting: a quarter and three quarters."""
+    """Tenants with weights 1 and 3 that always wait get a quarter and three quarters of the permits."""
     fleet.limits = ONE
     await fleet.tell("ann", *fleet.tickets(40, "a", weight=1.0), *fleet.tickets(40, "b", weight=3.0))
     served = await fleet.serve(40)
@@ -117,7 +118,7 @@ async def test_contended_permits_are_shared_by_weight(fleet: Fleet) -> None:
 
 
 async def test_within_a_tenant_who_came_first_goes_first(fleet: Fleet) -> None:
-    """From whichever process, and though they came in the same microsecond: ids do not decide."""
+    """The order of arrival decides, over all processes, also within one microsecond; ids do not."""
     fleet.limits = ONE
     await fleet.tell("ann", *(fleet.ticket(name=name) for name in ("m", "z", "a")))
     await fleet.tell("ben", *(fleet.ticket(name=name) for name in ("q", "b")))
@@ -125,7 +126,7 @@ async def test_within_a_tenant_who_came_first_goes_first(fleet: Fleet) -> None:
 
 
 async def test_a_flood_delays_another_tenants_only_ticket_by_one_batch_at_most(fleet: Fleet) -> None:
-    """10,000 wait when it comes; of the next permits one is its own."""
+    """One of the next permits goes to the ticket, although 10,000 tickets wait before it."""
     fleet.limits = replace(LIMITS, max_queue=10_000)
     await fleet.tell("ann", *fleet.tickets(10_000, "flood"))
     first = fleet.granted()
@@ -137,7 +138,7 @@ async def test_a_flood_delays_another_tenants_only_ticket_by_one_batch_at_most(f
 
 
 async def test_a_tenant_that_was_away_does_not_make_up_for_it(fleet: Fleet) -> None:
-    """It had nothing to ask for while the other had twenty turns: from then on they take turns."""
+    """After twenty permits of the other tenant without own tickets, both tenants alternate."""
     fleet.limits = ONE
     await fleet.tell("ann", *fleet.tickets(1, "b"), *fleet.tickets(40, "a"))
     assert (await fleet.serve(21)).count("b") == 1
@@ -146,7 +147,7 @@ async def test_a_tenant_that_was_away_does_not_make_up_for_it(fleet: Fleet) -> N
 
 
 async def test_leaving_and_coming_back_gains_no_turn(fleet: Fleet) -> None:
-    """A tenant that withdraws what waits and asks anew after each of its turns stands where it stood."""
+    """A tenant that withdraws its tickets and sends new ones after each permit keeps its pass."""
     fleet.limits = ONE
     await fleet.tell("ann", *fleet.tickets(40, "a"))
     served = fleet.granted()
@@ -164,7 +165,7 @@ async def test_leaving_and_coming_back_gains_no_turn(fleet: Fleet) -> None:
 
 
 async def test_the_queue_of_a_tenant_is_bounded_and_only_its_own(fleet: Fleet) -> None:
-    """With nothing granted lately, there is no rate to tell a time from: ten seconds are said."""
+    """Without recent grants no rate is known, and the retry time is ten seconds."""
     fleet.limits = replace(ONE, max_queue=3)
     await fleet.tell("ann", held=[fleet.ticket("x")])
     arrived = fleet.tickets(5, "a")
@@ -177,7 +178,7 @@ async def test_the_queue_of_a_tenant_is_bounded_and_only_its_own(fleet: Fleet) -
 
 
 async def test_who_is_refused_hears_when_the_queue_will_be_worked_off(fleet: Fleet) -> None:
-    """Ten permits in the last second and five tickets that wait: half a second."""
+    """Ten permits in the last second and five waiting tickets give half a second."""
     fleet.limits = replace(ONE, max_queue=5)
     for _ in range(10):
         await fleet.after(0.02, "ann", one := fleet.ticket(max_wait_s=0.0))
@@ -192,7 +193,7 @@ async def test_who_is_refused_hears_when_the_queue_will_be_worked_off(fleet: Fle
 
 
 async def test_below_low_water_nothing_waits(fleet: Fleet) -> None:
-    """Two may run before anybody waits for company; the third waits its window."""
+    """Two tickets are granted at once; the third waits its window."""
     fleet.limits = replace(LIMITS, low_water=2)
     for _ in range(2):
         assert (await fleet.tell("ann", fleet.ticket(max_wait_s=1.0))).opened == [1]
@@ -201,7 +202,7 @@ async def test_below_low_water_nothing_waits(fleet: Fleet) -> None:
 
 
 async def test_the_window_follows_the_rate_of_arrivals(fleet: Fleet) -> None:
-    """Hundred tickets in the last second: four come in 40 ms, so nobody waits the second that its policy allows."""
+    """At 100 tickets per second four arrive in 40 ms, so no ticket waits the second that its policy allows."""
     fleet.limits = replace(LIMITS, max_in_flight=200, max_size=4)
     for _ in range(25):
         await fleet.after(0.04, "ann", *fleet.tickets(4, max_wait_s=1.0))
@@ -217,7 +218,7 @@ WIDE = TeacherLimits(max_in_flight=12, max_size=4, max_prompt_tokens=1000)
 
 
 async def test_permits_that_return_one_by_one_make_one_batch(fleet: Fleet) -> None:
-    """The calls of a batch end a few milliseconds apart: the next four go together and not one by one."""
+    """The calls of a batch end a few milliseconds apart; the next four tickets go together."""
     fleet.limits = WIDE
     first = fleet.tickets(12)
     assert (await fleet.tell("ann", *first, *fleet.tickets(4))).opened == [4, 4, 4]
@@ -227,7 +228,7 @@ async def test_permits_that_return_one_by_one_make_one_batch(fleet: Fleet) -> No
 
 
 async def test_permits_that_return_too_slowly_are_not_waited_for(fleet: Fleet) -> None:
-    """Twelve were given in the last second, so four take a third of one: after thrice that those that are there go."""
+    """At twelve grants per second four take a third of a second; after three times that, free permits are granted."""
     fleet.limits = WIDE
     first = fleet.tickets(12)
     await fleet.tell("ann", *first, *fleet.tickets(4))
@@ -238,11 +239,11 @@ async def test_permits_that_return_too_slowly_are_not_waited_for(fleet: Fleet) -
     assert (await fleet.after(2.0)).opened == [2]
 
 
-# Flights and the cache
+# Shared calls and the cache
 
 
 async def test_a_follower_gets_what_its_leader_fetched(fleet: Fleet) -> None:
-    """One permit for both; and who asks after that, without a cache, leads anew."""
+    """Both tickets use one permit. Without a cache, a later ticket leads again."""
     lead, follow = (fleet.ticket(dedupe_key="w", max_wait_s=0.0) for _ in range(2))
     await fleet.tell("ann", lead)
     decision = await fleet.tell("ben", follow)
@@ -257,7 +258,7 @@ async def test_a_follower_gets_what_its_leader_fetched(fleet: Fleet) -> None:
 
 @pytest.mark.parametrize("end", ["withdrawn", "lapsed", "left its call"])
 async def test_when_a_leader_leaves_without_guidance_the_oldest_follower_leads(fleet: Fleet, end: str) -> None:
-    """At the place in the queue that its own arrival gives it, and for the followers after it."""
+    """The follower is queued by its own arrival, and later followers follow it."""
     fleet.limits = ONE
     if end != "left its call":
         await fleet.tell("zoe", held=[fleet.ticket(name="busy")])
@@ -279,7 +280,7 @@ async def test_when_a_leader_leaves_without_guidance_the_oldest_follower_leads(f
 
 
 async def test_followers_take_no_place_in_the_queue(fleet: Fleet) -> None:
-    """They cost the teacher nothing, so the bound does not count them."""
+    """Followers need no call, so the limit does not count them."""
     fleet.limits = replace(ONE, max_queue=1)
     await fleet.tell("ann", held=[fleet.ticket(name="busy")])
     decision = await fleet.tell("ann", *fleet.tickets(50, dedupe_key="w"))
@@ -287,7 +288,7 @@ async def test_followers_take_no_place_in_the_queue(fleet: Fleet) -> None:
 
 
 async def test_kept_guidance_answers_until_its_time_is_over(fleet: Fleet) -> None:
-    """No permit is taken and no batch opens; a ticket that wants nothing kept asks the teacher."""
+    """A cache hit needs no permit and opens no batch; a ticket without caching gets a permit."""
     fleet.limits = replace(LIMITS, max_cache_bytes=10_000)
     asks: dict[str, Any] = {"dedupe_key": "w", "max_wait_s": 0.0}
     await fleet.tell("ann", lead := fleet.ticket(cache_ttl_s=5.0, **asks))
@@ -304,7 +305,7 @@ async def test_kept_guidance_answers_until_its_time_is_over(fleet: Fleet) -> Non
 
 
 async def test_the_cache_stays_within_its_bytes_and_drops_what_ends_first(fleet: Fleet) -> None:
-    """Each text takes 1 + 300 + 100 bytes, and two fit: the one with the shortest time left makes room."""
+    """Each text takes 1 + 300 + 100 bytes, and two fit: the text that expires first is evicted."""
     fleet.limits = replace(LIMITS, max_cache_bytes=900)
     for key, ttl_s in (("a", 50.0), ("b", 20.0), ("c", 40.0)):
         await fleet.tell("ann", one := fleet.ticket(dedupe_key=key, max_wait_s=0.0, cache_ttl_s=ttl_s))
@@ -323,13 +324,13 @@ async def test_the_cache_stays_within_its_bytes_and_drops_what_ends_first(fleet:
 
 
 async def fetch(fleet: Fleet, key: str, text: str, ttl_s: float = HOUR_S) -> None:
-    """One process asked for this work, and has it."""
+    """Fetch guidance for this key in one process."""
     await fleet.after(0.001, "ann", one := fleet.ticket(dedupe_key=key, max_wait_s=0.0, cache_ttl_s=ttl_s))
     await fleet.tell("ann", finished=[(one.id, text)])
 
 
 async def cached_keys(fleet: Fleet, *dedupe_keys: str) -> list[str]:
-    """Those of these works that are answered from the cache."""
+    """Return those of these keys that are cached."""
     asked = {key: fleet.ticket(dedupe_key=key, max_wait_s=0.0, cache_ttl_s=HOUR_S) for key in dedupe_keys}
     fleet.limits = replace(fleet.limits, max_in_flight=100)
     outcomes = (await fleet.tell("ann", *asked.values())).outcomes
@@ -338,7 +339,7 @@ async def cached_keys(fleet: Fleet, *dedupe_keys: str) -> list[str]:
 
 
 async def test_few_large_texts_drive_out_many_small_ones(fleet: Fleet) -> None:
-    """Sixty small ones fill the cache to its last byte; one of half its size takes the place of thirty, at once."""
+    """Sixty small texts fill the cache; one of half its size evicts thirty of them at once."""
     fleet.limits = replace(LIMITS, max_cache_bytes=60 * (3 + 297 + 100))
     dedupe_keys = [f"s{n:02}" for n in range(60)]
     for key in dedupe_keys:
@@ -349,7 +350,7 @@ async def test_few_large_texts_drive_out_many_small_ones(fleet: Fleet) -> None:
 
 
 async def test_a_text_larger_than_the_cache_is_not_kept(fleet: Fleet) -> None:
-    """Though it would end last, and it pushes nothing out."""
+    """The text is not cached although it would expire last, and nothing is evicted."""
     fleet.limits = replace(LIMITS, max_cache_bytes=1000)
     await fetch(fleet, "small", "x" * 100)
     await fetch(fleet, "huge", "x" * 897, ttl_s=2 * HOUR_S)
@@ -357,7 +358,7 @@ async def test_a_text_larger_than_the_cache_is_not_kept(fleet: Fleet) -> None:
 
 
 async def test_a_cache_that_is_switched_off_is_emptied(fleet: Fleet) -> None:
-    """By the next text that could have been kept."""
+    """The next text with a cache time empties it."""
     fleet.limits = replace(LIMITS, max_cache_bytes=100_000)
     for n in range(30):
         await fetch(fleet, f"e{n:02}", "x")
@@ -367,7 +368,7 @@ async def test_a_cache_that_is_switched_off_is_emptied(fleet: Fleet) -> None:
 
 
 async def test_of_what_has_ended_few_are_dropped_at_once(fleet: Fleet) -> None:
-    """Fifty ended together: each later text drops twenty of them, although they would all fit."""
+    """After fifty texts expired together, each later text evicts twenty of them, although all would fit."""
     fleet.limits = replace(LIMITS, max_cache_bytes=100_000)
     for n in range(50):
         await fetch(fleet, f"e{n:02}", "x", ttl_s=1.0)
@@ -379,11 +380,11 @@ async def test_of_what_has_ended_few_are_dropped_at_once(fleet: Fleet) -> None:
     assert left == [31, 12, 3]
 
 
-# Who dies, and what the clock does
+# Dead processes and clock changes
 
 
 async def test_only_a_dead_owner_loses_its_tickets_and_permits(fleet: Fleet) -> None:
-    """Ann is not heard of for a lease; ben is, each second, and keeps what he has for as long as that."""
+    """Ann sends nothing for a lease and loses her permits; ben exchanges each second and keeps his."""
     fleet.limits = replace(LIMITS, max_in_flight=2, lease_s=3.0)
     await fleet.tell("ann", fleet.ticket(name="anns", max_wait_s=0.0))
     await fleet.tell("ben", mine := fleet.ticket(name="bens", max_wait_s=0.0))
@@ -399,7 +400,7 @@ async def test_only_a_dead_owner_loses_its_tickets_and_permits(fleet: Fleet) -> 
 
 
 async def test_who_leaves_leaves_nothing_behind(fleet: Fleet) -> None:
-    """Nobody waits for its lease, and its permit is free at once."""
+    """The permits of a process that leaves are free at once."""
     fleet.limits = ONE
     await fleet.tell("ann", *fleet.tickets(2, max_wait_s=0.0))
     await fleet.tell("ben", waits := fleet.ticket(max_wait_s=0.0))
@@ -412,8 +413,8 @@ async def test_who_leaves_leaves_nothing_behind(fleet: Fleet) -> None:
 
 @pytest.mark.parametrize("jump_s", [HOUR_S, -HOUR_S, 30.0], ids=["forward", "back", "stood still"])
 async def test_no_permit_lapses_early_because_the_clock_was_set(fleet: Fleet, jump_s: float) -> None:
-    """An hour forward or back, or a Redis that stood still for half a minute: calls go on for as long as they may,
-    nobody is thought dead, and who waits is served."""
+    """After a clock change of an hour, or a pause of half a minute, calls keep their permits and waiting tickets are
+    served. No process loses its lease."""
     fleet.limits = replace(LIMITS, max_in_flight=1)
     await fleet.tell("ann", call := fleet.ticket(max_wait_s=0.0, deadline_s=5.0))
     await fleet.tell("ben", waits := fleet.ticket(deadline_s=5.0))
@@ -426,7 +427,7 @@ async def test_no_permit_lapses_early_because_the_clock_was_set(fleet: Fleet, ju
 
 
 async def test_a_permit_that_nobody_returns_lapses_after_its_deadline(fleet: Fleet) -> None:
-    """Not at it, for an owner returns its permit then; and not never, or the cap would stay smaller."""
+    """It expires after the deadline, when its process returns it, and does expire, or the limit would stay reduced."""
     fleet.limits = replace(ONE, lease_s=60.0)
     await fleet.tell("ann", fleet.ticket(max_wait_s=0.0, deadline_s=1.0))
     assert (await fleet.after(1.5, "ben", fleet.ticket())).in_flight == 1
@@ -436,7 +437,7 @@ async def test_a_permit_that_nobody_returns_lapses_after_its_deadline(fleet: Fle
 
 @pytest.mark.parametrize("last", ["cem", None])
 async def test_after_an_outage_nothing_opens_until_all_have_told_what_they_hold(fleet: Fleet, last: str | None) -> None:
-    """The fleet was three, and who comes back first sees nobody else; one that stays away is waited for two seconds."""
+    """In a fleet of three, the first process to rejoin waits for the others, at most two seconds."""
     fleet.limits = replace(LIMITS, max_in_flight=9, max_size=1)
     returns: dict[str, Any] = {"rejoining": True, "complete": True, "fleet_size": 3}
     assert (await fleet.tell("ann", *fleet.tickets(20), **returns)).in_flight == 0
@@ -450,7 +451,7 @@ async def test_after_an_outage_nothing_opens_until_all_have_told_what_they_hold(
 
 
 async def test_when_one_comes_back_the_others_are_asked_what_they_hold(fleet: Fleet) -> None:
-    """Once, and not the one that came: so that the fleet stands still for a round trip and not for a heartbeat."""
+    """They are queried once, except the rejoining process, so that grants stop for a round trip only."""
     for process_id in ("ann", "ben", "cem"):
         await fleet.tell(process_id, complete=True, fleet_size=3)
     await fleet.after(3.0)
@@ -463,18 +464,18 @@ async def test_when_one_comes_back_the_others_are_asked_what_they_hold(fleet: Fl
 
 
 async def test_one_that_comes_back_to_nobody_asks_nobody(fleet: Fleet) -> None:
-    """It knows of no other process that may hold a permit: there is nothing to wait for."""
+    """No other process can hold a permit, so grants need not wait."""
     await fleet.after(0.0, "ann", complete=True, fleet_size=1)
     await fleet.tell("ben")
     decision = await fleet.tell("ann", fleet.ticket(max_wait_s=0.0), rejoining=True, complete=True, fleet_size=1)
     assert (fleet.queried, decision.opened) == ([], [1])
 
 
-# What is told more than once
+# Repeated updates
 
 
 async def test_news_told_twice_does_nothing_twice(fleet: Fleet) -> None:
-    """A reply was lost and the news is told again: the grant is told again and counted once."""
+    """After a lost reply the update is sent again; the grant is returned again and counted once."""
     fleet.limits = ONE
     arrived = fleet.tickets(2, max_wait_s=0.0)
     first = await fleet.tell("ann", *arrived)
@@ -484,7 +485,7 @@ async def test_news_told_twice_does_nothing_twice(fleet: Fleet) -> None:
 
 
 async def test_a_ticket_told_again_keeps_its_place_and_its_window(fleet: Fleet) -> None:
-    """Telling does not make younger: neither behind the others nor with a new window."""
+    """A ticket sent again keeps its arrival: its position and its window."""
     fleet.limits = replace(LIMITS, max_in_flight=100, max_size=100)
     await fleet.tell("ann", mine := fleet.ticket(max_wait_s=0.5))
     await fleet.tell("ben", fleet.ticket(max_wait_s=0.9))
@@ -495,7 +496,7 @@ async def test_a_ticket_told_again_keeps_its_place_and_its_window(fleet: Fleet) 
 
 
 async def test_a_ticket_that_is_wanted_for_longer_ends_later(fleet: Fleet) -> None:
-    """Told again with a later deadline it waits on; untold it ends."""
+    """A ticket sent again with a later deadline keeps waiting; another one expires."""
     fleet.limits = ONE
     await fleet.tell("ann", held=[fleet.ticket(name="busy")])
     short = fleet.tickets(2, deadline_s=0.5)
@@ -506,14 +507,14 @@ async def test_a_ticket_that_is_wanted_for_longer_ends_later(fleet: Fleet) -> No
 
 
 async def test_a_deadline_in_the_past_is_never_served(fleet: Fleet) -> None:
-    """Nobody waits for it: it takes neither a permit nor a place."""
+    """Such a ticket gets no permit and is not queued."""
     for deadline_s in (0.0, -1.0, -5000.0):
         decision = await fleet.tell("ann", fleet.ticket(max_wait_s=0.0, deadline_s=deadline_s))
         assert (decision.outcomes, decision.in_flight, decision.waiting) == ({}, 0, 0)
 
 
 async def test_a_permit_in_use_is_counted_whoever_granted_it(fleet: Fleet) -> None:
-    """A process that was alone tells what it holds, some of it still queued here, and the fleet grants the rest."""
+    """A rejoining process sends its permits, one of them still queued here; the fleet grants the rest."""
     fleet.limits = replace(LIMITS, max_in_flight=2)
     await fleet.tell("ann", x := fleet.ticket(max_wait_s=9.0))
     await fleet.tell("ann", held=[x, y := fleet.ticket()])
@@ -524,7 +525,7 @@ async def test_a_permit_in_use_is_counted_whoever_granted_it(fleet: Fleet) -> No
 
 
 async def test_a_permit_given_up_for_others_waits_as_its_ticket_says(fleet: Fleet) -> None:
-    """Its process was alone, told that it held it, and then that it waits: with its own window and prompt."""
+    """A process sends a permit as held, then as waiting: the ticket has its own window and prompt again."""
     fleet.limits = replace(LIMITS, low_water=0)
     one = fleet.ticket(max_wait_s=0.5)
     await fleet.tell("ann", one, held=[one], rejoining=True, complete=True, fleet_size=2)
@@ -532,12 +533,12 @@ async def test_a_permit_given_up_for_others_waits_as_its_ticket_says(fleet: Flee
     assert (decision.waiting, decision.window_s, decision.opened) == (1, 0.5, [])
 
 
-# What only Redis can garble
+# Corrupt data in Redis
 
 
 @pytest.fixture
 async def script(redis: Redis, keys: RedisKeys) -> Fleet:
-    """A fleet on the script, whose Redis the test may spoil."""
+    """A fleet with the script, whose keys the test may corrupt."""
     return Fleet(ScriptScheduler(redis, keys))
 
 
@@ -548,7 +549,7 @@ GARBAGE = [b"", b"garbage", b"\xff\xfe|||", b"4|W|ann|acme|x|x|x|x|x|x||", b"4|Z
 async def test_an_unreadable_ticket_is_counted_once_and_its_owner_hears_of_it(
     script: Fleet, redis: Redis, keys: RedisKeys, garbage: bytes
 ) -> None:
-    """The rest of the queue is served as if it were not there; nothing of it is left."""
+    """The rest of the queue is served, and the ticket is removed."""
     names = keys.teacher("big")
     await script.tell("ann", bad := script.ticket(max_wait_s=0.05), *script.tickets(2, max_wait_s=0.05))
     await redis.hset(names.tickets, bad.id, garbage)
@@ -563,7 +564,7 @@ async def test_an_unreadable_ticket_is_counted_once_and_its_owner_hears_of_it(
 async def test_unreadable_tickets_that_nobody_asks_for_end_by_themselves(
     script: Fleet, redis: Redis, keys: RedisKeys
 ) -> None:
-    """Five of them at the head of the queue stop nobody, and are counted when their time is over."""
+    """Five of them at the head of the queue block no other ticket, and are counted when they expire."""
     script.limits = replace(LIMITS, max_in_flight=2, max_size=2)
     await script.tell("zoe", held=script.tickets(2))
     await script.tell("ann", *(bad := script.tickets(5)), *script.tickets(2))
@@ -580,7 +581,7 @@ async def test_unreadable_tickets_that_nobody_asks_for_end_by_themselves(
 async def test_an_unreadable_leader_frees_its_followers(
     script: Fleet, redis: Redis, keys: RedisKeys, state: str
 ) -> None:
-    """Else they, and all who want the same later, would wait for somebody who is gone."""
+    """Otherwise they, and later tickets with the key, would wait for a leader that is gone."""
     script.limits = ONE
     if state == "waits":
         await script.tell("zoe", held=[script.ticket(name="busy")])
@@ -600,7 +601,7 @@ async def test_an_unreadable_leader_frees_its_followers(
 
 
 async def test_nobody_follows_a_leader_whose_ticket_is_lost(script: Fleet, redis: Redis, keys: RedisKeys) -> None:
-    """Redis lost all tickets, and the leader left meanwhile: the next one leads, and so does a call that goes on."""
+    """After Redis lost all tickets and the leader left, the next ticket leads, and so does a held permit."""
     script.limits = ONE
     await script.tell("zoe", held=[script.ticket(name="busy")])
     await script.tell("ann", *(script.ticket(name=f"lead-{key}", dedupe_key=key) for key in "vw"))
@@ -617,7 +618,7 @@ async def test_nobody_follows_a_leader_whose_ticket_is_lost(script: Fleet, redis
 async def test_any_number_of_lost_tickets_in_the_queue_is_passed_over(
     script: Fleet, redis: Redis, keys: RedisKeys
 ) -> None:
-    """Redis lost the tickets of one tenant and kept their places: another one's ticket goes, and the places do."""
+    """After Redis lost one tenant's tickets but not its queue, another tenant is served and the queue is cleaned."""
     script.limits = replace(LIMITS, max_queue=100_000)
     places = {f"acme|{place:016d}|lost-{place}": 0 for place in range(25_000)}
     await redis.zadd(keys.teacher("big").queue, places)
@@ -635,7 +636,7 @@ async def test_any_number_of_lost_tickets_in_the_queue_is_passed_over(
 async def test_what_a_dead_process_left_is_taken_back_a_part_at_a_time(
     script: Fleet, redis: Redis, keys: RedisKeys, why: str
 ) -> None:
-    """Ten thousand tickets would hold Redis up. Soon the next part follows, and until all are gone it counts."""
+    """Removing ten thousand tickets at once would block Redis. The process counts until all are removed."""
     script.limits = replace(ONE, max_queue=10_000, lease_s=1.0)
     await script.tell("ben", mine := script.ticket(name="bens", deadline_s=600.0))
     deadline_s = 600.0 if why == "its lease lapsed" else 1.0
@@ -656,7 +657,7 @@ async def test_what_a_dead_process_left_is_taken_back_a_part_at_a_time(
 
 
 async def test_no_permit_goes_to_a_ticket_whose_time_is_over(script: Fleet) -> None:
-    """Also while too many ended at once to take them all away: who waits then is served when they are gone."""
+    """This holds while too many tickets expired at once to remove them; later tickets are served afterwards."""
     script.limits = replace(ONE, max_queue=10_000)
     await script.tell("ben", script.ticket(name="busy", max_wait_s=0.0))
     await script.tell("ann", *script.tickets(2500, deadline_s=1.0))
@@ -666,7 +667,7 @@ async def test_no_permit_goes_to_a_ticket_whose_time_is_over(script: Fleet) -> N
 
 
 async def test_one_that_comes_back_while_it_is_swept_away_stays(script: Fleet, redis: Redis, keys: RedisKeys) -> None:
-    """It keeps what was not taken yet, and the sweep ends."""
+    """A process that returns during the sweep keeps its remaining tickets, and the sweep ends."""
     script.limits = replace(ONE, max_queue=10_000, lease_s=1.0)
     await script.tell("ben", script.ticket(name="bens", deadline_s=600.0))
     for _ in range(6):
@@ -682,7 +683,7 @@ async def test_one_that_comes_back_while_it_is_swept_away_stays(script: Fleet, r
 
 
 async def test_an_unreadable_follower_holds_up_nobody(script: Fleet, redis: Redis, keys: RedisKeys) -> None:
-    """The leader fails, the next follower that can be read leads; the other's owner hears of it."""
+    """After the leader failed, the next readable follower leads; the other's process gets an outcome."""
     await script.tell("ann", lead := script.ticket(dedupe_key="w", max_wait_s=0.0))
     await script.tell(
         "ben", bad := script.ticket(dedupe_key="w"), good := script.ticket(dedupe_key="w", max_wait_s=0.0)
@@ -695,7 +696,7 @@ async def test_an_unreadable_follower_holds_up_nobody(script: Fleet, redis: Redi
 
 
 async def test_a_kept_text_that_redis_evicted_is_fetched_anew(script: Fleet, redis: Redis, keys: RedisKeys) -> None:
-    """A Redis that may evict drops whole keys, one without the other."""
+    """A Redis with eviction drops whole keys, one without the other."""
     script.limits = replace(LIMITS, max_cache_bytes=10_000)
     await script.tell("ann", lead := script.ticket(dedupe_key="w", max_wait_s=0.0, cache_ttl_s=60.0))
     await script.tell("ann", finished=[(lead.id, "the text")])
@@ -707,7 +708,7 @@ async def test_a_kept_text_that_redis_evicted_is_fetched_anew(script: Fleet, red
 async def test_a_cache_that_lost_one_of_its_keys_begins_anew(
     script: Fleet, redis: Redis, keys: RedisKeys, lost: str
 ) -> None:
-    """Its count is that of what it holds, and it holds as much as ever."""
+    """The cache counts its current bytes and has its full size."""
     script.limits = replace(LIMITS, max_cache_bytes=20 * (3 + 297 + 100))
     for n in range(20):
         await fetch(script, f"a{n:02}", "x" * 297)

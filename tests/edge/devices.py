@@ -1,4 +1,4 @@
-"""What stands on a device: a student's server that remembers what it was asked."""
+"""A device: a student's server that records its requests."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ if TYPE_CHECKING:
     from tests.engines.toy_servers import ToyServer
 
 NOBODY = "http://127.0.0.1:9"
-"""Where nobody listens."""
+"""An address without a server."""
 ASKED: dict[str, Any] = {"model": "chat", "messages": [{"role": "user", "content": QUESTION}]}
 
 
 @dataclass
 class Device:
-    """A student's address, and the bodies that it was asked with, by path."""
+    """A student's address, and its request bodies by path."""
 
     url: str = ""
     bodies: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
 
     @property
     def answers(self) -> list[dict[str, Any]]:
-        """What it was asked beside the probes: those are not streamed."""
+        """Return the requests without the probes, which are not streamed."""
         return [body for _, body in self.bodies if body.get("stream")]
 
 
@@ -57,21 +57,21 @@ def device(routes: dict[str, Handler]) -> Iterator[Device]:
 
 
 def toy(server: ToyServer) -> Any:
-    """A device with one of the toy servers."""
+    """Start a device with one of the toy servers."""
     return device(server.routes())
 
 
 def client(gateway: str, student: Device, queue: Path, **more: Any) -> EdgeClient:
-    """A client of both, which takes what the first server lists."""
+    """Return a client of both, with the first model that the server lists."""
     return EdgeClient(gateway, key=KEY, student=UrlStudent(f"{student.url}/v1"), queue=queue, **more)
 
 
 def text(chunks: list[dict[str, Any]], by: str | None = None) -> str:
-    """What the chunks say, all of it or what the teacher or the student says."""
+    """Return the text of the chunks: all of it, or that of the teacher or the student."""
     said = [chunk for chunk in chunks if by is None or chunk["gkt"].get("by") == by]
     return "".join(choice["delta"].get("content") or "" for chunk in said for choice in chunk["choices"])
 
 
 def facts(chunks: list[dict[str, Any]]) -> dict[str, Any]:
-    """What the end of an answer says of it."""
+    """Return the facts at the end of an answer."""
     return next(chunk["gkt"] for chunk in chunks for choice in chunk["choices"] if choice["finish_reason"])

@@ -1,4 +1,4 @@
-"""A gateway's side of the edge protocol, version 1, in memory: it behaves as the protocol says, and remembers."""
+"""An in-memory gateway that implements the edge protocol, version 1, and records requests."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ _CLOSES_WITHIN_S = 3600
 
 
 def refused(status: int, code: str, message: str, param: str | None = None) -> web.Response:
-    """An error in OpenAI's shape."""
+    """Return an error in OpenAI's format."""
     error = {"message": message, "type": "invalid_request_error", "param": param, "code": code}
     return web.json_response({"error": error}, status=status)
 
 
 @dataclass
 class FakeGateway:
-    """What it answers is the test's.
+    """A gateway whose replies the test sets.
 
     Attributes:
         text, owed, kept_tokens: the guidance.
-        pieces: what of it a stream shows first.
-        placement, messages: where it stands; in context, what the student is to be given.
-        unguided: why there is none.
-        finish_reason: where the guidance is the whole answer.
-        fails: status, code and message of every reply to a question.
+        pieces: the pieces of guidance at the beginning of a stream.
+        placement, messages: the placement, and the student's messages in context.
+        unguided: the reason for no guidance.
+        finish_reason: set if the guidance is the whole answer.
+        fails: status, code and message of every reply to a guidance request.
         breaks_off: the stream ends after its pieces.
-        hangs_up: the connection does.
+        hangs_up: the connection is closed after the pieces.
         closing_fails: a status for every reply to a report.
         late: receipts can no longer be closed.
-        asked, headers: the bodies it was asked with, and their headers.
-        told: the reports that it took down, by receipt, or by the device's own id.
+        asked, headers: bodies and headers of the guidance requests.
+        told: stored reports, by receipt or by the device's own id.
     """
 
     text: str = "The sky is blue because"

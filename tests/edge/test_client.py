@@ -1,4 +1,4 @@
-"""One answer on a device, whatever its student's server wants, and whatever becomes of the gateway."""
+"""Answers on a device, with each kind of student server and each failure of the gateway."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ GOES_ON = [
 
 
 async def answer(gateway: str, student: Any, queue: Path, **more: Any) -> list[dict[str, Any]]:
-    """All chunks of one answer; the gateway knows of it by then, where it can."""
+    """Return all chunks of one answer; its usage report is sent by then, if possible."""
     async with client(gateway, student, queue) as edge, aclosing(edge.stream({**ASKED, **more})) as chunks:
         return [chunk async for chunk in chunks]
 
@@ -162,7 +162,7 @@ async def test_in_context_the_student_is_given_the_gateways_messages_and_answers
 
 
 async def test_a_student_that_begins_otherwise_than_it_was_told_is_said_to(tmp_path: Path) -> None:
-    """It passed the probe by writing again, and now does not."""
+    """The student regenerated the guidance in the probe, and does not in the answer."""
     server = Ollama(leaves_open=False)
     gateway = FakeGateway()
     with gateway.running() as url, toy(server) as student:

@@ -1,4 +1,4 @@
-"""The programs that the pages for devices show, run as they stand, but for whom they ask."""
+"""Run the programs of the pages for devices, with other addresses."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ GUIDE = "docs/guides/edge.md"
 
 
 def played(page: str, gateway: str, student: str, folder: Path, key: str = KEY) -> subprocess.CompletedProcess[str]:
-    """The page's program, told of these in the place of those that it names."""
+    """Return the page's program with these addresses."""
     (program,) = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text("utf-8"), re.DOTALL)
     named = [("https://gateway.example.com", gateway), ("http://127.0.0.1:11434", student)]
     for told, meant in named if page == GUIDE else [*named, ("gk-...", key)]:

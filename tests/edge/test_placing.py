@@ -1,4 +1,4 @@
-"""What leaves the device, and what its student is sent."""
+"""Request bodies for the gateway and for the student."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_only_what_guidance_depends_on_leaves_the_device() -> None:
 
 
 def test_the_gateway_is_told_what_constrains_the_answer_and_that_there_are_unknown_fields() -> None:
-    """Or it would give guidance that the student's constraint forbids. Names that it does not know stay here."""
+    """Otherwise guidance could violate the student's constraint. Unknown names stay on the device."""
     body = {"messages": MESSAGES, "grammar": "g", "nvext": {"ignore_eos": True, "top_k": 5}, "secret": 1}
     told = placing.guidance_body(body, "chat", stream=False)
     assert told == {

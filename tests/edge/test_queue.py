@@ -1,4 +1,4 @@
-"""What a device is yet to tell the gateway: kept in files, sent later, counted once."""
+"""Usage reports stored in files, sent later, counted once."""
 
 from __future__ import annotations
 

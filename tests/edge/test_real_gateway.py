@@ -1,4 +1,4 @@
-"""A device against a gateway as users run it: what both sides say of one answer is the same."""
+"""A device with a real gateway: both sides report the same facts of an answer."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def device(gateway: str, student: str, queue: Path, key: str = KEY) -> EdgeClien
 
 
 def receipt(gateway: GatewayProcess, name: str) -> dict[str, Any]:
-    """A receipt, once it is written."""
+    """Return a receipt once it is written."""
     give_up = time.monotonic() + 30
     while True:
         reply = httpx.get(f"{gateway.url}/v1/receipts/{name}", headers={"Authorization": f"Bearer {KEY}"})

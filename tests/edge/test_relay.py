@@ -1,4 +1,4 @@
-"""One answer out of the teacher's words and the student's."""
+"""An answer's chunks from the teacher's and the student's text."""
 
 from __future__ import annotations
 

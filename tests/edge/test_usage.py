@@ -1,4 +1,4 @@
-"""What a device tells of an answer."""
+"""Usage reports of answers on a device."""
 
 from __future__ import annotations
 

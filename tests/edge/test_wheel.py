@@ -1,4 +1,4 @@
-"""The device's distribution: it ships what the client imports and nothing else, and answers with httpx alone."""
+"""The edge distribution contains only what the client imports, and needs only httpx."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ def names(requirements: Iterable[str]) -> set[str]:
 
 @pytest.fixture(scope="module")
 def graph() -> grimp.ImportGraph:
-    """What imports what when it runs: types apart."""
+    """Return the runtime imports, without imports for type checking."""
     return grimp.build_graph("gateway", include_external_packages=True, exclude_type_checking_imports=True)
 
 
 def closure(graph: grimp.ImportGraph) -> set[str]:
-    """All modules that `import gateway.edge` may bring, the packages that they stand in included."""
+    """Return all modules that `import gateway.edge` may import, with their packages."""
     found = {"gateway.edge", *graph.find_descendants("gateway.edge")}
     for one in sorted(found):
         found |= graph.find_upstream_modules(one)
@@ -102,7 +102,7 @@ def test_both_distributions_ask_for_the_same_versions() -> None:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built as its pyproject.toml says."""
+    """Build the wheel from its pyproject.toml."""
     folder = tmp_path_factory.mktemp("dist")
     offline = ("--no-index", "--no-deps", "--no-build-isolation")
     _run(sys.executable, "-m", "pip", "wheel", "--quiet", *offline, "--wheel-dir", folder, ROOT / "edge")

@@ -1,4 +1,4 @@
-"""All policies together: every file's mistakes at once, and two look-ups that find the right tenant and route."""
+"""The policy set: the issues of all files together, and lookups of tenants and routes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ models:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder with a right config.yaml and no policy yet."""
+    """Return a working directory with a valid config.yaml and no policy."""
     monkeypatch.chdir(tmp_path)
     for variable in OVERRIDES:
         monkeypatch.delenv(variable, raising=False)
@@ -37,7 +37,7 @@ def digest(key: str) -> str:
 
 
 def tenant(folder: Path, name: str, *, keys: tuple[str, ...] = (), routes: str = "") -> None:
-    """A right policy file, unless told otherwise: five lines, then its keys."""
+    """Write a policy file, valid by default: five lines, then its keys."""
     routes = routes or "  - {model: chat, mode: guided, teacher: big, student: small}\n"
     lines = "".join(f"  - {{id: {key}, sha256: {digest(key)}}}\n" for key in keys)
     text = f"tenant: {name}\nroutes:\n{routes}" + (f"keys:\n{lines}" if keys else "")
@@ -49,7 +49,7 @@ def book_of(folder: Path) -> PolicySet:
 
 
 def told(folder: Path) -> list[str]:
-    """The mistakes, the same whether they are collected or raised."""
+    """Return the issues, which are the same if collected or raised."""
     settings, policy_set, mistakes = check_all(folder / "config.yaml")
     assert policy_set is None
     if settings is not None:
@@ -223,7 +223,7 @@ WHEN = "  - {{model: x, mode: student, student: small, when: {}}}\n"
     ],
 )
 def test_a_route_with_the_conditions_of_an_earlier_one_is_never_reached(folder: Path, first: str, second: str) -> None:
-    """However they are written."""
+    """Equal conditions in different notations count as equal."""
     between = "  - {model: y, mode: student, student: small}\n" + WHEN.format("{stream: false}")
     tenant(folder, "a", keys=("k1",), routes=WHEN.format(first) + between + WHEN.format(second))
     assert told(folder) == [
@@ -245,7 +245,7 @@ def test_routes_whose_conditions_differ_are_all_reached(folder: Path, first: str
 
 
 def test_a_route_after_one_without_conditions_is_never_reached(folder: Path) -> None:
-    """One whose `when` is misspelt has a condition all the same: it is one mistake."""
+    """A misspelled `when` is one issue, not an unreachable route too."""
     plain = "  - {model: x, mode: student, student: small}\n"
     tenant(folder, "a", keys=("k1",), routes=plain + WHEN.format("{tools: true}"))
     assert told(folder) == ["policies/a.yaml:4: routes[1].model: never reached: routes[0] takes every request for x"]

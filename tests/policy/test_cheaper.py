@@ -1,4 +1,4 @@
-"""What a request gets instead of its plan when its budget is nearly spent."""
+"""Cheaper plans of a request whose budget is nearly spent."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.accounting.drafts import plan
 
 @pytest.mark.parametrize(("planned", "shortened"), [(40, 20), (5, 3), (3, 2), (2, 2), (1, 1)])
 def test_shorter_guidance_is_half_of_it_and_never_too_short_to_be_used(planned: int, shortened: int) -> None:
-    """Of one token the trimming leaves nothing: its word may go on."""
+    """Trimming leaves nothing of a single token, whose word may continue."""
     whole = plan()
     assert whole.guidance is not None
     plans = cheaper_plans(replace(whole, guidance=replace(whole.guidance, tokens=planned)))

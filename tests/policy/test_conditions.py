@@ -1,4 +1,4 @@
-"""What `when` asks, and of what: each condition by itself, all of them together, and every way to write them wrong."""
+"""Conditions of `when`: each condition, all together, and each invalid form."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_a_prompt_is_as_large_as_its_body() -> None:
 
 
 def test_no_limit_is_neither_small_nor_large() -> None:
-    """Where the route has one of its own, that one is meant; of max_completion_tokens the same is true."""
+    """The route's default applies without a caller's limit; max_completion_tokens counts as a limit."""
     for bounds in ({"gte": 1}, {"lte": 10**9}):
         assert mismatch({"max_tokens": bounds}, chat()) == "max_tokens is not set"
     assert holds({"max_tokens": {"gte": 80}}, chat(), 80)
@@ -83,7 +83,7 @@ def test_tools_and_streams_are_told_by_true_and_false() -> None:
 
 
 def test_a_header_is_compared_as_it_was_sent() -> None:
-    """Its name in any capitals, its value in its own."""
+    """Header names are case-insensitive, values are not."""
     assert holds({"header": {"X-Team": "blue"}}, chat(), x_team="blue")
     for sent in ("Blue", "blue ", "blues"):
         assert mismatch({"header": {"x-team": "blue"}}, chat(), X_Team=sent) == "header x-team has another value"
@@ -114,7 +114,7 @@ def test_patterns_are_found_in_any_message_as_they_are_written() -> None:
 
 
 def test_raw_prompts_and_embeddings_have_words_too() -> None:
-    """Token ids are none."""
+    """Token ids are no text."""
     assert holds({"contains": "b"}, prompt(["a", "b"]))
     assert holds({"contains": "b"}, prompt("abc"))
     assert holds({"contains": "b"}, parse_embeddings(orjson.dumps({"model": "v", "input": ["a", "b"]})))
@@ -123,7 +123,7 @@ def test_raw_prompts_and_embeddings_have_words_too() -> None:
 
 
 def test_only_the_beginning_of_a_long_chat_is_looked_at() -> None:
-    """What stands across the end of it is not seen, whatever messages it is made of."""
+    """Text across the limit is not matched, whichever messages it is in."""
     long = "x" * (MAX_TEXT_CHARS - 6)
     for request in (chat(long + "needle"), chat(long[:-1], "needle"), prompt(long + "needle")):
         assert holds({"contains": "needle"}, request)
@@ -318,6 +318,6 @@ def test_embeddings_cannot_be_asked_for_what_they_do_not_have(folder: Path, when
 
 
 def test_an_evil_pattern_takes_no_longer_than_a_plain_one(folder: Path) -> None:
-    """What makes a backtracking engine take longer than the universe lasts: here it ends, and the test with it."""
+    """The pattern takes exponential time in a backtracking engine, and linear time here."""
     evil = RouteCondition.model_validate({"matches": "^(a+)+$"})
     assert evil.mismatch(RequestFacts(chat("a" * 60_000 + "b"), {}), None) == "matches: nothing does"

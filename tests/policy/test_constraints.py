@@ -1,4 +1,4 @@
-"""The table of fields that constrain an answer: what it decides, and that its page shows it."""
+"""The table of fields that constrain an answer, and its page in the documentation."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ CONSTRAINING: dict[str, Any] = {
 
 
 def value_of(rule: Constraint) -> Any:
-    """A value that constrains."""
+    """Return a constraining value."""
     if rule.ignored == "null or true":
         return False
     return CONSTRAINING.get(rule.reason, True)
@@ -144,7 +144,7 @@ def test_a_body_of_very_many_fields_is_not_gone_through() -> None:
 @pytest.mark.parametrize("placement", ["prefix", "context", "input"])
 @pytest.mark.parametrize("request_", [{"messages": MESSAGES}, {"prompt": "Q:"}], ids=["chat", "completions"])
 def test_unknown_fields_go_without_guidance_unless_the_policy_allows_them(placement: str, request_: Any) -> None:
-    """No caller's word reaches the reason."""
+    """The reason contains no text of the caller."""
     body = {**request_, "zebra": 1, "nvext": {"yak": True}}
     assert plan(body, placement=placement).unguided == FIELD_NOT_KNOWN
     assert plan(body, placement=placement, allow_fields=["zebra"]).unguided == FIELD_NOT_KNOWN
@@ -170,7 +170,7 @@ def test_beside_a_constraint_the_teacher_may_not_answer_in_the_students_place(pl
 @pytest.mark.parametrize("placement", ["prefix", "context", "input"])
 @pytest.mark.parametrize("flags", [{}, {"continue_final_message": True, "add_generation_prompt": False}])
 def test_an_answer_that_the_caller_began_is_not_guided(placement: str, flags: dict[str, Any]) -> None:
-    """In the prompt the student would be told that the middle of its answer is the beginning."""
+    """In the prompt, guidance would be introduced as the beginning although it follows the caller's prefill."""
     begun = [*MESSAGES, {"role": "assistant", "content": "Because"}]
     assert plan({"messages": begun, **flags}, placement=placement).unguided == "caller_prefill"
 
@@ -184,7 +184,7 @@ def test_a_user_message_that_is_to_be_continued_is_not_guided() -> None:
 @pytest.mark.parametrize("placement", ["prefix", "context", "input"])
 @pytest.mark.parametrize("request_", [{"messages": MESSAGES}, {"prompt": "Q:"}], ids=["chat", "completions"])
 def test_no_teacher_is_asked_for_an_answer_of_one_token(request_: Any, placement: str, tokens: Any) -> None:
-    """Nor is a length chosen, or the student asked how sure it is."""
+    """No length is chosen, and no confidence probe is planned."""
     found = plan({**request_, "max_tokens": 1}, placement=placement, tokens=tokens, auto={"probe": {}})
     assert (found.unguided, found.guidance, found.length) == ("token_limit", None, None)
 
@@ -200,7 +200,7 @@ def test_the_routes_own_limit_counts_where_the_caller_sends_none() -> None:
 
 
 def test_a_hint_that_is_shown_leaves_the_student_a_token() -> None:
-    """It is no answer; the teacher's own beginning of one may be all of it."""
+    """A hint is no answer; the teacher's own beginning may be the whole answer."""
     for projection, tokens in (("hint", 19), ("cutoff", 20)):
         found = plan({"messages": MESSAGES, "max_tokens": 20}, projection=projection, placement="prefix", tokens=40)
         assert found.guidance is not None
@@ -225,7 +225,7 @@ def rows(apis: tuple[str, ...], fields: tuple[str, ...], *cells: str) -> str:
 
 
 def test_the_page_shows_the_tables() -> None:
-    """Row by row, in their order; what it has too many or too few of is named."""
+    """Compare row by row, in order, and name extra and missing fields."""
     constraints = [
         rows(rule.apis, rule.fields, f"`{rule.reason}`", rule.placement, rule.ignored, rule.why) for rule in CONSTRAINTS
     ]

@@ -1,4 +1,4 @@
-"""What a device gets of a route: the guidance that a chat would, and nobody who finishes the answer."""
+"""Plans of devices' requests: the guidance of a chat, without a student."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def planned(route: dict[str, Any], headers: dict[str, str] | None = None, **body
 
 @pytest.mark.parametrize("placement", ["prefix", "context"])
 def test_the_routes_placement_holds_whatever_the_gateways_student_can(placement: str) -> None:
-    """It has not even been probed: it is not asked."""
+    """The gateway's student was not probed, and is not used."""
     plan = planned(GUIDED | {"guidance": {"placement": placement}})
     assert (plan.mode, plan.finishers, plan.unguided) == ("guidance", (), None)
     assert plan.guidance is not None
@@ -60,7 +60,7 @@ def test_a_route_that_opens_no_answers_is_an_error_that_says_what_to_set(route: 
     ],
 )
 def test_what_cannot_be_guided_goes_unguided_and_says_why(body: dict[str, Any], reason: str) -> None:
-    """By the rules that hold for chats."""
+    """The rules of chats apply."""
     plan = planned(GUIDED, **body)
     assert (plan.guidance, plan.unguided) == (None, reason)
 

@@ -1,4 +1,4 @@
-"""The schemas for editors: as they are kept, of all that files may say, and of one mind with what checks the files."""
+"""The JSON schemas for editors: up to date, complete, and consistent with the validation of files."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_the_page_that_is_kept_is_what_would_be_made(which: str, page: str) -> N
 
 @pytest.mark.parametrize("which", SHAPES)
 def test_a_page_has_a_row_for_each_key_of_each_part_and_a_section_for_each_link(which: str) -> None:
-    """What a pattern means stands there in words: as `text`, it would need some in reference.py."""
+    """Each pattern is described in words."""
     page = reference(which)
     tables = [dict(re.findall(r"^\| `([$\w]+)` \| (.*?) \|", part, re.MULTILINE)) for part in page.split("\n## ")]
     for name, part in parts(which):
@@ -141,7 +141,7 @@ def test_the_files_that_we_deliver_fit_and_name_their_schema(which: str) -> None
     ],
 )
 def test_a_slip_is_one_for_the_schema_as_for_the_gateway(which: str, old: str, new: str, tmp_path: Path) -> None:
-    """A key without a value is the one thing that only the schema minds."""
+    """Only a key without a value is rejected by the schema alone."""
     text = FILES[which].read_text()
     assert old in text
     source = source_of(text.replace(old, new, 1), tmp_path)

@@ -1,4 +1,4 @@
-"""How long guidance may be, chosen per request: by rules, by a model, and never against the caller's own limit."""
+"""Guidance length per request: by rules or by a model, and within the caller's limit."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_plain_auto_tells_kinds_of_questions_apart(text: str, prompt: str, token
 def test_an_opening_is_at_most_half_of_what_the_caller_wants(
     max_tokens: int | None, tokens: int, unguided: str | None
 ) -> None:
-    """Below the least length there is none at all: the teacher would write the answer, and the student nothing."""
+    """Below the minimum length there is no guidance: the teacher would generate the whole answer."""
     chosen = choose_length(AutoRule(), request(), max_tokens, {})
     assert (chosen.tokens, chosen.unguided) == (tokens, unguided)
 
@@ -97,7 +97,7 @@ def test_every_text_has_as_many_finite_features(text: str, max_tokens: int | Non
 
 
 def test_only_the_question_is_looked_at() -> None:
-    """What was said before it tells nothing of how hard it is; and a few-shot prompt holds other questions."""
+    """Earlier messages do not count, since they do not show how hard the question is."""
     before = [{"role": "user", "content": WORDS}, {"role": "assistant", "content": "6"}]
     chat = parse_chat(orjson.dumps({"model": "x", "messages": [*before, {"role": "user", "content": "Thanks!"}]}))
     assert features_of(chat, None).prompt == "trivial"
@@ -134,14 +134,14 @@ def test_a_callers_own_number_goes_before_auto() -> None:
 
 
 def test_the_route_promises_no_more_than_its_most() -> None:
-    """What engines are warned of, and what a teacher's queue is for, is the longest that may be asked."""
+    """Engines and queues are configured for the longest possible guidance."""
     assert GuidanceRule().max_tokens == 40
     assert GuidanceRule.model_validate({"tokens": "auto"}).max_tokens == 80
     assert GuidanceRule.model_validate({"tokens": "auto", "auto": {"max": 30}}).auto.default == 30
 
 
 class Says:
-    """A learned model that says one thing."""
+    """A length model with a constant prediction."""
 
     name = "said.1"
 

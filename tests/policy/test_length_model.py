@@ -1,4 +1,4 @@
-"""A learned model is numbers in a file: read with suspicion, and by arithmetic alone."""
+"""A length model is numbers in a file, which are validated and evaluated by arithmetic."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ FILE: dict[str, Any] = {
 
 
 def test_the_length_is_taken_that_is_worth_most_after_its_cost() -> None:
-    """A right answer is worth a cent here: 40 tokens, which cost 0.2 cents more, must make it likelier by a fifth."""
+    """A correct answer is worth one cent: 40 tokens, 0.2 cents more, must raise its probability by a fifth."""
     model = FittedLengths.model_validate(FILE)
     assert model.predict([0.0, *ZEROS[1:]]).tokens == 0
     assert model.predict([0.8, *ZEROS[1:]]).tokens == 0  # 0.69, by 0.19
@@ -143,7 +143,7 @@ def test_a_projection_and_a_learned_length_go_together(tmp_path: Path) -> None:
 
 
 def test_a_bad_file_that_many_name_is_told_of_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the file's own name, for it is the file that is to be mended; what it should hold is not repeated."""
+    """The error has the file's name and no content of it."""
     monkeypatch.chdir(tmp_path)
     fitted(tmp_path, means=[0.0])
     for tenant in ("acme", "globex"):

@@ -1,4 +1,4 @@
-"""Projections and exemplars in files beside the policies: read, checked with file and line, bound to routes."""
+"""Files of projections and exemplars: read, checked with file and line, bound to routes."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ def test_a_path_that_leads_nowhere_or_out_is_a_mistake_of_who_names_it(folder: P
 
 
 def test_a_link_within_the_folder_is_followed(folder: Path) -> None:
-    """As those of a ConfigMap are."""
+    """Links of a ConfigMap stay within the folder."""
     put(folder, "..data/it.yaml", TWO)
     (folder / "policies" / "exemplars").mkdir()
     (folder / "policies" / "exemplars" / "it.yaml").symlink_to("../..data/it.yaml")
@@ -290,14 +290,14 @@ def test_an_unknown_name_is_a_mistake_with_the_nearest_known(folder: Path, name:
 
 
 def test_a_projection_with_a_mistake_is_told_of_once(folder: Path) -> None:
-    """And not by everyone who names it."""
+    """Only the first file that names it reports its issues."""
     put(folder, "projections/plan.yaml", "instruction: 5\n")
     guided(folder, "projection: plan")
     assert told(folder) == ["policies/projections/plan.yaml:1: instruction: must be text: put it in quotes"]
 
 
 def test_what_has_not_changed_is_the_same_policy(folder: Path) -> None:
-    """Thousands are not compared because one file was touched."""
+    """Unchanged policies keep their identity, so that thousands need no comparison."""
     put(folder, "exemplars/it.yaml", TWO)
     guided(folder, "projection: primed, exemplars: exemplars/it.yaml")
     guided(folder, "projection: cutoff", "globex")

@@ -1,4 +1,4 @@
-"""What callers may ask for by headers: what the policy names, in its bounds, and nothing of it by default."""
+"""Overrides by headers: only those that the policy allows, and none by default."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ ALL = {"overrides": {"modes": ["guided", "student", "teacher"], "guidance_tokens
 @pytest.mark.parametrize("own", ["guided", "student", "teacher", "shadow"])
 @pytest.mark.parametrize("requested", ["guided", "student", "teacher"])
 def test_a_caller_gets_the_mode_that_it_asks_for(own: str, requested: str) -> None:
-    """The engines are those of the route, in that mode; a shadow is not cast beside it."""
+    """The route's engines for that mode answer, without a shadow."""
     plan = planned({"X-GKT-Mode": requested.upper()}, ALL | {"mode": own})
     assert plan.mode == requested
     assert plan.finisher == ("big" if requested == "teacher" else "small")
@@ -59,7 +59,7 @@ def test_a_caller_gets_the_mode_that_it_asks_for(own: str, requested: str) -> No
 
 
 def test_a_caller_gets_the_length_that_it_asks_for() -> None:
-    """Its own limit on the answer bounds it still; in a mode without guidance it means nothing."""
+    """The caller's limit still applies; the header has no effect in a mode without guidance."""
     for number in (1, 41, 80):
         plan = planned({"x-gkt-guidance-tokens": str(number)}, ALL)
         assert plan.guidance is not None
@@ -91,7 +91,7 @@ def test_a_length_that_is_none_or_too_great_is_refused_with_the_greatest(said: s
 
 
 def test_what_a_route_says_takes_the_place_of_what_its_tenant_says() -> None:
-    """All of it; and of the tenant's, a route can do what it has the engines for."""
+    """The route's overrides replace the tenant's; the tenant's modes need the route's engines."""
     both = {"modes": ["student", "teacher"], "guidance_tokens": 50}
     assert planned({"x-gkt-mode": "teacher"}, of_tenant=both).mode == "teacher"
     assert "may say guided or student with" in refused(
@@ -110,7 +110,7 @@ def test_embeddings_have_nothing_to_ask_for() -> None:
 
 
 def test_a_teacher_may_be_asked_for_as_much_as_any_request_may_ask_for() -> None:
-    """By this its engine knows how long an opening can be, and the queue which teachers there are."""
+    """Engines use it for the longest guidance, and queues for the list of teachers."""
 
     def most(**route: Any) -> int:
         policy = TenantPolicy.model_validate({"tenant": "acme", "routes": [GUIDED | route]})
@@ -144,7 +144,7 @@ def override(wish: RouteOverride, **route: Any) -> Plan:
 @pytest.mark.parametrize("own", ["guided", "student", "teacher", "shadow"])
 @pytest.mark.parametrize("mode", ["guided", "student", "teacher"])
 def test_an_operator_gets_any_mode_that_the_route_has_the_engines_for(own: Any, mode: Any) -> None:
-    """Whatever callers may ask for; and no shadow is cast beside it."""
+    """The override is independent of those allowed to callers, and adds no shadow."""
     plan = override(RouteOverride(mode), mode=own)
     assert plan.mode == mode
     assert (plan.guidance is not None) == (mode == "guided")
@@ -164,7 +164,7 @@ def test_what_an_operator_leaves_out_is_as_the_route_has_it() -> None:
 
 @pytest.mark.parametrize("mode", ["guided", "student", "teacher"])
 def test_auto_is_to_be_had_only_where_the_route_has_it(mode: Any) -> None:
-    """Whoever asks in another mode hears of it as well: a wish is not dropped unseen."""
+    """The error is raised in other modes too, so that no override is ignored."""
     plan = override(RouteOverride("guided", "auto"), guidance={"tokens": "auto", "auto": {"rules": [], "default": 24}})
     assert plan.guidance is not None
     assert plan.length is not None

@@ -1,4 +1,4 @@
-"""Policies are followed while the gateway runs: what is right holds, what is wrong changes nothing and is told."""
+"""Policy reload: valid edits apply, invalid edits change nothing and are reported."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def policy(tenant: str, model: str = "chat", student: str = "small") -> str:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder with a right config.yaml and two tenants."""
+    """Return a working directory with a valid config.yaml and two tenants."""
     monkeypatch.chdir(tmp_path)
     for variable in OVERRIDES:
         monkeypatch.delenv(variable, raising=False)
@@ -65,7 +65,7 @@ class Following:
     log: list[Any]
 
     def models(self) -> dict[str, list[str]]:
-        """Each tenant's models, as they hold."""
+        """Return each tenant's current models."""
         return {one.tenant: [route.model for route in one.routes] for one in self.policies.policy_set.policies}
 
     def told(self, event: str) -> list[Any]:
@@ -112,7 +112,7 @@ async def test_a_new_a_changed_and_a_removed_file_hold(folder: Path) -> None:
 
 
 async def test_a_removed_tenant_is_still_looked_after(folder: Path) -> None:
-    """What its requests reserved in a process that died is settled by who sweeps, who asks for the tenants."""
+    """The reaper settles its reservations in a dead process, so it needs the tenant's name."""
     async with following(folder) as seen:
         (folder / "policies" / "globex.yaml").unlink()
         await seen.until(lambda: seen.models().keys() == {"acme"})
@@ -144,7 +144,7 @@ async def test_a_wrong_edit_changes_nothing_and_each_mistake_is_told_with_its_li
 
 
 async def test_the_last_key_cannot_be_taken_away(folder: Path) -> None:
-    """A folder that is empty for a moment, or cannot be read, closes no door."""
+    """A folder that is empty or unreadable for a moment removes no key."""
     async with following(folder) as seen:
         for file in (folder / "policies").iterdir():
             file.unlink()
@@ -172,7 +172,7 @@ async def test_a_mistake_between_files_names_the_line_in_one_that_was_not_read_a
 
 
 async def test_an_edit_that_keeps_size_and_time_is_seen(folder: Path) -> None:
-    """As `rsync -t` and `cp -p` make them."""
+    """`rsync -t` and `cp -p` make such edits."""
     file = folder / "policies" / "acme.yaml"
     was = file.stat()
     async with following(folder) as seen:
@@ -192,7 +192,7 @@ async def test_an_editor_that_writes_by_renaming_is_followed(folder: Path) -> No
 
 
 async def test_a_config_map_of_kubernetes_is_followed(folder: Path) -> None:
-    """There each file is a link into ..data, which is a link itself and is turned around."""
+    """Each file of a ConfigMap is a link into ..data, which is a link that is replaced."""
     shelf = folder / "policies"
     for file in shelf.iterdir():
         file.unlink()
@@ -210,7 +210,7 @@ async def test_a_config_map_of_kubernetes_is_followed(folder: Path) -> None:
 
 
 async def test_files_are_read_at_once_when_that_is_asked_for(folder: Path) -> None:
-    """Also where no look was due yet."""
+    """The event triggers a reload before the next poll is due."""
     async with following(folder, ReloadInterval(poll_every_s=3600)) as seen:
         (folder / "policies" / "acme.yaml").write_text(policy("acme", "other"))
         seen.now.set()
@@ -235,7 +235,7 @@ async def test_only_what_changed_is_parsed_again(folder: Path, monkeypatch: pyte
 
 
 async def test_an_edit_of_config_yaml_is_checked_and_told_and_not_followed(folder: Path) -> None:
-    """Policies are still checked against the models that the process runs with."""
+    """Policies are checked against the models of the running process."""
     config, shelf = folder / "config.yaml", folder / "policies"
     async with following(folder) as seen:
         config.write_text(CONFIG.replace("name: small", "name: tiny"))

@@ -1,4 +1,4 @@
-"""Policies are edited while two workers answer: each right edit holds in both within 2 s, and no request fails."""
+"""Edit policies under load: a valid edit applies in both workers within 2 s, and no request fails."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def gateway(folder: Path, redis_url: str, engine: FakeEngine) -> Iterator[Gatewa
 
 
 class Callers:
-    """Ask without a pause, as JSON and as streams, each request on a connection of its own."""
+    """Send requests without pauses, as JSON and as streams, each on its own connection."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -118,7 +118,7 @@ async def seen_by_all(
 
 
 async def models(gateway: GatewayProcess, key: str) -> set[tuple[int, str]]:
-    """What the callers of a key are told, on many connections: by whichever worker."""
+    """Return the replies to a key's callers on many connections, from any worker."""
     told = set()
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True)) as session:
         for _ in range(8):
@@ -135,7 +135,7 @@ async def metric(gateway: GatewayProcess, sample: str) -> float:
 
 
 async def reloads(gateway: GatewayProcess) -> tuple[float, float]:
-    """How many were loaded and how many refused, by all workers together."""
+    """Return the loaded and refused reloads of all workers."""
     name = "gkt_policy_reloads_total"
     return (await metric(gateway, f'{name}{{result="loaded"}}'), await metric(gateway, f'{name}{{result="refused"}}'))
 
@@ -143,7 +143,7 @@ async def reloads(gateway: GatewayProcess) -> tuple[float, float]:
 async def test_a_request_goes_on_with_the_policy_it_began_with(
     gateway: GatewayProcess, engine: FakeEngine, folder: Path
 ) -> None:
-    """Also to the end of a stream whose tenant is gone, and its receipt."""
+    """A stream of a removed tenant ends normally, with its receipt."""
     go_on = asyncio.Event()
     loops: list[asyncio.AbstractEventLoop] = []
 
@@ -187,7 +187,7 @@ async def test_ten_edits_of_which_two_are_broken_fail_no_request(
     _, held = await seen_by_all(gateway, lambda told: not told["stale"])
 
     async def holds(*names: str, key: str = NEW_KEY) -> None:
-        """The files as they are hold in each worker, and callers are told so."""
+        """The current files are in effect in each worker, and callers see it."""
         nonlocal held
         passed_s, held = await seen_by_all(gateway, lambda told: not told["stale"] and told["version"] != held)
         took_s.append(passed_s)

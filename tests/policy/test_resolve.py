@@ -1,4 +1,4 @@
-"""What of a policy reaches the teacher's queue: whose share, how long guidance is kept, and who shares it."""
+"""Plans from policies: guidance, students, shadows and comparisons."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def guidance(weight: float = 1.0, **rule: Any) -> GuidancePlan:
 )
 @pytest.mark.parametrize("placement", ["prefix", "context"])
 def test_a_prefix_wants_a_student_that_is_known_to_continue(known: Known, reason: str | None, placement: str) -> None:
-    """In the student's prompt guidance needs no such student."""
+    """Placement context works with any student."""
     route = {"model": "chat", "mode": "guided", "teacher": "big", "student": "small"}
     policy = TenantPolicy.model_validate({"tenant": "acme", "routes": [route | {"guidance": {"placement": placement}}]})
     plan = resolve(policy, policy.routes[0], CHAT, lambda _: EngineSnapshot(known))
@@ -47,7 +47,7 @@ def test_a_prefix_wants_a_student_that_is_known_to_continue(known: Known, reason
 
 
 def test_a_student_whose_way_would_lose_a_part_of_the_chat_gets_the_guidance_as_context() -> None:
-    """An image is lost when a chat becomes a prompt; a student that continues chats sees it, and still continues."""
+    """A raw prompt cannot carry an image; a student that continues chats still continues."""
     image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA"}}
     chat = parse_chat(orjson.dumps({"model": "chat", "messages": [{"role": "user", "content": [image]}]}))
     route = {"model": "chat", "mode": "guided", "teacher": "big", "students": ["small", "small-b"]}
@@ -65,7 +65,7 @@ def test_a_student_whose_way_would_lose_a_part_of_the_chat_gets_the_guidance_as_
 
 @pytest.mark.parametrize(("mode", "ahead"), [("trailing", True), ("completions", True), ("instruct", False)])
 def test_a_student_that_writes_the_opening_itself_is_not_run_ahead_of(mode: Any, *, ahead: bool) -> None:
-    """It may begin otherwise, and no answer begins twice: the teacher's words are not shown as they are written."""
+    """The student may begin differently, so the teacher's text is not streamed."""
     chat = parse_chat(orjson.dumps({**CHAT.body, "stream": True}))
     route = {"model": "chat", "mode": "guided", "teacher": "big", "student": "small"}
     policy = TenantPolicy.model_validate({"tenant": "acme", "routes": [route]})
@@ -80,7 +80,7 @@ def test_a_ticket_takes_its_tenants_share() -> None:
 
 @pytest.mark.parametrize(("temperature", "kept_s"), [(0.0, 60.0), (0.01, 0.0), (1.0, 0.0)])
 def test_only_greedy_guidance_is_kept(temperature: float, kept_s: float) -> None:
-    """A sampled opening is one throw of many: the next request gets its own."""
+    """Sampled guidance is random, so each request gets its own."""
     assert guidance(temperature=temperature, cache_ttl="60s").cache_ttl_s == kept_s
 
 
@@ -90,7 +90,7 @@ def test_guidance_is_the_tenants_own_unless_its_policy_says_all() -> None:
 
 
 def test_a_full_queue_and_a_teacher_that_fails_are_two_decisions() -> None:
-    """An answer without guidance may be fine in a rush and not otherwise, or the other way round."""
+    """A full queue and a failed teacher are configured separately."""
     plan = guidance(on_queue_full="reject")
     assert (plan.reject_when_full, plan.required) == (True, False)
     plan = guidance(on_failure="reject")
@@ -98,7 +98,7 @@ def test_a_full_queue_and_a_teacher_that_fails_are_two_decisions() -> None:
 
 
 def order(students: list[Any], resting: str = "", random_value: list[float] | None = None) -> list[str]:
-    """In which order the students are asked."""
+    """Return the order in which the students are called."""
     policy = TenantPolicy.model_validate(
         {"tenant": "acme", "routes": [{"model": "chat", "mode": "student", "students": students}]}
     )
@@ -118,12 +118,12 @@ def test_students_are_asked_in_the_order_of_the_file() -> None:
 
 
 def test_a_student_that_rests_is_asked_last() -> None:
-    """It would refuse at once; the others keep their order."""
+    """Its circuit is open; the others keep their order."""
     assert order(["a", "b", "c"], resting="a") == ["b", "c", "a"]
 
 
 def test_students_share_requests_by_weight() -> None:
-    """Each is first as often as its weight says, to within what chance allows."""
+    """Each student is first in proportion to its weight, within statistical error."""
     chance = random.Random(7)
     students = [{"model": "a", "weight": 3}, {"model": "b", "weight": 1}]
     firsts = [order(students, random_value=[chance.random(), chance.random()])[0] for _ in range(2000)]
@@ -132,7 +132,7 @@ def test_students_share_requests_by_weight() -> None:
 
 
 def test_who_cannot_continue_gets_the_guidance_as_context() -> None:
-    """The policy's placement is for those who can."""
+    """The policy's placement applies to students that can continue."""
     route = {"model": "chat", "mode": "guided", "teacher": "big", "student": "small"}
     policy = TenantPolicy.model_validate({"tenant": "acme", "routes": [route]})
     for known, placement in ((Continuation("trailing"), "prefix"), (None, "context")):
@@ -142,7 +142,7 @@ def test_who_cannot_continue_gets_the_guidance_as_context() -> None:
 
 
 def test_a_route_serves_chats_or_embeddings_and_says_which() -> None:
-    """Under the other path its name is the caller's mistake, and the message holds the way out."""
+    """On the other path the request is invalid, and the message names the right path."""
     vectors = {"model": "vectors", "mode": "embeddings", "student": "small"}
     chat = {"model": "chat", "mode": "student", "student": "small"}
     policy = TenantPolicy.model_validate({"tenant": "acme", "routes": [vectors, chat]})
@@ -157,7 +157,7 @@ def test_a_route_serves_chats_or_embeddings_and_says_which() -> None:
 
 
 def prompts(students: list[str], **request: Any) -> Plan:
-    """What a raw prompt gets of students that go on with no chat; `lite` takes chats alone."""
+    """Return the plan of a raw prompt for students that continue no chat; `lite` takes only chats."""
     text = parse_text_completion(orjson.dumps({"model": "chat", "prompt": "Q: Why?\nA:", **request}))
     route = {"model": "chat", "mode": "guided", "teacher": "big", "students": students}
     policy = TenantPolicy.model_validate({"tenant": "acme", "routes": [route]})
@@ -167,7 +167,7 @@ def prompts(students: list[str], **request: Any) -> Plan:
 
 
 def test_any_engine_that_takes_raw_prompts_continues_them() -> None:
-    """Whether it goes on with a chat need not be known; who takes none is passed over."""
+    """Chat continuation need not be known; students without raw prompts are skipped."""
     plan = prompts(["lite", "small", "other"])
     assert plan.finishers == (StudentPlan("small", RAW), StudentPlan("other", RAW))
     assert plan.guidance is not None
@@ -175,7 +175,7 @@ def test_any_engine_that_takes_raw_prompts_continues_them() -> None:
 
 
 def test_a_raw_prompt_for_chat_models_alone_is_refused_before_anything_is_spent() -> None:
-    """The field is named, and the route, as the caller knows it."""
+    """The error names the field, and the route by its public name."""
     with pytest.raises(InvalidRequest, match="'chat': its models take chats alone") as refused:
         prompts(["lite"])
     assert refused.value.param == "prompt"
@@ -191,7 +191,7 @@ def test_a_raw_prompt_for_chat_models_alone_is_refused_before_anything_is_spent(
     ],
 )
 def test_who_thinks_first_gets_the_guidance_as_context(reasoning: Any, effort: str | None, placement: str) -> None:
-    """A prefix would be taken for a thought."""
+    """A prefix would be treated as reasoning."""
     route = {"model": "chat", "mode": "guided", "teacher": "big", "student": "small"}
     policy = TenantPolicy.model_validate({"tenant": "acme", "routes": [route]})
     body = {"model": "chat", "messages": [{"role": "user", "content": "Why?"}], "reasoning_effort": effort}
@@ -214,7 +214,7 @@ def shadowed(
 
 @pytest.mark.parametrize(("serves", "by"), [("teacher", "big"), ("student", "small")])
 def test_a_shadow_stands_beside_the_answer_of_one_engine_alone(serves: str, by: str) -> None:
-    """The caller's plan is what that mode's would be, and the shadow's what mode guided's would be."""
+    """The caller's plan is that of the serving mode, and the shadow's plan is that of mode guided."""
     plan = shadowed(serves=serves)
     assert (plan.mode, plan.finisher, plan.guidance) == (serves, by, None)
     assert plan.shadow is not None
@@ -231,7 +231,7 @@ def test_only_some_requests_have_a_shadow_where_the_policy_says_so(
 
 
 def test_a_request_that_the_students_cannot_take_is_answered_without_a_shadow() -> None:
-    """The teacher answers it."""
+    """The teacher answers the request."""
     policy = TenantPolicy.model_validate({"tenant": "acme", "routes": [SHADOW]})
     text = parse_text_completion(orjson.dumps({"model": "chat", "prompt": "Q: Why?\nA:"}))
     plan = resolve(

@@ -1,4 +1,4 @@
-"""Which route takes a request: the first one of its name that may, of those that the key may use."""
+"""Route selection: the first matching route of the model, among those that the key may use."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gateway.protocol.embeddings import EmbeddingsRequest, parse_embeddings
 
 
 def caller(*routes: str | dict[str, Any], models: tuple[str, ...] | None = None) -> Caller:
-    """A name alone is a route without a condition."""
+    """Return routes; a name alone is a route without a condition."""
     full = [{"model": one} if isinstance(one, str) else {"model": "chat", **one} for one in routes]
     listed = [{"mode": "student", "student": f"s{index}", **one} for index, one in enumerate(full)]
     policy = TenantPolicy.model_validate({"tenant": "a", "routes": listed})
@@ -48,7 +48,7 @@ def test_a_name_that_several_routes_have_is_listed_once() -> None:
 
 
 def test_the_first_route_whose_conditions_hold_takes_the_request() -> None:
-    """Also where a later one would hold as well; one of another name is never looked at."""
+    """Later matching routes and routes of other models are ignored."""
     several = caller(
         {"model": "other"},
         {"when": {"max_tokens": {"gte": 80}}},
@@ -62,7 +62,7 @@ def test_the_first_route_whose_conditions_hold_takes_the_request() -> None:
 
 
 def test_who_sets_no_limit_has_that_of_the_route() -> None:
-    """Each route's own: what it would send upstream."""
+    """Each route's own default applies."""
     several = caller(
         {"when": {"max_tokens": {"gte": 80}}, "default_max_tokens": 79},
         {"when": {"max_tokens": {"gte": 80}}, "default_max_tokens": 80},
@@ -111,7 +111,7 @@ def test_embeddings_find_their_routes_likewise() -> None:
 async def test_many_words_are_looked_through_off_the_event_loop(
     monkeypatch: pytest.MonkeyPatch, size: int, *, elsewhere: bool
 ) -> None:
-    """A short chat is quicker here than a thread would be; without a condition on words length does not matter."""
+    """Short chats are matched in the event loop; without a text condition, so are long ones."""
     seen: list[int] = []
     by_words = caller({"when": {"matches": "refund"}}, {})
     snapshot = type(by_words.policy.routes[0].when).mismatch

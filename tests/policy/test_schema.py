@@ -1,4 +1,4 @@
-"""What a policy may say: a mode with its engines, a window inside its deadline, and no key in the clear."""
+"""Validation of policy files: modes and engines, deadlines, and keys."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder that is also the working one."""
+    """Return an empty folder that is the working directory."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 def told(folder: Path, route: str, keys: str = "[]") -> list[str]:
-    """What is said of a file with this route on line 4."""
+    """Return the issues of a file with this route on line 4."""
     (folder / "a.yaml").write_text(f"tenant: a\nkeys: {keys}\nroutes:\n  - {{{route}}}\n")
     return [str(one).removeprefix("a.yaml:") for one in load(folder / "a.yaml", TenantPolicy)[1]]
 
