@@ -1,4 +1,4 @@
-"""One ticket of this process, from the queue until its permit is returned."""
+"""A ticket of this process, from the queue until its permit is returned."""
 
 from __future__ import annotations
 

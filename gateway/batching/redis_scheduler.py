@@ -29,7 +29,7 @@ SCRIPT = files("gateway.batching").joinpath("scheduler.lua").read_text()
 
 
 class RedisScheduler:
-    """One teacher's scheduler, shared by all processes on one Redis.
+    """A teacher's scheduler, shared by all processes on one Redis.
 
     Args:
         process_id: unique in the fleet.

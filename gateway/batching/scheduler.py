@@ -1,4 +1,4 @@
-"""One teacher's scheduler in memory: fair shares, permits and shared calls.
+"""A teacher's scheduler in memory: fair shares, permits and shared calls.
 
 A process uses it while Redis is unavailable.
 

@@ -33,7 +33,7 @@ class FlightResult(Record, frozen=True):
 
 
 class _Participant:
-    """One request in a shared call. `on_grant` is called before the teacher is called in its name."""
+    """A request in a shared call. `on_grant` is called before the teacher is called in its name."""
 
     __slots__ = ("on_grant", "pays")
 
@@ -43,7 +43,7 @@ class _Participant:
 
 
 class _SharedCall:
-    """One ticket and at most one call, for all its participants."""
+    """A ticket and at most one call, for all its participants."""
 
     __slots__ = ("_call", "_waiter", "participants", "task", "tenant")
 

@@ -94,7 +94,7 @@ class TeacherQueue:
         self._unconfirmed: list[str] = []  # released while Redis was unavailable; Redis may still count them
         self._changed = asyncio.Event()
         self._needs_resync = False  # the scheduler may have lost data, or a wake-up may be lost
-        self._rejoining = False  # used the local scheduler, and has not told the fleet yet
+        self._rejoining = False  # used the local scheduler, and the fleet does not know it yet
         self._full_update_at = 0.0
         self._local: Scheduler | None = None  # in use while Redis is unavailable
         self._backoff = ReconnectBackoff(_FAILURE_BACKOFF_S)

@@ -35,7 +35,7 @@ _LINE = re.compile(r"\d{1,9}\|([WFGS])\|([^|]*)\|([^|]*)\|(\d{1,18})\|(?:\d+\|){
 
 @dataclass(frozen=True, slots=True)
 class TenantView:
-    """One tenant's use of the teacher.
+    """A tenant's use of the teacher.
 
     Attributes:
         in_flight: None if too many calls are in flight to assign them to tenants.
@@ -53,7 +53,7 @@ class TenantView:
 
 @dataclass(frozen=True, slots=True)
 class ProcessView:
-    """One gateway process. `in_flight` as in `TenantView`."""
+    """A gateway process. `in_flight` as in `TenantView`."""
 
     process: str
     heard_ago_s: float

@@ -1,4 +1,4 @@
-"""One answer on a device: the gateway's guidance, the student's continuation, and the usage report.
+"""Answer requests on a device: the gateway's guidance, the student's continuation, and the usage report.
 
 Guidance is requested while the student's capabilities are probed. If the gateway fails for any reason, the student
 answers alone, and the answer states the reason. A usage report is stored in a file before it is sent, so that none is

@@ -1,1 +1,1 @@
-"""Who may call, which routes they see, and how guidance is made on each."""
+"""Policies: callers, their routes, and the guidance of each route."""

@@ -219,7 +219,7 @@ class RouteCondition(StrictModel):
         ]
         | None
     ) = None
-    """One or several texts, of which one must occur in the first 64,000 characters; case-insensitive."""
+    """A text, or several of which one must occur in the first 64,000 characters; case-insensitive."""
     matches: PatternText | None = None
     """An RE2 regular expression that matches anywhere in the first 64,000 characters."""
     any_of: Annotated[tuple[RouteCondition, ...], Field(min_length=1, max_length=20)] | None = Field(None, alias="any")

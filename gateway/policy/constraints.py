@@ -1,4 +1,4 @@
-"""Request fields that constrain an answer, and where guidance may stand beside each: data, and one check.
+"""Request fields that constrain an answer, and the guidance placements that remain: data, and one check.
 
 An engine applies a constraint to the tokens that it writes. The teacher writes a prefix, so the student's constraint
 does not hold there. Guidance in the student's prompt (placements context and input) leaves the whole answer to the

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """One request, explained.
+    """The explanation of a request.
 
     Attributes:
         choice: the matching route, and the reasons against earlier ones.

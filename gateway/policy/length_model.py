@@ -53,7 +53,7 @@ class _Part(BaseModel):
 
 
 class OneLength(_Part):
-    """One length: P(correct) = 1 / (1 + exp(-(intercept + sum of weight x standardized feature))).
+    """A length: P(correct) = 1 / (1 + exp(-(intercept + sum of weight x standardized feature))).
 
     Attributes:
         cost_usd: average cost of an answer with this length when the model was fitted.

@@ -48,7 +48,7 @@ Tokens: TypeAlias = Annotated[
 
 
 class LengthRule(StrictModel):
-    """One rule of `auto`. All given conditions must hold; the first matching rule decides."""
+    """A rule of `auto`. All given conditions must hold; the first matching rule decides."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
     """Name of the rule in receipts."""

@@ -90,9 +90,9 @@ class NamedFiles(Generic[T]):
             return f"must end in {', '.join(sorted(self._endings))}"
         hint = f"put it into a folder of its own, like {PurePosixPath(self._example).parent}/"
         if len(path.parts) == 1 and path.suffix != ".json":
-            return f"stands where tenants' policies do: {hint}"
+            return f"is in the folder of tenants' policies: {hint}"
         if path.parts[0] == PROJECTIONS_FOLDER and len(path.parts) == len(("projections", "it.yaml")):
-            return f"stands where projections do: {hint}"
+            return f"is in the folder of projections: {hint}"
         return None
 
     def _link_problem(self, name: str) -> str | None:

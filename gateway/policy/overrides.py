@@ -41,7 +41,7 @@ class RouteOverride:
             )
         if self.tokens == "auto" and route.guidance.tokens != "auto":
             raise InvalidRequest(
-                f"'{route.model}' chooses no length: its policy says tokens: {route.guidance.tokens}, and not auto. "
+                f"'{route.model}' chooses no length: its policy has tokens: {route.guidance.tokens}, and not auto. "
                 "Send a number, or leave it out.",
                 param="guidance.tokens",
             )
@@ -73,7 +73,7 @@ def refuse_overrides(headers: Mapping[str, str]) -> None:
     """Raise InvalidRequest if a request for embeddings has an override header."""
     for name in (MODE, TOKENS):
         if name in headers:
-            raise InvalidRequest(f"'{name}' says nothing of embeddings: remove the header.", param=name)
+            raise InvalidRequest(f"'{name}' does not apply to embeddings: remove the header.", param=name)
 
 
 def modes_of(policy: TenantPolicy, route: Route) -> tuple[OverrideMode, ...]:
@@ -101,8 +101,8 @@ def _tokens(policy: TenantPolicy, route: Route, value: str) -> int:
 def _refused(name: str, route: Route, allowed: str | None) -> InvalidRequest:
     if allowed is None:
         return InvalidRequest(
-            f"'{name}' may not be sent with model '{route.model}': remove the header, or have whoever runs this "
-            "gateway allow it (`overrides` in the policy).",
+            f"'{name}' may not be sent with model '{route.model}': remove the header, or ask the operator to "
+            "allow it (`overrides` in the policy).",
             param=name,
         )
     return InvalidRequest(f"'{name}' {allowed} with model '{route.model}': send that, or no such header.", param=name)

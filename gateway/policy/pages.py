@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class PolicyFile:
-    """One file: its data, its policy and its issues. Data and policy are None if they cannot be read."""
+    """A policy file: its data, its policy and its issues. Data and policy are None if they cannot be read."""
 
     digest: str
     source: YamlSource | None

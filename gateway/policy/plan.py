@@ -38,7 +38,7 @@ class EngineSnapshot(Record, frozen=True):
 
 
 class StudentPlan(Record, frozen=True):
-    """One engine that may complete the answer.
+    """An engine that may complete the answer.
 
     Attributes:
         continuation: how it continues an assistant message, as known when the plan was made; None: not at all.

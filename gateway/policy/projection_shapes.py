@@ -108,7 +108,7 @@ def _inline(value: object) -> object:
 
 
 class ProjectionRule(StrictModel):
-    """One file in policies/projections: the teacher's prompt, the kept text, and its presentation to the student.
+    """A file in policies/projections: the teacher's prompt, the kept text, and its presentation to the student.
 
     Policies refer to it by the file name without its suffix.
     """

@@ -37,7 +37,7 @@ Part: TypeAlias = Annotated[float, BeforeValidator(part_of, json_schema_input_ty
 
 
 class QualityRule(StrictModel):
-    """How sampled guided answers are compared with the answers of each engine alone."""
+    """Comparison of sampled guided answers with the answers of each engine alone."""
 
     sample: Part = 0.01
     """Part of the guided answers that is compared: 0.01 or 1%."""

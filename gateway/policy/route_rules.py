@@ -12,7 +12,7 @@ from gateway.policy.quality import Part, part_of
 
 
 class RetryRule(StrictModel):
-    """How often a failed call is retried before the first token was sent to the caller."""
+    """Retries of failed calls before the first token was sent to the caller."""
 
     num_retries: Annotated[Whole, Field(ge=0, le=10)] = 2
     """Retries at the same engine before the next student is called."""
@@ -28,7 +28,7 @@ class RetryRule(StrictModel):
 
 
 class StudentRule(StrictModel):
-    """One of several students: a name, or a name with its share of the requests."""
+    """A student among several: a name, or a name with its share of the requests."""
 
     model: str
     """A model of config.yaml."""

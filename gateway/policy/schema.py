@@ -73,14 +73,14 @@ Moment: TypeAlias = Annotated[float, BeforeValidator(_moment, json_schema_input_
 
 
 class KeyEntry(StrictModel):
-    """One caller's key: its name for logs, the SHA-256 of the whole key, and its permissions."""
+    """A caller's key: its name for logs, the SHA-256 of the whole key, and its permissions."""
 
     id: Label
     """Name in logs and receipts, unique within the tenant."""
     sha256: Annotated[str, TextPattern("[0-9a-fA-F]{64}")] = Field(repr=False)
     """SHA-256 of the key, 64 hex digits."""
     expires: Moment | None = None
-    """When the key expires: a date, valid until its end in UTC, or a time."""
+    """Expiry of the key: a date, valid until its end in UTC, or a time."""
     models: Annotated[tuple[Name, ...], Field(min_length=1)] | None = None
     """Models that the key may use; None: all models of the tenant."""
     limits: LimitsRule | None = None
@@ -115,12 +115,12 @@ class KeyEntry(StrictModel):
 
 
 class GuidanceRule(StrictModel):
-    """How the teacher begins an answer, how the student receives it, and how long a request waits for it."""
+    """Guidance: length, projection, placement, and the longest wait for it."""
 
     tokens: Tokens = 40
     """Maximum length of the guidance in tokens; auto: chosen for each request by the rules in `auto`."""
     auto: AutoRule = AutoRule()
-    """How the length is chosen if `tokens` is auto."""
+    """Choice of the length if `tokens` is auto."""
     projection: Label = "cutoff"
     """Projection for the teacher: cutoff, concise, hint, primed, or the name of a file in policies/projections."""
     exemplars: str | None = None
@@ -129,9 +129,9 @@ class GuidanceRule(StrictModel):
     placement: Placement = Field(
         default_factory=lambda data: PROJECTIONS.get(data.get("projection", ""), CUTOFF).default_placement
     )
-    """Where guidance is placed: prefix begins the answer with it; context and input put it in the student's prompt."""
+    """Placement of guidance: prefix begins the answer with it; context and input put it in the student's prompt."""
     boundary: Boundary = "word"
-    """Where guidance that was cut for length may end."""
+    """Permitted end of guidance that was cut for length."""
     stream: Flag = True
     """Whether the teacher's text is streamed to callers as it is generated; for placement prefix."""
     temperature: Annotated[Number, Field(ge=0, le=2)] = 0.0
@@ -152,9 +152,9 @@ class GuidanceRule(StrictModel):
     on_queue_full: Literal["student", "reject"] = "student"
     """If too many requests of this tenant wait: the student answers alone, or the request fails with 429."""
     cache_ttl_s: Annotated[Duration, lasting("0s", "30d")] = Field(3600.0, alias="cache_ttl")
-    """How long greedy guidance is cached for identical requests; 0 disables the cache."""
+    """Cache time of greedy guidance for identical requests; 0 disables the cache."""
     share: Literal["tenant", "all"] = "tenant"
-    """Who shares guidance of identical requests: the requests of this tenant, or of all tenants with `all`."""
+    """Sharing of guidance among identical requests: of this tenant, or of all tenants with `all`."""
     allow_fields: Annotated[tuple[Label, ...], Field(max_length=MAX_ALLOWED_FIELDS)] = ()
     """Request fields unknown to the gateway that do not constrain the answer. With any other unknown field, a request
     gets no guidance."""
@@ -224,7 +224,7 @@ def _quality_of_short_form(data: dict[str, Any]) -> QualityRule | None:
 
 
 class OverridesRule(StrictModel):
-    """What callers may request by headers."""
+    """Overrides that callers may request by header."""
 
     modes: tuple[OverrideMode, ...] = ()
     """Values allowed in x-gkt-mode in addition to the route's own mode."""
@@ -233,7 +233,7 @@ class OverridesRule(StrictModel):
 
 
 class Route(StrictModel):
-    """One route. The first route whose `model` and `when` match a request serves it.
+    """A route. The first route whose `model` and `when` match a request serves it.
 
     A route may name engines that its mode does not use, so that changing `mode` alone disables guidance.
     """
@@ -259,13 +259,13 @@ class Route(StrictModel):
     default_max_tokens: Annotated[Whole, Field(ge=1, le=10_000_000)] | None = None
     """max_tokens of requests without one; None: the engine decides."""
     guidance: GuidanceRule = GuidanceRule()
-    """How the teacher begins answers."""
+    """Guidance by the teacher."""
     shadow: Shadow = ShadowRule()
     """Settings of mode shadow. In mode guided, a part such as 1% is short for `quality.sample`."""
     quality: QualityRule | None = Field(default_factory=_quality_of_short_form)
     """In mode guided, how answers are compared with those of each engine alone; None: no comparison."""
     overrides: OverridesRule | None = None
-    """What callers may request by header; None: the tenant's `overrides`."""
+    """Overrides that callers may request by header; None: the tenant's `overrides`."""
     foreign: ClassVar[Mapping[str, str]] = {
         "model_name": "here it is called model",
         "fallbacks": "write students: each is called after those before it failed",
@@ -350,7 +350,7 @@ def _first_student(data: dict[str, Any]) -> str | None:
 
 
 class TenantPolicy(StrictModel):
-    """One file in the policies folder."""
+    """A file in the policies folder: one tenant."""
 
     tenant: Label
     """Name of the tenant in logs, metrics and receipts."""
@@ -365,13 +365,13 @@ class TenantPolicy(StrictModel):
     key_budget: BudgetRule | None = None
     """Budget of each key without its own; None: `defaults` of config.yaml."""
     on_redis_failure: OnRedisFailure | None = None
-    """How requests are handled while Redis cannot count limits and budgets; None: redis.on_failure."""
+    """Handling of requests while Redis cannot count limits and budgets; None: redis.on_failure."""
     log_content: Flag = False
     """Whether prompts and answers may be logged."""
     weight: Annotated[Number, Field(ge=0.01, le=100)] = 1.0
     """Share of contended teachers, request slots and connections, relative to the other tenants' weights."""
     overrides: OverridesRule | None = None
-    """What callers may request by header, on routes without `overrides`."""
+    """Overrides that callers may request by header, on routes without `overrides`."""
     routes: Annotated[tuple[Route, ...], Field(min_length=1)]
     """Routes of the tenant. Among those with the requested model, the first whose `when` matches serves the request."""
 

@@ -69,7 +69,7 @@ def test_a_caller_gets_the_length_that_it_asks_for() -> None:
 
 def test_nothing_may_be_asked_for_by_default() -> None:
     assert refused({"x-gkt-mode": "teacher"}) == (
-        "'x-gkt-mode' may not be sent with model 'chat': remove the header, or have whoever runs this gateway allow it "
+        "'x-gkt-mode' may not be sent with model 'chat': remove the header, or ask the operator to allow it "
         "(`overrides` in the policy)."
     )
     assert refused({"x-gkt-guidance-tokens": "1"}).startswith("'x-gkt-guidance-tokens' may not be sent with model")
@@ -105,7 +105,7 @@ def test_what_a_route_says_takes_the_place_of_what_its_tenant_says() -> None:
 def test_embeddings_have_nothing_to_ask_for() -> None:
     route = {"model": "v", "mode": "embeddings", "student": "small"}
     policy = TenantPolicy.model_validate({"tenant": "acme", "routes": [route], **ALL})
-    with pytest.raises(InvalidRequest, match="'x-gkt-mode' says nothing of embeddings"):
+    with pytest.raises(InvalidRequest, match="'x-gkt-mode' does not apply to embeddings"):
         resolve_embeddings(policy.routes[0], lambda _: False, headers={"x-gkt-mode": "student"})
 
 
@@ -169,7 +169,7 @@ def test_auto_is_to_be_had_only_where_the_route_has_it(mode: Any) -> None:
     assert plan.guidance is not None
     assert plan.length is not None
     assert (plan.guidance.tokens, plan.length.by) == (24, "default")
-    with pytest.raises(InvalidRequest, match="'chat' chooses no length: its policy says tokens: 30") as caught:
+    with pytest.raises(InvalidRequest, match="'chat' chooses no length: its policy has tokens: 30") as caught:
         override(RouteOverride(mode, "auto"), guidance={"tokens": 30})
     assert caught.value.param == "guidance.tokens"
 
