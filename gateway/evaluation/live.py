@@ -193,7 +193,7 @@ def _policies(routes: Sequence[LiveRoute], key: str) -> PolicySet:
 
 def _with_projection(route: Route, setting: Setting) -> Route:
     """Set the projection object: it may have its own exemplars, or come from a file that the gateway does not read."""
-    return route.model_copy(update={"guidance": route.guidance.asking(setting.projection)})
+    return route.model_copy(update={"guidance": route.guidance.with_projection(setting.projection)})
 
 
 def _route(route: LiveRoute) -> dict[str, Any]:
