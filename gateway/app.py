@@ -1,4 +1,4 @@
-"""The composition root: the only place that constructs. What it opens it closes, in the same function."""
+"""The composition root: constructs all parts of a gateway process and closes them."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ from gateway.api.routes import ROUTES
 from gateway.batching.batcher import Batcher
 from gateway.batching.single_flight import SingleFlight
 from gateway.engines.build import build
-from gateway.engines.guard import show_calls
+from gateway.engines.guard import publish_calls
 from gateway.engines.retry_budget import RetryBudgets
 from gateway.engines.watch import watch
 from gateway.keys.audit import AuditTrail
@@ -84,12 +84,12 @@ from gateway.wiring import (
     init_engine_series,
     leases_of,
     limits_of,
+    max_comparisons,
     max_output_of,
-    most_compared,
-    most_shadows,
+    max_shadows,
     name_series,
     set_deadlines,
-    traces_of,
+    tracing_parts_of,
     webhook_of,
     when_role_changes,
 )
@@ -110,7 +110,7 @@ _ADMIN_BODY_BYTES = 65_536
 
 @dataclass(frozen=True, slots=True)
 class Gateway:
-    """One process's parts that serving needs."""
+    """The parts of a gateway process that `server/` uses."""
 
     public: web.Application
     admin: web.Application
@@ -123,10 +123,11 @@ class Gateway:
 
 @dataclass(frozen=True, slots=True)
 class WatchedFiles:
-    """The files that the settings and the book came from, to be followed.
+    """The configuration and policy files that the process reloads.
 
     Attributes:
-        now: set by whoever wants them read at once.
+        files: the files.
+        now: an event that triggers a reload at once.
     """
 
     files: PolicyFiles
@@ -137,7 +138,18 @@ class WatchedFiles:
 async def gateway(
     settings: Settings, book: PolicySet, redis_url: str, worker: int | None = None, watched: WatchedFiles | None = None
 ) -> AsyncIterator[Gateway]:
-    """Build a gateway and everything under it; close it all on leaving. Raises StartupError without Redis."""
+    """Construct a gateway, and close its parts on exit.
+
+    Args:
+        settings: config.yaml.
+        book: the policies.
+        redis_url: the URL of Redis.
+        worker: the number of the worker process; None: there is only one process.
+        watched: the files to reload; None: no reload.
+
+    Raises:
+        StartupError: Redis is unreachable, or an optional package is missing.
+    """
     async with AsyncExitStack() as stack:
         metrics = Metrics(worker, settings.metrics.max_tenants)
         tasks = BackgroundTasks()
@@ -151,11 +163,11 @@ async def gateway(
         redis = RedisClient(redis_url, timeout_s=settings.redis.timeout_s, metrics=metrics)
         stack.push_async_callback(redis.close)
         await redis.require()
-        owner = f"{socket.gethostname()}-{secrets.token_hex(6)}"
-        traces = traces_of(settings, owner, metrics)
-        if traces is not None:
-            stack.push_async_callback(traces.tracing.close)
-        tracing = None if traces is None else traces.tracing
+        process_id = f"{socket.gethostname()}-{secrets.token_hex(6)}"
+        tracing_parts = tracing_parts_of(settings, process_id, metrics)
+        if tracing_parts is not None:
+            stack.push_async_callback(tracing_parts.tracing.close)
+        tracing = None if tracing_parts is None else tracing_parts.tracing
         retry_budgets = RetryBudgets()
         engines = await build(settings.models, policies, metrics, tracing, retry_budgets)
         for engine in engines.values():
@@ -164,22 +176,22 @@ async def gateway(
         batcher = Batcher(
             redis,
             redis_keys,
-            process_id=owner,
+            process_id=process_id,
             limits={model.name: limits_of(model, engines[model.name], lease_of) for model in settings.models},
             on_failure="reject" if settings.redis.on_failure == "reject" else "degrade",
             metrics=metrics,
         )
         lease_s = settings.redis.lease_s
         receipts = settings.receipts
-        in_redis = RedisLedger(redis.commands, redis_keys, owner, receipts.ttl_s, lease_s, redis.queries)
-        usage = usage_access(settings, redis, redis_keys, owner, metrics)
+        in_redis = RedisLedger(redis.commands, redis_keys, process_id, receipts.ttl_s, lease_s, redis.queries)
+        usage = usage_access(settings, redis, redis_keys, process_id, metrics)
         stack.push_async_callback(usage.close)
         uptime = Uptime(redis, redis.commands, redis_keys, hourly_of(settings))
         encodings = {
             model.name: Encoding(model.tokenizer or FALLBACK, own=model.tokenizer is not None)
             for model in settings.models
         }
-        # Now, while nobody waits: some hold up the whole process while they load.
+        # Load tokenizers before the gateway listens: some block the whole process while they load.
         await asyncio.to_thread(load, [encoding.name for encoding in encodings.values() if encoding.own])
         alarm = BudgetAlerts(*webhook_of(settings), metrics=metrics, tasks=tasks)
         stack.push_async_callback(alarm.close)
@@ -208,15 +220,15 @@ async def gateway(
             store,
             prices=prices,
             encodings=encodings,
-            process_id=owner,
+            process_id=process_id,
             metrics=metrics,
             tasks=tasks,
             sample=LogSample(settings.log.requests.sample, settings.log.requests.slow_s),
-            spans=None if traces is None else traces.spans,
+            spans=None if tracing_parts is None else tracing_parts.spans,
             max_output=max_output,
         )
         heartbeat = Heartbeat(
-            redis, redis_keys.heartbeat(owner), lease_s=lease_s, on_beat=store.beat, on_lapse=store.resend
+            redis, redis_keys.heartbeat(process_id), lease_s=lease_s, on_beat=store.beat, on_lapse=store.resend
         )
         sweeper = IntentReaper(
             redis,
@@ -242,7 +254,7 @@ async def gateway(
             teacher_call=guide,
             student_call=finisher,
             shadows=ShadowRequests(
-                guide, finisher, admission, metrics, tasks, max_in_flight=most_shadows(settings), tracing=tracing
+                guide, finisher, admission, metrics, tasks, max_in_flight=max_shadows(settings), tracing=tracing
             ),
             quality_sampler=QualitySampler(
                 finisher,
@@ -252,7 +264,7 @@ async def gateway(
                 redis,
                 metrics,
                 tasks,
-                max_in_flight=most_compared(settings),
+                max_in_flight=max_comparisons(settings),
                 tracing=tracing,
             ),
             admission=admission,
@@ -267,7 +279,7 @@ async def gateway(
 
         public = web.Application(
             client_max_size=settings.server.max_body_bytes,
-            middlewares=[*MIDDLEWARES, *(() if traces is None else (traces.middleware,))],
+            middlewares=[*MIDDLEWARES, *(() if tracing_parts is None else (tracing_parts.middleware,))],
         )
         public.add_routes(ROUTES)
         public[keys.TRY] = "POST /v1/chat/completions"
@@ -311,7 +323,7 @@ async def gateway(
         public[keys.SPEEDS] = LimitUsage(redis.queries, redis_keys, lease_s)
         admin[keys.DEADLINES] = deadlines
         admin[keys.WORKER] = worker or 1
-        admin[keys.PROCESS_ID] = owner
+        admin[keys.PROCESS_ID] = process_id
         admin[keys.BATCHER] = batcher
         admin[keys.USAGE_BOARD] = usage.workers
         admin[keys.UPTIME] = usage.uptime
@@ -329,7 +341,7 @@ async def gateway(
             app[keys.RECEIPTS] = store
             app[keys.DEFAULTS] = settings.defaults
             app[keys.SUMS] = usage.sums
-            # One each, so that callers who ask often take no operator's turn.
+            # One reader for each listener, so that callers' queries do not delay operators.
             app[keys.USAGE] = usage.reader()
             app[keys.ADMISSION] = admission
             app[keys.METRICS] = metrics
@@ -360,9 +372,9 @@ async def gateway(
         tasks.keep("redis", redis.watch())
         tasks.keep("keys", follower.follow())
         tasks.keep("key_uses", follower.report())
-        tasks.keep("calls", show_calls(engines.values(), metrics))
+        tasks.keep("calls", publish_calls(engines.values(), metrics))
         for engine in engines.values():
-            at_once = role_changed[engine.name]
-            tasks.keep(f"engine:{engine.name}", watch(engine, metrics, at_once=at_once, saw=uptime.record))
+            probe_now = role_changed[engine.name]
+            tasks.keep(f"engine:{engine.name}", watch(engine, metrics, probe_now=probe_now, on_probe=uptime.record))
         tasks.spawn("startup", startup.run())
         yield Gateway(public, admin, admission, batcher, store, spooler, tasks)

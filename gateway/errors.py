@@ -1,10 +1,10 @@
-"""Every error the gateway raises, in one tree; `api/error_body.py` is the one place that renders them.
+"""All errors of the gateway, in one tree. `api/error_body.py` renders them.
 
-GatewayError                     label, status, type, code: the same label names it in the body, the log and the metric
-├── RequestError                 the caller can mend it (4xx); `param` names the field
+GatewayError                     the label names the error in reply bodies, logs and metrics
+├── RequestError                 4xx: the caller can correct the request; `param` names the field
 │   ├── InvalidRequest           400
-│   ├── RouteWithoutGuidance     400: a device asked a route that opens no answers
-│   ├── EdgeVersion              400: a device's client and the gateway speak no common version
+│   ├── RouteWithoutGuidance     400: a device requested guidance from a route without guidance
+│   ├── EdgeVersion              400: the device's client and the gateway have no protocol version in common
 │   ├── NotAuthenticated         401
 │   ├── AdminKeyUnset            403: only on the admin listener
 │   ├── CrossOrigin              403: only on the admin listener
@@ -12,34 +12,33 @@ GatewayError                     label, status, type, code: the same label names
 │   ├── NotFound                 404
 │   ├── MethodNotAllowed         405
 │   ├── Conflict                 409: only on the admin listener
-│   ├── EdgeClosed               409: what a device reports is accounted for
-│   ├── EdgeExpired              410: a device reports what it did too late
+│   ├── EdgeClosed               409: the request of a device's report is already settled
+│   ├── EdgeExpired              410: a device's report came too late
 │   ├── BodyTooLarge             413
 │   ├── BodyTooSlow              408
 │   ├── HeadTooLarge             431
 │   └── HeadTooSlow              408
-├── ServiceError                 the caller can only wait
-│   ├── Overloaded               503, Retry-After: too much in flight, or the gateway is draining
-│   ├── GuidanceUnavailable      503, Retry-After: no guidance, and the policy forbids going without
+├── ServiceError                 the caller can only wait and retry
+│   ├── Overloaded               503, Retry-After: too many requests in flight, or the gateway is draining
+│   ├── GuidanceUnavailable      503, Retry-After: no guidance, and the policy requires it
 │   ├── QueueFull                429, Retry-After: too many of the tenant's requests wait for guidance
-│   ├── RateLimited              429, Retry-After: a limit of the tenant or the key on requests or tokens
-│   │   └── NeverFits            429: the request alone is larger than the limit
-│   ├── BudgetSpent              429 insufficient_quota: the request does not fit into the budget
-│   ├── TicketUnreadable         503, Retry-After: what Redis kept of the request's ticket cannot be read
-│   └── StoreUnavailable         503, Retry-After: Redis is away, and the configuration forbids going without
+│   ├── RateLimited              429, Retry-After: a request or token limit of the tenant or the key
+│   │   └── NeverFits            429: the request alone exceeds the limit
+│   ├── BudgetSpent              429 insufficient_quota: the request exceeds the rest of the budget
+│   ├── TicketUnreadable         503, Retry-After: the request's ticket in Redis cannot be read
+│   └── StoreUnavailable         503, Retry-After: Redis is unreachable, and the configuration requires it
 │       └── UsageUnavailable     503, Retry-After: the usage database cannot be read
-├── EngineError                  an engine (teacher or student) did not do its part: 502
-│   ├── EngineUnreachable        no connection, or it broke before the reply
-│   ├── EngineTimeout            connected, but silent for too long: 504
-│   ├── EngineOverloaded         it answered 429 or 503: 503, Retry-After
-│   ├── EngineRejected           it answered another 4xx: `status_sent`; 400, 413 and 422 blame the request, and so
-│   │   │                        does a failure that is `proven` to be of this request alone
-│   │   └── EngineUnsupported         it is known that it would, and it was not asked
-│   ├── CircuitOpen            it is not called: it failed again and again, or asked for a pause. 503, Retry-After
-│   ├── EngineFailed             it answered 5xx, or said that generation failed
-│   └── EngineProtocolError            it answered something that is not its protocol
-└── StartupError                 the process cannot start: one line that says what to do
-    └── ConfigError              config.yaml or a policy file is wrong: `mistakes`, all of them
+├── EngineError                  502: a call to an engine (teacher or student) failed
+│   ├── EngineUnreachable        no connection, or the connection closed before the reply
+│   ├── EngineTimeout            504: connected, but no data within the timeout
+│   ├── EngineOverloaded         503, Retry-After: the engine answered 429 or 503
+│   ├── EngineRejected           another 4xx, `status_sent`, or fails for this request only (`proven`)
+│   │   └── EngineUnsupported    the gateway knows that the engine rejects such a request, and did not send it
+│   ├── CircuitOpen              503, Retry-After: the circuit breaker is open after failures or a requested pause
+│   ├── EngineFailed             the engine answered 5xx, or reported that generation failed
+│   └── EngineProtocolError      the reply breaks the engine's protocol
+└── StartupError                 the process cannot start; the message states the remedy
+    └── ConfigError              config.yaml or a policy file is invalid; `issues` lists all problems
 """
 
 from __future__ import annotations
@@ -63,22 +62,26 @@ class ConfigIssue:
     suggestion: str | None = None
 
     def __str__(self) -> str:
-        place = f"{self.file}:{self.line}" if self.line else self.file
+        location = f"{self.file}:{self.line}" if self.line else self.file
         subject = f"{self.field}: " if self.field else ""
         hint = f". Did you mean '{self.suggestion}'?" if self.suggestion else ""
-        return f"{place}: {subject}{self.message}{hint}"
+        return f"{location}: {subject}{self.message}{hint}"
 
 
-# For a caller that can only wait, where nobody knows for how long.
+# Default of Retry-After where the wait is not known.
 _RETRY_AFTER_S = 1.0
 
 
 class GatewayError(Exception):
     """Root of the tree.
 
-    `label` is stable and short; `status` is the HTTP status a caller sees; `kind` and `code` are OpenAI's
-    `error.type` and `error.code`. `retry` tells the caller whether the same request may succeed later: False where it
-    cannot, True where it will in all likelihood, None where nobody knows more than the status says.
+    Attributes:
+        label: a short, stable name.
+        status: the HTTP status of the reply.
+        kind: OpenAI's `error.type`.
+        code: OpenAI's `error.code`.
+        retry: whether the same request may succeed later. None: unknown.
+        recorded: whether a receipt records this error.
     """
 
     label: ClassVar[str] = "internal"
@@ -92,7 +95,7 @@ class GatewayError(Exception):
         self.message = message
         self.param = param
         self.retry_after_s = retry_after_s
-        self.recorded = False  # whether a receipt tells of it
+        self.recorded = False
 
 
 class RequestError(GatewayError):
@@ -107,13 +110,11 @@ class InvalidRequest(RequestError):
 
 
 class RouteWithoutGuidance(RequestError):
-    label = "route_without_guidance"
-    code = "route_without_guidance"
+    label = code = "route_without_guidance"
 
 
 class EdgeVersion(RequestError):
-    label = "edge_version"
-    code = "edge_version"
+    label = code = "edge_version"
 
 
 class NotAuthenticated(RequestError):
@@ -123,51 +124,43 @@ class NotAuthenticated(RequestError):
 
 
 class AdminKeyUnset(RequestError):
-    label = "admin_key_unset"
+    label = code = "admin_key_unset"
     status = 403
-    code = "admin_key_unset"
 
 
 class CrossOrigin(RequestError):
-    label = "cross_origin"
+    label = code = "cross_origin"
     status = 403
-    code = "cross_origin"
 
 
 class ModelNotFound(RequestError):
-    label = "model_not_found"
+    label = code = "model_not_found"
     status = 404
-    code = "model_not_found"
 
 
 class NotFound(RequestError):
-    label = "not_found"
+    label = code = "not_found"
     status = 404
-    code = "not_found"
 
 
 class Conflict(RequestError):
-    label = "conflict"
+    label = code = "conflict"
     status = 409
-    code = "conflict"
 
 
 class EdgeClosed(RequestError):
-    label = "edge_closed"
+    label = code = "edge_closed"
     status = 409
-    code = "edge_closed"
 
 
 class EdgeExpired(RequestError):
-    label = "edge_expired"
+    label = code = "edge_expired"
     status = 410
-    code = "edge_expired"
 
 
 class MethodNotAllowed(RequestError):
-    label = "method_not_allowed"
+    label = code = "method_not_allowed"
     status = 405
-    code = "method_not_allowed"
 
 
 class BodyTooLarge(RequestError):
@@ -180,7 +173,7 @@ class BodyTooSlow(RequestError):
     label = "body_too_slow"
     status = 408
     code = "request_timeout"
-    retry = None  # the way here may be faster next time
+    retry = None
 
 
 class HeadTooLarge(RequestError):
@@ -205,20 +198,17 @@ class ServiceError(GatewayError):
 
 
 class Overloaded(ServiceError):
-    label = "overloaded"
-    code = "overloaded"
+    label = code = "overloaded"
 
 
 class GuidanceUnavailable(ServiceError):
-    label = "guidance_unavailable"
-    code = "guidance_unavailable"
+    label = code = "guidance_unavailable"
 
 
 class QueueFull(ServiceError):
-    label = "queue_full"
+    label = code = "queue_full"
     status = 429
     kind = "rate_limit_error"
-    code = "queue_full"
 
 
 class RateLimited(ServiceError):
@@ -247,13 +237,11 @@ class BudgetSpent(ServiceError):
 
 
 class TicketUnreadable(ServiceError):
-    label = "ticket_unreadable"
-    code = "ticket_unreadable"
+    label = code = "ticket_unreadable"
 
 
 class StoreUnavailable(ServiceError):
-    label = "store_unavailable"
-    code = "store_unavailable"
+    label = code = "store_unavailable"
 
 
 class UsageUnavailable(StoreUnavailable):
@@ -264,99 +252,94 @@ class UsageUnavailable(StoreUnavailable):
 
 
 class EngineError(GatewayError):
-    """An engine did not do its part. `engine` is the configured model name, never its address.
+    """A call to an engine failed.
 
-    `heard` is False where it certainly did not get the call: then the call cost nothing.
-    `again` says whether the gateway may make the same call again: it may go better a moment later. An instance may say
-    otherwise than its class: what was proven to be in vain is not tried again.
-    `is_twin`: another request has the same error of the same call.
+    Attributes:
+        engine: the configured model name, never the engine's address.
+        may_have_run: False if the engine certainly did not process the call; then the call costs nothing.
+        retryable: whether the gateway may repeat the call. An instance may override its class.
+        is_copy: another request has the same error of the same call.
+        reason: the engine's name for the error, such as TGI's error_type.
+        engine_text: the part of `message` that the engine wrote, which may quote the prompt.
     """
 
-    label = "engine_error"
+    label = code = "engine_error"
     status = 502
-    code = "engine_error"
-    again = False
+    retryable = False
+    may_have_run = True
 
     def __init__(
         self, message: str, *, engine: str, param: str | None = None, retry_after_s: float | None = None
     ) -> None:
         super().__init__(message, param=param, retry_after_s=retry_after_s)
         self.engine = engine
-        self.heard = True
-        self.is_twin = False
-        self.reason: str | None = None  # the engine's own word for it, such as TGI's error_type
-        self.said = ""  # what of the message are the engine's own words: they may quote the prompt
+        self.is_copy = False
+        self.reason: str | None = None
+        self.engine_text = ""
 
     @property
-    def unquoted(self) -> str:
-        """The message without the engine's own words."""
-        return self.message.replace(f": {self.said}", ".", 1) if self.said else self.message
+    def redacted_message(self) -> str:
+        """The message without `engine_text`."""
+        return self.message.replace(f": {self.engine_text}", ".", 1) if self.engine_text else self.message
 
-    def twin(self) -> Self:
-        """The same error for another request that met it: `recorded` and the traceback are each one's own."""
-        twin = type(self).__new__(type(self), *self.args)
-        twin.__dict__.update(self.__dict__)
-        twin.__cause__ = self.__cause__
-        twin.is_twin = True
-        return twin
+    def copy(self) -> Self:
+        """Return a copy for another request that shares the call. The copy has its own `recorded` and traceback."""
+        copied = type(self).__new__(type(self), *self.args)
+        copied.__dict__.update(self.__dict__)
+        copied.__cause__ = self.__cause__
+        copied.is_copy = True
+        return copied
 
-    def reworded(self, message: str) -> Self:
-        """Likewise, without the engine's own words: they may quote the prompt of whoever made the call."""
-        twin = self.twin()
-        twin.message, twin.args, twin.reason, twin.said = message, (message,), None, ""
-        return twin
+    def with_message(self, message: str) -> Self:
+        """Return a copy with another message and without the engine's text, which may quote a prompt."""
+        copied = self.copy()
+        copied.message, copied.args, copied.reason, copied.engine_text = message, (message,), None, ""
+        return copied
 
-    def for_others(self) -> Self:
-        """For those whose call it was not alone."""
-        return self.reworded(f"Engine '{self.engine}' failed a call that was made for several requests.")
+    def for_other_requests(self) -> Self:
+        """Return a copy for the other requests of a shared call."""
+        return self.with_message(f"Engine '{self.engine}' failed a call that several requests share.")
 
 
 class EngineUnreachable(EngineError):
-    label = "engine_unreachable"
-    code = "engine_unreachable"
-    again = True
+    label = code = "engine_unreachable"
+    retryable = True
 
 
 class EngineTimeout(EngineError):
-    label = "engine_timeout"
+    label = code = "engine_timeout"
     status = 504
-    code = "engine_timeout"
 
 
 class EngineOverloaded(EngineError):
-    label = "engine_overloaded"
+    label = code = "engine_overloaded"
     status = 503
-    code = "engine_overloaded"
-    again = True
+    retryable = True
     retry = True
 
     def __init__(self, message: str, *, engine: str, retry_after_s: float | None = None) -> None:
-        # TGI never says when.
         super().__init__(
             message, engine=engine, retry_after_s=_RETRY_AFTER_S if retry_after_s is None else retry_after_s
         )
-        self.asked_s = retry_after_s  # None: the engine did not say
+        self.engine_retry_after_s = retry_after_s  # None: the engine sent no Retry-After; TGI never sends it
 
 
 class CircuitOpen(EngineError):
-    label = "engine_circuit_open"
+    label = code = "engine_circuit_open"
     status = 503
-    code = "engine_circuit_open"
     retry = True
-
-    def __init__(self, message: str, *, engine: str, retry_after_s: float) -> None:
-        super().__init__(message, engine=engine, retry_after_s=retry_after_s)
-        self.heard = False
+    may_have_run = False
 
 
 class EngineRejected(EngineError):
-    """The engine refused the request.
+    """The engine rejected the request.
 
-    `proven`: it did so with the status of a failure, and evidence shows that this request alone fails.
+    Attributes:
+        status_sent: the engine's HTTP status.
+        proven: the engine reported a failure, and the evidence shows that only this request fails.
     """
 
-    label = "engine_rejected"
-    code = "engine_rejected"
+    label = code = "engine_rejected"
     retry = False
 
     def __init__(
@@ -368,24 +351,21 @@ class EngineRejected(EngineError):
 
     @property
     def blames_request(self) -> bool:
-        """Whether the engine says that the request is wrong, rather than who sent it or where."""
+        """Whether the request is invalid, rather than its credentials or its address."""
         return self.proven or self.status_sent in {400, 413, 422}
 
 
 class EngineUnsupported(EngineRejected):
-    """The gateway knows that the engine does not take such a request: it was not asked, and another one may."""
+    """The engine does not support the request, so the gateway did not send it. Another engine may support it."""
 
-    def __init__(self, message: str, *, engine: str, status_sent: int, param: str | None = None) -> None:
-        super().__init__(message, engine=engine, status_sent=status_sent, param=param)
-        self.heard = False
+    may_have_run = False
 
 
 class EngineFailed(EngineError):
-    """`status_sent` is the status of the failure; None where the engine named none."""
+    """The engine failed. `status_sent` is its HTTP status; None if it reported none."""
 
-    label = "engine_failed"
-    code = "engine_failed"
-    again = True
+    label = code = "engine_failed"
+    retryable = True
 
     def __init__(self, message: str, *, engine: str, status_sent: int | None = None) -> None:
         super().__init__(message, engine=engine)
@@ -393,16 +373,12 @@ class EngineFailed(EngineError):
 
     @property
     def may_blame_request(self) -> bool:
-        """Return whether the request may be at fault: the engine itself failed, and says at what.
-
-        A status such as 502 is a proxy's, and a proxy's page has no words that are quoted.
-        """
-        return self.status_sent in {424, 500} and bool(self.said)
+        """Whether the request may cause the failure: the engine itself, and no proxy, reported it with a text."""
+        return self.status_sent in {424, 500} and bool(self.engine_text)
 
 
 class EngineProtocolError(EngineError):
-    label = "engine_protocol_error"
-    code = "engine_protocol_error"
+    label = code = "engine_protocol_error"
 
 
 class StartupError(GatewayError):
@@ -410,14 +386,14 @@ class StartupError(GatewayError):
 
 
 class ConfigError(StartupError):
-    """A configuration that cannot be used. `mistakes` holds every one found, in file order."""
+    """The configuration is invalid. `issues` lists all problems in file order."""
 
     label = "config"
 
-    def __init__(self, mistakes: Sequence[ConfigIssue]) -> None:
-        super().__init__("\n".join(str(mistake) for mistake in mistakes))
-        self.mistakes = tuple(mistakes)
+    def __init__(self, issues: Sequence[ConfigIssue]) -> None:
+        super().__init__("\n".join(map(str, issues)))
+        self.issues = tuple(issues)
 
 
 class StopStream(Exception):
-    """Nobody's failure, and outside the tree: whoever is told of an opening's pieces ends the call with it."""
+    """Raised by an `on_text` callback to end the teacher's call without a failure."""

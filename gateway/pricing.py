@@ -1,4 +1,4 @@
-"""What an answer cost, what the teacher alone would have cost, and the difference. Pure; all money is Decimal USD."""
+"""Computes the cost of answers, the cost of the baseline model, and the savings. All amounts are Decimal USD."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-_EXACT = Context(
-    prec=60
-)  # a price has at most 24 digits (gateway.config.scalars), so no product with a token count is rounded
-# A millionth of a millionth of a dollar: exact for every price per 1M tokens with six decimals.
+# A price has at most 24 digits (gateway.config.scalars), so products with token counts are not rounded.
+_EXACT = Context(prec=60)
+# Picodollars: exact for each price per 1M tokens with six decimals.
 _QUANTUM = Decimal("1E-12")
-_RATE = Context(prec=24)  # what an hourly price comes to per token has no last digit
+_RATE = Context(prec=24)  # for prices per token from hourly prices, which are rounded
 _PER_1M = Decimal(1_000_000)
 _SECONDS_PER_HOUR = Decimal(3600)
 _TABLE = "model_prices_and_context_window_backup.json"
@@ -24,7 +23,14 @@ _TEXT_MODES = frozenset({"chat", "completion", "responses", "embedding"})
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """USD per token: read afresh, read from the engine's prompt cache, written, and read and stored in that cache."""
+    """Prices in USD per token.
+
+    Attributes:
+        input_usd: input tokens that are not cached.
+        cached_input_usd: input tokens that the engine reads from its prompt cache.
+        output_usd: output tokens.
+        cache_write_usd: input tokens that the engine writes to its prompt cache.
+    """
 
     input_usd: Decimal
     cached_input_usd: Decimal
@@ -39,31 +45,31 @@ class Price:
         cached_input_per_1m: Decimal | None = None,
         cache_write_per_1m: Decimal | None = None,
     ) -> Price:
-        """From USD per 1M tokens. Without prices of their own cached and stored tokens cost as much as fresh ones."""
+        """Return a price from USD per 1M tokens. Default prices of cache reads and writes are the input price."""
         cached = input_per_1m if cached_input_per_1m is None else cached_input_per_1m
         stored = input_per_1m if cache_write_per_1m is None else cache_write_per_1m
         return cls(*(_EXACT.divide(usd, _PER_1M) for usd in (input_per_1m, cached, output_per_1m, stored)))
 
     @classmethod
     def of_gpu_hour(cls, gpu_usd_per_hour: Decimal, input_tokens_per_s: Decimal, output_tokens_per_s: Decimal) -> Price:
-        """From an engine bought by the hour: the hourly price over its throughput, prefill and decode apart.
+        """Return a price from an hourly price and the throughputs of prefill and decode.
 
-        Never from the seconds of one request: sixty-four at once would each pay for the whole machine.
-        A cached token is charged like a fresh one, so that the cost is never understated.
+        Throughput is that of the whole engine. The duration of one request would charge each of 64 concurrent requests
+        for the whole machine. Cached tokens cost as much as others, so that the cost is not understated.
         """
         usd_per_s = _RATE.divide(gpu_usd_per_hour, _SECONDS_PER_HOUR)
         read = _RATE.divide(usd_per_s, input_tokens_per_s)
         return cls(read, read, _RATE.divide(usd_per_s, output_tokens_per_s), read)
 
     @property
-    def dearest_input_usd(self) -> Decimal:
-        """The highest price of an input token, whether it is cached, stored or neither."""
+    def max_input_usd(self) -> Decimal:
+        """The highest price of an input token."""
         return max(self.input_usd, self.cached_input_usd, self.cache_write_usd)
 
     @property
-    def dearest(self) -> Price:
-        """This price with `dearest_input_usd` for fresh tokens: an upper bound where the parts are not known."""
-        return replace(self, input_usd=self.dearest_input_usd)
+    def upper_bound(self) -> Price:
+        """This price with `max_input_usd` for uncached tokens, for calls with unknown cache counts."""
+        return replace(self, input_usd=self.max_input_usd)
 
 
 def cost_usd(
@@ -79,7 +85,7 @@ def cost_usd(
         cached_input_tokens: the part of `input_tokens` that the engine read from its prompt cache.
         cache_write_input_tokens: another part, which the engine wrote to that cache.
 
-    Both together count up to `input_tokens`, the stored ones first.
+    If both parts exceed `input_tokens` together, the cached part is reduced.
     """
     if min(input_tokens, output_tokens, cached_input_tokens, cache_write_input_tokens) < 0:
         raise ValueError("token counts cannot be negative")
@@ -93,12 +99,12 @@ def cost_usd(
 
 
 def quantized(amount_usd: Decimal) -> Decimal:
-    """An amount as receipts keep it, with twelve decimals."""
+    """Return an amount with twelve decimals, as in receipts."""
     return _EXACT.quantize(amount_usd, _QUANTUM)
 
 
 def total_usd(*amounts_usd: Decimal) -> Decimal:
-    """The exact sum."""
+    """Return the exact sum."""
     total = Decimal(0)
     for amount in amounts_usd:
         total = _EXACT.add(total, amount)
@@ -112,31 +118,28 @@ def baseline_usd(
     cached_prompt_tokens: int = 0,
     cache_write_prompt_tokens: int = 0,
 ) -> Decimal:
-    """What the baseline model (the teacher, by default) alone would have cost.
-
-    It reads the same prompt, once, and writes the same whole answer, guidance included.
-    """
+    """Return the cost of the baseline model, by default the teacher, for the same prompt and the whole answer."""
     return cost_usd(price, prompt_tokens, answer_tokens, cached_prompt_tokens, cache_write_prompt_tokens)
 
 
 def savings_usd(baseline: Decimal, cost: Decimal) -> Decimal:
-    """What was saved against the baseline; negative when guidance cost more than it spared."""
+    """Return the baseline minus the cost; negative if guidance cost more than it saved."""
     return _EXACT.subtract(baseline, cost)
 
 
 def litellm_table(model: str) -> Price | None:
-    """The list price of a known model out of LiteLLM's bundled table, which is read without importing it.
+    """Return the list price of a model in LiteLLM's bundled table; None if unknown. LiteLLM is not imported.
 
-    `provider/name` finds `name` if the table says that this provider sells it, or a part of it such as
-    `bedrock_converse` of `bedrock`. A row without both prices, and a
-    row whose prices are all 0, is no price: a free model's 0 must be written in config.yaml.
+    `provider/name` finds `name` if the provider in the table is the same, or a part of it such as `bedrock_converse` of
+    `bedrock`. Rows without input and output prices, or with prices of 0, are ignored. The price 0 of a free model must
+    be in config.yaml.
     """
     row = _row(model)
     return None if row is None else row.price
 
 
 def litellm_max_output(model: str) -> int | None:
-    """Return the most tokens that a model of the same table writes in one answer; None where no row states it."""
+    """Return the maximum output tokens of a model in LiteLLM's table; None if unknown."""
     row = _row(model)
     return None if row is None else row.max_output_tokens
 
@@ -161,7 +164,7 @@ def _row(model: str) -> _Row | None:
 
 @cache
 def _rows() -> dict[str, _Row]:
-    """Rows by model, for the models that read text, and write it or make vectors of it."""
+    """Return the rows of text and embedding models by model name."""
     spec = find_spec("litellm")
     if spec is None or spec.origin is None:
         return {}
@@ -172,8 +175,8 @@ def _rows() -> dict[str, _Row]:
     for model, row in json.loads(file.read_text("utf-8"), parse_float=Decimal, parse_int=Decimal).items():
         price = _row_price(row)
         if price is not None and row.get("mode") in _TEXT_MODES:
-            most = row.get("max_output_tokens")
-            tokens = int(most) if isinstance(most, Decimal) and most > 0 else None
+            limit = row.get("max_output_tokens")
+            tokens = int(limit) if isinstance(limit, Decimal) and limit > 0 else None
             rows[model] = _Row(str(row.get("litellm_provider", "")), price, tokens)
     return rows
 
@@ -186,7 +189,7 @@ def _row_price(row: dict[str, object]) -> Price | None:
     if min(read, write, cached) < 0 or not (read or write):
         return None
     stored = row.get("cache_creation_input_token_cost")
-    # Some rows have 0 for providers without such a charge, and some the price of reading from the cache.
+    # Some rows have 0, for providers without such a charge, or the price of cache reads.
     return Price(read, cached, write, max(read, stored) if isinstance(stored, Decimal) else read)
 
 
@@ -200,6 +203,6 @@ def dollars(pico: str) -> Decimal:
     return Decimal(pico).scaleb(-12)
 
 
-def in_short(usd: Decimal) -> Decimal:
+def without_trailing_zeros(usd: Decimal) -> Decimal:
     """Return the amount without trailing zeros and without an exponent: 100 for 100.000000000000 and 1E+2."""
     return Decimal(f"{usd.normalize():f}")

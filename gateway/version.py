@@ -1,8 +1,8 @@
-"""Which gateway this is."""
+"""The version of the gateway, and the start time of this process."""
 
 import time
 
 __version__ = "0.1.0"
 
 STARTED = int(time.time())
-"""When this process came to be, in Unix seconds."""
+"""The start time of this process in Unix seconds."""

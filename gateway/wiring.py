@@ -1,4 +1,4 @@
-"""What `app.py` gives its parts: values made of the settings, and what follows the policies as they change."""
+"""Values that `app.py` derives from the settings, and values that follow changes of the policies."""
 
 from __future__ import annotations
 
@@ -29,27 +29,31 @@ if TYPE_CHECKING:
 _MAX_SHADOWS = 64
 
 
-def most_shadows(settings: Settings) -> int:
-    """How many shadows of requests may be under way: never so many that callers would miss their places."""
+def max_shadows(settings: Settings) -> int:
+    """Return the limit on shadow requests in flight: a quarter of the slots for requests, but at most 64."""
     return min(_MAX_SHADOWS, max(1, settings.server.max_in_flight // 4))
 
 
-def most_compared(settings: Settings) -> int:
-    """How many answers may be compared at a time, beside the shadows: half as many."""
-    return max(1, most_shadows(settings) // 2)
+def max_comparisons(settings: Settings) -> int:
+    """Return the limit on quality comparisons in flight: half of the limit on shadow requests."""
+    return max(1, max_shadows(settings) // 2)
 
 
 @dataclass(frozen=True, slots=True)
 class TracingParts:
-    """What makes a gateway tell traces."""
+    """The parts that export traces."""
 
     tracing: Tracing
     spans: ReceiptSpans
     middleware: Middleware
 
 
-def traces_of(settings: Settings, owner: str, metrics: Metrics) -> TracingParts | None:
-    """None where no collector is configured: then nothing of it is imported. Raises StartupError without the extra."""
+def tracing_parts_of(settings: Settings, process_id: str, metrics: Metrics) -> TracingParts | None:
+    """Return the parts that export traces; None without a collector, which avoids the import of OpenTelemetry.
+
+    Raises:
+        StartupError: OpenTelemetry is not installed.
+    """
     if settings.tracing.endpoint is None:
         return None
     try:
@@ -58,30 +62,30 @@ def traces_of(settings: Settings, owner: str, metrics: Metrics) -> TracingParts 
         from gateway.telemetry.tracing import Tracing
     except ImportError as error:
         raise StartupError(
-            "tracing.endpoint (or OTEL_EXPORTER_OTLP_ENDPOINT) is set, and OpenTelemetry is not installed "
-            f"({error.name}). Install the extra: pip install 'gkt-gateway[otel]'. Or set no endpoint."
+            "tracing.endpoint (or OTEL_EXPORTER_OTLP_ENDPOINT) is set, but OpenTelemetry is not installed "
+            f"({error.name}). Install the extra: pip install 'gkt-gateway[otel]'. Or remove the endpoint."
         ) from error
-    tracing = Tracing(settings.tracing, owner, metrics)
+    tracing = Tracing(settings.tracing, process_id, metrics)
     return TracingParts(tracing, ReceiptSpans(), traced(tracing))
 
 
 def name_series(metrics: Metrics, book: PolicySet) -> None:
-    """In the order of the files, so that all workers name the same tenants."""
+    """Name the metric series of tenants and models, in file order, so that all workers name the same tenants."""
     for policy in book.policies:
         metrics.series.name(policy.tenant, (route.model for route in policy.routes))
-        # Requests of any kind may be delayed, so the series exists before the first one.
+        # The series exists before the first delayed request.
         metrics.steps_delayed.labels(metrics.series.tenant(policy.tenant))
 
 
 def init_engine_series(metrics: Metrics, engines: Iterable[str]) -> None:
-    """Create at 0 the series of engines that an alert watches: Prometheus sees no growth in a series that appears."""
+    """Create the series of engines that alerts use. Prometheus detects no increase when a series first appears."""
     for engine in engines:
         for reason in filter(None, get_args(UsageError)):
             metrics.engine_usage_errors.labels(engine, reason)
 
 
 def set_deadlines(metrics: Metrics, book: PolicySet) -> None:
-    """By teacher. One that guides no route any more has no deadline that its queue could come near."""
+    """Publish the shortest guidance deadline of each teacher. A teacher without routes has none."""
     shortest: dict[str, float] = {}
     for policy in book.policies:
         for route in policy.routes:
@@ -92,57 +96,62 @@ def set_deadlines(metrics: Metrics, book: PolicySet) -> None:
 
 
 def when_role_changes(engines: Iterable[str], policies: Policies) -> dict[str, asyncio.Event]:
-    """For each engine what is set when an edit makes it one that only embeds, or no longer: it is to be probed anew."""
-    embeds = {name: policies.policy_set.only_embeds(name) for name in engines}
-    changed = {name: asyncio.Event() for name in embeds}
+    """Return an event for each engine, which is set when a policy change requires a new probe.
 
-    def look(book: PolicySet) -> None:
-        for name, event in changed.items():
-            if (now := book.only_embeds(name)) != embeds[name]:
-                embeds[name] = now
+    A probe is required when an engine becomes one that serves only embeddings, or is one no longer.
+    """
+    only_embeds = {name: policies.policy_set.only_embeds(name) for name in engines}
+    events = {name: asyncio.Event() for name in only_embeds}
+
+    def update(book: PolicySet) -> None:
+        for name, event in events.items():
+            if (current := book.only_embeds(name)) != only_embeds[name]:
+                only_embeds[name] = current
                 event.set()
 
-    policies.on_change(look)
-    return changed
+    policies.on_change(update)
+    return events
 
 
 def webhook_of(settings: Settings) -> tuple[str | None, str | None]:
+    """Return the URL and the secret of the alert webhook."""
     url, secret = settings.alerts.webhook, settings.alerts.webhook_secret
     return url.get_secret_value() if url else None, secret.get_secret_value() if secret else None
 
 
 def hourly_of(settings: Settings) -> dict[str, Decimal]:
-    """What an hour costs, of the engines that are paid by it."""
+    """Return the hourly prices in USD of the engines that are priced by the hour."""
     priced = {model.name: model.price_rule.hourly_usd for model in settings.models if model.price_rule is not None}
     return {name: hourly_usd for name, hourly_usd in priced.items() if hourly_usd is not None}
 
 
 def leases_of(lease_s: float, policies: Policies) -> Callable[[str], float]:
-    """Return a function that tells a teacher's lease: redis.lease, or its longest guidance deadline if that is longer.
+    """Return a function of a teacher that returns the lease of its permits in seconds.
 
-    A call must not outlive its permit. The lease follows each edit of the policies.
+    The lease is redis.lease, or the teacher's longest guidance deadline if that is longer, since a call must not
+    outlive its permit. The lease follows policy changes.
     """
 
-    def longest(book: PolicySet) -> dict[str, float]:
-        found: dict[str, float] = {}
+    def leases_by_teacher(book: PolicySet) -> dict[str, float]:
+        leases: dict[str, float] = {}
         for policy in book.policies:
             for route in policy.routes:
                 if route.teacher is not None:
-                    found[route.teacher] = max(found.get(route.teacher, lease_s), route.guidance.max_deadline_s)
-        return found
+                    leases[route.teacher] = max(leases.get(route.teacher, lease_s), route.guidance.max_deadline_s)
+        return leases
 
-    leases = longest(policies.policy_set)
+    leases = leases_by_teacher(policies.policy_set)
 
-    def changed(book: PolicySet) -> None:
+    def update(book: PolicySet) -> None:
         nonlocal leases
-        leases = longest(book)
+        leases = leases_by_teacher(book)
 
-    policies.on_change(changed)
+    policies.on_change(update)
     return lambda teacher: leases.get(teacher, lease_s)
 
 
 def limits_of(model: ModelSettings, engine: Engine, lease_of: Callable[[str], float]) -> Callable[[], TeacherLimits]:
-    """What the teacher takes: the configuration's limits, and never more than the engine says it takes."""
+    """Return a function that returns a teacher's current limits, capped by the engine's own limit."""
     configured = TeacherLimits(
         max_in_flight=model.max_concurrency,
         max_size=model.batch.max_size,
@@ -154,7 +163,7 @@ def limits_of(model: ModelSettings, engine: Engine, lease_of: Callable[[str], fl
 
     last = configured
 
-    def now() -> TeacherLimits:
+    def current() -> TeacherLimits:
         nonlocal last
         own, lease_s = engine.state.max_concurrency, lease_of(model.name)
         cap = configured.max_in_flight if own is None else min(own, configured.max_in_flight)
@@ -162,11 +171,11 @@ def limits_of(model: ModelSettings, engine: Engine, lease_of: Callable[[str], fl
             last = replace(configured, max_in_flight=cap, lease_s=lease_s)
         return last
 
-    return now
+    return current
 
 
 def max_output_of(models: Iterable[ModelSettings], engines: Mapping[str, Engine] | None = None) -> EngineMaxima:
-    """Return the largest answers of all engines; without `engines`, as far as config.yaml states them."""
+    """Return the maximum answer lengths of all engines; without `engines`, only those in config.yaml."""
     known = {model.name: model for model in models}
 
     def reported(name: str) -> int | None:

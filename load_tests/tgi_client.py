@@ -3,8 +3,8 @@
     python load_tests/tgi_client.py --help
 
 A TGI-like server with a canned reply runs in a process of its own on the loopback interface, so that what is measured
-is the client: `TGIEngine.opening` over the gateway's aiohttp pool against `AsyncInferenceClient`, both asking the same
-route for the same reply. The clients take turns, and the best and the median round of each are told.
+is the client: `TGIEngine.generate_guidance` over the gateway's aiohttp pool against `AsyncInferenceClient`, both asking
+the same route for the same reply. The clients take turns, and the best and the median round of each are told.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from huggingface_hub import AsyncInferenceClient
 from rich.console import Console
 from rich.table import Table
 
-from gateway.engines.base import OpeningRequest
+from gateway.engines.base import TeacherRequest
 from gateway.engines.http import EngineDeadlines, EngineHttp
 from gateway.engines.tgi import TGIEngine
 
@@ -151,12 +151,12 @@ async def open_clients(stack: AsyncExitStack, url: str, *, chat: bool) -> dict[s
     http = EngineHttp("tgi", url, api_key=None, deadlines=EngineDeadlines())
     engine = TGIEngine("tgi", http)
     stack.push_async_callback(engine.close)
-    request = OpeningRequest(
+    request = TeacherRequest(
         max_tokens=MAX_TOKENS, messages=MESSAGES if chat else None, prompt=None if chat else PROMPT, stop=("\nQ:",)
     )
 
     async def ours() -> str:
-        return (await engine.opening(request)).text
+        return (await engine.generate_guidance(request)).text
 
     hub = await stack.enter_async_context(AsyncInferenceClient(url if chat else url + "/generate", timeout=300))
 

@@ -1,4 +1,4 @@
-"""Of each error, whether the same request may succeed later."""
+"""Whether a request may succeed later, for each error."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ SEEN = [error for error in error_types() if "label" in vars(error) and not issub
 
 @pytest.mark.parametrize("error", SEEN, ids=lambda error: error.__name__)
 def test_whether_to_retry_is_in_the_documentation(error: type[GatewayError]) -> None:
-    """Each label stands in the one line that is true of it."""
-    told = {
+    """Each label is in the line of the document that applies to it."""
+    lines = {
         verdict: line
         for line in page("docs/errors.md").splitlines()
         for verdict in ("true", "false", "nothing")
         if line.startswith(f"| `x-should-retry`: {verdict} |")
     }
     meant = {True: "true", False: "false", None: "nothing"}[error.retry]
-    assert [verdict for verdict, line in told.items() if f"`{error.label}`" in line] == [meant]
+    assert [verdict for verdict, line in lines.items() if f"`{error.label}`" in line] == [meant]
 
 
-def test_a_mistake_of_the_callers_is_not_retried_and_a_wait_is() -> None:
-    """Those who can only wait are told for how long."""
+def test_request_errors_are_not_retried_and_service_errors_are() -> None:
+    """Errors with a wait have a Retry-After."""
     assert (RequestError.retry, ServiceError.retry, GatewayError.retry) == (False, True, None)
     assert ServiceError("later").retry_after_s is not None

@@ -1,4 +1,4 @@
-"""Money is exact, an hour of a GPU is shared by all its tokens, and an unknown price is never 0."""
+"""Amounts are exact, hourly prices are shared by all tokens, and an unknown price is never 0."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_an_hour_of_a_gpu_is_shared_by_all_the_tokens_of_that_hour() -> None:
 def test_the_dearest_input_token_may_be_of_any_kind() -> None:
     for of_input, cached, stored in ((3, 1, 2), (1, 3, 2), (1, 2, 3)):
         price = Price.of_tokens(Decimal(of_input), Decimal(9), Decimal(cached), Decimal(stored))
-        assert price.dearest_input_usd == price.dearest.input_usd == Decimal("0.000003")
+        assert price.max_input_usd == price.upper_bound.input_usd == Decimal("0.000003")
 
 
 def test_an_hourly_price_has_few_enough_digits_for_exact_sums() -> None:
@@ -106,7 +106,7 @@ def test_a_list_price_is_found_by_name_and_by_provider_and_name() -> None:
 
 
 def test_a_list_price_for_stored_tokens_is_never_below_that_of_fresh_ones() -> None:
-    """Where providers charge nothing for that, the table has no price, 0, or the price of reading from the cache."""
+    """For providers without such a charge, the table has no price, 0, or the price of cache reads."""
     claude, gpt, deepseek = map(litellm_table, ("claude-sonnet-4-5", "gpt-4o", "deepseek/deepseek-chat"))
     assert claude is not None
     assert gpt is not None
@@ -122,7 +122,7 @@ def test_embeddings_have_a_list_price_too() -> None:
 
 
 def test_a_part_of_a_provider_sells_what_the_provider_sells() -> None:
-    """The table's word for Bedrock's Converse route is `bedrock_converse`; LiteLLM's users write bedrock/..."""
+    """The table has `bedrock_converse` for Bedrock's Converse route; users of LiteLLM write bedrock/..."""
     name = "anthropic.claude-sonnet-4-5-20250929-v1:0"
     assert litellm_table(f"bedrock/{name}") == litellm_table(name) is not None
     assert litellm_table(f"bed/{name}") is None
@@ -134,9 +134,9 @@ def test_a_part_of_a_provider_sells_what_the_provider_sells() -> None:
         "no-such-model",
         "",
         "sample_spec",
-        "openai/claude-sonnet-4-5",  # sold by somebody else
-        "gemini/gemini-exp-1114",  # its row says 0
-        "dall-e-3",  # has no price per token
+        "openai/claude-sonnet-4-5",  # another provider
+        "gemini/gemini-exp-1114",  # its row has price 0
+        "dall-e-3",  # no price per token
     ],
 )
 def test_an_unknown_price_is_none_and_never_0(model: str) -> None:

@@ -1,4 +1,4 @@
-"""The composition root's own small parts."""
+"""Values that the composition root derives from settings and policies."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ def book(*routes: dict[str, Any]) -> PolicySet:
 
 
 def test_an_engine_is_probed_anew_when_an_edit_changes_what_it_is_for() -> None:
-    """That edit alone: not when others do."""
+    """Other policy changes have no effect."""
     policies = Policies(book(EMBEDS, CHATS))
     changed = when_role_changes(["big", "small"], policies)
 
-    def told(*routes: dict[str, str]) -> list[str]:
+    def result_of(*routes: dict[str, str]) -> list[str]:
         policies.put(book(*routes), EDITION)
         names = [name for name, event in changed.items() if event.is_set()]
         for event in changed.values():
             event.clear()
         return names
 
-    assert told(CHATS, EMBEDS) == []
-    assert told(CHATS, EMBEDS, {"model": "s", "mode": "student", "student": "small"}) == ["small"]
-    assert told(CHATS) == []
-    assert told(CHATS, EMBEDS) == ["small"]
+    assert result_of(CHATS, EMBEDS) == []
+    assert result_of(CHATS, EMBEDS, {"model": "s", "mode": "student", "student": "small"}) == ["small"]
+    assert result_of(CHATS) == []
+    assert result_of(CHATS, EMBEDS) == ["small"]
 
 
 def test_a_teachers_lease_is_no_shorter_than_its_longest_deadline_and_follows_edits() -> None:
@@ -54,11 +54,11 @@ def test_a_teachers_lease_is_no_shorter_than_its_longest_deadline_and_follows_ed
     assert lease_of("big") == 45.0
 
 
-def test_the_shortest_deadline_of_each_teacher_is_told_and_goes_with_its_last_route() -> None:
-    """A queue cannot come near the deadline of routes that are no more."""
+def test_the_shortest_deadline_of_each_teacher_is_published_until_its_last_route() -> None:
+    """The deadline of a removed route has no effect."""
     metrics = Metrics(max_tenants=1)
 
-    def told(*deadlines: tuple[str, float]) -> dict[str, float]:
+    def result_of(*deadlines: tuple[str, float]) -> dict[str, float]:
         routes = [
             {"model": f"r{number}", "mode": "guided", "teacher": teacher, "student": "small",
              "guidance": {"deadline": deadline_s}}
@@ -72,5 +72,5 @@ def test_the_shortest_deadline_of_each_teacher_is_told_and_goes_with_its_last_ro
             if sample.name == "gkt_guidance_deadline_seconds"
         }
 
-    assert told(("big", 4.0), ("big", 2.0), ("huge", 10.0)) == {"big": 2.0, "huge": 10.0}
-    assert told(("big", 4.0)) == {"big": 4.0, "huge": math.inf}
+    assert result_of(("big", 4.0), ("big", 2.0), ("huge", 10.0)) == {"big": 2.0, "huge": 10.0}
+    assert result_of(("big", 4.0)) == {"big": 4.0, "huge": math.inf}

@@ -108,7 +108,7 @@ def baseline(
         stored = min(stored, max(0, prompt.tokens - cached))
     return Baseline(
         quantized(baseline_usd(price, prompt.tokens, answer.tokens, cached, stored)),
-        quantized(cost_usd(price.dearest if stored else price, prompt.error, answer.error)),
+        quantized(cost_usd(price.upper_bound if stored else price, prompt.error, answer.error)),
         _weaker(prompt.basis, answer.basis),
     )
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gateway.accounting.periods import period_end, period_id
 from gateway.accounting.rings import ring_sum
-from gateway.pricing import dollars, in_short, picodollars
+from gateway.pricing import dollars, picodollars, without_trailing_zeros
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -142,4 +142,4 @@ def _balance(terms: BudgetTerms, held: Sequence[bytes | None], ring: dict[bytes,
 
 
 def _usd(pico: bytes | str | int | None) -> Decimal:
-    return in_short(dollars(str(int(pico or 0))))
+    return without_trailing_zeros(dollars(str(int(pico or 0))))

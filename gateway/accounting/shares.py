@@ -108,7 +108,7 @@ def share_call(
     at_least = call.unbounded and not bound.known
     price = prices[call.model]
     return Shares(
-        _share(call, *charged, price.dearest, estimated=True, at_least=at_least, error=error),
+        _share(call, *charged, price.upper_bound, estimated=True, at_least=at_least, error=error),
         _share(call, min(likely[0], charged[0]), min(likely[1], charged[1]), price, estimated=True),
     )
 

@@ -143,5 +143,5 @@ def _times(calls: int, share: EngineShare) -> list[EngineShare]:
 def _share(model: str, bound: CallBound, prices: Mapping[str, Price]) -> EngineShare:
     price, (read, written, known) = prices[model], bound
     # Rounded up. The exact arithmetic of receipts would take several times as long.
-    cost = (price.dearest_input_usd * read + price.output_usd * written).quantize(_QUANTUM, ROUND_UP)
+    cost = (price.max_input_usd * read + price.output_usd * written).quantize(_QUANTUM, ROUND_UP)
     return EngineShare(model, read, written, cost, estimated=True, at_least=not known)

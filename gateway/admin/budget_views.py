@@ -9,7 +9,7 @@ from gateway.accounting.budgets import Account
 from gateway.accounting.scopes import key_scope, tenant_scope
 from gateway.admin.key_views import time_shown
 from gateway.keys.held import HeldKey
-from gateway.pricing import dollars, in_short
+from gateway.pricing import dollars, without_trailing_zeros
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -102,14 +102,14 @@ def view(owner: BudgetOwner, account: Account, balance: Balance) -> View:
         "tenant": account.tenant,
         "key": owner.key_id,
         "max_budget": balance.max_usd,
-        "soft_budget": in_short(dollars(terms.soft)) if terms.soft else None,
+        "soft_budget": without_trailing_zeros(dollars(terms.soft)) if terms.soft else None,
         "budget_duration": f"{terms.count}{terms.unit}",
         "calendar_aligned": terms.aligned,
         "on_soft": terms.on_soft,
         "on_hard": terms.on_hard,
         "spent_usd": balance.spent_usd,
         "reserved_usd": balance.reserved_usd,
-        "left_usd": in_short(balance.left_usd),
+        "left_usd": without_trailing_zeros(balance.left_usd),
         "raise": {"usd": raised.usd, "until": time_shown(raised.until_s)} if raised else None,
         "ends": time_shown(balance.ends_s),
     }

@@ -19,7 +19,7 @@ from gateway.config.scalars import Duration, InvalidValue, Usd, lasting
 from gateway.config.yaml_source import StrictModel
 from gateway.errors import InvalidRequest, NotFound
 from gateway.policy.schema import Moment
-from gateway.pricing import in_short
+from gateway.pricing import without_trailing_zeros
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -126,7 +126,7 @@ async def raise_budget(request: web.Request) -> web.Response:
 
 def _audited(raised: Raise | None) -> dict[str, Any]:
     """Return a raise as the audit trail stores it."""
-    return {"usd": 0} if raised is None else {"usd": in_short(raised.usd), "until": raised.until_s}
+    return {"usd": 0} if raised is None else {"usd": without_trailing_zeros(raised.usd), "until": raised.until_s}
 
 
 def _json(body: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from gateway.batching.ticket import SharedGuidance
-from gateway.engines.base import OpeningReply, TokenUsage
+from gateway.engines.base import TeacherReply, TokenUsage
 from gateway.errors import EngineError, GatewayError, QueueFull, TicketUnreadable
 from gateway.runtime.record import Record
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 class FlightResult(Record, frozen=True):
     """The reply for one request. `shared`: "" for the request that pays, "flight" or "cache" for the others."""
 
-    reply: OpeningReply
+    reply: TeacherReply
     shared: str
 
 
@@ -47,7 +47,7 @@ class _SharedCall:
 
     __slots__ = ("_call", "_waiter", "participants", "task", "tenant")
 
-    def __init__(self, waiter: PermitWaiter, call: Callable[[Grant], Awaitable[OpeningReply]]) -> None:
+    def __init__(self, waiter: PermitWaiter, call: Callable[[Grant], Awaitable[TeacherReply]]) -> None:
         self._waiter = waiter
         self._call = call
         self.tenant = waiter.ticket.tenant
@@ -85,7 +85,7 @@ class SingleFlight:
         self,
         queue: TeacherQueue,
         ticket: Ticket,
-        call: Callable[[Grant], Awaitable[OpeningReply]],
+        call: Callable[[Grant], Awaitable[TeacherReply]],
         on_grant: Callable[[Grant], None],
         deadline: float | None = None,
     ) -> FlightResult:
@@ -120,13 +120,13 @@ class SingleFlight:
                 self._remove(ticket.dedupe_key, shared)
                 continue
             if isinstance(result, EngineError) and shared.tenant != ticket.tenant:
-                raise result.for_others()
+                raise result.for_other_requests()
             if isinstance(result, Exception):
                 raise result
             return result if participant.pays or result.shared else FlightResult(result.reply, "flight")
 
     def _start(
-        self, queue: TeacherQueue, ticket: Ticket, deadline: float, call: Callable[[Grant], Awaitable[OpeningReply]]
+        self, queue: TeacherQueue, ticket: Ticket, deadline: float, call: Callable[[Grant], Awaitable[TeacherReply]]
     ) -> _SharedCall:
         shared = _SharedCall(queue.acquire(ticket, deadline), call)
         self._calls[ticket.dedupe_key] = shared
@@ -149,14 +149,14 @@ class _StoredReply(msgspec.Struct, array_like=True, frozen=True):
     ends_at: int | None = None
 
 
-def _encode(reply: OpeningReply) -> str:
+def _encode(reply: TeacherReply) -> str:
     return msgspec.json.encode(_StoredReply(reply.text, reply.finish, reply.usage, reply.ends_at)).decode()
 
 
-def _decode(guidance: str) -> OpeningReply:
+def _decode(guidance: str) -> TeacherReply:
     """Return the stored reply. Raises TicketUnreadable."""
     try:
         stored = msgspec.json.decode(guidance, type=_StoredReply)
     except msgspec.DecodeError:
         raise TicketUnreadable("The guidance stored in Redis cannot be decoded. Try again.") from None
-    return OpeningReply(stored.text, stored.finish, stored.usage, stored.ends_at)
+    return TeacherReply(stored.text, stored.finish, stored.usage, stored.ends_at)

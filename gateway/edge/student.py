@@ -15,7 +15,7 @@ from gateway.capabilities.kinds import kind_of
 from gateway.capabilities.reasoning import without_reasoning
 from gateway.edge.http import LAST_EVENT, StudentHttp, error_text
 from gateway.engines.probing import find_continuation
-from gateway.engines.raw_prompts import asked_limit, chat_chunk, chat_reply, text_body
+from gateway.engines.raw_prompts import chat_chunk, chat_reply, requested_limit, text_body
 from gateway.engines.renderers import LlamaCppRenderer, SGLangRenderer, VllmRenderer
 from gateway.errors import EngineFailed, EngineProtocolError, EngineUnsupported
 
@@ -186,8 +186,8 @@ class UrlStudent:
                 engine=self.name,
                 status_sent=422,
             )
-        prompt = await self._renderer.begun(body, opening)
-        limit = asked_limit(body) or self._renderer.limit(prompt)
+        prompt = await self._renderer.render_with_prefill(body, opening)
+        limit = requested_limit(body) or self._renderer.default_limit(prompt)
         return {**text_body(body, prompt, limit), "model": self._model}
 
     def _chunk(self, event: bytes) -> Json:

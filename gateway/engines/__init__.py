@@ -1,1 +1,1 @@
-"""Engines: model servers spoken to over HTTP. `base.py` says what one is; each other file is one noun of it."""
+"""Clients of model servers. `base.py` defines the protocol `Engine`; `build.py` constructs its implementations."""

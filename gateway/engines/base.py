@@ -1,7 +1,7 @@
-"""What an engine is to the gateway: one protocol, whichever role it plays.
+"""The protocol `Engine`, which all clients of model servers implement.
 
-Teacher and student are roles, not classes. As a teacher an engine writes the opening of an answer (`opening`); as a
-student it finishes one (`complete` for JSON callers, `stream` for SSE callers).
+Teacher and student are roles of an engine. As a teacher an engine generates guidance (`generate_guidance`). As a
+student it completes the answer (`complete` for JSON replies, `stream` for SSE).
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ Finish = Literal["stop", "length"]
 
 
 class TokenUsage(Record, frozen=True):
-    """Tokens as the engine counted them.
+    """The token counts of one call, as the engine reported them.
 
     Attributes:
         cached_input_tokens: the part of `input_tokens` that the engine read from its prompt cache.
-        estimated: the engine counted a list of calls, and this is one call's share.
+        estimated: the engine reported a sum for a list of prompts; this is the share of one prompt.
         cache_write_input_tokens: another part of `input_tokens`, which the engine wrote to its prompt cache.
     """
 
@@ -39,11 +39,11 @@ class TokenUsage(Record, frozen=True):
     cache_write_input_tokens: int = 0
 
 
-class OpeningRequest(Record, frozen=True):
-    """What the teacher is asked for: the first `max_tokens` tokens of an answer.
+class TeacherRequest(Record, frozen=True):
+    """A request for guidance: the first `max_tokens` tokens of an answer.
 
-    Exactly one of `messages` (a chat, rendered by the engine's own template) and `prompt` (raw text, the paper's
-    few-shot setting) is set. The sampling is the policy's, not the caller's; temperature 0 is greedy.
+    Either `messages` (a chat, rendered by the engine's template) or `prompt` (raw text, the paper's few-shot setting)
+    is set. The sampling parameters come from the policy, not from the caller. Temperature 0 is greedy.
     """
 
     max_tokens: int
@@ -55,22 +55,25 @@ class OpeningRequest(Record, frozen=True):
     stop: Sequence[str] = ()
 
 
-class OpeningReply(Record, frozen=True):
-    """What the teacher wrote. `finish` is `stop` when it ended by itself, `length` when it was cut.
+class TeacherReply(Record, frozen=True):
+    """The text that the teacher generated.
 
-    `ends_at`: how many characters of the text are to be kept, where the policy wants it to end with a sentence or line.
+    Attributes:
+        finish: `stop` if the teacher ended the text itself, `length` if the text was cut.
+        ends_at: the number of characters to keep, if the policy ends guidance with a sentence or line.
+        span: the span context of the call; None without tracing.
     """
 
     text: str
     finish: Finish
     usage: TokenUsage | None
     ends_at: int | None = None
-    span: Any = None  # where traces are on: that of the call
+    span: Any = None
 
 
 @dataclass(frozen=True, slots=True)
 class EngineEmbeddings:
-    """Vectors: the fields of OpenAI's reply, in the bytes in which the engine wrote them; those of `data` in parts."""
+    """An embeddings reply in the engine's own bytes: the fields of OpenAI's reply, and `data` in parts."""
 
     fields: dict[str, msgspec.Raw]
     data: list[bytes]
@@ -79,24 +82,35 @@ class EngineEmbeddings:
 
 @dataclass(slots=True)
 class EngineState:
-    """What is known of an engine right now; written by its watch, read by readiness and the request path."""
+    """The current state of an engine. Probes write it; readiness and the request path read it.
 
-    up: bool | None = None  # None: not looked at yet
+    Attributes:
+        up: whether the last probe succeeded; None before the first one.
+        called: False if no call was made yet and the engine has no other probe.
+        takes_prompts: whether the client supports raw prompts. The server may still lack the route.
+        revision: identifies the weights; None: not known yet. Cached guidance belongs to one revision.
+        reasoning: whether the model reasons before it answers, as configured.
+        max_concurrency: the engine's own limit on calls in flight; None: not reported.
+        stops_within_s: seconds from a disconnect to the end of generation; None: not known to stop.
+        context_tokens: the limit on prompt and answer together; None: not reported.
+    """
+
+    up: bool | None = None
     detail: str = "not probed yet"
-    called: bool = True  # False: no call was made yet, and there is nothing else to look at
+    called: bool = True
     warnings: list[str] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
     continuation: Known = "not_probed"
-    takes_prompts: bool = True  # whether it continues raw prompts; a server may still have no such route
-    revision: str | None = None  # which weights it serves; None: not known yet. Guidance is of one revision
-    reasoning: Reasoning = "none"  # as configured: whether its model reasons before it answers
-    max_concurrency: int | None = None  # the engine's own limit on calls in flight, where it tells
-    stops_within_s: float | None = None  # how soon it stops when its client disconnects; None: it is not known to
-    context_tokens: int | None = None  # the most that prompt and answer have together, where the engine reports it
+    takes_prompts: bool = True
+    revision: str | None = None
+    reasoning: Reasoning = "none"
+    max_concurrency: int | None = None
+    stops_within_s: float | None = None
+    context_tokens: int | None = None
 
 
 class Engine(Protocol):
-    """One model server. All methods raise `EngineError`s and let a cancellation through."""
+    """The client of one model server. All methods raise `EngineError`s and propagate cancellation."""
 
     @property
     def name(self) -> str: ...
@@ -104,37 +118,40 @@ class Engine(Protocol):
     @property
     def state(self) -> EngineState: ...
 
-    async def opening(
-        self, request: OpeningRequest, *, batch: str | None = None, tell: Callable[[str], None] | None = None
-    ) -> OpeningReply:
-        """Write the first tokens of an answer. Openings of one `batch` that come together may share an HTTP call.
+    async def generate_guidance(
+        self, request: TeacherRequest, *, batch: str | None = None, on_text: Callable[[str], None] | None = None
+    ) -> TeacherReply:
+        """Generate the first tokens of an answer.
 
-        `tell` hears each piece of the text as it is written, where the engine can tell so; it may hear of none. It may
-        raise StopStream, which ends the call and comes through.
+        Args:
+            batch: a batch id. Concurrent requests of one batch may share an HTTP call.
+            on_text: called with each piece of the text, if the engine streams the text. The callback
+                may raise StopStream, which ends the call and propagates.
         """
         ...
 
     async def complete(self, body: Json, prefill: Prefill | None = None) -> Json:
-        """Answer an OpenAI chat body; the reply has OpenAI's shape and at least one choice.
+        """Return the reply to an OpenAI chat body, in OpenAI's shape and with at least one choice.
 
-        A body with a `prompt` and no messages is a text completion's; its reply has the shape of a chat's too.
-        With a `prefill` the answer goes on with that; whether the reply repeats it is the prefill's to say.
+        A body with `prompt` and without `messages` is a text completion, whose reply has the shape of a chat reply.
+        With a `prefill` the answer continues the prefill. `prefill.continuation.echo` says whether the reply repeats
+        it.
         """
         ...
 
     def stream(self, body: Json, prefill: Prefill | None = None) -> AsyncGenerator[list[Json], None]:
-        """Answer with OpenAI's chunks, as many at a time as came together.
+        """Yield OpenAI chunks, grouped as they arrived.
 
-        Ends normally only after a finish_reason or [DONE] was seen.
+        The stream ends without an error only after a finish_reason or [DONE].
         """
         ...
 
     async def embed(self, body: Json) -> EngineEmbeddings:
-        """Answer an OpenAI embeddings body."""
+        """Return the reply to an OpenAI embeddings body."""
         ...
 
     async def probe(self) -> None:
-        """Look whether the engine is there and what it can do; update `state`. Raises when it is not there."""
+        """Check availability and capabilities, and update `state`. Raise an EngineError if unavailable."""
         ...
 
     async def close(self) -> None: ...

@@ -1,4 +1,4 @@
-"""From what config.yaml says of a model to its engine, behind its breaker."""
+"""Constructs the engines of the models in config.yaml, each behind its circuit breaker."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ async def build(
     tracing: Tracing | None = None,
     budgets: RetryBudgets | None = None,
 ) -> dict[str, GuardedEngine]:
-    """The engines, by their configured names. Nothing is asked of them yet; each must be closed.
+    """Return the engines by configured name, without calling them. The caller must close each.
 
-    What a policy asks an engine for may change while it is there: it looks that up when it is probed.
+    Engines read the current policies at each probe, since policies may change.
     """
     through_litellm = [model.model for model in models if model.protocol == "litellm"]
     library = await _litellm(through_litellm) if through_litellm else None
@@ -51,7 +51,7 @@ async def build(
 
 
 async def _litellm(models: list[str]) -> LiteLLMLibrary:
-    """LiteLLM, for these models. Nothing of it is imported for a gateway that does without."""
+    """Import LiteLLM for these models. A gateway without such models does not import it."""
     from gateway.engines.litellm_library import load
 
     return await load(models)
@@ -61,14 +61,14 @@ def _breaker_rule(model: ModelSettings) -> BreakerRule:
     return BreakerRule(model.breaker.failures, model.breaker.rest_s, model.breaker.longest_s)
 
 
-def _longest_opening(model: str, book: PolicySet) -> int:
-    """The most tokens that a route may ask this model for as its teacher."""
+def _max_guidance_tokens(model: str, book: PolicySet) -> int:
+    """Return the most guidance tokens that a route requests from this model as its teacher."""
     routes = ((policy, route) for policy in book.policies for route in policy.routes)
     return max((policy.max_guidance_tokens(route) for policy, route in routes if route.teacher == model), default=0)
 
 
 def _traced(engine: Engine, model: ModelSettings) -> Engine:
-    """Within its breaker: a call that is not made is no span."""
+    """Wrap an engine inside its breaker, so that refused calls have no span."""
     from gateway.engines.traced import TracedEngine
 
     parts = None if model.api_base is None else urlsplit(model.api_base)
@@ -118,7 +118,7 @@ def _engine(
             model=model.model,
             continuation=model.continuation,
             max_concurrency=model.max_concurrency,
-            longest_opening=lambda: _longest_opening(model.name, policies.policy_set),
+            max_guidance_tokens=lambda: _max_guidance_tokens(model.name, policies.policy_set),
         )
     lists = model.batch.calls == "list"
     return OpenAIEngine(

@@ -1,4 +1,4 @@
-"""OpenAI's chat completions as engines speak them: the part that every engine class shares."""
+"""The client of OpenAI's chat completions route, and readers of its replies. All engine classes share it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from io import StringIO
 from types import NoneType
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-from gateway.engines.base import OpeningReply, TokenUsage
+from gateway.engines.base import TeacherReply, TokenUsage
 from gateway.engines.http import LAST_EVENT
 from gateway.engines.refusal import reported
 from gateway.engines.replies import first_choice
@@ -19,26 +19,26 @@ from gateway.protocol.messages import text_of
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
 
-    from gateway.engines.base import Finish, OpeningRequest
+    from gateway.engines.base import Finish, TeacherRequest
     from gateway.engines.http import EngineHttp
     from gateway.protocol.body import Json
 
-# OpenAI's word for "it ended by itself", and TGI's two.
-_ENDED = ("stop", "eos_token", "stop_sequence")
+# The finish reasons for a text that the model ended: one of OpenAI, two of TGI.
+_STOP_REASONS = ("stop", "eos_token", "stop_sequence")
 
 
-# Names of the tokens written to the prompt cache, in `prompt_tokens_details`: OpenAI, OpenRouter and LiteLLM; LiteLLM
-# before it took OpenAI's name; Alibaba Cloud Model Studio (DashScope).
+# Names of the tokens written to the prompt cache, in `prompt_tokens_details`. In this order: OpenAI, OpenRouter and
+# LiteLLM; older LiteLLM; Alibaba Cloud Model Studio (DashScope).
 _CACHE_WRITES = ("cache_write_tokens", "cache_creation_tokens", "cache_creation_input_tokens")
-_PROXY_CACHE_WRITES = "cache_creation_input_tokens"  # in `usage` itself: LiteLLM's proxy, beside Anthropic's own counts
+_PROXY_CACHE_WRITES = "cache_creation_input_tokens"  # in `usage` itself: LiteLLM's proxy
 
-# Written out at each look they would be put together anew.
+# Constants, since `isinstance` would otherwise build the tuples at each call.
 _CONTENT = (str, list, NoneType)
 _REASON = (str, NoneType)
 
 
 class ChatWire:
-    """Chat completions at one path of one engine. All methods raise EngineErrors."""
+    """The chat completions route at one path of one engine. All methods raise EngineErrors."""
 
     def __init__(self, http: EngineHttp, path: str) -> None:
         self._http = http
@@ -46,22 +46,22 @@ class ChatWire:
         self._name = http.name
 
     async def complete(self, body: Json) -> Json:
-        """POST, and return a reply that has at least one choice; each has a message."""
+        """POST a body and return the reply, which has at least one choice. Each choice has a message."""
         reply = (await self._http.post(self._path, body)).body
         choices = reply.get("choices") if isinstance(reply, dict) else None
         if not choices or not self._are_whole(choices):
-            raise self._garbled("a reply without a message")
+            raise self._protocol_error("a reply without a message")
         return reply  # type: ignore[no-any-return]
 
     async def stream(self, body: Json) -> AsyncGenerator[list[Json], None]:
-        """Yield chunks, as many at a time as came together.
+        """Yield chunks, grouped as they arrived.
 
-        Ends normally only when all choices have finished or [DONE] was seen: a cut is an error.
+        The stream ends without an error only after all choices have finished, or after [DONE].
         """
         unfinished = set(range(self._choices(body)))
-        begun = False
+        started = False
         try:
-            async with aclosing(self._http.events(self._path, body, is_said=lambda: not unfinished)) as groups:
+            async with aclosing(self._http.events(self._path, body, is_complete=lambda: not unfinished)) as groups:
                 async for events in groups:
                     if LAST_EVENT in events:
                         return
@@ -71,20 +71,20 @@ class ChatWire:
                             choice.get("index", 0) for choice in chunk["choices"] if choice.get("finish_reason")
                         }
                     if chunks:
-                        begun = True
+                        started = True
                         yield chunks
                     if failure is not None:
-                        failure.heard = failure.heard or begun
+                        failure.may_have_run = failure.may_have_run or started
                         raise failure
         except (EngineTimeout, EngineUnreachable):
             if unfinished:
                 raise
         if unfinished:
-            raise EngineFailed(f"Engine '{self._name}' broke off in the middle of its answer.", engine=self._name)
+            raise EngineFailed(f"Engine '{self._name}' closed the stream before its end.", engine=self._name)
 
     @staticmethod
     def _choices(body: Json) -> int:
-        """How many answers a body asks for."""
+        """Return the number of choices that a body requests."""
         return body.get("n") or 1
 
     def _chunk(self, data: bytes) -> Json:
@@ -93,26 +93,26 @@ class ChatWire:
         except Unreadable as error:
             raise EngineProtocolError(f"Engine '{self._name}' {error}.", engine=self._name) from None
         if isinstance(chunk, dict) and chunk.get("error"):
-            raise reported(self._name, self._http.said(chunk), "failed in the middle of its answer")
+            raise reported(self._name, self._http.read_error(chunk), "failed during its answer")
         if not self._are_parts(chunk.get("choices") if isinstance(chunk, dict) else None):
-            raise self._garbled("an event without choices")
+            raise self._protocol_error("an event without choices")
         return chunk  # type: ignore[no-any-return]
 
     @staticmethod
     def _are_whole(choices: Any) -> bool:
-        return are_choices(choices, lambda choice: _is_said(choice.get("message")))
+        return are_choices(choices, lambda choice: _is_message(choice.get("message")))
 
     @staticmethod
     def _are_parts(choices: Any) -> bool:
-        """A delta may be missing, and stands for an empty one then."""
-        return are_choices(choices, lambda choice: choice.get("delta") is None or _is_said(choice["delta"]))
+        """Return whether the choices of a chunk are valid. A missing delta counts as an empty one."""
+        return are_choices(choices, lambda choice: choice.get("delta") is None or _is_message(choice["delta"]))
 
-    def _garbled(self, what: str) -> EngineProtocolError:
+    def _protocol_error(self, what: str) -> EngineProtocolError:
         return EngineProtocolError(f"Engine '{self._name}' sent {what}.", engine=self._name)
 
 
-async def listen(chunks: AsyncGenerator[list[Json], None], tell: Callable[[str], None]) -> OpeningReply:
-    """An opening out of the stream of its chunks: `tell` hears each piece. Raises what the stream raises."""
+async def collect_stream(chunks: AsyncGenerator[list[Json], None], on_text: Callable[[str], None]) -> TeacherReply:
+    """Return the reply that a stream of chunks contains, and call `on_text` with each piece of its text."""
     text = StringIO()
     finish: Any = None
     usage: TokenUsage | None = None
@@ -123,15 +123,16 @@ async def listen(chunks: AsyncGenerator[list[Json], None], tell: Callable[[str],
                 choice = first_choice(chunk)
                 if piece := text_of((choice.get("delta") or {}).get("content")):
                     text.write(piece)
-                    tell(piece)
+                    on_text(piece)
                 finish = choice.get("finish_reason") or finish
-    return OpeningReply(text.getvalue(), opening_finish(finish), usage)
+    return TeacherReply(text.getvalue(), teacher_finish(finish), usage)
 
 
-def are_choices(choices: Any, says: Callable[[Json], bool]) -> bool:
-    """Whether it is a list of choices in OpenAI's shape, as far as the gateway relies on it.
+def are_choices(choices: Any, has_content: Callable[[Json], bool]) -> bool:
+    """Return whether a value is a list of choices in OpenAI's shape, as far as the gateway relies on it.
 
-    says: whether what one of them says has the shape that is wanted there.
+    Args:
+        has_content: returns whether a choice has content of the right shape.
     """
     return (
         isinstance(choices, list)
@@ -141,18 +142,18 @@ def are_choices(choices: Any, says: Callable[[Json], bool]) -> bool:
             and isinstance(index := choice.get("index", 0), int)
             and 0 <= index < MAX_CHOICES
             and isinstance(choice.get("finish_reason"), _REASON)
-            and says(choice)
+            and has_content(choice)
             for choice in choices
         )
     )
 
 
-def _is_said(said: Any) -> bool:
-    return isinstance(said, dict) and isinstance(said.get("content"), _CONTENT)
+def _is_message(message: Any) -> bool:
+    return isinstance(message, dict) and isinstance(message.get("content"), _CONTENT)
 
 
-def opening_body(request: OpeningRequest) -> Json:
-    """What an opening asks for in OpenAI's names, but for the model and what it reads."""
+def sampling_body(request: TeacherRequest) -> Json:
+    """Return the token limit and sampling parameters of a request in OpenAI's names, without model and prompt."""
     body: Json = {"max_tokens": request.max_tokens, "temperature": request.temperature}
     if request.top_p is not None:
         body["top_p"] = request.top_p
@@ -163,21 +164,21 @@ def opening_body(request: OpeningRequest) -> Json:
     return body
 
 
-def opening_finish(reason: Any) -> Finish:
-    """Why a teacher ended. What is not known to be an end is a cut: then the student goes on, and nothing is lost."""
-    return "stop" if reason in _ENDED else "length"
+def teacher_finish(reason: Any) -> Finish:
+    """Return how the teacher's text ended. An unknown reason counts as `length`, so that the student continues."""
+    return "stop" if reason in _STOP_REASONS else "length"
 
 
 def read_usage(usage: Any) -> TokenUsage | None:
-    """OpenAI's `usage` object as an engine sent it, or None when it holds no usable counts.
+    """Return the counts of an engine's `usage` object; None if it contains no usable counts.
 
-    Some engines count hidden reasoning in `total_tokens` alone: the output is at least the total less the prompt.
+    Some engines count hidden reasoning only in `total_tokens`. The output is at least the total minus the prompt.
     """
     if not isinstance(usage, dict):
         return None
     read, written = usage.get("prompt_tokens"), usage.get("completion_tokens")
     if not (is_count(read) and is_count(written)) or read == 0:
-        return None  # no chat has an empty prompt: an engine that says 0 did not count
+        return None  # no chat has an empty prompt, so the engine did not count
     if is_count(total := usage.get("total_tokens")):
         written = max(written, total - read)
     details = usage.get("prompt_tokens_details")
@@ -195,10 +196,10 @@ def read_usage(usage: Any) -> TokenUsage | None:
 
 
 def is_count(value: Any) -> TypeGuard[int]:
-    """Whether an engine's number of tokens can be one: no receipt could be kept with a larger one."""
+    """Return whether a value is a token count within the range that receipts can store."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_TOKENS
 
 
 def tokens_of(value: Any) -> int | None:
-    """Return a positive number of tokens as an engine reported it, or None."""
+    """Return a positive token count that an engine reported, or None."""
     return value if is_count(value) and value > 0 else None

@@ -1,6 +1,7 @@
-"""A control call: the smallest request that an engine can be asked, to tell a broken engine from a bad request.
+"""The control call: a minimal request that shows whether the engine or the request causes a failure.
 
-A request that failed twice, while the engine answered no other, is worth one. Callers of the same moment share it.
+The gateway sends a control call after a request failed twice while the engine answered no other request. Concurrent
+requests share a control call.
 """
 
 from __future__ import annotations
@@ -19,18 +20,18 @@ if TYPE_CHECKING:
 CONTROL_CHAT: Json = {"messages": [{"role": "user", "content": "Are you there?"}], "max_tokens": 1, "temperature": 0}
 CONTROL_TEXT: Json = {"input": "Are you there?"}
 
-_WITHIN_S = 2.0
-# How long an outcome holds. An engine that is broken is called seldom; a good one may break at any time.
-_GOOD_FOR_S = 0.25
-_BAD_FOR_S = 5.0
+_TIMEOUT_S = 2.0
+# How long an outcome is reused. A broken engine is called rarely; a working one may fail at any time.
+_SUCCESS_TTL_S = 0.25
+_FAILURE_TTL_S = 5.0
 
 
 class ControlCall:
     """The control call of one engine and one kind of request.
 
     Args:
-        call: makes it; raises EngineErrors.
-        clock: seconds that only grow.
+        call: sends the control request; raises EngineErrors.
+        clock: a monotonic clock, in seconds.
     """
 
     def __init__(self, call: Callable[[], Awaitable[object]], clock: Callable[[], float]) -> None:
@@ -41,17 +42,17 @@ class ControlCall:
         self._holds_until = 0.0
 
     async def outcome(self) -> tuple[float, float] | None:
-        """When the call was sent and answered; None where the engine did not answer it."""
+        """Return when the call was sent and answered; None if the engine did not answer it."""
         if self._clock() < self._holds_until:
             return self._outcome
         if self._running is None:
-            # In a context of its own: the call is part of no request, and of no trace.
+            # An empty context: the call belongs to no request and no trace.
             task = asyncio.get_running_loop().create_task(self._run(), name="control", context=Context())
             self._running = task
         return await asyncio.shield(self._running)
 
     async def close(self) -> None:
-        """Cancel the call that is under way."""
+        """Cancel the call in flight."""
         if self._running is not None:
             self._running.cancel()
             await asyncio.gather(self._running, return_exceptions=True)
@@ -59,12 +60,12 @@ class ControlCall:
     async def _run(self) -> tuple[float, float] | None:
         sent = self._clock()
         try:
-            async with asyncio.timeout(_WITHIN_S):
+            async with asyncio.timeout(_TIMEOUT_S):
                 await self._call()
             self._outcome = sent, self._clock()
         except (EngineError, TimeoutError):
             self._outcome = None
         finally:
             self._running = None
-        self._holds_until = self._clock() + (_BAD_FOR_S if self._outcome is None else _GOOD_FOR_S)
+        self._holds_until = self._clock() + (_FAILURE_TTL_S if self._outcome is None else _SUCCESS_TTL_S)
         return self._outcome

@@ -1,4 +1,4 @@
-"""OpenAI's embeddings reply, taken apart only as far as needed: vectors are passed on in the bytes they came in."""
+"""Reads OpenAI's embeddings replies without decoding the vectors, which are forwarded as bytes."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ if TYPE_CHECKING:
     from gateway.protocol.body import Json
 
 MAX_REPLY_BYTES = 64_000_000
-"""2048 vectors of 3072 numbers, the most that OpenAI gives at once, are 34 MB in base64; in decimals half fit."""
+"""OpenAI's largest reply, 2048 vectors of 3072 numbers, has 34 MB in base64. Half as many vectors fit in decimals."""
 
 _FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _RAW = msgspec.json.Decoder(msgspec.Raw)
 _NAME = b'"embedding"'
 _BEFORE_VECTOR = re.compile(_NAME + rb'[ \n\r\t]{0,99}:[ \n\r\t]{0,99}(?=["\[])')
-_MARK = rb'"\u0000vector"'  # takes the place of a vector
+_MARK = rb'"\u0000vector"'  # replaces a vector
 
 
 async def read_embeddings(raw: bytes, engine: str) -> EngineEmbeddings:
     """Read a reply; a large one is read in a thread.
 
-    Raises EngineProtocolError if the reply has no list of vectors.
+    Raises:
+        EngineProtocolError: the reply has no list of vectors.
     """
     if len(raw) <= INLINE_BYTES:
         return _read(raw, engine)
@@ -37,24 +38,24 @@ async def read_embeddings(raw: bytes, engine: str) -> EngineEmbeddings:
 
 
 async def write_embeddings(reply: EngineEmbeddings, model: str) -> bytes:
-    """Return the reply's bytes, under another name of the model; a large one is written in a thread."""
+    """Return the bytes of a reply with another model name. A large reply is written in a thread."""
     rest = msgspec.json.encode({**reply.fields, "model": model})
     parts = [b'{"data":', *reply.data, b",", rest[1:]]
     return b"".join(parts) if sum(map(len, parts)) <= INLINE_BYTES else await in_thread(b"".join, parts)
 
 
 def _read(raw: bytes, engine: str) -> EngineEmbeddings:
-    """Read a reply vector by vector: one C call for all of a large reply would hold the interpreter lock."""
+    """Read a reply vector by vector. One C call for a large reply would hold the interpreter lock too long."""
     rest, vectors = _take_vectors(raw)
     if count_values(rest, MAX_VALUES)[1] > MAX_VALUES:
         raise EngineProtocolError(
-            f"Engine '{engine}' sent more than {MAX_VALUES} JSON values, the limit.", engine=engine
+            f"Engine '{engine}' sent a reply with more than {MAX_VALUES} JSON values, the limit.", engine=engine
         )
     try:
         fields = _FIELDS.decode(rest)
         for part in (rest, *vectors):
             if not part.isascii():
-                part.decode()  # the decoder does not check what it skips, and the caller's decoder would refuse it
+                part.decode()  # the decoder does not validate skipped bytes, and the caller's decoder would fail
         usage = _read_usage(msgspec.json.decode(fields["usage"])) if "usage" in fields else None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         fields, usage = {}, None
@@ -65,7 +66,7 @@ def _read(raw: bytes, engine: str) -> EngineEmbeddings:
 
 
 def _take_vectors(raw: bytes) -> tuple[bytes, list[bytes]]:
-    """Return a reply with a mark in the place of each vector, and the vectors: flat lists, or strings in base64."""
+    """Return a reply with each vector replaced by a mark, and the vectors: flat lists, or strings in base64."""
     rest: list[bytes] = []
     vectors: list[bytes] = []
     at = done = 0
@@ -79,7 +80,7 @@ def _take_vectors(raw: bytes) -> tuple[bytes, list[bytes]]:
         try:
             _RAW.decode(vector)
         except (msgspec.DecodeError, RecursionError):
-            break  # neither
+            break
         vectors.append(vector)
         rest.append(raw[done:start])
         done = at = end
@@ -87,6 +88,6 @@ def _take_vectors(raw: bytes) -> tuple[bytes, list[bytes]]:
 
 
 def _read_usage(usage: Json | None) -> TokenUsage | None:
-    """Texts are read and none is written. An engine that says 0 did not count: no text is empty."""
+    """Return the counts of an embeddings reply; None if the engine did not count. No input is empty."""
     read = usage.get("prompt_tokens") if isinstance(usage, dict) else None
     return TokenUsage(read, 0) if is_count(read) and read > 0 else None

@@ -1,4 +1,4 @@
-"""What every failed call to an engine leaves behind: a count, and a line for whoever runs the gateway."""
+"""Counts and logs failed engine calls."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-# OpenAI's, Anthropic's and TGI's words for what went wrong. Any other might be a word of the prompt.
+# Error types of OpenAI, Anthropic and TGI. Any other value might quote the prompt and is not logged.
 _REASONS = frozenset(
     {
         *("api_error", "content_filter", "context_length_exceeded", "generation", "incomplete_generation"),
@@ -26,30 +26,31 @@ _REASONS = frozenset(
 )
 
 
-def note_failure(error: EngineError, request_id: str, metrics: Metrics) -> None:
-    """Count and log a failed call. Callers are told less: the cause may hold the engine's address.
+def record_failure(error: EngineError, request_id: str, metrics: Metrics) -> None:
+    """Count and log a failed call.
 
-    And the log less than callers, unless their tenant wants content in it: an engine's words may quote the prompt.
+    The log contains the cause, which replies omit since it may contain the engine's address. The engine's text may
+    quote the prompt, so it is logged only if the tenant's policy logs content.
     """
     metrics.engine_errors.labels(error.engine, error.label).inc()
     if isinstance(error, CircuitOpen):
-        return  # said once, when the breaker opened
+        return  # logged once, when the breaker opened
     log.warning(
         "engine_error",
         id=request_id,
         engine=error.engine,
         label=error.label,
-        message=error.message if content_allowed_in_logs() else error.unquoted,
+        message=error.message if content_allowed_in_logs() else error.redacted_message,
         reason=error.reason if error.reason in _REASONS else None,
         cause=cause_of(error),
     )
 
 
 def cause_of(error: EngineError) -> str | None:
-    """What lies behind an error, for operators alone: it may hold the engine's address, and never a header."""
+    """Return the cause of an error for operators. The cause may contain the engine's address, and never a header."""
     cause = error.__cause__
     if cause is None:
         return None
-    # Only the system's own errors have a number. Others may be made of what the engine said.
+    # Only errors of the operating system have a number. Other messages may contain text of the engine.
     by_system = isinstance(cause, OSError) and cause.errno is not None
     return f"{type(cause).__name__}: {cause}" if by_system else type(cause).__name__

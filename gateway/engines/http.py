@@ -1,7 +1,7 @@
-"""The HTTP side of every engine: one pooled session each, with deadlines and bounds.
+"""The HTTP client of an engine, with one connection pool, timeouts and size limits.
 
-Redirects are not followed and proxies from the environment are not used: an engine is where the configuration says it
-is. Bodies are bounded. Nothing of the caller's headers goes out, but for the ids of its trace where traces are on.
+Redirects are not followed, and proxies from the environment are not used. The caller's headers are not forwarded,
+except the trace ids if tracing is on.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from gateway.engines.http_pool import HttpPool
-from gateway.engines.refusal import BLAMES_CREDENTIALS, ReportedError, hidden_in, refusal, reported, said_error
+from gateway.engines.refusal import BLAMES_CREDENTIALS, ReportedError, hidden_in, read_error, refusal, reported
 from gateway.engines.reply_json import Unreadable, decoded, encoded, in_thread
 from gateway.engines.sse import EventTooLarge, SseDecoder
 from gateway.errors import EngineError, EngineProtocolError, EngineTimeout, EngineUnreachable
@@ -31,21 +31,22 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-_MAX_REPLY_BYTES = 8_000_000  # so much text is decoded in 20 ms
+_MAX_REPLY_BYTES = 8_000_000  # decoding takes 20 ms
 _JOINED_INLINE_BYTES = 1_000_000
-_READ_BYTES = 16_384  # of a stream at once: so the events of one read take a few milliseconds at most
+_READ_BYTES = 16_384  # per read of a stream: its events take a few milliseconds at most
 _MAX_ERROR_BYTES = 64_000
 
 LAST_EVENT = b"[DONE]"
-REST_WITHIN_S = 0.05  # after the last event only the end of the body is left to read
-_COUNT_WITHIN_S = 2.0  # after the last word some engines still count
-# llama.cpp's header `Server`. It closes a connection some 50 ms after a stream has ended, and announces keep-alive.
+END_TIMEOUT_S = 0.05  # from the last event to the end of the body
+_USAGE_TIMEOUT_S = 2.0  # from the last text to the usage event, which some engines compute
+# llama.cpp's `Server` header. The server closes a connection about 50 ms after a stream, although it announces
+# keep-alive.
 _CLOSES_AFTER_STREAMS = "llama.cpp"
 
 
 @dataclass(frozen=True, slots=True)
 class EngineDeadlines:
-    """How long an engine may take, in seconds: to connect, to its first token, between tokens, and in all."""
+    """Timeouts of an engine in seconds: to connect, to the first token, between tokens, and in total."""
 
     connect_s: float = 2.0
     first_token_s: float = 30.0
@@ -55,7 +56,7 @@ class EngineDeadlines:
 
 @dataclass(slots=True)
 class _Due:
-    """A moment on the loop's clock, and how long after its start that is."""
+    """A deadline on the event loop's clock, and its timeout in seconds."""
 
     after_s: float
     at: float
@@ -71,19 +72,19 @@ _CLIENT_ERRORS = (aiohttp.ClientError, OSError, ValueError)  # TimeoutError is a
 
 
 class _Call:
-    """The context of one call. Errors of the HTTP client become EngineErrors until the reply is read."""
+    """The context of one call. Convert errors of the HTTP client to EngineErrors, and release the reply."""
 
-    __slots__ = ("_failure", "_opening", "_reply")
+    __slots__ = ("_failure", "_pending", "_reply")
 
     _reply: HttpReply
 
-    def __init__(self, opening: Awaitable[HttpReply], failure: Callable[[Exception], EngineError]) -> None:
-        self._opening = opening
+    def __init__(self, pending: Awaitable[HttpReply], failure: Callable[[Exception], EngineError]) -> None:
+        self._pending = pending
         self._failure = failure
 
     async def __aenter__(self) -> HttpReply:
         try:
-            self._reply = await self._opening
+            self._reply = await self._pending
         except _CLIENT_ERRORS as error:
             raise self._failure(error) from error
         return self._reply
@@ -97,14 +98,14 @@ class _Call:
 
 
 class EngineHttp:
-    """One engine's connection pool.
+    """The HTTP client of one engine.
 
     Args:
-        name: the configured model name; it stands in errors instead of the address.
-        base_url: without a trailing slash.
-        api_key: sent as a bearer token when given.
-        max_reply_bytes: bound on a JSON reply.
-        outgoing: asked at each call for headers that go with it; None: there are none.
+        name: the configured model name; error messages contain it instead of the address.
+        base_url: the server's URL.
+        api_key: sent as a bearer token; None: no token.
+        max_reply_bytes: the maximum size of a JSON reply.
+        outgoing: returns additional headers for each call, such as trace headers.
     """
 
     def __init__(
@@ -142,7 +143,7 @@ class EngineHttp:
         await self._pool.close()
 
     async def get(self, path: str) -> JsonReply:
-        """GET JSON, within the deadline of a first token: what is asked for this way is small. Raises EngineErrors."""
+        """GET JSON within `first_token_s`. Raises EngineErrors."""
         return await self._by(self._in(self._deadlines.first_token_s), self._get(path))
 
     async def _get(self, path: str) -> JsonReply:
@@ -150,31 +151,32 @@ class EngineHttp:
             return await self._read_json(response)
 
     async def post(self, path: str, payload: Json, *, native: bool = False) -> JsonReply:
-        """POST JSON, return the decoded JSON reply. Raises EngineErrors.
+        """POST JSON and return the decoded JSON reply. Raises EngineErrors.
 
-        A `native` path is one of the server's own, which lies beside its /v1 and not under it.
+        Args:
+            native: whether the path is relative to the server's root instead of /v1.
         """
         async with self._call("POST", path, payload, native=native) as response:
             reply = await self._read_json(response)
         if isinstance(reply.body, dict) and reply.body.get("error"):
-            raise reported(self._name, self.said(reply.body), "answered 200 with an error")
+            raise reported(self._name, self.read_error(reply.body), "answered 200 with an error")
         return reply
 
     async def post_raw(self, path: str, payload: Json, *, max_reply_bytes: int) -> bytes:
-        """POST JSON, return what comes as it is, up to a bound. Raises EngineErrors."""
+        """POST JSON and return the bytes of the reply. Raises EngineErrors."""
         async with self._call("POST", path, payload) as response:
             return await self._read(response, max_reply_bytes)
 
     async def events(
-        self, path: str, payload: Json, *, is_said: Callable[[], bool] = lambda: False
+        self, path: str, payload: Json, *, is_complete: Callable[[], bool] = lambda: False
     ) -> AsyncGenerator[list[bytes], None]:
-        """POST JSON, yield the data of server-sent events, as many at a time as came together. Raises EngineErrors.
+        """POST JSON and yield the data of server-sent events, grouped as they arrived. Raises EngineErrors.
 
-        The first event is due `first_token_s` after the call, each later one `idle_s` after those before were taken.
-        Comments are not events: an engine that only keeps the connection alive is silent.
+        The first event is due `first_token_s` after the call. Each later event is due `idle_s` after the caller
+        consumed the events before it. Comments, such as keep-alive comments, are not events.
 
         Args:
-            is_said: whether the answer is whole: then what still follows, a count or the end, is not waited for long.
+            is_complete: returns whether the answer is complete. After that the timeout for usage and end is short.
         """
         decoder = SseDecoder()
         due = self._in(self._deadlines.first_token_s)
@@ -182,7 +184,8 @@ class EngineHttp:
             content_type = response.headers.get("Content-Type", "")
             if not content_type.lower().startswith("text/event-stream"):
                 raise EngineProtocolError(
-                    f"Engine '{self._name}' answered {content_type or 'no content type'} where a stream was asked for.",
+                    f"Engine '{self._name}' answered a stream request with content type "
+                    f"{content_type or 'none'} instead of text/event-stream.",
                     engine=self._name,
                 )
             with Watchdog(response.close) as silence:
@@ -198,16 +201,16 @@ class EngineHttp:
                         if LAST_EVENT in events:
                             if before := events[: events.index(LAST_EVENT)]:
                                 yield before
-                            await self._read_rest(response)
+                            await self._read_end(response)
                             events = [LAST_EVENT]
                         yield events
                         idle_s = self._deadlines.idle_s
-                        due = self._in(min(idle_s, _COUNT_WITHIN_S) if is_said() else idle_s)
+                        due = self._in(min(idle_s, _USAGE_TIMEOUT_S) if is_complete() else idle_s)
                     if events := decoder.end():
                         yield events
                 except EventTooLarge as error:
                     raise EngineProtocolError(
-                        f"Engine '{self._name}' sent too much: {error}.", engine=self._name
+                        f"Engine '{self._name}' exceeded a size limit: {error}.", engine=self._name
                     ) from None
                 except aiohttp.ClientError:
                     if silence.timed_out:
@@ -218,22 +221,22 @@ class EngineHttp:
 
     @staticmethod
     async def _read_part(reply: HttpReply) -> bytes:
-        """Return bytes of a stream; none: it has ended. Other callbacks run before the rest of many is read."""
+        """Return bytes of a stream; empty at its end. After a full read other callbacks run first."""
         received = await reply.content.read(_READ_BYTES)
         if len(received) == _READ_BYTES:
             await asyncio.sleep(0)
         return received
 
     @staticmethod
-    async def _read_rest(reply: HttpReply) -> None:
-        """See the body end: only then can its connection serve the next call. Nobody waits long for that."""
+    async def _read_end(reply: HttpReply) -> None:
+        """Read the end of the body, so that the connection can be reused. The wait is short."""
         with suppress(TimeoutError, aiohttp.ClientError):
-            async with asyncio.timeout(REST_WITHIN_S):
+            async with asyncio.timeout(END_TIMEOUT_S):
                 await reply.content.readany()
 
-    def said(self, raw: bytes | Json) -> ReportedError:
-        """What the engine says went wrong, without its address and its key."""
-        return said_error(raw, self._hidden)
+    def read_error(self, raw: bytes | Json) -> ReportedError:
+        """Return the error that the engine reports, without its address and key."""
+        return read_error(raw, self._hidden)
 
     @staticmethod
     def _in(seconds: float) -> _Due:
@@ -245,11 +248,11 @@ class EngineHttp:
                 return await awaitable
         except TimeoutError:
             if not limit.expired():
-                raise  # another deadline than this one
+                raise  # an outer deadline expired
             raise self._silent(due) from None
 
     def _silent(self, due: _Due) -> EngineTimeout:
-        return EngineTimeout(f"Engine '{self._name}' was silent for {due.after_s:g} s.", engine=self._name)
+        return EngineTimeout(f"Engine '{self._name}' sent no data for {due.after_s:g} s.", engine=self._name)
 
     def _call(
         self, method: str, path: str, payload: Json | None, *, due: _Due | None = None, native: bool = False
@@ -258,7 +261,7 @@ class EngineHttp:
         return _Call(self._open(method, base + path, payload, due), self._failure)
 
     async def _open(self, method: str, url: str, payload: Json | None, due: _Due | None) -> HttpReply:
-        """Send a call, wait for the head of its reply, and check the status."""
+        """Send a call, wait for the head of the reply, and check the status."""
         reply = await self._send(method, url, payload, due)
         self._closes_after_streams = reply.headers.get("Server") == _CLOSES_AFTER_STREAMS
         if reply.status != HTTPStatus.OK:
@@ -269,11 +272,10 @@ class EngineHttp:
         return reply
 
     async def _send(self, method: str, url: str, payload: Json | None, due: _Due | None) -> HttpReply:
-        """Send, and wait for the reply's head. A call with a deadline `due` is a stream's.
+        """Send a call and wait for the head of the reply. Only streams have a deadline `due`.
 
-        An engine may close an idle connection at the moment at which a call goes out over it. Where the call was not
-        written, the engine cannot have answered it, and the call is sent again, once. Otherwise the engine may have
-        read the call, so it fails here: a retry is counted, and each call that may have been read is charged.
+        An engine may close an idle connection at the moment of a call. A call that was not written is sent once more,
+        since the engine cannot have read it. A call that was written fails here: the caller counts and charges retries.
         """
         data = None if payload is None else await encoded(payload)
         headers = None if self._outgoing is None else self._outgoing()
@@ -290,17 +292,18 @@ class EngineHttp:
             return await send()
 
     def _failure(self, error: Exception) -> EngineError:
-        """Return what an error of the HTTP client means."""
+        """Return the EngineError for an error of the HTTP client."""
         if isinstance(error, TimeoutError):
             connecting = isinstance(error, aiohttp.ConnectionTimeoutError)
             limit_s = self._deadlines.connect_s if connecting else self._deadlines.total_s
             kind = EngineUnreachable if connecting else EngineTimeout
-            failed = kind(f"Engine '{self._name}' did not answer within {limit_s:g} s.", engine=self._name)
-            failed.heard = not connecting
+            action = "connect" if connecting else "answer"
+            failed = kind(f"Engine '{self._name}' did not {action} within {limit_s:g} s.", engine=self._name)
+            failed.may_have_run = not connecting
             return failed
-        # What the exception says may hold the address: that is for the log.
-        broke = EngineUnreachable(f"Engine '{self._name}' could not be reached or broke off.", engine=self._name)
-        broke.heard = not isinstance(error, aiohttp.ClientConnectorError)
+        # The message omits the exception, which may contain the address. The log contains it.
+        broke = EngineUnreachable(f"The connection to engine '{self._name}' failed or was closed.", engine=self._name)
+        broke.may_have_run = not isinstance(error, aiohttp.ClientConnectorError)
         return broke
 
     async def _read_json(self, reply: HttpReply) -> JsonReply:
@@ -319,20 +322,21 @@ class EngineHttp:
             size += len(part)
             if size > max_reply_bytes:
                 raise EngineProtocolError(
-                    f"Engine '{self._name}' sent more than {max_reply_bytes} bytes.", engine=self._name
+                    f"Engine '{self._name}' sent a reply of more than {max_reply_bytes} bytes, the limit.",
+                    engine=self._name,
                 )
             parts.append(part)
         return b"".join(parts) if size <= _JOINED_INLINE_BYTES else await in_thread(b"".join, parts)
 
     async def _refusal(self, reply: HttpReply) -> EngineError:
-        said = ReportedError()
-        # Words that come with a refused key could quote it; those of a redirect hold an address.
+        error = ReportedError()
+        # The text for a rejected key may quote the key; that of a redirect contains an address.
         if reply.status >= HTTPStatus.BAD_REQUEST and reply.status not in BLAMES_CREDENTIALS:
-            said = self.said(await self._read_some(reply))
-        return refusal(self._name, reply.status, said, reply.headers.get("Retry-After"))
+            error = self.read_error(await self._read_some(reply))
+        return refusal(self._name, reply.status, error, reply.headers.get("Retry-After"))
 
     async def _read_some(self, reply: HttpReply) -> bytes:
-        """What there is of an error's body, bounded in size and time: the status alone says what went wrong."""
+        """Return the start of an error's body, with limits on size and time. The status alone identifies the error."""
         raw = b""
         with suppress(TimeoutError, aiohttp.ClientError):
             async with asyncio.timeout(self._deadlines.idle_s):

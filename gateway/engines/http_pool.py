@@ -1,7 +1,7 @@
-"""HTTP/1.1 calls over pooled connections: aiohttp's connector and parser, without its session.
+"""HTTP/1.1 calls over pooled connections, with aiohttp's connector and parser and without `aiohttp.ClientSession`.
 
-`aiohttp.ClientSession` supports cookies, redirects, proxies and streamed request bodies, and starts a task that writes
-the body. A call to an engine needs none of them, and takes about a third less CPU time here.
+The session supports cookies, redirects, proxies and streamed request bodies, and writes the body in a separate task.
+Engine calls need none of these. Without the session a call takes about a third less CPU time.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
     from multidict import CIMultiDictProxy
 
-# Below the 5 s after which uvicorn closes an idle connection: a call sent at that moment is lost.
+# Less than the 5 s after which uvicorn closes an idle connection: a call at that moment would be lost.
 _KEEP_ALIVE_S = 4.0
-_JOINED_BYTES = 65_536  # up to here a copy of head and body is faster than a write of two buffers
+_JOINED_BYTES = 65_536  # up to this size one joined buffer is written faster than two buffers
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")  # all but the tab
 _INFORMATIONAL = range(100, 200)
 _SWITCHING_PROTOCOLS = 101
@@ -31,7 +31,7 @@ _LOST = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, aiohttp.ClientC
 
 
 class _Protocol(ResponseHandler):
-    """aiohttp (3.14) does not tell whoever reads a body that its framing broke: they would wait until a deadline."""
+    """Reports broken framing to the reader of the body, which aiohttp 3.14 would leave waiting for a timeout."""
 
     def set_exception(self, *error: Any) -> None:
         payload = self._payload
@@ -53,10 +53,10 @@ class _Connector(aiohttp.TCPConnector):
 
 
 class HttpReply:
-    """The status and headers of a reply, and its body as far as it has arrived.
+    """The status, headers and body of a reply.
 
     Attributes:
-        content: the body. Reading it raises TimeoutError after the total deadline of the call.
+        content: the body, which may still arrive. Reading it raises TimeoutError after the total timeout of the call.
     """
 
     __slots__ = ("_connection", "_deadline", "content", "headers", "status")
@@ -82,7 +82,7 @@ class HttpReply:
         self._connection.close()
 
     def release(self) -> None:
-        """Return the connection to the pool. It is closed unless the call was written and the reply read completely."""
+        """Return the connection to the pool, or close it unless call and reply were transferred completely."""
         self._deadline.cancel()
         protocol = self._connection.protocol
         if protocol is not None and protocol.writing_paused:
@@ -96,9 +96,9 @@ class HttpPool:
     """The connections to one server.
 
     Args:
-        headers: go out with each call.
-        connect_s: bounds making a connection.
-        total_s: bounds a call, from its beginning to the end of its reply.
+        headers: sent with each call.
+        connect_s: the timeout for connecting, in seconds.
+        total_s: the timeout from the start of a call to the end of its reply, in seconds.
     """
 
     def __init__(self, headers: Mapping[str, str], *, connect_s: float, total_s: float) -> None:
@@ -113,12 +113,12 @@ class HttpPool:
         await self._connector.close()
 
     async def send(self, method: str, url: str, data: bytes | None, headers: Mapping[str, str] | None) -> HttpReply:
-        """Send a call and return its reply as soon as the head has arrived. Release the reply after use.
+        """Send a call and return the reply when its head has arrived. The caller must release the reply.
 
-        After a connection was lost, the idle ones are closed as well, so that the next call opens a new one.
+        A lost connection also closes the idle connections, so that the next call opens a new one.
 
         Args:
-            headers: go out beside those of every call.
+            headers: sent in addition to the headers of the pool.
 
         Raises:
             aiohttp.ConnectionTimeoutError: no connection within `connect_s`.
@@ -155,7 +155,7 @@ class HttpPool:
             if isinstance(error, _LOST):
                 self._connector.close_idle()
             if isinstance(error, aiohttp.http.HttpProcessingError):
-                raise aiohttp.ClientPayloadError("The reply is no HTTP.") from error
+                raise aiohttp.ClientPayloadError("The reply is not valid HTTP.") from error
             raise
         return HttpReply(message.code, message.headers, content, connection, deadline)
 
@@ -166,9 +166,9 @@ class HttpPool:
             raise aiohttp.ConnectionTimeoutError("The connection took too long.") from error
 
     def _prepare(self, method: str, url: str) -> tuple[aiohttp.ClientRequest, bytes]:
-        """Return a request that the connector knows the server by, and the head of each call to the URL."""
+        """Return the request that identifies the server to the connector, and the head of each call to the URL."""
         request = aiohttp.ClientRequest(method, URL(url), headers=self._headers, loop=asyncio.get_running_loop())
-        request.headers.pop("Content-Length", None)  # that of a call without a body
+        request.headers.pop("Content-Length", None)  # set for a call without a body
         line = f"{method} {request.url.raw_path_qs} HTTP/1.1\r\n"
         prepared = request, line.encode() + _header_lines(request.headers)
         self._prepared[method, url] = prepared
@@ -176,8 +176,8 @@ class HttpPool:
 
 
 def _header_lines(headers: Mapping[str, str]) -> bytes:
-    """Return headers as they are sent. Raises ValueError for a control character in one of them."""
+    """Return the encoded headers. Raises ValueError for a control character."""
     lines = [f"{name}: {value}" for name, value in headers.items()]
     if any(map(_CONTROL.search, lines)):
-        raise ValueError("A header holds a control character.")
+        raise ValueError("A request header contains a control character.")
     return "".join(f"{line}\r\n" for line in lines).encode()

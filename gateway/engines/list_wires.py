@@ -1,15 +1,15 @@
-"""How each kind of server takes a list of openings in one call, and gives them back.
+"""The list routes of each kind of server: several guidance requests in one call.
 
-A reply may come in any order, and holds one entry for each member; otherwise it is garbled as a whole. An entry without
-text is garbled alone. docs/engines.md says which server does what.
+A reply has one entry for each member, in any order; any other reply is an EngineProtocolError for all members. An entry
+without text is an error for its member only. docs/engines.md lists the routes of each server.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-from gateway.engines.base import OpeningReply, TokenUsage
-from gateway.engines.chat import opening_body, opening_finish, read_usage
+from gateway.engines.base import TeacherReply, TokenUsage
+from gateway.engines.chat import read_usage, sampling_body, teacher_finish
 from gateway.engines.renderers import LlamaCppRenderer, SGLangRenderer, all_of
 from gateway.engines.reply_json import encoded
 from gateway.engines.shares import shares
@@ -19,47 +19,47 @@ from gateway.protocol.messages import only_text
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gateway.engines.base import OpeningRequest
+    from gateway.engines.base import TeacherRequest
     from gateway.engines.http import EngineHttp
     from gateway.protocol.body import Json
 
-Outcome: TypeAlias = OpeningReply | EngineError
+Outcome: TypeAlias = TeacherReply | EngineError
 
 
 class ListWire(Protocol):
-    """One server's way. The members of a call are all chats or all prompts, with the same parameters."""
+    """The list route of one kind of server. The members are all chats or all prompts, with the same parameters."""
 
-    def takes(self, request: OpeningRequest) -> bool:
-        """Whether such an opening can be a member of a list."""
+    def takes(self, request: TeacherRequest) -> bool:
+        """Return whether a request can be a member of a list."""
         ...
 
-    async def render(self, requests: Sequence[OpeningRequest]) -> list[Any]:
-        """Each as this server takes it in a list, which may take calls. Raises EngineErrors."""
+    async def render(self, requests: Sequence[TeacherRequest]) -> list[Any]:
+        """Return each request as this server reads it in a list. This may send calls. Raises EngineErrors."""
         ...
 
-    async def send(self, requests: Sequence[OpeningRequest], rendered: Sequence[Any]) -> list[Outcome]:
-        """What became of each. Raises an EngineError that is everybody's when the call failed."""
+    async def send(self, requests: Sequence[TeacherRequest], rendered: Sequence[Any]) -> list[Outcome]:
+        """Send the list and return the outcome of each member. Raises an EngineError if the whole call fails."""
         ...
 
 
 class PromptLists:
-    """OpenAI's /completions: a list of prompts, and one sum of tokens. Chats need a template: it takes none."""
+    """OpenAI's /completions: a list of prompts, with one sum of tokens. The route does not support chats."""
 
     def __init__(self, http: EngineHttp, model: str) -> None:
         self._http = http
         self._model = model
 
-    def takes(self, request: OpeningRequest) -> bool:
+    def takes(self, request: TeacherRequest) -> bool:
         return request.prompt is not None
 
-    async def render(self, requests: Sequence[OpeningRequest]) -> list[Any]:
+    async def render(self, requests: Sequence[TeacherRequest]) -> list[Any]:
         return [request.prompt if request.messages is None else list(request.messages) for request in requests]
 
-    async def send(self, requests: Sequence[OpeningRequest], rendered: Sequence[Any]) -> list[Outcome]:
+    async def send(self, requests: Sequence[TeacherRequest], rendered: Sequence[Any]) -> list[Outcome]:
         return await self._send("/completions", {"prompt": list(rendered)}, requests)
 
-    async def _send(self, path: str, asked: Json, requests: Sequence[OpeningRequest]) -> list[Outcome]:
-        body = {"model": self._model, **opening_body(requests[0]), **asked}
+    async def _send(self, path: str, prompts: Json, requests: Sequence[TeacherRequest]) -> list[Outcome]:
+        body = {"model": self._model, **sampling_body(requests[0]), **prompts}
         reply = (await self._http.post(path, body)).body
         choices = _in_order(reply.get("choices") if isinstance(reply, dict) else None, len(requests), self._http.name)
         texts = [_text_of(choice) for choice in choices]
@@ -74,43 +74,43 @@ class PromptLists:
             ],
         )
         return [
-            _outcome(text, opening_finish(reason), usage, self._http.name)
+            _outcome(text, teacher_finish(reason), usage, self._http.name)
             for text, reason, usage in zip(texts, reasons, usages, strict=True)
         ]
 
 
 class VllmLists(PromptLists):
-    """vLLM: chats go to a batch route of its own, which renders them as its chat route does."""
+    """vLLM: chats use the batch route, which renders them like the chat route."""
 
-    def takes(self, request: OpeningRequest) -> bool:
+    def takes(self, request: TeacherRequest) -> bool:
         return True
 
-    async def send(self, requests: Sequence[OpeningRequest], rendered: Sequence[Any]) -> list[Outcome]:
+    async def send(self, requests: Sequence[TeacherRequest], rendered: Sequence[Any]) -> list[Outcome]:
         if requests[0].messages is None:
             return await super().send(requests, rendered)
         return await self._send("/chat/completions/batch", {"messages": list(rendered)}, requests)
 
 
 class LlamaCppLists:
-    """llama.cpp: its own /completion, for it counts every member; its /v1/completions counts the first one only."""
+    """llama.cpp: /completion counts the tokens of each member; /v1/completions counts the first one only."""
 
     def __init__(self, http: EngineHttp, model: str) -> None:
         self._http = http
         self._renderer = LlamaCppRenderer(http, model)
 
-    def takes(self, request: OpeningRequest) -> bool:
+    def takes(self, request: TeacherRequest) -> bool:
         return only_text(request.messages or ())
 
-    async def render(self, requests: Sequence[OpeningRequest]) -> list[Any]:
+    async def render(self, requests: Sequence[TeacherRequest]) -> list[Any]:
         return await _rendered(self._renderer, requests)
 
-    async def send(self, requests: Sequence[OpeningRequest], rendered: Sequence[Any]) -> list[Outcome]:
-        sampling = opening_body(requests[0])
+    async def send(self, requests: Sequence[TeacherRequest], rendered: Sequence[Any]) -> list[Outcome]:
+        sampling = sampling_body(requests[0])
         body = {
             "prompt": list(rendered),
             "n_predict": sampling.pop("max_tokens"),
             **sampling,
-            # Without this each entry repeats its prompt and all settings.
+            # Otherwise each entry repeats its prompt and all settings.
             "response_fields": ["index", "content", "stop_type", "tokens_evaluated", "tokens_predicted", "timings"],
         }
         reply = (await self._http.post("/completion", body, native=True)).body
@@ -124,24 +124,24 @@ class LlamaCppLists:
             timings.get("cache_n") if isinstance(timings, dict) else None,
         )
         ended = "stop" if entry.get("stop_type") in {"eos", "word"} else "length"
-        return _outcome(entry.get("content"), opening_finish(ended), usage, self._http.name)
+        return _outcome(entry.get("content"), teacher_finish(ended), usage, self._http.name)
 
 
 class SGLangLists:
-    """SGLang: its own /generate, for it counts every member. Chats are rendered to token ids by /tokenize."""
+    """SGLang: /generate counts the tokens of each member. /tokenize renders chats to token ids."""
 
     def __init__(self, http: EngineHttp, model: str) -> None:
         self._http = http
         self._renderer = SGLangRenderer(http, model)
 
-    def takes(self, request: OpeningRequest) -> bool:
+    def takes(self, request: TeacherRequest) -> bool:
         return only_text(request.messages or ())
 
-    async def render(self, requests: Sequence[OpeningRequest]) -> list[Any]:
+    async def render(self, requests: Sequence[TeacherRequest]) -> list[Any]:
         return await _rendered(self._renderer, requests)
 
-    async def send(self, requests: Sequence[OpeningRequest], rendered: Sequence[Any]) -> list[Outcome]:
-        sampling = opening_body(requests[0])
+    async def send(self, requests: Sequence[TeacherRequest], rendered: Sequence[Any]) -> list[Outcome]:
+        sampling = sampling_body(requests[0])
         sampling["max_new_tokens"] = sampling.pop("max_tokens")
         if "seed" in sampling:
             sampling["sampling_seed"] = sampling.pop("seed")
@@ -151,14 +151,14 @@ class SGLangLists:
         return [self._read(entry) for entry in _in_order(reply, len(requests), self._http.name)]
 
     def _read(self, entry: Json) -> Outcome:
-        said = entry.get("meta_info")
-        meta: Json = said if isinstance(said, dict) else {}
+        info = entry.get("meta_info")
+        meta: Json = info if isinstance(info, dict) else {}
         finish = meta.get("finish_reason")
         reason = finish.get("type") if isinstance(finish, dict) else finish
         if reason == "abort":
-            return EngineFailed(f"Engine '{self._http.name}' gave up on one answer of a list.", engine=self._http.name)
+            return EngineFailed(f"Engine '{self._http.name}' aborted one answer of a list.", engine=self._http.name)
         usage = _usage(meta.get("prompt_tokens"), meta.get("completion_tokens"), meta.get("cached_tokens"))
-        return _outcome(entry.get("text"), opening_finish(reason), usage, self._http.name)
+        return _outcome(entry.get("text"), teacher_finish(reason), usage, self._http.name)
 
 
 _BY_OWNER: dict[str, type[VllmLists | LlamaCppLists | SGLangLists]] = {
@@ -169,18 +169,18 @@ _BY_OWNER: dict[str, type[VllmLists | LlamaCppLists | SGLangLists]] = {
 
 
 def list_wire(owner: object, http: EngineHttp, model: str) -> ListWire:
-    """The way to try; `owner` is whatever /models says of it."""
+    """Return the list route for a server. `owner` is `owned_by` in /models."""
     kind = _BY_OWNER.get(owner.lower(), PromptLists) if isinstance(owner, str) else PromptLists
     return kind(http, model)
 
 
 def _in_order(entries: Any, count: int, engine: str) -> list[Json]:
-    """The entries by their index; without one they count as they come."""
+    """Return the entries in the order of their indexes. An entry without an index has its position as index."""
     found = [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
-    by_index = {entry.get("index", place): entry for place, entry in enumerate(found)}
+    by_index = {entry.get("index", position): entry for position, entry in enumerate(found)}
     if len(found) != count or by_index.keys() != set(range(count)):
         raise EngineProtocolError(
-            f"Engine '{engine}' did not answer each of the {count} prompts of a list.", engine=engine
+            f"Engine '{engine}' did not return one entry for each of the {count} prompts of a list.", engine=engine
         )
     return [by_index[index] for index in range(count)]
 
@@ -188,7 +188,7 @@ def _in_order(entries: Any, count: int, engine: str) -> list[Json]:
 def _outcome(text: Any, finish: Any, usage: TokenUsage | None, engine: str) -> Outcome:
     if not isinstance(text, str):
         return EngineProtocolError(f"Engine '{engine}' sent a reply without text.", engine=engine)
-    return OpeningReply(text, finish, usage)
+    return TeacherReply(text, finish, usage)
 
 
 def _text_of(choice: Json) -> Any:
@@ -202,8 +202,8 @@ def _usage(read: Any, written: Any, cached: Any) -> TokenUsage | None:
     )
 
 
-async def _rendered(renderer: LlamaCppRenderer | SGLangRenderer, requests: Sequence[OpeningRequest]) -> list[Any]:
-    """Each as a prompt: what is one already stays what it is."""
+async def _rendered(renderer: LlamaCppRenderer | SGLangRenderer, requests: Sequence[TeacherRequest]) -> list[Any]:
+    """Return each request as a prompt, with its chat rendered."""
     chats = iter(
         await all_of(
             renderer.render({"messages": list(request.messages)})
@@ -214,5 +214,5 @@ async def _rendered(renderer: LlamaCppRenderer | SGLangRenderer, requests: Seque
     return [request.prompt if request.messages is None else next(chats) for request in requests]
 
 
-async def _size(request: OpeningRequest) -> int:
+async def _size(request: TeacherRequest) -> int:
     return len(await encoded(request.prompt if request.messages is None else list(request.messages)))

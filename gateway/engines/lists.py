@@ -1,7 +1,7 @@
-"""One HTTP call for the openings that come together, for servers that take a list.
+"""Sends concurrent guidance requests of one batch in one HTTP call, for servers that support lists of prompts.
 
-What a list shares: its fate, its sampling, and, on most servers, its token count. The engine's own queue is the same
-either way. docs/engines.md says when it pays.
+The members of a list share the sampling parameters, the failure of the call and, on most servers, the token count.
+docs/engines.md describes when lists are useful.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from gateway.engines.base import OpeningRequest
+from gateway.engines.base import TeacherRequest
 from gateway.engines.list_wires import list_wire
 from gateway.errors import EngineError, EngineFailed, EngineProtocolError, EngineRejected
 from gateway.runtime.tasks import BackgroundTasks
@@ -18,88 +18,88 @@ from gateway.runtime.tasks import BackgroundTasks
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from gateway.engines.base import OpeningReply
+    from gateway.engines.base import TeacherReply
     from gateway.engines.http import EngineHttp
     from gateway.engines.list_wires import ListWire
 
-# A list that was refused like this may go through member by member: one prompt may be to blame, or the list itself.
-_EACH_ALONE = frozenset({400, 404, 405, 413, 422})
+# After these statuses each member is sent alone, since one prompt or the list itself may be invalid.
+_SPLIT_STATUSES = frozenset({400, 404, 405, 413, 422})
 
 _QUESTIONS = ("What is the capital of France?", "Write the numbers from one to five.")
 _PROBE_TOKENS = 8
 _PROBES = {
     "chats": [
-        OpeningRequest(_PROBE_TOKENS, messages=[{"role": "user", "content": question}]) for question in _QUESTIONS
+        TeacherRequest(_PROBE_TOKENS, messages=[{"role": "user", "content": question}]) for question in _QUESTIONS
     ],
-    "prompts": [OpeningRequest(_PROBE_TOKENS, prompt=question) for question in _QUESTIONS],
+    "prompts": [TeacherRequest(_PROBE_TOKENS, prompt=question) for question in _QUESTIONS],
 }
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Member:
-    """An opening in a list. Its reply is None when it must ask alone."""
+    """A guidance request in a list. The reply is None if the request must be sent alone."""
 
-    request: OpeningRequest
-    reply: asyncio.Future[OpeningReply | None]
+    request: TeacherRequest
+    reply: asyncio.Future[TeacherReply | None]
 
 
 class CallLists:
     """The lists of one engine.
 
     Args:
-        http: the engine's pool.
-        model: what the server calls the model.
-        alone: asks for one opening in a call of its own.
+        http: the engine's HTTP client.
+        model: the server's name of the model.
+        alone: sends one guidance request in a separate call.
+
+    Attributes:
+        supported: the kinds that the server supports as a list: `chats`, `prompts`.
+        warnings: why a kind is sent in separate calls.
     """
 
     def __init__(
         self,
         http: EngineHttp,
         model: str,
-        alone: Callable[[OpeningRequest], Awaitable[OpeningReply]],
+        alone: Callable[[TeacherRequest], Awaitable[TeacherReply]],
     ) -> None:
         self._http = http
         self._model = model
         self._alone = alone
         self._wire: ListWire | None = None
         self._gathering: dict[tuple[Any, ...], list[_Member]] = {}
-        self._tasks = (
-            BackgroundTasks()
-        )  # a call belongs to all its members: it may not end with the one that came first
-        self.taken: list[str] = []
-        """What the server is known to take as a list: `chats`, `prompts`."""
-        self.doubts: list[str] = []
-        """Why something goes out one by one."""
+        self._tasks = BackgroundTasks()  # a call must not end when its first member is canceled
+        self.supported: list[str] = []
+        self.warnings: list[str] = []
 
     async def close(self) -> None:
         await self._tasks.close()
 
-    async def opening(self, request: OpeningRequest, batch: str) -> OpeningReply:
-        """The opening, out of one call with the others of its batch that ask for the same.
+    async def generate_guidance(self, request: TeacherRequest, batch: str) -> TeacherReply:
+        """Generate guidance in one call with the concurrent requests of the batch that have the same parameters.
 
-        A caller that leaves just leaves; the call is given up when all have left. Raises EngineErrors: one that failed
-        the call is raised to each member, as an instance of its own.
+        The call is canceled when all its members are canceled. Raises EngineErrors; each member of a failed call gets
+        its own copy.
         """
         kind = "prompts" if request.messages is None else "chats"
-        if self._wire is None or kind not in self.taken or not self._wire.takes(request):
+        if self._wire is None or kind not in self.supported or not self._wire.takes(request):
             return await self._alone(request)
         reply = await self._join(request, (batch, kind, *_parameters(request)))
         return await self._alone(request) if reply is None else reply
 
-    def _join(self, request: OpeningRequest, key: tuple[Any, ...]) -> asyncio.Future[OpeningReply | None]:
+    def _join(self, request: TeacherRequest, key: tuple[Any, ...]) -> asyncio.Future[TeacherReply | None]:
         loop = asyncio.get_running_loop()
         member = _Member(request, loop.create_future())
         members = self._gathering.setdefault(key, [])
         members.append(member)
         if len(members) == 1:
-            loop.call_soon(self._depart, key, 1)
+            loop.call_soon(self._send_when_gathered, key, 1)
         return member.reply
 
-    def _depart(self, key: tuple[Any, ...], seen: int) -> None:
-        """Send what was gathered, after the first turn of the event loop in which nobody joined."""
+    def _send_when_gathered(self, key: tuple[Any, ...], seen: int) -> None:
+        """Send the gathered members after the first turn of the event loop in which no member joined."""
         members = self._gathering[key]
         if len(members) > seen:
-            asyncio.get_running_loop().call_soon(self._depart, key, len(members))
+            asyncio.get_running_loop().call_soon(self._send_when_gathered, key, len(members))
             return
         del self._gathering[key]
         waiting = [member for member in members if not member.reply.done()]
@@ -117,29 +117,31 @@ class CallLists:
 
     async def _call(self, members: Sequence[_Member]) -> None:
         assert self._wire is not None
-        outcomes: Sequence[OpeningReply | Exception | None]
+        outcomes: Sequence[TeacherReply | Exception | None]
         try:
             rendered = await self._wire.render([member.request for member in members])
-            # Rendering takes calls of its own: who left meanwhile would be written for in vain.
-            left = [(member, one) for member, one in zip(members, rendered, strict=True) if not member.reply.done()]
-            members = [member for member, _ in left]
+            # Rendering takes calls, during which members may be canceled.
+            remaining = [
+                (member, one) for member, one in zip(members, rendered, strict=True) if not member.reply.done()
+            ]
+            members = [member for member, _ in remaining]
             if len(members) < 2:
                 self._settle(members, [None] * len(members))
                 return
-            outcomes = await self._wire.send([member.request for member in members], [one for _, one in left])
+            outcomes = await self._wire.send([member.request for member in members], [one for _, one in remaining])
         except EngineError as error:
-            refused = isinstance(error, EngineRejected) and error.status_sent in _EACH_ALONE
-            outcomes = [None if refused else error.for_others() for _ in members]
-            # The first member that waits reports the failure to the breaker. Where a prompt may be at fault none does:
-            # it may be another member's.
+            is_rejected = isinstance(error, EngineRejected) and error.status_sent in _SPLIT_STATUSES
+            outcomes = [None if is_rejected else error.for_other_requests() for _ in members]
+            # The first waiting member reports the failure to the breaker. No member does if a prompt may be the cause,
+            # since it may be the prompt of another member.
             blames_prompt = isinstance(error, EngineFailed) and error.may_blame_request
             first = None if blames_prompt else next((one for one in members if not one.reply.done()), None)
             for member, outcome in zip(members, outcomes, strict=True):
                 if isinstance(outcome, EngineError):
-                    outcome.is_twin = member is not first
+                    outcome.is_copy = member is not first
         except asyncio.CancelledError:
             for member in members:
-                member.reply.cancel()  # the engine is being closed, or nobody waits any more
+                member.reply.cancel()  # the engine is being closed, or all members were canceled
             raise
         except Exception as error:
             self._settle(members, [error] * len(members))
@@ -147,30 +149,30 @@ class CallLists:
         self._settle(members, outcomes)
 
     @staticmethod
-    def _settle(members: Sequence[_Member], outcomes: Sequence[OpeningReply | Exception | None]) -> None:
+    def _settle(members: Sequence[_Member], outcomes: Sequence[TeacherReply | Exception | None]) -> None:
         for member, outcome in zip(members, outcomes, strict=True):
             if member.reply.done():
-                continue  # it left
+                continue  # canceled
             if isinstance(outcome, Exception):
                 member.reply.set_exception(outcome)
             else:
                 member.reply.set_result(outcome)
 
-    async def look(self, owner: object) -> None:
-        """Find out what the server takes as a list; `owner` is whatever /models says of it.
+    async def probe(self, owner: object) -> None:
+        """Determine what the server supports as a list. `owner` is `owned_by` in /models.
 
-        Raises EngineErrors when the server does not answer at all.
+        Raises EngineErrors if the server does not answer.
         """
-        self.taken, self.doubts = [], []  # until it is known what came in its place, nothing goes out as a list
+        self.supported, self.warnings = [], []  # no lists until the probe has ended
         wire = list_wire(owner, self._http, self._model)
         why_not = {kind: await self._why_not(wire, kind, probes) for kind, probes in _PROBES.items()}
         self._wire = wire
-        self.taken = [kind for kind, why in why_not.items() if why is None]
-        self.doubts = [f"batch.calls list: {kind} go out one by one: {why}" for kind, why in why_not.items() if why]
+        self.supported = [kind for kind, why in why_not.items() if why is None]
+        self.warnings = [f"batch.calls list: {kind} are sent separately: {why}" for kind, why in why_not.items() if why]
 
-    async def _why_not(self, wire: ListWire, kind: str, probes: Sequence[OpeningRequest]) -> str | None:
+    async def _why_not(self, wire: ListWire, kind: str, probes: Sequence[TeacherRequest]) -> str | None:
         if not wire.takes(probes[0]):
-            return "no list of them is known for this server"
+            return "no list route is known for this server"
         try:
             listed = await wire.send(probes, await wire.render(probes))
             failed = next((outcome for outcome in listed if isinstance(outcome, EngineError)), None)
@@ -178,17 +180,17 @@ class CallLists:
                 return failed.message
             if kind == "prompts":
                 return None
-            # A list of chats goes through another route than a chat. A model that thinks aloud, for one, shows its
-            # thoughts on some; and guidance is shown to callers.
+            # Chats in a list use another route than a single chat. On some servers it returns reasoning as text, and
+            # guidance is shown to callers.
             single = [await self._alone(probe) for probe in probes]
         except (EngineRejected, EngineFailed, EngineProtocolError) as error:
             return error.message
         same = [_first_word(outcome) for outcome in listed] == [_first_word(reply) for reply in single]
-        return None if same else "a list's answers begin otherwise than those of single calls"
+        return None if same else "the answers of a list differ from those of single calls"
 
 
-def _parameters(request: OpeningRequest) -> tuple[Any, ...]:
-    """What the members of one list have in common."""
+def _parameters(request: TeacherRequest) -> tuple[Any, ...]:
+    """Return the parameters that all members of a list share."""
     return request.max_tokens, request.temperature, request.top_p, request.seed, tuple(request.stop)
 
 

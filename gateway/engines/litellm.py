@@ -1,6 +1,6 @@
-"""A model behind LiteLLM: Anthropic, Bedrock, Gemini, Azure, Vertex and the many others that speak no OpenAI.
+"""The engine for providers without an OpenAI-compatible API: Anthropic, Bedrock, Gemini, Azure, Vertex and others.
 
-LiteLLM translates; all else is the gateway's: deadlines, connections, retries, prices, and what an error means.
+LiteLLM translates requests and replies. Timeouts, connections, retries, prices and error classes are the gateway's.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import httpx
 import orjson
 
 from gateway.capabilities.continuation import Continuation, place_prefix
-from gateway.engines.base import EngineEmbeddings, EngineState, OpeningReply, OpeningRequest
-from gateway.engines.chat import listen, opening_body, opening_finish, read_usage
+from gateway.engines.base import EngineEmbeddings, EngineState, TeacherReply, TeacherRequest
+from gateway.engines.chat import collect_stream, read_usage, sampling_body, teacher_finish
 from gateway.engines.litellm_chat import BodyUnsupported, arguments, plain_chunk, plain_reply
 from gateway.engines.litellm_wire import EnginePool, ForeignHost, ReplyTooLarge
 from gateway.engines.probing import find_continuation
-from gateway.engines.refusal import ReportedError, hidden_in, refusal, reported, said_error
+from gateway.engines.refusal import ReportedError, hidden_in, read_error, refusal, reported
 from gateway.engines.replies import first_choice, message_text
 from gateway.errors import (
     EngineError,
@@ -44,29 +44,29 @@ if TYPE_CHECKING:
 
     _T = TypeVar("_T")
 
-# Who wants the message marked; all others that continue want nothing but the message at the end.
-_MARKED = frozenset({"mistral", "deepseek", "codestral"})
+# Providers that require a flag on the message to continue. The others continue any assistant message at the end.
+_PREFIX_PROVIDERS = frozenset({"mistral", "deepseek", "codestral"})
 _FLAGS = ("continue_final_message", "add_generation_prompt")
-# For these a part without a reason is as good as the last one to LiteLLM 1.110: the wire has to look.
+# For these providers LiteLLM 1.110 invents a finish reason. `WireCall.ended` has the engine's own.
 _INVENTED_FOR = frozenset({"gemini", "vertex_ai"})
-# Statuses after which nobody can expect the next call to fare better.
+# After these statuses the next call is expected to fail, too.
 _DOWN = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND})
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+")
 
 
 class LiteLLMEngine:
-    """One model of one provider.
+    """The client of one model of one provider.
 
     Args:
         name: the configured model name.
-        model: `provider/name`, as LiteLLM wants it.
-        library: LiteLLM, loaded.
-        api_base: where the provider is; None: where LiteLLM, or the provider's environment variables, say.
-        api_key: None: out of the provider's environment variables.
-        options: what else the provider's calls need, such as Azure's `api_version`.
-        continuation: how it continues an assistant message; `auto` probes for it, `none` never tries.
-        echo: whether it repeats the message it continues; None leaves that to the probe.
-        outgoing: asked at each call for headers that go with it; None: there are none.
+        model: `provider/name` in LiteLLM's notation.
+        library: LiteLLM.
+        api_base: the provider's URL; None: the default of LiteLLM or of the provider's environment variables.
+        api_key: the provider's key; None: from the provider's environment variables.
+        options: additional arguments of each call, such as Azure's `api_version`.
+        continuation: how the engine continues an assistant message. `auto` probes, `none` disables continuation.
+        echo: whether the engine repeats the message that it continues; None: as probed.
+        outgoing: returns additional headers for each call, such as trace headers.
     """
 
     def __init__(
@@ -104,10 +104,9 @@ class LiteLLMEngine:
         if api_key is not None:
             self._fixed["api_key"] = api_key
         self._supported = library.parameters(model)
-        self._asked = continuation
         self._echo = echo
-        self._looked = continuation != "auto"
-        self._down: EngineError | None = None  # what the last call met, if the next will meet it too
+        self._is_probed = continuation != "auto"
+        self._down: EngineError | None = None  # the error of the last call, if the next call is expected to fail, too
         self._state = EngineState(revision=model, takes_prompts=False, called=False)
         self._state.facts = {"provider": self._provider, "seen": "no call yet"}
         if continuation == "none":
@@ -136,15 +135,15 @@ class LiteLLMEngine:
                     self._at(self._deadlines.total_s), self._deadlines.total_s, self._library.chat(**sent)
                 )
                 plain = plain_reply(reply)
-            except Exception as error:  # LiteLLM's are of every kind
+            except Exception as error:  # LiteLLM raises exceptions of many types
                 raise self._failed(error, call) from error
         if not plain["choices"]:
-            raise self._garbled("a reply without a message")
+            raise self._protocol_error("a reply without a message")
         self._answered()
         return plain
 
     async def stream(self, body: Json, prefill: Prefill | None = None) -> AsyncGenerator[list[Json], None]:
-        """Yield chunks. Ends normally only when all choices have finished: a cut is an error."""
+        """Yield chunks. The stream ends without an error only after all choices have finished."""
         async with aclosing(self._stream(body, self._arguments(body, prefill))) as groups:
             async for chunks in groups:
                 yield chunks
@@ -154,31 +153,31 @@ class LiteLLMEngine:
         end = self._at(self._deadlines.total_s)
         limit_s = self._deadlines.first_token_s
         due = min(end, self._at(limit_s))
-        begun = False
+        started = False
         chunks: Any = None
         with self._pool.call() as call:
             try:
-                asked = self._library.chat(**sent, stream=True, stream_options={"include_usage": True})
-                chunks = await self._by(due, limit_s, asked)
+                call_chat = self._library.chat(**sent, stream=True, stream_options={"include_usage": True})
+                chunks = await self._by(due, limit_s, call_chat)
             except Exception as error:
                 raise self._failed(error, call) from error
         try:
             while True:
                 try:
-                    with self._pool.call(call):  # some providers' streams are asked for by their first chunk
+                    with self._pool.call(call):  # some providers send the request at the first chunk
                         chunk = plain_chunk(await self._by(due, limit_s, anext(chunks)))
                 except StopAsyncIteration:
                     break
                 except Exception as error:
                     if not unfinished:
-                        break  # all was said; what comes after it only counts
-                    raise self._failed(error, call, begun=begun) from error
+                        break  # the answer is complete; only the usage is missing
+                    raise self._failed(error, call, started=started) from error
                 call.unread_bytes = 0
                 finished = {choice["index"] for choice in chunk["choices"] if choice["finish_reason"]}
-                if finished and not self._was_said(chunks, call):
-                    raise self._broke_off()
+                if finished and not self._has_ended(chunks, call):
+                    raise self._incomplete()
                 unfinished -= finished
-                begun = True
+                started = True
                 self._answered()
                 yield [chunk]
                 limit_s = self._deadlines.idle_s
@@ -187,33 +186,35 @@ class LiteLLMEngine:
             with suppress(Exception):
                 await chunks.aclose()
         if unfinished:
-            raise self._broke_off()
+            raise self._incomplete()
 
-    async def opening(
-        self, request: OpeningRequest, *, batch: str | None = None, tell: Callable[[str], None] | None = None
-    ) -> OpeningReply:
-        """Each opening is a call of its own. What of the policy's sampling the provider does not take is left out."""
-        if tell is not None and request.messages is not None:
-            body = {**opening_body(request), "messages": list(request.messages)}
-            return await listen(self._stream(body, self._arguments(body, None, lenient=True)), tell)
+    async def generate_guidance(
+        self, request: TeacherRequest, *, batch: str | None = None, on_text: Callable[[str], None] | None = None
+    ) -> TeacherReply:
+        """Generate guidance. Sampling parameters that the provider does not support are omitted."""
+        if on_text is not None and request.messages is not None:
+            body = {**sampling_body(request), "messages": list(request.messages)}
+            return await collect_stream(self._stream(body, self._arguments(body, None, lenient=True)), on_text)
         if request.messages is not None or self._provider not in self._library.takes_text:
             messages = request.messages or [{"role": "user", "content": request.prompt}]
-            asked = self._arguments({**opening_body(request), "messages": list(messages)}, None, lenient=True)
-            reply = await self._complete(asked)
+            sent = self._arguments({**sampling_body(request), "messages": list(messages)}, None, lenient=True)
+            reply = await self._complete(sent)
             text = message_text(reply)
         else:
-            asked = {**opening_body(request), "prompt": request.prompt, "drop_params": True, **self._fixed}
-            reply = await self._text(asked)
+            sent = {**sampling_body(request), "prompt": request.prompt, "drop_params": True, **self._fixed}
+            reply = await self._text(sent)
             text = first_choice(reply).get("text")
         if not isinstance(text, str):
-            raise self._garbled("a reply without text")
-        return OpeningReply(
-            text, opening_finish(first_choice(reply).get("finish_reason")), read_usage(reply.get("usage"))
+            raise self._protocol_error("a reply without text")
+        return TeacherReply(
+            text, teacher_finish(first_choice(reply).get("finish_reason")), read_usage(reply.get("usage"))
         )
 
     async def embed(self, body: Json) -> EngineEmbeddings:
-        """Not through LiteLLM; a policy that wants it is refused when it is read."""
-        raise EngineUnsupported(f"Engine '{self._name}' makes no embeddings.", engine=self._name, status_sent=404)
+        """Raise EngineUnsupported. Policies that need embeddings from LiteLLM are rejected when they are read."""
+        raise EngineUnsupported(
+            f"Engine '{self._name}' does not support embeddings through LiteLLM.", engine=self._name, status_sent=404
+        )
 
     async def _text(self, sent: Json) -> Json:
         total_s = self._deadlines.total_s
@@ -227,42 +228,42 @@ class LiteLLMEngine:
         return plain
 
     async def probe(self) -> None:
-        """Find out once, by a small call, how the model continues. No other call is made: they cost money.
+        """Determine the continuation once, with a small call. No other call is made, since calls cost money.
 
-        From then on the engine is up unless its last call says that the next will fail as well.
+        After that the engine counts as up, unless the error of its last call is expected to last.
         """
-        if not self._looked:
-            found = await find_continuation(self._probed, self._modes(), self._echo)
+        if not self._is_probed:
+            found = await find_continuation(self._send_probe, self._modes(), self._echo)
             self._state.continuation = found
-            self._looked = True
+            self._is_probed = True
             if found is None:
-                self._state.warnings = ["the engine continues no assistant message: placement prefix goes unguided"]
+                self._state.warnings = ["the engine continues no assistant message: placement prefix adds no guidance"]
         if self._down is not None:
-            raise self._down.twin()
+            raise self._down.copy()
 
-    async def _probed(self, body: Json, prefill: Prefill) -> Json:
+    async def _send_probe(self, body: Json, prefill: Prefill) -> Json:
         return await self._complete(self._arguments(body, prefill, lenient=True))
 
     def _modes(self) -> list[Mode]:
-        """What to try, by what LiteLLM's table of models and its provider's documentation say."""
-        if self._provider in _MARKED:
+        """Return the modes to probe, from LiteLLM's table of models and the documentation of the providers."""
+        if self._provider in _PREFIX_PROVIDERS:
             return ["prefix", "instruct"]
         if self._provider == "hosted_vllm":
             return ["vllm", "trailing", "instruct"]
         return ["trailing", "instruct"]
 
     def _arguments(self, body: Json, prefill: Prefill | None, *, lenient: bool = False) -> Json:
-        """All that LiteLLM is called with. `lenient`: without what the provider does not take."""
+        """Return the arguments of a LiteLLM call. `lenient` omits parameters that the provider does not support."""
         flags: Json = {}
-        assert "prompt" not in body, "as its state says"
+        assert "prompt" not in body, "state.takes_prompts is False"
         try:
             sent = arguments(body, None if lenient else self._supported)
-        except BodyUnsupported as refused:
+        except BodyUnsupported as error:
             raise EngineUnsupported(
-                f"Engine '{self._name}': {refused}",
+                f"Engine '{self._name}' does not support the request: {error}",
                 engine=self._name,
                 status_sent=HTTPStatus.BAD_REQUEST,
-                param=refused.param,
+                param=error.param,
             ) from None
         if prefill is not None:
             sent = place_prefix(prefill.continuation.mode, sent, prefill.text)
@@ -271,8 +272,8 @@ class LiteLLMEngine:
             sent["extra_body"] = flags
         return {**sent, "drop_params": lenient, **self._fixed}
 
-    def _was_said(self, chunks: Any, call: WireCall) -> bool:
-        """Whether the finish_reason came from the engine: at the end of some streams LiteLLM makes one up."""
+    def _has_ended(self, chunks: Any, call: WireCall) -> bool:
+        """Return whether the finish_reason came from the engine. LiteLLM invents one at the end of some streams."""
         if self._provider in _INVENTED_FOR:
             return call.ended
         return bool(
@@ -282,7 +283,7 @@ class LiteLLMEngine:
     def _answered(self) -> None:
         self._down = None
         self._state.called = True
-        self._state.facts["seen"] = "its last call was answered"
+        self._state.facts["seen"] = "the last call was answered"
 
     @staticmethod
     def _at(seconds: float) -> float:
@@ -295,66 +296,75 @@ class LiteLLMEngine:
         except TimeoutError:
             if not limit.expired():
                 raise
-            raise EngineTimeout(f"Engine '{self._name}' was silent for {limit_s:g} s.", engine=self._name) from None
+            raise EngineTimeout(f"Engine '{self._name}' sent no data for {limit_s:g} s.", engine=self._name) from None
 
-    def _failed(self, error: Exception, call: WireCall, *, begun: bool = False) -> EngineError:
-        """What LiteLLM raised, judged by what went over the wire, and only without that by its own words."""
-        failed = error if isinstance(error, EngineError) else self._judged(error, call, begun=begun)
+    def _failed(self, error: Exception, call: WireCall, *, started: bool = False) -> EngineError:
+        """Return the EngineError for an exception of LiteLLM, and update the state.
+
+        The reply on the wire determines the class. The exception does only if there was no reply.
+        """
+        failed = error if isinstance(error, EngineError) else self._classified(error, call, started=started)
         if isinstance(failed, EngineUnreachable | EngineTimeout) or getattr(failed, "status_sent", 0) in _DOWN:
-            # For operators, who see it for as long as it lasts.
+            # Readiness shows the error while it lasts.
             status = f" ({failed.status_sent})" if isinstance(failed, EngineRejected) else ""
-            self._down = failed.reworded(f"The last call to engine '{self._name}' met {failed.label}{status}.")
+            self._down = failed.with_message(
+                f"The last call to engine '{self._name}' failed with {failed.label}{status}."
+            )
         self._state.called = True
-        self._state.facts["seen"] = f"its last call met {failed.label}"
+        self._state.facts["seen"] = f"the last call failed with {failed.label}"
         return failed
 
-    def _judged(self, error: Exception, call: WireCall, *, begun: bool) -> EngineError:
+    def _classified(self, error: Exception, call: WireCall, *, started: bool) -> EngineError:
         if isinstance(call.broke, ReplyTooLarge):
-            return self._garbled(f"too much: {call.broke}")
+            return self._protocol_error(f"a reply above the size limit: {call.broke}")
         if isinstance(call.broke, ForeignHost):
-            strayed = EngineFailed(f"A call to engine '{self._name}' would have left its address.", engine=self._name)
-            strayed.heard = call.sent
-            return strayed
+            foreign = EngineFailed(
+                f"LiteLLM addressed a call of engine '{self._name}' to another host than api_base.", engine=self._name
+            )
+            foreign.may_have_run = call.sent
+            return foreign
         if call.broke is not None:
-            broke = EngineUnreachable(f"Engine '{self._name}' could not be reached or broke off.", engine=self._name)
-            broke.heard = call.sent
+            broke = EngineUnreachable(
+                f"The connection to engine '{self._name}' failed or was closed.", engine=self._name
+            )
+            broke.may_have_run = call.sent
             return broke
         if call.status is not None and call.status != HTTPStatus.OK:
-            return refusal(self._name, call.status, said_error(call.said, self._hidden), call.retry_after)
-        if begun:
-            failed = reported(self._name, self._said_midway(error), "failed in the middle of its answer")
-            failed.heard = True
+            return refusal(self._name, call.status, read_error(call.error_body, self._hidden), call.retry_after)
+        if started:
+            failed = reported(self._name, self._error_in_stream(error), "failed during its answer")
+            failed.may_have_run = True
             return failed
         if call.status is not None:
-            return self._garbled("a reply that LiteLLM cannot read")
-        return self._unsent(error)
+            return self._protocol_error("a reply that LiteLLM cannot read")
+        return self._local_error(error)
 
-    def _said_midway(self, error: Exception) -> ReportedError:
-        """What the engine said, where LiteLLM passes it on as it came."""
+    def _error_in_stream(self, error: Exception) -> ReportedError:
+        """Return the engine's error in a stream, if LiteLLM forwards it unchanged."""
         original = getattr(error, "original_exception", None) or error
         _, dash, text = str(getattr(original, "message", "")).rpartition(" - ")
         with suppress(orjson.JSONDecodeError):
-            return said_error(orjson.loads(text), self._hidden)
-        if not dash or "\n" in text:  # words of LiteLLM's own
+            return read_error(orjson.loads(text), self._hidden)
+        if not dash or "\n" in text:  # a text of LiteLLM
             return ReportedError()
-        return said_error({"message": _URL.sub("(hidden)", text)}, self._hidden)
+        return read_error({"message": _URL.sub("(hidden)", text)}, self._hidden)
 
-    def _unsent(self, error: Exception) -> EngineError:
-        """LiteLLM refused by itself, or a provider's own client, which goes past the wire, met something."""
+    def _local_error(self, error: Exception) -> EngineError:
+        """Return the error for an exception of LiteLLM itself, or of a provider's client that bypasses the wire."""
         status = getattr(error, "status_code", None)
         if not isinstance(status, int) or status < HTTPStatus.BAD_REQUEST or isinstance(error, httpx.HTTPError):
             status = HTTPStatus.INTERNAL_SERVER_ERROR
         text = str(getattr(error, "message", "")).partition("\n")[0]
-        said = (
+        report = (
             ReportedError()
             if status >= HTTPStatus.INTERNAL_SERVER_ERROR
-            else said_error({"message": _URL.sub("(hidden)", text)}, self._hidden)
+            else read_error({"message": _URL.sub("(hidden)", text)}, self._hidden)
         )
         headers = getattr(getattr(error, "response", None), "headers", None) or {}
-        return refusal(self._name, status, said, headers.get("retry-after"))
+        return refusal(self._name, status, report, headers.get("retry-after"))
 
-    def _broke_off(self) -> EngineFailed:
-        return EngineFailed(f"Engine '{self._name}' broke off in the middle of its answer.", engine=self._name)
+    def _incomplete(self) -> EngineFailed:
+        return EngineFailed(f"Engine '{self._name}' closed the stream before its end.", engine=self._name)
 
-    def _garbled(self, what: str) -> EngineProtocolError:
+    def _protocol_error(self, what: str) -> EngineProtocolError:
         return EngineProtocolError(f"Engine '{self._name}' sent {what}.", engine=self._name)

@@ -1,7 +1,7 @@
-"""Between OpenAI's chat completions and LiteLLM's: what of a caller's body may become an argument, and what comes back.
+"""Converts OpenAI chat bodies to arguments of LiteLLM, and LiteLLM's replies to OpenAI's shape.
 
-LiteLLM takes addresses, keys, headers, callbacks and mock answers as arguments of the same call that takes the
-temperature. So only names on a list go to it, and nothing of a message that would make it fetch something.
+LiteLLM reads addresses, keys, headers, callbacks and mock answers from the same arguments as sampling parameters. So
+only listed fields are passed, and messages with addresses that LiteLLM would fetch are rejected.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from gateway.protocol.body import Json
 
-_PASSED = frozenset(
+_FORWARDED = frozenset(
     {
         "audio",
         "frequency_penalty",
@@ -46,10 +46,10 @@ _PASSED = frozenset(
         "verbosity",
     }
 )
-# The engine says these itself, or they are about the caller's own books.
-_LEFT_OUT = frozenset({"model", "stream", "stream_options", "metadata", "store"})
-# OpenAI's defaults: said or not, the answer is the same.
-_SAYS_NOTHING: Json = {
+# Fields that the engine sets itself, or that concern storage at OpenAI.
+_OMITTED = frozenset({"model", "stream", "stream_options", "metadata", "store"})
+# OpenAI's defaults, which need not be sent.
+_DEFAULTS: Json = {
     "frequency_penalty": 0,
     "logit_bias": {},
     "logprobs": False,
@@ -62,20 +62,20 @@ _SAYS_NOTHING: Json = {
     "stop": [],
     "top_logprobs": 0,
 }
-# OpenAI promises little for them: an answer without is still what was asked for.
-_LOSABLE = frozenset({"prompt_cache_key", "safety_identifier", "seed", "service_tier", "user"})
+# Fields without a guaranteed effect, omitted if the provider does not support them.
+_OPTIONAL = frozenset({"prompt_cache_key", "safety_identifier", "seed", "service_tier", "user"})
 _NEVER_UNSUPPORTED = frozenset({"messages"})
 
 _ADDRESS = re.compile(r"\s*[A-Za-z][A-Za-z0-9+.-]*://")
-# Words, and what tools are called with: no provider's translation looks for addresses there. Content has parts.
-_OF_WORDS = frozenset(
+# Fields with text or tool arguments, in which no translation looks for addresses. Parts of content are checked apart.
+_TEXT_FIELDS = frozenset(
     {"content", "function_call", "name", "reasoning_content", "refusal", "role", "tool_call_id", "tool_calls"}
 )
 _REFERENCES = frozenset({"url", "uri", "image_url", "file_id", "file_uri", "video_url", "path"})
 
 
 class BodyUnsupported(ValueError):
-    """A body that cannot go to LiteLLM. `param` is the field that it is about."""
+    """A body that cannot be sent to LiteLLM. `param` is the field at fault."""
 
     def __init__(self, message: str, param: str) -> None:
         super().__init__(message)
@@ -83,22 +83,25 @@ class BodyUnsupported(ValueError):
 
 
 def arguments(body: Json, supported: frozenset[str] | None) -> Json:
-    """The arguments that a chat body stands for. `supported`: the parameters that the provider takes, where known.
+    """Return the arguments for a chat body.
+
+    Args:
+        supported: the parameters that the provider supports; None: not known.
 
     Raises:
-        Refused: for a field that is not OpenAI's, one that the provider does not take, and an address to fetch from.
+        BodyUnsupported: a field is not OpenAI's or not supported by the provider, or a message has an address to fetch.
     """
     sent: Json = {}
     for name, value in body.items():
-        if value is None or name in _LEFT_OUT or (name in _SAYS_NOTHING and value == _SAYS_NOTHING[name]):
+        if value is None or name in _OMITTED or (name in _DEFAULTS and value == _DEFAULTS[name]):
             continue
-        if name not in _PASSED:
-            raise BodyUnsupported(f"'{name}' cannot be sent to it.", name)
+        if name not in _FORWARDED:
+            raise BodyUnsupported(f"'{name}' is no parameter of chat completions. Remove it.", name)
         if supported is not None and name not in supported and name not in _NEVER_UNSUPPORTED:
-            if name in _LOSABLE:
+            if name in _OPTIONAL:
                 continue
             if name not in {"max_tokens", "max_completion_tokens"}:
-                raise BodyUnsupported(f"its provider does not take '{name}'.", name)
+                raise BodyUnsupported(f"the provider does not support '{name}'. Remove it.", name)
         sent[name] = value
     _check_tools(sent.get("tools", ()))
     _check_messages(sent["messages"])
@@ -106,49 +109,49 @@ def arguments(body: Json, supported: frozenset[str] | None) -> Json:
 
 
 def _check_tools(tools: Iterable[Any]) -> None:
-    """Functions only: the other types are servers that LiteLLM, or the provider, would call."""
+    """Reject all tools but functions: LiteLLM or the provider would call the servers of other types."""
     for index, tool in enumerate(tools):
         if not isinstance(tool, dict) or tool.get("type") != "function":
             at = f"tools[{index}].type"
-            raise BodyUnsupported(f"'{at}': only functions can be sent to it.", at)
+            raise BodyUnsupported(f"'{at}' must be 'function'.", at)
 
 
 def _check_messages(messages: Iterable[Json]) -> None:
     for index, message in enumerate(messages):
         content = message.get("content")
-        for place, part in enumerate(content if isinstance(content, list) else ()):
-            if isinstance(part, dict) and part.get("type") != "text" and _points_elsewhere(part):
-                raise _address_at(f"messages[{index}].content[{place}]")
+        for position, part in enumerate(content if isinstance(content, list) else ()):
+            if isinstance(part, dict) and part.get("type") != "text" and _has_address(part):
+                raise _address_at(f"messages[{index}].content[{position}]")
         for name, value in message.items():
-            if name not in _OF_WORDS and _points_elsewhere(value, name):
+            if name not in _TEXT_FIELDS and _has_address(value, name):
                 raise _address_at(f"messages[{index}].{name}")
 
 
 def _address_at(at: str) -> BodyUnsupported:
-    return BodyUnsupported(f"'{at}' holds an address. Send the data itself, as a data: URL.", at)
+    return BodyUnsupported(f"'{at}' contains an address. Send the data as a data: URL.", at)
 
 
-def _points_elsewhere(value: Any, name: str = "") -> bool:
-    """Whether LiteLLM could take something in it for an address, and fetch what is there."""
+def _has_address(value: Any, name: str = "") -> bool:
+    """Return whether a value contains a string that LiteLLM could fetch as an address."""
     if isinstance(value, str):
         if value.lstrip()[:5].lower() == "data:":
             return False
         return name in _REFERENCES or _ADDRESS.match(value) is not None
     if isinstance(value, dict):
-        return any(_points_elsewhere(one, key) for key, one in value.items())
-    return isinstance(value, list) and any(_points_elsewhere(one, name) for one in value)
+        return any(_has_address(one, key) for key, one in value.items())
+    return isinstance(value, list) and any(_has_address(one, name) for one in value)
 
 
 _FINISHES = frozenset({"stop", "length", "tool_calls", "content_filter", "function_call"})
 
 
 def plain_reply(reply: Any) -> Json:
-    """LiteLLM's reply in OpenAI's shape, and nothing of LiteLLM's own."""
+    """Return a reply of LiteLLM in OpenAI's shape, without LiteLLM's own fields."""
     return _whole(reply, [_choice(choice, "message") for choice in reply.choices])
 
 
 def plain_chunk(chunk: Any) -> Json:
-    """Likewise for one chunk of a stream."""
+    """Return a stream chunk of LiteLLM in OpenAI's shape, without LiteLLM's own fields."""
     return _whole(chunk, [_choice(choice, "delta") for choice in chunk.choices or ()])
 
 
@@ -168,26 +171,26 @@ def _choice(choice: Any, holder: str) -> Json:
     reason = getattr(choice, "finish_reason", None)
     return {
         "index": getattr(choice, "index", 0) or 0,
-        holder: _said(getattr(choice, holder, None), whole=holder == "message"),
+        holder: _message(getattr(choice, holder, None), whole=holder == "message"),
         "logprobs": _dumped(getattr(choice, "logprobs", None)),
-        # A reason that nobody knows is no end.
+        # An unknown reason counts as a cut.
         "finish_reason": None if reason is None else reason if reason in _FINISHES else "length",
     }
 
 
-def _said(source: Any, *, whole: bool) -> Json:
-    said: Json = {"role": "assistant", "content": None, "refusal": None} if whole else {}
+def _message(source: Any, *, whole: bool) -> Json:
+    message: Json = {"role": "assistant", "content": None, "refusal": None} if whole else {}
     for name in ("role", "content", "refusal", "reasoning_content"):
         value = getattr(source, name, None)
         if isinstance(value, str):
-            said[name] = value
+            message[name] = value
     if calls := getattr(source, "tool_calls", None):
-        said["tool_calls"] = [_tool_call(call, whole=whole) for call in calls]
+        message["tool_calls"] = [_tool_call(call, whole=whole) for call in calls]
     if (function := getattr(source, "function_call", None)) is not None:
-        said["function_call"] = _function(function)
+        message["function_call"] = _function(function)
     if (audio := _dumped(getattr(source, "audio", None))) is not None:
-        said["audio"] = audio
-    return said
+        message["audio"] = audio
+    return message
 
 
 def _tool_call(call: Any, *, whole: bool) -> Json:
@@ -206,7 +209,7 @@ def _function(function: Any) -> Json:
 
 
 def _usage(usage: Any) -> Json | None:
-    """OpenAI's usage; None where the engine did not count, which LiteLLM says in zeros."""
+    """Return OpenAI's usage; None if the engine did not count, for which LiteLLM reports zeros."""
     if usage is None:
         return None
     read, written = getattr(usage, "prompt_tokens", None), getattr(usage, "completion_tokens", None)
@@ -214,7 +217,7 @@ def _usage(usage: Any) -> Json | None:
         return None
     plain: Json = {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
     details = getattr(usage, "prompt_tokens_details", None)
-    # The second names are Anthropic's.
+    # The second name of each is Anthropic's.
     cached = getattr(details, "cached_tokens", None) or getattr(usage, "cache_read_input_tokens", None)
     stored = getattr(details, "cache_write_tokens", None) or getattr(usage, "cache_creation_input_tokens", None)
     if cached or stored:

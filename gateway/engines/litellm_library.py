@@ -1,7 +1,7 @@
-"""LiteLLM itself: imported when an engine needs it, with everything off that an engine does not need.
+"""Imports LiteLLM when an engine needs it, and disables all features that engines do not need.
 
-The import takes seconds, so it is done in a thread before the gateway listens. It sets switches of the whole process:
-no call is made but the engines' own, nothing is logged, counted, cached, retried or sent to anybody else.
+The import takes seconds, so it runs in a thread before the gateway listens. The settings concern the whole process:
+LiteLLM sends only the calls of engines, and does not log, count, cache, retry or report.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from gateway.errors import StartupError
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
-# Read while it is imported. The first one covers the others from 1.110 on.
+# Environment variables that LiteLLM reads during its import. From 1.110 on the first one covers the others.
 _BEFORE_IMPORT = {
     "LITELLM_OFFLINE_MODE": "true",
     "LITELLM_LOCAL_MODEL_COST_MAP": "True",
     "LITELLM_LOCAL_ANTHROPIC_BETA_HEADERS": "true",
     "LITELLM_LOCAL_BLOG_POSTS": "true",
-    "LITELLM_MODE": "PRODUCTION",  # or it reads a .env file
-    "LITELLM_RUST": "false",  # its native half has connections of its own
+    "LITELLM_MODE": "PRODUCTION",  # otherwise LiteLLM reads a .env file
+    "LITELLM_RUST": "false",  # the native part opens its own connections
 }
 _TIKTOKEN_FOLDER = "TIKTOKEN_CACHE_DIR"
 
@@ -41,12 +41,12 @@ _SWITCHES: dict[str, object] = {
     "set_verbose": False,
     "turn_off_message_logging": True,
     "disable_streaming_logging": True,
-    # Where an engine did not count, nobody shall claim that it did: the gateway makes its own estimate, and says so.
+    # LiteLLM must not invent counts: the gateway estimates missing counts and marks them as estimates.
     "disable_token_counter": True,
     "disable_hf_tokenizer_download": True,
     "disable_end_user_cost_tracking": True,
-    "disable_add_prefix_to_prompt": True,  # or Anthropic's replies begin with the opening that was sent
-    "REPEATED_STREAMING_CHUNK_LIMIT": sys.maxsize,  # or the hundredth dash of a line is an error
+    "disable_add_prefix_to_prompt": True,  # otherwise Anthropic's replies repeat the prefill
+    "REPEATED_STREAMING_CHUNK_LIMIT": sys.maxsize,  # otherwise the hundredth dash of a line is an error
     "drop_params": False,
     "modify_params": False,
     "num_retries": 0,
@@ -72,7 +72,14 @@ _CALLBACKS = (
 
 @dataclass(frozen=True, slots=True)
 class LiteLLMLibrary:
-    """The part of LiteLLM that engines use."""
+    """The functions of LiteLLM that engines use.
+
+    Attributes:
+        chat: `acompletion`.
+        text: `atext_completion`.
+        parameters: returns the parameters that a model supports; None: not known.
+        takes_text: the providers with a text completion route.
+    """
 
     chat: Callable[..., Awaitable[Any]]
     text: Callable[..., Awaitable[Any]]
@@ -81,30 +88,31 @@ class LiteLLMLibrary:
 
 
 async def load(models: Iterable[str] = ()) -> LiteLLMLibrary:
-    """Import LiteLLM, and what it needs for `models`, without holding the event loop.
+    """Import LiteLLM and its modules for `models` in a thread.
 
-    Raises StartupError where that fails.
+    Raises:
+        StartupError: the import failed.
     """
 
-    def all_of_it() -> LiteLLMLibrary:
+    def load_all() -> LiteLLMLibrary:
         library = _load()
         for model in models:
             library.parameters(model)
         return library
 
     try:
-        return await asyncio.to_thread(all_of_it)
+        return await asyncio.to_thread(load_all)
     except (ImportError, AttributeError) as error:
         raise StartupError(
-            f"LiteLLM cannot be used ({type(error).__name__}: {error}). Install the version that the lock names."
+            f"LiteLLM cannot be imported ({type(error).__name__}: {error}). Install the version in the lock file."
         ) from error
 
 
 @cache
 def _load() -> LiteLLMLibrary:
-    # Pydantic's remark on LiteLLM's types, which come with the first call of each provider.
+    # Pydantic's warning about LiteLLM's types, at the first call of each provider.
     warnings.filterwarnings("ignore", "Items? .* using the `ReadOnly` qualifier", UserWarning)
-    # Its remark on a reply of another shape, with what stands in the reply.
+    # Pydantic's warning about a reply of another shape, which quotes the reply.
     warnings.filterwarnings("ignore", "Pydantic serializer warnings", UserWarning)
     folder = os.environ.get(_TIKTOKEN_FOLDER)
     os.environ.update(_BEFORE_IMPORT)
@@ -113,7 +121,7 @@ def _load() -> LiteLLMLibrary:
         handlers = importlib.import_module("litellm.llms.custom_httpx.http_handler")
         importlib.import_module("litellm.litellm_core_utils.default_encoding")
     finally:
-        # Its encodings lie where it says, and ours where we said.
+        # The import sets the variable to LiteLLM's own encodings. Restore the gateway's value.
         if folder is None:
             os.environ.pop(_TIKTOKEN_FOLDER, None)
         else:
@@ -122,9 +130,9 @@ def _load() -> LiteLLMLibrary:
         setattr(litellm, name, value)
     for name in _CALLBACKS:
         setattr(litellm, name, [])
-    for name in _LOGGERS:  # what they say can hold prompts and answers
+    for name in _LOGGERS:  # their messages can contain prompts and answers
         logging.getLogger(name).disabled = True
-    _put_wires(litellm, handlers)
+    _install_wires(litellm, handlers)
 
     @cache
     def parameters(model: str) -> frozenset[str] | None:
@@ -140,15 +148,15 @@ def _load() -> LiteLLMLibrary:
     )
 
 
-def _put_wires(litellm: Any, handlers: Any) -> None:
-    """Put our connections under every HTTP client that it makes."""
+def _install_wires(litellm: Any, handlers: Any) -> None:
+    """Replace the transport of all HTTP clients that LiteLLM creates."""
     wire, sync_wire = AsyncWire(), SyncWire()
 
     def transport(*_: Any, **__: Any) -> AsyncWire:
         return wire
 
     for name in ("create_async_transport", "_create_async_transport"):
-        getattr(handlers.AsyncHTTPHandler, name)  # a version without it would go past us: AttributeError
+        getattr(handlers.AsyncHTTPHandler, name)  # AttributeError in a version without it, which would bypass the wire
         setattr(handlers.AsyncHTTPHandler, name, staticmethod(transport))
     litellm.sync_transport = sync_wire
     litellm.client_session = httpx.Client(transport=sync_wire, trust_env=False)

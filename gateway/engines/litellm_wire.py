@@ -1,8 +1,8 @@
 """Transport for all HTTP requests of LiteLLM: one connection pool per engine, with a record of the real reply.
 
 LiteLLM creates its own HTTP clients, keeps them for an hour, follows redirects, and replaces an engine's error by its
-own text. `AsyncWire` replaces the transport of those clients. It sends over the pool of the engine of the current call
-and records the status and the error that the call met, so that failures are classified by the real status.
+own text. `AsyncWire` replaces the transport of those clients. Requests go over the pool of the current call's engine,
+and the call records the real status or error, which classifies failures.
 """
 
 from __future__ import annotations
@@ -25,43 +25,43 @@ if TYPE_CHECKING:
 
     from gateway.engines.http import EngineDeadlines
 
-# As EngineHttp has them.
+# The values of EngineHttp.
 _KEEP_ALIVE_S = 4.0
 _MAX_REPLY_BYTES = 32_000_000
 _MAX_ERROR_BYTES = 64_000
-# Within a text it would stand with backslashes.
+# Inside a JSON string the quotes would be escaped.
 _REASON = re.compile(rb'"(?:finishReason|stop_reason|finish_reason)"\s*:\s*"')
 _REASON_BYTES = 32
-# For a call in a thread that nobody can cancel.
+# The timeout of a call in a thread, which cannot be canceled.
 _BLOCKING_S = 10.0
 
 
 class ForeignHost(httpx.TransportError):
-    """A call for another host than the engine's own."""
+    """A call to another host than the engine's own."""
 
 
 class ReplyTooLarge(httpx.TransportError):
-    """More came than an answer holds."""
+    """A reply above the size limit."""
 
 
 @dataclass(slots=True)
 class WireCall:
-    """What one call to an engine met on its way; of several requests, the last.
+    """The record of an engine call on the wire, which describes the last HTTP request of the call.
 
     Attributes:
-        sent: it may have arrived.
-        status: None until the reply's head was read.
-        said: the body of a reply whose status is not 200, if it may be repeated.
-        broke: why there was no reply, or no whole one.
-        unread_bytes: of the reply, since whoever reads it last took a part.
-        ended: the engine gave a reason for ending, in the words of Google's APIs or of Anthropic's.
+        sent: whether the engine may have received the request.
+        status: the HTTP status; None until the head of the reply was read.
+        error_body: the body of a reply with another status than 200, if it may be quoted.
+        broke: the exception that prevented a complete reply.
+        unread_bytes: the bytes of the reply since the reader consumed the last chunk.
+        ended: whether the reply contains a finish reason of Google's or Anthropic's API.
     """
 
     pool: EnginePool
     sent: bool = False
     status: int | None = None
     retry_after: str | None = None
-    said: bytes = b""
+    error_body: bytes = b""
     broke: Exception | None = None
     unread_bytes: int = 0
     ended: bool = False
@@ -71,11 +71,13 @@ _call: ContextVar[WireCall] = ContextVar("litellm_call")
 
 
 class EnginePool:
-    """One engine's connections.
+    """The connection pool of one engine.
 
     Args:
-        api_base: where every call must go; None: wherever the provider is.
-        outgoing: asked at each call for headers that go with it; None: there are none.
+        api_base: the URL that each call must address; None: any host of the provider.
+        deadlines: the timeouts of the engine.
+        max_reply_bytes: the maximum size of a reply, or of a stream between two chunks.
+        outgoing: returns additional headers for each call, such as trace headers.
     """
 
     def __init__(
@@ -90,7 +92,7 @@ class EnginePool:
         self._idle_s = deadlines.idle_s
         self._outgoing = outgoing
         self._max_reply_bytes = max_reply_bytes
-        # Reading and writing have no limits here: the engine keeps the time.
+        # No read and write timeouts here: the engine applies its own.
         self._timeouts = {"connect": deadlines.connect_s, "pool": None, "read": None, "write": None}
         self._transport = httpx.AsyncHTTPTransport(
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=_KEEP_ALIVE_S)
@@ -101,7 +103,7 @@ class EnginePool:
 
     @contextmanager
     def call(self, call: WireCall | None = None) -> Iterator[WireCall]:
-        """What LiteLLM sends inside the block goes over this pool, as part of `call` or of a new one."""
+        """Send the requests of LiteLLM inside the block over this pool, as part of `call` or of a new call."""
         call = call or WireCall(self)
         token = _call.set(call)
         try:
@@ -110,18 +112,18 @@ class EnginePool:
             _call.reset(token)
 
     def check(self, request: httpx.Request, call: WireCall) -> None:
-        """Raise Elsewhere for a call that would leave the engine's address."""
+        """Raise ForeignHost if a request addresses another host than `api_base`."""
         if self._own is not None and _origin(str(request.url)) != self._own:
-            call.broke = ForeignHost("the call would have left the engine's address", request=request)
+            call.broke = ForeignHost("the request addresses another host than api_base", request=request)
             raise call.broke
 
     async def send(self, request: httpx.Request, call: WireCall) -> httpx.Response:
         self.check(request, call)
         if self._outgoing is not None:
             request.headers.update(self._outgoing() or {})
-        request.headers["Accept-Encoding"] = "identity"  # a few bytes that stand for gigabytes are no answer
+        request.headers["Accept-Encoding"] = "identity"  # no compression, so that the size limit applies
         request.extensions["timeout"] = self._timeouts
-        call.status, call.retry_after, call.said, call.broke, call.unread_bytes = None, None, b"", None, 0
+        call.status, call.retry_after, call.error_body, call.broke, call.unread_bytes = None, None, b"", None, 0
         try:
             response = await self._transport.handle_async_request(request)
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.UnsupportedProtocol) as error:
@@ -135,14 +137,14 @@ class EnginePool:
         for name in ("Location", "Set-Cookie"):  # neither followed nor kept
             response.headers.pop(name, None)
         assert isinstance(response.stream, httpx.AsyncByteStream)
-        stream = _Watched(response.stream, call, self._max_reply_bytes)
+        stream = _MeteredStream(response.stream, call, self._max_reply_bytes)
         if response.status_code != HTTPStatus.OK:
-            call.said = await self._error_body(stream, response.status_code)
-            return httpx.Response(response.status_code, headers=_bare(response.headers), content=call.said)
+            call.error_body = await self._error_body(stream, response.status_code)
+            return httpx.Response(response.status_code, headers=_bare(response.headers), content=call.error_body)
         return httpx.Response(HTTPStatus.OK, headers=response.headers, stream=stream, extensions=response.extensions)
 
-    async def _error_body(self, stream: _Watched, status: int) -> bytes:
-        """What there is of it, bounded in size and time; nothing where it could quote the key, or hold an address."""
+    async def _error_body(self, stream: _MeteredStream, status: int) -> bytes:
+        """Return the start of an error's body; empty if it may contain the key or an address."""
         raw = b""
         if status >= HTTPStatus.BAD_REQUEST and status not in BLAMES_CREDENTIALS:
             with suppress(TimeoutError, httpx.TransportError):
@@ -155,8 +157,8 @@ class EnginePool:
         return raw[:_MAX_ERROR_BYTES]
 
 
-class _Watched(httpx.AsyncByteStream):
-    """A reply's body, with an eye on its size and on how it ends."""
+class _MeteredStream(httpx.AsyncByteStream):
+    """The body of a reply, which records its size and finish reason in the call."""
 
     def __init__(self, stream: httpx.AsyncByteStream, call: WireCall, max_bytes: int) -> None:
         self._stream = stream
@@ -183,19 +185,19 @@ class _Watched(httpx.AsyncByteStream):
 
 
 class AsyncWire(httpx.AsyncBaseTransport):
-    """What LiteLLM takes for a connection pool of its own."""
+    """The transport of LiteLLM's asynchronous HTTP clients, which sends over the pool of the current call."""
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         call = _call.get(None)
         if call is None:
-            raise ForeignHost("no engine's call is under way", request=request)
+            raise ForeignHost("the request belongs to no engine call", request=request)
         return await call.pool.send(request, call)
 
 
 class SyncWire(httpx.BaseTransport):
-    """What LiteLLM takes for a pool of its clients that block: for tokens of providers that want one, in a thread.
+    """The transport of LiteLLM's blocking HTTP clients, with which some providers fetch a token in a thread.
 
-    On the event loop it is refused: some providers' code asks for a model's details there, and can do without.
+    Requests on the event loop are rejected. Some providers' code requests optional model details there.
     """
 
     def __init__(self) -> None:
@@ -209,7 +211,7 @@ class SyncWire(httpx.BaseTransport):
         else:
             call = None
         if call is None:
-            raise ForeignHost("no call may hold the event loop", request=request)
+            raise ForeignHost("a blocking request must not run on the event loop", request=request)
         call.pool.check(request, call)
         request.extensions["timeout"] = dict.fromkeys(("connect", "pool", "read", "write"), _BLOCKING_S)
         response = self._transport.handle_request(request)
@@ -217,7 +219,7 @@ class SyncWire(httpx.BaseTransport):
         return response
 
     def close(self) -> None:
-        """It is the process's own: nobody's end is its end."""
+        """Do nothing: the transport lives as long as the process."""
 
 
 def _origin(url: str) -> tuple[str, str | None, int | None]:
@@ -227,6 +229,6 @@ def _origin(url: str) -> tuple[str, str | None, int | None]:
 
 
 def _bare(headers: httpx.Headers) -> dict[str, str]:
-    """Without what speaks of the body as it was sent."""
+    """Return headers without those that describe the encoding of the body."""
     framing = {"content-encoding", "content-length", "transfer-encoding"}
     return {name: value for name, value in headers.items() if name.lower() not in framing}

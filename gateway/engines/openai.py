@@ -1,4 +1,4 @@
-"""Any server that speaks OpenAI's chat completions: vLLM, SGLang, llama.cpp, Ollama, OpenAI itself, ..."""
+"""The engine for OpenAI-compatible servers: vLLM, SGLang, llama.cpp, Ollama, OpenAI and others."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import orjson
 from gateway.capabilities.continuation import Continuation, place_prefix, unsupported_as_text
 from gateway.capabilities.kinds import kind_of
 from gateway.capabilities.reasoning import without_reasoning
-from gateway.engines.base import EngineEmbeddings, EngineState, OpeningReply, OpeningRequest
-from gateway.engines.chat import ChatWire, listen, opening_body, opening_finish, read_usage, tokens_of
+from gateway.engines.base import EngineEmbeddings, EngineState, TeacherReply, TeacherRequest
+from gateway.engines.chat import ChatWire, collect_stream, read_usage, sampling_body, teacher_finish, tokens_of
 from gateway.engines.embeddings import MAX_REPLY_BYTES, read_embeddings
 from gateway.engines.lists import CallLists
 from gateway.engines.probing import find_continuation
-from gateway.engines.raw_prompts import asked_limit, chat_chunk, chat_reply, is_text, text_body
+from gateway.engines.raw_prompts import chat_chunk, chat_reply, is_text, requested_limit, text_body
 from gateway.engines.renderers import LlamaCppRenderer, SGLangRenderer, VllmRenderer
 from gateway.engines.replies import first_choice, message_text
 from gateway.engines.texts import TextWire
@@ -37,17 +37,17 @@ _RENDERERS: dict[str, type[LlamaCppRenderer | SGLangRenderer | VllmRenderer]] = 
 
 
 class OpenAIEngine:
-    """An OpenAI-compatible server.
+    """The client of an OpenAI-compatible server.
 
     Args:
         name: the configured model name.
-        model: what the server calls the model.
-        http: its pool; `base_url` ends in /v1 where the server wants that.
-        continuation: how it continues an assistant message; `auto` probes for it, `none` never tries.
-        echo: whether it repeats the message it continues; None leaves that to the probe.
-        lists: whether the openings of one batch go out in one call, where the server is found to take lists.
-        only_embeds: whether it is asked for nothing but embeddings, as policies say now. Such a server answers no chat,
-            so a probe of one would take it for a server that is down.
+        model: the server's name of the model.
+        http: the HTTP client; `base_url` ends in /v1 if the server requires it.
+        continuation: how the engine continues an assistant message. `auto` probes, `none` disables continuation.
+        echo: whether the engine repeats the message that it continues; None: as probed.
+        lists: whether guidance requests of one batch share a call, if the server supports lists.
+        only_embeds: returns whether policies use the engine only for embeddings. Such a server rejects chats, so it
+            must not be probed with one.
     """
 
     def __init__(
@@ -71,11 +71,11 @@ class OpenAIEngine:
         self._configured = continuation
         self._only_embeds = only_embeds
         self._echo = echo
-        self._lists = CallLists(http, model, self._opening) if lists else None
-        self._looked = False  # whether what it can do was looked at since it is up
-        self._doubt: str | None = None  # what that look found wanting
+        self._lists = CallLists(http, model, self._generate_alone) if lists else None
+        self._probed = False  # whether capabilities were probed since the engine is up
+        self._warning: str | None = None  # the result of that probe, if it failed
         self._state = EngineState()
-        self._asked = self._role()
+        self._mode = self._current_mode()
         self._assume()
 
     @property
@@ -86,19 +86,19 @@ class OpenAIEngine:
     def state(self) -> EngineState:
         return self._state
 
-    def _role(self) -> Mode | Literal["auto", "none"]:
-        """How it shall be found to continue, as long as it is asked for what it is asked for now."""
+    def _current_mode(self) -> Mode | Literal["auto", "none"]:
+        """Return the configured mode of continuation; `none` while the engine serves only embeddings."""
         return "none" if self._only_embeds() else self._configured
 
     def _assume(self) -> None:
-        """Take what the configuration says for true from the first request on; the probe only adds what it sees."""
-        asked = self._asked
-        if asked == "none":
+        """Set the configured continuation, so that it applies before the first probe."""
+        mode = self._mode
+        if mode == "none":
             self._state.continuation = None
-        elif asked == "auto" or asked == "completions":  # who renders chats is not known yet
+        elif mode == "auto" or mode == "completions":  # the renderer is not known yet
             self._state.continuation = "not_probed"
         else:
-            self._state.continuation = Continuation(asked, echo=self._echo)
+            self._state.continuation = Continuation(mode, echo=self._echo)
 
     async def close(self) -> None:
         if self._lists is not None:
@@ -107,82 +107,82 @@ class OpenAIEngine:
 
     async def complete(self, body: Json, prefill: Prefill | None = None) -> Json:
         if _is_raw(body, prefill):
-            return chat_reply(await self._texts.complete(await self._raw(body, prefill)))
-        return await self._chat.complete(self._sent(body, prefill))
+            return chat_reply(await self._texts.complete(await self._text_body(body, prefill)))
+        return await self._chat.complete(self._chat_body(body, prefill))
 
     def stream(self, body: Json, prefill: Prefill | None = None) -> AsyncGenerator[list[Json], None]:
         if _is_raw(body, prefill):
             return self._stream_raw(body, prefill)
-        return self._chat.stream(self._sent(body, prefill))
+        return self._chat.stream(self._chat_body(body, prefill))
 
     async def _stream_raw(self, body: Json, prefill: Prefill | None) -> AsyncGenerator[list[Json], None]:
-        async with aclosing(self._texts.stream(await self._raw(body, prefill))) as groups:
+        async with aclosing(self._texts.stream(await self._text_body(body, prefill))) as groups:
             async for chunks in groups:
                 yield [chat_chunk(chunk) for chunk in chunks]
 
-    def _sent(self, body: Json, prefill: Prefill | None) -> Json:
+    def _chat_body(self, body: Json, prefill: Prefill | None) -> Json:
         if prefill is not None:
             body = place_prefix(prefill.continuation.mode, body, prefill.text)
         sent = {**body, "model": self._model}
         self._kind.adapt(sent)
         return sent
 
-    async def _raw(self, body: Json, prefill: Prefill | None) -> Json:
-        """A body as one of a text completion: a chat's with the opening behind it. Raises EngineErrors."""
+    async def _text_body(self, body: Json, prefill: Prefill | None) -> Json:
+        """Return a text completion body: the rendered chat followed by the guidance, or the raw prompt."""
         if prefill is None:
             return {**body, "model": self._model}
         if (lost := unsupported_as_text(body)) is not None or self._renderer is None:
-            why = f"cannot carry it ({lost})" if lost else "is not known to render chats"
+            why = f"'{lost}' cannot be sent" if lost else "the server is not known to render chats"
             raise EngineUnsupported(
-                f"Engine '{self._name}' was to get a chat as a raw prompt, and {why}.",
+                f"Engine '{self._name}' cannot continue the chat as a raw prompt: {why}.",
                 engine=self._name,
                 status_sent=422,
             )
         try:
-            prompt = await self._renderer.begun(body, prefill.text)
-            limit = asked_limit(body) or self._renderer.limit(prompt)
+            prompt = await self._renderer.render_with_prefill(body, prefill.text)
+            limit = requested_limit(body) or self._renderer.default_limit(prompt)
         except EngineError as error:
-            error.heard = False  # the model was not asked yet
+            error.may_have_run = False  # the model was not called
             raise
         return {**text_body(body, prompt, limit), "model": self._model}
 
-    async def opening(
-        self, request: OpeningRequest, *, batch: str | None = None, tell: Callable[[str], None] | None = None
-    ) -> OpeningReply:
+    async def generate_guidance(
+        self, request: TeacherRequest, *, batch: str | None = None, on_text: Callable[[str], None] | None = None
+    ) -> TeacherReply:
         if self._lists is not None and batch is not None:
-            return await self._lists.opening(request, batch)
-        if tell is not None:
-            body = {**self._asked_to_open(request), "stream": True, "stream_options": {"include_usage": True}}
-            return await listen(self.stream(body), tell)
-        return await self._opening(request)
+            return await self._lists.generate_guidance(request, batch)
+        if on_text is not None:
+            body = {**self._guidance_body(request), "stream": True, "stream_options": {"include_usage": True}}
+            return await collect_stream(self.stream(body), on_text)
+        return await self._generate_alone(request)
 
-    def _asked_to_open(self, request: OpeningRequest) -> Json:
-        """What an opening asks for, as a body of the route that its kind of prompt goes to."""
-        body = opening_body(request)
+    def _guidance_body(self, request: TeacherRequest) -> Json:
+        """Return the body of a guidance request: a chat body or a text completion body."""
+        body = sampling_body(request)
         if request.messages is None:
             return {**body, "prompt": request.prompt}
         return without_reasoning(self._state.reasoning, {**body, "messages": list(request.messages)})
 
-    async def _unthinking(self, body: Json, prefill: Prefill | None = None) -> Json:
-        """The reply of a model that is told not to think first, where it can be."""
+    async def _complete_without_reasoning(self, body: Json, prefill: Prefill | None = None) -> Json:
+        """Return the reply to a body with reasoning disabled, if the model supports that."""
         return await self.complete(without_reasoning(self._state.reasoning, body), prefill)
 
-    async def _opening(self, request: OpeningRequest) -> OpeningReply:
-        reply = await self.complete(self._asked_to_open(request))
+    async def _generate_alone(self, request: TeacherRequest) -> TeacherReply:
+        reply = await self.complete(self._guidance_body(request))
         text = message_text(reply)
         if not isinstance(text, str):
             raise EngineProtocolError(f"Engine '{self._name}' sent a reply without text.", engine=self._name)
-        return OpeningReply(
-            text, opening_finish(first_choice(reply).get("finish_reason")), read_usage(reply.get("usage"))
+        return TeacherReply(
+            text, teacher_finish(first_choice(reply).get("finish_reason")), read_usage(reply.get("usage"))
         )
 
     async def embed(self, body: Json) -> EngineEmbeddings:
-        asked = {**body, "model": self._model}
-        raw = await self._http.post_raw("/embeddings", asked, max_reply_bytes=MAX_REPLY_BYTES)
+        sent = {**body, "model": self._model}
+        raw = await self._http.post_raw("/embeddings", sent, max_reply_bytes=MAX_REPLY_BYTES)
         return await read_embeddings(raw, self._name)
 
     async def probe(self) -> None:
-        """Ask /models whether the server is there, and, once while it stays up, try what it can do."""
+        """Read /models, and probe the engine's capabilities once while it stays up."""
         listed = (await self._http.get("/models")).body
         models = listed.get("data") if isinstance(listed, dict) else None
         known = [entry for entry in models if isinstance(entry, dict)] if isinstance(models, list) else []
@@ -193,48 +193,48 @@ class OpenAIEngine:
             "models": [name for entry in known if isinstance(name := entry.get("id"), str)][:20],
         }
         self._state.context_tokens = _context_tokens(mine)
-        if (asked := self._role()) != self._asked:
-            self._asked, self._looked, self._doubt = asked, False, None
+        if (mode := self._current_mode()) != self._mode:
+            self._mode, self._probed, self._warning = mode, False, None
             self._assume()
-        # After it was away it may be another server.
-        self._looked = self._looked and bool(self._state.up)
-        if not self._looked:
+        # After an outage the address may belong to another server.
+        self._probed = self._probed and bool(self._state.up)
+        if not self._probed:
             self._kind = kind_of(mine.get("owned_by"), self._http.host)
             self._state.stops_within_s = self._kind.stops_within_s
             self._renderer = self._renderer_of(mine)
-            if self._asked != "none":
-                await self._look()
+            if self._mode != "none":
+                await self._probe_continuation()
             if self._lists is not None:
-                await self._lists.look(mine.get("owned_by"))
-            self._looked = True
+                await self._lists.probe(mine.get("owned_by"))
+            self._probed = True
         if self._lists is not None:
-            self._state.facts["lists"] = self._lists.taken
+            self._state.facts["lists"] = self._lists.supported
         unlisted = bool(known) and all(entry.get("id") != self._model for entry in known)
         missing = f"the engine does not list a model '{self._model}'" if unlisted else None
-        doubts = self._lists.doubts if self._lists is not None else ()
-        self._state.warnings = [warning for warning in (missing, self._doubt, *doubts) if warning is not None]
+        warnings = self._lists.warnings if self._lists is not None else ()
+        self._state.warnings = [warning for warning in (missing, self._warning, *warnings) if warning is not None]
 
-    async def _look(self) -> None:
-        """Find out how it continues."""
-        asked = self._asked
-        assert asked != "none", "nothing is looked for"
-        modes = self._kind.candidates if asked == "auto" else (asked,)
-        found = await find_continuation(self._unthinking, modes, self._echo)
-        self._doubt = None
-        if found is None and asked == "auto":
-            self._doubt = "the engine goes on with no opening: with placement prefix it gets guidance as context"
-        elif found is None and asked == "completions" and self._renderer is None:
-            self._doubt = "continuation 'completions' needs a server that renders chats, and none is known here"
+    async def _probe_continuation(self) -> None:
+        """Determine how the engine continues an assistant message."""
+        mode = self._mode
+        assert mode != "none", "continuation is disabled"
+        modes = self._kind.candidates if mode == "auto" else (mode,)
+        found = await find_continuation(self._complete_without_reasoning, modes, self._echo)
+        self._warning = None
+        if found is None and mode == "auto":
+            self._warning = "the engine continues no assistant message: placement prefix sends guidance as context"
+        elif found is None and mode == "completions" and self._renderer is None:
+            self._warning = "continuation 'completions' requires a server that renders chats; this one is not known to"
         elif found is None:
-            self._doubt = f"the engine did not continue the probe with continuation '{asked}'"
-        if found is not None or asked == "auto":
+            self._warning = f"the engine did not continue the probe with continuation '{mode}'"
+        if found is not None or mode == "auto":
             self._state.continuation = found
-        elif asked == "completions":
+        elif mode == "completions":
             known = self._renderer is not None
-            self._state.continuation = Continuation(asked, echo=self._echo) if known else None
+            self._state.continuation = Continuation(mode, echo=self._echo) if known else None
 
     def _renderer_of(self, listed: Json) -> Renderer | None:
-        """What renders this kind's chats; `listed` is its entry in /models."""
+        """Return the renderer for this kind of server; None: unknown. `listed` is the model's entry in /models."""
         kind = _RENDERERS.get(self._kind.renderer or "")
         renderer = kind(self._http, self._model) if kind is not None else None
         context_tokens = listed.get("max_model_len")
@@ -244,7 +244,7 @@ class OpenAIEngine:
 
 
 def _is_raw(body: Json, prefill: Prefill | None) -> bool:
-    """Whether it goes to the engine as a text completion."""
+    """Return whether the request goes to the engine as a text completion."""
     return is_text(body) or (prefill is not None and prefill.continuation.mode == "completions")
 
 
@@ -255,8 +255,8 @@ def _context_tokens(listed: Json) -> int | None:
 
 
 def _revision(model: str, listed: Json) -> str:
-    """What /models tells of the weights behind a model's name. Not when it was `created`: some servers say now."""
-    meta = listed.get("meta")  # llama.cpp's: the same name may stand for another quantisation
-    of_file: Json = meta if isinstance(meta, dict) else {}
-    told: list[Any] = [listed.get(key) for key in ("id", "owned_by", "root", "parent")]
-    return orjson.dumps([model, *told, of_file.get("n_params"), of_file.get("size")]).decode()
+    """Return what identifies the weights in /models. `created` is omitted: some servers report the current time."""
+    meta = listed.get("meta")  # of llama.cpp: the same name may have another quantization
+    file_meta: Json = meta if isinstance(meta, dict) else {}
+    values: list[Any] = [listed.get(key) for key in ("id", "owned_by", "root", "parent")]
+    return orjson.dumps([model, *values, file_meta.get("n_params"), file_meta.get("size")]).decode()

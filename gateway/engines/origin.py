@@ -1,7 +1,7 @@
-"""On whose behalf an engine is called.
+"""The origin of an engine call: the tenant and the request that caused it.
 
-The origin travels in a context variable, as traces do: engines are called in tasks of their own, and several requests
-share one call. `Admission.settled` sets it for each request.
+The origin is stored in a context variable, as traces are, since engines are called in separate tasks.
+`Admission.settled` sets it for each request.
 """
 
 from __future__ import annotations
@@ -11,21 +11,21 @@ from typing import NamedTuple
 
 
 class CallOrigin(NamedTuple):
-    """The tenant and the id of a request. Both are empty for calls that the gateway makes by itself."""
+    """The tenant and the id of a request. Both are empty for the gateway's own calls, such as probes."""
 
     tenant: str = ""
     request_id: str = ""
 
 
-_NOBODY = CallOrigin()
-_origin: ContextVar[CallOrigin] = ContextVar("origin", default=_NOBODY)
+_NO_ORIGIN = CallOrigin()
+_origin: ContextVar[CallOrigin] = ContextVar("origin", default=_NO_ORIGIN)
 
 
-def call_for(tenant: str, request_id: str) -> None:
-    """Attribute the engine calls of this task, and of tasks that it starts, to a request."""
+def set_origin(tenant: str, request_id: str) -> None:
+    """Attribute the engine calls of this task, and of the tasks that it starts, to a request."""
     _origin.set(CallOrigin(tenant, request_id))
 
 
-def origin() -> CallOrigin:
-    """The request on whose behalf this task runs."""
+def current_origin() -> CallOrigin:
+    """Return the origin of the current task."""
     return _origin.get()

@@ -1,4 +1,4 @@
-"""Finds out how an engine goes on with an answer that was begun, by asking it to."""
+"""Determines how an engine continues an assistant message, with probe requests."""
 
 from __future__ import annotations
 
@@ -18,18 +18,23 @@ if TYPE_CHECKING:
     Complete = Callable[[Json, Prefill], Awaitable[Json]]
 
 _REFUSES_MODE = frozenset({400, 422})
-# A raw prompt takes routes of its own, which a server may not have.
+# A raw prompt uses separate routes, which a server may lack.
 _LACKS_ROUTE = _REFUSES_MODE | {404, 405}
 
 
 async def find_continuation(complete: Complete, modes: Sequence[Mode], echo: bool | None) -> Continuation | None:
-    """The first of these ways in which the engine continues; None when it refuses, or starts anew in, all of them.
+    """Return the first mode in which the engine continues a message; None if it supports none of the modes.
 
-    echo: whether it repeats what it continues, where the configuration says so. Raises EngineErrors when the engine is
-    not there: some fail on what they should refuse, so a failure is one only when nothing else was heard.
+    Args:
+        complete: sends a chat body with a prefill.
+        echo: whether the engine repeats the message, as configured; None: as probed.
+
+    Raises:
+        EngineError: the engine is unavailable. Some engines fail for a mode that they should reject, so a failure is
+            raised only if the engine answered no other mode.
     """
     failed: EngineError | None = None
-    heard = False
+    answered = False
     for mode in modes:
         raw = mode == "completions"
         try:
@@ -37,17 +42,17 @@ async def find_continuation(complete: Complete, modes: Sequence[Mode], echo: boo
         except EngineRejected as refused:
             if refused.status_sent not in (_LACKS_ROUTE if raw else _REFUSES_MODE):
                 raise
-            heard = heard or not raw
+            answered = answered or not raw
         except EngineFailed as error:
             failed = failed or error
         except EngineProtocolError:
             if not raw:
                 raise
         else:
-            heard = True
+            answered = True
             if found is not None:
                 return found if echo is None else replace(found, echo=echo)
-    if failed is not None and not heard:
+    if failed is not None and not answered:
         raise failed
     return None
 

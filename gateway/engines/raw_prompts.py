@@ -1,4 +1,4 @@
-"""A chat as a raw prompt: its body as one of a text completion, and a text completion's reply as a chat's. Pure."""
+"""Converts chat bodies to text completion bodies, and text completion replies to chat replies. Performs no I/O."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ if TYPE_CHECKING:
     from gateway.engines.renderers import Prompt
     from gateway.protocol.body import Json
 
-# What a chat body says that a prompt cannot, or that means something else there. Of the first kind is nothing left that
-# the caller would miss: `continuation.unsupported_as_text` is asked before, and the template has read its part.
-_OF_CHATS = frozenset(
+# Fields of a chat body that a text completion lacks or defines differently. `continuation.unsupported_as_text` has
+# rejected those that the caller would miss, and the chat template has read the others.
+_CHAT_FIELDS = frozenset(
     {
         *("messages", "chat_template", "chat_template_kwargs", "documents", "reasoning_effort"),
         *("continue_final_message", "add_generation_prompt", "add_special_tokens"),
@@ -24,27 +24,28 @@ _OF_CHATS = frozenset(
 
 
 def text_body(chat: Json, prompt: Prompt, limit: int | None) -> Json:
-    """A chat body's sampling for a raw prompt.
+    """Return a text completion body with a raw prompt and the sampling parameters of a chat body.
 
-    limit: on tokens; None goes out as null, for some engines take a missing one as 16. Other nulls are left out: they
-    say the same, and not every engine takes them here.
+    Args:
+        limit: max_tokens; None is sent as null, since some engines use 16 for a missing one. Other null fields are
+            omitted, since not all engines accept them.
     """
-    body = {name: value for name, value in chat.items() if value is not None and name not in _OF_CHATS}
+    body = {name: value for name, value in chat.items() if value is not None and name not in _CHAT_FIELDS}
     return {**body, "prompt": prompt, "max_tokens": limit}
 
 
 def is_text(body: Json) -> bool:
-    """Whether a body is one of a text completion already: its caller wrote the prompt."""
+    """Return whether a body is a text completion body."""
     return "messages" not in body
 
 
-def asked_limit(chat: Json) -> int | None:
-    """The limit on tokens of a chat body, in whichever field it stands."""
+def requested_limit(chat: Json) -> int | None:
+    """Return the token limit of a chat body from `max_completion_tokens` or `max_tokens`."""
     return chat.get("max_completion_tokens") or chat.get("max_tokens")
 
 
 def chat_reply(reply: Json) -> Json:
-    """A text completion as a chat completion."""
+    """Return a text completion reply as a chat completion reply."""
     choices = [
         {**_plain(choice), "message": {"role": "assistant", "content": choice["text"]}} for choice in reply["choices"]
     ]
@@ -52,12 +53,12 @@ def chat_reply(reply: Json) -> Json:
 
 
 def chat_chunk(chunk: Json) -> Json:
-    """A chunk of a text completion as one of a chat completion."""
+    """Return a text completion chunk as a chat completion chunk."""
     choices = [{**_plain(choice), "delta": {"content": choice.get("text") or ""}} for choice in chunk["choices"]]
     return {**chunk, "object": "chat.completion.chunk", "choices": choices}
 
 
 def _plain(choice: Json) -> Json:
-    """A choice without its text. Its log-probabilities stay as text completions have them, for those who speak such."""
+    """Return a choice without its text. Log-probabilities keep the format of text completions."""
     rest = {name: value for name, value in choice.items() if name != "text"}
     return {**rest, "finish_reason": choice.get("finish_reason") or None}

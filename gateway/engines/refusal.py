@@ -1,4 +1,4 @@
-"""An engine that answers with a status other than 200: what it says, and which of our errors that is."""
+"""Reads the errors that engines report, and converts them to EngineErrors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _MAX_ERROR_CHARS = 500
 
-# The fixed beginnings of TGI's messages, and the error_type of each (TGI 3.3.7, router/src/infer/mod.rs). The error
+# The fixed prefixes of TGI's messages, and the error_type of each (TGI 3.3.7, router/src/infer/mod.rs). The error
 # event of a chat stream has no error_type, and its http_status_code is 422 for every error. TGI spells "vatiable".
 _TGI_MESSAGES = (
     ("Input validation error:", "validation"),
@@ -34,8 +34,8 @@ _TGI_MESSAGES = (
     ("Incomplete generation", "incomplete_generation"),
     ("Stream event serialization error", "stream_serialization_error"),
 )
-# The status that stands for an engine's own word for an error under HTTP 200: in TGI's words, and in those of OpenAI,
-# Anthropic and vLLM. TGI's words take precedence over a status in the error object.
+# The HTTP status for an error type under HTTP 200: for types of TGI, and for those of OpenAI, Anthropic and vLLM. A
+# type of TGI takes precedence over a status in the error object.
 _TGI_STATUS = {
     "validation": HTTPStatus.UNPROCESSABLE_ENTITY,
     "template_error": HTTPStatus.UNPROCESSABLE_ENTITY,
@@ -55,20 +55,22 @@ _STATUS_OF_TYPE = {
     "rate_limit_error": HTTPStatus.TOO_MANY_REQUESTS,
     "rate_limit_exceeded": HTTPStatus.TOO_MANY_REQUESTS,
 }
-# TGI may report this after it has generated: the tokens that it wrote are not a tool call.
+# TGI may report this after generation, when the generated text is not a tool call.
 _AFTER_GENERATION = frozenset({"tool_error"})
 _STATUSES = range(400, 600)
 
 BLAMES_CREDENTIALS = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
-"""Statuses whose words are not passed on: they could quote the key that was sent."""
+"""Statuses with a text that is not forwarded, since it may quote the key."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReportedError:
-    """What an engine says went wrong: one line of at most 500 characters, its own word for the kind, and a status.
+    """An error as the engine reports it.
 
     Attributes:
-        status: the HTTP status that the error object names, where it names one.
+        text: one line of at most 500 characters.
+        reason: the engine's error type, such as TGI's error_type.
+        status: the HTTP status in the error object; None: it contains none.
     """
 
     text: str = ""
@@ -77,18 +79,19 @@ class ReportedError:
 
 
 def hidden_in(base_url: str | None, api_key: str | None) -> list[str]:
-    """What an engine's own words may hold and a caller may not see."""
+    """Return the secrets that an engine's text may contain and replies must not: its key, URL and host."""
     address = urlsplit(base_url or "")
     host = address.hostname or ""
-    # A host of one word, such as "small", is a word that messages may need.
-    telling = host if "." in host or ":" in host else None
-    return [text for text in (api_key, (base_url or "").rstrip("/"), address.netloc, telling) if text]
+    # A host of one word, such as "small", may be an ordinary word of the text.
+    full_host = host if "." in host or ":" in host else None
+    return [text for text in (api_key, (base_url or "").rstrip("/"), address.netloc, full_host) if text]
 
 
-def said_error(raw: bytes | Json, hidden: Sequence[str] = ()) -> ReportedError:
-    """Read any of the error bodies engines use: OpenAI's, TGI's, FastAPI's `detail`, plain text.
+def read_error(raw: bytes | Json, hidden: Sequence[str] = ()) -> ReportedError:
+    """Read an error body: OpenAI's, TGI's, FastAPI's `detail`, or plain text.
 
-    Texts in `hidden` are left out of what it says.
+    Args:
+        hidden: texts to replace by "(hidden)".
     """
     body: Any = raw
     if isinstance(raw, bytes):
@@ -96,7 +99,7 @@ def said_error(raw: bytes | Json, hidden: Sequence[str] = ()) -> ReportedError:
             body = orjson.loads(raw)
         except orjson.JSONDecodeError:
             text = raw.decode("utf-8", "replace").strip()
-            # A proxy's error page is noise to a caller.
+            # An HTML page of a proxy is of no use to callers.
             return ReportedError() if text.startswith("<") else ReportedError(_one_line(text, hidden))
     reasons: list[Any] = []
     statuses: list[Any] = []
@@ -114,60 +117,61 @@ def said_error(raw: bytes | Json, hidden: Sequence[str] = ()) -> ReportedError:
 
 
 def _tgi_type(text: str) -> str | None:
-    """TGI's error_type for one of its messages; None for a message of another server."""
+    """Return TGI's error_type for a message of TGI; None for a message of another server."""
     return next((kind for start, kind in _TGI_MESSAGES if text.startswith(start)), None)
 
 
-def refusal(engine: str, status: int, said: ReportedError, retry_after: str | None) -> EngineError:
-    """The error that a status stands for. `retry_after` is the header as it came."""
-    return _told(_by_status(engine, status, said, retry_after), said)
+def refusal(engine: str, status: int, report: ReportedError, retry_after: str | None) -> EngineError:
+    """Return the error for a reply with a status other than 200. `retry_after` is the unparsed header."""
+    return _with_report(_by_status(engine, status, report, retry_after), report)
 
 
-def reported(engine: str, said: ReportedError, how: str) -> EngineError:
-    """The error that an engine reports under HTTP 200, as all streams do once they have begun.
+def reported(engine: str, report: ReportedError, predicate: str) -> EngineError:
+    """Return the error for a report under HTTP 200, as in a stream that has started.
 
-    `how` is the predicate of its message, unless the engine refuses the request.
+    Args:
+        predicate: the verb phrase of the message, unless the engine rejects the request.
     """
-    status = _status_of(said)
+    status = _status_of(report)
     if status in BLAMES_CREDENTIALS:
         return _by_status(engine, status, ReportedError(), None)
-    error = _by_status(engine, status, said, None)
+    error = _by_status(engine, status, report, None)
     if isinstance(error, EngineRejected):
-        how = "refused the request"
-    error.message = f"Engine '{engine}' {how}" + (f": {said.text}" if said.text else ".")
+        predicate = "rejected the request"
+    error.message = f"Engine '{engine}' {predicate}" + (f": {report.text}" if report.text else ".")
     error.args = (error.message,)
-    return _told(error, said)
+    return _with_report(error, report)
 
 
-def _status_of(said: ReportedError) -> int:
-    """The HTTP status that stands for an error under HTTP 200; 500 where the engine names none."""
-    reason = said.reason or ""
-    for status in (_TGI_STATUS.get(reason), said.status, _STATUS_OF_TYPE.get(reason)):
+def _status_of(report: ReportedError) -> int:
+    """Return the HTTP status for an error under HTTP 200; 500 if the engine reports none."""
+    reason = report.reason or ""
+    for status in (_TGI_STATUS.get(reason), report.status, _STATUS_OF_TYPE.get(reason)):
         if status is not None:
             return status
     return HTTPStatus.INTERNAL_SERVER_ERROR
 
 
-def _told(error: EngineError, said: ReportedError) -> EngineError:
-    """Put the engine's own words on the error, and whether the engine may have generated before it failed."""
-    error.reason, error.said = said.reason, said.text
-    error.heard = not isinstance(error, EngineOverloaded | EngineRejected) or said.reason in _AFTER_GENERATION
+def _with_report(error: EngineError, report: ReportedError) -> EngineError:
+    """Set the engine's text on the error, and whether the engine may have generated before it failed."""
+    error.reason, error.engine_text = report.reason, report.text
+    error.may_have_run = not isinstance(error, EngineOverloaded | EngineRejected) or report.reason in _AFTER_GENERATION
     return error
 
 
-def _by_status(engine: str, status: int, said: ReportedError, retry_after: str | None) -> EngineError:
-    message = f"Engine '{engine}' answered {status}" + (f": {said.text}" if said.text else ".")
+def _by_status(engine: str, status: int, report: ReportedError, retry_after: str | None) -> EngineError:
+    message = f"Engine '{engine}' answered {status}" + (f": {report.text}" if report.text else ".")
     if status in {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}:
         return EngineOverloaded(message, engine=engine, retry_after_s=_retry_after_s(retry_after))
     if status in BLAMES_CREDENTIALS:
-        message = f"Engine '{engine}' refused the gateway's credentials ({status})."
+        message = f"Engine '{engine}' rejected the gateway's credentials ({status}). Check the model's api_key."
         return EngineRejected(message, engine=engine, status_sent=status)
-    # 424 is TGI's word for a model that failed.
+    # TGI answers 424 when the model failed.
     if status == HTTPStatus.FAILED_DEPENDENCY or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         return EngineFailed(message, engine=engine, status_sent=status)
     if status >= HTTPStatus.BAD_REQUEST:
         return EngineRejected(message, engine=engine, status_sent=status)
-    return EngineProtocolError(f"{message} Redirects and empty replies are not followed.", engine=engine)
+    return EngineProtocolError(f"{message} Only status 200 is accepted; redirects are not followed.", engine=engine)
 
 
 def _one_line(text: str, hidden: Sequence[str]) -> str:
@@ -177,7 +181,7 @@ def _one_line(text: str, hidden: Sequence[str]) -> str:
 
 
 def _retry_after_s(value: str | None) -> float | None:
-    """Seconds from a Retry-After header: a number or an HTTP date."""
+    """Return the seconds of a Retry-After header, which is a number or an HTTP date; None if it is neither."""
     if value is None:
         return None
     try:
@@ -188,11 +192,11 @@ def _retry_after_s(value: str | None) -> float | None:
 
 
 def _until(date: str) -> float:
-    """Seconds until an HTTP date; NaN when it is none."""
+    """Return the seconds until an HTTP date; NaN if it is invalid."""
     try:
         when = parsedate_to_datetime(date)
     except (ValueError, OverflowError):
         return math.nan
-    # A zone of -0000 is UTC too, and says not to know where it stands.
+    # A zone of -0000 means UTC with an unknown local zone.
     when = when if when.tzinfo is not None else when.replace(tzinfo=UTC)
     return (when - datetime.now(UTC)).total_seconds()

@@ -1,6 +1,6 @@
-"""How each kind of server turns a chat into the prompt that its model reads, and an opening into the end of that.
+"""Renders chats to prompts with the chat template of the server, and appends guidance to the prompt.
 
-A template of our own would drift from the engine's: each is asked for its own.
+Templates are not applied in the gateway, since a copy could differ from the server's template.
 """
 
 from __future__ import annotations
@@ -19,130 +19,134 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 Prompt: TypeAlias = str | list[int]
-"""Text, or, from servers that give nothing else, their own tokens."""
+"""A text, or token ids for servers that render to token ids only."""
 
-# A prompt that ends like this has the model think first: an opening put there would be a thought.
-_OPEN_THOUGHT = re.compile(r"<think(?:ing)?>\s*\Z")
+# After such a prompt the model reasons first, and guidance appended to it would become reasoning.
+_OPEN_REASONING = re.compile(r"<think(?:ing)?>\s*\Z")
 _TAIL_TOKENS = 12
 _MAX_TAILS = 64
 
 
 class RenderedReply(Protocol):
-    """A reply whose JSON is read."""
+    """A decoded JSON reply."""
 
     @property
     def body(self) -> Any: ...
 
 
 class JsonPost(Protocol):
-    """Asks one server: `engines/http.py`, or a device's own way to its student."""
+    """Posts JSON to one server: `EngineHttp`, or the HTTP client of gkt-edge."""
 
     @property
     def name(self) -> str: ...
 
     async def post(self, path: str, payload: Json, /, *, native: bool = False) -> RenderedReply:
-        """A `native` path lies beside the server's /v1."""
+        """POST JSON. A `native` path is relative to the server's root instead of /v1."""
         ...
 
 
 class Renderer(Protocol):
-    """One server's way. Raises EngineErrors."""
+    """Renders chats with one server. All methods raise EngineErrors."""
 
     async def render(self, chat: Json) -> Prompt:
-        """A chat body's messages as a prompt that ends where the answer begins.
+        """Return the prompt for a chat body, up to the start of the answer.
 
-        What of the body has a say in that goes along; all else is left out.
+        Only the fields of the body that affect the template are sent.
         """
         ...
 
-    async def begun(self, chat: Json, opening: str) -> Prompt:
-        """The same with the answer begun. Raises EngineUnsupported where the model would think before it answers."""
+    async def render_with_prefill(self, chat: Json, text: str) -> Prompt:
+        """Return the prompt followed by the start of the answer.
+
+        Raises EngineUnsupported if the model would reason before it answers.
+        """
         ...
 
-    def limit(self, prompt: Prompt) -> int | None:
-        """What stands for the limit on tokens when the caller sets none; None: null does."""
+    def default_limit(self, prompt: Prompt) -> int | None:
+        """Return max_tokens for a request without a limit; None: send null."""
         ...
 
 
 class LlamaCppRenderer:
-    """llama.cpp's /apply-template. What it renders is read as its chat would be: special tokens are tokens there."""
+    """Renders with llama.cpp's /apply-template. llama.cpp reads special tokens in the prompt as tokens."""
 
     def __init__(self, http: JsonPost, _: str) -> None:
         self._http = http
 
     async def render(self, chat: Json) -> str:
-        asked = _of_template(chat, "chat_template_kwargs", "reasoning_effort")
-        reply = (await self._http.post("/apply-template", asked, native=True)).body
+        body = _template_fields(chat, "chat_template_kwargs", "reasoning_effort")
+        reply = (await self._http.post("/apply-template", body, native=True)).body
         return _field(reply, "prompt", str, self._http.name)
 
-    async def begun(self, chat: Json, opening: str) -> str:
+    async def render_with_prefill(self, chat: Json, text: str) -> str:
         prompt = await self.render(chat)
-        _refuse_thought(prompt, self._http.name)
-        return prompt + opening
+        _reject_open_reasoning(prompt, self._http.name)
+        return prompt + text
 
-    def limit(self, prompt: Prompt) -> int | None:
+    def default_limit(self, prompt: Prompt) -> int | None:
         return None
 
 
 class _TokensRenderer:
-    """A server whose /tokenize takes messages, and gives tokens; a text begun is tokenised apart and put behind."""
+    """Renders with a /tokenize route that reads messages and returns token ids. Guidance is tokenized separately."""
 
-    _TEXT: str  # where /detokenize puts its text
+    _TEXT: str  # the field of /detokenize with the text
 
     def __init__(self, http: JsonPost, model: str) -> None:
         self._http = http
         self._model = model
-        self._thinks: dict[tuple[int, ...], bool] = {}  # by how a prompt ends: there are few ways
+        self._reasons: dict[tuple[int, ...], bool] = {}  # by the end of the prompt, which has few variants
 
     async def render(self, chat: Json) -> list[int]:
-        return await self._tokens(self._asked(chat))
+        return await self._tokens(self._body(chat))
 
-    async def begun(self, chat: Json, opening: str) -> list[int]:
-        asked = (self._asked(chat), {"prompt": opening, "add_special_tokens": False})
-        prompt, begun = await all_of(self._tokens(one) for one in asked)
-        await self._refuse_thought(prompt)
-        return prompt + begun
+    async def render_with_prefill(self, chat: Json, text: str) -> list[int]:
+        bodies = (self._body(chat), {"prompt": text, "add_special_tokens": False})
+        prompt, prefill = await all_of(self._tokens(body) for body in bodies)
+        await self._reject_open_reasoning(prompt)
+        return prompt + prefill
 
-    def _asked(self, chat: Json) -> Json:
+    def _body(self, chat: Json) -> Json:
         raise NotImplementedError
 
-    async def _tokens(self, asked: Json) -> list[int]:
-        reply = (await self._http.post("/tokenize", {"model": self._model, **asked}, native=True)).body
+    async def _tokens(self, body: Json) -> list[int]:
+        reply = (await self._http.post("/tokenize", {"model": self._model, **body}, native=True)).body
         return _field(reply, "tokens", list, self._http.name)
 
-    async def _refuse_thought(self, prompt: list[int]) -> None:
+    async def _reject_open_reasoning(self, prompt: list[int]) -> None:
         tail = tuple(prompt[-_TAIL_TOKENS:])
-        thinks = self._thinks.get(tail)
-        if thinks is None:
-            asked = {"model": self._model, "tokens": list(tail), "skip_special_tokens": False}
-            reply = (await self._http.post("/detokenize", asked, native=True)).body
-            thinks = bool(_OPEN_THOUGHT.search(_field(reply, self._TEXT, str, self._http.name)))
-            if len(self._thinks) < _MAX_TAILS:
-                self._thinks[tail] = thinks
-        if thinks:
-            raise _thinks_first(self._http.name)
+        reasons = self._reasons.get(tail)
+        if reasons is None:
+            body = {"model": self._model, "tokens": list(tail), "skip_special_tokens": False}
+            reply = (await self._http.post("/detokenize", body, native=True)).body
+            reasons = bool(_OPEN_REASONING.search(_field(reply, self._TEXT, str, self._http.name)))
+            if len(self._reasons) < _MAX_TAILS:
+                self._reasons[tail] = reasons
+        if reasons:
+            raise _reasons_first(self._http.name)
 
 
 class VllmRenderer(_TokensRenderer):
-    """vLLM's /tokenize, which every server has; /v1/chat/completions/render needs `--enable-scale-out`."""
+    """Renders with vLLM's /tokenize. The route /v1/chat/completions/render requires `--enable-scale-out`."""
 
     _TEXT = "prompt"
 
-    def _asked(self, chat: Json) -> Json:
-        asked = _of_template(chat, "chat_template", "chat_template_kwargs")
+    def _body(self, chat: Json) -> Json:
+        body = _template_fields(chat, "chat_template", "chat_template_kwargs")
         if (effort := chat.get("reasoning_effort")) is not None:
-            # Its chat route hands this to the template; /tokenize knows the template's own words only.
-            asked["chat_template_kwargs"] = {"reasoning_effort": effort, **(asked.get("chat_template_kwargs") or {})}
-        return asked
+            # The chat route passes this field to the template; /tokenize reads chat_template_kwargs only.
+            body["chat_template_kwargs"] = {"reasoning_effort": effort, **(body.get("chat_template_kwargs") or {})}
+        return body
 
-    def limit(self, prompt: Prompt) -> int | None:
-        return None  # what is missing means 16, and null what fits
+    def default_limit(self, prompt: Prompt) -> int | None:
+        return None  # null means as many as fit; the default of a missing field is 16
 
 
 class SGLangRenderer(_TokensRenderer):
-    """SGLang's /tokenize.
+    """Renders with SGLang's /tokenize.
 
-    context_tokens: what its model holds, as /models says; its /v1/completions wants a number, and 16 is its own.
+    Attributes:
+        context_tokens: the context size from /models. SGLang's /v1/completions requires a number; its default is 16.
     """
 
     _TEXT = "text"
@@ -151,14 +155,15 @@ class SGLangRenderer(_TokensRenderer):
         super().__init__(http, model)
         self.context_tokens: int | None = None
 
-    def _asked(self, chat: Json) -> Json:
-        return _of_template(chat, "chat_template_kwargs", "reasoning_effort")
+    def _body(self, chat: Json) -> Json:
+        return _template_fields(chat, "chat_template_kwargs", "reasoning_effort")
 
-    def limit(self, prompt: Prompt) -> int | None:
+    def default_limit(self, prompt: Prompt) -> int | None:
         left = (self.context_tokens or 0) - len(prompt) - 1
         if left < 1:
             raise EngineUnsupported(
-                f"Engine '{self._http.name}' needs a limit on tokens to go on with a raw prompt, or has no room left.",
+                f"Engine '{self._http.name}' cannot continue a raw prompt: the prompt fills the context, "
+                "or the context size is unknown. Set max_tokens.",
                 engine=self._http.name,
                 status_sent=422,
             )
@@ -166,51 +171,51 @@ class SGLangRenderer(_TokensRenderer):
 
 
 class TgiRenderer:
-    """TGI's /chat_tokenize, for its /generate, which puts special tokens before every prompt: once is enough."""
+    """Renders with TGI's /chat_tokenize. TGI's /generate adds a special token to each prompt, so it is removed here."""
 
     def __init__(self, http: JsonPost, _: str) -> None:
         self._http = http
-        self._added: int | None = None  # the token that it puts before a prompt; -1: none
+        self._added: int | None = None  # the id of the token that TGI adds before a prompt; -1: none
 
     async def render(self, chat: Json) -> str:
         if self._added is None:
-            self._added = await self._look_what_is_added()
-        reply = (await self._http.post("/chat_tokenize", _of_template(chat))).body
+            self._added = await self._find_added_token()
+        reply = (await self._http.post("/chat_tokenize", _template_fields(chat))).body
         prompt = _field(reply, "templated_text", str, self._http.name)
-        # Whether it was put before this one too differs from version to version: then it has no place in the text.
+        # Depending on the version of TGI the rendered text already contains the token.
         for token in _field(reply, "tokenize_response", list, self._http.name)[:2]:
             text = token.get("text") if isinstance(token, dict) and token.get("id") == self._added else None
             if text and prompt.startswith(text):
                 return prompt.removeprefix(text)
         return prompt
 
-    async def begun(self, chat: Json, opening: str) -> str:
+    async def render_with_prefill(self, chat: Json, text: str) -> str:
         prompt = await self.render(chat)
-        _refuse_thought(prompt, self._http.name)
-        return prompt + opening
+        _reject_open_reasoning(prompt, self._http.name)
+        return prompt + text
 
-    def limit(self, prompt: Prompt) -> int | None:
+    def default_limit(self, prompt: Prompt) -> int | None:
         return None
 
-    async def _look_what_is_added(self) -> int:
+    async def _find_added_token(self) -> int:
         tokens = (await self._http.post("/tokenize", {"inputs": "a"})).body
         first = tokens[0] if isinstance(tokens, list) and len(tokens) > 1 else None
         added = first.get("id") if isinstance(first, dict) else None
         return added if isinstance(added, int) else -1
 
 
-def _of_template(chat: Json, *names: str) -> Json:
+def _template_fields(chat: Json, *names: str) -> Json:
     return {name: chat[name] for name in ("messages", *names) if chat.get(name) is not None}
 
 
-def _refuse_thought(prompt: str, engine: str) -> None:
-    if _OPEN_THOUGHT.search(prompt):
-        raise _thinks_first(engine)
+def _reject_open_reasoning(prompt: str, engine: str) -> None:
+    if _OPEN_REASONING.search(prompt):
+        raise _reasons_first(engine)
 
 
-def _thinks_first(engine: str) -> EngineUnsupported:
+def _reasons_first(engine: str) -> EngineUnsupported:
     return EngineUnsupported(
-        f"Engine '{engine}' has its model think before it answers: an opening would become a thought.",
+        f"Engine '{engine}' cannot continue guidance: its model reasons before the answer.",
         engine=engine,
         status_sent=422,
     )
@@ -219,12 +224,12 @@ def _thinks_first(engine: str) -> EngineUnsupported:
 def _field(reply: Any, name: str, kind: type[_T], engine: str) -> _T:
     value = reply.get(name) if isinstance(reply, dict) else None
     if not isinstance(value, kind):
-        raise EngineProtocolError(f"Engine '{engine}' did not render a chat.", engine=engine)
+        raise EngineProtocolError(f"Engine '{engine}' rendered a chat without the field '{name}'.", engine=engine)
     return value
 
 
 async def all_of(work: Iterable[Awaitable[_T]]) -> list[_T]:
-    """Every result. When one failed, its error, but only when none is under way any more."""
+    """Return all results. After all awaitables have ended, raise the first error."""
     results = await asyncio.gather(*work, return_exceptions=True)
     for result in results:
         if isinstance(result, BaseException):

@@ -1,4 +1,4 @@
-"""What a chat completion says, whatever sent it. Pure."""
+"""Reads the first choice of chat completion replies. Performs no I/O."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ if TYPE_CHECKING:
 
 
 def first_choice(reply: Any) -> Json:
-    """The first choice of an OpenAI reply; empty when there is none."""
+    """Return the first choice of an OpenAI reply; empty if there is none."""
     choices = reply.get("choices") if isinstance(reply, dict) else None
     choice = choices[0] if isinstance(choices, list) and choices else None
     return choice if isinstance(choice, dict) else {}
 
 
 def message_text(reply: Json) -> str | None:
-    """What the first choice says; None when it says nothing in words."""
+    """Return the text of the first choice; None if it has no text."""
     return text_of((first_choice(reply).get("message") or {}).get("content"))

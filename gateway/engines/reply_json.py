@@ -1,8 +1,8 @@
-"""Decode and encode the JSON of engines' replies without blocking the event loop.
+"""Decodes and encodes the JSON of engines' replies without blocking the event loop.
 
-Small JSON is processed on the event loop, large JSON in one thread. The thread's C calls must be short as well: they
-hold the interpreter lock. So values are counted in pieces first. Log-probabilities make up most of the values of a
-large reply; they are not decoded, and `orjson.Fragment` carries them to the caller.
+Small JSON is processed on the event loop, large JSON in one thread. C calls in the thread must be short, too, since
+they hold the interpreter lock. So values are counted in pieces first. Log-probabilities are most of the values of a
+large reply. They are not decoded: `orjson.Fragment` passes their bytes to the caller.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 MAX_REPLY_VALUES = 1_000_000
-"""The most JSON values in one reply. At most MAX_VALUES may be neither log-probabilities nor token ids.
+"""The limit on JSON values in one reply. At most MAX_VALUES may be neither log-probabilities nor token ids.
 
-6,000 tokens with 20 alternatives each have so many. msgspec skips over so many in 10 ms.
+A reply of 6,000 tokens with 20 alternatives each reaches the limit. msgspec skips that many values in 10 ms.
 """
 
-_DECODED_VALUES = 30_000  # so many, with the objects of log-probabilities among them, are decoded in a few milliseconds
+_DECODED_VALUES = 30_000  # decoded in a few milliseconds, log-probabilities included
 _FEW = 1000
 _UNDECODED = ("logprobs", "prompt_logprobs")
 _FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -43,11 +43,11 @@ _THREAD = ThreadPoolExecutor(1, thread_name_prefix="reply-json")
 
 
 class Unreadable(ValueError):
-    """JSON that cannot be passed on. The message completes the sentence "The engine ..."."""
+    """Invalid or too large JSON. The message completes the sentence "Engine 'name' ..."."""
 
 
 async def in_thread(work: Callable[_P, _T], *args: _P.args, **_: _P.kwargs) -> _T:
-    """Return the result of a call that is made in the thread for large replies."""
+    """Return the result of a call in the thread for large replies."""
     return await asyncio.get_running_loop().run_in_executor(_THREAD, work, *args)
 
 
@@ -62,7 +62,7 @@ async def decoded(raw: bytes) -> Any:
 
 
 async def decoded_events(events: list[bytes], read: Callable[[bytes], _T]) -> tuple[list[_T], EngineError | None]:
-    """Return what `read` makes of the events up to the first for which it raises an EngineError, and that error."""
+    """Apply `read` to events. Return the values before the first EngineError, and this error."""
     if sum(map(len, events)) <= _INLINE_EVENTS_BYTES:
         return _read_each(events, read)
     return await in_thread(_read_each, events, read)
@@ -79,35 +79,35 @@ def _read_each(events: list[bytes], read: Callable[[bytes], _T]) -> tuple[list[_
 
 
 def decode(raw: bytes) -> Any:
-    """Return the value of a reply or event, within bounds on depth and number of values. Raises Unreadable."""
+    """Return the value of a reply or event. Raises Unreadable above the limits on depth and number of values."""
     if len(raw) <= INLINE_VALUES:
         body = _loads(raw)
         deep = len(raw) > 2 * MAX_DEPTH and too_deep(raw, body)
     else:
         openings, values = count_values(raw, MAX_REPLY_VALUES)
         if values > MAX_REPLY_VALUES:
-            raise Unreadable(f"sent more than {MAX_REPLY_VALUES} JSON values, the limit")
+            raise Unreadable(f"sent a reply with more than {MAX_REPLY_VALUES} JSON values, the limit")
         body = _loads(raw) if values <= _DECODED_VALUES else _decode_but_logprobs(raw)
         deep = openings > MAX_DEPTH and too_deep(raw, body)
     if deep:
-        raise Unreadable(f"sent JSON deeper than {MAX_DEPTH} levels")
+        raise Unreadable(f"sent JSON with more than {MAX_DEPTH} nested levels, the limit")
     return body
 
 
 def _decode_but_logprobs(raw: bytes) -> Json:
-    """Decode a reply, and leave the log-probabilities of its choices in their bytes."""
+    """Decode a reply, and keep the log-probabilities of its choices as bytes."""
     try:
         fields: dict[str, Any] = _FIELDS.decode(raw)
         choices: list[dict[str, Any]] = _CHOICES.decode(fields.get("choices", b"[]"))
-        taken = [{name: str(one.pop(name), "utf-8") for name in _UNDECODED if name in one} for one in choices]
+        kept = [{name: str(one.pop(name), "utf-8") for name in _UNDECODED if name in one} for one in choices]
         rest = msgspec.json.encode({**fields, "choices": choices})
     except (msgspec.DecodeError, UnicodeError, RecursionError):
-        raise Unreadable("sent no valid JSON") from None
+        raise Unreadable("sent invalid JSON") from None
     openings, values = count_values(rest, MAX_REPLY_VALUES)
     if values > MAX_VALUES and (openings > _FEW or rest.count(b'"') > _FEW):  # a list of numbers is decoded faster
-        raise Unreadable(f"sent more than {MAX_VALUES} JSON values beside log-probabilities, the limit")
+        raise Unreadable(f"sent a reply with more than {MAX_VALUES} JSON values without log-probabilities, the limit")
     body: Json = _loads(rest)
-    for choice, undecoded in zip(body["choices"], taken, strict=True):
+    for choice, undecoded in zip(body["choices"], kept, strict=True):
         choice.update({name: orjson.Fragment(logprobs) for name, logprobs in undecoded.items() if logprobs != "null"})
     return body
 
@@ -116,4 +116,4 @@ def _loads(raw: bytes) -> Any:
     try:
         return orjson.loads(raw)
     except orjson.JSONDecodeError:
-        raise Unreadable("sent no valid JSON") from None
+        raise Unreadable("sent invalid JSON") from None

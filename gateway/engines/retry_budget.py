@@ -1,12 +1,11 @@
-"""Retry budgets: a process may retry a share of its recent successful calls, and a fixed number besides.
+"""Retry budgets: a process may retry a share of its recent successful calls, plus a fixed number.
 
-While an engine is down nearly every call fails, and retries would multiply its load. The bound is that of Finagle and
-Envoy: 20 % of the successes of the last ten seconds, plus a floor that lets idle engines be retried at all. Each tenant
-has a budget of its own at each engine. All tenants together have one more: the same share of all successes, and twice
-the floor. So the retries at an engine that is down do not grow with the number of tenants. One tenant's failures alone
-use up no other tenant's retries, and no failures of others use up the share that a tenant's own successes earned.
+While an engine is down, nearly every call fails, and retries would multiply its load. Finagle and Envoy use the same
+bound: 20 % of the successes of the last ten seconds, plus a floor for idle engines.
 
-Pure, but for the clock that it is given.
+Each tenant has its own budget at each engine. All tenants share one more budget: the same share of all successes, plus
+twice the floor. So the retries at an engine that is down do not grow with the number of tenants. The failures of one
+tenant exhaust no other tenant's retries. The share that a tenant's successes earned is available to this tenant only.
 """
 
 from __future__ import annotations
@@ -22,16 +21,16 @@ if TYPE_CHECKING:
 DEFAULT_SHARE = 0.2
 DEFAULT_FLOOR = 10
 
-# Successes and retries count for about this long: their weight falls to 1/e.
+# The weight of a success or retry decays by 1/e in this time.
 _WINDOW_S = 10.0
-_MOST = 10_000
-# Tenants that may use up their floors at one engine at the same time.
-_FLOORS_OF_ALL = 2
+_MAX_TENANTS = 10_000
+# How many tenants can exhaust their floors at one engine at the same time.
+_SHARED_FLOORS = 2
 
 
 @dataclass(slots=True)
 class _Recent:
-    """The successes and retries of one tenant, or of all, at one engine, each weighted by its age."""
+    """The successes and retries of one tenant, or of all tenants, at one engine, weighted by age."""
 
     at: float
     successes: float = 0.0
@@ -43,24 +42,24 @@ class _Recent:
 
 
 class RetryBudgets:
-    """The budgets of one process, by engine and tenant.
+    """The retry budgets of one process, by engine and tenant.
 
     Args:
-        clock: seconds that only grow.
+        clock: a monotonic clock, in seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._recent: dict[tuple[str, str], _Recent] = {}
-        self._of_all: dict[str, _Recent] = {}
+        self._shared: dict[str, _Recent] = {}
 
     def succeeded(self, engine: str, tenant: str) -> None:
-        """Note a call that succeeded."""
+        """Record a successful call."""
         for recent in self._recent_of(engine, tenant):
             recent.successes += 1
 
-    def take(self, engine: str, tenant: str, share: float = DEFAULT_SHARE, floor: int = DEFAULT_FLOOR) -> bool:
-        """Take one retry from the budgets of the tenant and of the engine. Returns False where either has none left.
+    def try_acquire(self, engine: str, tenant: str, share: float = DEFAULT_SHARE, floor: int = DEFAULT_FLOOR) -> bool:
+        """Take one retry from the budgets of the tenant and of the engine. Return False if either is exhausted.
 
         Args:
             share: retries per success.
@@ -70,24 +69,24 @@ class RetryBudgets:
         if own.retries + 1 > floor + share * own.successes:
             return False
         is_earned = own.retries + 1 <= share * own.successes
-        if not is_earned and total.retries + 1 > _FLOORS_OF_ALL * floor + share * total.successes:
+        if not is_earned and total.retries + 1 > _SHARED_FLOORS * floor + share * total.successes:
             return False
         own.retries += 1
         total.retries += 1
         return True
 
     def _recent_of(self, engine: str, tenant: str) -> tuple[_Recent, _Recent]:
-        """Return the counts of a tenant, and those of all tenants."""
+        """Return the counts of the tenant and those of all tenants."""
         now = self._clock()
-        total = self._of_all.get(engine)
+        total = self._shared.get(engine)
         if total is None:
-            total = self._of_all[engine] = _Recent(now)
+            total = self._shared[engine] = _Recent(now)
         else:
             total.age(now)
         key = engine, tenant
         recent = self._recent.get(key)
         if recent is None:
-            if len(self._recent) >= _MOST:
+            if len(self._recent) >= _MAX_TENANTS:
                 del self._recent[next(iter(self._recent))]
             recent = self._recent[key] = _Recent(now)
         else:

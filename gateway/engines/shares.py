@@ -1,4 +1,4 @@
-"""A list call's token counts, shared out among its members. OpenAI's list routes report one sum."""
+"""Apportions the token counts of a list call to its members, since OpenAI's list routes report one sum."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ if TYPE_CHECKING:
 def shares(
     total: TokenUsage | None, max_tokens: int, read: Sequence[int], written: Sequence[int | None]
 ) -> list[TokenUsage | None]:
-    """One usage for each member; together they are the total, and each is marked as an estimate.
+    """Return the estimated usage of each member. The estimates add up to the total.
 
-    A member that was cut wrote `max_tokens`, exactly. The rest is shared in proportion to size.
+    A member that was cut has exactly `max_tokens`. The rest is shared in proportion to size.
 
     Args:
-        total: what the engine counted; None when it did not.
-        max_tokens: what each member was allowed to write.
-        read: each prompt's size, in any unit.
-        written: the size of each text, in any unit; None for one that was cut at `max_tokens`.
+        total: the engine's counts; None: not reported.
+        max_tokens: the token limit of each member.
+        read: the size of each prompt, in any unit.
+        written: the size of each text, in any unit; None if it was cut at `max_tokens`.
 
     Returns:
-        None for all when there is no sum: no total, or one below what the members that were cut have written. Such a
-        total counts one member only (llama.cpp's /v1/completions does that).
+        None for each member without a valid sum: no total, or a total below the tokens of the members that were cut.
+        llama.cpp's /v1/completions reports such a total, of one member only.
     """
     cut = [size is None for size in written]
     rest = -1 if total is None else total.output_tokens - max_tokens * sum(cut)
     if total is None or rest < 0:
         return [None] * len(written)
-    # One more than its text: the token that ended it counts too, also where it wrote nothing.
+    # Plus one for the token that ended the text, which also counts for an empty text.
     output = apportion(rest, [0 if size is None else size + 1 for size in written])
     parts = (total.input_tokens, total.cached_input_tokens, total.cache_write_input_tokens)
     inputs = zip(*(apportion(tokens, read) for tokens in parts), strict=True)
@@ -48,13 +48,13 @@ def shares(
 
 
 def apportion(total: int, weights: Sequence[int]) -> list[int]:
-    """`total` in whole shares that add up to it, each within one of its exact share; equal ones without weights."""
+    """Return integer shares of `total` by weight, each within one of its exact share. Equal without weights."""
     whole = sum(weights)
     if whole == 0:
         weights, whole = [1] * len(weights), len(weights)
-    portions, seen, given = [], 0, 0
+    portions, weight_sum, portion_sum = [], 0, 0
     for weight in weights:
-        seen += weight
-        portions.append(total * seen // whole - given)
-        given += portions[-1]
+        weight_sum += weight
+        portions.append(total * weight_sum // whole - portion_sum)
+        portion_sum += portions[-1]
     return portions

@@ -1,23 +1,23 @@
-"""Server-sent events, decoded from bytes in any split. Sans-io."""
+"""An incremental decoder of server-sent events. Performs no I/O."""
 
 from __future__ import annotations
 
-# The standard lets a stream begin with one; no field's name does.
+# The standard permits one at the start of a stream.
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class EventTooLarge(ValueError):
-    """One event is larger than the bound."""
+    """An event exceeds the size limit."""
 
 
 class SseDecoder:
-    """Feed it bytes as they come; it returns the `data` of each event that became whole.
+    """Decodes bytes in any split to the `data` of events.
 
-    Works on bytes, so that a split inside a UTF-8 character does no harm. Knows LF and CRLF line ends, comments,
-    `data:` with and without a space, several data lines in one event; other fields are passed over.
+    The decoder works on bytes, so a chunk may end inside a UTF-8 character. It supports LF and CRLF line ends,
+    comments, `data:` with and without a space, and several data lines in one event. It ignores other fields.
 
     Args:
-        max_event_bytes: bound on one line and on the data of one event, against one that never ends.
+        max_event_bytes: the maximum size of a line and of the data of an event.
     """
 
     def __init__(self, max_event_bytes: int = 1_000_000) -> None:
@@ -27,7 +27,7 @@ class SseDecoder:
         self._data_bytes = 0
 
     def feed(self, received: bytes) -> list[bytes]:
-        """Return the events completed by `received`. Raises EventTooLarge."""
+        """Return the events that `received` completes. Raises EventTooLarge."""
         events: list[bytes] = []
         *lines, self._rest = (self._rest + received).split(b"\n")
         for ended in lines:
@@ -43,7 +43,7 @@ class SseDecoder:
         return events
 
     def end(self) -> list[bytes]:
-        """The stream has ended: an event whose closing blank line is missing still counts."""
+        """End the stream. Return the last event, if its closing blank line is missing."""
         events = self.feed(b"\n\n")
         self._rest = b""
         return events
@@ -53,11 +53,11 @@ class SseDecoder:
             value = line[5:]
             value = value[1:] if value.startswith(b" ") else value
             self._data.append(value)
-            self._data_bytes += len(value) + 1  # lines without data take room too
+            self._data_bytes += len(value) + 1  # also for empty lines
             self._bound(self._data_bytes - 1)
         elif line.startswith(_BYTE_ORDER_MARK):
             self._take(line[len(_BYTE_ORDER_MARK) :])
 
     def _bound(self, size_bytes: int) -> None:
         if size_bytes > self._max_event_bytes:
-            raise EventTooLarge(f"one event is larger than {self._max_event_bytes} bytes")
+            raise EventTooLarge(f"an event has more than {self._max_event_bytes} bytes")

@@ -1,6 +1,6 @@
-"""Stop strings, taken out of a text that comes in any split. Sans-io.
+"""Cuts a text at its first stop string, in any split. Performs no I/O.
 
-For engines that leave the stop string in what they write; OpenAI's callers never see it.
+Some engines include the stop string in the text, unlike OpenAI.
 """
 
 from __future__ import annotations
@@ -12,18 +12,21 @@ if TYPE_CHECKING:
 
 
 class StopFilter:
-    """Feed it text as it comes; it returns what stands before the first stop string, and then nothing more.
+    """Returns the text before the first stop string.
 
-    Of several stop strings the one completed first counts; of those completed together, the longest.
+    The stop string that is complete first applies, or the longest of several that end at the same character.
+
+    Attributes:
+        met: whether a stop string was found.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(filter(None, stops))
-        self._held = ""  # what may yet turn out to be the beginning of a stop string
+        self._held = ""  # text that may be the start of a stop string
         self.met = False
 
     def feed(self, text: str) -> str:
-        """Return what may be shown now."""
+        """Return the text that can be shown now."""
         if self.met:
             return ""
         text = self._held + text
@@ -31,18 +34,18 @@ class StopFilter:
         if found:
             self.met, self._held = True, ""
             return text[: min(found)[1]]
-        begun = min((len(text) - _begun(stop, text) for stop in self._stops), default=len(text))
-        self._held = text[begun:]
-        return text[:begun]
+        end = min((len(text) - _partial_length(stop, text) for stop in self._stops), default=len(text))
+        self._held = text[end:]
+        return text[:end]
 
     def finish(self) -> str:
-        """The text has ended: return what was held back."""
+        """End the text, and return the part that was held back."""
         held, self._held = self._held, ""
         return held
 
 
-def _begun(stop: str, text: str) -> int:
-    """How many characters at the end of `text` may be the beginning of `stop`."""
+def _partial_length(stop: str, text: str) -> int:
+    """Return the number of characters at the end of `text` that may be the start of `stop`."""
     at = max(0, len(text) - len(stop) + 1)
     while (at := text.find(stop[0], at)) >= 0 and not stop.startswith(text[at:]):
         at += 1
@@ -50,6 +53,6 @@ def _begun(stop: str, text: str) -> int:
 
 
 def before_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:
-    """A whole text without its stop string and what follows it; and whether there was one."""
-    seen = StopFilter(stops)
-    return seen.feed(text) + seen.finish(), seen.met
+    """Return the text before the first stop string, and whether there is one."""
+    stop_filter = StopFilter(stops)
+    return stop_filter.feed(text) + stop_filter.finish(), stop_filter.met

@@ -1,6 +1,6 @@
-"""OpenAI's text completions as engines speak them: raw prompts in, text out.
+"""The client of OpenAI's text completions route.
 
-For chats that go on as raw prompts (`raw_prompts.py`), and for callers who write the prompt themselves.
+The route serves chats that continue as raw prompts (`raw_prompts.py`), and text completion requests of callers.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ _TEXT = (str, NoneType)
 
 
 class TextWire(ChatWire):
-    """Text completions at one path of one engine. All methods raise EngineErrors; replies and chunks hold text."""
+    """The text completions route at one path of one engine. All methods raise EngineErrors."""
 
     @staticmethod
     def _choices(body: Json) -> int:
         prompt = body.get("prompt")
-        several = isinstance(prompt, list) and not isinstance(prompt[0], int)  # all are of one kind
+        several = isinstance(prompt, list) and not isinstance(prompt[0], int)  # all items have one type
         return (len(prompt or ()) if several else 1) * (body.get("n") or 1)
 
     @staticmethod

@@ -1,11 +1,12 @@
-"""text-generation-inference.
+"""The engine for text-generation-inference (TGI).
 
-Requests and replies are those of huggingface_hub, the maintained TGI client, and its error names are kept as the cause
-of ours, so that the contract is theirs: /generate is typed with its classes; the chat route, where typing took a tenth
-of a guided request, is held to them field by field in a test. The transport is ours: `AsyncInferenceClient` opens a
-second HTTP stack (httpx) beside ours, hides the reply headers in which TGI tells its token counts, and holds every
-stream's response until the client is closed. Chat calls per second on one core with 32 in flight, in one run: ours
-5760, the hub's 1301 (load_tests/tgi_client.py; docs/engines.md has the rest).
+Requests and replies follow huggingface_hub, the maintained TGI client. /generate uses its classes. On the chat route
+the classes took a tenth of a guided request, so a test compares the fields instead. An error's cause is the exception
+class that huggingface_hub has for it.
+
+The transport is `EngineHttp`. `AsyncInferenceClient` opens a second HTTP stack (httpx), hides the reply headers with
+TGI's token counts, and holds each stream's response until the client is closed. With 32 chat calls in flight on one
+core it made 1301 calls per second, and this engine 5760 (load_tests/tgi_client.py, docs/engines.md).
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ from huggingface_hub.errors import (
 
 from gateway.capabilities.continuation import Continuation, place_prefix, unsupported_as_text
 from gateway.capabilities.kinds import TGI
-from gateway.engines.base import EngineState, OpeningReply, OpeningRequest
-from gateway.engines.chat import ChatWire, listen, opening_finish, read_usage, tokens_of
+from gateway.engines.base import EngineState, TeacherReply, TeacherRequest
+from gateway.engines.chat import ChatWire, collect_stream, read_usage, teacher_finish, tokens_of
 from gateway.engines.probing import find_continuation
 from gateway.engines.raw_prompts import is_text
 from gateway.engines.renderers import TgiRenderer
@@ -52,7 +53,7 @@ _T = TypeVar("_T")
 
 _DEFAULT_MAX_STOPS = 4
 
-# TGI's error_type, in huggingface_hub's names.
+# huggingface_hub's exceptions by TGI's error_type.
 _ERRORS: dict[str, type[TextGenerationError]] = {
     "generation": GenerationError,
     "incomplete_generation": IncompleteGenerationError,
@@ -64,16 +65,17 @@ _PER_TOKEN = frozenset({"prefill", "tokens", "top_tokens", "best_of_sequences"})
 
 
 class TGIEngine:
-    """A text-generation-inference server.
+    """The client of a text-generation-inference server.
 
     Args:
         name: the configured model name.
-        model: sent as `model`; anything but "tgi" names a LoRA adapter to the server.
-        http: its pool; `base_url` is the server's root.
-        continuation: how it continues an assistant message. `trailing` is what its chat route does, and is not
-            probed; `auto` probes for all its ways, `none` never tries.
-        max_concurrency: what the configuration allows in flight, compared with what /info says.
-        longest_opening: the most tokens that a policy asks it for now as a teacher, compared likewise.
+        model: sent as `model`; any value except "tgi" names a LoRA adapter.
+        http: the HTTP client; `base_url` is the server's root.
+        continuation: how the engine continues an assistant message. TGI's chat route continues a `trailing` one, which
+            is not probed. `auto` probes all modes, `none` disables continuation.
+        max_concurrency: the configured limit on calls in flight, compared with the limit in /info.
+        max_guidance_tokens: returns the most guidance tokens that a policy requests from this teacher now, compared
+            with the limit in /info.
     """
 
     def __init__(
@@ -84,25 +86,25 @@ class TGIEngine:
         model: str = "tgi",
         continuation: Mode | Literal["auto", "none"] = "trailing",
         max_concurrency: int | None = None,
-        longest_opening: Callable[[], int] = lambda: 0,
+        max_guidance_tokens: Callable[[], int] = lambda: 0,
     ) -> None:
         self._name = name
         self._model = model
         self._http = http
         self._chat = ChatWire(http, "/v1/chat/completions")
         self._configured_concurrency = max_concurrency
-        self._longest_opening = longest_opening
+        self._max_guidance_tokens = max_guidance_tokens
         self._max_stops = _DEFAULT_MAX_STOPS
         self._text = TextRoute(http)
         self._renderer = TgiRenderer(http, model)
-        self._asked = continuation
-        self._looked = continuation in {"trailing", "none"}
-        self._doubt: str | None = None
+        self._configured = continuation
+        self._probed = continuation in {"trailing", "none"}
+        self._warning: str | None = None
         self._state = EngineState(stops_within_s=TGI.stops_within_s)
         if continuation == "none":
             self._state.continuation = None
         elif continuation != "auto":
-            # TGI never repeats what it continues; who is told to write it again does.
+            # TGI never repeats the text that it continues. Mode `instruct` instructs the model to repeat it.
             self._state.continuation = Continuation(continuation, echo=continuation == "instruct")
 
     @property
@@ -116,18 +118,18 @@ class TGIEngine:
     async def close(self) -> None:
         await self._http.close()
 
-    async def opening(
-        self, request: OpeningRequest, *, batch: str | None = None, tell: Callable[[str], None] | None = None
-    ) -> OpeningReply:
-        """The first tokens of an answer: a chat through TGI's own template, a raw prompt through /generate.
+    async def generate_guidance(
+        self, request: TeacherRequest, *, batch: str | None = None, on_text: Callable[[str], None] | None = None
+    ) -> TeacherReply:
+        """Generate the first tokens of an answer: a chat on the chat route, a raw prompt on /generate.
 
-        Always a call of its own: TGI puts calls in flight into one batch by itself, and its list of prompts fails as
-        one, takes four at most, and turns its prefix cache off.
+        Each request is a separate call, since TGI batches calls in flight. A list of prompts is limited to four, fails
+        as a whole and disables the prefix cache.
         """
-        ask = self._chat_opening if request.messages is not None else self._raw_opening
-        return await ask(request, tell)
+        generate = self._chat_guidance if request.messages is not None else self._raw_guidance
+        return await generate(request, on_text)
 
-    async def _chat_opening(self, request: OpeningRequest, tell: Callable[[str], None] | None) -> OpeningReply:
+    async def _chat_guidance(self, request: TeacherRequest, on_text: Callable[[str], None] | None) -> TeacherReply:
         body: Json = {
             "messages": list(request.messages or ()),
             "max_tokens": request.max_tokens,
@@ -137,49 +139,49 @@ class TGIEngine:
             "top_p": request.top_p,
         }
         body = {key: value for key, value in body.items() if value is not None}
-        if tell is not None:
+        if on_text is not None:
             body.update(stream=True, stream_options={"include_usage": True})
-            heard = await listen(self.stream(body), tell)
-            return self._opening(heard.text, heard.finish, heard.usage, request)
+            streamed = await collect_stream(self.stream(body), on_text)
+            return self._reply(streamed.text, streamed.finish, streamed.usage, request)
         reply = await self.complete(body)
-        # Its shape was looked at already; typing all of it with the hub's classes took a tenth of a guided request.
+        # `complete` has validated the shape. Parsing with the hub's classes took a tenth of a guided request.
         finish = first_choice(reply).get("finish_reason")
-        return self._opening(message_text(reply), finish, read_usage(reply.get("usage")), request)
+        return self._reply(message_text(reply), finish, read_usage(reply.get("usage")), request)
 
-    async def _raw_opening(self, request: OpeningRequest, tell: Callable[[str], None] | None) -> OpeningReply:
-        asked = TextGenerationInput(
+    async def _raw_guidance(self, request: TeacherRequest, on_text: Callable[[str], None] | None) -> TeacherReply:
+        body = TextGenerationInput(
             inputs=request.prompt or "",
             parameters=TextGenerationInputGenerateParameters(
-                max_new_tokens=request.max_tokens,  # without it TGI writes until its memory says stop
+                max_new_tokens=request.max_tokens,  # the default is the server's limit
                 details=True,
                 do_sample=request.temperature > 0,  # without `parameters` TGI would sample
-                temperature=request.temperature or None,  # 0 is refused here
+                temperature=request.temperature or None,  # /generate rejects 0
                 top_p=_inside_0_1(request.top_p) if request.temperature > 0 else None,
                 seed=request.seed,
                 stop=self._sent_stops(request) or None,
             ),
         )
-        if tell is not None:
-            heard = await self._translated(generate_stream(self._http, without_none(asked), tell))
-            return self._opening(heard.text, heard.finish, heard.usage, request)
-        reply = await self._translated(self._http.post("/generate", without_none(asked)))
+        if on_text is not None:
+            streamed = await self._translated(generate_stream(self._http, without_none(body), on_text))
+            return self._reply(streamed.text, streamed.finish, streamed.usage, request)
+        reply = await self._translated(self._http.post("/generate", without_none(body)))
         try:
             output = TextGenerationOutput.parse_obj_as_instance(_without_tokens(reply.body))
             finish = output.details.finish_reason if output.details is not None else None
         except (ValueError, TypeError, AttributeError):
-            raise self._garbled("a reply that is not text generation") from None
-        return self._opening(output.generated_text, finish, read_usage(header_counts(reply.headers)), request)
+            raise self._protocol_error("a reply without generated_text") from None
+        return self._reply(output.generated_text, finish, read_usage(header_counts(reply.headers)), request)
 
-    def _sent_stops(self, request: OpeningRequest) -> list[str]:
-        """As many as the server takes; what it is not told of is found when its reply is read."""
+    def _sent_stops(self, request: TeacherRequest) -> list[str]:
+        """Return as many stop strings as the server accepts. `_reply` applies the others to the text."""
         return _as_list(request.stop)[: self._max_stops]
 
-    def _opening(self, text: Any, finish: Any, usage: TokenUsage | None, request: OpeningRequest) -> OpeningReply:
+    def _reply(self, text: Any, finish: Any, usage: TokenUsage | None, request: TeacherRequest) -> TeacherReply:
         if not isinstance(text, str):
-            raise self._garbled("a reply without text")
+            raise self._protocol_error("a reply without text")
         # A stop string completed by the very last token is reported as `length`.
         text, met = before_stop(text, request.stop)
-        return OpeningReply(text, "stop" if met else opening_finish(finish), usage)
+        return TeacherReply(text, "stop" if met else teacher_finish(finish), usage)
 
     async def complete(self, body: Json, prefill: Prefill | None = None) -> Json:
         adapted = self._adapted(body, prefill)
@@ -212,57 +214,59 @@ class TGIEngine:
                 raise
 
     async def embed(self, body: Json) -> EngineEmbeddings:
-        """It has no such route; a policy that wants one is refused when it is read."""
-        raise EngineUnsupported(f"Engine '{self._name}' makes no embeddings.", engine=self._name, status_sent=404)
+        """Raise EngineUnsupported: TGI has no such route. Policies that need it are rejected when they are read."""
+        raise EngineUnsupported(
+            f"Engine '{self._name}' does not support embeddings.", engine=self._name, status_sent=404
+        )
 
     async def probe(self) -> None:
-        """Read /info: the limits, and where the configuration asks for more than the server allows.
+        """Read the limits from /info, and warn where the configuration exceeds them.
 
-        Once while it stays up, and where the configuration wants that, try how it continues.
+        Continuation is probed once while the engine stays up, if it is configured to be probed.
         """
         info = (await self._http.get("/info")).body
         if not isinstance(info, dict) or "model_id" not in info:
-            raise self._garbled("an /info without model_id")
+            raise self._protocol_error("an /info without model_id")
         kept = ("model_id", "version", "max_concurrent_requests", "max_input_tokens", "max_total_tokens",
                 "max_stop_sequences")  # fmt: skip
         self._state.revision = f"{info['model_id']}@{info.get('model_sha')}/{self._model}"
         self._state.facts = {key: info[key] for key in kept if isinstance(info.get(key), str | int)}
-        self._looked = self._looked and (bool(self._state.up) or self._asked in {"trailing", "none"})
-        if not self._looked:
-            await self._look()
-            self._looked = True
-        self._state.warnings = [] if self._doubt is None else [self._doubt]
+        self._probed = self._probed and (bool(self._state.up) or self._configured in {"trailing", "none"})
+        if not self._probed:
+            await self._probe_continuation()
+            self._probed = True
+        self._state.warnings = [] if self._warning is None else [self._warning]
         if isinstance(stops := info.get("max_stop_sequences"), int):
             self._max_stops = stops
         if isinstance(limit := info.get("max_concurrent_requests"), int) and limit > 0:
             self._state.max_concurrency = limit
             if self._configured_concurrency is not None and self._configured_concurrency > limit:
                 self._state.warnings.append(
-                    f"max_concurrency {self._configured_concurrency} is above the server's "
-                    f"max_concurrent_requests {limit}: {limit} is used"
+                    f"max_concurrency {self._configured_concurrency} exceeds the server's "
+                    f"max_concurrent_requests {limit}; {limit} is used"
                 )
-        longest = self._longest_opening()
+        longest = self._max_guidance_tokens()
         self._state.context_tokens = tokens_of(info.get("max_total_tokens"))
-        if isinstance(most := info.get("max_total_tokens"), int) and longest >= most:
+        if isinstance(limit := info.get("max_total_tokens"), int) and longest >= limit:
             self._state.warnings.append(
-                f"a policy asks for guidance of {longest} tokens, and the server's max_total_tokens is "
-                f"{most}, prompt included: it refuses every such call"
+                f"a policy requests {longest} guidance tokens, but the server's max_total_tokens, prompt included, is "
+                f"{limit}: the server rejects each such call"
             )
 
-    async def _look(self) -> None:
-        asked = self._asked
-        assert asked != "none", "nothing is looked for"
-        found = await find_continuation(self.complete, TGI.modes if asked == "auto" else (asked,), None)
-        self._doubt = None
-        if found is None and asked == "auto":
-            self._doubt = "the engine goes on with no opening: with placement prefix it gets guidance as context"
+    async def _probe_continuation(self) -> None:
+        mode = self._configured
+        assert mode != "none", "continuation is disabled"
+        found = await find_continuation(self.complete, TGI.modes if mode == "auto" else (mode,), None)
+        self._warning = None
+        if found is None and mode == "auto":
+            self._warning = "the engine continues no assistant message: placement prefix sends guidance as context"
         elif found is None:
-            self._doubt = f"the engine did not continue the probe with continuation '{asked}'"
-        if found is not None or asked == "auto":
+            self._warning = f"the engine did not continue the probe with continuation '{mode}'"
+        if found is not None or mode == "auto":
             self._state.continuation = found
 
     def _adapted(self, body: Json, prefill: Prefill | None) -> Json:
-        """An OpenAI chat body as TGI's chat route reads it."""
+        """Return an OpenAI chat body as TGI's chat route reads it."""
         if prefill is not None and prefill.continuation.mode != "completions":
             body = place_prefix(prefill.continuation.mode, body, prefill.text)
         adapted = {key: value for key, value in body.items() if key not in TGI.never_sent}
@@ -272,22 +276,22 @@ class TGIEngine:
             adapted["stop"] = stops
         top_p = adapted.pop("top_p", None)
         if top_p == 0:
-            adapted["temperature"] = 0  # only the likeliest token, which is refused when said this way
+            adapted["temperature"] = 0  # greedy; the route rejects top_p 0
         elif adapted.get("temperature") != 0 and (inside := _inside_0_1(top_p)) is not None:
-            adapted["top_p"] = inside  # beside temperature 0 it would turn sampling on again
+            adapted["top_p"] = inside  # with temperature 0 it would enable sampling
         limit = adapted.pop("max_completion_tokens", None)
         if limit is not None:
             adapted["max_tokens"] = limit
         return adapted
 
     async def _raw(self, body: Json, adapted: Json, prefill: Prefill | None) -> Json:
-        """A body as one of /generate: a chat's with the opening behind it. Raises EngineErrors."""
+        """Return the /generate body: the rendered chat followed by the guidance, or the raw prompt."""
         lost = lost_by_generate(body) if prefill is None else unsupported_as_text(body)
         if lost is None and (body.get("n") or 1) > 1:
             lost = "n"
         if lost is not None:
             raise EngineUnsupported(
-                f"Engine '{self._name}' takes one prompt in words for one answer, and cannot carry '{lost}'.",
+                f"Engine '{self._name}' does not support '{lost}' with a raw prompt.",
                 engine=self._name,
                 status_sent=422,
                 param=lost,
@@ -296,9 +300,9 @@ class TGIEngine:
             prompt = body["prompt"]
             return generate_body(adapted, prompt if isinstance(prompt, str) else prompt[0])
         try:
-            prompt = await self._translated(self._renderer.begun(body, prefill.text))
+            prompt = await self._translated(self._renderer.render_with_prefill(body, prefill.text))
         except EngineError as error:
-            error.heard = False  # the model was not asked yet
+            error.may_have_run = False  # the model was not called
             raise
         return generate_body(adapted, prompt)
 
@@ -309,47 +313,46 @@ class TGIEngine:
             _name_cause(error)
             raise
 
-    def _garbled(self, what: str) -> EngineProtocolError:
+    def _protocol_error(self, what: str) -> EngineProtocolError:
         return EngineProtocolError(f"Engine '{self._name}' sent {what}.", engine=self._name)
 
 
 def _name_cause(error: EngineError) -> None:
-    """Where TGI named the kind of error, give ours huggingface_hub's exception for it as the cause."""
+    """Set huggingface_hub's exception for TGI's error_type as the cause."""
     if error.reason is not None:
         error.__cause__ = _ERRORS.get(error.reason, UnknownError)(error.message)
 
 
 def _as_list(stop: str | Sequence[str] | None) -> list[str]:
-    """OpenAI's `stop` as TGI wants it. An empty string would end every answer at its first token."""
+    """Return OpenAI's `stop` as a list. An empty string would end each answer at its first token."""
     return [text for text in ([stop] if isinstance(stop, str) else stop or ()) if text]
 
 
 def _inside_0_1(top_p: float | None) -> float | None:
-    """TGI wants 0 < top_p < 1; None says the same as 1."""
+    """Return top_p if 0 < top_p < 1, as TGI requires. None is equivalent to 1."""
     return top_p if top_p is not None and 0 < top_p < 1 else None
 
 
 def _without_tokens(generated: Any) -> Any:
-    """A /generate reply without what it says of each token: nobody reads that, and typing it took most of a call."""
+    """Return a /generate reply without its token details, which are not used and took most of a call to parse."""
     details = generated.get("details") if isinstance(generated, dict) else None
     if not isinstance(details, dict):
         return generated
     return {**generated, "details": {key: value for key, value in details.items() if key not in _PER_TOKEN}}
 
 
-def _end_at_stop(choice: Json, said: Json, stops: StopFilter, *, ended: bool) -> None:
-    """Make a choice end as OpenAI's do, in place: without its stop string, and with one name for having stopped.
+def _end_at_stop(choice: Json, part: Json, stops: StopFilter, *, ended: bool) -> None:
+    """Remove the stop string from a choice and use OpenAI's finish reason, in place.
 
     Args:
-        choice: whose finish_reason it is.
-        said: its message or delta.
-        stops: what looks for the stop strings over all that the choice says.
-        ended: whether nothing more comes.
+        part: the message or delta of the choice.
+        stops: the filter for the whole text of the choice.
+        ended: whether this is the last part.
     """
-    text = said.get("content")
+    text = part.get("content")
     if isinstance(text, str):
-        said["content"] = stops.feed(text)
+        part["content"] = stops.feed(text)
     if ended and (held := stops.finish()):
-        said["content"] = (said["content"] if isinstance(text, str) else "") + held
+        part["content"] = (part["content"] if isinstance(text, str) else "") + held
     if choice.get("finish_reason") and (stops.met or choice["finish_reason"] in {"eos_token", "stop_sequence"}):
         choice["finish_reason"] = "stop"

@@ -1,4 +1,4 @@
-"""An engine whose calls are spans of the request on whose behalf they are made. There only where traces are on."""
+"""An engine that records its calls as spans of the current request. Used only if tracing is on."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from opentelemetry.util.types import AttributeValue
 
     from gateway.capabilities.continuation import Prefill
-    from gateway.engines.base import Engine, EngineEmbeddings, EngineState, OpeningReply, OpeningRequest, TokenUsage
+    from gateway.engines.base import Engine, EngineEmbeddings, EngineState, TeacherReply, TeacherRequest, TokenUsage
     from gateway.protocol.body import Json
     from gateway.telemetry.tracing import CallSpan, RequestTrace
 
-# What stop texts and logit biases say is the caller's own. These are numbers.
-_ASKED = {
+# Numeric parameters. Stop strings and logit biases are omitted, since they may contain text of the caller.
+_REQUEST_ATTRIBUTES = {
     "max_tokens": names.REQUEST_MAX_TOKENS,
     "max_completion_tokens": names.REQUEST_MAX_TOKENS,
     "temperature": names.REQUEST_TEMPERATURE,
@@ -37,12 +37,12 @@ _ASKED = {
 
 
 class TracedEngine:
-    """Passes calls on to `engine`. What it does by itself, such as a probe, is nobody's, and no span.
+    """Passes calls to `engine` and records those of requests as spans. Probes have no span.
 
     Args:
-        model: what the engine calls its model.
-        provider: who serves it, in the words of the conventions.
-        address: host and port, where they are known.
+        model: the engine's name of its model.
+        provider: the provider's name in OpenTelemetry's semantic conventions.
+        address: host and port; None: not known.
     """
 
     def __init__(self, engine: Engine, model: str, provider: str, address: tuple[str, int] | None) -> None:
@@ -67,33 +67,33 @@ class TracedEngine:
     def state(self) -> EngineState:
         return self._engine.state
 
-    async def opening(
-        self, request: OpeningRequest, *, batch: str | None = None, tell: Callable[[str], None] | None = None
-    ) -> OpeningReply:
+    async def generate_guidance(
+        self, request: TeacherRequest, *, batch: str | None = None, on_text: Callable[[str], None] | None = None
+    ) -> TeacherReply:
         trace = current()
         if trace is None:
-            return await self._engine.opening(request, batch=batch, tell=tell)
-        asked = [
+            return await self._engine.generate_guidance(request, batch=batch, on_text=on_text)
+        attributes = [
             (names.REQUEST_MAX_TOKENS, request.max_tokens),
             (names.REQUEST_TEMPERATURE, request.temperature),
             (names.REQUEST_TOP_P, request.top_p),
             (names.REQUEST_SEED, request.seed),
-            (names.REQUEST_STREAM, tell is not None),
+            (names.REQUEST_STREAM, on_text is not None),
             (names.BATCH_ID, batch),
         ]
         operation = names.CHAT if request.messages is not None else names.TEXT
-        with self._call(trace, "opening", operation, asked) as call:
-            told = tell if tell is None else _heard(call, tell)
-            reply = await self._engine.opening(request, batch=batch, tell=told)
+        with self._call(trace, "opening", operation, attributes) as call:
+            traced_on_text = on_text if on_text is None else _traced(call, on_text)
+            reply = await self._engine.generate_guidance(request, batch=batch, on_text=traced_on_text)
             self._answered(call, [reply.finish], reply.usage)
-            # For those who share it: their traces tell where it was fetched.
+            # Requests that share the guidance link to this span.
             return replace(reply, span=call.span.get_span_context())
 
     async def complete(self, body: Json, prefill: Prefill | None = None) -> Json:
         trace = current()
         if trace is None:
             return await self._engine.complete(body, prefill)
-        with self._call(trace, "answer", _operation(body), _asked(body, stream=False)) as call:
+        with self._call(trace, "answer", _operation(body), _request_attributes(body, stream=False)) as call:
             reply = await self._engine.complete(body, prefill)
             self._answered(call, _finishes([reply]), read_usage(reply.get("usage")))
             return reply
@@ -107,7 +107,7 @@ class TracedEngine:
                 return
             finishes: list[str] = []
             usage: TokenUsage | None = None
-            with self._call(trace, "answer", _operation(body), _asked(body, stream=True)) as call:
+            with self._call(trace, "answer", _operation(body), _request_attributes(body, stream=True)) as call:
                 try:
                     async for chunks in groups:
                         call.mark_first_chunk()
@@ -136,10 +136,10 @@ class TracedEngine:
         await self._engine.close()
 
     def _call(
-        self, trace: RequestTrace, call: str, operation: str, asked: Iterable[tuple[str, AttributeValue | None]]
+        self, trace: RequestTrace, call: str, operation: str, requested: Iterable[tuple[str, AttributeValue | None]]
     ) -> CallSpan:
         attributes = (
-            {**self._always, names.OPERATION: operation, names.CALL: call, **attributes_of(asked)}
+            {**self._always, names.OPERATION: operation, names.CALL: call, **attributes_of(requested)}
             if trace.recorded
             else {}
         )
@@ -160,21 +160,21 @@ class TracedEngine:
                 call.span.set_attribute(names.USAGE_CACHE_WRITE, usage.cache_write_input_tokens)
 
 
-def _heard(call: CallSpan, tell: Callable[[str], None]) -> Callable[[str], None]:
-    def told(piece: str) -> None:
+def _traced(call: CallSpan, on_text: Callable[[str], None]) -> Callable[[str], None]:
+    def record(piece: str) -> None:
         call.mark_first_chunk()
-        tell(piece)
+        on_text(piece)
 
-    return told
+    return record
 
 
 def _operation(body: Json) -> str:
     return names.TEXT if is_text(body) else names.CHAT
 
 
-def _asked(body: Json, *, stream: bool) -> Iterable[tuple[str, AttributeValue | None]]:
+def _request_attributes(body: Json, *, stream: bool) -> Iterable[tuple[str, AttributeValue | None]]:
     yield names.REQUEST_STREAM, stream
-    for field, name in _ASKED.items():
+    for field, name in _REQUEST_ATTRIBUTES.items():
         value: Any = body.get(field)
         if isinstance(value, int | float) and not isinstance(value, bool):
             yield name, value

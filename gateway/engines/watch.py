@@ -1,4 +1,4 @@
-"""Looks after one engine in the background. The gateway starts, and stays ready, without its engines."""
+"""Probes one engine in the background. The gateway starts, and stays ready, without its engines."""
 
 from __future__ import annotations
 
@@ -23,26 +23,34 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class ProbeInterval:
-    """Seconds between two probes: of an engine that is up, and, doubling from first to last, of one that is not."""
+    """The intervals between probes in seconds.
 
-    look_every_s: float = 30.0
+    Attributes:
+        up_s: while the engine is up.
+        first_retry_s: after the first failed probe. The interval doubles after each failure.
+        max_retry_s: the upper bound on the interval after failures.
+    """
+
+    up_s: float = 30.0
     first_retry_s: float = 0.5
-    last_retry_s: float = 10.0
+    max_retry_s: float = 10.0
 
 
 async def watch(
     engine: Engine,
     metrics: Metrics,
-    pace: ProbeInterval = ProbeInterval(),
-    at_once: asyncio.Event | None = None,
-    saw: Callable[[str, bool], None] | None = None,
+    interval: ProbeInterval = ProbeInterval(),
+    probe_now: asyncio.Event | None = None,
+    on_probe: Callable[[str, bool], None] | None = None,
 ) -> None:
-    """Probe for ever; without waiting when `at_once` is set, which is then cleared.
+    """Probe an engine until canceled.
 
-    `saw` hears after each probe of which engine it was, and whether that is up.
+    Args:
+        probe_now: an event that ends the wait between two probes; the watch clears the event.
+        on_probe: called after each probe with the engine's name and whether it is up.
     """
-    at_once = at_once or asyncio.Event()
-    retry_s = pace.first_retry_s
+    probe_now = probe_now or asyncio.Event()
+    retry_s = interval.first_retry_s
     while True:
         state = engine.state
         was_up, warned = state.up, list(state.warnings)
@@ -50,18 +58,18 @@ async def watch(
             await engine.probe()
         except EngineError as error:
             state.up, state.detail = False, f"{error.message} {cause_of(error) or ''}".rstrip()
-            wait_s, retry_s = retry_s, min(pace.last_retry_s, retry_s * 2)
+            wait_s, retry_s = retry_s, min(interval.max_retry_s, retry_s * 2)
         except Exception:
-            # Whatever it is, the watch lives on: nobody else would see the engine come back.
-            log.exception("probe_broke", engine=engine.name)
-            state.up, state.detail = False, "the probe broke; the log says how"
-            wait_s, retry_s = retry_s, min(pace.last_retry_s, retry_s * 2)
+            # Continue after any error: without probes the recovery of the engine would not be noticed.
+            log.exception("probe_failed", engine=engine.name)
+            state.up, state.detail = False, "the probe failed with an internal error; see the log event probe_failed"
+            wait_s, retry_s = retry_s, min(interval.max_retry_s, retry_s * 2)
         else:
             state.up, state.detail = True, "answers" if state.called else "not called yet"
-            wait_s, retry_s = pace.look_every_s, pace.first_retry_s
+            wait_s, retry_s = interval.up_s, interval.first_retry_s
         metrics.engine_up.labels(engine.name).set(int(state.up))
-        if saw is not None:
-            saw(engine.name, state.up)
+        if on_probe is not None:
+            on_probe(engine.name, state.up)
         if state.up != was_up:
             log.log(20 if state.up else 30, "engine", engine=engine.name, up=state.up, detail=state.detail)
         for warning in state.warnings:
@@ -69,5 +77,5 @@ async def watch(
                 log.warning("engine_differs", engine=engine.name, warning=warning)
         with suppress(TimeoutError):
             async with asyncio.timeout(wait_s):
-                await at_once.wait()
-        at_once.clear()
+                await probe_now.wait()
+        probe_now.clear()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from gateway.engines.base import OpeningReply, TokenUsage
+from gateway.engines.base import TeacherReply, TokenUsage
 from gateway.engines.chat import read_usage
 from gateway.engines.stops import before_stop
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from gateway.capabilities.continuation import Prefill
-    from gateway.engines.base import Engine, EngineEmbeddings, EngineState, OpeningRequest
+    from gateway.engines.base import Engine, EngineEmbeddings, EngineState, TeacherRequest
     from gateway.protocol.body import Json
 
 
@@ -54,7 +54,7 @@ class TeacherText:
     seconds: float
     cache_write_tokens: int = 0
 
-    def truncated(self, tokens: int, stop: tuple[str, ...]) -> OpeningReply | None:
+    def truncated(self, tokens: int, stop: tuple[str, ...]) -> TeacherReply | None:
         """Return the reply that a lower limit would have produced; None if this text had a lower limit.
 
         A reply ends with "stop" only within its limit. Since TGI checks the length first, an answer of n tokens with a
@@ -62,11 +62,11 @@ class TeacherText:
         """
         stopped_itself = self.finish == "stop"
         if tokens == self.asked_tokens or (stopped_itself and tokens > self.output_tokens):
-            return OpeningReply(self.text, "stop" if stopped_itself else "length", self._usage(self.output_tokens))
+            return TeacherReply(self.text, "stop" if stopped_itself else "length", self._usage(self.output_tokens))
         if tokens > self.asked_tokens:
             return None
         text, stopped = before_stop(self._first_text(tokens), stop)
-        return OpeningReply(text, "stop" if stopped else "length", self._usage(min(tokens, self.output_tokens)))
+        return TeacherReply(text, "stop" if stopped else "length", self._usage(min(tokens, self.output_tokens)))
 
     def streamed_pieces(self, tokens: int) -> Iterator[str]:
         """Yield the pieces of the first tokens as the engine streamed them; nothing if it sent a whole reply."""
@@ -195,7 +195,7 @@ class RecordingEngine:
     def state(self) -> EngineState:
         return self._engine.state
 
-    async def teacher_text(self, request: OpeningRequest) -> TeacherText:
+    async def teacher_text(self, request: TeacherRequest) -> TeacherText:
         """Return a teacher text at least as long as requested, sending the request if needed. Raises EngineErrors."""
         key = self._key_of(request)
         async with self._locks.setdefault(key, asyncio.Lock()):
@@ -206,28 +206,28 @@ class RecordingEngine:
                 self._storage.store_opening(key, self.name, teacher_text)
         return teacher_text
 
-    def holds(self, request: OpeningRequest) -> bool:
+    def holds(self, request: TeacherRequest) -> bool:
         """Return whether `teacher_text` has the text in storage."""
         teacher_text = self._storage.teacher_text(self._key_of(request))
         return teacher_text is not None and teacher_text.truncated(request.max_tokens, tuple(request.stop)) is not None
 
-    def _key_of(self, request: OpeningRequest) -> str:
+    def _key_of(self, request: TeacherRequest) -> str:
         parts = (request.messages, request.prompt, request.temperature, request.top_p, request.seed, request.stop)
         return _key(self._revision, "opening", parts)
 
-    async def opening(
-        self, request: OpeningRequest, *, batch: str | None = None, tell: Callable[[str], None] | None = None
-    ) -> OpeningReply:
-        """Return the stored or new reply, and pass its pieces to `tell` at once, as the engine streamed them."""
+    async def generate_guidance(
+        self, request: TeacherRequest, *, batch: str | None = None, on_text: Callable[[str], None] | None = None
+    ) -> TeacherReply:
+        """Return the stored or new reply, and pass its pieces to `on_text` at once, as the engine streamed them."""
         teacher_text = await self.teacher_text(request)
-        if tell is not None:
+        if on_text is not None:
             for piece in teacher_text.streamed_pieces(request.max_tokens):
-                tell(piece)
+                on_text(piece)
         reply = teacher_text.truncated(request.max_tokens, tuple(request.stop))
         assert reply is not None, "teacher_text() returns at least the requested length"
         return reply
 
-    async def _send_opening(self, request: OpeningRequest) -> TeacherText:
+    async def _send_opening(self, request: TeacherRequest) -> TeacherText:
         pieces: list[str] = []
         at_ms: list[int] = []
         started = time.perf_counter()
@@ -236,7 +236,7 @@ class RecordingEngine:
             pieces.append(piece)
             at_ms.append(round((time.perf_counter() - started) * 1000))
 
-        reply = await self._engine.opening(request, tell=record)
+        reply = await self._engine.generate_guidance(request, on_text=record)
         self.calls += 1
         seconds = round(time.perf_counter() - started, 3)
         usage = reply.usage or TokenUsage(0, len(pieces), estimated=True)

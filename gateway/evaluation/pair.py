@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 
     from gateway.capabilities.continuation import Prefill
-    from gateway.engines.base import Engine, EngineEmbeddings, OpeningReply, OpeningRequest
+    from gateway.engines.base import Engine, EngineEmbeddings, TeacherReply, TeacherRequest
     from gateway.protocol.body import Json
 
 ROLES = (TEACHER, STUDENT)
@@ -189,9 +189,9 @@ class AbsentEngine:
             self.state.takes_prompts = capabilities["takes_prompts"]
             self.state.reasoning = capabilities["reasoning"]
 
-    async def opening(
-        self, request: OpeningRequest, *, batch: str | None = None, tell: Callable[[str], None] | None = None
-    ) -> OpeningReply:
+    async def generate_guidance(
+        self, request: TeacherRequest, *, batch: str | None = None, on_text: Callable[[str], None] | None = None
+    ) -> TeacherReply:
         raise self._absent()
 
     async def complete(self, body: Json, prefill: Prefill | None = None) -> Json:

@@ -29,7 +29,7 @@ from gateway.telemetry.metrics import Metrics
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Sequence
 
-    from gateway.engines.base import Engine, OpeningRequest
+    from gateway.engines.base import Engine, TeacherRequest
     from gateway.evaluation.example import QuestionScorer
     from gateway.evaluation.folder import RunFolder, StageName
     from gateway.evaluation.pair import Pair
@@ -82,7 +82,7 @@ class EvalWork:
 class _TeacherRequest:
     """One distinct teacher request with the largest token limit of all settings; `setting` is the first of them."""
 
-    request: OpeningRequest
+    request: TeacherRequest
     setting: Setting
 
 
@@ -276,7 +276,7 @@ class StagedRun:
             self._folder.add_stage(stage, setting.name, recorded.calls - before, seconds, self._concurrency)
 
 
-def _identity(request: OpeningRequest) -> bytes:
+def _identity(request: TeacherRequest) -> bytes:
     """Return the identity of a request without its token limit."""
     return orjson.dumps(
         (request.messages, request.prompt, request.temperature, request.top_p, request.seed, tuple(request.stop))

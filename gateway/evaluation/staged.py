@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from gateway.accounting.baseline import Encoding
     from gateway.accounting.receipt import Receipt
-    from gateway.engines.base import OpeningReply, OpeningRequest
+    from gateway.engines.base import TeacherReply, TeacherRequest
     from gateway.evaluation.generations import RecordingEngine
     from gateway.evaluation.question import Question
     from gateway.evaluation.setting import Setting
@@ -78,7 +78,7 @@ class TokenPrices:
     encodings: Mapping[str, Encoding]
 
 
-def teacher_request(setting: Setting, question: Question, exemplars: Sequence[Exemplar]) -> OpeningRequest | None:
+def teacher_request(setting: Setting, question: Question, exemplars: Sequence[Exemplar]) -> TeacherRequest | None:
     """Return the teacher request of the first stage; None if the setting or its rule needs no teacher.
 
     The teacher alone gets the request of guidance by cutoff with the whole answer's limit. If a rule chooses m, the
@@ -162,8 +162,8 @@ async def answer(
 
 
 async def _guidance_reply(
-    plan: Plan, guidance: GuidancePlan, request: OpeningRequest, teacher: RecordingEngine
-) -> tuple[OpeningReply, float]:
+    plan: Plan, guidance: GuidancePlan, request: TeacherRequest, teacher: RecordingEngine
+) -> tuple[TeacherReply, float]:
     """Return the reply and its seconds, with the call ended where the gateway would end it."""
     written = await teacher.teacher_text(request)
     reply = await open_to_end(teacher, request, "", EndRule.of(plan, guidance), None)
@@ -172,7 +172,7 @@ async def _guidance_reply(
     return reply, seconds
 
 
-def _request(setting: Setting, request: CompletionRequest) -> OpeningRequest:
+def _request(setting: Setting, request: CompletionRequest) -> TeacherRequest:
     alone = setting.mode == "teacher"
     # A policy limits guidance, not answers: the limit of the teacher alone is set below.
     guided = replace(setting, mode="guided", tokens=1, projection=CUTOFF, placement="prefix") if alone else setting

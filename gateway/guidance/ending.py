@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from msgspec.structs import replace
 
-from gateway.engines.base import OpeningReply
+from gateway.engines.base import TeacherReply
 from gateway.errors import StopStream
 from gateway.guidance.skip import GrowingSkip
 from gateway.guidance.trim import fences, first_end
@@ -20,7 +20,7 @@ from gateway.guidance.trim import fences, first_end
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gateway.engines.base import Engine, OpeningRequest
+    from gateway.engines.base import Engine, TeacherRequest
     from gateway.policy.plan import GuidancePlan, Plan
     from gateway.policy.projections import SkipRule
 
@@ -107,11 +107,11 @@ class EndDetector:
 
 async def open_to_end(
     engine: Engine,
-    request: OpeningRequest,
+    request: TeacherRequest,
     batch: str | None,
     rule: EndRule | None,
     on_text: Callable[[str], None] | None,
-) -> OpeningReply:
+) -> TeacherReply:
     """Call the teacher, and end the call where its text may end. Return the reply, with the end as `ends_at`.
 
     The rule is part of the call's dedupe key, so requests that share the call get the same text. An engine that does
@@ -125,7 +125,7 @@ async def open_to_end(
         EngineErrors.
     """
     if rule is None:
-        return await engine.opening(request, batch=batch, tell=on_text)
+        return await engine.generate_guidance(request, batch=batch, on_text=on_text)
     ending = EndDetector(rule)
 
     def on_piece(piece: str) -> None:
@@ -136,9 +136,9 @@ async def open_to_end(
             raise StopStream
 
     try:
-        reply = await engine.opening(request, batch=batch, tell=on_piece)
+        reply = await engine.generate_guidance(request, batch=batch, on_text=on_piece)
     except StopStream:
-        return OpeningReply(ending.text, "length", None, ending.at)
+        return TeacherReply(ending.text, "length", None, ending.at)
     if ending.text or reply.finish != "length":
         return reply
     # The engine did not stream.

@@ -1,7 +1,7 @@
-"""One generation by llama.cpp, told token by token in TGI's terms.
+"""One generation by llama.cpp, converted token by token to TGI's format.
 
-llama.cpp is not told of stop sequences: it would cut the stop text away, and TGI keeps it. They are looked for here,
-as TGI looks for them: after each token, at the end of the text.
+Stop sequences are not sent to llama.cpp, which would remove the stop text; TGI keeps it. Like TGI, this module searches
+for them at the end of the text after each token.
 """
 
 from __future__ import annotations
@@ -28,9 +28,14 @@ _UNKNOWN_ID = 0
 class GeneratedToken:
     """One generated token.
 
-    `logprob` is None when it was not asked for. A character that is spread over several tokens is told with its
-    last one; the ones before have no text and, because llama.cpp does not tell them, the id 0. `finish_reason`
-    (`length`, `eos_token`, `stop_sequence`) is set on the last token of a generation.
+    A character that spans several tokens is the text of the last one. The tokens before it have no text and, since
+    llama.cpp does not report them, the id 0.
+
+    Attributes:
+        logprob: the log-probability; None if it was not requested.
+        special: whether this is a special token.
+        top: the most likely alternatives.
+        finish_reason: `length`, `eos_token` or `stop_sequence` for the last token of a generation; otherwise None.
     """
 
     id: int
@@ -42,7 +47,7 @@ class GeneratedToken:
 
 
 class LocalGeneration:
-    """One run of one job. Iterate `tokens()` once; everything else is final after the last token."""
+    """One run of a job. Iterate `tokens()` once; the other values are final after the last token."""
 
     def __init__(self, llama: LlamaClient, job: TgiJob, *, logprobs: bool) -> None:
         self.job = job
@@ -57,25 +62,25 @@ class LocalGeneration:
 
     @property
     def input_tokens(self) -> int:
-        """Tokens of the prompt."""
+        """The number of tokens in the prompt."""
         return len(self.job.input_ids)
 
     async def tokens(self) -> AsyncGenerator[GeneratedToken, None]:
-        """The tokens. Closing the iterator, or cancelling its reader, cancels the generation.
+        """Yield the tokens. Closing the iterator or canceling its reader cancels the generation.
 
         Raises:
-            TgiError: 424 when the model failed, 500 when it ended without a reason.
+            TgiError: 424 if the model failed, 500 if the generation ended without a reason.
         """
-        began = time.monotonic()
+        started = time.monotonic()
         held: GeneratedToken | None = None
         async with aclosing(self._llama.complete(self._llama_body())) as chunks:
             async for chunk in chunks:
-                self._take_timings(chunk, time.monotonic() - began)
+                self._take_timings(chunk, time.monotonic() - started)
                 if held is not None:
-                    # Whether a special token ended the answer shows only in the chunk after it.
+                    # Only the next chunk shows whether a special token ended the answer.
                     yield self._close(held, "eos_token" if chunk.get("stop_type") == "eos" else None)
                     held = None
-                async for token in self._told(chunk):
+                async for token in self._tokens_of(chunk):
                     if self.generated_tokens < self.job.max_new_tokens and token.special:
                         held = token
                     else:
@@ -85,8 +90,8 @@ class LocalGeneration:
         if not self.finish_reason:
             raise tgi_errors.incomplete()
 
-    async def _told(self, chunk: dict[str, Any]) -> AsyncGenerator[GeneratedToken, None]:
-        """The tokens which a chunk tells of: those held back before it, then its own."""
+    async def _tokens_of(self, chunk: dict[str, Any]) -> AsyncGenerator[GeneratedToken, None]:
+        """Yield the tokens of a chunk: those that llama.cpp held back, then the chunk's own."""
         ids = chunk.get("tokens") or []
         for _ in range(chunk["tokens_predicted"] - self.generated_tokens - len(ids)):
             self.generated_tokens += 1
@@ -110,7 +115,7 @@ class LocalGeneration:
         return GeneratedToken(token_id, text, probability.get("logprob"), special=special, top=tuple(top))
 
     def _close(self, token: GeneratedToken, reason: str | None) -> GeneratedToken:
-        """Give `token` its finish reason, if it has one. TGI looks at the length before it looks at the token."""
+        """Set the finish reason of a token, if it has one. Like TGI, check the length before the token."""
         if self.generated_tokens >= self.job.max_new_tokens:
             reason = "length"
         elif reason is None and any(stop.search(self.text[-STOP_WINDOW_CHARS:]) for stop in self._stops):
@@ -125,7 +130,7 @@ class LocalGeneration:
             **self.job.settings,
             "prompt": self.job.input_ids,
             "n_predict": self.job.max_new_tokens,
-            # Log probabilities of a large vocabulary cost time on every token.
+            # Log-probabilities of a large vocabulary cost time for each token.
             "n_probs": max(self.job.top_n_tokens, 1) if self._logprobs else 0,
             "return_tokens": True,
             "timings_per_token": True,

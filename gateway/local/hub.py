@@ -1,4 +1,4 @@
-"""One file from the Hugging Face hub, without a long wait where the hub cannot be reached."""
+"""Downloads one file from the Hugging Face hub, and fails fast if the hub is unreachable."""
 
 from __future__ import annotations
 
@@ -26,16 +26,18 @@ def download(
     endpoint: str | None = None,
     kind: Literal["model", "dataset"] = "model",
 ) -> Path:
-    """Download `file` of `repo` under `staging` and return its path. A download that was cut short is resumed.
+    """Download `file` of `repo` into `staging` and return its path. Interrupted downloads are resumed.
 
-    `report` is called with the bytes done so far. `endpoint` replaces the hub's own address. `kind` is what the
-    repository holds.
+    Args:
+        report: called with the number of bytes downloaded so far.
+        endpoint: the hub's URL; None: the default.
+        kind: the type of the repository.
 
     Raises:
-        WeightsUnavailable: the hub is switched off (HF_HUB_OFFLINE), did not answer in `REACH_LIMIT_S`, or failed.
+        WeightsUnavailable: HF_HUB_OFFLINE is set, or the hub failed or did not answer in `REACH_LIMIT_S` seconds.
     """
     if constants.HF_HUB_OFFLINE:
-        raise WeightsUnavailable("the hub is switched off (HF_HUB_OFFLINE)")
+        raise WeightsUnavailable("the hub is disabled (HF_HUB_OFFLINE is set)")
     _reach(hf_hub_url(repo, file, repo_type=kind, endpoint=endpoint))
     try:
         path = hf_hub_download(
@@ -48,19 +50,19 @@ def download(
             tqdm_class=_bar(report),
         )
     except Exception as error:
-        # Everything: the hub's client lets several HTTP libraries' errors through.
-        raise WeightsUnavailable(f"the hub failed ({type(error).__name__})") from error
+        # All exceptions: the hub's client raises those of several HTTP libraries.
+        raise WeightsUnavailable(f"the download from the hub failed ({type(error).__name__})") from error
     return Path(path)
 
 
 def _reach(url: str) -> None:
-    """One plain request. The client's own retries would take half a minute to say that there is no network."""
+    """Send one request without retries. The hub's client retries for half a minute without a network."""
     failures: list[str] = ["no answer"]
 
-    def ask() -> None:
+    def send_head() -> None:
         try:
             reply = get_session().head(url, timeout=REACH_LIMIT_S, follow_redirects=False)
-        except Exception as error:  # noqa: BLE001 (any failure has one meaning here: the hub is not for us today)
+        except Exception as error:  # noqa: BLE001 (any failure means that the hub is unreachable)
             failures[0] = type(error).__name__
             return
         if reply.status_code < 400:
@@ -68,16 +70,16 @@ def _reach(url: str) -> None:
         else:
             failures[0] = f"HTTP {reply.status_code}"
 
-    # A thread, because no timeout bounds the name lookup.
-    thread = threading.Thread(target=ask, name="hub-reach", daemon=True)
+    # In a thread, since name resolution has no timeout.
+    thread = threading.Thread(target=send_head, name="hub-reach", daemon=True)
     thread.start()
     thread.join(REACH_LIMIT_S)
     if failures:
-        raise WeightsUnavailable(f"the hub cannot be reached ({failures[0]})")
+        raise WeightsUnavailable(f"the hub is unreachable ({failures[0]})")
 
 
 def _bar(report: Callable[[int], None]) -> type[tqdm]:
-    """A silent progress bar class which tells `report`."""
+    """Return an invisible progress bar class that calls `report`."""
 
     class Bar(tqdm):
         def __init__(self, *args: Any, **kwargs: Any) -> None:

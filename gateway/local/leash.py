@@ -1,10 +1,10 @@
-"""Run a command that cannot watch its parent, and end it when the parent is gone.
+"""Runs a command and ends it when the parent process ends.
 
     python -I -S leash.py COMMAND ARGUMENT...
 
-This file is run as a script, by path, with the standard library alone: it starts in a few milliseconds. It ends the
-command when its own stdin ends (the parent holds the other end of the pipe, see `child.py`) or on SIGTERM, and exits
-with the command's status.
+The file runs as a script with the standard library only, so it starts in a few milliseconds. The script ends the
+command on SIGTERM, or at the end of the script's stdin: the parent holds the other end of the pipe (see `child.py`).
+The exit status is that of the command.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ KILL_AFTER_S = 5.0
 
 
 def main(command: list[str]) -> int:
-    """Run `command` until it ends, or end it: SIGTERM first, SIGKILL `KILL_AFTER_S` seconds later."""
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL)  # noqa: S603 (our own caller wrote it)
+    """Run `command` and return its status. End it with SIGTERM, and with SIGKILL after `KILL_AFTER_S` seconds."""
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL)  # noqa: S603 (the command is from EmbeddedRedis)
 
     def end() -> None:
         process.terminate()

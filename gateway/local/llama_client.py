@@ -1,4 +1,4 @@
-"""The calls the embedded teacher makes to its llama.cpp server, over the private unix socket."""
+"""The client of the embedded teacher for its llama.cpp server, over a private unix socket."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _DATA = b"data: "
 
 @dataclass(frozen=True, slots=True)
 class TextPiece:
-    """One token of a text. `text` may be empty: a character can be spread over several tokens."""
+    """One token of a text. `text` may be empty, since a character can span several tokens."""
 
     id: int
     text: str
 
 
 class LlamaClient:
-    """An async context manager around one connection pool."""
+    """The client of one llama.cpp server, as an async context manager."""
 
     def __init__(self, socket: Path) -> None:
         self._socket = socket
@@ -38,7 +38,7 @@ class LlamaClient:
         self._special_texts: dict[int, str] = {}
 
     async def __aenter__(self) -> Self:
-        # No keep-alive: llama.cpp closes idle connections in the moment they are used again.
+        # No keep-alive: llama.cpp may close an idle connection at the moment of its reuse.
         connector = aiohttp.UnixConnector(str(self._socket), limit=0, force_close=True)
         timeout = aiohttp.ClientTimeout(total=None, sock_read=SILENCE_LIMIT_S)
         self._session = aiohttp.ClientSession("http://llama", connector=connector, timeout=timeout)
@@ -50,7 +50,7 @@ class LlamaClient:
         await self._open_session.close()
 
     async def is_healthy(self) -> bool:
-        """Whether llama.cpp answers and has its model."""
+        """Return whether llama.cpp answers and has loaded its model."""
         try:
             async with self._open_session.get("/health", timeout=aiohttp.ClientTimeout(CALL_LIMIT_S)) as reply:
                 return reply.status == 200
@@ -58,28 +58,28 @@ class LlamaClient:
             return False
 
     async def busy_slots(self) -> int:
-        """How many requests are being decoded now."""
+        """Return the number of requests in decoding."""
         async with self._open_session.get("/slots", timeout=aiohttp.ClientTimeout(CALL_LIMIT_S)) as reply:
             slots = orjson.loads(await reply.read())
         return sum(1 for slot in slots if slot["is_processing"])
 
     async def tokenize(self, text: str, *, special: bool) -> list[TextPiece]:
-        """Tokens of `text`. With `special` the model's opening token is added, where it has one."""
+        """Return the tokens of `text`. `special` adds the model's first token (BOS), if it has one."""
         body = {"content": text, "add_special": special, "parse_special": True, "with_pieces": True}
         reply = await self._post("/tokenize", body)
         pieces = [(token["id"], token["piece"]) for token in reply["tokens"]]
-        # A piece that is not valid UTF-8 by itself comes as a list of bytes.
+        # A piece that is not valid UTF-8 is a list of bytes.
         return [TextPiece(number, piece if isinstance(piece, str) else "") for number, piece in pieces]
 
     async def special_text(self, token_id: int) -> str:
-        """How a special token is written, such as `<|im_end|>`."""
+        """Return the text of a special token, such as `<|im_end|>`."""
         if token_id not in self._special_texts:
             reply = await self._post("/detokenize", {"tokens": [token_id]})
             self._special_texts[token_id] = reply["content"]
         return self._special_texts[token_id]
 
     async def render(self, messages: Sequence[dict[str, Any]]) -> str:
-        """The chat template's prompt, with the assistant's turn opened at the end.
+        """Return the prompt of the chat template, up to the start of the assistant's turn.
 
         Raises:
             TgiError: 422 template_error.
@@ -92,7 +92,7 @@ class LlamaClient:
         return prompt
 
     async def complete(self, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
-        """llama.cpp's own stream of `/completion`. Closing the iterator cancels the generation.
+        """Yield the events of llama.cpp's `/completion`. Closing the iterator cancels the generation.
 
         Raises:
             TgiError: 424 generation.
@@ -107,7 +107,7 @@ class LlamaClient:
                             raise tgi_errors.generation_failed(str(event["error"].get("message", event["error"])))
                         yield event
         except (aiohttp.ClientError, TimeoutError) as error:
-            raise tgi_errors.generation_failed(f"llama.cpp went away ({type(error).__name__})") from error
+            raise tgi_errors.generation_failed(f"llama.cpp is unreachable ({type(error).__name__})") from error
 
     @property
     def _open_session(self) -> aiohttp.ClientSession:
@@ -121,7 +121,7 @@ class LlamaClient:
             async with self._open_session.post(path, json=body, timeout=timeout) as reply:
                 data = await reply.read()
         except (aiohttp.ClientError, TimeoutError) as error:
-            raise tgi_errors.generation_failed(f"llama.cpp went away ({type(error).__name__})") from error
+            raise tgi_errors.generation_failed(f"llama.cpp is unreachable ({type(error).__name__})") from error
         if reply.status != 200:
             raise tgi_errors.generation_failed(_cause(data))
         return orjson.loads(data)

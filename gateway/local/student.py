@@ -1,9 +1,9 @@
-"""The embedded student: llama.cpp's own OpenAI server, as it is.
+"""The embedded student: llama.cpp's OpenAI server.
 
     python -m gateway.local.student --model smollm2-135m-instruct --port 8081
 
-`GET /health`, `POST /v1/chat/completions` and `/v1/completions`, streaming or not, are llama.cpp's. A trailing
-assistant message is continued, and this build REPEATS it at the start of the reply.
+Its routes include `GET /health`, `POST /v1/chat/completions` and `/v1/completions`. The server continues a trailing
+assistant message, and this build REPEATS it at the start of the reply.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from gateway.runtime import llama_cpp as llama
 
 
 def main(argv: list[str] | None = None) -> NoReturn:
-    """Serve until SIGTERM, SIGINT or the end of the leash.
+    """Serve until SIGTERM, SIGINT or, with `--leash`, the end of stdin.
 
     Raises:
-        StartupError: no weights, or llama.cpp could not start.
+        StartupError: the weights are missing, or llama.cpp did not start.
     """
     args = child.parser("student", "llama.cpp's OpenAI server with a small model").parse_args(argv)
     stopped = threading.Event()
@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
     sys.stdout.write(child.ready_line("student", server.listening_address))
     sys.stdout.flush()
     stopped.wait()
-    child.leave(server)
+    child.exit_now(server)
 
 
 if __name__ == "__main__":

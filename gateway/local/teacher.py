@@ -2,10 +2,13 @@
 
     python -m gateway.local.teacher --model smollm2-135m-instruct --port 8080
 
-This is not TGI. It speaks TGI's routes, limits, refusals, headers and events, its traps included, so that a gateway
-built for TGI meets the same wire here. What differs: tools and regular expressions as grammars are refused; `best_of`
-is 1; `watermark` and `adapter_id` are ignored; log probabilities of the prompt are unknown (null); a stream sends no
-keep-alive comments; batching and speed are llama.cpp's.
+The server implements TGI's routes, limits, errors, headers and events, including its defects. Differences from TGI:
+
+- tools, and regular expressions as grammars, are rejected;
+- `best_of` must be 1; `watermark` and `adapter_id` are ignored;
+- log-probabilities of the prompt are null;
+- a stream has no keep-alive comments;
+- batching and speed are llama.cpp's.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from gateway.local import child, teacher_chat, tgi_errors, tgi_request, weights
 from gateway.local.llama_client import LlamaClient
 from gateway.local.teacher_state import TeacherState
 from gateway.local.tgi_request import TgiGenerateBody, TgiLimits
-from gateway.local.tgi_wire import STATE, headers, read, refuse, reply, send_event, stream_headers
+from gateway.local.tgi_wire import STATE, headers, read, render_errors, reply, send_event, stream_headers
 from gateway.runtime import llama_cpp as llama
 from gateway.version import __version__
 
@@ -75,7 +78,7 @@ async def models(request: web.Request) -> web.Response:
 
 
 async def metrics(request: web.Request) -> web.Response:
-    """GET /metrics: the few of TGI's metrics that mean the same here."""
+    """GET /metrics: those of TGI's metrics that apply here."""
     state = request.app[STATE]
     busy = await state.llama.busy_slots()
     failures = {name: n for name, n in state.counts.items() if name not in {"requests", "success"}}
@@ -96,7 +99,7 @@ async def generate(request: web.Request) -> web.Response:
 
 
 async def generate_compat(request: web.Request) -> web.StreamResponse:
-    """POST / : a stream when the body says so, else the reply of /generate in a list."""
+    """POST / : a stream if the body requests it, else the reply of /generate in a list."""
     started = time.monotonic()
     body = await read(request, TgiGenerateBody)
     if body.stream:
@@ -107,15 +110,15 @@ async def generate_compat(request: web.Request) -> web.StreamResponse:
 
 
 async def generate_stream(request: web.Request) -> web.StreamResponse:
-    """POST /generate_stream: every failure after the body was read is an event under status 200."""
+    """POST /generate_stream: each failure after the body was read is an event under status 200."""
     return await _generate_stream(request, await read(request, TgiGenerateBody))
 
 
 async def _generate(request: web.Request, body: TgiGenerateBody, started: float) -> web.Response:
     state = request.app[STATE]
-    given = body.parameters
-    details = given.details or given.decoder_input_details
-    run, tokens = await state.finished(body.inputs, given, logprobs=details)
+    parameters = body.parameters
+    details = parameters.details or parameters.decoder_input_details
+    run, tokens = await state.run(body.inputs, parameters, logprobs=details)
     answer: dict[str, Any] = {"generated_text": _full_text(body, run)}
     if details:
         answer["details"] = await _details(state, body, run, tokens)
@@ -128,7 +131,7 @@ async def _generate_stream(request: web.Request, body: TgiGenerateBody) -> web.S
     await response.prepare(request)
     try:
         tgi_request.check_stream(body.parameters)
-        async with state.opened(body.inputs, body.parameters, logprobs=True) as (run, tokens):
+        async with state.start(body.inputs, body.parameters, logprobs=True) as (run, tokens):
             index = 0
             async for token in tokens:
                 index += 1
@@ -186,7 +189,7 @@ def _token(token: GeneratedToken) -> dict[str, Any]:
 
 
 async def tokenize(request: web.Request) -> web.Response:
-    """POST /tokenize: the body of /generate, its prompt's tokens with their places."""
+    """POST /tokenize: the tokens of a /generate body's prompt, with their positions."""
     body = await read(request, TgiGenerateBody)
     if not body.inputs:
         raise tgi_errors.invalid("`inputs` cannot be empty")
@@ -194,8 +197,8 @@ async def tokenize(request: web.Request) -> web.Response:
 
 
 def build_app(state: TeacherState) -> web.Application:
-    """The aiohttp application. Its runner needs `handler_cancellation=True`: a client that leaves must cancel."""
-    app = web.Application(middlewares=[refuse], client_max_size=MAX_BODY_BYTES)
+    """Return the aiohttp application. The runner needs `handler_cancellation=True`, so that a disconnect cancels."""
+    app = web.Application(middlewares=[render_errors], client_max_size=MAX_BODY_BYTES)
     app[STATE] = state
     app.add_routes(
         [
@@ -218,7 +221,7 @@ def build_app(state: TeacherState) -> web.Application:
 
 
 async def serve(args: Namespace, socket: Path, name: str) -> None:
-    """Serve until SIGTERM, SIGINT or the end of the leash. llama.cpp listens on `socket` already."""
+    """Serve until SIGTERM, SIGINT or, with `--leash`, the end of stdin. llama.cpp already listens on `socket`."""
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     child.on_stop(lambda: loop.call_soon_threadsafe(stopped.set), leash=args.leash)
@@ -245,23 +248,23 @@ async def _listen(runner: web.AppRunner, host: str, port: int) -> None:
 
 
 def main(argv: list[str] | None = None) -> NoReturn:
-    """The command.
+    """Run the command.
 
     Raises:
-        StartupError: no weights, llama.cpp could not start, or the port is taken.
+        StartupError: the weights are missing, llama.cpp did not start, or the port is in use.
     """
     flags = child.parser("teacher", "TGI's protocol over llama.cpp with a small model")
-    flags.add_argument("--max-concurrent-requests", type=int, default=128, help="more than these get 429")
+    flags.add_argument("--max-concurrent-requests", type=int, default=128, help="above this number the answer is 429")
     args = flags.parse_args(argv)
     name = args.name or weights.model_name(args.model)
-    # TGI cuts the prompt for continuation itself, so llama.cpp must not.
+    # tgi_chat cuts the prompt for continuation as TGI does, so llama.cpp must not.
     options = llama.LlamaOptions(args.threads, args.parallel, args.slot_tokens, args.poll_percent, False)
     model = weights.fetch(args.model)
     with tempfile.TemporaryDirectory(prefix="gkt-teacher-") as folder:
         socket = Path(folder) / "llama.sock"
         server = llama.serve(model, name, options, host=str(socket))
         asyncio.run(serve(args, socket, name))
-    child.leave(server)
+    child.exit_now(server)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The teacher's OpenAI-like routes, with TGI's habits."""
+"""The teacher's OpenAI-compatible routes, with TGI's behavior."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ async def chat(request: web.Request) -> web.StreamResponse:
     if body.stream:
         return await _stream_chat(request, body, prompt)
     logprobs = bool(body.logprobs)
-    run, tokens = await state.finished(prompt, body.parameters, logprobs=logprobs, special=False)
+    run, tokens = await state.run(prompt, body.parameters, logprobs=logprobs, special=False)
     answer = _replies(state).chat(run, tokens, logprobs=logprobs)
     return reply(answer, headers=headers(prompt, [run], time.monotonic() - started))
 
 
 async def completions(request: web.Request) -> web.StreamResponse:
-    """POST /v1/completions: several prompts run at once, and one failure fails them all."""
+    """POST /v1/completions: several prompts run concurrently, and one failure fails all of them."""
     started = time.monotonic()
     state = request.app[STATE]
     body = await read(request, TgiCompletionBody)
@@ -67,19 +67,19 @@ async def chat_tokenize(request: web.Request) -> web.Response:
 
 
 async def simple_tokens(state: TeacherState, text: str, *, special: bool) -> list[dict[str, Any]]:
-    """Tokens of `text` with `start` and `stop` in it, in bytes of UTF-8.
+    """Return the tokens of `text` with their `start` and `stop` in bytes of UTF-8.
 
-    A character that is spread over several tokens is passed over: those tokens have no text and an empty place, as
-    has a token which is not in the text, such as the model's opening token.
+    The tokens of a character that spans several tokens have no text and an empty range. So has a token that is not in
+    the text, such as the model's first token (BOS).
     """
     data = text.encode()
     tokens = []
-    place = 0
+    position = 0
     for piece in await state.llama.tokenize(text, special=special):
-        found = data.find(piece.text.encode(), place) if piece.text else -1
-        start, stop = (found, found + len(piece.text.encode())) if found >= 0 else (place, place)
+        found = data.find(piece.text.encode(), position) if piece.text else -1
+        start, stop = (found, found + len(piece.text.encode())) if found >= 0 else (position, position)
         tokens.append({"id": piece.id, "text": piece.text, "start": start, "stop": stop})
-        place = stop
+        position = stop
     return tokens
 
 
@@ -87,11 +87,11 @@ async def _run_all(state: TeacherState, body: TgiCompletionBody, prompts: list[s
     parameters = body.parameters
     try:
         async with asyncio.TaskGroup() as group:
-            works = [group.create_task(state.finished(prompt, parameters, logprobs=False)) for prompt in prompts]
+            tasks = [group.create_task(state.run(prompt, parameters, logprobs=False)) for prompt in prompts]
     except* tgi_errors.TgiError as failures:
         first = failures.exceptions[0]
         raise first from None
-    return [work.result()[0] for work in works]
+    return [task.result()[0] for task in tasks]
 
 
 async def _stream_chat(request: web.Request, body: TgiChatBody, prompt: str) -> web.StreamResponse:
@@ -101,7 +101,7 @@ async def _stream_chat(request: web.Request, body: TgiChatBody, prompt: str) -> 
     response = web.StreamResponse(headers=stream_headers(prompt))
     await response.prepare(request)
     try:
-        async with state.opened(prompt, body.parameters, logprobs=logprobs, special=False) as (run, tokens):
+        async with state.start(prompt, body.parameters, logprobs=logprobs, special=False) as (run, tokens):
             async for token in tokens:
                 await send_event(response, replies.chat_chunk(token, logprobs=logprobs))
             await _send_usage(response, body, replies, [run], "chat.completion.chunk")
@@ -119,7 +119,7 @@ async def _stream_completions(request: web.Request, body: TgiCompletionBody, pro
     runs = []
     try:
         for index, prompt in enumerate(prompts):
-            async with state.opened(prompt, body.parameters, logprobs=False) as (run, tokens):
+            async with state.start(prompt, body.parameters, logprobs=False) as (run, tokens):
                 runs.append(run)
                 async for token in tokens:
                     await send_event(response, replies.completion_chunk(index, token))
@@ -142,7 +142,7 @@ async def _send_usage(
 
 
 async def _send_error(response: web.StreamResponse, state: TeacherState, failure: tgi_errors.TgiError) -> None:
-    """TGI names 422 in the event whatever went wrong."""
+    """Send an error event. TGI's event has status 422 for each error."""
     error = tgi_errors.in_stream(failure)
     state.counts[error.error_type] += 1
     await send_event(response, {"error": {"message": error.message, "http_status_code": 422}})

@@ -1,4 +1,4 @@
-"""What the teacher's routes share: the limits, the permits, the counts, and one way to run a generation."""
+"""The state that the teacher's routes share: limits, permits, counts, and the start of generations."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class TeacherState:
-    """One per server. `counts` holds `requests`, `success`, and one entry for each error type."""
+    """The state of one server. `counts` has `requests`, `success`, and one entry for each error type."""
 
     def __init__(self, llama: LlamaClient, limits: TgiLimits, model: str) -> None:
         self.llama = llama
@@ -29,19 +29,20 @@ class TeacherState:
 
     @property
     def in_flight(self) -> int:
-        """Requests that hold a permit."""
+        """The number of requests that hold a permit."""
         return self._in_flight
 
     @asynccontextmanager
-    async def opened(
+    async def start(
         self, inputs: str, parameters: TgiParameters, *, logprobs: bool, special: bool = True
     ) -> AsyncIterator[tuple[LocalGeneration, AsyncGenerator[GeneratedToken, None]]]:
-        """Take a permit, check the request, and open its tokens. TGI takes the permit first, so this does.
+        """Acquire a permit, validate the request, and yield the generation and its tokens.
 
-        Leaving the context cancels what still runs and gives the permit back.
+        Like TGI, acquire the permit before the validation. Leaving the context cancels the generation and releases the
+        permit.
 
         Raises:
-            TgiError: 429 without a free permit; 422 for a request outside of the limits.
+            TgiError: 429 without a free permit, 422 for an invalid request.
         """
         self.counts["requests"] += 1
         if self._in_flight >= self.limits.max_concurrent_requests:
@@ -56,9 +57,9 @@ class TeacherState:
         finally:
             self._in_flight -= 1
 
-    async def finished(
+    async def run(
         self, inputs: str, parameters: TgiParameters, *, logprobs: bool, special: bool = True
     ) -> tuple[LocalGeneration, list[GeneratedToken]]:
-        """Run one generation to its end. Raises what `opened` raises, and TgiError 424 or 500."""
-        async with self.opened(inputs, parameters, logprobs=logprobs, special=special) as (run, tokens):
-            return run, [token async for token in tokens]
+        """Run a generation to its end. Raises the errors of `start`, and TgiError 424 or 500."""
+        async with self.start(inputs, parameters, logprobs=logprobs, special=special) as (generation, tokens):
+            return generation, [token async for token in tokens]

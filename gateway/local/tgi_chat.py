@@ -1,4 +1,4 @@
-"""What text-generation-inference makes of a chat or a completion: one prompt, one set of parameters, one reply."""
+"""Converts chats and completions to prompts and parameters, and generations to replies, as TGI does."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class TgiMessage(msgspec.Struct, frozen=True):
-    """One turn. `content` is text, or chunks of which only those of type `text` are understood here."""
+    """One message of a chat. `content` is a text or a list of chunks; only chunks of type `text` are supported."""
 
     role: str
     content: str | list[dict[str, Any]] | None = None
@@ -26,10 +26,10 @@ class TgiMessage(msgspec.Struct, frozen=True):
 
     @property
     def text(self) -> str:
-        """The content as one string, as TGI joins it.
+        """The content as one string, joined as TGI joins it.
 
         Raises:
-            TgiError: 422, for an image.
+            TgiError: 422 for an image.
         """
         if self.content is None or isinstance(self.content, str):
             return self.content or ""
@@ -39,13 +39,13 @@ class TgiMessage(msgspec.Struct, frozen=True):
 
 
 class TgiStreamOptions(msgspec.Struct, frozen=True):
-    """`include_usage` asks for one more chunk, without choices, that carries the usage."""
+    """The options of a stream. `include_usage` requests a last chunk with the usage and without choices."""
 
     include_usage: bool = False
 
 
 class TgiChatBody(msgspec.Struct, frozen=True, kw_only=True):
-    """The body of /v1/chat/completions and /chat_tokenize. Fields that TGI does not use are ignored."""
+    """The body of /v1/chat/completions and /chat_tokenize. Fields that TGI does not read are ignored."""
 
     messages: list[TgiMessage]
     frequency_penalty: float | None = None
@@ -65,7 +65,7 @@ class TgiChatBody(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def parameters(self) -> TgiParameters:
-        """As TGI maps them, traps included: any `presence_penalty` x becomes a repetition penalty of x + 2."""
+        """The parameters as TGI maps them. A `presence_penalty` of x becomes a repetition penalty of x + 2."""
         penalty = self.presence_penalty
         return TgiParameters(
             details=True,
@@ -99,7 +99,7 @@ class TgiCompletionBody(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def parameters(self) -> TgiParameters:
-        """As TGI maps them."""
+        """The parameters as TGI maps them."""
         return TgiParameters(
             details=True,
             do_sample=self.temperature != 0,
@@ -114,17 +114,17 @@ class TgiCompletionBody(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def prompt_of(body: TgiChatBody, llama: LlamaClient) -> str:
-    """The rendered prompt of a chat.
+    """Return the rendered prompt of a chat.
 
-    A trailing assistant message is continued the way TGI does it: everything is rendered, an opened turn at the end
-    included, then cut after the last place where the message's text stands, then trimmed at the end. A template that
-    changes the text (trims it, say) hides it from the search, and a new turn is opened instead.
+    A trailing assistant message is continued as by TGI. The chat is rendered with the start of another turn, then cut
+    after the last occurrence of the message's text, and stripped at the end. If the template changes the text, for
+    example by stripping it, the text is not found, and the prompt starts a new turn.
 
     Raises:
         TgiError: 422 template_error or tool_error.
     """
     if body.tools:
-        raise tgi_errors.tool_refused("this server has no tools")
+        raise tgi_errors.tool_rejected("this server has no tools")
     if not body.messages:
         raise tgi_errors.template_failed("there are no messages")
     messages = [{"role": message.role, "content": message.text} for message in body.messages]
@@ -137,14 +137,14 @@ async def prompt_of(body: TgiChatBody, llama: LlamaClient) -> str:
 
 
 class TgiReplies:
-    """Builds the replies of one request. TGI leaves every `id` empty."""
+    """Builds the replies of one request. Like TGI's, each has an empty `id`."""
 
     def __init__(self, model: str, fingerprint: str) -> None:
         self._model = model
         self._fingerprint = fingerprint
 
     def chat(self, run: LocalGeneration, tokens: Sequence[GeneratedToken], *, logprobs: bool) -> dict[str, Any]:
-        """The reply of a chat that does not stream."""
+        """Return the reply to a chat without streaming."""
         choice = {
             "index": 0,
             "message": {"role": "assistant", "content": run.text},
@@ -154,7 +154,7 @@ class TgiReplies:
         return self._envelope("chat.completion", [choice]) | {"usage": usage([run])}
 
     def chat_chunk(self, token: GeneratedToken, *, logprobs: bool) -> dict[str, Any]:
-        """One token of a chat that streams. The role is in every delta."""
+        """Return the chunk of one token of a streamed chat. The role is in each delta."""
         reason = token.finish_reason
         choice = {
             "index": 0,
@@ -167,11 +167,11 @@ class TgiReplies:
     def usage_chunk(
         self, runs: Sequence[LocalGeneration], kind: Literal["chat.completion.chunk", "text_completion"]
     ) -> Any:
-        """The chunk after the last, when `include_usage` asked for it."""
+        """Return the usage chunk of a stream with `include_usage`."""
         return self._envelope(kind, []) | {"usage": usage(runs)}
 
     def completion(self, runs: Sequence[LocalGeneration]) -> dict[str, Any]:
-        """The reply of a completion that does not stream: one choice for each prompt."""
+        """Return the reply to a completion without streaming, with one choice for each prompt."""
         choices = [
             {
                 "index": index,
@@ -184,7 +184,7 @@ class TgiReplies:
         return self._envelope("text_completion", choices) | {"usage": usage(runs)}
 
     def completion_chunk(self, index: int, token: GeneratedToken) -> dict[str, Any]:
-        """One token of a completion that streams. Here `eos_token` keeps its name."""
+        """Return the chunk of one token of a streamed completion. `eos_token` is not renamed here."""
         text = "" if token.special else token.text
         choice = {"index": index, "text": text, "logprobs": None, "finish_reason": token.finish_reason or ""}
         return self._envelope("text_completion", [choice])
@@ -201,14 +201,14 @@ class TgiReplies:
 
 
 def usage(runs: Sequence[LocalGeneration]) -> dict[str, int]:
-    """Tokens read and written, summed over `runs`."""
+    """Return the sum of the prompt and completion tokens of `runs`."""
     read = sum(run.input_tokens for run in runs)
     written = sum(run.generated_tokens for run in runs)
     return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
 
 
 def finish_reason(reason: str) -> str:
-    """OpenAI's name where TGI translates it: `eos_token` becomes `stop`; `stop_sequence` stays as it is."""
+    """Return the finish reason as TGI renames it: `eos_token` becomes `stop`; `stop_sequence` does not change."""
     return "stop" if reason == "eos_token" else reason
 
 

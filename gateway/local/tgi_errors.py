@@ -1,4 +1,4 @@
-"""How text-generation-inference refuses: JSON with an `error_type`, or plain text for a body it cannot read."""
+"""The errors of text-generation-inference (TGI): JSON with an `error_type`, or plain text for an unreadable body."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class ErrorBody(TypedDict):
 
 
 class TgiError(Exception):
-    """A refusal in TGI's words: `status` is the HTTP status, `error_type` TGI's name for it."""
+    """An error as TGI reports it: `status` is the HTTP status, `error_type` TGI's name of the error."""
 
     def __init__(self, status: int, error_type: str, message: str) -> None:
         super().__init__(message)
@@ -28,7 +28,7 @@ class TgiError(Exception):
 
 
 class UnreadableBody(Exception):
-    """A body that TGI's web framework refuses before TGI sees it: plain text, not JSON."""
+    """A body that TGI's web framework rejects, with an answer in plain text instead of JSON."""
 
     def __init__(self, status: int, text: str) -> None:
         super().__init__(text)
@@ -37,37 +37,37 @@ class UnreadableBody(Exception):
 
 
 def invalid(message: str) -> TgiError:
-    """422: a value is outside of TGI's limits."""
+    """Return the error 422 for a value outside of TGI's limits."""
     return TgiError(422, "validation", f"Input validation error: {message}")
 
 
 def overloaded() -> TgiError:
-    """429: too many requests in flight. TGI does not queue them and sends no Retry-After."""
+    """Return the error 429 for too many requests in flight. TGI does not queue them and sends no Retry-After."""
     return TgiError(429, "overloaded", "Model is overloaded")
 
 
 def generation_failed(cause: str) -> TgiError:
-    """424: the model failed."""
+    """Return the error 424 for a failure of the model."""
     return TgiError(424, "generation", f"Request failed during generation: {cause}")
 
 
 def incomplete() -> TgiError:
-    """500: the generation ended without a reason to end."""
+    """Return the error 500 for a generation without a finish reason."""
     return TgiError(500, "incomplete_generation", "Incomplete generation")
 
 
 def in_stream(error: TgiError) -> TgiError:
-    """The error as TGI reports it in a stream: there, an incomplete generation has a name of its own."""
+    """Return the error as TGI reports it in a stream, where an incomplete generation has another name."""
     if error.error_type != "incomplete_generation":
         return error
     return TgiError(500, "incomplete_generation_stream", "Incomplete generation stream")
 
 
 def template_failed(cause: str) -> TgiError:
-    """422: the chat template refused the messages."""
+    """Return the error 422 for messages that the chat template rejects."""
     return TgiError(422, "template_error", f"Template error: {cause}")
 
 
-def tool_refused(cause: str) -> TgiError:
-    """422: something about tools."""
+def tool_rejected(cause: str) -> TgiError:
+    """Return the error 422 for a request with tools."""
     return TgiError(422, "tool_error", f"Tool error: {cause}")

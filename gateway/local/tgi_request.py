@@ -1,6 +1,6 @@
-"""What text-generation-inference accepts: bodies, limits, and the refusal of everything else.
+"""The request bodies of text-generation-inference (TGI), their limits and their validation.
 
-The order of the checks and their messages are TGI's, so that one body gives one answer here and there.
+The order of the checks and the messages are TGI's, so that a body has the same answer as from TGI.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ Unsigned = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class TgiGrammar(msgspec.Struct, frozen=True):
-    """A constraint on the answer: a JSON schema (also under the older name `json`) or a regular expression."""
+    """A constraint on the answer: a JSON schema (`json` is the older name) or a regular expression."""
 
     type: Literal["json", "json_schema", "regex"]
     value: Any
 
 
 class TgiParameters(msgspec.Struct, frozen=True, kw_only=True):
-    """`parameters` of a generate body. Sampling is off unless asked for; without any `parameters` it is on."""
+    """The `parameters` of a generate body. Sampling is off by default; without any `parameters` it is on."""
 
     adapter_id: str | None = None
     best_of: Unsigned | None = None
@@ -58,7 +58,7 @@ class TgiParameters(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TgiGenerateBody(msgspec.Struct, frozen=True):
-    """The body of /generate and /generate_stream. `stream` is read by `/` alone."""
+    """The body of /generate and /generate_stream. Only `/` reads `stream`."""
 
     inputs: str
     parameters: TgiParameters = TgiParameters(do_sample=True)
@@ -67,23 +67,25 @@ class TgiGenerateBody(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class TgiLimits:
-    """Tokens and requests that this server takes, as /info reports them."""
+    """The limits of the server on tokens and requests, as in /info."""
 
     max_total_tokens: int
     max_concurrent_requests: int
 
     @property
     def max_input_tokens(self) -> int:
-        """One less than the total: an answer has at least one token."""
+        """The limit on prompt tokens: one less than the total, since an answer has at least one token."""
         return self.max_total_tokens - 1
 
 
 @dataclass(frozen=True, slots=True)
 class TgiJob:
-    """A request that passed every check, in llama.cpp's terms.
+    """A validated request with the parameters of llama.cpp.
 
-    `input_ids` is the prompt in the model's tokens; `seed` is None when nothing is left to chance; `settings` are
-    llama.cpp's names and values.
+    Attributes:
+        input_ids: the token ids of the prompt.
+        seed: the seed; None for greedy decoding.
+        settings: llama.cpp's sampling parameters.
     """
 
     input_ids: tuple[int, ...]
@@ -95,7 +97,7 @@ class TgiJob:
 
 
 def read_body(data: bytes, content_type: str, kind: type[Body]) -> Body:
-    """Decode a JSON body into `kind`. Unknown fields are ignored, as TGI ignores them.
+    """Decode a JSON body into `kind`. Like TGI, ignore unknown fields.
 
     Raises:
         UnreadableBody: 415 for another content type, 400 for broken JSON, 422 for a value of the wrong type.
@@ -114,7 +116,7 @@ def read_body(data: bytes, content_type: str, kind: type[Body]) -> Body:
 async def accept(
     inputs: str, parameters: TgiParameters, limits: TgiLimits, llama: LlamaClient, *, special: bool = True
 ) -> TgiJob:
-    """Check one request and make it ready. With `special` the model's opening token is added to the prompt.
+    """Validate a request and return its job. `special` adds the model's first token (BOS) to the prompt.
 
     Raises:
         TgiError: 422 validation.
@@ -152,29 +154,29 @@ async def accept(
     )
 
 
-def check_parameters(given: TgiParameters, limits: TgiLimits) -> None:
-    """The checks that need no tokenizer, in TGI's order.
+def check_parameters(parameters: TgiParameters, limits: TgiLimits) -> None:
+    """Check the parameters that need no tokenizer, in TGI's order.
 
     Raises:
         TgiError: 422 validation.
     """
-    if given.best_of is not None and given.best_of != MAX_BEST_OF:
+    if parameters.best_of is not None and parameters.best_of != MAX_BEST_OF:
         raise tgi_errors.invalid("`best_of` != 1 is not allowed for this endpoint")
     rules = (
-        (_or(given.temperature, 1.0) > 0.0, "`temperature` must be strictly positive"),
-        (_or(given.repetition_penalty, 1.0) > 0.0, "`repetition_penalty` must be strictly positive"),
-        (-2.0 <= _or(given.frequency_penalty, 0.0) <= 2.0, "`frequency_penalty` must be between -2.0 and 2.0"),
-        (given.top_p is None or 0.0 < given.top_p < 1.0, "`top_p` must be > 0.0 and < 1.0"),
-        (given.typical_p is None or 0.0 < given.typical_p < 1.0, "`typical_p` must be > 0.0 and < 1.0"),
-        (given.top_k is None or given.top_k > 0, "`top_k` must be strictly positive"),
-        (given.max_new_tokens != 0, "`max_new_tokens` must be strictly positive"),
+        (_or(parameters.temperature, 1.0) > 0.0, "`temperature` must be strictly positive"),
+        (_or(parameters.repetition_penalty, 1.0) > 0.0, "`repetition_penalty` must be strictly positive"),
+        (-2.0 <= _or(parameters.frequency_penalty, 0.0) <= 2.0, "`frequency_penalty` must be between -2.0 and 2.0"),
+        (parameters.top_p is None or 0.0 < parameters.top_p < 1.0, "`top_p` must be > 0.0 and < 1.0"),
+        (parameters.typical_p is None or 0.0 < parameters.typical_p < 1.0, "`typical_p` must be > 0.0 and < 1.0"),
+        (parameters.top_k is None or parameters.top_k > 0, "`top_k` must be strictly positive"),
+        (parameters.max_new_tokens != 0, "`max_new_tokens` must be strictly positive"),
         (
-            len(given.stop) <= MAX_STOP_SEQUENCES,
-            f"`stop` supports up to {MAX_STOP_SEQUENCES} stop sequences. Given: {len(given.stop)}",
+            len(parameters.stop) <= MAX_STOP_SEQUENCES,
+            f"`stop` supports up to {MAX_STOP_SEQUENCES} stop sequences. Given: {len(parameters.stop)}",
         ),
         (
-            (given.top_n_tokens or 0) <= MAX_TOP_N_TOKENS,
-            f"`top_n_tokens` must be >= 0 and <= {MAX_TOP_N_TOKENS}. Given: {given.top_n_tokens}",
+            (parameters.top_n_tokens or 0) <= MAX_TOP_N_TOKENS,
+            f"`top_n_tokens` must be >= 0 and <= {MAX_TOP_N_TOKENS}. Given: {parameters.top_n_tokens}",
         ),
     )
     for holds, message in rules:
@@ -182,15 +184,15 @@ def check_parameters(given: TgiParameters, limits: TgiLimits) -> None:
             raise tgi_errors.invalid(message)
 
 
-def check_stream(given: TgiParameters) -> None:
-    """What /generate_stream refuses beyond /generate.
+def check_stream(parameters: TgiParameters) -> None:
+    """Check the parameters that /generate_stream rejects and /generate accepts.
 
     Raises:
         TgiError: 422 validation.
     """
-    if given.best_of is not None and given.best_of > 1:
+    if parameters.best_of is not None and parameters.best_of > 1:
         raise tgi_errors.invalid("`best_of` != 1 is not supported when streaming tokens")
-    if given.decoder_input_details:
+    if parameters.decoder_input_details:
         raise tgi_errors.invalid("`decoder_input_details` == true is not supported when streaming tokens")
 
 
@@ -198,25 +200,25 @@ def _or(value: float | None, default: float) -> float:
     return default if value is None else value
 
 
-def _samples(given: TgiParameters) -> bool:
-    """TGI decodes greedily unless told to sample, or unless a setting only makes sense when sampling."""
-    shaping = (given.temperature, 1.0), (given.top_k, 0), (given.top_p, 1.0), (given.typical_p, 1.0)
-    return given.do_sample or any(value is not None and value != neutral for value, neutral in shaping)
+def _samples(parameters: TgiParameters) -> bool:
+    """Return whether TGI samples: on request, or if a parameter applies to sampling only."""
+    shaping = (parameters.temperature, 1.0), (parameters.top_k, 0), (parameters.top_p, 1.0), (parameters.typical_p, 1.0)
+    return parameters.do_sample or any(value is not None and value != neutral for value, neutral in shaping)
 
 
-def _sampling(given: TgiParameters, seed: int, window_tokens: int, *, samples: bool) -> dict[str, Any]:
+def _sampling(parameters: TgiParameters, seed: int, window_tokens: int, *, samples: bool) -> dict[str, Any]:
     return {
-        # TGI's order. llama.cpp's own puts the temperature last, which keeps other tokens.
+        # TGI's order. llama.cpp's default applies the temperature last, which keeps other tokens.
         "samplers": ["penalties", "temperature", "top_k", "top_p", "typ_p"],
-        "temperature": _or(given.temperature, 1.0) if samples else 0.0,
-        "top_k": given.top_k or 0,
-        "top_p": _or(given.top_p, 1.0),
-        "typical_p": _or(given.typical_p, 1.0),
+        "temperature": _or(parameters.temperature, 1.0) if samples else 0.0,
+        "top_k": parameters.top_k or 0,
+        "top_p": _or(parameters.top_p, 1.0),
+        "typical_p": _or(parameters.typical_p, 1.0),
         "min_p": 0.0,
-        "repeat_penalty": _or(given.repetition_penalty, 1.0),
-        "frequency_penalty": _or(given.frequency_penalty, 0.0),
+        "repeat_penalty": _or(parameters.repetition_penalty, 1.0),
+        "frequency_penalty": _or(parameters.frequency_penalty, 0.0),
         "presence_penalty": 0.0,
-        # TGI punishes repetition of anything in prompt and answer.
+        # TGI applies the penalty to all tokens of prompt and answer.
         "repeat_last_n": window_tokens,
         "seed": seed % LLAMA_SEEDS,
     }

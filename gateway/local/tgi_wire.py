@@ -1,4 +1,4 @@
-"""Bytes in and out of the teacher's routes: bodies, replies, events, headers, refusals."""
+"""Reads bodies and writes replies, events, headers and errors of the teacher's routes."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ COMPUTE_TYPE = "cpu"
 
 
 async def read(request: web.Request, kind: type[Body]) -> Body:
-    """The body as `kind`. Raises UnreadableBody."""
+    """Return the body of a request as `kind`. Raises UnreadableBody."""
     return tgi_request.read_body(await request.read(), request.content_type, kind)
 
 
 def reply(value: Any, *, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
-    """A JSON reply."""
+    """Return a JSON reply."""
     return web.Response(body=orjson.dumps(value), status=status, headers=headers, content_type="application/json")
 
 
 async def send_event(response: web.StreamResponse, value: Any) -> None:
-    """One server-sent event. A str is sent as it is."""
+    """Send a server-sent event. A str is sent unchanged, another value as JSON."""
     data = value.encode() if isinstance(value, str) else orjson.dumps(value)
     await response.write(b"data: " + data + b"\n\n")
 
 
 def headers(inputs: str, runs: Sequence[LocalGeneration], total_s: float) -> dict[str, str]:
-    """TGI's headers of a reply that does not stream. Milliseconds, but `x-compute-time` is in seconds.
+    """Return TGI's headers of a JSON reply. Times are in milliseconds, but `x-compute-time` is in seconds.
 
-    Queue and inference time are llama.cpp's own; what is left of `total_s` is counted as validation.
+    Queue and inference time are llama.cpp's. The rest of `total_s` counts as validation.
     """
     inference_s = max(run.inference_s for run in runs)
     queue_s = max(run.queue_s for run in runs)
@@ -59,7 +59,7 @@ def headers(inputs: str, runs: Sequence[LocalGeneration], total_s: float) -> dic
 
 
 def stream_headers(inputs: str) -> dict[str, str]:
-    """TGI's headers of a stream."""
+    """Return TGI's headers of a stream."""
     return {
         "Content-Type": "text/event-stream",
         "Cache-Control": "no-cache",
@@ -70,10 +70,10 @@ def stream_headers(inputs: str) -> dict[str, str]:
 
 
 @web.middleware
-async def refuse(
+async def render_errors(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
 ) -> web.StreamResponse:
-    """Render refusals: TGI's as JSON, those of its web framework as plain text."""
+    """Render errors of TGI as JSON, and errors of its web framework as plain text."""
     try:
         return await handler(request)
     except tgi_errors.TgiError as error:

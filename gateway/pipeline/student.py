@@ -12,7 +12,7 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 from gateway.accounting.calls import EngineCall
-from gateway.engines.failures import note_failure
+from gateway.engines.failures import record_failure
 from gateway.engines.retry_budget import RetryBudgets
 from gateway.errors import EngineError, EngineRejected
 from gateway.pipeline.generation import GenerationTracker
@@ -65,7 +65,7 @@ class StudentCall:
         guarded = self._engines[engine]
         state = guarded.state
         return EngineSnapshot(
-            state.continuation, guarded.rests_for(tenant), state.reasoning, takes_prompts=state.takes_prompts
+            state.continuation, guarded.in_cooldown_for(tenant), state.reasoning, takes_prompts=state.takes_prompts
         )
 
     def check_available(self, plan: Plan, builder: ReceiptBuilder) -> None:
@@ -80,7 +80,7 @@ class StudentCall:
         resting = [one for one in refusals if one is not None]
         if resting and len(resting) == len(refusals):
             for one in resting:
-                note_failure(one, builder.id, self._metrics)
+                record_failure(one, builder.id, self._metrics)
             raise min(resting, key=lambda one: one.retry_after_s or 0.0)
 
     async def complete(
@@ -242,8 +242,8 @@ class _Calling:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if isinstance(error, EngineError):
-            note_failure(error, self._draft.id, self._metrics)
-            if not error.heard:
+            record_failure(error, self._draft.id, self._metrics)
+            if not error.may_have_run:
                 _set_call(self._plan, self._draft, None)
         self._draft.running = None
         self._generation.close(time.perf_counter())

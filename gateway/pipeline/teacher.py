@@ -17,7 +17,7 @@ from gateway.accounting.calls import EngineCall, FailedCall
 from gateway.accounting.receipt import BatchFacts
 from gateway.accounting.worst_case import TEACHER_RETRIES
 from gateway.batching.ticket import Ticket
-from gateway.engines.failures import note_failure
+from gateway.engines.failures import record_failure
 from gateway.engines.retry_budget import RetryBudgets
 from gateway.errors import (
     EngineError,
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from gateway.batching.batcher import Batcher
     from gateway.batching.single_flight import SingleFlight
     from gateway.batching.ticket import Grant
-    from gateway.engines.base import Engine, OpeningReply, OpeningRequest
+    from gateway.engines.base import Engine, TeacherReply, TeacherRequest
     from gateway.policy.plan import GuidancePlan, Plan
     from gateway.protocol.requests import CompletionRequest
     from gateway.runtime.tasks import BackgroundTasks
@@ -167,7 +167,7 @@ class TeacherCall:
             return self._without(plan, guidance_plan, builder, unreadable.label, None)
         except EngineError as error:
             builder.guided = time.perf_counter()
-            if not error.heard:
+            if not error.may_have_run:
                 builder.teacher = None
             return self._without(
                 plan, guidance_plan, builder, "teacher_" + error.label.removeprefix("engine_"), error, stream
@@ -186,7 +186,7 @@ class TeacherCall:
         deadline: float,
         deadline_s: float,
         stream: GuidanceStream | None,
-    ) -> OpeningReply:
+    ) -> TeacherReply:
         engine = self._engines[guidance_plan.teacher]
         opening_request = build_opening_request(guidance_plan, request)
         ends = EndRule.of(plan, guidance_plan)
@@ -219,7 +219,7 @@ class TeacherCall:
             )
             builder.running = builder.teacher
 
-        async def ask(grant: Grant) -> OpeningReply:
+        async def ask(grant: Grant) -> TeacherReply:
             retries = min(TEACHER_RETRIES, plan.retries.num_retries)
             request_retries = RequestRetries(plan, builder, self._budgets, self._metrics)
             batch: str | None = grant.batch_id
@@ -229,16 +229,16 @@ class TeacherCall:
                     return await open_to_end(engine, opening_request, batch, ends, on_piece)
                 except EngineError as error:
                     # Count the failure here: many requests may share this call, or none any more.
-                    note_failure(error, builder.id, self._metrics)
+                    record_failure(error, builder.id, self._metrics)
                     # A retry does not help an overloaded teacher, and the answer can do without guidance.
                     has_output = stream is not None and stream.tokens > 0
-                    given_up = builder.caller_left or not retries or not error.again
+                    given_up = builder.caller_left or not retries or not error.retryable
                     if has_output or given_up or isinstance(error, EngineOverloaded):
                         raise
                     if not request_retries.may_retry(error.engine):
                         raise
                     builder.failed.append(
-                        FailedCall(error.engine, error.label, builder.teacher if error.heard else None)
+                        FailedCall(error.engine, error.label, builder.teacher if error.may_have_run else None)
                     )
                     self._metrics.retries.labels(error.engine, error.label).inc()
                 batch = None  # another prompt of the batch may have caused the failure
@@ -322,7 +322,7 @@ class TeacherCall:
 
 
 def _dedupe_key(
-    share: str, engine: Engine, opening_request: OpeningRequest, request_id: str, ends: EndRule | None
+    share: str, engine: Engine, opening_request: TeacherRequest, request_id: str, ends: EndRule | None
 ) -> str:
     """Return a hash of everything that the guidance depends on, and of the group that may share it."""
     parts: tuple[object, ...] = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from gateway.pricing import dollars, in_short, picodollars
+from gateway.pricing import dollars, picodollars, without_trailing_zeros
 from gateway.quality.comparison import OUTBOX
 from gateway.quality.tally import QualityTally
 from gateway.redis.script import RedisScript
@@ -106,5 +106,5 @@ class QualityStore:
         spent = {}
         for field, pico in held.items():
             tenant, route = field.decode().split("/", 1)
-            spent[tenant, route] = in_short(dollars(pico.decode()))
+            spent[tenant, route] = without_trailing_zeros(dollars(pico.decode()))
         return spent

@@ -14,7 +14,7 @@ from msgspec import structs
 from gateway.batching.redis_scheduler import RedisScheduler
 from gateway.batching.single_flight import FlightResult, SingleFlight
 from gateway.batching.ticket import Grant, SchedulerUpdate, TeacherLimits
-from gateway.engines.base import EngineState, OpeningReply, OpeningRequest, TokenUsage
+from gateway.engines.base import EngineState, TeacherReply, TeacherRequest, TokenUsage
 from gateway.errors import EngineFailed, EngineUnreachable, QueueFull, TicketUnreadable
 from gateway.pipeline.guidance_request import UNGUIDED, Guidance
 from gateway.pipeline.teacher import TeacherCall
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 LIMITS = TeacherLimits(max_in_flight=8, max_size=4, max_prompt_tokens=100_000, max_cache_bytes=100_000)
 ONE = replace(LIMITS, max_in_flight=1, max_size=1)
-REPLY = OpeningReply('The "sky"\nis | blé ', "length", TokenUsage(12, 4, 2))
+REPLY = TeacherReply('The "sky"\nis | blé ', "length", TokenUsage(12, 4, 2))
 
 
 class Teacher:
@@ -51,9 +51,9 @@ class Teacher:
     def __init__(self) -> None:
         self.calls = 0
         self.cancelled = 0
-        self.ending: asyncio.Future[OpeningReply] = asyncio.get_running_loop().create_future()
+        self.ending: asyncio.Future[TeacherReply] = asyncio.get_running_loop().create_future()
 
-    async def ask(self, _: Grant) -> OpeningReply:
+    async def ask(self, _: Grant) -> TeacherReply:
         self.calls += 1
         try:
             return await asyncio.shield(self.ending)
@@ -339,11 +339,11 @@ class ScriptedEngine:
     def __init__(self) -> None:
         self.name = "big"
         self.state = EngineState(revision="first")
-        self.says: OpeningReply | Exception = REPLY
+        self.says: TeacherReply | Exception = REPLY
         self.pause_s = 0.0
-        self.record_deadline: list[OpeningRequest] = []
+        self.record_deadline: list[TeacherRequest] = []
 
-    async def opening(self, request: OpeningRequest, **_: Any) -> OpeningReply:
+    async def generate_guidance(self, request: TeacherRequest, **_: Any) -> TeacherReply:
         self.record_deadline.append(request)
         await asyncio.sleep(self.pause_s)
         if isinstance(self.says, Exception):
@@ -482,7 +482,7 @@ async def test_a_failed_call_is_noted_once_and_charged_to_one(
     redis_url: str, keys: RedisKeys, error: EngineFailed, charged: int | None
 ) -> None:
     """Three requests hear of it and go unguided; the payer alone pays for what the teacher may have written."""
-    error.heard = charged is not None
+    error.may_have_run = charged is not None
     async with room(redis_url, keys) as one:
         one.engine.says, one.engine.pause_s = error, 0.1
         opened = await asyncio.gather(*(one.open() for _ in range(3)))

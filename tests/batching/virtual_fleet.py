@@ -11,7 +11,7 @@ from redis.exceptions import ResponseError
 
 from gateway.batching.single_flight import SingleFlight
 from gateway.batching.teacher_queue import TeacherQueue
-from gateway.engines.base import OpeningReply
+from gateway.engines.base import TeacherReply
 from gateway.errors import EngineFailed, QueueFull
 from gateway.redis.keys import RedisKeys
 from gateway.runtime.tasks import BackgroundTasks
@@ -196,7 +196,7 @@ class Process:
         deadline = loop.time() + ticket.deadline_s
         end = "nothing"
 
-        async def call(grant: Grant) -> OpeningReply:
+        async def call(grant: Grant) -> TeacherReply:
             story = self.story
             story.begin(self, ticket, grant)
             try:
@@ -207,7 +207,7 @@ class Process:
                 raise EngineFailed("It failed.", engine="big")
             text = f"{ticket.dedupe_key} by {ticket.id}"
             story.fetched.add(text)
-            return OpeningReply(text, "length", None)
+            return TeacherReply(text, "length", None)
 
         def granted(_: Grant) -> None:
             self.story.calls[ticket.id] += 1

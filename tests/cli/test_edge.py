@@ -124,7 +124,7 @@ def test_a_student_that_is_not_there_is_said_in_one_line(queue: Path) -> None:
         ((), "unless --sync is all that is wanted"),
         ((QUESTION,), "Name one student"),
         ((QUESTION, "--student", NOBODY, "--weights", "a.gguf"), "Name one student"),
-        ((QUESTION, "--weights", "no-such-model"), "no model is called"),
+        ((QUESTION, "--weights", "no-such-model"), "unknown model no-such-model"),
         ((QUESTION, "--student", NOBODY, "--key", "gk-demo"), "must be a reference"),
         ((QUESTION, "--student", NOBODY, "--key", "env:NOT_SET_HERE"), "NOT_SET_HERE is not set"),
         ((QUESTION, "--student", NOBODY, "--gateway", "127.0.0.1:8080"), "not a gateway's URL"),

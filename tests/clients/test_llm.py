@@ -128,7 +128,7 @@ def test_a_stream_that_breaks_is_an_error_and_never_looks_whole(llm: Answers) ->
     """The words that came are printed, and the exit status says that they are not all."""
     _check_break(llm, "breaks")
     assert llm.of["breaks"].stdout == " two words"
-    assert "Engine 'breaks' failed in the middle of its answer" in llm.of["breaks"].stderr
+    assert "Engine 'breaks' failed during its answer" in llm.of["breaks"].stderr
 
 
 def _check_break(llm: Answers, name: str) -> None:

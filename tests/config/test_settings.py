@@ -445,7 +445,7 @@ def test_loading_raises_every_mistake_at_once(folder: Path) -> None:
     (folder / "config.yaml").write_text("server: {port: x}\nlog: {level: y}\n" + BIG)
     with pytest.raises(ConfigError) as caught:
         load_settings(folder / "config.yaml")
-    assert [one.line for one in caught.value.mistakes] == [1, 2]
+    assert [one.line for one in caught.value.issues] == [1, 2]
     assert str(caught.value).count("\n") == 1
 
 

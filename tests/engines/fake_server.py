@@ -1,4 +1,4 @@
-"""Model servers made of a few lines each, on real sockets: what is asked is kept, what is answered is the test's."""
+"""Model servers of a few lines on real sockets. They record requests and send the replies of the test."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ KEY = "sk-very-secret"
 
 @dataclass
 class FakeServer:
-    """A running server: where it is, and the JSON bodies and the headers it was sent, by path."""
+    """A running server: its URL, and the JSON bodies and headers that it received, by path."""
 
     url: str = ""
     bodies: list[Any] = field(default_factory=list)
@@ -42,13 +42,13 @@ class FakeServer:
 
     @property
     def connections(self) -> int:
-        """How many connections its requests came over."""
+        """The number of connections with requests."""
         return len({id(request.protocol) for request in self.requests})
 
 
 @asynccontextmanager
 async def serving(routes: dict[str, Handler]) -> AsyncIterator[FakeServer]:
-    """Serve handlers by path on a free port; a handler is cancelled when its client goes away."""
+    """Serve handlers by path on a free port. A disconnect of the client cancels the handler."""
     fake = FakeServer()
 
     async def answer(request: web.Request) -> web.StreamResponse:
@@ -74,7 +74,7 @@ async def serving(routes: dict[str, Handler]) -> AsyncIterator[FakeServer]:
 
 @asynccontextmanager
 async def listening(talk: Talk) -> AsyncIterator[str]:
-    """Listen on a free port; `talk` gets each connection, and may do with it what it likes."""
+    """Listen on a free port, and call `talk` with each connection."""
     open_now: set[asyncio.Task[Any] | None] = set()
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -99,7 +99,7 @@ async def listening(talk: Talk) -> AsyncIterator[str]:
 
 
 def talking(talk: Talk) -> AbstractAsyncContextManager[str]:
-    """Serve raw bytes: `talk` gets the connection after one request was read from it."""
+    """Serve raw bytes: call `talk` with each connection after one request was read."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = (await reader.readuntil(b"\r\n\r\n")).lower()
@@ -111,13 +111,13 @@ def talking(talk: Talk) -> AbstractAsyncContextManager[str]:
 
 
 def reset(writer: asyncio.StreamWriter) -> None:
-    """Break the connection the hard way (RST)."""
+    """Reset the connection (RST)."""
     writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     writer.transport.abort()
 
 
 def replying(body: Any, *, status: int = 200, headers: dict[str, str] | None = None) -> Handler:
-    """A handler that answers JSON; text and bytes go out as they are."""
+    """Return a handler that answers JSON. Text and bytes are sent unchanged."""
     raw = body.encode() if isinstance(body, str) else body if isinstance(body, bytes) else orjson.dumps(body)
 
     async def handler(_: web.Request) -> web.StreamResponse:
@@ -127,7 +127,7 @@ def replying(body: Any, *, status: int = 200, headers: dict[str, str] | None = N
 
 
 def streaming(*events: Any, status: int = 200, pause_s: float = 0.0) -> Handler:
-    """A handler that sends server-sent events: bytes as they are, all else as JSON, each in a write of its own."""
+    """Return a handler that sends server-sent events in separate writes: bytes unchanged, other values as JSON."""
 
     async def handler(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(status=status, headers={"Content-Type": "text/event-stream"})
@@ -146,7 +146,7 @@ def streaming(*events: Any, status: int = 200, pause_s: float = 0.0) -> Handler:
 async def engine_http(
     url: str, *, api_key: str | None = KEY, max_reply_bytes: int = 1_000_000, **deadlines: float
 ) -> AsyncIterator[EngineHttp]:
-    """The HTTP side of an engine at `url`, with deadlines that no test runs into unless it sets them."""
+    """Return the HTTP client of an engine at `url`, with timeouts that only tests that set them reach."""
     http = EngineHttp(
         NAME,
         url,
@@ -161,7 +161,7 @@ async def engine_http(
 
 
 async def failure(call: Awaitable[Any], url: str) -> EngineError:
-    """The error that a call ends with; that it names the engine, and neither its address nor its key, holds for all."""
+    """Return the error of a call. Assert that it names the engine, and contains neither its address nor its key."""
     with pytest.raises(EngineError) as caught:
         await call
     error = caught.value

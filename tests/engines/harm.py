@@ -1,4 +1,4 @@
-"""Replies as engines send them, and what may be broken in them: strategies for fuzzing."""
+"""Strategies for fuzzing: valid replies of engines, and defects in them."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def split(raw: bytes, cuts: list[int]) -> list[bytes]:
     return [raw[start:end] for start, end in pairwise(edges)]
 
 
-# Whole replies.
+# JSON replies.
 
 MESSAGE = {"role": "assistant", "content": "The sky\nQ", "refusal": None, "tool_calls": [CALL]}
 ONE = {"index": 0, "message": MESSAGE, "finish_reason": "stop", "logprobs": {"content": [TOKEN]}}
@@ -97,7 +97,7 @@ RAW = {"choices": [{"index": 0, "text": " is blue", "finish_reason": "length", "
 TOKENS = [{"id": 1, "text": " is", "logprob": -0.1, "special": False}]
 DETAILS = {"finish_reason": "length", "generated_tokens": 3, "seed": 1, "prefill": [], "tokens": TOKENS}
 GENERATED = {"generated_text": " is blue", "details": DETAILS}
-# What may be broken in them.
+# Defects.
 
 ODD = st.sampled_from(
     [
@@ -146,7 +146,7 @@ PLACE = "@@"
 
 
 def paths(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Of every value in it."""
+    """Return the paths of all values in a JSON value."""
     yield at
     entries: Any = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, entry in entries:
@@ -154,7 +154,7 @@ def paths(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 
 def replaced(value: Any, path: tuple[Any, ...], raw: bytes) -> bytes:
-    """Its JSON with the raw JSON at the path."""
+    """Return the JSON of a value with raw JSON at the path."""
 
     def put(entry: Any, rest: tuple[Any, ...]) -> Any:
         if not rest:

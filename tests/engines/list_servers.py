@@ -1,7 +1,7 @@
-"""Servers that take lists, made of a few lines each: vLLM's routes, llama.cpp's, SGLang's, and OpenAI's plain ones.
+"""Servers that support lists, with the routes of vLLM, llama.cpp, SGLang and OpenAI.
 
-To every question they answer `<its last word> says the machine`, cut at as many words as tokens were asked for. A word
-is a token, in what they read as well.
+They answer each question with `<its last word> says the machine`, cut at the requested number of tokens. A word is a
+token, also in the prompt.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
-from gateway.engines.base import OpeningRequest
+from gateway.engines.base import TeacherRequest
 from gateway.engines.openai import OpenAIEngine
 from tests.engines.fake_server import NAME, engine_http, serving
 
@@ -34,28 +34,28 @@ KINDS = ("vllm", "llamacpp", "sglang")
 LIST_PATHS = {"vllm": BATCH, "llamacpp": LLAMA, "sglang": GENERATE}
 
 
-def chat(question: str, max_tokens: int = 3, **more: Any) -> OpeningRequest:
-    return OpeningRequest(max_tokens, messages=[{"role": "user", "content": question}], **more)
+def chat(question: str, max_tokens: int = 3, **more: Any) -> TeacherRequest:
+    return TeacherRequest(max_tokens, messages=[{"role": "user", "content": question}], **more)
 
 
-def prompt(text: str, max_tokens: int = 3, **more: Any) -> OpeningRequest:
-    return OpeningRequest(max_tokens, prompt=text, **more)
+def prompt(text: str, max_tokens: int = 3, **more: Any) -> TeacherRequest:
+    return TeacherRequest(max_tokens, prompt=text, **more)
 
 
 @dataclass
 class ListServer:
-    """One such server.
+    """A server that supports lists.
 
     Attributes:
-        owner: whose routes it has.
-        spoil: what becomes of the entries of a list reply before they are sent.
-        refuse: (body, whether it is a list) -> the status to refuse it with, or None.
-        hold: list calls wait here when it is not set.
-        render: chats are rendered when it is set; rendering: one is to be.
-        gone: how many list calls were given up by their client.
-        answer: what it writes to a question.
-        thoughts: what a model says first when its chat was rendered apart.
-        unrenderable: its template refuses chats with this word in them.
+        owner: the kind of server whose routes it has.
+        spoil: changes the entries of a list reply before they are sent.
+        refuse: (body, whether it is a list) -> the status of a rejection, or None.
+        hold: list calls wait until this event is set.
+        render: chats are rendered when this event is set. `rendering` is set when a chat waits for it.
+        gone: the number of list calls that their client canceled.
+        answer: returns the answer to a question.
+        thoughts: the reasoning that precedes the answer to a separately rendered chat.
+        unrenderable: the template rejects chats with this word.
     """
 
     owner: str = "vllm"
@@ -65,7 +65,7 @@ class ListServer:
     held: asyncio.Event = field(default_factory=asyncio.Event)
     render: asyncio.Event = field(default_factory=asyncio.Event)
     rendering: asyncio.Event = field(default_factory=asyncio.Event)
-    gone: int = 0
+    canceled: int = 0
     answer: Callable[[str], str] = lambda question: f"{question.split()[-1]} says the machine"
     thoughts: str = ""
     unrenderable: str = "\0"
@@ -172,7 +172,7 @@ class ListServer:
         try:
             await self.hold.wait()
         except asyncio.CancelledError:
-            self.gone += 1
+            self.canceled += 1
             raise
         if status := self.refuse(body, True):
             headers = {"Retry-After": "7"} if status == 429 else {}
@@ -196,12 +196,12 @@ class ListServer:
 
 
 @asynccontextmanager
-async def listing(server: ListServer, *, looked: bool = True) -> AsyncIterator[tuple[OpenAIEngine, FakeServer]]:
-    """An engine that sends lists to `server`; with `looked` it was probed, and the probe's calls are forgotten."""
+async def listing(server: ListServer, *, probed: bool = True) -> AsyncIterator[tuple[OpenAIEngine, FakeServer]]:
+    """Yield an engine that sends lists to `server`. With `looked` it was probed, and the probe's calls are removed."""
     async with serving(server.routes()) as fake, engine_http(fake.url + "/v1") as http:
         engine = OpenAIEngine(NAME, "org/model", http, continuation="none", lists=True)
         try:
-            if looked:
+            if probed:
                 await engine.probe()
                 engine.state.up = True
                 server.held.clear()

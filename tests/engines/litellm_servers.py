@@ -1,4 +1,4 @@
-"""What providers answer, as their public API documentation says; each is a handler of a few lines."""
+"""The replies of providers according to their public API documentation. Each is a short handler."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 STAMP = "2023-08-04T08:52:19.385406455-07:00"
 
 
-def events(*told: tuple[str | None, Any]) -> Handler:
-    """Server-sent events, named or not; then the body ends as HTTP wants it."""
+def events(*entries: tuple[str | None, Any]) -> Handler:
+    """Return a handler of server-sent events, named or not, with a complete HTTP body."""
 
     async def handler(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
-        for name, data in told:
+        for name, data in entries:
             head = b"" if name is None else b"event: " + name.encode() + b"\n"
             await response.write(head + b"data: " + (data if isinstance(data, bytes) else orjson.dumps(data)) + b"\n\n")
         await response.write_eof()
@@ -30,13 +30,13 @@ def events(*told: tuple[str | None, Any]) -> Handler:
     return handler
 
 
-def lines(*told: Any) -> Handler:
-    """JSON, one object to a line."""
+def lines(*entries: Any) -> Handler:
+    """Return a handler of JSON lines."""
 
     async def handler(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
         await response.prepare(request)
-        for one in told:
+        for one in entries:
             await response.write(orjson.dumps(one) + b"\n")
         await response.write_eof()
         return response
@@ -61,11 +61,11 @@ def message(text: str, stop_reason: str = "end_turn") -> dict[str, Any]:
 def message_events(
     *texts: str, stop_reason: str | None = "end_turn", failure: Any = None, usage: Any = None
 ) -> Handler:
-    """Anthropic's stream (docs.anthropic.com, Streaming Messages); without a reason it breaks off after the texts."""
+    """Anthropic's stream (docs.anthropic.com, Streaming Messages). Without a reason it ends after the texts."""
     start = {**message(""), "content": [], "stop_reason": None}
     if usage is not None:
         start["usage"] = usage
-    told: list[tuple[str | None, Any]] = [
+    entries: list[tuple[str | None, Any]] = [
         ("message_start", {"type": "message_start", "message": start}),
         (
             "content_block_start",
@@ -75,66 +75,66 @@ def message_events(
     ]
     for text in texts:
         delta = {"type": "text_delta", "text": text}
-        told.append(("content_block_delta", {"type": "content_block_delta", "index": 0, "delta": delta}))
+        entries.append(("content_block_delta", {"type": "content_block_delta", "index": 0, "delta": delta}))
     if failure is not None:
-        told.append(("error", {"type": "error", "error": failure}))
+        entries.append(("error", {"type": "error", "error": failure}))
     if stop_reason is not None:
         end = {"stop_reason": stop_reason, "stop_sequence": None}
-        told += [
+        entries += [
             ("content_block_stop", {"type": "content_block_stop", "index": 0}),
             ("message_delta", {"type": "message_delta", "delta": end, "usage": {"output_tokens": 5}}),
             ("message_stop", {"type": "message_stop"}),
         ]
-    return events(*told)
+    return events(*entries)
 
 
 def chat_chunks(*texts: str, finish_reason: str | None = "stop", done: bool = True) -> Handler:
     """OpenAI's stream (platform.openai.com, Chat completion chunk object); Azure's is the same."""
     head = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m"}
-    told: list[tuple[str | None, Any]] = [
+    entries: list[tuple[str | None, Any]] = [
         (None, {**head, "choices": [{"index": 0, "delta": {"content": text}, "finish_reason": None}]}) for text in texts
     ]
     if finish_reason is not None:
-        told.append((None, {**head, "choices": [{"index": 0, "delta": {}, "finish_reason": finish_reason}]}))
+        entries.append((None, {**head, "choices": [{"index": 0, "delta": {}, "finish_reason": finish_reason}]}))
         counted = {"prompt_tokens": 14, "completion_tokens": 5, "total_tokens": 19}
         counted["prompt_tokens_details"] = {"cached_tokens": 4}  # type: ignore[assignment]
-        told.append((None, {**head, "choices": [], "usage": counted}))
+        entries.append((None, {**head, "choices": [], "usage": counted}))
     if done:
-        told.append((None, b"[DONE]"))
-    return events(*told)
+        entries.append((None, b"[DONE]"))
+    return events(*entries)
 
 
 def generated(*texts: str, finish_reason: str | None = "STOP") -> Handler:
     """Gemini's streamGenerateContent with alt=sse (ai.google.dev, GenerateContentResponse)."""
     counts = {"promptTokenCount": 14, "candidatesTokenCount": 5, "totalTokenCount": 19, "cachedContentTokenCount": 4}
-    told: list[tuple[str | None, Any]] = []
+    entries: list[tuple[str | None, Any]] = []
     for text in texts:
         candidate: dict[str, Any] = {"content": {"parts": [{"text": text}], "role": "model"}, "index": 0}
         if finish_reason is not None and text is texts[-1]:
             candidate["finishReason"] = finish_reason
-        told.append((None, {"candidates": [candidate], "usageMetadata": counts}))
-    return events(*told)
+        entries.append((None, {"candidates": [candidate], "usageMetadata": counts}))
+    return events(*entries)
 
 
 def ollama_lines(*texts: str, done: bool = True) -> Handler:
     """Ollama's /api/chat (github.com/ollama/ollama, docs/api.md)."""
     head = {"model": "m", "created_at": STAMP}
-    told: list[Any] = [{**head, "message": {"role": "assistant", "content": text}, "done": False} for text in texts]
+    entries: list[Any] = [{**head, "message": {"role": "assistant", "content": text}, "done": False} for text in texts]
     if done:
         last = {"message": {"role": "assistant", "content": ""}, "done": True, "done_reason": "stop"}
-        told.append({**head, **last, "prompt_eval_count": 14, "eval_count": 5})
-    return lines(*told)
+        entries.append({**head, **last, "prompt_eval_count": 14, "eval_count": 5})
+    return lines(*entries)
 
 
 def converse_frames(*texts: str, stop_reason: str | None = "end_turn", stored: int = 0) -> Handler:
     """Bedrock's ConverseStream (docs.aws.amazon.com, API reference) in Amazon's event stream encoding (smithy.io)."""
-    told: list[tuple[str, Any]] = [("messageStart", {"role": "assistant"})]
-    told += [("contentBlockDelta", {"contentBlockIndex": 0, "delta": {"text": text}}) for text in texts]
+    entries: list[tuple[str, Any]] = [("messageStart", {"role": "assistant"})]
+    entries += [("contentBlockDelta", {"contentBlockIndex": 0, "delta": {"text": text}}) for text in texts]
     if stop_reason is not None:
         usage = {"inputTokens": 10, "cacheReadInputTokens": 4, "outputTokens": 5, "totalTokens": 19 + stored}
         if stored:
             usage["cacheWriteInputTokens"] = stored
-        told += [
+        entries += [
             ("contentBlockStop", {"contentBlockIndex": 0}),
             ("messageStop", {"stopReason": stop_reason}),
             ("metadata", {"usage": usage, "metrics": {"latencyMs": 1}}),
@@ -143,7 +143,7 @@ def converse_frames(*texts: str, stop_reason: str | None = "end_turn", stored: i
     async def handler(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "application/vnd.amazon.eventstream"})
         await response.prepare(request)
-        for kind, data in told:
+        for kind, data in entries:
             await response.write(_frame(kind, orjson.dumps(data)))
         await response.write_eof()
         return response

@@ -1,4 +1,4 @@
-"""A breaker against a clock of the test's own."""
+"""The circuit breaker with a clock of the test."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _ids = itertools.count()
-RULE = BreakerRule(failures=3, rest_s=1.0, longest_s=5.0)
+RULE = BreakerRule(failures=3, cooldown_s=1.0, max_cooldown_s=5.0)
 
 
 def breaker(rule: BreakerRule = RULE) -> Breaker:
-    """One whose rests are exactly as long as the rule says: half way between the least and the most."""
+    """Return a breaker with cooldowns exactly as long as in the rule, the middle of the random range."""
     return Breaker(rule, draw=lambda: 0.5)
 
 
 def fail(one: Breaker, now: float = 0.0, tenant: str = "a", request: str = "", *, connected: bool = True) -> bool:
-    """A call that fails. Each is of a request of its own unless one is named."""
-    return one.failed(one.begin(tenant, request or f"request-{next(_ids)}", now), now, connected=connected)
+    """Make a call fail. Each call belongs to another request unless one is named."""
+    return one.failed(one.start_call(tenant, request or f"request-{next(_ids)}", now), now, connected=connected)
 
 
 def opened(at: float = 0.0, *, connected: bool = True) -> Breaker:
@@ -55,14 +55,14 @@ def test_a_success_between_failures_starts_the_count_anew(*, connected: bool) ->
 def test_after_the_rest_one_call_is_the_trial_and_the_others_wait_for_its_outcome(*, connected: bool) -> None:
     one = opened(connected=connected)
     assert (one.state(1.0), one.refuses_for_s("a", 1.0)) == ("half_open", 0)
-    one.begin("a", "trial", 1.0)
+    one.start_call("a", "trial", 1.0)
     assert one.refuses_for_s("a", 1.0) > 0
 
 
-def test_a_trial_that_hangs_holds_the_others_no_longer_than_one_rest() -> None:
-    """Nobody knows how long its request takes."""
+def test_a_trial_that_hangs_holds_the_others_no_longer_than_one_cooldown() -> None:
+    """The duration of its request is unknown."""
     one = opened(connected=False)
-    one.begin("a", "slow", 1.0)
+    one.start_call("a", "slow", 1.0)
     assert one.refuses_for_s("b", 1.9) > 0
     assert one.refuses_for_s("b", 2.0) == 0
 
@@ -70,7 +70,7 @@ def test_a_trial_that_hangs_holds_the_others_no_longer_than_one_rest() -> None:
 @pytest.mark.parametrize("connected", [True, False])
 def test_a_trial_that_succeeds_closes_it(*, connected: bool) -> None:
     one = opened(connected=connected)
-    one.begin("a", "trial", 1.0)
+    one.start_call("a", "trial", 1.0)
     assert one.succeeded()
     assert (one.state(1.0), one.refuses_for_s("a", 1.0)) == ("closed", 0)
     assert not fail(one, 1.0, connected=connected), "the count starts anew"
@@ -89,18 +89,18 @@ def test_each_trial_that_fails_doubles_the_rest_up_to_the_longest(*, connected: 
 @pytest.mark.parametrize("connected", [True, False])
 def test_a_trial_whose_caller_left_leaves_the_trial_to_another(*, connected: bool) -> None:
     one = opened(connected=connected)
-    one.abandoned(one.begin("a", "trial", 1.0))
+    one.abandoned(one.start_call("a", "trial", 1.0))
     assert one.refuses_for_s("a", 1.0) == 0
     assert one.state(1.0) == "half_open"
 
 
 def test_calls_from_before_it_opened_say_nothing_of_the_trial() -> None:
-    """They may fail after it, or be given up, while the trial is still out."""
+    """They may fail or be canceled while the trial is in flight."""
     one = breaker()
-    old = [one.begin("a", str(number), 0) for number in range(5)]
+    old = [one.start_call("a", str(number), 0) for number in range(5)]
     for call in old[:3]:
         one.failed(call, 0, connected=True)
-    assert one.begin("a", "trial", 1.0).tenant_trial
+    assert one.start_call("a", "trial", 1.0).tenant_trial
     assert not one.failed(old[3], 1.0, connected=True)
     one.abandoned(old[4])
     assert one.refuses_for_s("a", 1.0) > 0
@@ -108,50 +108,50 @@ def test_calls_from_before_it_opened_say_nothing_of_the_trial() -> None:
 
 def test_an_engine_that_asked_for_a_pause_gets_it_and_needs_no_trial() -> None:
     one = breaker()
-    one.asked_to_wait("a", 0, 2.5)
+    one.pause("a", 0, 2.5)
     assert (one.state(2.0), one.refuses_for_s("a", 2.0)) == ("open", pytest.approx(0.5))
-    assert (one.state(2.5), one.begin("a", "r", 2.5)) == ("closed", BreakerCall("a", "r"))
+    assert (one.state(2.5), one.start_call("a", "r", 2.5)) == ("closed", BreakerCall("a", "r"))
 
 
 def test_no_engine_is_left_alone_for_longer_than_a_minute_because_it_asked() -> None:
     one = breaker()
-    one.asked_to_wait("a", 0, 86_400)
+    one.pause("a", 0, 86_400)
     assert one.refuses_for_s("a", 0) == 60
 
 
 def test_a_pause_that_one_tenant_met_holds_no_other() -> None:
-    """Providers answer 429 with `Retry-After` to one request that is too large, so a caller can bring it about."""
+    """Providers answer 429 with `Retry-After` to a single large request, so one caller can cause it."""
     one = breaker()
-    one.asked_to_wait("a", 0, 60)
-    one.asked_to_wait("a", 1, 60)
+    one.pause("a", 0, 60)
+    one.pause("a", 1, 60)
     assert (one.refuses_for_s("a", 1), one.refuses_for_s("b", 1)) == (60, 0)
     assert one.state(1) == "open"
 
 
 def test_pauses_that_two_tenants_met_hold_all_for_as_long_as_both() -> None:
     one = breaker()
-    one.asked_to_wait("a", 0, 60)
-    one.asked_to_wait("b", 1, 5)
+    one.pause("a", 0, 60)
+    one.pause("b", 1, 5)
     assert [one.refuses_for_s(tenant, 2) for tenant in "abc"] == [58, 4, 4]
     assert [one.refuses_for_s(tenant, 6) for tenant in "abc"] == [54, 0, 0]
 
 
 def test_a_pause_that_is_over_says_nothing_of_the_next_tenants() -> None:
     one = breaker()
-    one.asked_to_wait("a", 0, 1)
-    one.asked_to_wait("b", 2, 5)
+    one.pause("a", 0, 1)
+    one.pause("b", 2, 5)
     assert one.refuses_for_s("c", 2) == 0
 
 
 @pytest.mark.parametrize("connected", [True, False])
 def test_an_engine_that_is_seen_again_may_be_tried_at_once(*, connected: bool) -> None:
     one = opened(connected=connected)
-    one.answers(0.2)
+    one.probe_succeeded(0.2)
     assert (one.state(0.2), one.refuses_for_s("a", 0.2)) == ("half_open", 0)
 
 
-def test_rests_differ_from_process_to_process() -> None:
-    """Or all would make their trial at the same moment."""
+def test_cooldowns_differ_between_processes() -> None:
+    """Otherwise all processes would start their trials at the same time."""
     rests = []
     for drawn in (0.0, 1.0):
         one = Breaker(RULE, draw=lambda drawn=drawn: drawn)
@@ -161,11 +161,11 @@ def test_rests_differ_from_process_to_process() -> None:
     assert rests == pytest.approx([0.75, 1.25])
 
 
-# Whose failures count for whom.
+# Failures of several tenants.
 
 
 def test_connection_failures_of_one_tenant_open_it_for_all() -> None:
-    """No request can be at fault where none arrived."""
+    """Without a connection no request can be the cause."""
     assert opened(connected=False).refuses_for_s("b", 0.5) > 0
 
 
@@ -176,14 +176,14 @@ def test_other_failures_of_one_tenant_refuse_that_tenant_alone() -> None:
 
 
 def test_one_request_that_fails_again_and_again_opens_nothing() -> None:
-    """It may be the only one that does."""
+    """It may be the only request that fails."""
     one = breaker()
     assert not any(fail(one, request="the same") for _ in range(50))
     assert fail(one, request="another")
 
 
 def test_where_several_tenants_fail_each_is_refused_after_one_failure_of_its_own() -> None:
-    """Then it is the engine, and there may be many tenants."""
+    """Then the engine is the cause, and there may be many tenants."""
     one = breaker()
     for tenant in ("a", "b"):
         assert not fail(one, tenant=tenant)
@@ -193,19 +193,19 @@ def test_where_several_tenants_fail_each_is_refused_after_one_failure_of_its_own
     assert fail(one, tenant="d")
 
 
-def test_a_success_of_one_tenant_ends_the_rests_of_all() -> None:
-    """The engine works: what fails is what the others send."""
+def test_a_success_of_one_tenant_closes_the_circuits_of_all() -> None:
+    """The engine works, so the requests of the other tenants cause their failures."""
     one = opened()
     assert one.succeeded()
     assert one.refuses_for_s("a", 0.5) == 0
 
 
-def test_a_refused_request_ends_nobody_elses_rest() -> None:
-    """The engine read it. Whether it answers what is right is not known by that."""
+def test_a_refused_request_closes_no_other_circuit() -> None:
+    """A rejection does not show that the engine answers valid requests."""
     one = opened()
     for _ in range(2):
         fail(one, tenant="b")
-    one.refused(one.begin("b", "bad", 0.5))
+    one.refused(one.start_call("b", "bad", 0.5))
     assert one.refuses_for_s("a", 0.5) > 0
     assert one.refuses_for_s("b", 0.5) == 0
 
@@ -228,7 +228,7 @@ def test_a_reply_of_any_kind_ends_connection_failures() -> None:
 
 EVENTS = st.lists(
     st.tuples(
-        st.sampled_from(["succeeded", "failed", "unconnected", "refused", "abandoned", "begun", "probe"]),
+        st.sampled_from(["succeeded", "failed", "unconnected", "refused", "abandoned", "started", "probe"]),
         st.sampled_from("abc"),
         st.integers(0, 3),
         st.sampled_from([0.0, 0.1, 1.0, 6.0]),
@@ -242,7 +242,7 @@ EVENTS = st.lists(
 def test_no_tenant_is_refused_for_what_others_sent_and_all_are_let_through_in_the_end(
     events: list[tuple[str, str, int, float]],
 ) -> None:
-    """Whatever happens: it takes a failure of its own, or an engine that takes no connection."""
+    """A refusal requires a failure of the tenant's own, or an engine that accepts no connection."""
     one, now, unconnected, own = breaker(), 0.0, 0, {"a": 0, "b": 0, "c": 0}
     for kind, tenant, request, passed in events:
         now += passed
@@ -262,22 +262,22 @@ def test_no_tenant_is_refused_for_what_others_sent_and_all_are_let_through_in_th
         if unconnected < RULE.failures:
             assert all(failures or one.refuses_for_s(other, now) == 0 for other, failures in own.items())
             assert any(own.values()) or one.state(now) == "closed"
-    later = now + 3 * RULE.longest_s
+    later = now + 3 * RULE.max_cooldown_s
     assert all(one.refuses_for_s(tenant, later) == 0 for tenant in own)
 
 
 def meet(one: Breaker, kind: str, tenant: str, request: str, now: float) -> None:
-    """Let a call through, and report what became of it; or report a probe."""
+    """Start a call and report its outcome, or report a probe."""
     if kind == "probe":
-        one.answers(now)
+        one.probe_succeeded(now)
         return
-    call = one.begin(tenant, request, now)
+    call = one.start_call(tenant, request, now)
     reports: dict[str, Callable[[], object]] = {
         "succeeded": one.succeeded,
         "failed": lambda: one.failed(call, now, connected=True),
         "unconnected": lambda: one.failed(call, now, connected=False),
         "refused": lambda: one.refused(call),
-        "begun": lambda: one.begun(call),
+        "started": lambda: one.started(call),
         "abandoned": lambda: one.abandoned(call),
     }
     reports[kind]()
@@ -285,11 +285,11 @@ def meet(one: Breaker, kind: str, tenant: str, request: str, now: float) -> None
 
 @settings(deadline=None)
 @given(st.integers(1, 8), st.integers(1, 4), st.booleans())
-def test_an_engine_that_fails_at_everything_comes_to_rest_for_every_tenant(
+def test_an_engine_that_fails_at_everything_opens_the_circuit_for_every_tenant(
     failures: int, tenants: int, connected: bool
 ) -> None:
-    """Also where there is one tenant alone; each makes at most `failures` calls before that."""
-    one = breaker(BreakerRule(failures=failures, rest_s=1.0, longest_s=5.0))
+    """Also with a single tenant. Each tenant makes at most `failures` calls before."""
+    one = breaker(BreakerRule(failures=failures, cooldown_s=1.0, max_cooldown_s=5.0))
     names = [f"tenant-{number}" for number in range(tenants)]
     made = dict.fromkeys(names, 0)
     for turn in range(failures + 1):

@@ -1,4 +1,4 @@
-"""What each engine's documentation or source says, against how the gateway speaks to it (`toy_servers.py`)."""
+"""The documented behavior of each engine against the gateway's client (`toy_servers.py`)."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def seam_of(how: Continuation) -> SeamJoin:
 
 
 async def guided(engine: Engine, body: dict[str, Any]) -> str:
-    """The answer a caller gets, whole and streamed: both are the same, and end for the same reason."""
+    """Return the caller's answer. Assert that the streamed answer is the same, with the same finish reason."""
     how = engine.state.continuation
     assert isinstance(how, Continuation)
     prefill = Prefill(OPENING, how)
@@ -92,7 +92,7 @@ FOUND = [
 
 @pytest.mark.parametrize(("server", "found"), FOUND, ids=repr)
 async def test_an_engine_is_found_out_and_its_answers_join(server: ToyServer, found: Continuation) -> None:
-    """By the probe alone; the caller's limit holds, in whichever field the caller speaks of it, and so does its end."""
+    """The probe alone determines the mode. The caller's limit applies in either field, and so does the stop string."""
     async with spoken_to(server) as (engine, _):
         await engine.probe()
         assert engine.state.continuation == found
@@ -101,18 +101,18 @@ async def test_an_engine_is_found_out_and_its_answers_join(server: ToyServer, fo
         for field in ("max_tokens", "max_completion_tokens"):
             joined = await guided(engine, {**CHAT, field: 7})
             assert ANSWER.startswith(joined)
-            # What is written again counts too.
+            # Repeated text counts, too.
             assert len(joined.split()) == 7 + (0 if found.writes_again else len(OPENING.split()))
 
 
 @pytest.mark.parametrize(("server", "found"), FOUND, ids=repr)
 async def test_a_mode_is_found_with_few_calls(server: ToyServer, found: Continuation) -> None:
-    """The probe costs tokens: one call where the kind is known and does as it does, and none of it twice."""
+    """The probe costs tokens: one call if the kind is known and behaves as known, and no call twice."""
     async with spoken_to(server) as (engine, fake):
         await engine.probe()
-        asked = fake.paths.count(server.chat_path) + fake.paths.count("/v1/completions")
+        calls = fake.paths.count(server.chat_path) + fake.paths.count("/v1/completions")
         usual = engine._kind.modes[0] == found.mode
-        assert asked == (2 if found.writes_again else 1) if usual else asked <= 8
+        assert calls == (2 if found.writes_again else 1) if usual else calls <= 8
         engine.state.up = True
         before = len(fake.paths)
         await engine.probe()
@@ -124,22 +124,19 @@ async def test_a_mode_is_found_with_few_calls(server: ToyServer, found: Continua
     [Ollama(leaves_open=False, obeys=False), OpenAI(obeys=False), Vllm(trims=True, thinks=True, obeys=False)],
     ids=repr,
 )
-async def test_an_engine_that_does_not_do_as_it_is_told_continues_nothing(server: ToyServer) -> None:
-    """Then it gets guidance in its prompt, and the state says so."""
+async def test_an_engine_that_ignores_instructions_continues_nothing(server: ToyServer) -> None:
+    """Then guidance is sent in the prompt, and the state has a warning."""
     async with spoken_to(server) as (engine, _):
         await engine.probe()
         assert engine.state.continuation is None
         assert engine.state.warnings == [
-            "the engine goes on with no opening: with placement prefix it gets guidance as context"
+            "the engine continues no assistant message: placement prefix sends guidance as context"
         ]
 
 
 @pytest.mark.parametrize("server", [OpenAI(), Mistral(), Groq()], ids=repr)
 async def test_a_strict_host_never_sees_what_it_does_not_know(server: ToyServer) -> None:
-    """Not in the probe, not in openings, not in guided calls: it refuses the whole request for a single field of ours.
-
-    The servers here refuse all that is not theirs; none of these calls is refused.
-    """
+    """Strict hosts reject a request with an unknown field. This covers probes, guidance and guided calls."""
     async with spoken_to(server) as (engine, fake):
         refused: list[str] = []
         original = engine._http._refusal
@@ -162,7 +159,7 @@ async def test_a_strict_host_never_sees_what_it_does_not_know(server: ToyServer)
     ids=repr,
 )
 async def test_a_configured_mode_that_the_engine_refuses_is_reported(server: ToyServer, mode: Any) -> None:
-    """It holds all the same, as it was asked for."""
+    """The configured mode still applies."""
     async with spoken_to(server, continuation=mode) as (engine, _):
         await engine.probe()
         assert engine.state.warnings == [f"the engine did not continue the probe with continuation '{mode}'"]
@@ -172,7 +169,7 @@ async def test_a_configured_mode_that_the_engine_refuses_is_reported(server: Toy
 @pytest.mark.parametrize("server", [Vllm(), SGLang(), LlamaCpp()], ids=repr)
 @pytest.mark.parametrize("mode", ["completions", "instruct"])
 async def test_a_fallback_may_be_configured(server: ToyServer, mode: Any) -> None:
-    """Where a native way is there too: it is taken at its word."""
+    """The configured mode applies although the engine supports a native one."""
     async with spoken_to(server, continuation=mode) as (engine, _):
         await engine.probe()
         assert isinstance(engine.state.continuation, Continuation)
@@ -183,7 +180,7 @@ async def test_a_fallback_may_be_configured(server: ToyServer, mode: Any) -> Non
 
 @pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
 async def test_a_limit_holds_whether_or_not_the_engine_continues(field: str) -> None:
-    """As a teacher, or with `none`, an engine gets it under the name that it reads."""
+    """As a teacher, or with `none`, the engine gets the limit under the name that it reads."""
     async with spoken_to(Ollama(), continuation="none") as (engine, fake):
         await engine.probe()
         assert fake.paths == ["/v1/models"]
@@ -195,8 +192,8 @@ async def test_a_limit_holds_whether_or_not_the_engine_continues(field: str) -> 
 @pytest.mark.parametrize(
     "template", [replying({}, status=404), replying({}, status=405), replying({"prompt": None}), replying([])]
 )
-async def test_a_server_that_cannot_render_after_all_is_told_instead(template: Any, mode: Any) -> None:
-    """An older build, or one behind a proxy that lets the chat route through only; a configured way is reported."""
+async def test_a_server_that_cannot_render_gets_an_instruction(template: Any, mode: Any) -> None:
+    """Such as an older build, or one behind a proxy with the chat route only. A configured mode is reported."""
     server = LlamaCpp(prefills=False)
     async with serving({**server.routes(), "/apply-template": template}) as fake, engine_http(fake.url + "/v1") as http:
         engine = OpenAIEngine(NAME, "org/model", http, continuation=mode)
@@ -209,18 +206,18 @@ async def test_a_server_that_cannot_render_after_all_is_told_instead(template: A
 
 
 async def test_raw_prompts_need_a_server_that_renders_chats() -> None:
-    """Where none is known, nothing is guided, and the state says why."""
+    """Without a renderer nothing is guided, and the state has a warning."""
     async with spoken_to(Ollama(), continuation="completions") as (engine, _):
         assert engine.state.continuation == "not_probed"
         await engine.probe()
         assert engine.state.continuation is None
         assert engine.state.warnings == [
-            "continuation 'completions' needs a server that renders chats, and none is known here"
+            "continuation 'completions' requires a server that renders chats; this one is not known to"
         ]
 
 
 async def test_an_engine_that_came_back_otherwise_is_found_out_again() -> None:
-    """Another build, another template."""
+    """Such as another build or another template."""
     server = LlamaCpp()
     async with spoken_to(server) as (engine, _):
         for prefills, mode in ((True, "trailing"), (False, "completions"), (True, "trailing")):
@@ -232,11 +229,11 @@ async def test_an_engine_that_came_back_otherwise_is_found_out_again() -> None:
 
 
 async def test_llamacpp_refuses_two_assistants_at_the_end() -> None:
-    """Its own rule: the gateway never sends them, for a chat that ends in one goes unguided (`caller_prefill`)."""
+    """The gateway never sends two: a chat that ends in an assistant message is unguided (`caller_prefill`)."""
     async with spoken_to(LlamaCpp()) as (engine, _):
-        begun = {"messages": [*CHAT["messages"], {"role": "assistant", "content": "Well,"}]}
+        chat = {"messages": [*CHAT["messages"], {"role": "assistant", "content": "Well,"}]}
         with pytest.raises(EngineRejected) as refused:
-            await engine.complete(begun, Prefill(OPENING, Continuation("trailing")))
+            await engine.complete(chat, Prefill(OPENING, Continuation("trailing")))
         assert refused.value.blames_request
 
 
@@ -244,7 +241,7 @@ async def test_llamacpp_refuses_two_assistants_at_the_end() -> None:
     "lost", [{"tools": [{"type": "function"}]}, {"response_format": {"type": "json_object"}}, {"logprobs": True}]
 )
 async def test_what_a_raw_prompt_cannot_carry_is_refused_before_it_is_sent(lost: dict[str, Any]) -> None:
-    """Never left out in silence; as a refusal that the finisher takes for one of the opening."""
+    """No field is dropped silently. The student call treats the error as a rejected prefix."""
     async with spoken_to(LlamaCpp(), continuation="completions") as (engine, fake):
         await engine.probe()
         before = len(fake.paths)
@@ -259,7 +256,7 @@ async def test_what_a_raw_prompt_cannot_carry_is_refused_before_it_is_sent(lost:
 
 
 async def test_the_sampling_of_a_chat_arrives_with_a_raw_prompt() -> None:
-    """Under the names it has there; what only the template reads goes to the template; the rest stays away."""
+    """Parameters use the names of the route; fields of the template go to the template only."""
     sampling = {"temperature": 0.3, "top_p": 0.9, "seed": 4, "stop": ["\n"], "logit_bias": {"5": 1.0}, "top_k": 7}
     of_template = {"chat_template_kwargs": {"enable_thinking": False}, "reasoning_effort": "low"}
     of_chats = {"logprobs": False, "echo": False, "suffix": "x", "tools": [], "response_format": {"type": "text"}}
@@ -275,7 +272,7 @@ async def test_the_sampling_of_a_chat_arrives_with_a_raw_prompt() -> None:
 
 @pytest.mark.parametrize(("server", "limit"), [(Vllm(), None), (LlamaCpp(), None), (SGLang(), 4096)], ids=repr)
 async def test_a_raw_prompt_without_a_limit_has_room_to_the_end(server: ToyServer, limit: int | None) -> None:
-    """vLLM and SGLang take a missing limit as 16 tokens; SGLang wants a number, and not one that is too large."""
+    """vLLM and SGLang use 16 tokens for a missing limit. SGLang requires a number that fits the context."""
     async with spoken_to(server, continuation="completions") as (engine, fake):
         await engine.probe()
         await engine.complete(CHAT, Prefill(OPENING, Continuation("completions")))
@@ -284,28 +281,28 @@ async def test_a_raw_prompt_without_a_limit_has_room_to_the_end(server: ToyServe
 
 
 async def test_sglang_without_a_known_context_needs_the_callers_limit() -> None:
-    """Rather than 16 tokens of an answer."""
+    """Otherwise the answer would be cut at 16 tokens."""
     async with spoken_to(SGLang(), continuation="completions") as (engine, _):
         await engine.probe()
         engine._renderer.context_tokens = None  # type: ignore[union-attr]
         prefill = Prefill(OPENING, Continuation("completions"))
-        with pytest.raises(EngineRejected, match="needs a limit"):
+        with pytest.raises(EngineRejected, match="Set max_tokens"):
             await engine.complete(CHAT, prefill)
         assert await engine.complete({**CHAT, "max_tokens": 2}, prefill)
 
 
-async def test_where_a_prompt_ends_in_an_open_thought_is_looked_at_once() -> None:
-    """The tokens that a template ends in are always the same; their text takes a call."""
+async def test_the_end_of_a_prompt_is_detokenized_once() -> None:
+    """A template always ends in the same tokens, and reading their text takes a call."""
     async with spoken_to(Vllm(), continuation="completions") as (engine, fake):
         await engine.probe()
         for _ in range(3):
             await engine.complete(CHAT, Prefill(OPENING, Continuation("completions")))
-        assert fake.paths.count("/detokenize") == 2  # the probe's question ends otherwise than the caller's
+        assert fake.paths.count("/detokenize") == 2  # one for the probe, one for the caller's prompt
 
 
 @pytest.mark.parametrize(("server", "found"), FOUND, ids=repr)
-async def test_what_the_table_says_of_repeating_is_so(server: ToyServer, found: Continuation) -> None:
-    """Where it says anything: `echo` is one column of docs/engines.md."""
+async def test_the_echo_column_of_the_documentation_is_right(server: ToyServer, found: Continuation) -> None:
+    """`echo` is a column of docs/engines.md."""
     async with spoken_to(server) as (engine, _):
         await engine.probe()
         assert engine._kind in KINDS

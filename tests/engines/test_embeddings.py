@@ -1,4 +1,4 @@
-"""Embeddings of any OpenAI-compatible server: vectors as they came, counts where they can be used."""
+"""Embeddings of OpenAI-compatible servers: vectors are forwarded as bytes, and counts are validated."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PATH = "/v1/embeddings"
 
 
 async def test_the_body_goes_out_with_the_engines_own_model_and_all_else_as_it_came() -> None:
-    """And each field of the reply comes back in the engine's own bytes."""
+    """Each field of the reply is forwarded in the engine's own bytes."""
     body = {"model": "vectors", "input": [[1, 2], [3]], "dimensions": 64, "unknown": {"a": None}}
     async with serving({PATH: replying(embedded(2))}) as fake, engine_http(fake.url + "/v1") as http:
         reply = await OpenAIEngine(NAME, "org/model", http).embed(body)
@@ -45,8 +45,8 @@ async def test_the_body_goes_out_with_the_engines_own_model_and_all_else_as_it_c
         b'{"data": ["\xff"]}',
     ],
 )
-async def test_what_holds_no_list_of_vectors_is_garbled(raw: bytes) -> None:
-    """Also where the mistake lies in what is passed on unread."""
+async def test_what_holds_no_list_of_vectors_is_a_protocol_error(raw: bytes) -> None:
+    """Also if the defect is in the part that is not decoded."""
     with pytest.raises(EngineProtocolError):
         await read_embeddings(raw, NAME)
 
@@ -66,12 +66,12 @@ async def test_what_holds_no_list_of_vectors_is_garbled(raw: bytes) -> None:
     ],
 )
 async def test_a_count_that_cannot_be_used_is_none(usage: Any) -> None:
-    """The gateway then counts by itself."""
+    """Then the gateway counts the tokens."""
     assert (await read_embeddings(msgspec.json.encode({"data": [], "usage": usage}), NAME)).usage is None
 
 
 async def test_a_reply_without_end_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its bound is above that of a chat, since vectors are large."""
+    """The limit is above that of a chat, since vectors are large."""
     from gateway.engines import openai
 
     assert embeddings.MAX_REPLY_BYTES > 34_000_000
@@ -83,7 +83,7 @@ async def test_a_reply_without_end_is_cut_off(monkeypatch: pytest.MonkeyPatch) -
 
 
 async def test_tgi_makes_none() -> None:
-    """It has no such route, and is not asked."""
+    """TGI has no such route, and gets no call."""
     async with serving({}) as fake, engine_http(fake.url) as http:
         error = await failure(TGIEngine(NAME, http).embed({"input": "a"}), fake.url)
     assert isinstance(error, EngineRejected)

@@ -1,4 +1,4 @@
-"""Each fault against each engine: the right answer or the right error, in time, and nothing of it in the next call."""
+"""Each fault against each engine: the right answer or error, in time, and no effect on the next call."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 import pytest
 
-from gateway.engines.base import OpeningRequest, TokenUsage
+from gateway.engines.base import TeacherRequest, TokenUsage
 from gateway.engines.chat import read_usage
 from gateway.engines.http import EngineDeadlines, EngineHttp
 from gateway.engines.openai import OpenAIEngine
@@ -50,7 +50,7 @@ def nobody() -> Iterator[str]:
 
 @asynccontextmanager
 async def calling(protocol: str, base: str, *, stalls: str = "") -> AsyncIterator[Engine]:
-    """An engine of which only the deadline that ends a stall is short: any other would be in the way elsewhere."""
+    """Yield an engine with a short timeout only where it ends the stall."""
     short = {f"{stalls}_s": HASTY_S} if stalls else {}
     http = EngineHttp(NAME, base, api_key=SECRET, deadlines=EngineDeadlines(**PATIENT | short))
     engine = TGIEngine(NAME, http) if protocol == "tgi" else OpenAIEngine(NAME, "org/model", http)
@@ -61,8 +61,8 @@ async def calling(protocol: str, base: str, *, stalls: str = "") -> AsyncIterato
 
 
 @dataclass
-class Heard:
-    """What came of one call."""
+class Outcome:
+    """The outcome of one call."""
 
     text: str = ""
     usage: TokenUsage | None = None
@@ -74,34 +74,34 @@ class Heard:
         return OK if self.error is None else self.error.label
 
 
-async def call(engine: Engine, way: str) -> Heard:
-    """Call in one of the ways, and never for longer than the limit."""
-    heard = Heard()
+async def call(engine: Engine, way: str) -> Outcome:
+    """Make a call of the given kind, with a time limit."""
+    outcome = Outcome()
     try:
         async with asyncio.timeout(LIMIT_S):
-            await _call(engine, way, heard)
+            await _call(engine, way, outcome)
     except EngineError as error:
-        heard.error = error
-    return heard
+        outcome.error = error
+    return outcome
 
 
-async def _call(engine: Engine, way: str, heard: Heard) -> None:
+async def _call(engine: Engine, way: str, outcome: Outcome) -> None:
     if way == "stream":
         body: dict[str, Any] = {"messages": MESSAGES, "stream": True, "stream_options": {"include_usage": True}}
         async with aclosing(engine.stream(body)) as groups:
             async for chunks in groups:
                 for chunk in chunks:
-                    heard.usage = read_usage(chunk.get("usage")) or heard.usage
+                    outcome.usage = read_usage(chunk.get("usage")) or outcome.usage
                     for choice in chunk["choices"]:
-                        heard.text += choice["delta"].get("content") or ""
-                        heard.finishes += [choice["finish_reason"]] if choice["finish_reason"] else []
+                        outcome.text += choice["delta"].get("content") or ""
+                        outcome.finishes += [choice["finish_reason"]] if choice["finish_reason"] else []
     elif way == "complete":
         reply = await engine.complete({"messages": MESSAGES})
-        heard.text, heard.usage = message_text(reply) or "", read_usage(reply.get("usage"))
+        outcome.text, outcome.usage = message_text(reply) or "", read_usage(reply.get("usage"))
     else:
-        asked: Any = {"prompt": "Why?"} if way == "raw opening" else {"messages": MESSAGES}
-        opening = await engine.opening(OpeningRequest(max_tokens=OPENING_TOKENS, **asked))
-        heard.text, heard.usage = opening.text, opening.usage
+        prompt_fields: Any = {"prompt": "Why?"} if way == "raw opening" else {"messages": MESSAGES}
+        opening = await engine.generate_guidance(TeacherRequest(max_tokens=OPENING_TOKENS, **prompt_fields))
+        outcome.text, outcome.usage = opening.text, opening.usage
 
 
 def meant(fault: Fault, way: str) -> str | None:
@@ -113,7 +113,7 @@ CASES = [
     for fault in FAULTS
     for protocol in fault.protocols
     for way in WAYS
-    # An opening is read as a whole reply is, and takes as long to stall.
+    # Guidance is read like a JSON reply and stalls as long.
     if meant(fault, way) is not None and not (fault.stalls and "opening" in way)
 ]
 
@@ -122,25 +122,25 @@ CASES = [
 async def test_a_fault_ends_in_the_answer_or_in_its_error_and_leaves_no_trace(
     fault: Fault, protocol: str, way: str, faulty: FaultEngine, nobody: str
 ) -> None:
-    """All of the answer where the engine gave it, else the error of its kind; and the engine can be called again.
+    """The whole answer if the engine sent it, otherwise the right error. The engine can be called again.
 
-    An error says nothing of the engine's address and key, though the engine may.
+    An error contains neither the engine's address nor its key, although the engine's text may.
     """
     place = f"{protocol}/{fault.name}/{way.replace(' ', '-')}"
     base = nobody if fault.play is None else faulty.base(place)
     stalls = "total" if fault.stalls and way != "stream" else fault.stalls
     async with calling(protocol, base, stalls=stalls) as engine:
-        heard = await call(engine, way)
-        assert heard.label == meant(fault, way), heard.error
-        if heard.error is None:
-            assert heard.text == TEXT
+        outcome = await call(engine, way)
+        assert outcome.label == meant(fault, way), outcome.error
+        if outcome.error is None:
+            assert outcome.text == TEXT
             counted = TokenUsage(COUNTED["prompt_tokens"], COUNTED["completion_tokens"])
-            assert heard.usage == (counted if fault.counts else None)
+            assert outcome.usage == (counted if fault.counts else None)
         else:
-            _tells_no_secret(heard.error, base)
-            _is_complete(heard.error, fault)
-            assert TEXT.startswith(heard.text)
-            assert heard.finishes == []
+            _tells_no_secret(outcome.error, base)
+            _is_complete(outcome.error, fault)
+            assert TEXT.startswith(outcome.text)
+            assert outcome.finishes == []
         if fault.play is not None:
             assert len(faulty.asked[place]) == 1
             faulty.mended.add(place)
@@ -161,7 +161,7 @@ def _is_complete(error: EngineError, fault: Fault) -> None:
         assert error.retry_after_s == pytest.approx(fault.retry_after_s, abs=5 if fault.retry_after_s == 30 else 0)
     if isinstance(error, EngineRejected):
         assert error.status_sent == int(fault.name.rpartition("-")[2])
-    assert error.heard is (fault.play is not None and not isinstance(error, EngineOverloaded | EngineRejected))
+    assert error.may_have_run is (fault.play is not None and not isinstance(error, EngineOverloaded | EngineRejected))
 
 
 @pytest.mark.parametrize(
@@ -169,16 +169,16 @@ def _is_complete(error: EngineError, fault: Fault) -> None:
     [case for case in CASES if case.values[0].huge and case.values[2] in {"complete", "stream"}],  # type: ignore[union-attr]
 )
 async def test_memory_is_bounded_whatever_comes(fault: Fault, protocol: str, way: str, faulty: FaultEngine) -> None:
-    """The engine's megabytes are let go as soon as they are too many, and its line is not waited for."""
+    """Too many bytes are discarded at once, and an endless line is not awaited."""
     place = f"{protocol}/{fault.name}/memory-{way}"
     async with calling(protocol, faulty.base(place)) as engine:
         tracemalloc.start()
         try:
-            heard = await call(engine, way)
+            outcome = await call(engine, way)
             _, peak_bytes = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
-    assert heard.label == meant(fault, way)
+    assert outcome.label == meant(fault, way)
     assert peak_bytes < MOST_BYTES["streamed" if way == "stream" else "whole"]
 
 
@@ -187,7 +187,7 @@ WELL_FRAMED = ("none", "split-character", "split-field", "all-at-once", "split-c
 
 @pytest.mark.parametrize("name", WELL_FRAMED)
 async def test_tgis_own_stream_is_read_however_it_is_cut(name: str, faulty: FaultEngine) -> None:
-    """/generate_stream has events of its own shape, and no [DONE]."""
+    """/generate_stream has its own events and no [DONE]."""
     http = EngineHttp(NAME, faulty.base(f"tgi/{name}/own-stream"), api_key=SECRET, deadlines=EngineDeadlines(**PATIENT))
     try:
         async with asyncio.timeout(LIMIT_S), aclosing(http.events("/generate_stream", {"inputs": "Why?"})) as groups:

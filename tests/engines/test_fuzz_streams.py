@@ -1,4 +1,4 @@
-"""Whatever an engine sends, a call ends in a reply that callers can be sent, or in an EngineError."""
+"""Any bytes from an engine end in a reply that can be sent to callers, or in an EngineError."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gateway.accounting.calls import EngineCall
-from gateway.engines.base import OpeningReply, OpeningRequest
+from gateway.engines.base import TeacherReply, TeacherRequest
 from gateway.engines.chat import read_usage
 from gateway.engines.http import EngineDeadlines, EngineHttp
 from gateway.engines.openai import OpenAIEngine
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 
 NAME = "the-engine"
 HEAD = ReplyHead("chatcmpl-ours", 1_700_000_000, "route")
-LIMIT_S = 5  # a call that hangs fails here, and not in an error of its own
+LIMIT_S = 5  # a call that hangs fails the test instead of timing out
 DEADLINES = EngineDeadlines(connect_s=60, first_token_s=60, idle_s=60, total_s=60)
 
 
@@ -65,7 +65,7 @@ MUCH = settings(deadline=None, max_examples=300)
 
 
 class Content:
-    """A body that comes in the given packets."""
+    """A body that arrives in the given packets."""
 
     def __init__(self, packets: list[bytes]) -> None:
         self._packets = [packet for packet in packets if packet]
@@ -92,7 +92,7 @@ class Response:
 
 
 class Replayed(EngineHttp):
-    """The HTTP side of an engine without a socket: every call is answered with the packets that were put here."""
+    """The HTTP client of an engine without a socket. It answers each call with the given packets."""
 
     response: Response
 
@@ -103,7 +103,7 @@ class Replayed(EngineHttp):
 
 @dataclass
 class Stage:
-    """Both engines over packets, on a loop of their own."""
+    """Both engines over packets, on a separate event loop."""
 
     runner: asyncio.Runner
     http: Replayed
@@ -122,7 +122,7 @@ class Stage:
         return outcome
 
     def whole(self, raw: bytes, headers: dict[str, str], call: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
-        """What the call returns, or the label of its error."""
+        """Return the result of the call, or the label of its error."""
         self.http.response = Response(Content([raw]), headers)
         try:
             return self.run(call())
@@ -132,7 +132,7 @@ class Stage:
 
 @dataclass
 class Outcome:
-    """The chunks that came, and the label of the error after them, if any."""
+    """The received chunks, and the label of the error after them, if any."""
 
     chunks: list[Json]
     label: str | None = None
@@ -140,9 +140,9 @@ class Outcome:
 
 async def streamed(engine: Engine, body: Json) -> Outcome:
     outcome = Outcome([])
-    asked = {"messages": [], "stream": True, "stop": ["\nQ:"], **body}
+    body_sent = {"messages": [], "stream": True, "stop": ["\nQ:"], **body}
     try:
-        async with aclosing(engine.stream(asked)) as groups:
+        async with aclosing(engine.stream(body_sent)) as groups:
             async for chunks in groups:
                 outcome.chunks += chunks
     except EngineError as error:
@@ -167,7 +167,7 @@ def stage() -> Iterator[Stage]:
 @given(STREAM, PROTOCOL, st.fixed_dictionaries(FRAME), CUTS)
 @example("openai", "openai", {"line_end": b"\r\n", "comment": b"", "last": b"[DONE]"}, list(range(2000)))
 def test_where_packets_end_says_nothing(stage: Stage, name: str, protocol: str, frame: Json, cuts: list[int]) -> None:
-    """A stream that comes in pieces, down to single bytes, is the same answer as one that comes at once."""
+    """A stream in pieces, down to single bytes, is the same answer as in one packet."""
     raw = framed([orjson.dumps(one) for one in STREAMS[name]], **frame)
     at_once = stage.stream(protocol, [raw], BODIES.get(name))
     assert at_once.label is None
@@ -175,7 +175,7 @@ def test_where_packets_end_says_nothing(stage: Stage, name: str, protocol: str, 
     is_safe(at_once)
 
 
-# The content of the last delta, before which TGI's text was held back.
+# The content of the last delta, which includes text that the stop filter held back.
 HELD = 3 + 5 * list(paths(STREAMS["tgi"][3])).index(("choices", 0, "delta", "content"))
 
 
@@ -185,7 +185,7 @@ HELD = 3 + 5 * list(paths(STREAMS["tgi"][3])).index(("choices", 0, "delta", "con
 def test_any_value_in_the_place_of_any_field_of_a_chunk(
     stage: Stage, name: str, protocol: str, wrong: list[tuple[int, bytes]], done: bool
 ) -> None:
-    """A stream in which fields have wrong types, giant numbers or a thousand levels."""
+    """Fields have wrong types, giant numbers or a thousand levels."""
     chunks = [orjson.dumps(one) for one in STREAMS[name]]
     for place, raw in wrong:
         at = place % len(chunks)
@@ -200,7 +200,7 @@ def test_any_value_in_the_place_of_any_field_of_a_chunk(
 def test_any_harm_to_a_stream(
     stage: Stage, name: str, protocol: str, harms: list[tuple[str, int, Any]], cuts: list[int]
 ) -> None:
-    """Bits flipped, bytes lost, said twice or put in; and where packets end still says nothing."""
+    """Bits are flipped, bytes are lost, repeated or inserted. The split into packets has no effect."""
     raw = harmed(framed([orjson.dumps(one) for one in STREAMS[name]]), harms)
     outcome = stage.stream(protocol, split(raw, cuts), BODIES.get(name))
     is_safe(outcome)
@@ -210,30 +210,30 @@ def test_any_harm_to_a_stream(
 
 @settings(SOME)
 @given(PROTOCOL, st.binary(max_size=300), CUTS)
-def test_anything_at_all(stage: Stage, protocol: str, raw: bytes, cuts: list[int]) -> None:
-    """Bytes that were never a stream."""
+def test_arbitrary_bytes_end_in_a_reply_or_an_error(stage: Stage, protocol: str, raw: bytes, cuts: list[int]) -> None:
+    """Arbitrary bytes."""
     is_safe(stage.stream(protocol, split(raw, cuts)))
 
 
 def is_safe(outcome: Outcome) -> None:
-    """What came can be counted, relayed and sent: with guidance in front and a limit, and without."""
+    """Assert that the chunks can be counted, relayed and encoded, with guidance and a limit, and without."""
     joined = SeamJoin("The sky", pending_space=" ", strips_leading_space=True, stop=("xx",))
     for seam, limit in ((None, None), (joined, 3)):
         relay, call = StreamRelay(HEAD, wants_usage=True), EngineCall("small", [])
         generation = GenerationTracker(
             call, limit=limit, choices=1, generated_choices=1, stops_within_s=None, preface="The sky", now=0.0
         )
-        said = relay.join(seam)
-        for one in deepcopy(outcome.chunks):  # a choice is cut in place
+        shown = relay.join(seam)
+        for one in deepcopy(outcome.chunks):  # choices are modified in place
             generation.read(one, 0.0)
             if (kept := relay.feed(one)) is not None:
-                said.append(kept)
+                shown.append(kept)
         if outcome.label is None:
-            said += relay.end()
+            shown += relay.end()
             assert isinstance(relay.finish_reason, str)
             generation.finish()
-        said.append(relay.usage_chunk(_usage_body(call.usage), {}))
-        for one in said:
+        shown.append(relay.usage_chunk(_usage_body(call.usage), {}))
+        for one in shown:
             orjson.dumps(one)
             for choice in one["choices"]:
                 assert 0 <= choice["index"] < 1024, "what is kept for each has a bound"
@@ -241,26 +241,26 @@ def is_safe(outcome: Outcome) -> None:
 
 
 def _usage_body(usage: TokenUsage | None) -> Json:
-    """As it is summed up over teacher and student."""
+    """Assert that the usage can be summed over teacher and student."""
     if usage is None:
         return usage_body(0, 0)
     return usage_body(usage.input_tokens * 2, usage.output_tokens * 2, usage.cached_input_tokens)
 
 
-# Whole replies.
+# JSON replies.
 
 HEADERS = st.dictionaries(
     st.sampled_from(["x-prompt-tokens", "x-generated-tokens"]),
     st.sampled_from(["7", "0", "-1", "", "1.5", "x", "9" * 30, "9" * 5000, "٣"]),
 )
-CHAT_OPENING = OpeningRequest(max_tokens=3, messages=[], stop=("\nQ:",))
-RAW_OPENING = OpeningRequest(max_tokens=3, prompt="Why?", stop=("\nQ:",))
+CHAT_OPENING = TeacherRequest(max_tokens=3, messages=[], stop=("\nQ:",))
+RAW_OPENING = TeacherRequest(max_tokens=3, prompt="Why?", stop=("\nQ:",))
 
 
 @settings(MUCH)
 @given(PROTOCOL, WRONG)
 def test_any_value_in_the_place_of_any_field_of_a_reply(stage: Stage, protocol: str, wrong: tuple[int, bytes]) -> None:
-    """What a JSON caller is sent can be written, whatever the engine put into it."""
+    """The reply to a JSON caller can be encoded."""
     engine = stage.engines[protocol]
     reply = stage.whole(broken(CHAT, [wrong]), {}, lambda: engine.complete({"messages": [], "stop": ["\nQ:"]}))
     if isinstance(reply, str):
@@ -275,23 +275,23 @@ def test_any_value_in_the_place_of_any_field_of_a_reply(stage: Stage, protocol: 
 
 @settings(MUCH)
 @given(PROTOCOL, st.booleans(), WRONG, HEADERS)
-def test_any_value_in_the_place_of_any_field_of_an_opening(
+def test_any_value_in_any_field_of_a_guidance_reply(
     stage: Stage, protocol: str, chat: bool, wrong: tuple[int, bytes], headers: dict[str, str]
 ) -> None:
-    """What a teacher wrote is text, and is counted or not."""
+    """The teacher's reply is a text, with or without counts."""
     engine = stage.engines[protocol]
-    asked = CHAT_OPENING if chat else RAW_OPENING
+    request = CHAT_OPENING if chat else RAW_OPENING
     sent = CHAT if chat else RAW if protocol == "openai" else GENERATED
-    opening = stage.whole(broken(sent, [wrong]), headers, lambda: engine.opening(asked))
-    if isinstance(opening, OpeningReply):
+    opening = stage.whole(broken(sent, [wrong]), headers, lambda: engine.generate_guidance(request))
+    if isinstance(opening, TeacherReply):
         orjson.dumps(trim(opening.text, cut=opening.finish == "length", stop=("\nQ:",)).text)
         orjson.dumps(_usage_body(opening.usage))
 
 
 @settings(MUCH)
 @given(PROTOCOL, WRONG)
-def test_any_value_in_the_place_of_any_field_of_a_look(stage: Stage, protocol: str, wrong: tuple[int, bytes]) -> None:
-    """A probe ends, and what it found can be shown and compared."""
+def test_any_value_in_any_field_of_a_probe_reply(stage: Stage, protocol: str, wrong: tuple[int, bytes]) -> None:
+    """A probe ends, and its facts can be encoded and compared."""
     listed = {"id": "org/model", "owned_by": "vllm", "meta": {"size": 1, "n_params": 2}}
     looks: dict[str, Json] = {
         "openai": {"object": "list", "data": [listed]},
@@ -301,8 +301,8 @@ def test_any_value_in_the_place_of_any_field_of_a_look(stage: Stage, protocol: s
     engine = stage.engines[protocol]
     stage.whole(broken(looks[protocol], [wrong]), {}, engine.probe)
     orjson.dumps([engine.state.facts, engine.state.warnings, engine.state.revision])
-    sent = stage.whole(orjson.dumps(CHAT), {}, lambda: engine.opening(CHAT_OPENING))
-    assert isinstance(sent, OpeningReply), "and it can be called"
+    sent = stage.whole(orjson.dumps(CHAT), {}, lambda: engine.generate_guidance(CHAT_OPENING))
+    assert isinstance(sent, TeacherReply), "and it can be called"
 
 
 # Over a socket.
@@ -310,7 +310,7 @@ def test_any_value_in_the_place_of_any_field_of_a_look(stage: Stage, protocol: s
 
 @pytest.fixture(scope="module")
 def replying() -> Iterator[tuple[FaultEngine, list[bytes]]]:
-    """An engine that sends what is put into the list, and hangs up."""
+    """Yield an engine on a socket that sends the bytes in the list and closes the connection."""
     packets: list[bytes] = []
 
     async def play(wire: Wire) -> None:
@@ -332,7 +332,7 @@ def test_any_harm_to_a_reply_on_its_way(
     cuts: list[int],
     streamed_: bool,
 ) -> None:
-    """HTTP's own bytes are harmed too: the status, the headers, the sizes of the chunks."""
+    """Also in HTTP's own bytes: the status, the headers, the sizes of chunks."""
     faulty, packets = replying
     kind = "text/event-stream" if streamed_ else "application/json"
     events = framed([orjson.dumps(one) for one in STREAMS[name]]) if streamed_ else orjson.dumps(CHAT)

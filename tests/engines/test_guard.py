@@ -1,4 +1,4 @@
-"""What a guarded engine tells its breaker, and what it tells operators."""
+"""The outcomes that a guarded engine reports to its breaker, and its metrics and logs."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import pytest
 from gateway.engines.base import EngineState
 from gateway.engines.breaker import Breaker, BreakerRule
 from gateway.engines.control import CONTROL_CHAT
-from gateway.engines.guard import GuardedEngine, show_calls
-from gateway.engines.origin import call_for
+from gateway.engines.guard import GuardedEngine, publish_calls
+from gateway.engines.origin import set_origin
 from gateway.errors import (
     CircuitOpen,
     EngineError,
@@ -30,14 +30,14 @@ from gateway.telemetry.metrics import Metrics
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
 
-RULE = BreakerRule(failures=2, rest_s=1.0, longest_s=5.0)
+RULE = BreakerRule(failures=2, cooldown_s=1.0, max_cooldown_s=5.0)
 WORD = {"choices": [{"index": 0, "delta": {"content": "a"}, "finish_reason": None}]}
 _ids = itertools.count()
 Play = list[dict[str, Any] | EngineError]
 
 
 class Scripted:
-    """An engine that does, call by call, what it was given: chunks, and errors where they are raised."""
+    """An engine with a script of its calls: chunks to yield and errors to raise."""
 
     name = "small"
     state = EngineState()
@@ -63,8 +63,8 @@ class World:
         self.engine = GuardedEngine(Scripted(plays), breaker, self.metrics, clock=lambda: self.now)  # type: ignore[arg-type]
 
     async def call(self, tenant: str = "acme", *, most: int = 99) -> EngineError | None:
-        """A stream read to its end, or left after so many chunks; each is of a request of its own."""
-        call_for(tenant, f"request-{next(_ids)}")
+        """Read a stream to its end, or close it after some chunks. Each belongs to another request."""
+        set_origin(tenant, f"request-{next(_ids)}")
         try:
             async with aclosing(self.engine.stream({})) as groups:
                 async for _ in groups:
@@ -81,7 +81,7 @@ class World:
 
 
 class Notes:
-    """A value that notes the thread in which it is encoded."""
+    """A value that records the thread in which it is encoded."""
 
     def __init__(self) -> None:
         self.threads: list[int] = []
@@ -92,11 +92,11 @@ class Notes:
 
 
 async def test_a_failed_request_is_hashed_in_a_thread() -> None:
-    """A body of megabytes must not hold the event loop."""
+    """A body of megabytes must not block the event loop."""
     error, notes = EngineFailed("It cannot read the image.", engine="small", status_sent=500), Notes()
-    error.said = "no such image"
+    error.engine_text = "no such image"
     world = World([error])
-    call_for("acme", "request")
+    set_origin("acme", "request")
     with pytest.raises(EngineFailed):
         await anext(world.engine.stream({"image": notes}))
     assert notes.threads
@@ -107,8 +107,8 @@ def failed() -> EngineFailed:
     return EngineFailed("It broke off.", engine="small")
 
 
-async def test_a_trial_whose_answer_is_empty_ends_the_rest() -> None:
-    """A stream may end well without a chunk: a verdict that never came would keep the engine resting for ever."""
+async def test_a_trial_whose_answer_is_empty_closes_the_circuit() -> None:
+    """A stream may succeed without a chunk. Without an outcome the circuit would stay open."""
     world = World([failed()], [failed()], [], [WORD])
     await world.call()
     await world.call()
@@ -118,27 +118,27 @@ async def test_a_trial_whose_answer_is_empty_ends_the_rest() -> None:
     assert await world.call() is None
 
 
-async def test_an_opening_that_was_ended_since_enough_was_heard_is_no_failure_and_ends_the_rest() -> None:
-    """The engine has done its part: whoever heard it wanted no more of it."""
+async def test_an_opening_that_was_ended_since_enough_was_heard_is_no_failure_and_closes_the_circuit() -> None:
+    """The reader ended the call, so the engine has not failed."""
     world = World([failed()], [failed()])
     await world.call()
     await world.call()
     world.now = 1.0
 
-    async def opening(_: Any, *, batch: str | None, tell: Any) -> Any:
-        tell("First this.")
+    async def generate_guidance(_: Any, *, batch: str | None, on_text: Any) -> Any:
+        on_text("First this.")
 
     def enough(_: str) -> None:
         raise StopStream
 
-    world.engine._engine.opening = opening  # type: ignore[assignment]
+    world.engine._engine.generate_guidance = generate_guidance  # type: ignore[assignment]
     with pytest.raises(StopStream):
-        await world.engine.opening(None, tell=enough)  # type: ignore[arg-type]
+        await world.engine.generate_guidance(None, on_text=enough)  # type: ignore[arg-type]
     assert world.engine.breaker == "closed"
 
 
-async def test_an_engine_that_always_breaks_off_midway_comes_to_rest() -> None:
-    """Its first words are no success: callers would get halves for ever, with another student at hand."""
+async def test_an_engine_that_always_breaks_off_midway_opens_the_circuit() -> None:
+    """First chunks are no success. Otherwise callers would get incomplete answers instead of another student."""
     world = World([WORD, failed()], [WORD, failed()], [WORD])
     await world.call()
     await world.call()
@@ -146,18 +146,18 @@ async def test_an_engine_that_always_breaks_off_midway_comes_to_rest() -> None:
 
 
 async def test_the_first_words_of_a_trial_let_the_others_through() -> None:
-    """An answer takes long, and they would wait for its end."""
+    """Other calls do not wait for the end of a long answer."""
     world = World([failed()], [failed()], [WORD, WORD])
     await world.call()
     await world.call()
     world.now = 1.0
     async with aclosing(world.engine.stream({})) as groups:
         await anext(groups)
-        assert not world.engine.rests
+        assert not world.engine.in_cooldown
 
 
 async def test_a_stream_that_its_reader_has_enough_of_is_a_success() -> None:
-    """The caller's stop text was met: nothing went wrong."""
+    """The caller's stop string was found."""
     world = World([failed()], [WORD, WORD], [failed()], [WORD])
     await world.call()
     await world.call(most=1)
@@ -165,8 +165,8 @@ async def test_a_stream_that_its_reader_has_enough_of_is_a_success() -> None:
     assert await world.call() is None
 
 
-async def test_what_the_gateway_itself_refuses_says_nothing_of_the_engine() -> None:
-    """It was not asked: such a request may not end a trial, nor the count of failures."""
+async def test_unsupported_requests_have_no_effect_on_the_breaker() -> None:
+    """The engine got no call, so the trial and the count of failures do not change."""
     cannot = EngineUnsupported("It takes no raw prompts.", engine="small", status_sent=422)
     world = World([failed()], [cannot], [failed()], [cannot], [WORD])
     await world.call()
@@ -180,16 +180,16 @@ async def test_what_the_gateway_itself_refuses_says_nothing_of_the_engine() -> N
 
 
 async def test_a_call_that_failed_for_many_is_one_failure() -> None:
-    """The openings of a batch that went out as a list."""
+    """Such as a list of guidance requests of one batch."""
     error = failed()
-    world = World([error], *[[error.twin()] for _ in range(7)], [WORD])
+    world = World([error], *[[error.copy()] for _ in range(7)], [WORD])
     for _ in range(8):
         await world.call()
     assert await world.call() is None
 
 
 async def test_the_metric_follows_a_pause_that_the_engine_asked_for_to_its_end() -> None:
-    """No trial ends such a pause: the next call does, or the next probe."""
+    """No trial ends such a pause; the next call or probe updates the metric."""
     busy = EngineOverloaded("429", engine="small", retry_after_s=2.0)
     world = World([busy], [WORD], [busy])
     await world.call()
@@ -204,8 +204,8 @@ async def test_the_metric_follows_a_pause_that_the_engine_asked_for_to_its_end()
 
 
 @pytest.mark.parametrize("calls", [2, 3])
-async def test_a_breaker_that_opens_is_said_once(calls: int, capsys: pytest.CaptureFixture[str]) -> None:
-    """Not once for each of the calls that were under way."""
+async def test_an_open_breaker_is_logged_once(calls: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """Not once for each call in flight."""
     busy = EngineOverloaded("429", engine="small", retry_after_s=2.0)
     world = World(*[[WORD, busy]] * calls)
     groups = [world.engine.stream({}) for _ in range(calls)]
@@ -217,8 +217,8 @@ async def test_a_breaker_that_opens_is_said_once(calls: int, capsys: pytest.Capt
     assert capsys.readouterr().out.count("breaker") == 1
 
 
-async def test_calls_are_counted_while_they_are_under_way_however_they_end() -> None:
-    """Answered, failed, left by their reader, or not made at all."""
+async def test_calls_in_flight_are_counted_however_they_end() -> None:
+    """Answered, failed, canceled by the reader, or refused."""
     world = World([WORD, WORD], [WORD, WORD], [failed()], [failed()], [WORD])
     async with aclosing(world.engine.stream({})) as one, aclosing(world.engine.stream({})) as other:
         await anext(one)
@@ -232,22 +232,22 @@ async def test_calls_are_counted_while_they_are_under_way_however_they_end() -> 
     assert world.engine.calls == 0
 
 
-async def test_operators_see_the_calls_that_are_under_way() -> None:
+async def test_the_metric_shows_the_calls_in_flight() -> None:
     world = World([WORD, WORD])
-    told = world.metrics.engine_in_flight.labels("small")._value
+    gauge = world.metrics.engine_in_flight.labels("small")._value
     async with aclosing(world.engine.stream({})) as one:
         await anext(one)
-        showing = asyncio.get_running_loop().create_task(show_calls([world.engine], world.metrics))
-        while told.get() != 1:
+        showing = asyncio.get_running_loop().create_task(publish_calls([world.engine], world.metrics))
+        while gauge.get() != 1:
             await asyncio.sleep(0)
         showing.cancel()
 
 
-# Whose fault it is.
+# Failures that the request causes.
 
 
 class Picky:
-    """An engine that answers 500 to some requests, as llama.cpp does, or to all of them."""
+    """An engine that answers 500 to some requests, like llama.cpp, or to all of them."""
 
     name = "small"
     state = EngineState()
@@ -263,13 +263,13 @@ class Picky:
         self.calls += 1
         if self.broken or "bad" in body:
             error = EngineFailed("Engine 'small' answered 500: no such image", engine="small", status_sent=500)
-            error.said = "no such image"
+            error.engine_text = "no such image"
             raise error
         return {"choices": []}
 
 
 class PickyWorld:
-    """A clock that goes on by a tenth of a second with each look at it."""
+    """A clock that advances by a tenth of a second at each reading."""
 
     def __init__(self, *, controlled: bool = True) -> None:
         self.fake = Picky()
@@ -283,7 +283,7 @@ class PickyWorld:
         )
 
     async def call(self, body: dict[str, Any], tenant: str = "acme", request: str | None = None) -> EngineError | None:
-        call_for(tenant, request or f"request-{next(_ids)}")
+        set_origin(tenant, request or f"request-{next(_ids)}")
         try:
             await self.engine.complete(body)
         except EngineError as error:
@@ -292,16 +292,16 @@ class PickyWorld:
 
 
 async def test_a_request_that_fails_while_others_succeed_is_refused() -> None:
-    """With the engine's own words, and nobody is asked to send it again."""
+    """With the engine's text, and without a retry."""
     world = PickyWorld(controlled=False)
     assert isinstance(await world.call({"bad": 1}), EngineFailed)
     assert await world.call({"plain": 1}, "globex") is None
     refused = await world.call({"bad": 1})
     assert isinstance(refused, EngineRejected)
     assert refused.blames_request
-    assert (refused.retry, refused.again) == (False, False)
-    assert refused.message == "Engine 'small' fails at this request, and not at others: no such image"
-    assert refused.unquoted == "Engine 'small' fails at this request, and not at others."
+    assert (refused.retry, refused.retryable) == (False, False)
+    blame = "Engine 'small' fails for this request and answers others. Correct the request"
+    assert (refused.message, refused.redacted_message) == (f"{blame}: no such image", f"{blame}.")
 
 
 async def test_a_control_call_tells_where_there_are_no_others() -> None:
@@ -312,33 +312,33 @@ async def test_a_control_call_tells_where_there_are_no_others() -> None:
 
 
 async def test_a_request_at_which_a_broken_engine_failed_thrice_is_not_retried_when_it_comes_again() -> None:
-    """An SDK repeats it twice: each repeat is one call."""
+    """An SDK repeats it twice, and each repetition is one call."""
     world = PickyWorld()
     world.fake.broken = True
     outcomes = [await world.call({"plain": 1}, request="one") for _ in range(3)]
     assert [type(outcome) for outcome in outcomes] == [EngineFailed] * 3
-    assert [outcome.again for outcome in outcomes if outcome is not None] == [True, True, False]
+    assert [outcome.retryable for outcome in outcomes if outcome is not None] == [True, True, False]
     assert world.fake.controls == 1, "the outcome holds for a while"
 
 
 async def test_a_pause_that_a_call_for_several_met_holds_one_tenant() -> None:
-    """A large prompt of one of them may have brought it about."""
+    """A large prompt of one of them may be the cause."""
     busy = EngineOverloaded("429", engine="small", retry_after_s=60.0)
-    world = World([busy], [busy.twin()])
+    world = World([busy], [busy.copy()])
     await world.call()
     await world.call("globex")
-    assert world.engine.rests_for("acme")
-    assert not world.engine.rests_for("globex")
+    assert world.engine.in_cooldown_for("acme")
+    assert not world.engine.in_cooldown_for("globex")
 
 
 async def test_bad_requests_of_one_tenant_never_shut_out_another() -> None:
-    """Whether they are all alike or all different, and however many come between two answers."""
+    """With identical or different requests, and with any number between two answers."""
     world = PickyWorld()
     for number in range(200):
         await world.call({"bad": number % 7})
         if number % 20 == 0:
             assert await world.call({"plain": number}, "globex") is None
-    assert not world.engine.rests_for("globex")
+    assert not world.engine.in_cooldown_for("globex")
 
 
 async def test_an_engine_that_fails_at_everything_comes_to_rest_for_a_tenant_that_is_alone() -> None:
@@ -349,7 +349,7 @@ async def test_an_engine_that_fails_at_everything_comes_to_rest_for_a_tenant_tha
 
 
 async def test_a_proxys_failure_is_never_the_requests() -> None:
-    """502 and 504 say that the engine could not be reached, and an error page says nothing at all."""
+    """502 and 504 mean that the proxy did not reach the engine, and an error page has no text of the engine."""
     world = World(*[[failed()], [WORD]] * 4)
     for _ in range(4):
         assert isinstance(await world.call(), EngineFailed)
@@ -357,9 +357,9 @@ async def test_a_proxys_failure_is_never_the_requests() -> None:
 
 
 async def test_connection_failures_refuse_all_tenants() -> None:
-    gone = EngineUnreachable("It is not there.", engine="small")
-    gone.heard = False
-    world = World([gone], [gone], [WORD])
+    unreachable = EngineUnreachable("It is not there.", engine="small")
+    unreachable.may_have_run = False
+    world = World([unreachable], [unreachable], [WORD])
     await world.call()
     await world.call()
-    assert world.engine.rests_for("globex")
+    assert world.engine.in_cooldown_for("globex")

@@ -11,7 +11,7 @@ from aiohttp import web
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gateway.engines.refusal import _retry_after_s, said_error
+from gateway.engines.refusal import _retry_after_s, read_error
 from gateway.errors import (
     EngineError,
     EngineFailed,
@@ -86,7 +86,7 @@ async def never(_: web.Request) -> web.StreamResponse:
 async def test_each_status_is_an_error_of_its_kind(
     status: int, body: Any, kind: type[EngineError], message: str
 ) -> None:
-    """The status decides the kind; the engine's own words follow where they help."""
+    """The status determines the class; the engine's text follows in the message."""
     error = await failed_call(replying(body, status=status))
     assert type(error) is kind
     assert message in error.message
@@ -96,16 +96,19 @@ async def test_each_status_is_an_error_of_its_kind(
 
 @pytest.mark.parametrize("status", [401, 403])
 async def test_refused_credentials_never_quote_the_engine(status: int) -> None:
-    """What comes with a refused key may hold that key."""
-    said = {"error": {"message": f"Incorrect key: {KEY[:8]}...", "code": f"bad {KEY[:8]}"}}
-    error = await failed_call(replying(said, status=status))
+    """The text for a rejected key may contain the key."""
+    error_body = {"error": {"message": f"Incorrect key: {KEY[:8]}...", "code": f"bad {KEY[:8]}"}}
+    error = await failed_call(replying(error_body, status=status))
     assert isinstance(error, EngineRejected)
-    assert error.message == f"Engine 'the-engine' refused the gateway's credentials ({status})."
+    assert (
+        error.message
+        == f"Engine 'the-engine' rejected the gateway's credentials ({status}). Check the model's api_key."
+    )
     assert error.reason is None
 
 
 async def test_what_an_engine_says_is_shown_without_its_address_and_the_key() -> None:
-    """An engine that quotes its own URL, or the key that it was given, does not make them known."""
+    """An engine may quote its own URL or its key."""
 
     async def handler(request: web.Request) -> web.StreamResponse:
         return web.json_response({"error": f"POST {request.url} with {request.headers['Authorization']}"}, status=500)
@@ -121,19 +124,19 @@ async def test_a_long_explanation_is_cut() -> None:
 
 
 async def test_a_huge_error_page_does_not_hide_its_status() -> None:
-    """The body of an error is read up to a bound, and the status counts."""
+    """The body of an error is read up to a limit."""
     assert isinstance(await failed_call(replying("x" * 500_000, status=503)), EngineOverloaded)
 
 
 async def test_an_error_that_breaks_off_does_not_hide_its_status() -> None:
-    """The body of an error need not arrive whole."""
+    """The body of an error may be incomplete."""
     error = await failed_talk(says(b"HTTP/1.1 503 Busy\r\nContent-Length: 99\r\n\r\nbusy"))
     assert isinstance(error, EngineOverloaded)
     assert error.message.endswith("answered 503: busy")
 
 
 async def test_an_error_whose_body_hangs_does_not_hide_its_status() -> None:
-    """The body of an error is not waited for longer than `idle_s`."""
+    """The body of an error is awaited for at most `idle_s`."""
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 429 Busy\r\nContent-Length: 99\r\n\r\nbusy")
@@ -145,13 +148,12 @@ async def test_an_error_whose_body_hangs_does_not_hide_its_status() -> None:
 
 @pytest.mark.parametrize("status", [429, 503])
 async def test_retry_after_in_seconds_is_kept(status: int) -> None:
-    """The engine knows best when it has room again."""
     error = await failed_call(replying({}, status=status, headers={"Retry-After": "7"}))
     assert error.retry_after_s == 7
 
 
 async def test_retry_after_as_a_date_is_kept() -> None:
-    """HTTP allows a date."""
+    """HTTP permits a date."""
     date = format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True)
     error = await failed_call(replying({}, status=429, headers={"Retry-After": date}))
     assert error.retry_after_s == pytest.approx(60, abs=5)
@@ -159,7 +161,7 @@ async def test_retry_after_as_a_date_is_kept() -> None:
 
 @pytest.mark.parametrize("headers", [{}, {"Retry-After": "soon"}])
 async def test_overload_without_retry_after_is_tried_again_in_a_second(headers: dict[str, str]) -> None:
-    """TGI sends none; a caller is told a time all the same."""
+    """TGI sends no Retry-After; callers get one."""
     assert (await failed_call(replying({}, status=429, headers=headers))).retry_after_s == 1
 
 
@@ -179,7 +181,7 @@ async def test_overload_without_retry_after_is_tried_again_in_a_second(headers: 
     ],
 )
 def test_any_retry_after_is_a_time_to_wait_or_none(value: str | None, seconds: float | None) -> None:
-    """Never negative, never endless, never an exception."""
+    """Never negative, never infinite, never an exception."""
     assert _retry_after_s(value) == seconds
 
 
@@ -189,7 +191,7 @@ DATES = st.builds("{}, {} Oct {} {}:28:00 {}".format, st.text(), *[st.integers()
 @settings(deadline=None)
 @given(st.text() | DATES)
 def test_no_retry_after_raises(value: str) -> None:
-    """A header is the engine's: anything may stand in it."""
+    """The header may contain anything."""
     seconds = _retry_after_s(value)
     assert seconds is None or 0 <= seconds < float("inf")
 
@@ -210,11 +212,11 @@ JSON = st.recursive(
 @given(st.dictionaries(st.sampled_from(["error", "message", "detail", "error_type"]), JSON) | st.binary())
 @example(b"[" * 5_000)
 def test_any_error_body_is_one_short_line(body: Any) -> None:
-    """Whatever shape it has."""
-    said = said_error(body)
-    assert len(said.text) <= 500
-    assert said.text == " ".join(said.text.split()) or len(said.text) == 500
-    assert said.reason is None or isinstance(said.reason, str)
+    """For a body of any shape."""
+    report = read_error(body)
+    assert len(report.text) <= 500
+    assert report.text == " ".join(report.text.split()) or len(report.text) == 500
+    assert report.reason is None or isinstance(report.reason, str)
 
 
 @pytest.mark.parametrize(
@@ -227,13 +229,13 @@ def test_any_error_body_is_one_short_line(body: Any) -> None:
     ],
 )
 async def test_the_engines_own_word_for_an_error_is_kept(body: Any, reason: str | None) -> None:
-    """TGI's error_type, else OpenAI's code, else its type; a number is no word."""
+    """TGI's error_type, else OpenAI's code, else its type. A number is ignored."""
     assert (await failed_call(replying(body, status=400))).reason == reason
 
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
 async def test_a_redirect_is_not_followed(status: int) -> None:
-    """An engine is where the configuration says it is."""
+    """The configuration alone determines the address."""
     routes = {"/x": replying({}, status=status, headers={"Location": "/y"}), "/y": replying({"found": True})}
     async with serving(routes) as fake, engine_http(fake.url) as http:
         error = await failure(http.post("/x", {}), fake.url)
@@ -244,14 +246,14 @@ async def test_a_redirect_is_not_followed(status: int) -> None:
 
 @pytest.mark.parametrize("base", ["", "/v1", "/behind/a/proxy", "/behind/a/proxy/v1"])
 async def test_a_native_route_lies_beside_v1(base: str) -> None:
-    """Servers have their own routes there."""
+    """Some routes of servers are outside of /v1."""
     path = base.removesuffix("/v1") + "/own"
     async with serving({path: replying({"a": 1})}) as fake, engine_http(fake.url + base) as http:
         assert (await http.post("/own", {}, native=True)).body == {"a": 1}
 
 
 async def test_a_refused_connection_is_unreachable() -> None:
-    """Nobody listens."""
+    """No process listens."""
     async with serving({}) as fake:
         url = fake.url
     async with engine_http(url) as http:
@@ -260,14 +262,14 @@ async def test_a_refused_connection_is_unreachable() -> None:
 
 
 async def test_a_name_that_nobody_knows_is_unreachable() -> None:
-    """The name of the host does not stand in the message either."""
+    """The message does not contain the host name."""
     url = "http://no-such-host.invalid:1"
     async with engine_http(url) as http:
         assert isinstance(await failure(http.get("/x"), url), EngineUnreachable)
 
 
 async def test_a_connection_that_breaks_before_the_reply_is_unreachable() -> None:
-    """Closed or reset makes no difference."""
+    """Whether it was closed or reset."""
 
     async def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.close()
@@ -280,7 +282,7 @@ async def test_a_connection_that_breaks_before_the_reply_is_unreachable() -> Non
 
 
 async def test_a_call_that_an_idle_connection_loses_goes_out_once_and_its_retry_opens_a_new_connection() -> None:
-    """The engine may have read it. Whether it goes out again is decided where retries are counted and charged."""
+    """The engine may have read it. The retry loop, which counts and charges retries, decides about a repetition."""
     calls = connections = 0
     all_came, hangs_up = asyncio.Event(), False
 
@@ -304,13 +306,13 @@ async def test_a_call_that_an_idle_connection_loses_goes_out_once_and_its_retry_
         await asyncio.gather(*(http.post("/v1", {}) for _ in range(5)))
         calls, hangs_up = 0, True
         error = await failure(http.post("/v1", {}), url)
-        assert (type(error), error.heard, error.again, calls) == (EngineUnreachable, True, True, 1)
+        assert (type(error), error.may_have_run, error.retryable, calls) == (EngineUnreachable, True, True, 1)
         assert (await http.post("/v1", {})).body == {}
         assert (calls, connections) == (2, 6)
 
 
 async def test_a_call_that_could_not_be_written_is_sent_once_more() -> None:
-    """The connection closes after the call got it and before the call is written: no engine has read the call."""
+    """The connection closes before the call is written, so no engine has read the call."""
     calls = 0
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -329,7 +331,7 @@ async def test_a_call_that_could_not_be_written_is_sent_once_more() -> None:
             connection = await connect(*args, **options)
             if closing:
                 closing -= 1
-                connection.transport.is_closing = lambda: True  # as until the event loop sees it closed
+                connection.transport.is_closing = lambda: True  # as before the event loop notices the close
             return connection
 
         http._pool._connector.connect = closes  # type: ignore[method-assign]
@@ -342,7 +344,7 @@ async def test_a_call_that_could_not_be_written_is_sent_once_more() -> None:
 
 
 async def test_a_refusal_before_the_body_is_read_keeps_its_status_and_spoils_no_other_call() -> None:
-    """The rest of the body is not sent over that connection: the engine would take it for the next call."""
+    """The rest of the body is not sent on this connection, where the engine would read it as the next call."""
     connections = 0
     refused = asyncio.Event()
 
@@ -365,7 +367,7 @@ async def test_a_refusal_before_the_body_is_read_keeps_its_status_and_spoils_no_
 
 
 async def test_an_informational_reply_is_not_the_reply() -> None:
-    """103 Early Hints, for example."""
+    """For example 103 Early Hints."""
     final = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
     hints = b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n"
     async with talking(says(hints + hints + final)) as url, engine_http(url) as http:
@@ -374,7 +376,7 @@ async def test_an_informational_reply_is_not_the_reply() -> None:
 
 @pytest.mark.parametrize("key", ["a\r\nX-Other: b", "a\nb", "a\0b", "a\x7fb"])
 async def test_a_key_with_a_control_character_is_not_sent(key: str) -> None:
-    """A line end would add a header of the key's own."""
+    """A line end would inject a header."""
     async with serving({"/x": replying({})}) as fake, engine_http(fake.url, api_key=key) as http:
         error = await failure(http.post("/x", {}), fake.url)
         assert isinstance(error, EngineUnreachable)
@@ -382,7 +384,7 @@ async def test_a_key_with_a_control_character_is_not_sent(key: str) -> None:
 
 
 async def test_a_reply_that_breaks_off_is_unreachable() -> None:
-    """A part of a reply is none, even when it happens to be JSON."""
+    """Also if the received part is valid JSON."""
 
     async def talk(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n")
@@ -394,39 +396,38 @@ async def test_a_reply_that_breaks_off_is_unreachable() -> None:
 
 
 async def test_a_reply_shorter_than_it_says_is_unreachable() -> None:
-    """Content-Length is a promise."""
+    """The body has fewer bytes than Content-Length."""
     error = await failed_talk(says(b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\n{}"))
     assert isinstance(error, EngineUnreachable)
 
 
 async def test_a_reply_longer_than_it_says_does_not_spoil_the_next_call() -> None:
-    """What stands after the promised bytes is not the next reply."""
+    """Bytes after the end of the body are not the next reply."""
     raw = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
     async with talking(says(raw + b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n7")) as url, engine_http(url) as http:
         assert [(await http.post("/x", {})).body for _ in range(3)] == [{}, {}, {}]
 
 
 async def test_what_is_not_http_is_unreachable() -> None:
-    """Another service listens there."""
+    """Another service listens at the address."""
     assert isinstance(await failed_talk(says(b"SSH-2.0-OpenSSH_9.6\r\n\r\n")), EngineUnreachable)
 
 
 @pytest.mark.parametrize("body", [b"", b"OK", b'{"choices": [', b"\xff", b"NaN", HTML])
-async def test_a_200_without_json_is_garbled(body: bytes | str) -> None:
-    """A success that cannot be read is none."""
+async def test_a_200_without_json_is_a_protocol_error(body: bytes | str) -> None:
     error = await failed_call(replying(body))
     assert isinstance(error, EngineProtocolError)
-    assert error.message == "Engine 'the-engine' sent no valid JSON."
+    assert error.message == "Engine 'the-engine' sent invalid JSON."
 
 
-async def test_json_too_deep_to_be_written_again_is_garbled() -> None:
-    """orjson reads 1024 levels and writes 254."""
+async def test_json_too_deep_to_be_written_again_is_a_protocol_error() -> None:
+    """orjson decodes 1024 levels and encodes 254."""
     deepest, deeper = (b"[" * levels + b"]" * levels for levels in (254, 255))
     async with serving({"/x": replying(deepest), "/y": replying(deeper)}) as fake, engine_http(fake.url) as http:
         await http.post("/x", {})
         error = await failure(http.post("/y", {}), fake.url)
     assert isinstance(error, EngineProtocolError)
-    assert "deeper than 254 levels" in error.message
+    assert "more than 254 nested levels" in error.message
 
 
 @pytest.mark.parametrize(
@@ -445,19 +446,19 @@ async def test_json_too_deep_to_be_written_again_is_garbled() -> None:
     ],
 )
 async def test_an_error_under_status_200_is_an_error(body: Any, kind: type[EngineError], reason: str | None) -> None:
-    """OpenRouter and the servers behind some proxies do so, and each names the kind in a way of its own."""
+    """OpenRouter and servers behind some proxies send such errors, in different formats."""
     error = await failed_call(replying(body))
     assert type(error) is kind
-    how = "refused the request" if kind is EngineRejected else "answered 200 with an error"
+    how = "rejected the request" if kind is EngineRejected else "answered 200 with an error"
     assert (error.message, error.reason) == (f"Engine 'the-engine' {how}: boom", reason)
-    assert error.heard is (kind is EngineFailed)
+    assert error.may_have_run is (kind is EngineFailed)
 
 
 async def test_an_error_under_status_200_that_blames_the_key_quotes_nothing() -> None:
-    """The engine's words may hold the key."""
+    """The engine's text may contain the key."""
     error = await failed_call(replying({"error": {"message": f"Incorrect key: {KEY[:8]}", "code": 401}}))
     assert isinstance(error, EngineRejected)
-    assert error.message == "Engine 'the-engine' refused the gateway's credentials (401)."
+    assert error.message == "Engine 'the-engine' rejected the gateway's credentials (401). Check the model's api_key."
     assert not error.blames_request
 
 
@@ -469,7 +470,7 @@ async def test_an_error_of_null_is_none() -> None:
 
 @pytest.mark.parametrize("streamed", [False, True])
 async def test_a_body_whose_framing_breaks_is_not_waited_for(*, streamed: bool) -> None:
-    """aiohttp 3.14.5 tells nobody who reads the body: data_received in its client_proto.py."""
+    """aiohttp 3.14.5 does not report this to the reader of the body (data_received in client_proto.py)."""
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         kind = b"text/event-stream" if streamed else b"application/json"
@@ -485,7 +486,7 @@ async def test_a_body_whose_framing_breaks_is_not_waited_for(*, streamed: bool) 
 
 
 async def test_a_content_type_may_be_written_in_capitals() -> None:
-    """Media types are."""
+    """Media types are case-insensitive."""
 
     async def handler(request: web.Request) -> web.StreamResponse:
         return web.Response(body=b"data: 1\n\n", headers={"Content-Type": "Text/Event-Stream"})
@@ -494,8 +495,8 @@ async def test_a_content_type_may_be_written_in_capitals() -> None:
         assert await events_of(http) == [b"1"]
 
 
-async def test_a_reply_over_the_bound_is_garbled() -> None:
-    """Memory is bounded, whatever the engine sends."""
+async def test_a_reply_over_the_bound_is_a_protocol_error() -> None:
+    """The size of a reply is limited."""
     async with (
         serving({"/x": replying({"a": "x" * 92}), "/y": replying({"a": "x" * 93})}) as fake,
         engine_http(fake.url, max_reply_bytes=100) as http,
@@ -506,26 +507,26 @@ async def test_a_reply_over_the_bound_is_garbled() -> None:
     assert "more than 100 bytes" in error.message
 
 
-async def test_json_where_a_stream_was_asked_for_is_garbled() -> None:
-    """An engine that ignores `stream` is not silently taken for an empty stream."""
+async def test_json_where_a_stream_was_asked_for_is_a_protocol_error() -> None:
+    """The reply of an engine that ignores `stream` is not read as an empty stream."""
     error = await failed_stream(replying({"choices": []}))
     assert isinstance(error, EngineProtocolError)
-    assert "application/json where a stream was asked for" in error.message
+    assert "with content type application/json instead" in error.message
 
 
 async def test_an_error_status_where_a_stream_was_asked_for_keeps_its_kind() -> None:
-    """A stream that does not begin fails as a plain call does."""
+    """A stream request fails like a JSON request."""
     assert isinstance(await failed_stream(replying({"error": "full"}, status=429)), EngineOverloaded)
 
 
-async def test_an_event_over_the_bound_is_garbled() -> None:
-    """One event may hold a million bytes."""
+async def test_an_event_over_the_bound_is_a_protocol_error() -> None:
+    """An event may have a million bytes."""
     assert isinstance(await failed_stream(streaming(b"x" * 1_000_001)), EngineProtocolError)
 
 
 @pytest.mark.parametrize("streamed", [False, True])
 async def test_a_connection_that_does_not_come_about_is_unreachable(*, streamed: bool) -> None:
-    """TLS with a server that never answers it: `connect_s` bounds all of connecting, and not a later deadline."""
+    """`connect_s` covers the whole connection setup, for example TLS with a server that does not answer."""
 
     async def silent(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
         await reader.read()
@@ -539,36 +540,36 @@ async def test_a_connection_that_does_not_come_about_is_unreachable(*, streamed:
 
 
 async def test_a_call_ends_at_its_total_deadline() -> None:
-    """Connected, but silent."""
+    """Connected, but without a reply."""
     error = await failed_call(never, total_s=0.05)
     assert isinstance(error, EngineTimeout)
     assert "within 0.05 s" in error.message
 
 
 async def test_a_stream_ends_at_its_total_deadline() -> None:
-    """However busy it is."""
+    """Although events arrive."""
     error = await failed_stream(streaming(*[{}] * 100, pause_s=0.01), total_s=0.1)
     assert isinstance(error, EngineTimeout)
     assert "within 0.1 s" in error.message
 
 
-async def test_a_look_ends_at_the_deadline_of_a_first_token() -> None:
-    """A GET asks for something small: a hanging engine is not called up for as long as an answer may take."""
+async def test_get_times_out_like_a_first_token() -> None:
+    """Replies to GET are small, so the timeout is that of a first token."""
     async with serving({"/x": never}) as fake, engine_http(fake.url, first_token_s=0.05) as http:
         error = await failure(http.get("/x"), fake.url)
     assert isinstance(error, EngineTimeout)
-    assert "silent for 0.05 s" in error.message
+    assert "sent no data for 0.05 s" in error.message
 
 
 async def test_headers_are_due_with_the_first_token() -> None:
-    """A stream that does not even begin."""
+    """A stream without headers."""
     error = await failed_stream(never, first_token_s=0.05)
     assert isinstance(error, EngineTimeout)
-    assert "silent for 0.05 s" in error.message
+    assert "sent no data for 0.05 s" in error.message
 
 
 async def test_the_first_event_is_due_with_the_first_token() -> None:
-    """Headers alone are no token."""
+    """Headers are no token."""
 
     async def handler(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
@@ -577,7 +578,7 @@ async def test_the_first_event_is_due_with_the_first_token() -> None:
 
     error = await failed_stream(handler, first_token_s=0.05)
     assert isinstance(error, EngineTimeout)
-    assert "silent for 0.05 s" in error.message
+    assert "sent no data for 0.05 s" in error.message
 
 
 @pytest.mark.parametrize(("deadline", "events"), [("first_token_s", 0), ("idle_s", 1)])
@@ -597,7 +598,7 @@ async def test_comments_do_not_put_off_a_deadline(deadline: str, events: int) ->
 
 
 async def test_the_pause_between_two_events_is_bounded() -> None:
-    """Events that came are kept; the pause after them is not endless."""
+    """The events before the pause are delivered."""
 
     async def handler(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
@@ -615,12 +616,12 @@ async def test_the_pause_between_two_events_is_bounded() -> None:
     async with serving({"/x": handler}) as fake, engine_http(fake.url, idle_s=0.05) as http:
         error = await failure(read(http), fake.url)
     assert isinstance(error, EngineTimeout)
-    assert "silent for 0.05 s" in error.message
+    assert "sent no data for 0.05 s" in error.message
     assert seen == [b"1"]
 
 
 async def test_a_slow_reader_is_not_the_engines_silence() -> None:
-    """The idle deadline runs from when an event was taken, not from when it came."""
+    """The idle timeout starts when the reader consumes an event."""
     seen = []
     async with (
         serving({"/x": streaming(b"1", b"2", pause_s=0.3)}) as fake,
@@ -635,7 +636,7 @@ async def test_a_slow_reader_is_not_the_engines_silence() -> None:
 
 @pytest.mark.parametrize("streamed", [False, True])
 async def test_a_cancelled_call_closes_its_connection(*, streamed: bool) -> None:
-    """The engine notices, and need not go on."""
+    """The engine sees the disconnect and can stop."""
     began, left = asyncio.Event(), asyncio.Event()
 
     async def handler(request: web.Request) -> web.StreamResponse:
@@ -660,7 +661,7 @@ async def test_a_cancelled_call_closes_its_connection(*, streamed: bool) -> None
 
 
 async def test_a_stream_left_by_its_reader_closes_its_connection() -> None:
-    """Who breaks out of a stream takes the engine with him."""
+    """Closing the iterator ends the call."""
     left = asyncio.Event()
 
     async def handler(request: web.Request) -> web.StreamResponse:
@@ -677,8 +678,8 @@ async def test_a_stream_left_by_its_reader_closes_its_connection() -> None:
 
 
 async def test_calls_share_their_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One pool per engine: replies, errors and streams that ended leave their connection to the next call."""
-    monkeypatch.setattr("gateway.engines.http.REST_WITHIN_S", 5.0)  # a busy machine may take longer to end a stream
+    """Replies, errors and complete streams return their connection to the pool."""
+    monkeypatch.setattr("gateway.engines.http.END_TIMEOUT_S", 5.0)  # a loaded machine may take longer to end a stream
     routes = {
         "/x": streaming(b"1", b"[DONE]", pause_s=0.005),
         "/json": replying({}),
@@ -697,7 +698,7 @@ async def test_calls_share_their_connection(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 async def test_a_stream_that_stays_open_after_its_last_event_holds_nobody_up() -> None:
-    """[DONE] is the end, whatever the connection does."""
+    """[DONE] ends the stream, whatever the connection does."""
 
     async def handler(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
@@ -716,7 +717,7 @@ async def test_a_stream_that_stays_open_after_its_last_event_holds_nobody_up() -
 
 
 async def test_events_that_come_together_are_handed_on_together() -> None:
-    """What came with the last event does not wait for the connection's end; what follows it is not looked at."""
+    """Events in the last packet do not wait for the end of the body. Data after [DONE] is ignored."""
     together = b"".join(b"data: " + event + b"\n\n" for event in (b"1", b"2", b"[DONE]", b"3"))
 
     async def handler(request: web.Request) -> web.StreamResponse:
@@ -735,7 +736,7 @@ async def test_events_that_come_together_are_handed_on_together() -> None:
 
 
 async def test_the_key_goes_out_as_a_bearer_token() -> None:
-    """And nothing goes out when there is none."""
+    """Without a key there is no header."""
     async with serving({"/x": replying({})}) as fake:
         for key in (KEY, None):
             async with engine_http(fake.url, api_key=key) as http:
@@ -747,7 +748,7 @@ async def test_the_key_goes_out_as_a_bearer_token() -> None:
 
 
 async def test_cookies_are_not_kept() -> None:
-    """One caller's call leaves nothing in the next one's."""
+    """A call has no effect on the next one."""
     async with serving({"/x": replying({}, headers={"Set-Cookie": "a=b"})}) as fake, engine_http(fake.url) as http:
         await http.post("/x", {})
         await http.post("/x", {})

@@ -1,4 +1,4 @@
-"""What goes to each kind of server as a list, and what is read from its reply."""
+"""The list calls to each kind of server, and the parsing of their replies."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gateway.engines.base import OpeningReply, TokenUsage
+from gateway.engines.base import TeacherReply, TokenUsage
 from gateway.errors import EngineFailed
 from tests.engines.list_servers import (
     BATCH,
@@ -38,12 +38,12 @@ def by_path(fake: Any) -> dict[str, list[Any]]:
 
 
 async def replies(engine: Any, *requests: Any) -> list[Any]:
-    calls = (engine.opening(request, batch="b1") for request in requests)
+    calls = (engine.generate_guidance(request, batch="b1") for request in requests)
     return await asyncio.gather(*calls, return_exceptions=True)
 
 
 async def test_vllm_gets_exactly_this() -> None:
-    """Chats at its batch route, prompts at /completions; the usage is one sum, shared out."""
+    """Chats use the batch route, prompts use /completions. The usage is one sum, which is apportioned."""
     async with listing(ListServer("vllm")) as (engine, fake):
         chats = await replies(engine, chat("What is one", **SAMPLED), chat("What is two", **SAMPLED))
         await replies(engine, prompt("It is one", 1), prompt("It is two", 1))
@@ -55,13 +55,13 @@ async def test_vllm_gets_exactly_this() -> None:
         RAW: [{"model": "org/model", "prompt": ["It is one", "It is two"], "max_tokens": 1, "temperature": 0.0}],
     }
     assert chats == [
-        OpeningReply("one says the", "length", TokenUsage(3, 3, estimated=True)),
-        OpeningReply("two says the", "length", TokenUsage(3, 3, estimated=True)),
+        TeacherReply("one says the", "length", TokenUsage(3, 3, estimated=True)),
+        TeacherReply("two says the", "length", TokenUsage(3, 3, estimated=True)),
     ]
 
 
 async def test_llamacpp_gets_exactly_this() -> None:
-    """Its own route, beside /v1, with chats that it rendered itself; each member's tokens are its own count."""
+    """The route /completion, outside of /v1, with rendered chats. Each entry has its own counts."""
     async with listing(ListServer("llamacpp")) as (engine, fake):
         chats = await replies(engine, chat("What is one", **SAMPLED), chat("So what is two", **SAMPLED))
     fields = ["index", "content", "stop_type", "tokens_evaluated", "tokens_predicted", "timings"]
@@ -73,13 +73,13 @@ async def test_llamacpp_gets_exactly_this() -> None:
         {"prompt": ["<chat>What is one", "<chat>So what is two"], "n_predict": 3, "response_fields": fields} | SENT
     ]
     assert chats == [
-        OpeningReply("one says the", "length", TokenUsage(3, 3, 1)),
-        OpeningReply("two says the", "length", TokenUsage(4, 3, 1)),
+        TeacherReply("one says the", "length", TokenUsage(3, 3, 1)),
+        TeacherReply("two says the", "length", TokenUsage(4, 3, 1)),
     ]
 
 
 async def test_sglang_gets_exactly_this() -> None:
-    """/generate with the token ids that its /tokenize made of each chat; each member's tokens are its own count."""
+    """The route /generate with the token ids from /tokenize. Each entry has its own counts."""
     async with listing(ListServer("sglang")) as (engine, fake):
         chats = await replies(engine, chat("What is one", **SAMPLED), chat("So what is two", **SAMPLED))
         await replies(engine, prompt("It is one", 1), prompt("It is two", 1))
@@ -93,14 +93,14 @@ async def test_sglang_gets_exactly_this() -> None:
         {"text": ["It is one", "It is two"], "sampling_params": {"max_new_tokens": 1, "temperature": 0.0}},
     ]
     assert chats == [
-        OpeningReply("one says the", "length", TokenUsage(3, 3, 1)),
-        OpeningReply("two says the", "length", TokenUsage(4, 3, 1)),
+        TeacherReply("one says the", "length", TokenUsage(3, 3, 1)),
+        TeacherReply("two says the", "length", TokenUsage(4, 3, 1)),
     ]
 
 
 @pytest.mark.parametrize("kind", ["vllm", "llamacpp", "sglang"])
 async def test_a_member_that_ended_by_itself_says_so(kind: str) -> None:
-    """Its answer may be whole, whatever became of its neighbour's."""
+    """Its answer may be complete, independently of the other members."""
     server = ListServer(kind, answer=lambda question: "yes" if "one" in question else "no and so on for long")
     async with listing(server) as (engine, _):
         ended, cut = await replies(engine, chat("What is one"), chat("What is two"))
@@ -109,18 +109,18 @@ async def test_a_member_that_ended_by_itself_says_so(kind: str) -> None:
     assert ended.usage.estimated == cut.usage.estimated == (kind == "vllm")
 
 
-@pytest.mark.parametrize("said", ["limit", "none", None, 5])
-async def test_what_llamacpp_does_not_call_an_end_is_a_cut(said: Any) -> None:
-    """The student goes on, and nobody gets half an answer."""
+@pytest.mark.parametrize("stop_type", ["limit", "none", None, 5])
+async def test_what_llamacpp_does_not_call_an_end_is_a_cut(stop_type: Any) -> None:
+    """The student continues it."""
     server = ListServer("llamacpp", answer=lambda _: "yes")
     async with listing(server) as (engine, _):
-        server.spoil = lambda entries: [{**entry, "stop_type": said} for entry in entries]
+        server.spoil = lambda entries: [{**entry, "stop_type": stop_type} for entry in entries]
         assert [reply.finish for reply in await replies(engine, chat("a"), chat("b"))] == ["length", "length"]
 
 
 @pytest.mark.parametrize("kind", ["llamacpp", "sglang"])
 async def test_a_member_without_counts_has_no_usage(kind: str) -> None:
-    """Then the gateway counts by itself."""
+    """Then the gateway counts the tokens."""
     server = ListServer(kind)
     async with listing(server) as (engine, _):
         uncounted = {"tokens_evaluated": None, "timings": None, "meta_info": None}
@@ -128,8 +128,8 @@ async def test_a_member_without_counts_has_no_usage(kind: str) -> None:
         assert [reply.usage for reply in await replies(engine, chat("a"), chat("b"))] == [None, None]
 
 
-async def test_what_sglang_gave_up_on_failed_alone() -> None:
-    """It says so in the middle of a list that otherwise went well."""
+async def test_an_aborted_entry_of_sglang_fails_alone() -> None:
+    """The other entries of the list are valid."""
     server = ListServer("sglang")
     async with listing(server) as (engine, _):
         abort = {"meta_info": {"finish_reason": {"type": "abort", "message": "no"}}}
@@ -141,7 +141,7 @@ async def test_what_sglang_gave_up_on_failed_alone() -> None:
 
 @pytest.mark.parametrize(("kind", "path"), [("llamacpp", TEMPLATE), ("sglang", TOKENIZE)])
 async def test_a_chat_that_cannot_be_rendered_has_everybody_asked_alone(kind: str, path: str) -> None:
-    """A template refuses what is wrong with one chat, and the others are as good as before."""
+    """The template rejects one chat; the others succeed in separate calls."""
     server = ListServer(kind)
     async with listing(server) as (engine, fake):
         server.unrenderable = "bad"

@@ -1,4 +1,4 @@
-"""Openings that come together: when they share a call, and what that means for each of them."""
+"""When guidance requests share a call, and the effects on each of them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import structlog
 
-from gateway.engines.base import OpeningReply
+from gateway.engines.base import TeacherReply
 from gateway.errors import EngineError, EngineFailed, EngineOverloaded, EngineProtocolError, EngineRejected
 from gateway.runtime.tasks import BackgroundTasks
 from tests.engines.list_servers import (
@@ -27,40 +27,40 @@ from tests.engines.list_servers import (
 )
 
 if TYPE_CHECKING:
-    from gateway.engines.base import OpeningRequest
+    from gateway.engines.base import TeacherRequest
     from gateway.engines.openai import OpenAIEngine
 
 WORDS = ("one", "two", "three", "four", "five")
 QUESTIONS = [chat(f"What is {word}") for word in WORDS]
 
 
-async def ask(engine: OpenAIEngine, requests: list[OpeningRequest], batch: str | None = "b1") -> list[Any]:
-    """What became of each, errors included."""
-    calls = (engine.opening(request, batch=batch) for request in requests)
+async def ask(engine: OpenAIEngine, requests: list[TeacherRequest], batch: str | None = "b1") -> list[Any]:
+    """Return the outcome of each request, errors included."""
+    calls = (engine.generate_guidance(request, batch=batch) for request in requests)
     return await asyncio.gather(*calls, return_exceptions=True)
 
 
-def openings(engine: OpenAIEngine, requests: list[OpeningRequest]) -> list[asyncio.Task[OpeningReply]]:
-    """The openings of one batch, each a task that can be cancelled."""
+def openings(engine: OpenAIEngine, requests: list[TeacherRequest]) -> list[asyncio.Task[TeacherReply]]:
+    """Return the guidance requests of one batch as tasks."""
     tasks = BackgroundTasks()
-    return [tasks.spawn("opening", engine.opening(request, batch="b1")) for request in requests]
+    return [tasks.spawn("opening", engine.generate_guidance(request, batch="b1")) for request in requests]
 
 
 def texts(outcomes: list[Any]) -> list[str]:
-    assert all(isinstance(outcome, OpeningReply) for outcome in outcomes), outcomes
+    assert all(isinstance(outcome, TeacherReply) for outcome in outcomes), outcomes
     return [outcome.text for outcome in outcomes]
 
 
 SAID = [f"{word} says the" for word in WORDS]
 
 
-# What shares a call.
+# Requests that share a call.
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("make", [chat, prompt])
 async def test_the_openings_of_a_batch_are_one_call_and_each_gets_its_own(kind: str, make: Any) -> None:
-    """Whether they are chats or prompts."""
+    """For chats and for prompts."""
     async with listing(ListServer(kind)) as (engine, fake):
         outcomes = await ask(engine, [make(f"What is {word}") for word in WORDS])
     assert texts(outcomes) == SAID
@@ -80,7 +80,7 @@ async def test_the_openings_of_a_batch_are_one_call_and_each_gets_its_own(kind: 
         prompt("What is two"),
     ],
 )
-async def test_only_those_that_ask_for_the_same_share_a_call(other: OpeningRequest) -> None:
+async def test_only_those_that_ask_for_the_same_share_a_call(other: TeacherRequest) -> None:
     """A list has one set of parameters."""
     async with listing(ListServer()) as (engine, fake):
         await ask(engine, [*QUESTIONS[:2], other, other])
@@ -89,14 +89,13 @@ async def test_only_those_that_ask_for_the_same_share_a_call(other: OpeningReque
 
 
 async def test_batches_do_not_share_a_call() -> None:
-    """They were granted apart: what one waits for is not the other's concern."""
+    """Batches have separate permits."""
     async with listing(ListServer()) as (engine, fake):
         await asyncio.gather(ask(engine, QUESTIONS[:2], "b1"), ask(engine, QUESTIONS[:3], "b2"))
     assert sorted(len(body["messages"]) for body in fake.bodies) == [2, 3]
 
 
 async def test_one_alone_and_one_without_a_batch_are_single_calls() -> None:
-    """A list of one has nothing to share."""
     async with listing(ListServer()) as (engine, fake):
         await ask(engine, QUESTIONS[:1])
         await ask(engine, QUESTIONS[:2], None)
@@ -104,43 +103,45 @@ async def test_one_alone_and_one_without_a_batch_are_single_calls() -> None:
 
 
 async def test_as_long_as_members_join_in_each_turn_of_the_loop_the_list_stays() -> None:
-    """Some take a step more than others from their grant to their call."""
+    """Some members need more steps from their permit to their call."""
     async with listing(ListServer()) as (engine, fake):
 
-        async def a_turn_later() -> OpeningReply:
+        async def a_turn_later() -> TeacherReply:
             await asyncio.sleep(0)
-            return await engine.opening(QUESTIONS[2], batch="b1")
+            return await engine.generate_guidance(QUESTIONS[2], batch="b1")
 
-        await asyncio.gather(*(engine.opening(request, batch="b1") for request in QUESTIONS[:2]), a_turn_later())
+        await asyncio.gather(
+            *(engine.generate_guidance(request, batch="b1") for request in QUESTIONS[:2]), a_turn_later()
+        )
     assert [len(body["messages"]) for body in fake.bodies] == [3]
 
 
 async def test_a_late_member_waits_for_nobody() -> None:
-    """The list has left when it comes, and it asks alone."""
+    """Its list was already sent, so it is sent alone."""
     server = ListServer()
     async with listing(server) as (engine, fake):
         server.hold.clear()
-        listed = asyncio.gather(*(engine.opening(request, batch="b1") for request in QUESTIONS[:2]))
+        listed = asyncio.gather(*(engine.generate_guidance(request, batch="b1") for request in QUESTIONS[:2]))
         await server.held.wait()
-        assert (await engine.opening(QUESTIONS[2], batch="b1")).text == SAID[2]
+        assert (await engine.generate_guidance(QUESTIONS[2], batch="b1")).text == SAID[2]
         server.hold.set()
         await listed
     assert fake.paths == [BATCH, CHAT]
 
 
 async def test_before_the_first_probe_calls_are_single() -> None:
-    """Nobody knows yet whether the server takes a list."""
-    async with listing(ListServer(), looked=False) as (engine, fake):
+    """Support for lists is not known yet."""
+    async with listing(ListServer(), probed=False) as (engine, fake):
         assert texts(await ask(engine, QUESTIONS)) == SAID
     assert fake.paths == [CHAT] * 5
 
 
-# Who leaves.
+# Cancellation.
 
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_caller_that_leaves_takes_nobody_along(kind: str) -> None:
-    """Whether or not it was the first: the call is nobody's own."""
+    """Whether or not it was the first member."""
     server = ListServer(kind)
     async with listing(server) as (engine, fake):
         server.hold.clear()
@@ -153,13 +154,12 @@ async def test_a_caller_that_leaves_takes_nobody_along(kind: str) -> None:
         outcomes = await asyncio.gather(*tasks, return_exceptions=True)
     assert [isinstance(outcome, asyncio.CancelledError) for outcome in outcomes] == [True, False, False, True, False]
     assert texts([outcomes[1], outcomes[2], outcomes[4]]) == [SAID[1], SAID[2], SAID[4]]
-    assert server.gone == 0
+    assert server.canceled == 0
     assert fake.paths.count(LIST_PATHS[kind]) == 1
 
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_when_all_have_left_the_call_is_given_up(kind: str) -> None:
-    """Nobody pays for what nobody reads."""
     server = ListServer(kind)
     async with listing(server) as (engine, _):
         server.hold.clear()
@@ -169,16 +169,16 @@ async def test_when_all_have_left_the_call_is_given_up(kind: str) -> None:
             task.cancel()
         await asyncio.wait(tasks)
         async with asyncio.timeout(10):
-            while not server.gone:
+            while not server.canceled:
                 await asyncio.sleep(0.005)
     assert all(task.cancelled() for task in tasks)
 
 
-async def test_who_left_before_the_call_is_not_in_it() -> None:
-    """The grant came, and the caller had gone in the same turn."""
+async def test_a_request_canceled_before_the_call_is_not_in_it() -> None:
+    """The caller left in the turn of its permit."""
     async with listing(ListServer()) as (engine, fake):
         tasks = openings(engine, QUESTIONS[:3])
-        # After the tasks' first step, before the list leaves.
+        # After the first step of the tasks, before the list is sent.
         asyncio.get_running_loop().call_soon(tasks[1].cancel)
         outcomes = await asyncio.gather(*tasks, return_exceptions=True)
     assert isinstance(outcomes[1], asyncio.CancelledError)
@@ -187,8 +187,8 @@ async def test_who_left_before_the_call_is_not_in_it() -> None:
 
 @pytest.mark.parametrize("stay", [2, 1, 0])
 @pytest.mark.parametrize("kind", ["llamacpp", "sglang"])
-async def test_who_left_while_the_chats_were_rendered_is_not_in_the_call(kind: str, stay: int) -> None:
-    """The engine writes for nobody that is gone. One that is left alone asks alone."""
+async def test_a_request_canceled_during_rendering_is_not_in_the_call(kind: str, stay: int) -> None:
+    """A single remaining member is sent alone."""
     server = ListServer(kind)
     async with listing(server) as (engine, fake):
         server.render.clear()
@@ -207,7 +207,7 @@ async def test_who_left_while_the_chats_were_rendered_is_not_in_the_call(kind: s
 
 
 async def test_closing_ends_those_that_wait() -> None:
-    """A stopping process waits for no list."""
+    """A stopping process does not wait for lists."""
     server = ListServer()
     async with listing(server) as (engine, _):
         server.hold.clear()
@@ -218,13 +218,13 @@ async def test_closing_ends_those_that_wait() -> None:
     assert done == set(tasks)
 
 
-# What fails.
+# Failures.
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("status", "error"), [(502, EngineFailed), (429, EngineOverloaded), (403, EngineRejected)])
 async def test_one_failure_is_everybodys_as_an_error_of_its_own(kind: str, status: int, error: type) -> None:
-    """What is written on one, such as that a receipt tells of it, must not stand on another's."""
+    """Attributes such as `recorded` must not be shared."""
     server = ListServer(kind)
     async with listing(server) as (engine, fake):
         server.refuse = lambda _, listed: status if listed else None
@@ -237,25 +237,25 @@ async def test_one_failure_is_everybodys_as_an_error_of_its_own(kind: str, statu
     assert not any(other.recorded for other in others)
     assert {outcome.message for outcome in outcomes} == {first.message}
     assert {outcome.retry_after_s for outcome in outcomes} == ({7.0} if status == 429 else {None})
-    assert {outcome.heard for outcome in outcomes} == {status == 502}
-    assert [outcome.is_twin for outcome in outcomes].count(False) == 1, "one call, one failure"
+    assert {outcome.may_have_run for outcome in outcomes} == {status == 502}
+    assert [outcome.is_copy for outcome in outcomes].count(False) == 1, "one call, one failure"
 
 
-async def test_what_an_engine_says_of_a_list_is_told_to_no_member() -> None:
-    """It may quote the prompt of any other, who is perhaps another tenant."""
+async def test_the_engines_text_for_a_list_reaches_no_member() -> None:
+    """The engine's text may quote the prompt of another member, perhaps of another tenant."""
     server = ListServer()
     async with listing(server) as (engine, _):
         server.refuse = lambda _, listed: 502 if listed else None
         outcomes = await ask(engine, QUESTIONS)
     assert {(str(outcome), outcome.reason) for outcome in outcomes} == {
-        ("Engine 'the-engine' failed a call that was made for several requests.", None)
+        ("Engine 'the-engine' failed a call that several requests share.", None)
     }
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("status", [400, 404, 405, 413, 422])
 async def test_a_refused_list_is_asked_one_by_one(kind: str, status: int) -> None:
-    """One bad prompt fails by itself, and takes no other along."""
+    """One invalid prompt fails alone."""
     server = ListServer(kind)
     async with listing(server) as (engine, fake):
         server.refuse = lambda body, listed: status if listed or "three" in str(body) else None
@@ -263,7 +263,7 @@ async def test_a_refused_list_is_asked_one_by_one(kind: str, status: int) -> Non
     bad = outcomes.pop(2)
     assert isinstance(bad, EngineRejected)
     assert bad.status_sent == status
-    assert texts(outcomes) == [said for said in SAID if "three" not in said]
+    assert texts(outcomes) == [text for text in SAID if "three" not in text]
     assert fake.paths.count(LIST_PATHS[kind]) == 1
     assert fake.paths.count(CHAT) == 5
 
@@ -276,14 +276,16 @@ async def test_a_list_at_which_the_engine_fails_is_one_call_and_no_members_failu
         outcomes = await ask(engine, QUESTIONS)
         assert (fake.paths.count(LIST_PATHS["vllm"]), fake.paths.count(CHAT)) == (1, 0)
         again = await ask(engine, QUESTIONS, None)
-    assert [(type(outcome), outcome.is_twin, outcome.again) for outcome in outcomes] == [(EngineFailed, True, True)] * 5
+    assert [(type(outcome), outcome.is_copy, outcome.retryable) for outcome in outcomes] == [
+        (EngineFailed, True, True)
+    ] * 5
     bad = again.pop(2)
-    assert (type(bad), bad.is_twin) == (EngineFailed, False)
-    assert texts(again) == [said for said in SAID if "three" not in said]
+    assert (type(bad), bad.is_copy) == (EngineFailed, False)
+    assert texts(again) == [text for text in SAID if "three" not in text]
 
 
 async def test_a_member_asked_alone_ends_when_its_caller_leaves() -> None:
-    """It is the caller's own call then."""
+    """It is a separate call."""
     server = ListServer()
     async with listing(server) as (engine, _):
         server.refuse = lambda _, listed: 400 if listed else None
@@ -309,8 +311,8 @@ async def test_a_member_asked_alone_ends_when_its_caller_leaves() -> None:
         lambda _: None,
     ],
 )
-async def test_a_list_reply_without_one_entry_for_each_is_garbled_for_all(kind: str, spoil: Any) -> None:
-    """Nobody may get another's answer."""
+async def test_a_list_reply_without_one_entry_for_each_is_a_protocol_error_for_all(kind: str, spoil: Any) -> None:
+    """No member may get the answer of another."""
     server = ListServer(kind)
     async with listing(server) as (engine, _):
         server.spoil = spoil
@@ -321,7 +323,7 @@ async def test_a_list_reply_without_one_entry_for_each_is_garbled_for_all(kind: 
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_entries_may_come_in_any_order(kind: str) -> None:
-    """Each says by its index whose it is."""
+    """Each has the index of its member."""
     server = ListServer(kind)
     async with listing(server) as (engine, _):
         server.spoil = lambda entries: [{**entry, "index": place} for place, entry in enumerate(entries)][::-1]
@@ -330,7 +332,6 @@ async def test_entries_may_come_in_any_order(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_an_entry_without_text_fails_alone(kind: str) -> None:
-    """The others have theirs."""
     server = ListServer(kind)
     async with listing(server) as (engine, _):
         empty = {"message": {"content": None}, "content": None, "text": None}
@@ -341,7 +342,7 @@ async def test_an_entry_without_text_fails_alone(kind: str) -> None:
 
 
 async def test_a_fault_of_our_own_reaches_every_member_and_the_log() -> None:
-    """Nobody waits for ever."""
+    """No member waits forever after an internal error."""
     async with listing(ListServer()) as (engine, _):
         assert engine._lists is not None
 
@@ -356,28 +357,28 @@ async def test_a_fault_of_our_own_reaches_every_member_and_the_log() -> None:
     assert [line["event"] for line in logs] == ["task_failed"]
 
 
-# What the probe finds.
+# Probes.
 
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_server_that_takes_lists_is_found_to(kind: str) -> None:
-    """Without a warning, and once while it stays up."""
-    async with listing(ListServer(kind), looked=False) as (engine, fake):
+    """Without a warning, and once while the engine stays up."""
+    async with listing(ListServer(kind), probed=False) as (engine, fake):
         await engine.probe()
         engine.state.up = True
-        asked = len(fake.paths)
+        calls = len(fake.paths)
         await engine.probe()
         assert engine.state.facts["lists"] == ["chats", "prompts"]
         assert engine.state.warnings == []
-        assert len(fake.paths) == asked + 1
+        assert len(fake.paths) == calls + 1
 
 
 async def test_a_server_of_unknown_kind_takes_prompts_only() -> None:
-    """A list of chats needs a route of its own, or its template."""
+    """A list of chats requires a special route, or the template."""
     async with listing(ListServer("somebody")) as (engine, fake):
         assert engine.state.facts["lists"] == ["prompts"]
         assert engine.state.warnings == [
-            "batch.calls list: chats go out one by one: no list of them is known for this server"
+            "batch.calls list: chats are sent separately: no list route is known for this server"
         ]
         assert texts(await ask(engine, QUESTIONS)) == SAID
         assert texts(await ask(engine, [prompt(f"What is {word}") for word in WORDS])) == SAID
@@ -386,14 +387,14 @@ async def test_a_server_of_unknown_kind_takes_prompts_only() -> None:
 
 @pytest.mark.parametrize(("kind", "missing"), [("vllm", BATCH), ("llamacpp", TEMPLATE), ("sglang", TOKENIZE)])
 async def test_a_server_without_the_route_gets_single_calls(kind: str, missing: str) -> None:
-    """An older one, say. The warning says why."""
+    """Such as an older version. The warning has the reason."""
     server = ListServer(kind)
     routes = server.routes
     server.routes = lambda: {path: handler for path, handler in routes().items() if path != missing}  # type: ignore[method-assign]
     async with listing(server) as (engine, fake):
         assert engine.state.facts["lists"] == ["prompts"]
         [warning] = engine.state.warnings
-        assert warning.startswith("batch.calls list: chats go out one by one: Engine 'the-engine' answered 404")
+        assert warning.startswith("batch.calls list: chats are sent separately: Engine 'the-engine' answered 404")
         assert texts(await ask(engine, QUESTIONS)) == SAID
     assert fake.paths == [CHAT] * 5
 
@@ -407,18 +408,18 @@ async def test_a_server_that_answers_only_the_first_of_a_list_gets_none() -> Non
 
 
 async def test_a_list_that_begins_otherwise_than_single_calls_is_not_used() -> None:
-    """A model that thinks aloud shows its thoughts where the chat route hides them; callers would see them."""
+    """The list route may return reasoning that the chat route hides, and callers would see it."""
     async with listing(ListServer("llamacpp", thoughts="<think> ")) as (engine, fake):
         assert engine.state.facts["lists"] == ["prompts"]
         assert engine.state.warnings == [
-            "batch.calls list: chats go out one by one: a list's answers begin otherwise than those of single calls"
+            "batch.calls list: chats are sent separately: the answers of a list differ from those of single calls"
         ]
         assert texts(await ask(engine, QUESTIONS)) == SAID
     assert LLAMA not in fake.paths
 
 
-async def test_after_it_was_down_it_is_looked_at_again() -> None:
-    """Another server may have come in its place."""
+async def test_capabilities_are_probed_again_after_an_outage() -> None:
+    """Another server may have replaced it."""
     server = ListServer("vllm", refuse=lambda _, listed: 400 if listed else None)
     async with listing(server) as (engine, fake):
         assert engine.state.facts["lists"] == []
@@ -432,10 +433,10 @@ async def test_after_it_was_down_it_is_looked_at_again() -> None:
     assert fake.paths == [BATCH]
 
 
-async def test_a_server_that_is_overloaded_at_the_look_is_looked_at_again() -> None:
-    """That says nothing about lists."""
+async def test_an_overload_during_the_probe_is_probed_again() -> None:
+    """An overload says nothing about lists."""
     server = ListServer("vllm", refuse=lambda _, listed: 429 if listed else None)
-    async with listing(server, looked=False) as (engine, _):
+    async with listing(server, probed=False) as (engine, _):
         with pytest.raises(EngineError):
             await engine.probe()
         server.refuse = lambda _, __: None
@@ -445,7 +446,7 @@ async def test_a_server_that_is_overloaded_at_the_look_is_looked_at_again() -> N
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_chat_that_holds_more_than_text_is_not_rendered(kind: str) -> None:
-    """An image would be lost. vLLM renders it itself."""
+    """An image would be lost. vLLM renders it on its route."""
     server = ListServer(kind, answer=lambda question: "a picture says more")
     async with listing(server) as (engine, fake):
         parts = [{"type": "text", "text": "What is this"}, {"type": "image_url", "image_url": {"url": "data:,x"}}]

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from gateway.capabilities.continuation import PROBE_PREFIX, Continuation, Prefill
-from gateway.engines.base import OpeningReply, OpeningRequest, TokenUsage
+from gateway.engines.base import TeacherReply, TeacherRequest, TokenUsage
 from gateway.engines.chat import read_usage
 from gateway.engines.http import EngineDeadlines
 from gateway.engines.litellm import LiteLLMEngine
@@ -46,7 +46,7 @@ BEGUN = Prefill("Because the", Continuation("trailing", echo=False))
 
 @pytest.fixture(autouse=True)
 def _an_environment_of_our_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """LiteLLM reads keys and addresses out of it."""
+    """Remove the environment variables from which LiteLLM reads keys and addresses."""
     for name in list(os.environ):
         if name.startswith(("AWS_", "AZURE_", "ANTHROPIC_", "GEMINI_", "GOOGLE_", "MISTRAL_", "OLLAMA_", "OPENAI_")):
             monkeypatch.delenv(name)
@@ -80,8 +80,8 @@ async def chunks_of(engine: LiteLLMEngine, prefill: Prefill | None = None, **bod
         return [chunk async for chunks in groups for chunk in chunks]
 
 
-def told(chunks: list[dict[str, Any]]) -> tuple[str, list[str], TokenUsage | None]:
-    """What a stream said: the text, the finish_reasons, the last usage."""
+def summary(chunks: list[dict[str, Any]]) -> tuple[str, list[str], TokenUsage | None]:
+    """Return the text, the finish_reasons and the last usage of a stream."""
     choices = [choice for chunk in chunks for choice in chunk["choices"]]
     text = "".join(choice["delta"].get("content") or "" for choice in choices)
     reasons = [choice["finish_reason"] for choice in choices if choice["finish_reason"]]
@@ -127,12 +127,12 @@ PROVIDERS: dict[str, tuple[str, str, str, dict[str, Any], Handler, Handler]] = {
 
 @pytest.mark.parametrize("provider", PROVIDERS)
 async def test_every_provider_streams_openais_chunks(provider: str) -> None:
-    """The words, one finish_reason, and the counts; and nothing of LiteLLM's own."""
+    """The text, one finish_reason and the counts, without fields of LiteLLM."""
     model, path, base, options, whole, _ = PROVIDERS[provider]
     async with behind(model, path, whole, base, **options) as (engine, fake):
         chunks = await chunks_of(engine, BEGUN)
-    cached = 0 if provider == "ollama_chat" else 4  # its API tells of none
-    assert told(chunks) == (" sky is", ["stop"], TokenUsage(14, 5, cached))
+    cached = 0 if provider == "ollama_chat" else 4  # its API reports none
+    assert summary(chunks) == (" sky is", ["stop"], TokenUsage(14, 5, cached))
     assert {key for chunk in chunks for key in chunk} <= {"choices", "usage", "system_fingerprint", "service_tier"}
     choices = [choice for chunk in chunks for choice in chunk["choices"]]
     assert {key for choice in choices for key in choice} == {"index", "delta", "logprobs", "finish_reason"}
@@ -142,7 +142,7 @@ async def test_every_provider_streams_openais_chunks(provider: str) -> None:
 
 @pytest.mark.parametrize("provider", PROVIDERS)
 async def test_a_stream_that_just_ends_is_a_failure(provider: str) -> None:
-    """LiteLLM says `stop` at the end of some cut streams (streaming_handler.py, finish_reason_handler, 1.110.2)."""
+    """LiteLLM reports `stop` for some cut streams (streaming_handler.py, finish_reason_handler, 1.110.2)."""
     model, path, base, options, _, cut = PROVIDERS[provider]
     async with behind(model, path, cut, base, **options) as (engine, fake):
         seen: list[dict[str, Any]] = []
@@ -153,13 +153,13 @@ async def test_a_stream_that_just_ends_is_a_failure(provider: str) -> None:
                     seen.extend(chunks)
 
         assert isinstance(await failure(read(), fake.url), EngineFailed)
-    assert told(seen)[:2] == (" sky", [])
+    assert summary(seen)[:2] == (" sky", [])
 
 
 async def test_an_answer_may_repeat_itself() -> None:
-    """LiteLLM takes a hundred equal parts in a row for a fault (raise_on_model_repetition)."""
+    """LiteLLM rejects a hundred equal chunks in a row (raise_on_model_repetition)."""
     async with behind(CLAUDE, MESSAGES_PATH, message_events(*["----"] * 150)) as (engine, _):
-        assert told(await chunks_of(engine))[:2] == ("----" * 150, ["stop"])
+        assert summary(await chunks_of(engine))[:2] == ("----" * 150, ["stop"])
 
 
 async def test_a_reset_in_the_middle_of_a_stream_is_an_error() -> None:
@@ -176,32 +176,35 @@ async def test_a_reset_in_the_middle_of_a_stream_is_an_error() -> None:
     async with talking(talk) as url, engine_at(url) as engine:
         error = await failure(chunks_of(engine), url)
     assert isinstance(error, EngineUnreachable)
-    assert error.heard
+    assert error.may_have_run
 
 
 async def test_an_error_event_is_passed_on_in_the_engines_words() -> None:
-    said = {"type": "overloaded_error", "message": f"Overloaded with {KEY}"}
-    async with behind(CLAUDE, MESSAGES_PATH, message_events(" sky", stop_reason=None, failure=said)) as (engine, fake):
+    overloaded = {"type": "overloaded_error", "message": f"Overloaded with {KEY}"}
+    async with behind(CLAUDE, MESSAGES_PATH, message_events(" sky", stop_reason=None, failure=overloaded)) as (
+        engine,
+        fake,
+    ):
         error = await failure(chunks_of(engine), fake.url)
     assert isinstance(error, EngineFailed)
-    assert error.message == f"Engine '{NAME}' failed in the middle of its answer: Overloaded with (hidden)"
+    assert error.message == f"Engine '{NAME}' failed during its answer: Overloaded with (hidden)"
 
 
 async def test_a_stream_is_given_up_with_its_reader() -> None:
-    """The connection goes when the caller does: the engine need not write on."""
-    gone = asyncio.Event()
+    """The connection closes, so the engine can stop."""
+    closed = asyncio.Event()
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n")
         writer.write(b'data: {"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"x"}}\n\n')
         await writer.drain()
         await reader.read()
-        gone.set()
+        closed.set()
 
     async with talking(talk) as url, engine_at(url) as engine:
         async with aclosing(engine.stream({"messages": MESSAGES})) as groups:
             await anext(groups)
-        await asyncio.wait_for(gone.wait(), 5)
+        await asyncio.wait_for(closed.wait(), 5)
 
 
 # Replies.
@@ -237,7 +240,7 @@ AS_OPENAI = {"prompt_tokens": 20, "completion_tokens": 5, "total_tokens": 25}
 
 
 async def test_tokens_written_to_the_cache_come_through() -> None:
-    """Anthropic and Bedrock count them beside the input, OpenAI as a part of it."""
+    """Anthropic and Bedrock count them in addition to the input, OpenAI as a part of it."""
     answer = {**message(" sky"), "usage": STORED}
     async with behind(CLAUDE, MESSAGES_PATH, replying(answer)) as (engine, _):
         reply = await engine.complete({"messages": MESSAGES})
@@ -247,7 +250,7 @@ async def test_tokens_written_to_the_cache_come_through() -> None:
     bedrock, path, base, options, *_ = PROVIDERS["bedrock"]
     async with behind(bedrock, path, converse_frames(" sky", stored=6), base, **options) as (engine, _):
         framed = await chunks_of(engine)
-    assert told(streamed)[2] == told(framed)[2] == TokenUsage(20, 5, 4, cache_write_input_tokens=6)
+    assert summary(streamed)[2] == summary(framed)[2] == TokenUsage(20, 5, 4, cache_write_input_tokens=6)
     reported = AS_OPENAI | {"prompt_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 6}}
     choice = {"index": 0, "message": {"role": "assistant", "content": "x"}, "finish_reason": "stop"}
     whole = {"id": "c", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice]}
@@ -256,14 +259,14 @@ async def test_tokens_written_to_the_cache_come_through() -> None:
 
 
 async def test_a_marked_opening_is_not_repeated_by_litellm() -> None:
-    """Unless told otherwise LiteLLM puts it in front of Anthropic's replies (`disable_add_prefix_to_prompt`)."""
+    """By default LiteLLM adds it to Anthropic's replies (`disable_add_prefix_to_prompt`)."""
     async with behind(CLAUDE, MESSAGES_PATH, replying(message(" sky"))) as (engine, _):
         reply = await engine.complete({"messages": MESSAGES}, Prefill("Because the", Continuation("prefix")))
     assert message_text(reply) == " sky"
 
 
 async def test_tool_calls_come_through() -> None:
-    """Anthropic's tool_use as OpenAI's tool_calls."""
+    """Anthropic's tool_use becomes OpenAI's tool_calls."""
     use = {"type": "tool_use", "id": "toolu_1", "name": "weather", "input": {"city": "Paris"}}
     answer = {**message(""), "content": [use], "stop_reason": "tool_use"}
     tool = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
@@ -281,7 +284,7 @@ async def test_tool_calls_come_through() -> None:
 
 @pytest.mark.parametrize("usage", [None, {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}])
 async def test_an_engine_that_did_not_count_has_not_counted(usage: Any) -> None:
-    """LiteLLM would count by a tokenizer of its own, and call it the engine's."""
+    """By default LiteLLM counts with its own tokenizer and reports the result as the engine's."""
     answer = {
         "id": "c", "object": "chat.completion", "created": 1, "model": "m", "usage": usage,
         "choices": [{"index": 0, "message": {"role": "assistant", "content": "x"}, "finish_reason": "stop"}],
@@ -300,14 +303,14 @@ async def test_connections_are_used_again_and_closed_with_the_engine() -> None:
         assert all(request.transport is None for request in fake.requests)
 
 
-# Openings.
+# Guidance.
 
 
 async def test_an_opening_is_a_chat_with_the_policys_sampling() -> None:
-    """What the provider does not know (`seed`) is left out: the policy speaks to all teachers alike."""
-    request = OpeningRequest(max_tokens=7, messages=MESSAGES, temperature=0.5, seed=3, stop=("\n\nQ",))
+    """Parameters that the provider does not support (`seed`) are omitted, since a policy applies to all teachers."""
+    request = TeacherRequest(max_tokens=7, messages=MESSAGES, temperature=0.5, seed=3, stop=("\n\nQ",))
     async with behind(CLAUDE, MESSAGES_PATH, replying(message("Because", "max_tokens"))) as (engine, fake):
-        assert await engine.opening(request) == OpeningReply("Because", "length", TokenUsage(14, 5, 4))
+        assert await engine.generate_guidance(request) == TeacherReply("Because", "length", TokenUsage(14, 5, 4))
     sent = fake.bodies[0]
     assert (sent["max_tokens"], sent["temperature"], sent["stop_sequences"]) == (7, 0.5, ["\n\nQ"])
     assert "seed" not in sent
@@ -320,14 +323,14 @@ async def test_a_raw_prompt_goes_to_completions_where_the_provider_has_them() ->
         "usage": {"prompt_tokens": 9, "completion_tokens": 4, "total_tokens": 13},
     }  # fmt: skip
     async with behind("openai/m", "/v1/completions", replying(answer), "/v1") as (engine, fake):
-        opening = await engine.opening(OpeningRequest(max_tokens=4, prompt="Q: why?\nA:"))
-    assert opening == OpeningReply(" because", "length", TokenUsage(9, 4))
+        opening = await engine.generate_guidance(TeacherRequest(max_tokens=4, prompt="Q: why?\nA:"))
+    assert opening == TeacherReply(" because", "length", TokenUsage(9, 4))
     assert (fake.paths, fake.bodies[0]["prompt"]) == (["/v1/completions"], "Q: why?\nA:")
 
 
 async def test_a_raw_prompt_is_a_users_message_elsewhere() -> None:
     async with behind(CLAUDE, MESSAGES_PATH, replying(message("because"))) as (engine, fake):
-        opening = await engine.opening(OpeningRequest(max_tokens=4, prompt="Q: why?\nA:"))
+        opening = await engine.generate_guidance(TeacherRequest(max_tokens=4, prompt="Q: why?\nA:"))
     assert (opening.text, opening.finish) == ("because", "stop")
     assert fake.bodies[0]["messages"] == [{"role": "user", "content": [{"type": "text", "text": "Q: why?\nA:"}]}]
 
@@ -341,7 +344,7 @@ def anthropic_error(kind: str, words: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("streamed", [False, True])
 @pytest.mark.parametrize(
-    ("status", "headers", "kind", "heard"),
+    ("status", "headers", "kind", "may_have_run"),
     [
         (429, {"Retry-After": "7"}, EngineOverloaded, False),
         (503, {}, EngineOverloaded, False),
@@ -354,16 +357,16 @@ def anthropic_error(kind: str, words: str) -> dict[str, Any]:
     ],
 )
 async def test_a_status_means_what_it_means_everywhere(
-    status: int, headers: dict[str, str], kind: type[Exception], heard: bool, streamed: bool
+    status: int, headers: dict[str, str], kind: type[Exception], may_have_run: bool, streamed: bool
 ) -> None:
-    """Whatever LiteLLM makes of it; the engine's words are passed on, but for the key."""
+    """Independently of LiteLLM's exception. The engine's text is kept, without the key."""
     body = anthropic_error("some_error", f"no, {KEY}")
     async with behind(CLAUDE, MESSAGES_PATH, replying(body, status=status, headers=headers)) as (engine, fake):
         call = chunks_of(engine) if streamed else engine.complete({"messages": MESSAGES})
         error = await failure(call, fake.url)
-        assert len(fake.requests) == 1  # nobody tried again, and no redirect was followed
+        assert len(fake.requests) == 1  # no retry and no redirect
     assert type(error) is kind
-    assert error.heard is heard
+    assert error.may_have_run is may_have_run
     if status not in {302, 401}:
         assert error.message.endswith(f"answered {status}: no, (hidden)")
         assert error.reason == "some_error"
@@ -375,25 +378,25 @@ async def test_a_status_means_what_it_means_everywhere(
 
 @pytest.mark.parametrize("status", [429, 500])
 @pytest.mark.parametrize("model", ["openai/m", "azure/m", "gemini/gemini-2.0-flash", "ollama_chat/m"])
-async def test_the_gateway_alone_tries_again(model: str, status: int) -> None:
-    """OpenAI's SDK, which LiteLLM uses for some, would do so twice."""
+async def test_only_the_gateway_retries(model: str, status: int) -> None:
+    """OpenAI's SDK, which LiteLLM uses for some providers, would retry twice."""
     options = {"options": {"api_version": "2024-06-01"}} if model == "azure/m" else {}
-    asked: list[str] = []
+    models: list[str] = []
 
     async def talk(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        asked.append(model)
+        models.append(model)
         writer.write(b"HTTP/1.1 %d no\r\nContent-Length: 2\r\nRetry-After: 0\r\n\r\n{}" % status)
         await writer.drain()
 
     async with talking(talk) as url, engine_at(url, model, **options) as engine:
         error = await failure(engine.complete({"messages": MESSAGES}), url)
     assert isinstance(error, EngineOverloaded if status == 429 else EngineFailed)
-    assert asked == [model]
+    assert models == [model]
 
 
 @pytest.mark.parametrize("code", ["content_filter", "context_length_exceeded"])
 async def test_a_prompt_that_is_refused_is_the_callers_to_mend(code: str) -> None:
-    """Azure's and OpenAI's words for it (learn.microsoft.com, content filtering; platform.openai.com, error codes)."""
+    """The errors of Azure and OpenAI (learn.microsoft.com, content filtering; platform.openai.com, error codes)."""
     body = {"error": {"code": code, "type": "invalid_request_error", "message": "too much of it"}}
     path = "/openai/deployments/m/chat/completions"
     options = {"options": {"api_version": "2024-06-01"}}
@@ -411,11 +414,11 @@ async def test_an_engine_that_is_not_there_was_not_heard(streamed: bool) -> None
     async with engine_at(url) as engine:
         error = await failure(chunks_of(engine) if streamed else engine.complete({"messages": MESSAGES}), url)
     assert isinstance(error, EngineUnreachable)
-    assert not error.heard
+    assert not error.may_have_run
 
 
 @pytest.mark.parametrize("body", ["<html>", "", "[]", {"type": "message"}])
-async def test_a_reply_of_another_kind_is_garbled(body: Any) -> None:
+async def test_a_reply_of_another_kind_is_a_protocol_error(body: Any) -> None:
     async with behind(CLAUDE, MESSAGES_PATH, replying(body)) as (engine, fake):
         assert isinstance(await failure(engine.complete({"messages": MESSAGES}), fake.url), EngineProtocolError)
 
@@ -443,11 +446,11 @@ async def test_silence_between_two_tokens_has_its_own_deadline() -> None:
         assert isinstance(await failure(chunks_of(engine), url), EngineTimeout)
 
 
-# What callers send.
+# Bodies of callers.
 
 
 async def carried_by(engine: LiteLLMEngine, fake: FakeServer, **body: Any) -> tuple[list[str], dict[str, str]]:
-    """Where a call goes, and what headers and fields it carries, with `body` in it; empty when it is refused."""
+    """Return the path, headers and fields of the call for `body`; empty if the body is rejected."""
     before = len(fake.requests)
     refused: EngineRejected | None = None
     try:
@@ -456,7 +459,7 @@ async def carried_by(engine: LiteLLMEngine, fake: FakeServer, **body: Any) -> tu
         refused = error
     if refused is not None:
         assert refused.blames_request
-        assert not refused.heard
+        assert not refused.may_have_run
         assert next(iter(body)) in refused.message
         assert len(fake.requests) == before
         return [], {}
@@ -484,7 +487,7 @@ secret_fields enable_prompt_caching text_completion atext_completion acompletion
 
 
 async def test_no_callers_field_changes_where_a_call_goes_or_what_it_carries() -> None:
-    """Callers' bodies become arguments of LiteLLM: all names of its own signature, and dozens that it looks for."""
+    """All parameters of LiteLLM's signature, and dozens of other names that it reads."""
     library = await load()
     named = set(inspect.signature(inspect.unwrap(library.chat)).parameters)
     openais = {
@@ -518,12 +521,12 @@ async def hold(engine: LiteLLMEngine, fake: FakeServer, plain: Any, names: set[s
     ],
 )
 async def test_nothing_in_a_message_is_fetched(part: dict[str, Any]) -> None:
-    """Some of LiteLLM's providers take what an address leads to: for an answer, and for an opening."""
+    """Some of LiteLLM's providers fetch addresses, for answers and for guidance."""
     messages = [{"role": "user", "content": [{"type": "text", "text": "what is this?"}, part]}]
     async with behind(CLAUDE, MESSAGES_PATH, replying(message("x"))) as (engine, fake):
         for call in (
             engine.complete({"messages": messages}),
-            engine.opening(OpeningRequest(max_tokens=4, messages=messages)),
+            engine.generate_guidance(TeacherRequest(max_tokens=4, messages=messages)),
         ):
             error = await failure(call, fake.url)
             assert isinstance(error, EngineRejected)
@@ -534,8 +537,8 @@ async def test_nothing_in_a_message_is_fetched(part: dict[str, Any]) -> None:
 async def test_nothing_beside_what_a_message_says_is_fetched() -> None:
     """For Gemini an assistant's `images` are more parts (litellm 1.110, llms/vertex_ai/gemini/transformation.py)."""
     url = "https://127.0.0.1:1/a.png"
-    said = {"role": "assistant", "content": "There:", "images": [{"image_url": {"url": url}}]}
-    messages = [*MESSAGES, said, *MESSAGES]
+    message = {"role": "assistant", "content": "There:", "images": [{"image_url": {"url": url}}]}
+    messages = [*MESSAGES, message, *MESSAGES]
     model, path, base, options, *_ = PROVIDERS["gemini"]
     async with behind(model, path.replace("streamG", "g"), replying({}), base, **options) as (engine, fake):
         error = await failure(engine.complete({"messages": messages}), fake.url)
@@ -545,7 +548,7 @@ async def test_nothing_beside_what_a_message_says_is_fetched() -> None:
 
 
 async def test_words_that_look_like_an_address_are_words() -> None:
-    """What is said, and what tools are called with, is not fetched by anybody."""
+    """Texts and tool arguments are not fetched."""
     call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"url": "http://127.0.0.1:1"}'}}
     messages = [
         {"role": "user", "content": "https://127.0.0.1:1/ ?", "name": "path"},
@@ -568,7 +571,7 @@ async def test_an_image_may_come_with_the_message() -> None:
 
 @pytest.mark.parametrize("kind", ["mcp", "web_search_20250305", "code_interpreter", None])
 async def test_only_functions_are_tools(kind: str | None) -> None:
-    """The others are servers that LiteLLM or the provider would call."""
+    """LiteLLM or the provider would call the servers of other tools."""
     tools = [{"type": kind, "server_url": "http://127.0.0.1:1/", "server_label": "x", "name": "web_search"}]
     async with behind(CLAUDE, MESSAGES_PATH, replying(message("x"))) as (engine, fake):
         error = await failure(engine.complete({"messages": MESSAGES, "tools": tools}), fake.url)
@@ -578,7 +581,7 @@ async def test_only_functions_are_tools(kind: str | None) -> None:
 
 
 async def test_a_parameter_that_the_provider_lacks_is_refused_by_name_unless_nothing_is_lost() -> None:
-    """Anthropic's API has no `logit_bias`; nor `seed`, of which OpenAI promises little."""
+    """Anthropic's API has no `logit_bias`, and no `seed`, which has no guaranteed effect at OpenAI."""
     async with behind(CLAUDE, MESSAGES_PATH, replying(message("x"))) as (engine, fake):
         error = await failure(engine.complete({"messages": MESSAGES, "logit_bias": {"5": 1}}), fake.url)
         assert isinstance(error, EngineRejected)
@@ -600,7 +603,7 @@ async def test_a_parameter_that_the_provider_lacks_is_refused_by_name_unless_not
     ],
 )
 async def test_one_small_call_tells_how_a_model_continues(model: str, answer: str, known: Continuation | None) -> None:
-    """And no more than that one, since calls cost money; a second one, of `instruct`, where it does not."""
+    """Calls cost money: one probe call, and a second one for `instruct` if the first mode fails."""
     handler = replying(message(answer))
     async with behind(model, MESSAGES_PATH, handler, continuation="auto") as (engine, fake):
         await engine.probe()
@@ -612,7 +615,7 @@ async def test_one_small_call_tells_how_a_model_continues(model: str, answer: st
 
 
 async def test_a_refused_opening_means_that_it_cannot_continue() -> None:
-    """Claude from 4.6 on (platform.claude.com, migration guide)."""
+    """Claude since 4.6 (platform.claude.com, migration guide)."""
     words = "This model does not support assistant message prefill. The conversation must end with a user message."
     handler = replying(anthropic_error("invalid_request_error", words), status=400)
     async with behind(CLAUDE, MESSAGES_PATH, handler, continuation="auto") as (engine, _):
@@ -644,7 +647,7 @@ async def test_vllms_flags_reach_the_body() -> None:
 
 
 async def test_a_configured_continuation_costs_no_call_and_the_last_call_says_whether_it_is_up() -> None:
-    """There is nothing to look at that is free: up until a call fails, down until one does not."""
+    """There is no free probe: the engine is up until a call fails, and down until a call succeeds."""
     answers: list[Handler] = [replying(message("x")), replying({}, status=401), replying(message("x"))]
 
     async def handler(request: Any) -> Any:
@@ -667,19 +670,19 @@ async def test_a_configured_continuation_costs_no_call_and_the_last_call_says_wh
         assert len(fake.requests) == 3
 
 
-# Real ones.
+# Real models.
 
 
 @pytest.mark.models
 @pytest.mark.parametrize("model", ["openai/small", "hosted_vllm/small"])
 async def test_a_real_student_goes_on_through_litellm(model: str, engines: LocalStack) -> None:
-    """llama.cpp behind LiteLLM's two ways to an OpenAI-compatible server."""
+    """llama.cpp through LiteLLM's two providers for OpenAI-compatible servers."""
     async with engine_at(engines.student_url + "/v1", model, continuation="auto", total_s=60) as engine:
         await engine.probe()
         known = engine.state.continuation
         assert isinstance(known, Continuation)
         chunks = await chunks_of(engine, Prefill("The sky is", known), max_tokens=6, temperature=0)
-        text, reasons, usage = told(chunks)
+        text, reasons, usage = summary(chunks)
         assert text.strip()
         assert reasons == ["length"]
         assert usage is not None
@@ -689,7 +692,7 @@ async def test_a_real_student_goes_on_through_litellm(model: str, engines: Local
 @pytest.mark.models
 @pytest.mark.timeout(120)
 async def test_guided_answers_with_litellm_on_either_side(engines: LocalStack, redis_url: str, tmp_path: Path) -> None:
-    """A gateway in a process of its own: LiteLLM once as the student, once as the teacher."""
+    """A gateway in a separate process, with LiteLLM as the student and as the teacher."""
     free = {"input_per_1m": 0.1, "output_per_1m": 0.1}
     through = {"model": "openai/small", "api_key": "env:GKT_TEST_KEY", "price": free}
     base = engines.student_url + "/v1"

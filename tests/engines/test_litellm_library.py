@@ -19,7 +19,7 @@ from tests.gateway_process import sha256
 if TYPE_CHECKING:
     from pathlib import Path
 
-# Written into a process of its own: what was imported, and where connections were tried, is of the whole process.
+# The script of a separate process, since imports and connection attempts concern the whole process.
 WATCHED = """
 import asyncio, json, os, socket, sys
 
@@ -48,7 +48,7 @@ watch(socket, "getaddrinfo")
 """
 
 ENGINE = """
-from gateway.engines.http import Deadlines
+from gateway.engines.http import EngineDeadlines
 from gateway.engines.litellm import LiteLLMEngine
 from gateway.engines.litellm_library import load
 
@@ -66,7 +66,7 @@ async def main(url):
     library = await load(["anthropic/claude-sonnet-4-5"])
     ticking.cancel()
     engine = LiteLLMEngine(
-        "e", "anthropic/claude-sonnet-4-5", library, deadlines=Deadlines(), api_base=url, api_key="k"
+        "e", "anthropic/claude-sonnet-4-5", library, deadlines=EngineDeadlines(), api_base=url, api_key="k"
     )
     await engine.probe()
     await engine.complete({"messages": [{"role": "user", "content": "hi"}]})
@@ -101,7 +101,7 @@ OFFLINE = ("LITELLM", "TIKTOKEN")
 
 
 def said_by(script: str, *arguments: str, **environ: str) -> dict[str, Any]:
-    """What the script prints, in a process whose environment says nothing to LiteLLM."""
+    """Return the output of the script, in a process without environment variables of LiteLLM."""
     plain = {name: value for name, value in os.environ.items() if not name.startswith(OFFLINE)}
     done = subprocess.run(
         [sys.executable, "-c", script, *arguments],
@@ -109,23 +109,23 @@ def said_by(script: str, *arguments: str, **environ: str) -> dict[str, Any]:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    said: dict[str, Any] = json.loads(done.stdout)  # and not a word beside it
-    return said
+    output: dict[str, Any] = json.loads(done.stdout)  # no other output
+    return output
 
 
 @pytest.mark.long
 async def test_litellm_calls_nobody_but_the_engine(tmp_path: Path) -> None:
-    """No price list, no telemetry, no model's details; and what tiktoken reads stays where it was."""
+    """No requests for prices, telemetry or model details. The cache folder of tiktoken does not change."""
     async with serving({"/v1/messages": replying(message(" o p"))}) as fake:
-        said = await asyncio.to_thread(
+        output = await asyncio.to_thread(
             said_by, WATCHED + ENGINE, fake.url, TIKTOKEN_CACHE_DIR=str(tmp_path), ANTHROPIC_API_KEY="not-this"
         )
         assert [request.headers["x-api-key"] for request in fake.requests] == ["k", "k"]
-    assert (said["before"], said["after"]) == (False, True)
-    assert said["tried"] == [fake.url.removeprefix("http://")]
-    assert said["tiktoken"] == str(tmp_path)
-    assert said["handlers"] == []
-    assert said["held_s"] < 1.5  # the import takes longer; other threads get their turn
+    assert (output["before"], output["after"]) == (False, True)
+    assert output["tried"] == [fake.url.removeprefix("http://")]
+    assert output["tiktoken"] == str(tmp_path)
+    assert output["handlers"] == []
+    assert output["held_s"] < 1.5  # the import takes longer but does not hold the lock
 
 
 async def test_a_litellm_that_cannot_be_imported_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,7 +135,7 @@ async def test_a_litellm_that_cannot_be_imported_is_said_in_one_line(monkeypatch
     litellm_library._load.cache_clear()
     monkeypatch.setattr(litellm_library.importlib, "import_module", fails)
     try:
-        with pytest.raises(StartupError, match="LiteLLM cannot be used") as caught:
+        with pytest.raises(StartupError, match="LiteLLM cannot be imported") as caught:
             await litellm_library.load()
         assert "\n" not in caught.value.message
     finally:
@@ -143,7 +143,7 @@ async def test_a_litellm_that_cannot_be_imported_is_said_in_one_line(monkeypatch
 
 
 def test_a_gateway_without_such_engines_never_imports_it(redis_url: str, tmp_path: Path) -> None:
-    """It takes seconds and 190 MB. Prices, tokenizers and the providers' names are read beside it."""
+    """The import takes seconds and 190 MB. Prices, tokenizers and provider names are read without it."""
     yaml = YAML()
     (tmp_path / "policies").mkdir()
     price = {"input_per_1m": 1, "output_per_1m": 1}

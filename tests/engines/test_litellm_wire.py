@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @asynccontextmanager
 async def pool_of(api_base: str | None, **options: Any) -> AsyncIterator[tuple[EnginePool, httpx.AsyncClient]]:
-    """A pool, and a client as LiteLLM makes them: it follows redirects, keeps cookies and lives long."""
+    """Yield a pool, and a client like LiteLLM's: it follows redirects and stores cookies."""
     pool = EnginePool(api_base, EngineDeadlines(), **options)
     async with httpx.AsyncClient(transport=AsyncWire(), follow_redirects=True) as client:
         yield pool, client
@@ -25,7 +25,7 @@ async def pool_of(api_base: str | None, **options: Any) -> AsyncIterator[tuple[E
 
 
 async def test_a_call_stays_at_the_engines_address() -> None:
-    """Whatever LiteLLM was talked into: another port is another host."""
+    """Another port counts as another host."""
     async with serving({}) as there, serving({}) as elsewhere, pool_of(there.url) as (pool, client):
         with pool.call() as call:
             await client.post(there.url + "/v1/x")
@@ -50,7 +50,7 @@ async def test_nothing_is_sent_that_no_engine_asked_for() -> None:
 
 
 async def test_no_blocking_call_is_made_on_the_event_loop() -> None:
-    """In a thread it may be: some providers fetch a token there. It stays at the engine's address as well."""
+    """A thread may make one, since some providers fetch a token there, but only to the engine's address."""
     async with serving({"/token": replying({})}) as there, pool_of(there.url) as (pool, _):
         wire = SyncWire()
         with httpx.Client(transport=wire) as client, pool.call():
@@ -90,7 +90,7 @@ async def test_an_errors_words_are_kept_unless_they_could_quote_the_key(status: 
     async with serving({"/": replying(b'"words"', status=status)}) as there, pool_of(there.url) as (pool, client):
         with pool.call() as call:
             await client.get(there.url + "/")
-        assert call.said == kept
+        assert call.error_body == kept
 
 
 @pytest.mark.parametrize(
@@ -110,9 +110,9 @@ async def test_a_reason_for_ending_is_seen_and_not_one_in_a_text(body: bytes, en
 
 
 async def test_what_goes_with_a_call_is_asked_anew_for_each() -> None:
-    """The ids of a trace, where traces are on. Of what LiteLLM does by itself between calls nothing is told."""
-    told: list[dict[str, str] | None] = [{"traceparent": "one"}, {"traceparent": "two"}, None]
-    async with serving({}) as there, pool_of(there.url, outgoing=lambda: told.pop(0)) as (pool, client):
+    """Trace headers are read for each call. LiteLLM's own requests between calls have none."""
+    headers: list[dict[str, str] | None] = [{"traceparent": "one"}, {"traceparent": "two"}, None]
+    async with serving({}) as there, pool_of(there.url, outgoing=lambda: headers.pop(0)) as (pool, client):
         for _ in range(3):
             with pool.call():
                 await client.post(there.url)

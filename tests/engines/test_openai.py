@@ -8,7 +8,7 @@ import pytest
 from aiohttp import web
 
 from gateway.capabilities.continuation import Continuation
-from gateway.engines.base import OpeningReply, OpeningRequest, TokenUsage
+from gateway.engines.base import TeacherReply, TeacherRequest, TokenUsage
 from gateway.engines.chat import read_usage
 from gateway.engines.openai import OpenAIEngine
 from gateway.errors import (
@@ -64,53 +64,57 @@ async def chunks_of(engine: OpenAIEngine, body: dict[str, Any] | None = None) ->
         return [chunk async for chunks in groups for chunk in chunks]
 
 
-# Openings.
+# Guidance.
 
 
 @pytest.mark.parametrize(
     ("request_", "sent"),
     [
-        (OpeningRequest(max_tokens=40, messages=MESSAGES), {"temperature": 0.0}),
+        (TeacherRequest(max_tokens=40, messages=MESSAGES), {"temperature": 0.0}),
         (
-            OpeningRequest(max_tokens=40, messages=MESSAGES, temperature=0.7, top_p=1.0, seed=0, stop=("x", "y")),
+            TeacherRequest(max_tokens=40, messages=MESSAGES, temperature=0.7, top_p=1.0, seed=0, stop=("x", "y")),
             {"temperature": 0.7, "top_p": 1.0, "seed": 0, "stop": ["x", "y"]},
         ),
     ],
 )
-async def test_a_chat_opening_is_exactly_this(request_: OpeningRequest, sent: dict[str, Any]) -> None:
-    """Only what the policy sets goes out, and the server's own name of the model."""
+async def test_a_chat_opening_is_exactly_this(request_: TeacherRequest, sent: dict[str, Any]) -> None:
+    """Only the policy's parameters and the server's name of the model are sent."""
     async with openai({CHAT: replying(reply("Because", "length", usage=COUNTED))}) as (engine, fake):
-        opening = await engine.opening(request_)
+        opening = await engine.generate_guidance(request_)
     assert fake.bodies == [{"model": "org/model", "messages": MESSAGES, "max_tokens": 40, **sent}]
-    assert opening == OpeningReply("Because", "length", TokenUsage(9, 4))
+    assert opening == TeacherReply("Because", "length", TokenUsage(9, 4))
 
 
 async def test_a_raw_opening_is_exactly_this() -> None:
-    """Raw text goes to /completions, as it is."""
+    """Raw text is sent to /completions unchanged."""
     answer = {"choices": [{"index": 0, "text": " because", "finish_reason": "length"}], "usage": COUNTED}
     async with openai({RAW: replying(answer)}) as (engine, fake):
-        opening = await engine.opening(OpeningRequest(max_tokens=40, prompt="Q: why?\nA:", seed=3, stop=("\nQ:",)))
+        opening = await engine.generate_guidance(
+            TeacherRequest(max_tokens=40, prompt="Q: why?\nA:", seed=3, stop=("\nQ:",))
+        )
     sent = {"prompt": "Q: why?\nA:", "max_tokens": 40, "temperature": 0.0, "seed": 3, "stop": ["\nQ:"]}
     assert fake.bodies == [{"model": "org/model", **sent}]
-    assert opening == OpeningReply(" because", "length", TokenUsage(9, 4))
+    assert opening == TeacherReply(" because", "length", TokenUsage(9, 4))
 
 
 async def test_a_raw_opening_is_heard_as_it_is_written() -> None:
-    """As a stream of text completions, with its counts at the end."""
+    """As a stream of text completions with usage at the end."""
     parts = [{"choices": [{"index": 0, "text": text, "finish_reason": None}]} for text in (" because", " of")]
     last = [{"choices": [{"index": 0, "text": "", "finish_reason": "length"}]}, {"choices": [], "usage": COUNTED}]
-    heard: list[str] = []
+    pieces: list[str] = []
     async with openai({RAW: streaming(*parts, *last)}) as (engine, fake):
-        opening = await engine.opening(OpeningRequest(max_tokens=40, prompt="Q: why?\nA:"), tell=heard.append)
+        opening = await engine.generate_guidance(
+            TeacherRequest(max_tokens=40, prompt="Q: why?\nA:"), on_text=pieces.append
+        )
     sent = {"prompt": "Q: why?\nA:", "max_tokens": 40, "temperature": 0.0}
     streamed = {"stream": True, "stream_options": {"include_usage": True}}
     assert fake.bodies == [{"model": "org/model", **sent, **streamed}]
-    assert heard == [" because", " of"]
-    assert opening == OpeningReply(" because of", "length", TokenUsage(9, 4))
+    assert pieces == [" because", " of"]
+    assert opening == TeacherReply(" because of", "length", TokenUsage(9, 4))
 
 
 @pytest.mark.parametrize(
-    ("said", "finish"),
+    ("reason", "finish"),
     [
         ("stop", "stop"),
         ("length", "length"),
@@ -120,10 +124,10 @@ async def test_a_raw_opening_is_heard_as_it_is_written() -> None:
         ("", "length"),
     ],
 )
-async def test_only_a_known_end_of_an_opening_is_one(said: str | None, finish: str) -> None:
-    """What is not known to be an end is a cut: the student goes on, and nobody gets half an answer."""
-    async with openai({CHAT: replying(reply("Because", said))}) as (engine, _):
-        assert (await engine.opening(OpeningRequest(max_tokens=40, messages=MESSAGES))).finish == finish
+async def test_only_a_known_end_of_an_opening_is_one(reason: str | None, finish: str) -> None:
+    """An unknown finish reason counts as a cut, so the student continues."""
+    async with openai({CHAT: replying(reply("Because", reason))}) as (engine, _):
+        assert (await engine.generate_guidance(TeacherRequest(max_tokens=40, messages=MESSAGES))).finish == finish
 
 
 NOT_OPENAIS = [
@@ -145,20 +149,20 @@ NOT_OPENAIS = [
 
 
 @pytest.mark.parametrize("body", NOT_OPENAIS)
-@pytest.mark.parametrize("asked", [{"messages": MESSAGES}, {"prompt": "x"}])
-async def test_an_opening_without_text_is_garbled(body: Any, asked: dict[str, Any]) -> None:
-    """Whatever a 200 holds."""
+@pytest.mark.parametrize("fields", [{"messages": MESSAGES}, {"prompt": "x"}])
+async def test_an_opening_without_text_is_a_protocol_error(body: Any, fields: dict[str, Any]) -> None:
     async with openai({CHAT: replying(body), RAW: replying(body)}) as (engine, fake):
         assert isinstance(
-            await failure(engine.opening(OpeningRequest(max_tokens=4, **asked)), fake.url), EngineProtocolError
+            await failure(engine.generate_guidance(TeacherRequest(max_tokens=4, **fields)), fake.url),
+            EngineProtocolError,
         )
 
 
-# Whole replies.
+# JSON replies.
 
 
 async def test_a_body_goes_out_as_it_came() -> None:
-    """But for the model's name; the caller's body itself is not changed, and the reply is the engine's own."""
+    """Except for the model's name. The caller's body is not modified."""
     body = {"model": "student", "messages": MESSAGES, "unknown": {"a": [1]}, "top_p": 1, "presence_penalty": 0}
     before = orjson.dumps(body)
     async with openai({CHAT: replying(reply("Hi", extra=1))}) as (engine, fake):
@@ -177,8 +181,8 @@ async def test_a_body_goes_out_as_it_came() -> None:
         {"choices": [{"message": {"content": "x"}, "index": "0"}]},
     ],
 )
-async def test_a_reply_without_messages_is_garbled(body: Any) -> None:
-    """Every choice has a message: those who read the reply rely on it."""
+async def test_a_reply_without_messages_is_a_protocol_error(body: Any) -> None:
+    """Readers of the reply rely on a message in each choice."""
     async with openai({CHAT: replying(body)}) as (engine, fake):
         assert isinstance(await failure(engine.complete({"messages": MESSAGES}), fake.url), EngineProtocolError)
 
@@ -187,7 +191,7 @@ async def test_a_reply_without_messages_is_garbled(body: Any) -> None:
 
 
 async def test_a_stream_is_passed_on_chunk_by_chunk() -> None:
-    """The usage chunk, which has no choices, among them; [DONE] is the end, and no chunk."""
+    """Including the usage chunk without choices. [DONE] is no chunk."""
     sent = [chunk("Be"), chunk("cause"), chunk("", "stop"), {"choices": [], "usage": COUNTED}]
     async with openai({CHAT: streaming(*sent, b"[DONE]", chunk("never"))}) as (engine, fake):
         assert await chunks_of(engine, {"stream": True}) == sent
@@ -200,23 +204,22 @@ async def test_a_stream_that_just_ends_has_failed(events: list[Any]) -> None:
     async with openai({CHAT: streaming(*events)}) as (engine, fake):
         error = await failure(chunks_of(engine), fake.url)
     assert type(error) is EngineFailed
-    assert error.message == "Engine 'the-engine' broke off in the middle of its answer."
+    assert error.message == "Engine 'the-engine' closed the stream before its end."
 
 
 async def test_done_without_a_finish_reason_is_an_end() -> None:
-    """Some servers never name a reason."""
+    """Some servers send no finish_reason."""
     async with openai({CHAT: streaming(chunk("Be"), b"[DONE]")}) as (engine, _):
         assert await chunks_of(engine) == [chunk("Be")]
 
 
 async def test_a_finish_reason_without_done_is_an_end() -> None:
-    """Some servers never send [DONE]."""
+    """Some servers send no [DONE]."""
     async with openai({CHAT: streaming(chunk("Be"), chunk("", "stop"))}) as (engine, _):
         assert len(await chunks_of(engine)) == 2
 
 
 async def test_a_stream_of_two_choices_ends_with_the_second() -> None:
-    """One that finished does not make the other whole."""
     events = [chunk("a"), chunk("b", index=1), chunk("", "stop")]
     async with openai({CHAT: streaming(*events)}) as (engine, fake):
         assert isinstance(await failure(chunks_of(engine, {"n": 2}), fake.url), EngineFailed)
@@ -226,7 +229,7 @@ async def test_a_stream_of_two_choices_ends_with_the_second() -> None:
 
 @pytest.mark.parametrize("finished", [False, True])
 async def test_a_reset_is_an_error_only_before_the_finish(*, finished: bool) -> None:
-    """An answer that is whole stays whole, whatever happens to its connection."""
+    """A complete answer is valid whatever happens to its connection."""
 
     async def talk(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
@@ -247,7 +250,7 @@ async def test_a_reset_is_an_error_only_before_the_finish(*, finished: bool) -> 
 
 
 async def test_a_stream_that_falls_silent_times_out() -> None:
-    """Before it has finished."""
+    """Before its finish_reason."""
     handler = streaming(chunk("Be"), chunk("", "stop"), pause_s=0.5)
     async with serving({CHAT: handler}) as fake, engine_http(fake.url + "/v1", idle_s=0.05) as http:
         assert isinstance(await failure(chunks_of(OpenAIEngine(NAME, "m", http)), fake.url), EngineTimeout)
@@ -267,17 +270,17 @@ async def test_a_stream_that_falls_silent_times_out() -> None:
     ],
 )
 async def test_an_error_event_is_a_failure(event: Any, tail: str, reason: str | None) -> None:
-    """In any of the shapes servers use, even after a finish."""
+    """In each of the formats that servers use, also after a finish_reason."""
     for before in (chunk("Be"), chunk("Be", "stop")):
         async with openai({CHAT: streaming(before, event, b"[DONE]")}) as (engine, fake):
             error = await failure(chunks_of(engine), fake.url)
         assert type(error) is EngineFailed
-        assert error.message == "Engine 'the-engine' failed in the middle of its answer" + tail
+        assert error.message == "Engine 'the-engine' failed during its answer" + tail
         assert error.reason == reason
 
 
 async def test_an_error_event_is_shown_without_the_engines_address() -> None:
-    """As error replies are."""
+    """Like an error reply."""
 
     async def handler(request: web.Request) -> web.StreamResponse:
         return await streaming({"error": f"no connection to {request.host}"})(request)
@@ -308,8 +311,8 @@ async def test_an_error_event_is_shown_without_the_engines_address() -> None:
         {"choices": [{"delta": {}, "finish_reason": {}}]},
     ],
 )
-async def test_an_event_that_is_no_chunk_is_garbled(event: Any) -> None:
-    """Those who read a chunk rely on its shape."""
+async def test_an_event_that_is_no_chunk_is_a_protocol_error(event: Any) -> None:
+    """Readers of a chunk rely on its shape."""
     async with openai({CHAT: streaming(chunk("Be"), event, b"[DONE]")}) as (engine, fake):
         assert isinstance(await failure(chunks_of(engine), fake.url), EngineProtocolError)
 
@@ -348,7 +351,7 @@ def stored(tokens: int, cached: int = 0) -> TokenUsage:
         ({**COUNTED, "prompt_tokens_details": {"cache_write_tokens": "3"}}, TokenUsage(9, 4)),
         ({**COUNTED, "prompt_tokens_details": None}, TokenUsage(9, 4)),
         ({**COUNTED, "prompt_tokens_details": [5]}, TokenUsage(9, 4)),
-        ({**COUNTED, "total_tokens": 5013}, TokenUsage(9, 5004)),  # hidden reasoning stands in the total alone
+        ({**COUNTED, "total_tokens": 5013}, TokenUsage(9, 5004)),  # hidden reasoning counts in the total only
         ({**COUNTED, "total_tokens": 10}, TokenUsage(9, 4)),
         ({**COUNTED, "total_tokens": 2**64 - 1}, TokenUsage(9, 4)),
         (None, None),
@@ -370,19 +373,19 @@ def stored(tokens: int, cached: int = 0) -> TokenUsage:
     ],
 )
 async def test_usage_is_what_the_engine_counted_or_none(sent: Any, usage: TokenUsage | None) -> None:
-    """No chat has an empty prompt, so 0 there was not counted; no count is negative, a text or a truth value."""
+    """0 prompt tokens means that the engine did not count. Negative counts, texts and booleans are no counts."""
     assert read_usage(sent) == usage
     async with openai({CHAT: replying(reply("Because", usage=sent))}) as (engine, _):
-        assert (await engine.opening(OpeningRequest(max_tokens=4, messages=MESSAGES))).usage == usage
+        assert (await engine.generate_guidance(TeacherRequest(max_tokens=4, messages=MESSAGES))).usage == usage
 
 
 async def test_usage_may_be_missing() -> None:
-    """Then the ledger estimates."""
+    """Then the ledger estimates the counts."""
     async with openai({CHAT: replying(reply("Because"))}) as (engine, _):
-        assert (await engine.opening(OpeningRequest(max_tokens=4, messages=MESSAGES))).usage is None
+        assert (await engine.generate_guidance(TeacherRequest(max_tokens=4, messages=MESSAGES))).usage is None
 
 
-# The probe. Servers as they differ in what they make of an assistant's message at the end.
+# The probe. The servers differ in their treatment of a trailing assistant message.
 
 ALPHABET = "a b c d e f g h i j k l m n o p q r s t u v w x y z"
 BEGUN = "a b c d e f g h i j k l m n"
@@ -390,7 +393,7 @@ RESTART = ALPHABET[:23]  # twelve letters, as many as the probe has tokens
 
 
 class Refused(Exception):
-    """The server answers with this status."""
+    """An answer of the server with this status."""
 
     def __init__(self, status: int) -> None:
         self.status = status
@@ -470,13 +473,13 @@ def failing_on_a_trailing_message(body: dict[str, Any]) -> str:
     ],
 )
 async def test_the_probe_finds_how_a_server_continues(answer: Any, owner: Any, found: Continuation | None) -> None:
-    """By trying the likeliest way first and reading what comes back."""
+    """The probe tries the likeliest mode first."""
     async with openai(server(answer, owner)) as (engine, fake):
         assert engine.state.continuation == "not_probed"
         await engine.probe()
         assert engine.state.continuation == found
         assert engine.state.warnings == (
-            [] if found else ["the engine goes on with no opening: with placement prefix it gets guidance as context"]
+            [] if found else ["the engine continues no assistant message: placement prefix sends guidance as context"]
         )
         assert engine.state.facts == {"owned_by": owner, "models": ["org/model"]}
         assert {body["model"] for body in fake.bodies if body} == {"org/model"}
@@ -490,20 +493,20 @@ async def test_a_server_whose_owner_is_known_is_asked_once() -> None:
 
 
 @pytest.mark.parametrize("answer", [vllm, openai_itself])
-async def test_how_it_continues_is_looked_at_once_while_it_stays_up(answer: Any) -> None:
-    """Found or not: the probe costs tokens, and what it found wanting stays a warning."""
+async def test_the_continuation_is_probed_once_while_the_engine_is_up(answer: Any) -> None:
+    """The probe costs tokens. Its warning lasts while the engine stays up."""
     async with openai(server(answer)) as (engine, fake):
         await engine.probe()
         engine.state.up = True
-        found, warned, asked = engine.state.continuation, engine.state.warnings, fake.paths.count(CHAT)
+        found, warned, calls = engine.state.continuation, engine.state.warnings, fake.paths.count(CHAT)
         await engine.probe()
         await engine.probe()
-        assert fake.paths.count(CHAT) == asked
+        assert fake.paths.count(CHAT) == calls
         assert (engine.state.continuation, engine.state.warnings) == (found, warned)
 
 
 async def test_an_engine_that_only_embeds_is_not_asked_to_continue_until_an_edit_asks_for_chats() -> None:
-    """And is left alone again when an edit takes that back."""
+    """A later policy change has the opposite effect."""
     role = {"embeds": True}
     async with openai(server(vllm), only_embeds=lambda: role["embeds"]) as (engine, fake):
         await engine.probe()
@@ -511,14 +514,14 @@ async def test_an_engine_that_only_embeds_is_not_asked_to_continue_until_an_edit
         role["embeds"] = False
         await engine.probe()
         assert isinstance(engine.state.continuation, Continuation)
-        asked = fake.paths.count(CHAT)
+        calls = fake.paths.count(CHAT)
         role["embeds"] = True
         await engine.probe()
-        assert (engine.state.continuation, fake.paths.count(CHAT)) == (None, asked)
+        assert (engine.state.continuation, fake.paths.count(CHAT)) == (None, calls)
 
 
-async def test_after_it_was_down_it_is_looked_at_again() -> None:
-    """Another server may have come in its place: one that continues otherwise, or not at all."""
+async def test_capabilities_are_probed_again_after_an_outage() -> None:
+    """Another server, with other capabilities, may have replaced it."""
     behaviour = [vllm]
     async with openai(server(lambda body: behaviour[-1](body))) as (engine, _):
         for answer, found in (
@@ -548,7 +551,7 @@ async def test_after_it_was_down_it_is_looked_at_again() -> None:
 async def test_a_configured_mode_holds_whatever_the_probe_sees(
     mode: Any, answer: Any, found: Continuation, warned: bool
 ) -> None:
-    """From the first request on; the probe adds how the server replies, or says that it did not continue."""
+    """From the first request on. The probe adds the echo, or a warning."""
     async with openai(server(answer), continuation=mode) as (engine, fake):
         assert engine.state.continuation == Continuation(mode, echo=None)
         await engine.probe()
@@ -560,7 +563,7 @@ async def test_a_configured_mode_holds_whatever_the_probe_sees(
 
 @pytest.mark.parametrize("echo", [True, False])
 async def test_a_configured_echo_overrides_what_the_probe_sees(*, echo: bool) -> None:
-    """With a configured mode and without one."""
+    """With and without a configured mode."""
     for answer in (llamacpp, echoing_llamacpp):
         for mode in ("auto", "trailing"):
             async with openai(server(answer), continuation=mode, echo=echo) as (engine, _):
@@ -569,7 +572,7 @@ async def test_a_configured_echo_overrides_what_the_probe_sees(*, echo: bool) ->
 
 
 async def test_none_is_never_tried() -> None:
-    """Nor warned of: it is what was asked for."""
+    """There is no warning either."""
     async with openai(server(vllm), continuation="none") as (engine, fake):
         await engine.probe()
         assert fake.paths == [MODELS]
@@ -588,13 +591,13 @@ async def test_none_is_never_tried() -> None:
     ],
 )
 async def test_other_weights_under_the_same_name_are_another_revision(entry: Any, other: Any) -> None:
-    """As far as /models tells, and not before it was asked: guidance is of one revision."""
+    """As far as /models reports them. Cached guidance belongs to one revision."""
     routes = server(vllm, "vllm")
     async with openai(routes) as (engine, _):
         assert engine.state.revision is None
         found = []
-        for created, told in ((1, entry), (2, entry), (3, other)):
-            routes[MODELS] = replying({"data": [{"id": "org/model", "created": created, **told}]})
+        for created, listed in ((1, entry), (2, entry), (3, other)):
+            routes[MODELS] = replying({"data": [{"id": "org/model", "created": created, **listed}]})
             await engine.probe()
             found.append(engine.state.revision)
     assert found[0] is not None
@@ -602,7 +605,7 @@ async def test_other_weights_under_the_same_name_are_another_revision(entry: Any
 
 
 async def test_a_model_that_the_server_does_not_list_is_a_warning() -> None:
-    """A misspelt name is seen before the first caller sees it."""
+    """It shows a misspelled name before the first request."""
     routes = {**server(vllm, "vllm"), MODELS: replying({"data": [{"id": "other", "owned_by": "vllm"}]})}
     async with openai(routes) as (engine, _):
         await engine.probe()
@@ -614,7 +617,7 @@ async def test_a_model_that_the_server_does_not_list_is_a_warning() -> None:
     "listed", [None, [], 5, {}, {"data": None}, {"data": 5}, {"data": {"a": 1}}, {"data": [5, {}]}]
 )
 async def test_a_list_of_models_may_be_anything(listed: Any) -> None:
-    """Whoever answers is there."""
+    """Any reply shows that the server is available."""
     async with openai({**server(vllm), MODELS: replying(listed)}) as (engine, _):
         await engine.probe()
         assert engine.state.continuation == Continuation("vllm", echo=False)
@@ -625,7 +628,7 @@ async def test_a_list_of_models_may_be_anything(listed: Any) -> None:
 )
 @pytest.mark.parametrize("path", [MODELS, CHAT])
 async def test_a_server_that_answers_nothing_useful_is_not_up(path: str, status: int, kind: type) -> None:
-    """The probe raises, and what is known of how it continues stays unknown: it is looked at next time."""
+    """The probe raises, and the continuation stays unknown until the next probe."""
     broken = {**server(vllm, "vllm"), path: replying({"error": "no"}, status=status)}
     async with openai(broken) as (engine, fake):
         assert type(await failure(engine.probe(), fake.url)) is kind
@@ -637,7 +640,7 @@ async def test_a_server_that_answers_nothing_useful_is_not_up(path: str, status:
 
 
 async def test_a_probe_reply_without_words_is_no_continuation() -> None:
-    """Such as a call of a tool."""
+    """Such as a tool call."""
     routes = {**server(vllm), CHAT: replying(reply(None))}
     async with openai(routes) as (engine, _):
         await engine.probe()
@@ -645,14 +648,14 @@ async def test_a_probe_reply_without_words_is_no_continuation() -> None:
 
 
 async def test_a_model_that_may_think_is_told_not_to_before_it_opens_or_is_probed() -> None:
-    """Its first tokens would be thoughts, which nobody is shown; and llama.cpp continues nothing while it thinks."""
+    """Its first tokens would be reasoning, and llama.cpp continues no message while reasoning is on."""
     async with openai({CHAT: replying(reply("Hi")), MODELS: replying({"data": []})}, continuation="trailing") as (
         engine,
         fake,
     ):
         engine.state.reasoning = "switchable"
-        await engine.opening(OpeningRequest(5, messages=MESSAGES))
+        await engine.generate_guidance(TeacherRequest(5, messages=MESSAGES))
         await engine.probe()
-        told = [body["chat_template_kwargs"] for body in fake.bodies if body is not None]
-        assert told == [{"enable_thinking": False, "thinking": False}] * len(told)
-        assert len(told) >= 2
+        settings = [body["chat_template_kwargs"] for body in fake.bodies if body is not None]
+        assert settings == [{"enable_thinking": False, "thinking": False}] * len(settings)
+        assert len(settings) >= 2

@@ -16,7 +16,7 @@ class Clock:
 def taken(budgets: RetryBudgets, engine: str = "small", tenant: str = "acme") -> int:
     """How many retries are left, all of which are taken."""
     count = 0
-    while budgets.take(engine, tenant, share=0.2, floor=10):
+    while budgets.try_acquire(engine, tenant, share=0.2, floor=10):
         count += 1
     return count
 

@@ -12,7 +12,7 @@ STOPS = st.lists(st.text("ab", max_size=4), max_size=3)
 @given(st.lists(st.text("abc", max_size=4), max_size=8), STOPS)
 @example(["a", "b", "a"], ["aba", "b"])
 def test_any_split_of_a_text_ends_at_the_same_place(pieces: list[str], stops: list[str]) -> None:
-    """And that place is the beginning of the stop string completed first, the longest of those completed together."""
+    """At the start of the stop string that is complete first, or of the longest of several."""
     text = "".join(pieces)
     ends = [(at + len(stop), at) for stop in stops if stop and (at := text.find(stop)) >= 0]
     expected = text[: min(ends)[1]] if ends else text
@@ -23,7 +23,7 @@ def test_any_split_of_a_text_ends_at_the_same_place(pieces: list[str], stops: li
 
 
 def test_only_what_may_begin_a_stop_string_is_held_back() -> None:
-    """Text that cannot is shown at once, so that a stream flows."""
+    """Other text is shown at once."""
     seen = StopFilter(["\nQ:"])
     assert seen.feed("One\n") == "One"
     assert seen.feed("\nQ") == "\n"
@@ -32,7 +32,6 @@ def test_only_what_may_begin_a_stop_string_is_held_back() -> None:
 
 
 def test_nothing_is_shown_after_a_stop_string() -> None:
-    """Whatever the engine goes on to write."""
     seen = StopFilter(["x"])
     assert seen.feed("One x two") == "One "
     assert seen.feed("three") == ""
@@ -40,5 +39,5 @@ def test_nothing_is_shown_after_a_stop_string() -> None:
 
 
 def test_without_stop_strings_nothing_is_held_back() -> None:
-    """An empty one is none."""
+    """An empty stop string is ignored."""
     assert StopFilter([""]).feed("One") == "One"

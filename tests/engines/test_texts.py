@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from gateway.engines.openai import OpenAIEngine
-from gateway.engines.raw_prompts import asked_limit, chat_chunk, chat_reply, text_body
+from gateway.engines.raw_prompts import chat_chunk, chat_reply, requested_limit, text_body
 from gateway.engines.texts import TextWire
 from gateway.errors import EngineFailed, EngineProtocolError
 from tests.engines.fake_server import NAME, engine_http, failure, replying, serving, streaming
@@ -17,7 +17,7 @@ USAGE = {"prompt_tokens": 9, "completion_tokens": 4}
 
 
 def test_a_text_completion_reads_as_a_chat_completion() -> None:
-    """Its text is what the assistant says; the rest stays."""
+    """The text becomes the message; other fields do not change."""
     reply = {"id": "cmpl-1", "object": "text_completion", "choices": [CHOICE], "usage": USAGE, "timings": {}}
     assert chat_reply(reply) == {
         "id": "cmpl-1",
@@ -47,7 +47,7 @@ def test_a_text_completion_reads_as_a_chat_completion() -> None:
     ],
 )
 def test_a_chunk_of_text_reads_as_one_of_a_chat(choice: dict[str, Any], delta: str, finish: str | None) -> None:
-    """A chunk without choices, which brings usage, among them."""
+    """Including a usage chunk without choices."""
     chunk = chat_chunk({"object": "text_completion", "choices": [choice]})
     assert chunk["object"] == "chat.completion.chunk"
     assert chunk["choices"] == [{"index": choice["index"], "delta": {"content": delta}, "finish_reason": finish}]
@@ -60,7 +60,7 @@ def test_a_chunk_of_text_reads_as_one_of_a_chat(choice: dict[str, Any], delta: s
 
 @pytest.mark.parametrize("prompt", ["Q: why?", [1, 2, 3]])
 def test_a_body_keeps_what_a_prompt_has_in_common_with_a_chat(prompt: Any) -> None:
-    """Unknown sampling of the engine's own too; what means something else there is gone, and so are nulls."""
+    """Including unknown sampling parameters. Fields with another meaning and nulls are removed."""
     chat = {
         "model": "m",
         "messages": [],
@@ -97,20 +97,20 @@ def test_a_body_keeps_what_a_prompt_has_in_common_with_a_chat(prompt: Any) -> No
     [({}, None), ({"max_tokens": 3}, 3), ({"max_completion_tokens": 3}, 3), ({"max_tokens": None}, None)],
 )
 def test_a_limit_is_found_in_either_field(chat: dict[str, Any], limit: int | None) -> None:
-    assert asked_limit(chat) == limit
+    assert requested_limit(chat) == limit
 
 
 @pytest.mark.parametrize(
     "body", [None, {}, {"choices": []}, {"choices": [{}]}, {"choices": [{"text": None}]}, {"choices": [{"text": 5}]}]
 )
-async def test_a_reply_without_text_is_garbled(body: Any) -> None:
-    """Those who read it rely on the text."""
+async def test_a_reply_without_text_is_a_protocol_error(body: Any) -> None:
+    """Readers of the reply rely on the text."""
     async with serving({RAW: replying(body)}) as fake, engine_http(fake.url + "/v1") as http:
         assert isinstance(await failure(TextWire(http, "/completions").complete({}), fake.url), EngineProtocolError)
 
 
 async def test_a_stream_of_text_that_breaks_off_is_an_error() -> None:
-    """As one of a chat is; what came before is passed on as it came."""
+    """Like a chat stream. Chunks before the end are delivered."""
     part = {"choices": [{"index": 0, "text": " be", "finish_reason": None}]}
     async with serving({RAW: streaming(part)}) as fake, engine_http(fake.url + "/v1") as http:
         seen: list[Any] = []
@@ -129,7 +129,7 @@ PART = {"index": 0, "text": " be", "finish_reason": None}
 
 @pytest.mark.parametrize("prompt", ["Q: why?\nA:", ["one", "two"], [1, 2, 3]])
 async def test_a_callers_own_prompt_goes_out_as_it_came(prompt: Any) -> None:
-    """To /completions, but for the model's name: it is no chat, and the names of its fields are that route's own."""
+    """To /completions, with the server's name of the model and no other change."""
     body = {"model": "student", "prompt": prompt, "max_tokens": 5, "echo": True, "logprobs": 2, "suffix": None}
     whole = {"choices": [CHOICE], "usage": USAGE}
     async with serving({RAW: replying(whole)}) as fake, engine_http(fake.url + "/v1") as http:
@@ -141,7 +141,7 @@ async def test_a_callers_own_prompt_goes_out_as_it_came(prompt: Any) -> None:
 
 
 async def test_a_callers_own_prompt_streams() -> None:
-    """In the chunks of a chat, for those who relay them."""
+    """As chat chunks, which the relay reads."""
     ended = {"choices": [{"index": 0, "text": "", "finish_reason": "stop"}]}
     routes = {RAW: streaming({"choices": [PART]}, ended, b"[DONE]")}
     async with serving(routes) as fake, engine_http(fake.url + "/v1") as http:

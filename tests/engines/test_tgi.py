@@ -24,7 +24,7 @@ from huggingface_hub.errors import (
 )
 
 from gateway.capabilities.continuation import Continuation
-from gateway.engines.base import OpeningReply, OpeningRequest, TokenUsage
+from gateway.engines.base import TeacherReply, TeacherRequest, TokenUsage
 from gateway.engines.chat import read_usage
 from gateway.engines.tgi import TGIEngine
 from gateway.errors import EngineFailed, EngineOverloaded, EngineProtocolError, EngineRejected
@@ -74,7 +74,7 @@ async def all_of(engine: TGIEngine, body: dict[str, Any] | None = None) -> list[
         return [chunk async for chunks in groups for chunk in chunks]
 
 
-def said(chunks: list[dict[str, Any]]) -> str:
+def text_of(chunks: list[dict[str, Any]]) -> str:
     return "".join(choice["delta"].get("content") or "" for chunk in chunks for choice in chunk["choices"])
 
 
@@ -83,7 +83,7 @@ def finishes(chunks: list[dict[str, Any]]) -> list[str]:
 
 
 async def test_the_openings_of_a_batch_are_calls_in_flight_at_the_same_time() -> None:
-    """TGI makes one batch of them by itself; none waits for another to be answered."""
+    """TGI batches them; no call waits for another."""
     together = asyncio.Barrier(5)
 
     async def when_all_are_there(_: web.Request) -> web.StreamResponse:
@@ -92,8 +92,8 @@ async def test_the_openings_of_a_batch_are_calls_in_flight_at_the_same_time() ->
         return web.json_response(chat_reply())
 
     async with tgi({CHAT: when_all_are_there}) as (engine, fake):
-        opening = OpeningRequest(max_tokens=40, messages=MESSAGES)
-        replies = await asyncio.gather(*(engine.opening(opening, batch="b1") for _ in range(5)))
+        opening = TeacherRequest(max_tokens=40, messages=MESSAGES)
+        replies = await asyncio.gather(*(engine.generate_guidance(opening, batch="b1") for _ in range(5)))
     assert [reply.text for reply in replies] == ["Because"] * 5
     assert fake.paths == [CHAT] * 5
 
@@ -117,15 +117,15 @@ def recorded(name: str) -> Any:
     ],
 )
 async def test_recorded_chats_open_an_answer(name: str, finish: str, usage: TokenUsage) -> None:
-    """A chat's text, why it ended and what it used are read from what real servers sent."""
+    """Text, finish reason and usage of replies recorded from real servers."""
     reply = recorded(name)
     async with tgi({CHAT: replying(reply)}) as (engine, _):
-        opening = await engine.opening(OpeningRequest(max_tokens=100, messages=MESSAGES))
-    assert opening == OpeningReply(reply["choices"][0]["message"]["content"], finish, usage)  # type: ignore[arg-type]
+        opening = await engine.generate_guidance(TeacherRequest(max_tokens=100, messages=MESSAGES))
+    assert opening == TeacherReply(reply["choices"][0]["message"]["content"], finish, usage)  # type: ignore[arg-type]
 
 
 async def test_a_recorded_continuation_repeats_nothing() -> None:
-    """What TGI writes after an assistant's message begins where that ends, with its own space."""
+    """TGI's reply starts after the assistant message, with its own space."""
     reply = recorded("test_continue_final_message.test_llama_completion_single_prompt_continue")
     async with tgi({CHAT: replying(reply)}) as (engine, _):
         answer = await engine.complete({"messages": MESSAGES})
@@ -145,13 +145,13 @@ async def test_a_recorded_continuation_repeats_nothing() -> None:
 async def test_recorded_streams_are_read_whole(
     name: str, chunks: int | None, text: str | None, finish: str, usage: bool | None
 ) -> None:
-    """Every chunk comes through, with one finish, and usage where the server was asked for it."""
+    """All chunks, one finish reason, and usage if the request included it."""
     reply = recorded(name)
     events = reply if isinstance(reply, list) else [reply]
     async with tgi({CHAT: streaming(*events, b"[DONE]")}) as (engine, _):
         read = await all_of(engine)
     assert len(read) == (chunks or len(events))
-    assert said(read) == (said(events) if text is None else text)
+    assert text_of(read) == (text_of(events) if text is None else text)
     assert finishes(read) == [finish]
     counted = [counts for one in read if (counts := read_usage(one["usage"])) is not None]
     assert len(counted) == (1 if usage else 0)
@@ -166,95 +166,95 @@ async def test_recorded_streams_are_read_whole(
     ],
 )
 async def test_recorded_generations_open_an_answer(name: str, stop: tuple[str, ...], finish: str) -> None:
-    """Raw text keeps its leading space; the stop string that TGI left at the end is gone."""
+    """Raw text keeps its leading space. The stop string at its end is removed."""
     reply = recorded(name)
     written = reply["generated_text"]
     kept = written.removesuffix(stop[0]) if stop else written
     assert (kept != written) == bool(stop)
     async with tgi({"/generate": replying(reply)}) as (engine, _):
-        opening = await engine.opening(OpeningRequest(max_tokens=10, prompt="Test request", stop=stop))
+        opening = await engine.generate_guidance(TeacherRequest(max_tokens=10, prompt="Test request", stop=stop))
     assert (opening.text, opening.finish) == (kept, finish)
 
 
 async def test_recorded_generations_of_a_load_are_alike() -> None:
-    """Each of many concurrent replies reads as the one does."""
+    """Each of many concurrent replies has the same result."""
     replies = recorded("test_flash_llama.test_flash_llama_load")
     for reply in replies:
         async with tgi({"/generate": replying(reply, headers=COUNTS)}) as (engine, _):
-            opening = await engine.opening(OpeningRequest(max_tokens=10, prompt="Test request"))
-        assert opening == OpeningReply(" for /api/v1/projects/1", "length", TokenUsage(7, 3))
+            opening = await engine.generate_guidance(TeacherRequest(max_tokens=10, prompt="Test request"))
+        assert opening == TeacherReply(" for /api/v1/projects/1", "length", TokenUsage(7, 3))
 
 
 async def test_a_recorded_tool_call_comes_through_untouched() -> None:
-    """A message without text is a message."""
+    """A message without text is valid."""
     reply = recorded("test_tools_llama.test_flash_llama_grammar_tools_nostream")
     async with tgi({CHAT: replying(reply)}) as (engine, fake):
         assert await engine.complete({"messages": MESSAGES}) == reply
-        refused = await failure(engine.opening(OpeningRequest(max_tokens=10, messages=MESSAGES)), fake.url)
+        refused = await failure(engine.generate_guidance(TeacherRequest(max_tokens=10, messages=MESSAGES)), fake.url)
     assert isinstance(refused, EngineProtocolError)
 
 
-# What goes out.
+# Requests.
 
 
 @pytest.mark.parametrize(
     ("request_", "sent"),
     [
         (
-            OpeningRequest(max_tokens=40, prompt="Q: why?\nA:"),
+            TeacherRequest(max_tokens=40, prompt="Q: why?\nA:"),
             {"max_new_tokens": 40, "details": True, "do_sample": False},
         ),
         (
-            OpeningRequest(max_tokens=40, prompt="Q: why?\nA:", temperature=0.0, top_p=0.9, seed=7, stop=("\nQ:",)),
+            TeacherRequest(max_tokens=40, prompt="Q: why?\nA:", temperature=0.0, top_p=0.9, seed=7, stop=("\nQ:",)),
             {"max_new_tokens": 40, "details": True, "do_sample": False, "seed": 7, "stop": ["\nQ:"]},
         ),
         (
-            OpeningRequest(max_tokens=1, prompt="Q: why?\nA:", temperature=0.8, top_p=0.9, seed=0),
+            TeacherRequest(max_tokens=1, prompt="Q: why?\nA:", temperature=0.8, top_p=0.9, seed=0),
             {"max_new_tokens": 1, "details": True, "do_sample": True, "temperature": 0.8, "top_p": 0.9, "seed": 0},
         ),
         (
-            OpeningRequest(max_tokens=1, prompt="Q: why?\nA:", temperature=0.8, top_p=1.0),
+            TeacherRequest(max_tokens=1, prompt="Q: why?\nA:", temperature=0.8, top_p=1.0),
             {"max_new_tokens": 1, "details": True, "do_sample": True, "temperature": 0.8},
         ),
         (
-            OpeningRequest(max_tokens=1, prompt="Q: why?\nA:", stop=("", "1", "2", "3", "4", "5")),
+            TeacherRequest(max_tokens=1, prompt="Q: why?\nA:", stop=("", "1", "2", "3", "4", "5")),
             {"max_new_tokens": 1, "details": True, "do_sample": False, "stop": ["1", "2", "3", "4"]},
         ),
     ],
 )
-async def test_a_raw_opening_is_exactly_this_to_generate(request_: OpeningRequest, sent: dict[str, Any]) -> None:
-    """Parameters and max_new_tokens always; temperature 0 as do_sample off; no top_p of 1; four stops, none empty."""
+async def test_a_raw_opening_is_exactly_this_to_generate(request_: TeacherRequest, sent: dict[str, Any]) -> None:
+    """`parameters` and max_new_tokens are always sent. Temperature 0 disables sampling; top_p 1 is omitted."""
     async with tgi({"/generate": replying(GENERATED, headers=COUNTS)}) as (engine, fake):
-        opening = await engine.opening(request_)
+        opening = await engine.generate_guidance(request_)
     assert fake.paths == ["/generate"]
     assert fake.bodies == [{"inputs": "Q: why?\nA:", "parameters": sent}]
-    assert opening == OpeningReply(" because", "length", TokenUsage(7, 3))
+    assert opening == TeacherReply(" because", "length", TokenUsage(7, 3))
 
 
 @pytest.mark.parametrize(
     ("request_", "sent"),
     [
-        (OpeningRequest(max_tokens=40, messages=MESSAGES), {"temperature": 0.0}),
+        (TeacherRequest(max_tokens=40, messages=MESSAGES), {"temperature": 0.0}),
         (
-            OpeningRequest(max_tokens=40, messages=MESSAGES, temperature=0.7, top_p=0.9, seed=7, stop=("x", "")),
+            TeacherRequest(max_tokens=40, messages=MESSAGES, temperature=0.7, top_p=0.9, seed=7, stop=("x", "")),
             {"temperature": 0.7, "top_p": 0.9, "seed": 7, "stop": ["x"]},
         ),
-        (OpeningRequest(max_tokens=40, messages=MESSAGES, temperature=0.0, top_p=0.9), {"temperature": 0.0}),
-        (OpeningRequest(max_tokens=40, messages=MESSAGES, temperature=0.7, top_p=1.0), {"temperature": 0.7}),
-        (OpeningRequest(max_tokens=40, messages=MESSAGES, top_p=0.0), {"temperature": 0.0}),
+        (TeacherRequest(max_tokens=40, messages=MESSAGES, temperature=0.0, top_p=0.9), {"temperature": 0.0}),
+        (TeacherRequest(max_tokens=40, messages=MESSAGES, temperature=0.7, top_p=1.0), {"temperature": 0.7}),
+        (TeacherRequest(max_tokens=40, messages=MESSAGES, top_p=0.0), {"temperature": 0.0}),
     ],
 )
-async def test_a_chat_opening_is_exactly_this_to_the_chat_route(request_: OpeningRequest, sent: dict[str, Any]) -> None:
-    """That route renders the chat by TGI's own template and reads temperature 0 as greedy."""
+async def test_a_chat_opening_is_exactly_this_to_the_chat_route(request_: TeacherRequest, sent: dict[str, Any]) -> None:
+    """The route applies TGI's template and decodes greedily for temperature 0."""
     reply = chat_reply(usage={"prompt_tokens": 9, "completion_tokens": 40, "total_tokens": 49})
     async with tgi({CHAT: replying(reply)}) as (engine, fake):
-        opening = await engine.opening(request_)
+        opening = await engine.generate_guidance(request_)
     assert fake.bodies == [{"model": "tgi", "messages": MESSAGES, "max_tokens": 40, **sent}]
-    assert opening == OpeningReply("Because", "length", TokenUsage(9, 40))
+    assert opening == TeacherReply("Because", "length", TokenUsage(9, 40))
 
 
 @pytest.mark.parametrize(
-    ("asked", "sent"),
+    ("fields", "sent"),
     [
         ({"model": "student", "unknown": {"a": 1}}, {"unknown": {"a": 1}}),
         ({"presence_penalty": 0, "frequency_penalty": 0}, {"frequency_penalty": 0}),
@@ -278,10 +278,10 @@ async def test_a_chat_opening_is_exactly_this_to_the_chat_route(request_: Openin
 )
 @pytest.mark.parametrize("streamed", [False, True])
 async def test_an_openai_body_goes_out_as_tgi_reads_it(
-    asked: dict[str, Any], sent: dict[str, Any], *, streamed: bool
+    fields: dict[str, Any], sent: dict[str, Any], *, streamed: bool
 ) -> None:
-    """What TGI would misread or refuse is left out or reshaped; all else goes out as it came."""
-    body = {"messages": MESSAGES, **asked}
+    """Fields that TGI misreads or rejects are removed or converted; other fields do not change."""
+    body = {"messages": MESSAGES, **fields}
     before = orjson.dumps(body)
     handler = streaming(chunk("x", "length")) if streamed else replying(chat_reply())
     async with tgi({CHAT: handler}) as (engine, fake):
@@ -291,13 +291,13 @@ async def test_an_openai_body_goes_out_as_tgi_reads_it(
 
 
 async def test_another_model_name_is_an_adapter() -> None:
-    """The configured name goes out, never the caller's."""
+    """The configured name is sent, never the caller's."""
     async with tgi({CHAT: replying(chat_reply())}, model="my-lora") as (engine, fake):
         await engine.complete({"messages": MESSAGES, "model": "what-the-caller-said"})
     assert fake.bodies[0]["model"] == "my-lora"
 
 
-# What comes back.
+# Replies.
 
 
 @pytest.mark.parametrize(
@@ -319,14 +319,14 @@ async def test_another_model_name_is_an_adapter() -> None:
 async def test_an_opening_ends_before_its_stop_string(
     written: str, finish: str | None, stop: tuple[str, ...], text: str, ended: str, *, raw: bool
 ) -> None:
-    """TGI leaves the stop string in, and calls one completed by the last token `length`; no known end is a cut."""
+    """TGI returns the stop string, and reports `length` if the last token completes it. An unknown reason is a cut."""
     routes = {
         "/generate": replying({"generated_text": written, "details": finish and {"finish_reason": finish}}),
         CHAT: replying(chat_reply(written, finish)),
     }
-    asked = {"prompt": "Q: why?\nA:"} if raw else {"messages": MESSAGES}
+    fields = {"prompt": "Q: why?\nA:"} if raw else {"messages": MESSAGES}
     async with tgi(routes) as (engine, _):
-        opening = await engine.opening(OpeningRequest(max_tokens=5, stop=stop, **asked))  # type: ignore[arg-type]
+        opening = await engine.generate_guidance(TeacherRequest(max_tokens=5, stop=stop, **fields))  # type: ignore[arg-type]
     assert (opening.text, opening.finish) == (text, ended)
 
 
@@ -342,16 +342,16 @@ async def test_an_opening_ends_before_its_stop_string(
     ],
 )
 async def test_generate_tells_its_usage_in_headers(headers: dict[str, str], usage: TokenUsage | None) -> None:
-    """Without both counts there is no usage, and the ledger estimates."""
+    """Without both counts there is no usage, and the ledger estimates it."""
     async with tgi({"/generate": replying(GENERATED, headers=headers)}) as (engine, _):
-        assert (await engine.opening(OpeningRequest(max_tokens=5, prompt="x"))).usage == usage
+        assert (await engine.generate_guidance(TeacherRequest(max_tokens=5, prompt="x"))).usage == usage
 
 
 @pytest.mark.parametrize(
     ("sent", "received"), [("eos_token", "stop"), ("stop_sequence", "stop"), ("stop", "stop"), ("length", "length")]
 )
 async def test_finish_reasons_are_openais(sent: str, received: str) -> None:
-    """TGI has three words for having stopped; OpenAI has one."""
+    """TGI has three reasons for a stop, OpenAI has one."""
     async with tgi({CHAT: replying(chat_reply("x", sent))}) as (engine, _):
         assert (await engine.complete({"messages": MESSAGES}))["choices"][0]["finish_reason"] == received
     async with tgi({CHAT: streaming(chunk("x"), chunk("", sent))}) as (engine, _):
@@ -371,7 +371,7 @@ async def test_finish_reasons_are_openais(sent: str, received: str) -> None:
 async def test_an_answer_ends_before_the_callers_stop_string(
     pieces: list[str], finish: str, stop: Any, text: str, ended: str
 ) -> None:
-    """Over tokens, in a stream as in a whole reply; what only looked like its beginning is shown after all."""
+    """Across tokens, in streams and in JSON replies. A partial match is shown at the end."""
     body = {"messages": MESSAGES, "stop": stop}
     async with tgi({CHAT: replying(chat_reply("".join(pieces), finish))}) as (engine, _):
         choice = (await engine.complete(body))["choices"][0]
@@ -379,13 +379,13 @@ async def test_an_answer_ends_before_the_callers_stop_string(
     events = [*map(chunk, pieces[:-1]), chunk(pieces[-1], finish)]
     async with tgi({CHAT: streaming(*events, b"[DONE]")}) as (engine, _):
         chunks = await all_of(engine, body)
-    assert (said(chunks), finishes(chunks)) == (text, [ended])
+    assert (text_of(chunks), finishes(chunks)) == (text, [ended])
     async with tgi({CHAT: streaming(*map(chunk, pieces), chunk(None, finish), b"[DONE]")}) as (engine, _):
         chunks = await all_of(engine, body)
-    assert (said(chunks), finishes(chunks)) == (text, [ended])
+    assert (text_of(chunks), finishes(chunks)) == (text, [ended])
 
 
-# What goes wrong.
+# Errors.
 
 
 @pytest.mark.parametrize(
@@ -401,12 +401,12 @@ async def test_an_answer_ends_before_the_callers_stop_string(
 async def test_an_error_type_is_the_hubs_exception_as_cause(
     status: int, error_type: str, kind: type, cause: type
 ) -> None:
-    """Whoever knows the hub's client finds its names, on every route."""
+    """On each route."""
     handler = replying({"error": "what it says", "error_type": error_type}, status=status)
     async with tgi({"/generate": handler, CHAT: handler}) as (engine, fake):
         for call in (
-            engine.opening(OpeningRequest(max_tokens=5, prompt="x")),
-            engine.opening(OpeningRequest(max_tokens=5, messages=MESSAGES)),
+            engine.generate_guidance(TeacherRequest(max_tokens=5, prompt="x")),
+            engine.generate_guidance(TeacherRequest(max_tokens=5, messages=MESSAGES)),
             engine.complete({"messages": MESSAGES}),
             all_of(engine),
         ):
@@ -418,7 +418,7 @@ async def test_an_error_type_is_the_hubs_exception_as_cause(
 
 
 async def test_a_rejection_in_plain_text_has_no_cause_of_the_hubs() -> None:
-    """TGI's web framework refuses bodies in words of its own."""
+    """TGI's web framework sends such errors."""
     handler = replying("Failed to deserialize the JSON body", status=422)
     async with tgi({CHAT: handler}) as (engine, fake):
         error = await failure(engine.complete({"messages": MESSAGES}), fake.url)
@@ -427,7 +427,6 @@ async def test_a_rejection_in_plain_text_has_no_cause_of_the_hubs() -> None:
 
 
 async def test_a_bad_key_is_an_empty_401() -> None:
-    """TGI says nothing more."""
     async with tgi({CHAT: replying(b"", status=401)}) as (engine, fake):
         error = await failure(engine.complete({"messages": MESSAGES}), fake.url)
     assert isinstance(error, EngineRejected)
@@ -452,10 +451,10 @@ TGI_ERRORS = [
 async def test_an_error_event_is_of_the_kind_that_its_message_names(
     text: str, error_type: str, kind: type[EngineError], route: str
 ) -> None:
-    """TGI answers 200, and says 422 in a chat's event whatever went wrong; [DONE] after it makes it no better."""
+    """TGI answers 200 and reports 422 in each error event of a chat. A later [DONE] does not change this."""
     chat = route == CHAT
-    said = {"error": {"message": text, "http_status_code": 422}} if chat else {"error": text, "error_type": error_type}
-    async with tgi({route: streaming(said, b"[DONE]") if chat else streaming(said)}) as (engine, fake):
+    event = {"error": {"message": text, "http_status_code": 422}} if chat else {"error": text, "error_type": error_type}
+    async with tgi({route: streaming(event, b"[DONE]") if chat else streaming(event)}) as (engine, fake):
         body = None if chat else {"prompt": "x", "max_tokens": 5}
         error = await failure(all_of(engine, body), fake.url)
     assert type(error) is kind
@@ -463,17 +462,17 @@ async def test_an_error_event_is_of_the_kind_that_its_message_names(
     assert text in error.message
     if isinstance(error, EngineRejected):
         assert error.blames_request
-        assert error.message == f"Engine 'the-engine' refused the request: {text}"
+        assert error.message == f"Engine 'the-engine' rejected the request: {text}"
 
 
 @pytest.mark.parametrize(("text", "kind"), [(text, kind) for text, _, kind in TGI_ERRORS])
 async def test_an_error_after_the_first_token_costs_what_was_generated(text: str, kind: type[EngineError]) -> None:
-    """TGI may report any of its errors after it has generated, and those tokens were written."""
+    """TGI may report any error after generation has started."""
     event = {"error": {"message": text, "http_status_code": 422}}
     async with tgi({CHAT: streaming(chunk("One"), event, b"[DONE]")}) as (engine, fake):
         error = await failure(all_of(engine), fake.url)
     assert type(error) is kind
-    assert error.heard
+    assert error.may_have_run
 
 
 @pytest.mark.parametrize(
@@ -485,11 +484,11 @@ async def test_an_error_after_the_first_token_costs_what_was_generated(text: str
     ],
 )
 async def test_an_error_event_is_the_hubs_exception_as_cause(event: Any, cause: type) -> None:
-    """As it is where TGI answers with a status."""
+    """Like an error with a status."""
     async with tgi({CHAT: streaming(chunk("One"), event, b"[DONE]")}) as (engine, fake):
         error = await failure(all_of(engine), fake.url)
     assert type(error) is EngineFailed
-    assert error.message.startswith("Engine 'the-engine' failed in the middle of its answer: ")
+    assert error.message.startswith("Engine 'the-engine' failed during its answer: ")
     assert type(error.__cause__) is cause
 
 
@@ -515,19 +514,18 @@ async def test_an_error_event_is_the_hubs_exception_as_cause(event: Any, cause: 
         {"choices": [{"message": {"content": "x"}}, 5]},
     ],
 )
-async def test_a_reply_that_is_not_tgis_is_garbled(body: Any) -> None:
-    """Whatever a 200 holds, what comes of it is an engine error."""
+async def test_a_reply_that_is_not_tgis_is_a_protocol_error(body: Any) -> None:
     async with tgi({"/generate": replying(body), CHAT: replying(body)}) as (engine, fake):
-        for asked in ({"prompt": "x"}, {"messages": MESSAGES}):
-            error = await failure(engine.opening(OpeningRequest(max_tokens=5, **asked)), fake.url)  # type: ignore[arg-type]
+        for fields in ({"prompt": "x"}, {"messages": MESSAGES}):
+            error = await failure(engine.generate_guidance(TeacherRequest(max_tokens=5, **fields)), fake.url)  # type: ignore[arg-type]
             assert isinstance(error, EngineProtocolError)
 
 
-# What /info tells.
+# /info.
 
 
 async def test_the_probe_keeps_the_servers_limits() -> None:
-    """What the server tells of itself is known afterwards; what nobody uses is not kept."""
+    """Unused facts are not stored."""
     async with tgi({"/info": replying(INFO)}, max_concurrency=96) as (engine, fake):
         await engine.probe()
     assert fake.paths == ["/info"]
@@ -537,29 +535,29 @@ async def test_the_probe_keeps_the_servers_limits() -> None:
 
 
 async def test_a_configured_concurrency_above_the_servers_is_a_warning() -> None:
-    """The server would answer 429: its limit holds, and the operator is told once per probe."""
+    """The server would answer 429, so its limit applies. Each probe has one warning."""
     async with tgi({"/info": replying({**INFO, "max_concurrent_requests": 64})}, max_concurrency=96) as (engine, _):
         await engine.probe()
         await engine.probe()
     assert engine.state.max_concurrency == 64
-    assert engine.state.warnings == ["max_concurrency 96 is above the server's max_concurrent_requests 64: 64 is used"]
+    assert engine.state.warnings == ["max_concurrency 96 exceeds the server's max_concurrent_requests 64; 64 is used"]
 
 
 @pytest.mark.parametrize(("tokens", "warned"), [(8191, False), (8192, True)])
 async def test_guidance_that_can_never_fit_is_a_warning(tokens: int, *, warned: bool) -> None:
-    """The server would refuse every call, and every answer would go unguided."""
+    """The server would reject each call, and each answer would be unguided."""
     routes = {"/info": replying({**INFO, "max_total_tokens": 8192})}
-    asked = {"tokens": 1}
-    async with tgi(routes, longest_opening=lambda: asked["tokens"]) as (engine, _):
+    policy = {"tokens": 1}
+    async with tgi(routes, max_guidance_tokens=lambda: policy["tokens"]) as (engine, _):
         await engine.probe()
         assert engine.state.warnings == []
-        asked["tokens"] = tokens  # policies are edited while the engine is there
+        policy["tokens"] = tokens  # policies change while the engine runs
         await engine.probe()
     assert any("8192" in warning for warning in engine.state.warnings) is warned
 
 
 def test_the_chat_routes_fields_are_the_hubs() -> None:
-    """What goes out for a chat and what is read of its reply has the names that TGI's own client knows."""
+    """Sent and received fields have the names of TGI's own client."""
     sent = {"messages", "model", "max_tokens", "temperature", "seed", "stop", "top_p", "stream", "stream_options"}
     assert sent <= {field.name for field in fields(ChatCompletionInput)}
     assert {"choices", "usage"} <= {field.name for field in fields(ChatCompletionOutput)}
@@ -568,25 +566,25 @@ def test_the_chat_routes_fields_are_the_hubs() -> None:
 
 
 async def test_the_servers_limit_of_stop_strings_holds_for_openings() -> None:
-    """What it is not told of is still cut off."""
+    """The other stop strings are applied to the reply."""
     routes = {"/info": replying({**INFO, "max_stop_sequences": 1}), CHAT: replying(chat_reply("One, two. Three"))}
     async with tgi(routes) as (engine, fake):
         await engine.probe()
-        opening = await engine.opening(OpeningRequest(max_tokens=5, messages=MESSAGES, stop=("x", ".")))
+        opening = await engine.generate_guidance(TeacherRequest(max_tokens=5, messages=MESSAGES, stop=("x", ".")))
     assert fake.bodies[1]["stop"] == ["x"]
     assert (opening.text, opening.finish) == ("One, two", "stop")
 
 
 @pytest.mark.parametrize("info", [None, [], "x", {}, {"model": "x"}])
-async def test_an_info_without_model_is_garbled(info: Any) -> None:
-    """Something else listens there."""
+async def test_an_info_without_model_is_a_protocol_error(info: Any) -> None:
+    """Another service listens at the address."""
     async with tgi({"/info": replying(info)}) as (engine, fake):
         assert isinstance(await failure(engine.probe(), fake.url), EngineProtocolError)
 
 
 @pytest.mark.parametrize("limit", [None, "128", 0, -1, 1.5, []])
 async def test_a_limit_that_is_none_is_not_taken_for_one(limit: Any) -> None:
-    """A server that does not tell its limits is used as configured."""
+    """Without limits in /info the configured ones apply."""
     info = {"model_id": "x", "max_concurrent_requests": limit, "max_stop_sequences": limit}
     async with tgi({"/info": replying(info)}, max_concurrency=96) as (engine, _):
         await engine.probe()

@@ -9,7 +9,7 @@ import pytest
 from aiohttp import web
 
 from gateway.capabilities.continuation import Continuation, Prefill
-from gateway.engines.base import OpeningRequest, TokenUsage
+from gateway.engines.base import TeacherRequest, TokenUsage
 from gateway.engines.tgi import TGIEngine
 from gateway.engines.tgi_text import generate_body, header_counts
 from gateway.errors import EngineFailed, EngineOverloaded, EngineProtocolError, EngineRejected
@@ -66,7 +66,7 @@ class Tgi(ToyServer):
         assert BOS not in body["inputs"], "the server adds it by itself"
         text, finish = self.write(body["inputs"], body["parameters"].get("max_new_tokens"))
         for stop in body["parameters"].get("stop", ()):
-            if stop in text:  # it stands at the end of what TGI says
+            if stop in text:  # TGI's text ends with it
                 return text[: text.index(stop) + len(stop)], "stop_sequence"
         return text, {"stop": "eos_token"}.get(finish, finish)
 
@@ -117,7 +117,7 @@ async def tgi(server: Tgi, **options: Any) -> AsyncIterator[tuple[TGIEngine, Fak
     ids=repr,
 )
 async def test_auto_finds_how_a_tgi_continues(server: Tgi, mode: str | None) -> None:
-    """Its chat route where the template leaves the text whole; else raw; and its special token stands there once."""
+    """The chat route if the template keeps the text unchanged, otherwise a raw prompt, with its special token once."""
     async with tgi(server, continuation="auto") as (engine, fake):
         assert engine.state.continuation == "not_probed"
         await engine.probe()
@@ -134,7 +134,7 @@ async def test_auto_finds_how_a_tgi_continues(server: Tgi, mode: str | None) -> 
 
 
 async def test_its_own_way_is_not_probed() -> None:
-    """`trailing` is what TGI does."""
+    """TGI supports `trailing`."""
     async with tgi(Tgi(finds=False)) as (engine, fake):
         await engine.probe()
         assert fake.paths == ["/info"]
@@ -143,7 +143,7 @@ async def test_its_own_way_is_not_probed() -> None:
 
 
 async def test_a_configured_mode_that_it_does_not_pass_is_reported() -> None:
-    """And holds."""
+    """The configured mode still applies."""
     async with tgi(Tgi(thinks=True), continuation="completions") as (engine, _):
         await engine.probe()
         assert engine.state.warnings == ["the engine did not continue the probe with continuation 'completions'"]
@@ -152,7 +152,7 @@ async def test_a_configured_mode_that_it_does_not_pass_is_reported() -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_stop_string_ends_a_raw_answer_and_is_not_shown(*, stream: bool) -> None:
-    """TGI leaves it in."""
+    """TGI returns the stop string."""
     body = {**CHAT, "stop": "scatter"}
     async with tgi(Tgi()) as (engine, _):
         if stream:
@@ -187,13 +187,13 @@ async def test_a_stop_string_ends_a_raw_answer_and_is_not_shown(*, stream: bool)
     ],
 )
 def test_a_raw_call_samples_as_a_chat_would(chat: dict[str, Any], parameters: dict[str, Any]) -> None:
-    """In /generate's names; 0 is no temperature there, and without `do_sample` it would be greedy."""
+    """With the names of /generate. The route rejects temperature 0, and is greedy without `do_sample`."""
     assert generate_body(chat, "p") == {"inputs": "p", "parameters": {"details": True, **parameters}}
 
 
 @pytest.mark.parametrize("lost", [{"tools": [{}]}, {"n": 2}, {"logprobs": True}])
 async def test_what_a_raw_prompt_cannot_carry_is_refused(lost: dict[str, Any]) -> None:
-    """More than one choice too: /generate writes one."""
+    """Including several choices: /generate returns one."""
     async with tgi(Tgi()) as (engine, fake):
         error = await failure(engine.complete({**CHAT, **lost}, RAW), fake.url)
         assert isinstance(error, EngineRejected)
@@ -201,14 +201,14 @@ async def test_what_a_raw_prompt_cannot_carry_is_refused(lost: dict[str, Any]) -
 
 
 async def test_a_callers_own_prompt_goes_to_generate() -> None:
-    """Whole and streamed, in the shape of a chat's reply; with nothing before or behind it."""
+    """JSON and streamed, in the shape of a chat reply, without added text."""
     body = {"prompt": f"{rendered(CHAT['messages'])}{OPENING}", "max_tokens": 2, "temperature": 0, "top_p": 1}
     async with tgi(Tgi()) as (engine, fake):
         reply = await engine.complete(body)
         async with aclosing(engine.stream({**body, "stream": True})) as groups:
             chunks = [chunk async for group in groups for chunk in group]
-        asked = {"details": True, "do_sample": False, "max_new_tokens": 2}
-        assert fake.bodies == [{"inputs": body["prompt"], "parameters": asked}] * 2
+        parameters = {"details": True, "do_sample": False, "max_new_tokens": 2}
+        assert fake.bodies == [{"inputs": body["prompt"], "parameters": parameters}] * 2
     assert reply["choices"][0]["message"]["content"] == " small molecules"
     assert reply["choices"][0]["finish_reason"] == "length"
     assert "".join(one["delta"]["content"] for chunk in chunks for one in chunk["choices"]) == " small molecules"
@@ -230,50 +230,50 @@ async def test_a_callers_own_prompt_goes_to_generate() -> None:
     ],
 )
 async def test_a_callers_own_prompt_that_generate_cannot_take_is_refused(lost: dict[str, Any]) -> None:
-    """As the caller's to mend, the field named, and nothing spent: nothing of it is left out in silence."""
+    """The error names the field and costs nothing. No field is dropped silently."""
     async with tgi(Tgi()) as (engine, fake):
         error = await failure(engine.complete({"prompt": "a", **lost}), fake.url)
         assert isinstance(error, EngineRejected)
-        assert (error.blames_request, error.heard, error.param) == (True, False, next(iter(lost)))
+        assert (error.blames_request, error.may_have_run, error.param) == (True, False, next(iter(lost)))
         assert fake.paths == []
 
 
 @pytest.mark.parametrize(
-    "said",
+    "defaults",
     [
         {"prompt": ["a"]},
         {"n": 1, "best_of": 1, "suffix": "", "echo": False, "logprobs": None, "logit_bias": {}},
         {"n": None, "best_of": None, "suffix": None, "echo": None, "logit_bias": None},
     ],
 )
-async def test_what_says_the_same_as_nothing_is_not_refused(said: dict[str, Any]) -> None:
-    """One prompt may stand in a list, and clients write defaults out."""
+async def test_what_says_the_same_as_nothing_is_not_refused(defaults: dict[str, Any]) -> None:
+    """A list of one prompt and default values are accepted."""
     async with tgi(Tgi()) as (engine, fake):
-        await engine.complete({"prompt": "a", "max_tokens": 2, "temperature": 0, **said})
-        asked = {"details": True, "do_sample": False, "max_new_tokens": 2}
-        assert fake.bodies == [{"inputs": "a", "parameters": asked}]
+        await engine.complete({"prompt": "a", "max_tokens": 2, "temperature": 0, **defaults})
+        parameters = {"details": True, "do_sample": False, "max_new_tokens": 2}
+        assert fake.bodies == [{"inputs": "a", "parameters": parameters}]
 
 
 @pytest.mark.parametrize("streamed", [False, True])
 async def test_a_chat_that_was_not_rendered_cost_nothing(streamed: bool) -> None:
-    """The model is asked only after that: the receipt has no tokens of such a call."""
+    """The model is called only after rendering."""
     async with serving({"/tokenize": replying(b"", status=500)}) as fake, engine_http(fake.url) as http:
         engine = TGIEngine(NAME, http)
         call = anext(engine.stream(CHAT, RAW)) if streamed else engine.complete(CHAT, RAW)
-        assert not (await failure(call, fake.url)).heard
+        assert not (await failure(call, fake.url)).may_have_run
 
 
 async def test_a_streams_connection_serves_the_next_call() -> None:
-    """TGI ends its stream without a word, in a packet after the last token's."""
+    """TGI's stream ends in a packet after that of the last token."""
     details = {"finish_reason": "length", "input_length": 3, "generated_tokens": 1}
     last = {**TOKEN, "generated_text": " small", "details": details}
     routes = {**Tgi().routes(), "/generate_stream": streaming(last, pause_s=0.005)}
     async with serving(routes) as fake, engine_http(fake.url) as http:
         engine = TGIEngine(NAME, http)
         for _ in range(3):
-            told: list[str] = []
-            heard = await engine.opening(OpeningRequest(1, prompt="a"), tell=told.append)
-            assert ([heard.text], heard.usage) == (told, TokenUsage(3, 1))
+            pieces: list[str] = []
+            reply = await engine.generate_guidance(TeacherRequest(1, prompt="a"), on_text=pieces.append)
+            assert ([reply.text], reply.usage) == (pieces, TokenUsage(3, 1))
         async with aclosing(engine.stream({"prompt": "a", "max_tokens": 1})) as groups:
             assert [group async for group in groups]
         assert fake.connections == 1
@@ -297,7 +297,7 @@ TOKEN = {"index": 1, "token": {"id": 1, "text": " small", "special": False}, "ge
     ],
 )
 async def test_a_raw_stream_that_fails_is_an_error(events: list[Any], kind: type) -> None:
-    """Though it came under 200: half an answer is never a whole one, and what came before is passed on."""
+    """Although its status is 200. Chunks before the error are delivered."""
     routes = {**Tgi().routes(), "/generate_stream": streaming(*events)}
     async with serving(routes) as fake, engine_http(fake.url) as http:
         engine = TGIEngine(NAME, http)
@@ -313,8 +313,7 @@ async def test_a_raw_stream_that_fails_is_an_error(events: list[Any], kind: type
 
 
 @pytest.mark.parametrize("body", [None, [], {}, {"generated_text": None}])
-async def test_a_raw_reply_without_text_is_garbled(body: Any) -> None:
-    """Whatever a 200 holds."""
+async def test_a_raw_reply_without_text_is_a_protocol_error(body: Any) -> None:
     routes = {**Tgi().routes(), "/generate": replying(body)}
     async with serving(routes) as fake, engine_http(fake.url) as http:
         error = await failure(TGIEngine(NAME, http).complete(CHAT, RAW), fake.url)
@@ -322,7 +321,6 @@ async def test_a_raw_reply_without_text_is_garbled(body: Any) -> None:
 
 
 def test_counts_come_from_the_headers_where_they_are_numbers() -> None:
-    """Or not at all."""
     assert header_counts({"x-prompt-tokens": "7", "x-generated-tokens": "3"}) == {
         "prompt_tokens": 7,
         "completion_tokens": 3,

@@ -1,7 +1,7 @@
-"""Model servers whose chat templates and refusals are those of real ones, around one toy model.
+"""Model servers with the chat templates and errors of real ones, around one toy model.
 
-The model knows its answers by heart (`ANSWERS`): it goes on with an answer that stands open in its prompt, and begins
-anew after a closed one. A word with the blank before it is a token. Each server cites what it was made after.
+The model knows its answers (`ANSWERS`). It continues an answer that is open in its prompt, and starts again after a
+closed one. A word with the preceding space is a token. Each server cites its source.
 """
 
 from __future__ import annotations
@@ -79,13 +79,13 @@ class ToyServer:
         return text
 
     def write(self, prompt: str, limit: int | None) -> tuple[str, str]:
-        asked, _, begun = prompt.rpartition(ASSISTANT)
-        question = asked.rpartition(USER)[2].removesuffix(END)
-        question, told, opening = question.partition(_TOLD)
+        before, _, answer_start = prompt.rpartition(ASSISTANT)
+        question = before.rpartition(USER)[2].removesuffix(END)
+        question, instruction, opening = question.partition(_TOLD)
         answer = ANSWERS.get(question.strip(), "I do not know that one.")
-        if told and self.obeys and not answer.startswith(opening.strip()):
+        if instruction and self.obeys and not answer.startswith(opening.strip()):
             answer = opening.strip() + " and so on."
-        words = re.findall(r"\s*\S+", answer.removeprefix(begun))
+        words = re.findall(r"\s*\S+", answer.removeprefix(answer_start))
         return "".join(words[:limit]), "length" if limit is not None and len(words) > limit else "stop"
 
     async def _models(self, _: web.Request) -> web.Response:

@@ -24,7 +24,7 @@ def write(folder: Path, *lines: dict[str, Any] | str) -> Path:
 def refused(path: Path) -> list[str]:
     with pytest.raises(ConfigError) as raised:
         load(str(path))
-    return [str(issue).removeprefix(f"{path}:") for issue in raised.value.mistakes]
+    return [str(issue).removeprefix(f"{path}:") for issue in raised.value.issues]
 
 
 def ids(data: LoadedData) -> list[str]:

@@ -50,7 +50,7 @@ def test_yaml_and_json_hold_the_same_list(tmp_path: Path, text: str) -> None:
 def test_mistakes_are_all_told_with_their_lines(tmp_path: Path, text: str, messages: list[str]) -> None:
     with pytest.raises(ConfigError) as raised:
         exemplars(write(tmp_path, text))
-    found = [str(issue) for issue in raised.value.mistakes]
+    found = [str(issue) for issue in raised.value.issues]
     assert len(found) == len(messages)
     assert all(words in whole for words, whole in zip(messages, found, strict=True)), found
 

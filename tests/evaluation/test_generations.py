@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from msgspec import structs
 
-from gateway.engines.base import OpeningRequest, TokenUsage
+from gateway.engines.base import TeacherRequest, TokenUsage
 from gateway.engines.chat import read_usage
 from gateway.evaluation.generations import Generations, TeacherText, _as_reply
 from gateway.evaluation.pair import ConfiguredPair, engine
@@ -95,10 +95,10 @@ RAW: dict[str, Any] = {"prompt": "Q: What comes after 1, 2?\nA: 3\n\nQ: What com
 async def test_a_cut_is_what_the_engine_says_with_that_limit(prompt: dict[str, Any], engines: LocalStack) -> None:
     """One answer ends by itself, the other at a stop string, as in runs."""
     pair = ConfiguredPair(settings_for(engines.teacher_url, engines.student_url), "big", "small")
-    request = OpeningRequest(**({"max_tokens": 120, "temperature": 0.0, "stop": ()} | prompt))
+    request = TeacherRequest(**({"max_tokens": 120, "temperature": 0.0, "stop": ()} | prompt))
     async with engine(pair, "teacher") as teacher:
         pieces: list[str] = []
-        whole = await teacher.opening(request, tell=pieces.append)
+        whole = await teacher.generate_guidance(request, on_text=pieces.append)
         assert whole.usage is not None
         assert whole.finish == "stop"
         count = whole.usage.output_tokens
@@ -107,7 +107,7 @@ async def test_a_cut_is_what_the_engine_says_with_that_limit(prompt: dict[str, A
             input_tokens=whole.usage.input_tokens, output_tokens=count, cached_tokens=0, asked_tokens=120, seconds=1.0,
         )  # fmt: skip
         for limit in (1, count - 2, count - 1, count, count + 1):
-            reply = await teacher.opening(structs.replace(request, max_tokens=limit), tell=lambda _: None)
+            reply = await teacher.generate_guidance(structs.replace(request, max_tokens=limit), on_text=lambda _: None)
             cut = written.truncated(limit, tuple(request.stop))
             assert cut is not None
             assert (limit, cut.text, cut.finish, cut.usage) == (limit, reply.text, reply.finish, reply.usage)

@@ -119,7 +119,7 @@ def test_a_hub_that_cannot_be_reached_is_one_line_that_names_the_ways_out(name: 
         load(name, endpoint="http://127.0.0.1:1", folder=tmp_path)
     message = raised.value.message
     assert "\n" not in message
-    assert message.startswith(f"data set '{name}': the hub cannot be reached (")
+    assert message.startswith(f"data set '{name}': the hub is unreachable (")
     assert "--data FILE" in message
     assert "--data generated" in message
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.engines.base import EngineState, OpeningReply, OpeningRequest, TokenUsage
+from gateway.engines.base import EngineState, TeacherReply, TeacherRequest, TokenUsage
 from gateway.guidance.ending import EndDetector, EndRule, ends_at, open_to_end
 from gateway.guidance.keep import keep
 from gateway.policy.conditions import to_pattern
@@ -156,14 +156,16 @@ class Teacher:
         self.finish = finish
         self.sent_pieces = 0
 
-    async def opening(self, _: Any, *, batch: str | None, tell: Callable[[str], None] | None) -> OpeningReply:
-        for piece in pieces(TEXT) if self.tells and tell is not None else ():
+    async def generate_guidance(
+        self, _: Any, *, batch: str | None, on_text: Callable[[str], None] | None
+    ) -> TeacherReply:
+        for piece in pieces(TEXT) if self.tells and on_text is not None else ():
             self.sent_pieces += 1
-            tell(piece)  # type: ignore[misc]
-        return OpeningReply(TEXT, self.finish, TokenUsage(10, len(pieces(TEXT))))  # type: ignore[arg-type]
+            on_text(piece)  # type: ignore[misc]
+        return TeacherReply(TEXT, self.finish, TokenUsage(10, len(pieces(TEXT))))  # type: ignore[arg-type]
 
 
-REQUEST = OpeningRequest(max_tokens=40, messages=[])
+REQUEST = TeacherRequest(max_tokens=40, messages=[])
 RULE = EndRule("sentence", 6)
 
 

@@ -12,7 +12,7 @@ import orjson
 import pytest
 
 from gateway.config.models import ModelSettings
-from gateway.engines.base import OpeningRequest, TokenUsage
+from gateway.engines.base import TeacherRequest, TokenUsage
 from gateway.engines.build import _engine
 from gateway.engines.sse import SseDecoder
 from gateway.errors import EngineOverloaded, EngineUnreachable
@@ -166,7 +166,7 @@ async def test_over_its_limit_tgi_refuses() -> None:
             assert "Retry-After" not in refused.headers
             assert await refused.json() == {"error": "Model is overloaded", "error_type": "overloaded"}
         with pytest.raises(EngineOverloaded):
-            await tgi.opening(OpeningRequest(max_tokens=4, messages=MESSAGES))
+            await tgi.generate_guidance(TeacherRequest(max_tokens=4, messages=MESSAGES))
         assert len(await let_in) == 2
         seen = await stats(session)
     assert (seen["refused"], seen["completed"], seen["busiest_in_flight"]) == (2, 2, 2)
@@ -259,8 +259,8 @@ async def test_the_gateways_tgi_engine_can_call_it() -> None:
     """Both of its routes, with the counts that it reads from usage and from the headers."""
     async with modelled(dialect="tgi", max_concurrent_requests=7) as url, engine("tgi", url) as tgi:
         await tgi.probe()
-        chat = await tgi.opening(OpeningRequest(max_tokens=3, messages=MESSAGES, stop=("\nQ:",)))
-        raw = await tgi.opening(OpeningRequest(max_tokens=3, prompt="Q: Why is the sky blue?\nA:"))
+        chat = await tgi.generate_guidance(TeacherRequest(max_tokens=3, messages=MESSAGES, stop=("\nQ:",)))
+        raw = await tgi.generate_guidance(TeacherRequest(max_tokens=3, prompt="Q: Why is the sky blue?\nA:"))
         chunks = [
             chunk
             async for group in tgi.stream({"messages": MESSAGES, "max_tokens": 3, "stream": True})
@@ -278,7 +278,7 @@ async def test_the_gateways_openai_engine_can_call_it() -> None:
     async with instant() as url, engine("openai", url, model="fake") as openai:
         await openai.probe()
         whole = await openai.complete(asked)
-        raw = await openai.opening(OpeningRequest(max_tokens=3, prompt="Q: Why is the sky blue?\nA:"))
+        raw = await openai.generate_guidance(TeacherRequest(max_tokens=3, prompt="Q: Why is the sky blue?\nA:"))
         chunks = [chunk async for group in openai.stream({**asked, "stream": True}) for chunk in group]
     assert openai.state.warnings == []
     assert [choice["message"]["content"] for choice in whole["choices"]] == ["So we take"] * 2

@@ -20,7 +20,7 @@ SLOT_TOKENS = 512
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LocalStack]:
-    """One teacher and one student for all tests."""
+    """Run one teacher and one student for all tests."""
     folder: Path = tmp_path_factory.mktemp("stack")
     async with LocalStack(
         teacher=MODEL,

@@ -1,4 +1,4 @@
-"""Small wheels that carry the parts of a small file, and a place from which pip can be made to stall."""
+"""Small wheels with the parts of a small file, and an index that can stall downloads."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ FAKE = Weights(
 
 
 def build(folder: Path, content: bytes = CONTENT) -> None:
-    """One wheel for each part of `content`."""
+    """Write one wheel for each part of `content`."""
     folder.mkdir(exist_ok=True)
     for n in range(1, PARTS + 1):
         name = f"fake_gkt_model_part{n}"
@@ -52,7 +52,7 @@ def build(folder: Path, content: bytes = CONTENT) -> None:
 
 @dataclass
 class Shelf:
-    """A running server of wheels. `stalled` names wheels that are not answered until `release`."""
+    """A running index of wheels. Downloads of the wheels in `stalled` wait for `release`."""
 
     url: str
     stalled: set[str]
@@ -62,7 +62,7 @@ class Shelf:
 
 @contextmanager
 def serve(folder: Path, *stalled: str) -> Iterator[Shelf]:
-    """Serve the wheels in `folder` as a page of links."""
+    """Serve the wheels in `folder` with an index page."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -87,7 +87,7 @@ def serve(folder: Path, *stalled: str) -> Iterator[Shelf]:
                 if self.command == "GET":
                     self.wfile.write(data)
             except OSError:
-                pass  # the test killed its client
+                pass  # the test killed the client
 
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (the base class's name)
             pass

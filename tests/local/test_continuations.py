@@ -1,4 +1,4 @@
-"""A real llama.cpp goes on with an answer in every way it has."""
+"""Continuation of an assistant message by a real llama.cpp, in each mode."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ async def student(stack: LocalStack, mode: Any) -> AsyncIterator[OpenAIEngine]:
         await engine.close()
 
 
-def asked(question: str, **more: Any) -> dict[str, Any]:
+def chat_body(question: str, **more: Any) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": question}], "max_tokens": 16, "temperature": 0, **more}
 
 
 async def answers(engine: Engine, question: str, opening: str) -> tuple[SeamJoin, str, int]:
-    """The seam, the whole answer, and how many tokens were read. Whole and streamed it is the same answer."""
+    """Return the seam, the answer and the prompt tokens. Assert that the streamed answer is the same."""
     how = engine.state.continuation
     assert isinstance(how, Continuation)
 
@@ -59,8 +59,8 @@ async def answers(engine: Engine, question: str, opening: str) -> tuple[SeamJoin
             written_again=how.writes_again,
         )
 
-    # Without the prompt cache, whose numerics may tip a close call between two tokens.
-    body = asked(question, cache_prompt=False)
+    # Without the prompt cache, whose rounding may change the choice between two likely tokens.
+    body = chat_body(question, cache_prompt=False)
     whole, streamed = seam(), seam()
     reply = await engine.complete(body, Prefill(opening, how))
     text = reply["choices"][0]["message"]["content"]
@@ -76,7 +76,7 @@ async def answers(engine: Engine, question: str, opening: str) -> tuple[SeamJoin
 
 
 async def test_it_continues_a_trailing_message(stack: LocalStack) -> None:
-    """Found by itself; this build repeats the message."""
+    """As probed. This build repeats the message."""
     async with student(stack, "auto") as engine:
         assert engine.state.continuation == Continuation("trailing", echo=True)
         assert engine.state.warnings == []
@@ -84,7 +84,7 @@ async def test_it_continues_a_trailing_message(stack: LocalStack) -> None:
 
 @pytest.mark.long
 async def test_its_other_ways_give_the_same_answer(stack: LocalStack) -> None:
-    """Greedily to the letter, from as many tokens: a rendered prompt is read as its chat would be, no token twice."""
+    """Identical greedy text from as many tokens: a rendered prompt is read like the chat, without a duplicate token."""
     async with (
         student(stack, "trailing") as usual,
         student(stack, "vllm") as vllm,
@@ -102,7 +102,7 @@ async def test_its_other_ways_give_the_same_answer(stack: LocalStack) -> None:
 
 
 async def test_one_that_is_told_to_write_the_opening_again_does_or_answers_alone(stack: LocalStack) -> None:
-    """A model as small as this obeys about every other time: no answer begins twice, and the probe is not content."""
+    """This small model obeys about every other time. No answer repeats the guidance, and the probe fails."""
     async with student(stack, "instruct") as engine:
         assert engine.state.continuation == Continuation("instruct")
         assert engine.state.warnings == ["the engine did not continue the probe with continuation 'instruct'"]
@@ -117,7 +117,7 @@ async def test_one_that_is_told_to_write_the_opening_again_does_or_answers_alone
 
 
 async def test_the_stand_in_for_tgi_continues_a_raw_prompt_as_it_does_a_chat(stack: LocalStack) -> None:
-    """/chat_tokenize and /generate against its chat route, greedily, to the letter and from as many tokens."""
+    """/chat_tokenize with /generate has the same greedy text as the chat route, from as many tokens."""
     found = {}
     for mode in ("trailing", "completions"):
         http = EngineHttp("big", stack.teacher_url, api_key=None, deadlines=EngineDeadlines())
@@ -133,9 +133,9 @@ async def test_the_stand_in_for_tgi_continues_a_raw_prompt_as_it_does_a_chat(sta
 
 
 async def test_a_call_right_after_a_stream_is_not_lost(stack: LocalStack) -> None:
-    """llama.cpp closes a connection some 50 ms after a stream has ended, and announces keep-alive."""
+    """llama.cpp closes a connection about 50 ms after a stream, although it announces keep-alive."""
     async with student(stack, "none") as engine:
         for _ in range(40):
-            async with aclosing(engine.stream(asked("Why?", max_tokens=1, stream=True))) as groups:
+            async with aclosing(engine.stream(chat_body("Why?", max_tokens=1, stream=True))) as groups:
                 assert [chunks async for chunks in groups]
-            assert (await engine.complete(asked("Why?", max_tokens=1)))["choices"]
+            assert (await engine.complete(chat_body("Why?", max_tokens=1)))["choices"]

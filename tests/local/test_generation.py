@@ -1,4 +1,4 @@
-"""A generation told in TGI's terms, from llama.cpp's chunks as they were seen on the wire."""
+"""The conversion of llama.cpp's chunks, as recorded on the wire, to TGI's format."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def chunk(text: str, predicted: int, token_id: int = 5) -> dict[str, Any]:
 
 
 class Llama:
-    """Replays chunks and remembers whether the stream was closed before its end."""
+    """Replays chunks and records whether the stream was closed before its end."""
 
     def __init__(self, *chunks: dict[str, Any]) -> None:
         self.chunks = chunks

@@ -1,4 +1,4 @@
-"""A real llama.cpp gets real lists."""
+"""Lists of guidance requests with a real llama.cpp."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 import pytest_asyncio
 
-from gateway.engines.base import OpeningRequest
+from gateway.engines.base import TeacherRequest
 from gateway.engines.http import EngineDeadlines, EngineHttp, JsonReply
 from gateway.engines.openai import OpenAIEngine
 from gateway.errors import EngineRejected
@@ -33,7 +33,7 @@ TOKENS = 16
 
 
 class WatchedHttp(EngineHttp):
-    """Keeps the path of each call."""
+    """Records the path of each call."""
 
     def __init__(self, url: str) -> None:
         super().__init__("small", url, api_key=None, deadlines=EngineDeadlines(first_token_s=60))
@@ -51,7 +51,7 @@ async def http(stack: LocalStack) -> WatchedHttp:
 
 @pytest_asyncio.fixture
 async def engine(http: WatchedHttp) -> AsyncIterator[OpenAIEngine]:
-    """The student, with lists, probed."""
+    """Yield the student with lists, after a probe."""
     engine = OpenAIEngine("small", MODEL, http, continuation="none", lists=True)
     await engine.probe()
     http.paths.clear()
@@ -59,10 +59,10 @@ async def engine(http: WatchedHttp) -> AsyncIterator[OpenAIEngine]:
     await engine.close()
 
 
-def opening(question: str, *, raw: bool) -> OpeningRequest:
+def opening(question: str, *, raw: bool) -> TeacherRequest:
     if raw:
-        return OpeningRequest(TOKENS, prompt=f"Q: {question}\nA:", stop=("\nQ:",))
-    return OpeningRequest(TOKENS, messages=[{"role": "user", "content": question}], stop=("\nQ:",))
+        return TeacherRequest(TOKENS, prompt=f"Q: {question}\nA:", stop=("\nQ:",))
+    return TeacherRequest(TOKENS, messages=[{"role": "user", "content": question}], stop=("\nQ:",))
 
 
 async def test_llamacpp_is_found_to_take_lists(engine: OpenAIEngine) -> None:
@@ -73,11 +73,11 @@ async def test_llamacpp_is_found_to_take_lists(engine: OpenAIEngine) -> None:
 
 @pytest.mark.parametrize("raw", [False, True])
 async def test_a_list_says_what_single_calls_say(engine: OpenAIEngine, http: WatchedHttp, *, raw: bool) -> None:
-    """Greedy. In another batch the last bits differ, so a text may part from the other late, never at its beginning."""
+    """Greedy decoding. Another batch changes the last bits, so texts may differ late, but not at the start."""
     requests = [opening(question, raw=raw) for question in QUESTIONS]
-    single = [await engine.opening(request) for request in requests]
+    single = [await engine.generate_guidance(request) for request in requests]
     http.paths.clear()
-    listed = await asyncio.gather(*(engine.opening(request, batch="b1") for request in requests))
+    listed = await asyncio.gather(*(engine.generate_guidance(request, batch="b1") for request in requests))
     assert http.paths == [*([] if raw else ["/apply-template"] * len(QUESTIONS)), "/completion"]
     for one, other in zip(single, listed, strict=True):
         assert other.text.split()[:3] == one.text.split()[:3]
@@ -91,10 +91,10 @@ async def test_a_list_says_what_single_calls_say(engine: OpenAIEngine, http: Wat
 
 
 async def test_a_prompt_that_does_not_fit_fails_alone(engine: OpenAIEngine) -> None:
-    """llama.cpp refuses the whole list; the others are then asked one by one."""
+    """llama.cpp rejects the whole list; the others are then sent alone."""
     long = "word " * (2 * SLOT_TOKENS)
     requests = [opening(text, raw=False) for text in (QUESTIONS[0], long, QUESTIONS[1])]
-    calls = (engine.opening(request, batch="b1") for request in requests)
+    calls = (engine.generate_guidance(request, batch="b1") for request in requests)
     first, refused, last = await asyncio.gather(*calls, return_exceptions=True)
     assert isinstance(refused, EngineRejected)
     assert refused.status_sent == 400

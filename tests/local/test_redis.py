@@ -1,4 +1,4 @@
-"""A real server; where there is none, the tests fail and say what to install."""
+"""A real Redis server. Without one the tests fail and name the packages to install."""
 
 from __future__ import annotations
 

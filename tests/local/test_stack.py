@@ -1,4 +1,4 @@
-"""Child processes: how they fail, stop, restart and die with their parent."""
+"""Child processes: failure, stop, restart, and exit with the parent."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_the_ready_line_is_found_among_other_output():
 async def test_a_model_that_cannot_be_loaded_fails_with_the_log(tmp_path: Path):
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(b"no model")
-    # llama.cpp's own log comes in pieces, and one may stand before it on its line.
+    # llama.cpp writes its log in pieces, and one may precede the ready line without a line end.
     with pytest.raises(
         ChildFailed, match=r"ended with status 1; .*student\.log ends:\n(.*\n)*.*llama\.cpp could not serve"
     ):
@@ -95,7 +95,7 @@ async def test_a_model_that_cannot_be_loaded_fails_with_the_log(tmp_path: Path):
 
 
 async def test_an_unknown_model_is_told_before_anything_starts():
-    with pytest.raises(WeightsUnavailable, match="no model is called nobody"):
+    with pytest.raises(WeightsUnavailable, match="unknown model nobody"):
         async with LocalStack(student="nobody"):
             pass
 
@@ -159,7 +159,7 @@ async def test_a_port_that_is_taken_is_told(stack: LocalStack, tmp_path: Path):
 
 @pytest.mark.models
 async def test_children_die_with_a_parent_that_is_killed(monkeypatch: pytest.MonkeyPatch):
-    # A killed parent leaves its folders. pytest's own folder would be too long a path for a socket.
+    # A killed parent leaves its folders. The path of pytest's folder is too long for a socket.
     with tempfile.TemporaryDirectory(prefix="gkt-") as folder:
         monkeypatch.setenv("TMPDIR", folder)
         await kill_a_parent()

@@ -27,12 +27,12 @@ async def test_a_chat_streams(student):
 
 
 async def test_a_trailing_assistant_message_is_continued_and_repeated(student):
-    begun = "The capital of France is"
-    turns = [{"role": "user", "content": "Capital of France?"}, {"role": "assistant", "content": begun}]
+    start = "The capital of France is"
+    turns = [{"role": "user", "content": "Capital of France?"}, {"role": "assistant", "content": start}]
     async with student.post("/v1/chat/completions", json={**CHAT, "messages": turns}) as reply:
         text = (await reply.json())["choices"][0]["message"]["content"]
-    # llama.cpp's own habit, kept as it is: a gateway has to detect the echo.
-    assert text.startswith(f"{begun} Paris")
+    # llama.cpp repeats the message, and the gateway must detect the echo.
+    assert text.startswith(f"{start} Paris")
 
 
 async def test_health(student):

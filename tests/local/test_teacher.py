@@ -1,4 +1,4 @@
-"""The wire rules of text-generation-inference that the embedded teacher must keep, on a real model."""
+"""TGI's wire protocol as the embedded teacher implements it, with a real model."""
 
 from __future__ import annotations
 
@@ -275,11 +275,11 @@ class TestGenerateStream:
     async def test_one_event_for_each_token_and_the_whole_text_in_the_last(self, teacher):
         body = {"inputs": FRANCE, "parameters": {"max_new_tokens": 4, "details": True}}
         async with teacher.post("/generate_stream", json=body) as reply:
-            told = await events(reply)
-        assert [event["index"] for event in told] == [1, 2, 3, 4]
-        assert [event["generated_text"] for event in told[:-1]] == [None] * 3
-        assert told[-1]["generated_text"] == "".join(event["token"]["text"] for event in told)
-        assert told[-1]["details"] == {
+            received = await events(reply)
+        assert [event["index"] for event in received] == [1, 2, 3, 4]
+        assert [event["generated_text"] for event in received[:-1]] == [None] * 3
+        assert received[-1]["generated_text"] == "".join(event["token"]["text"] for event in received)
+        assert received[-1]["details"] == {
             "finish_reason": "length",
             "generated_tokens": 4,
             "seed": None,

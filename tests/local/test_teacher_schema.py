@@ -1,4 +1,4 @@
-"""The embedded teacher against TGI's own API document, where that is at hand."""
+"""The embedded teacher against TGI's API document, if the document is available."""
 
 from __future__ import annotations
 
@@ -72,9 +72,9 @@ async def test_prompt_details(teacher):
 
 
 async def test_generate_stream(teacher):
-    told = await events(teacher, "/generate_stream", GENERATE)
-    assert len(told) == 4
-    for event in told:
+    received = await events(teacher, "/generate_stream", GENERATE)
+    assert len(received) == 4
+    for event in received:
         check(event, "StreamResponse")
 
 
@@ -108,9 +108,9 @@ async def test_chat(teacher):
 
 async def test_chat_stream(teacher):
     body = {**CHAT, "stream": True, "stream_options": {"include_usage": True}}
-    told = await events(teacher, "/v1/chat/completions", body)
-    assert len(told) == 5
-    for event in told:
+    received = await events(teacher, "/v1/chat/completions", body)
+    assert len(received) == 5
+    for event in received:
         check(event, "ChatCompletionChunk")
 
 

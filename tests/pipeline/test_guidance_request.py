@@ -13,7 +13,7 @@ from msgspec import structs
 
 from gateway.batching.single_flight import FlightResult
 from gateway.batching.ticket import Grant
-from gateway.engines.base import EngineState, OpeningReply, OpeningRequest, TokenUsage
+from gateway.engines.base import EngineState, TeacherReply, TeacherRequest, TokenUsage
 from gateway.errors import EngineFailed
 from gateway.pipeline.guidance_request import Guidance, guidance_from_reply
 from gateway.pipeline.teacher import TeacherCall
@@ -41,9 +41,9 @@ class Teacher:
     name = "big"
     state = EngineState(revision="first")
 
-    async def opening(self, _: Any, *, batch: str | None, tell: Callable[[str], None]) -> OpeningReply:
-        self.tell = tell
-        tell("The quick brown")
+    async def generate_guidance(self, _: Any, *, batch: str | None, on_text: Callable[[str], None]) -> TeacherReply:
+        self.on_text = on_text
+        on_text("The quick brown")
         await asyncio.Event().wait()
         raise AssertionError
 
@@ -55,14 +55,14 @@ class SharedFlight:
         self._teacher = teacher
 
     async def join(
-        self, queue: Any, ticket: Any, ask: Callable[[Grant], Awaitable[OpeningReply]], granted: Any, deadline: float
+        self, queue: Any, ticket: Any, ask: Callable[[Grant], Awaitable[TeacherReply]], granted: Any, deadline: float
     ) -> FlightResult:
         grant = Grant("batch", 2)
         granted(grant)
         try:
             await ask(grant)
         except asyncio.CancelledError:
-            asyncio.get_running_loop().call_soon(self._teacher.tell, " fox jumps over")
+            asyncio.get_running_loop().call_soon(self._teacher.on_text, " fox jumps over")
             raise
         raise AssertionError
 
@@ -100,19 +100,19 @@ class WordTeacher:
         self.words = text.split(" ")
         self.sent_words = 0
 
-    async def opening(
-        self, request: OpeningRequest, *, batch: str | None, tell: Callable[[str], None] | None
-    ) -> OpeningReply:
+    async def generate_guidance(
+        self, request: TeacherRequest, *, batch: str | None, on_text: Callable[[str], None] | None
+    ) -> TeacherReply:
         words = [word if not at else f" {word}" for at, word in enumerate(self.words[: request.max_tokens])]
-        for word in words if tell is not None else ():
+        for word in words if on_text is not None else ():
             self.sent_words += 1
-            tell(word)  # type: ignore[misc]
-        return OpeningReply("".join(words), "length", TokenUsage(10, len(words)))
+            on_text(word)  # type: ignore[misc]
+        return TeacherReply("".join(words), "length", TokenUsage(10, len(words)))
 
 
 class OwnFlight:
     async def join(
-        self, queue: Any, ticket: Any, ask: Callable[[Grant], Awaitable[OpeningReply]], granted: Any, deadline: float
+        self, queue: Any, ticket: Any, ask: Callable[[Grant], Awaitable[TeacherReply]], granted: Any, deadline: float
     ) -> FlightResult:
         grant = Grant("batch", 1)
         granted(grant)
@@ -128,11 +128,11 @@ class FailsBatches:
     def __init__(self) -> None:
         self.batches: list[str | None] = []
 
-    async def opening(self, _: Any, *, batch: str | None, tell: Any) -> OpeningReply:
+    async def generate_guidance(self, _: Any, *, batch: str | None, on_text: Any) -> TeacherReply:
         self.batches.append(batch)
         if batch is not None:
             raise EngineFailed("It failed.", engine="big", status_sent=500)
-        return OpeningReply("The answer is", "length", TokenUsage(10, 3))
+        return TeacherReply("The answer is", "length", TokenUsage(10, 3))
 
 
 @pytest.mark.parametrize(("num_retries", "batches"), [(0, ["batch"]), (2, ["batch", None])])
@@ -209,7 +209,7 @@ def test_estimated_guidance_tokens_are_limited_by_the_request() -> None:
     one = draft(guided)
     text = "Incontrovertibly photosynthesising microorganisms characteristically predominate. "
     guidance = guidance_from_reply(
-        guided, guided.guidance, CHAT, one, OpeningReply(text + "Then", "length", None, len(text))
+        guided, guided.guidance, CHAT, one, TeacherReply(text + "Then", "length", None, len(text))
     )
     assert isinstance(guidance, Guidance)
     assert guidance.tokens == one.kept_tokens == 8

@@ -55,7 +55,7 @@ def told(folder: Path) -> list[str]:
     if settings is not None:
         with pytest.raises(ConfigError) as caught:
             book_of(folder)
-        assert list(caught.value.mistakes) == mistakes
+        assert list(caught.value.issues) == mistakes
     return [str(one) for one in mistakes]
 
 

@@ -79,7 +79,7 @@ def test_what_llama_cpp_cannot_take_is_refused_once(caller: CountingClient, gate
     asked: dict[str, Any] = {"model": "chat-student", "messages": PLAIN, "max_tokens": 4} | BAD[what]
     with pytest.raises(openai.BadRequestError) as refused:
         caller.sdk.chat.completions.create(**asked)
-    assert "fails at this request, and not at others: " in refused.value.message
+    assert "fails for this request and answers others. Correct the request: " in refused.value.message
     assert refused.value.response.headers["x-should-retry"] == "false"
     assert caller.statuses == [400]
     assert breaker_of(gateway, "small") == "closed"

@@ -228,7 +228,7 @@ def test_only_the_sections_of_the_worker_are_checked(tmp_path: Path) -> None:
     YAML().dump({"usage": {"keep": "30", "kept": 1}, "redis": {"prefix": "a b"}}, file)
     with pytest.raises(ConfigError) as error:
         worker_settings(file, {})
-    assert [one.field for one in error.value.mistakes] == ["usage.keep", "usage.kept", "redis.prefix"]
+    assert [one.field for one in error.value.issues] == ["usage.keep", "usage.kept", "redis.prefix"]
 
 
 @pytest.mark.parametrize(("content", "message"), [({}, "redis.url is embedded"), (None, "There is no")])
