@@ -2,7 +2,7 @@
 
     cd examples/scorers && gkt-gateway eval run my-run --data questions.jsonl --scorer brief:brief
 
-It gets the answer and the question, never the prompt. docs/evaluation-data.md tells what else holds of scorers.
+It gets the answer and the question, never the prompt. See docs/evaluation.md#scorers.
 """
 
 from gateway.evaluation.question import Question

@@ -37,7 +37,7 @@ eval = typer.Typer(  # noqa: A001  the command's name
         "3. `gkt-gateway eval recommend FOLDER` picks the setting that pays, if one does, and writes a policy for "
         "it.\n\n"
         "`eval exemplars` finds worked examples that make the teacher's first words tell more, and `eval fit` learns "
-        "from a run how long guidance should be, request by request. docs/evaluation.md tells all of it."
+        "from a run how long guidance should be, request by request. See docs/evaluation.md."
     ),
     no_args_is_help=True,
     **SETTINGS,

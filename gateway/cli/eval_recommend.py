@@ -121,7 +121,7 @@ def recommend(
 
     It leaves with 0 where each route has a guided setting, with 3 where none pays, with 4 where there are too few
     questions to tell. Then the policy has the teacher or the student alone, if one of them reaches what is wanted, and
-    else none is written. docs/evaluation-recommend.md tells how all of it is decided.
+    else none is written. See docs/evaluation.md for the decision rule.
     """
     with of_the_extra():
         from gateway.evaluation.advice.evidence import combine, evidence_of

@@ -29,7 +29,7 @@ def report(
     is not over is told as far as it is. With several folders each is a chapter, a table over all comes first, and
     --out must say where.
 
-    docs/evaluation-report.md explains every column and figure, with its formula.
+    docs/evaluation.md explains the columns and figures.
     """
     if out is None and len(folders) > 1:
         raise StartupError("a report of several folders belongs to none of them: say with --out where to write it")

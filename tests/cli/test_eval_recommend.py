@@ -260,15 +260,16 @@ def test_a_run_without_prices_is_asked_for_them(tmp_path: Path) -> None:
 
 
 def test_the_pages_example_is_what_it_prints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = (ROOT / "docs" / "evaluation-recommend.md").read_text("utf-8")
+    page = (ROOT / "docs" / "evaluation.md").read_text("utf-8")
     monkeypatch.chdir(tmp_path)
     folder_of(Path("runs/sums"), PAYS, 400, seed=6)
     command = re.search(r"\$ gkt-gateway eval recommend (.*)\n", page)
     assert command is not None
     done = run(*command[1].split())
     printed = "\n".join(line.rstrip() for line in done.stdout.splitlines() if line.strip())
-    shown = page.partition(command[0])[2].partition("```")[0]
+    rest = page.partition(command[0])[2]
+    shown = rest.partition("```")[0]
     assert "\n".join(line.rstrip() for line in shown.splitlines() if line.strip()) == printed
-    written = re.search(r"```yaml\n(.*?)```", page, re.DOTALL)
+    written = re.search(r"```yaml\n(.*?)```", rest, re.DOTALL)
     assert written is not None
     assert Path("policies/sums.yaml").read_text("utf-8") == written[1]
