@@ -19,7 +19,7 @@ import msgspec
 
 from gateway.accounting.receipt import Receipt
 from gateway.accounting.savings import with_savings
-from tests.accounting.drafts import call, closed, draft, guided, plan
+from tests.accounting.drafts import builder, call, closed, guided, plan
 
 SINCE = int(datetime(2025, 11, 1, tzinfo=UTC).timestamp())
 UNTIL = int(datetime(2025, 12, 1, tzinfo=UTC).timestamp())
@@ -89,30 +89,30 @@ def receipts() -> list[Receipt]:
     sample.teacher = call("big", 100, 100, cached=60)
     sample.measures = guided()
     sample.measures.receipt = served
-    student = draft(plan("student"), shadow_of="lab-0", **alone)
+    student = builder(plan("student"), shadow_of="lab-0", **alone)
     found = [
         _of("acme-0", closed(guided())),
-        _of("acme-1", closed(draft(plan("student"), **alone))),
+        _of("acme-1", closed(builder(plan("student"), **alone))),
         _of(
             "acme-2",
-            closed(draft(plan(), unguided="student_confident", probe=call("small", 100, 1), **alone)),
+            closed(builder(plan(), unguided="student_confident", probe=call("small", 100, 1), **alone)),
         ),
-        _of("acme-3", closed(draft(plan(), unguided="tools", **alone))),
-        _of("acme-4", closed(draft(plan("teacher"), teacher=call("big", 100, 60))), "0"),
+        _of("acme-3", closed(builder(plan(), unguided="tools", **alone))),
+        _of("acme-4", closed(builder(plan("teacher"), teacher=call("big", 100, 60))), "0"),
         _of("acme-5", closed(guided(), "client_gone")),
-        _of("dusk-0", closed(draft(plan(), unguided="teacher_unreachable", **alone))),
-        _of("dusk-1", closed(draft(plan(), unguided="queue_full", **alone))),
-        _of_an_earlier_version("dusk-2", closed(draft(plan(), unguided="teacher_unreachable", **alone))),
+        _of("dusk-0", closed(builder(plan(), unguided="teacher_unreachable", **alone))),
+        _of("dusk-1", closed(builder(plan(), unguided="queue_full", **alone))),
+        _of_an_earlier_version("dusk-2", closed(builder(plan(), unguided="teacher_unreachable", **alone))),
         _of(
             "tardy-0",
             closed(
-                draft(plan(), unguided="teacher_late", teacher=call("big", 100, 40), student=call("small", 100, 10))
+                builder(plan(), unguided="teacher_late", teacher=call("big", 100, 40), student=call("small", 100, 10))
             ),
         ),
         served,
         _of("lab-0-shadow-teacher", closed(sample)),
         _of("lab-0-shadow-student", closed(student)),
-        _of("lab-1", closed(draft(plan("student"), **alone))),
+        _of("lab-1", closed(builder(plan("student"), **alone))),
         _of("lab-1-shadow", closed(guided(shadow_of="lab-1"))),
         _of("haze-0", msgspec.structs.replace(closed(guided()), baseline_usd=micro("1410")), "2500"),
     ]

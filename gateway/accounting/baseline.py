@@ -69,7 +69,7 @@ class AnsweredRequest(Protocol):
 
 
 def baseline(
-    draft: AnsweredRequest,
+    builder: AnsweredRequest,
     teacher: EngineShare | None,
     student: EngineShare | None,
     price: Price,
@@ -78,7 +78,7 @@ def baseline(
     """Return the baseline of a request.
 
     Args:
-        draft: the facts of the request.
+        builder: the facts of the request.
         teacher, student: the likely shares of the calls.
         price: the price of the baseline model.
         tokenizer: the baseline model's own tokenizer. Counting takes milliseconds. None: do not count.
@@ -86,17 +86,17 @@ def baseline(
     last = student or teacher
     if last is None:
         return Baseline(quantized(cost_usd(price, 0, 0)), quantized(cost_usd(price, 0, 0)), "engine")
-    model = draft.plan.baseline
+    model = builder.plan.baseline
     own = teacher if teacher is not None and teacher.model == model else last if last.model == model else None
     # A reported count is better than an estimate, whichever model it comes from.
     read = own if own is not None and (student is None or not own.estimated) else last
-    prompt = _prompt(draft, read, teacher, tokenizer)
-    turns = _added_turns(draft, draft.teacher) if own is not None and own is teacher else 0
+    prompt = _prompt(builder, read, teacher, tokenizer)
+    turns = _added_turns(builder, builder.teacher) if own is not None and own is teacher else 0
     if turns and read is own and student is not None and not student.estimated:
         # A prompt with exemplars says less about a short caller's prompt than the student's prompt does.
-        second = _prompt(draft, student, teacher, tokenizer)
+        second = _prompt(builder, student, teacher, tokenizer)
         read, prompt = (student, second) if second.error < prompt.error else (read, prompt)
-    answer = _answer(draft, teacher, student, tokenizer)
+    answer = _answer(builder, teacher, student, tokenizer)
     cached = stored = 0
     if own is not None and own is read:
         cached, stored = own.cached_input_tokens, own.cache_write_input_tokens
@@ -117,19 +117,19 @@ def _weaker(first: Basis, second: Basis) -> Basis:
     return first if first == second else max(first, second, key=_FROM_BEST.index)
 
 
-def _prompt(draft: AnsweredRequest, read: EngineShare, teacher: EngineShare | None, tokenizer: str | None) -> Counted:
+def _prompt(builder: AnsweredRequest, read: EngineShare, teacher: EngineShare | None, tokenizer: str | None) -> Counted:
     """Count the caller's prompt. `read` is the share whose input contains it, together with added text."""
-    call = draft.teacher if read is teacher else draft.student
+    call = builder.teacher if read is teacher else builder.student
     assert call is not None, "each share has a call"
-    own = read.model == draft.plan.baseline and not read.estimated
-    added = _added(draft, call)
+    own = read.model == builder.plan.baseline and not read.estimated
+    added = _added(builder, call)
     # The guidance has a reported count. Other added text comes from the projection and is most likely English.
-    guidance = draft.kept_tokens if call is draft.student else 0
+    guidance = builder.kept_tokens if call is builder.student else 0
     if own and not added and not guidance:
         return Counted(read.input_tokens)
-    turns = TOKENS_PER_MESSAGE * _added_turns(draft, call)
+    turns = TOKENS_PER_MESSAGE * _added_turns(builder, call)
     added_size = TextSize.of([added]) if added else _NOTHING
-    other_bytes = added_size.size_bytes - (TextSize.of([draft.guidance_text]).size_bytes if guidance else 0)
+    other_bytes = added_size.size_bytes - (TextSize.of([builder.guidance_text]).size_bytes if guidance else 0)
     added_by_gateway = max(0, other_bytes) // _BYTES_PER_TOKEN + turns
     prompt = max(0, read.input_tokens - guidance - added_by_gateway)
     size = TextSize.of(text for message in call.messages for text in texts_of(message))
@@ -141,7 +141,9 @@ def _prompt(draft: AnsweredRequest, read: EngineShare, teacher: EngineShare | No
         reported = Counted(prompt, token_error(prompt, size) + shown + template, "estimate")
     if tokenizer is None or read.estimated or not can_count(tokenizer, size.chars):
         return reported
-    added_tokens = count_text(tokenizer, added) + turns + (TOKENS_PER_MESSAGE if draft.shown_tokens and guidance else 0)
+    added_tokens = (
+        count_text(tokenizer, added) + turns + (TOKENS_PER_MESSAGE if builder.shown_tokens and guidance else 0)
+    )
     if own:
         return Counted(max(0, read.input_tokens - added_tokens), recount_error(added_tokens) + turns, "tokenizer")
     counted = max(0, count_messages(tokenizer, call.messages) - added_tokens)
@@ -149,64 +151,64 @@ def _prompt(draft: AnsweredRequest, read: EngineShare, teacher: EngineShare | No
     return reported if abs(counted - reported.tokens) > reported.error else Counted(counted, template, "tokenizer")
 
 
-def _added(draft: AnsweredRequest, call: EngineCall) -> str:
+def _added(builder: AnsweredRequest, call: EngineCall) -> str:
     """Return the text that the gateway added to a call's prompt."""
-    guidance = draft.plan.guidance
+    guidance = builder.plan.guidance
     if guidance is None:
         return ""
     projection = guidance.projection
-    if call is draft.teacher:
-        return "\n".join(projection.shown if _holds_turns(draft, call) else filter(None, (projection.instruction,)))
-    if draft.kept_tokens and draft.placement == "context":
-        return projection.introduction.replace("{guidance}", draft.guidance_text)
-    return draft.guidance_text
+    if call is builder.teacher:
+        return "\n".join(projection.shown if _holds_turns(builder, call) else filter(None, (projection.instruction,)))
+    if builder.kept_tokens and builder.placement == "context":
+        return projection.introduction.replace("{guidance}", builder.guidance_text)
+    return builder.guidance_text
 
 
-def _added_turns(draft: AnsweredRequest, call: EngineCall | None) -> int:
+def _added_turns(builder: AnsweredRequest, call: EngineCall | None) -> int:
     """Return the number of messages that the gateway added. A system text may be part of the caller's own message."""
-    guidance = draft.plan.guidance
-    if guidance is None or call is None or call is not draft.teacher or not _holds_turns(draft, call):
+    guidance = builder.plan.guidance
+    if guidance is None or call is None or call is not builder.teacher or not _holds_turns(builder, call):
         return 0
     system = guidance.projection.system
     return guidance.projection.turns - (system is not None and call.messages[0].get("content") != system)
 
 
-def _holds_turns(draft: AnsweredRequest, call: EngineCall) -> bool:
+def _holds_turns(builder: AnsweredRequest, call: EngineCall) -> bool:
     """Return whether a teacher's prompt contains the projection's turns. A raw prompt is one message without them."""
-    assert draft.plan.guidance is not None, "a teacher call has a guidance plan"
-    projection = draft.plan.guidance.projection
+    assert builder.plan.guidance is not None, "a teacher call has a guidance plan"
+    projection = builder.plan.guidance.projection
     rules = projection.system is None or call.messages[0].get("role") in RULES
     return rules and len(call.messages) > 2 * len(projection.exemplars)
 
 
 def _answer(
-    draft: AnsweredRequest, teacher: EngineShare | None, student: EngineShare | None, tokenizer: str | None
+    builder: AnsweredRequest, teacher: EngineShare | None, student: EngineShare | None, tokenizer: str | None
 ) -> Counted:
     """Count the answer that the caller received."""
-    model, guided = draft.plan.baseline, draft.plan.guidance is not None
+    model, guided = builder.plan.baseline, builder.plan.guidance is not None
     last = student or teacher
     assert last is not None, "an answer has at least one call"
-    call = draft.student if student is not None else draft.teacher
+    call = builder.student if student is not None else builder.teacher
     assert call is not None, "each share has a call"
     if not guided or student is not None:
-        kept = draft.shown_tokens if guided else 0
+        kept = builder.shown_tokens if guided else 0
         written = last.output_tokens
     else:
         # The teacher wrote the whole answer. For a device, guidance in its prompt is no part of the answer.
-        whole = draft.plan.mode != "guidance" or draft.complete
-        kept, written = draft.kept_tokens if whole else draft.shown_tokens, 0
+        whole = builder.plan.mode != "guidance" or builder.complete
+        kept, written = builder.kept_tokens if whole else builder.shown_tokens, 0
     reported = (
         Counted(written) if written == 0 or (last.model == model and not last.estimated) else _foreign(call, written)
     )
     if kept:
-        guidance = _guidance_tokens(draft, teacher, kept, own=teacher is not None and teacher.model == model)
+        guidance = _guidance_tokens(builder, teacher, kept, own=teacher is not None and teacher.model == model)
         reported = Counted(
             guidance.tokens + reported.tokens, guidance.error + reported.error, _weaker(guidance.basis, reported.basis)
         )
     if reported.basis == "engine" or tokenizer is None:
         return reported
     text = call.text.getvalue() if written else ""
-    shown = draft.guidance_text if kept else ""
+    shown = builder.guidance_text if kept else ""
     if text.lstrip().startswith(shown.strip()):
         shown = ""  # the engine repeated the guidance in its own text
     if (written and not text) or not can_count(tokenizer, len(shown) + len(text)):
@@ -218,11 +220,11 @@ def _answer(
     return Counted(counted, recount_error(counted), "tokenizer")
 
 
-def _guidance_tokens(draft: AnsweredRequest, teacher: EngineShare | None, kept: int, *, own: bool) -> Counted:
+def _guidance_tokens(builder: AnsweredRequest, teacher: EngineShare | None, kept: int, *, own: bool) -> Counted:
     """Count the guidance in the answer. The teacher's usage does not state the size of a part of its text."""
     if teacher is None:
         return Counted(kept)
-    size = TextSize.of([draft.guidance_text])
+    size = TextSize.of([builder.guidance_text])
     if not own or teacher.estimated:
         return Counted(kept, token_error(kept, size), "estimate")
     dropped = max(0, teacher.output_tokens - kept)

@@ -69,28 +69,28 @@ class Intent(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 def intend(
-    draft: ReceiptBuilder, plan: Plan, max_cost: MaxCost, process_id: str, scopes: Sequence[Scope] = ()
+    builder: ReceiptBuilder, plan: Plan, max_cost: MaxCost, process_id: str, scopes: Sequence[Scope] = ()
 ) -> Intent:
     """Return the intent of a request that follows `plan`. `most` is its largest cost."""
     return Intent(
-        id=draft.id,
-        created=draft.created,
-        tenant=draft.tenant,
-        key=draft.key,
-        route=draft.route,
-        mode=_mode(plan) if draft.shadow_of is None else draft.mode,
-        stream=draft.stream,
+        id=builder.id,
+        created=builder.created,
+        tenant=builder.tenant,
+        key=builder.key,
+        route=builder.route,
+        mode=_mode(plan) if builder.shadow_of is None else builder.mode,
+        stream=builder.stream,
         teacher=max_cost.teacher,
         student=max_cost.student,
         baseline=plan.baseline,
         reserved_usd=max_cost.usd,
         process_id=process_id,
         unguided=plan.unguided,
-        shadow_of=draft.shadow_of,
+        shadow_of=builder.shadow_of,
         more=max_cost.more,
         tokens=max_cost.likely_tokens,
         charges=tuple([scope.charge for scope in scopes]),
-        close=draft.terms,
+        close=builder.terms,
     )
 
 

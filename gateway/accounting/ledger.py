@@ -91,7 +91,7 @@ class Ledger:
 
     async def admit(
         self,
-        draft: ReceiptBuilder,
+        builder: ReceiptBuilder,
         request: CallerRequest,
         plans: Mapping[int, Plan],
         scopes: tuple[Scope, ...],
@@ -101,7 +101,7 @@ class Ledger:
         """Reserve what the request may spend. See `ReceiptStore.admit`.
 
         Args:
-            draft: gets the request and its reservation.
+            builder: gets the request and its reservation.
             request: the validated request.
             plans: the possible plans by kind, the most expensive first.
             scopes: the scopes that count the request.
@@ -113,19 +113,19 @@ class Ledger:
         max_costs = {kind: worst_case(plan, request, self._prices, self._max_output) for kind, plan in plans.items()}
         variants = tuple(
             [
-                Variant(kind, intend(draft, plan, max_costs[kind], self._process_id, scopes))
+                Variant(kind, intend(builder, plan, max_costs[kind], self._process_id, scopes))
                 for kind, plan in plans.items()
             ]
         )
         # The reservation bounds the charge of each call, so it must not change after admission.
-        draft.request, draft.reserved = request, max_costs[variants[0].kind]
+        builder.request, builder.reserved = request, max_costs[variants[0].kind]
         try:
             admitted = await self._store.admit(AdmissionRequest(scopes, variants), on_failure=on_failure)
         except StoreUnavailable:
-            draft.refused = not self._store.holds(draft.id)
+            builder.refused = not self._store.holds(builder.id)
             raise
         if admitted is not None and admitted[0].variant in max_costs:
-            draft.reserved = max_costs[admitted[0].variant]
+            builder.reserved = max_costs[admitted[0].variant]
         return admitted
 
     def max_usd(self, plan: Plan, request: CallerRequest) -> Decimal:
@@ -136,74 +136,74 @@ class Ledger:
         """Return the `max_tokens` that the gateway sends under a budget where neither caller nor route sets one."""
         return budget_max_tokens(plan, self._max_output)
 
-    async def close(self, draft: ReceiptBuilder, status: str = "ok", *, shown: bool = True) -> Receipt:
+    async def close(self, builder: ReceiptBuilder, status: str = "ok", *, shown: bool = True) -> Receipt:
         """Return the receipt for a reply. Count tokens in a thread, not on the event loop.
 
         Args:
             shown: whether the reply shows its baseline. If False, the ledger counts the baseline at settlement, and
                 the returned receipt is preliminary.
         """
-        if draft.receipt is not None:
-            return draft.receipt
-        if draft.caller_left:
+        if builder.receipt is not None:
+            return builder.receipt
+        if builder.caller_left:
             status = "client_gone"
-        if draft.needs_estimate:
+        if builder.needs_estimate:
             if self._estimating >= MAX_ESTIMATES:
-                receipt = draft.build_receipt(status, self._prices, None)
+                receipt = builder.build_receipt(status, self._prices, None)
             else:
                 self._estimating += 1
                 try:
-                    receipt = await asyncio.to_thread(self._build_counted, draft, status)
+                    receipt = await asyncio.to_thread(self._build_counted, builder, status)
                 finally:
                     self._estimating -= 1
         else:
-            receipt = self._preliminary_or_built(draft, status)
-            if self._should_recount(draft, receipt):
+            receipt = self._preliminary_or_built(builder, status)
+            if self._should_recount(builder, receipt):
                 if not shown:
-                    draft.preliminary = receipt
+                    builder.preliminary = receipt
                     return receipt
                 self._recounting += 1
                 try:
-                    receipt = await asyncio.to_thread(draft.recount, receipt, self._prices, self._encodings)
+                    receipt = await asyncio.to_thread(builder.recount, receipt, self._prices, self._encodings)
                 finally:
                     self._recounting -= 1
         # The thread continues when the caller disconnects. `settle` may have fixed a receipt in the meantime.
-        if draft.receipt is None:
-            draft.receipt = receipt
-        return draft.receipt
+        if builder.receipt is None:
+            builder.receipt = receipt
+        return builder.receipt
 
-    def _build_counted(self, draft: ReceiptBuilder, status: str) -> Receipt:
-        receipt = draft.build_receipt(status, self._prices, self._encodings)
-        return draft.recount(receipt, self._prices, self._encodings)
+    def _build_counted(self, builder: ReceiptBuilder, status: str) -> Receipt:
+        receipt = builder.build_receipt(status, self._prices, self._encodings)
+        return builder.recount(receipt, self._prices, self._encodings)
 
-    def _should_recount(self, draft: ReceiptBuilder, receipt: Receipt) -> bool:
+    def _should_recount(self, builder: ReceiptBuilder, receipt: Receipt) -> bool:
         """Return whether to count the baseline now. It stays an estimate while too many baselines are being counted."""
-        return self._recounting < MAX_RECOUNTS and draft.needs_recount(receipt, self._encodings)
+        return self._recounting < MAX_RECOUNTS and builder.needs_recount(receipt, self._encodings)
 
-    def _preliminary_or_built(self, draft: ReceiptBuilder, status: str) -> Receipt:
+    def _preliminary_or_built(self, builder: ReceiptBuilder, status: str) -> Receipt:
         """Return the preliminary receipt if its status still holds. Otherwise build a receipt."""
-        if draft.preliminary is not None and draft.preliminary.status == status:
-            return draft.preliminary
-        return draft.build_receipt(status, self._prices, self._encodings)
+        if builder.preliminary is not None and builder.preliminary.status == status:
+            return builder.preliminary
+        return builder.build_receipt(status, self._prices, self._encodings)
 
-    def settle(self, draft: ReceiptBuilder, status: str) -> None:
+    def settle(self, builder: ReceiptBuilder, status: str) -> None:
         """Settle in the background. Each request calls this exactly once, however it ended."""
         if self._spans is not None:
-            self._spans.expect(draft)
-        if draft.receipt is None:
-            if draft.needs_estimate:
-                self._tasks.spawn(f"settle:{draft.id}", self._settle_later(draft, status))
+            self._spans.expect(builder)
+        if builder.receipt is None:
+            if builder.needs_estimate:
+                self._tasks.spawn(f"settle:{builder.id}", self._settle_later(builder, status))
                 return
-            draft.preliminary = self._preliminary_or_built(draft, status)
-            if self._should_recount(draft, draft.preliminary):
-                self._tasks.spawn(f"settle:{draft.id}", self._settle_later(draft, status))
+            builder.preliminary = self._preliminary_or_built(builder, status)
+            if self._should_recount(builder, builder.preliminary):
+                self._tasks.spawn(f"settle:{builder.id}", self._settle_later(builder, status))
                 return
-            draft.receipt = draft.preliminary
+            builder.receipt = builder.preliminary
         # Publishing costs as much as reading the request. It runs after the reply was written.
-        asyncio.get_running_loop().call_soon(self._publish, draft.receipt, draft)
+        asyncio.get_running_loop().call_soon(self._publish, builder.receipt, builder)
 
-    async def _settle_later(self, draft: ReceiptBuilder, status: str) -> None:
-        self._publish(await self.close(draft, status), draft)
+    async def _settle_later(self, builder: ReceiptBuilder, status: str) -> None:
+        self._publish(await self.close(builder, status), builder)
 
     def record_abandoned(self, receipt: Receipt) -> None:
         """Count and log a stored receipt that settles a request of a dead process."""
@@ -220,18 +220,18 @@ class Ledger:
             else:
                 self._metrics.lines_left_out.inc()
 
-    def _publish(self, receipt: Receipt, draft: ReceiptBuilder) -> None:
+    def _publish(self, receipt: Receipt, builder: ReceiptBuilder) -> None:
         self._store.put(receipt)
         self._count(receipt)
         self._count_times(receipt)
         if self._spans is not None:
-            self._spans.put(receipt, draft)
+            self._spans.put(receipt, builder)
         if not log.is_enabled_for(logging.INFO):
             return
         if not self._sample.includes(receipt):
             self._metrics.lines_left_out.inc()
         else:
-            content = {} if draft.content is None else {"content": draft.content.as_dict()}
+            content = {} if builder.content is None else {"content": builder.content.as_dict()}
             log.info("request", **receipt.as_dict(), **content)
 
     def _count(self, receipt: Receipt) -> None:

@@ -20,44 +20,44 @@ class ReceiptSpans:
     """Add stages and receipt attributes to the current request's trace."""
 
     @staticmethod
-    def expect(draft: ReceiptBuilder) -> None:
+    def expect(builder: ReceiptBuilder) -> None:
         """Keep the trace open until `put`, and add its stages. The request has ended."""
         trace = current()
         if trace is None:
             return
         trace.expect_receipt()
         if trace.recorded:
-            _stages(trace, draft)
+            _stages(trace, builder)
 
     @staticmethod
-    def put(receipt: Receipt, draft: ReceiptBuilder) -> None:
+    def put(receipt: Receipt, builder: ReceiptBuilder) -> None:
         trace = current()
         if trace is not None:
             failed = receipt.status if receipt.status != "ok" else None
-            trace.set_receipt(_facts(receipt, draft) if trace.recorded else {}, failed)
+            trace.set_receipt(_facts(receipt, builder) if trace.recorded else {}, failed)
 
 
-def _stages(trace: RequestTrace, draft: ReceiptBuilder) -> None:
+def _stages(trace: RequestTrace, builder: ReceiptBuilder) -> None:
     """Add the stages between engine calls. Calls have their own spans."""
-    if draft.admitted is not None:
-        trace.child("admission", draft.started, draft.admitted)
-    if draft.guidance_requested is None:
+    if builder.admitted is not None:
+        trace.child("admission", builder.started, builder.admitted)
+    if builder.guidance_requested is None:
         return
-    teacher = draft.teacher
+    teacher = builder.teacher
     shared = teacher.shared if teacher is not None else ""
     # The wait ended when the guidance arrived or the request ended, at the latest.
-    ended = draft.granted or draft.guided or time.perf_counter()
+    ended = builder.granted or builder.guided or time.perf_counter()
     attributes = attributes_of(
         [
             (names.SHARED, shared or None),
-            (names.BATCH_ID, draft.batch.id if draft.batch is not None else None),
-            (names.BATCH_SIZE, draft.batch.size if draft.batch is not None else None),
+            (names.BATCH_ID, builder.batch.id if builder.batch is not None else None),
+            (names.BATCH_SIZE, builder.batch.size if builder.batch is not None else None),
         ]
     )
-    failed = None if draft.granted is not None or shared else draft.unguided
+    failed = None if builder.granted is not None or shared else builder.unguided
     trace.child(
         "batch_wait",
-        draft.guidance_requested,
+        builder.guidance_requested,
         ended,
         attributes,
         failed=failed,
@@ -65,7 +65,7 @@ def _stages(trace: RequestTrace, draft: ReceiptBuilder) -> None:
     )
 
 
-def _facts(receipt: Receipt, draft: ReceiptBuilder) -> dict[str, AttributeValue]:
+def _facts(receipt: Receipt, builder: ReceiptBuilder) -> dict[str, AttributeValue]:
     guidance, batch = receipt.guidance, receipt.batch
     return attributes_of(
         [
@@ -78,7 +78,7 @@ def _facts(receipt: Receipt, draft: ReceiptBuilder) -> dict[str, AttributeValue]
             (names.KEY, receipt.key),
             (names.MODE, receipt.mode),
             (names.UNGUIDED, receipt.unguided),
-            (names.SHARED, (draft.teacher.shared or None) if draft.teacher is not None else None),
+            (names.SHARED, (builder.teacher.shared or None) if builder.teacher is not None else None),
             (names.GUIDANCE_TOKENS, guidance.kept_tokens if guidance is not None else None),
             (names.BATCH_ID, batch.id if batch is not None else None),
             (names.BATCH_SIZE, batch.size if batch is not None else None),

@@ -32,7 +32,7 @@ DONE = b"data: [DONE]\n\n"
 """The last event of a stream that was not cut short."""
 
 
-async def begin(request: web.Request, draft: ReceiptBuilder) -> web.StreamResponse:
+async def begin(request: web.Request, builder: ReceiptBuilder) -> web.StreamResponse:
     """The head of the reply, with what is known of the answer by now."""
     response = web.StreamResponse(
         headers={
@@ -40,7 +40,7 @@ async def begin(request: web.Request, draft: ReceiptBuilder) -> web.StreamRespon
             "Cache-Control": "no-cache",
             "X-Accel-Buffering": "no",
             "Server": SERVER,
-            **fact_headers(draft.facts()),
+            **fact_headers(builder.facts()),
         }
     )
     name_reply(request, response)

@@ -187,23 +187,23 @@ class _SettleContext:
     def __init__(self, admission: Admission, ledger: Ledger, builder: ReceiptBuilder) -> None:
         self._admission = admission
         self._ledger = ledger
-        self._draft = builder
+        self._builder = builder
 
     def __enter__(self) -> None:
-        set_origin(self._draft.tenant, self._draft.id)
+        set_origin(self._builder.tenant, self._builder.id)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if isinstance(error, GatewayError):
-            error.recorded = not self._draft.refused
-        if not self._draft.refused:
-            self._ledger.settle(self._draft, self._status(error))
+            error.recorded = not self._builder.refused
+        if not self._builder.refused:
+            self._ledger.settle(self._builder, self._status(error))
 
     def _status(self, error: BaseException | None) -> str:
         if not (error is None or isinstance(error, (GatewayError, *_DISCONNECTS))):
             return "internal"
-        if self._draft.caller_left:
+        if self._builder.caller_left:
             return "client_gone"
         if error is None:
             return "ok"

@@ -66,7 +66,7 @@ class RequestRetries:
 
     def __init__(self, plan: Plan, builder: ReceiptBuilder, budgets: RetryBudgets, metrics: Metrics) -> None:
         self._plan = plan
-        self._draft = builder
+        self._builder = builder
         self._budgets = budgets
         self._metrics = metrics
 
@@ -79,7 +79,7 @@ class RequestRetries:
         if self._remaining() <= others:
             return self._refuse(engine, "request")
         rule = self._plan.retries
-        if not self._budgets.try_acquire(engine, self._draft.tenant, rule.share, rule.floor):
+        if not self._budgets.try_acquire(engine, self._builder.tenant, rule.share, rule.floor):
             return self._refuse(engine, "engine")
         return True
 
@@ -88,7 +88,7 @@ class RequestRetries:
         return self._remaining() > 0 or self._refuse(engine, "request")
 
     def _remaining(self) -> int:
-        return self._plan.max_retries - len(self._draft.failed)
+        return self._plan.max_retries - len(self._builder.failed)
 
     def _refuse(self, engine: str, budget: str) -> bool:
         self._metrics.retries_refused.labels(engine, budget).inc()

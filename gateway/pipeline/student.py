@@ -228,11 +228,11 @@ class StudentCall:
 class _Calling:
     """The context of a student's call. It counts a failure, and removes a call that the engine did not receive."""
 
-    __slots__ = ("_draft", "_generation", "_metrics", "_plan")
+    __slots__ = ("_builder", "_generation", "_metrics", "_plan")
 
     def __init__(self, plan: Plan, builder: ReceiptBuilder, generation: GenerationTracker, metrics: Metrics) -> None:
         self._plan = plan
-        self._draft = builder
+        self._builder = builder
         self._generation = generation
         self._metrics = metrics
 
@@ -242,10 +242,10 @@ class _Calling:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if isinstance(error, EngineError):
-            record_failure(error, self._draft.id, self._metrics)
+            record_failure(error, self._builder.id, self._metrics)
             if not error.may_have_run:
-                _set_call(self._plan, self._draft, None)
-        self._draft.running = None
+                _set_call(self._plan, self._builder, None)
+        self._builder.running = None
         self._generation.close(time.perf_counter())
 
 

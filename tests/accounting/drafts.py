@@ -74,7 +74,7 @@ def call(model: str, read: int | None, written: int = 0, cached: int = 0, stored
     return EngineCall(model, MESSAGES, usage, **more)
 
 
-def draft(
+def builder(
     plan: Plan, *, teacher: EngineCall | None = None, student: EngineCall | None = None, **more: Any
 ) -> ReceiptBuilder:
     return ReceiptBuilder(
@@ -106,7 +106,7 @@ def guided(**more: Any) -> ReceiptBuilder:
         "guided": began + 1,
         "first_token": began + 1.5,
     }
-    return draft(more.pop("plan", None) or plan(), **(facts | more))
+    return builder(more.pop("plan", None) or plan(), **(facts | more))
 
 
 def chat(**more: Any) -> ChatRequest:
@@ -123,7 +123,7 @@ def chat(**more: Any) -> ChatRequest:
 
 def intent(process_id: str = "ann", **more: Any) -> Intent:
     """Return the intent of a guided request that process `owner` admitted."""
-    one = draft(plan())
+    one = builder(plan())
     return msgspec.structs.replace(intend(one, one.plan, worst_case(one.plan, chat(), PRICES), process_id), **more)
 
 

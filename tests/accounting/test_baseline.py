@@ -22,7 +22,7 @@ from gateway.guidance.projection import teacher_messages
 from gateway.policy.projections import PRIMED, PROJECTIONS
 from gateway.usage.counters import pico
 from gateway.usage.rollup import SumRow
-from tests.accounting.drafts import ENCODINGS, MESSAGES, PRICES, call, closed, draft, guided, intent, plan
+from tests.accounting.drafts import ENCODINGS, MESSAGES, PRICES, builder, call, closed, guided, intent, plan
 from tests.accounting.test_bounds import TEXTS, bundled
 
 if TYPE_CHECKING:
@@ -59,14 +59,14 @@ def answered_request(
 
 
 def test_what_the_baseline_model_counted_itself_is_exact() -> None:
-    receipt = closed(draft(plan("teacher"), teacher=call("big", 100, 200)))
+    receipt = closed(builder(plan("teacher"), teacher=call("big", 100, 200)))
     assert (receipt.baseline_basis, receipt.baseline_error_usd) == ("engine", 0)
     assert not receipt.baseline_estimated
 
 
 def test_a_student_that_is_the_baseline_counts_for_itself_though_a_teacher_failed() -> None:
     late = call("big", None, lost_tokens=40)
-    one = draft(plan(baseline="small"), teacher=late, student=call("small", 100, 10), unguided="teacher_late")
+    one = builder(plan(baseline="small"), teacher=late, student=call("small", 100, 10), unguided="teacher_late")
     receipt = closed(one)
     assert (receipt.baseline_basis, receipt.baseline_error_usd) == ("engine", 0)
     assert receipt.baseline_usd == PRICES["small"].input_usd * 100 + PRICES["small"].output_usd * 10
@@ -102,7 +102,7 @@ def test_the_answer_is_counted_in_the_baseline_models_own_tokenizer_where_that_i
 def test_a_prompt_that_the_baseline_model_did_not_read_is_counted_in_its_own_tokenizer() -> None:
     tokenizer = bundled()[-1]
     read = count_messages("cl100k_base", MESSAGES)
-    one = draft(plan("student"), student=counted_call(REST, read=read))
+    one = builder(plan("student"), student=counted_call(REST, read=read))
     receipt = one.close("ok", PRICES, own(tokenizer))
     prompt, answer = count_messages(tokenizer, MESSAGES), count_text(tokenizer, REST)
     assert receipt.baseline_basis == "tokenizer"
@@ -251,7 +251,7 @@ def test_what_was_written_beside_the_words_makes_the_baseline_an_estimate() -> N
     receipt = thinking.close("ok", PRICES, own(tokenizer))
     assert receipt.baseline_basis == "estimate"
     assert receipt.baseline_usd >= BIG.output_usd * 5_000
-    tools = draft(plan("student"), student=counted_call(REST, read=4_000))
+    tools = builder(plan("student"), student=counted_call(REST, read=4_000))
     receipt = tools.close("ok", PRICES, own(tokenizer))
     assert receipt.baseline_basis == "estimate"
     assert receipt.baseline_usd >= BIG.input_usd * 4_000
@@ -268,7 +268,7 @@ def test_an_opening_that_was_cut_is_bounded_by_what_was_cut_off() -> None:
 
 def test_what_may_have_been_written_and_never_came_is_in_the_error() -> None:
     lost = call("small", None, lost_tokens=500, text=StringIO("Once"))
-    receipt = closed(draft(plan("student"), student=lost), "engine_unreachable")
+    receipt = closed(builder(plan("student"), student=lost), "engine_unreachable")
     assert receipt.baseline_error_usd is not None
     assert receipt.baseline_error_usd >= BIG.output_usd * 500
 
@@ -307,7 +307,9 @@ def test_who_may_not_see_costs_does_not_see_the_error_either() -> None:
 def test_rows_add_the_errors_up_and_what_each_engine_was_paid() -> None:
     """Failed calls are included. Removing a receipt leaves nothing behind. A shadow saves nothing."""
     failed = guided(failed=[FailedCall("other", "engine_timeout", call("huge", 10, 1))])
-    receipts = [closed(one) for one in (failed, answered_request(), draft(plan("teacher"), teacher=call("big", 9, 9)))]
+    receipts = [
+        closed(one) for one in (failed, answered_request(), builder(plan("teacher"), teacher=call("big", 9, 9)))
+    ]
     whole, halves = SumRow(), [SumRow(), SumRow()]
     for place, receipt in enumerate(receipts):
         whole.add(receipt)

@@ -16,7 +16,7 @@ from gateway.accounting.receipt import Receipt
 from gateway.config.models import ENCODINGS as ENCODINGS_ALLOWED
 from gateway.engines.base import TokenUsage
 from gateway.pricing import Price
-from tests.accounting.drafts import ENCODINGS, MESSAGES, PRICES, call, closed, draft, guided, plan
+from tests.accounting.drafts import ENCODINGS, MESSAGES, PRICES, builder, call, closed, guided, plan
 
 if TYPE_CHECKING:
     from gateway.accounting.calls import EngineCall
@@ -60,7 +60,7 @@ def test_guidance_that_another_request_paid_for_costs_nothing(shared: str) -> No
 
 def test_cached_input_is_charged_at_its_own_price() -> None:
     """Ten of a hundred tokens at half the price."""
-    receipt = closed(draft(plan("teacher"), teacher=call("big", 100, 0, 10)))
+    receipt = closed(builder(plan("teacher"), teacher=call("big", 100, 0, 10)))
     assert receipt.cost_usd == usd("0.00019")
     assert receipt.baseline_usd == usd("0.00019")
     assert receipt.savings_usd == 0, "the teacher alone saves nothing against itself"
@@ -68,11 +68,11 @@ def test_cached_input_is_charged_at_its_own_price() -> None:
 
 def test_stored_input_is_charged_at_its_own_price() -> None:
     """`huge` reads at 20, stores at 25 and writes at 100 USD per 1M tokens: 30 x 20 + 10 x 20 + 60 x 25 + 2 x 100."""
-    receipt = closed(draft(plan("teacher", baseline="huge"), teacher=call("huge", 100, 2, 10, 60)))
+    receipt = closed(builder(plan("teacher", baseline="huge"), teacher=call("huge", 100, 2, 10, 60)))
     assert receipt.cost_usd == receipt.baseline_usd == usd("0.0025")
     assert receipt.as_dict()["teacher"]["cache_write_input_tokens"] == 60
     assert Receipt.from_json(receipt.to_json()) == receipt
-    fresh = closed(draft(plan("teacher"), teacher=call("huge", 100, 2)))
+    fresh = closed(builder(plan("teacher"), teacher=call("huge", 100, 2)))
     assert "cache_write_input_tokens" not in fresh.as_dict()["teacher"]
 
 
@@ -80,12 +80,12 @@ def test_a_share_of_a_lists_count_is_charged_and_marked() -> None:
     """The engine reported one usage for several calls, so nothing derived from it is exact."""
     shared = call("big", 100, 40)
     shared.usage = TokenUsage(100, 40, estimated=True)
-    receipt = closed(draft(plan("teacher"), teacher=shared))
+    receipt = closed(builder(plan("teacher"), teacher=shared))
     assert receipt.teacher is not None
     assert (receipt.teacher.input_tokens, receipt.teacher.output_tokens) == (100, 40)
     assert receipt.teacher.estimated
     assert receipt.baseline_estimated
-    assert not closed(draft(plan("teacher"), teacher=call("big", 100, 40))).baseline_estimated
+    assert not closed(builder(plan("teacher"), teacher=call("big", 100, 40))).baseline_estimated
 
 
 def test_guidance_in_context_is_not_a_part_of_the_answer() -> None:
@@ -129,7 +129,7 @@ def test_an_opening_that_fills_the_callers_limit_is_guided_without_a_student() -
 
 def test_a_teacher_route_costs_its_baseline() -> None:
     """The same model read the same prompt: the baseline is exact, and nothing is saved."""
-    receipt = closed(draft(plan("teacher"), teacher=call("big", 100, 200)))
+    receipt = closed(builder(plan("teacher"), teacher=call("big", 100, 200)))
     assert (receipt.mode, receipt.student) == ("teacher", None)
     assert receipt.cost_usd == receipt.baseline_usd == usd("0.0022")
     assert not receipt.baseline_estimated
@@ -138,19 +138,19 @@ def test_a_teacher_route_costs_its_baseline() -> None:
 def test_a_student_route_is_measured_against_its_baseline() -> None:
     """Tokens of another model make the baseline an estimate. The student's own count is exact."""
     one = call("small", 100, 200)
-    receipt = closed(draft(plan("student"), student=one))
+    receipt = closed(builder(plan("student"), student=one))
     assert receipt.mode == "student"
     assert receipt.cost_usd == usd("0.00012")
     assert receipt.baseline_usd == usd("0.0022")
     assert receipt.baseline_estimated
-    own = closed(draft(plan("student", baseline="small"), student=one))
+    own = closed(builder(plan("student", baseline="small"), student=one))
     assert own.baseline_usd == own.cost_usd
     assert not own.baseline_estimated
 
 
 def test_after_a_refused_teacher_the_answer_is_the_students() -> None:
     """Guidance cost nothing and is not in the baseline."""
-    receipt = closed(draft(plan(), student=call("small", 100, 200), unguided="teacher_overloaded"))
+    receipt = closed(builder(plan(), student=call("small", 100, 200), unguided="teacher_overloaded"))
     assert (receipt.mode, receipt.unguided) == ("student", "teacher_overloaded")
     assert (receipt.teacher, receipt.guidance, receipt.batch) == (None, None, None)
     assert receipt.cost_usd == usd("0.00012")
@@ -161,7 +161,7 @@ def test_after_a_refused_teacher_the_answer_is_the_students() -> None:
 def test_after_a_late_teacher_its_lost_tokens_are_paid_and_marked() -> None:
     """Tokens written before the cut are charged up to an upper bound, and save nothing."""
     late = call("big", None, lost_tokens=40)
-    receipt = closed(draft(plan(), teacher=late, student=call("small", 100, 10), unguided="teacher_late"))
+    receipt = closed(builder(plan(), teacher=late, student=call("small", 100, 10), unguided="teacher_late"))
     read = count_messages("cl100k_base", MESSAGES)
     assert receipt.teacher is not None
     assert (receipt.teacher.input_tokens, receipt.teacher.output_tokens) == (read, 40)
@@ -175,7 +175,7 @@ def test_after_a_late_teacher_its_lost_tokens_are_paid_and_marked() -> None:
 
 def test_a_request_that_reached_no_engine_costs_nothing() -> None:
     """The request was refused or canceled: it has no shares, no baseline and no estimate."""
-    receipt = closed(draft(plan()), "overloaded")
+    receipt = closed(builder(plan()), "overloaded")
     assert (receipt.teacher, receipt.student) == (None, None)
     assert receipt.cost_usd == receipt.baseline_usd == receipt.savings_usd == 0
     assert receipt.status == "overloaded"
@@ -194,7 +194,7 @@ def test_savings_are_negative_when_guidance_cost_more_than_it_spared() -> None:
 def test_an_engine_that_did_not_count_is_counted_here_and_marked() -> None:
     """The received text is counted, which was collected piece by piece."""
     student = call("small", None, text=StringIO("Once upon a time"))
-    one = draft(plan("student"), student=student)
+    one = builder(plan("student"), student=student)
     assert one.needs_estimate
     share = closed(one).student
     assert share is not None
@@ -233,7 +233,7 @@ def test_timings_are_of_the_stages_that_happened() -> None:
     timings = closed(guided()).timings
     assert (timings.batch_wait_ms, timings.teacher_ms) == (250, 750)
     assert timings.first_token_ms == pytest.approx(1500, abs=50)
-    none = closed(draft(plan("student"))).timings
+    none = closed(builder(plan("student"))).timings
     assert (none.admission_ms, none.batch_wait_ms, none.teacher_ms, none.first_token_ms) == (None,) * 4
 
 
@@ -249,7 +249,7 @@ def test_a_streams_first_facts_are_those_of_its_receipt() -> None:
 
 def test_the_first_token_is_seen_once() -> None:
     """Later tokens do not change the time."""
-    one = draft(plan("student"))
+    one = builder(plan("student"))
     one.mark_first_token()
     first = one.first_token
     one.mark_first_token()

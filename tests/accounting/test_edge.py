@@ -20,7 +20,7 @@ from gateway.policy.schema import TenantPolicy
 from gateway.pricing import cost_usd
 from gateway.protocol.edge import EdgeUsage, OfflineUsage
 from gateway.usage.rollup import SumRow, dims_of
-from tests.accounting.drafts import PRICES, call, chat, closed, draft, guided, plan
+from tests.accounting.drafts import PRICES, builder, call, chat, closed, guided, plan
 
 GIVEN = structs.replace(plan(), mode="guidance", finishers=())
 TERMS = CloseTerms(1_700_000_600, 60)
@@ -185,19 +185,19 @@ def test_an_answer_of_long_ago_or_of_the_future_is_not_accounted_for(at: float |
 
 def test_the_teacher_alone_is_reserved_for() -> None:
     """The probe is skipped as well: the answering student runs on the device."""
-    whole = intend(draft(plan()), plan(), worst_case(plan(), chat(), PRICES), "ann")
-    one = intend(draft(GIVEN, terms=TERMS), GIVEN, worst_case(GIVEN, chat(), PRICES), "ann")
+    whole = intend(builder(plan()), plan(), worst_case(plan(), chat(), PRICES), "ann")
+    one = intend(builder(GIVEN, terms=TERMS), GIVEN, worst_case(GIVEN, chat(), PRICES), "ann")
     assert (one.mode, one.teacher, one.student, one.more) == ("guidance", whole.teacher, None, ())
     assert one.teacher is not None
     assert one.reserved_usd == one.teacher.cost_usd
     assert one.tokens == 100 + 40, "of the prompt, as the teacher reads it, and what it may write"
     nothing = structs.replace(GIVEN, guidance=None, unguided="tools")
-    assert intend(draft(nothing), nothing, worst_case(nothing, chat(), PRICES), "ann").reserved_usd == Decimal(0)
+    assert intend(builder(nothing), nothing, worst_case(nothing, chat(), PRICES), "ann").reserved_usd == Decimal(0)
 
 
 def test_a_device_may_report_of_a_guidance_whose_process_died_behind_its_reply() -> None:
     intent = Intent.from_json(
-        intend(draft(GIVEN, terms=TERMS), GIVEN, worst_case(GIVEN, chat(), PRICES), "ann").to_json()
+        intend(builder(GIVEN, terms=TERMS), GIVEN, worst_case(GIVEN, chat(), PRICES), "ann").to_json()
     )
     receipt = abandoned(intent, time.time())
     assert (receipt.mode, receipt.close) == ("guidance", TERMS)

@@ -17,7 +17,7 @@ from gateway.accounting.worst_case import worst_case
 from gateway.policy.plan import RetryPlan, StudentPlan
 from gateway.policy.projections import CUTOFF, PRIMED, Exemplar, SkipRule
 from gateway.protocol.text import parse_text_completion
-from tests.accounting.drafts import PRICES, chat, draft, plan
+from tests.accounting.drafts import PRICES, builder, chat, plan
 
 if TYPE_CHECKING:
     from gateway.accounting.draft import ReceiptBuilder
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def intended(one: Plan, **more: object) -> Intent:
-    return intend(draft(one), one, worst_case(one, chat(**more), PRICES), "ann")
+    return intend(builder(one), one, worst_case(one, chat(**more), PRICES), "ann")
 
 
 def test_a_guided_request_reserves_for_both_engines() -> None:
@@ -72,7 +72,7 @@ def test_exemplars_are_not_reserved_for_where_they_have_no_part() -> None:
     assert bare.guidance is not None
     primed = structs.replace(bare, guidance=structs.replace(bare.guidance, projection=PRIMED))
     asked = parse_text_completion(b'{"model": "chat", "prompt": "Q: Why? A:", "max_tokens": 100}')
-    ones = [intend(draft(one), one, worst_case(one, asked, PRICES), "ann") for one in (primed, bare)]
+    ones = [intend(builder(one), one, worst_case(one, asked, PRICES), "ann") for one in (primed, bare)]
     assert ones[0].teacher == ones[1].teacher
 
 
@@ -129,7 +129,7 @@ def test_without_a_limit_the_largest_answer_of_the_engine_is_reserved_for() -> N
         (EngineMaxima({"small": 4096}, {}), 8192, False),
         (unknown_max_output, 2 * DEFAULT_MAX_OUTPUT_TOKENS, True),
     ):
-        share = intend(draft(one), one, worst_case(one, asked, PRICES, maxima), "ann").student
+        share = intend(builder(one), one, worst_case(one, asked, PRICES, maxima), "ann").student
         assert share is not None
         assert (share.output_tokens, share.at_least) == (tokens, at_least)
 
@@ -172,13 +172,13 @@ def test_an_intent_survives_its_way_through_redis() -> None:
 
 def test_an_intent_tells_of_no_word_that_was_said() -> None:
     """Prompts are not stored in Redis."""
-    one: ReceiptBuilder = draft(plan())
+    one: ReceiptBuilder = builder(plan())
     assert b"ship" not in intend(one, one.plan, worst_case(one.plan, chat(), PRICES), "ann").to_json()
 
 
 def test_a_shadow_is_told_apart_also_when_its_process_died() -> None:
     """A shadow has its own mode and the id of its original request."""
-    shadow = msgspec.structs.replace(draft(plan()), shadow_of="req_1")
+    shadow = msgspec.structs.replace(builder(plan()), shadow_of="req_1")
     one = Intent.from_json(intend(shadow, shadow.plan, worst_case(shadow.plan, chat(), PRICES), "ann").to_json())
     receipt = abandoned(one, now=one.created + 1)
     assert (one.mode, receipt.mode, receipt.shadow_of) == ("shadow", "shadow", "req_1")

@@ -23,7 +23,7 @@ from gateway.accounting.worst_case import worst_case
 from gateway.engines.base import TokenUsage
 from gateway.runtime.tasks import BackgroundTasks
 from gateway.telemetry.metrics import Metrics
-from tests.accounting.drafts import ENCODINGS, PRICES, call, chat, closed, draft, guided, plan
+from tests.accounting.drafts import ENCODINGS, PRICES, builder, call, chat, closed, guided, plan
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -82,7 +82,7 @@ def counting_thread(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def uncounted_draft() -> draft_module.ReceiptBuilder:
-    return draft(plan("student"), student=call("small", None, text=StringIO("a story")))
+    return builder(plan("student"), student=call("small", None, text=StringIO("a story")))
 
 
 async def test_a_counted_draft_settles_as_soon_as_its_reply_has_left(books: Books) -> None:
@@ -218,7 +218,7 @@ async def test_no_more_baselines_are_counted_at_a_time_than_may_be(monkeypatch: 
 
 async def test_an_exact_baseline_is_never_counted_again(recounting: list[int]) -> None:
     books = tokenizing()
-    books.ledger.settle(draft(plan("teacher"), teacher=call("big", 100, 200)), "ok")
+    books.ledger.settle(builder(plan("teacher"), teacher=call("big", 100, 200)), "ok")
     await asyncio.sleep(0)
     assert [receipt.baseline_basis for receipt in books.store.receipts] == ["engine"]
     assert recounting == []
@@ -300,9 +300,9 @@ async def test_a_caller_that_leaves_while_tokens_are_counted_is_on_the_receipt(
 
 async def test_a_shadow_that_went_without_guidance_is_no_answer_that_did(books: Books) -> None:
     """A failed shadow is no unguided answer of its route."""
-    shadow = draft(plan(), student=call("small", 10, 5), unguided="teacher_late")
+    shadow = builder(plan(), student=call("small", 10, 5), unguided="teacher_late")
     shadow.shadow_of = "req_1"
-    for one in (shadow, draft(plan(), student=call("small", 10, 5), unguided="teacher_failed")):
+    for one in (shadow, builder(plan(), student=call("small", 10, 5), unguided="teacher_failed")):
         books.ledger.settle(one, "ok")
     await asyncio.sleep(0)  # counting follows the reply
     assert len(books.store.receipts) == 2
@@ -312,22 +312,22 @@ async def test_a_shadow_that_went_without_guidance_is_no_answer_that_did(books: 
 
 async def test_the_metrics_equal_the_receipts(books: Books) -> None:
     """Counters equal the sums over the receipts: outcomes, amounts, tokens, batches and stages."""
-    drafts = [
+    builders = [
         guided(student=call("small", 150, 160, 20, 30)),
         guided(student=None, complete=True),
-        draft(plan("teacher"), teacher=call("big", 50, 60, 10, 15)),
-        draft(plan("student"), student=call("small", 70, 80)),
-        draft(plan(), student=call("small", 10, 5), unguided="teacher_late"),
-        draft(plan()),
+        builder(plan("teacher"), teacher=call("big", 50, 60, 10, 15)),
+        builder(plan("student"), student=call("small", 70, 80)),
+        builder(plan(), student=call("small", 10, 5), unguided="teacher_late"),
+        builder(plan()),
         uncounted_draft(),
         guided(teacher=call("big", 100, 40, shared="flight"), batch=None, granted=None),
         guided(teacher=call("big", 100, 40, shared="cache"), batch=None, granted=None),
     ]
-    for one in drafts:
-        books.ledger.settle(one, "overloaded" if one is drafts[5] else "ok")
+    for one in builders:
+        books.ledger.settle(one, "overloaded" if one is builders[5] else "ok")
     await books.tasks.drain(5)
     receipts = books.store.receipts
-    assert sorted(receipt.id for receipt in receipts) == sorted(one.id for one in drafts)
+    assert sorted(receipt.id for receipt in receipts) == sorted(one.id for one in builders)
 
     where = {"tenant": "acme", "route": "chat"}
     outcomes = Counter((receipt.mode, receipt.status) for receipt in receipts)
@@ -374,4 +374,4 @@ async def test_each_request_is_one_line_in_the_log(books: Books) -> None:
 async def test_a_draft_with_an_unknown_model_fails_in_the_open() -> None:
     """A model without a price is a configuration error. No receipt may state 0."""
     with pytest.raises(KeyError):
-        closed(draft(plan("teacher"), teacher=call("unpriced", 10, 10)))
+        closed(builder(plan("teacher"), teacher=call("unpriced", 10, 10)))

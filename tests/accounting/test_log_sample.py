@@ -17,7 +17,7 @@ from gateway.accounting.receipt import Attempt, Receipt
 from gateway.errors import EngineTimeout
 from gateway.runtime.tasks import BackgroundTasks
 from gateway.telemetry.metrics import Metrics
-from tests.accounting.drafts import ENCODINGS, PRICES, call, closed, draft, guided, plan
+from tests.accounting.drafts import ENCODINGS, PRICES, builder, call, closed, guided, plan
 
 ROOT = Path(__file__).parents[2]
 NONE = LogSample(0.0, 10.0)
@@ -119,7 +119,7 @@ async def test_a_line_that_is_left_out_is_counted_and_its_receipt_is_kept() -> N
     )
     with capture_logs() as lines:
         for status in ("ok", "ok", "engine_failed"):
-            ledger.settle(draft(plan("student"), student=call("small", 10, 10)), status)
+            ledger.settle(builder(plan("student"), student=call("small", 10, 10)), status)
         ledger.record_abandoned(closed(guided(), "abandoned"))
         await asyncio.sleep(0)
     assert [line["status"] for line in lines] == ["abandoned", "engine_failed"]

@@ -8,12 +8,12 @@ import msgspec
 import pytest
 
 from gateway.accounting.receipt import Receipt
-from tests.accounting.drafts import closed, draft, guided, plan
+from tests.accounting.drafts import builder, closed, guided, plan
 
 
 def test_a_receipt_survives_json() -> None:
     """A receipt with every part, and one with none."""
-    for receipt in (closed(guided()), closed(draft(plan("student")), "client_gone")):
+    for receipt in (closed(guided()), closed(builder(plan("student")), "client_gone")):
         assert Receipt.from_json(receipt.to_json()) == receipt
 
 
@@ -24,7 +24,7 @@ def test_money_travels_as_text_without_an_exponent() -> None:
     money += [raw[role]["cost_usd"] for role in ("teacher", "student")]
     assert money[0] == "0.000710000000"
     assert all(isinstance(amount, str) and "E" not in amount for amount in money)
-    nothing = json.loads(closed(draft(plan("student"))).to_json())
+    nothing = json.loads(closed(builder(plan("student"))).to_json())
     assert float(nothing["cost_usd"]) == 0
     assert "E" not in nothing["cost_usd"]
 
@@ -61,4 +61,4 @@ def test_the_caller_is_told_money_only_where_the_policy_shows_it() -> None:
 
 def test_the_reason_for_no_guidance_is_told() -> None:
     """A guided route that was answered without guidance states the reason."""
-    assert closed(draft(plan(), unguided="teacher_late")).facts(show_cost=False)["unguided"] == "teacher_late"
+    assert closed(builder(plan(), unguided="teacher_late")).facts(show_cost=False)["unguided"] == "teacher_late"

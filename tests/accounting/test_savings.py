@@ -11,7 +11,7 @@ from gateway.accounting.receipt import EngineShare, Receipt
 from gateway.accounting.savings import is_about_zero, measure, savings_class, savings_of, shown, with_savings
 from gateway.usage.previous_sums import row_of_previous
 from gateway.usage.rollup import SumRow
-from tests.accounting.drafts import PRICES, call, closed, draft, guided, plan
+from tests.accounting.drafts import PRICES, builder, call, closed, guided, plan
 from tests.usage.previous_version import previous_bytes
 
 
@@ -59,12 +59,14 @@ def test_each_receipt_has_one_class(found: str, fields: dict[str, str]) -> None:
 
 def test_a_teacher_that_is_not_there_saves_nothing_and_its_cost_without_use_is_a_loss() -> None:
     """The student alone: 100 x 0.2 + 60 x 0.5 = 50 millionths, and the baseline 100 x 2 + 60 x 10 = 800."""
-    cheap = closed(draft(plan(), student=call("small", 100, 60), unguided="teacher_unreachable"))
+    cheap = closed(builder(plan(), student=call("small", 100, 60), unguided="teacher_unreachable"))
     assert (cheap.baseline_usd, cheap.cost_usd) == (Decimal("0.0008"), Decimal("0.00005"))
     assert (cheap.savings_class, cheap.savings_usd) == ("teacher_unavailable", 0)
     assert savings_of(cheap).error_usd == 0, "nothing was counted that could be wrong"
     # Late: 100 x 2 + 40 x 10 = 600 for discarded text; a short answer, 100 x 0.2 + 10 x 0.5 = 25; baseline 300.
-    late = closed(draft(plan(), teacher=call("big", 100, 40), student=call("small", 100, 10), unguided="teacher_late"))
+    late = closed(
+        builder(plan(), teacher=call("big", 100, 40), student=call("small", 100, 10), unguided="teacher_late")
+    )
     assert (late.cost_usd, late.baseline_usd) == (Decimal("0.000625"), Decimal("0.0003"))
     assert late.savings_usd == Decimal("-0.000325")
     assert savings_of(late).error_usd == late.baseline_error_usd
@@ -73,14 +75,14 @@ def test_a_teacher_that_is_not_there_saves_nothing_and_its_cost_without_use_is_a
 def test_a_failed_request_and_the_teachers_own_answer_save_nothing() -> None:
     for one in (
         closed(guided(), "client_gone"),
-        closed(draft(plan("teacher", baseline="huge"), teacher=call("big", 9, 9))),
+        closed(builder(plan("teacher", baseline="huge"), teacher=call("big", 9, 9))),
     ):
         assert one.savings_usd == 0
         assert one.baseline_usd > one.cost_usd
 
 
 def test_a_receipt_of_an_earlier_version_gets_its_class_when_it_is_read() -> None:
-    one = closed(draft(plan(), student=call("small", 100, 60), unguided="teacher_late"))
+    one = closed(builder(plan(), student=call("small", 100, 60), unguided="teacher_late"))
     raw = msgspec.json.decode(one.to_json())
     for name in ("savings_class", "measured"):
         del raw[name]

@@ -23,7 +23,7 @@ from gateway.policy.plan import RetryPlan, StudentPlan
 from gateway.protocol.chat import parse_chat
 from gateway.protocol.embeddings import parse_embeddings
 from gateway.protocol.text import parse_text_completion
-from tests.accounting.drafts import PRICES, draft, plan
+from tests.accounting.drafts import PRICES, builder, plan
 
 if TYPE_CHECKING:
     from gateway.accounting.draft import ReceiptBuilder
@@ -41,7 +41,7 @@ def chat(**fields: Any) -> CallerRequest:
 
 def admitted(one: Plan, request: CallerRequest, **calls: Any) -> ReceiptBuilder:
     """Return the builder of an admitted request with its calls."""
-    return draft(one, request=request, reserved=worst_case(one, request, PRICES), **calls)
+    return builder(one, request=request, reserved=worst_case(one, request, PRICES), **calls)
 
 
 def call(model: str, request: CallerRequest, usage: TokenUsage | None = None, **more: Any) -> EngineCall:
@@ -238,7 +238,7 @@ def test_without_a_limit_what_never_came_is_the_largest_answer_of_the_engine() -
         (EngineMaxima({}, {}), 2 * DEFAULT_MAX_OUTPUT_TOKENS, True),
     ):
         lost = call("small", request, unbounded=True)
-        receipt = closed(draft(one, request=request, reserved=worst_case(one, request, PRICES, maxima), student=lost))
+        receipt = closed(builder(one, request=request, reserved=worst_case(one, request, PRICES, maxima), student=lost))
         assert receipt.student is not None
         assert (receipt.student.output_tokens, receipt.student.at_least) == (tokens, at_least)
 

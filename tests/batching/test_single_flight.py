@@ -25,7 +25,7 @@ from gateway.policy.projections import CONCISE, CUTOFF, SkipRule
 from gateway.protocol.chat import parse_chat
 from gateway.runtime.tasks import BackgroundTasks
 from gateway.telemetry.metrics import Metrics
-from tests.accounting.drafts import draft, plan
+from tests.accounting.drafts import builder, plan
 from tests.batching.process import nothing_left, process, ticket, until
 
 if TYPE_CHECKING:
@@ -367,7 +367,7 @@ class Room:
         guided = plan()
         assert guided.guidance is not None
         guided = structs.replace(guided, guidance=structs.replace(guided.guidance, **rule), length=length)
-        one = draft(guided)
+        one = builder(guided)
         return await self._guide.open(guided, chat(), one), one
 
 

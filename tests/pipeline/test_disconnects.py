@@ -18,7 +18,7 @@ import pytest
 from gateway.accounting.calls import EngineCall
 from gateway.pipeline.disconnects import MAX_REST_USD, Disconnects
 from gateway.pricing import Price
-from tests.accounting.drafts import draft, plan
+from tests.accounting.drafts import builder, plan
 from tests.counting_engine import Books, CountingEngine
 from tests.fakes import FakeEngine
 from tests.gateway_process import KEY, GatewayProcess, guided, model, running_gateway
@@ -230,7 +230,7 @@ def test_calls_are_read_on_only_below_the_cost_bound() -> None:
         (EngineCall("small", (), ended=True), True),
         (None, False),
     ):
-        one = draft(plan("student"))
+        one = builder(plan("student"))
         one.running = call
         assert (disconnects.read_on_s(one) > 0, one.caller_left) == (reads_on, reads_on)
     assert disconnects.read_on_s(None) == 0

@@ -25,7 +25,7 @@ from gateway.policy.projections import CUTOFF, SkipRule
 from gateway.protocol.chat import parse_chat
 from gateway.runtime.tasks import BackgroundTasks
 from gateway.telemetry.metrics import Metrics
-from tests.accounting.drafts import draft, plan
+from tests.accounting.drafts import builder, plan
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -79,7 +79,7 @@ async def test_text_of_a_shared_teacher_after_the_deadline_is_not_shown() -> Non
     guided = plan()
     assert guided.guidance is not None
     guided = structs.replace(guided, guidance=structs.replace(guided.guidance, stream=True, deadline_s=0.5))
-    async with aclosing(teacher_call.stream(guided, CHAT, draft(guided))) as parts:
+    async with aclosing(teacher_call.stream(guided, CHAT, builder(guided))) as parts:
         pieces = [part async for part in parts]
     guidance = pieces.pop()
     assert isinstance(guidance, Guidance)
@@ -142,7 +142,7 @@ async def test_the_retry_of_a_failed_batch_is_a_separate_call_and_both_are_charg
     teacher = FailsBatches()
     teacher_call = TeacherCall({"big": teacher}, Batcher(), OwnFlight(), Metrics(), BackgroundTasks())  # type: ignore[dict-item, arg-type]
     guided = structs.replace(plan(), retries=RetryPlan(num_retries, 0.001))
-    one = draft(guided)
+    one = builder(guided)
     await teacher_call.open(guided, CHAT, one)
     assert teacher.batches == batches
     assert [failed.call and failed.call.lost_tokens for failed in one.failed] == [40] * (len(batches) - 1)
@@ -175,7 +175,7 @@ async def test_guidance_ends_at_its_sentence_after_skipped_boilerplate(
     guided = plan_until_sentence(tokens, min_tokens)
     assert guided.guidance is not None
     guided = structs.replace(guided, guidance=structs.replace(guided.guidance, stream=stream))
-    one = draft(guided)
+    one = builder(guided)
     async with aclosing(teacher_call.stream(guided, CHAT, one)) as parts:
         pieces = [part async for part in parts]
     guidance = pieces.pop()
@@ -195,7 +195,7 @@ async def test_a_canceled_teacher_is_charged_at_its_bound(stops_within_s: float 
     teacher.state = EngineState(revision="first", stops_within_s=stops_within_s)
     teacher_call = TeacherCall({"big": teacher}, Batcher(), OwnFlight(), Metrics(), BackgroundTasks())  # type: ignore[dict-item, arg-type]
     guided = plan_until_sentence(400, 2, skip=None)
-    one = draft(guided)
+    one = builder(guided)
     await teacher_call.open(guided, CHAT, one)
     assert one.ended_at == "sentence"
     assert one.teacher is not None
@@ -206,7 +206,7 @@ def test_estimated_guidance_tokens_are_limited_by_the_request() -> None:
     """Long words have more than four bytes per token. The student must still get the rest of the limit."""
     guided = plan_until_sentence(8, 4, skip=None)
     assert guided.guidance is not None
-    one = draft(guided)
+    one = builder(guided)
     text = "Incontrovertibly photosynthesising microorganisms characteristically predominate. "
     guidance = guidance_from_reply(
         guided, guided.guidance, CHAT, one, TeacherReply(text + "Then", "length", None, len(text))

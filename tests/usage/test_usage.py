@@ -28,7 +28,7 @@ from gateway.usage.rollup import SumDimensions, SumRow, row_with
 from gateway.usage.span import GRANULARITIES, RequestedRange, UsageSpan, duration_text, requested_range, span
 from gateway.usage.sums import SECONDS, Granularity, Period, Retention, StoredRow
 from gateway.usage.usage import UsageQuery, UsageResult, figures
-from tests.accounting.drafts import call, closed, draft, guided, plan
+from tests.accounting.drafts import builder, call, closed, guided, plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -153,9 +153,9 @@ def test_the_teachers_part_counts_what_callers_were_given() -> None:
     assert figures_of(closed(guided()))["teacher_token_share"] == 0.2
     as_context = guided(plan=plan(placement="context"))
     assert figures_of(closed(as_context))["tokens"]["answer_by_teacher"] == 0
-    alone = closed(draft(plan("teacher"), teacher=call("big", 100, 60)))
+    alone = closed(builder(plan("teacher"), teacher=call("big", 100, 60)))
     assert figures_of(alone)["teacher_token_share"] == 1
-    assert figures_of(closed(draft(plan("student"), student=call("small", 100, 60))))["teacher_token_share"] == 0
+    assert figures_of(closed(builder(plan("student"), student=call("small", 100, 60))))["teacher_token_share"] == 0
     assert figures_of(alone, closed(guided()))["tokens"]["answer"] == 260
     ended_itself = closed(guided(student=None, complete=True, plan=plan(placement="context")))
     assert figures_of(ended_itself)["tokens"]["answer_by_teacher"] == 40
@@ -168,7 +168,7 @@ def test_the_teachers_part_counts_what_callers_were_given() -> None:
 
 def test_tokens_written_to_the_cache_are_counted_apart() -> None:
     row = SumRow()
-    for one in (closed(draft(plan("teacher"), teacher=call("big", 100, 5, 10, 60))), closed(guided())):
+    for one in (closed(builder(plan("teacher"), teacher=call("big", 100, 5, 10, 60))), closed(guided())):
         row.add(one)
     assert figures(row)["tokens"]["teacher"] == {"input": 130, "cached": 10, "output": 45, "cache_write": 60}
     assert row.teacher.read == 200
