@@ -163,7 +163,7 @@ def read_header(path: Path) -> BackupHeader:
         if layout < known:
             raise StartupError(
                 f"{path} was created by gateway {made_by} with layout {layout} of the {name}; this one needs {known}. "
-                "Restore it with that version, then upgrade: docs/upgrading.md."
+                "Restore it with that version, then upgrade: docs/deployment.md#upgrades."
             )
     return header
 

@@ -32,7 +32,7 @@ def backup(
 
     It reads Redis and then the usage database, as config.yaml names them. Of keys the file holds hashes. It holds no
     text of a prompt or an answer, no admin key and no password. Policies and config.yaml are files of yours: keep them
-    beside it. See docs/backup.md.
+    beside it. See docs/deployment.md#backups.
     """
     result_of(_backup(settings_of(config), file, receipts=not without_usage, overwrite=overwrite))
     with progress("checking the file", file.stat().st_size) as told:

@@ -52,7 +52,7 @@ def restore(
     No gateway and no usage worker may run on that Redis meanwhile; with `--only usage` they may.
 
     The file is checked whole before anything is written. Where Redis or the usage database hold anything already,
-    nothing is done without --overwrite. See docs/backup.md.
+    nothing is done without --overwrite. See docs/deployment.md#backups.
     """
     with progress("checking the file", file.stat().st_size if file.exists() else None) as told:
         found = verify(file, told)

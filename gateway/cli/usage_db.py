@@ -146,7 +146,7 @@ def migrate(
         typer.echo(
             "The old sums in Redis were deleted although they differ."
             if accept_differences
-            else "Before and after differ. The old sums in Redis are kept: docs/upgrading.md says what to do."
+            else "Before and after differ. The old sums in Redis are kept: docs/deployment.md#upgrades says what to do."
         )
         raise typer.Exit(0 if accept_differences else 1)
     typer.echo("Before and after are the same. The old sums in Redis are deleted.")

@@ -125,8 +125,8 @@ class Settings(StrictModel):
         "general_settings": "its settings stand under server, admin and redis here",
         "router_settings": "routes stand in the policy files here",
         "litellm_settings": "its settings stand in the policy files here",
-        "archive": "it is called usage now: usage.url, usage.keep and usage.run (docs/upgrading.md)",
-        "rollups": "its settings stand under usage now: minutes, hours, days and max_rows (docs/upgrading.md)",
+        "archive": "it is called usage now: usage.url, usage.keep and usage.run (docs/deployment.md#upgrades)",
+        "rollups": "its settings are in usage now: minutes, hours, days, max_rows (docs/deployment.md#upgrades)",
         "include": "every file in the policies folder is read",
         "environment_variables": "set them where the gateway is started; a secret here refers to one as env:NAME",
     }
@@ -228,7 +228,7 @@ def check_settings(
 def override(source: YamlSource, environ: Mapping[str, str]) -> list[ConfigIssue]:
     """Put the values of OVERRIDES that are set into the data."""
     mistakes = [
-        ConfigIssue("environment", 0, 0, old, f"is called {new} now (docs/upgrading.md)")
+        ConfigIssue("environment", 0, 0, old, f"is called {new} now (docs/deployment.md#upgrades)")
         for old, new in _RENAMED.items()
         if environ.get(old, "").strip()
     ]

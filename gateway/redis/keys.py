@@ -2,7 +2,7 @@
 
 Keys of one script call share a hash tag, so that they are in one slot of a Redis Cluster. `prefix` separates
 deployments that share a Redis. The number after `v` is the version of a layout. A new layout uses new names, so that
-two versions can run at the same time. docs/upgrading.md explains when to increase a number.
+two versions can run at the same time. CONTRIBUTING.md explains when to increase a number.
 """
 
 from __future__ import annotations

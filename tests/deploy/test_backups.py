@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     import pytest
 
-GUIDE = (ROOT / "docs/deploy.md").read_text("utf-8")
+GUIDE = (ROOT / "docs/deployment.md").read_text("utf-8")
 SECTION = GUIDE.partition("\n## Backups\n")[2].partition("\n## ")[0]
 
 

@@ -118,7 +118,7 @@ def test_both_units_let_the_worker_lower_its_priority() -> None:
 def test_the_guides_edit_makes_a_configuration_that_fits(tmp_path: Path) -> None:
     """Secrets where systemd puts them, and an admin listener that nobody else reaches."""
     (edit,) = re.findall(
-        r"^(sed -i .*) /etc/gkt/config.yaml$", (ROOT / "docs/deploy.md").read_text("utf-8"), re.MULTILINE
+        r"^(sed -i .*) /etc/gkt/config.yaml$", (ROOT / "docs/deployment.md").read_text("utf-8"), re.MULTILINE
     )
     config = tmp_path / "config.yaml"
     shutil.copytree(DEPLOY / "gateway", tmp_path, dirs_exist_ok=True)

@@ -36,9 +36,9 @@ def test_the_key_that_all_layouts_share_has_none_in_its_name() -> None:
     assert KEYS.teacher("big").boards == RedisKeys("gkt", 99).teacher("big").boards == "{gkt:teacher:big}:boards"
 
 
-def test_the_page_on_upgrades_says_the_layouts() -> None:
-    text = (Path(__file__).parents[2] / "docs" / "upgrading.md").read_text("utf-8")
-    table = text.partition("## What carries a version")[2].partition("\n\n|")[2].partition("\n\n")[0]
+def test_the_deployment_page_lists_the_layouts() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "deployment.md").read_text("utf-8")
+    table = text.partition("\n### Layouts\n")[2].partition("\n\n|")[2].partition("\n\n")[0]
     documented = [row.split("|")[2].strip() for row in f"|{table}".splitlines()[2:]]
     layouts = [
         redis_keys.BOARD,

@@ -1,4 +1,4 @@
-"""docs/usage-database.md against the database."""
+"""docs/deployment.md#usage-database against the database."""
 
 from __future__ import annotations
 
@@ -15,13 +15,16 @@ from tests.usage.databases import database, entries, opened, receipt
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-PAGE = (Path(__file__).parents[2] / "docs" / "usage-database.md").read_text("utf-8")
-QUERIES = re.findall(r"```sql\n(.*?)```", PAGE, re.DOTALL)
+PAGE = (Path(__file__).parents[2] / "docs" / "deployment.md").read_text("utf-8")
+SECTION = PAGE.partition("\n## Usage database\n")[2].partition("\n## ")[0]
+QUERIES = re.findall(r"```sql\n(.*?)```", SECTION, re.DOTALL)
 NOVEMBER = 1_793_491_200
 
 
 def _first_cells() -> Iterable[str]:
-    return (name for row in re.findall(r"^\| (`[^|]+) \|", PAGE, re.MULTILINE) for name in re.findall(r"`(\w+)`", row))
+    return (
+        name for row in re.findall(r"^\| (`[^|]+) \|", SECTION, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)
+    )
 
 
 def test_every_table_and_every_column_of_receipts_is_described() -> None:

@@ -1,4 +1,4 @@
-"""The SQL in docs/usage-database.md works on a real database."""
+"""The SQL in docs/deployment.md#usage-database works on a real database."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from sqlalchemy import text
 
 from tests.usage.databases import database, entries, opened, receipt
 
-PAGE = Path(__file__).parents[2] / "docs" / "usage-database.md"
-QUERIES = re.findall(r"```sql\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)
+PAGE = (Path(__file__).parents[2] / "docs" / "deployment.md").read_text("utf-8")
+SECTION = PAGE.partition("\n## Usage database\n")[2].partition("\n## ")[0]
+QUERIES = re.findall(r"```sql\n(.*?)```", SECTION, re.DOTALL)
 
 
 def test_the_queries_of_the_page_work(address: str) -> None:
