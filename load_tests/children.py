@@ -30,7 +30,7 @@ class NotStarted(Exception):
     """A child ended, or was not ready in time. The message says which, with the end of its log."""
 
 
-class Child:
+class ChildProcess:
     """One running command; its output goes to a file."""
 
     def __init__(
@@ -90,9 +90,9 @@ class Child:
 @contextmanager
 def running(
     name: str, command: Sequence[str | Path], folder: Path, env: Mapping[str, str] | None = None
-) -> Iterator[Child]:
+) -> Iterator[ChildProcess]:
     """Start, hand over, end."""
-    child = Child(name, command, folder / f"{name.replace(' ', '-')}.log", env)
+    child = ChildProcess(name, command, folder / f"{name.replace(' ', '-')}.log", env)
     try:
         yield child
     finally:

@@ -31,10 +31,10 @@ from rich.table import Table
 from load_tests import installs, proc, systems, wrk
 from load_tests.children import NotStarted, interruptible
 from load_tests.figures import (
-    Case,
-    Figures,
+    BenchCase,
+    CaseFigures,
     Gate,
-    Round,
+    RoundResult,
     added_ms,
     gates,
     needed_by_gates,
@@ -87,7 +87,7 @@ def main(
     wanted = [
         name for name in (*OURS, *PEER_NAMES.values()) if not words or any(word in name.lower() for word in words)
     ]
-    cases = [Case(name, one, level) for one in kinds for level in levels for name in wanted]
+    cases = [BenchCase(name, one, level) for one in kinds for level in levels for name in wanted]
     if with_gates and (lacking := needed_by_gates() - set(cases)):
         raise typer.BadParameter(
             f"--gates needs {', '.join(sorted(f'{one.system} ({one.kind}, {one.concurrency})' for one in lacking))}"
@@ -157,9 +157,11 @@ def _home(peer: str, peers: Peers) -> Path:
     return found or installs.install(peer, _say)
 
 
-def _measure(cases: list[Case], started: dict[str, System], rounds: int, seconds: int) -> dict[Case, Figures]:
+def _measure(
+    cases: list[BenchCase], started: dict[str, System], rounds: int, seconds: int
+) -> dict[BenchCase, CaseFigures]:
     """Every case, warmed up; rounds of the same kind and concurrency interleaved over the systems."""
-    measured: dict[Case, list[Round]] = {case: [] for case in cases}
+    measured: dict[BenchCase, list[RoundResult]] = {case: [] for case in cases}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     first = 0
     with Progress(*columns, console=err) as progress:
@@ -181,13 +183,13 @@ def _measure(cases: list[Case], started: dict[str, System], rounds: int, seconds
     return {case: over_rounds(seen) for case, seen in measured.items()}
 
 
-def _round(case: Case, system: System, seconds: int, first: int) -> Round:
+def _round(case: BenchCase, system: System, seconds: int, first: int) -> RoundResult:
     unguided = system.unguided() if system.unguided is not None else 0
     used, all_used, ours, began = system.cpu_s(), proc.busy_s(), proc.ours_s(), time.monotonic()
     reading = wrk.run(system.targets[case.kind], case.kind, concurrency=case.concurrency, seconds=seconds, first=first)
     took = time.monotonic() - began
     backlog_s = system.backlog_s() if system.backlog_s is not None else 0.0
-    return Round(
+    return RoundResult(
         reading,
         cores=(system.cpu_s() - used) / took,
         others=max(0.0, (proc.busy_s() - all_used) - (proc.ours_s() - ours)) / took,
@@ -200,7 +202,7 @@ def _table(
     kind: wrk.Kind,
     levels: list[int],
     wanted: list[str],
-    figures: dict[Case, Figures],
+    figures: dict[BenchCase, CaseFigures],
     started: dict[str, System],
 ) -> Table:
     title = {"json": "JSON answers", "stream": "Streams of 23 events, read to their end"}[kind]
@@ -221,7 +223,7 @@ def _table(
         table.add_column(name, justify="right", no_wrap=True)
     for name in wanted:
         for level in levels:
-            case = Case(name, kind, level)
+            case = BenchCase(name, kind, level)
             first = level == levels[0]
             if case not in figures:
                 if first:
@@ -250,7 +252,7 @@ def _ms(value: float) -> str:
 
 
 def _legend(
-    wanted: list[str], figures: dict[Case, Figures], started: dict[str, System], absent: dict[str, str]
+    wanted: list[str], figures: dict[BenchCase, CaseFigures], started: dict[str, System], absent: dict[str, str]
 ) -> None:
     """What each system is, why one was not run, and how quiet the machine was."""
     for name in wanted:
@@ -273,7 +275,7 @@ def _gates_table(judged: list[Gate]) -> Table:
 
 
 def _record(
-    figures: dict[Case, Figures],
+    figures: dict[BenchCase, CaseFigures],
     started: dict[str, System],
     absent: dict[str, str],
     judged: list[Gate],

@@ -59,7 +59,7 @@ class Seen:
 
 
 @dataclass(frozen=True, slots=True)
-class Asking:
+class LinkWorkload:
     """What is asked over each link, in each way."""
 
     questions: Sequence[str]
@@ -97,7 +97,7 @@ def main(
             f"there is no '{unknown[0]}': must be some of {', '.join(SHAPES)}", param_hint="--links"
         )
     shapes = [SHAPES[name] for name in dict.fromkeys(names)]
-    asking = Asking([question for _, question in chosen(questions)], max_tokens)
+    asking = LinkWorkload([question for _, question in chosen(questions)], max_tokens)
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("left:"), TimeRemainingColumn(),
     )  # fmt: skip
@@ -113,7 +113,12 @@ def main(
 
 
 async def _on_this_machine(
-    teacher: str, student: str, tokens: int, asking: Asking, shapes: Sequence[Shape], told: Callable[[str, str], None]
+    teacher: str,
+    student: str,
+    tokens: int,
+    asking: LinkWorkload,
+    shapes: Sequence[Shape],
+    told: Callable[[str, str], None],
 ) -> dict[str, dict[str, list[Seen]]]:
     patient = {"timeouts": {"first_token": _LONG, "idle": _LONG, "total": _LONG}}
     async with EmbeddedRedis() as redis, LocalStack(teacher=teacher, student=student) as engines:
@@ -146,7 +151,7 @@ async def measure(
     gateway: str,
     student: str,
     key: str,
-    asking: Asking,
+    asking: LinkWorkload,
     shape: Shape,
     queue: Path,
     told: Callable[[str, str], None] = lambda _link, _way: None,

@@ -21,7 +21,7 @@ BACKLOG_S = 1.0
 
 
 @dataclass(frozen=True)
-class Case:
+class BenchCase:
     """One cell of the comparison."""
 
     system: str
@@ -30,7 +30,7 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Round:
+class RoundResult:
     """What one round of one case showed.
 
     Attributes:
@@ -48,7 +48,7 @@ class Round:
 
 
 @dataclass(frozen=True)
-class Figures:
+class CaseFigures:
     """A case over its rounds: medians, and the sum of what went wrong. Only good replies count as requests.
 
     Attributes:
@@ -98,12 +98,12 @@ class Gate:
         return self.value >= bound if self.at_least else self.value <= bound
 
 
-def over_rounds(rounds: Sequence[Round]) -> Figures:
+def over_rounds(rounds: Sequence[RoundResult]) -> CaseFigures:
     """Medians of each figure by itself, so p50 and p99 may come from different rounds."""
     readings = [one.reading for one in rounds]
     rates = [(one.requests - one.refused) / one.seconds for one in readings]
     by_cpu = [rate / one.cores for rate, one in zip(rates, rounds, strict=True) if one.cores > 0]
-    return Figures(
+    return CaseFigures(
         per_second=statistics.median(rates),
         per_cpu_s=statistics.median(by_cpu) if by_cpu else None,
         p50_ms=statistics.median(one.p50_ms for one in readings),
@@ -117,22 +117,22 @@ def over_rounds(rounds: Sequence[Round]) -> Figures:
     )
 
 
-def added_ms(figures: Mapping[Case, Figures], case: Case) -> float | None:
+def added_ms(figures: Mapping[BenchCase, CaseFigures], case: BenchCase) -> float | None:
     """p50 above the upstream's own in the same run.
 
     None without the upstream's figures.
     """
-    own = figures.get(Case(UPSTREAM, case.kind, case.concurrency))
+    own = figures.get(BenchCase(UPSTREAM, case.kind, case.concurrency))
     return None if own is None else figures[case].p50_ms - own.p50_ms
 
 
-def of_bare(figures: Mapping[Case, Figures], case: Case) -> float | None:
+def of_bare(figures: Mapping[BenchCase, CaseFigures], case: BenchCase) -> float | None:
     """Requests per second in proportion to the bare pass-through's; None without its figures."""
-    bare = figures.get(Case(BARE, case.kind, case.concurrency))
+    bare = figures.get(BenchCase(BARE, case.kind, case.concurrency))
     return None if bare is None or not bare.per_second else figures[case].per_second / bare.per_second
 
 
-def gates(figures: Mapping[Case, Figures]) -> list[Gate]:
+def gates(figures: Mapping[BenchCase, CaseFigures]) -> list[Gate]:
     """The gates on JSON calls. Raises KeyError when a case that they need was not measured."""
     found: list[Gate] = []
     throughput = {
@@ -142,23 +142,23 @@ def gates(figures: Mapping[Case, Figures]) -> list[Gate]:
         GUIDED_LIMITED: (1 / 6, 1 / 4),
     }
     for name, (limit, goal) in throughput.items():
-        case = Case(name, "json", THROUGHPUT_AT)
+        case = BenchCase(name, "json", THROUGHPUT_AT)
         ratio = of_bare(figures, case)
         if ratio is None:
-            raise KeyError(Case(BARE, "json", THROUGHPUT_AT))
+            raise KeyError(BenchCase(BARE, "json", THROUGHPUT_AT))
         found.append(Gate(f"{name}: requests/s, times bare's, at {THROUGHPUT_AT}", ratio, limit, goal, at_least=True))
     for name, limit in ((STUDENT, 1.5), (GUIDED, 3.0), (STUDENT_LIMITED, 1.5), (GUIDED_LIMITED, 3.0)):
-        added = added_ms(figures, Case(name, "json", LATENCY_AT))
+        added = added_ms(figures, BenchCase(name, "json", LATENCY_AT))
         if added is None:
-            raise KeyError(Case(UPSTREAM, "json", LATENCY_AT))
+            raise KeyError(BenchCase(UPSTREAM, "json", LATENCY_AT))
         found.append(Gate(f"{name}: added p50, ms, at {LATENCY_AT}", added, limit, limit, at_least=False))
-    backlog_s = max(figures[Case(name, "json", THROUGHPUT_AT)].backlog_s for name in throughput)
+    backlog_s = max(figures[BenchCase(name, "json", THROUGHPUT_AT)].backlog_s for name in throughput)
     name = f"usage worker: backlog at the end of a round, s, at {THROUGHPUT_AT}"
     return [*found, Gate(name, backlog_s, BACKLOG_S, BACKLOG_S, at_least=False)]
 
 
-def needed_by_gates() -> set[Case]:
+def needed_by_gates() -> set[BenchCase]:
     """The cases without which `gates` cannot be told."""
     ours = (STUDENT, GUIDED, STUDENT_LIMITED, GUIDED_LIMITED)
-    throughput = {Case(name, "json", THROUGHPUT_AT) for name in (BARE, *ours)}
-    return throughput | {Case(name, "json", LATENCY_AT) for name in (UPSTREAM, *ours)}
+    throughput = {BenchCase(name, "json", THROUGHPUT_AT) for name in (BARE, *ours)}
+    return throughput | {BenchCase(name, "json", LATENCY_AT) for name in (UPSTREAM, *ours)}

@@ -58,7 +58,7 @@ class Engines:
 
 
 @dataclass(frozen=True, slots=True)
-class Asking:
+class FirstTokenWorkload:
     """What is asked: every question, `rounds` times over, in each way."""
 
     questions: Sequence[str]
@@ -98,13 +98,13 @@ def main(
     models, --teacher qwen2.5-coder-0.5b-instruct --student smollm2-135m-instruct half of that. Models that are
     missing are fetched first. Let nothing else run meanwhile: the line below the table says whether something did.
     """
-    asking = Asking([question for _, question in chosen(questions)], rounds, tokens, max_tokens)
+    asking = FirstTokenWorkload([question for _, question in chosen(questions)], rounds, tokens, max_tokens)
     figures = asyncio.run(_on_this_machine(teacher, student, asking))
     figures = {"machine": machine(), "teacher": teacher, "student": student, "m": tokens} | figures
     typer.echo(json.dumps(figures, indent=2) if as_json else shown(figures))
 
 
-async def _on_this_machine(teacher: str, student: str, asking: Asking) -> dict[str, Any]:
+async def _on_this_machine(teacher: str, student: str, asking: FirstTokenWorkload) -> dict[str, Any]:
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("left:"), TimeRemainingColumn(),
     )  # fmt: skip
@@ -120,7 +120,7 @@ async def _on_this_machine(teacher: str, student: str, asking: Asking) -> dict[s
 
 
 async def measure(
-    engines: Engines, asking: Asking, told: Callable[[str], None] = lambda _: None
+    engines: Engines, asking: FirstTokenWorkload, told: Callable[[str], None] = lambda _: None
 ) -> tuple[dict[str, list[Timed]], float]:
     """Every answer, by way, and how many cores other programs used meanwhile. `told` hears the way of each call made.
 

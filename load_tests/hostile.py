@@ -30,7 +30,7 @@ import typer
 from rich.console import Console
 
 from load_tests import markdown, proc, systems
-from load_tests.children import Child, free_ports, interruptible
+from load_tests.children import ChildProcess, free_ports, interruptible
 from load_tests.floods.kinds import FLOODS, TOGETHER, named
 from load_tests.machine import machine
 from load_tests.systems import Site
@@ -65,7 +65,7 @@ err = Console(stderr=True)
 
 
 @dataclass(frozen=True)
-class Answer:
+class HostileReply:
     """One request of the victim's: when it began on CLOCK_MONOTONIC, how long it took, and its status (0: broken)."""
 
     began: float
@@ -84,7 +84,7 @@ class Phase:
 
 
 @dataclass(frozen=True)
-class Case:
+class HostileCase:
     """One flood against one system.
 
     Attributes:
@@ -107,7 +107,7 @@ class Measured:
 
     name: str
     url: str
-    child: Child
+    child: ChildProcess
 
     @property
     def pid(self) -> int:
@@ -141,7 +141,7 @@ def main(
         raise typer.BadParameter("--only or --system names nothing that there is")
     if shutil.which("nginx") is None and not Path("/usr/sbin/nginx").exists():
         raise typer.BadParameter("not installed: nginx (Debian: apt install nginx-light)")
-    cases: list[Case] = []
+    cases: list[HostileCase] = []
     busy, ours, began = proc.busy_s(), proc.ours_s(), time.monotonic()
     with interruptible(), TemporaryDirectory(prefix="gkt-hostile-") as folder, ExitStack() as stack:
         site = Site(Path(folder), stack)
@@ -216,7 +216,7 @@ def _start(site: Site, name: str, stack: ExitStack, place: Placement | None) -> 
     return found
 
 
-def _measure(site: Site, flood: str, name: str, place: Placement | None, seconds: float, quiet: float) -> Case:
+def _measure(site: Site, flood: str, name: str, place: Placement | None, seconds: float, quiet: float) -> HostileCase:
     with ExitStack() as stack:
         measured = _start(site, name, stack, place)
         whole_s = 2 * quiet + seconds + _READY_WITHIN_S + 20
@@ -243,7 +243,7 @@ def _measure(site: Site, flood: str, name: str, place: Placement | None, seconds
         answers = _read(victim.communicate(timeout=_READY_WITHIN_S)[0])
     during = _phase(answers, full, ended)
     ramp = _phase(answers, flooded, calm)  # errors count from the flood's first moment to its last
-    return Case(
+    return HostileCase(
         flood,
         name,
         _phase(answers, start, flooded),
@@ -269,16 +269,16 @@ def _process(
     return process
 
 
-def _read(lines: str) -> list[Answer]:
-    found: list[Answer] = []
+def _read(lines: str) -> list[HostileReply]:
+    found: list[HostileReply] = []
     for line in lines.splitlines():
         fields = line.split()
         if len(fields) == 3:
-            found.append(Answer(float(fields[0]), float(fields[1]), int(fields[2])))
+            found.append(HostileReply(float(fields[0]), float(fields[1]), int(fields[2])))
     return found
 
 
-def _phase(answers: Sequence[Answer], start: float, end: float) -> Phase:
+def _phase(answers: Sequence[HostileReply], start: float, end: float) -> Phase:
     """What began within the phase."""
     here = [answer for answer in answers if start <= answer.began < end]
     good = sorted(answer.seconds * 1000 for answer in here if answer.status == _OK)
@@ -287,7 +287,7 @@ def _phase(answers: Sequence[Answer], start: float, end: float) -> Phase:
     return Phase(len(here), p50, p99, len(here) - len(good))
 
 
-def _rows(cases: Sequence[Case]) -> list[list[str]]:
+def _rows(cases: Sequence[HostileCase]) -> list[list[str]]:
     rows: list[list[str]] = []
     for case in cases:
         phases = (case.before, case.during, case.after)
@@ -307,14 +307,14 @@ def _rows(cases: Sequence[Case]) -> list[list[str]]:
     return rows
 
 
-def _bare(cases: Sequence[Case], ours: Case) -> Case | None:
+def _bare(cases: Sequence[HostileCase], ours: HostileCase) -> HostileCase | None:
     """Bare's case of the same flood, for a case of the gateway's."""
     if ours.system == _BARE:
         return None
     return next((case for case in cases if case.system == _BARE and case.flood == ours.flood), None)
 
 
-def _verdicts(cases: Sequence[Case]) -> list[tuple[str, bool]]:
+def _verdicts(cases: Sequence[HostileCase]) -> list[tuple[str, bool]]:
     """What is to hold of the gateway, and whether it does."""
     found: list[tuple[str, bool]] = []
     for case in cases:

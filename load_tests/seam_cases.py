@@ -27,7 +27,7 @@ _FIRST_IDEOGRAPHIC = "\u2e80"  # from here on, scripts without spaces
 
 
 @dataclass(frozen=True)
-class Case:
+class SeamCase:
     """One prompt, one m, one boundary: what was kept of the teacher's text, and what the whole became.
 
     Attributes:
@@ -93,14 +93,14 @@ def words_of(texts: Sequence[str]) -> set[str]:
     return {word.lower() for text in texts for word in re.findall(r"\w+(?=\W)", text)}
 
 
-def is_within_a_word(case: Case) -> bool:
+def is_within_a_word(case: SeamCase) -> bool:
     """Whether the teacher's own text has no end of a word where the seam is; scripts without spaces do not count."""
     at = len(case.kept)
     around = case.wanted[at - 1 : at + 1]
     return len(around) == 2 and around.isalnum() and all(char < _FIRST_IDEOGRAPHIC for char in around)
 
 
-def is_doubtful(case: Case, vocabulary: set[str]) -> bool:
+def is_doubtful(case: SeamCase, vocabulary: set[str]) -> bool:
     """Whether the word at the seam is neither the teacher's nor any that the texts know."""
     word = seam_word(case.kept, case.got[len(case.kept) :])
     own = seam_word(case.kept, case.wanted[len(case.kept) :])

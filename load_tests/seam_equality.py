@@ -31,7 +31,16 @@ from gateway.guidance.trim import trim
 from gateway.local import child, weights
 from gateway.policy.schema import Boundary
 from gateway.runtime import llama_cpp as llama
-from load_tests.seam_cases import WHYS, Case, differs, is_doubtful, is_within_a_word, reason, tokens_within, words_of
+from load_tests.seam_cases import (
+    WHYS,
+    SeamCase,
+    differs,
+    is_doubtful,
+    is_within_a_word,
+    reason,
+    tokens_within,
+    words_of,
+)
 from load_tests.seam_engine import SeamEngine, Written
 
 PROMPTS = Path(__file__).with_name("seam_prompts.json")
@@ -54,7 +63,7 @@ class Experiment:
         self._same = same
         self._tokens = tokens
         self.texts: list[str] = []
-        self.cases: list[Case] = []
+        self.cases: list[SeamCase] = []
         self.whole = 0
         self.empty: Counter[str] = Counter()
 
@@ -93,7 +102,7 @@ class Experiment:
 
     async def _case(
         self, kind: str, question: str, m: int, boundary: Boundary, kept: str, got: str, written: Written
-    ) -> Case:
+    ) -> SeamCase:
         wanted = written.text.lstrip()
         why = None
         if self._same and (differs(wanted, got, complete=written.ended) or len(got) < len(wanted)):
@@ -107,7 +116,7 @@ class Experiment:
                 sent_ids=await self._student.tokens(sent),
             )
         lead = len(written.text) - len(wanted)
-        return Case(kind, question, m, boundary, kept, tokens_within(written, lead + len(kept)), wanted, got, why)
+        return SeamCase(kind, question, m, boundary, kept, tokens_within(written, lead + len(kept)), wanted, got, why)
 
 
 async def run(urls: list[str], prompts: list[tuple[str, str]], lengths: tuple[int, ...], tokens: int) -> Experiment:

@@ -56,11 +56,11 @@ class Clock:
     """What all streams share."""
 
     interval_s: float = 0.25
-    slices: list[set[Connection]] = field(default_factory=lambda: [set() for _ in range(_SLICES)])
+    slices: list[set[UpstreamConnection]] = field(default_factory=lambda: [set() for _ in range(_SLICES)])
     joined: int = 0
     sent: int = 0
 
-    def add(self, stream: Connection) -> set[Connection]:
+    def add(self, stream: UpstreamConnection) -> set[UpstreamConnection]:
         self.joined += 1
         members = self.slices[self.joined % _SLICES]
         members.add(stream)
@@ -83,13 +83,13 @@ class Clock:
                     self.sent += stream.token()
 
 
-class Connection(asyncio.Protocol):
+class UpstreamConnection(asyncio.Protocol):
     """One connection, one request at a time."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._received = b""
-        self._slice: set[Connection] | None = None
+        self._slice: set[UpstreamConnection] | None = None
         self._paused = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -147,7 +147,7 @@ class Connection(asyncio.Protocol):
 
 async def serve(port: int) -> None:
     clock = Clock()
-    await asyncio.get_running_loop().create_server(lambda: Connection(clock), "127.0.0.1", port, backlog=1024)
+    await asyncio.get_running_loop().create_server(lambda: UpstreamConnection(clock), "127.0.0.1", port, backlog=1024)
     await clock.run()
 
 

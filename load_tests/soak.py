@@ -35,7 +35,7 @@ from load_tests.children import NotStarted
 from load_tests.machine import machine
 from load_tests.soaking.books import Books
 from load_tests.soaking.disturbances import Disturbances
-from load_tests.soaking.report import Found, record, shown
+from load_tests.soaking.report import SoakReport, record, shown
 from load_tests.soaking.sampler import Sampler
 from load_tests.soaking.traffic import Traffic, stopped
 from load_tests.soaking.world import NAMES, World, running
@@ -117,14 +117,14 @@ def main(
     raise typer.Exit(exit_status(found))
 
 
-def exit_status(found: Found) -> int:
+def exit_status(found: SoakReport) -> int:
     """0: all of it held; 1: it did not; 130: nothing was wrong, but it was ended early."""
     if not found.holds:
         return 1
     return INTERRUPTED if found.ended else 0
 
 
-async def soak(asked: Soak) -> Found:
+async def soak(asked: Soak) -> SoakReport:
     """Do it. Raises NotStarted when a part does not start."""
     with TemporaryDirectory(prefix="gkt-soak-") as folder:
         async with running(Path(folder), asked.modules, asked.seconds + _GRACE_S) as world, _interruptible() as stop:
@@ -134,7 +134,7 @@ async def soak(asked: Soak) -> Found:
             return await _under_way(asked, world, stop)
 
 
-async def _under_way(asked: Soak, world: World, stop: asyncio.Event) -> Found:
+async def _under_way(asked: Soak, world: World, stop: asyncio.Event) -> SoakReport:
     loop = asyncio.get_running_loop()
     sampler = Sampler(world, asked.sample_s, asked.minute_s)
     traffic = Traffic(world, asked.callers, asked.per_s, asked.seed, sampler.took)
@@ -152,7 +152,7 @@ async def _under_way(asked: Soak, world: World, stop: asyncio.Event) -> Found:
     broke = f"gateway {sampler.gone} is gone" if sampler.gone else disturbances.broke
     books = Books(world, traffic.tally, asked.patience_s)
     checks = [] if broke else await books.checks()
-    return Found(
+    return SoakReport(
         planned_s=asked.seconds,
         ran_s=ended_s,
         ended=broke or ("interrupted" if stop.is_set() else ""),

@@ -44,7 +44,7 @@ _NUMBERS_PER_ROUND = 10_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class Round:
+class StreamingRound:
     """One way's turn. `cpu_s` are the gateway's, its Redis included."""
 
     reading: wrk.Reading
@@ -99,7 +99,7 @@ def measure(
         site = Site(folder, stack)
         site.ports.update(json=_port(small), stream=_port(small), teacher=_port(big), teacher_stream=_port(big))
         gateway = run_gateway(site)
-        routes, seen = list(ROUTES), dict[str, list[Round]]()
+        routes, seen = list(ROUTES), dict[str, list[StreamingRound]]()
         for turn in range(-1, rounds):  # the first one warms up
             for place, route in enumerate(routes if turn % 2 else routes[::-1]):
                 first = (2 * (turn + 1) + place) * _NUMBERS_PER_ROUND
@@ -110,14 +110,14 @@ def measure(
     return figures_of(seen)
 
 
-def _round(gateway: GatewayProcess, route: str, callers: int, seconds: int, first: int) -> Round:
+def _round(gateway: GatewayProcess, route: str, callers: int, seconds: int, first: int) -> StreamingRound:
     target = wrk.Target(f"{gateway.url}/v1/chat/completions", route, gateway.headers)
     used, unguided = gateway.child.cpu_s(), unguided_so_far(gateway.admin_url)
     reading = wrk.run(target, "stream", concurrency=callers, seconds=seconds, first=first)
-    return Round(reading, gateway.child.cpu_s() - used, unguided_so_far(gateway.admin_url) - unguided)
+    return StreamingRound(reading, gateway.child.cpu_s() - used, unguided_so_far(gateway.admin_url) - unguided)
 
 
-def figures_of(seen: dict[str, list[Round]]) -> dict[str, dict[str, Any]]:
+def figures_of(seen: dict[str, list[StreamingRound]]) -> dict[str, dict[str, Any]]:
     """Medians over the rounds of each way; errors are sums."""
     figures: dict[str, dict[str, Any]] = {}
     for way, rounds in seen.items():

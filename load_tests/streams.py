@@ -81,7 +81,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Found:
+class StreamResults:
     """What a run has shown; `broken` counts slow streams that did not end properly."""
 
     slow: Step
@@ -91,7 +91,7 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Route:
+class StreamTarget:
     """Where streams are asked for."""
 
     url: str
@@ -151,9 +151,9 @@ def main(
         watched = {"gateway": ours.child.pids()[0], "upstream": slow.pids()[0], "client": os.getpid()}
         # Its leash has the same words on its command line, and stands before it.
         watched["redis"] = [pid for pid in ours.child.pids() if "unixsocket" in proc.command(pid)][-1]
-        bench = Bench(upstream, watched, streams)
-        straight = Route(f"{upstream.url}{_PATH}", "static", {})
-        through = Route(f"{ours.url}{_PATH}", "student-stream", ours.headers)
+        bench = StreamBench(upstream, watched, streams)
+        straight = StreamTarget(f"{upstream.url}{_PATH}", "static", {})
+        through = StreamTarget(f"{ours.url}{_PATH}", "student-stream", ours.headers)
         found = uvloop.run(bench.run(straight, through, interval_ms, seconds, step))
     _show(found, streams, stall_s)
     if json_file is not None:
@@ -163,7 +163,7 @@ def main(
         raise typer.Exit(1)
 
 
-class Bench:
+class StreamBench:
     """The streams, and what is read of the processes meanwhile.
 
     Args:
@@ -175,7 +175,9 @@ class Bench:
         self._watched = watched
         self._streams = streams
 
-    async def run(self, straight: Route, through: Route, interval_ms: float, seconds: int, step: int) -> Found:
+    async def run(
+        self, straight: StreamTarget, through: StreamTarget, interval_ms: float, seconds: int, step: int
+    ) -> StreamResults:
         """All of it: straight from the upstream as fast as it goes, through the gateway slowly, then ever faster."""
         _say(f"{self._streams} streams straight from the upstream")
         async with self._open(straight, interval_ms) as streams:
@@ -188,10 +190,10 @@ class Bench:
         _say("the same, faster at each step")
         async with self._open(through, interval_ms) as streams:
             ramp = await self._ramp(streams, interval_ms, step)
-        return Found(slow, broken, bare, ramp)
+        return StreamResults(slow, broken, bare, ramp)
 
     @asynccontextmanager
-    async def _open(self, route: Route, interval_ms: float) -> AsyncIterator[list[Stream]]:
+    async def _open(self, route: StreamTarget, interval_ms: float) -> AsyncIterator[list[Stream]]:
         await self._upstream.pace(interval_ms)
         asked = request(route.url, route.model, route.headers)
         streams = await open_streams(route.url, asked, self._streams, _OPENED_PER_S)
@@ -265,7 +267,7 @@ def best(steps: Sequence[Step]) -> Step | None:
     return max((one for one in steps if one.sustained), key=lambda one: one.received_per_s, default=None)
 
 
-def _show(found: Found, streams: int, stall_s: float) -> None:
+def _show(found: StreamResults, streams: int, stall_s: float) -> None:
     title = f"{streams} streams through one gateway process; the last columns are cores used"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     names = list(found.slow.cores)
@@ -294,7 +296,7 @@ def _show(found: Found, streams: int, stall_s: float) -> None:
     out.print(machine())
 
 
-def _record(found: Found) -> dict[str, Any]:
+def _record(found: StreamResults) -> dict[str, Any]:
     held = best(found.ramp)
     return {
         **asdict(found),

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from redis import Redis
 
 from gateway.redis.keys import RedisKeys
-from load_tests.children import Child, free_ports, running
+from load_tests.children import ChildProcess, free_ports, running
 from load_tests.installs import PEERS
 from load_tests.wrk import Kind, Target
 
@@ -56,7 +56,7 @@ class System:
     name: str
     note: str
     targets: Mapping[Kind, Target]
-    children: tuple[Child, ...] = ()
+    children: tuple[ChildProcess, ...] = ()
     unguided: Callable[[], int] | None = None
     backlog_s: Callable[[], float] | None = None
 
@@ -72,7 +72,7 @@ class Site:
     stack: ExitStack
     ports: dict[str, int] = field(default_factory=dict)
 
-    def start(self, name: str, *command: str | Path, env: Mapping[str, str] | None = None) -> Child:
+    def start(self, name: str, *command: str | Path, env: Mapping[str, str] | None = None) -> ChildProcess:
         return self.stack.enter_context(running(name, command, self.folder, env))
 
     def base(self, kind: str) -> str:
@@ -138,7 +138,7 @@ def start_bare(site: Site) -> System:
 class GatewayProcess:
     """Our gateway, running; its engines have been looked at."""
 
-    child: Child
+    child: ChildProcess
     url: str
     admin_url: str
     headers: Mapping[str, str]
@@ -297,7 +297,7 @@ def _targets(
     }
 
 
-def _wait_until_it_answers(system: System, child: Child, *words: str) -> None:
+def _wait_until_it_answers(system: System, child: ChildProcess, *words: str) -> None:
     """Until both kinds of answer are the upstream's: a system that answers fast and wrongly must not win."""
 
     def answers() -> bool:
@@ -345,7 +345,7 @@ def unguided_so_far(admin_url: str) -> int:
     return sum(int(float(value)) for value in re.findall(r"^gkt_unguided_total\{.*\} (\S+)$", text, re.MULTILINE))
 
 
-def redis_of(child: Child) -> Redis:
+def redis_of(child: ChildProcess) -> Redis:
     """Return a client of the Redis that a gateway has embedded."""
     for pid in child.pids():
         found = re.search(rb"unixsocket[:\0]([^\0 ]+)", Path(f"/proc/{pid}/cmdline").read_bytes())

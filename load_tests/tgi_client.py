@@ -76,7 +76,7 @@ CHATTED = orjson.dumps(
 
 
 @dataclass(frozen=True)
-class Round:
+class ClientRound:
     """One client's turn: how many calls it made, and in what time."""
 
     calls: int
@@ -128,7 +128,7 @@ def server() -> Iterator[str]:
         process.kill()
 
 
-async def one_round(call: Call, concurrency: int, calls: int, seconds: float) -> Round:
+async def one_round(call: Call, concurrency: int, calls: int, seconds: float) -> ClientRound:
     """Call from `concurrency` tasks at once until the count or the time is used up."""
     made = 0
     began = time.perf_counter()
@@ -144,7 +144,7 @@ async def one_round(call: Call, concurrency: int, calls: int, seconds: float) ->
     async with asyncio.TaskGroup() as group:
         for _ in range(concurrency):
             group.create_task(work())
-    return Round(made, time.perf_counter() - began)
+    return ClientRound(made, time.perf_counter() - began)
 
 
 async def open_clients(stack: AsyncExitStack, url: str, *, chat: bool) -> dict[str, Call]:
@@ -174,9 +174,9 @@ async def open_clients(stack: AsyncExitStack, url: str, *, chat: bool) -> dict[s
 
 async def measure(
     url: str, *, chat: bool, calls: int, seconds: float, rounds: int
-) -> dict[tuple[int, str], list[Round]]:
+) -> dict[tuple[int, str], list[ClientRound]]:
     """Rounds by concurrency and client; the clients take turns, and who begins changes with every round."""
-    measured: dict[tuple[int, str], list[Round]] = {(c, name): [] for c in CONCURRENCIES for name in (OURS, HUBS)}
+    measured: dict[tuple[int, str], list[ClientRound]] = {(c, name): [] for c in CONCURRENCIES for name in (OURS, HUBS)}
     async with AsyncExitStack() as stack:
         clients = await open_clients(stack, url, chat=chat)
         for concurrency in CONCURRENCIES:
@@ -188,7 +188,7 @@ async def measure(
     return measured
 
 
-def show(title: str, measured: dict[tuple[int, str], list[Round]]) -> None:
+def show(title: str, measured: dict[tuple[int, str], list[ClientRound]]) -> None:
     table = Table("concurrency", "client", "calls", "median /s", "best /s", "median as a ratio", title=title)
     for concurrency in CONCURRENCIES:
         hub = statistics.median(one.per_second for one in measured[concurrency, HUBS])

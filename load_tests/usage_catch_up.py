@@ -66,7 +66,7 @@ class CatchUp:
     took_s: list[float] = field(default_factory=list)
 
 
-class Bench:
+class CatchUpBench:
     """A gateway, its Redis, and the configuration for a usage worker."""
 
     def __init__(self, folder: Path, gateway: GatewayProcess, redis: Redis, rate: float) -> None:
@@ -168,7 +168,7 @@ async def measure(receipts: int, rate: float, seconds: float, rounds: int, url: 
             "routes": [STUDENT_ONLY | {"baseline": "small"}],
         }
         gateway = stack.enter_context(running_gateway(folder / "gateway", **configured))
-        bench = Bench(folder, gateway, redis, rate)
+        bench = CatchUpBench(folder, gateway, redis, rate)
         for number in range(rounds):
             err.print(f"round {number + 1} of {rounds}")
             await bench.round(number, receipts, seconds, figures)

@@ -18,12 +18,12 @@ _TOKENS_AROUND_A_MESSAGE = 4  # what a chat template adds to each
 _SPELLS = re.compile(r"(?:^|\s)(?:[a-z] ){2,}([a-z])$")
 
 
-class Misread(ValueError):
+class InvalidRequestBody(ValueError):
     """The call makes no sense; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class ParsedRequest:
     """One call.
 
     Attributes:
@@ -43,35 +43,35 @@ class Asked:
     details: bool = False
 
 
-def read_chat(raw: bytes, profile: Profile) -> Asked:
-    """POST /v1/chat/completions. Raises Misread."""
+def read_chat(raw: bytes, profile: Profile) -> ParsedRequest:
+    """POST /v1/chat/completions. Raises InvalidRequestBody."""
     body = _object(raw)
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages or not all(isinstance(message, dict) for message in messages):
-        raise Misread("messages must be a list of messages")
+        raise InvalidRequestBody("messages must be a list of messages")
     texts = [_content(message) for message in messages]
     tape, at = _goes_on(texts[-1]) if _continues(profile, body, messages[-1]) else ("prose", 0)
     around = _TOKENS_AROUND_A_MESSAGE * len(messages)
     return _openai(body, (around + _tokens("".join(texts), profile),), tape, at)
 
 
-def read_completion(raw: bytes, profile: Profile) -> Asked:
-    """POST /v1/completions. Raises Misread."""
+def read_completion(raw: bytes, profile: Profile) -> ParsedRequest:
+    """POST /v1/completions. Raises InvalidRequestBody."""
     body = _object(raw)
     prompt = body.get("prompt")
     prompts: list[Any] = prompt if isinstance(prompt, list) else [prompt]
     if not prompts or not all(isinstance(one, str) and one for one in prompts):
-        raise Misread("prompt must be a text or a list of texts")
+        raise InvalidRequestBody("prompt must be a text or a list of texts")
     return _openai(body, tuple(_tokens(one, profile) for one in prompts), *_goes_on(prompts[0]))
 
 
-def read_generate(raw: bytes, profile: Profile) -> Asked:
-    """POST /generate. Raises Misread."""
+def read_generate(raw: bytes, profile: Profile) -> ParsedRequest:
+    """POST /generate. Raises InvalidRequestBody."""
     body = _object(raw)
     inputs, parameters = body.get("inputs"), body.get("parameters") or {}
     if not isinstance(inputs, str) or not inputs or not isinstance(parameters, dict):
-        raise Misread("inputs must be a text, and parameters an object")
-    return Asked(
+        raise InvalidRequestBody("inputs must be a text, and parameters an object")
+    return ParsedRequest(
         (_tokens(inputs, profile),),
         1,
         *_goes_on(inputs),
@@ -80,12 +80,12 @@ def read_generate(raw: bytes, profile: Profile) -> Asked:
     )
 
 
-def _openai(body: dict[str, Any], reads: tuple[int, ...], tape: Tape, at: int) -> Asked:
+def _openai(body: dict[str, Any], reads: tuple[int, ...], tape: Tape, at: int) -> ParsedRequest:
     options = body.get("stream_options")
     choices = _count(body, "n") or 1
     if choices * len(reads) > _MOST_CHOICES:
-        raise Misread(f"asks for more than {_MOST_CHOICES} answers")
-    return Asked(
+        raise InvalidRequestBody(f"asks for more than {_MOST_CHOICES} answers")
+    return ParsedRequest(
         reads,
         choices,
         tape,
@@ -100,9 +100,9 @@ def _object(raw: bytes) -> dict[str, Any]:
     try:
         body: Any = orjson.loads(raw)
     except orjson.JSONDecodeError:
-        raise Misread("the body is not JSON") from None
+        raise InvalidRequestBody("the body is not JSON") from None
     if not isinstance(body, dict):
-        raise Misread("the body must be an object")
+        raise InvalidRequestBody("the body must be an object")
     return body
 
 
@@ -111,7 +111,7 @@ def _count(body: dict[str, Any], name: str) -> int | None:
     if value is None:
         return None
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise Misread(f"{name} must be a whole number of 1 or more")
+        raise InvalidRequestBody(f"{name} must be a whole number of 1 or more")
     return value
 
 

@@ -12,7 +12,7 @@ from load_tests.fake.http import EVENTS_HEAD, reply
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from load_tests.fake.http import Connection
+    from load_tests.fake.http import FakeConnection
     from load_tests.fake.replies import Form, Text
     from load_tests.fake.stats import Stats
 
@@ -20,7 +20,7 @@ Fault = Literal["fail_424", "fail_500", "hang", "break_off"]
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class PlannedAnswer:
     """What a call will be told.
 
     Attributes:
@@ -53,7 +53,7 @@ class Call:
         fault: `break_off` ends it halfway, `hang` leaves it without an answer.
     """
 
-    def __init__(self, connection: Connection, answer: Answer, fault: Fault | None, stats: Stats) -> None:
+    def __init__(self, connection: FakeConnection, answer: PlannedAnswer, fault: Fault | None, stats: Stats) -> None:
         self.gone = False
         self._connection = connection
         self._write = connection.write

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from load_tests.fake.asked import Asked, Misread, read_chat, read_completion, read_generate
+from load_tests.fake.asked import InvalidRequestBody, ParsedRequest, read_chat, read_completion, read_generate
 from load_tests.fake.batching import Batching
-from load_tests.fake.call import Answer, Call
-from load_tests.fake.http import Connection, reply
+from load_tests.fake.call import Call, PlannedAnswer
+from load_tests.fake.http import FakeConnection, reply
 from load_tests.fake.replies import Form, Text, error, generated
 from load_tests.fake.stats import Stats
 
@@ -49,7 +49,7 @@ class FakeEngine:
             ("break_off", faults.break_off),
         ]
         chat, completions = (Form(profile.model, chat=chat, tgi=self._tgi) for chat in (True, False))
-        self._asking: dict[bytes, tuple[Callable[[bytes, Profile], Asked], Form | None]] = {
+        self._asking: dict[bytes, tuple[Callable[[bytes, Profile], ParsedRequest], Form | None]] = {
             b"POST /v1/chat/completions": (read_chat, chat),
             b"POST /v1/completions": (read_completion, completions),
             b"POST /generate": (read_generate, None),
@@ -64,7 +64,7 @@ class FakeEngine:
     async def serving(self, port: int = 0) -> AsyncIterator[str]:
         """Listen on the loopback interface as long as the block lasts; yields the URL. Raises OSError."""
         loop = asyncio.get_running_loop()
-        server = await loop.create_server(lambda: Connection(self._handle), "127.0.0.1", port, backlog=_BACKLOG)
+        server = await loop.create_server(lambda: FakeConnection(self._handle), "127.0.0.1", port, backlog=_BACKLOG)
         try:
             async with asyncio.TaskGroup() as group:
                 batching = group.create_task(self._batching.run()) if self._batching is not None else None
@@ -74,7 +74,7 @@ class FakeEngine:
         finally:
             server.close()
 
-    def _handle(self, connection: Connection, asked: bytes, body: bytes) -> None:
+    def _handle(self, connection: FakeConnection, asked: bytes, body: bytes) -> None:
         """Answer `METHOD /path`, now or later."""
         if (asking := self._asking.get(asked)) is not None:
             self._ask(connection, *asking, body)
@@ -90,13 +90,17 @@ class FakeEngine:
         connection.end()
 
     def _ask(
-        self, connection: Connection, read: Callable[[bytes, Profile], Asked], form: Form | None, body: bytes
+        self,
+        connection: FakeConnection,
+        read: Callable[[bytes, Profile], ParsedRequest],
+        form: Form | None,
+        body: bytes,
     ) -> None:
         self.stats.requests += 1
         try:
             asked = read(body, self._profile)
             answer = self._answer(asked, form)
-        except Misread as misread:
+        except InvalidRequestBody as misread:
             self.stats.rejected += 1
             self._refuse(connection, 422 if self._tgi else 400, str(misread), "validation")
             return
@@ -120,12 +124,12 @@ class FakeEngine:
         for sequence in call.sequences():
             self._batching.submit(sequence)
 
-    def _answer(self, asked: Asked, form: Form | None) -> Answer:
+    def _answer(self, asked: ParsedRequest, form: Form | None) -> PlannedAnswer:
         room = self._profile.max_total_tokens - max(asked.reads)
         if (asked.max_tokens or 1) > room:
-            raise Misread(f"`inputs` tokens + `max_new_tokens` must be <= {self._profile.max_total_tokens}")
+            raise InvalidRequestBody(f"`inputs` tokens + `max_new_tokens` must be <= {self._profile.max_total_tokens}")
         if self._tgi and len(asked.reads) > _TGI_CLIENT_BATCH:
-            raise Misread(f"batch size exceeded: at most {_TGI_CLIENT_BATCH} prompts")
+            raise InvalidRequestBody(f"batch size exceeded: at most {_TGI_CLIENT_BATCH} prompts")
         at_most = asked.max_tokens or room
         each = 1 if self._tgi else asked.choices  # TGI passes over `n`
         texts = tuple(self._text(index, asked, at_most) for index in range(each * len(asked.reads)))
@@ -133,7 +137,7 @@ class FakeEngine:
             body = partial(generated, texts[0], asked.details)
         else:
             body = partial(form.whole, texts, sum(asked.reads))
-        return Answer(
+        return PlannedAnswer(
             texts,
             asked.reads,
             body,
@@ -142,7 +146,7 @@ class FakeEngine:
             headers=self._tgi or form is None,
         )
 
-    def _text(self, index: int, asked: Asked, at_most: int) -> Text:
+    def _text(self, index: int, asked: ParsedRequest, at_most: int) -> Text:
         """TGI looks at the length before it looks at the end: an answer that is done just then was cut."""
         length = self._profile.answer_length(self._random.random())
         if length is None or length >= at_most:
@@ -157,7 +161,7 @@ class FakeEngine:
                 return name
         return None
 
-    def _refuse(self, connection: Connection, status: int, message: str, kind: str) -> None:
+    def _refuse(self, connection: FakeConnection, status: int, message: str, kind: str) -> None:
         connection.write(error(status, message, kind, tgi=self._tgi))
         connection.end()
 

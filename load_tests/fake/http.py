@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, cast
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    Handle = Callable[["Connection", bytes, bytes], None]
+    Handle = Callable[["FakeConnection", bytes, bytes], None]
 
 _MAX_HEAD_BYTES = 64_000
 _MAX_BODY_BYTES = 2_000_000  # TGI's default
@@ -47,7 +47,7 @@ def event(data: bytes) -> bytes:
     return b"%x\r\ndata: %s\n\n\r\n" % (len(data) + 8, data)
 
 
-class Connection(asyncio.Protocol):
+class FakeConnection(asyncio.Protocol):
     """One client.
 
     Args:

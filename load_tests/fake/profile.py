@@ -23,7 +23,7 @@ Size = Annotated[int, Field(ge=1, le=1_000_000)]  # a key, which YAML's reader l
 Time = Annotated[Duration, Field(ge=0, le=60)]
 
 
-class Prefill(StrictModel):
+class PrefillTimes(StrictModel):
     """A pass over new prompts takes `fixed` and `per_token` for each token that it reads.
 
     A chunked pass reads at most `max_tokens`, breaks a prompt off there, and shares its step with decoding. One that is
@@ -100,7 +100,7 @@ class Profile(StrictModel):
     max_batch_size: Count = 128
     max_total_tokens: Count = 4096
     chars_per_token: Annotated[Number, Field(ge=0.1, le=100)] = 4.0
-    prefill: Prefill | None = None
+    prefill: PrefillTimes | None = None
     decode: Decode | None = None
     answer_tokens: tuple[Count, ...] = ()
     jitter: Fraction = 0.0

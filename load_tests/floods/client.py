@@ -36,7 +36,7 @@ _LAST_CHUNK = b"0\r\n\r\n"
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 
 
-class Callers:
+class FloodCallers:
     """All callers of one flood."""
 
     def __init__(self, flood: Flood, url: str) -> None:
@@ -57,7 +57,7 @@ class Callers:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BYTES)
         try:
             await loop.sock_connect(sock, self._to)
-            await loop.create_connection(lambda: Caller(self), sock=sock)
+            await loop.create_connection(lambda: FloodConnection(self), sock=sock)
         except OSError:
             sock.close()
             self.seen["not connected"] += 1
@@ -96,10 +96,10 @@ class Callers:
             await self.open()
 
 
-class Caller(asyncio.Protocol):
+class FloodConnection(asyncio.Protocol):
     """One connection."""
 
-    def __init__(self, callers: Callers) -> None:
+    def __init__(self, callers: FloodCallers) -> None:
         self._callers = callers
         self._left = 0  # bytes of the reply that have not come; _CHUNKED: until its last chunk
         self._status = ""
@@ -147,7 +147,7 @@ async def run(floods: Sequence[Flood], url: str, for_s: float) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     loop.call_later(for_s, stop.set)
-    crowds = [Callers(flood, url) for flood in floods]
+    crowds = [FloodCallers(flood, url) for flood in floods]
     opening = [loop.create_task(crowd.run()) for crowd in crowds]
     await asyncio.wait(opening, timeout=_READY_WITHIN_S)
     print("ready", flush=True)

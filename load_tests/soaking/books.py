@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from load_tests.soaking.tally import Tally
-    from load_tests.soaking.world import Gateway, World
+    from load_tests.soaking.world import SoakGateway, World
 
 _MOST_CHARS = 400
 _PROVOKED = "policies_refused"
@@ -277,7 +277,7 @@ async def _total(sums: SumsReader) -> SumRow:
     return total
 
 
-def _errors(gateway: Gateway) -> list[str]:
+def _errors(gateway: SoakGateway) -> list[str]:
     """Lines of its log at level error, but for broken edits: no fault of an engine or of Redis is one."""
     found = []
     with gateway.log.open(errors="replace") as lines:

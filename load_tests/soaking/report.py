@@ -21,7 +21,7 @@ _OK, _BAD, _UNSAID = "yes", "NO", "too short to say"
 
 
 @dataclass(frozen=True)
-class Found:
+class SoakReport:
     """All of it.
 
     Attributes:
@@ -52,7 +52,7 @@ class Found:
         return bool(self.checks) and all(one.holds for one in (*self.checks, *self.trends))
 
 
-def shown(found: Found) -> Iterator[str]:
+def shown(found: SoakReport) -> Iterator[str]:
     """Lines for eyes: what happened, what counts, what rises, and whether it held."""
     minutes = f"{found.ran_s / 60:.1f} of {found.planned_s / 60:g} minutes"
     yield f"{minutes}{f', ended early: {found.ended}' if found.ended else ''}"
@@ -85,7 +85,7 @@ def shown(found: Found) -> Iterator[str]:
     yield "It held." if found.holds else f"It did NOT hold: {'; '.join(bad) or 'nothing could be counted'}."
 
 
-def record(found: Found) -> dict[str, Any]:
+def record(found: SoakReport) -> dict[str, Any]:
     """The same for machines. Money is text."""
     return {
         "holds": found.holds,

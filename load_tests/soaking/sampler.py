@@ -17,7 +17,7 @@ from load_tests.soaking.traffic import stopped
 from load_tests.soaking.world import RECEIPT_TTL_S
 
 if TYPE_CHECKING:
-    from load_tests.soaking.world import Gateway, World
+    from load_tests.soaking.world import SoakGateway, World
 
 _SETTLED_S = 1.5 * RECEIPT_TTL_S
 MEMORY = Measure("resident memory", "MB", 1e6, part=0.05, plus=3e6)
@@ -78,7 +78,7 @@ class Sampler:
                     minute_ends += self._minute_s
                     await self._end_minute(now)
 
-    async def _look(self, session: aiohttp.ClientSession, gateway: Gateway, now: float) -> None:
+    async def _look(self, session: aiohttp.ClientSession, gateway: SoakGateway, now: float) -> None:
         resident = proc.rss_bytes(gateway.pid)
         if not resident:
             self.gone = gateway.name

@@ -45,7 +45,7 @@ _EITHER = "store_unavailable"
 
 
 @dataclass(slots=True)
-class Visit:
+class RequestResult:
     """One request.
 
     Attributes:
@@ -108,7 +108,7 @@ class Tally:
     shown: list[str] = field(default_factory=list)
     statuses: Counter[tuple[str, int]] = field(default_factory=Counter)
 
-    def note(self, visit: Visit) -> None:
+    def note(self, visit: RequestResult) -> None:
         """Count a request that is over."""
         self.not_taken += visit.not_taken
         if visit.broken:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 import orjson
 
-from load_tests.soaking.tally import Kind, Tally, Visit
+from load_tests.soaking.tally import Kind, RequestResult, Tally
 from load_tests.soaking.world import ODD, key
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class Traffic:
 
     async def _visit(self, session: aiohttp.ClientSession, kind: Kind, random: Random) -> None:
         number = next(self._numbers)
-        visit, question = Visit(kind), f"Write a story about {number // _SHARED_BY} ships."
+        visit, question = RequestResult(kind), f"Write a story about {number // _SHARED_BY} ships."
         self.tally.sent += 1
         url = self._world.gateways[number % len(self._world.gateways)].url
         try:
@@ -108,7 +108,7 @@ class Traffic:
         self.tally.note(visit)
 
     async def _in_haste(
-        self, session: aiohttp.ClientSession, url: str, visit: Visit, question: str, patience_s: float
+        self, session: aiohttp.ClientSession, url: str, visit: RequestResult, question: str, patience_s: float
     ) -> None:
         limit = asyncio.timeout(patience_s)
         try:
@@ -118,7 +118,7 @@ class Traffic:
             if not limit.expired():
                 raise
 
-    async def _ask(self, session: aiohttp.ClientSession, url: str, visit: Visit, question: str) -> None:
+    async def _ask(self, session: aiohttp.ClientSession, url: str, visit: RequestResult, question: str) -> None:
         kind, loop = visit.kind, asyncio.get_running_loop()
         headers = {"Authorization": f"Bearer {key(*kind.who)}"}
         began = loop.time()
@@ -143,7 +143,9 @@ class Traffic:
         if kind.reports and visit.status == 200:
             await self._report(session, url, visit, orjson.loads(raw))
 
-    async def _report(self, session: aiohttp.ClientSession, url: str, visit: Visit, given: dict[str, Any]) -> None:
+    async def _report(
+        self, session: aiohttp.ClientSession, url: str, visit: RequestResult, given: dict[str, Any]
+    ) -> None:
         """As a device does that has finished the answer: to the other gateway, until it is taken, and once more."""
         if given["close"] is None:
             return

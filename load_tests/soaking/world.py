@@ -17,7 +17,7 @@ from redis.asyncio import Redis
 from ruamel.yaml import YAML
 
 from gateway.local.redis import EmbeddedRedis
-from load_tests.children import Child, free_ports
+from load_tests.children import ChildProcess, free_ports
 from load_tests.soaking.slow_engine import SlowEngine
 from tests.fakes import FakeEngine
 from tests.fault_engine import FaultEngine
@@ -62,18 +62,18 @@ def key(tenant: str, name: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Gateway:
+class SoakGateway:
     """One process."""
 
     name: str
     url: str
     admin_url: str
-    child: Child
+    child: ChildProcess
     log: Path
     pid: int
 
 
-class Engine:
+class SoakEngine:
     """A modelled engine, in a process that can die and come back at the same address."""
 
     def __init__(self, name: str, profile: str, folder: Path, for_s: float) -> None:
@@ -85,11 +85,11 @@ class Engine:
         file.write_text(profile)
         self._command = [sys.executable, "-m", "load_tests.fake_engine", "--profile", str(file)]
         self._command += ["--port", str(self._port), "--for", f"{for_s:.0f}"]
-        self._child: Child | None = None
+        self._child: ChildProcess | None = None
 
     def start(self) -> None:
         """Start, and wait until it answers. Raises NotStarted."""
-        self._child = Child(self.name, self._command, self._folder / f"{self.name}.log", _ENVIRON)
+        self._child = ChildProcess(self.name, self._command, self._folder / f"{self.name}.log", _ENVIRON)
         self._child.wait_until(lambda: _get(f"{self.url}/stats"), _START_WITHIN_S)
 
     def die(self) -> None:
@@ -112,8 +112,8 @@ class World:
     folder: Path
     server: EmbeddedRedis
     redis: Redis
-    gateways: tuple[Gateway, ...]
-    engines: Mapping[str, Engine]
+    gateways: tuple[SoakGateway, ...]
+    engines: Mapping[str, SoakEngine]
     slow: SlowEngine
     beside: tuple[FakeEngine | FaultEngine, ...]
 
@@ -155,7 +155,10 @@ async def running(folder: Path, modules: Mapping[str, str], for_s: float) -> Asy
         redis = await later.enter_async_context(Redis.from_url(server.url))
         slow = SlowEngine()
         beside = stack.enter_context(slow.engine.running()), stack.enter_context(FaultEngine(PLAYS).running())
-        engines = {"big": Engine("big", _TEACHER, folder, for_s), "small": Engine("small", _STUDENT, folder, for_s)}
+        engines = {
+            "big": SoakEngine("big", _TEACHER, folder, for_s),
+            "small": SoakEngine("small", _STUDENT, folder, for_s),
+        }
         for engine in engines.values():
             stack.callback(engine.end)
             await asyncio.to_thread(engine.start)
@@ -192,18 +195,18 @@ class _Start:
         file = folder / f"{name}.config.yaml"
         YAML().dump(config, file)
         command = [sys.executable, "-m", module, "serve", "--config", str(file)]
-        self.child = Child(f"gateway {name}", command, self._log, {**_ENVIRON, "SOAK_ADMIN_KEY": ADMIN_KEY})
+        self.child = ChildProcess(f"gateway {name}", command, self._log, {**_ENVIRON, "SOAK_ADMIN_KEY": ADMIN_KEY})
 
-    def gateway(self) -> Gateway:
+    def gateway(self) -> SoakGateway:
         """Wait until it has looked at its engines. Raises NotStarted."""
         url, admin_url = (f"http://127.0.0.1:{port}" for port in self._ports)
         self.child.wait_until(
             lambda: orjson.loads(_get(f"{admin_url}/readyz"))["status"] != "starting", _START_WITHIN_S
         )
-        return Gateway(self._name, url, admin_url, self.child, self._log, self.child.pids()[0])
+        return SoakGateway(self._name, url, admin_url, self.child, self._log, self.child.pids()[0])
 
 
-def _models(engines: Mapping[str, Engine], slow: FakeEngine, odd: FaultEngine) -> list[dict[str, Any]]:
+def _models(engines: Mapping[str, SoakEngine], slow: FakeEngine, odd: FaultEngine) -> list[dict[str, Any]]:
     student = {"continuation": "trailing", "echo": False, "timeouts": _SHORT, "breaker": _CALM}
     batch = {"max_size": 4, "low_water": 2}
     return [

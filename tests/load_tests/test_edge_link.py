@@ -63,7 +63,7 @@ async def test_no_two_prompts_begin_alike(tmp_path: Path, monkeypatch: pytest.Mo
     for name in ("_edge", "_teacher"):
         monkeypatch.setattr(edge_link, name, ask)
     with toy(LlamaCpp()) as student:
-        asking = edge_link.Asking(["Why?", "Why not?"], 12)
+        asking = edge_link.LinkWorkload(["Why?", "Why not?"], 12)
         seen = await edge_link.measure("http://127.0.0.1:9", student.url, KEY, asking, FAST, tmp_path)
     assert [len(answers) for answers in seen.values()] == [2, 2, 2, 2]
     assert len({one.partition(")")[0] for one in heard}) == len(heard) == 8

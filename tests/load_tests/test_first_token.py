@@ -11,7 +11,7 @@ import pytest
 from load_tests import first_token, markdown, streaming_cost, wrk
 from load_tests.chat_client import Timed
 from load_tests.engine_process import fake_engine
-from load_tests.first_token import STREAMED, STUDENT, TEACHER, WHOLE, Asking, Engines
+from load_tests.first_token import STREAMED, STUDENT, TEACHER, WHOLE, Engines, FirstTokenWorkload
 from tests.installed import program
 
 BENCHMARKS = Path(__file__).parents[2] / "docs" / "benchmarks.md"
@@ -59,7 +59,7 @@ def test_an_answer_that_went_unguided_is_seen_in_the_table() -> None:
 async def test_all_four_ways_are_measured_through_a_gateway(redis_url: str) -> None:
     """Each answers in its own mode; only guidance that streams is heard before it is whole."""
     heard: list[str] = []
-    asking = Asking(["Why?", "When?"], rounds=2, tokens=40, max_tokens=60)
+    asking = FirstTokenWorkload(["Why?", "When?"], rounds=2, tokens=40, max_tokens=60)
     with (
         fake_engine("paced", dialect="tgi", for_s=120) as teacher,
         fake_engine("instant", dialect="openai", for_s=120) as student,
@@ -93,8 +93,8 @@ async def test_both_kinds_of_guidance_are_driven_through_a_gateway_without_error
 def test_streaming_is_compared_by_cpu_time_and_unguided_answers_are_errors() -> None:
     """A teacher that sets the pace makes the requests/s of both the same."""
 
-    def rounds(cpu_s: float, unguided: int = 0) -> list[streaming_cost.Round]:
-        return [streaming_cost.Round(wrk.Reading(100, 2.0, 5.0, 9.0, 0, 0), cpu_s, unguided)]
+    def rounds(cpu_s: float, unguided: int = 0) -> list[streaming_cost.StreamingRound]:
+        return [streaming_cost.StreamingRound(wrk.Reading(100, 2.0, 5.0, 9.0, 0, 0), cpu_s, unguided)]
 
     figures = streaming_cost.figures_of(
         {streaming_cost.STREAMED: rounds(0.5), streaming_cost.WHOLE: rounds(0.2, unguided=20)}

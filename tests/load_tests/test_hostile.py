@@ -19,9 +19,9 @@ import pytest
 from aiohttp import web
 
 from load_tests import hostile
-from load_tests.floods.client import Callers
+from load_tests.floods.client import FloodCallers
 from load_tests.floods.kinds import FLOODS, TOGETHER, Flood, named
-from load_tests.hostile import Answer, Case, Phase
+from load_tests.hostile import HostileCase, HostileReply, Phase
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -93,7 +93,7 @@ async def engine(*, chunked: bool) -> AsyncIterator[str]:
 async def test_a_caller_reads_each_reply_to_its_end_and_asks_again(*, chunked: bool) -> None:
     """Every reply counts once, by its status."""
     async with engine(chunked=chunked) as url:
-        crowd = Callers(replace(one("SSE" if chunked else "JSON"), callers=2), url)
+        crowd = FloodCallers(replace(one("SSE" if chunked else "JSON"), callers=2), url)
         await crowd.run()
         async with asyncio.timeout(10):
             while crowd.seen["200"] < 10:
@@ -105,16 +105,16 @@ async def test_a_caller_reads_each_reply_to_its_end_and_asks_again(*, chunked: b
 
 def test_a_phase_counts_what_began_in_it() -> None:
     """Latencies are those of good replies; all others are errors."""
-    answers = [Answer(number, 0.001 * number, 200) for number in range(1, 101)] + [Answer(50, 9.0, 503)]
+    answers = [HostileReply(number, 0.001 * number, 200) for number in range(1, 101)] + [HostileReply(50, 9.0, 503)]
     seen = hostile._phase(answers, 1, 101)
     assert (seen.count, seen.errors) == (101, 1)
     assert (seen.p50_ms, seen.p99_ms) == (pytest.approx(50.5), pytest.approx(99))
     assert hostile._phase(answers, 200, 300) == Phase(0, math.inf, math.inf, 0)
 
 
-def case(system: str, during: Phase) -> Case:
+def case(system: str, during: Phase) -> HostileCase:
     quiet = Phase(100, 2.0, 4.0, 0)
-    return Case("JSON", system, quiet, during, quiet, 100.0, {})
+    return HostileCase("JSON", system, quiet, during, quiet, 100.0, {})
 
 
 @pytest.mark.parametrize(

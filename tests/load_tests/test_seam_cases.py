@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from load_tests.seam_cases import (
-    Case,
+    SeamCase,
     differs,
     is_doubtful,
     is_within_a_word,
@@ -66,8 +66,8 @@ def test_a_template_that_changes_the_opening_is_blamed_first() -> None:
     assert why(written("So", " it"), "So", [1, 2, 10], sent=PROMPT + "So<|end|>") == "template"
 
 
-def case(kept: str, wanted: str, got: str) -> Case:
-    return Case("prose", "Why?", 5, "token", kept, 1, kept + wanted, kept + got, None)
+def case(kept: str, wanted: str, got: str) -> SeamCase:
+    return SeamCase("prose", "Why?", 5, "token", kept, 1, kept + wanted, kept + got, None)
 
 
 def test_a_word_at_the_seam_is_doubtful_when_neither_the_teacher_nor_any_text_knows_it() -> None:

@@ -18,7 +18,7 @@ import pytest
 from load_tests.soak import INTERRUPTED, exit_status
 from load_tests.soaking.books import none
 from load_tests.soaking.flatness import Measure, Trend
-from load_tests.soaking.report import Found, record, shown
+from load_tests.soaking.report import SoakReport, record, shown
 from load_tests.soaking.traffic import KINDS
 
 if TYPE_CHECKING:
@@ -118,9 +118,9 @@ FLAT = Trend(Measure("tasks", "", 1, 0.1, 8), "one", 50, 51, 1, 0.5, 13, 60)
 RISING = Trend(Measure("tasks", "", 1, 0.1, 8), "two", 50, 80, 30, 25, 13, 60)
 
 
-def a_soak(*, trend: Trend = FLAT, missing: int = 0, ended: str = "", counted: bool = True) -> Found:
+def a_soak(*, trend: Trend = FLAT, missing: int = 0, ended: str = "", counted: bool = True) -> SoakReport:
     checks = [none("receipts missing", missing)] if counted else []
-    return Found(60, 30, ended, 9, 1, 0, checks, [trend], [], [], [], {("student", 200): 8}, {"ok": 9}, {})
+    return SoakReport(60, 30, ended, 9, 1, 0, checks, [trend], [], [], [], {("student", 200): 8}, {"ok": 9}, {})
 
 
 @pytest.mark.parametrize(("found", "status", "said"), [
@@ -131,7 +131,7 @@ def a_soak(*, trend: Trend = FLAT, missing: int = 0, ended: str = "", counted: b
     (a_soak(ended="interrupted", missing=1), 1, "It did NOT hold: receipts missing."),
     (a_soak(ended="gateway two is gone", counted=False), 1, "It did NOT hold: nothing could be counted."),
 ])  # fmt: skip
-def test_the_exit_status_says_whether_it_held(found: Found, status: int, said: str) -> None:
+def test_the_exit_status_says_whether_it_held(found: SoakReport, status: int, said: str) -> None:
     assert exit_status(found) == status
     assert list(shown(found))[-1] == said
     assert json.loads(json.dumps(record(found)))["holds"] is (status in {0, INTERRUPTED})

@@ -17,7 +17,16 @@ import typer
 from gateway.redis.keys import RedisKeys
 from load_tests import compare, installs, proc, systems, wrk
 from load_tests.children import NotStarted, free_ports, running
-from load_tests.figures import Case, Figures, Round, added_ms, gates, needed_by_gates, of_bare, over_rounds
+from load_tests.figures import (
+    BenchCase,
+    CaseFigures,
+    RoundResult,
+    added_ms,
+    gates,
+    needed_by_gates,
+    of_bare,
+    over_rounds,
+)
 from load_tests.systems import BARE, GUIDED, GUIDED_LIMITED, STUDENT, STUDENT_LIMITED, UPSTREAM
 from tests.installed import program
 
@@ -30,8 +39,8 @@ def reading(requests: int = 100, p50_ms: float = 1.0, p99_ms: float = 2.0, **err
     return wrk.Reading(requests, 2.0, p50_ms, p99_ms, errors.get("refused", 0), errors.get("broken", 0))
 
 
-def figures(per_second: float = 100.0, p50_ms: float = 1.0, backlog_s: float = 0.0) -> Figures:
-    return Figures(per_second, None, p50_ms, 2.0, 0.5, 0.0, 0, 0, 0, backlog_s)
+def figures(per_second: float = 100.0, p50_ms: float = 1.0, backlog_s: float = 0.0) -> CaseFigures:
+    return CaseFigures(per_second, None, p50_ms, 2.0, 0.5, 0.0, 0, 0, 0, backlog_s)
 
 
 def measured(
@@ -42,19 +51,19 @@ def measured(
     guided_ms: float = 2.0,
     limited: float = 500,
     backlog_s: float = 0.0,
-) -> dict[Case, Figures]:
+) -> dict[BenchCase, CaseFigures]:
     """All that gates need, with 1,000 requests/s of the bare pass-through and 0.1 ms of the upstream."""
     return {
-        Case(UPSTREAM, "json", 1): figures(p50_ms=0.1),
-        Case(STUDENT, "json", 1): figures(p50_ms=student_ms + 0.1),
-        Case(GUIDED, "json", 1): figures(p50_ms=guided_ms + 0.1),
-        Case(BARE, "json", 32): figures(1000),
-        Case(STUDENT, "json", 32): figures(student),
-        Case(GUIDED, "json", 32): figures(guided),
-        Case(STUDENT_LIMITED, "json", 1): figures(p50_ms=1.0),
-        Case(GUIDED_LIMITED, "json", 1): figures(p50_ms=2.0),
-        Case(STUDENT_LIMITED, "json", 32): figures(limited),
-        Case(GUIDED_LIMITED, "json", 32): figures(250, backlog_s=backlog_s),
+        BenchCase(UPSTREAM, "json", 1): figures(p50_ms=0.1),
+        BenchCase(STUDENT, "json", 1): figures(p50_ms=student_ms + 0.1),
+        BenchCase(GUIDED, "json", 1): figures(p50_ms=guided_ms + 0.1),
+        BenchCase(BARE, "json", 32): figures(1000),
+        BenchCase(STUDENT, "json", 32): figures(student),
+        BenchCase(GUIDED, "json", 32): figures(guided),
+        BenchCase(STUDENT_LIMITED, "json", 1): figures(p50_ms=1.0),
+        BenchCase(GUIDED_LIMITED, "json", 1): figures(p50_ms=2.0),
+        BenchCase(STUDENT_LIMITED, "json", 32): figures(limited),
+        BenchCase(GUIDED_LIMITED, "json", 32): figures(250, backlog_s=backlog_s),
     }
 
 
@@ -115,18 +124,18 @@ def test_a_system_that_is_gone_has_broken_calls_and_holds_no_gate() -> None:
     program("wrk")
     (port,) = free_ports(1)
     gone = wrk.run(wrk.Target(f"http://127.0.0.1:{port}/", "chat", {}), "json", concurrency=3, seconds=1, first=0)
-    seen = over_rounds([Round(gone, cores=0.0)])
+    seen = over_rounds([RoundResult(gone, cores=0.0)])
     assert (seen.per_second, seen.broken) == (0.0, 3)
-    judged = gates(measured() | {Case(STUDENT, "json", 1): seen, Case(STUDENT, "json", 32): seen})
+    judged = gates(measured() | {BenchCase(STUDENT, "json", 1): seen, BenchCase(STUDENT, "json", 32): seen})
     assert [gate.holds for gate in judged if gate.name.startswith(f"{STUDENT}:")] == [False, False]
     assert compare._finite({"p50_ms": seen.p50_ms, "per_second": seen.per_second})["p50_ms"] is None
 
 
 def test_a_case_is_the_median_of_its_rounds_and_the_sum_of_its_errors() -> None:
     rounds = [
-        Round(reading(100, p50_ms=3, p99_ms=9, refused=20, broken=1), cores=0.9),
-        Round(reading(400, p50_ms=1, p99_ms=8), cores=0.5, unguided=4, backlog_s=0.7),
-        Round(reading(300, p50_ms=2, p99_ms=7), cores=0.7),
+        RoundResult(reading(100, p50_ms=3, p99_ms=9, refused=20, broken=1), cores=0.9),
+        RoundResult(reading(400, p50_ms=1, p99_ms=8), cores=0.5, unguided=4, backlog_s=0.7),
+        RoundResult(reading(300, p50_ms=2, p99_ms=7), cores=0.7),
     ]
     seen = over_rounds(rounds)
     assert (seen.per_second, seen.p50_ms, seen.p99_ms, seen.cores) == (150.0, 2.0, 8.0, 0.7)
@@ -135,29 +144,33 @@ def test_a_case_is_the_median_of_its_rounds_and_the_sum_of_its_errors() -> None:
 
 
 def test_requests_for_a_cpu_second_are_those_of_the_systems_own_processes() -> None:
-    rounds = [Round(reading(100), cores=0.5), Round(reading(300), cores=1.0), Round(reading(500), cores=1.0)]
+    rounds = [
+        RoundResult(reading(100), cores=0.5),
+        RoundResult(reading(300), cores=1.0),
+        RoundResult(reading(500), cores=1.0),
+    ]
     assert over_rounds(rounds).per_cpu_s == 150.0
-    assert over_rounds([Round(reading(100), cores=0.0)]).per_cpu_s is None
+    assert over_rounds([RoundResult(reading(100), cores=0.0)]).per_cpu_s is None
 
 
 def test_refused_requests_are_not_counted_as_answered() -> None:
-    assert over_rounds([Round(reading(100, refused=40), cores=0.1)]).per_second == 30.0
+    assert over_rounds([RoundResult(reading(100, refused=40), cores=0.1)]).per_second == 30.0
 
 
 def test_added_latency_is_what_stands_above_the_upstream() -> None:
-    seen = {Case(UPSTREAM, "json", 1): figures(p50_ms=0.5), Case(GUIDED, "json", 1): figures(p50_ms=13.0)}
-    assert added_ms(seen, Case(GUIDED, "json", 1)) == 12.5
-    assert added_ms({Case(GUIDED, "json", 1): figures()}, Case(GUIDED, "json", 1)) is None
+    seen = {BenchCase(UPSTREAM, "json", 1): figures(p50_ms=0.5), BenchCase(GUIDED, "json", 1): figures(p50_ms=13.0)}
+    assert added_ms(seen, BenchCase(GUIDED, "json", 1)) == 12.5
+    assert added_ms({BenchCase(GUIDED, "json", 1): figures()}, BenchCase(GUIDED, "json", 1)) is None
 
 
 def test_the_ratio_is_to_the_bare_pass_through_of_the_same_kind_and_concurrency() -> None:
     seen = {
-        Case(BARE, "json", 32): figures(1000),
-        Case(BARE, "stream", 32): figures(200),
-        Case(STUDENT, "stream", 32): figures(50),
+        BenchCase(BARE, "json", 32): figures(1000),
+        BenchCase(BARE, "stream", 32): figures(200),
+        BenchCase(STUDENT, "stream", 32): figures(50),
     }
-    assert of_bare(seen, Case(STUDENT, "stream", 32)) == 0.25
-    assert of_bare(seen | {Case(STUDENT, "json", 1): figures()}, Case(STUDENT, "json", 1)) is None
+    assert of_bare(seen, BenchCase(STUDENT, "stream", 32)) == 0.25
+    assert of_bare(seen | {BenchCase(STUDENT, "json", 1): figures()}, BenchCase(STUDENT, "json", 1)) is None
 
 
 @pytest.mark.parametrize(
@@ -188,7 +201,7 @@ def test_a_gate_can_hold_and_miss_its_goal() -> None:
 
 
 @pytest.mark.parametrize("lacking", sorted(needed_by_gates(), key=str), ids=str)
-def test_gates_are_not_told_without_the_figures_that_they_need(lacking: Case) -> None:
+def test_gates_are_not_told_without_the_figures_that_they_need(lacking: BenchCase) -> None:
     seen = measured()
     del seen[lacking]
     with pytest.raises(KeyError):

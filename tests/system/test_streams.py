@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from load_tests.slow_upstream import Clock, Connection
+from load_tests.slow_upstream import Clock, UpstreamConnection
 from load_tests.stream_client import Stream, open_streams, request
 from load_tests.streams import Step, best, slope_per_s
 
@@ -72,7 +72,7 @@ async def test_a_connection_that_ends_early_is_lost_and_one_that_ends_properly_i
 async def test_the_slow_upstream_streams_at_its_pace_until_it_is_told_to_end() -> None:
     clock = Clock(interval_s=0.02)
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: Connection(clock), "127.0.0.1", 0)
+    server = await loop.create_server(lambda: UpstreamConnection(clock), "127.0.0.1", 0)
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1/chat/completions"
     ticking = loop.create_task(clock.run())
     try:
@@ -95,7 +95,7 @@ async def test_the_slow_upstream_streams_at_its_pace_until_it_is_told_to_end() -
 
 def test_the_slow_upstream_reads_a_request_that_comes_in_pieces_and_answers_json_without_a_stream() -> None:
     wire: Any = Wire()
-    connection = Connection(Clock())
+    connection = UpstreamConnection(Clock())
     connection.connection_made(wire)
     body = json.dumps({"messages": []}).encode()
     asked = b"POST /v1/chat/completions HTTP/1.1\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from load_tests.soaking.books import Check, Stored, none, same
-from load_tests.soaking.tally import Kind, Tally, Visit, short_id
+from load_tests.soaking.tally import Kind, RequestResult, Tally, short_id
 from tests.accounting.drafts import closed, guided
 
 if TYPE_CHECKING:
@@ -36,8 +36,8 @@ def report(guidance_id: str) -> Receipt:
     return msgspec.structs.replace(receipt(guidance_id, usd="0", beside="-edge"), shadow_of=None, edge_of=guidance_id)
 
 
-def answered(kind: Kind, status: int = 200, code: str | None = None) -> Visit:
-    return Visit(kind, new_id(), status, code, ended=True)
+def answered(kind: Kind, status: int = 200, code: str | None = None) -> RequestResult:
+    return RequestResult(kind, new_id(), status, code, ended=True)
 
 
 def stored(tally: Tally, *receipts: Receipt) -> Stored:
@@ -56,10 +56,10 @@ def test_each_way_to_end_is_counted_once() -> None:
         answered(JSON, 503, "overloaded"),
         answered(JSON, 503, "store_unavailable"),
         answered(WRONG, 400),
-        Visit(JSON, new_id(), 200),  # left midway: it knows its id
-        Visit(LEAVES, heard=True),
-        Visit(HASTY),
-        Visit(JSON, new_id(), 200, ended=True, broken="a stream that stops without an end"),
+        RequestResult(JSON, new_id(), 200),  # left midway: it knows its id
+        RequestResult(LEAVES, heard=True),
+        RequestResult(HASTY),
+        RequestResult(JSON, new_id(), 200, ended=True, broken="a stream that stops without an end"),
     ]
     for visit in visits:
         tally.note(visit)
