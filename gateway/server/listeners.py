@@ -13,8 +13,8 @@ import structlog
 from aiohttp import web
 
 from gateway.api import keys
-from gateway.api.connection import Runner
 from gateway.api.loop_scheduler import LoopScheduler
+from gateway.api.runner import Runner
 from gateway.app import gateway
 from gateway.errors import StartupError
 from gateway.runtime import open_files
@@ -72,7 +72,7 @@ async def serve(
             listener="public",
             max_connections=settings.server.max_connections,
             scheduler=LoopScheduler(metrics),
-            max_reading_on=max(1, settings.server.max_in_flight // _DETACHED_SHARE),
+            max_detached=max(1, settings.server.max_in_flight // _DETACHED_SHARE),
             access_log=None,
             handler_cancellation=True,
             shutdown_timeout=_CANCEL_S,

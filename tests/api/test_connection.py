@@ -17,11 +17,14 @@ from aiohttp import web
 from gateway.api import body as web_body
 from gateway.api import connection as web_connection
 from gateway.api import keys
+from gateway.api import runner as web_runner
 from gateway.api.body import read_body
-from gateway.api.connection import MAX_HEAD_BYTES, MAX_HEADERS, MAX_LINE_BYTES, Runner, connection_of
+from gateway.api.connection import connection_of
 from gateway.api.decoding import BODY_DECODER, BodyDecoder, read_parsed
 from gateway.api.error_body import errors_as_openai
+from gateway.api.head import MAX_HEAD_BYTES, MAX_HEADERS, MAX_LINE_BYTES
 from gateway.api.loop_scheduler import LoopScheduler
+from gateway.api.runner import Runner
 from gateway.pipeline.admission import Admission
 from gateway.policy.book import Caller
 from gateway.policy.schema import TenantPolicy
@@ -482,7 +485,7 @@ async def test_unfinished_bodies_do_not_take_all_connections() -> None:
 
 async def test_unfinished_bodies_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond a number of bytes the oldest of the tenant with most is 408; another tenant's stays, and a newer one."""
-    monkeypatch.setattr(web_connection, "_UNFINISHED_BYTES", 600_000)
+    monkeypatch.setattr(web_runner, "_UNFINISHED_BYTES", 600_000)
     async with serving() as port, asyncio.timeout(10):
         opened = [await send(port, "quiet", "/tenant", 200_001, b"x" * 200_000)]
         await asyncio.sleep(0.1)
@@ -538,7 +541,7 @@ async def test_bodies_that_wait_to_be_decoded_are_bounded_as_unfinished_ones() -
 
 async def test_bodies_that_wait_to_be_decoded_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Their bytes count from the first one that arrived on."""
-    monkeypatch.setattr(web_connection, "_UNFINISHED_BYTES", 1_000_000)
+    monkeypatch.setattr(web_runner, "_UNFINISHED_BYTES", 1_000_000)
     async with serving() as port, asyncio.timeout(10):
         opened = [await waiting(port, "flood", b" " * 400_000) for _ in range(4)]
         await is_not_decoded(opened[1])

@@ -1,0 +1,137 @@
+"""The HTTP server of a listener: limits on its connections, by tenant."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import web
+
+from gateway.api.connection import Connection, ListenerState
+from gateway.api.head import MAX_HEADERS, MAX_LINE_BYTES
+from gateway.api.reading_on import DetachedHandlers
+from gateway.errors import Overloaded
+from gateway.runtime.fair_share import BoundedHoldings, Holdings
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from prometheus_client import Gauge
+
+    from gateway.api.loop_scheduler import LoopScheduler
+    from gateway.telemetry.metrics import Metrics
+
+HEAD_WITHIN_S = 10.0
+# Load balancers keep connections for up to 600 s, and should be the side that closes them.
+IDLE_S = 620.0
+
+# Divisors of max_connections: limits on bodies that arrive or wait to be decoded, and on unread replies.
+_UNFINISHED_PART = 4
+_UNREAD_PART = 16
+# Maximum bytes of these bodies.
+_UNFINISHED_BYTES = 256_000_000
+
+# When the limit on connections is reached: number of tenants, and connections of each, to check for one to close.
+_TENANTS_CHECKED = 4
+_CONNECTIONS_CHECKED = 64
+
+
+class Runner(web.AppRunner):
+    """An AppRunner that bounds connections, heads, bodies and unread replies.
+
+    Args:
+        listener: label of the listener in the metric of connections.
+        max_connections: maximum number of open connections. For one more, an idle connection is closed, of the tenant
+            that has most for its weight. Without an idle one the new connection is rejected.
+        scheduler: divides the event loop's time between tenants; None: requests are answered as they arrive.
+        max_detached: maximum number of handlers that continue after their callers disconnected.
+        head_within_s: seconds from the first byte of a request's head to its last.
+    """
+
+    def __init__(
+        self,
+        app: web.Application,
+        *,
+        metrics: Metrics,
+        listener: str,
+        max_connections: int,
+        scheduler: LoopScheduler | None = None,
+        max_detached: int = 0,
+        head_within_s: float = HEAD_WITHIN_S,
+        **options: Any,
+    ) -> None:
+        super().__init__(
+            app,
+            keepalive_timeout=IDLE_S,
+            max_line_size=MAX_LINE_BYTES,
+            max_field_size=MAX_LINE_BYTES,
+            max_headers=MAX_HEADERS,
+            **options,
+        )
+        self._open = metrics.connections.labels(listener)
+        self._max_connections = max_connections
+        self._shared = ListenerState(
+            head_within_s=head_within_s,
+            scheduler=scheduler,
+            detached=DetachedHandlers(max_detached),
+            by_tenant=Holdings(max_connections),
+            unfinished_bodies=BoundedHoldings(max(1, max_connections // _UNFINISHED_PART)),
+            unfinished_bytes=BoundedHoldings(_UNFINISHED_BYTES),
+            unread_replies=BoundedHoldings(max(1, max_connections // _UNREAD_PART)),
+            rejected=metrics.refused,
+            dropped=metrics.holdings_dropped,
+        )
+
+    async def _make_server(self) -> web.Server:
+        server = await super()._make_server()
+        return _Server(
+            server.request_handler,
+            request_factory=server.request_factory,
+            handler_cancellation=server.handler_cancellation,
+            shared=self._shared,
+            open_connections=self._open,
+            max_connections=self._max_connections,
+            **server._kwargs,  # noqa: SLF001
+        )
+
+
+class _Server(web.Server):
+    def __init__(
+        self, handler: Any, *, shared: ListenerState, open_connections: Gauge, max_connections: int, **options: Any
+    ) -> None:
+        super().__init__(handler, **options)
+        self._shared = shared
+        self._open = open_connections
+        self._max_connections = max_connections
+
+    def __call__(self) -> web.RequestHandler:
+        return Connection(self, self._shared, loop=self._loop, **self._kwargs)
+
+    def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
+        super().connection_made(handler, transport)
+        self._open.inc()
+        assert isinstance(handler, Connection)
+        by_tenant = self._shared.by_tenant
+        by_tenant.add(handler.tenant, handler.weight, handler)
+        if len(by_tenant) > self._max_connections and not self._close_one(handler):
+            handler.reject(Overloaded(f"There are {self._max_connections} connections already. Try again soon."))
+
+    def connection_lost(self, handler: web.RequestHandler, exc: BaseException | None = None) -> None:
+        super().connection_lost(handler, exc)
+        assert isinstance(handler, Connection)
+        if self._shared.by_tenant.remove(handler.tenant, handler):
+            self._open.dec()
+
+    def _close_one(self, newest: Connection) -> bool:
+        """Close an idle connection of a tenant that holds many; return whether there was one.
+
+        So no tenant, and no crowd without keys, shuts others out by holding connections.
+        """
+        by_tenant = self._shared.by_tenant
+        for tenant in by_tenant.share.heaviest(_TENANTS_CHECKED):
+            for connection in list(islice(by_tenant.of(tenant), _CONNECTIONS_CHECKED)):
+                if connection is not newest and connection.close_early():
+                    self._shared.dropped.labels("connections").inc()
+                    return True
+                by_tenant.move_to_end(tenant, connection)
+        return False
