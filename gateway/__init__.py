@@ -20,9 +20,15 @@ Start reading at `pipeline/completion.py`: it calls steps 3 to 6 and 8 in order.
 `pipeline/embeddings.py` is the path without step 5. `pipeline/edge_guidance.py` returns the guidance of step 5 to
 devices that run the student, and `pipeline/edge_reports.py` receives their reports.
 
-Off the path: `usage/` writes receipts and their sums to SQL and answers queries; `quality/` compares a sample of the
-answers with each engine's own; `backup/` copies all state to one file; `evaluation/` measures the path on data sets;
-`planning/` estimates the GPUs for a load. `app.py` constructs the parts, and `server/` runs them in processes.
+Off the path:
+
+    usage/       writes receipts and their sums to SQL, and answers queries
+    quality/     compares a sample of the answers with each engine's own
+    backup/      copies all state to one file
+    evaluation/  measures the path on data sets
+    planning/    estimates the GPUs for a load
+
+`app.py` constructs the parts, and `server/` runs them in processes.
 """
 
 from gateway.version import __version__

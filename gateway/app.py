@@ -248,16 +248,16 @@ async def gateway(
         times = GuidanceTimes(time.monotonic, await asyncio.to_thread(read_times, settings.data))
         deadlines = GuidanceDeadlines(times)
         guide = TeacherCall(engines, batcher, SingleFlight(tasks), metrics, tasks, deadlines, retry_budgets)
-        finisher = StudentCall(engines, metrics, retry_budgets)
+        student = StudentCall(engines, metrics, retry_budgets)
         quality = QualityStore(redis.commands, redis_keys)
         completions = Completions(
             teacher_call=guide,
-            student_call=finisher,
+            student_call=student,
             shadows=ShadowRequests(
-                guide, finisher, admission, metrics, tasks, max_in_flight=max_shadows(settings), tracing=tracing
+                guide, student, admission, metrics, tasks, max_in_flight=max_shadows(settings), tracing=tracing
             ),
             quality_sampler=QualitySampler(
-                finisher,
+                student,
                 admission,
                 ledger,
                 quality,

@@ -351,7 +351,7 @@ class EngineRejected(EngineError):
 
     @property
     def blames_request(self) -> bool:
-        """Whether the request is invalid, rather than its credentials or its address."""
+        """Return whether the request is invalid, rather than its credentials or its address."""
         return self.proven or self.status_sent in {400, 413, 422}
 
 
@@ -373,7 +373,7 @@ class EngineFailed(EngineError):
 
     @property
     def may_blame_request(self) -> bool:
-        """Whether the request may cause the failure: the engine itself, and no proxy, reported it with a text."""
+        """Return whether the request may cause the failure: the engine itself, not a proxy, reported it with a text."""
         return self.status_sent in {424, 500} and bool(self.engine_text)
 
 

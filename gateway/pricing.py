@@ -68,7 +68,7 @@ class Price:
 
     @property
     def upper_bound(self) -> Price:
-        """This price with `max_input_usd` for uncached tokens, for calls with unknown cache counts."""
+        """Return the price with `max_input_usd` for uncached tokens, for calls with unknown cache counts."""
         return replace(self, input_usd=self.max_input_usd)
 
 

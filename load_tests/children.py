@@ -1,7 +1,7 @@
 """Child processes that end with us: at the end of their block, on Ctrl-C and SIGTERM, and when we are killed.
 
-Each runs under gateway/local/leash.py, which ends it when our end of its stdin closes, however we end. Each has a
-session of its own, so that Ctrl-C at a terminal reaches us first and they are ended in order.
+Each child runs under gateway/local/parent_watch.py, which ends it when this process ends for any reason. Each child has
+its own session, so Ctrl-C at a terminal reaches only this process, which ends the children in order.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from gateway.local import leash
+from gateway.local import parent_watch
 from load_tests import proc
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-_END_WITHIN_S = leash.KILL_AFTER_S + 3.0
+_END_WITHIN_S = parent_watch.KILL_AFTER_S + 3.0
 _LOG_TAIL_CHARS = 600
 
 
@@ -40,7 +40,7 @@ class ChildProcess:
         self._log = log
         with log.open("wb") as output:
             self._leash = subprocess.Popen(
-                [sys.executable, "-I", "-S", leash.__file__, *command],
+                [sys.executable, "-I", "-S", parent_watch.__file__, *command],
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -49,7 +49,7 @@ class ChildProcess:
             )
 
     def pids(self) -> list[int]:
-        """The command's own process and all below it, without the leash."""
+        """The command's own process and all below it, without its parent watch."""
         return proc.tree(self._leash.pid)[1:]
 
     def cpu_s(self) -> float:

@@ -149,7 +149,7 @@ def main(
         err.print("starting the gateway")
         ours = run_gateway(site)
         watched = {"gateway": ours.child.pids()[0], "upstream": slow.pids()[0], "client": os.getpid()}
-        # Its leash has the same words on its command line, and stands before it.
+        # Its parent watch has the same words on its command line, and stands before it.
         watched["redis"] = [pid for pid in ours.child.pids() if "unixsocket" in proc.command(pid)][-1]
         bench = StreamBench(upstream, watched, streams)
         straight = StreamTarget(f"{upstream.url}{_PATH}", "static", {})

@@ -43,7 +43,7 @@ class EngineCall(msgspec.Struct):
     seen_tokens: int = 0
     min_output_tokens: int = 0
     ended: bool = False
-    role: Role = "finisher"
+    role: Role = "student"
 
 
 class FailedCall(Record, frozen=True):

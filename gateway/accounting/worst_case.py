@@ -39,7 +39,7 @@ TEACHER_RETRIES = 1
 """Retries of a failed teacher call. The caller waits meanwhile, and a student can answer instead."""
 
 
-Role: TypeAlias = Literal["guidance", "finisher", "probe"]
+Role: TypeAlias = Literal["guidance", "student", "probe"]
 """The purpose of a call."""
 
 
@@ -104,16 +104,16 @@ def worst_case(
         guidance_read = guidance.tokens * _FOR_ONE_TOKEN + max(0, introduction - _ORDINARY_INTRODUCTION_BYTES)
         more += _times(min(TEACHER_RETRIES, plan.retries.num_retries), teacher)
         if plan.length is not None and plan.length.probe is not None:
-            bounds["probe", plan.finisher] = bound = CallBound(read, 1)
-            more.append(_share(plan.finisher, bound, prices))
+            bounds["probe", plan.student] = bound = CallBound(read, 1)
+            more.append(_share(plan.student, bound, prices))
             likely += likely_read + 1
-    if not plan.finishers:  # a device finishes the answer, at no cost
+    if not plan.students:  # a device finishes the answer, at no cost
         return MaxCost(teacher, None, tuple(more), teacher_tokens, bounds)
     first: EngineShare | None = None
-    for finisher in plan.finishers:
-        written, known = max_output(finisher.engine) if limit is None else (limit, True)
-        bounds["finisher", finisher.engine] = bound = CallBound(read + guidance_read, written * choices, known)
-        share = _share(finisher.engine, bound, prices)
+    for student in plan.students:
+        written, known = max_output(student.engine) if limit is None else (limit, True)
+        bounds["student", student.engine] = bound = CallBound(read + guidance_read, written * choices, known)
+        share = _share(student.engine, bound, prices)
         calls = plan.retries.num_retries + (0 if first is None else 1)
         if first is None and _may_be_refused(guidance):
             calls += 1  # a call without the guidance, after the engine refused it
@@ -126,7 +126,7 @@ def worst_case(
 
 def budget_max_tokens(plan: Plan, max_output: MaxOutputOf = unknown_max_output) -> int:
     """Return the `max_tokens` for the engines of `plan` under a budget where neither caller nor route sets a limit."""
-    return min(BUDGET_MAX_TOKENS, *(max_output(finisher.engine).tokens for finisher in plan.finishers))
+    return min(BUDGET_MAX_TOKENS, *(max_output(student.engine).tokens for student in plan.students))
 
 
 def _may_be_refused(guidance: GuidancePlan | None) -> bool:

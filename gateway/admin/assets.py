@@ -72,8 +72,8 @@ class Assets:
         if found is None:
             raise NotFound("There is no such file. The pages are /dashboard, /playground and /login.")
         headers = {**_HEADERS, "ETag": f"W/{found.etag}"}  # weak: packed or not, it is the same
-        asked = request.headers.get("If-None-Match", "")
-        if found.etag in (one.strip().removeprefix("W/") for one in asked.split(",")):
+        known_etags = request.headers.get("If-None-Match", "")
+        if found.etag in (one.strip().removeprefix("W/") for one in known_etags.split(",")):
             return web.Response(status=304, headers=headers)
         body = found.body
         if found.packed is not None and "gzip" in request.headers.get("Accept-Encoding", ""):

@@ -80,12 +80,12 @@ async def list_keys(request: web.Request) -> web.Response:
 @needs_redis
 async def rotate_key(request: web.Request) -> web.Response:
     """POST /keys/{tenant}/{id}/rotate: a new key under the old id; the old one holds on for its grace time."""
-    actor, asked = actor_of(request), await read_shape(request, Rotation)
+    actor, rotation = actor_of(request), await read_shape(request, Rotation)
     old = await _existing(request)
     token = new_token()
     terms = msgspec.structs.replace(old.terms, hint=hint_of(token), created_by=actor)
     new, before = await request.app[KEYS_IN_REDIS].rotate(
-        old, digest_of(token), terms, grace_s=asked.grace_s, expiry=asked.expires, actor=actor
+        old, digest_of(token), terms, grace_s=rotation.grace_s, expiry=rotation.expires, actor=actor
     )
     await _done(request, "key.rotate", actor, new)
     now = request.app[KEYRING].now()

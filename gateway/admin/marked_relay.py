@@ -19,7 +19,7 @@ class MarkedRelay(StreamRelay):
     """Relays chunks as StreamRelay does, and copies the guidance in a chunk's content to `x_gkt.opening`.
 
     Guidance precedes the student's text in a chunk. The seam may hold back the end of the guidance and release it with
-    the student's text, so the relay counts the characters that it sent.
+    the student's text. The relay therefore counts the characters that it sent.
     """
 
     def __init__(self, head: ReplyHead, *, wants_usage: bool) -> None:

@@ -3,9 +3,9 @@
 Budgets, requests in flight and outbox of a tenant are read in one transaction. The usage database is read afterwards: a
 receipt that leaves an outbox meanwhile is in both, and a restore stores it once.
 
-A transaction must name its keys, but SCAN finds keys of an earlier time, and the intents key of a process exists only
-while the process has intents. So the contents of a tenant's keys tell which other keys must exist. The tenant is then
-read again with these keys.
+A transaction must name its keys, but SCAN may return stale keys. The intents key of a process exists only while the
+process has intents. The contents of a tenant's keys name the other keys that must exist, and the tenant is then read
+again with these keys.
 """
 
 from __future__ import annotations

@@ -32,8 +32,8 @@ _SETTLED_S = 3_600
 async def usage_records(store: UsageStore, made_s: int, on_progress: Callable[[int], None]) -> AsyncIterator[Record]:
     """Yield the records of the usage database. Raises UsageDatabaseError.
 
-    A restore recomputes sums from receipts. So only sums of periods with missing receipts are records: periods up to
-    the day of the first receipt that ended at least an hour ago.
+    A restore recomputes sums from receipts, so only sums of periods with missing receipts are records. These are the
+    periods up to the day of the first receipt that ended at least an hour ago.
 
     Args:
         made_s: time of the backup in Unix seconds.

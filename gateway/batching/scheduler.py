@@ -334,15 +334,15 @@ class Scheduler:
             if not head:
                 due = None
                 break
-            opening = open_batch(head, teacher, limits, self._arrivals, self._grants, now)
-            window, due = opening.window, opening.due
-            if not opening.size:
+            batch = open_batch(head, teacher, limits, self._arrivals, self._grants, now)
+            window, due = batch.window, batch.due
+            if not batch.size:
                 break
             self._batches += 1
-            exchange.opened.append(opening.size)
-            self._grants.count(opening.size, now)
-            grant = Grant(f"{self._prefix}{self._batches}", opening.size)
-            for _ in range(opening.size):
+            exchange.opened.append(batch.size)
+            self._grants.count(batch.size, now)
+            grant = Grant(f"{self._prefix}{self._batches}", batch.size)
+            for _ in range(batch.size):
                 self._grant(head.popleft(), grant, exchange)
         return window, due
 

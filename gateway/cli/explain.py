@@ -172,7 +172,7 @@ def _with_an_end(found: Explanation, settings: Settings) -> Explanation:
     budgeted = found.tenant.budget is not None or found.key.budget is not None
     if found.plan is None or found.plan.max_tokens is not None or not budgeted:
         return found
-    most = budget_max_tokens(found.plan, max_output_of(settings.models)) if found.plan.finishers else None
+    most = budget_max_tokens(found.plan, max_output_of(settings.models)) if found.plan.students else None
     return replace(found, plan=structs.replace(found.plan, max_tokens=most))
 
 

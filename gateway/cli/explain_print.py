@@ -117,7 +117,7 @@ def _plan_rows(plan: Plan, route: Route, fields: Sequence[str]) -> Iterator[tupl
     if plan.unguided is not None:
         because = f", because of {', '.join(fields)}" if fields else ""
         yield "teacher", f"not asked: {plan.unguided}{because} (docs/receipts.md says why)"
-    yield ("answers" if plan.mode in {"teacher", "embeddings"} else "student"), _finishers(plan, route)
+    yield ("answers" if plan.mode in {"teacher", "embeddings"} else "student"), _students(plan, route)
     if plan.mode != "embeddings":
         yield (
             "max_tokens",
@@ -137,8 +137,8 @@ def _shadow_rows(shadow: Plan, route: Route, fields: Sequence[str]) -> Iterator[
 def _quality_rows(quality: QualityPlan) -> Iterator[tuple[str, ...]]:
     rule = quality.rule
     yield "sample", f"{rule.sample:.4g} of the guided answers"
-    yield "with", f"{quality.teacher.finisher} alone, and the student alone"
-    yield "by", rule.compare if quality.judge is None else f"{quality.judge.finisher}, a judge"
+    yield "with", f"{quality.teacher.student} alone, and the student alone"
+    yield "by", rule.compare if quality.judge is None else f"{quality.judge.student}, a judge"
     yield "within", f"{rule.max_budget:f} USD a day"
 
 
@@ -170,10 +170,10 @@ def _projection(guidance: GuidancePlan) -> str:
     return f"{projection.name} ({said})" if said else projection.name
 
 
-def _finishers(plan: Plan, route: Route) -> str:
+def _students(plan: Plan, route: Route) -> str:
     weights = {one.model: one.weight for one in route.all_students if one.weight is not None}
     names = [
-        f"{one.engine} ({weights[one.engine]:g})" if one.engine in weights else one.engine for one in plan.finishers
+        f"{one.engine} ({weights[one.engine]:g})" if one.engine in weights else one.engine for one in plan.students
     ]
     tries = f"each asked up to {plan.retries.num_retries + 1} times" if plan.retries.num_retries else "asked once"
     if len(names) == 1:
@@ -235,7 +235,7 @@ def _quality_json(quality: QualityPlan) -> Json:
     return {
         "sample": rule.sample,
         "compare": rule.compare,
-        "judge": None if quality.judge is None else quality.judge.finisher,
+        "judge": None if quality.judge is None else quality.judge.student,
         "max_budget": f"{rule.max_budget:f}",
     }
 
@@ -244,7 +244,7 @@ def _plan_json(plan: Plan) -> Json:
     guidance = plan.guidance
     return {
         "mode": plan.mode,
-        "finishers": [one.engine for one in plan.finishers],
+        "students": [one.engine for one in plan.students],
         "guidance": None
         if guidance is None
         else {

@@ -176,7 +176,7 @@ class UrlStudent:
         kind.adapt(request)
         return "/chat/completions", request
 
-    async def _raw(self, body: Json, opening: str) -> Json:
+    async def _raw(self, body: Json, prefix: str) -> Json:
         if self._renderer is None or (unsupported := unsupported_as_text(body)) is not None:
             why = (
                 "the server cannot render chats" if self._renderer is None else f"the prompt cannot carry {unsupported}"
@@ -186,7 +186,7 @@ class UrlStudent:
                 engine=self.name,
                 status_sent=422,
             )
-        prompt = await self._renderer.render_with_prefill(body, opening)
+        prompt = await self._renderer.render_with_prefill(body, prefix)
         limit = requested_limit(body) or self._renderer.default_limit(prompt)
         return {**text_body(body, prompt, limit), "model": self._model}
 

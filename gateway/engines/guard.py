@@ -104,7 +104,7 @@ class GuardedEngine:
 
     @property
     def in_cooldown(self) -> bool:
-        """Whether calls of any tenant are refused now."""
+        """Return whether calls of all tenants are refused now."""
         return self._breaker.state(self._clock()) == "open"
 
     def in_cooldown_for(self, tenant: str) -> bool:

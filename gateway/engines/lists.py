@@ -1,7 +1,7 @@
 """Sends concurrent guidance requests of one batch in one HTTP call, for servers that support lists of prompts.
 
-The members of a list share the sampling parameters, the failure of the call and, on most servers, the token count.
-docs/engines.md describes when lists are useful.
+The members of a list share the sampling parameters and the failure of the call. Most servers also report one token
+count for all members. docs/engines.md describes when lists are useful.
 """
 
 from __future__ import annotations

@@ -84,11 +84,11 @@ def decode(raw: bytes) -> Any:
         body = _loads(raw)
         deep = len(raw) > 2 * MAX_DEPTH and too_deep(raw, body)
     else:
-        openings, values = count_values(raw, MAX_REPLY_VALUES)
+        brackets, values = count_values(raw, MAX_REPLY_VALUES)
         if values > MAX_REPLY_VALUES:
             raise Unreadable(f"sent a reply with more than {MAX_REPLY_VALUES} JSON values, the limit")
         body = _loads(raw) if values <= _DECODED_VALUES else _decode_but_logprobs(raw)
-        deep = openings > MAX_DEPTH and too_deep(raw, body)
+        deep = brackets > MAX_DEPTH and too_deep(raw, body)
     if deep:
         raise Unreadable(f"sent JSON with more than {MAX_DEPTH} nested levels, the limit")
     return body
@@ -103,8 +103,8 @@ def _decode_but_logprobs(raw: bytes) -> Json:
         rest = msgspec.json.encode({**fields, "choices": choices})
     except (msgspec.DecodeError, UnicodeError, RecursionError):
         raise Unreadable("sent invalid JSON") from None
-    openings, values = count_values(rest, MAX_REPLY_VALUES)
-    if values > MAX_VALUES and (openings > _FEW or rest.count(b'"') > _FEW):  # a list of numbers is decoded faster
+    brackets, values = count_values(rest, MAX_REPLY_VALUES)
+    if values > MAX_VALUES and (brackets > _FEW or rest.count(b'"') > _FEW):  # a list of numbers is decoded faster
         raise Unreadable(f"sent a reply with more than {MAX_VALUES} JSON values without log-probabilities, the limit")
     body: Json = _loads(rest)
     for choice, undecoded in zip(body["choices"], kept, strict=True):

@@ -188,8 +188,8 @@ def join(
 def echo_detectable(guidance: str) -> bool:
     """Return whether a student's repetition of this guidance can be distinguished from a coincidence.
 
-    It cannot if the guidance is shorter than `ECHO_DETECTION_MIN_BYTES`, or is itself a repetition ("ha ha ha"),
-    because a continuation of that begins with it again.
+    It cannot for guidance shorter than `ECHO_DETECTION_MIN_BYTES`. It cannot for guidance that repeats itself
+    ("ha ha ha"), because its continuation begins with the same text.
     """
     if len(guidance.encode("utf-8", "surrogatepass")) < ECHO_DETECTION_MIN_BYTES:
         return False

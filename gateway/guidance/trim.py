@@ -138,8 +138,8 @@ def without_leading_reasoning(text: str) -> str:
     if CLOSE_TAG not in text:
         return text
     closing = _CLOSING.search(text)
-    opening = _OPENING.search(text)
-    if closing is not None and (opening is None or closing.start() < opening.start()):
+    start_tag = _OPENING.search(text)
+    if closing is not None and (start_tag is None or closing.start() < start_tag.start()):
         text = text[closing.end() :]
     while text.lstrip().startswith(OPEN_TAG):
         closing = _CLOSING.search(text)
@@ -156,8 +156,8 @@ def open_reasoning(body: str) -> int:
     closed = 0
     for closing in _CLOSING.finditer(body):
         closed = closing.end()
-    opening = _OPENING.search(body, closed)
-    return len(body) if opening is None else opening.start()
+    start_tag = _OPENING.search(body, closed)
+    return len(body) if start_tag is None else start_tag.start()
 
 
 class CodeFence(NamedTuple):

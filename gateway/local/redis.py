@@ -1,6 +1,6 @@
 """A private Redis server on a unix socket that ends with this process.
 
-Redis cannot watch its parent, so it runs under `leash.py`, which ends it however this process ends.
+Redis cannot watch its parent, so it runs under `parent_watch.py`, which ends it however this process ends.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from gateway.errors import StartupError
-from gateway.local import ChildFailed, leash
+from gateway.local import ChildFailed, parent_watch
 from gateway.runtime.child_processes import end
 
 if TYPE_CHECKING:
     from types import TracebackType
 
 READY_LIMIT_S = 10.0
-STOP_LIMIT_S = leash.KILL_AFTER_S + 5.0
+STOP_LIMIT_S = parent_watch.KILL_AFTER_S + 5.0
 _PING_EVERY_S = 0.01
 _LOG_TAIL_CHARS = 1000
 
@@ -93,7 +93,7 @@ class EmbeddedRedis:
         """
         binary = self._binary or find_server()
         self._process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-I", "-S", leash.__file__, str(binary), *self._arguments()),
+            *(sys.executable, "-I", "-S", parent_watch.__file__, str(binary), *self._arguments()),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.DEVNULL,

@@ -51,7 +51,7 @@ class ChildCommand:
             "--slot-tokens": self.slot_tokens,
         }
         pairs = [str(part) for pair in flags.items() for part in pair]
-        return ["-m", f"gateway.local.{self.role}", *pairs, "--leash", *self.extra]
+        return ["-m", f"gateway.local.{self.role}", *pairs, "--parent-watch", *self.extra]
 
 
 class Child:

@@ -17,14 +17,14 @@ from gateway.runtime import llama_cpp as llama
 
 
 def main(argv: list[str] | None = None) -> NoReturn:
-    """Serve until SIGTERM, SIGINT or, with `--leash`, the end of stdin.
+    """Serve until SIGTERM, SIGINT or, with `--parent-watch`, the end of stdin.
 
     Raises:
         StartupError: the weights are missing, or llama.cpp did not start.
     """
     args = child.parser("student", "llama.cpp's OpenAI server with a small model").parse_args(argv)
     stopped = threading.Event()
-    child.on_stop(stopped.set, leash=args.leash)
+    child.on_stop(stopped.set, parent_watch=args.parent_watch)
     options = llama.LlamaOptions(args.threads, args.parallel, args.slot_tokens, args.poll_percent)
     name = args.name or weights.model_name(args.model)
     server = llama.serve(weights.fetch(args.model), name, options, host=args.host, port=args.port)

@@ -221,10 +221,10 @@ def build_app(state: TeacherState) -> web.Application:
 
 
 async def serve(args: Namespace, socket: Path, name: str) -> None:
-    """Serve until SIGTERM, SIGINT or, with `--leash`, the end of stdin. llama.cpp already listens on `socket`."""
+    """Serve until SIGTERM, SIGINT or, with `--parent-watch`, the end of stdin. llama.cpp listens on `socket`."""
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
-    child.on_stop(lambda: loop.call_soon_threadsafe(stopped.set), leash=args.leash)
+    child.on_stop(lambda: loop.call_soon_threadsafe(stopped.set), parent_watch=args.parent_watch)
     limits = TgiLimits(args.slot_tokens, args.max_concurrent_requests)
     async with LlamaClient(socket) as client:
         app = build_app(TeacherState(client, limits, name))

@@ -109,7 +109,7 @@ class Admission:
         if caller.policy.log_content and builder.shadow_of is None:  # the request's own log line has its content
             builder.content = LoggedContent(request)
         scopes = self._scopes.of(caller)
-        writes = builder.plan.max_tokens is None and bool(builder.plan.finishers)
+        writes = builder.plan.max_tokens is None and bool(builder.plan.students)
         if writes and any(scope.budget is not None for scope in scopes):
             # Reserving the engine's maximum would exceed nearly every budget.
             builder.plan = structs.replace(builder.plan, max_tokens=self._ledger.budget_max_tokens(builder.plan))

@@ -119,7 +119,7 @@ class ConfidenceProbe:
         rule = plan.length.probe if plan.length is not None else None
         if rule is None:
             return False
-        student = plan.finishers[0]
+        student = plan.students[0]
         engine = self._engines[student.engine]
         history = self._history_of(engine, request, rule)
         if not history.should_probe(builder.tenant):

@@ -74,7 +74,7 @@ class Embeddings:
 
     async def _embed(self, plan: Plan, request: EmbeddingsRequest, builder: ReceiptBuilder) -> EngineEmbeddings:
         request_retries = RequestRetries(plan, builder, self._budgets, self._metrics)
-        retries = Retries(plan.finishers, plan.retries, request_retries)
+        retries = Retries(plan.students, plan.retries, request_retries)
         while True:
             engine = retries.student.engine
             builder.student = builder.running = call = _call(engine, request.inputs)

@@ -227,7 +227,7 @@ class QualitySampler:
     async def _run(
         self, sample: _Sample, plan: Plan, request: CompletionRequest, name: str, *, measures: bool = False
     ) -> str:
-        """What an engine answers, with a receipt of its own, within the route's budget of the day. Raises _Ended."""
+        """Return an engine's answer, with a receipt of its own, within the route's daily budget. Raises _Ended."""
         builder = sample.source.child_receipt(_single_bounded_call(plan, request), name)
         max_cost_usd = spent = self._ledger.max_usd(builder.plan, request)
         with self._convert_redis_errors():
@@ -291,10 +291,10 @@ class QualitySampler:
 def _student_alone(source: ReceiptBuilder) -> Plan:
     """Return the plan of the student that answered, or was to answer, without guidance."""
     plan = source.plan
-    answered = [one for one in plan.finishers if source.student is not None and one.engine == source.student.model]
-    finishers = (*answered, *plan.finishers)[:1]
+    answered = [one for one in plan.students if source.student is not None and one.engine == source.student.model]
+    students = (*answered, *plan.students)[:1]
     return structs.replace(
-        plan, mode="student", finishers=finishers, guidance=None, length=None, unguided=None, quality=None
+        plan, mode="student", students=students, guidance=None, length=None, unguided=None, quality=None
     )
 
 

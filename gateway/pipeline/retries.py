@@ -59,9 +59,13 @@ def _refused_field(error: EngineRejected, builder: ReceiptBuilder) -> str | None
 class RequestRetries:
     """The retries that one request may make: its own limit, and the budget of its tenant at each engine.
 
-    All further calls count toward the limit of the request: retries of the teacher and the student, calls of the next
-    student, and a prompt that is resent without its guidance. Only retries of the same engine are taken from that
-    engine's budget.
+    All further calls count toward the limit of the request:
+
+    - retries of the teacher and the student;
+    - calls of the next student;
+    - a prompt that is resent without its guidance.
+
+    An engine's budget counts only retries at the same engine.
     """
 
     def __init__(self, plan: Plan, builder: ReceiptBuilder, budgets: RetryBudgets, metrics: Metrics) -> None:

@@ -76,7 +76,7 @@ class StudentCall:
         """
         if plan.guidance is None:
             return
-        refusals = [self._engines[one.engine].refusal(builder.tenant) for one in plan.finishers]
+        refusals = [self._engines[one.engine].refusal(builder.tenant) for one in plan.students]
         resting = [one for one in refusals if one is not None]
         if resting and len(resting) == len(refusals):
             for one in resting:
@@ -222,7 +222,7 @@ class StudentCall:
 
     def _new_retries(self, plan: Plan, builder: ReceiptBuilder) -> Retries:
         request_retries = RequestRetries(plan, builder, self._budgets, self._metrics)
-        return Retries(plan.finishers, plan.retries, request_retries)
+        return Retries(plan.students, plan.retries, request_retries)
 
 
 class _Calling:

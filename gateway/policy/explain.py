@@ -74,7 +74,7 @@ def _plan(
     # No random numbers: students keep the order of the file, and every request is sampled.
     if isinstance(request, EmbeddingsRequest):
         return resolve_embeddings(route, lambda _: False, lambda: 0.0, headers)
-    return resolve(caller.policy, route, request, lambda name: _look(settings.by_name[name]), lambda: 0.0, headers)
+    return resolve(caller.policy, route, request, lambda name: _snapshot(settings.by_name[name]), lambda: 0.0, headers)
 
 
 def _fields(choice: RouteChoice, request: AnyRequest, plan: Plan | None) -> list[str]:
@@ -86,14 +86,14 @@ def _fields(choice: RouteChoice, request: AnyRequest, plan: Plan | None) -> list
     return list(dict.fromkeys(one.path for one in excluding))
 
 
-def _look(model: ModelSettings) -> EngineSnapshot:
+def _snapshot(model: ModelSettings) -> EngineSnapshot:
     mode = model.continuation
     known = None if mode == "none" else Continuation("trailing" if mode == "auto" else mode)
     return EngineSnapshot(known, reasoning=model.reasoning, takes_prompts=model.protocol != "litellm")
 
 
 def _assumed(plan: Plan, settings: Settings) -> list[str]:
-    engines = [one.engine for each in (plan, plan.shadow) if each is not None for one in each.finishers]
+    engines = [one.engine for each in (plan, plan.shadow) if each is not None for one in each.students]
     guided = plan.guidance is not None or plan.shadow is not None
     probed = [name for name in dict.fromkeys(engines) if settings.by_name[name].continuation == "auto"]
     probes = [f"{name} continues an answer that was begun (continuation: auto finds out)" for name in probed if guided]

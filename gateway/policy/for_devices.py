@@ -38,7 +38,7 @@ def resolve_guidance(
         raise route_without_guidance(route)
     # The confidence probe uses the gateway's student, which does not answer this request.
     length = replace(plan.length, probe=None) if plan.length is not None else None
-    return structs.replace(plan, mode="guidance", finishers=(), shadow=None, quality=None, length=length)
+    return structs.replace(plan, mode="guidance", students=(), shadow=None, quality=None, length=length)
 
 
 def route_without_guidance(route: Route) -> RouteWithoutGuidance:

@@ -134,7 +134,7 @@ class Plan(Record, frozen=True):
     Attributes:
         mode: the mode of the route or of the caller's override; in mode shadow, the mode that serves the caller.
             guidance: a device gets the guidance and completes the answer.
-        finishers: engines that may complete the answer, in the order of calls: the students, or the teacher in mode
+        students: engines that may complete the answer, in the order of calls: the students, or the teacher in mode
             teacher. Engines with an open circuit come last. Empty in mode guidance.
         guidance: the guidance; None if the answer is unguided.
         unguided: the reason for an unguided answer on a guided route.
@@ -147,7 +147,7 @@ class Plan(Record, frozen=True):
     """
 
     mode: PlanMode
-    finishers: tuple[StudentPlan, ...]
+    students: tuple[StudentPlan, ...]
     guidance: GuidancePlan | None
     unguided: str | None
     baseline: str
@@ -159,14 +159,14 @@ class Plan(Record, frozen=True):
     length: LengthChoice | None = None
 
     @property
-    def finisher(self) -> str:
+    def student(self) -> str:
         """Return the first engine that may complete the answer."""
-        return self.finishers[0].engine
+        return self.students[0].engine
 
     @property
     def max_retries(self) -> int:
         """Return the maximum retries over all engines."""
         if self.retries.max_per_request is not None:
             return self.retries.max_per_request
-        others = max(0, len(self.finishers) - 1)
+        others = max(0, len(self.students) - 1)
         return self.retries.num_retries + others + (self.guidance is not None)

@@ -1,7 +1,7 @@
 """Numeric features of a request's question: cheap, pure, and the same for requests and for training.
 
-Only the question is read: the last user message of a chat, or the text after the last "Q:" of a raw prompt, and of it
-the first MAX_CHARS. Every pattern takes linear time: 0.1 ms for a few sentences, at most half a millisecond.
+The question is the last user message of a chat, or the text after the last "Q:" of a raw prompt. Features use its first
+MAX_CHARS characters. Every pattern takes linear time: 0.1 ms for a few sentences, at most half a millisecond.
 """
 
 from __future__ import annotations

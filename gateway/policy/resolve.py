@@ -101,7 +101,7 @@ def _judge(rule: QualityRule, snapshot_of: Callable[[str], EngineSnapshot]) -> P
         return None
     return Plan(
         mode="student",
-        finishers=(StudentPlan(rule.judge, None, snapshot_of(rule.judge).reasoning),),
+        students=(StudentPlan(rule.judge, None, snapshot_of(rule.judge).reasoning),),
         guidance=None,
         unguided=None,
         baseline=rule.judge,
@@ -144,7 +144,7 @@ def _plan(
     ahead = first is not None and (first == "not_probed" or not first.writes_again)
     return Plan(
         mode=mode,
-        finishers=tuple(
+        students=tuple(
             StudentPlan(engine, None if continuation == "not_probed" else continuation, snapshot.reasoning)
             for (engine, snapshot), continuation in zip(snapshots, continuations, strict=True)
         ),
@@ -182,7 +182,7 @@ def resolve_embeddings(
     engines = sorted(_in_order(route, random_value), key=in_cooldown)
     return Plan(
         mode=route.mode,
-        finishers=tuple(StudentPlan(engine, None) for engine in engines),
+        students=tuple(StudentPlan(engine, None) for engine in engines),
         guidance=None,
         unguided=None,
         baseline=route.baseline,

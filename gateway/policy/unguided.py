@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class GuidanceEligibility(NamedTuple):
-    """Whether a request can be guided.
+    """The result of the check whether a request can be guided.
 
     Attributes:
         unguided: the reason against guidance; None: no reason.

@@ -95,15 +95,15 @@ def read_body(raw: bytes, fields_type: type[_KnownFields], needs: str) -> tuple[
     raw = raw.removeprefix(BOM)
     token_ids = None
     try:
-        openings = check_values(raw)
+        brackets = check_values(raw)
     except InvalidRequest:
         if FIELDS.isdisjoint(fields_type.__struct_fields__) or (token_ids := take_token_ids(raw)) is None:
             raise
-        raw, openings = token_ids.rest, token_ids.openings
+        raw, brackets = token_ids.rest, token_ids.brackets
     body = _decode(raw, needs)
     if not isinstance(body, dict):
         raise InvalidRequest(f"The body must be a JSON object with {needs}.")
-    if openings > MAX_DEPTH and not _is_encodable(body):
+    if brackets > MAX_DEPTH and not _is_encodable(body):
         raise InvalidRequest(f"The body is nested more than {MAX_DEPTH} levels deep, the limit. Flatten it.")
     if (field := forbidden_field(body)) is not None:
         raise InvalidRequest(

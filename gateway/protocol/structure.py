@@ -41,7 +41,7 @@ def is_light(raw: bytes) -> bool:
     """Return whether decoding a document takes a few milliseconds at most."""
     if len(raw) <= INLINE_VALUES:
         return True
-    return len(raw) <= INLINE_BYTES and _openings(raw) + raw.count(b",") <= INLINE_VALUES
+    return len(raw) <= INLINE_BYTES and _brackets(raw) + raw.count(b",") <= INLINE_VALUES
 
 
 def check_values(raw: bytes) -> int:
@@ -50,30 +50,30 @@ def check_values(raw: bytes) -> int:
     Raises:
         InvalidRequest: the message contains the limit.
     """
-    openings, values = count_values(raw, MAX_VALUES)
+    brackets, values = count_values(raw, MAX_VALUES)
     if values > MAX_VALUES:
         raise InvalidRequest(
             f"The body holds more than {MAX_VALUES} JSON values, the limit. Send fewer list entries and fields."
         )
-    return openings
+    return brackets
 
 
 def count_values(raw: bytes, limit: int) -> tuple[int, int]:
-    """Return upper bounds of the opening brackets and of the values of a document. Counting stops above `limit` values.
+    """Return upper bounds of the brackets and of the values of a document. Counting stops above `limit` values.
 
     The bytes are first counted including text, which gives an upper bound. Only a document above the limit, or one that
     takes long to encode again, is read in full. Invalid JSON is left to the decoder.
     """
-    openings, values = _bounds(raw, limit)
-    if values < limit and (openings <= MAX_DEPTH or len(raw) <= _SCANNED_BYTES):
-        return openings, values
-    values, openings = 1, 0
+    brackets, values = _bounds(raw, limit)
+    if values < limit and (brackets <= MAX_DEPTH or len(raw) <= _SCANNED_BYTES):
+        return brackets, values
+    values, brackets = 1, 0
     for outside in _outside_strings(raw):
-        openings += (opened := _openings(outside))
+        brackets += (opened := _brackets(outside))
         values += opened + outside.count(b",")
         if values > limit:
             break
-    return openings, values
+    return brackets, values
 
 
 def is_large(value: object) -> bool:
@@ -112,23 +112,23 @@ def escape_safe_chunks(raw: bytes) -> Iterator[bytes]:
         start = end
 
 
-def _openings(raw: bytes) -> int:
+def _brackets(raw: bytes) -> int:
     return raw.count(b"[") + raw.count(b"{")
 
 
 def _bounds(raw: bytes, limit: int) -> tuple[int, int]:
-    """Return upper bounds of the opening brackets and of the values, text included. Stop at `limit` values.
+    """Return upper bounds of the brackets and of the values, text included. Stop at `limit` values.
 
     One call for a large document would hold the interpreter lock for 20 ms.
     """
-    openings = commas = 0
+    brackets = commas = 0
     for start in range(0, len(raw), _CHUNK_BYTES):
         end = start + _CHUNK_BYTES
-        openings += raw.count(b"[", start, end) + raw.count(b"{", start, end)
+        brackets += raw.count(b"[", start, end) + raw.count(b"{", start, end)
         commas += raw.count(b",", start, end)
-        if openings + commas >= limit:
+        if brackets + commas >= limit:
             break
-    return openings, openings + commas
+    return brackets, brackets + commas
 
 
 def _outside_strings(raw: bytes) -> Iterator[bytes]:

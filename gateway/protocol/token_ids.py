@@ -42,13 +42,13 @@ class TokenIds(NamedTuple):
 
     Attributes:
         rest: the body with a short list in their place.
-        openings: an upper bound of the opening brackets in `rest`.
+        brackets: an upper bound of the opening brackets in `rest`.
         name: the name of their field.
         ids: one list of token ids, or several.
     """
 
     rest: bytes
-    openings: int
+    brackets: int
     name: str
     ids: list[int] | list[list[int]]
 
@@ -65,7 +65,7 @@ def take_token_ids(raw: bytes) -> TokenIds | None:
     nested = raw.find(b"[", start + 1, end) >= 0
     marks = (b"[[0]]", b"[[1]]") if nested else (b"[0]", b"[1]")
     rest, other = (raw[:start] + mark + raw[end:] for mark in marks)
-    openings = check_values(rest)
+    brackets = check_values(rest)
     if (_read(rest, name), _read(other, name)) != marks:  # the list is in another object, or a later field overrides it
         return None
     try:
@@ -79,7 +79,7 @@ def take_token_ids(raw: bytes) -> TokenIds | None:
         raise InvalidRequest(
             f"'{name}' holds more than {MAX_IDS} token ids or {_MAX_LISTS} lists of them, the limits.", param=name
         ) from None
-    return TokenIds(rest, openings, name, ids)
+    return TokenIds(rest, brackets, name, ids)
 
 
 def _find_list(raw: bytes) -> tuple[str, int, int] | None:
@@ -89,8 +89,8 @@ def _find_list(raw: bytes) -> tuple[str, int, int] | None:
         at = raw.find(key)
         while at >= 0:
             at += len(key)
-            if opening := _OPENING.match(raw, at):
-                start = opening.end() - 1
+            if bracket := _OPENING.match(raw, at):
+                start = bracket.end() - 1
                 stop = raw.find(b'"', start)
                 stop = len(raw) if stop < 0 else stop
                 brace = raw.find(b"}", start, stop)
@@ -111,13 +111,13 @@ def _read(raw: bytes, name: str) -> bytes | None:
 def _lists(raw: bytes, start: int, end: int) -> list[list[int]]:
     lists: list[list[int]] = []
     room = MAX_IDS
-    while (opening := raw.find(b"[", start, end)) >= 0:
-        closing = raw.find(b"]", opening, end)
-        if closing < 0 or raw[start:opening].strip() != (b"," if lists else b""):
+    while (bracket := raw.find(b"[", start, end)) >= 0:
+        closing = raw.find(b"]", bracket, end)
+        if closing < 0 or raw[start:bracket].strip() != (b"," if lists else b""):
             raise msgspec.DecodeError
         if len(lists) == _MAX_LISTS:
             raise OverflowError
-        lists.append(_flat(raw, opening + 1, closing, room))
+        lists.append(_flat(raw, bracket + 1, closing, room))
         room -= len(lists[-1])
         start = closing + 1
     if raw[start:end].strip():

@@ -58,7 +58,7 @@ class UsageEngine:
         self._file = Path(address.removeprefix("sqlite:///")) if address.startswith("sqlite:") else None
         self._file_id: tuple[int, int] | None = None
         self._engine: Engine | None = None
-        self._opening = Lock()
+        self._open_lock = Lock()
         self._tables_checked = True
 
     def open(self) -> None:
@@ -115,7 +115,7 @@ class UsageEngine:
             yield connection
 
     def _ready(self) -> Engine:
-        with self._opening:
+        with self._open_lock:
             if self._engine is not None and self._file_id != _file_id(self._file):
                 self.close()  # the file was removed or replaced
             if self._engine is None:

@@ -59,7 +59,7 @@ def plan(mode: str = "guided", *, placement: str = "prefix", projection: str = "
     )
     return Plan(
         mode=mode,
-        finishers=(StudentPlan("big" if mode == "teacher" else "small", None),),
+        students=(StudentPlan("big" if mode == "teacher" else "small", None),),
         guidance=guidance if mode == "guided" else None,
         unguided=None,
         baseline=baseline,

@@ -22,7 +22,7 @@ from gateway.protocol.edge import EdgeUsage, OfflineUsage
 from gateway.usage.rollup import SumRow, dims_of
 from tests.accounting.drafts import PRICES, builder, call, chat, closed, guided, plan
 
-GIVEN = structs.replace(plan(), mode="guidance", finishers=())
+GIVEN = structs.replace(plan(), mode="guidance", students=())
 TERMS = CloseTerms(1_700_000_600, 60)
 USAGE = EdgeUsage(150, 55, "my phone's 1B", "stop", 120.0, 900.0, guided=True, at=None)
 ROUTE = TenantPolicy.model_validate(
@@ -104,7 +104,7 @@ def test_a_device_that_went_without_its_guidance_says_so_and_the_request_stays_t
 @pytest.mark.parametrize(("wrote", "placement", "whole"), [(55, "prefix", 55), (3, "prefix", 40), (55, "context", 55)])
 def test_what_a_device_went_without_is_no_part_of_the_answer(wrote: int, placement: str, whole: int) -> None:
     """The guidance's receipt includes it as one. A baseline is never negative."""
-    guidance = given(plan=structs.replace(plan(placement=placement), mode="guidance", finishers=()))
+    guidance = given(plan=structs.replace(plan(placement=placement), mode="guidance", students=()))
     report = closing_receipt(guidance, replace(USAGE, output_tokens=wrote, guided=False), PRICES["big"])
     assert guidance.baseline_usd + report.baseline_usd == cost_usd(PRICES["big"], 100, whole)
 
@@ -115,7 +115,7 @@ def test_a_model_without_a_price_any_more_makes_no_baseline() -> None:
 
 
 def test_what_stands_in_the_devices_prompt_is_no_part_of_the_answer() -> None:
-    hint = given(plan=structs.replace(plan(placement="context"), mode="guidance", finishers=()))
+    hint = given(plan=structs.replace(plan(placement="context"), mode="guidance", students=()))
     assert hint.baseline_usd == cost_usd(PRICES["big"], 100, 0)
     row = SumRow()
     row.add(hint)

@@ -44,7 +44,7 @@ def test_a_guided_request_reserves_for_both_engines() -> None:
 def test_retries_and_other_students_are_reserved_for() -> None:
     """Each engine has the retries of the policy, and the teacher at most one."""
     others = (StudentPlan("small", None), StudentPlan("huge", None))
-    one = intended(structs.replace(plan(), finishers=others, retries=RetryPlan(2, 0.1)))
+    one = intended(structs.replace(plan(), students=others, retries=RetryPlan(2, 0.1)))
     assert one.student is not None
     assert one.teacher is not None
     assert [(share.model, share.output_tokens) for share in one.more] == [("big", 40), ("small", 300), ("huge", 300)]

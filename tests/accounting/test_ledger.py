@@ -249,7 +249,7 @@ async def test_what_nobody_has_time_to_count_is_bounded_by_its_bytes(
         books.ledger.settle(one, "client_gone")
     await books.tasks.drain(5)
     shares = [receipt.student for receipt in books.store.receipts]
-    reserved = worst_case(ones[0].plan, chat(), PRICES).bounds["finisher", "small"]
+    reserved = worst_case(ones[0].plan, chat(), PRICES).bounds["student", "small"]
     read = sorted(share.input_tokens for share in shares if share is not None)
     assert read[0] < read[1] == read[2] == reserved.input_tokens
     assert len(counting_thread) == 1

@@ -98,7 +98,7 @@ def test_a_large_body_is_bounded_by_its_bytes() -> None:
     share = closed(one).student
     assert share is not None
     assert one.reserved is not None
-    assert share.input_tokens == one.reserved.bounds["finisher", "small"].input_tokens
+    assert share.input_tokens == one.reserved.bounds["student", "small"].input_tokens
 
 
 def test_token_ids_count_as_themselves() -> None:
@@ -138,7 +138,7 @@ def test_a_models_own_tokenizer_needs_no_distance() -> None:
 
 def test_a_prompt_that_nobody_counted_may_all_have_been_stored() -> None:
     """`huge` stores at 25 and writes at 100 USD per 1M tokens."""
-    one = structs.replace(plan("student"), finishers=(StudentPlan("huge", None),))
+    one = structs.replace(plan("student"), students=(StudentPlan("huge", None),))
     share = closed(admitted(one, chat(), student=call("huge", chat()))).student
     assert share is not None
     assert share.cost_usd == Decimal(25 * share.input_tokens + 100 * share.output_tokens) / 10**6
@@ -156,7 +156,7 @@ def test_a_count_above_what_is_possible_is_capped_at_the_reservation(read: int, 
     assert receipt.student.usage_error == "too_high"
     assert receipt.student.estimated
     assert receipt.estimated
-    bound = one.reserved.bounds["finisher", "small"]
+    bound = one.reserved.bounds["student", "small"]
     assert receipt.student.input_tokens == min(read, bound.input_tokens)
     assert receipt.student.output_tokens == min(written, bound.output_tokens)
     assert receipt.cost_usd <= one.reserved.usd
@@ -279,7 +279,7 @@ def behaviors(draw: st.DrawFn) -> tuple[ReceiptBuilder, CallerRequest]:
     limit = draw(st.one_of(st.none(), st.integers(1, 5000)))
     mode = draw(st.sampled_from(["guided", "student", "teacher"]))
     others = (StudentPlan("big" if mode == "teacher" else "small", None), StudentPlan("huge", None))
-    one = structs.replace(plan(mode), max_tokens=limit, retries=RetryPlan(retries, 0.0), finishers=others)
+    one = structs.replace(plan(mode), max_tokens=limit, retries=RetryPlan(retries, 0.0), students=others)
     fields: dict[str, Any] = {
         "n": draw(st.integers(1, 3)),
         "messages": [{"role": "user", "content": "?" + draw(words)}],
@@ -288,7 +288,7 @@ def behaviors(draw: st.DrawFn) -> tuple[ReceiptBuilder, CallerRequest]:
         fields["tools"] = [{"type": "function", "function": {"name": "f", "description": draw(words)}}]
     request = chat(**fields)
 
-    def made(model: str, role: Any = "finisher") -> EngineCall:
+    def made(model: str, role: Any = "student") -> EngineCall:
         return EngineCall(
             model,
             request.body["messages"],

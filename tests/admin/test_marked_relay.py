@@ -16,7 +16,7 @@ GUIDANCE = "The quick brown fox jumps over the lazy dog."
 
 
 def played(seam: SeamJoin | None, *said: str, ahead: str = "") -> list[dict[str, Any]]:
-    """What leaves: what was shown while the teacher wrote, the rest of the opening, the finisher's, the end."""
+    """What leaves: what was shown while the teacher wrote, the rest of the opening, the student's, the end."""
     relay = MarkedRelay(HEAD, wants_usage=True)
     chunks = relay.show(ahead)
     chunks += relay.join(seam)

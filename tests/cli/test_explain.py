@@ -103,7 +103,7 @@ def test_it_tells_the_plan(folder: Path) -> None:
     guidance = plan.pop("guidance")
     assert plan == {
         "mode": "guided",
-        "finishers": ["small", "big"],
+        "students": ["small", "big"],
         "unguided": None,
         "max_tokens": 100,
         "baseline": "big",

@@ -132,7 +132,7 @@ async def test_a_child_restarts_at_the_same_address(tmp_path: Path):
 )
 async def test_a_command_exits_cleanly_on_a_signal_while_it_answers(role: str, number: signal.Signals):
     small = replace(command(role, await asyncio.to_thread(fetch, MODEL)), slot_tokens=2048)
-    arguments = [part for part in small.arguments if part != "--leash"]
+    arguments = [part for part in small.arguments if part != "--parent-watch"]
     process = await asyncio.create_subprocess_exec(
         sys.executable, *arguments, stdout=asyncio.subprocess.PIPE, stdin=asyncio.subprocess.DEVNULL
     )

@@ -28,7 +28,7 @@ def planned(route: dict[str, Any], headers: dict[str, str] | None = None, **body
 def test_the_routes_placement_holds_whatever_the_gateways_student_can(placement: str) -> None:
     """The gateway's student was not probed, and is not used."""
     plan = planned(GUIDED | {"guidance": {"placement": placement}})
-    assert (plan.mode, plan.finishers, plan.unguided) == ("guidance", (), None)
+    assert (plan.mode, plan.students, plan.unguided) == ("guidance", (), None)
     assert plan.guidance is not None
     assert plan.guidance.placement == placement
 

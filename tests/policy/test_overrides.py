@@ -53,7 +53,7 @@ def test_a_caller_gets_the_mode_that_it_asks_for(own: str, requested: str) -> No
     """The route's engines for that mode answer, without a shadow."""
     plan = planned({"X-GKT-Mode": requested.upper()}, ALL | {"mode": own})
     assert plan.mode == requested
-    assert plan.finisher == ("big" if requested == "teacher" else "small")
+    assert plan.student == ("big" if requested == "teacher" else "small")
     assert (plan.guidance is not None) == (requested == "guided")
     assert plan.shadow is None
 

@@ -54,11 +54,11 @@ def test_a_student_whose_way_would_lose_a_part_of_the_chat_gets_the_guidance_as_
     policy = TenantPolicy.model_validate({"tenant": "acme", "routes": [route]})
     ways = {"small": Continuation("completions"), "small-b": Continuation("trailing")}
     plan = resolve(policy, policy.routes[0], chat, lambda engine: EngineSnapshot(ways[engine]))
-    assert [one.continuation for one in plan.finishers] == [None, ways["small-b"]]
+    assert [one.continuation for one in plan.students] == [None, ways["small-b"]]
     assert plan.guidance is not None
     assert plan.guidance.placement == "context"
     plan = resolve(policy, policy.routes[0], CHAT, lambda engine: EngineSnapshot(ways[engine]))
-    assert [one.continuation for one in plan.finishers] == list(ways.values())
+    assert [one.continuation for one in plan.students] == list(ways.values())
     assert plan.guidance is not None
     assert plan.guidance.placement == "prefix"
 
@@ -110,7 +110,7 @@ def order(students: list[Any], resting: str = "", random_value: list[float] | No
         lambda engine: EngineSnapshot(Continuation("trailing"), cooldown=engine == resting),
         lambda: next(drawn),
     )
-    return [finisher.engine for finisher in plan.finishers]
+    return [student.engine for student in plan.students]
 
 
 def test_students_are_asked_in_the_order_of_the_file() -> None:
@@ -147,7 +147,7 @@ def test_a_route_serves_chats_or_embeddings_and_says_which() -> None:
     chat = {"model": "chat", "mode": "student", "student": "small"}
     policy = TenantPolicy.model_validate({"tenant": "acme", "routes": [vectors, chat]})
     plan = resolve_embeddings(policy.routes[0], lambda _: False)
-    assert (plan.mode, plan.finisher, plan.baseline, plan.guidance) == ("embeddings", "small", "small", None)
+    assert (plan.mode, plan.student, plan.baseline, plan.guidance) == ("embeddings", "small", "small", None)
     with pytest.raises(InvalidRequest, match="'vectors' makes embeddings: send this to /v1/embeddings") as caught:
         resolve(policy, policy.routes[0], CHAT, lambda _: EngineSnapshot(None))
     assert caught.value.param == "model"
@@ -169,7 +169,7 @@ def prompts(students: list[str], **request: Any) -> Plan:
 def test_any_engine_that_takes_raw_prompts_continues_them() -> None:
     """Chat continuation need not be known; students without raw prompts are skipped."""
     plan = prompts(["lite", "small", "other"])
-    assert plan.finishers == (StudentPlan("small", RAW), StudentPlan("other", RAW))
+    assert plan.students == (StudentPlan("small", RAW), StudentPlan("other", RAW))
     assert plan.guidance is not None
     assert (plan.guidance.placement, plan.unguided) == ("prefix", None)
 
@@ -216,7 +216,7 @@ def shadowed(
 def test_a_shadow_stands_beside_the_answer_of_one_engine_alone(serves: str, by: str) -> None:
     """The caller's plan is that of the serving mode, and the shadow's plan is that of mode guided."""
     plan = shadowed(serves=serves)
-    assert (plan.mode, plan.finisher, plan.guidance) == (serves, by, None)
+    assert (plan.mode, plan.student, plan.guidance) == (serves, by, None)
     assert plan.shadow is not None
     policy = TenantPolicy.model_validate({"tenant": "acme", "routes": [SHADOW | {"mode": "guided"}]})
     assert plan.shadow == resolve(policy, policy.routes[0], CHAT, lambda _: EngineSnapshot(Continuation("trailing")))
@@ -262,7 +262,7 @@ def test_a_guided_answer_of_the_sample_is_compared_with_what_mode_teacher_would_
         policy, policy.routes[0], CHAT, lambda _: EngineSnapshot(Continuation("trailing"))
     )
     assert plan.quality.judge is not None
-    assert (plan.quality.judge.finisher, plan.quality.judge.guidance) == ("grader", None)
+    assert (plan.quality.judge.student, plan.quality.judge.guidance) == ("grader", None)
     assert compared().quality is not None
     assert compared(random_value=0.1).quality is None, "beyond the sample"
 

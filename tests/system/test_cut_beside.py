@@ -30,7 +30,7 @@ CALLER = Caller(TenantPolicy.model_validate(POLICY), KEY)
 
 
 class NoEnd:
-    """A finisher, or a guide, whose engine never answers."""
+    """A student, or a guide, whose engine never answers."""
 
     def __init__(self) -> None:
         self.asked = asyncio.Event()
@@ -77,10 +77,10 @@ class Guarding:
 
     def __init__(self) -> None:
         self.metrics, self.tasks = Metrics(), BackgroundTasks()
-        self.ledger, self.book, finisher = OpenLedger(), OpenBook(), NoEnd()
-        self.asked = finisher.asked
+        self.ledger, self.book, student = OpenLedger(), OpenBook(), NoEnd()
+        self.asked = student.asked
         ledger: Any = self.ledger
-        others: Any = (finisher, self.book, SimpleNamespace(up=True))
+        others: Any = (student, self.book, SimpleNamespace(up=True))
         self.admission = Admission(4, ledger, self.metrics)
         self._guard = QualitySampler(
             others[0], self.admission, ledger, others[1], others[2], self.metrics, self.tasks, max_in_flight=1
@@ -133,8 +133,8 @@ async def test_what_begins_in_a_drain_has_no_place_and_is_refused() -> None:
 
 async def test_a_shadow_that_outlasts_a_drain_is_refused_and_no_engines_failure() -> None:
     metrics, tasks = Metrics(), BackgroundTasks()
-    finisher, opener, ledger = NoEnd(), NoEnd(), OpenLedger()
-    parts: Any = (opener, finisher, ledger)
+    student, opener, ledger = NoEnd(), NoEnd(), OpenLedger()
+    parts: Any = (opener, student, ledger)
     admission = Admission(4, parts[2], metrics)
     shadows = ShadowRequests(parts[0], parts[1], admission, metrics, tasks, max_in_flight=1)
     shadows.start(guided(), chat(), CALLER)

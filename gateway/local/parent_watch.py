@@ -1,10 +1,10 @@
 """Runs a command and ends it when the parent process ends.
 
-    python -I -S leash.py COMMAND ARGUMENT...
+    python -I -S parent_watch.py COMMAND ARGUMENT...
 
 The file runs as a script with the standard library only, so it starts in a few milliseconds. The script ends the
-command on SIGTERM, or at the end of the script's stdin: the parent holds the other end of the pipe (see `child.py`).
-The exit status is that of the command.
+command on SIGTERM, or at the end of its stdin, whose other end the parent holds (see `child.py`). The exit status is
+that of the command.
 """
 
 from __future__ import annotations
