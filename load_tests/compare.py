@@ -5,7 +5,7 @@
 
 One process each, one worker, all in front of the same nginx that answers at once; wrk drives them. The systems take
 turns within a round, so a machine that changes speed changes it for all. Loopback only, and it ends by itself; Ctrl-C
-ends it and all it started. docs/benchmarks.md says what each column means.
+ends it and all it started. docs/design/benchmarks.md says what each column means.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def main(
     kind: Annotated[Literal["json", "stream", "both"], typer.Option(help="Kind of answer.")] = "both",
     quick: Annotated[bool, typer.Option("--quick", help="One round of 2 s each, at 1 and 32 callers.")] = False,
     with_gates: Annotated[
-        bool, typer.Option("--gates", help="Exit with status 1 when a gate does not hold (docs/benchmarks.md).")
+        bool, typer.Option("--gates", help="Exit with status 1 when a gate does not hold (docs/design/benchmarks.md).")
     ] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write everything measured here, too.")] = None,
 ) -> None:

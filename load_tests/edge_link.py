@@ -245,7 +245,7 @@ def _figures_of(answers: list[Seen]) -> dict[str, Any]:
 
 
 def shown(figures: dict[str, Any]) -> str:
-    """The figures as docs/benchmarks.md has them."""
+    """The figures as docs/design/benchmarks.md has them."""
     rows = [
         (
             link,

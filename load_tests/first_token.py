@@ -94,7 +94,7 @@ def main(
     written m tokens. So the first row should not change with -m, and the second should grow with it. Whole answers
     should take the same in both.
 
-    The table is Markdown, as docs/benchmarks.md has it. Two cores take some three minutes for it with the default
+    The table is Markdown, as docs/design/benchmarks.md has it. Two cores take three minutes with the default
     models, --teacher qwen2.5-coder-0.5b-instruct --student smollm2-135m-instruct half of that. Models that are
     missing are fetched first. Let nothing else run meanwhile: the line below the table says whether something did.
     """
@@ -202,7 +202,7 @@ def _figures_of(answers: list[Timed]) -> dict[str, Any]:
 
 
 def shown(figures: dict[str, Any]) -> str:
-    """The figures as docs/benchmarks.md has them."""
+    """The figures as docs/design/benchmarks.md has them."""
     ways = figures["ways"]
     rows = []
     for way, seen in ways.items():

@@ -6,7 +6,7 @@
 Each flood runs against the gateway and against a bare pass-through of the same stack. Flood, victim, engine and the
 measured system are processes of their own. On two cores or more, the measured system has a core for itself and the
 flood's client has the lowest priority on another one: what the victim waits for is the measured system, not the client.
-Loopback only, and it ends by itself; Ctrl-C ends it and all it started. docs/benchmarks.md describes the table.
+Loopback only, and it ends by itself; Ctrl-C ends it and all it started. docs/design/benchmarks.md describes the table.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Tables as docs/benchmarks.md holds them: a run's output can be put there as it is."""
+"""Tables as docs/design/benchmarks.md holds them: a run's output can be put there as it is."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ def main(
     shown by itself, which is the most that streaming costs. The teacher's pace bounds the requests/s then, so
     compare **per CPU s**: requests for each CPU second of the gateway and its Redis.
 
-    Needs wrk (Debian: apt install wrk). The table is Markdown, as docs/benchmarks.md has it; it takes about a minute.
+    Needs wrk (Debian: apt install wrk). The table is Markdown, as docs/design/benchmarks.md has it; takes a minute.
     """
     if "wrk" in wrk.missing():
         raise typer.BadParameter("not installed: wrk (Debian: apt install wrk)")
@@ -133,7 +133,7 @@ def figures_of(seen: dict[str, list[StreamingRound]]) -> dict[str, dict[str, Any
 
 
 def shown(figures: dict[str, Any]) -> str:
-    """The figures as docs/benchmarks.md has them."""
+    """The figures as docs/design/benchmarks.md has them."""
     rows = [
         (
             teacher,

@@ -14,7 +14,7 @@ from load_tests.engine_process import fake_engine
 from load_tests.first_token import STREAMED, STUDENT, TEACHER, WHOLE, Engines, FirstTokenWorkload
 from tests.installed import program
 
-BENCHMARKS = Path(__file__).parents[2] / "docs" / "benchmarks.md"
+BENCHMARKS = Path(__file__).parents[2] / "docs" / "design" / "benchmarks.md"
 
 
 def timed(first_ms: float, mode: str = "guided", *, told_ms: float | None = None) -> Timed:
