@@ -1,6 +1,6 @@
 """The table of failures: every fault, met by each kind of call, through a whole gateway.
 
-    python -m tests.failure_table > docs/failures.md       writes the document from tests/failure_cells.py
+    python -m tests.failure_table > docs/reference/failures.md    writes the document from tests/failure_cells.py
     python -m tests.failure_table --observe                plays all faults, and prints that file anew: read its diff
 
 Each cell has an engine of its own, at a place of its own, so that none sees what another one did.
@@ -220,16 +220,15 @@ def _receipt(case: Case, receipt: Json) -> str:
 
 HEAD = """# Failures
 
-What becomes of a request when an engine fails, fault by fault. This page is written by
-`python -m tests.failure_table > docs/failures.md`; a test plays every fault here through a whole gateway, with engines
-of both protocols, and holds the outcome against it.
+The result of a request when an engine fails, by fault. `python -m tests.failure_table > docs/reference/failures.md`
+generates this page; a test runs every fault through a complete gateway with engines of both protocols.
 
-Five kinds of call meet a fault: the student's for a JSON caller; the student's for a caller that streams, without
-guidance; the same behind guidance that has left already; and the teacher's, for a JSON caller and for one that hears
-it as it writes, on a route that answers without guidance where there is none. There is one student, and `num_retries`
-is 2. Each cell says what the caller gets; the receipt's status, with how the faulty engine's tokens stand on it; how
-many times that engine was called; and the state of its [breaker](engines.md#when-an-engine-fails) afterwards, unless it
-is closed. A dash: such a call cannot meet the fault.
+Columns: the call that meets the fault. "Stream behind guidance" is a student's call after the caller received guidance.
+Routes with a faulty teacher answer unguided. There is one student, and `num_retries` is 2.
+
+Each cell has the caller's reply; the receipt's status and how the faulty engine's tokens are counted; the number of
+calls to that engine; and the state of its [circuit breaker](../engines.md#when-an-engine-fails) afterwards, unless it
+is closed. A dash means that this call cannot meet the fault.
 
 | The engine ... | student, JSON | student, stream | student, stream behind guidance | teacher, JSON | teacher, stream |
 |---|---|---|---|---|---|

@@ -49,7 +49,7 @@ def queue(
     override them. Every process of a fleet tells the same. While Redis is away, the one that answers tells of itself
     alone, and says so.
 
-    Leaves with 1 when no gateway can be asked there. docs/operating.md explains every figure.
+    Leaves with 1 when no gateway can be asked there. docs/operations.md explains every figure.
     """
     source = _Source(url, config, teacher)
     every_s = _every_s(every)

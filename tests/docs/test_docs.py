@@ -147,15 +147,14 @@ def test_every_condition_has_its_row() -> None:
     assert [name for name in names if not any(row.startswith(f"| `{name}: ") for row in rows)] == []
 
 
-def test_the_runbook_has_a_row_for_each_alert() -> None:
+def test_the_operations_page_has_a_section_for_each_alert() -> None:
     """In the order of the rules, with its severity and the section that its annotation names."""
-    told = re.findall(r"^\| \[(\w+)\]\(alerts\.md#(\w+)\) \| (\w+) \|", page("docs/runbook.md"), re.MULTILINE)
+    section = page("docs/operations.md").partition("\n## Alerts\n")[2].partition("\n## ")[0]
+    told = re.findall(r"^### (\w+)\n\n`(\w+)` ", section, re.MULTILINE)
     groups = YAML(typ="safe").load(ROOT / "deploy/prometheus/alerts.yml")["groups"]
     rules = [rule for group in groups for rule in group["rules"]]
-    runbooks = [f"docs/alerts.md#{anchor}" for _, anchor, _ in told]
-    assert [(name, severity) for name, _, severity in told] == [
-        (rule["alert"], rule["labels"]["severity"]) for rule in rules
-    ]
+    runbooks = [f"docs/operations.md#{name.lower()}" for name, _ in told]
+    assert told == [(rule["alert"], rule["labels"]["severity"]) for rule in rules]
     assert runbooks == [rule["annotations"]["runbook"] for rule in rules]
 
 

@@ -15,7 +15,7 @@ from tests.faults import FAULTS
 if TYPE_CHECKING:
     from tests.faults import Cell
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "failures.md"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "reference" / "failures.md"
 
 
 @pytest.fixture(scope="module")
@@ -47,5 +47,5 @@ def test_the_table_has_a_row_for_each_fault_and_a_cell_for_each_call_that_can_me
 
 
 def test_the_document_is_what_the_table_says() -> None:
-    """Write it anew with: python -m tests.failure_table > docs/failures.md"""
+    """Write it anew with: python -m tests.failure_table > docs/reference/failures.md"""
     assert DOCUMENT.read_text("utf-8") == document()

@@ -318,15 +318,17 @@ def test_each_alert_says_how_bad_it_is_and_what_to_do(rule: dict[str, Any]) -> N
     assert rule["annotations"]["summary"]
     assert rule["annotations"]["description"]
     page, _, anchor = rule["annotations"]["runbook"].partition("#")
-    assert (page, anchor) == ("docs/alerts.md", rule["alert"].lower())
-    section = (DOCS / "alerts.md").read_text("utf-8").partition(f"\n### {rule['alert']}\n")[2].partition("\n### ")[0]
-    for part in ("**What it means.**", "**Look here.**", "**Do this.**"):
+    assert (page, anchor) == ("docs/operations.md", rule["alert"].lower())
+    section = (
+        (DOCS / "operations.md").read_text("utf-8").partition(f"\n### {rule['alert']}\n")[2].partition("\n### ")[0]
+    )
+    for part in ("**Meaning.**", "**Check.**", "**Fix.**"):
         assert part in section
 
 
 def test_no_section_tells_of_an_alert_that_is_not_there() -> None:
-    told = re.findall(r"^### (\w+)$", (DOCS / "alerts.md").read_text("utf-8"), re.MULTILINE)
-    assert told == [rule["alert"] for rule in alerts()]
+    section = (DOCS / "operations.md").read_text("utf-8").partition("\n## Alerts\n")[2].partition("\n## ")[0]
+    assert re.findall(r"^### (\w+)$", section, re.MULTILINE) == [rule["alert"] for rule in alerts()]
 
 
 def test_what_is_no_failure_of_guidance_is_none_to_the_log_either() -> None:
