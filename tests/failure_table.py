@@ -100,7 +100,7 @@ class World:
         return Cell(
             _reply(case, answer),
             _receipt(case, receipt),
-            len(self.faulty.asked[case.place]),
+            len(self.faulty.requests[case.place]),
             "" if breaker == "closed" else f"breaker {breaker}",
         )
 

@@ -74,7 +74,7 @@ class FakeEngine:
         self.behave = behave
         self.owned_by = owned_by
         self.embed = embed or _embeds
-        self.asked: list[dict[str, Any]] = []
+        self.requests: list[dict[str, Any]] = []
         self.paths: list[str] = []
         self.headers: list[dict[str, str]] = []
         self.cancelled = threading.Event()
@@ -89,7 +89,7 @@ class FakeEngine:
     async def _answer(self, behave: Handler, request: web.Request) -> web.StreamResponse:
         body: dict[str, Any] = orjson.loads(await request.read())
         if not is_control(body):
-            self.asked.append(body)
+            self.requests.append(body)
             self.paths.append(request.path)
             self.headers.append(dict(request.headers))
         try:

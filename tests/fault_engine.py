@@ -208,13 +208,13 @@ class FaultEngine:
     """Plays the fault that its caller's URL names: /{protocol}/{fault}/{cell}/..., where a cell is whoever calls.
 
     Attributes:
-        asked: the bodies that each place (`protocol/fault/cell`) was sent, probes and control calls left out.
+        requests: the bodies that each place (`protocol/fault/cell`) was sent, probes and control calls left out.
         mended: places that answer without fault from now on.
         astray: paths that nobody should ask for.
     """
 
     plays: dict[str, Play]
-    asked: dict[str, list[Json]] = field(default_factory=lambda: defaultdict(list))
+    requests: dict[str, list[Json]] = field(default_factory=lambda: defaultdict(list))
     mended: set[str] = field(default_factory=set)
     astray: list[str] = field(default_factory=list)
     url: str = ""
@@ -289,7 +289,7 @@ class FaultEngine:
             await wire.reply(b"{}", 404)
             return True
         if not is_control(body):
-            self.asked[place].append(body)
+            self.requests[place].append(body)
         if place in self.mended:
             await wire.answer()
         else:

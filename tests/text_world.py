@@ -87,7 +87,7 @@ class World:
         self.teacher.behave, self.student.behave = says(TEACHERS, "length"), says(REST)
         self.spare.behave = says(REST)
         for engine in (self.teacher, self.student, self.spare):
-            engine.asked.clear()
+            engine.requests.clear()
             engine.paths.clear()
 
 

@@ -36,10 +36,10 @@ class Teacher:
     """Takes a moment over each call, and counts the most that it had at once."""
 
     def __init__(self) -> None:
-        self.asked = self.now = self.most = 0
+        self.calls = self.now = self.most = 0
 
     async def __call__(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-        self.asked += 1
+        self.calls += 1
         self.now += 1
         self.most = max(self.most, self.now)
         try:

@@ -132,7 +132,7 @@ class World:
     def forget(self) -> None:
         """Engines of this process remember what they were asked; for hours that would be too much."""
         for engine in self.beside:
-            engine.asked.clear()
+            engine.requests.clear()
             if isinstance(engine, FakeEngine):
                 engine.paths.clear()
                 engine.headers.clear()

@@ -202,7 +202,7 @@ def test_length_projection_and_placement_are_the_operators_to_choose(world: Worl
     assert heard.receipt is not None
     facts = heard.receipt["guidance"]
     assert (facts["tokens"], facts["projection"], facts["placement"]) == (7, "hint", "context")
-    assert KEPT in orjson.dumps(world.student.asked[-1]["messages"]).decode()
+    assert KEPT in orjson.dumps(world.student.requests[-1]["messages"]).decode()
 
 
 @pytest.mark.parametrize("guidance", [{}, {"tokens": "auto"}])
@@ -238,12 +238,12 @@ def test_the_probe_of_a_students_first_token_stands_in_the_receipt_with_its_cost
 
 def test_what_is_asked_reaches_the_engine_as_a_caller_would_send_it(world: World) -> None:
     world.run("student", system="Be brief.", temperature=0.5, top_p=0.9, seed=7, max_tokens=11)
-    asked = world.student.asked[-1]
+    asked = world.student.requests[-1]
     assert asked["messages"] == [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]
     assert [asked[name] for name in ("temperature", "top_p", "seed", "max_tokens")] == [0.5, 0.9, 7, 11]
     messages = [{"role": "user", "content": [{"type": "text", "text": "Why?"}]}]
     world.run("student", messages=messages, prompt=None)
-    assert world.student.asked[-1]["messages"] == messages
+    assert world.student.requests[-1]["messages"] == messages
 
 
 def test_an_error_in_the_middle_stands_before_the_receipt_and_no_done_follows(world: World) -> None:
@@ -277,7 +277,7 @@ def test_a_projection_of_ones_own_can_be_tried(world: World) -> None:
     heard = world.run(guidance={"projection": "plan", "placement": "context"}, max_tokens=50)
     assert heard.receipt is not None
     assert heard.receipt["guidance"]["projection"] == "plan"
-    assert "Plan: Why?" in str(world.teacher.asked[-1])
+    assert "Plan: Why?" in str(world.teacher.requests[-1])
 
 
 def test_limits_and_budgets_of_the_tenant_hold(world: World) -> None:
@@ -380,14 +380,14 @@ def test_what_cannot_be_asked_is_refused_by_its_field(
 
 def test_nobody_without_the_admin_key_asks_or_looks(world: World) -> None:
     body = {"tenant": "acme", "model": "chat", "mode": "guided", "prompt": "Why?"}
-    before = len(world.student.asked)
+    before = len(world.student.requests)
     for method, path in (
         ("POST", "/playground/run"),
         ("GET", "/playground/options"),
         ("GET", "/playground/receipts/acme/req_000000000000000000000000"),
     ):
         assert world.admin(method, path, body if method == "POST" else None, key=KEY).status_code == 401
-    assert len(world.student.asked) == before
+    assert len(world.student.requests) == before
 
 
 def test_receipts_of_callers_are_not_the_playgrounds_to_show(world: World) -> None:

@@ -142,7 +142,7 @@ async def test_a_fault_ends_in_the_answer_or_in_its_error_and_leaves_no_trace(
             assert TEXT.startswith(outcome.text)
             assert outcome.finishes == []
         if fault.play is not None:
-            assert len(faulty.asked[place]) == 1
+            assert len(faulty.requests[place]) == 1
             faulty.mended.add(place)
             again = await call(engine, way)
             assert (again.label, again.text) == (OK, TEXT)

@@ -152,15 +152,15 @@ async def test_the_teacher_writes_once_and_its_text_serves_every_rule(
 ) -> None:
     pair = pair_of(fakes)
     await in_stages(tmp_path / "one", pair, told_apart()[:3])
-    calls = len(fakes[0].asked)
-    assert [body["max_tokens"] for body in fakes[0].asked] == [16, 16]
+    calls = len(fakes[0].requests)
+    assert [body["max_tokens"] for body in fakes[0].requests] == [16, 16]
     (tmp_path / "two").mkdir()
     (tmp_path / "two" / GENERATIONS).write_bytes((tmp_path / "one" / GENERATIONS).read_bytes())
     (one,) = {example.chosen_tokens for example in await in_stages(tmp_path / "two", pair, [
         auto(AutoRule(min=3, max=16, default=5, rules=()))
     ])}  # fmt: skip
     assert one == 5
-    assert len(fakes[0].asked) == calls + 1, "the greeting alone, of which the other rule asked nothing"
+    assert len(fakes[0].requests) == calls + 1, "the greeting alone, of which the other rule asked nothing"
 
 
 async def test_a_sure_student_goes_without_in_a_live_run_and_its_probe_is_counted(

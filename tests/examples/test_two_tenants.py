@@ -95,6 +95,6 @@ def test_the_projection_asks_the_teacher_in_its_words_and_drops_what_it_names(
         names = httpx.get(f"{gateway.url}/v1/models", headers=other).json()["data"]
     assert reply.headers["x-gkt-mode"] == "guided"
     assert reply.json()["choices"][0]["message"]["content"] == "Vaccines show the immune what to look for."
-    assert "Begin with the answer itself" in json.dumps(teacher.asked)
-    assert "Begin with the answer itself" not in json.dumps(student.asked)
+    assert "Begin with the answer itself" in json.dumps(teacher.requests)
+    assert "Begin with the answer itself" not in json.dumps(student.requests)
     assert [one["id"] for one in names] == ["chat"]

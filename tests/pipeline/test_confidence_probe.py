@@ -61,8 +61,8 @@ class World:
 
     def ask(self, route: str, *, text: str | None = None, **more: Any) -> tuple[httpx.Response, dict[str, Any]]:
         """Return the reply and its receipt."""
-        self.teacher.asked.clear()
-        self.student.asked.clear()
+        self.teacher.requests.clear()
+        self.student.requests.clear()
         question = text or f"What do people do on day {next(_numbers)}?"
         body = {"model": route, "messages": [{"role": "user", "content": question}]} | more
         headers = {"Authorization": f"Bearer {KEY}"} | more.pop("headers", {})
@@ -121,11 +121,11 @@ def world(running: World) -> Iterator[World]:
 
 def test_the_receipt_contains_the_rule_that_selected_the_length(world: World) -> None:
     answer, receipt = world.ask("chat-auto", text="Ann has 3 apples and buys 4. How many in total?")
-    assert world.teacher.asked[0]["max_tokens"] == receipt["guidance"]["tokens"] == 60
+    assert world.teacher.requests[0]["max_tokens"] == receipt["guidance"]["tokens"] == 60
     assert receipt["length"] == {"by": "rule", "prompt": "maths", "rule": "maths"}
     assert int(answer.headers["x-gkt-guidance-tokens"]) == receipt["guidance"]["kept_tokens"]
     _, receipt = world.ask("chat-auto")
-    assert world.teacher.asked[0]["max_tokens"] == 40
+    assert world.teacher.requests[0]["max_tokens"] == 40
     assert receipt["length"] == {"by": "default", "prompt": "other"}
 
 
@@ -137,12 +137,12 @@ def test_a_length_of_zero_skips_the_teacher(world: World, more: dict[str, Any], 
     assert answer.status_code == 200
     assert (receipt["unguided"], receipt["mode"], receipt["guidance"]) == (unguided, "student", None)
     assert receipt["length"]["by"] in {"rule", "default"}
-    assert world.teacher.asked == []
+    assert world.teacher.requests == []
 
 
 def test_a_callers_own_length_overrides_auto(world: World) -> None:
     _, receipt = world.ask("chat-auto", headers={"x-gkt-guidance-tokens": "150"})
-    assert world.teacher.asked[0]["max_tokens"] == receipt["guidance"]["tokens"] == 150
+    assert world.teacher.requests[0]["max_tokens"] == receipt["guidance"]["tokens"] == 150
     assert receipt["length"] is None
 
 
@@ -152,14 +152,14 @@ def test_a_confident_student_answers_alone_and_the_probe_is_charged(world: World
     answer, receipt = world.ask("chat-probed", stream=stream)
     assert answer.status_code == 200
     assert "indeed" in answer.text
-    assert world.teacher.asked == []
+    assert world.teacher.requests == []
     assert (receipt["unguided"], receipt["mode"], receipt["teacher"]) == ("student_confident", "student", None)
     probe = receipt["length"]["probe"]
     assert (probe["outcome"], probe["p1"]) == ("confident", 0.97)
     assert 0 < probe["entropy"] < 0.5
     assert (receipt["probe"]["input_tokens"], receipt["probe"]["output_tokens"]) == (10, 1)
     assert Decimal(receipt["probe"]["cost_usd"]) > 0
-    first, second = world.student.asked
+    first, second = world.student.requests
     assert (first["max_tokens"], first["top_logprobs"], first.get("stream")) == (1, 5, None)
     assert "logprobs" not in second
 
@@ -203,7 +203,7 @@ def test_guidance_ends_with_its_sentence_and_the_teachers_call_is_canceled(world
         "First we look at it from all sides."
     )
     assert "Then" not in text
-    assert world.teacher.asked[0]["stream"] is True
+    assert world.teacher.requests[0]["stream"] is True
     assert receipt["teacher"]["estimated"]
     assert receipt["teacher"]["output_tokens"] == receipt["guidance"]["tokens"]
     assert receipt["guidance"]["kept_tokens"] < receipt["guidance"]["tokens"]
@@ -229,7 +229,7 @@ def test_an_engine_without_probabilities_is_probed_once(world: World) -> None:
     _, receipt = world.ask("chat-probed")
     assert receipt["length"]["probe"] == {"outcome": "no_logprobs"}
     assert receipt["probe"] is None
-    assert len(world.student.asked) == 1
+    assert len(world.student.requests) == 1
 
 
 def rejects_probes(status: int) -> Handler:
@@ -285,7 +285,7 @@ async def test_an_engine_with_many_refusals_is_probed_rarely(probed_student: Pro
     outcomes = await probed_student.outcomes(rejects_probes(status), MAX_REFUSALS + 2 * PROBE_EVERY)
     skipped = ["no_logprobs"] * (PROBE_EVERY - 1)
     assert outcomes == ["failed"] * MAX_REFUSALS + [*skipped, "failed"] * 2
-    assert len(probed_student.student.asked) == MAX_REFUSALS + 2
+    assert len(probed_student.student.requests) == MAX_REFUSALS + 2
 
 
 async def test_an_answer_resets_the_refusals(probed_student: ProbedStudent) -> None:

@@ -42,7 +42,7 @@ async def is_stuck(*_: object) -> web.StreamResponse:
 
 def questions(engine: FakeEngine) -> int:
     """Return how many calls of an engine contain a device's question."""
-    return sum("How many rolls" in json.dumps(request) for request in engine.asked)
+    return sum("How many rolls" in json.dumps(request) for request in engine.requests)
 
 
 class World:
@@ -119,8 +119,8 @@ def running(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 def world(running: World) -> Iterator[World]:
     """Reset the engines. Afterwards, check that the student was not called."""
     running.teacher.behave = says(WROTE, "length")
-    running.teacher.asked.clear()
-    running.student.asked.clear()
+    running.teacher.requests.clear()
+    running.student.requests.clear()
     yield running
     # The gateway probes it in the background with a question of its own.
     assert questions(running.student) == 0
@@ -140,7 +140,7 @@ def test_a_device_gets_guidance_the_seam_and_a_receipt_of_the_teacher_alone(worl
     assert body["close"]["by"] == body["created"] + 86_400
     assert answer.headers["x-gkt-mode"] == "guidance"
     assert (answer.headers["x-gkt-teacher"], "x-gkt-student" in answer.headers) == ("big", False)
-    (request,) = world.teacher.asked
+    (request,) = world.teacher.requests
     assert request.get("temperature", request.get("parameters", {}).get("temperature")) != 1.5, (
         "the teacher's is the policy's"
     )
@@ -229,7 +229,7 @@ def test_guidance_is_batched_cached_and_limited_like_a_chats(world: World) -> No
     assert (first.headers["x-gkt-batch-size"], "x-gkt-shared" in first.headers) == ("1", False)
     assert again.headers["x-gkt-shared"] == "cache"
     assert again.json()["guidance"] == first.json()["guidance"]
-    assert len(world.teacher.asked) == 1
+    assert len(world.teacher.requests) == 1
     assert (refused.status_code, refused.json()["error"]["code"]) == (429, "rate_limit_exceeded")
     for body in (first.json(), again.json()):
         assert world.report(body["receipt"], OTHER_KEY).status_code == 200
@@ -289,7 +289,7 @@ def test_a_policy_that_requires_guidance_fails_the_request(world: World, *, stre
 def test_a_request_that_cannot_be_guided_does_not_call_the_teacher(world: World) -> None:
     body = world.ask(tools=[{"type": "function", "function": {"name": "f"}}]).json()
     assert (body["unguided"], body["guidance"]["text"]) == ("tools", "")
-    assert world.teacher.asked == []
+    assert world.teacher.requests == []
     assert Decimal(world.receipt(body["receipt"])["cost_usd"]) == 0
 
 

@@ -39,7 +39,7 @@ def world(running: World) -> World:
     running.student.behave = goes_on(" four five", "One six")
     running.judge.behave = says("0.75")
     for engine in (running.teacher, running.student, running.judge):
-        engine.asked.clear()
+        engine.requests.clear()
     return running
 
 
@@ -57,7 +57,7 @@ def test_both_engines_answer_alone_and_each_call_has_a_receipt(world: World, *, 
         assert (run["guidance"], run["unguided"], run["finish_reason"]) == (None, None, "stop")
         assert Decimal(run["cost_usd"]) > 0
     # The request and sampling are unchanged, without guidance and without a stream.
-    alone = world.student.asked[-1]
+    alone = world.student.requests[-1]
     assert [message["role"] for message in alone["messages"]] == ["user"]
     assert (alone["temperature"], alone["seed"], alone["max_tokens"]) == (0.5, 3, 50)
     assert "stream" not in alone
@@ -142,7 +142,7 @@ def test_a_judge_grades_each_answer_and_has_receipts(world: World) -> None:
     judged = world.run_of(answer, "judge-guided")
     assert judged["student"]["model"] == "grader"
     assert Decimal(judged["cost_usd"]) > 0
-    guided, alone = world.judge.asked
+    guided, alone = world.judge.requests
     assert (guided["temperature"], guided["max_tokens"], guided["messages"][0]["role"]) == (0, 16, "system")
     assert "<reference>\nOne two three four five\n</reference>" in guided["messages"][1]["content"]
     assert "<answer>\nOne two three four five\n</answer>" in guided["messages"][1]["content"]

@@ -80,8 +80,8 @@ def running(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 def world(running: World) -> World:
     """Reset the engines: both answer."""
     running.teacher.behave, running.student.behave = says(OPENING, "length"), says(" and ends.")
-    running.teacher.asked.clear()
-    running.student.asked.clear()
+    running.teacher.requests.clear()
+    running.student.requests.clear()
     return running
 
 
@@ -136,7 +136,7 @@ def test_the_caller_is_answered_by_one_engine_and_the_guided_answer_has_its_own_
     assert (shadow["teacher"]["model"], shadow["student"]["model"]) == ("big", "small")
     assert Decimal(shadow["cost_usd"]) > 0
     # The shadow's student continued the guidance, without a stream.
-    sent = world.student.asked[-1]
+    sent = world.student.requests[-1]
     assert sent["messages"][-1] == {"role": "assistant", "content": "The answer to your question"}
     assert "stream" not in sent
     assert "stream_options" not in sent
@@ -177,7 +177,7 @@ def test_a_shadow_adds_cost_and_no_savings(world: World) -> None:
 def test_a_request_outside_the_sample_has_no_shadow(world: World) -> None:
     world.ask("chat-none")
     world.shadow_of(world.ask("chat"))
-    assert not any(body.get("messages") for body in world.student.asked[:-1])
+    assert not any(body.get("messages") for body in world.student.requests[:-1])
     assert not any(line.get("route") == "chat-none" and line.get("shadow_of") for line in world.gateway.log)
 
 
@@ -185,7 +185,7 @@ def test_a_request_that_cannot_be_guided_has_no_shadow_and_is_counted(world: Wor
     before = world.counted().get("unguidable", 0)
     assert world.ask("chat-s", n=2).status_code == 200
     world.wait_until_counted("unguidable", before + 1)
-    assert len(world.student.asked) == 1
+    assert len(world.student.requests) == 1
 
 
 @pytest.mark.parametrize("code", [400, 500])
@@ -213,7 +213,7 @@ def test_a_failed_request_starts_no_shadow(world: World) -> None:
     assert world.ask().status_code == 502
     world.teacher.behave = says(OPENING, "length")
     world.shadow_of(world.ask())
-    assert len(world.student.asked) == 1
+    assert len(world.student.requests) == 1
 
 
 def test_a_shadows_text_is_never_logged(world: World) -> None:
@@ -284,7 +284,7 @@ def test_a_shadow_that_outlasts_the_drain_is_canceled_and_settled_once(folder: P
         world.student.behave = Held(says(" and ends."))
         answer = world.ask()
         give_up = time.monotonic() + 10
-        while not world.student.asked:
+        while not world.student.requests:
             assert time.monotonic() < give_up
             time.sleep(0.01)
         assert world.gateway.terminate() == 0

@@ -70,7 +70,7 @@ def running(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 @pytest.fixture
 def world(running: World) -> World:
     running.student.behave = says(REST)
-    running.student.asked.clear()
+    running.student.requests.clear()
     return running
 
 
@@ -100,7 +100,7 @@ def test_a_requested_echo_does_not_show_the_guidance_twice(world: World, stream:
     world.student.behave = repeats_when_asked
     answer = world.ask(stream=stream, echo=echo)
     assert text_of(answer) == SHOWN + REST
-    assert world.student.asked[0]["echo"] == echo
+    assert world.student.requests[0]["echo"] == echo
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -176,7 +176,7 @@ def test_a_student_that_rejects_the_prefix_answers_without(world: World, code: i
     assert answer.headers["x-gkt-mode"] == "student"
     assert answer.json()["usage"] == {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
 
-    rejected, retried = world.student.asked
+    rejected, retried = world.student.requests
     assert retried == {**rejected, "messages": rejected["messages"][:-1], "max_tokens": 50}
     receipt = world.receipt(answer)
     assert (receipt["status"], receipt["mode"]) == ("ok", "student")
@@ -193,7 +193,7 @@ def test_a_request_rejected_without_the_prefix_too_is_the_callers_error(world: W
     answer = world.ask(top_k=7)
     assert answer.status_code == 400
     assert "top_k must not be 7" in answer.json()["error"]["message"]
-    assert len(world.student.asked) == 2
+    assert len(world.student.requests) == 2
     receipt = world.receipt(answer)
     assert (receipt["status"], receipt["student"]) == ("invalid_request", None)
     assert Decimal(receipt["teacher"]["cost_usd"]) > 0
@@ -208,7 +208,7 @@ def test_a_rejected_prefix_ends_a_stream_with_a_server_error(world: World) -> No
     assert (last["error"]["type"], last["error"]["code"]) == ("server_error", "engine_rejected")
     assert NO_PREFILL in last["error"]["message"]
     assert "[DONE]" not in answer.text
-    assert len(world.student.asked) == 1
+    assert len(world.student.requests) == 1
     receipt = world.receipt(answer)
     assert (receipt["status"], receipt["student"]) == ("engine_rejected", None)
     assert Decimal(receipt["teacher"]["cost_usd"]) > 0
@@ -219,7 +219,7 @@ def test_a_rejection_without_a_prefix_is_the_callers_error(world: World, stream:
     """Also with guidance in the context."""
     world.student.behave = rejects("top_k must not be 7", always=True)
     answer = world.ask("chat-context", top_k=7, stream=stream)
-    assert (answer.status_code, len(world.student.asked)) == (400, 1)
+    assert (answer.status_code, len(world.student.requests)) == (400, 1)
     assert world.receipt(answer)["status"] == "invalid_request"
 
 
@@ -228,4 +228,4 @@ def test_a_student_that_rejects_its_key_is_not_retried(world: World) -> None:
     world.student.behave = rejects("Who are you?", always=True, code=401)
     answer = world.ask()
     assert (answer.status_code, answer.json()["error"]["code"]) == (502, "engine_rejected")
-    assert len(world.student.asked) == 1
+    assert len(world.student.requests) == 1

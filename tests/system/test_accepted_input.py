@@ -51,7 +51,7 @@ def test_empty_messages_and_both_limits_reach_the_student(client: OpenAI, engine
     reply = client.chat.completions.create(
         model="chat-student", messages=EMPTY, max_completion_tokens=4, extra_body=more
     )
-    sent = engine.asked[-1]
+    sent = engine.requests[-1]
     assert [message["content"] for message in sent["messages"]] == ["", " \n", "", EMPTY[3]["content"]]
     assert (sent["max_completion_tokens"], sent.get("max_tokens"), repr(sent["seed"])) == (4, None, "5")
     message = reply.choices[0].message
@@ -80,4 +80,4 @@ def test_half_a_character_and_a_byte_order_mark_are_no_errors(gate: GatewayProce
         f"{gate.url}/v1/chat/completions", content=raw, headers={"Authorization": f"Bearer {KEY}"}, timeout=30
     )
     assert answer.status_code == 200
-    assert engine.asked[-1]["messages"][0]["content"] == "\ufffd?"
+    assert engine.requests[-1]["messages"][0]["content"] == "\ufffd?"

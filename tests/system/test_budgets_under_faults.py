@@ -67,7 +67,7 @@ class Load:
         return sum((self.spent_by(tenant) for tenant in self._keys), Decimal(0))
 
     def spent_by(self, tenant: str) -> Decimal:
-        return sum(body.get("user") == tenant for body in self.engine.asked) * EACH_USD
+        return sum(body.get("user") == tenant for body in self.engine.requests) * EACH_USD
 
     def has_spent_most(self, tenant: str) -> bool:
         return self.spent_by(tenant) > self.budget_usd * Decimal("0.9")
@@ -263,7 +263,7 @@ async def test_hostile_bodies_beside_paid_requests_let_no_tenant_pass_its_budget
             spent = await settled_usd(load.urls[0], key)
             assert load.has_spent_most(tenant)
             assert load.spent_by(tenant) <= spent <= load.budget_usd
-        assert load.spent_usd == len(load.engine.asked) * EACH_USD, "no hostile body reached the engine"
+        assert load.spent_usd == len(load.engine.requests) * EACH_USD, "no hostile body reached the engine"
         assert sum(counted(one, "gkt_uncounted_total") for one in processes) == 0
 
 

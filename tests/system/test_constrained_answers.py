@@ -152,15 +152,15 @@ def test_guided_and_unguided_answers_satisfy_the_constraint(
     held = None if field in {"prompt", "n", "best_of", "echo", "suffix", "logprobs"} else held
     value = 1 if (api, field) == ("completions", "logprobs") else VALUES.get(field, True)
     fields = {field: value} if held is None else {held: {field: value}}
-    world.teacher.asked.clear()
-    world.student.asked.clear()
+    world.teacher.requests.clear()
+    world.student.requests.clear()
     headers, texts = world.ask(api, placement, stream=stream, **{name: NEUTRAL[name] for name in neutral}, **fields)
-    obeyed = world.student.asked[-1]["prompt"] + OBEYED if field == "echo" and api == "completions" else OBEYED
+    obeyed = world.student.requests[-1]["prompt"] + OBEYED if field == "echo" and api == "completions" else OBEYED
     assert texts == [obeyed] * (2 if field in {"n", "prompt"} else 1)
-    assert world.student.asked[-1].items() >= fields.items()
+    assert world.student.requests[-1].items() >= fields.items()
     guided_here = placement != "prefix" and remaining == "context"
     assert headers.get("x-gkt-unguided") == (None if guided_here else reason)
-    assert len(world.teacher.asked) == guided_here
+    assert len(world.teacher.requests) == guided_here
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS)
@@ -168,8 +168,8 @@ def test_guided_and_unguided_answers_satisfy_the_constraint(
 @pytest.mark.parametrize("api", ["chat", "completions"])
 def test_no_teacher_is_called_for_one_token(world: World, api: str, placement: str, *, stream: bool) -> None:
     """The gateway cuts what this student writes beyond the limit."""
-    world.teacher.asked.clear()
+    world.teacher.requests.clear()
     headers, (text,) = world.ask(api, placement, stream=stream, max_tokens=1)
-    assert (headers["x-gkt-unguided"], world.teacher.asked) == ("token_limit", [])
+    assert (headers["x-gkt-unguided"], world.teacher.requests) == ("token_limit", [])
     assert text
     assert OBEYED.startswith(text)

@@ -164,10 +164,10 @@ async def test_what_a_killed_process_worked_on_is_settled_once_by_those_who_live
                 for seen in begun:
                     await seen.wait()
                 part.teacher.behave = part.waits
-                asked = len(part.teacher.asked)
+                asked = len(part.teacher.requests)
                 for _ in range(at_teacher):
                     group.create_task(guide())
-                while len(part.teacher.asked) < asked + at_teacher:
+                while len(part.teacher.requests) < asked + at_teacher:
                     await asyncio.sleep(0.01)
                 left = await part.intents()
                 assert len(left) == at_teacher + streaming
@@ -220,7 +220,7 @@ async def test_a_process_that_only_hung_has_the_last_word(redis_url: str, tmp_pa
                 asking = [asyncio.ensure_future(ask(client, ALONE)) for _ in range(3)]  # noqa: TID251
                 await until(lambda: _has(part.intents, 3))
                 # A call that was still connecting when it hung would come too late for its time-out.
-                while sum(asked["messages"] == ALONE["messages"] for asked in part.student.asked) < 3:
+                while sum(asked["messages"] == ALONE["messages"] for asked in part.student.requests) < 3:
                     await asyncio.sleep(0.01)
                 os.kill(hung.process.pid, signal.SIGSTOP)
                 try:
@@ -308,7 +308,7 @@ async def test_a_caller_that_leaves_while_it_waits_for_admission_leaves_nothing_
         with a_gateway(tmp_path, part, server.url, timeout="4s", lease="20s") as process:
             async with a_client(process) as client:
                 assert (await ask(client, ALONE)).status_code == 200
-                asked = len(part.student.asked)
+                asked = len(part.student.requests)
                 async with paused(server.url):
                     gone = await asyncio.gather(
                         *(client.post("/v1/chat/completions", json=ALONE, timeout=1.5) for _ in range(4)),
@@ -319,7 +319,7 @@ async def test_a_caller_that_leaves_while_it_waits_for_admission_leaves_nothing_
                 await until(lambda: _has(part.receipts, 5))
                 assert Counter(one["status"] for one in await part.receipts()) == {"ok": 1, "client_gone": 4}
                 assert await part.intents() == set()
-                assert len(part.student.asked) == asked
+                assert len(part.student.requests) == asked
     print("left while admitted: 4 client_gone, 0 intents")
 
 

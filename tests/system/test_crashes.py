@@ -52,10 +52,10 @@ class Teacher:
 
     def reset(self) -> None:
         self.takes_s = 0.3
-        self.asked = self.most = self.finished = 0
+        self.calls = self.most = self.finished = 0
 
     async def _behave(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-        self.asked += 1
+        self.calls += 1
         self.now += 1
         self.most = max(self.most, self.now)
         try:
@@ -222,7 +222,7 @@ class Fleet:
     async def accounts_for_every_call(self) -> None:
         """One that was given up in the moment in which it was made stands on its receipt, and may not have arrived."""
         calls, late = await self.calls_on_receipts(*self.all), sum(self.got, Counter[str]())["teacher_late"]
-        assert calls - late <= self.teacher.asked <= calls
+        assert calls - late <= self.teacher.calls <= calls
 
     async def calls_on_receipts(self, *alive: int) -> int:
         """The teacher calls that stand on receipts of these gateways."""
@@ -236,7 +236,7 @@ class Fleet:
         extra = "".join(f", {name} {value}" for name, value in more.items())
         kept = {"permits": 0, "tickets": 0} | await self.kept()
         print(
-            f"{got}; teacher: {teacher.asked} calls, {teacher.finished} finished, at most {teacher.most} of {CAP} "
+            f"{got}; teacher: {teacher.calls} calls, {teacher.finished} finished, at most {teacher.most} of {CAP} "
             f"at once; Redis: {kept}, {await self._receipts_kept()} receipts, {len(self._abandoned())} of them "
             f"abandoned{extra}"
         )
@@ -303,7 +303,7 @@ async def here(machines: Fleet) -> Fleet:
 async def test_told_to_stop_under_load(here: Fleet) -> None:
     """SIGTERM: every request that was taken is answered, and the fleet hears that the process is gone."""
     asked = [here.asks(at, 8) for at in here.all]
-    await until(lambda: here.teacher.asked >= CAP and here.teacher.now > 0, True, 5)
+    await until(lambda: here.teacher.calls >= CAP and here.teacher.now > 0, True, 5)
     code = await asyncio.to_thread(here.gateways[0].terminate)
     for answers in asked:
         assert set(await answers) <= {"guided", "teacher_late"}
@@ -334,9 +334,9 @@ async def test_killed_while_its_requests_wait(here: Fleet) -> None:
     assert set(ends) <= {"guided", "teacher_late"}
     await here.settled(*here.others)
     calls = await here.calls_on_receipts(*here.others)
-    assert here.teacher.asked <= calls, "nobody called the teacher for the dead"
+    assert here.teacher.calls <= calls, "nobody called the teacher for the dead"
     # A call that its deadline cancels before the teacher has read it is on a receipt all the same.
-    assert calls <= here.teacher.asked + ends["teacher_late"]
+    assert calls <= here.teacher.calls + ends["teacher_late"]
     await here.accounted()
     await here.report()
 
@@ -346,14 +346,14 @@ async def test_killed_while_the_teacher_works_for_it(here: Fleet) -> None:
     lost = here.asks(0, 6)
     await until(lambda: here.teacher.now, CAP, 5)
     rest = [here.asks(at, 6) for at in here.others]
-    await until(lambda: here.teacher.asked >= CAP + 2 and here.teacher.now > 0, True, 5)
+    await until(lambda: here.teacher.calls >= CAP + 2 and here.teacher.now > 0, True, 5)
     here.kill(0)
     ends = Counter(await lost)
     assert set(ends) <= {"lost", "guided"}
     for answers in rest:
         assert set(await answers) <= {"guided", "teacher_late"}
     await here.settled(*here.others)
-    of_the_dead = here.teacher.asked - await here.calls_on_receipts(*here.others)
+    of_the_dead = here.teacher.calls - await here.calls_on_receipts(*here.others)
     assert max(CAP, ends["guided"]) <= of_the_dead <= 6
     assert [here.got[at].total() for at in here.others] == [7] * len(here.others)
     await here.accounted()
@@ -377,7 +377,7 @@ async def test_killed_while_another_waits_for_what_it_fetches(here: Fleet) -> No
     for answers in late:
         assert await answers == ["guided"] * 2
     await here.settled(*here.others)
-    assert here.teacher.asked == 2 + followers, "the dead one's, its followers', and the last requests'"
+    assert here.teacher.calls == 2 + followers, "the dead one's, its followers', and the last requests'"
     assert await here.calls_on_receipts(*here.others) == 1 + followers
     await here.accounted()
     await here.report()
@@ -394,7 +394,7 @@ async def test_killed_while_the_student_streams(here: Fleet) -> None:
     for answers in rest:
         assert await answers == ["guided"] * 2
     await here.settled(*here.others)
-    assert here.teacher.asked == 2 + 3 * len(here.others)
+    assert here.teacher.calls == 2 + 3 * len(here.others)
     assert await here.calls_on_receipts(*here.others) == 3 * len(here.others)
     await here.accounted()
     await here.report()

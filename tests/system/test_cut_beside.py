@@ -33,10 +33,10 @@ class NoEnd:
     """A student, or a guide, whose engine never answers."""
 
     def __init__(self) -> None:
-        self.asked = asyncio.Event()
+        self.called = asyncio.Event()
 
     async def complete(self, *_: object) -> None:
-        self.asked.set()
+        self.called.set()
         await asyncio.Event().wait()
 
     open = complete
@@ -78,7 +78,7 @@ class Guarding:
     def __init__(self) -> None:
         self.metrics, self.tasks = Metrics(), BackgroundTasks()
         self.ledger, self.book, student = OpenLedger(), OpenBook(), NoEnd()
-        self.asked = student.asked
+        self.called = student.called
         ledger: Any = self.ledger
         others: Any = (student, self.book, SimpleNamespace(up=True))
         self.admission = Admission(4, ledger, self.metrics)
@@ -94,7 +94,7 @@ class Guarding:
 
     async def begin(self) -> None:
         self.start()
-        await self.asked.wait()
+        await self.called.wait()
 
     def counted(self) -> dict[str, float]:
         """Of which there are some."""
@@ -138,7 +138,7 @@ async def test_a_shadow_that_outlasts_a_drain_is_refused_and_no_engines_failure(
     admission = Admission(4, parts[2], metrics)
     shadows = ShadowRequests(parts[0], parts[1], admission, metrics, tasks, max_in_flight=1)
     shadows.start(guided(), chat(), CALLER)
-    await opener.asked.wait()
+    await opener.called.wait()
     assert await admission.drain(0) == 1
     assert await tasks.drain(10) == 0
     samples = next(one for one in metrics.shadows.collect()).samples

@@ -74,7 +74,7 @@ def test_vectors_come_through_and_the_call_has_its_receipt(client: OpenAI, engin
     assert [one.embedding for one in reply.data] == [[1.0, 0.0]] * 2
     assert (reply.model, reply.usage.prompt_tokens, reply.object) == ("vectors", 10, "list")
     sent = {"model": "org/vectors-1", "input": ["one", "two"], "dimensions": 2, "user": "me"}
-    assert engine.asked[-1] == {**sent, "encoding_format": "base64"}
+    assert engine.requests[-1] == {**sent, "encoding_format": "base64"}
 
     receipt = receipt_of(client, raw.headers["x-request-id"])
     assert (receipt["mode"], receipt["status"], receipt["route"]) == ("embeddings", "ok", "vectors")
@@ -144,7 +144,7 @@ def test_a_server_of_embeddings_alone_is_not_asked_to_chat(gate: GatewayProcess,
     while (ready := httpx.get(gate.admin_url + "/readyz").json())["status"] != "ready" and time.monotonic() < give_up:
         time.sleep(0.05)
     assert ready["engines"]["small"]["up"] is True
-    assert "org/vectors-1" not in {body["model"] for body in engine.asked if "messages" in body}
+    assert "org/vectors-1" not in {body["model"] for body in engine.requests if "messages" in body}
 
 
 @pytest.mark.parametrize(

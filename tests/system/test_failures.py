@@ -129,7 +129,7 @@ def world(running: World) -> World:
     """The same world, with both engines back to normal."""
     running.teacher.behave, running.student.behave = says(OPENING, "length"), says(REST)
     for engine in (running.teacher, running.student):
-        engine.asked.clear()
+        engine.requests.clear()
         engine.cancelled.clear()
     return running
 
@@ -201,7 +201,7 @@ def test_an_identical_request_gets_the_guidance_that_is_kept_and_pays_nothing_fo
     """The teacher is asked once for both, JSON or stream. Another tenant's caller, or other messages, ask anew."""
     same = a_question()
     first, again, streamed = world.ask(messages=same), world.ask(messages=same), world.ask(messages=same, stream=True)
-    assert len(world.teacher.asked) == 1
+    assert len(world.teacher.requests) == 1
     assert again.json()["choices"] == first.json()["choices"]
     assert "x-gkt-shared" not in first.headers
     for answer in (again, streamed):
@@ -219,7 +219,7 @@ def test_an_identical_request_gets_the_guidance_that_is_kept_and_pays_nothing_fo
         json={"model": "chat", "messages": same},
         timeout=10,
     )
-    assert (globex.status_code, len(world.teacher.asked)) == (200, 2)
+    assert (globex.status_code, len(world.teacher.requests)) == (200, 2)
     assert "x-gkt-shared" not in globex.headers
 
 
@@ -247,7 +247,7 @@ def test_a_full_queue_is_429_or_an_unguided_answer_as_the_policy_says(redis_url:
     ):
         world = World(teacher, student, gateway)
         first = pool.submit(world.ask)
-        while not teacher.asked:
+        while not teacher.requests:
             time.sleep(0.01)
         second = pool.submit(world.ask)
         give_up = time.monotonic() + 5
@@ -261,7 +261,7 @@ def test_a_full_queue_is_429_or_an_unguided_answer_as_the_policy_says(redis_url:
         assert (unguided.status_code, unguided.headers["x-gkt-unguided"]) == (200, "queue_full")
         assert world.receipt(unguided)["teacher"] is None
         assert {answer.result().headers["x-gkt-mode"] for answer in (first, second)} == {"guided"}
-    assert len(teacher.asked) == 2
+    assert len(teacher.requests) == 2
 
 
 def test_a_late_teacher_is_hung_up_on(world: World) -> None:
@@ -286,18 +286,18 @@ def test_a_teacher_that_ends_by_itself_has_answered(world: World) -> None:
     answer = world.ask()
     assert answer.json()["choices"][0]["message"]["content"] == "It is 42."
     assert answer.headers["x-gkt-mode"] == "teacher_complete"
-    assert world.student.asked == []
+    assert world.student.requests == []
     assert world.receipt(answer)["student"] is None
 
     for more in ({"tools": [{"type": "function", "function": {"name": "f"}}]}, {"n": 2}, {"logprobs": True}):
-        world.student.asked.clear()
+        world.student.requests.clear()
         asked = world.ask("chat-context", **more)
         assert asked.headers["x-gkt-mode"] == "guided", more
-        assert "It is 42." in world.student.asked[0]["messages"][-1]["content"], "only the student can answer this"
+        assert "It is 42." in world.student.requests[0]["messages"][-1]["content"], "only the student can answer this"
 
     hinted = world.ask("chat-hint")
     assert hinted.json()["choices"][0]["message"]["content"] == REST
-    assert "It is 42." in world.student.asked[0]["messages"][-1]["content"]
+    assert "It is 42." in world.student.requests[0]["messages"][-1]["content"]
 
 
 @pytest.mark.parametrize("route", ["student-gone", "chat-no-student"])
@@ -432,7 +432,7 @@ async def hang_up_on(world: World, engine: FakeEngine) -> None:
     body = {"model": "chat", "messages": a_question()}
     async with httpx.AsyncClient(headers={"Authorization": f"Bearer {KEY}"}, timeout=10) as client:
         calling = asyncio.ensure_future(client.post(f"{world.gateway.url}/v1/chat/completions", json=body))  # noqa: TID251
-        while not engine.asked:
+        while not engine.requests:
             assert not calling.done()
             await asyncio.sleep(0.01)
         calling.cancel()
@@ -512,7 +512,7 @@ def test_a_stop_text_inside_the_guidance_ends_the_answer_there(world: World) -> 
     choice = answer.json()["choices"][0]
     assert (choice["message"]["content"], choice["finish_reason"]) == ("The answer to your ", "stop")
     assert answer.headers["x-gkt-mode"] == "teacher_complete"
-    assert world.student.asked == []
+    assert world.student.requests == []
 
 
 def test_usage_that_the_student_did_not_give_is_estimated_and_said_so(world: World) -> None:
@@ -578,7 +578,7 @@ def test_sigterm_lets_answers_finish_and_keeps_their_receipts(redis_url: str, tm
         wait_until_probed(gateway.admin_url)
         with ThreadPoolExecutor() as pool:
             under_way = pool.submit(client.post, "/v1/chat/completions", json={"model": "chat", "messages": ASKED})
-            while not any(body["messages"][0] == ASKED[0] for body in student.asked):
+            while not any(body["messages"][0] == ASKED[0] for body in student.requests):
                 time.sleep(0.01)
             ended = pool.submit(gateway.terminate)
             answer = under_way.result()
@@ -669,7 +669,7 @@ def test_a_drain_that_cannot_wait_tells_its_callers(redis_url: str, tmp_path: An
             )
             for stream in (False, True)
         ]
-        while len(student.asked) < 2:
+        while len(student.requests) < 2:
             time.sleep(0.01)
         assert gateway.terminate() == 0
         whole, stream = (answer.result() for answer in answers)

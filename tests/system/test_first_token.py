@@ -147,8 +147,8 @@ def running(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 @pytest.fixture
 def world(running: World) -> World:
     running.teacher.behave, running.student.behave = teacher(), says(" with this.")
-    running.teacher.asked.clear()
-    running.student.asked.clear()
+    running.teacher.requests.clear()
+    running.student.requests.clear()
     return running
 
 
@@ -166,7 +166,7 @@ def test_the_teachers_words_leave_as_they_are_written(world: World, route: str) 
 def test_what_was_shown_is_what_the_student_continues(world: World) -> None:
     """Exactly, and one answer comes out: one role, one id, one finish."""
     heard = world.hear(stream_options={"include_usage": True})
-    assert world.student.asked[0]["messages"][-1] == {"role": "assistant", "content": KEPT}
+    assert world.student.requests[0]["messages"][-1] == {"role": "assistant", "content": KEPT}
     choices = [choice for part in heard.parts for choice in part["choices"]]
     assert [choice["delta"]["role"] for choice in choices if "role" in choice["delta"]] == ["assistant"]
     assert [choice["finish_reason"] for choice in choices if choice["finish_reason"]] == ["stop"]
@@ -182,7 +182,7 @@ def test_guidance_that_does_not_stream_comes_at_once_or_not_at_all(world: World,
     """`stream: false`, and a hint, which the caller never sees."""
     heard = world.hear(route)
     assert heard.at_s[0] > len(WORDS) * PAUSE_S
-    assert not world.teacher.asked[0].get("stream")
+    assert not world.teacher.requests[0].get("stream")
 
 
 def test_a_json_caller_waits_for_all_of_it_and_the_teacher_is_not_asked_to_stream(world: World) -> None:
@@ -191,7 +191,7 @@ def test_a_json_caller_waits_for_all_of_it_and_the_teacher_is_not_asked_to_strea
         f"{world.gateway.url}/v1/chat/completions", headers={"Authorization": f"Bearer {KEY}"}, json=body, timeout=20
     )
     assert answer.json()["choices"][0]["message"]["content"] == KEPT + " with this."
-    assert not world.teacher.asked[0].get("stream")
+    assert not world.teacher.requests[0].get("stream")
 
 
 def test_a_teacher_that_ends_by_itself_has_answered(world: World) -> None:
@@ -199,7 +199,7 @@ def test_a_teacher_that_ends_by_itself_has_answered(world: World) -> None:
     world.teacher.behave = teacher(finish="stop")
     heard = world.hear()
     assert heard.text == "".join(WORDS)
-    assert (world.student.asked, world.receipt(heard)["mode"]) == ([], "teacher_complete")
+    assert (world.student.requests, world.receipt(heard)["mode"]) == ([], "teacher_complete")
 
 
 def test_a_teacher_that_fails_in_the_middle_has_written_a_short_opening(world: World) -> None:
@@ -211,7 +211,7 @@ def test_a_teacher_that_fails_in_the_middle_has_written_a_short_opening(world: W
     receipt = world.receipt(heard)
     assert (receipt["mode"], receipt["guidance"]["cut_short"]) == ("guided", "teacher_failed")
     assert receipt["guidance"]["kept_tokens"] == 2
-    assert len(world.teacher.asked) == 1, "it is not asked again once its words were shown"
+    assert len(world.teacher.requests) == 1, "it is not asked again once its words were shown"
 
 
 def test_a_teacher_that_fails_at_the_callers_limit_leaves_nothing_to_ask_for(world: World) -> None:
@@ -220,7 +220,7 @@ def test_a_teacher_that_fails_at_the_callers_limit_leaves_nothing_to_ask_for(wor
         fails_after=5, words=["Photosynthesis", " converts", " sunlight", " into", " a"], pause_s=0
     )
     heard = world.hear(max_tokens=5)
-    assert [body["max_tokens"] for body in world.student.asked] == []
+    assert [body["max_tokens"] for body in world.student.requests] == []
     assert heard.text == "Photosynthesis converts sunlight into"
     assert heard.parts[-1]["choices"][0]["finish_reason"] == "length"
     assert world.receipt(heard)["guidance"]["cut_short"] == "teacher_failed"
@@ -240,7 +240,7 @@ def test_a_teacher_that_fails_before_a_word_was_shown_is_as_if_it_had_not_stream
     heard = world.hear()
     assert heard.text == " with this."
     assert heard.headers["x-gkt-unguided"] == "teacher_failed"
-    assert len(world.teacher.asked) == 2, "asked once more"
+    assert len(world.teacher.requests) == 2, "asked once more"
     refused = world.hear("must")
     assert refused.parts == []
     assert refused.headers["content-type"] == "application/json"
@@ -251,7 +251,7 @@ def test_a_stop_text_that_the_teacher_writes_ends_the_answer(world: World) -> No
     world.teacher.behave = teacher(finish="stop")
     heard = world.hear(stop=["your ques"])
     assert heard.text == "The answer to "
-    assert world.student.asked == []
+    assert world.student.requests == []
 
 
 def test_identical_requests_share_one_stream(world: World) -> None:
@@ -259,13 +259,13 @@ def test_identical_requests_share_one_stream(world: World) -> None:
     for _ in range(2):
         heard = world.hear("kept", question="The same?")
         assert heard.text == KEPT + " with this."
-    assert len(world.teacher.asked) == 1
+    assert len(world.teacher.requests) == 1
     assert world.receipt(heard)["teacher"]["shared"] == "cache"
 
 
 def test_a_teacher_is_read_to_its_usage_after_its_caller_disconnected(world: World) -> None:
     """The call is cheap; no student is called, and the receipt says who left."""
-    before = len(world.student.asked)
+    before = len(world.student.requests)
     body = {"model": "chat", "messages": [{"role": "user", "content": "Left?"}], "stream": True}
     with httpx.stream(
         "POST",
@@ -280,4 +280,4 @@ def test_a_teacher_is_read_to_its_usage_after_its_caller_disconnected(world: Wor
     assert (receipt["status"], receipt["student"]) == ("client_gone", None)
     assert receipt["teacher"]["output_tokens"] == len(WORDS)
     assert "estimated" not in receipt["teacher"]
-    assert len(world.student.asked) == before
+    assert len(world.student.requests) == before

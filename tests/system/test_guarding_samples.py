@@ -31,7 +31,7 @@ def world(running: World) -> World:
     running.student.behave = goes_on(" four five", "One six")
     running.judge.behave = says("0.75")
     for engine in (running.teacher, running.student, running.judge):
-        engine.asked.clear()
+        engine.requests.clear()
     return running
 
 

@@ -74,7 +74,7 @@ def test_a_student_that_obeys_gives_one_answer(world: World, stream: bool) -> No
     world.student.behave = says(KEPT + " so and so.")
     text, usage, receipt = world.ask(stream=stream, max_tokens=50)
     assert text == KEPT + " so and so."
-    sent = world.student.asked[-1]
+    sent = world.student.requests[-1]
     assert (sent["max_tokens"], sent["messages"][-1]["role"]) == (50, "user")
     assert KEPT in sent["messages"][-1]["content"]
     assert (receipt["mode"], receipt["unguided"]) == ("guided", None)

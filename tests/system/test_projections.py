@@ -116,32 +116,32 @@ def test_the_teacher_alone_reads_the_exemplars(world: World) -> None:
         {"role": "user", "content": "Two?"},
         {"role": "assistant", "content": "2."},
     ]
-    assert world.teacher.asked[-1]["messages"] == [ASKED[0], *shown, ASKED[1]]
-    assert world.student.asked[-1]["messages"][:2] == ASKED
-    assert CANARY not in str(world.student.asked[-1])
+    assert world.teacher.requests[-1]["messages"] == [ASKED[0], *shown, ASKED[1]]
+    assert world.student.requests[-1]["messages"][:2] == ASKED
+    assert CANARY not in str(world.student.requests[-1])
     assert receipt["guidance"]["projection"] == "primed"
 
 
 def test_primed_needs_no_file(world: World) -> None:
     world.ask("primer", SUBSTANCE)
-    assert len(world.teacher.asked[-1]["messages"]) == 2 + 10
+    assert len(world.teacher.requests[-1]["messages"]) == 2 + 10
 
 
 def test_a_raw_prompt_gets_no_exemplars(world: World) -> None:
     text, receipt = world.ask("primed", " " + SUBSTANCE, path="completions", prompt="Q: How many? A:")
     assert text.startswith(" Half of the rolls")
-    assert CANARY not in str(world.teacher.asked[-1])
+    assert CANARY not in str(world.teacher.requests[-1])
     assert receipt["guidance"]["projection"] == "primed"
 
 
 def test_a_plan_stands_in_the_students_prompt(world: World) -> None:
     text, receipt = world.ask("plan", "Halve, then add.", "stop")
     assert text == REST
-    assert world.teacher.asked[-1]["messages"] == [
+    assert world.teacher.requests[-1]["messages"] == [
         {"role": "system", "content": "You plan.\n\nBe kind."},
         {"role": "user", "content": "Plan: How many?"},
     ]
-    assert world.student.asked[-1]["messages"] == [
+    assert world.student.requests[-1]["messages"] == [
         ASKED[0],
         {"role": "user", "content": "How many?\n\nA plan: Halve, then add."},
     ]
@@ -153,7 +153,7 @@ def test_boilerplate_is_paid_for_and_not_shown(world: World, *, stream: bool) ->
     """The teacher is asked for more, and of what follows the boilerplate no more than m tokens are kept."""
     text, receipt = world.ask("direct", BOILERPLATE + SUBSTANCE, stream=stream)
     assert text == "Half of the rolls is twelve rolls" + REST
-    assert world.teacher.asked[-1]["max_tokens"] == 8 + 20
+    assert world.teacher.requests[-1]["max_tokens"] == 8 + 20
     written = len((BOILERPLATE + SUBSTANCE).split())
     assert receipt["teacher"]["output_tokens"] == written
     assert receipt["guidance"]["tokens"] == 8
@@ -186,12 +186,12 @@ def test_exemplars_are_followed_while_the_gateway_runs(world: World) -> None:
     write(world.folder, "exemplars/it.yaml", EXEMPLARS.replace("Two?", "Three?"))
     world.gateway.wait_for_log("policies_loaded", changed=["acme", "globex"])
     world.ask("primed", SUBSTANCE)
-    assert "Three?" in str(world.teacher.asked[-1])
+    assert "Three?" in str(world.teacher.requests[-1])
     write(world.folder, "exemplars/it.yaml", "- {question: One?}\n")
     refused = world.gateway.wait_for_log("policies_refused")
     assert refused["mistakes"][0].endswith("exemplars/it.yaml:1: [0].answer: missing: add it")
     world.ask("primed", SUBSTANCE)
-    assert "Three?" in str(world.teacher.asked[-1])
+    assert "Three?" in str(world.teacher.requests[-1])
 
 
 @pytest.mark.parametrize("play", ["failed", "blames-400", "error-event", "not-json"])

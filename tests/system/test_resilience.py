@@ -158,7 +158,7 @@ def world(running: World) -> World:
     running.teacher.behave = says(OPENING, "length")
     running.first.behave, running.second.behave = says(" here."), says(" there.")
     for one in (running.teacher, running.first, running.second):
-        one.asked.clear()
+        one.requests.clear()
     return running
 
 
@@ -183,7 +183,7 @@ def test_a_student_that_failed_is_asked_again(world: World, failure: Handler, st
     world.first.behave = Script([failure, failure, says("Well.")])
     answer = world.ask("alone", stream=stream)
     assert (answer.status_code, text_of(answer)) == (200, "Well.")
-    assert len(world.first.asked) == 3
+    assert len(world.first.requests) == 3
     receipt = world.receipt(answer)
     assert receipt["status"] == "ok"
     assert [attempt["engine"] for attempt in receipt["attempts"]] == ["first", "first"]
@@ -195,7 +195,7 @@ def test_a_student_that_goes_on_failing_is_asked_as_often_as_the_policy_says(wor
     world.first.behave = answers(500)
     answer = world.ask("alone")
     assert (answer.status_code, answer.json()["error"]["code"]) == (502, "engine_failed")
-    assert len(world.first.asked) == 3
+    assert len(world.first.requests) == 3
     assert [attempt["error"] for attempt in world.receipt(answer)["attempts"]] == ["engine_failed"] * 2
 
 
@@ -206,7 +206,7 @@ def test_the_next_student_is_asked_when_the_first_gives_up(world: World, code: i
     world.first.behave = answers(code)
     answer = world.ask("both", stream=stream)
     assert text_of(answer) == " there."
-    assert (len(world.first.asked), len(world.second.asked)) == (asked, 1)
+    assert (len(world.first.requests), len(world.second.requests)) == (asked, 1)
     assert world.receipt(answer)["student"]["model"] == "second"
 
 
@@ -215,7 +215,7 @@ def test_a_request_that_is_wrong_is_refused_once(world: World, code: int) -> Non
     world.first.behave = answers(code)
     answer = world.ask("both")
     assert answer.status_code == 400
-    assert (len(world.first.asked), len(world.second.asked)) == (1, 0)
+    assert (len(world.first.requests), len(world.second.requests)) == (1, 0)
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -224,8 +224,8 @@ def test_the_guidance_is_kept_for_the_next_student(world: World, stream: bool) -
     world.first.behave = answers(500)
     answer = world.ask("guided", stream=stream)
     assert text_of(answer) == KEPT + " there."
-    assert len(world.teacher.asked) == 1
-    assert world.second.asked[0]["messages"][-1] == {"role": "assistant", "content": KEPT}
+    assert len(world.teacher.requests) == 1
+    assert world.second.requests[0]["messages"][-1] == {"role": "assistant", "content": KEPT}
     assert world.receipt(answer)["mode"] == "guided"
 
 
@@ -234,7 +234,7 @@ def test_a_student_that_cannot_continue_gets_the_guidance_as_context(world: Worl
     world.first.behave = answers(500)
     answer = world.ask("guided-mute")
     assert text_of(answer) == " there."
-    assert KEPT in world.second.asked[0]["messages"][-1]["content"]
+    assert KEPT in world.second.requests[0]["messages"][-1]["content"]
     assert world.receipt(answer)["guidance"]["placement"] == "context"
     assert answer.headers["x-gkt-placement"] == "context"
 
@@ -245,7 +245,7 @@ def test_once_the_opening_is_shown_only_who_can_continue_it_is_asked(world: Worl
     answer = world.ask("guided-mute", stream=True)
     assert text_of(answer) == KEPT
     assert events_of(answer)[-1]["error"]["code"] == "engine_failed"
-    assert world.second.asked == []
+    assert world.second.requests == []
 
 
 def test_a_student_that_is_not_there_costs_nothing(world: World) -> None:
@@ -260,13 +260,13 @@ def test_a_student_that_is_not_there_costs_nothing(world: World) -> None:
 def test_no_teacher_is_called_while_every_student_rests(world: World) -> None:
     for _ in range(2):
         assert world.ask("guided-down").json()["error"]["code"] == "engine_unreachable"
-    assert len(world.teacher.asked) == 2
+    assert len(world.teacher.requests) == 2
     for stream in (False, True):
         refused = world.ask("guided-down", stream=stream)
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "engine_circuit_open")
         assert int(refused.headers["Retry-After"]) > 1
         assert world.receipt(refused)["cost_usd"] == "0"
-    assert len(world.teacher.asked) == 2
+    assert len(world.teacher.requests) == 2
 
 
 def test_a_role_alone_is_no_word_yet(world: World) -> None:
@@ -282,7 +282,7 @@ def test_after_the_first_word_nothing_is_asked_again(world: World) -> None:
     assert text_of(answer) == " two words"
     assert "error" in events_of(answer)[-1]
     assert "[DONE]" not in answer.text
-    assert (len(world.first.asked), len(world.second.asked)) == (1, 0)
+    assert (len(world.first.requests), len(world.second.requests)) == (1, 0)
 
 
 def test_what_failed_calls_may_have_cost_is_in_the_cost(world: World) -> None:
@@ -307,10 +307,10 @@ def test_a_teacher_that_failed_is_asked_once_more(world: World, failure: Handler
 def test_a_teacher_is_not_pressed(world: World) -> None:
     """One that is full is not asked again, one that failed twice neither: there is an answer without it."""
     for failure, asked, reason in ((answers(429), 1, "teacher_overloaded"), (answers(500), 2, "teacher_failed")):
-        world.teacher.asked.clear()
+        world.teacher.requests.clear()
         world.teacher.behave = failure
         answer = world.ask("guided")
-        assert (answer.headers["x-gkt-unguided"], len(world.teacher.asked)) == (reason, asked)
+        assert (answer.headers["x-gkt-unguided"], len(world.teacher.requests)) == (reason, asked)
 
 
 def test_a_student_that_keeps_failing_is_left_alone_tried_and_taken_back(world: World) -> None:
@@ -320,7 +320,7 @@ def test_a_student_that_keeps_failing_is_left_alone_tried_and_taken_back(world: 
     refused = world.ask("fragile")
     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "engine_circuit_open")
     assert refused.headers["Retry-After"] in {"1", "2", "3"}
-    assert len(world.first.asked) == 3, "it was not called"
+    assert len(world.first.requests) == 3, "it was not called"
     assert world.detail("fragile")["breaker"] == "open"
     assert 'gkt_engine_breaker{engine="fragile"} 2.0' in httpx.get(f"{world.gateway.admin_url}/metrics").text
     assert world.gateway.wait_for_log("breaker", engine="fragile", state="open")
@@ -341,6 +341,6 @@ def test_an_engine_that_says_when_is_left_alone_until_then(world: World) -> None
     assert text_of(world.ask("busy")) == " there."
     told_before = time.monotonic()
     assert text_of(world.ask("busy")) == " there."
-    assert len(world.first.asked) == 1
+    assert len(world.first.requests) == 1
     time.sleep(max(0.0, told_before + 2.1 - time.monotonic()))
     assert text_of(world.ask("busy")) == " here."

@@ -130,7 +130,7 @@ def test_callers_ask_for_a_mode_and_a_length_where_they_may(client: OpenAI, engi
     """As the SDK sends headers of one's own; the teacher is asked for so many tokens, and streams do as JSON does."""
     assert mode_of(client, "free") == "guided"
     assert mode_of(client, "free", extra_headers={"x-gkt-guidance-tokens": "20"}) == "guided"
-    asked = [body["max_tokens"] for body in engine.asked if body.get("model") == "tgi" and "max_tokens" in body]
+    asked = [body["max_tokens"] for body in engine.requests if body.get("model") == "tgi" and "max_tokens" in body]
     assert asked[-2:] == [12, 20]
     for mode in ("student", "teacher", "guided"):
         for stream in (False, True):

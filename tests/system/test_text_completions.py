@@ -38,10 +38,10 @@ def test_the_teacher_opens_and_the_student_goes_on_from_exactly_there(world: Wor
     answer = reply.json()
     assert answer["choices"] == [{"index": 0, "text": ANSWER, "logprobs": None, "finish_reason": "stop"}]
     assert world.teacher.paths == ["/generate"]
-    assert world.teacher.asked[0]["inputs"] == prompt
+    assert world.teacher.requests[0]["inputs"] == prompt
     assert world.student.paths == [TEXT_ROUTE]
     sent = {"prompt": prompt + KEPT, "max_tokens": 20 - KEPT_TOKENS, "temperature": 0.3, "top_k": 7}
-    assert world.student.asked == [{"model": "x", **sent}]
+    assert world.student.requests == [{"model": "x", **sent}]
     assert reply.headers["x-gkt-mode"] == "guided"
     assert "x-gkt-unguided" not in reply.headers
 
@@ -92,7 +92,7 @@ def test_counts_are_not_sent_to_who_did_not_ask(world: World) -> None:
     """No event without choices, no `usage`; the engine is asked for it all the same."""
     heard = world.stream()
     assert all(part["choices"] and "usage" not in part for part in heard.parts)
-    assert world.student.asked[0]["stream_options"] == {"include_usage": True}
+    assert world.student.requests[0]["stream_options"] == {"include_usage": True}
     assert "estimated" not in world.receipt(heard)["student"]
 
 
@@ -100,12 +100,12 @@ def test_counts_are_not_sent_to_who_did_not_ask(world: World) -> None:
 def test_a_short_limit_is_the_teachers_alone(world: World, *, stream: bool) -> None:
     """It never writes more than the caller wants, and where that is all of it no student is asked."""
     world.teacher.behave = says(" Paris is the", "length")
-    world.teacher.asked.clear()
+    world.teacher.requests.clear()
     ask = {"max_tokens": 2}
     text = world.stream(**ask).text() if stream else world.answer(**ask)["choices"][0]["text"]
     assert text.startswith(" Paris is")
-    assert world.teacher.asked[0]["parameters"]["max_new_tokens"] == 2
-    assert world.student.asked == []
+    assert world.teacher.requests[0]["parameters"]["max_new_tokens"] == 2
+    assert world.student.requests == []
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -118,8 +118,8 @@ def test_a_stop_text_across_the_seam_ends_the_answer(world: World, *, stream: bo
     else:
         choice = world.answer(**ask)["choices"][0]
         assert (choice["text"], choice["finish_reason"]) == (" Paris is the capital ", "stop")
-    assert world.student.asked[0]["stop"] == ["of France", "\nQ:"]
-    assert world.teacher.asked[0]["parameters"]["stop"] == ["of France", "\nQ:"]
+    assert world.student.requests[0]["stop"] == ["of France", "\nQ:"]
+    assert world.teacher.requests[0]["parameters"]["stop"] == ["of France", "\nQ:"]
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -148,7 +148,7 @@ def test_a_teacher_that_ends_by_itself_has_answered(
         assert reply.json()["choices"] == [choice]
         receipt = world.receipt(reply)
     assert receipt["mode"] == "teacher_complete"
-    assert world.student.asked == []
+    assert world.student.requests == []
 
 
 UNGUIDABLE = [
@@ -175,8 +175,8 @@ def test_what_guidance_cannot_open_is_the_students_and_passes_through(
     asked = {"prompt": few_shot(), **more}
     reply = world.ask(**asked)
     assert (reply.headers["x-gkt-unguided"], reply.headers["x-gkt-mode"]) == (reason, "student")
-    assert world.teacher.asked == []
-    assert world.student.asked == [{"model": "x", **asked}]
+    assert world.teacher.requests == []
+    assert world.student.requests == [{"model": "x", **asked}]
     said = httpx.post(f"{world.student.url}{TEXT_ROUTE}", json=asked).json()
     assert reply.json()["choices"] == said["choices"]
     assert reply.json()["usage"] == {**said["usage"], "total_tokens": sum(said["usage"].values())}
@@ -203,7 +203,7 @@ def test_one_prompt_in_a_list_is_one_prompt(world: World) -> None:
     """Guided like any."""
     prompt = few_shot()
     assert world.answer(prompt=[prompt])["choices"][0]["text"] == ANSWER
-    assert world.student.asked[0]["prompt"] == prompt + KEPT
+    assert world.student.requests[0]["prompt"] == prompt + KEPT
 
 
 @pytest.mark.parametrize(
@@ -223,8 +223,8 @@ def test_guidance_as_context_stands_before_the_prompt(
     """Behind it the answer begins. The caller sees the student's words alone, several answers too."""
     prompt = few_shot()
     reply = world.ask(route, prompt=prompt, n=2)
-    assert world.teacher.asked[0]["inputs"] == instruction + prompt
-    assert world.student.asked[0]["prompt"] == introduced + prompt
+    assert world.teacher.requests[0]["inputs"] == instruction + prompt
+    assert world.student.requests[0]["prompt"] == introduced + prompt
     assert [choice["text"] for choice in reply.json()["choices"]] == [REST, REST]
     assert (reply.headers["x-gkt-mode"], reply.headers["x-gkt-placement"]) == ("guided", "context")
     assert reply.json()["usage"]["completion_tokens"] == 2
@@ -234,15 +234,15 @@ def test_guidance_as_context_stands_before_the_prompt(
 def test_what_comes_back_or_is_no_text_takes_no_context_either(world: World, reason: str, more: dict[str, Any]) -> None:
     """A prompt that is echoed would show the guidance."""
     assert world.ask("context", **more).headers["x-gkt-unguided"] == reason
-    assert world.teacher.asked == []
+    assert world.teacher.requests == []
 
 
 def test_a_concise_opening_is_asked_for_before_the_prompt(world: World) -> None:
     """Paper, section 4.2; the student reads nothing of the instruction."""
     prompt = few_shot()
     assert world.answer("concise", prompt=prompt)["choices"][0]["text"] == ANSWER
-    assert world.teacher.asked[0]["inputs"] == f"Provide the answer in a brief manner: {prompt}"
-    assert world.student.asked[0]["prompt"] == prompt + KEPT
+    assert world.teacher.requests[0]["inputs"] == f"Provide the answer in a brief manner: {prompt}"
+    assert world.student.requests[0]["prompt"] == prompt + KEPT
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -267,14 +267,14 @@ def test_a_tgi_student_goes_on_at_its_own_route(world: World, *, stream: bool) -
     )
     assert said == ANSWER
     assert world.spare.paths == ["/generate_stream" if stream else "/generate"]
-    assert world.spare.asked[0]["inputs"] == prompt + KEPT
+    assert world.spare.requests[0]["inputs"] == prompt + KEPT
 
 
 def test_what_a_tgi_student_cannot_do_is_a_400_that_names_the_field(world: World) -> None:
     """And costs nothing: it never got the call."""
     reply = world.ask("tgi", logprobs=1, max_tokens=50)
     assert (reply.status_code, reply.json()["error"]["param"]) == (400, "logprobs")
-    assert world.spare.asked == []
+    assert world.spare.requests == []
     assert float(world.receipt(reply)["cost_usd"]) == 0
 
 
@@ -285,9 +285,9 @@ def test_a_student_that_takes_chats_alone_is_a_400_before_anything_is_spent(worl
     error = reply.json()["error"]
     assert (reply.status_code, error["param"]) == (400, "prompt")
     assert "'prompt' cannot be answered by 'lite'" in error["message"]
-    assert world.teacher.asked == world.spare.asked == []
+    assert world.teacher.requests == world.spare.requests == []
     assert world.answer("mixed")["choices"][0]["text"] == ANSWER
-    assert world.spare.asked == []
+    assert world.spare.requests == []
 
 
 @pytest.mark.parametrize(
@@ -304,13 +304,13 @@ def test_a_body_that_is_no_text_completion_is_a_400(world: World, body: dict[str
         f"{world.gateway.url}{TEXT_ROUTE}", headers=HEADERS, json={"model": "few", "prompt": few_shot()} | body
     )
     assert (reply.status_code, reply.json()["error"]["param"]) == (400, param)
-    assert world.teacher.asked == world.student.asked == []
+    assert world.teacher.requests == world.student.requests == []
 
 
 @pytest.mark.parametrize("prompt", ["", [""], None])
 def test_an_empty_prompt_is_the_students(world: World, prompt: Any) -> None:
     assert world.answer("chat-student", prompt=prompt)["choices"][0]["text"] == REST
-    assert world.student.asked[0]["prompt"] == (prompt or "")
+    assert world.student.requests[0]["prompt"] == (prompt or "")
 
 
 @pytest.mark.parametrize(("route", "stream"), [("chat-student", False), ("chat-student", True), ("tgi", False)])
@@ -342,12 +342,12 @@ def test_another_student_goes_on_with_the_same_opening(world: World, *, stream: 
     prompt = few_shot()
     reply: Any = world.stream("two", prompt=prompt) if stream else world.ask("two", prompt=prompt)
     assert (reply.text() if stream else reply.json()["choices"][0]["text"]) == ANSWER
-    assert len(world.teacher.asked) == 1
-    assert len(world.student.asked) > 1, "asked again"
-    assert {asked["prompt"] for asked in world.student.asked + world.spare.asked} == {prompt + KEPT}
+    assert len(world.teacher.requests) == 1
+    assert len(world.student.requests) > 1, "asked again"
+    assert {asked["prompt"] for asked in world.student.requests + world.spare.requests} == {prompt + KEPT}
     receipt = world.receipt(reply)
     assert receipt["student"]["model"] == "spare"
-    assert len(receipt["attempts"]) == len(world.student.asked)
+    assert len(receipt["attempts"]) == len(world.student.requests)
 
 
 def test_a_student_that_refuses_the_opening_gets_the_prompt_alone(world: World) -> None:
@@ -363,7 +363,7 @@ def test_a_student_that_refuses_the_opening_gets_the_prompt_alone(world: World) 
     reply = world.ask(prompt=prompt, max_tokens=9)
     assert reply.json()["choices"][0]["text"] == " Lima."
     assert reply.headers["x-gkt-unguided"] == "student_refused_prefix"
-    assert world.student.asked[-1]["max_tokens"] == 9
+    assert world.student.requests[-1]["max_tokens"] == 9
 
 
 def test_of_several_answers_that_nobody_counted_each_word_is_estimated(world: World) -> None:

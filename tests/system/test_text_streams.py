@@ -98,7 +98,7 @@ def test_the_teachers_words_leave_as_they_are_written(world: World, route: str, 
     assert "".join(shown) == KEPT + REST
     assert shown[:4] == [" Paris", " is", " the", " capital"]
     assert world.teacher.paths == [path]
-    assert world.student.asked[0]["prompt"] == prompt + KEPT
+    assert world.student.requests[0]["prompt"] == prompt + KEPT
 
 
 @TEACHERS_ROUTES
@@ -109,7 +109,7 @@ def test_a_teacher_that_ends_by_itself_has_answered(world: World, route: str, pa
     assert (heard.text(), heard.finishes) == (" It is Lima.\n", ["stop"])
     assert world.receipt(heard)["mode"] == "teacher_complete"
     assert world.teacher.paths == [path]
-    assert world.student.asked == []
+    assert world.student.requests == []
 
 
 @TEACHERS_ROUTES
@@ -123,7 +123,7 @@ def test_a_teacher_that_fails_in_the_middle_has_written_a_short_opening(
     prompt = few_shot()
     heard = world.stream(route, prompt=prompt)
     assert heard.text() == " Paris is" + REST
-    assert world.student.asked[0]["prompt"] == prompt + " Paris is"
+    assert world.student.requests[0]["prompt"] == prompt + " Paris is"
     receipt = world.receipt(heard)
     assert (receipt["mode"], receipt["guidance"]["cut_short"]) == ("guided", "teacher_failed")
     assert world.teacher.paths == [path], "it is not asked again once its words were shown"
@@ -138,7 +138,7 @@ def test_a_teacher_that_fails_before_a_word_was_shown_is_as_if_it_had_not_stream
     prompt = few_shot()
     heard = world.stream(route, prompt=prompt)
     assert (heard.text(), heard.headers["x-gkt-unguided"]) == (REST, "teacher_failed")
-    assert world.student.asked[0]["prompt"] == prompt
+    assert world.student.requests[0]["prompt"] == prompt
     assert world.teacher.paths == [path] * 2
 
 
@@ -150,7 +150,7 @@ def test_tgis_errors_under_status_200_are_what_they_say(world: World, error_type
     world.teacher.behave = writes(fails_after=0, error="no", error_type=error_type)
     heard = world.stream()
     assert (heard.text(), heard.headers["x-gkt-unguided"]) == (REST, reason)
-    assert len(world.teacher.asked) == calls
+    assert len(world.teacher.requests) == calls
 
 
 def test_where_the_policy_wants_guidance_a_stream_that_has_none_is_a_503(world: World) -> None:
@@ -165,7 +165,7 @@ def test_a_stop_text_in_the_teachers_words_ends_the_answer(world: World) -> None
     """Nothing of it is shown, also where it comes in two pieces."""
     heard = world.stream(stop=["the cap"])
     assert (heard.text(), heard.finishes) == (" Paris is ", ["stop"])
-    assert world.student.asked == []
+    assert world.student.requests == []
 
 
 @pytest.mark.parametrize("route", ["few", "openai"])
@@ -175,7 +175,7 @@ def test_a_teacher_that_begins_with_an_empty_line_is_heard_with_it(world: World,
     prompt = few_shot()
     heard = world.stream(route, prompt=prompt)
     assert heard.text() == "\n\n Paris is" + REST
-    assert world.student.asked[0]["prompt"] == prompt + "\n\n Paris is"
+    assert world.student.requests[0]["prompt"] == prompt + "\n\n Paris is"
 
 
 def test_pieces_and_the_whole_text_that_begin_otherwise_make_one_answer(world: World) -> None:
@@ -193,7 +193,7 @@ def test_pieces_and_the_whole_text_that_begin_otherwise_make_one_answer(world: W
     world.teacher.behave = behave
     prompt = few_shot()
     assert world.stream(prompt=prompt).text() == "Paris is the" + REST
-    assert world.student.asked[0]["prompt"] == prompt + "Paris is the"
+    assert world.student.requests[0]["prompt"] == prompt + "Paris is the"
 
 
 def test_guidance_that_is_kept_comes_at_once_and_begins_alike(world: World) -> None:
@@ -203,12 +203,12 @@ def test_guidance_that_is_kept_comes_at_once_and_begins_alike(world: World) -> N
     again = world.stream(prompt=prompt)
     assert again.text() == world.answer(prompt=prompt)["choices"][0]["text"] == KEPT + REST
     assert world.receipt(again)["teacher"]["shared"] == "cache"
-    assert len(world.teacher.asked) == 1
+    assert len(world.teacher.requests) == 1
 
 
 def test_a_teacher_is_read_to_its_end_after_its_caller_disconnected(world: World) -> None:
     """The call is cheap; no student is called, and the receipt says who left."""
-    before = len(world.student.asked)
+    before = len(world.student.requests)
     body = {"model": "few", "prompt": few_shot(), "stream": True}
     with httpx.stream("POST", f"{world.gateway.url}/v1/completions", headers=HEADERS, json=body, timeout=20) as answer:
         request_id = answer.headers["x-request-id"]
@@ -216,7 +216,7 @@ def test_a_teacher_is_read_to_its_end_after_its_caller_disconnected(world: World
     receipt = world.gateway.wait_for_log("request", id=request_id)
     assert (receipt["status"], receipt["student"]) == ("client_gone", None)
     assert receipt["teacher"]["output_tokens"] >= 6
-    assert len(world.student.asked) == before
+    assert len(world.student.requests) == before
 
 
 def test_a_student_that_breaks_off_ends_the_stream_in_an_error(world: World) -> None:

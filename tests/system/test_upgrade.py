@@ -65,7 +65,7 @@ async def _check(
     answered = Counter(balancer.answers.values())
     by = {"old": sum(answered[one.url] for one in old), "new": sum(answered[one.url] for one in new)}
     assert min(by.values()) > 0
-    print(f"{by} answered, {len(balancer.failed)} failed; teacher: {here.teacher.asked} calls, at most "
+    print(f"{by} answered, {len(balancer.failed)} failed; teacher: {here.teacher.calls} calls, at most "
           f"{here.teacher.most} of {CAP} at once")  # fmt: skip
     assert here.teacher.most <= CAP
     # Of each version the other one's receipts are read.

@@ -102,7 +102,7 @@ def world(running: World) -> World:
     running.teacher.behave = says(OPENING, "length")
     running.student.behave = running.second.behave = says(REST)
     for engine in running.engines:
-        engine.asked.clear()
+        engine.requests.clear()
         engine.headers.clear()
     return running
 
