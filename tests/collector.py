@@ -1,4 +1,4 @@
-"""An OpenTelemetry collector as far as a test needs one: it takes spans by OTLP over HTTP, and shows them."""
+"""An OpenTelemetry collector for tests. It receives spans by OTLP over HTTP and returns them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _LIMIT_S = 20.0
 
 @dataclass(frozen=True)
 class Span:
-    """One span as it came over the wire; ids in hexadecimal digits, `parent` empty for a root."""
+    """One received span. Ids are hexadecimal; `parent` is empty for a root span."""
 
     trace: str
     id: str
@@ -42,18 +42,18 @@ class Span:
 
 
 class Trace:
-    """The spans of one request: its own, and all below it."""
+    """The spans of one request: its root span and all spans below it."""
 
     def __init__(self, root: Span, spans: list[Span]) -> None:
         self.root = root
         self._spans = sorted((one for one in spans if one.trace == root.trace), key=lambda one: (one.start_ns, one.id))
 
     def below(self, span: Span) -> list[Span]:
-        """Its children, in order of their start."""
+        """Return the child spans, ordered by start time."""
         return [one for one in self._spans if one.parent == span.id]
 
     def tree(self, span: Span | None = None) -> Any:
-        """{name: what is below it}, or a list of such pairs where names repeat."""
+        """Return {name: tree of the children}, or a list of pairs if names repeat."""
         return [(one.name, self.tree(one)) for one in self.below(span or self.root)]
 
     def named(self, name: str) -> Span:
@@ -63,7 +63,7 @@ class Trace:
 
 
 class Collector:
-    """Remembers spans, the headers that came with them, and the bytes in which they came."""
+    """Keep the received spans, their request headers and their request bodies."""
 
     def __init__(self) -> None:
         self.spans: list[Span] = []
@@ -93,7 +93,7 @@ class Collector:
             yield self
 
     def wait_for(self, wanted: Callable[[Span], bool]) -> Span:
-        """The first such span, as soon as it is there."""
+        """Return the first span that matches, as soon as it has arrived."""
         give_up = time.monotonic() + _LIMIT_S
         while True:
             for span in list(self.spans):
@@ -103,7 +103,10 @@ class Collector:
             time.sleep(0.02)
 
     def trace_of(self, request_id: str) -> Trace:
-        """The trace of a request. A request's own span ends last, so the others are there when it is."""
+        """Return the trace of a request.
+
+        The request's own span ends last, so all other spans have arrived before it.
+        """
         root = self.wait_for(lambda one: one.attributes.get("gkt.request.id") == request_id)
         return Trace(root, list(self.spans))
 

@@ -1,4 +1,4 @@
-"""An engine that counts the tokens it reads and generates, and stops, or does not, when its client disconnects."""
+"""An engine that counts the tokens it reads and generates. It stops at a disconnect of its client if configured."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ class CountingEngine:
 
 
 def choices_of(body: Json) -> int:
-    """Return the number of answers that a request wants."""
+    """Return the number of answers that a request asks for."""
     prompts = body.get("prompt")
     return (body.get("n") or 1) * (len(prompts) if isinstance(prompts, list) else 1)
 

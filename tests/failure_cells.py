@@ -1,4 +1,4 @@
-"""What becomes of a call that meets a fault: a cell for each of `COLUMNS` in tests/failure_table.py."""
+"""The outcome of a call that meets a fault: a cell for each of `COLUMNS` in tests/failure_table.py."""
 
 from __future__ import annotations
 

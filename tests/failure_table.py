@@ -47,7 +47,7 @@ LIMIT_S = 60
 
 @dataclass(frozen=True)
 class Case:
-    """One fault of one protocol, met by one kind of call."""
+    """One fault of one protocol and one kind of call that meets it."""
 
     fault: Fault
     protocol: str
@@ -78,7 +78,7 @@ def cases() -> list[Case]:
 
 @dataclass
 class World:
-    """A gateway over the faulty engine: a route for each case, and a teacher and a student without fault."""
+    """A gateway over the faulty engine: one route per case, and a teacher and a student without faults."""
 
     faulty: FaultEngine
     gateway: GatewayProcess
@@ -88,7 +88,7 @@ class World:
     _read_at: float = 0.0
 
     def meet(self, case: Case) -> Cell:
-        """Make the case's call, and say what became of it."""
+        """Make the case's call and return its outcome."""
         body = {"model": case.name, "messages": [{"role": "user", "content": case.name}], "stream": case.streams}
         answer = self.client.post(
             f"{self.gateway.url}/v1/chat/completions", headers={"Authorization": f"Bearer {KEY}"}, json=body
@@ -105,7 +105,7 @@ class World:
         )
 
     def _breaker(self, name: str) -> str:
-        """Return the state of an engine's breaker. One reply, which names all engines, is for all cases that wait."""
+        """Return the state of an engine's breaker. One reply names all engines, so all waiting cases share it."""
         asked = time.monotonic()
         with self._reading:
             if self._read_at < asked:
@@ -114,7 +114,7 @@ class World:
             return self._engines[name]["breaker"]
 
     def meet_all(self) -> dict[str, dict[str, Cell]]:
-        """What became of each case, by fault and by column and protocol, as `column/protocol`."""
+        """Return the outcome of each case, by fault and by `column/protocol`."""
         met: dict[str, dict[str, Cell]] = {}
         with ThreadPoolExecutor(AT_ONCE) as pool:
             # The megabytes come last: they keep the processes busy, and others have short deadlines.
@@ -149,7 +149,10 @@ def world(folder: Path, redis_url: str) -> Iterator[World]:
 
 
 def _timeouts(case: Case) -> Json:
-    """Only the deadline that ends the case's stall is short: on a busy machine any other would end it elsewhere."""
+    """Shorten only the deadline that ends the case's stall.
+
+    On a busy machine another short deadline could expire first.
+    """
     if not case.fault.stalls:
         return PATIENT
     return PATIENT | SHORT[case.fault.stalls if case.streams else "total"]
@@ -186,7 +189,10 @@ def _reply(case: Case, answer: httpx.Response) -> str:
 
 
 def _streamed(answer: httpx.Response) -> tuple[str, str | None]:
-    """The text, and the code of the error that ended it; a stream without error ends with [DONE] and one finish."""
+    """Return the text and the code of the error that ended it.
+
+    A stream without error ends with [DONE] and one finish_reason.
+    """
     *events, last = [line.removeprefix("data: ") for line in answer.text.splitlines() if line]
     done = last == "[DONE]"
     chunks = [orjson.loads(data) for data in (events if done else [*events, last])]
@@ -206,7 +212,7 @@ def _extent(text: str, opening: str, whole: str) -> str:
 
 
 def _about(wait_s: str) -> str:
-    """A date is some seconds nearer by the time that it is read."""
+    """Round a Retry-After that was computed from a date: the date is some seconds nearer when it is read."""
     return "30" if 20 <= int(wait_s) <= 30 else wait_s
 
 
@@ -251,7 +257,7 @@ def _shown(cell: Cell | None) -> str:
 
 
 def as_rows(met: dict[str, dict[str, Cell]]) -> dict[str, Row]:
-    """What was met, as the file of cells has it; both protocols come to the same."""
+    """Return the outcomes in the form of tests/failure_cells.py. Both protocols must have the same outcome."""
     rows: dict[str, Row] = {}
     for fault in FAULTS:
         cells = []

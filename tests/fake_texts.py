@@ -1,4 +1,4 @@
-"""What fakes say to raw prompts, as engines do: OpenAI's text completions, and TGI's own two routes."""
+"""Replies of fake engines to raw prompts: OpenAI's text completions and TGI's two routes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ READ = 10
 
 
 async def said(request: web.Request, body: dict[str, Any], text: str, finish: str) -> web.StreamResponse:
-    """The same text whatever was asked, whole or word by word."""
+    """Reply with a fixed text, whole or word by word, on each route for raw prompts."""
     if request.path == "/generate":
         return generated(text, finish)
     if request.path == "/generate_stream":
@@ -24,16 +24,17 @@ async def said(request: web.Request, body: dict[str, Any], text: str, finish: st
 
 
 def generated(text: str, finish: str) -> web.Response:
-    """TGI 3.3.7, router/src/server.rs: the counts stand in headers, and why it ended in `details`."""
+    """Return a reply of TGI 3.3.7 (router/src/server.rs): token counts in headers, the finish reason in `details`."""
     details = {"finish_reason": _tgis(finish), "generated_tokens": len(text.split()), "seed": None, "prefill": []}
     headers = {"x-prompt-tokens": str(READ), "x-generated-tokens": str(len(text.split()))}
     return web.json_response({"generated_text": text, "details": {**details, "tokens": []}}, headers=headers)
 
 
 def token_events(tokens: list[str], finish: str) -> list[dict[str, Any]]:
-    """TGI 3.3.7: one event for each token, the last with the whole text and the counts, and no [DONE].
+    """Return the events of a stream of TGI 3.3.7: one per token, the last with the whole text and the counts, without
+    [DONE].
 
-    A model that ends by itself ends in a token that is special, and no part of the text.
+    If the model ends by itself, the last token is special and is not part of the text.
     """
     written = [(token, False) for token in tokens] + ([("</s>", True)] if finish == "stop" else [])
     events: list[dict[str, Any]] = [
@@ -55,7 +56,7 @@ def _tgis(finish: str) -> str:
 
 
 async def _completed(request: web.Request, body: dict[str, Any], text: str, finish: str) -> web.StreamResponse:
-    """OpenAI's /v1/completions: each prompt n times, repeated in front where `echo` asks for that."""
+    """Reply as OpenAI's /v1/completions: each prompt n times, repeated before the answer if `echo` is set."""
     prompt, wanted = body["prompt"], body.get("n") or 1
     prompts = prompt if isinstance(prompt, list) and not isinstance(prompt[0], int) else [prompt]
     silent = body.get("max_tokens") == 0
@@ -93,12 +94,12 @@ def text_choice(
 
 
 def text_chunk(*choices: dict[str, Any]) -> dict[str, Any]:
-    """A reply or a chunk of one: they have the same shape."""
+    """Return a reply or a chunk of a text completion; both have the same shape."""
     return {"id": "fake-1", "object": "text_completion", "created": 1, "model": "fake", "choices": list(choices)}
 
 
 def logprobs(tokens: list[str]) -> dict[str, Any]:
-    """As text completions have them, which is not as chats have them."""
+    """Return log-probabilities in the format of text completions, which differs from that of chats."""
     return {
         "tokens": tokens,
         "token_logprobs": [None, *[-0.5] * (len(tokens) - 1)],

@@ -1,4 +1,4 @@
-"""Fakes, only where a fault must be provoked or a wire observed. Each is a real server on a real socket."""
+"""Fake engines for tests that provoke a fault or observe requests. Each fake is a real server on a real socket."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Handler = Callable[[web.Request, dict[str, Any]], Awaitable[web.StreamResponse]]
 
 @contextmanager
 def served(app: web.Application) -> Iterator[str]:
-    """Run an aiohttp application on a thread of its own; yields its base URL."""
+    """Run an aiohttp application on a thread of its own; yield its base URL."""
     loop = asyncio.new_event_loop()
     started = threading.Event()
     where: list[str] = []
@@ -57,20 +57,23 @@ def served(app: web.Application) -> Iterator[str]:
 
 
 def is_control(body: dict[str, Any]) -> bool:
-    """Whether a call is the gateway's own, made to find out whether an engine fails at everything."""
+    """Return whether the gateway made this call itself, to find out whether an engine fails every request."""
     return CONTROL_CHAT.items() <= body.items() or CONTROL_TEXT.items() <= body.items()
 
 
 class FakeEngine:
-    """A student or teacher that does what `behave` says on the route it is asked on, and remembers what it was asked.
+    """A student or teacher. It answers each call by `behave` and keeps the received requests.
 
-    It speaks both protocols' side routes, so that a gateway takes it for an engine that is up.
+    It serves the side routes of both protocols, so that a gateway considers it up.
     """
 
     ROUTES = ("/v1/chat/completions", "/v1/completions", "/generate", "/generate_stream")
 
     def __init__(self, behave: Handler, embed: Handler | None = None, *, owned_by: str | None = None) -> None:
-        """`owned_by`: what /models says of its owner, which tells the kind of an engine."""
+        """Create the engine.
+
+        `owned_by` is the `owned_by` field of /models, from which the gateway reads the engine's kind.
+        """
         self.behave = behave
         self.owned_by = owned_by
         self.embed = embed or _embeds
@@ -115,14 +118,14 @@ class FakeEngine:
 
 
 async def _embeds(_: web.Request, body: dict[str, Any]) -> web.Response:
-    """A vector for each input, in the encoding that was asked for."""
+    """Return a vector for each input, in the requested encoding."""
     several = isinstance(body["input"], list) and not isinstance(body["input"][0], int)
     raw = embedded(len(body["input"]) if several else 1, body.get("encoding_format"))
     return web.Response(body=raw, content_type="application/json")
 
 
 def embedded(vectors: int, encoding: str | None = None) -> bytes:
-    """OpenAI's embeddings reply, in the bytes of an engine: its numbers are such as others would write otherwise."""
+    """Return OpenAI's embeddings reply. Its numbers have forms that other JSON writers would change."""
     numbers = b'"AACAPwAAAAA="' if encoding == "base64" else b"[1e-05, 0.50]"
     data = b", ".join(
         b'{"object": "embedding", "index": %d, "embedding": %s}' % (index, numbers) for index in range(vectors)
@@ -136,7 +139,7 @@ async def _info(_: web.Request) -> web.Response:
 
 
 def reply(text: str, finish: str = "stop", usage: dict[str, int] | None = None) -> dict[str, Any]:
-    """An OpenAI completion. Usage defaults to 10 tokens read and one for each word written."""
+    """Return an OpenAI completion. Usage defaults to 10 prompt tokens and one token for each word of the text."""
     counted = {"prompt_tokens": 10, "completion_tokens": len(text.split())}
     return {
         "id": "fake-1",
@@ -149,7 +152,9 @@ def reply(text: str, finish: str = "stop", usage: dict[str, int] | None = None) 
 
 
 def says(text: str, finish: str = "stop") -> Handler:
-    """An engine that always says the same, whole or streamed word by word, on each route in that route's shape."""
+    """Return a handler that always replies with `text`, whole or streamed word by word, in the shape of the called
+    route.
+    """
 
     async def behave(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         if request.path != "/v1/chat/completions":
@@ -169,7 +174,7 @@ def says(text: str, finish: str = "stop") -> Handler:
 
 
 def says_with_odds(text: str, p1: float | None) -> Handler:
-    """A student whose first token has this probability; None: it tells none."""
+    """Return a student whose first token has probability `p1`. With None it reports no log-probabilities."""
 
     async def behave(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         if not body.get("logprobs"):
@@ -197,7 +202,7 @@ def chunk(delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
 
 @contextmanager
 def recording_proxy(upstream: str) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """A proxy before a real engine: yields its URL and the JSON bodies that went through it, in order."""
+    """Run a proxy before a real engine; yield its URL and the list of the JSON bodies that it forwarded, in order."""
     bodies: list[dict[str, Any]] = []
 
     async def forward(request: web.Request) -> web.StreamResponse:

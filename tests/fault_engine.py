@@ -1,6 +1,6 @@
-"""An engine on a raw socket, in command of every byte and every packet of its replies.
+"""An engine on a raw socket that controls every byte and every packet of its replies.
 
-It speaks both protocols, OpenAI's and TGI's, whole and streamed. What goes wrong is `tests/faults.py`'s to say.
+It supports OpenAI's and TGI's protocol, whole and streamed. `tests/faults.py` defines the faults.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _MEGABYTE = 1_000_000
 
 @dataclass
 class Wire:
-    """One call, and the means to answer it byte by byte."""
+    """One call, with methods to answer it byte by byte."""
 
     protocol: str
     path: str
@@ -58,19 +58,19 @@ class Wire:
 
     @property
     def address(self) -> str:
-        """The engine's own, as no caller may see it."""
+        """The engine's own URL. Callers must never see it."""
         host, port = self.writer.get_extra_info("sockname")[:2]
         return f"http://{host}:{port}"
 
     @property
     def finish(self) -> str:
-        """An opening is cut for length, as a teacher's is."""
+        """The finish reason. An opening ends at the token limit, as a teacher's does."""
         return "length" if self.body.get("max_tokens") == OPENING_TOKENS else "stop"
 
     # What an engine without fault says.
 
     def whole(self) -> bytes:
-        """The body of a reply that is not streamed."""
+        """Return the body of a reply that is not streamed."""
         if self.path == "/generate":
             details = {"finish_reason": "length", "generated_tokens": 7, "seed": None, "prefill": [], "tokens": []}
             return orjson.dumps({"generated_text": TEXT, "details": details})
@@ -84,7 +84,7 @@ class Wire:
         return orjson.dumps(reply)
 
     def events(self) -> list[bytes]:
-        """The data of each event of a reply that is streamed; chats end with usage and [DONE]."""
+        """Return the data of each event of a streamed reply. Chats end with usage and [DONE]."""
         if self.path == "/generate_stream":
             return [orjson.dumps(token) for token in _tokens()]
         first: Json = {"role": "assistant", "content": ""}
@@ -99,7 +99,7 @@ class Wire:
 
     @property
     def counts(self) -> dict[str, str]:
-        """The headers in which TGI counts tokens."""
+        """The headers in which TGI reports token counts."""
         if self.protocol != "tgi" or not isinstance(self.usage, dict):
             return {}
         return {"x-prompt-tokens": str(self.usage["prompt_tokens"]),
@@ -108,11 +108,11 @@ class Wire:
     # How it is sent.
 
     async def is_read(self) -> None:
-        """What breaks after this breaks behind what was sent, on a busy machine too."""
+        """Wait until the gateway has read the sent bytes, also on a busy machine. A later fault then follows them."""
         await asyncio.sleep(_READ_WITHIN_S)
 
     async def send(self, *packets: bytes) -> None:
-        """Send each in a packet of its own."""
+        """Send each packet on its own."""
         for packet in packets:
             self.writer.write(packet)
             await self.writer.drain()
@@ -124,12 +124,12 @@ class Wire:
         await self.send(head(status, **{"content_type": kind, "transfer_encoding": "chunked"} | headers))
 
     async def reply(self, body: bytes, status: int = 200, **headers: str) -> None:
-        """Send a reply of one piece."""
+        """Send a reply in one piece."""
         defaults = {"content_type": "application/json", "content_length": str(len(body))}
         await self.send(head(status, **defaults | headers) + body)
 
     async def answer(self) -> None:
-        """Answer without fault."""
+        """Answer without a fault."""
         if self.streamed:
             await self.stream(event(data) for data in self.events())
         else:
@@ -137,20 +137,20 @@ class Wire:
             await self.reply(self.whole(), **counts)
 
     async def stream(self, packets: Any, **headers: str) -> None:
-        """Send a whole stream, each part of it as a chunk and a packet of its own."""
+        """Send a whole stream, each part as a chunk and a packet of its own."""
         await self.begin(**headers)
         for packet in packets:
             await self.send(chunked(packet))
         await self.send(b"0\r\n\r\n")
 
     async def many_bytes(self, before: bytes, megabytes: int) -> None:
-        """Send a chunk that never seems to end, as far as the other side reads it."""
+        """Send a chunk without end, as far as the gateway reads it."""
         await self.send(chunked(before))
         for _ in range(megabytes):
             await self.send(chunked(b"a" * _MEGABYTE))
 
     async def reset(self) -> None:
-        """Break the connection the hard way (RST)."""
+        """Reset the connection (RST)."""
         await self.is_read()
         linger = struct.pack("ii", 1, 0)
         self.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
@@ -158,7 +158,7 @@ class Wire:
         self.over = True
 
     async def stall(self) -> None:
-        """Say nothing more until the other side hangs up."""
+        """Send nothing more until the gateway closes the connection."""
         self.over = True
         await self.reader.read()
 
@@ -167,7 +167,7 @@ class Wire:
 
 
 def head(status: int = 200, **headers: str) -> bytes:
-    """The head of a reply; `content_type` is Content-Type."""
+    """Return the head of a reply. The parameter `content_type` sets Content-Type."""
     lines = [f"HTTP/1.1 {status} Whatever", *(f"{name.replace('_', '-')}: {value}" for name, value in headers.items())]
     return "\r\n".join([*lines, "", ""]).encode()
 
@@ -256,7 +256,7 @@ class FaultEngine:
             thread.join(timeout=10)
 
     def base(self, place: str) -> str:
-        """The `api_base` of a place: `protocol/fault/cell`."""
+        """Return the `api_base` of a place: `protocol/fault/cell`."""
         return f"{self.url}/{place}" + ("/v1" if place.startswith("openai/") else "")
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -271,7 +271,7 @@ class FaultEngine:
                 await writer.wait_closed()
 
     async def _answered(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        """Answer one request; whether another may follow over the connection."""
+        """Answer one request; return whether another may follow on the connection."""
         asked = await reader.readuntil(b"\r\n\r\n")
         target = asked.split(b" ", 2)[1].decode()
         size = re.search(rb"content-length: *([0-9]+)", asked.lower())
@@ -298,7 +298,9 @@ class FaultEngine:
 
 
 def _aside(path: str, body: Json) -> Json | None:
-    """What is asked before an engine is called up: its models, its limits, and whether it continues."""
+    """Return the reply to a call that the gateway makes before it considers an engine up: models, limits, continuation
+    probe.
+    """
     if path.endswith("/models"):
         return {"object": "list", "data": [{"id": "org/model", "object": "model"}]}
     if path == "/info":
@@ -312,7 +314,7 @@ def _aside(path: str, body: Json) -> Json | None:
 
 @contextmanager
 def refusing() -> Iterator[str]:
-    """A URL at which every connection is refused: the port is taken, and nobody listens."""
+    """Yield a URL at which every connection is refused: the port is bound and nothing listens."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         yield f"http://127.0.0.1:{taken.getsockname()[1]}"

@@ -1,4 +1,4 @@
-"""What a faulty engine does with one call: each function here plays one fault, over `tests/fault_engine.py`'s wire."""
+"""The faults of an engine: each function plays one fault for one call, over the `Wire` of tests/fault_engine.py."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def streamed(packets: Callable[[list[bytes]], Iterable[bytes]], **headers: str) -> Play:
-    """A stream whose packets are made of the data of its events; whole replies have no fault."""
+    """Return a play whose stream consists of packets made of the events' data. Whole replies have no fault."""
 
     async def play(wire: Wire) -> None:
         if wire.streamed:
@@ -33,7 +33,7 @@ def streamed(packets: Callable[[list[bytes]], Iterable[bytes]], **headers: str) 
 
 
 def _half(wire: Wire) -> bytes:
-    """The first half of what there is to say, as it goes over the wire."""
+    """Return the first half of the reply, as it is sent."""
     if wire.streamed:
         events = wire.events()
         return b"".join(map(event, events[: len(events) // 2]))
@@ -114,7 +114,7 @@ async def stall_between(wire: Wire) -> None:
 
 
 async def stall_after_last(wire: Wire) -> None:
-    """All in one packet: on a busy machine a pause between two would be a stall too."""
+    """Send all in one packet. On a busy machine a pause between two packets would be a second stall."""
     await wire.begin()
     told = b"".join(event(data) for data in wire.events() if data != b"[DONE]") if wire.streamed else wire.whole()
     await wire.send(chunked(told))
@@ -174,7 +174,7 @@ def without_space(events: list[bytes]) -> Iterable[bytes]:
 
 
 def commented(events: list[bytes]) -> Iterable[bytes]:
-    """TGI sends `:` every 15 s, OpenRouter `: OPENROUTER PROCESSING`; other fields are for browsers."""
+    """Add comments and other fields. TGI sends `:` every 15 s, OpenRouter sends `: OPENROUTER PROCESSING`."""
     for number, data in enumerate(events):
         yield b": OPENROUTER PROCESSING\n\n:\n\n"
         yield b"event: message\nid: %d\nretry: 3000\n" % number + event(data)
@@ -190,7 +190,7 @@ def without_last(events: list[bytes]) -> Iterable[bytes]:
 
 
 def unended(events: list[bytes]) -> Iterable[bytes]:
-    """The last event lacks its blank line, and nothing says that it was the last."""
+    """Omit the blank line after the last event, and [DONE]."""
     *before, last = list(map(event, events[:-1]))
     return [*before, last.rstrip(b"\n")]
 
@@ -204,7 +204,7 @@ def cut_off(events: list[bytes]) -> Iterable[bytes]:
 
 
 def _with(data: bytes, **fields: Any) -> bytes:
-    """An event with other fields in its choices."""
+    """Return an event with other fields in its choices."""
     if data == b"[DONE]":
         return data
     chunk = orjson.loads(data)
@@ -214,7 +214,7 @@ def _with(data: bytes, **fields: Any) -> bytes:
 
 
 def changing(events: list[bytes]) -> Iterable[bytes]:
-    """Every chunk is of another answer and another model, as it says, and some are said twice to be the same."""
+    """Change id, model and time between chunks; two consecutive chunks share an id."""
     for number, data in enumerate(events):
         if data == b"[DONE]":
             yield event(data)
@@ -277,14 +277,17 @@ def answers(status: int, body: Json | bytes, **headers: str) -> Play:
 
 
 def _telling(said: Json, wire: Wire) -> Json:
-    """What an engine says, in words that no caller may see: it quotes its address and the key it was given."""
+    """Return an error body with the engine's address and key in it, which no caller may see."""
     text = orjson.dumps(said).decode()
     told: Json = orjson.loads(text.replace("WHERE", wire.address).replace("KEY", SECRET))
     return told
 
 
 def fails_with(said: Json, *, after: int = 0, done: bool = False) -> Play:
-    """An error event, under HTTP 200, after so many others; a whole reply has it as its body."""
+    """Return a play that sends an error event under HTTP 200 after `after` events.
+
+    A whole reply has the error as its body.
+    """
 
     async def play(wire: Wire) -> None:
         told = orjson.dumps(_telling(said, wire))
@@ -345,7 +348,7 @@ async def bomb(wire: Wire) -> None:
 
 
 async def longer_than_it_is(wire: Wire) -> None:
-    """It promises more bytes than come, and hangs up."""
+    """Send fewer bytes than Content-Length and close the connection."""
     body = b"".join(map(event, wire.events()[:-1])) if wire.streamed else wire.whole()
     kind = "text/event-stream" if wire.streamed else "application/json"
     await wire.reply(body, content_type=kind, content_length=str(len(body) + 100))

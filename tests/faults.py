@@ -1,4 +1,4 @@
-"""The faults that an engine can have, as data: what each does, and what becomes of a call that meets it."""
+"""The faults that an engine can have, as data: the engine's behavior and the outcome of a call that meets it."""
 
 from __future__ import annotations
 

@@ -29,14 +29,14 @@ def sha256(text: str) -> str:
 
 
 def model(name: str, protocol: str, api_base: str, **more: Any) -> dict[str, Any]:
-    """A model entry of config.yaml; the teacher costs ten times the student."""
+    """Return a model entry of config.yaml. The teacher costs ten times as much as the student."""
     usd = 1.0 if protocol == "tgi" else 0.1
     price = {"input_per_1m": usd, "output_per_1m": usd}
     return {"name": name, "protocol": protocol, "api_base": api_base, "price": price} | more
 
 
 def guided(name: str = "chat", *, teacher: str = "big", student: str = "small", **guidance: Any) -> dict[str, Any]:
-    """A guided route with a deadline that a busy CPU can keep."""
+    """Return a guided route with a deadline that a busy CPU can keep."""
     return {
         "model": name,
         "mode": "guided",
@@ -47,7 +47,7 @@ def guided(name: str = "chat", *, teacher: str = "big", student: str = "small", 
 
 
 def write_policy(file: Path, content: dict[str, Any]) -> None:
-    """As careful tools do: under another name, then renamed."""
+    """Replace the file atomically: write another file, then rename it."""
     beside = file.with_name(f".{file.name}.new")
     YAML().dump(content, beside)
     beside.rename(file)
@@ -58,7 +58,7 @@ TEACHER_ONLY = {"model": "chat-teacher", "mode": "teacher", "teacher": "big"}
 
 
 class GatewayProcess:
-    """One running `gkt-gateway serve`; `log` holds its JSON lines so far."""
+    """A running `gkt-gateway serve`. `log` holds the JSON lines that it has logged so far."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class GatewayProcess:
         tenants: dict[str, dict[str, Any]] | None = None,
         **sections: Any,
     ) -> None:
-        """`tenants`: by name, what a policy file says beside its key and its routes. More of them bring their keys."""
+        """Prepare a gateway. `tenants` holds the fields of each policy file except the default key and routes."""
         self._arguments = arguments
         self._entry = entry
         self._environ = environ or {}
@@ -128,7 +128,7 @@ class GatewayProcess:
                 self.log.append({"event": "not json", "line": line})
 
     def wait_for_log(self, event: str, limit_s: float = 10.0, **fields: Any) -> dict[str, Any]:
-        """The first log line with this event and these fields."""
+        """Return the first log line with this event and these fields."""
         give_up = time.monotonic() + limit_s
         seen = 0
         while time.monotonic() < give_up:
@@ -143,7 +143,7 @@ class GatewayProcess:
         raise AssertionError(f"no log line {event!r} with {fields}; the log:\n{self.raw_log}")
 
     def terminate(self) -> int:
-        """SIGTERM, and wait: the exit code."""
+        """Send SIGTERM and wait; return the exit code."""
         self.process.send_signal(signal.SIGTERM)
         code = self.process.wait(timeout=30)
         self._reader.join(timeout=5)
@@ -164,7 +164,7 @@ class GatewayProcess:
 
 @contextmanager
 def running_gateway(folder: Path, **config: Any) -> Iterator[GatewayProcess]:
-    """Start, hand over, stop."""
+    """Start a gateway, yield it and stop it."""
     process = GatewayProcess(folder, **config)
     try:
         process.start()

@@ -1,4 +1,4 @@
-"""A gateway whose guided answers are compared, and engines that know when they are asked for an opening."""
+"""A gateway that compares its guided answers, and engines that recognize requests for an opening."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def is_opening(body: dict[str, Any]) -> bool:
 
 
 def opens(alone: str, finish_reason: str = "stop") -> Handler:
-    """A teacher: an opening for whoever asks for as few tokens as guidance has, else an answer of its own."""
+    """Return a teacher: it replies with an opening if a request has the token limit of guidance, else with `alone`."""
 
     async def behave(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         return await (says(WORDS, "length") if is_opening(body) else says(alone, finish_reason))(request, body)
@@ -58,7 +58,7 @@ def opens(alone: str, finish_reason: str = "stop") -> Handler:
 
 
 def goes_on(guided: str, alone: str) -> Handler:
-    """A student: it goes on with an opening, or answers by itself."""
+    """Return a student: it replies `guided` if the request holds an opening, else `alone`."""
 
     async def behave(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         opened = "messages" in body and body["messages"][-1]["role"] == "assistant"
@@ -73,7 +73,7 @@ async def fails(_: web.Request, __: dict[str, Any]) -> web.Response:
 
 
 class Guarded:
-    """A gateway with a quality guard, and what it tells of it."""
+    """A gateway that samples the quality of guided answers, and the readers of its metrics, log and admin API."""
 
     def __init__(self, gateway: GatewayProcess) -> None:
         self.gateway = gateway
@@ -85,7 +85,7 @@ class Guarded:
         return httpx.post(self.gateway.url + path, headers=headers, json=body, timeout=30)
 
     def run_of(self, answer: httpx.Response, name: str) -> dict[str, Any]:
-        """The log line of the receipt of one run beside a request."""
+        """Return the log line of the receipt of one sampled run of a request."""
         return self.gateway.wait_for_log("request", id=f"{answer.headers['x-request-id']}-shadow-{name}")
 
     def runs_beside(self, answer: httpx.Response) -> list[str]:
@@ -107,7 +107,7 @@ class Guarded:
             time.sleep(0.02)
 
     def compared(self, result: str, *arguments: Any, **more: Any) -> httpx.Response:
-        """The answer to a request whose comparison has ended so."""
+        """Make a request; return its answer when its comparison has ended with this result."""
         before = self.counted()[result]
         answer = self.ask(*arguments, **more)
         self.wait_until_counted(result, before + 1)
@@ -123,7 +123,7 @@ class Guarded:
         return httpx.get(f"{self.gateway.admin_url}/metrics").text
 
     def rows(self, route: str) -> dict[str, dict[str, Any]]:
-        """By length, when a usage worker has written all comparisons that were made."""
+        """Return the rows of a route by length, when a usage worker has written all comparisons that were made."""
         give_up = time.monotonic() + 20
         made = self.counted().get("made", 0)
         while True:
@@ -136,7 +136,7 @@ class Guarded:
 
 
 class World(Guarded):
-    """The same before a teacher, a student and a judge."""
+    """A guarded gateway between a teacher, a student and a judge."""
 
     def __init__(self, engines: list[FakeEngine], gateway: GatewayProcess) -> None:
         super().__init__(gateway)
@@ -193,7 +193,7 @@ class running_world:  # noqa: N801  used as the function that it is
 
 
 class Held:
-    """An engine that holds back what nobody waits for, until it may."""
+    """An engine that delays all answers except openings until `free` is set."""
 
     def __init__(self, answer: Handler) -> None:
         self._answer = answer

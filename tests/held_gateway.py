@@ -1,4 +1,4 @@
-"""A gateway whose event loop is held while Redis replies: `python -m tests.held_gateway serve ...`."""
+"""A gateway whose event loop is blocked while Redis replies: `python -m tests.held_gateway serve ...`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _exchange = RedisLedger.exchange
 
 
 async def _held(self: RedisLedger, *args: Any) -> Any:
-    """Hold the loop as soon as the command is out, for longer than Redis may take."""
+    """Block the loop after the command was sent, for longer than the Redis timeout."""
     if not next(_numbers) % _EACH:
         asyncio.get_running_loop().call_soon(time.sleep, _HELD_S)
     return await _exchange(self, *args)

@@ -1,4 +1,4 @@
-"""Programs that tests use and do not bring: scripts/system installs them where it may."""
+"""Programs that tests need and that scripts/system installs where it can."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 
 def program(name: str) -> str:
-    """Where it is. Where it is missing the test did not run, and says so; in CI that is a failure."""
+    """Return the path of a program. Without it the test is skipped with a reason; in CI it fails."""
     found = shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
     if found is not None:
         return found

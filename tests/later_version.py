@@ -1,7 +1,7 @@
-"""A gateway of a later version, for tests: its board has a layout that this version does not know, and its receipts and
-intents say more than this one reads. Run as a script, with the arguments of `gkt-gateway`.
+"""A gateway of a later version, for tests: run as a script, with the arguments of `gkt-gateway`.
 
-It is this code and not an earlier commit's, since a shallow clone has none: what differs is what a version may change.
+Its scheduler has a layout that this version does not know. Its receipts and intents have fields that this version does
+not read. The script runs this code, not an earlier commit's, because a shallow clone has no earlier commits.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def _more(to_json: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
 
 
 def become_later() -> None:
-    """From here on this process is the later version."""
+    """Make this process a gateway of the later version."""
     redis_keys.RedisKeys.__init__.__defaults__ = (LAYOUT,)  # type: ignore[attr-defined]
     for kind in (Receipt, Intent):
         kind.to_json = _more(kind.to_json)  # type: ignore[method-assign]

@@ -1,4 +1,4 @@
-"""llama.cpp as a server of embeddings, in a process of its own: the 135M model, its vectors averaged over a text.
+"""llama.cpp as an embeddings server in a process of its own: the 135M model, its vectors averaged over a text.
 
 `python -m tests.llama_embedder` prints its address and serves until its standard input ends.
 """
@@ -44,7 +44,7 @@ def main() -> None:
 
 @contextmanager
 def running_embedder() -> Iterator[str]:
-    """Start it; yields its base URL."""
+    """Start the server; yield its base URL."""
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.llama_embedder"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,

@@ -1,4 +1,4 @@
-"""A real PostgreSQL for tests: a server in a temporary folder, on a unix socket, as a user who may run one."""
+"""A real PostgreSQL for tests, in a temporary folder and on a unix socket, run by an unprivileged user."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _binaries() -> Path | None:
 
 
 class Postgres:
-    """One server. `url` is what config.yaml says; `stop` ends it hard, `start` starts it again."""
+    """One server. `url` is the value for config.yaml; `stop` ends it immediately, `start` starts it again."""
 
     def __init__(self, binaries: Path, folder: Path) -> None:
         self._binaries = binaries
@@ -68,7 +68,7 @@ class Postgres:
 
 @contextmanager
 def running_postgres() -> Iterator[Postgres]:
-    """Start, hand over, stop. Skips where there is none, unless in CI."""
+    """Start a server, yield it and stop it. Without PostgreSQL the test is skipped; in CI it fails."""
     binaries = _binaries()
     if binaries is None:
         assert not os.environ.get("CI"), "CI needs PostgreSQL's server: scripts/system installs it"

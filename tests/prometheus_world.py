@@ -68,7 +68,7 @@ def until(true: Callable[[], object], what: object) -> None:
 
 @contextmanager
 def faulty_gateway(folder: Path, redis_url: str) -> Iterator[GatewayProcess]:
-    """Two workers, four engines of which one is gone, a tenant with a budget, and one with a limit that it passes."""
+    """Run two workers before four engines, of which one is unreachable, with a budgeted and a limited tenant."""
     profiles = {}
     for name, text in (("teacher", _TEACHER), ("student", _STUDENT), ("hung", _HUNG)):
         profiles[name] = folder / f"{name}.yaml"
@@ -114,7 +114,7 @@ def faulty_gateway(folder: Path, redis_url: str) -> Iterator[GatewayProcess]:
 
 
 async def load(gateway: GatewayProcess, part: int, statuses: dict[int, int]) -> None:
-    """Send requests of every kind, others in each part; count the replies of each status. 0: the caller hung up."""
+    """Send requests of every kind, some in each part. Count replies by status; 0 counts disconnects."""
     numbers = iter(range(part * _REQUESTS, (part + 1) * _REQUESTS))
     async with aiohttp.ClientSession(
         # Each on a connection of its own, so that both workers get some.
@@ -167,18 +167,18 @@ async def _ask(session: aiohttp.ClientSession, url: str, number: int) -> int:
 
 
 def samples_of(text: str, name: str) -> list[tuple[dict[str, str], float]]:
-    """A metric, by its labels, out of what a gateway told."""
+    """Return the samples of a metric in an exposition, by labels."""
     families = text_string_to_metric_families(text)
     return [(one.labels, one.value) for family in families for one in family.samples if one.name == name]
 
 
 def total(gateway: GatewayProcess, name: str) -> float:
-    """A metric now, over all its labels."""
+    """Return the current value of a metric, summed over its labels."""
     return sum(value for _, value in samples_of(httpx.get(f"{gateway.admin_url}/metrics").text, name))
 
 
 def kept_receipts(redis_url: str) -> list[Receipt]:
-    """All that Redis keeps of the world's tenants."""
+    """Return all receipts that Redis holds of the world's tenants."""
     with Redis.from_url(redis_url) as redis:
         names = list(redis.scan_iter(f"{{{PREFIX}:tenant:*}}:v1:receipt:*", count=1000))
         raws: Any = redis.mget(names) if names else []
@@ -186,7 +186,7 @@ def kept_receipts(redis_url: str) -> list[Receipt]:
 
 
 def settled(gateway: GatewayProcess, redis_url: str) -> list[Receipt]:
-    """The receipts, once every request that began has ended, been counted and been kept."""
+    """Return the receipts when every started request has ended and is counted and stored."""
     found: list[Receipt] = []
 
     def over() -> bool:
@@ -204,7 +204,7 @@ def usd(receipts: list[Receipt], field: str) -> Decimal:
 
 
 def kill_a_busy_worker(gateway: GatewayProcess) -> None:
-    """SIGKILL to worker 1 while it holds requests, which another process then settles."""
+    """Send SIGKILL to worker 1 while it holds requests. Another process settles them."""
     pids = {line["worker"]: line["pid"] for line in list(gateway.log) if line["event"] == "worker_ready"}
 
     async def hang() -> None:
@@ -238,22 +238,23 @@ def kill_a_busy_worker(gateway: GatewayProcess) -> None:
 
 
 class Prometheus:
-    """A running Prometheus, asked over its API."""
+    """A running Prometheus, queried over its API."""
 
     def __init__(self, url: str) -> None:
         self.url = url
 
     def query(self, expr: str) -> list[dict[str, Any]]:
-        """What it says now. Raises AssertionError where it is no PromQL."""
+        """Return the current result. Raise AssertionError if `expr` is not valid PromQL."""
         reply = httpx.post(f"{self.url}/api/v1/query", data={"query": expr}).json()
         assert reply["status"] == "success", f"{expr}: {reply.get('error')}"
         result: list[dict[str, Any]] = reply["data"]["result"]
         return result
 
     def query_range(self, expr: str, since: float) -> list[dict[str, Any]]:
-        """The values for each second from `since` (Unix time, seconds) until now, as a dashboard's panel gets them.
+        """Return the values for each second from `since` (Unix time, seconds) until now, as a dashboard's panel reads
+        them.
 
-        Raises AssertionError where `expr` is no PromQL.
+        Raises AssertionError if `expr` is not valid PromQL.
         """
         data = {"query": expr, "start": since, "end": time.time(), "step": 1}
         reply = httpx.post(f"{self.url}/api/v1/query_range", data=data).json()
@@ -268,7 +269,7 @@ class Prometheus:
 
 @contextmanager
 def prometheus(folder: Path, target: str) -> Iterator[Prometheus]:
-    """One that goes by the shipped files; only address and times are the test's."""
+    """Run a Prometheus with the shipped files; only the address and the intervals are the test's."""
     config = YAML(typ="safe").load(DEPLOY / "prometheus" / "prometheus.yml")
     config["global"] = {"scrape_interval": f"{round(_SCRAPE_S * 1000)}ms", "evaluation_interval": "1s"}
     config["rule_files"] = [str(DEPLOY / "prometheus" / name) for name in config["rule_files"]]

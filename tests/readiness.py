@@ -1,4 +1,4 @@
-"""Waiting for what a gateway finds out in the background."""
+"""Wait for results of a gateway's background work."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ def detail(admin_url: str) -> dict[str, Any]:
 
 
 def wait_until_probed(admin_url: str, *engines: str) -> dict[str, Any]:
-    """Until every engine, or each of these, is up and known to continue; returns readiness in detail."""
+    """Wait until every engine, or each of `engines`, is up and its continuation is known; return detailed readiness."""
     return _wait(admin_url, "up", "continuation", engines=engines)
 
 
 def wait_until_up(admin_url: str) -> dict[str, Any]:
-    """Until every engine was looked at and is up; returns readiness in detail."""
+    """Wait until every engine was checked and is up; return detailed readiness."""
     return _wait(admin_url, "up")
 
 
@@ -37,7 +37,7 @@ def _wait(admin_url: str, *wanted: str, engines: tuple[str, ...] = ()) -> dict[s
 
 
 def wait_until_looked_at(admin_url: str) -> dict[str, Any]:
-    """Until every engine was looked at, up or not; returns readiness in detail."""
+    """Wait until every engine was checked, up or not; return detailed readiness."""
     give_up = time.monotonic() + LIMIT_S
     while (seen := detail(admin_url))["status"] == "starting":
         assert time.monotonic() < give_up, f"not looked at in {LIMIT_S:g} s: {seen}"

@@ -1,4 +1,4 @@
-"""A Redis that is there and does not answer."""
+"""Redis faults: a server that accepts connections and does not answer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @asynccontextmanager
 async def paused(url: str) -> AsyncIterator[None]:
-    """Stop the server's process inside the block; its connections stay open, and new ones are taken."""
+    """Stop the server's process inside the block. Its connections stay open and new ones are accepted."""
     async with Redis.from_url(url) as redis:
         pid = (await redis.info("server"))["process_id"]
     os.kill(pid, signal.SIGSTOP)

@@ -26,7 +26,7 @@ UNTIL = int(datetime(2025, 12, 1, tzinfo=UTC).timestamp())
 
 
 class Told(NamedTuple):
-    """What each place must show of a tenant. Money is in millionths of a dollar."""
+    """The values that each place must show of a tenant. Money is in millionths of a dollar."""
 
     requests: int
     cost: str
@@ -78,12 +78,12 @@ CLASSES = {
 
 
 def micro(text: str) -> Decimal:
-    """Millionths of a dollar, as USD."""
+    """Convert millionths of a dollar to USD."""
     return Decimal(text).scaleb(-6)
 
 
 def receipts() -> list[Receipt]:
-    """All of the month, on its days, from the 2nd on."""
+    """Return the receipts of the month, one per day from the 2nd on."""
     alone = {"student": call("small", 100, 60)}
     served, sample = _of("lab-0", closed(guided())), guided(shadow_of="lab-0", plan=plan("teacher"), student=None)
     sample.teacher = call("big", 100, 100, cached=60)
@@ -120,14 +120,14 @@ def receipts() -> list[Receipt]:
 
 
 def _of(receipt_id: str, receipt: Receipt, error: str | None = None) -> Receipt:
-    """The receipt of a tenant, with a round error: 1000 of a guided answer, 100 of the student's."""
+    """Return a tenant's receipt with a round error: 1000 for a guided answer, 100 for the student's."""
     error = error or ("1000" if receipt.guidance is not None else "100")
     tenant = receipt_id.partition("-")[0]
     return with_savings(msgspec.structs.replace(receipt, id=receipt_id, tenant=tenant, baseline_error_usd=micro(error)))
 
 
 def _of_an_earlier_version(receipt_id: str, receipt: Receipt) -> Receipt:
-    """What is read of a receipt that has no class, and baseline less cost as its savings."""
+    """Return a receipt as read from an earlier version: without class, its savings being baseline less cost."""
     raw: dict[str, Any] = msgspec.json.decode(_of(receipt_id, receipt).to_json())
     for name in ("savings_class", "measured"):
         del raw[name]

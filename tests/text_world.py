@@ -1,4 +1,4 @@
-"""A gateway between engines that do as they are told, asked to continue raw prompts."""
+"""A gateway between fake engines, for tests of raw prompts."""
 
 from __future__ import annotations
 
@@ -27,13 +27,16 @@ _numbers = itertools.count()
 
 
 def few_shot() -> str:
-    """A prompt as in the paper, section 4.1: examples, then the question. Nobody sent it before: guidance is kept."""
+    """Return a new prompt as in the paper, section 4.1: examples, then the question.
+
+    No cached guidance exists for it.
+    """
     return f"Q: What is the capital of Spain?\nA: Madrid.\n\nQ: What is the capital of land {next(_numbers)}?\nA:"
 
 
 @dataclass
 class Streamed:
-    """An event stream, taken apart."""
+    """An event stream, parsed."""
 
     headers: httpx.Headers
     parts: list[dict[str, Any]]
@@ -83,7 +86,7 @@ class World:
         return self.gateway.wait_for_log("request", id=reply.headers["x-request-id"])
 
     def reset(self) -> None:
-        """Each engine as it was, with nothing asked."""
+        """Restore each engine's behavior and clear its received requests."""
         self.teacher.behave, self.student.behave = says(TEACHERS, "length"), says(REST)
         self.spare.behave = says(REST)
         for engine in (self.teacher, self.student, self.spare):

@@ -37,7 +37,7 @@ def _timed_run(handle: events.Handle) -> None:
 
 
 class _Started(threading.local):
-    """Start times of the C functions that a thread is in, the innermost last."""
+    """Start times of the C functions that run in a thread, the innermost last."""
 
     def __init__(self) -> None:
         self.times: list[float] = []

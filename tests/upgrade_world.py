@@ -33,7 +33,7 @@ KEYS = RedisKeys("upgrade")
 
 
 class Teacher:
-    """Takes a moment over each call, and counts the most that it had at once."""
+    """Answer after a pause; count the calls and their maximum concurrency."""
 
     def __init__(self) -> None:
         self.calls = self.now = self.most = 0
@@ -50,7 +50,7 @@ class Teacher:
 
 
 class Student:
-    """Answers JSON at once; a stream waits for `go` after its first word."""
+    """Answer JSON at once. A stream waits for `go` after its first word."""
 
     def __init__(self) -> None:
         self.go = asyncio.Event()
@@ -70,7 +70,7 @@ class Student:
 
 @dataclass
 class Balancer:
-    """Sends each request to the next gateway that is in service, and tries none twice: what fails has failed."""
+    """Send each request to the next gateway in service, without retries."""
 
     client: httpx.AsyncClient
     urls: list[str] = field(default_factory=list)
@@ -99,7 +99,7 @@ class Balancer:
         self.answers[answer.headers["x-request-id"]] = url
 
     async def take_out(self, url: str) -> None:
-        """Send it nothing more, and wait until what was sent has arrived: what a preStop pause is for."""
+        """Take a gateway out of service and wait until it has received all sent requests, as a preStop pause does."""
         self.urls.remove(url)
         await until(lambda: self.unheard[url] == 0)
 
@@ -121,7 +121,7 @@ async def until(true: Callable[[], bool], limit_s: float = 60) -> None:
 
 
 class World:
-    """Gateways of two versions between one teacher and one student, and callers who ask without a pause."""
+    """Gateways of two versions between one teacher and one student, and callers that send requests without a pause."""
 
     def __init__(self, folder: Path, server: EmbeddedRedis, redis: Redis, client: httpx.AsyncClient) -> None:
         self.folder, self.server, self.redis = folder, server, redis
@@ -155,7 +155,7 @@ class World:
         return process
 
     async def stop(self, process: GatewayProcess) -> None:
-        """Out of service, and then told to stop while streams are under way."""
+        """Take a gateway out of service, then stop it while streams are in flight."""
         self.student.go.clear()
         streams = [asyncio.ensure_future(self.balancer.ask(f"Stream {n}", at=process.url, stream=True)) for n in "abc"]  # noqa: TID251
         await self.balancer.take_out(process.url)
@@ -169,7 +169,10 @@ class World:
         assert (stopped_line["cut"], stopped_line["receipts_kept"]) == (0, True)
 
     async def load(self) -> None:
-        """Callers that ask one request after the other; every third of them streams, and some ask all the same."""
+        """Run callers that send one request after the other.
+
+        Every third caller streams; one caller repeats its question.
+        """
 
         async def caller(number: int) -> None:
             while not self.done:
@@ -188,7 +191,7 @@ class World:
         return found
 
     async def some(self, requests: int = 40) -> None:
-        """Until so many more are answered."""
+        """Wait until `requests` more requests are answered."""
         enough = len(self.balancer.answers) + requests
         await until(lambda: len(self.balancer.answers) >= enough or bool(self.balancer.failed))
 

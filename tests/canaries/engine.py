@@ -1,4 +1,4 @@
-"""An engine that tells all it knows: it quotes the key it was called with, and the prompt, in every way to fail."""
+"""An engine that quotes the key and the prompt of each call in every kind of failure."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _TENANT = re.compile(r"TENANT:([a-z]+)")
 
 
 def engine(answer: Callable[[str, str], str], role: str) -> Callable[[web.Request, Any], Any]:
-    """What an engine does: what the prompt's `PLAY:` says when it names this role, else it answers.
+    """Return an engine that plays the failure named by `PLAY:` in the prompt for its role, else answers.
 
-    answer: (tenant, role) -> its words.
+    answer: (tenant, role) -> its text.
     """
 
     async def behave(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:

@@ -1,4 +1,4 @@
-"""Texts that may stand nowhere but where they were put, and the search for them."""
+"""Texts that may appear only where a test put them, and the search for them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _TELLING_CHARS = 14  # of a text that was cut, so much is enough to be found
 
 @dataclass(frozen=True)
 class Found:
-    """A canary where it should not be."""
+    """A canary in a place where it is forbidden."""
 
     canary: str
     place: str
@@ -20,7 +20,7 @@ class Found:
 
 @dataclass
 class Canaries:
-    """Unique texts by name. Their shape is no key's, so that no filter by shape takes them out."""
+    """Unique texts by name. They do not have the shape of a key, so no filter by shape removes them."""
 
     texts: dict[str, str] = field(default_factory=dict)
     places: dict[str, int] = field(default_factory=dict)
@@ -32,7 +32,7 @@ class Canaries:
         return self.texts[name]
 
     def search(self, place: str, *texts: str, allowed: tuple[str, ...] = ()) -> None:
-        """Look for each of them, whole, cut or in base64, but for those whose names begin with one of `allowed`."""
+        """Search for each canary, whole, cut or in base64, except those whose names begin with one of `allowed`."""
         self.places[place] = self.places.get(place, 0) + len(texts)
         text = "\0".join(texts)
         for name, canary in self.texts.items():

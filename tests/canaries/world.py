@@ -1,4 +1,4 @@
-"""A gateway full of canaries: its keys, its callers', its Redis' password, and all that is asked and answered."""
+"""A gateway full of canaries: its keys, its callers' keys, its Redis password, all prompts and all answers."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ main()
 
 
 class World:
-    """All of it, under a folder. `key` is what a tenant's callers send."""
+    """The gateway and its surroundings, under a folder. `key` is the key that a tenant's callers send."""
 
     def __init__(self, folder: Path, redis_socket: str, canaries: Canaries) -> None:
         self.canaries = canaries
@@ -108,7 +108,7 @@ class World:
 
     @contextmanager
     def surroundings(self) -> Iterator[None]:
-        """Both engines, who is told of budgets, and who of traces."""
+        """Run both engines, the receiver of budget alerts and the receiver of traces."""
 
         async def hook(request: web.Request) -> web.Response:
             self.posted.append(f"{request.headers!r} {await request.text()}")
@@ -121,7 +121,7 @@ class World:
             yield
 
     def build(self) -> GatewayProcess:
-        """The process, not started yet. What surrounds it is there."""
+        """Create the gateway process without starting it. Its surroundings run already."""
         patient = {"breaker": {"failures": 1000}, "timeouts": {"first_token": "500ms", "idle": "500ms", "total": "2s"}}
         routes: list[dict[str, Any]] = [
             guided(deadline="5s"),
@@ -166,7 +166,7 @@ class World:
         return self.process
 
     def monitor(self) -> None:
-        """Write down what Redis is told, until it is gone."""
+        """Record the commands that Redis receives until Redis stops."""
         begun = threading.Event()
 
         def listen() -> None:
@@ -182,7 +182,7 @@ class World:
         assert begun.wait(10)
 
     def kept(self) -> Iterator[tuple[str, str]]:
-        """Every key of Redis, and all that is in it."""
+        """Return every key of Redis with its content."""
         readers: dict[str, Any] = {
             "string": self.redis.get,
             "hash": self.redis.hgetall,
@@ -209,7 +209,7 @@ class World:
         ]
 
     def files(self) -> Iterator[tuple[str, str]]:
-        """What the gateway has written."""
+        """Return the files that the gateway has written."""
         archive = self.folder / "data"
         assert any(archive.rglob("*.db"))
         for path in (*self._temporary.rglob("*"), *archive.rglob("*")):
@@ -218,7 +218,7 @@ class World:
 
 
 def arguments_of_all() -> Iterator[tuple[str, str]]:
-    """The command line of every process that can be seen here."""
+    """Return the command line of every visible process."""
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             yield str(path), path.read_bytes().decode("latin-1")
@@ -227,7 +227,7 @@ def arguments_of_all() -> Iterator[tuple[str, str]]:
 
 
 def said_in(body: str) -> str | None:
-    """The code of the error in a reply, or in a stream's last event."""
+    """Return the code of the error in a reply or in a stream's last event."""
     for line in reversed(body.strip().splitlines()):
         text = line.removeprefix("data: ")
         if text.startswith("{") and "error" in (told := json.loads(text)):

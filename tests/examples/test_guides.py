@@ -1,4 +1,4 @@
-"""The guides and the quickstart: their configuration can be used, their programs run, and what they show is so."""
+"""The guides and the quickstart: their configuration is valid, their programs run, and their sample output is right."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ WHOLE = "Because of scattering."
 
 
 def blocks(page: str) -> dict[str, str]:
-    """Those that are named in their first line, by that name."""
+    """Return the named blocks by the name in their first line."""
     text = (ROOT / page).read_text("utf-8")
     return dict(re.findall(r"^```\w+\n(?:#|//) (\S+\.\w+)\n(.*?)^```", text, re.DOTALL | re.MULTILINE))
 
@@ -83,7 +83,7 @@ def test_the_guides_configuration_falls_back_as_the_other_proxys_does(tmp_path: 
 
 @pytest.mark.timeout(600)
 def test_the_examples_ci_script_passes_and_rejects_a_wrong_policy(tmp_path: Path) -> None:
-    """It leaves no files, and reports an error once."""
+    """The script leaves no files and reports an error once."""
     folder = tmp_path / "two-tenants"
     shutil.copytree(ROOT / "examples" / "two-tenants", folder)
     before = sorted(folder.rglob("*"))

@@ -1,4 +1,4 @@
-"""The programs of examples/ as they stand, before a gateway whose engines say what they are told."""
+"""The programs of examples/, unchanged, before a gateway between fake engines."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_a_stream_and_its_account(scene: Scene) -> None:
 
 
 def test_a_stream_that_breaks_off_is_told_as_one(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And leaves with 1: what was shown is no answer."""
+    """The program exits with 1, because the shown text is not a whole answer."""
 
     async def ends_early(request: web.Request, _: dict[str, Any]) -> web.StreamResponse:
         response = await begin_events(request)
@@ -96,7 +96,7 @@ def test_a_stream_that_breaks_off_is_told_as_one(scene: Scene, monkeypatch: pyte
 
 
 def test_a_receipt_in_money(scene: Scene) -> None:
-    """As the receipt has it."""
+    """The program prints the amounts of the receipt."""
     done = scene.play(sys.executable, EXAMPLES / "receipt_and_cost.py", "What did it cost?")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
@@ -126,7 +126,7 @@ def test_the_client_for_node(scene: Scene) -> None:
 
 
 def test_every_program_is_run() -> None:
-    """And stands in the list, with all other examples."""
+    """Every program has a test and is in the list of examples."""
     source = Path(__file__).read_text("utf-8")
     programs = [path.name for path in EXAMPLES.iterdir() if path.suffix in {".py", ".mjs"}]
     assert [name for name in programs if f'"{name}"' not in source] == []

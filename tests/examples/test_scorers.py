@@ -1,4 +1,4 @@
-"""examples/scorers: the scorer is one that `eval run --scorer` takes, and its questions can be asked."""
+"""examples/scorers: `eval run --scorer` accepts the scorer, and its questions are valid requests."""
 
 from __future__ import annotations
 

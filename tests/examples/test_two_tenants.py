@@ -1,4 +1,4 @@
-"""examples/two-tenants: it can be used as it stands, and does what its comments say."""
+"""examples/two-tenants: the configuration is valid, unchanged, and does what its comments state."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def admin_key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def policies() -> dict[str, dict[str, Any]]:
-    """By tenant, as the files say."""
+    """Return the policy of each tenant, as the files define it."""
     files = [YAML(typ="safe").load(path) for path in sorted((FOLDER / "policies").glob("*.yaml"))]
     return {policy["tenant"]: policy for policy in files}
 
@@ -71,7 +71,7 @@ def teacher() -> Iterator[FakeEngine]:
 def test_the_projection_asks_the_teacher_in_its_words_and_drops_what_it_names(
     teacher: FakeEngine, redis_url: str, tmp_path: Path
 ) -> None:
-    """Through a gateway, with the two policies as they stand."""
+    """Send a request through a gateway with the two policies, unchanged."""
     shutil.copytree(FOLDER / "policies" / "projections", tmp_path / "policies" / "projections")
     body = json.loads((FOLDER / "requests" / "long.json").read_text("utf-8"))
     with ExitStack() as stack:
