@@ -1,4 +1,4 @@
-"""The real OpenAI SDK sends what OpenAI accepts, and reads replies with all of OpenAI's fields."""
+"""The gateway accepts every request of the real OpenAI SDK that OpenAI accepts; replies have all of OpenAI's fields."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def client(gate: GatewayProcess) -> Iterator[OpenAI]:
 
 
 def test_empty_messages_and_both_limits_reach_the_student(client: OpenAI, engine: FakeEngine) -> None:
-    """null becomes an empty text, 5.0 becomes 5, and the smaller limit holds."""
+    """The student gets "" for null, 5 for 5.0, and the smaller limit."""
     more = {"seed": 5.0, "max_tokens": 9}
     reply = client.chat.completions.create(
         model="chat-student", messages=EMPTY, max_completion_tokens=4, extra_body=more
@@ -66,7 +66,7 @@ def test_empty_messages_can_be_guided(client: OpenAI) -> None:
 
 
 def test_deltas_have_the_fields_of_openais(client: OpenAI) -> None:
-    """The first one has the role, and every choice has logprobs."""
+    """The first delta has the role, and every choice has logprobs."""
     with client.chat.completions.create(model="chat-student", messages=EMPTY, stream=True) as stream:
         choices = [chunk.choices[0] for chunk in stream if chunk.choices]
     assert {"role", "content", "refusal"} <= choices[0].delta.model_fields_set

@@ -1,4 +1,4 @@
-"""`tokens: auto` with real models behind it and the unmodified OpenAI SDK before it."""
+"""`tokens: auto` with real models and the unmodified OpenAI SDK."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def client(engines: LocalStack, redis_url: str, tmp_path_factory: pytest.TempPat
 
 
 def told(client: OpenAI, route: str, **more: Any) -> tuple[str, dict[str, Any]]:
-    """What was answered, and its receipt, whose shares are its cost."""
+    """Return the answer and its receipt; check that the receipt's shares add up to its cost."""
     raw = client.chat.completions.with_raw_response.create(
         model=route, messages=ASKED, **({"max_tokens": 60, "temperature": 0} | more)
     )
@@ -67,7 +67,7 @@ def test_the_length_is_chosen_and_the_caller_who_wants_little_gets_none(client: 
 
 
 def test_an_opening_of_a_sentence_ends_with_one_streamed_or_not(client: OpenAI) -> None:
-    """The same words either way: where it ends is the teacher's to say, and not how it is heard."""
+    """A JSON reply and a stream end the opening at the same place."""
     whole, receipt = told(client, "chat-sentence", max_tokens=200)
     assert receipt["length"]["ended"] == "sentence"
     assert receipt["guidance"]["kept_tokens"] < receipt["guidance"]["tokens"] == 80

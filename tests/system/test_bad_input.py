@@ -1,4 +1,4 @@
-"""Bad input gets OpenAI's error body, naming the field; nothing of the caller's secrets comes back."""
+"""Invalid requests get OpenAI's error body with the name of the field, and no secret of the caller."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def _error(answer: httpx.Response) -> dict[str, Any]:
     ],
 )
 def test_a_wrong_field_is_named(caller: httpx.Client, body: dict[str, Any], param: str) -> None:
-    """400, invalid_request_error, and the SDK is told not to try again."""
+    """400 and invalid_request_error; the SDK does not retry."""
     answer = caller.post("/v1/chat/completions", json=body)
     error = _error(answer)
     assert answer.status_code == 400
@@ -94,14 +94,14 @@ def test_a_wrong_field_is_named(caller: httpx.Client, body: dict[str, Any], para
 
 @pytest.mark.parametrize("raw", [b"", b"{", b"[]", b'"text"', b"\xff\xfe", b"null", b"NaN"])
 def test_what_is_not_a_json_object_is_400(caller: httpx.Client, raw: bytes) -> None:
-    """Whatever the bytes are."""
+    """Any bytes that are not a JSON object get a 400."""
     answer = caller.post("/v1/chat/completions", content=raw)
     assert answer.status_code == 400
     assert "JSON" in _error(answer)["message"]
 
 
 def test_an_unknown_model_is_404_and_lists_those_of_the_key(caller: httpx.Client) -> None:
-    """So that the caller can mend it without asking anybody."""
+    """The list enables the caller to correct the request."""
     answer = caller.post("/v1/chat/completions", json={"model": "gpt-4o", "messages": ASKED})
     error = _error(answer)
     assert (answer.status_code, error["code"], error["param"]) == (404, "model_not_found", "model")
@@ -133,7 +133,7 @@ def test_an_unknown_model_is_404_and_lists_those_of_the_key(caller: httpx.Client
 def test_no_key_or_a_wrong_one_is_401_everywhere(
     gate: GatewayProcess, headers: dict[str, str], method: str, path: str
 ) -> None:
-    """The key that was sent stands neither in the answer nor in the log."""
+    """Neither the answer nor the log contains the key that was sent."""
     answer = httpx.request(method, gate.url + path, headers=headers, json={} if method == "POST" else None)
     assert answer.status_code == 401
     assert _error(answer)["code"] == "invalid_api_key"
@@ -164,14 +164,14 @@ def test_a_header_that_cannot_be_parsed_is_not_logged(gate: GatewayProcess) -> N
 
 
 def test_a_body_with_a_wrong_encoding_is_400(caller: httpx.Client) -> None:
-    """Not a mistake of ours."""
+    """The gateway does not report it as an error of its own."""
     answer = caller.post("/v1/chat/completions", content=b"not gzip", headers={"Content-Encoding": "gzip"})
     assert answer.status_code == 400
     assert "encoding" in _error(answer)["message"]
 
 
 def test_after_a_body_that_could_not_be_read_the_connection_ends(gate: GatewayProcess) -> None:
-    """Nobody knows where the next request would begin."""
+    """The gateway cannot find the start of the next request."""
     host, _, port = gate.url.removeprefix("http://").partition(":")
     head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nContent-Encoding: gzip\r\n"
     with socket.create_connection((host, int(port)), timeout=5) as raw:
@@ -184,14 +184,14 @@ def test_after_a_body_that_could_not_be_read_the_connection_ends(gate: GatewayPr
 
 
 def test_a_body_over_the_limit_is_413(caller: httpx.Client) -> None:
-    """The limit stands in the message."""
+    """The message states the limit."""
     answer = caller.post("/v1/chat/completions", json={"model": "chat", "messages": ASKED, "pad": "x" * 11_000})
     assert answer.status_code == 413
     assert "10000" in _error(answer)["message"]
 
 
 def test_unknown_routes_are_404_and_wrong_methods_405(caller: httpx.Client) -> None:
-    """Both in OpenAI's shape; 405 says what is allowed."""
+    """Both have OpenAI's shape; 405 lists the allowed methods."""
     assert caller.get("/v1/nothing").status_code == 404
     assert _error(caller.get("/v1/nothing"))["code"] == "not_found"
     wrong = caller.get("/v1/chat/completions")
@@ -201,7 +201,7 @@ def test_unknown_routes_are_404_and_wrong_methods_405(caller: httpx.Client) -> N
 
 
 def test_no_reply_tells_what_the_gateway_is_built_with(caller: httpx.Client, gate: GatewayProcess) -> None:
-    """Versions of Python and aiohttp are for those who look for holes in them."""
+    """Versions of Python and aiohttp would help attackers."""
     asked = {"model": "chat-student", "messages": ASKED}
     replies = [
         caller.post("/v1/chat/completions", json=asked),
@@ -217,12 +217,12 @@ def test_no_reply_tells_what_the_gateway_is_built_with(caller: httpx.Client, gat
 
 
 def test_an_unknown_receipt_is_404(caller: httpx.Client) -> None:
-    """Nobody learns whose it is."""
+    """The reply does not reveal the owner of a receipt."""
     assert caller.get("/v1/receipts/req_nobody").status_code == 404
 
 
 def test_probes_need_no_key_and_metrics_are_not_public(gate: GatewayProcess) -> None:
-    """healthz and readyz on the public listener; metrics on the admin listener only."""
+    """The public listener serves healthz and readyz; only the admin listener serves metrics."""
     assert httpx.get(gate.url + "/healthz").text == "ok\n"
     assert httpx.get(gate.url + "/readyz").text == "ready\n"
     assert httpx.get(gate.url + "/metrics").status_code == 404
@@ -230,7 +230,7 @@ def test_probes_need_no_key_and_metrics_are_not_public(gate: GatewayProcess) -> 
 
 
 def test_a_flood_beyond_the_bound_is_503_with_retry_after(redis_url: str, tmp_path: Any) -> None:
-    """What a process holds at once is bounded; the rest is told to come again."""
+    """A process bounds its requests in flight; all others get Retry-After."""
     import asyncio
 
     async def slowly(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
@@ -267,5 +267,5 @@ def test_a_flood_beyond_the_bound_is_503_with_retry_after(redis_url: str, tmp_pa
 
 
 def _receipt_of(process: GatewayProcess, answer: httpx.Response) -> httpx.Response:
-    """Return the reply for the receipt of an answer that has left: its process writes receipts at once."""
+    """Return the reply for the receipt of a sent answer; its process writes receipts immediately."""
     return httpx.get(f"{process.url}/v1/receipts/{answer.headers['x-request-id']}", headers=AUTHORISED)

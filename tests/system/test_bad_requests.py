@@ -1,4 +1,5 @@
-"""A request that an engine cannot take is its caller's error: nobody repeats it, and nobody else notices it.
+"""A request that an engine rejects is the caller's error: the gateway does not retry it, and other tenants are
+unaffected.
 
 The clients are the unmodified OpenAI SDK; the engines are real models behind llama.cpp and behind the stand-in for TGI.
 """
@@ -26,7 +27,7 @@ PLAIN: list[Any] = [{"role": "user", "content": "List the planets."}]
 
 
 class CountingClient:
-    """The SDK with its own retries, and the status of each reply that it got."""
+    """The SDK with its own retries; it records the status of each reply."""
 
     def __init__(self, url: str, key: str) -> None:
         self.statuses: list[int] = []
@@ -75,7 +76,7 @@ BAD: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("what", BAD)
 def test_what_llama_cpp_cannot_take_is_refused_once(caller: CountingClient, gateway: GatewayProcess, what: str) -> None:
-    """It answers 500 to all of these, and the SDK would repeat them."""
+    """llama.cpp answers 500 to all of these, which the SDK would retry."""
     asked: dict[str, Any] = {"model": "chat-student", "messages": PLAIN, "max_tokens": 4} | BAD[what]
     with pytest.raises(openai.BadRequestError) as refused:
         caller.sdk.chat.completions.create(**asked)
@@ -86,7 +87,10 @@ def test_what_llama_cpp_cannot_take_is_refused_once(caller: CountingClient, gate
 
 
 def test_one_tenants_bad_requests_cost_no_other_tenant_an_answer(gateway: GatewayProcess) -> None:
-    """Four at a time, for as long as the other one asks; the SDK repeats what it is told to."""
+    """One tenant sends four invalid requests at a time while the other sends valid ones.
+
+    The SDK retries as the replies indicate.
+    """
     noisy, quiet = CountingClient(gateway.url, KEY), CountingClient(gateway.url, OTHER_KEY)
     done = False
 

@@ -1,4 +1,4 @@
-"""What a real gateway says of baselines whose model's tokenizer it knows: in replies, and on receipts."""
+"""Baselines of a real gateway in replies and on receipts, for a model whose tokenizer is known."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ TOKENIZER = Path(_SPEC.origin).parent / "litellm_core_utils" / "tokenizers" / "d
 
 @pytest.fixture(scope="module")
 def gateway(tmp_path_factory: pytest.TempPathFactory, redis_url: str) -> Iterator[GatewayProcess]:
-    """`big` has a tokenizer.json beside the configuration; the engines count words."""
+    """Run a gateway. `big` has a tokenizer.json beside the configuration; the engines count words."""
     folder = tmp_path_factory.mktemp("baseline")
     (folder / "big.json").symlink_to(TOKENIZER)
     with (
@@ -61,7 +61,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory, redis_url: str) -> Iterato
 
 
 def ask(gateway: GatewayProcess, route: str, **more: Any) -> tuple[httpx.Response, dict[str, Any]]:
-    """A reply, and its receipt as the log has it once it is settled."""
+    """Return a reply and its settled receipt from the log."""
     reply = httpx.post(
         f"{gateway.url}/v1/chat/completions",
         json={"model": route, "messages": MESSAGES} | more,
@@ -79,7 +79,7 @@ def ask(gateway: GatewayProcess, route: str, **more: Any) -> tuple[httpx.Respons
 def test_the_answer_counts_as_the_baseline_model_would_count_it(
     gateway: GatewayProcess, route: str, answer: str, *, stream: bool
 ) -> None:
-    """Whole, as the caller got it, whoever wrote it and however it left."""
+    """The whole answer counts, in any mode, as JSON and as a stream."""
     reply, receipt = ask(gateway, route, stream=stream)
     if not stream:
         assert reply.json()["choices"][0]["message"]["content"].strip() == answer.strip()

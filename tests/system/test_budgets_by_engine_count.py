@@ -1,4 +1,4 @@
-"""Budgets of a real gateway process, by the engine's own count: callers that disconnect, and usage that is false."""
+"""Budgets of a real gateway process, by the engine's own count: callers that disconnect, false usage."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ FALSE_USAGE: dict[str, Callable[[Json], Json | None]] = {
 
 @dataclass(frozen=True)
 class Case:
-    """Callers of one tenant that all do the same."""
+    """Callers of one tenant with the same behavior."""
 
     shape: str
     engine: str = "runs-on"
@@ -124,7 +124,7 @@ CASES = AT_ANY_TIME + AT_A_POINT + UNDER_FALSE_USAGE
 
 @dataclass
 class World:
-    """A gateway before engines that count for themselves, with a tenant for each case."""
+    """A gateway before engines that keep their own count, with a tenant for each case."""
 
     gateway: GatewayProcess
     engines: dict[str, CountingEngine]
@@ -172,7 +172,7 @@ def world(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 @dataclass
 class Callers:
-    """The callers of one case, and what the engine did for them."""
+    """The callers of one case, and the engine's account of their requests."""
 
     session: aiohttp.ClientSession
     case: Case
@@ -180,7 +180,7 @@ class Callers:
     sent: int = 0
 
     async def spend_all(self) -> None:
-        """Call until one more request does not fit. Each time, check the books."""
+        """Call until one more request does not fit. Check the accounts after each call."""
         give_up = time.monotonic() + 200
         last = replace(self.case, at=self.case.at and "json")
         status: int | None = None
@@ -205,7 +205,7 @@ class Callers:
             return answer.status
 
     async def _settled(self) -> Json:
-        """Return the budget, when nothing of it is reserved."""
+        """Return the budget when nothing of it is reserved."""
         give_up = time.monotonic() + 60
         while time.monotonic() < give_up:
             async with self.session.get("/v1/limits") as answer:
@@ -217,7 +217,7 @@ class Callers:
         raise AssertionError("something stays reserved")
 
     async def _check_books(self) -> None:
-        """Check that what the engine counted is in the books, and within the budget."""
+        """Check that the accounts contain the engine's count and stay within the budget."""
         spent = Decimal((await self._settled())["spent_usd"])
         for one in self._own():
             assert await asyncio.to_thread(one.ended.wait, 60)
@@ -245,7 +245,7 @@ async def test_a_budget_holds_whenever_callers_disconnect(world: World, case: Ca
 async def test_a_budget_holds_whatever_usage_an_engine_reports(
     world: World, case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its tokens are bounded by what was sent and what arrived."""
+    """The sent and received text bounds the reported tokens."""
     async with world.callers(case) as callers:
         monkeypatch.setattr(callers.engine, "reported", FALSE_USAGE[case.usage])
         await callers.spend_all()

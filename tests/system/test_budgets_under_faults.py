@@ -1,4 +1,4 @@
-"""Budgets of real gateway processes under load, by the engine's own count, whatever befalls Redis or the processes."""
+"""Budgets of real gateway processes under load, by the engine's own count, while Redis or processes fail."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Load:
 
     @property
     def spent_usd(self) -> Decimal:
-        """By the engine's count: what it was asked, whether anybody heard the answer or not."""
+        """Return the cost by the engine's count, of answers that were read and of answers that were not."""
         return sum((self.spent_by(tenant) for tenant in self._keys), Decimal(0))
 
     def spent_by(self, tenant: str) -> Decimal:
@@ -115,7 +115,7 @@ async def fleet(
     entry: tuple[str, ...] = ("-m", "gateway"),
     keys: dict[str, str] | None = None,
 ) -> AsyncIterator[tuple[Load, list[GatewayProcess], str]]:
-    """So many gateways before one engine, on a Redis of their own."""
+    """Run this number of gateways before one engine, on a Redis of their own."""
     async with EmbeddedRedis() as redis:
         load = Load(folder, redis.url, max_usd, keys)
         with ExitStack() as stack:
@@ -154,7 +154,7 @@ async def until(true: Callable[[], bool], what: str) -> None:
 
 
 async def test_a_redis_that_stands_still_under_load_lets_no_fleet_pass_its_budget(tmp_path: Path) -> None:
-    """Each process goes on within its part, is refused beyond it, and tells Redis of all afterwards."""
+    """Each process spends its share, rejects requests beyond it, and reports all costs to Redis afterwards."""
     async with fleet(tmp_path, 3, "0.01") as (load, processes, redis_url), AsyncExitStack() as stack:
         await asyncio.sleep(KNOWN_AFTER_S + 1)
         await stack.enter_async_context(load.running())
@@ -187,7 +187,7 @@ async def test_a_redis_that_is_killed_under_load_lets_no_fleet_pass_its_budget(t
 
 
 async def test_restarts_under_load_let_no_request_pass_a_tiny_budget(tmp_path: Path) -> None:
-    """The port is asked from before it is open."""
+    """Callers send requests before the port is open."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -213,7 +213,10 @@ async def test_restarts_under_load_let_no_request_pass_a_tiny_budget(tmp_path: P
 async def test_a_process_that_cannot_read_a_reply_in_time_takes_that_for_no_failure_of_redis(
     tmp_path: Path, entry: tuple[str, ...]
 ) -> None:
-    """Stopped, or its event loop held, for longer than Redis may take, again and again: every request is counted."""
+    """The process is stopped, or its event loop blocked, for longer than the Redis timeout, several times.
+
+    Every request counts.
+    """
     async with fleet(tmp_path, 1, "0.01", entry) as (load, (process,), _), load.running():
         for _ in range(6):
             await asyncio.sleep(0.3)
@@ -278,7 +281,7 @@ async def flood(session: aiohttp.ClientSession, url: str, name: str, statuses: s
 
 
 async def settled_usd(url: str, key: str) -> Decimal:
-    """Return what is spent, when nothing is reserved."""
+    """Return the spent amount when nothing is reserved."""
     async with asyncio.timeout(60), httpx.AsyncClient(headers={"Authorization": f"Bearer {key}"}) as client:
         while True:
             answer = await client.get(f"{url}/v1/limits")

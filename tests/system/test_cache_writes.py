@@ -54,7 +54,7 @@ async def caching(request: web.Request, body: dict[str, Any]) -> web.StreamRespo
 
 @pytest.fixture
 def gateway(tmp_path: Path, redis_url: str) -> Iterator[GatewayProcess]:
-    """`big` caches prompts, `small` does not."""
+    """Run a gateway: `big` caches prompts, `small` does not."""
     (tmp_path / "admin.key").write_text(ADMIN_KEY)
     with ExitStack() as stack:
         big = stack.enter_context(FakeEngine(caching).running())
@@ -90,7 +90,7 @@ def call(process: GatewayProcess, path: str, body: Any = None) -> httpx.Response
 
 
 def ask(process: GatewayProcess, route: str, **more: Any) -> tuple[str, dict[str, Any]]:
-    """Return the id of a request and the usage that its caller is told."""
+    """Return the id of a request and the usage in its reply."""
     body = {"model": route, "messages": [{"role": "user", "content": "Go on."}]} | more
     answer = call(process, "/v1/chat/completions", body)
     parts = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: {")]

@@ -1,4 +1,4 @@
-"""No secret comes out where it should not: each is unique, every path is walked, and then all places are searched."""
+"""No secret appears where it is forbidden: the test takes every path, then searches all places."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ CODES: dict[str, tuple[str | None, str | None]] = {
 
 
 class Callers:
-    """Sends what callers send, and keeps every reply with who got it."""
+    """Send the requests of callers; keep every reply with its tenant."""
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -119,7 +119,9 @@ class Callers:
 
 @pytest.mark.timeout(180)
 def test_no_secret_is_found_where_it_should_not_be(tmp_path: Path) -> None:
-    """Keys, prompts, answers in logs, metrics, traces, readiness, queues, receipts, others' replies, Redis, files..."""
+    """Search keys, prompts and answers in logs, metrics, traces, readiness, queues, receipts, other replies, Redis and
+    files.
+    """
     canaries = Canaries()
 
     async def with_redis() -> None:
@@ -173,7 +175,7 @@ def _walk_and_look(world: World) -> None:
 
 
 def _succeed(callers: Callers) -> None:
-    """Every way to an answer."""
+    """Take every path to an answer."""
     tool = {"type": "function", "function": {"name": "f", "description": callers.world.canaries["acme-tool"]}}
     for tenant in ("acme", "globex"):
         for model in (
@@ -206,7 +208,7 @@ def _succeed(callers: Callers) -> None:
 
 
 def _fail_by_engines(callers: Callers) -> None:
-    """Every play of either engine, as JSON and as a stream; and the other tenant, which must hear of none of it."""
+    """Play every fault of either engine, as JSON and as a stream. The other tenant must receive none of it."""
     assert CODES.keys() == PLAYS.keys()
     for play, codes in CODES.items():
         for stream, code in zip((False, True), codes, strict=True):
@@ -226,7 +228,7 @@ def _fail_by_engines(callers: Callers) -> None:
 
 
 def _fail_by_callers(callers: Callers) -> None:
-    """Every way to ask wrongly, with secrets in all that is wrong."""
+    """Send every kind of invalid request, with secrets in all invalid parts."""
     canaries = callers.world.canaries
     key, secret = callers.world.key("acme"), canaries["acme-extra"]
     post = "/v1/chat/completions"
@@ -278,7 +280,7 @@ def _raw(url: str, sent: str) -> bytes:
 
 
 def _make_keys(callers: Callers) -> None:
-    """Keys that are made, rotated and revoked while the gateway runs; and each kind of key where it does not hold."""
+    """Create, rotate and revoke keys while the gateway runs; use each kind of key where it is not valid."""
     world, canaries = callers.world, callers.world.canaries
 
     def holds(key: str, status: int) -> None:
@@ -317,7 +319,7 @@ def _make_keys(callers: Callers) -> None:
 
 
 def _run_out(callers: Callers) -> None:
-    """Of requests in the minute, and of money, of which the webhook is told."""
+    """Exceed the requests per minute and the budget; the webhook receives the budget alert."""
     assert [callers.ask("hasty", "fine", "chat").status_code for _ in range(2)] == [200, 429]
     assert [callers.ask("careful", "fine", "chat").status_code for _ in range(2)] == [200, 200]
     refused = callers.ask("poor", "fine", "chat")
@@ -330,7 +332,7 @@ def _run_out(callers: Callers) -> None:
 
 
 def _break(callers: Callers) -> None:
-    """Faults of the gateway's own, with a traceback."""
+    """Provoke errors of the gateway itself, with a traceback."""
     broken = callers.ask("acme", "gateway-breaks", "chat")
     assert (broken.status_code, callers.told(broken)) == (500, "server_error")
     callers.world.process.wait_for_log("request_broke")
@@ -339,7 +341,7 @@ def _break(callers: Callers) -> None:
 
 
 def _leave(callers: Callers) -> None:
-    """Callers who hang up: before the answer, and in the middle of it."""
+    """Disconnect before the answer and in the middle of it."""
     world = callers.world
     host, _, port = world.process.url.removeprefix("http://").partition(":")
     for stream in (False, True):
@@ -390,7 +392,7 @@ def _look(callers: Callers) -> None:
 
 
 def _wait_for_comparisons(world: World) -> None:
-    """Both engines were asked beside a caller, and a judge that says all it was asked instead of a grade."""
+    """Wait for sampled runs of both engines and a judge that replies with its whole request instead of a grade."""
     give_up = time.monotonic() + 10
     while True:
         told = world.admin("/metrics").text
@@ -403,7 +405,7 @@ def _wait_for_comparisons(world: World) -> None:
 
 
 def _check_that_the_cache_ends(world: World) -> None:
-    """Each text in it has a time to be forgotten, which is no later than the policy says."""
+    """Check that each cached text expires, no later than the policy allows."""
     seconds, microseconds = world.redis.time()
     now = seconds + microseconds / 1e6
     for key in world.redis.scan_iter(f"*:v{BOARD}:cache"):
@@ -414,7 +416,7 @@ def _check_that_the_cache_ends(world: World) -> None:
 
 
 def _without_redis(world: World) -> None:
-    """Redis is away, and then there with a password that is another."""
+    """Send requests while Redis is away, or has another password."""
     with Callers(world) as callers:
         for stream in (False, True):
             assert callers.ask("acme", "fine", "chat", stream=stream).status_code == 200
@@ -429,7 +431,7 @@ def _without_redis(world: World) -> None:
 
 
 def _end(world: World) -> None:
-    """SIGTERM, while a request is under way that will not end by itself."""
+    """Send SIGTERM while a request is in flight that does not end by itself."""
 
     def ask() -> None:
         with suppress(httpx.HTTPError), Callers(world) as callers:
@@ -468,7 +470,7 @@ def _look_at_the_spans(world: World) -> None:
 
 
 def _summary(canaries: Canaries) -> str:
-    """One of each kind, and how many of it there are."""
+    """Return one finding of each kind, and the number of its kind."""
     kinds: dict[tuple[str, str], list[str]] = {}
     for one in canaries.found:
         kinds.setdefault((one.canary, one.place), []).append(one.around)

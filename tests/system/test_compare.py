@@ -52,7 +52,7 @@ def measured(
     limited: float = 500,
     backlog_s: float = 0.0,
 ) -> dict[BenchCase, CaseFigures]:
-    """All that gates need, with 1,000 requests/s of the bare pass-through and 0.1 ms of the upstream."""
+    """Return all values that the gates need: 1,000 requests/s of the bare pass-through, 0.1 ms of the upstream."""
     return {
         BenchCase(UPSTREAM, "json", 1): figures(p50_ms=0.1),
         BenchCase(STUDENT, "json", 1): figures(p50_ms=student_ms + 0.1),
@@ -224,7 +224,7 @@ def pairs(started: tuple[systems.System, ...]) -> list[tuple[systems.System, sys
 
 
 def test_our_own_rows_are_guided_in_json_and_in_streams(tmp_path: Path) -> None:
-    """As they are configured, whatever the gateway's defaults are by now: a row that goes unguided does not start."""
+    """The rows are guided with any defaults of the gateway: an unguided row does not start."""
     program("nginx")
     with ExitStack() as stack:
         site = systems.Site(tmp_path, stack)

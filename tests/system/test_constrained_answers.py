@@ -1,7 +1,8 @@
-"""Guided or not, an answer satisfies the constraint of its request: through a gateway, on both routes, JSON and stream.
+"""Guided or not, an answer satisfies its request's constraint: through a gateway, on both routes, as JSON and as a
+stream.
 
-The student obeys as engines do: it writes `<<...>>` from its first token on, whatever it is given to go on with. So an
-answer is whole only where the student wrote all that the caller sees.
+The student writes `<<...>>` from its first token on, whatever it has to continue, as engines with a constraint do. So
+an answer is complete only if the student wrote all of it.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ _numbers = itertools.count()
 
 
 async def obeys(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-    """As many answers as were asked for, each written from its first token on."""
+    """Write as many answers as requested, each constrained from its first token on."""
     if request.path != "/v1/chat/completions":
         return await says(OBEYED)(request, body)
     answers = range(body.get("n") or 1)
@@ -82,7 +83,7 @@ class World:
     http: httpx.Client
 
     def ask(self, api: str, placement: str, *, stream: bool, **more: Any) -> tuple[httpx.Headers, list[str]]:
-        """The headers, and the text of each answer. Nobody sent the question before: guidance is kept."""
+        """Return the headers and the text of each answer. The question is new, so no cached guidance exists for it."""
         number = next(_numbers)
         asked: dict[str, Any] = {"messages": [{"role": "user", "content": f"Where is {number}?"}]}
         if api == "completions":
@@ -127,7 +128,7 @@ def world(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 def test_a_guided_answer_without_a_constraint_is_not_the_students_alone(
     world: World, api: str, *, stream: bool
 ) -> None:
-    """Or the property below would prove nothing."""
+    """Without this the property below would prove nothing."""
     headers, texts = world.ask(api, "prefix", stream=stream, **NEUTRAL)
     assert (headers["x-gkt-mode"], [text.strip() for text in texts]) == ("guided", ["Paris is the capital of" + OBEYED])
     headers, texts = world.ask(api, "context", stream=stream, **NEUTRAL)
@@ -145,7 +146,7 @@ def test_a_guided_answer_without_a_constraint_is_not_the_students_alone(
 def test_guided_and_unguided_answers_satisfy_the_constraint(
     world: World, case: tuple[str, str, str, str], placement: str, *, stream: bool, held: str | None, neutral: set[str]
 ) -> None:
-    """Each field of the table, with every placement, top-level and held; and no teacher is paid for nothing."""
+    """Each field of the table, with every placement, top-level and nested. No teacher is called in vain."""
     api, reason, remaining, field = case
     assume(not (field == "best_of" and stream and api == "completions"))  # a 400: the best is known at the end
     # What the gateway or the engine reads at the top alone means nothing in a holder.
@@ -167,7 +168,7 @@ def test_guided_and_unguided_answers_satisfy_the_constraint(
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("api", ["chat", "completions"])
 def test_no_teacher_is_called_for_one_token(world: World, api: str, placement: str, *, stream: bool) -> None:
-    """The gateway cuts what this student writes beyond the limit."""
+    """The gateway cuts this student's text at the limit."""
     world.teacher.requests.clear()
     headers, (text,) = world.ask(api, placement, stream=stream, max_tokens=1)
     assert (headers["x-gkt-unguided"], world.teacher.requests) == ("token_limit", [])

@@ -1,4 +1,4 @@
-"""Constraints and begun answers with a real llama.cpp student, as JSON and as streams, through the OpenAI SDK."""
+"""Constraints and prefilled answers with a real llama.cpp student, as JSON and as streams, through the OpenAI SDK."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def client(gateway: GatewayProcess) -> Iterator[OpenAI]:
 
 
 def ask(client: OpenAI, model: str, messages: list[Any] = CHAT, *, stream: bool, **more: Any) -> tuple[Any, str]:
-    """The headers, and the text of the answer."""
+    """Return the headers and the text of the answer."""
     asked: dict[str, Any] = {"model": model, "messages": messages, "max_tokens": 40, "temperature": 0} | more
     if not stream:
         raw = client.chat.completions.with_raw_response.create(**asked)
@@ -70,7 +70,7 @@ def ask(client: OpenAI, model: str, messages: list[Any] = CHAT, *, stream: bool,
 def test_an_answer_satisfies_its_grammar(
     client: OpenAI, fields: dict[str, Any], holds: Callable[[str], bool], model: str, mode: str, *, stream: bool
 ) -> None:
-    """Guided in the prompt alone, it is the student's from the first token on."""
+    """Guidance is only in the prompt, so the student writes the answer from its first token on."""
     headers, text = ask(client, model, stream=stream, **fields)
     assert holds(text)
     assert headers["x-gkt-mode"] == mode
@@ -79,7 +79,7 @@ def test_an_answer_satisfies_its_grammar(
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("model", ["chat", "chat-context"])
 def test_a_forbidden_word_is_nowhere_in_the_answer(client: OpenAI, model: str, *, stream: bool) -> None:
-    """Not at its beginning either, which the teacher would write: it begins with the word that is forbidden."""
+    """The teacher's opening would begin with the forbidden word."""
     _, teachers = ask(client, "chat-teacher", stream=False, max_tokens=4)
     word = teachers.split()[0].rstrip(",.")
     _, text = ask(client, model, stream=stream, logit_bias={word: -100, f" {word}": -100})
@@ -107,7 +107,7 @@ def test_a_raw_prompts_grammar_holds(client: OpenAI, *, stream: bool) -> None:
 def test_an_answer_that_the_caller_began_goes_on_alike_as_json_and_as_a_stream(
     client: OpenAI, model: str, begun: str
 ) -> None:
-    """This llama.cpp repeats the beginning in JSON, and not in a stream. With `echo` it does in both."""
+    """llama.cpp repeats the beginning in JSON, and not in a stream. With `echo` it does in both."""
     chat = [{"role": "user", "content": "What is the capital of France?"}, {"role": "assistant", "content": begun}]
     headers, whole = ask(client, model, chat, stream=False, max_tokens=8)
     _, streamed = ask(client, model, chat, stream=True, max_tokens=8)

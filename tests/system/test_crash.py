@@ -1,4 +1,4 @@
-"""Processes that die, hang or stop, and a Redis that does: each request keeps exactly one receipt."""
+"""Each request keeps exactly one receipt while processes die, hang or stop and Redis fails."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ ALONE = {"model": "chat-student", "messages": [{"role": "user", "content": "Writ
 
 
 class World:
-    """Engines that can be told to wait, and what Redis knows of the requests."""
+    """Engines that can wait for a signal, and readers of the requests' Redis keys."""
 
     def __init__(self, redis: Redis, prefix: str) -> None:
         self.redis = redis
@@ -56,14 +56,14 @@ class World:
         return found
 
     async def waits(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-        """An engine's answer that comes when `go` is set."""
+        """Answer when `go` is set."""
         while not self.go.is_set():
             await asyncio.sleep(0.01)
         return await says(" and ends.")(request, body)
 
 
 def guided_story() -> dict[str, Any]:
-    """Each time another one: the same would share a call to the teacher."""
+    """Return a new request each time: identical ones would share a teacher call."""
     messages = [{"role": "user", "content": f"Write story {next(_numbers)}."}]
     return {"model": "chat", "messages": messages, "max_tokens": 50}
 
@@ -107,7 +107,7 @@ async def ask(client: httpx.AsyncClient, body: dict[str, Any]) -> httpx.Response
 
 
 async def until(true: Any, limit_s: float = 10.0) -> None:
-    """Wait until the awaitable that `true` makes says so."""
+    """Wait until the awaitable that `true` creates returns the expected result."""
     give_up = time.monotonic() + limit_s
     while not await true():
         assert time.monotonic() < give_up, f"not within {limit_s:g} s"
@@ -127,7 +127,7 @@ def counted(process: GatewayProcess, metric: str, label: str = "") -> float:
 async def test_what_a_killed_process_worked_on_is_settled_once_by_those_who_live(
     redis_url: str, tmp_path: Path
 ) -> None:
-    """kill -9 with 4 requests at the teacher and 3 in a student's stream, after 5 were answered: 7 are abandoned."""
+    """kill -9 with 4 requests at the teacher and 3 in a student's stream, after 5 answers: 7 requests are abandoned."""
     finished, at_teacher, streaming = 5, 4, 3
     async with world(redis_url, "killed") as part:
         with ExitStack() as stack:
@@ -209,7 +209,10 @@ async def _has(what: Any, count: int) -> bool:
 
 @pytest.mark.long
 async def test_a_process_that_only_hung_has_the_last_word(redis_url: str, tmp_path: Path) -> None:
-    """SIGSTOP for longer than its lease: abandoned meanwhile. SIGCONT: its callers are answered, and that stays."""
+    """SIGSTOP for longer than the lease: the requests are abandoned.
+
+    SIGCONT: they are answered, and their final receipts stay.
+    """
     async with world(redis_url, "hung") as part:
         part.student.behave = part.waits
         with (
@@ -282,7 +285,7 @@ async def test_a_redis_that_restarts_empty_learns_of_what_is_under_way(tmp_path:
 
 
 async def test_a_process_that_is_told_to_stop_leaves_no_intent(redis_url: str, tmp_path: Path) -> None:
-    """Answered while it drained, or cut: each has its receipt, and there is nothing to abandon."""
+    """Each request has its receipt, answered during the drain or canceled, and none is abandoned."""
     async with world(redis_url, "stopped") as part:
         part.student.behave = part.waits
         with a_gateway(tmp_path, part, redis_url) as process:
@@ -303,7 +306,7 @@ async def test_a_process_that_is_told_to_stop_leaves_no_intent(redis_url: str, t
 
 
 async def test_a_caller_that_leaves_while_it_waits_for_admission_leaves_nothing_behind(tmp_path: Path) -> None:
-    """Redis stands still, four callers give up before it wakes: four receipts, and no engine was asked."""
+    """Redis is paused and four callers disconnect before it resumes: four receipts and no engine call."""
     async with EmbeddedRedis() as server, world(server.url, "left") as part:
         with a_gateway(tmp_path, part, server.url, timeout="4s", lease="20s") as process:
             async with a_client(process) as client:
@@ -325,7 +328,7 @@ async def test_a_caller_that_leaves_while_it_waits_for_admission_leaves_nothing_
 
 @pytest.mark.long
 async def test_a_redis_that_stands_still_costs_a_handful_of_requests_one_time_out(tmp_path: Path) -> None:
-    """Five seconds, eight callers who do not pause: each waits once at most, and all are answered, with receipts."""
+    """Five seconds, eight callers without pauses: each waits at most once, and all are answered, with receipts."""
     callers = 8
     async with EmbeddedRedis() as server, world(server.url, "still") as part:
         with a_gateway(tmp_path, part, server.url) as process:

@@ -1,7 +1,7 @@
-"""Gateway processes and their Redis are killed, stopped and taken away under load; who is left goes on.
+"""Gateway processes and their Redis are killed, paused and removed under load; the others continue.
 
-Every test counts: what callers got, what the teacher was asked and how much of it at once, what Redis keeps. The counts
-stand in one line of output per test (`pytest -rP`, or `-s`).
+Every test counts the callers' outcomes, the teacher's calls and their concurrency, and the keys in Redis. Each test
+prints the counts in one line (`pytest -rP`, or `-s`).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ OPENING, REST = "The answer to your question begins", " here and ends there."
 
 
 class Teacher:
-    """Takes its time over each call, and counts: those it was asked, those it has now, the most it had at once."""
+    """Answer after a pause; count all calls, the current calls, and their maximum concurrency."""
 
     def __init__(self) -> None:
         self.reset()
@@ -67,7 +67,7 @@ class Teacher:
 
 
 async def dribbles(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-    """Streams a word every tenth of a second for a while; answers JSON at once."""
+    """Stream a word every tenth of a second for a while; answer JSON at once."""
     if not body.get("stream"):
         return await says(REST)(request, body)
     response = await begin_events(request)
@@ -81,7 +81,7 @@ async def dribbles(request: web.Request, body: dict[str, Any]) -> web.StreamResp
 
 @dataclass
 class Fleet:
-    """Gateways on one Redis between one teacher and one student; `got` counts what callers got, by gateway."""
+    """Gateways on one Redis between one teacher and one student; `got` counts the callers' outcomes by gateway."""
 
     server: EmbeddedRedis
     redis: Redis
@@ -91,7 +91,7 @@ class Fleet:
     got: list[Counter[str]] = field(default_factory=list)
 
     async def begin(self) -> None:
-        """Start what does not run, wait until each knows of all, and count from nothing."""
+        """Start the stopped gateways, wait until each knows all others, and reset the counts."""
         await asyncio.gather(*(asyncio.to_thread(self._start, process) for process in self.gateways))
         for client in self.clients:
             await client.aclose()
@@ -116,7 +116,7 @@ class Fleet:
 
     @property
     def others(self) -> range:
-        """All but the one that meets with an accident."""
+        """All gateways except the one that fails."""
         return range(1, len(self.gateways))
 
     @staticmethod
@@ -130,7 +130,7 @@ class Fleet:
         wait_until_up(process.admin_url)  # until it knows the teacher's weights it shares no call
 
     async def ask(self, at: int, text: str, **more: Any) -> str:
-        """What became of one request at one gateway: guided, unguided and why, an error's code, or lost."""
+        """Return the outcome of one request at one gateway: guided, unguided and why, an error code, or lost."""
         body = {"model": "chat", "messages": [{"role": "user", "content": text}]} | more
         try:
             answer = await self.clients[at].post("/v1/chat/completions", json=body)
@@ -148,14 +148,14 @@ class Fleet:
         return end
 
     def asks(self, at: int, many: int, about: str = "", **more: Any) -> asyncio.Task[list[str]]:
-        """Several at once; each about something else, unless all are about the same."""
+        """Send several requests at once, with different prompts unless `about` is set."""
         asked = [
             self.ask(at, about or f"Question {number} at {at}, {os.urandom(4).hex()}", **more) for number in range(many)
         ]
         return asyncio.ensure_future(asyncio.gather(*asked))  # noqa: TID251
 
     async def steadily(self, seconds: float, every_s: float = 0.1) -> None:
-        """Ask one gateway after the other for so long, and wait for every answer."""
+        """Send requests to one gateway after the other for this time, and wait for every answer."""
         loop, asked = asyncio.get_running_loop(), []
         begun = loop.time()
         while loop.time() < begun + seconds:
@@ -167,7 +167,7 @@ class Fleet:
         self.gateways[at].process.kill()
 
     async def kept(self) -> dict[str, int]:
-        """What Redis keeps of requests, where that is not nothing."""
+        """Return the nonzero counts of request state in Redis."""
         names = KEYS.teacher("big")
         counts = {
             "tickets": await self.redis.hlen(names.tickets),
@@ -179,14 +179,14 @@ class Fleet:
         return {kind: many for kind, many in counts.items() if many}
 
     async def settled(self, *alive: int) -> None:
-        """Redis keeps nothing of what was; and at every gateway that lives the next request is guided."""
+        """Check that Redis holds no state of ended requests and that every live gateway guides the next request."""
         await until(lambda: self.kept(), {}, LEASE_S + 6)
         for at in alive:
             assert await self.ask(at, f"And now, at {at}?") == "guided"
         await until(lambda: self.kept(), {}, 2)
 
     async def receipts(self, at: int) -> list[dict[str, Any]]:
-        """One for each request that this gateway answered; all have come when there are as many."""
+        """Wait for and return one receipt for each request that this gateway answered."""
         answered = self.got[at].total() - self.got[at]["lost"]
         await until(lambda: len(self._receipts(at)), answered, 5)
         ids = [line["id"] for line in self._receipts(at)]
@@ -194,14 +194,14 @@ class Fleet:
         return self._receipts(at)
 
     def _receipts(self, at: int) -> list[dict[str, Any]]:
-        """Of its own requests; those that it settled for a dead process are `abandoned`'s."""
+        """Return a gateway's receipts of its own requests, without those that it settled for a dead process."""
         lines = [line for line in self.gateways[at].log if line["event"] == "request"]
         return [line for line in lines if line["status"] != "abandoned"]
 
     async def accounted(self) -> int:
-        """Redis has one receipt for each request since the beginning, also for those of the dead, and no intent.
+        """Check that Redis has one receipt for each request, those of dead processes included, and no intent.
 
-        Returns how many were settled for the dead: those that nobody answered, and maybe some that were answered right
+        Returns the number of requests settled for dead processes. It may include requests that were answered just
         before, whose receipt was still in memory.
         """
         await until(self._receipts_kept, sum(counts.total() for counts in self.got), 2 * LEASE_S + 5)
@@ -220,17 +220,20 @@ class Fleet:
         return len(await self.redis.keys("*crashes:tenant:*:receipt:*"))
 
     async def accounts_for_every_call(self) -> None:
-        """One that was given up in the moment in which it was made stands on its receipt, and may not have arrived."""
+        """Check the teacher's calls against the receipts.
+
+        A receipt may hold a call that was canceled before it arrived.
+        """
         calls, late = await self.calls_on_receipts(*self.all), sum(self.got, Counter[str]())["teacher_late"]
         assert calls - late <= self.teacher.calls <= calls
 
     async def calls_on_receipts(self, *alive: int) -> int:
-        """The teacher calls that stand on receipts of these gateways."""
+        """Return the number of teacher calls on the receipts of these gateways."""
         found = [receipt for at in alive for receipt in await self.receipts(at)]
         return sum(receipt["teacher"] is not None and "shared" not in receipt["teacher"] for receipt in found)
 
     async def report(self, **more: Any) -> None:
-        """The counts, in one line."""
+        """Print the counts in one line."""
         teacher = self.teacher
         got = "; ".join(f"gateway {at}: {dict(counts)}" for at, counts in enumerate(self.got))
         extra = "".join(f", {name} {value}" for name, value in more.items())
@@ -257,7 +260,7 @@ async def until(look: Callable[[], Any], wanted: Any, limit_s: float) -> None:
 
 @asynccontextmanager
 async def fleet(folder: Path, gateways: int) -> AsyncIterator[Fleet]:
-    """So many gateways, none of them started."""
+    """Create this number of gateways without starting them."""
     teacher = Teacher()
     async with AsyncExitStack() as stack:
         stack.enter_context(teacher.engine.running())
@@ -295,13 +298,13 @@ async def machines(request: pytest.FixtureRequest, tmp_path_factory: pytest.Temp
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def here(machines: Fleet) -> Fleet:
-    """Gateways that are up and know of each other, and nothing counted yet."""
+    """Start gateways and wait until each knows the others; all counts are 0."""
     await machines.begin()
     return machines
 
 
 async def test_told_to_stop_under_load(here: Fleet) -> None:
-    """SIGTERM: every request that was taken is answered, and the fleet hears that the process is gone."""
+    """SIGTERM: every accepted request is answered, and the process leaves the fleet."""
     asked = [here.asks(at, 8) for at in here.all]
     await until(lambda: here.teacher.calls >= CAP and here.teacher.now > 0, True, 5)
     code = await asyncio.to_thread(here.gateways[0].terminate)
@@ -318,7 +321,7 @@ async def test_told_to_stop_under_load(here: Fleet) -> None:
 
 
 async def test_killed_while_its_requests_wait(here: Fleet) -> None:
-    """Its tickets are forgotten with its lease; until then they may be given permits that nobody uses."""
+    """The tickets of the killed process expire with its lease. Until then they may get permits that nobody uses."""
     here.teacher.takes_s = 1.0
     first = here.asks(1, CAP)
     await until(lambda: here.teacher.now, CAP, 5)
@@ -342,7 +345,7 @@ async def test_killed_while_its_requests_wait(here: Fleet) -> None:
 
 
 async def test_killed_while_the_teacher_works_for_it(here: Fleet) -> None:
-    """Its permits come back with its lease; everybody else is answered."""
+    """The permits of the killed process return with its lease; all other requests are answered."""
     lost = here.asks(0, 6)
     await until(lambda: here.teacher.now, CAP, 5)
     rest = [here.asks(at, 6) for at in here.others]
@@ -361,7 +364,7 @@ async def test_killed_while_the_teacher_works_for_it(here: Fleet) -> None:
 
 
 async def test_killed_while_another_waits_for_what_it_fetches(here: Fleet) -> None:
-    """Whoever followed it is answered; once its lease is over one of them leads, and the teacher is asked once more."""
+    """The followers of the killed process are answered. After its lease one of them calls the teacher once more."""
     here.teacher.takes_s = 0.7
     followers = len(here.others)
     lost = here.asks(0, 1, about="The same")
@@ -384,7 +387,7 @@ async def test_killed_while_another_waits_for_what_it_fetches(here: Fleet) -> No
 
 
 async def test_killed_while_the_student_streams(here: Fleet) -> None:
-    """Its caller's stream breaks; the permit was back long before."""
+    """The caller's stream breaks; its permit was returned long before."""
     lost = here.asks(0, 2, stream=True)
     rest = [here.asks(at, 2, stream=True) for at in here.others]
     await until(lambda: here.teacher.finished, 2 * len(here.gateways), 5)
@@ -424,8 +427,10 @@ async def _stands_still(here: Fleet) -> None:
     ("trouble", "load_s"), [(_restarts, 4.0), (_stands_still, 6.5), (_is_away, 6.5)], ids=["restarts", "stops", "away"]
 )
 async def test_redis_fails_under_load(here: Fleet, trouble: Callable[[Fleet], Any], load_s: float) -> None:
-    """Restarted and empty, stopped for five seconds, gone for longer than a lease: every caller is answered, guided or
-    told why not, and what the processes do alone is together no more than the teacher takes."""
+    """Every caller is answered, guided or with a reason, and the teacher never exceeds its concurrency.
+
+    Redis restarts empty, is paused for five seconds, or is away for longer than a lease.
+    """
     load = asyncio.ensure_future(here.steadily(load_s))  # noqa: TID251
     await asyncio.sleep(1.0)
     await trouble(here)

@@ -1,4 +1,4 @@
-"""What a shutdown cuts of a comparison or a shadow: no engine's failure, and settled all the same."""
+"""A shutdown cancels comparisons and shadow runs: it settles them and records no engine failure."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CALLER = Caller(TenantPolicy.model_validate(POLICY), KEY)
 
 
 class NoEnd:
-    """A student, or a guide, whose engine never answers."""
+    """A student or teacher call whose engine never answers."""
 
     def __init__(self) -> None:
         self.called = asyncio.Event()
@@ -45,7 +45,7 @@ class NoEnd:
 
 
 class OpenLedger:
-    """It has room for all, and notes what is settled."""
+    """A ledger that admits everything and records settled receipts."""
 
     def __init__(self) -> None:
         self.settled: list[tuple[str, str]] = []
@@ -60,7 +60,7 @@ class OpenLedger:
 
 
 class OpenBook:
-    """Likewise of the day's budget."""
+    """A daily budget that admits everything and records settled costs."""
 
     def __init__(self) -> None:
         self.spent: list[Decimal] = []
@@ -73,7 +73,7 @@ class OpenBook:
 
 
 class Guarding:
-    """A guard whose comparison has asked the teacher, and waits."""
+    """A quality sampler whose comparison has called the teacher and waits."""
 
     def __init__(self) -> None:
         self.metrics, self.tasks = Metrics(), BackgroundTasks()
@@ -97,13 +97,13 @@ class Guarding:
         await self.called.wait()
 
     def counted(self) -> dict[str, float]:
-        """Of which there are some."""
+        """Return the nonzero counters."""
         samples = next(one for one in self.metrics.quality_samples.collect()).samples
         return {one.labels["result"]: one.value for one in samples if one.name.endswith("_total") and one.value}
 
 
 async def test_what_outlasts_a_drain_is_dropped_and_no_engines_failure() -> None:
-    """The run that was begun is settled, and its day counts what it may have cost."""
+    """The started run is settled, and the day's budget counts its possible cost."""
     guarding = Guarding()
     await guarding.begin()
     assert await guarding.admission.drain(0) == 1

@@ -1,4 +1,4 @@
-"""The image's steps and its health check, run as Docker runs them, and what its linter says."""
+"""The image's build steps and health check, run as Docker runs them, and its linter's findings."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ sys.addaudithook(lambda event, about: event == "socket.connect" and print(about[
 
 
 class Step(NamedTuple):
-    """One instruction of the Dockerfile, and the stage that it is of."""
+    """One instruction of the Dockerfile, with its stage."""
 
     stage: str
     name: str
@@ -37,7 +37,7 @@ class Step(NamedTuple):
 
 
 def steps() -> list[Step]:
-    """All of them. The last stage has no name."""
+    """Return all instructions. The last stage has no name."""
     lines = [line for line in (ROOT / "Dockerfile").read_text("utf-8").splitlines() if not line.startswith("#")]
     found, stage = [], ""
     for line in "\n".join(lines).replace("\\\n", "").splitlines():
@@ -50,7 +50,7 @@ def steps() -> list[Step]:
 
 
 def copied(*stages: str) -> list[str]:
-    """What comes out of the clone."""
+    """Return the paths that are copied from the build context."""
     copies = [step.rest.split() for step in steps() if step.name == "COPY" and step.stage in stages]
     return [source for parts in copies if not parts[0].startswith("--from") for source in parts[:-1]]
 
@@ -63,7 +63,7 @@ def test_the_linter_has_nothing_to_say() -> None:
 
 
 def test_what_is_copied_is_there_and_not_left_out() -> None:
-    """.dockerignore leaves out everything, and lets in what is copied; nothing else."""
+    """.dockerignore excludes everything except the copied paths."""
     everything, *lines = [
         line for line in (ROOT / ".dockerignore").read_text("utf-8").splitlines() if not line.startswith("#")
     ]
@@ -76,7 +76,7 @@ def test_what_is_copied_is_there_and_not_left_out() -> None:
 @pytest.mark.long
 @pytest.mark.timeout(4 * STEP_LIMIT_S)
 def test_the_steps_of_both_images_build_what_runs(tmp_path: Path) -> None:
-    """As they are written, but below a folder, and with this Python in the place of the image's."""
+    """The steps run unchanged, but below a folder and with this Python instead of the image's."""
     environ = {"PATH": f"{tmp_path}/bin:/usr/bin:/bin", "HOME": str(tmp_path), "LANG": "C.UTF-8"}
     (tmp_path / "bin").mkdir()
     for name, command in (("python", ""), ("pip", " -m pip")):
@@ -106,7 +106,7 @@ def test_the_steps_of_both_images_build_what_runs(tmp_path: Path) -> None:
 
 
 def _copy(names: list[str], target: Path) -> None:
-    """A folder's content, or files into a folder: as COPY does where its target ends in a slash."""
+    """Copy files, or a folder's content, as COPY does if its target ends in a slash."""
     for name in names:
         if (ROOT / name).is_dir():
             shutil.copytree(ROOT / name, target, ignore=shutil.ignore_patterns("__pycache__"))
@@ -136,6 +136,6 @@ def test_it_asks_the_gateway_itself_whatever_proxy_there_is(status: int, code: i
 
 
 def test_an_empty_port_is_the_default_one() -> None:
-    """It is asked, whether or not somebody listens there."""
+    """The health check calls the default port."""
     assert _check(GKT_PORT="").stdout == "('127.0.0.1', 8080)\n"
     assert _check().stdout == "('127.0.0.1', 8080)\n"

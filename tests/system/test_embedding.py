@@ -1,4 +1,4 @@
-"""Embeddings through a running gateway, as OpenAI's SDK asks for them."""
+"""Embeddings of OpenAI's SDK through a running gateway."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def client(gate: GatewayProcess) -> Iterator[OpenAI]:
 
 
 def receipt_of(client: OpenAI, request_id: str) -> dict[str, Any]:
-    """The receipt, which is written just after the answer left."""
+    """Return the receipt, which is written just after the answer was sent."""
     for _ in range(200):
         try:
             receipt: Any = client.get(f"/receipts/{request_id}", cast_to=object)
@@ -68,7 +68,7 @@ def receipt_of(client: OpenAI, request_id: str) -> dict[str, Any]:
 
 
 def test_vectors_come_through_and_the_call_has_its_receipt(client: OpenAI, engine: FakeEngine) -> None:
-    """The SDK asks for base64 by itself, and decodes it; the engine is asked for its own model."""
+    """The SDK requests and decodes base64 by default. The gateway sends the engine's own model name."""
     raw = client.embeddings.with_raw_response.create(model="vectors", input=["one", "two"], dimensions=2, user="me")
     reply = raw.parse()
     assert [one.embedding for one in reply.data] == [[1.0, 0.0]] * 2
@@ -87,7 +87,7 @@ def test_vectors_come_through_and_the_call_has_its_receipt(client: OpenAI, engin
 
 
 def test_nothing_of_the_reply_is_written_anew_but_the_models_name(gate: GatewayProcess) -> None:
-    """Numbers keep the digits in which the engine wrote them."""
+    """Numbers keep the engine's digits."""
     answer = httpx.post(
         f"{gate.url}/v1/embeddings", json={"model": "vectors", "input": "a"}, headers={"Authorization": f"Bearer {KEY}"}
     )
@@ -101,7 +101,7 @@ def test_nothing_of_the_reply_is_written_anew_but_the_models_name(gate: GatewayP
 
 
 def test_a_large_reply_is_sent_whole(gate: GatewayProcess, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It leaves in parts, with its length."""
+    """The reply is sent in parts, with its length."""
     raw = embedded(20_000)
 
     async def embed(_: web.Request, __: dict[str, Any]) -> web.Response:
@@ -118,14 +118,14 @@ def test_a_large_reply_is_sent_whole(gate: GatewayProcess, engine: FakeEngine, m
 
 
 def test_what_it_cost_is_hidden_where_the_route_says_so(client: OpenAI) -> None:
-    """In the headers as in the receipt."""
+    """Headers and receipt hide the cost."""
     raw = client.embeddings.with_raw_response.create(model="vectors-quiet", input="a")
     assert "x-gkt-cost-usd" not in raw.headers
     assert "cost_usd" not in receipt_of(client, raw.headers["x-request-id"])
 
 
 def test_routes_for_embeddings_are_listed_and_answer_no_chats(client: OpenAI) -> None:
-    """And those for chats make no vectors."""
+    """Routes for chats do not serve embeddings either."""
     assert [entry.id for entry in client.models.list()] == ["chat", "vectors", "vectors-quiet"]
     with pytest.raises(openai.BadRequestError) as wrong:
         client.chat.completions.create(model="vectors", messages=[{"role": "user", "content": "Hi"}])
@@ -139,7 +139,7 @@ def test_routes_for_embeddings_are_listed_and_answer_no_chats(client: OpenAI) ->
 
 
 def test_a_server_of_embeddings_alone_is_not_asked_to_chat(gate: GatewayProcess, engine: FakeEngine) -> None:
-    """The probe of how a student continues would find it broken."""
+    """The continuation probe would fail there."""
     give_up = time.monotonic() + 10
     while (ready := httpx.get(gate.admin_url + "/readyz").json())["status"] != "ready" and time.monotonic() < give_up:
         time.sleep(0.05)
@@ -159,7 +159,7 @@ def test_a_server_of_embeddings_alone_is_not_asked_to_chat(gate: GatewayProcess,
 def test_an_engine_that_fails_is_an_error_with_a_receipt(
     client: OpenAI, engine: FakeEngine, status: int, raised: type[openai.APIStatusError], label: str
 ) -> None:
-    """What it blames on the request is the caller's to mend."""
+    """The caller gets a 400 if the engine rejects the request."""
 
     async def fails(request: web.Request, body: dict[str, Any]) -> web.Response:
         return web.json_response({"error": {"message": "too many dimensions"}}, status=status)
@@ -181,7 +181,7 @@ def test_an_engine_that_fails_is_an_error_with_a_receipt(
 def test_what_the_engine_does_not_count_is_counted_here(
     client: OpenAI, engine: FakeEngine, given: Any, read: Any
 ) -> None:
-    """Words are bounded, token ids counted; both are marked."""
+    """The gateway bounds words and counts token ids; the receipt marks both."""
 
     async def uncounted(request: web.Request, body: dict[str, Any]) -> web.Response:
         return web.Response(body=embedded(1).partition(b', "usage"')[0] + b"}", content_type="application/json")
@@ -199,7 +199,7 @@ def test_what_the_engine_does_not_count_is_counted_here(
 def test_a_caller_who_leaves_has_a_receipt_and_the_engine_is_told(
     client: OpenAI, engine: FakeEngine, gate: GatewayProcess
 ) -> None:
-    """The engine may have read it all: that is charged."""
+    """The engine may have read the whole input, so the caller pays for it."""
 
     async def slowly(request: web.Request, body: dict[str, Any]) -> web.Response:
         await asyncio.sleep(30)
@@ -219,7 +219,7 @@ def test_a_caller_who_leaves_has_a_receipt_and_the_engine_is_told(
 
 @pytest.mark.models
 def test_a_real_model_makes_the_vectors_that_it_makes_without_a_gateway(redis_url: str, tmp_path: Path) -> None:
-    """llama.cpp, by way of OpenAI's SDK: one text, several, token ids; as numbers and in base64."""
+    """llama.cpp through OpenAI's SDK: one text, several, token ids; as numbers and in base64."""
     texts = ["The baker sells rolls.", "A roll costs three dollars."]
     with (
         running_embedder() as address,

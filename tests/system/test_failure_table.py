@@ -1,4 +1,4 @@
-"""Every fault through a whole gateway, and the document that tells of it."""
+"""Every fault through a whole gateway, and the page that documents the outcomes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "reference" / "failures.md"
 
 @pytest.fixture(scope="module")
 def met(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Cell]]:
-    """What became of each case; all are played at once."""
+    """Play all cases at once; return the outcome of each."""
     with world(tmp_path_factory.mktemp("faults"), redis_url) as running:
         outcome = running.meet_all()
         assert running.faulty.astray == []
@@ -31,7 +31,7 @@ def met(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, d
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("name", [fault.name for fault in FAULTS])
 def test_a_fault_ends_as_the_table_says(name: str, met: dict[str, dict[str, Cell]]) -> None:
-    """What the caller gets, what the receipt says and how often the engine was called, whichever its protocol."""
+    """The reply, the receipt and the number of engine calls, with either protocol."""
     said = dict(zip(COLUMNS, CELLS[name], strict=True))
     assert met[name] == {
         f"{case.column}/{case.protocol}": said[case.column] for case in cases() if case.fault.name == name
@@ -39,7 +39,7 @@ def test_a_fault_ends_as_the_table_says(name: str, met: dict[str, dict[str, Cell
 
 
 def test_the_table_has_a_row_for_each_fault_and_a_cell_for_each_call_that_can_meet_it() -> None:
-    """Nothing is left out."""
+    """The table is complete."""
     assert list(CELLS) == [fault.name for fault in FAULTS]
     can_meet = {(case.fault.name, case.column) for case in cases()}
     cells = {(name, column) for name, row in CELLS.items() for column, cell in zip(COLUMNS, row, strict=True) if cell}
@@ -47,5 +47,5 @@ def test_the_table_has_a_row_for_each_fault_and_a_cell_for_each_call_that_can_me
 
 
 def test_the_document_is_what_the_table_says() -> None:
-    """Write it anew with: python -m tests.failure_table > docs/reference/failures.md"""
+    """Regenerate the page with: python -m tests.failure_table > docs/reference/failures.md"""
     assert DOCUMENT.read_text("utf-8") == document()

@@ -1,4 +1,4 @@
-"""Every path ends in a truthful reply and exactly one receipt, whoever fails."""
+"""Every path ends in a correct reply and exactly one receipt, whichever part fails."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ ONCE = {"retries": {"num_retries": 0}}
 
 
 def a_question() -> list[dict[str, str]]:
-    """One that nobody asked before: guidance for those is kept."""
+    """Return a new question, for which no cached guidance exists."""
     return [{"role": "user", "content": f"What is number {next(_numbers)}?"}]
 
 
 @dataclass
 class World:
-    """A gateway between a teacher and a student that do as they are told."""
+    """A gateway between a teacher and a student with configurable behavior."""
 
     teacher: FakeEngine
     student: FakeEngine
@@ -60,14 +60,14 @@ class World:
         )
 
     def receipt(self, answer: httpx.Response) -> dict[str, Any]:
-        """The one line the request left in the log, which is its receipt."""
+        """Return the request's only receipt line in the log."""
         request_id = answer.headers["x-request-id"]
         line = self.gateway.wait_for_log("request", id=request_id)
         assert Counter(seen.get("id") for seen in self.gateway.log if seen["event"] == "request")[request_id] == 1
         return line
 
     def last_receipt(self, count_before: int) -> dict[str, Any]:
-        """For a caller that never saw an id: the next receipt after the first `count_before`."""
+        """Return the next receipt after the first `count_before`, for a caller that received no id."""
         give_up = time.monotonic() + 5
         while time.monotonic() < give_up:
             lines = [line for line in self.gateway.log if line["event"] == "request"]
@@ -126,7 +126,7 @@ def running(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 @pytest.fixture
 def world(running: World) -> World:
-    """The same world, with both engines back to normal."""
+    """Return the world with the normal behavior of both engines."""
     running.teacher.behave, running.student.behave = says(OPENING, "length"), says(REST)
     for engine in (running.teacher, running.student):
         engine.requests.clear()
@@ -147,7 +147,7 @@ async def hang(_: web.Request, __: dict[str, Any]) -> web.Response:
 
 
 def test_the_normal_case_for_comparison(world: World) -> None:
-    """Guidance, then the student's words; one receipt, ok."""
+    """The reply is the guidance, then the student's text. One receipt has status ok."""
     answer = world.ask()
     assert answer.json()["choices"][0]["message"]["content"] == "The answer to your question" + REST
     receipt = world.receipt(answer)
@@ -170,7 +170,7 @@ def test_the_normal_case_for_comparison(world: World) -> None:
 def test_a_teacher_that_fails_costs_the_answer_its_guidance_or_its_life_as_the_policy_says(
     world: World, behave: Any, reason: str
 ) -> None:
-    """`student`: answered without guidance, said so. `reject`: 503 with Retry-After. Never a hang."""
+    """`student`: an unguided answer, marked as such. `reject`: 503 with Retry-After. Neither hangs."""
     world.teacher.behave = behave
     lenient, strict = ("chat-hurried", "chat-hurried-must") if behave is hang else ("chat", "chat-must")
     answer = world.ask(lenient)
@@ -188,7 +188,7 @@ def test_a_teacher_that_fails_costs_the_answer_its_guidance_or_its_life_as_the_p
 
 
 def test_a_teacher_that_blames_the_request_blames_the_caller_only_where_guidance_is_a_must(world: World) -> None:
-    """Trying again would not help: 400, not 503."""
+    """A retry would not help: 400, not 503."""
     world.teacher.behave = status(422, {"error": "inputs too long", "error_type": "validation"})
     assert world.ask().headers["x-gkt-unguided"] == "teacher_rejected"
     refused = world.ask("chat-must")
@@ -198,7 +198,7 @@ def test_a_teacher_that_blames_the_request_blames_the_caller_only_where_guidance
 
 
 def test_an_identical_request_gets_the_guidance_that_is_kept_and_pays_nothing_for_it(world: World) -> None:
-    """The teacher is asked once for both, JSON or stream. Another tenant's caller, or other messages, ask anew."""
+    """The teacher is called once for both, JSON or stream. Other tenants and other messages cause new calls."""
     same = a_question()
     first, again, streamed = world.ask(messages=same), world.ask(messages=same), world.ask(messages=same, stream=True)
     assert len(world.teacher.requests) == 1
@@ -224,7 +224,7 @@ def test_an_identical_request_gets_the_guidance_that_is_kept_and_pays_nothing_fo
 
 
 def test_a_full_queue_is_429_or_an_unguided_answer_as_the_policy_says(redis_url: str, tmp_path: Any) -> None:
-    """One call is under way, one request waits, and no more may: the next ones hear of it at once."""
+    """One call is in flight and one request waits; further requests are rejected at once."""
 
     async def slowly(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         await asyncio.sleep(1.5)
@@ -265,7 +265,7 @@ def test_a_full_queue_is_429_or_an_unguided_answer_as_the_policy_says(redis_url:
 
 
 def test_a_late_teacher_is_hung_up_on(world: World) -> None:
-    """The call is cancelled at the deadline, and what it may have written is on the receipt as an estimate."""
+    """The call is canceled at the deadline. The receipt estimates the tokens that the teacher may have generated."""
     world.teacher.behave = hang
     receipt = world.receipt(world.ask("chat-hurried"))
     assert world.teacher.cancelled.wait(2)
@@ -274,14 +274,14 @@ def test_a_late_teacher_is_hung_up_on(world: World) -> None:
 
 
 def test_an_absent_teacher_is_nothing_but_a_reason(world: World) -> None:
-    """Connection refused: unguided, nothing billed for the teacher."""
+    """Connection refused: the answer is unguided and the teacher costs nothing."""
     answer = world.ask("chat-no-teacher")
     receipt = world.receipt(answer)
     assert (answer.status_code, receipt["unguided"], receipt["teacher"]) == (200, "teacher_unreachable", None)
 
 
 def test_a_teacher_that_ends_by_itself_has_answered(world: World) -> None:
-    """cutoff: no student call. hint: the hint still goes to the student."""
+    """cutoff: no student call. hint: the student still gets the hint."""
     world.teacher.behave = says("It is 42.", "stop")
     answer = world.ask()
     assert answer.json()["choices"][0]["message"]["content"] == "It is 42."
@@ -302,7 +302,7 @@ def test_a_teacher_that_ends_by_itself_has_answered(world: World) -> None:
 
 @pytest.mark.parametrize("route", ["student-gone", "chat-no-student"])
 def test_a_student_that_is_down_is_502(world: World, route: str) -> None:
-    """The name of the engine stands in the message, its address does not."""
+    """The message contains the name of the engine, but not its address."""
     answer = world.ask(route)
     assert answer.status_code == 502
     error = answer.json()["error"]
@@ -315,7 +315,7 @@ def test_a_student_that_is_down_is_502(world: World, route: str) -> None:
 
 
 def test_a_student_that_is_down_ends_a_begun_stream_with_an_error(world: World) -> None:
-    """The guidance has left: what follows can only be an error event, and no [DONE]."""
+    """The guidance was sent, so only an error event can follow, without [DONE]."""
     answer = world.ask("chat-no-student", stream=True)
     events = _events(answer)
     words = [part["choices"][0]["delta"]["content"] for part in events[:-1]]
@@ -333,7 +333,7 @@ def test_a_student_that_is_down_ends_a_begun_stream_with_an_error(world: World) 
 def test_a_students_refusal_is_the_callers_fault_only_when_it_says_so(
     world: World, code: int, expected: int, field: str
 ) -> None:
-    """400 and 422 blame the request; everything else is ours."""
+    """400 and 422 blame the request; all other statuses are engine errors."""
     world.student.behave = status(code, {"error": {"message": "top_k must not be 7"}}, **{"Retry-After": "7"})
     # One that says for how long it is busy is left alone for so long, and is a student of its own.
     answer = world.ask("student-busy" if code == 429 else "chat-student", top_k=7)
@@ -347,7 +347,7 @@ def test_a_students_refusal_is_the_callers_fault_only_when_it_says_so(
 
 @pytest.mark.parametrize("code", [429, 503])
 def test_a_full_student_is_503_with_a_time_to_come_again_even_if_it_names_none(world: World, code: int) -> None:
-    """As TGI does not."""
+    """TGI sends no Retry-After."""
     world.student.behave = status(code, {"error": "Model is overloaded", "error_type": "overloaded"})
     answer = world.ask("chat-student")
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "engine_overloaded")
@@ -360,7 +360,7 @@ def _events(answer: httpx.Response) -> list[Any]:
 
 
 async def cut(request: web.Request, _: dict[str, Any]) -> web.StreamResponse:
-    """Two words, and the connection is gone."""
+    """Send two words and reset the connection."""
     response = await begin_events(request)
     await response.write(event(chunk({"role": "assistant", "content": " two"})) + event(chunk({"content": " words"})))
     await asyncio.sleep(0.05)
@@ -370,7 +370,7 @@ async def cut(request: web.Request, _: dict[str, Any]) -> web.StreamResponse:
 
 
 async def ends_early(request: web.Request, _: dict[str, Any]) -> web.StreamResponse:
-    """Two words, and a clean end of the connection without finish_reason or [DONE]."""
+    """Send two words and close the connection cleanly, without finish_reason or [DONE]."""
     response = await begin_events(request)
     await response.write(event(chunk({"content": " two"})) + event(chunk({"content": " words"})))
     await response.write_eof()
@@ -378,7 +378,7 @@ async def ends_early(request: web.Request, _: dict[str, Any]) -> web.StreamRespo
 
 
 async def stalls(request: web.Request, _: dict[str, Any]) -> web.StreamResponse:
-    """Two words, and silence."""
+    """Send two words, then nothing."""
     response = await begin_events(request)
     await response.write(event(chunk({"content": " two"})) + event(chunk({"content": " words"})))
     await asyncio.sleep(30)
@@ -386,7 +386,7 @@ async def stalls(request: web.Request, _: dict[str, Any]) -> web.StreamResponse:
 
 
 async def reports_an_error(request: web.Request, _: dict[str, Any]) -> web.StreamResponse:
-    """Two words, and an error event under the 200 that was sent."""
+    """Send two words, then an error event under status 200."""
     response = await begin_events(request)
     await response.write(event(chunk({"content": " two"})) + event(chunk({"content": " words"})))
     await response.write(event({"error": {"message": "CUDA out of memory"}}))
@@ -404,7 +404,7 @@ async def reports_an_error(request: web.Request, _: dict[str, Any]) -> web.Strea
     ],
 )
 def test_a_stream_that_breaks_is_never_passed_off_as_whole(world: World, behave: Any, label: str) -> None:
-    """The caller has the words that came, then an OpenAI error event; the SDK raises."""
+    """The caller has the received words, then an OpenAI error event; the SDK raises."""
     world.student.behave = behave
     route = "chat-impatient" if behave is stalls else "chat"
     with OpenAI(base_url=f"{world.gateway.url}/v1", api_key=KEY, max_retries=0) as client:
@@ -422,13 +422,13 @@ def test_a_stream_that_breaks_is_never_passed_off_as_whole(world: World, behave:
 
 
 def _collect(stream: Any, parts: list[Any]) -> None:
-    """Keep what came, also when the stream raises."""
+    """Keep the received parts, also if the stream raises."""
     for part in stream:
         parts.append(part)  # noqa: PERF402
 
 
 async def hang_up_on(world: World, engine: FakeEngine) -> None:
-    """Call, and leave as soon as the engine has the call."""
+    """Send a request and disconnect as soon as the engine has the call."""
     body = {"model": "chat", "messages": a_question()}
     async with httpx.AsyncClient(headers={"Authorization": f"Bearer {KEY}"}, timeout=10) as client:
         calling = asyncio.ensure_future(client.post(f"{world.gateway.url}/v1/chat/completions", json=body))  # noqa: TID251
@@ -440,7 +440,7 @@ async def hang_up_on(world: World, engine: FakeEngine) -> None:
 
 
 def test_a_caller_that_hangs_up_still_gets_a_receipt_and_frees_the_student(world: World) -> None:
-    """JSON: the student's call is cancelled."""
+    """JSON: the student's call is canceled."""
     world.student.behave = hang
     before = world.receipts()
     asyncio.run(hang_up_on(world, world.student))
@@ -452,7 +452,7 @@ def test_a_caller_that_hangs_up_still_gets_a_receipt_and_frees_the_student(world
 
 
 def test_a_caller_that_hangs_up_on_the_teacher_pays_for_what_it_may_have_written(world: World) -> None:
-    """Up to m tokens, as an estimate: hanging up is not a way to get them free."""
+    """The receipt estimates up to m tokens, so a disconnect does not make them free."""
     world.teacher.behave = hang
     before = world.receipts()
     asyncio.run(hang_up_on(world, world.teacher))
@@ -463,7 +463,7 @@ def test_a_caller_that_hangs_up_on_the_teacher_pays_for_what_it_may_have_written
 
 
 def test_a_caller_that_hangs_up_on_a_stream_pays_for_what_was_written(world: World) -> None:
-    """SSE: the words that came are counted, as an estimate."""
+    """SSE: the receipt counts the received words as an estimate."""
 
     async def for_ever(request: web.Request, _: dict[str, Any]) -> web.StreamResponse:
         response = await begin_events(request)
@@ -492,7 +492,7 @@ def test_a_caller_that_hangs_up_on_a_stream_pays_for_what_was_written(world: Wor
 
 
 def test_a_stop_text_across_the_seam_ends_the_answer(world: World) -> None:
-    """`question here` begins in the guidance and ends in the student's words."""
+    """`question here` begins in the guidance and ends in the student's text."""
     for stream in (False, True):
         answer = world.ask(stop=["question here"], stream=stream)
         if stream:
@@ -507,7 +507,7 @@ def test_a_stop_text_across_the_seam_ends_the_answer(world: World) -> None:
 
 
 def test_a_stop_text_inside_the_guidance_ends_the_answer_there(world: World) -> None:
-    """What stands before it is the answer, to the last blank, and no student is called."""
+    """The answer is all text before it, with its last blank. No student is called."""
     answer = world.ask(stop=["question"])
     choice = answer.json()["choices"][0]
     assert (choice["message"]["content"], choice["finish_reason"]) == ("The answer to your ", "stop")
@@ -516,7 +516,7 @@ def test_a_stop_text_inside_the_guidance_ends_the_answer_there(world: World) -> 
 
 
 def test_usage_that_the_student_did_not_give_is_estimated_and_said_so(world: World) -> None:
-    """An estimate is marked, never passed off as a count, and an upper bound."""
+    """An estimate is an upper bound and is marked as an estimate."""
 
     async def uncounted(_: web.Request, __: dict[str, Any]) -> web.Response:
         return web.json_response({**reply(REST), "usage": None})
@@ -554,7 +554,7 @@ def test_metrics_count_what_the_receipts_say(world: World) -> None:
 
 
 def test_sigterm_lets_answers_finish_and_keeps_their_receipts(redis_url: str, tmp_path: Any) -> None:
-    """New callers are turned away, the one under way gets its answer, the process ends with 0."""
+    """New callers are rejected, the request in flight is answered, and the process exits with 0."""
 
     async def slowly(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         await asyncio.sleep(1.0)
@@ -593,7 +593,7 @@ def test_sigterm_lets_answers_finish_and_keeps_their_receipts(redis_url: str, tm
 
 
 def test_a_student_that_says_nothing_at_all_is_an_answer_without_words(world: World) -> None:
-    """A stream of [DONE] alone: the reply begins, ends with stop, and has its receipt."""
+    """The student streams only [DONE]: the reply begins, ends with stop, and has its receipt."""
 
     async def silent(request: web.Request, _: dict[str, Any]) -> web.StreamResponse:
         response = await begin_events(request)
@@ -609,7 +609,7 @@ def test_a_student_that_says_nothing_at_all_is_an_answer_without_words(world: Wo
 
 
 def test_costs_are_hidden_where_the_policy_hides_them(world: World) -> None:
-    """show_cost false: neither the headers, nor the stream, nor the receipt tell."""
+    """show_cost false: headers, stream and receipt contain no cost."""
     answer = world.ask("chat-hidden")
     assert not [name for name in answer.headers if name.endswith("-usd")]
     receipt_url = f"{world.gateway.url}/v1/receipts/{answer.headers['x-request-id']}"
@@ -626,7 +626,7 @@ def test_costs_are_hidden_where_the_policy_hides_them(world: World) -> None:
 
 
 def test_what_an_engine_failed_of_is_in_the_log_under_the_requests_id(world: World) -> None:
-    """Callers are told less than operators."""
+    """The log contains more detail than the reply."""
     answer = world.ask("student-gone")
     line = world.gateway.wait_for_log("engine_error", id=answer.headers["x-request-id"])
     assert (line["engine"], line["label"]) == ("gone", "engine_unreachable")
@@ -634,7 +634,7 @@ def test_what_an_engine_failed_of_is_in_the_log_under_the_requests_id(world: Wor
 
 
 def test_a_drain_that_cannot_wait_tells_its_callers(redis_url: str, tmp_path: Any) -> None:
-    """JSON: 503. A stream: an error event, and no clean end. Both have their receipt."""
+    """JSON: 503. Stream: an error event and no clean end. Both have their receipt."""
 
     async def dribble(request: web.Request, _: dict[str, Any]) -> web.StreamResponse:
         response = await begin_events(request)

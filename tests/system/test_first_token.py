@@ -1,4 +1,4 @@
-"""Guidance that streams: the caller hears the teacher as it writes."""
+"""Streamed guidance: the caller receives the teacher's words as the teacher generates them."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def teacher(
 
 @dataclass
 class Heard:
-    """A streamed answer: when each piece of text came, in seconds since the request, and all parts."""
+    """A streamed answer: the arrival time of each piece of text, in seconds since the request, and all parts."""
 
     at_s: list[float]
     pieces: list[str]
@@ -88,7 +88,7 @@ class World:
     gateway: GatewayProcess
 
     def hear(self, route: str = "chat", pieces: list[str] | None = None, **more: Any) -> Heard:
-        """pieces: where to put the text as it comes."""
+        """Read a stream. `pieces` receives the text as it arrives."""
         content = more.pop("question", None) or f"What is {next(_numbers)}?"
         body = {"model": route, "messages": [{"role": "user", "content": content}], "stream": True} | more
         headers = {"Authorization": f"Bearer {KEY}"}
@@ -154,7 +154,7 @@ def world(running: World) -> World:
 
 @pytest.mark.parametrize("route", ["chat", "openai"])
 def test_the_teachers_words_leave_as_they_are_written(world: World, route: str) -> None:
-    """Each before the next but one is written; the last word, which may be half, not before the seam is decided."""
+    """The gateway holds back one word. It sends the last word, which may be half, after the seam is decided."""
     pieces: list[str] = []
     world.teacher.behave = teacher(pause_s=0, shown=pieces)
     heard = world.hear(route, pieces)
@@ -164,7 +164,7 @@ def test_the_teachers_words_leave_as_they_are_written(world: World, route: str) 
 
 
 def test_what_was_shown_is_what_the_student_continues(world: World) -> None:
-    """Exactly, and one answer comes out: one role, one id, one finish."""
+    """The caller receives one answer: one role, one id, one finish."""
     heard = world.hear(stream_options={"include_usage": True})
     assert world.student.requests[0]["messages"][-1] == {"role": "assistant", "content": KEPT}
     choices = [choice for part in heard.parts for choice in part["choices"]]
@@ -179,7 +179,7 @@ def test_what_was_shown_is_what_the_student_continues(world: World) -> None:
 
 @pytest.mark.parametrize("route", ["whole", "hint"])
 def test_guidance_that_does_not_stream_comes_at_once_or_not_at_all(world: World, route: str) -> None:
-    """`stream: false`, and a hint, which the caller never sees."""
+    """`stream: false`, and a hint, which the caller never receives."""
     heard = world.hear(route)
     assert heard.at_s[0] > len(WORDS) * PAUSE_S
     assert not world.teacher.requests[0].get("stream")
@@ -195,7 +195,7 @@ def test_a_json_caller_waits_for_all_of_it_and_the_teacher_is_not_asked_to_strea
 
 
 def test_a_teacher_that_ends_by_itself_has_answered(world: World) -> None:
-    """Its last word too, and no student is asked."""
+    """The answer holds the teacher's last word, and no student is called."""
     world.teacher.behave = teacher(finish="stop")
     heard = world.hear()
     assert heard.text == "".join(WORDS)
@@ -203,7 +203,7 @@ def test_a_teacher_that_ends_by_itself_has_answered(world: World) -> None:
 
 
 def test_a_teacher_that_fails_in_the_middle_has_written_a_short_opening(world: World) -> None:
-    """What was shown stays, the student goes on from there, and the receipt says why it is short."""
+    """The sent words stay, the student continues them, and the receipt gives the reason for the short opening."""
     world.teacher.behave = teacher(fails_after=3)
     heard = world.hear()
     assert heard.text == "The answer with this."
@@ -215,7 +215,7 @@ def test_a_teacher_that_fails_in_the_middle_has_written_a_short_opening(world: W
 
 
 def test_a_teacher_that_fails_at_the_callers_limit_leaves_nothing_to_ask_for(world: World) -> None:
-    """Its last word is held back, and all of the limit is counted as shown: a student may not be asked for 0 tokens."""
+    """The teacher's last word is held back, and the whole limit counts as sent. No student is called for 0 tokens."""
     world.teacher.behave = teacher(
         fails_after=5, words=["Photosynthesis", " converts", " sunlight", " into", " a"], pause_s=0
     )
@@ -227,7 +227,7 @@ def test_a_teacher_that_fails_at_the_callers_limit_leaves_nothing_to_ask_for(wor
 
 
 def test_a_teacher_that_is_too_late_is_cut_where_it_was(world: World) -> None:
-    """The deadline holds for a teacher that was heard as well."""
+    """The deadline also ends a teacher whose words were sent already."""
     world.teacher.behave = teacher(fails_after=3, stalls=True, pause_s=0)
     heard = world.hear("hurried")
     assert heard.text == "The answer with this."
@@ -235,7 +235,7 @@ def test_a_teacher_that_is_too_late_is_cut_where_it_was(world: World) -> None:
 
 
 def test_a_teacher_that_fails_before_a_word_was_shown_is_as_if_it_had_not_streamed(world: World) -> None:
-    """The student alone, or a 503 with a status: nothing has left yet."""
+    """Nothing was sent yet, so the student answers alone, or the reply is a 503."""
     world.teacher.behave = teacher(fails_after=0)
     heard = world.hear()
     assert heard.text == " with this."
@@ -247,7 +247,7 @@ def test_a_teacher_that_fails_before_a_word_was_shown_is_as_if_it_had_not_stream
 
 
 def test_a_stop_text_that_the_teacher_writes_ends_the_answer(world: World) -> None:
-    """Nothing of it is shown, also where it comes in two pieces."""
+    """No part of the stop text is sent, also if it arrives in two pieces."""
     world.teacher.behave = teacher(finish="stop")
     heard = world.hear(stop=["your ques"])
     assert heard.text == "The answer to "
@@ -255,7 +255,10 @@ def test_a_stop_text_that_the_teacher_writes_ends_the_answer(world: World) -> No
 
 
 def test_identical_requests_share_one_stream(world: World) -> None:
-    """The first hears it as it is written, the second at once when it is whole; later ones out of the cache."""
+    """The first caller receives the words as they arrive, the second all at once.
+
+    Later ones get them from the cache.
+    """
     for _ in range(2):
         heard = world.hear("kept", question="The same?")
         assert heard.text == KEPT + " with this."
@@ -264,7 +267,7 @@ def test_identical_requests_share_one_stream(world: World) -> None:
 
 
 def test_a_teacher_is_read_to_its_usage_after_its_caller_disconnected(world: World) -> None:
-    """The call is cheap; no student is called, and the receipt says who left."""
+    """No student is called, and the receipt states that the caller disconnected."""
     before = len(world.student.requests)
     body = {"model": "chat", "messages": [{"role": "user", "content": "Left?"}], "stream": True}
     with httpx.stream(

@@ -1,4 +1,4 @@
-"""Several gateway processes on one Redis, and many callers with settings of their own."""
+"""Several gateway processes on one Redis, and many callers with different settings."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ async def _ask(client: AsyncOpenAI, **more: Any) -> dict[str, Any]:
 
 @pytest.mark.long
 async def test_two_processes_on_one_redis_fill_one_batch(engines: LocalStack, redis_url: str, tmp_path: Path) -> None:
-    """12 callers on each of two processes: one batch id stands in receipts of both, and no batch passes its bound."""
+    """12 callers on each of two processes: receipts of both have one batch id, and no batch exceeds its limit."""
     config: dict[str, Any] = {
         "models": [
             model("big", "tgi", engines.teacher_url, batch={"max_size": 24, "low_water": 0}),
@@ -94,7 +94,7 @@ SETTINGS = [
 async def test_every_callers_sampling_reaches_the_student_untouched(
     engines: LocalStack, redis_url: str, tmp_path: Path
 ) -> None:
-    """24 callers at once, 24 settings: each body equals the caller's but for what the plan changes."""
+    """24 concurrent callers with 24 settings: each student body equals the caller's except for the plan's changes."""
     assert len(SETTINGS) == 24
     with recording_proxy(engines.student_url) as (proxy, bodies):
         config: dict[str, Any] = {
@@ -140,7 +140,7 @@ async def test_every_callers_sampling_reaches_the_student_untouched(
 
 
 async def _send(client: httpx.AsyncClient, body: dict[str, Any]) -> None:
-    """A plain client: what is sent is what the test says, to the letter."""
+    """Send a request with a plain client that changes nothing."""
     answer = await client.post("/v1/chat/completions", json=body)
     assert answer.status_code == 200, answer.text
     assert answer.headers["x-gkt-mode"] == "guided"

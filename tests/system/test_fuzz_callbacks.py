@@ -1,4 +1,4 @@
-"""No request body and no engine's reply blocks the event loop: the CPU time of each callback is measured."""
+"""No request body and no engine reply blocks the event loop: the test measures the CPU time of each callback."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ VECTOR_LISTS = {
 
 
 class LargeReplies:
-    """An engine that sends `raw` in the place of an answer, where it is set."""
+    """An engine that sends `raw` instead of an answer, if it is set."""
 
     def __init__(self) -> None:
         self.raw: bytes | None = None
@@ -122,7 +122,7 @@ def _timed(redis_url: str, folder: Path, replies: LargeReplies) -> Iterator[Gate
 
 
 class Meter:
-    """Sends bodies and collects those that block the event loop."""
+    """Send bodies and collect those that block the event loop."""
 
     def __init__(self, gate: GatewayProcess, caller: httpx.Client) -> None:
         self._gate = gate
@@ -161,7 +161,7 @@ def meter(gate: GatewayProcess) -> Iterator[Meter]:
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("kind", LEAST)
 def test_no_list_or_text_blocks_the_event_loop(meter: Meter, kind: str) -> None:
-    """Each kind of entry and text, as large as a body may be, and with as many values as one may have."""
+    """Send each kind of entry and text, of the maximum size and with the maximum number of values."""
     path, least = LEAST[kind]
     place = {"text": "prompt", "embeddings": "input", "report": "x"}.get(kind, "messages")
     for name, unit in UNITS.items():
@@ -190,7 +190,7 @@ def test_no_list_or_text_blocks_the_event_loop(meter: Meter, kind: str) -> None:
 @pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_no_random_body_blocks_the_event_loop(meter: Meter) -> None:
-    """Any unit in any field, of any size and encoding."""
+    """Send any unit in any field, of any size and encoding."""
     draw = random.Random(14)
     for _ in range(RANDOM_BODIES):
         kind, place = draw.choice(list(LEAST)), draw.choice(PLACES)
@@ -209,7 +209,7 @@ def test_no_random_body_blocks_the_event_loop(meter: Meter) -> None:
 @pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_no_reply_of_an_engine_blocks_the_event_loop(meter: Meter, replies: LargeReplies) -> None:
-    """Each kind of value and text, whole and in events, as large as a reply may be."""
+    """Reply with each kind of value and text, whole and in events, of the maximum size."""
     chat = ("/v1/chat/completions", {"messages": USER})
     try:
         for name, raw, text in _whole_replies():

@@ -1,4 +1,4 @@
-"""Request bodies of every kind: read or refused by the parsers; never a mistake of a running gateway's own."""
+"""Parsers accept or reject request bodies of every kind; a running gateway never has an internal error."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def dumped(value: Any, *, escaped: bool = True) -> bytes:
 
 @st.composite
 def bodies(draw: st.DrawFn, least: dict[str, Any]) -> bytes:
-    """A valid body with fields put in, taken out, written twice, nested deeply, or with its bytes changed."""
+    """Draw a valid body with added, removed, repeated or deeply nested fields, or with changed bytes."""
     body = {**least, **draw(st.dictionaries(NAMES, ANY_JSON, max_size=4))}
     for name in draw(st.sets(st.sampled_from(sorted(body)), max_size=1)):
         del body[name]
@@ -88,7 +88,7 @@ def bodies(draw: st.DrawFn, least: dict[str, Any]) -> bytes:
 
 
 def check(kind: str, raw: bytes) -> None:
-    """Read, and then it can be sent on; or refused in words that can be sent, too, and that hold the field's name."""
+    """Check that an accepted body can be encoded, and that a rejection can be encoded and names the field."""
     try:
         asked = KINDS[kind][0](raw)
     except InvalidRequest as error:
@@ -103,7 +103,7 @@ def check(kind: str, raw: bytes) -> None:
 @settings(deadline=None, max_examples=200)
 @given(data=st.data())
 def test_a_body_near_a_valid_one_is_read_or_refused(kind: str, data: st.DataObject) -> None:
-    """Huge integers, NaN, lone surrogates, wrong types and repeated fields included."""
+    """Huge integers, NaN, lone surrogates, wrong types and repeated fields are included."""
     check(kind, data.draw(bodies(KINDS[kind][1])))
 
 
@@ -112,7 +112,7 @@ def test_a_body_near_a_valid_one_is_read_or_refused(kind: str, data: st.DataObje
 @given(value=ANY_JSON, escaped=st.booleans())
 @example(value={"model": "m", "messages": [USER], "prompt": "a", "input": "a", "seed": 10**400}, escaped=True)
 def test_any_json_is_read_or_refused(kind: str, value: Any, escaped: bool) -> None:
-    """Nothing that is not an InvalidRequest comes of it."""
+    """The parsers raise no other error than InvalidRequest."""
     check(kind, dumped(value, escaped=escaped))
 
 
@@ -120,13 +120,13 @@ def test_any_json_is_read_or_refused(kind: str, value: Any, escaped: bool) -> No
 @settings(deadline=None, max_examples=100)
 @given(raw=st.binary() | DEEP)
 def test_any_bytes_are_read_or_refused(kind: str, raw: bytes) -> None:
-    """Bodies that are no text, and such that never close what they open."""
+    """Bodies are no text, or never close what they open."""
     check(kind, raw)
 
 
 @pytest.mark.parametrize(("kind", "least"), [(kind, least) for kind, (_, least) in KINDS.items()])
 def test_of_a_repeated_field_the_last_counts(kind: str, least: dict[str, Any]) -> None:
-    """For the checks as for the engine: what was checked is what is sent."""
+    """The checked value is the value that is sent to the engine."""
     parse = KINDS[kind][0]
     assert parse(orjson.dumps(least)[:-1] + b',"model":"other"}').body["model"] == "other"
     with pytest.raises(InvalidRequest) as caught:
@@ -153,7 +153,7 @@ def gate(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[G
 
 @pytest.mark.parametrize(("path", "least"), SENT.values(), ids=SENT)
 def test_a_running_gateway_answers_whatever_it_is_sent(gate: GatewayProcess, path: str, least: dict[str, Any]) -> None:
-    """200 or 400 or 404, each within its time and in OpenAI's shape; never a mistake of its own."""
+    """The reply is 200, 400 or 404, in time and in OpenAI's shape."""
     with httpx.Client(base_url=gate.url, headers={"Authorization": f"Bearer {KEY}"}, timeout=10) as caller:
 
         @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])

@@ -1,4 +1,4 @@
-"""Which answers the quality guard compares: those that were guided to the end, and no others."""
+"""The quality sampler compares only answers that were guided to the end."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def running(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 @pytest.fixture
 def world(running: World) -> World:
-    """As it was: engines that answer."""
+    """Reset the engines to answer."""
     running.teacher.behave = opens("One two three four five")
     running.student.behave = goes_on(" four five", "One six")
     running.judge.behave = says("0.75")
@@ -53,7 +53,7 @@ def test_a_route_without_a_rule_and_an_answer_without_guidance_have_no_guard(wor
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_an_answer_that_its_student_was_sure_of_has_no_guard(world: World, *, stream: bool) -> None:
-    """It was drawn while it was to be guided; what came of it was not, and there is nothing to compare."""
+    """The request was sampled before the probe. The probe made it unguided, so there is nothing to compare."""
     before = world.counted()
     world.student.behave = says_with_odds("Yes, indeed.", 0.97)
     sure = world.ask("chat-auto", stream=stream)

@@ -1,4 +1,4 @@
-"""A student that can only be told to begin with the opening: it writes it again, or answers by itself."""
+"""A student that is only instructed to begin with the opening: it repeats the opening, or answers by itself."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class World:
     gateway: GatewayProcess
 
     def ask(self, *, stream: bool, **more: Any) -> tuple[str, dict[str, Any], dict[str, Any]]:
-        """The text, the usage that the caller sees, and the receipt."""
+        """Return the text, the usage in the reply, and the receipt."""
         body = {"model": "chat", "messages": [{"role": "user", "content": f"What is {next(_numbers)}?"}]} | more
         if stream:
             body |= {"stream": True, "stream_options": {"include_usage": True}}
@@ -70,7 +70,7 @@ def world(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_student_that_obeys_gives_one_answer(world: World, stream: bool) -> None:
-    """Its tokens are its own, the opening's too; the limit is not cut by what it writes again."""
+    """The student's tokens include the repeated opening; the repetition does not reduce the token limit."""
     world.student.behave = says(KEPT + " so and so.")
     text, usage, receipt = world.ask(stream=stream, max_tokens=50)
     assert text == KEPT + " so and so."
@@ -84,7 +84,7 @@ def test_a_student_that_obeys_gives_one_answer(world: World, stream: bool) -> No
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("said", ["Something else.", "The answer", "The answer is four."])
 def test_a_student_that_begins_otherwise_has_answered_alone(world: World, said: str, stream: bool) -> None:
-    """No answer begins twice; the receipt says that the guidance went for nothing, and what it cost."""
+    """The answer has one beginning. The receipt states that the guidance was unused, and its cost."""
     world.student.behave = says(said)
     text, usage, receipt = world.ask(stream=stream)
     assert text == said
@@ -94,7 +94,7 @@ def test_a_student_that_begins_otherwise_has_answered_alone(world: World, said: 
 
 
 def test_a_student_that_began_otherwise_and_broke_off_was_not_guided(world: World) -> None:
-    """The receipt knows it as soon as the stream does."""
+    """The receipt agrees with the stream."""
 
     async def behave(request: web.Request, _: dict[str, Any]) -> web.StreamResponse:
         response = await begin_events(request)

@@ -1,4 +1,4 @@
-"""Two tenants on one gateway: neither gets, changes or learns what is the other's."""
+"""Two tenants on one gateway: neither reads, changes or learns anything of the other's."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SECRET = "the canary of acme sings"
 
 
 class World:
-    """A gateway whose tenants have a route in common, and one each of their own."""
+    """A gateway whose tenants share a route and have one route each of their own."""
 
     def __init__(self, process: GatewayProcess, engine: FakeEngine) -> None:
         self.process = process
@@ -74,7 +74,7 @@ def world(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 def test_a_tenant_sees_its_own_models_alone(world: World) -> None:
-    """In the list, by name, and in the error of a name that it may not use."""
+    """The list, a model by name, and the error for a forbidden name."""
     for who, own, others in ((ACME, "chat-student", "chat-teacher"), (GLOBEX, "chat-teacher", "chat-student")):
         listed = world.get(who, "/v1/models").json()["data"]
         assert {one["id"] for one in listed} == {"chat", own, "chat-shared"}
@@ -93,7 +93,7 @@ def test_a_tenant_sees_its_own_models_alone(world: World) -> None:
 
 
 def test_a_receipt_of_another_tenant_is_not_there(world: World) -> None:
-    """The answer is to the letter that of an id that never was."""
+    """The reply is identical to that for an id that never existed."""
     answer = world.ask(ACME, "Whose is it?")
     path = "/v1/receipts/" + answer.headers["x-request-id"]
     assert world.get(ACME, path).json()["tenant"] == "acme"
@@ -102,7 +102,7 @@ def test_a_receipt_of_another_tenant_is_not_there(world: World) -> None:
 
 
 def test_guidance_kept_for_one_tenant_serves_no_other(world: World) -> None:
-    """Unless the policies of both say `share: all`."""
+    """Tenants share guidance only if the policies of both have `share: all`."""
 
     def shared(who: dict[str, str], question: str, model: str) -> str | None:
         return world.ask(who, question, model).headers.get("x-gkt-shared")
@@ -115,7 +115,7 @@ def test_guidance_kept_for_one_tenant_serves_no_other(world: World) -> None:
 
 
 def test_a_request_id_is_the_gateways_own(world: World) -> None:
-    """So one tenant's cannot be taken, guessed or written over by another."""
+    """A caller cannot choose, guess or overwrite a request id."""
     taken = world.ask(ACME, "First").headers["x-request-id"]
     named = {"x-request-id": taken, "x-client-request-id": "same"}
     own = world.ask(GLOBEX, "Second", **named)
@@ -129,12 +129,12 @@ def test_a_request_id_is_the_gateways_own(world: World) -> None:
 
 @pytest.mark.parametrize("path", ["/v1/receipts/acme", "/v1/receipts/*", "/v1/receipts/acme%7D:v1:receipt:x"])
 def test_a_receipts_id_is_no_pattern_and_no_path(world: World, path: str) -> None:
-    """It is looked up below the tenant's own name."""
+    """The gateway searches the id only within the tenant."""
     assert world.get(GLOBEX, path).status_code == 404
 
 
 def test_an_error_is_told_to_who_asked_and_to_nobody_else(world: World) -> None:
-    """The engine quotes the prompt; others that ask at that moment hear of their own alone."""
+    """The engine quotes the prompt. Concurrent callers receive only errors of their own requests."""
     world.fails.set()
     try:
         with ThreadPoolExecutor(12) as pool:
@@ -152,7 +152,7 @@ def test_an_error_is_told_to_who_asked_and_to_nobody_else(world: World) -> None:
 
 
 def test_no_header_of_a_caller_reaches_an_engine(world: World) -> None:
-    """Neither its key, nor a cookie, nor anything else that it sent."""
+    """The gateway forwards neither the key, nor a cookie, nor any other header."""
     world.engine.headers.clear()
     sent = {"Cookie": "canary", "X-Api-Key": "canary", "X-Custom": "canary", "Proxy-Authorization": "canary",
             "X-Forwarded-For": "canary", "OpenAI-Organization": "canary", "traceparent": "canary",
@@ -168,7 +168,7 @@ def test_no_header_of_a_caller_reaches_an_engine(world: World) -> None:
 
 
 def test_a_caller_cannot_name_its_tenant(world: World) -> None:
-    """The key does, whatever a header or a field says."""
+    """The key determines the tenant, regardless of headers and fields."""
     headers = {"X-Tenant": "acme", "X-Gkt-Tenant": "acme", "OpenAI-Organization": "acme", "OpenAI-Project": "acme"}
     answer = world.ask(GLOBEX, "Who am I?", **headers)
     assert world.get(GLOBEX, "/v1/receipts/" + answer.headers["x-request-id"]).json()["tenant"] == "globex"

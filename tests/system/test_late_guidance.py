@@ -1,4 +1,4 @@
-"""A teacher that is slower than its route's deadline: who is told, and how the deadline follows without a restart."""
+"""A teacher that is slower than its route's deadline: the warning, and the deadline that follows without a restart."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ async def slow(request: web.Request, body: dict[str, Any]) -> web.StreamResponse
 def test_a_route_that_is_often_late_names_its_setting_and_auto_ends_the_lateness_without_a_restart(
     redis_url: str, tmp_path: Path
 ) -> None:
-    """The lease of the configuration, 1 s, is shorter than the teacher's time: the lease of its permits is longer."""
+    """The configured lease, 1 s, is shorter than the teacher's time. The lease of the permits is longer."""
     with FakeEngine(slow).running() as teacher, FakeEngine(says(" here.")).running() as student:
         models = [
             model("big", "tgi", teacher.url),

@@ -1,4 +1,4 @@
-"""The log holds what was asked and answered where a tenant's policy says `log_content`, and nowhere else."""
+"""The log holds prompts and answers of tenants whose policy sets `log_content`, and of no others."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ EMBEDDINGS = {"model": "vectors", "mode": "embeddings", "student": "small"}
 
 
 def quoted(body: dict[str, Any]) -> str:
-    """The canary of whoever asked, as an engine finds it in the prompt."""
+    """Return the caller's canary, as an engine finds it in the prompt."""
     found = _CANARY.search(orjson.dumps(body).decode())
     return found[0] if found else "nobody"
 
 
 async def answers(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-    """With words of which the caller's canary is one."""
+    """Answer with words that include the caller's canary."""
     return await says(f"The ship {quoted(body)}answered sails.")(request, body)
 
 
@@ -113,7 +113,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory, engine: FakeEngine, redis_
 
 @contextmanager
 def debugging(process: GatewayProcess, folder: Path) -> Iterator[None]:
-    """The process at log level debug, with a tenant whose content is logged."""
+    """Run the process at log level debug, with a tenant whose content is logged."""
     config = folder / "config.yaml"
     config.write_text(config.read_text().replace("format: json", "format: json\n  level: debug"))
     with (folder / "policies" / "globex.yaml").open("a") as policy:
@@ -155,7 +155,7 @@ def line_of(gateway: GatewayProcess, answer: httpx.Response) -> dict[str, Any]:
 def test_what_was_asked_and_answered_stands_in_the_line_of_a_tenant_that_wants_it(
     gateway: GatewayProcess, engine: FakeEngine, way: dict[str, Any]
 ) -> None:
-    """The whole answer as the caller saw it, its opening included."""
+    """The line holds the whole answer as the caller received it, with its opening."""
     engine.behave = answers
     told = ask(gateway, TOLD, **way)
     assert told.status_code == 200, told.text
@@ -173,7 +173,7 @@ def test_what_was_asked_and_answered_stands_in_the_line_of_a_tenant_that_wants_i
 
 
 def seen(answer: httpx.Response, *, stream: bool) -> str:
-    """What the caller of this answer saw of the first choice."""
+    """Return the text of the first choice that the caller of this answer received."""
     if not stream:
         replies = [answer.json()]
     else:
@@ -188,7 +188,7 @@ def seen(answer: httpx.Response, *, stream: bool) -> str:
 def test_no_failure_brings_what_was_asked_or_answered_into_the_log(
     gateway: GatewayProcess, engine: FakeEngine, failure: str
 ) -> None:
-    """Engines quote prompts in their errors. A tenant that wants content in the log gets their words there, too."""
+    """Engines quote prompts in their errors. Only a tenant with `log_content` has them in the log."""
     engine.behave = engine.embed = FAILURES[failure]
     before = len(gateway.log)
     try:
@@ -208,7 +208,7 @@ def test_no_failure_brings_what_was_asked_or_answered_into_the_log(
 
 
 def test_content_is_in_no_metric_no_detail_and_not_in_redis(gateway: GatewayProcess, redis_url: str) -> None:
-    """After all that was asked above; of prompts, that is, since a guided answer's words go through Redis."""
+    """After all requests above. Only prompts are searched, because the words of guided answers pass through Redis."""
     assert "canary" not in httpx.get(f"{gateway.admin_url}/metrics", verify=False).text
     assert "canary" not in httpx.get(f"{gateway.admin_url}/readyz", verify=False).text
     with redis_client.Redis.from_url(redis_url) as redis:

@@ -28,7 +28,7 @@ def client(gateway: GatewayProcess) -> Iterator[OpenAI]:
 
 
 def receipt_of(client: OpenAI, request_id: str) -> dict[str, Any]:
-    """The receipt, which is written just after the answer left."""
+    """Return the receipt, which is written just after the answer was sent."""
     for _ in range(100):
         try:
             receipt: Any = client.get(f"/receipts/{request_id}", cast_to=object)
@@ -41,7 +41,7 @@ def receipt_of(client: OpenAI, request_id: str) -> dict[str, Any]:
 
 
 def test_an_answer_opens_with_the_teachers_words_and_carries_its_receipt(client: OpenAI) -> None:
-    """The guidance is the teacher's own opening; usage, headers and receipt say the same."""
+    """The guidance is the teacher's own opening; usage, headers and receipt agree."""
     raw = client.chat.completions.with_raw_response.create(model="chat", messages=ASKED, max_tokens=40, temperature=0)
     reply = raw.parse()
     alone = client.chat.completions.create(model="chat-teacher", messages=ASKED, max_tokens=12, temperature=0)
@@ -71,7 +71,7 @@ def test_an_answer_opens_with_the_teachers_words_and_carries_its_receipt(client:
 
 
 def test_a_stream_shows_the_guidance_first_and_then_the_students_tokens(client: OpenAI) -> None:
-    """Streamed and whole answers are the same text under greedy sampling, whoever is asked how."""
+    """Streamed and whole answers have the same text under greedy sampling."""
     whole = client.chat.completions.create(model="chat", messages=ASKED, max_tokens=40, temperature=0)
     with client.chat.completions.with_streaming_response.create(
         model="chat",
@@ -107,7 +107,7 @@ def test_a_stream_shows_the_guidance_first_and_then_the_students_tokens(client: 
 
 
 def test_usage_is_not_sent_to_a_stream_that_did_not_ask(client: OpenAI) -> None:
-    """Without stream_options there is no usage chunk, and the receipt knows the counts all the same."""
+    """Without stream_options there is no usage chunk; the receipt has the counts."""
     stream = client.chat.completions.create(model="chat", messages=ASKED, max_tokens=20, stream=True)
     chunks = list(stream)
     assert all(chunk.usage is None and chunk.choices for chunk in chunks)
@@ -117,7 +117,7 @@ def test_usage_is_not_sent_to_a_stream_that_did_not_ask(client: OpenAI) -> None:
 
 
 async def test_the_async_client_gets_answers_and_streams(gateway: GatewayProcess) -> None:
-    """Many at once, each its own."""
+    """Each of many concurrent requests gets its own answer."""
     async with AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key=KEY, max_retries=0) as client:
         replies = await asyncio.gather(
             *(client.chat.completions.create(model="chat", messages=ASKED, max_tokens=16) for _ in range(6))
@@ -129,7 +129,7 @@ async def test_the_async_client_gets_answers_and_streams(gateway: GatewayProcess
 
 
 def test_a_short_limit_is_covered_by_the_teacher_alone(client: OpenAI) -> None:
-    """max_tokens bounds the teacher too, and the caller's field is the one that is kept."""
+    """max_tokens also limits the teacher, and the gateway keeps the caller's field."""
     raw = client.chat.completions.with_raw_response.create(
         model="chat", messages=ASKED, max_completion_tokens=3, temperature=0
     )
@@ -141,7 +141,7 @@ def test_a_short_limit_is_covered_by_the_teacher_alone(client: OpenAI) -> None:
 
 @pytest.mark.parametrize("name", ["chat-concise", "chat-hint", "chat-context"])
 def test_every_projection_and_placement_answers(client: OpenAI, name: str) -> None:
-    """Concise is a prefix; hint and context stay in the student's prompt and out of the caller's answer."""
+    """Concise is a prefix; hint and context are only in the student's prompt."""
     raw = client.chat.completions.with_raw_response.create(model=name, messages=ASKED, max_tokens=24, temperature=0)
     text = raw.parse().choices[0].message.content
     receipt = receipt_of(client, raw.headers["x-request-id"])
@@ -153,7 +153,7 @@ def test_every_projection_and_placement_answers(client: OpenAI, name: str) -> No
 
 
 def test_student_and_teacher_alone(client: OpenAI) -> None:
-    """The other two modes: one engine, no guidance, savings against the teacher."""
+    """The other two modes use one engine and no guidance; savings are relative to the teacher."""
     for name, role in (("chat-student", "student"), ("chat-teacher", "teacher")):
         raw = client.chat.completions.with_raw_response.create(model=name, messages=ASKED, max_tokens=10)
         receipt = receipt_of(client, raw.headers["x-request-id"])
@@ -175,7 +175,7 @@ def test_student_and_teacher_alone(client: OpenAI) -> None:
     ],
 )
 def test_what_guidance_cannot_open_goes_unguided_and_says_so(client: OpenAI, more: Any, reason: str) -> None:
-    """The reply says why; the student answers as it would alone."""
+    """The reply states the reason; the student answers as it would alone."""
     raw = client.chat.completions.with_raw_response.create(model="chat", messages=ASKED, max_tokens=8, **more)
     assert raw.headers["x-gkt-unguided"] == reason
     assert raw.headers["x-gkt-mode"] == "student"
@@ -183,7 +183,7 @@ def test_what_guidance_cannot_open_goes_unguided_and_says_so(client: OpenAI, mor
 
 
 def test_models_are_those_of_the_key(client: OpenAI) -> None:
-    """The names that callers may send."""
+    """The list has the model names that callers may send."""
     names = [entry.id for entry in client.models.list()]
     assert names == ["chat", "chat-concise", "chat-hint", "chat-context", "chat-student", "chat-teacher"]
     assert client.models.retrieve("chat").id == "chat"
@@ -192,7 +192,7 @@ def test_models_are_those_of_the_key(client: OpenAI) -> None:
 
 
 def test_the_sdk_raises_what_it_should(client: OpenAI, gateway: GatewayProcess) -> None:
-    """Each mistake of a caller becomes the SDK's own exception, with the field."""
+    """Each invalid request raises the SDK's own exception, with the field."""
     with pytest.raises(openai.NotFoundError) as unknown:
         client.chat.completions.create(model="gpt-4", messages=ASKED)
     assert unknown.value.code == "model_not_found"
@@ -207,7 +207,7 @@ def test_the_sdk_raises_what_it_should(client: OpenAI, gateway: GatewayProcess) 
 
 
 def test_a_receipt_is_its_tenants_alone(client: OpenAI, gateway: GatewayProcess) -> None:
-    """Another tenant's key finds nothing."""
+    """Another tenant's key gets a 404."""
     raw = client.chat.completions.with_raw_response.create(model="chat-student", messages=ASKED, max_tokens=4)
     receipt_of(client, raw.headers["x-request-id"])
     with (

@@ -1,4 +1,4 @@
-"""Projections of one's own on the gateway's whole path: what each engine reads, what callers see, what it costs."""
+"""Custom projections through a whole gateway: prompts of both engines, replies and costs."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class World:
         )
 
     def ask(self, route: str, says_: str, finish: str = "length", **body: Any) -> tuple[str, dict[str, Any]]:
-        """What a caller is answered where the teacher says that, and the receipt."""
+        """Return the reply and the receipt of a request to which the teacher replies with this text."""
         self.teacher.behave = says(says_, finish)
         reply = self.post(route, **body)
         assert reply.status_code == 200, reply.text
@@ -150,7 +150,7 @@ def test_a_plan_stands_in_the_students_prompt(world: World) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_boilerplate_is_paid_for_and_not_shown(world: World, *, stream: bool) -> None:
-    """The teacher is asked for more, and of what follows the boilerplate no more than m tokens are kept."""
+    """The teacher may generate more, and at most m tokens after the boilerplate are kept."""
     text, receipt = world.ask("direct", BOILERPLATE + SUBSTANCE, stream=stream)
     assert text == "Half of the rolls is twelve rolls" + REST
     assert world.teacher.requests[-1]["max_tokens"] == 8 + 20
@@ -196,7 +196,7 @@ def test_exemplars_are_followed_while_the_gateway_runs(world: World) -> None:
 
 @pytest.mark.parametrize("play", ["failed", "blames-400", "error-event", "not-json"])
 def test_no_exemplar_is_told_by_a_teacher_that_quotes_what_it_read(world: World, play: str, redis_url: str) -> None:
-    """Not to the caller, whose they are not; nor to logs, metrics, receipts or Redis."""
+    """Exemplars appear in no reply, log, metric or receipt, and not in Redis."""
 
     async def quotes(request: Any, body: Any) -> Any:
         return await PLAYS[play](request, f"bad prompt: {body}")
@@ -241,7 +241,7 @@ def small(engines: LocalStack, redis_url: str, tmp_path_factory: pytest.TempPath
 @pytest.mark.models
 @pytest.mark.parametrize("route", ["primed", "primer", "direct"])
 def test_a_real_teacher_reads_the_exemplars_and_its_receipt_counts_them(small: GatewayProcess, route: str) -> None:
-    """And the baseline does not: the teacher alone would not have read them."""
+    """The baseline does not count them: the teacher alone would not read them."""
     asked: list[Any] = [{"role": "user", "content": "What is 4 + 5?"}]
     with OpenAI(base_url=f"{small.url}/v1", api_key=KEY, max_retries=0) as client:
         texts, receipts = {}, {}

@@ -1,4 +1,4 @@
-"""A real Prometheus over a gateway under load: every rule, every panel and every sum holds before it."""
+"""A real Prometheus scrapes a gateway under load: every rule, every panel and every sum is correct."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class World:
     """When the load began: Unix time in seconds."""
 
     def samples(self, name: str) -> list[tuple[dict[str, str], float]]:
-        """What the gateway told before a worker was killed."""
+        """Return the gateway's metrics from before a worker was killed."""
         return samples_of(self.told, name)
 
     def sum(self, name: str) -> Decimal:
@@ -86,7 +86,7 @@ class World:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory, redis_url: str) -> Iterator[World]:
-    """After the load, and after a worker was killed; the sums are from before that."""
+    """Run the load and kill a worker; the sums are from before the kill."""
     folder = tmp_path_factory.mktemp("world")
     program("prometheus")
     with faulty_gateway(folder, redis_url) as gateway, prometheus(folder, gateway.admin_url) as asked:
@@ -123,7 +123,7 @@ def _load_until_grown(gateway: GatewayProcess, parts: Iterator[int], statuses: d
 
 
 def _wait_for_scrape(asked: Prometheus, gateway: GatewayProcess) -> None:
-    """Until Prometheus knows what the gateway counts now."""
+    """Wait until Prometheus has the gateway's current counts."""
     seen = total(gateway, "gkt_requests_total")
     until(lambda: _told(asked, "sum(gkt_requests_total)") >= seen, "the last count is not scraped")
 
@@ -134,13 +134,13 @@ def _told(asked: Prometheus, expr: str) -> float:
 
 
 def _had_number(world: World, expr: str) -> bool:
-    """At any time since the load began: a rate over the last minute is 0 of 0 once the load has ended for a minute."""
+    """Return whether the query had a number at any time since the load began: a rate over an idle minute is 0 / 0."""
     series = world.prometheus.query_range(expr, world.loaded_at)
     return any(math.isfinite(float(value)) for one in series for _, value in one["values"])
 
 
 def test_the_load_met_all_that_should_make_series(world: World) -> None:
-    """Else what follows would hold for lack of faults."""
+    """Without these faults the other tests would prove nothing."""
     ended = {receipt.status for receipt in world.receipts}
     assert {"ok", "client_gone"} < ended
     assert any(status.startswith("engine_") for status in ended)
@@ -151,7 +151,9 @@ def test_the_load_met_all_that_should_make_series(world: World) -> None:
 
 
 def test_the_money_in_the_metrics_is_that_of_the_receipts(world: World) -> None:
-    """To a millionth of a dollar, over two workers, with shadows, failed calls, estimates and callers that left."""
+    """The sums agree to a millionth of a dollar, over two workers, with shadows, failed calls, estimates and
+    disconnects.
+    """
     cost = usd(world.receipts, "cost_usd")
     served = [receipt for receipt in world.receipts if receipt.shadow_of is None]
     assert cost > 0
@@ -183,7 +185,7 @@ def test_workers_are_told_apart_in_what_is_each_ones_own(world: World) -> None:
 
 
 def test_a_budget_is_told_as_it_stands(world: World) -> None:
-    """By whichever worker answers."""
+    """Each worker reports the same budget."""
     limits = world.prometheus.query("gkt_budget_limit_usd")
     assert [(one["metric"]["tenant"], float(one["value"][1])) for one in limits] == [("acme", 5.0)]
     spent = float(usd([one for one in world.receipts if one.tenant == "acme"], "cost_usd"))
@@ -217,7 +219,7 @@ def test_every_choice_on_top_of_a_dashboard_has_values(world: World, board: str)
 
 
 def _filled_in(expr: str) -> str:
-    """As Grafana would, with All chosen."""
+    """Fill in variables as Grafana does, with All chosen."""
     expr = expr.replace("$__rate_interval", "1m").replace("$__range", "2m")
     filled = re.sub(r"\$(tenant|route|engine|teacher|mode)\b", ".*", expr)
     assert "$" not in filled, filled
@@ -231,7 +233,7 @@ def test_every_rule_is_evaluated_without_an_error(world: World) -> None:
 
 
 def test_every_series_that_a_rule_asks_for_is_there(world: World) -> None:
-    """An alert on a name that is never told would never fire."""
+    """An alert on a metric that does not exist would never fire."""
     exprs = {rule["name"]: rule["query"] for rule in world.prometheus.rules()}
     asked = {selector for expr in exprs.values() for selector in SELECTOR.findall(expr)}
     assert len(asked) > 25
@@ -247,7 +249,7 @@ def test_every_series_that_a_rule_asks_for_is_there(world: World) -> None:
 
 
 def test_what_grows_for_an_alert_is_there_before_it_grows() -> None:
-    """Prometheus sees no growth in a series that appears. Of tenants' series the rule itself looks at the beginning."""
+    """Prometheus sees no increase when a series appears. The rule itself handles new series of tenants."""
     metrics = Metrics()
     init_engine_series(metrics, ["big"])
     told = {family.name: family.samples for family in metrics.registry.collect()}
@@ -258,7 +260,7 @@ def test_what_grows_for_an_alert_is_there_before_it_grows() -> None:
 
 
 def test_metrics_report_the_usage_worker(world: World) -> None:
-    """It is up, it writes all receipts, and every gateway reports the fleet's counts."""
+    """The worker is up and writes all receipts, and every gateway reports the fleet's counts."""
     assert world.sum("gkt_usage_up") == 1
     written = 'max(gkt_usage_receipts{result="inserted"})'
     until(lambda: _told(world.prometheus, written) >= len(world.receipts), written)
@@ -302,7 +304,7 @@ def test_each_alert_fires_when_it_should_and_not_otherwise() -> None:
 
 
 def test_each_alert_has_a_case_in_which_it_fires_and_one_in_which_it_does_not() -> None:
-    """It does not fire for other series of the same case, or at an earlier time."""
+    """An alert does not fire for other series of the same case, or at an earlier time."""
     cases = [case for file in CASES for case in YAML(typ="safe").load(file)["tests"]]
     fires = {one["alertname"] for case in cases for one in case["alert_rule_test"] if one["exp_alerts"]}
     assert fires == {rule["alert"] for rule in alerts()}
@@ -332,7 +334,7 @@ def test_no_section_tells_of_an_alert_that_is_not_there() -> None:
 
 
 def test_what_is_no_failure_of_guidance_is_none_to_the_log_either() -> None:
-    """The rule repeats the list of the code."""
+    """The rule repeats the list in the code."""
     text = (RULES / "recording.yml").read_text("utf-8")
     (reasons,) = re.findall(r'gkt_unguided_total\{reason!~"([^"]*)"', text)
     assert set(reasons.split("|")) == EXPECTED_REASONS
@@ -340,7 +342,7 @@ def test_what_is_no_failure_of_guidance_is_none_to_the_log_either() -> None:
 
 @pytest.mark.parametrize("board", BOARDS)
 def test_the_dashboards_are_what_their_source_says(board: str) -> None:
-    """python -m deploy.grafana.build writes them."""
+    """Regenerate the dashboards with python -m deploy.grafana.build."""
     from deploy.grafana.build import DASHBOARDS, text
 
     assert set(DASHBOARDS) == set(BOARDS)
@@ -349,7 +351,7 @@ def test_the_dashboards_are_what_their_source_says(board: str) -> None:
 
 @pytest.mark.parametrize("board", BOARDS)
 def test_a_dashboard_can_be_imported_and_read(board: str) -> None:
-    """A source to choose, and on each panel its unit and what it tells; none lies on another."""
+    """A dashboard has a data source variable. Each panel has a unit and a description, and none overlaps another."""
     page = BOARDS[board]
     assert page["uid"] == f"gkt-{board}"
     assert [one["name"] for one in page["templating"]["list"] if one["type"] == "datasource"] == ["datasource"]

@@ -1,4 +1,4 @@
-"""A thousand callers at once, over three processes of which two are killed: no limit and no budget is passed."""
+"""A thousand concurrent callers over three processes, of which two are killed, exceed no limit and no budget."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ ROUTE = {
 
 
 class Fleet:
-    """Three processes before one student that waits for a word; who dies takes no more calls."""
+    """Three processes before one student that waits for a signal. A dead process gets no more calls."""
 
     def __init__(self, folder: Path, redis: Redis, redis_url: str) -> None:
         self.redis = redis
@@ -79,7 +79,7 @@ class Fleet:
         )
 
     async def call(self, tenant: str, number: int) -> str:
-        """The outcome: ok, the code of an error, or that the process died."""
+        """Return the outcome: ok, an error code, or the death of the process."""
         process = self.living[number % len(self.living)]
         try:
             async with self.session.post(
@@ -97,13 +97,13 @@ class Fleet:
         return [asyncio.ensure_future(self.call(tenant, number)) for number in range(callers)]  # noqa: TID251
 
     async def admitted(self, crowd: list[asyncio.Task[str]], refused: int) -> Counter[str]:
-        """Once so many are refused: those, while all others wait for the student."""
+        """Return the admitted requests once this number was rejected, while all others wait for the student."""
         await until(lambda: sum(one.done() for one in crowd) >= refused)
         await asyncio.sleep(0.3)
         return Counter(one.result() for one in crowd if one.done())
 
     async def kill(self, tenant: str) -> None:
-        """The one that works on most of the tenant's requests."""
+        """Kill the process with most of the tenant's requests."""
         held = [(await self.redis.hlen(self.keys.intents(tenant, _owner(one))), one) for one in self.living]
         _, victim = max(held, key=lambda one: one[0])
         self.living.remove(victim)
@@ -111,7 +111,7 @@ class Fleet:
         victim.process.wait()
 
     async def reserved_for_one(self, tenant: str) -> tuple[Decimal, int]:
-        """USD and tokens: as much for each of them, since they ask the same."""
+        """Return the USD and tokens that each request reserves; all requests are equal."""
         names = [name async for name in self.redis.scan_iter(f"*races:tenant:{tenant}*intents:*", count=1000)]
         kept = (await self.redis.hvals(names[0]))[0]
         _, pico, tokens = kept.partition(b"\n")[0].decode().split("|")
@@ -194,7 +194,7 @@ async def _requests_of_a_minute(part: Fleet) -> None:
 
 
 async def _tokens_of_a_minute(part: Fleet) -> None:
-    """Each is taken for some 70 tokens until its receipt says 12."""
+    """Each request reserves about 70 tokens until its receipt counts 12."""
     part.go.clear()
     crowd = part.crowd("by-tokens")
     await part.admitted(crowd, 1)
@@ -214,7 +214,7 @@ async def _tokens_of_a_minute(part: Fleet) -> None:
 
 
 async def _requests_at_a_time(part: Fleet) -> None:
-    """One process is killed: what it held is free again after a lease."""
+    """One process is killed; its slots are released after a lease."""
     part.go.clear()
     crowd = part.crowd("at-a-time")
     refused = await part.admitted(crowd, CALLERS - 30)
@@ -244,7 +244,7 @@ async def _requests_at_a_time(part: Fleet) -> None:
 
 
 async def _money(part: Fleet) -> None:
-    """Another one is killed: what it had reserved is paid, by those who are left, once."""
+    """Another process is killed; the remaining processes settle its reservations once."""
     scope = part.keys.scope("by-money", "tenant")[2]
     most = Decimal("0.01")
 

@@ -1,4 +1,4 @@
-"""Redis may go and come back under a running gateway."""
+"""Redis stops and restarts under a running gateway."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _numbers = itertools.count()
 
 
 async def _ask(client: httpx.AsyncClient) -> httpx.Response:
-    """Each time something new: identical requests share one call."""
+    """Send a new request each time: identical requests share a teacher call."""
     body = {"model": "chat", "messages": [{"role": "user", "content": f"Hello {next(_numbers)}"}]}
     return await client.post("/v1/chat/completions", json=body)
 
@@ -51,7 +51,7 @@ def _client(process: GatewayProcess) -> httpx.AsyncClient:
 
 @pytest.mark.parametrize("on_failure", ["degrade", "reject"])
 async def test_answers_go_on_without_redis_or_are_refused_as_configured(tmp_path: Path, on_failure: str) -> None:
-    """degrade: batches by itself, says so, keeps receipts and writes them when Redis is back. reject: 503."""
+    """degrade: the process batches alone and writes its receipts when Redis is back. reject: 503."""
     with FakeEngine(says("The answer begins here", "length")).running() as engine:
         async with EmbeddedRedis() as redis:
             with running_gateway(

@@ -1,4 +1,4 @@
-"""An engine that fails is asked again, another one is, or none: and the receipt tells of every call."""
+"""The gateway retries a failed engine, calls another one, or gives up; the receipt has every call."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _numbers = itertools.count()
 
 @dataclass
 class Script:
-    """An engine that behaves each time as the next entry says, and as the last one from then on."""
+    """An engine that behaves as the next entry states each time, and as the last one from then on."""
 
     steps: list[Handler]
     taken: int = field(default=0)
@@ -49,7 +49,7 @@ def answers(code: int, **headers: str) -> Handler:
 
 
 async def hangs_up(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-    """After the head: before it, a call over a connection that was used is sent again, and nobody hears of it."""
+    """Close after the head. Before the head, the client would resend a call on a reused connection unnoticed."""
     kind = "text/event-stream" if body.get("stream") else "application/json"
     response = web.StreamResponse(headers={"Content-Type": kind})
     await response.prepare(request)
@@ -60,7 +60,7 @@ async def hangs_up(request: web.Request, body: dict[str, Any]) -> web.StreamResp
 
 
 async def only_a_role(request: web.Request, _: dict[str, Any]) -> web.StreamResponse:
-    """As vLLM begins: a role, no words yet. Then it is gone."""
+    """Send a role without words, as vLLM does first, and close the connection."""
     response = await begin_events(request)
     await response.write(event(chunk({"role": "assistant", "content": ""})))
     assert request.transport is not None
@@ -97,7 +97,7 @@ class World:
 
 
 def engine(name: str, url: str, **more: Any) -> dict[str, Any]:
-    """A student that continues. Its breaker opens late unless said otherwise."""
+    """Return a student that continues prefixes. By default its breaker opens late."""
     return model(
         name,
         "openai",
@@ -163,7 +163,7 @@ def world(running: World) -> World:
 
 
 def text_of(answer: httpx.Response) -> str:
-    """The words of a reply, streamed or not."""
+    """Return the words of a reply, streamed or not."""
     if not answer.headers["content-type"].startswith("text/event-stream"):
         text: str = answer.json()["choices"][0]["message"]["content"]
         return text
@@ -179,7 +179,7 @@ def events_of(answer: httpx.Response) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("failure", [answers(500), answers(503), answers(429), hangs_up])
 def test_a_student_that_failed_is_asked_again(world: World, failure: Handler, stream: bool) -> None:
-    """The caller sees nothing of it but a header; the receipt tells of each call."""
+    """Only a header shows it to the caller; the receipt has each call."""
     world.first.behave = Script([failure, failure, says("Well.")])
     answer = world.ask("alone", stream=stream)
     assert (answer.status_code, text_of(answer)) == (200, "Well.")
@@ -202,7 +202,7 @@ def test_a_student_that_goes_on_failing_is_asked_as_often_as_the_policy_says(wor
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(("code", "asked"), [(500, 3), (401, 1), (404, 1)])
 def test_the_next_student_is_asked_when_the_first_gives_up(world: World, code: int, asked: int, stream: bool) -> None:
-    """At once where asking again would not help."""
+    """The gateway calls it at once if a retry would not help."""
     world.first.behave = answers(code)
     answer = world.ask("both", stream=stream)
     assert text_of(answer) == " there."
@@ -220,7 +220,7 @@ def test_a_request_that_is_wrong_is_refused_once(world: World, code: int) -> Non
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_the_guidance_is_kept_for_the_next_student(world: World, stream: bool) -> None:
-    """The teacher is not asked twice, and the caller sees one answer."""
+    """The teacher is called once, and the caller receives one answer."""
     world.first.behave = answers(500)
     answer = world.ask("guided", stream=stream)
     assert text_of(answer) == KEPT + " there."
@@ -230,7 +230,7 @@ def test_the_guidance_is_kept_for_the_next_student(world: World, stream: bool) -
 
 
 def test_a_student_that_cannot_continue_gets_the_guidance_as_context(world: World) -> None:
-    """In a JSON reply nothing has left yet; the receipt says where the guidance stood."""
+    """No part of a JSON reply was sent yet. The receipt has the placement of the guidance."""
     world.first.behave = answers(500)
     answer = world.ask("guided-mute")
     assert text_of(answer) == " there."
@@ -240,7 +240,7 @@ def test_a_student_that_cannot_continue_gets_the_guidance_as_context(world: Worl
 
 
 def test_once_the_opening_is_shown_only_who_can_continue_it_is_asked(world: World) -> None:
-    """Another answer cannot be put behind it."""
+    """A student without continuation would write a second answer."""
     world.first.behave = answers(500)
     answer = world.ask("guided-mute", stream=True)
     assert text_of(answer) == KEPT
@@ -249,7 +249,7 @@ def test_once_the_opening_is_shown_only_who_can_continue_it_is_asked(world: Worl
 
 
 def test_a_student_that_is_not_there_costs_nothing(world: World) -> None:
-    """It never got the call."""
+    """The student never received the call."""
     answer = world.ask("guided-gone")
     receipt = world.receipt(answer)
     assert text_of(answer) == KEPT + " there."
@@ -270,13 +270,13 @@ def test_no_teacher_is_called_while_every_student_rests(world: World) -> None:
 
 
 def test_a_role_alone_is_no_word_yet(world: World) -> None:
-    """What has not reached the caller can be said by another."""
+    """Another student can write text that the caller has not received."""
     world.first.behave = only_a_role
     assert text_of(world.ask("both", stream=True)) == " there."
 
 
 def test_after_the_first_word_nothing_is_asked_again(world: World) -> None:
-    """Half an answer and an error, never half of one and half of another."""
+    """The caller gets half an answer and an error, never parts of two answers."""
     world.first.behave = two_words
     answer = world.ask("both", stream=True)
     assert text_of(answer) == " two words"
@@ -286,7 +286,7 @@ def test_after_the_first_word_nothing_is_asked_again(world: World) -> None:
 
 
 def test_what_failed_calls_may_have_cost_is_in_the_cost(world: World) -> None:
-    """An engine that broke off may have written up to the limit."""
+    """An engine that failed may have generated tokens up to the limit."""
     world.first.behave = Script([hangs_up, says("Well.")])
     receipt = world.receipt(world.ask("alone", max_tokens=50))
     (attempt,) = receipt["attempts"]
@@ -305,7 +305,7 @@ def test_a_teacher_that_failed_is_asked_once_more(world: World, failure: Handler
 
 
 def test_a_teacher_is_not_pressed(world: World) -> None:
-    """One that is full is not asked again, one that failed twice neither: there is an answer without it."""
+    """An overloaded teacher is not retried, nor one that failed twice: the student answers without it."""
     for failure, asked, reason in ((answers(429), 1, "teacher_overloaded"), (answers(500), 2, "teacher_failed")):
         world.teacher.requests.clear()
         world.teacher.behave = failure
@@ -314,7 +314,7 @@ def test_a_teacher_is_not_pressed(world: World) -> None:
 
 
 def test_a_student_that_keeps_failing_is_left_alone_tried_and_taken_back(world: World) -> None:
-    """Closed, open, half open, closed: seen in the replies, the readiness detail, the metric and the log."""
+    """Closed, open, half open, closed: in replies, detailed readiness, the metric and the log."""
     world.first.behave = answers(500)
     assert [world.ask("fragile").json()["error"]["code"] for _ in range(3)] == ["engine_failed"] * 3
     refused = world.ask("fragile")

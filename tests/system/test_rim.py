@@ -1,4 +1,4 @@
-"""What a request may not get by how it is written: its target, its method, its headers, its connection."""
+"""Unusual targets, methods, headers and connections give a request no additional access."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def gate(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[G
 
 
 def ask(url: str, line: str, *headers: str, body: bytes = b"") -> tuple[int, bytes]:
-    """The raw bytes of one request, and its reply: status and all that came until the gateway hung up."""
+    """Send the raw bytes of a request; return the status and all received bytes until the gateway closes."""
     host, _, port = url.removeprefix("http://").partition(":")
     raw = "\r\n".join([line, "Host: x", "Connection: close", *headers, "", ""]).encode() + body
     with closing(socket.create_connection((host, int(port)), timeout=10)) as connection:
@@ -72,7 +72,7 @@ TARGETS = [
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_no_way_of_writing_a_path_leads_around_the_key(gate: GatewayProcess, target: str) -> None:
-    """The handler that answers is the one that asks for the key; nothing looks at the path a second time."""
+    """The handler that answers also checks the key; no other code reads the path."""
     status, reply = ask(gate.url, f"GET {target} HTTP/1.1")
     assert status in {400, 401, 404, 405}
     assert b'"object"' not in reply
@@ -81,7 +81,7 @@ def test_no_way_of_writing_a_path_leads_around_the_key(gate: GatewayProcess, tar
 @pytest.mark.parametrize("target", ["/metrics", "/queue", "/healthz/../metrics"])
 @pytest.mark.parametrize("extra", ["", "Host", "X-Forwarded-Host", "X-Original-URL", "X-Rewrite-URL", "Forwarded"])
 def test_no_header_leads_to_the_admin_listener(gate: GatewayProcess, target: str, extra: str) -> None:
-    """What it answers is on its port alone, whatever host a caller names."""
+    """The admin routes are on their own port only, with any Host header."""
     admin = gate.admin_url.removeprefix("http://")
     named = [f"{extra}: {target if 'URL' in extra else admin}"] if extra else []
     for line in (f"GET {target} HTTP/1.1", f"GET http://{admin}{target} HTTP/1.1"):
@@ -93,7 +93,7 @@ def test_no_header_leads_to_the_admin_listener(gate: GatewayProcess, target: str
 
 @pytest.mark.parametrize("host", ["", "127.0.0.1:8081", "evil.example", "[::1", "a b", "/v1", "x@y:0", "\x7f"])
 def test_the_host_header_decides_nothing(gate: GatewayProcess, host: str) -> None:
-    """With a key all is as ever; without one it is 401."""
+    """The reply is unchanged with a key; without one it is 401."""
     at, _, port = gate.url.removeprefix("http://").partition(":")
     for key, meant in ((WITH_KEY, b"200"), ("X: y", b"401")):
         with closing(socket.create_connection((at, int(port)), timeout=10)) as connection:
@@ -106,7 +106,7 @@ def test_the_host_header_decides_nothing(gate: GatewayProcess, host: str) -> Non
 def test_a_method_that_a_path_does_not_have_is_405_and_sends_nothing_back(
     gate: GatewayProcess, method: str, path: str
 ) -> None:
-    """TRACE would send the key back."""
+    """TRACE would return the key."""
     status, reply = ask(gate.url, f"{method} {path} HTTP/1.1", WITH_KEY, "X-Canary: canary")
     assert status == 405
     assert b"canary" not in reply
@@ -116,14 +116,14 @@ def test_a_method_that_a_path_does_not_have_is_405_and_sends_nothing_back(
 @pytest.mark.parametrize("line", ["CONNECT x:443 HTTP/1.1", "CONNECT /v1/models HTTP/1.1", "BREW /v1/models HTTP/1.1",
                                   "PRI * HTTP/2.0", "GET /v1/models HTTP/3.0"])  # fmt: skip
 def test_what_is_no_request_of_http_1_opens_nothing(gate: GatewayProcess, line: str) -> None:
-    """No tunnel, no other protocol."""
+    """The gateway supports no tunnel and no other protocol."""
     status, reply = ask(gate.url, line, WITH_KEY)
     assert 400 <= status < 500
     assert b'"object"' not in reply
 
 
 def test_head_asks_for_the_key_too_and_has_no_body(gate: GatewayProcess) -> None:
-    """As GET does."""
+    """HEAD behaves as GET."""
     assert ask(gate.url, "HEAD /v1/models HTTP/1.1")[0] == 401
     status, reply = ask(gate.url, "HEAD /v1/models HTTP/1.1", WITH_KEY)
     assert status == 200
@@ -132,7 +132,7 @@ def test_head_asks_for_the_key_too_and_has_no_body(gate: GatewayProcess) -> None
 
 @pytest.mark.parametrize("upgrade", ["websocket", "h2c"])
 def test_an_upgrade_is_not_taken(gate: GatewayProcess, upgrade: str) -> None:
-    """The request is answered as if it were not asked for."""
+    """The request is answered without the upgrade."""
     headers = ["Connection: Upgrade, HTTP2-Settings, close", f"Upgrade: {upgrade}", "HTTP2-Settings: x"]
     host, _, port = gate.url.removeprefix("http://").partition(":")
     for key, meant in ((WITH_KEY, b"200"), ("X: y", b"401")):
@@ -143,7 +143,7 @@ def test_an_upgrade_is_not_taken(gate: GatewayProcess, upgrade: str) -> None:
 
 
 def test_who_has_no_key_is_told_before_the_body_is_read(gate: GatewayProcess) -> None:
-    """So nobody without one makes the gateway hold megabytes."""
+    """Without a key nobody can make the gateway hold megabytes."""
     host, _, port = gate.url.removeprefix("http://").partition(":")
     head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 8000000\r\n\r\n"
     with closing(socket.create_connection((host, int(port)), timeout=10)) as connection:
@@ -152,7 +152,7 @@ def test_who_has_no_key_is_told_before_the_body_is_read(gate: GatewayProcess) ->
 
 
 def test_a_404_says_little_of_a_long_path(gate: GatewayProcess) -> None:
-    """What was asked for comes back to who asked, in part, and is in no log."""
+    """The reply contains a part of the path; the log does not contain it."""
     status, reply = ask(gate.url, "GET /canary/" + 4000 * "x" + " HTTP/1.1")
     message = orjson.loads(reply.partition(b"\r\n\r\n")[2])["error"]["message"]
     assert (status, len(message) < 300) == (404, True)
@@ -160,7 +160,7 @@ def test_a_404_says_little_of_a_long_path(gate: GatewayProcess) -> None:
 
 
 def test_the_routes_are_those_that_somebody_looked_at() -> None:
-    """None of them runs, fetches, renders or loads what a caller names. A new one belongs in docs/security.md."""
+    """No route runs, fetches, renders or loads anything that a caller names. A new one belongs in docs/security.md."""
     assert {(route.method, route.path) for route in ROUTES} == {
         ("POST", "/v1/chat/completions"),
         ("POST", "/v1/completions"),

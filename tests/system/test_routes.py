@@ -1,4 +1,4 @@
-"""Routes of one name through a running gateway: conditions, first match, and what callers may ask for."""
+"""Routes with one name through a running gateway: conditions, first match, and the caller's options."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def mode_of(client: OpenAI, name: str = "chat", **more: Any) -> str | None:
 
 
 def test_each_request_goes_where_its_conditions_lead(client: OpenAI) -> None:
-    """In the order of the file: the first one wins, as JSON and as a stream."""
+    """The first matching route in the file wins, as JSON and as a stream."""
     assert mode_of(client, extra_headers={"X-Team": "blue"}) == "teacher"
     refund: list[Any] = [{"role": "user", "content": "Where is my Refund?"}]
     assert mode_of(client, messages=refund) == "student"
@@ -103,7 +103,7 @@ def test_a_name_is_listed_once(client: OpenAI) -> None:
 
 
 def test_a_receipt_shows_what_it_cost_where_every_route_of_the_name_does(client: OpenAI) -> None:
-    """It does not tell which route took its request: one that hides its costs hides those of its namesakes."""
+    """A receipt does not name its route. One route that hides its costs hides those of all routes with its name."""
     hidden = client.chat.completions.with_raw_response.create(
         model="chat", messages=[{"role": "user", "content": "refund"}]
     )
@@ -114,7 +114,7 @@ def test_a_receipt_shows_what_it_cost_where_every_route_of_the_name_does(client:
 
 
 def receipt_of(client: OpenAI, request_id: str) -> dict[str, Any]:
-    """The receipt, which is written just after the answer left."""
+    """Return the receipt, which is written just after the answer was sent."""
     for _ in range(250):
         try:
             receipt: Any = client.get(f"/receipts/{request_id}", cast_to=object)
@@ -127,7 +127,7 @@ def receipt_of(client: OpenAI, request_id: str) -> dict[str, Any]:
 
 
 def test_callers_ask_for_a_mode_and_a_length_where_they_may(client: OpenAI, engine: FakeEngine) -> None:
-    """As the SDK sends headers of one's own; the teacher is asked for so many tokens, and streams do as JSON does."""
+    """The SDK sends custom headers; the teacher's token limit follows, as JSON and as a stream."""
     assert mode_of(client, "free") == "guided"
     assert mode_of(client, "free", extra_headers={"x-gkt-guidance-tokens": "20"}) == "guided"
     asked = [body["max_tokens"] for body in engine.requests if body.get("model") == "tgi" and "max_tokens" in body]

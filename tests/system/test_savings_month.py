@@ -1,4 +1,4 @@
-"""Every place that shows savings shows the same of one month, to the last digit (tests/savings_month.py)."""
+"""Every place that shows savings shows the same values of one month, to the last digit (tests/savings_month.py)."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ async def test_all_places_show_the_savings_of_a_month_alike(tmp_path: Path, caps
 
 
 def holds_receipts(month: list[Receipt]) -> None:
-    """Receipts, and the headers and last chunks of replies."""
+    """Check receipts, headers and last chunks of replies."""
     assert {one.id: (one.savings_class, one.savings_usd) for one in month} == {
         receipt_id: (of_class, micro(usd)) for receipt_id, (of_class, usd) in CLASSES.items()
     }
@@ -75,7 +75,7 @@ def holds_receipts(month: list[Receipt]) -> None:
 
 
 async def holds_usage(sums: SumsReader) -> dict[str, Any]:
-    """The admin API's JSON and CSV, and GET /v1/usage."""
+    """Check the admin API's JSON and CSV, and GET /v1/usage."""
     reader = UsageReader(sums, RETENTION)
     when = span(RequestedRange(SINCE, UNTIL), None, RETENTION, time.time())
     usage = await reader.read(UsageQuery(when, None, ("tenant",), {}), lambda told: told)
@@ -131,7 +131,7 @@ def holds_figures(row: dict[str, Any], expected: Told) -> None:
 
 
 def holds_table(out: str) -> None:
-    """The command's table: cost, measuring, baseline, saved, error, requests without the teacher, in this order."""
+    """Check the command's table: cost, measuring, baseline, saved, error, requests without teacher, in order."""
     lines = {words[0]: words for line in out.splitlines() if (words := line.split())}
     for name, expected in {**MONTH, "all": TOTAL}.items():
         amounts = [f"{micro(one):.6f}" for one in (expected.cost, expected.measuring, expected.baseline)]
@@ -141,7 +141,7 @@ def holds_table(out: str) -> None:
 
 
 async def holds_export(store: UsageStore, file: Path) -> None:
-    """The column of savings, and exports as CSV and as JSON lines."""
+    """Check the column of savings, and exports as CSV and as JSON lines."""
     by_tenant = select(RECEIPTS.c.tenant, func.sum(RECEIPTS.c.savings_pico)).group_by(RECEIPTS.c.tenant)
     summed = {tenant: int(pico) for tenant, pico in await store.read(lambda one: one.execute(by_tenant).all())}
     assert summed == {tenant: int(micro(told.savings).scaleb(12)) for tenant, told in MONTH.items()}
@@ -162,7 +162,7 @@ async def holds_export(store: UsageStore, file: Path) -> None:
 
 
 def holds_prometheus(month: list[Receipt], folder: Path) -> None:
-    """The metrics, and what Grafana's panels make of them, in picodollars."""
+    """Check the metrics and the values of Grafana's panels, in picodollars."""
     books = Books()
     for one in month:
         books.ledger.record_edge_report(one)

@@ -1,4 +1,4 @@
-"""The second net of the log: what has the shape of a secret does not leave by it."""
+"""The log's redaction filter hides every text that has the shape of a secret."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ except RuntimeError:
 
 @pytest.mark.parametrize("form", ["json", "console"])
 def test_what_has_the_shape_of_a_secret_is_hidden_wherever_it_slipped_in(form: str) -> None:
-    """The rest of the line stays, and is still JSON."""
+    """The rest of the line stays and is still JSON."""
     done = subprocess.run(
         [sys.executable, "-c", SLIPPED.format(form=form)], capture_output=True, text=True, timeout=30, check=True
     )
@@ -50,5 +50,5 @@ def test_what_has_the_shape_of_a_secret_is_hidden_wherever_it_slipped_in(form: s
     ],
 )
 def test_what_is_no_secret_stays(line: str) -> None:
-    """Names with a dash in them, addresses without a password."""
+    """Names with a dash, addresses without a password."""
     assert without_secrets(line) == line

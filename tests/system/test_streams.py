@@ -1,4 +1,4 @@
-"""The parts of load_tests/streams.py: what it counts, and what it makes of it."""
+"""Unit tests of load_tests/streams.py: its counts and its results."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def step(received: float, *, due: float = 1000.0, p99_ms: float = 10.0) -> Step:
 
 
 class Wire:
-    """A transport that keeps what is written."""
+    """A transport that keeps all written bytes."""
 
     def __init__(self) -> None:
         self.written = b""

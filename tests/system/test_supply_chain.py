@@ -1,4 +1,4 @@
-"""What is installed is what was looked at: every package of a lock by its version and its hash."""
+"""Every installed package is pinned: each package of a lock file has a version and hashes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PINNED = re.compile(
 
 
 def entries(lock: Path) -> list[str]:
-    """Each package in one line."""
+    """Return each package's entry on one line."""
     lines = [line.split("#")[0].strip() for line in lock.read_text("utf-8").replace("\\\n", " ").splitlines()]
     return [" ".join(line.split()) for line in lines if line]
 
@@ -28,7 +28,7 @@ def version(name: str) -> tuple[int, ...]:
 
 @pytest.mark.parametrize("lock", LOCKS, ids=lambda path: path.stem)
 def test_every_package_of_a_lock_has_a_version_and_hashes(lock: Path) -> None:
-    """No address, no branch, no range, no other index: nobody who takes over a name gets in."""
+    """Locks hold no address, branch, range or other index, so a stolen package name gets nobody in."""
     found = entries(lock)
     assert found
     assert [one for one in found if not _PINNED.fullmatch(one)] == []
@@ -42,7 +42,7 @@ def test_what_was_found_wanting_elsewhere_is_not_what_we_have() -> None:
 
 @pytest.mark.parametrize("path", ["Dockerfile", "scripts/env"])
 def test_whatever_installs_wants_the_hashes(path: str) -> None:
-    """And takes no source distribution, whose setup would run."""
+    """Installers accept no source distribution, whose setup would run."""
     text = (ROOT / path).read_text("utf-8").replace("\\\n", " ")
     installs = [line for line in text.splitlines() if re.search(r"\bpip\b.* (install|sync)\b", line)]
     assert installs
@@ -53,7 +53,7 @@ def test_whatever_installs_wants_the_hashes(path: str) -> None:
 
 
 def test_the_image_runs_as_nobody_in_particular_and_holds_no_secret() -> None:
-    """Its user owns nothing in it; a key comes at run time."""
+    """The image's user owns no file in it; a key is supplied at run time."""
     text = (ROOT / "Dockerfile").read_text("utf-8")
     last = text.rpartition("\nFROM ")[2]
     assert re.search(r"^USER (\d+)$", last, re.MULTILINE)

@@ -1,4 +1,4 @@
-"""Limits and budgets as callers meet them: in headers, in errors that OpenAI's SDK knows, and in cheaper answers."""
+"""Limits and budgets as callers observe them: headers, errors of OpenAI's SDK, and cheaper answers."""
 
 from __future__ import annotations
 
@@ -43,7 +43,9 @@ ASKED = [{"role": "user", "content": "What is it?"}]
 def gateway(
     folder: Path, redis_url: str, tenants: dict[str, dict[str, Any]], prefix: str, **sections: Any
 ) -> Iterator[GatewayProcess]:
-    """Between a teacher and a student that answer at once; acme has the limits, globex none unless told."""
+    """Run a gateway between a teacher and a student that answer at once. acme has the limits; globex has none by
+    default.
+    """
     with ExitStack() as stack:
         teacher = stack.enter_context(FakeEngine(says("The answer begins", "length")).running())
         student = stack.enter_context(FakeEngine(says(" and ends.")).running())
@@ -78,13 +80,13 @@ def ask(process: GatewayProcess, route: str = "chat-student", key: str = KEY, **
 def complete(
     process: GatewayProcess, messages: Any = ASKED, *, route: str = "chat-student", max_retries: int = 0
 ) -> Any:
-    """By OpenAI's own SDK."""
+    """Send a request with OpenAI's SDK."""
     with OpenAI(base_url=f"{process.url}/v1", api_key=KEY, max_retries=max_retries) as client:
         return client.chat.completions.create(model=route, messages=messages)
 
 
 def test_answers_tell_what_is_left_of_a_limit_and_the_next_one_is_429(redis_url: str, tmp_path: Path) -> None:
-    """JSON, streams and errors alike, in OpenAI's headers; other tenants hear nothing of it."""
+    """JSON, streams and errors have OpenAI's headers; other tenants are unaffected."""
     limits = {"rpm_limit": 3, "tpm_limit": 100_000}
     with gateway(tmp_path, redis_url, {"acme": {"limits": limits}}, "limits") as process:
         first, second = ask(process), ask(process, "chat", stream=True)
@@ -120,7 +122,7 @@ def test_answers_tell_what_is_left_of_a_limit_and_the_next_one_is_429(redis_url:
 
 
 def test_the_sdk_waits_as_long_as_it_is_told_and_then_gets_its_answer(redis_url: str, tmp_path: Path) -> None:
-    """A slot that is in use: the caller's own retry finds it free."""
+    """The only slot is in use; the SDK's own retry acquires it after its release."""
     with gateway(tmp_path, redis_url, {"acme": {"limits": {"max_parallel_requests": 1}}}, "slots") as process:
         answers: list[str | None] = []
 
@@ -145,7 +147,7 @@ def test_a_request_that_can_never_fit_is_not_to_be_tried_again(redis_url: str, t
 
 
 def test_a_spent_budget_is_insufficient_quota(redis_url: str, tmp_path: Path) -> None:
-    """With when it resets; and what was spent is the sum of the receipts."""
+    """The error has the time of the reset; the spent amount is the sum of the receipts."""
     budget = {"max_budget": 0.0008, "budget_duration": "1d"}
     with gateway(tmp_path, redis_url, {"acme": {"budget": budget}}, "budgets") as process:
         spent = Decimal(0)
@@ -169,7 +171,7 @@ def test_a_spent_budget_is_insufficient_quota(redis_url: str, tmp_path: Path) ->
 
 
 def test_past_the_soft_line_the_student_answers_alone_and_the_reply_says_so(redis_url: str, tmp_path: Path) -> None:
-    """And somebody is told: with a signature, and once."""
+    """The webhook receives one signed alert."""
     posted: list[tuple[dict[str, str], bytes]] = []
 
     async def hook(request: web.Request) -> web.Response:
@@ -228,7 +230,7 @@ def test_shorter_guidance_is_half_as_long(redis_url: str, tmp_path: Path) -> Non
 def test_a_key_has_limits_of_its_own_and_the_defaults_hold_where_nobody_said_otherwise(
     redis_url: str, tmp_path: Path
 ) -> None:
-    """A key's own before its tenant's word for keys, and that before the defaults."""
+    """A key's own limits precede its tenant's limits for keys, and those precede the defaults."""
     own = {"id": "own", "sha256": hashlib.sha256(b"gk-own").hexdigest(), "limits": {"rpm_limit": 1}}
     plain = {"id": "plain", "sha256": hashlib.sha256(KEY.encode()).hexdigest()}
     tenants = {"acme": {"keys": [own, plain], "key_limits": {"rpm_limit": 2}}}
@@ -242,7 +244,10 @@ def test_a_key_has_limits_of_its_own_and_the_defaults_hold_where_nobody_said_oth
 
 
 async def test_while_redis_is_away_each_tenants_policy_decides_and_all_is_counted_later(tmp_path: Path) -> None:
-    """acme goes on unasked, and past its limit; globex does not. Back again, Redis knows of what acme did."""
+    """acme is served without a check, beyond its limit; globex is rejected.
+
+    After its return Redis counts acme's requests.
+    """
     async with EmbeddedRedis() as server:
         await asyncio.to_thread(_while_redis_is_away, server.url, tmp_path)
 
