@@ -53,7 +53,7 @@ class Heartbeat:
                 log.warning("heartbeat_missed", error=type(error).__name__, exc_info=unexpected)
             else:
                 if before is None and not first:
-                    log.warning("heartbeat_on_lapse")
+                    log.warning("heartbeat_lapsed")
                     self._on_lapse()
                 first = False
                 self._on_beat()
