@@ -86,7 +86,7 @@ def metrics_as_they_are() -> dict[str, tuple[str, tuple[str, ...]]]:
 
 def test_every_metric_is_described_and_none_that_is_not_there() -> None:
     """With its kind and its labels."""
-    rows = re.findall(r"^\| `(gkt_\w+)` \| (\w+) \|([^|]*)\|", page("docs/metrics.md"), re.MULTILINE)
+    rows = re.findall(r"^\| `(gkt_\w+)` \| (\w+) \|([^|]*)\|", page("docs/reference/metrics.md"), re.MULTILINE)
     told = {name: (kind, tuple(re.findall(r"`(\w+)`", labels))) for name, kind, labels in rows}
     assert len(told) == len(rows)
     assert told == metrics_as_they_are()
