@@ -1,4 +1,4 @@
-"""The admin listener: open for probes and metrics, and for all else only to who shows the admin key."""
+"""The admin listener serves probes and metrics openly, and all else only with the admin key."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ async def secret(_: web.Request) -> web.Response:
 async def ask(
     path: str, *, key: str | None = ADMIN_KEY, method: str = "GET", **headers: str
 ) -> tuple[int, dict[str, Any] | str]:
-    """Status and body of a listener with one open route and one that is not."""
+    """Return status and body from a listener with one open and one protected route."""
     open_to_all = [web.get("/open", said)]
     guard = needs_key(Sessions(None if key is None else SecretStr(key)), open_to_all)
     app = web.Application(middlewares=[errors_as_openai, guard])
@@ -106,7 +106,7 @@ def test_only_probes_metrics_queues_and_pages_are_open() -> None:
 
 
 async def test_every_other_route_of_the_listener_asks_for_the_key() -> None:
-    """The router is walked, so a route that is added tomorrow is asked for it too."""
+    """The test reads the router, so it covers routes that are added later."""
     app = web.Application(middlewares=[errors_as_openai, needs_key(Sessions(SecretStr(ADMIN_KEY)), OPEN_ROUTES)])
     app.add_routes(ROUTES)
     app[keys.METRICS] = metrics = Metrics()
@@ -122,7 +122,7 @@ async def test_every_other_route_of_the_listener_asks_for_the_key() -> None:
 
 
 def test_the_running_listener_is_as_tight(gateway: GatewayProcess) -> None:
-    """No admin key is configured there."""
+    """The running listener has no admin key configured."""
     with httpx.Client(base_url=gateway.admin_url) as client:
         assert [client.get(path).status_code for path in ("/healthz", "/readyz", "/metrics", "/queue")] == [200] * 4
         missing = client.get("/v1/models")

@@ -1,4 +1,4 @@
-"""The admin API's budgets, over HTTP, on a real gateway: what is left of them, and raises."""
+"""The admin API's budgets, over HTTP, on a real gateway: remaining amounts and raises."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ MONTHLY = {"max_budget": 0.5, "soft_budget": 0.4}
 
 @pytest.fixture(scope="module")
 def gateway(tmp_path_factory: pytest.TempPathFactory, redis_url: str) -> Iterator[GatewayProcess]:
-    """A token costs a tenth of a cent. acme has a budget, each of globex' keys has one, and initech has none."""
+    """Run a gateway on which a token costs a tenth of a cent. acme has a budget, each of globex' keys has one, and
+    initech has none.
+    """
     folder = tmp_path_factory.mktemp("budgets")
     (folder / "admin.key").write_text(ADMIN_KEY)
     with (
@@ -66,7 +68,7 @@ def ask(process: GatewayProcess, token: str = KEY) -> httpx.Response:
 
 
 def spend(process: GatewayProcess, token: str = KEY) -> None:
-    """Ask until the budget has no room for another request."""
+    """Send requests until the budget has no room for another one."""
     for _ in range(100):
         answer = ask(process, token)
         if answer.status_code == 429:
@@ -89,7 +91,7 @@ def at(unix_s: float) -> str:
 
 
 def test_a_spent_budget_has_room_again_while_a_raise_holds(gateway: GatewayProcess) -> None:
-    """Once until it is ended, once until its time is over; each is in the trail, and in the list."""
+    """One raise is ended by hand, the other expires. Both are in the audit trail and in the list."""
     spend(gateway)
     (before,) = shown(gateway)
     assert before["raise"] is None
@@ -161,7 +163,7 @@ def test_a_raise_ends_with_the_day_that_it_names_and_takes_the_place_of_another(
 
 
 def test_the_list_tells_every_budget_and_goes_on_where_it_ended(gateway: GatewayProcess) -> None:
-    """Its terms in the words of policy files. A key that has ended has none."""
+    """The list uses the terms of policy files. An ended key has no budget."""
     for name in ("a1", "z9", "gone"):
         admin(gateway, "POST", "/keys", {"tenant": "acme", "id": name, "budget": {"max_budget": 2.50}})
     admin(gateway, "DELETE", "/keys/acme/gone")

@@ -39,7 +39,7 @@ def start(folder: Path, redis_url: str, engine_url: str, prefix: str) -> Gateway
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory, redis_url: str) -> Iterator[tuple[GatewayProcess, GatewayProcess]]:
-    """Two processes that know nothing of each other but their Redis."""
+    """Run two processes that share only their Redis."""
     folder, prefix = tmp_path_factory.mktemp("two"), f"a{os.urandom(4).hex()}"
     with FakeEngine(says("Hello there.")).running() as engine:
         processes: list[GatewayProcess] = []
@@ -74,7 +74,7 @@ def ask(process: GatewayProcess, token: str, model_name: str = "chat-student") -
 
 
 def within(limit_s: float, holds: Callable[[], bool]) -> bool:
-    """Whether it comes to hold in that time."""
+    """Return whether the condition becomes true in that time."""
     give_up = time.monotonic() + limit_s
     while time.monotonic() < give_up:
         if holds():
@@ -286,7 +286,7 @@ def test_an_id_is_taken_once(two: Two) -> None:
 
 
 def test_who_holds_a_key_can_change_nothing_with_it(two: Two) -> None:
-    """Neither a key of a file nor one of Redis opens the admin API, and callers have none of its routes."""
+    """No caller's key opens the admin API, and the public listener has none of its routes."""
     one, _ = two
     made = create(one, id="holder")
     for token in (KEY, made["key"]):
@@ -343,7 +343,7 @@ def test_no_reply_that_may_hold_a_key_is_kept_on_its_way(two: Two) -> None:
 
 
 def test_no_key_stands_in_any_log_metric_or_reply(two: Two) -> None:
-    """Whether it holds, has ended, is misspelt, or is asked for in a path."""
+    """Valid, ended and misspelled keys, and keys in a path."""
     one, _ = two
     held, ended = create(one)["key"], create(one, id="canary")["key"]
     admin(one, "DELETE", "/keys/acme/canary")

@@ -1,4 +1,4 @@
-"""Which words of an answer are marked as the teacher's: those of the opening that is shown, and no other."""
+"""The relay marks exactly the words of the shown opening as the teacher's."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ GUIDANCE = "The quick brown fox jumps over the lazy dog."
 
 
 def played(seam: SeamJoin | None, *said: str, ahead: str = "") -> list[dict[str, Any]]:
-    """What leaves: what was shown while the teacher wrote, the rest of the opening, the student's, the end."""
+    """Return the sent chunks: the streamed opening, its rest, the student's chunks, the end."""
     relay = MarkedRelay(HEAD, wants_usage=True)
     chunks = relay.show(ahead)
     chunks += relay.join(seam)
@@ -26,7 +26,7 @@ def played(seam: SeamJoin | None, *said: str, ahead: str = "") -> list[dict[str,
 
 
 def marked(chunks: list[dict[str, Any]]) -> str:
-    """The marked words; each stands at the beginning of its chunk."""
+    """Return the marked words; each is at the beginning of its chunk."""
     for one in chunks:
         if "x_gkt" in one:
             assert text_of([one]).startswith(one["x_gkt"]["opening"])
@@ -35,7 +35,7 @@ def marked(chunks: list[dict[str, Any]]) -> str:
 
 @pytest.mark.parametrize("ahead", ["", "The quick", GUIDANCE])
 def test_the_opening_is_marked_and_the_finishers_words_are_not(ahead: str) -> None:
-    """Whether the caller heard the teacher write, in part, wholly or not at all."""
+    """The opening was streamed to the caller in part, wholly or not at all."""
     chunks = played(SeamJoin(GUIDANCE, echo=False), " And", " then.", ahead=ahead)
     assert text_of(chunks) == GUIDANCE + " And then."
     assert marked(chunks) == GUIDANCE
@@ -48,7 +48,7 @@ def test_nothing_is_marked_where_the_opening_is_not_shown() -> None:
 
 
 def test_an_end_that_the_seam_held_back_is_marked_in_the_students_chunk() -> None:
-    """It may be the beginning of a stop text: it leaves with the student's words, and is the teacher's still."""
+    """The held-back text may begin a stop text. It is sent with the student's words, marked as the teacher's."""
     seam = SeamJoin("One two END", echo=False, stop=("END OF",))
     chunks = played(seam, "LESS three")
     assert text_of(chunks) == "One two ENDLESS three"

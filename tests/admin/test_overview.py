@@ -1,4 +1,4 @@
-"""GET /overview: what the tiles show is what the receipts add up to, read once for all who look."""
+"""GET /overview: the tiles show the sums of the receipts, read once for all operators."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Clock:
 
 
 class Counted:
-    """Counts the totals that are read."""
+    """Count the totals that are read."""
 
     def __init__(self, book: UsageBook) -> None:
         self._book = book
@@ -48,7 +48,7 @@ class Counted:
         return await self._book.sums.totals(wanted)
 
     def add(self, *moments: float, status: str = "ok", baseline: str = "0.003") -> None:
-        """Add a receipt of each moment; each cost 0.001."""
+        """Add a receipt for each moment; each costs 0.001."""
         self._book.add(
             msgspec.structs.replace(
                 closed(guided(), status),
@@ -132,7 +132,7 @@ async def test_a_new_month_begins_at_nothing(sums: Counted) -> None:
 
 @pytest.fixture
 def idle(redis_url: str, tmp_path: Path) -> Any:
-    """A gateway whose engine is not there."""
+    """Run a gateway with an unreachable engine."""
     nowhere = model("small", "openai", "http://127.0.0.1:9/v1", continuation="trailing")
     big = model("big", "openai", "http://127.0.0.1:9/v1", continuation="trailing")
     return running_gateway(

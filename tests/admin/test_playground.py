@@ -1,4 +1,4 @@
-"""The playground over HTTP: a gateway process, a real Redis, and engines whose words are known."""
+"""The playground over HTTP: a gateway process, a real Redis, and fake engines."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ MATHS = "A shop has 48 eggs and sells 18. How many are left in total?"
 
 @dataclass
 class Heard:
-    """What one run sent: its chunks, the errors among them, and the receipt at its end."""
+    """The events of one run: its chunks, its errors, and the receipt at its end."""
 
     chunks: list[dict[str, Any]] = field(default_factory=list)
     errors: list[dict[str, Any]] = field(default_factory=list)
@@ -91,7 +91,7 @@ class World:
 
 
 async def cut_off(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-    """A student that says one word and fails."""
+    """Send one word and fail."""
     response = await begin_events(request)
     await response.write(event(chunk({"content": "Well"})))
     await response.write(event({"error": {"message": "out of memory", "code": 500}}))
@@ -99,7 +99,7 @@ async def cut_off(request: web.Request, body: dict[str, Any]) -> web.StreamRespo
 
 
 async def silent(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-    """One that takes the call and never says a word."""
+    """Accept the call and send nothing."""
     response = await begin_events(request)
     await asyncio.sleep(30)
     return response
@@ -192,7 +192,7 @@ def test_one_engine_answers_alone_where_that_is_wanted_whatever_the_routes_mode(
 
 
 def test_length_projection_and_placement_are_the_operators_to_choose(world: World) -> None:
-    """What is left out stays as the route has it."""
+    """Omitted fields keep the route's values."""
     heard = world.run(guidance={"tokens": 3, "projection": "concise"})
     assert heard.receipt is not None
     facts = heard.receipt["guidance"]
@@ -257,7 +257,7 @@ def test_an_error_in_the_middle_stands_before_the_receipt_and_no_done_follows(wo
 
 
 def test_whoever_stops_it_ends_the_engines_work_and_the_receipt_says_so(world: World) -> None:
-    """Also while no word has come, when there is nothing to write that would tell."""
+    """The gateway detects the disconnect also before the first word, when it has nothing to write."""
     body = {"tenant": "acme", "model": "chat-mute", "mode": "student", "prompt": "Why?"}
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(
@@ -273,7 +273,7 @@ def test_whoever_stops_it_ends_the_engines_work_and_the_receipt_says_so(world: W
 
 
 def test_a_projection_of_ones_own_can_be_tried(world: World) -> None:
-    """Whether or not a route names it."""
+    """The projection works with and without a route that names it."""
     heard = world.run(guidance={"projection": "plan", "placement": "context"}, max_tokens=50)
     assert heard.receipt is not None
     assert heard.receipt["guidance"]["projection"] == "plan"
@@ -325,7 +325,7 @@ def test_the_form_gets_what_it_offers(world: World) -> None:
     ],
 )
 def test_callers_are_told_to_call_where_they_are_listened_to(listens: str, seen_from: str, expected: str) -> None:
-    """On all addresses of a machine, at the one by which the operator came."""
+    """With a listener on all addresses, the page shows the address that the operator used."""
     app = web.Application()
     app[keys.CALLERS_LISTENER] = keys.CallersListener(listens, 9000)
     request = make_mocked_request("GET", "/playground/options", {"Host": seen_from}, app=app)
@@ -405,7 +405,7 @@ def test_receipts_of_callers_are_not_the_playgrounds_to_show(world: World) -> No
 
 
 def test_no_key_is_called_as_the_playground_is(world: World) -> None:
-    """Else its receipts, limits and budget would be the playground's as well."""
+    """Otherwise its receipts, limits and budget would include the playground's."""
     refused = world.admin("POST", "/keys", {"tenant": "acme", "id": "playground"})
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "id")
     assert "choose another" in refused.json()["error"]["message"]

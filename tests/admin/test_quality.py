@@ -1,4 +1,4 @@
-"""GET /quality: the rows as they are kept, those of one route together, and what is asked wrongly."""
+"""GET /quality: the stored rows, the totals of a route, and invalid queries."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Samples:
 
 @asynccontextmanager
 async def kept(folder: Path, redis_url: str) -> AsyncIterator[tuple[GatewayProcess, QualityStore]]:
-    """A gateway, and the book of its budgets."""
+    """Run a gateway; yield it with its store of daily budgets."""
     prefix = folder.name.replace("-", "_")[:32]
     with running_gateway(
         folder,

@@ -1,4 +1,4 @@
-"""GET /reconciliation on a real gateway with an engine that is paid by the hour, and the command that shows it."""
+"""GET /reconciliation on a real gateway with an engine that is paid by the hour, and its command."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LIMIT_S = 30
 
 @pytest.fixture(scope="module")
 def gateway(tmp_path_factory: pytest.TempPathFactory, redis_url: str) -> Iterator[GatewayProcess]:
-    """`small` is two GPUs at 1.80 an hour each, and its tokens are dear; `big` is paid by the token."""
+    """Run a gateway: `small` is two GPUs at 1.80 an hour each, with a high token price; `big` is paid by the token."""
     folder = tmp_path_factory.mktemp("hours")
     (folder / "admin.key").write_text(ADMIN_KEY)
     hourly = {"gpu_usd_per_hour": 1.8, "gpus": 2, "input_tokens_per_s": 1, "output_tokens_per_s": 1}
@@ -56,7 +56,7 @@ def ask(process: GatewayProcess, query: str = "") -> httpx.Response:
 
 
 def spend(process: GatewayProcess, route: str) -> Decimal:
-    """One request: what it cost."""
+    """Send one request; return its cost."""
     body = {"model": route, "messages": [{"role": "user", "content": "Hello"}]}
     reply = httpx.post(
         f"{process.url}/v1/chat/completions", json=body, headers={"Authorization": f"Bearer {KEY}"}, timeout=20
@@ -66,7 +66,7 @@ def spend(process: GatewayProcess, route: str) -> Decimal:
 
 
 def until_charged(process: GatewayProcess, usd: Decimal) -> dict[str, Any]:
-    """Until the sums have caught up with the receipts, and an engine was seen; the tests' day may end meanwhile."""
+    """Wait until the sums include all receipts and an engine was seen. The test's day may end meanwhile."""
     give_up = time.monotonic() + LIMIT_S
     while True:
         found: dict[str, Any] = ask(process, "?since=2d").json()
@@ -78,7 +78,10 @@ def until_charged(process: GatewayProcess, usd: Decimal) -> dict[str, Any]:
 
 
 def test_hours_and_charges_stand_beside_each_other(gateway: GatewayProcess) -> None:
-    """What receipts said, to the last digit; an engine that is paid by the token has no hours. The command shows it."""
+    """Charges agree with receipts to the last digit.
+
+    An engine paid by the token has no hours. The command prints both.
+    """
     small = sum((spend(gateway, STUDENT_ONLY["model"]) for _ in range(3)), Decimal(0))
     big = spend(gateway, TEACHER_ONLY["model"])
     found = until_charged(gateway, small + big)

@@ -1,4 +1,4 @@
-"""Sessions of operators' browsers: begun with the admin key, ended by time, by hand and with the key."""
+"""Sessions of operators' browsers: created with the admin key, ended by time, by logout and by a new key."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ async def answer(request: web.Request) -> web.Response:
 async def listener(
     clock: Clock, key: str | None = KEY, attempts: LoginThrottle | None = None, ended: EndedSessions | None = None
 ) -> AsyncIterator[TestClient[web.Request, web.Application]]:
-    """The pages, the session routes, and one route that needs the key."""
+    """Run the pages, the session routes, and one route that requires the key."""
     sessions = Sessions(None if key is None else SecretStr(key), clock, ended)
     app = web.Application(middlewares=[errors_as_openai, needs_key(sessions, PAGE_ROUTES)])
     app.add_routes([*PAGE_ROUTES, web.get("/secret", answer), web.post("/secret", answer)])
@@ -62,7 +62,7 @@ async def listener(
 
 
 async def log_in(client: TestClient[web.Request, web.Application]) -> str:
-    """The cookie's whole header."""
+    """Return the whole cookie header."""
     async with client.post("/session", json={"key": KEY}, headers=HERE) as reply:
         assert reply.status == 200
         assert (await reply.json())["active"] is True
@@ -236,7 +236,10 @@ async def test_no_other_site_logs_a_browser_in_or_out() -> None:
 async def test_a_copy_of_a_cookie_ends_with_its_session_in_every_process_and_no_other_session_does(
     redis_url: str,
 ) -> None:
-    """Also a copy that was renewed before the logout. While Redis is away the reply is a 503 that says so."""
+    """A copy that was renewed before the logout ends too.
+
+    While Redis is away the reply is a 503 that states the reason.
+    """
     clock, redis_keys = Clock(), RedisKeys(f"test-{secrets.token_hex(4)}")
     here, there = (RedisClient(redis_url, timeout_s=2.0, metrics=Metrics()) for _ in range(2))
     async with (
@@ -280,7 +283,7 @@ async def test_a_bearer_key_that_is_wrong_is_not_mended_by_a_session() -> None:
 
 
 async def test_a_proxys_own_password_does_not_hide_the_session_behind_it() -> None:
-    """A browser sends it with every request, and a proxy passes it on: it is no key of this listener."""
+    """A browser sends the password with every request and a proxy forwards it. It is no key of this listener."""
     async with listener(Clock()) as client:
         await log_in(client)
         assert await status(client, Authorization="Basic b3BzOnNlY3JldA==") == 200
@@ -337,7 +340,7 @@ async def test_pages_are_strict_about_what_they_load_and_are_asked_for_anew() ->
 
 @pytest.mark.parametrize("path", ["/dashboard", "/playground"])
 async def test_a_page_without_a_session_redirects_to_the_login_page(path: str) -> None:
-    """Also a browser that has the page in its cache, after the logout."""
+    """A browser with a cached page is redirected too, after the logout."""
     async with listener(Clock()) as client:
         await log_in(client)
         async with client.get(path) as reply:

@@ -1,4 +1,4 @@
-"""Callers who are slow on purpose: a process does not wait for them for ever."""
+"""Slow callers: a process does not wait without limit for them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @asynccontextmanager
 async def serving(handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> AsyncIterator[int]:
-    """One handler behind the gateway's own middleware; yields the port."""
+    """Run one handler behind the gateway's middleware; yield the port."""
     app = web.Application(middlewares=[errors_as_openai])
     app[keys.METRICS] = metrics = Metrics()
     app[keys.ADMISSION] = Admission(1, None, metrics)  # type: ignore[arg-type]
@@ -37,7 +37,7 @@ async def serving(handler: Callable[[web.Request], Awaitable[web.StreamResponse]
 
 
 async def test_a_caller_who_does_not_read_is_hung_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its connection is aborted, and the handler hears of it as of any caller who is gone."""
+    """The connection is aborted, and the handler is canceled as at a disconnect."""
     monkeypatch.setattr(events, "_READS_WITHIN_S", 0.2)
     ended: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
 
@@ -60,7 +60,10 @@ async def test_a_caller_who_does_not_read_is_hung_up_on(monkeypatch: pytest.Monk
 
 
 async def test_a_body_that_does_not_arrive_is_408(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In OpenAI's shape, so that the SDK knows what to do, and the last on its connection: the rest may yet come."""
+    """The error has OpenAI's shape, so that the SDK handles it.
+
+    The connection ends, since the rest may still arrive.
+    """
     monkeypatch.setattr(body, "_BODY_WITHIN_S", 0.2)
 
     async def read(request: web.Request) -> web.StreamResponse:

@@ -1,4 +1,4 @@
-"""What never reaches a handler is answered in OpenAI's shape too."""
+"""Requests that never reach a handler get errors in OpenAI's shape too."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ Reply = tuple[int, dict[str, str], bytes]
 
 
 async def exchange(raw: bytes, *, hung_up: bool = False) -> Reply:
-    """Send the bytes, read the reply and, where it is to be the last one, the end of the connection."""
+    """Send the bytes and read the reply. If it is the last reply, wait for the end of the connection."""
     async with serving() as port:
         return await ask(port, raw, hung_up=hung_up)
 
@@ -131,7 +131,7 @@ def openai_error(headers: dict[str, str], body: bytes) -> dict[str, Any]:
     ],
 )
 async def test_what_is_not_http_is_400_and_not_quoted(raw: bytes) -> None:
-    """The line may hold a key. Nothing after it can be read, so the connection ends."""
+    """The line may hold a key. Nothing after it can be parsed, so the connection ends."""
     status, headers, body = await exchange(raw, hung_up=True)
     assert status == 400
     assert "HTTP" in openai_error(headers, body)["message"]
@@ -140,7 +140,7 @@ async def test_what_is_not_http_is_400_and_not_quoted(raw: bytes) -> None:
 
 @pytest.mark.parametrize("path", ["/", "/nothing"])
 async def test_an_unknown_expectation_is_417_and_not_quoted(path: str) -> None:
-    """Whatever the path."""
+    """Any path gets the 417."""
     raw = f"POST {path} HTTP/1.1\r\nHost: x\r\nExpect: canary\r\nContent-Length: 0\r\n\r\n"
     status, headers, body = await exchange(raw.encode())
     assert status == 417
@@ -149,7 +149,7 @@ async def test_an_unknown_expectation_is_417_and_not_quoted(path: str) -> None:
 
 
 async def test_a_request_that_can_be_read_is_the_handlers() -> None:
-    """With the handler's own reply."""
+    """A valid request gets the handler's reply."""
     status, headers, body = await exchange(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nHello")
     assert (status, headers["server"], body) == (200, "gkt-gateway", b"Hello")
 
@@ -174,7 +174,7 @@ LONG = b"canary" + b"x" * MAX_LINE_BYTES
     ids=["request-line", "value", "name", "headers"],
 )
 async def test_a_head_beyond_its_limits_is_431_and_not_quoted(raw: bytes, limit: int) -> None:
-    """The error says which limit it was."""
+    """The error names the limit."""
     status, headers, body = await exchange(raw, hung_up=True)
     error = openai_error(headers, body)
     assert (status, error["code"]) == (431, "request_too_large")
@@ -183,7 +183,7 @@ async def test_a_head_beyond_its_limits_is_431_and_not_quoted(raw: bytes, limit:
 
 
 async def test_a_head_of_many_long_lines_is_431_before_its_end() -> None:
-    """Each line and their number are within the limits: what is held of an unfinished head is bounded all the same."""
+    """Each line and their number are within the limits, but the size of an unfinished head is bounded."""
     line = b"X-Long: " + b"x" * 8000 + b"\r\n"
     async with serving() as port, asyncio.timeout(10):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -245,7 +245,7 @@ async def test_a_head_that_arrives_at_once_is_431_as_well(first: bytes) -> None:
 
 
 async def test_a_head_behind_a_running_request_has_the_same_limit() -> None:
-    """Its bytes count while the request before it runs. The connection ends after that request's reply."""
+    """The bytes count while the first request runs. The connection ends after that request's reply."""
     async with serving() as port, asyncio.timeout(10):
         reader, writer = await send(port, "acme", "/tenant?seconds=0.5")
         writer.write(b"POST /tenant HTTP/1.1\r\nHost: x\r\nX-Tenant: acme\r\nContent-Length: 0\r\n")
@@ -273,7 +273,7 @@ async def test_a_request_behind_a_large_body_is_answered() -> None:
 
 @pytest.mark.parametrize("part", [b"POST /", b"POST / HTTP/1.1\r\nHost: x\r\nAuthorization: canary"])
 async def test_a_head_that_does_not_come_to_its_end_is_408(part: bytes) -> None:
-    """However much of it there is, and though a byte comes now and then."""
+    """The limit applies to any size, and to a head that arrives byte by byte."""
     async with serving(head_within_s=0.3) as port, asyncio.timeout(10):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(part)
@@ -289,7 +289,7 @@ async def test_a_head_that_does_not_come_to_its_end_is_408(part: bytes) -> None:
 
 
 async def test_the_second_head_of_a_connection_has_its_time_too() -> None:
-    """The first one's clock has stopped; an idle connection has none."""
+    """The first head's timer has stopped; an idle connection has none."""
     async with serving(head_within_s=0.3) as port, asyncio.timeout(10):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         for _ in range(2):
@@ -304,7 +304,7 @@ async def test_the_second_head_of_a_connection_has_its_time_too() -> None:
 
 
 async def test_who_only_holds_connections_shuts_nobody_out() -> None:
-    """One that waits makes room, the oldest first; there are never more than the limit."""
+    """The oldest waiting connection is closed for a new one; the number of connections never exceeds the limit."""
     async with serving(max_connections=3) as port, asyncio.timeout(10):
         idle = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
         for _, writer in idle:
@@ -320,7 +320,7 @@ async def test_who_only_holds_connections_shuts_nobody_out() -> None:
 
 
 async def test_a_connection_too_many_is_503_while_all_others_are_at_work() -> None:
-    """None of those is cut off for it."""
+    """No active connection is closed for the new one."""
     async with serving(max_connections=2) as port, asyncio.timeout(10):
         busy = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
         for _, writer in busy:
@@ -361,7 +361,7 @@ async def test_a_connection_too_many_is_503_while_all_others_are_at_work() -> No
     ids=lambda headers: b"; ".join(headers).decode(),
 )
 async def test_a_request_that_two_servers_could_read_differently_is_refused(headers: list[bytes]) -> None:
-    """So none hides in another's body; what follows is not read as the next one."""
+    """No request can hide in the body of another one; bytes after it are not parsed as the next request."""
     hidden = b"0\r\n\r\nPOST / HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"
     status, _, _ = await exchange(request(*headers, body=hidden), hung_up=True)
     assert status == 400
@@ -369,7 +369,7 @@ async def test_a_request_that_two_servers_could_read_differently_is_refused(head
 
 @pytest.mark.parametrize("line", [b"POST / HTTP/1.1", b"GET /open HTTP/1.1"])
 async def test_a_transfer_coding_that_is_not_decoded_is_refused(line: bytes) -> None:
-    """Whether or not the handler reads the body. aiohttp accepts any coding before `chunked` and does not decode it."""
+    """The handler may or may not read the body. aiohttp accepts any coding before `chunked` and does not decode it."""
     raw = request(b"Transfer-Encoding: gzip, chunked", line=line, body=CHUNKED)
     status, headers, body = await exchange(raw, hung_up=True)
     assert status == 400
@@ -382,7 +382,7 @@ async def test_a_chunked_body_is_read() -> None:
 
 
 async def test_requests_that_come_together_are_answered_in_order() -> None:
-    """However many: those that wait are bounded, and the rest stays in the socket."""
+    """The number of queued requests is bounded; the rest stays in the socket."""
     count = 300
     async with serving() as port, asyncio.timeout(10):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -394,7 +394,7 @@ async def test_requests_that_come_together_are_answered_in_order() -> None:
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate"])
 async def test_a_compressed_body_is_bounded_by_what_it_becomes(encoding: str) -> None:
-    """200 MB in 200 kB are refused when the limit is reached, and never lie in memory."""
+    """200 MB in 200 kB are rejected at the limit, and are never in memory."""
     wbits = zlib.MAX_WBITS | 16 if encoding == "gzip" else zlib.MAX_WBITS
     packer = zlib.compressobj(wbits=wbits)
     bomb = b"".join(packer.compress(bytes(1_000_000)) for _ in range(200)) + packer.flush()
@@ -406,7 +406,7 @@ async def test_a_compressed_body_is_bounded_by_what_it_becomes(encoding: str) ->
 
 
 async def test_a_body_in_an_encoding_that_is_not_known_is_read_as_it_came() -> None:
-    """And then is JSON or is not."""
+    """The undecoded bytes are parsed as JSON."""
     status, _, body = await exchange(request(b"Content-Encoding: canary", b"Content-Length: 5", body=b"Hello"))
     assert (status, body) == (200, b"Hello")
 
@@ -417,7 +417,7 @@ def policy(tenant: str) -> TenantPolicy:
 
 
 async def of_tenant(request: web.Request) -> web.Response:
-    """Answer `size` bytes to a tenant that names itself; hold on when asked to."""
+    """Answer `size` bytes to the tenant named in the request; wait if requested."""
     connection = connection_of(request)
     assert connection is not None
     connection.authenticated(policy(request.headers["X-Tenant"]))
@@ -427,7 +427,7 @@ async def of_tenant(request: web.Request) -> web.Response:
 
 
 async def decoded(request: web.Request) -> web.Response:
-    """Decode the body of a tenant that names itself. It takes until the listener ends."""
+    """Decode the body of the tenant named in the request. Decoding lasts until the listener ends."""
     connection, tenant = connection_of(request), policy(request.headers["X-Tenant"])
     assert connection is not None
     connection.authenticated(tenant)
@@ -452,7 +452,7 @@ def close(opened: list[Opened]) -> None:
 
 
 async def test_a_tenant_that_holds_all_connections_makes_room_for_another_one() -> None:
-    """The flood's idle connection is closed, the quiet tenant's older one is not."""
+    """The flood's idle connection is closed; the quiet tenant's older one is not."""
     async with serving(max_connections=8) as port, asyncio.timeout(10):
         opened = [await send(port, "quiet", "/tenant")]
         assert (await read_reply(opened[0][0]))[0] == 200
@@ -468,7 +468,7 @@ async def test_a_tenant_that_holds_all_connections_makes_room_for_another_one() 
 
 
 async def test_unfinished_bodies_do_not_take_all_connections() -> None:
-    """Beyond a quarter of the connections the oldest of the tenant with most is 408; another tenant's stays."""
+    """Beyond a quarter of the connections the largest tenant's oldest body gets a 408; another tenant's stays."""
     async with serving(max_connections=8) as port, asyncio.timeout(10):
         opened = [await send(port, "quiet", "/tenant", 3, b"a")]
         for _ in range(6):
@@ -484,7 +484,7 @@ async def test_unfinished_bodies_do_not_take_all_connections() -> None:
 
 
 async def test_unfinished_bodies_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beyond a number of bytes the oldest of the tenant with most is 408; another tenant's stays, and a newer one."""
+    """Beyond a number of bytes the largest tenant's oldest body gets a 408. Another tenant's and a newer one stay."""
     monkeypatch.setattr(web_runner, "_UNFINISHED_BYTES", 600_000)
     async with serving() as port, asyncio.timeout(10):
         opened = [await send(port, "quiet", "/tenant", 200_001, b"x" * 200_000)]
@@ -518,7 +518,7 @@ async def is_not_decoded(opened: Opened) -> None:
 
 
 async def test_a_body_that_waits_to_be_decoded_makes_room_for_another_tenant() -> None:
-    """Its request has the tenant's place in no other bound. One that is being decoded goes on."""
+    """The waiting request holds no slot of another limit. A body that is being decoded continues."""
     async with serving(max_connections=8) as port, asyncio.timeout(10):
         opened = [await waiting(port, "flood") for _ in range(2)]
         opened += [await send(port, "flood", "/tenant?seconds=60") for _ in range(6)]
@@ -530,7 +530,7 @@ async def test_a_body_that_waits_to_be_decoded_makes_room_for_another_tenant() -
 
 
 async def test_bodies_that_wait_to_be_decoded_are_bounded_as_unfinished_ones() -> None:
-    """The oldest that waits, of the tenant with most, is 503; another tenant's stays."""
+    """The largest tenant's oldest waiting body gets a 503; another tenant's stays."""
     async with serving(max_connections=16) as port, asyncio.timeout(10):
         quiet = [await waiting(port, "quiet") for _ in range(2)]
         flood = [await waiting(port, "flood") for _ in range(5)]
@@ -540,7 +540,7 @@ async def test_bodies_that_wait_to_be_decoded_are_bounded_as_unfinished_ones() -
 
 
 async def test_bodies_that_wait_to_be_decoded_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Their bytes count from the first one that arrived on."""
+    """A body's bytes count from the first one that arrived."""
     monkeypatch.setattr(web_runner, "_UNFINISHED_BYTES", 1_000_000)
     async with serving() as port, asyncio.timeout(10):
         opened = [await waiting(port, "flood", b" " * 400_000) for _ in range(4)]
@@ -550,7 +550,7 @@ async def test_bodies_that_wait_to_be_decoded_do_not_fill_the_memory(monkeypatch
 
 
 async def test_a_body_that_trickles_is_408(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each interval must bring its bytes, also after the first."""
+    """Each interval requires its number of bytes, also after the first."""
     monkeypatch.setattr(web_body, "_INTERVAL_S", 0.2)
     async with serving() as port, asyncio.timeout(10):
         reader, writer = await send(port, "acme", "/tenant", 100_000, b"x" * 10_000)
@@ -566,7 +566,7 @@ async def test_a_body_that_trickles_is_408(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 async def test_a_reply_that_is_not_read_ends_its_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What its caller reads later is cut short."""
+    """A caller that reads later gets a truncated reply."""
     monkeypatch.setattr(web_connection, "READ_WITHIN_S", 0.2)
     async with serving() as port, asyncio.timeout(10):
         reader, writer = await send(port, "acme", "/tenant?size=50000000")
@@ -577,7 +577,7 @@ async def test_a_reply_that_is_not_read_ends_its_connection(monkeypatch: pytest.
 
 
 async def test_replies_that_are_not_read_are_bounded_and_the_tenant_with_most_pays() -> None:
-    """The oldest of the flood's goes; a quiet tenant's slow reader gets all of its reply."""
+    """The flood's oldest reply is dropped; a quiet tenant's slow reader gets its whole reply."""
     async with serving(max_connections=32) as port, asyncio.timeout(20):
         quiet, writer = await send(port, "quiet", "/tenant?size=20000000")
         await asyncio.sleep(0.1)
@@ -593,7 +593,7 @@ async def test_replies_that_are_not_read_are_bounded_and_the_tenant_with_most_pa
 
 
 async def test_a_large_body_takes_a_step_for_each_part(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another tenant's step comes between them. In the end its cost is that of its size."""
+    """Another tenant's step runs between the parts. The total cost follows the size."""
     costs: list[float] = []
     enter = LoopScheduler.enter
 
@@ -613,7 +613,7 @@ async def test_a_large_body_takes_a_step_for_each_part(monkeypatch: pytest.Monke
 
 
 async def test_the_time_that_the_gateway_does_not_read_is_not_the_callers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A body that waits for other tenants' steps is not too slow."""
+    """A body that waits for other tenants' steps does not time out."""
     monkeypatch.setattr(web_body, "_INTERVAL_S", 0.1)
     monkeypatch.setattr(web_body, "_BODY_WITHIN_S", 0.1)
 

@@ -37,7 +37,7 @@ async def test_a_refusal_comes_through() -> None:
 
 
 async def test_a_refused_body_is_freed_without_a_collection() -> None:
-    """Its error refers to the frames that hold it. Collections are rare: a flood would fill the memory."""
+    """The error refers to frames that hold the body. Collections are rare, so a flood would fill the memory."""
     failed: list[ref[InvalidRequest]] = []
 
     class Refused(InvalidRequest):
@@ -60,7 +60,7 @@ async def test_a_refused_body_is_freed_without_a_collection() -> None:
 
 
 async def test_parts_are_released_before_they_are_decoded() -> None:
-    """Else the memory holds the body twice."""
+    """Otherwise the memory would hold the body twice."""
     parts = [HEAVY, HEAVY]
     assert await BodyDecoder().decode("acme", parts, lambda raw: (len(raw), len(parts))) == (2 * len(HEAVY), 0)
 
@@ -107,7 +107,7 @@ async def test_while_tenants_contend_the_event_loop_has_the_lock_as_long_as_the_
 
 
 async def test_a_caller_that_leaves_keeps_its_turn_until_its_body_is_decoded() -> None:
-    """Else a tenant could fill the thread's queue."""
+    """Otherwise a tenant could fill the thread's queue."""
     decoder, gate = BodyDecoder(), threading.Event()
     first = asyncio.ensure_future(decoder.decode("acme", [HEAVY], lambda _: gate.wait(10)))  # noqa: TID251
     await asyncio.sleep(0)

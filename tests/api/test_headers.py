@@ -57,7 +57,7 @@ def caller(gate: GatewayProcess) -> Iterator[httpx.Client]:
 
 
 def replies(caller: httpx.Client, headers: dict[str, str] | None = None) -> list[httpx.Response]:
-    """One of each kind: JSON, a stream, a list, an error of ours, one of aiohttp's, and no API."""
+    """Return one reply of each kind: JSON, a stream, a list, a gateway error, an aiohttp error, and a probe."""
     return [
         caller.post(CHAT, json=ASKED, headers=headers),
         caller.post(CHAT, json={**ASKED, "stream": True}, headers=headers),
@@ -69,7 +69,7 @@ def replies(caller: httpx.Client, headers: dict[str, str] | None = None) -> list
 
 
 def test_every_api_reply_says_its_version_and_how_long_it_took(caller: httpx.Client) -> None:
-    """Errors and streams too; probes are no API."""
+    """Errors and streams have both headers; probes have none."""
     answers = replies(caller)
     assert [answer.status_code for answer in answers] == [200, 200, 200, 400, 404, 200]
     assert all(answer.headers.get_list("x-request-id")[0].startswith("req_") for answer in answers)
@@ -88,7 +88,7 @@ def test_a_request_id_begins_with_its_time(caller: httpx.Client) -> None:
 
 
 def test_the_time_of_a_stream_is_that_to_its_head(caller: httpx.Client, engine: FakeEngine) -> None:
-    """What comes later cannot stand in front."""
+    """Headers cannot hold the time of the rest."""
 
     async def late(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         await asyncio.sleep(0.3)
@@ -103,7 +103,7 @@ def test_the_time_of_a_stream_is_that_to_its_head(caller: httpx.Client, engine: 
 
 
 def test_the_callers_own_id_comes_back_and_stands_in_the_log(caller: httpx.Client, gate: GatewayProcess) -> None:
-    """Beside ours, in every line about the request; the next one on the same connection does not have it."""
+    """Every log line of the request has both ids; the next request on the connection has no caller id."""
     name = "mine-" + "x" * 507
     answers = replies(caller, {"X-Client-Request-Id": name})
     assert [answer.headers.get_list("x-client-request-id") for answer in answers] == [[name]] * 5 + [[]]
@@ -117,7 +117,7 @@ def test_the_callers_own_id_comes_back_and_stands_in_the_log(caller: httpx.Clien
 
 @pytest.mark.parametrize("name", [b"x" * 513, "Zürich".encode(), b"\xff", b"a\tb"])
 def test_an_id_that_openai_would_not_take_is_400(caller: httpx.Client, name: bytes) -> None:
-    """It is named, and does not come back."""
+    """The error names the header and does not quote it."""
     answer = caller.post(CHAT, json=ASKED, headers={b"X-Client-Request-Id": name})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "X-Client-Request-Id")
     assert "x-client-request-id" not in answer.headers
@@ -138,7 +138,7 @@ def test_an_id_that_openai_would_not_take_is_400(caller: httpx.Client, name: byt
 def test_an_error_says_whether_and_when_to_try_again(
     caller: httpx.Client, engine: FakeEngine, status: int, headers: dict[str, str], retry: tuple[str | None, ...]
 ) -> None:
-    """Where it knows; else the status speaks for itself. Nobody is told to wait longer than clients do."""
+    """An error without a known time has no retry headers. No stated time exceeds what clients wait."""
 
     async def fails(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         return web.json_response({}, status=status, headers=headers)
@@ -153,7 +153,7 @@ def test_an_error_says_whether_and_when_to_try_again(
 
 
 def test_openais_sdk_retries_as_it_is_told(gate: GatewayProcess, engine: FakeEngine) -> None:
-    """It comes again after retry-after-ms, and not at all where a retry cannot help, 502 or not."""
+    """The SDK retries after retry-after-ms, and never an error that a retry cannot resolve, 502 included."""
     statuses = iter([429, 401])
     calls = 0
 

@@ -1,4 +1,4 @@
-"""GET /v1/limits on a real gateway: what a key and its tenant may use, and what they have used."""
+"""GET /v1/limits on a real gateway: the limits of a key and its tenant, and their usage."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ TENANTS: dict[str, dict[str, Any]] = {
 
 
 class Student(FakeEngine):
-    """Answers as soon as it may."""
+    """Answer when allowed."""
 
     def __init__(self) -> None:
         self.may_answer = threading.Event()
@@ -62,7 +62,7 @@ class Student(FakeEngine):
 
 @contextmanager
 def serving(folder: Path, redis_url: str, student: Student) -> Iterator[GatewayProcess]:
-    """A token costs a tenth of a cent."""
+    """Run a gateway on which a token costs a tenth of a cent."""
     (folder / "admin.key").write_text(ADMIN_KEY)
     with (
         student.running() as engine,
@@ -119,7 +119,7 @@ def until(holds: Any) -> None:
 
 
 def test_callers_see_what_they_may_use_and_what_they_have_used(gateway: GatewayProcess, student: Student) -> None:
-    """While a request is under way it is in use and reserved for; when it is over, what it cost is spent."""
+    """A request in flight counts as in use and reserved; afterwards its cost counts as spent."""
     before = limits(gateway).json()
     student.may_answer.clear()
     asking = threading.Thread(target=ask, args=[gateway])
@@ -165,7 +165,7 @@ def test_a_raise_is_in_what_a_caller_may_spend(gateway: GatewayProcess) -> None:
 
 
 def test_nobody_sees_another_tenant(gateway: GatewayProcess) -> None:
-    """globex has no limits at all; that acme has used its own is not to be seen."""
+    """globex has no limits, and its reply does not show that acme's are used up."""
     ask(gateway)
     found = limits(gateway, OTHER_KEY)
     none = {"requests_per_minute": None, "tokens_per_minute": None, "parallel_requests": None, "budget": None}
@@ -176,7 +176,7 @@ def test_nobody_sees_another_tenant(gateway: GatewayProcess) -> None:
 
 
 def test_where_no_route_of_a_key_shows_what_it_costs_there_is_no_money(gateway: GatewayProcess) -> None:
-    """Another key of the same tenant may use a route that does."""
+    """Another key of the same tenant may use a route that shows costs."""
     hidden = limits(gateway, HIDDEN_KEY)
     assert "budget" not in hidden.text
     assert "usd" not in hidden.text
@@ -184,7 +184,7 @@ def test_where_no_route_of_a_key_shows_what_it_costs_there_is_no_money(gateway: 
 
 
 async def test_without_redis_it_is_said_that_nobody_knows(tmp_path: Path) -> None:
-    """To callers and to operators. Who has no limits is told so all the same."""
+    """Callers and operators get the error. A tenant without limits still gets its reply."""
     async with EmbeddedRedis() as redis:
         with serving(tmp_path, redis.url, Student()) as process:
             assert limits(process).status_code == 200

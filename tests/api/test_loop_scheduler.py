@@ -1,4 +1,4 @@
-"""The event loop's time: tenants share it by weight while they contend, and have it at once while they do not."""
+"""The event loop's time: contending tenants share it by weight, and a single tenant gets all of it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gateway.telemetry.metrics import Metrics
 
 
 class Clock:
-    """A clock that stands still until a test moves it: a busy machine must not pass a millisecond in between."""
+    """A clock that only the test advances: a busy machine must not add a millisecond."""
 
     def __init__(self) -> None:
         self.now_s = 1000.0
@@ -36,7 +36,7 @@ async def scheduler(clock: Clock) -> LoopScheduler:
 
 
 def contend(scheduler: LoopScheduler, tenant: str, count: int, weight: float = 1.0, cost: float = 1.0) -> None:
-    """Ask for `count` steps at once; `started` grows by the tenant's name with each one that starts."""
+    """Request `count` steps at once; each started step appends the tenant's name to `started`."""
     for _ in range(count):
         step = scheduler.enter(tenant, weight, cost)
         if step is None:
@@ -79,14 +79,14 @@ async def test_a_tenant_alone_waits_for_nobody_and_a_second_one_ends_that(
 
 
 async def test_large_steps_of_a_tenant_alone_wait(scheduler: LoopScheduler) -> None:
-    """An arriving tenant must not find many of them before it."""
+    """A second tenant must not wait for many of them."""
     contend(scheduler, "acme", 30, cost=100.0)
     assert len(started) < 5
     await until(30)
 
 
 async def test_a_quiet_tenant_does_not_wait_for_the_steps_of_a_flood(scheduler: LoopScheduler) -> None:
-    """Its first step goes at once, its second after those of an iteration or two."""
+    """The quiet tenant's first step runs at once, the second after one or two iterations of the flood's steps."""
     contend(scheduler, "flood", 200)
     await until(5)
     assert scheduler.enter("quiet", 1.0) is None
@@ -108,7 +108,7 @@ async def test_tenants_that_contend_share_steps_by_weight(scheduler: LoopSchedul
 
 
 async def test_a_step_that_costs_more_counts_for_more(scheduler: LoopScheduler) -> None:
-    """Large bodies get fewer steps than small ones of the same weight: some start before anybody contends."""
+    """Large bodies get fewer steps than small ones of the same weight. Some start before others contend."""
     contend(scheduler, "large", 40, cost=10.0)
     contend(scheduler, "small", 100)
     await until(70)
@@ -117,7 +117,7 @@ async def test_a_step_that_costs_more_counts_for_more(scheduler: LoopScheduler) 
 
 
 async def test_a_tenant_alone_gets_a_step_in_every_iteration(scheduler: LoopScheduler) -> None:
-    """No time is kept for tenants that want none."""
+    """The scheduler reserves no time for idle tenants."""
     contend(scheduler, "alone", 50, weight=0.01)
     iterations = 0
     while len(started) < 50:
@@ -138,7 +138,7 @@ async def test_steps_of_requests_that_were_cancelled_take_no_turn(scheduler: Loo
 
 
 async def test_a_wait_has_an_end(scheduler: LoopScheduler, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The caller is told, and may try again."""
+    """The caller gets an error and may retry."""
     monkeypatch.setattr(loop_scheduler, "_MAX_WAIT_S", 0.0)
     steps = [step for step in (scheduler.enter("acme", 1.0) for _ in range(50)) if step is not None]
     assert steps

@@ -1,4 +1,4 @@
-"""When a process is ready: not before each engine was looked at once, unless one keeps it waiting."""
+"""Readiness of a process: it waits until each engine was checked once, unless an engine takes too long."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from gateway.telemetry.metrics import Metrics
 
 
 class Redis:
-    """A Redis that answers as soon as `up` says so."""
+    """A Redis that answers when `up` allows."""
 
     def __init__(self, *, up: bool = True) -> None:
         self.up = up
@@ -33,12 +33,12 @@ class Redis:
 
 
 def probed(*ups: bool | None) -> dict[str, Any]:
-    """Engines that were last seen so."""
+    """Return engines with this last state."""
     return {str(number): SimpleNamespace(state=EngineState(up=up)) for number, up in enumerate(ups)}
 
 
 async def started(redis: Redis, engines: dict[str, Any], first_probes_s: float = 10.0) -> Readiness:
-    """A start that has got as far as it can."""
+    """Run a start until it blocks."""
     startup = Readiness(redis, engines.values())  # type: ignore[arg-type]
     with suppress(TimeoutError):
         async with asyncio.timeout(0.1):
@@ -49,7 +49,7 @@ async def started(redis: Redis, engines: dict[str, Any], first_probes_s: float =
 async def ready(
     *ups: bool | None, draining: bool = False, redis: bool = True, first_probes_s: float = 10.0, up_later: bool = True
 ) -> Any:
-    """Status and word of a process whose engines were last seen so; `up_later`: whether Redis is up after the start."""
+    """Return status and word of a process with this engine state; `up_later`: whether Redis is up after the start."""
     app = web.Application()
     app.router.add_get("/readyz", readyz)
     app[keys.ADMISSION] = admission = Admission(1, None, Metrics())  # type: ignore[arg-type]
@@ -76,7 +76,7 @@ async def ready(
 async def test_a_process_is_starting_until_each_engine_was_looked_at(
     ups: tuple[bool | None, ...], status: int, word: str
 ) -> None:
-    """An engine that is down was looked at: it keeps nobody from being ready."""
+    """An engine that is down was checked, so it does not delay readiness."""
     assert await ready(*ups) == (status, word)
 
 
@@ -85,7 +85,7 @@ async def test_an_engine_that_does_not_answer_its_first_probe_is_not_waited_for_
 
 
 async def test_a_process_is_starting_until_redis_has_answered_after_the_engines_were_probed() -> None:
-    """An answer from before may have come before work that holds the loop."""
+    """An earlier reply may have preceded work that blocks the loop."""
     assert await ready(True, redis=False) == (503, "starting")
     client, engines = Redis(), probed(True, None)
     await started(client, engines)

@@ -1,4 +1,4 @@
-"""Handlers that go on after their caller disconnected, on a real socket."""
+"""Handlers that continue after their caller disconnected, on a real socket."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MOST = 2
 
 @dataclass
 class Stage:
-    """A handler that waits for `released`, and what became of its requests."""
+    """A handler that waits for `released`, and the outcomes of its requests."""
 
     seconds: float
     begun: int = 0
@@ -32,7 +32,7 @@ class Stage:
     port: int = 0
 
     def read_on_s(self, _: Any) -> float:
-        """In the place of `Disconnects`."""
+        """Replace the method of `Disconnects`."""
         return self.seconds
 
     async def handle(self, request: web.Request) -> web.Response:
@@ -91,7 +91,7 @@ async def test_a_handler_that_may_go_on_ends_by_itself() -> None:
 
 @pytest.mark.parametrize("seconds", [0.0, 0.05])
 async def test_a_handler_is_cancelled_when_its_time_is_over(seconds: float) -> None:
-    """At once, where it has none."""
+    """A handler without extra time is canceled at once."""
     async with staged(seconds) as stage:
         await stage.leave()
         await stage.have_ended(1)
@@ -99,7 +99,7 @@ async def test_a_handler_is_cancelled_when_its_time_is_over(seconds: float) -> N
 
 
 async def test_only_so_many_handlers_go_on_at_once() -> None:
-    """One that has ended makes room."""
+    """A handler that ends releases its slot."""
     async with staged(60.0) as stage:
         for _ in range(MOST + 1):
             await stage.leave()

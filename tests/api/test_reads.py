@@ -1,4 +1,4 @@
-"""Reads of receipts and limits on a real gateway, while one tenant asks for more than it can have."""
+"""Reads of receipts and limits on a real gateway, while one tenant sends more of them than allowed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CROWD, CAPACITY = 140, 100
 
 
 async def test_a_crowd_of_one_tenant_leaves_another_one_its_reads(tmp_path: Path) -> None:
-    """Redis stands still, so that every read stays. The crowd gets what there is, and the other tenant its share."""
+    """Redis is paused, so that every read stays. The crowd gets the free slots, and the other tenant its share."""
     async with EmbeddedRedis() as redis:
         with running_gateway(
             tmp_path,

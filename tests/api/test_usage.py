@@ -1,4 +1,4 @@
-"""Of which sums a tenant is told the money."""
+"""Sums that show costs to a tenant."""
 
 from __future__ import annotations
 
@@ -28,6 +28,6 @@ def policy(**shows: bool) -> TenantPolicy:
     ],
 )
 def test_money_is_told_where_receipts_of_the_route_tell_it(route: str, shows: dict[str, bool], *, told: bool) -> None:
-    """Not of a route that is gone, and of what counts together only where all do."""
+    """Removed routes hide costs. A joint sum shows costs only if all its routes do."""
     where = SumDimensions("acme", "only", route, "student", "", "small")
     assert shows_money(policy(**shows), where) is told

@@ -1,4 +1,4 @@
-"""One stage for all clients."""
+"""The stage that all clients share."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Where the clients live that are not in .venv: each in an environment of its own, built on first use and kept.
+"""Client environments outside .venv: each client has one of its own, built on first use and kept.
 
-They lie beside the weights, in `$XDG_CACHE_HOME` or `~/.cache`, then `gkt-gateway/clients`. A folder is named for the
-lock it was built from: another lock makes another folder.
+They are in `$XDG_CACHE_HOME` or `~/.cache`, then `gkt-gateway/clients`, like the model weights. A folder is named after
+its lock file: another lock makes another folder.
 """
 
 from __future__ import annotations
@@ -38,14 +38,15 @@ _OTHERS = ("OPENAI_", "LITELLM_", "LANGCHAIN_", "LANGSMITH_", "LLM_", "AZURE_")
 
 
 def clean_environment() -> dict[str, str]:
-    """The process's own, without what clients would read from it; LiteLLM does not fetch its price list."""
+    """Return the process's environment without variables that clients read. LiteLLM does not fetch its price list."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(_OTHERS)}
     return kept | {"LITELLM_LOCAL_MODEL_COST_MAP": "True"}
 
 
 def python_environment(name: str) -> Path:
-    """The `bin` of an environment that holds what `NAME.lock` says, and nothing else. Skips the test where there is no
-    way to a package registry.
+    """Return the `bin` folder of an environment with exactly the packages of `NAME.lock`.
+
+    Skips the test if the package registry is unreachable.
     """
     lock = HERE / f"{name}.lock"
 
@@ -60,8 +61,9 @@ def python_environment(name: str) -> Path:
 
 
 def node_modules() -> Path:
-    """What node/package-lock.json says, installed. Skips the test where there is no Node.js that can use it, and where
-    there is no way to a package registry.
+    """Return the folder of the packages of node/package-lock.json.
+
+    Skips the test without a suitable Node.js, or if the package registry is unreachable.
     """
     if not (shutil.which("node") and shutil.which("npm")):
         pytest.skip("did not run: it needs node and npm, which are not on the PATH")
@@ -95,14 +97,17 @@ def _built(name: str, inputs: tuple[bytes, ...], install: Callable[[Path], None]
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """One process installs; the others wait, as long as their test may."""
+    """Let one process install while the others wait, as long as their tests may."""
     with path.open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
 
 
 def _install(*command: str | Path) -> None:
-    """Skips the test where there is no way to the registry. Any other failure is one: of the lock, it may be."""
+    """Run an installer.
+
+    Skips the test if the registry is unreachable; any other failure fails it, since the lock may be wrong.
+    """
     try:
         _run(*command)
     except pytest.fail.Exception as failure:

@@ -1,4 +1,4 @@
-"""The unmodified `langchain-openai`: what it makes of each scene. See programs.py."""
+"""The scenes for the unmodified `langchain-openai`. See programs.py."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def model(name: str, **more: Any) -> ChatOpenAI:
 
 
 class Person(BaseModel):
-    """Somebody."""
+    """A person."""
 
     name: str
     born: int

@@ -1,4 +1,4 @@
-"""The unmodified LiteLLM SDK: what it makes of each scene. See programs.py."""
+"""The scenes for the unmodified LiteLLM SDK. See programs.py."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WEATHER = {
 
 
 class Person(BaseModel):
-    """Somebody."""
+    """A person."""
 
     name: str
     born: int

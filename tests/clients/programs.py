@@ -1,4 +1,4 @@
-"""Clients in processes of their own: a program is told what to ask, and says what it saw."""
+"""Clients in processes of their own: a program reads its scenes from stdin and writes the results to stdout."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LIMIT_S = 120.0
 
 
 def run(command: list[str | Path], *, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a client to its end, with nothing of the user's own settings."""
+    """Run a client to its end, without the user's own settings."""
     return subprocess.run(
         command, capture_output=True, text=True, cwd=cwd, timeout=LIMIT_S, check=False, stdin=subprocess.DEVNULL,
         env=clean_environment() | environment,
@@ -64,17 +64,17 @@ class Performance:
         self.refusals: dict[str, dict[str, Any]] = seen["refusals"]
 
     def saw(self, scene: str) -> Any:
-        """What a scene returned; fails where it raised."""
+        """Return the result of a scene; fail if it raised."""
         seen = self._scenes[scene]
         assert "raised" not in seen, seen
         return seen["value"]
 
     def raised(self, scene: str) -> dict[str, Any]:
-        """What a scene raised; fails where it returned."""
+        """Return the exception of a scene; fail if it returned."""
         seen: dict[str, Any] = self._scenes[scene]
         assert "raised" in seen, seen
         return seen
 
     def calls(self, scene: str) -> list[Call]:
-        """The calls in which the scene's question was asked."""
+        """Return the calls with the scene's question."""
         return self._stage.calls(question=self.questions[scene])

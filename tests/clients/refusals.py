@@ -1,4 +1,4 @@
-"""What goes wrong, and what every client is to make of it: one table for all clients, and for docs/clients.md."""
+"""The refusals and the expected error of every client: one table for all clients, and for docs/clients.md."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TRIES = 3
 
 @dataclass(frozen=True)
 class Refusal:
-    """A call that fails: `model` is asked for, and the error is to have this status, code and param."""
+    """A call to `model` that fails with this status, code and param."""
 
     name: str
     model: str
@@ -73,7 +73,7 @@ RAISES = {
 
 
 class Attempt:
-    """A refusal that a client is to meet: how to ask for it, and the calls that it came to."""
+    """A refusal for one client: the request for it, and the resulting calls."""
 
     def __init__(self, stage: Stage, refusal: Refusal) -> None:
         self.refusal = refusal
@@ -82,18 +82,18 @@ class Attempt:
         self._before = len(stage.calls())
 
     def as_dict(self) -> dict[str, Any]:
-        """For a client in another process."""
+        """Return the refusal for a client in another process."""
         return {**asdict(self.refusal), "question": self.question}
 
     def calls(self) -> list[Call]:
-        """Those that went over the wire; of a body that is too large the client may not have sent all."""
+        """Return the calls on the wire. A client may not have sent all of a body that is too large."""
         calls = self._stage.calls()[self._before :]
         if self.refusal.filler:
             return [call for call in calls if int(call.headers["content-length"]) > MAX_BODY]
         return [call for call in calls if call.asks(self.question)]
 
     def check_calls(self) -> None:
-        """As often as it should, each refused with the same status, and not before the time that the last one named."""
+        """Check the number of calls, their status, and that each waited as long as the last reply stated."""
         calls = self.calls()
         assert [call.status for call in calls] == [self.refusal.status] * self.refusal.tries
         if self.refusal.retry_after_s is not None:

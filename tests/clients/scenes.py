@@ -1,4 +1,4 @@
-"""What the programs in Python share; it runs in the client's own environment, with the standard library alone."""
+"""Shared code of the Python programs. It runs in the client's environment, with only the standard library."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ Act = Callable[[], Any]
 
 
 def plan() -> Json:
-    """What programs.py wants played; waits for it. Call it when all is loaded."""
+    """Report readiness, then read the plan of programs.py. Call this when everything is imported."""
     print("ready", flush=True)
     read: Json = json.load(sys.stdin)
     return read
 
 
 def play(plan: Json, scenes: dict[str, Callable[[str], Any]], refuse: Callable[[Json], Awaitable[Any]]) -> None:
-    """Play all scenes and refusals at once and print what came of them. A scene may be a plain function: a thread."""
+    """Play all scenes and refusals concurrently and print the results. A plain function runs in a thread."""
 
     async def play_all() -> Json:
         refused, played = await asyncio.gather(
@@ -49,7 +49,7 @@ async def _outcome(act: Awaitable[Any]) -> Json:
 
 
 def describe(error: BaseException) -> Json:
-    """An exception, as programs.py expects it; `also` has the names of its bases."""
+    """Describe an exception for programs.py; `also` has the names of its base classes."""
     told = {name: getattr(error, name, None) for name in ("code", "param")}
     bases = [f"{base.__module__.partition('.')[0]}.{base.__name__}" for base in type(error).__mro__]
     return {"raised": type(error).__name__, "also": bases, "status": getattr(error, "status_code", None),

@@ -1,4 +1,4 @@
-"""The stage on which clients are tried: a gateway whose routes each behave, or misbehave, in one way."""
+"""The stage for client tests: a gateway whose routes each have one behavior or fault."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ _numbers = itertools.count()
 
 
 def a_question(of: str = "something") -> str:
-    """One that nobody asked before: guidance for those is kept."""
+    """Return a new question, for which no cached guidance exists."""
     return f"What is {of} number {next(_numbers)}?"
 
 
 async def _tools(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-    """Calls a tool; once it has the tool's result, says it."""
+    """Call a tool; reply with the tool's result once it is there."""
     last = body["messages"][-1]
     if last["role"] == "tool":
         return await says(f"It is {last['content']}.")(request, body)
@@ -101,7 +101,7 @@ async def _ends_early(request: web.Request, _: dict[str, Any]) -> web.StreamResp
 
 
 def _reached_a_route(call: Call) -> bool:
-    """Whether it was not the gateway that refused it: it says so with a header, as it does for `refuses`, or by 408."""
+    """Return whether a call reached a route: the gateway did not refuse it by a header, or by 408."""
     if call.status == HTTPStatus.REQUEST_TIMEOUT:
         return False
     return call.reply_headers.get("x-should-retry") != "false" or call.json.get("model") == "refuses"
@@ -139,7 +139,7 @@ class Stage:
         self._crowded = crowded
 
     def calls(self, name: str | None = None, question: str | None = None) -> list[Call]:
-        """What clients asked to be answered, in order: all, of one route, or with one question."""
+        """Return the calls of clients in order: all, those of one route, or those with one question."""
         found = [call for call in list(self.tap.calls) if call.path in ANSWERED]
         if name is not None:
             found = [call for call in found if call.json.get("model") == name]
@@ -148,12 +148,12 @@ class Stage:
         return found
 
     def receipt(self, call: Call) -> dict[str, Any]:
-        """The receipt of a call that got a reply."""
+        """Return the receipt of an answered call."""
         return self.gateway.wait_for_log("request", id=call.reply_headers["x-request-id"])
 
     @contextmanager
     def audited(self) -> Iterator[None]:
-        """Whatever clients call inside settles exactly one receipt each, if it reached a route."""
+        """Check that each call inside the block settles exactly one receipt if it reached a route."""
         calls_before, receipts_before = len(self.calls()), len(self._receipts())
         yield
         calls = [call for call in self.calls()[calls_before:] if _reached_a_route(call)]
@@ -173,7 +173,7 @@ class Stage:
 
     @contextmanager
     def crowd(self) -> Iterator[None]:
-        """While inside, the teacher of `crowded` is full, and so is its queue; it was quick until then."""
+        """Fill the teacher of `crowded` and its queue inside the block. The teacher was fast before."""
         headers = {"Authorization": f"Bearer {KEY}"}
 
         def ask() -> None:
@@ -211,7 +211,7 @@ class Stage:
 
 @contextmanager
 def set_up(folder: Path, redis_url: str) -> Iterator[Stage]:
-    """Build it all, hand it over, take it down."""
+    """Start everything, yield the stage, and stop everything."""
     stages: list[Stage] = []
 
     async def busy_twice(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
@@ -242,7 +242,7 @@ def set_up(folder: Path, redis_url: str) -> Iterator[Stage]:
         student = stack.enter_context(FakeEngine(play).running())
 
         def played(name: str, **more: Any) -> dict[str, Any]:
-            """An engine of its own for each route: what one does must not be held against another."""
+            """Run one engine per route, so that no route affects another's breaker."""
             url = "http://127.0.0.1:9" if name == "gone" else student.url  # nothing listens on port 9
             return model(name, "openai", f"{url}/v1", model=name, continuation="none", breaker=NEVER_RESTS) | more
 

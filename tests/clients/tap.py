@@ -1,4 +1,4 @@
-"""A wire between a client and the gateway that counts: bytes pass as they are, and each call is kept."""
+"""A counting proxy between a client and the gateway: it forwards bytes unchanged and records each call."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Call:
-    """One request, as it went over the wire, and how its reply began. Header names are in lower case."""
+    """One request on the wire and the head of its reply. Header names are in lower case."""
 
     method: str
     path: str
@@ -29,7 +29,7 @@ class Call:
 
     @property
     def json(self) -> dict[str, Any]:
-        """The body; empty where there is none, or not all of it was sent."""
+        """The body; empty if there is none or if it is incomplete."""
         try:
             read = orjson.loads(self.body)
         except orjson.JSONDecodeError:
@@ -38,7 +38,7 @@ class Call:
         return read
 
     def asks(self, question: str) -> bool:
-        """Whether the chat's last message, or the raw prompt, or what to make a vector of, is this one."""
+        """Return whether the chat's last message, the raw prompt or the text to embed is `question`."""
         messages = self.json.get("messages")
         if not messages:
             return question in (self.json.get("prompt"), self.json.get("input"))
@@ -136,7 +136,7 @@ async def _pump(
 
 
 class _Seen:
-    """What one connection has carried. Its calls come one after the other: HTTP/1.1 without pipelining."""
+    """The calls of one connection, one after the other: HTTP/1.1 without pipelining."""
 
     def __init__(self, all_calls: list[Call]) -> None:
         self._all_calls = all_calls
@@ -146,7 +146,7 @@ class _Seen:
 
     @property
     def model(self) -> str | None:
-        """Of the last call, once all of it was seen."""
+        """The model of the last call, once its body is complete."""
         return self.calls[-1].json.get("model") if self.calls and not self._body_left else None
 
     def asked(self, data: bytes) -> None:

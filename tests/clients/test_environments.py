@@ -1,4 +1,4 @@
-"""Where clients are installed: what a machine may lack, and what the locks must not say."""
+"""Client environments: missing programs and registries, and the content of the locks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def test_without_node_the_test_says_in_one_line_that_it_did_not_run(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Absent, or too old for the package: skipped, with the reason."""
+    """Without Node.js, or with one too old for the package, the test is skipped with a reason."""
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(pytest.skip.Exception, match=r"^did not run: it needs node and npm, [^\n]+$"):
         node_modules()
@@ -40,7 +40,7 @@ exit 1
 def test_without_a_way_to_the_registry_the_test_says_in_one_line_that_it_did_not_run(
     code: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Neither is a machine without a network at fault, nor one that does not know the registry's certificate."""
+    """The machine has no network, or does not know the registry's certificate."""
     _with_npm(code, monkeypatch, tmp_path)
     with pytest.raises(pytest.skip.Exception, match=rf"^did not run: there is no way to [^\n]+{code}\)$"):
         node_modules()
@@ -50,14 +50,14 @@ def test_without_a_way_to_the_registry_the_test_says_in_one_line_that_it_did_not
 def test_a_registry_that_lacks_what_the_lock_says_fails_the_test(
     code: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """It was reached: the lock is wrong, or what is there."""
+    """The registry is reachable, so the lock or the registry is wrong."""
     _with_npm(code, monkeypatch, tmp_path)
     with pytest.raises(pytest.fail.Exception, match=code):
         node_modules()
 
 
 def _with_npm(code: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    """A Node.js that is new enough, and an npm that fails so."""
+    """Put a recent Node.js and a failing npm on the path."""
     for name in ("node", "npm"):
         (folder / name).write_text(NPM.format(code=code))
         (folder / name).chmod(0o755)
@@ -66,7 +66,7 @@ def _with_npm(code: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
 
 
 def test_without_a_way_to_the_registry_of_python_neither(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """uv says why in words."""
+    """uv reports the reason as text."""
     for name, value in {
         "XDG_CACHE_HOME": str(tmp_path),
         "UV_CACHE_DIR": str(tmp_path / "uv"),
@@ -79,14 +79,14 @@ def test_without_a_way_to_the_registry_of_python_neither(monkeypatch: pytest.Mon
 
 
 def test_nothing_of_the_users_own_settings_reaches_a_client(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A key in the shell must not be sent to a test's gateway, and no address of the user's asked."""
+    """A test must not send the shell's key to its gateway or call the user's own addresses."""
     for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "LANGSMITH_API_KEY", "LLM_USER_PATH"):
         monkeypatch.setenv(name, "of-the-user")
     assert "of-the-user" not in clean_environment().values()
 
 
 def test_what_is_installed_has_its_hash_in_the_lock_and_no_address() -> None:
-    """npm takes them from the registry that the machine is set to."""
+    """npm downloads the packages from the machine's configured registry."""
     lock = (HERE / "node" / "package-lock.json").read_text("utf-8")
     assert lock.count('"node_modules/') == lock.count('"integrity": "sha512-') > 0
     assert '"resolved"' not in lock

@@ -1,4 +1,4 @@
-"""LangChain's unmodified `ChatOpenAI` on a stage: answers, exceptions, retries, broken streams."""
+"""LangChain's unmodified `ChatOpenAI` on the stage: answers, exceptions, retries, broken streams."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_an_answer_and_its_account(chain: Performance) -> None:
 
 
 def test_a_stream_shows_the_guidance_first_and_counts_nothing_unless_asked(chain: Performance) -> None:
-    """With a base URL of one's own ChatOpenAI leaves `stream_usage` off: no usage comes."""
+    """With a custom base URL ChatOpenAI leaves `stream_usage` off: no usage arrives."""
     seen = chain.saw("stream")
     assert SHOWN.startswith(next(text for text in seen["texts"] if text))
     assert "".join(seen["texts"]) == WHOLE
@@ -44,7 +44,7 @@ def test_a_stream_shows_the_guidance_first_and_counts_nothing_unless_asked(chain
 
 
 def test_a_stream_counts_where_it_is_asked_and_drops_the_account(chain: Performance) -> None:
-    """`stream_usage=True` brings usage; LangChain does not keep what else the last chunk says, under `gkt`."""
+    """`stream_usage=True` adds usage; LangChain drops the last chunk's other facts under `gkt`."""
     seen = chain.saw("async_stream")
     assert "".join(seen["texts"]) == WHOLE
     assert seen["usage"][-1]["output_tokens"] > 0
@@ -52,7 +52,7 @@ def test_a_stream_counts_where_it_is_asked_and_drops_the_account(chain: Performa
 
 
 def test_a_tool_is_called_and_its_result_answered(chain: Performance) -> None:
-    """Whole or put together from a stream: the same call."""
+    """A JSON reply and an assembled stream have the same tool call."""
     called = [{"name": "weather", "args": {"city": "Oslo"}, "id": "call_1", "type": "tool_call"}]
     assert chain.saw("tools") == {"calls": called, "answer": "It is sunny."}
     assert chain.saw("tools_streamed") == called
@@ -74,7 +74,7 @@ def test_a_batch_is_one_call_for_each(chain: Performance) -> None:
 def test_each_refusal_is_the_right_exception_after_the_right_number_of_calls(
     chain: Performance, refusal: Refusal
 ) -> None:
-    """OpenAI's own classes, or one of LangChain's that is a kind of them."""
+    """The exception is OpenAI's own class, or LangChain's subclass of it."""
     seen = chain.refusals[refusal.name]
     assert f"openai.{RAISES['ChatOpenAI'][refusal.status]}" in seen["also"]
     assert (seen["status"], seen["code"], seen["param"]) == (refusal.status, refusal.code, refusal.param)
@@ -82,7 +82,7 @@ def test_each_refusal_is_the_right_exception_after_the_right_number_of_calls(
 
 
 def test_a_client_that_asks_again_gets_its_answer(chain: Performance) -> None:
-    """The engine was full twice; the third call is the answer."""
+    """The engine is full twice; the third call is answered."""
     assert chain.saw("busy_twice") == REST
     assert [call.status for call in chain.calls("busy_twice")] == [503, 503, 200]
 
@@ -94,14 +94,14 @@ def test_a_client_that_is_told_never_to_ask_again_does_not(chain: Performance) -
 
 
 def test_a_client_that_does_not_wait_raises(chain: Performance) -> None:
-    """`timeout` is in seconds, and counts for each try."""
+    """`timeout` is in seconds, and applies to each attempt."""
     assert "openai.APITimeoutError" in chain.raised("impatient")["also"]
     assert [call.status for call in chain.calls("impatient")] == [None, None]
 
 
 @pytest.mark.parametrize("scene", ["breaks", "ends_early"])
 def test_a_stream_that_breaks_raises_and_never_looks_whole(chain: Performance, scene: str) -> None:
-    """The words that came, no finish_reason, then APIError. No retry."""
+    """The received words, no finish_reason, then APIError. No retry."""
     seen = chain.saw(scene)
     assert (seen["text"], seen["finishes"]) == (" two words", [])
     assert "openai.APIError" in seen["broke"]["also"]
@@ -110,7 +110,7 @@ def test_a_stream_that_breaks_raises_and_never_looks_whole(chain: Performance, s
 
 
 def test_a_connection_that_is_cut_raises_and_never_looks_whole(chain: Performance) -> None:
-    """The end of a connection is not the end of an answer."""
+    """A closed connection does not count as the end of an answer."""
     seen = chain.saw("wire_cut")
     assert seen["finishes"] == []
     assert "openai.APIConnectionError" in seen["broke"]["also"]

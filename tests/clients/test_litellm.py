@@ -1,4 +1,4 @@
-"""The unmodified LiteLLM SDK, in the version that the gateway itself depends on, on a stage."""
+"""The unmodified LiteLLM SDK, in the version that the gateway depends on, on the stage."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def lite(stage: Stage, tmp_path_factory: pytest.TempPathFactory) -> Performance:
 
 
 def test_an_answer_and_its_account(lite: Performance) -> None:
-    """The gateway's headers stand among the hidden params, with `llm_provider-` before their names."""
+    """The gateway's headers are in the hidden params, with the prefix `llm_provider-`."""
     seen = lite.saw("answer")
     assert (seen["text"], seen["mode"], seen["model"]) == (WHOLE, "guided", "chat")
     assert seen["usage"]["completion_tokens"] > 0
@@ -37,7 +37,7 @@ def test_an_answer_and_its_account(lite: Performance) -> None:
 
 
 def test_a_stream_has_usage_and_loses_the_account(lite: Performance) -> None:
-    """The guidance comes first; LiteLLM builds its chunks anew and leaves out what else the last one says, `gkt`."""
+    """The guidance comes first. LiteLLM rebuilds the chunks and drops the last one's facts under `gkt`."""
     seen = lite.saw("stream")
     assert ("".join(seen["texts"]), seen["finishes"]) == (WHOLE, ["stop"])
     assert SHOWN.startswith(seen["texts"][0])
@@ -50,7 +50,7 @@ def test_a_stream_has_usage_and_loses_the_account(lite: Performance) -> None:
 
 @pytest.mark.parametrize("scene", ["tools", "tools_streamed"])
 def test_a_tool_is_called(lite: Performance, scene: str) -> None:
-    """Whole or put together by stream_chunk_builder: the same call."""
+    """A JSON reply and the result of stream_chunk_builder have the same tool call."""
     assert lite.saw(scene) == {"finish": "tool_calls", "calls": [{"id": "call_1", **CALLED}]}
 
 
@@ -64,7 +64,7 @@ def test_an_answer_is_in_the_callers_schema(lite: Performance) -> None:
 def test_each_refusal_is_the_right_exception_after_the_right_number_of_calls(
     lite: Performance, refusal: Refusal
 ) -> None:
-    """LiteLLM's class for the status, which it keeps; of OpenAI's code and param it keeps next to nothing."""
+    """LiteLLM raises its class for the status; it keeps almost nothing of OpenAI's code and param."""
     seen = lite.refusals[refusal.name]
     assert (seen["raised"], seen["status"]) == (RAISES["LiteLLM"][refusal.status], refusal.status)
     assert "litellm." + RAISES["LiteLLM"][refusal.status] in seen["also"]
@@ -72,7 +72,7 @@ def test_each_refusal_is_the_right_exception_after_the_right_number_of_calls(
 
 
 def test_a_client_that_asks_again_gets_its_answer(lite: Performance) -> None:
-    """The engine was full twice; the third call is the answer."""
+    """The engine is full twice; the third call is answered."""
     assert lite.saw("busy_twice") == REST
     assert [call.status for call in lite.calls("busy_twice")] == [503, 503, 200]
 
@@ -84,14 +84,14 @@ def test_a_client_that_is_told_never_to_ask_again_does_not(lite: Performance) ->
 
 
 def test_a_client_that_does_not_wait_raises(lite: Performance) -> None:
-    """`timeout` is in seconds, and counts for each try."""
+    """`timeout` is in seconds, and applies to each attempt."""
     assert lite.raised("impatient")["raised"] == "Timeout"
     assert [call.status for call in lite.calls("impatient")] == [None, None]
 
 
 @pytest.mark.parametrize("scene", ["breaks", "ends_early", "wire_cut"])
 def test_a_stream_that_breaks_raises_and_never_looks_whole(lite: Performance, scene: str) -> None:
-    """LiteLLM raises a class of its own, MidStreamFallbackError. No retry."""
+    """LiteLLM raises its own MidStreamFallbackError. No retry."""
     seen = lite.saw(scene)
     assert seen["finishes"] == []
     assert "openai.APIError" in seen["broke"]["also"]

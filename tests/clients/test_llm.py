@@ -1,4 +1,4 @@
-"""The unmodified `llm` command on a stage: what it prints, how it ends, how often it asks."""
+"""The unmodified `llm` command on the stage: its output, exit status and retries."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ LONG: dict[str, tuple[str, ...]] = {
 
 
 class Answers:
-    """What each command printed and how it ended, and the calls that it made."""
+    """The output, the exit status and the calls of each command."""
 
     def __init__(self, stage: Stage, commands: dict[str, tuple[str, ...]], bin_folder: Path, user_folder: Path) -> None:
         self._stage = stage
@@ -68,7 +68,7 @@ class Answers:
 
 @pytest.fixture(scope="module")
 def user_folder(stage: Stage, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With the stage's models and a key, as a user would write it down."""
+    """Return a user's folder with the stage's models and a key."""
     folder = tmp_path_factory.mktemp("llm")
     models = [
         {"model_id": f"gkt/{name}", "model_name": name.removesuffix("-at-the-gateway"), "api_base": stage.url,
@@ -93,7 +93,7 @@ def llm_long(stage: Stage, user_folder: Path) -> Answers:
 @pytest.mark.long
 @pytest.mark.parametrize("name", ["streamed", "whole"])
 def test_an_answer_is_printed_and_counted(llm: Answers, name: str) -> None:
-    """Streamed, which is its default, and whole; it asks for usage by itself, and `--usage` prints it."""
+    """Streamed, which is the default, and whole. It requests usage by default, and `--usage` prints it."""
     done = llm.of[name]
     assert (done.stdout, done.returncode) == (WHOLE + "\n", 0)
     assert "Token usage: 5 input, 9 output" in done.stderr
@@ -103,7 +103,7 @@ def test_an_answer_is_printed_and_counted(llm: Answers, name: str) -> None:
 
 
 def test_options_reach_the_gateway(llm: Answers) -> None:
-    """`-o` sets what OpenAI's parameters are called."""
+    """`-o` sets OpenAI's parameters by name."""
     sent = llm.calls("whole")[0].json
     assert (sent["max_tokens"], sent["temperature"]) == (50, 0.5)
 
@@ -113,7 +113,7 @@ def test_options_reach_the_gateway(llm: Answers) -> None:
     [("unknown", "There is no model 'gpt-5' for this key", 1), ("broken", "Engine 'broken' answered 500", TRIES)],
 )
 def test_a_refusal_is_told_in_the_gateways_words(llm: Answers, name: str, said: str, calls: int) -> None:
-    """Exit status 1, the message on stderr, nothing on stdout; asked again only where that may help."""
+    """Exit status 1, the message on stderr, nothing on stdout. Only retryable errors are retried."""
     _check_refusal(llm, name, said, calls)
 
 
@@ -125,7 +125,7 @@ def _check_refusal(llm: Answers, name: str, said: str, calls: int) -> None:
 
 
 def test_a_stream_that_breaks_is_an_error_and_never_looks_whole(llm: Answers) -> None:
-    """The words that came are printed, and the exit status says that they are not all."""
+    """The received words are printed, and the exit status reports the failure."""
     _check_break(llm, "breaks")
     assert llm.of["breaks"].stdout == " two words"
     assert "Engine 'breaks' failed during its answer" in llm.of["breaks"].stderr
@@ -140,7 +140,7 @@ def _check_break(llm: Answers, name: str) -> None:
 
 @pytest.mark.long
 def test_a_schema_is_filled_in(llm_long: Answers) -> None:
-    """It goes to the student as a json_schema."""
+    """The student gets the schema as a json_schema."""
     assert json.loads(llm_long.of["schema"].stdout) == PERSON
     assert llm_long.calls("schema")[0].json["response_format"]["type"] == "json_schema"
 
@@ -157,13 +157,13 @@ def test_a_function_is_called_and_its_result_answered(llm_long: Answers) -> None
     [("stranger", "Unknown API key"), ("wrong", "'max_tokens': expected an integer >= 1")],
 )
 def test_a_mistake_of_the_callers_is_not_asked_again(llm_long: Answers, name: str, said: str) -> None:
-    """One call, and the field is named."""
+    """One call; the error names the field."""
     _check_refusal(llm_long, name, said, 1)
 
 
 @pytest.mark.long
 def test_a_client_that_asks_again_gets_its_answer(llm_long: Answers) -> None:
-    """The engine was full twice; the third call is the answer."""
+    """The engine is full twice; the third call is answered."""
     assert llm_long.of["busy-twice"].stdout == REST + "\n"
     assert [call.status for call in llm_long.calls("busy-twice")] == [503, 503, 200]
 
@@ -171,5 +171,5 @@ def test_a_client_that_asks_again_gets_its_answer(llm_long: Answers) -> None:
 @pytest.mark.long
 @pytest.mark.parametrize("name", ["ends-early", "wire-cut"])
 def test_a_stream_without_an_end_is_an_error(llm_long: Answers, name: str) -> None:
-    """However it broke off."""
+    """Both kinds of broken streams are errors."""
     _check_break(llm_long, name)

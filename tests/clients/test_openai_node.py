@@ -1,4 +1,4 @@
-"""The unmodified `openai` package for Node.js on a stage: answers, errors, retries, broken streams."""
+"""The unmodified `openai` package for Node.js on the stage: answers, errors, retries, broken streams."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SCENES = ["answer", "stream", "prompt", "prompt_streamed", "vector", "stream_hel
 
 @pytest.fixture(scope="session")
 def node_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which `import OpenAI from "openai"` works, as in a user's project."""
+    """Return a folder in which `import OpenAI from "openai"` works, as in a user's project."""
     folder = tmp_path_factory.mktemp("node")
     (folder / "node_modules").symlink_to(node_modules())
     return folder
@@ -38,7 +38,7 @@ def node(stage: Stage, node_folder: Path) -> Performance:
 
 
 def test_an_answer_and_its_account(node: Performance) -> None:
-    """`withResponse` shows the headers and the request's id."""
+    """`withResponse` returns the headers and the request's id."""
     seen = node.saw("answer")
     assert seen["reply"]["choices"][0]["message"]["content"] == WHOLE
     assert seen["reply"]["usage"]["completion_tokens"] > 0
@@ -64,13 +64,13 @@ def test_a_raw_prompt_is_continued(node: Performance) -> None:
 
 
 def test_a_text_becomes_a_vector(node: Performance) -> None:
-    """The package asks for base64 by itself, and decodes it."""
+    """The package requests and decodes base64 by default."""
     assert node.saw("vector") == [1.0, 0.0]
     assert node.calls("vector")[0].json["encoding_format"] == "base64"
 
 
 def test_the_stream_helper_sees_each_piece_and_the_whole(node: Performance) -> None:
-    """What came piece by piece is the answer that a JSON caller gets."""
+    """The assembled pieces equal the answer of a JSON caller."""
     seen = node.saw("stream_helper")
     assert "".join(seen["deltas"]) == seen["final"]["choices"][0]["message"]["content"] == WHOLE
     assert len(seen["deltas"]) > 1
@@ -79,7 +79,7 @@ def test_the_stream_helper_sees_each_piece_and_the_whole(node: Performance) -> N
 
 @pytest.mark.parametrize("scene", ["tools", "tools_streamed"])
 def test_a_tool_is_called(node: Performance, scene: str) -> None:
-    """Whole or put together from a stream: the same call."""
+    """A JSON reply and an assembled stream have the same tool call."""
     choice = node.saw(scene)
     assert choice["finish_reason"] == "tool_calls"
     call = choice["message"]["tool_calls"][0]
@@ -92,19 +92,22 @@ def test_run_tools_calls_the_function_and_gets_the_answer(node: Performance) -> 
 
 
 def test_an_answer_is_parsed_into_the_callers_schema(node: Performance) -> None:
-    """zodResponseFormat sends a json_schema, which reaches the student as it is."""
+    """zodResponseFormat sends a json_schema, which reaches the student unchanged."""
     assert node.saw("parse") == PERSON
     assert node.calls("parse")[0].json["response_format"]["json_schema"]["name"] == "person"
 
 
 def test_models_are_listed(node: Performance) -> None:
-    """As the key may use them."""
+    """The list has the models that the key may use."""
     assert node.saw("models") == [*Stage.NAMES]
 
 
 @pytest.mark.parametrize("refusal", REFUSALS, ids=lambda refusal: refusal.name.replace(" ", "-"))
 def test_each_refusal_is_the_right_error_after_the_right_number_of_calls(node: Performance, refusal: Refusal) -> None:
-    """The class by the status, with code and param; asked again only where that may help, and when it was told to."""
+    """The status determines the class, with code and param.
+
+    Only retryable errors are retried, after the stated time.
+    """
     seen = node.refusals[refusal.name]
     assert seen["raised"] == RAISES["openai-node"][refusal.status]
     assert (seen["status"], seen["code"], seen["param"]) == (refusal.status, refusal.code, refusal.param)
@@ -115,7 +118,7 @@ def test_each_refusal_is_the_right_error_after_the_right_number_of_calls(node: P
 
 
 def test_a_client_that_asks_again_gets_its_answer(node: Performance) -> None:
-    """The engine was full twice; the third call is the answer."""
+    """The engine is full twice; the third call is answered."""
     assert node.saw("busy_twice") == REST
     assert [call.status for call in node.calls("busy_twice")] == [503, 503, 200]
 
@@ -127,14 +130,14 @@ def test_a_client_that_is_told_never_to_ask_again_does_not(node: Performance) ->
 
 
 def test_a_client_that_does_not_wait_raises(node: Performance) -> None:
-    """`timeout` is in milliseconds, and counts for each try."""
+    """`timeout` is in milliseconds, and applies to each attempt."""
     assert node.raised("impatient")["raised"] == "APIConnectionTimeoutError"
     assert [call.status for call in node.calls("impatient")] == [None, None]
 
 
 @pytest.mark.parametrize("scene", ["breaks", "ends_early"])
 def test_a_stream_that_breaks_raises_and_never_looks_whole(node: Performance, scene: str) -> None:
-    """The words that came, no finish_reason, then APIError. No retry."""
+    """The received words, no finish_reason, then APIError. No retry."""
     seen = node.saw(scene)
     assert (seen["text"], seen["finishes"]) == (" two words", [])
     assert seen["broke"]["is_api_error"]
@@ -143,12 +146,12 @@ def test_a_stream_that_breaks_raises_and_never_looks_whole(node: Performance, sc
 
 
 def test_the_stream_helper_of_a_stream_that_breaks_raises(node: Performance) -> None:
-    """There is no final completion of a half answer."""
+    """Half an answer has no final completion."""
     assert node.raised("helper_breaks")["is_api_error"]
 
 
 def test_a_connection_that_is_cut_raises_and_never_looks_whole(node: Performance) -> None:
-    """The end of a connection is not the end of an answer."""
+    """A closed connection does not count as the end of an answer."""
     seen = node.saw("wire_cut")
     assert seen["finishes"] == []
     assert (seen["broke"]["raised"], seen["broke"]["is_api_error"]) == ("TypeError", False)

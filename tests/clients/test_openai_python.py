@@ -1,6 +1,6 @@
-"""The unmodified `openai` package for Python on a stage: answers, exceptions, retries, broken streams.
+"""The unmodified `openai` package for Python on the stage: answers, exceptions, retries, broken streams.
 
-Over real models it is in tests/system/test_openai_sdk.py.
+tests/system/test_openai_sdk.py tests the package with real models.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ async def later(stage: Stage) -> AsyncIterator[AsyncOpenAI]:
 
 
 def test_an_answer_and_its_account(client: OpenAI) -> None:
-    """`with_raw_response` shows the headers; the answer is the teacher's words, then the student's."""
+    """`with_raw_response` returns the headers; the answer is the teacher's words, then the student's."""
     raw = client.chat.completions.with_raw_response.create(model="chat", messages=ask(), max_tokens=20)
     reply = raw.parse()
     assert reply.choices[0].message.content == WHOLE
@@ -93,7 +93,7 @@ def test_the_stream_helper_sees_each_piece_and_the_whole(client: OpenAI) -> None
 
 
 def test_a_streaming_response_can_be_read_as_lines(client: OpenAI) -> None:
-    """`with_streaming_response` gives the wire itself; it ends in [DONE]."""
+    """`with_streaming_response` returns the raw stream, which ends in [DONE]."""
     with client.chat.completions.with_streaming_response.create(model="chat", messages=ask(), stream=True) as response:
         lines = [line for line in response.iter_lines() if line]
     assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
@@ -101,7 +101,7 @@ def test_a_streaming_response_can_be_read_as_lines(client: OpenAI) -> None:
 
 
 async def test_the_async_client_does_the_same(later: AsyncOpenAI) -> None:
-    """Answer, stream, stream helper and models, under way together."""
+    """Answer, stream, stream helper and models run concurrently."""
 
     async def streamed() -> str:
         stream = await later.chat.completions.create(model="chat", messages=ask(), stream=True)
@@ -156,7 +156,7 @@ def test_what_a_raw_prompt_may_ask_for_beside_comes_back(client: OpenAI) -> None
 
 
 async def test_the_async_client_continues_prompts_and_makes_vectors(later: AsyncOpenAI) -> None:
-    """Under way together."""
+    """All calls run concurrently."""
 
     async def streamed() -> str:
         stream = await later.completions.create(model="chat", prompt=a_question(), stream=True)
@@ -172,7 +172,7 @@ async def test_the_async_client_continues_prompts_and_makes_vectors(later: Async
 
 
 def test_a_text_becomes_a_vector(client: OpenAI, stage: Stage) -> None:
-    """The client asks for base64 by itself and decodes it; asked for numbers, it gets the engine's."""
+    """The client requests and decodes base64 by default; with `float` it gets the engine's numbers."""
     asked = a_question()
     assert client.embeddings.create(model="vectors", input=asked).data[0].embedding == [1.0, 0.0]
     assert stage.calls("vectors", asked)[0].json["encoding_format"] == "base64"
@@ -185,7 +185,7 @@ def test_a_text_becomes_a_vector(client: OpenAI, stage: Stage) -> None:
 def test_a_raw_prompt_that_is_refused_raises_as_a_chat_does(
     client: OpenAI, stage: Stage, model: str, raised: str
 ) -> None:
-    """After as many calls."""
+    """The client makes the same number of calls."""
     asked = a_question()
     with pytest.raises(openai.APIStatusError) as caught:
         client.completions.create(model=model, prompt=asked)
@@ -194,7 +194,7 @@ def test_a_raw_prompt_that_is_refused_raises_as_a_chat_does(
 
 
 def test_a_raw_stream_that_breaks_raises_and_never_looks_whole(client: OpenAI) -> None:
-    """No finish_reason, then APIError: what a student says on the wrong route is no answer either."""
+    """No finish_reason, then APIError. A student's reply on the wrong route is no answer either."""
     parts: list[Any] = []
     with pytest.raises(openai.APIError):
         _collect(client.completions.create(model="ends-early", prompt=a_question(), stream=True), parts)
@@ -202,7 +202,7 @@ def test_a_raw_stream_that_breaks_raises_and_never_looks_whole(client: OpenAI) -
 
 
 def test_models_are_listed_and_retrieved(client: OpenAI) -> None:
-    """As the key may use them."""
+    """The list has the models that the key may use."""
     assert [entry.id for entry in client.models.list()] == [*Stage.NAMES]
     assert client.models.retrieve("chat").id == "chat"
 
@@ -240,7 +240,7 @@ def test_a_tool_is_called_and_its_result_answered(client: OpenAI) -> None:
 
 
 def test_an_answer_is_parsed_into_the_callers_model(client: OpenAI, stage: Stage) -> None:
-    """`parse` and the stream helper send a json_schema, which reaches the student as it is."""
+    """`parse` and the stream helper send a json_schema, which reaches the student unchanged."""
     asked = ask()
     parsed = client.chat.completions.parse(model="person", messages=asked, response_format=Person)
     assert parsed.choices[0].message.parsed == Person.model_validate(PERSON)
@@ -252,7 +252,7 @@ def test_an_answer_is_parsed_into_the_callers_model(client: OpenAI, stage: Stage
 
 @pytest.fixture(scope="module")
 def refused(stage: Stage) -> dict[str, tuple[Attempt, openai.APIStatusError]]:
-    """What each refusal raised, all met at once with the client's defaults."""
+    """Provoke all refusals concurrently with the client's defaults; return the exception of each."""
 
     async def meet(attempt: Attempt) -> openai.APIStatusError:
         refusal = attempt.refusal
@@ -280,7 +280,10 @@ def refused(stage: Stage) -> dict[str, tuple[Attempt, openai.APIStatusError]]:
 def test_each_refusal_is_the_right_exception_after_the_right_number_of_calls(
     refused: dict[str, tuple[Attempt, openai.APIStatusError]], refusal: Refusal
 ) -> None:
-    """The class by the status, with code and param; asked again only where that may help, and when it was told to."""
+    """The status determines the class, with code and param.
+
+    Only retryable errors are retried, after the stated time.
+    """
     attempt, error = refused[refusal.name]
     assert type(error).__name__ == RAISES["openai-python"][refusal.status]
     assert (error.status_code, error.code, error.param) == (refusal.status, refusal.code, refusal.param)
@@ -291,7 +294,7 @@ def test_each_refusal_is_the_right_exception_after_the_right_number_of_calls(
 
 
 def test_a_client_that_asks_again_gets_its_answer(client: OpenAI, stage: Stage) -> None:
-    """The engine was full twice; each call has its receipt, and the third is the answer."""
+    """The engine is full twice; each call has its receipt, and the third is answered."""
     asked, started = ask(), time.monotonic()
     reply = client.chat.completions.create(model="busy-twice", messages=asked)
     assert reply.choices[0].message.content == REST
@@ -314,7 +317,7 @@ def test_a_client_that_is_told_never_to_ask_again_does_not(stage: Stage) -> None
 @pytest.mark.long
 @pytest.mark.timeout(150)
 def test_a_body_that_is_too_slow_is_sent_again_on_another_connection(client: OpenAI, stage: Stage) -> None:
-    """408 is a status that the SDK retries by itself (its `_should_retry`); the gateway does not know better."""
+    """The SDK retries status 408 by default (`_should_retry`)."""
     asked = ask()
     with pytest.raises(openai.APIStatusError) as raised:
         client.with_options(max_retries=1).chat.completions.create(model="trickle", messages=asked)
@@ -323,7 +326,7 @@ def test_a_body_that_is_too_slow_is_sent_again_on_another_connection(client: Ope
 
 
 def test_a_client_that_does_not_wait_raises_and_each_try_has_a_receipt(client: OpenAI, stage: Stage) -> None:
-    """`timeout` counts for each try; the gateway hears it hang up (`audited` looks)."""
+    """`timeout` applies to each attempt; the gateway detects the disconnect (`audited` checks it)."""
     asked = ask()
     with pytest.raises(openai.APITimeoutError):
         client.with_options(timeout=0.5, max_retries=1).chat.completions.create(model="slow", messages=asked)
@@ -331,14 +334,14 @@ def test_a_client_that_does_not_wait_raises_and_each_try_has_a_receipt(client: O
 
 
 def _collect(stream: Any, parts: list[Any]) -> None:
-    """Keep what came, also when the stream raises."""
+    """Keep the received parts, also if the stream raises."""
     for part in stream:
         parts.append(part)  # noqa: PERF402
 
 
 @pytest.mark.parametrize(("model", "code"), [("breaks", "engine_failed"), ("ends-early", "engine_failed")])
 def test_a_stream_that_breaks_raises_and_never_looks_whole(client: OpenAI, stage: Stage, model: str, code: str) -> None:
-    """The words that came, no finish_reason, then APIError: from create and from the helper alike. No retry."""
+    """The received words, no finish_reason, then APIError, from create and from the helper. No retry."""
     asked = ask()
     parts: list[Any] = []
     with pytest.raises(openai.APIError) as raised:
@@ -352,7 +355,7 @@ def test_a_stream_that_breaks_raises_and_never_looks_whole(client: OpenAI, stage
 
 
 def test_a_connection_that_is_cut_raises_and_never_looks_whole(client: OpenAI, stage: Stage) -> None:
-    """The end of a connection is not the end of an answer: APIConnectionError, and no second call."""
+    """A closed connection raises APIConnectionError. No retry."""
     asked = ask()
     parts: list[Any] = []
     with pytest.raises(openai.APIConnectionError):
@@ -365,12 +368,12 @@ def test_a_connection_that_is_cut_raises_and_never_looks_whole(client: OpenAI, s
 
 
 def test_what_the_client_sends_beside_the_model_reaches_the_student(client: OpenAI, stage: Stage) -> None:
-    """`extra_body` is for what OpenAI does not know; the gateway passes it on."""
+    """The gateway forwards `extra_body`, which holds fields that OpenAI does not have."""
     asked = ask()
     client.chat.completions.create(model="chat-student", messages=asked, extra_body={"top_k": 7})
     assert stage.calls("chat-student", asked[0]["content"])[0].json["top_k"] == 7
 
 
 def test_the_tries_are_the_packages_default() -> None:
-    """What the table calls a retry is what the installed version does by itself."""
+    """The table's number of attempts is the installed version's default."""
     assert TRIES == 1 + openai.DEFAULT_MAX_RETRIES

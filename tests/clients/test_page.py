@@ -1,4 +1,4 @@
-"""docs/clients.md against the clients: its programs are run as they stand, over real models, and its tables hold."""
+"""docs/clients.md: its programs run unchanged with real models, and its tables are correct."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SHOWN = r"guided 0\.\d+"
 
 @pytest.fixture(scope="module")
 def answer(gateway: GatewayProcess) -> str:
-    """What the page's question is answered, by a plain HTTP client."""
+    """Return the answer to the page's question through a plain HTTP client."""
     body = {"model": "chat", "messages": [{"role": "user", "content": "Why is the sky blue?"}], "max_tokens": 80,
             "temperature": 0}  # fmt: skip
     headers = {"Authorization": f"Bearer {KEY}"}
@@ -41,7 +41,7 @@ def answer(gateway: GatewayProcess) -> str:
 
 
 def written(folder: Path, gateway: GatewayProcess, *names: str) -> None:
-    """Write the page's blocks to files, with where the gateway listens here and a key that it knows."""
+    """Write the page's blocks to files, with this gateway's address and a valid key."""
     for name in names:
         text = BLOCKS[name]
         here = text.replace("http://127.0.0.1:8080", gateway.url).replace("gk-demo", KEY)
@@ -50,7 +50,7 @@ def written(folder: Path, gateway: GatewayProcess, *names: str) -> None:
 
 
 def check(shown: str, *parts: str) -> None:
-    """Each part is a text, or a pattern for the whole of a line."""
+    """Compare each line with a text, or with a pattern for the whole line."""
     assert re.fullmatch("\n".join((*parts, "")), shown), shown
 
 
@@ -97,14 +97,14 @@ def test_llm(gateway: GatewayProcess, answer: str, tmp_path: Path) -> None:
 
 
 def test_every_program_on_the_page_is_run() -> None:
-    """A block that no test above names would be a promise that nobody holds."""
+    """Every block has a test above."""
     assert PAGE.count("```") == 2 * len(BLOCKS)
     source = (HERE / "test_page.py").read_text("utf-8")
     assert [name for name in BLOCKS if f'"{name}"' not in source] == []
 
 
 def test_the_versions_on_the_page_are_those_that_are_tested() -> None:
-    """Those of the locks."""
+    """The page's versions are those of the locks."""
     node = orjson.loads((HERE / "node" / "package.json").read_bytes())["dependencies"]
     locked = {
         ("OpenAI for Python", "openai"): version("openai"),
@@ -120,7 +120,7 @@ def test_the_versions_on_the_page_are_those_that_are_tested() -> None:
 
 
 def test_the_page_says_what_each_client_raises() -> None:
-    """The table that the tests hold the clients against, and how often each is asked."""
+    """The page has the table of expected errors and the numbers of attempts."""
     rows = re.findall(r"^\| (\d{3}) \| .+? \| (.+) \| (\d) \|$", PAGE, re.MULTILINE)
     shown = {
         int(status): ([cell.strip("` ") for cell in cells.split("|")], int(calls)) for status, cells, calls in rows

@@ -1,4 +1,4 @@
-"""The wire that counts, against a plain client: what it says is what was sent."""
+"""The counting proxy, tested with a plain client: it records exactly the sent bytes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def tap() -> Iterator[Tap]:
 
 
 def test_calls_on_one_connection_are_counted_apart_and_pass_as_they_are(tap: Tap) -> None:
-    """Short and long bodies, in the order in which they came, with how each was answered."""
+    """Short and long bodies, in order, each with its reply's head."""
     bodies = [{"model": "m", "n": 1}, {"model": "m", "text": "x" * 1_000_000}, {"model": "m", "n": 3}]
     with httpx.Client(base_url=tap.url) as client:
         answers = [client.post("/echo", json=body, headers={"X-Mark": "here"}) for body in bodies]
@@ -52,7 +52,7 @@ def test_calls_on_one_connection_are_counted_apart_and_pass_as_they_are(tap: Tap
 
 
 def test_a_wire_that_is_to_be_cut_is_cut_in_the_middle(tap: Tap) -> None:
-    """The client hears that its reply has no end; another model's reply has one."""
+    """The client detects that its reply has no end. The reply of another model has one."""
     with httpx.Client(base_url=tap.url) as client:
         assert client.post("/events", json={"model": "whole"}).content == EVENTS
         with pytest.raises(httpx.RemoteProtocolError, match="peer closed connection"):
@@ -61,7 +61,7 @@ def test_a_wire_that_is_to_be_cut_is_cut_in_the_middle(tap: Tap) -> None:
 
 
 def test_a_byte_that_is_withheld_does_not_arrive(tap: Tap) -> None:
-    """The server waits for it."""
+    """The server waits for the byte."""
     with httpx.Client(base_url=tap.url, timeout=1.5) as client, pytest.raises(httpx.ReadTimeout):
         client.post("/echo", json={"model": "slow"})
     assert [(call.json["model"], call.status) for call in tap.calls] == [("slow", None)]

@@ -1,4 +1,4 @@
-"""/v1/completions: raw prompts, guided as in the paper, and all that a text completion may ask for beside."""
+"""/v1/completions: raw prompts, guided as in the paper, and all other fields of text completions."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def world(running: World) -> World:
 
 
 def test_the_teacher_opens_and_the_student_goes_on_from_exactly_there(world: World) -> None:
-    """Paper, section 2: the student completes prompt and guidance. The blank with which the teacher began is kept."""
+    """Paper, section 2: the student completes prompt and guidance. The teacher's leading blank is kept."""
     prompt = few_shot()
     reply = world.ask(prompt=prompt, max_tokens=20, temperature=0.3, top_k=7)
     answer = reply.json()
@@ -47,7 +47,7 @@ def test_the_teacher_opens_and_the_student_goes_on_from_exactly_there(world: Wor
 
 
 def test_a_reply_is_a_text_completion(world: World) -> None:
-    """With its own kind of id and object, and nothing of a chat's shape."""
+    """The reply has the id prefix and object of a text completion, and no field of a chat."""
     reply = world.ask()
     answer = reply.json()
     assert answer["id"] == f"cmpl-{reply.headers['x-request-id']}"
@@ -56,7 +56,7 @@ def test_a_reply_is_a_text_completion(world: World) -> None:
 
 
 def test_usage_and_receipt_say_the_same(world: World) -> None:
-    """The caller's prompt, and the whole answer, whoever wrote it."""
+    """Both count the caller's prompt and the whole answer."""
     reply = world.ask()
     receipt = world.receipt(reply)
     assert (receipt["mode"], receipt["status"], receipt["finish_reason"]) == ("guided", "ok", "stop")
@@ -71,7 +71,7 @@ def test_usage_and_receipt_say_the_same(world: World) -> None:
 
 @pytest.mark.parametrize("route", ["few", "whole", "openai"])
 def test_every_event_is_a_text_completion_of_one_answer(world: World, route: str) -> None:
-    """One id, no role anywhere, one finish_reason, and at the end the counts, if they were asked for."""
+    """The stream has one id, no role, one finish_reason, and the requested usage at its end."""
     whole = world.answer(route)
     heard = world.stream(route, stream_options={"include_usage": True})
     assert heard.done
@@ -89,7 +89,7 @@ def test_every_event_is_a_text_completion_of_one_answer(world: World, route: str
 
 
 def test_counts_are_not_sent_to_who_did_not_ask(world: World) -> None:
-    """No event without choices, no `usage`; the engine is asked for it all the same."""
+    """No event lacks choices or has `usage`; the gateway requests usage from the engine in any case."""
     heard = world.stream()
     assert all(part["choices"] and "usage" not in part for part in heard.parts)
     assert world.student.requests[0]["stream_options"] == {"include_usage": True}
@@ -98,7 +98,7 @@ def test_counts_are_not_sent_to_who_did_not_ask(world: World) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_short_limit_is_the_teachers_alone(world: World, *, stream: bool) -> None:
-    """It never writes more than the caller wants, and where that is all of it no student is asked."""
+    """The teacher never exceeds the caller's limit. No student is called if the teacher uses up the limit."""
     world.teacher.behave = says(" Paris is the", "length")
     world.teacher.requests.clear()
     ask = {"max_tokens": 2}
@@ -110,7 +110,7 @@ def test_a_short_limit_is_the_teachers_alone(world: World, *, stream: bool) -> N
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_stop_text_across_the_seam_ends_the_answer(world: World, *, stream: bool) -> None:
-    """It begins in the teacher's words and ends in the student's; neither half is shown."""
+    """The stop text begins in the teacher's words and ends in the student's; neither part is sent."""
     ask = {"stop": ["of France", "\nQ:"]}
     if stream:
         heard = world.stream(**ask)
@@ -135,7 +135,7 @@ def test_a_stop_text_across_the_seam_ends_the_answer(world: World, *, stream: bo
 def test_a_teacher_that_ends_by_itself_has_answered(
     world: World, route: str, written: str, stop: Any, text: str, *, stream: bool
 ) -> None:
-    """Its text as it is, blanks and all; no student is asked."""
+    """The teacher's text is sent unchanged, with its blanks; no student is called."""
     world.teacher.behave = says(written, "stop")
     ask = {} if stop is None else {"stop": stop}
     if stream:
@@ -171,7 +171,7 @@ UNGUIDABLE = [
 def test_what_guidance_cannot_open_is_the_students_and_passes_through(
     world: World, reason: str, more: dict[str, Any]
 ) -> None:
-    """What was asked reaches it, and what it said the caller: every choice, and log-probabilities as they are here."""
+    """The request reaches the student, and the student's choices and log-probabilities reach the caller."""
     asked = {"prompt": few_shot(), **more}
     reply = world.ask(**asked)
     assert (reply.headers["x-gkt-unguided"], reply.headers["x-gkt-mode"]) == (reason, "student")
@@ -185,7 +185,7 @@ def test_what_guidance_cannot_open_is_the_students_and_passes_through(
 
 @pytest.mark.parametrize(("reason", "more"), [case for case in UNGUIDABLE if case[0] != "best_of"])
 def test_the_same_holds_for_streams(world: World, reason: str, more: dict[str, Any]) -> None:
-    """Event by event: no choice is lost, and none is taken for another."""
+    """Event by event, each choice keeps its index and none is lost."""
     asked = {"prompt": few_shot(), **more}
     heard = world.stream(**asked)
     assert heard.headers["x-gkt-unguided"] == reason
@@ -200,7 +200,7 @@ def test_the_same_holds_for_streams(world: World, reason: str, more: dict[str, A
 
 
 def test_one_prompt_in_a_list_is_one_prompt(world: World) -> None:
-    """Guided like any."""
+    """The request is guided like one with a plain prompt."""
     prompt = few_shot()
     assert world.answer(prompt=[prompt])["choices"][0]["text"] == ANSWER
     assert world.student.requests[0]["prompt"] == prompt + KEPT
@@ -220,7 +220,7 @@ def test_one_prompt_in_a_list_is_one_prompt(world: World) -> None:
 def test_guidance_as_context_stands_before_the_prompt(
     world: World, route: str, instruction: str, introduced: str
 ) -> None:
-    """Behind it the answer begins. The caller sees the student's words alone, several answers too."""
+    """The answer begins after the prompt. The caller receives only the student's words, also with several answers."""
     prompt = few_shot()
     reply = world.ask(route, prompt=prompt, n=2)
     assert world.teacher.requests[0]["inputs"] == instruction + prompt
@@ -232,13 +232,13 @@ def test_guidance_as_context_stands_before_the_prompt(
 
 @pytest.mark.parametrize(("reason", "more"), [UNGUIDABLE[0], UNGUIDABLE[3], UNGUIDABLE[5], UNGUIDABLE[7]])
 def test_what_comes_back_or_is_no_text_takes_no_context_either(world: World, reason: str, more: dict[str, Any]) -> None:
-    """A prompt that is echoed would show the guidance."""
+    """An echoed prompt would contain the guidance."""
     assert world.ask("context", **more).headers["x-gkt-unguided"] == reason
     assert world.teacher.requests == []
 
 
 def test_a_concise_opening_is_asked_for_before_the_prompt(world: World) -> None:
-    """Paper, section 4.2; the student reads nothing of the instruction."""
+    """Paper, section 4.2; the student's prompt has no instruction."""
     prompt = few_shot()
     assert world.answer("concise", prompt=prompt)["choices"][0]["text"] == ANSWER
     assert world.teacher.requests[0]["inputs"] == f"Provide the answer in a brief manner: {prompt}"
@@ -258,7 +258,7 @@ def test_one_engine_alone_continues_a_prompt(world: World, *, stream: bool) -> N
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_tgi_student_goes_on_at_its_own_route(world: World, *, stream: bool) -> None:
-    """With prompt and opening as they are."""
+    """TGI gets prompt and opening unchanged."""
     prompt = few_shot()
     said = (
         world.stream("tgi", prompt=prompt).text()
@@ -271,7 +271,7 @@ def test_a_tgi_student_goes_on_at_its_own_route(world: World, *, stream: bool) -
 
 
 def test_what_a_tgi_student_cannot_do_is_a_400_that_names_the_field(world: World) -> None:
-    """And costs nothing: it never got the call."""
+    """The request costs nothing, because the student never received the call."""
     reply = world.ask("tgi", logprobs=1, max_tokens=50)
     assert (reply.status_code, reply.json()["error"]["param"]) == (400, "logprobs")
     assert world.spare.requests == []
@@ -280,7 +280,7 @@ def test_what_a_tgi_student_cannot_do_is_a_400_that_names_the_field(world: World
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_student_that_takes_chats_alone_is_a_400_before_anything_is_spent(world: World, *, stream: bool) -> None:
-    """LiteLLM's models have no route for prompts. Beside others they are passed over."""
+    """LiteLLM's models have no route for prompts. The gateway skips them if there are other students."""
     reply = world.ask("lite", stream=stream)
     error = reply.json()["error"]
     assert (reply.status_code, error["param"]) == (400, "prompt")
@@ -299,7 +299,7 @@ def test_a_student_that_takes_chats_alone_is_a_400_before_anything_is_spent(worl
     ],
 )
 def test_a_body_that_is_no_text_completion_is_a_400(world: World, body: dict[str, Any], param: str) -> None:
-    """Nothing is asked of any engine."""
+    """No engine is called."""
     reply = httpx.post(
         f"{world.gateway.url}{TEXT_ROUTE}", headers=HEADERS, json={"model": "few", "prompt": few_shot()} | body
     )
@@ -317,7 +317,7 @@ def test_an_empty_prompt_is_the_students(world: World, prompt: Any) -> None:
 def test_a_student_that_refuses_an_empty_prompt_makes_it_a_400_that_names_it(
     world: World, route: str, *, stream: bool
 ) -> None:
-    """As it is without a prompt. Engines name no field, or one of their own."""
+    """The error names `prompt`. Engines name no field, or one of their own."""
 
     async def refuse(_: web.Request, __: dict[str, Any]) -> web.Response:
         said = "Input validation error: `inputs` cannot be empty"
@@ -337,7 +337,7 @@ async def _out_of_order(_: web.Request, __: dict[str, Any]) -> web.Response:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_another_student_goes_on_with_the_same_opening(world: World, *, stream: bool) -> None:
-    """Retries first, then the next one; the teacher is asked once."""
+    """The gateway retries the first student, then calls the next. The teacher is called once."""
     world.student.behave = _out_of_order
     prompt = few_shot()
     reply: Any = world.stream("two", prompt=prompt) if stream else world.ask("two", prompt=prompt)
@@ -351,7 +351,7 @@ def test_another_student_goes_on_with_the_same_opening(world: World, *, stream: 
 
 
 def test_a_student_that_refuses_the_opening_gets_the_prompt_alone(world: World) -> None:
-    """It may be too long with the teacher's words in it."""
+    """The prompt may be too long with the teacher's words in it."""
     prompt = few_shot()
 
     async def behave(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
@@ -367,7 +367,7 @@ def test_a_student_that_refuses_the_opening_gets_the_prompt_alone(world: World) 
 
 
 def test_of_several_answers_that_nobody_counted_each_word_is_estimated(world: World) -> None:
-    """Not those of the first alone: the receipt would be too low by all the others."""
+    """Without the other answers the receipt would be too low."""
 
     async def behave(_: web.Request, __: dict[str, Any]) -> web.Response:
         return web.json_response(text_chunk(*(text_choice(" one two three four", "stop", index) for index in range(3))))

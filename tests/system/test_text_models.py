@@ -1,4 +1,4 @@
-"""Raw prompts over real models: the paper's few-shot setting, with the unmodified OpenAI SDK."""
+"""Raw prompts with real models: the paper's few-shot setting, with the unmodified OpenAI SDK."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def client(gateway: GatewayProcess) -> Iterator[OpenAI]:
 
 @pytest.mark.long
 def test_the_teachers_twin_writes_what_the_teacher_would_have(client: OpenAI) -> None:
-    """Student and teacher are one model here: greedy, the guided text is the teacher's own, over the seam and beyond.
+    """Student and teacher are one model: with greedy sampling the guided text is the teacher's own.
 
-    One may differ, for a seam can be tokenised otherwise than the text was written; and one may be a little longer: how
-    many of the teacher's tokens stand before the seam is told by their share of its text.
+    One answer may differ, because the seam can split tokens. One may be a little longer, because the teacher's tokens
+    before the seam are computed from their share of the text.
     """
     differ = []
     for question in QUESTIONS:
@@ -56,7 +56,7 @@ def test_the_teachers_twin_writes_what_the_teacher_would_have(client: OpenAI) ->
 
 
 def test_an_answer_and_its_account(client: OpenAI) -> None:
-    """The teacher's tokens, then the student's, and together the caller's limit."""
+    """The teacher's tokens and the student's together respect the caller's limit."""
     raw = client.completions.with_raw_response.create(model="chat", prompt=PROMPT, max_tokens=40, temperature=0)
     reply = raw.parse()
     assert reply.choices[0].finish_reason == "length"
@@ -71,7 +71,7 @@ def test_an_answer_and_its_account(client: OpenAI) -> None:
 
 
 def test_a_stream_is_the_same_text(client: OpenAI) -> None:
-    """Through /generate_stream and the student's text completions."""
+    """The stream uses /generate_stream and the student's text completions."""
     asked: dict[str, Any] = {"model": "chat", "prompt": PROMPT, "max_tokens": 40, "temperature": 0}
     whole = client.completions.create(**asked)
     chunks = list(client.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
@@ -84,7 +84,7 @@ def test_a_stream_is_the_same_text(client: OpenAI) -> None:
 
 
 def test_a_stop_text_ends_an_answer_as_it_does_the_examples(client: OpenAI) -> None:
-    """The next question, which a model goes on to ask by itself, is not the answer's."""
+    """The answer does not contain the next question, which a model generates by itself."""
     for route in ("chat", "chat-teacher", "chat-student"):
         choice = client.completions.create(
             model=route, prompt=f"{SHOTS}Q: {QUESTIONS[0]}\nA:", max_tokens=60, temperature=0, stop=["\n\nQ:", "\nQ:"]
@@ -96,7 +96,7 @@ def test_a_stop_text_ends_an_answer_as_it_does_the_examples(client: OpenAI) -> N
 
 @pytest.mark.parametrize("name", ["chat-concise", "chat-hint", "chat-context"])
 def test_every_projection_and_placement_answers(client: OpenAI, name: str) -> None:
-    """As for chats."""
+    """Raw prompts support the same projections and placements as chats."""
     raw = client.completions.with_raw_response.create(model=name, prompt=PROMPT, max_tokens=24, temperature=0)
     receipt = receipt_of(client, raw.headers["x-request-id"])
     assert raw.parse().choices[0].text

@@ -1,4 +1,4 @@
-"""Raw prompts, streamed: the caller hears the teacher as it writes, in TGI's own events and in OpenAI's."""
+"""Streamed raw prompts: callers receive the teacher's words as generated, from TGI's events and OpenAI's."""
 
 from __future__ import annotations
 
@@ -84,9 +84,7 @@ OPENAIS_ERROR = {"error": {"message": "out of memory", "code": 500}}
 
 @TEACHERS_ROUTES
 def test_the_teachers_words_leave_as_they_are_written(world: World, route: str, path: str) -> None:
-    """Each before the next but one is written, the first one's leading blank with it; the student continues exactly
-    what was shown.
-    """
+    """The gateway holds back one word. The student continues exactly the sent text, with its leading blank."""
     prompt = few_shot()
     body = {"model": route, "prompt": prompt, "stream": True}
     shown: list[str] = []
@@ -103,7 +101,7 @@ def test_the_teachers_words_leave_as_they_are_written(world: World, route: str, 
 
 @TEACHERS_ROUTES
 def test_a_teacher_that_ends_by_itself_has_answered(world: World, route: str, path: str) -> None:
-    """Its last word and its last blank too; a token that is special is none of them."""
+    """The answer holds the teacher's last word and last blank, but no special token."""
     world.teacher.behave = writes(text=" It is Lima.\n", finish="stop")
     heard = world.stream(route)
     assert (heard.text(), heard.finishes) == (" It is Lima.\n", ["stop"])
@@ -117,7 +115,7 @@ def test_a_teacher_that_ends_by_itself_has_answered(world: World, route: str, pa
 def test_a_teacher_that_fails_in_the_middle_has_written_a_short_opening(
     world: World, route: str, path: str, *, told: bool
 ) -> None:
-    """What was shown stays, the student goes on from there, and the receipt says why it is short."""
+    """The sent words stay, the student continues them, and the receipt gives the reason for the short opening."""
     error = TGIS_ERROR if route == "few" else OPENAIS_ERROR
     world.teacher.behave = writes(fails_after=3, **(error if told else {}))
     prompt = few_shot()
@@ -133,7 +131,7 @@ def test_a_teacher_that_fails_in_the_middle_has_written_a_short_opening(
 def test_a_teacher_that_fails_before_a_word_was_shown_is_as_if_it_had_not_streamed(
     world: World, route: str, path: str
 ) -> None:
-    """It is asked once more, and then the student answers alone."""
+    """The gateway retries the teacher once; then the student answers alone."""
     world.teacher.behave = writes(fails_after=0, **(TGIS_ERROR if route == "few" else OPENAIS_ERROR))
     prompt = few_shot()
     heard = world.stream(route, prompt=prompt)
@@ -146,7 +144,7 @@ def test_a_teacher_that_fails_before_a_word_was_shown_is_as_if_it_had_not_stream
     ("error_type", "reason", "calls"), [("overloaded", "teacher_overloaded", 1), ("validation", "teacher_rejected", 1)]
 )
 def test_tgis_errors_under_status_200_are_what_they_say(world: World, error_type: str, reason: str, calls: int) -> None:
-    """Not a failure of the server like any: who is full is not asked again at once."""
+    """An overloaded teacher is not retried at once, unlike one with a server error."""
     world.teacher.behave = writes(fails_after=0, error="no", error_type=error_type)
     heard = world.stream()
     assert (heard.text(), heard.headers["x-gkt-unguided"]) == (REST, reason)
@@ -154,7 +152,7 @@ def test_tgis_errors_under_status_200_are_what_they_say(world: World, error_type
 
 
 def test_where_the_policy_wants_guidance_a_stream_that_has_none_is_a_503(world: World) -> None:
-    """With a status: nothing has left yet."""
+    """The reply has the status, because nothing was sent yet."""
     world.teacher.behave = writes(fails_after=0, **TGIS_ERROR)
     reply = world.ask("must", stream=True)
     assert reply.status_code == 503
@@ -162,7 +160,7 @@ def test_where_the_policy_wants_guidance_a_stream_that_has_none_is_a_503(world: 
 
 
 def test_a_stop_text_in_the_teachers_words_ends_the_answer(world: World) -> None:
-    """Nothing of it is shown, also where it comes in two pieces."""
+    """No part of the stop text is sent, also if it arrives in two pieces."""
     heard = world.stream(stop=["the cap"])
     assert (heard.text(), heard.finishes) == (" Paris is ", ["stop"])
     assert world.student.requests == []
@@ -170,7 +168,7 @@ def test_a_stop_text_in_the_teachers_words_ends_the_answer(world: World) -> None
 
 @pytest.mark.parametrize("route", ["few", "openai"])
 def test_a_teacher_that_begins_with_an_empty_line_is_heard_with_it(world: World, route: str) -> None:
-    """In a chat the template puts what stands there; here it is a part of the answer."""
+    """A chat template would add the line; in a raw prompt it belongs to the answer."""
     world.teacher.behave = writes(text="\n\n Paris is the")
     prompt = few_shot()
     heard = world.stream(route, prompt=prompt)
@@ -179,7 +177,7 @@ def test_a_teacher_that_begins_with_an_empty_line_is_heard_with_it(world: World,
 
 
 def test_pieces_and_the_whole_text_that_begin_otherwise_make_one_answer(world: World) -> None:
-    """Of some vocabularies a first token loses its blank when it is decoded alone: what was shown counts."""
+    """Some tokenizers drop the leading blank of a first token that is decoded alone. The sent text counts."""
 
     async def behave(request: web.Request, _: dict[str, Any]) -> web.StreamResponse:
         response = await begin_events(request)
@@ -197,7 +195,7 @@ def test_pieces_and_the_whole_text_that_begin_otherwise_make_one_answer(world: W
 
 
 def test_guidance_that_is_kept_comes_at_once_and_begins_alike(world: World) -> None:
-    """Out of the cache, for a stream and for a JSON caller."""
+    """Cached guidance serves a stream and a JSON caller."""
     prompt = few_shot()
     assert world.stream(prompt=prompt).text() == KEPT + REST
     again = world.stream(prompt=prompt)
@@ -207,7 +205,7 @@ def test_guidance_that_is_kept_comes_at_once_and_begins_alike(world: World) -> N
 
 
 def test_a_teacher_is_read_to_its_end_after_its_caller_disconnected(world: World) -> None:
-    """The call is cheap; no student is called, and the receipt says who left."""
+    """No student is called, and the receipt states that the caller disconnected."""
     before = len(world.student.requests)
     body = {"model": "few", "prompt": few_shot(), "stream": True}
     with httpx.stream("POST", f"{world.gateway.url}/v1/completions", headers=HEADERS, json=body, timeout=20) as answer:
@@ -220,7 +218,7 @@ def test_a_teacher_is_read_to_its_end_after_its_caller_disconnected(world: World
 
 
 def test_a_student_that_breaks_off_ends_the_stream_in_an_error(world: World) -> None:
-    """No finish_reason and no [DONE]: a half answer never looks whole."""
+    """The stream has no finish_reason and no [DONE], so half an answer never appears complete."""
 
     async def behave(request: web.Request, _: dict[str, Any]) -> web.StreamResponse:
         response = await begin_events(request)

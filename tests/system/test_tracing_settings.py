@@ -1,4 +1,4 @@
-"""The section `tracing` of config.yaml: off unless there is an endpoint, keys by reference only."""
+"""The section `tracing` of config.yaml: tracing is off without an endpoint, and keys are references."""
 
 from __future__ import annotations
 

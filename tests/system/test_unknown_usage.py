@@ -1,4 +1,4 @@
-"""A crowd hangs up before each usage event: the books hold what the engine counted, and no budget is exceeded."""
+"""Many callers disconnect before the usage event: the accounts hold the engine's count, and no budget is exceeded."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ BODY = json.dumps({**ASKED, "tools": TOOLS, "stream": True}).encode()
 
 
 class Counting(FakeEngine):
-    """An engine with a tokenizer of its own, which reads tools as JSON and counts each call. No stream tells usage."""
+    """An engine with its own tokenizer. It reads tools as JSON, counts each call, and streams no usage."""
 
     def __init__(self) -> None:
         super().__init__(self._says)
@@ -79,7 +79,7 @@ KEYS = {"acme": KEY, "globex": OTHER_KEY, "initech": "sk-initech"}
 
 @pytest.fixture(scope="module")
 def world(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    """acme has a budget, globex a limit on tokens."""
+    """Run a gateway: acme has a budget, globex a limit on tokens."""
     engine = Counting()
     price = {"input_per_1m": USD_PER_1M, "output_per_1m": USD_PER_1M}
     with ExitStack() as stack:
@@ -113,7 +113,7 @@ def _counted_anew(world: World) -> None:
 
 
 def disconnect_at_the_end(caller: httpx.Client) -> int:
-    """Read a whole answer and hang up at its finish_reason. Return the status."""
+    """Read a whole answer and disconnect at its finish_reason. Return the status."""
     with caller.stream("POST", "/v1/chat/completions", content=BODY) as answer:
         for line in answer.iter_lines():
             if '"finish_reason":"stop"' in line:
@@ -131,7 +131,7 @@ def limits(caller: httpx.Client) -> dict[str, Any]:
 
 
 def crowd(caller: httpx.Client) -> None:
-    """Four callers at a time, until none of them is admitted though nothing is reserved."""
+    """Send requests of four concurrent callers until none is admitted though nothing is reserved."""
     with ThreadPoolExecutor(4) as pool:
         for _ in range(40):
             statuses = list(pool.map(lambda _: disconnect_at_the_end(caller), range(4)))
@@ -152,7 +152,7 @@ def test_a_budget_holds_though_no_caller_waits_for_the_usage(world: World) -> No
 
 
 def test_a_limit_on_tokens_holds_though_no_caller_waits_for_the_usage(world: World) -> None:
-    """Answers that begin at once are estimated alike; from then on what they used counts."""
+    """Concurrent first answers have equal estimates; later ones use the settled counts."""
     engine, caller = world.engine, world.callers["globex"]
     crowd(caller)
     used = limits(caller)["tokens_per_minute"]["used"]
@@ -164,7 +164,7 @@ def test_a_limit_on_tokens_holds_though_no_caller_waits_for_the_usage(world: Wor
 def test_usage_that_cannot_be_costs_what_was_reserved_at_most(
     world: World, read: int, written: int, error: str
 ) -> None:
-    """Nor less than the answer: the receipt, the reply and the metric tell of it."""
+    """The answer's own text is the lower bound. The receipt, the reply and the metric report it."""
     world.engine.usage = {"prompt_tokens": read, "completion_tokens": written}
     caller = world.callers["initech"]
     body = ASKED | {"echo": True}  # which says nothing of a chat's counts

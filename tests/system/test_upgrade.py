@@ -1,6 +1,6 @@
-"""A rolling upgrade, and the way back, under load: two versions stand side by side on one Redis, and no request fails.
+"""A rolling upgrade and the rollback under load: two versions share one Redis, and no request fails.
 
-The counts stand in one line of output (`pytest -rP`, or `-s`).
+The counts are printed in one line (`pytest -rP`, or `-s`).
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ _LATER: dict[str, Any] = {"entry": ("-m", "tests.later_version"), "environ": {"P
 @pytest.mark.timeout(600)
 @pytest.mark.long
 async def test_a_rolling_upgrade_and_the_way_back_fail_no_request(tmp_path: Path) -> None:
-    """Two gateways are replaced one by one by two of a later version, and one of those by one of the old version again.
+    """Replace two gateways one by one by a later version, and then one of those by the old version.
 
-    At every moment at least two are in service. Each request has one answer, which is whole, and one receipt, which
-    any version shows and writes; and both versions together ask the teacher no more than it takes.
+    At least two are always in service. Each request has one complete answer and one receipt, which any version shows
+    and writes. Both versions together respect the teacher's concurrency.
     """
     async with world(tmp_path) as here:
         old = [await here.start() for _ in range(2)]
@@ -82,7 +82,7 @@ async def _check(
 
 
 async def _check_sums(here: World, requests: int) -> None:
-    """Workers of both versions wrote receipts; each request counts once."""
+    """Check that each request counts once, though workers of both versions wrote receipts."""
     store = UsageStore(address_of("sqlite", here.folder / "data"), FOREVER)
     now = time.time()
     try:

@@ -1,7 +1,7 @@
-"""A rolling upgrade from the last version with an archive and sums in Redis, the way back, and the upgrade again.
+"""A rolling upgrade from the last version with an archive and sums in Redis, the rollback, and the upgrade again.
 
-Its code comes from this repository's history. Gateways of both versions share one Redis under load: old ones add up and
-archive, usage workers write to the database, and both take entries of the same outboxes.
+The old code comes from this repository's history. Gateways of both versions share one Redis under load. Old ones add up
+and archive, usage workers write to the database, and both read the same outboxes.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def previous(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def url(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The archive of the old version, and the usage database of the new one."""
+    """Return the URLs of the old version's archive and the new version's usage database."""
     if request.param == "sqlite":
         yield "sqlite"
     else:
@@ -52,7 +52,7 @@ def url(request: pytest.FixtureRequest) -> Iterator[str]:
 async def test_receipts_of_both_versions_count_once_forth_and_back(
     tmp_path: Path, previous: Mapping[str, str], url: str
 ) -> None:
-    """Two old gateways are replaced one by one, one of them comes back in place of a new one, and goes again.
+    """Replace two old gateways one by one, roll one of them back, and replace it again.
 
     No request fails. Then `usage-db migrate` finds no difference, and the database has each answer once.
     """
@@ -89,7 +89,7 @@ async def test_receipts_of_both_versions_count_once_forth_and_back(
 
 
 async def _end(here: World, load: asyncio.Future[None]) -> None:
-    """End the load. No request failed, and each gateway served some."""
+    """Stop the load. Check that no request failed and that each gateway served some."""
     here.done = True
     await load
     assert here.balancer.failed == []
@@ -121,7 +121,7 @@ async def _migrate(here: World, config: Path) -> None:
 
 
 async def _written(here: World, url: str, enough: int) -> list[str]:
-    """Return the ids of the receipts in the database, when there are enough."""
+    """Return the ids of the receipts in the database, when the expected number is there."""
     store = UsageStore(address_of(url, here.folder / "data"), FOREVER)
     give_up = time.monotonic() + _GIVE_UP_S
     try:
@@ -133,7 +133,7 @@ async def _written(here: World, url: str, enough: int) -> list[str]:
 
 
 async def _check_sums(here: World, url: str) -> None:
-    """Assert that the sums by minute, hour and day count each answer once."""
+    """Check that the sums by minute, hour and day count each answer once."""
     store = UsageStore(address_of(url, here.folder / "data"), FOREVER)
     now = time.time()
     try:

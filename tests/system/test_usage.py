@@ -1,4 +1,4 @@
-"""Usage on a real gateway of two processes: the sums of its receipts, exactly, and each tenant's own alone."""
+"""Usage on a real gateway of two processes: sums equal the receipts, and each tenant reads only its own."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ STAGES = ("admission", "batch_wait", "teacher", "first_token", "total")
 
 
 async def student(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-    """Goes on, unless it is to fail."""
+    """Continue the answer, unless the request is to fail."""
     if "fail" in json.dumps(body["messages"]):
         return web.json_response({"error": {"message": "no"}}, status=500)
     return await says(" and it ends so.")(request, body)
@@ -58,7 +58,7 @@ async def student(request: web.Request, body: dict[str, Any]) -> web.StreamRespo
 
 @pytest.fixture(scope="module")
 def gateway(tmp_path_factory: pytest.TempPathFactory, redis_url: str) -> Iterator[GatewayProcess]:
-    """Two workers. acme has two keys; of the tenant `hides`, one route does not tell what it costs."""
+    """Run two workers. acme has two keys; one route of the tenant `hides` does not show costs."""
     folder = tmp_path_factory.mktemp("usage")
     (folder / "admin.key").write_text(ADMIN_KEY)
     with ExitStack() as stack:
@@ -94,7 +94,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory, redis_url: str) -> Iterato
 
 
 def ask(process: GatewayProcess, key: str, route: str, words: str = "Go on.", **more: Any) -> str:
-    """On a connection of its own, so that the kernel chooses the worker anew; returns the request's id."""
+    """Send a request on its own connection, so that the kernel chooses the worker anew. Return the request's id."""
     body = {"model": route, "messages": [{"role": "user", "content": words}]} | more
     headers = {"Authorization": f"Bearer {key}"}
     answer = httpx.post(f"{process.url}/v1/chat/completions", json=body, headers=headers, timeout=LIMIT_S, verify=False)
@@ -103,7 +103,7 @@ def ask(process: GatewayProcess, key: str, route: str, words: str = "Go on.", **
 
 @pytest.fixture(scope="module")
 def receipts(gateway: GatewayProcess) -> dict[str, dict[str, Any]]:
-    """Some traffic of all tenants, keys, routes and ends; its receipts by their ids, once all are added up."""
+    """Send requests of all tenants, keys, routes and outcomes; return the receipts by id, once all are summed."""
     kinds = [
         (KEY, "chat", {}),
         (KEY, "chat", {"stream": True}),
@@ -153,7 +153,7 @@ def total_of(receipts: list[dict[str, Any]], name: str) -> Decimal:
 
 
 def holds(told: dict[str, Any], receipts: list[dict[str, Any]]) -> None:
-    """A row is the sum of these receipts."""
+    """Check that a row is the sum of these receipts."""
     assert told["requests"] == len(receipts) > 0
     assert told["errors"] == Counter(one["status"] for one in receipts if one["status"] != "ok")
     assert told["unguided"] == Counter(one["unguided"] for one in receipts if one["unguided"])
@@ -194,7 +194,7 @@ def holds(told: dict[str, Any], receipts: list[dict[str, Any]]) -> None:
 
 
 def test_usage_is_the_sum_of_its_receipts(gateway: GatewayProcess, receipts: dict[str, dict[str, Any]]) -> None:
-    """Of all together, and of every tenant, key, route, mode and engine, in each granularity."""
+    """In total, and by tenant, key, route, mode and engine, in each granularity."""
     for granularity in ("", "minute", "hour", "day"):
         holds(usage(gateway, f"since=1h&granularity={granularity}")["total"], list(receipts.values()))
     for by in ("tenant", "key", "route", "mode", "teacher", "student", "tenant,key,route,mode,teacher,student"):
@@ -211,7 +211,7 @@ def dim(receipt: dict[str, Any], name: str) -> str:
 
 
 def test_usage_agrees_with_the_counters(gateway: GatewayProcess, receipts: dict[str, dict[str, Any]]) -> None:
-    """Those are floats, of both processes together."""
+    """The counters are floats, summed over both processes."""
     families = text_string_to_metric_families(httpx.get(f"{gateway.admin_url}/metrics", timeout=LIMIT_S).text)
     counted: Counter[tuple[str, str]] = Counter()
     for sample in (sample for family in families for sample in family.samples):
@@ -223,7 +223,7 @@ def test_usage_agrees_with_the_counters(gateway: GatewayProcess, receipts: dict[
 
 
 def test_a_tenant_sees_its_own_usage_alone(gateway: GatewayProcess, receipts: dict[str, dict[str, Any]]) -> None:
-    """Through any of its keys, and whatever the query says."""
+    """Any of its keys reads only its own usage, with any query."""
     for key, tenant in ((KEY, "acme"), (SECOND_KEY, "acme"), (OTHER_KEY, "globex")):
         mine = [one for one in receipts.values() if one["tenant"] == tenant]
         holds(own(gateway, key=key).json()["total"], mine)
@@ -239,7 +239,7 @@ def test_a_tenant_sees_its_own_usage_alone(gateway: GatewayProcess, receipts: di
 
 
 def test_money_is_told_where_receipts_tell_it(gateway: GatewayProcess, receipts: dict[str, dict[str, Any]]) -> None:
-    """A sum that holds what is hidden is hidden, too; the operator sees it."""
+    """A sum with a hidden cost is hidden, too; the operator reads it."""
     told = own(gateway, "by=route&since=1h", HIDDEN_KEY).json()
     money = {row["route"]: "cost_usd" in row for row in told["rows"]}
     assert money == {"chat": True, "hidden": False}
@@ -263,7 +263,7 @@ def test_filters_leave_what_they_name(gateway: GatewayProcess, receipts: dict[st
 
 
 def test_the_pages_commands_run(gateway: GatewayProcess, receipts: dict[str, dict[str, Any]], tmp_path: Path) -> None:
-    """With nothing but a shell: what curl is told, and what a bill is checked with."""
+    """Run the page's commands with a shell: the calls of curl and the check of a bill."""
     missing = [name for name in ("curl", "python3", "grep") if shutil.which(name) is None]
     if missing and "CI" not in os.environ:
         pytest.skip(f"not run: this machine has no {missing[0]}")
@@ -310,7 +310,7 @@ def test_csv_says_what_json_does(gateway: GatewayProcess, receipts: dict[str, di
 def test_the_last_receipts_stand_as_their_callers_see_them(
     gateway: GatewayProcess, receipts: dict[str, dict[str, Any]]
 ) -> None:
-    """The newest first, of all or of one tenant; with what they cost, also where callers are not told."""
+    """The newest come first, of all tenants or of one, with costs that callers cannot read."""
     data = admin(gateway, "/receipts?tenant=globex&limit=5").json()["data"]
     assert [one["tenant"] for one in data] == ["globex"] * 5
     headers = {"Authorization": f"Bearer {OTHER_KEY}"}
@@ -344,7 +344,7 @@ def test_the_last_receipts_stand_as_their_callers_see_them(
     ],
 )
 def test_a_wrong_question_is_told_what_is_wrong(gateway: GatewayProcess, query: str, param: str, words: str) -> None:
-    """The same to callers and to operators, as OpenAI's errors."""
+    """Callers and operators get the same error, in OpenAI's shape."""
     for answer in (own(gateway, query), admin(gateway, f"/usage?{query}")):
         assert answer.status_code == 400, answer.text
         error = answer.json()["error"]
@@ -369,7 +369,7 @@ def test_a_wrong_question_of_an_operator_likewise(gateway: GatewayProcess, path:
 
 
 async def test_without_redis_usage_is_read_all_the_same(tmp_path: Path) -> None:
-    """By callers and by operators: the usage database has it."""
+    """Callers and operators read the usage database."""
     (tmp_path / "admin.key").write_text(ADMIN_KEY)
     async with EmbeddedRedis() as redis:
         with running_gateway(

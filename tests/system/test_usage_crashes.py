@@ -1,7 +1,7 @@
-"""Gateways, usage workers, Redis and the database are killed or away under load.
+"""Gateways, usage workers, Redis and the database are killed or unavailable under load.
 
-In each test answered requests, receipts in SQL and requests in the sums are the same: none is missing and none is
-counted twice. The counts stand in one line of output per test (`pytest -rP`, or `-s`).
+In each test the numbers of answered requests, of receipts in SQL and of requests in the sums are equal: none is lost
+and none is counted twice. Each test prints the counts in one line (`pytest -rP`, or `-s`).
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def url(request: pytest.FixtureRequest) -> str:
 
 @pytest.mark.timeout(_LIMIT_S)
 async def test_a_killed_gateway_and_workers_that_die_in_a_transaction(tmp_path: Path) -> None:
-    """The short one: the others kill more often, and at random moments."""
+    """The short test; the others kill more often, and at random moments."""
     async with open_world(tmp_path, run="command") as world:
         gateway = await world.add_gateway()
         async with world.under_load():
@@ -133,7 +133,7 @@ async def test_a_killed_redis_while_the_gateways_live(
 @pytest.mark.timeout(_LIMIT_S)
 @pytest.mark.parametrize("place", ["in_transaction", "before_acknowledgement"])
 async def test_workers_that_die_in_each_transaction(tmp_path: Path, url: str, place: str) -> None:
-    """Four workers, one after the other, under load; the fifth one lives."""
+    """Four workers die, one after the other, under load; the fifth one lives."""
     async with open_world(tmp_path, url=url, run="command") as world:
         await world.add_gateway()
         async with world.under_load():
@@ -149,7 +149,7 @@ async def test_workers_that_die_in_each_transaction(tmp_path: Path, url: str, pl
 @pytest.mark.long
 @pytest.mark.timeout(_LIMIT_S)
 async def test_two_workers_of_which_one_is_killed(tmp_path: Path, url: str) -> None:
-    """Four times at random moments, under load; the other one claims its entries after a minute."""
+    """A worker is killed four times at random moments, under load. The other claims its entries after a minute."""
     dice = random.Random(_SEED)
     async with open_world(tmp_path, url=url, run="command") as world:
         await world.add_gateway()
@@ -185,7 +185,7 @@ async def test_a_postgres_that_stops_under_load(tmp_path: Path) -> None:
 @pytest.mark.long
 @pytest.mark.timeout(_LIMIT_S)
 async def test_a_sqlite_file_that_another_process_locks_under_load(tmp_path: Path) -> None:
-    """For longer than the workers wait for a lock (30 s), with two workers. None of them ends."""
+    """The file is locked for longer than the workers wait (30 s). Neither of the two workers exits."""
     async with open_world(tmp_path) as world:
         for _ in range(2):
             await world.child_of(await world.add_gateway())
@@ -205,7 +205,7 @@ async def test_a_sqlite_file_that_another_process_locks_under_load(tmp_path: Pat
 @pytest.mark.long
 @pytest.mark.timeout(_LIMIT_S)
 async def test_a_full_disk_under_load(tmp_path: Path) -> None:
-    """The worker may write to no file, and then it may."""
+    """The worker cannot write to any file, and later it can."""
     async with open_world(tmp_path) as world:
         child = await world.child_of(await world.add_gateway())
         async with world.under_load():
@@ -254,7 +254,7 @@ async def test_within_the_bound_nothing_is_lost_and_beyond_it_all_is_counted(tmp
 @pytest.mark.long
 @pytest.mark.timeout(_LIMIT_S)
 async def test_alerts_fire_without_a_worker(tmp_path: Path) -> None:
-    """A real Prometheus goes by the shipped rules. GktUsageWorkerDown is pending for two minutes."""
+    """A real Prometheus loads the shipped rules. GktUsageWorkerDown is pending for two minutes."""
     async with open_world(tmp_path, run="command", receipts={"max_buffered": MOST}) as world:
         gateway = await world.add_gateway()
 
@@ -278,7 +278,7 @@ async def test_alerts_fire_without_a_worker(tmp_path: Path) -> None:
 @pytest.mark.long
 @pytest.mark.timeout(_LIMIT_S)
 async def test_the_spool_of_a_dead_gateway(tmp_path: Path) -> None:
-    """Redis goes, requests are answered, the gateway is killed, Redis comes back, another gateway starts."""
+    """Redis stops, requests are answered, the gateway is killed, Redis starts, another gateway starts."""
     async with open_world(tmp_path, "always") as world:
         first = await world.add_gateway()
         async with httpx.AsyncClient(headers={"Authorization": f"Bearer {KEY}"}, timeout=60) as client:
@@ -312,7 +312,7 @@ async def test_the_spool_of_a_dead_gateway(tmp_path: Path) -> None:
 
 
 async def _usage(world: World) -> list[dict[str, Any]]:
-    """Return what each gateway says of the usage workers."""
+    """Return each gateway's report on the usage workers."""
     async with httpx.AsyncClient(timeout=60) as client:
         replies = [await client.get(f"{one.admin_url}/readyz") for one in world.gateways]
     return [reply.json()["usage"] for reply in replies]

@@ -1,4 +1,4 @@
-"""The document that describes the public API: valid, whole, and no more than the code does."""
+"""The OpenAPI document of the public API is valid, complete, and in agreement with the code."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def operations() -> dict[tuple[str, str], dict[str, Any]]:
 
 
 def test_it_is_openapi_3_1() -> None:
-    """By a validator that is not ours."""
+    """An independent validator accepts it."""
     OpenAPIV31SpecValidator(API).validate()
 
 
 def test_every_public_route_is_in_it_and_nothing_else() -> None:
-    """Under the methods of the route table."""
+    """The methods are those of the route table."""
     routes = [route for route in ROUTES if isinstance(route, web.RouteDef)]
     table = {(route.method.lower(), re.sub(r":[^}]*", "", route.path)) for route in routes}
     assert len(routes) == len(ROUTES) == len(table)
@@ -41,7 +41,7 @@ def test_every_public_route_is_in_it_and_nothing_else() -> None:
 
 
 def test_a_route_that_is_not_described_cannot_be_served() -> None:
-    """It is found out at the start, and in this test."""
+    """The gateway refuses to start."""
 
     async def undescribed(_: web.Request) -> web.Response:
         raise AssertionError("not called")
@@ -51,7 +51,7 @@ def test_a_route_that_is_not_described_cannot_be_served() -> None:
 
 
 def test_only_probes_and_the_document_need_no_key() -> None:
-    """All else names 401."""
+    """All other operations list 401."""
     is_open = {path for (_, path), told in operations().items() if told.get("security") == []}
     assert is_open == {"/healthz", "/readyz", "/openapi.json"}
     assert all(("401" in told["responses"]) == (path not in is_open) for (_, path), told in operations().items())
@@ -69,19 +69,19 @@ def test_only_probes_and_the_document_need_no_key() -> None:
     ],
 )
 def test_ranges_are_those_of_the_parsers(schema: str, field: str, lowest: int, highest: int) -> None:
-    """They come from the same structs; here is the proof that they come through."""
+    """The document derives the ranges from the parsers' structs."""
     number = SCHEMAS[schema]["properties"][field]["anyOf"][0]
     assert (number["minimum"], number["maximum"]) == (lowest, highest)
 
 
 def test_a_rule_is_one_of_a_body_that_is_in_it() -> None:
-    """None is left over from a struct that has another name now."""
+    """No rule refers to a renamed or removed struct."""
     assert set(RULES) <= set(SCHEMAS)
     assert all(SCHEMAS[name]["allOf"] == [rule] for name, rule in RULES.items())
 
 
 def test_every_error_that_an_answer_may_meet_is_told_with_its_status_and_whether_to_retry() -> None:
-    """Those of the engines as well as those of waiting."""
+    """The errors of engines and of queues are included."""
     refusals = operations()["post", "/v1/chat/completions"]["responses"]
     never = {"not_found", "method_not_allowed", "ticket_unreadable", "admin_key_unset", "cross_origin", "conflict"}
     never |= {"route_without_guidance", "edge_version", "edge_closed", "edge_expired"}  # a device meets these
@@ -98,7 +98,7 @@ def test_every_error_that_an_answer_may_meet_is_told_with_its_status_and_whether
 
 
 def test_every_fact_of_a_receipt_has_its_header() -> None:
-    """By the names in the code that writes them."""
+    """The names are those of the code that writes the headers."""
     source = page("gateway/accounting/receipt.py").partition("def facts")[2]
     names = {*re.findall(r'facts\["(\w+)"\]', source), *re.findall(r'"(\w+_ms)"', source), "mode"}
     names |= {name for role in ("teacher", "student") for name in (role, f"{role}_tokens")}
@@ -108,7 +108,7 @@ def test_every_fact_of_a_receipt_has_its_header() -> None:
 
 
 def test_no_amount_is_promised() -> None:
-    """A route may hide what its answers cost."""
+    """A route may hide the cost of its answers."""
     for name in ("Receipt", "EngineShare"):
         money = {field for field, about in SCHEMAS[name]["properties"].items() if about.get("format") == "decimal"}
         assert money
@@ -116,7 +116,7 @@ def test_no_amount_is_promised() -> None:
 
 
 def test_every_reference_leads_somewhere_and_every_component_is_used() -> None:
-    """Nothing of it is for another document."""
+    """All references resolve within the document."""
     text = WRITTEN.body.decode()
     used = {tuple(one.split("/")) for one in re.findall(r'"#/components/([^"]+)"', text)}
     known = {(kind, name) for kind, parts in API["components"].items() for name in parts}
