@@ -92,12 +92,12 @@ class Collector:
         with served(app) as self.url:
             yield self
 
-    def wait_for(self, wanted: Callable[[Span], bool]) -> Span:
+    def wait_for(self, matches: Callable[[Span], bool]) -> Span:
         """Return the first span that matches, as soon as it has arrived."""
         give_up = time.monotonic() + _LIMIT_S
         while True:
             for span in list(self.spans):
-                if wanted(span):
+                if matches(span):
                     return span
             assert time.monotonic() < give_up, f"no such span among {[one.name for one in self.spans]}"
             time.sleep(0.02)

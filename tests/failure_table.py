@@ -106,9 +106,9 @@ class World:
 
     def _breaker(self, name: str) -> str:
         """Return the state of an engine's breaker. One reply names all engines, so all waiting cases share it."""
-        asked = time.monotonic()
+        requested_at = time.monotonic()
         with self._reading:
-            if self._read_at < asked:
+            if self._read_at < requested_at:
                 self._read_at = time.monotonic()
                 self._engines = self.client.get(f"{self.gateway.admin_url}/readyz").json()["engines"]
             return self._engines[name]["breaker"]
@@ -181,11 +181,11 @@ def _reply(case: Case, answer: httpx.Response) -> str:
     opening = "" if case.column.startswith("student") or "x-gkt-unguided" in answer.headers else OPENING
     rest = text.removesuffix(TEXT)
     if case.column == "teacher stream" and rest != text and rest not in {"", opening} and opening.startswith(rest):
-        said = "all of it, behind a shorter opening"
+        extent = "all of it, behind a shorter opening"
     else:
-        said = _extent(text, opening, opening + TEXT)
+        extent = _extent(text, opening, opening + TEXT)
     why = answer.headers.get("x-gkt-unguided")
-    return f"200 {said}" + (f", unguided: {why}" if why else "") + (f", then {code}" if code else "")
+    return f"200 {extent}" + (f", unguided: {why}" if why else "") + (f", then {code}" if code else "")
 
 
 def _streamed(answer: httpx.Response) -> tuple[str, str | None]:

@@ -74,11 +74,11 @@ class Wire:
         if self.path == "/generate":
             details = {"finish_reason": "length", "generated_tokens": 7, "seed": None, "prefill": [], "tokens": []}
             return orjson.dumps({"generated_text": TEXT, "details": details})
-        said: Json = {"message": {"role": "assistant", "content": TEXT}}
+        choice: Json = {"message": {"role": "assistant", "content": TEXT}}
         if self.path.endswith("/completions") and not self.path.endswith("/chat/completions"):
-            said = {"text": TEXT}
+            choice = {"text": TEXT}
         reply: Json = {"id": "theirs-1", "object": "chat.completion", "created": 1, "model": "org/model"}
-        reply["choices"] = [{"index": 0, **said, "logprobs": None, "finish_reason": self.finish}]
+        reply["choices"] = [{"index": 0, **choice, "logprobs": None, "finish_reason": self.finish}]
         if self.usage is not MISSING:
             reply["usage"] = self.usage
         return orjson.dumps(reply)

@@ -276,21 +276,21 @@ def answers(status: int, body: Json | bytes, **headers: str) -> Play:
     return play
 
 
-def _telling(said: Json, wire: Wire) -> Json:
+def _telling(template: Json, wire: Wire) -> Json:
     """Return an error body with the engine's address and key in it, which no caller may see."""
-    text = orjson.dumps(said).decode()
+    text = orjson.dumps(template).decode()
     told: Json = orjson.loads(text.replace("WHERE", wire.address).replace("KEY", SECRET))
     return told
 
 
-def fails_with(said: Json, *, after: int = 0, done: bool = False) -> Play:
+def fails_with(template: Json, *, after: int = 0, done: bool = False) -> Play:
     """Return a play that sends an error event under HTTP 200 after `after` events.
 
     A whole reply has the error as its body.
     """
 
     async def play(wire: Wire) -> None:
-        told = orjson.dumps(_telling(said, wire))
+        told = orjson.dumps(_telling(template, wire))
         if wire.streamed:
             last = [event(b"[DONE]")] if done else []
             await wire.stream([*map(event, wire.events()[:after]), event(told), *last])

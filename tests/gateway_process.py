@@ -48,9 +48,9 @@ def guided(name: str = "chat", *, teacher: str = "big", student: str = "small", 
 
 def write_policy(file: Path, content: dict[str, Any]) -> None:
     """Replace the file atomically: write another file, then rename it."""
-    beside = file.with_name(f".{file.name}.new")
-    YAML().dump(content, beside)
-    beside.rename(file)
+    new_file = file.with_name(f".{file.name}.new")
+    YAML().dump(content, new_file)
+    new_file.rename(file)
 
 
 STUDENT_ONLY = {"model": "chat-student", "mode": "student", "student": "small", "baseline": "big"}

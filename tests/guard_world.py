@@ -79,9 +79,9 @@ class Guarded:
         self.gateway = gateway
 
     def ask(self, route: str = "chat", key: str = KEY, path: str = CHATS, **more: Any) -> httpx.Response:
-        said = {"messages": [{"role": "user", "content": "my s3cret"}]} if path == CHATS else {"prompt": "my s3cret"}
+        prompt = {"messages": [{"role": "user", "content": "my s3cret"}]} if path == CHATS else {"prompt": "my s3cret"}
         headers = {"Authorization": f"Bearer {key}"}
-        body = {"model": route, "max_tokens": 50} | said | more
+        body = {"model": route, "max_tokens": 50} | prompt | more
         return httpx.post(self.gateway.url + path, headers=headers, json=body, timeout=30)
 
     def run_of(self, answer: httpx.Response, name: str) -> dict[str, Any]:
@@ -89,12 +89,14 @@ class Guarded:
         return self.gateway.wait_for_log("request", id=f"{answer.headers['x-request-id']}-shadow-{name}")
 
     def runs_beside(self, answer: httpx.Response) -> list[str]:
-        beside = answer.headers["x-request-id"]
-        found = [line for line in self.gateway.log if line.get("shadow_of") == beside and line["event"] == "request"]
-        return [line["id"].removeprefix(f"{beside}-shadow-") for line in found]
+        request_id = answer.headers["x-request-id"]
+        found = [
+            line for line in self.gateway.log if line.get("shadow_of") == request_id and line["event"] == "request"
+        ]
+        return [line["id"].removeprefix(f"{request_id}-shadow-") for line in found]
 
     def counted(self) -> dict[str, float]:
-        text = self.told()
+        text = self.metrics()
         return {
             result: float(number)
             for result, number in re.findall(r'gkt_quality_samples_total\{result="(\w+)"\} (\S+)', text)
@@ -118,7 +120,7 @@ class Guarded:
         found: dict[str, Any] = httpx.get(f"{self.gateway.admin_url}/quality", headers=headers, params=query).json()
         return found
 
-    def told(self) -> str:
+    def metrics(self) -> str:
         """The metrics."""
         return httpx.get(f"{self.gateway.admin_url}/metrics").text
 

@@ -13,7 +13,7 @@ def program(name: str) -> str:
     found = shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
     if found is not None:
         return found
-    said = f"did not run: there is no {name} here, which scripts/system installs"
+    reason = f"did not run: there is no {name} here, which scripts/system installs"
     if os.environ.get("CI"):
-        pytest.fail(said)
-    pytest.skip(said)
+        pytest.fail(reason)
+    pytest.skip(reason)

@@ -28,8 +28,10 @@ def extract_previous(folder: Path) -> Mapping[str, str]:
     command = ["git", "-C", str(_ROOT), "archive", "-o", str(archive), COMMIT, "gateway"]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        said = f"did not run: commit {COMMIT[:7]} cannot be read here, a shallow clone lacks it ({done.stderr.strip()})"
-        pytest.skip(said)
+        reason = (
+            f"did not run: commit {COMMIT[:7]} cannot be read here, a shallow clone lacks it ({done.stderr.strip()})"
+        )
+        pytest.skip(reason)
     with tarfile.open(archive) as files:
         files.extractall(folder / "previous", filter="data")
     archive.unlink()

@@ -25,12 +25,12 @@ def wait_until_up(admin_url: str) -> dict[str, Any]:
     return _wait(admin_url, "up")
 
 
-def _wait(admin_url: str, *wanted: str, engines: tuple[str, ...] = ()) -> dict[str, Any]:
+def _wait(admin_url: str, *fields: str, engines: tuple[str, ...] = ()) -> dict[str, Any]:
     give_up = time.monotonic() + LIMIT_S
     while True:
         seen = detail(admin_url)
-        looked_at = [seen["engines"][one] for one in engines or seen["engines"]]
-        if all(engine[name] for engine in looked_at for name in wanted):
+        checked = [seen["engines"][one] for one in engines or seen["engines"]]
+        if all(engine[name] for engine in checked for name in fields):
             return seen
         assert time.monotonic() < give_up, f"not probed in {LIMIT_S:g} s: {seen}"
         time.sleep(0.1)

@@ -15,12 +15,12 @@ HEAD = ReplyHead("chatcmpl-ours", 1_700_000_000, "route")
 GUIDANCE = "The quick brown fox jumps over the lazy dog."
 
 
-def played(seam: SeamJoin | None, *said: str, ahead: str = "") -> list[dict[str, Any]]:
+def played(seam: SeamJoin | None, *deltas: str, ahead: str = "") -> list[dict[str, Any]]:
     """Return the sent chunks: the streamed opening, its rest, the student's chunks, the end."""
     relay = MarkedRelay(HEAD, wants_usage=True)
     chunks = relay.show(ahead)
     chunks += relay.join(seam)
-    chunks += [one for each in said if (one := relay.feed(says(each))) is not None]
+    chunks += [one for each in deltas if (one := relay.feed(says(each))) is not None]
     last = relay.feed(chunk({}, "stop"))
     return [*chunks, *([last] if last else []), *relay.end()]
 
@@ -69,9 +69,9 @@ def test_an_opening_that_was_written_again_is_the_teachers_all_the_same(pieces: 
 
 
 def test_of_a_student_that_began_otherwise_nothing_is_the_teachers() -> None:
-    for said in (("Well, no.",), ("The quick", " red hen.")):
-        chunks = played(SeamJoin(GUIDANCE, written_again=True), *said)
-        assert text_of(chunks) == "".join(said)
+    for deltas in (("Well, no.",), ("The quick", " red hen.")):
+        chunks = played(SeamJoin(GUIDANCE, written_again=True), *deltas)
+        assert text_of(chunks) == "".join(deltas)
         assert marked(chunks) == ""
     chunks = played(SeamJoin(GUIDANCE, written_again=True), "The quick")
     assert text_of(chunks) == "The quick"

@@ -43,9 +43,9 @@ class Counted:
         self._book = book
         self.read = 0
 
-    async def totals(self, wanted: Sequence[Period]) -> list[tuple[Period, SumRow]]:
-        self.read += len(wanted)
-        return await self._book.sums.totals(wanted)
+    async def totals(self, periods: Sequence[Period]) -> list[tuple[Period, SumRow]]:
+        self.read += len(periods)
+        return await self._book.sums.totals(periods)
 
     def add(self, *moments: float, status: str = "ok", baseline: str = "0.003") -> None:
         """Add a receipt for each moment; each costs 0.001."""

@@ -64,30 +64,30 @@ class World:
 
     def run(self, mode: str = "guided", **more: Any) -> Heard:
         body = {"tenant": "acme", "model": "chat", "mode": mode, "prompt": "Why?"} | more
-        heard, name = Heard(), ""
+        result, name = Heard(), ""
         headers = {"Authorization": f"Bearer {ADMIN_KEY}"}
         with httpx.stream(
             "POST", f"{self.gateway.admin_url}/playground/run", json=body, headers=headers, timeout=20
         ) as answer:
             assert answer.status_code == 200, answer.read()
             assert answer.headers["Content-Type"] == "text/event-stream; charset=utf-8"
-            heard.id = answer.headers["x-request-id"]
+            result.id = answer.headers["x-request-id"]
             for line in answer.iter_lines():
                 if line.startswith("event: "):
                     name = line[7:]
                 elif line == "data: [DONE]":
-                    heard.done = True
+                    result.done = True
                 elif line.startswith("data: "):
                     part = orjson.loads(line[6:])
                     if name == "receipt":
-                        assert heard.receipt is None
-                        heard.receipt = part
+                        assert result.receipt is None
+                        result.receipt = part
                     elif "error" in part:
-                        heard.errors.append(part["error"])
+                        result.errors.append(part["error"])
                     else:
-                        heard.chunks.append(part)
+                        result.chunks.append(part)
                     name = ""
-        return heard
+        return result
 
 
 async def cut_off(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
@@ -155,14 +155,14 @@ def world(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 def test_a_guided_answer_streams_with_the_teachers_words_marked_and_ends_with_its_receipt(world: World) -> None:
-    heard = world.run()
-    assert heard.text == KEPT + REST
-    assert heard.opening == KEPT
-    assert heard.done
-    receipt = heard.receipt
+    result = world.run()
+    assert result.text == KEPT + REST
+    assert result.opening == KEPT
+    assert result.done
+    receipt = result.receipt
     assert receipt is not None
     assert (receipt["id"], receipt["tenant"], receipt["key"], receipt["route"]) == (
-        heard.id, "acme", "playground", "chat"
+        result.id, "acme", "playground", "chat"
     )  # fmt: skip
     assert (receipt["mode"], receipt["status"], receipt["unguided"]) == ("guided", "ok", None)
     assert receipt["guidance"]["kept_tokens"] > 0
@@ -172,35 +172,35 @@ def test_a_guided_answer_streams_with_the_teachers_words_marked_and_ends_with_it
 
 
 def test_the_receipt_shown_is_the_receipt_settled(world: World) -> None:
-    heard = world.run()
-    assert heard.receipt is not None
-    settled = world.gateway.wait_for_log("request", id=heard.id)
-    shown = {name: value for name, value in settled.items() if name in heard.receipt}
-    assert shown == heard.receipt
-    kept = world.admin("GET", f"/playground/receipts/acme/{heard.id}")
-    assert kept.json() == heard.receipt
+    result = world.run()
+    assert result.receipt is not None
+    settled = world.gateway.wait_for_log("request", id=result.id)
+    shown = {name: value for name, value in settled.items() if name in result.receipt}
+    assert shown == result.receipt
+    kept = world.admin("GET", f"/playground/receipts/acme/{result.id}")
+    assert kept.json() == result.receipt
 
 
 def test_one_engine_answers_alone_where_that_is_wanted_whatever_the_routes_mode(world: World) -> None:
     for mode, text in (("teacher", OPENING), ("student", REST)):
-        heard = world.run(mode)
-        assert (heard.text, heard.opening) == (text, "")
-        assert heard.receipt is not None
-        assert heard.receipt["mode"] == mode
-        assert heard.receipt[{"teacher": "student", "student": "teacher"}[mode]] is None
+        result = world.run(mode)
+        assert (result.text, result.opening) == (text, "")
+        assert result.receipt is not None
+        assert result.receipt["mode"] == mode
+        assert result.receipt[{"teacher": "student", "student": "teacher"}[mode]] is None
     assert world.run(model="chat-student", mode="student").text == REST
 
 
 def test_length_projection_and_placement_are_the_operators_to_choose(world: World) -> None:
     """Omitted fields keep the route's values."""
-    heard = world.run(guidance={"tokens": 3, "projection": "concise"})
-    assert heard.receipt is not None
-    facts = heard.receipt["guidance"]
+    result = world.run(guidance={"tokens": 3, "projection": "concise"})
+    assert result.receipt is not None
+    facts = result.receipt["guidance"]
     assert (facts["tokens"], facts["projection"], facts["placement"]) == (3, "concise", "prefix")
-    heard = world.run(guidance={"projection": "hint", "placement": "context"}, max_tokens=50)
-    assert (heard.text, heard.opening) == (REST, ""), "the student alone sees a hint"
-    assert heard.receipt is not None
-    facts = heard.receipt["guidance"]
+    result = world.run(guidance={"projection": "hint", "placement": "context"}, max_tokens=50)
+    assert (result.text, result.opening) == (REST, ""), "the student alone sees a hint"
+    assert result.receipt is not None
+    facts = result.receipt["guidance"]
     assert (facts["tokens"], facts["projection"], facts["placement"]) == (7, "hint", "context")
     assert KEPT in orjson.dumps(world.student.requests[-1]["messages"]).decode()
 
@@ -226,9 +226,9 @@ def test_a_number_goes_before_the_policys_own_rule(world: World) -> None:
 
 
 def test_the_probe_of_a_students_first_token_stands_in_the_receipt_with_its_cost(world: World) -> None:
-    heard = world.run(model="chat-sure", guidance={"tokens": "auto"})
-    assert (heard.text, heard.opening) == (REST, "")
-    receipt = heard.receipt
+    result = world.run(model="chat-sure", guidance={"tokens": "auto"})
+    assert (result.text, result.opening) == (REST, "")
+    receipt = result.receipt
     assert receipt is not None
     assert receipt["unguided"] == "student_confident"
     assert (receipt["length"]["by"], receipt["length"]["probe"]["outcome"]) == ("default", "confident")
@@ -247,13 +247,13 @@ def test_what_is_asked_reaches_the_engine_as_a_caller_would_send_it(world: World
 
 
 def test_an_error_in_the_middle_stands_before_the_receipt_and_no_done_follows(world: World) -> None:
-    heard = world.run("student", model="chat-broken")
-    assert heard.text == "Well"
-    assert [error["code"] for error in heard.errors] == ["engine_failed"]
-    assert not heard.done
-    assert heard.receipt is not None
-    assert heard.receipt["status"] == "engine_failed"
-    assert world.gateway.wait_for_log("request", id=heard.id)["cost_usd"] == heard.receipt["cost_usd"]
+    result = world.run("student", model="chat-broken")
+    assert result.text == "Well"
+    assert [error["code"] for error in result.errors] == ["engine_failed"]
+    assert not result.done
+    assert result.receipt is not None
+    assert result.receipt["status"] == "engine_failed"
+    assert world.gateway.wait_for_log("request", id=result.id)["cost_usd"] == result.receipt["cost_usd"]
 
 
 def test_whoever_stops_it_ends_the_engines_work_and_the_receipt_says_so(world: World) -> None:
@@ -274,9 +274,9 @@ def test_whoever_stops_it_ends_the_engines_work_and_the_receipt_says_so(world: W
 
 def test_a_projection_of_ones_own_can_be_tried(world: World) -> None:
     """The projection works with and without a route that names it."""
-    heard = world.run(guidance={"projection": "plan", "placement": "context"}, max_tokens=50)
-    assert heard.receipt is not None
-    assert heard.receipt["guidance"]["projection"] == "plan"
+    result = world.run(guidance={"projection": "plan", "placement": "context"}, max_tokens=50)
+    assert result.receipt is not None
+    assert result.receipt["guidance"]["projection"] == "plan"
     assert "Plan: Why?" in str(world.teacher.requests[-1])
 
 

@@ -30,7 +30,7 @@ ADMIN_KEY = "an-admin-key-for-tests"
 NOWHERE = [model(name, "openai", "http://127.0.0.1:9/v1", continuation="trailing") for name in ("big", "small")]
 
 
-def asked(gateway: GatewayProcess, query: str = "") -> httpx.Response:
+def get_quality(gateway: GatewayProcess, query: str = "") -> httpx.Response:
     headers = {"Authorization": f"Bearer {ADMIN_KEY}"}
     return httpx.get(f"{gateway.admin_url}/quality{query}", headers=headers, timeout=20)
 
@@ -75,14 +75,14 @@ async def kept(folder: Path, redis_url: str) -> AsyncIterator[tuple[GatewayProce
             yield gateway, QualityStore(redis, RedisKeys(prefix))
 
 
-def row(found: dict[str, Any], **wanted: str) -> dict[str, Any]:
-    (one,) = [row for row in found["rows"] if all(row[name] == value for name, value in wanted.items())]
+def row(found: dict[str, Any], **fields: str) -> dict[str, Any]:
+    (one,) = [row for row in found["rows"] if all(row[name] == value for name, value in fields.items())]
     return dict(one)
 
 
 async def test_rows_are_told_by_route_and_length_and_of_all_lengths(tmp_path: Path, redis_url: str) -> None:
     async with kept(tmp_path, redis_url) as (gateway, book):
-        assert asked(gateway).json()["rows"] == []
+        assert get_quality(gateway).json()["rows"] == []
         samples = Samples(tmp_path)
         for number in range(6):
             samples.add(
@@ -94,7 +94,7 @@ async def test_rows_are_told_by_route_and_length_and_of_all_lengths(tmp_path: Pa
             (ComparisonScope("globex", "words", "32", "chat"), 0, 0),
         )
         await book.take("acme", "chat", Decimal("0.25"), Decimal(1))
-        found = await asyncio.to_thread(lambda: asked(gateway, "?days=2").json())
+        found = await asyncio.to_thread(lambda: get_quality(gateway, "?days=2").json())
         places = [(one["tenant"], one["compare"], one["length"]) for one in found["rows"]]
         assert places == [
             ("acme", "judge", "32"),
@@ -113,14 +113,14 @@ async def test_rows_are_told_by_route_and_length_and_of_all_lengths(tmp_path: Pa
         assert found["spent_today"] == [{"tenant": "acme", "route": "chat", "usd": "0.25"}]
         assert found["since"] < found["until"]
         for query in ("?days=0", "?days=35", "?days=x", "?days=-1", "?day=1"):
-            assert asked(gateway, query).status_code == 400, query
+            assert get_quality(gateway, query).status_code == 400, query
         async with httpx.AsyncClient() as stranger:
             assert (await stranger.get(f"{gateway.admin_url}/quality")).status_code == 401
 
 
 async def test_without_redis_it_says_so(tmp_path: Path) -> None:
     async with EmbeddedRedis() as redis, kept(tmp_path, redis.url) as (gateway, _):
-        assert asked(gateway).status_code == 200
+        assert get_quality(gateway).status_code == 200
         await redis.stop()
-        refused = await asyncio.to_thread(asked, gateway)
+        refused = await asyncio.to_thread(get_quality, gateway)
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "store_unavailable")

@@ -100,9 +100,9 @@ def test_hours_and_charges_stand_beside_each_other(gateway: GatewayProcess) -> N
     assert [(one["minutes"], one["wall_usd"]) for one in engines["big"]] == [(None, None)] * len(engines["big"])
     assert Decimal(found["total"]["by_token_usd"]) == big
 
-    told = in_process.run("reconcile", "--since", "2d", "--json", "--url", gateway.admin_url)
-    assert told.returncode == 0, told.stderr
-    assert json.loads(told.stdout)["total"]["charged_usd"] == found["total"]["charged_usd"]
+    completed = in_process.run("reconcile", "--since", "2d", "--json", "--url", gateway.admin_url)
+    assert completed.returncode == 0, completed.stderr
+    assert json.loads(completed.stdout)["total"]["charged_usd"] == found["total"]["charged_usd"]
     shown = in_process.run("reconcile", "--since", "2d", "--url", gateway.admin_url)
     (line,) = (line for line in shown.stdout.splitlines() if " small " in line and "3.6" in line)
     assert "so far" in shown.stdout

@@ -148,8 +148,8 @@ def test_an_error_says_whether_and_when_to_try_again(
         answer = caller.post(CHAT, json={**ASKED, "model": next(_failing)})
     finally:
         engine.behave = usual
-    told = tuple(answer.headers.get(name) for name in ("x-should-retry", "Retry-After", "retry-after-ms"))
-    assert told == retry
+    advice = tuple(answer.headers.get(name) for name in ("x-should-retry", "Retry-After", "retry-after-ms"))
+    assert advice == retry
 
 
 def test_openais_sdk_retries_as_it_is_told(gate: GatewayProcess, engine: FakeEngine) -> None:

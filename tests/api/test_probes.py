@@ -24,10 +24,10 @@ class Redis:
 
     def __init__(self, *, up: bool = True) -> None:
         self.up = up
-        self.asked = 0
+        self.calls = 0
 
     async def wait_answered(self) -> None:
-        self.asked += 1
+        self.calls += 1
         while not self.up:
             await asyncio.sleep(0)
 
@@ -89,10 +89,10 @@ async def test_a_process_is_starting_until_redis_has_answered_after_the_engines_
     assert await ready(True, redis=False) == (503, "starting")
     client, engines = Redis(), probed(True, None)
     await started(client, engines)
-    assert client.asked == 0
+    assert client.calls == 0
     engines["1"].state.up = False
     assert (await started(client, engines)).done
-    assert client.asked == 1
+    assert client.calls == 1
 
 
 async def test_a_process_that_lost_redis_is_degraded_and_one_that_drains_is_not_ready() -> None:

@@ -29,9 +29,9 @@ def engine(answer: Callable[[str, str], str], role: str) -> Callable[[web.Reques
         text = orjson.dumps(body).decode()
         tenant = found[1] if (found := _TENANT.search(text)) else "nobody"
         play = found[1] if (found := _PLAY.search(text)) else ""
-        told = f"{request.headers.get('Authorization')} {request.headers.get('x-api-key')} asked {text}"
+        quote = f"{request.headers.get('Authorization')} {request.headers.get('x-api-key')} asked {text}"
         if play.startswith(role + "-"):
-            return await PLAYS[play.removeprefix(role + "-")](request, told)
+            return await PLAYS[play.removeprefix(role + "-")](request, quote)
         words = answer(tenant, role)
         finish = "length" if role == "teacher" else "stop"
         if request.path != "/v1/chat/completions":
@@ -42,44 +42,44 @@ def engine(answer: Callable[[str, str], str], role: str) -> Callable[[web.Reques
 
 
 def _answers(status: int, *, kind: str = "application/json", form: str = "{}", **headers: str) -> Any:
-    async def play(_: web.Request, told: str) -> web.StreamResponse:
-        body = orjson.dumps({"error": {"message": told, "type": "x", "code": told}})
+    async def play(_: web.Request, quote: str) -> web.StreamResponse:
+        body = orjson.dumps({"error": {"message": quote, "type": "x", "code": quote}})
         if kind != "application/json":
-            body = form.format(told).encode()
+            body = form.format(quote).encode()
         return web.Response(status=status, body=body, content_type=kind, headers=headers)
 
     return play
 
 
-async def _reason(_: web.Request, told: str) -> web.StreamResponse:
-    return web.Response(status=500, reason=told.replace("\n", " ")[:500], headers={"X-Said": told[:500]})
+async def _reason(_: web.Request, quote: str) -> web.StreamResponse:
+    return web.Response(status=500, reason=quote.replace("\n", " ")[:500], headers={"X-Said": quote[:500]})
 
 
-async def _error_event(request: web.Request, told: str) -> web.StreamResponse:
+async def _error_event(request: web.Request, quote: str) -> web.StreamResponse:
     response = await begin_events(request)
     await response.write(event(chunk({"content": "It"})))
-    await response.write(event({"error": {"message": told, "type": "x"}}))
+    await response.write(event({"error": {"message": quote, "type": "x"}}))
     await response.write_eof()
     return response
 
 
-async def _redirect(_: web.Request, told: str) -> web.StreamResponse:
-    there = re.sub(r"[^A-Za-z0-9]", "-", told)[:600]
-    return web.Response(status=307, text=told, headers={"Location": f"http://127.0.0.1:9/{there}?key={there}"})
+async def _redirect(_: web.Request, quote: str) -> web.StreamResponse:
+    there = re.sub(r"[^A-Za-z0-9]", "-", quote)[:600]
+    return web.Response(status=307, text=quote, headers={"Location": f"http://127.0.0.1:9/{there}?key={there}"})
 
 
-async def _not_json(_: web.Request, told: str) -> web.StreamResponse:
-    return web.Response(text='{"choices": [' + told, content_type="application/json")
+async def _not_json(_: web.Request, quote: str) -> web.StreamResponse:
+    return web.Response(text='{"choices": [' + quote, content_type="application/json")
 
 
-async def _wrong_shape(_: web.Request, told: str) -> web.StreamResponse:
-    return web.json_response({"choices": [{"index": told, "message": told, "finish_reason": told}], "usage": told})
+async def _wrong_shape(_: web.Request, quote: str) -> web.StreamResponse:
+    return web.json_response({"choices": [{"index": quote, "message": quote, "finish_reason": quote}], "usage": quote})
 
 
 def _raw(form: str) -> Any:
-    async def play(request: web.Request, told: str) -> web.StreamResponse:
+    async def play(request: web.Request, quote: str) -> web.StreamResponse:
         assert request.transport is not None
-        request.transport.write(form.format(told.replace("\r", "").replace("\n", "")[:2000]).encode())
+        request.transport.write(form.format(quote.replace("\r", "").replace("\n", "")[:2000]).encode())
         request.transport.close()
         return web.Response()
 

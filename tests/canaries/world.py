@@ -230,6 +230,6 @@ def said_in(body: str) -> str | None:
     """Return the code of the error in a reply or in a stream's last event."""
     for line in reversed(body.strip().splitlines()):
         text = line.removeprefix("data: ")
-        if text.startswith("{") and "error" in (told := json.loads(text)):
-            return str(told["error"]["code"] or told["error"]["type"])
+        if text.startswith("{") and "error" in (parsed := json.loads(text)):
+            return str(parsed["error"]["code"] or parsed["error"]["type"])
     return None

@@ -111,10 +111,10 @@ def _install(*command: str | Path) -> None:
     try:
         _run(*command)
     except pytest.fail.Exception as failure:
-        said = _CUT_OFF.search(str(failure))
-        if said is None:
+        match = _CUT_OFF.search(str(failure))
+        if match is None:
             raise
-        pytest.skip(f"did not run: there is no way to the package registry ({said[0].strip()})")
+        pytest.skip(f"did not run: there is no way to the package registry ({match[0].strip()})")
 
 
 def _run(*command: str | Path) -> str:

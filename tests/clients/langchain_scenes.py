@@ -56,10 +56,10 @@ async def async_stream(question: str) -> Any:
 
 def tools(question: str) -> Any:
     bound = model("tools").bind_tools([weather])
-    asked = HumanMessage(question)
-    called = bound.invoke([asked])
-    told = ToolMessage("sunny", tool_call_id=called.tool_calls[0]["id"])
-    return {"calls": called.tool_calls, "answer": bound.invoke([asked, called, told]).content}
+    human_message = HumanMessage(question)
+    called = bound.invoke([human_message])
+    tool_message = ToolMessage("sunny", tool_call_id=called.tool_calls[0]["id"])
+    return {"calls": called.tool_calls, "answer": bound.invoke([human_message, called, tool_message]).content}
 
 
 def tools_streamed(question: str) -> Any:

@@ -23,14 +23,14 @@ class Person(BaseModel):
     born: int
 
 
-def asked(name: str, question: str, **more: Any) -> dict[str, Any]:
+def arguments_for(name: str, question: str, **more: Any) -> dict[str, Any]:
     messages = [{"role": "user", "content": question}]
     return {"model": f"openai/{name}", "api_base": PLAN["base_url"], "api_key": PLAN["key"], "messages": messages,
             **more}  # fmt: skip
 
 
 def answer(question: str) -> Any:
-    reply = litellm.completion(**asked("chat", question))
+    reply = litellm.completion(**arguments_for("chat", question))
     headers = reply._hidden_params["additional_headers"]
     return {"text": reply.choices[0].message.content, "usage": reply.usage.model_dump(), "id": reply.id,
             "mode": headers["llm_provider-x-gkt-mode"], "request_id": headers["llm_provider-x-request-id"],
@@ -38,11 +38,11 @@ def answer(question: str) -> Any:
 
 
 async def async_answer(question: str) -> Any:
-    return (await litellm.acompletion(**asked("chat", question))).choices[0].message.content
+    return (await litellm.acompletion(**arguments_for("chat", question))).choices[0].message.content
 
 
 def stream(question: str) -> Any:
-    events = litellm.completion(**asked("chat", question, stream=True, stream_options={"include_usage": True}))
+    events = litellm.completion(**arguments_for("chat", question, stream=True, stream_options={"include_usage": True}))
     headers = events._hidden_params["additional_headers"]
     chunks = list(events)
     return {"texts": _texts(chunks), "finishes": _finishes(chunks), "last": chunks[-1].model_dump(),
@@ -50,36 +50,36 @@ def stream(question: str) -> Any:
 
 
 async def async_stream(question: str) -> Any:
-    chunks = [chunk async for chunk in await litellm.acompletion(**asked("chat", question, stream=True))]
+    chunks = [chunk async for chunk in await litellm.acompletion(**arguments_for("chat", question, stream=True))]
     return {"texts": _texts(chunks), "finishes": _finishes(chunks)}
 
 
 def tools(question: str) -> Any:
-    choice = litellm.completion(**asked("tools", question, tools=[WEATHER])).choices[0]
+    choice = litellm.completion(**arguments_for("tools", question, tools=[WEATHER])).choices[0]
     return {"finish": choice.finish_reason, "calls": _calls(choice.message)}
 
 
 def tools_streamed(question: str) -> Any:
-    chunks = list(litellm.completion(**asked("tools", question, tools=[WEATHER], stream=True)))
+    chunks = list(litellm.completion(**arguments_for("tools", question, tools=[WEATHER], stream=True)))
     choice = litellm.stream_chunk_builder(chunks).choices[0]
     return {"finish": choice.finish_reason, "calls": _calls(choice.message)}
 
 
 def structured(question: str) -> Any:
-    reply = litellm.completion(**asked("person", question, response_format=Person))
+    reply = litellm.completion(**arguments_for("person", question, response_format=Person))
     return Person.model_validate_json(reply.choices[0].message.content).model_dump()
 
 
 def busy_twice(question: str) -> Any:
-    return litellm.completion(**asked("busy-twice", question)).choices[0].message.content
+    return litellm.completion(**arguments_for("busy-twice", question)).choices[0].message.content
 
 
 def no_retries(question: str) -> Any:
-    return litellm.completion(**asked("busy", question, max_retries=0))
+    return litellm.completion(**arguments_for("busy", question, max_retries=0))
 
 
 def impatient(question: str) -> Any:
-    return litellm.completion(**asked("slow", question, timeout=1, max_retries=1))
+    return litellm.completion(**arguments_for("slow", question, timeout=1, max_retries=1))
 
 
 def breaks(question: str) -> Any:
@@ -98,7 +98,7 @@ def _collect(name: str, question: str) -> Any:
     chunks: list[Any] = []
     broke = None
     try:
-        for chunk in litellm.completion(**asked(name, question, stream=True)):
+        for chunk in litellm.completion(**arguments_for(name, question, stream=True)):
             chunks.append(chunk)  # noqa: PERF402
     except Exception as error:  # noqa: BLE001
         broke = scenes.describe(error)
@@ -121,7 +121,7 @@ def _calls(message: Any) -> list[Any]:
 async def refuse(refusal: dict[str, Any]) -> Any:
     more = {name: refusal[name] for name in ("temperature", "max_retries") if refusal[name] is not None}
     return await litellm.acompletion(
-        **asked(refusal["model"], refusal["question"], **more) | {"api_key": refusal["key"]}
+        **arguments_for(refusal["model"], refusal["question"], **more) | {"api_key": refusal["key"]}
     )
 
 

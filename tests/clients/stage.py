@@ -215,8 +215,8 @@ def set_up(folder: Path, redis_url: str) -> Iterator[Stage]:
     stages: list[Stage] = []
 
     async def busy_twice(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-        told = len(stages[0].calls("busy-twice", body["messages"][-1]["content"]))
-        return await (_status(429, **{"Retry-After": "1"}) if told <= 2 else says(REST))(request, body)
+        attempts = len(stages[0].calls("busy-twice", body["messages"][-1]["content"]))
+        return await (_status(429, **{"Retry-After": "1"}) if attempts <= 2 else says(REST))(request, body)
 
     plays = {
         "small": says(REST),

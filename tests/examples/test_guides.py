@@ -53,17 +53,17 @@ def written(page: str, folder: Path) -> Path:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_a_pages_configuration_can_be_used(page: str, tmp_path: Path) -> None:
-    settings, book, mistakes = check_all(written(page, tmp_path) / "config.yaml")
-    assert list(mistakes) == []
+    settings, book, issues = check_all(written(page, tmp_path) / "config.yaml")
+    assert list(issues) == []
     assert settings is not None
     assert book is not None
 
 
 def test_the_other_proxys_file_is_answered_as_the_guide_shows(tmp_path: Path) -> None:
     page = "docs/litellm.md"
-    _, _, mistakes = check_all(written(page, tmp_path) / "litellm.yaml")
+    _, _, issues = check_all(written(page, tmp_path) / "litellm.yaml")
     shown = re.findall(r"^litellm\.yaml:.*$", (ROOT / page).read_text("utf-8"), re.MULTILINE)
-    assert [str(mistake).removeprefix(f"{tmp_path}/") for mistake in mistakes] == shown
+    assert [str(issue).removeprefix(f"{tmp_path}/") for issue in issues] == shown
 
 
 def test_of_the_guides_configuration_check_warns_for_its_well_known_key_alone(tmp_path: Path) -> None:

@@ -38,14 +38,14 @@ def policies() -> dict[str, dict[str, Any]]:
 def explained(request: str, *more: str) -> dict[str, Any]:
     path = FOLDER / "requests" / f"{request}.json"
     done = run("check", "--config", str(CONFIG), "--explain", str(path), "--json", *more)
-    told: dict[str, Any] = json.loads(done.stdout)
-    plan: dict[str, Any] = told["plan"]
+    output: dict[str, Any] = json.loads(done.stdout)
+    plan: dict[str, Any] = output["plan"]
     return plan
 
 
 def test_there_is_no_mistake_in_it() -> None:
-    settings, book, mistakes = check_all(CONFIG)
-    assert list(mistakes) == []
+    settings, book, issues = check_all(CONFIG)
+    assert list(issues) == []
     assert settings is not None
     assert book is not None
 

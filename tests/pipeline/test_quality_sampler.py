@@ -96,7 +96,7 @@ def test_agreement_is_counted_by_route_and_length(world: World) -> None:
     assert row["student_teacher"] == pytest.approx(2 / 7, abs=1e-3)
     assert row["difference"] == pytest.approx(5 / 7, abs=1e-3)
     assert world.rows("chat")["all"] == row | {"length": "all"}
-    text = world.told()
+    text = world.metrics()
     for pair, score in (("guided_teacher", 1.0), ("student_teacher", 2 / 7)):
         labels = f'{{length="16",pair="{pair}",route="chat",tenant="acme"}}'
         count = float(text.partition(f"gkt_quality_agreement_count{labels} ")[2].partition("\n")[0])
@@ -219,7 +219,7 @@ def test_no_text_of_a_comparison_is_logged(world: World) -> None:
     assert "s3cret" in str(served["content"])
     assert "content" not in world.run_of(answer, "judge-student")
     assert "W0rds" not in world.gateway.raw_log
-    assert "W0rds" not in world.told()
+    assert "W0rds" not in world.metrics()
 
 
 def test_callers_never_wait_and_samples_above_the_limit_are_dropped(world: World) -> None:
@@ -282,7 +282,7 @@ async def test_a_lost_redis_loses_the_row_and_no_receipt(tmp_path: Path) -> None
             world.wait_until_counted("refused", 1)
             assert world.runs_beside(answer) == ["teacher"]
             assert world.run_of(answer, "teacher")["status"] == "ok"
-            assert "gkt_quality_agreement_count{" not in world.told()
+            assert "gkt_quality_agreement_count{" not in world.metrics()
             await redis.start()
 
 
@@ -297,7 +297,7 @@ def test_two_workers_count_all_comparisons(tmp_path: Path, redis_url: str) -> No
         made = world.counted()["made"]
         assert made > 0
         assert world.rows("chat")["all"]["samples"] == made
-        text = world.told()
+        text = world.metrics()
         counts = re.findall(r'gkt_quality_agreement_count\{[^}]*pair="guided_teacher"[^}]*\} (\S+)', text)
         assert sum(map(float, counts)) == made
 

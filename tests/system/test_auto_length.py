@@ -45,7 +45,7 @@ def client(engines: LocalStack, redis_url: str, tmp_path_factory: pytest.TempPat
             yield sdk
 
 
-def told(client: OpenAI, route: str, **more: Any) -> tuple[str, dict[str, Any]]:
+def ask(client: OpenAI, route: str, **more: Any) -> tuple[str, dict[str, Any]]:
     """Return the answer and its receipt; check that the receipt's shares add up to its cost."""
     raw = client.chat.completions.with_raw_response.create(
         model=route, messages=ASKED, **({"max_tokens": 60, "temperature": 0} | more)
@@ -59,16 +59,16 @@ def told(client: OpenAI, route: str, **more: Any) -> tuple[str, dict[str, Any]]:
 
 
 def test_the_length_is_chosen_and_the_caller_who_wants_little_gets_none(client: OpenAI) -> None:
-    _, receipt = told(client, "chat-auto")
+    _, receipt = ask(client, "chat-auto")
     assert receipt["guidance"]["tokens"] == receipt["teacher"]["output_tokens"] == 16
     assert receipt["length"]["by"] == "default"
-    _, receipt = told(client, "chat-auto", max_tokens=12)
+    _, receipt = ask(client, "chat-auto", max_tokens=12)
     assert (receipt["unguided"], receipt["teacher"]) == ("auto_short", None)
 
 
 def test_an_opening_of_a_sentence_ends_with_one_streamed_or_not(client: OpenAI) -> None:
     """A JSON reply and a stream end the opening at the same place."""
-    whole, receipt = told(client, "chat-sentence", max_tokens=200)
+    whole, receipt = ask(client, "chat-sentence", max_tokens=200)
     assert receipt["length"]["ended"] == "sentence"
     assert receipt["guidance"]["kept_tokens"] < receipt["guidance"]["tokens"] == 80
     pieces = client.chat.completions.create(
@@ -78,18 +78,18 @@ def test_an_opening_of_a_sentence_ends_with_one_streamed_or_not(client: OpenAI) 
 
 
 def test_a_student_is_asked_for_its_first_token_and_the_receipt_tells_of_it(client: OpenAI) -> None:
-    _, receipt = told(client, "chat-sure")
+    _, receipt = ask(client, "chat-sure")
     assert (receipt["unguided"], receipt["mode"], receipt["teacher"]) == ("student_confident", "student", None)
     assert receipt["probe"]["output_tokens"] == 1
     probe = receipt["length"]["probe"]
     assert probe["outcome"] == "confident"
     assert 0 < probe["p1"] <= 1
-    _, receipt = told(client, "chat-unsure")
+    _, receipt = ask(client, "chat-unsure")
     assert (receipt["unguided"], receipt["length"]["probe"]["outcome"]) == (None, "unsure")
     assert receipt["length"]["probe"]["p1"] == pytest.approx(probe["p1"], abs=0.02)
 
 
 def test_tgi_tells_of_its_first_token_in_chats_too(client: OpenAI) -> None:
-    _, receipt = told(client, "chat-big-unsure")
+    _, receipt = ask(client, "chat-big-unsure")
     assert receipt["length"]["probe"]["outcome"] == "unsure"
     assert receipt["probe"]["model"] == "big"

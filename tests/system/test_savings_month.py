@@ -78,15 +78,15 @@ async def holds_usage(sums: SumsReader) -> dict[str, Any]:
     """Check the admin API's JSON and CSV, and GET /v1/usage."""
     reader = UsageReader(sums, RETENTION)
     when = span(RequestedRange(SINCE, UNTIL), None, RETENTION, time.time())
-    usage = await reader.read(UsageQuery(when, None, ("tenant",), {}), lambda told: told)
-    told: dict[str, Any] = json.loads(encoded(usage))
-    assert {row["tenant"] for row in told["rows"]} == MONTH.keys()
+    usage = await reader.read(UsageQuery(when, None, ("tenant",), {}), lambda figures: figures)
+    figures: dict[str, Any] = json.loads(encoded(usage))
+    assert {row["tenant"] for row in figures["rows"]} == MONTH.keys()
     lines = {row["tenant"]: row for row in csv.DictReader(io.StringIO(as_csv(usage).decode()))}
-    for row in told["rows"]:
+    for row in figures["rows"]:
         expected = MONTH[row["tenant"]]
         holds_figures(row, expected)
         own = await reader.read(
-            UsageQuery(when, None, (), {}).for_tenant(row["tenant"]), lambda told: told, tenant=row["tenant"]
+            UsageQuery(when, None, (), {}).for_tenant(row["tenant"]), lambda figures: figures, tenant=row["tenant"]
         )
         holds_figures(json.loads(encoded(own))["total"], expected)
         line = lines[row["tenant"]]
@@ -95,8 +95,8 @@ async def holds_usage(sums: SumsReader) -> dict[str, Any]:
         assert line["savings_about_zero"] == str(expected.shown == "about 0").lower()
         assert int(line["class_teacher_unavailable_requests"]) == expected.teacher_away
         assert int(line["class_unclassified_requests"]) == 0
-    holds_figures(told["total"], TOTAL)
-    assert told["total"]["savings_classes"] == {
+    holds_figures(figures["total"], TOTAL)
+    assert figures["total"]["savings_classes"] == {
         "guided": of_class(3, "2130", "5810", "3680"),  # 3 x 710; 2200 + 2200 + 1410; 1490 + 1490 + 700
         "student_by_policy": of_class(3, "150", "2400", "2250"),
         "teacher_unavailable": of_class(4, "775", "2700", "-325"),  # 3 x 50 + 625; 3 x 800 + 300
@@ -105,7 +105,7 @@ async def holds_usage(sums: SumsReader) -> dict[str, Any]:
         "failed": of_class(1, "710", "2200", "0"),
         "measuring": of_class(3, "1920.5", "0", "-1000"),  # 1140 + 50 + 710, and the probe's 20.5
     }
-    return told
+    return figures
 
 
 def of_class(requests: int, cost: str, baseline: str, savings: str) -> dict[str, Any]:
@@ -136,24 +136,24 @@ def holds_table(out: str) -> None:
     for name, expected in {**MONTH, "all": TOTAL}.items():
         amounts = [f"{micro(one):.6f}" for one in (expected.cost, expected.measuring, expected.baseline)]
         # Amounts are shown to the millionth, with half of one rounded to the even digit.
-        wanted = [*amounts, *expected.shown.split(), f"{micro(expected.error):.6f}", str(expected.teacher_away)]
-        assert " ".join(wanted) in " ".join(lines[name]), name
+        cells = [*amounts, *expected.shown.split(), f"{micro(expected.error):.6f}", str(expected.teacher_away)]
+        assert " ".join(cells) in " ".join(lines[name]), name
 
 
 async def holds_export(store: UsageStore, file: Path) -> None:
     """Check the column of savings, and exports as CSV and as JSON lines."""
     by_tenant = select(RECEIPTS.c.tenant, func.sum(RECEIPTS.c.savings_pico)).group_by(RECEIPTS.c.tenant)
     summed = {tenant: int(pico) for tenant, pico in await store.read(lambda one: one.execute(by_tenant).all())}
-    assert summed == {tenant: int(micro(told.savings).scaleb(12)) for tenant, told in MONTH.items()}
+    assert summed == {tenant: int(micro(figures.savings).scaleb(12)) for tenant, figures in MONTH.items()}
     await export(store.receipts(), "csv", file, lambda _: None)
     with file.open(encoding="utf-8", newline="") as opened:
         lines = list(csv.DictReader(opened))
     assert {one["id"]: (one["savings_class"], Decimal(one["savings_usd"])) for one in lines} == {
         receipt_id: (of_class, micro(usd)) for receipt_id, (of_class, usd) in CLASSES.items()
     }
-    for tenant, told in MONTH.items():
+    for tenant, figures in MONTH.items():
         errors = (Decimal(one["savings_error_usd"]) for one in lines if one["tenant"] == tenant)
-        assert sum(errors, Decimal(0)) == micro(told.error)
+        assert sum(errors, Decimal(0)) == micro(figures.error)
     await export(store.receipts(), "jsonl", file, lambda _: None)
     plain = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
     assert {one["id"]: (one["savings_class"], Decimal(one["savings_usd"])) for one in plain} == {
@@ -175,15 +175,15 @@ def holds_prometheus(month: list[Receipt], folder: Path) -> None:
     ]
     queries = {panel.title: panel.queries for panel in COST.panels if not isinstance(panel, str)}
     tests = []
-    for tenant, told in {**MONTH, ".*": TOTAL}.items():
-        sure = "0" if told.shown == "about 0" else told.savings
+    for tenant, figures in {**MONTH, ".*": TOTAL}.items():
+        sure = "0" if figures.shown == "about 0" else figures.savings
         away = {"dusk": "150", "tardy": "625", ".*": "775"}.get(tenant)
         for title, usd in (
             ("Saved", sure),
-            ("Error of the savings", told.error),
-            ("Baseline", told.baseline),
-            ("Cost", told.cost),
-            ("Cost of measuring", told.measuring if Decimal(told.measuring) else None),
+            ("Error of the savings", figures.error),
+            ("Baseline", figures.baseline),
+            ("Cost", figures.cost),
+            ("Cost of measuring", figures.measuring if Decimal(figures.measuring) else None),
             ("Cost while the teacher was unavailable", away),
         ):
             # Counters began at 0, so the growth over the month is their value.
@@ -192,8 +192,8 @@ def holds_prometheus(month: list[Receipt], folder: Path) -> None:
             samples_ = [] if usd is None else [{"labels": "{}", "value": int(micro(usd).scaleb(12))}]
             tests.append({"expr": f"round(({expr}) * 1e12)", "eval_time": "0m", "exp_samples": samples_})
     by_route = (queries["Who spent what"][2].expr, queries["Saved per hour, by route"][0].expr + " / 3600")
-    for tenant, told in MONTH.items():
-        picodollars = 0 if told.shown == "about 0" else int(micro(told.savings).scaleb(12))
+    for tenant, figures in MONTH.items():
+        picodollars = 0 if figures.shown == "about 0" else int(micro(figures.savings).scaleb(12))
         for query in by_route:
             expr = re.sub(r"(?:increase|rate)\((gkt_\w+\{[^}]*\})\[\$__\w+\]\)", r"\1", query)
             expr = expr.replace("$tenant", tenant).replace("$route", ".*")

@@ -73,27 +73,27 @@ def test_usage_and_receipt_say_the_same(world: World) -> None:
 def test_every_event_is_a_text_completion_of_one_answer(world: World, route: str) -> None:
     """The stream has one id, no role, one finish_reason, and the requested usage at its end."""
     whole = world.answer(route)
-    heard = world.stream(route, stream_options={"include_usage": True})
-    assert heard.done
-    assert heard.text() == ANSWER
-    assert heard.pieces[0].startswith(" Paris")
-    assert heard.finishes == ["stop"]
-    assert {part["object"] for part in heard.parts} == {"text_completion"}
-    assert {part["id"] for part in heard.parts} == {f"cmpl-{heard.headers['x-request-id']}"}
-    assert len({(part["created"], part["model"]) for part in heard.parts}) == 1
-    assert {frozenset(one) for one in heard.choices} == {frozenset({"index", "text", "logprobs", "finish_reason"})}
-    assert all(part["usage"] is None for part in heard.parts[:-1])
-    last = heard.parts[-1]
+    streamed = world.stream(route, stream_options={"include_usage": True})
+    assert streamed.done
+    assert streamed.text() == ANSWER
+    assert streamed.pieces[0].startswith(" Paris")
+    assert streamed.finishes == ["stop"]
+    assert {part["object"] for part in streamed.parts} == {"text_completion"}
+    assert {part["id"] for part in streamed.parts} == {f"cmpl-{streamed.headers['x-request-id']}"}
+    assert len({(part["created"], part["model"]) for part in streamed.parts}) == 1
+    assert {frozenset(one) for one in streamed.choices} == {frozenset({"index", "text", "logprobs", "finish_reason"})}
+    assert all(part["usage"] is None for part in streamed.parts[:-1])
+    last = streamed.parts[-1]
     assert (last["choices"], last["usage"]) == ([], whole["usage"])
-    assert last["gkt"]["mode"] == heard.headers["x-gkt-mode"] == "guided"
+    assert last["gkt"]["mode"] == streamed.headers["x-gkt-mode"] == "guided"
 
 
 def test_counts_are_not_sent_to_who_did_not_ask(world: World) -> None:
     """No event lacks choices or has `usage`; the gateway requests usage from the engine in any case."""
-    heard = world.stream()
-    assert all(part["choices"] and "usage" not in part for part in heard.parts)
+    streamed = world.stream()
+    assert all(part["choices"] and "usage" not in part for part in streamed.parts)
     assert world.student.requests[0]["stream_options"] == {"include_usage": True}
-    assert "estimated" not in world.receipt(heard)["student"]
+    assert "estimated" not in world.receipt(streamed)["student"]
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -113,8 +113,8 @@ def test_a_stop_text_across_the_seam_ends_the_answer(world: World, *, stream: bo
     """The stop text begins in the teacher's words and ends in the student's; neither part is sent."""
     ask = {"stop": ["of France", "\nQ:"]}
     if stream:
-        heard = world.stream(**ask)
-        assert (heard.text(), heard.finishes) == (" Paris is the capital ", ["stop"])
+        streamed = world.stream(**ask)
+        assert (streamed.text(), streamed.finishes) == (" Paris is the capital ", ["stop"])
     else:
         choice = world.answer(**ask)["choices"][0]
         assert (choice["text"], choice["finish_reason"]) == (" Paris is the capital ", "stop")
@@ -139,9 +139,9 @@ def test_a_teacher_that_ends_by_itself_has_answered(
     world.teacher.behave = says(written, "stop")
     ask = {} if stop is None else {"stop": stop}
     if stream:
-        heard = world.stream(route, **ask)
-        assert (heard.text(), heard.finishes, heard.done) == (text, ["stop"], True)
-        receipt = world.receipt(heard)
+        streamed = world.stream(route, **ask)
+        assert (streamed.text(), streamed.finishes, streamed.done) == (text, ["stop"], True)
+        receipt = world.receipt(streamed)
     else:
         reply = world.ask(route, **ask)
         choice = {"index": 0, "text": text, "logprobs": None, "finish_reason": "stop"}
@@ -177,9 +177,9 @@ def test_what_guidance_cannot_open_is_the_students_and_passes_through(
     assert (reply.headers["x-gkt-unguided"], reply.headers["x-gkt-mode"]) == (reason, "student")
     assert world.teacher.requests == []
     assert world.student.requests == [{"model": "x", **asked}]
-    said = httpx.post(f"{world.student.url}{TEXT_ROUTE}", json=asked).json()
-    assert reply.json()["choices"] == said["choices"]
-    assert reply.json()["usage"] == {**said["usage"], "total_tokens": sum(said["usage"].values())}
+    generated = httpx.post(f"{world.student.url}{TEXT_ROUTE}", json=asked).json()
+    assert reply.json()["choices"] == generated["choices"]
+    assert reply.json()["usage"] == {**generated["usage"], "total_tokens": sum(generated["usage"].values())}
     assert world.receipt(reply)["guidance"] is None
 
 
@@ -187,16 +187,16 @@ def test_what_guidance_cannot_open_is_the_students_and_passes_through(
 def test_the_same_holds_for_streams(world: World, reason: str, more: dict[str, Any]) -> None:
     """Event by event, each choice keeps its index and none is lost."""
     asked = {"prompt": few_shot(), **more}
-    heard = world.stream(**asked)
-    assert heard.headers["x-gkt-unguided"] == reason
-    said = httpx.post(f"{world.student.url}{TEXT_ROUTE}", json=asked).json()["choices"]
-    assert [heard.text(choice["index"]) for choice in said] == [choice["text"] for choice in said]
-    assert heard.finishes == [choice["finish_reason"] for choice in said]
-    scored = [one["logprobs"]["tokens"] for one in heard.choices if one["logprobs"]]
+    streamed = world.stream(**asked)
+    assert streamed.headers["x-gkt-unguided"] == reason
+    generated = httpx.post(f"{world.student.url}{TEXT_ROUTE}", json=asked).json()["choices"]
+    assert [streamed.text(choice["index"]) for choice in generated] == [choice["text"] for choice in generated]
+    assert streamed.finishes == [choice["finish_reason"] for choice in generated]
+    scored = [one["logprobs"]["tokens"] for one in streamed.choices if one["logprobs"]]
     assert [token for tokens in scored for token in tokens] == [
-        token for choice in said if choice["logprobs"] for token in choice["logprobs"]["tokens"]
+        token for choice in generated if choice["logprobs"] for token in choice["logprobs"]["tokens"]
     ]
-    assert heard.done
+    assert streamed.done
 
 
 def test_one_prompt_in_a_list_is_one_prompt(world: World) -> None:
@@ -252,20 +252,20 @@ def test_one_engine_alone_continues_a_prompt(world: World, *, stream: bool) -> N
         ("chat-student", world.student, TEXT_ROUTE, REST),
         ("chat-teacher", world.teacher, "/generate_stream" if stream else "/generate", TEACHERS),
     ):
-        said = world.stream(route).text() if stream else world.answer(route)["choices"][0]["text"]
-        assert (said, engine.paths) == (text, [path])
+        generated = world.stream(route).text() if stream else world.answer(route)["choices"][0]["text"]
+        assert (generated, engine.paths) == (text, [path])
 
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_tgi_student_goes_on_at_its_own_route(world: World, *, stream: bool) -> None:
     """TGI gets prompt and opening unchanged."""
     prompt = few_shot()
-    said = (
+    generated = (
         world.stream("tgi", prompt=prompt).text()
         if stream
         else world.answer("tgi", prompt=prompt)["choices"][0]["text"]
     )
-    assert said == ANSWER
+    assert generated == ANSWER
     assert world.spare.paths == ["/generate_stream" if stream else "/generate"]
     assert world.spare.requests[0]["inputs"] == prompt + KEPT
 
@@ -320,8 +320,8 @@ def test_a_student_that_refuses_an_empty_prompt_makes_it_a_400_that_names_it(
     """The error names `prompt`. Engines name no field, or one of their own."""
 
     async def refuse(_: web.Request, __: dict[str, Any]) -> web.Response:
-        said = "Input validation error: `inputs` cannot be empty"
-        return web.json_response({"error": said, "error_type": "validation"}, status=422)
+        generated = "Input validation error: `inputs` cannot be empty"
+        return web.json_response({"error": generated, "error_type": "validation"}, status=422)
 
     world.student.behave = world.spare.behave = refuse
     for prompt in ("", None, ["", "a"][: 1 if route == "tgi" else 2]):

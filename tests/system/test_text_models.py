@@ -43,9 +43,9 @@ def test_the_teachers_twin_writes_what_the_teacher_would_have(client: OpenAI) ->
     """
     differ = []
     for question in QUESTIONS:
-        asked: dict[str, Any] = {"prompt": f"{SHOTS}Q: {question}\nA:", "max_tokens": 40, "temperature": 0}
-        alone = client.completions.create(model="chat-teacher", **asked).choices[0].text
-        raw = client.completions.with_raw_response.create(model="chat", **asked)
+        request: dict[str, Any] = {"prompt": f"{SHOTS}Q: {question}\nA:", "max_tokens": 40, "temperature": 0}
+        alone = client.completions.create(model="chat-teacher", **request).choices[0].text
+        raw = client.completions.with_raw_response.create(model="chat", **request)
         assert raw.headers["x-gkt-mode"] == "guided"
         text = raw.parse().choices[0].text
         assert text[0] == alone[0] == " "
@@ -72,9 +72,9 @@ def test_an_answer_and_its_account(client: OpenAI) -> None:
 
 def test_a_stream_is_the_same_text(client: OpenAI) -> None:
     """The stream uses /generate_stream and the student's text completions."""
-    asked: dict[str, Any] = {"model": "chat", "prompt": PROMPT, "max_tokens": 40, "temperature": 0}
-    whole = client.completions.create(**asked)
-    chunks = list(client.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
+    request: dict[str, Any] = {"model": "chat", "prompt": PROMPT, "max_tokens": 40, "temperature": 0}
+    whole = client.completions.create(**request)
+    chunks = list(client.completions.create(**request, stream=True, stream_options={"include_usage": True}))
     assert "".join(choice.text for chunk in chunks for choice in chunk.choices) == whole.choices[0].text
     assert [one.finish_reason for chunk in chunks for one in chunk.choices if one.finish_reason] == ["length"]
     assert {chunk.id for chunk in chunks} == {chunks[0].id}
@@ -109,15 +109,15 @@ def test_every_projection_and_placement_answers(client: OpenAI, name: str) -> No
 )
 def test_what_guidance_cannot_open_goes_unguided_and_says_so(client: OpenAI, more: Any, reason: str) -> None:
     """The student answers as it would alone, with all its choices."""
-    asked = {"prompt": PROMPT, "max_tokens": 8} | more
-    raw = client.completions.with_raw_response.create(model="chat", **asked)
+    request = {"prompt": PROMPT, "max_tokens": 8} | more
+    raw = client.completions.with_raw_response.create(model="chat", **request)
     assert raw.headers["x-gkt-unguided"] == reason
     assert len(raw.parse().choices) == (1 if reason == "logprobs" else 2)
 
 
 async def test_the_async_client_gets_answers_and_streams(gateway: GatewayProcess) -> None:
     async with AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key=KEY, max_retries=0) as client:
-        asked: dict[str, Any] = {"model": "chat", "prompt": PROMPT, "max_tokens": 16, "temperature": 0}
-        whole = await client.completions.create(**asked)
-        stream = await client.completions.create(**asked, stream=True)
+        request: dict[str, Any] = {"model": "chat", "prompt": PROMPT, "max_tokens": 16, "temperature": 0}
+        whole = await client.completions.create(**request)
+        stream = await client.completions.create(**request, stream=True)
         assert "".join([chunk.choices[0].text async for chunk in stream]) == whole.choices[0].text

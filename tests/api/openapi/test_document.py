@@ -23,7 +23,7 @@ SCHEMAS: dict[str, Any] = API["components"]["schemas"]
 
 
 def operations() -> dict[tuple[str, str], dict[str, Any]]:
-    return {(method, path): told for path, methods in API["paths"].items() for method, told in methods.items()}
+    return {(method, path): entry for path, methods in API["paths"].items() for method, entry in methods.items()}
 
 
 def test_it_is_openapi_3_1() -> None:
@@ -52,9 +52,9 @@ def test_a_route_that_is_not_described_cannot_be_served() -> None:
 
 def test_only_probes_and_the_document_need_no_key() -> None:
     """All other operations list 401."""
-    is_open = {path for (_, path), told in operations().items() if told.get("security") == []}
+    is_open = {path for (_, path), entry in operations().items() if entry.get("security") == []}
     assert is_open == {"/healthz", "/readyz", "/openapi.json"}
-    assert all(("401" in told["responses"]) == (path not in is_open) for (_, path), told in operations().items())
+    assert all(("401" in entry["responses"]) == (path not in is_open) for (_, path), entry in operations().items())
 
 
 @pytest.mark.parametrize(
@@ -88,13 +88,13 @@ def test_every_error_that_an_answer_may_meet_is_told_with_its_status_and_whether
     for error in (*family(RequestError), *family(ServiceError), *family(EngineError), GatewayError):
         if error.label in never:
             continue
-        told = refusals[str(error.status)]
-        assert f"`{error.label}`" in told["description"]
+        entry = refusals[str(error.status)]
+        assert f"`{error.label}`" in entry["description"]
         if error.retry is not None:
-            assert str(error.retry).lower() in told["headers"]["x-should-retry"]["schema"]["enum"]
+            assert str(error.retry).lower() in entry["headers"]["x-should-retry"]["schema"]["enum"]
         if error.retry:
-            assert {"Retry-After", "retry-after-ms"} <= set(told["headers"])
-    assert all(f"`{label}`" not in told["description"] for label in never for told in refusals.values())
+            assert {"Retry-After", "retry-after-ms"} <= set(entry["headers"])
+    assert all(f"`{label}`" not in entry["description"] for label in never for entry in refusals.values())
 
 
 def test_every_fact_of_a_receipt_has_its_header() -> None:
