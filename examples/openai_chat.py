@@ -28,7 +28,7 @@ print(reply.choices[0].message.content)
 print()
 print("mode        ", raw.headers["x-gkt-mode"])
 if "x-gkt-unguided" in raw.headers:
-    print("unguided    ", raw.headers["x-gkt-unguided"])  # why; docs/receipts.md has the words
+    print("unguided    ", raw.headers["x-gkt-unguided"])  # why; docs/reference/receipts.md has the words
 if "x-gkt-guidance-tokens" in raw.headers:
     print("by the teacher", raw.headers["x-gkt-guidance-tokens"], "tokens")
 print("cost, USD   ", raw.headers.get("x-gkt-cost-usd", "not shown on this route"))

@@ -44,6 +44,6 @@ for role in ("teacher", "student"):
 cost, baseline = Decimal(receipt["cost_usd"]), Decimal(receipt["baseline_usd"])
 print(f"together                          {cost:>19} USD")
 print(f"{receipt['baseline_model']} alone                         {baseline:>16} USD, {receipt['baseline_basis']}")
-# Of a guided answer. Other classes of savings count otherwise: docs/prices.md has the table.
+# Of a guided answer. Other classes of savings count otherwise: docs/cost.md has the table.
 print(f"saved                             {baseline - cost:>19} USD, {receipt['savings_class']}")
 assert baseline - cost == Decimal(receipt["savings_usd"])

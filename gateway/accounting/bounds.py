@@ -1,7 +1,7 @@
 """Bounds on the difference between the token counts of different tokenizers. Pure.
 
 The ratios are measured: `load_tests/token_counts.py` prints how far tokenizers differ on real text, and how often a
-difference exceeds the bound. docs/prices.md shows the results.
+difference exceeds the bound. docs/design/accounting.md shows the results.
 """
 
 from __future__ import annotations

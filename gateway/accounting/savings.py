@@ -1,6 +1,6 @@
 """The savings of one receipt: its class, the amount that counts, and its error. Pure.
 
-Headers, receipts, sums, exports, metrics and pages all use these rules. docs/prices.md has them as a table.
+Headers, receipts, sums, exports, metrics and pages all use these rules. docs/cost.md has them as a table.
 """
 
 from __future__ import annotations

@@ -82,7 +82,7 @@ def _whose(mode: str, unguided: str | None, *, marked: bool) -> Sequence[str | t
         return teachers, ", then the student's"
     if mode in _OPENED:
         return ("the student's words, after a hint of the teacher's that is not shown",)
-    why = f": unguided, {unguided} (docs/receipts.md says what that means)" if unguided else ""
+    why = f": unguided, {unguided} (docs/reference/receipts.md says what that means)" if unguided else ""
     return (f"the {'teacher' if mode == 'teacher' else 'student'}'s words alone{why}",)
 
 

@@ -116,7 +116,7 @@ def _plan_rows(plan: Plan, route: Route, fields: Sequence[str]) -> Iterator[tupl
         yield "length", _length(plan.length)
     if plan.unguided is not None:
         because = f", because of {', '.join(fields)}" if fields else ""
-        yield "teacher", f"not asked: {plan.unguided}{because} (docs/receipts.md says why)"
+        yield "teacher", f"not asked: {plan.unguided}{because} (docs/reference/receipts.md says why)"
     yield ("answers" if plan.mode in {"teacher", "embeddings"} else "student"), _students(plan, route)
     if plan.mode != "embeddings":
         yield (

@@ -45,8 +45,8 @@ plan = typer.Typer(
         "Each file is an engine's curve: how long a step takes by how many answers are decoded together, how fast "
         "prompts are read, and what a GPU costs. deploy/curves has one; `gkt-gateway plan measure` makes one of an "
         "engine that runs, and `gkt-gateway schema curve` says what one may hold. Without --student, students stand on "
-        "callers' devices. What the figures rest on is printed with them; docs/planning.md has the formulas, and how "
-        "far they were from a simulation.\n\n"
+        "callers' devices. What the figures rest on is printed with them; docs/design/planning.md has the formulas "
+        "and their accuracy.\n\n"
         "Leaves with 3 where the load does not fit, or the first token comes later than --ttft."
     ),
     no_args_is_help=True,

@@ -21,7 +21,7 @@ def paper() -> None:
     """Hold the paper's times against what its own single-model rows come to.
 
     A pair's time must lie between guidance in batches that scale perfectly and in batches that gain nothing. Where it
-    does not, the row says why; docs/planning.md tells more.
+    does not, the row says why; docs/design/planning.md tells more.
     """
     console = Console()
     if not console.is_terminal:

@@ -31,7 +31,7 @@ def reconcile(
     engine does more than its `input_tokens_per_s` and `output_tokens_per_s` say. **used** is charged over wall.
     Minutes in which no gateway looked are **unseen**, and not in wall. Engines paid by the token have no hours.
 
-    docs/prices.md tells all of it.
+    docs/cost.md tells all of it.
     """
     query = urlencode(given(since=since, until=until))
     found = ask(AdminClient(url, config, keyed=True), "GET", f"/reconciliation?{query}")

@@ -96,7 +96,7 @@ def usage(
     error is as large.
 
     It asks the admin listener of a running gateway, at admin.host and admin.port of config.yaml or at --url, with the
-    admin key: out of the environment variable GKT_ADMIN_KEY, or admin.key of config.yaml. docs/usage.md tells what
+    admin key: out of the environment variable GKT_ADMIN_KEY, or admin.key of config.yaml. docs/cost.md#usage tells what
     each column means, and how to check it.
     """
     query = given(

@@ -41,7 +41,7 @@ usage_db = typer.Typer(
         "The database of receipts and their sums: SQLite or PostgreSQL, as `usage.url` of config.yaml says.\n\n"
         "`gkt-gateway usage-worker` writes it. `status` shows its state, `export` writes receipts as CSV or JSON "
         "lines, `verify` compares the sums with the receipts, and `migrate` completes the upgrade from a version "
-        "with an archive.\n\ndocs/usage-database.md describes the tables, with SQL to begin with."
+        "with an archive.\n\ndocs/deployment.md describes the tables, with SQL to begin with."
     ),
     no_args_is_help=True,
     **SETTINGS,

@@ -8,5 +8,5 @@
     paper     the paper's times, compared with perfect and with no scaling of batches
     measured  conversion of an engine's stream timings to a curve
 
-No request uses this package. docs/planning.md has the formulas and their validation.
+No request uses this package. docs/design/planning.md has the formulas and their validation.
 """

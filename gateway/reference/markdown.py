@@ -39,7 +39,7 @@ _ABOUT = {
         "explains them."
     ),
     "projection": "Every key of a file in policies/projections: see [policies.md](../policies.md#projections).",
-    "curve": "Every key of a file with an engine's curve: [planning.md](../planning.md) explains them.",
+    "curve": "Every key of a file with an engine's curve: [planning.md](../design/planning.md) explains them.",
 }
 _NOTES = (
     "Durations carry a unit (`250ms`, `30s`, `5m`, `1h`, `1d`), and so do sizes (`64MB`, `8MiB`). Secrets are "

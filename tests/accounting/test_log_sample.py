@@ -21,7 +21,8 @@ from tests.accounting.drafts import ENCODINGS, PRICES, builder, call, closed, gu
 
 ROOT = Path(__file__).parents[2]
 NONE = LogSample(0.0, 10.0)
-REASONS = re.findall(r"`(\w+)`", (ROOT / "docs/receipts.md").read_text().partition("## Why an answer was unguided")[2])
+PAGE = (ROOT / "docs/reference/receipts.md").read_text("utf-8")
+REASONS = re.findall(r"`(\w+)`", PAGE.partition("## Why an answer was unguided")[2])
 
 
 def ordinary(request_id: str = "req_1", **more: object) -> Receipt:

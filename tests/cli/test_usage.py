@@ -94,8 +94,8 @@ def test_it_is_told_to_programs_as_csv_and_json(gateway: GatewayProcess) -> None
 
 
 def test_the_pages_commands_run(gateway: GatewayProcess) -> None:
-    """Whatever docs/usage.md says to type, less where its output is to go."""
-    page = (Path(__file__).parents[2] / "docs" / "usage.md").read_text("utf-8")
+    """Whatever docs/cost.md#usage says to type, less where its output is to go."""
+    page = (Path(__file__).parents[2] / "docs" / "cost.md").read_text("utf-8")
     lines = re.findall(r"^\$ gkt-gateway usage ([^>\n]*)", page, re.MULTILINE)
     assert len(lines) == 3
     for line in lines:

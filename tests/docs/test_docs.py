@@ -59,7 +59,7 @@ def test_every_error_label_has_its_row(error: type[GatewayError]) -> None:
 
 @pytest.mark.parametrize("struct", list(structs(Receipt)), ids=lambda struct: struct.__name__)
 def test_every_receipt_field_is_described(struct: type[msgspec.Struct]) -> None:
-    text = page("docs/receipts.md")
+    text = page("docs/reference/receipts.md")
     assert [field.name for field in msgspec.structs.fields(struct) if f"`{field.name}`" not in text] == []
 
 
@@ -67,7 +67,7 @@ def test_every_fact_of_a_reply_has_its_header_described() -> None:
     source = page("gateway/accounting/receipt.py").partition("def facts")[2]
     names = {*re.findall(r'facts\["(\w+)"\]', source), *re.findall(r'"(\w+_ms)"', source), "mode", "teacher", "student"}
     names |= {"teacher_tokens", "student_tokens"}
-    text = page("docs/receipts.md")
+    text = page("docs/reference/receipts.md")
     headers = {"x-gkt-" + name.replace("_", "-") for name in names}
     assert {header for header in headers if f"`{header}`" not in text} == set()
 

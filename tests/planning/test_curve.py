@@ -114,7 +114,7 @@ def test_a_file_that_is_not_there_is_refused_in_words(tmp_path: Path) -> None:
 
 
 def test_the_curve_of_the_documentation_can_be_planned_with(tmp_path: Path) -> None:
-    page = (Path(__file__).parents[2] / "docs" / "planning.md").read_text("utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "design" / "planning.md").read_text("utf-8")
     (tmp_path / "curve.json").write_text(page.partition("```json\n")[2].partition("```")[0])
     parsed = read_curve(tmp_path / "curve.json")
     assert parsed.model_fields_set == set(Curve.model_fields) - {"schema_at"}

@@ -12,7 +12,7 @@ from gateway.planning.replica import RequestWork, idle_first_s, replica_load, re
 from tests.planning.curves import curve
 from tests.planning.simulation import curve_of, engine, simulate
 
-# The accuracy that docs/planning.md states, up to a utilization of 70 %.
+# The accuracy that docs/design/planning.md states, up to a utilization of 70 %.
 FIRST_WITHIN, P95_WITHIN, TOTAL_WITHIN = 0.15, 0.30, 0.20
 
 

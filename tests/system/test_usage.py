@@ -268,7 +268,7 @@ def test_the_pages_commands_run(gateway: GatewayProcess, receipts: dict[str, dic
     if missing and "CI" not in os.environ:
         pytest.skip(f"not run: this machine has no {missing[0]}")
     (tmp_path / "gateway.log").write_text(gateway.raw_log)
-    page = (Path(__file__).parents[2] / "docs" / "usage.md").read_text("utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "cost.md").read_text("utf-8")
     scripts = re.findall(r"```sh\n(.*?)```", page, re.DOTALL)
     told = [in_shell(gateway, script, tmp_path) for script in scripts]
     assert len(told) == 3
