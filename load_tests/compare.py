@@ -84,10 +84,8 @@ def main(
     kinds = KINDS if kind == "both" else (kind,)
     levels = _levels(concurrency)
     words = only.lower().split(",") if only else []
-    wanted = [
-        name for name in (*OURS, *PEER_NAMES.values()) if not words or any(word in name.lower() for word in words)
-    ]
-    cases = [BenchCase(name, one, level) for one in kinds for level in levels for name in wanted]
+    names = [name for name in (*OURS, *PEER_NAMES.values()) if not words or any(word in name.lower() for word in words)]
+    cases = [BenchCase(name, one, level) for one in kinds for level in levels for name in names]
     if with_gates and (lacking := needed_by_gates() - set(cases)):
         raise typer.BadParameter(
             f"--gates needs {', '.join(sorted(f'{one.system} ({one.kind}, {one.concurrency})' for one in lacking))}"
@@ -95,11 +93,11 @@ def main(
     if absent := wrk.missing():
         raise typer.BadParameter(f"not installed: {', '.join(absent)} (Debian: apt install wrk nginx-light)")
     with interruptible(), TemporaryDirectory(prefix="gkt-compare-") as folder, ExitStack() as stack:
-        started, absent_peers = _start(Site(Path(folder), stack), wanted, peers)
+        started, absent_peers = _start(Site(Path(folder), stack), names, peers)
         figures = _measure([case for case in cases if case.system in started], started, rounds, seconds)
     for one in kinds:
-        out.print(_table(one, levels, wanted, figures, started))
-    _legend(wanted, figures, started, absent_peers)
+        out.print(_table(one, levels, names, figures, started))
+    _legend(names, figures, started, absent_peers)
     out.print(f"Medians of {rounds} round(s) of {seconds} s. {machine()}", highlight=False)
     judged = gates(figures) if needed_by_gates() <= set(figures) else []
     if judged:
@@ -124,19 +122,19 @@ def _levels(text: str) -> list[int]:
     return levels
 
 
-def _start(site: Site, wanted: list[str], peers: Peers) -> tuple[dict[str, System], dict[str, str]]:
+def _start(site: Site, names: list[str], peers: Peers) -> tuple[dict[str, System], dict[str, str]]:
     """The systems that run, by name, and why others do not."""
     _say("starting nginx")
     started = {systems.UPSTREAM: systems.start_upstream(site)}
-    if systems.BARE in wanted:
+    if systems.BARE in names:
         _say("starting the bare pass-through")
         started[systems.BARE] = systems.start_bare(site)
-    if {systems.STUDENT, GUIDED, systems.STUDENT_LIMITED, systems.GUIDED_LIMITED} & set(wanted):
+    if {systems.STUDENT, GUIDED, systems.STUDENT_LIMITED, systems.GUIDED_LIMITED} & set(names):
         _say("starting the gateway")
         started |= {system.name: system for system in systems.start_gateway(site)}
     absent: dict[str, str] = {}
     for peer, name in PEER_NAMES.items():
-        if name not in wanted:
+        if name not in names:
             continue
         try:
             home = _home(peer, peers)
@@ -145,7 +143,7 @@ def _start(site: Site, wanted: list[str], peers: Peers) -> tuple[dict[str, Syste
         except (NotStarted, installs.NotInstalled) as error:
             absent[name] = str(error)
             _say(f"not run: {name}: {error}")
-    return {name: system for name, system in started.items() if name in wanted}, absent
+    return {name: system for name, system in started.items() if name in names}, absent
 
 
 def _home(peer: str, peers: Peers) -> Path:
@@ -201,7 +199,7 @@ def _round(case: BenchCase, system: System, seconds: int, first: int) -> RoundRe
 def _table(
     kind: wrk.Kind,
     levels: list[int],
-    wanted: list[str],
+    names: list[str],
     figures: dict[BenchCase, CaseFigures],
     started: dict[str, System],
 ) -> Table:
@@ -221,7 +219,7 @@ def _table(
         "errors",
     ):
         table.add_column(name, justify="right", no_wrap=True)
-    for name in wanted:
+    for name in names:
         for level in levels:
             case = BenchCase(name, kind, level)
             first = level == levels[0]
@@ -252,15 +250,15 @@ def _ms(value: float) -> str:
 
 
 def _legend(
-    wanted: list[str], figures: dict[BenchCase, CaseFigures], started: dict[str, System], absent: dict[str, str]
+    names: list[str], figures: dict[BenchCase, CaseFigures], started: dict[str, System], absent: dict[str, str]
 ) -> None:
     """What each system is, why one was not run, and how quiet the machine was."""
-    for name in wanted:
+    for name in names:
         out.print(f"{name}: {started[name].note if name in started else f'not run: {absent[name]}'}", highlight=False)
     others = statistics.mean(seen.others for seen in figures.values())
     busy = others > _QUIET_CORES
-    said = f"Other processes used {others:.2f} cores meanwhile" + (": the figures are too low." if busy else ".")
-    out.print(said, style="yellow" if busy else "", highlight=False)
+    text = f"Other processes used {others:.2f} cores meanwhile" + (": the figures are too low." if busy else ".")
+    out.print(text, style="yellow" if busy else "", highlight=False)
 
 
 def _gates_table(judged: list[Gate]) -> Table:

@@ -104,10 +104,10 @@ def main(
     with Progress(*columns, console=Console(stderr=True)) as progress:
         bar = progress.add_task("starting the engines", total=questions * len(WAYS) * len(shapes))
 
-        def told(link: str, way: str) -> None:
+        def on_answer(link: str, way: str) -> None:
             progress.update(bar, description=f"{link}: {way}", advance=1)
 
-        seen = asyncio.run(_on_this_machine(teacher, student, tokens, asking, shapes, told))
+        seen = asyncio.run(_on_this_machine(teacher, student, tokens, asking, shapes, on_answer))
     figures = {"machine": machine(), "teacher": teacher, "student": student, "m": tokens, **figures_of(seen)}
     typer.echo(json.dumps(figures, indent=2) if as_json else shown(figures))
 
@@ -118,7 +118,7 @@ async def _on_this_machine(
     tokens: int,
     asking: LinkWorkload,
     shapes: Sequence[Shape],
-    told: Callable[[str, str], None],
+    on_answer: Callable[[str, str], None],
 ) -> dict[str, dict[str, list[Seen]]]:
     patient = {"timeouts": {"first_token": _LONG, "idle": _LONG, "total": _LONG}}
     async with EmbeddedRedis() as redis, LocalStack(teacher=teacher, student=student) as engines:
@@ -142,7 +142,9 @@ async def _on_this_machine(
             )
             await asyncio.to_thread(wait_until_probed, gateway.admin_url)
             return {
-                shape.name: await measure(gateway.url, engines.student_url, KEY, asking, shape, folder / "queue", told)
+                shape.name: await measure(
+                    gateway.url, engines.student_url, KEY, asking, shape, folder / "queue", on_answer
+                )
                 for shape in shapes
             }
 
@@ -154,7 +156,7 @@ async def measure(
     asking: LinkWorkload,
     shape: Shape,
     queue: Path,
-    told: Callable[[str, str], None] = lambda _link, _way: None,
+    on_answer: Callable[[str, str], None] = lambda _link, _way: None,
 ) -> dict[str, list[Seen]]:
     """Every question in every way over one link. `told` hears of each answer.
 
@@ -168,7 +170,7 @@ async def measure(
         for number, question in enumerate(asking.questions):
             for place, way in enumerate(seen):
                 # No two prompts begin alike, so that each is read in full, whichever way asked the same before.
-                asked = f"({place} {shape.name} {number}) {question}"
+                prompt = f"({place} {shape.name} {number}) {question}"
                 async with SlowLink(gateway, shape) as link:
                     if way in {EDGE, EDGE_WHOLE}:
                         known = UrlStudent(
@@ -178,12 +180,12 @@ async def measure(
                             silence_s=_LONG_S,
                         )
                         seen[way].append(
-                            await _edge(link, known, key, asking.body(asked, "chat"), queue, stream=way == EDGE)
+                            await _edge(link, known, key, asking.body(prompt, "chat"), queue, stream=way == EDGE)
                         )
                     else:
-                        body = asking.body(asked, TEACHER_ONLY["model"])
+                        body = asking.body(prompt, TEACHER_ONLY["model"])
                         seen[way].append(await _teacher(link, key, body, stream=way == STREAMED))
-                told(shape.name, way)
+                on_answer(shape.name, way)
     return seen
 
 
@@ -192,8 +194,8 @@ async def _edge(
 ) -> Seen:
     async with EdgeClient(link.url, key=key, student=student, queue=queue, patience_s=_LONG_S) as edge:
         began, first_s, mode, tokens = time.perf_counter(), 0.0, "", 0
-        asked = {**body, "stream": stream, "stream_options": {"include_usage": True}}
-        async with aclosing(edge.stream(asked)) as chunks:
+        request = {**body, "stream": stream, "stream_options": {"include_usage": True}}
+        async with aclosing(edge.stream(request)) as chunks:
             async for chunk in chunks:
                 first_s = first_s or time.perf_counter() - began
                 mode = chunk["gkt"].get("mode", mode)
@@ -204,12 +206,12 @@ async def _edge(
 
 
 async def _teacher(link: SlowLink, key: str, body: dict[str, Any], *, stream: bool) -> Seen:
-    asked = {**body, "stream": True, "stream_options": {"include_usage": True}} if stream else body
+    request = {**body, "stream": True, "stream_options": {"include_usage": True}} if stream else body
     headers = {"Authorization": f"Bearer {key}"}
     began, first_s, tokens = time.perf_counter(), 0.0, 0
     async with (
         httpx.AsyncClient(base_url=link.url, headers=headers, timeout=_LONG_S) as client,
-        client.stream("POST", "/v1/chat/completions", json=asked) as reply,
+        client.stream("POST", "/v1/chat/completions", json=request) as reply,
     ):
         if not stream:
             usage = json.loads(await reply.aread())["usage"]
@@ -218,10 +220,10 @@ async def _teacher(link: SlowLink, key: str, body: dict[str, Any], *, stream: bo
         decoder = SseDecoder()
         async for received in reply.aiter_bytes():
             for event in decoder.feed(received):
-                said = {} if event == b"[DONE]" else json.loads(event)
-                if any(choice["delta"].get("content") for choice in said.get("choices", ())):
+                event_data = {} if event == b"[DONE]" else json.loads(event)
+                if any(choice["delta"].get("content") for choice in event_data.get("choices", ())):
                     first_s = first_s or time.perf_counter() - began
-                tokens = (said.get("usage") or {}).get("completion_tokens", tokens)
+                tokens = (event_data.get("usage") or {}).get("completion_tokens", tokens)
     return Seen(link.up.bytes, link.down.bytes, first_s, time.perf_counter() - began, tokens, False)
 
 

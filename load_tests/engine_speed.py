@@ -110,10 +110,10 @@ def calls_per_s(url: str, *, stream: bool, connections: int, seconds: int, folde
     body = orjson.dumps({**BODY, "stream": stream}).decode()
     script.write_text(f"wrk.method = 'POST'\nwrk.body = [==[{body}]==]\n")
     command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "-s", str(script), url + CHAT]
-    said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=seconds + 30).stdout
-    rate = re.search(r"Requests/sec: +([0-9.]+)", said)
-    if rate is None or "Non-2xx" in said or "Socket errors" in said:
-        raise RuntimeError(f"wrk says:\n{said}")
+    output = subprocess.run(command, capture_output=True, text=True, check=True, timeout=seconds + 30).stdout
+    rate = re.search(r"Requests/sec: +([0-9.]+)", output)
+    if rate is None or "Non-2xx" in output or "Socket errors" in output:
+        raise RuntimeError(f"wrk says:\n{output}")
     return float(rate[1])
 
 

@@ -111,16 +111,16 @@ async def _on_this_machine(teacher: str, student: str, asking: FirstTokenWorkloa
     with Progress(*columns, console=Console(stderr=True)) as progress:
         bar = progress.add_task("starting the engines", total=asking.calls)
 
-        def told(way: str) -> None:
+        def on_answer(way: str) -> None:
             progress.update(bar, description=way, advance=1)
 
         async with EmbeddedRedis() as redis, LocalStack(teacher=teacher, student=student) as stack:
             engines = Engines(stack.teacher_url, stack.student_url, redis.url)
-            return figures_of(*await measure(engines, asking, told))
+            return figures_of(*await measure(engines, asking, on_answer))
 
 
 async def measure(
-    engines: Engines, asking: FirstTokenWorkload, told: Callable[[str], None] = lambda _: None
+    engines: Engines, asking: FirstTokenWorkload, on_answer: Callable[[str], None] = lambda _: None
 ) -> tuple[dict[str, list[Timed]], float]:
     """Every answer, by way, and how many cores other programs used meanwhile. `told` hears the way of each call made.
 
@@ -154,7 +154,7 @@ async def measure(
             async def call(route: str, question: str) -> Timed:
                 # Engines keep what they have read. No two prompts begin alike, so that each is read in full.
                 timed = await ask(session, gateway.url, route, f"({next(numbers)}) {question}", asking.max_tokens)
-                told(WAYS[route])
+                on_answer(WAYS[route])
                 return timed
 
             for route in WAYS:
@@ -186,15 +186,15 @@ def figures_of(seen: dict[str, list[Timed]], others: float) -> dict[str, Any]:
 
 def _figures_of(answers: list[Timed]) -> dict[str, Any]:
     first = sorted(one.first_s * 1000 for one in answers)
-    told = [float(one.facts["first_token_ms"]) for one in answers]
+    receipt_ms = [float(one.facts["first_token_ms"]) for one in answers]
     modes = [one.facts["mode"] for one in answers]
     return {
         "answers": len(answers),
         "first_p50_ms": statistics.median(first),
         "first_p90_ms": first[math.ceil(len(first) * 0.9) - 1],
-        "receipt_p50_ms": statistics.median(told),
+        "receipt_p50_ms": statistics.median(receipt_ms),
         # The receipt begins and ends within the caller's time.
-        "apart_max_ms": max(abs(one.first_s * 1000 - at) for one, at in zip(answers, told, strict=True)),
+        "apart_max_ms": max(abs(one.first_s * 1000 - at) for one, at in zip(answers, receipt_ms, strict=True)),
         "total_p50_ms": statistics.median(one.total_s * 1000 for one in answers),
         "tokens_p50": statistics.median(one.tokens for one in answers),
         "modes": {mode: modes.count(mode) for mode in sorted(set(modes))},

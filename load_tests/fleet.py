@@ -140,10 +140,10 @@ async def _load(
 
     async def call(number: int) -> None:
         url = gateways[number % len(gateways)].url + "/v1/chat/completions"
-        asked = 0
+        count = 0
         while not stop.is_set():
-            asked += 1
-            text = f"Caller {number} asks question {asked}: what is the answer to it, in a few words?"
+            count += 1
+            text = f"Caller {number} asks question {count}: what is the answer to it, in a few words?"
             body = {"model": "chat", "messages": [{"role": "user", "content": text}], "max_tokens": 100}
             began = time.perf_counter()
             async with session.post(url, data=orjson.dumps(body)) as reply:

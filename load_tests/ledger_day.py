@@ -107,8 +107,8 @@ class Day:
         """Return the sum of the day over all tenants."""
         threads, total = QueryThreads(self.store.engine), SumRow()
         try:
-            wanted = list(periods("day", self.now - DAY_S, self.now + 60))
-            for _, row in await SumsReader(threads).totals(wanted):
+            days = list(periods("day", self.now - DAY_S, self.now + 60))
+            for _, row in await SumsReader(threads).totals(days):
                 total.merge(row)
         finally:
             threads.close()

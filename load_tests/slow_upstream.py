@@ -125,17 +125,17 @@ class UpstreamConnection(asyncio.Protocol):
         self._transport.write(_LAST)
 
     def _answer(self, path: str, body: bytes) -> None:
-        asked = json.loads(body) if body else {}
+        request = json.loads(body) if body else {}
         if path == "/pace":
-            self._clock.interval_s = asked["interval_ms"] / 1000
+            self._clock.interval_s = request["interval_ms"] / 1000
         elif path == "/end":
             self._clock.end()
-        elif asked.get("stream"):
+        elif request.get("stream"):
             self._transport.write(_HEAD + _FIRST)
             self._slice = self._clock.add(self)
             return
-        said = {"sent": self._clock.sent} if path == "/sent" else _ANSWER if "messages" in asked else _ABOUT
-        raw = json.dumps(said).encode()
+        reply = {"sent": self._clock.sent} if path == "/sent" else _ANSWER if "messages" in request else _ABOUT
+        raw = json.dumps(reply).encode()
         head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(raw)
         self._transport.write(head + raw)
 

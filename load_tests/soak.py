@@ -103,9 +103,9 @@ def main(
     """Keep two gateways busy with all sorts of requests and faults, then look at every count and every trend."""
     if json_file is not None and not json_file.parent.is_dir():
         raise typer.BadParameter(f"there is no folder {json_file.parent}", param_hint="--json")
-    asked = Soak(minutes * 60, callers, per_s, seed, dict(zip(NAMES, (GATEWAY, second), strict=True)), patience_s)
+    plan = Soak(minutes * 60, callers, per_s, seed, dict(zip(NAMES, (GATEWAY, second), strict=True)), patience_s)
     try:
-        found = asyncio.run(soak(asked))
+        found = asyncio.run(soak(plan))
     except NotStarted as error:
         err.print(f"it did not start: {error}")
         raise typer.Exit(1) from None
@@ -124,36 +124,36 @@ def exit_status(found: SoakReport) -> int:
     return INTERRUPTED if found.ended else 0
 
 
-async def soak(asked: Soak) -> SoakReport:
+async def soak(plan: Soak) -> SoakReport:
     """Do it. Raises NotStarted when a part does not start."""
     with TemporaryDirectory(prefix="gkt-soak-") as folder:
-        async with running(Path(folder), asked.modules, asked.seconds + _GRACE_S) as world, _interruptible() as stop:
+        async with running(Path(folder), plan.modules, plan.seconds + _GRACE_S) as world, _interruptible() as stop:
             err.print(
                 "started: two gateways on one Redis, four engines; Ctrl-C ends it early, and it tells what it knows"
             )
-            return await _under_way(asked, world, stop)
+            return await _under_way(plan, world, stop)
 
 
-async def _under_way(asked: Soak, world: World, stop: asyncio.Event) -> SoakReport:
+async def _under_way(plan: Soak, world: World, stop: asyncio.Event) -> SoakReport:
     loop = asyncio.get_running_loop()
-    sampler = Sampler(world, asked.sample_s, asked.minute_s)
-    traffic = Traffic(world, asked.callers, asked.per_s, asked.seed, sampler.took)
-    disturbances = Disturbances(world, asked.gap_s, asked.lasts_s)
+    sampler = Sampler(world, plan.sample_s, plan.minute_s)
+    traffic = Traffic(world, plan.callers, plan.per_s, plan.seed, sampler.took)
+    disturbances = Disturbances(world, plan.gap_s, plan.lasts_s)
     began, over, calm = loop.time(), asyncio.Event(), asyncio.Event()
     async with asyncio.TaskGroup() as group:
         group.create_task(sampler.run(over))
         group.create_task(traffic.run(over))
         disturbing = group.create_task(disturbances.run(calm))
-        await _wait(asked, traffic, disturbances, stop, over)
+        await _wait(plan, traffic, disturbances, stop, over)
         ended_s = loop.time() - began
         calm.set()
         await disturbing  # Redis and engines are there again before the last callers leave
         over.set()
     broke = f"gateway {sampler.gone} is gone" if sampler.gone else disturbances.broke
-    books = Books(world, traffic.tally, asked.patience_s)
+    books = Books(world, traffic.tally, plan.patience_s)
     checks = [] if broke else await books.checks()
     return SoakReport(
-        planned_s=asked.seconds,
+        planned_s=plan.seconds,
         ran_s=ended_s,
         ended=broke or ("interrupted" if stop.is_set() else ""),
         sent=traffic.tally.sent,
@@ -171,22 +171,22 @@ async def _under_way(asked: Soak, world: World, stop: asyncio.Event) -> SoakRepo
 
 
 async def _wait(
-    asked: Soak, traffic: Traffic, disturbances: Disturbances, stop: asyncio.Event, over: asyncio.Event
+    plan: Soak, traffic: Traffic, disturbances: Disturbances, stop: asyncio.Event, over: asyncio.Event
 ) -> None:
     """Until the time is up, or it is to stop; with a line that says how far it is: where nobody looks, each minute."""
     loop = asyncio.get_running_loop()
-    began, told = loop.time(), 1
+    began, lines = loop.time(), 1
     columns = TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
-        bar = progress.add_task("", total=asked.seconds)
-        while (passed_s := loop.time() - began) < asked.seconds and not over.is_set() and not disturbances.broke:
+        bar = progress.add_task("", total=plan.seconds)
+        while (passed_s := loop.time() - began) < plan.seconds and not over.is_set() and not disturbances.broke:
             tally = traffic.tally
-            said = f"{tally.sent:,} requests, {tally.broken} broken, {disturbances.met.total()} disturbances"
-            progress.update(bar, completed=passed_s, description=said)
-            if not err.is_terminal and passed_s >= told * asked.minute_s:
-                told += 1
-                err.print(f"{said}, {timedelta(seconds=round(asked.seconds - passed_s))} left")
-            if await stopped(stop, min(1.0, asked.seconds - passed_s)):
+            text = f"{tally.sent:,} requests, {tally.broken} broken, {disturbances.met.total()} disturbances"
+            progress.update(bar, completed=passed_s, description=text)
+            if not err.is_terminal and passed_s >= lines * plan.minute_s:
+                lines += 1
+                err.print(f"{text}, {timedelta(seconds=round(plan.seconds - passed_s))} left")
+            if await stopped(stop, min(1.0, plan.seconds - passed_s)):
                 return
 
 

@@ -79,7 +79,7 @@ def request(url: str, model: str, headers: Mapping[str, str]) -> bytes:
     return "\r\n".join(lines).encode()
 
 
-async def open_streams(url: str, asked: bytes, count: int, per_second: float) -> list[Stream]:
+async def open_streams(url: str, request: bytes, count: int, per_second: float) -> list[Stream]:
     """Open `count` streams one after the other, and wait until each has begun. Raises TimeoutError when one has not."""
     loop = asyncio.get_running_loop()
     address = urlsplit(url)
@@ -87,7 +87,7 @@ async def open_streams(url: str, asked: bytes, count: int, per_second: float) ->
     began = loop.time()
     for number in range(count):
         await asyncio.sleep(began + number / per_second - loop.time())
-        _, stream = await loop.create_connection(lambda: Stream(asked), address.hostname, address.port)
+        _, stream = await loop.create_connection(lambda: Stream(request), address.hostname, address.port)
         streams.append(stream)
     async with asyncio.timeout(30):
         while not all(stream.events for stream in streams):

@@ -77,18 +77,18 @@ def main(
     with interruptible(), Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
         bar = progress.add_task("starting", total=len(TEACHERS) * len(ROUTES) * (1 + rounds))
 
-        def told(what: str) -> None:
+        def on_round(what: str) -> None:
             progress.update(bar, description=what, advance=1)
 
         began, busy, ours = time.monotonic(), proc.busy_s(), proc.ours_s()
-        teachers = {name: measure(name, callers, seconds, rounds, told) for name in TEACHERS}
+        teachers = {name: measure(name, callers, seconds, rounds, on_round) for name in TEACHERS}
         others = (proc.busy_s() - busy - (proc.ours_s() - ours)) / (time.monotonic() - began)
     figures = {"machine": machine(), "callers": callers, "others_cores": max(0.0, others), "teachers": teachers}
     typer.echo(json.dumps(figures, indent=2) if as_json else shown(figures))
 
 
 def measure(
-    teacher: str, callers: int, seconds: int, rounds: int, told: Callable[[str], None] = lambda _: None
+    teacher: str, callers: int, seconds: int, rounds: int, on_round: Callable[[str], None] = lambda _: None
 ) -> dict[str, dict[str, Any]]:
     """Figures of each way with a teacher of `TEACHERS`. `told` hears of each turn that was taken."""
     with ExitStack() as stack:
@@ -106,7 +106,7 @@ def measure(
                 one = _round(gateway, route, callers, 1 if turn < 0 else seconds, first)
                 if turn >= 0:
                     seen.setdefault(ROUTES[route], []).append(one)
-                told(f"{teacher}, {ROUTES[route]}")
+                on_round(f"{teacher}, {ROUTES[route]}")
     return figures_of(seen)
 
 

@@ -120,8 +120,8 @@ class Upstream:
     def call(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         data = None if body is None else json.dumps(body).encode()
         with urllib.request.urlopen(urllib.request.Request(self.url + path, data), timeout=10) as reply:
-            said: dict[str, Any] = json.load(reply)
-            return said
+            reply_body: dict[str, Any] = json.load(reply)
+            return reply_body
 
 
 def main(

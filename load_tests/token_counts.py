@@ -95,8 +95,8 @@ def llama(name: str) -> Count:
 
     def count(text: str) -> int:
         body = json.dumps({"content": text, "add_special": False}).encode()
-        asked = Request(f"{server.listening_address}/tokenize", body, {"Content-Type": "application/json"})
-        with urlopen(asked, timeout=60) as reply:
+        request = Request(f"{server.listening_address}/tokenize", body, {"Content-Type": "application/json"})
+        with urlopen(request, timeout=60) as reply:
             return len(json.load(reply)["tokens"])
 
     # It serves until it is deleted: `count` alone holds it.

@@ -62,22 +62,22 @@ def read(output: str) -> Reading:
     line = next((line for line in output.splitlines() if line.startswith(_MARK)), None)
     if line is None:
         raise ValueError(f"wrk printed no figures: {output.strip()[-300:]}")
-    said = json.loads(line.removeprefix(_MARK))
-    answered = said["requests"] > 0  # without any, wrk's percentiles are 0
+    figures = json.loads(line.removeprefix(_MARK))
+    answered = figures["requests"] > 0  # without any, wrk's percentiles are 0
     return Reading(
-        requests=said["requests"],
-        seconds=said["duration_us"] / 1e6,
-        p50_ms=said["p50_us"] / 1e3 if answered else math.inf,
-        p99_ms=said["p99_us"] / 1e3 if answered else math.inf,
-        refused=said["refused"],
-        broken=said["broken"],
+        requests=figures["requests"],
+        seconds=figures["duration_us"] / 1e6,
+        p50_ms=figures["p50_us"] / 1e3 if answered else math.inf,
+        p99_ms=figures["p99_us"] / 1e3 if answered else math.inf,
+        refused=figures["refused"],
+        broken=figures["broken"],
     )
 
 
 def run(target: Target, kind: Kind, *, concurrency: int, seconds: float, first: int) -> Reading:
     """One round. Where nobody listens any more, every caller counts as broken, and no answer ever came."""
-    asked = command(target, kind, concurrency=concurrency, seconds=seconds, first=first)
-    done = subprocess.run(asked, capture_output=True, text=True, timeout=seconds + 4 * _TIMEOUT_S, check=False)
+    arguments = command(target, kind, concurrency=concurrency, seconds=seconds, first=first)
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=seconds + 4 * _TIMEOUT_S, check=False)
     try:
         return read(done.stdout)
     except ValueError:

@@ -74,18 +74,18 @@ class FakeEngine:
         finally:
             server.close()
 
-    def _handle(self, connection: FakeConnection, asked: bytes, body: bytes) -> None:
+    def _handle(self, connection: FakeConnection, request: bytes, body: bytes) -> None:
         """Answer `METHOD /path`, now or later."""
-        if (asking := self._asking.get(asked)) is not None:
+        if (asking := self._asking.get(request)) is not None:
             self._ask(connection, *asking, body)
             return
-        if asked == b"GET /stats":
+        if request == b"GET /stats":
             whole = reply(orjson.dumps(self.stats.shown()))
-        elif asked == b"POST /stats/reset":
+        elif request == b"POST /stats/reset":
             self.stats.reset()
             whole = reply(b"{}")
         else:
-            whole = self._facts.get(asked) or error(404, "no such route", "not_found", tgi=self._tgi)
+            whole = self._facts.get(request) or error(404, "no such route", "not_found", tgi=self._tgi)
         connection.write(whole)
         connection.end()
 
@@ -98,8 +98,8 @@ class FakeEngine:
     ) -> None:
         self.stats.requests += 1
         try:
-            asked = read(body, self._profile)
-            answer = self._answer(asked, form)
+            request = read(body, self._profile)
+            answer = self._answer(request, form)
         except InvalidRequestBody as misread:
             self.stats.rejected += 1
             self._refuse(connection, 422 if self._tgi else 400, str(misread), "validation")
@@ -124,34 +124,34 @@ class FakeEngine:
         for sequence in call.sequences():
             self._batching.submit(sequence)
 
-    def _answer(self, asked: ParsedRequest, form: Form | None) -> PlannedAnswer:
-        room = self._profile.max_total_tokens - max(asked.reads)
-        if (asked.max_tokens or 1) > room:
+    def _answer(self, request: ParsedRequest, form: Form | None) -> PlannedAnswer:
+        room = self._profile.max_total_tokens - max(request.reads)
+        if (request.max_tokens or 1) > room:
             raise InvalidRequestBody(f"`inputs` tokens + `max_new_tokens` must be <= {self._profile.max_total_tokens}")
-        if self._tgi and len(asked.reads) > _TGI_CLIENT_BATCH:
+        if self._tgi and len(request.reads) > _TGI_CLIENT_BATCH:
             raise InvalidRequestBody(f"batch size exceeded: at most {_TGI_CLIENT_BATCH} prompts")
-        at_most = asked.max_tokens or room
-        each = 1 if self._tgi else asked.choices  # TGI passes over `n`
-        texts = tuple(self._text(index, asked, at_most) for index in range(each * len(asked.reads)))
+        at_most = request.max_tokens or room
+        each = 1 if self._tgi else request.choices  # TGI passes over `n`
+        texts = tuple(self._text(index, request, at_most) for index in range(each * len(request.reads)))
         if form is None:
-            body = partial(generated, texts[0], asked.details)
+            body = partial(generated, texts[0], request.details)
         else:
-            body = partial(form.whole, texts, sum(asked.reads))
+            body = partial(form.whole, texts, sum(request.reads))
         return PlannedAnswer(
             texts,
-            asked.reads,
+            request.reads,
             body,
-            form if asked.stream else None,
-            usage=asked.usage,
+            form if request.stream else None,
+            usage=request.usage,
             headers=self._tgi or form is None,
         )
 
-    def _text(self, index: int, asked: ParsedRequest, at_most: int) -> Text:
+    def _text(self, index: int, request: ParsedRequest, at_most: int) -> Text:
         """TGI looks at the length before it looks at the end: an answer that is done just then was cut."""
         length = self._profile.answer_length(self._random.random())
         if length is None or length >= at_most:
-            return Text(index, asked.tape, asked.at, at_most, "length")
-        return Text(index, asked.tape, asked.at, length, "stop")
+            return Text(index, request.tape, request.at, at_most, "length")
+        return Text(index, request.tape, request.at, length, "stop")
 
     def _fault(self) -> Fault | None:
         drawn = self._random.random()

@@ -112,13 +112,13 @@ class FakeConnection(asyncio.Protocol):
             self._needed = begins + size
         else:
             line = head[: head.index(b"\r\n")]
-            asked, _, version = line.rpartition(b" ")
+            request_line, _, version = line.rpartition(b" ")
             if version != b"HTTP/1.1":
                 self._refuse(505)
                 return
             self._last = _CLOSE.search(head) is not None
             self._received, self._needed, self._busy = received[begins + size :], 0, True
-            self._handle(self, asked, received[begins : begins + size])
+            self._handle(self, request_line, received[begins : begins + size])
 
     def _refuse(self, status: int) -> None:
         self.write(reply(b"", status, b"Connection: close\r\n"))

@@ -81,8 +81,8 @@ class Form:
         token = tape[(text.at + text.length - 1) % len(tape)]
         if self._tgi:
             return self._event([self._choice(text.choice, self._delta(token), text.finish)])
-        said = self._event([self._choice(text.choice, self._delta(token), None)])
-        return said + self._event([self._choice(text.choice, {} if self._chat else "", text.finish)])
+        content = self._event([self._choice(text.choice, self._delta(token), None)])
+        return content + self._event([self._choice(text.choice, {} if self._chat else "", text.finish)])
 
     def end(self, read: int, written: int, *, usage: bool) -> bytes:
         """The end of a stream."""
@@ -107,8 +107,8 @@ class Form:
         return orjson.dumps({"object": self._name, **self._common, "choices": choices, "usage": _usage(read, written)})
 
     def _said(self, text: Text) -> dict[str, Any]:
-        said = {"message": {"role": "assistant", "content": str(text)}} if self._chat else {"text": str(text)}
-        return {"index": text.choice, **said, "logprobs": None, "finish_reason": text.finish}
+        content = {"message": {"role": "assistant", "content": str(text)}} if self._chat else {"text": str(text)}
+        return {"index": text.choice, **content, "logprobs": None, "finish_reason": text.finish}
 
     def _delta(self, token: str) -> Any:
         if not self._chat:

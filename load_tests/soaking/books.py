@@ -54,8 +54,8 @@ class Check:
         return self.least <= self.found <= self.most
 
 
-def same(name: str, found: Amount, wanted: Amount) -> Check:
-    return Check(name, found, wanted, wanted)
+def same(name: str, found: Amount, expected: Amount) -> Check:
+    return Check(name, found, expected, expected)
 
 
 def none(name: str, found: Amount) -> Check:
@@ -218,9 +218,9 @@ class Books:
         async with session.get(url, headers={"Authorization": f"Bearer {ADMIN_KEY}"}) as reply:
             told = json.loads(await reply.text(), parse_float=Decimal)
         for one in told["budgets"]:
-            wanted = self.stored.spent_usd.get((one["tenant"], one["key"]), Decimal(0))
+            expected = self.stored.spent_usd.get((one["tenant"], one["key"]), Decimal(0))
             whose = f"{one['tenant']}, {one['key'] or 'all keys'}"
-            checks.append(same(f"USD spent of the budget of {whose} = receipts'", Decimal(one["spent_usd"]), wanted))
+            checks.append(same(f"USD spent of the budget of {whose} = receipts'", Decimal(one["spent_usd"]), expected))
             checks.append(none(f"USD still reserved of the budget of {whose}", Decimal(one["reserved_usd"])))
         return checks
 
