@@ -252,7 +252,7 @@ def _ms(value: float) -> str:
 def _legend(
     names: list[str], figures: dict[BenchCase, CaseFigures], started: dict[str, System], absent: dict[str, str]
 ) -> None:
-    """What each system is, why one was not run, and how quiet the machine was."""
+    """Print a description of each system, the reasons for absent ones, and the load of other processes."""
     for name in names:
         out.print(f"{name}: {started[name].note if name in started else f'not run: {absent[name]}'}", highlight=False)
     others = statistics.mean(seen.others for seen in figures.values())

@@ -1,4 +1,4 @@
-"""What a device sends, gets and waits for over a slow link: guided at the edge, and a whole answer of the teacher's.
+"""Measure bytes and times of a device on a slow link: guided at the edge, and with whole answers of the teacher.
 
     PYTHONPATH=. python load_tests/edge_link.py --help
 
@@ -60,7 +60,7 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class LinkWorkload:
-    """What is asked over each link, in each way."""
+    """The questions for each link and way."""
 
     questions: Sequence[str]
     max_tokens: int
@@ -228,7 +228,7 @@ async def _teacher(link: SlowLink, key: str, body: dict[str, Any], *, stream: bo
 
 
 def figures_of(seen: dict[str, dict[str, list[Seen]]]) -> dict[str, Any]:
-    """What --json prints, but for what was measured on which machine: medians, times in milliseconds."""
+    """Return the figures for --json, without the machine and models: medians, times in milliseconds."""
     return {
         "links": {link: {way: _figures_of(answers) for way, answers in ways.items()} for link, ways in seen.items()}
     }

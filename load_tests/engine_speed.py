@@ -105,7 +105,7 @@ def canned() -> Iterator[str]:
 
 
 def calls_per_s(url: str, *, stream: bool, connections: int, seconds: int, folder: Path) -> float:
-    """What wrk counts; every call must be answered with 200."""
+    """Return calls per second, measured by wrk. Every reply must be a 200."""
     script = folder / "post.lua"
     body = orjson.dumps({**BODY, "stream": stream}).decode()
     script.write_text(f"wrk.method = 'POST'\nwrk.body = [==[{body}]==]\n")

@@ -31,7 +31,7 @@ class BenchCase:
 
 @dataclass(frozen=True)
 class RoundResult:
-    """What one round of one case showed.
+    """Results of one round of one case.
 
     Attributes:
         cores: CPU seconds that the system's processes used for each second of the round.

@@ -50,7 +50,7 @@ _LONG = "5m"
 
 @dataclass(frozen=True, slots=True)
 class Engines:
-    """Where everything is that the gateway is put between."""
+    """URLs of the engines and of Redis."""
 
     teacher_url: str
     student_url: str
@@ -59,7 +59,7 @@ class Engines:
 
 @dataclass(frozen=True, slots=True)
 class FirstTokenWorkload:
-    """What is asked: every question, `rounds` times over, in each way."""
+    """The workload: every question, `rounds` times, in each way."""
 
     questions: Sequence[str]
     rounds: int
@@ -176,7 +176,7 @@ def in_turn(routes: list[str], questions: Sequence[str]) -> list[tuple[str, str]
 
 
 def figures_of(seen: dict[str, list[Timed]], others: float) -> dict[str, Any]:
-    """What --json prints, but for what was measured on which machine. Times in milliseconds."""
+    """Return the figures for --json, without the machine and models. Times are in milliseconds."""
     ways = {way: _figures_of(answers) for way, answers in seen.items()}
     for figures in ways.values():
         figures["of_student"] = figures["first_p50_ms"] / ways[STUDENT]["first_p50_ms"]

@@ -75,7 +75,7 @@ class HostileReply:
 
 @dataclass(frozen=True)
 class Phase:
-    """What the victim saw in one phase. Errors are all replies but 200, and broken connections."""
+    """Results of the victim in one phase. Errors are all replies except 200, and broken connections."""
 
     count: int
     p50_ms: float
@@ -279,7 +279,7 @@ def _read(lines: str) -> list[HostileReply]:
 
 
 def _phase(answers: Sequence[HostileReply], start: float, end: float) -> Phase:
-    """What began within the phase."""
+    """Return the result of the requests that started within the phase."""
     here = [answer for answer in answers if start <= answer.began < end]
     good = sorted(answer.seconds * 1000 for answer in here if answer.status == _OK)
     p50 = statistics.median(good) if good else math.inf
@@ -315,7 +315,7 @@ def _bare(cases: Sequence[HostileCase], ours: HostileCase) -> HostileCase | None
 
 
 def _verdicts(cases: Sequence[HostileCase]) -> list[tuple[str, bool]]:
-    """What is to hold of the gateway, and whether it does."""
+    """Return the requirements on the gateway, and whether each is met."""
     found: list[tuple[str, bool]] = []
     for case in cases:
         if case.system == _BARE or any(flood.hostile_body for flood in named(case.flood)):

@@ -27,7 +27,7 @@ def cache() -> Path:
 
 
 def pins(peer: str) -> Path:
-    """What names every package of a peer with its version and its hash."""
+    """Return the file that pins every package of a peer by version and hash."""
     return PEERS / peer / ("package-lock.json" if (PEERS / peer / "package.json").exists() else "requirements.lock")
 
 

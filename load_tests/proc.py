@@ -1,4 +1,4 @@
-"""What /proc tells of processes: who started whom, CPU time, memory. Linux only."""
+"""Read process trees, CPU time and memory from /proc. Linux only."""
 
 from __future__ import annotations
 

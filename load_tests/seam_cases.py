@@ -1,4 +1,4 @@
-"""What the experiment at the seam makes of one opening and of what followed it. Pure."""
+"""Classify guidance and the text after it at the seam. Pure."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class SeamCase:
 
 
 def differs(wanted: str, got: str, *, complete: bool) -> bool:
-    """Whether an answer is another than the teacher's, as far as both were written.
+    """Return whether an answer differs from the teacher's, up to the shorter length.
 
     complete: nothing follows either text.
     """
@@ -94,14 +94,14 @@ def words_of(texts: Sequence[str]) -> set[str]:
 
 
 def is_within_a_word(case: SeamCase) -> bool:
-    """Whether the teacher's own text has no end of a word where the seam is; scripts without spaces do not count."""
+    """Return whether the seam is within a word of the teacher's text. Scripts without spaces do not count."""
     at = len(case.kept)
     around = case.wanted[at - 1 : at + 1]
     return len(around) == 2 and around.isalnum() and all(char < _FIRST_IDEOGRAPHIC for char in around)
 
 
 def is_doubtful(case: SeamCase, vocabulary: set[str]) -> bool:
-    """Whether the word at the seam is neither the teacher's nor any that the texts know."""
+    """Return whether the word at the seam is neither the teacher's nor in the texts' vocabulary."""
     word = seam_word(case.kept, case.got[len(case.kept) :])
     own = seam_word(case.kept, case.wanted[len(case.kept) :])
     if not word or word == own or word.isdigit() or any(char >= _FIRST_IDEOGRAPHIC for char in word):

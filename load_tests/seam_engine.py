@@ -23,7 +23,7 @@ GREEDY = {"temperature": 0, "cache_prompt": False}
 
 @dataclass(frozen=True)
 class Written:
-    """What a model wrote, up to each of its tokens.
+    """Text of a model, with the end of each token.
 
     Attributes:
         prompt_ids: the tokens of the prompt.

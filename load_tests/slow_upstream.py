@@ -53,7 +53,7 @@ _ABOUT = {"object": "list", "data": [{"id": "static", "object": "model"}], "mode
 
 @dataclass
 class Clock:
-    """What all streams share."""
+    """State that all streams share."""
 
     interval_s: float = 0.25
     slices: list[set[UpstreamConnection]] = field(default_factory=lambda: [set() for _ in range(_SLICES)])

@@ -56,7 +56,7 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 @dataclass(frozen=True)
 class Soak:
-    """What is to be done.
+    """Settings of a soak test.
 
     Attributes:
         modules: by gateway, what `python -m` runs: something else only to see that it is caught.

@@ -1,4 +1,4 @@
-"""What it costs the gateway to show guidance as it grows: requests with `guidance.stream` on and off, side by side.
+"""Measure the gateway's cost of `guidance.stream`: requests with it on and off, side by side.
 
     PYTHONPATH=. python load_tests/streaming_cost.py --help
 

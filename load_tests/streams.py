@@ -82,7 +82,7 @@ class Step:
 
 @dataclass(frozen=True)
 class StreamResults:
-    """What a run has shown; `broken` counts slow streams that did not end properly."""
+    """Results of a run; `broken` counts slow streams without a proper end."""
 
     slow: Step
     broken: int
@@ -92,7 +92,7 @@ class StreamResults:
 
 @dataclass(frozen=True)
 class StreamTarget:
-    """Where streams are asked for."""
+    """URL, model and headers of the streams' requests."""
 
     url: str
     model: str
@@ -258,7 +258,7 @@ class StreamBench:
 
 
 def slope_per_s(samples: Sequence[float]) -> float:
-    """Of samples taken once a second: how much they rise each second (least squares)."""
+    """Return the slope per second of samples taken once a second (least squares)."""
     return statistics.linear_regression(range(len(samples)), samples).slope
 
 

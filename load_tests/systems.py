@@ -1,4 +1,4 @@
-"""What compare.py measures: the upstream, the bare pass-through, our gateway and the peers, and how each is started.
+"""Start the systems of compare.py: the upstream, the bare pass-through, the gateway and the peers.
 
 Every system is one process with one worker, on the loopback interface, in front of the same nginx. Each hands out two
 targets, one for JSON and one for streams, because the upstream has a port for each.
@@ -66,7 +66,7 @@ class System:
 
 @dataclass
 class Site:
-    """Where everything runs: a folder for this run, and the upstream's ports."""
+    """The folder of this run, and the upstream's ports."""
 
     folder: Path
     stack: ExitStack
@@ -252,7 +252,7 @@ def start_switchyard(site: Site, home: Path) -> System:
 
 
 def start_vllm_router(site: Site, home: Path) -> System:
-    """It chooses by load, not by model: each of the two upstreams gets a router, of which one works at a time."""
+    """Start two routers, one per upstream, since a router chooses by load and not by model. One works at a time."""
     children, bases = [], []
     for kind in ("json", "stream"):
         port, metrics = free_ports(2)
@@ -326,14 +326,14 @@ def _ask(target: Target, kind: Kind) -> str:
 
 
 def _words(stream: str) -> str:
-    """What the events of a stream say, joined, and its end."""
+    """Return the joined text of a stream's events, and its end."""
     events = [line.removeprefix("data: ") for line in stream.splitlines() if line.startswith("data: ")]
     choices = (choice for event in events if event != "[DONE]" for choice in json.loads(event).get("choices", ()))
     return "".join([choice["delta"].get("content") or "" for choice in choices] + events[-1:])
 
 
 def probed(admin_url: str) -> bool:
-    """Whether the gateway has probed each of its engines once."""
+    """Return whether the gateway has probed each of its engines once."""
     with urllib.request.urlopen(f"{admin_url}/readyz", timeout=5) as reply:
         return all(engine["up"] is not None for engine in json.load(reply)["engines"].values())
 

@@ -47,7 +47,7 @@ _CATALOGUES = (Path("/usr/share/locale"), Path("/usr/share/vim"))
 
 @dataclass(slots=True)
 class Disagreement:
-    """Of one kind of text: the ratios of the dearer count to the cheaper one, and how many broke the bound."""
+    """Ratios of the larger token count to the smaller one for one kind of text, and violations of the bound."""
 
     texts: int = 0
     ratios: list[float] = field(default_factory=list)
@@ -76,7 +76,7 @@ class Disagreement:
 
 
 def tokenizers() -> dict[str, Count]:
-    """What is installed with LiteLLM: OpenAI's encodings, and the files of two other vendors."""
+    """Return the tokenizers that LiteLLM installs: OpenAI's encodings, and files of two other vendors."""
     spec = find_spec("litellm")
     assert spec is not None
     assert spec.origin is not None

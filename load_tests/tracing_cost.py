@@ -1,4 +1,4 @@
-"""What traces cost the gateway: guided requests with and without, side by side, in CPU time for each request.
+"""Measure the CPU time per guided request with and without tracing, side by side.
 
     PYTHONPATH=. python load_tests/tracing_cost.py --help
 

@@ -32,7 +32,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Reading:
-    """What wrk saw in one round.
+    """Results of wrk in one round.
 
     Attributes:
         p50_ms, p99_ms: infinite when no answer came within the round.
@@ -85,5 +85,5 @@ def run(target: Target, kind: Kind, *, concurrency: int, seconds: float, first: 
 
 
 def missing() -> list[str]:
-    """Of the programs that the comparison runs from the system, those that are not installed."""
+    """Return the system programs that the comparison needs and that are not installed."""
     return [name for name in ("wrk", "nginx") if shutil.which(name) is None]

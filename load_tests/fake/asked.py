@@ -1,4 +1,4 @@
-"""What a call asks for, as far as it matters to an engine without a model: how much to read, how much to write."""
+"""Parse requests into what an engine without a model needs: prompt tokens and output tokens."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def _tokens(text: str, profile: Profile) -> int:
 
 
 def _continues(profile: Profile, body: dict[str, Any], last: dict[str, Any]) -> bool:
-    """Whether the engine goes on with the last message, and is asked to in its own way."""
+    """Return whether the request makes the engine continue the last message."""
     if last.get("role") != "assistant":
         return False
     match profile.continuation:

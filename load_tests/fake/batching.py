@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 
 
 class Reader(Protocol):
-    """Who gets the tokens of a sequence."""
+    """The receiver of a sequence's tokens."""
 
     @property
     def gone(self) -> bool:
-        """Whether nobody waits for them any more."""
+        """Return whether the caller disconnected."""
         ...
 
     def joins(self) -> None:
-        """Its prompt is being read."""
+        """Called when the batch starts to read the prompt."""
         ...
 
     def token(self, sequence: Sequence) -> bool:

@@ -21,7 +21,7 @@ Fault = Literal["fail_424", "fail_500", "hang", "break_off"]
 
 @dataclass(frozen=True, slots=True)
 class PlannedAnswer:
-    """What a call will be told.
+    """The planned answer of a call.
 
     Attributes:
         reads: tokens of each prompt; its texts stand together in `texts`, as many for each.
@@ -68,7 +68,7 @@ class Call:
         connection.on_lost = self._leave
 
     def sequences(self) -> Iterator[Sequence]:
-        """Its answers, for the batch. A stream begins here, as the engines' do, before there is a token."""
+        """Return the sequences of the call for the batch. A stream starts here, before its first token."""
         if self._form is not None:
             self._write(EVENTS_HEAD)
         each = len(self._answer.texts) // len(self._answer.reads)

@@ -1,4 +1,4 @@
-"""What a timing file says: how long the modelled engine takes, what it refuses, how often it fails."""
+"""Read timing files: times, limits and failure rates of the modeled engine."""
 
 from __future__ import annotations
 

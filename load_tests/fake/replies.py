@@ -66,7 +66,7 @@ class Form:
         self.whole = lru_cache(maxsize=256)(self._whole)
 
     def opening(self, index: int) -> bytes:
-        """What is sent ahead of the first token."""
+        """Return the events before the first token."""
         if self._tgi or not self._chat:
             return b""
         return self._event([self._choice(index, {"role": "assistant", "content": ""}, None)])

@@ -1,4 +1,4 @@
-"""What the fake engine counts, and shows at GET /stats."""
+"""Counters of the fake engine, for GET /stats."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each flood sends, as bytes on the wire."""
+"""Requests of each flood, as bytes."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ def none(name: str, found: Amount) -> Check:
 
 @dataclass
 class Stored:
-    """What the usage database holds, against what callers know.
+    """Receipts of the usage database, compared with the callers' requests.
 
     Attributes:
         found: ids of callers' requests that have a receipt.
@@ -91,7 +91,7 @@ class Stored:
 
     @property
     def requests(self) -> int:
-        """What the sums count: a report is of a guidance, which was the request."""
+        """Return the number of requests in the sums. A device's report counts with its guidance."""
         return self.receipts - len(self.reported)
 
     def add(self, receipt: Receipt, tally: Tally) -> None:
@@ -236,7 +236,7 @@ class Books:
             await asyncio.sleep(0.5)
 
     async def _quiet(self, session: aiohttp.ClientSession) -> bool:
-        """Whether nothing is under way any more, and every receipt is told."""
+        """Return whether no request is running and every receipt is sent."""
         waiting = [await self._sum(session, name) for name in ("gkt_in_flight", "gkt_receipts_waiting")]
         redis: Any = self._world.redis
         return not any(waiting) and not await self._intents() and not await redis.hlen(_KEYS.teacher("big").tickets)

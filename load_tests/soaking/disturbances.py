@@ -1,4 +1,4 @@
-"""What goes wrong meanwhile, one after the other, over and over: Redis, engines, policies."""
+"""Disturb Redis, engines and policies in turn, repeatedly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a measure stayed flat: the rule of the soak, on samples and their times. Pure.
+"""Decide whether a measure stayed flat, from its samples and their times. Pure.
 
 A process grows while it warms up, and jumps while a fault is on. So the beginning is left out, samples are gathered
 into blocks of which the median counts, and the slope is Theil and Sen's: the median of the slopes between all pairs of
@@ -28,7 +28,7 @@ _END_PART = 5
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """What is sampled, and how much it may rise over the time that is judged.
+    """A sampled measure, and its allowed rise over the judged time.
 
     Attributes:
         scale: what a value is divided by to be shown in `unit`.
@@ -47,7 +47,7 @@ class Measure:
 
 @dataclass(frozen=True, slots=True)
 class Trend:
-    """What became of a measure. Values are in its own unit.
+    """The trend of a measure. Values are in the measure's unit.
 
     Attributes:
         of: whose it is.

@@ -1,4 +1,4 @@
-"""What a soak found, in tables and as JSON."""
+"""Results of a soak test, as tables and as JSON."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class SoakReport:
 
     @property
     def holds(self) -> bool:
-        """Where nothing could be counted, nothing held."""
+        """Return whether all checks and trends hold. Without checks the result is false."""
         return bool(self.checks) and all(one.holds for one in (*self.checks, *self.trends))
 
 
@@ -86,7 +86,7 @@ def shown(found: SoakReport) -> Iterator[str]:
 
 
 def record(found: SoakReport) -> dict[str, Any]:
-    """The same for machines. Money is text."""
+    """Return the report as JSON values. Amounts are text."""
     return {
         "holds": found.holds,
         "ended": found.ended,

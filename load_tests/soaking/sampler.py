@@ -1,4 +1,4 @@
-"""What is looked at all the time: the gateways' processes, Redis, and how long ordinary answers take."""
+"""Sample the gateways' processes, Redis, and the times of ordinary answers."""
 
 from __future__ import annotations
 
@@ -124,5 +124,5 @@ class Sampler:
         return {"redis_bytes": info["used_memory"], "redis_keys": keys}
 
     def trends(self, warm_up_s: float) -> list[Trend]:
-        """What became of each measure."""
+        """Return the trend of each measure."""
         return [trend(measure, of, samples, warm_up_s) for (measure, of), samples in self._samples.items()]

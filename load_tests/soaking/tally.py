@@ -1,4 +1,4 @@
-"""What callers know of their requests: how each ended, and which receipts there have to be."""
+"""Record the result of each request on the caller's side, and which receipts are required."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is soaked: two gateways over one Redis and one usage database, before engines that fail in many ways."""
+"""The system under test: two gateways with one Redis, one usage database, and engines that fail in many ways."""
 
 from __future__ import annotations
 
@@ -218,7 +218,7 @@ def _models(engines: Mapping[str, SoakEngine], slow: FakeEngine, odd: FaultEngin
 
 
 def routes() -> list[dict[str, Any]]:
-    """What callers of each tenant may ask for."""
+    """Return the routes of each tenant."""
     guidance = {"tokens": 8, "deadline": "300ms", "cache_ttl": "20s"}
     return [
         guided(**guidance) | {"quality": {"sample": 0.05, "max_in_flight": 2}},
