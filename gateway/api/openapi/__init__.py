@@ -1,11 +1,11 @@
-"""The public API's own description, OpenAPI 3.1, made from the code that serves it.
+"""The OpenAPI 3.1 document of the public API.
 
-    shapes.py       what replies look like
-    operations.py   of each handler: what it takes, what it gives, and how it can fail
-    rules.py        what holds of bodies beyond types and ranges
-    document.py     all three, with the route table, the request structs and the error tree -> one JSON document
+    shapes.py       structs of the replies
+    operations.py   of each handler: request body, reply, parameters and errors
+    rules.py        rules for request bodies beyond types and ranges
+    document.py     builds the document from these, the route table, the request structs and the error tree
     route.py        GET /openapi.json
 
-Ranges are those that the parsers enforce, since both come from the same structs. Nothing of the configuration stands in
-it: it is the same for every gateway of one version, and needs no key.
+Types and ranges of request bodies come from the structs that the parsers decode. The document contains nothing of the
+configuration: it is the same for every gateway of one version, and public.
 """

@@ -1,4 +1,4 @@
-"""The route table, the structs and the error tree -> one JSON document. Pure."""
+"""Build the OpenAPI document from the route table, the structs and the error tree. Pure."""
 
 from __future__ import annotations
 
@@ -29,28 +29,32 @@ if TYPE_CHECKING:
     from gateway.protocol.body import Json
 
 _SCHEMA = "#/components/schemas/{name}"
-_ABOUT = (
-    "A large model, the teacher, writes the first words of every answer; a small one, the student, writes the rest. "
-    "Routes, bodies and errors are OpenAI's. Of a body, the fields named here are checked; whatever else it holds "
-    "reaches the engine as it came."
+_DESCRIPTION = (
+    "A large model, the teacher, writes the first tokens of an answer. A small model, the student, writes the rest. "
+    "Routes, bodies and errors are compatible with the OpenAI API. The gateway validates the fields listed here. "
+    "It passes other fields to the engine unchanged."
 )
 
 
 def document(routes: Iterable[web.AbstractRouteDef]) -> StaticDocument:
-    """The document of these routes. Raises KeyError for a handler that `OPERATIONS` does not describe."""
+    """Return the document of the routes.
+
+    Raises:
+        KeyError: `OPERATIONS` does not describe a handler.
+    """
     paths: dict[str, Json] = {}
     for route in routes:
-        assert isinstance(route, web.RouteDef), "the route table holds single routes"
+        assert isinstance(route, web.RouteDef), "the route table contains single routes only"
         path = re.sub(r"{(\w+):[^}]*}", r"{\1}", route.path)
-        told = _operation(path, route.handler.__name__, OPERATIONS[route.handler])
-        paths.setdefault(path, {})[route.method.lower()] = told
+        described = _operation(path, route.handler.__name__, OPERATIONS[route.handler])
+        paths.setdefault(path, {})[route.method.lower()] = described
     body = orjson.dumps(
         {
             "openapi": "3.1.0",
             "info": {
                 "title": "GKT Gateway",
                 "version": __version__,
-                "description": _ABOUT,
+                "description": _DESCRIPTION,
                 "license": {"name": "Apache 2.0", "identifier": "Apache-2.0"},
             },
             "servers": [{"url": "/"}],
@@ -72,99 +76,101 @@ def document(routes: Iterable[web.AbstractRouteDef]) -> StaticDocument:
     return StaticDocument(body, sha256(body).hexdigest()[:32])
 
 
-def _operation(path: str, name: str, about: Operation) -> Json:
-    told: Json = {"operationId": name, "summary": about.summary, "tags": [about.tag]}
+def _operation(path: str, name: str, operation: Operation) -> Json:
+    described: Json = {"operationId": name, "summary": operation.summary, "tags": [operation.tag]}
     parameters: list[Json] = [
         {"name": part, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
         for part in re.findall(r"{(\w+)}", path)
     ]
     parameters += [
-        {"name": name, "in": "query", "required": False, "description": words, "schema": schema}
-        for name, (words, schema) in about.query.items()
+        {"name": name, "in": "query", "required": False, "description": text, "schema": schema}
+        for name, (text, schema) in operation.query.items()
     ]
     is_api = path.startswith(API)
     if is_api:
         parameters.append({"$ref": "#/components/parameters/ClientRequestId"})
-    if about.streams is not None:
+    if operation.event is not None:
         parameters += [{"$ref": f"#/components/parameters/{name}"} for name in ("Mode", "GuidanceTokens")]
-    if about.edge:
+    if operation.versioned:
         parameters.append({"$ref": "#/components/parameters/EdgeVersion"})
     if parameters:
-        told["parameters"] = parameters
-    if about.open:
-        told["security"] = []
-    if about.takes is not None:
-        told["requestBody"] = {"required": True, "content": _json(about.takes)}
-    own = ["x-request-id"]
+        described["parameters"] = parameters
+    if operation.public:
+        described["security"] = []
+    if operation.body is not None:
+        described["requestBody"] = {"required": True, "content": _json(operation.body)}
+    headers = ["x-request-id"]
     if is_api:
-        own += ["x-client-request-id", "openai-version", "openai-processing-ms"]
-    told["responses"] = {
-        "200": _response("It is done.", _content(about), [*own, *(_fact_headers() if about.accounted else ())]),
+        headers += ["x-client-request-id", "openai-version", "openai-processing-ms"]
+    described["responses"] = {
+        "200": _response(
+            "Success.", _content(operation), [*headers, *(_fact_headers() if operation.has_receipt else ())]
+        ),
         **{
-            str(status): _response(why, _plain(words) if words else {}, own)
-            for status, (why, words) in about.otherwise.items()
+            str(status): _response(text, _plain(values) if values else {}, headers)
+            for status, (text, values) in operation.other_replies.items()
         },
-        **_refusals(about.all_errors, own),
+        **_error_responses(operation.all_errors, headers),
     }
-    return told
+    return described
 
 
-def _content(about: Operation) -> Json:
-    if about.gives is None:
+def _content(operation: Operation) -> Json:
+    if operation.reply is None:
         return {"application/json": {"schema": {"type": "object"}}}
-    if isinstance(about.gives, tuple):
-        return _plain(about.gives)
-    content = _json(about.gives)
-    if about.streams is not None:
-        content["text/event-stream"] = {"schema": _event(about.streams)}
+    if isinstance(operation.reply, tuple):
+        return _plain(operation.reply)
+    content = _json(operation.reply)
+    if operation.event is not None:
+        content["text/event-stream"] = {"schema": _event(operation.event)}
     return content
 
 
 def _event(data: type[msgspec.Struct]) -> Json:
-    """One event of a stream, as OpenAPI 3.2 describes it under `itemSchema`; 3.1 has no other place than `schema`."""
-    told: Json = {"contentMediaType": "application/json", "contentSchema": {"anyOf": [_ref(data), _ref(ErrorReply)]}}
+    """Return the schema of one event of a stream. OpenAPI 3.2 has `itemSchema` for it; 3.1 only `schema`."""
+    content: Json = {"contentMediaType": "application/json", "contentSchema": {"anyOf": [_ref(data), _ref(ErrorReply)]}}
     return {
         "type": "object",
-        "properties": {"data": {"type": "string", "anyOf": [{"const": "[DONE]"}, told]}},
+        "properties": {"data": {"type": "string", "anyOf": [{"const": "[DONE]"}, content]}},
         "required": ["data"],
     }
 
 
-def _refusals(errors: Sequence[ErrorType], own: list[str]) -> Json:
+def _error_responses(errors: Sequence[ErrorType], header_names: list[str]) -> Json:
     by_status: dict[int, list[ErrorType]] = {}
     for error in errors:
         by_status.setdefault(error.status, []).append(error)
-    refusals: Json = {}
+    responses: Json = {}
     for status, same in sorted(by_status.items()):
-        lines = [HTTPStatus(status).phrase + ":", *(f"- {_verdict(error)}" for error in same)]
-        verdicts = {error.retry for error in same}
-        headers: Json = {name: {"$ref": f"#/components/headers/{name}"} for name in own}
-        if verdicts != {None}:
-            words = [word for word, verdict in (("true", True), ("false", False)) if verdict in verdicts]
+        lines = [HTTPStatus(status).phrase + ":", *(f"- {_error_line(error)}" for error in same)]
+        retries = {error.retry for error in same}
+        headers: Json = {name: {"$ref": f"#/components/headers/{name}"} for name in header_names}
+        if retries != {None}:
+            values = [value for value, retry in (("true", True), ("false", False)) if retry in retries]
             headers["x-should-retry"] = {
-                "description": "Whether the same request may succeed later; where absent, the status says it.",
-                "required": None not in verdicts,
-                "schema": {"type": "string", "enum": words},
+                "description": "Whether a retry may succeed. If the header is absent, clients decide by the status.",
+                "required": None not in retries,
+                "schema": {"type": "string", "enum": values},
             }
-        if True in verdicts:
+        if True in retries:
             headers |= {name: {"$ref": f"#/components/headers/{name}"} for name in ("Retry-After", "retry-after-ms")}
-        refusals[str(status)] = {"description": "\n".join(lines), "headers": headers, "content": _json(ErrorReply)}
-    return refusals
+        responses[str(status)] = {"description": "\n".join(lines), "headers": headers, "content": _json(ErrorReply)}
+    return responses
 
 
-def _verdict(error: ErrorType) -> str:
-    retry = {True: "try again after `Retry-After`", False: "a retry does not help", None: "a retry may help"}
+def _error_line(error: ErrorType) -> str:
+    retry = {True: "retry after `Retry-After`", False: "a retry does not help", None: "a retry may help"}
     return f"`{error.label}`: {retry[error.retry]}" + (f"; `code` is `{error.code}`" if error.code else "")
 
 
 def _response(description: str, content: Json, headers: list[str]) -> Json:
-    told: Json = {
+    response: Json = {
         "description": description,
         "headers": {name: {"$ref": f"#/components/headers/{name}"} for name in headers},
     }
     if content:
-        told["content"] = content
-    return told
+        response["content"] = content
+    return response
 
 
 def _fact_headers() -> list[str]:
@@ -175,7 +181,7 @@ _CLIENT_REQUEST_ID: Json = {
     "name": "X-Client-Request-Id",
     "in": "header",
     "required": False,
-    "description": "The caller's own name for the request. It comes back, and stands in the gateway's log.",
+    "description": "The caller's id of the request. The gateway returns and logs it.",
     "schema": {"type": "string", "maxLength": MAX_CLIENT_ID_CHARS, "pattern": r"^[\x20-\x7e]*$"},
 }
 
@@ -183,7 +189,7 @@ _EDGE_VERSION: Json = {
     "name": VERSION_HEADER,
     "in": "header",
     "required": False,
-    "description": "The version of the edge protocol that the client speaks; without it, the newest.",
+    "description": "The client's version of the edge protocol. The default is the newest.",
     "schema": {"type": "integer", "minimum": MIN_VERSION, "maximum": MAX_VERSION},
 }
 
@@ -191,14 +197,14 @@ _MODE: Json = {
     "name": overrides.MODE,
     "in": "header",
     "required": False,
-    "description": "Another mode for this request alone. Refused where the tenant's policy does not allow it.",
+    "description": "Mode of this request. Rejected if the tenant's policy does not allow it.",
     "schema": {"enum": list(get_args(OverrideMode))},
 }
 _TOKENS: Json = {
     "name": overrides.TOKENS,
     "in": "header",
     "required": False,
-    "description": "How long the teacher's opening of this answer may be. Refused where the policy does not allow it.",
+    "description": "Maximum number of guidance tokens. Rejected if the tenant's policy does not allow it.",
     "schema": {"type": "integer", "minimum": 1, "maximum": MAX_GUIDANCE_TOKENS},
 }
 
@@ -208,19 +214,23 @@ def _headers() -> Json:
     request_id: Json = {"type": "string", "pattern": "^req_[0-9a-f]+$"}
     version: Json = {"type": "string", "const": OPENAI_VERSION}
     milliseconds: Json = {"type": "integer", "minimum": 0}
-    own: dict[str, tuple[str, bool, Json]] = {
-        "x-request-id": ("The request's id, and its receipt's.", True, request_id),
-        "x-client-request-id": ("The caller's own X-Client-Request-Id.", False, text),
-        "openai-version": ("The version of OpenAI's API that this is.", True, version),
-        "openai-processing-ms": ("Milliseconds until the reply's head left.", True, milliseconds),
-        "Retry-After": ("Seconds after which to try again.", True, {"type": "integer", "minimum": 1, "maximum": 120}),
-        "retry-after-ms": ("The same in milliseconds.", True, {"type": "integer", "minimum": 1, "maximum": 120_000}),
+    headers: dict[str, tuple[str, bool, Json]] = {
+        "x-request-id": ("Id of the request and of its receipt.", True, request_id),
+        "x-client-request-id": ("The caller's X-Client-Request-Id.", False, text),
+        "openai-version": ("Version of the OpenAI API.", True, version),
+        "openai-processing-ms": ("Milliseconds until the response headers were sent.", True, milliseconds),
+        "Retry-After": ("Seconds to wait before a retry.", True, {"type": "integer", "minimum": 1, "maximum": 120}),
+        "retry-after-ms": (
+            "Milliseconds to wait before a retry.",
+            True,
+            {"type": "integer", "minimum": 1, "maximum": 120_000},
+        ),
     }
-    for name, about in zip(_fact_headers(), FACTS.values(), strict=True):
-        own[name] = (about, False, text)
+    for name, description in zip(_fact_headers(), FACTS.values(), strict=True):
+        headers[name] = (description, False, text)
     return {
-        name: {"description": about, "required": required, "schema": schema}
-        for name, (about, required, schema) in own.items()
+        name: {"description": description, "required": required, "schema": schema}
+        for name, (description, required, schema) in headers.items()
     }
 
 
@@ -228,8 +238,8 @@ def _json(struct: type[msgspec.Struct]) -> Json:
     return {"application/json": {"schema": _ref(struct)}}
 
 
-def _plain(words: tuple[str, ...]) -> Json:
-    return {"text/plain": {"schema": {"type": "string", "enum": list(words)}}}
+def _plain(values: tuple[str, ...]) -> Json:
+    return {"text/plain": {"schema": {"type": "string", "enum": list(values)}}}
 
 
 def _ref(struct: type[msgspec.Struct]) -> Json:
@@ -239,12 +249,15 @@ def _ref(struct: type[msgspec.Struct]) -> Json:
 def _schemas() -> dict[str, Json]:
     used = [
         struct
-        for about in OPERATIONS.values()
-        for struct in (about.takes, about.gives, about.streams)
+        for operation in OPERATIONS.values()
+        for struct in (operation.body, operation.reply, operation.event)
         if isinstance(struct, type)
     ]
     _, schemas = msgspec.json.schema_components([*used, ErrorReply], ref_template=_SCHEMA)
-    errors = {error for about in OPERATIONS.values() for error in about.all_errors} | {NotFound, MethodNotAllowed}
+    errors = {error for operation in OPERATIONS.values() for error in operation.all_errors} | {
+        NotFound,
+        MethodNotAllowed,
+    }
     fields = schemas["Error"]["properties"]
     fields["type"] = {"type": "string", "enum": sorted({error.kind for error in errors})}
     fields["code"] = {"enum": [None, *sorted({error.code for error in errors if error.code})]}
@@ -256,7 +269,7 @@ def _schemas() -> dict[str, Json]:
 
 
 def _tidy(schema: Any) -> Any:
-    """Without what says nothing; and no amount is promised, since a route may hide what its answers cost."""
+    """Return a schema without null defaults and titles. Amounts are optional, since a route may hide its costs."""
     if isinstance(schema, list):
         return [_tidy(part) for part in schema]
     if not isinstance(schema, dict):
@@ -267,6 +280,6 @@ def _tidy(schema: Any) -> Any:
     if isinstance(tidy.get("description"), str):
         tidy["description"] = " ".join(tidy["description"].partition("Attributes:")[0].split())
     if isinstance(tidy.get("required"), list):
-        money = {name for name, part in tidy["properties"].items() if part.get("format") == "decimal"}
-        tidy["required"] = [name for name in tidy["required"] if name not in money]
+        amounts = {name for name, part in tidy["properties"].items() if part.get("format") == "decimal"}
+        tidy["required"] = [name for name in tidy["required"] if name not in amounts]
     return tidy

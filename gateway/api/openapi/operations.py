@@ -1,4 +1,4 @@
-"""Of each handler: what it takes, what it gives, and how it can fail."""
+"""Describe each handler for the OpenAPI document: request body, reply, parameters and errors."""
 
 from __future__ import annotations
 
@@ -66,46 +66,46 @@ ErrorType = type[GatewayError]
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One handler.
+    """Description of one handler.
 
     Attributes:
-        gives: the body of a 200: a struct, in JSON, or the words of a plain text.
-        takes: the body of the request.
-        streams: what the events of a stream hold, where the request may ask for one.
-        accounted: whether the receipt's facts come as headers.
-        edge: whether a device may say which version of the edge protocol it speaks.
-        open: whether it needs no key.
-        errors: beyond those that every handler has.
-        query: by name, what may stand in the query: a description, and a schema.
-        otherwise: by status, what else it answers that is no error: a description, and the words of a plain text.
+        reply: body of a 200: the struct of a JSON object, or the possible values of a plain text.
+        body: struct of the request body.
+        event: struct of the events, if the handler can stream.
+        has_receipt: whether headers contain the facts of the receipt.
+        versioned: whether the request may have the header of the edge protocol's version.
+        public: whether no key is required.
+        errors: errors beyond those of every handler.
+        query: description and schema of the query parameters, by name.
+        other_replies: description and possible values of plain texts, by status, for replies that are no errors.
     """
 
     summary: str
     tag: str
-    gives: type[Struct] | tuple[str, ...] | None = None
-    takes: type[Struct] | None = None
-    streams: type[Struct] | None = None
-    accounted: bool = False
-    edge: bool = False
-    open: bool = False
+    reply: type[Struct] | tuple[str, ...] | None = None
+    body: type[Struct] | None = None
+    event: type[Struct] | None = None
+    has_receipt: bool = False
+    versioned: bool = False
+    public: bool = False
     errors: tuple[ErrorType, ...] = ()
     query: Mapping[str, tuple[str, Json]] = field(default_factory=dict)
-    otherwise: Mapping[int, tuple[str, tuple[str, ...]]] = field(default_factory=dict)
+    other_replies: Mapping[int, tuple[str, tuple[str, ...]]] = field(default_factory=dict)
 
     @property
     def all_errors(self) -> tuple[ErrorType, ...]:
-        """Every error that a caller may meet."""
-        own = self.errors
-        if self.takes is not None:
-            own = (*own, BodyTooLarge, BodyTooSlow)
-        own = (*own, HeadTooLarge, HeadTooSlow)
-        if not self.open:
-            own = (InvalidRequest, NotAuthenticated, *own)
-        return (*own, GatewayError)
+        """All errors of the handler."""
+        errors = self.errors
+        if self.body is not None:
+            errors = (*errors, BodyTooLarge, BodyTooSlow)
+        errors = (*errors, HeadTooLarge, HeadTooSlow)
+        if not self.public:
+            errors = (InvalidRequest, NotAuthenticated, *errors)
+        return (*errors, GatewayError)
 
 
 def family(root: ErrorType) -> tuple[ErrorType, ...]:
-    """An error's descendants."""
+    """Return all subclasses of an error."""
     found: list[ErrorType] = []
     for child in root.__subclasses__():
         found += [child, *family(child)]
@@ -123,55 +123,55 @@ _ANSWERING: tuple[ErrorType, ...] = (
 
 OPERATIONS: dict[Callable[..., Any], Operation] = {
     chat_completions: Operation(
-        "Answer a chat: the teacher opens the answer, the student finishes it.",
+        "Create a chat completion. The teacher starts the answer, the student finishes it.",
         "Answers",
-        takes=ChatBody,
-        gives=ChatCompletion,
-        streams=ChatCompletionChunk,
-        accounted=True,
+        body=ChatBody,
+        reply=ChatCompletion,
+        event=ChatCompletionChunk,
+        has_receipt=True,
         errors=(*_ANSWERING, GuidanceUnavailable, QueueFull),
     ),
     text_completions: Operation(
-        "Continue a raw prompt: the teacher opens the answer, the student finishes it.",
+        "Complete a raw prompt. The teacher starts the answer, the student finishes it.",
         "Answers",
-        takes=TextBody,
-        gives=TextCompletion,
-        streams=TextCompletion,
-        accounted=True,
+        body=TextBody,
+        reply=TextCompletion,
+        event=TextCompletion,
+        has_receipt=True,
         errors=(*_ANSWERING, GuidanceUnavailable, QueueFull),
     ),
     embeddings: Operation(
-        "Make a vector of each text.",
+        "Create an embedding of each text.",
         "Answers",
-        takes=EmbeddingsBody,
-        gives=EmbeddingsReply,
-        accounted=True,
+        body=EmbeddingsBody,
+        reply=EmbeddingsReply,
+        has_receipt=True,
         errors=_ANSWERING,
     ),
     guidance: Operation(
-        "Open the answer to a chat, for a device that finishes it: the teacher's first words, and no student's.",
+        "Create guidance for a chat completion that a device finishes.",
         "Edge",
-        takes=ChatBody,
-        gives=GuidanceReply,
-        streams=GuidanceReply,
-        accounted=True,
-        edge=True,
+        body=ChatBody,
+        reply=GuidanceReply,
+        event=GuidanceReply,
+        has_receipt=True,
+        versioned=True,
         errors=(*_ANSWERING, GuidanceUnavailable, QueueFull, RouteWithoutGuidance, EdgeVersion),
     ),
     guidance_usage: Operation(
-        "Report how a device finished an answer that it had guidance for: once, and in time.",
+        "Report the usage of a device that finished an answer with guidance, once and before the deadline.",
         "Edge",
-        takes=UsageBody,
-        gives=Receipt,
-        edge=True,
+        body=UsageBody,
+        reply=Receipt,
+        versioned=True,
         errors=(NotFound, EdgeClosed, EdgeExpired, EdgeVersion, Overloaded, StoreUnavailable),
     ),
     offline_usage: Operation(
-        "Report an answer that a device made alone.",
+        "Report an answer that a device generated without guidance.",
         "Edge",
-        takes=OfflineBody,
-        gives=Receipt,
-        edge=True,
+        body=OfflineBody,
+        reply=Receipt,
+        versioned=True,
         errors=(
             ModelNotFound,
             RouteWithoutGuidance,
@@ -183,64 +183,67 @@ OPERATIONS: dict[Callable[..., Any], Operation] = {
             StoreUnavailable,
         ),
     ),
-    list_models: Operation("The models that the key may use.", "Models", gives=Models),
-    show_model: Operation("One of them.", "Models", gives=Model, errors=(ModelNotFound,)),
+    list_models: Operation("List the models that the key may use.", "Models", reply=Models),
+    show_model: Operation("Return one model.", "Models", reply=Model, errors=(ModelNotFound,)),
     show_receipt: Operation(
-        "What one request cost, and what it would have cost without the gateway; by the x-request-id of its reply.",
+        "Return the receipt of a request by the x-request-id of its reply: cost, baseline and savings.",
         "Receipts",
-        gives=ShownReceipt,
+        reply=ShownReceipt,
         errors=(NotFound, StoreUnavailable),
     ),
     show_limits: Operation(
-        "What the key and its tenant may use, and what they have used of it. It counts for no limit itself.",
+        "Return the limits of the key and its tenant, and their current use. The request counts toward no limit.",
         "Limits",
-        gives=LimitsReply,
+        reply=LimitsReply,
         errors=(StoreUnavailable,),
     ),
     show_usage: Operation(
-        "What the key's tenant has used, and what it cost and saved. It counts for no limit itself.",
+        "Return the usage of the key's tenant, with cost and savings. The request counts toward no limit.",
         "Usage",
-        gives=UsageReply,
+        reply=UsageReply,
         query=PARAMETERS,
         errors=(Overloaded, StoreUnavailable),
     ),
-    healthz: Operation("The process lives.", "Probes", gives=("ok\n",), open=True),
+    healthz: Operation("Return 200 while the process runs.", "Probes", reply=("ok\n",), public=True),
     readyz: Operation(
-        "Whether to send requests here.",
+        "Return whether the gateway accepts requests.",
         "Probes",
-        gives=("ready\n", "degraded\n"),
-        open=True,
-        otherwise={503: ("Not now.", ("starting\n", "draining\n"))},
+        reply=("ready\n", "degraded\n"),
+        public=True,
+        other_replies={503: ("The gateway is not ready.", ("starting\n", "draining\n"))},
     ),
     openapi_json: Operation(
-        "This document.", "Probes", open=True, otherwise={304: ("It is the one that If-None-Match names.", ())}
+        "Return this document.",
+        "Probes",
+        public=True,
+        other_replies={304: ("The document is unchanged: If-None-Match contains its ETag.", ())},
     ),
 }
 
 FACTS = {
-    "mode": "What happened: guided, teacher_complete, student, teacher, embeddings or guidance.",
-    "unguided": "Why a guided route was answered without guidance.",
-    "hint": "The policy setting to change and its value, where the route's guidance is often late.",
-    "teacher": "The teacher's name.",
-    "student": "The student's name.",
-    "teacher_tokens": "What the teacher read and wrote, as in 120+40.",
-    "student_tokens": "What the student read and wrote, as in 120+40.",
-    "placement": "Where the guidance stands: context, in the student's prompt. Absent: in front of the answer.",
-    "guidance_tokens": "The teacher's tokens that open the answer.",
-    "shared": "Whose call made the guidance: flight or cache, an identical request's. Absent: this one's own.",
-    "budget": "soft: a budget has passed its soft line. Absent: none has.",
-    "estimated": "true: an engine did not count, and the cost is an upper bound. Absent: all counted.",
-    "failed_attempts": "The calls that failed, and in whose place others were made. Absent: none.",
-    "batch": "The batch that the teacher's call belonged to.",
-    "batch_size": "The calls in that batch, over all replicas.",
-    "admission_ms": "Milliseconds until the request had its place.",
-    "batch_wait_ms": "Milliseconds of waiting for the batch.",
-    "teacher_ms": "Milliseconds until the opening was there.",
-    "first_token_ms": "Milliseconds until the first words could leave.",
-    "total_ms": "Milliseconds in all.",
-    "cost_usd": "What the answer cost, where the route shows it.",
-    "baseline_usd": "What the baseline model alone would have cost, where the route shows it.",
-    "savings_usd": "The savings that count, or 'about 0' where their error is as large. Negative: guidance cost more.",
-    "savings_class": "The class that decides which savings count, where the route shows the cost.",
+    "mode": "How the request was answered: guided, teacher_complete, student, teacher, embeddings or guidance.",
+    "unguided": "Reason for an answer without guidance on a guided route.",
+    "hint": "The policy setting to change and its value, if the route's guidance is often late.",
+    "teacher": "Name of the teacher.",
+    "student": "Name of the student.",
+    "teacher_tokens": "Input and output tokens of the teacher, as in 120+40.",
+    "student_tokens": "Input and output tokens of the student, as in 120+40.",
+    "placement": "Placement of the guidance: context, in the student's prompt. Absent: at the start of the answer.",
+    "guidance_tokens": "Number of guidance tokens in the answer.",
+    "shared": "Source of shared guidance: flight, a concurrent identical request; or cache. Absent: not shared.",
+    "budget": "soft: the soft limit of a budget is exceeded. Absent: no soft limit is exceeded.",
+    "estimated": "true: an engine reported no token counts, and the cost is an upper bound. Absent: all reported them.",
+    "failed_attempts": "Failed engine calls that were retried. Absent: none.",
+    "batch": "Id of the batch of the teacher's call.",
+    "batch_size": "Number of calls in the batch, over all replicas.",
+    "admission_ms": "Milliseconds until the request was admitted.",
+    "batch_wait_ms": "Milliseconds of waiting for the batch to start.",
+    "teacher_ms": "Milliseconds until the guidance was complete.",
+    "first_token_ms": "Milliseconds until the first token could be sent.",
+    "total_ms": "Milliseconds in total.",
+    "cost_usd": "Cost of the request, if the route shows it.",
+    "baseline_usd": "Cost of the baseline model alone, if the route shows it.",
+    "savings_usd": "Savings that count, or 'about 0' if their error is as large. Negative: guidance cost more.",
+    "savings_class": "Savings class, which decides which savings count, if the route shows the cost.",
 }
-"""What a receipt tells in headers, by the names of `Receipt.facts`."""
+"""Descriptions of the receipt's headers, by the names of `Receipt.facts`."""

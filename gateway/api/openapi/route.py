@@ -1,4 +1,4 @@
-"""GET /openapi.json: the same bytes for everybody."""
+"""GET /openapi.json"""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from gateway.api.keys import DOCUMENT
 async def openapi_json(request: web.Request) -> web.Response:
     """GET /openapi.json"""
     document = request.app[DOCUMENT]
-    known = request.if_none_match or ()
-    if any(one.value in {document.etag, "*"} for one in known):
+    etags = request.if_none_match or ()
+    if any(one.value in {document.etag, "*"} for one in etags):
         response = web.Response(status=304)
     else:
         response = web.Response(body=document.body, content_type="application/json")
     response.etag = ETag(document.etag)
-    response.headers["Cache-Control"] = "no-cache"  # which is: ask whether it is still this one
+    response.headers["Cache-Control"] = "no-cache"  # a client must revalidate by ETag
     return response

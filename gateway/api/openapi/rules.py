@@ -1,6 +1,6 @@
-"""What types and ranges cannot say of a body, in JSON Schema's words; the parsers say it in code.
+"""Rules for request bodies that types and ranges cannot express, as JSON Schema.
 
-A test sends bodies made after these, and such as break them, and sees each taken or refused.
+The parsers enforce the rules in code. A test sends bodies that follow or break the rules, and checks the replies.
 """
 
 from __future__ import annotations
@@ -31,26 +31,26 @@ def _if_given(field: str, then: Json) -> Json:
     return {"anyOf": [{"properties": {field: {"type": "null"}}}, then]}
 
 
-_OPTIONS_OF_STREAMS = _if_given("stream_options", {"properties": {"stream": {"const": True}}, "required": ["stream"]})
+_STREAM_OPTIONS = _if_given("stream_options", {"properties": {"stream": {"const": True}}, "required": ["stream"]})
 
-_NAMES: Json = {
+_FIELDS: Json = {
     "properties": {
         **{name: {"type": "null"} for name in sorted(FORBIDDEN_FIELDS)},
         **{name: {} for name in sorted(CALLER_CONTENT_FIELDS)},
     }
 }
 UNKNOWN: Json = {
-    "description": "What the gateway does not know is passed on, but for what would say where a call goes, or as whom: "
-    "however deep it stands, though no deeper than here in these words.",
-    **_NAMES,
-    "additionalProperties": {**_NAMES, "items": _NAMES},
+    "description": "Unknown fields are passed to the engine. Fields that select the target or the credentials of a "
+    "call are rejected at any depth. This schema describes the first levels only.",
+    **_FIELDS,
+    "additionalProperties": {**_FIELDS, "items": _FIELDS},
 }
-_HELD: Json = {"properties": {name: {"type": "null"} for name in REFUSED_IN_HOLDER}}
+_HOLDER_FIELDS: Json = {"properties": {name: {"type": "null"} for name in REFUSED_IN_HOLDER}}
 _OTHER_NAMES: Json = {
-    "description": "Other names of the number of answers and of the token limit are not accepted, in any case.",
-    "properties": {**{name: {"type": "null"} for name in REFUSED}, **dict.fromkeys(HOLDERS, _HELD)},
+    "description": "Other names of the number of answers and of the token limit are rejected, in upper and lower case.",
+    "properties": {**{name: {"type": "null"} for name in REFUSED}, **dict.fromkeys(HOLDERS, _HOLDER_FIELDS)},
 }
-_OTHERS: Json = {"$ref": "#/components/schemas/Unknown"}
+_UNKNOWN_REF: Json = {"$ref": "#/components/schemas/Unknown"}
 
 RULES: dict[str, Json] = {
     "Message": {
@@ -61,16 +61,16 @@ RULES: dict[str, Json] = {
     },
     "ChatBody": {
         "allOf": [
-            _OTHERS,
+            _UNKNOWN_REF,
             _OTHER_NAMES,
-            _OPTIONS_OF_STREAMS,
+            _STREAM_OPTIONS,
         ]
     },
     "TextBody": {
         "allOf": [
-            _OTHERS,
+            _UNKNOWN_REF,
             _OTHER_NAMES,
-            _OPTIONS_OF_STREAMS,
+            _STREAM_OPTIONS,
             {
                 "anyOf": [
                     {"properties": {"max_tokens": {"anyOf": [{"type": "null"}, {"minimum": 1}]}}},
@@ -79,11 +79,11 @@ RULES: dict[str, Json] = {
             },
         ]
     },
-    "UsageBody": {"allOf": [_OTHERS]},
-    "OfflineBody": {"allOf": [_OTHERS]},
+    "UsageBody": {"allOf": [_UNKNOWN_REF]},
+    "OfflineBody": {"allOf": [_UNKNOWN_REF]},
     "EmbeddingsBody": {
-        "allOf": [_OTHERS],
+        "allOf": [_UNKNOWN_REF],
         "properties": {"input": {"anyOf": [{"maxItems": MAX_INPUTS}, {"items": {"type": "integer"}}]}},
     },
 }
-"""By the name of a struct: what holds of it besides."""
+"""Additional rules, by the name of the struct."""

@@ -1,6 +1,6 @@
-"""What replies look like. Only described here: handlers write them from what they have at hand.
+"""Structs of the replies, for the OpenAPI document only. Handlers do not use them.
 
-A field without a default is always there. Objects that an engine wrote, such as tool calls, may hold more.
+A field without a default is always present. Objects from an engine, such as tool calls, may have more fields.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class CachedTokens(Struct):
 
 
 class Usage(Struct):
-    """The caller's view: their prompt, and the whole answer, whoever wrote it."""
+    """Tokens of the caller's prompt and of the whole answer, of teacher and student."""
 
     prompt_tokens: Count
     completion_tokens: Count
@@ -44,7 +44,7 @@ class Choice(Struct):
 
 
 class ChatCompletion(Struct):
-    """A whole answer: the teacher's opening, where there is one, and the student's words after it."""
+    """A whole answer: the guidance, if there is any, and the student's text after it."""
 
     id: str
     object: Literal["chat.completion"]
@@ -71,10 +71,10 @@ class ChunkChoice(Struct):
 
 
 class ChatCompletionChunk(Struct):
-    """One event of a streamed answer; the last event is `[DONE]`, or an ErrorReply where the answer broke off.
+    """One event of a streamed answer. The last event is `[DONE]`, or an ErrorReply if the answer failed.
 
-    With `stream_options.include_usage` the last chunk has no choices, but `usage`, and in `gkt` what the headers of a
-    whole answer tell.
+    With `stream_options.include_usage` the last chunk has no choices. It has `usage`, and `gkt` with the facts
+    that a whole answer has as headers.
     """
 
     id: str
@@ -96,7 +96,7 @@ class TextChoice(Struct):
 
 
 class TextCompletion(Struct):
-    """What follows a raw prompt: whole, or in a stream one event of it. `usage` and `gkt` are as in a chat's."""
+    """The completion of a raw prompt, or one event of its stream. `usage` and `gkt` are as in chat completions."""
 
     id: str
     object: Literal["text_completion"]
@@ -110,10 +110,10 @@ class TextCompletion(Struct):
 
 
 class Seam(Struct):
-    """Where the guidance was cut.
+    """The end of the guidance.
 
-    `owed` is the whitespace that followed it, for a student that begins without; `trimmed` what the teacher wrote
-    after that, and was dropped.
+    `owed` is the whitespace after the guidance, for a student that starts without it. `trimmed` is the teacher's later
+    text, which was dropped.
     """
 
     owed: str
@@ -121,9 +121,9 @@ class Seam(Struct):
 
 
 class GuidanceText(Struct):
-    """The teacher's first words, up to where another model can go on with them.
+    """The teacher's first tokens, up to a point where another model can continue.
 
-    `tokens` were asked for, `kept_tokens` are in `text`. With `finish_reason` it is the whole answer.
+    `tokens` were requested, `kept_tokens` are in `text`. With `finish_reason`, `text` is the whole answer.
     """
 
     text: str
@@ -137,16 +137,16 @@ class GuidanceText(Struct):
 
 
 class Close(Struct):
-    """What a device may report: until when, in Unix seconds, and at most how many tokens; null: as many as it likes."""
+    """Bounds of a device's report: the deadline `by` in Unix seconds, and the maximum of output tokens; null: none."""
 
     by: int
     most_output_tokens: Count | None
 
 
 class GuidanceReply(Struct):
-    """What a device gets that finishes an answer.
+    """Guidance for a device that finishes the answer.
 
-    In a stream, events before it hold a `delta` each, of what may be shown at once; `gkt` is there alone.
+    In a stream, each earlier event has a `delta` of text that can be shown. Only streams have `gkt`.
     """
 
     id: str
@@ -164,7 +164,7 @@ class GuidanceReply(Struct):
 
 
 class ShownReceipt(Receipt, frozen=True):
-    """A receipt. One of mode guidance also says how the account of its device stands."""
+    """A receipt. In mode guidance, `edge` is the state of the device's report."""
 
     edge: Literal["open", "closed", "never_closed"] | None = None
     savings_about_zero: bool | None = None
@@ -182,7 +182,7 @@ class EmbeddingsUsage(Struct):
 
 
 class EmbeddingsReply(Struct):
-    """Vectors as the engine wrote them: numbers, or base64 of 32-bit floats, little-endian."""
+    """Vectors as the engine returned them: numbers, or base64 of 32-bit little-endian floats."""
 
     model: str
     data: list[Embedding]
@@ -205,7 +205,7 @@ class Models(Struct):
 
 
 class LimitUse(Struct):
-    """A limit, and what is used of it now: in the last 60 seconds, or at this moment."""
+    """A limit, and its use in the last 60 seconds or at this moment."""
 
     limit: Count
     used: Count
@@ -213,11 +213,10 @@ class LimitUse(Struct):
 
 
 class BudgetUse(Struct):
-    """Money, in US dollars as text.
+    """Amounts in US dollars, as text.
 
-    `max_usd` is what may be spent, a raise included; `reserved_usd` belongs to requests under way. `duration` is how
-    long a period lasts, such as 1mo, and `ends` when this one does, in Unix seconds: null where it is the time just
-    past.
+    `max_usd` includes a raise of the budget. `reserved_usd` is reserved for running requests. `duration` is the length
+    of a period, such as 1mo. `ends` is the end of the current period in Unix seconds; null for a sliding window.
     """
 
     duration: str
@@ -229,7 +228,7 @@ class BudgetUse(Struct):
 
 
 class Allowed(Struct):
-    """What a tenant, or a key, may use; null: as much as it likes. No `budget`: the gateway does not tell of money."""
+    """Limits of a tenant or a key; null: no limit. Without `budget` the gateway is configured to hide amounts."""
 
     id: str
     requests_per_minute: LimitUse | None
@@ -239,7 +238,7 @@ class Allowed(Struct):
 
 
 class LimitsReply(Struct):
-    """A request needs room in both: in what all keys of the tenant may use together, and in what this one may."""
+    """Limits for all keys of the tenant together, and for this key. A request must stay within both."""
 
     object: Literal["limits"]
     tenant: Allowed
@@ -247,7 +246,7 @@ class LimitsReply(Struct):
 
 
 class RoleTokens(Struct):
-    """Read afresh, read from the engine's prefix cache, written, and read and stored in that cache."""
+    """Input tokens, those from the engine's prefix cache, output tokens, and input tokens written to that cache."""
 
     input: Count
     cached: Count
@@ -256,7 +255,7 @@ class RoleTokens(Struct):
 
 
 class UsageTokens(Struct):
-    """`kept` opened answers; `answer` is what callers got to its end, `answer_by_teacher` the teacher's part of it."""
+    """`kept` are guidance tokens in answers, `answer` tokens of complete answers, `answer_by_teacher` the teacher's."""
 
     teacher: RoleTokens
     student: RoleTokens
@@ -267,7 +266,7 @@ class UsageTokens(Struct):
 
 
 class Latency(Struct):
-    """Milliseconds. Means are exact, quantiles within 5 %; null where there were none."""
+    """Milliseconds. Means are exact, quantiles within 5 %; null without a measurement."""
 
     count: Count
     mean: float | None
@@ -285,7 +284,7 @@ class Latencies(Struct):
 
 
 class Batches(Struct):
-    """A batch of which others have a part counts as that part."""
+    """A batch counts as the fraction of its calls that the sums include."""
 
     count: float
     mean_size: float | None
@@ -301,7 +300,7 @@ class SavingsClassSum(Struct):
 
 
 class Figures(Struct):
-    """Sums of receipts. Money is text, in US dollars, and left out where receipts do not tell it."""
+    """Sums of receipts. Amounts are text in US dollars, and absent if receipts hide them."""
 
     requests: Count
     errors: dict[str, Count]
@@ -326,7 +325,7 @@ class Figures(Struct):
 
 
 class UsageRow(Figures):
-    """Of the period that begins at `start`, and of what was asked to be told apart."""
+    """Sums of the period that begins at `start`, for one value of each requested dimension."""
 
     start: str | None = None
     key: str | None = None
@@ -337,7 +336,7 @@ class UsageRow(Figures):
 
 
 class UsageReply(Struct):
-    """`since` and `until` are what is covered, in whole periods; RFC 3339, in UTC."""
+    """`since` and `until` are the covered range in whole periods; RFC 3339, in UTC."""
 
     object: Literal["usage"]
     since: str
