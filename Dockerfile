@@ -1,16 +1,16 @@
 # syntax=docker/dockerfile:1
-# The gateway alone: engines and Redis run elsewhere. Build:  docker build -t gkt-gateway .
+# Image of the gateway. Engines and Redis run elsewhere. Build:  docker build -t gkt-gateway .
 #
 # Run, with your own configuration in ./gkt (config.yaml with its redis.url, and policies/):
 #   docker run -p 8080:8080 -v "$PWD/gkt":/etc/gkt:ro -v gkt-data:/var/lib/gkt gkt-gateway
-# With -e GKT_WORKERS=4 it uses four cores. The usage worker as a service of its own: gkt-gateway usage-worker.
-# The image holds no configuration: the sample's development key is known to everybody.
+# -e GKT_WORKERS=4 uses four cores. To run the usage worker as a separate service: gkt-gateway usage-worker.
+# The image contains no configuration, since the development key of policies/default.yaml is publicly known.
 ARG PYTHON=3.13.9-slim-bookworm
 
 FROM python:${PYTHON} AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 WORKDIR /src
-# What changes seldom comes first. /opt/gkt has no pip of its own: nothing can be installed in the image that runs.
+# Layers that rarely change come first. /opt/gkt has no pip, so that nothing can be installed in the final image.
 RUN python -m venv --without-pip /opt/gkt
 COPY requirements-image.lock ./
 RUN pip --python /opt/gkt install --require-hashes --only-binary :all: -r requirements-image.lock
@@ -37,24 +37,24 @@ RUN useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin gkt 
 # Small engines without a GPU, for the profile `cpu` of deploy/compose.yaml:  docker build --target local .
 FROM base AS local
 COPY --from=build-local /opt/gkt /opt/gkt
-# Where the weights go.
+# Folder of the model weights.
 ENV XDG_CACHE_HOME=/var/cache/gkt
 VOLUME /var/cache/gkt
 USER 10001
 ENTRYPOINT ["python", "-m"]
 CMD ["gateway.local.teacher", "--help"]
 
-# The gateway. There is no Redis to embed in this image: config.yaml or GKT_REDIS_URL must name one.
+# The gateway. This image has no embedded Redis: config.yaml or GKT_REDIS_URL must name one.
 FROM base
 COPY --from=build /opt/gkt /opt/gkt
-# The usage database where it is SQLite, and receipts that Redis did not take yet: they must outlive the container.
+# A volume for the SQLite usage database and for receipts that are not in Redis yet.
 ENV GKT_DATA=/var/lib/gkt
 VOLUME /var/lib/gkt
 USER 10001
 RUN gkt-gateway version
 EXPOSE 8080
 STOPSIGNAL SIGTERM
-# The port is GKT_PORT, or 8080: where config.yaml says another one, set GKT_PORT to it. Never by way of a proxy.
+# Checks the port GKT_PORT, by default 8080. If config.yaml has another port, set GKT_PORT. Ignores proxy variables.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=10s --retries=3 \
     CMD ["python", "-c", "import os, sys; from http.client import HTTPConnection; \
 here = HTTPConnection('127.0.0.1', int(os.environ.get('GKT_PORT') or 8080), timeout=2); \

@@ -12,7 +12,7 @@ from pydantic import BaseModel, BeforeValidator, Field, TypeAdapter
 
 from gateway.api.body import read_body
 from gateway.config.limits import BudgetRule, LimitsRule
-from gateway.config.scalars import Duration, InvalidValue, Name, duration_s, lasting
+from gateway.config.scalars import Duration, InvalidValue, Name, duration_between, duration_s
 from gateway.config.yaml_messages import nearest
 from gateway.config.yaml_source import StrictModel, YamlSource
 from gateway.errors import InvalidRequest
@@ -65,7 +65,7 @@ class NewKey(StrictModel):
     models: Annotated[tuple[Name, ...], Field(min_length=1, max_length=1000)] | None = None
     limits: LimitsRule | None = None
     budget: BudgetRule | None = None
-    foreign: ClassVar[Mapping[str, str]] = {
+    key_hints: ClassVar[Mapping[str, str]] = {
         "key": "the gateway generates the key and returns it in the reply",
         "token": "the gateway generates the key and returns it in the reply",
         "sha256": "the gateway generates the key; put a key of your own into a policy file",
@@ -80,7 +80,7 @@ class NewKey(StrictModel):
 class Rotation(StrictModel):
     """POST /keys/{tenant}/{id}/rotate: how long the old key stays valid, and when the new key expires."""
 
-    grace_s: Annotated[Duration, lasting("0s", "30d")] = Field(3600.0, alias="grace")
+    grace_s: Annotated[Duration, duration_between("0s", "30d")] = Field(3600.0, alias="grace")
     expires: ExpiryText = NEVER
 
 

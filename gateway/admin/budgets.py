@@ -15,7 +15,7 @@ from gateway.admin.bodies import actor_of, number_of, only_query, read_shape, su
 from gateway.admin.budget_views import owners, page_of, view
 from gateway.admin.replies import json_reply, needs_redis
 from gateway.api.keys import AUDIT, BUDGETS, DEFAULTS, KEY_FOLLOWER, KEYRING, POLICIES
-from gateway.config.scalars import Duration, InvalidValue, Usd, lasting
+from gateway.config.scalars import Duration, InvalidValue, Usd, duration_between
 from gateway.config.yaml_source import StrictModel
 from gateway.errors import InvalidRequest, NotFound
 from gateway.policy.schema import Moment
@@ -55,7 +55,7 @@ class NewRaise(StrictModel):
 
     usd: Usd
     """0 ends a raise."""
-    for_s: Annotated[Duration, lasting("1s", "366d")] | None = Field(None, alias="for")
+    for_s: Annotated[Duration, duration_between("1s", "366d")] | None = Field(None, alias="for")
     until: Until | None = None
     reason: Annotated[str, BeforeValidator(_one_line)] | None = None
     """For the audit trail."""

@@ -1,4 +1,4 @@
-"""What the commands share that ask the admin API: their options, a question with its answer, and amounts of money."""
+"""Shared parts of commands that call the admin API: options, requests, and amounts of money."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ _DECODER = msgspec.json.Decoder(float_hook=Decimal)
 _ENCODER = msgspec.json.Encoder(decimal_format="number")
 
 ActorOption: TypeAlias = Annotated[
-    str | None, typer.Option(help="Who does it, for the audit trail. Default: the login name here.", metavar="NAME")
+    str | None, typer.Option(help="Actor for the audit trail. Default: your login name.", metavar="NAME")
 ]
-JsonOption: TypeAlias = Annotated[bool, typer.Option("--json", help="Print the admin API's JSON.")]
+JsonOption: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-def given(**values: Any) -> dict[str, Any]:
-    """Without what was not said."""
+def without_none(**values: Any) -> dict[str, Any]:
+    """Return the values that are not None."""
     return {name: value for name, value in values.items() if value is not None}
 
 
 def usd_of(text: str | None, option: str) -> Decimal | None:
-    """An amount of money, exactly as written. Raises typer.BadParameter."""
+    """Return an amount of money exactly as written, or None. Raises typer.BadParameter."""
     if text is None:
         return None
     if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,12})?", text):
@@ -40,31 +40,31 @@ def usd_of(text: str | None, option: str) -> Decimal | None:
     return Decimal(text)
 
 
-def ask(client: AdminClient, method: str, path: str, body: Any = None, *, actor: str | None = None) -> Any:
-    """What the gateway answers; numbers with a point are Decimal. Raises StartupError, with what to do."""
-    return uvloop.run(_asked(client, method, path, body, actor))
+def call_admin(client: AdminClient, method: str, path: str, body: Any = None, *, actor: str | None = None) -> Any:
+    """Send a request and return the decoded reply; numbers with a decimal point are Decimal. Raises StartupError."""
+    return uvloop.run(_call(client, method, path, body, actor))
 
 
-def ask_for_all(client: AdminClient, path: str, name: str, **query: str | None) -> list[dict[str, Any]]:
-    """All pages of a list of that name."""
-    found: list[dict[str, Any]] = []
+def list_all(client: AdminClient, path: str, name: str, **query: str | None) -> list[dict[str, Any]]:
+    """Return all pages of the list that replies carry under `name`."""
+    entries: list[dict[str, Any]] = []
     after: str | None = ""
     while after is not None:
-        page = ask(client, "GET", f"{path}?{urlencode(given(**query, after=after or None))}")
-        found += page[name]
+        page = call_admin(client, "GET", f"{path}?{urlencode(without_none(**query, after=after or None))}")
+        entries += page[name]
         after = page["next"]
-    return found
+    return entries
 
 
-async def _asked(client: AdminClient, method: str, path: str, body: Any, actor: str | None) -> Any:
+async def _call(client: AdminClient, method: str, path: str, body: Any, actor: str | None) -> Any:
     raw = None if body is None else _ENCODER.encode(body)
     headers = {} if method == "GET" else {"x-gkt-actor": actor or _login_name()}
     async with client.session() as session:
-        answer = await client.ask(session, method, path, body=raw, headers=headers)
+        reply = await client.request(session, method, path, body=raw, headers=headers)
     try:
-        return _DECODER.decode(answer)
+        return _DECODER.decode(reply)
     except msgspec.DecodeError:
-        raise client.no_gateway("it answers something else") from None
+        raise client.no_gateway("unexpected reply") from None
 
 
 def _login_name() -> str:
@@ -74,5 +74,5 @@ def _login_name() -> str:
 
 
 def in_json(body: Any) -> str:
-    """For programs."""
+    """Return a reply as indented JSON; Decimals become numbers."""
     return msgspec.json.format(_ENCODER.encode(body), indent=2).decode()

@@ -1,4 +1,4 @@
-"""`gkt-gateway backup`: one file with callers' keys, budgets and receipts."""
+"""`gkt-gateway backup`: one file with API keys, budgets and receipts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 from gateway.backup.file import verify, writing
 from gateway.backup.taking import BackupReader
 from gateway.backup.usage import usage_records
-from gateway.cli.backup_counts import lines_of
+from gateway.cli.backup_counts import format_counts
 from gateway.cli.stores import CONFIG, ConfigOption, settings_of, stores
 from gateway.cli.stores_away import result_of
 from gateway.cli.usage_db_export import progress
@@ -20,38 +20,39 @@ if TYPE_CHECKING:
 
 
 def backup(
-    file: Annotated[Path, typer.Argument(help="The file to write, for its owner alone (0600).", metavar="FILE")],
+    file: Annotated[Path, typer.Argument(help="File to write, with mode 0600.", metavar="FILE")],
     without_usage: Annotated[
         bool,
-        typer.Option("--without-usage", help="Leave the usage database out, where it has backups of its own."),
+        typer.Option("--without-usage", help="Leave out the usage database."),
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write over a file that is there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Overwrite an existing file.")] = False,
     config: ConfigOption = CONFIG,
 ) -> None:
-    """Write callers' keys, budgets and receipts to one file, while gateways and usage workers run.
+    """Write API keys, budgets and receipts to one file. Gateways and usage workers may run.
 
-    It reads Redis and then the usage database, as config.yaml names them. Of keys the file holds hashes. It holds no
-    text of a prompt or an answer, no admin key and no password. Policies and config.yaml are files of yours: keep them
-    beside it. See docs/deployment.md#backups.
+    It reads Redis and then the usage database that config.yaml names. The file has only hashes of keys, and no text of
+    prompts or answers, no admin key and no password. Policies and config.yaml are not included: back them up
+    separately. See docs/deployment.md#backups.
     """
     result_of(_backup(settings_of(config), file, receipts=not without_usage, overwrite=overwrite))
-    with progress("checking the file", file.stat().st_size) as told:
-        made = verify(file, told)
-    typer.echo(f"{file}, {file.stat().st_size} bytes, read again and found whole\n{lines_of(made.counts)}")
+    size = file.stat().st_size
+    with progress("checking the file", size) as on_progress:
+        verified = verify(file, on_progress)
+    typer.echo(f"{file}, {size} bytes, verified\n{format_counts(verified.counts)}")
 
 
 async def _backup(settings: Settings, file: Path, *, receipts: bool, overwrite: bool) -> None:
-    async with stores(settings) as here:
+    async with stores(settings) as opened:
         if receipts:
-            await here.usage.open()
-        made_s, _ = await here.client.commands.time()
-        with writing(file, made_s, receipts=receipts, overwrite=overwrite) as writer:
-            taking = BackupReader(here.client.commands, here.keys)
-            inventory = await taking.inventory()
-            with progress("reading Redis", len(inventory)) as told:
-                async for record in taking.redis(inventory, told):
+            await opened.usage.open()
+        created_s, _ = await opened.client.commands.time()
+        with writing(file, created_s, receipts=receipts, overwrite=overwrite) as writer:
+            reader = BackupReader(opened.client.commands, opened.keys)
+            inventory = await reader.inventory()
+            with progress("reading Redis", len(inventory)) as on_progress:
+                async for record in reader.redis(inventory, on_progress):
                     writer.put(record)
             if receipts:
-                with progress("reading the usage database", await here.usage.count()) as told:
-                    async for record in usage_records(here.usage, made_s, told):
+                with progress("reading the usage database", await opened.usage.count()) as on_progress:
+                    async for record in usage_records(opened.usage, created_s, on_progress):
                         writer.put(record)

@@ -8,22 +8,24 @@ if TYPE_CHECKING:
     from gateway.backup.records import BackupCounts
 
 
-def lines_of(counts: BackupCounts, *, redis: bool = True, usage: bool = True) -> str:
+def format_counts(counts: BackupCounts, *, redis: bool = True, usage: bool = True) -> str:
     """Return a line for each count.
 
     Args:
-        redis, usage: whether those of Redis and of the usage database are among them.
+        counts: the counts of a backup or of a deployment.
+        redis: whether to include the counts of Redis.
+        usage: whether to include the counts of the usage database.
     """
-    told: dict[str, int | str] = {}
+    by_name: dict[str, int | str] = {}
     if redis:
-        told = {
-            "callers' keys": counts.keys,
+        by_name = {
+            "API keys": counts.keys,
             "budgets": counts.budgets,
-            "receipts that wait in Redis": counts.waiting,
-            "other keys of Redis": counts.sums,
+            "receipts waiting in Redis": counts.waiting,
+            "other Redis keys": counts.sums,
         }
     if usage:
-        told["receipts"] = "left out" if counts.receipts is None else counts.receipts
+        by_name["receipts"] = "not included" if counts.receipts is None else counts.receipts
         if counts.rows:
-            told["rows beside receipts"] = counts.rows
-    return "\n".join(f"  {name:<28} {many}" for name, many in told.items())
+            by_name["other rows"] = counts.rows
+    return "\n".join(f"  {name:<28} {count}" for name, count in by_name.items())

@@ -1,26 +1,32 @@
-"""`gkt-gateway budgets`: look at budgets, and raise one, at a running gateway."""
+"""`gkt-gateway budgets`: list budgets, and raise one, at a running gateway."""
 
 from __future__ import annotations
 
+from decimal import Decimal
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import quote
 
 import typer
+from rich.console import Console
+from rich.text import Text
 
-from gateway.cli import SETTINGS
 from gateway.cli.admin_client import AdminClient, ConfigOption, UrlOption
-from gateway.cli.admin_commands import ActorOption, JsonOption, ask, ask_for_all, given, in_json, usd_of
-from gateway.cli.budgets_print import budgets_shown, raise_told
+from gateway.cli.admin_commands import ActorOption, JsonOption, call_admin, in_json, list_all, usd_of, without_none
+from gateway.cli.lazy import SETTINGS
+from gateway.cli.tables import plain_table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 budgets = typer.Typer(
     name="budgets",
     help=(
-        "Look at the budgets of tenants and keys, and raise one for a while.\n\nA budget itself stands in policy files "
-        "and keys; a raise comes on top of it, holds from the next request on in every process, and ends by itself. "
-        "These commands ask the admin listener of a running gateway, at admin.host and admin.port of config.yaml or at "
-        "--url, with the admin key: out of the environment variable GKT_ADMIN_KEY, or admin.key of config.yaml.\n\n"
-        "docs/policies.md tells all of it."
+        "List the budgets of tenants and keys, and raise one temporarily.\n\nBudgets are configured in policy files "
+        "and keys. A raise is added to a budget, takes effect with the next request in every process, and ends by "
+        "itself. These commands call the admin listener of a running gateway, at admin.host and admin.port of "
+        "config.yaml or at --url. They send the admin key from the environment variable GKT_ADMIN_KEY or from "
+        "admin.key of config.yaml.\n\nSee docs/policies.md."
     ),
     no_args_is_help=True,
     **SETTINGS,
@@ -30,57 +36,138 @@ budgets = typer.Typer(
 @budgets.command(name="list")
 def list_budgets(
     tenant: Annotated[
-        str | None, typer.Option("--tenant", "-t", help="Only this tenant's, and its keys'. Default: all.")
+        str | None, typer.Option("--tenant", "-t", help="Show only this tenant and its keys. Default: all.")
     ] = None,
     as_json: JsonOption = False,
     config: ConfigOption = Path("config.yaml"),
     url: UrlOption = None,
 ) -> None:
-    """Show every budget: what is spent, reserved and left of it, and when its period ends.
+    """Show the spent, reserved and remaining amount of every budget, and the end of its period.
 
-    What is reserved belongs to requests under way, and comes back as far as they do not spend it. The bar shows all
-    three; it is yellow from the soft line on, and red where a tenth or less is left. Keys that ended are left out.
+    Reserved amounts belong to requests in flight; amounts that these do not spend are released. The bar shows all
+    three. It is yellow above the soft budget and red when a tenth or less is left. Expired keys are omitted.
     """
-    found = ask_for_all(AdminClient(url, config, keyed=True), "/budgets", "budgets", tenant=tenant)
+    entries = list_all(AdminClient(url, config, keyed=True), "/budgets", "budgets", tenant=tenant)
     if as_json:
-        typer.echo(in_json({"budgets": found}))
+        typer.echo(in_json({"budgets": entries}))
     else:
-        budgets_shown(found)
+        print_budgets(entries)
 
 
 @budgets.command(name="raise")
 def raise_budget(
-    tenant: Annotated[str, typer.Argument(help="Whose budget it is: the tenant of a policy file.", show_default=False)],
+    tenant: Annotated[str, typer.Argument(help="Tenant of the budget.", show_default=False)],
     usd: Annotated[
-        str, typer.Option(help="What comes on top of max_budget. 0 ends a raise.", metavar="USD", show_default=False)
+        str, typer.Option(help="Amount to add to max_budget. 0 ends a raise.", metavar="USD", show_default=False)
     ],
     key_id: Annotated[
-        str | None, typer.Option("--key", help="Raise the budget of this key of the tenant's, by its id.", metavar="ID")
+        str | None, typer.Option("--key", help="Raise the budget of the tenant's key with this id.", metavar="ID")
     ] = None,
-    lasting: Annotated[
+    duration: Annotated[
         str | None,
-        typer.Option("--for", help="How long it holds, up to 366d.", metavar="DURATION", show_default=False),
+        typer.Option("--for", help="Duration of the raise, up to 366d.", metavar="DURATION", show_default=False),
     ] = None,
     until: Annotated[
         str | None,
-        typer.Option(help="Or until when: a date, whose end it is in UTC, or a time.", metavar="2026-12-01"),
+        typer.Option(help="End of the raise: a date (its end, in UTC) or a time.", metavar="2026-12-01"),
     ] = None,
-    reason: Annotated[str | None, typer.Option(help="Why, in one line, for the audit trail.", metavar="TEXT")] = None,
+    reason: Annotated[str | None, typer.Option(help="Reason for the audit trail, in one line.", metavar="TEXT")] = None,
     as_json: JsonOption = False,
     actor: ActorOption = None,
     config: ConfigOption = Path("config.yaml"),
     url: UrlOption = None,
 ) -> None:
-    """Put something on top of a budget for a while, so that its tenant or key can go on.
+    """Raise a budget temporarily.
 
-    `gkt-gateway budgets raise acme --usd 50 --reason "launch week"` holds to the end of the present period; for a
-    budget that is not aligned with the calendar, for one duration of it. --for or --until says otherwise.
+    `gkt-gateway budgets raise acme --usd 50 --reason "launch week"` lasts to the end of the current period, or for one
+    budget_duration if the budget is not aligned with the calendar. Set another end with --for or --until.
 
-    It takes the place of an earlier raise: two of 50 are 50. The soft line stays where it is. For good, edit the policy
-    file.
+    A raise replaces an earlier raise. soft_budget does not change. For a permanent change, edit the policy file.
     """
     key = f"/keys/{quote(key_id, safe='')}" if key_id is not None else ""
-    body = given(usd=usd_of(usd, "--usd"), until=until, reason=reason) | ({} if lasting is None else {"for": lasting})
+    body = without_none(usd=usd_of(usd, "--usd"), until=until, reason=reason, **{"for": duration})
     path = f"/budgets/{quote(tenant, safe='')}{key}/raise"
-    told = ask(AdminClient(url, config, keyed=True), "POST", path, body, actor=actor)
-    typer.echo(in_json(told) if as_json else raise_told(told))
+    budget = call_admin(AdminClient(url, config, keyed=True), "POST", path, body, actor=actor)
+    typer.echo(in_json(budget) if as_json else raise_result(budget))
+
+
+_PIPE_WIDTH = 200
+_BAR = 20
+_BLOCKS, _LETTERS = "█▒░", "#+."  # spent, reserved, left
+
+
+def print_budgets(budgets: Iterable[dict[str, Any]]) -> None:
+    """Print a table of budgets."""
+    console = Console()
+    blocks = console.is_terminal and console.encoding.startswith("utf")
+    if not console.is_terminal:
+        console = Console(width=_PIPE_WIDTH)
+    table = plain_table("tenant", "key", "budget", "", "spent", "reserved", "left", "ends", "raised", right=slice(4, 7))
+    for budget in budgets:
+        table.add_row(
+            Text(budget["tenant"]),
+            Text(budget["key"] or "all keys"),
+            Text(f"{_usd(budget['max_budget'])} USD / {budget['budget_duration']}"),
+            bar_of(budget, _BLOCKS if blocks else _LETTERS),
+            _usd(budget["spent_usd"]),
+            _usd(budget["reserved_usd"]),
+            Text(_usd(budget["left_usd"]), color_of(budget)),
+            Text(_when(budget["ends"]) if budget["ends"] else "rolling"),
+            Text(_raised(budget["raise"]) if budget["raise"] else "-"),
+        )
+    if table.row_count:
+        console.print(table)
+    else:
+        console.print("There are no budgets. Set `budget` or `key_budget` in a policy file.", soft_wrap=True)
+
+
+def raise_result(budget: dict[str, Any]) -> str:
+    """Return the budget after a raise, in one line."""
+    owner = f"tenant {budget['tenant']}" if budget["key"] is None else f"key {budget['key']} of {budget['tenant']}"
+    left = f"{_usd(budget['left_usd'])} USD are left"
+    if budget["raise"] is None:
+        return (
+            f"the raise has ended: {owner} has {_usd(budget['max_budget'])} USD / {budget['budget_duration']}; {left}"
+        )
+    return f"raised: {owner} has {_usd(_limit(budget))} USD until {_when(budget['raise']['until'])}; {left}"
+
+
+def _limit(budget: dict[str, Any]) -> Decimal:
+    return Decimal(budget["max_budget"]) + (Decimal(budget["raise"]["usd"]) if budget["raise"] else 0)
+
+
+def bar_of(budget: dict[str, Any], signs: str) -> Text:
+    """Return a bar of the spent, reserved and remaining shares, rounded down but at least one cell if not 0."""
+    limit, cells = _limit(budget), _BAR
+    bar = Text()
+    for sign, name, color in ((signs[0], "spent_usd", color_of(budget)), (signs[1], "reserved_usd", "blue")):
+        share = max(int(_BAR * budget[name] / limit), 1 if budget[name] else 0)
+        bar.append(sign * min(share, cells), color)
+        cells -= min(share, cells)
+    if not budget["left_usd"] and cells:  # lost by rounding
+        bar.append(signs[0] * cells, color_of(budget))
+        cells = 0
+    bar.append(signs[2] * cells, "dim")
+    return bar
+
+
+def color_of(budget: dict[str, Any]) -> str:
+    """Return red if a tenth or less of the budget is left, yellow above the soft budget, else green."""
+    soft = budget["soft_budget"]
+    if budget["left_usd"] * 10 <= _limit(budget):
+        return "red"
+    return "yellow" if soft is not None and budget["spent_usd"] + budget["reserved_usd"] >= soft else "green"
+
+
+def _raised(raised: dict[str, Any]) -> str:
+    return f"+{_usd(raised['usd'])} until {_when(raised['until'])}"
+
+
+def _usd(amount: Decimal | int) -> str:
+    """Return an amount in USD with up to 6 decimals."""
+    text = f"{Decimal(amount):.6f}".rstrip("0").rstrip(".")
+    return text if text != "0" or not amount else "<0.000001"
+
+
+def _when(moment: str) -> str:
+    return moment.replace("T", " ").replace("Z", " UTC")

@@ -1,4 +1,4 @@
-"""`gkt-gateway check`: every mistake of config.yaml and the policies, before the gateway starts with them."""
+"""`gkt-gateway check`: validate config.yaml and the policies without a running gateway."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import typer
 from gateway.accounting.estimate import TOKENS_PER_MESSAGE
 from gateway.accounting.worst_case import BUDGET_MAX_TOKENS
 from gateway.config.database_url import is_postgres
-from gateway.config.yaml_source import shown
+from gateway.config.yaml_source import display_path
 from gateway.keys.callers import utc_text
 from gateway.pipeline.deadlines.file import read_times
 from gateway.pipeline.deadlines.times import GuidanceTimes, as_duration, recommended_s
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from gateway.policy.schema import Route, TenantPolicy
 
 DEVELOPMENT_KEY = "gk-dev"
-"""The key that policies/default.yaml is delivered with. Everybody knows it."""
+"""Publicly known key of the shipped policies/default.yaml."""
 _OTEL = ("opentelemetry.sdk.trace", "opentelemetry.exporter.otlp.proto.http")
 _POSTGRES = ("psycopg",)
 _BYTES_PER_TOKEN = 4
@@ -42,42 +42,42 @@ def check(
     explain: Annotated[
         str | None,
         typer.Option(
-            help="Say what would become of a request: the body that a caller would send, in this file; `-`: on stdin.",
+            help="Explain how the gateway would handle the request body in this file; `-`: standard input.",
             metavar="FILE",
         ),
     ] = None,
     tenant: Annotated[
-        str | None, typer.Option(help="With --explain: whose request it is. Default: the only tenant's.")
+        str | None, typer.Option(help="With --explain: tenant of the request. Default: the only tenant.")
     ] = None,
     key: Annotated[
-        str | None, typer.Option(help="With --explain: the id of a key in the policy, for its models and limits.")
+        str | None, typer.Option(help="With --explain: id of a key in the policy, for its models and limits.")
     ] = None,
     header: Annotated[
         list[str] | None,
-        typer.Option(help="With --explain: a header of the request, like 'x-team: blue'. As often as needed."),
+        typer.Option(help="With --explain: a header of the request, like 'x-team: blue'. Can be repeated."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="With --explain: print JSON.")] = False,
 ) -> None:
-    """Read the configuration and all policies; name every mistake with its file and line.
+    """Validate the configuration and all policies. Print every issue with its file and line.
 
-    With --explain it then tells of one request, without sending it: which route takes it and why the earlier ones do
-    not, who answers, how the teacher is asked, which limits and budgets it counts against, and what is reserved.
+    With --explain, print how one request would be handled, without sending it: the route and why earlier routes do
+    not match, the engines, the guidance, the limits and budgets that apply, and the reserved amount.
 
     `echo '{"model": "chat", "messages": [{"role": "user", "content": "Hi"}]}' | gkt-gateway check --explain -`
 
-    Neither the engines nor Redis need run. Leaves with 1 where there is a mistake, or the request would be refused.
+    Neither engines nor Redis need to run. Exits with 1 if there is an issue or the request would be rejected.
     """
-    only_with = {"--tenant": tenant, "--key": key, "--header": header, "--json": as_json}
-    if explain is None and (lonely := [name for name, value in only_with.items() if value]):
-        raise typer.BadParameter(f"{lonely[0]} says nothing without --explain FILE")
-    settings, book, mistakes = check_all(config)
-    for mistake in mistakes:
-        typer.echo(str(mistake), err=True)
+    explain_options = {"--tenant": tenant, "--key": key, "--header": header, "--json": as_json}
+    if explain is None and (unused := [name for name, value in explain_options.items() if value]):
+        raise typer.BadParameter(f"{unused[0]} needs --explain FILE")
+    settings, book, issues = check_all(config)
+    for issue in issues:
+        typer.echo(str(issue), err=True)
     if settings is None or book is None:
-        typer.echo(f"{_count(len(mistakes), 'mistake')} found", err=True)
+        typer.echo(f"{_count(len(issues), 'issue')} found", err=True)
         raise typer.Exit(1)
     if explain is not None:
-        # Here, since it needs more than checking does.
+        # Imported here: checking does not need it.
         from gateway.cli.explain import explain_request
 
         explain_request(settings, book, explain, tenant, key, header or (), in_json=as_json)
@@ -98,7 +98,7 @@ def check(
 
 
 def notes_of(book: PolicySet) -> Iterator[str]:
-    """What the teacher reads beside what callers send: once for each projection that routes use, and its exemplars."""
+    """Yield notes on teacher tokens that projections add to requests, for each projection and exemplars file."""
     rules = (route.guidance for policy in book.policies for route in policy.routes if policy.max_guidance_tokens(route))
     used = {(rule.resolved_projection.name, rule.exemplars): rule.resolved_projection for rule in rules}
     for (name, file), projection in sorted(used.items(), key=str):
@@ -108,18 +108,18 @@ def notes_of(book: PolicySet) -> Iterator[str]:
             parts = [f"{count} of {file}" if file else count] if projection.exemplars else []
             parts += ["a system text"] if projection.system else []
             yield (
-                f"projection {name}: the teacher reads {' and '.join(parts)}, about {tokens} tokens, with each "
-                "request that it guides; the receipt counts them all"
+                f"projection {name}: adds {' and '.join(parts)}, about {tokens} tokens, to each teacher request; "
+                "receipts include these tokens"
             )
         if projection.skip is not None:
             yield (
-                f"projection {name}: the teacher is asked for {projection.skip.tokens} tokens more than "
-                "guidance.tokens, since what it skips is not kept; the receipt counts them all"
+                f"projection {name}: requests {projection.skip.tokens} tokens more than guidance.tokens from the "
+                "teacher, since skipped text is dropped; receipts include these tokens"
             )
 
 
 def warnings_of(settings: Settings, book: PolicySet) -> Iterator[str]:
-    """What works, and still should not go into production as it is."""
+    """Yield warnings about a valid configuration: settings that are probably wrong in production."""
     known = book.tenant_of_key(DEVELOPMENT_KEY)
     if known:
         yield (
@@ -129,7 +129,7 @@ def warnings_of(settings: Settings, book: PolicySet) -> Iterator[str]:
     for model in settings.models:
         parts = urlsplit(model.api_base or "")
         if parts.scheme == "http" and model.api_key is not None and not is_private(parts.hostname or ""):
-            yield f"model {model.name}: its api_key travels unencrypted to {parts.hostname}: use https"
+            yield f"model {model.name}: its api_key is sent unencrypted to {parts.hostname}: use https"
         for why in _doubts(model, teaches=model.name in book.teachers()):
             yield f"model {model.name}: {why}"
     measured = GuidanceTimes(time.monotonic, read_times(settings.data))
@@ -154,8 +154,8 @@ def warnings_of(settings: Settings, book: PolicySet) -> Iterator[str]:
 
 
 def _extras_missing(settings: Settings) -> Iterator[str]:
-    """No mistake of the files: the gateway may run where the extra is installed. Where it is not, it does not start."""
-    for wanted, needs, extra, without in (
+    """Yield settings that need an extra which is not installed here. It may be installed where the gateway runs."""
+    for enabled, modules, extra, reason in (
         (settings.tracing.endpoint is not None, _OTEL, "otel", "tracing.endpoint is set, and OpenTelemetry"),
         (
             is_postgres(settings.usage.url.get_secret_value()),
@@ -164,15 +164,15 @@ def _extras_missing(settings: Settings) -> Iterator[str]:
             "usage.url is PostgreSQL, and psycopg",
         ),
     ):
-        if wanted and not all(map(_is_installed, needs)):
+        if enabled and not all(map(_is_installed, modules)):
             yield (
-                f"{without} is not installed here: the gateway does not start without the extra "
+                f"{reason} is not installed here: the gateway does not start without the extra "
                 f"(pip install 'gkt-gateway[{extra}]')"
             )
 
 
 def _is_installed(module: str) -> bool:
-    """Without importing it; of a dotted name those before the last dot are."""
+    """Return whether a module is installed, without importing it. Parent packages are imported."""
     try:
         return find_spec(module) is not None
     except ModuleNotFoundError:
@@ -181,13 +181,13 @@ def _is_installed(module: str) -> bool:
 
 def _folder_doubts(folder: Path, book: PolicySet) -> Iterator[str]:
     if not any(policy.keys for policy in book.policies):
-        yield f"{shown(folder)}: no file holds a key: nobody can call until `gkt-gateway keys create` has made one"
+        yield f"{display_path(folder)}: no policy file has a key: create one with `gkt-gateway keys create`"
     rules = [route.guidance for policy in book.policies for route in policy.routes]
-    named = {name for rule in rules for name in (rule.exemplars, rule.auto.model)}
+    referenced = {name for rule in rules for name in (rule.exemplars, rule.auto.model)}
     for file in near_misses(folder):
-        if file.name in named:
+        if file.name in referenced:
             continue
-        yield f"{shown(file)}: not read: rename it to end in .yaml"
+        yield f"{display_path(file)}: not read: rename it to end in .yaml"
 
 
 def _admin_doubt(admin: AdminSettings) -> str | None:
@@ -196,8 +196,8 @@ def _admin_doubt(admin: AdminSettings) -> str | None:
     if is_private(admin.host):
         return "without a key: set admin.key" if admin.key is None else None
     if admin.key is None:
-        return "and asks for no key: set admin.key, and keep it behind a firewall"
-    return "and asks for no key for probes, metrics and queues: keep it behind a firewall"
+        return "and requires no key: set admin.key, and keep it behind a firewall"
+    return "and requires no key for probes, metrics and queues: keep it behind a firewall"
 
 
 def _doubts_of_routes(settings: Settings, policy: TenantPolicy) -> Iterator[str]:
@@ -208,26 +208,26 @@ def _doubts_of_routes(settings: Settings, policy: TenantPolicy) -> Iterator[str]
 
 
 def _unbounded(settings: Settings, policy: TenantPolicy) -> Iterator[str]:
-    """Under a budget an answer without an end ends somewhere: better where somebody chose."""
+    """Yield routes without default_max_tokens under a budget, where the gateway sets a limit of its own."""
     keys = any(key.budget for key in policy.keys)
     if keys or policy.budget or policy.key_budget or settings.defaults.budget or settings.defaults.key_budget:
         for route in policy.routes:
             if route.default_max_tokens is None and route.mode != "embeddings":
                 yield (
-                    f"route {route.model}: has no default_max_tokens, and there is a budget: callers who send no "
-                    f"max_tokens get {BUDGET_MAX_TOKENS}"
+                    f"route {route.model}: there is a budget and no default_max_tokens: requests without max_tokens "
+                    f"are limited to {BUDGET_MAX_TOKENS} tokens"
                 )
 
 
 def _expired(policy: TenantPolicy, now: float) -> Iterator[str]:
-    """Keys of the file that are past their date. No error: a key that expires must not stop a restart."""
+    """Yield expired keys of the policy. They are no issue, since an expired key must not prevent a restart."""
     for key in policy.keys:
         if key.expires is not None and key.expires <= now:
             yield f"key {key.id} expired on {utc_text(key.expires)}: remove it, or set a later date in expires"
 
 
 def _often_late(policy: TenantPolicy, measured: GuidanceTimes) -> Iterator[str]:
-    """Routes whose deadline is below what the gateway measured when it last ran with this data folder."""
+    """Yield routes with a deadline below the teacher's latency that was last measured with this data folder."""
     for route in policy.routes:
         tokens, rule = policy.max_guidance_tokens(route), route.guidance
         if not tokens or route.teacher is None:
@@ -236,32 +236,32 @@ def _often_late(policy: TenantPolicy, measured: GuidanceTimes) -> Iterator[str]:
         if p95_s is not None and p95_s > rule.max_deadline_s:
             name = "auto_deadline.max" if rule.deadline == "auto" else "deadline"
             yield (
-                f"route {route.model}: guidance.{name} is {as_duration(rule.max_deadline_s)}, and when it was last "
-                f"measured, 95 % of {route.teacher}'s guidance took up to {as_duration(round(p95_s, 3))}: set "
+                f"route {route.model}: guidance.{name} is {as_duration(rule.max_deadline_s)}, but the last "
+                f"measured 95th percentile of {route.teacher}'s guidance is {as_duration(round(p95_s, 3))}: set "
                 f"guidance.{name} to {as_duration(recommended_s(p95_s))}"
             )
 
 
 def _out_of_reach(defaults: Defaults, policy: TenantPolicy) -> Iterator[str]:
-    """A limit of the tenant's own that its keys never come to: config.yaml holds each of them lower."""
+    """Yield tenant limits that the keys cannot reach because of defaults.key_limits in config.yaml."""
     if policy.limits is None or policy.key_limits is not None or any(key.limits for key in policy.keys):
         return
     for name in type(policy.limits).model_fields:
-        whole, each = getattr(policy.limits, name), getattr(defaults.key_limits, name)
-        if policy.keys and whole is not None and each is not None and each * len(policy.keys) < whole:
+        limit, each = getattr(policy.limits, name), getattr(defaults.key_limits, name)
+        if policy.keys and limit is not None and each is not None and each * len(policy.keys) < limit:
             yield (
-                f"limits.{name} is {whole}, and the keys of its file come to {each * len(policy.keys)} together, by "
-                "defaults.key_limits of config.yaml: say key_limits in the file too"
+                f"limits.{name} is {limit}, but defaults.key_limits in config.yaml limits all keys of the file "
+                f"together to {each * len(policy.keys)}: set key_limits in the file too"
             )
 
 
 def _doubts(model: ModelSettings, *, teaches: bool) -> Iterator[str]:
     if model.price.cached_input_usd > model.price.input_usd:
-        yield "cached_input_per_1m is above input_per_1m: a cached token would cost more than a fresh one"
+        yield "cached_input_per_1m is above input_per_1m: a cached token would cost more than an uncached one"
     if teaches and model.batch.low_water > model.max_concurrency:
         yield (
             f"batch.low_water {model.batch.low_water} is above max_concurrency {model.max_concurrency}: "
-            "no request ever waits for others"
+            "requests never wait for a batch"
         )
 
 
@@ -274,16 +274,16 @@ def _doubt(policy: TenantPolicy, route: Route, settings: Settings) -> str | None
     if not may_guide:
         return None
     for index, (student, weight) in enumerate((one.model, one.weight) for one in route.all_students):
-        # One that is asked when others failed may well be the teacher.
+        # A fallback student may be the teacher.
         if route.teacher == student and (index == 0 or weight is not None):
             return f"{student} is its own teacher"
         if route.guidance.placement == "prefix" and settings.by_name[student].continuation == "none":
-            return f"{student} has continuation none: it gets its guidance as context, whatever placement says"
+            return f"{student} has continuation none: it gets its guidance as context, not as a prefix"
     return None
 
 
 def is_private(host: str) -> bool:
-    """Whether a host is one that only this machine or network reaches. A name without a dot is such a one."""
+    """Return whether a host is reachable only from this machine or network. Names without a dot count as private."""
     try:
         address = ip_address(host)
     except ValueError:

@@ -1,4 +1,4 @@
-"""All subcommands under one name."""
+"""The `gkt-gateway` command with all subcommands."""
 
 from __future__ import annotations
 
@@ -6,35 +6,28 @@ from typing import ClassVar
 
 import typer
 
-from gateway.cli import SETTINGS
-from gateway.cli.lazy import LazyGroup
+from gateway.cli.lazy import SETTINGS, LazyGroup
 
 COMMANDS = {
-    "serve": "Run the gateway until SIGTERM or Ctrl-C; then finish what is under way.",
-    "demo": "Start everything on this machine: Redis, a teacher, a student, the gateway; answer a question.",
-    "edge": "Answer a question on this machine, with the first words from a gateway's teacher.",
-    "check": "Read the configuration and all policies; name every mistake with its file and line.",
-    "eval": (
-        "Measure whether guidance pays: how right the teacher alone is, the student alone, and the student after the "
-        "teacher's first words; at what cost, and how fast."
-    ),
-    "schema": "Print a JSON Schema, with which editors complete and check what you write.",
-    "keys": "Make, list, rotate and revoke the keys that callers show.",
-    "budgets": "Look at the budgets of tenants and keys, and raise one for a while.",
-    "usage": "Show what was used, by whom, and what it cost and saved.",
+    "serve": "Run the gateway until SIGTERM or Ctrl-C, then finish requests in flight.",
+    "demo": "Start Redis, a teacher, a student and the gateway on this machine, and answer a question.",
+    "edge": "Answer a question with a student on this machine, guided by a gateway's teacher.",
+    "check": "Validate the configuration and all policies. Print every issue with its file and line.",
+    "eval": "Measure accuracy, cost and speed of teacher, student and guided student on your questions.",
+    "schema": "Print a JSON Schema, for completion and validation in editors.",
+    "keys": "Create, list, rotate and revoke API keys.",
+    "budgets": "List the budgets of tenants and keys, and raise one temporarily.",
+    "usage": "Show usage, cost and savings by tenant, key, model or mode.",
     "usage-worker": "Write receipts from Redis to the usage database, until SIGTERM or Ctrl-C.",
-    "usage-db": "The database of receipts and their sums: SQLite or PostgreSQL, as `usage.url` of config.yaml says.",
-    "reconcile": "Show what engines cost by the hour, and what requests were charged for them at token rates.",
-    "plan": (
-        "Say how many teacher and student GPUs a load needs, what they cost and how long callers wait; and the same "
-        "for the teacher alone."
-    ),
-    "backup": "Write callers' keys, budgets and receipts to one file, while gateways and usage workers run.",
-    "restore": "Write what a backup holds to Redis and the usage database, as config.yaml names them.",
-    "queue": "Show what waits for each teacher and what is in flight, over the whole fleet.",
-    "version": "Say which version this is.",
+    "usage-db": "Show, export, verify and migrate the usage database.",
+    "reconcile": "Compare the hourly cost of engines with the charges of requests at token rates.",
+    "plan": "Compute the GPUs, cost and latency of a load, with guidance and with the teacher alone.",
+    "backup": "Write API keys, budgets and receipts to one file. Gateways and usage workers may run.",
+    "restore": "Write a backup to Redis and the usage database that config.yaml names.",
+    "queue": "Show the queue and the calls in flight of each teacher, over the whole fleet.",
+    "version": "Print the version.",
 }
-"""Names and summaries."""
+"""Summaries of the commands by name. Each is the first paragraph of the command's own help."""
 
 
 class _Commands(LazyGroup):
@@ -47,9 +40,9 @@ app = typer.Typer(
     name="gkt-gateway",
     cls=_Commands,
     help=(
-        "A gateway that speaks OpenAI's API, in which a large teacher model opens every answer and a small student "
-        "finishes it.\n\nStart with `gkt-gateway demo`: real models on this machine, one guided answer. Then write "
-        "config.yaml and policies/, `gkt-gateway check` them, and `gkt-gateway serve`."
+        "A gateway with OpenAI's API. A large teacher model begins each answer, and a small student model completes "
+        "it.\n\nStart with `gkt-gateway demo`, which runs real models on this machine. Then write config.yaml and "
+        "policies/, validate them with `gkt-gateway check`, and run `gkt-gateway serve`."
     ),
     no_args_is_help=True,
     **SETTINGS,

@@ -1,4 +1,4 @@
-"""One sitting of `eval exemplars`: questions are drawn, engines asked, and what was found is written."""
+"""One session of `eval exemplars`: draws questions, searches with the engines, and writes the result."""
 
 from __future__ import annotations
 
@@ -42,19 +42,19 @@ if TYPE_CHECKING:
     from gateway.evaluation.priming.finding import SearchLimits, SearchReport
     from gateway.evaluation.setting import Setting
 
-_MADE = (GENERATED, GENERATED_CHOICES)
-_MADE_COUNT = 2000
-# `eval run` asks those of seed 0.
+_GENERATED_DATA = (GENERATED, GENERATED_CHOICES)
+_GENERATED_COUNT = 2000
+# `eval run` uses seed 0.
 _OTHER_SEED = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExemplarSession:
-    """What the command line asks for.
+    """Options of the command.
 
     Attributes:
-        own: a file of exemplars that race with those that are made.
-        evaluated: a run's folder, whose questions are left alone.
+        own: a file of additional exemplars to compare.
+        evaluated: a run's folder, whose questions are excluded.
     """
 
     folder: Path
@@ -77,65 +77,68 @@ class ExemplarSession:
     concurrency: int
 
 
-def seek(sought: ExemplarSession) -> bool:
-    """Search, print and write. Whether exemplars help. Raises StartupErrors."""
-    if sought.out.exists() and not sought.force:
-        raise exists_error(sought.out)
-    if not sought.out.absolute().parent.is_dir():
-        raise StartupError(f"{sought.out} cannot be written: there is no such folder. Make it first.")
+def seek(session: ExemplarSession) -> bool:
+    """Search, print and write the result. Return whether exemplars help. Raises StartupError."""
+    if session.out.exists() and not session.force:
+        raise exists_error(session.out)
+    if not session.out.absolute().parent.is_dir():
+        raise StartupError(f"{session.out} cannot be written: there is no such folder. Make it first.")
     set_up_logs("error", "auto")
-    name, parts = drawn(sought)
-    own = () if sought.own is None else given(exemplars(sought.own), parts)
-    sought.limits.check_calls(parts)
-    if isinstance(sought.pair, LocalPair):
-        # Before the event loop: a name that is wrong is said at once, and a Ctrl-C ends a download.
+    name, parts = draw_questions(session)
+    own = () if session.own is None else given(exemplars(session.own), parts)
+    session.limits.check_calls(parts)
+    if isinstance(session.pair, LocalPair):
+        # Outside the event loop, so that Ctrl-C ends a download. An unknown name fails before any download.
         for fetch in (weights.find, weights.fetch):
-            for model in dict.fromkeys((sought.pair.teacher, sought.pair.student)):
+            for model in dict.fromkeys((session.pair.teacher, session.pair.student)):
                 fetch(model)
-    with RunFolder(sought.folder) as folder:
-        told = SearchPrinter(folder, sought.limits.calls)
-        found: list[SearchReport] = []
+    with RunFolder(session.folder) as folder:
+        printer = SearchPrinter(folder, session.limits.calls)
+        reports: list[SearchReport] = []
 
         async def search() -> None:
-            found.append(await _searched(sought, name, parts, own, folder, told))
+            reports.append(await _search(session, name, parts, own, folder, printer))
 
         if not uvloop.run(until_interrupted(search(), "eval exemplars")):
-            typer.echo(
-                f"Stopped. What was written is in {sought.folder}: the same command goes on from there.", err=True
-            )
+            typer.echo(f"Stopped. The answers are in {session.folder}: run the same command again to resume.", err=True)
             raise typer.Exit(INTERRUPTED)
-        told.ended(found[0])
-        return _written(sought, name, found[0], told)
+        printer.ended(reports[0])
+        return _write(session, name, reports[0], printer)
 
 
-def drawn(sought: ExemplarSession) -> tuple[str, QuestionSplit]:
-    """The data set's name, and its questions in their parts. Raises StartupErrors."""
-    left = set() if sought.evaluated is None else {one.question for one in read_run(sought.evaluated).examples}
-    leave: list[str] = []
-    if sought.data in _MADE:
-        # Problems can be made without end: others than those of an evaluation.
-        leave += [one.text for one in load(sought.data, count=_MADE_COUNT).questions]
-        loaded = load(sought.data, count=_MADE_COUNT, seed=_OTHER_SEED, scorer=sought.scorer)
+def draw_questions(session: ExemplarSession) -> tuple[str, QuestionSplit]:
+    """Return the data set's name and the split of its questions. Raises StartupError."""
+    left = set() if session.evaluated is None else {one.question for one in read_run(session.evaluated).examples}
+    excluded: list[str] = []
+    if session.data in _GENERATED_DATA:
+        # Generated data: draw problems that no evaluation uses.
+        excluded += [one.text for one in load(session.data, count=_GENERATED_COUNT).questions]
+        loaded = load(session.data, count=_GENERATED_COUNT, seed=_OTHER_SEED, scorer=session.scorer)
     else:
-        loaded = load(sought.data, scorer=sought.scorer, skip_bad=sought.skip_bad)
-        leave += [one.text for at, one in enumerate(loaded.questions) if at < sought.offset or one.id in left]
+        loaded = load(session.data, scorer=session.scorer, skip_bad=session.skip_bad)
+        excluded += [one.text for at, one in enumerate(loaded.questions) if at < session.offset or one.id in left]
     if loaded.skipped:
-        typer.echo(f"{len(loaded.skipped)} lines were passed over; the first: {loaded.skipped[0]}", err=True)
+        typer.echo(f"{len(loaded.skipped)} lines were skipped; the first: {loaded.skipped[0]}", err=True)
     parts = split(
-        loaded.questions, pool=sought.pool, select=sought.select, check=sought.check, seed=sought.seed, exclude=leave
+        loaded.questions,
+        pool=session.pool,
+        select=session.select,
+        check=session.check,
+        seed=session.seed,
+        exclude=excluded,
     )
     return loaded.name, parts
 
 
-async def _searched(
-    sought: ExemplarSession,
+async def _search(
+    session: ExemplarSession,
     name: str,
     parts: QuestionSplit,
     own: Sequence[ExemplarCandidate],
     folder: RunFolder,
-    told: SearchPrinter,
+    printer: SearchPrinter,
 ) -> SearchReport:
-    # Those to compare on come first: more questions of the pool may join behind them in the same folder.
+    # The pool comes last, so that it may grow in the same folder.
     every = (*parts.select, *parts.check, *parts.pool)
 
     def begin(settings: Sequence[Setting]) -> None:
@@ -144,11 +147,11 @@ async def _searched(
             data_sha256=digest(every),
             questions=len(every),
             settings=[setting.as_dict() for setting in settings],
-            seed=sought.seed,
+            seed=session.seed,
             live=False,
             version=__version__,
             created=int(time.time()),
-            **manifest_facts(sought.pair),
+            **manifest_facts(session.pair),
         )
         folder.begin(manifest, every)
 
@@ -157,39 +160,39 @@ async def _searched(
     async with AsyncExitStack() as exits:
         exits.callback(progress.end)
         judge = None
-        if sought.judge is not None:
-            if not isinstance(sought.pair, ConfiguredPair):
-                raise StartupError(f"--judge {sought.judge} is a model of a configuration: name that with --config.")
-            judge = await exits.enter_async_context(judge_of(sought.pair.settings, sought.judge, folder.generations))
+        if session.judge is not None:
+            if not isinstance(session.pair, ConfiguredPair):
+                raise StartupError(f"--judge {session.judge} is a model of a configuration: name that with --config.")
+            judge = await exits.enter_async_context(judge_of(session.pair.settings, session.judge, folder.generations))
         score = Scoring(judge).score
         trials = Trials(
             folder=folder,
-            pair=sought.pair,
-            setting=sought.setting,
+            pair=session.pair,
+            setting=session.setting,
             all_questions=every,
             score=score,
             progress=progress,
-            concurrency=sought.concurrency,
+            concurrency=session.concurrency,
             begin=begin,
         )
-        told.planned(parts)
+        printer.planned(parts)
         try:
-            return await find(trials, parts, score, sought.limits, sought.seed, told, own)
+            return await find(trials, parts, score, session.limits, session.seed, printer, own)
         except EngineError as error:
-            raise StartupError(
-                f"The judge failed: {error.message} The same command goes on where it stopped."
-            ) from error
+            raise StartupError(f"The judge failed: {error.message} Run the same command again to resume.") from error
 
 
-def _written(sought: ExemplarSession, name: str, result: SearchReport, told: SearchPrinter) -> bool:
+def _write(session: ExemplarSession, name: str, result: SearchReport, printer: SearchPrinter) -> bool:
     best = result.best
-    written = best is not None and (result.helps or sought.force)
-    if best is not None and written:
-        names = sought.pair.names
+    is_written = best is not None and (result.helps or session.force)
+    if best is not None and is_written:
+        names = session.pair.names
         day = datetime.now(UTC).date().isoformat()
-        found = f"Exemplars for projection primed, found by `gkt-gateway eval exemplars` on {day}."
-        of = f"data {name}, seed {sought.seed}; guidance of {sought.setting.tokens} tokens."
-        facts = (found, f"Teacher {names[TEACHER]}, student {names[STUDENT]}; {of}")
-        write_file(sought.out, exemplar_yaml(best.trial.shown, provenance(result, best, facts)), overwrite=sought.force)
-    told.verdict(result, sought.out, written=written)
+        reports = f"Exemplars for projection primed, found by `gkt-gateway eval exemplars` on {day}."
+        of = f"data {name}, seed {session.seed}; guidance of {session.setting.tokens} tokens."
+        facts = (reports, f"Teacher {names[TEACHER]}, student {names[STUDENT]}; {of}")
+        write_file(
+            session.out, exemplar_yaml(best.trial.shown, provenance(result, best, facts)), overwrite=session.force
+        )
+    printer.verdict(result, session.out, written=is_written)
     return result.helps

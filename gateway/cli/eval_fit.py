@@ -1,4 +1,4 @@
-"""`gkt-gateway eval fit`: learn from a run how long guidance should be, request by request."""
+"""`gkt-gateway eval fit`: fit a model of the guidance length per request to a run."""
 
 from __future__ import annotations
 
@@ -20,42 +20,41 @@ if TYPE_CHECKING:
     from gateway.policy.length_model import FittedLengths
 
 NO_BETTER = 3
-"""How the command leaves when the chosen lengths are not surely better than a fixed one: the file is there all the
-same."""
+"""Exit status if the model is not significantly better than a fixed length. The file is written anyway."""
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,48}", re.ASCII)
 
 
 def fit(
-    folder: Annotated[Path, typer.Argument(help="What `eval run` has filled.", metavar="FOLDER")],
+    folder: Annotated[Path, typer.Argument(help="Folder of `eval run`.", metavar="FOLDER")],
     out: Annotated[
-        Path, typer.Option(help="Where to write it; a policy names it under guidance.auto.model.", metavar="FILE")
+        Path, typer.Option(help="File to write, for guidance.auto.model of a policy.", metavar="FILE")
     ] = Path("lengths/lengths.json"),
     data: Annotated[
         str | None,
         typer.Option(
-            help="The questions of the run: a data set's name, or a file.",
+            help="Questions of the run: a data set's name, or a file.",
             metavar="DATA",
-            show_default="as run.json says",
+            show_default="that of run.json",
         ),
     ] = None,
     setting: Annotated[
         str | None,
         typer.Option(
-            help="Of several settings with lengths, the one that has this in its description.",
-            metavar="WORDS",
-            show_default="that with the most lengths",
+            help="Use the setting whose description contains this text.",
+            metavar="TEXT",
+            show_default="the one with the most lengths",
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the folds.", min=0, metavar="N")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the cross-validation.", min=0, metavar="N")] = 0,
 ) -> None:
-    """Learn from a run how long guidance should be, request by request, and say whether that pays.
+    """Fit a model of the guidance length per request to a run, and compare it with fixed lengths.
 
-    The run must have the student alone and guidance of two lengths or more, on the same questions. What comes of it is
-    judged on questions that it was not fitted on, at the cost of the best fixed length. Leaves with 3 where it is not
-    surely better: then keep the fixed length. docs/policies.md tells how it decides.
+    The run must include the student alone and guidance of two or more lengths, on the same questions. The model is
+    evaluated by cross-validation, at the cost of the best fixed length. Exits with 3 if it is not significantly
+    better: then use the fixed length. See docs/policies.md.
     """
     if not _NAME.fullmatch(out.stem) or out.suffix != ".json":
-        raise StartupError(f"--out {out}: name a file like lengths/chat.json, of letters, digits and any of . _ -")
+        raise StartupError(f"--out {out}: use a name like lengths/chat.json, of letters, digits and any of . _ -")
     with of_the_extra():
         from gateway.evaluation.advice.auto import families, fixed_lengths
         from gateway.evaluation.advice.fit import compare, tables_of
@@ -65,17 +64,17 @@ def fit(
     run = read_run(folder)
     manifest = run.manifest
     questions = load(data or manifest.data, count=max(1, manifest.questions), seed=manifest.seed).questions
-    found = [one for one in families(manifest, run.examples, questions) if (setting or "") in one.name]
-    if not found:
+    matching = [family for family in families(manifest, run.examples, questions) if (setting or "") in family.name]
+    if not matching:
         raise StartupError(f"--setting: no setting with lengths has '{setting}' in its description.")
-    family = found[0]
+    family = matching[0]
     model = fitted(family, manifest, out.stem, int(time.time()), seed=seed)
     tables = tables_of(family)
     rows = [compare(tables, family.lengths, tokens, seed=seed) for tokens in family.lengths if tokens]
     out.parent.mkdir(parents=True, exist_ok=True)
     new = out.with_name(f".{out.name}")
     new.write_text(model.model_dump_json(indent=1) + "\n")
-    new.replace(out)  # whole: a gateway may be watching it
+    new.replace(out)  # atomically, since a gateway may watch the file
     show(family, fixed_lengths(family), rows, model, out)
     if model.figures is None or not model.figures.beats:
         raise typer.Exit(NO_BETTER)
@@ -84,36 +83,37 @@ def fit(
 def show(
     family: LengthFamily, fixed: dict[int, LengthResult], rows: list[FitComparison], model: FittedLengths, out: Path
 ) -> None:
-    """What was found, for a terminal."""
+    """Print the comparison with fixed lengths."""
     console = Console()
     console.print(f"{len(family.questions)} questions; {family.name}", highlight=False)
-    table = Table("length", "right", "USD an answer", "auto at that cost", "USD", "difference, 95 %", box=None)
+    table = Table("length", "correct", "USD per answer", "auto at that cost", "USD", "difference, 95 %", box=None)
     compared = {one.fixed_tokens: one for one in rows}
-    for tokens, gave in fixed.items():
-        beside = compared.get(tokens)
+    for tokens, result in fixed.items():
+        comparison = compared.get(tokens)
         cells = (
             ["", "", ""]
-            if beside is None
+            if comparison is None
             else [
-                f"{beside.auto_right:.1%}",
-                f"{beside.auto_usd:.3g}",
-                f"{beside.difference:+.1%} ({beside.low:+.1%} to {beside.high:+.1%})",
+                f"{comparison.auto_right:.1%}",
+                f"{comparison.auto_usd:.3g}",
+                f"{comparison.difference:+.1%} ({comparison.low:+.1%} to {comparison.high:+.1%})",
             ]
         )
-        table.add_row("student alone" if not tokens else str(tokens), f"{gave.right:.1%}", f"{gave.usd:.3g}", *cells)
+        name = str(tokens) if tokens else "student alone"
+        table.add_row(name, f"{result.right:.1%}", f"{result.usd:.3g}", *cells)
     console.print(table)
     figures = model.figures
-    assert figures is not None, "fit() brings them"
+    assert figures is not None, "set by fit()"
     console.print(
-        f"On questions it was not fitted on, auto is right {figures.auto_right:.1%} of the time at "
-        f"{figures.auto_usd:.3g} USD; the best fixed length ({figures.fixed_tokens}) {figures.fixed_right:.1%} at "
-        f"{figures.fixed_usd:.3g} USD.",
+        f"In cross-validation, auto has {figures.auto_right:.1%} correct answers at {figures.auto_usd:.3g} USD; the "
+        f"best fixed length ({figures.fixed_tokens}) has {figures.fixed_right:.1%} at {figures.fixed_usd:.3g} USD.",
         highlight=False,
     )
     if figures.beats:
-        console.print(f"It beats the fixed length. {out} is for guidance.auto.model.", highlight=False)
+        console.print(f"It is better than the fixed length. Set guidance.auto.model to {out}.", highlight=False)
     else:
         keep = f"tokens: {figures.fixed_tokens}" if figures.fixed_tokens else "mode: student"
         console.print(
-            f"It does not surely beat the fixed length: keep {keep}. {out} was written all the same.", highlight=False
+            f"It is not significantly better than the fixed length: use {keep}. {out} was written anyway.",
+            highlight=False,
         )

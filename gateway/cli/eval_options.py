@@ -1,4 +1,4 @@
-"""What subcommands of `gkt-gateway eval` share: options for questions and engines, the pair, the extra they need."""
+"""Shared options of `gkt-gateway eval` subcommands: questions, engines, and the extra `eval`."""
 
 from __future__ import annotations
 
@@ -16,48 +16,53 @@ if TYPE_CHECKING:
 
     from gateway.evaluation.pair import Pair
 
-DATA, ENGINES = "The questions", "The engines"
+DATA, ENGINES = "Questions", "Engines"
 
 Data: TypeAlias = Annotated[
-    str, typer.Option(help="generated, generated-choices, gsm8k, csqa, or a file of JSON lines.", rich_help_panel=DATA)
+    str,
+    typer.Option(
+        help="Questions: generated, generated-choices, gsm8k, csqa, or a JSON Lines file.", rich_help_panel=DATA
+    ),
 ]
-SkipBad: TypeAlias = Annotated[
-    bool, typer.Option("--skip-bad", help="Pass over lines that cannot be used.", rich_help_panel=DATA)
-]
+SkipBad: TypeAlias = Annotated[bool, typer.Option("--skip-bad", help="Skip invalid lines.", rich_help_panel=DATA)]
 Scorer: TypeAlias = Annotated[
     str | None,
     typer.Option(
-        help="How answers are scored, whatever the data says; package.module:function is your own.",
+        help="Scorer of answers instead of the data's; package.module:function for your own.",
         rich_help_panel=DATA,
     ),
 ]
 Judge: TypeAlias = Annotated[
-    str | None, typer.Option(help="A model of --config that scores what no rule can.", rich_help_panel=DATA)
+    str | None, typer.Option(help="Model of --config that scores answers without a rule.", rich_help_panel=DATA)
 ]
 Config: TypeAlias = Annotated[
-    Path | None, typer.Option("--config", "-c", help="Take models of this file.", rich_help_panel=ENGINES)
+    Path | None, typer.Option("--config", "-c", help="Use models of this configuration.", rich_help_panel=ENGINES)
 ]
 Teacher: TypeAlias = Annotated[
     str | None,
     typer.Option(
-        help=f"A model of --config; else of the catalogue, or a .gguf file. Default: {TEACHER}.",
+        help=f"Model of --config; else a catalogue name or a .gguf file. Default: {TEACHER}.",
         rich_help_panel=ENGINES,
     ),
 ]
-Student: TypeAlias = Annotated[str | None, typer.Option(help=f"Likewise. Default: {STUDENT}.", rich_help_panel=ENGINES)]
+Student: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        help=f"Model of --config; else a catalogue name or a .gguf file. Default: {STUDENT}.",
+        rich_help_panel=ENGINES,
+    ),
+]
 Concurrency: TypeAlias = Annotated[
-    int, typer.Option(min=1, max=1024, help="Questions under way at once.", rich_help_panel=ENGINES)
+    int, typer.Option(min=1, max=1024, help="Concurrent questions.", rich_help_panel=ENGINES)
 ]
 SlotTokens: TypeAlias = Annotated[
     int,
-    typer.Option(
-        min=256, help="Context of each, on this machine: exemplars, question, answer.", rich_help_panel=ENGINES
-    ),
+    typer.Option(min=256, help="Context tokens per question of local models.", rich_help_panel=ENGINES),
 ]
 
 
 def pair_of(config: Path | None, teacher: str | None, student: str | None, concurrency: int, slot_tokens: int) -> Pair:
-    """The engines that the options name. Raises StartupErrors."""
+    """Return the engines that the options name. Raises StartupError, ConfigError and typer.BadParameter."""
     from gateway.evaluation.pair import ConfiguredPair, LocalPair
 
     if config is None:
@@ -66,15 +71,15 @@ def pair_of(config: Path | None, teacher: str | None, student: str | None, concu
 
     if teacher is None or student is None:
         raise typer.BadParameter("needs --teacher and --student: names of its models", param_hint="--config")
-    settings, _, mistakes = check_settings(config)
+    settings, _, issues = check_settings(config)
     if settings is None:
-        raise ConfigError(mistakes)
+        raise ConfigError(issues)
     return ConfiguredPair(settings, teacher, student)
 
 
 @contextmanager
 def of_the_extra() -> Iterator[None]:
-    """For imports of what needs the extra `eval`. Raises StartupError where that is not installed."""
+    """Guard imports that need the extra `eval`. Raises StartupError if it is not installed."""
     try:
         yield
     except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""How far a run is: a bar on a terminal, now and then a line elsewhere."""
+"""Progress of a run: a bar on a terminal, a line every half minute elsewhere."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _LINE_EVERY_S = 30.0
-# Until so many are done, those under way beside them tell more than they do.
-_ENOUGH = 16
+# With fewer calls done, the calls in flight would bias the estimate.
+_MIN_DONE = 16
 
 
 class ProgressBars:
-    """A bar for each stage, on a terminal. `end` it, however the run does."""
+    """A progress bar for each stage. Call `end` also after failures."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -41,7 +41,7 @@ class ProgressBars:
     def step(self, tokens: int = 0) -> None:
         if self._progress is not None:
             self._speed.add(tokens)
-            self._progress.update(self._task, advance=1, speed=self._speed.shown)
+            self._progress.update(self._task, advance=1, speed=self._speed.text)
 
     def end(self) -> None:
         if self._progress is not None:
@@ -50,64 +50,64 @@ class ProgressBars:
 
 
 class ProgressLines:
-    """A line when a stage begins, every half minute, and when it ends."""
+    """Prints a line when a stage begins, every half minute, and when it ends."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._stage, self._done, self._total = "", 0, 0
         self._speed = TokenRate()
-        self._told = 0.0
+        self._printed = 0.0
 
     def begin(self, stage: str, total: int) -> None:
         self._stage, self._done, self._total = stage, 0, total
         self._speed = TokenRate()
-        self._tell()
+        self._print_line()
 
     def step(self, tokens: int = 0) -> None:
         self._done += 1
         self._speed.add(tokens)
-        if time.monotonic() > self._told + _LINE_EVERY_S:
-            self._tell()
+        if time.monotonic() > self._printed + _LINE_EVERY_S:
+            self._print_line()
 
     def end(self) -> None:
         if self._done:
-            self._tell()
+            self._print_line()
         self._done = 0
 
-    def _tell(self) -> None:
-        self._told = time.monotonic()
+    def _print_line(self) -> None:
+        self._printed = time.monotonic()
         left = self._speed.left_s(self._done, self._total)
-        parts = [f"{self._done} of {self._total}", self._speed.shown]
+        parts = [f"{self._done} of {self._total}", self._speed.text]
         parts += [f"{duration(left)} left"] if left and self._done < self._total else []
         self._console.print(f"{self._stage}: {', '.join(filter(None, parts))}", markup=False, highlight=False)
 
 
 class TokenRate:
-    """Tokens a second since the stage began."""
+    """Tokens per second since the stage began."""
 
     def __init__(self) -> None:
         self._began = time.monotonic()
         self._tokens = 0
 
     def add(self, tokens: int) -> None:
-        """So many more were written."""
+        """Count output tokens."""
         self._tokens += tokens
 
     @property
-    def shown(self) -> str:
-        """Empty before the first token."""
+    def text(self) -> str:
+        """Return the rate as text; empty before the first token."""
         seconds = time.monotonic() - self._began
         speed = self._tokens / seconds if seconds else 0.0
         return f"{speed:.{0 if speed >= 10 else 1}f} tokens/s" if speed >= 0.05 else ""
 
     def left_s(self, done: int, total: int) -> float | None:
-        """At the pace until now; None before so many are done that those under way beside them count little."""
-        enough = 0 < done >= min(_ENOUGH, total // 2)
-        return (time.monotonic() - self._began) / done * (total - done) if enough else None
+        """Return the estimated remaining seconds, or None while too few calls are done for an estimate."""
+        reliable = 0 < done >= min(_MIN_DONE, total // 2)
+        return (time.monotonic() - self._began) / done * (total - done) if reliable else None
 
 
 def duration(seconds: float) -> str:
-    """As a person says it, in its two largest units."""
+    """Return a duration as text in its two largest units."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

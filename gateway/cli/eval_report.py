@@ -1,4 +1,4 @@
-"""`gkt-gateway eval report`: what a run found, to read, to show and for machines."""
+"""`gkt-gateway eval report`: write a report of runs as HTML, Markdown and JSON."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 from gateway.cli.eval_options import of_the_extra
 from gateway.errors import StartupError
 
-_MOST_REMARKS = 5
+_MAX_REMARKS = 5
 
 
 def report(
@@ -19,20 +19,20 @@ def report(
     ],
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="Where to write.", metavar="FOLDER", show_default="FOLDER/report"),
+        typer.Option("--out", "-o", help="Folder to write.", metavar="FOLDER", show_default="FOLDER/report"),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the bootstrap: the same seed gives the same intervals.", min=0)] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of the bootstrap intervals.", min=0)] = 1,
 ) -> None:
-    """Say whether guidance pays: accuracy, tokens, cost and time of every setting of a run.
+    """Write a report of a run: accuracy, tokens, cost and time of every setting.
 
-    It writes report.html (one file, figures included), report.md with figures/ beside it, and report.json. A run that
-    is not over is told as far as it is. With several folders each is a chapter, a table over all comes first, and
-    --out must say where.
+    It writes report.html (one file, figures included), report.md with a folder figures/, and report.json. A report of
+    an unfinished run covers its answers so far. With several folders each is a chapter after a common table, and --out
+    is required.
 
     docs/evaluation.md explains the columns and figures.
     """
     if out is None and len(folders) > 1:
-        raise StartupError("a report of several folders belongs to none of them: say with --out where to write it")
+        raise StartupError("A report of several folders needs --out FOLDER.")
     with of_the_extra():
         from gateway.evaluation.reporting.rendering import write_report
         from gateway.evaluation.reporting.report import section
@@ -40,9 +40,9 @@ def report(
     runs = [read_run(folder) for folder in folders]
     written = write_report([section(run, seed) for run in runs], out or folders[0] / "report", seed)
     for run in runs:
-        for remark in run.remarks[:_MOST_REMARKS]:
+        for remark in run.remarks[:_MAX_REMARKS]:
             typer.echo(f"{run.path}: {remark}", err=True)
-        if more := len(run.remarks[_MOST_REMARKS:]):
-            typer.echo(f"{run.path}: and {more} more such remarks, which the report has.", err=True)
+        if more := len(run.remarks[_MAX_REMARKS:]):
+            typer.echo(f"{run.path}: {more} more remarks are in the report.", err=True)
     for file in written[:3]:
         typer.echo(file)

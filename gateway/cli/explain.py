@@ -1,4 +1,4 @@
-"""`gkt-gateway check --explain`: what would become of a request, without sending it."""
+"""`gkt-gateway check --explain`: explain how a request would be handled, without sending it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from msgspec import structs
 from rich.console import Console
 
 from gateway.accounting.worst_case import budget_max_tokens, worst_case
-from gateway.cli.explain_print import ExplainedRequest, RouteLine, as_json, shown_as_text
+from gateway.cli.explain_print import ExplainedRequest, RouteLine, as_json, as_text
 from gateway.config.yaml_messages import nearest
-from gateway.config.yaml_source import read, shown
+from gateway.config.yaml_source import display_path, read
 from gateway.errors import GatewayError
 from gateway.policy.book import Caller
 from gateway.policy.explain import explain
@@ -43,11 +43,11 @@ _KINDS: dict[str, tuple[str, Callable[[bytes], AnyRequest]]] = {
     "prompt": ("text completion", parse_text_completion),
     "input": ("embeddings", parse_embeddings),
 }
-_MOST_NAMED = 20
+_MAX_NAMES = 20
 
 
 class _Headers(UserDict[str, str]):
-    """By name, whatever its capitals."""
+    """Header values by case-insensitive name."""
 
     def __getitem__(self, name: str) -> str:
         return self.data[name.lower()]
@@ -60,27 +60,27 @@ def explain_request(
     settings: Settings, book: PolicySet, file: str, tenant: str | None, key: str | None, headers: Iterable[str], *,
     in_json: bool,
 ) -> None:  # fmt: skip
-    """Print what would become of the request in `file`. Exits with 1 where it would be refused, or cannot be read."""
-    sent = _headers(headers)
+    """Print how the request in `file` would be handled. Exits with 1 if it would be rejected or cannot be read."""
+    sent_headers = _headers(headers)
     policy = _policy(book, tenant)
     caller = Caller(policy, _key(policy, key))
-    kind, asked = _request(file)
-    found = _with_an_end(explain(caller, asked, sent, settings), settings)
-    about = ExplainedRequest(
+    kind, request = _request(file)
+    explanation = _with_budget_limit(explain(caller, request, sent_headers, settings), settings)
+    details = ExplainedRequest(
         file=file,
         kind=kind,
-        model=asked.model,
-        bytes=asked.size_bytes,
+        model=request.model,
+        bytes=request.size_bytes,
         tenant=policy.tenant,
         key=key,
-        routes=tuple(_routes(caller, asked.model, found, _places(settings.policies, policy))),
-        reserved_usd=None if found.plan is None else _reserved(asked, found.plan, settings),
+        routes=tuple(_routes(caller, request.model, explanation, _locations(settings.policies, policy))),
+        reserved_usd=None if explanation.plan is None else _reserved(request, explanation.plan, settings),
     )
     if in_json:
-        typer.echo(orjson.dumps(as_json(about, found), option=orjson.OPT_INDENT_2))
+        typer.echo(orjson.dumps(as_json(details, explanation), option=orjson.OPT_INDENT_2))
     else:
-        Console().print(shown_as_text(about, found), soft_wrap=True)
-    if found.refused is not None:
+        Console().print(as_text(details, explanation), soft_wrap=True)
+    if explanation.refused is not None:
         raise typer.Exit(1)
 
 
@@ -103,9 +103,9 @@ def _policy(book: PolicySet, tenant: str | None) -> TenantPolicy:
     names = [policy.tenant for policy in book.policies]
     if tenant is None and len(names) == 1:
         return book.policies[0]
-    listed = ", ".join(names[:_MOST_NAMED]) + (", ..." if names[_MOST_NAMED:] else "")
+    listed = ", ".join(names[:_MAX_NAMES]) + (", ..." if names[_MAX_NAMES:] else "")
     if tenant is None:
-        raise _stop(f"--tenant: say whose request it is: one of {listed}")
+        raise _stop(f"--tenant: set the tenant of the request: one of {listed}")
     if tenant not in names:
         close = nearest(tenant, names)
         raise _stop(
@@ -115,13 +115,13 @@ def _policy(book: PolicySet, tenant: str | None) -> TenantPolicy:
 
 
 def _key(policy: TenantPolicy, key: str | None) -> KeyEntry:
-    """The key of that name. None: one that has no models, limits and budget of its own."""
+    """Return the key with an id, or for None a key without its own models, limits and budget."""
     if key is None:
         return KeyEntry(id="any", sha256="0" * 64)
     known = [one.id for one in policy.keys]
     if key not in known:
         close = nearest(key, known)
-        hint = f". Did you mean '{close}'?" if close else f"; it has {', '.join(known[:_MOST_NAMED]) or 'none'}"
+        hint = f". Did you mean '{close}'?" if close else f"; it has {', '.join(known[:_MAX_NAMES]) or 'none'}"
         raise _stop(f"--key: the policy of tenant {policy.tenant} has no key '{key}'{hint}")
     return policy.keys[known.index(key)]
 
@@ -134,52 +134,53 @@ def _request(file: str) -> tuple[str, AnyRequest]:
     try:
         body: Any = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
-        raise _stop(f"{file}: not valid JSON ({error}): write the body that a caller would send") from None
+        raise _stop(f"{file}: not valid JSON ({error}): the file must have a request body") from None
     for field, (kind, parse) in _KINDS.items():
         if isinstance(body, dict) and field in body:
             try:
                 return kind, parse(raw)
             except GatewayError as error:
-                raise _stop(f"{file}: refused with {error.status}: {error.message}") from None
-    raise _stop(f"{file}: has no messages (a chat), no prompt and no input: write the body that a caller would send")
+                raise _stop(f"{file}: rejected with {error.status}: {error.message}") from None
+    raise _stop(f"{file}: has no messages, prompt or input: the file must have a request body")
 
 
-def _places(folder: Path, policy: TenantPolicy) -> list[str]:
-    """Where each route of a tenant stands, as file:line."""
+def _locations(folder: Path, policy: TenantPolicy) -> list[str]:
+    """Return file:line of each route of a tenant."""
     for file in sorted(folder.glob("*.yaml")):
         source, _ = read(file)
         if source is not None and source.get("tenant") == policy.tenant:
-            lines = (source.mistake(("routes", index), "").line for index in range(len(policy.routes)))
-            return [f"{shown(file)}:{line}" for line in lines]
+            lines = (source.issue(("routes", index), "").line for index in range(len(policy.routes)))
+            return [f"{display_path(file)}:{line}" for line in lines]
     return [""] * len(policy.routes)
 
 
-def _routes(caller: Caller, model: str, found: Explanation, places: list[str]) -> Iterator[RouteLine]:
-    """Every route of the name, and what becomes of the request there."""
-    passed, taken = dict(found.choice.passed), found.choice.index
+def _routes(caller: Caller, model: str, explanation: Explanation, locations: list[str]) -> Iterator[RouteLine]:
+    """Yield every route of the model's name with its decision about the request."""
+    passed, taken = dict(explanation.choice.passed), explanation.choice.index
     for index, _ in caller.policy.routes_of.get(model, ()):
         why = passed.get(index)
         if index == taken:
-            yield RouteLine(index, places[index], takes=True)
+            yield RouteLine(index, locations[index], takes=True)
         elif why is None and taken is None:
-            yield RouteLine(index, places[index], why="this key may not use the model")
+            yield RouteLine(index, locations[index], why="this key may not use the model")
         else:
-            yield RouteLine(index, places[index], why=why)
+            yield RouteLine(index, locations[index], why=why)
 
 
-def _with_an_end(found: Explanation, settings: Settings) -> Explanation:
-    """Under a budget an answer that nothing limits is limited all the same: admission does likewise."""
-    budgeted = found.tenant.budget is not None or found.key.budget is not None
-    if found.plan is None or found.plan.max_tokens is not None or not budgeted:
-        return found
-    most = budget_max_tokens(found.plan, max_output_of(settings.models)) if found.plan.students else None
-    return replace(found, plan=structs.replace(found.plan, max_tokens=most))
+def _with_budget_limit(explanation: Explanation, settings: Settings) -> Explanation:
+    """Set max_tokens if there is a budget and no other limit, as admission does."""
+    budgeted = explanation.tenant.budget is not None or explanation.key.budget is not None
+    plan = explanation.plan
+    if plan is None or plan.max_tokens is not None or not budgeted:
+        return explanation
+    limit = budget_max_tokens(plan, max_output_of(settings.models)) if plan.students else None
+    return replace(explanation, plan=structs.replace(plan, max_tokens=limit))
 
 
-def _reserved(asked: AnyRequest, plan: Plan, settings: Settings) -> Decimal:
-    """What the request may cost at most, as it would be reserved; its shadow has its own."""
-    most = worst_case(
-        plan, asked, {model.name: model.price for model in settings.models}, max_output_of(settings.models)
+def _reserved(request: AnyRequest, plan: Plan, settings: Settings) -> Decimal:
+    """Return the maximum cost that would be reserved for the request, without its shadow."""
+    cost = worst_case(
+        plan, request, {model.name: model.price for model in settings.models}, max_output_of(settings.models)
     )
-    shares = (most.teacher, most.student, *most.more)
+    shares = (cost.teacher, cost.student, *cost.more)
     return total_usd(*(share.cost_usd for share in shares if share is not None))

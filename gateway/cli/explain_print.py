@@ -1,4 +1,4 @@
-"""What `gkt-gateway check --explain` shows of an explanation: as text, and as JSON."""
+"""Output of `gkt-gateway check --explain`: an explanation as text and as JSON."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class RouteLine:
-    """A route of the name that was sent. `why` it does not take the request; None: an earlier one does."""
+    """A route of the requested name. `why` is the reason it does not match; None: an earlier route matches."""
 
     index: int
     place: str
@@ -34,7 +34,7 @@ class RouteLine:
 
 @dataclass(frozen=True, slots=True)
 class ExplainedRequest:
-    """The request, and what only its configuration tells. `key` None: one without anything of its own."""
+    """The request with its routes and reservation. `key` None: a key without its own models, limits and budget."""
 
     file: str
     kind: str
@@ -46,59 +46,66 @@ class ExplainedRequest:
     reserved_usd: Decimal | None
 
 
-def shown_as_text(about: ExplainedRequest, found: Explanation) -> RenderableType:
-    """The whole explanation, for eyes."""
-    key = f"key {about.key}" if about.key is not None else "a key without anything of its own"
-    head = f"{about.file}: {about.kind} for model '{about.model}', {about.bytes} bytes, of tenant {about.tenant}, {key}"
+def as_text(details: ExplainedRequest, explanation: Explanation) -> RenderableType:
+    """Return the explanation as text for the terminal."""
+    key = f"key {details.key}" if details.key is not None else "a key without its own models, limits and budget"
+    head = f"{details.file}: {details.kind} for model '{details.model}', {details.bytes} bytes, "
+    head += f"of tenant {details.tenant}, {key}"
     parts: list[RenderableType] = [Text(head, "bold")]
-    if about.routes:
-        parts += _section(f"routes named '{about.model}', in their order", map(_route_row, about.routes))
-    if found.refused is not None:
-        parts += [Text(), Text(f"refused with {found.refused.status}: {found.refused.message}", "bold red")]
-    if (plan := found.plan) is not None and (route := found.choice.route) is not None:
+    if details.routes:
+        parts += _section(f"routes named '{details.model}', in order", map(_route_row, details.routes))
+    if explanation.refused is not None:
+        parts += [
+            Text(),
+            Text(f"rejected with {explanation.refused.status}: {explanation.refused.message}", "bold red"),
+        ]
+    if (plan := explanation.plan) is not None and (route := explanation.choice.route) is not None:
         of_route = "" if plan.mode == route.mode else f", for mode {route.mode}"
-        parts += _section(f"plan{of_route}", _plan_rows(plan, route, found.fields))
+        parts += _section(f"plan{of_route}", _plan_rows(plan, route, explanation.fields))
         if plan.shadow is not None:
-            parts += _section("shadow, beside it and seen by nobody", _shadow_rows(plan.shadow, route, found.fields))
+            parts += _section("shadow request", _shadow_rows(plan.shadow, route, explanation.fields))
         if plan.quality is not None:
-            parts += _section("compared, once it was given", _quality_rows(plan.quality))
-    if found.plan is not None:
-        parts += _section("counts against", _allowance_rows(found))
-    if found.plan is not None and about.reserved_usd is not None:
-        parts += _section("reserved", [(_reserved(about.reserved_usd, found.plan),)])
-    parts += [Text(), *(Text(f"assumed: {one}", "dim") for one in found.assumed)] if found.assumed else []
+            parts += _section("quality sample", _quality_rows(plan.quality))
+    if explanation.plan is not None:
+        parts += _section("counts against", _allowance_rows(explanation))
+    if explanation.plan is not None and details.reserved_usd is not None:
+        parts += _section("reserved", [(_reserved(details.reserved_usd, explanation.plan),)])
+    parts += [Text(), *(Text(f"assumed: {one}", "dim") for one in explanation.assumed)] if explanation.assumed else []
     return Group(*parts)
 
 
-def as_json(about: ExplainedRequest, found: Explanation) -> Json:
-    """The same for programs. Money is text."""
-    refused = found.refused
+def as_json(details: ExplainedRequest, explanation: Explanation) -> Json:
+    """Return the explanation for JSON. Amounts of money are text."""
+    rejection = explanation.refused
     return {
-        "request": {name: getattr(about, name) for name in ("file", "kind", "model", "bytes", "tenant", "key")},
+        "request": {name: getattr(details, name) for name in ("file", "kind", "model", "bytes", "tenant", "key")},
         "routes": [
-            {"index": one.index, "place": one.place, "takes": one.takes, "why": one.why} for one in about.routes
+            {"index": one.index, "place": one.place, "takes": one.takes, "why": one.why} for one in details.routes
         ],
         "refused": None
-        if refused is None
-        else {"status": refused.status, "code": refused.code, "param": refused.param, "message": refused.message},
-        "plan": None if found.plan is None else _plan_json(found.plan),
-        "limits": {"tenant": _limits_json(found.tenant.limits), "key": _limits_json(found.key.limits)},
-        "budgets": {"tenant": _budget_json(found.tenant.budget), "key": _budget_json(found.key.budget)},
-        "reserved_usd": None if about.reserved_usd is None else f"{about.reserved_usd:f}",
-        "assumed": list(found.assumed),
-        "unguided_fields": list(found.fields),
+        if rejection is None
+        else {
+            "status": rejection.status,
+            "code": rejection.code,
+            "param": rejection.param,
+            "message": rejection.message,
+        },
+        "plan": None if explanation.plan is None else _plan_json(explanation.plan),
+        "limits": {"tenant": _limits_json(explanation.tenant.limits), "key": _limits_json(explanation.key.limits)},
+        "budgets": {"tenant": _budget_json(explanation.tenant.budget), "key": _budget_json(explanation.key.budget)},
+        "reserved_usd": None if details.reserved_usd is None else f"{details.reserved_usd:f}",
+        "assumed": list(explanation.assumed),
+        "unguided_fields": list(explanation.fields),
     }
 
 
 def _route_row(one: RouteLine) -> tuple[str, ...]:
-    said = (
-        "takes it" if one.takes else "not looked at: an earlier one takes it" if one.why is None else f"no: {one.why}"
-    )
-    return f"routes[{one.index}]", one.place, said
+    parts = "match" if one.takes else "not checked: an earlier route matches" if one.why is None else f"no: {one.why}"
+    return f"routes[{one.index}]", one.place, parts
 
 
 def _section(title: str, rows: Iterable[tuple[str, ...]]) -> list[RenderableType]:
-    """A title, and below it rows whose columns stand under each other; the last one may be long."""
+    """Return a title and rows with aligned columns. The last column is not padded."""
     listed = list(rows)
     widths = [max(map(len, column)) for column in list(zip(*listed, strict=True))[:-1]]
     lines = [
@@ -115,8 +122,8 @@ def _plan_rows(plan: Plan, route: Route, fields: Sequence[str]) -> Iterator[tupl
     if plan.length is not None:
         yield "length", _length(plan.length)
     if plan.unguided is not None:
-        because = f", because of {', '.join(fields)}" if fields else ""
-        yield "teacher", f"not asked: {plan.unguided}{because} (docs/reference/receipts.md says why)"
+        reason = f", because of {', '.join(fields)}" if fields else ""
+        yield "teacher", f"no guidance: {plan.unguided}{reason} (see docs/reference/receipts.md)"
     yield ("answers" if plan.mode in {"teacher", "embeddings"} else "student"), _students(plan, route)
     if plan.mode != "embeddings":
         yield (
@@ -152,22 +159,22 @@ def _guidance(guidance: GuidancePlan) -> str:
     )
 
 
-def _length(chosen: LengthChoice) -> str:
-    by = {"rule": f"rule {chosen.rule}", "model": f"model {chosen.model}", "default": "default"}[chosen.by]
-    said = [f"auto: {chosen.tokens} tokens by {by}, prompt {chosen.prompt}"]
-    if chosen.stop_at != "none" and chosen.tokens:
-        said.append(f"or to the end of a {chosen.stop_at} after {chosen.least}")
-    if chosen.probe is not None and chosen.tokens:
-        said.append(f"none where the student is {chosen.probe.confident:g} sure of its first token")
-    return ", ".join(said)
+def _length(length: LengthChoice) -> str:
+    by = {"rule": f"rule {length.rule}", "model": f"model {length.model}", "default": "default"}[length.by]
+    parts = [f"auto: {length.tokens} tokens by {by}, prompt {length.prompt}"]
+    if length.stop_at != "none" and length.tokens:
+        parts.append(f"or to the end of a {length.stop_at} after {length.least}")
+    if length.probe is not None and length.tokens:
+        parts.append(f"none where the student is {length.probe.confident:g} sure of its first token")
+    return ", ".join(parts)
 
 
 def _projection(guidance: GuidancePlan) -> str:
     projection = guidance.projection
     exemplars = f"{len(projection.exemplars)} exemplars" if projection.exemplars else ""
     skips = f"{projection.skip_tokens} tokens more to skip" if projection.skip is not None else ""
-    said = ", ".join(filter(None, (exemplars, skips)))
-    return f"{projection.name} ({said})" if said else projection.name
+    parts = ", ".join(filter(None, (exemplars, skips)))
+    return f"{projection.name} ({parts})" if parts else projection.name
 
 
 def _students(plan: Plan, route: Route) -> str:
@@ -175,15 +182,15 @@ def _students(plan: Plan, route: Route) -> str:
     names = [
         f"{one.engine} ({weights[one.engine]:g})" if one.engine in weights else one.engine for one in plan.students
     ]
-    tries = f"each asked up to {plan.retries.num_retries + 1} times" if plan.retries.num_retries else "asked once"
+    tries = f"each with up to {plan.retries.num_retries + 1} attempts" if plan.retries.num_retries else "one attempt"
     if len(names) == 1:
         return f"{names[0]}, {tries.removeprefix('each ')}"
     drawn = "; the first is drawn by weight" if weights else ""
     return f"{', then '.join(names)}; {tries}{drawn}"
 
 
-def _allowance_rows(found: Explanation) -> Iterator[tuple[str, ...]]:
-    for name, one in (("tenant", found.tenant), ("key", found.key)):
+def _allowance_rows(explanation: Explanation) -> Iterator[tuple[str, ...]]:
+    for name, one in (("tenant", explanation.tenant), ("key", explanation.key)):
         yield f"{name} limits", _limits(one.limits)
         yield f"{name} budget", _budget(one.budget)
 
@@ -194,21 +201,21 @@ def _reserved(amount: Decimal, plan: Plan) -> str:
 
 
 def _limits(limits: LimitsRule) -> str:
-    said = [f"{number} {what}" for name, what in _LIMITS.items() if (number := _limits_json(limits).get(name))]
-    return ", ".join(said) or "none"
+    parts = [f"{number} {what}" for name, what in _LIMITS.items() if (number := _limits_json(limits).get(name))]
+    return ", ".join(parts) or "none"
 
 
 _LIMITS = {
     "rpm_limit": "requests a minute",
     "tpm_limit": "tokens a minute",
-    "max_parallel_requests": "requests at a time",
+    "max_parallel_requests": "concurrent requests",
 }
 
 
 def _budget(budget: BudgetRule | None) -> str:
     if budget is None:
         return "none"
-    each = f"each {budget.budget_duration}{' of the calendar' if budget.calendar_aligned else ', rolling'}"
+    each = f"each {budget.budget_duration}{', calendar-aligned' if budget.calendar_aligned else ', rolling'}"
     soft = f"; from {budget.soft_budget:f} on: {budget.on_soft}" if budget.soft_budget is not None else ""
     return f"{budget.max_budget:f} USD {each}{soft}; when it is spent: {budget.on_hard}"
 
@@ -271,6 +278,6 @@ def _plan_json(plan: Plan) -> Json:
     }
 
 
-def _length_json(chosen: LengthChoice) -> Json:
-    told = ("tokens", "by", "prompt", "rule", "model", "score", "least", "stop_at")
-    return {name: getattr(chosen, name) for name in told} | {"probe": chosen.probe is not None}
+def _length_json(length: LengthChoice) -> Json:
+    names = ("tokens", "by", "prompt", "rule", "model", "score", "least", "stop_at")
+    return {name: getattr(length, name) for name in names} | {"probe": length.probe is not None}

@@ -1,4 +1,4 @@
-"""Work that a signal ends in order: what it started is stopped, and what it keeps is kept."""
+"""Cancellation of a command by SIGTERM or SIGINT, with orderly cleanup."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ INTERRUPTED = 130
 
 
 async def until_interrupted(work: Coroutine[Any, Any, None], name: str) -> bool:
-    """Run `work`; False when a signal ended it. Leaving it by cancellation stops every child."""
+    """Run `work` and return True, or False if a signal canceled it. Its cleanup must stop child processes."""
     loop = asyncio.get_running_loop()
     task = loop.create_task(work, name=name)  # the main task of this process
     for number in (signal.SIGTERM, signal.SIGINT):

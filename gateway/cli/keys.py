@@ -1,74 +1,80 @@
-"""`gkt-gateway keys`: make, list, rotate and revoke callers' keys at a running gateway."""
+"""`gkt-gateway keys`: create, list, rotate and revoke API keys at a running gateway."""
 
 from __future__ import annotations
 
+import re
 import time
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 from urllib.parse import quote
 
 import typer
+from rich.text import Text
 
-from gateway.cli import SETTINGS
 from gateway.cli.admin_client import AdminClient, ConfigOption, UrlOption
-from gateway.cli.admin_commands import ActorOption, JsonOption, ask, ask_for_all, given, in_json, usd_of
-from gateway.cli.keys_print import key_told, keys_shown, yaml_lines
-from gateway.keys.token import new_token
+from gateway.cli.admin_commands import ActorOption, JsonOption, call_admin, in_json, list_all, usd_of, without_none
+from gateway.cli.lazy import SETTINGS
+from gateway.cli.tables import console_for, plain_table
+from gateway.config.yaml_source import YamlSource
+from gateway.errors import ConfigError, ConfigIssue
+from gateway.keys.token import digest_of, new_token
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 keys = typer.Typer(
     name="keys",
     help=(
-        "Make, list, rotate and revoke the keys that callers show.\n\nThey are kept in Redis, and every process of the "
-        "gateway knows of a change within two seconds. These commands ask the admin listener of a running gateway, at "
-        "admin.host and admin.port of config.yaml or at --url, with the admin key: out of the environment variable "
-        "GKT_ADMIN_KEY, or admin.key of config.yaml.\n\n`keys create --print-yaml` needs no gateway: it makes a key "
-        "for a policy file. docs/policies.md tells all of it."
+        "Create, list, rotate and revoke API keys.\n\nKeys are stored in Redis. Changes take effect in every process "
+        "of the gateway within two seconds. These commands call the admin listener of a running gateway, at admin.host "
+        "and admin.port of config.yaml or at --url. They send the admin key from the environment variable "
+        "GKT_ADMIN_KEY or from admin.key of config.yaml.\n\n`keys create --print-yaml` needs no gateway: it creates a "
+        "key for a policy file. See docs/policies.md."
     ),
     no_args_is_help=True,
     **SETTINGS,
 )
 
-TenantOption: TypeAlias = Annotated[
-    str, typer.Option("--tenant", "-t", help="Whose key it is: the tenant of a policy file.")
-]
-IdArgument: TypeAlias = Annotated[str, typer.Argument(help="The key's id, as in `keys list`.", show_default=False)]
+TenantOption: TypeAlias = Annotated[str, typer.Option("--tenant", "-t", help="Tenant of the key.")]
+IdArgument: TypeAlias = Annotated[str, typer.Argument(help="Id of the key, as in `keys list`.", show_default=False)]
 ExpiresOption: TypeAlias = Annotated[
-    str | None, typer.Option(help="Until when it holds: a date, a time, or a duration. Default: for ever.",
+    str | None, typer.Option(help="Expiry: a date, a time, or a duration. Default: never.",
                              metavar="2027-06-30|90d")
 ]  # fmt: skip
 Limit: TypeAlias = int | None
-_LIMITS = "Limits of its own"
-_BUDGET = "A budget of its own"
+_LIMITS = "Limits of the key"
+_BUDGET = "Budget of the key"
 
 
 @keys.command()
 def create(
     tenant: TenantOption,
-    key_id: Annotated[str, typer.Option("--id", help="What logs, receipts and lists call it.")],
+    key_id: Annotated[str, typer.Option("--id", help="Id of the key in logs, receipts and lists.")],
     expires: ExpiresOption = None,
     models: Annotated[
-        str | None, typer.Option(help="The models that it may name. Default: all of its tenant's.", metavar="A,B")
+        str | None, typer.Option(help="Models that the key may use. Default: all of its tenant.", metavar="A,B")
     ] = None,
     rpm_limit: Annotated[
         Limit, typer.Option(min=1, help="Requests in any 60 seconds.", rich_help_panel=_LIMITS)
     ] = None,
     tpm_limit: Annotated[Limit, typer.Option(min=1, help="Tokens in any 60 seconds.", rich_help_panel=_LIMITS)] = None,
     max_parallel_requests: Annotated[
-        Limit, typer.Option(min=1, help="Requests under way at a time.", rich_help_panel=_LIMITS)
+        Limit, typer.Option(min=1, help="Concurrent requests.", rich_help_panel=_LIMITS)
     ] = None,
     max_budget: Annotated[
         str | None, typer.Option(help="USD in each period.", metavar="USD", rich_help_panel=_BUDGET)
     ] = None,
     soft_budget: Annotated[
-        str | None, typer.Option(help="From here on --on-soft holds.", metavar="USD", rich_help_panel=_BUDGET)
+        str | None, typer.Option(help="Amount from which --on-soft applies.", metavar="USD", rich_help_panel=_BUDGET)
     ] = None,
     budget_duration: Annotated[
         str | None,
-        typer.Option(help="How long a period lasts. Default: 1mo.", metavar="1d|1w|1mo", rich_help_panel=_BUDGET),
+        typer.Option(help="Length of a period. Default: 1mo.", metavar="1d|1w|1mo", rich_help_panel=_BUDGET),
     ] = None,
     rolling: Annotated[
         bool,
-        typer.Option("--rolling", help="A period is the time just past, no calendar's.", rich_help_panel=_BUDGET),
+        typer.Option("--rolling", help="Use a rolling window instead of calendar periods.", rich_help_panel=_BUDGET),
     ] = False,
     on_soft: Annotated[
         str | None, typer.Option(metavar="warn|shorten|student_only", help="Default: warn.", rich_help_panel=_BUDGET)
@@ -77,23 +83,22 @@ def create(
         str | None, typer.Option(metavar="reject|student_only", help="Default: reject.", rich_help_panel=_BUDGET)
     ] = None,
     print_yaml: Annotated[
-        bool, typer.Option("--print-yaml", help="Ask no gateway: print the lines for a policy file, without the key.")
+        bool, typer.Option("--print-yaml", help="Print the lines for a policy file. Needs no gateway.")
     ] = False,
     as_json: JsonOption = False,
     actor: ActorOption = None,
     config: ConfigOption = Path("config.yaml"),
     url: UrlOption = None,
 ) -> None:
-    """Make a key. It is shown once and kept nowhere; only its SHA-256 is.
+    """Create a key. It is printed once; only its SHA-256 is stored.
 
-    The key alone goes to standard output, so that `KEY=$(gkt-gateway keys create -t acme --id prod)` holds it; what
-    else there is to say goes to standard error.
+    The key is printed to standard output, for `KEY=$(gkt-gateway keys create -t acme --id prod)`. Other messages go to
+    standard error.
 
-    With --print-yaml it is the other way round: the lines for `keys:` of policies/acme.yaml go to standard output, and
-    the key to standard error.
+    With --print-yaml, the lines for `keys:` of a policy file go to standard output, and the key to standard error.
     """
-    limits = given(rpm_limit=rpm_limit, tpm_limit=tpm_limit, max_parallel_requests=max_parallel_requests)
-    budget = given(
+    limits = without_none(rpm_limit=rpm_limit, tpm_limit=tpm_limit, max_parallel_requests=max_parallel_requests)
+    budget = without_none(
         max_budget=usd_of(max_budget, "--max-budget"),
         soft_budget=usd_of(soft_budget, "--soft-budget"),
         budget_duration=budget_duration,
@@ -104,32 +109,34 @@ def create(
     if budget and max_budget is None:
         raise typer.BadParameter("is needed for a budget", param_hint="--max-budget")
     names = [name.strip() for name in models.split(",")] if models is not None else None
-    body = given(tenant=tenant, id=key_id, expires=expires, models=names, limits=limits or None, budget=budget or None)
+    body = without_none(
+        tenant=tenant, id=key_id, expires=expires, models=names, limits=limits or None, budget=budget or None
+    )
     if print_yaml:
         token = new_token()
         typer.echo(yaml_lines(body, token, time.time()))
-        typer.echo(f"The key, which is shown this once: {token}", err=True)
+        typer.echo(f"The key, which is shown only this once: {token}", err=True)
         return
-    made = ask(AdminClient(url, config, keyed=True), "POST", "/keys", body, actor=actor)
-    _tell_key(made, as_json=as_json)
+    key = call_admin(AdminClient(url, config, keyed=True), "POST", "/keys", body, actor=actor)
+    _print_new_key(key, as_json=as_json)
 
 
 @keys.command(name="list")
 def list_keys(
-    tenant: Annotated[str | None, typer.Option("--tenant", "-t", help="Only this tenant's. Default: all.")] = None,
+    tenant: Annotated[str | None, typer.Option("--tenant", "-t", help="Only this tenant's keys. Default: all.")] = None,
     as_json: JsonOption = False,
     config: ConfigOption = Path("config.yaml"),
     url: UrlOption = None,
 ) -> None:
-    """List all keys, those of the policy files too: what each may do, until when, and when it was last used.
+    """List all keys, including those of policy files, with models, limits, expiry and last use.
 
-    No list shows a key. `hint` is how one that was made here begins.
+    The list has no keys, only the first characters (`hint`) of keys that the gateway created.
     """
-    found = ask_for_all(AdminClient(url, config, keyed=True), "/keys", "keys", tenant=tenant)
+    entries = list_all(AdminClient(url, config, keyed=True), "/keys", "keys", tenant=tenant)
     if as_json:
-        typer.echo(in_json({"keys": found}))
+        typer.echo(in_json({"keys": entries}))
     else:
-        keys_shown(found)
+        print_keys(entries)
 
 
 @keys.command()
@@ -137,10 +144,10 @@ def rotate(
     key_id: IdArgument,
     tenant: TenantOption,
     grace: Annotated[
-        str, typer.Option(help="How long the old key still holds, 0s to 30d.", metavar="DURATION")
+        str, typer.Option(help="Time for which the old key stays valid, 0s to 30d.", metavar="DURATION")
     ] = "1h",
     expires: Annotated[
-        str | None, typer.Option(help="Until when the new key holds. Default: as long as the old one was to.",
+        str | None, typer.Option(help="Expiry of the new key. Default: that of the old key.",
                                  metavar="2027-06-30|90d")
     ] = None,
     as_json: JsonOption = False,
@@ -148,14 +155,15 @@ def rotate(
     config: ConfigOption = Path("config.yaml"),
     url: UrlOption = None,
 ) -> None:  # fmt: skip
-    """Put a new key in the place of an old one. The old one still holds for a grace time.
+    """Replace a key by a new one. The old key stays valid for a grace period.
 
-    The new key has the old one's id and may do the same; it goes to standard output. The old one is called ID.1 from
-    then on (or .2, ...), so that the list and the logs tell whether anybody still uses it.
+    The new key has the id, models and limits of the old one. It is printed to standard output. The old key is renamed
+    to ID.1 (or .2, ...), so that lists and logs show whether it is still used.
     """
     path = f"/keys/{quote(tenant, safe='')}/{quote(key_id, safe='')}/rotate"
-    body = given(grace=grace, expires=expires)
-    _tell_key(ask(AdminClient(url, config, keyed=True), "POST", path, body, actor=actor), as_json=as_json)
+    body = without_none(grace=grace, expires=expires)
+    key = call_admin(AdminClient(url, config, keyed=True), "POST", path, body, actor=actor)
+    _print_new_key(key, as_json=as_json)
 
 
 @keys.command()
@@ -167,15 +175,102 @@ def revoke(
     config: ConfigOption = Path("config.yaml"),
     url: UrlOption = None,
 ) -> None:
-    """End a key for good. Within two seconds no process takes it any more; requests under way are finished."""
+    """Revoke a key permanently. Every process rejects it within two seconds. Requests in flight complete."""
     path = f"/keys/{quote(tenant, safe='')}/{quote(key_id, safe='')}"
-    gone = ask(AdminClient(url, config, keyed=True), "DELETE", path, actor=actor)
-    typer.echo(in_json(gone) if as_json else f"revoked: key {gone['id']} of tenant {gone['tenant']}")
+    revoked = call_admin(AdminClient(url, config, keyed=True), "DELETE", path, actor=actor)
+    typer.echo(in_json(revoked) if as_json else f"revoked: key {revoked['id']} of tenant {revoked['tenant']}")
 
 
-def _tell_key(made: dict[str, Any], *, as_json: bool) -> None:
+def _print_new_key(key: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
-        typer.echo(in_json(made))
+        typer.echo(in_json(key))
     else:
-        typer.echo(key_told(made), err=True)
-        typer.echo(made["key"])
+        typer.echo(key_summary(key), err=True)
+        typer.echo(key["key"])
+
+
+_PIPE_WIDTH = 200
+_SHORT = {"rpm_limit": "rpm", "tpm_limit": "tpm", "max_parallel_requests": "parallel"}
+_PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9._-]*", re.ASCII)
+_RESERVED_WORDS = {"true", "false", "yes", "no", "on", "off", "y", "n", "null"}
+_COLORS = {"active": "green", "grace": "yellow"}
+
+
+def print_keys(keys: Iterable[dict[str, Any]]) -> None:
+    """Print a table of keys."""
+    console = console_for(_PIPE_WIDTH)
+    table = plain_table("tenant", "id", "key", "status", "expires", "last used", "models", "limits", "budget")
+    for key in keys:
+        table.add_row(
+            Text(key["tenant"]),
+            Text(key["id"]),
+            Text(f"{key['hint']}..." if key["hint"] else "in its file"),
+            Text(key["status"], _COLORS.get(key["status"], "red")),
+            Text(_when(key["revoked"] or key["expires"]) or "never"),
+            Text(_when(key["last_used"]) or "-"),
+            Text(", ".join(key["models"] or ["all"])),
+            Text(_limits(key["limits"] or {})),
+            Text(_budget(key["budget"] or {})),
+        )
+    if table.row_count:
+        console.print(table)
+    else:
+        console.print("There are no keys. Create one with `gkt-gateway keys create`.")
+
+
+def key_summary(created: dict[str, Any]) -> str:
+    """Return a summary of a new key, without the key itself."""
+    expires = f"expires {_when(created['expires'])}" if created["expires"] else "does not expire"
+    lines = [f"Key {created['id']} of tenant {created['tenant']}; it {expires}."]
+    if (old := created.get("replaced")) is not None:
+        validity = f"is valid until {_when(old['expires'])}" if old["status"] == "grace" else "is no longer valid"
+        lines.append(f"The old key is now called {old['id']} and {validity}.")
+    lines.append("The key is shown only this once:")
+    return "\n".join(lines)
+
+
+def yaml_lines(body: dict[str, Any], token: str, now: float) -> str:
+    """Return an entry for `keys:` of a policy file. Raises ConfigError where an option is invalid."""
+    from gateway.admin.bodies import NewKey  # imported here: it imports the server
+
+    parsed, issues = YamlSource("", body).check(NewKey)
+    if parsed is None:
+        raise ConfigError(
+            [ConfigIssue(_option(issue.field), 0, 0, "", issue.message, issue.suggestion) for issue in issues]
+        )
+    lines = [f"id: {_quoted(parsed.id)}", f"sha256: {digest_of(token)}"]
+    if parsed.expires.in_s is not None:
+        lines.append(f"expires: {datetime.fromtimestamp(now + parsed.expires.in_s, UTC):%Y-%m-%dT%H:%M:%SZ}")
+    elif "expires" in body:
+        lines.append(f"expires: {body['expires']}")
+    if parsed.models is not None:
+        lines.append(f"models: [{', '.join(map(_quoted, parsed.models))}]")
+    lines += [f"{name}: {_flow(body[name])}" for name in ("limits", "budget") if name in body]
+    return "  - " + "\n    ".join(lines)
+
+
+def _option(field: str) -> str:
+    return "--" + field.partition("[")[0].rpartition(".")[2].replace("_", "-")
+
+
+def _flow(values: dict[str, object]) -> str:
+    pairs = (f"{name}: {str(value).lower() if isinstance(value, bool) else value}" for name, value in values.items())
+    return f"{{{', '.join(pairs)}}}"
+
+
+def _quoted(text: str) -> str:
+    """Return a text in quotes if YAML could read it as another type."""
+    plain = _PLAIN.fullmatch(text) and text.lower() not in _RESERVED_WORDS
+    return text if plain else f'"{text}"'
+
+
+def _when(moment: str | None) -> str:
+    return moment.replace("T", " ").replace("Z", " UTC") if moment else ""
+
+
+def _limits(limits: dict[str, Any]) -> str:
+    return "\n".join(f"{_SHORT[name]} {value}" for name, value in limits.items())
+
+
+def _budget(budget: dict[str, Any]) -> str:
+    return f"{budget['max_budget']} USD / {budget.get('budget_duration', '1mo')}" if budget else ""

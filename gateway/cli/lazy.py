@@ -1,4 +1,4 @@
-"""Groups of commands that import a command's module when the command is called."""
+"""Command groups that import a command's module when the command is called."""
 
 from __future__ import annotations
 
@@ -8,20 +8,27 @@ from typing import Any, ClassVar
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from gateway.cli import SETTINGS
+SETTINGS: dict[str, Any] = {
+    "add_completion": False,
+    "rich_markup_mode": "markdown",
+    "pretty_exceptions_enable": False,
+    "context_settings": {"help_option_names": ["-h", "--help"]},
+}
+"""Settings of every command group."""
 
 
 class LazyGroup(TyperGroup):
-    """A group that lists its commands without their modules.
+    """A group that lists its commands without importing their modules.
 
-    Module and attribute of a command are `prefix` and its name, with _ for -. The attribute is a function or a Typer.
+    A command's module is `prefix` and its name with _ for -. The module's attribute of that name is a function or a
+    Typer.
     """
 
     summaries: ClassVar[dict[str, str]]
-    """The first paragraph of each command's help, by name."""
+    """First paragraph of each command's help, by name."""
     prefix: ClassVar[str]
     renamed: ClassVar[dict[str, str]] = {}
-    """New names of commands by the old one. The old one is an error that gives the new one."""
+    """New names of renamed commands by old name. The old name is an error that names the new one."""
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
@@ -29,18 +36,18 @@ class LazyGroup(TyperGroup):
             self.add_command(TyperCommand(name, help=summary))
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Return name, command and its arguments, and import the command."""
+        """Import the command. Return its name, the command and its arguments."""
         if args[0] in self.renamed:
-            ctx.fail(f"The command '{args[0]}' is called '{self.renamed[args[0]]}' now.")
+            ctx.fail(f"The command '{args[0]}' was renamed to '{self.renamed[args[0]]}'.")
         name, command, rest = super().resolve_command(ctx, args)
-        return name, None if command is None else _imported(self.prefix, args[0]), rest
+        return name, None if command is None else _import_command(self.prefix, args[0]), rest
 
 
-def _imported(prefix: str, name: str) -> Any:
+def _import_command(prefix: str, name: str) -> Any:
     attribute = name.replace("-", "_")
-    found = getattr(import_module(prefix + attribute), attribute)
-    if isinstance(found, typer.Typer):
-        return typer.main.get_command(found)
-    alone = typer.Typer(**SETTINGS)
-    alone.command(name)(found)
-    return typer.main.get_command(alone)
+    command = getattr(import_module(prefix + attribute), attribute)
+    if isinstance(command, typer.Typer):
+        return typer.main.get_command(command)
+    app = typer.Typer(**SETTINGS)
+    app.command(name)(command)
+    return typer.main.get_command(app)

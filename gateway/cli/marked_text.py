@@ -1,4 +1,4 @@
-"""An answer on the screen as it comes: the teacher's part in colour, or in brackets where colour does not survive."""
+"""Streaming output of an answer with the teacher's part marked: by color on a terminal, else by brackets."""
 
 from __future__ import annotations
 
@@ -13,24 +13,25 @@ TEACHER_STYLE = "bold cyan"
 
 
 class MarkedText:
-    """Prints an answer's parts one behind the other, however many of them are the teacher's."""
+    """Prints the parts of one answer and marks those of the teacher."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._teachers = False
+        self._by_teacher = False
 
-    def print(self, text: str, *, teachers: bool) -> None:
+    def print(self, text: str, *, by_teacher: bool) -> None:
         """Print one part."""
         if text:
-            self._mark(teachers)
-            self._console.print(Text(text, TEACHER_STYLE if teachers else ""), end="", soft_wrap=True, highlight=False)
+            self._mark(by_teacher)
+            style = TEACHER_STYLE if by_teacher else ""
+            self._console.print(Text(text, style), end="", soft_wrap=True, highlight=False)
 
     def end(self) -> None:
-        """Close a bracket that is open: the teacher wrote the last part too."""
+        """Close an open bracket, where the teacher also wrote the last part."""
         self._mark(False)
 
-    def _mark(self, teachers: bool) -> None:
-        # ASCII marks: colour does not survive a pipe.
-        if teachers != self._teachers and not self._console.is_terminal:
-            self._console.print(Text("[" if teachers else "]"), end="", soft_wrap=True)
-        self._teachers = teachers
+    def _mark(self, by_teacher: bool) -> None:
+        # A pipe drops colors.
+        if by_teacher != self._by_teacher and not self._console.is_terminal:
+            self._console.print(Text("[" if by_teacher else "]"), end="", soft_wrap=True)
+        self._by_teacher = by_teacher

@@ -1,13 +1,10 @@
-"""`gkt-gateway plan paper`: the paper's rows, by the planner's arithmetic."""
+"""`gkt-gateway plan paper`: compare the paper's rows with the planner's formulas."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
+from gateway.cli.tables import console_for, plain_table
 from gateway.evaluation.reporting.published import ALONE, PAIRS, TEACHER_BATCH, PublishedPair
 from gateway.planning.paper import PaperRow
 
@@ -18,21 +15,19 @@ _PIPE_WIDTH = 160
 
 
 def paper() -> None:
-    """Hold the paper's times against what its own single-model rows come to.
+    """Compare the paper's times with estimates from its single-model rows.
 
-    A pair's time must lie between guidance in batches that scale perfectly and in batches that gain nothing. Where it
-    does not, the row says why; docs/design/planning.md tells more.
+    A pair's time must be between the estimates for perfect batching and for no gain by batching. Where it is not, the
+    row has the reason. See docs/design/planning.md.
     """
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=_PIPE_WIDTH)
-    table = Table("", "m > n", "perfect, s", "none, s", "printed, s", "speed-up", "printed", "", box=box.SIMPLE)
-    for column in table.columns[1:7]:
-        column.justify = "right"
+    console = console_for(_PIPE_WIDTH)
+    table = plain_table(
+        "", "m > n", "perfect, s", "none, s", "printed, s", "speed-up", "printed", "", right=slice(1, 7)
+    )
     for data in PAIRS:
         table.add_row(data)
         for pair, row in rows(data):
-            remark = row.reason + ("; another speed-up is printed" if row.misprinted else "")
+            remark = row.reason + ("; the printed speed-up differs" if row.misprinted else "")
             table.add_row(
                 f"  {pair.teacher} > {pair.student}" + ("" if pair.projection == "cutoff" else f" ({pair.projection})"),
                 f"{row.m} > {row.n}",
@@ -47,7 +42,7 @@ def paper() -> None:
 
 
 def rows(data: str) -> Iterator[tuple[PublishedPair, PaperRow]]:
-    """The pairs of one of the paper's two data sets whose times it prints, with what they are held against."""
+    """Yield the pairs of a data set for which the paper has times, with the planner's estimates."""
     alone_s = {(one.model, one.limit): one.seconds for one in ALONE[data] if one.seconds is not None}
     for pair in PAIRS[data]:
         if pair.seconds is None or pair.speed_up is None:

@@ -1,4 +1,4 @@
-"""What `gkt-gateway plan` shows: a table of teacher, student, both and the teacher alone; and what it rests on."""
+"""Output of `gkt-gateway plan`: a table of teacher, student, both and the teacher alone; and the assumptions."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 import orjson
-from rich import box
-from rich.console import Console
-from rich.table import Table
 from rich.text import Text
+
+from gateway.cli.tables import console_for, plain_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,23 +20,19 @@ if TYPE_CHECKING:
 _PIPE_WIDTH = 140
 
 
-def plan_shown(plan: CapacityPlan) -> None:
+def print_plan(plan: CapacityPlan) -> None:
     """Print a plan."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=_PIPE_WIDTH)
-    table = Table("", "teacher", "student", "together", "teacher alone", box=box.SIMPLE)
-    for column in table.columns[1:]:
-        column.justify = "right"
+    console = console_for(_PIPE_WIDTH)
+    table = plain_table("", "teacher", "student", "together", "teacher alone", right=slice(1, None))
     for title, of_fleet, together in _ROWS:
         sides = ["" if side is None else of_fleet(side) for side in (plan.teacher, plan.student)]
         table.add_row(title, *sides, together(plan), of_fleet(plan.alone))
     console.print(table)
-    share = "" if plan.savings_share is None else f", {abs(plan.savings_share):.1%} of what the teacher alone costs"
-    said = "Saved" if plan.savings_usd_per_hour >= 0 else "It costs more"
+    share = "" if plan.savings_share is None else f", {abs(plan.savings_share):.1%} of the cost of the teacher alone"
+    verdict = "Saved" if plan.savings_usd_per_hour >= 0 else "Additional cost"
     console.print(
-        f"{said}: {_usd(abs(plan.savings_usd_per_hour))} USD an hour, {_usd(abs(plan.savings_usd_per_1000))} USD per "
-        f"1000 answers{share}.",
+        f"{verdict}: {_usd(abs(plan.savings_usd_per_hour))} USD per hour, {_usd(abs(plan.savings_usd_per_1000))} USD "
+        f"per 1000 answers{share}.",
         highlight=False,
     )
     for head, lines, style in (("Assumed", plan.assumptions, ""), ("Warnings", plan.warnings, "yellow")):
@@ -48,9 +43,9 @@ def plan_shown(plan: CapacityPlan) -> None:
 
 
 def as_json(plan: CapacityPlan) -> str:
-    """The plan as JSON: money as text, exactly; a time that has no end is null."""
+    """Return the plan as JSON. Amounts of money are exact text; infinite times are null."""
     load, demands = plan.load, plan.demands
-    shown = {
+    document = {
         "object": "plan",
         "load": {
             "rps": str(load.rps),
@@ -80,7 +75,7 @@ def as_json(plan: CapacityPlan) -> str:
         "assumptions": plan.assumptions,
         "warnings": plan.warnings,
     }
-    return orjson.dumps(shown, option=orjson.OPT_INDENT_2).decode()
+    return orjson.dumps(document, option=orjson.OPT_INDENT_2).decode()
 
 
 def _fleet(side: ReplicaFleet) -> dict[str, Any]:
@@ -121,34 +116,34 @@ def _seconds(value: float | None) -> str:
 
 def _gpus(side: ReplicaFleet) -> str:
     if side.gpus is None:
-        return "by the token"
+        return "paid per token"
     return f"{side.gpus} {side.curve.gpu or ''}".strip()
 
 
-def _together(plan: CapacityPlan) -> str:
+def _total_gpus(plan: CapacityPlan) -> str:
     known = [side.gpus for side in (plan.teacher, plan.student) if side is not None and side.gpus is not None]
     return str(sum(known)) if known else ""
 
 
-def _nothing(_: CapacityPlan) -> str:
+def _empty(_: CapacityPlan) -> str:
     return ""
 
 
 _ROWS: tuple[tuple[str, Callable[[ReplicaFleet], str], Callable[[CapacityPlan], str]], ...] = (
-    ("model", lambda side: side.curve.model, _nothing),
-    ("replicas", lambda side: "" if side.replicas is None else str(side.replicas), _nothing),
-    ("GPUs", _gpus, _together),
-    ("utilisation", lambda side: "" if side.replicas is None else f"{side.load.utilization:.0%}", _nothing),
-    ("decoded together", lambda side: f"{side.load.batch:.1f}", _nothing),
-    ("requests waiting", lambda side: f"{side.load.queued:.2f}" if side.load.stable else "no end", _nothing),
-    ("a step", lambda side: f"{side.load.step_s * 1000:.1f} ms", _nothing),
+    ("model", lambda side: side.curve.model, _empty),
+    ("replicas", lambda side: "" if side.replicas is None else str(side.replicas), _empty),
+    ("GPUs", _gpus, _total_gpus),
+    ("utilisation", lambda side: "" if side.replicas is None else f"{side.load.utilization:.0%}", _empty),
+    ("batch size", lambda side: f"{side.load.batch:.1f}", _empty),
+    ("requests waiting", lambda side: f"{side.load.queued:.2f}" if side.load.stable else "no end", _empty),
+    ("step", lambda side: f"{side.load.step_s * 1000:.1f} ms", _empty),
     ("first token", lambda side: _seconds(side.load.first_s), lambda plan: _seconds(plan.first_s)),
     (
-        "95 of 100 within",
+        "first token, p95",
         lambda side: _seconds(side.load.first_p95_s),
         lambda plan: _seconds(plan.teacher.load.first_p95_s),
     ),
     ("last token", lambda side: _seconds(side.load.total_s), lambda plan: _seconds(plan.total_s)),
-    ("USD an hour", lambda side: _usd(side.usd_per_hour), lambda plan: _usd(plan.usd_per_hour)),
+    ("USD per hour", lambda side: _usd(side.usd_per_hour), lambda plan: _usd(plan.usd_per_hour)),
     ("USD per 1000 answers", lambda side: _usd(side.usd_per_1000), lambda plan: _usd(plan.usd_per_1000)),
 )

@@ -1,41 +1,88 @@
-"""`gkt-gateway reconcile`: engines paid by the hour, day by day, against what requests were charged."""
+"""`gkt-gateway reconcile`: compare the hourly cost of engines with the charges of requests, by day."""
 
 from __future__ import annotations
 
+from decimal import Decimal
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 from urllib.parse import urlencode
 
 import typer
+from rich.text import Text
 
 from gateway.cli.admin_client import AdminClient, ConfigOption, UrlOption
-from gateway.cli.admin_commands import JsonOption, ask, given, in_json
-from gateway.cli.reconcile_print import days_shown
+from gateway.cli.admin_commands import JsonOption, call_admin, in_json, without_none
+from gateway.cli.tables import console_for, plain_table
 
 
 def reconcile(
     since: Annotated[
-        str, typer.Option(help="From when: so many days back, today being the first, or a day of UTC.", metavar="DAY")
+        str, typer.Option(help="First day: a day in UTC, or a number of days up to today, like 7d.", metavar="DAY")
     ] = "7d",
-    until: Annotated[
-        str | None, typer.Option(help="To when, with that day. Default: today.", metavar="2026-12-01")
-    ] = None,
+    until: Annotated[str | None, typer.Option(help="Last day. Default: today.", metavar="2026-12-01")] = None,
     as_json: JsonOption = False,
     config: ConfigOption = Path("config.yaml"),
     url: UrlOption = None,
 ) -> None:
-    """Show what engines cost by the hour, and what requests were charged for them at token rates.
+    """Compare the hourly cost of engines with the charges of requests at token rates.
 
-    **wall** is what the hours cost in which an engine was seen to be up; **charged** what receipts of that day say of
-    it; the **difference** was paid and is in no receipt, or, when it is negative, was charged and not paid: then the
-    engine does more than its `input_tokens_per_s` and `output_tokens_per_s` say. **used** is charged over wall.
-    Minutes in which no gateway looked are **unseen**, and not in wall. Engines paid by the token have no hours.
+    **wall** is the cost of the hours in which an engine was up, and **charged** the sum of that day's receipts. The
+    **difference** is cost that no receipt has. A negative difference means that the engine is faster than its
+    `input_tokens_per_s` and `output_tokens_per_s`. **used** is charged divided by wall. **unseen** minutes, in which no
+    gateway observed the engine, are not in wall. Engines with token prices have no hours.
 
-    docs/cost.md tells all of it.
+    See docs/cost.md.
     """
-    query = urlencode(given(since=since, until=until))
-    found = ask(AdminClient(url, config, keyed=True), "GET", f"/reconciliation?{query}")
+    query = urlencode(without_none(since=since, until=until))
+    reply = call_admin(AdminClient(url, config, keyed=True), "GET", f"/reconciliation?{query}")
     if as_json:
-        typer.echo(in_json(found))
+        typer.echo(in_json(reply))
     else:
-        days_shown(found)
+        print_reconciliation(reply)
+
+
+_PIPE_WIDTH = 160
+
+
+def print_reconciliation(reply: dict[str, Any]) -> None:
+    """Print a reconciliation."""
+    console = console_for(_PIPE_WIDTH)
+    head = ("day", "engine", "USD/h", "up", "down", "unseen", "wall", "charged", "difference", "used")
+    table = plain_table(*head, right=slice(2, None))
+    for day in reply["days"]:
+        for index, entry in enumerate(day["engines"]):
+            name = day["day"] + ("" if day["complete"] else " so far")
+            table.add_row("" if index else name, Text(entry["engine"]), *_hours(entry), *_amounts(entry))
+    if not table.row_count:
+        console.print("No engine has cost in this time.")
+        return
+    table.add_section()
+    total = reply["total"]
+    table.add_row("all", "by the hour", "", "", "", "", *_amounts(total["by_hour"]))
+    table.add_row("", "by the token", "", "", "", "", "", _usd(total["by_token_usd"]), "", "")
+    console.print(table)
+
+
+def _hours(entry: dict[str, Any]) -> list[str]:
+    if entry["minutes"] is None:
+        return ["", "", "", ""]
+    return [entry["usd_per_hour"], *(f"{entry['minutes'][name] / 60:.2f} h" for name in ("up", "down", "unseen"))]
+
+
+def _amounts(entry: dict[str, Any]) -> list[str | Text]:
+    if entry["wall_usd"] is None:
+        return ["", _usd(entry["charged_usd"]), "", ""]
+    is_negative = entry["difference_usd"].startswith("-")
+    used = "-" if entry["utilisation"] is None else f"{entry['utilisation']:.1%}"
+    return [
+        _usd(entry["wall_usd"]),
+        _usd(entry["charged_usd"]),
+        Text(_usd(entry["difference_usd"]), "red" if is_negative else ""),
+        used,
+    ]
+
+
+def _usd(amount: str) -> str:
+    """Return an amount in USD with 6 decimals. Smaller amounts are shown as <0.000001, not as 0."""
+    text = f"{Decimal(amount):.6f}"
+    return text if Decimal(text) or not Decimal(amount) else ("-" if amount.startswith("-") else "") + "<0.000001"

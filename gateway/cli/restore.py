@@ -1,4 +1,4 @@
-"""`gkt-gateway restore`: write what a backup holds to Redis and the usage database."""
+"""`gkt-gateway restore`: write a backup to Redis and the usage database."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 
 from gateway.backup.file import records, verify
 from gateway.backup.putting import RestoreWriter
-from gateway.cli.backup_counts import lines_of
+from gateway.cli.backup_counts import format_counts
 from gateway.cli.stores import CONFIG, ConfigOption, settings_of, stores, utc
 from gateway.cli.stores_away import result_of
 from gateway.cli.usage_db_export import progress
@@ -23,93 +23,93 @@ if TYPE_CHECKING:
 
 
 class RestorePart(StrEnum):
-    """The part that is restored alone."""
+    """A part that can be restored alone."""
 
     REDIS = "redis"
     USAGE = "usage"
 
 
 def restore(
-    file: Annotated[Path, typer.Argument(help="A file of `gkt-gateway backup`.", metavar="FILE")],
+    file: Annotated[Path, typer.Argument(help="File that `gkt-gateway backup` wrote.", metavar="FILE")],
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check the file, show what is there, and change nothing.")
+        bool, typer.Option("--dry-run", help="Verify the file, show existing data, and change nothing.")
     ] = False,
     overwrite: Annotated[
         bool,
         typer.Option(
             "--overwrite",
-            help="Delete what is in Redis first, and add the receipts to those of the usage database.",
+            help="Delete existing data in Redis first, and add the receipts to those in the usage database.",
         ),
     ] = False,
     only: Annotated[
         RestorePart | None,
-        typer.Option("--only", help="Restore Redis or the usage database alone: the other one was not lost."),
+        typer.Option("--only", help="Restore only Redis or only the usage database."),
     ] = None,
     config: ConfigOption = CONFIG,
 ) -> None:
-    """Write what a backup holds to Redis and the usage database, as config.yaml names them.
+    """Write a backup to Redis and the usage database that config.yaml names.
 
-    No gateway and no usage worker may run on that Redis meanwhile; with `--only usage` they may.
+    Stop all gateways and usage workers on that Redis first. With `--only usage` they may run.
 
-    The file is checked whole before anything is written. Where Redis or the usage database hold anything already,
-    nothing is done without --overwrite. See docs/deployment.md#backups.
+    The whole file is verified before anything is written. If Redis or the usage database has data already, nothing is
+    written without --overwrite. See docs/deployment.md#backups.
     """
-    with progress("checking the file", file.stat().st_size if file.exists() else None) as told:
-        found = verify(file, told)
-    typer.echo(f"{file}, made by gateway {found.header.gateway} at {utc(found.header.made)}, is whole")
-    typer.echo(lines_of(found.counts, redis=only != RestorePart.USAGE, usage=only != RestorePart.REDIS))
-    typer.echo(result_of(_restore(settings_of(config), file, found, only, dry_run=dry_run, overwrite=overwrite)))
+    with progress("checking the file", file.stat().st_size if file.exists() else None) as on_progress:
+        backup = verify(file, on_progress)
+    typer.echo(f"{file}, made by gateway {backup.header.gateway} at {utc(backup.header.made)}, is complete")
+    typer.echo(format_counts(backup.counts, redis=only != RestorePart.USAGE, usage=only != RestorePart.REDIS))
+    typer.echo(result_of(_restore(settings_of(config), file, backup, only, dry_run=dry_run, overwrite=overwrite)))
 
 
 async def _restore(
-    settings: Settings, file: Path, found: VerifiedBackup, only: RestorePart | None, *, dry_run: bool, overwrite: bool
+    settings: Settings, file: Path, backup: VerifiedBackup, only: RestorePart | None, *, dry_run: bool, overwrite: bool
 ) -> str:
-    """Return the result for people."""
-    async with stores(settings) as here:
-        usage = here.usage if only != RestorePart.REDIS and found.header.receipts else None
+    """Restore and return a message about the result."""
+    async with stores(settings) as opened:
+        usage = opened.usage if only != RestorePart.REDIS and backup.header.receipts else None
         if only == RestorePart.USAGE and usage is None:
-            raise StartupError("The backup was made without receipts: there is nothing to restore.")
-        putting = RestoreWriter(here.client.commands, here.keys, usage, redis_too=only != RestorePart.USAGE)
-        present = await putting.inspect()
+            raise StartupError("The backup has no receipts: there is nothing to restore.")
+        writer = RestoreWriter(opened.client.commands, opened.keys, usage, redis_too=only != RestorePart.USAGE)
+        present = await writer.inspect()
         _check(present, overwrite=overwrite)
         if dry_run:
-            return _foretold(present)
+            return _dry_run_result(present)
         if usage is not None:
             await usage.open()
         try:
-            await putting.clear(present)
-            with progress("restoring", found.records) as told:
-                await putting.put(records(file), told)
+            await writer.clear(present)
+            with progress("restoring", backup.records) as on_progress:
+                await writer.put(records(file), on_progress)
         except BaseException:
-            typer.echo("The restore was interrupted: run it again, with --overwrite.", err=True)
+            typer.echo("The restore was interrupted. Run it again with --overwrite.", err=True)
             raise
     if only == RestorePart.USAGE:
         return "Restored."
-    if found.header.gkt_backup == 1:
+    if backup.header.gkt_backup == 1:
         return (
             "Restored. Run `gkt-gateway usage-db migrate` for the sums of the earlier version; then start the gateways."
         )
     return "Restored. Start the gateways."
 
 
-def _foretold(present: DeploymentContents) -> str:
-    """Return what a restore would do, and what becomes of what is there."""
-    told = ["It would be restored."]
+def _dry_run_result(present: DeploymentContents) -> str:
+    """Return a message about the effect that a restore would have on existing data."""
+    lines = ["The backup can be restored."]
     if present.kept:
-        told += ["Before that, this would be deleted from Redis:", lines_of(present.counts, usage=False)]
+        lines += ["A restore would first delete from Redis:", format_counts(present.counts, usage=False)]
     if present.counts.receipts:
-        told.append(f"The {present.counts.receipts} receipts in the usage database would stay.")
-    return "\n".join([*told, "Nothing was changed."])
+        lines.append(f"The {present.counts.receipts} receipts in the usage database would stay.")
+    return "\n".join([*lines, "Nothing was changed."])
 
 
 def _check(present: DeploymentContents, *, overwrite: bool) -> None:
     if present.alive:
         raise StartupError(
-            f"{present.alive} processes (gateways, usage workers) run on this Redis, or ended within redis.lease of "
-            "now: stop all of them, and try again after that. Nothing was changed."
+            f"{present.alive} processes (gateways, usage workers) use this Redis, or ended less than redis.lease ago. "
+            "Stop all of them, wait for redis.lease, and try again. Nothing was changed."
         )
     if not present.is_empty and not overwrite:
         raise StartupError(
-            f"There is something already:\n{lines_of(present.counts)}\nNothing was changed. With --overwrite the "
-            "backup replaces what is in Redis, and its receipts are added to those of the usage database."
+            f"There is data already:\n{format_counts(present.counts)}\nNothing was changed. With --overwrite the "
+            "backup replaces the data in Redis, and its receipts are added to those in the usage database."
         )

@@ -1,4 +1,4 @@
-"""`gkt-gateway schema`: what config.yaml, policy files, projections and curves may say, as JSON Schema, for editors."""
+"""`gkt-gateway schema`: JSON Schemas and reference pages of config.yaml, policies, projections and curves."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gateway.reference.markdown import reference
 
 
 class SchemaName(StrEnum):
-    """The files that there is a schema of."""
+    """Files with a schema."""
 
     CONFIG = "config"
     POLICY = "policy"
@@ -25,16 +25,16 @@ def schema(
     which: Annotated[
         SchemaName,
         typer.Argument(
-            help="**config**: of config.yaml. **policy**: of the files in policies/. **projection**: of those in "
-            "policies/projections/. **curve**: of what `gkt-gateway plan` reads."
+            help="**config**: config.yaml. **policy**: files in policies/. **projection**: files in "
+            "policies/projections/. **curve**: files that `gkt-gateway plan` reads."
         ),
     ],
     *,
     markdown: Annotated[
-        bool, typer.Option("--markdown", help="The same for eyes: a page of all keys, in Markdown.")
+        bool, typer.Option("--markdown", help="Print a reference page of all keys in Markdown instead.")
     ] = False,
 ) -> None:
-    """Print a JSON Schema, with which editors complete and check what you write.
+    """Print a JSON Schema, for completion and validation in editors.
 
     Save it, and name it in the first line of the file:
 
@@ -42,11 +42,11 @@ def schema(
 
     `# yaml-language-server: $schema=policy.schema.json`
 
-    What depends on more than one place, such as a model that config.yaml does not have, `gkt-gateway check` tells.
+    Rules that concern several values or files, such as an unknown model in a policy, need `gkt-gateway check`.
     """
-    typer.echo(reference(which.value) if markdown else printed(which.value), nl=False)
+    typer.echo(reference(which.value) if markdown else schema_json(which.value), nl=False)
 
 
-def printed(which: str) -> str:
-    """The schema as it is printed, and kept under docs/schema."""
+def schema_json(which: str) -> str:
+    """Return a schema as JSON text, as in docs/schema."""
     return orjson.dumps(json_schema(which), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE).decode()

@@ -37,18 +37,18 @@ def serve(
         typer.Option(
             min=1,
             max=MAX_WORKERS,
-            help="Processes that share the ports, one for each core to be used. Default: server.workers, which is 1.",
+            help="Number of processes that share the ports. Default: server.workers.",
             show_default=False,
         ),
     ] = None,
 ) -> None:
-    """Run the gateway until SIGTERM or Ctrl-C; then finish what is under way.
+    """Run the gateway until SIGTERM or Ctrl-C, then finish requests in flight.
 
-    Edits of policy files hold at once, if they are right; SIGHUP has the files read this very moment. Those of
-    config.yaml take a restart.
+    Valid changes of policy files take effect at once; SIGHUP reloads the files immediately. Changes of config.yaml
+    need a restart.
 
-    Addresses and ports stand in the configuration file; GKT_HOST, GKT_PORT, GKT_WORKERS, GKT_ADMIN_HOST,
-    GKT_ADMIN_PORT, GKT_REDIS_URL and GKT_POLICIES override it.
+    GKT_HOST, GKT_PORT, GKT_WORKERS, GKT_ADMIN_HOST, GKT_ADMIN_PORT, GKT_REDIS_URL and GKT_POLICIES override the
+    configuration file.
     """
     settings, book, files = PolicyFiles.open(config)
     set_up_logs(settings.log.level, settings.log.format, console_processor=shorten_request_event)
@@ -57,7 +57,7 @@ def serve(
 
 
 async def run(settings: Settings, book: PolicySet, files: PolicyFiles, config: Path, workers: int) -> bool:
-    """Serve until a signal comes: whether what was under way could be finished or cut in order."""
+    """Serve until a signal. Return whether all workers stopped in order."""
     stop = stop_on_signals()
     reload = reload_on_sighup(stop)
 
@@ -79,7 +79,7 @@ async def run(settings: Settings, book: PolicySet, files: PolicyFiles, config: P
         if settings.usage.run == "host":
             from gateway.server.usage_child import usage_child
 
-            # It ends after the listeners have drained, and writes their last receipts.
+            # It stops after the listeners have drained, so that it writes their last receipts.
             await stack.enter_async_context(usage_child(config, embedded))
         if workers > 1:
             return await Supervisor(settings, config, workers, redis_url=embedded).run(stop, reload)

@@ -31,7 +31,7 @@ _REDIS_S = 60.0  # large reads and writes in one call
 
 @dataclass(frozen=True, slots=True)
 class Stores:
-    """Redis, which answers, and the usage database, which opens when first used."""
+    """Redis, which is reachable, and the usage database, which opens at its first use."""
 
     client: RedisClient
     keys: RedisKeys
@@ -39,9 +39,9 @@ class Stores:
 
 
 def settings_of(config: Path) -> Settings:
-    """Return the settings. Raises ConfigError, and StartupError where there is no such file."""
+    """Return the settings. Raises ConfigError, and StartupError where the file does not exist."""
     if not config.exists():
-        raise StartupError(f"There is no {config}. Name it with --config.")
+        raise StartupError(f"There is no {config}. Name the configuration file with --config.")
     settings, _, _ = PolicyFiles.open(config)
     return settings
 
@@ -58,11 +58,11 @@ async def usage_store(settings: Settings) -> AsyncIterator[UsageStore]:
 
 @asynccontextmanager
 async def stores(settings: Settings) -> AsyncIterator[Stores]:
-    """Yield Redis and the usage database that config.yaml names. Raises StartupError where Redis does not answer."""
+    """Yield Redis and the usage database that config.yaml names. Raises StartupError where Redis is unavailable."""
     url = settings.redis.url.get_secret_value()
     if url == "embedded":
         raise StartupError(
-            "redis.url is embedded: only the gateway itself can reach that Redis. Start a Redis and set redis.url."
+            "redis.url is embedded, and only the gateway itself can reach that Redis. Start a Redis and set redis.url."
         )
     async with AsyncExitStack() as stack:
         client = RedisClient(url, timeout_s=max(_REDIS_S, settings.redis.timeout_s), metrics=Metrics())

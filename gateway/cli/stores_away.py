@@ -1,4 +1,4 @@
-"""Errors of commands where Redis or the usage database is unavailable."""
+"""Errors of commands when Redis or the usage database is unavailable."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ if TYPE_CHECKING:
 def result_of(work: Coroutine[Any, Any, Any]) -> Any:
     """Run a coroutine and return its result.
 
-    Raises StartupError with one line, which never contains an address, where Redis or the database is unavailable.
+    Raises:
+        StartupError: Redis or the database is unavailable. The message never contains a URL.
     """
     try:
         return uvloop.run(work)
     except RedisError as error:
         raise StartupError(f"Redis failed ({type(error).__name__}). Try again.") from None
     except UsageDatabaseError as error:
-        inner = getattr(error, "orig", None) or error
+        cause = getattr(error, "orig", None) or error
         raise StartupError(
-            f"The usage database cannot be read or written ({type(inner).__name__}). Is it running? usage.url in "
-            "config.yaml or GKT_USAGE_URL says where it is."
+            f"The usage database cannot be read or written ({type(cause).__name__}). Check that it is running and "
+            "that usage.url in config.yaml or GKT_USAGE_URL is correct."
         ) from None

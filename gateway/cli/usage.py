@@ -1,22 +1,32 @@
-"""`gkt-gateway usage`: what was used, by whom, and what it cost and saved, at a running gateway."""
+"""`gkt-gateway usage`: show usage, cost and savings from a running gateway."""
 
 from __future__ import annotations
 
+from decimal import Decimal
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlencode
 
 import typer
 import uvloop
+from rich.measure import Measurement
+from rich.text import Text
 
+from gateway.accounting.savings import ABOUT_ZERO, TEACHER_UNAVAILABLE
 from gateway.cli.admin_client import AdminClient, ConfigOption, UrlOption
-from gateway.cli.admin_commands import ask, given, in_json
-from gateway.cli.usage_print import usage_shown
+from gateway.cli.admin_commands import call_admin, in_json, without_none
+from gateway.cli.tables import console_for, plain_table
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rich.console import Console
+    from rich.table import Table
 
 
 class UsageFormat(StrEnum):
-    """How it is printed."""
+    """Output formats."""
 
     TABLE = "table"
     CSV = "csv"
@@ -30,8 +40,8 @@ def usage(
             "--by",
             "-b",
             help=(
-                "What to tell apart, with commas between: tenant, key, model (or route), mode, teacher, student. "
-                "An empty one, --by '', is all together."
+                "Group by these, separated by commas: tenant, key, model (or route), mode, teacher, student. "
+                "--by '' prints only the total."
             ),
             metavar="NAMES",
         ),
@@ -39,15 +49,15 @@ def usage(
     since: Annotated[
         str | None,
         typer.Option(
-            help="Where to begin: 24h or 7d ago, a date, a time, today, yesterday, this_month or last_month.",
+            help="Start: 24h or 7d ago, a date, a time, today, yesterday, this_month or last_month.",
             metavar="WHEN",
-            show_default="24h; by the minute 1h, by the day 30d",
+            show_default="24h; per minute 1h, per day 30d",
         ),
     ] = None,
     until: Annotated[
         str | None,
         typer.Option(
-            help="Where to end, in the same words; a date and a month are meant with their end.",
+            help="End, in the same format. A date and a month are inclusive.",
             metavar="WHEN",
             show_default="now",
         ),
@@ -57,18 +67,17 @@ def usage(
         typer.Option(
             "--granularity",
             "-g",
-            help="A line for each minute, hour or day. Default: the whole time in one.",
+            help="Print a line for each minute, hour or day. Default: one for the whole time.",
             metavar="PERIOD",
         ),
     ] = None,
-    tenant: Annotated[str | None, typer.Option("--tenant", "-t", help="Only of this tenant.", metavar="NAME")] = None,
-    key: Annotated[str | None, typer.Option(help="Only of keys with this id.", metavar="ID")] = None,
-    model: Annotated[str | None, typer.Option("--model", "--route", help="Only of this route.", metavar="NAME")] = None,
+    tenant: Annotated[str | None, typer.Option("--tenant", "-t", help="Only this tenant.", metavar="NAME")] = None,
+    key: Annotated[str | None, typer.Option(help="Only keys with this id.", metavar="ID")] = None,
+    model: Annotated[str | None, typer.Option("--model", "--route", help="Only this route.", metavar="NAME")] = None,
     mode: Annotated[
         str | None,
         typer.Option(
-            help="Only what was answered so: guided, teacher_complete, student, teacher, embeddings, shadow, guidance "
-            "or edge.",
+            help="Only this mode: guided, teacher_complete, student, teacher, embeddings, shadow, guidance or edge.",
             metavar="MODE",
         ),
     ] = None,
@@ -77,29 +86,29 @@ def usage(
         typer.Option(
             "--format",
             "-f",
-            help="A table to read, CSV for a spreadsheet, or the admin API's JSON.",
+            help="Output format.",
             case_sensitive=False,
         ),
     ] = UsageFormat.TABLE,
     config: ConfigOption = Path("config.yaml"),
     url: UrlOption = None,
 ) -> None:
-    """Show what was used, by whom, and what it cost and saved.
+    """Show usage, cost and savings by tenant, key, model or mode.
 
-    `gkt-gateway usage --by tenant,model --since 7d` is a table by tenant and model of the last seven days;
-    `gkt-gateway usage --since last_month --until last_month --format csv > bill.csv` a bill for finance; and
-    `gkt-gateway usage --by '' --granularity hour --tenant acme` acme's day, hour by hour.
+    - `gkt-gateway usage --by tenant,model --since 7d`: the last seven days by tenant and model.
+    - `gkt-gateway usage --since last_month --until last_month --format csv > bill.csv`: a bill of last month.
+    - `gkt-gateway usage --by '' --granularity hour --tenant acme`: one tenant's last day by hour.
 
-    All times are UTC, and a range is widened to whole periods: the first line says what is covered. Sums are those of
-    the receipts, exactly. Saved is the baseline less the cost, where guidance or a policy's choice of the student
-    caused the difference. It is red, with a minus, where guidance cost more than it spared, and "about 0" where its
-    error is as large.
+    Times are UTC. The range is extended to whole periods; the first line has the actual range. The sums are exactly
+    those of the receipts. Saved is the baseline minus the cost where guidance or a policy's choice of the student
+    caused the difference. It is red and negative where guidance cost more than it saved, and "about 0" where it is
+    not larger than its error.
 
-    It asks the admin listener of a running gateway, at admin.host and admin.port of config.yaml or at --url, with the
-    admin key: out of the environment variable GKT_ADMIN_KEY, or admin.key of config.yaml. docs/cost.md#usage tells what
-    each column means, and how to check it.
+    This command calls the admin listener of a running gateway, at admin.host and admin.port of config.yaml or at
+    --url. It sends the admin key from the environment variable GKT_ADMIN_KEY or from admin.key of config.yaml.
+    docs/cost.md#usage describes every column.
     """
-    query = given(
+    query = without_none(
         since=since,
         until=until,
         by=by or None,
@@ -114,13 +123,144 @@ def usage(
     if form is UsageFormat.CSV:
         typer.echo(uvloop.run(_raw(client, path)).decode(), nl=False)
         return
-    told = ask(client, "GET", path)
+    reply = call_admin(client, "GET", path)
     if form is UsageFormat.JSON:
-        typer.echo(in_json(told))
+        typer.echo(in_json(reply))
     else:
-        usage_shown(told)
+        print_usage(reply)
 
 
 async def _raw(client: AdminClient, path: str) -> bytes:
     async with client.session() as session:
-        return await client.ask(session, "GET", path)
+        return await client.request(session, "GET", path)
+
+
+_PIPE_WIDTH = 240
+_NONE = "-"
+_LEGEND = (
+    "Tokens: input + output. Saved: savings by guidance or by a policy's choice of the student. +/-: error of the "
+    "saved amount, which is about 0 if it is not larger than its error. Teacher away: requests that the student "
+    "answered because the teacher was unavailable; they save nothing. Measuring: cost of shadows, quality samples and "
+    "probes. Cost share: baseline minus savings, as a share of the baseline. Teacher share: share of the answers' "
+    "tokens that the teacher wrote. p50, p95: time of the whole answer."
+)
+
+
+def print_usage(reply: dict[str, Any]) -> None:
+    """Print a reply of the admin API as a table."""
+    console = console_for(_PIPE_WIDTH)
+    console.print(f"{_when(reply['since'])} to {_when(reply['until'])} UTC", highlight=False)
+    if not reply["total"]["requests"]:
+        console.print(
+            "No requests in this time. A request is counted about a second after its end; see --since for other times.",
+            soft_wrap=True,
+        )
+        return
+    titles, omitted = list(_FIGURES), []
+    table = _table(reply, titles)
+    for title in _OMIT_ORDER:
+        if _width(console, table) <= console.width:
+            break
+        titles.remove(title)
+        omitted.append(title)
+        table = _table(reply, titles)
+    console.print(table)
+    console.print(_LEGEND, style="dim", soft_wrap=not console.is_terminal, highlight=False)
+    if omitted:
+        console.print(f"Omitted: {', '.join(omitted)}. Use a wider terminal or --format csv.", style="dim")
+
+
+def _table(reply: dict[str, Any], titles: list[str]) -> Table:
+    names = (["start"] if reply["granularity"] else []) + reply["by"]
+    heads = ("model" if name == "route" else name for name in names)
+    table = plain_table(*heads, *titles, right=slice(len(names), None))
+    for row in reply["rows"]:
+        table.add_row(*(_name(row, name) for name in names), *(_FIGURES[title](row) for title in titles))
+    if names:
+        table.add_section()
+        figures = (_FIGURES[title](reply["total"]) for title in titles)
+        table.add_row("all", *[""] * (len(names) - 1), *figures, style="bold")
+    return table
+
+
+def _width(console: Console, table: Table) -> int:
+    """Return the width of the table without wrapping."""
+    return Measurement.get(console, console.options.update(max_width=10_000), table).maximum
+
+
+def _name(row: dict[str, Any], name: str) -> Text:
+    return Text(_when(row[name]) if name == "start" else row[name] or "(none)")
+
+
+def _tokens(row: dict[str, Any], role: str) -> Text:
+    tokens = row["tokens"][role]
+    return Text(f"{tokens['input'] + tokens['cached'] + tokens['cache_write']:,} + {tokens['output']:,}")
+
+
+def _errors(row: dict[str, Any]) -> Text:
+    failed = sum(row["errors"].values())
+    return Text(f"{failed:,}", "red" if failed else "")
+
+
+def _saved(row: dict[str, Any]) -> Text:
+    if row.get("savings_about_zero"):
+        return Text(ABOUT_ZERO)
+    saved = Decimal(row["savings_usd"])
+    return Text(usd(row["savings_usd"]), "red" if saved < 0 else "green" if saved else "")
+
+
+def _teacher_away(row: dict[str, Any]) -> Text:
+    requests = row.get("savings_classes", {}).get(TEACHER_UNAVAILABLE, {}).get("requests", 0)
+    return Text(f"{requests:,}", "red" if requests else "")
+
+
+def _seconds(row: dict[str, Any], part: str) -> Text:
+    spent_ms = row["latency_ms"]["total"][part]
+    return Text(_NONE if spent_ms is None else f"{float(spent_ms) / 1000:,.3f}")
+
+
+_FIGURES: dict[str, Callable[[dict[str, Any]], Text]] = {
+    "requests": lambda row: Text(f"{row['requests']:,}"),
+    "errors": _errors,
+    "unguided": lambda row: Text(f"{sum(row['unguided'].values()):,}"),
+    "teacher tokens": lambda row: _tokens(row, "teacher"),
+    "student tokens": lambda row: _tokens(row, "student"),
+    "cost USD": lambda row: Text(usd(row["cost_usd"])),
+    "measuring USD": lambda row: Text(usd(row.get("measuring_usd", "0"))),
+    "baseline USD": lambda row: Text(usd(row["baseline_usd"])),
+    "saved USD": _saved,
+    "+/- USD": lambda row: Text(usd(row.get("savings_error_usd", row["baseline_error_usd"]))),
+    "teacher away": _teacher_away,
+    "cost share": lambda row: Text(_percent(row["cost_share"])),
+    "teacher share": lambda row: Text(_percent(row["teacher_token_share"])),
+    "p50 s": lambda row: _seconds(row, "p50"),
+    "p95 s": lambda row: _seconds(row, "p95"),
+}
+_OMIT_ORDER = (
+    "p50 s",
+    "unguided",
+    "student tokens",
+    "teacher tokens",
+    "p95 s",
+    "errors",
+    "teacher share",
+    "measuring USD",
+    "teacher away",
+    "+/- USD",
+)
+
+
+def usd(amount: str) -> str:
+    """Return an amount in USD with 6 decimals."""
+    value = Decimal(amount)
+    if value and abs(value) < Decimal("0.000001"):
+        return f"{'>-' if value < 0 else '<'}0.000001"
+    return f"{value:,.6f}"
+
+
+def _percent(share: Decimal | float | None) -> str:
+    return _NONE if share is None else f"{float(share) * 100:.1f} %"
+
+
+def _when(moment: str) -> str:
+    return moment.replace("T", " ").removesuffix("Z").removesuffix(":00")

@@ -11,8 +11,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from gateway.cli import SETTINGS
 from gateway.cli.admin_commands import JsonOption, in_json
+from gateway.cli.lazy import SETTINGS
 from gateway.cli.stores import CONFIG, ConfigOption, settings_of, stores, usage_store, utc
 from gateway.cli.stores_away import result_of
 from gateway.cli.usage_db_export import export as export_receipts
@@ -38,16 +38,15 @@ if TYPE_CHECKING:
 usage_db = typer.Typer(
     name="usage-db",
     help=(
-        "The database of receipts and their sums: SQLite or PostgreSQL, as `usage.url` of config.yaml says.\n\n"
-        "`gkt-gateway usage-worker` writes it. `status` shows its state, `export` writes receipts as CSV or JSON "
-        "lines, `verify` compares the sums with the receipts, and `migrate` completes the upgrade from a version "
-        "with an archive.\n\ndocs/deployment.md describes the tables, with SQL to begin with."
+        "Show, export, verify and migrate the usage database.\n\nIt has the receipts and their sums, in SQLite or "
+        "PostgreSQL (`usage.url` in config.yaml). `gkt-gateway usage-worker` writes it. `migrate` completes the "
+        "upgrade from a version with an archive. docs/design/storage.md describes the tables, with SQL examples."
     ),
     no_args_is_help=True,
     **SETTINGS,
 )
 
-_MOST_DIFFERENCES = 20
+_MAX_DIFFERENCES = 20
 _TABLE_WIDTH = 160
 
 
@@ -60,9 +59,9 @@ class ExportFormat(StrEnum):
 
 @usage_db.command()
 def status(as_json: JsonOption = False, config: ConfigOption = CONFIG) -> None:
-    """Show where the database is, what it holds, and how many receipts wait to be written.
+    """Show the database's URL, its content, and the number of receipts that wait in Redis.
 
-    Exits with 1 where the database is unavailable or no usage worker writes it.
+    Exits with 1 if the database is unavailable or no usage worker writes it.
     """
     found = result_of(_status(settings_of(config)))
     if as_json:
@@ -80,19 +79,19 @@ def export(
     tenant: TenantOption = None,
     form: Annotated[
         ExportFormat,
-        typer.Option("--format", "-f", help="csv: a line for each, money in USD. jsonl: whole receipts, as JSON."),
+        typer.Option("--format", "-f", help="csv: one line per receipt, money in USD. jsonl: complete receipts."),
     ] = ExportFormat.CSV,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The file to write. Default: standard output.", metavar="FILE")
+        Path | None, typer.Option("--output", "-o", help="File to write. Default: standard output.", metavar="FILE")
     ] = None,
     config: ConfigOption = CONFIG,
 ) -> None:
-    """Write receipts to a file or to standard output, as a stream: any number of them, in little memory.
+    """Write receipts to a file or to standard output, as a stream.
 
-    `gkt-gateway usage-db export --since 2026-11-01 --until 2026-11-30 -o november.csv` is a whole month, in UTC.
+    `gkt-gateway usage-db export --since 2026-11-01 --until 2026-11-30 -o november.csv` exports a month, in UTC.
 
-    Times are those at which requests came. Progress is shown on standard error. Shadows are included, with the mode
-    `shadow`: their cost was paid, and their baseline is 0.
+    Receipts are selected by the time of their request. Progress is shown on standard error. Shadow requests are
+    included with mode `shadow`; their baseline is 0.
     """
     where = where_of(since, until, tenant)
     count = result_of(_export(settings_of(config), where, form, output))
@@ -101,16 +100,16 @@ def export(
 
 @usage_db.command()
 def verify(config: ConfigOption = CONFIG) -> None:
-    """Compute the sums of each day again from its receipts, and compare them with those in the database.
+    """Recompute the sums of each day from its receipts, and compare them with the sums in the database.
 
     Exits with 1 on a difference. Gateways and workers may run. Sums of days before the first receipt cannot be
     compared.
     """
     days, found = result_of(_verify(settings_of(config)))
-    for place, held, computed in found[:_MOST_DIFFERENCES]:
+    for place, held, computed in found[:_MAX_DIFFERENCES]:
         typer.echo(_difference(place, held, computed))
-    if len(found) > _MOST_DIFFERENCES:
-        typer.echo(f"and {len(found) - _MOST_DIFFERENCES} more")
+    if len(found) > _MAX_DIFFERENCES:
+        typer.echo(f"and {len(found) - _MAX_DIFFERENCES} more")
     typer.echo(f"{days} days compared, {len(found)} sums differ")
     if found:
         raise typer.Exit(1)
@@ -128,10 +127,10 @@ def migrate(
 
     Run it once, soon after the last process of that version has ended. Gateways and workers may run.
 
-    It imports the rest of the archive, writes the receipts that wait in Redis, and takes sums that no receipt in the
-    database can give from Redis: those of times before the archive began, or from before it deleted receipts. Then it
-    compares counts, money and tokens of each month before and after, to the last digit, and prints both. Without a
-    difference it deletes the old sums in Redis; with one it keeps them and exits with 1.
+    It imports the rest of the archive and writes the receipts that wait in Redis. Sums without receipts, from before
+    the archive began or from receipts that it deleted, are copied from Redis. Then it compares counts, money and tokens
+    of each month exactly, and prints both sides. If they are equal, it deletes the old sums in Redis; otherwise it
+    keeps them and exits with 1.
     """
     result = result_of(_migrate(settings_of(config), accept=accept_differences))
     table = Table("", "", *result.names, box=None)
@@ -153,14 +152,14 @@ def migrate(
 
 
 async def _migrate(settings: Settings, *, accept: bool) -> Any:
-    async with stores(settings) as here:
-        return await migrated(here, settings, accept=accept)
+    async with stores(settings) as opened:
+        return await migrated(opened, settings, accept=accept)
 
 
 async def _status(settings: Settings) -> dict[str, Any]:
-    async with stores(settings) as here:
-        redis, keys = here.client.commands, here.keys
-        board = WorkerStateReader(redis, keys.ledger(), Metrics(), str(here.usage.engine))
+    async with stores(settings) as opened:
+        redis, keys = opened.client.commands, opened.keys
+        board = WorkerStateReader(redis, keys.ledger(), Metrics(), str(opened.usage.engine))
         await board.read()
         await board.read()  # a worker that is missing twice is gone
         backlog = await OutboxFeed(redis, keys, "status").backlog()
@@ -175,10 +174,10 @@ async def _status(settings: Settings) -> dict[str, Any]:
             "reachable": True,
         }
         try:
-            if not await here.usage.exists():
+            if not await opened.usage.exists():
                 return found | {"receipts": 0, "unreadable": 0, "first": None, "last": None}
-            span = await here.usage.span()
-            found |= {"receipts": await here.usage.count(), "unreadable": await here.usage.count_unreadable()}
+            span = await opened.usage.span()
+            found |= {"receipts": await opened.usage.count(), "unreadable": await opened.usage.count_unreadable()}
             found |= {"first": span and utc(span[0]), "last": span and utc(span[1])}
         except UsageDatabaseError:
             found["reachable"] = False
@@ -189,8 +188,8 @@ async def _export(settings: Settings, where: ReceiptFilter, form: ExportFormat, 
     async with usage_store(settings) as store:
         if not await store.exists():
             raise StartupError(f"The usage database {store.engine} does not exist yet: a usage worker creates it.")
-        with progress("exporting", await store.count(where)) as told:
-            return await export_receipts(store.receipts(where), form.value, output, told)
+        with progress("exporting", await store.count(where)) as on_progress:
+            return await export_receipts(store.receipts(where), form.value, output, on_progress)
 
 
 async def _verify(settings: Settings) -> tuple[int, list[tuple[SumPlace, SumRow, SumRow]]]:
@@ -201,10 +200,10 @@ async def _verify(settings: Settings) -> tuple[int, list[tuple[SumPlace, SumRow,
             return 0, []
         first, last = (moment // DAY_S for moment in span)
         found: list[tuple[SumPlace, SumRow, SumRow]] = []
-        with progress("verifying", last - first + 1) as told:
+        with progress("verifying", last - first + 1) as on_progress:
             for day in range(first, last + 1):
                 found += await store.read(partial(_differences, day=day, first=day == first))
-                told(day - first + 1)
+                on_progress(day - first + 1)
         return last - first + 1, found
 
 

@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from gateway.cli.usage_db_export import progress
-from gateway.config.database_url import ARCHIVE_FILE, USAGE_FILE, address_of
+from gateway.config.database_url import ARCHIVE_FILE, USAGE_FILE, sqlalchemy_url
 from gateway.errors import StartupError
 from gateway.telemetry.metrics import Metrics
 from gateway.usage.archive_import import ArchiveImport
@@ -114,8 +114,8 @@ async def migrated(here: Stores, settings: Settings, *, accept: bool) -> Migrati
     old, until = await previous.totals(days), await previous.until()
     closed = until - _SETTLED_S if until else math.inf
     result = MigrationResult()
-    address = address_of(settings.usage.url.get_secret_value(), settings.data, USAGE_FILE)
-    file = address_of("sqlite", settings.data, ARCHIVE_FILE)
+    address = sqlalchemy_url(settings.usage.url.get_secret_value(), settings.data, USAGE_FILE)
+    file = sqlalchemy_url("sqlite", settings.data, ARCHIVE_FILE)
     archives = [ArchiveImport(one) for one in dict.fromkeys((address, file))]
     try:
         await _write_outboxes(here, until)

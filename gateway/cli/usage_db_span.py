@@ -19,23 +19,23 @@ _DAY_S = 86_400
 
 SinceOption: TypeAlias = Annotated[
     str | None,
-    typer.Option(help="From when on: a duration back from now, a day in UTC, or a time. Default: all.",
+    typer.Option(help="Start: a duration before now, a day in UTC, or a time. Default: the first receipt.",
                  metavar="7d|2026-11-01"),
 ]  # fmt: skip
 UntilOption: TypeAlias = Annotated[
     str | None,
-    typer.Option(help="Until when: a duration back from now, a day in UTC with all of it, or a time. Default: now.",
+    typer.Option(help="End: a duration before now, a day in UTC (inclusive), or a time. Default: now.",
                  metavar="1d|2026-11-30"),
 ]  # fmt: skip
-TenantOption: TypeAlias = Annotated[str | None, typer.Option("--tenant", "-t", help="Only this tenant's.")]
+TenantOption: TypeAlias = Annotated[str | None, typer.Option("--tenant", "-t", help="Only this tenant.")]
 
 
 def where_of(since: str | None, until: str | None, tenant: str | None) -> ReceiptFilter:
-    """Return the choice of receipts. A day of `until` counts whole. Raises BadParameter."""
+    """Return a filter of receipts. A day in `until` is inclusive. Raises BadParameter."""
     begin = None if since is None else _moment(since, "--since", whole_day=False)
     end = None if until is None else _moment(until, "--until", whole_day=True)
     if begin is not None and end is not None and begin >= end:
-        raise typer.BadParameter("must lie before --until", param_hint="--since")
+        raise typer.BadParameter("must be before --until", param_hint="--since")
     return ReceiptFilter(begin, end, tenant)
 
 

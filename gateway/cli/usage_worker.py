@@ -15,21 +15,21 @@ def usage_worker(
     config: Annotated[
         Path,
         typer.Option(
-            "--config", "-c", help="The gateway's configuration file: its sections redis, usage, data and log."
+            "--config", "-c", help="Configuration file; only the sections redis, usage, data and log are read."
         ),
     ] = Path("config.yaml"),
 ) -> None:
     """Write receipts from Redis to the usage database, until SIGTERM or Ctrl-C.
 
-    The gateway puts a receipt of each request into Redis. This process moves receipts from there to the database that
+    The gateway stores a receipt of each request in Redis. This process moves the receipts to the database that
     `usage.url` names, SQLite or PostgreSQL, and adds them to the sums that usage, the dashboard and exports show.
 
-    - `gkt-gateway serve` starts one by itself where `usage.run` is `host`. With `usage.run: command` you start it.
-    - Several may run at once, on any host: each receipt is counted once. SQLite is a file: all workers that use it run
-      on one host. For more than one host use PostgreSQL.
-    - It may be stopped or killed at any time. Receipts wait in Redis meanwhile, up to `receipts.max_buffered`; beyond,
-      the oldest are lost. On SIGTERM it writes what waits and exits with 0 within a few seconds.
-    - While the database is away it tries again every few seconds. Gateways show its state: `gkt_usage_up`,
+    - `gkt-gateway serve` starts a usage worker if `usage.run` is `host`. With `usage.run: command` you start it.
+    - Several workers may run at once; each receipt is counted once. With SQLite, all workers must run on one host.
+      For more than one host use PostgreSQL.
+    - It may be stopped or killed at any time. Receipts then wait in Redis, up to `receipts.max_buffered`; beyond that,
+      the oldest are deleted. On SIGTERM it writes the waiting receipts and exits with 0 within a few seconds.
+    - While the database is unavailable, it retries every few seconds. Gateways show its state: `gkt_usage_up`,
       `gkt_usage_lag_seconds` and `gkt_usage_waiting` on /metrics, and `usage` on the admin listener's /readyz.
     - It creates the tables, migrates them after an upgrade, deletes receipts older than `usage.keep`, and imports the
       archive of an earlier version.
@@ -37,5 +37,5 @@ def usage_worker(
     Environment variables override the file: GKT_REDIS_URL, GKT_USAGE_URL, GKT_DATA.
     """
     if not config.exists():
-        raise StartupError(f"There is no {config}. Name it with --config.")
+        raise StartupError(f"There is no {config}. Name the configuration file with --config.")
     main(config, child=False)

@@ -9,6 +9,6 @@ import typer
 from gateway.version import __version__
 
 
-def version(*, short: Annotated[bool, typer.Option("--short", help="The number alone, for scripts.")] = False) -> None:
-    """Say which version this is."""
+def version(*, short: Annotated[bool, typer.Option("--short", help="Print only the number.")] = False) -> None:
+    """Print the version."""
     typer.echo(__version__ if short else f"gkt-gateway {__version__}")

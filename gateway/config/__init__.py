@@ -1,1 +1,1 @@
-"""config.yaml, the environment, and YAML with line numbers."""
+"""Settings from config.yaml and the environment, and a YAML reader with line numbers."""

@@ -1,4 +1,4 @@
-"""What config.yaml says of one engine: where it is, what it can do, what it costs."""
+"""Settings of one engine in config.yaml: address, capabilities, price, timeouts and circuit breaker."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, TypeAlias
+from typing import Annotated, ClassVar, Literal, TypeAlias
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -14,68 +14,64 @@ from gateway.capabilities.continuation import Mode
 from gateway.capabilities.kinds import TGI
 from gateway.capabilities.providers import providers
 from gateway.capabilities.reasoning import Reasoning
+from gateway.config.price import PriceRule
 from gateway.config.scalars import (
     Duration,
     HttpBase,
     InvalidValue,
     Name,
-    Rate,
     Secret,
     Size,
-    Usd,
     Whole,
-    lasting,
+    duration_between,
     origin,
-    sized,
+    size_between,
 )
 from gateway.config.yaml_messages import MISSING, nearest
 from gateway.config.yaml_source import StrictModel
 from gateway.pricing import Price, litellm_max_output, litellm_table
 
-if TYPE_CHECKING:
-    from decimal import Decimal
-
 
 class BatchSettings(StrictModel):
-    """What one batch of guidance calls to this model may hold when it plays the teacher, and how it goes out."""
+    """Limits of one batch of guidance calls to this model as a teacher, and how the batch is sent."""
 
     max_size: Annotated[Whole, Field(ge=1, le=4096)] = 32
-    """Calls."""
+    """Most calls in one batch."""
     max_prompt_tokens: Annotated[Whole, Field(ge=1, le=100_000_000)] = 32768
-    """Tokens of all their prompts together."""
+    """Most prompt tokens of all calls in one batch together."""
     low_water: Annotated[Whole, Field(ge=0, le=100_000)] = 8
-    """With fewer calls than this in flight, a request does not wait for others."""
+    """With fewer calls than this in flight, a request does not wait for a batch to fill."""
     max_queue: Annotated[Whole, Field(ge=1, le=1_000_000)] = Field(1000, validate_default=True)
-    """Requests of one tenant that may wait."""
+    """Most requests of one tenant that may wait."""
     calls: Literal["single", "list"] = "single"
-    """`list`: the members that one process holds go out in one HTTP call, where the engine takes such a call."""
+    """`list`: one HTTP call carries all members of a batch that one process holds, if the engine supports it."""
 
     @field_validator("max_queue")
     @classmethod
-    def _holds_a_batch(cls, max_queue: int, info: ValidationInfo) -> int:
+    def _at_least_one_batch(cls, max_queue: int, info: ValidationInfo) -> int:
         max_size = info.data.get("max_size", 1)
         if max_queue < max_size:
             raise InvalidValue(
-                f"must be at least batch.max_size, which is {max_size}: or no batch of one tenant could fill"
+                f"must be at least batch.max_size, which is {max_size}: otherwise no batch of one tenant could fill"
             )
         return max_queue
 
 
 class TimeoutSettings(StrictModel):
-    """Seconds an engine may take: to connect, to its first token, between two tokens, and for it all."""
+    """Timeouts of calls to an engine."""
 
-    connect_s: Annotated[Duration, lasting("10ms", "1m")] = Field(2.0, alias="connect")
-    """To connect."""
-    first_token_s: Annotated[Duration, lasting("10ms", "1h")] = Field(30.0, alias="first_token")
-    """From sending the request to the first token."""
-    idle_s: Annotated[Duration, lasting("10ms", "1h")] = Field(30.0, alias="idle")
-    """Between two tokens."""
-    total_s: Annotated[Duration, lasting("10ms", "1d")] = Field(300.0, alias="total", validate_default=True)
-    """The whole call."""
+    connect_s: Annotated[Duration, duration_between("10ms", "1m")] = Field(2.0, alias="connect")
+    """Time to connect."""
+    first_token_s: Annotated[Duration, duration_between("10ms", "1h")] = Field(30.0, alias="first_token")
+    """Time from sending the request to the first token."""
+    idle_s: Annotated[Duration, duration_between("10ms", "1h")] = Field(30.0, alias="idle")
+    """Time between two tokens."""
+    total_s: Annotated[Duration, duration_between("10ms", "1d")] = Field(300.0, alias="total", validate_default=True)
+    """Time of the whole call."""
 
     @field_validator("total_s")
     @classmethod
-    def _holds_its_parts(cls, total_s: float, info: ValidationInfo) -> float:
+    def _at_least_its_parts(cls, total_s: float, info: ValidationInfo) -> float:
         for part in ("connect", "first_token"):
             part_s = info.data.get(f"{part}_s", 0.0)
             if total_s < part_s:
@@ -84,14 +80,16 @@ class TimeoutSettings(StrictModel):
 
 
 class BreakerSettings(StrictModel):
-    """When an engine that keeps failing is left alone, and for how long."""
+    """Circuit breaker: after repeated failures, calls to the engine are refused for a cooldown."""
 
     failures: Annotated[Whole, Field(ge=1, le=1000)] = 5
-    """Failed calls of one tenant in a row, or failed connections in a row."""
-    rest_s: Annotated[Duration, lasting("10ms", "10m")] = Field(1.0, alias="rest")
-    """Then no call is made for so long; the next one is the trial."""
-    longest_s: Annotated[Duration, lasting("10ms", "1h")] = Field(30.0, alias="longest_rest", validate_default=True)
-    """Each trial that fails doubles the rest, up to this."""
+    """Consecutive failed calls of one tenant, or consecutive failed connections, that open the breaker."""
+    rest_s: Annotated[Duration, duration_between("10ms", "10m")] = Field(1.0, alias="rest")
+    """First cooldown, in which no call is made. The next call after it is a trial."""
+    longest_s: Annotated[Duration, duration_between("10ms", "1h")] = Field(
+        30.0, alias="longest_rest", validate_default=True
+    )
+    """Longest cooldown. Each failed trial doubles the cooldown up to this limit."""
 
     @field_validator("longest_s")
     @classmethod
@@ -103,104 +101,51 @@ class BreakerSettings(StrictModel):
 
 
 ENCODINGS = ("cl100k_base", "o200k_base", "o200k_harmony", "p50k_base", "p50k_edit")
-"""The tiktoken encodings whose vocabularies are installed with LiteLLM: an estimate never waits for a download."""
+"""Tiktoken encodings whose vocabularies are installed with LiteLLM, so that an estimate needs no download."""
 
 
 def tokenizer_file(name: str, folder: Path) -> str:
-    """The path of a tokenizer.json, which is looked for on this machine alone. Raises Wrong."""
+    """Return the path of a tokenizer.json on this machine. Nothing is downloaded.
+
+    Args:
+        name: a path that ends in .json, or a name on the Hugging Face hub.
+        folder: the folder of relative paths.
+
+    Raises:
+        InvalidValue: the name is neither, or the file cannot be read.
+    """
     if name.endswith(".json"):
-        found = str(folder / name)
+        path = str(folder / name)
     elif re.fullmatch(r"[A-Za-z0-9._-]+/[A-Za-z0-9._-]+", name):
         from huggingface_hub import try_to_load_from_cache
 
         cached = try_to_load_from_cache(name, "tokenizer.json")
         if not isinstance(cached, str):
             raise InvalidValue(
-                f"the hub's cache on this machine has no tokenizer.json of {name}: run `hf download {name} "
+                f"the Hugging Face cache on this machine has no tokenizer.json of {name}: run `hf download {name} "
                 "tokenizer.json` as the gateway's user, or write the path of the file"
             )
-        found = cached
+        path = cached
     else:
         raise InvalidValue(
             f"must be one of {', '.join(ENCODINGS)}, or the path of a tokenizer.json, or a name on the hub like "
             "Qwen/Qwen2.5-7B-Instruct",
             nearest(name, ENCODINGS),
         )
-    # Only here: most gateways name none, and need not pay for the library.
+    # Imported here: most gateways name no tokenizer.
     from tokenizers import Tokenizer
 
     try:
-        Tokenizer.from_file(found)
+        Tokenizer.from_file(path)
     except Exception as error:  # noqa: BLE001  the library raises nothing narrower
-        raise InvalidValue(f"no tokenizer could be read from {found}: {error}") from None
-    return found
-
-
-_SCALE = "prices here are USD per 1M tokens: multiply by 1,000,000 and call it "
-
-
-class PriceRule(StrictModel):
-    """What YAML says of a price: per 1M tokens, or an engine's hourly price with its token rates."""
-
-    input_per_1m: Usd | None = None
-    """USD per 1,000,000 tokens read."""
-    output_per_1m: Usd | None = None
-    """USD per 1,000,000 tokens written."""
-    cached_input_per_1m: Usd | None = None
-    """USD per 1,000,000 tokens read from the engine's prompt cache. Default: input_per_1m."""
-    cache_write_per_1m: Usd | None = None
-    """USD per 1,000,000 tokens read and written to the engine's prompt cache. Default: input_per_1m."""
-    gpu_usd_per_hour: Usd | None = None
-    """USD for an hour of the engine, or of each of its `gpus`."""
-    input_tokens_per_s: Rate | None = None
-    """What it reads in a second, over all requests at once."""
-    output_tokens_per_s: Rate | None = None
-    """What it writes in a second, over all requests at once."""
-    gpus: Annotated[Whole, Field(ge=1, le=100_000)] | None = None
-    """How many of these the engine has. Default: 1."""
-    foreign: ClassVar[Mapping[str, str]] = {
-        "input_cost_per_token": _SCALE + "input_per_1m",
-        "output_cost_per_token": _SCALE + "output_per_1m",
-        "cache_read_input_token_cost": _SCALE + "cached_input_per_1m",
-        "cache_creation_input_token_cost": _SCALE + "cache_write_per_1m",
-    }
-
-    def problem(self) -> str | None:
-        """Why this is not one whole price; None if it is."""
-        by_token = {"input_per_1m", "output_per_1m"}
-        by_hour = {"gpu_usd_per_hour", "input_tokens_per_s", "output_tokens_per_s"}
-        given = {name for name in type(self).model_fields if getattr(self, name) is not None}
-        of_cache = {"cached_input_per_1m", "cache_write_per_1m"}
-        kinds = [kind for kind in (by_token | of_cache, by_hour | {"gpus"}) if given & kind]
-        if len(kinds) > 1:
-            return "is either per 1M tokens or per GPU hour: keep one of the two"
-        needed = by_hour if given & (by_hour | {"gpus"}) else by_token
-        if needed - given:
-            return f"needs {' and '.join(name for name in type(self).model_fields if name in needed - given)} too"
-        return None
-
-    def price(self) -> Price:
-        """The price per token. Only for a rule without a problem."""
-        if self.input_per_1m is not None and self.output_per_1m is not None:
-            return Price.of_tokens(
-                self.input_per_1m, self.output_per_1m, self.cached_input_per_1m, self.cache_write_per_1m
-            )
-        hourly_usd = self.hourly_usd
-        assert hourly_usd is not None
-        assert self.input_tokens_per_s is not None
-        assert self.output_tokens_per_s is not None
-        return Price.of_gpu_hour(hourly_usd, self.input_tokens_per_s, self.output_tokens_per_s)
-
-    @property
-    def hourly_usd(self) -> Decimal | None:
-        """What an hour of the whole engine costs; None where it is paid by the token."""
-        return None if self.gpu_usd_per_hour is None else self.gpu_usd_per_hour * (self.gpus or 1)
+        raise InvalidValue(f"no tokenizer could be read from {path}: {error}") from None
+    return path
 
 
 Option: TypeAlias = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9._:-]+$")]
 
 _NO_RATE = (
-    "an engine has no limit by the minute here: max_concurrency bounds a teacher's calls, limits of a policy callers"
+    "an engine has no rate limit here: max_concurrency limits a teacher's calls, and limits in a policy limit callers"
 )
 OPTIONS: Mapping[str, tuple[str, ...]] = {
     "api_version": ("azure", "azure_ai", "azure_text"),
@@ -208,85 +153,85 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
     "vertex_project": ("vertex_ai",),
     "vertex_location": ("vertex_ai",),
 }
-"""What some of LiteLLM's providers need beside an address and a key, and which."""
+"""Options of LiteLLM's calls in addition to address and key, with the providers that take them."""
 
 
 class ModelSettings(StrictModel):
-    """One engine and the model it serves. Teacher and student are roles that a policy gives."""
+    """One engine and the model that it serves. A policy assigns the roles teacher and student."""
 
     name: Name
-    """What policies call it."""
+    """Name of the model in policies."""
     protocol: Literal["tgi", "openai", "litellm"]
-    """What it speaks: Text Generation Inference's, OpenAI's, or what LiteLLM translates for."""
+    """API of the engine: Text Generation Inference's, OpenAI's, or a provider's through LiteLLM."""
     api_base: HttpBase | None = Field(None, validate_default=True)
-    """Where it is. With protocol litellm it may be left out: then it is where its provider is."""
+    """Base URL of the engine. Optional with protocol litellm. Default there: the provider's own URL."""
     model: Annotated[str, Field(min_length=1, max_length=256)] = Field(
         default_factory=lambda data: "tgi" if data.get("protocol") == "tgi" else str(data.get("name", "")),
         validate_default=True,
     )
-    """What the engine itself calls the model; with protocol litellm `provider/name`."""
+    """Name of the model at the engine; with protocol litellm `provider/name`."""
     api_key: Secret | None = None
-    """With protocol litellm it may be left out: then the provider's own environment variables hold."""
+    """Key of the engine. Default with protocol litellm: the provider's own environment variables."""
     api_version: Option | None = None
-    """With protocol litellm and a model of azure."""
+    """API version, for protocol litellm and a model of azure."""
     aws_region_name: Option | None = None
-    """With protocol litellm and a model of bedrock."""
+    """AWS region, for protocol litellm and a model of bedrock or sagemaker."""
     vertex_project: Option | None = None
-    """With protocol litellm and a model of vertex_ai."""
+    """Google Cloud project, for protocol litellm and a model of vertex_ai."""
     vertex_location: Option | None = None
-    """With protocol litellm and a model of vertex_ai."""
+    """Google Cloud location, for protocol litellm and a model of vertex_ai."""
     tokenizer: str | None = None
-    """The model's own: a tiktoken encoding, the path of its tokenizer.json, or its name on the hub, out of the hub's
-    cache. For what the engine did not count. Default: not known; then such counts are estimates."""
+    """Tokenizer for counts that the engine does not report: a tiktoken encoding, the path of a tokenizer.json, or a
+    name in the local Hugging Face cache. Default: none; then such counts are estimates."""
     max_concurrency: Annotated[Whole, Field(ge=1, le=100_000)] = 96
-    """Calls in flight over the whole fleet while this model is a teacher."""
+    """As a teacher: most calls in flight over the whole fleet."""
     batch: BatchSettings = BatchSettings()
-    """As a teacher: what one batch of guidance calls may hold."""
-    guidance_cache_bytes: Annotated[Size, sized("0B", "100GB")] = Field(64_000_000, alias="guidance_cache")
-    """As a teacher: how much of its greedy guidance Redis keeps for identical requests."""
+    """As a teacher: limits of one batch of guidance calls."""
+    guidance_cache_bytes: Annotated[Size, size_between("0B", "100GB")] = Field(64_000_000, alias="guidance_cache")
+    """As a teacher: size of the cache in Redis of its greedy guidance, for identical requests."""
     continuation: Literal["auto", Mode, "none"] = Field(
         default_factory=lambda data: "trailing" if data.get("protocol") == "tgi" else "auto"
     )
-    """How the engine is told to continue an answer that another model began."""
+    """Request fields that make the engine continue an answer that another model began."""
     echo: Literal["auto", True, False] = "auto"
-    """Whether the engine repeats the text that it continues."""
+    """Whether the engine repeats the text that it continues in its answer."""
     reasoning: Reasoning = "none"
-    """Whether the model reasons before it answers, and whether it can be told not to."""
+    """Whether the model reasons before it answers, and whether a request can turn that off."""
     max_output_tokens: Annotated[Whole, Field(ge=1, le=10_000_000)] | None = None
-    """The most tokens that one answer can have: what a request without a limit may cost rests on it."""
+    """Most tokens of one answer. It bounds the cost of a request without max_tokens."""
     price_rule: PriceRule | None = Field(None, alias="price", validate_default=True)
-    """In USD. Needed, unless `model` has a known list price; 0 is allowed."""
+    """Price in USD. Required unless `model` has a known list price; 0 is allowed."""
     timeouts: TimeoutSettings = TimeoutSettings()
-    """How long it may take."""
+    """Timeouts of calls to the engine."""
     breaker: BreakerSettings = BreakerSettings()
-    """When it is left alone."""
-    foreign: ClassVar[Mapping[str, str]] = {
-        "model_name": "here it is called name",
-        "litellm_params": "write what it holds (model, api_base, api_key) beside name, and protocol: litellm",
-        "custom_llm_provider": "write it before the model, as provider/name, with protocol: litellm",
-        "base_url": "here it is called api_base",
-        "timeout": "say which one under timeouts: connect, first_token, idle or total",
-        "stream_timeout": "say which one under timeouts: first_token or idle",
-        "model_info": "its prices stand under price here, per 1M tokens",
+    """Circuit breaker of the engine."""
+    key_hints: ClassVar[Mapping[str, str]] = {
+        "model_name": "use name",
+        "litellm_params": "put its keys (model, api_base, api_key) at the level of name, and add protocol: litellm",
+        "custom_llm_provider": "write it as model: provider/name, with protocol: litellm",
+        "base_url": "use api_base",
+        "timeout": "use timeouts.connect, .first_token, .idle or .total",
+        "stream_timeout": "use timeouts.first_token or timeouts.idle",
+        "model_info": "put its prices under price, per 1M tokens",
         "rpm": _NO_RATE,
         "tpm": _NO_RATE,
     }
 
     @cached_property
     def price(self) -> Price:
-        """USD per token: what the YAML says, else the list price of `model`."""
+        """USD per token: `price_rule`, else the list price of `model`."""
         price = self.price_rule.price() if self.price_rule else litellm_table(self.model)
-        assert price is not None  # held by _known_price
+        assert price is not None  # checked by _known_price
         return price
 
     @property
     def listed_max_output(self) -> int | None:
-        """The most tokens of one answer in LiteLLM's table. Not looked up for a model of one's own, with a price."""
+        """Most tokens of one answer in LiteLLM's table. None for a model of one's own that has a price."""
         return litellm_max_output(self.model) if self.price_rule is None or self.protocol == "litellm" else None
 
     @property
     def options(self) -> dict[str, str]:
-        """What LiteLLM's call needs beside the address and the key."""
+        """Options of LiteLLM's call in addition to address and key."""
         return {name: value for name in OPTIONS if (value := getattr(self, name)) is not None}
 
     @field_validator("api_base")
@@ -301,10 +246,10 @@ class ModelSettings(StrictModel):
             if base.endswith(route):
                 root = base.removesuffix(route)
                 raise InvalidValue(
-                    f"must end before {route}: the gateway adds the route", root.removesuffix("/v1") if tgi else root
+                    f"must not include {route}: the gateway adds the route", root.removesuffix("/v1") if tgi else root
                 )
         if tgi and base.endswith("/v1"):
-            raise InvalidValue("must end before /v1 with protocol tgi: the gateway adds it", base.removesuffix("/v1"))
+            raise InvalidValue("must not include /v1 with protocol tgi: the gateway adds it", base.removesuffix("/v1"))
         return base
 
     @field_validator("model")
@@ -316,7 +261,7 @@ class ModelSettings(StrictModel):
         if not name:
             raise InvalidValue("must be provider/name with protocol litellm, like anthropic/claude-sonnet-4-5")
         if providers() and provider not in providers():
-            raise InvalidValue(f"LiteLLM knows no provider '{provider}'", nearest(provider, providers()))
+            raise InvalidValue(f"LiteLLM has no provider '{provider}'", nearest(provider, providers()))
         return model
 
     @field_validator(*OPTIONS)
@@ -325,9 +270,9 @@ class ModelSettings(StrictModel):
         if value is None or "model" not in info.data or "protocol" not in info.data:
             return value
         provider = str(info.data["model"]).partition("/")[0]
-        meant = OPTIONS[info.field_name or ""]
-        if info.data["protocol"] != "litellm" or provider not in meant:
-            raise InvalidValue(f"is for protocol litellm with a model of {' or '.join(meant)}: remove it")
+        supported = OPTIONS[info.field_name or ""]
+        if info.data["protocol"] != "litellm" or provider not in supported:
+            raise InvalidValue(f"is for protocol litellm with a model of {' or '.join(supported)}: remove it")
         return value
 
     @field_validator("tokenizer")
@@ -340,52 +285,51 @@ class ModelSettings(StrictModel):
 
     @field_validator("batch")
     @classmethod
-    def _takes_lists(cls, batch: BatchSettings, info: ValidationInfo) -> BatchSettings:
+    def _supports_list_calls(cls, batch: BatchSettings, info: ValidationInfo) -> BatchSettings:
         if info.data.get("protocol") == "litellm" and batch.calls == "list":
             raise InvalidValue(
-                "calls: list is not for protocol litellm: its providers take one chat a call. Write single"
+                "calls: list is not supported with protocol litellm: its providers take one chat per call. "
+                "Write calls: single"
             )
         if info.data.get("protocol") == "tgi" and batch.calls == "list":
             raise InvalidValue(
-                "calls: list is not for TGI: its list of prompts fails as one and turns its prefix cache off, and it "
-                "puts single calls into one batch by itself. Write calls: single"
+                "calls: list is not supported with TGI: a list of prompts fails as a whole and disables the prefix "
+                "cache, and TGI batches single calls itself. Write calls: single"
             )
         return batch
 
     @field_validator("continuation")
     @classmethod
-    def _as_tgi_does(cls, continuation: str, info: ValidationInfo) -> str:
+    def _supported_by_tgi(cls, continuation: str, info: ValidationInfo) -> str:
         if info.data.get("protocol") == "tgi" and continuation not in {"auto", *TGI.modes, "none"}:
             raise InvalidValue(
-                f"TGI does not know this way: write auto, {', '.join(TGI.modes)}, or none to leave it alone"
+                f"TGI does not support it: write auto, {', '.join(TGI.modes)}, or none to send no continuation"
             )
         return continuation
 
     @field_validator("continuation")
     @classmethod
-    def _as_litellm_can(cls, continuation: str, info: ValidationInfo) -> str:
+    def _supported_by_litellm(cls, continuation: str, info: ValidationInfo) -> str:
         if info.data.get("protocol") == "litellm":
             provider = str(info.data.get("model")).partition("/")[0]
-            flags = continuation == "vllm" and provider not in {"hosted_vllm", "openai"}
-            if flags or continuation in {"sglang", "partial", "completions"}:
-                raise InvalidValue(
-                    f"{continuation} does not go through LiteLLM to {provider}: use protocol openai for it"
-                )
+            dropped = continuation == "vllm" and provider not in {"hosted_vllm", "openai"}
+            if dropped or continuation in {"sglang", "partial", "completions"}:
+                raise InvalidValue(f"LiteLLM does not pass {continuation} on to {provider}: use protocol openai")
         return continuation
 
     @field_validator("echo")
     @classmethod
     def _tgi_never_echoes(cls, echo: object, info: ValidationInfo) -> object:
         if info.data.get("protocol") == "tgi" and echo is True:
-            raise InvalidValue("TGI never repeats the text that it continues: leave this out")
+            raise InvalidValue("TGI never repeats the text that it continues: remove it")
         return echo
 
     @field_validator("reasoning")
     @classmethod
-    def _tgi_cannot_be_told(cls, reasoning: Reasoning, info: ValidationInfo) -> Reasoning:
+    def _tgi_has_no_switch(cls, reasoning: Reasoning, info: ValidationInfo) -> Reasoning:
         if info.data.get("protocol") == "tgi" and reasoning == "switchable":
             raise InvalidValue(
-                "TGI passes no switch on to the chat template: write always, or none if it does not reason"
+                "TGI passes no switch to the chat template: write always, or none if the model does not reason"
             )
         return reasoning
 

@@ -1,42 +1,40 @@
-"""Where Redis is: one address, looked at before anything connects. It may hold a password, so nothing quotes it."""
+"""URL of Redis, validated before any connection. It may contain a password, so no message quotes it."""
 
 from __future__ import annotations
 
 from contextlib import suppress
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
-from gateway.config.scalars import InvalidValue, is_spelled_as_url
+from gateway.config.scalars import PERCENT_ENCODE, InvalidValue, is_spelled_as_url
 
 _SCHEMES = ("redis://", "rediss://", "unix://")
-# Not among them: how long to wait, which is redis.timeout, and what would change how replies are read.
+# Timeouts are left out, since redis.timeout sets them; so are options that change how replies are decoded.
 _OPTIONS = ("client_name", "db", "health_check_interval", "max_connections", "password", "username")
-# A password that is not encoded ends where one of / ? # stands in it, and the rest is read as something else.
-ENCODE = "percent-encode what is special in the password: / is %2F, ? is %3F, # is %23, @ is %40"
-_TCP = f"cannot be read: write it like redis://:PASSWORD@HOST:6379/0, and {ENCODE}"
-_UNIX = f"cannot be read: write it like unix:///run/redis.sock, with the whole path, and {ENCODE}"
+_TCP = f"is not a valid URL: write it like redis://:PASSWORD@HOST:6379/0, and {PERCENT_ENCODE}"
+_UNIX = f"is not a valid URL: write it like unix:///run/redis.sock, with an absolute path, and {PERCENT_ENCODE}"
 _OPTION = (
-    f"has an option after '?' that is unknown or wrong: known are {', '.join(_OPTIONS)}, and ssl_... with rediss://; "
-    f"{ENCODE}"
+    f"has an unknown or invalid option after '?': use {', '.join(_OPTIONS)}, and ssl_... with rediss://; "
+    f"{PERCENT_ENCODE}"
 )
 
 
-def check_address(url: str) -> None:
-    """Raises Wrong for an address that Redis' client would not take, or would read otherwise than it is meant."""
+def check_redis_url(url: str) -> None:
+    """Raise InvalidValue for a URL that the Redis client would reject or misread."""
     if not url.startswith(_SCHEMES):
-        raise InvalidValue("must be embedded, or an address that starts with redis://, rediss:// or unix://")
+        raise InvalidValue("must be embedded, or a URL that starts with redis://, rediss:// or unix://")
     unix = url.startswith("unix:")
-    if not _is_whole(url, unix=unix):
+    if not _is_complete(url, unix=unix):
         raise InvalidValue(_UNIX if unix else _TCP)
     if not (_has_known_options(url) and _can_connect(url)):
         raise InvalidValue(_OPTION)
 
 
-def _is_whole(url: str, *, unix: bool) -> bool:
-    """Whether it says where to connect, and nothing in it would be left unread."""
+def _is_complete(url: str, *, unix: bool) -> bool:
+    """Return whether the URL names a host or a path and has no part that the client would ignore."""
     with suppress(ValueError):  # no port, or a half of an IPv6 address
         parts = urlsplit(url)
-        placed = _is_path(parts) if unix else _is_host(parts)
-        return placed and "#" not in url and is_spelled_as_url(url)
+        has_address = _is_path(parts) if unix else _is_host(parts)
+        return has_address and "#" not in url and is_spelled_as_url(url)
     return False
 
 
@@ -58,8 +56,8 @@ def _has_known_options(url: str) -> bool:
 
 
 def _can_connect(url: str) -> bool:
-    """Whether the client takes every option. It looks at most of them only when it makes a connection."""
-    # Here, since `check` of an embedded Redis needs no client.
+    """Return whether the client accepts every option. It checks most of them only when it creates a connection."""
+    # Imported here: `check` of an embedded Redis needs no client.
     from redis.asyncio import ConnectionPool
     from redis.exceptions import RedisError
 

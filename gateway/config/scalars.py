@@ -1,7 +1,7 @@
-"""The scalars that YAML may say: durations, sizes, money, numbers, secrets, addresses.
+"""Scalar types of YAML files: durations, sizes, money, numbers, secrets, addresses.
 
-A value out of a YAML file is validated with a context and must carry its unit ("30s", "8MB"); references to secrets
-are followed when that context is an `ValueOrigin`. Python code builds the same models without a context and gives plain
+Values from a YAML file are validated with a context and must carry their unit ("30s", "8MB"). References to secrets
+are resolved if that context is a `ValueOrigin`. Python code builds the same models without a context, from plain
 numbers: seconds, bytes, `Decimal` USD.
 """
 
@@ -34,18 +34,20 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 _MAX_USD = Decimal(1_000_000)
 _MAX_RATE = Decimal(1_000_000_000)
 _MAX_DIGITS = 24
+# An unencoded password ends at its first / ? or #, and the rest is misread as another part of the URL.
+PERCENT_ENCODE = "percent-encode special characters in the password: / is %2F, ? is %3F, # is %23, @ is %40"
 
 
 @dataclass(frozen=True, slots=True)
 class ValueOrigin:
-    """Where a YAML value came from: `environ` answers `env:NAME`, `folder` anchors relative paths."""
+    """Origin of a YAML value: `environ` resolves `env:NAME`, `folder` is the base of relative paths."""
 
     environ: Mapping[str, str]
     folder: Path
 
 
 class InvalidValue(ValueError):
-    """A value that is wrong in a way that names its mend; `suggestion` is the nearest right value."""
+    """A value is invalid. The message names the correction; `suggestion` is the nearest valid value."""
 
     def __init__(self, message: str, suggestion: str | None = None) -> None:
         super().__init__(message)
@@ -53,32 +55,32 @@ class InvalidValue(ValueError):
 
 
 def origin(info: ValidationInfo) -> ValueOrigin | None:
-    """Where references of this value are looked up; None if they are not followed."""
+    """Return where references of this value are resolved, or None if they are not resolved."""
     return info.context if isinstance(info.context, ValueOrigin) else None
 
 
 def duration_s(text: str) -> float:
-    """ "250ms", "30s", "5m", "1h", "1d" -> seconds."""
-    found = _AMOUNT.fullmatch(text)
-    if found is None or found[2] not in _SECONDS:
+    """Return the seconds of a duration like "250ms", "30s", "5m", "1h" or "1d". Raises InvalidValue."""
+    match = _AMOUNT.fullmatch(text)
+    if match is None or match[2] not in _SECONDS:
         raise InvalidValue("must be a duration: a number with ms, s, m, h or d, like 250ms or 30s")
-    return float(Decimal(found[1]) * _SECONDS[found[2]])
+    return float(Decimal(match[1]) * _SECONDS[match[2]])
 
 
 def size_bytes(text: str) -> int:
-    """ "8MB" (10^6), "512kB" (10^3), "8MiB" (2^20) -> bytes."""
-    found = _AMOUNT.fullmatch(text)
-    factor = _SIZE_UNITS.get(found[2].lower()) if found else None
-    if found is None or factor is None:
+    """Return the bytes of a size like "8MB" (10^6), "512kB" (10^3) or "8MiB" (2^20). Raises InvalidValue."""
+    match = _AMOUNT.fullmatch(text)
+    factor = _SIZE_UNITS.get(match[2].lower()) if match else None
+    if match is None or factor is None:
         raise InvalidValue("must be a size: a number with B, kB, MB, GB, KiB, MiB or GiB, like 8MB")
-    size = Decimal(found[1]) * factor
+    size = Decimal(match[1]) * factor
     if size != int(size):
         raise InvalidValue("must be a whole number of bytes")
     return int(size)
 
 
 def read_duration(value: object, info: ValidationInfo) -> float:
-    """Return the seconds that a YAML value says. Raises Wrong."""
+    """Return the seconds of a YAML value. Raises InvalidValue."""
     if isinstance(value, str):
         return duration_s(value)
     if isinstance(value, float) or (isinstance(value, int) and not isinstance(value, bool) and info.context is None):
@@ -122,7 +124,7 @@ def _rate(value: object) -> Decimal:
 
 
 def _exact(value: object, message: str) -> Decimal:
-    """The number as it was written. A binary float has lost that already, so it is refused."""
+    """Return the number exactly as written. Binary floats are rejected: they have lost the written digits."""
     if isinstance(value, bool) or not isinstance(value, int | Decimal) or not Decimal(value).is_finite():
         raise InvalidValue(message)
     number = Decimal(value)
@@ -131,24 +133,24 @@ def _exact(value: object, message: str) -> Decimal:
     return number
 
 
-def lasting(low: str, high: str) -> AfterValidator:
-    """A duration between `low` and `high`, both included and written as in YAML."""
-    least_s, most_s = duration_s(low), duration_s(high)
+def duration_between(low: str, high: str) -> AfterValidator:
+    """Return a validator of durations from `low` to `high`, both inclusive and written as in YAML."""
+    min_s, max_s = duration_s(low), duration_s(high)
 
     def check(value_s: float) -> float:
-        if not least_s <= value_s <= most_s:
+        if not min_s <= value_s <= max_s:
             raise InvalidValue(f"must be between {low} and {high}")
         return value_s
 
     return AfterValidator(check)
 
 
-def sized(low: str, high: str) -> AfterValidator:
-    """A size between `low` and `high`, both included and written as in YAML."""
-    least, most = size_bytes(low), size_bytes(high)
+def size_between(low: str, high: str) -> AfterValidator:
+    """Return a validator of sizes from `low` to `high`, both inclusive and written as in YAML."""
+    min_bytes, max_bytes = size_bytes(low), size_bytes(high)
 
     def check(value: int) -> int:
-        if not least <= value <= most:
+        if not min_bytes <= value <= max_bytes:
             raise InvalidValue(f"must be between {low} and {high}")
         return value
 
@@ -156,7 +158,11 @@ def sized(low: str, high: str) -> AfterValidator:
 
 
 def dereference(value: str, source: ValueOrigin) -> str | None:
-    """The secret that `value` refers to; None if it is not a reference. Messages name the reference only."""
+    """Return the secret that `value` refers to, or None if it is not a reference.
+
+    Raises:
+        InvalidValue: the reference cannot be resolved. The message contains the reference only.
+    """
     for prefix in ("env:", "os.environ/"):
         if value.startswith(prefix):
             return _from_environment(value.removeprefix(prefix), source)
@@ -169,7 +175,7 @@ def _from_environment(name: str, source: ValueOrigin) -> str:
     if not _VARIABLE.fullmatch(name):
         raise InvalidValue("must name an environment variable, like env:TEACHER_KEY")
     if name not in source.environ:
-        raise InvalidValue(f"the environment variable {name} is not set: set it, or correct its name here")
+        raise InvalidValue(f"the environment variable {name} is not set: set it, or correct the name")
     if not source.environ[name].strip():
         raise InvalidValue(f"the environment variable {name} is empty")
     return source.environ[name].strip()
@@ -181,7 +187,7 @@ def _from_file(name: str, source: ValueOrigin) -> str:
     except OSError as error:
         raise InvalidValue(f"cannot read {name}: {(error.strerror or 'error').lower()}") from None
     except ValueError:
-        raise InvalidValue(f"{name} does not hold UTF-8 text") from None
+        raise InvalidValue(f"{name} is not UTF-8 text") from None
     if not text:
         raise InvalidValue(f"{name} is empty")
     return text
@@ -195,9 +201,9 @@ def _secret(value: object, info: ValidationInfo) -> SecretStr:
         raise InvalidValue("must be a reference to a secret: env:NAME or file:/path")
     text = dereference(value, source) if source else value if info.context is None else None
     if text is None:
-        raise InvalidValue("a secret must not stand in this file: write env:NAME or file:/path")
+        raise InvalidValue("a secret must not be written in this file: write env:NAME or file:/path")
     if not (text.isascii() and text.isprintable() and " " not in text):
-        raise InvalidValue("the secret holds a space or another character that cannot travel in a header")
+        raise InvalidValue("the secret contains a space or another character that is not allowed in a header")
     return SecretStr(text)
 
 
@@ -217,31 +223,29 @@ def _name(value: str) -> str:
 
 
 def is_spelled_as_url(value: str) -> bool:
-    """Return whether a URL holds only characters that a URL can hold: no spaces, no control characters, no NUL."""
+    """Return whether `value` has only characters that a URL can have: no spaces and no control characters."""
     return value.isprintable() and not any(char.isspace() for char in value)
 
 
 def _http_base(value: str) -> str:
     if not is_spelled_as_url(value):
-        raise InvalidValue("must not hold a space, a NUL or another control character: write it like http://host:8080")
+        raise InvalidValue("must not contain a space or a control character: write it like http://host:8080")
     try:
         parts = urlsplit(value)
         host, port = parts.hostname, parts.port
     except ValueError:
         raise InvalidValue("must be an address like http://host:8080") from None
     if parts.username is not None or parts.password is not None or "@" in parts.netloc:
-        raise InvalidValue(
-            "must not hold a user name or a password: a key stands in a field of its own, api_key or headers"
-        )
+        raise InvalidValue("must not contain a user name or a password: put the key into api_key or headers")
     if parts.scheme not in {"http", "https"} or not host or port == 0:
         raise InvalidValue("must be an address like http://host:8080 or https://host/v1")
     if "?" in value or "#" in value:
-        raise InvalidValue("must end with its path: no '?' and no '#'")
+        raise InvalidValue("must not contain '?' or '#'")
     return value.rstrip("/")
 
 
 class TextPattern:
-    """How a text is spelt, as a regular expression, for JSON Schema alone: what checks it says more."""
+    """Pattern of a text, for the JSON Schema only. The validator has the better message."""
 
     def __init__(self, pattern: str) -> None:
         self._pattern = f"^({pattern})$"
@@ -250,13 +254,13 @@ class TextPattern:
         return {**handler(schema), "pattern": self._pattern}
 
 
-# What an editor is told that YAML may say: its own spelling of a value, not Python's.
+# Types of the JSON Schema: the spelling of a value in YAML, not in Python.
 DurationText: TypeAlias = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)? ?(ms|s|m|h|d)$")]
 _SizeText: TypeAlias = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)? ?([kKmMgG]?[bB]|[kKmMgG][iI][bB])$")]
 _Dollars: TypeAlias = Annotated[float, Field(ge=0, le=int(_MAX_USD))]
 _PerSecond: TypeAlias = Annotated[float, Field(gt=0, le=int(_MAX_RATE))]
 Reference: TypeAlias = Annotated[str, Field(pattern=r"^(env:|os\.environ/|file:).+$")]
-"""A reference to a secret, as YAML spells it."""
+"""A reference to a secret, as written in YAML."""
 
 Duration: TypeAlias = Annotated[float, BeforeValidator(read_duration, json_schema_input_type=DurationText)]
 """Seconds."""
@@ -270,10 +274,10 @@ Number: TypeAlias = Annotated[float, BeforeValidator(_number)]
 Whole: TypeAlias = Annotated[int, Strict()]
 Flag: TypeAlias = Annotated[bool, Strict()]
 Secret: TypeAlias = Annotated[SecretStr, BeforeValidator(_secret, json_schema_input_type=Reference)]
-"""Out of YAML only by reference; never shown."""
+"""A secret; in YAML only as a reference. It is never printed."""
 SecretOrText: TypeAlias = Annotated[SecretStr, BeforeValidator(_secret_or_text, json_schema_input_type=str)]
-"""A reference or the text itself; never shown either way."""
+"""A secret as a reference or as plain text. It is never printed."""
 Name: TypeAlias = Annotated[str, AfterValidator(_name), TextPattern(_NAME.pattern)]
-"""What a model or a route may be called: [A-Za-z0-9._:/-], 1 to 128."""
+"""Name of a model or a route: 1 to 128 of [A-Za-z0-9._:/-]."""
 HttpBase: TypeAlias = Annotated[str, AfterValidator(_http_base), TextPattern("https?://[^?#@ ]+")]
-"""http(s) address without user, query, fragment or closing slash."""
+"""http(s) URL without user, query, fragment or trailing slash."""

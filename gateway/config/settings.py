@@ -1,7 +1,7 @@
-"""config.yaml + environment -> frozen Settings. The only reader of os.environ (gateway/local aside).
+"""Read config.yaml and the environment into frozen Settings. Only this module and gateway/local read os.environ.
 
-What may stand in the file is in sections.py and models.py; here is what reads it, and what no section can tell
-by itself. Containers may override single values: the variables are in OVERRIDES. An empty variable counts as not set.
+The sections are in sections.py and models.py. This module reads the file, applies the environment variables in
+OVERRIDES, and checks rules that concern several sections. An empty variable counts as not set.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from gateway.config.yaml_messages import Loc
 
 ADMIN_KEY_VARIABLE = "GKT_ADMIN_KEY"
-"""Where commands that ask a running gateway look for the admin key first."""
+"""Environment variable from which CLI commands read the admin key first."""
 
 OVERRIDES: Mapping[str, Loc] = {
     "GKT_HOST": ("server", "host"),
@@ -72,22 +72,22 @@ def _folder(value: object, info: ValidationInfo) -> object:
 
 
 class WorkerSettings(StrictModel):
-    """The part of config.yaml that a usage worker needs. Build with `worker_settings`."""
+    """Sections of config.yaml that a usage worker needs. Build with `worker_settings`."""
 
     model_config = ConfigDict(extra="ignore")
 
     redis: RedisSettings = RedisSettings()
-    """Where the outboxes are."""
+    """Redis with the outboxes."""
     usage: UsageSettings = UsageSettings()
-    """The database."""
+    """Usage database."""
     data: Path = Field(Path("data"), validate_default=True)
-    """The folder of the database's file."""
+    """Folder of the usage database's file."""
     log: LogSettings = LogSettings()
-    """What the process logs."""
+    """Log of the process."""
 
     @field_validator("data", mode="before")
     @classmethod
-    def _beside_the_file(cls, value: object, info: ValidationInfo) -> object:
+    def _resolve_folder(cls, value: object, info: ValidationInfo) -> object:
         return _folder(value, info)
 
 
@@ -95,95 +95,96 @@ class Settings(StrictModel):
     """All of config.yaml. Build with `check_settings`."""
 
     server: ServerSettings = ServerSettings()
-    """The callers' listener."""
+    """Public listener for callers."""
     admin: AdminSettings = AdminSettings()
-    """The operators' listener."""
+    """Listener for operators."""
     redis: RedisSettings = RedisSettings()
-    """Where replicas share batches, limits and receipts."""
+    """Redis, in which replicas share batches, limits and receipts."""
     receipts: ReceiptSettings = ReceiptSettings()
-    """What is kept of each request."""
+    """Receipts of requests in Redis."""
     usage: UsageSettings = UsageSettings()
-    """The database of receipts and of their sums."""
+    """Usage database: receipts and their sums."""
     data: Path = Field(Path("data"), validate_default=True)
-    """The folder of the gateway's own files: the usage database, and receipts that Redis did not take yet."""
+    """Folder of the gateway's own files: the usage database, and receipts that are not in Redis yet. A relative path
+    is relative to config.yaml."""
     log: LogSettings = LogSettings()
-    """What the process says."""
+    """Log of the process."""
     metrics: MetricsSettings = MetricsSettings()
-    """How much is told apart in metrics."""
+    """Limits of metric labels."""
     tracing: TracingSettings = TracingSettings()
-    """Where the spans of requests go."""
+    """OpenTelemetry tracing."""
     defaults: Defaults = Defaults()
-    """What holds for tenants and keys whose policy says nothing of it."""
+    """Limits and budgets of tenants and keys whose policy sets none."""
     alerts: AlertSettings = AlertSettings()
-    """Who is told of budgets."""
+    """Notifications about budgets."""
     policies: Path = Field(Path("policies"), validate_default=True)
-    """The folder of the policy files; absolute when loaded from a file."""
+    """Folder of the policy files. A relative path is relative to config.yaml."""
     models: Annotated[tuple[ModelSettings, ...], Field(min_length=1)]
-    """The engines. A policy says which one plays the teacher and which one the student."""
-    foreign: ClassVar[Mapping[str, str]] = {
-        "model_list": "here it is called models",
-        "general_settings": "its settings stand under server, admin and redis here",
-        "router_settings": "routes stand in the policy files here",
-        "litellm_settings": "its settings stand in the policy files here",
-        "archive": "it is called usage now: usage.url, usage.keep and usage.run (docs/deployment.md#upgrades)",
-        "rollups": "its settings are in usage now: minutes, hours, days, max_rows (docs/deployment.md#upgrades)",
-        "include": "every file in the policies folder is read",
-        "environment_variables": "set them where the gateway is started; a secret here refers to one as env:NAME",
+    """Engines. A policy assigns them the roles teacher and student."""
+    key_hints: ClassVar[Mapping[str, str]] = {
+        "model_list": "use models",
+        "general_settings": "put its settings under server, admin and redis",
+        "router_settings": "put routes into the policy files",
+        "litellm_settings": "put its settings into the policy files",
+        "archive": "renamed to usage: usage.url, usage.keep and usage.run (docs/deployment.md#upgrades)",
+        "rollups": "moved to usage: minutes, hours, days and max_rows (docs/deployment.md#upgrades)",
+        "include": "remove it: every file in the policies folder is read",
+        "environment_variables": "set them in the gateway's environment, and refer to secrets as env:NAME",
     }
 
     @field_validator("policies", "data", mode="before")
     @classmethod
-    def _beside_the_file(cls, value: object, info: ValidationInfo) -> object:
+    def _resolve_folder(cls, value: object, info: ValidationInfo) -> object:
         return _folder(value, info)
 
     @field_validator("models")
     @classmethod
     def _names_differ(cls, models: tuple[ModelSettings, ...], info: ValidationInfo) -> tuple[ModelSettings, ...]:
         names = [model.name for model in models]
-        # Those of a file are told by `check_settings`, with their lines and beside all other mistakes.
+        # For models of a file, `check_settings` reports duplicates with their lines.
         if info.context is None and len(set(names)) < len(names):
-            raise InvalidValue("names must differ: engines are found by them")
+            raise InvalidValue("model names must be unique")
         return models
 
     @cached_property
     def by_name(self) -> Mapping[str, ModelSettings]:
-        """The models by name."""
+        """Models by name."""
         return MappingProxyType({model.name: model for model in self.models})
 
 
 def admin_listener(path: Path, environ: Mapping[str, str] | None = None) -> tuple[str, int]:
-    """Host and port of `admin`, for who is to connect there. Raises ConfigError where they cannot be read.
+    """Return host and port of the admin listener, for clients. Raises ConfigError where they are invalid.
 
-    What else is wrong in the file is no matter: the shell of an operator need not hold the engines' secrets.
+    Issues in other sections are ignored: an operator's environment need not contain the engines' secrets.
     """
-    _, source, mistakes = check_settings(path, environ)
+    _, source, issues = check_settings(path, environ)
     listener = None if source is None else _listener(source, "admin", AdminSettings)
     if listener is None:
-        raise ConfigError([one for one in mistakes if one.field.startswith(("admin", "GKT_ADMIN"))] or mistakes)
+        raise ConfigError([issue for issue in issues if issue.field.startswith(("admin", "GKT_ADMIN"))] or issues)
     return listener
 
 
 def worker_settings(path: Path, environ: Mapping[str, str] | None = None) -> WorkerSettings:
     """Return the sections that a usage worker needs. Raises ConfigError where one of them is invalid.
 
-    Mistakes in other sections do not matter: the worker's environment need not hold the engines' secrets.
+    Issues in other sections are ignored: the worker's environment need not contain the engines' secrets.
     """
     environ = environment() if environ is None else environ
-    source, mistakes = read(path)
+    source, issues = read(path)
     if source is None:
-        raise ConfigError(mistakes)
-    parts = tuple(WorkerSettings.model_fields)
-    mistakes = [one for one in [*mistakes, *override(source, environ)] if one.field.startswith(parts)]
+        raise ConfigError(issues)
+    sections = tuple(WorkerSettings.model_fields)
+    issues = [issue for issue in [*issues, *override(source, environ)] if issue.field.startswith(sections)]
     settings, more = source.check(WorkerSettings, ValueOrigin(environ, path.absolute().parent))
-    if settings is None or mistakes:
-        raise ConfigError(in_file_order([*mistakes, *more]))
+    if settings is None or issues:
+        raise ConfigError(in_file_order([*issues, *more]))
     return settings
 
 
 def admin_key(path: Path, environ: Mapping[str, str] | None = None) -> SecretStr | None:
-    """The admin key, for who is to show it: GKT_ADMIN_KEY, else `admin.key`; None if neither says it.
+    """Return the admin key, for clients: GKT_ADMIN_KEY, else `admin.key`, else None.
 
-    Raises ConfigError where `admin.key` cannot be read. What else is wrong in the file is no matter.
+    Raises ConfigError where `admin.key` cannot be resolved. Other issues of the file are ignored.
     """
     environ = environment() if environ is None else environ
     if environ.get(ADMIN_KEY_VARIABLE, "").strip():
@@ -197,38 +198,38 @@ def admin_key(path: Path, environ: Mapping[str, str] | None = None) -> SecretStr
     return _checked_key(source.part({"key": reference}), ValueOrigin(environ, path.absolute().parent))
 
 
-def _checked_key(source: YamlSource, where: ValueOrigin) -> SecretStr | None:
-    admin, mistakes = source.check(AdminSettings, where)
+def _checked_key(source: YamlSource, context: ValueOrigin) -> SecretStr | None:
+    admin, issues = source.check(AdminSettings, context)
     if admin is None:
         raise ConfigError(
-            [ConfigIssue(source.file, 0, 0, "admin.key", one.message, one.suggestion) for one in mistakes]
+            [ConfigIssue(source.file, 0, 0, "admin.key", issue.message, issue.suggestion) for issue in issues]
         )
     return admin.key
 
 
 def environment() -> Mapping[str, str]:
-    """This process's environment, as it is now."""
+    """Return a copy of this process's environment."""
     return dict(os.environ)
 
 
 def check_settings(
     path: Path, environ: Mapping[str, str] | None = None
 ) -> tuple[Settings | None, YamlSource | None, list[ConfigIssue]]:
-    """(settings, the file as read, every mistake). Settings are None when there is a mistake."""
+    """Return the settings, the file as read, and all issues. The settings are None if there is an issue."""
     environ = environment() if environ is None else environ
-    source, mistakes = read(path)
+    source, issues = read(path)
     if source is None:
-        return None, None, mistakes
-    mistakes += override(source, environ)
+        return None, None, issues
+    issues += override(source, environ)
     settings, more = source.check(Settings, ValueOrigin(environ, path.absolute().parent))
-    mistakes = in_file_order([*mistakes, *more, *_cross_checks(source)])
-    return (None if mistakes else settings), source, mistakes
+    issues = in_file_order([*issues, *more, *_cross_checks(source)])
+    return (None if issues else settings), source, issues
 
 
 def override(source: YamlSource, environ: Mapping[str, str]) -> list[ConfigIssue]:
-    """Put the values of OVERRIDES that are set into the data."""
-    mistakes = [
-        ConfigIssue("environment", 0, 0, old, f"is called {new} now (docs/deployment.md#upgrades)")
+    """Put the values of the variables in OVERRIDES into the data. Return the issues of these variables."""
+    issues = [
+        ConfigIssue("environment", 0, 0, old, f"was renamed to {new} (docs/deployment.md#upgrades)")
         for old, new in _RENAMED.items()
         if environ.get(old, "").strip()
     ]
@@ -243,45 +244,45 @@ def override(source: YamlSource, environ: Mapping[str, str]) -> list[ConfigIssue
         else:
             hint = _NUMBERS[loc[-1]]
             if text.startswith("tcp://"):
-                hint += "; Kubernetes sets this one for a Service of that name: set enableServiceLinks to false"
-            mistakes.append(ConfigIssue("environment", 0, 0, variable, hint))
-    return mistakes
+                hint += "; Kubernetes sets this variable for a Service of that name: set enableServiceLinks to false"
+            issues.append(ConfigIssue("environment", 0, 0, variable, hint))
+    return issues
 
 
 def _cross_checks(source: YamlSource) -> Iterator[ConfigIssue]:
-    """What no single value can tell. Reads the raw data, so that other mistakes do not hide these."""
+    """Yield issues that concern several values. This reads the raw data, so that other issues do not hide them."""
     server, admin = _listener(source, "server", ServerSettings), _listener(source, "admin", AdminSettings)
     if server and admin and _same_listener(server, admin):
-        yield source.mistake(("admin", "port"), f"server listens on port {admin[1]} already: take another")
+        yield source.issue(("admin", "port"), f"server already listens on port {admin[1]}: use another port")
     seen: dict[str, int] = {}
     for index, model in enumerate(source.items("models")):
         if not isinstance(model, dict):
             continue
         name = model.get("name")
         if isinstance(name, str) and seen.setdefault(name, index) != index:
-            yield source.mistake(
-                ("models", index, "name"), f"models[{seen[name]}] is called {name} too: names must differ"
+            yield source.issue(
+                ("models", index, "name"), f"models[{seen[name]}] is also called {name}: names must be unique"
             )
         if any(_points_at(model.get("api_base"), listener) for listener in (server, admin) if listener):
-            yield source.mistake(("models", index, "api_base"), "points at this gateway itself: name the engine")
+            yield source.issue(("models", index, "api_base"), "is the address of this gateway itself: use the engine's")
 
 
-def _listener(source: YamlSource, key: str, shape: type[ServerSettings | AdminSettings]) -> tuple[str, int] | None:
+def _listener(source: YamlSource, key: str, section: type[ServerSettings | AdminSettings]) -> tuple[str, int] | None:
     try:
-        found = shape.model_validate(
+        listener = section.model_validate(
             {name: source.get(key, name) for name in ("host", "port") if source.get(key, name) is not None}
         )
     except ValidationError:
         return None
-    return found.host, found.port
+    return listener.host, listener.port
 
 
-_ANY = {"0.0.0.0", "::"}  # noqa: S104  compared with, not listened on
-_HERE = {"localhost", "::1", *_ANY}
+_ANY = {"0.0.0.0", "::"}  # noqa: S104  compared, not listened on
+_LOCAL = {"localhost", "::1", *_ANY}
 
 
-def _same_listener(one: tuple[str, int], other: tuple[str, int]) -> bool:
-    return one[1] == other[1] != 0 and (one[0] == other[0] or bool({one[0], other[0]} & _ANY))
+def _same_listener(first: tuple[str, int], second: tuple[str, int]) -> bool:
+    return first[1] == second[1] != 0 and (first[0] == second[0] or bool({first[0], second[0]} & _ANY))
 
 
 def _points_at(api_base: Any, listener: tuple[str, int]) -> bool:
@@ -290,6 +291,5 @@ def _points_at(api_base: Any, listener: tuple[str, int]) -> bool:
         host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
     except (ValueError, TypeError, AttributeError):
         return False
-    here = host in _HERE or host.startswith("127.")
-    at_home = listener[0] in _HERE or listener[0].startswith("127.")
-    return port == listener[1] and (host == listener[0] or (here and at_home))
+    both_local = all(name in _LOCAL or name.startswith("127.") for name in (host, listener[0]))
+    return port == listener[1] and (host == listener[0] or both_local)

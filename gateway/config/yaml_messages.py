@@ -1,4 +1,4 @@
-"""What the validator found, said in words that name the fix."""
+"""Messages for pydantic's validation errors that name the correction."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ _FALSE = {"no", "off", "n", "0"}
 
 
 def is_missing(message: str) -> bool:
-    """Whether it asks for a key: needless beside "unknown key" where that key is misspelt."""
+    """Return whether the message reports a missing key."""
     return message.startswith("missing")
 
 
 def nearest(name: object, known: Iterable[str]) -> str | None:
-    """The known name that looks most like `name`, if any does."""
-    found = get_close_matches(name, list(known), n=1, cutoff=0.6) if isinstance(name, str) else []
-    return found[0] if found else None
+    """Return the known name that is most similar to `name`, or None."""
+    matches = get_close_matches(name, list(known), n=1, cutoff=0.6) if isinstance(name, str) else []
+    return matches[0] if matches else None
 
 
 def field_path(loc: Loc) -> str:
-    """`("models", 0, "price")` as `models[0].price`."""
+    """Return a location like `("models", 0, "price")` as text: `models[0].price`."""
     text = ""
     for step in loc:
         text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else step
@@ -39,16 +39,16 @@ def field_path(loc: Loc) -> str:
 
 
 def follows_from_another(detail: Any) -> bool:
-    """Whether pydantic says this only because of another error, which it reports as well."""
-    if detail["type"] == "too_short" and isinstance(detail["input"], list | tuple):  # it counts the valid ones only
+    """Return whether a pydantic error is only the consequence of another reported error."""
+    if detail["type"] == "too_short" and isinstance(detail["input"], list | tuple):  # pydantic counts valid items only
         return bool(len(detail["input"]) >= detail["ctx"]["min_length"])
     return bool(detail["type"] == "default_factory_not_called")
 
 
-def said_plainly(detail: Any) -> tuple[str, str | None]:
-    """(message, suggestion) for one pydantic error. The value itself is never repeated: it may be a secret."""
+def message_of(detail: Any) -> tuple[str, str | None]:
+    """Return message and suggestion for one pydantic error. They never contain the value, which may be a secret."""
     kind, context, value = detail["type"], detail.get("ctx", {}), detail.get("input")
-    if kind == "value_error":  # our own validators
+    if kind == "value_error":  # InvalidValue
         return str(context["error"]), getattr(context["error"], "suggestion", None)
     if kind == "missing":
         return MISSING, None
@@ -74,9 +74,9 @@ def _wrong_type(kind: str, value: object) -> str | None:
 
 
 def _wrong_amount(kind: str, context: Any) -> str | None:
-    for limit, words in _LIMITS.items():
-        if limit in context:
-            return f"must be {words} {context[limit]}"
+    for bound, phrase in _LIMITS.items():
+        if bound in context:
+            return f"must be {phrase} {context[bound]}"
     if kind == "too_short":
         return f"must have at least {_entries(context['min_length'])}"
     if kind == "too_long":
@@ -93,10 +93,10 @@ def _entries(count: int) -> str:
 
 
 def _one_of(expected: str, value: object) -> tuple[str, str | None]:
-    words = expected.replace("True", "true").replace("False", "false")
-    known = [word.strip("' ") for word in words.replace(" or ", ", ").split(", ")]
-    meant = nearest(value, known) or (_truth(value) if "true" in known else None)
-    return f"must be {words.replace(chr(39), '')}", meant
+    values = expected.replace("True", "true").replace("False", "false")
+    known = [word.strip("' ") for word in values.replace(" or ", ", ").split(", ")]
+    suggestion = nearest(value, known) or (_truth(value) if "true" in known else None)
+    return f"must be {values.replace(chr(39), '')}", suggestion
 
 
 def _truth(value: object) -> str | None:
@@ -104,8 +104,8 @@ def _truth(value: object) -> str | None:
     return "true" if word in _TRUE else "false" if word in _FALSE else None
 
 
-def shape_at(model: type[BaseModel], loc: Loc) -> type[BaseModel] | None:
-    """The model that stands at `loc` under `model`: whose field names an unknown key there is compared with."""
+def model_at(model: type[BaseModel], loc: Loc) -> type[BaseModel] | None:
+    """Return the nested model at `loc` of `model`, or None."""
     current: Any = model
     for step in loc:
         if isinstance(current, type) and issubclass(current, RootModel):
@@ -114,8 +114,8 @@ def shape_at(model: type[BaseModel], loc: Loc) -> type[BaseModel] | None:
             current = _bare(get_args(current)[0]) if get_origin(current) in {tuple, list} else None
         elif isinstance(current, type) and issubclass(current, BaseModel):
             fields = current.model_fields.items()
-            found = [info.annotation for name, info in fields if (info.alias or name) == step]
-            current = _bare(found[0]) if found else None
+            annotations = [info.annotation for name, info in fields if (info.alias or name) == step]
+            current = _bare(annotations[0]) if annotations else None
         elif get_origin(current) is dict:
             current = _bare(get_args(current)[1])
         else:
@@ -123,17 +123,17 @@ def shape_at(model: type[BaseModel], loc: Loc) -> type[BaseModel] | None:
     return current if isinstance(current, type) and issubclass(current, BaseModel) else None
 
 
-def spoken(model: type[BaseModel], detail: Any) -> Loc:
-    """Where YAML would say it. Pydantic names a wrong default after its field, not after its alias."""
+def yaml_loc(model: type[BaseModel], detail: Any) -> Loc:
+    """Return the location of a pydantic error in YAML. Pydantic names invalid defaults by field, YAML by alias."""
     *parent, name = detail["loc"] or ("",)
-    shape = shape_at(model, tuple(parent))
-    if shape is None or detail["type"] == "extra_forbidden" or name not in shape.model_fields:
+    nested = model_at(model, tuple(parent))
+    if nested is None or detail["type"] == "extra_forbidden" or name not in nested.model_fields:
         return tuple(detail["loc"])
-    return (*parent, shape.model_fields[name].alias or name)
+    return (*parent, nested.model_fields[name].alias or name)
 
 
 def _bare(annotation: Any) -> Any:
-    """The annotation without Annotated and without `| None`."""
+    """Return the annotation without Annotated and without `| None`."""
     if get_origin(annotation) is Annotated:
         return _bare(get_args(annotation)[0])
     if get_origin(annotation) in {Union, UnionType}:

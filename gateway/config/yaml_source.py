@@ -1,9 +1,9 @@
-"""A YAML file with the place of every value, so that each mistake can name its file and line.
+"""YAML files with the line of every value, so that each issue names its file and line.
 
-    read(path)  ->  Source            plain data, and where each value stands
-    source.check(Model)  ->  Model    validated; or every mistake at once, in file order, in plain words
+    read(path)           ->  YamlSource   plain data with locations
+    source.check(Model)  ->  Model        validated, or all issues in file order
 
-Numbers with a point stay exactly as written: they become `Decimal`, never a binary float.
+Numbers with a decimal point become `Decimal`, never a binary float, so that they stay exactly as written.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from gateway.config.yaml_messages import (
     field_path,
     follows_from_another,
     is_missing,
+    message_of,
+    model_at,
     nearest,
-    said_plainly,
-    shape_at,
-    spoken,
+    yaml_loc,
 )
 from gateway.errors import ConfigIssue
 
@@ -44,16 +44,16 @@ _TOP: Mapping[type, str] = {
 
 
 class StrictModel(BaseModel):
-    """Base of all that YAML may say: closed, frozen, and silent about its input when it complains.
+    """Base of all models of YAML files: rejects unknown keys, is frozen, and keeps values out of error messages.
 
-    YAML speaks the aliases (`drain_timeout: 30s`), Python the names with units (`drain_timeout_s=30.0`).
-    `foreign` answers keys that other gateways know with a sentence that tells what to write here.
+    YAML uses the aliases (`drain_timeout: 30s`), Python the names with units (`drain_timeout_s=30.0`).
+    `key_hints` maps keys of other gateways and earlier versions to a hint for the error message.
     """
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, validate_by_alias=True, validate_by_name=True, hide_input_in_errors=True
     )
-    foreign: ClassVar[Mapping[str, str]] = {}
+    key_hints: ClassVar[Mapping[str, str]] = {}
 
 
 M = TypeVar("M", bound=BaseModel)
@@ -61,17 +61,17 @@ M = TypeVar("M", bound=BaseModel)
 
 @dataclass(slots=True)
 class YamlSource:
-    """One file, read. `data` is plain: dict, list, str, int, Decimal, bool, None."""
+    """A YAML file. `data` is plain: dict, list, str, int, Decimal, bool, None."""
 
     file: str
     data: Any
     text: str = ""
     root: Node | None = None
-    broken: frozenset[Loc] = frozenset()  # no value could be made of these; `read` has said so
+    broken: frozenset[Loc] = frozenset()  # locations without a usable value, which `read` has reported
     overridden: dict[Loc, str] = field(default_factory=dict)
 
     def get(self, *loc: str | int) -> Any:
-        """The raw value at `loc`, or None. For cross-checks that must not wait for a valid file."""
+        """Return the raw value at `loc`, or None. The file need not be valid."""
         value = self.data
         for step in loc:
             try:
@@ -81,48 +81,49 @@ class YamlSource:
         return value
 
     def items(self, *loc: str | int) -> list[Any]:
-        """The raw list at `loc`; empty if there is none."""
+        """Return the raw list at `loc`, or an empty list."""
         value = self.get(*loc)
         return value if isinstance(value, list) else []
 
     def part(self, data: dict[str, Any]) -> YamlSource:
-        """Some of the data, to be checked by itself where the whole may have mistakes."""
+        """Return a source of this file with other data, to check a part by itself."""
         return YamlSource(self.file, data)
 
     def entries(self) -> list[YamlSource]:
-        """Each entry of a file that is a list, to be checked by itself; its mistakes name the file's lines."""
+        """Return a source for each entry of a file that is a list. Their issues have the lines of this file."""
         root = _compose(self.text)
         nodes = root.value if isinstance(root, SequenceNode) else []
         return [YamlSource(self.file, entry, self.text, node) for entry, node in zip(self.data, nodes, strict=True)]
 
-    def override(self, loc: Loc, value: object, said_by: str) -> None:
-        """Put a value that another source (`said_by`, an environment variable) has the right to set."""
+    def override(self, loc: Loc, value: object, variable: str) -> None:
+        """Replace the value at `loc` by that of an environment variable. Issues then name the variable."""
         parent = self.data
         for step in loc[:-1]:
             if not isinstance(parent.get(step, {}), dict):
-                return  # a mistake of the file, which `check` reports
-            parent[step] = dict(parent.get(step, {}))  # an alias may share it with another place
+                return  # an issue of the file, which `check` reports
+            parent[step] = dict(parent.get(step, {}))  # a copy: a YAML alias may share the original
             parent = parent[step]
         parent[loc[-1]] = value
-        self.overridden[loc] = said_by
+        self.overridden[loc] = variable
 
-    def mistake(self, loc: Loc, message: str, suggestion: str | None = None) -> ConfigIssue:
-        """A mistake at `loc`, or at the nearest thing around it that stands in the file."""
+    def issue(self, loc: Loc, message: str, suggestion: str | None = None) -> ConfigIssue:
+        """Return an issue at `loc`, or at its nearest parent that is in the file."""
         if loc in self.overridden:
             return ConfigIssue("environment", 0, 0, self.overridden[loc], message, suggestion)
         if self.root is None and self.text:
             self.root = _compose(self.text)
-        line, column = _place(self.root, loc)
+        line, column = _position(self.root, loc)
         return ConfigIssue(self.file, line, column, field_path(loc), message, suggestion)
 
-    def forget_places(self) -> None:
-        """Let go of what takes the most memory. It is made again out of the text when a place is asked for."""
+    def release_nodes(self) -> None:
+        """Free the YAML nodes. `issue` parses the text again when it needs a line."""
         self.root = None
 
     def check(self, model: type[M], context: object = None) -> tuple[M | None, list[ConfigIssue]]:
-        """`data` as `model`, or None with every mistake, in file order.
+        """Return `data` as `model`, or None with all issues in file order.
 
-        `context` reaches the validators. It is never None there: by that they know that YAML is speaking.
+        Args:
+            context: the validators' context; default: this source. It tells validators that values come from YAML.
         """
         context = self if context is None else context
         try:
@@ -133,32 +134,35 @@ class YamlSource:
                 for detail in error.errors(include_url=False)
                 if detail["loc"] not in self.broken and not follows_from_another(detail)
             ]
-            found = [self.mistake(spoken(model, detail), *self._words(detail, model)) for detail in details]
-            misspelt = {(one.field.rpartition(".")[0], one.suggestion) for one in found if one.suggestion}
+            issues = [self.issue(yaml_loc(model, detail), *self._message(detail, model)) for detail in details]
+            # A misspelled key is reported once, not also as missing.
+            misspelled = {(issue.field.rpartition(".")[0], issue.suggestion) for issue in issues if issue.suggestion}
             return None, in_file_order(
-                one for one in found if not is_missing(one.message) or (one.field.rpartition(".")[::2]) not in misspelt
+                issue
+                for issue in issues
+                if not is_missing(issue.message) or issue.field.rpartition(".")[::2] not in misspelled
             )
 
-    def _words(self, detail: Any, model: type[BaseModel]) -> tuple[str, str | None]:
+    def _message(self, detail: Any, model: type[BaseModel]) -> tuple[str, str | None]:
         if detail["type"] != "extra_forbidden":
-            return said_plainly(detail)
+            return message_of(detail)
         *parent, name = detail["loc"]
-        shape = shape_at(model, tuple(parent))
-        known = [info.alias or key for key, info in shape.model_fields.items()] if shape else []
-        foreign = shape.foreign.get(str(name)) if shape and issubclass(shape, StrictModel) else None
-        if foreign:
-            return f"unknown key: {foreign}", None
+        nested = model_at(model, tuple(parent))
+        known = [info.alias or key for key, info in nested.model_fields.items()] if nested else []
+        hint = nested.key_hints.get(str(name)) if nested and issubclass(nested, StrictModel) else None
+        if hint:
+            return f"unknown key: {hint}", None
         close = nearest(name, known)
         return ("unknown key", close) if close else (f"unknown key; known here: {', '.join(known)}", None)
 
 
-def in_file_order(mistakes: Iterable[ConfigIssue]) -> list[ConfigIssue]:
-    """Sorted by place. All of one file: files keep the order in which the caller reads them."""
-    return sorted(mistakes, key=lambda mistake: (mistake.line, mistake.column))
+def in_file_order(issues: Iterable[ConfigIssue]) -> list[ConfigIssue]:
+    """Return the issues of one file sorted by line and column."""
+    return sorted(issues, key=lambda issue: (issue.line, issue.column))
 
 
-def shown(path: Path) -> str:
-    """`path` as a person in this folder would write it."""
+def display_path(path: Path) -> str:
+    """Return a path for messages: relative to the current folder if it is inside it."""
     try:
         return str(path.absolute().relative_to(Path.cwd()))
     except ValueError:
@@ -166,40 +170,47 @@ def shown(path: Path) -> str:
 
 
 def read(path: Path, of: type[dict[str, Any]] | type[list[Any]] = dict) -> tuple[YamlSource | None, list[ConfigIssue]]:
-    """The file as plain data; None with mistakes if it cannot be read, is not YAML, or holds no keys (no list: `of`).
+    """Read a YAML file and return it with its issues.
 
-    Mistakes beside a Source (a key set twice) leave data that can still be checked for more.
+    Args:
+        of: the type of the file's content, keys or a list.
+
+    Returns:
+        The source, or None if the file cannot be read, is not YAML, or is not of that type. A source that comes with
+        issues, such as a duplicate key, can still be checked.
     """
     try:
         raw = path.read_bytes()
     except OSError as error:
         return None, [unreadable(path, error)]
-    return parse(raw, shown(path), of)
+    return parse(raw, display_path(path), of)
 
 
 def unreadable(path: Path, error: OSError) -> ConfigIssue:
-    """What to say of a file that the system does not give out."""
-    return ConfigIssue(shown(path), 0, 0, "", f"cannot be read: {(error.strerror or str(error)).lower()}")
+    """Return the issue of a file that cannot be read."""
+    return ConfigIssue(display_path(path), 0, 0, "", f"cannot be read: {(error.strerror or str(error)).lower()}")
 
 
-def contents(path: Path, most_bytes: int | None = None) -> bytes | ConfigIssue:
-    """What stands in the file, or why it cannot be read: for one thing, because it is larger than it may be."""
+def read_bytes(path: Path, max_bytes: int | None = None) -> bytes | ConfigIssue:
+    """Return the content of a file, or the issue if it cannot be read or is larger than `max_bytes`."""
     try:
-        if S_ISFIFO(path.stat().st_mode):  # it would be waited for, for ever
-            return ConfigIssue(shown(path), 0, 0, "", "is a pipe, not a file")
-        if most_bytes is None:
+        if S_ISFIFO(path.stat().st_mode):  # reading a pipe could block for ever
+            return ConfigIssue(display_path(path), 0, 0, "", "is a pipe, not a file")
+        if max_bytes is None:
             return path.read_bytes()
         with path.open("rb") as file:
-            raw = file.read(most_bytes + 1)
+            raw = file.read(max_bytes + 1)
     except OSError as error:
         return unreadable(path, error)
-    return raw if len(raw) <= most_bytes else ConfigIssue(shown(path), 0, 0, "", f"has more than {most_bytes} bytes")
+    if len(raw) > max_bytes:
+        return ConfigIssue(display_path(path), 0, 0, "", f"has more than {max_bytes} bytes")
+    return raw
 
 
 def parse(
     raw: bytes, file: str, of: type[dict[str, Any]] | type[list[Any]] = dict
 ) -> tuple[YamlSource | None, list[ConfigIssue]]:
-    """What `read` does with the bytes of a file."""
+    """Parse the bytes of a YAML file. Arguments and result are those of `read`; `file` is the name for messages."""
     try:
         text = raw.decode("utf-8-sig")
         root = _compose(text)
@@ -214,47 +225,47 @@ def parse(
         return None, [ConfigIssue(file, 0, 0, "", "nested too deeply")]
     if not isinstance(data, of):
         return None, [ConfigIssue(file, 1, 1, "", _TOP[of])]
-    return YamlSource(file, data, text, root, frozenset(builder.broken)), in_file_order(builder.mistakes)
+    return YamlSource(file, data, text, root, frozenset(builder.broken)), in_file_order(builder.issues)
 
 
 def load(path: Path, model: type[M], context: object = None) -> tuple[M | None, list[ConfigIssue]]:
-    """`read` and `check` in one: the model, or None with every mistake of the file in file order."""
-    source, mistakes = read(path)
+    """Read and check a file. Return the model, or None with all issues in file order."""
+    source, issues = read(path)
     if source is None:
-        return None, mistakes
+        return None, issues
     value, more = source.check(model, context)
-    every = in_file_order([*mistakes, *more])
-    return (None if every else value), every
+    issues = in_file_order([*issues, *more])
+    return (None if issues else value), issues
 
 
 def _compose(text: str) -> Node | None:
     yaml = YAML(typ="safe", pure=True)
-    yaml.composer.warn_double_anchors = False  # YAML allows it: the later one counts from there on
+    yaml.composer.warn_double_anchors = False  # YAML allows them
     root: Node | None = yaml.compose(text)
     return root
 
 
 def _syntax(file: str, error: YAMLError) -> ConfigIssue:
     mark = None
-    problem = "it holds a character that YAML does not allow"
+    problem = "a character that YAML does not allow"
     if isinstance(error, MarkedYAMLError):
         mark = error.problem_mark or error.context_mark
         problem = str(error.problem or error.context)
     if "'\\t'" in problem:
-        problem = "a tab where spaces belong"
+        problem = "a tab instead of spaces"
     elif problem.startswith("mapping values are not allowed"):
-        problem = "a second ': ' on one line, or a wrong indentation; put quotes around a value that holds ': '"
+        problem = "a second ': ' on one line, or wrong indentation; put quotes around a value that contains ': '"
     elif problem == "but found another document":
-        problem = "a second document ('---'); one file holds one"
+        problem = "a second document ('---'); a file may have only one"
     elif "<block" in problem:
-        problem = "a line that is indented more or less than its neighbours"
+        problem = "a line that is indented more or less than its neighbors"
     problem = problem.replace("'<stream end>'", "the end of the file")
     line, column = (mark.line + 1, mark.column + 1) if mark is not None else (0, 0)
     return ConfigIssue(file, line, column, "", f"not valid YAML: {problem}")
 
 
 def _entries(node: MappingNode) -> dict[str, tuple[Node, Node]]:
-    """Key text -> (key, value). The last of two equal keys wins; `<<` gives what is not set beside it."""
+    """Return key and value nodes by key. The last of equal keys wins; merged keys (`<<`) yield to the node's own."""
     own: dict[str, tuple[Node, Node]] = {}
     merged: dict[str, tuple[Node, Node]] = {}
     for key, value in node.value:
@@ -271,8 +282,8 @@ def _is_merge(key: Node) -> bool:
     return isinstance(key, ScalarNode) and str(key.tag) == f"{_TAG}merge"
 
 
-def _place(root: Node | None, loc: Loc) -> tuple[int, int]:
-    """Line and column, from 1, of the deepest part of `loc` that stands in the file."""
+def _position(root: Node | None, loc: Loc) -> tuple[int, int]:
+    """Return line and column, from 1, of the deepest part of `loc` that is in the file."""
     node, mark = root, None if root is None else root.start_mark
     for step in loc:
         if isinstance(node, MappingNode) and step in (entries := _entries(node)):
@@ -287,11 +298,11 @@ def _place(root: Node | None, loc: Loc) -> tuple[int, int]:
 
 
 class _Builder:
-    """Nodes -> plain data. What YAML allows and a configuration does not is noted as a mistake."""
+    """Converts YAML nodes to plain data. YAML features that a configuration must not use are recorded as issues."""
 
     def __init__(self, file: str) -> None:
         self.file = file
-        self.mistakes: list[ConfigIssue] = []
+        self.issues: list[ConfigIssue] = []
         self.broken: set[Loc] = set()
         self._done: dict[int, Any] = {}
         self._open: set[int] = set()
@@ -319,10 +330,9 @@ class _Builder:
             if _is_merge(key):
                 continue
             if not isinstance(key, ScalarNode):
-                self._wrong(key, loc, "a key must be one plain word")
+                self._report(key, loc, "a key must be one plain word")
             elif key.value in first:
-                where = first[key.value]
-                self._wrong(key, (*loc, key.value), f"set twice, first on line {where}: keep one")
+                self._report(key, (*loc, key.value), f"set twice, first on line {first[key.value]}: keep one")
             else:
                 first[key.value] = key.start_mark.line + 1
 
@@ -341,15 +351,15 @@ class _Builder:
             return text.lower() == "true"
         if kind == "null":
             return None
-        return self._broken(node, loc, "YAML tags ('!...') have no meaning here: remove it")
+        return self._broken(node, loc, "YAML tags ('!...') are not supported: remove it")
 
     def _broken(self, node: Node, loc: Loc, message: str) -> None:
         self.broken.add(loc)
-        self._wrong(node, loc, message)
+        self._report(node, loc, message)
 
-    def _wrong(self, node: Node, loc: Loc, message: str) -> None:
+    def _report(self, node: Node, loc: Loc, message: str) -> None:
         mark = node.start_mark
-        self.mistakes.append(ConfigIssue(self.file, mark.line + 1, mark.column + 1, field_path(loc), message))
+        self.issues.append(ConfigIssue(self.file, mark.line + 1, mark.column + 1, field_path(loc), message))
 
 
 def _whole(text: str) -> int:

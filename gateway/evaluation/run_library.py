@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from gateway.config.yaml_messages import nearest
-from gateway.config.yaml_source import shown
+from gateway.config.yaml_source import display_path
 from gateway.errors import ConfigError, StartupError
 from gateway.policy.library import ProjectionRegistry
 from gateway.policy.named_files import PROJECTIONS_FOLDER
@@ -49,8 +49,8 @@ class RunLibrary:
             size = sum(map(len, primed.shown))
             if len(primed.exemplars) > MAX_EXEMPLARS or size > MAX_CHARS:
                 raise StartupError(
-                    f"{shown(exemplars_file)} holds {len(primed.exemplars)} exemplars with {size:,} characters: the "
-                    f"limits are {MAX_EXEMPLARS} exemplars and {MAX_CHARS:,} characters. Remove some."
+                    f"{display_path(exemplars_file)} holds {len(primed.exemplars)} exemplars with {size:,} characters: "
+                    f"the limits are {MAX_EXEMPLARS} exemplars and {MAX_CHARS:,} characters. Remove some."
                 )
         return cls(found, policies, exemplars_file, issues)
 
@@ -61,7 +61,7 @@ class RunLibrary:
         if self.policies is not None and (self.policies / PROJECTIONS_FOLDER / f"{name}.yaml").is_file():
             raise ConfigError(self.issues)
         close = nearest(name, self.projections)
-        where = "--policies DIR" if self.policies is None else f"{shown(self.policies)}/{PROJECTIONS_FOLDER}"
+        where = "--policies DIR" if self.policies is None else f"{display_path(self.policies)}/{PROJECTIONS_FOLDER}"
         hint = f" Did you mean '{close}'?" if close else f" Your own files belong in {where}."
         raise StartupError(f"There is no projection '{name}'; known: {', '.join(self.projections)}.{hint}")
 

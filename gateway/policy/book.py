@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gateway.config.settings import check_settings
 from gateway.config.yaml_messages import nearest
-from gateway.config.yaml_source import YamlSource, in_file_order, shown
+from gateway.config.yaml_source import YamlSource, display_path, in_file_order
 from gateway.errors import ConfigError, ConfigIssue
 from gateway.policy.conditions import RouteCondition
 from gateway.policy.pages import PolicyFileCache
@@ -129,9 +129,9 @@ def check_book(
         files = sorted(file for file in folder.iterdir() if not file.name.startswith("."))
     except OSError as error:
         why = (error.strerror or "error").lower()
-        return None, [ConfigIssue(shown(folder), 0, 0, "", f"the policies folder cannot be read: {why}")]
+        return None, [ConfigIssue(display_path(folder), 0, 0, "", f"the policies folder cannot be read: {why}")]
     mistakes = [
-        ConfigIssue(shown(file), 0, 0, "", "not read: rename it to end in .yaml")
+        ConfigIssue(display_path(file), 0, 0, "", "not read: rename it to end in .yaml")
         for file in files
         if file.suffix == ".yml"
     ]
@@ -152,7 +152,7 @@ def check_book(
     cache.retain(file for file in files if file.suffix == ".yaml")
     registry.close(frozenset(file.name for file in files))
     if not mistakes and not policies:
-        mistakes.append(ConfigIssue(shown(folder), 0, 0, "", "no policy: add a file that ends in .yaml"))
+        mistakes.append(ConfigIssue(display_path(folder), 0, 0, "", "no policy: add a file that ends in .yaml"))
     return (None if mistakes else PolicySet.of(policies, registry.projections)), mistakes
 
 
@@ -172,15 +172,15 @@ class _Uniqueness:
     def check(self, source: YamlSource) -> Iterator[ConfigIssue]:
         tenant = source.get("tenant")
         if isinstance(tenant, str) and self._tenants.setdefault(tenant, source.file) != source.file:
-            yield source.mistake(("tenant",), f"{self._tenants[tenant]} is of tenant {tenant} too: one file each")
+            yield source.issue(("tenant",), f"{self._tenants[tenant]} is of tenant {tenant} too: one file each")
         ids: dict[str, int] = {}
         for index, key in enumerate(source.items("keys")):
             name, digest = (key.get("id"), key.get("sha256")) if isinstance(key, dict) else (None, None)
             if isinstance(name, str) and ids.setdefault(name, index) != index:
-                yield source.mistake(("keys", index, "id"), f"keys[{ids[name]}] is called {name} too")
+                yield source.issue(("keys", index, "id"), f"keys[{ids[name]}] is called {name} too")
             here = f"{source.file}: keys[{index}]"
             if isinstance(digest, str) and (first := self._hashes.setdefault(digest.lower(), here)) != here:
-                yield source.mistake(("keys", index, "sha256"), f"the same key as {first}: a key has one owner")
+                yield source.issue(("keys", index, "sha256"), f"the same key as {first}: a key has one owner")
 
 
 def _routes(source: YamlSource, known_models: list[str] | None) -> Iterator[ConfigIssue]:
@@ -196,7 +196,7 @@ def _routes(source: YamlSource, known_models: list[str] | None) -> Iterator[Conf
             if known_models is not None and engine not in known_models:
                 hint = nearest(engine, known_models)
                 known = "" if hint else f"; known: {', '.join(known_models)}"
-                yield source.mistake(
+                yield source.issue(
                     ("routes", index, *where), f"no model in config.yaml is called '{engine}'{known}", hint
                 )
 
@@ -207,18 +207,18 @@ def _conflicts(
     """Yield the issues of a route with earlier routes of the same name."""
     for other, earlier in before:
         if (earlier.get("mode") == "embeddings") != (route.get("mode") == "embeddings"):
-            yield source.mistake(
+            yield source.issue(
                 ("routes", index, "model"),
                 f"routes[{other}] has this name too, and only one of the two makes embeddings: name them apart",
             )
             return
         if "when" not in earlier and not nearest("when", earlier):
-            yield source.mistake(
+            yield source.issue(
                 ("routes", index, "model"), f"never reached: routes[{other}] takes every request for {name}"
             )
             return
         if "when" in earlier and _equal_conditions(source, earlier, route):
-            yield source.mistake(
+            yield source.issue(
                 ("routes", index, "when"), f"never reached: routes[{other}] takes these requests for {name} already"
             )
             return
@@ -256,7 +256,7 @@ def _without_embeddings(source: YamlSource, protocols: Mapping[str, str]) -> Ite
             protocol = protocols.get(engine, "openai")
             if where[0] in {"student", "students"} and protocol != "openai":
                 hint = "; text-embeddings-inference speaks that, at its /v1" if protocol == "tgi" else ""
-                yield source.mistake(
+                yield source.issue(
                     ("routes", index, *where),
                     f"{engine} has protocol {protocol}, which makes no embeddings: name a model of protocol "
                     f"openai{hint}",

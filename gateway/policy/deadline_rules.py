@@ -6,11 +6,11 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field, PlainValidator, ValidationInfo, field_validator
 
-from gateway.config.scalars import Duration, DurationText, InvalidValue, lasting, read_duration
+from gateway.config.scalars import Duration, DurationText, InvalidValue, duration_between, read_duration
 from gateway.config.yaml_source import StrictModel
 
 _MIN_S, _MAX_S = 0.001, 600.0
-_Fixed: TypeAlias = Annotated[Duration, lasting("1ms", "10m")]
+_Fixed: TypeAlias = Annotated[Duration, duration_between("1ms", "10m")]
 
 
 def _deadline(value: object, info: ValidationInfo) -> float | Literal["auto"]:

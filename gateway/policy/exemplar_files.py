@@ -6,7 +6,7 @@ import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from gateway.config.yaml_source import in_file_order, parse, shown
+from gateway.config.yaml_source import display_path, in_file_order, parse
 from gateway.policy.named_files import NamedFiles, ParsedFile
 from gateway.policy.projection_shapes import MAX_CHARS, ExemplarList
 
@@ -32,7 +32,7 @@ def exemplar_files() -> NamedFiles[tuple[Exemplar, ...]]:
 
 
 def _parsed(raw: bytes, file: Path) -> ParsedFile[tuple[Exemplar, ...]]:
-    source, mistakes = parse(raw, shown(file), list)
+    source, mistakes = parse(raw, display_path(file), list)
     entries: ExemplarList | None = None
     if source is not None:
         entries, issues = source.check(ExemplarList)
@@ -41,7 +41,7 @@ def _parsed(raw: bytes, file: Path) -> ParsedFile[tuple[Exemplar, ...]]:
     size = sum(len(one.question) + len(one.answer) for one in exemplars)
     if source is not None and size > MAX_CHARS:
         mistakes.append(
-            source.mistake(
+            source.issue(
                 (), f"holds {size} characters: a teacher would read them with each request; at most {MAX_CHARS}"
             )
         )

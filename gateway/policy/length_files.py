@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gateway.config.yaml_source import shown
+from gateway.config.yaml_source import display_path
 from gateway.errors import ConfigIssue
 from gateway.policy.length_model import MAX_FILE_BYTES, FittedLengths, lengths_of
 from gateway.policy.named_files import NamedFiles, ParsedFile
@@ -22,4 +22,4 @@ def _parsed(raw: bytes, file: Path) -> ParsedFile[FittedLengths]:
     try:
         return ParsedFile(lengths_of(raw))
     except ValueError as error:
-        return ParsedFile(None, (ConfigIssue(shown(file), 0, 0, "", str(error)),))
+        return ParsedFile(None, (ConfigIssue(display_path(file), 0, 0, "", str(error)),))

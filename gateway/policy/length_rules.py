@@ -14,7 +14,7 @@ from pydantic import (
     model_validator,
 )
 
-from gateway.config.scalars import Duration, InvalidValue, Number, Whole, lasting
+from gateway.config.scalars import Duration, InvalidValue, Number, Whole, duration_between
 from gateway.config.yaml_source import StrictModel
 from gateway.policy.conditions import RouteCondition
 from gateway.policy.length_model import LengthModel
@@ -76,7 +76,7 @@ class ProbeRule(StrictModel):
     """At this entropy or below, in nats over the returned tokens, the student answers alone. Unset: not used."""
     top_logprobs: Annotated[Whole, Field(ge=1, le=20)] = 5
     """Number of most likely tokens to request. Some servers return at most 5."""
-    deadline_s: Annotated[Duration, lasting("1ms", "10s")] = Field(0.5, alias="deadline")
+    deadline_s: Annotated[Duration, duration_between("1ms", "10s")] = Field(0.5, alias="deadline")
     """Longest time of the probe, within the guidance's deadline; then the teacher is called."""
 
 

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from gateway.config.yaml_messages import nearest
-from gateway.config.yaml_source import contents, in_file_order, parse, shown, unreadable
+from gateway.config.yaml_source import display_path, in_file_order, parse, read_bytes, unreadable
 from gateway.errors import ConfigIssue
 from gateway.policy.exemplar_files import MAX_BYTES, exemplar_files, without_content
 from gateway.policy.length_files import length_files
@@ -86,7 +86,7 @@ class ProjectionRegistry:
         parsed: dict[str, _ParsedProjection] = {}
         for file in files:
             if file.suffix == ".yml":
-                mistakes.append(ConfigIssue(shown(file), 0, 0, "", "not read: rename it to end in .yaml"))
+                mistakes.append(ConfigIssue(display_path(file), 0, 0, "", "not read: rename it to end in .yaml"))
             if file.suffix != ".yaml":
                 continue
             parsed[file.stem] = one = self._parse(file)
@@ -110,7 +110,7 @@ class ProjectionRegistry:
                 hint = nearest(name, self.projections)
                 known = "" if hint else f"; known: {', '.join(self.projections)}; or add {PROJECTIONS_FOLDER}/NAME.yaml"
                 loc = ("routes", index, "guidance", "projection")
-                yield source.mistake(loc, f"no projection is called '{name}'{known}", hint)
+                yield source.issue(loc, f"no projection is called '{name}'{known}", hint)
             if isinstance(file, str):
                 loc = ("routes", index, "guidance", "exemplars")
                 exemplars, issues = self._exemplars.of(file, source, loc)
@@ -161,7 +161,7 @@ class ProjectionRegistry:
         return None if rule.auto.model is None else self._lengths.of(rule.auto.model, source, ())[0]
 
     def _parse(self, file: Path) -> _ParsedProjection:
-        raw = contents(file, MAX_BYTES)
+        raw = read_bytes(file, MAX_BYTES)
         if isinstance(raw, ConfigIssue):
             return _ParsedProjection("", None, None, (raw,))
         digest, previous = sha256(raw).hexdigest(), self._parsed.get(file.stem)
@@ -189,19 +189,19 @@ def _bind(rule: GuidanceRule, resolved: _Resolved) -> GuidanceRule:
 def _size_issues(projection: Projection, source: YamlSource, loc: tuple[str | int, ...]) -> Iterator[ConfigIssue]:
     size = sum(map(len, projection.shown))
     if size > MAX_CHARS:
-        yield source.mistake(loc, f"adds {size} characters to what the teacher reads; at most {MAX_CHARS}")
+        yield source.issue(loc, f"adds {size} characters to what the teacher reads; at most {MAX_CHARS}")
 
 
 def _parsed(raw: bytes, digest: str, file: Path) -> _ParsedProjection:
-    source, mistakes = parse(raw, shown(file))
+    source, mistakes = parse(raw, display_path(file))
     rule = None
     if source is not None:
         if not LABEL.fullmatch(file.stem):
-            mistakes.append(source.mistake((), "its name must be 1 to 64 letters, digits or any of . _ -: rename it"))
+            mistakes.append(source.issue((), "its name must be 1 to 64 letters, digits or any of . _ -: rename it"))
         if file.stem in PROJECTIONS:
-            mistakes.append(source.mistake((), f"{file.stem} is a built-in projection: rename the file"))
+            mistakes.append(source.issue((), f"{file.stem} is a built-in projection: rename the file"))
         if not source.data:
-            mistakes.append(source.mistake((), "is empty: add at least one field, like instruction"))
+            mistakes.append(source.issue((), "is empty: add at least one field, like instruction"))
         rule, issues = source.check(ProjectionRule)
         mistakes = [*mistakes, *issues]
     return _ParsedProjection(digest, source, rule, tuple(in_file_order(map(without_content, mistakes))))

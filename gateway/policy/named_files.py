@@ -7,7 +7,7 @@ from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from gateway.config.yaml_source import contents
+from gateway.config.yaml_source import read_bytes
 from gateway.errors import ConfigIssue
 
 if TYPE_CHECKING:
@@ -68,15 +68,15 @@ class NamedFiles(Generic[T]):
         """
         problem = self._name_problem(name) or self._link_problem(name)
         if problem is not None:
-            return None, [source.mistake(loc, problem)]
+            return None, [source.issue(loc, problem)]
         name = str(PurePosixPath(name))
         self.named.add(name)
         if name in self._read:
             return self._read[name][1].value, []
         file = self._folder / name
-        raw = contents(file, self._most_bytes)
+        raw = read_bytes(file, self._most_bytes)
         if isinstance(raw, ConfigIssue):
-            return None, [source.mistake(loc, f"{name} {raw.message}")]
+            return None, [source.issue(loc, f"{name} {raw.message}")]
         digest, previous = sha256(raw).hexdigest(), self._previous.get(name)
         parsed = previous[1] if previous is not None and previous[0] == digest else self._parse(raw, file)
         self._read[name] = digest, parsed

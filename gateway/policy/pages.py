@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
-from gateway.config.yaml_source import contents, in_file_order, parse, shown
+from gateway.config.yaml_source import display_path, in_file_order, parse, read_bytes
 from gateway.errors import ConfigIssue
 from gateway.policy.library import ProjectionRegistry
 from gateway.policy.schema import TenantPolicy
@@ -42,7 +42,7 @@ class PolicyFileCache:
 
     def read(self, file: Path) -> PolicyFile:
         """Return the current content of the file. Blocks; never raises."""
-        raw = contents(file)
+        raw = read_bytes(file)
         if isinstance(raw, ConfigIssue):
             return self._store(file, PolicyFile("", None, None, (raw,)))
         digest = sha256(raw).hexdigest()
@@ -57,7 +57,7 @@ class PolicyFileCache:
             self._cached.pop(file, None)
         else:
             self._cached[file] = policy_file
-            policy_file.source.forget_places()
+            policy_file.source.release_nodes()
         return policy_file
 
     def retain(self, files: Iterable[Path]) -> None:
@@ -81,7 +81,7 @@ class PolicyFileCache:
 
 
 def _parse(raw: bytes, digest: str, file: Path) -> PolicyFile:
-    source, mistakes = parse(raw, shown(file))
+    source, mistakes = parse(raw, display_path(file))
     policy = None
     if source is not None:
         policy, wrong = source.check(TenantPolicy)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Field
 
-from gateway.config.scalars import Duration, Number, Whole, lasting
+from gateway.config.scalars import Duration, Number, Whole, duration_between
 from gateway.config.yaml_source import StrictModel
 from gateway.policy.quality import Part, part_of
 
@@ -16,7 +16,7 @@ class RetryRule(StrictModel):
 
     num_retries: Annotated[Whole, Field(ge=0, le=10)] = 2
     """Retries at the same engine before the next student is called."""
-    backoff_s: Annotated[Duration, lasting("1ms", "10s")] = Field(0.1, alias="backoff")
+    backoff_s: Annotated[Duration, duration_between("1ms", "10s")] = Field(0.1, alias="backoff")
     """The first pause; each later pause is twice as long, with jitter."""
     max_per_request: Annotated[Whole, Field(ge=0, le=30)] | None = None
     """Retries of one request at its teacher and all its students together. Default: num_retries, one for each further

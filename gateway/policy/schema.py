@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias
 from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, ValidationInfo, field_validator
 
 from gateway.config.limits import BudgetRule, LimitsRule, OnRedisFailure
-from gateway.config.scalars import Duration, Flag, InvalidValue, Name, Number, TextPattern, Whole, lasting
+from gateway.config.scalars import Duration, Flag, InvalidValue, Name, Number, TextPattern, Whole, duration_between
 from gateway.config.yaml_source import StrictModel
 from gateway.policy.conditions import RouteCondition
 from gateway.policy.constraints import MAX_ALLOWED_FIELDS, known_fields
@@ -87,7 +87,7 @@ class KeyEntry(StrictModel):
     """Limits of this key, in addition to the tenant's; None: the tenant's `key_limits`."""
     budget: BudgetRule | None = None
     """Budget of this key, in addition to the tenant's; None: the tenant's `key_budget`."""
-    foreign: ClassVar[Mapping[str, str]] = {
+    key_hints: ClassVar[Mapping[str, str]] = {
         "key_alias": "here it is called id",
         "duration": "here it is called expires, and is a date or a time",
     }
@@ -140,7 +140,7 @@ class GuidanceRule(StrictModel):
     """The teacher's top_p; unset: not sent."""
     seed: Annotated[Whole, Field(ge=0, le=2**63 - 1)] | None = None
     """The teacher's seed; unset: not sent."""
-    max_wait_s: Annotated[Duration, lasting("1ms", "1s")] = Field(0.01, alias="max_wait")
+    max_wait_s: Annotated[Duration, duration_between("1ms", "1s")] = Field(0.01, alias="max_wait")
     """Longest time that a request waits for its batch to fill."""
     auto_deadline: AutoDeadline = AutoDeadline()
     """The bounds of `deadline: auto`."""
@@ -151,7 +151,7 @@ class GuidanceRule(StrictModel):
     """Without guidance in time: the student answers alone, or the request fails with 503."""
     on_queue_full: Literal["student", "reject"] = "student"
     """If too many requests of this tenant wait: the student answers alone, or the request fails with 429."""
-    cache_ttl_s: Annotated[Duration, lasting("0s", "30d")] = Field(3600.0, alias="cache_ttl")
+    cache_ttl_s: Annotated[Duration, duration_between("0s", "30d")] = Field(3600.0, alias="cache_ttl")
     """Cache time of greedy guidance for identical requests; 0 disables the cache."""
     share: Literal["tenant", "all"] = "tenant"
     """Sharing of guidance among identical requests: of this tenant, or of all tenants with `all`."""
@@ -266,7 +266,7 @@ class Route(StrictModel):
     """In mode guided, how answers are compared with those of each engine alone; None: no comparison."""
     overrides: OverridesRule | None = None
     """Overrides that callers may request by header; None: the tenant's `overrides`."""
-    foreign: ClassVar[Mapping[str, str]] = {
+    key_hints: ClassVar[Mapping[str, str]] = {
         "model_name": "here it is called model",
         "fallbacks": "write students: each is called after those before it failed",
         "num_retries": "write it under retries",

@@ -21,7 +21,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import MaxConnectionsError, RedisError, ResponseError
 
-from gateway.config.redis_url import ENCODE
+from gateway.config.scalars import PERCENT_ENCODE
 from gateway.errors import StartupError
 from gateway.redis.connection import use_loop_deadlines
 
@@ -113,7 +113,7 @@ class RedisClient:
         except (ValueError, TypeError, RedisError):
             # The library's message quotes the URL, which may contain the password.
             raise StartupError(
-                f"redis.url is invalid: correct it in config.yaml or GKT_REDIS_URL, and {ENCODE}."
+                f"redis.url is invalid: correct it in config.yaml or GKT_REDIS_URL, and {PERCENT_ENCODE}."
             ) from None
         self._metrics = metrics
         self.on_restart: Callable[[], None] = _nothing

@@ -1,7 +1,7 @@
-"""JSON Schemas of config.yaml, policy files, projections and engines' curves, for editors: from what checks the files.
+"""JSON Schemas of config.yaml, policy files, projections and curves, generated from the models that validate the files.
 
-They know every key, its type, bounds, default and meaning, as YAML spells them. What depends on two places at once
-(`gkt-gateway check` knows) they leave out. In one thing they are stricter: a key without a value is a mistake there.
+A schema has the type, bounds, default and description of every key, as written in YAML. Rules that concern several
+values are left to `gkt-gateway check`. The schemas are stricter in one point: a key without a value is invalid.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
     from pydantic.json_schema import JsonSchemaValue
     from pydantic_core import core_schema
 
-SHAPES: Mapping[str, type[StrictModel]] = {
+SCHEMAS: Mapping[str, type[StrictModel]] = {
     "config": Settings,
     "policy": TenantPolicy,
     "projection": ProjectionRule,
     "curve": Curve,
 }
-"""What there is a schema of, by the name that `gkt-gateway schema` has for it."""
+"""Models by the name of their schema in `gkt-gateway schema`."""
 
 _TITLES = {
     "config": "GKT Gateway: config.yaml",
@@ -41,7 +41,7 @@ _TITLES = {
     "projection": "GKT Gateway: a projection",
     "curve": "GKT Gateway: an engine's curve",
 }
-# Draft 7 is what editors know best.
+# Editors support draft 7 best.
 _DIALECT = "http://json-schema.org/draft-07/schema#"
 _BOUNDS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
 _DURATIONS = ((86_400_000, "d"), (3_600_000, "h"), (60_000, "m"), (1000, "s"), (1, "ms"))
@@ -49,15 +49,15 @@ _SIZES = ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"), (1, "B"))
 
 
 class _Generator(GenerateJsonSchema):
-    """Pydantic's, with defaults as YAML spells them."""
+    """Pydantic's generator, with defaults as written in YAML."""
 
     def encode_default(self, dft: Any) -> Any:
         if isinstance(dft, SecretStr):
-            return dft.get_secret_value()  # a default stands in the code, for everybody
+            return dft.get_secret_value()  # a default in the code is no secret
         if isinstance(dft, BudgetDuration):
             return str(dft)
         if isinstance(dft, StrictModel):
-            return None  # its keys have theirs
+            return None  # its keys have their own defaults
         return super().encode_default(dft)
 
     def model_field_schema(self, schema: core_schema.ModelField) -> JsonSchemaValue:
@@ -65,45 +65,46 @@ class _Generator(GenerateJsonSchema):
 
 
 def json_schema(name: str) -> dict[str, Any]:
-    """The schema of one of SHAPES."""
-    shape = SHAPES[name]
-    made = shape.model_json_schema(by_alias=True, mode="validation", schema_generator=_Generator)
-    parts = {one.__name__: one for one in _shapes(StrictModel)}
-    for title, part in {shape.__name__: made, **made.get("$defs", {})}.items():
-        _describe(part, parts[title])
-    return {"$schema": _DIALECT, "title": _TITLES[name], **made}
+    """Return the JSON Schema with a name of SCHEMAS."""
+    model = SCHEMAS[name]
+    schema = model.model_json_schema(by_alias=True, mode="validation", schema_generator=_Generator)
+    models = {one.__name__: one for one in _subclasses(StrictModel)}
+    for title, part in {model.__name__: schema, **schema.get("$defs", {})}.items():
+        _describe(part, models[title])
+    return {"$schema": _DIALECT, "title": _TITLES[name], **schema}
 
 
-def _shapes(root: type[StrictModel]) -> Iterator[type[StrictModel]]:
+def _subclasses(root: type[StrictModel]) -> Iterator[type[StrictModel]]:
     for child in root.__subclasses__():
         yield child
-        yield from _shapes(child)
+        yield from _subclasses(child)
 
 
-def _describe(part: dict[str, Any], shape: type[StrictModel]) -> None:
-    said = _said_of(shape)
+def _describe(part: dict[str, Any], model: type[StrictModel]) -> None:
+    """Replace titles by the descriptions of a model and its fields."""
+    descriptions = _field_docstrings(model)
     part.pop("title", None)
-    part["description"] = _one_line(inspect.getdoc(shape) or "")
-    for field, info in shape.model_fields.items():
+    part["description"] = _one_line(inspect.getdoc(model) or "")
+    for field, info in model.model_fields.items():
         prop = part["properties"][info.alias or field]
-        if "$ref" in prop:  # in draft 7 nothing may stand beside it
+        if "$ref" in prop:  # draft 7 ignores all keywords next to $ref
             prop["allOf"] = [{"$ref": prop.pop("$ref")}]
         prop.pop("title", None)
-        if field in said:
-            prop["description"] = said[field]
+        if field in descriptions:
+            prop["description"] = descriptions[field]
 
 
-def _said_of(shape: type[StrictModel]) -> dict[str, str]:
-    """The docstring below each field. Python keeps none, so they are read out of the source."""
-    tree = ast.parse(textwrap.dedent(inspect.getsource(shape))).body[0]
+def _field_docstrings(model: type[StrictModel]) -> dict[str, str]:
+    """Return the docstring below each field. It is read from the source, since Python does not keep it."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(model))).body[0]
     assert isinstance(tree, ast.ClassDef)
-    said = {}
-    for before, after in zip(tree.body, tree.body[1:], strict=False):
-        if isinstance(before, ast.AnnAssign) and isinstance(before.target, ast.Name):
-            below = after.value if isinstance(after, ast.Expr) else None
-            if isinstance(below, ast.Constant) and isinstance(below.value, str):
-                said[before.target.id] = _one_line(below.value)
-    return said
+    docstrings = {}
+    for statement, following in zip(tree.body, tree.body[1:], strict=False):
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+            docstring = following.value if isinstance(following, ast.Expr) else None
+            if isinstance(docstring, ast.Constant) and isinstance(docstring.value, str):
+                docstrings[statement.target.id] = _one_line(docstring.value)
+    return docstrings
 
 
 def _one_line(text: str) -> str:
@@ -111,7 +112,7 @@ def _one_line(text: str) -> str:
 
 
 def _tidy(schema: dict[str, Any]) -> dict[str, Any]:
-    """One key's schema, as a person would write it."""
+    """Return the schema of one key without null arms, with Draft 7 keywords and YAML's spelling of the default."""
     arms = [arm for arm in schema.get("anyOf", ()) if arm != {"type": "null"}]
     if len(arms) == 1:
         schema = {**arms[0], **{name: value for name, value in schema.items() if name != "anyOf"}}
@@ -123,15 +124,15 @@ def _tidy(schema: dict[str, Any]) -> dict[str, Any]:
     default = schema.pop("default", None)
     if default is not None and default != []:
         pattern = next((arm["pattern"] for arm in (schema, *arms) if "pattern" in arm), "")
-        schema["default"] = _spelt(default, pattern)
+        schema["default"] = _with_unit(default, pattern)
     return schema
 
 
-def _spelt(default: Any, pattern: str) -> Any:
+def _with_unit(default: Any, pattern: str) -> Any:
+    """Return a duration or a size as text with its largest exact unit, other values unchanged."""
     units = _DURATIONS if "(ms|s|m" in pattern else _SIZES if "[iI]" in pattern else None
     if units is None or not isinstance(default, int | float):
         return default
-    smallest = 1000 if units is _DURATIONS else 1
-    amount = round(default * smallest)
+    amount = round(default * (1000 if units is _DURATIONS else 1))
     factor, unit = next((factor, unit) for factor, unit in units if amount % factor == 0)
     return f"{amount // factor}{unit}"

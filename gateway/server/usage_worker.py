@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import structlog
 import uvloop
 
-from gateway.config.database_url import ARCHIVE_FILE, address_of
+from gateway.config.database_url import ARCHIVE_FILE, sqlalchemy_url
 from gateway.config.settings import worker_settings
 from gateway.errors import StartupError
 from gateway.redis.client import RedisClient
@@ -117,8 +117,8 @@ async def _running(
         await client.require(embedded=False)
         store = store_of(settings)
         stack.push_async_callback(store.close)
-        address = address_of(usage.url.get_secret_value(), settings.data)
-        archives = dict.fromkeys((address, address_of("sqlite", settings.data, ARCHIVE_FILE)))
+        address = sqlalchemy_url(usage.url.get_secret_value(), settings.data)
+        archives = dict.fromkeys((address, sqlalchemy_url("sqlite", settings.data, ARCHIVE_FILE)))
         imports = [ArchiveImport(archive_address) for archive_address in archives]
         for archive in imports:
             stack.push_async_callback(archive.close)

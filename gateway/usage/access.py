@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import TYPE_CHECKING
 
-from gateway.config.database_url import address_of, shown
+from gateway.config.database_url import sqlalchemy_url, without_credentials
 from gateway.usage.comparison_reader import ComparisonReader
 from gateway.usage.reader import UsageReader
 from gateway.usage.receipt_finder import ReceiptFinder
@@ -90,10 +90,10 @@ def usage_access(
 ) -> UsageAccess:
     """Return access to the database set by `usage` in config.yaml. The database opens when first used."""
     usage = settings.usage
-    address = address_of(usage.url.get_secret_value(), settings.data)
+    address = sqlalchemy_url(usage.url.get_secret_value(), settings.data)
     database = _Database(address)
     threads, receipt_threads = QueryThreads(database), QueryThreads(database)
-    workers = WorkerStateReader(client.commands, keys.ledger(), metrics, shown(address))
+    workers = WorkerStateReader(client.commands, keys.ledger(), metrics, without_credentials(address))
     trimmer = OutboxTrimmer(
         client,
         client.commands,

@@ -26,7 +26,7 @@ from sqlalchemy import (
     tuple_,
 )
 
-from gateway.config.database_url import shown
+from gateway.config.database_url import without_credentials
 from gateway.usage.entries import OutboxEntry
 from gateway.usage.tables import DAY_S
 
@@ -70,7 +70,7 @@ class ArchiveImport:
         self._engine: Engine | None = None
         self._read_rows: list[tuple[Table, dict[str, Any]]] = []
         self._last: tuple[int, str] | None = None  # `_ORDER` of the receipt that was read last
-        self.location = shown(address)
+        self.location = without_credentials(address)
 
     async def read(self, limit: int) -> list[OutboxEntry]:
         """Return at most `limit` receipts; an empty list if the archive is missing or empty."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import create_engine, event, inspect, text
 from sqlalchemy.exc import DBAPIError, NoSuchModuleError, SQLAlchemyError
 
-from gateway.config.database_url import shown
+from gateway.config.database_url import without_credentials
 from gateway.errors import StartupError
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ class UsageEngine:
             raise StartupError("usage.url cannot be parsed: correct it in config.yaml or GKT_USAGE_URL.") from None
 
     def __str__(self) -> str:
-        return shown(self._address)
+        return without_credentials(self._address)
 
 
 def migrate(engine: Engine) -> None:

@@ -6,7 +6,7 @@ import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
-from gateway.config.database_url import address_of
+from gateway.config.database_url import sqlalchemy_url
 from gateway.usage import receipts_reader
 from gateway.usage.database import UsageDatabase
 from gateway.usage.engine import UsageEngine
@@ -123,4 +123,4 @@ def store_of(settings: Settings | WorkerSettings) -> UsageStore:
     """
     usage = settings.usage
     retention = Retention(usage.minutes_s, usage.hours_s, usage.days_s, usage.max_rows)
-    return UsageStore(address_of(usage.url.get_secret_value(), settings.data), retention)
+    return UsageStore(sqlalchemy_url(usage.url.get_secret_value(), settings.data), retention)

@@ -17,7 +17,7 @@ from sqlalchemy import select
 from gateway.accounting.budgets import Account, Budgets
 from gateway.accounting.intent import Intent, abandoned
 from gateway.accounting.redis_ledger import RedisLedger, Settlement
-from gateway.config.database_url import address_of
+from gateway.config.database_url import sqlalchemy_url
 from gateway.config.limits import BudgetDuration
 from gateway.keys.follower import KeyFollower
 from gateway.keys.held import KeyTerms
@@ -119,7 +119,7 @@ class Shop:
         self.url = url
         self.keys = RedisKeys(f"b{secrets.token_hex(6)}")
         self.data = folder / "data"
-        self.address = address_of(usage, self.data)
+        self.address = sqlalchemy_url(usage, self.data)
         (folder / "policies").mkdir(parents=True)
         (folder / "policies" / "acme.yaml").write_text(POLICY)
         self.config = folder / "config.yaml"

@@ -49,10 +49,10 @@ def test_in_an_empty_redis_keys_work_budgets_stand_and_sums_are_equal(
     before = asyncio.run(shop.standing())
     output = back_up(shop, file)
     for line in (
-        "callers' keys                2",
-        "that wait in Redis  ",
+        "API keys                     2",
+        "receipts waiting in Redis  ",
         "receipts                     39",
-        "rows beside receipts         10",
+        "other rows                   10",
     ):
         assert line in output
     usage = "sqlite" if to == "sqlite" else new_database(request.getfixturevalue("postgres"))
@@ -222,8 +222,8 @@ def test_what_is_there_is_never_written_over_unless_told_to(shop: Shop, anew: Sh
     asyncio.run(anew.trade())
     there, names = asyncio.run(anew.standing()), asyncio.run(anew.names())
     done = anew.run("restore", file)
-    assert (done.returncode, "There is something already" in done.stderr) == (1, True)
-    assert "callers' keys                2" in done.stderr
+    assert (done.returncode, "There is data already" in done.stderr) == (1, True)
+    assert "API keys                     2" in done.stderr
     assert (asyncio.run(anew.standing()), asyncio.run(anew.names())) == (there, names)
     restored(anew, file, "--overwrite")
     after, expected = asyncio.run(anew.standing()), asyncio.run(shop.standing())
@@ -239,7 +239,7 @@ def test_a_usage_database_that_was_not_lost_is_left_alone(shop: Shop, anew: Shop
     after, expected = asyncio.run(anew.standing()), asyncio.run(shop.standing())
     assert (after.keys, after.money) == (expected.keys, expected.money)
     assert (after.stored, after.sums) == ([], {})
-    assert "left out" in back_up(shop, file, "--overwrite", "--without-usage")
+    assert "not included" in back_up(shop, file, "--overwrite", "--without-usage")
     restored(anew, file, "--overwrite")
     assert asyncio.run(anew.standing()).stored == []
 
@@ -259,7 +259,7 @@ def test_a_usage_database_that_was_lost_alone_is_restored_beside_gateways(shop: 
     assert (after.stored, after.unreadable, after.sums) == (expected.stored, expected.unreadable, expected.sums)
     assert (after.keys, after.tables) == ({}, expected.tables)
     back_up(shop, file, "--overwrite", "--without-usage")
-    assert "made without receipts" in anew.run("restore", file, "--only", "usage").stderr
+    assert "has no receipts" in anew.run("restore", file, "--only", "usage").stderr
 
 
 def test_a_backup_of_the_previous_version_is_restored(anew: Shop) -> None:
@@ -307,14 +307,14 @@ def test_a_dry_run_says_what_would_be_taken_away(shop: Shop, anew: Shop, file: P
     asyncio.run(shop.trade())
     back_up(shop, file)
     before = asyncio.run(shop.standing())
-    _, _, output = restored(shop, file, "--dry-run", "--overwrite").partition("It would be restored.")
-    assert "deleted from Redis:\n  callers' keys                2\n  budgets                      2\n" in output
+    _, _, output = restored(shop, file, "--dry-run", "--overwrite").partition("The backup can be restored.")
+    assert "delete from Redis:\n  API keys                     2\n  budgets                      2\n" in output
     assert "The 38 receipts in the usage database would stay." in output
     assert asyncio.run(shop.standing()) == before
-    assert "would be deleted" not in restored(anew, file, "--dry-run", "--overwrite")
+    assert "would first delete" not in restored(anew, file, "--dry-run", "--overwrite")
 
 
-@pytest.mark.parametrize(("only", "other"), [("redis", "  receipts   "), ("usage", "callers' keys")])
+@pytest.mark.parametrize(("only", "other"), [("redis", "  receipts   "), ("usage", "API keys")])
 def test_what_is_not_restored_is_not_listed(shop: Shop, anew: Shop, file: Path, only: str, other: str) -> None:
     asyncio.run(shop.trade())
     back_up(shop, file)
@@ -338,7 +338,7 @@ def test_no_restore_while_gateways_run(shop: Shop, anew: Shop, file: Path) -> No
     back_up(shop, file)
     asyncio.run(beat(lives=True))
     done = anew.run("restore", file, "--overwrite")
-    assert (done.returncode, "2 processes (gateways, usage workers) run on this Redis" in done.stderr) == (1, True)
+    assert (done.returncode, "2 processes (gateways, usage workers) use this Redis" in done.stderr) == (1, True)
     asyncio.run(beat(lives=False))
     restored(anew, file)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from gateway.cli.budgets_print import bar_of, budgets_shown, colour_of
+from gateway.cli.budgets import bar_of, color_of, print_budgets
 from tests.cli import in_process
 from tests.cli.in_process import ADMIN_KEY
 from tests.gateway_process import STUDENT_ONLY, GatewayProcess, model, running_gateway
@@ -50,7 +50,7 @@ def test_budgets_are_listed_and_raised(gateway: GatewayProcess) -> None:
     listed = run("list", *at)
     assert listed.returncode == 0, listed.stderr
     tenant, key = (line for line in listed.stdout.splitlines() if " acme " in line)
-    for cell in ("all together", "100 USD / 1mo", "." * 20, " 00:00:00 UTC", " - "):
+    for cell in ("all keys", "100 USD / 1mo", "." * 20, " 00:00:00 UTC", " - "):
         assert cell in tenant
     for cell in ("only", "2.5 USD / 12h", "rolling"):
         assert cell in key
@@ -122,7 +122,7 @@ def bar(spent: str, reserved: str, most: str, soft: str | None = None, raised: s
     }
     used = Decimal(spent) + Decimal(reserved)
     budget["left_usd"] = max(Decimal(0), Decimal(most) + Decimal(raised or 0) - used)
-    return bar_of(budget, "#+.").plain, colour_of(budget)
+    return bar_of(budget, "#+.").plain, color_of(budget)
 
 
 def test_a_bar_tells_spent_reserved_and_left() -> None:
@@ -145,7 +145,7 @@ def test_what_is_no_terminal_gets_every_figure_whole(capsys: pytest.CaptureFixtu
         "spent_usd": Decimal("123456.654321"), "reserved_usd": Decimal("0.0000001"), "left_usd": Decimal("876543.3456"),
         "raise": {"usd": Decimal("1.50"), "until": "2026-11-30T12:00:00Z"}, "ends": "2026-12-01T00:00:00Z",
     }  # fmt: skip
-    budgets_shown([row])
+    print_budgets([row])
     printed = capsys.readouterr().out
     figures = ("1000000 USD / 366d", "123456.654321", "<0.000001", "876543.3456", "2026-12-01 00:00:00 UTC")
     assert [figure for figure in (*figures, "+1.5 until 2026-11-30 12:00:00 UTC") if figure not in printed] == []

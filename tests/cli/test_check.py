@@ -117,7 +117,7 @@ def test_every_mistake_has_its_line_and_the_exit_code_is_1(folder: Path) -> None
         "routes[0].teacher: no model in config.yaml is called 'bgi'. Did you mean 'big'?",
         "routes[2].teacher: no model in config.yaml is called 'bgi'. Did you mean 'big'?",
     ]
-    assert err[-1] == "3 mistakes found"
+    assert err[-1] == "3 issues found"
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_every_mistake_has_its_line_and_the_exit_code_is_1(folder: Path) -> None
             "config.yaml",
             "max_queue: 1000",
             "max_queue: 31",
-            "models[0].batch.max_queue: must be at least batch.max_size, which is 32: or no batch",
+            "models[0].batch.max_queue: must be at least batch.max_size, which is 32: otherwise no batch",
         ),
         (
             "policies/default.yaml",
@@ -146,7 +146,7 @@ def test_a_batch_that_could_never_open_or_never_end_is_a_mistake(
 ) -> None:
     edit(folder / file, old, new)
     code, out, err = run()
-    assert (code, out, err[1:]) == (1, [], ["1 mistake found"])
+    assert (code, out, err[1:]) == (1, [], ["1 issue found"])
     assert message in err[0]
     number = int(err[0].split(":")[1])
     assert new in (folder / file).read_text().splitlines()[number - 1]
@@ -158,8 +158,8 @@ def test_a_deadline_below_the_measured_times_is_a_warning_that_says_what_to_set(
     edit(folder / "policies" / "default.yaml", "deadline: 2s", "deadline: 2s ")
     _, _, warnings = run()
     assert (
-        "warning: tenant default: route chat: guidance.deadline is 2s, and when it was last measured, 95 % of big's "
-        "guidance took up to 3.5s: set guidance.deadline to 4.4s"
+        "warning: tenant default: route chat: guidance.deadline is 2s, but the last measured 95th percentile of "
+        "big's guidance is 3.5s: set guidance.deadline to 4.4s"
     ) in warnings
     edit(folder / "policies" / "default.yaml", "deadline: 2s ", "deadline: auto")
     assert not any("guidance.deadline" in one or "auto_deadline" in one for one in run()[2])
@@ -169,7 +169,7 @@ def test_another_file_may_be_checked(folder: Path) -> None:
     assert run("-c", "none.yaml") == (
         1,
         [],
-        ["none.yaml: cannot be read: no such file or directory", "1 mistake found"],
+        ["none.yaml: cannot be read: no such file or directory", "1 issue found"],
     )
 
 
@@ -180,19 +180,19 @@ def test_another_file_may_be_checked(folder: Path) -> None:
             "config.yaml",
             "api_base: http://127.0.0.1:8090 ",
             "api_key: env:A_KEY\n    api_base: http://api.example.com ",
-            "model big: its api_key travels unencrypted to api.example.com: use https",
+            "model big: its api_key is sent unencrypted to api.example.com: use https",
         ),
         (
             "config.yaml",
             "  host: 127.0.0.1",
             "  host: 0.0.0.0",
-            "admin: listens on 0.0.0.0 and asks for no key: set admin.key, and keep it behind a firewall",
+            "admin: listens on 0.0.0.0 and requires no key: set admin.key, and keep it behind a firewall",
         ),
         (
             "config.yaml",
             "  host: 127.0.0.1",
             "  key: env:A_KEY\n  host: 0.0.0.0",
-            ("admin: listens on 0.0.0.0 and asks for no key for probes, metrics and queues: keep it behind a firewall"),
+            ("admin: listens on 0.0.0.0 and requires no key for probes, metrics and queues: keep it behind a firewall"),
         ),
         (
             "config.yaml",
@@ -204,21 +204,21 @@ def test_another_file_may_be_checked(folder: Path) -> None:
             "config.yaml",
             "cached_input_per_1m: 0.45",
             "cached_input_per_1m: 0.91",
-            "model big: cached_input_per_1m is above input_per_1m: a cached token would cost more than a fresh one",
+            "model big: cached_input_per_1m is above input_per_1m: a cached token would cost more than an uncached one",
         ),
         (
             "config.yaml",
             "max_concurrency: 96",
             "max_concurrency: 7",
-            "model big: batch.low_water 8 is above max_concurrency 7: no request ever waits for others",
+            "model big: batch.low_water 8 is above max_concurrency 7: requests never wait for a batch",
         ),
         (
             "config.yaml",
             "continuation: auto",
             "continuation: none",
             (
-                "tenant default: route chat: small has continuation none: it gets its guidance as context, whatever "
-                "placement says"
+                "tenant default: route chat: small has continuation none: it gets its guidance as context, not as a "
+                "prefix"
             ),
         ),
         (
@@ -265,8 +265,8 @@ def test_a_tenants_limit_that_its_keys_cannot_come_to_is_a_warning(folder: Path)
     policy.write_text(text)
     assert [line for line in run()[2] if line not in before] == [
         (
-            "warning: tenant default: limits.rpm_limit is 600, and the keys of its file come to 60 together, by "
-            "defaults.key_limits of config.yaml: say key_limits in the file too"
+            "warning: tenant default: limits.rpm_limit is 600, but defaults.key_limits in config.yaml "
+            "limits all keys of the file together to 60: set key_limits in the file too"
         )
     ]
     for enough in (text.replace("600", "60"), text + "key_limits: {tpm_limit: 5}\n"):
@@ -344,14 +344,14 @@ def test_what_a_projection_has_the_teacher_read_is_told_once(folder: Path) -> No
     edit(file, "projection: cutoff ", "projection: primed ")
     edit(file, "# exemplars: exemplars/arithmetic.yaml", "exemplars: exemplars/arithmetic.yaml")
     code, out, _ = run()
-    said = "projection primed: the teacher reads 3 exemplars of exemplars/arithmetic.yaml, about 168 tokens, with each "
-    assert (code, out[:-1]) == (0, [f"note: {said}request that it guides; the receipt counts them all"])
+    said = "projection primed: adds 3 exemplars of exemplars/arithmetic.yaml, about 168 tokens, to each teacher "
+    assert (code, out[:-1]) == (0, [f"note: {said}request; receipts include these tokens"])
     edit(file, "      exemplars: ", "      # exemplars: ")
-    assert run()[1][0].startswith("note: projection primed: the teacher reads 5 exemplars, about ")
+    assert run()[1][0].startswith("note: projection primed: adds 5 exemplars, about ")
     edit(file, "projection: primed ", "projection: direct ")
     assert run()[1][0] == (
-        "note: projection direct: the teacher is asked for 24 tokens more than guidance.tokens, since what it skips is "
-        "not kept; the receipt counts them all"
+        "note: projection direct: requests 24 tokens more than guidance.tokens from the teacher, since skipped text is "
+        "dropped; receipts include these tokens"
     )
 
 
@@ -371,5 +371,5 @@ def test_a_file_of_learned_lengths_is_read_and_its_mistakes_name_it(folder: Path
     assert (code, [line for line in err if "chat.json" in line]) == (0, [])
     file.write_text(json.dumps(FITTED | {"format": 2}))
     code, _, err = run()
-    assert (code, err[1:]) == (1, ["1 mistake found"])
+    assert (code, err[1:]) == (1, ["1 issue found"])
     assert err[0].startswith("policies/chat.json: is no file of `eval fit`: format: ")

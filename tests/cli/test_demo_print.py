@@ -10,7 +10,7 @@ import pytest
 from aiohttp import web
 from rich.console import Console
 
-from gateway.cli.demo_print import print_answer
+from gateway.cli.demo import print_answer
 from tests.fakes import chunk, event, served
 
 if TYPE_CHECKING:
@@ -59,16 +59,16 @@ async def _printed(mode: str, placement: Placement, unguided: str | None = None)
 @pytest.mark.parametrize(
     ("mode", "placement", "unguided", "said"),
     [
-        ("guided", "prefix", None, "the teacher's words, then the student's\n\n[First then a] word\n"),
-        ("teacher_complete", "prefix", None, "the teacher's words, to the end\n\n[First then a] word\n"),
+        ("guided", "prefix", None, "by the teacher, then the student\n\n[First then a] word\n"),
+        ("teacher_complete", "prefix", None, "by the teacher to the end\n\n[First then a] word\n"),
         (
             "guided",
             "context",
             None,
-            "the student's words, after a hint of the teacher's that is not shown\n\nFirst then a word\n",
+            "by the student, after a hint by the teacher that is not shown\n\nFirst then a word\n",
         ),
-        ("student", "prefix", "teacher_late", "the student's words alone: unguided, teacher_late ("),
-        ("student", "context", "guidance_empty", "the student's words alone: unguided, guidance_empty ("),
+        ("student", "prefix", "teacher_late", "by the student alone: unguided, teacher_late ("),
+        ("student", "context", "guidance_empty", "by the student alone: unguided, guidance_empty ("),
     ],
 )
 async def test_only_an_opening_that_is_shown_is_marked(

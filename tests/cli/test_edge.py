@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from rich.console import Console
 
-from gateway.cli.edge_print import AnswerPrinter
+from gateway.cli.edge import AnswerPrinter
 from gateway.edge.queue import UsageQueue
 from tests.cli import in_process
 from tests.edge.devices import NOBODY, toy
@@ -89,14 +89,14 @@ def test_without_the_gateway_the_student_answers_and_the_usage_waits_for_sync(qu
     assert done.stdout.startswith(f"{ANSWER}\n")
     assert "mode student, unguided: gateway_unreachable" in done.stdout
     assert "The student answered alone." in done.stdout
-    assert "1 to be told to the gateway: gkt-gateway edge --sync" in done.stdout
+    assert "1 reports wait for the gateway. Send them with gkt-gateway edge --sync" in done.stdout
     away = run("--sync", "--gateway", NOBODY, "--queue", str(queue))
     assert (away.returncode, away.stdout.partition(".")[0]) == (1, "Sync: 1 waiting")
     gateway = FakeGateway()
     with gateway.running() as url:
         told = run("--sync", "--gateway", url, "--queue", str(queue))
         again = run("--sync", "--gateway", url, "--queue", str(queue))
-    assert (told.returncode, told.stdout) == (0, "Sync: 1 told to the gateway.\n")
+    assert (told.returncode, told.stdout) == (0, "Sync: 1 sent.\n")
     assert (again.returncode, again.stdout) == (0, "Sync: nothing was waiting.\n")
     assert len(gateway.told) == 1
     assert UsageQueue(queue).count() == 0
@@ -107,7 +107,7 @@ def test_what_the_gateway_refuses_is_said_in_one_line(queue: Path) -> None:
         where = ("--gateway", url, "--student", f"{student.url}/v1", "--queue", str(queue))
         done = run(QUESTION, *where, GKT_KEY="gk-another")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "The gateway refused: This key is not known."
+    assert done.stderr == "The gateway rejected the request: This key is not known."
 
 
 def test_a_student_that_is_not_there_is_said_in_one_line(queue: Path) -> None:
@@ -115,15 +115,15 @@ def test_a_student_that_is_not_there_is_said_in_one_line(queue: Path) -> None:
         done = run(QUESTION, "--gateway", url, "--student", f"{NOBODY}/v1", "--queue", str(queue))
     assert done.returncode == 1
     assert "cannot be reached" in done.stderr
-    assert done.stderr.endswith("Name it with --student URL, or run one with --weights.")
+    assert done.stderr.endswith("Set --student URL, or run a student with --weights.")
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ((), "unless --sync is all that is wanted"),
-        ((QUESTION,), "Name one student"),
-        ((QUESTION, "--student", NOBODY, "--weights", "a.gguf"), "Name one student"),
+        ((), "is required without --sync"),
+        ((QUESTION,), "Set one of --student URL"),
+        ((QUESTION, "--student", NOBODY, "--weights", "a.gguf"), "Set one of --student URL"),
         ((QUESTION, "--weights", "no-such-model"), "unknown model no-such-model"),
         ((QUESTION, "--student", NOBODY, "--key", "gk-demo"), "must be a reference"),
         ((QUESTION, "--student", NOBODY, "--key", "env:NOT_SET_HERE"), "NOT_SET_HERE is not set"),

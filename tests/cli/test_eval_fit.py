@@ -10,8 +10,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from gateway.cli import SETTINGS
 from gateway.cli.eval_fit import NO_BETTER, fit
+from gateway.cli.lazy import SETTINGS
 from gateway.errors import StartupError
 from gateway.evaluation.record import EXAMPLES, MANIFEST, write_lines
 from gateway.policy.length_model import lengths_of
@@ -56,7 +56,7 @@ def test_a_model_that_beats_the_fixed_length_is_written_and_said_to(tmp_path: Pa
     out = tmp_path / "policies/lengths/chat.json"
     done = run(folder(tmp_path / "run", by_kind=True), "--data", data, "--out", out)
     assert done.returncode == 0, done.stderr
-    assert "It beats the fixed length." in done.stdout
+    assert "It is better than the fixed length." in done.stdout
     model = lengths_of(out.read_bytes())
     assert model.name.startswith("chat.")
     assert model.figures is not None
@@ -71,7 +71,7 @@ def test_one_that_does_not_says_so_plainly_and_leaves_with_3(tmp_path: Path, dat
     out = tmp_path / "chat.json"
     done = run(folder(tmp_path / "run", by_kind=False), "--data", data, "--out", out)
     assert done.returncode == NO_BETTER == 3
-    assert "It does not surely beat the fixed length: keep tokens: 80." in done.stdout
+    assert "It is not significantly better than the fixed length: use tokens: 80." in done.stdout
     figures = lengths_of(out.read_bytes()).figures
     assert figures is not None
     assert not figures.beats

@@ -14,8 +14,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from gateway.cli import SETTINGS
 from gateway.cli.eval_recommend import NONE_PAYS, TOO_FEW, recommend
+from gateway.cli.lazy import SETTINGS
 from gateway.errors import StartupError
 from gateway.evaluation.questions.exemplars_file import exemplars
 from gateway.evaluation.run_library import RunLibrary
@@ -146,12 +146,12 @@ def test_a_file_that_was_edited_since_the_run_is_not_what_was_measured(
     copy.unlink()
     done = run(folder, "--out", policy)
     assert done.returncode == 1
-    assert re.search(named + " says something else than the run has shown the models: put back what", done.stderr)
+    assert re.search(named + " was edited since the run: restore the file", done.stderr)
     assert not policy.exists(), "nothing is written by halves"
     assert not copy.exists()
     forced = run(folder, "--out", policy, "--force")
     assert forced.returncode == 0
-    assert "the policy takes it as it is" in forced.stderr
+    assert "the policy uses the edited file" in forced.stderr
     assert policy.read_text() == before
     assert copy.read_text() == (tmp_path / edited).read_text()
 
@@ -173,7 +173,7 @@ def test_the_table_has_each_setting_by_its_cost_and_marks_the_one(tmp_path: Path
     (marked,) = [line for line in done.stdout.splitlines() if line.lstrip().startswith(">")]
     assert "cutoff, prefix, m=40" in marked
     assert "guidance pays: guided, chat, 300 tokens, cutoff, prefix, m=40" in done.stdout
-    assert "Chosen in the 5 folds: 5 x guided, chat, 300 tokens, cutoff, prefix, m=40." in done.stdout
+    assert "Chosen in 5 folds: 5 x guided, chat, 300 tokens, cutoff, prefix, m=40." in done.stdout
 
 
 def test_json_has_the_exact_figures(tmp_path: Path) -> None:
@@ -210,31 +210,31 @@ def test_several_folders_are_several_routes_and_with_one_they_are_one(tmp_path: 
     assert "left out, because some folders lack them" in both.stdout
     same = run(tmp_path / "a", tmp_path / "a")
     assert same.returncode == 2
-    assert "name the routes apart" in same.stderr
+    assert "names must be unique" in same.stderr
 
 
 def test_where_nothing_reaches_the_target_it_writes_nothing(tmp_path: Path) -> None:
     folder_of(tmp_path / "a", PAYS, 400, exactly=True)
     done = run(tmp_path / "a", "--budget-usd-per-1k", "0.001", "--out", tmp_path / "p.yaml")
     assert done.returncode == NONE_PAYS
-    assert "p.yaml is not written: nothing is shown to reach the target" in done.stdout
+    assert "p.yaml is not written: no setting reaches the target" in done.stdout
     assert not (tmp_path / "p.yaml").exists()
 
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("--keep", "95%", "--loss", "2"), "only one can be wanted at a time"),
+        (("--keep", "95%", "--loss", "2"), "cannot be combined: keep one"),
         (("--keep", "195%"), "more than 0 and at most 100%, like 95% or 0.95"),
         (("--keep", "0"), "more than 0 and at most 100%"),
-        (("--loss", "-2"), "must be a number that is not below 0"),
+        (("--loss", "-2"), "must be a number of 0 or more"),
         (("--budget-usd-per-1k", "cheap"), "like 0.50"),
         (("--cost-share", "a"), "at most 100%"),
         (("--confidence", "40%"), "more than 50% and less than 100%"),
         (("--price", "tutor=1,2"), "teacher=IN,OUT"),
         (("--price", "student=1,2,3"), "teacher=IN,OUT,CACHED or student=IN,OUT"),
         (("--guidance", "deadline"), "NAME=VALUE"),
-        (("--route", "a", "--route", "b"), "there are 1 routes to name, and 2 names"),
+        (("--route", "a", "--route", "b"), "needs 1 names, one for each route"),
     ],
 )
 def test_bad_options_say_what_is_right(tmp_path: Path, arguments: tuple[str, ...], says: str) -> None:

@@ -60,14 +60,14 @@ def test_the_group_says_what_it_answers_and_in_which_order() -> None:
     assert done.returncode == 0
     places = [done.stdout.index(f"eval {name}") for name in ("run", "report", "recommend")]
     assert places == sorted(places)
-    assert "Measure whether guidance pays" in done.stdout
+    assert "Measure accuracy, cost and speed" in done.stdout
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--local", "--config", "config.yaml"], "--local: and --config are not for one run"),
-        (["--live", "--rescore"], "--live: and --rescore are not for one run"),
+        (["--local", "--config", "config.yaml"], "--local: cannot be combined with --config"),
+        (["--live", "--rescore"], "--live: cannot be combined with --rescore"),
         (["--gateway", "http://127.0.0.1:9"], "needs --route, once for each route, and --key env:NAME"),
         (["--mode", "nobody"], "the command line: mode[0]: must be teacher, student or guided"),
         (["--tokens", "20,many"], "the command line: tokens[1]: "),
@@ -131,7 +131,7 @@ def test_a_rule_for_the_length_is_for_auto_and_with_a_probe_for_live(tmp_path: P
     asked = ["run", str(tmp_path / "run"), "--limit", "2", "--auto", str(rule)]
     done = run("eval", *asked, "--tokens", "20")
     assert done.returncode == 2
-    assert "--auto: is the rule of --tokens auto, and no setting has that" in " ".join(done.stderr.split())
+    assert "--auto: needs --tokens auto" in " ".join(done.stderr.split())
     done = run("eval", *asked, "--tokens", "20, auto")
     assert done.returncode == 1
     assert "m=auto: its rule has a probe" in done.stderr

@@ -134,7 +134,7 @@ def test_it_names_the_fields_that_exclude_guidance(folder: Path) -> None:
     assert (found["plan"]["unguided"], found["plan"]["guidance"]) == ("structured_output", None)
     assert sorted(found["unguided_fields"]) == ["grammar", "nvext.guided_regex"]
     _, out, _ = run(body=chat("my refund", zebra=1))
-    assert "not asked: field_not_known, because of zebra" in out
+    assert "no guidance: field_not_known, because of zebra" in out
 
 
 def test_it_tells_how_long_guidance_is_and_why(folder: Path) -> None:
@@ -187,7 +187,7 @@ def test_what_would_be_refused_is_refused_with_the_reasons(folder: Path) -> None
     code, out, _ = run(body=chat(max_tokens=3, tools=[{"type": "function", "function": {"name": "f"}}]))
     assert code == 1
     assert "routes[2]  policies/acme.yaml:20  no: max_tokens is 3, not at least 80" in out
-    assert "refused with 404: No route for 'chat' takes this request." in out
+    assert "rejected with 404: No route for 'chat' takes this request." in out
     found = told("--header", "x-gkt-mode: teacher", body=chat("my refund"))
     assert (found["refused"]["status"], found["refused"]["param"], found["plan"]) == (400, "x-gkt-mode", None)
     found = told("--key", "small-only", body=chat())
@@ -203,25 +203,25 @@ def test_for_eyes_it_is_text_of_a_line_each(folder: Path) -> None:
     assert lines == [line.rstrip() for line in lines], "no blanks at the ends, on a pipe"
     assert lines[0].startswith("-: chat for model 'chat', ")
     for line in (
-        "  routes[3]  policies/acme.yaml:21  takes it",
+        "  routes[3]  policies/acme.yaml:21  match",
         "plan, for mode shadow",
         "  mode        teacher",
-        "  answers     big, asked up to 3 times",
+        "  answers     big, with up to 3 attempts",
         "  max_tokens  1024",  # under a budget every answer has an end
-        "shadow, beside it and seen by nobody",
+        "shadow request",
         "  sample      0.25 of the requests",
         (
             "  teacher     big: at most 40 tokens, projection cutoff, placement prefix, within 2s, else the student "
             "answers alone"
         ),
         "  tenant limits  600 requests a minute, 400000 tokens a minute",
-        "  tenant budget  100 USD each 1mo of the calendar; from 80.5 on: shorten; when it is spent: reject",
+        "  tenant budget  100 USD each 1mo, calendar-aligned; from 80.5 on: shorten; when it is spent: reject",
         "  key budget     1 USD each 7d, rolling; when it is spent: reject",
         "assumed: small continues an answer that was begun (continuation: auto finds out)",
     ):
         assert line in lines
     weighted = run(body=chat("my refund"))[1]
-    assert "student     small (3), then big (1); each asked up to 3 times; the first is drawn by weight" in weighted
+    assert "student     small (3), then big (1); each with up to 3 attempts; the first is drawn by weight" in weighted
 
 
 @pytest.mark.parametrize(
@@ -232,8 +232,8 @@ def test_for_eyes_it_is_text_of_a_line_each(folder: Path) -> None:
         (["--key", "zzz"], None, "--key: the policy of tenant acme has no key 'zzz'; it has prod, small-only"),
         (["--header", "x-team=blue"], None, "--header: write a name, a colon and a value, like 'x-team: blue'"),
         ([], "{", "-: not valid JSON"),
-        ([], "[]", "-: has no messages (a chat), no prompt and no input: write the body that a caller would send"),
-        ([], '{"messages": []}', "-: refused with 400: 'messages': expected a list"),
+        ([], "[]", "-: has no messages, prompt or input: the file must have a request body"),
+        ([], '{"messages": []}', "-: rejected with 400: 'messages': expected a list"),
     ],
 )
 def test_what_cannot_be_explained_is_said_in_one_line(
@@ -248,7 +248,7 @@ def test_what_cannot_be_explained_is_said_in_one_line(
 def test_whose_request_it_is_must_be_said_where_there_are_several(folder: Path) -> None:
     other = ACME.replace("tenant: acme", "tenant: globex").replace("a" * 64, "b" * 64)
     (folder / "policies" / "globex.yaml").write_text(other.replace(sha256(KEY.encode()).hexdigest(), "c" * 64))
-    assert run()[2] == "gkt-gateway: --tenant: say whose request it is: one of acme, globex\n"
+    assert run()[2] == "gkt-gateway: --tenant: set the tenant of the request: one of acme, globex\n"
     assert told("--tenant", "globex", body=chat())["routes"][0]["place"] == "policies/globex.yaml:10"
 
 
@@ -260,7 +260,7 @@ def test_a_file_that_is_not_there_and_options_that_need_one(folder: Path) -> Non
         1,
         "gkt-gateway: none.json: cannot be read: no such file or directory\n",
     )
-    assert "--json says nothing without --explain FILE" in CliRunner().invoke(app, ["--json"]).stderr
+    assert "--json needs --explain FILE" in CliRunner().invoke(app, ["--json"]).stderr
 
 
 def test_mistakes_of_the_files_come_first(folder: Path) -> None:

@@ -63,7 +63,7 @@ def test_a_key_is_made_listed_rotated_and_revoked(gateway: GatewayProcess) -> No
     assert made.returncode == 0, made.stderr
     token = made.stdout.strip()
     assert re.fullmatch(r"gk-[A-Za-z0-9_-]{43}", token)
-    assert "Key prod of tenant acme; it holds until 20" in made.stderr
+    assert "Key prod of tenant acme; it expires 20" in made.stderr
     assert token not in made.stderr
     assert holds(gateway, token)
 
@@ -82,7 +82,7 @@ def test_a_key_is_made_listed_rotated_and_revoked(gateway: GatewayProcess) -> No
 
     rotated = run("rotate", "prod", "-t", "acme", "--grace", "1m", *at)
     assert rotated.returncode == 0, rotated.stderr
-    assert "The old key is called prod.1 now and holds until 20" in rotated.stderr
+    assert "The old key is now called prod.1 and is valid until 20" in rotated.stderr
     new = rotated.stdout.strip()
     assert new != token
     assert holds(gateway, token)
@@ -139,14 +139,14 @@ def test_the_admin_key_is_found_where_config_yaml_says(tmp_path: Path, monkeypat
     monkeypatch.chdir(tmp_path)
     config = tmp_path / "config.yaml"
     config.write_text("admin: {port: 1}\n")
-    assert "Put it into the environment variable GKT_ADMIN_KEY" in run("list", GKT_ADMIN_KEY="").stderr
+    assert "Set the environment variable GKT_ADMIN_KEY" in run("list", GKT_ADMIN_KEY="").stderr
     config.write_text("admin: {port: 1, key: file:admin.key}\nmodels: 3\n")
     missing = run("list", GKT_ADMIN_KEY="")
     assert missing.returncode == 1
     assert "admin.key" in missing.stderr
     (tmp_path / "admin.key").write_text("sixteen-letters!\n")
     found = run("list", GKT_ADMIN_KEY="")
-    assert "Nobody listens at http://127.0.0.1:1" in found.stderr
+    assert "Cannot connect to http://127.0.0.1:1" in found.stderr
     short = run("list", GKT_ADMIN_KEY="short")
     assert "environment: admin.key: must have at least 16 characters" in short.stderr
 

@@ -51,7 +51,7 @@ def test_the_table_has_both_the_teacher_alone_and_what_it_all_rests_on(student: 
     assert done.returncode == 0, done.stderr
     head = next(line for line in done.stdout.splitlines() if line.strip())
     assert head.split() == ["teacher", "student", "together", "teacher", "alone"]
-    for row in ("GPUs", "utilisation", "first token", "95 of 100 within", "last token", "USD an hour", "USD per 1000"):
+    for row in ("GPUs", "utilisation", "first token", "first token, p95", "last token", "USD per hour", "USD per 1000"):
         assert row in done.stdout
     for word in ("Saved: ", "Assumed", "Poisson", "Little's law", "Headroom"):
         assert word in done.stdout
@@ -166,7 +166,7 @@ def test_an_engine_of_the_configuration_is_measured_by_its_name(tmp_path: Path) 
 def test_an_address_elsewhere_is_not_called(url: str, tmp_path: Path) -> None:
     done = run("plan", "measure", url, "--out", str(tmp_path / "curve.json"))
     assert done.returncode == 1
-    assert "is not this machine: put the engine into config.yaml" in done.stderr
+    assert "is not this machine: add the engine to config.yaml" in done.stderr
     assert not (tmp_path / "curve.json").exists()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from gateway.cli.reconcile_print import days_shown
+from gateway.cli.reconcile import print_reconciliation
 from gateway.usage.reconcile import engine_view, reconciled_day, totals
 from gateway.usage.uptime import DAY_S, EngineUptime
 
@@ -20,7 +20,9 @@ def test_both_sides_their_difference_and_what_was_not_seen_are_shown(capsys: pyt
     charged = {"small": 10**11, "busy": 3 * 10**12, "hosted": 1}
     one = reconciled_day(DAY, DAY + DAY_S + 5.0, charged, watched)
     engines = [engine_view(engine) for engine in one.engines]
-    days_shown({"days": [{"day": "2024-10-04", "complete": True, "engines": engines}], "total": totals([one])})
+    print_reconciliation(
+        {"days": [{"day": "2024-10-04", "complete": True, "engines": engines}], "total": totals([one])}
+    )
     lines = {
         line.split()[1 if "2024" in line else 0]: line.split()
         for line in capsys.readouterr().out.splitlines()
@@ -58,5 +60,5 @@ def test_both_sides_their_difference_and_what_was_not_seen_are_shown(capsys: pyt
 
 
 def test_nothing_to_show_is_said(capsys: pytest.CaptureFixture[str]) -> None:
-    days_shown({"days": [{"day": "2024-10-04", "complete": True, "engines": []}], "total": totals([])})
-    assert capsys.readouterr().out == "No engine was paid for, by the hour or by the token.\n"
+    print_reconciliation({"days": [{"day": "2024-10-04", "complete": True, "engines": []}], "total": totals([])})
+    assert capsys.readouterr().out == "No engine has cost in this time.\n"

@@ -98,7 +98,7 @@ def test_receipts_are_exported_whole_as_json_lines_into_a_file(place: Place, tmp
     [
         (("--since", "soon"), "duration like 24h or 7d"),
         (("--since", "2025-13-01"), "duration like 24h or 7d"),
-        (("--since", "1d", "--until", "2d"), "must lie before --until"),
+        (("--since", "1d", "--until", "2d"), "must be before --until"),
         (("--format", "xlsx"), "jsonl"),
     ],
 )
@@ -162,4 +162,4 @@ def test_a_password_is_never_shown(tmp_path: Path, redis_url: str) -> None:
 
 def test_the_old_name_of_the_commands_is_an_error_that_names_the_new_one() -> None:
     done = in_process.run("archive", "status")
-    assert (done.returncode, "The command 'archive' is called 'usage-db' now." in done.stderr) == (2, True)
+    assert (done.returncode, "The command 'archive' was renamed to 'usage-db'." in done.stderr) == (2, True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from redis.asyncio import Redis
 
 from gateway.accounting.redis_ledger import RedisLedger, Settlement
-from gateway.config.database_url import address_of
+from gateway.config.database_url import sqlalchemy_url
 from gateway.redis.keys import RedisKeys
 from tests.cli import in_process
 from tests.usage.books import UsageBook
@@ -32,7 +32,7 @@ class Place:
     def __init__(self, folder: Path, redis_url: str, usage: str = "sqlite") -> None:
         self.url, self.keys = redis_url, RedisKeys(f"c{secrets.token_hex(6)}")
         self.data = folder / "data"
-        self.address = address_of(usage, self.data) if not usage.startswith("env:") else ""
+        self.address = sqlalchemy_url(usage, self.data) if not usage.startswith("env:") else ""
         (folder / "policies").mkdir()
         (folder / "policies" / "acme.yaml").write_text(POLICY)
         self.config = folder / "config.yaml"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 import sqlalchemy
 
-from gateway.config.database_url import address_of, check_usage_url, shown
+from gateway.config.database_url import check_usage_url, sqlalchemy_url, without_credentials
 from gateway.config.scalars import InvalidValue
 
 if TYPE_CHECKING:
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 )
 def test_addresses_that_can_be(url: str, tmp_path: Path) -> None:
     check_usage_url(url)
-    address = address_of(url, tmp_path)
+    address = sqlalchemy_url(url, tmp_path)
     assert sqlalchemy.make_url(address).get_backend_name() == url.partition(":")[0].partition("+")[0]
-    assert "b%2F" not in shown(address)
+    assert "b%2F" not in without_credentials(address)
 
 
 @pytest.mark.parametrize(

@@ -42,8 +42,8 @@ def test_every_other_protocol_needs_an_address(protocol: str) -> None:
     [
         ("claude-sonnet-4-5", "must be provider/name"),
         ("anthropic/", "must be provider/name"),
-        ("antropic/claude-sonnet-4-5", "LiteLLM knows no provider 'antropic' anthropic"),
-        ("/claude", "LiteLLM knows no provider ''"),
+        ("antropic/claude-sonnet-4-5", "LiteLLM has no provider 'antropic' anthropic"),
+        ("/claude", "LiteLLM has no provider ''"),
     ],
 )
 def test_a_model_names_a_provider_that_litellm_knows(model: str, said: str) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from gateway.config.redis_url import check_address
+from gateway.config.redis_url import check_redis_url
 from gateway.config.scalars import InvalidValue
 from gateway.config.settings import OVERRIDES, check_settings
 from gateway.errors import StartupError
@@ -87,17 +87,17 @@ def test_what_would_not_be_read_as_it_is_meant_is_refused_and_not_shown(
     ],
 )
 def test_what_the_client_reads_is_an_address(url: str) -> None:
-    check_address(url)
+    check_redis_url(url)
 
 
 def test_another_scheme_is_none() -> None:
     with pytest.raises(InvalidValue, match="redis://, rediss:// or unix://"):
-        check_address(f"http://:{CANARY}@h")
+        check_redis_url(f"http://:{CANARY}@h")
 
 
 @pytest.mark.parametrize("url", [f"redis://:{CANARY}/Part2@h", f"redis://:{CANARY}@h?db={CANARY}", "redis://[::1"])
 def test_the_client_itself_shows_no_part_of_what_it_cannot_read(url: str) -> None:
-    with pytest.raises(StartupError, match=r"^redis\.url cannot be read") as refused:
+    with pytest.raises(StartupError, match=r"^redis\.url is invalid") as refused:
         RedisClient(url, timeout_s=0.1, metrics=Metrics())
     assert CANARY not in refused.value.message
     assert refused.value.__suppress_context__

@@ -133,7 +133,7 @@ def test_an_hourly_price_and_a_list_price_and_an_explicit_0_are_prices(folder: P
         ("{gpu_usd_per_hour: 1}", "1: models[0].price: needs input_tokens_per_s and output_tokens_per_s too"),
         (
             "{input_per_1m: 1, output_per_1m: 1, gpu_usd_per_hour: 1}",
-            "1: models[0].price: is either per 1M tokens or per GPU hour: keep one of the two",
+            "1: models[0].price: has prices per 1M tokens and per GPU hour: keep one of the two",
         ),
         ("{input_per_1m: -1, output_per_1m: 1}", "1: models[0].price.input_per_1m: must be between 0 and 1000000 USD"),
         (
@@ -148,7 +148,7 @@ def test_an_hourly_price_and_a_list_price_and_an_explicit_0_are_prices(folder: P
             "{input_per_1m: 1, output_per_1m: 1, output_cost_per_token: 0.000001}",
             (
                 "1: models[0].price.output_cost_per_token: unknown key: prices here are USD per 1M tokens: "
-                "multiply by 1,000,000 and call it output_per_1m"
+                "multiply by 1,000,000 and write it as output_per_1m"
             ),
         ),
     ],
@@ -164,7 +164,7 @@ def test_an_engine_of_several_gpus_costs_as_much_as_they_all_do(folder: Path) ->
     assert one.price_rule is not None
     assert one.price_rule.hourly_usd == Decimal(5)
     assert told(folder, model(price="{input_per_1m: 1, output_per_1m: 1, gpus: 2}")) == [
-        "1: models[0].price: is either per 1M tokens or per GPU hour: keep one of the two"
+        "1: models[0].price: has prices per 1M tokens and per GPU hour: keep one of the two"
     ]
     assert told(folder, model(price="{gpus: 2}"))[0].startswith("1: models[0].price: needs gpu_usd_per_hour and ")
 
@@ -207,51 +207,57 @@ def test_an_unknown_price_is_told_beside_other_mistakes_of_the_same_model(folder
     [
         ("", "1: models: missing: add it"),
         ("models: []\n", "1: models: must have at least 1 entry"),
-        ("model_list: []\n" + BIG, "1: model_list: unknown key: here it is called models"),
-        (f"include: [a.yaml]\n{BIG}", "1: include: unknown key: every file in the policies folder is read"),
-        (f"environment_variables: {{}}\n{BIG}", "1: environment_variables: unknown key: set them where the gateway"),
-        (model(rpm=60), "1: models[0].rpm: unknown key: an engine has no limit by the minute here: max_concurrency"),
-        (model(model_info={}), "1: models[0].model_info: unknown key: its prices stand under price here"),
-        (model(model_name="x"), "1: models[0].model_name: unknown key: here it is called name"),
+        ("model_list: []\n" + BIG, "1: model_list: unknown key: use models"),
+        (f"include: [a.yaml]\n{BIG}", "1: include: unknown key: remove it: every file in the policies folder is read"),
+        (
+            f"environment_variables: {{}}\n{BIG}",
+            "1: environment_variables: unknown key: set them in the gateway's environment",
+        ),
+        (model(rpm=60), "1: models[0].rpm: unknown key: an engine has no rate limit here: max_concurrency"),
+        (model(model_info={}), "1: models[0].model_info: unknown key: put its prices under price"),
+        (model(model_name="x"), "1: models[0].model_name: unknown key: use name"),
         (model(protocol="vllm"), "1: models[0].protocol: must be tgi, openai or litellm"),
         (model(protocol="litellm"), "1: models[0].model: must be provider/name with protocol litellm"),
         (
             model(api_base="http://h:1/v1/chat/completions"),
-            "1: models[0].api_base: must end before /chat/completions: the gateway adds the route",
+            "1: models[0].api_base: must not include /chat/completions: the gateway adds the route",
         ),
         (
             model(api_base="http://h:1/v1/chat/completions"),
             (
-                "1: models[0].api_base: must end before /chat/completions: the gateway adds the route. "
+                "1: models[0].api_base: must not include /chat/completions: the gateway adds the route. "
                 "Did you mean 'http://h:1'?"
             ),
         ),
         (
             model(api_base="http://h:1/v1/"),
             (
-                "1: models[0].api_base: must end before /v1 with protocol tgi: the gateway adds it. "
+                "1: models[0].api_base: must not include /v1 with protocol tgi: the gateway adds it. "
                 "Did you mean 'http://h:1'?"
             ),
         ),
         (
             model(protocol="tgi", continuation="vllm"),
-            "1: models[0].continuation: TGI does not know this way: write auto, trailing, completions, instruct",
+            "1: models[0].continuation: TGI does not support it: write auto, trailing, completions, instruct",
         ),
         (model(protocol="tgi", echo="true"), "1: models[0].echo: TGI never repeats the text that it continues"),
         (model(name="'a b'"), "1: models[0].name: must be 1 to 128 letters, digits or any of . _ : / -"),
         (model(tokenizer="none.json"), "1: models[0].tokenizer: no tokenizer could be read from /"),
         (
             model(tokenizer="Org/never-fetched"),
-            "1: models[0].tokenizer: the hub's cache on this machine has no tokenizer.json of Org/never-fetched: run ",
+            (
+                "1: models[0].tokenizer: the Hugging Face cache on this machine has no tokenizer.json of "
+                "Org/never-fetched: run "
+            ),
         ),
         (model(tokenizer="o200k"), "1: models[0].tokenizer: must be one of cl100k_base, "),
         (
             model(api_key="sk-123"),
-            "1: models[0].api_key: a secret must not stand in this file: write env:NAME or file:/path",
+            "1: models[0].api_key: a secret must not be written in this file: write env:NAME or file:/path",
         ),
         (
             model(api_key="env:NO"),
-            "1: models[0].api_key: the environment variable NO is not set: set it, or correct its name",
+            "1: models[0].api_key: the environment variable NO is not set: set it, or correct the name",
         ),
         (
             model(continuation="vlm"),
@@ -269,13 +275,19 @@ def test_an_unknown_price_is_told_beside_other_mistakes_of_the_same_model(folder
         ),
         (
             model(batch="{calls: list}"),
-            "1: models[0].batch: calls: list is not for TGI: its list of prompts fails as one and turns its prefix",
+            (
+                "1: models[0].batch: calls: list is not supported with TGI: a list of prompts fails as a whole and "
+                "disables the prefix"
+            ),
         ),
         (model(batch="{max_prompt_tokens: 0}"), "1: models[0].batch.max_prompt_tokens: must be at least 1"),
         (model(batch="{low_water: -1}"), "1: models[0].batch.low_water: must be at least 0"),
         (
             model(batch="{max_queue: 31}"),
-            "1: models[0].batch.max_queue: must be at least batch.max_size, which is 32: or no batch of one tenant",
+            (
+                "1: models[0].batch.max_queue: must be at least batch.max_size, which is 32: otherwise no batch of "
+                "one tenant"
+            ),
         ),
         (
             model(batch="{max_size: 1001}"),
@@ -285,7 +297,7 @@ def test_an_unknown_price_is_told_beside_other_mistakes_of_the_same_model(folder
         (model(timeouts="{total: 2d}"), "1: models[0].timeouts.total: must be between 10ms and 1d"),
         (
             model(timeout="3s"),
-            "1: models[0].timeout: unknown key: say which one under timeouts: connect, first_token, idle or",
+            "1: models[0].timeout: unknown key: use timeouts.connect, .first_token, .idle or",
         ),
         ("server: {port: 70000}\n" + BIG, "1: server.port: must be at most 65535"),
         (
@@ -300,18 +312,24 @@ def test_an_unknown_price_is_told_beside_other_mistakes_of_the_same_model(folder
         ),
         ("server: {host: 1}\n" + BIG, "1: server.host: must be text: put it in quotes"),
         ("admin: {keys: x}\n" + BIG, "1: admin.keys: unknown key. Did you mean 'key'?"),
-        ("admin: {key: x}\n" + BIG, "1: admin.key: a secret must not stand in this file: write env:NAME or file:/path"),
-        ("admin: {port: 8080}\n" + BIG, "1: admin.port: server listens on port 8080 already: take another"),
+        (
+            "admin: {key: x}\n" + BIG,
+            "1: admin.key: a secret must not be written in this file: write env:NAME or file:/path",
+        ),
+        ("admin: {port: 8080}\n" + BIG, "1: admin.port: server already listens on port 8080: use another"),
         (
             "redis: {url: 'http://h'}\n" + BIG,
-            "1: redis.url: must be embedded, or an address that starts with redis://, rediss:// or",
+            "1: redis.url: must be embedded, or a URL that starts with redis://, rediss:// or",
         ),
         ("redis: {prefix: '{a}'}\n" + BIG, "1: redis.prefix: must be 1 to 32 letters, digits, - or _"),
         ("redis: {timeout: 11s}\n" + BIG, "1: redis.timeout: must be between 10ms and 10s"),
         ("redis: {lease: 0s}\n" + BIG, "1: redis.lease: must be between 1s and 1h"),
         (
             "redis: {timeout: 3s}\n" + BIG,
-            "1: redis.lease: must be at least 4 times redis.timeout, which is 3s: one slow command would lose it",
+            (
+                "1: redis.lease: must be at least 4 times redis.timeout, which is 3s: otherwise one slow "
+                "command could lose the lease"
+            ),
         ),
         ("redis: {on_failure: fail}\n" + BIG, "1: redis.on_failure: must be degrade, allow or reject"),
         ("receipts: {ttl: 1s}\n" + BIG, "1: receipts.ttl: must be between 1m and 30d"),
@@ -320,19 +338,19 @@ def test_an_unknown_price_is_told_beside_other_mistakes_of_the_same_model(folder
         ("policies: ''\n" + BIG, "1: policies: must be the path of a folder"),
         (
             model(protocol="openai", api_base="http://127.0.0.1:8080/v1"),
-            "1: models[0].api_base: points at this gateway itself: name the engine",
+            "1: models[0].api_base: is the address of this gateway itself: use the engine's",
         ),
         (
             model(api_base="http://localhost:8081"),
-            "1: models[0].api_base: points at this gateway itself: name the engine",
+            "1: models[0].api_base: is the address of this gateway itself: use the engine's",
         ),
         (
             model(api_base="'http://[::1]:8080'"),
-            "1: models[0].api_base: points at this gateway itself: name the engine",
+            "1: models[0].api_base: is the address of this gateway itself: use the engine's",
         ),
         (
             "server: {host: gw, port: 80}\n" + model(api_base="http://gw"),
-            "2: models[0].api_base: points at this gateway",
+            "2: models[0].api_base: is the address of this gateway itself",
         ),
     ],
 )
@@ -361,7 +379,7 @@ def test_an_engine_beside_the_gateway_is_no_gateway(folder: Path) -> None:
 def test_an_admin_key_is_hard_to_guess_and_never_shown(folder: Path) -> None:
     text = "admin: {key: env:KEY}\n" + BIG
     (line,) = told(folder, text, KEY="fifteen-letters")
-    assert line == "1: admin.key: must have at least 16 characters: openssl rand -hex 24 makes one"
+    assert line == "1: admin.key: must have at least 16 characters: create one with openssl rand -hex 24"
     settings = settings_of(folder, text, KEY="sixteen-letters!")
     assert settings.admin.key is not None
     assert settings.admin.key.get_secret_value() == "sixteen-letters!"
@@ -370,13 +388,13 @@ def test_an_admin_key_is_hard_to_guess_and_never_shown(folder: Path) -> None:
 
 def test_model_names_differ(folder: Path) -> None:
     second = BIG.removeprefix("models:\n")
-    assert told(folder, BIG + second) == ["6: models[1].name: models[0] is called big too: names must differ"]
+    assert told(folder, BIG + second) == ["6: models[1].name: models[0] is also called big: names must be unique"]
 
 
 def test_model_names_differ_in_settings_that_code_builds() -> None:
     """Engines are kept by name: the second would take the first one's place."""
     one = {"name": "a", "protocol": "tgi", "api_base": "http://h", "price": {"input_per_1m": 1, "output_per_1m": 1}}
-    with pytest.raises(ValidationError, match="names must differ"):
+    with pytest.raises(ValidationError, match="model names must be unique"):
         Settings.model_validate({"models": [one, {**one, "protocol": "openai"}]})
 
 
@@ -418,13 +436,13 @@ def test_an_empty_variable_is_not_set(folder: Path) -> None:
             "tcp://10.0.0.1:80",
             (
                 "must be a port: a whole number up to 65535; "
-                "Kubernetes sets this one for a Service of that name: set enableServiceLinks to false"
+                "Kubernetes sets this variable for a Service of that name: set enableServiceLinks to false"
             ),
         ),
         ("GKT_WORKERS", "two", "must be a number of processes: a whole number up to 256"),
         ("GKT_WORKERS", "0", "must be at least 1"),
         ("GKT_HOST", "a b", "must be an address to listen on, like 0.0.0.0, 127.0.0.1 or ::"),
-        ("GKT_REDIS_URL", "s3cret", "must be embedded, or an address that starts with redis://, rediss:// or unix://"),
+        ("GKT_REDIS_URL", "s3cret", "must be embedded, or a URL that starts with redis://, rediss:// or unix://"),
     ],
 )
 def test_a_wrong_variable_is_named(folder: Path, variable: str, text: str, message: str) -> None:

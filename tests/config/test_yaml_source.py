@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pydantic import Field
 
 from gateway.config.scalars import Flag, InvalidValue, Number
-from gateway.config.yaml_messages import shape_at
+from gateway.config.yaml_messages import model_at
 from gateway.config.yaml_source import StrictModel, load, read
 from gateway.errors import ConfigIssue
 
@@ -31,7 +31,7 @@ class Whole(StrictModel):
     part: Part = Part()
     parts: Annotated[tuple[Part, ...], Field(min_length=1, max_length=2)] = (Part(),)
     maybe: Part | None = None
-    foreign: ClassVar[Mapping[str, str]] = {"model_list": "here it is called parts"}
+    key_hints: ClassVar[Mapping[str, str]] = {"model_list": "here it is called parts"}
 
 
 class Needy(StrictModel):
@@ -88,7 +88,7 @@ def told(folder: Path, text: str, model: type[StrictModel] = Whole) -> list[str]
         ("parts: [{}, {}, {}]\n", ["1: parts: must have at most 2 entries"]),
         ("name: a\nname: b\n", ["2: name: set twice, first on line 1: keep one"]),
         ("part: {port: 1, port: 2}\n", ["1: part.port: set twice, first on line 1: keep one"]),
-        ("name: !secret a\n", ["1: name: YAML tags ('!...') have no meaning here: remove it"]),
+        ("name: !secret a\n", ["1: name: YAML tags ('!...') are not supported: remove it"]),
         ("part: &a {port: 1, wait: *a}\n", ["1: part.wait: refers to itself"]),
         ("? [a, b]\n: 1\n", ["1: a key must be one plain word"]),
     ],
@@ -101,16 +101,16 @@ def test_a_mistake_names_its_line_its_field_and_its_mend(folder: Path, text: str
     ("text", "line"),
     [
         ("a: [1,\nb: 2\n", "3: not valid YAML: expected ',' or ']', but got the end of the file"),
-        (" a: 1\nb: 2\n", "2: not valid YAML: a line that is indented more or less than its neighbours"),
+        (" a: 1\nb: 2\n", "2: not valid YAML: a line that is indented more or less than its neighbors"),
         (
             "name: a: b\n",
             (
-                "1: not valid YAML: a second ': ' on one line, or a wrong indentation; "
-                "put quotes around a value that holds ': '"
+                "1: not valid YAML: a second ': ' on one line, or wrong indentation; "
+                "put quotes around a value that contains ': '"
             ),
         ),
-        ("part:\n\tport: 1\n", "2: not valid YAML: a tab where spaces belong"),
-        ("name: a\n---\nname: b\n", "2: not valid YAML: a second document ('---'); one file holds one"),
+        ("part:\n\tport: 1\n", "2: not valid YAML: a tab instead of spaces"),
+        ("name: a\n---\nname: b\n", "2: not valid YAML: a second document ('---'); a file may have only one"),
         ("name: *nope\n", "1: not valid YAML: found undefined alias 'nope'"),
         ("- a\n", "1: must hold keys, one per line, each as 'key: value'"),
         ("just words\n", "1: must hold keys, one per line, each as 'key: value'"),
@@ -153,7 +153,7 @@ def test_an_unreadable_file_is_a_mistake_of_the_whole_file(folder: Path) -> None
     assert [str(one) for one in load(folder / "deep.yaml", Whole)[1]] == ["deep.yaml: nested too deeply"]
     (folder / "bell.yaml").write_text("name: \x07\n")
     assert [str(one) for one in load(folder / "bell.yaml", Whole)[1]] == [
-        "bell.yaml: not valid YAML: it holds a character that YAML does not allow"
+        "bell.yaml: not valid YAML: a character that YAML does not allow"
     ]
 
 
@@ -189,18 +189,18 @@ def test_merged_keys_count_and_those_beside_them_win(folder: Path) -> None:
     source, _ = read(folder / "a.yaml")
     assert source is not None
     assert source.get("b") == {"x": 1, "y": 3}
-    assert str(source.mistake(("b", "x"), "no")) == "a.yaml:1: b.x: no"
-    assert str(source.mistake(("b", "y"), "no")) == "a.yaml:4: b.y: no"
+    assert str(source.issue(("b", "x"), "no")) == "a.yaml:1: b.x: no"
+    assert str(source.issue(("b", "y"), "no")) == "a.yaml:4: b.y: no"
 
 
 def test_a_cross_check_finds_the_nearest_place_that_stands_in_the_file(folder: Path) -> None:
     (folder / "a.yaml").write_text("name: x\nroutes:\n  - model: a\n  - model: b\n    teacher: big\n")
     source, _ = read(folder / "a.yaml")
     assert source is not None
-    assert source.mistake(("routes", 1, "teacher"), "no") == ConfigIssue("a.yaml", 5, 5, "routes[1].teacher", "no")
-    assert source.mistake(("routes", 1, "student"), "no") == ConfigIssue("a.yaml", 4, 5, "routes[1].student", "no")
-    assert source.mistake(("routes", 7), "no").line == 2
-    assert source.mistake(("nothing",), "no").line == 1
+    assert source.issue(("routes", 1, "teacher"), "no") == ConfigIssue("a.yaml", 5, 5, "routes[1].teacher", "no")
+    assert source.issue(("routes", 1, "student"), "no") == ConfigIssue("a.yaml", 4, 5, "routes[1].student", "no")
+    assert source.issue(("routes", 7), "no").line == 2
+    assert source.issue(("nothing",), "no").line == 1
 
 
 def test_a_value_of_the_environment_is_blamed_on_its_variable(folder: Path) -> None:
@@ -234,11 +234,11 @@ def test_an_override_leaves_a_section_that_is_no_section_to_the_validator(folder
 
 
 def test_the_shape_of_an_unknown_place_is_unknown() -> None:
-    assert shape_at(Whole, ()) is Whole
-    assert shape_at(Whole, ("parts", 3)) is Part
-    assert shape_at(Whole, ("maybe",)) is Part
-    assert shape_at(Whole, ("name",)) is None
-    assert shape_at(Whole, ("nothing", 0, "x")) is None
+    assert model_at(Whole, ()) is Whole
+    assert model_at(Whole, ("parts", 3)) is Part
+    assert model_at(Whole, ("maybe",)) is Part
+    assert model_at(Whole, ("name",)) is None
+    assert model_at(Whole, ("nothing", 0, "x")) is None
 
 
 def test_a_suggestion_travels_with_our_own_errors() -> None:

@@ -58,8 +58,8 @@ def test_the_gateways_configuration_is_right(name: str, tmp_path: Path) -> None:
     """It warns of what is meant so: keys are made at the running gateway, and Prometheus comes from elsewhere."""
     settings, book = site(name, tmp_path)
     assert [warning.partition(": ")[2] for warning in warnings_of(settings, book)] == [
-        "no file holds a key: nobody can call until `gkt-gateway keys create` has made one",
-        "listens on 0.0.0.0 and asks for no key for probes, metrics and queues: keep it behind a firewall",
+        "no policy file has a key: create one with `gkt-gateway keys create`",
+        "listens on 0.0.0.0 and requires no key for probes, metrics and queues: keep it behind a firewall",
     ]
 
 

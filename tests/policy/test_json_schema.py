@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import jsonschema
 import pytest
 
-from gateway.cli.schema import printed
+from gateway.cli.schema import schema_json
 from gateway.config.scalars import ValueOrigin
 from gateway.config.settings import Settings, check_settings
 from gateway.config.yaml_source import read
 from gateway.policy.schema import TenantPolicy
-from gateway.reference.json_schema import SHAPES, json_schema
+from gateway.reference.json_schema import SCHEMAS, json_schema
 from gateway.reference.markdown import reference
 
 if TYPE_CHECKING:
@@ -58,10 +58,10 @@ def parts(which: str) -> Iterator[tuple[str, dict[str, Any]]]:
     yield from whole["$defs"].items()
 
 
-@pytest.mark.parametrize("which", SHAPES)
+@pytest.mark.parametrize("which", SCHEMAS)
 def test_what_is_kept_is_what_would_be_made(which: str) -> None:
     """If not: gkt-gateway schema NAME > docs/schema/NAME.json"""
-    assert (REPOSITORY / "docs" / "schema" / f"{which}.json").read_text() == printed(which)
+    assert (REPOSITORY / "docs" / "schema" / f"{which}.json").read_text() == schema_json(which)
 
 
 @pytest.mark.parametrize(("which", "page"), [("config", "configuration.md"), ("policy", "policy.md")])
@@ -70,7 +70,7 @@ def test_the_page_that_is_kept_is_what_would_be_made(which: str, page: str) -> N
     assert (REPOSITORY / "docs" / "reference" / page).read_text("utf-8") == reference(which)
 
 
-@pytest.mark.parametrize("which", SHAPES)
+@pytest.mark.parametrize("which", SCHEMAS)
 def test_a_page_has_a_row_for_each_key_of_each_part_and_a_section_for_each_link(which: str) -> None:
     """Each pattern is described in words."""
     page = reference(which)
@@ -84,7 +84,7 @@ def test_a_page_has_a_row_for_each_key_of_each_part_and_a_section_for_each_link(
     assert set(re.findall(r"\]\(#(.+?)\)", page)) <= anchors
 
 
-@pytest.mark.parametrize("which", SHAPES)
+@pytest.mark.parametrize("which", SCHEMAS)
 def test_a_schema_is_one_and_says_what_each_key_means(which: str) -> None:
     jsonschema.Draft7Validator.check_schema(json_schema(which))
     for name, part in parts(which):
@@ -94,7 +94,7 @@ def test_a_schema_is_one_and_says_what_each_key_means(which: str) -> None:
         assert (name, undescribed) == (name, [])
 
 
-@pytest.mark.parametrize("which", SHAPES)
+@pytest.mark.parametrize("which", SCHEMAS)
 def test_every_default_could_be_written(which: str) -> None:
     for name, part in parts(which):
         for key, about in part["properties"].items():
@@ -102,7 +102,7 @@ def test_every_default_could_be_written(which: str) -> None:
                 assert list(jsonschema.Draft7Validator(about).iter_errors(about["default"])) == [], (name, key)
 
 
-@pytest.mark.parametrize("which", SHAPES)
+@pytest.mark.parametrize("which", SCHEMAS)
 def test_the_files_that_we_deliver_fit_and_name_their_schema(which: str) -> None:
     source, mistakes = read(FILES[which])
     assert source is not None
@@ -145,7 +145,7 @@ def test_a_slip_is_one_for_the_schema_as_for_the_gateway(which: str, old: str, n
     text = FILES[which].read_text()
     assert old in text
     source = source_of(text.replace(old, new, 1), tmp_path)
-    shape, context = SHAPES[which], ValueOrigin({}, tmp_path) if which == "config" else None
+    shape, context = SCHEMAS[which], ValueOrigin({}, tmp_path) if which == "config" else None
     assert mistakes_of(which, source.data)
     refused = shape is Settings and check_settings(tmp_path / "it.yaml", {})[0] is None
     assert refused or (shape is not Settings and source.check(shape, context)[0] is None) or new == "prefix:"

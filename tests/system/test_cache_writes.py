@@ -16,7 +16,7 @@ import pytest
 from aiohttp import web
 from prometheus_client.parser import text_string_to_metric_families
 
-from gateway.config.database_url import address_of
+from gateway.config.database_url import sqlalchemy_url
 from tests.fake_texts import begin_events, event
 from tests.fakes import FakeEngine, chunk, reply, says
 from tests.gateway_process import KEY, TEACHER_ONLY, GatewayProcess, guided, model, running_gateway
@@ -149,6 +149,6 @@ def test_stored_tokens_are_charged_and_counted_everywhere(gateway: GatewayProces
     }
     assert counted == {"input": 300, "cached": 300, "cache_write": 900, "output": 9}
 
-    with opened(address_of("sqlite", tmp_path / "data")) as engine:
+    with opened(sqlalchemy_url("sqlite", tmp_path / "data")) as engine:
         assert sorted(one.id for one in held(engine)) == sorted(ids)
         check_sums(engine)

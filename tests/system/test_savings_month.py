@@ -17,8 +17,8 @@ from deploy.grafana.cost import COST
 from gateway.accounting.receipt import Receipt
 from gateway.admin.usage_csv import as_csv
 from gateway.api.usage import encoded
+from gateway.cli.usage import print_usage
 from gateway.cli.usage_db_export import export
-from gateway.cli.usage_print import usage_shown
 from gateway.usage.entries import OutboxEntry
 from gateway.usage.reader import UsageReader
 from gateway.usage.span import RequestedRange, span
@@ -49,7 +49,7 @@ async def test_all_places_show_the_savings_of_a_month_alike(tmp_path: Path, caps
     try:
         await store.open()
         await store.write([OutboxEntry(one.tenant, f"{place}-1", one.to_json()) for place, one in enumerate(month, 1)])
-        usage_shown(await holds_usage(SumsReader(threads)))
+        print_usage(await holds_usage(SumsReader(threads)))
         holds_table(capsys.readouterr().out)
         await holds_export(store, tmp_path / "month.csv")
     finally:

@@ -53,12 +53,12 @@ def test_opentelemetrys_own_variables_say_where_and_as_whom(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("tracing", "told"),
     [
-        ("{headers: {authorization: Bearer s3cret}}", "must not stand in this file"),
+        ("{headers: {authorization: Bearer s3cret}}", "must not be written in this file"),
         ("{headers: {'no name': 'env:KEY'}}", "must be the name of a header"),
         ("{headers: {x-key: 'env:MISSING'}}", "MISSING is not set"),
-        ("{headers: {x-key: 'env:CONTROL'}}", "cannot travel in a header"),
+        ("{headers: {x-key: 'env:CONTROL'}}", "is not allowed in a header"),
         ("{endpoint: 'otel:4318'}", "must be an address like"),
-        ("{endpoint: 'http://me:s3cret@otel:4318'}", "must not hold a user name or a password"),
+        ("{endpoint: 'http://me:s3cret@otel:4318'}", "must not contain a user name or a password"),
         ("{sample: 1.1}", "must be at most 1"),
         ("{sample: ten}", "must be a number"),
         ("{max_queue: 1}", "must be at least 64"),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from gateway.config.database_url import address_of
+from gateway.config.database_url import sqlalchemy_url
 from gateway.redis.keys import BOARD
 from gateway.usage.store import UsageStore
 from gateway.usage.sums import periods
@@ -83,7 +83,7 @@ async def _check(
 
 async def _check_sums(here: World, requests: int) -> None:
     """Check that each request counts once, though workers of both versions wrote receipts."""
-    store = UsageStore(address_of("sqlite", here.folder / "data"), FOREVER)
+    store = UsageStore(sqlalchemy_url("sqlite", here.folder / "data"), FOREVER)
     now = time.time()
     try:
         give_up = time.monotonic() + 60

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
-from gateway.config.database_url import address_of
+from gateway.config.database_url import sqlalchemy_url
 from gateway.usage.store import UsageStore
 from gateway.usage.sums import periods
 from gateway.usage.sums_queries import totals
@@ -122,7 +122,7 @@ async def _migrate(here: World, config: Path) -> None:
 
 async def _written(here: World, url: str, enough: int) -> list[str]:
     """Return the ids of the receipts in the database, when the expected number is there."""
-    store = UsageStore(address_of(url, here.folder / "data"), FOREVER)
+    store = UsageStore(sqlalchemy_url(url, here.folder / "data"), FOREVER)
     give_up = time.monotonic() + _GIVE_UP_S
     try:
         while await store.count() < enough and time.monotonic() < give_up:
@@ -134,7 +134,7 @@ async def _written(here: World, url: str, enough: int) -> list[str]:
 
 async def _check_sums(here: World, url: str) -> None:
     """Check that the sums by minute, hour and day count each answer once."""
-    store = UsageStore(address_of(url, here.folder / "data"), FOREVER)
+    store = UsageStore(sqlalchemy_url(url, here.folder / "data"), FOREVER)
     now = time.time()
     try:
         for granularity in ("minute", "hour", "day"):

@@ -18,7 +18,7 @@ import httpx
 from redis.asyncio import Redis
 
 from gateway.accounting.receipt import Receipt
-from gateway.config.database_url import address_of
+from gateway.config.database_url import sqlalchemy_url
 from gateway.local.redis import EmbeddedRedis
 from gateway.redis.keys import RedisKeys
 from gateway.usage.engine import UsageDatabaseError
@@ -62,7 +62,7 @@ class World:
         self.answered: list[str] = []
         self.broken = 0
         self._enough = asyncio.Event()
-        self.store = UsageStore(address_of(sections["usage"].get("url", "sqlite"), folder / "data"), FOREVER)
+        self.store = UsageStore(sqlalchemy_url(sections["usage"].get("url", "sqlite"), folder / "data"), FOREVER)
 
     async def add_gateway(self) -> GatewayProcess:
         process = GatewayProcess(

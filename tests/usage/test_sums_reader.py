@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from gateway.accounting.edge import EDGE
 from gateway.accounting.receipt import Receipt
-from gateway.config.database_url import address_of
+from gateway.config.database_url import sqlalchemy_url
 from gateway.errors import UsageUnavailable
 from gateway.usage.engine import VERSION_TABLE, UsageEngine
 from gateway.usage.rollup import SumRow
@@ -113,7 +113,7 @@ async def test_without_tables_it_is_unavailable_until_they_are_back(book: UsageB
 
 
 async def test_without_a_server_it_is_unavailable_until_it_is_back(postgres: Postgres) -> None:
-    book = UsageBook(address_of(new_database(postgres), Path()))
+    book = UsageBook(sqlalchemy_url(new_database(postgres), Path()))
     try:
         book.add([receipt(time.time())])
         assert len(await book.sums.latest(5)) == 1

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gateway.config.yaml_source import shown
+from gateway.config.yaml_source import display_path
 from gateway.errors import StartupError
 from gateway.pricing import Price, cost_usd, total_usd
 
@@ -133,7 +133,7 @@ def evidence_of(
         notes.append(f"the settings answered different questions: only the {len(common)} common ones count")
     if found and not common:
         raise StartupError(
-            f"{shown(run.path)}: no question has answers in all settings: let `gkt-gateway eval run` finish"
+            f"{display_path(run.path)}: no question has answers in all settings: let `gkt-gateway eval run` finish"
         )
     answered = [(one, tuple(run.by_setting[one["name"]][name] for name in common)) for one in kept]
     candidates = [
@@ -141,12 +141,14 @@ def evidence_of(
     ]
     if failed := sum(example.error is not None for one in candidates for example in one.examples):
         notes.append(f"{failed} answers failed and count as wrong: `gkt-gateway eval run` repeats them")
-    teacher, student = _references(candidates, shown(run.path), form, requested={one["mode"] for one in settings})
+    teacher, student = _references(
+        candidates, display_path(run.path), form, requested={one["mode"] for one in settings}
+    )
     if prices:
         by_role, alone = _prices(run, prices), candidates[teacher].examples
         candidates = [replace(one, costs_usd=_costs(one.examples, by_role, alone)) for one in candidates]
     return Evidence(
-        (shown(run.path),), (run.manifest,), form, common, tuple(candidates), teacher, student, tuple(notes)
+        (display_path(run.path),), (run.manifest,), form, common, tuple(candidates), teacher, student, tuple(notes)
     )
 
 
@@ -198,14 +200,14 @@ def _settings_with(run: RunRecords, request_form: str | None) -> list[dict[str, 
         forms.setdefault(request_form_of(setting), []).append(setting)
     listed = " | ".join(f"'{form}'" for form in forms)
     if not forms:
-        raise StartupError(f"{shown(run.path)} has no settings: run `gkt-gateway eval run` on this folder")
+        raise StartupError(f"{display_path(run.path)} has no settings: run `gkt-gateway eval run` on this folder")
     if request_form is not None and request_form not in forms:
         raise StartupError(
-            f"{shown(run.path)} has no settings with the request form '{request_form}': --asked {listed}"
+            f"{display_path(run.path)} has no settings with the request form '{request_form}': --asked {listed}"
         )
     if request_form is None and len(forms) > 1:
         raise StartupError(
-            f"{shown(run.path)} has {len(forms)} request forms, and callers use one: choose --asked {listed}"
+            f"{display_path(run.path)} has {len(forms)} request forms, and callers use one: choose --asked {listed}"
         )
     return forms[request_form if request_form is not None else next(iter(forms))]
 
@@ -214,7 +216,9 @@ def _prices(run: RunRecords, prices: Mapping[str, Price]) -> Mapping[str, Price]
     """Return the prices by role."""
     by_role = {role: Price.of_tokens(*usd) for role, usd in run.manifest.prices.items()} | dict(prices)
     if missing := [role for role in ("teacher", "student") if role not in by_role]:
-        raise StartupError(f"{shown(run.path)} has no price of the {missing[0]}: add --price {missing[0]}=IN,OUT")
+        raise StartupError(
+            f"{display_path(run.path)} has no price of the {missing[0]}: add --price {missing[0]}=IN,OUT"
+        )
     return by_role
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
-from gateway.config.yaml_source import parse, shown
+from gateway.config.yaml_source import display_path, parse
 from gateway.errors import StartupError
 from gateway.evaluation.advice.policy_files import exemplars_path
 from gateway.evaluation.advice.target import percent
@@ -43,9 +43,9 @@ def write_policy(path: Path, text: str, *, force: bool = False) -> None:
         with path.open("w" if force else "x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError:
-        raise StartupError(f"{shown(path)} exists: overwrite it with --force, or choose another --out") from None
+        raise StartupError(f"{display_path(path)} exists: overwrite it with --force, or choose another --out") from None
     except OSError as error:
-        raise StartupError(f"{shown(path)} cannot be written: {(error.strerror or 'error').lower()}") from error
+        raise StartupError(f"{display_path(path)} cannot be written: {(error.strerror or 'error').lower()}") from error
 
 
 def policy_text(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gateway.config.yaml_source import read, shown
+from gateway.config.yaml_source import display_path, read
 from gateway.errors import StartupError
 from gateway.policy.exemplar_files import ENDINGS
 from gateway.policy.named_files import PROJECTIONS_FOLDER
@@ -58,14 +58,15 @@ def files_to_write(settings: Iterable[Mapping[str, Any]], folder: Path, *, force
             existing = target.read_bytes() if target.exists() else None
         except OSError as error:
             raise StartupError(
-                f"{shown(Path(error.filename))} cannot be read ({(error.strerror or 'error').lower()}): the run used "
-                "it, so restore it, or name other exemplars with --guidance exemplars=FILE"
+                f"{display_path(Path(error.filename))} cannot be read ({(error.strerror or 'error').lower()}): the run "
+                "used it, so restore it, or name other exemplars with --guidance exemplars=FILE"
             ) from error
         if found.get(target, content) != content:
             raise StartupError(f"two routes need different files with the path {name}: rename one, and repeat its run")
         if existing is not None and existing != content and not force:
             raise StartupError(
-                f"{shown(target)} exists with other contents than {shown(file)}: overwrite it with --force"
+                f"{display_path(target)} exists with other contents than {display_path(file)}: "
+                "overwrite it with --force"
             )
         if existing != content:
             found[target] = content
@@ -79,4 +80,6 @@ def write_files(files: Mapping[Path, bytes]) -> None:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(content)
         except OSError as error:
-            raise StartupError(f"{shown(file)} cannot be written: {(error.strerror or 'error').lower()}") from error
+            raise StartupError(
+                f"{display_path(file)} cannot be written: {(error.strerror or 'error').lower()}"
+            ) from error

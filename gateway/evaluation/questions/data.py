@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from gateway.config.yaml_messages import nearest
-from gateway.config.yaml_source import shown
+from gateway.config.yaml_source import display_path
 from gateway.errors import ConfigError, ConfigIssue, StartupError
 from gateway.evaluation.questions import hub_data
 from gateway.evaluation.questions.data_lines import InvalidLine, question_of
@@ -151,7 +151,7 @@ def _all(
         close = nearest(spec, NAMES)
         hint = f" Did you mean '{close}'?" if close else ""
         raise StartupError(f"--data {spec}: neither a file nor a data set ({', '.join(NAMES)}).{hint}")
-    return path.stem, *_questions(_lines(path), shown(path), scorer, skip_bad)
+    return path.stem, *_questions(_lines(path), display_path(path), scorer, skip_bad)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, Any, str]]:
@@ -159,9 +159,11 @@ def _lines(path: Path) -> Iterator[tuple[int, Any, str]]:
     try:
         raw = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
     except OSError as error:
-        raise StartupError(f"--data {shown(path)} cannot be read: {(error.strerror or str(error)).lower()}") from error
+        raise StartupError(
+            f"--data {display_path(path)} cannot be read: {(error.strerror or str(error)).lower()}"
+        ) from error
     if raw.lstrip().startswith(b"["):
-        raise StartupError(f"--data {shown(path)} is a JSON list: write one object per line, without brackets")
+        raise StartupError(f"--data {display_path(path)} is a JSON list: write one object per line, without brackets")
     for number, line in enumerate(raw.split(b"\n"), start=1):
         if line.strip():
             yield number, _parsed(line), f"{path.stem}-{number}"
