@@ -166,7 +166,7 @@ async def test_without_redis_the_process_tells_of_itself_and_says_so(tmp_path: P
         with _gateway(tmp_path, redis.url, teacher, redis={"timeout": "500ms"}) as process:
             async with _crowd(process, teacher):
                 await redis.stop()
-                alone = await _until(process, alone=True, why="Redis is away", waiting=6, in_flight=2)
+                alone = await _until(process, alone=True, why="Redis is unavailable", waiting=6, in_flight=2)
                 assert alone["batches"] is alone["redis_time"] is alone["cache"] is None
                 done = await _queue("--url", process.admin_url)
                 assert done.returncode == 0
