@@ -40,7 +40,7 @@ usage_db = typer.Typer(
     help=(
         "Show, export, verify and migrate the usage database.\n\nIt has the receipts and their sums, in SQLite or "
         "PostgreSQL (`usage.url` in config.yaml). `gkt-gateway usage-worker` writes it. `migrate` completes the "
-        "upgrade from a version with an archive. docs/design/storage.md describes the tables, with SQL examples."
+        "upgrade from a version with an archive. docs/deployment.md describes the tables, with SQL examples."
     ),
     no_args_is_help=True,
     **SETTINGS,
