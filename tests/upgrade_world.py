@@ -84,18 +84,18 @@ class Balancer:
         url = at or self.urls[self._turn % len(self.urls)]
         body = {"model": "chat", "messages": [{"role": "user", "content": text}], "stream": stream}
         self.unheard[url] += 1
-        heard = False
+        has_head = False
         try:
             async with self.client.stream("POST", f"{url}/v1/chat/completions", json=body) as answer:
                 self.unheard[url] -= 1
-                heard = True
-                said = _said(await answer.aread(), stream=stream)
+                has_head = True
+                generated = _generated_text(await answer.aread(), stream=stream)
         except (httpx.HTTPError, ValueError, KeyError) as error:
-            self.unheard[url] -= not heard
+            self.unheard[url] -= not has_head
             self.failed.append(f"{url}: {error!r}")
             return
-        if answer.status_code != 200 or said != "The answer to your question" + REST:
-            self.failed.append(f"{url}: {answer.status_code}, {said}")
+        if answer.status_code != 200 or generated != "The answer to your question" + REST:
+            self.failed.append(f"{url}: {answer.status_code}, {generated}")
         self.answers[answer.headers["x-request-id"]] = url
 
     async def take_out(self, url: str) -> None:
@@ -104,7 +104,7 @@ class Balancer:
         await until(lambda: self.unheard[url] == 0)
 
 
-def _said(raw: bytes, *, stream: bool) -> str:
+def _generated_text(raw: bytes, *, stream: bool) -> str:
     if not stream:
         return str(orjson.loads(raw)["choices"][0]["message"]["content"])
     events = raw.decode().split("\n\n")

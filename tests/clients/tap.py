@@ -121,15 +121,15 @@ class Tap:
 
 
 async def _pump(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, look: Callable[[bytes], tuple[bytes, bool]]
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, transform: Callable[[bytes], tuple[bytes, bool]]
 ) -> None:
     """Pass bytes on as `look` hands them back, until the end, or until it says False."""
     try:
         while data := await reader.read(65536):
-            data, go_on = look(data)
+            data, continues = transform(data)
             writer.write(data)
             await writer.drain()
-            if not go_on:
+            if not continues:
                 return
     except ConnectionError:
         return

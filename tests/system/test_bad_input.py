@@ -202,10 +202,10 @@ def test_unknown_routes_are_404_and_wrong_methods_405(caller: httpx.Client) -> N
 
 def test_no_reply_tells_what_the_gateway_is_built_with(caller: httpx.Client, gate: GatewayProcess) -> None:
     """Versions of Python and aiohttp would help attackers."""
-    asked = {"model": "chat-student", "messages": ASKED}
+    request_body = {"model": "chat-student", "messages": ASKED}
     replies = [
-        caller.post("/v1/chat/completions", json=asked),
-        caller.post("/v1/chat/completions", json={**asked, "stream": True}),
+        caller.post("/v1/chat/completions", json=request_body),
+        caller.post("/v1/chat/completions", json={**request_body, "stream": True}),
         caller.post("/v1/chat/completions", json={}),
         caller.get("/v1/nothing"),
         caller.get("/healthz"),

@@ -77,9 +77,9 @@ BAD: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("what", BAD)
 def test_what_llama_cpp_cannot_take_is_refused_once(caller: CountingClient, gateway: GatewayProcess, what: str) -> None:
     """llama.cpp answers 500 to all of these, which the SDK would retry."""
-    asked: dict[str, Any] = {"model": "chat-student", "messages": PLAIN, "max_tokens": 4} | BAD[what]
+    request: dict[str, Any] = {"model": "chat-student", "messages": PLAIN, "max_tokens": 4} | BAD[what]
     with pytest.raises(openai.BadRequestError) as refused:
-        caller.sdk.chat.completions.create(**asked)
+        caller.sdk.chat.completions.create(**request)
     assert "fails for this request and answers others. Correct the request: " in refused.value.message
     assert refused.value.response.headers["x-should-retry"] == "false"
     assert caller.statuses == [400]
@@ -96,10 +96,10 @@ def test_one_tenants_bad_requests_cost_no_other_tenant_an_answer(gateway: Gatewa
 
     def disturb(number: int) -> None:
         words = {"type": "text", "text": f"What is it? {number}"}
-        asked: list[Any] = [{"role": "user", "content": [words, IMAGE]}]
+        request: list[Any] = [{"role": "user", "content": [words, IMAGE]}]
         while not done:
             with pytest.raises(openai.APIStatusError):
-                noisy.sdk.chat.completions.create(model="chat-student", messages=asked, max_tokens=4)
+                noisy.sdk.chat.completions.create(model="chat-student", messages=request, max_tokens=4)
 
     with noisy.sdk, quiet.sdk, ThreadPoolExecutor(4) as pool:
         disturbing = [pool.submit(disturb, number) for number in range(4)]

@@ -95,10 +95,10 @@ def test_the_reply_says_what_the_receipt_does(gateway: GatewayProcess, *, stream
     reply, receipt = ask(gateway, "chat", stream=stream, stream_options={"include_usage": True} if stream else None)
     if stream:
         events = [line.removeprefix("data: ") for line in reply.text.splitlines() if line.startswith("data: {")]
-        said = json.loads(events[-1])["gkt"]["baseline_usd"]
+        reported = json.loads(events[-1])["gkt"]["baseline_usd"]
     else:
-        said = reply.headers["x-gkt-baseline-usd"]
-    assert Decimal(said) == Decimal(receipt["baseline_usd"])
+        reported = reply.headers["x-gkt-baseline-usd"]
+    assert Decimal(reported) == Decimal(receipt["baseline_usd"])
     assert receipt["baseline_basis"] == "tokenizer"
 
 

@@ -105,12 +105,12 @@ def until(holds: Callable[[], bool]) -> None:
 
 
 def test_stored_tokens_are_charged_and_counted_everywhere(gateway: GatewayProcess, tmp_path: Path) -> None:
-    whole, told = ask(gateway, "chat-teacher")
-    assert told == {**COUNTED, "prompt_tokens_details": DETAILS}
-    streamed, told = ask(gateway, "chat-teacher", stream=True, stream_options={"include_usage": True})
-    assert told == {**COUNTED, "prompt_tokens_details": DETAILS}
-    opened_by_big, told = ask(gateway, "chat")
-    assert "prompt_tokens_details" not in told, "the student cached nothing"
+    whole, reported = ask(gateway, "chat-teacher")
+    assert reported == {**COUNTED, "prompt_tokens_details": DETAILS}
+    streamed, reported = ask(gateway, "chat-teacher", stream=True, stream_options={"include_usage": True})
+    assert reported == {**COUNTED, "prompt_tokens_details": DETAILS}
+    opened_by_big, reported = ask(gateway, "chat")
+    assert "prompt_tokens_details" not in reported, "the student cached nothing"
     ids = [whole, streamed, opened_by_big]
 
     until(lambda: call(gateway, "/v1/usage?since=1h").json()["total"]["requests"] == len(ids))

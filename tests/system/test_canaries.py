@@ -113,7 +113,7 @@ class Callers:
             del body["metadata"]
         return self.send(tenant, "POST", "/v1/chat/completions", json=body)
 
-    def told(self, answer: httpx.Response) -> str | None:
+    def error_code(self, answer: httpx.Response) -> str | None:
         return said_in(answer.text)
 
 
@@ -169,7 +169,7 @@ def _walk_and_look(world: World) -> None:
             _break,
             _leave,
             _look_at_receipts,
-            _look,
+            _search_everywhere,
         ):
             step(callers)
 
@@ -190,7 +190,7 @@ def _succeed(callers: Callers) -> None:
             for stream in (False, True):
                 answer = callers.ask(tenant, "fine", model, stream=stream)
                 assert answer.status_code == 200
-                assert callers.told(answer) is None
+                assert callers.error_code(answer) is None
                 assert callers.world.canaries[f"{tenant}-answer"] in answer.text or model == "chat-teacher"
     give_up = time.monotonic() + 10
     while callers.ask("acme", "fine", "chat").headers.get("x-gkt-shared") != "cache":
@@ -213,18 +213,18 @@ def _fail_by_engines(callers: Callers) -> None:
     for play, codes in CODES.items():
         for stream, code in zip((False, True), codes, strict=True):
             answer = callers.ask("acme", f"student-{play}", "chat-student", stream=stream)
-            assert callers.told(answer) == code, (play, stream, answer.text)
+            assert callers.error_code(answer) == code, (play, stream, answer.text)
             if play == "stalls" and not stream:
                 continue  # two seconds each
             translated = callers.ask("acme", f"student-{play}", "chat-translated", stream=stream)
-            assert callers.told(translated) is not None, (play, stream, translated.text)
+            assert callers.error_code(translated) is not None, (play, stream, translated.text)
             guided = callers.ask("acme", f"teacher-{play}", "chat", stream=stream)
             assert guided.status_code == 200, guided.text
-            assert callers.told(callers.ask("acme", f"teacher-{play}", "chat-teacher", stream=stream)) is not None
+            assert callers.error_code(callers.ask("acme", f"teacher-{play}", "chat-teacher", stream=stream)) is not None
             callers.ask("globex", f"student-{play}", "chat", stream=stream)
         other = callers.ask("globex", "fine", "chat")
         assert other.status_code == 200
-    assert callers.told(callers.ask("acme", "fine", "chat-nobody")) == "engine_unreachable"
+    assert callers.error_code(callers.ask("acme", "fine", "chat-nobody")) == "engine_unreachable"
 
 
 def _fail_by_callers(callers: Callers) -> None:
@@ -323,7 +323,7 @@ def _run_out(callers: Callers) -> None:
     assert [callers.ask("hasty", "fine", "chat").status_code for _ in range(2)] == [200, 429]
     assert [callers.ask("careful", "fine", "chat").status_code for _ in range(2)] == [200, 200]
     refused = callers.ask("poor", "fine", "chat")
-    assert (refused.status_code, callers.told(refused)) == (429, "insufficient_quota")
+    assert (refused.status_code, callers.error_code(refused)) == (429, "insufficient_quota")
     give_up = time.monotonic() + 10
     while len(callers.world.posted) < 2:
         assert time.monotonic() < give_up, "of the soft line and the hard one"
@@ -334,7 +334,7 @@ def _run_out(callers: Callers) -> None:
 def _break(callers: Callers) -> None:
     """Provoke errors of the gateway itself, with a traceback."""
     broken = callers.ask("acme", "gateway-breaks", "chat")
-    assert (broken.status_code, callers.told(broken)) == (500, "server_error")
+    assert (broken.status_code, callers.error_code(broken)) == (500, "server_error")
     callers.world.process.wait_for_log("request_broke")
     midway = callers.ask("acme", "fine BREAKS-MIDWAY", "chat-student", stream=True)
     assert midway.status_code in {200, 500}
@@ -366,7 +366,7 @@ def _look_at_receipts(callers: Callers) -> None:
     assert found > 100
 
 
-def _look(callers: Callers) -> None:
+def _search_everywhere(callers: Callers) -> None:
     world, canaries = callers.world, callers.world.canaries
     for tenant, reply in callers.replies:
         canaries.search("reply", reply, allowed=tuple(name.format(tenant) for name in _OWN))
@@ -395,8 +395,8 @@ def _wait_for_comparisons(world: World) -> None:
     """Wait for sampled runs of both engines and a judge that replies with its whole request instead of a grade."""
     give_up = time.monotonic() + 10
     while True:
-        told = world.admin("/metrics").text
-        ended = dict(re.findall(r'gkt_quality_samples_total\{result="(\w+)"\} (\S+)', told))
+        metrics = world.admin("/metrics").text
+        ended = dict(re.findall(r'gkt_quality_samples_total\{result="(\w+)"\} (\S+)', metrics))
         if min(float(ended["made"]), float(ended["unscored"])) >= 4:
             break
         assert time.monotonic() < give_up, ended
@@ -422,7 +422,7 @@ def _without_redis(world: World) -> None:
             assert callers.ask("acme", "fine", "chat", stream=stream).status_code == 200
             for play, code in (("failed", "invalid_request_error"), ("page", "engine_failed")):
                 failed = callers.ask("acme", f"student-{play}", "chat-student", stream=stream)
-                assert callers.told(failed) == code, (play, stream, failed.text)
+                assert callers.error_code(failed) == code, (play, stream, failed.text)
         assert callers.send("acme", "GET", "/v1/receipts/req_0123456789abcdef01234567").status_code == 503
     for tenant, reply in callers.replies:
         world.canaries.search("reply", reply, allowed=tuple(name.format(tenant) for name in _OWN))

@@ -95,8 +95,10 @@ class World:
         parts = [orjson.loads(event) for event in events] if stream else [answer.json()]
         texts: dict[int, str] = {}
         for choice in (choice for part in parts for choice in part["choices"]):
-            said = choice.get("text") if api == "completions" else choice["delta" if stream else "message"]["content"]
-            texts[choice["index"]] = texts.get(choice["index"], "") + (said or "")
+            generated = (
+                choice.get("text") if api == "completions" else choice["delta" if stream else "message"]["content"]
+            )
+            texts[choice["index"]] = texts.get(choice["index"], "") + (generated or "")
         return answer.headers, [text for _, text in sorted(texts.items())]
 
 

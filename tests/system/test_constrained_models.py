@@ -45,11 +45,11 @@ def client(gateway: GatewayProcess) -> Iterator[OpenAI]:
 
 def ask(client: OpenAI, model: str, messages: list[Any] = CHAT, *, stream: bool, **more: Any) -> tuple[Any, str]:
     """Return the headers and the text of the answer."""
-    asked: dict[str, Any] = {"model": model, "messages": messages, "max_tokens": 40, "temperature": 0} | more
+    request: dict[str, Any] = {"model": model, "messages": messages, "max_tokens": 40, "temperature": 0} | more
     if not stream:
-        raw = client.chat.completions.with_raw_response.create(**asked)
+        raw = client.chat.completions.with_raw_response.create(**request)
         return raw.headers, raw.parse().choices[0].message.content or ""
-    chunks = client.chat.completions.create(**asked, stream=True)
+    chunks = client.chat.completions.create(**request, stream=True)
     return chunks.response.headers, "".join(part.choices[0].delta.content or "" for part in chunks if part.choices)
 
 
@@ -89,12 +89,14 @@ def test_a_forbidden_word_is_nowhere_in_the_answer(client: OpenAI, model: str, *
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_raw_prompts_grammar_holds(client: OpenAI, *, stream: bool) -> None:
-    asked: Any = {"model": "chat", "prompt": f"Q: {QUESTION}\nA:", "max_tokens": 8, "temperature": 0}
-    asked["extra_body"] = {"grammar": 'root ::= " yes" | " no"'}
+    request: Any = {"model": "chat", "prompt": f"Q: {QUESTION}\nA:", "max_tokens": 8, "temperature": 0}
+    request["extra_body"] = {"grammar": 'root ::= " yes" | " no"'}
     if stream:
-        text = "".join(part.choices[0].text for part in client.completions.create(**asked, stream=True) if part.choices)
+        text = "".join(
+            part.choices[0].text for part in client.completions.create(**request, stream=True) if part.choices
+        )
     else:
-        raw = client.completions.with_raw_response.create(**asked)
+        raw = client.completions.with_raw_response.create(**request)
         assert raw.headers["x-gkt-unguided"] == "structured_output"
         text = raw.parse().choices[0].text
     assert text in {" yes", " no"}

@@ -114,7 +114,7 @@ async def until(true: Any, limit_s: float = 10.0) -> None:
         await asyncio.sleep(0.02)
 
 
-def told(process: GatewayProcess, status: str) -> list[str]:
+def ids_with_status(process: GatewayProcess, status: str) -> list[str]:
     return [line["id"] for line in process.log if line["event"] == "request" and line["status"] == status]
 
 
@@ -164,10 +164,10 @@ async def test_what_a_killed_process_worked_on_is_settled_once_by_those_who_live
                 for seen in begun:
                     await seen.wait()
                 part.teacher.behave = part.waits
-                asked = len(part.teacher.requests)
+                calls_before = len(part.teacher.requests)
                 for _ in range(at_teacher):
                     group.create_task(guide())
-                while len(part.teacher.requests) < asked + at_teacher:
+                while len(part.teacher.requests) < calls_before + at_teacher:
                     await asyncio.sleep(0.01)
                 left = await part.intents()
                 assert len(left) == at_teacher + streaming
@@ -188,7 +188,7 @@ async def test_what_a_killed_process_worked_on_is_settled_once_by_those_who_live
             }
             assert all(float(one["savings_usd"]) == 0 < float(one["cost_usd"]) for one in lost)
             assert await part.intents() == set()
-            by_process = [told(one, "abandoned") for one in survivors]
+            by_process = [ids_with_status(one, "abandoned") for one in survivors]
             assert Counter(by_process[0] + by_process[1]) == Counter(left)
             for name in ("gkt_requests_total", "gkt_intents_abandoned_total"):
                 label = 'status="abandoned"' if name == "gkt_requests_total" else ""
@@ -223,13 +223,13 @@ async def test_a_process_that_only_hung_has_the_last_word(redis_url: str, tmp_pa
                 asking = [asyncio.ensure_future(ask(client, ALONE)) for _ in range(3)]  # noqa: TID251
                 await until(lambda: _has(part.intents, 3))
                 # A call that was still connecting when it hung would come too late for its time-out.
-                while sum(asked["messages"] == ALONE["messages"] for asked in part.student.requests) < 3:
+                while sum(body["messages"] == ALONE["messages"] for body in part.student.requests) < 3:
                     await asyncio.sleep(0.01)
                 os.kill(hung.process.pid, signal.SIGSTOP)
                 try:
                     await until(lambda: _has(part.receipts, 3), 5 * LEASE_S)
                     assert {one["status"] for one in await part.receipts()} == {"abandoned"}
-                    while len(told(other, "abandoned")) < 3:  # Redis has them a moment earlier
+                    while len(ids_with_status(other, "abandoned")) < 3:  # Redis has them a moment earlier
                         await asyncio.sleep(0.01)
                     part.go.set()
                 finally:
@@ -247,7 +247,7 @@ async def test_a_process_that_only_hung_has_the_last_word(redis_url: str, tmp_pa
             replaced = hung.wait_for_log("abandoned_replaced")["ids"]
             await asyncio.sleep(1.5 * LEASE_S)
             assert await true_receipts()
-            assert len(told(other, "abandoned")) == 3
+            assert len(ids_with_status(other, "abandoned")) == 3
     print(f"abandoned 3, then replaced by the truth {len(receipts)} (first word of it: {len(replaced)} at once)")
 
 
@@ -311,7 +311,7 @@ async def test_a_caller_that_leaves_while_it_waits_for_admission_leaves_nothing_
         with a_gateway(tmp_path, part, server.url, timeout="4s", lease="20s") as process:
             async with a_client(process) as client:
                 assert (await ask(client, ALONE)).status_code == 200
-                asked = len(part.student.requests)
+                calls_before = len(part.student.requests)
                 async with paused(server.url):
                     gone = await asyncio.gather(
                         *(client.post("/v1/chat/completions", json=ALONE, timeout=1.5) for _ in range(4)),
@@ -322,7 +322,7 @@ async def test_a_caller_that_leaves_while_it_waits_for_admission_leaves_nothing_
                 await until(lambda: _has(part.receipts, 5))
                 assert Counter(one["status"] for one in await part.receipts()) == {"ok": 1, "client_gone": 4}
                 assert await part.intents() == set()
-                assert len(part.student.requests) == asked
+                assert len(part.student.requests) == calls_before
     print("left while admitted: 4 client_gone, 0 intents")
 
 

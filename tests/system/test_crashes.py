@@ -140,8 +140,8 @@ class Fleet:
             if answer.status_code == 200:
                 end = answer.headers.get("x-gkt-unguided", "guided")
                 if "data:" not in answer.text:
-                    said = answer.json()["choices"][0]["message"]["content"]
-                    assert said == ("The answer to your question" + REST if end == "guided" else REST)
+                    generated = answer.json()["choices"][0]["message"]["content"]
+                    assert generated == ("The answer to your question" + REST if end == "guided" else REST)
             else:
                 end = answer.json()["error"]["code"]
         self.got[at][end] += 1
@@ -246,15 +246,15 @@ class Fleet:
         assert teacher.most <= CAP
 
 
-async def until(look: Callable[[], Any], wanted: Any, limit_s: float) -> None:
+async def until(probe: Callable[[], Any], expected: Any, limit_s: float) -> None:
     give_up = asyncio.get_running_loop().time() + limit_s
     while True:
-        seen = look()
+        seen = probe()
         if asyncio.iscoroutine(seen):
             seen = await seen
-        if seen == wanted:
+        if seen == expected:
             return
-        assert asyncio.get_running_loop().time() < give_up, f"{seen}, not {wanted}, after {limit_s:g} s"
+        assert asyncio.get_running_loop().time() < give_up, f"{seen}, not {expected}, after {limit_s:g} s"
         await asyncio.sleep(0.02)
 
 

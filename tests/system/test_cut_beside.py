@@ -88,9 +88,9 @@ class Guarding:
 
     def start(self) -> None:
         quality = QualityPlan(QualityRule(sample=1), plan("teacher"), None)
-        heard = AnswerBuffer()
-        heard.add([reply("One two")])
-        self._guard.start(guided(plan=structs.replace(plan(), quality=quality)), chat(), CALLER, heard)
+        buffer = AnswerBuffer()
+        buffer.add([reply("One two")])
+        self._guard.start(guided(plan=structs.replace(plan(), quality=quality)), chat(), CALLER, buffer)
 
     async def begin(self) -> None:
         self.start()

@@ -92,25 +92,25 @@ class World:
         content = more.pop("question", None) or f"What is {next(_numbers)}?"
         body = {"model": route, "messages": [{"role": "user", "content": content}], "stream": True} | more
         headers = {"Authorization": f"Bearer {KEY}"}
-        heard = Heard([], [] if pieces is None else pieces, [], httpx.Headers(), done=False)
+        streamed = Heard([], [] if pieces is None else pieces, [], httpx.Headers(), done=False)
         begun = time.monotonic()
         with httpx.stream(
             "POST", f"{self.gateway.url}/v1/chat/completions", headers=headers, json=body, timeout=20
         ) as answer:
-            heard.headers = answer.headers
+            streamed.headers = answer.headers
             for line in answer.iter_lines():
                 if line == "data: [DONE]":
-                    heard.done = True
+                    streamed.done = True
                 elif line.startswith("data: "):
-                    heard.parts.append(part := orjson.loads(line[6:]))
+                    streamed.parts.append(part := orjson.loads(line[6:]))
                     for choice in part.get("choices", ()):
                         if text := choice["delta"].get("content"):
-                            heard.at_s.append(time.monotonic() - begun)
-                            heard.pieces.append(text)
-        return heard
+                            streamed.at_s.append(time.monotonic() - begun)
+                            streamed.pieces.append(text)
+        return streamed
 
-    def receipt(self, heard: Heard) -> dict[str, Any]:
-        return self.gateway.wait_for_log("request", id=heard.headers["x-request-id"])
+    def receipt(self, streamed: Heard) -> dict[str, Any]:
+        return self.gateway.wait_for_log("request", id=streamed.headers["x-request-id"])
 
 
 @pytest.fixture(scope="module")
@@ -157,22 +157,22 @@ def test_the_teachers_words_leave_as_they_are_written(world: World, route: str) 
     """The gateway holds back one word. It sends the last word, which may be half, after the seam is decided."""
     pieces: list[str] = []
     world.teacher.behave = teacher(pause_s=0, shown=pieces)
-    heard = world.hear(route, pieces)
-    assert heard.text == KEPT + " with this."
-    assert heard.pieces[: heard.pieces.index(" with")] == ["The", " answer", " to", " your", " question"]
-    assert heard.done
+    streamed = world.hear(route, pieces)
+    assert streamed.text == KEPT + " with this."
+    assert streamed.pieces[: streamed.pieces.index(" with")] == ["The", " answer", " to", " your", " question"]
+    assert streamed.done
 
 
 def test_what_was_shown_is_what_the_student_continues(world: World) -> None:
     """The caller receives one answer: one role, one id, one finish."""
-    heard = world.hear(stream_options={"include_usage": True})
+    streamed = world.hear(stream_options={"include_usage": True})
     assert world.student.requests[0]["messages"][-1] == {"role": "assistant", "content": KEPT}
-    choices = [choice for part in heard.parts for choice in part["choices"]]
+    choices = [choice for part in streamed.parts for choice in part["choices"]]
     assert [choice["delta"]["role"] for choice in choices if "role" in choice["delta"]] == ["assistant"]
     assert [choice["finish_reason"] for choice in choices if choice["finish_reason"]] == ["stop"]
-    assert len({(part["id"], part["created"], part["model"]) for part in heard.parts}) == 1
-    usage = heard.parts[-1]["usage"]
-    receipt = world.receipt(heard)
+    assert len({(part["id"], part["created"], part["model"]) for part in streamed.parts}) == 1
+    usage = streamed.parts[-1]["usage"]
+    receipt = world.receipt(streamed)
     assert usage["completion_tokens"] == receipt["guidance"]["kept_tokens"] + receipt["student"]["output_tokens"]
     assert receipt["teacher"]["output_tokens"] == len(WORDS)
 
@@ -180,8 +180,8 @@ def test_what_was_shown_is_what_the_student_continues(world: World) -> None:
 @pytest.mark.parametrize("route", ["whole", "hint"])
 def test_guidance_that_does_not_stream_comes_at_once_or_not_at_all(world: World, route: str) -> None:
     """`stream: false`, and a hint, which the caller never receives."""
-    heard = world.hear(route)
-    assert heard.at_s[0] > len(WORDS) * PAUSE_S
+    streamed = world.hear(route)
+    assert streamed.at_s[0] > len(WORDS) * PAUSE_S
     assert not world.teacher.requests[0].get("stream")
 
 
@@ -197,18 +197,18 @@ def test_a_json_caller_waits_for_all_of_it_and_the_teacher_is_not_asked_to_strea
 def test_a_teacher_that_ends_by_itself_has_answered(world: World) -> None:
     """The answer holds the teacher's last word, and no student is called."""
     world.teacher.behave = teacher(finish="stop")
-    heard = world.hear()
-    assert heard.text == "".join(WORDS)
-    assert (world.student.requests, world.receipt(heard)["mode"]) == ([], "teacher_complete")
+    streamed = world.hear()
+    assert streamed.text == "".join(WORDS)
+    assert (world.student.requests, world.receipt(streamed)["mode"]) == ([], "teacher_complete")
 
 
 def test_a_teacher_that_fails_in_the_middle_has_written_a_short_opening(world: World) -> None:
     """The sent words stay, the student continues them, and the receipt gives the reason for the short opening."""
     world.teacher.behave = teacher(fails_after=3)
-    heard = world.hear()
-    assert heard.text == "The answer with this."
-    assert heard.done
-    receipt = world.receipt(heard)
+    streamed = world.hear()
+    assert streamed.text == "The answer with this."
+    assert streamed.done
+    receipt = world.receipt(streamed)
     assert (receipt["mode"], receipt["guidance"]["cut_short"]) == ("guided", "teacher_failed")
     assert receipt["guidance"]["kept_tokens"] == 2
     assert len(world.teacher.requests) == 1, "it is not asked again once its words were shown"
@@ -219,27 +219,27 @@ def test_a_teacher_that_fails_at_the_callers_limit_leaves_nothing_to_ask_for(wor
     world.teacher.behave = teacher(
         fails_after=5, words=["Photosynthesis", " converts", " sunlight", " into", " a"], pause_s=0
     )
-    heard = world.hear(max_tokens=5)
+    streamed = world.hear(max_tokens=5)
     assert [body["max_tokens"] for body in world.student.requests] == []
-    assert heard.text == "Photosynthesis converts sunlight into"
-    assert heard.parts[-1]["choices"][0]["finish_reason"] == "length"
-    assert world.receipt(heard)["guidance"]["cut_short"] == "teacher_failed"
+    assert streamed.text == "Photosynthesis converts sunlight into"
+    assert streamed.parts[-1]["choices"][0]["finish_reason"] == "length"
+    assert world.receipt(streamed)["guidance"]["cut_short"] == "teacher_failed"
 
 
 def test_a_teacher_that_is_too_late_is_cut_where_it_was(world: World) -> None:
     """The deadline also ends a teacher whose words were sent already."""
     world.teacher.behave = teacher(fails_after=3, stalls=True, pause_s=0)
-    heard = world.hear("hurried")
-    assert heard.text == "The answer with this."
-    assert world.receipt(heard)["guidance"]["cut_short"] == "teacher_late"
+    streamed = world.hear("hurried")
+    assert streamed.text == "The answer with this."
+    assert world.receipt(streamed)["guidance"]["cut_short"] == "teacher_late"
 
 
 def test_a_teacher_that_fails_before_a_word_was_shown_is_as_if_it_had_not_streamed(world: World) -> None:
     """Nothing was sent yet, so the student answers alone, or the reply is a 503."""
     world.teacher.behave = teacher(fails_after=0)
-    heard = world.hear()
-    assert heard.text == " with this."
-    assert heard.headers["x-gkt-unguided"] == "teacher_failed"
+    streamed = world.hear()
+    assert streamed.text == " with this."
+    assert streamed.headers["x-gkt-unguided"] == "teacher_failed"
     assert len(world.teacher.requests) == 2, "asked once more"
     refused = world.hear("must")
     assert refused.parts == []
@@ -249,8 +249,8 @@ def test_a_teacher_that_fails_before_a_word_was_shown_is_as_if_it_had_not_stream
 def test_a_stop_text_that_the_teacher_writes_ends_the_answer(world: World) -> None:
     """No part of the stop text is sent, also if it arrives in two pieces."""
     world.teacher.behave = teacher(finish="stop")
-    heard = world.hear(stop=["your ques"])
-    assert heard.text == "The answer to "
+    streamed = world.hear(stop=["your ques"])
+    assert streamed.text == "The answer to "
     assert world.student.requests == []
 
 
@@ -260,10 +260,10 @@ def test_identical_requests_share_one_stream(world: World) -> None:
     Later ones get them from the cache.
     """
     for _ in range(2):
-        heard = world.hear("kept", question="The same?")
-        assert heard.text == KEPT + " with this."
+        streamed = world.hear("kept", question="The same?")
+        assert streamed.text == KEPT + " with this."
     assert len(world.teacher.requests) == 1
-    assert world.receipt(heard)["teacher"]["shared"] == "cache"
+    assert world.receipt(streamed)["teacher"]["shared"] == "cache"
 
 
 def test_a_teacher_is_read_to_its_usage_after_its_caller_disconnected(world: World) -> None:

@@ -68,8 +68,8 @@ async def test_two_processes_on_one_redis_fill_one_batch(engines: LocalStack, re
         for process in (one, two):
             wait_until_probed(process.admin_url)
         clients = [AsyncOpenAI(base_url=f"{process.url}/v1", api_key=KEY, max_retries=0) for process in (one, two)]
-        asked = [_ask(client) for client in clients for _ in range(CALLERS)]
-        receipts = await asyncio.gather(*asked)
+        calls = [_ask(client) for client in clients for _ in range(CALLERS)]
+        receipts = await asyncio.gather(*calls)
         for client in clients:
             await client.close()
     first, second = receipts[:CALLERS], receipts[CALLERS:]

@@ -90,11 +90,11 @@ def bodies(draw: st.DrawFn, least: dict[str, Any]) -> bytes:
 def check(kind: str, raw: bytes) -> None:
     """Check that an accepted body can be encoded, and that a rejection can be encoded and names the field."""
     try:
-        asked = KINDS[kind][0](raw)
+        parsed = KINDS[kind][0](raw)
     except InvalidRequest as error:
         said, param = error.message, error.param
     else:
-        said, param = orjson.dumps(asked.body).decode(), None
+        said, param = orjson.dumps(parsed.body).decode(), None
     said.encode()
     assert param is None or param in said
 

@@ -138,12 +138,12 @@ def test_an_error_is_told_to_who_asked_and_to_nobody_else(world: World) -> None:
     world.fails.set()
     try:
         with ThreadPoolExecutor(12) as pool:
-            asked = [
+            calls = [
                 pool.submit(world.ask, who, question, "chat-shared")
                 for _ in range(3)
                 for who, question in ((ACME, _SECRET), (GLOBEX, "Nothing special"), (GLOBEX, _SECRET[::-1]))
             ]
-            answers = [one.result() for one in asked]
+            answers = [one.result() for one in calls]
     finally:
         world.fails.clear()
     assert {answer.status_code for answer in answers} == {400}

@@ -45,8 +45,8 @@ async def answers(request: web.Request, body: dict[str, Any]) -> web.StreamRespo
 
 def fails(status: int, shape: Callable[[str], Any]) -> Handler:
     async def behave(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-        said = shape(f"cannot read '{quoted(body)}' in {orjson.dumps(body).decode()}")
-        raw = said if isinstance(said, str) else json.dumps(said)
+        error = shape(f"cannot read '{quoted(body)}' in {orjson.dumps(body).decode()}")
+        raw = error if isinstance(error, str) else json.dumps(error)
         return web.Response(text=raw, status=status, content_type="application/json")
 
     return behave
@@ -68,15 +68,15 @@ async def hangs_up(request: web.Request, body: dict[str, Any]) -> web.StreamResp
 
 
 FAILURES: dict[str, Handler] = {
-    "openai 400": fails(400, lambda said: {"error": {"message": said, "type": said, "code": said}}),
-    "tgi 422": fails(422, lambda said: {"error": said, "error_type": said}),
-    "detail 404": fails(404, lambda said: {"detail": said}),
-    "text 500": fails(500, lambda said: said),
-    "html 502": fails(502, lambda said: f"<html>{said}</html>"),
-    "busy 429": fails(429, lambda said: {"error": {"message": said}}),
-    "200 with an error": fails(200, lambda said: {"error": {"message": said}}),
-    "200 with something else": fails(200, lambda said: {"choices": said, said: said}),
-    "200 without JSON": fails(200, lambda said: f"{said}{{"),
+    "openai 400": fails(400, lambda error: {"error": {"message": error, "type": error, "code": error}}),
+    "tgi 422": fails(422, lambda error: {"error": error, "error_type": error}),
+    "detail 404": fails(404, lambda error: {"detail": error}),
+    "text 500": fails(500, lambda error: error),
+    "html 502": fails(502, lambda error: f"<html>{error}</html>"),
+    "busy 429": fails(429, lambda error: {"error": {"message": error}}),
+    "200 with an error": fails(200, lambda error: {"error": {"message": error}}),
+    "200 with something else": fails(200, lambda error: {"choices": error, error: error}),
+    "200 without JSON": fails(200, lambda error: f"{error}{{"),
     "an error in the middle": breaks_off,
     "an end in the middle": hangs_up,
 }

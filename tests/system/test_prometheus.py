@@ -89,23 +89,23 @@ def world(tmp_path_factory: pytest.TempPathFactory, redis_url: str) -> Iterator[
     """Run the load and kill a worker; the sums are from before the kill."""
     folder = tmp_path_factory.mktemp("world")
     program("prometheus")
-    with faulty_gateway(folder, redis_url) as gateway, prometheus(folder, gateway.admin_url) as asked:
+    with faulty_gateway(folder, redis_url) as gateway, prometheus(folder, gateway.admin_url) as server:
         statuses: dict[int, int] = {}
         loaded_at = time.time()
         parts = itertools.count()
         # Prometheus does not count the first value of a series as growth: the first load makes them, the second adds.
         _load_until_grown(gateway, parts, statuses)
-        _wait_for_scrape(asked, gateway)
+        _wait_for_scrape(server, gateway)
         _load_until_grown(gateway, parts, statuses)
         receipts = settled(gateway, redis_url)
         told = httpx.get(f"{gateway.admin_url}/metrics").text
         kill_a_busy_worker(gateway)
-        _wait_for_scrape(asked, gateway)
+        _wait_for_scrape(server, gateway)
         # What a scrape that comes too late leaves out is missed by every query until the next one.
-        until(lambda: _told(asked, "min_over_time(up[5s])") == 1, "no five seconds of scrapes in time")
+        until(lambda: _value_of(server, "min_over_time(up[5s])") == 1, "no five seconds of scrapes in time")
         now = time.time()
-        until(lambda: _told(asked, "min(timestamp(gkt:requests:rate5m))") > now, "no rule is evaluated")
-        yield World(gateway, asked, receipts, told, statuses, loaded_at)
+        until(lambda: _value_of(server, "min(timestamp(gkt:requests:rate5m))") > now, "no rule is evaluated")
+        yield World(gateway, server, receipts, told, statuses, loaded_at)
 
 
 def _load_until_grown(gateway: GatewayProcess, parts: Iterator[int], statuses: dict[int, int]) -> None:
@@ -122,14 +122,14 @@ def _load_until_grown(gateway: GatewayProcess, parts: Iterator[int], statuses: d
     until(grown, "no answer of the teacher's is counted")
 
 
-def _wait_for_scrape(asked: Prometheus, gateway: GatewayProcess) -> None:
+def _wait_for_scrape(server: Prometheus, gateway: GatewayProcess) -> None:
     """Wait until Prometheus has the gateway's current counts."""
     seen = total(gateway, "gkt_requests_total")
-    until(lambda: _told(asked, "sum(gkt_requests_total)") >= seen, "the last count is not scraped")
+    until(lambda: _value_of(server, "sum(gkt_requests_total)") >= seen, "the last count is not scraped")
 
 
-def _told(asked: Prometheus, expr: str) -> float:
-    found = asked.query(expr)
+def _value_of(server: Prometheus, expr: str) -> float:
+    found = server.query(expr)
     return float(found[0]["value"][1]) if found else -math.inf
 
 
@@ -189,18 +189,18 @@ def test_a_budget_is_told_as_it_stands(world: World) -> None:
     limits = world.prometheus.query("gkt_budget_limit_usd")
     assert [(one["metric"]["tenant"], float(one["value"][1])) for one in limits] == [("acme", 5.0)]
     spent = float(usd([one for one in world.receipts if one.tenant == "acme"], "cost_usd"))
-    until(lambda: _told(world.prometheus, "gkt_budget_spent_usd") >= spent - 1e-9, "what is spent is not told")
-    assert _told(world.prometheus, "gkt_budget_left_usd + gkt_budget_spent_usd") <= 5 + 1e-9
+    until(lambda: _value_of(world.prometheus, "gkt_budget_spent_usd") >= spent - 1e-9, "what is spent is not told")
+    assert _value_of(world.prometheus, "gkt_budget_left_usd + gkt_budget_spent_usd") <= 5 + 1e-9
 
 
 @pytest.mark.parametrize("board", BOARDS)
 def test_every_query_of_every_panel_returns_a_series_with_a_number(world: World, board: str) -> None:
-    asked = [(panel["title"], target["expr"]) for panel in panels(BOARDS[board]) for target in panel["targets"]]
+    queries = [(panel["title"], target["expr"]) for panel in panels(BOARDS[board]) for target in panel["targets"]]
 
     missing = []
 
     def whole() -> bool:
-        missing[:] = [(title, expr) for title, expr in asked if not _had_number(world, _filled_in(expr))]
+        missing[:] = [(title, expr) for title, expr in queries if not _had_number(world, _filled_in(expr))]
         return not missing
 
     # A scrape that a busy machine let time out leaves nothing until the next one.
@@ -235,12 +235,12 @@ def test_every_rule_is_evaluated_without_an_error(world: World) -> None:
 def test_every_series_that_a_rule_asks_for_is_there(world: World) -> None:
     """An alert on a metric that does not exist would never fire."""
     exprs = {rule["name"]: rule["query"] for rule in world.prometheus.rules()}
-    asked = {selector for expr in exprs.values() for selector in SELECTOR.findall(expr)}
-    assert len(asked) > 25
+    selectors = {selector for expr in exprs.values() for selector in SELECTOR.findall(expr)}
+    assert len(selectors) > 25
     missing = []
 
     def whole() -> bool:
-        missing[:] = [selector for selector in sorted(asked) if not world.prometheus.query(selector)]
+        missing[:] = [selector for selector in sorted(selectors) if not world.prometheus.query(selector)]
         return not missing
 
     until(whole, missing)
@@ -263,14 +263,14 @@ def test_metrics_report_the_usage_worker(world: World) -> None:
     """The worker is up and writes all receipts, and every gateway reports the fleet's counts."""
     assert world.sum("gkt_usage_up") == 1
     written = 'max(gkt_usage_receipts{result="inserted"})'
-    until(lambda: _told(world.prometheus, written) >= len(world.receipts), written)
-    until(lambda: _told(world.prometheus, "max(gkt_usage_waiting)") == 0, "receipts wait")
+    until(lambda: _value_of(world.prometheus, written) >= len(world.receipts), written)
+    until(lambda: _value_of(world.prometheus, "max(gkt_usage_waiting)") == 0, "receipts wait")
 
 
 def test_alerts_begin_for_what_went_wrong_and_for_nothing_else(world: World) -> None:
     """One engine is gone, another fails half of its calls, and a process was killed. Alerts are pending at first."""
     for rate in ("sum(gkt:failures:rate5m)", 'sum(gkt:guidance_failed:rate5m{route="chat"})'):
-        until(lambda rate=rate: _told(world.prometheus, rate) > 0, rate)
+        until(lambda rate=rate: _value_of(world.prometheus, rate) > 0, rate)
     wanted = {"GktEngineDown", "GktErrorRateHigh", "GktGuidanceFallingBack", "GktRequestsAbandoned"}
     unwanted = {
         "GktGatewayDown",

@@ -73,8 +73,8 @@ async def test_answers_go_on_without_redis_or_are_refused_as_configured(tmp_path
                         assert {answer.status_code for answer in alone} == {503}
                         assert alone[0].json()["error"]["code"] == "store_unavailable"
                         assert alone[0].headers["Retry-After"] == "1"
-                        asked = [body for body in engine.requests if body["messages"][0]["content"].startswith("Hello")]
-                        assert len(asked) == 2, "the teacher and the student, once, before Redis was away"
+                        sent = [body for body in engine.requests if body["messages"][0]["content"].startswith("Hello")]
+                        assert len(sent) == 2, "the teacher and the student, once, before Redis was away"
                     else:
                         assert {answer.headers["x-gkt-mode"] for answer in alone} == {"guided"}
                         assert all(answer.headers["x-gkt-batch"].startswith("local-") for answer in alone)

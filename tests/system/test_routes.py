@@ -130,8 +130,10 @@ def test_callers_ask_for_a_mode_and_a_length_where_they_may(client: OpenAI, engi
     """The SDK sends custom headers; the teacher's token limit follows, as JSON and as a stream."""
     assert mode_of(client, "free") == "guided"
     assert mode_of(client, "free", extra_headers={"x-gkt-guidance-tokens": "20"}) == "guided"
-    asked = [body["max_tokens"] for body in engine.requests if body.get("model") == "tgi" and "max_tokens" in body]
-    assert asked[-2:] == [12, 20]
+    token_limits = [
+        body["max_tokens"] for body in engine.requests if body.get("model") == "tgi" and "max_tokens" in body
+    ]
+    assert token_limits[-2:] == [12, 20]
     for mode in ("student", "teacher", "guided"):
         for stream in (False, True):
             assert mode_of(client, "free", stream=stream, extra_headers={"x-gkt-mode": mode}) == mode

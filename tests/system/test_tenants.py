@@ -204,8 +204,8 @@ def test_past_the_soft_line_the_student_answers_alone_and_the_reply_says_so(redi
             time.sleep(0.02)
         headers, body = posted[1]
         assert posted[0][1] == body, "what failed is sent again"
-        told = orjson.loads(body)
-        assert {name: told[name] for name in ("event", "tenant", "budget", "key", "max_budget_usd")} == {
+        alert = orjson.loads(body)
+        assert {name: alert[name] for name in ("event", "tenant", "budget", "key", "max_budget_usd")} == {
             "event": "budget_soft",
             "tenant": "acme",
             "budget": "tenant",

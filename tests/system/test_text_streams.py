@@ -103,9 +103,9 @@ def test_the_teachers_words_leave_as_they_are_written(world: World, route: str, 
 def test_a_teacher_that_ends_by_itself_has_answered(world: World, route: str, path: str) -> None:
     """The answer holds the teacher's last word and last blank, but no special token."""
     world.teacher.behave = writes(text=" It is Lima.\n", finish="stop")
-    heard = world.stream(route)
-    assert (heard.text(), heard.finishes) == (" It is Lima.\n", ["stop"])
-    assert world.receipt(heard)["mode"] == "teacher_complete"
+    streamed = world.stream(route)
+    assert (streamed.text(), streamed.finishes) == (" It is Lima.\n", ["stop"])
+    assert world.receipt(streamed)["mode"] == "teacher_complete"
     assert world.teacher.paths == [path]
     assert world.student.requests == []
 
@@ -119,10 +119,10 @@ def test_a_teacher_that_fails_in_the_middle_has_written_a_short_opening(
     error = TGIS_ERROR if route == "few" else OPENAIS_ERROR
     world.teacher.behave = writes(fails_after=3, **(error if told else {}))
     prompt = few_shot()
-    heard = world.stream(route, prompt=prompt)
-    assert heard.text() == " Paris is" + REST
+    streamed = world.stream(route, prompt=prompt)
+    assert streamed.text() == " Paris is" + REST
     assert world.student.requests[0]["prompt"] == prompt + " Paris is"
-    receipt = world.receipt(heard)
+    receipt = world.receipt(streamed)
     assert (receipt["mode"], receipt["guidance"]["cut_short"]) == ("guided", "teacher_failed")
     assert world.teacher.paths == [path], "it is not asked again once its words were shown"
 
@@ -134,8 +134,8 @@ def test_a_teacher_that_fails_before_a_word_was_shown_is_as_if_it_had_not_stream
     """The gateway retries the teacher once; then the student answers alone."""
     world.teacher.behave = writes(fails_after=0, **(TGIS_ERROR if route == "few" else OPENAIS_ERROR))
     prompt = few_shot()
-    heard = world.stream(route, prompt=prompt)
-    assert (heard.text(), heard.headers["x-gkt-unguided"]) == (REST, "teacher_failed")
+    streamed = world.stream(route, prompt=prompt)
+    assert (streamed.text(), streamed.headers["x-gkt-unguided"]) == (REST, "teacher_failed")
     assert world.student.requests[0]["prompt"] == prompt
     assert world.teacher.paths == [path] * 2
 
@@ -146,8 +146,8 @@ def test_a_teacher_that_fails_before_a_word_was_shown_is_as_if_it_had_not_stream
 def test_tgis_errors_under_status_200_are_what_they_say(world: World, error_type: str, reason: str, calls: int) -> None:
     """An overloaded teacher is not retried at once, unlike one with a server error."""
     world.teacher.behave = writes(fails_after=0, error="no", error_type=error_type)
-    heard = world.stream()
-    assert (heard.text(), heard.headers["x-gkt-unguided"]) == (REST, reason)
+    streamed = world.stream()
+    assert (streamed.text(), streamed.headers["x-gkt-unguided"]) == (REST, reason)
     assert len(world.teacher.requests) == calls
 
 
@@ -161,8 +161,8 @@ def test_where_the_policy_wants_guidance_a_stream_that_has_none_is_a_503(world: 
 
 def test_a_stop_text_in_the_teachers_words_ends_the_answer(world: World) -> None:
     """No part of the stop text is sent, also if it arrives in two pieces."""
-    heard = world.stream(stop=["the cap"])
-    assert (heard.text(), heard.finishes) == (" Paris is ", ["stop"])
+    streamed = world.stream(stop=["the cap"])
+    assert (streamed.text(), streamed.finishes) == (" Paris is ", ["stop"])
     assert world.student.requests == []
 
 
@@ -171,8 +171,8 @@ def test_a_teacher_that_begins_with_an_empty_line_is_heard_with_it(world: World,
     """A chat template would add the line; in a raw prompt it belongs to the answer."""
     world.teacher.behave = writes(text="\n\n Paris is the")
     prompt = few_shot()
-    heard = world.stream(route, prompt=prompt)
-    assert heard.text() == "\n\n Paris is" + REST
+    streamed = world.stream(route, prompt=prompt)
+    assert streamed.text() == "\n\n Paris is" + REST
     assert world.student.requests[0]["prompt"] == prompt + "\n\n Paris is"
 
 
@@ -226,7 +226,7 @@ def test_a_student_that_breaks_off_ends_the_stream_in_an_error(world: World) -> 
         return response
 
     world.student.behave = behave
-    heard = world.stream()
-    assert heard.text() == KEPT + " half"
-    assert (heard.finishes, heard.done) == ([], False)
-    assert heard.parts[-1]["error"]["code"] == "engine_failed"
+    streamed = world.stream()
+    assert streamed.text() == KEPT + " half"
+    assert (streamed.finishes, streamed.done) == ([], False)
+    assert streamed.parts[-1]["error"]["code"] == "engine_failed"

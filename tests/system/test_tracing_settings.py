@@ -18,8 +18,8 @@ MODEL = "models: [{name: big, protocol: tgi, api_base: 'http://tgi', price: {inp
 
 def settings_of(folder: Path, tracing: str, **environ: str) -> tuple[TracingSettings | None, list[str]]:
     (folder / "config.yaml").write_text(f"{MODEL}tracing: {tracing}\n")
-    settings, _, mistakes = check_settings(folder / "config.yaml", environ)
-    return (None if settings is None else settings.tracing), [str(one) for one in mistakes]
+    settings, _, issues = check_settings(folder / "config.yaml", environ)
+    return (None if settings is None else settings.tracing), [str(one) for one in issues]
 
 
 def test_without_an_endpoint_there_are_no_traces(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_opentelemetrys_own_variables_say_where_and_as_whom(tmp_path: Path) -> N
     ],
 )
 def test_a_slip_is_named_and_no_secret_is_repeated(tmp_path: Path, tracing: str, told: str) -> None:
-    settings, mistakes = settings_of(tmp_path, tracing, KEY="k", CONTROL="a\x01b")
+    settings, issues = settings_of(tmp_path, tracing, KEY="k", CONTROL="a\x01b")
     assert settings is None
-    assert any(told in one for one in mistakes), mistakes
-    assert "s3cret" not in str(mistakes)
+    assert any(told in one for one in issues), issues
+    assert "s3cret" not in str(issues)

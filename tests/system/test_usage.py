@@ -152,45 +152,45 @@ def total_of(receipts: list[dict[str, Any]], name: str) -> Decimal:
     return sum((Decimal(one[name]) for one in receipts), Decimal(0))
 
 
-def holds(told: dict[str, Any], receipts: list[dict[str, Any]]) -> None:
+def holds(summary: dict[str, Any], receipts: list[dict[str, Any]]) -> None:
     """Check that a row is the sum of these receipts."""
-    assert told["requests"] == len(receipts) > 0
-    assert told["errors"] == Counter(one["status"] for one in receipts if one["status"] != "ok")
-    assert told["unguided"] == Counter(one["unguided"] for one in receipts if one["unguided"])
+    assert summary["requests"] == len(receipts) > 0
+    assert summary["errors"] == Counter(one["status"] for one in receipts if one["status"] != "ok")
+    assert summary["unguided"] == Counter(one["unguided"] for one in receipts if one["unguided"])
     cost = total_of(receipts, "cost_usd")
-    assert Decimal(told["cost_usd"]) == cost
-    assert Decimal(told["savings_usd"]) == total_of(receipts, "savings_usd")
+    assert Decimal(summary["cost_usd"]) == cost
+    assert Decimal(summary["savings_usd"]) == total_of(receipts, "savings_usd")
     for role in ("teacher", "student"):
         shares = [one[role] for one in receipts if one[role] and not one[role].get("shared")]
         cached = sum(share.get("cached_input_tokens", 0) for share in shares)
         stored = sum(share.get("cache_write_input_tokens", 0) for share in shares)
-        assert told["tokens"][role] == {
+        assert summary["tokens"][role] == {
             "input": sum(share["input_tokens"] for share in shares) - cached - stored,
             "cached": cached,
             "cache_write": stored,
             "output": sum(share["output_tokens"] for share in shares),
         }
-        assert Decimal(told[f"{role}_cost_usd"]) == total_of(shares, "cost_usd")
+        assert Decimal(summary[f"{role}_cost_usd"]) == total_of(shares, "cost_usd")
     for stage in STAGES:
         spent_ms = [one["timings"][f"{stage}_ms"] for one in receipts if f"{stage}_ms" in one["timings"]]
-        assert told["latency_ms"][stage]["count"] == len(spent_ms)
+        assert summary["latency_ms"][stage]["count"] == len(spent_ms)
         if spent_ms:
-            assert told["latency_ms"][stage]["mean"] == pytest.approx(sum(spent_ms) / len(spent_ms), abs=0.001)
-            assert told["latency_ms"][stage]["p50"] <= told["latency_ms"][stage]["p95"] <= max(spent_ms) * 1.06
+            assert summary["latency_ms"][stage]["mean"] == pytest.approx(sum(spent_ms) / len(spent_ms), abs=0.001)
+            assert summary["latency_ms"][stage]["p50"] <= summary["latency_ms"][stage]["p95"] <= max(spent_ms) * 1.06
     whole = [one for one in receipts if one["status"] == "ok" and one["mode"] != "shadow"]
     opened = sum(one["guidance"]["kept_tokens"] for one in whole if one["guidance"])
     alone = sum(one["teacher"]["output_tokens"] for one in whole if one["mode"] == "teacher")
     finished = sum(one["student"]["output_tokens"] for one in whole if one["student"])
-    assert told["tokens"]["answer_by_teacher"] == opened + alone
-    assert told["tokens"]["answer"] == opened + alone + finished
+    assert summary["tokens"]["answer_by_teacher"] == opened + alone
+    assert summary["tokens"]["answer"] == opened + alone + finished
     served = [one for one in receipts if one["mode"] != "shadow"]
     baseline = total_of(served, "baseline_usd")
-    assert Decimal(told["baseline_usd"]) == baseline
-    assert Decimal(told["baseline_error_usd"]) == total_of(served, "baseline_error_usd")
-    assert told["baseline_estimated"] == sum(one["baseline_estimated"] for one in served)
-    known = baseline and not told["savings_about_zero"]
+    assert Decimal(summary["baseline_usd"]) == baseline
+    assert Decimal(summary["baseline_error_usd"]) == total_of(served, "baseline_error_usd")
+    assert summary["baseline_estimated"] == sum(one["baseline_estimated"] for one in served)
+    known = baseline and not summary["savings_about_zero"]
     share = float((baseline - total_of(receipts, "savings_usd")) / baseline) if known else None
-    assert told["cost_share"] == (pytest.approx(share, abs=1e-6) if share is not None else None)
+    assert summary["cost_share"] == (pytest.approx(share, abs=1e-6) if share is not None else None)
 
 
 def test_usage_is_the_sum_of_its_receipts(gateway: GatewayProcess, receipts: dict[str, dict[str, Any]]) -> None:
@@ -199,9 +199,9 @@ def test_usage_is_the_sum_of_its_receipts(gateway: GatewayProcess, receipts: dic
         holds(usage(gateway, f"since=1h&granularity={granularity}")["total"], list(receipts.values()))
     for by in ("tenant", "key", "route", "mode", "teacher", "student", "tenant,key,route,mode,teacher,student"):
         names = by.split(",")
-        told = usage(gateway, f"since=1h&by={by}")
-        holds(told["total"], list(receipts.values()))
-        for row in told["rows"]:
+        summary = usage(gateway, f"since=1h&by={by}")
+        holds(summary["total"], list(receipts.values()))
+        for row in summary["rows"]:
             holds(row, [one for one in receipts.values() if all(dim(one, name) == row[name] for name in names)])
 
 
@@ -240,10 +240,10 @@ def test_a_tenant_sees_its_own_usage_alone(gateway: GatewayProcess, receipts: di
 
 def test_money_is_told_where_receipts_tell_it(gateway: GatewayProcess, receipts: dict[str, dict[str, Any]]) -> None:
     """A sum with a hidden cost is hidden, too; the operator reads it."""
-    told = own(gateway, "by=route&since=1h", HIDDEN_KEY).json()
-    money = {row["route"]: "cost_usd" in row for row in told["rows"]}
+    summary = own(gateway, "by=route&since=1h", HIDDEN_KEY).json()
+    money = {row["route"]: "cost_usd" in row for row in summary["rows"]}
     assert money == {"chat": True, "hidden": False}
-    assert not {name for name in told["total"] if "usd" in name or name in {"baseline_estimated", "cost_share"}}
+    assert not {name for name in summary["total"] if "usd" in name or name in {"baseline_estimated", "cost_share"}}
     assert "cost_usd" in own(gateway, "route=chat&since=1h", HIDDEN_KEY).json()["total"]
     mine = [one for one in receipts.values() if one["tenant"] == "hides"]
     holds(usage(gateway, "tenant=hides&since=1h")["total"], mine)
@@ -255,10 +255,10 @@ def test_without_a_beginning_there_is_one_that_fits_the_granularity(gateway: Gat
 
 
 def test_filters_leave_what_they_name(gateway: GatewayProcess, receipts: dict[str, dict[str, Any]]) -> None:
-    told = usage(gateway, "since=1h&tenant=acme&key=second&model=chat&by=mode")
-    assert told["by"] == ["mode"]
+    summary = usage(gateway, "since=1h&tenant=acme&key=second&model=chat&by=mode")
+    assert summary["by"] == ["mode"]
     mine = [o for o in receipts.values() if (o["tenant"], o["key"], o["route"]) == ("acme", "second", "chat")]
-    holds(told["total"], mine)
+    holds(summary["total"], mine)
     assert usage(gateway, "since=1h&route=nothing")["rows"] == []
 
 
@@ -270,12 +270,12 @@ def test_the_pages_commands_run(gateway: GatewayProcess, receipts: dict[str, dic
     (tmp_path / "gateway.log").write_text(gateway.raw_log)
     page = (Path(__file__).parents[2] / "docs" / "cost.md").read_text("utf-8")
     scripts = re.findall(r"```sh\n(.*?)```", page, re.DOTALL)
-    told = [in_shell(gateway, script, tmp_path) for script in scripts]
-    assert len(told) == 3
+    outputs = [in_shell(gateway, script, tmp_path) for script in scripts]
+    assert len(outputs) == 3
     mine = [one for one in receipts.values() if one["tenant"] == "acme"]
-    holds(json.loads(told[0])["total"], mine)
-    assert sum(int(line["requests"]) for line in csv.DictReader(io.StringIO(told[1]))) == len(receipts)
-    assert Decimal(told[2]) == total_of(mine, "cost_usd") > 0
+    holds(json.loads(outputs[0])["total"], mine)
+    assert sum(int(line["requests"]) for line in csv.DictReader(io.StringIO(outputs[1]))) == len(receipts)
+    assert Decimal(outputs[2]) == total_of(mine, "cost_usd") > 0
 
 
 def in_shell(gateway: GatewayProcess, script: str, folder: Path) -> str:

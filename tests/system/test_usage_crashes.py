@@ -259,14 +259,14 @@ async def test_alerts_fire_without_a_worker(tmp_path: Path) -> None:
         gateway = await world.add_gateway()
 
         def alerts() -> dict[str, str]:
-            found = [one["metric"] for one in asked.query("ALERTS")]
+            found = [one["metric"] for one in monitor.query("ALERTS")]
             return {one["alertname"]: one["alertstate"] for one in found}
 
         async def alerted() -> bool:
             found = await asyncio.to_thread(alerts)
             return found.get("GktReceiptsLost") == "firing" and "GktUsageWorkerDown" in found
 
-        with prometheus(tmp_path, gateway.admin_url) as asked:
+        with prometheus(tmp_path, gateway.admin_url) as monitor:
             async with world.under_load(12):
                 await world.answer(MOST + 300)
                 await until(alerted, 60, lambda: str(alerts()))
