@@ -18,6 +18,7 @@ from gateway.local.weights import CATALOGUE
 from gateway.policy.book import check_all
 from gateway.policy.conditions import RouteCondition
 from gateway.telemetry.metrics import Metrics
+from tests.cli_reference import document
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -94,6 +95,11 @@ def test_every_metric_is_described_and_none_that_is_not_there() -> None:
 
 def test_every_command_is_in_the_readme() -> None:
     assert [name for name in COMMANDS if f"`gkt-gateway {name}`" not in page("README.md")] == []
+
+
+def test_the_command_line_page_is_generated() -> None:
+    """Update it with: python -m tests.cli_reference > docs/reference/cli.md"""
+    assert page("docs/reference/cli.md") == document()
 
 
 def test_the_quickstart_names_the_models_that_the_demo_can_take() -> None:
