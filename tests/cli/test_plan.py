@@ -173,13 +173,13 @@ def test_an_address_elsewhere_is_not_called(url: str, tmp_path: Path) -> None:
 def test_an_engine_that_is_not_there_is_said_not_to_be(tmp_path: Path) -> None:
     done = run("plan", "measure", "http://127.0.0.1:9/v1", "--out", str(tmp_path / "curve.json"))
     assert done.returncode == 1
-    assert "http://127.0.0.1:9/v1 was not measured: Engine '127.0.0.1:9' " in done.stderr
+    assert "http://127.0.0.1:9/v1 was not measured: The connection to engine '127.0.0.1:9' " in done.stderr
 
 
 @pytest.mark.parametrize("url", ["http://[::1]:9/v1", "http://localhost:9/v1"])
 def test_each_address_of_this_machine_may_be_named(url: str, tmp_path: Path) -> None:
     done = run("plan", "measure", url, "--out", str(tmp_path / "curve.json"))
-    assert f"{url} was not measured: Engine '" in done.stderr
+    assert f"{url} was not measured: The connection to engine '" in done.stderr
 
 
 def test_how_many_at_once_is_bounded(tmp_path: Path) -> None:
