@@ -15,7 +15,7 @@ def test_whether_to_retry_is_in_the_documentation(error: type[GatewayError]) -> 
     """Each label is in the line of the document that applies to it."""
     lines = {
         verdict: line
-        for line in page("docs/errors.md").splitlines()
+        for line in page("docs/clients.md").splitlines()
         for verdict in ("true", "false", "nothing")
         if line.startswith(f"| `x-should-retry`: {verdict} |")
     }

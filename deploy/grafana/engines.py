@@ -95,7 +95,7 @@ ENGINES = Dashboard(
         ),
         Panel(
             "Failed calls per second",
-            "By engine and error label: docs/errors.md.",
+            "By engine and error label: docs/clients.md#errors.",
             "short",
             (
                 Query(

@@ -97,9 +97,11 @@ def test_llm(gateway: GatewayProcess, answer: str, tmp_path: Path) -> None:
 
 
 def test_every_program_on_the_page_is_run() -> None:
-    """Every block has a test above."""
-    assert PAGE.count("```") == 2 * len(BLOCKS)
-    source = (HERE / "test_page.py").read_text("utf-8")
+    """Every block of a program or its configuration has a name, and a test that runs it."""
+    programs = re.findall(r"^```(?:python|js|sh|yaml)$", PAGE, re.MULTILINE)
+    assert len(programs) == len(BLOCKS)
+    tests = (HERE / "test_page.py", HERE.parent / "examples" / "test_guides.py")
+    source = "".join(path.read_text("utf-8") for path in tests)
     assert [name for name in BLOCKS if f'"{name}"' not in source] == []
 
 

@@ -50,7 +50,7 @@ def structs(root: type[msgspec.Struct]) -> Iterator[type[msgspec.Struct]]:
     "error", [error for error in error_types() if "label" in vars(error)], ids=lambda error: error.__name__
 )
 def test_every_error_label_has_its_row(error: type[GatewayError]) -> None:
-    rows = [line for line in page("docs/errors.md").splitlines() if line.startswith(f"| `{error.label}` |")]
+    rows = [line for line in page("docs/clients.md").splitlines() if line.startswith(f"| `{error.label}` |")]
     assert len(rows) == 1
     status, kind, code = (cell.strip(" `") for cell in rows[0].split("|")[2:5])
     no_caller_sees_it = issubclass(error, StartupError)

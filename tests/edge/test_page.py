@@ -19,7 +19,7 @@ from tests.engines.toy_servers import ANSWER, LlamaCpp
 ROOT = Path(__file__).parents[2]
 
 
-GUIDE = "docs/guides/edge.md"
+GUIDE = "docs/edge.md"
 
 
 def played(page: str, gateway: str, student: str, folder: Path, key: str = KEY) -> subprocess.CompletedProcess[str]:
@@ -35,7 +35,7 @@ def played(page: str, gateway: str, student: str, folder: Path, key: str = KEY) 
     )
 
 
-@pytest.mark.parametrize("page", ["docs/edge-client.md", "edge/README.md", GUIDE])
+@pytest.mark.parametrize("page", ["edge/README.md", GUIDE])
 def test_its_program_answers(page: str, tmp_path: Path) -> None:
     gateway = FakeGateway()
     with gateway.running() as url, toy(LlamaCpp()) as student:
@@ -69,6 +69,6 @@ def test_the_guides_program_says_who_must_mend_what(tmp_path: Path) -> None:
 
 
 def test_every_reason_of_the_clients_own_has_its_row() -> None:
-    text = (ROOT / "docs" / "edge-client.md").read_text("utf-8")
+    text = (ROOT / GUIDE).read_text("utf-8")
     reasons = (*AwayReason.__args__, "student_started_anew")  # type: ignore[attr-defined]
     assert [reason for reason in reasons if not re.search(rf"^\| `{reason}` \|", text, re.MULTILINE)] == []

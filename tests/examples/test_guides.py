@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.timeout(300)  # the client for Node.js is installed on first use
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("docs/quickstart.md", "docs/guides/edge.md", "docs/litellm.md")
+PAGES = ("docs/quickstart.md", "docs/edge.md", "docs/litellm.md")
 SECRETS = ("GKT_ADMIN_KEY", "VLLM_KEY", "ANTHROPIC_API_KEY", "LITELLM_MASTER_KEY", "BUDGET_WEBHOOK", "HOOK_SECRET")
 WHOLE = "Because of scattering."
 
@@ -128,25 +128,19 @@ def gateway(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 @pytest.mark.parametrize(
     ("name", "program", "key", "shown"),
     [
-        ("chat.py", sys.executable, KEY, f"{WHOLE}\n"),
+        ("ask.py", sys.executable, KEY, f"{WHOLE}\nguided \\S+\n{WHOLE}\nguided \\S+\n"),
         ("careful.py", sys.executable, KEY, f"{WHOLE}\n"),
         ("careful.py", sys.executable, "gk-nobody", r"401 invalid_api_key tell your platform team: req_\w+\n"),
-        ("chat.mjs", "node", KEY, f"{WHOLE}\n"),
+        ("ask.mjs", "node", KEY, f"{WHOLE}\nguided \\S+\n{WHOLE}\nguided \\S+\n"),
     ],
 )
-def test_a_program_of_the_guide_runs(
+def test_a_program_of_the_clients_page_runs(
     gateway: GatewayProcess, tmp_path: Path, name: str, program: str, key: str, shown: str
 ) -> None:
-    text = blocks("docs/guides/openai-sdk.md")[name]
+    text = blocks("docs/clients.md")[name]
     (tmp_path / name).write_text(text.replace("http://127.0.0.1:8080", gateway.url).replace("gk-demo", key), "utf-8")
     if program == "node":
         (tmp_path / "node_modules").symlink_to(node_modules())
     done = run([program, name], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert re.fullmatch(shown, done.stdout), done.stdout
-
-
-def test_every_program_of_the_guide_is_run() -> None:
-    named = {"chat.py", "careful.py", "chat.mjs"}
-    text = (ROOT / "docs/guides/openai-sdk.md").read_text("utf-8")
-    assert set(re.findall(r"^```(?:python|js)\n(?:#|//) (\S+)", text, re.MULTILINE)) == named
