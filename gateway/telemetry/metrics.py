@@ -220,7 +220,8 @@ class Metrics(RequestMetrics):
         )
         self.usage_receipts = Gauge(
             "gkt_usage_receipts",
-            "Receipts processed by usage workers, by result, over the fleet. A counter stored in Redis.",
+            "Receipts processed by usage workers over the fleet, by result: inserted, replaced (an abandoned one), "
+            "known, unreadable, missed, imported, deleted. A counter stored in Redis.",
             ("result",),
             registry=registry,
             multiprocess_mode="livemostrecent",
@@ -233,7 +234,8 @@ class Metrics(RequestMetrics):
         )
         self.limited = Counter(
             "gkt_limited",
-            "Requests rejected by a limit of their tenant or key, or by their tenant's share of a full worker.",
+            "Requests rejected by a limit of their tenant or key (requests, tokens, parallel, budget), or by their "
+            "tenant's share of a full worker (concurrent_requests, concurrent_reads).",
             ("tenant", "limit"),
             registry=registry,
         )

@@ -18,6 +18,7 @@ from gateway.local.weights import CATALOGUE
 from gateway.policy.book import check_all
 from gateway.policy.conditions import RouteCondition
 from gateway.telemetry.metrics import Metrics
+from tests import metrics_reference
 from tests.cli_reference import document
 
 if TYPE_CHECKING:
@@ -91,6 +92,11 @@ def test_every_metric_is_described_and_none_that_is_not_there() -> None:
     told = {name: (kind, tuple(re.findall(r"`(\w+)`", labels))) for name, kind, labels in rows}
     assert len(told) == len(rows)
     assert told == metrics_as_they_are()
+
+
+def test_the_table_of_metrics_is_generated() -> None:
+    """Update it with: python -m tests.metrics_reference"""
+    assert page("docs/reference/metrics.md") == metrics_reference.document()
 
 
 def test_every_command_is_in_the_readme() -> None:
