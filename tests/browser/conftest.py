@@ -1,7 +1,6 @@
-"""A real Chromium over the pages of a running gateway, whose engines are fakes that answer at once.
+"""Fixtures: Chromium, and a running gateway with fake engines without latency.
 
-A page of these tests fails what it is used in when it logs an error, when a script of it breaks, and when it asks any
-other host for anything.
+A test fails if its page logs an error or sends a request to another host, or if a script of the page raises an error.
 """
 
 from __future__ import annotations
@@ -49,8 +48,8 @@ COMPARED = {"sample": 1, "max_budget": 100, "max_in_flight": 64}
 async def browser() -> AsyncIterator[Browser]:
     if CHROMIUM is None:
         if os.environ.get("CI"):
-            pytest.fail("there is no chromium here: scripts/system installs it")
-        pytest.skip("there is no chromium here: scripts/system installs it")
+            pytest.fail("chromium is not installed: run scripts/system")
+        pytest.skip("chromium is not installed: run scripts/system")
     expect.set_options(timeout=_LIMIT_MS)
     async with async_playwright() as playwright:
         launched = await playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=_ARGUMENTS)
@@ -60,7 +59,7 @@ async def browser() -> AsyncIterator[Browser]:
 
 @pytest.fixture(scope="session")
 def pages(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
-    """A gateway with an admin key, a teacher, a student, and three ways to use them."""
+    """Run a gateway with an admin key, a teacher, a student, and routes in several modes."""
     with (
         fake_engine("instant", dialect="tgi") as teacher,
         fake_engine("instant", dialect="openai") as student,
@@ -73,7 +72,7 @@ def pages(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             routes=[guided(), guided("chat-compared") | {"quality": COMPARED}, STUDENT_ONLY, TEACHER_ONLY],
             redis_url=redis_url,
             usage={"run": "host"},
-            redis={"prefix": "pages", "timeout": "2s"},  # a busy machine is not what is tried here
+            redis={"prefix": "pages", "timeout": "2s"},  # for a busy machine
             admin={"key": "env:PAGES_ADMIN_KEY"},
             environ={"PAGES_ADMIN_KEY": ADMIN_KEY},
             tenants={
@@ -87,9 +86,9 @@ def pages(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 async def send(gateway: GatewayProcess, count: int, *, key: str = KEY, route: str = "chat") -> list[str]:
-    """Questions, eight at a time, each another one: the ids of their receipts."""
-    shown = {"Authorization": f"Bearer {key}"}
-    async with httpx.AsyncClient(base_url=gateway.url, headers=shown, timeout=60) as client:
+    """Send `count` different questions, eight at a time. Return the ids of their receipts."""
+    headers = {"Authorization": f"Bearer {key}"}
+    async with httpx.AsyncClient(base_url=gateway.url, headers=headers, timeout=60) as client:
         gate = asyncio.Semaphore(8)
 
         async def one(number: int) -> str:
@@ -105,8 +104,8 @@ async def send(gateway: GatewayProcess, count: int, *, key: str = KEY, route: st
         return list(await asyncio.gather(*(one(number) for number in range(count))))
 
 
-class Watched:
-    """What a page did that it should not have done."""
+class PageWatch:
+    """Collect errors, warnings and requests to other hosts of a page."""
 
     def __init__(self, own: str, forgive: str) -> None:
         self.wrong: list[str] = []
@@ -114,40 +113,40 @@ class Watched:
         self._forgive = re.compile(forgive) if forgive else None
 
     def follow(self, page: Page) -> None:
-        page.on("console", self._said)
-        page.on("pageerror", lambda error: self._note(f"a script broke: {error}"))
-        page.on("request", self._asked)
+        page.on("console", self._on_console)
+        page.on("pageerror", lambda error: self._note(f"a script failed: {error}"))
+        page.on("request", self._on_request)
 
-    def _said(self, message: ConsoleMessage) -> None:
+    def _on_console(self, message: ConsoleMessage) -> None:
         if message.type in {"error", "warning"}:
             self._note(f"{message.type}: {message.text}")
 
-    def _asked(self, request: Request) -> None:
+    def _on_request(self, request: Request) -> None:
         if not request.url.startswith((self._own + "/", "data:")):
             self._note(f"a request to {request.url}")
 
-    def _note(self, what: str) -> None:
-        if self._forgive is None or not self._forgive.search(what):
-            self.wrong.append(what)
+    def _note(self, problem: str) -> None:
+        if self._forgive is None or not self._forgive.search(problem):
+            self.wrong.append(problem)
 
 
 @asynccontextmanager
 async def opened(
     browser: Browser, gateway: GatewayProcess, *, path: str = "/login", forgive: str = "", **context: Any
 ) -> AsyncIterator[Page]:
-    """A page in a browser of its own. `forgive` is a pattern of errors that the test provokes."""
+    """Open a page in its own browser context. `forgive` is a pattern of errors that the test causes."""
     context.setdefault("viewport", {"width": 1280, "height": 900})
     own: BrowserContext = await browser.new_context(base_url=gateway.admin_url, **context)
     own.set_default_timeout(_LIMIT_MS)
-    watched = Watched(gateway.admin_url, forgive)
-    own.on("page", watched.follow)
+    watch = PageWatch(gateway.admin_url, forgive)
+    own.on("page", watch.follow)
     try:
         page = await own.new_page()
         await page.goto(path)
         yield page
     finally:
         await own.close()
-    assert watched.wrong == []
+    assert watch.wrong == []
 
 
 async def log_in(page: Page, key: str = ADMIN_KEY) -> None:
@@ -156,14 +155,14 @@ async def log_in(page: Page, key: str = ADMIN_KEY) -> None:
 
 
 async def shoot(page: Page, name: str) -> None:
-    """A picture for people, in a folder that git ignores."""
+    """Save a screenshot in a folder that git ignores."""
     SCREENSHOTS.mkdir(exist_ok=True)
     await page.screenshot(path=SCREENSHOTS / f"{name}.png", full_page=True)
 
 
 async def accessible(page: Page) -> list[str]:
-    """What axe finds against WCAG 2.2 AA and its best practices, each with where it is."""
-    await page.evaluate(AXE)  # not as an element: the page lets no inline script in
+    """Return the violations that axe finds against WCAG 2.2 AA and its best practices, with their locations."""
+    await page.evaluate(AXE)  # not as an element: the page's policy forbids inline scripts
     found = await page.evaluate("axe.run(document, {resultTypes: ['violations']})")
     return [
         f"{one['id']}: {node['target']} {node['failureSummary']}"

@@ -1,4 +1,4 @@
-"""What GET /usage might say of far more traffic than a test can send: to see whether the page bears it."""
+"""Synthetic replies of GET /usage with more traffic than a test can send."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import Any
 
 
 def figures(requests: int, cost: float, baseline: float) -> dict[str, Any]:
-    """A row's figures; its stages take one another's double."""
+    """Return the figures of a row. Each stage takes twice as long as the one before."""
     stages = ("admission", "batch_wait", "teacher", "first_token", "total")
     spent = {
-        name: {"count": requests, "mean": 2.0**place, "p50": 2.0**place, "p95": 3.0**place, "p99": 4.0**place}
-        for place, name in enumerate(stages)
+        name: {"count": requests, "mean": 2.0**index, "p50": 2.0**index, "p95": 3.0**index, "p99": 4.0**index}
+        for index, name in enumerate(stages)
     }
     read = {"input": 40 * requests, "cached": 10 * requests, "output": 30 * requests, "cache_write": 0}
     return {
         "requests": requests,
-        "errors": {f"label_{place}": requests // 1000 * place for place in range(1, 9)},
+        "errors": {f"label_{index}": requests // 1000 * index for index in range(1, 9)},
         "unguided": {},
         "tokens": {"teacher": read, "student": read, "failed": read, "kept": 0, "answer": 1, "answer_by_teacher": 0},
         "teacher_token_share": 0.25,
@@ -36,17 +36,17 @@ def figures(requests: int, cost: float, baseline: float) -> dict[str, Any]:
 
 
 def by_tenant(count: int) -> dict[str, Any]:
-    """Tenants of which the first cost most; every tenth costs more than the teacher alone."""
+    """Return rows of tenants by falling cost. Every tenth tenant costs more than the teacher alone."""
     rows = []
-    for place in range(count):
-        cost = 1e6 - place
-        told = figures((count - place) * 9_999_999, cost, cost * (0.5 if place % 10 == 9 else 3))
-        rows.append({"tenant": f"tenant-{place:03d}", **told})
+    for index in range(count):
+        cost = 1e6 - index
+        row = figures((count - index) * 9_999_999, cost, cost * (0.5 if index % 10 == 9 else 3))
+        rows.append({"tenant": f"tenant-{index:03d}", **row})
     return {"object": "usage", "rows": rows, "total": figures(1, 1, 1)}
 
 
 def over_time(hours: int) -> dict[str, Any]:
-    """Hours up to now: they save by day and lose by night."""
+    """Return rows of the last hours. Some hours of each day have negative savings."""
     now = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
     starts = [now - timedelta(hours=back) for back in reversed(range(hours))]
     rows = [

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 @asynccontextmanager
 async def dashboard(browser: Browser, gateway: GatewayProcess, query: str = "", **context: Any) -> AsyncIterator[Page]:
-    """Logged in, and with its first figures."""
+    """Open the dashboard, log in, and wait for the first figures."""
     async with opened(browser, gateway, path=f"/dashboard{query}", **context) as page:
         await log_in(page)
         await expect(page.locator("#pulse")).to_contain_text("as of")
@@ -40,7 +40,7 @@ def tile(page: Page, title: str) -> Locator:
     return page.locator(".tile").filter(has=page.get_by_role("heading", name=title, exact=True)).locator(".big")
 
 
-def asked(gateway: GatewayProcess, path: str) -> Any:
+def get_json(gateway: GatewayProcess, path: str) -> Any:
     reply = httpx.get(gateway.admin_url + path, headers={"Authorization": f"Bearer {ADMIN_KEY}"})
     reply.raise_for_status()
     return reply.json()
@@ -48,20 +48,20 @@ def asked(gateway: GatewayProcess, path: str) -> Any:
 
 async def test_live_figures_move_under_load(browser: Browser, pages: GatewayProcess) -> None:
     async with dashboard(browser, pages, "?range=1h") as page:
-        before = asked(pages, "/overview")["today"]["requests"]
+        before = get_json(pages, "/overview")["today"]["requests"]
         ids = await send(pages, 60)
-        await expect(tile(page, "Requests a second")).not_to_have_text(re.compile(r"^(-|0\.00)$"))
-        # All of them: in the table of who used what, and of the receipts the last one.
-        while asked(pages, "/overview")["today"]["requests"] < before + 60:
+        await expect(tile(page, "Requests per second")).not_to_have_text(re.compile(r"^(-|0\.00)$"))
+        # The table of usage counts all requests, and the table of receipts shows the last one.
+        while get_json(pages, "/overview")["today"]["requests"] < before + 60:
             await asyncio.sleep(0.1)
         await page.reload()
         row = page.locator("#usage tbody tr").filter(has_text="acme")
-        usage = asked(pages, "/usage?since=1h&by=tenant")["rows"]
+        usage = get_json(pages, "/usage?since=1h&by=tenant")["rows"]
         (count,) = (one["requests"] for one in usage if one["tenant"] == "acme")
         await expect(row.locator("td").first).to_have_text(f"{count:,}")
         await expect(tile(page, "Guided share")).to_have_text("100 %")
         box = await page.get_by_label("Usage by tenants").evaluate("box => box.scrollWidth - box.clientWidth")
-        assert box == 0  # all of its columns are seen
+        assert box == 0  # all columns are visible
         await expect(tile(page, "Cost today")).to_have_text(re.compile(r"^\$0\.\d*[1-9]"))
         newest = page.locator("#receipts tbody tr").first.locator("button")
         assert await newest.inner_text() in ids
@@ -73,13 +73,13 @@ async def test_live_figures_move_under_load(browser: Browser, pages: GatewayProc
 async def test_what_guidance_adds_is_told_by_route_and_length(browser: Browser, pages: GatewayProcess) -> None:
     await send(pages, 24, route="chat-compared")
     async with dashboard(browser, pages) as page:
-        while not (rows := asked(pages, "/quality")["rows"]) or rows[-1]["samples"] < 10:
+        while not (rows := get_json(pages, "/quality")["rows"]) or rows[-1]["samples"] < 10:
             await asyncio.sleep(0.1)
         await page.reload()
         table = page.get_by_role("region", name="Table of quality")
         whole = table.locator("tbody tr").filter(has=page.get_by_role("cell", name="all", exact=True))
         await expect(whole.locator("th")).to_have_text("chat-compared")
-        assert await table.evaluate("box => box.scrollWidth - box.clientWidth") == 0, "all of its columns are seen"
+        assert await table.evaluate("box => box.scrollWidth - box.clientWidth") == 0, "all columns are visible"
         cells = whole.locator("td")
         await expect(cells.nth(0)).to_have_text("acme")
         await expect(cells.nth(2)).to_have_text("words")
@@ -98,13 +98,13 @@ async def test_a_range_is_chosen_kept_over_a_reload_and_told_in_figures_as_well(
     async with dashboard(browser, pages) as page:
         await expect(page.get_by_role("button", name="24 h")).to_have_attribute("aria-pressed", "true")
         await page.get_by_role("button", name="7 d").click()
-        await expect(page.locator("#usage-range")).to_have_text("Of the last 7 days.")
+        await expect(page.locator("#usage-range")).to_have_text("Period: the last 7 days.")
         await expect(page).to_have_url(re.compile("range=7d"))
         await page.reload()
         await expect(page.get_by_role("button", name="7 d")).to_have_attribute("aria-pressed", "true")
-        await page.get_by_role("button", name="Cost against the teacher alone as a table").click()
-        region = page.get_by_role("region", name="Cost against the teacher alone, as a table")
-        await expect(region.locator("thead th")).to_have_text(["From, by the hour", "Cost", "Teacher alone", "Saved"])
+        await page.get_by_role("button", name="Cost compared with the teacher alone as a table").click()
+        region = page.get_by_role("region", name="Cost compared with the teacher alone, as a table")
+        await expect(region.locator("thead th")).to_have_text(["Start of the hour", "Cost", "Teacher alone", "Saved"])
         await expect(region.locator("tbody tr").first.locator("td").first).to_have_text(re.compile(r"^\$0\.\d*[1-9]"))
         await expect(page.locator("#chart-money canvas")).to_be_hidden()
         assert await accessible(page) == []
@@ -116,9 +116,9 @@ async def test_a_range_that_cannot_be_is_told_beside_its_fields(browser: Browser
         await page.get_by_label("From").fill("2026-11-20T10:00")
         await page.get_by_label("To", exact=True).fill("2026-11-20T09:00")
         await page.get_by_role("button", name="Show").click()
-        await expect(page.get_by_role("alert")).to_have_text("From must lie before to.")
+        await expect(page.get_by_role("alert")).to_have_text("'From' must be earlier than 'To'.")
         assert await accessible(page) == []
-        # One that only the gateway can refuse: nothing is kept that long.
+        # Only the gateway can reject this range: usage is not retained that long.
         await page.get_by_label("From").fill("2001-01-01T00:00")
         await page.get_by_role("button", name="Show").click()
         await expect(page.get_by_role("status")).to_contain_text("older than the retained usage")
@@ -136,14 +136,14 @@ async def test_a_receipt_opens_as_a_waterfall_and_escape_leads_back_to_it(
         dialog = page.get_by_role("dialog", name=re.compile(receipt_id))
         await expect(dialog).to_be_visible()
         await expect(dialog.locator(".waterfall tbody th")).to_have_text(
-            ["Admission", "Wait for a batch", "Teacher", "Student and reply"]
+            ["Admission", "Wait for batch", "Teacher", "Student and reply"]
         )
-        told = next(one for one in asked(pages, "/receipts?limit=200")["data"] if one["id"] == receipt_id)
+        receipt = next(one for one in get_json(pages, "/receipts?limit=200")["data"] if one["id"] == receipt_id)
         spans = await dialog.locator(".waterfall i").evaluate_all(
             "bars => bars.map(bar => [parseFloat(bar.style.left), parseFloat(bar.style.width)])"
         )
-        total = told["timings"]["total_ms"]
-        assert spans[0] == pytest.approx([0, 100 * told["timings"]["admission_ms"] / total], abs=0.01)
+        total = receipt["timings"]["total_ms"]
+        assert spans[0] == pytest.approx([0, 100 * receipt["timings"]["admission_ms"] / total], abs=0.01)
         assert all(at + width == pytest.approx(then, abs=0.01) for (at, width), (then, _) in pairwise(spans))
         assert sum(width for _, width in spans) == pytest.approx(100, abs=0.01)
         assert await accessible(page) == []
@@ -166,7 +166,7 @@ async def test_two_hundred_tenants_are_sorted_and_searched(browser: Browser, pag
         rows = page.locator("#usage tbody tr")
         await expect(rows).to_have_count(200)
         names = rows.locator("th")
-        await expect(names.first).to_have_text("tenant-000")  # what cost most
+        await expect(names.first).to_have_text("tenant-000")  # the highest cost
         heads = page.get_by_label("Usage by tenants").locator("thead th")
         head = heads.filter(has_text="Saved").first
         await expect(heads.filter(has_text="Cost")).to_have_attribute("aria-sort", "descending")
@@ -174,15 +174,15 @@ async def test_two_hundred_tenants_are_sorted_and_searched(browser: Browser, pag
         await expect(head).to_have_attribute("aria-sort", "descending")
         await head.get_by_role("button").click()
         await expect(head).to_have_attribute("aria-sort", "ascending")
-        await expect(names.first).to_have_text("tenant-009")  # what lost most
+        await expect(names.first).to_have_text("tenant-009")  # the largest loss
         await expect(rows.first.locator(".bad")).to_have_text("\u2212$499,995.50")
         await page.get_by_label("Search tenants").fill("-19")
         await expect(rows).to_have_count(10)
         await page.get_by_label("Search tenants").fill("nobody")
-        await expect(page.get_by_text('Nothing matches "nobody".')).to_be_visible()
+        await expect(page.get_by_text('No row matches "nobody".')).to_be_visible()
         await page.get_by_label("Search tenants").fill("")
         assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-        await expect(page.get_by_role("link", name="As CSV")).to_have_attribute(
+        await expect(page.get_by_role("link", name="Download CSV")).to_have_attribute(
             "href", re.compile("by=tenant&format=csv")
         )
         assert await accessible(page) == []
@@ -190,9 +190,7 @@ async def test_two_hundred_tenants_are_sorted_and_searched(browser: Browser, pag
 
 
 @pytest.mark.long
-async def test_savings_that_are_negative_are_said_and_not_only_coloured(
-    browser: Browser, pages: GatewayProcess
-) -> None:
+async def test_savings_that_are_negative_are_said_and_not_only_colored(browser: Browser, pages: GatewayProcess) -> None:
     async def answer(route: Route) -> None:
         seen = await (await route.fetch()).json()
         for period in (seen["today"], seen["month"]):
@@ -217,7 +215,7 @@ async def test_all_of_it_can_be_reached_by_keyboard_and_the_focus_is_seen(
         await page.keyboard.press("Enter")
         await expect(page.locator("#receipts tbody button").first).to_be_visible()
         await page.keyboard.press("Tab")
-        await expect(page.get_by_role("link", name="Skip to the content")).to_be_focused()
+        await expect(page.get_by_role("link", name="Skip to content")).to_be_focused()
         await page.keyboard.press("Enter")
         await page.keyboard.press("Tab")
         await expect(page.get_by_role("button", name="Pause")).to_be_focused()
@@ -237,8 +235,8 @@ async def test_all_of_it_can_be_reached_by_keyboard_and_the_focus_is_seen(
                 unseen.append(seen[0])
             await page.keyboard.press("Tab")
         assert unseen == []
-        wanted = ["Pause", "1 h", "Custom", "Errors as a table", "Tenants", "Search tenants", "Table of engines"]
-        assert [name for name in reached if name in wanted] == wanted
+        expected = ["Pause", "1 h", "Custom", "Errors as a table", "Tenants", "Search tenants", "Table of engines"]
+        assert [name for name in reached if name in expected] == expected
         await page.locator("#main").focus()
         for _ in range(3):
             await page.keyboard.press("Tab")
@@ -253,10 +251,10 @@ async def test_new_figures_do_not_take_the_focus_away(browser: Browser, pages: G
         button = page.locator("#receipts").get_by_role("button", name=first)
         await button.focus()
         second = (await send(pages, 1))[0]
-        while not any(one["id"] == second for one in asked(pages, "/receipts?limit=50")["data"]):
+        while not any(one["id"] == second for one in get_json(pages, "/receipts?limit=50")["data"]):
             await asyncio.sleep(0.1)
         async with page.expect_response("**/receipts?*"):
-            pass  # which tells of the second
+            pass  # the reply contains the second receipt
         await expect(button).to_be_focused()
         await page.get_by_role("button", name="Pause").focus()
         await expect(page.locator("#receipts").get_by_role("button", name=second)).to_be_visible()
@@ -278,21 +276,21 @@ async def test_it_fits_a_phone(browser: Browser, pages: GatewayProcess, scheme: 
 
 
 @pytest.mark.long
-async def test_colours_follow_the_system_or_the_switch_and_the_switch_is_kept(
+async def test_colors_follow_the_system_or_the_switch_and_the_switch_is_kept(
     browser: Browser, pages: GatewayProcess
 ) -> None:
     ground = "getComputedStyle(document.body).backgroundColor"
     async with dashboard(browser, pages, color_scheme="dark") as page:
         dark = await page.evaluate(ground)
         assert await accessible(page) == []
-        switch = page.get_by_role("button", name=re.compile("^Colours"))
+        switch = page.get_by_role("button", name=re.compile("^Colors"))
         await switch.click()
         light = await page.evaluate(ground)
         assert light != dark
         await page.reload()
         assert await page.evaluate(ground) == light
         await switch.click()
-        await expect(switch).to_have_accessible_name("Colours: dark. Change them")
+        await expect(switch).to_have_accessible_name("Colors: dark. Change color scheme")
         assert await page.evaluate(ground) == dark
 
 
@@ -329,7 +327,7 @@ async def test_who_pauses_is_asked_no_more(browser: Browser, pages: GatewayProce
         await expect(page.locator("#pulse")).to_have_text("paused")
         await page.wait_for_load_state("networkidle")
         page.on("request", note)
-        await page.wait_for_timeout(2_500)  # longer than the figures' pace
+        await page.wait_for_timeout(2_500)  # longer than the polling interval
         assert requests == []
         await page.get_by_role("button", name="Pause").click()
         await expect(page.locator("#pulse")).to_contain_text("as of")
@@ -347,8 +345,10 @@ async def test_a_usage_database_that_is_not_written_is_shown_with_what_waits(
         await page.route("**/readyz", answer)
         await log_in(page)
         line = page.get_by_role("status")
-        await expect(line).to_contain_text("The usage database is not written (disk full): 1,234 receipts wait for it")
-        await expect(line).to_contain_text("Usage lags by 1 min 35 s.")
+        await expect(line).to_contain_text(
+            "The usage database cannot be written (disk full): 1,234 receipts are waiting"
+        )
+        await expect(line).to_contain_text("Usage is delayed by 1 min 35 s.")
         assert await accessible(page) == []
 
 
@@ -371,7 +371,7 @@ async def test_a_budget_burns_down(browser: Browser, pages: GatewayProcess) -> N
     await send(pages, 1)
     async with dashboard(browser, pages) as page:
         row = page.locator("#budgets tbody tr").filter(has_text="acme")
-        await expect(row.get_by_role("img")).to_have_accessible_name(re.compile("spent, .* of the time past"))
+        await expect(row.get_by_role("img")).to_have_accessible_name(re.compile("spent, .* of the period elapsed"))
         await row.get_by_role("button", name="acme").click()
         dialog = page.get_by_role("dialog", name="Budget of acme")
         await expect(dialog.locator("p")).to_contain_text("of $5.00 is left")

@@ -1,4 +1,4 @@
-"""An evaluation's report, as a browser shows it: light, dark, and on a phone."""
+"""An evaluation report in a browser: light, dark, and on a phone."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ VIEWS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two runs, whose models write what a page must not take for its own."""
+    """Write a report of two runs whose answers contain markup. Return the path of the page."""
 
     def hostile(example: Example) -> Example:
         return msgspec.structs.replace(example, text="<img src=x onerror='document.title = 1'><script>throw 1</script>")
@@ -64,7 +64,7 @@ async def test_a_report_can_be_read(browser: Browser, page_file: Path, view: str
         await context.close()
 
 
-async def test_figures_are_drawn_in_the_colours_of_the_theme(browser: Browser, page_file: Path) -> None:
+async def test_figures_are_drawn_in_the_colors_of_the_theme(browser: Browser, page_file: Path) -> None:
     inks = []
     for view in ("light", "dark"):
         context = await browser.new_context(**VIEWS[view])

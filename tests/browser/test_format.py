@@ -1,4 +1,4 @@
-"""How figures are written on pages: tried where they are written, in the browser."""
+"""Formatting of figures in the pages, tested in the browser."""
 
 from __future__ import annotations
 
@@ -57,15 +57,15 @@ async def test_figures_are_short_and_what_is_not_known_is_a_dash(browser: Browse
             return cases.map(([name, given]) => format[name](...given));
         }"""
         written = await page.evaluate(script, [[name, given] for name, given, _ in CASES])
-    told = zip(CASES, written, strict=True)
-    wrong = [(name, given, got) for (name, given, wanted), got in told if got.lower() != wanted.lower()]
+    results = zip(CASES, written, strict=True)
+    wrong = [(name, given, got) for (name, given, expected), got in results if got.lower() != expected.lower()]
     assert wrong == []
 
 
 async def test_a_waterfall_holds_stages_that_began_before_the_answer_was_over(
     browser: Browser, pages: GatewayProcess
 ) -> None:
-    """Clocks are read at different moments: a stage never leaves its lane, and nothing is drawn twice."""
+    """Clocks are read at different times. A stage still ends within the total, and stages do not overlap."""
     receipts = [
         {"student": {}, "timings": {"total_ms": 10, "admission_ms": 1, "batch_wait_ms": 2, "teacher_ms": 3}},
         {"student": None, "timings": {"total_ms": 5, "admission_ms": 1, "teacher_ms": 4}},
@@ -78,7 +78,7 @@ async def test_a_waterfall_holds_stages_that_began_before_the_answer_was_over(
             return receipts.map((one) => stages(one).map(([title, from, took]) => [title, from, took]));
         }"""
         assert await page.evaluate(script, receipts) == [
-            [["Admission", 0, 1], ["Wait for a batch", 1, 2], ["Teacher", 3, 3], ["Student and reply", 6, 4]],
+            [["Admission", 0, 1], ["Wait for batch", 1, 2], ["Teacher", 3, 3], ["Student and reply", 6, 4]],
             [["Admission", 0, 1], ["Teacher", 1, 4]],
             [["Admission", 0, 1], ["Teacher", 1, 4]],
             [],

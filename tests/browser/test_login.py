@@ -1,4 +1,4 @@
-"""Logging in and out, in a real browser."""
+"""Login and logout in a real browser."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ async def test_the_fragment_of_an_address_is_kept_through_the_login(browser: Bro
 async def test_a_link_on_another_site_leads_to_the_page_without_a_new_login(
     browser: Browser, pages: GatewayProcess
 ) -> None:
-    """The browser sends a SameSite=Strict cookie only from the login page on."""
+    """The browser sends a SameSite=Strict cookie only with requests from the login page."""
     async with opened(browser, pages) as page:
         await log_in(page)
         await expect(page).to_have_url(f"{pages.admin_url}/dashboard")
@@ -100,8 +100,8 @@ async def test_login_leads_to_no_other_site(browser: Browser, pages: GatewayProc
     async with opened(browser, pages, path="/login?next=https://evil.example/") as page:
         await log_in(page)
         await expect(page).to_have_url(f"{pages.admin_url}/dashboard")
-        for wanted in evil:
-            await page.goto(f"/login?next={wanted}")
+        for target in evil:
+            await page.goto(f"/login?next={target}")
             await expect(page).to_have_url(f"{pages.admin_url}/dashboard")
 
 

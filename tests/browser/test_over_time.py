@@ -1,4 +1,4 @@
-"""What the dashboard shows over time: axes, days, ranges chosen while it waits, and a page that is left open."""
+"""The dashboard over time: axes, days, ranges chosen during a request, and a page that stays open."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 NEW_YORK = "America/New_York"
-KOLKATA = "Asia/Kolkata"  # half an hour beside the hours of UTC
+KOLKATA = "Asia/Kolkata"  # half an hour off the hours of UTC
 
 
 async def ticks(page: Page, chart: str, axis: str) -> list[str]:
-    """What stands along an axis of a chart."""
+    """Return the tick labels of a chart's axis."""
     await expect(page.locator(f"#chart-{chart} figcaption")).not_to_have_text("")
     labels: list[str] = await page.evaluate(
         f"Chart.getChart(document.querySelector('#chart-{chart} canvas')).scales.{axis}.ticks.map(one => one.label)"
@@ -48,15 +48,15 @@ async def test_axes_stand_at_round_times_and_count_in_whole_numbers(browser: Bro
         assert await ticks(page, "errors", "y") == ["0", "1"]
         times = await ticks(page, "money", "x")
         assert len(times) >= 6
-        assert {time[-2:] for time in times} == {"30"}  # periods of UTC's hours begin there
+        assert {time[-2:] for time in times} == {"30"}  # hours of UTC begin there
         await page.get_by_role("button", name="1 h", exact=True).click()
-        await expect(page.locator("#usage-range")).to_have_text("Of the last hour.")
+        await expect(page.locator("#usage-range")).to_have_text("Period: the last hour.")
         for chart, minutes in (("money", 5), ("tokens", 5)):
             times = await ticks(page, chart, "x")
             assert len(times) >= 3
             assert all(int(time[-2:]) % minutes == 0 for time in times), times
         await page.get_by_role("button", name="7 d").click()
-        await expect(page.locator("#usage-range")).to_have_text("Of the last 7 days.")
+        await expect(page.locator("#usage-range")).to_have_text("Period: the last 7 days.")
         days = await ticks(page, "money", "x")
         assert len(days) in {7, 8}
         assert all(re.fullmatch(r"\d+ \w{3,4}", one) for one in days), days
@@ -64,7 +64,7 @@ async def test_axes_stand_at_round_times_and_count_in_whole_numbers(browser: Bro
 
 
 async def test_days_are_those_of_utc_wherever_one_looks_from(browser: Browser, pages: GatewayProcess) -> None:
-    """They are added up so: seen from New York they begin on the evening before, and are none of the evening's day."""
+    """Sums by day are of UTC days. In New York such a day begins on the evening before and keeps its UTC date."""
     today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
 
     async def answer(route: Route) -> None:
@@ -77,18 +77,18 @@ async def test_days_are_those_of_utc_wherever_one_looks_from(browser: Browser, p
         await log_in(page)
         await page.get_by_role("button", name="Tokens as a table").click()
         region = page.get_by_role("region", name="Tokens, as a table")
-        await expect(region.locator("thead th").first).to_have_text("From, by the day of UTC")
+        await expect(region.locator("thead th").first).to_have_text("Start of the day (UTC)")
         await expect(region.locator("tbody th")).to_have_text([f"{today.day} {today:%b}"])
 
 
 async def test_a_range_that_is_chosen_while_paused_and_while_it_asks_is_shown(
     browser: Browser, pages: GatewayProcess
 ) -> None:
-    slow, asked = asyncio.Event(), asyncio.Event()
+    slow, request_received = asyncio.Event(), asyncio.Event()
 
     async def answer(route: Route) -> None:
         if parse_qs(urlsplit(route.request.url).query).get("granularity") == ["minute"]:
-            asked.set()
+            request_received.set()
             await slow.wait()
         await route.fulfill(json=synthetic.over_time(24))
 
@@ -98,7 +98,7 @@ async def test_a_range_that_is_chosen_while_paused_and_while_it_asks_is_shown(
         await expect(page.locator("#chart-money figcaption")).not_to_have_text("")
         await page.get_by_role("button", name="Pause").click()
         await page.get_by_role("button", name="1 h", exact=True).click()
-        await asked.wait()
+        await request_received.wait()
         await page.get_by_role("button", name="7 d").click()
         slow.set()
         await expect(page.locator("#chart-money canvas")).to_have_attribute("aria-label", re.compile("the last 7 days"))
@@ -131,7 +131,7 @@ async def test_a_burn_down_that_comes_late_does_not_wipe_out_the_one_that_is_ope
         async with page.expect_response(lambda reply: reply.url == first[0]):
             late.set()
         await sent.wait()
-        await page.wait_for_timeout(200)  # for its script
+        await page.wait_for_timeout(200)  # for the page's script
         assert await page.evaluate(painted)
 
 
@@ -139,14 +139,14 @@ async def test_a_burn_down_that_comes_late_does_not_wipe_out_the_one_that_is_ope
 async def test_figures_that_wait_for_the_focus_to_leave_are_told(browser: Browser, pages: GatewayProcess) -> None:
     async with opened(browser, pages) as page:
         await page.route("**/budgets?*", lambda route: route.continue_())
-        # On the page of the login, which asks for nothing: for a moment this clock says that it is 1970.
+        # Install the clock on the login page, which does not poll: at first this clock returns a time in 1970.
         await page.clock.install()
         await log_in(page)
         button = page.locator("#budgets").get_by_role("button", name="acme")
         await button.focus()
-        note = page.locator("#budgets").get_by_text("New figures wait until the focus leaves this table.")
+        note = page.locator("#budgets").get_by_text("Updates are paused while a row of this table has the focus.")
         await expect(note).to_be_hidden()
-        await page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")  # looks at once
+        await page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")  # polls at once
         await page.clock.run_for(100)
         await expect(note).to_be_visible()
         await page.get_by_role("button", name="Pause").focus()
@@ -156,14 +156,14 @@ async def test_figures_that_wait_for_the_focus_to_leave_are_told(browser: Browse
 @pytest.mark.long
 @pytest.mark.timeout(240)
 async def test_a_page_that_is_left_open_does_not_grow(browser: Browser, pages: GatewayProcess) -> None:
-    """Two hundred tenants, looked at a few hundred times."""
+    """Poll the usage of 200 tenants many times."""
 
-    looks = 0
+    polls = 0
 
     async def answer(route: Route) -> None:
-        nonlocal looks
+        nonlocal polls
         by_tenant = parse_qs(urlsplit(route.request.url).query).get("by") == ["tenant"]
-        looks += by_tenant
+        polls += by_tenant
         await route.fulfill(json=synthetic.by_tenant(200) if by_tenant else synthetic.over_time(168))
 
     async with opened(browser, pages, path="/login?next=/dashboard?range=7d") as page:
@@ -173,20 +173,20 @@ async def test_a_page_that_is_left_open_does_not_grow(browser: Browser, pages: G
         tools = await page.context.new_cdp_session(page)
         await tools.send("Performance.enable")
 
-        async def looked(times: int) -> dict[str, float]:
-            until = looks + times
-            while looks < until:
-                await page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")  # looks at once
+        async def metrics_after(times: int) -> dict[str, float]:
+            until = polls + times
+            while polls < until:
+                await page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")  # polls at once
                 await asyncio.sleep(0.05)
-            # What the last answers still draw is no growth: wait until the page has drawn, and has nothing to do.
+            # Wait until the page has drawn the last replies and is idle.
             await page.evaluate("new Promise(done => requestAnimationFrame(() => requestIdleCallback(done)))")
             for _ in range(3):
                 await tools.send("HeapProfiler.collectGarbage")
-            told = await tools.send("Performance.getMetrics")
-            return {one["name"]: one["value"] for one in told["metrics"]}
+            reply = await tools.send("Performance.getMetrics")
+            return {one["name"]: one["value"] for one in reply["metrics"]}
 
-        before = await looked(10)
-        after = await looked(80)
+        before = await metrics_after(10)
+        after = await metrics_after(80)
         assert after["Nodes"] < before["Nodes"] * 1.2
         assert after["JSEventListeners"] < before["JSEventListeners"] * 1.2
         assert after["JSHeapUsedSize"] < before["JSHeapUsedSize"] * 1.3

@@ -1,4 +1,4 @@
-"""The playground in a real browser, over real models: what streams, what is marked, what is copied."""
+"""The playground in a real browser with real models: streams, the marked guidance, and copied requests."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.models, pyt
 ANSWERED_MS = 90_000  # real models, on a machine that may be busy
 MODES = ("teacher", "student", "guided")
 PHONE = {"width": 390, "height": 844}
-# Of each answer, every text that it ever was: a stream has many.
+# Collects every text of each answer. A stream has many.
 SEES = """() => { window.seen = {}; for (const column of document.querySelectorAll('.column')) {
-  const said = window.seen[column.dataset.mode] = new Set(), answer = column.querySelector('.answer');
-  const note = new MutationObserver(() => said.add(answer.textContent));
+  const texts = window.seen[column.dataset.mode] = new Set(), answer = column.querySelector('.answer');
+  const note = new MutationObserver(() => texts.add(answer.textContent));
   note.observe(answer, {subtree: true, childList: true, characterData: true});
 } }"""
 
@@ -41,7 +41,7 @@ SEES = """() => { window.seen = {}; for (const column of document.querySelectorA
 def playground(
     engines: LocalStack, redis_url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[GatewayProcess]:
-    """A gateway over the real engines, with a route that has one that is down, and one that lets callers choose."""
+    """Run a gateway with real engines, with a route whose student is down and a route that allows overrides."""
     down = model("gone", "openai", "http://127.0.0.1:9/v1", continuation="trailing")
     with running_gateway(
         tmp_path_factory.mktemp("playground"),
@@ -75,7 +75,7 @@ async def at_the_playground(
     settings: str = "tenant=acme&model=chat&max_tokens=24&temperature=0",
     **more: Any,
 ) -> AsyncIterator[Page]:
-    """Logged in, with what the address asks for: it outlives the login."""
+    """Open the playground with settings in the URL, and log in. The login keeps the settings."""
     async with opened(browser, gateway, path=f"/playground#{settings}", **more) as page:
         await log_in(page)
         await expect(page.get_by_role("button", name="Ask all three")).to_be_enabled()
@@ -96,7 +96,7 @@ def figure(page: Page, mode: str, name: str) -> Any:
 
 
 async def receipt_of(gateway: GatewayProcess, seen: int, *modes: str, key: str = "playground") -> dict[str, Any]:
-    """The first receipt with this key, in one of these modes, after the first `seen` lines of the log."""
+    """Return the first receipt of this key in one of these modes, after the first `seen` lines of the log."""
     for _ in range(400):
         for line in gateway.log[seen:]:
             if line.get("event") == "request" and line["key"] == key and line["mode"] in modes:
@@ -108,7 +108,7 @@ async def receipt_of(gateway: GatewayProcess, seen: int, *modes: str, key: str =
 async def test_three_answers_stream_and_the_teachers_words_are_marked(
     browser: Browser, playground: GatewayProcess
 ) -> None:
-    """What is marked is what the teacher alone begins with; the seam tells of as many tokens as the receipt does."""
+    """The marked text is the start of the teacher's answer. The seam shows the number of tokens of the receipt."""
     async with at_the_playground(browser, playground) as page:
         await shoot(page, "playground-empty")
         assert await accessible(page) == []
@@ -161,7 +161,7 @@ async def test_length_and_placement_change_the_guided_answer_and_stand_in_the_ad
             await ends(page, mode)
 
         await page.get_by_label("Projection").select_option("hint")
-        assert await page.get_by_label("Placement").input_value() == "context", "where a hint stands by itself"
+        assert await page.get_by_label("Placement").input_value() == "context", "the default placement of a hint"
         assert "tokens=5&projection=hint&placement=context" in page.url
         assert "sky" not in page.url
         seen = len(playground.log)
@@ -171,13 +171,13 @@ async def test_length_and_placement_change_the_guided_answer_and_stand_in_the_ad
         receipt = await receipt_of(playground, seen, "guided")
         assert (receipt["guidance"]["projection"], receipt["guidance"]["placement"]) == ("hint", "context")
         assert await page.locator("mark").count() == 0
-        await expect(page.locator("[data-mode=guided] .note")).to_contain_text("stand in the student's prompt")
+        await expect(page.locator("[data-mode=guided] .note")).to_contain_text("is in the student's prompt")
 
         await page.reload()
         await expect(page.get_by_label("Projection")).to_have_value("hint")
         await expect(page.get_by_label("Length, in the teacher's tokens")).to_have_value("5")
         await expect(page.get_by_label("Question")).to_have_value("")
-        await page.get_by_role("button", name="As the route has it").click()
+        await page.get_by_role("button", name="Reset to the route's settings").click()
         await expect(page.get_by_label("Projection")).to_have_value("cutoff")
         await expect(page.get_by_label("Placement")).to_have_value("prefix")
         await expect(page.get_by_label("Length, in the teacher's tokens")).to_have_value("12")
@@ -207,7 +207,7 @@ async def test_auto_is_offered_where_the_route_has_it_and_the_answer_says_what_c
         await page.get_by_role("button", name="Copy as Python: Guided").click()
         await expect(page.locator("#copied")).to_contain_text("callers get the length that the policy chooses")
         await page.evaluate("location.hash = 'tenant=acme&model=chat&tokens=auto'")
-        await expect(page.locator("#status")).to_contain_text("cannot be: tokens auto")
+        await expect(page.locator("#status")).to_contain_text("not valid: tokens auto")
         await expect(auto).to_be_hidden()
         await expect(length).to_have_value("12")
 
@@ -226,7 +226,7 @@ async def test_an_engine_that_is_down_fails_in_its_columns_and_the_others_finish
     async with at_the_playground(
         browser, playground, "tenant=acme&model=chat-gone&max_tokens=24", forgive="50[0-9]"
     ) as page:
-        await expect(page.locator("#status")).to_contain_text("Not answering now: gone.")
+        await expect(page.locator("#status")).to_contain_text("Unavailable now: gone.")
         await ask(page)
         await ends(page, "student", "failed")
         await ends(page, "guided", "failed")
@@ -270,7 +270,7 @@ async def test_another_route_ends_what_is_under_way_and_nothing_of_it_comes_late
 
 @pytest.mark.long
 async def test_what_is_copied_runs(browser: Browser, playground: GatewayProcess) -> None:
-    """As it is, but for the key; and it gets the mode and the length that the page shows, where callers may ask."""
+    """Only the key must be replaced. The request has the mode and length of the page, if callers may set them."""
     rights = ["clipboard-read", "clipboard-write"]
     async with at_the_playground(
         browser,
@@ -303,8 +303,8 @@ async def test_what_is_copied_runs(browser: Browser, playground: GatewayProcess)
 
         await page.get_by_label("Route").select_option("chat")
         await page.get_by_role("button", name="Copy as Python: Teacher alone").click()
-        await expect(page.locator("#copied")).to_contain_text("its policy lets none ask for teacher")
-        assert "# Not as in the playground" in await page.evaluate("navigator.clipboard.readText()")
+        await expect(page.locator("#copied")).to_contain_text("its policy does not allow teacher")
+        assert "# Differs from the playground" in await page.evaluate("navigator.clipboard.readText()")
 
 
 async def test_where_the_browser_copies_nothing_the_text_is_shown(browser: Browser, playground: GatewayProcess) -> None:
@@ -321,7 +321,7 @@ async def test_where_the_browser_copies_nothing_the_text_is_shown(browser: Brows
 async def test_all_of_it_goes_by_keyboard(browser: Browser, playground: GatewayProcess) -> None:
     async with at_the_playground(browser, playground) as page:
         await page.keyboard.press("Tab")
-        await expect(page.get_by_text("Skip to the content")).to_be_focused()
+        await expect(page.get_by_text("Skip to content")).to_be_focused()
         await page.keyboard.press("Enter")
         await page.keyboard.press("Tab")
         await expect(page.get_by_label("Question")).to_be_focused()
@@ -363,7 +363,7 @@ async def test_a_phone_shows_it_one_below_the_other(browser: Browser, playground
         await ask(page)
         for mode in MODES:
             await ends(page, mode)
-        await page.get_by_text("How it is answered").click()
+        await page.locator("#settings > summary").click()
         await expect(page.get_by_label("Projection")).to_be_visible()
         assert await page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
         tops = [(await page.locator(f"[data-mode={mode}]").bounding_box() or {})["y"] for mode in MODES]

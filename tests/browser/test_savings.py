@@ -30,17 +30,17 @@ SHOWN = {
     "lab": ("$0.00124", "$0.0019"),
     "haze": ("about 0", "$0"),
 }
-"""By tenant, what was saved and what measuring cost, as the page rounds them."""
+"""Savings and cost of measuring by tenant, as the page rounds them."""
 
 
-def sums() -> dict[str, SumRow]:
-    found: dict[str, SumRow] = {}
+def sums_by_tenant() -> dict[str, SumRow]:
+    by_tenant: dict[str, SumRow] = {}
     for one in receipts():
-        found.setdefault(one.tenant, SumRow()).add(one)
-    return found
+        by_tenant.setdefault(one.tenant, SumRow()).add(one)
+    return by_tenant
 
 
-async def colored(cell: Locator, color: str) -> None:
+async def expect_color(cell: Locator, color: str) -> None:
     for name in ("good", "bad"):
         pattern = re.compile(rf"\b{name}\b")
         await (expect(cell).to_have_class(pattern) if name == color else expect(cell).not_to_have_class(pattern))
@@ -49,11 +49,11 @@ async def colored(cell: Locator, color: str) -> None:
 async def test_savings_have_a_color_only_where_they_are_larger_than_their_error(
     browser: Browser, pages: GatewayProcess
 ) -> None:
-    rows, of = sums(), ["acme"]
+    rows, selected = sums_by_tenant(), ["acme"]
 
     async def overview(route: Route) -> None:
         seen: dict[str, Any] = await (await route.fetch()).json()
-        seen |= {period: seen[period] | summary(rows[of[0]]) for period in ("today", "month")}
+        seen |= {period: seen[period] | summary(rows[selected[0]]) for period in ("today", "month")}
         await route.fulfill(json=seen)
 
     async def usage(route: Route) -> None:
@@ -62,26 +62,26 @@ async def test_savings_have_a_color_only_where_they_are_larger_than_their_error(
             chart["rows"] = [one | figures(rows["haze"]) for one in chart["rows"]]
             await route.fulfill(json=chart)
             return
-        told = [{"tenant": tenant, **figures(row)} for tenant, row in rows.items()]
-        await route.fulfill(json={"object": "usage", "rows": told, "total": figures(SumRow())})
+        answer_rows = [{"tenant": tenant, **figures(row)} for tenant, row in rows.items()]
+        await route.fulfill(json={"object": "usage", "rows": answer_rows, "total": figures(SumRow())})
 
     async with opened(browser, pages, path="/login") as page:
         await page.route("**/overview", overview)
         await page.route("**/usage?*", usage)
         await log_in(page)
         for tenant, (saved, measuring) in SHOWN.items():
-            of[0] = tenant
+            selected[0] = tenant
             for title in ("Saved today", "Saved this month"):
                 await expect(tile(page, title)).to_have_text(saved)
-                await colored(tile(page, title), MONTH[tenant].color)
+                await expect_color(tile(page, title), MONTH[tenant].color)
             await expect(tile(page, "Cost of measuring today")).to_have_text(measuring)
             away = tile(page, "Teacher unavailable today")
             await expect(away).to_have_text(str(MONTH[tenant].teacher_away))
-            await colored(away, "bad" if MONTH[tenant].teacher_away else "")
+            await expect_color(away, "bad" if MONTH[tenant].teacher_away else "")
             line = page.locator("#usage tbody tr").filter(has_text=tenant)
-            await colored(line.locator("td span").filter(has_text=saved).first, MONTH[tenant].color)
-        await page.get_by_role("button", name="Cost against the teacher alone as a table").click()
-        chart = page.get_by_role("region", name="Cost against the teacher alone, as a table")
+            await expect_color(line.locator("td span").filter(has_text=saved).first, MONTH[tenant].color)
+        await page.get_by_role("button", name="Cost compared with the teacher alone as a table").click()
+        chart = page.get_by_role("region", name="Cost compared with the teacher alone, as a table")
         await expect(chart.locator("tbody tr").first.locator("td").last).to_have_text("about 0")
         both = page.get_by_text("$0.0007 \u00b1 $0.0025").first
         await expect(both).to_be_visible()

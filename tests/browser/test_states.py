@@ -1,4 +1,4 @@
-"""The dashboard before anything has happened, and when something is the matter."""
+"""The dashboard without data, and with a broken policy, Redis or gateway."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 @pytest.mark.long
 async def test_nothing_yet_then_a_wrong_edit_then_no_redis_then_no_gateway(browser: Browser, tmp_path: Path) -> None:
-    """Each is said in words, and none of it empties the page."""
+    """Each problem is shown as text, and the page keeps its contents."""
     nowhere = model("small", "openai", "http://127.0.0.1:9/v1", continuation="trailing")
     big = model("big", "openai", "http://127.0.0.1:9/v1", continuation="trailing")
     redis = EmbeddedRedis()
@@ -38,25 +38,25 @@ async def test_nothing_yet_then_a_wrong_edit_then_no_redis_then_no_gateway(brows
             async with opened(browser, gateway, forgive="503|ERR_|Failed to load") as page:
                 await log_in(page)
                 await expect(page.get_by_text("No request has been answered yet.")).to_be_visible()
-                await expect(page.get_by_text("Nothing happened in this time.").first).to_be_visible()
+                await expect(page.get_by_text("No requests in this period.").first).to_be_visible()
                 await expect(page.get_by_text("No tenant and no key has a budget.")).to_be_visible()
                 await expect(page.locator("#engines tbody tr").first).to_contain_text("down")
                 assert await accessible(page) == []
                 await shoot(page, "dashboard-empty")
 
                 (tmp_path / "policies" / "acme.yaml").write_text("tenant: acme\nroutes: 7\n", "utf-8")
-                await expect(page.locator("#policies-state")).to_contain_text("The folder has a mistake")
-                await expect(page.locator("#policies-mistakes")).to_contain_text("acme.yaml:2")
+                await expect(page.locator("#policies-state")).to_contain_text("The policy folder has an error")
+                await expect(page.locator("#policies-errors")).to_contain_text("acme.yaml:2")
                 assert await accessible(page) == []
 
                 await redis.__aexit__(None, None, None)
-                await expect(page.get_by_role("status")).to_contain_text("Redis is away")
+                await expect(page.get_by_role("status")).to_contain_text("Redis is unavailable")
                 assert await accessible(page) == []
                 await shoot(page, "dashboard-redis-away")
 
                 gateway.terminate()
-                await expect(page.get_by_role("status")).to_contain_text("The gateway does not answer")
-                await expect(page.get_by_role("status")).to_contain_text("The figures are of")
+                await expect(page.get_by_role("status")).to_contain_text("The gateway cannot be reached")
+                await expect(page.get_by_role("status")).to_contain_text("Figures last updated at")
                 assert await accessible(page) == []
     finally:
         await redis.__aexit__(None, None, None)

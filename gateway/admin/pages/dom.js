@@ -1,6 +1,6 @@
-// Elements, made of text and never of markup: names of tenants and models are what others wrote.
+// Create elements from text and never from markup, because names of tenants and models are untrusted.
 
-/** An element. `attributes` that are false or null are left out; `on...` are listeners; `children` are nodes or text. */
+/** Create an element. Attributes that are false or null are omitted; `on...` are listeners; `children` are nodes or text. */
 export function h(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes ?? {})) {
@@ -14,12 +14,12 @@ export function h(tag, attributes = {}, ...children) {
 
 export const byId = (id) => document.getElementById(id);
 
-/** A design token's colour, as a canvas takes it. */
-export function colour(token) {
+/** Return the computed color of a design token, for a canvas. */
+export function color(token) {
   const probe = h("span");
   probe.style.color = `var(${token})`;
   document.body.append(probe);
-  const found = getComputedStyle(probe).color;
+  const value = getComputedStyle(probe).color;
   probe.remove();
-  return found;
+  return value;
 }

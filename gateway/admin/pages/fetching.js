@@ -1,7 +1,7 @@
-// What pages ask the gateway for. A session that has ended leads to the login page, with a line that says so.
+// Requests of the pages to the gateway. After a session ended, the login page opens and shows the reason.
 
-/** What went wrong, in a sentence for whoever looks at the page. */
-export class Refused extends Error {
+/** A failed request. `message` is shown on the page. */
+export class RequestError extends Error {
   constructor(message, status, code, id = null) {
     super(message);
     this.status = status;
@@ -11,7 +11,7 @@ export class Refused extends Error {
 }
 
 const LIMIT_MS = 15_000;
-const leaving = new AbortController(); // a logout cancels all other requests: they would be answered with 401
+const leaving = new AbortController(); // a logout cancels all other requests, because they would fail with 401
 document.addEventListener("leaving", () => leaving.abort());
 
 function toLogin(why) {
@@ -20,8 +20,8 @@ function toLogin(why) {
 }
 
 /**
- * The reply of a request to this listener, whatever its kind. Raises Refused. `signal` may end it; `also` are statuses
- * that are no errors here.
+ * Send a request to this listener and return the response. `signal` cancels it; `also` lists statuses that are no errors.
+ * Throws RequestError.
  */
 export async function ask(path, { method = "GET", body, signal, limitMs = LIMIT_MS, also = [] } = {}) {
   const signals = [signal, limitMs ? AbortSignal.timeout(limitMs) : null, path === "/session" ? null : leaving.signal].filter(Boolean);
@@ -36,27 +36,27 @@ export async function ask(path, { method = "GET", body, signal, limitMs = LIMIT_
     });
   } catch (error) {
     if (signal?.aborted || leaving.signal.aborted) throw error;
-    throw new Refused("The gateway does not answer. It may have stopped, or be out of reach.", 0, "unreachable");
+    throw new RequestError("The gateway cannot be reached. Check that it is running and that the network works.", 0, "unreachable");
   }
   if (reply.ok || also.includes(reply.status)) return reply;
-  let said = {};
+  let problem = {};
   try {
-    said = (await reply.json()).error ?? {};
+    problem = (await reply.json()).error ?? {};
   } catch {
-    // Not one of the gateway's own errors: the status has to do.
+    // The body is not in the gateway's error format.
   }
   if (reply.status === 401 && path !== "/session") toLogin("ended");
-  if (said.code === "admin_key_unset") toLogin("unset");
-  throw new Refused(said.message ?? `The gateway answered ${reply.status}.`, reply.status, said.code, reply.headers.get("x-request-id"));
+  if (problem.code === "admin_key_unset") toLogin("unset");
+  throw new RequestError(problem.message ?? `The gateway returned status ${reply.status}.`, reply.status, problem.code, reply.headers.get("x-request-id"));
 }
 
-/** The reply as JSON. Raises Refused. */
+/** Send a request and return the body, parsed as JSON. Throws RequestError. */
 export async function fetchJson(path, options) {
   const reply = await ask(path, options);
   try {
     return await reply.json();
   } catch (error) {
     if (options?.signal?.aborted) throw error;
-    throw new Refused("The gateway's answer broke off, or is none of its own.", reply.status, "unreadable", reply.headers.get("x-request-id"));
+    throw new RequestError("The gateway's reply is incomplete or not valid JSON.", reply.status, "unreadable", reply.headers.get("x-request-id"));
   }
 }

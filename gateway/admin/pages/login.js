@@ -7,17 +7,17 @@ const WHY = {
   left: ["You are logged out.", "info"],
 };
 
-const asked = new URLSearchParams(location.search);
+const parameters = new URLSearchParams(location.search);
 
 const PAGES = ["/dashboard", "/playground"];
 
-/** Where to go on: one of the pages, whatever the address says. A path of this host may still lead elsewhere: //example.com. */
-function next() {
-  const named = asked.get("next") ?? "";
-  if (!URL.canParse(named, location.origin)) return PAGES[0];
-  const wanted = new URL(named, location.origin);
-  if (wanted.origin !== location.origin || !PAGES.includes(wanted.pathname)) return PAGES[0];
-  return wanted.pathname + wanted.search + (wanted.hash || location.hash); // a redirect keeps the fragment in this address
+/** Return the page to open after the login. Only PAGES are allowed: a path such as //example.com is another site. */
+function nextPage() {
+  const value = parameters.get("next") ?? "";
+  if (!URL.canParse(value, location.origin)) return PAGES[0];
+  const target = new URL(value, location.origin);
+  if (target.origin !== location.origin || !PAGES.includes(target.pathname)) return PAGES[0];
+  return target.pathname + target.search + (target.hash || location.hash); // a redirect keeps the fragment
 }
 
 const form = byId("login");
@@ -31,7 +31,7 @@ form.addEventListener("submit", async (event) => {
   try {
     await ask("/session", { method: "POST", body: { key: key.value } });
     key.value = "";
-    location.replace(next());
+    location.replace(nextPage());
   } catch (error) {
     say(error.message, "bad");
     key.setAttribute("aria-invalid", "true");
@@ -41,18 +41,18 @@ form.addEventListener("submit", async (event) => {
     button.disabled = false;
   }
 });
-// The button is disabled in login.html: without the listener above, the browser would send the form itself, and
-// POST /session takes JSON only.
+// login.html disables the button, because without this listener the browser would send the form, and POST /session
+// accepts only JSON.
 button.disabled = false;
 
-const [words, kind] = WHY[asked.get("why")] ?? ["", "info"];
-say(words, kind);
+const [text, kind] = WHY[parameters.get("why")] ?? ["", "info"];
+say(text, kind);
 try {
   const session = await fetchJson("/session");
   if (!session.key_set) {
     form.hidden = true;
     byId("unset").hidden = false;
-  } else if (session.active) location.replace(next());
+  } else if (session.active) location.replace(nextPage());
   else key.focus();
 } catch (error) {
   say(error.message, "bad");

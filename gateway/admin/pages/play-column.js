@@ -1,52 +1,52 @@
-// One of the three answers: its words as they come, whose they are, and what they took and cost.
+// One of the three answers: its streamed text with the teacher's part, its times and its cost.
 import { h } from "./dom.js";
-import { fetchJson, Refused } from "./fetching.js";
+import { fetchJson, RequestError } from "./fetching.js";
 import { duration, money, savedKind, savedText, share, tokens } from "./format.js";
 import { chosenLength } from "./play-length.js";
-import { begin } from "./play-stream.js";
+import { start } from "./play-stream.js";
 
 const TITLES = { teacher: "Teacher alone", student: "Student alone", guided: "Guided" };
-const STATES = { idle: "", waiting: "waiting", writing: "writing", done: "done", stopped: "stopped", failed: "failed", none: "not on this route" };
+const STATES = { idle: "", waiting: "waiting", writing: "writing", done: "done", stopped: "stopped", failed: "failed", none: "not available on this route" };
 const ENGINE_FAILED = 500;
 
-/** Why an answer went without guidance, in words; what is not here is shown as the receipt has it. */
+/** Descriptions of reasons for an answer without guidance. Other reasons are shown as in the receipt. */
 const UNGUIDED = {
-  teacher_late: "the teacher was too late for this route's deadline",
-  teacher_circuit_open: "the teacher rests after failures",
+  teacher_late: "the teacher missed the deadline of this route",
+  teacher_circuit_open: "the teacher's circuit breaker is open after failures",
   teacher_unreachable: "the teacher cannot be reached",
   teacher_failed: "the teacher failed",
   teacher_overloaded: "the teacher is overloaded",
   teacher_timeout: "the teacher did not answer in time",
-  queue_full: "too many requests of this tenant wait for the teacher",
-  guidance_empty: "the teacher wrote nothing to open with",
-  guidance_boilerplate: "the teacher wrote nothing but what the projection skips",
-  student_started_anew: "the student began the answer anew",
-  auto_short: "so short an answer needs none",
-  auto_rule: "a rule of the policy's says that such a question needs none",
-  auto_model: "the policy's model takes the student alone to be worth most",
-  student_confident: "the student was sure of its first token",
-  student_not_probed: "it is not known yet how the student continues an answer",
+  queue_full: "too many requests of this tenant are waiting for the teacher",
+  guidance_empty: "the teacher returned no text",
+  guidance_boilerplate: "the projection skipped all of the teacher's text",
+  student_started_anew: "the student started the answer again",
+  auto_short: "a short answer needs no guidance",
+  auto_rule: "a policy rule disables guidance for such prompts",
+  auto_model: "the policy's model predicts the best value for the student alone",
+  student_confident: "the student was confident of its first token",
+  student_not_probed: "the student's way of continuing an answer is not known yet",
 };
 
 const SHARED = {
-  cache: "The same opening had been asked for before, and was kept",
-  flight: "Another request was asking for the same opening, and paid for it",
+  cache: "The guidance came from the cache",
+  flight: "An identical request paid for the guidance",
 };
 
-let numbered = 0;
+let tipCount = 0;
 
 export class Column {
-  /** `copy(mode, kind)` is what the buttons below it do. */
+  /** The buttons of the column call `copy(mode, kind)`. */
   constructor(mode, copy) {
     this.mode = mode;
     this.title = TITLES[mode];
     this.receipt = null;
-    this._tip = `tip-${(numbered += 1)}`;
+    this._tip = `tip-${(tipCount += 1)}`;
     const id = `column-${mode}`;
     this.engines = h("span", { class: "engines soft small" });
     this.stateLine = h("span", { class: "state" });
     this.answer = h("div", { class: "answer", "aria-labelledby": id, role: "group" });
-    this.legend = h("p", { class: "legend", hidden: true }, "Underlined, up to the mark: the teacher's words");
+    this.legend = h("p", { class: "legend", hidden: true }, "Underlined, up to the mark: the teacher's text");
     this.note = h("p", { class: "note", hidden: true });
     this.problem = h("p", { class: "problem", hidden: true });
     this.figures = h("dl", { class: "figures" });
@@ -54,63 +54,63 @@ export class Column {
       h("button", { type: "button", "aria-label": `Copy as ${name}: ${this.title}`, onclick: () => copy(mode, kind) }, `Copy as ${name}`));
     this.element = h("article", { class: "column card", "data-mode": mode, "data-state": "idle", "aria-labelledby": id },
       h("header", {}, h("div", {}, h("h2", { id }, this.title), this.engines), this.stateLine),
-      h("div", { class: "said" }, this.answer, this.legend, this.problem, this.note), this.figures, h("div", { class: "row copying" }, this.buttons));
+      h("div", { class: "content" }, this.answer, this.legend, this.problem, this.note), this.figures, h("div", { class: "row copying" }, this.buttons));
     this._figures(null);
   }
 
-  /** Another route was chosen: who will answer here, and whether anybody can. */
+  /** Show the models of another route, and clear the answer. */
   choose(route) {
     this.possible = Boolean(route?.modes.includes(this.mode));
     const students = route?.students.join(", ") ?? "";
-    this.engines.textContent = !route ? "" : { teacher: route.teacher ?? "", student: students, guided: `${route.teacher ?? "?"} opens, ${students || "?"} finishes` }[this.mode];
+    this.engines.textContent = !route ? "" : { teacher: route.teacher ?? "", student: students, guided: `${route.teacher ?? "?"} starts, ${students || "?"} finishes` }[this.mode];
     for (const button of this.buttons) button.disabled = !this.possible;
     this.clear();
   }
 
   clear() {
-    this._turn = {}; // what still comes of an earlier run is of another one
+    this._run = {}; // events of an earlier run are ignored
     this.receipt = null;
-    this._opening = this._words = this._seam = this._tipNode = null;
+    this._guidance = this._words = this._seam = this._tipNode = null;
     for (const line of [this.note, this.problem, this.legend]) line.hidden = true;
     this._figures(null);
     this._state(this.possible ? "idle" : "none");
     const empty = this.possible
-      ? { teacher: "The teacher writes all of it.", student: "The student writes all of it.", guided: "The teacher writes the first words, the student the rest." }[this.mode]
-      : { teacher: "This route names no teacher.", student: "This route names no student.", guided: "This route does not name both a teacher and a student." }[this.mode];
+      ? { teacher: "The teacher writes the whole answer.", student: "The student writes the whole answer.", guided: "The teacher starts the answer, the student finishes it." }[this.mode]
+      : { teacher: "This route has no teacher.", student: "This route has no student.", guided: "This route needs a teacher and a student." }[this.mode];
     this.answer.removeAttribute("aria-busy");
     this.answer.replaceChildren(h("p", { class: "empty" }, empty));
   }
 
-  /** Ask, and show what comes. Never raises: what goes wrong stands in the column. */
-  async run(wish, signal) {
+  /** Send the request and show the answer. Errors are shown in the column and never thrown. */
+  async run(settings, signal) {
     this.clear();
-    const turn = this._turn;
-    const current = () => turn === this._turn;
+    const run = this._run;
+    const current = () => run === this._run;
     this.answer.replaceChildren();
     this.answer.setAttribute("aria-busy", "true");
     this._state("waiting");
     const ticking = this._clock(performance.now(), current);
     let id = null;
     try {
-      const { sampling, system, ...rest } = wish;
+      const { sampling, system, ...rest } = settings;
       const body = { ...rest, ...sampling, ...(system ? { system } : {}), mode: this.mode };
       if (this.mode !== "guided") delete body.guidance;
-      const run = await begin(body, signal);
-      id = run.id;
-      let wrong = null;
-      for await (const [name, data] of run.events) {
+      const stream = await start(body, signal);
+      id = stream.id;
+      let problem = null;
+      for await (const [name, data] of stream.events) {
         if (!current()) return;
         if (name === "chunk") this._show(data);
-        else if (name === "error") wrong = data.message;
-        else this._settle(data);
+        else if (name === "error") problem = data.message;
+        else this._showReceipt(data);
       }
       if (!current()) return;
-      if (wrong) this._fail(wrong);
+      if (problem) this._fail(problem);
       else if (this.receipt) this._state("done");
-      else this._fail("The stream broke off before its end.");
+      else this._fail("The stream ended early.");
     } catch (error) {
       clearInterval(ticking);
-      if (current()) await this._broke(error, id, wish.tenant, signal, current);
+      if (current()) await this._onError(error, id, settings.tenant, signal, current);
     } finally {
       clearInterval(ticking);
       if (current()) {
@@ -120,26 +120,26 @@ export class Column {
     }
   }
 
-  /** In one sentence, for who does not see it. */
+  /** Return a sentence for screen readers. */
   get spoken() {
     const state = this.element.dataset.state;
     if (state !== "done") return `${this.title}: ${STATES[state]}.`;
     return `${this.title}: done after ${duration(this.receipt.timings.total_ms)}, ${money(this.receipt.cost_usd)}.`;
   }
 
-  async _broke(error, id, tenant, signal, current) {
+  async _onError(error, id, tenant, signal, current) {
     if (signal.aborted) {
       this._state("stopped");
-      if (!id) this._note("Stopped before the first word. What it cost stands in its receipt, under the key playground.");
+      if (!id) this._note("Stopped before the first token. The receipt with the cost has the key `playground`.");
     } else {
-      this._fail(error instanceof Refused ? error.message : "The connection broke off.");
+      this._fail(error instanceof RequestError ? error.message : "The connection was lost.");
       id ??= error.status >= ENGINE_FAILED ? error.id : null;
     }
     if (!id) return;
     try {
-      // It waits there until the receipt is written.
+      // The gateway replies when the receipt is written.
       const receipt = await fetchJson(`/playground/receipts/${encodeURIComponent(tenant)}/${id}`);
-      if (current()) this._settle(receipt);
+      if (current()) this._showReceipt(receipt);
     } catch (missing) {
       if (current()) this._note(missing.message);
     }
@@ -149,18 +149,18 @@ export class Column {
     const text = chunk.choices.map((choice) => choice.delta?.content ?? "").join("");
     if (!text) return;
     if (this.element.dataset.state === "waiting") this._state("writing");
-    const opening = chunk.x_gkt?.opening ?? "";
-    if (opening) {
-      if (!this._opening) {
-        this._opening = h("mark");
-        this.answer.append(h("span", { class: "visually-hidden" }, "The teacher: "), this._opening);
+    const guidance = chunk.x_gkt?.opening ?? "";
+    if (guidance) {
+      if (!this._guidance) {
+        this._guidance = h("mark");
+        this.answer.append(h("span", { class: "visually-hidden" }, "The teacher: "), this._guidance);
         this.legend.hidden = false;
       }
-      this._opening.append(opening);
+      this._guidance.append(guidance);
     }
-    const rest = text.slice(opening.length);
+    const rest = text.slice(guidance.length);
     if (!rest) return;
-    if (this._opening && !this._seam) this._addSeam();
+    if (this._guidance && !this._seam) this._addSeam();
     this._words ??= this.answer.appendChild(h("span", { class: "words" }));
     this._words.append(rest);
   }
@@ -172,19 +172,19 @@ export class Column {
     };
     const hide = () => { this._tipNode.hidden = true; };
     this._tipNode = h("span", { class: "tip", id: this._tip, role: "tooltip", hidden: true },
-      "The seam. Up to here the teacher wrote; the student read that as the beginning of its own answer, and goes on.");
-    this._seam = h("button", { type: "button", class: "seam", "aria-label": "The seam: the student goes on from here", "aria-describedby": this._tip,
+      "The seam. The text before it is the teacher's. The student read it as the beginning of its own answer and continues it.");
+    this._seam = h("button", { type: "button", class: "seam", "aria-label": "The seam: the student continues here", "aria-describedby": this._tip,
       onmouseenter: show, onmouseleave: hide, onfocus: show, onblur: hide, onclick: show,
       onkeydown: (event) => { if (event.key === "Escape") hide(); } }, "\u203a");
     this.answer.append(this._seam, this._tipNode, h("span", { class: "visually-hidden" }, "The student: "));
   }
 
-  _settle(receipt) {
+  _showReceipt(receipt) {
     this.receipt = receipt;
     this._figures(receipt);
     const kept = receipt.guidance?.kept_tokens;
     if (this._tipNode && kept !== undefined) {
-      this._tipNode.textContent = `The seam. The teacher, ${receipt.teacher.model}, wrote ${kept} ${kept === 1 ? "token" : "tokens"} up to here. The student, ${receipt.student?.model ?? "-"}, read them as the beginning of its own answer, and goes on.`;
+      this._tipNode.textContent = `The seam. The teacher, ${receipt.teacher.model}, wrote ${kept} ${kept === 1 ? "token" : "tokens"} before it. The student, ${receipt.student?.model ?? "-"}, read them as the beginning of its own answer and continues it.`;
     }
     this._note(remarks(this.mode, receipt).join(" "));
   }
@@ -238,21 +238,21 @@ function figure(name, value, more = [], { wide = false, sign = null } = {}) {
 }
 
 function remarks(mode, receipt) {
-  const said = [];
-  if (receipt.unguided) said.push(`Without guidance: ${UNGUIDED[receipt.unguided] ?? receipt.unguided}.`);
-  else if (receipt.mode === "teacher_complete") said.push("The teacher's opening was the whole answer: the student was not asked.");
-  else if (receipt.mode !== mode) said.push(`Answered in mode ${receipt.mode}: a budget wanted it cheaper.`);
-  if (receipt.guidance && receipt.guidance.placement !== "prefix" && receipt.mode === "guided") said.push("The teacher's words stand in the student's prompt, and not in the answer.");
-  if (receipt.guidance?.cut_short) said.push(`The teacher was cut short: ${UNGUIDED[receipt.guidance.cut_short] ?? receipt.guidance.cut_short}.`);
-  if (receipt.teacher?.shared) said.push(`${SHARED[receipt.teacher.shared]}: here it cost nothing.`);
-  if (receipt.attempts?.length) said.push(`Failed calls before it: ${counted(receipt.attempts.map((one) => `${one.engine} (${one.error})`))}.`);
-  if (receipt.status === "client_gone") said.push("The receipt says client_gone, and counts what was written until then.");
-  return said;
+  const texts = [];
+  if (receipt.unguided) texts.push(`Without guidance: ${UNGUIDED[receipt.unguided] ?? receipt.unguided}.`);
+  else if (receipt.mode === "teacher_complete") texts.push("The teacher's guidance was the whole answer. The student was not called.");
+  else if (receipt.mode !== mode) texts.push(`Answered in mode ${receipt.mode}: a budget has passed its soft limit.`);
+  if (receipt.guidance && receipt.guidance.placement !== "prefix" && receipt.mode === "guided") texts.push("The guidance is in the student's prompt and not in the answer.");
+  if (receipt.guidance?.cut_short) texts.push(`The guidance was cut short: ${UNGUIDED[receipt.guidance.cut_short] ?? receipt.guidance.cut_short}.`);
+  if (receipt.teacher?.shared) texts.push(`${SHARED[receipt.teacher.shared]}. It is free for this request.`);
+  if (receipt.attempts?.length) texts.push(`Earlier failed calls: ${counted(receipt.attempts.map((one) => `${one.engine} (${one.error})`))}.`);
+  if (receipt.status === "client_gone") texts.push("The receipt has the status client_gone and includes the tokens written until then.");
+  return texts;
 }
 
-/** What comes more than once is said once, with how often. */
+/** Join names; a repeated name is listed once, with its count. */
 function counted(names) {
   const times = new Map();
   for (const name of names) times.set(name, (times.get(name) ?? 0) + 1);
-  return [...times].map(([name, often]) => (often > 1 ? `${often} times ${name}` : name)).join(", ");
+  return [...times].map(([name, count]) => (count > 1 ? `${name} (${count} times)` : name)).join(", ");
 }

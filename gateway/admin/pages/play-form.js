@@ -1,23 +1,23 @@
-// The form: what it offers, what it says, and the part of that which stands in the address.
+// The form of the playground. The URL contains its settings, without the question.
 import { byId, h } from "./dom.js";
 import { say } from "./status.js";
 
-const SLIDER_MOST = 200;
+const SLIDER_MAX = 200;
 const PROJECTIONS = {
   cutoff: "The first tokens of the teacher's answer.",
   concise: "The first tokens of a brief answer.",
-  hint: "A brief hint; the answer is the student's.",
-  primed: "The first tokens, after the teacher alone has seen a few good answers.",
+  hint: "A brief hint. The student writes the whole answer.",
+  primed: "The first tokens, after a few good example answers in the teacher's prompt only.",
 };
 const PLACEMENTS = {
-  prefix: "The answer opens with it, and the student goes on.",
-  context: "In the student's prompt, introduced; callers do not see it.",
-  input: "At the end of the student's prompt, as it is.",
+  prefix: "The answer starts with it, and the student continues.",
+  context: "In the student's prompt, with an introduction. Callers do not see it.",
+  input: "At the end of the student's prompt, unchanged.",
 };
 const EXAMPLES = [
   ["Arithmetic", "A baker sells 24 rolls in the morning and half as many in the afternoon. Each roll costs 3 dollars. How much money does the baker take in?"],
   ["Why", "Why is the sky blue?"],
-  ["Code", "Write a Python function that tells whether a word is a palindrome, and explain it in two sentences."],
+  ["Code", "Write a Python function that checks whether a word is a palindrome, and explain it in two sentences."],
   ["List", "List five things to check before a long bicycle tour, each with one reason."],
   ["Letter", "Write a short, friendly note that moves our meeting from Tuesday to Thursday at ten."],
 ];
@@ -26,7 +26,7 @@ const SAMPLING = Object.keys(OWN);
 const GUIDANCE = ["tokens", "projection", "placement"];
 
 export class Form {
-  /** `changed` is called with the route whenever another one is chosen. */
+  /** Call `chosen` with the route whenever another one is chosen. */
   constructor(options, chosen) {
     this.options = options;
     this._chosen = chosen;
@@ -50,8 +50,8 @@ export class Form {
     return this.tenant?.routes.find((one) => one.model === byId("model").value);
   }
 
-  /** What is asked for, without the mode. Of the guidance only what the route has otherwise. */
-  get wish() {
+  /** The request without its mode. `guidance` contains only changes to the route's settings. */
+  get settings() {
     const guidance = {};
     for (const name of GUIDANCE) if (this._value(name) !== this.route.guidance[name]) guidance[name] = this._value(name);
     const sampling = {};
@@ -60,32 +60,32 @@ export class Form {
     return { tenant: this.tenant.tenant, model: this.route.model, prompt: byId("prompt").value, system, guidance, sampling };
   }
 
-  /** Whether it can be sent; if not, the browser says why at the field. */
+  /** Return whether the form is valid. If not, the browser shows the problem at the field. */
   ready() {
     const prompt = byId("prompt");
-    prompt.setCustomValidity(prompt.value.trim() ? "" : "Ask something first.");
-    const wrong = [...this.form.elements].find((one) => one.willValidate && !one.checkValidity());
-    if (!wrong) return true;
-    byId("settings").open ||= byId("settings").contains(wrong);
-    wrong.focus();
-    wrong.reportValidity();
+    prompt.setCustomValidity(prompt.value.trim() ? "" : "Enter a question.");
+    const invalid = [...this.form.elements].find((one) => one.willValidate && !one.checkValidity());
+    if (!invalid) return true;
+    byId("settings").open ||= byId("settings").contains(invalid);
+    invalid.focus();
+    invalid.reportValidity();
     return false;
   }
 
-  /** Where there is room the settings stand beside the question; else they are folded away. */
-  _fold(room) {
-    const fold = () => { byId("settings").open = room.matches; };
-    room.addEventListener("change", fold);
+  /** Open the settings on a wide screen, and close them on a narrow one. */
+  _fold(wide) {
+    const fold = () => { byId("settings").open = wide.matches; };
+    wide.addEventListener("change", fold);
     fold();
   }
 
   _value(name) {
-    const said = this._said(name);
-    return name === "tokens" && said !== "auto" ? Number(said) : said;
+    const text = this._text(name);
+    return name === "tokens" && text !== "auto" ? Number(text) : text;
   }
 
-  /** As it stands in the form and in the address. */
-  _said(name) {
+  /** Return a setting as text, as in the form and in the URL. */
+  _text(name) {
     return name === "tokens" && byId("auto").checked ? "auto" : byId(name).value;
   }
 
@@ -94,19 +94,19 @@ export class Form {
     else byId(name).value = value;
   }
 
-  /** A number; or auto, where the route has it. */
-  _length(wanted) {
+  /** Set the length: a number, or `auto` if the route offers it. */
+  _length(value) {
     const own = this.route?.auto;
-    const number = wanted === "auto" ? (own?.default ?? "") : wanted;
+    const number = value === "auto" ? (own?.default ?? "") : value;
     byId("auto-choice").hidden = !own;
-    byId("auto").checked = wanted === "auto" && Boolean(own);
+    byId("auto").checked = value === "auto" && Boolean(own);
     byId("tokens").value = number;
     this._slide();
   }
 
   _listen() {
-    byId("tenant").addEventListener("change", () => { this._routes(); this._own(); });
-    byId("model").addEventListener("change", () => this._own());
+    byId("tenant").addEventListener("change", () => { this._routes(); this._reset(); });
+    byId("model").addEventListener("change", () => this._reset());
     byId("slider").addEventListener("input", () => { byId("tokens").value = byId("slider").value; this._write(); });
     byId("tokens").addEventListener("input", () => { this._slide(); this._write(); });
     byId("auto").addEventListener("change", () => { this._slide(); this._write(); });
@@ -116,7 +116,7 @@ export class Form {
     });
     for (const name of ["placement", ...SAMPLING]) byId(name).addEventListener("input", () => this._write());
     byId("prompt").addEventListener("input", () => byId("prompt").setCustomValidity(""));
-    byId("reset").addEventListener("click", () => this._own());
+    byId("reset").addEventListener("click", () => this._reset());
     addEventListener("hashchange", () => this._read(new URLSearchParams(location.hash.slice(1))));
   }
 
@@ -128,19 +128,19 @@ export class Form {
 
   _slide() {
     const tokens = Number(byId("tokens").value) || 1;
-    byId("slider").max = Math.max(SLIDER_MOST, Math.min(tokens, this.options.max_guidance_tokens));
+    byId("slider").max = Math.max(SLIDER_MAX, Math.min(tokens, this.options.max_guidance_tokens));
     byId("slider").value = tokens;
     const auto = byId("auto").checked;
     for (const id of ["slider", "tokens"]) byId(id).disabled = auto;
-    byId("length-says").textContent = auto ? `The policy chooses for each question, from ${this.route.auto.min} to ${this.route.auto.max}, or none.` : "";
+    byId("length-help").textContent = auto ? `The policy chooses the length for each question: ${this.route.auto.min} to ${this.route.auto.max} tokens, or no guidance.` : "";
   }
 
   _routes() {
     fill("model", this.tenant.routes.map((one) => one.model));
   }
 
-  /** All as the route has it. */
-  _own() {
+  /** Reset all settings to the route's. */
+  _reset() {
     this._put({ ...this.route?.guidance, ...OWN });
     this._write();
     this._chosen(this.route);
@@ -151,15 +151,15 @@ export class Form {
     for (const [name, value] of Object.entries(rest)) byId(name).value = value;
   }
 
-  /** Out of the address: what cannot be is left out, and said. */
-  _read(said) {
-    const lost = [];
+  /** Read settings from the URL. Invalid settings are ignored and listed in the status line. */
+  _read(parameters) {
+    const invalid = [];
     const choose = (name) => {
-      const wanted = said.get(name);
+      const value = parameters.get(name);
       const select = byId(name);
-      if (wanted === null) return;
-      if ([...select.options].some((one) => one.value === wanted)) select.value = wanted;
-      else lost.push(`${name} ${wanted}`);
+      if (value === null) return;
+      if ([...select.options].some((one) => one.value === value)) select.value = value;
+      else invalid.push(`${name} ${value}`);
     };
     choose("tenant");
     this._routes();
@@ -168,41 +168,41 @@ export class Form {
     choose("projection");
     choose("placement");
     for (const name of ["tokens", ...SAMPLING]) {
-      const wanted = said.get(name);
-      if (wanted === null) continue;
-      const before = this._said(name);
-      this._set(name, wanted);
+      const value = parameters.get(name);
+      if (value === null) continue;
+      const before = this._text(name);
+      this._set(name, value);
       if (byId(name).value === "" || !byId(name).validity.valid) {
         this._set(name, before);
-        lost.push(`${name} ${wanted}`);
+        invalid.push(`${name} ${value}`);
       }
     }
     const untouched = location.hash === "";
-    say(lost.length ? `The address asks for what there is not, or what cannot be: ${lost.join(", ")}.` : "", "warn", "address");
-    this._write({ tell: !untouched });
+    say(invalid.length ? `These settings of the URL are not available or not valid: ${invalid.join(", ")}.` : "", "warn", "address");
+    this._write({ updateUrl: !untouched });
     this._chosen(this.route);
   }
 
-  /** Into the address, but for the question; and what has been changed, in words. */
-  _write({ tell = true } = {}) {
-    const said = new URLSearchParams({ tenant: byId("tenant").value, model: byId("model").value });
+  /** Write the settings to the URL, and show which ones differ from the route's. */
+  _write({ updateUrl = true } = {}) {
+    const parameters = new URLSearchParams({ tenant: byId("tenant").value, model: byId("model").value });
     const changed = [];
     for (const name of GUIDANCE) {
       if (!this.route || String(this._value(name)) === String(this.route.guidance[name])) continue;
-      said.set(name, this._said(name));
+      parameters.set(name, this._text(name));
       changed.push({ tokens: "length" }[name] ?? name);
     }
     for (const name of SAMPLING) {
       if (byId(name).value === "") continue;
-      said.set(name, byId(name).value);
+      parameters.set(name, byId(name).value);
       changed.push({ max_tokens: "max tokens" }[name] ?? name);
     }
-    if (tell) history.replaceState(null, "", `#${said}`);
-    byId("changed").textContent = changed.length ? `Changed: ${changed.join(", ")}` : "As the route has it";
+    if (updateUrl) history.replaceState(null, "", `#${parameters}`);
+    byId("changed").textContent = changed.length ? `Changed: ${changed.join(", ")}` : "Settings of the route";
     byId("settings-in-short").textContent = `${this.tenant?.tenant ?? ""} / ${this.route?.model ?? ""}, ${byId("auto").checked ? "length auto" : `${byId("tokens").value} tokens`}`;
     byId("reset").disabled = changed.length === 0;
-    byId("projection-says").textContent = PROJECTIONS[byId("projection").value] ?? "As its file in policies/projections says.";
-    byId("placement-says").textContent = PLACEMENTS[byId("placement").value] ?? "";
+    byId("projection-help").textContent = PROJECTIONS[byId("projection").value] ?? "See the file in policies/projections.";
+    byId("placement-help").textContent = PLACEMENTS[byId("placement").value] ?? "";
     byId("max_tokens").placeholder = this.route?.default_max_tokens ?? "engine's";
   }
 }

@@ -1,33 +1,33 @@
-// What a caller sends to get the same: as curl, and as Python with the OpenAI SDK. Pure.
+// The same request for callers: as curl, and as Python with the OpenAI SDK. Pure.
 
 const KEY = "YOUR_KEY";
 
-/** What is asked of the callers' listener, and what a caller may not ask for: { headers, body, notes }. */
-export function asCaller(mode, wish, route) {
+/** Return the request for the public listener, and notes on settings that callers may not change: { headers, body, notes }. */
+export function asCaller(mode, settings, route) {
   const headers = {};
   const notes = [];
-  const may = route.callers_may;
+  const allowed = route.callers_may;
   if (mode !== route.mode) {
-    if (may.modes.includes(mode)) headers["x-gkt-mode"] = mode;
-    else notes.push(`callers of this route get mode ${route.mode}: its policy lets none ask for ${mode} (overrides.modes)`);
+    if (allowed.modes.includes(mode)) headers["x-gkt-mode"] = mode;
+    else notes.push(`callers of this route get mode ${route.mode}: its policy does not allow ${mode} (overrides.modes)`);
   }
   if (mode === "guided") {
     const own = route.guidance;
-    const { tokens, projection, placement } = wish.guidance;
+    const { tokens, projection, placement } = settings.guidance;
     if (tokens !== undefined && tokens !== own.tokens) {
-      if (may.guidance_tokens !== null && tokens <= may.guidance_tokens) headers["x-gkt-guidance-tokens"] = String(tokens);
-      else notes.push(`callers get ${own.tokens === "auto" ? "the length that the policy chooses (guidance.tokens: auto)" : `${own.tokens} tokens of guidance`}: the policy lets none ask for ${tokens} (overrides.guidance_tokens)`);
+      if (allowed.guidance_tokens !== null && tokens <= allowed.guidance_tokens) headers["x-gkt-guidance-tokens"] = String(tokens);
+      else notes.push(`callers get ${own.tokens === "auto" ? "the length that the policy chooses (guidance.tokens: auto)" : `${own.tokens} tokens of guidance`}: the policy does not allow ${tokens} (overrides.guidance_tokens)`);
     }
-    if (projection !== undefined && projection !== own.projection) notes.push(`projection ${projection} is for the policy to say; callers get ${own.projection}`);
-    if (placement !== undefined && placement !== own.placement) notes.push(`placement ${placement} is for the policy to say; callers get ${own.placement}`);
+    if (projection !== undefined && projection !== own.projection) notes.push(`callers cannot choose projection ${projection}; they get ${own.projection}`);
+    if (placement !== undefined && placement !== own.placement) notes.push(`callers cannot choose placement ${placement}; they get ${own.placement}`);
   }
-  const messages = [...(wish.system ? [{ role: "system", content: wish.system }] : []), { role: "user", content: wish.prompt }];
-  return { headers, notes, body: { model: wish.model, messages, ...wish.sampling } };
+  const messages = [...(settings.system ? [{ role: "system", content: settings.system }] : []), { role: "user", content: settings.prompt }];
+  return { headers, notes, body: { model: settings.model, messages, ...settings.sampling } };
 }
 
 const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 
-/** For a POSIX shell. */
+/** Return a command for a POSIX shell. */
 export function curl({ headers, body }, baseUrl) {
   const lines = [`curl -sS ${quoted(`${baseUrl}/chat/completions`)}`, `-H 'Authorization: Bearer ${KEY}'`, "-H 'Content-Type: application/json'"];
   for (const [name, value] of Object.entries(headers)) lines.push(`-H ${quoted(`${name}: ${value}`)}`);
@@ -35,19 +35,19 @@ export function curl({ headers, body }, baseUrl) {
   return `${lines.join(" \\\n  ")}\n`;
 }
 
-/** For Python; needs the package openai. A JSON string is a Python string, too. */
+/** Return Python code for the package openai. Every JSON string is a Python string. */
 export function python({ headers, body, notes }, baseUrl) {
   const { model, messages, ...sampling } = body;
-  const said = messages.map((one) => `        {"role": ${JSON.stringify(one.role)}, "content": ${JSON.stringify(one.content)}},`);
+  const items = messages.map((one) => `        {"role": ${JSON.stringify(one.role)}, "content": ${JSON.stringify(one.content)}},`);
   const lines = [
-    ...notes.map((note) => `# Not as in the playground: ${note}.`),
+    ...notes.map((note) => `# Differs from the playground: ${note}.`),
     "from openai import OpenAI",
     "",
     `client = OpenAI(base_url=${JSON.stringify(baseUrl)}, api_key="${KEY}")`,
     "reply = client.chat.completions.create(",
     `    model=${JSON.stringify(model)},`,
     "    messages=[",
-    ...said,
+    ...items,
     "    ],",
     ...Object.entries(sampling).map(([name, value]) => `    ${name}=${value},`),
   ];

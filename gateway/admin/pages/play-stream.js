@@ -1,8 +1,8 @@
-// One run: what the gateway sends of it, as events with names.
+// One run, as a stream of named events.
 import { ask } from "./fetching.js";
 
-/** Begin a run. Returns its id and its events, one by one, as [name, data]; a name is "chunk", "error" or "receipt". */
-export async function begin(body, signal) {
+/** Start a run. Return its id and an iterator of [name, data]; the names are "chunk", "error" and "receipt". */
+export async function start(body, signal) {
   const reply = await ask("/playground/run", { method: "POST", body, signal, limitMs: 0 });
   return { id: reply.headers.get("x-request-id"), events: events(reply.body) };
 }
@@ -31,6 +31,6 @@ function readEvent(part) {
     else if (line.startsWith("data: ")) data += line.slice(6);
   }
   if (!data || data === "[DONE]") return null;
-  const said = JSON.parse(data);
-  return said.error ? ["error", said.error] : [name, said];
+  const event = JSON.parse(data);
+  return event.error ? ["error", event.error] : [name, event];
 }

@@ -1,4 +1,4 @@
-// The playground: the form above, three columns below, and what compares them.
+// The playground: a form, three answers and their comparison.
 import { byId, h } from "./dom.js";
 import { fetchJson } from "./fetching.js";
 import { duration, money, share } from "./format.js";
@@ -16,37 +16,37 @@ const options = await fetchJson("/playground/options").catch((error) => {
   throw error;
 });
 
-let stopping = null;
+let running = null; // the AbortController of the current run
 let toast = 0;
 const columns = ["teacher", "student", "guided"].map((mode) => new Column(mode, copy));
 byId("columns").append(...columns.map((column) => column.element));
 const form = new Form(options, chosen);
 
 function chosen(route) {
-  stopping?.abort();
+  running?.abort();
   for (const column of columns) column.choose(route);
   byId("summary").hidden = true;
-  byId("run").disabled = !route || stopping !== null;
-  say(route ? "" : "This tenant has no route that answers chats.", "warn", "route");
-  say(route?.conditional ? `${route.model} is several routes: the first whose conditions take the question answers it.` : "", "info", "conditional");
-  const out = route ? options.engines.filter((one) => [route.teacher, ...route.students].includes(one.name) && (one.up === false || one.rests)) : [];
-  say(out.length ? `Not answering now: ${out.map((one) => one.name).join(", ")}.` : "", "warn", "engines");
+  byId("run").disabled = !route || running !== null;
+  say(route ? "" : "This tenant has no route for chat completions.", "warn", "route");
+  say(route?.conditional ? `${route.model} has several routes. The first one whose conditions match the question answers it.` : "", "info", "conditional");
+  const unavailable = route ? options.engines.filter((one) => [route.teacher, ...route.students].includes(one.name) && (one.up === false || one.rests)) : [];
+  say(unavailable.length ? `Unavailable now: ${unavailable.map((one) => one.name).join(", ")}.` : "", "warn", "engines");
 }
 
 async function run() {
-  if (stopping || !form.route || !form.ready()) return;
+  if (running || !form.route || !form.ready()) return;
   const stop = new AbortController();
-  stopping = stop;
+  running = stop;
   byId("run").disabled = true;
   byId("stop").disabled = false;
   byId("summary").hidden = true;
-  announce("Asked. Three answers are on their way.");
-  const wish = form.wish;
+  announce("Three answers are being generated.");
+  const settings = form.settings;
   await Promise.all(columns.filter((column) => column.possible).map(async (column) => {
-    await column.run(wish, stop.signal);
+    await column.run(settings, stop.signal);
     if (!stop.signal.aborted) announce(column.spoken);
   }));
-  stopping = null;
+  running = null;
   const hadFocus = document.activeElement === byId("stop");
   byId("run").disabled = !form.route;
   byId("stop").disabled = true;
@@ -55,7 +55,7 @@ async function run() {
   else compare();
 }
 
-/** What guidance came to, beside the teacher and the student alone: of these answers, which differ in length. */
+/** Compare the guided answer with the teacher's and the student's. The answers differ in length. */
 function compare() {
   const [teacher, student, guided] = columns.map((column) => (column.element.dataset.state === "done" ? column.receipt : null));
   const line = byId("summary");
@@ -66,33 +66,33 @@ function compare() {
   if (teacher) {
     const less = 1 - Number(guided.cost_usd) / Number(teacher.cost_usd);
     parts.push(`The teacher alone cost ${money(teacher.cost_usd)} and took ${duration(teacher.timings.total_ms)}`);
-    if (Number.isFinite(less)) parts.push(": guided is ", strong(`${share(Math.abs(less))} ${less >= 0 ? "cheaper" : "dearer"}`), " here");
+    if (Number.isFinite(less)) parts.push(": guided is ", strong(`${share(Math.abs(less))} ${less >= 0 ? "cheaper" : "more expensive"}`), " here");
     parts.push(". ");
   }
-  if (guided.teacher?.shared) parts.push("The guided one got its opening for nothing, since the same had been asked for already. ");
+  if (guided.teacher?.shared) parts.push("The guidance was free, because it was shared with another request. ");
   if (student) parts.push(`The student alone cost ${money(student.cost_usd)} and took ${duration(student.timings.total_ms)}. `);
-  parts.push(h("span", { class: "soft" }, "They were written at the same time, by engines that they shared."));
+  parts.push(h("span", { class: "soft" }, "The answers were generated at the same time on shared engines."));
   line.replaceChildren(...parts);
   announce(line.textContent);
 }
 
 async function copy(mode, kind) {
   if (!form.ready()) return;
-  const same = asCaller(mode, form.wish, form.route);
-  const text = { curl, python }[kind](same, options.base_url);
-  const notes = same.notes.length ? ` But ${same.notes.join("; ")}.` : "";
+  const request = asCaller(mode, form.settings, form.route);
+  const text = { curl, python }[kind](request, options.base_url);
+  const notes = request.notes.length ? ` Note: ${request.notes.join("; ")}.` : "";
   try {
     await navigator.clipboard.writeText(text);
-    tell(`Copied as ${kind === "curl" ? "curl" : "Python"}; put a key of the tenant in the place of YOUR_KEY.${notes}`);
+    showToast(`Copied as ${kind === "curl" ? "curl" : "Python"}; replace YOUR_KEY by a key of the tenant.${notes}`);
   } catch {
     byId("by-hand-text").value = text;
     byId("by-hand").showModal();
     byId("by-hand-text").select();
-    if (notes) tell(notes.trim());
+    if (notes) showToast(notes.trim());
   }
 }
 
-function tell(text) {
+function showToast(text) {
   const line = byId("copied");
   line.textContent = text;
   line.hidden = false;
@@ -108,6 +108,6 @@ byId("form").addEventListener("submit", (event) => { event.preventDefault(); run
 byId("form").addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) { event.preventDefault(); run(); }
 });
-byId("stop").addEventListener("click", () => stopping?.abort());
-addEventListener("pagehide", () => stopping?.abort());
-document.addEventListener("leaving", () => stopping?.abort());
+byId("stop").addEventListener("click", () => running?.abort());
+addEventListener("pagehide", () => running?.abort());
+document.addEventListener("leaving", () => running?.abort());

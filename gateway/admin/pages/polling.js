@@ -1,10 +1,10 @@
-// Asking again and again while somebody looks.
+// Poll the gateway while the page is visible.
 import { say } from "./status.js";
 import { timeOfDay } from "./format.js";
 
 let paused = false;
-let left = false;
-document.addEventListener("leaving", () => { left = true; });
+let leaving = false;
+document.addEventListener("leaving", () => { leaving = true; });
 
 export const isPaused = () => paused;
 export function setPaused(yes) {
@@ -13,18 +13,18 @@ export function setPaused(yes) {
 }
 
 /**
- * Call `look` every `everyMs` while the page is visible and not paused, never twice at a time. What fails is said in
- * the status line under `about`, and is tried again; with `what`, how old that is by then. Returns a function that looks
- * at once.
+ * Call `refresh` every `everyMs` while the page is visible and not paused, never twice at a time. An error is shown in the
+ * status line under `about`, and the call is retried. With `what` the line also shows the time of the last success.
+ * Return a function that calls `refresh` at once.
  */
-export function poll(look, everyMs, { about, what = "" }) {
+export function poll(refresh, everyMs, { about, what = "" }) {
   let timer = null;
   let running = false;
   let again = false;
-  let lastGood = null;
+  let lastSuccess = null;
   let failures = 0;
 
-  async function turn() {
+  async function run() {
     clearTimeout(timer);
     if (running) {
       again = true;
@@ -32,35 +32,35 @@ export function poll(look, everyMs, { about, what = "" }) {
     }
     running = true;
     try {
-      await look();
-      lastGood = Date.now();
+      await refresh();
+      lastSuccess = Date.now();
       failures = 0;
       say("", "warn", about);
       say("", "warn", `${about}, age`);
     } catch (error) {
       failures += 1;
-      if (!left) {
+      if (!leaving) {
         say(error.message, "bad", about);
-        say(what && lastGood ? `${what} are of ${timeOfDay(lastGood)}.` : "", "bad", `${about}, age`);
+        say(what && lastSuccess ? `${what} last updated at ${timeOfDay(lastSuccess)}.` : "", "bad", `${about}, age`);
       }
     }
     running = false;
-    if (!again || left) {
+    if (!again || leaving) {
       plan(Math.min(30_000, everyMs * 2 ** Math.min(failures, 4)));
       return;
     }
     again = false;
-    turn(); // paused or not: somebody chose another thing meanwhile, and sees that it is chosen
+    run(); // also while paused: the user chose something else meanwhile
   }
 
   function plan(inMs) {
     clearTimeout(timer);
-    if (!left && !paused && document.visibilityState === "visible") timer = setTimeout(turn, inMs);
+    if (!leaving && !paused && document.visibilityState === "visible") timer = setTimeout(run, inMs);
   }
 
   document.addEventListener("visibilitychange", () => plan(0));
   document.addEventListener("pausechange", () => plan(0));
   document.addEventListener("leaving", () => clearTimeout(timer));
-  turn();
-  return turn;
+  run();
+  return run;
 }

@@ -1,4 +1,4 @@
-// Quality: how far guided answers say what the teacher would have said, and the student alone.
+// The table of quality: how far guided answers, and the student's own, agree with the teacher's.
 import { h } from "./dom.js";
 import { money, share, whole } from "./format.js";
 import { table } from "./table.js";
@@ -12,35 +12,35 @@ function points(value) {
   return `${value < 0 && Number(size) ? "\u2212" : value > 0 && Number(size) ? "+" : ""}${size}`;
 }
 
-/** The difference counts as one only where its interval leaves zero out. */
+/** Format the difference. It has a color only if its interval excludes zero. */
 function difference(row) {
-  const sure = row.low > 0 ? "good" : row.high < 0 ? "bad" : null;
-  return h("span", { class: row.low === null ? null : sure }, points(row.difference));
+  const kind = row.low > 0 ? "good" : row.high < 0 ? "bad" : null;
+  return h("span", { class: row.low === null ? null : kind }, points(row.difference));
 }
 
 const interval = (row) => (row.low === null ? "too few" : `${points(row.low)} to ${points(row.high)}`);
 
-/** Draw the table into `box`, and into `note` what it is of. Returns a function that takes what GET /quality says. */
+/** Create the table in `box`, and show its period in `note`. Return a function that shows a reply of GET /quality. */
 export function quality(box, note) {
   const view = table(box, {
     caption: "Table of quality", sort: "route", descending: false, search: "Search quality",
-    empty: "No answer was compared yet. A guided route with a quality rule has some compared.",
+    empty: "No answers have been compared yet. To compare samples, give a guided route a `quality` rule.",
     find: (row) => `${row.tenant} ${row.route} ${row.compare}`,
     columns: [
       { key: "route", title: "Route", value: (row) => `${row.route} ${row.tenant} ${ORDER.indexOf(row.length)}`, show: (row) => row.route },
       { key: "tenant", title: "Tenant", value: (row) => row.tenant, show: (row) => row.tenant },
       { key: "length", title: "Teacher's tokens", value: (row) => ORDER.indexOf(row.length), show: (row) => LENGTHS[row.length] ?? row.length },
-      { key: "compare", title: "By", value: (row) => row.compare, show: (row) => row.compare },
+      { key: "compare", title: "Comparison", value: (row) => row.compare, show: (row) => row.compare },
       { key: "samples", title: "Compared", number: true, value: (row) => row.samples, show: (row) => whole(row.samples) },
       { key: "guided", title: "Guided", number: true, value: (row) => row.guided_teacher, show: (row) => share(row.guided_teacher) },
       { key: "student", title: "Student alone", number: true, value: (row) => row.student_teacher, show: (row) => share(row.student_teacher) },
-      { key: "difference", title: "Adds, points", number: true, value: (row) => row.difference, show: difference },
+      { key: "difference", title: "Difference, points", number: true, value: (row) => row.difference, show: difference },
       { key: "interval", title: "95 % interval", number: true, value: (row) => row.low, show: interval },
     ],
   });
   return ({ rows, since, until, spent_today: spent }) => {
     const usd = spent.reduce((all, one) => all + Number(one.usd), 0);
-    note.textContent = `Of the days ${since} to ${until}, in UTC. Comparisons cost ${money(usd)} today.`;
+    note.textContent = `Days from ${since} to ${until} (UTC). Comparisons cost ${money(usd)} today.`;
     view.rows(rows);
   };
 }

@@ -1,4 +1,4 @@
-// Which time the charts and tables are of. It stands in the address, so that it outlives a reload.
+// The time range of charts and tables. The URL contains it, so that a reload keeps it.
 import { h } from "./dom.js";
 import { moment } from "./format.js";
 
@@ -14,8 +14,8 @@ const RANGES = [
 const WORDS = { "1h": "the last hour", "6h": "the last 6 hours", "24h": "the last 24 hours", "7d": "the last 7 days", "30d": "the last 30 days" };
 const LENGTH = { minute: 60_000, hour: HOUR, day: DAY };
 
-/** As fine as the range bears, and as sums that fine are kept by default. */
-function fineness(since, until) {
+/** Return the finest granularity for which sums are kept by default and the range has few enough periods. */
+function granularityOf(since, until) {
   if (until - since <= 6 * HOUR && Date.now() - since <= 6 * HOUR) return "minute";
   return until - since <= 7 * DAY && Date.now() - since <= 14 * DAY ? "hour" : "day";
 }
@@ -23,28 +23,28 @@ function fineness(since, until) {
 const rfc3339 = (ms) => new Date(ms).toISOString().replace(/\.\d+Z$/, "Z");
 const localText = (ms) => new Date(ms - new Date(ms).getTimezoneOffset() * 60_000).toISOString().slice(0, 16);
 
-/** Draw the choice into `box`; `changed` is called with each choice. Returns a function that tells the choice. */
+/** Create the range buttons in `box`; call `changed` after each choice. Return a function that returns the range. */
 export function ranges(box, changed) {
-  const asked = new URLSearchParams(location.search);
-  let name = RANGES.some(([one]) => one === asked.get("range")) ? asked.get("range") : "24h";
+  const parameters = new URLSearchParams(location.search);
+  let name = RANGES.some(([one]) => one === parameters.get("range")) ? parameters.get("range") : "24h";
   let own = null;
-  const given = ["since", "until"].map((one) => Date.parse(asked.get(one) ?? ""));
-  if (asked.get("range") === "custom" && given[0] < given[1]) [name, own] = ["custom", given];
+  const bounds = ["since", "until"].map((one) => Date.parse(parameters.get(one) ?? ""));
+  if (parameters.get("range") === "custom" && bounds[0] < bounds[1]) [name, own] = ["custom", bounds];
 
   const buttons = RANGES.map(([one, title]) => h("button", { type: "button", "data-range": one, onclick: () => choose(one) }, title));
   const customButton = h("button", { type: "button", "data-range": "custom", "aria-expanded": "false", "aria-controls": "custom", onclick: openCustom }, "Custom");
   const since = h("input", { type: "datetime-local", id: "since", required: true });
   const until = h("input", { type: "datetime-local", id: "until", required: true });
-  const wrong = h("p", { class: "bad small", role: "alert" });
+  const problem = h("p", { class: "bad small", role: "alert" });
   const form = h("form", { class: "custom", id: "custom", hidden: true, novalidate: true, onsubmit: apply },
-    h("label", {}, "From", since), h("label", {}, "To", until), h("button", { type: "submit", class: "primary" }, "Show"), wrong);
+    h("label", {}, "From", since), h("label", {}, "To", until), h("button", { type: "submit", class: "primary" }, "Show"), problem);
   box.append(h("div", { class: "row segments", role: "group", "aria-label": "Time range" }, buttons, customButton), form);
 
   function mark() {
     for (const button of [...buttons, customButton]) button.setAttribute("aria-pressed", String(button.dataset.range === name));
   }
 
-  function keep() {
+  function writeUrl() {
     const query = new URLSearchParams(location.search);
     query.set("range", name);
     for (const [index, key] of ["since", "until"].entries()) {
@@ -58,7 +58,7 @@ export function ranges(box, changed) {
     [name, own] = [one, between];
     if (one !== "custom") show(false);
     mark();
-    keep();
+    writeUrl();
     changed();
   }
 
@@ -78,14 +78,14 @@ export function ranges(box, changed) {
   function apply(event) {
     event.preventDefault();
     const [from, to] = [Date.parse(since.value), Date.parse(until.value)];
-    wrong.textContent = Number.isNaN(from) || Number.isNaN(to) ? "Give both a day and a time." : from >= to ? "From must lie before to." : from > Date.now() ? "From lies in the future." : "";
-    if (!wrong.textContent) choose("custom", [from, to]);
+    problem.textContent = Number.isNaN(from) || Number.isNaN(to) ? "Enter a date and a time in both fields." : from >= to ? "'From' must be earlier than 'To'." : from > Date.now() ? "'From' is in the future." : "";
+    if (!problem.textContent) choose("custom", [from, to]);
   }
 
   function current() {
     if (own) {
       const [from, to] = own;
-      return { since: from, until: to, granularity: fineness(from, to), words: `${moment(from)} to ${moment(to)}` };
+      return { since: from, until: to, granularity: granularityOf(from, to), words: `${moment(from)} to ${moment(to)}` };
     }
     const [, , length, granularity] = RANGES.find(([one]) => one === name);
     const end = Date.now();
@@ -96,7 +96,7 @@ export function ranges(box, changed) {
   return current;
 }
 
-/** Every period of a range, in milliseconds, also those of which nothing is known. */
+/** Return the start of every period of a range in milliseconds, also of periods without a request. */
 export function periodsOf({ since, until, granularity }) {
   const step = LENGTH[granularity];
   const all = [];
@@ -104,7 +104,7 @@ export function periodsOf({ since, until, granularity }) {
   return all;
 }
 
-/** The query of GET /usage for a range. */
+/** Return the query parameters of GET /usage for a range. */
 export function query(range, more = {}) {
   return new URLSearchParams({ since: rfc3339(range.since), until: rfc3339(range.until), ...more });
 }

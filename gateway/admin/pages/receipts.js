@@ -1,11 +1,11 @@
-// The latest receipts, and where the time of one request went.
+// The table of the latest receipts, and the dialog of one receipt with its stages.
 import { h, byId } from "./dom.js";
 import { fetchJson } from "./fetching.js";
 import { duration, moment, money, savedKind, savedText, timeOfDay, whole } from "./format.js";
 import { stages } from "./stages.js";
 import { table } from "./table.js";
 
-const shown = (share) => (share ? `${share.model}: ${whole(share.input_tokens)} read, ${whole(share.output_tokens)} written${share.estimated ? " (estimated)" : ""}${share.shared ? `, shared (${share.shared})` : ""}` : "-");
+const roleText = (share) => (share ? `${share.model}: ${whole(share.input_tokens)} read, ${whole(share.output_tokens)} written${share.estimated ? " (estimated)" : ""}${share.shared ? `, shared (${share.shared})` : ""}` : "-");
 
 function waterfall(receipt) {
   const { total_ms: total, first_token_ms: first } = receipt.timings;
@@ -26,7 +26,7 @@ function waterfall(receipt) {
   const rows = stages(receipt).map(([title, from, took, token, real]) => h("tr", {}, h("th", { scope: "row" }, title),
     h("td", { class: "lane" }, lane(from, took, token)), h("td", { class: "num" }, duration(real))));
   return h("table", { class: "waterfall" }, h("caption", { class: "visually-hidden" }, "Stages of the request"),
-    h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Stage"), h("th", { scope: "col" }, h("span", { class: "visually-hidden" }, "When")), h("th", { scope: "col", class: "num took" }, "Took"))),
+    h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Stage"), h("th", { scope: "col" }, h("span", { class: "visually-hidden" }, "Time span")), h("th", { scope: "col", class: "num took" }, "Took"))),
     h("tbody", {}, rows));
 }
 
@@ -34,15 +34,15 @@ function facts(pairs) {
   return h("dl", { class: "facts" }, pairs.filter(([, value]) => value !== null && value !== undefined && value !== "").map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))));
 }
 
-/** By how much an estimate may be wrong, where that is told. */
-const within = (error) => (Number(error) ? ` \u00b1 ${money(error)}` : "");
+/** Format the error of an estimate, if it is known. */
+const errorText = (error) => (Number(error) ? ` \u00b1 ${money(error)}` : "");
 
 function open(receipt) {
   const dialog = byId("dialog");
   const { total_ms: total, first_token_ms: first } = receipt.timings;
   dialog.replaceChildren(h("div", { class: "stack" },
     h("div", { class: "row apart" }, h("h2", { id: "dialog-title" }, "Receipt ", h("code", {}, receipt.id)), h("button", { type: "button", onclick: () => dialog.close() }, "Close")),
-    h("p", {}, `${moment(receipt.created * 1000)}: ${duration(total)} in all`, first === undefined || first === null ? "." : `, the first token after ${duration(first)} (the upright line).`),
+    h("p", {}, `${moment(receipt.created * 1000)}: ${duration(total)} in total`, first === undefined || first === null ? "." : `, the first token after ${duration(first)} (the vertical line).`),
     waterfall(receipt),
     facts([
       ["Tenant, key", `${receipt.tenant}, ${receipt.key}`],
@@ -50,16 +50,16 @@ function open(receipt) {
       ["Mode", receipt.unguided ? `${receipt.mode}, unguided: ${receipt.unguided}` : receipt.mode],
       ["Status", receipt.status],
       ["Cost", money(receipt.cost_usd)],
-      [`${receipt.baseline_model} alone${receipt.baseline_estimated ? " (estimate)" : ""}`, money(receipt.baseline_usd) + within(receipt.baseline_error_usd)],
+      [`${receipt.baseline_model} alone${receipt.baseline_estimated ? " (estimate)" : ""}`, money(receipt.baseline_usd) + errorText(receipt.baseline_error_usd)],
       ["Saved", receipt.savings_usd === undefined ? null : h("span", { class: savedKind(receipt) || null }, savedText(receipt))],
       ["Savings class", receipt.savings_class],
-      ["Measured baseline of the request", receipt.measured ? money(receipt.measured.baseline_usd) : null],
+      ["Measured baseline", receipt.measured ? money(receipt.measured.baseline_usd) : null],
       ["Batch", receipt.batch ? `${receipt.batch.size} ${receipt.batch.size === 1 ? "call" : "calls"} (${receipt.batch.id})` : null],
-      ["Teacher", shown(receipt.teacher)],
-      ["Student", shown(receipt.student)],
+      ["Teacher", roleText(receipt.teacher)],
+      ["Student", roleText(receipt.student)],
       ["Failed calls", receipt.attempts?.length ? receipt.attempts.map((one) => `${one.engine}: ${one.error}`).join("; ") : null],
       ["Shadow of", receipt.shadow_of],
-      ["Finishes", receipt.edge_of],
+      ["Guidance receipt", receipt.edge_of],
     ])));
   dialog.showModal();
 }
@@ -68,14 +68,14 @@ const number = (key, title, value, show) => ({ key, title, number: true, value, 
 
 export function receipts(box) {
   byId("dialog").addEventListener("click", (event) => {
-    if (event.target === event.currentTarget) event.currentTarget.close(); // the ground around it
+    if (event.target === event.currentTarget) event.currentTarget.close(); // a click on the backdrop
   });
   const view = table(box, {
     caption: "Table of receipts", sort: "at", search: "Search receipts", empty: "No request has been answered yet.",
     find: (row) => [row.id, row.tenant, row.key, row.route, row.mode, row.status, row.teacher?.model, row.student?.model, row.unguided].join(" "),
     columns: [
       { key: "id", title: "Receipt", value: (row) => row.id, show: (row) => h("button", { type: "button", class: "link", "aria-haspopup": "dialog", onclick: () => open(row) }, row.id) },
-      { key: "at", title: "Came in", number: true, value: (row) => row.created, show: (row) => timeOfDay(row.created * 1000) },
+      { key: "at", title: "Received", number: true, value: (row) => row.created, show: (row) => timeOfDay(row.created * 1000) },
       { key: "tenant", title: "Tenant", value: (row) => row.tenant, show: (row) => row.tenant },
       { key: "route", title: "Route", value: (row) => row.route, show: (row) => row.route },
       { key: "mode", title: "Mode", value: (row) => row.mode, show: (row) => (row.unguided ? `${row.mode} (${row.unguided})` : row.mode) },

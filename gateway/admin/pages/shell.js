@@ -1,4 +1,4 @@
-// The frame of every page: navigation, colors, logout.
+// The header of every page: navigation, color scheme, logout.
 import { h, byId } from "./dom.js";
 import { ask } from "./fetching.js";
 import { say } from "./status.js";
@@ -8,10 +8,10 @@ const PAGES = [
   ["playground", "Playground"],
 ];
 const THEMES = ["auto", "light", "dark"];
-const THEME_WORDS = { auto: "as the system", light: "light", dark: "dark" };
+const THEME_NAMES = { auto: "system", light: "light", dark: "dark" };
 const THEME_SIGNS = { auto: "\u25d0", light: "\u2600", dark: "\u263e" };
 
-function kept() {
+function storedTheme() {
   try {
     return localStorage.getItem("gkt-theme") ?? "auto";
   } catch {
@@ -22,15 +22,15 @@ function kept() {
 function themeButton() {
   const show = (theme) => {
     button.textContent = THEME_SIGNS[theme] ?? THEME_SIGNS.auto;
-    button.setAttribute("aria-label", `Colours: ${THEME_WORDS[theme] ?? THEME_WORDS.auto}. Change them`);
+    button.setAttribute("aria-label", `Colors: ${THEME_NAMES[theme] ?? THEME_NAMES.auto}. Change color scheme`);
     button.title = button.getAttribute("aria-label");
   };
   const next = () => {
-    const theme = THEMES[(THEMES.indexOf(kept()) + 1) % THEMES.length];
+    const theme = THEMES[(THEMES.indexOf(storedTheme()) + 1) % THEMES.length];
     try {
       localStorage.setItem("gkt-theme", theme);
     } catch {
-      say("This browser keeps no settings, so the colours hold for this page only.", "info", "theme");
+      say("This browser does not store settings. The colors apply to this page only.", "info", "theme");
     }
     if (theme === "auto") delete document.documentElement.dataset.theme;
     else document.documentElement.dataset.theme = theme;
@@ -38,12 +38,12 @@ function themeButton() {
     document.dispatchEvent(new Event("themechange"));
   };
   const button = h("button", { type: "button", class: "quiet", id: "theme", onclick: next });
-  show(kept());
+  show(storedTheme());
   return button;
 }
 
 async function logOut() {
-  document.dispatchEvent(new Event("leaving")); // what still asks would renew the session
+  document.dispatchEvent(new Event("leaving")); // a running request would renew the session
   try {
     await ask("/session", { method: "DELETE" });
     location.assign("/login?why=left");
@@ -52,7 +52,7 @@ async function logOut() {
   }
 }
 
-/** Draw the bar of the page `name`. */
+/** Create the header of the page `name`. */
 export function openPage(name) {
   byId("bar").append(
     h("a", { class: "brand", href: "/dashboard", "aria-label": "GKT Gateway" }, h("img", { src: "/static/icon.svg", alt: "" }), h("span", {}, "GKT Gateway")),

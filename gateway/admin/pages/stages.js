@@ -1,16 +1,16 @@
-// Where the time of one request went.
+// The stages of one request.
 
-/** Stages of one request, from when it came in: [title, from, took, token]. What is left is the student's and the reply's. */
+/** Return the stages as [title, start, shown duration, color token, duration], in ms. The last stage is the remaining time. */
 export function stages(receipt) {
   const { admission_ms: admission, batch_wait_ms: wait, teacher_ms: teacher, total_ms: total } = receipt.timings;
-  const found = [];
+  const parts = [];
   let at = 0;
-  for (const [title, took, token] of [["Admission", admission, "--series-admission"], ["Wait for a batch", wait, "--series-wait"], ["Teacher", teacher, "--series-teacher"]]) {
+  for (const [title, took, token] of [["Admission", admission, "--series-admission"], ["Wait for batch", wait, "--series-wait"], ["Teacher", teacher, "--series-teacher"]]) {
     if (took === undefined || took === null) continue;
     const from = Math.min(at, total);
-    found.push([title, from, Math.min(took, total - from), token, took]);
+    parts.push([title, from, Math.min(took, total - from), token, took]);
     at += took;
   }
-  if (total > at) found.push([receipt.student ? "Student and reply" : "Reply", at, total - at, "--series-student", total - at]);
-  return found;
+  if (total > at) parts.push([receipt.student ? "Student and reply" : "Reply", at, total - at, "--series-student", total - at]);
+  return parts;
 }

@@ -1,16 +1,16 @@
-// The one line in which a page says what is the matter with it. It is read out, and it goes when the matter does.
+// The status line of a page. Screen readers announce it. A message is removed when its problem ends.
 import { byId } from "./dom.js";
 
-const said = new Map();
+const messages = new Map();
 
-/** Say something; an empty text takes it back. `about` tells apart what may be wrong at the same time. */
+/** Show a message; an empty text removes it. `about` identifies the problem, since several may exist at a time. */
 export function say(text, kind = "warn", about = "page") {
-  if (text) said.set(about, { text, kind });
-  else said.delete(about);
+  if (text) messages.set(about, { text, kind });
+  else messages.delete(about);
   const line = byId("status");
-  const all = [...said.values()];
-  const words = [...new Set(all.map((one) => one.text))].join(" "); // of many that fail alike, once
-  if (line.textContent !== words) line.textContent = words;
+  const all = [...messages.values()];
+  const joined = [...new Set(all.map((one) => one.text))].join(" "); // each text once
+  if (line.textContent !== joined) line.textContent = joined;
   line.hidden = all.length === 0;
   line.dataset.kind = all.some((one) => one.kind === "bad") ? "bad" : all.some((one) => one.kind === "warn") ? "warn" : "info";
 }

@@ -1,15 +1,15 @@
-// A table that can be sorted and searched.
+// A table with sorting and search.
 import { h } from "./dom.js";
 
 /**
- * A table under `box`. `columns`: {key, title, value(row) to sort by, show(row) as text or node, number: right aligned, wrap: may be long}.
- * The first column names the row. `caption` is read out. Call `rows(list)` with what it shows.
+ * Create a table in `box`. `columns`: {key, title, value(row) to sort by, show(row) as text or node, number: right aligned, wrap: may be long}.
+ * The first column is the row's header. Screen readers read `caption`. Call `rows(list)` to show rows.
  */
-export function table(box, { caption, columns, sort, descending = true, search = null, empty = "Nothing yet.", most = 500, find = (row) => columns.map((one) => one.value(row)).join(" ") }) {
+export function table(box, { caption, columns, sort, descending = true, search = null, empty = "Nothing yet.", maxRows = 500, find = (row) => columns.map((one) => one.value(row)).join(" ") }) {
   let all = [];
   let by = sort;
   let down = descending;
-  let wanted = "";
+  let searchText = "";
   const body = h("tbody");
   const heads = columns.map((column) => h("th", { scope: "col", class: column.number ? "num" : null },
     h("button", { type: "button", onclick: () => order(column) }, column.title)));
@@ -18,10 +18,10 @@ export function table(box, { caption, columns, sort, descending = true, search =
   const grid = h("table", {}, h("caption", { class: "visually-hidden" }, caption), h("thead", {}, h("tr", {}, heads)), body);
   const frame = h("div", { class: "table-box", tabindex: "0", role: "region", "aria-label": caption }, grid);
   if (search) {
-    const input = h("input", { type: "search", placeholder: search, "aria-label": search, autocomplete: "off", oninput: () => { wanted = input.value.trim().toLowerCase(); draw(); } });
+    const input = h("input", { type: "search", placeholder: search, "aria-label": search, autocomplete: "off", oninput: () => { searchText = input.value.trim().toLowerCase(); draw(); } });
     box.append(h("div", { class: "row" }, input));
   }
-  const waiting = h("p", { class: "soft small", hidden: true }, "New figures wait until the focus leaves this table.");
+  const waiting = h("p", { class: "soft small", hidden: true }, "Updates are paused while a row of this table has the focus.");
   box.append(frame, none, note, waiting);
 
   function order(column) {
@@ -34,7 +34,7 @@ export function table(box, { caption, columns, sort, descending = true, search =
     const column = columns.find((each) => each.key === by);
     const [a, b] = [column.value(one), column.value(other)];
     const missing = (a === null || a === undefined) - (b === null || b === undefined);
-    if (missing) return missing; // what is not known stands last, either way
+    if (missing) return missing; // unknown values are last in both directions
     const result = typeof a === "string" ? a.localeCompare(b) : a - b;
     return down ? -result : result;
   }
@@ -44,21 +44,21 @@ export function table(box, { caption, columns, sort, descending = true, search =
       if (column.key === by) heads[index].setAttribute("aria-sort", down ? "descending" : "ascending");
       else heads[index].removeAttribute("aria-sort");
     });
-    const found = all.filter((row) => !wanted || find(row).toLowerCase().includes(wanted)).sort(compare);
-    body.replaceChildren(...found.slice(0, most).map((row) => h("tr", {}, columns.map((column, index) =>
+    const matching = all.filter((row) => !searchText || find(row).toLowerCase().includes(searchText)).sort(compare);
+    body.replaceChildren(...matching.slice(0, maxRows).map((row) => h("tr", {}, columns.map((column, index) =>
       h(index ? "td" : "th", { scope: index ? null : "row", class: column.number ? "num" : column.wrap ? "wrap" : null }, column.show(row))))));
-    frame.hidden = found.length === 0;
-    none.hidden = found.length > 0;
-    none.textContent = all.length ? `Nothing matches "${wanted}".` : empty;
-    note.hidden = found.length <= most;
-    note.textContent = `The first ${most} of ${found.length}. Search to see the others.`;
+    frame.hidden = matching.length === 0;
+    none.hidden = matching.length > 0;
+    none.textContent = all.length ? `No row matches "${searchText}".` : empty;
+    note.hidden = matching.length <= maxRows;
+    note.textContent = `Showing ${maxRows} of ${matching.length} rows. Search to see the others.`;
   }
 
-  // Who has the focus on a row must not lose it to a redraw: new figures wait until it leaves.
-  let waits = false;
+  // A redraw would remove the focus from a row: updates wait until the focus leaves the table.
+  let updateWaits = false;
   body.addEventListener("focusout", () => queueMicrotask(() => {
-    if (waits && !body.contains(document.activeElement)) {
-      waits = false;
+    if (updateWaits && !body.contains(document.activeElement)) {
+      updateWaits = false;
       waiting.hidden = true;
       draw();
     }
@@ -68,9 +68,9 @@ export function table(box, { caption, columns, sort, descending = true, search =
   return {
     rows(list) {
       all = list;
-      waits = body.contains(document.activeElement);
-      waiting.hidden = !waits;
-      if (!waits) draw();
+      updateWaits = body.contains(document.activeElement);
+      waiting.hidden = !updateWaits;
+      if (!updateWaits) draw();
     },
   };
 }

@@ -1,4 +1,4 @@
-// The table of who used what, told apart by tenant, by route, or by the models that answered.
+// The table of usage, grouped by tenant, by route, or by models.
 import { h } from "./dom.js";
 import { duration, money, savedKind, savedText, share, tokens, whole } from "./format.js";
 import { table } from "./table.js";
@@ -17,24 +17,24 @@ function figure(key, title, value, show = whole) {
 }
 
 const signed = (row) => h("span", { class: savedKind(row) || null }, savedText(row));
-const away = (row) => row.savings_classes?.teacher_unavailable?.requests ?? 0;
+const unavailable = (row) => row.savings_classes?.teacher_unavailable?.requests ?? 0;
 
 const FIGURES = [
   figure("requests", "Requests", (row) => row.requests, tokens),
   figure("errors", "Errors", (row) => count(row.errors)),
   figure("written", "Tokens written", written, tokens),
-  figure("teacher", "Teacher's words", (row) => row.teacher_token_share, (value) => share(value)),
+  figure("teacher", "Teacher's share", (row) => row.teacher_token_share, (value) => share(value)),
   figure("cost", "Cost", (row) => Number(row.cost_usd), money),
   figure("baseline", "Teacher alone", (row) => Number(row.baseline_usd), money),
   { key: "saved", title: "Saved", number: true, value: (row) => Number(row.savings_usd), show: signed },
   figure("part", "Saved, %", (row) => (Number(row.baseline_usd) && !row.savings_about_zero ? Number(row.savings_usd) / Number(row.baseline_usd) : null), (value) => share(value)),
-  { key: "away", title: "Teacher away", number: true, value: away, show: (row) => h("span", { class: away(row) ? "bad" : null }, whole(away(row))) },
+  { key: "unavailable", title: "Teacher unavailable", number: true, value: unavailable, show: (row) => h("span", { class: unavailable(row) ? "bad" : null }, whole(unavailable(row))) },
   figure("measuring", "Measuring", (row) => Number(row.measuring_usd), money),
   figure("first", "First token p95", (row) => row.latency_ms.first_token?.p95 ?? null, duration),
   figure("total", "Total p95", (row) => row.latency_ms.total?.p95 ?? null, duration),
 ];
 
-/** Draw the choice into `choice` and the table into `box`. `changed` is called when another view is chosen. */
+/** Create the buttons in `choice` and the tables in `box`. Call `changed` when another view is chosen. */
 export function usage(choice, box, changed) {
   let by = "tenant";
   const tables = new Map(VIEWS.map(([name, title, names]) => {
@@ -42,7 +42,7 @@ export function usage(choice, box, changed) {
     box.append(part);
     const columns = [...names.map(([key, head]) => ({ key, title: head, value: (row) => row[key] || "none", show: (row) => row[key] || "none" })), ...FIGURES];
     const find = (row) => names.map(([key]) => row[key]).join(" ");
-    return [name, { part, view: table(part, { caption: `Usage by ${title.toLowerCase()}`, columns, sort: "cost", find, search: `Search ${title.toLowerCase()}`, empty: "Nobody asked for anything in this time." }) }];
+    return [name, { part, view: table(part, { caption: `Usage by ${title.toLowerCase()}`, columns, sort: "cost", find, search: `Search ${title.toLowerCase()}`, empty: "No requests in this period." }) }];
   }));
   const buttons = VIEWS.map(([name, title]) => h("button", { type: "button", "aria-pressed": String(name === by), onclick: () => choose(name) }, title));
   choice.append(...buttons);
