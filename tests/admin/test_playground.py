@@ -354,7 +354,7 @@ def test_callers_are_told_to_call_where_they_are_listened_to(listens: str, seen_
         ({"guidance": {"tokens": 4097}}, 400, "guidance.tokens", "must be at most 4096"),
         ({"guidance": {"tokens": "automatic"}}, 400, "guidance.tokens", "must be a whole number, or auto"),
         ({"guidance": {"tokens": "7"}}, 400, "guidance.tokens", "must be a whole number, without quotes"),
-        ({"guidance": {"tokens": "auto"}}, 400, "guidance.tokens", "its policy says tokens: 7, and not auto"),
+        ({"guidance": {"tokens": "auto"}}, 400, "guidance.tokens", "its policy has tokens: 7, and not auto"),
         ({"guidance": {"token": 5}}, 400, "guidance.token", "Did you mean 'tokens'?"),
         ({"guidance": {"projection": "cut"}}, 400, "guidance.projection", "There is no projection 'cut'."),
         ({"guidance": {"projection": "primd"}}, 400, "guidance.projection", "Did you mean 'primed'?"),

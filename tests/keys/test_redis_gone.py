@@ -74,7 +74,7 @@ async def test_known_keys_hold_while_redis_is_away_and_end_with_a_redis_that_for
                 async with paused(redis.url):
                     refused = await world.admin("POST", "/keys", {"tenant": "acme", "id": "more"})
                     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "store_unavailable")
-                    assert "Look whether it was done" in refused.json()["error"]["message"]
+                    assert "Check whether the change was applied" in refused.json()["error"]["message"]
                     assert [await world.ask(one["key"]) for one in (made, ended)] == [200, 401]
                 await redis.stop()
                 process.wait_for_log("keys_not_read")

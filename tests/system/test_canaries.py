@@ -457,7 +457,7 @@ def _look_at_the_log(world: World) -> None:
     assert {"listening", "request", "engine_error", "request_broke", "draining", "stopped"} <= events
     labels = {line.get("label") for line in world.process.log if line.get("event") == "engine_error"}
     assert labels >= {
-        f"engine_{kind}" for kind in ("unreachable", "timeout", "overloaded", "rejected", "failed", "garbled")
+        f"engine_{kind}" for kind in ("unreachable", "timeout", "overloaded", "rejected", "failed", "protocol_error")
     }
     world.canaries.search("line of the log", *world.process.raw_log.splitlines())
 

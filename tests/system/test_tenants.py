@@ -142,7 +142,7 @@ def test_a_request_that_can_never_fit_is_not_to_be_tried_again(redis_url: str, t
         refused = ask(process, max_tokens=51)
         assert (refused.status_code, refused.headers["x-should-retry"]) == (429, "false")
         assert "retry-after" not in refused.headers
-        assert "Send a shorter prompt, or a lower max_tokens." in refused.json()["error"]["message"]
+        assert "Send a shorter prompt or a lower max_tokens." in refused.json()["error"]["message"]
         assert ask(process, max_tokens=5).status_code == 200
 
 
@@ -162,7 +162,7 @@ def test_a_spent_budget_is_insufficient_quota(redis_url: str, tmp_path: Path) ->
         assert (error.code, error.type) == ("insufficient_quota", "insufficient_quota")
         assert error.response.headers["x-should-retry"] == "false"
         assert "retry-after" not in error.response.headers
-        assert "The budget of this tenant, $0.0008 a day, has $" in error.message
+        assert "The budget of this tenant, $0.0008 per day, has $" in error.message
         assert "It resets at 20" in error.message
         assert 0 < spent <= Decimal("0.0008")
         assert ask(process, key=OTHER_KEY).status_code == 200
