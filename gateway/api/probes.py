@@ -102,15 +102,15 @@ def policies_shown(policies: Policies) -> dict[str, object]:
         "version": edition.version,
         "loaded_at": datetime.fromtimestamp(edition.loaded_at, UTC).isoformat(timespec="milliseconds"),
         "files": edition.files,
-        "stale": bool(policies.mistakes),
-        "error": _first(policies.mistakes),
+        "stale": bool(policies.issues),
+        "error": _first(policies.issues),
     }
 
 
 def config_shown(reloader: Reloader | None) -> dict[str, object]:
     """Return whether config.yaml changed since the start of the process."""
     edit = reloader.config if reloader is not None else ConfigEdit()
-    return {"changed": edit.changed, "needs": "a restart" if edit.changed else None, "error": _first(edit.mistakes)}
+    return {"changed": edit.changed, "needs": "a restart" if edit.changed else None, "error": _first(edit.issues)}
 
 
 def _first(issues: Sequence[str]) -> list[str]:

@@ -1,8 +1,8 @@
 """The format of a backup file: a header line, compressed records, and a checksum.
 
-{"gkt_backup": 2, "gateway": "0.1.0", ...}\\n
-gzip of all records; each is its length (4 bytes, big-endian) and the record as MessagePack
-SHA-256 of all bytes before it (32 bytes)
+- `{"gkt_backup": 2, "gateway": "0.1.0", ...}\\n`
+- gzip of all records; each is its length (4 bytes, big-endian) and the record as MessagePack
+- SHA-256 of all bytes before it (32 bytes)
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Each process has an equal share of the teacher's limit; processes of other versions count too. Right after Redis
 becomes unavailable, other processes may hold more than their shares: all permits that this process does not hold. Their
 calls end by their deadlines. Until the longest recent deadline has passed, a process therefore has no more calls than
-its share, and no more than it had when Redis became unavailable. Afterwards it uses its full share.
+its share or than it had at the start. Afterwards it uses its full share.
 """
 
 from __future__ import annotations

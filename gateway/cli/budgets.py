@@ -79,8 +79,10 @@ def raise_budget(
 ) -> None:
     """Raise a budget temporarily.
 
-    `gkt-gateway budgets raise acme --usd 50 --reason "launch week"` lasts to the end of the current period, or for one
-    budget_duration if the budget is not aligned with the calendar. Set another end with --for or --until.
+    `gkt-gateway budgets raise acme --usd 50 --reason "launch week"`
+
+    The raise lasts to the end of the current period, or for one budget_duration if the budget is not aligned with the
+    calendar. Set another end with --for or --until.
 
     A raise replaces an earlier raise. soft_budget does not change. For a permanent change, edit the policy file.
     """

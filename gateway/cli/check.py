@@ -60,8 +60,8 @@ def check(
 ) -> None:
     """Validate the configuration and all policies. Print every issue with its file and line.
 
-    With --explain, print how one request would be handled, without sending it: the route and why earlier routes do
-    not match, the engines, the guidance, the limits and budgets that apply, and the reserved amount.
+    With --explain, print how one request would be handled, without sending it. The output has the route, the reasons
+    why earlier routes do not match, the engines, the guidance, limits and budgets, and the reserved amount.
 
     `echo '{"model": "chat", "messages": [{"role": "user", "content": "Hi"}]}' | gkt-gateway check --explain -`
 

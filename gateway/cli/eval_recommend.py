@@ -133,12 +133,12 @@ def recommend(
     `gkt-gateway eval recommend runs/mine --keep 95% --out policies/mine.yaml`
 
     It compares projections, placements and lengths with each other, with the student alone and with the teacher alone.
-    A guided setting is recommended only if it significantly reaches the target and is more accurate than a random
-    mixture of student and teacher at the same cost. The choice is validated by cross-validation.
+    A guided setting is recommended only if it significantly reaches the target. It must also be more accurate than a
+    random mixture of student and teacher at the same cost. The choice is validated by cross-validation.
 
     Exits with 0 if each route has a guided setting, with 3 if none pays, and with 4 if there are too few questions.
-    In the last two cases the policy uses the teacher or the student alone, if one of them reaches the target; otherwise
-    no policy is written. See docs/evaluation.md.
+    In the last two cases the policy uses the teacher or the student alone, if one of them reaches the target.
+    Otherwise no policy is written. See docs/evaluation.md.
     """
     with of_the_extra():
         from gateway.evaluation.advice.evidence import combine, evidence_of

@@ -134,9 +134,9 @@ def run(
 ) -> None:
     """Answer every question under every setting of a grid with real models, and store the answers.
 
-    `gkt-gateway eval run FOLDER --limit 20` runs 20 word problems with small models on this machine: the teacher alone,
-    the student alone, and the student after 20, 40 and 80 tokens of guidance. It takes some minutes, and downloads
-    1.6 GB of weights the first time.
+    `gkt-gateway eval run FOLDER --limit 20` runs 20 word problems with small models on this machine. The settings are
+    the teacher alone, the student alone, and the student after 20, 40 and 80 tokens of guidance. The run takes some
+    minutes, and downloads 1.6 GB of weights the first time.
 
     All calls of the teacher come first, then those of the student, so that one machine runs only one of them at a time.
     After Ctrl-C, a kill or an engine failure, the same command resumes the run without losing answers. More settings

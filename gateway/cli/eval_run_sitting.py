@@ -1,4 +1,4 @@
-"""One sitting of `eval run`: a large one is agreed on, engines are started, progress is told, and a summary shown."""
+"""One session of `eval run`: confirm a large run, start engines, show progress and print a summary."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ if TYPE_CHECKING:
     from gateway.evaluation.setting import Setting
 
 _LONG_S = 12 * 3600.0
-"""A run that is expected to take longer than this is a large one, however few its calls are."""
+"""A run with a longer expected duration needs a confirmation, however few its calls are."""
 
 
 @dataclass(frozen=True, slots=True)
 class EvalSession:
-    """What the command line asks for."""
+    """The options of the command line."""
 
     folder: Path
     data: LoadedData
@@ -70,15 +70,15 @@ class EvalSession:
 
     @property
     def plain_settings(self) -> list[dict[str, Any]]:
-        """The settings as a manifest has them, each with a hash of what models are shown beside the question."""
+        """Return the settings as the manifest stores them, each with a hash of the prompt's fixed text."""
         return [setting.as_dict() | {"shown": shown_hash(setting, self.data.exemplars)} for setting in self.settings]
 
     def work(self, score: QuestionScorer) -> EvalWork:
-        """What is to be answered."""
+        """Return the questions and settings of the run, with their scorer."""
         return EvalWork(self.data.questions, self.data.exemplars, self.settings, score)
 
     def manifest(self, settings: list[dict[str, Any]]) -> Manifest:
-        """What the folder is to say of it."""
+        """Return the manifest that the folder stores."""
         facts = manifest_facts(self.pair)
         if self.gateway is not None:
             facts = {"teacher": self.gateway, "student": self.gateway, "prices": {}}
@@ -95,96 +95,96 @@ class EvalSession:
         )
 
 
-def hold(sitting: EvalSession) -> None:
-    """Do it. Leaves with 130 after a signal, and 1 by StartupError where an engine is gone; what came is kept."""
+def hold(session: EvalSession) -> None:
+    """Run the session. Exits with 130 after a signal. Raises StartupError if an engine fails; answers are kept."""
     set_up_logs("error", "auto")  # each failed call is in the examples, by its label
-    told = Console(stderr=True, soft_wrap=True)
-    if sitting.gateway is not None:
-        _check_address(sitting.gateway)
-    elif not sitting.live:
-        check_staged(sitting.settings)
-    if sitting.judge is not None and not isinstance(sitting.pair, ConfiguredPair):
-        raise StartupError(f"--judge {sitting.judge} is a model of a configuration: name that with --config.")
-    with RunFolder(sitting.folder) as folder:
+    console = Console(stderr=True, soft_wrap=True)
+    if session.gateway is not None:
+        _check_address(session.gateway)
+    elif not session.live:
+        check_staged(session.settings)
+    if session.judge is not None and not isinstance(session.pair, ConfiguredPair):
+        raise StartupError(f"--judge {session.judge} is a model of a configuration: name that with --config.")
+    with RunFolder(session.folder) as folder:
         # Questions to whoever sits there, and downloads, come outside of the event loop: Ctrl-C ends them at once.
-        if sitting.gateway is None:
-            folder.check(sitting.manifest(sitting.plain_settings), sitting.data.questions)
-        if sitting.gateway is None and not sitting.rescore:
-            _warn_where_busy(sitting.pair, told)
-            _fetch(sitting.pair)
-        if sitting.live or sitting.gateway is not None:
-            _agree_on_live(sitting, folder, told)
-        elif not sitting.rescore:
-            _agree_on_stages(sitting, folder, told)
-        _until_done(_held(sitting, folder, told), sitting, told)
+        if session.gateway is None:
+            folder.check(session.manifest(session.plain_settings), session.data.questions)
+        if session.gateway is None and not session.rescore:
+            _warn_where_busy(session.pair, console)
+            _fetch(session.pair)
+        if session.live or session.gateway is not None:
+            _agree_on_live(session, folder, console)
+        elif not session.rescore:
+            _agree_on_stages(session, folder, console)
+        _until_done(_held(session, folder, console), session, console)
         _sum_up(folder, Console())
 
 
-def _until_done(work: Coroutine[Any, Any, None], sitting: EvalSession, told: Console) -> None:
+def _until_done(work: Coroutine[Any, Any, None], session: EvalSession, console: Console) -> None:
     if not uvloop.run(until_interrupted(work, "eval")):
-        told.print(f"Stopped. What was written is in {sitting.folder}: the same command goes on from there.")
+        console.print(f"Stopped. What was written is in {session.folder}: the same command goes on from there.")
         raise typer.Exit(INTERRUPTED)
 
 
-async def _held(sitting: EvalSession, folder: RunFolder, told: Console) -> None:
-    async with _begun(sitting, folder, told) as (work, progress):
-        if sitting.gateway is not None:
-            await _elsewhere(sitting, work, folder, progress)
-        elif sitting.live:
+async def _held(session: EvalSession, folder: RunFolder, console: Console) -> None:
+    async with _begun(session, folder, console) as (work, progress):
+        if session.gateway is not None:
+            await _elsewhere(session, work, folder, progress)
+        elif session.live:
             routes = setting_routes(work.settings)
-            folder.begin(sitting.manifest(sitting.plain_settings), work.questions)
-            async with start_gateway(sitting.pair, routes, sitting.folder) as caller:
-                await LiveRun(folder, work, caller, progress, concurrency=sitting.concurrency).run(routes)
+            folder.begin(session.manifest(session.plain_settings), work.questions)
+            async with start_gateway(session.pair, routes, session.folder) as caller:
+                await LiveRun(folder, work, caller, progress, concurrency=session.concurrency).run(routes)
         else:
-            folder.begin(sitting.manifest(sitting.plain_settings), work.questions)
-            await _staged(sitting, work, folder, progress, told)
+            folder.begin(session.manifest(session.plain_settings), work.questions)
+            await _staged(session, work, folder, progress, console)
 
 
 @asynccontextmanager
 async def _begun(
-    sitting: EvalSession, folder: RunFolder, told: Console
+    session: EvalSession, folder: RunFolder, console: Console
 ) -> AsyncIterator[tuple[EvalWork, ProgressBars | ProgressLines]]:
-    """The work, with its judge where it has one, and who is told how far it is."""
-    progress = ProgressBars(told) if told.is_terminal else ProgressLines(told)
+    """Yield the work, with its judge if it has one, and the progress display."""
+    progress = ProgressBars(console) if console.is_terminal else ProgressLines(console)
     async with AsyncExitStack() as exits:
         exits.callback(progress.end)
         judge = None
-        if sitting.judge is not None:
-            assert isinstance(sitting.pair, ConfiguredPair)  # or it would not have begun
-            judging = judge_of(sitting.pair.settings, sitting.judge, folder.generations)
+        if session.judge is not None:
+            assert isinstance(session.pair, ConfiguredPair)  # or it would not have begun
+            judging = judge_of(session.pair.settings, session.judge, folder.generations)
             judge = await exits.enter_async_context(judging)
-        yield sitting.work(Scoring(judge, sitting.scorer).score), progress
+        yield session.work(Scoring(judge, session.scorer).score), progress
 
 
 async def _staged(
-    sitting: EvalSession, work: EvalWork, folder: RunFolder, progress: ProgressBars | ProgressLines, told: Console
+    session: EvalSession, work: EvalWork, folder: RunFolder, progress: ProgressBars | ProgressLines, console: Console
 ) -> None:
-    run = StagedRun(folder, work, sitting.pair, progress, concurrency=sitting.concurrency)
+    run = StagedRun(folder, work, session.pair, progress, concurrency=session.concurrency)
     with closing(run):
-        if not sitting.rescore:
+        if not session.rescore:
             await run.run()
         elif left := await run.rescore():
-            told.print(f"{len(left)} answers have no text yet: run without --rescore to ask for them.")
+            console.print(f"{len(left)} answers have no text yet: run without --rescore to ask for them.")
 
 
-async def _time_a_few(sitting: EvalSession, folder: RunFolder, told: Console) -> None:
-    """The first calls of the run itself: what they write is kept, and not asked for again."""
-    first = {setting.mode: setting for setting in sitting.settings}
-    few = replace(sitting, settings=list(first.values()))
-    async with _begun(few, folder, told) as (work, progress):
+async def _time_a_few(session: EvalSession, folder: RunFolder, console: Console) -> None:
+    """Measure the first calls of the run. Their answers are kept and not requested again."""
+    first = {setting.mode: setting for setting in session.settings}
+    few = replace(session, settings=list(first.values()))
+    async with _begun(few, folder, console) as (work, progress):
         folder.begin(few.manifest(few.plain_settings), work.questions)
-        await _staged(few, replace(work, questions=work.questions[: few.concurrency]), folder, progress, told)
+        await _staged(few, replace(work, questions=work.questions[: few.concurrency]), folder, progress, console)
 
 
 async def _elsewhere(
-    sitting: EvalSession, work: EvalWork, folder: RunFolder, progress: ProgressBars | ProgressLines
+    session: EvalSession, work: EvalWork, folder: RunFolder, progress: ProgressBars | ProgressLines
 ) -> None:
-    assert sitting.gateway is not None
-    routes = remote_routes(sitting.routes, work)
-    async with connect_gateway(sitting.gateway, _key(sitting.key)) as caller:
+    assert session.gateway is not None
+    routes = remote_routes(session.routes, work)
+    async with connect_gateway(session.gateway, _key(session.key)) as caller:
         settings = await describe_routes(routes, caller, work, folder.manifest)
-        folder.begin(sitting.manifest(settings), work.questions)
-        await LiveRun(folder, work, caller, progress, concurrency=sitting.concurrency).run(routes)
+        folder.begin(session.manifest(settings), work.questions)
+        await LiveRun(folder, work, caller, progress, concurrency=session.concurrency).run(routes)
 
 
 def _check_address(url: str) -> None:
@@ -203,14 +203,14 @@ def _key(reference: str | None) -> str:
     return key
 
 
-def _warn_where_busy(pair: Pair, told: Console) -> None:
-    """Models on this machine want its cores for themselves: `thread_shares` says why."""
+def _warn_where_busy(pair: Pair, console: Console) -> None:
+    """Warn if other processes use the cores that local models need (see `thread_shares`)."""
     if not isinstance(pair, LocalPair) or not hasattr(os, "getloadavg"):
         return
     load, cores = os.getloadavg()[0], usable_cores()
     # The load is the whole machine's, of which a container or a CPU set may have a part.
     if load > (os.cpu_count() or cores) - cores / 2:
-        told.print(
+        console.print(
             f"warning: the load of the last minute was {load:.1f}, and the models here have {cores} cores: beside "
             "other programs they may take ten times as long",
             highlight=False,
@@ -218,46 +218,48 @@ def _warn_where_busy(pair: Pair, told: Console) -> None:
 
 
 def _fetch(pair: Pair) -> None:
-    """Before a clock runs; a name that is wrong is said before a gigabyte is fetched."""
+    """Download weights before measurements start. Wrong names are reported before any download."""
     if isinstance(pair, LocalPair):
         for fetch in (weights.find, weights.fetch):
             for model in dict.fromkeys((pair.teacher, pair.student)):
                 fetch(model)
 
 
-def _agree_on_stages(sitting: EvalSession, folder: RunFolder, told: Console) -> None:
-    calls = _calls_left(sitting, folder)
-    if sum(calls) > sitting.most_calls and not sitting.yes and not folder.stages:
-        _until_done(_time_a_few(sitting, folder, told), sitting, told)
-        calls = _calls_left(sitting, folder)
+def _agree_on_stages(session: EvalSession, folder: RunFolder, console: Console) -> None:
+    calls = _calls_left(session, folder)
+    if sum(calls) > session.most_calls and not session.yes and not folder.stages:
+        _until_done(_time_a_few(session, folder, console), session, console)
+        calls = _calls_left(session, folder)
     times = (folder.seconds_per_call("teacher"), folder.seconds_per_call("student"))
     expected = [count * seconds for count, seconds in zip(calls, times, strict=True) if seconds is not None]
-    said = (
-        f"{len(sitting.settings)} settings, {len(sitting.data.questions)} questions: the teacher is asked "
+    summary = (
+        f"{len(session.settings)} settings, {len(session.data.questions)} questions: the teacher is asked "
         f"{calls[0]} times, the student up to {calls[1]} times"
     )
-    _agree(sitting, told, said, sum(calls), sum(expected) if expected else None)
+    _agree(session, console, summary, sum(calls), sum(expected) if expected else None)
 
 
-def _calls_left(sitting: EvalSession, folder: RunFolder) -> tuple[int, int]:
-    work = sitting.work(Scoring().score)
-    with closing(StagedRun(folder, work, sitting.pair, ProgressBars(Console(quiet=True)), concurrency=1)) as run:
+def _calls_left(session: EvalSession, folder: RunFolder) -> tuple[int, int]:
+    work = session.work(Scoring().score)
+    with closing(StagedRun(folder, work, session.pair, ProgressBars(Console(quiet=True)), concurrency=1)) as run:
         return run.calls_left()
 
 
-def _agree_on_live(sitting: EvalSession, folder: RunFolder, told: Console) -> None:
-    routes = len(sitting.settings) * (len(sitting.routes) or 1)
-    calls = routes * len(sitting.data.questions)
+def _agree_on_live(session: EvalSession, folder: RunFolder, console: Console) -> None:
+    routes = len(session.settings) * (len(session.routes) or 1)
+    calls = routes * len(session.data.questions)
     seconds = folder.seconds_per_call("live")
-    said = f"{routes} settings, {len(sitting.data.questions)} questions: up to {calls} answers"
-    _agree(sitting, told, said, calls, None if seconds is None else calls * seconds)
+    summary = f"{routes} settings, {len(session.data.questions)} questions: up to {calls} answers"
+    _agree(session, console, summary, calls, None if seconds is None else calls * seconds)
 
 
-def _agree(sitting: EvalSession, told: Console, said: str, calls: int, seconds: float | None) -> None:
-    """Say how large the run is; a large one is begun when somebody says so. Raises StartupError where nobody does."""
-    told.print(f"{said}{'' if seconds is None or not calls else f', about {duration(seconds)}'}.", highlight=False)
-    large = calls > sitting.most_calls or (seconds or 0.0) > _LONG_S
-    if not large or sitting.yes:
+def _agree(session: EvalSession, console: Console, summary: str, calls: int, seconds: float | None) -> None:
+    """Print the size of the run, and ask for confirmation of a large one. Raises StartupError without confirmation."""
+    console.print(
+        f"{summary}{'' if seconds is None or not calls else f', about {duration(seconds)}'}.", highlight=False
+    )
+    large = calls > session.most_calls or (seconds or 0.0) > _LONG_S
+    if not large or session.yes:
         return
     if not sys.stdin.isatty():
         raise StartupError("That is a large run, and nobody is here to agree: add --yes, or make the grid smaller.")
@@ -266,7 +268,7 @@ def _agree(sitting: EvalSession, told: Console, said: str, calls: int, seconds: 
 
 
 def _sum_up(folder: RunFolder, console: Console) -> None:
-    """How right each setting is; the report says how sure that is, and what it costs."""
+    """Print the accuracy of each setting. The report adds confidence intervals and costs."""
     assert folder.manifest is not None
     table = Table("setting", "right", "of", "errors", box=None, header_style="bold")
     for column in table.columns[1:]:

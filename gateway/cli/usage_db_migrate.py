@@ -163,14 +163,14 @@ async def _write_outboxes(here: Stores, until: float) -> None:
 async def _import(store: UsageStore, archives: Sequence[ArchiveImport], total: int) -> int:
     """Move all receipts of the archives, and return the number of those that were in the database already."""
     done = known = 0
-    with progress("importing the archive", total) as told:
+    with progress("importing the archive", total) as on_progress:
         for archive in archives:
             while entries := await archive.read(_IMPORTED_AT_ONCE):
                 added = await store.write(entries)
                 await archive.delete_read()
                 known += added.known + added.replaced
                 done += len(entries)
-                told(done)
+                on_progress(done)
     return known
 
 
@@ -181,13 +181,13 @@ async def _fill(store: UsageStore, previous: PreviousSums, days: Sequence[Period
         by_day[period.start // DAY_S].append(period)
     span, filled = await store.span(), 0
     first = math.inf if span is None else span[0]
-    with progress("comparing sums", len(days)) as told:
+    with progress("comparing sums", len(days)) as on_progress:
         for done, day in enumerate(sorted(by_day), 1):
             whole = await previous.totals(by_day[day])
             rows = await previous.rows(whole)
             sums = {period: rows.get(period, {}) | {TOTAL: row.to_bytes()} for period, row in whole.items()}
             filled += await store.change(fill_sums, sums, closed, first)
-            told(done)
+            on_progress(done)
     return filled
 
 

@@ -21,8 +21,8 @@ def usage_worker(
 ) -> None:
     """Write receipts from Redis to the usage database, until SIGTERM or Ctrl-C.
 
-    The gateway stores a receipt of each request in Redis. This process moves the receipts to the database that
-    `usage.url` names, SQLite or PostgreSQL, and adds them to the sums that usage, the dashboard and exports show.
+    The gateway stores a receipt of each request in Redis. This process moves the receipts to the database of
+    `usage.url`, SQLite or PostgreSQL. It also adds them to the sums that usage, the dashboard and exports show.
 
     - `gkt-gateway serve` starts a usage worker if `usage.run` is `host`. With `usage.run: command` you start it.
     - Several workers may run at once; each receipt is counted once. With SQLite, all workers must run on one host.

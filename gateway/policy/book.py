@@ -89,9 +89,9 @@ class PolicySet:
 
 def load_all(config_path: Path, cache: PolicyFileCache | None = None) -> tuple[Settings, PolicySet]:
     """Load config.yaml and its policies; see `check_book`. Raises ConfigError with every issue of both."""
-    settings, policy_set, mistakes = check_all(config_path, cache)
+    settings, policy_set, issues = check_all(config_path, cache)
     if settings is None or policy_set is None:
-        raise ConfigError(mistakes)
+        raise ConfigError(issues)
     return settings, policy_set
 
 
@@ -99,13 +99,13 @@ def check_all(
     config_path: Path, cache: PolicyFileCache | None = None
 ) -> tuple[Settings | None, PolicySet | None, list[ConfigIssue]]:
     """Check config.yaml and its policies. Return both, each None if it has issues, and the issues."""
-    settings, source, mistakes = check_settings(config_path)
+    settings, source, issues = check_settings(config_path)
     folder = _folder(settings, source, config_path)
     if folder is None:
-        return settings, None, mistakes
+        return settings, None, issues
     known = list(settings.by_name) if settings else _names(source)
     policy_set, more = check_book(folder, known, dict(_protocols(source)), cache)
-    return settings, policy_set, [*mistakes, *more]
+    return settings, policy_set, [*issues, *more]
 
 
 def check_book(
@@ -130,30 +130,30 @@ def check_book(
     except OSError as error:
         why = (error.strerror or "error").lower()
         return None, [ConfigIssue(display_path(folder), 0, 0, "", f"the policies folder cannot be read: {why}")]
-    mistakes = [
+    issues = [
         ConfigIssue(display_path(file), 0, 0, "", "not read: rename it to end in .yaml")
         for file in files
         if file.suffix == ".yml"
     ]
     registry, uniqueness = cache.registry, _Uniqueness()
-    mistakes += registry.read(folder)
+    issues += registry.read(folder)
     policies: list[TenantPolicy] = []
     for file in files:
         if file.suffix != ".yaml":
             continue
         policy_file = cache.read(file)
-        found, source = list(policy_file.mistakes), policy_file.source
+        found, source = list(policy_file.issues), policy_file.source
         if source is not None:
             found += [*uniqueness.check(source), *_routes(source, known_models), *registry.check(source)]
             found += _without_embeddings(source, protocols)
             if policy_file.policy is not None:
                 policies.append(registry.bind(file, policy_file.policy, source))
-        mistakes += in_file_order(found)
+        issues += in_file_order(found)
     cache.retain(file for file in files if file.suffix == ".yaml")
     registry.close(frozenset(file.name for file in files))
-    if not mistakes and not policies:
-        mistakes.append(ConfigIssue(display_path(folder), 0, 0, "", "no policy: add a file that ends in .yaml"))
-    return (None if mistakes else PolicySet.of(policies, registry.projections)), mistakes
+    if not issues and not policies:
+        issues.append(ConfigIssue(display_path(folder), 0, 0, "", "no policy: add a file that ends in .yaml"))
+    return (None if issues else PolicySet.of(policies, registry.projections)), issues
 
 
 def near_misses(folder: Path) -> list[Path]:

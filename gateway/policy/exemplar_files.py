@@ -32,27 +32,27 @@ def exemplar_files() -> NamedFiles[tuple[Exemplar, ...]]:
 
 
 def _parsed(raw: bytes, file: Path) -> ParsedFile[tuple[Exemplar, ...]]:
-    source, mistakes = parse(raw, display_path(file), list)
+    source, issues = parse(raw, display_path(file), list)
     entries: ExemplarList | None = None
     if source is not None:
-        entries, issues = source.check(ExemplarList)
-        mistakes = [*mistakes, *issues]
+        entries, found = source.check(ExemplarList)
+        issues = [*issues, *found]
     exemplars = entries.exemplars() if entries is not None else ()
     size = sum(len(one.question) + len(one.answer) for one in exemplars)
     if source is not None and size > MAX_CHARS:
-        mistakes.append(
+        issues.append(
             source.issue(
                 (), f"holds {size} characters: a teacher would read them with each request; at most {MAX_CHARS}"
             )
         )
-    return ParsedFile(None if mistakes else exemplars, tuple(in_file_order(map(without_content, mistakes))))
+    return ParsedFile(None if issues else exemplars, tuple(in_file_order(map(without_content, issues))))
 
 
-def without_content(mistake: ConfigIssue) -> ConfigIssue:
+def without_content(issue: ConfigIssue) -> ConfigIssue:
     """Return the issue without content of the file, which may be part of its location or message."""
-    location, message = mistake.field, mistake.message
+    location, message = issue.field, issue.message
     if not _PLAIN_LOCATION.fullmatch(location):
         location = match[0] if (match := _ENTRY.match(location)) else ""
     if message.startswith(_YAML_MESSAGES):
         message = _QUOTED.sub("'...'", message)
-    return replace(mistake, field=location, message=message)
+    return replace(issue, field=location, message=message)

@@ -31,7 +31,7 @@ class PolicyFolder:
     """The content of the folder. `policy_set` is None if there are issues."""
 
     policy_set: PolicySet | None
-    mistakes: tuple[str, ...]
+    issues: tuple[str, ...]
     edition: PolicyEdition
 
 
@@ -75,12 +75,12 @@ class PolicyFiles:
 
     def config_mistakes(self) -> tuple[str, ...]:
         """Return the issues that a restart would find in config.yaml and its policies."""
-        return tuple(str(mistake) for mistake in check_all(self._config, self._cache)[2])
+        return tuple(str(issue) for issue in check_all(self._config, self._cache)[2])
 
     def read(self) -> PolicyFolder:
         """Read the policies and check them against the configuration of the process."""
-        policy_set, mistakes = check_book(self._folder, self._models, self._protocols, self._cache)
-        return PolicyFolder(policy_set, tuple(map(str, mistakes)), self.edition())
+        policy_set, issues = check_book(self._folder, self._models, self._protocols, self._cache)
+        return PolicyFolder(policy_set, tuple(map(str, issues)), self.edition())
 
     def edition(self) -> PolicyEdition:
         """Return the version of the last reading."""

@@ -33,7 +33,7 @@ class _ParsedProjection(NamedTuple):
     digest: str
     source: YamlSource | None
     rule: ProjectionRule | None
-    mistakes: tuple[ConfigIssue, ...]
+    issues: tuple[ConfigIssue, ...]
 
 
 class _Resolved(NamedTuple):
@@ -82,22 +82,22 @@ class ProjectionRegistry:
         except OSError as error:
             return [unreadable(folder / PROJECTIONS_FOLDER, error)]
         projections: dict[str, Projection] = {}
-        mistakes: list[ConfigIssue] = []
+        issues: list[ConfigIssue] = []
         parsed: dict[str, _ParsedProjection] = {}
         for file in files:
             if file.suffix == ".yml":
-                mistakes.append(ConfigIssue(display_path(file), 0, 0, "", "not read: rename it to end in .yaml"))
+                issues.append(ConfigIssue(display_path(file), 0, 0, "", "not read: rename it to end in .yaml"))
             if file.suffix != ".yaml":
                 continue
             parsed[file.stem] = one = self._parse(file)
-            issues = list(one.mistakes)
-            if one.source is not None and one.rule is not None and not issues:
-                projections[file.stem], issues = self._projection(file.stem, one.source, one.rule)
-            mistakes += in_file_order(issues)
+            found = list(one.issues)
+            if one.source is not None and one.rule is not None and not found:
+                projections[file.stem], found = self._projection(file.stem, one.source, one.rule)
+            issues += in_file_order(found)
         self._parsed = parsed
         self._invalid = frozenset(parsed) - frozenset(projections)
         self.projections = MappingProxyType({**PROJECTIONS, **projections})
-        return mistakes
+        return issues
 
     def check(self, source: YamlSource) -> Iterator[ConfigIssue]:
         """Yield the issues of a policy file's projections and named files."""
@@ -193,15 +193,15 @@ def _size_issues(projection: Projection, source: YamlSource, loc: tuple[str | in
 
 
 def _parsed(raw: bytes, digest: str, file: Path) -> _ParsedProjection:
-    source, mistakes = parse(raw, display_path(file))
+    source, issues = parse(raw, display_path(file))
     rule = None
     if source is not None:
         if not LABEL.fullmatch(file.stem):
-            mistakes.append(source.issue((), "its name must be 1 to 64 letters, digits or any of . _ -: rename it"))
+            issues.append(source.issue((), "its name must be 1 to 64 letters, digits or any of . _ -: rename it"))
         if file.stem in PROJECTIONS:
-            mistakes.append(source.issue((), f"{file.stem} is a built-in projection: rename the file"))
+            issues.append(source.issue((), f"{file.stem} is a built-in projection: rename the file"))
         if not source.data:
-            mistakes.append(source.issue((), "is empty: add at least one field, like instruction"))
-        rule, issues = source.check(ProjectionRule)
-        mistakes = [*mistakes, *issues]
-    return _ParsedProjection(digest, source, rule, tuple(in_file_order(map(without_content, mistakes))))
+            issues.append(source.issue((), "is empty: add at least one field, like instruction"))
+        rule, found = source.check(ProjectionRule)
+        issues = [*issues, *found]
+    return _ParsedProjection(digest, source, rule, tuple(in_file_order(map(without_content, issues))))

@@ -26,7 +26,7 @@ class ParsedFile(Generic[T]):
     """The parsed content of a file; None, with issues, if it is invalid."""
 
     value: T | None
-    mistakes: tuple[ConfigIssue, ...] = ()
+    issues: tuple[ConfigIssue, ...] = ()
 
 
 class NamedFiles(Generic[T]):
@@ -80,7 +80,7 @@ class NamedFiles(Generic[T]):
         digest, previous = sha256(raw).hexdigest(), self._previous.get(name)
         parsed = previous[1] if previous is not None and previous[0] == digest else self._parse(raw, file)
         self._read[name] = digest, parsed
-        return parsed.value, list(parsed.mistakes)
+        return parsed.value, list(parsed.issues)
 
     def _name_problem(self, name: str) -> str | None:
         path = PurePosixPath(name)

@@ -25,7 +25,7 @@ class PolicyFile:
     digest: str
     source: YamlSource | None
     policy: TenantPolicy | None
-    mistakes: tuple[ConfigIssue, ...] = ()
+    issues: tuple[ConfigIssue, ...] = ()
 
 
 class PolicyFileCache:
@@ -53,7 +53,7 @@ class PolicyFileCache:
 
     def _store(self, file: Path, policy_file: PolicyFile) -> PolicyFile:
         self._digests[file] = policy_file.digest
-        if policy_file.source is None or policy_file.mistakes:
+        if policy_file.source is None or policy_file.issues:
             self._cached.pop(file, None)
         else:
             self._cached[file] = policy_file
@@ -81,9 +81,9 @@ class PolicyFileCache:
 
 
 def _parse(raw: bytes, digest: str, file: Path) -> PolicyFile:
-    source, mistakes = parse(raw, display_path(file))
+    source, issues = parse(raw, display_path(file))
     policy = None
     if source is not None:
         policy, wrong = source.check(TenantPolicy)
-        mistakes = [*mistakes, *wrong]
-    return PolicyFile(digest, source, policy, tuple(in_file_order(mistakes)))
+        issues = [*issues, *wrong]
+    return PolicyFile(digest, source, policy, tuple(in_file_order(issues)))

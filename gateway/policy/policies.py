@@ -34,13 +34,13 @@ class Policies:
     Attributes:
         policy_set: the policies in effect.
         edition: the version of the folder that they come from.
-        mistakes: issues of the current folder, which therefore was not loaded; empty if there are none.
+        issues: issues of the current folder, which therefore was not loaded; empty if there are none.
     """
 
     def __init__(self, policy_set: PolicySet, edition: PolicyEdition | None = None) -> None:
         self.policy_set = policy_set
         self.edition = edition or PolicyEdition(None, 0, time.time())
-        self.mistakes: tuple[str, ...] = ()
+        self.issues: tuple[str, ...] = ()
         self._former: dict[str, None] = {}
         self._listeners: list[Callable[[PolicySet], object]] = []
 
@@ -49,16 +49,16 @@ class Policies:
         removed = {policy.tenant for policy in self.policy_set.policies} - {
             policy.tenant for policy in policy_set.policies
         }
-        self.policy_set, self.edition, self.mistakes = policy_set, edition, ()
+        self.policy_set, self.edition, self.issues = policy_set, edition, ()
         self._former.update(dict.fromkeys(sorted(removed)))
         while len(self._former) > _MAX_FORMER:
             del self._former[next(iter(self._former))]
         for listener in self._listeners:
             listener(policy_set)
 
-    def note_mistakes(self, mistakes: Sequence[str]) -> None:
+    def note_issues(self, issues: Sequence[str]) -> None:
         """Set the issues of the current folder; the policies in effect stay."""
-        self.mistakes = tuple(mistakes)
+        self.issues = tuple(issues)
 
     def on_change(self, listener: Callable[[PolicySet], object]) -> None:
         """Call `listener` with each new policy set. It must neither block nor raise."""

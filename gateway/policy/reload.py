@@ -46,11 +46,11 @@ class ConfigEdit:
     """Changes of config.yaml since the process was started.
 
     Attributes:
-        mistakes: the issues that a restart would find.
+        issues: the issues that a restart would find.
     """
 
     changed: bool = False
-    mistakes: tuple[str, ...] = ()
+    issues: tuple[str, ...] = ()
 
 
 class EditDebounce:
@@ -158,31 +158,31 @@ class Reloader:
     def _apply(self, reading: PolicyFolder, *, requested: bool) -> None:
         policies, edition = self._policies, reading.edition
         if reading.policy_set is None:
-            self._refuse(reading.mistakes)
+            self._refuse(reading.issues)
         elif edition.version != policies.edition.version:
             changes = _changes(policies.policy_set, reading.policy_set)
             policies.put(reading.policy_set, edition)
             self._metrics.policy_reloads.labels("loaded").inc()
             self._metrics.policy_loaded.set(edition.loaded_at)
             log.info("policies_loaded", version=edition.version, files=edition.files, **changes)
-        elif policies.mistakes:
-            policies.note_mistakes(())
+        elif policies.issues:
+            policies.note_issues(())
             log.info("policies_valid_again", version=edition.version, files=edition.files)
         elif requested:
             log.info("policies_unchanged", version=edition.version, files=edition.files)
-        self._metrics.policy_stale.set(int(bool(policies.mistakes)))
+        self._metrics.policy_stale.set(int(bool(policies.issues)))
 
-    def _refuse(self, mistakes: tuple[str, ...]) -> None:
-        if mistakes == self._policies.mistakes:
+    def _refuse(self, issues: tuple[str, ...]) -> None:
+        if issues == self._policies.issues:
             return
-        self._policies.note_mistakes(mistakes)
+        self._policies.note_issues(issues)
         self._metrics.policy_reloads.labels("refused").inc()
         self._metrics.policy_stale.set(1)
         log.error(
             "policies_refused",
             holds=self._policies.edition.version,
-            mistakes=mistakes[:_MAX_LOGGED],
-            more=max(0, len(mistakes) - _MAX_LOGGED),
+            issues=issues[:_MAX_LOGGED],
+            more=max(0, len(issues) - _MAX_LOGGED),
         )
 
     async def _check_config(self) -> None:
@@ -192,12 +192,12 @@ class Reloader:
             self.config = ConfigEdit()
             self._metrics.config_stale.set(0)
             return
-        edit = ConfigEdit(changed=True, mistakes=await self._in_thread(self._files.config_mistakes))
+        edit = ConfigEdit(changed=True, issues=await self._in_thread(self._files.config_mistakes))
         if edit != self.config:
             log.warning(
                 "config_changed",
-                then="restart to apply it; a restart would fail now" if edit.mistakes else "restart to apply it",
-                mistakes=edit.mistakes[:_MAX_LOGGED],
+                then="restart to apply it; a restart would fail now" if edit.issues else "restart to apply it",
+                issues=edit.issues[:_MAX_LOGGED],
             )
         self.config = edit
         self._metrics.config_stale.set(1)

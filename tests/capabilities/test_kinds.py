@@ -128,8 +128,8 @@ def test_the_documented_configurations_can_be_used(tmp_path: Path, monkeypatch: 
     route = "{model: chat, mode: student, student: vllm}"
     key = "{id: a, sha256: '" + "0" * 64 + "'}"
     (tmp_path / "policies" / "default.yaml").write_text(f"tenant: default\nkeys: [{key}]\nroutes: [{route}]\n", "utf-8")
-    settings, _, mistakes = check_all(tmp_path / "config.yaml")
-    assert list(mistakes) == []
+    settings, _, issues = check_all(tmp_path / "config.yaml")
+    assert list(issues) == []
     assert settings is not None
     hosts = {model.name: urlsplit(model.api_base).hostname or "" for model in settings.models}
     kinds = {name: kind_of(None, host).name for name, host in hosts.items()}

@@ -232,7 +232,7 @@ def test_the_callers_usage_excludes_exemplars() -> None:
 
 
 def test_the_repr_of_a_projection_contains_no_exemplar() -> None:
-    """Exemplars are content and must not be logged by mistake."""
+    """Exemplars are content and must not be logged by issue."""
     shown = repr(replace(CUTOFF, system="Be terse.", exemplars=SHOWN))
     assert not [text for text in ("Be terse", "One?", "1.") if text in shown]
 

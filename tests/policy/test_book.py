@@ -50,13 +50,13 @@ def book_of(folder: Path) -> PolicySet:
 
 def told(folder: Path) -> list[str]:
     """Return the issues, which are the same if collected or raised."""
-    settings, policy_set, mistakes = check_all(folder / "config.yaml")
+    settings, policy_set, issues = check_all(folder / "config.yaml")
     assert policy_set is None
     if settings is not None:
         with pytest.raises(ConfigError) as caught:
             book_of(folder)
-        assert list(caught.value.issues) == mistakes
-    return [str(one) for one in mistakes]
+        assert list(caught.value.issues) == issues
+    return [str(one) for one in issues]
 
 
 def test_a_key_finds_its_tenant_and_its_own_name(folder: Path) -> None:
@@ -196,10 +196,10 @@ def test_a_known_model_is_listed_once(folder: Path) -> None:
 def test_a_config_that_names_no_models_does_not_make_every_route_wrong(folder: Path) -> None:
     tenant(folder, "a", keys=("k1",))
     (folder / "config.yaml").write_text("modls: []\n")
-    settings, policy_set, mistakes = check_all(folder / "config.yaml")
+    settings, policy_set, issues = check_all(folder / "config.yaml")
     assert settings is None
     assert policy_set is not None
-    assert [str(one) for one in mistakes] == ["config.yaml:1: modls: unknown key. Did you mean 'models'?"]
+    assert [str(one) for one in issues] == ["config.yaml:1: modls: unknown key. Did you mean 'models'?"]
 
 
 def test_a_config_that_cannot_be_read_is_one_mistake(folder: Path) -> None:

@@ -164,9 +164,9 @@ def told(folder: Path, when: str, mode: str = "student") -> list[str]:
     file.write_text(
         f"tenant: a\nroutes:\n  - model: x\n    mode: {mode}\n    student: s\n    when:{when}\n", encoding="utf-8"
     )
-    policy, mistakes = load(file, TenantPolicy)
-    assert (policy is None) == bool(mistakes)
-    return [str(one).removeprefix("a.yaml:") for one in mistakes]
+    policy, issues = load(file, TenantPolicy)
+    assert (policy is None) == bool(issues)
+    return [str(one).removeprefix("a.yaml:") for one in issues]
 
 
 @pytest.mark.parametrize(

@@ -42,8 +42,8 @@ def plain(value: Any) -> Any:
 
 def source_of(text: str, folder: Path) -> YamlSource:
     (folder / "it.yaml").write_text(text)
-    source, mistakes = read(folder / "it.yaml")
-    assert source is not None, mistakes
+    source, issues = read(folder / "it.yaml")
+    assert source is not None, issues
     return source
 
 
@@ -104,9 +104,9 @@ def test_every_default_could_be_written(which: str) -> None:
 
 @pytest.mark.parametrize("which", SCHEMAS)
 def test_the_files_that_we_deliver_fit_and_name_their_schema(which: str) -> None:
-    source, mistakes = read(FILES[which])
+    source, issues = read(FILES[which])
     assert source is not None
-    assert mistakes == []
+    assert issues == []
     assert mistakes_of(which, source.data) == []
     first = FILES[which].read_text().splitlines()[0]
     # JSON has no comments: there it is a key.

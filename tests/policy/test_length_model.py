@@ -105,8 +105,8 @@ MODEL = "9: routes[0].guidance.auto.model"
 
 def told(folder: Path, auto: str) -> list[str]:
     (folder / "acme.yaml").write_text(POLICY.replace("{AUTO}", auto))
-    _, mistakes = check_book(folder, ["big", "small"])
-    return [str(one).partition("acme.yaml:")[2] for one in mistakes]
+    _, issues = check_book(folder, ["big", "small"])
+    return [str(one).partition("acme.yaml:")[2] for one in issues]
 
 
 def fitted(folder: Path, name: str = "lengths/chat.json", **more: Any) -> Path:
@@ -120,8 +120,8 @@ def fitted(folder: Path, name: str = "lengths/chat.json", **more: Any) -> Path:
 def test_a_policy_names_a_file_beside_it_or_below(tmp_path: Path, name: str) -> None:
     fitted(tmp_path, name)
     (tmp_path / "acme.yaml").write_text(POLICY.replace("{AUTO}", f"{{model: {name}}}"))
-    policy_set, mistakes = check_book(tmp_path, ["big", "small"])
-    assert not mistakes
+    policy_set, issues = check_book(tmp_path, ["big", "small"])
+    assert not issues
     assert policy_set is not None
     learned = policy_set.policies[0].routes[0].guidance.auto.length_model
     assert learned is not None
@@ -149,9 +149,9 @@ def test_a_bad_file_that_many_name_is_told_of_once(tmp_path: Path, monkeypatch: 
     for tenant in ("acme", "globex"):
         policy = POLICY.replace("acme", tenant).replace("{AUTO}", "{model: lengths/chat.json}")
         (tmp_path / f"{tenant}.yaml").write_text(policy)
-    policy_set, mistakes = check_book(tmp_path, ["big", "small"])
+    policy_set, issues = check_book(tmp_path, ["big", "small"])
     assert policy_set is None
-    (line,) = map(str, mistakes)
+    (line,) = map(str, issues)
     assert line.startswith("lengths/chat.json: is no file of `eval fit`: the file: must hold 14 means, scales")
 
 

@@ -210,7 +210,7 @@ def test_a_mistake_in_exemplars_has_its_line(folder: Path, text: str, message: s
     [
         ("- The canary sings: at dawn\n", ":1: [0]: unknown key; known here: question, answer"),
         ("- {question: One?, answer: *canary }\n", ":1: not valid YAML: found undefined alias '...'"),
-        ("- {question: One?, answer: !canary '1.'}\n", ":1: [0].answer: YAML tags ('!...') have no meaning here"),
+        ("- {question: One?, answer: !canary '1.'}\n", ":1: [0].answer: YAML tags ('!...') are not supported"),
         ("- question: One?\n  answer: no\n  The canary: 1\n  The canary: 2\n", ":4: [0]: set twice"),
         ("- {question: One?, answer: [canary]}\n", ":1: [0].answer: must be text"),
     ],

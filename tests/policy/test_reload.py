@@ -125,18 +125,18 @@ async def test_a_wrong_edit_changes_nothing_and_each_mistake_is_told_with_its_li
         before, version = seen.policies.policy_set, seen.policies.edition.version
         (shelf / "acme.yaml").write_text(policy("acme", student="smal") + "colour: red\n")
         (shelf / "globex.yaml").write_text("tenant: [\n")
-        await seen.until(lambda: len(seen.policies.mistakes) == 3)
+        await seen.until(lambda: len(seen.policies.issues) == 3)
         assert seen.policies.policy_set is before
         assert seen.policies.edition.version == version
         assert seen.counted("gkt_policy_stale") == 1
         line = seen.told("policies_refused")[-1]
         assert line["holds"] == version
-        assert [mistake.split(" ")[0] for mistake in line["mistakes"]] == [
+        assert [issue.split(" ")[0] for issue in line["issues"]] == [
             "policies/acme.yaml:3:", "policies/acme.yaml:4:", "policies/globex.yaml:2:",
         ]  # fmt: skip
         (shelf / "acme.yaml").write_text(policy("acme"))
         (shelf / "globex.yaml").write_text(policy("globex"))
-        await seen.until(lambda: not seen.policies.mistakes)
+        await seen.until(lambda: not seen.policies.issues)
         assert seen.counted("gkt_policy_stale") == 0
         assert seen.policies.policy_set is before, "it was taken back: nothing is new"
     assert seen.told("policies_valid_again")
@@ -148,24 +148,24 @@ async def test_the_last_key_cannot_be_taken_away(folder: Path) -> None:
     async with following(folder) as seen:
         for file in (folder / "policies").iterdir():
             file.unlink()
-        await seen.until(lambda: seen.policies.mistakes)
+        await seen.until(lambda: seen.policies.issues)
         (folder / "policies").rmdir()
-        await seen.until(lambda: "cannot be read" in "".join(seen.policies.mistakes))
+        await seen.until(lambda: "cannot be read" in "".join(seen.policies.issues))
         assert seen.models().keys() == {"acme", "globex"}
 
 
 async def test_a_pipe_is_not_waited_for(folder: Path) -> None:
     async with following(folder) as seen:
         os.mkfifo(folder / "policies" / "pipe.yaml")
-        await seen.until(lambda: seen.policies.mistakes == ("policies/pipe.yaml: is a pipe, not a file",))
+        await seen.until(lambda: seen.policies.issues == ("policies/pipe.yaml: is a pipe, not a file",))
 
 
 async def test_a_mistake_between_files_names_the_line_in_one_that_was_not_read_again(folder: Path) -> None:
     async with following(folder) as seen:
-        # It comes first in the folder, so the mistake is found in the one that was remembered.
+        # It comes first in the folder, so the issue is found in the one that was remembered.
         (folder / "policies" / "a.yaml").write_text(policy("globex").replace("only", "first"))
-        await seen.until(lambda: seen.policies.mistakes)
-        assert seen.policies.mistakes == (
+        await seen.until(lambda: seen.policies.issues)
+        assert seen.policies.issues == (
             "policies/globex.yaml:1: tenant: policies/a.yaml is of tenant globex too: one file each",
             "policies/globex.yaml:2: keys[0].sha256: the same key as policies/a.yaml: keys[0]: a key has one owner",
         )
@@ -241,14 +241,14 @@ async def test_an_edit_of_config_yaml_is_checked_and_told_and_not_followed(folde
         config.write_text(CONFIG.replace("name: small", "name: tiny"))
         await seen.until(lambda: seen.reloader.config.changed)
         assert seen.counted("gkt_config_stale") == 1
-        assert {one.split(" ")[0] for one in seen.reloader.config.mistakes} == {
+        assert {one.split(" ")[0] for one in seen.reloader.config.issues} == {
             "policies/acme.yaml:3:", "policies/globex.yaml:3:",
         }  # fmt: skip
-        assert not seen.policies.mistakes
+        assert not seen.policies.issues
         (shelf / "acme.yaml").write_text(policy("acme", "other"))
         await seen.until(lambda: seen.models()["acme"] == ["other"])
         (shelf / "acme.yaml").write_text(policy("acme", student="tiny"))
-        await seen.until(lambda: seen.policies.mistakes)
+        await seen.until(lambda: seen.policies.issues)
         config.write_text(CONFIG)
         await seen.until(lambda: seen.reloader.config == ConfigEdit())
         assert seen.counted("gkt_config_stale") == 0
@@ -261,7 +261,7 @@ async def test_whoever_listens_hears_of_each_book_that_holds(folder: Path) -> No
     async with following(folder) as seen:
         seen.policies.on_change(heard.append)
         (folder / "policies" / "acme.yaml").write_text(policy("acme", student="smal"))
-        await seen.until(lambda: seen.policies.mistakes)
+        await seen.until(lambda: seen.policies.issues)
         assert heard == []
         (folder / "policies" / "acme.yaml").write_text(policy("acme", "other"))
         await seen.until(lambda: heard)
@@ -292,13 +292,13 @@ async def test_a_disk_that_hangs_is_told_and_asked_by_one_thread(folder: Path, m
     async with following(folder) as seen:
         with monkeypatch.context() as hung:
             hung.setattr(PolicyFiles, "signature", signature)
-            await seen.until(lambda: seen.policies.mistakes)
-            assert seen.policies.mistakes == ("the disk has not answered for 0.05 s",)
+            await seen.until(lambda: seen.policies.issues)
+            assert seen.policies.issues == ("the disk has not answered for 0.05 s",)
             await asyncio.sleep(0.2)
             assert len(calls) == 1
         monkeypatch.setattr("gateway.policy.reload._DISK_LIMIT_S", LIMIT_S)
         hangs.set()
-        await seen.until(lambda: not seen.policies.mistakes)
+        await seen.until(lambda: not seen.policies.issues)
 
 
 def test_an_edit_is_whole_when_two_looks_saw_the_same() -> None:
@@ -337,11 +337,11 @@ async def test_exemplars_and_projections_are_followed_as_policies_are(folder: Pa
         (shelf / "projections" / "plan.yaml").write_text("instruction: Plan\n")
         await seen.until(lambda: "plan" in seen.policies.policy_set.projections)
         (shelf / "exemplars" / "it.yaml").unlink()
-        await seen.until(lambda: seen.policies.mistakes)
+        await seen.until(lambda: seen.policies.issues)
         assert (answers(), seen.counted("gkt_policy_stale")) == (["one"], 1)
         (shelf / "exemplars" / "it.yaml").write_text("- {question: One?, answr: canary}\n")
-        await seen.until(lambda: "answr" in str(seen.policies.mistakes))
-        assert seen.policies.mistakes[0].startswith("policies/exemplars/it.yaml:1: [0].answr: unknown key")
+        await seen.until(lambda: "answr" in str(seen.policies.issues))
+        assert seen.policies.issues[0].startswith("policies/exemplars/it.yaml:1: [0].answr: unknown key")
         assert answers() == ["one"]
         (shelf / "exemplars" / "it.yaml").write_text("- {question: One?, answer: uno}\n")
         await seen.until(lambda: answers() == ["uno"])
@@ -372,19 +372,19 @@ async def test_learned_lengths_are_followed_as_policies_are(folder: Path) -> Non
         file.write_text(json.dumps(FITTED | {"name": "chat.2"}))
         await seen.until(lambda: learned() == "chat.2")
         file.write_text(json.dumps(FITTED | {"name": "chat.3", "usd_for_right": 0}))
-        await seen.until(lambda: seen.policies.mistakes)
-        assert seen.policies.mistakes[0].startswith("policies/lengths/chat.json: is no file of `eval fit`: usd_for_rig")
+        await seen.until(lambda: seen.policies.issues)
+        assert seen.policies.issues[0].startswith("policies/lengths/chat.json: is no file of `eval fit`: usd_for_rig")
         assert (learned(), seen.counted("gkt_policy_stale")) == ("chat.2", 1)
         file.unlink()
-        await seen.until(lambda: "lengths/chat.json cannot be read" in str(seen.policies.mistakes))
-        assert seen.policies.mistakes[0].startswith("policies/acme.yaml:2: routes[0].guidance.auto.model: ")
+        await seen.until(lambda: "lengths/chat.json cannot be read" in str(seen.policies.issues))
+        assert seen.policies.issues[0].startswith("policies/acme.yaml:2: routes[0].guidance.auto.model: ")
         assert learned() == "chat.2"
         whole = file.with_name(".new")
         whole.write_text(json.dumps(FITTED | {"name": "chat.4"}))
         whole.replace(file)
         await seen.until(lambda: learned() == "chat.4")
-        assert (seen.policies.mistakes, seen.counted("gkt_policy_stale")) == ((), 0)
+        assert (seen.policies.issues, seen.counted("gkt_policy_stale")) == ((), 0)
     assert [line["changed"] for line in seen.told("policies_loaded")] == [["acme"], ["acme"]]
-    assert [line["mistakes"][0].partition(":")[0] for line in seen.told("policies_refused")] == [
+    assert [line["issues"][0].partition(":")[0] for line in seen.told("policies_refused")] == [
         "policies/lengths/chat.json", "policies/acme.yaml",
     ]  # fmt: skip
