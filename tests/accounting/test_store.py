@@ -381,6 +381,7 @@ def test_an_event_loop_that_is_held_lets_no_request_in_uncounted(
     assert logs == []
 
 
+@pytest.mark.long
 async def test_while_redis_is_away_a_budget_lasts_for_half_of_what_was_left_and_is_paid_later() -> None:
     """Redis reported the remainder. The request at the start of the outage has a receipt, later ones have none."""
     async with EmbeddedRedis() as server, kept(server.url, timeout_s=0.2) as part:

@@ -197,6 +197,7 @@ async def test_an_intent_that_cannot_be_read_stays_and_hinders_nobody(redis_url:
         assert await bob.redis.hkeys(keys.intents("acme", "ann")) == [b"req-from-the-future"]
 
 
+@pytest.mark.long
 async def test_an_absence_of_redis_makes_nobody_dead(keys: RedisKeys) -> None:
     """Redis was blocked for longer than a lease, and every heartbeat expired. All processes had time to renew it."""
     async with (

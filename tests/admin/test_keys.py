@@ -86,6 +86,7 @@ def within(limit_s: float, holds: Callable[[], bool]) -> bool:
 Two = tuple[GatewayProcess, GatewayProcess]
 
 
+@pytest.mark.long
 def test_a_key_made_at_one_process_holds_at_both_and_its_end_reaches_both_within_two_seconds(two: Two) -> None:
     one, other = two
     made = create(one, id="prod")

@@ -146,6 +146,7 @@ def idle(redis_url: str, tmp_path: Path) -> Any:
     )
 
 
+@pytest.mark.long
 def test_it_tells_of_engines_and_policies_and_only_to_who_has_the_key(idle: Any) -> None:
     with idle as gateway:
         for path in ("/overview", "/policies"):

@@ -154,6 +154,7 @@ def world(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         yield World(gateway, teacher, student)
 
 
+@pytest.mark.long
 def test_a_guided_answer_streams_with_the_teachers_words_marked_and_ends_with_its_receipt(world: World) -> None:
     result = world.run()
     assert result.text == KEPT + REST
@@ -390,6 +391,7 @@ def test_nobody_without_the_admin_key_asks_or_looks(world: World) -> None:
     assert len(world.student.requests) == before
 
 
+@pytest.mark.long
 def test_receipts_of_callers_are_not_the_playgrounds_to_show(world: World) -> None:
     answer = httpx.post(
         f"{world.gateway.url}/v1/chat/completions",

@@ -80,6 +80,7 @@ def row(found: dict[str, Any], **fields: str) -> dict[str, Any]:
     return dict(one)
 
 
+@pytest.mark.long
 async def test_rows_are_told_by_route_and_length_and_of_all_lengths(tmp_path: Path, redis_url: str) -> None:
     async with kept(tmp_path, redis_url) as (gateway, book):
         assert get_quality(gateway).json()["rows"] == []

@@ -77,6 +77,7 @@ def until_charged(process: GatewayProcess, usd: Decimal) -> dict[str, Any]:
         time.sleep(0.1)
 
 
+@pytest.mark.long
 def test_hours_and_charges_stand_beside_each_other(gateway: GatewayProcess) -> None:
     """Charges agree with receipts to the last digit.
 

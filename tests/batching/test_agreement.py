@@ -139,6 +139,7 @@ async def agree(redis_url: str, limits: TeacherLimits, steps: list[Step]) -> Non
             assert said == await model.exchange(step.process_id, update, limits, now)
 
 
+@pytest.mark.long
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(limits=limits, steps=steps)
 def test_script_and_model_agree(

@@ -399,6 +399,7 @@ async def test_without_redis_each_process_serves_under_its_share_and_returns_to_
             await nothing_left(redis, keys, ann, ben)
 
 
+@pytest.mark.long
 async def test_a_process_that_is_alone_leaves_room_for_whatever_the_others_may_have(keys: RedisKeys) -> None:
     """Ann held one of eight permits at the start of the outage, and ben may hold seven. Until his calls must have
     ended, she has one call at a time; then she has half of the limit."""

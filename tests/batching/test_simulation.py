@@ -287,6 +287,7 @@ def script(redis_url: str) -> Iterator[BlockingScheduler]:
     loop.close()
 
 
+@pytest.mark.long
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(schedule=schedules)
 def test_the_same_in_redis(script: BlockingScheduler, schedule: Schedule) -> None:
@@ -473,6 +474,7 @@ def test_whoever_has_the_whole_teacher_when_redis_goes_is_not_joined_by_the_othe
     assert len(sent) > 10
 
 
+@pytest.mark.long
 @settings(max_examples=15, deadline=None)
 @given(
     seed=st.integers(0, 10_000),
@@ -520,6 +522,7 @@ def test_a_single_request_waits_for_one_further_batch_when_another_tenant_floods
     assert sum(single.at < at < granted - 0.002 for at, _ in opened) <= 1
 
 
+@pytest.mark.long
 @settings(max_examples=30, deadline=None)
 @given(
     weights=st.lists(st.sampled_from([0.3, 0.5, 1.0, 2.0, 7.0]), min_size=2, max_size=5),

@@ -70,6 +70,7 @@ async def test_live_figures_move_under_load(browser: Browser, pages: GatewayProc
         await shoot(page, "dashboard")
 
 
+@pytest.mark.long
 async def test_what_guidance_adds_is_told_by_route_and_length(browser: Browser, pages: GatewayProcess) -> None:
     await send(pages, 24, route="chat-compared")
     async with dashboard(browser, pages) as page:
@@ -91,6 +92,7 @@ async def test_what_guidance_adds_is_told_by_route_and_length(browser: Browser, 
         await shoot(page, "dashboard-quality")
 
 
+@pytest.mark.long
 async def test_a_range_is_chosen_kept_over_a_reload_and_told_in_figures_as_well(
     browser: Browser, pages: GatewayProcess
 ) -> None:
@@ -110,6 +112,7 @@ async def test_a_range_is_chosen_kept_over_a_reload_and_told_in_figures_as_well(
         assert await accessible(page) == []
 
 
+@pytest.mark.long
 async def test_a_range_that_cannot_be_is_told_beside_its_fields(browser: Browser, pages: GatewayProcess) -> None:
     async with dashboard(browser, pages, forgive="400") as page:
         await page.get_by_role("button", name="Custom").click()
@@ -125,6 +128,7 @@ async def test_a_range_that_cannot_be_is_told_beside_its_fields(browser: Browser
         assert await accessible(page) == []
 
 
+@pytest.mark.long
 async def test_a_receipt_opens_as_a_waterfall_and_escape_leads_back_to_it(
     browser: Browser, pages: GatewayProcess
 ) -> None:
@@ -153,6 +157,7 @@ async def test_a_receipt_opens_as_a_waterfall_and_escape_leads_back_to_it(
         await expect(button).to_be_focused()
 
 
+@pytest.mark.long
 async def test_two_hundred_tenants_are_sorted_and_searched(browser: Browser, pages: GatewayProcess) -> None:
     async def answer(route: Route) -> None:
         query = parse_qs(urlsplit(route.request.url).query)
@@ -205,6 +210,7 @@ async def test_savings_that_are_negative_are_said_and_not_only_colored(browser: 
         await expect(page.get_by_text("cost more than the teacher alone").first).to_be_visible()
 
 
+@pytest.mark.long
 async def test_all_of_it_can_be_reached_by_keyboard_and_the_focus_is_seen(
     browser: Browser, pages: GatewayProcess
 ) -> None:
@@ -334,6 +340,7 @@ async def test_who_pauses_is_asked_no_more(browser: Browser, pages: GatewayProce
         assert requests
 
 
+@pytest.mark.long
 async def test_a_usage_database_that_is_not_written_is_shown_with_what_waits(
     browser: Browser, pages: GatewayProcess
 ) -> None:

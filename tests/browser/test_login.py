@@ -87,6 +87,7 @@ async def test_who_logs_out_has_to_log_in_again(browser: Browser, pages: Gateway
         await expect(page).to_have_url(f"{pages.admin_url}/login?why=none&next=%2Fdashboard")
 
 
+@pytest.mark.long
 async def test_login_leads_to_no_other_site(browser: Browser, pages: GatewayProcess) -> None:
     evil = [
         "//evil.example/",

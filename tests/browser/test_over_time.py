@@ -34,6 +34,7 @@ async def ticks(page: Page, chart: str, axis: str) -> list[str]:
     return labels
 
 
+@pytest.mark.long
 async def test_axes_stand_at_round_times_and_count_in_whole_numbers(browser: Browser, pages: GatewayProcess) -> None:
     async def answer(route: Route) -> None:
         body = synthetic.over_time(24)

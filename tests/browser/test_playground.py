@@ -146,6 +146,7 @@ async def test_three_answers_stream_and_the_teachers_words_are_marked(
         await shoot(page, "playground-done")
 
 
+@pytest.mark.long
 async def test_length_and_placement_change_the_guided_answer_and_stand_in_the_address(
     browser: Browser, playground: GatewayProcess
 ) -> None:
@@ -184,6 +185,7 @@ async def test_length_and_placement_change_the_guided_answer_and_stand_in_the_ad
         assert page.url.endswith("#tenant=acme&model=chat")
 
 
+@pytest.mark.long
 async def test_auto_is_offered_where_the_route_has_it_and_the_answer_says_what_chose(
     browser: Browser, playground: GatewayProcess
 ) -> None:
@@ -220,6 +222,7 @@ async def test_an_address_that_asks_for_what_there_is_not_is_told(browser: Brows
         await expect(page.get_by_label("Temperature")).to_have_value("0.5")
 
 
+@pytest.mark.long
 async def test_an_engine_that_is_down_fails_in_its_columns_and_the_others_finish(
     browser: Browser, playground: GatewayProcess
 ) -> None:
@@ -238,6 +241,7 @@ async def test_an_engine_that_is_down_fails_in_its_columns_and_the_others_finish
         await shoot(page, "playground-failed")
 
 
+@pytest.mark.long
 async def test_stop_ends_the_answers_and_their_receipts_say_so(browser: Browser, playground: GatewayProcess) -> None:
     async with at_the_playground(browser, playground, "tenant=acme&model=chat&max_tokens=800") as page:
         seen = len(playground.log)

@@ -46,6 +46,7 @@ async def expect_color(cell: Locator, color: str) -> None:
         await (expect(cell).to_have_class(pattern) if name == color else expect(cell).not_to_have_class(pattern))
 
 
+@pytest.mark.long
 async def test_savings_have_a_color_only_where_they_are_larger_than_their_error(
     browser: Browser, pages: GatewayProcess
 ) -> None:

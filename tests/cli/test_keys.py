@@ -45,6 +45,7 @@ def holds(gateway: GatewayProcess, token: str) -> bool:
     return answer.status_code == 200
 
 
+@pytest.mark.long
 def test_a_key_is_made_listed_rotated_and_revoked(gateway: GatewayProcess) -> None:
     """The key alone is on standard output; no list shows it; who did it is in the trail."""
     at = ("--url", gateway.admin_url)

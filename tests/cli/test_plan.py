@@ -129,6 +129,7 @@ def measured(tmp_path: Path, dialect: Any, *arguments: str) -> Done:
         return run("plan", "measure", address, *named, *small, *arguments)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dialect", ["openai", "tgi"])
 def test_a_running_engine_becomes_a_curve_that_can_be_planned_with(dialect: str, tmp_path: Path) -> None:
     """How quick it is depends on this machine, so only what does not is looked at."""

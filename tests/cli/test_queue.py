@@ -270,6 +270,7 @@ def config(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.long
 def test_nobody_listens(config: Path) -> None:
     """The line names the address, where it comes from and how to name another; the environment may say which."""
     line = _one_line(_run("--config", str(config)))

@@ -82,6 +82,7 @@ def test_a_number_of_workers_that_cannot_be(tmp_path: Path, workers: str) -> Non
     assert "Invalid value for '--workers'" in done.stderr
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("workers", "why"), [(0, "at least 1"), (257, "at most 256"), ("two", "whole number")])
 def test_workers_in_the_file_that_cannot_be(tmp_path: Path, workers: object, why: str) -> None:
     """`check` and `serve` name the line and the bound."""

@@ -293,6 +293,7 @@ def test_each_refusal_is_the_right_exception_after_the_right_number_of_calls(
     assert [call.headers["x-stainless-retry-count"] for call in calls] == [str(n) for n in range(refusal.tries)]
 
 
+@pytest.mark.long
 def test_a_client_that_asks_again_gets_its_answer(client: OpenAI, stage: Stage) -> None:
     """The engine is full twice; each call has its receipt, and the third is answered."""
     asked, started = ask(), time.monotonic()

@@ -54,6 +54,7 @@ def check(shown: str, *parts: str) -> None:
     assert re.fullmatch("\n".join((*parts, "")), shown), shown
 
 
+@pytest.mark.long
 def test_openai_for_python(gateway: GatewayProcess, answer: str, tmp_path: Path) -> None:
     """Whole and streamed: the answer, the mode and the cost."""
     written(tmp_path, gateway, "ask.py")

@@ -141,6 +141,7 @@ def test_an_empty_file_is_all_defaults(folder: Path) -> None:
     assert told(folder, "# nothing\n") == []
 
 
+@pytest.mark.long
 def test_an_unreadable_file_is_a_mistake_of_the_whole_file(folder: Path) -> None:
     assert [str(one) for one in load(folder / "no.yaml", Whole)[1]] == [
         "no.yaml: cannot be read: no such file or directory"

@@ -164,6 +164,7 @@ def _is_complete(error: EngineError, fault: Fault) -> None:
     assert error.may_have_run is (fault.play is not None and not isinstance(error, EngineOverloaded | EngineRejected))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("fault", "protocol", "way"),
     [case for case in CASES if case.values[0].huge and case.values[2] in {"complete", "stream"}],  # type: ignore[union-attr]

@@ -125,6 +125,7 @@ PROVIDERS: dict[str, tuple[str, str, str, dict[str, Any], Handler, Handler]] = {
 # Streams.
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("provider", PROVIDERS)
 async def test_every_provider_streams_openais_chunks(provider: str) -> None:
     """The text, one finish_reason and the counts, without fields of LiteLLM."""

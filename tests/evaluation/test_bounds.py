@@ -53,6 +53,7 @@ def test_more_of_the_same_questions_show_it() -> None:
     assert np.mean([claims([drawn(260)], 0.8, 0)[0].shown for _ in range(200)]) == pytest.approx(0.76, abs=0.12)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("k", [1, 4, 12])
 def test_none_of_those_shown_is_false_as_often_as_was_asked_for(k: int) -> None:
     """Each mean is 0, so each claim is false."""

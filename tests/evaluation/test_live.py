@@ -106,6 +106,7 @@ async def test_a_live_run_and_a_staged_run_give_the_same_answers(tmp_path: Path,
     assert [(one.stage, one.calls) for one in stages] == [("live", 1)] * len(LIVE)
 
 
+@pytest.mark.long
 async def test_a_live_run_goes_on_where_it_stopped(tmp_path: Path, engines: LocalStack) -> None:
     await live(tmp_path, engines, LIVE[1:2], QUESTIONS[:1])
     first = (tmp_path / EXAMPLES).read_bytes()

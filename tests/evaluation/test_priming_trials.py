@@ -136,6 +136,7 @@ async def test_a_search_that_was_killed_goes_on_and_one_that_ended_asks_nobody(
     }
 
 
+@pytest.mark.long
 async def test_an_engine_that_is_away_ends_the_search_and_chooses_nothing(tmp_path: Path, engines: LocalStack) -> None:
     half = ConfiguredPair(settings_for(engines.teacher_url, NOWHERE), "big", "small")
     with pytest.raises(StartupError, match="student small does not respond"):

@@ -96,6 +96,7 @@ def test_the_page_asks_nobody_for_anything(whole: Path) -> None:
     assert not Elements(page).names & {"script", "link", "iframe", "img"}
 
 
+@pytest.mark.long
 def test_no_two_elements_have_one_id(tmp_path: Path) -> None:
     folders = [
         run_folder(tmp_path / name, with_shots((TEACHER, STUDENT, GUIDED), 0, 4), n=12) for name in ("one", "other")
@@ -170,6 +171,7 @@ def test_the_papers_figures_stand_beside_its_data_sets_alone(whole: Path, tmp_pa
     assert "The paper has no figures for this data set." in other.read_text("utf-8")
 
 
+@pytest.mark.long
 def test_several_runs_have_a_table_over_all(tmp_path: Path) -> None:
     folders = [run_folder(tmp_path / name, n=20, seed=seed) for name, seed in (("one", 1), ("two", 2))]
     text = (written(*folders, out=tmp_path / "report") / "report.md").read_text("utf-8")

@@ -48,6 +48,7 @@ async def test_every_question_is_answered_under_every_setting(tmp_path: Path, en
     assert progress.steps == sum(total for _, total in progress.stages)
 
 
+@pytest.mark.long
 async def test_the_teacher_is_asked_once_for_each_distinct_request(tmp_path: Path, engines: LocalStack) -> None:
     """The teacher's whole answer serves as cutoff guidance at every m, with either placement."""
     with recording_proxy(engines.teacher_url) as (url, bodies):
@@ -63,6 +64,7 @@ async def test_the_teacher_is_asked_once_for_each_distinct_request(tmp_path: Pat
     assert sum(one.calls for one in stages if one.stage == "teacher") == distinct
 
 
+@pytest.mark.long
 async def test_a_second_sitting_asks_for_what_is_missing_alone(tmp_path: Path, engines: LocalStack) -> None:
     """Without missing texts the engines are not even probed."""
     await staged(tmp_path, pair_of(engines), SETTINGS[:3], QUESTIONS[:3])
@@ -114,6 +116,7 @@ async def test_a_folder_of_texts_alone_is_taken_over(tmp_path: Path, engines: Lo
     assert [one.calls for one in read_lines(tmp_path / STAGES, StageRecord)] == [3] * len(stages)
 
 
+@pytest.mark.long
 async def test_an_engine_that_is_gone_ends_the_run_in_one_line_and_the_rest_comes_later(
     tmp_path: Path, engines: LocalStack
 ) -> None:

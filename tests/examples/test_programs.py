@@ -62,6 +62,7 @@ def scene(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         yield Scene(gateway, student, tmp_path_factory.mktemp("elsewhere"))
 
 
+@pytest.mark.long
 def test_an_answer_and_its_headers(scene: Scene) -> None:
     done = scene.play(sys.executable, EXAMPLES / "openai_chat.py", "What is it?")
     assert done.returncode == 0, done.stderr

@@ -68,6 +68,7 @@ def teacher() -> Iterator[FakeEngine]:
         yield engine
 
 
+@pytest.mark.long
 def test_the_projection_asks_the_teacher_in_its_words_and_drops_what_it_names(
     teacher: FakeEngine, redis_url: str, tmp_path: Path
 ) -> None:

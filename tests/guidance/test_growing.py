@@ -112,6 +112,7 @@ def test_shown_text_is_kept() -> None:
 # properties
 
 
+@pytest.mark.long
 @given(texts, boundaries, st.booleans(), stops, sizes)
 @settings(max_examples=1500, deadline=None)
 def test_the_guidance_begins_with_all_that_was_shown(

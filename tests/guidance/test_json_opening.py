@@ -97,6 +97,7 @@ def surrogates_paired(value: Any) -> bool:
     return not any(0xD800 <= ord(char) < 0xE000 for char in json.dumps(value, ensure_ascii=False))
 
 
+@pytest.mark.long
 @given(documents.filter(surrogates_paired), st.sampled_from([None, 2]), st.booleans(), boundaries, st.data())
 @settings(max_examples=1500, deadline=None)
 def test_no_cut_of_a_document_lies_within_a_key_a_number_or_an_escape(

@@ -345,6 +345,7 @@ def test_no_stop_strings_hold_nothing_back() -> None:
 # The oracle: whatever the engine's quirks, the joined answer is the hidden text.
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", TEXTS)
 def test_every_cut_of_every_text_joins_to_the_hidden_text(name: str) -> None:
     hidden = TEXTS[name].lstrip()
@@ -455,6 +456,7 @@ def stops_of(draw: st.DrawFn, hidden: str) -> list[str]:
     return stop
 
 
+@pytest.mark.long
 @given(students(), st.data(), chunkings, st.booleans(), st.booleans())
 @settings(max_examples=600, deadline=None)
 def test_the_answer_ends_at_the_first_stop_string(

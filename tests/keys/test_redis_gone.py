@@ -54,6 +54,7 @@ class World:
         raise AssertionError(await self.ask(token))
 
 
+@pytest.mark.long
 async def test_known_keys_hold_while_redis_is_away_and_end_with_a_redis_that_forgot_them(tmp_path: Path) -> None:
     (tmp_path / "admin.key").write_text(ADMIN_KEY)
     with FakeEngine(says("Hello there.")).running() as engine:

@@ -101,6 +101,7 @@ async def test_its_other_ways_give_the_same_answer(stack: LocalStack) -> None:
                 assert (await answers(engine, question, opening))[1:] == (answer, read), engine.state.continuation
 
 
+@pytest.mark.long
 async def test_one_that_is_told_to_write_the_opening_again_does_or_answers_alone(stack: LocalStack) -> None:
     """This small model obeys about every other time. No answer repeats the guidance, and the probe fails."""
     async with student(stack, "instruct") as engine:
@@ -116,6 +117,7 @@ async def test_one_that_is_told_to_write_the_opening_again_does_or_answers_alone
         assert obeyed > 0
 
 
+@pytest.mark.long
 async def test_the_stand_in_for_tgi_continues_a_raw_prompt_as_it_does_a_chat(stack: LocalStack) -> None:
     """/chat_tokenize with /generate has the same greedy text as the chat route, from as many tokens."""
     found = {}

@@ -95,6 +95,7 @@ def test_an_unknown_name_or_file_is_one_line_that_lists_the_names(name: str):
     assert "\n" not in caught.value.message
 
 
+@pytest.mark.long
 def test_parts_are_joined_and_staging_is_removed(tmp_path: Path, shelf: Path):
     target = fetch_weights(fake.FAKE, tmp_path / "cache")
     assert target.read_bytes() == fake.CONTENT

@@ -126,6 +126,7 @@ def world(running: World) -> Iterator[World]:
     assert questions(running.student) == 0
 
 
+@pytest.mark.long
 def test_a_device_gets_guidance_the_seam_and_a_receipt_of_the_teacher_alone(world: World) -> None:
     answer = world.ask("chat-dear", max_tokens=50, temperature=1.5)
     body = answer.json()
@@ -388,6 +389,7 @@ def test_usage_counts_each_request_once_and_the_savings(world: World) -> None:
     assert Decimal(edge["savings_usd"]) >= Decimal("0.000009")
 
 
+@pytest.mark.long
 async def test_devices_are_served_without_redis_and_a_drain_leaves_no_open_account(
     tmp_path: Path,
 ) -> None:

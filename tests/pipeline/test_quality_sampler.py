@@ -286,6 +286,7 @@ async def test_a_lost_redis_loses_the_row_and_no_receipt(tmp_path: Path) -> None
             await redis.start()
 
 
+@pytest.mark.long
 def test_two_workers_count_all_comparisons(tmp_path: Path, redis_url: str) -> None:
     with running_world(tmp_path / "guardworkers", redis_url, workers=2) as world:
         for _ in range(12):

@@ -140,6 +140,7 @@ async def reloads(gateway: GatewayProcess) -> tuple[float, float]:
     return (await metric(gateway, f'{name}{{result="loaded"}}'), await metric(gateway, f'{name}{{result="refused"}}'))
 
 
+@pytest.mark.long
 async def test_a_request_goes_on_with_the_policy_it_began_with(
     gateway: GatewayProcess, engine: FakeEngine, folder: Path
 ) -> None:
@@ -178,6 +179,7 @@ async def test_a_request_goes_on_with_the_policy_it_began_with(
     assert (line["tenant"], line["status"]) == ("acme", "ok")
 
 
+@pytest.mark.long
 async def test_ten_edits_of_which_two_are_broken_fail_no_request(
     gateway: GatewayProcess, engine: FakeEngine, folder: Path
 ) -> None:

@@ -61,6 +61,7 @@ PARTS = [
 _MIXED = st.lists(st.sampled_from(PARTS), min_size=1, max_size=4).map("".join)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("comparison", COMPARISONS)
 @pytest.mark.parametrize("ahead", ["", "18", "\\frac{", "```", "#### 18"])
 def test_a_long_text_that_repeats_itself_is_read_in_one_go(comparison: Comparison, ahead: str) -> None:

@@ -109,6 +109,7 @@ def logged(gateway: GatewayProcess, event: str) -> list[dict[str, Any]]:
     return [line for line in list(gateway.log) if line["event"] == event]
 
 
+@pytest.mark.long
 def test_both_workers_answer_on_both_ports(gateway: GatewayProcess) -> None:
     """Each request is logged with its worker's number. `listening` is logged once, when both workers are ready."""
     assert set(details_of_both(gateway)) == {1, 2}
@@ -123,6 +124,7 @@ def test_both_workers_answer_on_both_ports(gateway: GatewayProcess) -> None:
     assert events.index("listening") > max(i for i, event in enumerate(events) if event == "worker_ready")
 
 
+@pytest.mark.long
 def test_any_worker_tells_the_sum_of_all(gateway: GatewayProcess) -> None:
     for _ in range(24):
         assert ask(gateway.url).status_code == 200
@@ -269,6 +271,7 @@ def test_a_worker_that_does_not_drain_is_told_by_the_exit_code(tmp_path: Path, r
         gateway.wait_for_log("worker_not_drained", worker=worker, exit_code=-signal.SIGKILL)
 
 
+@pytest.mark.long
 def test_no_worker_outlives_a_killed_supervisor(
     tmp_path: Path, engine: FakeEngine, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -301,6 +304,7 @@ def test_a_worker_that_cannot_come_back_is_tried_again_while_the_other_goes_on(
     until(lambda: pids(gateway)[2] != killed, "the worker does not come back")
 
 
+@pytest.mark.long
 def test_workers_share_the_embedded_redis(tmp_path: Path, engine: FakeEngine) -> None:
     """Any worker returns a receipt. The flag takes precedence over the file."""
     with two_workers(tmp_path, engine, "embedded", server={"workers": 1}, arguments=("--workers", "2")) as gateway:

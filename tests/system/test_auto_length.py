@@ -58,6 +58,7 @@ def ask(client: OpenAI, route: str, **more: Any) -> tuple[str, dict[str, Any]]:
     return text, receipt
 
 
+@pytest.mark.long
 def test_the_length_is_chosen_and_the_caller_who_wants_little_gets_none(client: OpenAI) -> None:
     _, receipt = ask(client, "chat-auto")
     assert receipt["guidance"]["tokens"] == receipt["teacher"]["output_tokens"] == 16
@@ -66,6 +67,7 @@ def test_the_length_is_chosen_and_the_caller_who_wants_little_gets_none(client: 
     assert (receipt["unguided"], receipt["teacher"]) == ("auto_short", None)
 
 
+@pytest.mark.long
 def test_an_opening_of_a_sentence_ends_with_one_streamed_or_not(client: OpenAI) -> None:
     """A JSON reply and a stream end the opening at the same place."""
     whole, receipt = ask(client, "chat-sentence", max_tokens=200)

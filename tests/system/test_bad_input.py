@@ -229,6 +229,7 @@ def test_probes_need_no_key_and_metrics_are_not_public(gate: GatewayProcess) -> 
     assert "gkt_in_flight" in httpx.get(gate.admin_url + "/metrics").text
 
 
+@pytest.mark.long
 def test_a_flood_beyond_the_bound_is_503_with_retry_after(redis_url: str, tmp_path: Any) -> None:
     """A process bounds its requests in flight; all others get Retry-After."""
     import asyncio

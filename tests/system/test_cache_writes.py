@@ -104,6 +104,7 @@ def until(holds: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.long
 def test_stored_tokens_are_charged_and_counted_everywhere(gateway: GatewayProcess, tmp_path: Path) -> None:
     whole, reported = ask(gateway, "chat-teacher")
     assert reported == {**COUNTED, "prompt_tokens_details": DETAILS}

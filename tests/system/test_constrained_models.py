@@ -53,6 +53,7 @@ def ask(client: OpenAI, model: str, messages: list[Any] = CHAT, *, stream: bool,
     return chunks.response.headers, "".join(part.choices[0].delta.content or "" for part in chunks if part.choices)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(("model", "mode"), [("chat", "student"), ("chat-context", "guided")])
 @pytest.mark.parametrize(

@@ -217,6 +217,7 @@ def test_a_caller_who_leaves_has_a_receipt_and_the_engine_is_told(
     assert line["student"]["input_tokens"] == 4
 
 
+@pytest.mark.long
 @pytest.mark.models
 def test_a_real_model_makes_the_vectors_that_it_makes_without_a_gateway(redis_url: str, tmp_path: Path) -> None:
     """llama.cpp through OpenAI's SDK: one text, several, token ids; as numbers and in base64."""

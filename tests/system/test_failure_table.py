@@ -28,6 +28,7 @@ def met(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, d
     return outcome
 
 
+@pytest.mark.long
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("name", [fault.name for fault in FAULTS])
 def test_a_fault_ends_as_the_table_says(name: str, met: dict[str, dict[str, Cell]]) -> None:

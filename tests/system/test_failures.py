@@ -223,6 +223,7 @@ def test_an_identical_request_gets_the_guidance_that_is_kept_and_pays_nothing_fo
     assert "x-gkt-shared" not in globex.headers
 
 
+@pytest.mark.long
 def test_a_full_queue_is_429_or_an_unguided_answer_as_the_policy_says(redis_url: str, tmp_path: Any) -> None:
     """One call is in flight and one request waits; further requests are rejected at once."""
 

@@ -91,6 +91,7 @@ SETTINGS = [
 ]
 
 
+@pytest.mark.long
 async def test_every_callers_sampling_reaches_the_student_untouched(
     engines: LocalStack, redis_url: str, tmp_path: Path
 ) -> None:

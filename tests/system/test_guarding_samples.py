@@ -35,6 +35,7 @@ def world(running: World) -> World:
     return running
 
 
+@pytest.mark.long
 def test_a_route_without_a_rule_and_an_answer_without_guidance_have_no_guard(world: World) -> None:
     before = world.counted()
     plain = world.ask("chat-none")

@@ -68,6 +68,7 @@ def world(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         yield World(teacher, student, gateway)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_student_that_obeys_gives_one_answer(world: World, stream: bool) -> None:
     """The student's tokens include the repeated opening; the repetition does not reduce the token limit."""

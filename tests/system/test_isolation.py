@@ -73,6 +73,7 @@ def world(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             process.close()
 
 
+@pytest.mark.long
 def test_a_tenant_sees_its_own_models_alone(world: World) -> None:
     """The list, a model by name, and the error for a forbidden name."""
     for who, own, others in ((ACME, "chat-student", "chat-teacher"), (GLOBEX, "chat-teacher", "chat-student")):

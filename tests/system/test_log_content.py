@@ -151,6 +151,7 @@ def line_of(gateway: GatewayProcess, answer: httpx.Response) -> dict[str, Any]:
     return gateway.wait_for_log("request", id=answer.headers["x-request-id"])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: "-".join(map(str, way.values())))
 def test_what_was_asked_and_answered_stands_in_the_line_of_a_tenant_that_wants_it(
     gateway: GatewayProcess, engine: FakeEngine, way: dict[str, Any]

@@ -238,6 +238,7 @@ def small(engines: LocalStack, redis_url: str, tmp_path_factory: pytest.TempPath
         yield process
 
 
+@pytest.mark.long
 @pytest.mark.models
 @pytest.mark.parametrize("route", ["primed", "primer", "direct"])
 def test_a_real_teacher_reads_the_exemplars_and_its_receipt_counts_them(small: GatewayProcess, route: str) -> None:

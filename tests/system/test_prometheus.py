@@ -139,6 +139,7 @@ def _had_number(world: World, expr: str) -> bool:
     return any(math.isfinite(float(value)) for one in series for _, value in one["values"])
 
 
+@pytest.mark.long
 def test_the_load_met_all_that_should_make_series(world: World) -> None:
     """Without these faults the other tests would prove nothing."""
     ended = {receipt.status for receipt in world.receipts}
@@ -299,6 +300,7 @@ def test_promtool_passes_configuration_and_rules() -> None:
     promtool("check", "rules", RULES / "recording.yml", RULES / "alerts.yml")
 
 
+@pytest.mark.long
 def test_each_alert_fires_when_it_should_and_not_otherwise() -> None:
     promtool("test", "rules", *CASES)
 

@@ -85,6 +85,7 @@ def complete(
         return client.chat.completions.create(model=route, messages=messages)
 
 
+@pytest.mark.long
 def test_answers_tell_what_is_left_of_a_limit_and_the_next_one_is_429(redis_url: str, tmp_path: Path) -> None:
     """JSON, streams and errors have OpenAI's headers; other tenants are unaffected."""
     limits = {"rpm_limit": 3, "tpm_limit": 100_000}
@@ -121,6 +122,7 @@ def test_answers_tell_what_is_left_of_a_limit_and_the_next_one_is_429(redis_url:
         assert not [name for name in other.headers if name.startswith("x-ratelimit")]
 
 
+@pytest.mark.long
 def test_the_sdk_waits_as_long_as_it_is_told_and_then_gets_its_answer(redis_url: str, tmp_path: Path) -> None:
     """The only slot is in use; the SDK's own retry acquires it after its release."""
     with gateway(tmp_path, redis_url, {"acme": {"limits": {"max_parallel_requests": 1}}}, "slots") as process:
@@ -243,6 +245,7 @@ def test_a_key_has_limits_of_its_own_and_the_defaults_hold_where_nobody_said_oth
             assert "The limit of this key is" in answers[-1].json()["error"]["message"]
 
 
+@pytest.mark.long
 async def test_while_redis_is_away_each_tenants_policy_decides_and_all_is_counted_later(tmp_path: Path) -> None:
     """acme is served without a check, beyond its limit; globex is rejected.
 

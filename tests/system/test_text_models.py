@@ -55,6 +55,7 @@ def test_the_teachers_twin_writes_what_the_teacher_would_have(client: OpenAI) ->
     assert len(differ) <= 1, differ
 
 
+@pytest.mark.long
 def test_an_answer_and_its_account(client: OpenAI) -> None:
     """The teacher's tokens and the student's together respect the caller's limit."""
     raw = client.completions.with_raw_response.create(model="chat", prompt=PROMPT, max_tokens=40, temperature=0)
@@ -94,6 +95,7 @@ def test_a_stop_text_ends_an_answer_as_it_does_the_examples(client: OpenAI) -> N
         assert "Q:" not in choice.text
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["chat-concise", "chat-hint", "chat-context"])
 def test_every_projection_and_placement_answers(client: OpenAI, name: str) -> None:
     """Raw prompts support the same projections and placements as chats."""

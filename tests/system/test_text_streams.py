@@ -82,6 +82,7 @@ TGIS_ERROR = {"error": "Request failed during generation", "error_type": "genera
 OPENAIS_ERROR = {"error": {"message": "out of memory", "code": 500}}
 
 
+@pytest.mark.long
 @TEACHERS_ROUTES
 def test_the_teachers_words_leave_as_they_are_written(world: World, route: str, path: str) -> None:
     """The gateway holds back one word. The student continues exactly the sent text, with its leading blank."""

@@ -143,6 +143,7 @@ def crowd(caller: httpx.Client) -> None:
     raise AssertionError("the crowd was admitted again and again")
 
 
+@pytest.mark.long
 def test_a_budget_holds_though_no_caller_waits_for_the_usage(world: World) -> None:
     engine, caller = world.engine, world.callers["acme"]
     crowd(caller)

@@ -95,6 +95,7 @@ def series_of(text: str) -> set[tuple[str, frozenset[tuple[str, str]]]]:
     }
 
 
+@pytest.mark.long
 async def test_nothing_that_callers_send_makes_a_series(tmp_path: Path, redis_url: str) -> None:
     """Thousands of models, keys, headers, paths and users."""
     with (

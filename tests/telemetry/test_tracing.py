@@ -407,6 +407,7 @@ def test_a_trace_that_its_caller_does_not_record_is_not_sent_and_goes_on_all_the
     assert world.student.headers[0]["traceparent"].endswith("-00")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "sent",
     [
@@ -509,6 +510,7 @@ def test_what_waits_is_sent_before_the_process_ends(tmp_path: Path, redis_url: s
         assert {answer.headers["x-request-id"] for answer in answers} <= ids
 
 
+@pytest.mark.long
 def test_each_worker_tells_for_itself_and_sends_what_waits_at_its_end(
     tmp_path: Path, redis_url: str, engines: list[FakeEngine]
 ) -> None:

@@ -204,6 +204,7 @@ def test_two_writers_at_once_stay_exactly_once(address: str) -> None:
         check_sums(engine)
 
 
+@pytest.mark.long
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 10**6), max_rows=st.integers(1, 8), sizes=st.lists(st.integers(1, 40), min_size=1))
 def test_folded_sums_are_exact(tmp_path_factory: Any, seed: int, max_rows: int, sizes: list[int]) -> None:

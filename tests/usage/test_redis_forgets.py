@@ -73,6 +73,7 @@ class History:
         await self.settle(1, "beta")
 
 
+@pytest.mark.long
 @pytest.mark.timeout(120)
 async def test_any_prefix_of_what_redis_wrote_leads_to_the_same_books(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

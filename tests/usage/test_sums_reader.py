@@ -112,6 +112,7 @@ async def test_without_tables_it_is_unavailable_until_they_are_back(book: UsageB
     assert await book.sums.rows([Period("hour", 0)]) == []
 
 
+@pytest.mark.long
 async def test_without_a_server_it_is_unavailable_until_it_is_back(postgres: Postgres) -> None:
     book = UsageBook(sqlalchemy_url(new_database(postgres), Path()))
     try:

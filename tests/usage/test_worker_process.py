@@ -92,6 +92,7 @@ async def workers(redis_url: str, tmp_path: Path) -> AsyncIterator[Workers]:
         processes.close()
 
 
+@pytest.mark.long
 @pytest.mark.timeout(120)
 async def test_sigterm_writes_what_waits_and_leaves_with_0(workers: Workers) -> None:
     process = workers.start()
@@ -207,6 +208,7 @@ async def test_a_postgres_that_stops_for_a_while_is_waited_for(redis_url: str, t
                 workers.close()
 
 
+@pytest.mark.long
 @pytest.mark.timeout(120)
 async def test_a_worker_whose_database_is_away_ends_with_0(workers: Workers, tmp_path: Path) -> None:
     (tmp_path / USAGE_FILE).mkdir()
