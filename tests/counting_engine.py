@@ -36,13 +36,13 @@ class Books:
 
 @dataclass
 class CountingEngine:
-    """Handles a `FakeEngine`'s calls. One token is one word; the caller names its request in `user`.
+    """Handle a `FakeEngine`'s calls. One token is one word; `user` identifies the request.
 
     Attributes:
         stops: whether a disconnect ends the generation.
-        obeys: whether `max_tokens` does.
-        first_s, token_s, usage_s: what it takes to the first token, for each one, and to the usage.
-        reported: what it says of a true usage; None: it leaves the usage out.
+        obeys: whether `max_tokens` ends the generation.
+        first_s, token_s, usage_s: seconds before the first token, for each token, and before the usage.
+        reported: returns the reported usage for the true one. With None the engine reports no usage.
     """
 
     stops: bool

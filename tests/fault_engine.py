@@ -205,12 +205,12 @@ def _tokens() -> Iterator[Json]:
 
 @dataclass
 class FaultEngine:
-    """Plays the fault that its caller's URL names: /{protocol}/{fault}/{cell}/..., where a cell is whoever calls.
+    """Play the fault in the request's URL: /{protocol}/{fault}/{cell}/..., with one cell per kind of call.
 
     Attributes:
-        requests: the bodies that each place (`protocol/fault/cell`) was sent, probes and control calls left out.
-        mended: places that answer without fault from now on.
-        astray: paths that nobody should ask for.
+        requests: received bodies by place (`protocol/fault/cell`), without probes and control calls.
+        mended: places that answer without a fault from now on.
+        astray: unexpected request paths.
     """
 
     plays: dict[str, Play]

@@ -21,16 +21,16 @@ class Fault:
     """One way to fail.
 
     Attributes:
-        name: stands in URLs and test ids.
-        does: what the engine does, for the document.
-        play: does it. None: nobody listens at all.
-        json: what becomes of a call whose reply is whole: `ok`, or the label of its error. None: it cannot meet this.
-        sse: the same of a call whose reply is streamed.
-        protocols: who fails like this.
-        stalls: only a deadline ends it: this one where the reply is streamed, `total` where it is whole.
-        counts: whether the tokens are counted all the same.
-        retry_after_s: what the engine asks for.
-        huge: megabytes are sent.
+        name: the fault's name in URLs and test ids.
+        does: the engine's behavior, for the page.
+        play: plays the fault. None: nothing listens.
+        json: the outcome of a call with a whole reply: `ok`, or its error label. None: such a call cannot meet it.
+        sse: the outcome of a call with a streamed reply.
+        protocols: the protocols that have the fault.
+        stalls: the deadline that ends a stalled stream; `total` ends a stalled whole reply.
+        counts: whether the tokens are counted nevertheless.
+        retry_after_s: the pause that the engine requests, in seconds.
+        huge: whether the reply has megabytes.
     """
 
     name: str
@@ -47,13 +47,13 @@ class Fault:
 
 @dataclass(frozen=True)
 class Cell:
-    """What became of one call.
+    """The outcome of one call.
 
     Attributes:
-        reply: what the caller got.
-        receipt: its status, and whether the faulty engine's tokens are on it: `counted`, `estimated` or `free`.
-        calls: how many times the faulty engine was called.
-        breaker: what the engine's breaker is afterwards; empty while there is none.
+        reply: a description of the caller's reply.
+        receipt: the receipt's status, and how the faulty engine's tokens count: `counted`, `estimated` or `free`.
+        calls: the number of calls to the faulty engine.
+        breaker: the state of the engine's breaker afterwards; empty if closed.
     """
 
     reply: str

@@ -30,11 +30,11 @@ def run(command: list[str | Path], *, cwd: Path, **environment: str) -> subproce
 
 
 class Performance:
-    """What a program saw: all its scenes, and all refusals, played at once, and each call with its receipt.
+    """The results of a program: all its scenes and refusals, played concurrently, and each call with its receipt.
 
-    A program says `ready` on stdout when it has loaded what it needs, and reads one JSON object on stdin: `base_url`,
-    `key`, `questions` (one for each scene, by its name), and `refusals`, each with its question. It writes another on
-    stdout: under `scenes` what each returned, and under `refusals`, by name, what each raised: `raised` (the class),
+    A program writes `ready` to stdout when its imports are done. It reads one JSON object from stdin: `base_url`,
+    `key`, `questions` (by scene) and `refusals` (each with its question). It writes one JSON object to stdout.
+    `scenes` has the result of each scene. `refusals` has the exception of each refusal: `raised` (the class),
     `status`, `code`, `param`.
     """
 

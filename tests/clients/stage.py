@@ -108,7 +108,7 @@ def _reached_a_route(call: Call) -> bool:
 
 
 class Stage:
-    """A gateway between clients, who come by way of `tap`, and engines that do what the route's name says.
+    """A gateway between clients, which connect through `tap`, and one engine per route.
 
     chat            guided, well
     tools           a student that calls the tool `weather`

@@ -46,10 +46,10 @@ class Call:
 
 
 class Tap:
-    """Listens on a port of its own and passes everything on to `upstream` (host, port), from a thread.
+    """Listen on a port of its own and forward all bytes to `upstream` (host, port), from a thread.
 
-    The replies to calls of a model in `cuts` are ended after their first event, as by a proxy that is stopped: the
-    connection closes, with no last chunk. The last byte of a call of a model in `withholds` is not passed on.
+    Replies to calls of a model in `cuts` end after their first event without a last chunk, as if a proxy was stopped.
+    The last byte of a call of a model in `withholds` is not forwarded.
     """
 
     def __init__(

@@ -38,9 +38,10 @@ def teacher(
     pause_s: float = PAUSE_S,
     shown: Sequence[str] | None = None,
 ) -> Handler:
-    """Writes a word at a time, slowly; a JSON caller waits for all of it.
+    """Return a teacher that streams a word at a time, slowly; a JSON reply takes as long.
 
-    shown: what the caller has heard so far. Then no word is written before it has heard all but the last one.
+    Args:
+        shown: the words that the caller has received so far. The teacher waits until all words but the last are in it.
     """
 
     async def behave(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:

@@ -31,10 +31,11 @@ def writes(
     shown: Sequence[str] | None = None,
     **error: Any,
 ) -> Handler:
-    """A teacher that writes a word at a time, slowly, in the events of whichever route it is asked on.
+    """Return a teacher that streams a word at a time, slowly, in the events of the called route.
 
-    shown: what the caller has heard so far. Then no word is written before it has heard all but the last one.
-    error: the event in place of the word that it fails at; without one the connection just ends.
+    Args:
+        shown: the words that the caller has received so far. The teacher waits until all words but the last are in it.
+        error: the event instead of the word at which the teacher fails; without one the connection ends.
     """
 
     async def behave(request: web.Request, _: dict[str, Any]) -> web.StreamResponse:

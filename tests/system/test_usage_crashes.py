@@ -1,6 +1,6 @@
 """Gateways, usage workers, Redis and the database are killed or unavailable under load.
 
-In each test the numbers of answered requests, of receipts in SQL and of requests in the sums are equal: none is lost
+In each test, answered requests, receipts in SQL and requests in the sums are equal in number: none is lost
 and none is counted twice. Each test prints the counts in one line (`pytest -rP`, or `-s`).
 """
 
