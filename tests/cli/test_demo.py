@@ -38,7 +38,7 @@ def test_ask_prints_a_guided_answer_its_receipt_and_how_to_call_and_leaves() -> 
     assert done.returncode == 0, done.stderr
     said = done.stdout
     assert question in said
-    opening = said.partition("student's\n\n[")[2].partition("]")[0]
+    opening = said.partition("then the student\n\n[")[2].partition("]")[0]
     assert len(opening.split()) > 1, "all of it, in however many chunks it came"
     assert "mode guided" in said
     assert "batch b1 of 1" in said

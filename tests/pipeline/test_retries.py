@@ -118,7 +118,7 @@ class CallLimits:
         plan = SimpleNamespace(max_retries=left, retries=RetryPlan(10, 0.1))
         self.retries = RequestRetries(plan, self.builder, self, self.metrics)  # type: ignore[arg-type]
 
-    def take(self, *_: object) -> bool:
+    def try_acquire(self, *_: object) -> bool:
         self._budget -= 1
         return self._budget >= 0
 

@@ -189,7 +189,7 @@ def test_exemplars_are_followed_while_the_gateway_runs(world: World) -> None:
     assert "Three?" in str(world.teacher.requests[-1])
     write(world.folder, "exemplars/it.yaml", "- {question: One?}\n")
     refused = world.gateway.wait_for_log("policies_refused")
-    assert refused["mistakes"][0].endswith("exemplars/it.yaml:1: [0].answer: missing: add it")
+    assert refused["issues"][0].endswith("exemplars/it.yaml:1: [0].answer: missing: add it")
     world.ask("primed", SUBSTANCE)
     assert "Three?" in str(world.teacher.requests[-1])
 
