@@ -1,4 +1,4 @@
-"""One engine call of a request: its request, and the known facts of its response."""
+"""An engine call of a request, and the known facts of its response."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gateway.runtime.record import Record
 
 # A struct: creating a dataclass takes ten times as long.
 class EngineCall(msgspec.Struct):
-    """One call to one engine.
+    """A call to an engine.
 
     Attributes:
         usage: the usage as the engine reported it.

@@ -46,7 +46,7 @@ NAMED_FOR_S = 3600.0
 
 
 class Variant(Record, frozen=True):
-    """One way to answer a request. `kind`: 1 as planned, 2 with shorter guidance, 3 by the student alone."""
+    """A plan and its reservation. `kind`: 1 as planned, 2 with shorter guidance, 3 by the student alone."""
 
     kind: int
     intent: Intent

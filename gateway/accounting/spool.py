@@ -26,7 +26,7 @@ _LOCK_ATTEMPTS = 10
 
 
 class SpoolEntry(msgspec.Struct, frozen=True):
-    """One line: a receipt, its intent, and the id of the process that admitted the request."""
+    """A line of a spool: a receipt, its intent, and the id of the process that admitted the request."""
 
     process_id: str = msgspec.field(name="owner")
     receipt: Receipt

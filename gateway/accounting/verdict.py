@@ -13,7 +13,7 @@ Limit = Literal["requests", "tokens", "parallel", "budget"]
 
 
 class VariantEntry(msgspec.Struct, frozen=True):
-    """One way to answer a request. `kind`: 1 as planned, 2 with shorter guidance, 3 by the student alone."""
+    """A plan for a request, in an exchange. `kind`: 1 as planned, 2 with shorter guidance, 3 by the student alone."""
 
     kind: int
     usd: str

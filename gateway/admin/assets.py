@@ -47,7 +47,7 @@ _MIN_GZIP_BYTES = 1_000
 
 @dataclass(frozen=True, slots=True)
 class Asset:
-    """One file. `packed` is its gzip, or None for small files."""
+    """A file of the pages. `packed` is its gzip, or None for small files."""
 
     body: bytes
     packed: bytes | None

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import structlog
 from aiohttp import web
 
-from gateway.admin.session import comes_from_here
+from gateway.admin.session import WRONG_KEY, comes_from_here
 from gateway.api.auth import bearer, shows_key
 from gateway.errors import AdminKeyUnset, CrossOrigin, NotAuthenticated
 
@@ -75,7 +75,5 @@ async def _check(request: web.Request, sessions: Sessions) -> Session | None:
         return session
     if not sessions.is_key(bearer(request)):
         log.warning("admin_key_wrong", remote=request.remote)
-        raise NotAuthenticated(
-            "The admin key is wrong. Use admin.key of config.yaml; callers' API keys are not valid here."
-        )
+        raise NotAuthenticated(WRONG_KEY)
     return None

@@ -12,7 +12,7 @@ from aiohttp import web
 
 from gateway.admin.key_views import time_shown
 from gateway.admin.replies import json_reply
-from gateway.admin.session import SESSIONS, comes_from_here
+from gateway.admin.session import SESSIONS, WRONG_KEY, comes_from_here
 from gateway.api.body import read_body
 from gateway.api.error_body import error_response
 from gateway.api.keys import REQUEST_ID
@@ -95,9 +95,7 @@ async def log_in(request: web.Request) -> web.Response:
         attempts.admit(remote)
         log.warning("admin_login_failed", remote=request.remote)
         await attempts.fail(remote)
-        raise NotAuthenticated(
-            "The admin key is wrong. Use admin.key of config.yaml; callers' API keys are not valid here."
-        )
+        raise NotAuthenticated(WRONG_KEY)
     session = sessions.begin()
     log.info("admin_login", remote=request.remote)
     response = json_reply(_shown(sessions, session))

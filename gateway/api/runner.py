@@ -125,7 +125,7 @@ class _Server(web.Server):
     def _close_one(self, newest: Connection) -> bool:
         """Close an idle connection of a tenant that holds many; return whether there was one.
 
-        So no tenant, and no crowd without keys, shuts others out by holding connections.
+        Neither a tenant nor callers without keys can thus shut others out by holding connections.
         """
         by_tenant = self._shared.by_tenant
         for tenant in by_tenant.share.heaviest(_TENANTS_CHECKED):

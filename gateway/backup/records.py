@@ -36,7 +36,7 @@ class KeyContents(msgspec.Struct, frozen=True, array_like=True, tag="held"):
 
 
 class StreamEntries(msgspec.Struct, frozen=True, array_like=True, tag="entries"):
-    """Some entries of a stream. Each has an id, and alternating fields and values."""
+    """A part of the entries of a stream. Each has an id, and alternating fields and values."""
 
     location: KeyLocation
     entries: list[tuple[bytes, list[bytes]]]
@@ -59,7 +59,7 @@ class StreamEnd(msgspec.Struct, frozen=True, array_like=True, tag="stream"):
 
 
 class ReceiptRecords(msgspec.Struct, frozen=True, array_like=True, tag="receipts"):
-    """Some receipts of the usage database: tenant, entry id and JSON.
+    """A part of the receipts of the usage database: tenant, entry id and JSON.
 
     Tenant and entry id are empty except for unreadable entries, because the JSON of a receipt contains its tenant.
     """
@@ -68,7 +68,7 @@ class ReceiptRecords(msgspec.Struct, frozen=True, array_like=True, tag="receipts
 
 
 class TableRows(msgspec.Struct, frozen=True, array_like=True, tag="rows"):
-    """Some rows of a table of the usage database. Values are in the order of the columns."""
+    """A part of the rows of a table of the usage database. Values are in the order of the columns."""
 
     table: str
     rows: list[list[Any]]

@@ -51,7 +51,7 @@ class KeyInventory:
 
 
 class _Snapshot(NamedTuple):
-    """Some keys at one time.
+    """The contents of keys at one time.
 
     Attributes:
         plain: location, kind, expiry and contents of keys other than streams.

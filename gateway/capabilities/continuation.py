@@ -32,7 +32,7 @@ NATIVE_MODES: tuple[Mode, ...] = ("trailing", "vllm", "sglang", "prefix", "parti
 
 @dataclass(frozen=True, slots=True)
 class Continuation:
-    """How one engine continues an answer.
+    """The way in which an engine continues an answer.
 
     Attributes:
         mode: the form of the request.

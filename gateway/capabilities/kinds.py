@@ -20,7 +20,7 @@ Renderer = Literal["vllm", "sglang", "llamacpp", "tgi"]
 
 @dataclass(frozen=True, slots=True)
 class EngineKind:
-    """One kind of engine.
+    """A kind of engine.
 
     Attributes:
         name: name in docs/engines.md.

@@ -1,4 +1,4 @@
-"""One session of `eval exemplars`: draws questions, searches with the engines, and writes the result."""
+"""A session of `eval exemplars`: draws questions, searches with the engines, and writes the result."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One session of `eval run`: confirm a large run, start engines, show progress and print a summary."""
+"""A session of `eval run`: confirms a large run, starts engines, shows progress and prints a summary."""
 
 from __future__ import annotations
 

@@ -157,7 +157,7 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
 
 
 class ModelSettings(StrictModel):
-    """One engine and the model that it serves. A policy assigns the roles teacher and student."""
+    """An engine and the model that it serves. A policy assigns the roles teacher and student."""
 
     name: Name
     """Name of the model in policies."""

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One question of a data set.
+    """A question of a data set.
 
     Attributes:
         id: Unique name in the data set.

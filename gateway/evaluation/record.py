@@ -39,7 +39,7 @@ class ScoredAnswer(msgspec.Struct, frozen=True):
 
 
 class Example(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """One question under one setting.
+    """A question under a setting.
 
     Attributes:
         setting: Name of the setting (`Setting.name`).
@@ -93,7 +93,7 @@ class Example(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
 
 
 class StageRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """One stage of one sitting: its new engine calls (stored texts are not counted) and its duration in seconds."""
+    """A stage of one session: its new engine calls (stored texts are not counted) and its duration in seconds."""
 
     stage: Literal["teacher", "student", "live"]
     setting: str

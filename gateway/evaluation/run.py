@@ -48,7 +48,7 @@ class RunProgress(Protocol):
         ...
 
     def step(self, tokens: int = 0) -> None:
-        """One step is done, with `tokens` newly generated tokens."""
+        """Record a finished step, with `tokens` newly generated tokens."""
         ...
 
     def end(self) -> None:
@@ -80,7 +80,7 @@ class EvalWork:
 
 @dataclass(slots=True)
 class _TeacherRequest:
-    """One distinct teacher request with the largest token limit of all settings; `setting` is the first of them."""
+    """A distinct teacher request with the largest token limit of all settings; `setting` is the first of them."""
 
     request: TeacherRequest
     setting: Setting

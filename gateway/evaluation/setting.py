@@ -1,4 +1,4 @@
-"""One point of a grid: which models answer, with which guidance, and the form of the request."""
+"""A point of a grid: the models, the guidance, and the form of the request."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _NEXT_QUESTION = "\nQ:"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """How a question is answered.
+    """The way in which questions are answered.
 
     Attributes:
         mode: The teacher alone, the student alone, or the student after the teacher's guidance.

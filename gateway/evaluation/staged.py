@@ -1,4 +1,4 @@
-"""One question in the paper's two stages: first the guidance of all questions, then the answers (paper, section 2).
+"""A question in the paper's two stages: first the guidance of all questions, then the answers (paper, section 2).
 
 Components of the gateway's request path build the requests and trim the texts; only batching, limits and accounting
 are left out. One engine at a time suffices, and the texts of the first stage serve every length in the second.
@@ -24,7 +24,7 @@ from gateway.pipeline.guidance_request import (
     UNGUIDED,
     Guidance,
     answered_call,
-    build_opening_request,
+    build_teacher_request,
     guidance_from_reply,
     teacher_input,
 )
@@ -93,7 +93,7 @@ def teacher_request(setting: Setting, question: Question, exemplars: Sequence[Ex
     if guidance is None:
         return None
     limit = longest(setting.auto.rule, setting.max_tokens) + guidance.projection.skip_tokens
-    return structs.replace(build_opening_request(guidance, request), max_tokens=limit)
+    return structs.replace(build_teacher_request(guidance, request), max_tokens=limit)
 
 
 def check_staged(settings: Iterable[Setting]) -> None:
@@ -138,7 +138,7 @@ async def answer(
         teacher_s = written.seconds_to_tokens(to_teacher.max_tokens)
     else:
         if plan.guidance is not None:
-            to_teacher = build_opening_request(plan.guidance, request)
+            to_teacher = build_teacher_request(plan.guidance, request)
             reply, teacher_s = await _guidance_reply(plan, plan.guidance, to_teacher, teacher)
             builder.guidance_requested = builder.granted = builder.guided = started
             unread = unread_once_ended(teacher.state.stops_within_s)
@@ -178,7 +178,7 @@ def _request(setting: Setting, request: CompletionRequest) -> TeacherRequest:
     guided = replace(setting, mode="guided", tokens=1, projection=CUTOFF, placement="prefix") if alone else setting
     plan = _plan(guided, request)
     assert plan.guidance is not None, "a plain chat can be guided"
-    to_teacher = build_opening_request(plan.guidance, request)
+    to_teacher = build_teacher_request(plan.guidance, request)
     if not alone:
         return to_teacher
     # The policy sets the sampling of guidance; the caller sets that of an answer.

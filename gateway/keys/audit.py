@@ -17,7 +17,7 @@ _FIELDS = ("actor", "action", "tenant", "subject", "before", "after")
 
 @dataclass(frozen=True, slots=True)
 class AuditEntry:
-    """One action.
+    """An action in the audit trail.
 
     Attributes:
         at: Unix seconds by Redis' clock.

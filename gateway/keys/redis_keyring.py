@@ -31,7 +31,7 @@ _MICRO = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class KeyExpiry:
-    """When a key expires: at a time in Unix seconds, in some seconds from its creation, or never."""
+    """The expiry of a key: at a time in Unix seconds, in some seconds from its creation, or never."""
 
     at_s: float | None = None
     in_s: float | None = None

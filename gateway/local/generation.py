@@ -1,4 +1,4 @@
-"""One generation by llama.cpp, converted token by token to TGI's format.
+"""A generation by llama.cpp, converted token by token to TGI's format.
 
 Stop sequences are not sent to llama.cpp, which would remove the stop text; TGI keeps it. Like TGI, this module searches
 for them at the end of the text after each token.
@@ -26,7 +26,7 @@ _UNKNOWN_ID = 0
 
 @dataclass(frozen=True, slots=True)
 class GeneratedToken:
-    """One generated token.
+    """A generated token.
 
     A character that spans several tokens is the text of the last one. The tokens before it have no text and, since
     llama.cpp does not report them, the id 0.
@@ -47,7 +47,7 @@ class GeneratedToken:
 
 
 class LocalGeneration:
-    """One run of a job. Iterate `tokens()` once; the other values are final after the last token."""
+    """A run of a job. Iterate `tokens()` once; the other values are final after the last token."""
 
     def __init__(self, llama: LlamaClient, job: TgiJob, *, logprobs: bool) -> None:
         self.job = job

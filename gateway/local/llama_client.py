@@ -23,7 +23,7 @@ _DATA = b"data: "
 
 @dataclass(frozen=True, slots=True)
 class TextPiece:
-    """One token of a text. `text` may be empty, since a character can span several tokens."""
+    """A token of a text. `text` may be empty, since a character can span several tokens."""
 
     id: int
     text: str

@@ -55,7 +55,7 @@ class ChildCommand:
 
 
 class Child:
-    """One child process. `start` after `stop` uses the same port, so the URL does not change."""
+    """A child process. `start` after `stop` uses the same port, so the URL does not change."""
 
     def __init__(self, command: ChildCommand, log_path: Path, *, ready_limit_s: float = READY_LIMIT_S) -> None:
         self.log_path = log_path

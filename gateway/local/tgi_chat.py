@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class TgiMessage(msgspec.Struct, frozen=True):
-    """One message of a chat. `content` is a text or a list of chunks; only chunks of type `text` are supported."""
+    """A message of a chat. `content` is a text or a list of chunks; only chunks of type `text` are supported."""
 
     role: str
     content: str | list[dict[str, Any]] | None = None

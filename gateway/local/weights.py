@@ -32,7 +32,7 @@ _CHUNK_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """One GGUF file. `hub_repo` is None if the hub does not have the identical file."""
+    """A GGUF file. `hub_repo` is None if the hub does not have the identical file."""
 
     name: str
     file: str

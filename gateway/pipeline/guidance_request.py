@@ -82,7 +82,7 @@ class GuidanceStream:
             self.pieces.put_nowait(more)
 
 
-def build_opening_request(guidance_plan: GuidancePlan, request: CompletionRequest) -> TeacherRequest:
+def build_teacher_request(guidance_plan: GuidancePlan, request: CompletionRequest) -> TeacherRequest:
     """Return the request to send to the teacher."""
     projection = guidance_plan.projection
     return TeacherRequest(
@@ -156,18 +156,18 @@ def _lead(text: str) -> str:
     return text[: len(text) - len(text.lstrip())]
 
 
-def teacher_input(opening_request: TeacherRequest) -> Sequence[Json]:
+def teacher_input(teacher_request: TeacherRequest) -> Sequence[Json]:
     """Return the teacher's input as messages, for the gateway's own token count."""
     return (
-        opening_request.messages
-        if opening_request.messages is not None
-        else [{"role": "user", "content": opening_request.prompt}]
+        teacher_request.messages
+        if teacher_request.messages is not None
+        else [{"role": "user", "content": teacher_request.prompt}]
     )
 
 
 def answered_call(
     guidance_plan: GuidancePlan,
-    opening_request: TeacherRequest,
+    teacher_request: TeacherRequest,
     reply: TeacherReply,
     shared: str = "",
     unread: int | None = None,
@@ -183,7 +183,7 @@ def answered_call(
     max_tokens = guidance_plan.requested_tokens
     return EngineCall(
         guidance_plan.teacher,
-        teacher_input(opening_request),
+        teacher_input(teacher_request),
         reply.usage,
         StringIO(reply.text),
         lost_tokens=(max_tokens if unread is None else unread) if was_ended else 0,

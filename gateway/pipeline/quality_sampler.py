@@ -81,7 +81,7 @@ def answer_buffer_for(plan: Plan) -> AnswerBuffer | None:
 
 @dataclass(frozen=True, slots=True)
 class _Sample:
-    """One guided answer to compare.
+    """A guided answer to compare.
 
     Attributes:
         source: the receipt of the guided request.

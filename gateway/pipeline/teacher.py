@@ -39,7 +39,7 @@ from gateway.pipeline.guidance_request import (
     Guidance,
     GuidanceStream,
     answered_call,
-    build_opening_request,
+    build_teacher_request,
     guidance_from_reply,
     teacher_input,
 )
@@ -188,9 +188,9 @@ class TeacherCall:
         stream: GuidanceStream | None,
     ) -> TeacherReply:
         engine = self._engines[guidance_plan.teacher]
-        opening_request = build_opening_request(guidance_plan, request)
+        teacher_request = build_teacher_request(guidance_plan, request)
         ends = EndRule.of(plan, guidance_plan)
-        facts = (guidance_plan.share, engine, opening_request, builder.id, ends)
+        facts = (guidance_plan.share, engine, teacher_request, builder.id, ends)
         in_thread = request.size_bytes > _INLINE_HASH_BYTES
         dedupe_key = await asyncio.to_thread(_dedupe_key, *facts) if in_thread else _dedupe_key(*facts)
         prompt_bytes = request.size_bytes + added_bytes(guidance_plan.projection, request)
@@ -212,7 +212,7 @@ class TeacherCall:
             max_tokens = guidance_plan.requested_tokens
             builder.teacher = EngineCall(
                 guidance_plan.teacher,
-                teacher_input(opening_request),
+                teacher_input(teacher_request),
                 lost_tokens=max_tokens,
                 limit_tokens=max_tokens,
                 role="guidance",
@@ -226,7 +226,7 @@ class TeacherCall:
             while True:
                 try:
                     on_piece = stream.feed if stream is not None else None
-                    return await open_to_end(engine, opening_request, batch, ends, on_piece)
+                    return await open_to_end(engine, teacher_request, batch, ends, on_piece)
                 except EngineError as error:
                     # Count the failure here: many requests may share this call, or none any more.
                     record_failure(error, builder.id, self._metrics)
@@ -259,10 +259,10 @@ class TeacherCall:
                 guidance_plan,
                 builder.guided - builder.guidance_requested,
                 builder.guided - (builder.granted or builder.guidance_requested),
-                stopped=reply.finish == "stop" and bool(opening_request.stop),
+                stopped=reply.finish == "stop" and bool(teacher_request.stop),
             )
         unread = unread_once_ended(engine.state.stops_within_s)
-        builder.teacher = answered_call(guidance_plan, opening_request, reply, flight.shared, unread)
+        builder.teacher = answered_call(guidance_plan, teacher_request, reply, flight.shared, unread)
         return reply
 
     def _missed(
@@ -322,20 +322,20 @@ class TeacherCall:
 
 
 def _dedupe_key(
-    share: str, engine: Engine, opening_request: TeacherRequest, request_id: str, ends: EndRule | None
+    share: str, engine: Engine, teacher_request: TeacherRequest, request_id: str, ends: EndRule | None
 ) -> str:
     """Return a hash of everything that the guidance depends on, and of the group that may share it."""
     parts: tuple[object, ...] = (
         share,
         engine.name,
         engine.state.revision or request_id,  # an unknown revision: the guidance is not shared
-        opening_request.messages,
-        opening_request.prompt,
-        opening_request.max_tokens,
-        opening_request.temperature,
-        opening_request.top_p,
-        opening_request.seed,
-        opening_request.stop,
+        teacher_request.messages,
+        teacher_request.prompt,
+        teacher_request.max_tokens,
+        teacher_request.temperature,
+        teacher_request.top_p,
+        teacher_request.seed,
+        teacher_request.stop,
     )
     if ends is not None:
         parts = (*parts, *ends.facts)

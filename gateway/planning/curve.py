@@ -26,7 +26,7 @@ PerSecond = Annotated[Number, Field(gt=0, le=1_000_000_000)]
 
 
 class DecodeStep(StrictModel):
-    """One decoding step, in which each answer of the batch gets a token."""
+    """A decoding step, in which each answer of the batch gets a token."""
 
     batch: Count
     """Number of answers decoded together."""
@@ -116,7 +116,7 @@ class CurveOrigin(StrictModel):
 
 
 class Curve(StrictModel):
-    """One engine: a model on GPUs of one kind, and its timings.
+    """An engine: a model on GPUs of one kind, and its timings.
 
     `gkt-gateway plan measure` writes one from a running engine; `gkt-gateway plan` reads them.
     """

@@ -22,7 +22,7 @@ Verdict = Literal["within", "below", "above"]
 
 @dataclass(frozen=True, slots=True)
 class PaperRow:
-    """One pair of the paper. Seconds are totals over all questions of the data set.
+    """A pair of the paper. Seconds are totals over all questions of the data set.
 
     Attributes:
         teacher_s, student_s: Time of each model alone.

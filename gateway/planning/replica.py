@@ -1,4 +1,4 @@
-"""One replica under a load: a server that decodes many answers together and reads prompts in between.
+"""A replica under a load: a server that decodes many answers together and reads prompts in between.
 
 The model has two parts:
 

@@ -176,7 +176,7 @@ MAX_FIELDS = 1024
 
 
 class Placements(NamedTuple):
-    """Why guidance may not be placed; None: it may.
+    """The reason why guidance must not be placed; None: guidance may be placed.
 
     Attributes:
         prefix: as the beginning of the answer.

@@ -1,4 +1,4 @@
-"""One comparison, as an outbox entry for the usage database. Pure."""
+"""A comparison, as an outbox entry for the usage database."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One llama.cpp server inside this process, through xllamacpp. Its HTTP threads and its decoding are C++ threads."""
+"""A llama.cpp server inside this process, through xllamacpp. Its HTTP threads and its decoding are C++ threads."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ NOTHING = "0-0"
 
 
 class OutboxEntry(NamedTuple):
-    """One entry of a tenant's outbox. `raw` is the receipt as JSON."""
+    """An entry of a tenant's outbox. `raw` is the receipt as JSON."""
 
     tenant: str
     id: str

@@ -51,7 +51,7 @@ class UsageReader:
     ) -> None:
         self.retention = retention
         self._sums = sums
-        self._cache = cache or FoldedPeriods()
+        self._cache = FoldedPeriods() if cache is None else cache
         self._running = FairSemaphore(_RUNNING_QUERIES)
         self._active = FairShare(max_queries)
         self._max_tenant_queries = max_tenant_queries

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class EngineDay:
-    """One engine on one day.
+    """An engine on one day.
 
     Attributes:
         charged_usd: charges of the day's receipts for this engine.

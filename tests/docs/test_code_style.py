@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 MAX_WORDS = 25
 OPENINGS = re.compile(
     r"(Who|Whoever|Whom|Whose|What|Whatever|Of|Likewise|The same|Its|It|He|They|Their|This|That|These|Those|Such|"
-    r"Nobody|Somebody|Where|Whether)\b"
+    r"Nobody|Somebody|Where|Whether|One|Some|How|Why|When|If|Nothing)\b"
 )
 OLD_NAMES = frozenset(
     [

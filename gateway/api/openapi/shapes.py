@@ -71,7 +71,7 @@ class ChunkChoice(Struct):
 
 
 class ChatCompletionChunk(Struct):
-    """One event of a streamed answer. The last event is `[DONE]`, or an ErrorReply if the answer failed.
+    """An event of a streamed answer. The last event is `[DONE]`, or an ErrorReply if the answer failed.
 
     With `stream_options.include_usage` the last chunk has no choices. It has `usage`, and `gkt` with the facts
     that a whole answer has as headers.

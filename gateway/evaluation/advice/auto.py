@@ -41,7 +41,7 @@ class LengthOutcome:
 
 @dataclass(frozen=True, slots=True)
 class LengthFamily:
-    """One setting at several lengths.
+    """A setting at several lengths.
 
     Attributes:
         setting: The shared keys of `Setting.as_dict`.

@@ -1,4 +1,4 @@
-"""One-sided confidence bounds of many means that hold simultaneously. Pure functions.
+"""Simultaneous one-sided confidence bounds of many means. Pure functions.
 
 A contrast has one value per question, and its mean should be above 0. Examples are the remaining allowed loss of a
 setting, and its advantage over a reference.
@@ -31,7 +31,7 @@ _MAX_QUESTIONS = 100_000
 
 @dataclass(frozen=True, slots=True)
 class Contrast:
-    """One value for each of n questions.
+    """A value for each of n questions.
 
     Attributes:
         values: Array of shape (n,).

@@ -33,7 +33,7 @@ _RUNGS = 3
 
 @dataclass(frozen=True, slots=True)
 class TrialOutcome:
-    """One question, answered with guidance from one set of exemplars.
+    """A question, answered with guidance from one set of exemplars.
 
     Attributes:
         score: Score of the answer.
@@ -174,7 +174,7 @@ class SearchResult:
 
 
 class ExemplarSearch:
-    """One search.
+    """A search for exemplars.
 
     Args:
         styles: Exemplars by style, in the order of trials.

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class HubSet:
-    """One split of a data set: its repository on the hub, and the file in it."""
+    """A split of a data set: its repository on the hub, and the file in it."""
 
     repo: str
     file: str

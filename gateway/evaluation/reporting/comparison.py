@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SettingComparison:
-    """One setting compared with a reference, on their common questions.
+    """A setting compared with a reference, on their common questions.
 
     Attributes:
         reference: Name of the reference.

@@ -22,7 +22,7 @@ MAX_QUESTIONS = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flip:
-    """One question with different results of two settings, and the ends of their answers."""
+    """A question with different results of two settings, and the ends of their answers."""
 
     question: str
     found: str | None

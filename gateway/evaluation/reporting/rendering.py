@@ -37,7 +37,7 @@ _MARKDOWN = re.compile(r"([\\`*_{}\[\]#|~$!])")
 
 @dataclass(frozen=True, slots=True)
 class ReportChapter:
-    """One run on a page: `facts` describe the run, `paper` compares it with the paper if possible."""
+    """A run on a page: `facts` describe the run, `paper` compares it with the paper if possible."""
 
     anchor: str
     title: str

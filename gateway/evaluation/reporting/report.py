@@ -54,7 +54,7 @@ class MeasuredCost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportRow:
-    """One setting.
+    """The figures of one setting.
 
     Attributes:
         label: Label, unique in the run; `short_label` omits the request form.
@@ -127,7 +127,7 @@ class ReportGroup:
 
 @dataclass(frozen=True, slots=True)
 class ReportSection:
-    """One run."""
+    """The figures of one run."""
 
     run: RunRecords
     answers: Mapping[str, Answers]
