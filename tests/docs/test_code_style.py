@@ -70,7 +70,6 @@ EXCEPTIONS = frozenset(
 """At most ten violations that stay, as `path: name`."""
 
 
-@cache
 def modules(*folders: str) -> dict[str, ast.Module]:
     """Return the syntax trees of the tracked Python files of folders, by path."""
     names = subprocess.run(
@@ -80,7 +79,12 @@ def modules(*folders: str) -> dict[str, ast.Module]:
         capture_output=True,
         text=True,
     ).stdout.split()
-    return {name: ast.parse((ROOT / name).read_text("utf-8")) for name in names if (ROOT / name).exists()}
+    return {name: _tree(name) for name in names if (ROOT / name).exists()}
+
+
+@cache
+def _tree(name: str) -> ast.Module:
+    return ast.parse((ROOT / name).read_text("utf-8"))
 
 
 def sentences(text: str) -> Iterator[str]:
