@@ -10,8 +10,8 @@ The path of one request:
                                                           Redis script; or 429 or 503
     5 guide         pipeline/teacher.py, batching/,       Plan -> guidance, or the reason for none
                     guidance/
-    6 complete      pipeline/student.py, engines/         guidance placed -> the student's answer, with the caller's
-                                                          sampling parameters
+    6 complete      pipeline/student.py, engines/,        guidance placed -> the student's answer, with the caller's
+                    guidance/seam.py                      sampling parameters; joined at the seam, stop strings applied
     7 reply         api/completions.py, api/events.py     JSON, or SSE with the guidance first
     8 record        accounting/                           Receipt: tokens, cost, baseline, savings, timings; settled
                                                           exactly once, with an entry in the tenant's outbox
@@ -23,6 +23,7 @@ devices that run the student, and `pipeline/edge_reports.py` receives their repo
 Off the path:
 
     usage/       writes receipts and their sums to SQL, and answers queries
+    admin/       serves the dashboard and the operators' API from these sums and from live state
     quality/     compares a sample of the answers with each engine's own
     backup/      copies all state to one file
     evaluation/  measures the path on data sets

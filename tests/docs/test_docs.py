@@ -182,5 +182,5 @@ def test_the_readme_has_no_figure_of_its_own() -> None:
 def test_the_import_order_is_the_one_that_is_held() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
     held = project["tool"]["importlinter"]["contracts"][0]["layers"]
-    block = page("CONTRIBUTING.md").partition("## The import order")[2].split("```")[1]
+    block = page("CONTRIBUTING.md").partition("## Import contract")[2].split("```")[1]
     assert " ".join(block.split()).split(" > ") == held
