@@ -222,7 +222,7 @@ def main(
         f"answers; nothing was kept of {experiment.empty.total()}. All cases: {out}",
         highlight=False,
     )
-    child.leave(servers)
+    child.exit_now(servers)
 
 
 if __name__ == "__main__":

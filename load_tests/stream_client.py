@@ -37,7 +37,7 @@ class Stream(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is one without being a subclass of it
         self._now = asyncio.get_running_loop().time
-        transport.write(self._request)
+        self._transport.write(self._request)
 
     def data_received(self, data: bytes) -> None:
         if not self.status:
@@ -83,11 +83,12 @@ async def open_streams(url: str, request: bytes, count: int, per_second: float) 
     """Open `count` streams one after the other, and wait until each has begun. Raises TimeoutError when one has not."""
     loop = asyncio.get_running_loop()
     address = urlsplit(url)
+    host, port = address.hostname or "", address.port or 80
     streams: list[Stream] = []
     began = loop.time()
     for number in range(count):
         await asyncio.sleep(began + number / per_second - loop.time())
-        _, stream = await loop.create_connection(lambda: Stream(request), address.hostname, address.port)
+        _, stream = await loop.create_connection(lambda: Stream(request), host, port)
         streams.append(stream)
     async with asyncio.timeout(30):
         while not all(stream.events for stream in streams):

@@ -16,7 +16,7 @@ import urllib.error
 import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol
 
 from redis import Redis
 
@@ -217,7 +217,7 @@ def start_portkey(site: Site, home: Path) -> System:
         env={"NODE_ENV": "production"},
     )  # fmt: skip
     at = f"http://127.0.0.1:{port}"
-    targets = {
+    targets: dict[Kind, Target] = {
         kind: Target(
             f"{at}/v1/chat/completions",
             "static",
@@ -267,7 +267,7 @@ def start_vllm_router(site: Site, home: Path) -> System:
     system = System(
         VLLM_ROUTER,
         f"{_version('vllm_router', 'vllm-router')}, no keys; 1 Rust process on all cores",
-        _targets(*bases, "static"),
+        _targets(bases[0], bases[1], "static"),
         tuple(children),
     )
     for child in children:
@@ -312,8 +312,8 @@ def _wait_until_it_answers(system: System, child: ChildProcess, *words: str) -> 
 
 
 def _ask(target: Target, kind: Kind) -> str:
-    body = {"model": target.model, "messages": [{"role": "user", "content": f"Are you there? {time.monotonic()}"}]}
-    body |= {"max_tokens": 50, "stream": kind == "stream"}
+    messages = [{"role": "user", "content": f"Are you there? {time.monotonic()}"}]
+    body = {"model": target.model, "messages": messages, "max_tokens": 50, "stream": kind == "stream"}
     request = urllib.request.Request(
         target.url, json.dumps(body).encode(), {"Content-Type": "application/json", **target.headers}
     )
@@ -362,7 +362,7 @@ def backlog_s(redis: Redis) -> float:
         first: Any = redis.xrange(keys.outbox(tenant.decode()), count=1)
         if first:
             oldest_ms = min(oldest_ms, int(first[0][0].partition(b"-")[0]))
-    seconds, micros = cast("tuple[int, int]", redis.time())
+    seconds, micros = redis.time()
     return max(0.0, seconds + micros / 1e6 - oldest_ms / 1000)
 
 

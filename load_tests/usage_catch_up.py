@@ -79,7 +79,8 @@ class CatchUpBench:
 
     async def round(self, number: int, receipts: int, seconds: float, figures: CatchUp) -> None:
         """Measure the three phases once."""
-        command = [sys.executable, "-m", "gateway", "usage-worker", "--config", self._folder / "gateway/config.yaml"]
+        config = str(self._folder / "gateway/config.yaml")
+        command = [sys.executable, "-m", "gateway", "usage-worker", "--config", config]
         with running(f"worker {number}", command, self._folder) as worker:
             await asyncio.to_thread(worker.wait_until, self._worker_is_up, _START_WITHIN_S)
             await self._measure(BEFORE, figures, _for(seconds))

@@ -49,7 +49,7 @@ class SoakReport:
     @property
     def holds(self) -> bool:
         """Return whether all checks and trends hold. Without checks the result is false."""
-        return bool(self.checks) and all(one.holds for one in (*self.checks, *self.trends))
+        return bool(self.checks) and all(one.holds for one in self.checks) and all(one.holds for one in self.trends)
 
 
 def shown(found: SoakReport) -> Iterator[str]:

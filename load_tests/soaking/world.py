@@ -219,7 +219,7 @@ def _models(engines: Mapping[str, SoakEngine], slow: FakeEngine, odd: FaultEngin
 
 def routes() -> list[dict[str, Any]]:
     """Return the routes of each tenant."""
-    guidance = {"tokens": 8, "deadline": "300ms", "cache_ttl": "20s"}
+    guidance: dict[str, Any] = {"tokens": 8, "deadline": "300ms", "cache_ttl": "20s"}
     return [
         guided(**guidance) | {"quality": {"sample": 0.05, "max_in_flight": 2}},
         STUDENT_ONLY,

@@ -145,6 +145,8 @@ async def opened(
         await page.goto(path)
         yield page
     finally:
+        for one in own.pages:
+            await one.unroute_all(behavior="ignoreErrors")
         await own.close()
     assert watch.wrong == []
 
