@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 import httpx
+import pytest
 
 from gateway.local.redis import EmbeddedRedis
 from tests.gateway_process import KEY, OTHER_KEY, STUDENT_ONLY, GatewayProcess, model, running_gateway
@@ -18,6 +19,7 @@ READS = ["/v1/receipts/req_" + "0" * 24, "/v1/limits"]
 CROWD, CAPACITY = 140, 100
 
 
+@pytest.mark.long
 async def test_a_crowd_of_one_tenant_leaves_another_one_its_reads(tmp_path: Path) -> None:
     """Redis is paused, so that every read stays. The crowd gets the free slots, and the other tenant its share."""
     async with EmbeddedRedis() as redis:

@@ -39,6 +39,7 @@ def restored(shop: Shop, file: Path, *more: str) -> str:
     return done.stdout
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("to", ["sqlite", "postgres"])
 def test_in_an_empty_redis_keys_work_budgets_stand_and_sums_are_equal(

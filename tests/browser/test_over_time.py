@@ -82,6 +82,7 @@ async def test_days_are_those_of_utc_wherever_one_looks_from(browser: Browser, p
         await expect(region.locator("tbody th")).to_have_text([f"{today.day} {today:%b}"])
 
 
+@pytest.mark.long
 async def test_a_range_that_is_chosen_while_paused_and_while_it_asks_is_shown(
     browser: Browser, pages: GatewayProcess
 ) -> None:

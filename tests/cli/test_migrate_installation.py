@@ -194,6 +194,7 @@ def test_all_sums_and_receipts_are_the_same(place: Place, previous: Mapping[str,
     check_migrated(install(place, previous, 2_000))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("place", ["sqlite"], indirect=True)
 def test_an_interrupted_migration_goes_on(
     place: Place, previous: Mapping[str, str], monkeypatch: pytest.MonkeyPatch

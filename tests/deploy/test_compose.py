@@ -269,6 +269,7 @@ def valkey(tmp_path: Path) -> Iterator[str]:
         process.communicate(timeout=20)
 
 
+@pytest.mark.long
 async def test_valkey_wants_its_password_and_forgets_nothing(valkey: str, tmp_path: Path) -> None:
     password = (tmp_path / "secrets/valkey_auth").read_text("utf-8").split()[1]
     async with Redis(unix_socket_path=valkey, protocol=2) as stranger:

@@ -24,6 +24,7 @@ ASKED = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.models
 @pytest.mark.timeout(300)
 async def test_it_goes_on_with_guidance_and_answers_alone(tmp_path: Path) -> None:

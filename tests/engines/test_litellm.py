@@ -674,6 +674,7 @@ async def test_a_configured_continuation_costs_no_call_and_the_last_call_says_wh
 # Real models.
 
 
+@pytest.mark.long
 @pytest.mark.models
 @pytest.mark.parametrize("model", ["openai/small", "hosted_vllm/small"])
 async def test_a_real_student_goes_on_through_litellm(model: str, engines: LocalStack) -> None:

@@ -108,6 +108,7 @@ async def in_stages(path: Path, pair: ConfiguredPair, settings: Sequence[Setting
     return list(read_lines(path / EXAMPLES, Example))
 
 
+@pytest.mark.long
 async def test_both_paths_choose_cut_and_count_alike(tmp_path: Path, fakes: tuple[FakeEngine, FakeEngine]) -> None:
     pair = pair_of(fakes)
     settings = told_apart()

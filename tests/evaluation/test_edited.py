@@ -82,6 +82,7 @@ def test_of_what_cannot_be_known_nothing_is_said(folder: Path) -> None:
     assert edited_files(old)
 
 
+@pytest.mark.long
 def test_a_model_that_chooses_the_length_is_such_a_file(tmp_path: Path) -> None:
     few = questions(60)
     run = manifest(60)

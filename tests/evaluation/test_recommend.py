@@ -46,6 +46,7 @@ def recommendation(
     return recommend(evidence_of(read_run(folder_of(path, truths, n, seed))), target)
 
 
+@pytest.mark.long
 def test_what_is_recommended_reaches_the_target_about_as_often_as_it_was_asked_to() -> None:
     """Six settings narrowly miss the target. Without a test, the best of them nearly always seems to reach it."""
     missing = [Truth(M40.with_tokens(30 + place), 0.755, 30 + place, 100) for place in range(6)]
@@ -85,6 +86,7 @@ def test_a_teacher_that_got_nothing_right_has_nothing_to_keep(tmp_path: Path, n:
     assert best.chosen is not None or n < MIN_QUESTIONS, "what money buys has nothing to do with the teacher"
 
 
+@pytest.mark.long
 def test_where_guidance_is_clearly_worse_none_pays() -> None:
     worse = [Truth(M20, 0.3, 20, 180), Truth(M40, 0.32, 40, 180), Truth(M80, 0.4, 80, 180)]
     assert {
@@ -118,6 +120,7 @@ def test_a_recommendation_tells_what_it_expects(tmp_path: Path) -> None:
     assert Decimal("0.00005") < held.cost_usd <= held.teacher_usd == Decimal("0.0002")
 
 
+@pytest.mark.long
 def test_the_held_out_figure_is_that_of_the_procedure_and_not_of_the_winner(tmp_path: Path) -> None:
     """Twelve settings are equal, so the one that seems best is not as good as it seems."""
     alike = [Truth(M40.with_tokens(30 + place), 0.6, 30 + place, 100) for place in range(12)]

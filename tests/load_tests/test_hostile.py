@@ -48,6 +48,7 @@ def parts(flood: Flood) -> tuple[dict[str, str], bytes]:
     return {name.lower(): value for name, value in fields}, body
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("flood", FLOODS, ids=lambda flood: flood.name)
 def test_a_flood_sends_json_within_the_default_bound(flood: Flood) -> None:
     """All of it, or half where the body is to be unfinished."""

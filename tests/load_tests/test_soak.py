@@ -123,6 +123,7 @@ def a_soak(*, trend: Trend = FLAT, missing: int = 0, ended: str = "", counted: b
     return SoakReport(60, 30, ended, 9, 1, 0, checks, [trend], [], [], [], {("student", 200): 8}, {"ok": 9}, {})
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("found", "status", "said"), [
     (a_soak(), 0, "It held."),
     (a_soak(trend=RISING), 1, "It did NOT hold: tasks of two."),

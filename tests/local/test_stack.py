@@ -107,6 +107,7 @@ async def test_a_child_that_is_late_is_stopped_and_told(tmp_path: Path):
     assert engine.pid is None
 
 
+@pytest.mark.long
 @pytest.mark.models
 async def test_a_child_restarts_at_the_same_address(tmp_path: Path):
     engine = Child(command("teacher", await asyncio.to_thread(fetch, MODEL)), tmp_path / "log")
@@ -126,6 +127,7 @@ async def test_a_child_restarts_at_the_same_address(tmp_path: Path):
         await engine.stop()
 
 
+@pytest.mark.long
 @pytest.mark.models
 @pytest.mark.parametrize(
     ("role", "number"), [("teacher", signal.SIGTERM), ("student", signal.SIGTERM), ("teacher", signal.SIGINT)]
@@ -157,6 +159,7 @@ async def test_a_port_that_is_taken_is_told(stack: LocalStack, tmp_path: Path):
             await engine.start()
 
 
+@pytest.mark.long
 @pytest.mark.models
 async def test_children_die_with_a_parent_that_is_killed(monkeypatch: pytest.MonkeyPatch):
     # A killed parent leaves its folders. The path of pytest's folder is too long for a socket.

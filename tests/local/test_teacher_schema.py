@@ -60,6 +60,7 @@ def test_the_check_can_fail():
         check({"error": "x"}, "ErrorResponse")
 
 
+@pytest.mark.long
 async def test_generate(teacher):
     check(GENERATE, "GenerateRequest")
     check(await post(teacher, "/generate", GENERATE), "GenerateResponse")

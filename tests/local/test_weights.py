@@ -127,6 +127,7 @@ def test_progress_reaches_the_whole_size(tmp_path: Path, shelf: Path):
     assert [(task.completed, task.total) for task in progress.tasks] == [(len(fake.CONTENT), len(fake.CONTENT))]
 
 
+@pytest.mark.long
 def test_a_fetch_that_was_killed_continues_with_the_parts_it_had(tmp_path: Path, shelf: Path, monkeypatch):
     cache = tmp_path / "cache"
     stalled = "fake_gkt_model_part3-1.0-py3-none-any.whl"
@@ -150,6 +151,7 @@ def test_a_fetch_that_was_killed_continues_with_the_parts_it_had(tmp_path: Path,
     assert not staging.exists()
 
 
+@pytest.mark.long
 def test_two_processes_at_once_fetch_once(tmp_path: Path, shelf: Path, monkeypatch):
     with fake.serve(shelf) as server:
         monkeypatch.setenv("PIP_FIND_LINKS", server.url)
@@ -207,6 +209,7 @@ def test_a_verified_file_is_hashed_once(tmp_path: Path, monkeypatch: pytest.Monk
     assert fetch_weights(fake.FAKE, tmp_path, offline=True)
 
 
+@pytest.mark.long
 def test_a_file_that_changed_since_is_hashed_again_and_replaced(tmp_path: Path, shelf: Path):
     target = tmp_path / "fake.gguf"
     target.write_bytes(fake.CONTENT)

@@ -239,6 +239,7 @@ def test_a_running_count_is_the_base_of_the_bound() -> None:
     assert (several.usage, several.lost_tokens) == (None, 200)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("limit", [1, 12, 60])
 @pytest.mark.parametrize("prompt", ["Write Python code, with many comments.", "写一首诗。", "Draw a table of - and |."])
 async def test_a_real_engine_within_its_limit_is_never_cut(engines: LocalStack, prompt: str, limit: int) -> None:

@@ -232,6 +232,7 @@ def test_callers_never_wait_and_samples_above_the_limit_are_dropped(world: World
     world.wait_until_counted("made", before["made"] + 1)
 
 
+@pytest.mark.long
 def test_a_drain_waits_for_the_whole_comparison(tmp_path: Path, redis_url: str) -> None:
     """Also for the call that has not started yet. The row is written."""
     with running_world(tmp_path / "guarddrain", redis_url) as world:
@@ -247,6 +248,7 @@ def test_a_drain_waits_for_the_whole_comparison(tmp_path: Path, redis_url: str) 
         assert [world.run_of(answer, name)["status"] for name in ("teacher", "student")] == ["ok", "ok"]
 
 
+@pytest.mark.long
 def test_a_comparison_that_outlasts_a_drain_is_canceled_and_has_one_receipt(tmp_path: Path, redis_url: str) -> None:
     with running_world(tmp_path / "guardcut", redis_url, drain_timeout="200ms") as world:
         world.teacher.behave = held = Held(opens("One two"))

@@ -75,6 +75,7 @@ def test_more_load_is_never_quicker(work: RequestWork) -> None:
         assert all(later >= earlier - 1e-9 for earlier, later in pairwise(values)), name
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "work", "utilization"),
     [

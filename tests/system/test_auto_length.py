@@ -79,6 +79,7 @@ def test_an_opening_of_a_sentence_ends_with_one_streamed_or_not(client: OpenAI) 
     assert "".join(one.choices[0].delta.content or "" for one in pieces if one.choices) == whole
 
 
+@pytest.mark.long
 def test_a_student_is_asked_for_its_first_token_and_the_receipt_tells_of_it(client: OpenAI) -> None:
     _, receipt = ask(client, "chat-sure")
     assert (receipt["unguided"], receipt["mode"], receipt["teacher"]) == ("student_confident", "student", None)

@@ -233,6 +233,7 @@ def test_our_own_rows_are_guided_in_json_and_in_streams(tmp_path: Path) -> None:
             assert (student.unguided, guided.unguided and guided.unguided()) == (None, 0)
 
 
+@pytest.mark.long
 def test_the_backlog_is_the_age_of_the_oldest_receipt_that_a_usage_worker_has_not_written(tmp_path: Path) -> None:
     program("nginx")
     with ExitStack() as stack:

@@ -125,6 +125,7 @@ def world(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         yield World(teacher, student, gateway, stack.enter_context(http))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("api", ["chat", "completions"])
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_guided_answer_without_a_constraint_is_not_the_students_alone(

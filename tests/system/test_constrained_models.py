@@ -77,6 +77,7 @@ def test_an_answer_satisfies_its_grammar(
     assert headers["x-gkt-mode"] == mode
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("model", ["chat", "chat-context"])
 def test_a_forbidden_word_is_nowhere_in_the_answer(client: OpenAI, model: str, *, stream: bool) -> None:
@@ -103,6 +104,7 @@ def test_a_raw_prompts_grammar_holds(client: OpenAI, *, stream: bool) -> None:
     assert text in {" yes", " no"}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("model", ["chat", "chat-context", "chat-student"])
 @pytest.mark.parametrize(
     "begun", ["The capital of", "The", "The capital of the country of France, as is well known, is"]

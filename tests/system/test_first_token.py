@@ -153,6 +153,7 @@ def world(running: World) -> World:
     return running
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("route", ["chat", "openai"])
 def test_the_teachers_words_leave_as_they_are_written(world: World, route: str) -> None:
     """The gateway holds back one word. It sends the last word, which may be half, after the seam is decided."""

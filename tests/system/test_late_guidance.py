@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import httpx
+import pytest
 
 from gateway.config.scalars import duration_s
 from tests.fakes import FakeEngine, says
@@ -28,6 +29,7 @@ async def slow(request: web.Request, body: dict[str, Any]) -> web.StreamResponse
     return await says("The answer to your question begins", "length")(request, body)
 
 
+@pytest.mark.long
 def test_a_route_that_is_often_late_names_its_setting_and_auto_ends_the_lateness_without_a_restart(
     redis_url: str, tmp_path: Path
 ) -> None:
@@ -74,6 +76,7 @@ async def slow_without_stop(request: web.Request, body: dict[str, Any]) -> web.S
     return await (says("The answer", "stop") if body.get("stop") else slow)(request, body)
 
 
+@pytest.mark.long
 def test_answers_that_callers_stop_early_do_not_lower_the_deadline(redis_url: str, tmp_path: Path) -> None:
     with FakeEngine(slow_without_stop).running() as teacher, FakeEngine(says(" here.")).running() as student:
         models = [

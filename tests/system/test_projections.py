@@ -194,6 +194,7 @@ def test_exemplars_are_followed_while_the_gateway_runs(world: World) -> None:
     assert "Three?" in str(world.teacher.requests[-1])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("play", ["failed", "blames-400", "error-event", "not-json"])
 def test_no_exemplar_is_told_by_a_teacher_that_quotes_what_it_read(world: World, play: str, redis_url: str) -> None:
     """Exemplars appear in no reply, log, metric or receipt, and not in Redis."""

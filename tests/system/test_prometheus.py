@@ -233,6 +233,7 @@ def test_every_rule_is_evaluated_without_an_error(world: World) -> None:
     assert [(rule["name"], rule["health"], rule.get("lastError")) for rule in rules if rule["health"] != "ok"] == []
 
 
+@pytest.mark.long
 def test_every_series_that_a_rule_asks_for_is_there(world: World) -> None:
     """An alert on a metric that does not exist would never fire."""
     exprs = {rule["name"]: rule["query"] for rule in world.prometheus.rules()}

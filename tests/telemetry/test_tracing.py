@@ -604,6 +604,7 @@ main()
 _WITHOUT = "import sys; sys.modules['opentelemetry'] = None\n"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("on", "before"), [(False, ""), (False, _WITHOUT), (True, "")])
 def test_a_gateway_without_a_collector_does_not_even_import_the_library(
     tmp_path: Path, redis_url: str, engines: list[FakeEngine], on: bool, before: str

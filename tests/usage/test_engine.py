@@ -150,6 +150,7 @@ def test_tables_that_are_gone_are_made_again(address: str) -> None:
         assert [one.id for one in held(engine)] == [after.id]
 
 
+@pytest.mark.long
 def test_a_server_that_comes_back_is_used_again(postgres: Postgres) -> None:
     address = new_database(postgres).replace("postgresql:", "postgresql+psycopg:", 1)
     with opened(address) as engine:

@@ -116,6 +116,7 @@ async def test_a_child_that_dies_is_restarted_and_one_whose_gateway_dies_ends(tm
         assert set(await ids_in(tmp_path)) <= set(request_ids)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(180)
 async def test_an_embedded_redis_ends_after_the_child_has_read_it(tmp_path: Path) -> None:
     with FakeEngine(says("An answer.")).running() as engine:
