@@ -30,13 +30,12 @@ from gateway.accounting.spooler import Spooler
 from gateway.accounting.store import ReceiptStore
 from gateway.accounting.sweeper import IntentReaper
 from gateway.admin.assets import ASSETS, Assets
-from gateway.admin.auth import needs_key
-from gateway.admin.login import ATTEMPTS, LoginThrottle
+from gateway.admin.auth import ATTEMPTS, LoginThrottle, needs_key
 from gateway.admin.overview import OVERVIEW, Overview
 from gateway.admin.quality import COMPARISONS, QUALITY
 from gateway.admin.routes import OPEN_ROUTES as OPEN_ADMIN_ROUTES
 from gateway.admin.routes import ROUTES as ADMIN_ROUTES
-from gateway.admin.session import SESSIONS, EndedSessions, Sessions
+from gateway.admin.session import SESSIONS, Sessions
 from gateway.api import keys
 from gateway.api.decoding import BODY_DECODER, BodyDecoder
 from gateway.api.error_body import errors_as_openai
@@ -186,7 +185,7 @@ async def gateway(
         in_redis = RedisLedger(redis.commands, redis_keys, process_id, receipts.ttl_s, lease_s, redis.queries)
         usage = usage_access(settings, redis, redis_keys, process_id, metrics)
         stack.push_async_callback(usage.close)
-        uptime = Uptime(redis, redis.commands, redis_keys, hourly_of(settings))
+        uptime = Uptime(redis, redis_keys, hourly_of(settings))
         encodings = {
             model.name: Encoding(model.tokenizer or FALLBACK, own=model.tokenizer is not None)
             for model in settings.models
@@ -283,7 +282,7 @@ async def gateway(
         )
         public.add_routes(ROUTES)
         public[keys.TRY] = "POST /v1/chat/completions"
-        sessions = Sessions(settings.admin.key, ended=EndedSessions(redis, redis_keys))
+        sessions = Sessions(settings.admin.key, redis=redis, keys=redis_keys)
         admin = web.Application(
             client_max_size=_ADMIN_BODY_BYTES,
             middlewares=[*MIDDLEWARES, needs_key(sessions, OPEN_ADMIN_ROUTES)],
@@ -294,7 +293,7 @@ async def gateway(
         admin[OVERVIEW] = Overview(usage.sums, {model.name: model.batch.max_size for model in settings.models})
         admin[QUALITY], admin[COMPARISONS] = quality, usage.comparisons
         admin[ATTEMPTS] = LoginThrottle()
-        admin[ASSETS] = await asyncio.to_thread(Assets.read)
+        admin[ASSETS] = await asyncio.to_thread(Assets)
         public[keys.DISCONNECTS] = Disconnects(prices)
         public[keys.DOCUMENT] = document(ROUTES)
         public[BODY_DECODER] = BodyDecoder()

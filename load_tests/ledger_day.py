@@ -30,11 +30,11 @@ from gateway.redis.keys import RedisKeys
 from gateway.telemetry.metrics import Metrics
 from gateway.usage.counters import usd
 from gateway.usage.feed import OutboxFeed
+from gateway.usage.readers import SumsReader
 from gateway.usage.rollup import SumRow
 from gateway.usage.state import WorkerLease
 from gateway.usage.store import UsageStore
 from gateway.usage.sums import Retention, periods
-from gateway.usage.sums_reader import SumsReader
 from gateway.usage.threads import QueryThreads
 from gateway.usage.uptime_table import minutes_in_redis
 from gateway.usage.verify import differences

@@ -27,10 +27,10 @@ from gateway.usage.database import UsageDatabase
 from gateway.usage.engine import UsageEngine
 from gateway.usage.entries import OutboxEntry
 from gateway.usage.reader import UsageReader
+from gateway.usage.readers import SumsReader
 from gateway.usage.span import RequestedRange, span
 from gateway.usage.sql import sql_of
 from gateway.usage.sums import ALL_TENANTS, SECONDS, Retention, Sums
-from gateway.usage.sums_reader import SumsReader
 from gateway.usage.tables import DAY_S
 from gateway.usage.threads import QueryThreads
 from gateway.usage.usage import UsageQuery

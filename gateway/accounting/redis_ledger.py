@@ -212,7 +212,7 @@ class RedisLedger:
     async def _name_tenants(self, settled: set[str]) -> None:
         """Add tenants to the set of tenants before their first receipt, so that usage workers read their outboxes.
 
-        Each tenant is added again after `NAMED_FOR_S`, since inactive tenants are removed (usage/inactive.py).
+        Each tenant is added again after `NAMED_FOR_S`, since inactive tenants are removed (usage/trimmer.py).
         """
         now = time.monotonic()
         if new := [tenant for tenant in settled if self._named_tenants.get(tenant, now) <= now]:

@@ -18,7 +18,7 @@ from gateway.admin.session import SESSIONS
 from gateway.errors import NotFound
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
     from importlib.resources.abc import Traversable
 
 _TYPES = {
@@ -56,15 +56,11 @@ class Asset:
 
 
 class Assets:
-    """The files of the pages, by path under pages/."""
+    """The files of the pages. Construct it before the event loop serves requests, because it reads them."""
 
-    def __init__(self, by_path: Mapping[str, Asset]) -> None:
-        self._by_path = by_path
-
-    @classmethod
-    def read(cls) -> Assets:
-        """Read all files from the package. It blocks: call it before the event loop serves requests."""
-        return cls({path: _asset(path, body) for path, body in _walk(files("gateway.admin").joinpath("pages"))})
+    def __init__(self) -> None:
+        pages = files("gateway.admin").joinpath("pages")
+        self._by_path = {path: _asset(path, body) for path, body in _walk(pages)}
 
     def reply(self, request: web.Request, path: str) -> web.Response:
         """Return the file, or 304 if the browser has it. Raises NotFound."""

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from gateway.admin.bodies import number_of, only_query
-from gateway.admin.key_views import time_shown
-from gateway.admin.replies import json_reply, needs_redis
+from gateway.admin.replies import json_reply, needs_redis, time_shown
 from gateway.api.keys import AUDIT
 from gateway.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from aiohttp import web
-
-    from gateway.keys.audit import AuditEntry
 
 _PAGE = 100
 _MAX_PAGE = 1000
@@ -33,20 +31,11 @@ async def show_audit(request: web.Request) -> web.Response:
         raise InvalidRequest("'before': expected the id of an entry, like 1780000000000-0.", param="before")
     entries = await request.app[AUDIT].read(limit, before_id=before)
     following = entries[-1].id if len(entries) == limit else None
-    return json_reply({"entries": [_shown(one) for one in entries], "next": following})
-
-
-def _shown(one: AuditEntry) -> dict[str, Any]:
-    return {
-        "id": one.id,
-        "at": time_shown(one.at),
-        "actor": one.actor,
-        "action": one.action,
-        "tenant": one.tenant,
-        "subject": one.subject,
-        "before": _json(one.before),
-        "after": _json(one.after),
-    }
+    shown = [
+        asdict(one) | {"at": time_shown(one.at), "before": _json(one.before), "after": _json(one.after)}
+        for one in entries
+    ]
+    return json_reply({"entries": shown, "next": following})
 
 
 def _json(text: str) -> object:

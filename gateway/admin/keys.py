@@ -1,28 +1,28 @@
-"""The admin API's keys: create, list, rotate, revoke."""
+"""The admin API's keys, with the same fields for keys in Redis and in policy files: create, list, rotate, revoke."""
 
 from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 import structlog
 from redis.exceptions import RedisError
 
 from gateway.admin.bodies import NewKey, Rotation, actor_of, number_of, only_query, read_shape, suggestion
-from gateway.admin.key_views import listed, time_shown, view, view_of_held
-from gateway.admin.replies import json_reply, needs_redis
+from gateway.admin.replies import json_reply, needs_redis, time_shown
 from gateway.api.keys import KEY_FOLLOWER, KEYRING, KEYS_IN_REDIS, POLICIES
 from gateway.errors import Conflict, InvalidRequest, NotFound
-from gateway.keys.held import KeyTerms, policy_fields
+from gateway.keys.held import HeldKey, KeyTerms, policy_fields
 from gateway.keys.token import digest_of, hint_of, new_token
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from aiohttp import web
 
-    from gateway.keys.held import HeldKey
-    from gateway.policy.schema import TenantPolicy
+    from gateway.policy.schema import KeyEntry, TenantPolicy
 
 log = structlog.get_logger()
 
@@ -45,7 +45,7 @@ async def create_key(request: web.Request) -> web.Response:
     terms = KeyTerms(hint_of(token), actor, new.models, policy_fields(new.limits), policy_fields(new.budget))
     key = await request.app[KEYS_IN_REDIS].create(digest_of(token), new.tenant, new.id, terms, new.expires, actor)
     await _done(request, "key.create", actor, key)
-    return json_reply({"key": token, **view_of_held(key, request.app[KEYRING].now())}, status=201)
+    return json_reply({"key": token, **_view_of_held(key, request.app[KEYRING].now())}, status=201)
 
 
 def _check_models(new: NewKey, policy: TenantPolicy) -> None:
@@ -64,7 +64,7 @@ async def list_keys(request: web.Request) -> web.Response:
     await request.app[KEY_FOLLOWER].catch_up()
     ring = request.app[KEYRING]
     page, following = await asyncio.to_thread(
-        listed,
+        _listed,
         list(ring.all()),
         request.app[POLICIES].policy_set.policies,
         tenant=request.query.get("tenant"),
@@ -73,7 +73,7 @@ async def list_keys(request: web.Request) -> web.Response:
     )
     used = await request.app[KEYS_IN_REDIS].last_used([one.key.sha256 for one in page])
     now = ring.now()
-    views = [{**view(one, now), "last_used": time_shown(used.get(one.key.sha256))} for one in page]
+    views = [{**_view(one, now), "last_used": time_shown(used.get(one.key.sha256))} for one in page]
     return json_reply({"keys": views, "next": following})
 
 
@@ -89,7 +89,7 @@ async def rotate_key(request: web.Request) -> web.Response:
     )
     await _done(request, "key.rotate", actor, new)
     now = request.app[KEYRING].now()
-    return json_reply({"key": token, **view_of_held(new, now), "replaced": view_of_held(before, now)}, status=201)
+    return json_reply({"key": token, **_view_of_held(new, now), "replaced": _view_of_held(before, now)}, status=201)
 
 
 @needs_redis
@@ -98,7 +98,7 @@ async def revoke_key(request: web.Request) -> web.Response:
     actor, key = actor_of(request), await _existing(request)
     revoked = await request.app[KEYS_IN_REDIS].revoke(key.tenant, key.id, actor)
     await _done(request, "key.revoke", actor, revoked)
-    return json_reply(view_of_held(revoked, request.app[KEYRING].now()))
+    return json_reply(_view_of_held(revoked, request.app[KEYRING].now()))
 
 
 async def _done(request: web.Request, action: str, actor: str, key: HeldKey) -> None:
@@ -121,3 +121,72 @@ async def _existing(request: web.Request) -> HeldKey:
         raise Conflict(f"Key '{key_id}' is defined in the policy file of tenant '{tenant}': change it there.")
     close = suggestion(key_id, [key.id for key in ring.all() if key.tenant == tenant])
     raise NotFound(f"Tenant '{tenant}' has no key '{key_id}'.{close} GET /keys lists them.", param="id")
+
+
+class ListedKey(NamedTuple):
+    """A key of Redis or of a policy file, with the fields that lists are sorted by."""
+
+    tenant: str
+    id: str
+    key: HeldKey | KeyEntry
+
+    @property
+    def name(self) -> tuple[str, str]:
+        return self.tenant, self.id
+
+
+def _listed(
+    held: Iterable[HeldKey], policies: Iterable[TenantPolicy], *, tenant: str | None, after: str, limit: int
+) -> tuple[list[ListedKey], str | None]:
+    """Return a page of the keys of one or of all tenants, and the name of its last key if more follow.
+
+    The page begins after the key `after` (`tenant/id`). For many keys the call takes tens of ms: run it in a thread.
+    """
+    found = [ListedKey(key.tenant, key.id, key) for key in held if tenant in {None, key.tenant}]
+    for policy in policies:
+        if tenant in {None, policy.tenant}:
+            found += [ListedKey(policy.tenant, key.id, key) for key in policy.keys]
+    start = after.partition("/")[::2]
+    rest = sorted((one for one in found if not after or one.name > start), key=lambda one: one.name)
+    page = rest[:limit]
+    return page, "/".join(page[-1].name) if len(rest) > limit else None
+
+
+def _view(one: ListedKey, now: float) -> dict[str, Any]:
+    return _view_of_held(one.key, now) if isinstance(one.key, HeldKey) else _view_of_file(one.tenant, one.key, now)
+
+
+def _view_of_held(key: HeldKey, now: float) -> dict[str, Any]:
+    return {
+        "tenant": key.tenant,
+        "id": key.id,
+        "source": "redis",
+        "status": key.status(now),
+        "hint": key.terms.hint,
+        "created": time_shown(key.created_s),
+        "created_by": key.terms.created_by,
+        "expires": time_shown(key.expires_s),
+        "revoked": time_shown(key.revoked_s),
+        "replaces": key.replaces,
+        "models": key.terms.models,
+        "limits": key.terms.limits,
+        "budget": key.terms.budget,
+    }
+
+
+def _view_of_file(tenant: str, key: KeyEntry, now: float) -> dict[str, Any]:
+    return {
+        "tenant": tenant,
+        "id": key.id,
+        "source": "file",
+        "status": "expired" if key.expires is not None and key.expires <= now else "active",
+        "hint": None,
+        "created": None,
+        "created_by": None,
+        "expires": time_shown(key.expires),
+        "revoked": None,
+        "replaces": None,
+        "models": key.models,
+        "limits": policy_fields(key.limits),
+        "budget": policy_fields(key.budget),
+    }

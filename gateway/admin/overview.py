@@ -15,20 +15,19 @@ from aiohttp import web
 from redis.exceptions import RedisError
 
 from gateway.admin.bodies import only_query
-from gateway.admin.key_views import time_shown
-from gateway.admin.replies import json_reply
+from gateway.admin.replies import json_reply, time_shown
 from gateway.api.keys import ADMISSION, ENGINES, POLICIES, PROCESS_ID, REDIS, RELOADER, WORKER
 from gateway.api.probes import config_shown, policies_shown, status_of, warnings_of
 from gateway.errors import UsageUnavailable
-from gateway.usage.rollup import SumRow
+from gateway.usage.rollup import SumRow, total
 from gateway.usage.sums import Period, periods
 from gateway.usage.usage import figures
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Mapping
 
     from gateway.policy.schema import TenantPolicy
-    from gateway.usage.sums_reader import SumsReader
+    from gateway.usage.readers import SumsReader
 
 _FRESH_S = 0.9
 _PAST_FRESH_S = 60.0
@@ -46,9 +45,7 @@ class _Past(NamedTuple):
 class Overview:
     """Sums of the last minutes, of today and of the month. Concurrent requests share one read.
 
-    Args:
-        max_batch: the maximum batch size of each model, by name.
-        clock: Unix seconds.
+    `max_batch` has the maximum batch size of each model; `clock` returns Unix seconds.
     """
 
     def __init__(self, sums: SumsReader, max_batch: Mapping[str, int], clock: Callable[[], float] = time.time) -> None:
@@ -79,14 +76,14 @@ class Overview:
             selected += periods("day", first, today.start)
         found = dict(await self._sums.totals(selected))
         if past is None:
-            past = self._past = _Past(now, today.start, _together(found[day] for day in selected[3:]))
-        month = _together([found[today], past.month])
+            past = self._past = _Past(now, today.start, total([SumRow(), *(found[day] for day in selected[3:])]))
+        month = total([found[today], past.month])
         return {
             "at": datetime.fromtimestamp(now, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
             "live": {
                 "since": time_shown(minutes[0].start),
                 "seconds": round(now - minutes[0].start, 3),
-                **summary(_together(found[minute] for minute in minutes)),
+                **summary(total([found[minute] for minute in minutes])),
             },
             "today": {"since": time_shown(today.start), **summary(found[today])},
             "month": {"since": time_shown(first), **summary(month)},
@@ -141,23 +138,13 @@ async def show_policies(request: web.Request) -> web.Response:
     """GET /policies: the policy in use of each tenant, and the issues that keep the folder's edits from being used."""
     only_query(request)
     policies = request.app[POLICIES]
-    body = policies_shown(policies) | {
-        "object": "policies",
-        "data": [_policy(one) for one in policies.policy_set.policies],
-    }
-    return json_reply(body)
+    data = [_policy(one) for one in policies.policy_set.policies]
+    return json_reply(policies_shown(policies) | {"object": "policies", "data": data})
 
 
 def summary(row: SumRow) -> dict[str, Any]:
     """Return the fields of a row of GET /usage, and the number of guided answers."""
     return {**figures(row), "guided": row.guided}
-
-
-def _together(rows: Iterable[SumRow]) -> SumRow:
-    total = SumRow()
-    for row in rows:
-        total.merge(row)
-    return total
 
 
 def _policy(policy: TenantPolicy) -> dict[str, Any]:

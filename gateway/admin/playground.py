@@ -7,18 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import aclosing
-from typing import TYPE_CHECKING
+from contextlib import aclosing, contextmanager
+from typing import TYPE_CHECKING, Any, get_args
 
 import orjson
 import structlog
 
 from gateway.accounting.draft import ReceiptBuilder
 from gateway.accounting.receipt import RECEIPT_ID, Receipt
-from gateway.admin.bodies import only_query, read_shape, suggestion
+from gateway.admin.bodies import PlaygroundRun, only_query, read_shape, suggestion
 from gateway.admin.marked_relay import MarkedRelay
-from gateway.admin.playground_bodies import PlaygroundRun
-from gateway.admin.playground_views import engine_shown, options_shown
 from gateway.admin.replies import json_reply
 from gateway.api.error_body import error_body, internal_error
 from gateway.api.events import DONE, begin, event, reads, send
@@ -36,16 +34,19 @@ from gateway.api.keys import (
 from gateway.errors import GatewayError, ModelNotFound, NotFound, StoreUnavailable
 from gateway.pipeline.completion import RequestContext
 from gateway.policy.book import Caller
+from gateway.policy.overrides import modes_of
+from gateway.policy.projections import Placement
 from gateway.policy.routing import NO_HEADERS
-from gateway.policy.schema import PLAYGROUND, KeyEntry
+from gateway.policy.schema import MAX_GUIDANCE_TOKENS, PLAYGROUND, KeyEntry, OverrideMode
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-    from types import TracebackType
+    from collections.abc import AsyncGenerator, Iterator
 
     from aiohttp import web
 
-    from gateway.policy.schema import TenantPolicy
+    from gateway.engines.guard import GuardedEngine
+    from gateway.policy.book import PolicySet
+    from gateway.policy.schema import Route, TenantPolicy
     from gateway.protocol.body import Json
     from gateway.runtime.timeouts import Watchdog
 
@@ -54,6 +55,7 @@ log = structlog.get_logger()
 _KEY = KeyEntry.model_construct(id=PLAYGROUND, sha256="0" * 64)
 """The key of playground runs. No caller can present it: no policy contains it, and no key has this hash."""
 _WILDCARDS = frozenset({"0.0.0.0", "::"})  # noqa: S104  compared, not bound
+_MODES: tuple[OverrideMode, ...] = get_args(OverrideMode)
 _POLL_S = 0.2
 _RECEIPT_POLLS = 15
 
@@ -62,9 +64,9 @@ async def show_options(request: web.Request) -> web.Response:
     """GET /playground/options: the choices of the form."""
     only_query(request)
     app = request.app
-    engines = [engine_shown(one) for one in app[ENGINES].values()]
+    engines = [_engine(one) for one in app[ENGINES].values()]
     # In a thread: there may be thousands of routes. A policy set is immutable.
-    shown = await asyncio.to_thread(options_shown, app[POLICIES].policy_set, engines, _base_url(request))
+    shown = await asyncio.to_thread(_options, app[POLICIES].policy_set, engines, _base_url(request))
     return json_reply(shown)
 
 
@@ -82,7 +84,7 @@ async def run_playground(request: web.Request) -> web.StreamResponse:
         route_override=run.route_override(request.app[POLICIES].policy_set.projections),
     )
     parts = request.app[COMPLETIONS].stream(context, chat, MarkedRelay)
-    with reads(request) as reading, _Presence(request):
+    with reads(request) as reading, _canceled_on_disconnect(request):
         return await _as_events(request, parts, reading)
 
 
@@ -164,33 +166,28 @@ async def _as_events(
     return response
 
 
-class _Presence:
-    """Cancels the handler when the browser disconnects. By default, handlers of this listener run to their end.
+@contextmanager
+def _canceled_on_disconnect(request: web.Request) -> Iterator[None]:
+    """Cancel this handler when the browser disconnects. By default, handlers of this listener run to their end.
 
     A failed write would show the disconnect too, but the handler writes nothing before the engine's first token.
     """
+    handler = asyncio.current_task()
+    timer: asyncio.TimerHandle | None = None
 
-    def __init__(self, request: web.Request) -> None:
-        self._request = request
-        self._loop = asyncio.get_running_loop()
-        self._timer: asyncio.TimerHandle | None = None
+    def check() -> None:
+        nonlocal timer
+        if request.transport is not None and not request.transport.is_closing():
+            timer = asyncio.get_running_loop().call_later(_POLL_S, check)
+        elif handler is not None:
+            handler.cancel()
 
-    def __enter__(self) -> None:
-        self._handler = asyncio.current_task()
-        self._check()
-
-    def _check(self) -> None:
-        transport = self._request.transport
-        if transport is not None and not transport.is_closing():
-            self._timer = self._loop.call_later(_POLL_S, self._check)
-        elif self._handler is not None:
-            self._handler.cancel()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
+    check()
+    try:
+        yield
+    finally:
+        if timer is not None:
+            timer.cancel()
 
 
 def _base_url(request: web.Request) -> str:
@@ -198,3 +195,51 @@ def _base_url(request: web.Request) -> str:
     listener = request.app[CALLERS_LISTENER]
     host = (request.url.host or "127.0.0.1") if listener.host in _WILDCARDS else listener.host
     return f"http://{f'[{host}]' if ':' in host else host}:{listener.port}/v1"
+
+
+def _options(book: PolicySet, engines: list[dict[str, Any]], base_url: str) -> dict[str, Any]:
+    """Return the choices of the form. They contain no keys, limits or budgets."""
+    return {
+        "object": "playground.options",
+        "base_url": base_url,
+        "modes": list(_MODES),
+        "projections": [{"name": one.name, "placement": one.default_placement} for one in book.projections.values()],
+        "placements": list(get_args(Placement)),
+        "max_guidance_tokens": MAX_GUIDANCE_TOKENS,
+        "engines": engines,
+        "tenants": [_tenant(policy) for policy in book.policies],
+    }
+
+
+def _tenant(policy: TenantPolicy) -> dict[str, Any]:
+    """Return a tenant's chat routes, the first of each name. `conditional` marks names with several routes."""
+    routes = []
+    for named in policy.routes_of.values():
+        answering = [route for _, route in named if any(map(route.has_engines_of, _MODES))]
+        if answering:
+            routes.append(_route(policy, answering[0], conditional=len(named) > 1 or named[0][1].when is not None))
+    return {"tenant": policy.tenant, "routes": routes}
+
+
+def _route(policy: TenantPolicy, route: Route, *, conditional: bool) -> dict[str, Any]:
+    rule, auto, overrides = route.guidance, route.guidance.auto, policy.overrides_of(route)
+    return {
+        "model": route.model,
+        "mode": route.mode,
+        "modes": [mode for mode in _MODES if route.has_engines_of(mode)],
+        "conditional": conditional,
+        "teacher": route.teacher,
+        "students": [one.model for one in route.all_students],
+        "baseline": route.baseline,
+        "default_max_tokens": route.default_max_tokens,
+        "guidance": {"tokens": rule.tokens, "projection": rule.projection, "placement": rule.placement},
+        "auto": {"min": auto.min, "max": auto.max, "default": auto.default} if rule.tokens == "auto" else None,
+        "callers_may": {"modes": list(modes_of(policy, route)), "guidance_tokens": overrides.guidance_tokens},
+    }
+
+
+def _engine(engine: GuardedEngine) -> dict[str, Any]:
+    """Return an engine's state. `continues`: whether it continues a given prefix of an answer; null if not probed."""
+    known = engine.state.continuation
+    continues = None if known == "not_probed" else known is not None
+    return {"name": engine.name, "up": engine.state.up, "rests": engine.in_cooldown, "continues": continues}

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
 from gateway.admin.bodies import only_query
-from gateway.admin.replies import json_reply, needs_redis
+from gateway.admin.replies import day_shown, json_reply, needs_redis
 from gateway.errors import InvalidRequest
 from gateway.quality.book import DAY_S, KEPT_DAYS, ComparisonScope, QualityStore
 from gateway.quality.tally import LENGTHS, QualityTally
-from gateway.usage.comparison_reader import ComparisonReader
+from gateway.usage.readers import ComparisonReader
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -42,8 +41,8 @@ async def show_quality(request: web.Request) -> web.Response:
     return json_reply(
         {
             "object": "quality",
-            "since": _name(today - (days - 1) * DAY_S),
-            "until": _name(today),
+            "since": day_shown(today - (days - 1) * DAY_S),
+            "until": day_shown(today),
             "rows": [_row(compared, tally) for compared, tally in _with_sums(tallies)],
             "spent_today": [
                 {"tenant": tenant, "route": route, "usd": f"{usd:f}"} for (tenant, route), usd in sorted(spent.items())
@@ -58,22 +57,16 @@ def _with_sums(tallies: Mapping[ComparisonScope, QualityTally]) -> list[tuple[Co
     for compared, tally in tallies.items():
         whole = compared._replace(length=ALL)
         found[whole] = found.get(whole, QualityTally()) + tally
-    return sorted(
-        found.items(), key=lambda one: (one[0].tenant, one[0].route, one[0].compare, _position(one[0].length))
-    )
+    return sorted(found.items(), key=lambda one: _sort_key(one[0]))
 
 
 def _sort_key(scope: ComparisonScope) -> tuple[str, str, str, int]:
-    return scope.tenant, scope.route, scope.compare, _position(scope.length)
-
-
-def _position(length: str) -> int:
-    return _ORDER.index(length) if length in _ORDER else len(_ORDER)
+    position = _ORDER.index(scope.length) if scope.length in _ORDER else len(_ORDER)
+    return scope.tenant, scope.route, scope.compare, position
 
 
 def _row(compared: ComparisonScope, tally: QualityTally) -> dict[str, Any]:
-    interval = tally.interval()
-    low, high = interval if interval is not None else (None, None)
+    low, high = tally.interval() or (None, None)
     return {
         "tenant": compared.tenant,
         "route": compared.route,
@@ -98,7 +91,3 @@ def _days(text: str | None) -> int:
     if not re.fullmatch(r"[0-9]{1,3}", text, re.ASCII) or not 1 <= int(text) <= _MAX_DAYS:
         raise InvalidRequest(f"'days': expected a whole number from 1 to {_MAX_DAYS}.", param="days")
     return int(text)
-
-
-def _name(start: int) -> str:
-    return f"{datetime.fromtimestamp(start, UTC):%Y-%m-%d}"

@@ -1,21 +1,32 @@
-"""GET /reconciliation: the hourly cost of engines, compared with the charges of requests."""
+"""GET /reconciliation: the hourly cost of engines, compared with the charges of requests, by day.
+
+Requests are charged at token rates. An engine that is paid by the hour also costs money while it is idle. The
+difference is reported, and never distributed over requests.
+"""
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from datetime import UTC, date, datetime
-from typing import TYPE_CHECKING
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
 
 from gateway.admin.bodies import only_query
-from gateway.admin.replies import json_reply, needs_redis
+from gateway.admin.replies import day_shown, json_reply, needs_redis
 from gateway.api.keys import SUMS, UPTIME
 from gateway.errors import InvalidRequest
-from gateway.usage.reconcile import engine_view, reconciled_day, totals
+from gateway.pricing import quantized
+from gateway.usage.counters import usd
 from gateway.usage.sums import Period
-from gateway.usage.uptime import DAY_S
+from gateway.usage.uptime import DAY_S, MINUTES_A_DAY
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from aiohttp import web
+
+    from gateway.usage.uptime import EngineUptime
 
 _MAX_DAYS = 92
 
@@ -36,11 +47,11 @@ async def reconciliation(request: web.Request) -> web.Response:
     return json_reply(
         {
             "object": "reconciliation",
-            "since": _name(starts[0]),
-            "until": _name(starts[-1]),
+            "since": day_shown(starts[0]),
+            "until": day_shown(starts[-1]),
             "days": [
                 {
-                    "day": _name(day.start),
+                    "day": day_shown(day.start),
                     "complete": day.complete,
                     "engines": [engine_view(one) for one in day.engines],
                     "total": totals([day]),
@@ -63,7 +74,9 @@ def _selected_days(request: web.Request, now: float, kept_s: float) -> list[int]
     since = _day(request, first, today, until)
     oldest = today - int(kept_s) // DAY_S * DAY_S
     if since < oldest:
-        raise InvalidRequest(f"'{first}': must not be before {_name(oldest)}, the first day that is kept.", param=first)
+        raise InvalidRequest(
+            f"'{first}': must not be before {day_shown(oldest)}, the first day that is kept.", param=first
+        )
     if since > until:
         raise InvalidRequest("'since': must not be after 'until'.", param="since")
     if until - since >= _MAX_DAYS * DAY_S:
@@ -85,9 +98,78 @@ def _day(request: web.Request, name: str, today: int, default: int) -> int:
         more = ", or a number of days, like 7d" if name == "since" else ""
         raise InvalidRequest(f"'{name}': expected a day of UTC like 2026-12-01{more}.", param=name) from None
     if start > today:
-        raise InvalidRequest(f"'{name}': is in the future; today is {_name(today)} in UTC.", param=name)
+        raise InvalidRequest(f"'{name}': is in the future; today is {day_shown(today)} in UTC.", param=name)
     return start
 
 
-def _name(start: int) -> str:
-    return f"{datetime.fromtimestamp(start, UTC):%Y-%m-%d}"
+@dataclass(frozen=True, slots=True)
+class EngineDay:
+    """An engine on one day: its charges in receipts, and its uptime if it is paid by the hour."""
+
+    engine: str
+    charged_usd: Decimal
+    uptime: EngineUptime | None
+    elapsed_minutes: int
+    """Minutes of the day that have begun."""
+
+    @property
+    def wall_usd(self) -> Decimal | None:
+        """Return the cost of the minutes in which the engine was up, or None if it is not paid by the hour."""
+        if self.uptime is None:
+            return None
+        return quantized(self.uptime.hourly_usd * self.uptime.up_minutes / 60)
+
+
+@dataclass(frozen=True, slots=True)
+class ReconciledDay:
+    """All engines on the UTC day that starts at `start` (Unix seconds). `complete`: the day is over."""
+
+    start: int
+    complete: bool
+    engines: tuple[EngineDay, ...]
+
+
+def reconciled_day(
+    start: int, now: float, charged_pico: Mapping[str, int], uptimes: Mapping[str, EngineUptime]
+) -> ReconciledDay:
+    """Compare the charges and the uptime of the day that starts at `start`, by engine. Times are in Unix seconds."""
+    # The current minute counts, because an engine may have been checked in it.
+    elapsed = min(MINUTES_A_DAY, int(now - start) // 60 + 1)
+    engines = tuple(
+        EngineDay(engine, usd(charged_pico.get(engine, 0)), uptimes.get(engine), elapsed)
+        for engine in sorted(charged_pico.keys() | uptimes.keys())
+    )
+    return ReconciledDay(start, now >= start + DAY_S, engines)
+
+
+def engine_view(day: EngineDay) -> dict[str, Any]:
+    """Return the JSON of the admin API. Money is text."""
+    usd_per_hour = minutes = None
+    if day.uptime is not None:
+        up, seen, usd_per_hour = day.uptime.up_minutes, day.uptime.seen_minutes, _text(day.uptime.hourly_usd)
+        minutes = {"up": up, "down": max(0, seen - up), "unseen": max(0, day.elapsed_minutes - seen)}
+    sides = _sides(day.wall_usd, day.charged_usd)
+    return {"engine": day.engine, "usd_per_hour": usd_per_hour, "minutes": minutes} | sides
+
+
+def totals(days: Sequence[ReconciledDay]) -> dict[str, Any]:
+    """Return totals of several days: both sides of engines paid by the hour, and the charges of other engines."""
+    entries = [entry for day in days for entry in day.engines]
+    hourly = [entry for entry in entries if entry.wall_usd is not None]
+    wall = sum((entry.wall_usd for entry in hourly if entry.wall_usd is not None), Decimal(0))
+    charged = sum((entry.charged_usd for entry in entries), Decimal(0))
+    by_hour = sum((entry.charged_usd for entry in hourly), Decimal(0))
+    return {"by_hour": _sides(wall, by_hour), "by_token_usd": _text(charged - by_hour), "charged_usd": _text(charged)}
+
+
+def _sides(wall_usd: Decimal | None, charged_usd: Decimal) -> dict[str, Any]:
+    return {
+        "wall_usd": None if wall_usd is None else _text(wall_usd),
+        "charged_usd": _text(charged_usd),
+        "difference_usd": None if wall_usd is None else _text(wall_usd - charged_usd),
+        "utilisation": round(float(charged_usd / wall_usd), 4) if wall_usd else None,
+    }
+
+
+def _text(amount: Decimal) -> str:
+    return f"{amount.normalize():f}" if amount else "0"

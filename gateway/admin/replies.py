@@ -1,7 +1,8 @@
-"""JSON replies of the admin API, and the error for a Redis that fails."""
+"""JSON replies of the admin API, their times, and the error for a Redis that fails."""
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from functools import wraps
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
     _Handler = Callable[[web.Request], Awaitable[web.Response]]
 
-_ENCODER = msgspec.json.Encoder(decimal_format="number")
+ENCODER = msgspec.json.Encoder(decimal_format="number")
 
 
 def needs_redis(handler: _Handler) -> _Handler:
@@ -39,8 +40,20 @@ def needs_redis(handler: _Handler) -> _Handler:
 def json_reply(body: object, *, status: int = 200) -> web.Response:
     """Return a JSON reply that no cache stores: it may contain a key."""
     return web.Response(
-        body=_ENCODER.encode(body) + b"\n",
+        body=ENCODER.encode(body) + b"\n",
         status=status,
         content_type="application/json",
         headers={"Cache-Control": "no-store"},
     )
+
+
+def time_shown(unix_s: float | None) -> str | None:
+    """Return a time in RFC 3339, in UTC, to the second."""
+    if unix_s is None:
+        return None
+    return datetime.fromtimestamp(unix_s, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def day_shown(unix_s: float) -> str:
+    """Return the date of a time in UTC."""
+    return f"{datetime.fromtimestamp(unix_s, UTC):%Y-%m-%d}"

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import asyncio
 
+import orjson
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from gateway.admin.assets import show_file, show_login, show_page, show_root
 from gateway.admin.audit import show_audit
+from gateway.admin.auth import log_in, log_out, show_session
 from gateway.admin.budgets import list_budgets, raise_budget, show_budgets
 from gateway.admin.keys import create_key, list_keys, revoke_key, rotate_key
-from gateway.admin.login import log_in, log_out, show_session
 from gateway.admin.overview import show_overview, show_policies
 from gateway.admin.playground import run_playground, show_options, show_run
 from gateway.admin.quality import show_quality
-from gateway.admin.queue import queue
 from gateway.admin.reconciliation import reconciliation
 from gateway.admin.usage import list_receipts, show_usage
-from gateway.api.keys import METRICS
+from gateway.api.keys import BATCHER, METRICS, POLICIES, REDIS, WORKER
 from gateway.api.probes import healthz, readyz_in_detail
+from gateway.batching.view import QueuesReply
 
 
 async def metrics(request: web.Request) -> web.Response:
@@ -27,6 +28,15 @@ async def metrics(request: web.Request) -> web.Response:
     # In a thread: rendering takes milliseconds per worker and per thousand series.
     body = await asyncio.to_thread(request.app[METRICS].render)
     return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+
+async def queue(request: web.Request) -> web.Response:
+    """GET /queue: every teacher's queue over all processes. While Redis is down, the queue of this process."""
+    app = request.app
+    teachers = await app[BATCHER].views(app[POLICIES].policy_set.teachers())
+    body = QueuesReply(app[WORKER], app[REDIS].up, teachers)
+    raw = orjson.dumps(body, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+    return web.Response(body=raw, content_type="application/json")
 
 
 # Pages, their files and the login. They contain no secrets.

@@ -39,12 +39,9 @@ _MAX_ENDED = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """The session of one browser.
+    """The session of one browser. All its cookies share the random `id`.
 
-    Attributes:
-        began: Unix seconds of the login.
-        seen: Unix seconds at which the current cookie was issued.
-        id: a random id that all cookies of the session share.
+    `began` is the login, and `seen` the time at which the current cookie was issued, in Unix seconds.
     """
 
     began: int
@@ -57,65 +54,28 @@ class Session:
         return min(self.began + LONGEST_S, self.seen + IDLE_S)
 
 
-class EndedSessions:
-    """The ids of sessions that ended at logout, in Redis for all processes and in memory for this one.
-
-    While Redis is away, a process knows only the logouts that it handled itself.
-
-    Args:
-        redis: None: the ids stay in this process.
-    """
-
-    def __init__(self, redis: RedisClient | None = None, keys: RedisKeys | None = None) -> None:
-        self._redis = redis
-        self._keys = keys
-        self._here: OrderedDict[str, None] = OrderedDict()
-
-    async def add(self, session: Session) -> bool:
-        """Store the id for as long as a cookie of the session could be valid. Return whether Redis stored it."""
-        self._here[session.id] = None
-        if len(self._here) > _MAX_ENDED:
-            self._here.popitem(last=False)
-        if self._redis is None or self._keys is None:
-            return True
-        if not self._redis.up:
-            return False
-        try:
-            await self._redis.commands.set(self._keys.ended_session(session.id), 1, ex=LONGEST_S + _CLOCKS_APART_S)
-        except (RedisError, OSError):
-            return False
-        return True
-
-    async def has(self, session: Session) -> bool:
-        """Return whether the session ended at logout, as far as this process can know."""
-        if session.id in self._here:
-            return True
-        if self._redis is None or self._keys is None or not self._redis.up:
-            return False
-        try:
-            return bool(await self._redis.commands.exists(self._keys.ended_session(session.id)))
-        except (RedisError, OSError):
-            return False
-
-
 class Sessions:
-    """Issues and verifies session cookies.
+    """Issues and verifies session cookies. Without an admin key there are none. `clock` returns Unix seconds.
 
-    Args:
-        key: the admin key. None disables sessions.
-        clock: Unix seconds.
-        ended: the sessions that ended at logout.
+    The ids of sessions that ended at logout are in Redis (if given) for all processes, and in memory for this one.
+    While Redis is away, a process knows only the logouts that it handled itself.
     """
 
     def __init__(
-        self, key: SecretStr | None, clock: Callable[[], float] = time.time, ended: EndedSessions | None = None
+        self,
+        key: SecretStr | None,
+        clock: Callable[[], float] = time.time,
+        redis: RedisClient | None = None,
+        keys: RedisKeys | None = None,
     ) -> None:
         secret = None if key is None else key.get_secret_value().encode()
         # Hashes have one length and are compared in constant time.
         self._key_hash = None if secret is None else sha256(secret).digest()
         self._signing = None if secret is None else digest(secret, b"gkt-gateway session 2", "sha256")
         self._clock = clock
-        self._ended = EndedSessions() if ended is None else ended
+        self._redis = redis
+        self._keys = keys
+        self._ended: OrderedDict[str, None] = OrderedDict()
         # Browsers send a cookie to every port of a host, so gateways on one host need different cookie names.
         mark = "" if self._signing is None else digest(self._signing, b"name", "sha256").hex()[:8]
         self.cookie = f"gkt_session_{mark}"
@@ -137,12 +97,33 @@ class Sessions:
 
     async def end(self, session: Session) -> bool:
         """End a session at logout, with all its cookies. Return whether all processes reject it from now on."""
-        return await self._ended.add(session)
+        self._ended[session.id] = None
+        if len(self._ended) > _MAX_ENDED:
+            self._ended.popitem(last=False)
+        if self._redis is None or self._keys is None:
+            return True
+        if not self._redis.up:
+            return False
+        try:  # for as long as a cookie of the session could be valid
+            await self._redis.commands.set(self._keys.ended_session(session.id), 1, ex=LONGEST_S + _CLOCKS_APART_S)
+        except (RedisError, OSError):
+            return False
+        return True
 
     async def of(self, request: web.Request) -> Session | None:
         """Return the session of a request; None: it has none, or the session has ended."""
         session = self._in_cookie(request)
-        return None if session is None or await self._ended.has(session) else session
+        return None if session is None or await self._has_ended(session) else session
+
+    async def _has_ended(self, session: Session) -> bool:
+        if session.id in self._ended:
+            return True
+        if self._redis is None or self._keys is None or not self._redis.up:
+            return False
+        try:
+            return bool(await self._redis.commands.exists(self._keys.ended_session(session.id)))
+        except (RedisError, OSError):
+            return False
 
     def _in_cookie(self, request: web.Request) -> Session | None:
         found = _TOKEN.fullmatch(request.cookies.get(self.cookie, ""))

@@ -1,22 +1,27 @@
-"""The admin API's usage of all tenants or of one, and the latest receipts."""
+"""The admin API's usage of all tenants or of one as JSON or CSV, and the latest receipts."""
 
 from __future__ import annotations
 
 import asyncio
+import csv
+from io import StringIO
 from typing import TYPE_CHECKING
 
 import orjson
 from aiohttp import web
 
 from gateway.accounting.receipt import Receipt
+from gateway.accounting.savings import CLASSES
 from gateway.admin.bodies import number_of, only_query, suggestion
 from gateway.admin.replies import needs_redis
-from gateway.admin.usage_csv import as_csv
 from gateway.api.keys import POLICIES, SUMS, USAGE
 from gateway.api.usage import encoded
 from gateway.api.usage_query import DIMENSIONS, FILTERS, read_query
 from gateway.errors import InvalidRequest, NotFound
+from gateway.usage.rollup import SumRow
 from gateway.usage.span import rfc3339
+from gateway.usage.threads import with_pauses
+from gateway.usage.usage import UNCLASSIFIED, figures
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -25,6 +30,15 @@ if TYPE_CHECKING:
 
 _PAGE, _MAX_RECEIPTS = 50, 1_000
 _FORMATS = ("json", "csv")
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+_ROLES = ("teacher", "student", "failed")
+_MONEY = (
+    *("cost_usd", "teacher_cost_usd", "student_cost_usd", "failed_cost_usd", "baseline_usd", "savings_usd"),
+    *("savings_error_usd", "savings_about_zero", "measuring_usd", "baseline_estimated", "baseline_error_usd"),
+    "cost_share",
+)
+_CLASS_SUMS = ("requests", "cost_usd", "baseline_usd", "savings_usd")
+_LATENCIES = ("total", "first_token", "teacher", "batch_wait", "admission")
 
 
 @needs_redis
@@ -32,11 +46,7 @@ async def show_usage(request: web.Request) -> web.Response:
     """GET /usage: sums of receipts, grouped by the dimensions in `by`, as JSON or CSV."""
     reader = request.app[USAGE]
     query = read_query(
-        request,
-        reader.retention,
-        dimensions=("tenant", *DIMENSIONS),
-        filters=("tenant", *FILTERS),
-        more=("format",),
+        request, reader.retention, dimensions=("tenant", *DIMENSIONS), filters=("tenant", *FILTERS), more=("format",)
     )
     format_name = request.query.get("format", "json")
     if format_name not in _FORMATS:
@@ -89,3 +99,41 @@ def _download(body: bytes, query: UsageQuery) -> web.Response:
         charset="utf-8",
         headers={"Cache-Control": "no-store", "Content-Disposition": f'attachment; filename="usage_{days}.csv"'},
     )
+
+
+def as_csv(usage: UsageResult) -> bytes:
+    """Return CSV (RFC 4180) in UTF-8, with a header and without a total. Call it in a thread: rows may be many."""
+    out = StringIO()
+    writer = csv.writer(out)
+    writer.writerow(["start", "end", *usage.by, *columns(SumRow())])
+    for group, row in with_pauses(usage.rows()):
+        times = [rfc3339(moment) for moment in usage.bounds(group)]
+        writer.writerow([*times, *(safe(name) for name in group.names), *columns(row).values()])
+    return out.getvalue().encode()
+
+
+def safe(name: str) -> str:
+    """Return the name, escaped if a spreadsheet would read it as a formula."""
+    return f"'{name}" if name.startswith(_FORMULA) else name
+
+
+def columns(row: SumRow) -> dict[str, object]:
+    """Return the cells of a row after its time and names, by column."""
+    fields = figures(row)
+    tokens, batches, latency = fields["tokens"], fields["batches"], fields["latency_ms"]
+    classes, names = fields["savings_classes"], (*CLASSES, UNCLASSIFIED)
+    cells = {
+        "requests": fields["requests"],
+        "errors": sum(fields["errors"].values()),
+        "unguided": sum(fields["unguided"].values()),
+        **{f"{role}_{kind}_tokens": tokens[role][kind] for role in _ROLES for kind in ("input", "cached", "output")},
+        **{f"{name}_tokens": tokens[name] for name in ("kept", "answer", "answer_by_teacher")},
+        "teacher_token_share": fields["teacher_token_share"],
+        **{name: fields[name] for name in _MONEY},
+        **{f"class_{name}_{part}": classes.get(name, {}).get(part, 0) for name in names for part in _CLASS_SUMS},
+        "batches": batches["count"],
+        "mean_batch_size": batches["mean_size"],
+        **{f"{stage}_{part}_ms": latency[stage][part] for stage in _LATENCIES for part in ("p50", "p95", "p99")},
+        **{f"{role}_cache_write_tokens": tokens[role]["cache_write"] for role in _ROLES},
+    }
+    return {name: str(cell).lower() if isinstance(cell, bool) else cell for name, cell in cells.items()}

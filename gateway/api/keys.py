@@ -33,9 +33,8 @@ from gateway.policy.reload import Reloader
 from gateway.redis.client import RedisClient
 from gateway.telemetry.metrics import Metrics
 from gateway.usage.reader import UsageReader
+from gateway.usage.readers import SumsReader, UptimeReader
 from gateway.usage.state import WorkerStateReader
-from gateway.usage.sums_reader import SumsReader
-from gateway.usage.uptime_reader import UptimeReader
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,8 @@ from gateway.api.auth import authenticate
 from gateway.api.keys import USAGE
 from gateway.api.usage_query import read_query
 from gateway.errors import UsageUnavailable
-from gateway.usage.rests import with_pauses
 from gateway.usage.sums import OTHER
+from gateway.usage.threads import with_pauses
 
 if TYPE_CHECKING:
     from gateway.policy.schema import TenantPolicy

@@ -11,9 +11,9 @@ from gateway.backup.records import IncompleteSums, ReceiptRecords, TableRows
 from gateway.quality.comparison import Comparison
 from gateway.usage.comparisons import add_comparisons
 from gateway.usage.entries import OutboxEntry
-from gateway.usage.fill import fill_sums
 from gateway.usage.rollup import SumDimensions
 from gateway.usage.sums import SECONDS, Period
+from gateway.usage.sums_writer import fill_sums
 from gateway.usage.tables import COMPARISONS, DAY_S, SUMS, UPTIME
 from gateway.usage.uptime_table import EngineMinutes, add_minutes
 

@@ -18,13 +18,12 @@ from gateway.telemetry.metrics import Metrics
 from gateway.usage.archive_import import ArchiveImport
 from gateway.usage.counters import usd
 from gateway.usage.feed import OutboxFeed
-from gateway.usage.fill import end_of, fill_sums
 from gateway.usage.previous_sums import PreviousSums
 from gateway.usage.receipts_reader import count_by_day
 from gateway.usage.state import WorkerLease, WorkerStateReader
 from gateway.usage.sums import Period
 from gateway.usage.sums_queries import totals
-from gateway.usage.sums_writer import TOTAL
+from gateway.usage.sums_writer import TOTAL, end_of, fill_sums
 from gateway.usage.tables import DAY_S
 from gateway.usage.uptime_table import minutes_in_redis
 from gateway.usage.worker import UsageWorker

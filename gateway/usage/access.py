@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Lock
 from typing import TYPE_CHECKING
 
 from gateway.config.database_url import sqlalchemy_url, without_credentials
-from gateway.usage.comparison_reader import ComparisonReader
 from gateway.usage.reader import UsageReader
-from gateway.usage.receipt_finder import ReceiptFinder
+from gateway.usage.readers import ComparisonReader, ReceiptFinder, SumsReader, UptimeReader
 from gateway.usage.state import WorkerStateReader
 from gateway.usage.sums import Retention
-from gateway.usage.sums_reader import SumsReader
 from gateway.usage.threads import QueryThreads
 from gateway.usage.trimmer import OutboxTrimmer
-from gateway.usage.uptime_reader import UptimeReader
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from sqlalchemy import Connection
 
     from gateway.config.settings import Settings
@@ -39,32 +33,24 @@ class _Database:
         self._engine: UsageEngine | None = None
         self._lock = Lock()
 
-    @contextmanager
-    def reading(self) -> Iterator[Connection]:
-        """See `UsageEngine.reading`."""
+    def reading(self) -> Connection:
         from gateway.usage.engine import UsageEngine
 
         with self._lock:
             engine = self._engine = self._engine or UsageEngine(self._address)
-        with engine.reading() as connection:
-            yield connection
+        return engine.reading()
 
     def close(self) -> None:
-        """See `UsageEngine.close`."""
         if self._engine is not None:
             self._engine.close()
 
 
 @dataclass(frozen=True, slots=True)
 class UsageAccess:
-    """Readers of the usage database, the state of its workers, and the outbox trimmer.
-
-    Attributes:
-        receipts: finds receipts that have expired in Redis.
-        workers: reads the state of the usage workers.
-    """
+    """Readers of the usage database, the state of its workers, and the outbox trimmer."""
 
     receipts: ReceiptFinder
+    """Finds receipts that have expired in Redis."""
     sums: SumsReader
     comparisons: ComparisonReader
     uptime: UptimeReader
@@ -94,15 +80,8 @@ def usage_access(
     database = _Database(address)
     threads, receipt_threads = QueryThreads(database), QueryThreads(database)
     workers = WorkerStateReader(client.commands, keys.ledger(), metrics, without_credentials(address))
-    trimmer = OutboxTrimmer(
-        client,
-        client.commands,
-        keys,
-        process_id,
-        limit=settings.receipts.max_buffered,
-        state=lambda: workers.state,
-        metrics=metrics,
-    )
+    limit = settings.receipts.max_buffered
+    trimmer = OutboxTrimmer(client, keys, process_id, limit=limit, state=lambda: workers.state, metrics=metrics)
     return UsageAccess(
         ReceiptFinder(receipt_threads),
         SumsReader(threads),

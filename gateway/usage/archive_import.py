@@ -11,20 +11,7 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import (
-    BigInteger,
-    Column,
-    MetaData,
-    Table,
-    Text,
-    bindparam,
-    create_engine,
-    delete,
-    func,
-    inspect,
-    select,
-    tuple_,
-)
+import sqlalchemy as sa
 
 from gateway.config.database_url import without_credentials
 from gateway.usage.entries import OutboxEntry
@@ -34,41 +21,31 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine, RowMapping
 
 _BUSY_S = 5
-_METADATA = MetaData()
+_METADATA = sa.MetaData()
 
 
-def _table(name: str) -> Table:
-    return Table(
-        name,
-        _METADATA,
-        Column("tenant", Text),
-        Column("entry_ms", BigInteger),
-        Column("entry_seq", BigInteger),
-        Column("receipt", Text),
-    )
+def _table(name: str) -> sa.Table:
+    columns = {"tenant": sa.Text, "entry_ms": sa.BigInteger, "entry_seq": sa.BigInteger, "receipt": sa.Text}
+    return sa.Table(name, _METADATA, *(sa.Column(column, kind) for column, kind in columns.items()))
 
 
 _VERSION = "gkt_archive"
 _RECEIPTS = _table("receipts")
-_RECEIPTS.append_column(Column("id", Text, primary_key=True))
-_RECEIPTS.append_column(Column("created", BigInteger))
+_RECEIPTS.append_column(sa.Column("id", sa.Text, primary_key=True))
+_RECEIPTS.append_column(sa.Column("created", sa.BigInteger))
 _ORDER = (_RECEIPTS.c.created, _RECEIPTS.c.id)  # the order of an index
 _UNREADABLE = _table("unreadable")
 
 
 class ArchiveImport:
-    """Read receipts from an archive and delete them there. Methods raise UsageDatabaseError.
-
-    Args:
-        address: URL for SQLAlchemy.
-    """
+    """Read receipts from an archive, by its URL for SQLAlchemy, and delete them there. Raises UsageDatabaseError."""
 
     def __init__(self, address: str) -> None:
         self._address = address
         self._file = Path(address.removeprefix("sqlite:///")) if address.startswith("sqlite:") else None
         self._lock = Lock()
         self._engine: Engine | None = None
-        self._read_rows: list[tuple[Table, dict[str, Any]]] = []
+        self._read_rows: list[tuple[sa.Table, dict[str, Any]]] = []
         self._last: tuple[int, str] | None = None  # `_ORDER` of the receipt that was read last
         self.location = without_credentials(address)
 
@@ -95,8 +72,8 @@ class ArchiveImport:
             return None
         if self._engine is None:
             options = {"timeout": _BUSY_S} if self._file is not None else {"connect_timeout": _BUSY_S}
-            self._engine = create_engine(self._address, connect_args=options, pool_pre_ping=True)
-        return self._engine if inspect(self._engine).has_table(_VERSION) else None
+            self._engine = sa.create_engine(self._address, connect_args=options, pool_pre_ping=True)
+        return self._engine if sa.inspect(self._engine).has_table(_VERSION) else None
 
     def _count(self) -> dict[int, int]:
         with self._lock:
@@ -105,7 +82,7 @@ class ArchiveImport:
                 return {}
             day = (_RECEIPTS.c.created // DAY_S).label("day")
             with engine.connect() as connection:
-                rows = connection.execute(select(day, func.count()).group_by(day))
+                rows = connection.execute(sa.select(day, sa.func.count()).group_by(day))
                 return {int(row_day): count for row_day, count in rows}
 
     def _read(self, limit: int) -> list[OutboxEntry]:
@@ -116,7 +93,7 @@ class ArchiveImport:
                 return []
             with engine.connect() as connection:
                 rows = self._receipts(connection, limit)
-                unreadable = connection.execute(select(_UNREADABLE).limit(limit - len(rows))).mappings()
+                unreadable = connection.execute(sa.select(_UNREADABLE).limit(limit - len(rows))).mappings()
                 rows += [(_UNREADABLE, row) for row in unreadable]
             entries: list[OutboxEntry] = []
             for table, row in rows:
@@ -125,14 +102,14 @@ class ArchiveImport:
                 self._read_rows.append((table, {f"_{name}": value for name, value in row.items() if name != "receipt"}))
             return entries
 
-    def _receipts(self, connection: Connection, limit: int) -> list[tuple[Table, RowMapping]]:
-        """Return the next receipts in order of time. At the end of the table, start again at its beginning.
+    def _receipts(self, connection: Connection, limit: int) -> list[tuple[sa.Table, RowMapping]]:
+        """Return the next receipts in order of time, from the beginning again after the last one.
 
         Without an order, PostgreSQL would scan all deleted rows each time.
         """
-        query = select(_RECEIPTS).order_by(*_ORDER).limit(limit)
+        query = sa.select(_RECEIPTS).order_by(*_ORDER).limit(limit)
         if self._last is not None:
-            rows = connection.execute(query.where(tuple_(*_ORDER) > tuple_(*self._last))).mappings().all()
+            rows = connection.execute(query.where(sa.tuple_(*_ORDER) > sa.tuple_(*self._last))).mappings().all()
             if not rows:
                 self._last = None
         if self._last is None:
@@ -149,5 +126,5 @@ class ArchiveImport:
                 for table in (_RECEIPTS, _UNREADABLE):
                     values = [row for row_table, row in rows if row_table is table]
                     if values:
-                        terms = [table.c[name[1:]] == bindparam(name) for name in values[0]]
-                        connection.execute(delete(table).where(*terms), values)
+                        terms = [table.c[name[1:]] == sa.bindparam(name) for name in values[0]]
+                        connection.execute(sa.delete(table).where(*terms), values)

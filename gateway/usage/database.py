@@ -1,10 +1,8 @@
 """Write receipts and their sums to SQLite or PostgreSQL, each receipt exactly once. All calls block: use threads.
 
-One transaction inserts the receipts that the database lacks, and adds only these receipts to the sums. So an entry that
-is delivered twice counts once, and a failed transaction changes nothing.
-
-A receipt with the status `abandoned` was settled on behalf of a process that seemed dead. The real receipt replaces it,
-in whichever order the two arrive. The sums then lose the counts of the abandoned receipt.
+One transaction inserts the receipts that the database lacks, and adds only these to the sums. A receipt with the status
+`abandoned` was settled on behalf of a process that seemed dead. The real receipt replaces it, in whichever order the
+two arrive, and the sums lose its counts.
 """
 
 from __future__ import annotations
@@ -47,14 +45,7 @@ _DECODED_AT_ONCE = 100  # receipts
 
 @dataclass(slots=True)
 class WriteResult:
-    """Numbers of receipts of one write, by result.
-
-    Attributes:
-        inserted: new receipts.
-        replaced: receipts that replaced abandoned receipts.
-        known: receipts that the database had already.
-        unreadable: entries that were stored in the table of unreadable entries.
-    """
+    """Numbers of receipts of one write: new ones, those that replaced abandoned ones, known and unreadable ones."""
 
     inserted: int = 0
     replaced: int = 0
@@ -75,12 +66,7 @@ _RejectedEntry = tuple[OutboxEntry, str]
 
 
 class UsageDatabase:
-    """Write receipts to the database, and delete old receipts.
-
-    Args:
-        retention: a receipt counts in the sums of a period while these sums are retained.
-        clock: returns Unix seconds.
-    """
+    """Write receipts to the database, and delete old receipts. `clock` returns Unix seconds."""
 
     def __init__(self, engine: UsageEngine, retention: Retention, clock: Callable[[], float] = time.time) -> None:
         self._engine = engine
@@ -119,11 +105,7 @@ class UsageDatabase:
         result: WriteResult,
         sums: Sums | None = None,
     ) -> None:
-        """Write entries and add their numbers to `result`.
-
-        Args:
-            sums: sums of all entries; None: not computed yet.
-        """
+        """Write entries and add their numbers to `result`. `sums` of all entries: None if not computed yet."""
         try:
             with self._engine.writing() as connection:
                 inserted, replaced = self._write(connection, decoded, sums)
@@ -198,9 +180,7 @@ def _decode(
 ) -> Iterable[tuple[Receipt, _DecodedEntry, SumDimensions, SumRow]]:
     """Decode, count and pack receipts. Each step processes all receipts, so that its code stays in the CPU cache.
 
-    Args:
-        known: dimensions of earlier receipts; equal dimensions share their strings.
-        unreadable: receives the entries that cannot be decoded.
+    Equal dimensions of earlier receipts (`known`) share their strings. `unreadable` receives undecodable entries.
     """
     try:
         receipts = [Receipt.from_json(entry.raw) for entry in entries]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -47,10 +47,7 @@ class NewerUsageDatabase(StartupError):
 class UsageEngine:
     """Connections to one database. They open when first used, and reopen after `close`.
 
-    Args:
-        address: URL for SQLAlchemy.
-
-    Raises StartupError if the driver is not installed or the address is invalid.
+    `address` is a URL for SQLAlchemy. Raises StartupError if the driver is not installed or the address is invalid.
     """
 
     def __init__(self, address: str) -> None:
@@ -64,10 +61,8 @@ class UsageEngine:
     def open(self) -> None:
         """Connect, and create or migrate the tables if this has not been done.
 
-        Raises:
-            UsageDatabaseError: the database is unavailable.
-            NewerUsageDatabase: a newer version of the gateway has migrated it.
-            StartupError: the driver is not installed.
+        Raises UsageDatabaseError, NewerUsageDatabase if a newer version of the gateway has migrated the database, and
+        StartupError if the driver is not installed.
         """
         self._ready()
 
@@ -108,11 +103,9 @@ class UsageEngine:
             self._tables_checked = False
             raise DBAPIError.instance(None, None, error, driver_error, dialect=engine.dialect) from error
 
-    @contextmanager
-    def reading(self) -> Iterator[Connection]:
+    def reading(self) -> Connection:
         """Begin a read transaction. Raises UsageDatabaseError."""
-        with self._ready().connect() as connection:
-            yield connection
+        return self._ready().connect()
 
     def _ready(self) -> Engine:
         with self._open_lock:
@@ -137,19 +130,12 @@ class UsageEngine:
             event.listen(engine, "connect", _set_up_sqlite)
             event.listen(engine, "begin", _begin_sqlite)
             return engine
-        options = {
-            "connect_timeout": _CONNECT_S,
-            "application_name": "gkt-gateway",
-            "options": f"-c statement_timeout={_STATEMENT_MS} -c lock_timeout={_STATEMENT_MS}",
-            "keepalives_idle": 5,
-            "keepalives_interval": 2,
-            "keepalives_count": 3,
-            "tcp_user_timeout": 15_000,
-        }
+        limits = f"-c statement_timeout={_STATEMENT_MS} -c lock_timeout={_STATEMENT_MS}"
+        options = {"connect_timeout": _CONNECT_S, "application_name": "gkt-gateway", "options": limits}
+        keep_alive = {"keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3, "tcp_user_timeout": 15_000}
+        pool: dict[str, Any] = {"pool_size": 4, "pool_timeout": _CONNECT_S, "pool_pre_ping": True}
         try:
-            return create_engine(
-                self._address, connect_args=options, pool_size=4, pool_timeout=_CONNECT_S, pool_pre_ping=True
-            )
+            return create_engine(self._address, connect_args=options | keep_alive, **pool)
         except (ImportError, NoSuchModuleError):
             raise StartupError(
                 "A usage database in PostgreSQL needs the extra `postgres`: pip install '.[postgres]', or set "
@@ -209,11 +195,11 @@ def _begin(engine: Engine, lock: int) -> Iterator[Connection]:
 
 def _file_id(file: Path | None) -> tuple[int, int] | None:
     """Return device and inode of a file, or None if the file does not exist."""
-    try:
-        stat = file.stat() if file is not None else None
-    except FileNotFoundError:
-        stat = None
-    return None if stat is None else (stat.st_dev, stat.st_ino)
+    if file is not None:
+        with suppress(FileNotFoundError):
+            stat = file.stat()
+            return stat.st_dev, stat.st_ino
+    return None
 
 
 def _set_up_sqlite(connection: Any, _: object) -> None:

@@ -1,8 +1,13 @@
-"""Entries of an outbox, and the order of their ids. Pure."""
+"""Entries of an outbox, the order of their ids, and batches of them. Pure."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+T = TypeVar("T")
 
 NOTHING = "0-0"
 """An id below the id of every entry."""
@@ -33,3 +38,8 @@ def previous_id(entry_id: str) -> str:
 def added_ms(entry_id: str) -> int:
     """Return when an entry was added, in Unix milliseconds by Redis' clock."""
     return id_parts(entry_id)[0]
+
+
+def batched(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """Yield the items in sequences of `size`; the last one may be shorter."""
+    return (items[start : start + size] for start in range(0, len(items), size))

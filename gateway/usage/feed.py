@@ -1,8 +1,7 @@
 """Read receipts from the tenants' outboxes in Redis through one consumer group.
 
-An entry is pending from its delivery until it is acknowledged. A worker acknowledges an entry after the transaction
-that wrote it. If a worker dies, its entries stay pending, and another worker claims them. So each entry is written at
-least once, and the database stores it once.
+An entry is pending from its delivery until a worker has written and acknowledged it. If a worker dies, another worker
+claims its entries. So each entry is written at least once, and the database stores it once.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from redis.exceptions import ResponseError
 
 from gateway.quality.comparison import OUTBOX
 from gateway.redis.script import RedisScript
-from gateway.usage.entries import NOTHING, OutboxEntry, added_ms, previous_id
+from gateway.usage.entries import NOTHING, OutboxEntry, added_ms, batched, previous_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -44,12 +43,7 @@ class ComparisonEntry(OutboxEntry):
 
 @dataclass(frozen=True, slots=True)
 class FeedBatch:
-    """Entries to write.
-
-    Attributes:
-        trimmed: number of delivered entries that were trimmed before they were acknowledged.
-        more: whether more entries may be ready.
-    """
+    """Entries to write. `trimmed` counts delivered entries that were trimmed before they were acknowledged."""
 
     entries: list[OutboxEntry]
     trimmed: int = 0
@@ -58,13 +52,7 @@ class FeedBatch:
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """Entries that are not acknowledged.
-
-    Attributes:
-        waiting: number of entries.
-        lag_s: age of the oldest entry.
-        pending: tenants with entries that are delivered and not acknowledged.
-    """
+    """Number of entries that are not acknowledged, age of the oldest, and tenants with delivered ones (`pending`)."""
 
     waiting: int = 0
     lag_s: float = 0.0
@@ -74,9 +62,7 @@ class Backlog:
 class OutboxFeed:
     """Read the outboxes, and acknowledge written entries. Every method raises RedisError and OSError.
 
-    Args:
-        consumer: the name of this worker in the consumer group.
-        clock: returns monotonic seconds.
+    `consumer` is the name of this worker in the consumer group; `clock` returns monotonic seconds.
     """
 
     def __init__(
@@ -98,11 +84,8 @@ class OutboxFeed:
     async def read_new(self, limit: int, *, all_outboxes: bool = False) -> FeedBatch:
         """Return entries that no worker has read yet: first an equal share of each tenant, then of those with more.
 
-        Outboxes with entries in the last minute are read each time, and all outboxes once a second.
-
-        Args:
-            limit: number of entries. More tenants than this number may exceed it by one entry each.
-            all_outboxes: read all outboxes now.
+        Outboxes with entries in the last minute are read each time, and all outboxes once a second or on request. More
+        tenants than `limit` may exceed it by one entry each.
         """
         if all_outboxes:
             self._pass, self._all_at = [], 0.0
@@ -111,7 +94,7 @@ class OutboxFeed:
         entries: list[OutboxEntry] = []
         full: list[str] = []  # tenants that may have more entries
         while self._pass and len(entries) < limit:
-            tenants = self._pass[: -_TENANTS_PER_CALL - 1 : -1]
+            tenants: Sequence[str] = self._pass[: -_TENANTS_PER_CALL - 1 : -1]
             del self._pass[-len(tenants) :]
             each = max(1, (limit - len(entries)) // len(tenants))
             new = await self._read(tenants, each)
@@ -119,7 +102,7 @@ class OutboxFeed:
             full += _full(new, each)
         free = max(0, limit - len(entries))
         served, full = full[:free], full[free:]
-        for tenants in _batched(served, _TENANTS_PER_CALL):
+        for tenants in batched(served, _TENANTS_PER_CALL):
             each = max(1, free // len(served))
             new = await self._read(tenants, each)
             entries += new
@@ -130,11 +113,10 @@ class OutboxFeed:
     async def read_pending(self, limit: int) -> FeedBatch:
         """Return pending entries of this consumer. Call it only if the worker holds no entries.
 
-        Such entries exist if Redis' reply was lost, if Redis lost an acknowledgement, or if a worker with the same
-        number died.
+        They exist if Redis lost a reply or an acknowledgement, or if a worker with the same number died.
         """
         entries: list[OutboxEntry] = []
-        for tenants in _batched(await self._all_tenants(), _TENANTS_PER_CALL):
+        for tenants in batched(await self._all_tenants(), _TENANTS_PER_CALL):
             if len(entries) < limit:
                 entries += await self._read(tenants, max(1, (limit - len(entries)) // len(tenants)), after="0")
         return FeedBatch(entries, more=bool(entries))
@@ -143,7 +125,7 @@ class OutboxFeed:
         """Claim entries that were delivered at least `idle_s` seconds ago and are not acknowledged."""
         claimed: list[OutboxEntry] = []
         trimmed, more = 0, False
-        for batch in _batched(tenants, _CLAIMS_PER_CALL):
+        for batch in batched(tenants, _CLAIMS_PER_CALL):
             if len(claimed) >= limit:
                 return FeedBatch(claimed, trimmed, more=True)
             async with self._redis.pipeline(transaction=False) as pipe:
@@ -168,8 +150,7 @@ class OutboxFeed:
         by_tenant: dict[str, list[str]] = defaultdict(list)
         for entry in entries:
             by_tenant[entry.tenant].append(entry.id)
-        acks = [(tenant, batch) for tenant, ids in by_tenant.items() for batch in _batched(ids, _IDS_PER_CALL)]
-        await self._run(acks)
+        await self._run([(tenant, batch) for tenant, ids in by_tenant.items() for batch in batched(ids, _IDS_PER_CALL)])
 
     async def backlog(self) -> Backlog:
         """Return the number and age of waiting entries of all tenants."""
@@ -183,15 +164,15 @@ class OutboxFeed:
         lag_s = max(0.0, now - oldest / 1000) if oldest is not None else 0.0
         return Backlog(waiting, lag_s, tuple(pending))
 
-    async def _run(self, acks: Sequence[tuple[str, list[str]]]) -> list[tuple[str, str, int, int]]:
-        """Acknowledge ids by tenant.
+    async def _run(self, acks: Sequence[tuple[str, Sequence[str]]]) -> list[tuple[str, str, int, int]]:
+        """Acknowledge ids by tenant. Return tenant, oldest waiting id, and numbers of entries and of pending entries.
 
         A process of an earlier version that adds up receipts must still find them. While one runs, this method does not
         trim: it stores the last written ids, and that process trims.
-
-        Returns: for each outbox with entries: tenant, oldest waiting id, number of entries, number of pending entries.
         """
-        trim = not await self._old_process()
+        if await self._redis.exists(self._keys.lease):
+            self._old_until = self._clock() + _OLD_FOR_S
+        trim = self._clock() >= self._old_until
         waiting: list[tuple[str, str, int, int]] = []
         written: Any = {}
         for batch in _calls(acks):
@@ -221,24 +202,16 @@ class OutboxFeed:
                 pipe.hset(self._keys.state, "held_until", str(round(time.time() + _OLD_FOR_S)))
             await pipe.execute()
 
-    async def _old_process(self) -> bool:
-        """Return whether a process of an earlier version added up receipts within the last minute."""
-        if await self._redis.exists(self._keys.lease):
-            self._old_until = self._clock() + _OLD_FOR_S
-        return self._clock() < self._old_until
-
     async def _begin_pass(self) -> None:
         now = self._clock()
-        if now >= self._all_at:
+        is_due = now >= self._all_at
+        if is_due:
             self._tenants = await self._all_tenants()
             self._grouped &= set(self._tenants)
             self._active = {tenant: last for tenant, last in self._active.items() if last > now - _ACTIVE_FOR_S}
             self._all_at = now + _ALL_EVERY_S
-            self._pass = self._tenants[::-1]
-        elif len(self._tenants) <= _TENANTS_PER_CALL:
-            self._pass = self._tenants[::-1]
-        else:
-            self._pass = list(self._active)
+        read_all = is_due or len(self._tenants) <= _TENANTS_PER_CALL
+        self._pass = self._tenants[::-1] if read_all else list(self._active)
 
     async def _read(self, tenants: Sequence[str], each: int, after: str = ">") -> list[OutboxEntry]:
         """Read at most `each` entries of each tenant: new entries, or pending ones if `after` is an id."""
@@ -289,9 +262,9 @@ def _full(entries: Iterable[OutboxEntry], each: int) -> list[str]:
     return [tenant for tenant, count in Counter(entry.tenant for entry in entries).items() if count >= each]
 
 
-def _calls(acks: Sequence[tuple[str, list[str]]]) -> Iterator[list[tuple[str, list[str]]]]:
+def _calls(acks: Sequence[tuple[str, Sequence[str]]]) -> Iterator[list[tuple[str, Sequence[str]]]]:
     """Divide acknowledgements into script calls that each block Redis only briefly."""
-    batch: list[tuple[str, list[str]]] = []
+    batch: list[tuple[str, Sequence[str]]] = []
     size = 0
     for ack in acks:
         if batch and (size + len(ack[1]) > _IDS_PER_CALL or len(batch) >= _TENANTS_PER_CALL):
@@ -306,8 +279,3 @@ def _calls(acks: Sequence[tuple[str, list[str]]]) -> Iterator[list[tuple[str, li
 def _is_missing_group(error: Exception) -> bool:
     """Return whether the consumer group is missing: Redis lost the group, or the outbox was deleted."""
     return isinstance(error, ResponseError) and "NOGROUP" in str(error)
-
-
-def _batched(items: Sequence[Any], size: int) -> Iterator[list[Any]]:
-    for start in range(0, len(items), size):
-        yield list(items[start : start + size])

@@ -16,33 +16,20 @@ import msgspec
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-RELATIVE_ERROR = 0.05
-"""Bound of the relative error of a quantile."""
-
 # The upper bounds of buckets in whole microseconds: each is 10 %, and at least 1, above the bound before it. Integer
 # arithmetic gives the same bounds on every platform, unlike logarithms.
 _BOUNDS = [*accumulate(repeat(None, 256), lambda last, _: last + max(1, last // 10), initial=1)]
 
 
 class Histogram(msgspec.Struct, frozen=True):
-    """Times by bucket.
-
-    Attributes:
-        count: number of times.
-        sum_us: sum of the times in microseconds.
-        buckets: number of times by bucket number, without empty buckets.
-    """
+    """Number and sum of times in microseconds, and number of times by bucket number, without empty buckets."""
 
     count: int
     sum_us: int
     buckets: dict[int, int]
 
-    def quantile_us(self, fraction: float) -> float | None:
-        """Return a quantile in microseconds, or None if the histogram is empty. `fraction` is 0 to 1."""
-        return self.quantiles_us([fraction])[0]
-
     def quantiles_us(self, fractions: Sequence[float]) -> list[float | None]:
-        """Return several quantiles in microseconds, in one pass."""
+        """Return quantiles in microseconds, or None for each if the histogram is empty. A fraction is 0 to 1."""
         if self.count <= 0:
             return [None] * len(fractions)
         numbers = sorted(self.buckets)

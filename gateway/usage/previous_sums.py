@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from gateway.usage.counters import ClassSum, TokenSums
-from gateway.usage.entries import added_ms
+from gateway.usage.entries import added_ms, batched
 from gateway.usage.histogram import Histogram
 from gateway.usage.rollup import NUMBERS, SumDimensions, row_with
 from gateway.usage.sums import Period
@@ -31,18 +31,6 @@ _FIELDS: msgspec.msgpack.Decoder[tuple[str, str, str, str, str]] = msgspec.msgpa
 )
 
 
-class _Tokens(msgspec.Struct, array_like=True):
-    input: int = 0
-    cached: int = 0
-    output: int = 0
-
-
-class _Histogram(msgspec.Struct, array_like=True):
-    count: int = 0
-    sum_us: int = 0
-    buckets: dict[int, int] = {}
-
-
 class _Row(msgspec.Struct, array_like=True):
     """Sums in the encoding of the previous version; see `SumRow`."""
 
@@ -50,9 +38,9 @@ class _Row(msgspec.Struct, array_like=True):
     errors: dict[str, int] = {}
     unguided: dict[str, int] = {}
     batches: dict[int, int] = {}
-    teacher: _Tokens = msgspec.field(default_factory=_Tokens)
-    student: _Tokens = msgspec.field(default_factory=_Tokens)
-    failed: _Tokens = msgspec.field(default_factory=_Tokens)
+    teacher: TokenSums = TokenSums()
+    student: TokenSums = TokenSums()
+    failed: TokenSums = TokenSums()
     kept_tokens: int = 0
     cost_pico: int = 0
     teacher_pico: int = 0
@@ -60,13 +48,13 @@ class _Row(msgspec.Struct, array_like=True):
     failed_pico: int = 0
     baseline_pico: int = 0
     baseline_estimated: int = 0
-    stages: list[_Histogram] = []
+    stages: list[tuple[int, int, dict[int, int]]] = []  # the attributes of Histogram
     answer_tokens: int = 0
     teacher_answer_tokens: int = 0
     guided: int = 0
     baseline_error_pico: int = 0
     engines: dict[str, int] = {}
-    classes: dict[str, tuple[int, int, int, int, int]] = {}
+    classes: dict[str, ClassSum] = {}
 
 
 def row_of_previous(raw: bytes) -> SumRow:
@@ -78,17 +66,16 @@ def row_of_previous(raw: bytes) -> SumRow:
         unguided=old.unguided,
         batches=old.batches,
         engines=old.engines,
-        classes={name: ClassSum(*sums) for name, sums in old.classes.items()},
-        tokens=[TokenSums(role.input, role.cached, role.output) for role in (old.teacher, old.student, old.failed)],
-        stages=[Histogram(stage.count, stage.sum_us, stage.buckets) for stage in old.stages],
+        classes=old.classes,
+        tokens=[old.teacher, old.student, old.failed],
+        stages=[Histogram(*stage) for stage in old.stages],
     )
 
 
 class PreviousSums:
     """Sums of the previous version in Redis. All methods raise RedisError and OSError.
 
-    Attributes:
-        tenants: after `scan`, the tenants with sums by period.
+    After `scan`, `tenants` has the tenants with sums by period.
     """
 
     def __init__(self, redis: Redis, keys: RedisKeys) -> None:
@@ -104,7 +91,8 @@ class PreviousSums:
 
     async def scan(self) -> None:
         """Find all sums. Sums of unused generations are found only to be deleted."""
-        generation = int(await self._text("state", "generation") or 0)
+        stored: Any = await self._redis.hget(self._base + "state", "generation")
+        generation = int(stored or 0)
         self._rows_base = f"{self._base}g{generation}:" if generation else self._base
         tenants: dict[Period, list[str]] = defaultdict(list)
         names: dict[str, None] = {}
@@ -131,8 +119,7 @@ class PreviousSums:
     async def totals(self, periods: Sequence[Period]) -> dict[Period, SumRow]:
         """Return the sums over all tenants, without periods that have no receipts."""
         rows: dict[Period, SumRow] = {}
-        for start in range(0, len(periods), _KEYS_PER_CALL):
-            batch = periods[start : start + _KEYS_PER_CALL]
+        for batch in batched(periods, _KEYS_PER_CALL):
             values: Any = await self._redis.mget([self._name("total", period) for period in batch])
             rows |= {period: row_of_previous(raw) for period, raw in zip(batch, values, strict=True) if raw is not None}
         return {period: row for period, row in rows.items() if row}
@@ -141,8 +128,7 @@ class PreviousSums:
         """Return the encoded sums of these periods."""
         keys = [(period, tenant) for period in periods for tenant in self.tenants[period]]
         rows: dict[Period, dict[SumDimensions, bytes]] = defaultdict(dict)
-        for start in range(0, len(keys), _KEYS_PER_CALL):
-            batch = keys[start : start + _KEYS_PER_CALL]
+        for batch in batched(keys, _KEYS_PER_CALL):
             async with self._redis.pipeline(transaction=False) as pipe:
                 for period, tenant in batch:
                     pipe.hgetall(f"{self._name('rows', period)}:{tenant}")
@@ -157,22 +143,12 @@ class PreviousSums:
 
         Totals are deleted before their rows, and rows before their generation, so that an interruption is harmless.
         """
-        order = {"total": 0, "rows": 1, "seen": 1}
-        names = sorted(self._names, key=lambda name: order.get(_kind_of(name.removeprefix(self._base)), 2))
-        for start in range(0, len(names), _KEYS_PER_CALL):
-            await self._unlink(names[start : start + _KEYS_PER_CALL])
-
-    async def _unlink(self, names: Sequence[str]) -> None:
-        await self._redis.unlink(*names)
+        for batch in batched(sorted(self._names, key=self._deletion_rank), _KEYS_PER_CALL):
+            await self._redis.unlink(*batch)
 
     def _name(self, kind: str, period: Period) -> str:
         return f"{self._rows_base}{kind}:{period.granularity}:{period.start}"
 
-    async def _text(self, name: str, field: str) -> str | None:
-        value: Any = await self._redis.hget(self._base + name, field)
-        return None if value is None else value.decode()
-
-
-def _kind_of(name: str) -> str:
-    match = _SUMS.fullmatch(name)
-    return "" if match is None else match[2]
+    def _deletion_rank(self, name: str) -> int:
+        match = _SUMS.fullmatch(name.removeprefix(self._base))
+        return 2 if match is None else 0 if match[2] == "total" else 1

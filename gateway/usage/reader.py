@@ -1,25 +1,33 @@
-"""Answer usage queries: add up rows and encode the result in threads, with fair sharing among tenants."""
+"""Answer usage queries: add up rows and encode the result in threads, with fair sharing among tenants.
+
+The grouped sums of single periods are cached, so that repeated queries are cheap. Every addition to a period changes
+its version (`SumsReader.versions`), and no version comes back. A cached period is valid while its version is unchanged.
+A period that still grows is grouped again, at a limited rate.
+"""
 
 from __future__ import annotations
 
 import time
+from collections import OrderedDict
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, TypeVar
+from itertools import groupby
+from operator import itemgetter
+from threading import Lock
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
 
 from gateway.errors import Overloaded
 from gateway.runtime.fair_share import FairSemaphore, FairShare
-from gateway.usage.parts import FoldedPeriods, add_folded_periods, fold, query_key
+from gateway.usage.rollup import SumRow
 from gateway.usage.sums import ALL_TENANTS
-from gateway.usage.threads import in_thread
-from gateway.usage.usage import UsageResult
+from gateway.usage.threads import ThreadPauses, in_thread
+from gateway.usage.usage import MAX_ROWS, UsageResult, too_large
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
 
-    from gateway.usage.parts import FoldedPeriod
+    from gateway.usage.readers import SumsReader
     from gateway.usage.rollup import SumDimensions
-    from gateway.usage.sums import Retention, StoredRow
-    from gateway.usage.sums_reader import SumsReader
+    from gateway.usage.sums import Period, Retention, StoredRow
     from gateway.usage.usage import UsageQuery
 
 T = TypeVar("T")
@@ -28,16 +36,86 @@ _RUNNING_QUERIES = 2
 _MAX_QUERIES, _MAX_TENANT_QUERIES = 64, 8
 _OPERATOR = ""
 """The tenant of operators' queries. No tenant has this name."""
+GroupNames: TypeAlias = tuple[str, ...]
+QueryKey: TypeAlias = tuple[GroupNames, tuple[tuple[str, str], ...]]
+"""The dimensions and filters of a query, without its time range."""
+
+_MAX_BYTES = 32_000_000
+# Estimate of the names of a group, and of Python's overhead.
+_GROUP_BYTES = 250
+# A growing period is grouped for at most 1/5 of the time. The cached value may be this old.
+_REUSE_TIMES, _MAX_REUSE_S = 4, 2.0
+
+
+class FoldedPeriod(NamedTuple):
+    """The encoded sums of a period by group. `cpu_s` is the time that grouping took."""
+
+    period: Period
+    groups: list[tuple[GroupNames, bytes]]
+    cpu_s: float
+
+
+class _CacheEntry(NamedTuple):
+    version: bytes
+    folded: FoldedPeriod
+    reused_until: float
+    size: int
+
+
+class FoldedPeriods:
+    """A thread-safe cache of grouped periods with LRU eviction. `clock` returns monotonic seconds.
+
+    After its version changed, a period is reused for `reuse_times` its `cpu_s`.
+    """
+
+    def __init__(
+        self,
+        max_bytes: int = _MAX_BYTES,
+        clock: Callable[[], float] = time.monotonic,
+        reuse_times: float = _REUSE_TIMES,
+    ) -> None:
+        self._max_bytes = max_bytes
+        self._clock = clock
+        self._reuse_times = reuse_times
+        self._entries: OrderedDict[tuple[QueryKey, Period], _CacheEntry] = OrderedDict()
+        self._lock = Lock()
+        self.held_bytes = 0
+
+    def get(self, key: QueryKey, period: Period, version: bytes | None) -> FoldedPeriod | None:
+        """Return a cached period if it is valid."""
+        with self._lock:
+            entry = self._entries.get((key, period))
+            if entry is None or (entry.version != version and self._clock() >= entry.reused_until):
+                return None
+            self._entries.move_to_end((key, period))
+            return entry.folded
+
+    def put(self, key: QueryKey, version: bytes, folded: FoldedPeriod, read_at: float) -> None:
+        """Store a period.
+
+        `version` and the time `read_at` are from before the rows were read, so that later additions change the version.
+        """
+        size = _GROUP_BYTES + sum(_GROUP_BYTES + len(raw) for _, raw in folded.groups)
+        reused_until = read_at + min(_MAX_REUSE_S, self._reuse_times * folded.cpu_s)
+        with self._lock:
+            self._drop((key, folded.period))
+            if size > self._max_bytes:
+                return
+            self._entries[key, folded.period] = _CacheEntry(version, folded, reused_until, size)
+            self.held_bytes += size
+            while self.held_bytes > self._max_bytes:
+                self._drop(next(iter(self._entries)))
+
+    def _drop(self, key: tuple[QueryKey, Period]) -> None:
+        if (entry := self._entries.pop(key, None)) is not None:
+            self.held_bytes -= entry.size
 
 
 class UsageReader:
     """Run usage queries. At most two run at once, so that queries do not take all CPU time.
 
-    Args:
-        retention: retention of the sums.
-        max_queries: running and waiting queries.
-        max_tenant_queries: running and waiting queries of one tenant. Operators have no such limit.
-        cache: grouped periods of queries about all tenants.
+    The limits count running and waiting queries. Operators have no limit of their own. `cache` has grouped periods of
+    queries about all tenants.
     """
 
     def __init__(
@@ -64,33 +142,27 @@ class UsageReader:
         tenant: str | None = None,
         shows_money: Callable[[SumDimensions], bool] | None = None,
     ) -> T:
-        """Return `render(result)`.
+        """Return `render(result)`, which runs in a thread while the query counts as running.
 
         Args:
-            render: runs in a thread while the query counts as running.
             tenant: the tenant that sent the query; None: an operator.
             shows_money: whether money of rows with these dimensions may be shown; None: always.
 
-        Raises:
-            InvalidRequest: the result is too large.
-            Overloaded: too many queries are active.
-            UsageUnavailable: the usage database cannot be read.
+        Raises InvalidRequest if the result is too large, Overloaded if too many queries are active, and
+        UsageUnavailable if the usage database cannot be read.
         """
         async with self._slot(tenant):
             usage = UsageResult(query) if shows_money is None else UsageResult(query, shows_money)
-            await self._add_up(usage, query, all_tenants=shows_money is None and "tenant" not in query.only)
+            if shows_money is None and "tenant" not in query.only and not query.is_total:
+                await self._fold(usage, query)
+            else:
+                tenant = ALL_TENANTS if query.is_total else query.only.get("tenant")
+                await self._sums.read(usage.add_rows, query.span.periods, tenant)
             return await in_thread(render, usage)
-
-    async def _add_up(self, usage: UsageResult, query: UsageQuery, *, all_tenants: bool) -> None:
-        if all_tenants and not query.is_total:
-            await self._fold(usage, query)
-        else:
-            tenant = ALL_TENANTS if query.is_total else query.only.get("tenant")
-            await self._sums.read(usage.add_rows, query.span.periods, tenant)
 
     async def _fold(self, usage: UsageResult, query: UsageQuery) -> None:
         """Add the rows of all tenants: cached groups of unchanged periods, and the rows of other periods."""
-        key, read_at = query_key(query), time.monotonic()
+        key, read_at = (query.by, tuple(sorted(query.only.items()))), time.monotonic()
         versions = dict(zip(query.span.periods, await self._sums.versions(query.span.periods), strict=True))
         cached = {
             period: folded
@@ -103,8 +175,8 @@ class UsageReader:
                 self._cache.put(key, version, folded, read_at)
 
         def add(rows: Iterable[StoredRow]) -> None:
-            add_folded_periods(usage, cached.values())
-            fold(usage, query, rows, store)
+            _add_folded_periods(usage, cached.values())
+            _fold(usage, query, rows, store)
 
         await self._sums.read(add, [period for period in versions if period not in cached])
 
@@ -123,3 +195,45 @@ class UsageReader:
                 yield
         finally:
             active.release(group)
+
+
+def _add_folded_periods(usage: UsageResult, periods: Iterable[FoldedPeriod]) -> None:
+    """Add cached periods to a result. Call it in a thread. Raises InvalidRequest if the result becomes too large."""
+    pauses = ThreadPauses()
+    for folded in periods:
+        usage.count_sums(len(folded.groups))
+        for names, raw in folded.groups:
+            usage.add_folded(folded.period, names, SumRow.from_bytes(raw))
+            pauses.pause_if_due()
+
+
+def _fold(
+    usage: UsageResult, query: UsageQuery, rows: Iterable[StoredRow], store: Callable[[FoldedPeriod], None]
+) -> None:
+    """Group rows, which come period by period, and add the groups to a result. `store` receives each grouped period.
+
+    Call it in a thread. Raises InvalidRequest if the result becomes too large.
+    """
+    pauses = ThreadPauses()
+    for period, period_rows in groupby(rows, itemgetter(0)):
+        began = time.thread_time()
+        folded: dict[GroupNames, SumRow] = {}
+        for _, dims, raw in period_rows:
+            usage.count_sums(1)
+            if query.matches(dims):
+                names = tuple(getattr(dims, name) for name in query.by)
+                held = folded.get(names)
+                if held is not None:
+                    held.merge(SumRow.from_bytes(raw))
+                elif len(folded) < MAX_ROWS:
+                    folded[names] = SumRow.from_bytes(raw)
+                else:
+                    raise too_large(f"the answer would have more than {MAX_ROWS:,} rows")
+            pauses.pause_if_due()
+        spent_s = time.thread_time() - began
+        groups = []
+        for names, row in folded.items():
+            groups.append((names, row.to_bytes()))
+            usage.add_folded(period, names, row)  # the result may change the row from now on
+            pauses.pause_if_due()
+        store(FoldedPeriod(period, groups, spent_s))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import func, select, tuple_
 
-from gateway.usage.entries import OutboxEntry
+from gateway.usage.entries import OutboxEntry, batched
 from gateway.usage.packing import unpack
 from gateway.usage.tables import DAY_S, RECEIPTS, UNREADABLE, time_of
 
@@ -44,15 +44,12 @@ class ReceiptFilter:
 def find(connection: Connection, tenant: str, receipt_id: str) -> bytes | None:
     """Return a tenant's receipt as JSON, or None if the database has no such receipt."""
     query = select(RECEIPTS.c.receipt).where(RECEIPTS.c.id == receipt_id, RECEIPTS.c.tenant == tenant)
-    id_time = time_of(receipt_id)
-    if id_time is not None:
+    if (id_time := time_of(receipt_id)) is not None:
         packed = connection.execute(query.where(RECEIPTS.c.day == id_time // DAY_S)).scalar()
         if packed is not None:
             return unpack(packed)
     # Ids of earlier versions and of devices contain no time.
-    days = _days(connection)
-    for start in range(days.start, days.stop, _DAYS_PER_QUERY):
-        batch = range(start, min(start + _DAYS_PER_QUERY, days.stop))
+    for batch in batched(_days(connection), _DAYS_PER_QUERY):
         packed = connection.execute(query.where(RECEIPTS.c.day.in_(batch))).scalar()
         if packed is not None:
             return unpack(packed)

@@ -1,11 +1,8 @@
 """Sums of receipts by tenant, key, route, mode and engines. Pure.
 
-A row of sums is a set of counters: a list of counters that nearly every row has, and a dictionary of the others. A list
-is faster to add, encode and decode.
-
-All counters are exact: money in whole picodollars (1e-12 USD), times in whole microseconds, and Python integers have no
-limit. So rows can be added in any order, over any times and tenants, and a counted receipt can be subtracted again.
-Only quantiles of histograms are rounded (histogram.py).
+A row of sums has a list of counters that nearly every row has, and a dictionary of the others. All counters are exact:
+money in whole picodollars (1e-12 USD), times in whole microseconds. So rows can be added in any order, and a counted
+receipt can be subtracted again. Only quantiles of histograms are rounded (histogram.py).
 """
 
 from __future__ import annotations
@@ -17,40 +14,9 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple, TypeVar
 import msgspec
 
 from gateway.accounting.edge import student_of
-from gateway.usage.counters import (
-    ANSWERED,
-    BASELINE,
-    BASELINE_ERROR,
-    BATCHES,
-    BUCKET_STEP,
-    BUCKETS,
-    BY_TEACHER,
-    CLASS_AT,
-    COST,
-    ENGINE,
-    ERROR,
-    ESTIMATED,
-    FAILED,
-    FAILED_COST,
-    FIXED,
-    KEPT,
-    OPENED,
-    OTHER_CLASS,
-    REQUESTS,
-    STAGE_TIMES,
-    STAGES,
-    STUDENT,
-    STUDENT_COST,
-    TEACHER,
-    TEACHER_COST,
-    UNGUIDED,
-    ClassSum,
-    Sparse,
-    TokenSums,
-    class_counts,
-)
+from gateway.usage import counters
+from gateway.usage.counters import BATCHES, FIXED, STAGE_TIMES, STAGES, ClassSum, Sparse, TokenSums
 from gateway.usage.histogram import Histogram
-from gateway.usage.receipt_counts import counts_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, MutableMapping, Sequence
@@ -100,18 +66,10 @@ class SumRow:
 
     __slots__ = ("fixed", "sparse")
 
-    requests = _Counter(REQUESTS)
-    kept_tokens = _Counter(KEPT)
-    cost_pico = _Counter(COST)
-    teacher_pico = _Counter(TEACHER_COST)
-    student_pico = _Counter(STUDENT_COST)
-    failed_pico = _Counter(FAILED_COST)
-    baseline_pico = _Counter(BASELINE)
-    baseline_estimated = _Counter(ESTIMATED)
-    answer_tokens = _Counter(ANSWERED)
-    teacher_answer_tokens = _Counter(BY_TEACHER)
-    guided = _Counter(OPENED)
-    baseline_error_pico = _Counter(BASELINE_ERROR)
+    # In the order of `counts_of`.
+    requests, kept_tokens, cost_pico, baseline_pico, baseline_error_pico = map(_Counter, range(5))
+    baseline_estimated, answer_tokens, teacher_answer_tokens, guided = map(_Counter, range(5, 9))
+    teacher_pico, student_pico, failed_pico = map(_Counter, counters.ROLE_COSTS)
 
     def __init__(self, fixed: list[int] | None = None, sparse: Sparse | None = None) -> None:
         self.fixed = [0] * FIXED if fixed is None else fixed
@@ -120,17 +78,17 @@ class SumRow:
     @property
     def errors(self) -> dict[str, int]:
         """Return receipts by status, without `ok`."""
-        return self._named(ERROR)
+        return self._named(counters.ERROR)
 
     @property
     def unguided(self) -> dict[str, int]:
         """Return receipts without guidance on guided routes, by reason."""
-        return self._named(UNGUIDED)
+        return self._named(counters.UNGUIDED)
 
     @property
     def engines(self) -> dict[str, int]:
         """Return the part of `cost_pico` of each engine, including failed calls."""
-        return self._named(ENGINE)
+        return self._named(counters.ENGINE)
 
     @property
     def batches(self) -> dict[int, int]:
@@ -140,25 +98,26 @@ class SumRow:
     @property
     def teacher(self) -> TokenSums:
         """Return tokens of successful teacher calls. A shared call counts in one receipt."""
-        return self._tokens(TEACHER)
+        return self._tokens(counters.TEACHER)
 
     @property
     def student(self) -> TokenSums:
         """Return tokens of successful student calls, including confidence probes."""
-        return self._tokens(STUDENT)
+        return self._tokens(counters.STUDENT)
 
     @property
     def failed(self) -> TokenSums:
         """Return tokens of calls that were retried, in any role."""
-        return self._tokens(FAILED)
+        return self._tokens(counters.FAILED)
 
     @property
     def stages(self) -> list[Histogram]:
         """Return a histogram for each of STAGES. Skipped stages are not counted."""
         buckets: list[dict[int, int]] = [{} for _ in STAGES]
+        first, step = counters.BUCKETS, counters.BUCKET_STEP
         for key, count in self.sparse.items():
-            if isinstance(key, int) and BUCKETS <= key < BATCHES:
-                stage, bucket = divmod(key - BUCKETS, BUCKET_STEP)
+            if isinstance(key, int) and first <= key < BATCHES:
+                stage, bucket = divmod(key - first, step)
                 buckets[stage][bucket] = count
         return [
             Histogram(sum(stage_buckets.values()), self.fixed[STAGE_TIMES + stage], stage_buckets)
@@ -169,9 +128,11 @@ class SumRow:
     def classes(self) -> dict[str, ClassSum]:
         """Return the sums by savings class, in display order, without empty classes."""
         get = self.sparse.get
-        sums_of = {name: ClassSum(*(get(first + field, 0) for field in range(5))) for name, first in CLASS_AT.items()}
+        sums_of = {
+            name: ClassSum(*(get(first + field, 0) for field in range(5))) for name, first in counters.CLASS_AT.items()
+        }
         others: dict[str, list[int]] = defaultdict(lambda: [0] * 5)
-        for key, count in self._named(OTHER_CLASS).items():
+        for key, count in self._named(counters.OTHER_CLASS).items():
             field, _, name = key.partition(":")
             others[name][int(field)] = count
         sums_of |= {name: ClassSum(*sums) for name, sums in others.items()}
@@ -200,24 +161,16 @@ class SumRow:
     @classmethod
     def of(cls, receipt: Receipt, times: int = 1) -> SumRow:
         """Return the row of a receipt. `times` is -1 to subtract a counted receipt that another receipt replaces."""
-        fixed, sparse = counts_of(receipt)
+        fixed, sparse = counters.counts_of(receipt)
         if times != 1:
             fixed = [times * count for count in fixed]
             sparse = {key: times * count for key, count in sparse.items()}
         return cls(fixed, sparse)
 
-    def add(self, receipt: Receipt, times: int = 1) -> None:
-        """Add a receipt. `times`: see `of`."""
-        self.merge(SumRow.of(receipt, times))
-
     def merge(self, other: SumRow) -> None:
         """Add another row. This dominates the time of adding up many rows."""
         self.fixed = [*map(add, self.fixed, other.fixed)]
         _merge(self.sparse, other.sparse)
-
-    def copy(self) -> SumRow:
-        """Return an independent copy."""
-        return SumRow(self.fixed, self.sparse.copy())
 
     def to_bytes(self) -> bytes:
         """Return the counters as MessagePack."""
@@ -289,26 +242,25 @@ def row_with(
     tokens: Sequence[TokenSums] = (),
     stages: Sequence[Histogram] = (),
 ) -> SumRow:
-    """Return the row with these attributes.
+    """Return the row with these attributes. Single counters have their names in `NUMBERS`, stages the order of STAGES.
 
-    Args:
-        single: single counters by their names in `NUMBERS`.
-        tokens: tokens of teacher calls, student calls and failed calls.
-        stages: histograms in the order of STAGES.
+    `tokens` has those of teacher calls, student calls and failed calls.
     """
     row = SumRow()
     for name, count in single.items():
         row.fixed[NUMBERS[name]] = count
-    for role, role_tokens in zip((TEACHER, STUDENT, FAILED), tokens, strict=False):
+    for role, role_tokens in zip(counters.ROLES, tokens, strict=False):
         row.fixed[role : role + len(role_tokens)] = role_tokens
     counts: Sparse = {BATCHES + size: count for size, count in batches.items()}
-    for kind, named in ((ERROR, errors), (UNGUIDED, unguided), (ENGINE, engines)):
+    for kind, named in ((counters.ERROR, errors), (counters.UNGUIDED, unguided), (counters.ENGINE, engines)):
         counts |= {kind + name: count for name, count in named.items()}
     for name, sums in classes.items():
-        counts |= class_counts(name, sums)
+        counts |= counters.class_counts(name, sums)
     for stage, times in enumerate(stages):
         row.fixed[STAGE_TIMES + stage] = times.sum_us
-        counts |= {BUCKETS + BUCKET_STEP * stage + bucket: count for bucket, count in times.buckets.items()}
+        counts |= {
+            counters.BUCKETS + counters.BUCKET_STEP * stage + bucket: count for bucket, count in times.buckets.items()
+        }
     row.sparse = {key: count for key, count in counts.items() if count}
     return row
 
@@ -339,6 +291,6 @@ def merge_in(rows: MutableMapping[_Key, SumRow], key: _Key, row: SumRow) -> None
     """Add a row to the row at `key`, without sharing counters."""
     present = rows.get(key)
     if present is None:
-        rows[key] = row.copy()
+        rows[key] = SumRow(row.fixed, row.sparse.copy())
     else:
         present.merge(row)

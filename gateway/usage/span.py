@@ -70,11 +70,9 @@ def requested_range(since: str, until: str, now: float) -> RequestedRange:
 
 
 def span(requested: RequestedRange, granularity: Granularity | None, retention: Retention, now: float) -> UsageSpan:
-    """Return the periods to add up. Raises InvalidRequest if sums that old have expired.
+    """Return the periods to add up, all of one granularity if it is given. `now` is Unix seconds.
 
-    Args:
-        granularity: use only periods of this length; None: all lengths.
-        now: Unix seconds.
+    Raises InvalidRequest if sums that old have expired.
     """
     retained = _RetainedSums(retention, now)
     allowed: tuple[Granularity, ...] = GRANULARITIES if granularity is None else (granularity,)
@@ -90,7 +88,8 @@ def span(requested: RequestedRange, granularity: Granularity | None, retention: 
         start += SECONDS[period.granularity]
     if not periods:  # the whole range is about to expire
         raise retained.expired_error(requested.since, granularity)
-    return UsageSpan(since, _ceiling(now, SECONDS[allowed[0]]) if open_end else start, periods)
+    shortest_s = SECONDS[allowed[0]]
+    return UsageSpan(since, math.ceil(now / shortest_s) * shortest_s if open_end else start, periods)
 
 
 class _RetainedSums:
@@ -181,10 +180,6 @@ def _word_bounds(word: str, today: date, now: float) -> tuple[float, float]:
 
 def _midnight(day: date) -> float:
     return datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp()
-
-
-def _ceiling(moment: float, unit_s: int) -> int:
-    return math.ceil(moment / unit_s) * unit_s
 
 
 def rfc3339(unix_s: float) -> str:

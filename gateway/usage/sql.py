@@ -6,7 +6,8 @@ They bypass SQLAlchemy's statement layer, which takes more time per row than the
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from gateway.usage.tables import RECEIPTS, SUM_KEY, SUMS
 
@@ -24,97 +25,24 @@ ReceiptKey: TypeAlias = tuple[int, str, str]
 TenantPeriod: TypeAlias = tuple[int, int, str]
 """Length and start of a period, and a tenant."""
 
-
-class UsageSql(Protocol):
-    """Statements of one transaction. Every method raises DBAPIError."""
-
-    def held_receipts(self, keys: Sequence[ReceiptKey]) -> list[tuple[ReceiptKey, str, bytes | None]]:
-        """Return key and status of the receipts that exist, and the packed receipt if it is abandoned."""
-
-    def insert_receipts(self, rows: Sequence[tuple[Any, ...]]) -> bool:
-        """Insert receipts and return True. If any of them exists, insert none and return False."""
-
-    def put_receipts(self, rows: Sequence[tuple[Any, ...]]) -> None:
-        """Insert or replace receipts."""
-
-    def held_sums(self, keys: Sequence[SumKey]) -> dict[SumKey, bytes]:
-        """Return the sums that exist."""
-
-    def count_sums(self, periods: Sequence[TenantPeriod], without: str, limit: int) -> dict[TenantPeriod, int]:
-        """Count the sums of each period and tenant up to `limit`, without those of the key `without`."""
-
-    def put_sums(self, rows: Sequence[tuple[Any, ...]]) -> None:
-        """Insert or replace sums."""
-
-    def delete_sums(self, keys: Sequence[SumKey]) -> None:
-        """Delete sums."""
-
-
 _RECEIPT_COLUMNS = tuple(RECEIPTS.columns)
 _RECEIPT_KEY_COLUMNS = tuple(RECEIPTS.primary_key)
 _RECEIPT_KEY = tuple(column.name for column in _RECEIPT_KEY_COLUMNS)
 _SUM_COLUMNS = tuple(SUMS.columns)
 _HELD = "SELECT status, CASE WHEN status = 'abandoned' THEN receipt END"
 _COUNT = "SELECT COUNT(*) FROM (SELECT 1 FROM usage_sums WHERE {} LIMIT {}) AS held"
+_ARRAY_TYPES = {"INTEGER": "int", "BIGINT": "bigint", "TEXT": "text", "BLOB": "bytea"}
 
 
-class _Sqlite:
+class UsageSql(ABC):
+    """Statements of one transaction. Every method raises DBAPIError."""
+
     def __init__(self, connection: Connection) -> None:
-        self._cursor: Any = connection.connection.cursor
-
-    def held_receipts(self, keys: Sequence[ReceiptKey]) -> list[Any]:
-        execute, statement = self._cursor().execute, f"{_HELD} FROM usage_receipts WHERE {_equal(_RECEIPT_KEY)}"
-        rows = ((key, execute(statement, key).fetchone()) for key in keys)
-        return [(key, *row) for key, row in rows if row is not None]
-
-    def insert_receipts(self, rows: Sequence[tuple[Any, ...]]) -> bool:
-        cursor = self._cursor()
-        cursor.execute("SAVEPOINT receipts")
-        cursor.executemany(f"{_insert('usage_receipts', _RECEIPT_COLUMNS)} ON CONFLICT DO NOTHING", rows)
-        all_new: bool = cursor.rowcount == len(rows)
-        if not all_new:
-            cursor.execute("ROLLBACK TO receipts")
-        cursor.execute("RELEASE receipts")
-        return all_new
-
-    def put_receipts(self, rows: Sequence[tuple[Any, ...]]) -> None:
-        self._put("usage_receipts", _RECEIPT_COLUMNS, rows)
-
-    def held_sums(self, keys: Sequence[SumKey]) -> dict[SumKey, bytes]:
-        statement = f'SELECT "row" FROM usage_sums WHERE {_equal(SUM_KEY)}'
-        cursor = self._cursor()
-        rows = ((key, cursor.execute(statement, key).fetchone()) for key in keys)
-        return {key: row[0] for key, row in rows if row is not None}
-
-    def count_sums(self, periods: Sequence[TenantPeriod], without: str, limit: int) -> dict[TenantPeriod, int]:
-        statement = _COUNT.format(f'{_equal(SUM_KEY[:3])} AND "key" <> ?', "?")
-        execute = self._cursor().execute
-        return {period: execute(statement, (*period, without, limit)).fetchone()[0] for period in periods}
-
-    def put_sums(self, rows: Sequence[tuple[Any, ...]]) -> None:
-        self._put("usage_sums", _SUM_COLUMNS, rows)
-
-    def delete_sums(self, keys: Sequence[SumKey]) -> None:
-        self._cursor().executemany(f"DELETE FROM usage_sums WHERE {_equal(SUM_KEY)}", keys)
-
-    def _put(self, table: str, columns: Sequence[Any], rows: Sequence[tuple[Any, ...]]) -> None:
-        self._cursor().executemany(f"{_insert(table, columns)} {_or_update(columns)}", rows)
-
-
-def _insert(table: str, columns: Sequence[Any]) -> str:
-    return f"INSERT INTO {table} VALUES ({', '.join('?' * len(columns))})"
-
-
-class _Postgres:
-    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
         self._run = connection.exec_driver_sql
 
-    def held_receipts(self, keys: Sequence[ReceiptKey]) -> list[Any]:
-        names = _names(_RECEIPT_KEY)
-        statement = f"{_HELD}, {names} FROM usage_receipts JOIN {_arrays(_RECEIPT_KEY_COLUMNS)} USING ({names})"
-        return [(tuple(key), status, packed) for status, packed, *key in self._run(statement, _columns(keys))]
-
     def insert_receipts(self, rows: Sequence[tuple[Any, ...]]) -> bool:
+        """Insert receipts and return True. If any of them exists, insert none and return False."""
         self._run("SAVEPOINT receipts")
         all_new = self._insert("usage_receipts", _RECEIPT_COLUMNS, rows, "ON CONFLICT DO NOTHING") == len(rows)
         if not all_new:
@@ -123,7 +51,67 @@ class _Postgres:
         return all_new
 
     def put_receipts(self, rows: Sequence[tuple[Any, ...]]) -> None:
-        self._put("usage_receipts", _RECEIPT_COLUMNS, rows)
+        """Insert or replace receipts."""
+        self._insert("usage_receipts", _RECEIPT_COLUMNS, rows, _or_update(_RECEIPT_COLUMNS))
+
+    def put_sums(self, rows: Sequence[tuple[Any, ...]]) -> None:
+        """Insert or replace sums."""
+        self._insert("usage_sums", _SUM_COLUMNS, rows, _or_update(_SUM_COLUMNS))
+
+    @abstractmethod
+    def held_receipts(self, keys: Sequence[ReceiptKey]) -> list[tuple[ReceiptKey, str, bytes | None]]:
+        """Return key and status of the receipts that exist, and the packed receipt if it is abandoned."""
+
+    @abstractmethod
+    def held_sums(self, keys: Sequence[SumKey]) -> dict[SumKey, bytes]:
+        """Return the sums that exist."""
+
+    @abstractmethod
+    def count_sums(self, periods: Sequence[TenantPeriod], without: str, limit: int) -> dict[TenantPeriod, int]:
+        """Count the sums of each period and tenant up to `limit`, without those of the key `without`."""
+
+    @abstractmethod
+    def delete_sums(self, keys: Sequence[SumKey]) -> None:
+        """Delete sums."""
+
+    @abstractmethod
+    def _insert(self, table: str, columns: Sequence[Any], rows: Sequence[tuple[Any, ...]], on_conflict: str) -> int:
+        """Insert rows and return the number of inserted or updated rows."""
+
+
+class _Sqlite(UsageSql):
+    def held_receipts(self, keys: Sequence[ReceiptKey]) -> list[Any]:
+        execute, statement = self._cursor().execute, f"{_HELD} FROM usage_receipts WHERE {_equal(_RECEIPT_KEY)}"
+        rows = ((key, execute(statement, key).fetchone()) for key in keys)
+        return [(key, *row) for key, row in rows if row is not None]
+
+    def held_sums(self, keys: Sequence[SumKey]) -> dict[SumKey, bytes]:
+        execute, statement = self._cursor().execute, f'SELECT "row" FROM usage_sums WHERE {_equal(SUM_KEY)}'
+        rows = ((key, execute(statement, key).fetchone()) for key in keys)
+        return {key: row[0] for key, row in rows if row is not None}
+
+    def count_sums(self, periods: Sequence[TenantPeriod], without: str, limit: int) -> dict[TenantPeriod, int]:
+        statement = _COUNT.format(f'{_equal(SUM_KEY[:3])} AND "key" <> ?', "?")
+        execute = self._cursor().execute
+        return {period: execute(statement, (*period, without, limit)).fetchone()[0] for period in periods}
+
+    def delete_sums(self, keys: Sequence[SumKey]) -> None:
+        self._cursor().executemany(f"DELETE FROM usage_sums WHERE {_equal(SUM_KEY)}", keys)
+
+    def _insert(self, table: str, columns: Sequence[Any], rows: Sequence[tuple[Any, ...]], on_conflict: str) -> int:
+        values, cursor = ", ".join("?" * len(columns)), self._cursor()
+        cursor.executemany(f"INSERT INTO {table} VALUES ({values}) {on_conflict}", rows)
+        return int(cursor.rowcount)
+
+    def _cursor(self) -> Any:
+        return self._connection.connection.cursor()
+
+
+class _Postgres(UsageSql):
+    def held_receipts(self, keys: Sequence[ReceiptKey]) -> list[Any]:
+        names = _names(_RECEIPT_KEY)
+        statement = f"{_HELD}, {names} FROM usage_receipts JOIN {_arrays(_RECEIPT_KEY_COLUMNS)} USING ({names})"
+        return [(tuple(key), status, packed) for status, packed, *key in self._run(statement, _columns(keys))]
 
     def held_sums(self, keys: Sequence[SumKey]) -> dict[SumKey, bytes]:
         if not keys:
@@ -141,17 +129,11 @@ class _Postgres:
         rows = self._run(statement, (without, limit, *_columns(periods)))
         return {(seconds, start, tenant): count for seconds, start, tenant, count in rows}
 
-    def put_sums(self, rows: Sequence[tuple[Any, ...]]) -> None:
-        self._put("usage_sums", _SUM_COLUMNS, rows)
-
     def delete_sums(self, keys: Sequence[SumKey]) -> None:
         if keys:
             names = _names(SUM_KEY)
             given = f"SELECT {names} FROM {_arrays(_SUM_COLUMNS[:-1])}"
             self._run(f"DELETE FROM usage_sums WHERE ({names}) IN ({given})", _columns(keys))
-
-    def _put(self, table: str, columns: Sequence[Any], rows: Sequence[tuple[Any, ...]]) -> None:
-        self._insert(table, columns, rows, _or_update(columns))
 
     def _insert(self, table: str, columns: Sequence[Any], rows: Sequence[tuple[Any, ...]], on_conflict: str) -> int:
         if not rows:
@@ -165,9 +147,6 @@ def _or_update(columns: Sequence[Any]) -> str:
     keys = _names(column.name for column in columns if column.primary_key)
     updates = ", ".join(f'"{column.name}" = excluded."{column.name}"' for column in columns if not column.primary_key)
     return f"ON CONFLICT ({keys}) DO UPDATE SET {updates}"
-
-
-_ARRAY_TYPES = {"INTEGER": "int", "BIGINT": "bigint", "TEXT": "text", "BLOB": "bytea"}
 
 
 def _arrays(columns: Sequence[Any]) -> str:

@@ -6,7 +6,7 @@ A worker's key contains its number in the fleet, the first free one. The number 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 import structlog
@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 from gateway.errors import StartupError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
 
     from redis.asyncio import Redis
 
@@ -33,35 +33,28 @@ _VALID_MS = 15_000
 
 
 class WorkerState(msgspec.Struct, frozen=True):
-    """State of one worker, or of the fleet.
-
-    Attributes:
-        up: whether the last write succeeded; None: unknown.
-        lag_s: age of the oldest unwritten receipt, in seconds.
-        waiting: number of unwritten receipts.
-        error: class of the error of the last write.
-        by: id of the process; for the fleet, all ids.
-    """
+    """State of one worker, or of the fleet."""
 
     up: bool | None = None
+    """Whether the last write succeeded; None: unknown."""
     lag_s: float = 0.0
+    """Age of the oldest unwritten receipt."""
     waiting: int = 0
+    """Number of unwritten receipts."""
     error: str | None = None
+    """Class of the error of the last write."""
     by: str | None = None
+    """Id of the process; for the fleet, all ids."""
 
 
 class WorkerLease:
-    """The number of one worker, which expires unless the worker publishes. Methods raise RedisError and OSError.
-
-    Attributes:
-        number: 1 or more; 0 before `join`.
-    """
+    """The number of one worker, which expires unless the worker publishes. Methods raise RedisError and OSError."""
 
     def __init__(self, redis: Redis, keys: LedgerKeys, process_id: str) -> None:
         self._redis = redis
         self._keys = keys
         self.process_id = process_id
-        self.number = 0
+        self.number = 0  # 1 or more after `join`
 
     async def join(self) -> None:
         """Acquire the first free number. Raises StartupError if no number is free."""
@@ -88,21 +81,14 @@ class WorkerLease:
 
 
 class WorkerStateReader:
-    """State of the fleet, for metrics and readiness.
-
-    Args:
-        database: address of the usage database, without its password.
-
-    Attributes:
-        state: the state that was read last.
-    """
+    """State of the fleet, for metrics and readiness. `database` is the address without its password."""
 
     def __init__(self, redis: Redis, keys: LedgerKeys, metrics: Metrics, database: str) -> None:
         self._redis = redis
         self._keys = keys
         self._metrics = metrics
         self.database = database
-        self.state = WorkerState()
+        self.state = WorkerState()  # read last
         self._missing = False
 
     async def read(self) -> WorkerState:
@@ -142,14 +128,13 @@ class WorkerStateReader:
         self._metrics.usage_waiting.set(state.waiting)
 
 
-def _merged(states: Iterable[Any]) -> WorkerState:
+def _merged(states: Sequence[WorkerState]) -> WorkerState:
     """Return the state of the fleet, which is up while one worker is up."""
-    known = list(states)
-    ups = {state.up for state in known}
+    ups = {state.up for state in states}
     return WorkerState(
         up=True if True in ups else False if False in ups else None,
-        lag_s=max(state.lag_s for state in known),
-        waiting=max(state.waiting for state in known),
-        error=next((state.error for state in known if state.error is not None), None),
-        by=", ".join(state.by for state in known if state.by is not None),
+        lag_s=max(state.lag_s for state in states),
+        waiting=max(state.waiting for state in states),
+        error=next((state.error for state in states if state.error is not None), None),
+        by=", ".join(state.by for state in states if state.by is not None),
     )

@@ -16,6 +16,9 @@ from gateway.usage.sums import Retention
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
     from concurrent.futures import Executor
+    from contextlib import AbstractContextManager
+
+    from sqlalchemy import Connection
 
     from gateway.config.settings import Settings, WorkerSettings
     from gateway.usage.database import WriteResult
@@ -29,11 +32,7 @@ _EVERYTHING = ReceiptFilter()
 class UsageStore:
     """Read and write the usage database. All methods raise UsageDatabaseError, and the StartupErrors of `open`.
 
-    Args:
-        address: URL for SQLAlchemy.
-        retention: retention of the sums.
-
-    Raises StartupError if the driver is not installed or the address is invalid.
+    `address` is a URL for SQLAlchemy. Raises StartupError if the driver is not installed or the address is invalid.
     """
 
     def __init__(self, address: str, retention: Retention) -> None:
@@ -89,12 +88,7 @@ class UsageStore:
 
     async def change(self, work: Callable[..., _Result], *args: object) -> _Result:
         """Return `work(connection, *args)`, run in a write transaction."""
-
-        def run() -> _Result:
-            with self.engine.writing() as connection:
-                return work(connection, *args)
-
-        return await self._in(self._writer, run)
+        return await self._in(self._writer, _run, self.engine.writing, work, *args)
 
     async def close(self) -> None:
         """Close the database without waiting for running calls."""
@@ -104,23 +98,22 @@ class UsageStore:
 
     async def read(self, query: Callable[..., _Result], *args: object) -> _Result:
         """Return `query(connection, *args)`, run in a read transaction."""
-
-        def run() -> _Result:
-            with self.engine.reading() as connection:
-                return query(connection, *args)
-
-        return await self._in(self._readers, run)
+        return await self._in(self._readers, _run, self.engine.reading, query, *args)
 
     @staticmethod
     async def _in(threads: Executor, work: Callable[..., _Result], *args: object) -> _Result:
         return await asyncio.get_running_loop().run_in_executor(threads, work, *args)
 
 
-def store_of(settings: Settings | WorkerSettings) -> UsageStore:
-    """Return the database set by `usage` in config.yaml. It opens when first used.
+def _run(
+    transaction: Callable[[], AbstractContextManager[Connection]], work: Callable[..., _Result], *args: object
+) -> _Result:
+    with transaction() as connection:
+        return work(connection, *args)
 
-    Raises StartupError if the driver is not installed.
-    """
+
+def store_of(settings: Settings | WorkerSettings) -> UsageStore:
+    """Return the database of `usage` in config.yaml. It opens when first used. Raises StartupError without a driver."""
     usage = settings.usage
     retention = Retention(usage.minutes_s, usage.hours_s, usage.days_s, usage.max_rows)
     return UsageStore(sqlalchemy_url(usage.url.get_secret_value(), settings.data), retention)

@@ -32,12 +32,7 @@ ALL_TENANTS = ""
 
 
 class Retention(msgspec.Struct, frozen=True):
-    """Retention of sums.
-
-    Attributes:
-        minute, hour, day: seconds from the end of a period until its sums expire.
-        max_rows: sums of one tenant and period.
-    """
+    """Retention of sums in seconds from the end of a period. One tenant and period has at most `max_rows` sums."""
 
     minute: float
     hour: float
@@ -46,8 +41,7 @@ class Retention(msgspec.Struct, frozen=True):
 
     def of(self, granularity: Granularity) -> float:
         """Return the retention of a granularity in seconds."""
-        retention_s: float = getattr(self, granularity)
-        return retention_s
+        return float(getattr(self, granularity))
 
     def expires(self, granularity: Granularity, start: int) -> int:
         """Return when the sums of a period expire, in Unix seconds."""
@@ -55,10 +49,7 @@ class Retention(msgspec.Struct, frozen=True):
 
     def finest(self, created: float, now: float) -> Granularity | None:
         """Return the finest granularity that still counts a receipt of that time, or None."""
-        for granularity in SECONDS:
-            if self.expires(granularity, Period.of(granularity, created).start) > now:
-                return granularity
-        return None
+        return next((name for name in SECONDS if self.expires(name, Period.of(name, created).start) > now), None)
 
 
 class Period(NamedTuple):
@@ -94,11 +85,9 @@ def periods(granularity: Granularity, since: float, until: float) -> Iterator[Pe
 
 
 class Sums:
-    """Sums of some receipts, to be added to those in the database.
+    """Sums of some receipts, to be added to those in the database. `spread` completes hours and days.
 
-    Attributes:
-        rows: sums by period and dimensions; hours and days are complete after `spread`.
-        totals: after `spread`, sums over all tenants by period.
+    `rows` has sums by period and dimensions, and `totals`, after `spread`, sums over all tenants by period.
     """
 
     def __init__(self) -> None:
@@ -106,11 +95,9 @@ class Sums:
         self.totals: dict[Period, SumRow] = {}
 
     def add(self, receipt: Receipt, times: int = 1, finest: Granularity | None = "minute") -> None:
-        """Add a receipt to its period of the finest granularity. `spread` adds it to longer periods.
+        """Add a receipt `times` times (see `SumRow.of`) to its period of the finest granularity; None: do not count it.
 
-        Args:
-            times: see `SumRow.of`.
-            finest: None: all periods have expired, so the receipt is not counted.
+        `spread` adds it to longer periods.
         """
         self.add_row(dims_of(receipt), SumRow.of(receipt, times), receipt.created, finest)
 
@@ -118,10 +105,8 @@ class Sums:
         """Add a receipt, like `add`, given its dimensions and its row. The caller must not use the row afterwards."""
         if finest is None:
             return
-        rows = self.rows[_period_of(finest, created)]
-        if (present := rows.get(dims)) is None:
-            rows[dims] = row
-        else:
+        present = self.rows[_period_of(finest, created)].setdefault(dims, row)
+        if present is not row:
             present.merge(row)
 
     def spread(self) -> Sums:

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import and_, bindparam, select
 
 from gateway.accounting.edge import EDGE
+from gateway.usage.entries import batched
 from gateway.usage.packing import unpack
-from gateway.usage.rests import with_pauses
 from gateway.usage.rollup import SumDimensions, SumRow
 from gateway.usage.sums import ALL_TENANTS, SECONDS, Period, StoredRow
 from gateway.usage.tables import DAY_S, OF_DEVICES, RECEIPTS, SUMS, id_before
+from gateway.usage.threads import with_pauses
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -54,9 +55,7 @@ def _of_tenant(connection: Connection, periods: Iterable[Period], tenant: str) -
     for period in periods:
         by_length[period.granularity][period.start] = period
     for granularity, by_start in by_length.items():
-        starts = list(by_start)
-        for first in range(0, len(starts), _STARTS_PER_QUERY):
-            batch = starts[first : first + _STARTS_PER_QUERY]
+        for batch in batched(list(by_start), _STARTS_PER_QUERY):
             parameters = {"seconds": SECONDS[granularity], "starts": batch, "tenant": tenant}
             for start, *dims, row in connection.execute(_OF_TENANT, parameters):
                 yield StoredRow(by_start[start], SumDimensions(*dims), row)
@@ -75,19 +74,14 @@ def versions(connection: Connection, periods: Sequence[Period]) -> dict[Period, 
 
 
 def latest(connection: Connection, limit: int, tenant: str | None, now: float) -> list[bytes]:
-    """Return the newest receipts as JSON, newest first.
-
-    Args:
-        tenant: None: all tenants.
-        now: Unix seconds.
-    """
-    packed = _newest(connection, limit, now) if tenant is None else _newest_of(connection, limit, tenant)
+    """Return the newest receipts of a tenant or of all as JSON, newest first. `now` is Unix seconds."""
+    packed: Iterable[bytes]
+    if tenant is None:
+        packed = _newest(connection, limit, now)
+    else:
+        query = select(RECEIPTS.c.receipt).where(RECEIPTS.c.tenant == tenant)
+        packed = connection.scalars(query.order_by(RECEIPTS.c.created.desc()).limit(limit)).all()
     return [unpack(receipt) for receipt in with_pauses(packed)]
-
-
-def _newest_of(connection: Connection, limit: int, tenant: str) -> list[bytes]:
-    query = select(RECEIPTS.c.receipt).where(RECEIPTS.c.tenant == tenant)
-    return list(connection.scalars(query.order_by(RECEIPTS.c.created.desc()).limit(limit)))
 
 
 def _newest(connection: Connection, limit: int, now: float) -> list[bytes]:

@@ -136,22 +136,6 @@ def id_before(time_s: float) -> str:
 
 
 def row_of(receipt: Receipt, packed: bytes, dims: SumDimensions, sum_row: SumRow) -> tuple[Any, ...]:
-    """Return the row of a receipt in the order of the columns.
-
-    Args:
-        packed: packed JSON of the receipt.
-        dims: dimensions of the receipt.
-        sum_row: counters of the receipt.
-    """
-    return (
-        day_of(receipt),
-        receipt.id,
-        receipt.created,
-        *dims[:4],
-        receipt.status,
-        *dims[4:],
-        sum_row.cost_pico,
-        sum_row.baseline_pico,
-        pico(receipt.savings_usd),
-        packed,
-    )
+    """Return the row of a receipt in the order of the columns, given its packed JSON, dimensions and counters."""
+    money = sum_row.cost_pico, sum_row.baseline_pico, pico(receipt.savings_usd)
+    return (day_of(receipt), receipt.id, receipt.created, *dims[:4], receipt.status, *dims[4:], *money, packed)

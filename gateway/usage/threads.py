@@ -1,8 +1,9 @@
-"""Run blocking calls of the usage database in dedicated threads, so that a hanging database delays no other work."""
+"""Run blocking work in threads: queries of a usage database that may hang, and work that needs the CPU."""
 
 from __future__ import annotations
 
 import asyncio
+import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar
 from gateway.errors import StartupError, UsageUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Iterator
     from concurrent.futures import Executor
     from contextlib import AbstractContextManager
 
@@ -21,6 +22,8 @@ T = TypeVar("T")
 
 _SHORT_QUERIES, _SCANS = 2, 4
 _SHORT_QUERY_S = 5.0
+# Without pauses, the event loop would wait for up to the interpreter's switch interval each time.
+_INTERVAL_S, _PAUSE_S = 0.001, 0.0002
 
 
 class Readable(Protocol):
@@ -31,11 +34,9 @@ class Readable(Protocol):
 
 
 class QueryThreads:
-    """Threads for queries. Short queries do not wait for scans.
+    """Threads for queries. Short queries, of at most `timeout_s`, do not wait for scans.
 
-    Args:
-        database: may be unavailable. It limits the time of each statement.
-        timeout_s: limit of a short query.
+    The database may hang: it delays no other work, and limits the time of each statement.
     """
 
     def __init__(self, database: Readable, timeout_s: float = _SHORT_QUERY_S) -> None:
@@ -45,11 +46,7 @@ class QueryThreads:
         self._long = ThreadPoolExecutor(_SCANS, "usage-scan")
 
     async def query(self, query: Callable[Concatenate[Connection, P], T], *args: P.args, **_: P.kwargs) -> T:
-        """Return the result of a short query.
-
-        Raises:
-            UsageUnavailable: the query failed or timed out.
-        """
+        """Return the result of a short query. Raises UsageUnavailable if the query failed or timed out."""
         try:
             async with asyncio.timeout(self._timeout_s):
                 run = partial(self._run, query, *args)
@@ -57,13 +54,9 @@ class QueryThreads:
         except TimeoutError as error:
             raise UsageUnavailable from error
 
-    async def scan(self, query: Callable[Concatenate[Connection, P], T], *args: P.args, **_: P.kwargs) -> T:
-        """Return the result of a query of many rows. A canceled call ends when the query ends.
-
-        Raises:
-            UsageUnavailable: the query failed.
-        """
-        return await in_thread(self._run, query, *args, threads=self._long)
+    async def scan(self, query: Callable[[Connection], T]) -> T:
+        """Return the result of a query of many rows. A canceled call ends with the query. Raises UsageUnavailable."""
+        return await in_thread(self._run, query, threads=self._long)
 
     def close(self) -> None:
         """Cancel waiting queries, and do not wait for running queries."""
@@ -93,3 +86,27 @@ async def in_thread(work: Callable[..., T], *args: Any, threads: Executor | None
     finally:
         if not running.done():
             await asyncio.wait([running])
+
+
+class ThreadPauses:
+    """Make the calling thread sleep after each interval of 1 ms, so that the event loop gets the interpreter lock.
+
+    The first interval begins at construction.
+    """
+
+    def __init__(self) -> None:
+        self._interval_start = time.perf_counter()
+
+    def pause_if_due(self) -> None:
+        """Sleep if the interval is over."""
+        if time.perf_counter() - self._interval_start > _INTERVAL_S:
+            time.sleep(_PAUSE_S)
+            self._interval_start = time.perf_counter()
+
+
+def with_pauses(items: Iterable[T]) -> Iterator[T]:
+    """Yield the items, and sleep after each interval of 1 ms. Call it in a thread."""
+    pauses = ThreadPauses()
+    for item in items:
+        yield item
+        pauses.pause_if_due()

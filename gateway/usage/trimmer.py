@@ -1,10 +1,7 @@
 """Limit the total length of all outboxes while usage workers do not keep up.
 
-Only the trimmer deletes receipts that no worker has read, so the count of lost receipts is exact. The outboxes may
-exceed the limit by the receipts of the seconds between two rounds.
-
-Every gateway process has a trimmer. A lease lets one of them work at a time, only to avoid repeated work: two at once
-trim to the same length.
+Only the trimmer deletes receipts that no worker has read, so the count of lost receipts is exact. Every gateway process
+has a trimmer. A lease lets one of them work at a time, only to avoid repeated work.
 """
 
 from __future__ import annotations
@@ -19,8 +16,8 @@ from redis.exceptions import OutOfMemoryError, RedisError
 
 from gateway.quality.comparison import OUTBOX
 from gateway.redis.script import RedisScript
+from gateway.usage.entries import NOTHING, added_ms, batched
 from gateway.usage.feed import GROUP
-from gateway.usage.inactive import InactiveTenants
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -39,21 +36,23 @@ _LEASE_MS = 15_000
 _INACTIVE_EVERY_S = 3600.0
 _TENANTS_PER_CALL = 1_000
 _DELETED_PER_CALL = 500
+QUIET_S = 32 * 86_400.0
+"""Time without a receipt after which a tenant is removed."""
+STEP_S = 2 * 3600.0
+"""Twice the time between two registrations of a tenant by one process."""
+_REMOVED_PER_ROUND = 100
+_INACTIVE_PER_CALL = 500
 
 
 class OutboxTrimmer:
-    """Trim the outboxes of all tenants, and delete outboxes of inactive tenants.
+    """Trim the outboxes of all tenants to about `limit` receipts together, and delete outboxes of inactive tenants.
 
-    Args:
-        process_id: id of this process.
-        limit: receipts in all outboxes together, approximately.
-        state: returns the last known state of the usage workers (WorkerStateReader).
+    `state` returns the last known state of the usage workers (WorkerStateReader).
     """
 
     def __init__(
         self,
         client: RedisClient,
-        redis: Redis,
         keys: RedisKeys,
         process_id: str,
         *,
@@ -62,7 +61,7 @@ class OutboxTrimmer:
         metrics: Metrics,
     ) -> None:
         self._client = client
-        self._redis = redis
+        self._redis = redis = client.commands
         self._all_keys = keys
         self._keys = keys.ledger()
         self._process_id = process_id
@@ -125,8 +124,7 @@ class OutboxTrimmer:
     async def _count_lost(self) -> int:
         """Add lost receipts that no process has counted yet to the metric. Return their number.
 
-        The script that deletes receipts also counts them in Redis: its reply may be lost, and a process may end before
-        it updates the metric.
+        The script that deletes receipts also counts them in Redis: its reply may be lost, and a process may end early.
         """
         counters: Any = self._redis.hmget(self._keys.written, ["lost", "lost_counted"])
         lost, counted = [int(value or 0) for value in await counters]
@@ -144,15 +142,13 @@ class OutboxTrimmer:
 
     async def _delete_oldest(self, tenant: str, max_length: int) -> int:
         values = [GROUP.encode(), str(max_length).encode(), str(_DELETED_PER_CALL).encode()]
-        names = [self._all_keys.outbox(tenant), self._keys.written]
-        (deleted,) = await self._cut.run([(names, values)])
+        (deleted,) = await self._cut.run([([self._all_keys.outbox(tenant), self._keys.written], values)])
         return int(deleted)
 
     async def _measure(self) -> Mapping[str, int]:
         tenants = [OUTBOX, *await self._tenants()]
         lengths: dict[str, int] = {}
-        for start in range(0, len(tenants), _TENANTS_PER_CALL):
-            batch = tenants[start : start + _TENANTS_PER_CALL]
+        for batch in batched(tenants, _TENANTS_PER_CALL):
             (reply,) = await self._lengths.run([([self._all_keys.outbox(tenant) for tenant in batch], [])])
             lengths |= {batch[index - 1]: length for index, length in reply}
         return lengths
@@ -192,3 +188,54 @@ def level(lengths: Sequence[int], limit: int) -> int:
             return share
         remaining -= length
     return max(ordered, default=0)
+
+
+class InactiveTenants:
+    """Delete the outboxes of tenants without a receipt for 32 days. Methods raise RedisError and OSError.
+
+    A process that has registered a tenant registers it again only after an hour (RedisLedger). So a tenant is removed
+    in two steps. First, workers stop reading its outbox. Two hours later, the outbox is deleted, or, if a receipt came,
+    the tenant is restored. `now` is Unix seconds by Redis' clock.
+    """
+
+    def __init__(self, redis: Redis, keys: RedisKeys) -> None:
+        self._redis = redis
+        self._all_keys = keys
+        self._keys = keys.ledger()
+        self._idle = RedisScript(redis, "gateway.usage", "idle.lua")
+        self._delete = RedisScript(redis, "gateway.usage", "outbox_delete.lua")
+        self._forget = RedisScript(redis, "gateway.usage", "forget.lua")
+
+    async def begin(self, tenants: Sequence[str], now: float) -> list[str]:
+        """Stop reading the outboxes of inactive tenants. Return these tenants."""
+        inactive: list[str] = []
+        for batch in batched(tenants, _INACTIVE_PER_CALL):
+            (outboxes,) = await self._idle.run([([self._all_keys.outbox(tenant) for tenant in batch], [])])
+            for index, raw in outboxes:
+                last_id = raw.decode()
+                # NOTHING: the outbox never had an entry, because its tenant was just registered.
+                if last_id != NOTHING and added_ms(last_id) / 1000 < now - QUIET_S:
+                    inactive.append(batch[index - 1])
+        del inactive[_REMOVED_PER_ROUND:]
+        if inactive:
+            async with self._redis.pipeline(transaction=True) as pipe:
+                pipe.zadd(self._keys.leaving, dict.fromkeys(inactive, now))
+                pipe.srem(self._keys.tenants, *inactive)
+                await pipe.execute()
+        return inactive
+
+    async def end(self, now: float) -> list[str]:
+        """Delete the empty outboxes of tenants whose first step was two hours ago. Return these tenants."""
+        keys, deleted = self._keys, []
+        leaving: Any = await self._redis.zrangebyscore(
+            keys.leaving, "-inf", now - STEP_S, start=0, num=_REMOVED_PER_ROUND
+        )
+        for tenant in (raw.decode() for raw in leaving):
+            (empty,) = await self._delete.run([([self._all_keys.outbox(tenant)], [])])
+            if not empty:
+                await self._redis.sadd(keys.tenants, tenant)
+            names = [keys.tenants, keys.leaving, keys.cursors, keys.counted, keys.archived, keys.holds]
+            (forgotten,) = await self._forget.run([(names, [tenant.encode()])])
+            if forgotten:
+                deleted.append(tenant)
+        return deleted

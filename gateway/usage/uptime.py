@@ -1,9 +1,8 @@
 """Record in which minutes hourly paid engines were up: two bitmaps in Redis for each engine and UTC day.
 
-Every process checks every engine twice a minute, and sets the bit of the minute if the engine is up. A second bitmap
-has the minutes in which any process checked, so that a stopped gateway does not count as a stopped engine. The price of
-the day is stored as well, because it may change. Days follow the local clock, like receipts. Usage workers copy the
-bitmaps to the usage database (uptime_table.py).
+Every process checks every engine twice a minute. A second bitmap has the minutes in which any process checked, so that
+a stopped gateway does not count as a stopped engine. Days follow the local clock, like receipts. Usage workers copy
+bitmaps and the price of the day to the usage database (uptime_table.py).
 """
 
 from __future__ import annotations
@@ -20,8 +19,6 @@ from redis.exceptions import RedisError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from decimal import Decimal
-
-    from redis.asyncio import Redis
 
     from gateway.redis.client import RedisClient
     from gateway.redis.keys import RedisKeys
@@ -54,18 +51,14 @@ class EngineUptime:
 
 
 class Uptime:
-    """Record the uptime of engines.
+    """Record the uptime of the engines that are paid by the hour, given their prices. `clock` returns Unix seconds.
 
-    Args:
-        hourly_usd: price by engine, for engines that are paid by the hour. Other engines are ignored.
-        clock: returns Unix seconds.
-        retry_s: pause after Redis failed.
+    `retry_s` is the pause after Redis failed.
     """
 
     def __init__(
         self,
         client: RedisClient,
-        redis: Redis,
         keys: RedisKeys,
         hourly_usd: Mapping[str, Decimal],
         clock: Callable[[], float] = time.time,
@@ -73,7 +66,7 @@ class Uptime:
     ) -> None:
         self._retry_s = retry_s
         self._client = client
-        self._redis = redis
+        self._redis = client.commands
         self._keys = keys.ledger()
         self._hourly_usd = hourly_usd
         self.clock = clock
@@ -115,16 +108,19 @@ class Uptime:
                     self._put(pipe, day, engines)
                 await pipe.execute()
         except BaseException:
-            self._restore(records)
+            for day, engines in records.items():
+                buffered = self._unwritten.setdefault(day, defaultdict(UptimeMinutes))
+                for engine, minutes in engines.items():
+                    buffered[engine].up |= minutes.up
+                    buffered[engine].seen |= minutes.seen
+            self._changed.set()
             raise
 
     def _put(self, pipe: Any, day: int, engines: Mapping[str, UptimeMinutes]) -> None:
         expires_at = round(day + DAY_S + _KEPT_S)
         for engine, minutes in engines.items():
-            for key, of_key in (
-                (self._keys.up(engine, day), minutes.up),
-                (self._keys.seen_up(engine, day), minutes.seen),
-            ):
+            bitmaps = {self._keys.up(engine, day): minutes.up, self._keys.seen_up(engine, day): minutes.seen}
+            for key, of_key in bitmaps.items():
                 for minute in of_key:
                     pipe.setbit(key, minute, 1)
                 if of_key:
@@ -132,11 +128,3 @@ class Uptime:
         rates = self._keys.rates(day)
         pipe.hset(rates, mapping={engine: str(self._hourly_usd[engine]) for engine in engines})
         pipe.expireat(rates, expires_at)
-
-    def _restore(self, records: Mapping[int, Mapping[str, UptimeMinutes]]) -> None:
-        for day, engines in records.items():
-            buffered = self._unwritten.setdefault(day, defaultdict(UptimeMinutes))
-            for engine, minutes in engines.items():
-                buffered[engine].up |= minutes.up
-                buffered[engine].seen |= minutes.seen
-        self._changed.set()

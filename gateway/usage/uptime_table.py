@@ -24,13 +24,9 @@ _BYTES = MINUTES_A_DAY // 8
 
 
 class EngineMinutes(NamedTuple):
-    """Bitmaps of an engine and day. The first minute is the highest bit of the first byte, as in Redis.
+    """Bitmaps of an engine and day (since the Unix epoch): minutes in which it was up, and in which it was checked.
 
-    Attributes:
-        day: days since the Unix epoch.
-        hourly_pico: price of an hour on that day, in picodollars.
-        up: minutes in which the engine was up.
-        seen: minutes in which any process checked it.
+    The first minute is the highest bit of the first byte, as in Redis. `hourly_pico` is the price of an hour.
     """
 
     day: int
@@ -72,9 +68,8 @@ def add_minutes(connection: Connection, minutes: Iterable[EngineMinutes]) -> Non
     rows: list[dict[str, Any]] = []
     for key, engine_day in new.items():
         old = stored.get(key)
-        merged = engine_day._replace(
-            up=_union(engine_day.up, old.up if old else b""), seen=_union(engine_day.seen, old.seen if old else b"")
-        )
+        up, seen = (old.up, old.seen) if old else (b"", b"")
+        merged = engine_day._replace(up=_union(engine_day.up, up), seen=_union(engine_day.seen, seen))
         if merged != old:
             rows.append(merged._asdict())
     if rows:
@@ -96,9 +91,6 @@ def uptime_of_days(connection: Connection, starts: Sequence[int]) -> list[dict[s
     uptimes: dict[int, dict[str, EngineUptime]] = {start: {} for start in starts}
     days = [start // DAY_S for start in starts]
     for row in connection.execute(select(UPTIME).where(UPTIME.c.day.in_(days)).order_by(UPTIME.c.engine)):
-        uptimes[row.day * DAY_S][row.engine] = EngineUptime(usd(row.hourly_pico), _count(row.up), _count(row.seen))
+        up, seen = (int.from_bytes(bitmap).bit_count() for bitmap in (row.up, row.seen))
+        uptimes[row.day * DAY_S][row.engine] = EngineUptime(usd(row.hourly_pico), up, seen)
     return [uptimes[start] for start in starts]
-
-
-def _count(bitmap: bytes) -> int:
-    return int.from_bytes(bitmap).bit_count()

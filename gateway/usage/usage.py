@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from gateway.accounting.savings import CLASSES, MEASURING, is_about_zero
 from gateway.errors import InvalidRequest
 from gateway.usage.counters import STAGES, ClassSum, usd
-from gateway.usage.rests import with_pauses
 from gateway.usage.rollup import SumDimensions, SumRow
 from gateway.usage.span import rfc3339
 from gateway.usage.sums import SECONDS, Period
+from gateway.usage.threads import with_pauses
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from gateway.protocol.body import Json
-    from gateway.usage.counters import TokenSums
+    from gateway.usage.histogram import Histogram
     from gateway.usage.span import UsageSpan
     from gateway.usage.sums import Granularity, StoredRow
 
@@ -28,7 +28,7 @@ MAX_ROWS = 10_000
 MAX_SUMS = 200_000
 """Limit of sums to add up for a query about one tenant: some seconds of one core."""
 MAX_SUMS_OF_ALL = 500_000
-"""Limit of sums for a query about all tenants. Closed periods are cached (parts.py), and not added up again."""
+"""Limit of sums for a query about all tenants. Closed periods are cached (reader.py), and not added up again."""
 
 MODES = ("guided", "teacher_complete", "student", "teacher", "embeddings", "shadow", "guidance", "edge")
 """All values of a receipt's `mode`."""
@@ -39,16 +39,11 @@ _PERCENTILES = (50, 95, 99)
 
 
 class UsageQuery(NamedTuple):
-    """A query about usage.
-
-    Attributes:
-        granularity: length of the period of each row; None: one row for the whole span.
-        by: dimensions to group by.
-        only: required values by dimension.
-    """
+    """A query about usage, grouped by the dimensions `by`. `only` has required values by dimension."""
 
     span: UsageSpan
     granularity: Granularity | None
+    """Length of the period of each row; None: one row for the whole span."""
     by: tuple[str, ...]
     only: Mapping[str, str]
 
@@ -74,14 +69,11 @@ class UsageGroup(NamedTuple):
 
 
 class UsageResult:
-    """The growing result of a query.
-
-    Args:
-        shows_money: whether money of sums with these dimensions may be shown.
-    """
+    """The growing result of a query. `shows_money` returns whether money of sums with these dimensions is shown."""
 
     def __init__(self, query: UsageQuery, shows_money: Callable[[SumDimensions], bool] = lambda _: True) -> None:
         self._query = query
+        self.by = query.by
         self._shows_money = shows_money
         self._rows: dict[UsageGroup, SumRow] = {}
         self._without_money: set[UsageGroup] = set()
@@ -95,7 +87,10 @@ class UsageResult:
         for period, dims, raw in with_pauses(rows):
             self.count_sums(1)
             if self._query.matches(dims):
-                self._add(period, dims, SumRow.from_bytes(raw))
+                group = UsageGroup(self._start(period), tuple(getattr(dims, name) for name in self.by))
+                if not self._shows_money(dims):
+                    self._without_money.add(group)
+                self._merge(group, SumRow.from_bytes(raw))
 
     def count_sums(self, number: int) -> None:
         """Count sums before they are added. Raises InvalidRequest if they are too many."""
@@ -107,12 +102,6 @@ class UsageResult:
     def add_folded(self, period: Period, names: tuple[str, ...], row: SumRow) -> None:
         """Add the sum of a period and group, including money. The caller must not use the row afterwards."""
         self._merge(UsageGroup(self._start(period), names), row)
-
-    def _add(self, period: Period, dims: SumDimensions, row: SumRow) -> None:
-        group = UsageGroup(self._start(period), tuple(getattr(dims, name) for name in self._query.by))
-        if not self._shows_money(dims):
-            self._without_money.add(group)
-        self._merge(group, row)
 
     def _merge(self, group: UsageGroup, row: SumRow) -> None:
         present = self._rows.get(group)
@@ -127,22 +116,18 @@ class UsageResult:
         return None if self._query.granularity is None else Period.of(self._query.granularity, period.start).start
 
     @property
-    def by(self) -> tuple[str, ...]:
-        """Return the dimensions of `UsageGroup.names`."""
-        return self._query.by
-
-    @property
     def is_empty(self) -> bool:
         """Return whether the result has no requests and no baseline."""
         return not any(row.requests or row.baseline_pico for row in self._rows.values())
 
     def rows(self) -> list[tuple[UsageGroup, SumRow]]:
         """Return the rows by time, then by descending cost. The order does not reveal hidden costs."""
-        return sorted(self._rows.items(), key=self._sort_key)
 
-    def _sort_key(self, item: tuple[UsageGroup, SumRow]) -> tuple[int, int, tuple[str, ...]]:
-        group, row = item
-        return group.start or 0, -row.cost_pico if self.includes_money(group) else 0, group.names
+        def sort_key(item: tuple[UsageGroup, SumRow]) -> tuple[int, int, tuple[str, ...]]:
+            group, row = item
+            return group.start or 0, -row.cost_pico if self.includes_money(group) else 0, group.names
+
+        return sorted(self._rows.items(), key=sort_key)
 
     def bounds(self, group: UsageGroup) -> tuple[int, int]:
         """Return the time range of a row: [start, end) in Unix seconds."""
@@ -167,18 +152,10 @@ class UsageResult:
         total = SumRow()
         for group, row in self.rows():
             total.merge(row)
-            names = {"start": rfc3339(group.start)} if group.start is not None else {}
-            yield {
-                **names,
-                **dict(zip(self.by, group.names, strict=True)),
-                **figures(row, money=self.includes_money(group)),
-            }
+            names: Json = {"start": rfc3339(group.start)} if group.start is not None else {}
+            names |= zip(self.by, group.names, strict=True)
+            yield names | figures(row, money=self.includes_money(group))
         yield figures(total, money=not self._without_money)
-
-    def as_dict(self) -> Json:
-        """Return the whole result as JSON."""
-        *rows, total = self.rows_as_json()
-        return {**self.header(), "rows": rows, "total": total}
 
     def includes_money(self, group: UsageGroup) -> bool:
         """Return whether money of a row may be shown."""
@@ -201,16 +178,16 @@ def figures(row: SumRow, *, money: bool = True) -> Json:
         "errors": dict(sorted(row.errors.items())),
         "unguided": dict(sorted(row.unguided.items())),
         "tokens": {
-            "teacher": _tokens(row.teacher),
-            "student": _tokens(row.student),
-            "failed": _tokens(row.failed),
+            "teacher": row.teacher._asdict(),
+            "student": row.student._asdict(),
+            "failed": row.failed._asdict(),
             "kept": row.kept_tokens,
             "answer": row.answer_tokens,
             "answer_by_teacher": row.teacher_answer_tokens,
         },
         "teacher_token_share": _share(row.teacher_answer_tokens, row.answer_tokens),
         "batches": _batches(row.batches),
-        "latency_ms": {stage: _latency(row, index) for index, stage in enumerate(STAGES)},
+        "latency_ms": {stage: _latency(times) for stage, times in zip(STAGES, row.stages, strict=True)},
     }
     if money:
         about_zero = is_about_zero(usd(row.savings_pico), usd(row.savings_error_pico))
@@ -253,10 +230,6 @@ def text(picos: int) -> str:
     return f"{usd(picos).normalize():f}"
 
 
-def _tokens(tokens: TokenSums) -> Json:
-    return tokens._asdict()
-
-
 def _share(part: int, whole: int) -> float | None:
     return round(part / whole, _SHARE_DIGITS) if whole > 0 else None
 
@@ -269,8 +242,7 @@ def _batches(sizes: Mapping[int, int]) -> Json:
     return {"count": rounded, "mean_size": round(calls / count, 3) if calls else None}
 
 
-def _latency(row: SumRow, stage: int) -> Json:
-    times = row.stages[stage]
+def _latency(times: Histogram) -> Json:
     latency: dict[str, Any] = {"count": times.count, "mean": _ms(times.mean_us)}
     quantiles = times.quantiles_us([percent / 100 for percent in _PERCENTILES])
     return latency | {f"p{percent}": _ms(value) for percent, value in zip(_PERCENTILES, quantiles, strict=True)}

@@ -25,14 +25,11 @@ _ROWS_AT_ONCE = 1_000
 
 
 def differences(connection: Connection, day: int) -> Iterator[tuple[SumPlace, SumRow, SumRow]]:
-    """Yield the sums of a day that differ from its receipts: the key, the stored sum and the recomputed sum.
+    """Yield the sums of a day (since the Unix epoch) that differ from its receipts: key, stored and recomputed sum.
 
     If some keys and routes of a tenant are summed as `OTHER`, all of them are compared together. Periods with expired
     sums are skipped: those before the first sum of the same length. All receipts of the day must be present. The
     transaction must not see concurrent changes (REPEATABLE READ).
-
-    Args:
-        day: days since the Unix epoch.
     """
     begin, end = day * DAY_S, (day + 1) * DAY_S
     held: dict[SumPlace, SumRow] = {}

@@ -1,10 +1,8 @@
 """Write receipts from the outboxes to the usage database. Any number of workers may run at once.
 
-A worker reads entries, writes them in one transaction, and acknowledges them after the commit. If it dies in between,
-its entries stay pending, and another worker claims them after a minute. The database stores each receipt once, so an
-entry may be delivered twice.
-
-While the database is unavailable, entries wait in Redis (`receipts.max_buffered`).
+A worker acknowledges entries after the commit that wrote them. If it dies before, another worker claims them after a
+minute. The database stores each receipt once, so an entry may be delivered twice. While the database is unavailable,
+entries wait in Redis (`receipts.max_buffered`).
 """
 
 from __future__ import annotations
@@ -33,8 +31,6 @@ from gateway.usage.uptime_table import add_minutes
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from sqlalchemy import Connection
-
     from gateway.redis.client import RedisClient
     from gateway.usage.archive_import import ArchiveImport
     from gateway.usage.entries import OutboxEntry
@@ -46,7 +42,6 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 _Result = TypeVar("_Result")
-_Rows = TypeVar("_Rows")
 
 MAX_ENTRIES = 10_000
 """Limit of entries of one transaction. In larger transactions, more entries share sums of hours and days."""
@@ -102,7 +97,7 @@ class UsageWorker:
         self._imports = imports
         self._held: list[OutboxEntry] = []  # read, and not acknowledged
         self._check_pending = True  # Redis may have more pending entries of this consumer
-        client.on_restart = self._pending_unknown
+        client.on_restart = self._expect_pending
         self._backlog = Backlog()
         self._counts: Counter[str] = Counter()
         self._up: bool | None = None
@@ -120,7 +115,6 @@ class UsageWorker:
                     pause_s = await self.round()
                     self._interrupted = False
                 except Exception as error:  # noqa: BLE001 - logged
-                    self._client.failed(error)
                     self._log_interruption(error)
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause_s):
@@ -134,12 +128,11 @@ class UsageWorker:
             try:
                 await self.publish_once()
             except Exception as error:  # noqa: BLE001 - logged
-                self._client.failed(error)
                 self._log_interruption(error)
             await asyncio.sleep(PUBLISH_INTERVAL_S)
 
     async def round(self) -> float:
-        """Read, write and acknowledge entries. Return the pause before the next round, in seconds.
+        """Read, write and acknowledge entries. Return the pause before the next round in seconds.
 
         Raises RedisError and OSError if Redis fails.
         """
@@ -150,7 +143,7 @@ class UsageWorker:
             self._failed(failure.error)
             return self._retry_s * random.uniform(0.8, 1.0)  # noqa: S311 - jitter
         except Exception:
-            self._pending_unknown()
+            self._expect_pending()
             raise
         if self._error is not None:
             log.info("usage_database_available", database=str(self._store.engine))
@@ -178,7 +171,7 @@ class UsageWorker:
             more = await self._delete()
         return more
 
-    def _pending_unknown(self) -> None:
+    def _expect_pending(self) -> None:
         self._check_pending = True
 
     async def _next(self) -> FeedBatch:
@@ -224,19 +217,20 @@ class UsageWorker:
                 comparisons.append((entry, Comparison.from_json(entry.raw)))
             except msgspec.MsgspecError:
                 unreadable.append(entry)
+        if not await self._insert([comparison for _, comparison in comparisons]):
+            # The database rejects one of them: write the others.
+            unreadable += [entry for entry, comparison in comparisons if not await self._insert([comparison])]
+        return unreadable
+
+    async def _insert(self, comparisons: Sequence[Comparison]) -> bool:
+        """Insert comparisons. Return False if the database rejects one of them."""
         try:
-            await self._in_transaction(add_comparisons, [comparison for _, comparison in comparisons])
+            await _database(self._store.change(add_comparisons, comparisons))
         except _DatabaseFailed as failure:
             if not isinstance(failure.error, ROW_ERRORS):
                 raise
-            for entry, comparison in comparisons:  # the database rejects one of them: write the others
-                try:
-                    await self._in_transaction(add_comparisons, [comparison])
-                except _DatabaseFailed as rejected:
-                    if not isinstance(rejected.error, ROW_ERRORS):
-                        raise
-                    unreadable.append(entry)
-        return unreadable
+            return False
+        return True
 
     async def _copy_uptime(self) -> None:
         """Copy the uptime of engines of the last days from Redis; the first time, of all days that Redis may have."""
@@ -244,11 +238,8 @@ class UsageWorker:
         days = _UPTIME_DAYS if self._uptime_copied else _FIRST_UPTIME_DAYS
         minutes = await self._minutes([day * DAY_S for day in range(today - days + 1, today + 1)])
         if minutes:
-            await self._in_transaction(add_minutes, minutes)
+            await _database(self._store.change(add_minutes, minutes))
         self._uptime_copied = True
-
-    async def _in_transaction(self, work: Callable[[Connection, _Rows], None], rows: _Rows) -> None:
-        await _database(self._store.change(work, rows))
 
     async def _import(self) -> bool:
         """Move some receipts out of archives of an earlier version. Return whether more may remain."""
@@ -286,13 +277,8 @@ class UsageWorker:
             # Log no message of a driver, which may quote receipts.
             why = error.message if isinstance(error, StartupError) else None
             trace = None if isinstance(error, (*UsageDatabaseError, StartupError)) else error
-            log.error(
-                "usage_database_unavailable",
-                database=str(self._store.engine),
-                error=_class_of(error),
-                why=why,
-                exc_info=trace,
-            )
+            database, name = str(self._store.engine), _class_of(error)
+            log.error("usage_database_unavailable", database=database, error=name, why=why, exc_info=trace)
             self._due["backlog"] = 0.0
         self._up, self._error = False, _class_of(error)
         self._retry_s = min(_MAX_RETRY_S, max(_FIRST_RETRY_S, 2 * self._retry_s))
@@ -302,11 +288,10 @@ class UsageWorker:
         idle = self._error is None and not self._backlog.waiting
         if self._is_due("backlog", _CHECK_EVERY_S if idle else PUBLISH_INTERVAL_S):
             self._backlog = await self._feed.backlog()
-        lag_s, waiting = round(self._backlog.lag_s, 3), self._backlog.waiting
-        counts = dict(self._counts)
-        state = WorkerState(self._up, lag_s, waiting, self._error, self._lease.process_id)
+        backlog, counts = self._backlog, self._counts.copy()
+        state = WorkerState(self._up, round(backlog.lag_s, 3), backlog.waiting, self._error, self._lease.process_id)
         await self._lease.publish(state, counts)
-        self._counts -= Counter(counts)
+        self._counts -= counts
 
     async def _finish(self) -> None:
         """Write waiting receipts. Another worker writes those that remain."""
@@ -323,6 +308,7 @@ class UsageWorker:
             log.warning("usage_unfinished", error=_class_of(error))
 
     def _log_interruption(self, error: Exception) -> None:
+        self._client.failed(error)
         if not self._interrupted:
             unexpected = not isinstance(error, RedisError | OSError)
             log.warning("usage_interrupted", error=type(error).__name__, exc_info=unexpected)
@@ -338,8 +324,7 @@ class UsageWorker:
 async def _database(work: Awaitable[_Result]) -> _Result:
     """Mark errors of the database, because some errors of Redis have the same classes.
 
-    Other errors count as database errors, too, for example of sums that cannot be decoded. The worker retries, and
-    publishes the error.
+    Other errors, for example of sums that cannot be decoded, count as database errors, too.
     """
     try:
         return await work

@@ -18,10 +18,10 @@ from gateway.errors import StartupError
 from gateway.redis.keys import RedisKeys
 from gateway.usage.counters import usd
 from gateway.usage.engine import UsageDatabaseError
+from gateway.usage.readers import SumsReader
 from gateway.usage.rollup import SumRow
 from gateway.usage.store import UsageStore
 from gateway.usage.sums import Retention, periods
-from gateway.usage.sums_reader import SumsReader
 from gateway.usage.threads import QueryThreads
 from load_tests.soaking.tally import short_id
 from load_tests.soaking.world import ADMIN_KEY, PREFIX

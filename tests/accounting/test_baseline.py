@@ -294,7 +294,7 @@ def test_a_receipt_of_an_earlier_version_says_nothing_of_its_basis() -> None:
     old = Receipt.from_json(msgspec.json.encode(raw))
     assert (old.baseline_basis, old.baseline_error_usd) == (None, None)
     row = SumRow()
-    row.add(old)
+    row.merge(SumRow.of(old))
     assert row.baseline_error_pico == 0
 
 
@@ -312,23 +312,23 @@ def test_rows_add_the_errors_up_and_what_each_engine_was_paid() -> None:
     ]
     whole, halves = SumRow(), [SumRow(), SumRow()]
     for place, receipt in enumerate(receipts):
-        whole.add(receipt)
-        halves[place % 2].add(receipt)
+        whole.merge(SumRow.of(receipt))
+        halves[place % 2].merge(SumRow.of(receipt))
     assert whole.baseline_error_pico == sum(pico(one.baseline_error_usd or Decimal(0)) for one in receipts) > 0
     assert sum(whole.engines.values()) == whole.cost_pico
     assert set(whole.engines) == {"big", "small", "huge"}
     halves[0].merge(halves[1])
     assert halves[0] == whole == SumRow.from_bytes(whole.to_bytes())
     for receipt in receipts:
-        whole.add(receipt, -1)
+        whole.merge(SumRow.of(receipt, -1))
     assert (whole.engines, whole.baseline_error_pico) == ({}, 0)
     shadow = SumRow()
-    shadow.add(msgspec.structs.replace(receipts[1], shadow_of="another"))
+    shadow.merge(SumRow.of(msgspec.structs.replace(receipts[1], shadow_of="another")))
     assert shadow.baseline_error_pico == 0
     assert shadow.engines
 
 
 def test_an_engine_that_costs_nothing_does_not_disturb_the_sums() -> None:
     row, receipt = SumRow(), closed(guided(teacher=call("big", 100, 40, shared="cache"), batch=None, granted=None))
-    row.add(receipt)
+    row.merge(SumRow.of(receipt))
     assert set(row.engines) == {"small"}

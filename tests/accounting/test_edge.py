@@ -67,15 +67,15 @@ def test_sums_count_the_request_once_and_its_whole_answer() -> None:
     guidance = given()
     report = closing_receipt(guidance, USAGE, PRICES["big"])
     row = SumRow()
-    row.add(guidance)
-    row.add(report)
+    row.merge(SumRow.of(guidance))
+    row.merge(SumRow.of(report))
     assert (row.requests, row.guided, row.unguided, row.errors) == (1, 1, {}, {})
     assert (row.answer_tokens, row.teacher_answer_tokens) == (95, 40)
     assert (row.student.output, row.student_pico) == (55, 0)
     assert row.savings_pico == 55 * 10_000_000
     assert [stage.count for stage in row.stages] == [1, 1, 1, 1, 1], "a device's times are no stage's"
-    row.add(report, -1)
-    row.add(guidance, -1)
+    row.merge(SumRow.of(report, -1))
+    row.merge(SumRow.of(guidance, -1))
     assert row == SumRow()
 
 
@@ -97,7 +97,7 @@ def test_who_had_no_teacher_would_have_paid_it_for_the_prompt_too() -> None:
 def test_a_device_that_went_without_its_guidance_says_so_and_the_request_stays_the_guidances() -> None:
     report = closing_receipt(given(), replace(USAGE, guided=False), PRICES["big"])
     row = SumRow()
-    row.add(report)
+    row.merge(SumRow.of(report))
     assert (report.unguided, row.unguided, row.requests) == ("device_alone", {}, 0)
 
 
@@ -118,7 +118,7 @@ def test_what_stands_in_the_devices_prompt_is_no_part_of_the_answer() -> None:
     hint = given(plan=structs.replace(plan(placement="context"), mode="guidance", students=()))
     assert hint.baseline_usd == cost_usd(PRICES["big"], 100, 0)
     row = SumRow()
-    row.add(hint)
+    row.merge(SumRow.of(hint))
     assert (row.answer_tokens, row.kept_tokens) == (0, 40)
 
 
@@ -165,7 +165,7 @@ def test_an_answer_that_was_made_alone_is_one_request_and_would_have_been_all_th
     assert receipt.baseline_usd == cost_usd(PRICES["big"], 150, 55)
     assert (receipt.savings_class, receipt.savings_usd) == ("teacher_unavailable", 0), "no policy chose the device"
     row = SumRow()
-    row.add(receipt)
+    row.merge(SumRow.of(receipt))
     assert (row.requests, row.unguided, row.answer_tokens) == (1, {"offline": 1}, 55)
 
 

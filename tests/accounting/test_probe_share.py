@@ -38,10 +38,10 @@ def test_sums_of_receipts_count_it_as_the_students() -> None:
     """So the costs of teacher, student and failed calls add up to the cost."""
     one = probed()
     row = SumRow()
-    row.add(one)
+    row.merge(SumRow.of(one))
     assert row.teacher_pico + row.student_pico + row.failed_pico == row.cost_pico == pico(one.cost_usd)
     assert sum(row.engines.values()) == row.cost_pico
-    row.add(one, -1)
+    row.merge(SumRow.of(one, -1))
     assert (row.student_pico, row.cost_pico) == (0, 0)
 
 

@@ -135,12 +135,12 @@ def test_a_measured_baseline_takes_the_place_of_the_estimate_in_sums() -> None:
     assert receipt.savings_usd == Decimal("0.0012") - Decimal("0.0022")
     row = SumRow()
     for one in (SERVED, receipt):
-        row.add(one)
+        row.merge(SumRow.of(one))
     assert row.savings_pico == 490_000_000
     assert row.savings_error_pico == 0
     assert row.classes["measuring"].cost_pico == 1_140_000_000
     for one in (SERVED, receipt):
-        row.add(one, -1)
+        row.merge(SumRow.of(one, -1))
     assert row.classes == {}
 
 
@@ -170,12 +170,12 @@ def test_what_cannot_be_compared_measures_nothing(served: Receipt | None, teache
 def test_classes_survive_a_row_that_a_version_without_them_wrote() -> None:
     """Receipts of an earlier version have no class and save nothing. No sum is lost."""
     row = SumRow()
-    row.add(SERVED)
+    row.merge(SumRow.of(SERVED))
     raw = msgspec.msgpack.decode(previous_bytes(row))
     del raw[-1]
     old = row_of_previous(msgspec.msgpack.encode(raw))
     assert (old.unclassified.cost_pico, old.savings_pico) == (710_000_000, 0)
-    old.add(SERVED)
+    old.merge(SumRow.of(SERVED))
     assert (old.unclassified.requests, old.savings_pico) == (1, 1_490_000_000)
     assert old.cost_pico == old.unclassified.cost_pico + old.classes["guided"].cost_pico
 

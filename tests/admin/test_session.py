@@ -14,10 +14,9 @@ from pydantic import SecretStr
 from structlog.testing import capture_logs
 
 from gateway.admin.assets import ASSETS, Assets
-from gateway.admin.auth import needs_key
-from gateway.admin.login import ATTEMPTS, LoginThrottle
+from gateway.admin.auth import ATTEMPTS, LoginThrottle, needs_key
 from gateway.admin.routes import PAGE_ROUTES
-from gateway.admin.session import IDLE_S, LONGEST_S, SESSIONS, EndedSessions, Sessions
+from gateway.admin.session import IDLE_S, LONGEST_S, SESSIONS, Sessions
 from gateway.api import keys
 from gateway.api.error_body import errors_as_openai
 from gateway.pipeline.admission import Admission
@@ -45,15 +44,19 @@ async def answer(request: web.Request) -> web.Response:
 
 @asynccontextmanager
 async def listener(
-    clock: Clock, key: str | None = KEY, attempts: LoginThrottle | None = None, ended: EndedSessions | None = None
+    clock: Clock,
+    key: str | None = KEY,
+    attempts: LoginThrottle | None = None,
+    redis: RedisClient | None = None,
+    redis_keys: RedisKeys | None = None,
 ) -> AsyncIterator[TestClient[web.Request, web.Application]]:
     """Run the pages, the session routes, and one route that requires the key."""
-    sessions = Sessions(None if key is None else SecretStr(key), clock, ended)
+    sessions = Sessions(None if key is None else SecretStr(key), clock, redis, redis_keys)
     app = web.Application(middlewares=[errors_as_openai, needs_key(sessions, PAGE_ROUTES)])
     app.add_routes([*PAGE_ROUTES, web.get("/secret", answer), web.post("/secret", answer)])
     app[SESSIONS] = sessions
     app[ATTEMPTS] = attempts or LoginThrottle(pause_s=0.0)
-    app[ASSETS] = Assets.read()
+    app[ASSETS] = Assets()
     app[keys.METRICS] = metrics = Metrics()
     app[keys.ADMISSION] = Admission(1, None, metrics)  # type: ignore[arg-type]
     app[keys.TRY] = "GET /open"
@@ -243,8 +246,8 @@ async def test_a_copy_of_a_cookie_ends_with_its_session_in_every_process_and_no_
     clock, redis_keys = Clock(), RedisKeys(f"test-{secrets.token_hex(4)}")
     here, there = (RedisClient(redis_url, timeout_s=2.0, metrics=Metrics()) for _ in range(2))
     async with (
-        listener(clock, ended=EndedSessions(here, redis_keys)) as client,
-        listener(clock, ended=EndedSessions(there, redis_keys)) as replica,
+        listener(clock, redis=here, redis_keys=redis_keys) as client,
+        listener(clock, redis=there, redis_keys=redis_keys) as replica,
     ):
         name, _, rest = (await log_in(client)).partition("=")
         first = rest.partition(";")[0]

@@ -18,13 +18,11 @@ from gateway.api.keys import ADMISSION, METRICS, SUMS, UPTIME, USAGE
 from gateway.quality.book import QualityStore
 from gateway.redis.keys import RedisKeys
 from gateway.telemetry.metrics import Metrics
-from gateway.usage.comparison_reader import ComparisonReader
 from gateway.usage.engine import UsageEngine
 from gateway.usage.reader import UsageReader
+from gateway.usage.readers import ComparisonReader, SumsReader, UptimeReader
 from gateway.usage.sums import Retention
-from gateway.usage.sums_reader import SumsReader
 from gateway.usage.threads import QueryThreads
-from gateway.usage.uptime_reader import UptimeReader
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -30,12 +30,11 @@ from gateway.redis.keys import RedisKeys
 from gateway.telemetry.metrics import Metrics
 from gateway.usage.comparisons import add_comparisons
 from gateway.usage.feed import OutboxFeed
-from gateway.usage.fill import fill_sums
 from gateway.usage.rollup import SumRow, row_with
 from gateway.usage.state import WorkerLease
 from gateway.usage.store import UsageStore
 from gateway.usage.sums import Period as SumPeriod
-from gateway.usage.sums_writer import TOTAL
+from gateway.usage.sums_writer import TOTAL, fill_sums
 from gateway.usage.tables import COMPARISONS, SUMS, UPTIME
 from gateway.usage.uptime_table import EngineMinutes, add_minutes, minutes_in_redis
 from gateway.usage.worker import UsageWorker

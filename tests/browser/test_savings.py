@@ -36,7 +36,7 @@ SHOWN = {
 def sums_by_tenant() -> dict[str, SumRow]:
     by_tenant: dict[str, SumRow] = {}
     for one in receipts():
-        by_tenant.setdefault(one.tenant, SumRow()).add(one)
+        by_tenant.setdefault(one.tenant, SumRow()).merge(SumRow.of(one))
     return by_tenant
 
 

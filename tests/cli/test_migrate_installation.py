@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 import pytest
+from redis.asyncio import Redis
 from sqlalchemy import create_engine, text
 
 from gateway.accounting.receipt import Attempt, EngineShare, Receipt
@@ -25,7 +26,6 @@ from gateway.accounting.savings import with_savings
 from gateway.cli import usage_db_migrate
 from gateway.config.database_url import ARCHIVE_FILE
 from gateway.usage.archive_import import ArchiveImport
-from gateway.usage.previous_sums import PreviousSums
 from gateway.usage.rollup import SumDimensions, SumRow
 from gateway.usage.store import UsageStore
 from gateway.usage.sums import SECONDS, Period, Retention, Sums
@@ -206,7 +206,7 @@ def test_an_interrupted_migration_goes_on(
     for owner, name, calls in (
         (ArchiveImport, "delete_read", 3),
         (UsageStore, "change", 4),
-        (PreviousSums, "_unlink", 2),
+        (Redis, "unlink", 2),
     ):
         with monkeypatch.context() as patch:
             _fail_at(patch, owner, name, calls)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
+from gateway.admin.reconciliation import engine_view, reconciled_day, totals
 from gateway.cli.reconcile import print_reconciliation
-from gateway.usage.reconcile import engine_view, reconciled_day, totals
 from gateway.usage.uptime import DAY_S, EngineUptime
 
 if TYPE_CHECKING:

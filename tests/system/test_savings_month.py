@@ -15,16 +15,16 @@ from sqlalchemy import func, select
 
 from deploy.grafana.cost import COST
 from gateway.accounting.receipt import Receipt
-from gateway.admin.usage_csv import as_csv
+from gateway.admin.usage import as_csv
 from gateway.api.usage import encoded
 from gateway.cli.usage import print_usage
 from gateway.cli.usage_db_export import export
 from gateway.usage.entries import OutboxEntry
 from gateway.usage.reader import UsageReader
+from gateway.usage.readers import SumsReader
 from gateway.usage.span import RequestedRange, span
 from gateway.usage.store import UsageStore
 from gateway.usage.sums import Retention
-from gateway.usage.sums_reader import SumsReader
 from gateway.usage.tables import RECEIPTS
 from gateway.usage.threads import QueryThreads
 from gateway.usage.usage import UsageQuery

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import orjson
+
+from gateway.api.usage import encoded
 from gateway.usage.database import UsageDatabase
 from gateway.usage.engine import UsageEngine
 from gateway.usage.entries import OutboxEntry
-from gateway.usage.sums_reader import SumsReader
+from gateway.usage.readers import SumsReader
 from gateway.usage.threads import QueryThreads
 from tests.usage.databases import FOREVER
 
@@ -15,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from gateway.accounting.receipt import Receipt
+    from gateway.usage.usage import UsageResult
 
 
 class UsageBook:
@@ -33,3 +37,9 @@ class UsageBook:
     def close(self) -> None:
         self.threads.close()
         self.engine.close()
+
+
+def as_json(result: UsageResult) -> dict[str, Any]:
+    """Return a result as GET /v1/usage sends it."""
+    decoded: dict[str, Any] = orjson.loads(encoded(result))
+    return decoded

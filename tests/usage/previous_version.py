@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from sqlalchemy import create_engine, text
 
-from gateway.usage.previous_sums import _Histogram, _Row, _Tokens
+from gateway.usage.previous_sums import _Row
 from gateway.usage.rollup import NUMBERS
 from gateway.usage.sums import Sums
 
@@ -128,8 +128,8 @@ async def make_redis(redis: Redis, keys: RedisKeys, receipts: Sequence[Receipt],
 def previous_bytes(row: SumRow) -> bytes:
     """Return sums in the encoding of the previous version."""
     single: dict[str, Any] = {name: getattr(row, name) for name in NUMBERS}
-    roles = {role: _Tokens(*getattr(row, role)[:3]) for role in ("teacher", "student", "failed")}
-    stages = [_Histogram(one.count, one.sum_us, one.buckets) for one in row.stages]
+    roles: dict[str, Any] = {role: getattr(row, role)[:3] for role in ("teacher", "student", "failed")}
+    stages = [(one.count, one.sum_us, one.buckets) for one in row.stages]
     named = {name: getattr(row, name) for name in ("errors", "unguided", "batches", "engines", "classes")}
     return msgspec.msgpack.encode(_Row(**single, **roles, stages=stages, **named))
 

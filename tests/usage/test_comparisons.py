@@ -10,8 +10,8 @@ import pytest
 from gateway.quality.book import DAY_S, ComparisonScope
 from gateway.quality.comparison import Comparison
 from gateway.quality.tally import SCALE, QualityTally
-from gateway.usage.comparison_reader import ComparisonReader
 from gateway.usage.comparisons import add_comparisons
+from gateway.usage.readers import ComparisonReader
 from tests.usage.databases import database
 
 if TYPE_CHECKING:

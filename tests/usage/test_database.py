@@ -65,7 +65,7 @@ def total(engine: Any, seconds: int = DAY_S) -> SumRow:
 def sum_of(*receipts: Receipt) -> SumRow:
     found = SumRow()
     for one in receipts:
-        found.add(one)
+        found.merge(SumRow.of(one))
     return found
 
 

@@ -13,7 +13,7 @@ import pytest
 from gateway.errors import UsageUnavailable
 from gateway.usage.database import WriteResult
 from gateway.usage.engine import UsageEngine
-from gateway.usage.receipt_finder import ReceiptFinder
+from gateway.usage.readers import ReceiptFinder
 from gateway.usage.receipts_reader import ReceiptFilter
 from gateway.usage.store import UsageStore
 from gateway.usage.tables import DAY_S

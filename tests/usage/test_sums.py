@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from gateway.accounting.receipt import EngineShare
 from gateway.accounting.savings import CLASSES, MEASURING, class_of, savings_of
 from gateway.usage.counters import pico
-from gateway.usage.histogram import RELATIVE_ERROR, Histogram, bucket_of
+from gateway.usage.histogram import Histogram, bucket_of
 from gateway.usage.rollup import NUMBERS, SumRow, row_with
 from gateway.usage.sums import Sums
 from tests.accounting.drafts import closed, guided
@@ -34,9 +34,9 @@ def histogram(times_us: list[int]) -> Histogram:
 @given(st.lists(TIMES_US, min_size=1, max_size=60), st.floats(0.01, 1))
 def test_what_is_read_off_a_histogram_is_near_what_was_measured(times_us: list[int], part: float) -> None:
     exact = sorted(times_us)[max(1, math.ceil(part * len(times_us))) - 1]
-    read = histogram(times_us).quantile_us(part)
+    (read,) = histogram(times_us).quantiles_us([part])
     assert read is not None
-    assert abs(read - exact) <= RELATIVE_ERROR * exact
+    assert abs(read - exact) <= 0.05 * exact
 
 
 @st.composite
@@ -85,7 +85,7 @@ def test_a_row_is_encoded_and_made_of_its_attributes(counted: list[Receipt], of_
     """This includes a row with an unknown savings class, and a row with money beyond 64 bits."""
     row = SumRow()
     for one in counted:
-        row.add(msgspec.structs.replace(one, savings_class=of_class, cost_usd=one.cost_usd + usd))
+        row.merge(SumRow.of(msgspec.structs.replace(one, savings_class=of_class, cost_usd=one.cost_usd + usd)))
     assert SumRow.from_bytes(row.to_bytes()) == row
     assert sum(one.cost_pico for one in row.classes.values()) == row.cost_pico
     again = row_with(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,9 +17,9 @@ from gateway.accounting.receipt import Receipt
 from gateway.config.database_url import sqlalchemy_url
 from gateway.errors import UsageUnavailable
 from gateway.usage.engine import VERSION_TABLE, UsageEngine
-from gateway.usage.rollup import SumRow
+from gateway.usage.readers import SumsReader
+from gateway.usage.rollup import SumDimensions, SumRow
 from gateway.usage.sums import ALL_TENANTS, Period, Sums
-from gateway.usage.sums_reader import SumsReader
 from gateway.usage.tables import RECEIPTS, SUMS
 from gateway.usage.threads import QueryThreads
 from load_tests.day_receipts import day_of_receipts
@@ -27,7 +28,7 @@ from tests.postgres import new_database
 from tests.usage.books import UsageBook
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from gateway.usage.sums import StoredRow
     from tests.postgres import Postgres
@@ -40,6 +41,10 @@ def receipt(created: float, number: int = 0, tenant: str = "acme", *, timed: boo
     return replace(closed(guided()), id=id_, created=int(created), tenant=tenant)
 
 
+def decoded(rows: Iterable[StoredRow]) -> list[tuple[Period, SumDimensions, SumRow]]:
+    return [(period, dims, SumRow.from_bytes(row)) for period, dims, row in rows]
+
+
 async def test_rows_and_totals_are_those_of_the_receipts(book: UsageBook) -> None:
     receipts = list(day_of_receipts(300, 5, time.time()))
     book.add(receipts)
@@ -48,20 +53,20 @@ async def test_rows_and_totals_are_those_of_the_receipts(book: UsageBook) -> Non
         sums.add(one)
     sums.spread()
     periods = list(sums.rows)
-    found = await book.sums.rows(periods)
+    found = await book.sums.read(decoded, periods)
     assert {(period, where): row for period, where, row in found} == {
         (period, where): row for period, rows in sums.rows.items() for where, row in rows.items()
     }
     assert len(found) == sum(map(len, sums.rows.values()))
     assert [period for period, *_ in found] == sorted((one[0] for one in found), key=periods.index)
-    of_one = await book.sums.rows(periods, "tenant-001")
+    of_one = await book.sums.read(decoded, periods, "tenant-001")
     assert sorted(of_one, key=str) == sorted((one for one in found if one[1].tenant == "tenant-001"), key=str)
     nowhere = Period("hour", 0)
     assert await book.sums.totals([*periods, nowhere]) == [
         *((one, sums.totals[one]) for one in periods),
         (nowhere, SumRow()),
     ]
-    assert [(period, row) for period, _, row in await book.sums.rows(periods[:9], ALL_TENANTS)]
+    assert [(period, row) for period, _, row in await book.sums.read(decoded, periods[:9], ALL_TENANTS)]
 
 
 async def test_each_addition_changes_the_marks_of_its_periods(book: UsageBook) -> None:
@@ -104,12 +109,12 @@ async def test_the_newest_receipts_come_first(book: UsageBook) -> None:
 async def test_without_tables_it_is_unavailable_until_they_are_back(book: UsageBook) -> None:
     with book.engine.writing() as connection:
         connection.exec_driver_sql("ALTER TABLE usage_sums RENAME TO away")
-    for call in (book.sums.totals, book.sums.versions, book.sums.rows):
+    for call in (book.sums.totals, book.sums.versions, partial(book.sums.read, decoded)):
         with pytest.raises(UsageUnavailable, match="usage database cannot be read"):
             await call([Period("hour", 0)])
     with book.engine.writing() as connection:
         connection.exec_driver_sql("ALTER TABLE away RENAME TO usage_sums")
-    assert await book.sums.rows([Period("hour", 0)]) == []
+    assert await book.sums.read(decoded, [Period("hour", 0)]) == []
 
 
 @pytest.mark.long
@@ -149,7 +154,7 @@ async def test_a_database_that_was_never_there_is_unavailable(address: str) -> N
     with pytest.raises(UsageUnavailable):
         await SumsReader(threads).latest(5)
     with pytest.raises(UsageUnavailable):
-        await SumsReader(threads).rows([Period("hour", 0)])
+        await SumsReader(threads).read(decoded, [Period("hour", 0)])
     threads.close()
 
 

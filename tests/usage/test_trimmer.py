@@ -18,9 +18,8 @@ from gateway.accounting.edge_book import EdgeBook
 from gateway.accounting.redis_ledger import RedisLedger
 from gateway.quality.book import QualityStore
 from gateway.quality.comparison import OUTBOX
-from gateway.usage.inactive import QUIET_S, STEP_S, InactiveTenants
 from gateway.usage.state import WorkerState
-from gateway.usage.trimmer import OutboxTrimmer, level
+from gateway.usage.trimmer import QUIET_S, STEP_S, InactiveTenants, OutboxTrimmer, level
 from tests.usage.outboxes import Outboxes, open_outboxes, receipts
 from tests.usage.test_comparisons import comparison
 
@@ -38,15 +37,8 @@ async def outboxes(redis_url: str, tmp_path: Path) -> AsyncIterator[Outboxes]:
 
 
 def trimmer(outboxes: Outboxes, limit: int, state: WorkerState = DOWN, process_id: str = "ann") -> OutboxTrimmer:
-    return OutboxTrimmer(
-        outboxes.client,
-        outboxes.redis,
-        outboxes.keys,
-        process_id,
-        limit=limit,
-        state=lambda: state,
-        metrics=outboxes.metrics,
-    )
+    client, keys, metrics = outboxes.client, outboxes.keys, outboxes.metrics
+    return OutboxTrimmer(client, keys, process_id, limit=limit, state=lambda: state, metrics=metrics)
 
 
 def lost(outboxes: Outboxes) -> float:

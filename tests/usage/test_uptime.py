@@ -48,7 +48,7 @@ class Fleet:
         self.ann, self.bob = (self.process() for _ in range(2))
 
     def process(self, prices: dict[str, Decimal] = PRICES) -> Uptime:
-        return Uptime(self.client, self.redis, self.keys, prices, self.clock, retry_s=0.01)
+        return Uptime(self.client, self.keys, prices, self.clock, retry_s=0.01)
 
     async def look(self, day: int = DAY) -> dict[str, EngineUptime]:
         """Return the uptime that the usage worker reads."""
@@ -150,7 +150,7 @@ def test_what_waits_for_redis_is_bounded(redis_url: str) -> None:
     """The process buffers the last three days, and each minute once."""
     clock = Clock()
     client = RedisClient(redis_url, timeout_s=1, metrics=Metrics())
-    one = Uptime(client, client.commands, RedisKeys("never"), PRICES, clock)
+    one = Uptime(client, RedisKeys("never"), PRICES, clock)
     for minute in range(5 * 1_440):
         clock.now = DAY + minute * 60.0
         for _ in range(3):

@@ -12,8 +12,8 @@ from redis.asyncio import Redis
 from gateway.redis.client import RedisClient
 from gateway.redis.keys import RedisKeys
 from gateway.telemetry.metrics import Metrics
+from gateway.usage.readers import UptimeReader
 from gateway.usage.uptime import DAY_S, EngineUptime, Uptime
-from gateway.usage.uptime_reader import UptimeReader
 from gateway.usage.uptime_table import add_minutes, minutes_in_redis
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ async def test_the_database_has_the_minutes_of_redis_and_keeps_them(book: UsageB
         async def copied(
             prices: dict[str, Decimal], keys: RedisKeys, minutes: dict[int, bool]
         ) -> list[dict[str, EngineUptime]]:
-            uptime = Uptime(client, redis, keys, prices, clock)
+            uptime = Uptime(client, keys, prices, clock)
             for minute, up in minutes.items():
                 clock.now = DAY + 60.0 * minute
                 uptime.record("small", up)

@@ -17,10 +17,10 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from gateway.admin.usage_csv import COLUMNS, as_csv, safe
+from gateway.admin.usage import as_csv, columns, safe
 from gateway.api.usage import encoded
 from gateway.errors import InvalidRequest, Overloaded
-from gateway.usage import rests as usage_rests
+from gateway.usage import threads as usage_threads
 from gateway.usage import usage as of_usage
 from gateway.usage.counters import ClassSum, pico
 from gateway.usage.reader import UsageReader
@@ -29,6 +29,7 @@ from gateway.usage.span import GRANULARITIES, RequestedRange, UsageSpan, duratio
 from gateway.usage.sums import SECONDS, Granularity, Period, Retention, StoredRow
 from gateway.usage.usage import UsageQuery, UsageResult, figures
 from tests.accounting.drafts import builder, call, closed, guided, plan
+from tests.usage.books import as_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -144,7 +145,7 @@ def test_durations_are_said_as_settings_say_them(seconds: float, text: str) -> N
 def figures_of(*receipts: Receipt) -> Any:
     row = SumRow()
     for one in receipts:
-        row.add(one)
+        row.merge(SumRow.of(one))
     return figures(row)
 
 
@@ -169,7 +170,7 @@ def test_the_teachers_part_counts_what_callers_were_given() -> None:
 def test_tokens_written_to_the_cache_are_counted_apart() -> None:
     row = SumRow()
     for one in (closed(builder(plan("teacher"), teacher=call("big", 100, 5, 10, 60))), closed(guided())):
-        row.add(one)
+        row.merge(SumRow.of(one))
     assert figures(row)["tokens"]["teacher"] == {"input": 130, "cached": 10, "output": 45, "cache_write": 60}
     assert row.teacher.read == 200
     assert row_with({}, tokens=[row.teacher]).teacher == SumRow.from_bytes(row.to_bytes()).teacher
@@ -228,7 +229,7 @@ def test_a_name_is_no_formula() -> None:
     (line,) = csv.DictReader(io.StringIO(as_csv(answer).decode()))
     assert [line[name] for name in answer.by] == ['\'=HYPERLINK("x")', "'+1", "'-1", "'@x"]
     assert (line["savings_usd"], line["cost_usd"], line["cost_share"]) == ("-0.5", "0.5", "")
-    assert list(line)[6:] == list(COLUMNS)
+    assert list(line)[6:] == list(columns(SumRow()))
     assert [safe(name) for name in ("\tx", "\rx", "a=b", "")] == ["'\tx", "'\rx", "a=b", ""]
 
 
@@ -242,7 +243,7 @@ def test_money_that_is_not_told_is_not_told_by_the_order() -> None:
             row_with({"requests": 1, "cost_pico": cost}),
         )
         answer.add_rows([StoredRow(Period.of("hour", NOW), where, row.to_bytes())])
-    result = answer.as_dict()
+    result = as_json(answer)
     assert [row["route"] for row in result["rows"]] == ["dear", "cheap", "a-hidden", "b-hidden"]
     assert ["cost_usd" in row for row in (*result["rows"], result["total"])] == [True, True, False, False, False]
 
@@ -285,7 +286,7 @@ async def test_an_answer_is_the_sum_of_the_receipts_in_what_it_covers(book: Usag
                 (("tenant", "key"), {}),
                 (("key",), {"key": "k1"}),
             ):
-                result = await reader.read(UsageQuery(found, granularity, by, only), UsageResult.as_dict)  # type: ignore[arg-type]
+                result = await reader.read(UsageQuery(found, granularity, by, only), as_json)  # type: ignore[arg-type]
                 expected = stored_receipts.of(found, **only)
                 assert result["total"]["requests"] == len(expected)
                 cost = sum((one.cost_usd for one in expected), Decimal(0))
@@ -303,12 +304,12 @@ async def test_few_questions_of_one_asker_are_under_way(sqlite_book: UsageBook) 
     reader = UsageReader(sqlite_book.sums, DEFAULT, max_tenant_queries=3)
     now = time.time()
     usage_query = UsageQuery(span(RequestedRange(now - 3600, now), None, DEFAULT, now), None, (), {"tenant": "acme"})
-    requested = [reader.read(usage_query, UsageResult.as_dict, tenant="acme") for _ in range(5)] + [
-        reader.read(usage_query, UsageResult.as_dict, tenant="beta")
+    requested = [reader.read(usage_query, as_json, tenant="acme") for _ in range(5)] + [
+        reader.read(usage_query, as_json, tenant="beta")
     ]
     done = await asyncio.gather(*requested, return_exceptions=True)
     assert [type(one) for one in done] == [dict] * 3 + [Overloaded] * 2 + [dict]
-    assert await reader.read(usage_query, UsageResult.as_dict, tenant="acme")
+    assert await reader.read(usage_query, as_json, tenant="acme")
 
 
 async def test_no_crowd_of_tenants_leaves_another_one_without_an_answer(sqlite_book: UsageBook) -> None:
@@ -317,8 +318,7 @@ async def test_no_crowd_of_tenants_leaves_another_one_without_an_answer(sqlite_b
     now = time.time()
     usage_query = UsageQuery(span(RequestedRange(now - 3600, now), None, DEFAULT, now), None, (), {"tenant": "acme"})
     requested = [
-        reader.read(usage_query, UsageResult.as_dict, tenant=name)
-        for name in ("acme", "acme", "beta", "beta", "acme", "gamma")
+        reader.read(usage_query, as_json, tenant=name) for name in ("acme", "acme", "beta", "beta", "acme", "gamma")
     ]
     done = await asyncio.gather(*requested, return_exceptions=True)
     assert [type(one) for one in done] == [dict] * 4 + [Overloaded, dict]
@@ -343,10 +343,10 @@ async def test_an_answer_is_written_within_its_turn(sqlite_book: UsageBook, leav
             first.cancel()
             await asyncio.sleep(0.01)
         with pytest.raises(Overloaded):
-            await reader.read(usage_query, UsageResult.as_dict, tenant="acme")
+            await reader.read(usage_query, as_json, tenant="acme")
         gate.set()
     assert first.cancelled() if leaves else first.result()
-    assert await reader.read(usage_query, UsageResult.as_dict, tenant="acme")
+    assert await reader.read(usage_query, as_json, tenant="acme")
 
 
 @pytest.mark.parametrize("write", [encoded, as_csv])
@@ -355,8 +355,8 @@ def test_a_thread_that_writes_an_answer_rests_between_rows(
 ) -> None:
     """Pauses let the event loop acquire the interpreter lock."""
     pauses: list[float] = []
-    monkeypatch.setattr(usage_rests, "_INTERVAL_S", -1.0)
-    monkeypatch.setattr(usage_rests.time, "sleep", pauses.append)
+    monkeypatch.setattr(usage_threads, "_INTERVAL_S", -1.0)
+    monkeypatch.setattr(usage_threads.time, "sleep", pauses.append)
     answer = UsageResult(query("route"))
     answer.add_rows(rows("acme", 5))
     write(answer)

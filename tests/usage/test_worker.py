@@ -333,7 +333,7 @@ async def test_the_uptime_of_engines_is_copied(outboxes: Outboxes) -> None:
     await outboxes.redis.setbit(keys.seen_up("big", long_ago), 7, 1)
     worker = await outboxes.worker()
     await worker.round()
-    uptime = Uptime(outboxes.client, outboxes.redis, outboxes.keys, {"big": Decimal(2)}, lambda: now)
+    uptime = Uptime(outboxes.client, outboxes.keys, {"big": Decimal(2)}, lambda: now)
     uptime.record("big", up=False)
     await uptime.flush()
     worker._due["uptime"] = 0.0

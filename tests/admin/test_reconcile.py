@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from decimal import Decimal
 
-from gateway.usage.reconcile import engine_view, reconciled_day, totals
+from gateway.admin.reconciliation import engine_view, reconciled_day, totals
 from gateway.usage.uptime import DAY_S, EngineUptime
 
 DAY = 20_000 * DAY_S

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
-from gateway.usage.parts import FoldedPeriod, FoldedPeriods
-from gateway.usage.reader import UsageReader
+from gateway.usage.reader import FoldedPeriod, FoldedPeriods, UsageReader
+from gateway.usage.readers import SumsReader
 from gateway.usage.span import RequestedRange, span
 from gateway.usage.sums import Period, Retention
-from gateway.usage.sums_reader import SumsReader
-from gateway.usage.usage import UsageQuery, UsageResult
+from gateway.usage.usage import UsageQuery
 from tests.accounting.drafts import closed, guided
+from tests.usage.books import as_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -54,16 +54,16 @@ async def test_of_what_has_not_changed_no_row_is_read_again(sqlite_book: UsageBo
     sums, now = Counting(sqlite_book), time.time()
     sqlite_book.add(receipt(now - back * 3600, f"t{back % 3}", back) for back in range(20))
     reader = UsageReader(sums, KEPT)
-    first = await reader.read(query(), UsageResult.as_dict)
+    first = await reader.read(query(), as_json)
     assert first["total"]["requests"] == 20
     full = {Period.of("hour", now - back * 3600) for back in range(20)}
     assert full <= set(sums.periods)
     sums.periods.clear()
-    assert (await reader.read(query(), UsageResult.as_dict))["rows"] == first["rows"]
+    assert (await reader.read(query(), as_json))["rows"] == first["rows"]
     assert not full & set(sums.periods)
     for other in (query(("route",)), query(("tenant",), route="chat")):  # another query has another key
         sums.periods.clear()
-        await reader.read(other, UsageResult.as_dict)
+        await reader.read(other, as_json)
         assert full <= set(sums.periods)
 
 
@@ -74,7 +74,7 @@ async def test_what_comes_late_to_a_period_that_is_over_is_told_at_once(book: Us
     reader = UsageReader(book.sums, KEPT, cache=FoldedPeriods(reuse_times=0))
 
     async def summary() -> dict[str, tuple[int, dict[str, int]]]:
-        rows = (await reader.read(query(), UsageResult.as_dict))["rows"]
+        rows = (await reader.read(query(), as_json))["rows"]
         return {row["tenant"]: (row["requests"], row["errors"]) for row in rows}
 
     assert await summary() == {"acme": (1, {}), "beta": (1, {"abandoned": 1})}
