@@ -42,7 +42,23 @@ def usd_of(text: str | None, option: str) -> Decimal | None:
 
 def call_admin(client: AdminClient, method: str, path: str, body: Any = None, *, actor: str | None = None) -> Any:
     """Send a request and return the decoded reply; numbers with a decimal point are Decimal. Raises StartupError."""
-    return uvloop.run(_call(client, method, path, body, actor))
+    reply = request_admin(client, method, path, body, actor=actor)
+    try:
+        return _DECODER.decode(reply)
+    except msgspec.DecodeError:
+        raise client.no_gateway("unexpected reply") from None
+
+
+def request_admin(client: AdminClient, method: str, path: str, body: Any = None, *, actor: str | None = None) -> bytes:
+    """Send a request and return the reply. Raises StartupError."""
+    raw = None if body is None else _ENCODER.encode(body)
+    headers = {} if method == "GET" else {"x-gkt-actor": actor or _login_name()}
+
+    async def request() -> bytes:
+        async with client.session() as session:
+            return await client.request(session, method, path, body=raw, headers=headers)
+
+    return uvloop.run(request())
 
 
 def list_all(client: AdminClient, path: str, name: str, **query: str | None) -> list[dict[str, Any]]:
@@ -56,17 +72,6 @@ def list_all(client: AdminClient, path: str, name: str, **query: str | None) -> 
     return entries
 
 
-async def _call(client: AdminClient, method: str, path: str, body: Any, actor: str | None) -> Any:
-    raw = None if body is None else _ENCODER.encode(body)
-    headers = {} if method == "GET" else {"x-gkt-actor": actor or _login_name()}
-    async with client.session() as session:
-        reply = await client.request(session, method, path, body=raw, headers=headers)
-    try:
-        return _DECODER.decode(reply)
-    except msgspec.DecodeError:
-        raise client.no_gateway("unexpected reply") from None
-
-
 def _login_name() -> str:
     with suppress(OSError, KeyError):
         return _ACTOR_BREAKS.sub("_", getpass.getuser())[:64] or "admin"
@@ -76,3 +81,8 @@ def _login_name() -> str:
 def in_json(body: Any) -> str:
     """Return a reply as indented JSON; Decimals become numbers."""
     return msgspec.json.format(_ENCODER.encode(body), indent=2).decode()
+
+
+def when(moment: str) -> str:
+    """Return a time of the admin API for tables."""
+    return moment.replace("T", " ").replace("Z", " UTC")

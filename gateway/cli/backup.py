@@ -10,21 +10,17 @@ import typer
 from gateway.backup.file import verify, writing
 from gateway.backup.taking import BackupReader
 from gateway.backup.usage import usage_records
-from gateway.cli.backup_counts import format_counts
-from gateway.cli.stores import CONFIG, ConfigOption, settings_of, stores
-from gateway.cli.stores_away import result_of
+from gateway.cli.stores import CONFIG, ConfigOption, result_of, settings_of, stores
 from gateway.cli.usage_db_export import progress
 
 if TYPE_CHECKING:
+    from gateway.backup.records import BackupCounts
     from gateway.config.settings import Settings
 
 
 def backup(
     file: Annotated[Path, typer.Argument(help="File to write, with mode 0600.", metavar="FILE")],
-    without_usage: Annotated[
-        bool,
-        typer.Option("--without-usage", help="Leave out the usage database."),
-    ] = False,
+    without_usage: Annotated[bool, typer.Option("--without-usage", help="Leave out the usage database.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Overwrite an existing file.")] = False,
     config: ConfigOption = CONFIG,
 ) -> None:
@@ -56,3 +52,20 @@ async def _backup(settings: Settings, file: Path, *, receipts: bool, overwrite: 
                 with progress("reading the usage database", await opened.usage.count()) as on_progress:
                     async for record in usage_records(opened.usage, created_s, on_progress):
                         writer.put(record)
+
+
+def format_counts(counts: BackupCounts, *, redis: bool = True, usage: bool = True) -> str:
+    """Return a line for each count of a backup or deployment: of Redis and of the usage database."""
+    by_name: dict[str, int | str] = {}
+    if redis:
+        by_name = {
+            "API keys": counts.keys,
+            "budgets": counts.budgets,
+            "receipts waiting in Redis": counts.waiting,
+            "other Redis keys": counts.sums,
+        }
+    if usage:
+        by_name["receipts"] = "not included" if counts.receipts is None else counts.receipts
+        if counts.rows:
+            by_name["other rows"] = counts.rows
+    return "\n".join(f"  {name:<28} {count}" for name, count in by_name.items())

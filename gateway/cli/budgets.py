@@ -12,7 +12,16 @@ from rich.console import Console
 from rich.text import Text
 
 from gateway.cli.admin_client import AdminClient, ConfigOption, UrlOption
-from gateway.cli.admin_commands import ActorOption, JsonOption, call_admin, in_json, list_all, usd_of, without_none
+from gateway.cli.admin_commands import (
+    ActorOption,
+    JsonOption,
+    call_admin,
+    in_json,
+    list_all,
+    usd_of,
+    when,
+    without_none,
+)
 from gateway.cli.lazy import SETTINGS
 from gateway.cli.tables import plain_table
 
@@ -68,8 +77,7 @@ def raise_budget(
         typer.Option("--for", help="Duration of the raise, up to 366d.", metavar="DURATION", show_default=False),
     ] = None,
     until: Annotated[
-        str | None,
-        typer.Option(help="End of the raise: a date (its end, in UTC) or a time.", metavar="2026-12-01"),
+        str | None, typer.Option(help="End of the raise: a date (its end, in UTC) or a time.", metavar="2026-12-01")
     ] = None,
     reason: Annotated[str | None, typer.Option(help="Reason for the audit trail, in one line.", metavar="TEXT")] = None,
     as_json: JsonOption = False,
@@ -114,8 +122,8 @@ def print_budgets(budgets: Iterable[dict[str, Any]]) -> None:
             _usd(budget["spent_usd"]),
             _usd(budget["reserved_usd"]),
             Text(_usd(budget["left_usd"]), color_of(budget)),
-            Text(_when(budget["ends"]) if budget["ends"] else "rolling"),
-            Text(_raised(budget["raise"]) if budget["raise"] else "-"),
+            Text(when(budget["ends"]) if budget["ends"] else "rolling"),
+            Text(f"+{_usd(raised['usd'])} until {when(raised['until'])}" if (raised := budget["raise"]) else "-"),
         )
     if table.row_count:
         console.print(table)
@@ -131,7 +139,7 @@ def raise_result(budget: dict[str, Any]) -> str:
         return (
             f"the raise has ended: {owner} has {_usd(budget['max_budget'])} USD / {budget['budget_duration']}; {left}"
         )
-    return f"raised: {owner} has {_usd(_limit(budget))} USD until {_when(budget['raise']['until'])}; {left}"
+    return f"raised: {owner} has {_usd(_limit(budget))} USD until {when(budget['raise']['until'])}; {left}"
 
 
 def _limit(budget: dict[str, Any]) -> Decimal:
@@ -161,15 +169,7 @@ def color_of(budget: dict[str, Any]) -> str:
     return "yellow" if soft is not None and budget["spent_usd"] + budget["reserved_usd"] >= soft else "green"
 
 
-def _raised(raised: dict[str, Any]) -> str:
-    return f"+{_usd(raised['usd'])} until {_when(raised['until'])}"
-
-
 def _usd(amount: Decimal | int) -> str:
     """Return an amount in USD with up to 6 decimals."""
     text = f"{Decimal(amount):.6f}".rstrip("0").rstrip(".")
     return text if text != "0" or not amount else "<0.000001"
-
-
-def _when(moment: str) -> str:
-    return moment.replace("T", " ").replace("Z", " UTC")

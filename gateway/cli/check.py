@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 DEVELOPMENT_KEY = "gk-dev"
 """Publicly known key of the shipped policies/default.yaml."""
 _OTEL = ("opentelemetry.sdk.trace", "opentelemetry.exporter.otlp.proto.http")
-_POSTGRES = ("psycopg",)
 _BYTES_PER_TOKEN = 4
 
 
@@ -120,8 +119,7 @@ def notes_of(book: PolicySet) -> Iterator[str]:
 
 def warnings_of(settings: Settings, book: PolicySet) -> Iterator[str]:
     """Yield warnings about a valid configuration: settings that are probably wrong in production."""
-    known = book.tenant_of_key(DEVELOPMENT_KEY)
-    if known:
+    if known := book.tenant_of_key(DEVELOPMENT_KEY):
         yield (
             f"tenant {known.policy.tenant}: key {known.key_id} is the development key '{DEVELOPMENT_KEY}': "
             "remove it before production"
@@ -135,7 +133,7 @@ def warnings_of(settings: Settings, book: PolicySet) -> Iterator[str]:
     measured = GuidanceTimes(time.monotonic, read_times(settings.data))
     for policy in book.policies:
         for why in (
-            *_doubts_of_routes(settings, policy),
+            *(f"route {route.model}: {doubt}" for route in policy.routes if (doubt := _doubt(policy, route, settings))),
             *_unbounded(settings, policy),
             *_out_of_reach(settings.defaults, policy),
             *_expired(policy, time.time()),
@@ -148,21 +146,16 @@ def warnings_of(settings: Settings, book: PolicySet) -> Iterator[str]:
             yield f"model {model.name}: no route uses it"
     yield from _folder_doubts(settings.policies, book)
     yield from _extras_missing(settings)
-    doubt = _admin_doubt(settings.admin)
-    if doubt:
-        yield f"admin: listens on {settings.admin.host} {doubt}"
+    if admin_doubt := _admin_doubt(settings.admin):
+        yield f"admin: listens on {settings.admin.host} {admin_doubt}"
 
 
 def _extras_missing(settings: Settings) -> Iterator[str]:
     """Yield settings that need an extra which is not installed here. It may be installed where the gateway runs."""
+    postgres = is_postgres(settings.usage.url.get_secret_value())
     for enabled, modules, extra, reason in (
         (settings.tracing.endpoint is not None, _OTEL, "otel", "tracing.endpoint is set, and OpenTelemetry"),
-        (
-            is_postgres(settings.usage.url.get_secret_value()),
-            _POSTGRES,
-            "postgres",
-            "usage.url is PostgreSQL, and psycopg",
-        ),
+        (postgres, ("psycopg",), "postgres", "usage.url is PostgreSQL, and psycopg"),
     ):
         if enabled and not all(map(_is_installed, modules)):
             yield (
@@ -185,9 +178,8 @@ def _folder_doubts(folder: Path, book: PolicySet) -> Iterator[str]:
     rules = [route.guidance for policy in book.policies for route in policy.routes]
     referenced = {name for rule in rules for name in (rule.exemplars, rule.auto.model)}
     for file in near_misses(folder):
-        if file.name in referenced:
-            continue
-        yield f"{display_path(file)}: not read: rename it to end in .yaml"
+        if file.name not in referenced:
+            yield f"{display_path(file)}: not read: rename it to end in .yaml"
 
 
 def _admin_doubt(admin: AdminSettings) -> str | None:
@@ -198,13 +190,6 @@ def _admin_doubt(admin: AdminSettings) -> str | None:
     if admin.key is None:
         return "and requires no key: set admin.key, and keep it behind a firewall"
     return "and requires no key for probes, metrics and queues: keep it behind a firewall"
-
-
-def _doubts_of_routes(settings: Settings, policy: TenantPolicy) -> Iterator[str]:
-    for route in policy.routes:
-        doubt = _doubt(policy, route, settings)
-        if doubt:
-            yield f"route {route.model}: {doubt}"
 
 
 def _unbounded(settings: Settings, policy: TenantPolicy) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import secrets
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
@@ -24,7 +24,7 @@ from rich.text import Text
 from gateway.accounting.savings import ABOUT_ZERO
 from gateway.admin.marked_relay import MARK
 from gateway.cli.interrupts import INTERRUPTED, until_interrupted
-from gateway.cli.marked_text import TEACHER_STYLE, MarkedText
+from gateway.cli.tables import TEACHER_STYLE, MarkedText
 from gateway.config.settings import Settings
 from gateway.engines.sse import SseDecoder
 from gateway.errors import StartupError
@@ -184,22 +184,16 @@ async def print_answer(
 ) -> None:
     """Send the question, print the answer while it streams, then its receipt.
 
-    The request goes through the playground's endpoint, which marks the teacher's text.
-
-    Args:
-        console: the output.
-        session: a session that sends the admin key.
-        admin: URL of the admin listener.
-        question: the question.
-        placement: the route's placement. Only guidance in front of the answer is part of the output.
-        models: names of the models at the engines, by role.
-
-    Raises:
-        StartupError: the gateway returned no complete answer.
+    The request goes with the admin key through the playground's endpoint, which marks the teacher's text. Only guidance
+    that the route's placement puts in front of the answer is part of the output. Raises StartupError if the gateway
+    returned no complete answer.
     """
     console.print(Text.assemble(("\nQuestion ", "bold"), question), soft_wrap=True)
     receipt: dict[str, Any] | None = None
-    async with _playground_run(session, admin, question) as reply:
+    run = {"tenant": "demo", "model": "chat", "mode": "guided", "prompt": question, "temperature": 0, "max_tokens": 400}
+    async with session.post(f"{admin}/playground/run", data=orjson.dumps(run)) as reply:
+        if not reply.ok:
+            raise StartupError(f"The gateway answered {reply.status}: {await reply.text()}")
         mode, unguided = reply.headers["x-gkt-mode"], reply.headers.get("x-gkt-unguided")
         marked = placement == "prefix" and mode in _GUIDED
         console.print(Text.assemble("Answer   ", *_authors(mode, unguided, marked=marked), "\n"), soft_wrap=True)
@@ -234,17 +228,6 @@ def _authors(mode: str, unguided: str | None, *, marked: bool) -> Sequence[str |
     return (f"by the {'teacher' if mode == 'teacher' else 'student'} alone{reason}",)
 
 
-@asynccontextmanager
-async def _playground_run(
-    session: aiohttp.ClientSession, admin: str, question: str
-) -> AsyncIterator[aiohttp.ClientResponse]:
-    run = {"tenant": "demo", "model": "chat", "mode": "guided", "prompt": question, "temperature": 0, "max_tokens": 400}
-    async with session.post(f"{admin}/playground/run", data=orjson.dumps(run)) as reply:
-        if not reply.ok:
-            raise StartupError(f"The gateway answered {reply.status}: {await reply.text()}")
-        yield reply
-
-
 async def _events(reply: aiohttp.ClientResponse) -> AsyncIterator[dict[str, Any]]:
     """Yield the chunks of the answer, then its receipt."""
     decoder = SseDecoder()
@@ -260,15 +243,8 @@ async def _events(reply: aiohttp.ClientResponse) -> AsyncIterator[dict[str, Any]
 
 def _receipt_table(receipt: dict[str, Any], models: Mapping[str, str]) -> tuple[Table, str]:
     """Return a table of tokens and cost, and a line with the other facts."""
-    table = Table(
-        "",
-        "input tokens",
-        "output tokens",
-        "cost, USD",
-        title=f"Receipt {receipt['id']}",
-        title_justify="left",
-        box=box.SIMPLE,
-    )
+    heads, title = ("", "input tokens", "output tokens", "cost, USD"), f"Receipt {receipt['id']}"
+    table = Table(*heads, title=title, title_justify="left", box=box.SIMPLE)
     for column in table.columns[1:]:
         column.justify = "right"
     for role in ("teacher", "student"):
@@ -286,11 +262,8 @@ def _receipt_table(receipt: dict[str, Any], models: Mapping[str, str]) -> tuple[
     batch = receipt["batch"] or {"id": "none", "size": 0}
     facts = [f"mode {receipt['mode']}", f"batch {batch['id']} of {batch['size']}"]
     stages = ("batch_wait", "teacher", "first_token", "total")
-    facts += [
-        f"{stage.replace('_', ' ')} {timings[stage + '_ms'] / 1000:.2f} s"
-        for stage in stages
-        if stage + "_ms" in timings
-    ]
+    spent_ms = {stage.replace("_", " "): timings[f"{stage}_ms"] for stage in stages if f"{stage}_ms" in timings}
+    facts += [f"{stage} {ms / 1000:.2f} s" for stage, ms in spent_ms.items()]
     if receipt["unguided"]:
         facts.append(f"unguided: {receipt['unguided']}")
     return table, ", ".join(facts)

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from gateway.cli.interrupts import INTERRUPTED, until_interrupted
-from gateway.cli.marked_text import MarkedText
+from gateway.cli.tables import MarkedText
 from gateway.config.scalars import InvalidValue, ValueOrigin, dereference
 from gateway.config.settings import environment
 from gateway.edge import EdgeClient, GatewayRefused, LlamaStudent, UrlStudent
@@ -93,15 +93,8 @@ def edge(
         raise typer.BadParameter("is required without --sync", param_hint="QUESTION")
     secret = _key(key)
     logging.getLogger("gateway.edge").setLevel(logging.ERROR)  # this command prints the number of waiting reports
-    body = _body(
-        question,
-        model=route,
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        seed=seed,
-        stop=list(stop) if stop else None,
-    )
+    options = {"model": route, "max_tokens": max_tokens, "temperature": temperature, "top_p": top_p}
+    body = None if question is None else _body(question, options | {"seed": seed, "stop": list(stop) if stop else None})
     # --sync alone needs no student: this URL is never called.
     local = UrlStudent("http://127.0.0.1:1/v1") if body is None else _student(student, model, weights)
     try:
@@ -151,9 +144,7 @@ def _student(url: str | None, model: str | None, weights: str | None) -> UrlStud
     return LlamaStudent(catalogue.fetch(weights), name=catalogue.model_name(weights))
 
 
-def _body(question: str | None, **options: Any) -> Json | None:
-    if question is None:
-        return None
+def _body(question: str, options: dict[str, Any]) -> Json:
     fields = {name: value for name, value in options.items() if value is not None}
     return {**fields, "messages": [{"role": "user", "content": question}]}
 
@@ -219,11 +210,6 @@ class AnswerPrinter:
 
 def print_synced(console: Console, synced: Synced) -> None:
     """Print the result of a sync."""
-    counts = {
-        "sent": synced.sent,
-        "already known": synced.known,
-        "rejected": synced.refused,
-        "waiting": synced.waiting,
-    }
+    counts = {"sent": synced.sent, "already known": synced.known, "rejected": synced.refused, "waiting": synced.waiting}
     summary = ", ".join(f"{count} {name}" for name, count in counts.items() if count) or "nothing was waiting"
     console.print(f"Sync: {summary}.{f' {synced.why}' if synced.why else ''}", soft_wrap=True, highlight=False)

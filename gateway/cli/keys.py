@@ -13,7 +13,16 @@ import typer
 from rich.text import Text
 
 from gateway.cli.admin_client import AdminClient, ConfigOption, UrlOption
-from gateway.cli.admin_commands import ActorOption, JsonOption, call_admin, in_json, list_all, usd_of, without_none
+from gateway.cli.admin_commands import (
+    ActorOption,
+    JsonOption,
+    call_admin,
+    in_json,
+    list_all,
+    usd_of,
+    when,
+    without_none,
+)
 from gateway.cli.lazy import SETTINGS
 from gateway.cli.tables import console_for, plain_table
 from gateway.config.yaml_source import YamlSource
@@ -69,8 +78,7 @@ def create(
         str | None, typer.Option(help="Amount from which --on-soft applies.", metavar="USD", rich_help_panel=_BUDGET)
     ] = None,
     budget_duration: Annotated[
-        str | None,
-        typer.Option(help="Length of a period. Default: 1mo.", metavar="1d|1w|1mo", rich_help_panel=_BUDGET),
+        str | None, typer.Option(help="Length of a period. Default: 1mo.", metavar="1d|1w|1mo", rich_help_panel=_BUDGET)
     ] = None,
     rolling: Annotated[
         bool,
@@ -201,16 +209,17 @@ def print_keys(keys: Iterable[dict[str, Any]]) -> None:
     console = console_for(_PIPE_WIDTH)
     table = plain_table("tenant", "id", "key", "status", "expires", "last used", "models", "limits", "budget")
     for key in keys:
+        budget = key["budget"]
         table.add_row(
             Text(key["tenant"]),
             Text(key["id"]),
             Text(f"{key['hint']}..." if key["hint"] else "in its file"),
             Text(key["status"], _COLORS.get(key["status"], "red")),
-            Text(_when(key["revoked"] or key["expires"]) or "never"),
-            Text(_when(key["last_used"]) or "-"),
+            Text(when(key["revoked"] or key["expires"] or "never")),
+            Text(when(key["last_used"] or "-")),
             Text(", ".join(key["models"] or ["all"])),
-            Text(_limits(key["limits"] or {})),
-            Text(_budget(key["budget"] or {})),
+            Text("\n".join(f"{_SHORT[name]} {value}" for name, value in (key["limits"] or {}).items())),
+            Text(f"{budget['max_budget']} USD / {budget.get('budget_duration', '1mo')}" if budget else ""),
         )
     if table.row_count:
         console.print(table)
@@ -220,10 +229,10 @@ def print_keys(keys: Iterable[dict[str, Any]]) -> None:
 
 def key_summary(created: dict[str, Any]) -> str:
     """Return a summary of a new key, without the key itself."""
-    expires = f"expires {_when(created['expires'])}" if created["expires"] else "does not expire"
+    expires = f"expires {when(created['expires'])}" if created["expires"] else "does not expire"
     lines = [f"Key {created['id']} of tenant {created['tenant']}; it {expires}."]
     if (old := created.get("replaced")) is not None:
-        validity = f"is valid until {_when(old['expires'])}" if old["status"] == "grace" else "is no longer valid"
+        validity = f"is valid until {when(old['expires'])}" if old["status"] == "grace" else "is no longer valid"
         lines.append(f"The old key is now called {old['id']} and {validity}.")
     lines.append("The key is shown only this once:")
     return "\n".join(lines)
@@ -262,15 +271,3 @@ def _quoted(text: str) -> str:
     """Return a text in quotes if YAML could read it as another type."""
     plain = _PLAIN.fullmatch(text) and text.lower() not in _RESERVED_WORDS
     return text if plain else f'"{text}"'
-
-
-def _when(moment: str | None) -> str:
-    return moment.replace("T", " ").replace("Z", " UTC") if moment else ""
-
-
-def _limits(limits: dict[str, Any]) -> str:
-    return "\n".join(f"{_SHORT[name]} {value}" for name, value in limits.items())
-
-
-def _budget(budget: dict[str, Any]) -> str:
-    return f"{budget['max_budget']} USD / {budget.get('budget_duration', '1mo')}" if budget else ""

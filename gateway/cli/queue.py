@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
-    from gateway.batching.view import CacheView, ProcessView, QueueView
+    from gateway.batching.view import ProcessView, QueueView
 
 _SHORTEST_S = 0.1
 # Fits all columns.
@@ -56,46 +56,35 @@ def queue(
 
     Exits with 1 if the gateway cannot be reached. See docs/operations.md.
     """
-    source = _Source(url, config, teacher)
+    client = AdminClient(url, config)
     every_s = _every_s(every)
     console = console_for(_PIPE_WIDTH)
     if as_json or once or not console.is_terminal:
-        queues = uvloop.run(_request_once(source))
+        queues = uvloop.run(_request_once(client, teacher))
         if as_json:
             body = orjson.dumps(queues, option=orjson.OPT_INDENT_2)
             typer.echo(body.decode())
         else:
             console.print(render_queues(queues))
     else:
-        uvloop.run(_watch(source, every_s, console))
+        uvloop.run(_watch(client, teacher, every_s, console))
 
 
-class _Source:
-    """Requests the queues of a gateway. Raises StartupError."""
-
-    def __init__(self, url: str | None, config: Path, teacher: str | None) -> None:
-        self._teacher = teacher
-        self._gateway = AdminClient(url, config)
-        self.session = self._gateway.session
-
-    async def request(self, session: aiohttp.ClientSession) -> QueuesReply:
-        """Return the current queues. Raises StartupError."""
-        body = await self._gateway.request(session, "GET", "/queue")
-        try:
-            queues = msgspec.json.decode(body, type=QueuesReply)
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            raise self._gateway.no_gateway("unexpected reply") from None
-        return self._select(queues)
-
-    def _select(self, queues: QueuesReply) -> QueuesReply:
-        if self._teacher is None:
-            return queues
-        if self._teacher in queues.teachers:
-            return replace(queues, teachers={self._teacher: queues.teachers[self._teacher]})
-        close = nearest(self._teacher, queues.teachers)
-        hint = f" Did you mean '{close}'?" if close else ""
-        known = ", ".join(queues.teachers) or "none"
-        raise StartupError(f"No route gets guidance from a teacher '{self._teacher}'.{hint} Teachers: {known}.")
+async def _request(client: AdminClient, session: aiohttp.ClientSession, teacher: str | None) -> QueuesReply:
+    """Return the current queues, or only that of a teacher. Raises StartupError."""
+    body = await client.request(session, "GET", "/queue")
+    try:
+        queues = msgspec.json.decode(body, type=QueuesReply)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise client.no_gateway("unexpected reply") from None
+    if teacher is None:
+        return queues
+    if teacher in queues.teachers:
+        return replace(queues, teachers={teacher: queues.teachers[teacher]})
+    close = nearest(teacher, queues.teachers)
+    hint = f" Did you mean '{close}'?" if close else ""
+    known = ", ".join(queues.teachers) or "none"
+    raise StartupError(f"No route gets guidance from a teacher '{teacher}'.{hint} Teachers: {known}.")
 
 
 def _every_s(every: str) -> float:
@@ -108,16 +97,16 @@ def _every_s(every: str) -> float:
     return every_s
 
 
-async def _request_once(source: _Source) -> QueuesReply:
-    async with source.session() as session:
-        return await source.request(session)
+async def _request_once(client: AdminClient, teacher: str | None) -> QueuesReply:
+    async with client.session() as session:
+        return await _request(client, session, teacher)
 
 
-async def _watch(source: _Source, every_s: float, console: Console) -> None:
+async def _watch(client: AdminClient, teacher: str | None, every_s: float, console: Console) -> None:
     """Refresh until a signal. A failed request after the first one only shows its error."""
     stop = stop_on_signals()
-    async with source.session() as session:
-        queues = await source.request(session)
+    async with client.session() as session:
+        queues = await _request(client, session, teacher)
         with Live(render_queues(queues), console=console, auto_refresh=False) as live:
             while True:
                 with suppress(TimeoutError):
@@ -126,7 +115,7 @@ async def _watch(source: _Source, every_s: float, console: Console) -> None:
                 if stop.is_set():
                     return
                 try:
-                    queues = await source.request(session)
+                    queues = await _request(client, session, teacher)
                 except StartupError as error:
                     live.update(Group(render_queues(queues), Text(error.message, "bold red")), refresh=True)
                 else:
@@ -177,15 +166,11 @@ def _fleet_lines(view: QueueView) -> Iterator[str]:
         f"batches {view.batches}, arriving {view.arrivals_per_s:g}/s, granted {view.grants_per_s:g}/s, Redis time "
         f"{time:%H:%M:%S} UTC"
     )
-    if view.cache is not None and view.cache.max_bytes:
-        yield f"guidance cache: {_cache(view.cache)}"
+    if (cache := view.cache) is not None and cache.max_bytes:
+        yield f"guidance cache: {cache.entries} entries, {_size(cache.bytes)} of {_size(cache.max_bytes)}"
     first = [_process(process) for process in view.processes[:_MAX_PROCESSES]]
     more = len(view.processes) + view.more_processes - len(first)
     yield f"processes {len(first) + more}: {'; '.join(first) or 'none'}{f'; and {more} more' if more else ''}"
-
-
-def _cache(cache: CacheView) -> str:
-    return f"{cache.entries} entries, {_size(cache.bytes)} of {_size(cache.max_bytes)}"
 
 
 def _process(process: ProcessView) -> str:

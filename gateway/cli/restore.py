@@ -10,9 +10,8 @@ import typer
 
 from gateway.backup.file import records, verify
 from gateway.backup.putting import RestoreWriter
-from gateway.cli.backup_counts import format_counts
-from gateway.cli.stores import CONFIG, ConfigOption, settings_of, stores, utc
-from gateway.cli.stores_away import result_of
+from gateway.cli.backup import format_counts
+from gateway.cli.stores import CONFIG, ConfigOption, result_of, settings_of, stores, utc
 from gateway.cli.usage_db_export import progress
 from gateway.errors import StartupError
 
@@ -42,8 +41,7 @@ def restore(
         ),
     ] = False,
     only: Annotated[
-        RestorePart | None,
-        typer.Option("--only", help="Restore only Redis or only the usage database."),
+        RestorePart | None, typer.Option("--only", help="Restore only Redis or only the usage database.")
     ] = None,
     config: ConfigOption = CONFIG,
 ) -> None:

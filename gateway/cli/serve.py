@@ -61,14 +61,8 @@ async def run(settings: Settings, book: PolicySet, files: PolicyFiles, config: P
     stop = stop_on_signals()
     reload = reload_on_sighup(stop)
 
-    def announce(addresses: GatewayAddresses) -> None:
-        log.info(
-            "listening",
-            public=addresses.public,
-            admin=addresses.admin,
-            process=addresses.process,
-            version=__version__,
-        )
+    def announce(at: GatewayAddresses) -> None:
+        log.info("listening", public=at.public, admin=at.admin, process=at.process, version=__version__)
 
     async with AsyncExitStack() as stack:
         embedded = None
@@ -83,8 +77,6 @@ async def run(settings: Settings, book: PolicySet, files: PolicyFiles, config: P
             await stack.enter_async_context(usage_child(config, embedded))
         if workers > 1:
             return await Supervisor(settings, config, workers, redis_url=embedded).run(stop, reload)
-        redis_url = embedded or settings.redis.url.get_secret_value()
-        await serve_gateway(
-            settings, book, redis_url, stop=stop, announce=announce, watched=WatchedFiles(files, reload)
-        )
+        redis_url, watched = embedded or settings.redis.url.get_secret_value(), WatchedFiles(files, reload)
+        await serve_gateway(settings, book, redis_url, stop=stop, announce=announce, watched=watched)
         return True

@@ -6,19 +6,22 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
+import uvloop
+from redis.exceptions import RedisError
 
 from gateway.errors import StartupError
 from gateway.policy.files import PolicyFiles
 from gateway.redis.client import RedisClient
 from gateway.redis.keys import RedisKeys
 from gateway.telemetry.metrics import Metrics
+from gateway.usage.engine import UsageDatabaseError
 from gateway.usage.store import UsageStore, store_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Coroutine
 
     from gateway.config.settings import Settings
 
@@ -42,8 +45,7 @@ def settings_of(config: Path) -> Settings:
     """Return the settings. Raises ConfigError, and StartupError where the file does not exist."""
     if not config.exists():
         raise StartupError(f"There is no {config}. Name the configuration file with --config.")
-    settings, _, _ = PolicyFiles.open(config)
-    return settings
+    return PolicyFiles.open(config)[0]
 
 
 @asynccontextmanager
@@ -75,3 +77,20 @@ async def stores(settings: Settings) -> AsyncIterator[Stores]:
 def utc(unix_s: float) -> str:
     """Return a time as ISO 8601, in UTC."""
     return datetime.fromtimestamp(unix_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def result_of(work: Coroutine[Any, Any, Any]) -> Any:
+    """Run a coroutine and return its result.
+
+    Raises StartupError if Redis or the database is unavailable. The message never contains a URL.
+    """
+    try:
+        return uvloop.run(work)
+    except RedisError as error:
+        raise StartupError(f"Redis failed ({type(error).__name__}). Try again.") from None
+    except UsageDatabaseError as error:
+        cause = getattr(error, "orig", None) or error
+        raise StartupError(
+            f"The usage database cannot be read or written ({type(cause).__name__}). Check that it is running and "
+            "that usage.url in config.yaml or GKT_USAGE_URL is correct."
+        ) from None

@@ -1,10 +1,13 @@
-"""Console output of commands: the console of a terminal or a pipe, and plain tables."""
+"""Console output of commands: the console of a terminal or a pipe, plain tables, and answers with marks."""
 
 from __future__ import annotations
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+
+TEACHER_STYLE = "bold cyan"
 
 
 def console_for(pipe_width: int) -> Console:
@@ -14,15 +17,35 @@ def console_for(pipe_width: int) -> Console:
 
 
 def plain_table(*titles: str, right: slice = slice(0)) -> Table:
-    """Return a table without a frame that wraps long cells.
-
-    Args:
-        titles: the titles of its columns.
-        right: the columns that are aligned to the right.
-    """
+    """Return a table without a frame that wraps long cells. The columns `right` are aligned to the right."""
     table = Table(*titles, box=box.SIMPLE)
     for column in table.columns:
         column.overflow = "fold"
     for column in table.columns[right]:
         column.justify = "right"
     return table
+
+
+class MarkedText:
+    """Prints the parts of one answer and marks those of the teacher: by color on a terminal, else by brackets."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._by_teacher = False
+
+    def print(self, text: str, *, by_teacher: bool) -> None:
+        """Print one part."""
+        if text:
+            self._mark(by_teacher)
+            style = TEACHER_STYLE if by_teacher else ""
+            self._console.print(Text(text, style), end="", soft_wrap=True, highlight=False)
+
+    def end(self) -> None:
+        """Close an open bracket, where the teacher also wrote the last part."""
+        self._mark(False)
+
+    def _mark(self, by_teacher: bool) -> None:
+        # A pipe drops colors.
+        if by_teacher != self._by_teacher and not self._console.is_terminal:
+            self._console.print(Text("[" if by_teacher else "]"), end="", soft_wrap=True)
+        self._by_teacher = by_teacher

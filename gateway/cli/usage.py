@@ -9,19 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlencode
 
 import typer
-import uvloop
 from rich.measure import Measurement
 from rich.text import Text
 
 from gateway.accounting.savings import ABOUT_ZERO, TEACHER_UNAVAILABLE
 from gateway.cli.admin_client import AdminClient, ConfigOption, UrlOption
-from gateway.cli.admin_commands import call_admin, in_json, without_none
+from gateway.cli.admin_commands import call_admin, in_json, request_admin, without_none
 from gateway.cli.tables import console_for, plain_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from rich.console import Console
     from rich.table import Table
 
 
@@ -57,9 +55,7 @@ def usage(
     until: Annotated[
         str | None,
         typer.Option(
-            help="End, in the same format. A date and a month are inclusive.",
-            metavar="WHEN",
-            show_default="now",
+            help="End, in the same format. A date and a month are inclusive.", metavar="WHEN", show_default="now"
         ),
     ] = None,
     granularity: Annotated[
@@ -82,13 +78,7 @@ def usage(
         ),
     ] = None,
     form: Annotated[
-        UsageFormat,
-        typer.Option(
-            "--format",
-            "-f",
-            help="Output format.",
-            case_sensitive=False,
-        ),
+        UsageFormat, typer.Option("--format", "-f", help="Output format.", case_sensitive=False)
     ] = UsageFormat.TABLE,
     config: ConfigOption = Path("config.yaml"),
     url: UrlOption = None,
@@ -108,31 +98,18 @@ def usage(
     --url. It sends the admin key from the environment variable GKT_ADMIN_KEY or from admin.key of config.yaml.
     docs/cost.md#usage describes every column.
     """
-    query = without_none(
-        since=since,
-        until=until,
-        by=by or None,
-        granularity=granularity,
-        tenant=tenant,
-        key=key,
-        route=model,
-        mode=mode,
-        format="csv" if form is UsageFormat.CSV else None,
-    )
+    query = without_none(since=since, until=until, by=by or None, granularity=granularity)
+    query |= without_none(tenant=tenant, key=key, route=model, mode=mode)
+    query |= {"format": "csv"} if form is UsageFormat.CSV else {}
     client, path = AdminClient(url, config, keyed=True), f"/usage?{urlencode(query)}"
     if form is UsageFormat.CSV:
-        typer.echo(uvloop.run(_raw(client, path)).decode(), nl=False)
+        typer.echo(request_admin(client, "GET", path).decode(), nl=False)
         return
     reply = call_admin(client, "GET", path)
     if form is UsageFormat.JSON:
         typer.echo(in_json(reply))
     else:
         print_usage(reply)
-
-
-async def _raw(client: AdminClient, path: str) -> bytes:
-    async with client.session() as session:
-        return await client.request(session, "GET", path)
 
 
 _PIPE_WIDTH = 240
@@ -158,8 +135,9 @@ def print_usage(reply: dict[str, Any]) -> None:
         return
     titles, omitted = list(_FIGURES), []
     table = _table(reply, titles)
+    unwrapped = console.options.update(max_width=10_000)
     for title in _OMIT_ORDER:
-        if _width(console, table) <= console.width:
+        if Measurement.get(console, unwrapped, table).maximum <= console.width:
             break
         titles.remove(title)
         omitted.append(title)
@@ -175,21 +153,13 @@ def _table(reply: dict[str, Any], titles: list[str]) -> Table:
     heads = ("model" if name == "route" else name for name in names)
     table = plain_table(*heads, *titles, right=slice(len(names), None))
     for row in reply["rows"]:
-        table.add_row(*(_name(row, name) for name in names), *(_FIGURES[title](row) for title in titles))
+        values = (Text(_when(row[name]) if name == "start" else row[name] or "(none)") for name in names)
+        table.add_row(*values, *(_FIGURES[title](row) for title in titles))
     if names:
         table.add_section()
         figures = (_FIGURES[title](reply["total"]) for title in titles)
         table.add_row("all", *[""] * (len(names) - 1), *figures, style="bold")
     return table
-
-
-def _width(console: Console, table: Table) -> int:
-    """Return the width of the table without wrapping."""
-    return Measurement.get(console, console.options.update(max_width=10_000), table).maximum
-
-
-def _name(row: dict[str, Any], name: str) -> Text:
-    return Text(_when(row[name]) if name == "start" else row[name] or "(none)")
 
 
 def _tokens(row: dict[str, Any], role: str) -> Text:
@@ -237,16 +207,8 @@ _FIGURES: dict[str, Callable[[dict[str, Any]], Text]] = {
     "p95 s": lambda row: _seconds(row, "p95"),
 }
 _OMIT_ORDER = (
-    "p50 s",
-    "unguided",
-    "student tokens",
-    "teacher tokens",
-    "p95 s",
-    "errors",
-    "teacher share",
-    "measuring USD",
-    "teacher away",
-    "+/- USD",
+    *("p50 s", "unguided", "student tokens", "teacher tokens", "p95 s"),
+    *("errors", "teacher share", "measuring USD", "teacher away", "+/- USD"),
 )
 
 

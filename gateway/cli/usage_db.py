@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import re
+import time
 from enum import StrEnum
 from functools import partial
 from pathlib import Path  # noqa: TC003  typer reads it
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
+from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 from rich.table import Table
 
 from gateway.cli.admin_commands import JsonOption, in_json
 from gateway.cli.lazy import SETTINGS
-from gateway.cli.stores import CONFIG, ConfigOption, settings_of, stores, usage_store, utc
-from gateway.cli.stores_away import result_of
+from gateway.cli.stores import CONFIG, ConfigOption, result_of, settings_of, stores, usage_store, utc
 from gateway.cli.usage_db_export import export as export_receipts
 from gateway.cli.usage_db_export import progress
-from gateway.cli.usage_db_migrate import migrated
-from gateway.cli.usage_db_span import SinceOption, TenantOption, UntilOption, where_of
+from gateway.cli.usage_db_migrate import FIGURES, migrated
+from gateway.config.scalars import InvalidValue, duration_s
 from gateway.errors import StartupError
+from gateway.policy.schema import Moment
 from gateway.telemetry.metrics import Metrics
 from gateway.usage.engine import UsageDatabaseError
 from gateway.usage.feed import OutboxFeed
+from gateway.usage.receipts_reader import ReceiptFilter
 from gateway.usage.state import WorkerStateReader
 from gateway.usage.tables import DAY_S
 from gateway.usage.verify import differences
@@ -31,7 +35,6 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from gateway.config.settings import Settings
-    from gateway.usage.receipts_reader import ReceiptFilter
     from gateway.usage.rollup import SumRow
     from gateway.usage.verify import SumPlace
 
@@ -48,6 +51,20 @@ usage_db = typer.Typer(
 
 _MAX_DIFFERENCES = 20
 _TABLE_WIDTH = 160
+_MOMENT: TypeAdapter[float] = TypeAdapter(Moment)
+_DAY = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
+
+SinceOption: TypeAlias = Annotated[
+    str | None,
+    typer.Option(help="Start: a duration before now, a day in UTC, or a time. Default: the first receipt.",
+                 metavar="7d|2026-11-01"),
+]  # fmt: skip
+UntilOption: TypeAlias = Annotated[
+    str | None,
+    typer.Option(help="End: a duration before now, a day in UTC (inclusive), or a time. Default: now.",
+                 metavar="1d|2026-11-30"),
+]  # fmt: skip
+TenantOption: TypeAlias = Annotated[str | None, typer.Option("--tenant", "-t", help="Only this tenant.")]
 
 
 class ExportFormat(StrEnum):
@@ -93,7 +110,7 @@ def export(
     Receipts are selected by the time of their request. Progress is shown on standard error. Shadow requests are
     included with mode `shadow`; their baseline is 0.
     """
-    where = where_of(since, until, tenant)
+    where = _where(since, until, tenant)
     count = result_of(_export(settings_of(config), where, form, output))
     typer.echo(f"{count} receipts" + (f" in {output}" if output is not None else ""), err=True)
 
@@ -132,15 +149,14 @@ def migrate(
     of each month exactly, and prints both sides. If they are equal, it deletes the old sums in Redis; otherwise it
     keeps them and exits with 1.
     """
-    result = result_of(_migrate(settings_of(config), accept=accept_differences))
-    table = Table("", "", *result.names, box=None)
-    for line in result.lines():
+    result = result_of(migrated(settings_of(config), accept=accept_differences))
+    table = Table("", "", *FIGURES, box=None)
+    for line in result.lines:
         table.add_row(*line)
     # A narrower table would shorten figures.
     width = max(_TABLE_WIDTH, Console().width)
     Console(soft_wrap=True, highlight=False, markup=False, width=width).print(table)
-    for note in result.notes:
-        typer.echo(note)
+    typer.echo(result.note)
     if not result.same:
         typer.echo(
             "The old sums in Redis were deleted although they differ."
@@ -149,11 +165,6 @@ def migrate(
         )
         raise typer.Exit(0 if accept_differences else 1)
     typer.echo("Before and after are the same. The old sums in Redis are deleted.")
-
-
-async def _migrate(settings: Settings, *, accept: bool) -> Any:
-    async with stores(settings) as opened:
-        return await migrated(opened, settings, accept=accept)
 
 
 async def _status(settings: Settings) -> dict[str, Any]:
@@ -238,3 +249,25 @@ def _show(found: dict[str, Any]) -> None:
     for name, value in rows.items():
         table.add_row(name, value)
     Console(soft_wrap=True, highlight=False, markup=False).print(table)
+
+
+def _where(since: str | None, until: str | None, tenant: str | None) -> ReceiptFilter:
+    """Return a filter of receipts. A day in `until` is inclusive. Raises BadParameter."""
+    begin = None if since is None else _moment(since, "--since", whole_day=False)
+    end = None if until is None else _moment(until, "--until", whole_day=True)
+    if begin is not None and end is not None and begin >= end:
+        raise typer.BadParameter("must be before --until", param_hint="--since")
+    return ReceiptFilter(begin, end, tenant)
+
+
+def _moment(text: str, option: str, *, whole_day: bool) -> float:
+    try:
+        if re.match(r"\d{4}-", text):
+            at = _MOMENT.validate_python(f"{text}T00:00:00Z" if _DAY.fullmatch(text) else text)
+            return at + DAY_S if whole_day and _DAY.fullmatch(text) else at
+        return time.time() - duration_s(text)
+    except (ValidationError, InvalidValue):
+        raise typer.BadParameter(
+            "must be a duration like 24h or 7d, a day like 2026-11-01, or a time like 2026-11-01T12:00:00Z",
+            param_hint=option,
+        ) from None

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import csv
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from decimal import Decimal
 from operator import attrgetter
-from typing import IO, TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 from rich.console import Console
@@ -17,6 +17,7 @@ from gateway.accounting.receipt import Receipt
 from gateway.accounting.savings import class_of, savings_of
 from gateway.cli.stores import utc
 from gateway.errors import StartupError
+from gateway.usage.counters import STAGES
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -26,10 +27,6 @@ if TYPE_CHECKING:
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _Column: TypeAlias = "Callable[[Receipt], Any]"
-
-
-def _as_they_are(*names: str) -> dict[str, _Column]:
-    return {name: attrgetter(name) for name in names}
 
 
 def _shares(receipt: Receipt, role: str) -> list[EngineShare]:
@@ -61,23 +58,19 @@ def _failed_usd(receipt: Receipt) -> Decimal:
 _COLUMNS: dict[str, _Column] = {
     "id": attrgetter("id"),
     "created": lambda one: utc(one.created),
-    **_as_they_are("tenant", "key", "route", "mode", "status", "stream", "finish_reason", "unguided"),
-    **_as_they_are("shadow_of", "budget"),
+    **{name: attrgetter(name) for name in ("tenant", "key", "route", "mode", "status", "stream", "finish_reason")},
+    **{name: attrgetter(name) for name in ("unguided", "shadow_of", "budget")},
     **_of_engine("teacher"),
     **_of_engine("student"),
     "failed_cost_usd": _failed_usd,
     "kept_tokens": lambda one: one.guidance.kept_tokens if one.guidance is not None else 0,
     "batch_size": lambda one: one.batch.size if one.batch is not None else None,
-    **_as_they_are("cost_usd", "baseline_model"),
+    **{name: attrgetter(name) for name in ("cost_usd", "baseline_model")},
     # A shadow spares nothing: its request was answered and paid for as well.
     "baseline_usd": lambda one: one.baseline_usd if one.shadow_of is None else Decimal(0),
     "baseline_estimated": attrgetter("baseline_estimated"),
     "savings_usd": lambda one: savings_of(one).usd,
-    "admission_ms": attrgetter("timings.admission_ms"),
-    "batch_wait_ms": attrgetter("timings.batch_wait_ms"),
-    "teacher_ms": attrgetter("timings.teacher_ms"),
-    "first_token_ms": attrgetter("timings.first_token_ms"),
-    "total_ms": attrgetter("timings.total_ms"),
+    **{f"{stage}_ms": attrgetter(f"timings.{stage}_ms") for stage in STAGES},
     "savings_error_usd": lambda one: savings_of(one).error_usd,
     "savings_class": class_of,
     **{f"{role}_cache_write_tokens": _tokens(role, "cache_write_input_tokens") for role in ("teacher", "student")},
@@ -97,14 +90,24 @@ def progress(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
 async def export(
     receipts: AsyncIterator[Sequence[bytes]], form: str, output: Path | None, on_progress: Callable[[int], None]
 ) -> int:
-    """Write all receipts, given as JSON, and return their number. Raises StartupError where they cannot be written."""
+    """Write all receipts, given as JSON, and return their number. Raises StartupError where they cannot be written.
+
+    A line of `csv` is a receipt with money in USD and times as ISO 8601. A line of any other `form` is the JSON of
+    GET /v1/receipts/{id}, with prices.
+    """
     count = 0
     try:
-        with _opened(output) as file:
-            write = _csv(file) if form == "csv" else _jsonl(file)
+        with nullcontext(sys.stdout) if output is None else output.open("w", encoding="utf-8", newline="") as file:
+            lines = csv.writer(file)
+            if form == "csv":
+                lines.writerow(_COLUMNS)
             async for some in receipts:
                 for raw in some:
-                    write(Receipt.from_json(raw))
+                    receipt = Receipt.from_json(raw)
+                    if form == "csv":
+                        lines.writerow(map(_cell, columns_of(receipt).values()))
+                    else:
+                        file.write(msgspec.json.encode(receipt.as_dict()).decode() + "\n")
                 count += len(some)
                 on_progress(count)
             file.flush()
@@ -115,35 +118,6 @@ async def export(
             raise
         raise StartupError(f"{output} cannot be written: {error.strerror}.") from None
     return count
-
-
-@contextmanager
-def _opened(output: Path | None) -> Iterator[IO[str]]:
-    if output is None:
-        yield sys.stdout
-    else:
-        with output.open("w", encoding="utf-8", newline="") as file:
-            yield file
-
-
-def _jsonl(file: IO[str]) -> Callable[[Receipt], None]:
-    """Return a writer of receipts as GET /v1/receipts/{id} returns them, with their prices."""
-
-    def write(receipt: Receipt) -> None:
-        file.write(msgspec.json.encode(receipt.as_dict()).decode() + "\n")
-
-    return write
-
-
-def _csv(file: IO[str]) -> Callable[[Receipt], None]:
-    """Return a writer of one line for each receipt, with money in USD and times as ISO 8601."""
-    lines = csv.writer(file)
-    lines.writerow(_COLUMNS)
-
-    def write(receipt: Receipt) -> None:
-        lines.writerow(map(_cell, columns_of(receipt).values()))
-
-    return write
 
 
 def columns_of(receipt: Receipt) -> dict[str, Any]:

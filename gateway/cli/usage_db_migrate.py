@@ -6,11 +6,11 @@ import asyncio
 import math
 import secrets
 from collections import Counter, defaultdict
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
+from gateway.cli.stores import stores
 from gateway.cli.usage_db_export import progress
 from gateway.config.database_url import ARCHIVE_FILE, USAGE_FILE, sqlalchemy_url
 from gateway.errors import StartupError
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 _SETTLED_S = 3600.0
 """A request is settled within this time. So receipts of a day may come until this long after its end."""
 _IMPORTED_AT_ONCE = 5_000
+FIGURES = ("receipts", "requests", "cost USD", "baseline USD", "savings USD", "tokens")
 
 
 class PeriodFigures(NamedTuple):
@@ -53,11 +54,7 @@ class PeriodFigures(NamedTuple):
 
 
 class PeriodComparison(NamedTuple):
-    """Figures of a month, or of the days since the upgrade.
-
-    Attributes:
-        growing: figures that may have become larger meanwhile.
-    """
+    """Figures of a month, or of the days since the upgrade. Those of `growing` may have become larger meanwhile."""
 
     name: str
     before: PeriodFigures
@@ -67,41 +64,35 @@ class PeriodComparison(NamedTuple):
     @property
     def same(self) -> bool:
         """Return whether nothing is missing, and nothing counts twice."""
-        for name, before, after in zip(PeriodFigures._fields, self.before, self.after, strict=True):
-            if before != after and (name not in self.growing or (after < before and name != "savings_pico")):
-                return False
-        return True
-
-
-@dataclass(slots=True)
-class MigrationResult:
-    """The result of a migration."""
-
-    compared: list[PeriodComparison] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    names = ("receipts", "requests", "cost USD", "baseline USD", "savings USD", "tokens")
-
-    @property
-    def same(self) -> bool:
-        return all(one.same for one in self.compared)
+        return all(
+            before == after or (name in self.growing and (after > before or name == "savings_pico"))
+            for name, before, after in zip(PeriodFigures._fields, self.before, self.after, strict=True)
+        )
 
     def lines(self) -> list[tuple[str, ...]]:
-        """Return a table: before and after of each month."""
-        found = []
-        for one in self.compared:
-            found.append((one.name, "before", *_texts(one.before)))
-            found.append(("" if one.same else "DIFFERS", "after", *_texts(one.after)))
-        return found
+        """Return two lines of a table, with `FIGURES` from the third column on."""
+        after = ("" if self.same else "DIFFERS", "after", *_texts(self.after))
+        return [(self.name, "before", *_texts(self.before)), after]
 
 
-async def migrated(here: Stores, settings: Settings, *, accept: bool) -> MigrationResult:
-    """Migrate an installation, and compare it before and after.
+class MigrationResult(NamedTuple):
+    """Lines of a table of both sides, a note, and whether both sides are the same."""
 
-    Args:
-        accept: delete the old sums although there is a difference.
+    same: bool
+    lines: list[tuple[str, ...]]
+    note: str
+
+
+async def migrated(settings: Settings, *, accept: bool) -> MigrationResult:
+    """Migrate an installation, and compare it before and after. `accept`: delete the old sums despite a difference.
 
     Raises StartupError where a process of the previous version runs.
     """
+    async with stores(settings) as here:
+        return await _migrated(here, settings, accept=accept)
+
+
+async def _migrated(here: Stores, settings: Settings, *, accept: bool) -> MigrationResult:
     previous = PreviousSums(here.client.commands, here.keys)
     if await previous.is_written():
         raise StartupError("A process of the previous version still runs on this Redis: stop it, and try again.")
@@ -112,7 +103,6 @@ async def migrated(here: Stores, settings: Settings, *, accept: bool) -> Migrati
     days = sorted((one for one in previous.tenants if one.granularity == "day"), key=lambda one: one.start)
     old, until = await previous.totals(days), await previous.until()
     closed = until - _SETTLED_S if until else math.inf
-    result = MigrationResult()
     address = sqlalchemy_url(settings.usage.url.get_secret_value(), settings.data, USAGE_FILE)
     file = sqlalchemy_url("sqlite", settings.data, ARCHIVE_FILE)
     archives = [ArchiveImport(one) for one in dict.fromkeys((address, file))]
@@ -131,13 +121,14 @@ async def migrated(here: Stores, settings: Settings, *, accept: bool) -> Migrati
     is_exact = alone and not known
     before = stored + archived if is_exact else stored | archived
     new = await here.usage.read(totals, list(old))
-    result.compared = _compared(old, new, before, after, closed)
+    compared = _compared(old, new, before, after, closed)
     if not is_exact:
-        result.compared = [one._replace(growing=one.growing | {"receipts"}) for one in result.compared]
-    result.notes.append(f"Sums of {filled} minutes, hours and days were taken from Redis.")
-    if result.same or accept:
+        compared = [one._replace(growing=one.growing | {"receipts"}) for one in compared]
+    same = all(one.same for one in compared)
+    if same or accept:
         await previous.delete()
-    return result
+    note = f"Sums of {filled} minutes, hours and days were taken from Redis."
+    return MigrationResult(same, [line for one in compared for line in one.lines()], note)
 
 
 async def _write_outboxes(here: Stores, until: float) -> None:
