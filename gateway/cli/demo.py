@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
 
     from gateway.policy.projections import Placement
-    from gateway.runtime.addresses import GatewayAddresses
+    from gateway.server import GatewayAddresses
 
 TEACHER = "qwen2.5-coder-1.5b-instruct"
 STUDENT = "qwen2.5-coder-0.5b-instruct"

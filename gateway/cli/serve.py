@@ -23,7 +23,7 @@ from gateway.version import __version__
 if TYPE_CHECKING:
     from gateway.config.settings import Settings
     from gateway.policy.book import PolicySet
-    from gateway.runtime.addresses import GatewayAddresses
+    from gateway.server import GatewayAddresses
 
 log = structlog.get_logger()
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, UnixDomainSocketConnection
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from gateway.runtime.loop_deadline import MAX_LAG_S, LoopDeadline
+from gateway.runtime.timeouts import MAX_LAG_S, LoopDeadline
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis

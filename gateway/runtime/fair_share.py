@@ -10,6 +10,7 @@ import asyncio
 import heapq
 from collections import deque
 from contextlib import asynccontextmanager
+from operator import truediv
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 if TYPE_CHECKING:
@@ -19,20 +20,15 @@ ANONYMOUS = "(anonymous)"
 """The tenant of unauthenticated requests and connections. No tenant's name contains parentheses."""
 ANONYMOUS_WEIGHT = 1.0
 
-HARD_BOUND = 2
-"""The largest total of all holdings, as a multiple of the capacity."""
+HARD_BOUND = 2  # the largest total of all holdings, as a multiple of the capacity
 
 _Held = TypeVar("_Held")
 
 
 class FairShare:
-    """Count what each tenant holds of one resource.
+    """Count what each tenant holds of one resource, and `total`, which all tenants hold together.
 
-    Args:
-        capacity: the amount that the shares divide. Exceeding it is not refused here: the caller decides.
-
-    Attributes:
-        total: the amount that all tenants hold together.
+    The shares divide `capacity`. Exceeding it is not refused here: the caller decides.
     """
 
     __slots__ = ("_capacity", "_held", "_weight", "total")
@@ -88,19 +84,11 @@ class FairShare:
 
     def heaviest(self, limit: int = 1) -> list[str]:
         """Return at most `limit` tenants with the largest amounts in proportion to their weights, largest first."""
-        return heapq.nlargest(limit, self._held, key=self._load)
-
-    def _load(self, tenant: str) -> float:
-        count, weight = self._held[tenant]
-        return count / weight
+        return heapq.nlargest(limit, self._held, key=lambda tenant: truediv(*self._held[tenant]))
 
 
 class Holdings(Generic[_Held]):
-    """The holdings of each tenant of one resource, oldest first.
-
-    Args:
-        capacity: see `FairShare`.
-    """
+    """The holdings of each tenant of one resource, oldest first. For `capacity` see `FairShare`."""
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity

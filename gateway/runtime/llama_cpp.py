@@ -18,23 +18,15 @@ _WARNINGS = 1
 class LlamaOptions:
     """Options of a llama.cpp server.
 
-    Attributes:
-        threads: threads for prompts and for decoding.
-        parallel: requests that run at once. Further requests wait in llama.cpp's queue.
-        slot_tokens: the context of each request, prompt and answer together.
-        poll_percent: how long an idle worker thread spins before it sleeps: 0 sleeps at once, 50 is llama.cpp's
-            default.
-        continue_assistant: whether a trailing assistant message is left open for continuation.
-        batch_tokens: tokens of a prompt per step; None: llama.cpp's default. With 1, reading a text computes exactly
-            the values of writing it, but takes longer.
+    With one of `batch_tokens`, reading a text computes exactly the values of writing it, but takes longer.
     """
 
-    threads: int = 1
-    parallel: int = 4
-    slot_tokens: int = 4096
-    poll_percent: int = 0
-    continue_assistant: bool = True
-    batch_tokens: int | None = None
+    threads: int = 1  # threads for prompts and for decoding
+    parallel: int = 4  # requests that run at once; further ones wait in llama.cpp's queue
+    slot_tokens: int = 4096  # the context of each request, prompt and answer together
+    poll_percent: int = 0  # how long an idle worker thread spins before it sleeps; llama.cpp's default is 50
+    continue_assistant: bool = True  # whether a trailing assistant message is left open for continuation
+    batch_tokens: int | None = None  # tokens of a prompt per step; None: llama.cpp's default
 
 
 def serve(model: Path, name: str, options: LlamaOptions, *, host: str, port: int = 0) -> Any:
@@ -42,9 +34,7 @@ def serve(model: Path, name: str, options: LlamaOptions, *, host: str, port: int
 
     `host` is an address, or a path that ends in `.sock` for a unix socket. Port 0 picks a free port. The address
     that was taken is the Server's `listening_address`. `name` is the model name in replies. Blocks while loading.
-
-    Raises:
-        StartupError: xllamacpp is not installed, or it could not load the file or take the address.
+    Raises StartupError if xllamacpp is not installed, or could not load the file or take the address.
     """
     try:
         import xllamacpp

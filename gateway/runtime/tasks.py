@@ -37,16 +37,15 @@ class BackgroundTasks:
         return self._start(name, work, self._loops)
 
     def _start(self, name: str, work: Coroutine[Any, Any, Any], group: set[asyncio.Task[Any]]) -> asyncio.Task[Any]:
+        def ended(task: asyncio.Task[Any]) -> None:
+            group.discard(task)
+            if not task.cancelled() and (error := task.exception()) is not None:
+                log.error("task_failed", task=task.get_name(), exc_info=error)
+
         task = asyncio.get_running_loop().create_task(work, name=name)
         group.add(task)
-        task.add_done_callback(lambda done: self._ended(done, group))
+        task.add_done_callback(ended)
         return task
-
-    @staticmethod
-    def _ended(task: asyncio.Task[Any], group: set[asyncio.Task[Any]]) -> None:
-        group.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("task_failed", task=task.get_name(), exc_info=error)
 
     async def drain(self, timeout_s: float) -> int:
         """Wait for finite tasks, including those they spawn. Return how many still run after `timeout_s`."""

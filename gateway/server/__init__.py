@@ -1,23 +1,23 @@
 """Processes and ports. `gkt-gateway serve --workers N` runs N processes behind one port.
 
-    supervisor.py    starts, restarts and drains the workers
-    ports.py         reserves the ports that the workers share
-    worker.py        one worker: a gateway process
-    listeners.py     the two listeners of a gateway, and its graceful shutdown
-    stopping.py      signals, and the end of stdin
-    usage_child.py   runs the usage worker as a child process
-    usage_worker.py  the process of a usage worker
-    in_process.py    a gateway inside another process
-
 The kernel distributes new connections among the workers. Workers are equal, and coordinate through Redis, like
-replicas. The supervisor handles no requests.
+replicas. The supervisor starts, restarts and drains the workers, and handles no requests.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import msgspec
 
-from gateway.runtime.addresses import GatewayAddresses
+
+@dataclass(frozen=True, slots=True)
+class GatewayAddresses:
+    """The addresses of a running gateway, and its process id in Redis as shown by `gkt-gateway queue`."""
+
+    public: str
+    admin: str
+    process: str
 
 
 class WorkerStarted(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from gateway.config.settings import Settings
     from gateway.policy.book import PolicySet
-    from gateway.runtime.addresses import GatewayAddresses
+    from gateway.server import GatewayAddresses
 
 _PROBE_LIMIT_S = 120.0
 _PROBE_EVERY_S = 0.1
@@ -43,11 +43,7 @@ async def gateway_in_process(settings: Settings, book: PolicySet, redis_url: str
 
 
 async def wait_until_probed(session: aiohttp.ClientSession, admin: str) -> None:
-    """Wait until all engines are up and probed for continuation. Raises StartupError.
-
-    Args:
-        admin: URL of the admin listener.
-    """
+    """Wait until all engines of the `admin` listener's gateway are up and probed. Raises StartupError."""
     deadline = asyncio.get_running_loop().time() + _PROBE_LIMIT_S
     while True:
         async with session.get(f"{admin}/readyz") as reply:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import errno
 import gc
+import resource
 import sys
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
@@ -17,8 +19,7 @@ from gateway.api.loop_scheduler import LoopScheduler
 from gateway.api.runner import Runner
 from gateway.app import gateway
 from gateway.errors import StartupError
-from gateway.runtime import open_files
-from gateway.runtime.addresses import GatewayAddresses
+from gateway.server import GatewayAddresses
 from gateway.telemetry.logs import log_loop_exception
 
 if TYPE_CHECKING:
@@ -52,41 +53,32 @@ async def serve(
     *,
     stop: asyncio.Event,
     announce: Callable[[GatewayAddresses], None],
-    worker: int | None = None,
+    worker: int | None = None,  # number among the workers that share the ports; None: they are not shared
     watched: WatchedFiles | None = None,
 ) -> None:
     """Serve until `stop` is set. Then drain: reject new requests, finish requests in flight, store all receipts.
 
-    Args:
-        announce: receives the addresses when the ports are open.
-        worker: number of this process among the workers that share its ports; None: it does not share them.
-
-    Raises StartupError if a port is in use or Redis is unavailable.
+    Call `announce` when the ports are open. Raises StartupError if a port is in use or Redis is unavailable.
     """
     async with gateway(settings, book, redis_url, worker, watched) as parts, AsyncExitStack() as stack:
         _allow_open_files(settings)
         metrics = parts.public[keys.METRICS]
-        public = Runner(
+        runner_of = partial(Runner, metrics=metrics, access_log=None, shutdown_timeout=_CANCEL_S)
+        public = runner_of(
             parts.public,
-            metrics=metrics,
             listener="public",
             max_connections=settings.server.max_connections,
             scheduler=LoopScheduler(metrics),
             max_detached=max(1, settings.server.max_in_flight // _DETACHED_SHARE),
-            access_log=None,
             handler_cancellation=True,
-            shutdown_timeout=_CANCEL_S,
         )
-        admin = Runner(
-            parts.admin,
-            metrics=metrics,
-            listener="admin",
-            max_connections=_ADMIN_CONNECTIONS,
-            access_log=None,
-            shutdown_timeout=_CANCEL_S,
-        )
+        admin = runner_of(parts.admin, listener="admin", max_connections=_ADMIN_CONNECTIONS)
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
-        _tune_garbage_collector()  # blocks the event loop: before the ports are open
+        # Exclude permanent objects (modules, schemas, price tables) from collection, which took 1/8 of the CPU time.
+        # The ports are not open yet, since this blocks the event loop.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(_COLLECT_AFTER, *gc.get_threshold()[1:])
         for runner in (admin, public):
             await runner.setup()
             stack.push_async_callback(runner.cleanup)
@@ -120,15 +112,17 @@ def _allow_open_files(settings: Settings) -> None:
     """
     server = settings.server
     needed = server.max_connections + _ADMIN_CONNECTIONS + 4 * server.max_in_flight + _OTHER_FILES
-    if (allowed := open_files.raise_limit(needed)) < needed:
+    # The usual soft limit of 1024 exists for programs that use select(). The gateway does not use it.
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    except (OSError, ValueError):
+        allowed = soft
+    if allowed < needed:
         log.warning("few_open_files", allowed=allowed, needed=needed, hint="raise the hard limit: ulimit -Hn")
-
-
-def _tune_garbage_collector() -> None:
-    """Exclude permanent objects (modules, schemas, price tables) from collection, which took 1/8 of the CPU time."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(_COLLECT_AFTER, *gc.get_threshold()[1:])
 
 
 async def _listen(runner: web.AppRunner, host: str, port: int, field: str, *, shared: bool) -> None:

@@ -18,13 +18,9 @@ if TYPE_CHECKING:
 
 @contextmanager
 def reserved_port(host: str, port: int, field: str) -> Iterator[int]:
-    """Reserve `port` on every address of `host` for processes of this user. Yield its number.
+    """Reserve `port` on every address of `host` for processes of this user. Yield its number. 0: any free port.
 
-    Args:
-        port: 0: any free port.
-        field: name of the setting, for errors.
-
-    Raises StartupError if the port is in use.
+    Raises StartupError, which names the setting `field`, if the port is in use.
     """
     with ExitStack() as stack:
         try:

@@ -7,8 +7,7 @@ import os
 import signal
 import sys
 
-USAGE_FINISH_S = 5.0
-"""Time for a usage worker to write waiting receipts after the signal to stop."""
+USAGE_FINISH_S = 5.0  # time for a usage worker to write waiting receipts after the signal to stop
 
 
 def stop_on_signals() -> asyncio.Event:

@@ -7,9 +7,7 @@ import os
 import signal
 import sys
 import tempfile
-import time
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -17,7 +15,7 @@ import structlog
 
 from gateway.config.settings import environment
 from gateway.errors import StartupError
-from gateway.runtime.child_processes import end
+from gateway.runtime.child_processes import ProcessNotStarted, RestartPause, running_module
 from gateway.runtime.tasks import BackgroundTasks
 from gateway.server import WorkerStarted
 from gateway.server.ports import reserved_port
@@ -29,35 +27,20 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from gateway.config.settings import Settings
-    from gateway.runtime.addresses import GatewayAddresses
+    from gateway.server import GatewayAddresses
 
 log = structlog.get_logger()
 
-_FIRST_PAUSE_S = 0.5
-_LAST_PAUSE_S = 30.0
-_STEADY_S = 60.0
-"""A worker that ran for as long as this is restarted after the first pause."""
+_MODULE = "gateway.server.worker"
 _DRAIN_MARGIN_S = 10.0
 _MESSAGE_LIMIT_BYTES = 2**20
-_STOPPED = {0, -signal.SIGTERM}
-"""Exit codes of a stopped worker. SIGTERM itself ends a worker that is still starting."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Exit:
-    """The end of a worker. `exit_code` is None if the process could not be started, and negative for a signal."""
-
-    exit_code: int | None
-    error: str | None = None
+_STOPPED = {0, -signal.SIGTERM}  # exit codes of a stopped worker. SIGTERM itself ends a worker that is still starting
 
 
 class Supervisor:
-    """Run workers.
+    """Run `count` workers, each of which reads `config` when it starts.
 
-    Args:
-        config: path of config.yaml, which every worker reads when it starts.
-        count: number of workers.
-        redis_url: URL of the embedded Redis; None: the configuration has the URL.
+    `redis_url` is the URL of the embedded Redis; None: the configuration has the URL.
     """
 
     def __init__(self, settings: Settings, config: Path, count: int, *, redis_url: str | None) -> None:
@@ -101,62 +84,43 @@ class Supervisor:
         return self._drained
 
     async def _keep(self, number: int, environ: Mapping[str, str], stop: asyncio.Event) -> None:
-        """Run worker `number`, and restart it until `stop` is set."""
-        pause_s = _FIRST_PAUSE_S
+        restart = RestartPause()
         while not stop.is_set():
-            began = time.monotonic()
-            end_state = await self._run_once(number, environ, stop)
+            exit_code, error = await self._run_once(number, environ, stop)
             remove_gauges(environ[MULTIPROCESS_FOLDER], number)
             if stop.is_set():
-                if self._failure is None and end_state.exit_code not in _STOPPED:
+                if self._failure is None and exit_code not in _STOPPED:
                     self._drained = False
-                    log.error("worker_not_drained", worker=number, exit_code=end_state.exit_code)
+                    log.error("worker_not_drained", worker=number, exit_code=exit_code)
                 return
             if not self._ready:
                 # No worker has started yet: a retry would fail, too, so report the error to the operator.
-                reason = f"worker {number} ended during its start with exit code {end_state.exit_code}: see its output"
-                self._failure = StartupError(end_state.error or reason)
+                reason = f"worker {number} ended during its start with exit code {exit_code}: see its output"
+                self._failure = StartupError(error or reason)
                 stop.set()
                 return
-            if time.monotonic() - began >= _STEADY_S:
-                pause_s = _FIRST_PAUSE_S
-            log.error(
-                "worker_ended",
-                worker=number,
-                exit_code=end_state.exit_code,
-                error=end_state.error,
-                restart_in_s=pause_s,
-            )
-            with suppress(TimeoutError):
-                async with asyncio.timeout(pause_s):
-                    await stop.wait()
-            pause_s = min(_LAST_PAUSE_S, pause_s * 2)
+            pause_s = restart.after_end()
+            log.error("worker_ended", worker=number, exit_code=exit_code, error=error, restart_in_s=pause_s)
+            await restart.wait(pause_s, stop)
 
-    async def _run_once(self, number: int, environ: Mapping[str, str], stop: asyncio.Event) -> _Exit:
-        """Start worker `number`, and wait for its end."""
+    async def _run_once(
+        self, number: int, environ: Mapping[str, str], stop: asyncio.Event
+    ) -> tuple[int | None, str | None]:
+        """Run one worker. Return its exit code, which is negative for a signal, and the error of its start."""
+        arguments = (str(self._config), str(number))
+        options = {"env": environ, "stdout": asyncio.subprocess.PIPE, "limit": _MESSAGE_LIMIT_BYTES}
         try:
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-P", "-m", "gateway.server.worker", str(self._config), str(number)),
-                env=environ,
-                # Never written to. It closes when this process ends, and then the worker stops.
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                limit=_MESSAGE_LIMIT_BYTES,
-                # Ctrl-C at the terminal reaches only this process, which then stops the workers.
-                start_new_session=True,
-            )
-        except OSError as error:
-            return _Exit(None, f"cannot start a process: {error.strerror}")
-        stopping = self._tasks.spawn(f"stop:{number}", self._end_at(stop, process))
-        try:
-            started = await _read_started(process)
-            if started.addresses is not None:
-                self._serving.add(process)
-                self._on_ready(number, process.pid, started.addresses)
-            return _Exit(await process.wait(), started.error)
-        finally:
-            self._serving.discard(process)
-            stopping.cancel()
+            async with running_module(_MODULE, arguments, stop, self._stop_limit_s, **options) as process:
+                try:
+                    started = await _read_started(process)
+                    if started.addresses is not None:
+                        self._serving.add(process)
+                        self._on_ready(number, process.pid, started.addresses)
+                    return await process.wait(), started.error
+                finally:
+                    self._serving.discard(process)
+        except ProcessNotStarted as error:
+            return None, f"cannot start a process: {error}"
 
     async def _forward_reload(self, reload: asyncio.Event) -> None:
         while True:
@@ -172,17 +136,8 @@ class Supervisor:
             return
         self._ready.add(number)
         if len(self._ready) == self._count:
-            log.info(
-                "listening",
-                public=addresses.public,
-                admin=addresses.admin,
-                version=__version__,
-                workers=self._count,
-            )
-
-    async def _end_at(self, stop: asyncio.Event, process: asyncio.subprocess.Process) -> None:
-        await stop.wait()
-        await end(process, self._stop_limit_s)
+            urls = {"public": addresses.public, "admin": addresses.admin}
+            log.info("listening", **urls, version=__version__, workers=self._count)
 
 
 async def _read_started(process: asyncio.subprocess.Process) -> WorkerStarted:

@@ -6,14 +6,13 @@ import asyncio
 import os
 import signal
 import sys
-import time
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import structlog
 
 from gateway.config.settings import environment
-from gateway.runtime.child_processes import end
+from gateway.runtime.child_processes import ProcessNotStarted, RestartPause, running_module
 from gateway.runtime.tasks import BackgroundTasks
 from gateway.server.stopping import USAGE_FINISH_S
 from gateway.telemetry.metric_files import MULTIPROCESS_FOLDER
@@ -24,10 +23,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-_FIRST_PAUSE_S = 0.5
-_LAST_PAUSE_S = 30.0
-_STEADY_S = 60.0
-"""A worker that ran for as long as this is restarted after the first pause."""
+_MODULE = "gateway.server.usage_worker"
 _STOP_LIMIT_S = USAGE_FINISH_S + 5.0
 
 
@@ -35,16 +31,14 @@ _STOP_LIMIT_S = USAGE_FINISH_S + 5.0
 async def usage_child(config: Path, redis_url: str | None) -> AsyncIterator[None]:
     """Run a usage worker until the context ends. Then it writes waiting receipts, and ends.
 
-    Args:
-        config: path of config.yaml.
-        redis_url: URL of the embedded Redis; None: the configuration has the URL.
+    `redis_url` is the URL of the embedded Redis; None: the configuration has the URL.
     """
-    stop, tasks = asyncio.Event(), BackgroundTasks()
+    stop = asyncio.Event()
     environ = {**environment(), "PYTHONPATH": os.pathsep.join(sys.path)}
     if redis_url is not None:
         environ["GKT_REDIS_URL"] = redis_url
     environ.pop(MULTIPROCESS_FOLDER, None)
-    running = tasks.spawn("usage_worker", _keep(tasks, config, environ, stop))
+    running = BackgroundTasks().spawn("usage_worker", _keep(config, environ, stop))
     try:
         yield
     finally:
@@ -52,48 +46,20 @@ async def usage_child(config: Path, redis_url: str | None) -> AsyncIterator[None
         await asyncio.wait([running])
 
 
-async def _keep(tasks: BackgroundTasks, config: Path, environ: Mapping[str, str], stop: asyncio.Event) -> None:
-    pause_s = _FIRST_PAUSE_S
+async def _keep(config: Path, environ: Mapping[str, str], stop: asyncio.Event) -> None:
+    restart = RestartPause()
     while not stop.is_set():
-        began = time.monotonic()
-        exit_code = await _run_once(tasks, config, environ, stop)
+        exit_code = None
+        try:
+            options = {"env": environ, "stdout": asyncio.subprocess.DEVNULL}
+            async with running_module(_MODULE, (str(config),), stop, _STOP_LIMIT_S, **options) as process:
+                exit_code = await process.wait()
+        except ProcessNotStarted as error:
+            log.error("usage_worker_not_started", error=str(error))
         if stop.is_set():
             if exit_code not in {0, -signal.SIGTERM}:  # SIGTERM itself ends a process that is still starting
                 log.warning("usage_worker_unfinished", exit_code=exit_code)
             return
-        if time.monotonic() - began >= _STEADY_S:
-            pause_s = _FIRST_PAUSE_S
+        pause_s = restart.after_end()
         log.error("usage_worker_ended", exit_code=exit_code, restart_in_s=pause_s)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(pause_s):
-                await stop.wait()
-        pause_s = min(_LAST_PAUSE_S, pause_s * 2)
-
-
-async def _run_once(
-    tasks: BackgroundTasks, config: Path, environ: Mapping[str, str], stop: asyncio.Event
-) -> int | None:
-    """Run one process until it ends, or end it on `stop`. Return its exit code; None if it could not be started."""
-    try:
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-P", "-m", "gateway.server.usage_worker", str(config)),
-            env=environ,
-            # Never written to. It closes when this process ends, and then the worker stops.
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.DEVNULL,
-            # Ctrl-C at the terminal must not end the worker before the gateway has drained.
-            start_new_session=True,
-        )
-    except OSError as error:
-        log.error("usage_worker_not_started", error=error.strerror)
-        return None
-    stopping = tasks.spawn("usage_worker_stop", _end_at(stop, process))
-    try:
-        return await process.wait()
-    finally:
-        stopping.cancel()
-
-
-async def _end_at(stop: asyncio.Event, process: asyncio.subprocess.Process) -> None:
-    await stop.wait()
-    await end(process, _STOP_LIMIT_S)
+        await restart.wait(pause_s, stop)

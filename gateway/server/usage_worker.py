@@ -52,12 +52,7 @@ _COLLECT_AFTER = 300_000
 
 
 def main(config: Path, *, child: bool) -> int:
-    """Run a usage worker until SIGTERM or SIGINT. Raises StartupError.
-
-    Args:
-        config: path of config.yaml.
-        child: whether to stop when stdin ends, too.
-    """
+    """Run a usage worker until SIGTERM or SIGINT or, as a `child`, the end of stdin. Raises StartupError."""
     settings = worker_settings(config)
     set_up_logs(settings.log.level, settings.log.format)
     uvloop.run(_work(settings, child=child))
@@ -77,7 +72,9 @@ async def _work(settings: WorkerSettings, *, child: bool) -> None:
             "config.yaml). To run a separate worker, start a Redis and set redis.url."
         )
     async with _running(settings, url, stop) as running:
-        _lower_priority()
+        # Do not slow the gateways on this host. Windows lacks os.nice, and a container may forbid it.
+        with suppress(AttributeError, OSError):
+            os.nice(_NICE)
         collect_less_often()
         running.add_done_callback(lambda _: stop.set())
         await stop.wait()
@@ -87,12 +84,6 @@ def collect_less_often() -> None:
     """Run the garbage collector less often, because transactions create many objects without cycles."""
     gc.freeze()
     gc.set_threshold(_COLLECT_AFTER, *gc.get_threshold()[1:])
-
-
-def _lower_priority() -> None:
-    """Lower the priority of this process, so that a worker with a backlog does not slow gateways on this host."""
-    with suppress(AttributeError, OSError):  # Windows lacks os.nice, and a container may forbid it
-        os.nice(_NICE)
 
 
 @asynccontextmanager

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import uvloop
 
-from gateway.runtime import loop_deadline
-from gateway.runtime.loop_deadline import LoopDeadline
+from gateway.runtime import timeouts as loop_deadline
+from gateway.runtime.timeouts import LoopDeadline
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
