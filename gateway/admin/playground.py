@@ -242,4 +242,4 @@ def _engine(engine: GuardedEngine) -> dict[str, Any]:
     """Return an engine's state. `continues`: whether it continues a given prefix of an answer; null if not probed."""
     known = engine.state.continuation
     continues = None if known == "not_probed" else known is not None
-    return {"name": engine.name, "up": engine.state.up, "rests": engine.in_cooldown, "continues": continues}
+    return {"name": engine.name, "up": engine.state.up, "rests": engine.breaker == "open", "continues": continues}

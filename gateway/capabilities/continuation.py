@@ -15,34 +15,27 @@ from gateway.protocol.messages import only_text, with_text
 if TYPE_CHECKING:
     from gateway.protocol.body import Json
 
-Mode = Literal["vllm", "sglang", "trailing", "prefix", "partial", "completions", "instruct"]
-"""Ways to ask an engine to continue an answer:
-
-vllm         `continue_final_message` with `add_generation_prompt` off (vLLM rejects one without the other)
-sglang       `continue_final_message`; without it SGLang turns the message into a user's
-trailing     the message at the end, without a parameter (llama.cpp, TGI, Ollama, Groq, OpenRouter)
-prefix       the message has `prefix: true` (Mistral, DeepSeek)
-partial      the message has `partial: true` (DashScope, Moonshot)
-completions  the engine renders the chat, and continues that and the guidance as raw text
-instruct     the last user message requests an answer with this beginning, and the engine writes it again
-"""
+# Ways to ask an engine to continue an answer.
+Mode = Literal[
+    "vllm",  # `continue_final_message` with `add_generation_prompt` off (vLLM rejects one without the other)
+    "sglang",  # `continue_final_message`; without it SGLang turns the message into a user's
+    "trailing",  # the message at the end, without a parameter (llama.cpp, TGI, Ollama, Groq, OpenRouter)
+    "prefix",  # the message has `prefix: true` (Mistral, DeepSeek)
+    "partial",  # the message has `partial: true` (DashScope, Moonshot)
+    "completions",  # the engine renders the chat, and continues that and the guidance as raw text
+    "instruct",  # the last user message requests an answer with this beginning, and the engine writes it again
+]
 NATIVE_MODES: tuple[Mode, ...] = ("trailing", "vllm", "sglang", "prefix", "partial")
 """Modes in which the chat itself ends in the guidance."""
 
 
 @dataclass(frozen=True, slots=True)
 class Continuation:
-    """The way in which an engine continues an answer.
+    """The way in which an engine continues an answer."""
 
-    Attributes:
-        mode: the form of the request.
-        echo: whether the reply repeats the message that it continues; None: no reply was read yet.
-        strips_leading_space: whether the reply loses the space before its first word.
-    """
-
-    mode: Mode
-    echo: bool | None = None
-    strips_leading_space: bool = False
+    mode: Mode  # the form of the request
+    echo: bool | None = None  # whether the reply repeats the message that it continues; None: no reply was read yet
+    strips_leading_space: bool = False  # whether the reply loses the space before its first word
 
     @property
     def writes_again(self) -> bool:

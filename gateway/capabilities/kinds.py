@@ -15,36 +15,26 @@ if TYPE_CHECKING:
     from gateway.protocol.body import Json
 
 Renderer = Literal["vllm", "sglang", "llamacpp", "tgi"]
-"""The API that renders a chat to a prompt: `engines/renderers.py`."""
+"""The API that renders a chat to a prompt: `engines/raw_prompts.py`."""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineKind:
     """A kind of engine.
 
-    Attributes:
-        name: name in docs/engines.md.
-        modes: continuation modes to probe, in this order.
-        echo: whether it repeats the text that it continues; None: unknown, or it depends.
-        owners: values of `owned_by` in its /models, in lower case.
-        hosts: host names of hosted services; subdomains match too.
-        renderer: API that renders a chat for mode `completions`; None: it has none over HTTP.
-        renamed: OpenAI's fields that it knows by another name.
-        never_sent: fields that it rejects or misreads, and that can be omitted.
-        strict: whether it rejects unknown fields; then only its own modes are tried.
-        stops_within_s: seconds within which it stops generating when its client disconnects; None: it is not known to
-            stop, and may generate, and charge for, the whole answer.
+    `stops_within_s` is the time from a disconnect of the client to the end of generation. A kind with None is not known
+    to stop, and may generate, and charge for, the whole answer.
     """
 
-    name: str
-    modes: tuple[Mode, ...]
-    echo: bool | None = None
-    owners: tuple[str, ...] = ()
-    hosts: tuple[str, ...] = ()
-    renderer: Renderer | None = None
-    renamed: tuple[tuple[str, str], ...] = ()
-    never_sent: frozenset[str] = frozenset()
-    strict: bool = False
+    name: str  # name in docs/engines.md
+    modes: tuple[Mode, ...]  # continuation modes to probe, in this order
+    echo: bool | None = None  # whether it repeats the text that it continues; None: unknown, or it depends
+    owners: tuple[str, ...] = ()  # values of `owned_by` in its /models, in lower case
+    hosts: tuple[str, ...] = ()  # host names of hosted services; subdomains match too
+    renderer: Renderer | None = None  # API that renders a chat for mode `completions`; None: it has none over HTTP
+    renamed: tuple[tuple[str, str], ...] = ()  # OpenAI's fields that it knows by another name
+    never_sent: frozenset[str] = frozenset()  # fields that it rejects or misreads, and that can be omitted
+    strict: bool = False  # whether it rejects unknown fields; then only its own modes are tried
     stops_within_s: float | None = None
 
     @property

@@ -1,5 +1,4 @@
-"""Students that reason before they answer: whether a prefix can begin the answer, and how to separate reasoning from
-it.
+"""Students that reason before they answer: whether a prefix can begin the answer, and how to filter reasoning.
 
 A prefix is placed where the reasoning would be. A model whose reasoning can be disabled gets it disabled, and continues
 the prefix. Any other model would treat the prefix as a thought, or reason after it, and gets the guidance as context.
@@ -23,13 +22,11 @@ if TYPE_CHECKING:
 
     from gateway.protocol.body import Json
 
-Reasoning = Literal["none", "switchable", "always"]
-"""Whether a model reasons before it answers:
-
-none        the model answers at once, or its server has disabled reasoning
-switchable  its chat template reads `enable_thinking` or `thinking`
-always      it always reasons
-"""
+Reasoning = Literal[
+    "none",  # the model answers at once, or its server has disabled reasoning
+    "switchable",  # its chat template reads `enable_thinking` or `thinking`
+    "always",  # it always reasons before it answers
+]
 
 # Qwen3 reads the first, DeepSeek-V3.1 and Granite the second (vLLM 0.26, "Reasoning Outputs"); a template ignores the
 # other one. llama.cpp rejects a prefix for such a model unless the first is false (PR 15404).
@@ -83,9 +80,6 @@ class ReasoningFilter:
     beginning of the continuation, or after the repeated guidance, is reasoning. Whitespace after it is kept, so that
     words stay separate. Later blocks are text. The second value belongs into `reasoning_content`, where servers that
     separate reasoning put it.
-
-    Args:
-        prefix: the prefix that was sent to the student.
     """
 
     def __init__(self, prefix: str) -> None:

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self
 
 from gateway.edge.client import PATIENCE_S, EdgeClient
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
-    from types import TracebackType
 
     from gateway.edge.queue import Synced
     from gateway.edge.student import UrlStudent
     from gateway.protocol.body import Json
-
-_T = TypeVar("_T")
 
 
 class Edge:
@@ -35,25 +32,24 @@ class Edge:
         queue: Path | str | None = None,
         patience_s: float = PATIENCE_S,
     ) -> None:
-        self._arguments: dict[str, Any] = {
-            "key": key, "student": student, "route": route, "queue": queue, "patience_s": patience_s,
-        }  # fmt: skip
-        self._gateway = gateway
+        async def open_client() -> EdgeClient:
+            client = EdgeClient(gateway, key=key, student=student, route=route, queue=queue, patience_s=patience_s)
+            return await client.__aenter__()
+
+        self._open_client = open_client
 
     def __enter__(self) -> Self:
         self._runner = asyncio.Runner()
         try:
-            self._client = self._run(self._open())
+            self._client = self._runner.run(self._open_client())
         except BaseException:
             self._runner.close()
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *details: object) -> None:
         try:
-            self._run(self._client.__aexit__(kind, error, trace))
+            self._runner.run(self._client.__aexit__(*details))
         finally:
             self._runner.close()
 
@@ -65,25 +61,19 @@ class Edge:
             return await anext(chunks, None)
 
         try:
-            while (chunk := self._run(next_chunk())) is not None:
+            while (chunk := self._runner.run(next_chunk())) is not None:
                 yield chunk
         finally:
-            self._run(chunks.aclose())
+            self._runner.run(chunks.aclose())
 
     def complete(self, body: Mapping[str, Any]) -> Json:
         """See `EdgeClient.complete`."""
-        return self._run(self._client.complete(body))
+        return self._runner.run(self._client.complete(body))
 
     def sync(self) -> Synced:
         """See `EdgeClient.sync`."""
-        return self._run(self._client.sync())
+        return self._runner.run(self._client.sync())
 
     def waiting(self) -> int:
         """See `EdgeClient.waiting`."""
-        return self._run(self._client.waiting())
-
-    async def _open(self) -> EdgeClient:
-        return await EdgeClient(self._gateway, **self._arguments).__aenter__()
-
-    def _run(self, coroutine: Coroutine[Any, Any, _T]) -> _T:
-        return self._runner.run(coroutine)
+        return self._runner.run(self._client.waiting())

@@ -19,27 +19,22 @@ from typing import TYPE_CHECKING, Any, Self
 from gateway.capabilities.reasoning import ReasoningFilter
 from gateway.edge import placing
 from gateway.edge.errors import EdgeError, GatewayAway
-from gateway.edge.guidance import EdgeGuidance
-from gateway.edge.link import GatewayLink
-from gateway.edge.queue import Synced, UsageQueue, default_folder
+from gateway.edge.link import EdgeGuidance, GatewayLink
+from gateway.edge.queue import DeviceUsage, Synced, UsageQueue, default_folder
 from gateway.edge.relay import EdgeRelay, whole
-from gateway.edge.usage import DeviceUsage
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
-    from types import TracebackType
 
     from gateway.capabilities.continuation import Continuation
     from gateway.edge.placing import EdgeStudentRequest
     from gateway.edge.student import UrlStudent
-    from gateway.edge.usage import UsageReport
     from gateway.protocol.body import Json
 
 log = logging.getLogger("gateway.edge")
 
 PATIENCE_S = 30.0
-_REPORTS_PER_ANSWER = 20
-"""Maximum stored reports sent after an answer, when the device is online."""
+_REPORTS_PER_ANSWER = 20  # maximum stored reports sent after an answer, when the device is online
 _DRAIN_LIMIT_S = 15.0
 _BYTES_PER_TOKEN = 4
 RESTARTED = "student_started_anew"
@@ -47,8 +42,6 @@ RESTARTED = "student_started_anew"
 
 @dataclass(slots=True)
 class _Answer:
-    """The state of one answer."""
-
     body: Json
     route: str
     relay: EdgeRelay
@@ -57,16 +50,6 @@ class _Answer:
     away: GatewayAway | None = None
     sent: EdgeStudentRequest | None = None
     first_token: float | None = None
-
-    @property
-    def begun_receipt(self) -> str | None:
-        """Return the receipt of guidance that was begun, complete or not."""
-        source = self.guidance or self.away
-        return source.receipt if source is not None else None
-
-    @property
-    def guided(self) -> bool:
-        return self.unguided is None
 
     @property
     def unguided(self) -> str | None:
@@ -85,7 +68,7 @@ class _Answer:
     def facts(self) -> Json:
         """Return the facts in the last chunk, named as in the gateway's receipts."""
         facts: Json = {"mode": "student", "unguided": self.unguided}
-        if self.guided:
+        if self.unguided is None:
             facts = {"mode": "guided" if self.sent is not None else "teacher_complete"}
             assert self.guidance is not None, "it is guided"
             facts |= {"guidance_tokens": self.guidance.kept_tokens, "placement": self.placement}
@@ -116,17 +99,15 @@ class _Answer:
 class EdgeClient:
     """A client for one gateway and one student: an async context manager that also enters the student.
 
+    Raises ValueError if the gateway's URL is invalid.
+
     Args:
         gateway: the gateway's URL, such as https://gateway.example.com.
         key: a caller's key of the gateway.
-        student: the student that completes the answers.
         route: the route for bodies without `model`.
         queue: the folder of stored usage reports; None: a folder in the user's state folder, by the gateway's URL.
             All clients of a folder must use keys of one tenant.
         patience_s: the longest time for guidance, in seconds; then the student answers alone.
-
-    Raises:
-        ValueError: the gateway's URL is invalid.
     """
 
     def __init__(
@@ -139,7 +120,7 @@ class EdgeClient:
         queue: Path | str | None = None,
         patience_s: float = PATIENCE_S,
     ) -> None:
-        self._student = student
+        self.student = student
         self._route = route
         self._queue = UsageQueue(default_folder(gateway) if queue is None else Path(queue))
         self._resources = AsyncExitStack()
@@ -150,25 +131,18 @@ class EdgeClient:
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
             stack.push_async_callback(self._link.close)
-            await stack.enter_async_context(self._student)
+            await stack.enter_async_context(self.student)
             stack.push_async_callback(self._drain)
             self._resources = stack.pop_all()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._resources.aclose()
-
-    @property
-    def student(self) -> UrlStudent:
-        return self._student
 
     async def stream(self, body: Mapping[str, Any]) -> AsyncGenerator[Json, None]:
         """Answer a chat completion request in OpenAI's chunks, which begin with the teacher's guidance.
 
-        Args:
-            body: a request of OpenAI's API with `messages`; its sampling applies to the student. `stream` is optional.
+        `body` is a request of OpenAI's API; its sampling applies to the student. `stream` is optional.
 
         Raises:
             ValueError: the body is invalid.
@@ -214,9 +188,8 @@ class EdgeClient:
 
     async def _stream(self, answer: _Answer) -> AsyncGenerator[Json, None]:
         # In parallel with the guidance request, so that the first answer is not delayed.
-        detection = asyncio.get_running_loop().create_task(
-            self._student.detect_continuation(), name="detect the student's continuation"
-        )
+        detecting = self.student.detect_continuation()
+        detection = asyncio.get_running_loop().create_task(detecting, name="detect the student's continuation")
         try:
             for steps in (self._guide(answer, detection), self._complete(answer, detection)):
                 async with aclosing(steps) as groups:
@@ -250,7 +223,9 @@ class EdgeClient:
             answer.away = away
         if answer.relay.shown and answer.unguided is not None:
             # Shown text cannot be withdrawn, so the student continues it. A piece has about one token.
-            answer.guidance = EdgeGuidance(answer.begun_receipt, answer.relay.shown, kept_tokens=piece_count)
+            source = answer.guidance or answer.away
+            receipt = source.receipt if source is not None else None
+            answer.guidance = EdgeGuidance(receipt, answer.relay.shown, kept_tokens=piece_count)
         if answer.guidance is None or answer.guidance.unguided is not None:
             answer.relay.unguided_reason = answer.unguided
 
@@ -261,30 +236,28 @@ class EdgeClient:
         continuation = detection.result()
         if continuation is None or continuation.writes_again:
             return False
-        return placing.can_continue(self._student.reasoning, continuation, answer.body)
+        return placing.can_continue(self.student.reasoning, continuation, answer.body)
 
     async def _complete(
         self, answer: _Answer, detection: asyncio.Task[Continuation | None]
     ) -> AsyncGenerator[list[Json], None]:
-        """Yield the student's chunks and the end of the answer."""
         relay, guidance = answer.relay, answer.guidance
         if guidance is not None and guidance.finish_reason is not None and guidance.unguided is None:
             yield relay.show_remaining(guidance.text)
             yield self._end(answer, guidance.finish_reason)
             return
         if guidance is None or guidance.unguided is not None:
-            answer.sent = placing.unguided_request(
-                answer.body, guidance.most_output_tokens if guidance is not None else None
-            )
+            limit = guidance.most_output_tokens if guidance is not None else None
+            answer.sent = placing.unguided_request(answer.body, limit)
         else:
             continuation = await detection if guidance.placement == "prefix" else None
-            answer.sent = sent = placing.guided_request(answer.body, guidance, self._student.reasoning, continuation)
+            answer.sent = sent = placing.guided_request(answer.body, guidance, self.student.reasoning, continuation)
             if sent.prefill is not None:
-                thinks = self._student.reasoning != "none"
+                thinks = self.student.reasoning != "none"
                 thoughts = ReasoningFilter(guidance.text) if thinks else None
                 yield relay.join(placing.seam_join(guidance, sent.prefill.continuation, answer.body), thoughts)
         if answer.sent.limit is None or answer.sent.limit > 0:
-            async with aclosing(self._student.stream(answer.sent.body, answer.sent.prefill)) as chunks:
+            async with aclosing(self.student.stream(answer.sent.body, answer.sent.prefill)) as chunks:
                 async for chunk in chunks:
                     yield relay.feed(chunk)
                     if relay.stopped:
@@ -295,16 +268,16 @@ class EdgeClient:
         held = answer.relay.flush()  # first, since it may detect that the student restarted the answer
         ends = answer.relay.end(answer.facts, finish_reason)
         read_tokens, written_tokens = answer.counts
-        if answer.guidance is not None and answer.guided and (answer.sent is None or answer.placement == "prefix"):
+        if (
+            answer.guidance is not None
+            and answer.unguided is None
+            and (answer.sent is None or answer.placement == "prefix")
+        ):
             written_tokens += answer.guidance.kept_tokens
-            read_tokens = max(
-                0, read_tokens - (answer.guidance.kept_tokens if answer.sent and answer.sent.prefill else 0)
-            )
-        usage = {
-            "prompt_tokens": read_tokens,
-            "completion_tokens": written_tokens,
-            "total_tokens": read_tokens + written_tokens,
-        }
+            if answer.sent is not None and answer.sent.prefill is not None:
+                read_tokens = max(0, read_tokens - answer.guidance.kept_tokens)
+        total = read_tokens + written_tokens
+        usage = {"prompt_tokens": read_tokens, "completion_tokens": written_tokens, "total_tokens": total}
         return [*held, *ends, *answer.relay.usage_chunk(usage, answer.facts)]
 
     async def _report(self, answer: _Answer) -> None:
@@ -317,23 +290,20 @@ class EdgeClient:
             input_tokens=read_tokens,
             output_tokens=written_tokens,
             finish_reason=answer.relay.finish_reason,
-            student=self._student.name,
+            student=self.student.name,
             first_token_ms=_ms(answer.began, answer.first_token) if answer.first_token is not None else None,
             total_ms=_ms(answer.began, ended),
-            guided=answer.guided,
+            guided=answer.unguided is None,
             at=int(time.time()),
         )
         receipt = answer.guidance.receipt if answer.guidance is not None else None
         report = usage.closing_report(receipt) if receipt is not None else usage.unguided_report(answer.route)
-        await self._store(report, online=answer.away is None)
-
-    async def _store(self, report: UsageReport, *, online: bool) -> None:
         try:
             await asyncio.to_thread(self._queue.put, report)
         except OSError as error:
             log.warning("usage report cannot be stored in %s: %s", self._queue.folder, error)
             return
-        if online:
+        if answer.away is None:
             task = asyncio.get_running_loop().create_task(self._send_reports(), name="send usage reports")
             self._report_tasks.add(task)
             task.add_done_callback(self._report_tasks.discard)

@@ -11,16 +11,13 @@ from __future__ import annotations
 from typing import Literal
 
 AwayReason = Literal[
-    "gateway_unreachable", "gateway_timeout", "gateway_busy", "gateway_failed", "gateway_garbled", "gateway_broke_off"
+    "gateway_unreachable",  # no connection, or it broke before the reply
+    "gateway_timeout",  # no reply in time
+    "gateway_busy",  # it replied 429 or 503: a limit, a budget, or overload
+    "gateway_failed",  # it replied another 5xx, or reported an error
+    "gateway_garbled",  # the reply is not a gateway's, such as the login page of a network
+    "gateway_broke_off",  # the reply ended before it was complete
 ]
-"""
-gateway_unreachable  no connection, or it broke before the reply
-gateway_timeout      no reply in time
-gateway_busy         it replied 429 or 503: a limit, a budget, or overload
-gateway_failed       it replied another 5xx, or reported an error
-gateway_garbled      the reply is not a gateway's, such as the login page of a network
-gateway_broke_off    the reply ended before it was complete
-"""
 
 
 class EdgeError(Exception):
@@ -32,16 +29,12 @@ class EdgeError(Exception):
 
 
 class GatewayAway(EdgeError):
-    """No guidance is available now.
+    """No guidance is available now. `receipt` is of guidance that was begun; None if there is none or it is unknown."""
 
-    Attributes:
-        receipt: the receipt of guidance that was begun; None if there is none or it is unknown.
-    """
-
-    def __init__(self, reason: AwayReason, message: str, *, receipt: str | None = None) -> None:
+    def __init__(self, reason: AwayReason, message: str) -> None:
         super().__init__(message)
         self.reason = reason
-        self.receipt = receipt
+        self.receipt: str | None = None
 
 
 class GatewayRefused(EdgeError):

@@ -37,19 +37,12 @@ class EdgeJsonReply:
 
 
 class StudentHttp:
-    """A client for one student's server.
-
-    Args:
-        name: the student's name in errors.
-        url: the base URL, with /v1 if the server needs it.
-        silence_s: the longest time without data, which includes reading the prompt, in seconds.
-        transport: replaces the connection to `url`.
-    """
+    """A client for one student's server. `silence_s` is the longest time without data, which includes the prompt."""
 
     def __init__(
         self, name: str, url: str, key: str | None, silence_s: float, transport: httpx.AsyncBaseTransport | None = None
     ) -> None:
-        self._name = name
+        self.name = name
         self._url = url.rstrip("/")
         self._http = httpx.AsyncClient(
             headers={"Authorization": f"Bearer {key}"} if key else {},
@@ -61,10 +54,6 @@ class StudentHttp:
         )
 
     @property
-    def name(self) -> str:
-        return self._name
-
-    @property
     def host(self) -> str:
         return httpx.URL(self._url).host
 
@@ -73,12 +62,12 @@ class StudentHttp:
 
     async def get(self, path: str) -> EdgeJsonReply:
         async with self._call("GET", path, None) as reply:
-            return EdgeJsonReply(_json(await reply.aread(), self._name))
+            return EdgeJsonReply(_json(await reply.aread(), self.name))
 
     async def post(self, path: str, payload: Json, *, native: bool = False) -> EdgeJsonReply:
         """Send a POST request. A `native` path is not below /v1. Raises EngineError."""
         async with self._call("POST", path, payload, native=native) as reply:
-            return EdgeJsonReply(_json(await reply.aread(), self._name))
+            return EdgeJsonReply(_json(await reply.aread(), self.name))
 
     async def events(self, path: str, payload: Json) -> AsyncGenerator[bytes, None]:
         """Yield the data of each event of a stream. Raises EngineError."""
@@ -91,9 +80,8 @@ class StudentHttp:
                 for event in decoder.end():
                     yield event
             except EventTooLarge:
-                raise EngineProtocolError(
-                    f"Student '{self._name}' sent an event that is too large.", engine=self._name
-                ) from None
+                message = f"Student '{self.name}' sent an event that is too large."
+                raise EngineProtocolError(message, engine=self.name) from None
 
     @asynccontextmanager
     async def _call(
@@ -103,16 +91,15 @@ class StudentHttp:
         try:
             async with self._http.stream(method, base + path, json=payload) as reply:
                 if reply.status_code != httpx.codes.OK:
-                    raise _refusal(self._name, reply.status_code, await reply.aread())
+                    raise _refusal(self.name, reply.status_code, await reply.aread())
                 yield reply
-        except httpx.TimeoutException as error:
-            if isinstance(error, httpx.ConnectTimeout):
-                raise EngineUnreachable(f"Student '{self._name}' cannot be reached.", engine=self._name) from None
-            raise EngineTimeout(f"Student '{self._name}' sent no data in time.", engine=self._name) from None
+        except httpx.ConnectTimeout:
+            raise EngineUnreachable(f"Student '{self.name}' cannot be reached.", engine=self.name) from None
+        except httpx.TimeoutException:
+            raise EngineTimeout(f"Student '{self.name}' sent no data in time.", engine=self.name) from None
         except httpx.HTTPError as error:
-            raise EngineUnreachable(
-                f"Student '{self._name}' cannot be reached ({type(error).__name__}).", engine=self._name
-            ) from None
+            message = f"Student '{self.name}' cannot be reached ({type(error).__name__})."
+            raise EngineUnreachable(message, engine=self.name) from None
 
 
 def _json(raw: bytes, name: str) -> Any:
@@ -128,9 +115,8 @@ def _refusal(name: str, status: int, raw: bytes) -> EngineError:
         return EngineOverloaded(f"Student '{name}' is busy or starting{message}.", engine=name)
     if status >= httpx.codes.INTERNAL_SERVER_ERROR:
         return EngineFailed(f"Student '{name}' failed ({status}){message}.", engine=name)
-    return EngineRejected(
-        f"Student '{name}' rejected the request ({status}){message}.", engine=name, status_sent=status
-    )
+    message = f"Student '{name}' rejected the request ({status}){message}."
+    return EngineRejected(message, engine=name, status_sent=status)
 
 
 def error_text(raw: bytes) -> str:

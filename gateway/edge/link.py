@@ -1,27 +1,26 @@
-"""Requests to the gateway: guidance and usage reports."""
+"""Requests to the gateway: guidance, with the gateway's reply, and usage reports."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import re
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 import httpx
 
 from gateway.edge.errors import GatewayAway, GatewayRefused, VersionRefused
-from gateway.edge.guidance import EdgeGuidance
 from gateway.engines.sse import EventTooLarge, SseDecoder
 from gateway.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable
 
-    from gateway.edge.usage import UsageReport
+    from gateway.edge.queue import UsageReport
     from gateway.protocol.body import Json
 
-EDGE_VERSION = 1
-"""Version of the protocol between gateway and device, sent in the header X-GKT-Edge."""
+EDGE_VERSION = 1  # version of the protocol between gateway and device, sent in the header X-GKT-Edge
 
 CONNECT_LIMIT_S = 5.0
 _REPORT_LIMIT_S = 10.0
@@ -32,25 +31,59 @@ _BUSY = frozenset({429, 503})
 # The key is rejected: stored reports are kept.
 _NOT_ALLOWED = frozenset({401, 403})
 
-ReportResult = Literal["closed", "closed_before", "refused"]
-"""
-closed         the gateway stored the report
-closed_before  it had the report already: an earlier reply was lost
-refused        it rejects the report; a retry fails too
-"""
+ReportResult = Literal[
+    "closed",  # the gateway stored the report
+    "closed_before",  # it had the report already: an earlier reply was lost
+    "refused",  # it rejects the report; a retry fails too
+]
 
 _T = TypeVar("_T")
 
 
+@dataclass(frozen=True, slots=True)
+class EdgeGuidance:
+    """Validated guidance."""
+
+    receipt: str | None  # id of the gateway's receipt, which the device closes; None: unknown
+    text: str  # the beginning of the answer, shown and continued; empty without guidance
+    pending_space: str = ""  # whitespace after `text` in the teacher's output
+    placement: str = "prefix"  # the answer begins with the guidance; otherwise it is in `messages` and not shown
+    projection: str = "cutoff"  # its introduction is used if the student cannot continue the guidance
+    kept_tokens: int = 0  # number of the teacher's tokens in `text`
+    finish_reason: str | None = None  # why the answer ended, if `text` is the whole answer; else None
+    messages: list[Json] | None = None  # messages for the student instead of the caller's; None: the caller's
+    unguided: str | None = None  # the reason for no guidance; else None
+    most_output_tokens: int | None = None  # the most output tokens that the device may report; None: no limit
+
+    @classmethod
+    def read(cls, reply: Any) -> Self:
+        """Decode the gateway's JSON. Raises GatewayAway (gateway_garbled) if it is invalid."""
+        try:
+            fields, closing = reply["guidance"], reply["close"]
+            guidance = cls(
+                receipt=_is(reply["receipt"], str),
+                text=_is(fields["text"], str),
+                pending_space=_is((fields.get("seam") or {}).get("owed") or "", str),
+                placement=_is(fields["placement"], str | None) or "prefix",
+                projection=_is(fields["projection"], str | None) or "cutoff",
+                kept_tokens=_is(fields["kept_tokens"], int),
+                finish_reason=_is(fields["finish_reason"], str | None),
+                messages=_is(reply["messages"], list | None),
+                unguided=_is(reply["unguided"], str | None),
+                most_output_tokens=_is(closing["most_output_tokens"], int | None),
+            )
+        except (KeyError, TypeError, AttributeError):
+            raise GatewayAway("gateway_garbled", "The gateway's reply contains no guidance.") from None
+        is_whole = guidance.finish_reason is not None
+        if guidance.placement != "prefix" and guidance.unguided is None and guidance.messages is None and not is_whole:
+            raise GatewayAway("gateway_garbled", "The gateway's reply has guidance for the prompt, but no messages.")
+        return guidance
+
+
 class GatewayLink:
-    """A connection to one gateway with one key.
+    """A connection to one gateway with one key. Raises ValueError for an invalid URL, which may end in /v1.
 
-    Args:
-        url: the gateway's URL, with or without /v1 at its end.
-        patience_s: the longest time for guidance, in seconds.
-
-    Raises:
-        ValueError: the URL is invalid.
+    `patience_s` is the longest time for guidance, in seconds.
     """
 
     def __init__(self, url: str, key: str, *, patience_s: float) -> None:
@@ -88,7 +121,7 @@ class GatewayLink:
                 return
             decoder, received = SseDecoder(_MAX_REPLY_BYTES), reply.aiter_bytes()
             while data := await _in_time(anext(received, b""), until, begun=True):
-                for event in _events(decoder, data):
+                for event in decoder.feed(data):
                     if event == _LAST_EVENT:
                         continue
                     piece = _decode(_json(event))
@@ -96,9 +129,10 @@ class GatewayLink:
                     if isinstance(piece, EdgeGuidance):
                         return
             raise _incomplete()
-        except GatewayAway as away:
+        except (GatewayAway, EventTooLarge) as error:
+            away = error if isinstance(error, GatewayAway) else _too_large()
             away.receipt = receipt
-            raise
+            raise away from None
         finally:
             await reply.aclose()
 
@@ -107,7 +141,10 @@ class GatewayLink:
         until = asyncio.get_running_loop().time() + min(_REPORT_LIMIT_S, self._patience_s)
         reply = await _in_time(self._http.post(report.path, json=report.body), until)
         if reply.is_success:
-            _check_receipt(_json(reply.content))
+            receipt = _json(reply.content)
+            if not isinstance(receipt, dict) or receipt.get("mode") != "edge":
+                # A login page accepts anything, and the report would be lost.
+                raise GatewayAway("gateway_garbled", "The reply at the gateway's URL is not a receipt.")
             return "closed"
         refusal = _refusal(reply, reply.content)
         if isinstance(refusal, VersionRefused | GatewayAway) or reply.status_code in _NOT_ALLOWED:
@@ -138,20 +175,16 @@ def _incomplete() -> GatewayAway:
 
 
 async def _read(reply: httpx.Response) -> bytes:
-    """Return the body of a reply, up to a maximum size."""
     raw = b""
     async for piece in reply.aiter_bytes():
         raw += piece
         if len(raw) > _MAX_REPLY_BYTES:
-            raise GatewayAway("gateway_garbled", "The reply at the gateway's URL is too large.")
+            raise _too_large()
     return raw
 
 
-def _events(decoder: SseDecoder, data: bytes) -> list[bytes]:
-    try:
-        return decoder.feed(data)
-    except EventTooLarge:
-        raise GatewayAway("gateway_garbled", "The reply at the gateway's URL is too large.") from None
+def _too_large() -> GatewayAway:
+    return GatewayAway("gateway_garbled", "The reply at the gateway's URL is too large.")
 
 
 def _json(raw: bytes) -> Any:
@@ -161,14 +194,7 @@ def _json(raw: bytes) -> Any:
         raise GatewayAway("gateway_garbled", "The reply at the gateway's URL is not JSON.") from None
 
 
-def _check_receipt(reply: Any) -> None:
-    """Raise GatewayAway if the reply is no receipt: a login page accepts anything, and the report would be lost."""
-    if not isinstance(reply, dict) or reply.get("mode") != "edge":
-        raise GatewayAway("gateway_garbled", "The reply at the gateway's URL is not a receipt.")
-
-
 def _decode(event: Any) -> str | EdgeGuidance:
-    """Decode one event of a stream."""
     if isinstance(event, dict) and event.get("error"):
         raise GatewayAway("gateway_failed", _message(event) or "The gateway failed.")
     if isinstance(event, dict) and event.get("object") == "guidance.chunk":
@@ -180,7 +206,6 @@ def _decode(event: Any) -> str | EdgeGuidance:
 
 
 def _refusal(reply: httpx.Response, raw: bytes) -> GatewayAway | GatewayRefused:
-    """Return the exception of a reply without success."""
     try:
         body = json.loads(raw)
     except ValueError:
@@ -204,3 +229,9 @@ def _message(body: Any) -> str | None:
     error = body.get("error") if isinstance(body, dict) else None
     message = error.get("message") if isinstance(error, dict) else None
     return message if isinstance(message, str) else None
+
+
+def _is(value: Any, kind: Any) -> Any:
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise TypeError
+    return value

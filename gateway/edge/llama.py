@@ -16,8 +16,6 @@ from gateway.errors import StartupError
 from gateway.runtime import llama_cpp as llama
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from gateway.capabilities.reasoning import Reasoning
 
 _MAX_THREADS = 4
@@ -26,17 +24,14 @@ _MAX_THREADS = 4
 class LlamaStudent(UrlStudent):
     """A student in this process: an async context manager that loads the weights, which takes seconds.
 
-    llama.cpp's own server listens on a unix socket that only this user can access, and on no port.
+    llama.cpp's own server listens on a unix socket that only this user can access, and on no port. Raises StartupError
+    if xllamacpp is not installed, or cannot load the weights, a .gguf file.
 
     Args:
-        weights: a .gguf file.
         name: the student's name in usage reports; None: the file's name without its suffix.
         threads: decoding threads; None: one less than the number of cores, at most four. The threads synchronize many
             times per token, so more threads than free cores make decoding very slow.
         context_tokens: maximum tokens of the prompt and the answer together.
-
-    Raises:
-        StartupError: xllamacpp is not installed, or cannot load the file.
     """
 
     def __init__(
@@ -57,7 +52,6 @@ class LlamaStudent(UrlStudent):
             parallel=1,
             slot_tokens=context_tokens,
         )
-        self._folder: TemporaryDirectory[str] | None = None
         self._llama: Any = None
 
     async def __aenter__(self) -> Self:
@@ -69,6 +63,7 @@ class LlamaStudent(UrlStudent):
         if not self._weights.is_file():
             raise StartupError(f"there is no file {self._weights}: name a .gguf file")
         self._folder = TemporaryDirectory(prefix="gkt-edge-")
+        self._socket = str(Path(self._folder.name) / "llama.sock")
         try:
             self._llama = await asyncio.to_thread(
                 llama.serve, self._weights, self.name, self._options, host=self._socket
@@ -78,19 +73,11 @@ class LlamaStudent(UrlStudent):
             raise
         return await super().__aenter__()
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await super().__aexit__(kind, error, trace)
-        assert self._folder is not None, "it was entered"
+    async def __aexit__(self, *details: object) -> None:
+        await super().__aexit__(*details)
         # Its destructor waits for open connections; all are closed now.
         self._llama = None
         self._folder.cleanup()
-
-    @property
-    def _socket(self) -> str:
-        assert self._folder is not None, "it was entered"
-        return str(Path(self._folder.name) / "llama.sock")
 
     def _transport(self) -> httpx.AsyncBaseTransport:
         return httpx.AsyncHTTPTransport(uds=self._socket, limits=httpx.Limits(max_keepalive_connections=0))

@@ -18,32 +18,24 @@ from gateway.protocol.messages import with_text
 if TYPE_CHECKING:
     from gateway.capabilities.continuation import Continuation
     from gateway.capabilities.reasoning import Reasoning
-    from gateway.edge.guidance import EdgeGuidance
+    from gateway.edge.link import EdgeGuidance
     from gateway.protocol.body import Json
 
 # Fields that guidance depends on, in addition to those that constrain an answer.
 _GUIDANCE_FIELDS = ("messages", "max_tokens", "max_completion_tokens", "stop")
-UNLISTED = "unlisted_fields"
-"""Replaces fields unknown to the gateway, whose names and values stay on the device."""
+UNLISTED = "unlisted_fields"  # replaces fields unknown to the gateway: their names and values stay on the device
 _LIMITS = ("max_tokens", "max_completion_tokens")
 _CLIENT_FIELDS = frozenset({"model", "stream", "stream_options"})
 
 
 @dataclass(frozen=True, slots=True)
 class EdgeStudentRequest:
-    """A request to the student.
+    """A request to the student."""
 
-    Attributes:
-        body: the user's body, changed only for guidance.
-        prefill: the beginning of the answer to continue; None: no beginning.
-        written_again: tokens of the guidance that the student regenerates; they count as the teacher's.
-        limit: the most tokens it may generate; None: no limit.
-    """
-
-    body: Json
-    prefill: Prefill | None = None
-    written_again: int = 0
-    limit: int | None = None
+    body: Json  # the user's body, changed only for guidance
+    prefill: Prefill | None = None  # the beginning of the answer to continue; None: no beginning
+    written_again: int = 0  # tokens of the guidance that the student regenerates; they count as the teacher's
+    limit: int | None = None  # the most tokens it may generate; None: no limit
 
 
 def guidance_body(body: Json, route: str, *, stream: bool) -> Json:
@@ -118,7 +110,6 @@ def token_limit(body: Json) -> int | None:
 
 
 def _stops(body: Json) -> tuple[str, ...]:
-    """Return the user's stop texts as a tuple."""
     stop = body.get("stop")
     return tuple(filter(None, (stop,) if isinstance(stop, str) else stop or ()))
 

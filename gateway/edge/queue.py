@@ -1,4 +1,4 @@
-"""Stored usage reports: one file each in one folder, safe against crashes and concurrent processes.
+"""Usage reports, stored until the gateway accepts them: one file each, safe against crashes and other processes.
 
 A report is written before it is sent, and deleted after the gateway accepted it. The gateway deduplicates reports by
 id. Reports contain counts and times, and no text of a question or an answer.
@@ -9,17 +9,61 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import time
 import uuid
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from gateway.edge.link import address_of
-from gateway.edge.usage import UsageReport
 
-MAX_WAITING = 1000
-"""Maximum stored reports; the oldest is dropped."""
+if TYPE_CHECKING:
+    from gateway.protocol.body import Json
+
+MAX_WAITING = 1000  # maximum stored reports; the oldest is dropped
+MAX_NAME_CHARS = 64
+_UNPRINTABLE = re.compile(r"[^\x20-\x7e]")
+_REASON = re.compile(r"[a-z_]{1,32}")
+
+
+@dataclass(frozen=True, slots=True)
+class UsageReport:
+    """A report of one answer, with the path to send it to."""
+
+    path: str
+    body: Json
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceUsage:
+    """Usage of one answer on the device. Times count from the request."""
+
+    input_tokens: int
+    output_tokens: int
+    finish_reason: str | None  # why the answer ended; None if it was canceled or failed
+    student: str  # the device's name of its model
+    first_token_ms: int | None
+    total_ms: int
+    guided: bool
+    at: int  # end of the answer, in Unix seconds
+
+    def closing_report(self, receipt: str) -> UsageReport:
+        """Return the report that closes the receipt of guidance."""
+        return UsageReport(f"/v1/guidance/{quote(receipt, safe='')}/usage", self._body())
+
+    def unguided_report(self, route: str) -> UsageReport:
+        """Return the report of an answer without the gateway. Its id prevents counting it twice."""
+        return UsageReport("/v1/guidance/usage", {**self._body(), "model": route, "id": str(uuid.uuid4())})
+
+    def _body(self) -> Json:
+        return {
+            **asdict(self),
+            "finish_reason": self.finish_reason if _REASON.fullmatch(self.finish_reason or "") else None,
+            # The gateway accepts only printable ASCII, since it logs the name.
+            "student": _UNPRINTABLE.sub("?", self.student)[:MAX_NAME_CHARS] or "unknown",
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +114,13 @@ class UsageQueue:
         reports = []
         for file in self._files():
             try:
-                reports.append((file, _report(json.loads(file.read_bytes()))))
+                entry = json.loads(file.read_bytes())
+                if not entry["path"].startswith("/v1/guidance/"):  # a report is sent with the key
+                    raise ValueError
+                reports.append((file, UsageReport(entry["path"], entry["body"])))
             except FileNotFoundError:
                 continue  # another process sent it
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, AttributeError):
                 self.drop(file)
         return reports
 
@@ -85,17 +132,6 @@ class UsageQueue:
 
     def _files(self) -> list[Path]:
         return sorted(self.folder.glob("[0-9]*.json"))
-
-
-def _report(entry: Any) -> UsageReport:
-    """Decode a report. Raises ValueError, KeyError and TypeError.
-
-    The path is checked, since a report is sent with the key.
-    """
-    path = entry["path"]
-    if not (isinstance(path, str) and path.startswith("/v1/guidance/")):
-        raise ValueError(path)
-    return UsageReport(path, entry["body"])
 
 
 def default_folder(gateway: str) -> Path:

@@ -19,13 +19,7 @@ By = Literal["teacher", "student"]
 
 
 class EdgeRelay:
-    """Build the chunks of one answer.
-
-    Args:
-        created: Unix seconds.
-        model: the route's name.
-        wants_usage: whether the last chunk has `usage`.
-    """
+    """Build the chunks of one answer. `created` is in Unix seconds, and `model` is the route's name."""
 
     def __init__(self, answer_id: str, created: int, model: str, *, wants_usage: bool) -> None:
         self._head: Json = {"id": answer_id, "object": "chat.completion.chunk", "created": created, "model": model}
@@ -34,14 +28,10 @@ class EdgeRelay:
         self._thoughts: ReasoningFilter | None = None
         self._roles_sent: set[int] = set()
         self._finished: dict[int, str] = {}
-        self.shown = ""
-        """Guidance sent to the caller so far."""
-        self.unguided_reason: str | None = None
-        """Reason for no guidance, in the student's chunks."""
-        self.chunk_count = 0
-        """The student's chunks with content; estimates its tokens if it reports no usage."""
-        self.counts: tuple[int, int] | None = None
-        """Prompt and completion tokens reported by the student."""
+        self.shown = ""  # guidance sent to the caller so far
+        self.unguided_reason: str | None = None  # the reason for no guidance, in the student's chunks
+        self.chunk_count = 0  # the student's chunks with content; estimates its tokens if it reports no usage
+        self.counts: tuple[int, int] | None = None  # prompt and completion tokens reported by the student
 
     @property
     def stopped(self) -> bool:
@@ -55,7 +45,6 @@ class EdgeRelay:
 
     @property
     def finish_reason(self) -> str | None:
-        """Return the finish reason of the first choice; None while it continues."""
         return self._finished.get(0)
 
     def show(self, piece: str) -> list[Json]:
@@ -103,11 +92,9 @@ class EdgeRelay:
             return []
         delta = {name: value for name, value in (choice.get("delta") or {}).items() if name != "role"}
         self.chunk_count += any(value not in (None, "") for value in delta.values())
-        chunks = (
-            [self._content_chunk(index, delta, "student", choice.get("logprobs"))]
-            if self._join_delta(index, delta)
-            else []
-        )
+        chunks = []
+        if self._join_delta(index, delta):
+            chunks.append(self._content_chunk(index, delta, "student", choice.get("logprobs")))
         if reason := choice.get("finish_reason"):
             if index == 0:
                 chunks += self.flush()
@@ -147,15 +134,9 @@ def read_counts(usage: Any) -> tuple[int, int] | None:
     """Return the prompt and completion tokens of OpenAI's `usage`; None if it is invalid."""
     if not isinstance(usage, dict):
         return None
-    read_tokens, written_tokens = usage.get("prompt_tokens"), usage.get("completion_tokens")
-    if (
-        not all(
-            isinstance(one, int) and not isinstance(one, bool) and one >= 0 for one in (read_tokens, written_tokens)
-        )
-        or not read_tokens
-    ):
-        return None
-    return read_tokens, written_tokens  # type: ignore[return-value]
+    counts = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    valid = all(isinstance(one, int) and not isinstance(one, bool) and one >= 0 for one in counts)
+    return counts if valid and counts[0] else None  # type: ignore[return-value]
 
 
 def whole(chunks: list[Json]) -> Json:

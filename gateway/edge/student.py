@@ -15,27 +15,21 @@ from gateway.capabilities.kinds import kind_of
 from gateway.capabilities.reasoning import without_reasoning
 from gateway.edge.http import LAST_EVENT, StudentHttp, error_text
 from gateway.engines.probing import find_continuation
-from gateway.engines.raw_prompts import chat_chunk, chat_reply, requested_limit, text_body
-from gateway.engines.renderers import LlamaCppRenderer, SGLangRenderer, VllmRenderer
+from gateway.engines.raw_prompts import chat_chunk, chat_reply, prefilled_body, renderer_of
+from gateway.engines.replies import listed_model
 from gateway.errors import EngineFailed, EngineProtocolError, EngineUnsupported
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
-    from types import TracebackType
 
     import httpx
 
     from gateway.capabilities.continuation import Mode, Prefill
     from gateway.capabilities.kinds import EngineKind
     from gateway.capabilities.reasoning import Reasoning
-    from gateway.engines.renderers import Renderer
+    from gateway.engines.raw_prompts import Renderer
     from gateway.protocol.body import Json
 
-_RENDERERS: dict[str, type[LlamaCppRenderer | SGLangRenderer | VllmRenderer]] = {
-    "llamacpp": LlamaCppRenderer,
-    "sglang": SGLangRenderer,
-    "vllm": VllmRenderer,
-}
 SILENCE_LIMIT_S = 120.0
 
 
@@ -85,18 +79,15 @@ class UrlStudent:
         self._http = StudentHttp(self._model or "the student", self._url, self._key, self._silence_s, self._transport())
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._server.close()
 
     def _transport(self) -> httpx.AsyncBaseTransport | None:
-        """Return the transport that replaces the connection to the URL; None: no replacement."""
         return None
 
     @property
     def name(self) -> str:
-        """Return the student's name in usage reports."""
+        """The student's name in usage reports."""
         return self._name or self._model or "unknown"
 
     @property
@@ -107,23 +98,18 @@ class UrlStudent:
 
     async def detect_continuation(self) -> Continuation | None:
         """Return how the server continues the beginning of an answer; None if it cannot. Probe it once."""
+        mode = self._configured
         async with self._detection_lock:
-            if not self._detected:
-                self._continuation = await self._detect()
+            if not self._detected and mode != "none":
+                modes = (await self._detect_kind()).candidates if mode == "auto" else (mode,)
+                self._continuation = await find_continuation(self._probe, modes, self._echo)
                 self._detected = True
             return self._continuation
-
-    async def _detect(self) -> Continuation | None:
-        if self._configured == "none":
-            return None
-        modes = (await self._detect_kind()).candidates if self._configured == "auto" else (self._configured,)
-        return await find_continuation(self._probe, modes, self._echo)
 
     async def stream(self, body: Json, prefill: Prefill | None = None) -> AsyncGenerator[Json, None]:
         """Yield the chunks of a chat completion. An incomplete answer raises EngineFailed.
 
-        Args:
-            body: a request of OpenAI's API; `model` and `stream` are replaced.
+        `body` is a request of OpenAI's API; its `model` and `stream` are replaced.
         """
         request = {**body, "stream": True, "stream_options": {"include_usage": True}}
         path, request = await self._request(request, prefill)
@@ -141,16 +127,10 @@ class UrlStudent:
     async def _detect_kind(self) -> EngineKind:
         """Return the kind of the server, and set the model's name."""
         if self._kind is None:
-            listed = (await self._server.get("/models")).body
-            models = listed.get("data") if isinstance(listed, dict) else None
-            entries = [entry for entry in models if isinstance(entry, dict)] if isinstance(models, list) else []
-            mine = next((entry for entry in entries if entry.get("id") == self._model), entries[0] if entries else {})
+            mine, _ = listed_model((await self._server.get("/models")).body, self._model)
             self._model = self._model or str(mine.get("id") or "default")
             self._kind = kind_of(mine.get("owned_by"), self._server.host)
-            renderer = _RENDERERS.get(self._kind.renderer or "")
-            self._renderer = renderer(self._server, self._model) if renderer is not None else None
-            if isinstance(self._renderer, SGLangRenderer) and isinstance(mine.get("max_model_len"), int):
-                self._renderer.context_tokens = mine["max_model_len"]
+            self._renderer = renderer_of(self._kind, self._server, self._model, mine)
         return self._kind
 
     async def _probe(self, body: Json, prefill: Prefill) -> Json:
@@ -166,7 +146,6 @@ class UrlStudent:
         return chat_reply(reply)
 
     async def _request(self, body: Json, prefill: Prefill | None) -> tuple[str, Json]:
-        """Return the path and the body of a request."""
         kind = await self._detect_kind()
         if prefill is not None and prefill.continuation.mode == "completions":
             return "/completions", await self._raw(body, prefill.text)
@@ -181,23 +160,20 @@ class UrlStudent:
             why = (
                 "the server cannot render chats" if self._renderer is None else f"the prompt cannot carry {unsupported}"
             )
-            raise EngineUnsupported(
-                f"Student '{self.name}' cannot get a chat as a raw prompt: {why}.",
-                engine=self.name,
-                status_sent=422,
-            )
-        prompt = await self._renderer.render_with_prefill(body, prefix)
-        limit = requested_limit(body) or self._renderer.default_limit(prompt)
-        return {**text_body(body, prompt, limit), "model": self._model}
+            message = f"Student '{self.name}' cannot get a chat as a raw prompt: {why}."
+            raise EngineUnsupported(message, engine=self.name, status_sent=422)
+        assert self._model is not None, "set with the renderer"
+        return await prefilled_body(self._renderer, self._model, body, prefix)
 
     def _chunk(self, event: bytes) -> Json:
         try:
             chunk: Any = json.loads(event)
         except ValueError:
             chunk = None
-        if isinstance(chunk, dict) and chunk.get("error"):
+        fields = chunk if isinstance(chunk, dict) else {}
+        if fields.get("error"):
             raise EngineFailed(f"Student '{self.name}' failed in its answer{error_text(event)}.", engine=self.name)
-        choices = chunk.get("choices") if isinstance(chunk, dict) else None
+        choices = fields.get("choices")
         if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
             raise EngineProtocolError(f"Student '{self.name}' sent an event that is not a chunk.", engine=self.name)
-        return chunk  # type: ignore[no-any-return]
+        return fields

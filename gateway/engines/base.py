@@ -6,8 +6,9 @@ student it completes the answer (`complete` for JSON replies, `stream` for SSE).
 
 from __future__ import annotations
 
+from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from gateway.runtime.record import Record
 
@@ -24,19 +25,13 @@ Finish = Literal["stop", "length"]
 
 
 class TokenUsage(Record, frozen=True):
-    """The token counts of one call, as the engine reported them.
-
-    Attributes:
-        cached_input_tokens: the part of `input_tokens` that the engine read from its prompt cache.
-        estimated: the engine reported a sum for a list of prompts; this is the share of one prompt.
-        cache_write_input_tokens: another part of `input_tokens`, which the engine wrote to its prompt cache.
-    """
+    """The token counts of one call, as the engine reported them."""
 
     input_tokens: int
     output_tokens: int
-    cached_input_tokens: int = 0
-    estimated: bool = False
-    cache_write_input_tokens: int = 0
+    cached_input_tokens: int = 0  # the part of `input_tokens` that the engine read from its prompt cache
+    estimated: bool = False  # the engine reported a sum for a list of prompts; this is the share of one prompt
+    cache_write_input_tokens: int = 0  # another part of `input_tokens`, which the engine wrote to its prompt cache
 
 
 class TeacherRequest(Record, frozen=True):
@@ -56,19 +51,13 @@ class TeacherRequest(Record, frozen=True):
 
 
 class TeacherReply(Record, frozen=True):
-    """The text that the teacher generated.
-
-    Attributes:
-        finish: `stop` if the teacher ended the text itself, `length` if the text was cut.
-        ends_at: the number of characters to keep, if the policy ends guidance with a sentence or line.
-        span: the span context of the call; None without tracing.
-    """
+    """The text that the teacher generated."""
 
     text: str
-    finish: Finish
+    finish: Finish  # `stop` if the teacher ended the text itself, `length` if the text was cut
     usage: TokenUsage | None
-    ends_at: int | None = None
-    span: Any = None
+    ends_at: int | None = None  # the number of characters to keep, if the policy ends guidance with a sentence or line
+    span: Any = None  # the span context of the call; None without tracing
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,31 +71,20 @@ class EngineEmbeddings:
 
 @dataclass(slots=True)
 class EngineState:
-    """The current state of an engine. Probes write it; readiness and the request path read it.
+    """The current state of an engine. Probes write it; readiness and the request path read it."""
 
-    Attributes:
-        up: whether the last probe succeeded; None before the first one.
-        called: False if no call was made yet and the engine has no other probe.
-        takes_prompts: whether the client supports raw prompts. The server may still lack the route.
-        revision: identifies the weights; None: not known yet. Cached guidance belongs to one revision.
-        reasoning: whether the model reasons before it answers, as configured.
-        max_concurrency: the engine's own limit on calls in flight; None: not reported.
-        stops_within_s: seconds from a disconnect to the end of generation; None: not known to stop.
-        context_tokens: the limit on prompt and answer together; None: not reported.
-    """
-
-    up: bool | None = None
+    up: bool | None = None  # whether the last probe succeeded; None before the first one
     detail: str = "not probed yet"
-    called: bool = True
+    called: bool = True  # False if no call was made yet and the engine has no other probe
     warnings: list[str] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
     continuation: Known = "not_probed"
-    takes_prompts: bool = True
-    revision: str | None = None
-    reasoning: Reasoning = "none"
-    max_concurrency: int | None = None
-    stops_within_s: float | None = None
-    context_tokens: int | None = None
+    takes_prompts: bool = True  # whether the client supports raw prompts. The server may still lack the route.
+    revision: str | None = None  # identifies the weights; None: not known yet. Cached guidance belongs to one revision.
+    reasoning: Reasoning = "none"  # whether the model reasons before it answers, as configured
+    max_concurrency: int | None = None  # the engine's own limit on calls in flight; None: not reported
+    stops_within_s: float | None = None  # seconds from a disconnect to the end of generation; None: not known to stop
+    context_tokens: int | None = None  # the limit on prompt and answer together; None: not reported
 
 
 class Engine(Protocol):
@@ -121,37 +99,48 @@ class Engine(Protocol):
     async def generate_guidance(
         self, request: TeacherRequest, *, batch: str | None = None, on_text: Callable[[str], None] | None = None
     ) -> TeacherReply:
-        """Generate the first tokens of an answer.
+        """Generate the first tokens of an answer. Concurrent requests of one `batch` may share an HTTP call.
 
-        Args:
-            batch: a batch id. Concurrent requests of one batch may share an HTTP call.
-            on_text: called with each piece of the text, if the engine streams the text. The callback
-                may raise StopStream, which ends the call and propagates.
+        An engine that streams the text calls `on_text` with each piece. The callback may raise StopStream, which ends
+        the call and propagates.
         """
-        ...
 
     async def complete(self, body: Json, prefill: Prefill | None = None) -> Json:
         """Return the reply to an OpenAI chat body, in OpenAI's shape and with at least one choice.
 
         A body with `prompt` and without `messages` is a text completion, whose reply has the shape of a chat reply.
-        With a `prefill` the answer continues the prefill. `prefill.continuation.echo` says whether the reply repeats
-        it.
+        With a `prefill` the answer continues it; `prefill.continuation.echo` says whether the reply repeats it.
         """
-        ...
 
     def stream(self, body: Json, prefill: Prefill | None = None) -> AsyncGenerator[list[Json], None]:
-        """Yield OpenAI chunks, grouped as they arrived.
-
-        The stream ends without an error only after a finish_reason or [DONE].
-        """
-        ...
+        """Yield OpenAI chunks, grouped as they arrived. Without an error a finish_reason or [DONE] came."""
 
     async def embed(self, body: Json) -> EngineEmbeddings:
         """Return the reply to an OpenAI embeddings body."""
-        ...
 
     async def probe(self) -> None:
         """Check availability and capabilities, and update `state`. Raise an EngineError if unavailable."""
-        ...
 
     async def close(self) -> None: ...
+
+
+class CallOrigin(NamedTuple):
+    """The tenant and the id of the request that caused a call. Both are empty for the gateway's own calls."""
+
+    tenant: str = ""
+    request_id: str = ""
+
+
+# In a context variable, as traces are, since engines are called in separate tasks.
+_NO_ORIGIN = CallOrigin()
+_origin: ContextVar[CallOrigin] = ContextVar("origin", default=_NO_ORIGIN)
+
+
+def set_origin(tenant: str, request_id: str) -> None:
+    """Attribute the engine calls of this task, and of the tasks that it starts, to a request."""
+    _origin.set(CallOrigin(tenant, request_id))
+
+
+def current_origin() -> CallOrigin:
+    """Return the origin of the current task."""
+    return _origin.get()

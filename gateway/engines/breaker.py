@@ -27,14 +27,11 @@ _MAX_TENANTS = 10_000
 
 @dataclass(frozen=True, slots=True)
 class BreakerRule:
-    """Refuse calls for `cooldown_s` after `failures` consecutive failures.
-
-    Each failed trial doubles the cooldown, up to `max_cooldown_s`.
-    """
+    """Refuse calls for `cooldown_s` after `failures` consecutive failures."""
 
     failures: int = 5
     cooldown_s: float = 1.0
-    max_cooldown_s: float = 30.0
+    max_cooldown_s: float = 30.0  # each failed trial doubles the cooldown, up to this
 
 
 class BreakerCall(NamedTuple):
@@ -86,8 +83,7 @@ class Breaker:
     Providers also request a pause after a single large request, so the pause applies only to the tenant of that
     request. While two tenants are paused, all tenants are.
 
-    Args:
-        draw: returns a random number from 0 to 1, so that cooldowns differ between processes.
+    Cooldowns differ between processes by `draw`, a random number from 0 to 1.
     """
 
     def __init__(self, rule: BreakerRule, draw: Callable[[], float] = random.random) -> None:
@@ -149,11 +145,7 @@ class Breaker:
             self._forget(call.tenant)
 
     def failed(self, call: BreakerCall, now: float, *, connected: bool) -> bool:
-        """Record a failed call. Return whether a circuit opened.
-
-        Args:
-            connected: whether the engine received the call. Without a connection the request cannot be the cause.
-        """
+        """Record a failed call. Return whether a circuit opened. Without a connection the request is not the cause."""
         if not connected:
             self._end_tenant_trial(call)
             return self._failed_to_connect(call, now)
@@ -163,17 +155,15 @@ class Breaker:
             if len(self._tenants) >= _MAX_TENANTS:
                 self._forget(next(iter(self._tenants)))
             failing = self._tenants[call.tenant] = _Tenant(_Scope(self._rule.cooldown_s))
-        if call.tenant_trial and failing.scope.open_until is not None:
-            failing.scope.cooldown_s = min(self._rule.max_cooldown_s, failing.scope.cooldown_s * 2)
-        elif failing.scope.open_until is not None:
-            return False  # the call was in flight when the circuit opened
-        else:
+        if failing.scope.open_until is None:
             failing.calls += 1
             self._failed_calls += 1
             if len(failing.requests) < _MIN_REQUESTS:
                 failing.requests.add(call.request_id)
             if not self._reaches_limit(failing):
                 return False
+        elif not self._lengthen(failing.scope, is_trial=call.tenant_trial):
+            return False
         self._open(failing.scope, now)
         self._tenants_open_until = max(self._tenants_open_until or 0.0, failing.scope.open_until or 0.0)
         return True
@@ -209,16 +199,20 @@ class Breaker:
         return failing.calls >= failures and len(failing.requests) >= min(_MIN_REQUESTS, failures)
 
     def _failed_to_connect(self, call: BreakerCall, now: float) -> bool:
-        if call.engine_trial and self._engine.open_until is not None:
-            self._engine.cooldown_s = min(self._rule.max_cooldown_s, self._engine.cooldown_s * 2)
-        elif self._engine.open_until is not None:
-            return False
-        else:
+        if self._engine.open_until is None:
             self._unconnected += 1
             if self._unconnected < self._rule.failures:
                 return False
+        elif not self._lengthen(self._engine, is_trial=call.engine_trial):
+            return False
         self._open(self._engine, now)
         return True
+
+    def _lengthen(self, scope: _Scope, *, is_trial: bool) -> bool:
+        """Double the cooldown after a failed trial, and return whether the call was one."""
+        if is_trial:
+            scope.cooldown_s = min(self._rule.max_cooldown_s, scope.cooldown_s * 2)
+        return is_trial
 
     def _open(self, scope: _Scope, now: float) -> None:
         scope.open_until = now + scope.cooldown_s * (0.75 + self._draw() / 2)

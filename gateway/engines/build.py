@@ -31,34 +31,22 @@ async def build(
     tracing: Tracing | None = None,
     budgets: RetryBudgets | None = None,
 ) -> dict[str, GuardedEngine]:
-    """Return the engines by configured name, without calling them. The caller must close each.
+    """Return the engines by configured name, without calling them. The caller must close each."""
+    library = None
+    if through_litellm := [model.model for model in models if model.protocol == "litellm"]:
+        from gateway.engines.litellm_library import load  # here: the import takes seconds
 
-    Engines read the current policies at each probe, since policies may change.
-    """
-    through_litellm = [model.model for model in models if model.protocol == "litellm"]
-    library = await _litellm(through_litellm) if through_litellm else None
+        library = await load(through_litellm)
     engines = {}
     for model in models:
         engine = _engine(model, policies, library, None if tracing is None else tracing.outgoing)
         engine.state.reasoning = model.reasoning
         if tracing is not None:
             engine = _traced(engine, model)
+        breaker = Breaker(BreakerRule(model.breaker.failures, model.breaker.rest_s, model.breaker.longest_s))
         controlled = model.protocol != "litellm"
-        engines[model.name] = GuardedEngine(
-            engine, Breaker(_breaker_rule(model)), metrics, budgets=budgets, controlled=controlled
-        )
+        engines[model.name] = GuardedEngine(engine, breaker, metrics, budgets=budgets, controlled=controlled)
     return engines
-
-
-async def _litellm(models: list[str]) -> LiteLLMLibrary:
-    """Import LiteLLM for these models. A gateway without such models does not import it."""
-    from gateway.engines.litellm_library import load
-
-    return await load(models)
-
-
-def _breaker_rule(model: ModelSettings) -> BreakerRule:
-    return BreakerRule(model.breaker.failures, model.breaker.rest_s, model.breaker.longest_s)
 
 
 def _max_guidance_tokens(model: str, book: PolicySet) -> int:
@@ -71,12 +59,9 @@ def _traced(engine: Engine, model: ModelSettings) -> Engine:
     """Wrap an engine inside its breaker, so that refused calls have no span."""
     from gateway.engines.traced import TracedEngine
 
-    parts = None if model.api_base is None else urlsplit(model.api_base)
-    host = None if parts is None else parts.hostname
-    address = None
-    if parts is not None and host is not None:
-        address = (host, parts.port or (443 if parts.scheme == "https" else 80))
-    provider = provider_of(model.protocol, model.model, host)
+    url = urlsplit(model.api_base or "")
+    address = None if url.hostname is None else (url.hostname, url.port or (443 if url.scheme == "https" else 80))
+    provider = provider_of(model.protocol, model.model, url.hostname)
     name = model.model.partition("/")[2] if model.protocol == "litellm" else model.model
     return TracedEngine(engine, name, provider, address)
 
@@ -120,13 +105,12 @@ def _engine(
             max_concurrency=model.max_concurrency,
             max_guidance_tokens=lambda: _max_guidance_tokens(model.name, policies.policy_set),
         )
-    lists = model.batch.calls == "list"
     return OpenAIEngine(
         model.name,
         model.model,
         http,
         continuation=model.continuation,
         echo=echo,
-        lists=lists,
+        lists=model.batch.calls == "list",
         only_embeds=lambda: policies.policy_set.only_embeds(model.name),
     )

@@ -1,4 +1,4 @@
-"""The client of OpenAI's chat completions route, and readers of its replies. All engine classes share it."""
+"""The clients of OpenAI's completions routes, and readers of their replies. All engine classes share them."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 from gateway.engines.base import TeacherReply, TokenUsage
 from gateway.engines.http import LAST_EVENT
-from gateway.engines.refusal import reported
-from gateway.engines.replies import first_choice
-from gateway.engines.reply_json import Unreadable, decode, decoded_events
-from gateway.errors import EngineFailed, EngineProtocolError, EngineTimeout, EngineUnreachable
+from gateway.engines.replies import bad_reply, closed_early, first_choice
+from gateway.engines.reply_json import decoded_events
+from gateway.errors import EngineTimeout, EngineUnreachable
 from gateway.protocol.body import MAX_CHOICES, MAX_TOKENS
 from gateway.protocol.messages import text_of
 
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
 # The finish reasons for a text that the model ended: one of OpenAI, two of TGI.
 _STOP_REASONS = ("stop", "eos_token", "stop_sequence")
 
-
 # Names of the tokens written to the prompt cache, in `prompt_tokens_details`. In this order: OpenAI, OpenRouter and
 # LiteLLM; older LiteLLM; Alibaba Cloud Model Studio (DashScope).
 _CACHE_WRITES = ("cache_write_tokens", "cache_creation_tokens", "cache_creation_input_tokens")
@@ -34,11 +32,11 @@ _PROXY_CACHE_WRITES = "cache_creation_input_tokens"  # in `usage` itself: LiteLL
 
 # Constants, since `isinstance` would otherwise build the tuples at each call.
 _CONTENT = (str, list, NoneType)
-_REASON = (str, NoneType)
+_OPTIONAL_TEXT = (str, NoneType)
 
 
 class ChatWire:
-    """The chat completions route at one path of one engine. All methods raise EngineErrors."""
+    """The chat completions route of one engine. All methods raise EngineErrors."""
 
     def __init__(self, http: EngineHttp, path: str) -> None:
         self._http = http
@@ -50,14 +48,11 @@ class ChatWire:
         reply = (await self._http.post(self._path, body)).body
         choices = reply.get("choices") if isinstance(reply, dict) else None
         if not choices or not self._are_whole(choices):
-            raise self._protocol_error("a reply without a message")
+            raise bad_reply(self._name, "a reply without a message")
         return reply  # type: ignore[no-any-return]
 
     async def stream(self, body: Json) -> AsyncGenerator[list[Json], None]:
-        """Yield chunks, grouped as they arrived.
-
-        The stream ends without an error only after all choices have finished, or after [DONE].
-        """
+        """Yield chunks, grouped as they arrived. Without an error all choices have finished, or [DONE] came."""
         unfinished = set(range(self._choices(body)))
         started = False
         try:
@@ -80,35 +75,44 @@ class ChatWire:
             if unfinished:
                 raise
         if unfinished:
-            raise EngineFailed(f"Engine '{self._name}' closed the stream before its end.", engine=self._name)
+            raise closed_early(self._name)
 
     @staticmethod
     def _choices(body: Json) -> int:
-        """Return the number of choices that a body requests."""
         return body.get("n") or 1
 
     def _chunk(self, data: bytes) -> Json:
-        try:
-            chunk: Any = decode(data)
-        except Unreadable as error:
-            raise EngineProtocolError(f"Engine '{self._name}' {error}.", engine=self._name) from None
-        if isinstance(chunk, dict) and chunk.get("error"):
-            raise reported(self._name, self._http.read_error(chunk), "failed during its answer")
+        chunk = self._http.read_event(data)
         if not self._are_parts(chunk.get("choices") if isinstance(chunk, dict) else None):
-            raise self._protocol_error("an event without choices")
+            raise bad_reply(self._name, "an event without choices")
         return chunk  # type: ignore[no-any-return]
 
     @staticmethod
     def _are_whole(choices: Any) -> bool:
-        return are_choices(choices, lambda choice: _is_message(choice.get("message")))
+        return _are_choices(choices, lambda choice: _is_message(choice.get("message")))
 
     @staticmethod
     def _are_parts(choices: Any) -> bool:
         """Return whether the choices of a chunk are valid. A missing delta counts as an empty one."""
-        return are_choices(choices, lambda choice: choice.get("delta") is None or _is_message(choice["delta"]))
+        return _are_choices(choices, lambda choice: choice.get("delta") is None or _is_message(choice["delta"]))
 
-    def _protocol_error(self, what: str) -> EngineProtocolError:
-        return EngineProtocolError(f"Engine '{self._name}' sent {what}.", engine=self._name)
+
+class TextWire(ChatWire):
+    """The text completions route: for chats that continue as raw prompts, and for text completions of callers."""
+
+    @staticmethod
+    def _choices(body: Json) -> int:
+        prompt = body.get("prompt")
+        several = isinstance(prompt, list) and not isinstance(prompt[0], int)  # all items have one type
+        return (len(prompt or ()) if several else 1) * (body.get("n") or 1)
+
+    @staticmethod
+    def _are_whole(choices: Any) -> bool:
+        return _are_choices(choices, lambda choice: isinstance(choice.get("text"), str))
+
+    @staticmethod
+    def _are_parts(choices: Any) -> bool:
+        return _are_choices(choices, lambda choice: isinstance(choice.get("text"), _OPTIONAL_TEXT))
 
 
 async def collect_stream(chunks: AsyncGenerator[list[Json], None], on_text: Callable[[str], None]) -> TeacherReply:
@@ -128,12 +132,8 @@ async def collect_stream(chunks: AsyncGenerator[list[Json], None], on_text: Call
     return TeacherReply(text.getvalue(), teacher_finish(finish), usage)
 
 
-def are_choices(choices: Any, has_content: Callable[[Json], bool]) -> bool:
-    """Return whether a value is a list of choices in OpenAI's shape, as far as the gateway relies on it.
-
-    Args:
-        has_content: returns whether a choice has content of the right shape.
-    """
+def _are_choices(choices: Any, has_content: Callable[[Json], bool]) -> bool:
+    """Return whether a value is a list of choices in OpenAI's shape, as far as the gateway relies on it."""
     return (
         isinstance(choices, list)
         and len(choices) <= MAX_CHOICES
@@ -141,7 +141,7 @@ def are_choices(choices: Any, has_content: Callable[[Json], bool]) -> bool:
             isinstance(choice, dict)
             and isinstance(index := choice.get("index", 0), int)
             and 0 <= index < MAX_CHOICES
-            and isinstance(choice.get("finish_reason"), _REASON)
+            and isinstance(choice.get("finish_reason"), _OPTIONAL_TEXT)
             and has_content(choice)
             for choice in choices
         )
@@ -167,6 +167,14 @@ def sampling_body(request: TeacherRequest) -> Json:
 def teacher_finish(reason: Any) -> Finish:
     """Return how the teacher's text ended. An unknown reason counts as `length`, so that the student continues."""
     return "stop" if reason in _STOP_REASONS else "length"
+
+
+def teacher_reply(engine: str, reply: Json, text: Any) -> TeacherReply:
+    """Return the teacher's reply with this text. Raises EngineProtocolError if it is no text."""
+    if not isinstance(text, str):
+        raise bad_reply(engine, "a reply without text")
+    finish = teacher_finish(first_choice(reply).get("finish_reason"))
+    return TeacherReply(text, finish, read_usage(reply.get("usage")))
 
 
 def read_usage(usage: Any) -> TokenUsage | None:

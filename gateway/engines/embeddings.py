@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
 
 import msgspec
 
 from gateway.engines.base import EngineEmbeddings, TokenUsage
 from gateway.engines.chat import is_count
+from gateway.engines.replies import bad_reply
 from gateway.engines.reply_json import in_thread
-from gateway.errors import EngineProtocolError
 from gateway.protocol.structure import INLINE_BYTES, MAX_VALUES, count_values
-
-if TYPE_CHECKING:
-    from gateway.protocol.body import Json
 
 MAX_REPLY_BYTES = 64_000_000
 """OpenAI's largest reply, 2048 vectors of 3072 numbers, has 34 MB in base64. Half as many vectors fit in decimals."""
@@ -27,14 +23,8 @@ _MARK = rb'"\u0000vector"'  # replaces a vector
 
 
 async def read_embeddings(raw: bytes, engine: str) -> EngineEmbeddings:
-    """Read a reply; a large one is read in a thread.
-
-    Raises:
-        EngineProtocolError: the reply has no list of vectors.
-    """
-    if len(raw) <= INLINE_BYTES:
-        return _read(raw, engine)
-    return await in_thread(_read, raw, engine)
+    """Read a reply; a large one is read in a thread. Raises EngineProtocolError for a reply without vectors."""
+    return _read(raw, engine) if len(raw) <= INLINE_BYTES else await in_thread(_read, raw, engine)
 
 
 async def write_embeddings(reply: EngineEmbeddings, model: str) -> bytes:
@@ -48,20 +38,20 @@ def _read(raw: bytes, engine: str) -> EngineEmbeddings:
     """Read a reply vector by vector. One C call for a large reply would hold the interpreter lock too long."""
     rest, vectors = _take_vectors(raw)
     if count_values(rest, MAX_VALUES)[1] > MAX_VALUES:
-        raise EngineProtocolError(
-            f"Engine '{engine}' sent a reply with more than {MAX_VALUES} JSON values, the limit.", engine=engine
-        )
+        raise bad_reply(engine, f"a reply with more than {MAX_VALUES} JSON values, the limit")
     try:
         fields = _FIELDS.decode(rest)
         for part in (rest, *vectors):
             if not part.isascii():
                 part.decode()  # the decoder does not validate skipped bytes, and the caller's decoder would fail
-        usage = _read_usage(msgspec.json.decode(fields["usage"])) if "usage" in fields else None
+        counts = msgspec.json.decode(fields["usage"]) if "usage" in fields else None
+        read = counts.get("prompt_tokens") if isinstance(counts, dict) else None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        fields, usage = {}, None
+        fields, read = {}, None
     data = bytes(fields.pop("data", b"")).split(_MARK)
     if not data[0].startswith(b"[") or len(data) != len(vectors) + 1:
-        raise EngineProtocolError(f"Engine '{engine}' sent a reply without embeddings.", engine=engine)
+        raise bad_reply(engine, "a reply without embeddings")
+    usage = TokenUsage(read, 0) if is_count(read) and read > 0 else None  # no input is empty
     return EngineEmbeddings(fields, [part for both in zip(data, [*vectors, b""], strict=True) for part in both], usage)
 
 
@@ -85,9 +75,3 @@ def _take_vectors(raw: bytes) -> tuple[bytes, list[bytes]]:
         rest.append(raw[done:start])
         done = at = end
     return _MARK.join([*rest, raw[done:]]), vectors
-
-
-def _read_usage(usage: Json | None) -> TokenUsage | None:
-    """Return the counts of an embeddings reply; None if the engine did not count. No input is empty."""
-    read = usage.get("prompt_tokens") if isinstance(usage, dict) else None
-    return TokenUsage(read, 0) if is_count(read) and read > 0 else None

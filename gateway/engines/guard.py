@@ -10,13 +10,13 @@ import hashlib
 import logging
 import time
 from contextlib import aclosing
+from contextvars import Context
 from typing import TYPE_CHECKING, Any, Self
 
 import orjson
 import structlog
 
-from gateway.engines.control import CONTROL_CHAT, CONTROL_TEXT, ControlCall
-from gateway.engines.origin import current_origin
+from gateway.engines.base import current_origin
 from gateway.engines.request_faults import RequestFaults
 from gateway.errors import (
     CircuitOpen,
@@ -30,11 +30,10 @@ from gateway.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Iterable
-    from types import TracebackType
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 
     from gateway.capabilities.continuation import Prefill
-    from gateway.engines.base import Engine, EngineEmbeddings, EngineState, TeacherReply, TeacherRequest
+    from gateway.engines.base import Engine, EngineEmbeddings, TeacherReply, TeacherRequest
     from gateway.engines.breaker import Breaker, BreakerCall, BreakerState
     from gateway.engines.retry_budget import RetryBudgets
     from gateway.protocol.body import Json
@@ -44,22 +43,22 @@ log = structlog.get_logger()
 
 _GAUGE_INTERVAL_S = 0.5
 
-STATE_VALUES = {"closed": 0, "half_open": 1, "open": 2}
-"""The value of the metric for each state of the breaker."""
+CONTROL_CHAT: Json = {"messages": [{"role": "user", "content": "Are you there?"}], "max_tokens": 1, "temperature": 0}
+CONTROL_TEXT: Json = {"input": "Are you there?"}
+_CONTROL_TIMEOUT_S = 2.0
+# How long an outcome is reused. A broken engine is called rarely; a working one may fail at any time.
+_CONTROL_SUCCESS_TTL_S = 0.25
+_CONTROL_FAILURE_TTL_S = 5.0
+_CONTROL_AFTER = 2  # failures of one request before a control call. After one more the request is not retried
+
+STATE_VALUES = {"closed": 0, "half_open": 1, "open": 2}  # the value of the metric for each state of the breaker
 
 
 class GuardedEngine:
     """Pass calls to `engine` while its breaker permits them, and report their outcomes to the breaker.
 
-    The first chunks of a stream end a trial, but only the end of the stream counts as a success.
-
-    Args:
-        budgets: counts the successful calls; None: they are not counted.
-        controlled: whether control calls are permitted. Providers bill each call, so they get none.
-        clock: a monotonic clock, in seconds.
-
-    Raises:
-        CircuitOpen: the breaker refuses the call.
+    The first chunks of a stream end a trial, but only the end of the stream counts as a success. Calls raise
+    CircuitOpen while the breaker refuses them.
     """
 
     def __init__(
@@ -69,85 +68,66 @@ class GuardedEngine:
         metrics: Metrics,
         clock: Callable[[], float] = time.monotonic,
         *,
-        budgets: RetryBudgets | None = None,
-        controlled: bool = False,
+        budgets: RetryBudgets | None = None,  # counts the successful calls; None: they are not counted
+        controlled: bool = False,  # whether control calls are permitted. Providers bill each call, so they get none.
     ) -> None:
+        self.name, self.state = engine.name, engine.state
         self._engine = engine
-        self._breaker = breaker
-        self._faults = RequestFaults()
-        self._budgets = budgets
+        self._guard = _Guard(engine.name, breaker, metrics, clock, budgets)
         self._chat_control = ControlCall(lambda: engine.complete(dict(CONTROL_CHAT)), clock) if controlled else None
         self._text_control = ControlCall(lambda: engine.embed(dict(CONTROL_TEXT)), clock) if controlled else None
-        self._metrics = metrics
-        self._clock = clock
-        self._published: BreakerState = "closed"
-        self._in_flight = CallsInFlight()
-        metrics.engine_breaker.labels(engine.name).set(0)
 
     @property
-    def name(self) -> str:
-        return self._engine.name
-
-    @property
-    def state(self) -> EngineState:
-        return self._engine.state
-
-    @property
-    def breaker(self) -> str:
-        """The state of the breaker: closed, open or half_open."""
-        return self._breaker.state(self._clock())
+    def breaker(self) -> BreakerState:
+        """The state of the breaker. While it is open, calls of all tenants are refused."""
+        return self._guard.breaker.state(self._guard.clock())
 
     @property
     def calls(self) -> int:
         """The number of calls in flight, without probes."""
-        return self._in_flight.calls
-
-    @property
-    def in_cooldown(self) -> bool:
-        """Return whether calls of all tenants are refused now."""
-        return self._breaker.state(self._clock()) == "open"
+        return self._guard.calls
 
     def in_cooldown_for(self, tenant: str) -> bool:
         """Return whether calls of the tenant are refused now."""
-        return self._breaker.refuses_for_s(tenant, self._clock()) > 0
+        return self._guard.breaker.refuses_for_s(tenant, self._guard.clock()) > 0
 
     def refusal(self, tenant: str) -> CircuitOpen | None:
         """Return the error that a call of the tenant would raise now; None if the call is permitted."""
-        return _refusal(self.name, self._breaker, tenant, self._clock())
+        return self._guard.refusal(tenant, self._guard.clock())
 
     async def generate_guidance(
         self, request: TeacherRequest, *, batch: str | None = None, on_text: Callable[[str], None] | None = None
     ) -> TeacherReply:
-        async with self._guarded(request, self._chat_control) as outcome:
+        async with _GuardedCall(self._guard, request, self._chat_control) as call:
             reply = await self._engine.generate_guidance(request, batch=batch, on_text=on_text)
-            outcome.succeeded()
+            call.succeeded()
         return reply
 
     async def complete(self, body: Json, prefill: Prefill | None = None) -> Json:
-        async with self._guarded(body, self._chat_control) as outcome:
+        async with _GuardedCall(self._guard, body, self._chat_control) as call:
             reply = await self._engine.complete(body, prefill)
-            outcome.succeeded()
+            call.succeeded()
         return reply
 
     async def stream(self, body: Json, prefill: Prefill | None = None) -> AsyncGenerator[list[Json], None]:
-        async with self._guarded(body, self._chat_control) as outcome:
+        async with _GuardedCall(self._guard, body, self._chat_control) as call:
             async with aclosing(self._engine.stream(body, prefill)) as groups:
                 async for chunks in groups:
-                    if not outcome.started:
-                        outcome.started_answering()
+                    if not call.started:
+                        call.started_answering()
                     yield chunks
-            outcome.succeeded()
+            call.succeeded()
 
     async def embed(self, body: Json) -> EngineEmbeddings:
-        async with self._guarded(body, self._text_control) as outcome:
+        async with _GuardedCall(self._guard, body, self._text_control) as call:
             reply = await self._engine.embed(body)
-            outcome.succeeded()
+            call.succeeded()
         return reply
 
     async def probe(self) -> None:
         await self._engine.probe()
-        self._breaker.probe_succeeded(self._clock())
-        self._publish()
+        self._guard.breaker.probe_succeeded(self._guard.clock())
+        self._guard.publish()
 
     async def close(self) -> None:
         for control in (self._chat_control, self._text_control):
@@ -155,56 +135,55 @@ class GuardedEngine:
                 await control.close()
         await self._engine.close()
 
-    def _answered(self, call: BreakerCall, sent_at: float) -> None:
-        """Record a successful call in the breaker, the request faults and the retry budgets."""
-        self._breaker.succeeded()
-        self._faults.succeeded(call.request_id, sent_at, self._clock())
-        if self._budgets is not None:
-            self._budgets.succeeded(self.name, call.tenant)
-        self._publish()
 
-    def _guarded(self, sent: Any, control: ControlCall | None) -> _CallOutcome:
-        return _CallOutcome(
-            self.name,
-            self._breaker,
-            self._clock,
-            self._publish,
-            self._in_flight,
-            self._faults,
-            self._answered,
-            sent=sent,
-            control=control,
+class _Guard:
+    """The breaker of one engine, the evidence of its calls, and the published state.
+
+    `calls` counts the calls in flight. A gauge update in each call would cost more than the rest of this module.
+    """
+
+    __slots__ = ("_budgets", "_metrics", "_published", "breaker", "calls", "clock", "faults", "name")
+
+    def __init__(
+        self, name: str, breaker: Breaker, metrics: Metrics, clock: Callable[[], float], budgets: RetryBudgets | None
+    ) -> None:
+        self.name = name
+        self.breaker = breaker
+        self.clock = clock
+        self.faults = RequestFaults()
+        self.calls = 0
+        self._budgets = budgets
+        self._metrics = metrics
+        self._published: BreakerState = "closed"
+        metrics.engine_breaker.labels(name).set(0)
+
+    def refusal(self, tenant: str, now: float) -> CircuitOpen | None:
+        wait_s = self.breaker.refuses_for_s(tenant, now)
+        if wait_s <= 0:
+            return None
+        return CircuitOpen(
+            f"The circuit breaker of engine '{self.name}' is open after failures or a pause that the engine requested. "
+            "Retry after the time in Retry-After.",
+            engine=self.name,
+            retry_after_s=wait_s,
         )
 
-    def _publish(self) -> None:
+    def answered(self, call: BreakerCall, sent_at: float) -> None:
+        """Record a successful call in the breaker, the request faults and the retry budgets."""
+        self.breaker.succeeded()
+        self.faults.succeeded(call.request_id, sent_at, self.clock())
+        if self._budgets is not None:
+            self._budgets.succeeded(self.name, call.tenant)
+        self.publish()
+
+    def publish(self) -> None:
         """Publish the state of the breaker in the metric and the log if it changed."""
-        state = self._breaker.state(self._clock())
+        state = self.breaker.state(self.clock())
         if state == self._published:
             return
         self._published = state
         self._metrics.engine_breaker.labels(self.name).set(STATE_VALUES[state])
         log.log(logging.WARNING if state == "open" else logging.INFO, "breaker", engine=self.name, state=state)
-
-
-def _refusal(engine: str, breaker: Breaker, tenant: str, now: float) -> CircuitOpen | None:
-    wait_s = breaker.refuses_for_s(tenant, now)
-    if wait_s <= 0:
-        return None
-    return CircuitOpen(
-        f"The circuit breaker of engine '{engine}' is open after failures or a pause that the engine requested. "
-        "Retry after the time in Retry-After.",
-        engine=engine,
-        retry_after_s=wait_s,
-    )
-
-
-class CallsInFlight:
-    """The number of calls in flight. A gauge update in each call would cost more than the rest of this module."""
-
-    __slots__ = ("calls",)
-
-    def __init__(self) -> None:
-        self.calls = 0
 
 
 async def publish_calls(engines: Iterable[GuardedEngine], metrics: Metrics) -> None:
@@ -216,101 +195,65 @@ async def publish_calls(engines: Iterable[GuardedEngine], metrics: Metrics) -> N
         await asyncio.sleep(_GAUGE_INTERVAL_S)
 
 
-class _CallOutcome:
-    """The context of one call. Entering it may raise CircuitOpen; leaving it reports the outcome to the breaker.
+class _GuardedCall:
+    """The context of one call. Entering it may raise CircuitOpen; leaving it reports the outcome to the breaker."""
 
-    Leaving it raises EngineRejected instead of a failure that is proven to be caused by the request.
-    """
-
-    __slots__ = (
-        "_answered",
-        "_breaker",
-        "_call",
-        "_clock",
-        "_control",
-        "_engine",
-        "_faults",
-        "_in_flight",
-        "_publish",
-        "_sent",
-        "_sent_at",
-        "started",
-    )  # fmt: skip
+    __slots__ = ("_call", "_control", "_guard", "_sent", "_sent_at", "started")
 
     _call: BreakerCall
     _sent_at: float
 
-    def __init__(
-        self,
-        engine: str,
-        breaker: Breaker,
-        clock: Callable[[], float],
-        publish: Callable[[], None],
-        in_flight: CallsInFlight,
-        faults: RequestFaults,
-        answered: Callable[[BreakerCall, float], None],
-        *,
-        sent: Any,
-        control: ControlCall | None,
-    ) -> None:
-        self._engine = engine
-        self._breaker = breaker
-        self._clock = clock
-        self._publish = publish
-        self._in_flight = in_flight
-        self._faults = faults
-        self._answered = answered
+    def __init__(self, guard: _Guard, sent: Any, control: ControlCall | None) -> None:
+        self._guard = guard
         self._sent = sent
         self._control = control
         self.started = False
 
     async def __aenter__(self) -> Self:
-        self._sent_at = now = self._clock()
+        guard = self._guard
+        self._sent_at = now = guard.clock()
         caller = current_origin()
-        if (refusal := _refusal(self._engine, self._breaker, caller.tenant, now)) is not None:
+        if (refusal := guard.refusal(caller.tenant, now)) is not None:
             raise refusal
-        self._call = self._breaker.start_call(caller.tenant, caller.request_id, now)
-        self._in_flight.calls += 1
-        self._publish()
+        self._call = guard.breaker.start_call(caller.tenant, caller.request_id, now)
+        guard.calls += 1
+        guard.publish()
         return self
 
     def started_answering(self) -> None:
         """Record the first data of the answer."""
         self.started = True
-        self._breaker.started(self._call)
-        self._publish()
+        self._guard.breaker.started(self._call)
+        self._guard.publish()
 
     def succeeded(self) -> None:
-        """Record a successful call."""
-        self._answered(self._call, self._sent_at)
+        self._guard.answered(self._call, self._sent_at)
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._in_flight.calls -= 1
+    async def __aexit__(self, _: object, error: BaseException | None, __: object) -> None:
+        guard = self._guard
+        guard.calls -= 1
         if error is None:
             return
         if isinstance(error, EngineFailed) and not error.is_copy and await self._is_caused_by_request(error):
-            self._breaker.refused(self._call)
-            self._publish()
+            guard.breaker.refused(self._call)
+            guard.publish()
             raise _proven(error) from error
         self._record(error)
-        self._publish()
+        guard.publish()
 
     def _record(self, error: BaseException) -> None:
-        """Report an error to the breaker."""
-        breaker = self._breaker
+        breaker, now = self._guard.breaker, self._guard.clock()
         match error:
             case EngineOverloaded():
                 # The engine is available. The batcher and the callers reduce the load.
                 breaker.abandoned(self._call)
                 if error.engine_retry_after_s is not None and not error.is_copy:
-                    breaker.pause(self._call.tenant, self._clock(), error.engine_retry_after_s)
+                    breaker.pause(self._call.tenant, now, error.engine_retry_after_s)
             case EngineRejected() if error.blames_request and not isinstance(error, EngineUnsupported):
                 breaker.refused(self._call)
             case EngineError() if not (error.is_copy or isinstance(error, EngineUnsupported)):
                 connected = not isinstance(error, EngineUnreachable) or error.may_have_run
-                breaker.failed(self._call, self._clock(), connected=connected)
+                breaker.failed(self._call, now, connected=connected)
             case StopStream():
                 self.succeeded()
             case GeneratorExit() if self.started:
@@ -322,22 +265,19 @@ class _CallOutcome:
         """Return whether only this request makes the engine fail. Store the evidence for the next attempt."""
         if self.started or not error.may_blame_request:
             return False
+        guard = self._guard
         fingerprint = await asyncio.to_thread(_fingerprint, self._call.tenant, self._sent)
-        failures = self._faults.failed(fingerprint, self._call.request_id, self._sent_at, self._clock())
-        if self._faults.is_proven(fingerprint, self._sent_at):
+        failures = guard.faults.failed(fingerprint, self._call.request_id, self._sent_at, guard.clock())
+        if guard.faults.is_proven(fingerprint, self._sent_at):
             return True
         if failures < _CONTROL_AFTER:
             return False
         error.retryable = failures == _CONTROL_AFTER
         answered = await self._control.outcome() if self._control is not None else None
         if answered is not None:
-            self._breaker.succeeded()
-            self._faults.succeeded("", *answered)
+            guard.breaker.succeeded()
+            guard.faults.succeeded("", *answered)
         return False
-
-
-_CONTROL_AFTER = 2
-"""The number of failures of one request before a control call. After one more the request is not retried."""
 
 
 # A request with another token limit, or as a stream, is the same request.
@@ -352,7 +292,6 @@ def _fingerprint(tenant: str, sent: Any) -> bytes:
 
 
 def _proven(error: EngineFailed) -> EngineRejected:
-    """Return the error for a request that is proven to cause the failure."""
     rejected = EngineRejected(
         f"Engine '{error.engine}' fails for this request and answers others. Correct the request: {error.engine_text}",
         engine=error.engine,
@@ -361,3 +300,48 @@ def _proven(error: EngineFailed) -> EngineRejected:
     )
     rejected.reason, rejected.engine_text, rejected.may_have_run = error.reason, error.engine_text, error.may_have_run
     return rejected
+
+
+class ControlCall:
+    """A minimal request that shows whether the engine or the request causes a failure. `call` sends it.
+
+    The gateway sends a control call after a request failed twice while the engine answered no other request.
+    Concurrent requests share a control call.
+    """
+
+    def __init__(self, call: Callable[[], Awaitable[object]], clock: Callable[[], float]) -> None:
+        self._call = call
+        self._clock = clock
+        self._running: asyncio.Task[tuple[float, float] | None] | None = None
+        self._outcome: tuple[float, float] | None = None
+        self._holds_until = 0.0
+
+    async def outcome(self) -> tuple[float, float] | None:
+        """Return when the call was sent and answered; None if the engine did not answer it."""
+        if self._clock() < self._holds_until:
+            return self._outcome
+        if self._running is None:
+            # An empty context: the call belongs to no request and no trace.
+            task = asyncio.get_running_loop().create_task(self._run(), name="control", context=Context())
+            self._running = task
+        return await asyncio.shield(self._running)
+
+    async def close(self) -> None:
+        """Cancel the call in flight."""
+        if self._running is not None:
+            self._running.cancel()
+            await asyncio.gather(self._running, return_exceptions=True)
+
+    async def _run(self) -> tuple[float, float] | None:
+        sent = self._clock()
+        try:
+            async with asyncio.timeout(_CONTROL_TIMEOUT_S):
+                await self._call()
+            self._outcome = sent, self._clock()
+        except (EngineError, TimeoutError):
+            self._outcome = None
+        finally:
+            self._running = None
+        ttl_s = _CONTROL_FAILURE_TTL_S if self._outcome is None else _CONTROL_SUCCESS_TTL_S
+        self._holds_until = self._clock() + ttl_s
+        return self._outcome

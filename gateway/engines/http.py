@@ -10,21 +10,29 @@ import asyncio
 from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 from urllib.parse import urlsplit
 
 import aiohttp
 
 from gateway.engines.http_pool import HttpPool
-from gateway.engines.refusal import BLAMES_CREDENTIALS, ReportedError, hidden_in, read_error, refusal, reported
-from gateway.engines.reply_json import Unreadable, decoded, encoded, in_thread
+from gateway.engines.refusal import (
+    BLAMES_CREDENTIALS,
+    ReportedError,
+    connection_failed,
+    hidden_in,
+    read_error,
+    refusal,
+    reported,
+)
+from gateway.engines.replies import bad_reply
+from gateway.engines.reply_json import Unreadable, decode, decoded, encoded, in_thread
 from gateway.engines.sse import EventTooLarge, SseDecoder
 from gateway.errors import EngineError, EngineProtocolError, EngineTimeout, EngineUnreachable
 from gateway.runtime.timeouts import Watchdog
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-    from types import TracebackType
 
     from gateway.engines.http_pool import HttpReply
     from gateway.protocol.body import Json
@@ -54,12 +62,29 @@ class EngineDeadlines:
     total_s: float = 300.0
 
 
-@dataclass(slots=True)
-class _Due:
+@dataclass(slots=True)  # not frozen, since a stream creates one for each group of events
+class Deadline:
     """A deadline on the event loop's clock, and its timeout in seconds."""
 
     after_s: float
     at: float
+
+    @classmethod
+    def of(cls, seconds: float) -> Self:
+        return cls(seconds, asyncio.get_running_loop().time() + seconds)
+
+    def expired(self, engine: str) -> EngineTimeout:
+        return EngineTimeout(f"Engine '{engine}' sent no data for {self.after_s:g} s.", engine=engine)
+
+    async def bound(self, engine: str, awaitable: Awaitable[_T]) -> _T:
+        """Return the result of a call to an engine. Raises EngineTimeout after the deadline."""
+        try:
+            async with asyncio.timeout_at(self.at) as limit:
+                return await awaitable
+        except TimeoutError:
+            if not limit.expired():
+                raise  # an outer deadline expired
+            raise self.expired(engine) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,23 +114,16 @@ class _Call:
             raise self._failure(error) from error
         return self._reply
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, _: object, error: BaseException | None, __: object) -> None:
         self._reply.release()
         if isinstance(error, _CLIENT_ERRORS):
             raise self._failure(error) from error
 
 
 class EngineHttp:
-    """The HTTP client of one engine.
+    """The HTTP client of one engine. All calls raise EngineErrors, with the name of the engine and not its address.
 
-    Args:
-        name: the configured model name; error messages contain it instead of the address.
-        base_url: the server's URL.
-        api_key: sent as a bearer token; None: no token.
-        max_reply_bytes: the maximum size of a JSON reply.
-        outgoing: returns additional headers for each call, such as trace headers.
+    `outgoing` returns additional headers for each call, such as trace headers.
     """
 
     def __init__(
@@ -118,75 +136,60 @@ class EngineHttp:
         max_reply_bytes: int = _MAX_REPLY_BYTES,
         outgoing: Callable[[], Mapping[str, str] | None] | None = None,
     ) -> None:
-        self._name = name
+        self.name = name
         self._base_url = base_url.rstrip("/")
         self._deadlines = deadlines
         self._max_reply_bytes = max_reply_bytes
         self._outgoing = outgoing
         self._closes_after_streams = False
-        self._host = urlsplit(base_url).hostname or ""
+        self.host = urlsplit(base_url).hostname or ""
         self._hidden = hidden_in(self._base_url, api_key)
         headers = {"Accept-Encoding": "identity", "Content-Type": "application/json"}
         if api_key is not None:
             headers["Authorization"] = f"Bearer {api_key}"
         self._pool = HttpPool(headers, connect_s=deadlines.connect_s, total_s=deadlines.total_s)
 
-    @property
-    def name(self) -> str:
-        return self._name
-
-    @property
-    def host(self) -> str:
-        return self._host
-
     async def close(self) -> None:
         await self._pool.close()
 
     async def get(self, path: str) -> JsonReply:
-        """GET JSON within `first_token_s`. Raises EngineErrors."""
-        return await self._by(self._in(self._deadlines.first_token_s), self._get(path))
+        """GET JSON within `first_token_s`."""
+        return await Deadline.of(self._deadlines.first_token_s).bound(self.name, self._get(path))
 
     async def _get(self, path: str) -> JsonReply:
         async with self._call("GET", path, None) as response:
             return await self._read_json(response)
 
     async def post(self, path: str, payload: Json, *, native: bool = False) -> JsonReply:
-        """POST JSON and return the decoded JSON reply. Raises EngineErrors.
-
-        Args:
-            native: whether the path is relative to the server's root instead of /v1.
-        """
+        """POST JSON and return the decoded reply. A `native` path is relative to the server's root instead of /v1."""
         async with self._call("POST", path, payload, native=native) as response:
             reply = await self._read_json(response)
         if isinstance(reply.body, dict) and reply.body.get("error"):
-            raise reported(self._name, self.read_error(reply.body), "answered 200 with an error")
+            raise reported(self.name, self.read_error(reply.body), "answered 200 with an error")
         return reply
 
     async def post_raw(self, path: str, payload: Json, *, max_reply_bytes: int) -> bytes:
-        """POST JSON and return the bytes of the reply. Raises EngineErrors."""
+        """POST JSON and return the bytes of the reply."""
         async with self._call("POST", path, payload) as response:
             return await self._read(response, max_reply_bytes)
 
     async def events(
         self, path: str, payload: Json, *, is_complete: Callable[[], bool] = lambda: False
     ) -> AsyncGenerator[list[bytes], None]:
-        """POST JSON and yield the data of server-sent events, grouped as they arrived. Raises EngineErrors.
+        """POST JSON and yield the data of server-sent events, grouped as they arrived.
 
         The first event is due `first_token_s` after the call. Each later event is due `idle_s` after the caller
-        consumed the events before it. Comments, such as keep-alive comments, are not events.
-
-        Args:
-            is_complete: returns whether the answer is complete. After that the timeout for usage and end is short.
+        consumed the events before it. Comments, such as keep-alive comments, are not events. The timeout for usage and
+        end is short once the answer `is_complete`.
         """
         decoder = SseDecoder()
-        due = self._in(self._deadlines.first_token_s)
+        due = Deadline.of(self._deadlines.first_token_s)
         async with self._call("POST", path, payload, due=due) as response:
             content_type = response.headers.get("Content-Type", "")
             if not content_type.lower().startswith("text/event-stream"):
+                answered = f"answered a stream request with content type {content_type or 'none'}"
                 raise EngineProtocolError(
-                    f"Engine '{self._name}' answered a stream request with content type "
-                    f"{content_type or 'none'} instead of text/event-stream.",
-                    engine=self._name,
+                    f"Engine '{self.name}' {answered} instead of text/event-stream.", engine=self.name
                 )
             with Watchdog(response.close) as silence:
                 try:
@@ -205,19 +208,19 @@ class EngineHttp:
                             events = [LAST_EVENT]
                         yield events
                         idle_s = self._deadlines.idle_s
-                        due = self._in(min(idle_s, _USAGE_TIMEOUT_S) if is_complete() else idle_s)
+                        due = Deadline.of(min(idle_s, _USAGE_TIMEOUT_S) if is_complete() else idle_s)
                     if events := decoder.end():
                         yield events
                 except EventTooLarge as error:
                     raise EngineProtocolError(
-                        f"Engine '{self._name}' exceeded a size limit: {error}.", engine=self._name
+                        f"Engine '{self.name}' exceeded a size limit: {error}.", engine=self.name
                     ) from None
                 except aiohttp.ClientError:
                     if silence.timed_out:
-                        raise self._silent(due) from None
+                        raise due.expired(self.name) from None
                     raise
                 if silence.timed_out:
-                    raise self._silent(due)
+                    raise due.expired(self.name)
 
     @staticmethod
     async def _read_part(reply: HttpReply) -> bytes:
@@ -234,34 +237,27 @@ class EngineHttp:
             async with asyncio.timeout(END_TIMEOUT_S):
                 await reply.content.readany()
 
+    def read_event(self, data: bytes) -> Any:
+        """Return the value of an event. Raises EngineErrors, also for an error that the engine reports."""
+        try:
+            event = decode(data)
+        except Unreadable as error:
+            raise EngineProtocolError(f"Engine '{self.name}' {error}.", engine=self.name) from None
+        if isinstance(event, dict) and event.get("error"):
+            raise reported(self.name, self.read_error(event), "failed during its answer")
+        return event
+
     def read_error(self, raw: bytes | Json) -> ReportedError:
         """Return the error that the engine reports, without its address and key."""
         return read_error(raw, self._hidden)
 
-    @staticmethod
-    def _in(seconds: float) -> _Due:
-        return _Due(seconds, asyncio.get_running_loop().time() + seconds)
-
-    async def _by(self, due: _Due, awaitable: Awaitable[_T]) -> _T:
-        try:
-            async with asyncio.timeout_at(due.at) as limit:
-                return await awaitable
-        except TimeoutError:
-            if not limit.expired():
-                raise  # an outer deadline expired
-            raise self._silent(due) from None
-
-    def _silent(self, due: _Due) -> EngineTimeout:
-        return EngineTimeout(f"Engine '{self._name}' sent no data for {due.after_s:g} s.", engine=self._name)
-
     def _call(
-        self, method: str, path: str, payload: Json | None, *, due: _Due | None = None, native: bool = False
+        self, method: str, path: str, payload: Json | None, *, due: Deadline | None = None, native: bool = False
     ) -> _Call:
         base = self._base_url.removesuffix("/v1") if native else self._base_url
         return _Call(self._open(method, base + path, payload, due), self._failure)
 
-    async def _open(self, method: str, url: str, payload: Json | None, due: _Due | None) -> HttpReply:
-        """Send a call, wait for the head of the reply, and check the status."""
+    async def _open(self, method: str, url: str, payload: Json | None, due: Deadline | None) -> HttpReply:
         reply = await self._send(method, url, payload, due)
         self._closes_after_streams = reply.headers.get("Server") == _CLOSES_AFTER_STREAMS
         if reply.status != HTTPStatus.OK:
@@ -271,7 +267,7 @@ class EngineHttp:
                 reply.release()
         return reply
 
-    async def _send(self, method: str, url: str, payload: Json | None, due: _Due | None) -> HttpReply:
+    async def _send(self, method: str, url: str, payload: Json | None, due: Deadline | None) -> HttpReply:
         """Send a call and wait for the head of the reply. Only streams have a deadline `due`.
 
         An engine may close an idle connection at the moment of a call. A call that was not written is sent once more,
@@ -284,7 +280,7 @@ class EngineHttp:
 
         async def send() -> HttpReply:
             sending = self._pool.send(method, url, data, headers)
-            return await (sending if due is None else self._by(due, sending))
+            return await (sending if due is None else due.bound(self.name, sending))
 
         try:
             return await send()
@@ -292,26 +288,22 @@ class EngineHttp:
             return await send()
 
     def _failure(self, error: Exception) -> EngineError:
-        """Return the EngineError for an error of the HTTP client."""
         if isinstance(error, TimeoutError):
             connecting = isinstance(error, aiohttp.ConnectionTimeoutError)
             limit_s = self._deadlines.connect_s if connecting else self._deadlines.total_s
             kind = EngineUnreachable if connecting else EngineTimeout
             action = "connect" if connecting else "answer"
-            failed = kind(f"Engine '{self._name}' did not {action} within {limit_s:g} s.", engine=self._name)
+            failed = kind(f"Engine '{self.name}' did not {action} within {limit_s:g} s.", engine=self.name)
             failed.may_have_run = not connecting
             return failed
-        # The message omits the exception, which may contain the address. The log contains it.
-        broke = EngineUnreachable(f"The connection to engine '{self._name}' failed or was closed.", engine=self._name)
-        broke.may_have_run = not isinstance(error, aiohttp.ClientConnectorError)
-        return broke
+        return connection_failed(self.name, may_have_run=not isinstance(error, aiohttp.ClientConnectorError))
 
     async def _read_json(self, reply: HttpReply) -> JsonReply:
         raw = await self._read(reply, self._max_reply_bytes)
         try:
             return JsonReply(await decoded(raw), reply.headers)
         except Unreadable as error:
-            raise EngineProtocolError(f"Engine '{self._name}' {error}.", engine=self._name) from None
+            raise EngineProtocolError(f"Engine '{self.name}' {error}.", engine=self.name) from None
 
     async def _read(self, reply: HttpReply, max_reply_bytes: int) -> bytes:
         content = reply.content
@@ -321,10 +313,7 @@ class EngineHttp:
             part = await content.readany()
             size += len(part)
             if size > max_reply_bytes:
-                raise EngineProtocolError(
-                    f"Engine '{self._name}' sent a reply of more than {max_reply_bytes} bytes, the limit.",
-                    engine=self._name,
-                )
+                raise bad_reply(self.name, f"a reply of more than {max_reply_bytes} bytes, the limit")
             parts.append(part)
         return b"".join(parts) if size <= _JOINED_INLINE_BYTES else await in_thread(b"".join, parts)
 
@@ -333,7 +322,7 @@ class EngineHttp:
         # The text for a rejected key may quote the key; that of a redirect contains an address.
         if reply.status >= HTTPStatus.BAD_REQUEST and reply.status not in BLAMES_CREDENTIALS:
             error = self.read_error(await self._read_some(reply))
-        return refusal(self._name, reply.status, error, reply.headers.get("Retry-After"))
+        return refusal(self.name, reply.status, error, reply.headers.get("Retry-After"))
 
     async def _read_some(self, reply: HttpReply) -> bytes:
         """Return the start of an error's body, with limits on size and time. The status alone identifies the error."""

@@ -53,11 +53,7 @@ class _Connector(aiohttp.TCPConnector):
 
 
 class HttpReply:
-    """The status, headers and body of a reply.
-
-    Attributes:
-        content: the body, which may still arrive. Reading it raises TimeoutError after the total timeout of the call.
-    """
+    """The status, headers and body of a reply. Reading `content` raises TimeoutError after the call's total timeout."""
 
     __slots__ = ("_connection", "_deadline", "content", "headers", "status")
 
@@ -93,13 +89,7 @@ class HttpReply:
 
 
 class HttpPool:
-    """The connections to one server.
-
-    Args:
-        headers: sent with each call.
-        connect_s: the timeout for connecting, in seconds.
-        total_s: the timeout from the start of a call to the end of its reply, in seconds.
-    """
+    """The connections to one server. `headers` are sent with each call. `total_s` lasts to the end of a reply."""
 
     def __init__(self, headers: Mapping[str, str], *, connect_s: float, total_s: float) -> None:
         self._headers = headers
@@ -116,9 +106,6 @@ class HttpPool:
         """Send a call and return the reply when its head has arrived. The caller must release the reply.
 
         A lost connection also closes the idle connections, so that the next call opens a new one.
-
-        Args:
-            headers: sent in addition to the headers of the pool.
 
         Raises:
             aiohttp.ConnectionTimeoutError: no connection within `connect_s`.
@@ -176,7 +163,6 @@ class HttpPool:
 
 
 def _header_lines(headers: Mapping[str, str]) -> bytes:
-    """Return the encoded headers. Raises ValueError for a control character."""
     lines = [f"{name}: {value}" for name, value in headers.items()]
     if any(map(_CONTROL.search, lines)):
         raise ValueError("A request header contains a control character.")

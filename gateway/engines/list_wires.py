@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from gateway.engines.base import TeacherReply, TokenUsage
 from gateway.engines.chat import read_usage, sampling_body, teacher_finish
-from gateway.engines.renderers import LlamaCppRenderer, SGLangRenderer, all_of
+from gateway.engines.raw_prompts import LlamaCppRenderer, SGLangRenderer, all_of
+from gateway.engines.replies import bad_reply
 from gateway.engines.reply_json import encoded
-from gateway.engines.shares import shares
 from gateway.errors import EngineError, EngineFailed, EngineProtocolError
 from gateway.protocol.messages import only_text
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from gateway.engines.base import TeacherRequest
     from gateway.engines.http import EngineHttp
@@ -31,15 +31,12 @@ class ListWire(Protocol):
 
     def takes(self, request: TeacherRequest) -> bool:
         """Return whether a request can be a member of a list."""
-        ...
 
     async def render(self, requests: Sequence[TeacherRequest]) -> list[Any]:
         """Return each request as this server reads it in a list. This may send calls. Raises EngineErrors."""
-        ...
 
     async def send(self, requests: Sequence[TeacherRequest], rendered: Sequence[Any]) -> list[Outcome]:
         """Send the list and return the outcome of each member. Raises an EngineError if the whole call fails."""
-        ...
 
 
 class PromptLists:
@@ -53,7 +50,7 @@ class PromptLists:
         return request.prompt is not None
 
     async def render(self, requests: Sequence[TeacherRequest]) -> list[Any]:
-        return [request.prompt if request.messages is None else list(request.messages) for request in requests]
+        return [_prompt_of(request) for request in requests]
 
     async def send(self, requests: Sequence[TeacherRequest], rendered: Sequence[Any]) -> list[Outcome]:
         return await self._send("/completions", {"prompt": list(rendered)}, requests)
@@ -64,15 +61,12 @@ class PromptLists:
         choices = _in_order(reply.get("choices") if isinstance(reply, dict) else None, len(requests), self._http.name)
         texts = [_text_of(choice) for choice in choices]
         reasons = [choice.get("finish_reason") for choice in choices]
-        usages = shares(
-            read_usage(reply.get("usage")),
-            requests[0].max_tokens,
-            [await _size(request) for request in requests],
-            [
-                None if reason == "length" else len((text or "").encode("utf-8", "replace"))
-                for text, reason in zip(texts, reasons, strict=True)
-            ],
-        )
+        read = [len(await encoded(_prompt_of(request))) for request in requests]
+        written = [
+            None if reason == "length" else len((text or "").encode("utf-8", "replace"))
+            for text, reason in zip(texts, reasons, strict=True)
+        ]
+        usages = shares(read_usage(reply.get("usage")), requests[0].max_tokens, read, written)
         return [
             _outcome(text, teacher_finish(reason), usage, self._http.name)
             for text, reason, usage in zip(texts, reasons, usages, strict=True)
@@ -91,18 +85,30 @@ class VllmLists(PromptLists):
         return await self._send("/chat/completions/batch", {"messages": list(rendered)}, requests)
 
 
-class LlamaCppLists:
-    """llama.cpp: /completion counts the tokens of each member; /v1/completions counts the first one only."""
+class _RenderedLists:
+    _RENDERER: type[LlamaCppRenderer | SGLangRenderer]
 
     def __init__(self, http: EngineHttp, model: str) -> None:
         self._http = http
-        self._renderer = LlamaCppRenderer(http, model)
+        self._renderer = self._RENDERER(http, model)
 
     def takes(self, request: TeacherRequest) -> bool:
         return only_text(request.messages or ())
 
     async def render(self, requests: Sequence[TeacherRequest]) -> list[Any]:
-        return await _rendered(self._renderer, requests)
+        chats = [{"messages": list(request.messages)} for request in requests if request.messages is not None]
+        prompts = iter(await all_of(self._renderer.render(chat) for chat in chats))
+        return [request.prompt if request.messages is None else next(prompts) for request in requests]
+
+    async def _send(self, path: str, body: Json, count: int, read: Callable[[Json], Outcome]) -> list[Outcome]:
+        reply = (await self._http.post(path, body, native=True)).body
+        return [read(entry) for entry in _in_order(reply, count, self._http.name)]
+
+
+class LlamaCppLists(_RenderedLists):
+    """llama.cpp: /completion counts the tokens of each member; /v1/completions counts the first one only."""
+
+    _RENDERER = LlamaCppRenderer
 
     async def send(self, requests: Sequence[TeacherRequest], rendered: Sequence[Any]) -> list[Outcome]:
         sampling = sampling_body(requests[0])
@@ -113,32 +119,20 @@ class LlamaCppLists:
             # Otherwise each entry repeats its prompt and all settings.
             "response_fields": ["index", "content", "stop_type", "tokens_evaluated", "tokens_predicted", "timings"],
         }
-        reply = (await self._http.post("/completion", body, native=True)).body
-        return [self._read(entry) for entry in _in_order(reply, len(requests), self._http.name)]
+        return await self._send("/completion", body, len(requests), self._read)
 
     def _read(self, entry: Json) -> Outcome:
         timings = entry.get("timings")
-        usage = _usage(
-            entry.get("tokens_evaluated"),
-            entry.get("tokens_predicted"),
-            timings.get("cache_n") if isinstance(timings, dict) else None,
-        )
+        cached = timings.get("cache_n") if isinstance(timings, dict) else None
+        usage = _usage(entry.get("tokens_evaluated"), entry.get("tokens_predicted"), cached)
         ended = "stop" if entry.get("stop_type") in {"eos", "word"} else "length"
         return _outcome(entry.get("content"), teacher_finish(ended), usage, self._http.name)
 
 
-class SGLangLists:
+class SGLangLists(_RenderedLists):
     """SGLang: /generate counts the tokens of each member. /tokenize renders chats to token ids."""
 
-    def __init__(self, http: EngineHttp, model: str) -> None:
-        self._http = http
-        self._renderer = SGLangRenderer(http, model)
-
-    def takes(self, request: TeacherRequest) -> bool:
-        return only_text(request.messages or ())
-
-    async def render(self, requests: Sequence[TeacherRequest]) -> list[Any]:
-        return await _rendered(self._renderer, requests)
+    _RENDERER = SGLangRenderer
 
     async def send(self, requests: Sequence[TeacherRequest], rendered: Sequence[Any]) -> list[Outcome]:
         sampling = sampling_body(requests[0])
@@ -147,8 +141,7 @@ class SGLangLists:
             sampling["sampling_seed"] = sampling.pop("seed")
         kind = "text" if requests[0].messages is None else "input_ids"
         body = {"sampling_params": sampling, kind: list(rendered)}
-        reply = (await self._http.post("/generate", body, native=True)).body
-        return [self._read(entry) for entry in _in_order(reply, len(requests), self._http.name)]
+        return await self._send("/generate", body, len(requests), self._read)
 
     def _read(self, entry: Json) -> Outcome:
         info = entry.get("meta_info")
@@ -161,7 +154,7 @@ class SGLangLists:
         return _outcome(entry.get("text"), teacher_finish(reason), usage, self._http.name)
 
 
-_BY_OWNER: dict[str, type[VllmLists | LlamaCppLists | SGLangLists]] = {
+_BY_OWNER: dict[str, Callable[[EngineHttp, str], ListWire]] = {
     "vllm": VllmLists,
     "llamacpp": LlamaCppLists,
     "sglang": SGLangLists,
@@ -187,7 +180,7 @@ def _in_order(entries: Any, count: int, engine: str) -> list[Json]:
 
 def _outcome(text: Any, finish: Any, usage: TokenUsage | None, engine: str) -> Outcome:
     if not isinstance(text, str):
-        return EngineProtocolError(f"Engine '{engine}' sent a reply without text.", engine=engine)
+        return bad_reply(engine, "a reply without text")
     return TeacherReply(text, finish, usage)
 
 
@@ -202,17 +195,51 @@ def _usage(read: Any, written: Any, cached: Any) -> TokenUsage | None:
     )
 
 
-async def _rendered(renderer: LlamaCppRenderer | SGLangRenderer, requests: Sequence[TeacherRequest]) -> list[Any]:
-    """Return each request as a prompt, with its chat rendered."""
-    chats = iter(
-        await all_of(
-            renderer.render({"messages": list(request.messages)})
-            for request in requests
-            if request.messages is not None
+def _prompt_of(request: TeacherRequest) -> Any:
+    return request.prompt if request.messages is None else list(request.messages)
+
+
+def shares(
+    total: TokenUsage | None, max_tokens: int, read: Sequence[int], written: Sequence[int | None]
+) -> list[TokenUsage | None]:
+    """Return the estimated usage of each member of a list, since OpenAI's routes report one sum.
+
+    The estimates add up to the total. A member that was cut has exactly `max_tokens`. The rest is shared in proportion
+    to size. Each member has None without a total, or with a total below the tokens of the cut members. The route
+    /v1/completions of llama.cpp reports such a total, of one member only.
+
+    Args:
+        read: the size of each prompt, in any unit.
+        written: the size of each text, in any unit; None if it was cut at `max_tokens`.
+    """
+    cut = [size is None for size in written]
+    rest = -1 if total is None else total.output_tokens - max_tokens * sum(cut)
+    if total is None or rest < 0:
+        return [None] * len(written)
+    # Plus one for the token that ended the text, which also counts for an empty text.
+    output = apportion(rest, [0 if size is None else size + 1 for size in written])
+    parts = (total.input_tokens, total.cached_input_tokens, total.cache_write_input_tokens)
+    inputs = zip(*(apportion(tokens, read) for tokens in parts), strict=True)
+    return [
+        TokenUsage(
+            tokens_read,
+            max_tokens * was_cut + tokens_written,
+            min(cached, tokens_read - min(stored, tokens_read)),
+            estimated=True,
+            cache_write_input_tokens=min(stored, tokens_read),
         )
-    )
-    return [request.prompt if request.messages is None else next(chats) for request in requests]
+        for (tokens_read, cached, stored), was_cut, tokens_written in zip(inputs, cut, output, strict=True)
+    ]
 
 
-async def _size(request: TeacherRequest) -> int:
-    return len(await encoded(request.prompt if request.messages is None else list(request.messages)))
+def apportion(total: int, weights: Sequence[int]) -> list[int]:
+    """Return integer shares of `total` by weight, each within one of its exact share. Equal without weights."""
+    whole = sum(weights)
+    if whole == 0:
+        weights, whole = [1] * len(weights), len(weights)
+    portions, weight_sum, portion_sum = [], 0, 0
+    for weight in weights:
+        weight_sum += weight
+        portions.append(total * weight_sum // whole - portion_sum)
+        portion_sum += portions[-1]
+    return portions

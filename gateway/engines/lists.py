@@ -44,23 +44,10 @@ class _Member:
 
 
 class CallLists:
-    """The lists of one engine.
-
-    Args:
-        http: the engine's HTTP client.
-        model: the server's name of the model.
-        alone: sends one guidance request in a separate call.
-
-    Attributes:
-        supported: the kinds that the server supports as a list: `chats`, `prompts`.
-        warnings: why a kind is sent in separate calls.
-    """
+    """The lists of one engine. `alone` sends one guidance request in a separate call."""
 
     def __init__(
-        self,
-        http: EngineHttp,
-        model: str,
-        alone: Callable[[TeacherRequest], Awaitable[TeacherReply]],
+        self, http: EngineHttp, model: str, alone: Callable[[TeacherRequest], Awaitable[TeacherReply]]
     ) -> None:
         self._http = http
         self._model = model
@@ -68,8 +55,8 @@ class CallLists:
         self._wire: ListWire | None = None
         self._gathering: dict[tuple[Any, ...], list[_Member]] = {}
         self._tasks = BackgroundTasks()  # a call must not end when its first member is canceled
-        self.supported: list[str] = []
-        self.warnings: list[str] = []
+        self.supported: list[str] = []  # the kinds that the server supports as a list: `chats`, `prompts`
+        self.warnings: list[str] = []  # why a kind is sent in separate calls
 
     async def close(self) -> None:
         await self._tasks.close()
@@ -83,7 +70,9 @@ class CallLists:
         kind = "prompts" if request.messages is None else "chats"
         if self._wire is None or kind not in self.supported or not self._wire.takes(request):
             return await self._alone(request)
-        reply = await self._join(request, (batch, kind, *_parameters(request)))
+        # All members of a list share these parameters.
+        parameters = (request.max_tokens, request.temperature, request.top_p, request.seed, tuple(request.stop))
+        reply = await self._join(request, (batch, kind, *parameters))
         return await self._alone(request) if reply is None else reply
 
     def _join(self, request: TeacherRequest, key: tuple[Any, ...]) -> asyncio.Future[TeacherReply | None]:
@@ -121,14 +110,15 @@ class CallLists:
         try:
             rendered = await self._wire.render([member.request for member in members])
             # Rendering takes calls, during which members may be canceled.
-            remaining = [
-                (member, one) for member, one in zip(members, rendered, strict=True) if not member.reply.done()
-            ]
+            pairs = zip(members, rendered, strict=True)
+            remaining = [(member, prompt) for member, prompt in pairs if not member.reply.done()]
             members = [member for member, _ in remaining]
             if len(members) < 2:
                 self._settle(members, [None] * len(members))
                 return
-            outcomes = await self._wire.send([member.request for member in members], [one for _, one in remaining])
+            outcomes = await self._wire.send(
+                [member.request for member in members], [prompt for _, prompt in remaining]
+            )
         except EngineError as error:
             is_rejected = isinstance(error, EngineRejected) and error.status_sent in _SPLIT_STATUSES
             outcomes = [None if is_rejected else error.for_other_requests() for _ in members]
@@ -159,10 +149,7 @@ class CallLists:
                 member.reply.set_result(outcome)
 
     async def probe(self, owner: object) -> None:
-        """Determine what the server supports as a list. `owner` is `owned_by` in /models.
-
-        Raises EngineErrors if the server does not answer.
-        """
+        """Determine what the server supports as a list, or raise EngineErrors. `owner` is `owned_by` in /models."""
         self.supported, self.warnings = [], []  # no lists until the probe has ended
         wire = list_wire(owner, self._http, self._model)
         why_not = {kind: await self._why_not(wire, kind, probes) for kind, probes in _PROBES.items()}
@@ -187,11 +174,6 @@ class CallLists:
             return error.message
         same = [_first_word(outcome) for outcome in listed] == [_first_word(reply) for reply in single]
         return None if same else "the answers of a list differ from those of single calls"
-
-
-def _parameters(request: TeacherRequest) -> tuple[Any, ...]:
-    """Return the parameters that all members of a list share."""
-    return request.max_tokens, request.temperature, request.top_p, request.seed, tuple(request.stop)
 
 
 def _first_word(reply: Any) -> list[str]:

@@ -5,9 +5,8 @@ LiteLLM translates requests and replies. Timeouts, connections, retries, prices 
 
 from __future__ import annotations
 
-import asyncio
 import re
-from contextlib import aclosing, suppress
+from contextlib import suppress
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,33 +15,23 @@ import orjson
 
 from gateway.capabilities.continuation import Continuation, place_prefix
 from gateway.engines.base import EngineEmbeddings, EngineState, TeacherReply, TeacherRequest
-from gateway.engines.chat import collect_stream, read_usage, sampling_body, teacher_finish
+from gateway.engines.chat import collect_stream, sampling_body, teacher_reply
+from gateway.engines.http import Deadline
 from gateway.engines.litellm_chat import BodyUnsupported, arguments, plain_chunk, plain_reply
 from gateway.engines.litellm_wire import EnginePool, ForeignHost, ReplyTooLarge
 from gateway.engines.probing import find_continuation
-from gateway.engines.refusal import ReportedError, hidden_in, read_error, refusal, reported
-from gateway.engines.replies import first_choice, message_text
-from gateway.errors import (
-    EngineError,
-    EngineFailed,
-    EngineProtocolError,
-    EngineRejected,
-    EngineTimeout,
-    EngineUnreachable,
-    EngineUnsupported,
-)
+from gateway.engines.refusal import ReportedError, connection_failed, hidden_in, read_error, refusal, reported
+from gateway.engines.replies import bad_reply, closed_early, first_choice, message_text, unsupported
+from gateway.errors import EngineError, EngineFailed, EngineRejected, EngineTimeout, EngineUnreachable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-    from typing import TypeVar
 
     from gateway.capabilities.continuation import Mode, Prefill
     from gateway.engines.http import EngineDeadlines
     from gateway.engines.litellm_library import LiteLLMLibrary
     from gateway.engines.litellm_wire import WireCall
     from gateway.protocol.body import Json
-
-    _T = TypeVar("_T")
 
 # Providers that require a flag on the message to continue. The others continue any assistant message at the end.
 _PREFIX_PROVIDERS = frozenset({"mistral", "deepseek", "codestral"})
@@ -55,35 +44,23 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+")
 
 
 class LiteLLMEngine:
-    """The client of one model of one provider.
-
-    Args:
-        name: the configured model name.
-        model: `provider/name` in LiteLLM's notation.
-        library: LiteLLM.
-        api_base: the provider's URL; None: the default of LiteLLM or of the provider's environment variables.
-        api_key: the provider's key; None: from the provider's environment variables.
-        options: additional arguments of each call, such as Azure's `api_version`.
-        continuation: how the engine continues an assistant message. `auto` probes, `none` disables continuation.
-        echo: whether the engine repeats the message that it continues; None: as probed.
-        outgoing: returns additional headers for each call, such as trace headers.
-    """
+    """The client of one model of one provider, whose environment variables apply without `api_base` and `api_key`."""
 
     def __init__(
         self,
         name: str,
-        model: str,
+        model: str,  # `provider/name` in LiteLLM's notation
         library: LiteLLMLibrary,
         *,
         deadlines: EngineDeadlines,
         api_base: str | None = None,
         api_key: str | None = None,
-        options: Mapping[str, str] | None = None,
-        continuation: Mode | Literal["auto", "none"] = "auto",
-        echo: bool | None = None,
-        outgoing: Callable[[], Mapping[str, str] | None] | None = None,
+        options: Mapping[str, str] | None = None,  # arguments of each call, such as Azure's `api_version`
+        continuation: Mode | Literal["auto", "none"] = "auto",  # `auto` probes
+        echo: bool | None = None,  # whether the engine repeats the message that it continues; None: as probed
+        outgoing: Callable[[], Mapping[str, str] | None] | None = None,  # additional headers of each call
     ) -> None:
-        self._name = name
+        self.name = name
         self._model = model
         self._provider = model.partition("/")[0]
         self._library = library
@@ -107,20 +84,10 @@ class LiteLLMEngine:
         self._echo = echo
         self._is_probed = continuation != "auto"
         self._down: EngineError | None = None  # the error of the last call, if the next call is expected to fail, too
-        self._state = EngineState(revision=model, takes_prompts=False, called=False)
-        self._state.facts = {"provider": self._provider, "seen": "no call yet"}
-        if continuation == "none":
-            self._state.continuation = None
-        elif continuation != "auto":
-            self._state.continuation = Continuation(continuation, echo=echo)
-
-    @property
-    def name(self) -> str:
-        return self._name
-
-    @property
-    def state(self) -> EngineState:
-        return self._state
+        self.state = EngineState(revision=model, takes_prompts=False, called=False)
+        self.state.facts = {"provider": self._provider, "seen": "no call yet"}
+        if continuation != "auto":
+            self.state.continuation = None if continuation == "none" else Continuation(continuation, echo=echo)
 
     async def close(self) -> None:
         await self._pool.close()
@@ -129,43 +96,40 @@ class LiteLLMEngine:
         return await self._complete(self._arguments(body, prefill))
 
     async def _complete(self, sent: Json) -> Json:
-        with self._pool.call() as call:
-            try:
-                reply = await self._by(
-                    self._at(self._deadlines.total_s), self._deadlines.total_s, self._library.chat(**sent)
-                )
-                plain = plain_reply(reply)
-            except Exception as error:  # LiteLLM raises exceptions of many types
-                raise self._failed(error, call) from error
+        plain = await self._call(self._library.chat(**sent), plain_reply)
         if not plain["choices"]:
-            raise self._protocol_error("a reply without a message")
+            raise bad_reply(self.name, "a reply without a message")
         self._answered()
         return plain
 
-    async def stream(self, body: Json, prefill: Prefill | None = None) -> AsyncGenerator[list[Json], None]:
-        """Yield chunks. The stream ends without an error only after all choices have finished."""
-        async with aclosing(self._stream(body, self._arguments(body, prefill))) as groups:
-            async for chunks in groups:
-                yield chunks
+    async def _call(self, answer: Awaitable[Any], read: Callable[[Any], Json]) -> Json:
+        with self._pool.call() as call:
+            try:
+                return read(await Deadline.of(self._deadlines.total_s).bound(self.name, answer))
+            except Exception as error:  # LiteLLM raises exceptions of many types
+                raise self._failed(error, call) from error
+
+    def stream(self, body: Json, prefill: Prefill | None = None) -> AsyncGenerator[list[Json], None]:
+        return self._stream(body, self._arguments(body, prefill))
 
     async def _stream(self, body: Json, sent: Json) -> AsyncGenerator[list[Json], None]:
+        """Yield chunks. The stream ends without an error only after all choices have finished."""
         unfinished = set(range(body.get("n") or 1))
-        end = self._at(self._deadlines.total_s)
-        limit_s = self._deadlines.first_token_s
-        due = min(end, self._at(limit_s))
+        end = Deadline.of(self._deadlines.total_s).at
+        due = self._due(self._deadlines.first_token_s, end)
         started = False
         chunks: Any = None
         with self._pool.call() as call:
             try:
                 call_chat = self._library.chat(**sent, stream=True, stream_options={"include_usage": True})
-                chunks = await self._by(due, limit_s, call_chat)
+                chunks = await due.bound(self.name, call_chat)
             except Exception as error:
                 raise self._failed(error, call) from error
         try:
             while True:
                 try:
                     with self._pool.call(call):  # some providers send the request at the first chunk
-                        chunk = plain_chunk(await self._by(due, limit_s, anext(chunks)))
+                        chunk = plain_chunk(await due.bound(self.name, anext(chunks)))
                 except StopAsyncIteration:
                     break
                 except Exception as error:
@@ -175,18 +139,22 @@ class LiteLLMEngine:
                 call.unread_bytes = 0
                 finished = {choice["index"] for choice in chunk["choices"] if choice["finish_reason"]}
                 if finished and not self._has_ended(chunks, call):
-                    raise self._incomplete()
+                    raise closed_early(self.name)
                 unfinished -= finished
                 started = True
                 self._answered()
                 yield [chunk]
-                limit_s = self._deadlines.idle_s
-                due = min(end, self._at(limit_s))
+                due = self._due(self._deadlines.idle_s, end)
         finally:
             with suppress(Exception):
                 await chunks.aclose()
         if unfinished:
-            raise self._incomplete()
+            raise closed_early(self.name)
+
+    @staticmethod
+    def _due(seconds: float, end: float) -> Deadline:
+        """Return a deadline after `seconds`, at the latest at `end` on the event loop's clock."""
+        return Deadline(seconds, min(end, Deadline.of(seconds).at))
 
     async def generate_guidance(
         self, request: TeacherRequest, *, batch: str | None = None, on_text: Callable[[str], None] | None = None
@@ -202,30 +170,14 @@ class LiteLLMEngine:
             text = message_text(reply)
         else:
             sent = {**sampling_body(request), "prompt": request.prompt, "drop_params": True, **self._fixed}
-            reply = await self._text(sent)
+            reply = await self._call(self._library.text(**sent), lambda answer: answer.model_dump(mode="json"))
+            self._answered()
             text = first_choice(reply).get("text")
-        if not isinstance(text, str):
-            raise self._protocol_error("a reply without text")
-        return TeacherReply(
-            text, teacher_finish(first_choice(reply).get("finish_reason")), read_usage(reply.get("usage"))
-        )
+        return teacher_reply(self.name, reply, text)
 
     async def embed(self, body: Json) -> EngineEmbeddings:
         """Raise EngineUnsupported. Policies that need embeddings from LiteLLM are rejected when they are read."""
-        raise EngineUnsupported(
-            f"Engine '{self._name}' does not support embeddings through LiteLLM.", engine=self._name, status_sent=404
-        )
-
-    async def _text(self, sent: Json) -> Json:
-        total_s = self._deadlines.total_s
-        with self._pool.call() as call:
-            try:
-                reply: Any = await self._by(self._at(total_s), total_s, self._library.text(**sent))
-                plain: Json = reply.model_dump(mode="json")
-            except Exception as error:
-                raise self._failed(error, call) from error
-        self._answered()
-        return plain
+        raise unsupported(self.name, "does not support embeddings through LiteLLM.", 404)
 
     async def probe(self) -> None:
         """Determine the continuation once, with a small call. No other call is made, since calls cost money.
@@ -233,11 +185,10 @@ class LiteLLMEngine:
         After that the engine counts as up, unless the error of its last call is expected to last.
         """
         if not self._is_probed:
-            found = await find_continuation(self._send_probe, self._modes(), self._echo)
-            self._state.continuation = found
+            self.state.continuation = await find_continuation(self._send_probe, self._modes(), self._echo)
             self._is_probed = True
-            if found is None:
-                self._state.warnings = ["the engine continues no assistant message: placement prefix adds no guidance"]
+            if self.state.continuation is None:
+                self.state.warnings = ["the engine continues no assistant message: placement prefix adds no guidance"]
         if self._down is not None:
             raise self._down.copy()
 
@@ -254,49 +205,28 @@ class LiteLLMEngine:
 
     def _arguments(self, body: Json, prefill: Prefill | None, *, lenient: bool = False) -> Json:
         """Return the arguments of a LiteLLM call. `lenient` omits parameters that the provider does not support."""
-        flags: Json = {}
         assert "prompt" not in body, "state.takes_prompts is False"
         try:
             sent = arguments(body, None if lenient else self._supported)
         except BodyUnsupported as error:
-            raise EngineUnsupported(
-                f"Engine '{self._name}' does not support the request: {error}",
-                engine=self._name,
-                status_sent=HTTPStatus.BAD_REQUEST,
-                param=error.param,
-            ) from None
+            raise unsupported(self.name, f"does not support the request: {error}", 400, error.param) from None
         if prefill is not None:
             sent = place_prefix(prefill.continuation.mode, sent, prefill.text)
-            flags = {name: sent.pop(name) for name in _FLAGS if name in sent}
-        if flags:
-            sent["extra_body"] = flags
+            if flags := {name: sent.pop(name) for name in _FLAGS if name in sent}:
+                sent["extra_body"] = flags
         return {**sent, "drop_params": lenient, **self._fixed}
 
     def _has_ended(self, chunks: Any, call: WireCall) -> bool:
         """Return whether the finish_reason came from the engine. LiteLLM invents one at the end of some streams."""
         if self._provider in _INVENTED_FOR:
             return call.ended
-        return bool(
-            chunks.received_finish_reason or chunks.intermittent_finish_reason or chunks.received_any_finish_reason
-        )
+        names = ("received_finish_reason", "intermittent_finish_reason", "received_any_finish_reason")
+        return any(getattr(chunks, name) for name in names)
 
     def _answered(self) -> None:
         self._down = None
-        self._state.called = True
-        self._state.facts["seen"] = "the last call was answered"
-
-    @staticmethod
-    def _at(seconds: float) -> float:
-        return asyncio.get_running_loop().time() + seconds
-
-    async def _by(self, due: float, limit_s: float, awaitable: Awaitable[_T]) -> _T:
-        try:
-            async with asyncio.timeout_at(due) as limit:
-                return await awaitable
-        except TimeoutError:
-            if not limit.expired():
-                raise
-            raise EngineTimeout(f"Engine '{self._name}' sent no data for {limit_s:g} s.", engine=self._name) from None
+        self.state.called = True
+        self.state.facts["seen"] = "the last call was answered"
 
     def _failed(self, error: Exception, call: WireCall, *, started: bool = False) -> EngineError:
         """Return the EngineError for an exception of LiteLLM, and update the state.
@@ -308,35 +238,30 @@ class LiteLLMEngine:
             # Readiness shows the error while it lasts.
             status = f" ({failed.status_sent})" if isinstance(failed, EngineRejected) else ""
             self._down = failed.with_message(
-                f"The last call to engine '{self._name}' failed with {failed.label}{status}."
+                f"The last call to engine '{self.name}' failed with {failed.label}{status}."
             )
-        self._state.called = True
-        self._state.facts["seen"] = f"the last call failed with {failed.label}"
+        self.state.called = True
+        self.state.facts["seen"] = f"the last call failed with {failed.label}"
         return failed
 
     def _classified(self, error: Exception, call: WireCall, *, started: bool) -> EngineError:
         if isinstance(call.broke, ReplyTooLarge):
-            return self._protocol_error(f"a reply above the size limit: {call.broke}")
+            return bad_reply(self.name, f"a reply above the size limit: {call.broke}")
         if isinstance(call.broke, ForeignHost):
-            foreign = EngineFailed(
-                f"LiteLLM addressed a call of engine '{self._name}' to another host than api_base.", engine=self._name
-            )
-            foreign.may_have_run = call.sent
-            return foreign
+            message = f"LiteLLM addressed a call of engine '{self.name}' to another host than api_base."
+            failed: EngineError = EngineFailed(message, engine=self.name)
+            failed.may_have_run = call.sent
+            return failed
         if call.broke is not None:
-            broke = EngineUnreachable(
-                f"The connection to engine '{self._name}' failed or was closed.", engine=self._name
-            )
-            broke.may_have_run = call.sent
-            return broke
+            return connection_failed(self.name, may_have_run=call.sent)
         if call.status is not None and call.status != HTTPStatus.OK:
-            return refusal(self._name, call.status, read_error(call.error_body, self._hidden), call.retry_after)
+            return refusal(self.name, call.status, read_error(call.error_body, self._hidden), call.retry_after)
         if started:
-            failed = reported(self._name, self._error_in_stream(error), "failed during its answer")
+            failed = reported(self.name, self._error_in_stream(error), "failed during its answer")
             failed.may_have_run = True
             return failed
         if call.status is not None:
-            return self._protocol_error("a reply that LiteLLM cannot read")
+            return bad_reply(self.name, "a reply that LiteLLM cannot read")
         return self._local_error(error)
 
     def _error_in_stream(self, error: Exception) -> ReportedError:
@@ -355,16 +280,8 @@ class LiteLLMEngine:
         if not isinstance(status, int) or status < HTTPStatus.BAD_REQUEST or isinstance(error, httpx.HTTPError):
             status = HTTPStatus.INTERNAL_SERVER_ERROR
         text = str(getattr(error, "message", "")).partition("\n")[0]
-        report = (
-            ReportedError()
-            if status >= HTTPStatus.INTERNAL_SERVER_ERROR
-            else read_error({"message": _URL.sub("(hidden)", text)}, self._hidden)
-        )
+        report = ReportedError()
+        if status < HTTPStatus.INTERNAL_SERVER_ERROR:
+            report = read_error({"message": _URL.sub("(hidden)", text)}, self._hidden)
         headers = getattr(getattr(error, "response", None), "headers", None) or {}
-        return refusal(self._name, status, report, headers.get("retry-after"))
-
-    def _incomplete(self) -> EngineFailed:
-        return EngineFailed(f"Engine '{self._name}' closed the stream before its end.", engine=self._name)
-
-    def _protocol_error(self, what: str) -> EngineProtocolError:
-        return EngineProtocolError(f"Engine '{self._name}' sent {what}.", engine=self._name)
+        return refusal(self.name, status, report, headers.get("retry-after"))

@@ -16,34 +16,11 @@ if TYPE_CHECKING:
 
 _FORWARDED = frozenset(
     {
-        "audio",
-        "frequency_penalty",
-        "function_call",
-        "functions",
-        "logit_bias",
-        "logprobs",
-        "max_completion_tokens",
-        "max_tokens",
-        "messages",
-        "modalities",
-        "n",
-        "parallel_tool_calls",
-        "prediction",
-        "presence_penalty",
-        "prompt_cache_key",
-        "reasoning_effort",
-        "response_format",
-        "safety_identifier",
-        "seed",
-        "service_tier",
-        "stop",
-        "temperature",
-        "tool_choice",
-        "tools",
-        "top_logprobs",
-        "top_p",
-        "user",
-        "verbosity",
+        *("audio", "frequency_penalty", "function_call", "functions", "logit_bias", "logprobs"),
+        *("max_completion_tokens", "max_tokens", "messages", "modalities", "n", "parallel_tool_calls"),
+        *("prediction", "presence_penalty", "prompt_cache_key", "reasoning_effort", "response_format"),
+        *("safety_identifier", "seed", "service_tier", "stop", "temperature", "tool_choice", "tools"),
+        *("top_logprobs", "top_p", "user", "verbosity"),
     }
 )
 # Fields that the engine sets itself, or that concern storage at OpenAI.
@@ -83,13 +60,9 @@ class BodyUnsupported(ValueError):
 
 
 def arguments(body: Json, supported: frozenset[str] | None) -> Json:
-    """Return the arguments for a chat body.
+    """Return the arguments for a chat body. `supported` are the provider's parameters; None: not known.
 
-    Args:
-        supported: the parameters that the provider supports; None: not known.
-
-    Raises:
-        BodyUnsupported: a field is not OpenAI's or not supported by the provider, or a message has an address to fetch.
+    Raises BodyUnsupported if a field is not OpenAI's or the provider's, or a message has an address to fetch.
     """
     sent: Json = {}
     for name, value in body.items():
@@ -157,14 +130,9 @@ def plain_chunk(chunk: Any) -> Json:
 
 def _whole(source: Any, choices: list[Json]) -> Json:
     plain: Json = {"choices": choices}
-    usage = _usage(getattr(source, "usage", None))
-    if usage is not None:
+    if (usage := _usage(getattr(source, "usage", None))) is not None:
         plain["usage"] = usage
-    for name in ("system_fingerprint", "service_tier"):
-        value = getattr(source, name, None)
-        if isinstance(value, str):
-            plain[name] = value
-    return plain
+    return plain | _texts(source, "system_fingerprint", "service_tier")
 
 
 def _choice(choice: Any, holder: str) -> Json:
@@ -180,10 +148,7 @@ def _choice(choice: Any, holder: str) -> Json:
 
 def _message(source: Any, *, whole: bool) -> Json:
     message: Json = {"role": "assistant", "content": None, "refusal": None} if whole else {}
-    for name in ("role", "content", "refusal", "reasoning_content"):
-        value = getattr(source, name, None)
-        if isinstance(value, str):
-            message[name] = value
+    message |= _texts(source, "role", "content", "refusal", "reasoning_content")
     if calls := getattr(source, "tool_calls", None):
         message["tool_calls"] = [_tool_call(call, whole=whole) for call in calls]
     if (function := getattr(source, "function_call", None)) is not None:
@@ -194,24 +159,21 @@ def _message(source: Any, *, whole: bool) -> Json:
 
 
 def _tool_call(call: Any, *, whole: bool) -> Json:
-    plain: Json = {} if whole else {"index": getattr(call, "index", 0) or 0}
-    for name in ("id", "type"):
-        value = getattr(call, name, None)
-        if isinstance(value, str):
-            plain[name] = value
-    plain["function"] = _function(getattr(call, "function", None))
-    return plain
+    index = {} if whole else {"index": getattr(call, "index", 0) or 0}
+    return {**index, **_texts(call, "id", "type"), "function": _function(getattr(call, "function", None))}
 
 
 def _function(function: Any) -> Json:
-    values = {name: getattr(function, name, None) for name in ("name", "arguments")}
+    return _texts(function, "name", "arguments")
+
+
+def _texts(source: Any, *names: str) -> Json:
+    values = {name: getattr(source, name, None) for name in names}
     return {name: value for name, value in values.items() if isinstance(value, str)}
 
 
 def _usage(usage: Any) -> Json | None:
     """Return OpenAI's usage; None if the engine did not count, for which LiteLLM reports zeros."""
-    if usage is None:
-        return None
     read, written = getattr(usage, "prompt_tokens", None), getattr(usage, "completion_tokens", None)
     if not read or written is None:
         return None

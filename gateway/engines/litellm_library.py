@@ -36,49 +36,28 @@ _BEFORE_IMPORT = {
 _TIKTOKEN_FOLDER = "TIKTOKEN_CACHE_DIR"
 
 _SWITCHES: dict[str, object] = {
-    "telemetry": False,
-    "suppress_debug_info": True,
-    "set_verbose": False,
-    "turn_off_message_logging": True,
-    "disable_streaming_logging": True,
+    **dict.fromkeys(("telemetry", "set_verbose", "drop_params", "modify_params", "force_ipv4"), False),
+    **dict.fromkeys(("cache", "model_fallbacks", "context_window_fallbacks", "default_fallbacks"), None),
+    **dict.fromkeys(("suppress_debug_info", "turn_off_message_logging", "disable_streaming_logging"), True),
+    **dict.fromkeys(("disable_hf_tokenizer_download", "disable_end_user_cost_tracking", "user_url_validation"), True),
     # LiteLLM must not invent counts: the gateway estimates missing counts and marks them as estimates.
     "disable_token_counter": True,
-    "disable_hf_tokenizer_download": True,
-    "disable_end_user_cost_tracking": True,
     "disable_add_prefix_to_prompt": True,  # otherwise Anthropic's replies repeat the prefill
     "REPEATED_STREAMING_CHUNK_LIMIT": sys.maxsize,  # otherwise the hundredth dash of a line is an error
-    "drop_params": False,
-    "modify_params": False,
     "num_retries": 0,
-    "cache": None,
-    "model_fallbacks": None,
-    "context_window_fallbacks": None,
-    "default_fallbacks": None,
-    "user_url_validation": True,
-    "force_ipv4": False,
 }
 _LOGGERS = ("LiteLLM", "LiteLLM Proxy", "LiteLLM Router")
 _CALLBACKS = (
-    "callbacks",
-    "input_callback",
-    "success_callback",
-    "failure_callback",
-    "service_callback",
-    "_async_success_callback",
-    "_async_failure_callback",
-    "_async_input_callback",
+    *("callbacks", "input_callback", "success_callback", "failure_callback", "service_callback"),
+    *("_async_success_callback", "_async_failure_callback", "_async_input_callback"),
 )
 
 
 @dataclass(frozen=True, slots=True)
 class LiteLLMLibrary:
-    """The functions of LiteLLM that engines use.
+    """LiteLLM's `acompletion` and `atext_completion`, the parameters of a model, and providers with a text route.
 
-    Attributes:
-        chat: `acompletion`.
-        text: `atext_completion`.
-        parameters: returns the parameters that a model supports; None: not known.
-        takes_text: the providers with a text completion route.
+    `parameters` returns None if they are not known.
     """
 
     chat: Callable[..., Awaitable[Any]]
@@ -88,11 +67,7 @@ class LiteLLMLibrary:
 
 
 async def load(models: Iterable[str] = ()) -> LiteLLMLibrary:
-    """Import LiteLLM and its modules for `models` in a thread.
-
-    Raises:
-        StartupError: the import failed.
-    """
+    """Import LiteLLM and its modules for `models` in a thread. Raises StartupError if the import fails."""
 
     def load_all() -> LiteLLMLibrary:
         library = _load()

@@ -46,38 +46,25 @@ class ReplyTooLarge(httpx.TransportError):
 
 @dataclass(slots=True)
 class WireCall:
-    """The record of an engine call on the wire, which describes the last HTTP request of the call.
-
-    Attributes:
-        sent: whether the engine may have received the request.
-        status: the HTTP status; None until the head of the reply was read.
-        error_body: the body of a reply with another status than 200, if it may be quoted.
-        broke: the exception that prevented a complete reply.
-        unread_bytes: the bytes of the reply since the reader consumed the last chunk.
-        ended: whether the reply contains a finish reason of Google's or Anthropic's API.
-    """
+    """The record of an engine call on the wire, which describes the last HTTP request of the call."""
 
     pool: EnginePool
-    sent: bool = False
-    status: int | None = None
+    sent: bool = False  # whether the engine may have received the request
+    status: int | None = None  # the HTTP status; None until the head of the reply was read
     retry_after: str | None = None
-    error_body: bytes = b""
-    broke: Exception | None = None
-    unread_bytes: int = 0
-    ended: bool = False
+    error_body: bytes = b""  # the body of a reply with another status than 200, if it may be quoted
+    broke: Exception | None = None  # the exception that prevented a complete reply
+    unread_bytes: int = 0  # the bytes of the reply since the reader consumed the last chunk
+    ended: bool = False  # whether the reply contains a finish reason of Google's or Anthropic's API
 
 
 _call: ContextVar[WireCall] = ContextVar("litellm_call")
 
 
 class EnginePool:
-    """The connection pool of one engine.
+    """The connection pool of one engine, whose calls must address `api_base`, if there is one.
 
-    Args:
-        api_base: the URL that each call must address; None: any host of the provider.
-        deadlines: the timeouts of the engine.
-        max_reply_bytes: the maximum size of a reply, or of a stream between two chunks.
-        outgoing: returns additional headers for each call, such as trace headers.
+    `max_reply_bytes` limits a reply, or a stream between two chunks. `outgoing` returns headers for each call.
     """
 
     def __init__(
@@ -140,7 +127,9 @@ class EnginePool:
         stream = _MeteredStream(response.stream, call, self._max_reply_bytes)
         if response.status_code != HTTPStatus.OK:
             call.error_body = await self._error_body(stream, response.status_code)
-            return httpx.Response(response.status_code, headers=_bare(response.headers), content=call.error_body)
+            framing = {"content-encoding", "content-length", "transfer-encoding"}
+            headers = {name: value for name, value in response.headers.items() if name.lower() not in framing}
+            return httpx.Response(response.status_code, headers=headers, content=call.error_body)
         return httpx.Response(HTTPStatus.OK, headers=response.headers, stream=stream, extensions=response.extensions)
 
     async def _error_body(self, stream: _MeteredStream, status: int) -> bytes:
@@ -226,9 +215,3 @@ def _origin(url: str) -> tuple[str, str | None, int | None]:
     parts = urlsplit(url)
     port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
     return parts.scheme, parts.hostname, port
-
-
-def _bare(headers: httpx.Headers) -> dict[str, str]:
-    """Return headers without those that describe the encoding of the body."""
-    framing = {"content-encoding", "content-length", "transfer-encoding"}
-    return {name: value for name, value in headers.items() if name.lower() not in framing}

@@ -25,13 +25,8 @@ _LACKS_ROUTE = _REFUSES_MODE | {404, 405}
 async def find_continuation(complete: Complete, modes: Sequence[Mode], echo: bool | None) -> Continuation | None:
     """Return the first mode in which the engine continues a message; None if it supports none of the modes.
 
-    Args:
-        complete: sends a chat body with a prefill.
-        echo: whether the engine repeats the message, as configured; None: as probed.
-
-    Raises:
-        EngineError: the engine is unavailable. Some engines fail for a mode that they should reject, so a failure is
-            raised only if the engine answered no other mode.
+    Raises EngineError if the engine is unavailable. Some engines fail for a mode that they should reject, so a failure
+    is raised only if the engine answered no other mode. An `echo` of None is replaced by the result of the probe.
     """
     failed: EngineError | None = None
     answered = False
@@ -55,6 +50,13 @@ async def find_continuation(complete: Complete, modes: Sequence[Mode], echo: boo
     if failed is not None and not answered:
         raise failed
     return None
+
+
+def not_continued(mode: str) -> str:
+    """Return the warning for an engine that continued no message. `mode` is as configured, perhaps `auto`."""
+    if mode == "auto":
+        return "the engine continues no assistant message: placement prefix sends guidance as context"
+    return f"the engine did not continue the probe with continuation '{mode}'"
 
 
 async def _try(complete: Complete, mode: Mode) -> Continuation | None:

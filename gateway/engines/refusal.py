@@ -12,7 +12,14 @@ from urllib.parse import urlsplit
 
 import orjson
 
-from gateway.errors import EngineError, EngineFailed, EngineOverloaded, EngineProtocolError, EngineRejected
+from gateway.errors import (
+    EngineError,
+    EngineFailed,
+    EngineOverloaded,
+    EngineProtocolError,
+    EngineRejected,
+    EngineUnreachable,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,32 +28,22 @@ if TYPE_CHECKING:
 
 _MAX_ERROR_CHARS = 500
 
-# The fixed prefixes of TGI's messages, and the error_type of each (TGI 3.3.7, router/src/infer/mod.rs). The error
-# event of a chat stream has no error_type, and its http_status_code is 422 for every error. TGI spells "vatiable".
-_TGI_MESSAGES = (
-    ("Input validation error:", "validation"),
-    ("Template error:", "template_error"),
-    ("Missing template vatiable:", "missing_template_variable"),
-    ("Tool error:", "tool_error"),
-    ("Model is overloaded", "overloaded"),
-    ("Request failed during generation:", "generation"),
-    ("Incomplete generation stream", "incomplete_generation_stream"),
-    ("Incomplete generation", "incomplete_generation"),
-    ("Stream event serialization error", "stream_serialization_error"),
+# The fixed prefixes of TGI's messages, and the error_type and HTTP status of each (TGI 3.3.7, router/src/infer/mod.rs).
+# The error event of a chat stream has no error_type, and its http_status_code is 422 for every error. TGI spells
+# "vatiable".
+_TGI_ERRORS = (
+    ("Input validation error:", "validation", HTTPStatus.UNPROCESSABLE_ENTITY),
+    ("Template error:", "template_error", HTTPStatus.UNPROCESSABLE_ENTITY),
+    ("Missing template vatiable:", "missing_template_variable", HTTPStatus.UNPROCESSABLE_ENTITY),
+    ("Tool error:", "tool_error", HTTPStatus.UNPROCESSABLE_ENTITY),
+    ("Model is overloaded", "overloaded", HTTPStatus.TOO_MANY_REQUESTS),
+    ("Request failed during generation:", "generation", HTTPStatus.FAILED_DEPENDENCY),
+    ("Incomplete generation stream", "incomplete_generation_stream", HTTPStatus.INTERNAL_SERVER_ERROR),
+    ("Incomplete generation", "incomplete_generation", HTTPStatus.INTERNAL_SERVER_ERROR),
+    ("Stream event serialization error", "stream_serialization_error", HTTPStatus.INTERNAL_SERVER_ERROR),
 )
-# The HTTP status for an error type under HTTP 200: for types of TGI, and for those of OpenAI, Anthropic and vLLM. A
-# type of TGI takes precedence over a status in the error object.
-_TGI_STATUS = {
-    "validation": HTTPStatus.UNPROCESSABLE_ENTITY,
-    "template_error": HTTPStatus.UNPROCESSABLE_ENTITY,
-    "missing_template_variable": HTTPStatus.UNPROCESSABLE_ENTITY,
-    "tool_error": HTTPStatus.UNPROCESSABLE_ENTITY,
-    "overloaded": HTTPStatus.TOO_MANY_REQUESTS,
-    "generation": HTTPStatus.FAILED_DEPENDENCY,
-    "incomplete_generation": HTTPStatus.INTERNAL_SERVER_ERROR,
-    "incomplete_generation_stream": HTTPStatus.INTERNAL_SERVER_ERROR,
-    "stream_serialization_error": HTTPStatus.INTERNAL_SERVER_ERROR,
-}
+_TGI_STATUS = {kind: status for _, kind, status in _TGI_ERRORS}  # takes precedence over a status in the error object
+# The HTTP status for an error type of OpenAI, Anthropic and vLLM under HTTP 200.
 _STATUS_OF_TYPE = {
     "BadRequestError": HTTPStatus.BAD_REQUEST,
     "context_length_exceeded": HTTPStatus.BAD_REQUEST,
@@ -65,17 +62,11 @@ BLAMES_CREDENTIALS = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
 
 @dataclass(frozen=True, slots=True)
 class ReportedError:
-    """An error as the engine reports it.
+    """An error as the engine reports it."""
 
-    Attributes:
-        text: one line of at most 500 characters.
-        reason: the engine's error type, such as TGI's error_type.
-        status: the HTTP status in the error object; None: it contains none.
-    """
-
-    text: str = ""
-    reason: str | None = None
-    status: int | None = None
+    text: str = ""  # one line of at most 500 characters
+    reason: str | None = None  # the engine's error type, such as TGI's error_type
+    status: int | None = None  # the HTTP status in the error object; None: it contains none
 
 
 def hidden_in(base_url: str | None, api_key: str | None) -> list[str]:
@@ -88,11 +79,7 @@ def hidden_in(base_url: str | None, api_key: str | None) -> list[str]:
 
 
 def read_error(raw: bytes | Json, hidden: Sequence[str] = ()) -> ReportedError:
-    """Read an error body: OpenAI's, TGI's, FastAPI's `detail`, or plain text.
-
-    Args:
-        hidden: texts to replace by "(hidden)".
-    """
+    """Read an error body: OpenAI's, TGI's, FastAPI's `detail`, or plain text. Replace each `hidden` text."""
     body: Any = raw
     if isinstance(raw, bytes):
         try:
@@ -113,12 +100,8 @@ def read_error(raw: bytes | Json, hidden: Sequence[str] = ()) -> ReportedError:
     reason = next((reason for reason in reasons if reason and isinstance(reason, str)), None)
     status = next((one for one in statuses if isinstance(one, int) and one in _STATUSES), None)
     text = body if isinstance(body, str) else ""
-    return ReportedError(_one_line(text, hidden), reason or _tgi_type(text), status)
-
-
-def _tgi_type(text: str) -> str | None:
-    """Return TGI's error_type for a message of TGI; None for a message of another server."""
-    return next((kind for start, kind in _TGI_MESSAGES if text.startswith(start)), None)
+    tgi_type = next((kind for start, kind, _ in _TGI_ERRORS if text.startswith(start)), None)
+    return ReportedError(_one_line(text, hidden), reason or tgi_type, status)
 
 
 def refusal(engine: str, status: int, report: ReportedError, retry_after: str | None) -> EngineError:
@@ -127,12 +110,9 @@ def refusal(engine: str, status: int, report: ReportedError, retry_after: str | 
 
 
 def reported(engine: str, report: ReportedError, predicate: str) -> EngineError:
-    """Return the error for a report under HTTP 200, as in a stream that has started.
-
-    Args:
-        predicate: the verb phrase of the message, unless the engine rejects the request.
-    """
-    status = _status_of(report)
+    """Return the error for a report under HTTP 200. `predicate` is the verb phrase of its message, if not rejected."""
+    reason = report.reason or ""
+    status = _TGI_STATUS.get(reason) or report.status or _STATUS_OF_TYPE.get(reason) or 500
     if status in BLAMES_CREDENTIALS:
         return _by_status(engine, status, ReportedError(), None)
     error = _by_status(engine, status, report, None)
@@ -141,15 +121,6 @@ def reported(engine: str, report: ReportedError, predicate: str) -> EngineError:
     error.message = f"Engine '{engine}' {predicate}" + (f": {report.text}" if report.text else ".")
     error.args = (error.message,)
     return _with_report(error, report)
-
-
-def _status_of(report: ReportedError) -> int:
-    """Return the HTTP status for an error under HTTP 200; 500 if the engine reports none."""
-    reason = report.reason or ""
-    for status in (_TGI_STATUS.get(reason), report.status, _STATUS_OF_TYPE.get(reason)):
-        if status is not None:
-            return status
-    return HTTPStatus.INTERNAL_SERVER_ERROR
 
 
 def _with_report(error: EngineError, report: ReportedError) -> EngineError:
@@ -189,6 +160,13 @@ def _retry_after_s(value: str | None) -> float | None:
     except ValueError:
         seconds = _until(value)
     return max(0.0, seconds) if math.isfinite(seconds) else None
+
+
+def connection_failed(engine: str, *, may_have_run: bool) -> EngineUnreachable:
+    """Return the error for a lost connection. Its message omits the cause, which may contain the address."""
+    error = EngineUnreachable(f"The connection to engine '{engine}' failed or was closed.", engine=engine)
+    error.may_have_run = may_have_run
+    return error
 
 
 def _until(date: str) -> float:

@@ -1,9 +1,10 @@
-"""Reads the first choice of chat completion replies. Performs no I/O."""
+"""Reads replies of OpenAI-compatible servers, and names what is wrong with them. Performs no I/O."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from gateway.errors import EngineFailed, EngineProtocolError, EngineUnsupported
 from gateway.protocol.messages import text_of
 
 if TYPE_CHECKING:
@@ -20,3 +21,25 @@ def first_choice(reply: Any) -> Json:
 def message_text(reply: Json) -> str | None:
     """Return the text of the first choice; None if it has no text."""
     return text_of((first_choice(reply).get("message") or {}).get("content"))
+
+
+def listed_model(reply: Any, model: str | None) -> tuple[Json, list[Json]]:
+    """Return the entry of a model in a reply of /models, and all entries. Another model's entry is the first one."""
+    models = reply.get("data") if isinstance(reply, dict) else None
+    entries = [entry for entry in models if isinstance(entry, dict)] if isinstance(models, list) else []
+    return next((entry for entry in entries if entry.get("id") == model), entries[0] if entries else {}), entries
+
+
+def bad_reply(engine: str, what: str) -> EngineProtocolError:
+    """Return the error for a reply that breaks the protocol. `what` is the object of the message."""
+    return EngineProtocolError(f"Engine '{engine}' sent {what}.", engine=engine)
+
+
+def closed_early(engine: str) -> EngineFailed:
+    """Return the error for a stream without its end."""
+    return EngineFailed(f"Engine '{engine}' closed the stream before its end.", engine=engine)
+
+
+def unsupported(engine: str, predicate: str, status: int = 422, param: str | None = None) -> EngineUnsupported:
+    """Return the error for a request that is not sent, since the engine would reject it with `status`."""
+    return EngineUnsupported(f"Engine '{engine}' {predicate}", engine=engine, status_sent=status, param=param)

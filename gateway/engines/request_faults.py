@@ -37,12 +37,7 @@ class RequestFaults:
         self._by_chance_until = 0.0
 
     def failed(self, fingerprint: bytes, request_id: str, sent: float, now: float) -> int:
-        """Record a failed call. Return how many times the request has failed.
-
-        Args:
-            fingerprint: a hash of the request.
-            sent: when the call was sent.
-        """
+        """Record a failed call, sent at `sent`. Return how many times the request has failed."""
         failing = self._failing.pop(fingerprint, None)
         if failing is None or now - failing.last > _TTL_S:
             failing = _Failing(sent, now)
@@ -63,19 +58,12 @@ class RequestFaults:
             self._failing.pop(fingerprint, None)
             self._by_chance_until = now + _BY_CHANCE_S
 
-    def fails_by_chance(self, now: float) -> bool:
-        """Return whether a failed request has since succeeded. Then no failure is proven."""
-        return now < self._by_chance_until
-
     def is_proven(self, fingerprint: bytes, sent: float) -> bool:
-        """Return whether the request causes the failure.
+        """Return whether the request causes the failure; `sent` is when its last failed call was sent.
 
-        This is proven if another call was sent and answered between two failures of the request.
-
-        Args:
-            sent: when its last failed call was sent.
+        The proof is another call that was sent and answered between two failures of the request.
         """
         failing = self._failing.get(fingerprint)
-        if failing is None or failing.failures < _MIN_FAILURES or self.fails_by_chance(failing.last):
+        if failing is None or failing.failures < _MIN_FAILURES or failing.last < self._by_chance_until:
             return False
         return any(failing.first_sent < other_sent and answered <= sent for other_sent, answered in self._successes)

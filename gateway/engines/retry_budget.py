@@ -42,11 +42,7 @@ class _Recent:
 
 
 class RetryBudgets:
-    """The retry budgets of one process, by engine and tenant.
-
-    Args:
-        clock: a monotonic clock, in seconds.
-    """
+    """The retry budgets of one process, by engine and tenant. `clock` is monotonic, in seconds."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -61,9 +57,7 @@ class RetryBudgets:
     def try_acquire(self, engine: str, tenant: str, share: float = DEFAULT_SHARE, floor: int = DEFAULT_FLOOR) -> bool:
         """Take one retry from the budgets of the tenant and of the engine. Return False if either is exhausted.
 
-        Args:
-            share: retries per success.
-            floor: retries in ten seconds without any success.
+        The budget is `share` retries per success, and `floor` retries in ten seconds without any success.
         """
         own, total = self._recent_of(engine, tenant)
         if own.retries + 1 > floor + share * own.successes:
@@ -76,7 +70,6 @@ class RetryBudgets:
         return True
 
     def _recent_of(self, engine: str, tenant: str) -> tuple[_Recent, _Recent]:
-        """Return the counts of the tenant and those of all tenants."""
         now = self._clock()
         total = self._shared.get(engine)
         if total is None:

@@ -15,12 +15,9 @@ class SseDecoder:
 
     The decoder works on bytes, so a chunk may end inside a UTF-8 character. It supports LF and CRLF line ends,
     comments, `data:` with and without a space, and several data lines in one event. It ignores other fields.
-
-    Args:
-        max_event_bytes: the maximum size of a line and of the data of an event.
     """
 
-    def __init__(self, max_event_bytes: int = 1_000_000) -> None:
+    def __init__(self, max_event_bytes: int = 1_000_000) -> None:  # of a line, and of the data of an event
         self._max_event_bytes = max_event_bytes
         self._rest = b""
         self._data: list[bytes] = []

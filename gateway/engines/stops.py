@@ -1,7 +1,4 @@
-"""Cuts a text at its first stop string, in any split. Performs no I/O.
-
-Some engines include the stop string in the text, unlike OpenAI.
-"""
+"""Cuts a text at its first stop string, which some engines include, unlike OpenAI. Performs no I/O."""
 
 from __future__ import annotations
 
@@ -12,18 +9,15 @@ if TYPE_CHECKING:
 
 
 class StopFilter:
-    """Returns the text before the first stop string.
+    """Returns the text before the first stop string, in any split.
 
     The stop string that is complete first applies, or the longest of several that end at the same character.
-
-    Attributes:
-        met: whether a stop string was found.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(filter(None, stops))
         self._held = ""  # text that may be the start of a stop string
-        self.met = False
+        self.met = False  # whether a stop string was found
 
     def feed(self, text: str) -> str:
         """Return the text that can be shown now."""

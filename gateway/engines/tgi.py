@@ -2,11 +2,8 @@
 
 Requests and replies follow huggingface_hub, the maintained TGI client. /generate uses its classes. On the chat route
 the classes took a tenth of a guided request, so a test compares the fields instead. An error's cause is the exception
-class that huggingface_hub has for it.
-
-The transport is `EngineHttp`. `AsyncInferenceClient` opens a second HTTP stack (httpx), hides the reply headers with
-TGI's token counts, and holds each stream's response until the client is closed. With 32 chat calls in flight on one
-core it made 1301 calls per second, and this engine 5760 (load_tests/tgi_client.py, docs/engines.md).
+class that huggingface_hub has for it. Its `AsyncInferenceClient` is not used: it hides TGI's token counts, and made a
+quarter of the calls per second (load_tests/tgi_client.py, docs/engines.md).
 """
 
 from __future__ import annotations
@@ -14,11 +11,7 @@ from __future__ import annotations
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from huggingface_hub import (
-    TextGenerationInput,
-    TextGenerationInputGenerateParameters,
-    TextGenerationOutput,
-)
+from huggingface_hub import TextGenerationOutput
 from huggingface_hub.errors import (
     GenerationError,
     IncompleteGenerationError,
@@ -27,19 +20,18 @@ from huggingface_hub.errors import (
     UnknownError,
     ValidationError,
 )
+from msgspec.structs import replace
 
 from gateway.capabilities.continuation import Continuation, place_prefix, unsupported_as_text
 from gateway.capabilities.kinds import TGI
 from gateway.engines.base import EngineState, TeacherReply, TeacherRequest
-from gateway.engines.chat import ChatWire, collect_stream, read_usage, teacher_finish, tokens_of
-from gateway.engines.probing import find_continuation
-from gateway.engines.raw_prompts import is_text
-from gateway.engines.renderers import TgiRenderer
-from gateway.engines.replies import first_choice, message_text
+from gateway.engines.chat import ChatWire, collect_stream, read_usage, sampling_body, teacher_finish, tokens_of
+from gateway.engines.probing import find_continuation, not_continued
+from gateway.engines.raw_prompts import TgiRenderer, is_raw
+from gateway.engines.replies import bad_reply, first_choice, message_text, unsupported
 from gateway.engines.stops import StopFilter, before_stop
-from gateway.engines.tgi_stream import generate_stream
-from gateway.engines.tgi_text import TextRoute, generate_body, header_counts, lost_by_generate, without_none
-from gateway.errors import EngineError, EngineProtocolError, EngineUnsupported
+from gateway.engines.tgi_text import TextRoute, generate_body, generate_stream, header_counts, lost_by_generate
+from gateway.errors import EngineError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
@@ -65,30 +57,22 @@ _PER_TOKEN = frozenset({"prefill", "tokens", "top_tokens", "best_of_sequences"})
 
 
 class TGIEngine:
-    """The client of a text-generation-inference server.
+    """The client of a text-generation-inference server. Its chat route continues a `trailing` message without a probe.
 
-    Args:
-        name: the configured model name.
-        model: sent as `model`; any value except "tgi" names a LoRA adapter.
-        http: the HTTP client; `base_url` is the server's root.
-        continuation: how the engine continues an assistant message. TGI's chat route continues a `trailing` one, which
-            is not probed. `auto` probes all modes, `none` disables continuation.
-        max_concurrency: the configured limit on calls in flight, compared with the limit in /info.
-        max_guidance_tokens: returns the most guidance tokens that a policy requests from this teacher now, compared
-            with the limit in /info.
+    The configured concurrency and the guidance tokens of policies are compared with the limits in /info.
     """
 
     def __init__(
         self,
         name: str,
-        http: EngineHttp,
+        http: EngineHttp,  # `base_url` is the server's root
         *,
-        model: str = "tgi",
-        continuation: Mode | Literal["auto", "none"] = "trailing",
+        model: str = "tgi",  # any value except "tgi" names a LoRA adapter
+        continuation: Mode | Literal["auto", "none"] = "trailing",  # `auto` probes, `none` disables continuation
         max_concurrency: int | None = None,
         max_guidance_tokens: Callable[[], int] = lambda: 0,
     ) -> None:
-        self._name = name
+        self.name = name
         self._model = model
         self._http = http
         self._chat = ChatWire(http, "/v1/chat/completions")
@@ -100,20 +84,12 @@ class TGIEngine:
         self._configured = continuation
         self._probed = continuation in {"trailing", "none"}
         self._warning: str | None = None
-        self._state = EngineState(stops_within_s=TGI.stops_within_s)
+        self.state = EngineState(stops_within_s=TGI.stops_within_s)
         if continuation == "none":
-            self._state.continuation = None
+            self.state.continuation = None
         elif continuation != "auto":
             # TGI never repeats the text that it continues. Mode `instruct` instructs the model to repeat it.
-            self._state.continuation = Continuation(continuation, echo=continuation == "instruct")
-
-    @property
-    def name(self) -> str:
-        return self._name
-
-    @property
-    def state(self) -> EngineState:
-        return self._state
+            self.state.continuation = Continuation(continuation, echo=continuation == "instruct")
 
     async def close(self) -> None:
         await self._http.close()
@@ -130,15 +106,7 @@ class TGIEngine:
         return await generate(request, on_text)
 
     async def _chat_guidance(self, request: TeacherRequest, on_text: Callable[[str], None] | None) -> TeacherReply:
-        body: Json = {
-            "messages": list(request.messages or ()),
-            "max_tokens": request.max_tokens,
-            "temperature": request.temperature,  # this route reads 0 as greedy
-            "seed": request.seed,
-            "stop": self._sent_stops(request) or None,
-            "top_p": request.top_p,
-        }
-        body = {key: value for key, value in body.items() if value is not None}
+        body = {"messages": list(request.messages or ()), **self._sampling(request)}
         if on_text is not None:
             body.update(stream=True, stream_options={"include_usage": True})
             streamed = await collect_stream(self.stream(body), on_text)
@@ -149,45 +117,36 @@ class TGIEngine:
         return self._reply(message_text(reply), finish, read_usage(reply.get("usage")), request)
 
     async def _raw_guidance(self, request: TeacherRequest, on_text: Callable[[str], None] | None) -> TeacherReply:
-        body = TextGenerationInput(
-            inputs=request.prompt or "",
-            parameters=TextGenerationInputGenerateParameters(
-                max_new_tokens=request.max_tokens,  # the default is the server's limit
-                details=True,
-                do_sample=request.temperature > 0,  # without `parameters` TGI would sample
-                temperature=request.temperature or None,  # /generate rejects 0
-                top_p=_inside_0_1(request.top_p) if request.temperature > 0 else None,
-                seed=request.seed,
-                stop=self._sent_stops(request) or None,
-            ),
-        )
+        sampling = self._sampling(request)
+        sampling["top_p"] = _inside_0_1(request.top_p) if request.temperature > 0 else None
+        body = generate_body(sampling, request.prompt or "")
         if on_text is not None:
-            streamed = await self._translated(generate_stream(self._http, without_none(body), on_text))
-            return self._reply(streamed.text, streamed.finish, streamed.usage, request)
-        reply = await self._translated(self._http.post("/generate", without_none(body)))
+            text, finish, usage = await self._translated(generate_stream(self._http, body, on_text))
+            return self._reply(text, finish, usage, request)
+        reply = await self._translated(self._http.post("/generate", body))
         try:
             output = TextGenerationOutput.parse_obj_as_instance(_without_tokens(reply.body))
             finish = output.details.finish_reason if output.details is not None else None
         except (ValueError, TypeError, AttributeError):
-            raise self._protocol_error("a reply without generated_text") from None
+            raise bad_reply(self.name, "a reply without generated_text") from None
         return self._reply(output.generated_text, finish, read_usage(header_counts(reply.headers)), request)
 
-    def _sent_stops(self, request: TeacherRequest) -> list[str]:
-        """Return as many stop strings as the server accepts. `_reply` applies the others to the text."""
-        return _as_list(request.stop)[: self._max_stops]
+    def _sampling(self, request: TeacherRequest) -> Json:
+        """Return the parameters with as many stop strings as the server accepts. `_reply` applies the others."""
+        stops = _as_list(request.stop)[: self._max_stops]
+        return sampling_body(replace(request, stop=stops))
 
     def _reply(self, text: Any, finish: Any, usage: TokenUsage | None, request: TeacherRequest) -> TeacherReply:
         if not isinstance(text, str):
-            raise self._protocol_error("a reply without text")
+            raise bad_reply(self.name, "a reply without text")
         # A stop string completed by the very last token is reported as `length`.
         text, met = before_stop(text, request.stop)
         return TeacherReply(text, "stop" if met else teacher_finish(finish), usage)
 
     async def complete(self, body: Json, prefill: Prefill | None = None) -> Json:
         adapted = self._adapted(body, prefill)
-        if is_text(body) or (prefill is not None and prefill.continuation.mode == "completions"):
-            raw = await self._raw(body, adapted, prefill)
-            reply = await self._translated(self._text.complete(raw))
+        if is_raw(body, prefill):
+            reply = await self._translated(self._text.complete(await self._raw(body, adapted, prefill)))
         else:
             reply = await self._translated(self._chat.complete(adapted))
         for choice in reply["choices"]:
@@ -197,7 +156,7 @@ class TGIEngine:
     async def stream(self, body: Json, prefill: Prefill | None = None) -> AsyncGenerator[list[Json], None]:
         adapted = self._adapted(body, prefill)
         filters: dict[int, StopFilter] = {}
-        if is_text(body) or (prefill is not None and prefill.continuation.mode == "completions"):
+        if is_raw(body, prefill):
             stream = self._text.stream(await self._raw(body, adapted, prefill))
         else:
             stream = self._chat.stream(adapted)
@@ -215,40 +174,35 @@ class TGIEngine:
 
     async def embed(self, body: Json) -> EngineEmbeddings:
         """Raise EngineUnsupported: TGI has no such route. Policies that need it are rejected when they are read."""
-        raise EngineUnsupported(
-            f"Engine '{self._name}' does not support embeddings.", engine=self._name, status_sent=404
-        )
+        raise unsupported(self.name, "does not support embeddings.", 404)
 
     async def probe(self) -> None:
-        """Read the limits from /info, and warn where the configuration exceeds them.
-
-        Continuation is probed once while the engine stays up, if it is configured to be probed.
-        """
+        """Read the limits from /info, and warn where the configuration exceeds them. Probe continuation once."""
         info = (await self._http.get("/info")).body
         if not isinstance(info, dict) or "model_id" not in info:
-            raise self._protocol_error("an /info without model_id")
+            raise bad_reply(self.name, "an /info without model_id")
         kept = ("model_id", "version", "max_concurrent_requests", "max_input_tokens", "max_total_tokens",
                 "max_stop_sequences")  # fmt: skip
-        self._state.revision = f"{info['model_id']}@{info.get('model_sha')}/{self._model}"
-        self._state.facts = {key: info[key] for key in kept if isinstance(info.get(key), str | int)}
-        self._probed = self._probed and (bool(self._state.up) or self._configured in {"trailing", "none"})
+        self.state.revision = f"{info['model_id']}@{info.get('model_sha')}/{self._model}"
+        self.state.facts = {key: info[key] for key in kept if isinstance(info.get(key), str | int)}
+        self._probed = self._probed and (bool(self.state.up) or self._configured in {"trailing", "none"})
         if not self._probed:
             await self._probe_continuation()
             self._probed = True
-        self._state.warnings = [] if self._warning is None else [self._warning]
+        self.state.warnings = [] if self._warning is None else [self._warning]
         if isinstance(stops := info.get("max_stop_sequences"), int):
             self._max_stops = stops
         if isinstance(limit := info.get("max_concurrent_requests"), int) and limit > 0:
-            self._state.max_concurrency = limit
+            self.state.max_concurrency = limit
             if self._configured_concurrency is not None and self._configured_concurrency > limit:
-                self._state.warnings.append(
+                self.state.warnings.append(
                     f"max_concurrency {self._configured_concurrency} exceeds the server's "
                     f"max_concurrent_requests {limit}; {limit} is used"
                 )
         longest = self._max_guidance_tokens()
-        self._state.context_tokens = tokens_of(info.get("max_total_tokens"))
+        self.state.context_tokens = tokens_of(info.get("max_total_tokens"))
         if isinstance(limit := info.get("max_total_tokens"), int) and longest >= limit:
-            self._state.warnings.append(
+            self.state.warnings.append(
                 f"a policy requests {longest} guidance tokens, but the server's max_total_tokens, prompt included, is "
                 f"{limit}: the server rejects each such call"
             )
@@ -257,16 +211,11 @@ class TGIEngine:
         mode = self._configured
         assert mode != "none", "continuation is disabled"
         found = await find_continuation(self.complete, TGI.modes if mode == "auto" else (mode,), None)
-        self._warning = None
-        if found is None and mode == "auto":
-            self._warning = "the engine continues no assistant message: placement prefix sends guidance as context"
-        elif found is None:
-            self._warning = f"the engine did not continue the probe with continuation '{mode}'"
+        self._warning = None if found is not None else not_continued(mode)
         if found is not None or mode == "auto":
-            self._state.continuation = found
+            self.state.continuation = found
 
     def _adapted(self, body: Json, prefill: Prefill | None) -> Json:
-        """Return an OpenAI chat body as TGI's chat route reads it."""
         if prefill is not None and prefill.continuation.mode != "completions":
             body = place_prefix(prefill.continuation.mode, body, prefill.text)
         adapted = {key: value for key, value in body.items() if key not in TGI.never_sent}
@@ -290,12 +239,7 @@ class TGIEngine:
         if lost is None and (body.get("n") or 1) > 1:
             lost = "n"
         if lost is not None:
-            raise EngineUnsupported(
-                f"Engine '{self._name}' does not support '{lost}' with a raw prompt.",
-                engine=self._name,
-                status_sent=422,
-                param=lost,
-            )
+            raise unsupported(self.name, f"does not support '{lost}' with a raw prompt.", param=lost)
         if prefill is None:
             prompt = body["prompt"]
             return generate_body(adapted, prompt if isinstance(prompt, str) else prompt[0])
@@ -312,9 +256,6 @@ class TGIEngine:
         except EngineError as error:
             _name_cause(error)
             raise
-
-    def _protocol_error(self, what: str) -> EngineProtocolError:
-        return EngineProtocolError(f"Engine '{self._name}' sent {what}.", engine=self._name)
 
 
 def _name_cause(error: EngineError) -> None:
@@ -342,12 +283,9 @@ def _without_tokens(generated: Any) -> Any:
 
 
 def _end_at_stop(choice: Json, part: Json, stops: StopFilter, *, ended: bool) -> None:
-    """Remove the stop string from a choice and use OpenAI's finish reason, in place.
+    """Remove the stop string from a message or delta, and use OpenAI's finish reason in its choice, in place.
 
-    Args:
-        part: the message or delta of the choice.
-        stops: the filter for the whole text of the choice.
-        ended: whether this is the last part.
+    `stops` filters the whole text of the choice, of which this may be the last part.
     """
     text = part.get("content")
     if isinstance(text, str):

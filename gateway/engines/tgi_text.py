@@ -1,4 +1,4 @@
-"""The client of TGI's /generate route, with replies and chunks in the shape of chat completions.
+"""The client of TGI's /generate and /generate_stream routes, for raw prompts.
 
 TGI's /v1/completions is not used: it streams special tokens as text, and disables the prefix cache for JSON replies
 (TGI 3.3.7, router/src/server.rs).
@@ -6,34 +6,39 @@ TGI's /v1/completions is not used: it streams special tokens as text, and disabl
 
 from __future__ import annotations
 
-from contextlib import aclosing
+import asyncio
+from contextlib import aclosing, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import TextGenerationInput, TextGenerationInputGenerateParameters
 
-from gateway.engines.tgi_stream import token_events, token_text
-from gateway.errors import EngineProtocolError
+from gateway.engines.chat import read_usage
+from gateway.engines.http import END_TIMEOUT_S
+from gateway.engines.replies import bad_reply, closed_early
+from gateway.engines.reply_json import decoded_events
+from gateway.errors import EngineError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping
+    from collections.abc import AsyncGenerator, Callable, Mapping
 
+    from gateway.engines.base import TokenUsage
     from gateway.engines.http import EngineHttp
     from gateway.protocol.body import Json
 
 
 class TextRoute:
-    """The routes /generate and /generate_stream of one TGI server. All methods raise EngineErrors."""
+    """The client of both routes, with replies in the shape of chat completions. All methods raise EngineErrors."""
 
     def __init__(self, http: EngineHttp) -> None:
         self._http = http
-        self._name = http.name
 
     async def complete(self, body: Json) -> Json:
         """Return the text after the prompt as a chat completion."""
         reply = await self._http.post("/generate", body)
         text = reply.body.get("generated_text") if isinstance(reply.body, dict) else None
         if not isinstance(text, str):
-            raise self._protocol_error("a reply without generated_text")
+            raise bad_reply(self._http.name, "a reply without generated_text")
         message = {"role": "assistant", "content": text}
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": _finish(reply.body) or "length"}
         usage = header_counts(reply.headers)
@@ -45,8 +50,61 @@ class TextRoute:
             async for events in groups:
                 yield [chunk for event in events for chunk in _chunks(event)]
 
-    def _protocol_error(self, what: str) -> EngineProtocolError:
-        return EngineProtocolError(f"Engine '{self._name}' sent {what}.", engine=self._name)
+
+async def token_events(http: EngineHttp, payload: Json) -> AsyncGenerator[list[Json], None]:
+    """POST a body and yield the token events, grouped as they arrived. Raises EngineErrors.
+
+    Unlike OpenAI's, the stream has one event for each token and no [DONE]. The last event has the whole text and the
+    token counts. Each failure after the request was read is an event under status 200.
+    """
+    started = False
+    async with aclosing(http.events("/generate_stream", payload)) as groups:
+        async for group in groups:
+            events, failed = await decoded_events(group, partial(_read, http))
+            last = next((at for at, one in enumerate(events) if isinstance(one.get("generated_text"), str)), None)
+            if last is not None:
+                yield events[: last + 1]
+                # The connection can be reused only after the end of the body was read.
+                with suppress(TimeoutError, EngineError):
+                    async with asyncio.timeout(END_TIMEOUT_S):
+                        async for _ in groups:
+                            pass
+                return
+            if events:
+                started = True
+                yield events
+            if failed is not None:
+                failed.may_have_run = failed.may_have_run or started
+                raise failed
+    raise closed_early(http.name)
+
+
+def _token_text(event: Json) -> str:
+    """Return the text that a token adds; empty for a special token."""
+    token = event["token"]
+    text = token.get("text")
+    return text if isinstance(text, str) and not token.get("special") else ""
+
+
+async def generate_stream(
+    http: EngineHttp, payload: Json, on_text: Callable[[str], None]
+) -> tuple[str, str | None, TokenUsage | None]:
+    """POST a body and call `on_text` with the text of each token. Return the whole text, finish reason and usage."""
+    last: Json = {}
+    async with aclosing(token_events(http, payload)) as groups:
+        async for group in groups:
+            for event in group:
+                if text := _token_text(event):
+                    on_text(text)
+            last = group[-1]
+    return last["generated_text"], _finish(last), read_usage(_counts(last))
+
+
+def _read(http: EngineHttp, data: bytes) -> Json:
+    event = http.read_event(data)
+    if not isinstance(event, dict) or not isinstance(event.get("token"), dict):
+        raise bad_reply(http.name, "an event without a token")
+    return event
 
 
 def generate_body(chat: Json, prompt: str) -> Json:
@@ -59,14 +117,14 @@ def generate_body(chat: Json, prompt: str) -> Json:
             details=True,
             do_sample=temperature != 0,  # as on the chat route: sampling is the default
             frequency_penalty=chat.get("frequency_penalty"),
-            max_new_tokens=chat.get("max_tokens"),
+            max_new_tokens=chat.get("max_tokens"),  # the default is the server's limit
             seed=chat.get("seed"),
             stop=chat.get("stop"),
             temperature=temperature or None,  # /generate rejects 0
             top_p=chat.get("top_p"),
         ),
     )
-    return without_none(body)  # type: ignore[no-any-return]
+    return _without_none(body)  # type: ignore[no-any-return]
 
 
 def lost_by_generate(body: Json) -> str | None:
@@ -84,14 +142,19 @@ def lost_by_generate(body: Json) -> str | None:
 
 
 def _chunks(event: Json) -> list[Json]:
-    delta = {"content": token_text(event)}
+    delta = {"content": _token_text(event)}
     choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": _finish(event)}
     chunks: list[Json] = [{"choices": [choice]}]
-    details = event.get("details")
-    if isinstance(details, dict):
-        counts = {"prompt_tokens": details.get("input_length"), "completion_tokens": details.get("generated_tokens")}
-        chunks.append({"choices": [], "usage": counts})
+    if isinstance(event.get("details"), dict):
+        chunks.append({"choices": [], "usage": _counts(event)})
     return chunks
+
+
+def _counts(event: Json) -> Json | None:
+    details = event.get("details")
+    if not isinstance(details, dict):
+        return None
+    return {"prompt_tokens": details.get("input_length"), "completion_tokens": details.get("generated_tokens")}
 
 
 def _finish(generated: Json) -> str | None:
@@ -114,8 +177,8 @@ def header_counts(headers: Mapping[str, str]) -> Json | None:
         return None
 
 
-def without_none(value: Any) -> Any:
+def _without_none(value: Any) -> Any:
     """Return a dataclass of huggingface_hub as JSON, without its unset fields."""
     if isinstance(value, dict):
-        return {key: without_none(entry) for key, entry in value.items() if entry is not None}
+        return {key: _without_none(entry) for key, entry in value.items() if entry is not None}
     return value

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from opentelemetry.util.types import AttributeValue
 
     from gateway.capabilities.continuation import Prefill
-    from gateway.engines.base import Engine, EngineEmbeddings, EngineState, TeacherReply, TeacherRequest, TokenUsage
+    from gateway.engines.base import Engine, EngineEmbeddings, TeacherReply, TeacherRequest, TokenUsage
     from gateway.protocol.body import Json
     from gateway.telemetry.tracing import CallSpan, RequestTrace
 
@@ -39,33 +39,16 @@ _REQUEST_ATTRIBUTES = {
 class TracedEngine:
     """Passes calls to `engine` and records those of requests as spans. Probes have no span.
 
-    Args:
-        model: the engine's name of its model.
-        provider: the provider's name in OpenTelemetry's semantic conventions.
-        address: host and port; None: not known.
+    `provider` is its name in OpenTelemetry's semantic conventions.
     """
 
     def __init__(self, engine: Engine, model: str, provider: str, address: tuple[str, int] | None) -> None:
+        self.name, self.state = engine.name, engine.state
         self._engine = engine
         self._model = model
         host, port = address or (None, None)
-        self._always = attributes_of(
-            [
-                (names.PROVIDER, provider),
-                (names.REQUEST_MODEL, model),
-                (names.ENGINE, engine.name),
-                (names.SERVER_ADDRESS, host),
-                (names.SERVER_PORT, port),
-            ]
-        )
-
-    @property
-    def name(self) -> str:
-        return self._engine.name
-
-    @property
-    def state(self) -> EngineState:
-        return self._engine.state
+        identity = [(names.PROVIDER, provider), (names.REQUEST_MODEL, model), (names.ENGINE, engine.name)]
+        self._always = attributes_of([*identity, (names.SERVER_ADDRESS, host), (names.SERVER_PORT, port)])
 
     async def generate_guidance(
         self, request: TeacherRequest, *, batch: str | None = None, on_text: Callable[[str], None] | None = None
@@ -138,11 +121,9 @@ class TracedEngine:
     def _call(
         self, trace: RequestTrace, call: str, operation: str, requested: Iterable[tuple[str, AttributeValue | None]]
     ) -> CallSpan:
-        attributes = (
-            {**self._always, names.OPERATION: operation, names.CALL: call, **attributes_of(requested)}
-            if trace.recorded
-            else {}
-        )
+        attributes = {}
+        if trace.recorded:
+            attributes = {**self._always, names.OPERATION: operation, names.CALL: call, **attributes_of(requested)}
         return trace.call(f"{operation} {self._model}", attributes)
 
     @staticmethod

@@ -23,17 +23,11 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class ProbeInterval:
-    """The intervals between probes in seconds.
+    """The intervals between probes in seconds."""
 
-    Attributes:
-        up_s: while the engine is up.
-        first_retry_s: after the first failed probe. The interval doubles after each failure.
-        max_retry_s: the upper bound on the interval after failures.
-    """
-
-    up_s: float = 30.0
-    first_retry_s: float = 0.5
-    max_retry_s: float = 10.0
+    up_s: float = 30.0  # while the engine is up
+    first_retry_s: float = 0.5  # after the first failed probe. The interval doubles after each failure.
+    max_retry_s: float = 10.0  # the upper bound on the interval after failures
 
 
 async def watch(
@@ -43,11 +37,9 @@ async def watch(
     probe_now: asyncio.Event | None = None,
     on_probe: Callable[[str, bool], None] | None = None,
 ) -> None:
-    """Probe an engine until canceled.
+    """Probe an engine until canceled. Call `on_probe` after each probe with the name and whether the engine is up.
 
-    Args:
-        probe_now: an event that ends the wait between two probes; the watch clears the event.
-        on_probe: called after each probe with the engine's name and whether it is up.
+    `probe_now` ends the wait between two probes; the watch clears the event.
     """
     probe_now = probe_now or asyncio.Event()
     retry_s = interval.first_retry_s
@@ -56,17 +48,15 @@ async def watch(
         was_up, warned = state.up, list(state.warnings)
         try:
             await engine.probe()
+            state.up, state.detail = True, "answers" if state.called else "not called yet"
         except EngineError as error:
             state.up, state.detail = False, f"{error.message} {cause_of(error) or ''}".rstrip()
-            wait_s, retry_s = retry_s, min(interval.max_retry_s, retry_s * 2)
         except Exception:
             # Continue after any error: without probes the recovery of the engine would not be noticed.
             log.exception("probe_failed", engine=engine.name)
             state.up, state.detail = False, "the probe failed with an internal error; see the log event probe_failed"
-            wait_s, retry_s = retry_s, min(interval.max_retry_s, retry_s * 2)
-        else:
-            state.up, state.detail = True, "answers" if state.called else "not called yet"
-            wait_s, retry_s = interval.up_s, interval.first_retry_s
+        wait_s = interval.up_s if state.up else retry_s
+        retry_s = interval.first_retry_s if state.up else min(interval.max_retry_s, retry_s * 2)
         metrics.engine_up.labels(engine.name).set(int(state.up))
         if on_probe is not None:
             on_probe(engine.name, state.up)

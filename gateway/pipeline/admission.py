@@ -17,7 +17,7 @@ from gateway.accounting.content import LoggedContent
 from gateway.accounting.refusals import refusal_error
 from gateway.accounting.scopes import Scopes
 from gateway.config.sections import Defaults
-from gateway.engines.origin import set_origin
+from gateway.engines.base import set_origin
 from gateway.errors import GatewayError, Overloaded
 from gateway.pipeline.slots import Slots
 from gateway.policy.cheaper import AS_PLANNED, cheaper_plans

@@ -9,7 +9,7 @@ import pytest
 from gateway.capabilities.continuation import Continuation
 from gateway.edge import placing
 from gateway.edge.errors import GatewayAway
-from gateway.edge.guidance import EdgeGuidance
+from gateway.edge.link import EdgeGuidance
 from gateway.policy.constraints import placements
 
 MESSAGES = [{"role": "user", "content": "Why?"}]

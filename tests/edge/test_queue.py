@@ -10,8 +10,7 @@ import pytest
 from aiohttp import web
 
 from gateway.edge import EdgeClient, GatewayRefused, Synced, UrlStudent, queue
-from gateway.edge.queue import UsageQueue, default_folder
-from gateway.edge.usage import UsageReport
+from gateway.edge.queue import UsageQueue, UsageReport, default_folder
 from tests.edge.devices import ASKED, NOBODY, client, toy
 from tests.edge.fake_gateway import KEY, FakeGateway
 from tests.engines.toy_servers import ANSWER, QUESTION, LlamaCpp

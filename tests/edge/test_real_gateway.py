@@ -9,8 +9,7 @@ import httpx
 import pytest
 
 from gateway.edge import EdgeClient, GatewayRefused, Synced, UrlStudent, VersionRefused, link
-from gateway.edge.queue import UsageQueue
-from gateway.edge.usage import UsageReport
+from gateway.edge.queue import UsageQueue, UsageReport
 from tests.edge.devices import ASKED, NOBODY, facts, text, toy
 from tests.engines.toy_servers import ANSWER, LlamaCpp
 from tests.fakes import FakeEngine, says

@@ -7,7 +7,7 @@ from uuid import UUID
 
 import pytest
 
-from gateway.edge.usage import DeviceUsage
+from gateway.edge.queue import DeviceUsage
 
 USAGE = DeviceUsage(9, 3, "stop", "small", 410, 5200, guided=True, at=1796083206)
 

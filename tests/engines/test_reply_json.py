@@ -11,11 +11,12 @@ import orjson
 import pytest
 from aiohttp import web
 
-from gateway.engines import chat, embeddings, reply_json, tgi_stream
+from gateway.engines import embeddings, reply_json
+from gateway.engines import http as http_client
 from gateway.engines.chat import ChatWire
 from gateway.engines.embeddings import read_embeddings, write_embeddings
 from gateway.engines.reply_json import MAX_REPLY_VALUES, Unreadable, decode, encoded
-from gateway.engines.tgi_stream import token_events
+from gateway.engines.tgi_text import token_events
 from gateway.errors import EngineProtocolError
 from gateway.protocol.structure import MAX_VALUES, is_large
 from tests.engines.fake_server import NAME, engine_http, failure, replying, serving
@@ -46,7 +47,7 @@ def threads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         monkeypatch.setattr(module, name, recorded)
 
-    for module, name in ((reply_json, "decode"), (chat, "decode"), (tgi_stream, "decode"), (embeddings, "_read")):
+    for module, name in ((reply_json, "decode"), (http_client, "decode"), (embeddings, "_read")):
         record(module, name)
     return names
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.engines.base import TokenUsage
-from gateway.engines.shares import apportion, shares
+from gateway.engines.list_wires import apportion, shares
 
 COUNTS = st.integers(0, 10_000)
 

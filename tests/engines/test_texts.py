@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
+from gateway.engines.chat import TextWire
 from gateway.engines.openai import OpenAIEngine
 from gateway.engines.raw_prompts import chat_chunk, chat_reply, requested_limit, text_body
-from gateway.engines.texts import TextWire
 from gateway.errors import EngineFailed, EngineProtocolError
 from tests.engines.fake_server import NAME, engine_http, failure, replying, serving, streaming
 
@@ -133,7 +133,7 @@ async def test_a_callers_own_prompt_goes_out_as_it_came(prompt: Any) -> None:
     body = {"model": "student", "prompt": prompt, "max_tokens": 5, "echo": True, "logprobs": 2, "suffix": None}
     whole = {"choices": [CHOICE], "usage": USAGE}
     async with serving({RAW: replying(whole)}) as fake, engine_http(fake.url + "/v1") as http:
-        http._host = "api.openai.com"
+        http.host = "api.openai.com"
         reply = await OpenAIEngine(NAME, "org/model", http, continuation="none").complete(body)
         assert fake.bodies == [{**body, "model": "org/model"}]
     assert reply == chat_reply(whole)

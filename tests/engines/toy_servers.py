@@ -398,5 +398,5 @@ async def spoken_to(server: ToyServer, **options: Any) -> AsyncIterator[tuple[Op
     """An engine that speaks to `server`, as if at its host; not probed yet."""
     async with serving(server.routes()) as fake, engine_http(fake.url + "/v1") as http:
         if server.host is not None:
-            http._host = server.host
+            http.host = server.host
         yield OpenAIEngine(NAME, "org/model", http, **options), fake

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from gateway.edge.guidance import EdgeGuidance
+from gateway.edge.link import EdgeGuidance
 from gateway.local.redis import EmbeddedRedis
 from tests.fakes import FakeEngine, says
 from tests.gateway_process import KEY, OTHER_KEY, STUDENT_ONLY, GatewayProcess, guided, model, running_gateway
