@@ -35,12 +35,7 @@ def parser(role: str, description: str) -> argparse.ArgumentParser:
     flags.add_argument("--port", type=int, default=0, help="0: any free port")
     flags.add_argument("--threads", type=int, default=defaults.threads)
     flags.add_argument("--parallel", type=int, default=defaults.parallel, help="requests decoded concurrently")
-    flags.add_argument(
-        "--slot-tokens",
-        type=int,
-        default=defaults.slot_tokens,
-        help="context tokens of a request",
-    )
+    flags.add_argument("--slot-tokens", type=int, default=defaults.slot_tokens, help="context tokens of a request")
     flags.add_argument("--poll-percent", type=int, default=defaults.poll_percent, help="0 to 100: busy waiting")
     flags.add_argument(
         "--parent-watch", action="store_true", help="exit at the end of stdin, which is the end of the parent"
@@ -76,8 +71,15 @@ def on_stop(stop: Callable[[], object], *, parent_watch: bool) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: request_stop())
+
+    def wait_for_end_of_stdin() -> None:
+        # The raw descriptor: a daemon thread that holds the lock of sys.stdin breaks the interpreter's exit.
+        while os.read(0, 4096):
+            pass
+        request_stop()
+
     if parent_watch:
-        threading.Thread(target=_wait_for_end_of_stdin, args=(request_stop,), name="parent_watch", daemon=True).start()
+        threading.Thread(target=wait_for_end_of_stdin, name="parent_watch", daemon=True).start()
 
 
 def exit_now(server: object) -> NoReturn:
@@ -98,10 +100,3 @@ def run(main: Callable[[], None]) -> int:
         sys.stderr.write(f"{error.message}\n")
         return 1
     return 0
-
-
-def _wait_for_end_of_stdin(request_stop: Callable[[], None]) -> None:
-    # The raw descriptor: a daemon thread that holds the lock of sys.stdin breaks the interpreter's exit.
-    while os.read(0, 4096):
-        pass
-    request_stop()

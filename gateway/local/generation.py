@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import time
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from gateway.local import tgi_errors
@@ -30,20 +30,14 @@ class GeneratedToken:
 
     A character that spans several tokens is the text of the last one. The tokens before it have no text and, since
     llama.cpp does not report them, the id 0.
-
-    Attributes:
-        logprob: the log-probability; None if it was not requested.
-        special: whether this is a special token.
-        top: the most likely alternatives.
-        finish_reason: `length`, `eos_token` or `stop_sequence` for the last token of a generation; otherwise None.
     """
 
     id: int
     text: str
-    logprob: float | None
-    special: bool
-    top: tuple[GeneratedToken, ...] = ()
-    finish_reason: str | None = None
+    logprob: float | None  # the log-probability; None if it was not requested
+    special: bool  # whether this is a special token
+    top: tuple[GeneratedToken, ...] = ()  # the most likely alternatives
+    finish_reason: str | None = None  # of the last token: `length`, `eos_token` or `stop_sequence`
 
 
 class LocalGeneration:
@@ -62,20 +56,20 @@ class LocalGeneration:
 
     @property
     def input_tokens(self) -> int:
-        """The number of tokens in the prompt."""
         return len(self.job.input_ids)
 
     async def tokens(self) -> AsyncGenerator[GeneratedToken, None]:
         """Yield the tokens. Closing the iterator or canceling its reader cancels the generation.
 
-        Raises:
-            TgiError: 424 if the model failed, 500 if the generation ended without a reason.
+        Raises TgiError 424 if the model failed, and 500 if the generation ended without a reason.
         """
         started = time.monotonic()
         held: GeneratedToken | None = None
         async with aclosing(self._llama.complete(self._llama_body())) as chunks:
             async for chunk in chunks:
-                self._take_timings(chunk, time.monotonic() - started)
+                if timings := chunk.get("timings"):
+                    self.inference_s = (timings["prompt_ms"] + timings["predicted_ms"]) / 1000
+                    self.queue_s = max(0.0, time.monotonic() - started - self.inference_s)
                 if held is not None:
                     # Only the next chunk shows whether a special token ended the answer.
                     yield self._close(held, "eos_token" if chunk.get("stop_type") == "eos" else None)
@@ -88,7 +82,7 @@ class LocalGeneration:
                     if self.finish_reason:
                         return
         if not self.finish_reason:
-            raise tgi_errors.incomplete()
+            raise tgi_errors.failure("incomplete_generation")
 
     async def _tokens_of(self, chunk: dict[str, Any]) -> AsyncGenerator[GeneratedToken, None]:
         """Yield the tokens of a chunk: those that llama.cpp held back, then the chunk's own."""
@@ -123,7 +117,7 @@ class LocalGeneration:
         if reason is None:
             return token
         self.finish_reason = reason
-        return GeneratedToken(token.id, token.text, token.logprob, token.special, token.top, reason)
+        return replace(token, finish_reason=reason)
 
     def _llama_body(self) -> dict[str, Any]:
         return {
@@ -136,9 +130,3 @@ class LocalGeneration:
             "timings_per_token": True,
             "cache_prompt": True,
         }
-
-    def _take_timings(self, chunk: dict[str, Any], waited_s: float) -> None:
-        timings = chunk.get("timings")
-        if timings:
-            self.inference_s = (timings["prompt_ms"] + timings["predicted_ms"]) / 1000
-            self.queue_s = max(0.0, waited_s - self.inference_s)

@@ -28,13 +28,8 @@ def download(
 ) -> Path:
     """Download `file` of `repo` into `staging` and return its path. Interrupted downloads are resumed.
 
-    Args:
-        report: called with the number of bytes downloaded so far.
-        endpoint: the hub's URL; None: the default.
-        kind: the type of the repository.
-
-    Raises:
-        WeightsUnavailable: HF_HUB_OFFLINE is set, or the hub failed or did not answer in `REACH_LIMIT_S` seconds.
+    Call `report` with the number of bytes so far. Raises WeightsUnavailable if HF_HUB_OFFLINE is set, or the hub failed
+    or did not answer in `REACH_LIMIT_S` seconds.
     """
     if constants.HF_HUB_OFFLINE:
         raise WeightsUnavailable("the hub is disabled (HF_HUB_OFFLINE is set)")
@@ -79,7 +74,6 @@ def _reach(url: str) -> None:
 
 
 def _bar(report: Callable[[int], None]) -> type[tqdm]:
-    """Return an invisible progress bar class that calls `report`."""
 
     class Bar(tqdm):
         def __init__(self, *args: Any, **kwargs: Any) -> None:

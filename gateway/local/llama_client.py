@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import aclosing
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import aiohttp
 import orjson
@@ -14,15 +12,13 @@ from gateway.local import tgi_errors
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
     from pathlib import Path
-    from types import TracebackType
 
 CALL_LIMIT_S = 30.0
 SILENCE_LIMIT_S = 300.0
 _DATA = b"data: "
 
 
-@dataclass(frozen=True, slots=True)
-class TextPiece:
+class TextPiece(NamedTuple):
     """A token of a text. `text` may be empty, since a character can span several tokens."""
 
     id: int
@@ -32,9 +28,10 @@ class TextPiece:
 class LlamaClient:
     """The client of one llama.cpp server, as an async context manager."""
 
+    _session: aiohttp.ClientSession
+
     def __init__(self, socket: Path) -> None:
         self._socket = socket
-        self._session: aiohttp.ClientSession | None = None
         self._special_texts: dict[int, str] = {}
 
     async def __aenter__(self) -> Self:
@@ -44,22 +41,20 @@ class LlamaClient:
         self._session = aiohttp.ClientSession("http://llama", connector=connector, timeout=timeout)
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._open_session.close()
+    async def __aexit__(self, *_: object) -> None:
+        await self._session.close()
 
     async def is_healthy(self) -> bool:
         """Return whether llama.cpp answers and has loaded its model."""
         try:
-            async with self._open_session.get("/health", timeout=aiohttp.ClientTimeout(CALL_LIMIT_S)) as reply:
+            async with self._session.get("/health", timeout=aiohttp.ClientTimeout(CALL_LIMIT_S)) as reply:
                 return reply.status == 200
         except (aiohttp.ClientError, TimeoutError):
             return False
 
     async def busy_slots(self) -> int:
         """Return the number of requests in decoding."""
-        async with self._open_session.get("/slots", timeout=aiohttp.ClientTimeout(CALL_LIMIT_S)) as reply:
+        async with self._session.get("/slots", timeout=aiohttp.ClientTimeout(CALL_LIMIT_S)) as reply:
             slots = orjson.loads(await reply.read())
         return sum(1 for slot in slots if slot["is_processing"])
 
@@ -74,63 +69,44 @@ class LlamaClient:
     async def special_text(self, token_id: int) -> str:
         """Return the text of a special token, such as `<|im_end|>`."""
         if token_id not in self._special_texts:
-            reply = await self._post("/detokenize", {"tokens": [token_id]})
-            self._special_texts[token_id] = reply["content"]
+            self._special_texts[token_id] = (await self._post("/detokenize", {"tokens": [token_id]}))["content"]
         return self._special_texts[token_id]
 
     async def render(self, messages: Sequence[dict[str, Any]]) -> str:
-        """Return the prompt of the chat template, up to the start of the assistant's turn.
-
-        Raises:
-            TgiError: 422 template_error.
-        """
+        """Return the prompt up to the start of the assistant's turn. Raises TgiError 422 template_error."""
         try:
             reply = await self._post("/apply-template", {"messages": messages})
         except tgi_errors.TgiError as error:
-            raise tgi_errors.template_failed(error.message) from error
+            raise tgi_errors.failure("template_error", error.message) from error
         prompt: str = reply["prompt"]
         return prompt
 
     async def complete(self, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
-        """Yield the events of llama.cpp's `/completion`. Closing the iterator cancels the generation.
-
-        Raises:
-            TgiError: 424 generation.
-        """
+        """Yield the events of llama.cpp's `/completion`, or raise TgiError 424. Closing the iterator cancels it."""
         try:
-            async with self._open_session.post("/completion", json={**body, "stream": True}) as reply:
+            async with self._session.post("/completion", json={**body, "stream": True}) as reply:
                 if reply.status != 200:
-                    raise tgi_errors.generation_failed(_cause(await reply.read()))
-                async with aclosing(_events(reply.content)) as events:
-                    async for event in events:
-                        if "error" in event:
-                            raise tgi_errors.generation_failed(str(event["error"].get("message", event["error"])))
-                        yield event
+                    raise tgi_errors.failure("generation", _cause(await reply.read()))
+                async for line in reply.content:
+                    if not line.startswith(_DATA):
+                        continue
+                    event = orjson.loads(line[len(_DATA) :])
+                    if "error" in event:
+                        raise tgi_errors.failure("generation", str(event["error"].get("message", event["error"])))
+                    yield event
         except (aiohttp.ClientError, TimeoutError) as error:
-            raise tgi_errors.generation_failed(f"llama.cpp is unreachable ({type(error).__name__})") from error
-
-    @property
-    def _open_session(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            raise RuntimeError("LlamaClient is used outside of `async with`")
-        return self._session
+            raise tgi_errors.failure("generation", f"llama.cpp is unreachable ({type(error).__name__})") from error
 
     async def _post(self, path: str, body: dict[str, Any]) -> Any:
         try:
             timeout = aiohttp.ClientTimeout(CALL_LIMIT_S)
-            async with self._open_session.post(path, json=body, timeout=timeout) as reply:
+            async with self._session.post(path, json=body, timeout=timeout) as reply:
                 data = await reply.read()
         except (aiohttp.ClientError, TimeoutError) as error:
-            raise tgi_errors.generation_failed(f"llama.cpp is unreachable ({type(error).__name__})") from error
+            raise tgi_errors.failure("generation", f"llama.cpp is unreachable ({type(error).__name__})") from error
         if reply.status != 200:
-            raise tgi_errors.generation_failed(_cause(data))
+            raise tgi_errors.failure("generation", _cause(data))
         return orjson.loads(data)
-
-
-async def _events(lines: aiohttp.StreamReader) -> AsyncGenerator[dict[str, Any], None]:
-    async for line in lines:
-        if line.startswith(_DATA):
-            yield orjson.loads(line[len(_DATA) :])
 
 
 def _cause(body: bytes) -> str:

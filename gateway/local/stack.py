@@ -10,14 +10,12 @@ import tempfile
 import time
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from gateway.local import ChildFailed, child, weights
 from gateway.runtime.child_processes import end
-
-if TYPE_CHECKING:
-    from types import TracebackType
 
 READY_LIMIT_S = 60.0
 STOP_LIMIT_S = child.EXIT_LIMIT_S + 2.0
@@ -41,17 +39,9 @@ class ChildCommand:
 
     @property
     def arguments(self) -> list[str]:
-        """The command line, without the interpreter."""
-        flags = {
-            "--model": self.model,
-            "--name": self.name,
-            "--port": self.port,
-            "--threads": self.threads,
-            "--parallel": self.parallel,
-            "--slot-tokens": self.slot_tokens,
-        }
-        pairs = [str(part) for pair in flags.items() for part in pair]
-        return ["-m", f"gateway.local.{self.role}", *pairs, "--parent-watch", *self.extra]
+        names = ("model", "name", "port", "threads", "parallel", "slot_tokens")
+        pairs = [(f"--{name.replace('_', '-')}", str(getattr(self, name))) for name in names]
+        return ["-m", f"gateway.local.{self.role}", *chain(*pairs), "--parent-watch", *self.extra]
 
 
 class Child:
@@ -74,15 +64,10 @@ class Child:
     @property
     def pid(self) -> int | None:
         """The process id; None while the child does not run."""
-        running = self._process is not None and self._process.returncode is None
-        return self._process.pid if self._process is not None and running else None
+        return self._process.pid if self._process is not None and self._process.returncode is None else None
 
     async def start(self) -> None:
-        """Start the process and wait until it is ready.
-
-        Raises:
-            ChildFailed: the process ended, or was not ready in time. The message contains the end of its log.
-        """
+        """Start the process and wait until it is ready. Raises ChildFailed if it ended or was not ready in time."""
         before_chars = len(self._log())
         with self.log_path.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
@@ -123,17 +108,7 @@ class Child:
 class LocalStack:
     """An embedded teacher, a student, or both, as an async context manager.
 
-    Weights are fetched first, which may take minutes the first time.
-
-    Args:
-        teacher: a name in the catalogue or a `.gguf` file; None: no teacher.
-        student: a name in the catalogue or a `.gguf` file; None: no student.
-        parallel: the number of requests that each engine decodes concurrently.
-        slot_tokens: the context of each request in tokens.
-        max_concurrent_requests: the teacher answers 429 above this number.
-        threads: the threads of each engine; None: its share of the cores.
-        log_folder: the folder of the logs; None: a temporary folder.
-        ready_limit_s: the time limit for each engine's start in seconds.
+    Each is a name in the catalogue or a `.gguf` file. Weights are fetched first, which may take minutes the first time.
     """
 
     def __init__(
@@ -141,37 +116,28 @@ class LocalStack:
         *,
         teacher: str | Path | None = None,
         student: str | Path | None = None,
-        parallel: int = 4,
-        slot_tokens: int = 4096,
-        max_concurrent_requests: int = 128,
-        threads: int | None = None,
-        log_folder: Path | None = None,
-        ready_limit_s: float = READY_LIMIT_S,
+        parallel: int = 4,  # requests that each engine decodes concurrently
+        slot_tokens: int = 4096,  # the context of each request
+        max_concurrent_requests: int = 128,  # the teacher answers 429 above this number
+        log_folder: Path | None = None,  # None: a temporary folder
     ) -> None:
         self._models = {role: model for role, model in (("teacher", teacher), ("student", student)) if model}
         self._parallel = parallel
         self._slot_tokens = slot_tokens
         self._extra = {"teacher": ("--max-concurrent-requests", str(max_concurrent_requests))}
-        self._threads = threads
         self._log_folder = log_folder
-        self._ready_limit_s = ready_limit_s
         self._children: dict[str, Child] = {}
         self._exits = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
-        """Start all engines concurrently.
-
-        Raises:
-            WeightsUnavailable: no source has the weights of a model.
-            ChildFailed: an engine did not start.
-        """
+        """Start all engines concurrently. Raises WeightsUnavailable and ChildFailed."""
         async with AsyncExitStack() as exits:
             folder = self._log_folder
             if folder is None:
                 folder = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="gkt-local-"))
                 exits.callback(shutil.rmtree, folder, ignore_errors=True)
             await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
-            threads = self._threads or thread_shares(usable_cores(), len(self._models))
+            threads = thread_shares(usable_cores(), len(self._models))
             for role, model in self._models.items():
                 path = await asyncio.to_thread(weights.fetch, model)
                 command = ChildCommand(
@@ -183,16 +149,14 @@ class LocalStack:
                     slot_tokens=self._slot_tokens,
                     extra=self._extra.get(role, ()),
                 )
-                engine = Child(command, folder / f"{role}.log", ready_limit_s=self._ready_limit_s)
+                engine = Child(command, folder / f"{role}.log")
                 exits.push_async_callback(engine.stop)
                 self._children[role] = engine
             await asyncio.gather(*(engine.start() for engine in self._children.values()))
             self._exits = exits.pop_all()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._exits.aclose()
 
     @property
@@ -207,7 +171,6 @@ class LocalStack:
 
     @property
     def teacher_url(self) -> str:
-        """The URL of the teacher's TGI routes."""
         return self.teacher.url
 
     @property
@@ -231,13 +194,8 @@ def thread_shares(cores: int, engines: int) -> int:
     """Return the number of threads for each of `engines` llama.cpp servers on `cores` cores.
 
     The sum does not exceed the number of cores. llama.cpp's threads wait for each other many times per token, by
-    spinning. With more threads than cores the awaited thread may not be running, and decoding nearly stops. Tokens per
-    second of Qwen2.5-Coder 1.5B and 0.5B on two cores:
-
-        threads each   alternating      both busy
-        1              10.3 and 13.0    10.2 and 12.7
-        2              17.0 and 22.4    0.6 and 0.6
-
-    `poll_percent` does not change this, since the waits inside a token always spin.
+    spinning, whatever `poll_percent` is. With more threads than cores the awaited thread may not be running, and
+    decoding nearly stops. With two threads each, two busy engines on two cores wrote 0.6 tokens per second. With one
+    thread each they wrote 10.2 (Qwen2.5-Coder 1.5B) and 12.7 (0.5B).
     """
     return max(1, cores // max(1, engines))

@@ -17,11 +17,7 @@ from gateway.runtime import llama_cpp as llama
 
 
 def main(argv: list[str] | None = None) -> NoReturn:
-    """Serve until SIGTERM, SIGINT or, with `--parent-watch`, the end of stdin.
-
-    Raises:
-        StartupError: the weights are missing, or llama.cpp did not start.
-    """
+    """Serve until SIGTERM, SIGINT or, with `--parent-watch`, the end of stdin. Raises StartupError."""
     args = child.parser("student", "llama.cpp's OpenAI server with a small model").parse_args(argv)
     stopped = threading.Event()
     child.on_stop(stopped.set, parent_watch=args.parent_watch)

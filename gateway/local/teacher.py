@@ -25,9 +25,8 @@ from aiohttp import web
 from gateway.errors import StartupError
 from gateway.local import child, teacher_chat, tgi_errors, tgi_request, weights
 from gateway.local.llama_client import LlamaClient
-from gateway.local.teacher_state import TeacherState
 from gateway.local.tgi_request import TgiGenerateBody, TgiLimits
-from gateway.local.tgi_wire import STATE, headers, read, render_errors, reply, send_event, stream_headers
+from gateway.local.tgi_wire import STATE, TeacherState, headers, read, render_errors, reply, send_event, stream_headers
 from gateway.runtime import llama_cpp as llama
 from gateway.version import __version__
 
@@ -202,9 +201,7 @@ def build_app(state: TeacherState) -> web.Application:
     app[STATE] = state
     app.add_routes(
         [
-            web.get("/", health),
-            web.get("/health", health),
-            web.get("/ping", health),
+            *(web.get(path, health) for path in ("/", "/health", "/ping")),
             web.get("/info", info),
             web.get("/metrics", metrics),
             web.get("/v1/models", models),
@@ -231,7 +228,11 @@ async def serve(args: Namespace, socket: Path, name: str) -> None:
         runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=SHUTDOWN_LIMIT_S)
         await runner.setup()
         try:
-            await _listen(runner, args.host, args.port)
+            try:
+                await web.TCPSite(runner, args.host, args.port).start()
+            except OSError as error:
+                address = f"{args.host}:{args.port}"
+                raise StartupError(f"the teacher cannot listen on {address}: {error.strerror}") from error
             host, port = runner.addresses[0][:2]
             sys.stdout.write(child.ready_line("teacher", f"http://{host}:{port}"))
             sys.stdout.flush()
@@ -240,19 +241,8 @@ async def serve(args: Namespace, socket: Path, name: str) -> None:
             await runner.cleanup()
 
 
-async def _listen(runner: web.AppRunner, host: str, port: int) -> None:
-    try:
-        await web.TCPSite(runner, host, port).start()
-    except OSError as error:
-        raise StartupError(f"the teacher cannot listen on {host}:{port}: {error.strerror}") from error
-
-
 def main(argv: list[str] | None = None) -> NoReturn:
-    """Run the command.
-
-    Raises:
-        StartupError: the weights are missing, llama.cpp did not start, or the port is in use.
-    """
+    """Run the command. Raises StartupError without weights, or if llama.cpp did not start or the port is in use."""
     flags = child.parser("teacher", "TGI's protocol over llama.cpp with a small model")
     flags.add_argument("--max-concurrent-requests", type=int, default=128, help="above this number the answer is 429")
     args = flags.parse_args(argv)

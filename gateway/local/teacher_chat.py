@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
@@ -15,9 +15,7 @@ from gateway.version import __version__
 
 if TYPE_CHECKING:
     from gateway.local.generation import LocalGeneration
-    from gateway.local.teacher_state import TeacherState
-
-Chunks = Literal["chat.completion.chunk", "text_completion"]
+    from gateway.local.tgi_wire import TeacherState
 
 
 async def chat(request: web.Request) -> web.StreamResponse:
@@ -40,17 +38,13 @@ async def completions(request: web.Request) -> web.StreamResponse:
     state = request.app[STATE]
     body = await read(request, TgiCompletionBody)
     if body.suffix is not None:
-        raise tgi_errors.TgiError(
-            422, "suffix not supported", "Suffix is not supported and can be achieved by preprocessing the prompt."
-        )
+        message = "Suffix is not supported and can be achieved by preprocessing the prompt."
+        raise tgi_errors.TgiError(422, "suffix not supported", message)
     prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
     if len(prompts) > tgi_request.MAX_CLIENT_BATCH_SIZE:
         limit = tgi_request.MAX_CLIENT_BATCH_SIZE
-        raise tgi_errors.TgiError(
-            422,
-            "batch size exceeded",
-            f"Number of prompts exceeds the maximum allowed batch size of {limit}",
-        )
+        message = f"Number of prompts exceeds the maximum allowed batch size of {limit}"
+        raise tgi_errors.TgiError(422, "batch size exceeded", message)
     if body.stream:
         return await _stream_completions(request, body, prompts)
     runs = await _run_all(state, body, prompts)
@@ -104,7 +98,8 @@ async def _stream_chat(request: web.Request, body: TgiChatBody, prompt: str) -> 
         async with state.start(prompt, body.parameters, logprobs=logprobs, special=False) as (run, tokens):
             async for token in tokens:
                 await send_event(response, replies.chat_chunk(token, logprobs=logprobs))
-            await _send_usage(response, body, replies, [run], "chat.completion.chunk")
+            if _wants_usage(body):
+                await send_event(response, replies.usage_chunk([run], "chat.completion.chunk"))
     except tgi_errors.TgiError as error:
         await _send_error(response, state, error)
     await send_event(response, "[DONE]")
@@ -123,22 +118,16 @@ async def _stream_completions(request: web.Request, body: TgiCompletionBody, pro
                 runs.append(run)
                 async for token in tokens:
                     await send_event(response, replies.completion_chunk(index, token))
-        await _send_usage(response, body, replies, runs, "text_completion")
+        if _wants_usage(body):
+            await send_event(response, replies.usage_chunk(runs, "text_completion"))
     except tgi_errors.TgiError as error:
         await _send_error(response, state, error)
     await send_event(response, "[DONE]")
     return response
 
 
-async def _send_usage(
-    response: web.StreamResponse,
-    body: TgiChatBody | TgiCompletionBody,
-    replies: TgiReplies,
-    runs: list[LocalGeneration],
-    kind: Chunks,
-) -> None:
-    if body.stream_options is not None and body.stream_options.include_usage:
-        await send_event(response, replies.usage_chunk(runs, kind))
+def _wants_usage(body: TgiChatBody | TgiCompletionBody) -> bool:
+    return body.stream_options is not None and body.stream_options.include_usage
 
 
 async def _send_error(response: web.StreamResponse, state: TeacherState, failure: tgi_errors.TgiError) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -26,11 +26,7 @@ class TgiMessage(msgspec.Struct, frozen=True):
 
     @property
     def text(self) -> str:
-        """The content as one string, joined as TGI joins it.
-
-        Raises:
-            TgiError: 422 for an image.
-        """
+        """The content as one string, joined as TGI joins it. Raises TgiError 422 for an image."""
         if self.content is None or isinstance(self.content, str):
             return self.content or ""
         if any(chunk.get("type") != "text" for chunk in self.content):
@@ -67,18 +63,12 @@ class TgiChatBody(msgspec.Struct, frozen=True, kw_only=True):
     def parameters(self) -> TgiParameters:
         """The parameters as TGI maps them. A `presence_penalty` of x becomes a repetition penalty of x + 2."""
         penalty = self.presence_penalty
-        return TgiParameters(
-            details=True,
-            do_sample=self.temperature != 0,
-            frequency_penalty=self.frequency_penalty,
+        return _parameters(
+            self,
             grammar=self.response_format,
             max_new_tokens=self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens,
             repetition_penalty=None if penalty is None else penalty + 2.0,
-            seed=self.seed,
-            stop=self.stop or [],
-            temperature=self.temperature or None,
             top_n_tokens=self.top_logprobs,
-            top_p=self.top_p,
         )
 
 
@@ -100,17 +90,20 @@ class TgiCompletionBody(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def parameters(self) -> TgiParameters:
         """The parameters as TGI maps them."""
-        return TgiParameters(
-            details=True,
-            do_sample=self.temperature != 0,
-            frequency_penalty=self.frequency_penalty,
-            max_new_tokens=self.max_tokens,
-            repetition_penalty=self.repetition_penalty,
-            seed=self.seed,
-            stop=self.stop or [],
-            temperature=self.temperature or None,
-            top_p=self.top_p,
-        )
+        return _parameters(self, max_new_tokens=self.max_tokens, repetition_penalty=self.repetition_penalty)
+
+
+def _parameters(body: TgiChatBody | TgiCompletionBody, **own: Any) -> TgiParameters:
+    return TgiParameters(
+        details=True,
+        do_sample=body.temperature != 0,
+        frequency_penalty=body.frequency_penalty,
+        seed=body.seed,
+        stop=body.stop or [],
+        temperature=body.temperature or None,
+        top_p=body.top_p,
+        **own,
+    )
 
 
 async def prompt_of(body: TgiChatBody, llama: LlamaClient) -> str:
@@ -118,15 +111,12 @@ async def prompt_of(body: TgiChatBody, llama: LlamaClient) -> str:
 
     A trailing assistant message is continued as by TGI. The chat is rendered with the start of another turn, then cut
     after the last occurrence of the message's text, and stripped at the end. If the template changes the text, for
-    example by stripping it, the text is not found, and the prompt starts a new turn.
-
-    Raises:
-        TgiError: 422 template_error or tool_error.
+    example by stripping it, the text is not found, and the prompt starts a new turn. Raises TgiError 422.
     """
     if body.tools:
-        raise tgi_errors.tool_rejected("this server has no tools")
+        raise tgi_errors.failure("tool_error", "this server has no tools")
     if not body.messages:
-        raise tgi_errors.template_failed("there are no messages")
+        raise tgi_errors.failure("template_error", "there are no messages")
     messages = [{"role": message.role, "content": message.text} for message in body.messages]
     prompt = await llama.render(messages)
     last = messages[-1]
@@ -149,9 +139,9 @@ class TgiReplies:
             "index": 0,
             "message": {"role": "assistant", "content": run.text},
             "logprobs": _logprobs(tokens) if logprobs else None,
-            "finish_reason": finish_reason(run.finish_reason),
+            "finish_reason": _finish_reason(run.finish_reason),
         }
-        return self._envelope("chat.completion", [choice]) | {"usage": usage([run])}
+        return self._envelope("chat.completion", [choice]) | {"usage": _usage([run])}
 
     def chat_chunk(self, token: GeneratedToken, *, logprobs: bool) -> dict[str, Any]:
         """Return the chunk of one token of a streamed chat. The role is in each delta."""
@@ -160,28 +150,21 @@ class TgiReplies:
             "index": 0,
             "delta": {"role": "assistant", "content": "" if token.special else token.text},
             "logprobs": _logprobs([token]) if logprobs else None,
-            "finish_reason": None if reason is None else finish_reason(reason),
+            "finish_reason": None if reason is None else _finish_reason(reason),
         }
         return self._envelope("chat.completion.chunk", [choice]) | {"usage": None}
 
-    def usage_chunk(
-        self, runs: Sequence[LocalGeneration], kind: Literal["chat.completion.chunk", "text_completion"]
-    ) -> Any:
+    def usage_chunk(self, runs: Sequence[LocalGeneration], kind: str) -> dict[str, Any]:
         """Return the usage chunk of a stream with `include_usage`."""
-        return self._envelope(kind, []) | {"usage": usage(runs)}
+        return self._envelope(kind, []) | {"usage": _usage(runs)}
 
     def completion(self, runs: Sequence[LocalGeneration]) -> dict[str, Any]:
         """Return the reply to a completion without streaming, with one choice for each prompt."""
         choices = [
-            {
-                "index": index,
-                "text": run.text,
-                "logprobs": None,
-                "finish_reason": finish_reason(run.finish_reason),
-            }
+            {"index": index, "text": run.text, "logprobs": None, "finish_reason": _finish_reason(run.finish_reason)}
             for index, run in enumerate(runs)
         ]
-        return self._envelope("text_completion", choices) | {"usage": usage(runs)}
+        return self._envelope("text_completion", choices) | {"usage": _usage(runs)}
 
     def completion_chunk(self, index: int, token: GeneratedToken) -> dict[str, Any]:
         """Return the chunk of one token of a streamed completion. `eos_token` is not renamed here."""
@@ -200,15 +183,13 @@ class TgiReplies:
         }
 
 
-def usage(runs: Sequence[LocalGeneration]) -> dict[str, int]:
-    """Return the sum of the prompt and completion tokens of `runs`."""
+def _usage(runs: Sequence[LocalGeneration]) -> dict[str, int]:
     read = sum(run.input_tokens for run in runs)
     written = sum(run.generated_tokens for run in runs)
     return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
 
 
-def finish_reason(reason: str) -> str:
-    """Return the finish reason as TGI renames it: `eos_token` becomes `stop`; `stop_sequence` does not change."""
+def _finish_reason(reason: str) -> str:
     return "stop" if reason == "eos_token" else reason
 
 

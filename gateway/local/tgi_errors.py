@@ -2,15 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
-
-
-class ErrorBody(TypedDict):
-    """TGI's JSON error body."""
-
-    error: str
-    error_type: str
-
 
 class TgiError(Exception):
     """An error as TGI reports it: `status` is the HTTP status, `error_type` TGI's name of the error."""
@@ -22,7 +13,7 @@ class TgiError(Exception):
         self.message = message
 
     @property
-    def body(self) -> ErrorBody:
+    def body(self) -> dict[str, str]:
         """The JSON body, which `/generate_stream` sends as an event under status 200."""
         return {"error": self.message, "error_type": self.error_type}
 
@@ -36,38 +27,29 @@ class UnreadableBody(Exception):
         self.text = text
 
 
-def invalid(message: str) -> TgiError:
-    """Return the error 422 for a value outside of TGI's limits."""
-    return TgiError(422, "validation", f"Input validation error: {message}")
+# The HTTP status and the message of each error_type. TGI does not queue requests, and sends no Retry-After.
+_ERRORS = {
+    "validation": (422, "Input validation error: {}"),
+    "template_error": (422, "Template error: {}"),
+    "tool_error": (422, "Tool error: {}"),
+    "generation": (424, "Request failed during generation: {}"),
+    "overloaded": (429, "Model is overloaded"),
+    "incomplete_generation": (500, "Incomplete generation"),
+    "incomplete_generation_stream": (500, "Incomplete generation stream"),
+}
 
 
-def overloaded() -> TgiError:
-    """Return the error 429 for too many requests in flight. TGI does not queue them and sends no Retry-After."""
-    return TgiError(429, "overloaded", "Model is overloaded")
+def failure(error_type: str, cause: str = "") -> TgiError:
+    """Return the error of an error_type."""
+    status, message = _ERRORS[error_type]
+    return TgiError(status, error_type, message.format(cause))
 
 
-def generation_failed(cause: str) -> TgiError:
-    """Return the error 424 for a failure of the model."""
-    return TgiError(424, "generation", f"Request failed during generation: {cause}")
-
-
-def incomplete() -> TgiError:
-    """Return the error 500 for a generation without a finish reason."""
-    return TgiError(500, "incomplete_generation", "Incomplete generation")
+def invalid(cause: str) -> TgiError:
+    """Return the error for a value outside of TGI's limits."""
+    return failure("validation", cause)
 
 
 def in_stream(error: TgiError) -> TgiError:
     """Return the error as TGI reports it in a stream, where an incomplete generation has another name."""
-    if error.error_type != "incomplete_generation":
-        return error
-    return TgiError(500, "incomplete_generation_stream", "Incomplete generation stream")
-
-
-def template_failed(cause: str) -> TgiError:
-    """Return the error 422 for messages that the chat template rejects."""
-    return TgiError(422, "template_error", f"Template error: {cause}")
-
-
-def tool_rejected(cause: str) -> TgiError:
-    """Return the error 422 for a request with tools."""
-    return TgiError(422, "tool_error", f"Tool error: {cause}")
+    return error if error.error_type != "incomplete_generation" else failure("incomplete_generation_stream")

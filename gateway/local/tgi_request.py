@@ -80,27 +80,20 @@ class TgiLimits:
 
 @dataclass(frozen=True, slots=True)
 class TgiJob:
-    """A validated request with the parameters of llama.cpp.
+    """A validated request with the parameters of llama.cpp."""
 
-    Attributes:
-        input_ids: the token ids of the prompt.
-        seed: the seed; None for greedy decoding.
-        settings: llama.cpp's sampling parameters.
-    """
-
-    input_ids: tuple[int, ...]
+    input_ids: tuple[int, ...]  # the token ids of the prompt
     max_new_tokens: int
     stop: tuple[str, ...]
-    seed: int | None
+    seed: int | None  # the seed; None for greedy decoding
     top_n_tokens: int
-    settings: dict[str, Any]
+    settings: dict[str, Any]  # llama.cpp's sampling parameters
 
 
 def read_body(data: bytes, content_type: str, kind: type[Body]) -> Body:
     """Decode a JSON body into `kind`. Like TGI, ignore unknown fields.
 
-    Raises:
-        UnreadableBody: 415 for another content type, 400 for broken JSON, 422 for a value of the wrong type.
+    Raises UnreadableBody: 415 for another content type, 400 for broken JSON, 422 for a value of the wrong type.
     """
     if content_type != "application/json":
         raise tgi_errors.UnreadableBody(415, "Expected request with `Content-Type: application/json`")
@@ -114,14 +107,10 @@ def read_body(data: bytes, content_type: str, kind: type[Body]) -> Body:
 
 
 async def accept(
-    inputs: str, parameters: TgiParameters, limits: TgiLimits, llama: LlamaClient, *, special: bool = True
+    inputs: str, parameters: TgiParameters, limits: TgiLimits, llama: LlamaClient, *, special: bool
 ) -> TgiJob:
-    """Validate a request and return its job. `special` adds the model's first token (BOS) to the prompt.
-
-    Raises:
-        TgiError: 422 validation.
-    """
-    check_parameters(parameters, limits)
+    """Return the job of a request. `special` adds the model's first token (BOS). Raises TgiError 422 validation."""
+    _check_parameters(parameters)
     if not inputs:
         raise tgi_errors.invalid("`inputs` cannot be empty")
     if parameters.truncate is not None and not 0 < parameters.truncate <= limits.max_input_tokens:
@@ -154,12 +143,8 @@ async def accept(
     )
 
 
-def check_parameters(parameters: TgiParameters, limits: TgiLimits) -> None:
-    """Check the parameters that need no tokenizer, in TGI's order.
-
-    Raises:
-        TgiError: 422 validation.
-    """
+def _check_parameters(parameters: TgiParameters) -> None:
+    """Check the parameters that need no tokenizer, in TGI's order."""
     if parameters.best_of is not None and parameters.best_of != MAX_BEST_OF:
         raise tgi_errors.invalid("`best_of` != 1 is not allowed for this endpoint")
     rules = (
@@ -185,11 +170,7 @@ def check_parameters(parameters: TgiParameters, limits: TgiLimits) -> None:
 
 
 def check_stream(parameters: TgiParameters) -> None:
-    """Check the parameters that /generate_stream rejects and /generate accepts.
-
-    Raises:
-        TgiError: 422 validation.
-    """
+    """Raise TgiError 422 validation for parameters that /generate_stream rejects and /generate accepts."""
     if parameters.best_of is not None and parameters.best_of > 1:
         raise tgi_errors.invalid("`best_of` != 1 is not supported when streaming tokens")
     if parameters.decoder_input_details:

@@ -1,23 +1,68 @@
-"""Reads bodies and writes replies, events, headers and errors of the teacher's routes."""
+"""Shared by the teacher's routes: their state, and how they read bodies and write replies, events and errors."""
 
 from __future__ import annotations
 
+from collections import Counter
+from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import orjson
 from aiohttp import web
 
 from gateway.local import tgi_errors, tgi_request
-from gateway.local.teacher_state import TeacherState
+from gateway.local.generation import LocalGeneration
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
-    from gateway.local.generation import LocalGeneration
-    from gateway.local.tgi_request import Body
+    from gateway.local.generation import GeneratedToken
+    from gateway.local.llama_client import LlamaClient
+    from gateway.local.tgi_request import Body, TgiLimits, TgiParameters
+
+COMPUTE_TYPE = "cpu"
+
+
+class TeacherState:
+    """The state of one server. `counts` has `requests`, `success`, and one entry for each error type."""
+
+    def __init__(self, llama: LlamaClient, limits: TgiLimits, model: str) -> None:
+        self.llama = llama
+        self.limits = limits
+        self.model = model
+        self.counts: Counter[str] = Counter()
+        self.in_flight = 0  # requests that hold a permit
+
+    @asynccontextmanager
+    async def start(
+        self, inputs: str, parameters: TgiParameters, *, logprobs: bool, special: bool = True
+    ) -> AsyncIterator[tuple[LocalGeneration, AsyncGenerator[GeneratedToken, None]]]:
+        """Acquire a permit, validate the request, and yield the generation and its tokens.
+
+        Like TGI, acquire the permit before the validation. Leaving the context cancels the generation and releases the
+        permit. Raises TgiError 429 without a free permit, and 422 for an invalid request.
+        """
+        self.counts["requests"] += 1
+        if self.in_flight >= self.limits.max_concurrent_requests:
+            raise tgi_errors.failure("overloaded")
+        self.in_flight += 1
+        try:
+            job = await tgi_request.accept(inputs, parameters, self.limits, self.llama, special=special)
+            run = LocalGeneration(self.llama, job, logprobs=logprobs)
+            async with aclosing(run.tokens()) as tokens:
+                yield run, tokens
+            self.counts["success"] += 1
+        finally:
+            self.in_flight -= 1
+
+    async def run(
+        self, inputs: str, parameters: TgiParameters, *, logprobs: bool, special: bool = True
+    ) -> tuple[LocalGeneration, list[GeneratedToken]]:
+        """Run a generation to its end. Raises the errors of `start`, and TgiError 424 or 500."""
+        async with self.start(inputs, parameters, logprobs=logprobs, special=special) as (generation, tokens):
+            return generation, [token async for token in tokens]
+
 
 STATE = web.AppKey("state", TeacherState)
-COMPUTE_TYPE = "cpu"
 
 
 async def read(request: web.Request, kind: type[Body]) -> Body:

