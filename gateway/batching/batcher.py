@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from functools import partial
 from typing import TYPE_CHECKING
 
 from gateway.batching.redis_scheduler import listen_for_wakeups
@@ -22,37 +23,22 @@ if TYPE_CHECKING:
 
 
 class Batcher:
-    """Every teacher's queue in this process.
-
-    Args:
-        process_id: unique in the fleet.
-        limits: returns each teacher's limits; called at each exchange, since engines report their limits late.
-    """
+    """Every teacher's queue in this process. `limits` is called at each exchange: engines report their limits late."""
 
     def __init__(
         self,
         redis: RedisClient,
         keys: RedisKeys,
         *,
-        process_id: str,
+        process_id: str,  # unique in the fleet
         limits: Mapping[str, Callable[[], TeacherLimits]],
         on_failure: OnFailure,
         metrics: Metrics,
     ) -> None:
         self._subscriber = redis.listening
         self._channel = keys.wakeups(process_id)
-        self._queues = {
-            teacher: TeacherQueue(
-                redis,
-                keys,
-                process_id=process_id,
-                teacher=teacher,
-                limits=limits_of_teacher,
-                on_failure=on_failure,
-                metrics=metrics,
-            )
-            for teacher, limits_of_teacher in limits.items()
-        }
+        create = partial(TeacherQueue, redis, keys, process_id=process_id, on_failure=on_failure, metrics=metrics)
+        self._queues = {teacher: create(teacher=teacher, limits=its_limits) for teacher, its_limits in limits.items()}
 
     def queue(self, teacher: str) -> TeacherQueue:
         return self._queues[teacher]
@@ -64,11 +50,11 @@ class Batcher:
 
     def processes(self) -> int:
         """Return the largest recent number of gateway processes on any scheduler, this one included."""
-        return max((queue.processes for queue in self._queues.values()), default=1)
+        return max((queue.membership.processes for queue in self._queues.values()), default=1)
 
     def joined_s(self) -> float:
         """Return when the process joined the fleet, on the clock of the event loop; infinite: not yet."""
-        return min((queue.joined_s for queue in self._queues.values()), default=math.inf)
+        return min((queue.membership.joined_s for queue in self._queues.values()), default=math.inf)
 
     def start(self, tasks: BackgroundTasks) -> None:
         for teacher, queue in self._queues.items():

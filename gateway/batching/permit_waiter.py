@@ -49,7 +49,6 @@ class PermitWaiter:
 
     @property
     def outcome(self) -> Grant | SharedGuidance:
-        """Return the outcome. Use it only inside the `async with` block."""
         outcome = self.future.result()
         assert isinstance(outcome, Grant | SharedGuidance)
         return outcome

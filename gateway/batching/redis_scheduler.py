@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from importlib.resources import files
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import structlog
@@ -14,12 +15,14 @@ from gateway.batching.ticket import Grant, SchedulerDecision, SharedGuidance, Ti
 from gateway.batching.window import SECOND
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Mapping
 
     from redis.asyncio import Redis
 
     from gateway.batching.ticket import Outcome, SchedulerUpdate, TeacherLimits, Ticket
     from gateway.redis.keys import RedisKeys
+
+    OnWakeup = Callable[[str, Mapping[str, Outcome]], None]
 
 log = structlog.get_logger()
 
@@ -29,12 +32,7 @@ SCRIPT = files("gateway.batching").joinpath("scheduler.lua").read_text()
 
 
 class RedisScheduler:
-    """A teacher's scheduler, shared by all processes on one Redis.
-
-    Args:
-        process_id: unique in the fleet.
-        teacher: the configured model name.
-    """
+    """A teacher's scheduler, shared by all processes on one Redis. The `process_id` is unique in the fleet."""
 
     def __init__(self, redis: Redis, keys: RedisKeys, process_id: str, teacher: str) -> None:
         self._process_id = process_id
@@ -47,68 +45,36 @@ class RedisScheduler:
     async def exchange(self, update: SchedulerUpdate, limits: TeacherLimits) -> SchedulerDecision:
         """Send an update and return the decision, in one round trip. Raises RedisError."""
         args: list[str | int] = [
-            self._process_id,
-            self._channel_prefix,
-            self._teacher,
-            int(update.complete),
-            update.fleet_size,
-            int(update.rejoining),
-            int(update.leaving),
-            limits.max_in_flight,
-            limits.max_size,
-            limits.max_prompt_tokens,
-            limits.low_water,
-            limits.max_queue,
-            limits.max_cache_bytes,
-            _us(limits.lease_s),
-            self._layout,
+            *(self._process_id, self._channel_prefix, self._teacher),
+            *(int(update.complete), update.fleet_size, int(update.rejoining), int(update.leaving)),
+            *(limits.max_in_flight, limits.max_size, limits.max_prompt_tokens, limits.low_water, limits.max_queue),
+            *(limits.max_cache_bytes, _us(limits.lease_s), self._layout),
             len(update.released),
             *update.released,
             len(update.finished),
+            *chain.from_iterable(update.finished),
         ]
-        for finished in update.finished:
-            args += finished
         for tickets in (update.held, update.arrived):
             args.append(len(tickets))
             for ticket in tickets:
                 args += _arguments(ticket)
         reply = await self._script(keys=self._keys, args=args)
         next_us, fleet_size, other_layouts, in_flight, waiting, window, reclaimed, unreadable, opened, outcomes = reply
-        return SchedulerDecision(
-            dict(_outcomes(outcomes)),
-            None if int(next_us) < 0 else int(next_us) / SECOND,
-            fleet_size,
-            in_flight,
-            waiting,
-            None if int(window) < 0 else int(window) / SECOND,
-            opened,
-            reclaimed,
-            unreadable,
-            other_layouts,
-        )
+        next_s = None if int(next_us) < 0 else int(next_us) / SECOND
+        window_s = None if int(window) < 0 else int(window) / SECOND
+        ended = (outcomes[at : at + 4] for at in range(0, len(outcomes), 4))
+        by_id = {one.decode(): _outcome(kind, value.decode(), size.decode()) for one, kind, value, size in ended}
+        state = (fleet_size, in_flight, waiting, window_s, opened, reclaimed, unreadable, other_layouts)
+        return SchedulerDecision(by_id, next_s, *state)
 
 
 def _arguments(ticket: Ticket) -> tuple[str | int, ...]:
-    return (
-        ticket.id,
-        ticket.tenant,
-        stride(ticket.weight),
-        ticket.prompt_tokens,
-        _us(ticket.max_wait_s),
-        _us(ticket.deadline_s),
-        _us(ticket.cache_ttl_s),
-        ticket.dedupe_key,
-    )
+    times = (_us(ticket.max_wait_s), _us(ticket.deadline_s), _us(ticket.cache_ttl_s))
+    return ticket.id, ticket.tenant, stride(ticket.weight), ticket.prompt_tokens, *times, ticket.dedupe_key
 
 
 def _us(seconds: float) -> int:
     return round(seconds * SECOND)
-
-
-def _outcomes(parts: list[bytes]) -> Iterable[tuple[str, Outcome]]:
-    for i in range(0, len(parts), 4):
-        ticket_id, kind, value, size = parts[i : i + 4]
-        yield ticket_id.decode(), _outcome(kind, value.decode(), size.decode())
 
 
 def _outcome(kind: bytes, value: str, size: str) -> Outcome:
@@ -124,12 +90,7 @@ def _outcome(kind: bytes, value: str, size: str) -> Outcome:
     raise ValueError(f"unknown outcome kind {kind!r}")
 
 
-async def listen_for_wakeups(
-    redis: Redis,
-    channel: str,
-    on_wakeup: Callable[[str, Mapping[str, Outcome]], None],
-    on_missed: Callable[[], None],
-) -> None:
+async def listen_for_wakeups(redis: Redis, channel: str, on_wakeup: OnWakeup, on_missed: Callable[[], None]) -> None:
     """Subscribe to wake-ups until canceled, and reconnect after each failure.
 
     Args:
@@ -152,9 +113,7 @@ async def listen_for_wakeups(
         await asyncio.sleep(_RECONNECT_S)
 
 
-def _receive(
-    data: bytes, on_wakeup: Callable[[str, Mapping[str, Outcome]], None], on_missed: Callable[[], None]
-) -> None:
+def _receive(data: bytes, on_wakeup: OnWakeup, on_missed: Callable[[], None]) -> None:
     try:
         teacher, outcomes = _read_wakeup(data)
     except ValueError:
@@ -166,8 +125,5 @@ def _receive(
 
 def _read_wakeup(data: bytes) -> tuple[str, dict[str, Outcome]]:
     teacher, *lines = data.decode().split("\n")
-    outcomes: dict[str, Outcome] = {}
-    for line in lines:
-        ticket_id, kind, size, value = line.split("|", 3)
-        outcomes[ticket_id] = _outcome(kind.encode(), value, size)
-    return teacher, outcomes
+    parts = (line.split("|", 3) for line in lines)
+    return teacher, {ticket_id: _outcome(kind.encode(), value, size) for ticket_id, kind, size, value in parts}

@@ -1,6 +1,4 @@
-"""A teacher's scheduler in memory: fair shares, permits and shared calls.
-
-A process uses it while Redis is unavailable.
+"""A teacher's scheduler in memory, for a process without Redis: fair shares, permits and shared calls.
 
 `scheduler.lua` implements the same rules in Redis, for the whole fleet. Pure: times are whole microseconds on one
 clock, passed as `now`.
@@ -65,8 +63,6 @@ class _Entry:
 
 @dataclass(slots=True)
 class _Exchange:
-    """The arguments and the results of one exchange."""
-
     process_id: str
     limits: TeacherLimits
     now: int
@@ -81,11 +77,7 @@ class _Exchange:
 
 
 class Scheduler:
-    """The tickets, permits and cached guidance of one teacher.
-
-    Args:
-        batch_prefix: the first part of its batch ids.
-    """
+    """The tickets, permits and cached guidance of one teacher. Its batch ids begin with `batch_prefix`."""
 
     def __init__(self, batch_prefix: str = "b") -> None:
         self._prefix = batch_prefix
@@ -136,14 +128,14 @@ class Scheduler:
             self._arrive(ticket, exchange)
         window, due = self._open_batches(exchange)
         decision = SchedulerDecision(
-            exchange.outcomes.pop(process_id, {}),
-            None if due is None else (due - now) / SECOND,
-            len(self._last_exchange),
-            len(self._permits),
-            self._waiting(),
-            None if window is None else window / SECOND,
-            exchange.opened,
-            exchange.reclaimed,
+            outcomes=exchange.outcomes.pop(process_id, {}),
+            next_exchange_s=None if due is None else (due - now) / SECOND,
+            fleet_size=len(self._last_exchange),
+            in_flight=len(self._permits),
+            waiting=self._waiting(),
+            window_s=None if window is None else window / SECOND,
+            opened=exchange.opened,
+            reclaimed=exchange.reclaimed,
         )
         return decision, exchange.outcomes
 
@@ -264,13 +256,8 @@ class Scheduler:
                 follower.end += GRACE
                 exchange.deliver(follower, follower.outcome)
         if entry.cache_ttl:
-            self._cache.put(
-                entry.dedupe_key,
-                guidance,
-                exchange.now + entry.cache_ttl,
-                exchange.limits.max_cache_bytes,
-                exchange.now,
-            )
+            now, max_bytes = exchange.now, exchange.limits.max_cache_bytes
+            self._cache.put(entry.dedupe_key, guidance, now + entry.cache_ttl, max_bytes, now)
         self._remove(ticket_id, exchange)
 
     def _remove(self, ticket_id: str, exchange: _Exchange) -> None:
@@ -356,10 +343,7 @@ class Scheduler:
         exchange.deliver(entry, grant)
 
     def _in_fair_order(self) -> Iterator[_Entry]:
-        """Yield the waiting tickets in the order of their permits.
-
-        Tenants with equal passes alternate, in the order of their names at first.
-        """
+        """Yield the waiting tickets in the order of permits. Tenants with equal passes alternate, by name first."""
         names = sorted((tenant_pass, tenant) for tenant, tenant_pass in self._passes.items())
         ranks = count()
         tenants = [(tenant_pass, next(ranks), iter(list(self._queues[tenant]))) for tenant_pass, tenant in names]
@@ -374,19 +358,9 @@ class Scheduler:
 
 def _entry(ticket: Ticket, process_id: str, now: int, end: int) -> _Entry:
     """Return the entry of a ticket that arrives now; `seq` is set when it is queued."""
-    return _Entry(
-        ticket.id,
-        process_id,
-        ticket.tenant,
-        stride(ticket.weight),
-        ticket.prompt_tokens,
-        round(ticket.max_wait_s * SECOND),
-        now,
-        0,
-        ticket.dedupe_key,
-        round(ticket.cache_ttl_s * SECOND),
-        end,
-    )
+    max_wait, cache_ttl = round(ticket.max_wait_s * SECOND), round(ticket.cache_ttl_s * SECOND)
+    identity = (ticket.id, process_id, ticket.tenant, stride(ticket.weight), ticket.prompt_tokens)
+    return _Entry(*identity, max_wait, now, 0, ticket.dedupe_key, cache_ttl, end)
 
 
 def stride(weight: float) -> int:

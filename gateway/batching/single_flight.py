@@ -45,22 +45,19 @@ class _Participant:
 class _SharedCall:
     """A ticket and at most one call, for all its participants."""
 
-    __slots__ = ("_call", "_waiter", "participants", "task", "tenant")
+    __slots__ = ("_call", "participants", "task", "tenant", "waiter")
 
     def __init__(self, waiter: PermitWaiter, call: Callable[[Grant], Awaitable[TeacherReply]]) -> None:
-        self._waiter = waiter
+        self.waiter = waiter
         self._call = call
         self.tenant = waiter.ticket.tenant
         self.participants: list[_Participant] = []
         self.task: asyncio.Task[FlightResult | Exception]
 
-    def extend_deadline(self, deadline: float) -> None:
-        self._waiter.extend_deadline(deadline)
-
     async def run(self) -> FlightResult | Exception:
         """Return the result, or the error for every participant."""
         try:
-            async with self._waiter as waiter:
+            async with self.waiter as waiter:
                 outcome = waiter.outcome
                 if isinstance(outcome, SharedGuidance):
                     return FlightResult(_decode(outcome.guidance), "cache" if outcome.cached else "flight")
@@ -68,7 +65,8 @@ class _SharedCall:
                 payer.pays = True
                 payer.on_grant(outcome)
                 reply = await self._call(outcome)
-                waiter.finish(_encode(reply))
+                stored = _StoredReply(reply.text, reply.finish, reply.usage, reply.ends_at)
+                waiter.finish(msgspec.json.encode(stored).decode())
                 return FlightResult(reply, "")
         except (GatewayError, TimeoutError) as error:
             return error
@@ -85,16 +83,11 @@ class SingleFlight:
         self,
         queue: TeacherQueue,
         ticket: Ticket,
-        call: Callable[[Grant], Awaitable[TeacherReply]],
-        on_grant: Callable[[Grant], None],
-        deadline: float | None = None,
+        call: Callable[[Grant], Awaitable[TeacherReply]],  # calls the teacher; the first participant's is used
+        on_grant: Callable[[Grant], None],  # called before the teacher is called in this request's name
+        deadline: float | None = None,  # the ticket's deadline on the loop's clock, if it began to run before now
     ) -> FlightResult:
         """Join the shared call with the ticket's dedupe key, or start one. Cancellation leaves it.
-
-        Args:
-            call: calls the teacher; the first participant's is used.
-            on_grant: called before the teacher is called in this request's name.
-            deadline: the ticket's deadline on the loop's clock, if it began to run before now.
 
         Raises the errors of `TeacherQueue.acquire` and of `call`.
         """
@@ -105,7 +98,7 @@ class SingleFlight:
             if shared is None:
                 shared = self._start(queue, ticket, deadline, call)
             else:
-                shared.extend_deadline(deadline)
+                shared.waiter.extend_deadline(deadline)
             participant = _Participant(on_grant)
             shared.participants.append(participant)
             try:
@@ -149,12 +142,7 @@ class _StoredReply(msgspec.Struct, array_like=True, frozen=True):
     ends_at: int | None = None
 
 
-def _encode(reply: TeacherReply) -> str:
-    return msgspec.json.encode(_StoredReply(reply.text, reply.finish, reply.usage, reply.ends_at)).decode()
-
-
 def _decode(guidance: str) -> TeacherReply:
-    """Return the stored reply. Raises TicketUnreadable."""
     try:
         stored = msgspec.json.decode(guidance, type=_StoredReply)
     except msgspec.DecodeError:

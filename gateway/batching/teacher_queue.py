@@ -7,14 +7,13 @@ import math
 import secrets
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import structlog
 from msgspec import structs
 from redis.exceptions import RedisError
 
 from gateway.batching.membership import Membership
-from gateway.batching.meter import ThroughputMeter
 from gateway.batching.permit_waiter import PermitWaiter
 from gateway.batching.redis_scheduler import RedisScheduler
 from gateway.batching.scheduler import Scheduler
@@ -51,14 +50,13 @@ _RETRY_S = 0.25
 _FAILURE_BACKOFF_S = 1.0
 # The longest delivery time of a wake-up.
 _WAKEUP_DELAY_S = 0.25
-
 # A uvloop timer may fire early by this much.
 _TIMER_ERROR_S = 0.001
-
 # The local scheduler scans its whole cache, so the cache is small.
 _LOCAL_CACHE_BYTES = 1_000_000
 
 OnFailure = Literal["degrade", "reject"]
+TicketEnd = Literal["expired", "withdrawn", "refused", "unreadable", "reclaimed"]
 
 
 class TeacherQueue:
@@ -100,7 +98,7 @@ class TeacherQueue:
         self._backoff = ReconnectBackoff(_FAILURE_BACKOFF_S)
         self._exchange_lock = asyncio.Lock()
         self._wakeups_trusted_at = 0.0
-        self._membership = Membership()
+        self.membership = Membership()
         self._leaving = False
 
     def acquire(self, ticket: Ticket, deadline: float | None = None) -> PermitWaiter:
@@ -108,9 +106,7 @@ class TeacherQueue:
 
         Inside the block, `waiter.outcome` is a Grant, which holds a permit, or shared guidance. Leaving the block
         returns the permit. The caller bounds the wait by the ticket's deadline; cancellation withdraws the ticket.
-
-        Args:
-            deadline: the ticket's deadline on the loop's clock, if it began to run before now.
+        `deadline` is on the loop's clock, if the ticket's began to run before now.
 
         Raises:
             StoreUnavailable: Redis is unavailable and `on_failure` is `reject`.
@@ -119,16 +115,6 @@ class TeacherQueue:
             TimeoutError: the permit came after the deadline.
         """
         return PermitWaiter(self, ticket, deadline)
-
-    @property
-    def processes(self) -> int:
-        """Return the number of processes in the fleet, as last known."""
-        return self._membership.processes
-
-    @property
-    def joined_s(self) -> float:
-        """Return when the process joined the fleet, on the loop's clock; infinite: not yet."""
-        return self._membership.joined_s
 
     def enqueue(self, waiter: PermitWaiter) -> None:
         assert waiter.ticket.id not in self._waiters, "two tickets with one id"
@@ -171,8 +157,9 @@ class TeacherQueue:
                 self._released.append(ticket_id)
                 self._changed.set()
             elif not waiter.future.done():
-                if self._local is None and _is_final(outcome):
-                    waiter.sent = False
+                is_cached = isinstance(outcome, SharedGuidance) and outcome.cached
+                if self._local is None and (is_cached or isinstance(outcome, TicketRefused | TicketBroken)):
+                    waiter.sent = False  # the scheduler has removed the ticket
                 waiter.future.set_result(outcome)
                 if isinstance(outcome, TicketRefused):
                     self._meter.count_ended("refused")
@@ -200,18 +187,16 @@ class TeacherQueue:
                 return await self._view.read(limits)
             except (RedisError, OSError) as error:
                 why = f"Redis did not answer: {type(error).__name__}"
-        cap = (
-            limits.max_in_flight
-            if self._local is None
-            else self._membership.share(limits.max_in_flight, limits.lease_s, _now())
-        )
+        cap = limits.max_in_flight
+        if self._local is not None:
+            cap = self.membership.share(cap, limits.lease_s, _now())
         return local_view(self._waiters.values(), self._process_id, cap, _now(), why)
 
     async def leave_fleet(self) -> None:
         """Remove this process from the fleet, so that others need not wait for its lease to expire."""
         self._leaving = True
         # The fleet size is included: a scheduler that lost its data then waits for the other processes.
-        update = SchedulerUpdate(complete=True, fleet_size=self._membership.fleet_size, leaving=True)
+        update = SchedulerUpdate(complete=True, fleet_size=self.membership.fleet_size, leaving=True)
         async with self._exchange_lock:  # a later exchange would add the process again
             # Redis may know tickets even if it seems unavailable. Try twice, since nothing sends this update later.
             for _ in range(2):
@@ -281,11 +266,10 @@ class TeacherQueue:
             log.info("fleet_rejoined", teacher=self._teacher)
         if update.rejoining:
             self._wakeups_trusted_at = _now() + _WAKEUP_DELAY_S
-        self._membership.record_fleet(decision.fleet_size, limits.lease_s, _now(), decision.other_layout_processes)
+        self.membership.record_fleet(decision.fleet_size, limits.lease_s, _now(), decision.other_layout_processes)
         return decision
 
     def _exchange_locally(self, limits: TeacherLimits) -> SchedulerDecision:
-        """Return the local scheduler's decision over this process's tickets."""
         if self._local is None:
             self._start_local("breaker")
         assert self._local is not None
@@ -297,7 +281,7 @@ class TeacherQueue:
         update = structs.replace(self._take_update(limits, for_fleet=False), fleet_size=1)
         local_limits = replace(
             limits,
-            max_in_flight=self._membership.share(limits.max_in_flight, limits.lease_s, _now()),
+            max_in_flight=self.membership.share(limits.max_in_flight, limits.lease_s, _now()),
             max_cache_bytes=min(limits.max_cache_bytes, _LOCAL_CACHE_BYTES),
         )
         decision, _ = self._local.exchange(self._process_id, update, local_limits, round(_now() * SECOND))
@@ -305,12 +289,11 @@ class TeacherQueue:
 
     def _start_local(self, why: str) -> None:
         self._wakeups_trusted_at = math.inf
-        self._membership.record_outage(sum(waiter.holds_permit for waiter in self._waiters.values()), _now())
+        self.membership.record_outage(sum(waiter.holds_permit for waiter in self._waiters.values()), _now())
         # Batch ids must be unique among local schedulers.
         self._keep_local(Scheduler(f"local-{secrets.token_hex(4)}-"))
-        log.warning(
-            "fleet_left", teacher=self._teacher, why=why, processes=self._membership.fleet_size, then=self._on_failure
-        )
+        size = self.membership.fleet_size
+        log.warning("fleet_left", teacher=self._teacher, why=why, processes=size, then=self._on_failure)
 
     def _keep_local(self, scheduler: Scheduler, *, unconfirmed: Collection[str] = ()) -> None:
         self._local, self._needs_resync = scheduler, True
@@ -328,7 +311,7 @@ class TeacherQueue:
         arrived = [waiter for waiter in waiters if not waiter.future.done()]
         held = [waiter for waiter in waiters if waiter.holds_permit]
         for waiter in arrived:
-            self._membership.record_deadline(waiter.deadline - waiter.enqueued_at, limits.lease_s, now)
+            self.membership.record_deadline(waiter.deadline - waiter.enqueued_at, limits.lease_s, now)
         for waiter in (*arrived, *held):
             waiter.sent = waiter.sent or for_fleet
         update = SchedulerUpdate(
@@ -337,7 +320,7 @@ class TeacherQueue:
             finished=self._finished,
             held=[waiter.remaining_ticket(now) for waiter in held],
             complete=complete,
-            fleet_size=self._membership.fleet_size,
+            fleet_size=self.membership.fleet_size,
             rejoining=self._rejoining,
         )
         self._unsent, self._released, self._finished = {}, [], []
@@ -345,10 +328,43 @@ class TeacherQueue:
         return update
 
 
-def _is_final(outcome: Outcome) -> bool:
-    """Return whether the scheduler has removed a ticket with this outcome."""
-    return isinstance(outcome, TicketRefused | TicketBroken) or (isinstance(outcome, SharedGuidance) and outcome.cached)
-
-
 def _now() -> float:
     return asyncio.get_running_loop().time()
+
+
+class ThroughputMeter:
+    """Update the metrics of one teacher's queue."""
+
+    def __init__(self, metrics: Metrics, teacher: str) -> None:
+        self._metrics = metrics
+        self._teacher = teacher
+        for end in get_args(TicketEnd):
+            # Create each series at start: Prometheus sees no increase in a series that appears later.
+            metrics.tickets.labels(teacher, end)
+
+    def count_ended(self, end: TicketEnd, count: int = 1) -> None:
+        """Count tickets that ended without a permit."""
+        self._metrics.tickets.labels(self._teacher, end).inc(count)
+
+    def record(self, decision: SchedulerDecision, limits: TeacherLimits) -> None:
+        """Record the batches, ended tickets and window of one exchange."""
+        metrics, teacher = self._metrics, self._teacher
+        for size in decision.opened:
+            metrics.batch_size.labels(teacher).observe(size)
+            metrics.batch_fill.labels(teacher).observe(size / min(limits.max_size, limits.max_in_flight))
+        if decision.reclaimed:
+            self.count_ended("reclaimed", decision.reclaimed)
+        if decision.unreadable:
+            self.count_ended("unreadable", decision.unreadable)
+        if decision.window_s is not None:
+            metrics.batch_window.labels(teacher).set(decision.window_s)
+
+    def set_gauges(self, decision: SchedulerDecision, limits: TeacherLimits, *, oldest_s: float) -> None:
+        """Set the gauges, once per heartbeat; `oldest_s` is the age of this process's oldest waiting ticket."""
+        metrics, teacher = self._metrics, self._teacher
+        metrics.queue_depth.labels(teacher).set(decision.waiting)
+        metrics.queue_age.labels(teacher).set(oldest_s)
+        metrics.teacher_in_flight.labels(teacher).set(decision.in_flight)
+        metrics.teacher_cap.labels(teacher).set(limits.max_in_flight)
+        if not decision.waiting and decision.window_s is None:
+            metrics.batch_window.labels(teacher).set(0.0)

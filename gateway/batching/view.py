@@ -35,20 +35,14 @@ _LINE = re.compile(r"\d{1,9}\|([WFGS])\|([^|]*)\|([^|]*)\|(\d{1,18})\|(?:\d+\|){
 
 @dataclass(frozen=True, slots=True)
 class TenantView:
-    """A tenant's use of the teacher.
-
-    Attributes:
-        in_flight: None if too many calls are in flight to assign them to tenants.
-        weight: the weight of its first ticket; None if that cannot be decoded.
-        share: its part of the permits while the same tenants wait; None if unknown.
-    """
+    """A tenant's use of the teacher."""
 
     tenant: str
     waiting: int = 0
     oldest_wait_s: float | None = None
-    in_flight: int | None = 0
-    weight: float | None = None
-    share: float | None = None
+    in_flight: int | None = 0  # None if too many calls are in flight to assign them to tenants
+    weight: float | None = None  # the weight of its first ticket; None if that cannot be decoded
+    share: float | None = None  # its part of the permits while the same tenants wait; None if unknown
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,58 +67,37 @@ class CacheView:
 class QueueView:
     """The queue of one teacher. Figures that only the fleet's scheduler has are None while `alone`.
 
-    Attributes:
-        alone: Redis is unavailable, and the figures are those of one process; `why` has the reason.
-        oldest_wait_s: age of the oldest ticket in the queue; None if no ticket waits.
-        cap: the limit of permits over the fleet; while `alone`, this process's share.
-        followers: tickets that wait for the guidance of another ticket and need no permit.
-        tenants: first tenants with waiting tickets, most tickets first; then tenants with calls in flight only.
-        more_tenants: tenants with waiting tickets that are not listed; `more_waiting` counts their tickets.
-        complete: every waiting tenant was scanned. If not, `more_tenants` is an upper bound and `oldest_wait_s` a
-            lower bound.
-        processes: the most recently active first; a dead process is listed until its lease expires.
-            `more_processes` counts those that are not listed.
-        batches: batches opened so far.
-        arrivals_per_s: tickets queued in the last second.
-        grants_per_s: permits granted in the last second.
-        unreadable: entries that could not be decoded.
-        redis_time: seconds since 1970.
+    Tenants with waiting tickets come first, those with most tickets first; then tenants with calls in flight only.
     """
 
-    alone: bool
+    alone: bool  # Redis is unavailable, and the figures are those of one process; `why` has the reason
     why: str | None
     waiting: int
-    oldest_wait_s: float | None
+    oldest_wait_s: float | None  # age of the oldest ticket in the queue; None if no ticket waits
     in_flight: int
-    cap: int
-    followers: int | None = None
+    cap: int  # the limit of permits over the fleet; while `alone`, this process's share
+    followers: int | None = None  # tickets that wait for the guidance of another ticket and need no permit
     tenants: list[TenantView] = field(default_factory=list)
-    more_tenants: int = 0
+    more_tenants: int = 0  # tenants with waiting tickets that are not listed; `more_waiting` counts their tickets
     more_waiting: int = 0
-    complete: bool = True
-    processes: list[ProcessView] = field(default_factory=list)
-    more_processes: int = 0
-    batches: int | None = None
-    arrivals_per_s: float | None = None
-    grants_per_s: float | None = None
+    complete: bool = True  # False: `more_tenants` is an upper bound, and `oldest_wait_s` a lower bound
+    processes: list[ProcessView] = field(default_factory=list)  # most recently active first, until the lease expires
+    more_processes: int = 0  # processes that are not listed
+    batches: int | None = None  # batches opened so far
+    arrivals_per_s: float | None = None  # tickets queued in the last second
+    grants_per_s: float | None = None  # permits granted in the last second
     cache: CacheView | None = None
-    unreadable: int = 0
-    redis_time: float | None = None
+    unreadable: int = 0  # entries that could not be decoded
+    redis_time: float | None = None  # seconds since 1970
 
 
 @dataclass(frozen=True, slots=True)
 class QueuesReply:
-    """The body of GET /queue, which `gkt-gateway queue` decodes.
+    """The body of GET /queue, which `gkt-gateway queue` decodes."""
 
-    Attributes:
-        worker: the number of the worker that answered.
-        redis_up: whether that worker reaches Redis.
-        teachers: the teachers named by a policy, by their names in config.yaml.
-    """
-
-    worker: int
-    redis_up: bool
-    teachers: dict[str, QueueView]
+    worker: int  # the number of the worker that answered
+    redis_up: bool  # whether that worker reaches Redis
+    teachers: dict[str, QueueView]  # the teachers named by a policy, by their names in config.yaml
 
 
 class SchedulerView:
@@ -220,9 +193,9 @@ class _Reader:
                 name,
                 count,
                 self.age_s(since),
-                None if permits is None else in_flight.pop(name, 0),
-                head.weight if head else None,
-                head.weight / total_weight if head and has_shares else None,
+                in_flight=None if permits is None else in_flight.pop(name, 0),
+                weight=head.weight if head else None,
+                share=head.weight / total_weight if head and has_shares else None,
             )
             for name, count, since, head in heads
         ]

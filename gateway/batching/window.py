@@ -35,14 +35,9 @@ _PERIOD = SECOND
 class WaitingTicket(Protocol):
     """A queued ticket: its arrival, its longest wait and its prompt tokens."""
 
-    @property
-    def since(self) -> int: ...
-
-    @property
-    def max_wait(self) -> int: ...
-
-    @property
-    def prompt_tokens(self) -> int: ...
+    since: int
+    max_wait: int
+    prompt_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +70,9 @@ def open_batch(
     grants: EventRate,
     now: int,
 ) -> BatchOpening:
-    """Return whether a batch opens and how many tickets are in it.
+    """Return whether a batch opens and how many tickets are in it. Both rates are counted up to `now`.
 
-    Args:
-        head: the first tickets in fair order, at least one and at most one batch.
-        arrivals, grants: counted up to `now`.
+    `head` has the first tickets in fair order, at least one and at most one batch.
     """
     size = min(limits.max_size, limits.max_in_flight)
     fits, tokens, overflows = 0, 0, False
@@ -125,9 +118,6 @@ class EventRate:
         self.current += events
 
     def time_for(self, events: int, now: int) -> int | None:
-        """Return how long this many events take at the current rate; None if the rate is 0.
-
-        Call `count` with this `now` before.
-        """
+        """Return how long this many events take at the rate that `count` updated to `now`; None if the rate is 0."""
         weighted = self.before * (_PERIOD - (now - self.start)) + self.current * _PERIOD
         return math.floor(events * _PERIOD * _PERIOD / weighted) if weighted else None

@@ -354,7 +354,7 @@ async def test_a_permit_given_while_alone_is_counted_by_the_fleet_when_redis_is_
 
 async def _both_counted(*queues: TeacherQueue) -> None:
     """Wait until each process knows the others."""
-    while any(queue._membership.fleet_size != len(queues) for queue in queues):
+    while any(queue.membership.fleet_size != len(queues) for queue in queues):
         await asyncio.gather(*(Meter().call(queue, 0) for queue in queues))
 
 
@@ -419,7 +419,7 @@ async def test_a_process_that_is_alone_leaves_room_for_whatever_the_others_may_h
             assert early.most == 0
         await waiting
         assert early.most == 1
-        ends = (ann._membership._outage_since or 0.0) + 5.0
+        ends = (ann.membership._outage_since or 0.0) + 5.0
         assert asyncio.get_running_loop().time() < ends
         await asyncio.sleep(ends - asyncio.get_running_loop().time())
         await asyncio.gather(*(late.call(ann, 0.01) for _ in range(20)))
@@ -718,4 +718,4 @@ async def test_a_process_that_stops_is_gone_from_the_fleet_at_once_and_stays_gon
         assert failures == 1, "the failed exchange was repeated once"
         await asyncio.sleep(teacher_queue._HEARTBEAT_S + 0.1)
         assert await redis.zrange(keys.teacher("big").owners, 0, -1) == [b"ben"]
-        await until(lambda: ben._membership._fleet_sizes.samples[-1][1] == 1)
+        await until(lambda: ben.membership._fleet_sizes.samples[-1][1] == 1)

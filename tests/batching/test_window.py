@@ -51,7 +51,7 @@ def test_a_batch_opens_when_it_is_full_by_count() -> None:
 
 def test_the_engines_own_limit_fills_a_batch_too() -> None:
     """A teacher that takes two calls never has four to wait for."""
-    assert open_batch(waiting(2), TeacherLoad(0, 2, NOW), LIMITS.with_max_in_flight(2), NEVER, NEVER, NOW).size == 2
+    assert open_batch(waiting(2), TeacherLoad(0, 2, NOW), replace(LIMITS, max_in_flight=2), NEVER, NEVER, NOW).size == 2
 
 
 def test_a_batch_opens_when_one_ticket_has_waited_its_window_and_takes_the_others_along() -> None:

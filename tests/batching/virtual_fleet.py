@@ -151,7 +151,7 @@ class Process:
 
     @property
     def share(self) -> int:
-        return self.limits.max_in_flight // self.queue._membership.fleet_size
+        return self.limits.max_in_flight // self.queue.membership.fleet_size
 
     def may_have(self, ticket: Ticket, grant: Grant) -> int:
         """How many calls of its own, now that it begins one."""
@@ -160,7 +160,7 @@ class Process:
             return self.limits.max_in_flight
         if not grant.batch_id.startswith("local-"):
             return self.held
-        others_may_have_more = self.queue._membership.fleet_size > 1 and _now() < since + min(
+        others_may_have_more = self.queue.membership.fleet_size > 1 and _now() < since + min(
             ticket.deadline_s - 1e-6, self.limits.lease_s
         )
         return min(self.share, self.held) if others_may_have_more else self.share
