@@ -1,9 +1,9 @@
-"""The bare pass-through: what our stack (aiohttp, uvloop, orjson) can do at most when it does nothing.
+"""Serve a bare pass-through: the upper bound of aiohttp, uvloop and orjson without any further work.
 
     python load_tests/bare.py --port 9000 --json http://127.0.0.1:9001 --stream http://127.0.0.1:9002
 
-It parses the request, sends it on over one session, parses the reply and writes it again; a stream it forwards as the
-bytes come. It has no keys, no limits, no errors of its own: compare.py sets everything else in proportion to it.
+It decodes each request, forwards it over one session, decodes the reply and encodes it again. It forwards the bytes of
+a stream as they arrive. It has no keys, limits or errors of its own. compare.py gives all figures relative to it.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def application(json_base: str, stream_base: str, slow_base: str) -> web.Applica
 
 
 def main() -> None:
-    flags = argparse.ArgumentParser(description="A pass-through that does nothing, on 127.0.0.1.")
+    flags = argparse.ArgumentParser(description="A bare pass-through on 127.0.0.1.")
     flags.add_argument("--port", type=int, required=True)
     flags.add_argument("--json", required=True, help="base URL of the upstream that answers in JSON")
     flags.add_argument("--stream", required=True, help="base URL of the upstream that answers with a stream")

@@ -1,4 +1,4 @@
-"""One streamed chat completion, timed as its caller sees it."""
+"""Time a streamed chat completion on the caller's side."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Timed:
-    """An answer.
+    """A timed answer.
 
     Attributes:
-        first_s: until the first words.
-        total_s: until the stream had ended.
-        tokens: of the completion, as `usage` has it.
-        facts: what the gateway's last chunk tells of the receipt (`gkt`); empty from a bare engine.
+        first_s: seconds to the first text.
+        total_s: seconds to the end of the stream.
+        tokens: completion tokens in `usage`.
+        facts: receipt facts in the gateway's last chunk (`gkt`); empty from a bare engine.
     """
 
     first_s: float
@@ -35,7 +35,7 @@ class Timed:
 async def ask(
     session: aiohttp.ClientSession, url: str, model: str, question: str, max_tokens: int, **more: Any
 ) -> Timed:
-    """Ask greedily, and read the stream to its end. Raises typer.BadParameter when it fails, or brings no words."""
+    """Send a greedy request and read the stream. Raise typer.BadParameter if it fails or contains no text."""
     body = {
         "model": model,
         "messages": [{"role": "user", "content": question}],
@@ -54,11 +54,11 @@ async def ask(
             for data in decoder.feed(received):
                 event = {} if data == b"[DONE]" else orjson.loads(data)
                 if "error" in event:
-                    raise typer.BadParameter(f"{model}'s answer broke off: {event['error']}")
+                    raise typer.BadParameter(f"{model}'s stream failed: {event['error']}")
                 if not first_s and any(choice["delta"].get("content") for choice in event.get("choices", ())):
                     first_s = time.perf_counter() - started
                 if event.get("usage"):
                     tokens, facts = event["usage"]["completion_tokens"], event.get("gkt", {})
     if not first_s:
-        raise typer.BadParameter(f"{model} answered without a word: {question!r}")
+        raise typer.BadParameter(f"{model} answered without text: {question!r}")
     return Timed(first_s, time.perf_counter() - started, tokens, facts)

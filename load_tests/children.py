@@ -1,4 +1,4 @@
-"""Child processes that end with us: at the end of their block, on Ctrl-C and SIGTERM, and when we are killed.
+"""Run child processes that end with this process: at the end of their block, on Ctrl-C or SIGTERM, and on SIGKILL.
 
 Each child runs under gateway/local/parent_watch.py, which ends it when this process ends for any reason. Each child has
 its own session, so Ctrl-C at a terminal reaches only this process, which ends the children in order.
@@ -27,11 +27,11 @@ _LOG_TAIL_CHARS = 600
 
 
 class NotStarted(Exception):
-    """A child ended, or was not ready in time. The message says which, with the end of its log."""
+    """A child ended or was not ready in time. The message gives the reason and the end of its log."""
 
 
 class ChildProcess:
-    """One running command; its output goes to a file."""
+    """A running command. Its output goes to a file."""
 
     def __init__(
         self, name: str, command: Sequence[str | Path], log: Path, env: Mapping[str, str] | None = None
@@ -39,7 +39,7 @@ class ChildProcess:
         self.name = name
         self._log = log
         with log.open("wb") as output:
-            self._leash = subprocess.Popen(
+            self._parent_watch = subprocess.Popen(
                 [sys.executable, "-I", "-S", parent_watch.__file__, *command],
                 stdin=subprocess.PIPE,
                 stdout=output,
@@ -49,20 +49,20 @@ class ChildProcess:
             )
 
     def pids(self) -> list[int]:
-        """The command's own process and all below it, without its parent watch."""
-        return proc.tree(self._leash.pid)[1:]
+        """Return the ids of the command's process and its descendants, without its parent watch."""
+        return proc.tree(self._parent_watch.pid)[1:]
 
     def cpu_s(self) -> float:
-        """CPU seconds of all its processes."""
+        """Return the CPU seconds of all its processes."""
         return sum(proc.cpu_s(pid) for pid in self.pids())
 
     def wait_until(self, ready: Callable[[], object], limit_s: float) -> None:
-        """Ask `ready` until it is true; what it raises counts as no. Raises NotStarted."""
+        """Call `ready` until it returns true; OSError and ValueError count as false. Raise NotStarted on a timeout."""
         give_up = time.monotonic() + limit_s
         last = "it is not ready"
         while time.monotonic() < give_up:
-            if self._leash.poll() is not None:
-                raise NotStarted(f"it ended with status {self._leash.returncode}: {self.log_tail()}")
+            if self._parent_watch.poll() is not None:
+                raise NotStarted(f"it ended with status {self._parent_watch.returncode}: {self.log_tail()}")
             try:
                 if ready():
                     return
@@ -76,22 +76,22 @@ class ChildProcess:
         return " ".join(text.split()) or "it wrote no log"
 
     def end(self) -> None:
-        """SIGTERM, SIGKILL after a while, and whatever it left in its session."""
-        assert self._leash.stdin is not None
+        """Send SIGTERM, later SIGKILL, and kill the processes that remain in its session."""
+        assert self._parent_watch.stdin is not None
         with suppress(OSError):
-            self._leash.stdin.close()
+            self._parent_watch.stdin.close()
         with suppress(subprocess.TimeoutExpired):
-            self._leash.wait(timeout=_END_WITHIN_S)
+            self._parent_watch.wait(timeout=_END_WITHIN_S)
         with suppress(ProcessLookupError):
-            os.killpg(self._leash.pid, signal.SIGKILL)
-        self._leash.wait()
+            os.killpg(self._parent_watch.pid, signal.SIGKILL)
+        self._parent_watch.wait()
 
 
 @contextmanager
 def running(
     name: str, command: Sequence[str | Path], folder: Path, env: Mapping[str, str] | None = None
 ) -> Iterator[ChildProcess]:
-    """Start, hand over, end."""
+    """Run a command for the duration of the block."""
     child = ChildProcess(name, command, folder / f"{name.replace(' ', '-')}.log", env)
     try:
         yield child
@@ -101,7 +101,7 @@ def running(
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Let SIGTERM end this process as Ctrl-C does, so that its children are ended too."""
+    """Handle SIGTERM like Ctrl-C, so that this process ends its children."""
 
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
@@ -114,7 +114,7 @@ def interruptible() -> Iterator[None]:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of the loopback interface that nobody listened on just now."""
+    """Return unused ports of the loopback interface."""
     sockets = [socket.socket() for _ in range(count)]
     try:
         for one in sockets:

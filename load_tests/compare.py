@@ -1,11 +1,11 @@
-"""The gateway beside a bare pass-through and its peers: requests/s, latency and errors, in one run.
+"""Compare the gateway with a bare pass-through and other gateways: requests/s, latency and errors, in one run.
 
     PYTHONPATH=. python load_tests/compare.py --quick
     PYTHONPATH=. python load_tests/compare.py --peers all --json figures.json
 
-One process each, one worker, all in front of the same nginx that answers at once; wrk drives them. The systems take
-turns within a round, so a machine that changes speed changes it for all. Loopback only, and it ends by itself; Ctrl-C
-ends it and all it started. docs/design/benchmarks.md says what each column means.
+Each system is one process with one worker, in front of the same nginx with fixed answers. wrk generates the load. The
+systems take turns within a round, so changes in the machine's speed affect all of them. Only loopback is used. The run
+ends by itself; Ctrl-C ends it and its processes. docs/design/benchmarks.md defines the columns.
 """
 
 from __future__ import annotations
@@ -45,39 +45,40 @@ from load_tests.machine import machine
 from load_tests.systems import GUIDED, OURS, PEER_NAMES, STARTERS, Site, System
 
 KINDS: tuple[wrk.Kind, ...] = ("json", "stream")
-# Prompts are numbered; no round may begin within the numbers of another.
+# Prompts are numbered. The rounds use disjoint ranges of numbers.
 _NUMBERS_PER_ROUND = 10_000_000
 _QUIET_CORES = 0.1
 Peers = Literal["none", "installed", "all"]
 
 err = Console(stderr=True)
-# A narrower terminal breaks the table's lines; rich would cut its words.
+# In a narrower terminal, rich truncates the words of a table.
 out = Console(width=max(130, shutil.get_terminal_size().columns))
 
 
 def main(
     peers: Annotated[
-        Peers, typer.Option(help="none: only ours. installed: those that were installed. all: install what is missing.")
+        Peers,
+        typer.Option(help="none: only the gateway. installed: also installed peers. all: install missing ones."),
     ] = "installed",
     only: Annotated[
         str | None, typer.Option(help="Systems whose name contains one of these words: --only bare,ours,lite")
     ] = None,
-    concurrency: Annotated[str, typer.Option(help="Callers at a time, in turn.")] = "1,32,256",
+    concurrency: Annotated[str, typer.Option(help="Numbers of concurrent callers, measured in turn.")] = "1,32,256",
     seconds: Annotated[int, typer.Option(min=1, max=60, help="Length of a round.")] = 5,
-    rounds: Annotated[int, typer.Option(min=1, max=20, help="Rounds; their median is shown.")] = 3,
+    rounds: Annotated[int, typer.Option(min=1, max=20, help="Rounds. The table shows their median.")] = 3,
     kind: Annotated[Literal["json", "stream", "both"], typer.Option(help="Kind of answer.")] = "both",
     quick: Annotated[bool, typer.Option("--quick", help="One round of 2 s each, at 1 and 32 callers.")] = False,
     with_gates: Annotated[
-        bool, typer.Option("--gates", help="Exit with status 1 when a gate does not hold (docs/design/benchmarks.md).")
+        bool, typer.Option("--gates", help="Exit with status 1 if a gate fails (docs/design/benchmarks.md).")
     ] = False,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write everything measured here, too.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write all results to this file.")] = None,
 ) -> None:
     """Measure the gateway, a bare pass-through and other gateways side by side, and print a table.
 
-    Needs wrk and nginx (Debian: apt install wrk nginx-light). The other gateways go into environments of their own
-    below ~/.cache/gkt-gateway/peers when you say --peers all; their versions are pinned in load_tests/peers/.
+    Needs wrk and nginx (Debian: apt install wrk nginx-light). `--peers all` installs the other gateways into their own
+    environments below ~/.cache/gkt-gateway/peers. load_tests/peers/ pins their versions.
 
-    A whole run takes about a quarter of an hour, --quick --peers none about a minute. Let nothing else run meanwhile.
+    A whole run takes about 15 minutes, `--quick --peers none` about one minute. Run nothing else at the same time.
     """
     if quick:
         rounds, seconds, concurrency = 1, 2, "1,32"
@@ -123,7 +124,7 @@ def _levels(text: str) -> list[int]:
 
 
 def _start(site: Site, names: list[str], peers: Peers) -> tuple[dict[str, System], dict[str, str]]:
-    """The systems that run, by name, and why others do not."""
+    """Start the systems. Return them by name, and the reasons for those that did not start."""
     _say("starting nginx")
     started = {systems.UPSTREAM: systems.start_upstream(site)}
     if systems.BARE in names:
@@ -158,7 +159,7 @@ def _home(peer: str, peers: Peers) -> Path:
 def _measure(
     cases: list[BenchCase], started: dict[str, System], rounds: int, seconds: int
 ) -> dict[BenchCase, CaseFigures]:
-    """Every case, warmed up; rounds of the same kind and concurrency interleaved over the systems."""
+    """Warm up and measure every case. Interleave rounds of the same kind and concurrency over the systems."""
     measured: dict[BenchCase, list[RoundResult]] = {case: [] for case in cases}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     first = 0
@@ -166,7 +167,7 @@ def _measure(
         bar = progress.add_task("", total=len(cases) * (rounds + 1))
         for kind, level in dict.fromkeys((case.kind, case.concurrency) for case in cases):
             together = [case for case in cases if (case.kind, case.concurrency) == (kind, level)]
-            for turn in range(-1, rounds):  # the first one warms up
+            for turn in range(-1, rounds):  # the first round is the warm-up
                 # Another one begins each time, so that nobody always runs behind the same neighbour.
                 for case in together[turn:] + together[:turn] if turn > 0 else together:
                     first = (first + _NUMBERS_PER_ROUND) % 10**10
@@ -280,7 +281,7 @@ def _record(
     rounds: int,
     seconds: int,
 ) -> dict[str, Any]:
-    """Everything, for a machine to read."""
+    """Return all results as JSON values."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": machine(),
@@ -304,7 +305,7 @@ def _record(
 
 
 def _finite(record: dict[str, Any]) -> dict[str, Any]:
-    """JSON knows no infinity: a latency of a system that never answered is null."""
+    """Return None for infinity, which JSON does not support."""
     return {key: None if value in {math.inf, -math.inf} else value for key, value in record.items()}
 
 

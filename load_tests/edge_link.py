@@ -1,9 +1,10 @@
-"""Measure bytes and times of a device on a slow link: guided at the edge, and with whole answers of the teacher.
+"""Measure bytes and times of a device on a slow link, with edge guidance and with whole answers of the teacher.
 
     PYTHONPATH=. python load_tests/edge_link.py --help
 
-Real models on this machine: a teacher behind TGI's protocol, a Redis and one gateway process behind the link; the
-device's student before it. The link is a proxy that shapes (slow_link.py). Loopback only, and it ends by itself.
+Real models run on this machine. A teacher behind TGI's protocol, a Redis and one gateway process are behind the link.
+The device's student is in front of it. The link is a traffic-shaping proxy (slow_link.py). Only loopback is used, and
+the run ends by itself.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ _LONG, _LONG_S = "5m", 300.0
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """One answer, as the device saw it: bytes over the link, its report included, and seconds since it asked."""
+    """An answer on the device: bytes over the link, including its report, and seconds since the request."""
 
     sent: int
     received: int
@@ -60,7 +61,7 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class LinkWorkload:
-    """The questions for each link and way."""
+    """The questions for each link and method."""
 
     questions: Sequence[str]
     max_tokens: int
@@ -71,9 +72,9 @@ class LinkWorkload:
 
 
 def main(
-    questions: Annotated[int, typer.Option(min=1, max=50, help="How many of the prompts in seam_prompts.json.")] = 5,
+    questions: Annotated[int, typer.Option(min=1, max=50, help="Number of prompts from seam_prompts.json.")] = 5,
     tokens: Annotated[int, typer.Option("--tokens", "-m", min=1, max=500, help="m, the teacher's tokens.")] = 40,
-    max_tokens: Annotated[int, typer.Option(min=1, max=2000, help="Length of an answer, in tokens, at most.")] = 160,
+    max_tokens: Annotated[int, typer.Option(min=1, max=2000, help="Maximum length of an answer, in tokens.")] = 160,
     teacher: Annotated[
         str, typer.Option(help="A model of gateway/local/weights.py, or a .gguf file.")
     ] = "qwen2.5-coder-1.5b-instruct",
@@ -81,15 +82,14 @@ def main(
     links: Annotated[str, typer.Option(help=f"Which, with commas between: {', '.join(SHAPES)}.")] = ",".join(SHAPES),
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON instead of a table.")] = False,
 ) -> None:
-    """Print bytes and times of answers over links like 3G, 4G and wifi.
+    """Print bytes and times of answers over links like 3G, 4G and Wi-Fi.
 
-    **edge**: the gateway sends the teacher's first m tokens, as they are written or in one reply, and the student on
-    the device writes the rest; its report is in the bytes, and not in the time, for nobody waits for it. **teacher**:
-    the teacher alone behind the same gateway writes the answer, which comes over the link token by token, or in one
-    reply.
+    **edge**: the gateway sends the teacher's first m tokens, streamed or in one reply. The student on the device writes
+    the rest. The bytes include the report. The time does not, because nothing waits for the report. **teacher**: the
+    teacher behind the same gateway writes the whole answer, streamed or in one reply.
 
-    Bytes are those of HTTP, without TCP's and IP's own and without TLS. Teacher and student share this machine's cores,
-    so read the bytes as they are, and times beside each other only.
+    Bytes are those of HTTP, without TCP, IP and TLS. Teacher and student share this machine's cores. The bytes are
+    absolute figures; compare the times only with each other.
     """
     names = [name.strip() for name in links.split(",")]
     if unknown := [name for name in names if name not in SHAPES]:
@@ -158,18 +158,18 @@ async def measure(
     queue: Path,
     on_answer: Callable[[str, str], None] = lambda _link, _way: None,
 ) -> dict[str, list[Seen]]:
-    """Every question in every way over one link. `told` hears of each answer.
+    """Measure every question with every method over one link, and call `told` after each answer.
 
     Raises httpx.HTTPError and the client's errors.
     """
     seen: dict[str, list[Seen]] = {way: [] for way in WAYS}
     async with AsyncExitStack() as running:
-        # Asked once for all: a device looks at its student when it starts.
+        # One probe for all requests: a device probes its student at startup.
         local = await running.enter_async_context(UrlStudent(f"{student}/v1", silence_s=_LONG_S))
         how = await local.detect_continuation()
         for number, question in enumerate(asking.questions):
             for place, way in enumerate(seen):
-                # No two prompts begin alike, so that each is read in full, whichever way asked the same before.
+                # Each prompt has a unique beginning, so the engine processes all of it in spite of its prompt cache.
                 prompt = f"({place} {shape.name} {number}) {question}"
                 async with SlowLink(gateway, shape) as link:
                     if way in {EDGE, EDGE_WHOLE}:
@@ -247,7 +247,7 @@ def _figures_of(answers: list[Seen]) -> dict[str, Any]:
 
 
 def shown(figures: dict[str, Any]) -> str:
-    """The figures as docs/design/benchmarks.md has them."""
+    """Return the figures in the format of docs/design/benchmarks.md."""
     rows = [
         (
             link,

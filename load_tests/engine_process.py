@@ -1,4 +1,4 @@
-"""A fake engine in a process of its own, for as long as a block lasts."""
+"""Run a fake engine in its own process for the duration of a block."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _ENDS_WITHIN_S = 5.0
 def fake_engine(
     profile: str | Path = "instant", *, dialect: Dialect | None = None, port: int = 0, for_s: float = 600
 ) -> Iterator[str]:
-    """Start one; yields its URL, without /v1.
+    """Start a fake engine and yield its URL, without /v1.
 
     Args:
-        profile: the name of a file under timings/, or the path of another.
-        for_s: seconds after which it ends even if this process cannot end it.
+        profile: the name of a file under timings/, or the path of another one.
+        for_s: seconds after which the engine ends, even if this process cannot end it.
 
-    Raises RuntimeError when it does not start; what it had to say stands on stderr.
+    Raises RuntimeError if it does not start. Its messages are on stderr.
     """
     file = profile if isinstance(profile, Path) else TIMINGS / f"{profile}.yaml"
     command = [sys.executable, "-m", "load_tests.fake_engine", "--profile", str(file.resolve())]

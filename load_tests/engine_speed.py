@@ -1,11 +1,15 @@
-"""How fast the fake engine is, and how well it keeps the times of its file.
+"""Measure the speed of the fake engine and the accuracy of its times.
 
     python -m load_tests.engine_speed --help
 
-Calls and events per second come from wrk (which must be installed) with one thread, first against a handler of aiohttp
-that reads its request and answers canned bytes, then against the fake engine without latency, then against one whose
-passes take next to nothing, which shows what its batching and a write for each event cost. The times come from this
-process: it reads streams side by side and looks at the pace of their tokens while all of them are in the batch.
+Calls and events per second come from wrk with one thread, which must be installed. Three servers are measured:
+
+- an aiohttp handler that reads its request and returns canned bytes,
+- the fake engine without latency,
+- the fake engine with very short passes, which shows the cost of its batching and of one write for each event.
+
+The times come from this process. It reads concurrent streams and measures the interval between their tokens while all
+of them are in the batch.
 """
 
 from __future__ import annotations
@@ -44,7 +48,7 @@ TOKENS = 128
 CHAT = "/v1/chat/completions"
 BODY = {"messages": [{"role": "user", "content": "Why is the sky blue? " * 20}], "max_tokens": TOKENS}
 START_WITHIN_S = 20.0
-# Passes of 10 microseconds: the engine never waits, and never skips its scheduler.
+# Passes of 10 microseconds: the engine never sleeps, and always runs its scheduler.
 HASTY = """\
 model: fake-hasty
 dialect: openai
@@ -54,15 +58,15 @@ decode: {fixed: 0.01ms}
 
 
 def serve_canned(port_to: Connection) -> None:
-    """The aiohttp handler to compare with, until the parent is gone."""
+    """Serve the aiohttp handler for the comparison until the parent ends."""
 
-    # wrk leaves in the middle of an answer, and aiohttp would tell at length.
+    # wrk disconnects during an answer, for which aiohttp would log a traceback.
     logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
 
     async def run() -> None:
         form, text = Form("canned", chat=True, tgi=False), Text(0, "prose", 0, TOKENS, "length")
         whole, events = form.whole((text,), 100), form.events(0, "prose")
-        # The form's events are framed as chunks, which is aiohttp's work here.
+        # The form's events contain chunk framing, which aiohttp adds here.
         bare = [framed.split(b"\r\n", 1)[1][:-2] for framed in events]
 
         async def answer(request: web.Request) -> web.StreamResponse:
@@ -82,7 +86,7 @@ def serve_canned(port_to: Connection) -> None:
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         port_to.send(runner.addresses[0][1])
-        await asyncio.get_running_loop().run_in_executor(None, port_to.poll, None)  # readable when the parent closes it
+        await asyncio.get_running_loop().run_in_executor(None, port_to.poll, None)  # readable when closed
 
     uvloop.run(run())
 
@@ -105,7 +109,7 @@ def canned() -> Iterator[str]:
 
 
 def calls_per_s(url: str, *, stream: bool, connections: int, seconds: int, folder: Path) -> float:
-    """Return calls per second, measured by wrk. Every reply must be a 200."""
+    """Return calls per second, measured by wrk. Every status must be 200."""
     script = folder / "post.lua"
     body = orjson.dumps({**BODY, "stream": stream}).decode()
     script.write_text(f"wrk.method = 'POST'\nwrk.body = [==[{body}]==]\n")
@@ -118,7 +122,7 @@ def calls_per_s(url: str, *, stream: bool, connections: int, seconds: int, folde
 
 
 async def pace(url: str, streams: int, tokens: int) -> list[float]:
-    """Seconds between two tokens of one stream, while all of them are being answered."""
+    """Return the seconds between two tokens of a stream while all streams are active."""
     arrived: list[list[float]] = [[] for _ in range(streams)]
     body: dict[str, Any] = {"messages": [{"role": "user", "content": "Why?"}], "max_tokens": tokens, "stream": True}
 
@@ -173,7 +177,7 @@ def show_pace(streams: int, tokens: int) -> None:
 
 
 def _steady(name: str, folder: Path) -> Path:
-    """A profile without jitter and with answers that run to max_tokens, so that the batch stays full."""
+    """Return a profile without jitter whose answers reach max_tokens, so that the batch stays full."""
     text = (TIMINGS / f"{name}.yaml").read_text()
     file = folder / f"{name}.yaml"
     file.write_text(re.sub(r"^(jitter|answer_tokens):.*\n", "", text, flags=re.MULTILINE))
@@ -183,10 +187,10 @@ def _steady(name: str, folder: Path) -> Path:
 def main(
     connections: Annotated[int, typer.Option(min=1, max=512, help="Connections of wrk.")] = 32,
     seconds: Annotated[int, typer.Option(min=1, max=60, help="Seconds of each of wrk's six runs.")] = 4,
-    streams: Annotated[int, typer.Option(min=2, max=128, help="Streams whose pace is looked at.")] = 64,
-    tokens: Annotated[int, typer.Option(min=50, max=2000, help="Tokens of each of these.")] = 200,
+    streams: Annotated[int, typer.Option(min=2, max=128, help="Streams whose token interval is measured.")] = 64,
+    tokens: Annotated[int, typer.Option(min=50, max=2000, help="Tokens of each of these streams.")] = 200,
 ) -> None:
-    """Measure the fake engine on the loopback interface and print two tables: how fast, and how true to its file."""
+    """Measure the fake engine on the loopback interface, and print tables of its speed and of its accuracy."""
     if shutil.which("wrk") is None:
         raise typer.BadParameter("wrk is not installed")
     show_speed(connections, seconds)

@@ -1,15 +1,15 @@
-"""A fake model server for load tests: it has no model, only the time that one would take, and the protocol it speaks.
+"""A fake model server for load tests. It has a protocol and the latency of a model, but no model.
 
     python -m load_tests.fake_engine --help
     python -m load_tests.fake_engine --profile load_tests/timings/teacher.yaml
 
-It batches continuously as text-generation-inference and vLLM do, so that what a caller sees depends on who else is
-served: prompts queue, join the batch between two steps, and each step is as long as the batch is large
-(fake/batching.py). The times stand in a file each under timings/, with where they come from. GET /stats says how full
-the batches were and whether the modelled times were kept; POST /stats/reset begins anew.
+It batches continuously like text-generation-inference and vLLM, so the latency of a call depends on the other calls.
+Prompts wait in a queue and join the batch between two steps. The duration of a step depends on the size of the batch
+(fake/batching.py). Each file under timings/ has the times and their source. GET /stats returns batch sizes and the
+accuracy of the modelled times. POST /stats/reset resets the counts.
 
-It has to be faster than what is measured with it. Calls and events per second of the profile without latency, beside a
-handler of aiohttp that answers canned bytes:
+It must be faster than the measured system. Compare the calls and events per second without latency with those of an
+aiohttp handler that returns canned bytes:
 
     python -m load_tests.engine_speed
 """
@@ -34,22 +34,20 @@ app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exce
 
 @app.command()
 def main(
-    port: Annotated[int, typer.Option(min=0, max=65535, help="On 127.0.0.1; 0 takes a free one.")] = 0,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 selects a free one.")] = 0,
     profile: Annotated[Path, typer.Option(help="A timing file.", exists=True, dir_okay=False)] = Path(
         "load_tests/timings/instant.yaml"
     ),
-    dialect: Annotated[
-        Dialect | None, typer.Option(help="Answer in this manner instead of the file's: tgi or openai.")
-    ] = None,
-    for_s: Annotated[float, typer.Option("--for", min=0.1, max=86_400, help="Seconds until it ends by itself.")] = 3600,
+    dialect: Annotated[Dialect | None, typer.Option(help="Override the dialect of the file: tgi or openai.")] = None,
+    for_s: Annotated[float, typer.Option("--for", min=0.1, max=86_400, help="Time limit in seconds.")] = 3600,
 ) -> None:
-    """Serve a modelled engine on the loopback interface until SIGTERM or until its time is up.
+    """Serve a modelled engine on the loopback interface until SIGTERM or the time limit.
 
-    The first line that it prints is JSON with its `url`: what a gateway's config.yaml wants as `api_base` of a model
-    with protocol tgi, and with /v1 behind it of one with protocol openai.
+    The first line of its output is JSON with its `url`. In a gateway's config.yaml, this URL is the `api_base` of a
+    model with protocol tgi. For protocol openai, append /v1.
 
-    The files under load_tests/timings are a large teacher, a small student, and an engine that takes no time; each says
-    where its figures come from. To model another engine, copy one.
+    The files under load_tests/timings model a large teacher, a small student, and an engine without latency. Each of
+    them names the source of its figures. To model another engine, copy one.
     """
     try:
         modelled = read_profile(profile)

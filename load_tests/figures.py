@@ -1,4 +1,4 @@
-"""From rounds to figures, and from figures to gates. Pure arithmetic."""
+"""Compute figures from rounds, and gates from figures. Pure."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ if TYPE_CHECKING:
 
     from load_tests.wrk import Kind, Reading
 
-# Where the gates are measured.
+# Concurrency of the gates.
 THROUGHPUT_AT = 32
 LATENCY_AT = 1
-# A larger backlog is work that the measured throughput left for later.
+# A larger backlog is unfinished work, which would overstate the throughput.
 BACKLOG_S = 1.0
 
 
 @dataclass(frozen=True)
 class BenchCase:
-    """One cell of the comparison."""
+    """A cell of the comparison."""
 
     system: str
     kind: Kind
@@ -34,9 +34,9 @@ class RoundResult:
     """Results of one round of one case.
 
     Attributes:
-        cores: CPU seconds that the system's processes used for each second of the round.
-        others: the same for processes that have nothing to do with this comparison.
-        unguided: requests that went without the guidance they were to have.
+        cores: CPU seconds of the system's processes per second of the round.
+        others: CPU seconds of unrelated processes per second of the round.
+        unguided: requests of a guided route that were answered without guidance.
         backlog_s: age of the oldest receipt that was not in the database at the end, in seconds.
     """
 
@@ -49,11 +49,11 @@ class RoundResult:
 
 @dataclass(frozen=True)
 class CaseFigures:
-    """A case over its rounds: medians, and the sum of what went wrong. Only good replies count as requests.
+    """Medians of a case over its rounds, and sums of its errors. Only successful replies count as requests.
 
     Attributes:
-        per_cpu_s: requests for each CPU second of the system's own, which a busy machine changes far less than
-            requests per second; None where no process is watched.
+        per_cpu_s: requests per CPU second of the system. A busy machine changes it far less than requests per second.
+            None if no process is measured.
     """
 
     per_second: float
@@ -74,10 +74,10 @@ class CaseFigures:
 
 @dataclass(frozen=True)
 class Gate:
-    """A figure with the limit that it must keep and the goal that it is to reach.
+    """A figure with its required limit and its goal.
 
     Attributes:
-        at_least: whether limit and goal are lower bounds; else they are upper ones.
+        at_least: whether limit and goal are lower bounds; otherwise they are upper bounds.
     """
 
     name: str
@@ -99,7 +99,7 @@ class Gate:
 
 
 def over_rounds(rounds: Sequence[RoundResult]) -> CaseFigures:
-    """Medians of each figure by itself, so p50 and p99 may come from different rounds."""
+    """Return the median of each figure separately: p50 and p99 may come from different rounds."""
     readings = [one.reading for one in rounds]
     rates = [(one.requests - one.refused) / one.seconds for one in readings]
     by_cpu = [rate / one.cores for rate, one in zip(rates, rounds, strict=True) if one.cores > 0]
@@ -118,7 +118,7 @@ def over_rounds(rounds: Sequence[RoundResult]) -> CaseFigures:
 
 
 def added_ms(figures: Mapping[BenchCase, CaseFigures], case: BenchCase) -> float | None:
-    """p50 above the upstream's own in the same run.
+    """Return p50 minus the upstream's p50 of the same run.
 
     None without the upstream's figures.
     """
@@ -127,13 +127,13 @@ def added_ms(figures: Mapping[BenchCase, CaseFigures], case: BenchCase) -> float
 
 
 def of_bare(figures: Mapping[BenchCase, CaseFigures], case: BenchCase) -> float | None:
-    """Requests per second in proportion to the bare pass-through's; None without its figures."""
+    """Return requests per second relative to the bare pass-through; None without its figures."""
     bare = figures.get(BenchCase(BARE, case.kind, case.concurrency))
     return None if bare is None or not bare.per_second else figures[case].per_second / bare.per_second
 
 
 def gates(figures: Mapping[BenchCase, CaseFigures]) -> list[Gate]:
-    """The gates on JSON calls. Raises KeyError when a case that they need was not measured."""
+    """Return the gates on JSON calls. Raise KeyError if a required case was not measured."""
     found: list[Gate] = []
     throughput = {
         STUDENT: (0.36, 0.45),
@@ -158,7 +158,7 @@ def gates(figures: Mapping[BenchCase, CaseFigures]) -> list[Gate]:
 
 
 def needed_by_gates() -> set[BenchCase]:
-    """The cases without which `gates` cannot be told."""
+    """Return the cases that `gates` requires."""
     ours = (STUDENT, GUIDED, STUDENT_LIMITED, GUIDED_LIMITED)
     throughput = {BenchCase(name, "json", THROUGHPUT_AT) for name in (BARE, *ours)}
     return throughput | {BenchCase(name, "json", LATENCY_AT) for name in (UPSTREAM, *ours)}

@@ -1,10 +1,10 @@
-"""How long an SSE caller waits for the first words, and for all of them: with guidance that streams, and without.
+"""Measure the time to the first token and the total time of SSE answers, with and without streamed guidance.
 
     PYTHONPATH=. python load_tests/first_token.py --help
 
-Real models on this machine: a teacher behind TGI's protocol, a student behind llama.cpp's server, a Redis, and one
-gateway process in front. Each question is asked in every way before the next one, another way first each time, so a
-machine that changes speed changes it for all. Loopback only, and it ends by itself.
+Real models run on this machine: a teacher behind TGI's protocol, a student behind llama.cpp's server, a Redis, and one
+gateway process. Each question is sent with every method before the next question. The order of the methods rotates, so
+changes in the machine's speed affect all of them. Only loopback is used, and the run ends by itself.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 STREAMED, WHOLE, STUDENT, TEACHER = "guided, streamed", "guided, not streamed", "student only", "teacher only"
-# By the route that goes this way.
+# By route.
 WAYS = {"chat": STREAMED, "chat-whole": WHOLE, STUDENT_ONLY["model"]: STUDENT, TEACHER_ONLY["model"]: TEACHER}
 HEAD = (
     "", "first token p50", "p90", "receipt's p50", "of student's", "of not streamed", "whole answer p50", "guided",
 )  # fmt: skip
-# No wait of the gateway's may end before a slow machine has answered.
+# Timeouts of the gateway are long enough for a slow machine.
 _LONG = "5m"
 
 
@@ -59,7 +59,7 @@ class Engines:
 
 @dataclass(frozen=True, slots=True)
 class FirstTokenWorkload:
-    """The workload: every question, `rounds` times, in each way."""
+    """The workload: every question, `rounds` times, with each method."""
 
     questions: Sequence[str]
     rounds: int
@@ -68,35 +68,36 @@ class FirstTokenWorkload:
 
     @property
     def calls(self) -> int:
-        """How many there will be, those that warm up included."""
+        """Return the number of calls, including the warm-up."""
         return len(WAYS) * (1 + self.rounds * len(self.questions))
 
 
 def main(
-    questions: Annotated[int, typer.Option(min=1, max=50, help="How many of the prompts in seam_prompts.json.")] = 10,
-    rounds: Annotated[int, typer.Option(min=1, max=20, help="How often each is asked in each way.")] = 1,
+    questions: Annotated[int, typer.Option(min=1, max=50, help="Number of prompts from seam_prompts.json.")] = 10,
+    rounds: Annotated[int, typer.Option(min=1, max=20, help="Calls per question and method.")] = 1,
     tokens: Annotated[int, typer.Option("--tokens", "-m", min=1, max=500, help="m, the teacher's tokens.")] = 40,
-    max_tokens: Annotated[int, typer.Option(min=1, max=1000, help="Length of an answer, in tokens, at most.")] = 64,
+    max_tokens: Annotated[int, typer.Option(min=1, max=1000, help="Maximum length of an answer, in tokens.")] = 64,
     teacher: Annotated[
         str, typer.Option(help="A model of gateway/local/weights.py, or a .gguf file.")
     ] = "qwen2.5-coder-1.5b-instruct",
     student: Annotated[str, typer.Option(help="Likewise.")] = "qwen2.5-coder-0.5b-instruct",
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON instead of a table.")] = False,
 ) -> None:
-    """Print the time to the first token, and to the last, of four ways to an answer.
+    """Print the time to the first token, and to the last one, of four methods.
 
-    **guided, streamed** shows the teacher's words as they are written (`guidance.stream: true`, the default);
-    **guided, not streamed** shows them when all m are there (`stream: false`); **student only** and **teacher only**
-    are the two models behind the same gateway, without guidance.
+    **guided, streamed** sends the teacher's text as it is generated (`guidance.stream: true`, the default).
+    **guided, not streamed** sends it when all m tokens are complete (`stream: false`). **student only** and
+    **teacher only** are the two models behind the same gateway, without guidance.
 
-    How to read it: a guided answer's first word is the teacher's. Streamed, it comes when the teacher has read the
-    prompt and written two words, since the last is held back until it is known to stay; not streamed, when it has
-    written m tokens. So the first row should not change with -m, and the second should grow with it. Whole answers
-    should take the same in both.
+    The first token of a guided answer is the teacher's. With streaming, it arrives after the teacher has processed the
+    prompt and generated two words, because the gateway holds back the last word. Without streaming, it arrives after m
+    tokens. So the first row should not depend on -m, and the second row should grow with it. The total times of both
+    should be equal.
 
-    The table is Markdown, as docs/design/benchmarks.md has it. Two cores take three minutes with the default
-    models, --teacher qwen2.5-coder-0.5b-instruct --student smollm2-135m-instruct half of that. Models that are
-    missing are fetched first. Let nothing else run meanwhile: the line below the table says whether something did.
+    The table is Markdown, for docs/design/benchmarks.md. A run takes three minutes on two cores with the default
+    models, and half of that with --teacher qwen2.5-coder-0.5b-instruct --student smollm2-135m-instruct. Missing models
+    are downloaded first. Run nothing else at the same time. The line below the table reports the load of other
+    programs.
     """
     asking = FirstTokenWorkload([question for _, question in chosen(questions)], rounds, tokens, max_tokens)
     figures = asyncio.run(_on_this_machine(teacher, student, asking))
@@ -122,9 +123,12 @@ async def _on_this_machine(teacher: str, student: str, asking: FirstTokenWorkloa
 async def measure(
     engines: Engines, asking: FirstTokenWorkload, on_answer: Callable[[str], None] = lambda _: None
 ) -> tuple[dict[str, list[Timed]], float]:
-    """Every answer, by way, and how many cores other programs used meanwhile. `told` hears the way of each call made.
+    """Return every answer, by method, and the number of cores that other programs used.
 
-    Raises typer.BadParameter for a call that fails.
+    Args:
+        on_answer: called with the method of each finished call.
+
+    Raises typer.BadParameter if a call fails.
     """
     guidance: dict[str, Any] = {"tokens": asking.tokens, "deadline": _LONG, "cache_ttl": "0s"}
     patient = {"timeouts": {"first_token": _LONG, "idle": _LONG, "total": _LONG}}
@@ -152,7 +156,7 @@ async def measure(
         async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {KEY}"}) as session:
 
             async def call(route: str, question: str) -> Timed:
-                # Engines keep what they have read. No two prompts begin alike, so that each is read in full.
+                # Each prompt has a unique beginning, so the engine processes all of it in spite of its prompt cache.
                 timed = await ask(session, gateway.url, route, f"({next(numbers)}) {question}", asking.max_tokens)
                 on_answer(WAYS[route])
                 return timed
@@ -167,7 +171,7 @@ async def measure(
 
 
 def in_turn(routes: list[str], questions: Sequence[str]) -> list[tuple[str, str]]:
-    """Each question by every route, beginning with another one each time."""
+    """Yield each question with every route. The first route rotates."""
     return [
         (route, question)
         for number, question in enumerate(questions)
@@ -193,7 +197,7 @@ def _figures_of(answers: list[Timed]) -> dict[str, Any]:
         "first_p50_ms": statistics.median(first),
         "first_p90_ms": first[math.ceil(len(first) * 0.9) - 1],
         "receipt_p50_ms": statistics.median(receipt_ms),
-        # The receipt begins and ends within the caller's time.
+        # The gateway's time is part of the caller's time.
         "apart_max_ms": max(abs(one.first_s * 1000 - at) for one, at in zip(answers, receipt_ms, strict=True)),
         "total_p50_ms": statistics.median(one.total_s * 1000 for one in answers),
         "tokens_p50": statistics.median(one.tokens for one in answers),
@@ -202,7 +206,7 @@ def _figures_of(answers: list[Timed]) -> dict[str, Any]:
 
 
 def shown(figures: dict[str, Any]) -> str:
-    """The figures as docs/design/benchmarks.md has them."""
+    """Return the figures in the format of docs/design/benchmarks.md."""
     ways = figures["ways"]
     rows = []
     for way, seen in ways.items():
@@ -225,7 +229,7 @@ def shown(figures: dict[str, Any]) -> str:
             markdown.table(HEAD, rows),
             "",
             f"{figures['teacher']} -> {figures['student']}, m = {figures['m']}. {figures['machine']}",
-            f"What the caller saw and what the receipt says of the first token are at most {apart:.1f} ms apart.",
+            f"The first-token times of caller and receipt are at most {apart:.1f} ms apart.",
             f"Other programs used {figures['others_cores']:.2f} cores meanwhile.",
         )
     )

@@ -1,15 +1,16 @@
-"""Does the fleet fill its batches, and what is that worth to the teacher?
+"""Measure the batch fill of a fleet, and its effect on the teacher's throughput.
 
 A modelled teacher (continuous batching, times from a file), a student without latency, one Redis, and gateways in
-front of them. The same callers, each with one request at a time and every prompt different, meet in turn:
+front of them. The same callers, each with one request at a time and a unique prompt, call these arrangements in turn:
 
   fleet       `--processes` gateways that share the teacher
   one         one gateway
   ungathered  one gateway that opens a batch for each request: batch.max_size 1
   unbatched   one gateway that makes one call at a time: max_concurrency 1
 
-For each: how full its batches were (size of a batch as a part of what one may hold), the teacher's tokens a second,
-the sizes of the batches that it decoded, and what callers waited. Loopback only; it ends by itself.
+The table has a row for each arrangement. The batch fill is the size of
+a batch divided by its maximum. Further columns are the teacher's tokens per second, its decode batch sizes, and the
+latency of callers. Only loopback is used, and the run ends by itself.
 
     python -m load_tests.fleet
 """
@@ -45,7 +46,7 @@ _ENOUGH = 0.9
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """One arrangement to measure."""
+    """An arrangement to measure."""
 
     name: str
     processes: int
@@ -56,17 +57,17 @@ class Way:
 def main(
     processes: Annotated[int, typer.Option(min=1, max=16, help="Gateways in the fleet.")] = 4,
     callers: Annotated[int, typer.Option(min=1, max=2000, help="Callers, each with one request at a time.")] = 256,
-    seconds: Annotated[float, typer.Option(min=1, max=120, help="How long each way is measured.")] = 15,
+    seconds: Annotated[float, typer.Option(min=1, max=120, help="Duration of each measurement.")] = 15,
     tokens: Annotated[int, typer.Option(min=1, max=512, help="m, the teacher's tokens.")] = 40,
     max_concurrency: Annotated[int, typer.Option(min=1, help="The teacher's calls in flight.")] = 96,
     max_size: Annotated[int, typer.Option(min=1, help="Calls in one batch.")] = 32,
-    max_wait: Annotated[str, typer.Option(help="How long a request waits for others.")] = "10ms",
-    ways: Annotated[str, typer.Option(help="Which of them, by name.")] = "fleet,one,ungathered,unbatched",
+    max_wait: Annotated[str, typer.Option(help="Maximum wait of a request for its batch.")] = "10ms",
+    ways: Annotated[str, typer.Option(help="Arrangements to measure, by name.")] = "fleet,one,ungathered,unbatched",
     profile: Annotated[str, typer.Option(help="A file of load_tests/timings, for the teacher.")] = "teacher",
     as_json: Annotated[bool, typer.Option("--json", help="Print figures as JSON instead of a table.")] = False,
-    gate: Annotated[bool, typer.Option("--gate", help=f"Fail when the fleet's fill is below {_ENOUGH}.")] = False,
+    gate: Annotated[bool, typer.Option("--gate", help=f"Fail if the fleet's fill is below {_ENOUGH}.")] = False,
 ) -> None:
-    """Measure how full the batches of a fleet are, and what the teacher writes, against one gateway and none."""
+    """Measure the batch fill of a fleet and the teacher's throughput, compared with one gateway and no batching."""
     known = [
         Way("fleet", processes, max_concurrency, max_size),
         Way("one", 1, max_concurrency, max_size),
@@ -188,7 +189,7 @@ async def _load(
 
 
 async def _batches(session: aiohttp.ClientSession, gateway: GatewayProcess) -> tuple[float, float, float]:
-    """Batches that this process opened so far, the sum of their fills, and of their sizes."""
+    """Return the batches that this process opened, the sum of their fills, and the sum of their sizes."""
     async with session.get(gateway.admin_url + "/metrics") as reply:
         text = await reply.text()
     values: dict[str, float] = {}

@@ -1,12 +1,12 @@
-"""The noisy neighbor: what a well-behaved tenant sees before, during and after another tenant's floods.
+"""Measure the latency of a well-behaved tenant before, during and after floods of another tenant.
 
     PYTHONPATH=. python load_tests/hostile.py
     PYTHONPATH=. python load_tests/hostile.py --quick --only JSON,rejected
 
 Each flood runs against the gateway and against a bare pass-through of the same stack. Flood, victim, engine and the
-measured system are processes of their own. On two cores or more, the measured system has a core for itself and the
-flood's client has the lowest priority on another one: what the victim waits for is the measured system, not the client.
-Loopback only, and it ends by itself; Ctrl-C ends it and all it started. docs/design/benchmarks.md describes the table.
+measured system each have their own process. On two or more cores, the measured system has its own core, and the flood's
+client has the lowest priority on another core. So the victim waits for the system and not for the client. Only loopback
+is used. The run ends by itself; Ctrl-C ends it and its processes. docs/design/benchmarks.md describes the table.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ _READY_WITHIN_S = 30.0
 _SAMPLED_EVERY_S = 0.2
 _FLOOD_NICENESS = 10
 _OK = 200
-# The acceptance: parts of bare's figures beside the same flood. The goal: times the victim's own quiet figures.
+# The limit is relative to bare's figures during the same flood, the goal to the victim's figures before it.
 _MOST_OF_BARE = 0.5
 _GOAL_P50, _GOAL_P99 = 4.0, 5.0
-# Where a flood does not slow bare down, half of its figures would be below the quiet ones.
+# If a flood does not slow bare down, half of its figures would be below the figures before the flood.
 _HURT = 8.0
 _HEAD = (
     "flood",
@@ -66,7 +66,7 @@ err = Console(stderr=True)
 
 @dataclass(frozen=True)
 class HostileReply:
-    """One request of the victim's: when it began on CLOCK_MONOTONIC, how long it took, and its status (0: broken)."""
+    """A request of the victim: start on CLOCK_MONOTONIC, seconds, and status (0: connection lost)."""
 
     began: float
     seconds: float
@@ -85,11 +85,11 @@ class Phase:
 
 @dataclass(frozen=True)
 class HostileCase:
-    """One flood against one system.
+    """A flood against a system.
 
     Attributes:
-        rss_mb: most resident memory of the measured process, in MB.
-        seen: what the flood's client saw: replies by status, and connections lost.
+        rss_mb: maximum resident memory of the measured process, in MB.
+        seen: replies by status, and lost connections, on the side of the flood's client.
     """
 
     flood: str
@@ -115,20 +115,19 @@ class Measured:
 
 
 def main(
-    seconds: Annotated[float, typer.Option(min=1, max=60, help="How long each flood is measured.")] = 6.0,
+    seconds: Annotated[float, typer.Option(min=1, max=60, help="Duration of each flood.")] = 6.0,
     quiet: Annotated[float, typer.Option(min=1, max=60, help="Seconds before and after each flood.")] = 3.0,
     only: Annotated[str | None, typer.Option(help="Floods whose name contains one of these: --only JSON,gzip")] = None,
     system: Annotated[str, typer.Option(help="gateway, bare, or both.")] = "both",
-    quick: Annotated[bool, typer.Option("--quick", help="1 s each: that it works, no figures to go by.")] = False,
-    pin: Annotated[bool, typer.Option(help="Give the measured system a core of its own.")] = True,
-    gates: Annotated[bool, typer.Option("--gates", help="Exit with status 1 where the acceptance fails.")] = False,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write everything measured here, too.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="1 s each: a smoke test without reliable figures.")] = False,
+    pin: Annotated[bool, typer.Option(help="Reserve a core for the measured system.")] = True,
+    gates: Annotated[bool, typer.Option("--gates", help="Exit with status 1 if the acceptance fails.")] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write all results to this file.")] = None,
 ) -> None:
-    """Measure a well-behaved tenant beside each flood, through the gateway and through a bare pass-through.
+    """Measure a well-behaved tenant during each flood, through the gateway and through a bare pass-through.
 
-    The victim asks 50 times a second at most, one request at a time. p50 and p99 are its latencies before, during and
-    after the flood. Needs nginx (Debian: apt install nginx-light). A whole run takes about eight minutes. Let nothing
-    else run meanwhile.
+    The victim sends at most 50 requests per second, one at a time. p50 and p99 are its latencies. Needs nginx (Debian:
+    apt install nginx-light). A whole run takes about eight minutes. Run nothing else at the same time.
     """
     if quick:
         seconds = quiet = 1.0
@@ -138,7 +137,7 @@ def main(
     ]
     names = (_OURS, _BARE) if system == "both" else (system,)
     if not floods or not set(names) <= {_OURS, _BARE}:
-        raise typer.BadParameter("--only or --system names nothing that there is")
+        raise typer.BadParameter("--only or --system matches no flood or system")
     if shutil.which("nginx") is None and not Path("/usr/sbin/nginx").exists():
         raise typer.BadParameter("not installed: nginx (Debian: apt install nginx-light)")
     cases: list[HostileCase] = []
@@ -157,7 +156,7 @@ def main(
     verdicts = _verdicts(cases)
     for text, holds in verdicts:
         print(f"{'holds' if holds else 'FAILS'}: {text}")
-    where = "the system on a core of its own" if place else "no cores assigned"
+    where = "the system on its own core" if place else "no cores assigned"
     print(f"{seconds:g} s each, {where}. Other programs used {others:.2f} cores meanwhile. {machine()}")
     if json_file is not None:
         record = {"machine": machine(), "seconds": seconds, "others": others, "cases": [asdict(case) for case in cases]}
@@ -168,7 +167,7 @@ def main(
 
 @dataclass(frozen=True)
 class Placement:
-    """Which cores the measured process has, and which everything else."""
+    """CPU cores of the measured process and of the other processes."""
 
     system: int
     others: list[int]
@@ -197,7 +196,7 @@ def _listens(port: int) -> bool:
 
 
 def _start(site: Site, name: str, stack: ExitStack, place: Placement | None) -> Measured:
-    """Start one system anew: a flood finds nothing that an earlier one left behind."""
+    """Start a new process of a system, so that earlier floods have no effect on it."""
     inner = Site(site.folder, stack, dict(site.ports))
     if name == _BARE:
         bare = systems.start_bare(inner)
@@ -242,7 +241,7 @@ def _measure(site: Site, flood: str, name: str, place: Placement | None, seconds
         victim.terminate()
         answers = _read(victim.communicate(timeout=_READY_WITHIN_S)[0])
     during = _phase(answers, full, ended)
-    ramp = _phase(answers, flooded, calm)  # errors count from the flood's first moment to its last
+    ramp = _phase(answers, flooded, calm)  # errors count from the start to the end of the flood
     return HostileCase(
         flood,
         name,
@@ -308,7 +307,7 @@ def _rows(cases: Sequence[HostileCase]) -> list[list[str]]:
 
 
 def _bare(cases: Sequence[HostileCase], ours: HostileCase) -> HostileCase | None:
-    """Bare's case of the same flood, for a case of the gateway's."""
+    """Return the bare pass-through's case of the same flood."""
     if ours.system == _BARE:
         return None
     return next((case for case in cases if case.system == _BARE and case.flood == ours.flood), None)

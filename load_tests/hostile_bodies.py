@@ -1,4 +1,4 @@
-"""Request bodies that cost as much CPU time as their size allows."""
+"""Request bodies with the maximum CPU time for their size."""
 
 from __future__ import annotations
 
@@ -65,20 +65,20 @@ PLACES = ("x", "messages", "prompt", "input", "tools", "stop", "metadata", "logi
 
 
 def list_body(least: dict[str, bytes], place: str, unit: bytes, size: int) -> bytes:
-    """Return a body in which a field is a list of units, so many bytes in all."""
+    """Return a body of a given size in which a field is a list of units."""
     count = max(1, (size - 200) // (len(unit) + 1))
     return _body(least, place, b"[" + b",".join([unit] * count) + b"]")
 
 
 def names_body(least: dict[str, bytes], place: str, name_bytes: int, size: int) -> bytes:
-    """Return a body in which a field is an object with names of a length, so many bytes in all."""
+    """Return a body of a given size in which a field is an object with names of a given length."""
     count = max(1, (size - 200) // (name_bytes + 5))
     pairs = b",".join(b'"%0*d":1' % (name_bytes, index) for index in range(count))
     return _body(least, place, b"{" + pairs + b"}")
 
 
 def text_body(least: dict[str, bytes], place: str, text: bytes, size: int) -> bytes:
-    """Return a body in which a field is a string, so many bytes in all."""
+    """Return a body of a given size in which a field is a string."""
     return _body(least, place, b'"' + text * max(1, (size - 200) // len(text)) + b'"')
 
 

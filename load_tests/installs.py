@@ -1,4 +1,4 @@
-"""The peers' own environments: each in a folder below the user's cache, made once from what stands in peers/."""
+"""Install each peer into its own environment, in a folder below the user's cache, from the pins in peers/."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 PEERS = Path(__file__).with_name("peers")
-# A half-made environment has no stamp. The stamp is a copy of what it was made from.
+# Only a complete environment has a stamp, which is a copy of its pins.
 _STAMP = "installed-from"
 
 
 class NotInstalled(Exception):
-    """The peer is not there, or could not be installed. The message says which."""
+    """A peer is missing or could not be installed. The message gives the reason."""
 
 
 def cache() -> Path:
@@ -32,14 +32,14 @@ def pins(peer: str) -> Path:
 
 
 def find(peer: str) -> Path | None:
-    """The peer's environment; None when it was not made, or from other pins than those that stand here now."""
+    """Return the environment of a peer; None if it is missing or was installed from other pins."""
     folder = cache() / peer
     stamp = folder / _STAMP
     return folder if stamp.exists() and stamp.read_text() == pins(peer).read_text() else None
 
 
 def install(peer: str, say: Callable[[str], object]) -> Path:
-    """Make the peer's environment anew; the installer's own progress goes to stderr. Raises NotInstalled."""
+    """Install a peer again. The installer's output goes to stderr. Raises NotInstalled."""
     folder = cache() / peer
     shutil.rmtree(folder, ignore_errors=True)
     say(f"installing {peer} into {folder}")

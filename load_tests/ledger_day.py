@@ -1,10 +1,10 @@
-"""Write a day of receipts from the outboxes of a real Redis to SQLite, and measure what that costs.
+"""Write a day of receipts from the outboxes of a real Redis to SQLite, and measure the cost.
 
     PYTHONPATH=. python load_tests/ledger_day.py --help
 
-Receipts are posted to outboxes as gateways settle them, in the order of a day that ends now. A usage worker in this
-process writes them. Then the sums are compared with the receipts, and the dashboard of a gateway with that database is
-opened in Chromium (ledger_views.py). Redis, the database and the gateway are this run's alone, in temporary folders.
+Receipts are posted to outboxes in the order of a day that ends now. A usage worker in this process writes them. Then
+the sums are compared with the receipts, and Chromium opens the dashboard of a gateway with that database
+(ledger_views.py). Redis, the database and the gateway belong to this run and use temporary folders.
 load_tests/usage_worker.py measures writes without Redis, load_tests/usage_reads.py reads without HTTP.
 """
 
@@ -50,16 +50,16 @@ if TYPE_CHECKING:
 
     from gateway.accounting.receipt import Receipt
 
-# As config.yaml has them.
+# The defaults of config.yaml.
 RETENTION = Retention(minute=6 * 3600, hour=14 * DAY_S, day=400 * DAY_S)
 _AT_ONCE = 5_000
 
 
 class Day:
-    """One run.
+    """A run over one day.
 
     Args:
-        seat: joined.
+        seat: an instance of a process that has joined.
     """
 
     def __init__(
@@ -115,14 +115,14 @@ class Day:
         return total
 
     def wrong_sums(self) -> int:
-        """Return the number of sums that are not those of the receipts."""
+        """Return the number of sums that differ from the receipts."""
         days = range(int(self.now - DAY_S) // DAY_S, int(self.now) // DAY_S + 1)
         with self.store.engine.reading() as connection:
             return sum(1 for day in days for _ in differences(connection, day))
 
 
 async def run(count: int, tenants: int, console: Console, *, views: bool = True) -> None:
-    """Print what a day costs. Raises typer.Exit with status 1 where a sum is wrong."""
+    """Print the cost of a day. Raise typer.Exit with status 1 if a sum is wrong."""
     gc.collect()
     gc.freeze()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -191,10 +191,10 @@ def _part(values: list[float], part: float) -> float:
 
 def main(
     receipts: Annotated[int, typer.Option(min=1_000, help="Receipts of the day.")] = 1_000_000,
-    tenants: Annotated[int, typer.Option(min=1, max=10_000, help="Tenants; few have most receipts.")] = 200,
-    views: Annotated[bool, typer.Option(help="Open the dashboard in Chromium, too.")] = True,
+    tenants: Annotated[int, typer.Option(min=1, max=10_000, help="Tenants. A few have most of the receipts.")] = 200,
+    views: Annotated[bool, typer.Option(help="Also open the dashboard in Chromium.")] = True,
 ) -> None:
-    """Write a day of receipts, and print what it costs."""
+    """Write a day of receipts, and print the cost."""
     asyncio.run(run(receipts, tenants, Console(), views=views))
 
 

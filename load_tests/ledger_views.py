@@ -1,6 +1,6 @@
-"""How soon the dashboard shows a usage database: a gateway in a process of its own, and pages in Chromium.
+"""Measure the load times of the dashboard with a usage database, in a gateway process and Chromium.
 
-Every look is a browser's first: nothing is cached. Times are the page's own, from when it was asked for.
+Each view uses a new browser without a cache. Times are those of the page, from the start of navigation.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ _TABLE = "() => document.querySelector('#usage tbody tr') && performance.now()"
 
 
 async def opened(redis_url: str, prefix: str, folder: Path, progress: Progress) -> list[tuple[str, str]]:
-    """Lines of a table: for each range until the first chart was drawn, and until the table by tenant had rows."""
+    """Return the lines of a table: for each range, the time to the first chart and to the table by tenant."""
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
-        raise typer.BadParameter("there is no chromium here: scripts/system installs it, or say --no-views")
+        raise typer.BadParameter("Chromium is missing: install it with scripts/system, or use --no-views")
     key, bar = secrets.token_hex(16), progress.add_task("dashboards opened", total=LOOKS * len(RANGES))
     with ExitStack() as stack:
         teacher = stack.enter_context(fake_engine("instant", dialect="tgi"))
@@ -62,19 +62,19 @@ async def opened(redis_url: str, prefix: str, folder: Path, progress: Progress) 
             for span in RANGES:
                 charts, tables = [], []
                 for _ in range(LOOKS):
-                    chart_ms, table_ms = await _look(browser, gateway.admin_url, key, span)
+                    chart_ms, table_ms = await _page_times(browser, gateway.admin_url, key, span)
                     charts.append(chart_ms)
                     tables.append(table_ms)
                     progress.update(bar, advance=1)
                 lines += [
-                    (f"dashboard of {span}, until the first chart", _told(charts) + _judged(charts)),
-                    (f"dashboard of {span}, until the table by tenant", _told(tables)),
+                    (f"dashboard of {span}, until the first chart", _summary(charts) + _verdict(charts)),
+                    (f"dashboard of {span}, until the table by tenant", _summary(tables)),
                 ]
             await browser.close()
     return lines
 
 
-async def _look(browser: Browser, url: str, key: str, span: str) -> tuple[float, float]:
+async def _page_times(browser: Browser, url: str, key: str, span: str) -> tuple[float, float]:
     context = await browser.new_context(base_url=url, viewport={"width": 1280, "height": 900})
     try:
         logged_in = await context.request.post("/session", data={"key": key}, headers={"Origin": url})
@@ -89,10 +89,10 @@ async def _look(browser: Browser, url: str, key: str, span: str) -> tuple[float,
         await context.close()
 
 
-def _told(took_ms: list[float]) -> str:
+def _summary(took_ms: list[float]) -> str:
     median = statistics.median(took_ms)
     return f"p50 {median:,.0f} ms, the first {took_ms[0]:,.0f} ms, at most {max(took_ms):,.0f} ms"
 
 
-def _judged(took_ms: list[float]) -> str:
+def _verdict(took_ms: list[float]) -> str:
     return f" ({'under' if statistics.median(took_ms) < BUDGET_MS else 'NOT under'} {BUDGET_MS:,} ms)"

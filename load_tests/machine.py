@@ -1,4 +1,4 @@
-"""The machine that figures were measured on, in one line."""
+"""Describe the machine of a measurement in one line."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def machine() -> str:
-    """Date, cores, processor and Python: without these a figure says nothing."""
+    """Return date, cores, processor and Python version."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
     return f"{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores of {cpu}, Python {platform.python_version()}."

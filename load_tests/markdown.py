@@ -1,4 +1,4 @@
-"""Tables as docs/design/benchmarks.md holds them: a run's output can be put there as it is."""
+"""Format tables for docs/design/benchmarks.md, so that the output of a run can be pasted there."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ if TYPE_CHECKING:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table, without a line break at its end."""
+    """Return a Markdown table, without a line break at its end."""
     return "\n".join((line(head), "|" + "---|" * len(head), *map(line, rows)))
 
 
 def line(cells: Sequence[str]) -> str:
-    """One line of it."""
+    """Return a row of the table."""
     return "|" + "|".join(f" {cell} " if cell else " " for cell in cells) + "|"

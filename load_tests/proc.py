@@ -9,34 +9,34 @@ _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 def cpu_s(pid: int) -> float:
-    """CPU seconds, user and system, that one process has used; 0.0 when it is gone."""
+    """Return the CPU seconds (user and system) of a process; 0.0 if it has ended."""
     fields = _stat(pid)
     return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S if fields else 0.0
 
 
 def busy_s() -> float:
-    """CPU seconds that the whole machine has worked: all but idle and waiting for disks."""
+    """Return the busy CPU seconds of the machine: all except idle and I/O wait."""
     fields = [int(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
     return (sum(fields) - fields[3] - fields[4]) / _TICKS_PER_S
 
 
 def ours_s() -> float:
-    """CPU seconds of this process, of what it started, and of those of its children that have ended."""
+    """Return the CPU seconds of this process, its descendants and its ended children."""
     return sum(cpu_s(pid) for pid in tree(os.getpid())) + sum(os.times()[2:4])
 
 
 def rss_bytes(pid: int) -> int:
-    """Resident memory of one process; 0 when it is gone."""
+    """Return the resident memory of a process; 0 if it has ended."""
     return _status(pid, "VmRSS:") * 1024
 
 
 def threads(pid: int) -> int:
-    """Threads of one process; 0 when it is gone."""
+    """Return the number of threads of a process; 0 if it has ended."""
     return _status(pid, "Threads:")
 
 
 def open_files(pid: int) -> int:
-    """Files and connections that one process has open; 0 when it is gone."""
+    """Return the number of open files and connections of a process; 0 if it has ended."""
     try:
         return sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
     except OSError:
@@ -44,7 +44,7 @@ def open_files(pid: int) -> int:
 
 
 def _status(pid: int, name: str) -> int:
-    """A number that stands in /proc/PID/status behind `name`; 0 when the process is gone."""
+    """Return a number from /proc/PID/status by its name; 0 if the process has ended."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:
@@ -53,7 +53,7 @@ def _status(pid: int, name: str) -> int:
 
 
 def command(pid: int) -> str:
-    """The process's command line, or "" when it is gone."""
+    """Return the command line of a process, or "" if it has ended."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
     except OSError:
@@ -61,19 +61,19 @@ def command(pid: int) -> str:
 
 
 def tree(root: int) -> list[int]:
-    """`root` and all that it started and what those started, parents first."""
+    """Return `root` and its descendants, parents first."""
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and (fields := _stat(int(entry.name))):
             children.setdefault(int(fields[1]), []).append(int(entry.name))
     found = [root]
-    for pid in found:  # grows as it goes
+    for pid in found:  # the list grows during the iteration
         found.extend(children.get(pid, ()))
     return found
 
 
 def _stat(pid: int) -> list[str]:
-    """The fields of /proc/PID/stat from the state on; the name before them may hold blanks and brackets."""
+    """Return the fields of /proc/PID/stat from the state on. The name before them may contain spaces and brackets."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

@@ -1,8 +1,8 @@
-"""Train the dictionary that packs receipts (gateway/usage/packing.py), from synthetic receipts of all kinds.
+"""Train the dictionary that compresses receipts (gateway/usage/packing.py), from synthetic receipts of all kinds.
 
     PYTHONPATH=. python load_tests/receipt_dictionary.py FILE
 
-A dictionary that is in use never changes: write a new file, and give it a number in packing.py.
+A published dictionary never changes: write a new file, and give it a number in packing.py.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def main(
     file: Annotated[Path, typer.Argument(help="File to write.")],
     size: Annotated[int, typer.Option(min=256, help="Bytes of the dictionary.")] = 4_096,
 ) -> None:
-    """Train a dictionary, and print how it packs receipts that it was not trained with."""
+    """Train a dictionary, and print the compression ratio of receipts outside of the training set."""
     file.write_bytes(zstandard.train_dictionary(size, [one.to_json() for one in samples(1)]).as_bytes())
     packer = zstandard.ZstdCompressor(3, zstandard.ZstdCompressionDict(file.read_bytes()), write_dict_id=False)
     others = [one.to_json() for one in samples(2)]

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from load_tests.seam_engine import UNTOLD
+from load_tests.seam_engine import UNREPORTED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,25 +15,26 @@ if TYPE_CHECKING:
 
 Why = Literal["template", "white space", "half token", "tokenisation", "arithmetic"]
 WHYS: dict[Why, str] = {
-    "template": "the chat template changed the text that was sent",
-    "white space": "the teacher's token held white space that the seam has cut off",
-    "half token": "the cut went through a token of the teacher's",
-    "tokenisation": "the same text became other tokens than the teacher wrote",
-    "arithmetic": "the tokens were the same: the engine's sums differ between reading a text and writing it",
+    "template": "the chat template changed the text",
+    "white space": "the teacher's token contains white space that was removed at the seam",
+    "half token": "the text was cut within a token of the teacher",
+    "tokenisation": "the tokenization of the text differs from the teacher's tokens",
+    "arithmetic": "the tokens are equal: the engine's rounding differs between processing and generating a text",
 }
 _WORD_AT_END = re.compile(r"\w+\Z")
 _WORD_AT_BEGIN = re.compile(r"\w*")
-_FIRST_IDEOGRAPHIC = "\u2e80"  # from here on, scripts without spaces
+_FIRST_IDEOGRAPHIC = "\u2e80"  # the first character of scripts without spaces
 
 
 @dataclass(frozen=True)
 class SeamCase:
-    """One prompt, one m, one boundary: what was kept of the teacher's text, and what the whole became.
+    """A prompt with one m and one boundary: the kept text of the teacher, and the guided answer.
 
     Attributes:
-        kept_tokens: how many of the teacher's tokens lie wholly within `kept`.
+        kept_tokens: the number of the teacher's tokens that are completely within `kept`.
+        expected: the teacher's own answer.
         got: the guided answer, as far as it was read.
-        why: None where it equals the teacher's own.
+        why: the cause of a difference; None if the answers are equal.
     """
 
     kind: str
@@ -42,24 +43,26 @@ class SeamCase:
     boundary: str
     kept: str
     kept_tokens: int
-    wanted: str
+    expected: str
     got: str
     why: Why | None
 
 
-def differs(wanted: str, got: str, *, complete: bool) -> bool:
+def differs(expected: str, got: str, *, complete: bool) -> bool:
     """Return whether an answer differs from the teacher's, up to the shorter length.
 
-    complete: nothing follows either text.
+    Args:
+        complete: whether both texts are complete.
     """
-    shared = min(len(wanted), len(got))
-    return wanted[:shared] != got[:shared] or (complete and wanted != got)
+    shared = min(len(expected), len(got))
+    return expected[:shared] != got[:shared] or (complete and expected != got)
 
 
 def reason(written: Written, kept: str, *, prompt: str, sent: str, sent_ids: Sequence[int]) -> Why:
-    """Why a model did not go on from `kept` as it had gone on by itself.
+    """Return the cause of a difference between the continuation of `kept` and the model's own text.
 
-    prompt, sent: as the chat template rendered the chat without, and with, the opening.
+    Args:
+        prompt, sent: the chat as rendered by the template, without and with the guidance.
     """
     if sent != prompt + kept:
         return "template"
@@ -72,38 +75,38 @@ def reason(written: Written, kept: str, *, prompt: str, sent: str, sent_ids: Seq
         return "white space" if written.text[len(kept) : len(kept) + 1].isspace() else "half token"
     own = [*written.prompt_ids, *written.ids[:tokens]]
     same = len(own) == len(sent_ids) and all(
-        mine in (UNTOLD, theirs) for mine, theirs in zip(own, sent_ids, strict=True)
+        mine in (UNREPORTED, theirs) for mine, theirs in zip(own, sent_ids, strict=True)
     )
     return "arithmetic" if same else "tokenisation"
 
 
 def tokens_within(written: Written, chars: int) -> int:
-    """How many of the tokens end at or before this character."""
+    """Return the number of tokens that end at or before this character."""
     return sum(1 for end in written.ends if end <= chars)
 
 
 def seam_word(before: str, after: str) -> str:
-    """The word that stands across the end of one text and the beginning of another; "" if none does."""
+    """Return the word across the end of one text and the beginning of another; "" without one."""
     head = _WORD_AT_END.search(before)
     return "" if head is None else head[0] + _WORD_AT_BEGIN.match(after)[0]  # type: ignore[index]
 
 
 def words_of(texts: Sequence[str]) -> set[str]:
-    """Every word of these texts, in lower case, but for the last of each, which may be half."""
+    """Return the lowercase words of these texts, without the last one of each, which may be incomplete."""
     return {word.lower() for text in texts for word in re.findall(r"\w+(?=\W)", text)}
 
 
 def is_within_a_word(case: SeamCase) -> bool:
     """Return whether the seam is within a word of the teacher's text. Scripts without spaces do not count."""
     at = len(case.kept)
-    around = case.wanted[at - 1 : at + 1]
+    around = case.expected[at - 1 : at + 1]
     return len(around) == 2 and around.isalnum() and all(char < _FIRST_IDEOGRAPHIC for char in around)
 
 
 def is_doubtful(case: SeamCase, vocabulary: set[str]) -> bool:
     """Return whether the word at the seam is neither the teacher's nor in the texts' vocabulary."""
     word = seam_word(case.kept, case.got[len(case.kept) :])
-    own = seam_word(case.kept, case.wanted[len(case.kept) :])
+    own = seam_word(case.kept, case.expected[len(case.kept) :])
     if not word or word == own or word.isdigit() or any(char >= _FIRST_IDEOGRAPHIC for char in word):
         return False
     return word.lower() not in vocabulary

@@ -1,4 +1,4 @@
-"""One llama.cpp server as the experiment at the seam needs it: greedy, one slot, no cache, token by token."""
+"""A llama.cpp server for the seam experiment: greedy, one slot, no cache, tokens one by one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 LIMIT_S = 300.0
-UNTOLD = -1
+UNREPORTED = -1
 GREEDY = {"temperature": 0, "cache_prompt": False}
 
 
@@ -27,9 +27,9 @@ class Written:
 
     Attributes:
         prompt_ids: the tokens of the prompt.
-        ids: its own; `UNTOLD` where llama.cpp says nothing of a token, since its character was not complete.
-        ends: how many characters it had written after each token.
-        ended: it ended by itself.
+        ids: the generated tokens. `UNREPORTED` for tokens with an incomplete character, which llama.cpp omits.
+        ends: the number of characters after each token.
+        ended: whether the answer ended by itself.
     """
 
     prompt_ids: tuple[int, ...]
@@ -39,7 +39,7 @@ class Written:
     ended: bool
 
     def upto(self, tokens: int) -> tuple[str, bool]:
-        """The text as `max_tokens` would have left it, and whether it was cut."""
+        """Return the text of the first `max_tokens` tokens, and whether it was cut."""
         if tokens >= len(self.ids):
             return self.text, not self.ended
         return self.text[: self.ends[tokens - 1]], True
@@ -49,7 +49,7 @@ class SeamEngine:
     """An async context manager around the connections to one server."""
 
     def __init__(self, url: str) -> None:
-        # llama.cpp closes idle connections in the moment they are used again.
+        # llama.cpp may close an idle connection at the moment of its reuse.
         self._session = aiohttp.ClientSession(
             url,
             connector=aiohttp.TCPConnector(force_close=True),
@@ -66,7 +66,7 @@ class SeamEngine:
         await self._session.close()
 
     async def write(self, question: str, tokens: int) -> Written:
-        """The model's own answer, of at most so many tokens."""
+        """Return the model's own answer, up to a number of tokens."""
         prompt = await self.rendered([{"role": "user", "content": question}])
         ids: list[int] = []
         ends: list[int] = []
@@ -75,18 +75,18 @@ class SeamEngine:
         async with aclosing(self._events("/completion", body)) as events:
             async for event in events:
                 text += event["content"]
-                told = event.get("tokens") or []
-                untold = event["tokens_predicted"] - len(ids) - len(told)
+                reported = event.get("tokens") or []
+                unreported = event["tokens_predicted"] - len(ids) - len(reported)
                 if event["stop"]:
                     ended = event["stop_type"] == "eos"
-                    untold -= ended  # the token that ended it
+                    unreported -= ended  # the end-of-text token
                 before = len(text) - len(event["content"])
-                ids += [UNTOLD] * untold + told
-                ends += [before] * untold + [len(text)] * len(told)
+                ids += [UNREPORTED] * unreported + reported
+                ends += [before] * unreported + [len(text)] * len(reported)
         return Written(await self.tokens(prompt), text, tuple(ids), tuple(ends), ended)
 
     async def continue_answer(self, question: str, begun: str, tokens: int) -> AsyncGenerator[str, None]:
-        """The pieces of the reply to a chat whose answer was begun, placed as the gateway does for llama.cpp."""
+        """Yield the pieces of the reply to a chat with guidance, requested as the gateway does it."""
         body = {**GREEDY, "messages": [{"role": "user", "content": question}], "max_tokens": tokens}
         async with aclosing(self._events("/v1/chat/completions", place_prefix("trailing", body, begun))) as events:
             async for event in events:
@@ -95,12 +95,12 @@ class SeamEngine:
                         yield piece
 
     async def rendered(self, messages: Sequence[dict[str, str]]) -> str:
-        """The prompt that the chat template makes."""
+        """Return the prompt that the chat template renders."""
         reply = await self._post("/apply-template", {"messages": messages})
         return str(reply["prompt"])
 
     async def tokens(self, prompt: str) -> tuple[int, ...]:
-        """The tokens of a rendered prompt."""
+        """Return the tokens of a rendered prompt."""
         reply = await self._post("/tokenize", {"content": prompt, "add_special": True, "parse_special": True})
         return tuple(reply["tokens"])
 

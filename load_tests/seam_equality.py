@@ -1,13 +1,14 @@
-"""Does a guided answer read as if one model had written it?
+"""Compare guided answers with the answers of a single model.
 
     python -m load_tests.seam_equality --help
 
-With a student that is the teacher, greedy, in one slot and without the prompt cache, the guided answer should be the
-teacher's own, whatever m is. Where it is not, the table says why. An engine that reads many tokens at once rounds
-otherwise than one that writes them, which alone turns some answers: `--read-at-once 1` takes that away, so that what is
-left is the seam's. With another student it says how often the word at the seam is one that nobody would write.
+Student and teacher are the same model by default (greedy, one slot, no prompt cache). A guided answer should then
+equal the teacher's own answer for every m. The table shows the differences by cause. An engine rounds differently when
+it processes many tokens at once, which alone changes some answers. `--read-at-once 1` avoids this, so only differences
+at the seam remain. With another student, the table counts words at the seam that are not in the vocabulary.
 
-Prompts: seam_prompts.json. Needs the embedded models, no network once their weights are here. Ends by itself.
+The prompts are in seam_prompts.json. Needs the embedded models, and no network if their weights are cached. The run
+ends by itself.
 """
 
 from __future__ import annotations
@@ -47,15 +48,15 @@ PROMPTS = Path(__file__).with_name("seam_prompts.json")
 BOUNDARIES: tuple[Boundary, ...] = get_args(Boundary)
 LENGTHS = (5, 10, 20, 40)
 QUICK_LENGTHS, QUICK_PROMPTS, QUICK_TOKENS = (5, 20), 14, 40
-# A token more or less at the seam must not look like the answer's end.
+# A difference of a few tokens at the seam must not look like the end of the answer.
 SLACK_TOKENS = 8
-# Of another student only the words at the seam are read.
+# Only the words at the seam are read from another student.
 SEAM_TOKENS = 8
 SLOT_TOKENS = 2048
 
 
 class Experiment:
-    """Asks every question once, and goes on from every opening of the answer."""
+    """Send each question once, and continue every kept beginning of the answer."""
 
     def __init__(self, teacher: SeamEngine, student: SeamEngine, *, same: bool, tokens: int) -> None:
         self._teacher = teacher
@@ -68,7 +69,7 @@ class Experiment:
         self.empty: Counter[str] = Counter()
 
     async def ask(self, kind: str, question: str, lengths: tuple[int, ...]) -> None:
-        """One question, with every length and boundary. One continuation serves all that begin alike."""
+        """Run a question with every length and boundary. Equal beginnings share one continuation."""
         written = await self._teacher.write(question, self._tokens)
         self.texts.append(written.text)
         answers: dict[str, str] = {}
@@ -87,25 +88,25 @@ class Experiment:
                 case = await self._case(kind, question, m, boundary, trimmed.text, answers[trimmed.text], written)
                 self.cases.append(case)
 
-    async def _guided(self, question: str, opening: str, written: Written) -> str:
-        """The guided answer, up to where it is another than the teacher's."""
-        wanted = written.text.lstrip()
-        left = self._tokens - tokens_within(written, len(opening)) + SLACK_TOKENS if self._same else SEAM_TOKENS
-        seam = SeamJoin(opening, echo=None if self._same else True)
+    async def _guided(self, question: str, guidance: str, written: Written) -> str:
+        """Return the guided answer, up to its first difference from the teacher's."""
+        expected = written.text.lstrip()
+        left = self._tokens - tokens_within(written, len(guidance)) + SLACK_TOKENS if self._same else SEAM_TOKENS
+        seam = SeamJoin(guidance, echo=None if self._same else True)
         answer = seam.initial_text()
-        async with aclosing(self._student.continue_answer(question, opening, left)) as pieces:
+        async with aclosing(self._student.continue_answer(question, guidance, left)) as pieces:
             async for piece in pieces:
                 answer += seam.feed(piece)
-                if self._same and differs(wanted, answer, complete=False):
+                if self._same and differs(expected, answer, complete=False):
                     break
         return answer + seam.finish()
 
     async def _case(
         self, kind: str, question: str, m: int, boundary: Boundary, kept: str, got: str, written: Written
     ) -> SeamCase:
-        wanted = written.text.lstrip()
+        expected = written.text.lstrip()
         why = None
-        if self._same and (differs(wanted, got, complete=written.ended) or len(got) < len(wanted)):
+        if self._same and (differs(expected, got, complete=written.ended) or len(got) < len(expected)):
             chat = [{"role": "user", "content": question}]
             sent = await self._student.rendered([*chat, {"role": "assistant", "content": kept}])
             why = reason(
@@ -115,12 +116,12 @@ class Experiment:
                 sent=sent,
                 sent_ids=await self._student.tokens(sent),
             )
-        lead = len(written.text) - len(wanted)
-        return SeamCase(kind, question, m, boundary, kept, tokens_within(written, lead + len(kept)), wanted, got, why)
+        lead = len(written.text) - len(expected)
+        return SeamCase(kind, question, m, boundary, kept, tokens_within(written, lead + len(kept)), expected, got, why)
 
 
 async def run(urls: list[str], prompts: list[tuple[str, str]], lengths: tuple[int, ...], tokens: int) -> Experiment:
-    """The whole experiment, with a bar. One URL: the student is the teacher."""
+    """Run the experiment with a progress bar. With one URL, the student is the teacher."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -139,30 +140,30 @@ async def run(urls: list[str], prompts: list[tuple[str, str]], lengths: tuple[in
 
 
 def chosen(limit: int) -> list[tuple[str, str]]:
-    """Prompts of every kind in turn, so that the first few are varied too."""
+    """Return prompts, alternating between kinds, so that a small number of them is varied too."""
     kinds: dict[str, list[str]] = orjson.loads(PROMPTS.read_bytes())
     longest = max(map(len, kinds.values()))
-    turns = [(kind, asked[turn]) for turn in range(longest) for kind, asked in kinds.items() if turn < len(asked)]
+    turns = [(kind, texts[turn]) for turn in range(longest) for kind, texts in kinds.items() if turn < len(texts)]
     return turns[:limit]
 
 
 def show_equality(experiment: Experiment, lengths: tuple[int, ...], console: Console) -> None:
-    """How many guided answers are not the teacher's, and why."""
+    """Print the number of guided answers that differ from the teacher's, by cause."""
     table = Table(
-        "boundary", "m", "answers", "differ", *WHYS, "kept of m", title="guided answers that are not the teacher's"
+        "boundary", "m", "answers", "differ", *WHYS, "kept of m", title="guided answers that differ from the teacher's"
     )
     for boundary in BOUNDARIES:
         for m in (*lengths, None):
             cases = [one for one in experiment.cases if one.boundary == boundary and m in (None, one.m)]
             whys = Counter(one.why for one in cases if one.why is not None)
-            asked = sum(one.m for one in cases)
+            tokens = sum(one.m for one in cases)
             table.add_row(
                 boundary if m is None else "",
                 "all" if m is None else str(m),
                 str(len(cases)),
                 str(whys.total()),
                 *(str(whys[why]) for why in WHYS),
-                f"{sum(one.kept_tokens for one in cases) / asked:.2f}" if asked else "",
+                f"{sum(one.kept_tokens for one in cases) / tokens:.2f}" if tokens else "",
                 end_section=m is None,
             )
     console.print(table)
@@ -171,7 +172,7 @@ def show_equality(experiment: Experiment, lengths: tuple[int, ...], console: Con
 
 
 def show_words(experiment: Experiment, console: Console) -> None:
-    """How often the word at the seam is nobody's; and some seams to read."""
+    """Print the number of unknown words at the seam, and these seams."""
     vocabulary = words_of([*experiment.texts, *(case.question + " " for case in experiment.cases)])
     table = Table("boundary", "seams", "within a word", "doubtful word", title="words at the seam")
     for boundary in BOUNDARIES:
@@ -186,7 +187,7 @@ def show_words(experiment: Experiment, console: Console) -> None:
 
 
 def served(model: str, read_at_once: int) -> Any:
-    """A server of llama.cpp in this process, with one slot and one thread."""
+    """Start a llama.cpp server in this process, with one slot and one thread."""
     options = llama.LlamaOptions(parallel=1, slot_tokens=SLOT_TOKENS, batch_tokens=read_at_once)
     return llama.serve(weights.fetch(model), model, options, host="127.0.0.1")
 
@@ -194,22 +195,22 @@ def served(model: str, read_at_once: int) -> Any:
 def main(
     teacher: Annotated[str, typer.Option(help="A model of the catalogue.")] = "smollm2-135m-instruct",
     student: Annotated[str, typer.Option(help="Another student; default: the teacher itself.")] = "",
-    prompts: Annotated[int, typer.Option(min=1, help="How many of the prompts; kinds take turns.")] = 1000,
-    tokens: Annotated[int, typer.Option(min=1, max=400, help="How long an answer may be.")] = 80,
+    prompts: Annotated[int, typer.Option(min=1, help="Number of prompts, alternating between kinds.")] = 1000,
+    tokens: Annotated[int, typer.Option(min=1, max=400, help="Maximum length of an answer, in tokens.")] = 80,
     read_at_once: Annotated[int, typer.Option(min=1, max=2048, help="Prompt tokens an engine reads in one step.")] = 1,
     quick: Annotated[bool, typer.Option("--quick", help="14 prompts, m of 5 and 20, answers of 40 tokens.")] = False,
-    out: Annotated[Path, typer.Option(help="Where every case goes, as JSON.")] = Path("seam_equality.json"),
+    out: Annotated[Path, typer.Option(help="File for all cases, as JSON.")] = Path("seam_equality.json"),
 ) -> None:
     """Compare guided answers with the teacher's own, for each boundary at which guidance may be cut."""
     lengths = QUICK_LENGTHS if quick else LENGTHS
-    asked = chosen(min(prompts, QUICK_PROMPTS) if quick else prompts)
+    selected = chosen(min(prompts, QUICK_PROMPTS) if quick else prompts)
     models = [teacher] if student in ("", teacher) else [teacher, student]
     servers = [served(model, read_at_once) for model in models]
     urls = [server.listening_address for server in servers]
     began = time.monotonic()
-    experiment = asyncio.run(run(urls, asked, lengths, min(tokens, QUICK_TOKENS) if quick else tokens))
+    experiment = asyncio.run(run(urls, selected, lengths, min(tokens, QUICK_TOKENS) if quick else tokens))
     took_s = time.monotonic() - began
-    facts: dict[str, Any] = {"models": models, "read_at_once": read_at_once, "prompts": len(asked), "took_s": took_s}
+    facts: dict[str, Any] = {"models": models, "read_at_once": read_at_once, "prompts": len(selected), "took_s": took_s}
     facts["cases"] = [asdict(case) for case in experiment.cases]
     out.write_bytes(orjson.dumps(facts, option=orjson.OPT_INDENT_2))
     console = Console(width=120)
@@ -218,8 +219,8 @@ def main(
     else:
         show_words(experiment, console)
     console.print(
-        f"{' -> '.join(models)}, {len(asked)} prompts in {took_s:.0f} s; {experiment.whole} openings were whole "
-        f"answers; nothing was kept of {experiment.empty.total()}. All cases: {out}",
+        f"{' -> '.join(models)}, {len(selected)} prompts in {took_s:.0f} s; {experiment.whole} guidance texts were "
+        f"complete answers; {experiment.empty.total()} were empty after trimming. All cases: {out}",
         highlight=False,
     )
     child.exit_now(servers)

@@ -1,7 +1,7 @@
-"""First token and total time of guided answers, the student alone, the teacher alone and the bare student engine.
+"""Measure first-token and total time of guided answers, student alone, teacher alone and the bare student engine.
 
-Everything runs on this machine: the embedded models, a Redis, one gateway process in the middle. Each question goes
-through all four ways in turn, so that a machine that changes speed changes it for all. Loopback only, and it ends by
+Everything runs on this machine: the embedded models, a Redis, and one gateway process. Each question is sent with all
+four methods in turn, so changes in the machine's speed affect all of them. Only loopback is used. The run ends by
 itself after `--questions` questions.
 """
 
@@ -30,14 +30,14 @@ WAYS = ("guided", "student through the gateway", "bare student engine", "teacher
 
 
 def main(
-    questions: Annotated[int, typer.Option(min=1, max=200, help="How many questions, each asked all four ways.")] = 8,
+    questions: Annotated[int, typer.Option(min=1, max=200, help="Questions, each sent with all methods.")] = 8,
     tokens: Annotated[int, typer.Option(min=1, help="m, the teacher's tokens.")] = 40,
     max_tokens: Annotated[int, typer.Option(min=1, max=1000, help="Length of every answer, in tokens.")] = 120,
     teacher: Annotated[str, typer.Option(help="A model of the catalogue.")] = "qwen2.5-coder-1.5b-instruct",
     student: Annotated[str, typer.Option(help="A model of the catalogue.")] = "qwen2.5-coder-0.5b-instruct",
     as_json: Annotated[bool, typer.Option("--json", help="Print figures as JSON instead of a table.")] = False,
 ) -> None:
-    """Print the median first-token and total times of four ways to an answer, and their ratios."""
+    """Print the median first-token and total times of four methods, and their ratios."""
     figures = asyncio.run(_measure(questions, tokens, max_tokens, teacher, student))
     if as_json:
         typer.echo(json.dumps(figures, indent=2))
@@ -83,7 +83,7 @@ async def _measure(questions: int, tokens: int, max_tokens: int, teacher: str, s
                         "Explain each step."
                     )
                     for way, (url, name) in ways.items():
-                        # cache_prompt: each way reads its prompt afresh
+                        # cache_prompt: each method processes the whole prompt
                         timed = await ask(session, url, name, question, max_tokens, cache_prompt=False)
                         if number:
                             seen[way].append(timed)

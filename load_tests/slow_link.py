@@ -1,8 +1,8 @@
-"""A link as slow as a phone's, in front of a server on this machine: bytes wait for their turn and for the way.
+"""A slow link, like that of a phone, in front of a server on this machine.
 
-What is shaped is what HTTP sends over TCP: each direction has a rate, which all connections share, and half of the
-round trip. A new connection waits one round trip for its handshake. There is no TLS, no loss, no slow start and no
-header of a packet in it, so a real link is slower rather than faster.
+The link shapes HTTP traffic over TCP. Each direction has a rate, shared by all connections, and a delay of half the
+round trip. A new connection waits one round trip for its handshake. TLS, loss, slow start and packet headers are not
+modelled, so a real link is slower.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from urllib.parse import urlsplit
 if TYPE_CHECKING:
     from types import TracebackType
 
-# What one packet carries: large pieces would arrive at once where a link lets them trickle.
+# Payload of a packet. Larger pieces would arrive at once, unlike on a real link.
 _PACKET_BYTES = 1400
 _MOST_UNDER_WAY = 256
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A kind of link: rates in kbit/s as the device sees them, and the round trip in milliseconds."""
+    """A kind of link: rates in kbit/s from the device's point of view, and the round trip in milliseconds."""
 
     name: str
     down_kbit: float
@@ -42,7 +42,7 @@ SHAPES = {
 
 @dataclass(slots=True)
 class Lane:
-    """One direction. Pure: it is told the time, in seconds of any clock."""
+    """A direction. Pure: callers pass the time, in seconds of any clock."""
 
     kbit: float
     delay_s: float
@@ -50,22 +50,22 @@ class Lane:
     _free_at: float = field(default=0.0)
 
     def arrives(self, now: float, size_bytes: int) -> float:
-        """When so many bytes that are sent now have arrived."""
+        """Return the arrival time of bytes that are sent now."""
         self.bytes += size_bytes
         self._free_at = max(now, self._free_at) + size_bytes * 8 / (self.kbit * 1000)
         return self._free_at + self.delay_s
 
 
 class SlowLink:
-    """An async context manager: a proxy on a free port of this machine, to the server at `url`.
+    """A proxy on a free port of this machine in front of the server at `url`, as an async context manager.
 
     Attributes:
-        up, down: what the device sent and got, so far.
+        up, down: bytes sent and received by the device so far.
     """
 
     def __init__(self, url: str, shape: Shape) -> None:
         parts = urlsplit(url)
-        assert parts.hostname is not None, "an address has a host"
+        assert parts.hostname is not None, "the address has no host"
         self._server = parts.hostname, parts.port
         self._rtt_s = shape.rtt_ms / 1000
         self.up = Lane(shape.up_kbit, self._rtt_s / 2)
@@ -95,7 +95,7 @@ class SlowLink:
 
 
 async def _carried(source: asyncio.StreamReader, target: asyncio.StreamWriter, lane: Lane) -> None:
-    """Carry bytes until the source ends, each when it arrives."""
+    """Forward bytes until the source ends, each at its arrival time."""
     loop = asyncio.get_running_loop()
     under_way: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(_MOST_UNDER_WAY)
 

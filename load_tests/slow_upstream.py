@@ -1,10 +1,10 @@
-"""An engine that streams slowly and costs little: one event on each open stream at each interval.
+"""An engine with slow streams and low cost: it sends one event on each open stream per interval.
 
     python load_tests/slow_upstream.py --port 9000
 
-A bare protocol on one event loop; the streams share one clock. POST /pace {"interval_ms": 250} sets the interval for
-all of them, POST /end finishes them, GET /sent tells how many events went out. A stream whose reader does not keep up
-is skipped, so that nothing piles up here.
+All streams share one event loop and one clock. POST /pace {"interval_ms": 250} sets the interval of all streams. POST
+/end ends them. GET /sent returns the number of sent events. A stream whose reader is too slow is skipped, so no data
+accumulates.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import cast
 
 import uvloop
 
-# An interval is cut into slices, and each slice has its part of the streams: they are not all due at one moment.
+# An interval is divided into slices with a part of the streams each, so that events are spread over the interval.
 _SLICES = 25
 
 
@@ -39,7 +39,7 @@ _FIRST = _framed(_event(_choice({"role": "assistant", "content": ""})))
 _TOKEN = _framed(_event(_choice({"content": " word"})))
 _USAGE = {"prompt_tokens": 24, "completion_tokens": 240, "total_tokens": 264}
 _LAST = _framed(_event(_choice({}, "stop")) + _event([], usage=_USAGE) + b"data: [DONE]\n\n") + b"0\r\n\r\n"
-# To the gateway's question whether this engine continues the alphabet.
+# The answer to the gateway's probe for continuation of the alphabet.
 _ANSWER = {
     "id": "chatcmpl-slow",
     "object": "chat.completion",
@@ -53,7 +53,7 @@ _ABOUT = {"object": "list", "data": [{"id": "static", "object": "model"}], "mode
 
 @dataclass
 class Clock:
-    """State that all streams share."""
+    """State shared by all streams."""
 
     interval_s: float = 0.25
     slices: list[set[UpstreamConnection]] = field(default_factory=lambda: [set() for _ in range(_SLICES)])
@@ -72,7 +72,7 @@ class Clock:
                 stream.finish()
 
     async def run(self) -> None:
-        """For ever; when the machine is too slow for the pace, the pace slackens, and nothing is made up for."""
+        """Run forever. If the machine is too slow for the interval, missed events are dropped."""
         loop = asyncio.get_running_loop()
         due = loop.time()
         while True:
@@ -84,7 +84,7 @@ class Clock:
 
 
 class UpstreamConnection(asyncio.Protocol):
-    """One connection, one request at a time."""
+    """A connection with one request at a time."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -93,7 +93,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._paused = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's is one without being a subclass of it
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's transport is no subclass of asyncio.Transport
 
     def connection_lost(self, _: Exception | None) -> None:
         self._leave()
@@ -114,7 +114,7 @@ class UpstreamConnection(asyncio.Protocol):
             self._answer(head.split(b" ", 2)[1].decode(), rest[:size])
 
     def token(self) -> bool:
-        """Send one event, unless the reader is behind; whether it went out."""
+        """Send one event unless the reader is behind. Return whether it was sent."""
         if self._paused:
             return False
         self._transport.write(_TOKEN)

@@ -1,17 +1,17 @@
-"""Does the gateway hold for hours? Mixed traffic with faults, two processes on one Redis, all counted in the end.
+"""Soak test: mixed traffic with faults against two gateways on one Redis, for minutes or hours.
 
     python -m load_tests.soak --minutes 20
 
-Callers of several tenants ask for whole answers and streams, on guided, student, teacher and shadow routes, with tools,
-for embeddings and raw prompts, and for guidance that devices finish; some hang up, some are over a limit or a budget,
-some are wrong. Meanwhile Redis stands still and restarts, engines die, stall, refuse and break off, and policies are
-edited, rightly and wrongly. At the end every request must be a reply or a hang-up and have its one receipt, sums and
-budgets must be those of the receipts, and memory, files, tasks, threads, Redis and latency must have stayed flat
-(soaking/flatness.py has the rule).
+Callers of several tenants send requests for whole and streamed answers on guided, student, teacher and shadow routes.
+They also send tools, embeddings, raw prompts, and guidance requests of devices. Some callers disconnect, some exceed a
+limit or a budget, and some requests are invalid. Meanwhile Redis stops and restarts, engines fail in all ways, and
+policies change, with valid and invalid files.
 
-Loopback only, and it ends by itself. Ctrl-C ends it early and in order, and it prints what it knows by then; a second
-one ends it at once. The exit status is 0 when all of it held, 1 when it did not, 130 when it was ended early and
-nothing was wrong so far.
+At the end, every request must have a reply or a disconnect, and exactly its receipt. Sums and budgets must match the
+receipts. Memory, files, tasks, threads, Redis and latency must not grow (rule: soaking/flatness.py).
+
+Only loopback is used, and the run ends by itself. The first Ctrl-C ends it early with a report, the second one at once.
+The exit status is 0 on success, 1 on failure, and 130 if the run ended early without a failure.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ GATEWAY = "gateway"
 _WARM_UP_PART = 0.25
 _MOST_ERRORS = 20
 _MOST_MINUTES = 720
-_GRACE_S = 600.0  # engines outlive the run by so much at most
+_GRACE_S = 600.0  # time limit of engines after the end of the run
 
 out = Console(width=max(150, shutil.get_terminal_size().columns), highlight=False)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -59,8 +59,8 @@ class Soak:
     """Settings of a soak test.
 
     Attributes:
-        modules: by gateway, what `python -m` runs: something else only to see that it is caught.
-        patience_s: how long what is under way at the end may take.
+        modules: by gateway, the module for `python -m`. Tests use modules with defects.
+        patience_s: timeout for unfinished work at the end.
     """
 
     seconds: float
@@ -72,35 +72,35 @@ class Soak:
 
     @property
     def sample_s(self) -> float:
-        """Between looks: often enough for a short run, and not too many for a long one."""
+        """Return the interval between samples: short enough for a short run, and long enough for a long one."""
         return min(10.0, max(0.5, self.seconds / 240))
 
     @property
     def minute_s(self) -> float:
-        """Percentiles are of so long; a run has at least sixteen."""
+        """Return the length of a percentile interval. A run has at least sixteen."""
         return min(60.0, self.seconds / 16)
 
     @property
     def gap_s(self) -> float:
-        """Between disturbances: all seven of them at least once in a run, and one after the other in a long one."""
+        """Return the seconds between disturbances. A run has each of the seven kinds at least once."""
         return min(8.0, self.seconds / 24)
 
     @property
     def lasts_s(self) -> float:
-        """How long a disturbance lasts."""
+        """Return the duration of a disturbance."""
         return min(3.0, self.seconds / 30)
 
 
 def main(
-    minutes: Annotated[float, typer.Option(min=0.25, max=_MOST_MINUTES, help="How long traffic is made.")] = 20,
-    callers: Annotated[int, typer.Option(min=2, max=500, help="Requests at a time, at most.")] = 16,
-    per_s: Annotated[float, typer.Option("--rate", min=1, max=2000, help="Requests a second, at most.")] = 25,
-    seed: Annotated[int, typer.Option(min=0, help="Another one makes callers ask in another order.")] = 1,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write everything that was found here, too.")] = None,
-    second: Annotated[str, typer.Option(hidden=True, help="What the second gateway runs instead of ours.")] = GATEWAY,
-    patience_s: Annotated[float, typer.Option("--patience", hidden=True, help="Seconds for what is left.")] = 60,
+    minutes: Annotated[float, typer.Option(min=0.25, max=_MOST_MINUTES, help="Duration of the traffic.")] = 20,
+    callers: Annotated[int, typer.Option(min=2, max=500, help="Maximum concurrent requests.")] = 16,
+    per_s: Annotated[float, typer.Option("--rate", min=1, max=2000, help="Maximum requests per second.")] = 25,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the order of requests.")] = 1,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the report as JSON.")] = None,
+    second: Annotated[str, typer.Option(hidden=True, help="Module of the second gateway.")] = GATEWAY,
+    patience_s: Annotated[float, typer.Option("--patience", hidden=True, help="Timeout at the end, in s.")] = 60,
 ) -> None:
-    """Keep two gateways busy with all sorts of requests and faults, then look at every count and every trend."""
+    """Send mixed traffic with faults to two gateways, then check all counts and trends."""
     if json_file is not None and not json_file.parent.is_dir():
         raise typer.BadParameter(f"there is no folder {json_file.parent}", param_hint="--json")
     plan = Soak(minutes * 60, callers, per_s, seed, dict(zip(NAMES, (GATEWAY, second), strict=True)), patience_s)
@@ -118,19 +118,17 @@ def main(
 
 
 def exit_status(found: SoakReport) -> int:
-    """0: all of it held; 1: it did not; 130: nothing was wrong, but it was ended early."""
+    """Return 0 on success, 1 on failure, 130 for an early end without a failure."""
     if not found.holds:
         return 1
     return INTERRUPTED if found.ended else 0
 
 
 async def soak(plan: Soak) -> SoakReport:
-    """Do it. Raises NotStarted when a part does not start."""
+    """Run the soak test. Raise NotStarted if a part does not start."""
     with TemporaryDirectory(prefix="gkt-soak-") as folder:
         async with running(Path(folder), plan.modules, plan.seconds + _GRACE_S) as world, _interruptible() as stop:
-            err.print(
-                "started: two gateways on one Redis, four engines; Ctrl-C ends it early, and it tells what it knows"
-            )
+            err.print("started: two gateways on one Redis, four engines; Ctrl-C ends it early, with a report")
             return await _under_way(plan, world, stop)
 
 
@@ -147,7 +145,7 @@ async def _under_way(plan: Soak, world: World, stop: asyncio.Event) -> SoakRepor
         await _wait(plan, traffic, disturbances, stop, over)
         ended_s = loop.time() - began
         calm.set()
-        await disturbing  # Redis and engines are there again before the last callers leave
+        await disturbing  # Redis and engines are available again before the last callers end
         over.set()
     broke = f"gateway {sampler.gone} is gone" if sampler.gone else disturbances.broke
     books = Books(world, traffic.tally, plan.patience_s)
@@ -173,7 +171,7 @@ async def _under_way(plan: Soak, world: World, stop: asyncio.Event) -> SoakRepor
 async def _wait(
     plan: Soak, traffic: Traffic, disturbances: Disturbances, stop: asyncio.Event, over: asyncio.Event
 ) -> None:
-    """Until the time is up, or it is to stop; with a line that says how far it is: where nobody looks, each minute."""
+    """Wait until the end time or a stop. Show the progress: as a bar, or as a line per minute without a terminal."""
     loop = asyncio.get_running_loop()
     began, lines = loop.time(), 1
     columns = TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()
@@ -192,12 +190,12 @@ async def _wait(
 
 @asynccontextmanager
 async def _interruptible() -> AsyncIterator[asyncio.Event]:
-    """An event that the first SIGINT or SIGTERM sets; the next one does what it always does."""
+    """Yield an event that the first SIGINT or SIGTERM sets. The next signal has its default effect."""
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
 
     def first() -> None:
         stop.set()
-        err.print("ending: what is under way is waited for and counted; once more ends it at once")
+        err.print("ending: waiting for unfinished requests; Ctrl-C again ends it at once")
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)
 

@@ -1,4 +1,4 @@
-"""Many streams read at once, cheaply: a bare protocol each, which counts events and measures the gaps between them."""
+"""Read many streams at low cost: a bare protocol for each, which counts events and measures gaps."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _END = b"[DONE]"
 
 
 class Stream(asyncio.Protocol):
-    """One call and its stream.
+    """A call and its stream.
 
     Attributes:
-        events: events that have come.
-        longest_s: the longest time between two reads that brought events, since `measure`; not yet the one under way.
-        status: of the reply; 0 before it came.
-        done: the stream came to its proper end.
-        lost: the connection ended before that.
+        events: number of received events.
+        longest_s: longest time between two reads with events since `measure`, without the current gap.
+        status: of the reply; 0 before its head.
+        done: whether the stream ended properly.
+        lost: whether the connection ended before that.
     """
 
     def __init__(self, request: bytes) -> None:
@@ -35,14 +35,14 @@ class Stream(asyncio.Protocol):
         self.done = self.lost = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's is one without being a subclass of it
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's transport is no subclass of asyncio.Transport
         self._now = asyncio.get_running_loop().time
         self._transport.write(self._request)
 
     def data_received(self, data: bytes) -> None:
         if not self.status:
             self.status = int(data.split(b" ", 2)[1])
-        # The network may cut a mark in two. The tail is shorter than an event's mark, so none is counted twice.
+        # A marker may be split over two reads. The tail is shorter than the marker, so no event is counted twice.
         seen = self._tail + data
         self._tail = seen[-(len(_EVENT) - 1) :]
         if came := seen.count(_EVENT):
@@ -58,11 +58,11 @@ class Stream(asyncio.Protocol):
         self.lost = not self.done
 
     def measure(self) -> None:
-        """Begin to measure gaps anew."""
+        """Reset the measured gaps."""
         self._last, self.longest_s = self._now(), 0.0
 
     def gap_s(self) -> float:
-        """The longest gap since `measure`, the one under way included."""
+        """Return the longest gap since `measure`, including the current one."""
         return max(self.longest_s, self._now() - self._last) if self._last is not None else 0.0
 
     def close(self) -> None:
@@ -70,7 +70,7 @@ class Stream(asyncio.Protocol):
 
 
 def request(url: str, model: str, headers: Mapping[str, str]) -> bytes:
-    """A streaming chat completion as it goes over the wire."""
+    """Return a streaming chat completion as bytes."""
     address = urlsplit(url)
     body = json.dumps({"model": model, "stream": True, "messages": [{"role": "user", "content": "Tell me a story."}]})
     lines = [f"POST {address.path} HTTP/1.1", f"Host: {address.netloc}", "Content-Type: application/json"]
@@ -80,7 +80,7 @@ def request(url: str, model: str, headers: Mapping[str, str]) -> bytes:
 
 
 async def open_streams(url: str, request: bytes, count: int, per_second: float) -> list[Stream]:
-    """Open `count` streams one after the other, and wait until each has begun. Raises TimeoutError when one has not."""
+    """Open streams one after the other, and wait until each has begun. Raise TimeoutError if one has not."""
     loop = asyncio.get_running_loop()
     address = urlsplit(url)
     host, port = address.hostname or "", address.port or 80

@@ -2,8 +2,8 @@
 
     PYTHONPATH=. python load_tests/streaming_cost.py --help
 
-A modelled teacher and a student without latency, one gateway process, and wrk with streams. Both ways take turns, and
-the other one begins each time. Loopback only, and it ends by itself.
+A modelled teacher and a student without latency, one gateway process, and wrk with streams. Both methods take turns,
+in alternating order. Only loopback is used, and the run ends by itself.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ if TYPE_CHECKING:
     from load_tests.systems import GatewayProcess
 
 STREAMED, WHOLE = "streamed", "not streamed"
-# By the route of peers/gateway/policies/bench.yaml that goes this way.
+# By route of peers/gateway/policies/bench.yaml.
 ROUTES = {"guided-40": STREAMED, "guided-40-whole": WHOLE}
 TEACHERS = {"all at once": "instant", "token by token": "paced"}
-"""How a teacher's tokens come, and the file under timings/ that says so."""
+"""Arrival of a teacher's tokens, and the file under timings/."""
 HEAD = ("teacher writes", "guidance", "requests/s", "per CPU s", "of not streamed", "p50", "errors")
-# Prompts are numbered; no round may begin within the numbers of another.
+# Prompts are numbered. The rounds use disjoint ranges of numbers.
 _NUMBERS_PER_ROUND = 10_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class StreamingRound:
-    """One way's turn. `cpu_s` are the gateway's, its Redis included."""
+    """A round of one method. `cpu_s` is the CPU time of the gateway and its Redis."""
 
     reading: wrk.Reading
     cpu_s: float
@@ -59,17 +59,17 @@ class StreamingRound:
 def main(
     callers: Annotated[int, typer.Option(min=1, max=256, help="Callers, each with one stream at a time.")] = 32,
     seconds: Annotated[int, typer.Option(min=1, max=60, help="Length of a round.")] = 4,
-    rounds: Annotated[int, typer.Option(min=1, max=20, help="Rounds of each way; their median is shown.")] = 3,
+    rounds: Annotated[int, typer.Option(min=1, max=20, help="Rounds of each method, for the median.")] = 3,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON instead of a table.")] = False,
 ) -> None:
     """Print guided streams per second with and without streamed guidance, m = 40, and their ratio.
 
-    **all at once**: the teacher's 40 tokens arrive together, so the gateway is full, and requests/s say what it can
-    do. **token by token**: one every 5 ms (load_tests/timings/paced.yaml), as a real teacher writes: each is read and
-    shown by itself, which is the most that streaming costs. The teacher's pace bounds the requests/s then, so
-    compare **per CPU s**: requests for each CPU second of the gateway and its Redis.
+    **all at once**: the teacher's 40 tokens arrive together, so the gateway is saturated. Requests/s is its capacity.
+    **token by token**: one token every 5 ms (load_tests/timings/paced.yaml), like a real teacher. Each token is read
+    and sent separately, which is the highest cost of streaming. The teacher limits the requests/s, so compare
+    **per CPU s**: requests per CPU second of the gateway and its Redis.
 
-    Needs wrk (Debian: apt install wrk). The table is Markdown, as docs/design/benchmarks.md has it; takes a minute.
+    Needs wrk (Debian: apt install wrk). The table is Markdown, for docs/design/benchmarks.md. A run takes a minute.
     """
     if "wrk" in wrk.missing():
         raise typer.BadParameter("not installed: wrk (Debian: apt install wrk)")
@@ -100,7 +100,7 @@ def measure(
         site.ports.update(json=_port(small), stream=_port(small), teacher=_port(big), teacher_stream=_port(big))
         gateway = run_gateway(site)
         routes, seen = list(ROUTES), dict[str, list[StreamingRound]]()
-        for turn in range(-1, rounds):  # the first one warms up
+        for turn in range(-1, rounds):  # the first round is the warm-up
             for place, route in enumerate(routes if turn % 2 else routes[::-1]):
                 first = (2 * (turn + 1) + place) * _NUMBERS_PER_ROUND
                 one = _round(gateway, route, callers, 1 if turn < 0 else seconds, first)
@@ -118,7 +118,7 @@ def _round(gateway: GatewayProcess, route: str, callers: int, seconds: int, firs
 
 
 def figures_of(seen: dict[str, list[StreamingRound]]) -> dict[str, dict[str, Any]]:
-    """Medians over the rounds of each way; errors are sums."""
+    """Return medians over the rounds of each method. Errors are sums."""
     figures: dict[str, dict[str, Any]] = {}
     for way, rounds in seen.items():
         figures[way] = {
@@ -133,7 +133,7 @@ def figures_of(seen: dict[str, list[StreamingRound]]) -> dict[str, dict[str, Any
 
 
 def shown(figures: dict[str, Any]) -> str:
-    """The figures as docs/design/benchmarks.md has them."""
+    """Return the figures in the format of docs/design/benchmarks.md."""
     rows = [
         (
             teacher,

@@ -1,11 +1,11 @@
-"""Many slow streams through one gateway process: does one stall, does memory grow, and how fast can they go?
+"""Measure many slow streams through one gateway process: stalls, memory growth, and the maximum event rate.
 
     PYTHONPATH=. python load_tests/streams.py
     PYTHONPATH=. python load_tests/streams.py --streams 200 --seconds 10 --step 2
 
-First all streams run at one token each interval for `--seconds`. Then the upstream gets faster step by step until the
-gateway's events per second stop rising. The same streams straight from the upstream show what upstream and client can
-do by themselves. Loopback only, and it ends by itself; Ctrl-C ends it and all it started.
+First all streams run at one token per interval for `--seconds`. Then the upstream becomes faster step by step, until
+the gateway's events per second stop rising. The same streams directly from the upstream show the limit of upstream and
+client. Only loopback is used. The run ends by itself; Ctrl-C ends it and its processes.
 """
 
 from __future__ import annotations
@@ -40,33 +40,33 @@ from load_tests.systems import Site, run_gateway
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
 
-# Opening a stream costs the gateway far more than an event of it; at once they would all stall at the start.
+# Opening a stream costs far more than an event, so the streams are opened at a limited rate.
 _OPENED_PER_S = 200
 _FASTER_BY = 1.25
 _MAX_STEPS = 20
-# Part of the pace that must come through for a step to count as sustained.
+# Delivered part of the rate at which a step counts as sustained.
 _SUSTAINED = 0.97
-# How much longer than the interval the longest gap of 99 in 100 streams may be.
+# Maximum p99 of the longest gaps of a sustained step, as a multiple of the interval.
 _UNEVEN_BY_MS = 100
-# A step that is not sustained and brings less than this much more than the best before it is the last.
+# An unsustained step with less than this gain over the best one is the last.
 _RISES_BY = 1.03
 _SETTLE_S = 1.0
 _ENDS_WITHIN_S = 20.0
 _PATH = "/v1/chat/completions"
 
-# A narrower terminal breaks the table's lines; rich would cut its words.
+# In a narrower terminal, rich truncates the words of a table.
 out = Console(width=max(120, shutil.get_terminal_size().columns), highlight=False)
 err = Console(stderr=True)
 
 
 @dataclass(frozen=True)
 class Step:
-    """Some seconds at one pace. CPU is in cores, by process."""
+    """A measurement at a constant rate. CPU is in cores, by process."""
 
     paced_per_s: float
     sent_per_s: float
     received_per_s: float
-    gaps_ms: tuple[float, float, float]  # p50, p99 and maximum over the streams of each stream's longest gap
+    gaps_ms: tuple[float, float, float]  # p50, p99 and maximum of the longest gaps of the streams
     cores: Mapping[str, float]
     rss_mb: Sequence[float]  # the gateway's, once a second
 
@@ -74,7 +74,7 @@ class Step:
 
     @property
     def sustained(self) -> bool:
-        """The pace came through, and evenly: not as a burst now and then."""
+        """Return whether the gateway delivered the rate evenly, without bursts."""
         interval_ms = self.streams * 1000 / self.paced_per_s
         even = self.gaps_ms[1] <= interval_ms + _UNEVEN_BY_MS
         return even and self.received_per_s >= _SUSTAINED * self.paced_per_s
@@ -130,11 +130,11 @@ def main(
     seconds: Annotated[int, typer.Option(min=2, max=200, help="How long the slow streams run.")] = 60,
     step: Annotated[int, typer.Option(min=2, max=30, help="Seconds at each pace of the ramp.")] = 5,
     stall_s: Annotated[float, typer.Option("--stall", help="A gap of this many seconds is a stall.")] = 2.0,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write everything measured here, too.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write all results to this file.")] = None,
 ) -> None:
-    """Hold many slow streams through one gateway process, then ramp them up. Exits with 1 if one stalls or breaks.
+    """Hold many slow streams through one gateway process, then increase the rate. Exit with 1 if one stalls or breaks.
 
-    A thousand streams at 250 ms are 4,000 events a second. With the defaults it takes about three minutes.
+    A thousand streams at 250 ms are 4,000 events per second. A run with the defaults takes about three minutes.
     """
     _allow_files(4 * streams + 200)
     with interruptible(), TemporaryDirectory(prefix="gkt-streams-") as folder, ExitStack() as stack:
@@ -149,7 +149,7 @@ def main(
         err.print("starting the gateway")
         ours = run_gateway(site)
         watched = {"gateway": ours.child.pids()[0], "upstream": slow.pids()[0], "client": os.getpid()}
-        # Its parent watch has the same words on its command line, and stands before it.
+        # Its parent watch has the same command line, and comes before it.
         watched["redis"] = [pid for pid in ours.child.pids() if "unixsocket" in proc.command(pid)][-1]
         bench = StreamBench(upstream, watched, streams)
         straight = StreamTarget(f"{upstream.url}{_PATH}", "static", {})
@@ -164,10 +164,10 @@ def main(
 
 
 class StreamBench:
-    """The streams, and what is read of the processes meanwhile.
+    """The streams, and samples of the processes.
 
     Args:
-        watched: process ids by name; `gateway` is the one whose memory is sampled.
+        watched: process ids by name. The memory of `gateway` is sampled.
     """
 
     def __init__(self, upstream: Upstream, watched: Mapping[str, int], streams: int) -> None:
@@ -178,7 +178,7 @@ class StreamBench:
     async def run(
         self, straight: StreamTarget, through: StreamTarget, interval_ms: float, seconds: int, step: int
     ) -> StreamResults:
-        """All of it: straight from the upstream as fast as it goes, through the gateway slowly, then ever faster."""
+        """Measure the upstream directly at maximum rate, then the gateway at a slow rate and at increasing rates."""
         _say(f"{self._streams} streams straight from the upstream")
         async with self._open(straight, interval_ms) as streams:
             bare = await self._ramp(streams, interval_ms, min(step, 2))
@@ -187,7 +187,7 @@ class StreamBench:
             slow = await self._step(streams, interval_ms, seconds)
             await self._upstream.end()
             broken = await self._broken(streams)
-        _say("the same, faster at each step")
+        _say("the same at increasing rates")
         async with self._open(through, interval_ms) as streams:
             ramp = await self._ramp(streams, interval_ms, step)
         return StreamResults(slow, broken, bare, ramp)
@@ -195,8 +195,8 @@ class StreamBench:
     @asynccontextmanager
     async def _open(self, route: StreamTarget, interval_ms: float) -> AsyncIterator[list[Stream]]:
         await self._upstream.pace(interval_ms)
-        asked = request(route.url, route.model, route.headers)
-        streams = await open_streams(route.url, asked, self._streams, _OPENED_PER_S)
+        payload = request(route.url, route.model, route.headers)
+        streams = await open_streams(route.url, payload, self._streams, _OPENED_PER_S)
         try:
             await asyncio.sleep(_SETTLE_S)
             yield streams
@@ -206,7 +206,7 @@ class StreamBench:
             await asyncio.sleep(_SETTLE_S)
 
     async def _ramp(self, streams: list[Stream], interval_ms: float, seconds: int) -> list[Step]:
-        """Faster and faster until events per second stop rising."""
+        """Increase the rate until events per second stop rising."""
         steps: list[Step] = []
         while len(steps) < _MAX_STEPS:
             await self._upstream.pace(interval_ms)
@@ -222,7 +222,7 @@ class StreamBench:
         return steps
 
     async def _step(self, streams: list[Stream], interval_ms: float, seconds: int) -> Step:
-        """Measure for some seconds at the pace that holds."""
+        """Measure at the current rate."""
         for stream in streams:
             stream.measure()
         events, sent = sum(stream.events for stream in streams), await self._upstream.sent()
@@ -249,7 +249,7 @@ class StreamBench:
 
     @staticmethod
     async def _broken(streams: list[Stream]) -> int:
-        """Streams that do not come to their proper end, now that the upstream has ended them all."""
+        """Return the number of streams without a proper end, after the upstream has ended all of them."""
         for _ in range(round(_ENDS_WITHIN_S / _SETTLE_S)):
             if all(stream.done or stream.lost for stream in streams):
                 break
@@ -263,7 +263,7 @@ def slope_per_s(samples: Sequence[float]) -> float:
 
 
 def best(steps: Sequence[Step]) -> Step | None:
-    """The fastest step whose pace came through; None when none did."""
+    """Return the fastest sustained step; None without one."""
     return max((one for one in steps if one.sustained), key=lambda one: one.received_per_s, default=None)
 
 
@@ -306,7 +306,7 @@ def _record(found: StreamResults) -> dict[str, Any]:
 
 
 def _allow_files(count: int) -> None:
-    """Let this process, and those that it starts, open as many sockets as the streams need."""
+    """Raise the limit of open files of this process and its children to the number of streams."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < count:
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(count, hard), hard))

@@ -1,7 +1,7 @@
 """Start the systems of compare.py: the upstream, the bare pass-through, the gateway and the peers.
 
-Every system is one process with one worker, on the loopback interface, in front of the same nginx. Each hands out two
-targets, one for JSON and one for streams, because the upstream has a port for each.
+Every system is one process with one worker, on the loopback interface, in front of the same nginx. Each system has two
+targets, for JSON and for streams, because the upstream has a port for each.
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ UPSTREAM, BARE, STUDENT, GUIDED = "upstream", "bare", "ours, student only", "our
 LITELLM, PORTKEY, SWITCHYARD, VLLM_ROUTER = "LiteLLM", "Portkey", "Switchyard", "vLLM router"
 STUDENT_LIMITED, GUIDED_LIMITED = f"{STUDENT}, limits on", f"{GUIDED}, limits on"
 OURS = (UPSTREAM, BARE, STUDENT, GUIDED, STUDENT_LIMITED, GUIDED_LIMITED)
-# By the name of the peer's folder in peers/.
+# By folder in peers/.
 PEER_NAMES = {"litellm": LITELLM, "portkey": PORTKEY, "switchyard": SWITCHYARD, "vllm_router": VLLM_ROUTER}
 
 _START_WITHIN_S = 90.0
 _KEY, _LIMITED_KEY = "gk-bench", "gk-bench-limited"
-_SAID = {"json": "and the rest of it follows here", "stream": "[DONE]"}
-_TEACHER_SAID = "The teacher begins"
+_EXPECTED_TEXT = {"json": "and the rest of it follows here", "stream": "[DONE]"}
+_TEACHER_TEXT = "The teacher begins"
 _PREFIX = "gkt"  # the default of redis.prefix
 
 
 @dataclass(frozen=True)
 class System:
-    """One row of the table.
+    """A row of the table.
 
     Attributes:
-        child: the process that is measured; None for the upstream itself.
-        unguided: how many requests went without guidance so far, for a system that guides.
+        child: the measured process; None for the upstream itself.
+        unguided: returns the number of guided requests that were answered without guidance; None without guided routes.
         backlog_s: returns the age of the oldest receipt that is not in the database, in seconds.
     """
 
@@ -66,7 +66,7 @@ class System:
 
 @dataclass
 class Site:
-    """The folder of this run, and the upstream's ports."""
+    """The folder of this run, and the ports of the upstream."""
 
     folder: Path
     stack: ExitStack
@@ -79,7 +79,7 @@ class Site:
         return f"http://127.0.0.1:{self.ports[kind]}"
 
     def fill(self, template: str, **values: object) -> Path:
-        """A file of peers/ with what stands between @ signs filled in, in this run's folder."""
+        """Copy a file of peers/ to the folder of this run, with the values of its @placeholders@."""
         text = (PEERS / template).read_text()
         for key, value in {**self.ports, "folder": self.folder, **values}.items():
             text = text.replace(f"@{key}@", str(value))
@@ -90,13 +90,13 @@ class Site:
 
 
 class Starter(Protocol):
-    """Starts one peer out of its environment. Raises NotStarted."""
+    """Start a peer from its environment. Raises NotStarted."""
 
     def __call__(self, site: Site, home: Path) -> System: ...
 
 
 def start_upstream(site: Site) -> System:
-    """nginx: four ports of fixed answers."""
+    """Start nginx with four ports of fixed answers."""
     site.ports.update(zip(("json", "stream", "teacher", "teacher_stream"), free_ports(4), strict=True))
     names = ("student.json", "teacher.json", "student.sse", "teacher.sse")
     texts = {name: (PEERS / "nginx" / name).read_text() for name in names}
@@ -112,7 +112,7 @@ def start_upstream(site: Site) -> System:
     system = System(
         UPSTREAM, "nginx called directly, fixed answers", _targets(site.base("json"), site.base("stream"), "static")
     )
-    _wait_until_it_answers(system, child)
+    _wait_for_answers(system, child)
     return system
 
 
@@ -130,13 +130,13 @@ def start_bare(site: Site) -> System:
         _targets(at, at, "static"),
         (child,),
     )
-    _wait_until_it_answers(system, child)
+    _wait_for_answers(system, child)
     return system
 
 
 @dataclass(frozen=True)
 class GatewayProcess:
-    """Our gateway, running; its engines have been looked at."""
+    """A running gateway that has probed its engines."""
 
     child: ChildProcess
     url: str
@@ -145,7 +145,7 @@ class GatewayProcess:
 
 
 def run_gateway(site: Site, more: str = "") -> GatewayProcess:
-    """`gkt-gateway serve` with the configuration in peers/gateway, and `more` sections behind it."""
+    """Run `gkt-gateway serve` with the configuration in peers/gateway, followed by the sections in `more`."""
     port, admin = free_ports(2)
     config = site.fill("gateway/config.yaml", port=port, admin=admin)
     config.write_text(f"{config.read_text()}\n{more}")
@@ -158,7 +158,7 @@ def run_gateway(site: Site, more: str = "") -> GatewayProcess:
 
 
 def start_gateway(site: Site) -> tuple[System, ...]:
-    """One gateway process; its two ways are two rows, without limits and budgets and with all of them."""
+    """Start one gateway process with four rows: student only and guided, without and with limits and budgets."""
     ours = run_gateway(site)
     limited = {"Authorization": f"Bearer {_LIMITED_KEY}"}
     redis = redis_of(ours.child)
@@ -167,14 +167,14 @@ def start_gateway(site: Site) -> tuple[System, ...]:
         (STUDENT, GUIDED, ours.headers, "keys, admission, receipts, a Redis and a usage worker of its own; 1 process"),
         (STUDENT_LIMITED, GUIDED_LIMITED, limited, "the same process; limits and budgets of the tenant and the key"),
     ):
-        alone = System(
+        student_only = System(
             student,
             f"gkt-gateway serve: {note}",
             _targets(ours.url, ours.url, "student-json", "student-stream", headers),
             (ours.child,),
             backlog_s=lambda: backlog_s(redis),
         )
-        opened = System(
+        with_guidance = System(
             guided,
             "the same process: a teacher's and a student's call for each request",
             _targets(ours.url, ours.url, "guided-json", "guided-stream", headers),
@@ -182,9 +182,9 @@ def start_gateway(site: Site) -> tuple[System, ...]:
             lambda: unguided_so_far(ours.admin_url),
             lambda: backlog_s(redis),
         )
-        _wait_until_it_answers(alone, ours.child)
-        _wait_until_it_answers(opened, ours.child, _TEACHER_SAID)
-        systems += [alone, opened]
+        _wait_for_answers(student_only, ours.child)
+        _wait_for_answers(with_guidance, ours.child, _TEACHER_TEXT)
+        systems += [student_only, with_guidance]
     return tuple(systems)
 
 
@@ -205,7 +205,7 @@ def start_litellm(site: Site, home: Path) -> System:
         _targets(at, at, "bench-json", "bench-stream", key),
         (child,),
     )
-    _wait_until_it_answers(system, child)
+    _wait_for_answers(system, child)
     return system
 
 
@@ -232,7 +232,7 @@ def start_portkey(site: Site, home: Path) -> System:
     system = System(
         PORTKEY, f"{_version('portkey', '@portkey-ai/gateway')} gateway: no keys; 1 Node.js process", targets, (child,)
     )
-    _wait_until_it_answers(system, child)
+    _wait_for_answers(system, child)
     return system
 
 
@@ -247,7 +247,7 @@ def start_switchyard(site: Site, home: Path) -> System:
         SWITCHYARD, f"{_version('switchyard', 'nemo-switchyard')}, no keys; 1 Rust process on all cores",
         _targets(at, at, "bench-json", "bench-stream"), (child,),
     )  # fmt: skip
-    _wait_until_it_answers(system, child)
+    _wait_for_answers(system, child)
     return system
 
 
@@ -271,7 +271,7 @@ def start_vllm_router(site: Site, home: Path) -> System:
         tuple(children),
     )
     for child in children:
-        _wait_until_it_answers(system, child)
+        _wait_for_answers(system, child)
     return system
 
 
@@ -297,15 +297,15 @@ def _targets(
     }
 
 
-def _wait_until_it_answers(system: System, child: ChildProcess, *words: str) -> None:
-    """Until both kinds of answer are the upstream's: a system that answers fast and wrongly must not win."""
+def _wait_for_answers(system: System, child: ChildProcess, *words: str) -> None:
+    """Wait until both kinds of answer have the expected text, so that wrong answers are not measured."""
 
     def answers() -> bool:
         for kind, target in system.targets.items():
-            said = _ask(target, kind)
-            for wanted in (_SAID[kind], *words):
-                if wanted not in said:
-                    raise ValueError(f"a {kind} answer without {wanted!r}: {said[:300]}")
+            answer = _ask(target, kind)
+            for expected in (_EXPECTED_TEXT[kind], *words):
+                if expected not in answer:
+                    raise ValueError(f"a {kind} answer without {expected!r}: {answer[:300]}")
         return True
 
     child.wait_until(answers, _START_WITHIN_S)
@@ -339,7 +339,7 @@ def probed(admin_url: str) -> bool:
 
 
 def unguided_so_far(admin_url: str) -> int:
-    """How many requests a gateway has answered without guidance that were to have some."""
+    """Return the number of guided requests that a gateway has answered without guidance."""
     with urllib.request.urlopen(f"{admin_url}/metrics", timeout=5) as reply:
         text = reply.read().decode()
     return sum(int(float(value)) for value in re.findall(r"^gkt_unguided_total\{.*\} (\S+)$", text, re.MULTILINE))
@@ -355,7 +355,7 @@ def redis_of(child: ChildProcess) -> Redis:
 
 
 def backlog_s(redis: Redis) -> float:
-    """Return the age of the oldest receipt in the outboxes, in seconds: usage workers trim those that they wrote."""
+    """Return the age of the oldest receipt in the outboxes, in seconds. Usage workers delete written receipts."""
     keys, oldest_ms = RedisKeys(_PREFIX), math.inf
     tenants: Any = redis.smembers(keys.ledger().tenants)
     for tenant in tenants:
@@ -367,7 +367,7 @@ def backlog_s(redis: Redis) -> float:
 
 
 def _version(peer: str, package: str) -> str:
-    """The version that the peer's pins name."""
+    """Return the version in the peer's pins."""
     lock = PEERS / peer / "package-lock.json"
     if lock.exists():
         return str(json.loads(lock.read_text())["packages"][f"node_modules/{package}"]["version"])
@@ -379,13 +379,13 @@ def _version(peer: str, package: str) -> str:
 
 
 def _nginx_events(text: str) -> str:
-    """Lines that fill nginx's variable `$events`, in parts: a word of its configuration has 4096 bytes at most."""
+    """Return lines that set nginx's variable `$events` in parts, since an nginx word has at most 4096 bytes."""
     parts = (text[start : start + 2000] for start in range(0, len(text), 2000))
     return "\n".join(f"set $events {_nginx_word('${events}' + part)};" for part in parts)
 
 
 def _nginx_word(text: str) -> str:
-    """A text as one quoted word of nginx's configuration."""
+    """Return a text as a quoted word of nginx's configuration."""
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'
 
 

@@ -1,10 +1,10 @@
-"""Calls per second of two clients of text-generation-inference: the gateway's own and huggingface_hub's.
+"""Compare two clients of text-generation-inference in calls per second: the gateway's and huggingface_hub's.
 
     python load_tests/tgi_client.py --help
 
-A TGI-like server with a canned reply runs in a process of its own on the loopback interface, so that what is measured
-is the client: `TGIEngine.generate_guidance` over the gateway's aiohttp pool against `AsyncInferenceClient`, both asking
-the same route for the same reply. The clients take turns, and the best and the median round of each are told.
+A TGI-like server with a canned reply runs in its own process on the loopback interface. `TGIEngine.generate_guidance`
+with the gateway's aiohttp pool and `AsyncInferenceClient` send the same request to the same route. The clients take
+turns. The table shows the best and the median round of each.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ CHATTED = orjson.dumps(
 
 @dataclass(frozen=True)
 class ClientRound:
-    """One client's turn: how many calls it made, and in what time."""
+    """A round of one client: number of calls and duration."""
 
     calls: int
     seconds: float
@@ -88,7 +88,7 @@ class ClientRound:
 
 
 def serve(port_to: Connection) -> None:
-    """Answer at once, with the headers that TGI sends, until the parent is gone."""
+    """Answer at once with the headers of TGI until the parent ends."""
 
     async def run() -> None:
         headers = {"x-prompt-tokens": "200", "x-generated-tokens": str(MAX_TOKENS), "x-queue-time": "0"}
@@ -105,14 +105,14 @@ def serve(port_to: Connection) -> None:
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         port_to.send(runner.addresses[0][1])
         parent = asyncio.get_running_loop().run_in_executor(None, port_to.poll, None)
-        await parent  # readable at its end, that is when the parent closed it
+        await parent  # readable after the parent closed it
 
     uvloop.run(run())
 
 
 @contextmanager
 def server() -> Iterator[str]:
-    """The address of a server that lives as long as this block."""
+    """Yield the address of a server that runs for the duration of the block."""
     spawn = multiprocessing.get_context("spawn")
     ours, theirs = spawn.Pipe()
     process = spawn.Process(target=serve, args=(theirs,), daemon=True)
@@ -129,7 +129,7 @@ def server() -> Iterator[str]:
 
 
 async def one_round(call: Call, concurrency: int, calls: int, seconds: float) -> ClientRound:
-    """Call from `concurrency` tasks at once until the count or the time is used up."""
+    """Call from `concurrency` tasks until the number of calls or the time limit is reached."""
     made = 0
     began = time.perf_counter()
     ends = began + seconds
@@ -175,7 +175,7 @@ async def open_clients(stack: AsyncExitStack, url: str, *, chat: bool) -> dict[s
 async def measure(
     url: str, *, chat: bool, calls: int, seconds: float, rounds: int
 ) -> dict[tuple[int, str], list[ClientRound]]:
-    """Rounds by concurrency and client; the clients take turns, and who begins changes with every round."""
+    """Return rounds by concurrency and client. The clients take turns in alternating order."""
     measured: dict[tuple[int, str], list[ClientRound]] = {(c, name): [] for c in CONCURRENCIES for name in (OURS, HUBS)}
     async with AsyncExitStack() as stack:
         clients = await open_clients(stack, url, chat=chat)
@@ -212,7 +212,7 @@ def main(
     seconds: Annotated[float, typer.Option(min=0.1, max=60, help="Seconds per round at most.")] = 3.0,
     rounds: Annotated[int, typer.Option(min=1, max=20, help="Rounds of each client at each concurrency.")] = 5,
 ) -> None:
-    """Measure both clients against a local TGI-like server, in turn in one run, and print a table for each route."""
+    """Measure both clients against a local TGI-like server, and print a table for each route."""
     with server() as url:
         for title, chat in (("/generate", False), ("/v1/chat/completions", True)):
             show(title, uvloop.run(measure(url, chat=chat, calls=calls, seconds=seconds, rounds=rounds)))

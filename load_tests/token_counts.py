@@ -1,10 +1,10 @@
-"""How far the counts of different models' tokenizers are apart on the same text: what an estimate's bound is made of.
+"""Compare the token counts of different tokenizers on the same text, for the error bound of estimates.
 
     PYTHONPATH=. python load_tests/token_counts.py --help
 
-Each text is counted by every tokenizer. For each pair the dearer count is held against the cheaper one: that is by how
-much a baseline may be wrong whose answer was counted by another model's tokenizer. The last column says in how many of
-the pairs the truth lay outside the bound that receipts state (gateway/accounting/bounds.py). No network is used.
+Every tokenizer counts each text. The ratio of the larger to the smaller count of two tokenizers is the error
+of a baseline that uses the other model's count. The last column is the part of the pairs outside of the bound in
+receipts (gateway/accounting/bounds.py). No network is used.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ class Disagreement:
         self.texts += 1
         extent = TextSize.of([text])
         self.scripts.add(extent.script)
-        for said, true in itertools.permutations(counts, 2):
-            self.outside += abs(true - said) > token_error(said, extent)
+        for estimate, true in itertools.permutations(counts, 2):
+            self.outside += abs(true - estimate) > token_error(estimate, extent)
         self.ratios += [max(pair) / max(1, min(pair)) for pair in itertools.combinations(counts, 2)]
 
     def row(self, kind: str) -> list[str]:
@@ -81,7 +81,7 @@ def tokenizers() -> dict[str, Count]:
     assert spec is not None
     assert spec.origin is not None
     folder = Path(spec.origin).parent / "litellm_core_utils" / "tokenizers"
-    # Two of the encodings have the vocabulary of another one: to hold those together would only dilute.
+    # Two of the encodings share the vocabulary of another one, so a comparison with it has no information.
     names = [
         *(name for name in ENCODINGS if name not in _SAME),
         *(str(file) for file in sorted(folder.glob("*_tokenizer.json"))),
@@ -90,7 +90,7 @@ def tokenizers() -> dict[str, Count]:
 
 
 def llama(name: str) -> Count:
-    """The tokenizer in a GGUF file."""
+    """Return the tokenizer in a GGUF file."""
     server = serve(fetch(name), name, LlamaOptions(slot_tokens=512, parallel=1), host="127.0.0.1")
 
     def count(text: str) -> int:
@@ -99,12 +99,12 @@ def llama(name: str) -> Count:
         with urlopen(request, timeout=60) as reply:
             return len(json.load(reply)["tokens"])
 
-    # It serves until it is deleted: `count` alone holds it.
+    # The model is freed with its last reference, which `count` holds.
     return count
 
 
 def samples() -> Iterator[tuple[str, str]]:
-    """(kind, text) of the project's own pages and code, and of the catalogues of this machine."""
+    """Yield (kind, text) of the project's pages and code, and of the message catalogs of this machine."""
     for file in sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]):
         yield "English, Markdown", file.read_text("utf-8")
     for file in sorted(ROOT.glob("gateway/**/*.py")):
@@ -131,14 +131,14 @@ def _named(places: Sequence[Path]) -> Iterator[tuple[str, str]]:
 def _catalogue(file: Path) -> str:
     try:
         with file.open("rb") as raw:
-            said: Any = gettext.GNUTranslations(raw)._catalog  # type: ignore[attr-defined]  # noqa: SLF001  it tells no other way
+            catalog: Any = gettext.GNUTranslations(raw)._catalog  # type: ignore[attr-defined]  # noqa: SLF001  there is no public API
     except (OSError, ValueError, IndexError):
-        return ""  # one that Python's gettext cannot read
-    return "\n".join(value for key, value in said.items() if key and isinstance(value, str) and value != key)
+        return ""  # not readable by Python's gettext
+    return "\n".join(value for key, value in catalog.items() if key and isinstance(value, str) and value != key)
 
 
 def chunks(text: str, chance: random.Random) -> Iterator[str]:
-    """Pieces of the lengths that answers have."""
+    """Yield pieces with typical lengths of answers."""
     at = 0
     while at < len(text):
         size = chance.choice(_CHUNK_CHARS)
@@ -149,16 +149,16 @@ def chunks(text: str, chance: random.Random) -> Iterator[str]:
 
 
 def main(
-    places: Annotated[list[Path] | None, typer.Argument(help="Texts, or JSON Lines of them, to count as well.")] = None,
+    places: Annotated[list[Path] | None, typer.Argument(help="Additional texts, or JSON Lines of texts.")] = None,
     gguf: Annotated[
         list[str] | None, typer.Option(help="A model of gateway/local/weights.py, or a .gguf file.")
     ] = None,
     most: Annotated[int, typer.Option(help="Texts of each kind.")] = _MOST_PER_KIND,
     *,
-    only: Annotated[bool, typer.Option("--only", help="Nothing but the texts that are named.")] = False,
-    each: Annotated[bool, typer.Option("--each", help="A line for each language of the catalogues.")] = False,
+    only: Annotated[bool, typer.Option("--only", help="Only the named texts.")] = False,
+    each: Annotated[bool, typer.Option("--each", help="A line for each language of the catalogs.")] = False,
 ) -> None:
-    """Count, and print a table."""
+    """Count tokens, and print a table."""
     chance = random.Random(7)
     by_kind: dict[str, list[str]] = defaultdict(list)
     named = places or []
@@ -172,9 +172,9 @@ def main(
     for kind, found in sorted(by_kind.items()):
         one = Disagreement()
         for text in chance.sample(found, min(most, len(found))):
-            said = [count(text) for count in counts.values()]
-            one.add(text, said)
-            every[TextSize.of([text]).script].add(text, said)
+            numbers = [count(text) for count in counts.values()]
+            one.add(text, numbers)
+            every[TextSize.of([text]).script].add(text, numbers)
         if one.texts and (each or not kind.startswith(_LANGUAGE)):
             rows.append(one.row(kind))
     rows += [one.row(f"**all {script}**") for script, one in sorted(every.items())]

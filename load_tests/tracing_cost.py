@@ -2,8 +2,8 @@
 
     PYTHONPATH=. python load_tests/tracing_cost.py --help
 
-Three gateways that differ in nothing but the section `tracing`, before a teacher and a student without latency, wrk,
-and a collector in this process that takes everything. They take turns, another one first each time. Loopback only.
+Three gateways differ only in the section `tracing`. They use a teacher and a student without latency, wrk, and a
+collector in this process that accepts everything. They take turns in rotating order. Only loopback is used.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _NUMBERS_PER_ROUND = 10_000_000
 
 
 class _Takes(BaseHTTPRequestHandler):
-    """A collector that reads what comes and forgets it."""
+    """A collector that reads and discards its input."""
 
     protocol_version = "HTTP/1.1"
 
@@ -49,7 +49,7 @@ class _Takes(BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, *_: Any) -> None:
-        """Not a line for each."""
+        """Log nothing."""
 
 
 @contextmanager
@@ -63,15 +63,15 @@ def collector() -> Iterator[str]:
 def main(
     callers: Annotated[int, typer.Option(min=1, max=256, help="Callers, each with one request at a time.")] = 16,
     seconds: Annotated[int, typer.Option(min=1, max=60, help="Length of a round.")] = 4,
-    rounds: Annotated[int, typer.Option(min=1, max=20, help="Rounds of each way; their median is shown.")] = 3,
+    rounds: Annotated[int, typer.Option(min=1, max=20, help="Rounds of each method, for the median.")] = 3,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON instead of a table.")] = False,
 ) -> None:
-    """Print the gateway's CPU time for a guided JSON request, its Redis included, with traces off, on, and sampled out.
+    """Print the CPU time of a guided JSON request, Redis included, with tracing off, on, and sampled out.
 
-    With all sampled a request is five spans, encoded and sent by a thread of the same process: that is in its CPU time.
-    On a machine with other work go by the CPU time, not by requests/s.
+    With full sampling, a request has five spans. A thread of the same process encodes and sends them, so its CPU time
+    includes them. On a machine with other load, compare CPU times and not requests/s.
 
-    Needs wrk (Debian: apt install wrk). The table is Markdown; it takes about a minute.
+    Needs wrk (Debian: apt install wrk). The table is Markdown. A run takes about a minute.
     """
     if "wrk" in wrk.missing():
         raise typer.BadParameter("not installed: wrk (Debian: apt install wrk)")
@@ -81,7 +81,7 @@ def main(
 
 
 def measure(callers: int, seconds: int, rounds: int) -> dict[str, dict[str, Any]]:
-    """Figures of each way, medians over the rounds."""
+    """Return the figures of each method: medians over the rounds."""
     with ExitStack() as stack:
         for_s = 120.0 + 6 * seconds * (1 + rounds)
         big = urlsplit(stack.enter_context(fake_engine("instant", dialect="tgi", for_s=for_s))).port
@@ -97,7 +97,7 @@ def measure(callers: int, seconds: int, rounds: int) -> dict[str, dict[str, Any]
             gateways[way] = run_gateway(site, f"tracing: {tracing}" if tracing else "")
         seen: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
         names = list(ways)
-        for turn in range(-1, rounds):  # the first one warms up
+        for turn in range(-1, rounds):  # the first round is the warm-up
             for place, way in enumerate(names[turn:] + names[:turn] if turn > 0 else names):
                 first = (len(names) * (turn + 1) + place) * _NUMBERS_PER_ROUND
                 one = _round(gateways[way], callers, 1 if turn < 0 else seconds, first)
@@ -126,14 +126,14 @@ def _round(gateway: GatewayProcess, callers: int, seconds: int, first: int) -> d
 
 
 def _spans(gateway: GatewayProcess) -> dict[str, float]:
-    """By what became of them."""
+    """Return the number of spans by result."""
     lines = httpx.get(f"{gateway.admin_url}/metrics").text.splitlines()
     found = (line.removeprefix('gkt_spans_total{outcome="') for line in lines if line.startswith("gkt_spans_total{"))
     return {outcome: float(number) for outcome, _, number in (line.partition('"} ') for line in found)}
 
 
 def shown(figures: dict[str, dict[str, Any]], callers: int) -> str:
-    """The figures as a page shows them."""
+    """Return the figures as a Markdown table."""
     off = figures[OFF]["cpu_us"]
     rows = [
         (

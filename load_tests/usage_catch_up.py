@@ -1,10 +1,10 @@
-"""Measure how long answers take while the usage worker catches up on a backlog, and before and after that.
+"""Measure response times before, during and after the usage worker processes a backlog.
 
     PYTHONPATH=. python load_tests/usage_catch_up.py --help
 
-One gateway, a student without latency, a Redis and one usage worker, each in a process of its own. Requests begin at
-fixed times, however long answers take, and an answer's time counts from then. In each round the worker runs without a
-backlog, is stopped, and is started again over a full outbox of each tenant.
+One gateway, a student without latency, a Redis and one usage worker each have their own process. Requests start at
+fixed times, independent of earlier answers, and response times count from then. In each round, the worker runs without
+a backlog, is stopped, and is started again with a full outbox of each tenant.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     PYTHONPATH=. python load_tests/usage_reads.py --help
 
-The sums of one day of receipts are made once and written for each of 30 days, as the usage worker would have written
-them: by the minute for 6 hours, by the hour for 14 days, and by the day. Receipts themselves are written for the last
-minutes only. Times include decoding, adding up and JSON, without HTTP.
+The sums of one day of receipts are computed once and written for each of 30 days. Like the usage worker, the script
+writes sums by the minute for 6 hours, by the hour for 14 days, and by the day. It writes receipts only for the last
+minutes. Times include decoding, addition and JSON, without HTTP.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _TICK_S = 0.001
 
 
 class Reads:
-    """A usage database and what reads it."""
+    """A usage database and its readers."""
 
     def __init__(self, address: str) -> None:
         self.engine = UsageEngine(address)
@@ -81,7 +81,7 @@ class Reads:
 
 
 def day_of_sums(receipts: int, tenants: int, now: float) -> Sums:
-    """The sums of a day of UTC, of which the last hours before `now` have minutes."""
+    """Return the sums of a UTC day. The last hours before `now` have sums by the minute."""
     sums = Sums()
     today = int(now) // DAY_S * DAY_S
     for one in day_of_receipts(receipts, tenants, now):
@@ -92,7 +92,7 @@ def day_of_sums(receipts: int, tenants: int, now: float) -> Sums:
 
 
 def made_rows(sums: Sums, now: float) -> Iterator[tuple[Any, ...]]:
-    """The rows of `DAYS` days up to now: those of one day, moved to each of them."""
+    """Yield the rows of `DAYS` days up to now: the rows of one day, moved to each of them."""
     stored = [
         ((SECONDS[period.granularity], period.start), tuple(where), row.to_bytes())
         for period, rows in sums.rows.items()
@@ -150,7 +150,7 @@ class Lines:
         self.lines.append((name, f"{shown}; CPU {statistics.median(spent):,.1f} ms; loop held {held:.1f} ms at most"))
 
     async def usage(self, name: str, length_s: int, granularity: Any, *by: str, **only: str) -> None:
-        """Ask a question of usage, each time by a reader that keeps nothing; then again by one that keeps parts."""
+        """Measure a usage query with a new reader each time, then with a reader that caches parts."""
 
         async def ask(reader: UsageReader) -> None:
             now = time.time()
@@ -183,9 +183,9 @@ async def measured(reads: Reads, times: int) -> list[tuple[str, str]]:
 
 def main(
     receipts: Annotated[int, typer.Option(min=1_000, help="Receipts of a day.")] = 1_000_000,
-    tenants: Annotated[int, typer.Option(min=1, max=10_000, help="Tenants; few have most receipts.")] = 200,
+    tenants: Annotated[int, typer.Option(min=1, max=10_000, help="Tenants. A few have most of the receipts.")] = 200,
     times: Annotated[int, typer.Option(min=1, help="Calls of each read.")] = 20,
-    kinds: Annotated[str, typer.Option(help="Databases, with commas between.")] = "sqlite,postgresql",
+    kinds: Annotated[str, typer.Option(help="Databases, separated by commas.")] = "sqlite,postgresql",
 ) -> None:
     """Write sums of 30 days to each database and print how long reads take."""
     console, now = Console(), time.time()

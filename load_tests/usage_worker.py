@@ -1,10 +1,10 @@
-"""Receipts that the usage worker writes per second of CPU, and bytes of the database per receipt.
+"""Measure the receipts that the usage worker writes per CPU second, and the bytes of the database per receipt.
 
     PYTHONPATH=. python load_tests/usage_worker.py --help
 
-The receipts are those of the busiest hours of a day, or of all of it. They are written in batches by
-`UsageDatabase.add`, as the worker does, without Redis. The database is SQLite in a temporary folder or,
-with `--address`, an empty one in PostgreSQL, whose own CPU does not count.
+The receipts are those of the busiest hours of a day, or of all of it. `UsageDatabase.add` writes them in batches, as in
+the worker, without Redis. The database is SQLite in a temporary folder. With `--address`, it is an empty database in
+PostgreSQL, whose own CPU time does not count.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from load_tests.machine import machine
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# As config.yaml has them.
+# The defaults of config.yaml.
 _RETENTION = Retention(minute=6 * 3600, hour=14 * DAY_S, day=400 * DAY_S)
 _SQLITE = "SELECT name, SUM(pgsize) FROM dbstat GROUP BY name"
 _POSTGRES = "SELECT relname, pg_relation_size(oid) FROM pg_class WHERE relname LIKE 'usage%%' AND relkind IN ('r', 'i')"
@@ -41,7 +41,7 @@ _POSTGRES = "SELECT relname, pg_relation_size(oid) FROM pg_class WHERE relname L
 def main(
     receipts: Annotated[int, typer.Option(min=1, help="Receipts to write.")] = 50_000,
     per_day: Annotated[int, typer.Option(min=1, help="Receipts of a whole day.")] = 1_000_000,
-    tenants: Annotated[int, typer.Option(min=1, help="Tenants. Few have most of the receipts.")] = 200,
+    tenants: Annotated[int, typer.Option(min=1, help="Tenants. A few have most of the receipts.")] = 200,
     batch: Annotated[int, typer.Option(min=1, help="Receipts of one transaction.")] = MAX_ENTRIES,
     address: Annotated[str, typer.Option(help="Address of an empty database for SQLAlchemy.")] = "sqlite",
     profile: Annotated[bool, typer.Option("--profile", help="Show the functions that take most time.")] = False,

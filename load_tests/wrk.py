@@ -1,4 +1,4 @@
-"""One round of wrk: its command, and what it says."""
+"""Run one round of wrk, and read its results."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ Kind = Literal["json", "stream"]
 
 _SCRIPT = Path(__file__).with_name("chat.lua")
 _MARK = "figures "
-# Far above any latency here: what takes longer has stalled.
+# Far above any latency here: a longer call has stalled.
 _TIMEOUT_S = 20
 
 
 @dataclass(frozen=True)
 class Target:
-    """How a system is called for one kind of answer."""
+    """URL, model and headers of a system for one kind of answer."""
 
     url: str
     model: str
@@ -35,9 +35,9 @@ class Reading:
     """Results of wrk in one round.
 
     Attributes:
-        p50_ms, p99_ms: infinite when no answer came within the round.
-        refused: replies with another status than 2xx or 3xx.
-        broken: connections that could not be made or broke, and calls that took longer than 20 s.
+        p50_ms, p99_ms: infinite without an answer in the round.
+        refused: replies with a status other than 2xx or 3xx.
+        broken: failed connections, and calls that took longer than 20 s.
     """
 
     requests: int
@@ -49,7 +49,7 @@ class Reading:
 
 
 def command(target: Target, kind: Kind, *, concurrency: int, seconds: float, first: int) -> list[str]:
-    """wrk with one thread: it drives far more than what it measures here, and a second would take a core from that."""
+    """Return the command of wrk with one thread. A second thread would take a core from the measured system."""
     headers = [f"{name}: {value}" for name, value in target.headers.items()]
     return [
         "wrk", "-t1", f"-c{concurrency}", f"-d{max(1, round(seconds))}s", f"--timeout={_TIMEOUT_S}s",
@@ -58,12 +58,12 @@ def command(target: Target, kind: Kind, *, concurrency: int, seconds: float, fir
 
 
 def read(output: str) -> Reading:
-    """The line of figures that chat.lua writes. Raises ValueError when there is none."""
+    """Parse the line of figures from chat.lua. Raise ValueError if it is missing."""
     line = next((line for line in output.splitlines() if line.startswith(_MARK)), None)
     if line is None:
         raise ValueError(f"wrk printed no figures: {output.strip()[-300:]}")
     figures = json.loads(line.removeprefix(_MARK))
-    answered = figures["requests"] > 0  # without any, wrk's percentiles are 0
+    answered = figures["requests"] > 0  # wrk reports percentiles of 0 without answers
     return Reading(
         requests=figures["requests"],
         seconds=figures["duration_us"] / 1e6,
@@ -75,7 +75,7 @@ def read(output: str) -> Reading:
 
 
 def run(target: Target, kind: Kind, *, concurrency: int, seconds: float, first: int) -> Reading:
-    """One round. Where nobody listens any more, every caller counts as broken, and no answer ever came."""
+    """Run one round. If no server listens, every caller counts as broken, and the latencies are infinite."""
     arguments = command(target, kind, concurrency=concurrency, seconds=seconds, first=first)
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=seconds + 4 * _TIMEOUT_S, check=False)
     try:

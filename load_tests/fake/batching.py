@@ -1,7 +1,7 @@
-"""Continuous batching: prompts wait in a queue, join the batch between two steps, and leave it when they are answered.
+"""Continuous batching: prompts wait in a queue, join the batch between two steps, and leave it with their last token.
 
-One task runs it. Each pass ends at a moment counted from the end of the one before, not from when the loop got around
-to it: a late pass does not delay the next, and the times of many add up to what the timing file says.
+One task runs the batch. The end of each pass is scheduled relative to the scheduled end of the previous pass. So a late
+pass does not delay the next one, and the total time equals that of the timing file.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ class Reader(Protocol):
         ...
 
     def joins(self) -> None:
-        """Called when the batch starts to read the prompt."""
+        """Called when the batch starts to process the prompt."""
         ...
 
     def token(self, sequence: Sequence) -> bool:
-        """Take the token that `sequence.written` now counts; returns whether it was the last."""
+        """Receive token number `sequence.written`. Return whether it was the last one."""
         ...
 
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """One answer under way. `unread` counts the tokens of its prompt that are still to be read."""
+    """An answer in progress. `unread` is the number of prompt tokens that are not processed yet."""
 
     reader: Reader
     number: int
@@ -49,7 +49,7 @@ class Batching:
     """The modelled engine.
 
     Args:
-        profile: how long its passes take; one with `prefill` and `decode`.
+        profile: the durations of passes; it has `prefill` and `decode`.
     """
 
     def __init__(self, profile: Profile, stats: Stats) -> None:
@@ -60,13 +60,13 @@ class Batching:
         self._places = profile.max_batch_size
         self._jitter = profile.jitter
         self._stats = stats
-        # Its own: how many passes there are depends on the clock, and what else is drawn may not.
+        # A separate generator: the number of passes depends on the clock; other random values must not.
         self._random = Random(profile.seed)
         self._waiting: deque[Sequence] = deque()
         self._batch: list[Sequence] = []
         self._arrived = asyncio.Event()
-        self._due = 0.0  # when the last pass should have ended
-        self._ended = 0.0  # when it did
+        self._due = 0.0  # scheduled end of the last pass
+        self._ended = 0.0  # actual end of the last pass
 
     def submit(self, sequence: Sequence) -> None:
         """Put a sequence at the end of the queue."""
@@ -74,7 +74,7 @@ class Batching:
         self._arrived.set()
 
     async def run(self) -> None:
-        """Work for ever."""
+        """Run forever."""
         while True:
             if not self._batch and not self._waiting:
                 self._arrived.clear()
@@ -83,25 +83,25 @@ class Batching:
             await self._round()
 
     async def _round(self) -> None:
-        """Read new prompts, if there are any and there is room, and decode one step."""
+        """Process waiting prompts, if the batch has room, and decode one step."""
         read, joining = self._take_prompts()
         reading_s = self._prefill.fixed_s + self._prefill.per_token_s * read if read else 0.0
         self._stats.prefill_passes += read > 0
         if read and not self._prefill.chunked:
             await self._pass(reading_s)
-            self._batch += self._given_a_token(joining)
+            self._batch += self._with_next_token(joining)
             reading_s, joining = 0.0, []
-            # A pass over prompts is long enough for some to leave.
+            # Callers may have disconnected during a pass over prompts.
             self._batch = [sequence for sequence in self._batch if not sequence.reader.gone]
         if size := len(self._batch):
             self._stats.batch_sizes[size] += 1
         if size or reading_s:
             await self._pass(self._steps_s[size] + reading_s)
-        # Whoever was read in this very step gets the first token at its end, as the others get their next.
-        self._batch = self._given_a_token(self._batch) + self._given_a_token(joining)
+        # Sequences that joined in this step get their first token at its end.
+        self._batch = self._with_next_token(self._batch) + self._with_next_token(joining)
 
     def _take_prompts(self) -> tuple[int, list[Sequence]]:
-        """From the front of the queue: how many tokens one pass reads, and whose prompts it reads to the end."""
+        """Take prompts from the queue. Return the tokens of this pass, and the sequences that it completes."""
         left = self._prefill.max_tokens
         joining: list[Sequence] = []
         while self._waiting and left > 0 and len(self._batch) + len(joining) < self._places:
@@ -124,8 +124,8 @@ class Batching:
         if self._jitter:
             seconds *= 1 + self._jitter * self._random.uniform(-1, 1)
         self._due += seconds
-        # Also when it is late, so that it still hears its clients. uvloop's timers are whole milliseconds: a pass may
-        # end half of one too early or too late, and the next makes up for it.
+        # Sleep even if the pass is late, so that the loop serves the clients. uvloop's timers have a resolution of
+        # 1 ms: a pass may be 0.5 ms too short or too long, and the next one compensates for it.
         await asyncio.sleep(max(0.0, self._due - time.monotonic()))
         ended = time.monotonic()
         self._stats.modelled_s += seconds
@@ -134,8 +134,8 @@ class Batching:
         self._ended = ended
 
     @staticmethod
-    def _given_a_token(sequences: list[Sequence]) -> list[Sequence]:
-        """Write a token of each; returns those that go on."""
+    def _with_next_token(sequences: list[Sequence]) -> list[Sequence]:
+        """Write one token of each sequence. Return the unfinished ones."""
         staying = []
         for sequence in sequences:
             if sequence.reader.gone:

@@ -1,4 +1,4 @@
-"""One call under way: it turns tokens into bytes on its connection, and is counted until it ends, however it ends."""
+"""Write the tokens of a call to its connection, and count the call until it ends."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class PlannedAnswer:
     """The planned answer of a call.
 
     Attributes:
-        reads: tokens of each prompt; its texts stand together in `texts`, as many for each.
-        form: words the events of a stream; None for a whole reply, which is then `body`.
-        usage: whether a stream tells its token counts.
-        headers: whether a whole reply tells counts and times as TGI does.
+        reads: tokens of each prompt. `texts` has the same number of texts for each prompt, in order.
+        form: encoder of a stream's events; None for a whole reply, which `body` returns.
+        usage: whether a stream contains its token counts.
+        headers: whether a whole reply has TGI's headers with counts and times.
     """
 
     texts: tuple[Text, ...]
@@ -47,10 +47,10 @@ class PlannedAnswer:
 
 
 class Call:
-    """A call that was let in.
+    """An accepted call.
 
     Args:
-        fault: `break_off` ends it halfway, `hang` leaves it without an answer.
+        fault: `break_off` ends the connection halfway, `hang` never answers.
     """
 
     def __init__(self, connection: FakeConnection, answer: PlannedAnswer, fault: Fault | None, stats: Stats) -> None:
@@ -83,8 +83,8 @@ class Call:
         written, last = sequence.written, sequence.written == text.length
         self._stats.tokens_written += 1
         if self._form is not None:
-            if written == 1 and (opening := self._form.opening(text.choice)):
-                self._write(opening)
+            if written == 1 and (first_events := self._form.first_events(text.choice)):
+                self._write(first_events)
             if last:
                 self._write(self._form.closing(text))
             else:
@@ -100,7 +100,7 @@ class Call:
         return last
 
     def answer_now(self) -> None:
-        """Send everything at once."""
+        """Send the whole answer at once."""
         if self._form is None:
             whole = self._whole()
         else:
@@ -119,7 +119,7 @@ class Call:
         self._connection.end()
 
     def _break(self, whole: bytes) -> None:
-        """Send half of it and hang up."""
+        """Send half of the answer and close the connection."""
         self._write(whole[: len(whole) // 2])
         self.gone = True
         self._stats.in_flight -= self._unfinished
@@ -142,7 +142,7 @@ class Call:
         return reply(self._answer.body(), headers=self._counts() if self._answer.headers else b"")
 
     def _counts(self) -> bytes:
-        """TGI's headers; times in milliseconds, but for the compute time, which is in seconds."""
+        """Return TGI's headers. Times are in milliseconds, except for the compute time in seconds."""
         queue_s, inference_s = self._joined - self._arrived, time.monotonic() - self._joined
         return (
             b"x-compute-type: fake\r\nx-compute-time: %.6f\r\nx-total-time: %d\r\nx-validation-time: 0\r\n"

@@ -1,4 +1,4 @@
-"""The fake engine: routes a request, lets it in or refuses it, and gives it to the batch or answers at once."""
+"""The fake engine: routes, accepts or rejects a request, and passes it to the batch or answers at once."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from load_tests.fake.asked import InvalidRequestBody, ParsedRequest, read_chat, read_completion, read_generate
 from load_tests.fake.batching import Batching
 from load_tests.fake.call import Call, PlannedAnswer
 from load_tests.fake.http import FakeConnection, reply
 from load_tests.fake.replies import Form, Text, error, generated
+from load_tests.fake.requests import InvalidRequestBody, ParsedRequest, read_chat, read_completion, read_generate
 from load_tests.fake.stats import Stats
 
 if TYPE_CHECKING:
@@ -29,10 +29,10 @@ _TGI_CLIENT_BATCH = 4  # its default
 
 
 class FakeEngine:
-    """One modelled engine; it works while it is `serving`.
+    """A modelled engine. It answers while it is `serving`.
 
-    The routes of both kinds of server are always there; the profile's dialect is the manner in which it refuses, and in
-    which it answers chats and completions.
+    It always has the routes of both protocols. The profile's dialect selects the format of errors, chats and
+    completions.
     """
 
     def __init__(self, profile: Profile) -> None:
@@ -62,7 +62,7 @@ class FakeEngine:
 
     @asynccontextmanager
     async def serving(self, port: int = 0) -> AsyncIterator[str]:
-        """Listen on the loopback interface as long as the block lasts; yields the URL. Raises OSError."""
+        """Listen on the loopback interface for the duration of the block; yield the URL. Raises OSError."""
         loop = asyncio.get_running_loop()
         server = await loop.create_server(lambda: FakeConnection(self._handle), "127.0.0.1", port, backlog=_BACKLOG)
         try:
@@ -113,7 +113,7 @@ class FakeEngine:
         if fault == "fail_424" or fault == "fail_500":
             self.stats.failed += 1
             status, kind = (424, "generation") if fault == "fail_424" else (500, "incomplete_generation")
-            self._refuse(connection, status, "Request failed during generation: a fault that was asked for", kind)
+            self._refuse(connection, status, "Request failed during generation: a configured fault", kind)
             return
         call = Call(connection, answer, fault, self.stats)
         if fault == "hang":
@@ -147,7 +147,7 @@ class FakeEngine:
         )
 
     def _text(self, index: int, request: ParsedRequest, at_most: int) -> Text:
-        """TGI looks at the length before it looks at the end: an answer that is done just then was cut."""
+        """Return text and finish reason. TGI checks the limit first: an answer that ends there has reason `length`."""
         length = self._profile.answer_length(self._random.random())
         if length is None or length >= at_most:
             return Text(index, request.tape, request.at, at_most, "length")

@@ -1,6 +1,6 @@
-"""Just enough HTTP/1.1 for an engine: one request at a time on a kept connection, whole bodies, raw bytes out.
+"""Minimal HTTP/1.1 for an engine: sequential requests on a persistent connection, whole bodies, raw bytes as output.
 
-aiohttp's server takes several times as long for a request; what is in front of the engine is to be measured, not that.
+aiohttp's server takes several times as long for a request. The engine must cost less than the measured system.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ EVENTS_END = b"0\r\n\r\n"
 
 
 def reply(body: bytes, status: int = 200, headers: bytes = b"", content_type: bytes = b"application/json") -> bytes:
-    """A whole reply. `headers` are more lines, each with its line end."""
+    """Return a whole reply. `headers` are further lines with line ends."""
     return b"HTTP/1.1 %d %s\r\nContent-Type: %s\r\nContent-Length: %d\r\n%s\r\n%s" % (
         status,
         HTTPStatus(status).phrase.encode(),
@@ -43,30 +43,30 @@ def reply(body: bytes, status: int = 200, headers: bytes = b"", content_type: by
 
 
 def event(data: bytes) -> bytes:
-    """A server-sent event as one chunk of a chunked body."""
+    """Return a server-sent event as one chunk of a chunked body."""
     return b"%x\r\ndata: %s\n\n\r\n" % (len(data) + 8, data)
 
 
 class FakeConnection(asyncio.Protocol):
-    """One client.
+    """A connection of a client.
 
     Args:
-        handle: called with the connection, `METHOD /path` and the body of each request; it, or whoever it hands the
-            connection to, answers with `write` and then `end`.
+        handle: called with the connection, `METHOD /path` and the body of each request. It answers with `write`, then
+            `end`, or passes the connection to another object that does so.
     """
 
     def __init__(self, handle: Handle) -> None:
         self._handle = handle
         self._transport: asyncio.Transport
         self._received = b""
-        self._needed = 0  # bytes that the request under way takes, once its head is known
+        self._needed = 0  # size of the current request, once its head is parsed
         self._busy = False
         self._last = False  # whether the client wants the connection closed after this reply
         self.on_lost: Callable[[], None] | None = None
-        """Called when the client leaves before `end`."""
+        """Called when the client disconnects before `end`."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's transports are none by their class.
+        # uvloop's transports are no subclass of asyncio.Transport.
         self._transport = cast("asyncio.Transport", transport)
         self.write = self._transport.write
 
@@ -82,7 +82,7 @@ class FakeConnection(asyncio.Protocol):
             lost()
 
     def end(self, *, close: bool = False) -> None:
-        """The reply is whole, or as whole as it gets: go on to the next request, or close."""
+        """End the reply: read the next request, or close."""
         self._busy = False
         self.on_lost = None
         if close or self._last:

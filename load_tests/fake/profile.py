@@ -19,15 +19,16 @@ TIMINGS = Path(__file__).parents[1] / "timings"
 Dialect = Literal["tgi", "openai"]
 Count = Annotated[Whole, Field(ge=1, le=1_000_000)]
 Fraction = Annotated[Number, Field(ge=0, le=1)]
-Size = Annotated[int, Field(ge=1, le=1_000_000)]  # a key, which YAML's reader leaves as text
+Size = Annotated[int, Field(ge=1, le=1_000_000)]  # keys of a table stay text in the YAML reader
 Time = Annotated[Duration, Field(ge=0, le=60)]
 
 
 class PrefillTimes(StrictModel):
-    """A pass over new prompts takes `fixed` and `per_token` for each token that it reads.
+    """Duration of a pass over new prompts: `fixed`, plus `per_token` for each token.
 
-    A chunked pass reads at most `max_tokens`, breaks a prompt off there, and shares its step with decoding. One that is
-    not takes whole prompts, as many as fit `max_tokens` and at least one, while nobody else gets a token.
+    A chunked pass reads at most `max_tokens`, may split a prompt there, and shares its step with decoding. A pass that
+    is not chunked reads whole prompts: at least one, and as many as fit `max_tokens`. No other sequence gets a token
+    meanwhile.
     """
 
     fixed_s: Time = Field(0.0, alias="fixed")
@@ -37,9 +38,9 @@ class PrefillTimes(StrictModel):
 
 
 class Decode(StrictModel):
-    """The time of one step for a batch of n: `fixed` + n times `per_sequence`, or a `table` from n to times.
+    """Duration of one step for a batch of n: `fixed` + n times `per_sequence`, or a `table` from n to times.
 
-    Between the entries of the table it is linear; outside of them the nearest one holds.
+    Values between entries of the table are interpolated linearly. Outside of the table, the nearest entry applies.
     """
 
     fixed_s: Time = Field(0.0, alias="fixed")
@@ -53,7 +54,7 @@ class Decode(StrictModel):
         return self
 
     def step_s(self, size: int) -> float:
-        """Seconds of one step in which `size` sequences are decoded."""
+        """Return the seconds of a step that decodes `size` sequences."""
         if self.table is None:
             return self.fixed_s + self.per_sequence_s * size
         sizes = sorted(self.table)
@@ -66,10 +67,10 @@ class Decode(StrictModel):
 
 
 class Faults(StrictModel):
-    """Which fraction of the calls fails, and how; at most all of them.
+    """Fractions of the calls that fail, by fault. The sum is at most 1.
 
-    `fail_424` and `fail_500` are answered at once with TGI's errors for a model that failed. `hang` gets no answer and
-    holds its place until the client leaves. `break_off` ends the connection halfway through the answer.
+    `fail_424` and `fail_500` return TGI's errors for a failed model at once. `hang` sends no answer and occupies its
+    slot until the client disconnects. `break_off` ends the connection halfway through the answer.
     """
 
     fail_424: Fraction = 0.0
@@ -80,17 +81,16 @@ class Faults(StrictModel):
     @model_validator(mode="after")
     def _at_most_all(self) -> Faults:
         if sum(self.model_dump().values()) > 1:
-            raise ValueError("the fractions come to more than 1")
+            raise ValueError("the sum of the fractions is more than 1")
         return self
 
 
 class Profile(StrictModel):
-    """One modelled engine.
+    """Parameters of a modelled engine.
 
-    Without `prefill` and `decode` it takes no time at all. `answer_tokens` are evenly spaced quantiles of how long its
-    answers get before they end by themselves; without them each runs to its max_tokens. `jitter` 0.1 makes each pass
-    take up to 10 % more or less. With one `seed` the calls get the same lengths and faults, in the order in which they
-    come, in every run.
+    Without `prefill` and `decode` it has no latency. `answer_tokens` are evenly spaced quantiles of the length at which
+    answers end by themselves. Without them, each answer reaches its max_tokens. `jitter` 0.1 varies each pass by up to
+    10 %. With the same `seed`, calls get the same lengths and faults in the order of arrival in every run.
     """
 
     model: Name
@@ -114,7 +114,7 @@ class Profile(StrictModel):
         return self
 
     def answer_length(self, drawn: float) -> int | None:
-        """Tokens after which an answer ends by itself, for a number drawn from [0, 1); None: it does not."""
+        """Return the tokens after which an answer ends, for a number in [0, 1); None without a limit."""
         if not self.answer_tokens:
             return None
         place = drawn * (len(self.answer_tokens) - 1)
@@ -124,8 +124,8 @@ class Profile(StrictModel):
 
 
 def read_profile(path: Path) -> Profile:
-    """The profile in a timing file. Raises ValueError that names every mistake with its line."""
-    profile, mistakes = load(path, Profile, context=path)
+    """Read a timing file. Raise ValueError that lists every issue with its line."""
+    profile, issues = load(path, Profile, context=path)
     if profile is None:
-        raise ValueError("\n".join(str(mistake) for mistake in mistakes))
+        raise ValueError("\n".join(str(issue) for issue in issues))
     return profile

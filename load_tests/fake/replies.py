@@ -1,6 +1,6 @@
-"""How the answers are worded: JSON bodies and events of each route, in TGI's and in OpenAI's manner, kept as bytes.
+"""Encode the answers: JSON bodies and events of each route, in TGI's and OpenAI's format, as cached bytes.
 
-What an answer says depends on nothing but its `Text`, so each event is made once and then only written.
+The content of an answer depends only on its `Text`, so each event is encoded once.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from load_tests.fake.http import EVENTS_END, event, reply
 Finish = Literal["stop", "length"]
 Tape = Literal["prose", "letters"]
 
-# One string is one token. Read round and round: what follows the last line break may begin with a word.
+# One string is one token. The tape is cyclic: after the last line break, a word may follow.
 _PROSE = (
     "So", " we", " take", " the", " first", " of", " them", " and", " see", " how", " far", " it", " goes", ",",
     " then", " the", " next", " one", ",", " until", " all", " are", " done", ".", " What", " is", " left", " at",
@@ -29,7 +29,7 @@ TAPES: dict[Tape, tuple[str, ...]] = {"prose": _PROSE, "letters": tuple(f" {lett
 
 
 class Text(NamedTuple):
-    """One answer: `length` tokens of a tape from its place `at`, as choice `choice`."""
+    """An answer: `length` tokens of a tape from its position `at`, for choice `choice`."""
 
     choice: int
     tape: Tape
@@ -44,9 +44,9 @@ class Text(NamedTuple):
 
 
 class Form:
-    """A route of OpenAI's kind: `chat` (or else completions), by TGI (or else as OpenAI).
+    """A route of OpenAI's API, `chat` or completions, in TGI's or OpenAI's format.
 
-    TGI's last token brings the finish_reason along and each delta its role; OpenAI sends both in events of their own.
+    TGI's last token contains the finish_reason, and each of its deltas a role. OpenAI sends both in separate events.
     """
 
     def __init__(self, model: str, *, chat: bool, tgi: bool) -> None:
@@ -59,24 +59,24 @@ class Form:
             "model": model,
             "system_fingerprint": "3.3.7-native" if tgi else "fp_fake",
         }
-        # Bounded: lengths and places differ from call to call.
+        # Bounded: lengths and positions differ between calls.
         self.events = lru_cache(maxsize=512)(self._events)
         self.closing = lru_cache(maxsize=4096)(self._closing)
         self.all_events = lru_cache(maxsize=256)(self._all_events)
         self.whole = lru_cache(maxsize=256)(self._whole)
 
-    def opening(self, index: int) -> bytes:
+    def first_events(self, index: int) -> bytes:
         """Return the events before the first token."""
         if self._tgi or not self._chat:
             return b""
         return self._event([self._choice(index, {"role": "assistant", "content": ""}, None)])
 
     def _events(self, index: int, tape: Tape) -> tuple[bytes, ...]:
-        """The event of each token of a tape."""
+        """Return the event of each token of a tape."""
         return tuple(self._event([self._choice(index, self._delta(token), None)]) for token in TAPES[tape])
 
     def _closing(self, text: Text) -> bytes:
-        """The event of the last token, and what tells why it was the last."""
+        """Return the event of the last token, with the finish reason."""
         tape = TAPES[text.tape]
         token = tape[(text.at + text.length - 1) % len(tape)]
         if self._tgi:
@@ -85,28 +85,28 @@ class Form:
         return content + self._event([self._choice(text.choice, {} if self._chat else "", text.finish)])
 
     def end(self, read: int, written: int, *, usage: bool) -> bytes:
-        """The end of a stream."""
+        """Return the end of a stream."""
         counted = self._event([], usage=_usage(read, written)) if usage else b""
         return counted + event(b"[DONE]") + EVENTS_END
 
     def _all_events(self, text: Text) -> bytes:
-        """A whole answer as events, without the end of the stream."""
+        """Return a whole answer as events, without the end of the stream."""
         events = self.events(text.choice, text.tape)
         return b"".join(
             (
-                self.opening(text.choice),
+                self.first_events(text.choice),
                 *(events[(text.at + number) % len(events)] for number in range(text.length - 1)),
                 self.closing(text),
             )
         )
 
     def _whole(self, texts: tuple[Text, ...], read: int) -> bytes:
-        """A whole reply in JSON."""
+        """Return a whole reply in JSON."""
         written = sum(text.length for text in texts)
-        choices = [self._said(text) for text in texts]
+        choices = [self._choice(text) for text in texts]
         return orjson.dumps({"object": self._name, **self._common, "choices": choices, "usage": _usage(read, written)})
 
-    def _said(self, text: Text) -> dict[str, Any]:
+    def _choice(self, text: Text) -> dict[str, Any]:
         content = {"message": {"role": "assistant", "content": str(text)}} if self._chat else {"text": str(text)}
         return {"index": text.choice, **content, "logprobs": None, "finish_reason": text.finish}
 
@@ -125,7 +125,7 @@ class Form:
 
 @lru_cache(maxsize=256)
 def generated(text: Text, details: bool) -> bytes:
-    """A reply of TGI's own /generate."""
+    """Return a reply of TGI's /generate."""
     body: dict[str, Any] = {"generated_text": str(text)}
     if details:
         tape = TAPES[text.tape]
@@ -145,6 +145,6 @@ def _usage(read: int, written: int) -> dict[str, int]:
 
 
 def error(status: int, message: str, kind: str, *, tgi: bool) -> bytes:
-    """A refusal in the dialect's words; no Retry-After, as TGI sends none."""
+    """Return an error in the format of the dialect. TGI sends no Retry-After, so there is none."""
     body: Any = {"error": message, "error_type": kind} if tgi else {"error": {"message": message, "type": kind}}
     return reply(orjson.dumps(body), status)

@@ -10,19 +10,19 @@ from typing import Any
 
 @dataclass(slots=True)
 class Stats:
-    """Counts since the start or the last reset. Calls are HTTP requests that ask for text; sequences are answers.
+    """Counts since the start or the last reset. Calls are HTTP requests for text; sequences are answers.
 
     Attributes:
-        requests: calls that came, whatever became of them.
+        requests: all calls.
         refused: calls over max_concurrent_requests.
-        rejected: calls that could not be understood or asked for too much.
-        failed: calls that a configured fault ended.
-        cancelled: calls whose client left before the end.
-        in_flight: sequences that wait or are being written; `max_concurrent_requests` limits these.
-        batch_sizes: decode steps by the number of sequences that they served.
-        modelled_s: what the passes should have taken by the timing file.
-        busy_s: what they took.
-        worst_lag_s: by how much the latest of them came too late.
+        rejected: invalid calls, and calls over another limit.
+        failed: calls that ended with a configured fault.
+        cancelled: calls whose client disconnected before the end.
+        in_flight: queued and active sequences; `max_concurrent_requests` limits them.
+        batch_sizes: decode steps by number of sequences.
+        modelled_s: durations of the passes by the timing file.
+        busy_s: actual durations of the passes.
+        worst_lag_s: the largest delay of a pass.
     """
 
     requests: int = 0
@@ -47,13 +47,13 @@ class Stats:
         self.busiest_in_flight = max(self.busiest_in_flight, self.in_flight)
 
     def reset(self) -> None:
-        """Count from zero; what is in flight stays so."""
+        """Set all counts to zero, except for in_flight."""
         fresh = Stats(in_flight=self.in_flight, busiest_in_flight=self.in_flight)
         for name in self.__slots__:
             setattr(self, name, getattr(fresh, name))
 
     def shown(self) -> dict[str, Any]:
-        """All of it as JSON; the histogram's keys are batch sizes."""
+        """Return all counts as JSON. The keys of the histogram are batch sizes."""
         steps = self.batch_sizes.total()
         served = sum(size * count for size, count in self.batch_sizes.items())
         return {

@@ -1,1 +1,1 @@
-"""The two clients of hostile.py, each a process of its own: a flood, and the victim that is measured beside it."""
+"""The clients of hostile.py. The flood and the measured victim each run in their own process."""

@@ -1,9 +1,9 @@
-"""A flood, in a process of its own: as many callers as it takes, and as little work for each as can be.
+"""Send a flood of requests with many connections and minimal CPU time per connection.
 
     python -m load_tests.floods.client --url http://127.0.0.1:9000/v1/chat/completions --flood JSON --for 10
 
-It prints "ready" once its callers are connected, and at its end one line of JSON: replies by status, and connections
-that were lost. It ends by itself.
+It prints "ready" after its callers are connected. At its end it prints one line of JSON with the numbers of replies by
+status, and of lost connections.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _OPENED_PER_S = 2000
 _READY_WITHIN_S = 5.0
 _REOPEN_S = 0.2
 _RETRY_S = 0.05
-_RECEIVE_BYTES = 4096  # of an unread stream: little fits into the kernel
+_RECEIVE_BYTES = 4096  # of an unread stream: a small buffer in the kernel
 _CHUNKED = -1
 _LAST_CHUNK = b"0\r\n\r\n"
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
@@ -44,12 +44,12 @@ class FloodCallers:
         self.flood = flood
         self.request = flood.request(url)
         self.seen: Counter[str] = Counter()
-        self._transports: set[asyncio.Transport] = set()  # uvloop forgets a transport that nobody reads or holds
+        self._transports: set[asyncio.Transport] = set()  # uvloop drops a transport without references
         self._ended = False
         self._to = (address.hostname or "127.0.0.1", address.port or 80)
 
     async def open(self) -> None:
-        """Connect one caller. What fails is tried again."""
+        """Connect one caller. Retry a failed connection."""
         loop = asyncio.get_running_loop()
         sock = socket.socket()
         sock.setblocking(False)
@@ -66,7 +66,7 @@ class FloodCallers:
             self.seen["opened"] += 1
 
     def end(self) -> None:
-        """Close all connections, and open no more."""
+        """Close all connections. Open no more."""
         self._ended = True
         for transport in self._transports:
             transport.abort()
@@ -97,16 +97,16 @@ class FloodCallers:
 
 
 class FloodConnection(asyncio.Protocol):
-    """One connection."""
+    """A connection of a flood."""
 
     def __init__(self, callers: FloodCallers) -> None:
         self._callers = callers
-        self._left = 0  # bytes of the reply that have not come; _CHUNKED: until its last chunk
+        self._left = 0  # remaining bytes of the reply; _CHUNKED: until its last chunk
         self._status = ""
         self._tail = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's is one without being a subclass of it
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's transport is no subclass of asyncio.Transport
         self._callers.holds(self._transport)
         self._transport.write(self._callers.request)
 
@@ -114,7 +114,7 @@ class FloodConnection(asyncio.Protocol):
         self._callers.lost(self._transport)
 
     def data_received(self, data: bytes) -> None:
-        if self._left == 0:  # a reply begins; its head comes in one piece
+        if self._left == 0:  # first bytes of a reply; its head arrives in one piece
             self._status = data[9:12].decode(errors="replace")
             self._callers.seen[self._status] += 1
             if self._callers.flood.manner == "unread" and self._status == "200":
@@ -129,7 +129,7 @@ class FloodConnection(asyncio.Protocol):
         self._tail = (self._tail + data)[-len(_LAST_CHUNK) :]
         if self._left == 0 or (self._left < 0 and self._tail == _LAST_CHUNK):
             self._left = 0
-            # A caller that does not wait after "come back later" would only measure itself.
+            # Without a pause after 503 and 429, the callers would mostly measure themselves.
             wait_s = _RETRY_S if self._status in {"503", "429"} else 0.0
             if wait_s:
                 asyncio.get_running_loop().call_later(wait_s, self._ask)
@@ -148,11 +148,11 @@ async def run(floods: Sequence[Flood], url: str, for_s: float) -> None:
         loop.add_signal_handler(number, stop.set)
     loop.call_later(for_s, stop.set)
     crowds = [FloodCallers(flood, url) for flood in floods]
-    opening = [loop.create_task(crowd.run()) for crowd in crowds]
-    await asyncio.wait(opening, timeout=_READY_WITHIN_S)
+    openers = [loop.create_task(crowd.run()) for crowd in crowds]
+    await asyncio.wait(openers, timeout=_READY_WITHIN_S)
     print("ready", flush=True)
     await stop.wait()
-    for task in opening:
+    for task in openers:
         task.cancel()
     print(json.dumps(sum((crowd.seen for crowd in crowds), Counter())), flush=True)
 
@@ -161,7 +161,7 @@ def main() -> None:
     flags = argparse.ArgumentParser(description="A flood of requests to 127.0.0.1.")
     flags.add_argument("--url", required=True, help="of the chat completions, on the loopback interface")
     flags.add_argument("--flood", required=True, choices=[*(flood.name for flood in FLOODS), TOGETHER])
-    flags.add_argument("--for", type=float, default=10.0, dest="for_s", help="seconds until it ends by itself")
+    flags.add_argument("--for", type=float, default=10.0, dest="for_s", help="time limit in seconds")
     given = flags.parse_args()
     if urlsplit(given.url).hostname != "127.0.0.1":
         flags.error("--url must be on 127.0.0.1")

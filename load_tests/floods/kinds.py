@@ -17,17 +17,18 @@ _PROMPT_BYTES = 64_000
 _DEPTH = 200
 _ESCAPES = (_MAX_BYTES - 200) // len("\\u00e9")
 
-# whole: callers read each reply and ask again. unread: they read its first bytes. unfinished: they send half a body.
+# whole: callers read each reply and send the next request. unread: they read only the first bytes of a reply.
+# unfinished: they send half of a body.
 Manner = Literal["whole", "unread", "unfinished"]
 
 
 @dataclass(frozen=True)
 class Flood:
-    """One way to hurt other tenants.
+    """A flood of requests.
 
     Attributes:
-        callers: connections at a time.
-        hostile_body: it is measured, and has no part in the acceptance.
+        callers: concurrent connections.
+        hostile_body: whether it is measured without being part of the acceptance.
     """
 
     name: str
@@ -40,7 +41,7 @@ class Flood:
     hostile_body: bool = False
 
     def request(self, url: str) -> bytes:
-        """Return one request, head and body; of an unfinished one, half of the body."""
+        """Return one request, with half of the body if the flood is `unfinished`."""
         address = urlsplit(url)
         body = gzip.compress(self.body(), 9) if self.gzipped else self.body()
         lines = [f"POST {address.path} HTTP/1.1", f"Host: {address.netloc}", "Content-Type: application/json"]
@@ -70,7 +71,7 @@ def _hostile(name: str, what: str, unit: bytes, *, gzipped: bool = False) -> Flo
 
 
 TOGETHER = "all together"
-"""The floods of one tenant that count for the acceptance, at once."""
+"""All floods of one tenant that are part of the acceptance, at the same time."""
 
 FLOODS = (
     Flood("JSON", "200 callers, JSON answers", 200, lambda: chat("json")),
@@ -102,5 +103,5 @@ FLOODS = (
 
 
 def named(name: str) -> tuple[Flood, ...]:
-    """Return the floods of that name: one, or all of those that are measured together."""
+    """Return the flood of that name, or all floods of `TOGETHER`."""
     return tuple(flood for flood in FLOODS if flood.name == name or (name == TOGETHER and not flood.hostile_body))

@@ -1,10 +1,9 @@
-"""The well-behaved tenant, in a process of its own: one caller, one small request after the other at an even pace.
+"""Send small requests of a well-behaved tenant, one at a time, at a constant rate.
 
     python -m load_tests.floods.victim --url http://127.0.0.1:9000/v1/chat/completions --for 10
 
-It prints one line for each request: when it began (CLOCK_MONOTONIC, which all processes share), how many seconds it
-took, and its status; 0 for a broken connection, and for a last request that
-was stuck when SIGTERM came.
+It prints a line for each request: start (CLOCK_MONOTONIC, shared by all processes), duration in seconds, and status.
+Status 0 is a lost connection, or a last request without a reply at SIGTERM.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from urllib.parse import urlsplit
 from load_tests.floods.kinds import VICTIM_KEY, chat
 
 _TIMEOUT_S = 10.0
-_STUCK_S = 1.0  # a request that takes longer counts as broken when the run ends before its reply
+_STUCK_S = 1.0  # a longer request counts as failed if the run ends before its reply
 
 
 def run(url: str, for_s: float, every_s: float) -> None:
@@ -54,9 +53,9 @@ def run(url: str, for_s: float, every_s: float) -> None:
 
 
 def main() -> None:
-    flags = argparse.ArgumentParser(description="One caller that asks at an even pace, on 127.0.0.1.")
+    flags = argparse.ArgumentParser(description="Send requests at a constant rate to 127.0.0.1.")
     flags.add_argument("--url", required=True, help="of the chat completions")
-    flags.add_argument("--for", type=float, default=10.0, dest="for_s", help="seconds until it ends by itself")
+    flags.add_argument("--for", type=float, default=10.0, dest="for_s", help="time limit in seconds")
     flags.add_argument("--every", type=float, default=0.02, help="seconds from one request to the next")
     given = flags.parse_args()
     run(given.url, min(given.for_s, 600.0), given.every)

@@ -1,4 +1,4 @@
-"""Do the counts agree? What callers know of their requests, against receipts, sums, counters, intents and budgets."""
+"""Compare the results of callers with receipts, sums, counters, intents and budgets."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ Amount: TypeAlias = int | Decimal
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that must be so: `found` is between `least` and `most`, which mostly are the same."""
+    """A condition on a count: `found` is between `least` and `most`, which are usually equal."""
 
     name: str
     found: Amount
@@ -67,12 +67,12 @@ class Stored:
     """Receipts of the usage database, compared with the callers' requests.
 
     Attributes:
-        found: ids of callers' requests that have a receipt.
-        either: those of requests that may have one (tally.py).
-        left: receipts whose callers left before they knew the id, by key.
-        shadows: receipts of what was made beside an answer.
-        reported: ids of guidance of which a device's report has a receipt.
-        strangers: receipts of requests, or shadows of requests, that nobody made.
+        found: ids of callers' requests with a receipt.
+        either: ids of requests with an optional receipt (tally.py).
+        left: receipts of callers who disconnected before they knew the id, by key.
+        shadows: receipts of shadow requests.
+        reported: ids of guidance with a receipt of the device's report.
+        strangers: receipts without a request of a caller.
     """
 
     receipts: int = 0
@@ -124,10 +124,10 @@ class Stored:
 
 
 class Books:
-    """Looked into when the last caller is gone.
+    """Checks after the last request.
 
     Args:
-        patience_s: how long each thing may take that is still under way then; what does not come is missing.
+        patience_s: timeout for each kind of unfinished work. Missing results after the timeout count as failures.
     """
 
     def __init__(self, world: World, tally: Tally, patience_s: float) -> None:
@@ -138,7 +138,7 @@ class Books:
         self.errors: list[str] = []
 
     async def checks(self) -> list[Check]:
-        """Wait for what is under way, then compare."""
+        """Wait for unfinished work, then compare."""
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(10)) as session:
             await self._until(lambda: self._quiet(session))
             store = UsageStore(f"sqlite:///{self._world.database}", Retention(1, 1, 1))
@@ -162,28 +162,28 @@ class Books:
 
     def _of_callers(self) -> list[Check]:
         tally, stored = self._tally, self.stored
-        heard, unsure = tally.left_heard, tally.left_unheard
+        received, unsure = tally.left_received, tally.left_unreceived
         return [
             same("requests = replies + hang-ups", tally.replies + tally.left, tally.sent),
-            none("replies broken off, without an end or of status 500", tally.broken),
+            none("replies that were interrupted or have status 500", tally.broken),
             none("ids given twice", tally.ids_twice),
             same("replies with a receipt = requests that need one", len(stored.found), len(tally.kept)),
             none("receipts missing", len(tally.kept - stored.found)),
             none("receipts twice", stored.twice),
             Check("receipts of devices' reports", len(stored.reported), len(tally.reported),
                   len(tally.reported | tally.unsure)),
-            none("reports that were taken and have no receipt", len(tally.reported - stored.reported)),
-            none("receipts of what was refused", stored.needless),
-            Check("receipts of what needs Redis while it is away", len(stored.either), 0, len(tally.either)),
-            Check("receipts of those who left when heard", stored.left.get("leaver", 0), heard,
-                  heard + unsure["leaver"]),
-            Check("receipts of those who left in haste", stored.left.get("hasty", 0), 0, unsure["hasty"]),
-            none("receipts that nobody asked for", stored.strangers),
-            none("receipts of dead processes, where none died", stored.abandoned),
+            none("accepted reports without a receipt", len(tally.reported - stored.reported)),
+            none("receipts of rejected requests", stored.needless),
+            Check("receipts of requests that failed without Redis", len(stored.either), 0, len(tally.either)),
+            Check("receipts of disconnects during the engine call", stored.left.get("leaver", 0), received,
+                  received + unsure["leaver"]),
+            Check("receipts of early disconnects", stored.left.get("hasty", 0), 0, unsure["hasty"]),
+            none("receipts without a request", stored.strangers),
+            none("receipts of dead processes", stored.abandoned),
         ]  # fmt: skip
 
     async def _of_sums(self, session: aiohttp.ClientSession, total: SumRow) -> list[Check]:
-        """Each counts by itself: what was settled or added up twice shows here."""
+        """Compare sums and metrics with receipts: duplicates show here."""
         tally, stored = self._tally, self.stored
         refused = int(await self._sum(session, "gkt_refused_total"))
         least = len(tally.refused) + len(tally.either - stored.either) + tally.not_taken
@@ -195,7 +195,7 @@ class Books:
                 "gkt_refused_total = replies without a receipt",
                 refused,
                 least,
-                least + sum(tally.left_unheard.values()),
+                least + sum(tally.left_unreceived.values()),
             ),
             none("gkt_receipts_lost_total", int(await self._sum(session, "gkt_receipts_lost_total"))),
         ]
@@ -205,7 +205,7 @@ class Books:
         redis: Any = self._world.redis
         return [
             none("intents left", await self._intents()),
-            none("requests under way", int(await self._sum(session, "gkt_in_flight"))),
+            none("requests in flight", int(await self._sum(session, "gkt_in_flight"))),
             none("tickets left at the teacher", await redis.hlen(teacher.tickets)),
             none("permits left at the teacher", await redis.scard(teacher.permits)),
             none("receipts left in the spool", int(await self._sum(session, "gkt_spool_receipts"))),
@@ -216,8 +216,8 @@ class Books:
         checks = []
         url = f"{self._world.gateways[0].admin_url}/budgets"
         async with session.get(url, headers={"Authorization": f"Bearer {ADMIN_KEY}"}) as reply:
-            told = json.loads(await reply.text(), parse_float=Decimal)
-        for one in told["budgets"]:
+            report = json.loads(await reply.text(), parse_float=Decimal)
+        for one in report["budgets"]:
             expected = self.stored.spent_usd.get((one["tenant"], one["key"]), Decimal(0))
             whose = f"{one['tenant']}, {one['key'] or 'all keys'}"
             checks.append(same(f"USD spent of the budget of {whose} = receipts'", Decimal(one["spent_usd"]), expected))
@@ -232,7 +232,7 @@ class Books:
                 if await true():
                     return
             except (*UsageDatabaseError, StartupError, RedisError, aiohttp.ClientError, OSError, TimeoutError):
-                pass  # it is not there yet
+                pass  # not available yet
             await asyncio.sleep(0.5)
 
     async def _quiet(self, session: aiohttp.ClientSession) -> bool:
@@ -251,11 +251,11 @@ class Books:
         return sum([await redis.hlen(name) for name in names])
 
     async def _counted(self, session: aiohttp.ClientSession) -> int:
-        """Receipts by the processes' own count. One that another process has settled meanwhile is counted by both."""
+        """Return the processes' count of receipts. It omits abandoned receipts, which two processes may count."""
         return int(await self._sum(session, "gkt_requests_total", leaving_out="abandoned"))
 
     async def _sum(self, session: aiohttp.ClientSession, name: str, leaving_out: str = "") -> float:
-        """Over both gateways and all labels."""
+        """Return the sum of a metric over both gateways and all labels."""
         total = 0.0
         for gateway in self._world.gateways:
             async with session.get(f"{gateway.admin_url}/metrics") as reply:
@@ -278,14 +278,14 @@ async def _total(sums: SumsReader) -> SumRow:
 
 
 def _errors(gateway: SoakGateway) -> list[str]:
-    """Lines of its log at level error, but for broken edits: no fault of an engine or of Redis is one."""
+    """Return log lines at level error, without those of invalid policy edits."""
     found = []
     with gateway.log.open(errors="replace") as lines:
         for line in lines:
             try:
-                told = json.loads(line)
+                entry = json.loads(line)
             except ValueError:
-                told = {"level": "error", "event": line.strip()}
-            if told.get("level") == "error" and told.get("event") != _PROVOKED:
-                found.append(f"{gateway.name}: {json.dumps(told)[:_MOST_CHARS]}")
+                entry = {"level": "error", "event": line.strip()}
+            if entry.get("level") == "error" and entry.get("event") != _PROVOKED:
+                found.append(f"{gateway.name}: {json.dumps(entry)[:_MOST_CHARS]}")
     return found

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 class Disturbances:
     """Args:
-    gap_s: quiet seconds between two.
-    lasts_s: how long an engine is dead, and Redis stands still or is away. Shorter than its lease: a process that is
-        not heard of for longer is taken for dead, rightly.
+    gap_s: seconds between two disturbances.
+    lasts_s: duration of an outage of an engine or Redis. It must be shorter than a process's lease, or the other
+        process would rightly consider it dead.
     """
 
     def __init__(self, world: World, gap_s: float, lasts_s: float) -> None:
@@ -40,9 +40,9 @@ class Disturbances:
         self._restarts = itertools.count()
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Disturb until told to stop. What has begun is ended, and mended, first.
+        """Disturb until `stop` is set. Repair an unfinished disturbance first.
 
-        What cannot be mended stands in `broke` then, and nothing more is done.
+        If the repair fails, `broke` has the error, and nothing more is done.
         """
         acts = {
             "Redis stands still": self._pause_redis,
@@ -59,7 +59,7 @@ class Disturbances:
             try:
                 await act()
             except (NotStarted, ChildFailed, RedisError, OSError) as error:
-                self.broke = f"{name}, and that cannot be mended: {error}"
+                self.broke = f"{name}, and the repair failed: {error}"
                 return
             self.met[name] += 1
 
@@ -68,7 +68,7 @@ class Disturbances:
             await asyncio.sleep(self._lasts_s)
 
     async def _restart_redis(self) -> None:
-        """Killed each second time; its append-only file is all it has left."""
+        """Kill Redis every second time: only its append-only file remains."""
         if next(self._restarts) % 2:
             pid = (await self._world.redis.info("server"))["process_id"]
             os.kill(pid, signal.SIGKILL)
@@ -89,7 +89,7 @@ class Disturbances:
         await asyncio.to_thread(engine.start)
 
     async def _edit(self) -> None:
-        """Another route each time, in the file of those who call most."""
+        """Change a route in the file of the busiest tenant, in turn."""
         content = policies()["acme"]
         route = {"model": f"edit-{next(self._edits)}", "mode": "student", "student": "small"}
         content["routes"] = [*content["routes"], route]
@@ -103,7 +103,7 @@ class Disturbances:
             write_policy(file, policy("visitor", "main"))
 
     async def _break_policies(self) -> None:
-        """Refused as a whole: what held before goes on to hold."""
+        """Write an invalid policy file: the previous policies stay in effect."""
         file = self._world.policies / "broken.yaml"
         file.write_text("tenant: broken\nroutes: [\n")
         await asyncio.sleep(self._lasts_s)

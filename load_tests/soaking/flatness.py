@@ -1,9 +1,13 @@
 """Decide whether a measure stayed flat, from its samples and their times. Pure.
 
-A process grows while it warms up, and jumps while a fault is on. So the beginning is left out, samples are gathered
-into blocks of which the median counts, and the slope is Theil and Sen's: the median of the slopes between all pairs of
-blocks, which up to 29 % of them cannot turn. Its interval of 95 % says how sure it is. A measure rises when even the
-lower end of that, over all of the time that is judged, comes to more than is allowed.
+A process grows during its warm-up, and jumps during faults. The rule is robust against both:
+
+1. Omit the warm-up.
+2. Group the samples into blocks, and use the median of each block.
+3. Compute the Theil-Sen slope, the median of the slopes between all pairs of blocks, with its 95 % interval.
+
+Up to 29 % of outlier blocks do not change the slope. A measure rises if the lower end of the interval, multiplied by
+the judged time, is more than the allowed rise.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 Samples: TypeAlias = "Sequence[tuple[float, float]]"
-"""Seconds since the start, and the value then; in the order of time."""
+"""Pairs of seconds since the start and value, in the order of time."""
 
 MOST_BLOCKS = 120
 FEWEST_BLOCKS = 8
@@ -31,10 +35,10 @@ class Measure:
     """A sampled measure, and its allowed rise over the judged time.
 
     Attributes:
-        scale: what a value is divided by to be shown in `unit`.
-        part: of the first median, the part by which it may rise,
-        plus: and as much on top, in the value's own unit.
-        settles_s: it cannot be flat earlier, such as what is kept for a minute before the first minute is over.
+        scale: divisor of a value for its display in `unit`.
+        part: allowed rise as a part of the first median.
+        plus: additional allowed rise, in the unit of the values.
+        settles_s: time until the measure can be flat, such as the retention time of stored items.
     """
 
     name: str
@@ -50,12 +54,12 @@ class Trend:
     """The trend of a measure. Values are in the measure's unit.
 
     Attributes:
-        of: whose it is.
-        first, last: medians of the first and the last fifth of the time that is judged.
-        rise: the slope times that time,
-        least_rise: and that at the lower end of the slope's interval.
-        allowed: what `least_rise` may be.
-        judged_s: the time; 0 where there was too little to judge, and nothing is said.
+        of: the process or server.
+        first, last: medians of the first and the last fifth of the judged time.
+        rise: slope multiplied by the judged time.
+        least_rise: rise at the lower end of the slope's interval.
+        allowed: upper bound of `least_rise`.
+        judged_s: the judged time; 0 if it is too short for a result.
     """
 
     measure: Measure
@@ -73,7 +77,7 @@ class Trend:
 
 
 def trend(measure: Measure, of: str, samples: Samples, warm_up_s: float) -> Trend:
-    """Judge one measure from the end of the warm-up on, or from when it can be flat, if that is later."""
+    """Judge a measure from the end of the warm-up or from its `settles_s`, whichever is later."""
     since = max(warm_up_s, measure.settles_s)
     blocks = _blocks([(at, value) for at, value in samples if at >= since])
     if len(blocks) < FEWEST_BLOCKS:
@@ -89,7 +93,7 @@ def trend(measure: Measure, of: str, samples: Samples, warm_up_s: float) -> Tren
 
 
 def _blocks(samples: Samples) -> list[tuple[float, float]]:
-    """At most `MOST_BLOCKS`, each with as many samples: the medians of its times and of its values."""
+    """Return at most `MOST_BLOCKS` blocks of equal size: medians of times and of values."""
     size = -(-len(samples) // MOST_BLOCKS) or 1
     cut = [samples[start : start + size] for start in range(0, len(samples), size)]
     return [(statistics.median(at for at, _ in one), statistics.median(value for _, value in one)) for one in cut]

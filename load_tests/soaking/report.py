@@ -17,18 +17,18 @@ if TYPE_CHECKING:
     from load_tests.soaking.sampler import Minute
 
 _MOST_MINUTES = 30
-_OK, _BAD, _UNSAID = "yes", "NO", "too short to say"
+_OK, _BAD, _UNJUDGED = "yes", "NO", "too short to judge"
 
 
 @dataclass(frozen=True)
 class SoakReport:
-    """All of it.
+    """The report of a soak test.
 
     Attributes:
-        ended: why before its time; empty if it was not.
-        checks: empty where nothing could be counted any more.
-        broken: what the first broken replies were, and `errors` the gateways' first words of errors.
-        replies: by kind and status; `statuses`: receipts by status; `disturbed`: how often, by what.
+        ended: the reason for an early end; empty without one.
+        checks: empty if the counts could not be collected.
+        broken: descriptions of the first failed replies. `errors`: the first errors in the logs of the gateways.
+        replies: by kind and status. `statuses`: receipts by status. `disturbed`: number of disturbances by kind.
     """
 
     planned_s: float
@@ -53,24 +53,24 @@ class SoakReport:
 
 
 def shown(found: SoakReport) -> Iterator[str]:
-    """Lines for eyes: what happened, what counts, what rises, and whether it held."""
+    """Yield the lines of the report."""
     minutes = f"{found.ran_s / 60:.1f} of {found.planned_s / 60:g} minutes"
     yield f"{minutes}{f', ended early: {found.ended}' if found.ended else ''}"
     yield ""
-    yield f"{found.sent:,} requests, {found.left:,} of them left by their callers, and {found.shadows:,} shadows."
+    yield f"{found.sent:,} requests, {found.left:,} of them canceled by their callers, and {found.shadows:,} shadows."
     by_status = Counter[int]()
     for (_, status), count in found.replies.items():
         by_status[status] += count
     yield "Replies by status: " + ", ".join(f"{status}: {count:,}" for status, count in sorted(by_status.items())) + "."
     yield "Receipts: " + _counts(found.statuses)
-    yield "Met: " + _counts(found.disturbed)
+    yield "Disturbances: " + _counts(found.disturbed)
     yield from (f"Broken: {line}" for line in found.broken)
     yield from (f"Logged: {line}" for line in found.errors)
     yield ""
-    yield markdown.table(("what must be so", "found", "wanted", "holds"), map(_check_row, found.checks))
+    yield markdown.table(("check", "found", "expected", "passed"), map(_check_row, found.checks))
     yield ""
     yield markdown.table(
-        ("what must stay flat", "of", "first", "last", "rise", "at least", "allowed", "flat"),
+        ("measure", "of", "first", "last", "rise", "at least", "allowed", "flat"),
         map(_trend_row, sorted(found.trends, key=lambda one: (one.of, one.measure.name))),
     )
     yield ""
@@ -82,7 +82,7 @@ def shown(found: SoakReport) -> Iterator[str]:
     yield ""
     bad = [one.name for one in found.checks if not one.holds]
     bad += [f"{one.measure.name} of {one.of}" for one in found.trends if not one.holds]
-    yield "It held." if found.holds else f"It did NOT hold: {'; '.join(bad) or 'nothing could be counted'}."
+    yield "The soak test passed." if found.holds else f"The soak test FAILED: {'; '.join(bad) or 'no counts'}."
 
 
 def record(found: SoakReport) -> dict[str, Any]:
@@ -115,17 +115,17 @@ def _counts(counts: Mapping[str, int]) -> str:
 
 
 def _check_row(one: Check) -> tuple[str, ...]:
-    wanted = _amount(one.least) if one.least == one.most else f"{_amount(one.least)} to {_amount(one.most)}"
-    return one.name, _amount(one.found), wanted, _OK if one.holds else _BAD
+    expected = _amount(one.least) if one.least == one.most else f"{_amount(one.least)} to {_amount(one.most)}"
+    return one.name, _amount(one.found), expected, _OK if one.holds else _BAD
 
 
 def _trend_row(one: Trend) -> tuple[str, ...]:
-    said = _OK if one.holds else _BAD
+    verdict = _OK if one.holds else _BAD
     if not one.judged_s:
-        return one.measure.name, one.of, _value(one.measure, one.first), "", "", "", "", _UNSAID
+        return one.measure.name, one.of, _value(one.measure, one.first), "", "", "", "", _UNJUDGED
     values = (_value(one.measure, value) for value in (one.first, one.last))
     rises = (_value(one.measure, value, sign="+") for value in (one.rise, one.least_rise, one.allowed))
-    return one.measure.name, one.of, *values, *rises, said
+    return one.measure.name, one.of, *values, *rises, verdict
 
 
 def _minute_row(one: Minute) -> tuple[str, ...]:

@@ -33,8 +33,7 @@ _TASKS = re.compile(rb"^gkt_process_tasks\{[^}]*\} (\S+)$", re.MULTILINE)
 
 
 class Minute(NamedTuple):
-    """A stretch of the run, a minute where it is long enough. Times of ordinary answers in seconds; None: there were
-    too few."""
+    """An interval of the run, a minute if the run is long enough. Times of ordinary answers are in seconds."""
 
     at_s: float
     answers: int
@@ -47,8 +46,8 @@ class Minute(NamedTuple):
 
 class Sampler:
     """Args:
-    every_s: between two looks at the processes.
-    minute_s: how long a `Minute` is.
+    every_s: interval between samples of the processes.
+    minute_s: length of a `Minute`.
     """
 
     def __init__(self, world: World, every_s: float, minute_s: float) -> None:
@@ -61,24 +60,24 @@ class Sampler:
         self._took: list[float] = []
 
     def took(self, seconds: float) -> None:
-        """Note an ordinary answer."""
+        """Record an ordinary answer."""
         self._took.append(seconds)
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Look until told to stop. A gateway that is gone ends the run."""
+        """Sample until `stop` is set. A missing gateway ends the run."""
         began = asyncio.get_running_loop().time()
         minute_ends = self._minute_s
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(5)) as session:
             while not await stopped(stop, self._every_s):
                 now = asyncio.get_running_loop().time() - began
-                await asyncio.gather(*(self._look(session, gateway, now) for gateway in self._world.gateways))
+                await asyncio.gather(*(self._sample(session, gateway, now) for gateway in self._world.gateways))
                 if self.gone is not None:
                     stop.set()
                 if now >= minute_ends:
                     minute_ends += self._minute_s
                     await self._end_minute(now)
 
-    async def _look(self, session: aiohttp.ClientSession, gateway: SoakGateway, now: float) -> None:
+    async def _sample(self, session: aiohttp.ClientSession, gateway: SoakGateway, now: float) -> None:
         resident = proc.rss_bytes(gateway.pid)
         if not resident:
             self.gone = gateway.name
@@ -86,11 +85,11 @@ class Sampler:
         seen = {MEMORY: resident, FILES: proc.open_files(gateway.pid), THREADS: proc.threads(gateway.pid)}
         try:
             async with session.get(f"{gateway.admin_url}/metrics") as reply:
-                told = _TASKS.search(await reply.read())
+                tasks = _TASKS.search(await reply.read())
         except (aiohttp.ClientError, TimeoutError):
-            told = None  # it is busy: the other figures are the kernel's
-        if told is not None:
-            seen[TASKS] = int(float(told[1]))
+            tasks = None  # the gateway is busy; the other figures come from the kernel
+        if tasks is not None:
+            seen[TASKS] = int(float(tasks[1]))
         for measure, value in seen.items():
             self._samples[measure, gateway.name].append((now, value))
 
@@ -107,7 +106,7 @@ class Sampler:
         try:
             minute = minute._replace(**await self._redis())
         except (RedisError, OSError):
-            pass  # it is away, as it should be now and then
+            pass  # a disturbance of Redis
         else:
             assert minute.redis_bytes is not None
             assert minute.redis_keys is not None

@@ -1,4 +1,4 @@
-"""An engine that takes its time, and says which calls have reached it, so that a caller can leave when it has his."""
+"""A slow engine that reports the arrival of calls, so that callers can disconnect during an engine call."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ _APART_S = 0.1
 
 
 class SlowEngine:
-    """Two seconds for an answer: whole at their end, or a word each tenth of one. It makes embeddings at once."""
+    """An engine with answers of two seconds: whole at their end, or one word per 0.1 s. Embeddings are immediate."""
 
     def __init__(self) -> None:
         self.engine = FakeEngine(self._behave)
-        self._heard: dict[str, Callable[[], object]] = {}
+        self._on_arrival: dict[str, Callable[[], object]] = {}
 
-    async def heard(self, mark: str, ask: Callable[[], Awaitable[object]], limit_s: float) -> bool:
-        """Start `ask`, whose question is `mark`, and break it off as soon as that has come here, or after `limit_s`.
+    async def cancel_on_arrival(self, mark: str, ask: Callable[[], Awaitable[object]], limit_s: float) -> bool:
+        """Start `ask` with the question `mark`, and cancel it when its call arrives here, or after `limit_s`.
 
-        Returns whether it has come. An `ask` that has ended by then is not broken off; what it raises is raised.
+        Return whether the call arrived. An exception of an `ask` that ended earlier is raised.
         """
         loop, came = asyncio.get_running_loop(), asyncio.Event()
-        self._heard[mark] = lambda: loop.call_soon_threadsafe(came.set)
+        self._on_arrival[mark] = lambda: loop.call_soon_threadsafe(came.set)
         asking = asyncio.ensure_future(ask())  # noqa: TID251  awaited below
         waiting = asyncio.ensure_future(came.wait())  # noqa: TID251
         try:
@@ -38,15 +38,15 @@ class SlowEngine:
                 await asking
             return came.is_set()
         finally:
-            del self._heard[mark]
+            del self._on_arrival[mark]
             waiting.cancel()
             asking.cancel()
             await asyncio.gather(waiting, asking, return_exceptions=True)
 
     async def _behave(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-        tell = self._heard.get(str(body["messages"][-1]["content"]))
-        if tell is not None:
-            tell()
+        on_arrival = self._on_arrival.get(str(body["messages"][-1]["content"]))
+        if on_arrival is not None:
+            on_arrival()
         if not body.get("stream"):
             await asyncio.sleep(_WORDS * _APART_S)
             return web.json_response(reply(" word" * _WORDS))

@@ -6,24 +6,24 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-Leaving: TypeAlias = Literal["", "midway", "heard", "hasty"]
+Leaving: TypeAlias = Literal["", "midway", "received", "hasty"]
 Reported: TypeAlias = Literal["", "taken", "unsure"]
 _MOST_SHOWN = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """One sort of request.
+    """A kind of request.
 
     Attributes:
-        weight: how often it is made, relative to the others.
-        route: what is sent as `model`.
+        weight: relative frequency.
+        route: the value of `model`.
         who: tenant and key.
-        leaves: when its caller hangs up: `midway`, at the first bytes of the answer; `heard`, before any, but when the
-            engine has the call; `hasty`, at any time from the start on; else never.
-        needless: whether it is wrong in a way for which there is no receipt.
-        ordinary: whether its engine answers at once and without fault, so that what it takes is the gateway's time.
-        reports: whether it is a device's, which finishes the answer itself and says so.
+        leaves: when its caller disconnects. `midway`: at the first bytes of the answer. `received`: before any bytes,
+            when the engine has the call. `hasty`: at any time. Empty: never.
+        needless: whether the request is invalid in a way without a receipt.
+        ordinary: whether its engine answers at once and without faults, so that the duration is the gateway's.
+        reports: whether a device finishes the answer and reports it.
     """
 
     name: str
@@ -41,28 +41,28 @@ class Kind:
 
 _WITHOUT_RECEIPT = {"rate_limit_exceeded", "insufficient_quota", "invalid_api_key", "overloaded"}
 _EITHER = "store_unavailable"
-"""The code of a request that needs Redis while Redis is away. It has a receipt only where Redis may have reserved."""
+"""Error code of a request during an outage of Redis. It has a receipt only if Redis may have reserved money."""
 
 
 @dataclass(slots=True)
 class RequestResult:
-    """One request.
+    """The result of a request.
 
     Attributes:
-        request_id: None before the head of a reply came.
-        status: of the reply; 0 likewise.
-        heard: whether an engine has it, as far as is known.
-        ended: the reply came to its end.
-        broken: what went wrong between the gateway and its caller; that must not be.
-        reported: whether the device's report was taken; `unsure` where every reply was that it cannot be kept now.
-        not_taken: how many tries to report were refused, the one that was too many with them.
+        request_id: None before the head of a reply.
+        status: of the reply; 0 before its head.
+        received: whether an engine received the call, as far as is known.
+        ended: whether the reply is complete.
+        broken: a failure between the gateway and its caller, which must not happen.
+        reported: whether the device's report was accepted; `unsure` if every reply was a temporary failure.
+        not_taken: number of rejected reports, including the deliberate duplicate.
     """
 
     kind: Kind
     request_id: str | None = None
     status: int = 0
     code: str | None = None
-    heard: bool = False
+    received: bool = False
     ended: bool = False
     broken: str = ""
     reported: Reported = ""
@@ -70,33 +70,33 @@ class RequestResult:
 
     @property
     def refused(self) -> bool:
-        """Return whether the reply says that there is no receipt: the request is wrong, over a limit or without a slot.
+        """Return whether the reply excludes a receipt: the request is invalid, over a limit, or without a slot.
 
-        No gateway of the soak is stopped while callers wait, so `overloaded` is never an answer that was cut.
+        No gateway of the soak test is stopped while callers wait, so `overloaded` is never an interrupted answer.
         """
         return self.kind.needless or self.code in _WITHOUT_RECEIPT
 
 
 @dataclass(slots=True)
 class Tally:
-    """All of them.
+    """Results of all requests.
 
     Attributes:
-        kept: ids for which there must be a receipt, and
-        refused: those for which there must be none; each 12 bytes, since there may be millions.
-        either: those for which there may be one.
-        left_heard, left_unheard: callers who hung up and never knew their id: of the first each has a receipt, of the
-            others, who are counted by key, each may have one.
-        reported, unsure: ids of guidance of which there must be a report, or may be one.
-        not_taken: refused tries to report, of all devices.
+        kept: ids with a required receipt. Ids have 12 bytes each, since there may be millions.
+        refused: ids that must not have a receipt.
+        either: ids with an optional receipt.
+        left_received: disconnects without an id during an engine call. Each has a receipt.
+        left_unreceived: other disconnects without an id, by key. Each may have a receipt.
+        reported, unsure: ids of guidance whose report is required, or optional.
+        not_taken: rejected reports of all devices.
         statuses: replies, by kind and status.
     """
 
     sent: int = 0
     replies: int = 0
     left: int = 0
-    left_heard: int = 0
-    left_unheard: Counter[str] = field(default_factory=Counter)
+    left_received: int = 0
+    left_unreceived: Counter[str] = field(default_factory=Counter)
     kept: set[bytes] = field(default_factory=set)
     refused: set[bytes] = field(default_factory=set)
     either: set[bytes] = field(default_factory=set)
@@ -108,29 +108,29 @@ class Tally:
     shown: list[str] = field(default_factory=list)
     statuses: Counter[tuple[str, int]] = field(default_factory=Counter)
 
-    def note(self, visit: RequestResult) -> None:
-        """Count a request that is over."""
-        self.not_taken += visit.not_taken
-        if visit.broken:
+    def note(self, result: RequestResult) -> None:
+        """Count a finished request."""
+        self.not_taken += result.not_taken
+        if result.broken:
             self.broken += 1
             if len(self.shown) < _MOST_SHOWN:
-                self.shown.append(f"{visit.kind.name}: {visit.broken}")
-        elif visit.ended:
+                self.shown.append(f"{result.kind.name}: {result.broken}")
+        elif result.ended:
             self.replies += 1
-            self.statuses[visit.kind.name, visit.status] += 1
+            self.statuses[result.kind.name, result.status] += 1
         else:
             self.left += 1
-            if visit.request_id is None:
-                self.left_heard += visit.heard
-                self.left_unheard[visit.kind.who[1]] += not visit.heard
-        if visit.request_id is not None:
-            known = short_id(visit.request_id)
+            if result.request_id is None:
+                self.left_received += result.received
+                self.left_unreceived[result.kind.who[1]] += not result.received
+        if result.request_id is not None:
+            known = short_id(result.request_id)
             self.ids_twice += any(known in held for held in (self.kept, self.refused, self.either))
-            (self.refused if visit.refused else self.either if visit.code == _EITHER else self.kept).add(known)
-            if visit.reported:
-                (self.reported if visit.reported == "taken" else self.unsure).add(known)
+            (self.refused if result.refused else self.either if result.code == _EITHER else self.kept).add(known)
+            if result.reported:
+                (self.reported if result.reported == "taken" else self.unsure).add(known)
 
 
 def short_id(request_id: str) -> bytes:
-    """The random part of a request's id."""
+    """Return the random part of a request id."""
     return bytes.fromhex(request_id.removeprefix("req_"))

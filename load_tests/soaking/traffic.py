@@ -1,4 +1,4 @@
-"""Callers of all sorts, who ask both gateways by turns, pause, and count what becomes of it."""
+"""Callers that send requests to both gateways in turn, pause, and record the results."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from load_tests.soaking.world import World
 
 _PATIENCE_S = 30.0
-_HEARD_WITHIN_S = 10.0
-_HASTE_S = 0.03  # the longest that a hasty caller waits
-_SHARED_BY = 4  # so many in a row ask the same
+_ARRIVES_WITHIN_S = 10.0
+_HASTE_S = 0.03  # maximum wait of a hasty caller
+_SHARED_BY = 4  # consecutive requests with the same question
 _TOOLS = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}]
 _COMPLETIONS, _EMBEDDINGS, _GUIDANCE = "/v1/completions", "/v1/embeddings", "/v1/guidance"
-_REPORTS = 15  # tries, a second apart: longer than Redis is away
+_REPORTS = 15  # attempts, one per second: longer than an outage of Redis
 
 KINDS = (
     Kind("guided", 16, "chat"),
@@ -48,8 +48,8 @@ KINDS = (
     Kind("small budget", 6, "chat", who=("initech", "main")),
     Kind("comes and goes", 3, "chat-student", who=("visitor", "main"), stream=True),
     Kind("left midway", 4, "slow", who=("acme", "leaver"), stream=True, leaves="midway"),
-    Kind("left when heard", 3, "slow", who=("acme", "leaver"), leaves="heard"),
-    Kind("left in haste", 3, "chat-student", who=("acme", "hasty"), stream=True, leaves="hasty"),
+    Kind("left during the engine call", 3, "slow", who=("acme", "leaver"), leaves="received"),
+    Kind("left early", 3, "chat-student", who=("acme", "hasty"), stream=True, leaves="hasty"),
     Kind("unknown key", 1, "chat", who=("nobody", "main"), needless=True),
     Kind("unknown route", 1, "nowhere", needless=True),
     Kind("bad body", 1, "", needless=True),
@@ -58,10 +58,10 @@ KINDS = (
 
 class Traffic:
     """Args:
-    callers: requests at a time, at most.
-    per_s: requests a second, all callers together, as long as they are answered fast enough.
-    seed: the same one makes each caller ask the same in the same order.
-    took: told the seconds of each ordinary answer.
+    callers: maximum concurrent requests.
+    per_s: requests per second of all callers, if answers are fast enough.
+    seed: determines the order of each caller's requests.
+    took: called with the seconds of each ordinary answer.
     """
 
     def __init__(self, world: World, callers: int, per_s: float, seed: int, took: Callable[[float], None]) -> None:
@@ -74,7 +74,7 @@ class Traffic:
         self._numbers = itertools.count()
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Ask until told to stop; each caller ends what it has begun."""
+        """Send requests until `stop` is set. Each caller finishes its current request."""
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=10)
         timeout = aiohttp.ClientTimeout(_PATIENCE_S)
         async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session, asyncio.TaskGroup() as group:
@@ -85,74 +85,74 @@ class Traffic:
         weights = [kind.weight for kind in KINDS]
         while not await stopped(stop, random.expovariate(1 / self._pause_s)):
             (kind,) = random.choices(KINDS, weights)
-            await self._visit(session, kind, random)
+            await self._send_one(session, kind, random)
 
-    async def _visit(self, session: aiohttp.ClientSession, kind: Kind, random: Random) -> None:
+    async def _send_one(self, session: aiohttp.ClientSession, kind: Kind, random: Random) -> None:
         number = next(self._numbers)
-        visit, question = RequestResult(kind), f"Write a story about {number // _SHARED_BY} ships."
+        result, question = RequestResult(kind), f"Write a story about {number // _SHARED_BY} ships."
         self.tally.sent += 1
         url = self._world.gateways[number % len(self._world.gateways)].url
         try:
-            if kind.leaves == "heard":
+            if kind.leaves == "received":
                 question = f"Write {number}."
-                ask = lambda: self._ask(session, url, visit, question)  # noqa: E731
-                visit.heard = await self._world.slow.heard(question, ask, _HEARD_WITHIN_S)
+                ask = lambda: self._ask(session, url, result, question)  # noqa: E731
+                result.received = await self._world.slow.cancel_on_arrival(question, ask, _ARRIVES_WITHIN_S)
             elif kind.leaves == "hasty":
-                await self._in_haste(session, url, visit, question, random.random() * _HASTE_S)
+                await self._in_haste(session, url, result, question, random.random() * _HASTE_S)
             else:
-                await self._ask(session, url, visit, question)
+                await self._ask(session, url, result, question)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            visit.broken = f"{error!r} after status {visit.status}"
+            result.broken = f"{error!r} after status {result.status}"
         except (ValueError, KeyError, TypeError) as error:
-            visit.broken = f"status {visit.status}, and no error as OpenAI words it: {error!r}"
-        self.tally.note(visit)
+            result.broken = f"status {result.status}, without an error in the format of OpenAI: {error!r}"
+        self.tally.note(result)
 
     async def _in_haste(
-        self, session: aiohttp.ClientSession, url: str, visit: RequestResult, question: str, patience_s: float
+        self, session: aiohttp.ClientSession, url: str, result: RequestResult, question: str, patience_s: float
     ) -> None:
         limit = asyncio.timeout(patience_s)
         try:
             async with limit:
-                await self._ask(session, url, visit, question)
+                await self._ask(session, url, result, question)
         except TimeoutError:
             if not limit.expired():
                 raise
 
-    async def _ask(self, session: aiohttp.ClientSession, url: str, visit: RequestResult, question: str) -> None:
-        kind, loop = visit.kind, asyncio.get_running_loop()
+    async def _ask(self, session: aiohttp.ClientSession, url: str, result: RequestResult, question: str) -> None:
+        kind, loop = result.kind, asyncio.get_running_loop()
         headers = {"Authorization": f"Bearer {key(*kind.who)}"}
         began = loop.time()
         async with session.post(url + kind.path, data=_body(kind, question), headers=headers) as reply:
-            visit.request_id, visit.status = reply.headers.get("x-request-id"), reply.status
-            if visit.request_id is None:
-                visit.broken = f"a reply without an id, status {reply.status}"
+            result.request_id, result.status = reply.headers.get("x-request-id"), reply.status
+            if result.request_id is None:
+                result.broken = f"a reply without an id, status {reply.status}"
             if kind.leaves == "midway" and reply.status == 200:
                 await reply.content.readany()
                 reply.close()
                 return
             raw = await reply.read()
-            visit.ended = True
+            result.ended = True
             if reply.status != 200:
-                visit.code = orjson.loads(raw)["error"]["code"]
+                result.code = orjson.loads(raw)["error"]["code"]
             elif kind.stream and b"[DONE]" not in raw and b'"error"' not in raw:
-                visit.broken = "a stream that stops without an end"
+                result.broken = "a stream without an end"
             if reply.status == 500:
-                visit.broken = "a mistake of the gateway's own"
+                result.broken = "an internal error of the gateway"
             if kind.ordinary and reply.status == 200:
                 self._took(loop.time() - began)
-        if kind.reports and visit.status == 200:
-            await self._report(session, url, visit, orjson.loads(raw))
+        if kind.reports and result.status == 200:
+            await self._report(session, url, result, orjson.loads(raw))
 
     async def _report(
-        self, session: aiohttp.ClientSession, url: str, visit: RequestResult, given: dict[str, Any]
+        self, session: aiohttp.ClientSession, url: str, result: RequestResult, given: dict[str, Any]
     ) -> None:
-        """As a device does that has finished the answer: to the other gateway, until it is taken, and once more."""
+        """Report like a device: to the other gateway, until a report is accepted, and once more as a duplicate."""
         if given["close"] is None:
             return
         other = next(gateway.url for gateway in self._world.gateways if gateway.url != url)
         usage = {"input_tokens": 20, "output_tokens": 5, "student": "soaked", "finish_reason": "stop"}
         usage["at"] = int(time.time())
-        headers = {"Authorization": f"Bearer {key(*visit.kind.who)}"}
+        headers = {"Authorization": f"Bearer {key(*result.kind.who)}"}
         statuses: list[int] = []
         while len(statuses) < _REPORTS and 409 not in statuses:
             async with session.post(
@@ -167,10 +167,10 @@ class Traffic:
             elif reply.status not in {200, 409}:
                 break
         taken = statuses.count(200) == 1 or (statuses[-1] == 409 and 503 in statuses)
-        visit.reported = "taken" if taken else "unsure"
-        visit.not_taken = len(statuses) - statuses.count(200)
+        result.reported = "taken" if taken else "unsure"
+        result.not_taken = len(statuses) - statuses.count(200)
         if statuses.count(200) > 1 or {*statuses} - {200, 409, 503} or statuses[0] == 409:
-            visit.broken = f"a report that was answered {statuses}"
+            result.broken = f"a report with the statuses {statuses}"
 
 
 def _body(kind: Kind, question: str) -> bytes:
@@ -191,7 +191,7 @@ def _body(kind: Kind, question: str) -> bytes:
 
 
 async def stopped(stop: asyncio.Event, seconds: float) -> bool:
-    """Wait; whether to stop."""
+    """Wait for `seconds` or `stop`. Return whether to stop."""
     try:
         async with asyncio.timeout(seconds):
             await stop.wait()

@@ -36,7 +36,7 @@ ODD = ("reset-between", "closed-halfway", "stall-between", "status-429", "html-5
 """Faults of `tests/faults.py` that have an engine and a route each."""
 
 _ROOT = Path(__file__).parents[2]
-_START_WITHIN_S = 180.0  # on a busy machine imports alone take a while
+_START_WITHIN_S = 180.0  # imports are slow on a busy machine
 _SHORT = {"connect": "500ms", "first_token": "500ms", "idle": "500ms", "total": "2s"}
 _CALM = {"failures": 5, "rest": "1s", "longest_rest": "2s"}
 _TEACHER = """
@@ -57,13 +57,13 @@ faults: {fail_500: 0.02, hang: 0.01, break_off: 0.02}
 
 
 def key(tenant: str, name: str) -> str:
-    """A caller's key."""
+    """Return a caller's key."""
     return f"gk-soak-{tenant}-{name}"
 
 
 @dataclass(frozen=True, slots=True)
 class SoakGateway:
-    """One process."""
+    """A gateway process."""
 
     name: str
     url: str
@@ -74,7 +74,7 @@ class SoakGateway:
 
 
 class SoakEngine:
-    """A modelled engine, in a process that can die and come back at the same address."""
+    """A modelled engine in a process that can die and restart at the same address."""
 
     def __init__(self, name: str, profile: str, folder: Path, for_s: float) -> None:
         self.name = name
@@ -93,7 +93,7 @@ class SoakEngine:
         self._child.wait_until(lambda: _get(f"{self.url}/stats"), _START_WITHIN_S)
 
     def die(self) -> None:
-        """As a process does that the kernel kills."""
+        """Kill the process with SIGKILL."""
         if self._child is not None:
             for pid in self._child.pids():
                 os.kill(pid, signal.SIGKILL)
@@ -107,7 +107,7 @@ class SoakEngine:
 
 @dataclass
 class World:
-    """All of it, running."""
+    """The running system."""
 
     folder: Path
     server: EmbeddedRedis
@@ -115,7 +115,7 @@ class World:
     gateways: tuple[SoakGateway, ...]
     engines: Mapping[str, SoakEngine]
     slow: SlowEngine
-    beside: tuple[FakeEngine | FaultEngine, ...]
+    local_engines: tuple[FakeEngine | FaultEngine, ...]
 
     @property
     def policies(self) -> Path:
@@ -130,8 +130,8 @@ class World:
         return self.folder / DATABASE
 
     def forget(self) -> None:
-        """Engines of this process remember what they were asked; for hours that would be too much."""
-        for engine in self.beside:
+        """Delete the recorded requests of engines in this process, so that its memory stays bounded."""
+        for engine in self.local_engines:
             engine.requests.clear()
             if isinstance(engine, FakeEngine):
                 engine.paths.clear()
@@ -140,11 +140,11 @@ class World:
 
 @asynccontextmanager
 async def running(folder: Path, modules: Mapping[str, str], for_s: float) -> AsyncIterator[World]:
-    """Start, hand over, end. Raises NotStarted.
+    """Run the system for the duration of the block. Raises NotStarted.
 
     Args:
-        modules: by gateway, what `python -m` runs.
-        for_s: engines end by themselves after so long.
+        modules: by gateway, the module for `python -m`.
+        for_s: time limit of engines.
     """
     (folder / "policies").mkdir()
     for tenant, content in policies().items():
@@ -154,7 +154,7 @@ async def running(folder: Path, modules: Mapping[str, str], for_s: float) -> Asy
         server = await later.enter_async_context(EmbeddedRedis(append_fsync="everysec"))
         redis = await later.enter_async_context(Redis.from_url(server.url))
         slow = SlowEngine()
-        beside = stack.enter_context(slow.engine.running()), stack.enter_context(FaultEngine(PLAYS).running())
+        local_engines = stack.enter_context(slow.engine.running()), stack.enter_context(FaultEngine(PLAYS).running())
         engines = {
             "big": SoakEngine("big", _TEACHER, folder, for_s),
             "small": SoakEngine("small", _STUDENT, folder, for_s),
@@ -162,20 +162,20 @@ async def running(folder: Path, modules: Mapping[str, str], for_s: float) -> Asy
         for engine in engines.values():
             stack.callback(engine.end)
             await asyncio.to_thread(engine.start)
-        models = _models(engines, *beside)
+        models = _models(engines, *local_engines)
         started = []
         for name, module in modules.items():
             started.append(_Start(folder, name, server.url, models, module))
             stack.callback(started[-1].child.end)
         gateways = [await asyncio.to_thread(one.gateway) for one in started]
-        yield World(folder, server, redis, tuple(gateways), engines, slow, beside)
+        yield World(folder, server, redis, tuple(gateways), engines, slow, local_engines)
 
 
 _ENVIRON = {"PYTHONPATH": str(_ROOT), "PYTHONUNBUFFERED": "1"}
 
 
 class _Start:
-    """A gateway that starts; both do so at a time."""
+    """A gateway during its start. Both gateways start at the same time."""
 
     def __init__(self, folder: Path, name: str, redis_url: str, models: list[dict[str, Any]], module: str) -> None:
         self._name, self._ports = name, free_ports(2)
@@ -184,7 +184,7 @@ class _Start:
             "server": {"host": "127.0.0.1", "port": self._ports[0]},
             "admin": {"port": self._ports[1], "key": "env:SOAK_ADMIN_KEY"},
             "redis": {"url": redis_url, "prefix": PREFIX},
-            # Receipts of a day could not be flat within one.
+            # With a retention of a day, the number of receipts would grow during the whole run.
             "receipts": {"ttl": f"{RECEIPT_TTL_S:.0f}s"},
             "usage": {"url": f"sqlite:///{folder / DATABASE}", "run": "host"},
             "log": {"format": "json", "requests": {"sample": 0.01}},
@@ -198,7 +198,7 @@ class _Start:
         self.child = ChildProcess(f"gateway {name}", command, self._log, {**_ENVIRON, "SOAK_ADMIN_KEY": ADMIN_KEY})
 
     def gateway(self) -> SoakGateway:
-        """Wait until it has looked at its engines. Raises NotStarted."""
+        """Wait until the gateway has probed its engines. Raises NotStarted."""
         url, admin_url = (f"http://127.0.0.1:{port}" for port in self._ports)
         self.child.wait_until(
             lambda: orjson.loads(_get(f"{admin_url}/readyz"))["status"] != "starting", _START_WITHIN_S
@@ -234,7 +234,7 @@ def routes() -> list[dict[str, Any]]:
 
 
 def policies() -> dict[str, dict[str, Any]]:
-    """By tenant, what its policy file says at the start. Budgets are rolling: nothing leaves them within a month."""
+    """Return the initial policy of each tenant. Budgets are rolling, so no amount expires within a month."""
     budget = {"budget_duration": "30d", "calendar_aligned": False}
     return {
         "acme": policy("acme", "main", "leaver", "hasty")
@@ -248,7 +248,7 @@ def policies() -> dict[str, dict[str, Any]]:
 
 
 def policy(tenant: str, *names: str, **more: Any) -> dict[str, Any]:
-    """A policy file's content: a tenant with these keys."""
+    """Return the content of a policy file: a tenant with keys."""
     keys = [{"id": name, "sha256": sha256(key(tenant, name))} for name in names]
     return {"tenant": tenant, "keys": keys, "routes": routes(), **more}
 

@@ -14,7 +14,7 @@ from load_tests.seam_cases import (
     tokens_within,
     words_of,
 )
-from load_tests.seam_engine import UNTOLD, Written
+from load_tests.seam_engine import UNREPORTED, Written
 from load_tests.seam_equality import chosen
 
 PROMPT = "Q\nA: "
@@ -50,7 +50,7 @@ def test_the_text_up_to_a_token_is_what_max_tokens_would_have_left() -> None:
         (written("So", " it", " is"), "So it", [1, 2, 10, 11], "arithmetic"),
         (written("So", " it", " is"), "So it", [1, 2, 10, 77], "tokenisation"),
         (written("So", " it", " is"), "So it", [1, 2, 77], "tokenisation"),
-        (written("So", " it", " is", ids=(10, UNTOLD, 12)), "So it", [1, 2, 10, 77], "arithmetic"),
+        (written("So", " it", " is", ids=(10, UNREPORTED, 12)), "So it", [1, 2, 10, 77], "arithmetic"),
         (written("So", ".\n\n", "It"), "So.", [1, 2, 10, 77], "white space"),
         (written("So", " better", " is"), "So bet", [1, 2, 10, 77], "half token"),
         (written(" So", " it"), "So", [1, 2, 77], "white space"),
@@ -66,8 +66,8 @@ def test_a_template_that_changes_the_opening_is_blamed_first() -> None:
     assert why(written("So", " it"), "So", [1, 2, 10], sent=PROMPT + "So<|end|>") == "template"
 
 
-def case(kept: str, wanted: str, got: str) -> SeamCase:
-    return SeamCase("prose", "Why?", 5, "token", kept, 1, kept + wanted, kept + got, None)
+def case(kept: str, expected: str, got: str) -> SeamCase:
+    return SeamCase("prose", "Why?", 5, "token", kept, 1, kept + expected, kept + got, None)
 
 
 def test_a_word_at_the_seam_is_doubtful_when_neither_the_teacher_nor_any_text_knows_it() -> None:

@@ -1,4 +1,4 @@
-"""Serve with the native server inside Switchyard's wheel: serve.py CONFIG PORT. Its own command is a Rust crate."""
+"""Run the native server inside Switchyard's wheel: serve.py CONFIG PORT. Its own command is a Rust crate."""
 
 import signal
 import sys

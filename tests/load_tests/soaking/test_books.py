@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 JSON = Kind("student", 1, "chat-student")
 WRONG = Kind("bad body", 1, "", needless=True)
-LEAVES = Kind("left when heard", 1, "slow", who=("acme", "leaver"), leaves="heard")
+LEAVES = Kind("left during the engine call", 1, "slow", who=("acme", "leaver"), leaves="received")
 DEVICE = Kind("guidance for a device", 1, "chat", "/v1/guidance", reports=True)
-HASTY = Kind("left in haste", 1, "chat-student", who=("acme", "hasty"), leaves="hasty")
+HASTY = Kind("left early", 1, "chat-student", who=("acme", "hasty"), leaves="hasty")
 
 
 def new_id() -> str:
@@ -49,7 +49,7 @@ def stored(tally: Tally, *receipts: Receipt) -> Stored:
 
 def test_each_way_to_end_is_counted_once() -> None:
     tally = Tally()
-    visits = [
+    results = [
         answered(JSON),
         answered(JSON, 502, "engine_failed"),
         answered(JSON, 429, "rate_limit_exceeded"),
@@ -57,17 +57,17 @@ def test_each_way_to_end_is_counted_once() -> None:
         answered(JSON, 503, "store_unavailable"),
         answered(WRONG, 400),
         RequestResult(JSON, new_id(), 200),  # left midway: it knows its id
-        RequestResult(LEAVES, heard=True),
+        RequestResult(LEAVES, received=True),
         RequestResult(HASTY),
-        RequestResult(JSON, new_id(), 200, ended=True, broken="a stream that stops without an end"),
+        RequestResult(JSON, new_id(), 200, ended=True, broken="a stream without an end"),
     ]
-    for visit in visits:
-        tally.note(visit)
+    for result in results:
+        tally.note(result)
     assert (tally.replies, tally.left, tally.broken) == (6, 3, 1)
     assert (len(tally.kept), len(tally.refused), len(tally.either)) == (4, 3, 1)
-    assert (tally.left_heard, dict(tally.left_unheard)) == (1, {"leaver": 0, "hasty": 1})
+    assert (tally.left_received, dict(tally.left_unreceived)) == (1, {"leaver": 0, "hasty": 1})
     assert tally.ids_twice == 0
-    tally.note(visits[0])
+    tally.note(results[0])
     assert tally.ids_twice == 1
 
 
@@ -105,10 +105,10 @@ def test_a_report_of_a_device_is_no_request_and_has_one_receipt() -> None:
     tally = Tally()
     taken, unsure, lost = (answered(DEVICE) for _ in range(3))
     taken.reported, unsure.reported, lost.reported, taken.not_taken = "taken", "unsure", "taken", 2
-    for visit in (taken, unsure, lost):
-        tally.note(visit)
+    for result in (taken, unsure, lost):
+        tally.note(result)
     assert (len(tally.kept), len(tally.reported), len(tally.unsure), tally.not_taken) == (3, 2, 1, 2)
-    ids = [str(visit.request_id) for visit in (taken, unsure, lost)]
+    ids = [str(result.request_id) for result in (taken, unsure, lost)]
     found = stored(tally, *map(receipt, ids), *(report(one) for one in (ids[0], ids[0], ids[1], new_id())))
     assert (found.receipts, found.twice, found.strangers) == (7, 1, 1)
     assert found.found == tally.kept
@@ -119,8 +119,8 @@ def test_a_report_of_a_device_is_no_request_and_has_one_receipt() -> None:
 def test_what_is_missing_twice_needless_or_strange_shows() -> None:
     tally = Tally()
     kept, lost, refused = answered(JSON), answered(JSON), answered(WRONG, 400)
-    for visit in (kept, lost, refused):
-        tally.note(visit)
+    for result in (kept, lost, refused):
+        tally.note(result)
     assert kept.request_id is not None
     assert refused.request_id is not None
     found = stored(

@@ -14,23 +14,23 @@ if TYPE_CHECKING:
     from load_tests.fake.replies import Tape
 
 _MOST_CHOICES = 128
-_TOKENS_AROUND_A_MESSAGE = 4  # what a chat template adds to each
+_TOKENS_AROUND_A_MESSAGE = 4  # added by a chat template
 _SPELLS = re.compile(r"(?:^|\s)(?:[a-z] ){2,}([a-z])$")
 
 
 class InvalidRequestBody(ValueError):
-    """The call makes no sense; the message says why."""
+    """The request body is invalid. The message gives the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class ParsedRequest:
-    """One call.
+    """A parsed request.
 
     Attributes:
-        reads: tokens of each prompt; a chat is one.
-        choices: answers wanted for each prompt.
-        tape, at: what the answers say, and from where on.
-        max_tokens: None when the call sets no limit.
+        reads: tokens of each prompt; a chat is one prompt.
+        choices: answers for each prompt.
+        tape, at: tape of the answers, and the position of their first token.
+        max_tokens: None without a limit.
     """
 
     reads: tuple[int, ...]
@@ -44,29 +44,29 @@ class ParsedRequest:
 
 
 def read_chat(raw: bytes, profile: Profile) -> ParsedRequest:
-    """POST /v1/chat/completions. Raises InvalidRequestBody."""
+    """Parse a body of /v1/chat/completions. Raises InvalidRequestBody."""
     body = _object(raw)
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages or not all(isinstance(message, dict) for message in messages):
-        raise InvalidRequestBody("messages must be a list of messages")
+        raise InvalidRequestBody("messages must be a non-empty list of objects")
     texts = [_content(message) for message in messages]
-    tape, at = _goes_on(texts[-1]) if _continues(profile, body, messages[-1]) else ("prose", 0)
+    tape, at = _tape_after(texts[-1]) if _continues(profile, body, messages[-1]) else ("prose", 0)
     around = _TOKENS_AROUND_A_MESSAGE * len(messages)
     return _openai(body, (around + _tokens("".join(texts), profile),), tape, at)
 
 
 def read_completion(raw: bytes, profile: Profile) -> ParsedRequest:
-    """POST /v1/completions. Raises InvalidRequestBody."""
+    """Parse a body of /v1/completions. Raises InvalidRequestBody."""
     body = _object(raw)
     prompt = body.get("prompt")
     prompts: list[Any] = prompt if isinstance(prompt, list) else [prompt]
     if not prompts or not all(isinstance(one, str) and one for one in prompts):
         raise InvalidRequestBody("prompt must be a text or a list of texts")
-    return _openai(body, tuple(_tokens(one, profile) for one in prompts), *_goes_on(prompts[0]))
+    return _openai(body, tuple(_tokens(one, profile) for one in prompts), *_tape_after(prompts[0]))
 
 
 def read_generate(raw: bytes, profile: Profile) -> ParsedRequest:
-    """POST /generate. Raises InvalidRequestBody."""
+    """Parse a body of /generate. Raises InvalidRequestBody."""
     body = _object(raw)
     inputs, parameters = body.get("inputs"), body.get("parameters") or {}
     if not isinstance(inputs, str) or not inputs or not isinstance(parameters, dict):
@@ -74,7 +74,7 @@ def read_generate(raw: bytes, profile: Profile) -> ParsedRequest:
     return ParsedRequest(
         (_tokens(inputs, profile),),
         1,
-        *_goes_on(inputs),
+        *_tape_after(inputs),
         _count(parameters, "max_new_tokens"),
         details=parameters.get("details") is True,
     )
@@ -84,7 +84,7 @@ def _openai(body: dict[str, Any], reads: tuple[int, ...], tape: Tape, at: int) -
     options = body.get("stream_options")
     choices = _count(body, "n") or 1
     if choices * len(reads) > _MOST_CHOICES:
-        raise InvalidRequestBody(f"asks for more than {_MOST_CHOICES} answers")
+        raise InvalidRequestBody(f"more than {_MOST_CHOICES} answers requested")
     return ParsedRequest(
         reads,
         choices,
@@ -143,7 +143,7 @@ def _continues(profile: Profile, body: dict[str, Any], last: dict[str, Any]) -> 
             return False
 
 
-def _goes_on(text: str) -> tuple[Tape, int]:
-    """A text that spells the alphabet is spelt on, which is what a gateway looks for; any other is written on."""
+def _tape_after(text: str) -> tuple[Tape, int]:
+    """Return tape and position: a text that ends in a spelled alphabet is continued, for the gateway's probe."""
     spelt = _SPELLS.search(text[-64:])
     return ("letters", ord(spelt[1]) - ord("a") + 1) if spelt else ("prose", 1)
