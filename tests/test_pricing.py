@@ -121,7 +121,7 @@ def test_embeddings_have_a_list_price_too() -> None:
     assert (price.input_usd > 0, price.output_usd) == (True, 0)
 
 
-def test_a_part_of_a_provider_sells_what_the_provider_sells() -> None:
+def test_a_sub_provider_has_the_prices_of_its_provider() -> None:
     """The table has `bedrock_converse` for Bedrock's Converse route; users of LiteLLM write bedrock/..."""
     name = "anthropic.claude-sonnet-4-5-20250929-v1:0"
     assert litellm_table(f"bedrock/{name}") == litellm_table(name) is not None

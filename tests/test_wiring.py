@@ -20,7 +20,7 @@ def book(*routes: dict[str, Any]) -> PolicySet:
     return PolicySet.of([TenantPolicy.model_validate({"tenant": "acme", "routes": routes})])
 
 
-def test_an_engine_is_probed_anew_when_an_edit_changes_what_it_is_for() -> None:
+def test_an_engine_is_probed_again_when_an_edit_changes_its_purpose() -> None:
     """Other policy changes have no effect."""
     policies = Policies(book(EMBEDS, CHATS))
     changed = when_role_changes(["big", "small"], policies)

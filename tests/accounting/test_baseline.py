@@ -58,7 +58,7 @@ def answered_request(
     return guided(**(facts | more))
 
 
-def test_what_the_baseline_model_counted_itself_is_exact() -> None:
+def test_counts_of_the_baseline_model_itself_are_exact() -> None:
     receipt = closed(builder(plan("teacher"), teacher=call("big", 100, 200)))
     assert (receipt.baseline_basis, receipt.baseline_error_usd) == ("engine", 0)
     assert not receipt.baseline_estimated
@@ -237,14 +237,14 @@ def test_a_baseline_that_finished_the_answer_does_not_read_the_guidance(placemen
     assert abs(estimate.baseline_usd - exact) <= estimate.baseline_error_usd
 
 
-def test_an_opening_that_the_student_repeats_is_counted_once() -> None:
+def test_guidance_repeated_by_the_student_is_counted_once() -> None:
     tokenizer = bundled()[-1]
     one = answered_request(student=call("small", 150, count_text("cl100k_base", REST), text=StringIO(OPENING + REST)))
     receipt = one.close("ok", PRICES, own(tokenizer))
     assert receipt.baseline_usd == BIG.input_usd * 100 + BIG.output_usd * count_text(tokenizer, OPENING + REST)
 
 
-def test_what_was_written_beside_the_words_makes_the_baseline_an_estimate() -> None:
+def test_output_other_than_text_makes_the_baseline_an_estimate() -> None:
     """Only the engine counts hidden reasoning, and tools and images in a prompt."""
     tokenizer = bundled()[-1]
     thinking = answered_request(student=call("small", 150, 5_000, text=StringIO(REST)))
@@ -257,7 +257,7 @@ def test_what_was_written_beside_the_words_makes_the_baseline_an_estimate() -> N
     assert receipt.baseline_usd >= BIG.input_usd * 4_000
 
 
-def test_an_opening_that_was_cut_is_bounded_by_what_was_cut_off() -> None:
+def test_the_error_of_trimmed_guidance_is_the_trimmed_part() -> None:
     """The teacher counted 40 tokens, of which about 30 were kept."""
     one = guided(student=None, kept_tokens=30, guidance_text=OPENING, complete=True)
     receipt = closed(one)
@@ -266,7 +266,7 @@ def test_an_opening_that_was_cut_is_bounded_by_what_was_cut_off() -> None:
     assert 0 < receipt.baseline_error_usd <= BIG.output_usd * 10
 
 
-def test_what_may_have_been_written_and_never_came_is_in_the_error() -> None:
+def test_the_error_includes_output_that_never_arrived() -> None:
     lost = call("small", None, lost_tokens=500, text=StringIO("Once"))
     receipt = closed(builder(plan("student"), student=lost), "engine_unreachable")
     assert receipt.baseline_error_usd is not None
@@ -288,7 +288,7 @@ def test_an_abandoned_request_may_have_spared_all_or_nothing() -> None:
     assert receipt.baseline_error_usd == receipt.baseline_usd == receipt.cost_usd > 0
 
 
-def test_a_receipt_of_an_earlier_version_says_nothing_of_its_basis() -> None:
+def test_a_receipt_of_an_earlier_version_has_no_baseline_basis() -> None:
     raw = msgspec.json.decode(closed(guided()).to_json())
     del raw["baseline_basis"], raw["baseline_error_usd"]
     old = Receipt.from_json(msgspec.json.encode(raw))
@@ -298,13 +298,13 @@ def test_a_receipt_of_an_earlier_version_says_nothing_of_its_basis() -> None:
     assert row.baseline_error_pico == 0
 
 
-def test_who_may_not_see_costs_does_not_see_the_error_either() -> None:
+def test_hidden_costs_hide_the_error_as_well() -> None:
     shown = closed(guided()).as_dict(show_cost=False)
     assert not any(name.endswith("_usd") for name in shown)
     assert "baseline_error_usd" in closed(guided()).as_dict()
 
 
-def test_rows_add_the_errors_up_and_what_each_engine_was_paid() -> None:
+def test_rows_add_up_errors_and_the_cost_of_each_engine() -> None:
     """Failed calls are included. Removing a receipt leaves nothing behind. A shadow saves nothing."""
     failed = guided(failed=[FailedCall("other", "engine_timeout", call("huge", 10, 1))])
     receipts = [

@@ -46,7 +46,7 @@ def bundled() -> list[str]:
 
 
 @pytest.mark.parametrize("name", TEXTS)
-def test_what_one_tokenizer_counts_lies_within_the_bound_of_every_others(name: str) -> None:
+def test_counts_of_all_tokenizers_are_within_the_bound_of_each_other(name: str) -> None:
     text = TEXTS[name]
     counted = {one: count_text(one, text) for one in bundled()}
     assert len(set(counted.values())) > 1 or name == "a word", "nothing is tried where all agree"
@@ -75,7 +75,7 @@ def test_a_bound_is_no_wider_than_the_text_is_long() -> None:
     assert token_error(0, TextSize(0, 0)) == 0
 
 
-def test_what_the_models_own_tokenizer_counted_is_bounded_more_narrowly() -> None:
+def test_a_count_of_the_models_own_tokenizer_has_a_narrower_bound() -> None:
     plain = TextSize(4_000, 4_000)
     assert 0 < recount_error(1_000) < token_error(1_000, plain) / 10
     assert template_error(3, 4) == 44

@@ -97,13 +97,13 @@ async def test_the_defaults_of_config_yaml_are_budgets_too(purse: Purse, redis_u
     }
 
 
-async def test_tenants_beyond_the_bound_of_series_are_not_looked_at(purse: Purse, redis_url: str) -> None:
+async def test_tenants_above_the_limit_of_series_are_not_read(purse: Purse, redis_url: str) -> None:
     many = [TenantPolicy(tenant=f"t{n}", routes=ROUTES, budget=BudgetRule(max_budget=Decimal(1))) for n in range(250)]
     monitor = watch(redis_url, Budgets(purse.redis, purse.keys), *many, metrics=Metrics(max_tenants=210))
     assert set(await monitor.read_budgets()) == {f"t{n}" for n in range(210)}
 
 
-async def test_what_is_seen_is_shown_and_goes_when_redis_does(
+async def test_series_exist_only_while_redis_answers(
     purse: Purse, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gateway.accounting.budget_watch._INTERVAL_S", 0.01)
@@ -124,7 +124,7 @@ async def test_what_is_seen_is_shown_and_goes_when_redis_does(
         await running
 
 
-async def test_what_is_left_is_learned_for_when_redis_is_away(purse: Purse, redis_url: str) -> None:
+async def test_local_limits_learn_the_remainders_of_budgets(purse: Purse, redis_url: str) -> None:
     """Local limits learn the budgets of every tenant, and of the keys that this process used."""
     local, now_s = LocalLimits(lambda: 1, lambda: 0.0), asyncio.get_running_loop().time()
     used, other = budget("4", name="key:used"), budget("4", name="key:other")

@@ -78,7 +78,7 @@ async def test_the_sum_of_receipts_is_what_was_spent_to_the_last_digit(purse: Pu
     assert await purse.money(scope) == (sum(map(Decimal, costs)), 0)
 
 
-async def test_a_receipt_that_is_told_twice_is_paid_once(purse: Purse) -> None:
+async def test_a_receipt_that_is_sent_twice_is_charged_once(purse: Purse) -> None:
     scope = budget("1")
     await purse.ask("0.5", scope)
     for _ in range(3):
@@ -86,7 +86,7 @@ async def test_a_receipt_that_is_told_twice_is_paid_once(purse: Purse) -> None:
     assert await purse.money(scope) == (Decimal("0.2"), 0)
 
 
-async def test_the_dead_pay_what_they_had_reserved_until_the_truth_is_known(purse: Purse) -> None:
+async def test_requests_of_a_dead_process_are_charged_their_reservation_until_a_receipt_arrives(purse: Purse) -> None:
     scope = budget("1")
     await purse.ask("0.5", scope)
     left = purse.last
@@ -99,7 +99,7 @@ async def test_the_dead_pay_what_they_had_reserved_until_the_truth_is_known(purs
     assert await purse.money(scope) == (Decimal("0.123456789012"), 0)
 
 
-async def test_what_the_dead_paid_too_much_in_one_period_is_not_had_in_the_next(purse: Purse) -> None:
+async def test_an_overcharge_of_a_dead_process_is_not_credited_to_the_next_period(purse: Purse) -> None:
     scope = budget("1")
     await purse.ask("0.9", scope)
     left = purse.last
@@ -111,7 +111,7 @@ async def test_what_the_dead_paid_too_much_in_one_period_is_not_had_in_the_next(
     assert (await purse.ask("1", scope)).refusal is not None
 
 
-async def test_a_failed_request_gives_back_all_that_it_did_not_spend(purse: Purse) -> None:
+async def test_a_failed_request_releases_its_unspent_reservation(purse: Purse) -> None:
     scope = budget("1")
     await purse.ask("1", scope)
     await purse.settle(purse.last, "0")
@@ -119,7 +119,7 @@ async def test_a_failed_request_gives_back_all_that_it_did_not_spend(purse: Purs
     assert (await purse.ask("1", scope)).refusal is None
 
 
-async def test_what_went_on_unasked_is_paid_when_redis_is_back(purse: Purse) -> None:
+async def test_requests_admitted_without_redis_are_charged_after_its_return(purse: Purse) -> None:
     """The request is counted with or before its receipt. It may exceed the budget, which is then spent."""
     scope = budget("1")
     await purse.ask("3", scope, force=True)
@@ -132,7 +132,7 @@ async def test_what_went_on_unasked_is_paid_when_redis_is_back(purse: Purse) -> 
 
 
 @pytest.mark.parametrize("aligned", [True, False], ids=["calendar", "rolling"])
-async def test_a_budget_whose_first_request_went_on_unasked_is_spent_by_it(purse: Purse, *, aligned: bool) -> None:
+async def test_a_first_request_admitted_without_redis_is_charged_to_its_budget(purse: Purse, *, aligned: bool) -> None:
     """No request was admitted before, so the receipt's charge states the period."""
     scope = budget("1", period=BudgetDuration(30, "d"), aligned=aligned)
     await purse.settle(purse.request("3", scope), "0.3")
@@ -150,7 +150,7 @@ async def test_a_budget_whose_first_request_went_on_unasked_is_spent_by_it(purse
 
 
 @pytest.mark.parametrize("old_first", [True, False])
-async def test_around_an_edit_each_request_goes_by_its_own_budget(purse: Purse, *, old_first: bool) -> None:
+async def test_each_request_uses_the_budget_of_its_own_policy_version(purse: Purse, *, old_first: bool) -> None:
     """Both requests are in one exchange. Each follows its own policy's budget."""
     before, after = Scope("tenant", 5, 0, 0), budget("1")
     old, new, dear = purse.request("9", before), purse.request("0.7", after), purse.request("0.7", after)
@@ -164,7 +164,7 @@ async def test_around_an_edit_each_request_goes_by_its_own_budget(purse: Purse, 
     assert await purse.money(after) == (Decimal("0.1"), 0)
 
 
-async def test_no_request_that_went_on_unasked_is_too_dear_to_be_counted(purse: Purse) -> None:
+async def test_requests_of_any_cost_admitted_without_redis_are_charged(purse: Purse) -> None:
     """An error in the script would fail every other request of the exchange."""
     scope = budget("1")
     asked = [AdmissionRequest((scope,), (Variant(1, purse.request("9999999999", scope)),)) for _ in range(1000)]
@@ -229,7 +229,7 @@ async def test_a_rolling_budget_comes_back_as_its_spending_getsolder(purse: Purs
     assert (await purse.ask("0.1", scope)).refusal is not None
 
 
-async def test_the_soft_line_is_told_once_by_whoever_crosses_it(purse: Purse) -> None:
+async def test_the_request_that_crosses_the_soft_limit_sends_one_event(purse: Purse) -> None:
     """The event is sent again only after spending was well below the soft limit."""
     scope = budget("1", soft="0.5")
     await purse.ask("0.5", scope)
@@ -244,7 +244,7 @@ async def test_the_soft_line_is_told_once_by_whoever_crosses_it(purse: Purse) ->
     assert purse.events == [("tenant", "soft")] * 2
 
 
-async def test_a_rolling_budget_is_told_of_again_after_as_long(purse: Purse) -> None:
+async def test_a_rolling_budget_sends_its_event_again_after_its_duration(purse: Purse) -> None:
     """A rolling budget has no next period. A daily budget that is spent each day sends an event each day."""
     scope = budget("1", period=BudgetDuration(1, "d"), aligned=False)
     key = purse.keys.scope("acme", "tenant")[2]
@@ -276,7 +276,7 @@ async def test_the_stricter_of_two_budgets_decides(purse: Purse) -> None:
     assert [await purse.choose(ways, *both) for _ in range(2)] == [1, 3]
 
 
-async def test_what_the_teacher_is_too_dear_for_may_go_to_the_student_alone(purse: Purse) -> None:
+async def test_requests_that_exceed_the_budget_with_the_teacher_use_the_student_alone(purse: Purse) -> None:
     """The student alone is admitted while it fits. Afterwards nothing is left, and no budget is exceeded."""
     scope = budget("1", on_hard="student_only")
     ways = {1: "0.4", 3: "0.1"}
@@ -310,7 +310,7 @@ async def test_a_raise_holds_until_it_ends(purse: Purse) -> None:
     assert dollars(refused.maximum) == 1
 
 
-async def test_a_budget_of_a_million_counts_to_the_cent_beyond_what_numbers_of_lua_can_hold(purse: Purse) -> None:
+async def test_a_budget_of_a_million_is_exact_beyond_the_precision_of_lua_numbers(purse: Purse) -> None:
     scope = budget("1000000")
     for cost in ("999998.999999999999", "0.000000000001", "0.5"):
         await purse.ask("1", scope, force=True)
@@ -330,7 +330,7 @@ async def stored_data(purse: Purse) -> dict[bytes, bytes]:
     return {name: await purse.redis.dump(name) for name in names}
 
 
-async def test_to_look_tells_what_the_script_counts_and_changes_nothing(purse: Purse) -> None:
+async def test_reading_balances_equals_the_script_and_changes_nothing(purse: Purse) -> None:
     """Several budgets are returned in the order of the request. An unused budget is complete."""
     month, hours = (
         budget("1", soft="0.5"),
@@ -356,7 +356,7 @@ async def test_to_look_tells_what_the_script_counts_and_changes_nothing(purse: P
     assert await look(purse) == []
 
 
-async def test_what_was_spent_in_another_period_is_not_spent(purse: Purse) -> None:
+async def test_spending_of_another_period_does_not_count(purse: Purse) -> None:
     """No request has begun the new period. A running request stays reserved."""
     scope = budget("1")
     await purse.ask("0.3", scope)
@@ -369,7 +369,7 @@ async def test_what_was_spent_in_another_period_is_not_spent(purse: Purse) -> No
     assert other.spent_usd == 0, "nor in one of another length"
 
 
-async def test_a_rolling_budget_is_seen_to_come_back_when_it_does(purse: Purse) -> None:
+async def test_the_read_balance_of_a_rolling_budget_equals_the_scripts(purse: Purse) -> None:
     """At each age, the read balance equals the script's refusal of a larger request."""
     scope = budget("1", period=BudgetDuration(100, "h"), aligned=False)
     ring = purse.keys.scope("acme", "tenant")[2] + ":360000"
@@ -412,7 +412,7 @@ async def test_a_raise_is_put_and_seen_and_ended(purse: Purse) -> None:
     assert (await purse.ask("0.1", scope)).refusal is not None
 
 
-async def test_a_budget_that_is_spent_again_after_a_raise_is_told_of_again(purse: Purse) -> None:
+async def test_a_budget_that_is_spent_again_after_a_raise_sends_another_event(purse: Purse) -> None:
     scope = budget("1")
     account, budgets = Account("acme", scope), Budgets(purse.redis, purse.keys)
     now_s = int((await purse.redis.time())[0])

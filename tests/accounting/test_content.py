@@ -23,7 +23,7 @@ def chunk(index: int = 0, **delta: Any) -> dict[str, Any]:
     return {"choices": [{"index": index, "delta": delta}]}
 
 
-def test_messages_stand_as_they_were_sent() -> None:
+def test_messages_are_logged_unchanged() -> None:
     messages = [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": [{"type": "text", "text": "é"}]},
@@ -40,7 +40,7 @@ def test_messages_stand_as_they_were_sent() -> None:
         ({"prompt": None}, "null"),
     ],
 )
-def test_prompts_and_inputs_stand_as_they_were_sent(body: dict[str, Any], asked: str) -> None:
+def test_prompts_and_inputs_are_logged_unchanged(body: dict[str, Any], asked: str) -> None:
     assert content(**body).as_dict() == {"asked": asked, "answered": ""}
 
 
@@ -52,7 +52,7 @@ def test_a_stream_is_put_together() -> None:
     assert logged.as_dict()["answered"] == "A ship sails."
 
 
-def test_a_raw_answer_is_heard() -> None:
+def test_a_text_completion_is_logged() -> None:
     logged = content(prompt="x")
     logged.add([{"choices": [{"index": 0, "text": "A ship"}]}, {"choices": [{"index": 0, "text": " sails."}]}])
     assert logged.as_dict()["answered"] == "A ship sails."
@@ -68,14 +68,14 @@ def test_thoughts_refusals_and_calls_of_tools_are_part_of_an_answer() -> None:
     assert refused.as_dict()["answered"] == "(refuses) No."
 
 
-def test_several_answers_are_told_apart() -> None:
+def test_several_choices_are_logged_separately() -> None:
     logged = content(prompt="x")
     logged.add([chunk(1, content="b"), chunk(0, content="a"), chunk(1, content="B")])
     assert logged.as_dict()["answered"] == "(choice 0) a\n(choice 1) bB"
 
 
 @pytest.mark.parametrize("letter", ["x", "é", "\N{GRINNING FACE}"])
-def test_both_are_cut_and_say_so(letter: str) -> None:
+def test_request_and_answer_are_truncated_and_marked(letter: str) -> None:
     long = letter * 50_000
     for asked in (content(prompt=long), content(messages=[{"role": "user", "content": long}, {"role": "user"}])):
         for _ in range(5):
@@ -88,7 +88,7 @@ def test_both_are_cut_and_say_so(letter: str) -> None:
     assert int(left.split()[0]) == 50_000 - asked.as_dict()["answered"].count(letter)
 
 
-def test_a_picture_does_not_take_the_room_of_the_words_behind_it() -> None:
+def test_an_image_does_not_displace_later_text() -> None:
     parts = [
         {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 100_000}},
         {"type": "text", "text": "What is this?"},
@@ -98,7 +98,7 @@ def test_a_picture_does_not_take_the_room_of_the_words_behind_it() -> None:
     assert len(asked) < 500
 
 
-def test_what_has_many_parts_or_is_deep_is_cut_too() -> None:
+def test_many_parts_and_deep_values_are_truncated() -> None:
     deep: Any = "x"
     for _ in range(200):
         deep = [deep]

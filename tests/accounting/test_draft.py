@@ -27,7 +27,7 @@ def usd(amount: str) -> Decimal:
     return Decimal(amount)
 
 
-def test_a_guided_answer_costs_what_both_engines_cost() -> None:
+def test_a_guided_answer_costs_the_sum_of_both_engines() -> None:
     """Cached tokens have their own price. Savings are the baseline minus the cost."""
     receipt = closed(guided())
     assert receipt.mode == "guided"
@@ -112,15 +112,13 @@ def test_a_teacher_that_ended_by_itself_wrote_the_whole_answer(placement: str) -
 
 
 @pytest.mark.parametrize(("projection", "kept"), [("concise", 40), ("cutoff", 30)])
-def test_a_whole_answer_is_an_estimate_where_the_teacher_was_asked_or_shown_differently(
-    projection: str, kept: int
-) -> None:
+def test_the_baseline_of_a_teacher_answer_is_an_estimate_if_prompt_or_text_differ(projection: str, kept: int) -> None:
     """The teacher's prompt contained an instruction, or its text was trimmed."""
     one = guided(plan=plan(projection=projection), student=None, complete=True, kept_tokens=kept)
     assert closed(one).baseline_estimated
 
 
-def test_an_opening_that_fills_the_callers_limit_is_guided_without_a_student() -> None:
+def test_guidance_that_reaches_the_callers_limit_needs_no_student() -> None:
     """The teacher was cut off. The answer is its guidance, and no student was called."""
     receipt = closed(guided(student=None, complete=False))
     assert (receipt.mode, receipt.student) == ("guided", None)
@@ -182,7 +180,7 @@ def test_a_request_that_reached_no_engine_costs_nothing() -> None:
     assert not receipt.baseline_estimated
 
 
-def test_savings_are_negative_when_guidance_cost_more_than_it_spared() -> None:
+def test_savings_are_negative_if_guidance_costs_more_than_it_saves() -> None:
     """The teacher reads a long prompt for an answer of one token."""
     receipt = closed(
         guided(plan=plan(placement="context"), teacher=call("big", 5000, 40), student=call("small", 6000, 1))
@@ -299,7 +297,7 @@ def test_money_is_exact(
     assert Receipt.from_json(receipt.to_json()) == receipt
 
 
-def test_a_vocabulary_that_cannot_be_loaded_costs_nobody_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_vocabulary_that_cannot_be_loaded_fails_no_request(monkeypatch: pytest.MonkeyPatch) -> None:
     """Four bytes count as a token instead, and the failure is logged."""
     from gateway.accounting import estimate
 

@@ -79,13 +79,13 @@ def test_sums_count_the_request_once_and_its_whole_answer() -> None:
     assert row == SumRow()
 
 
-def test_what_devices_call_their_models_makes_no_rows_of_their_own() -> None:
+def test_model_names_of_devices_do_not_create_rows() -> None:
     report = closing_receipt(given(), USAGE, PRICES["big"])
     assert dims_of(report).student == DEVICE
     assert student_of(given(student=call("small", 1, 1))).model == "small"  # type: ignore[union-attr]
 
 
-def test_who_had_no_teacher_would_have_paid_it_for_the_prompt_too() -> None:
+def test_without_guidance_the_baseline_includes_the_prompt() -> None:
     """The guidance was late before any call, so its receipt has no baseline."""
     alone = given(teacher=None, kept_tokens=0, guided=None, unguided="teacher_late", batch=None)
     assert (alone.cost_usd, alone.baseline_usd) == (Decimal(0), Decimal(0))
@@ -94,7 +94,7 @@ def test_who_had_no_teacher_would_have_paid_it_for_the_prompt_too() -> None:
     assert report.unguided == "teacher_late"
 
 
-def test_a_device_that_went_without_its_guidance_says_so_and_the_request_stays_the_guidances() -> None:
+def test_a_report_without_guidance_keeps_the_request_of_the_guidance() -> None:
     report = closing_receipt(given(), replace(USAGE, guided=False), PRICES["big"])
     row = SumRow()
     row.merge(SumRow.of(report))
@@ -102,7 +102,7 @@ def test_a_device_that_went_without_its_guidance_says_so_and_the_request_stays_t
 
 
 @pytest.mark.parametrize(("wrote", "placement", "whole"), [(55, "prefix", 55), (3, "prefix", 40), (55, "context", 55)])
-def test_what_a_device_went_without_is_no_part_of_the_answer(wrote: int, placement: str, whole: int) -> None:
+def test_unused_guidance_is_not_part_of_the_answer(wrote: int, placement: str, whole: int) -> None:
     """The guidance's receipt includes it as one. A baseline is never negative."""
     guidance = given(plan=structs.replace(plan(placement=placement), mode="guidance", students=()))
     report = closing_receipt(guidance, replace(USAGE, output_tokens=wrote, guided=False), PRICES["big"])
@@ -114,7 +114,7 @@ def test_a_model_without_a_price_any_more_makes_no_baseline() -> None:
     assert (report.baseline_usd, report.baseline_estimated) == (Decimal(0), True)
 
 
-def test_what_stands_in_the_devices_prompt_is_no_part_of_the_answer() -> None:
+def test_guidance_in_the_devices_prompt_is_not_part_of_the_answer() -> None:
     hint = given(plan=structs.replace(plan(placement="context"), mode="guidance", students=()))
     assert hint.baseline_usd == cost_usd(PRICES["big"], 100, 0)
     row = SumRow()
@@ -123,11 +123,11 @@ def test_what_stands_in_the_devices_prompt_is_no_part_of_the_answer() -> None:
 
 
 @pytest.mark.parametrize("status", ["ok", "client_gone", "engine_failed", "shutdown", "guidance_unavailable"])
-def test_who_was_told_of_an_error_has_nothing_to_report(status: str) -> None:
+def test_a_failed_guidance_request_cannot_be_reported(status: str) -> None:
     assert (given(status).close is not None) == (status in {"ok", "client_gone"})
 
 
-def test_more_than_was_asked_for_is_refused_and_the_limit_named() -> None:
+def test_a_report_above_the_requested_limit_is_rejected_with_that_limit() -> None:
     check_report(given(), replace(USAGE, output_tokens=60))
     with pytest.raises(InvalidRequest, match="exceeds the rest of the caller's limit, 60 tokens") as caught:
         check_report(given(), replace(USAGE, output_tokens=61))
@@ -151,7 +151,7 @@ def test_of_a_whole_answer_there_is_nothing_to_report() -> None:
         check_report(given(terms=None), USAGE)
 
 
-def test_an_account_is_open_until_it_is_closed_or_its_time_is_over() -> None:
+def test_a_report_is_open_until_it_arrives_or_expires() -> None:
     assert state_of(given(), closed=False, now=TERMS.by) == "open"
     assert state_of(given(), closed=True, now=TERMS.by + 9) == "closed"
     assert state_of(given(), closed=False, now=TERMS.by + 1) == "never_closed"
@@ -195,7 +195,7 @@ def test_the_teacher_alone_is_reserved_for() -> None:
     assert intend(builder(nothing), nothing, worst_case(nothing, chat(), PRICES), "ann").reserved_usd == Decimal(0)
 
 
-def test_a_device_may_report_of_a_guidance_whose_process_died_behind_its_reply() -> None:
+def test_a_device_may_report_after_the_guidances_process_died() -> None:
     intent = Intent.from_json(
         intend(builder(GIVEN, terms=TERMS), GIVEN, worst_case(GIVEN, chat(), PRICES), "ann").to_json()
     )

@@ -60,7 +60,7 @@ async def test_of_many_that_report_at_once_to_two_processes_one_is_written(desk:
     assert Receipt.from_json(stored) == posted
 
 
-async def test_a_report_can_be_asked_for_and_its_tenant_is_known_to_who_adds_up(desk: Desk) -> None:
+async def test_a_report_can_be_read_and_its_tenant_is_registered(desk: Desk) -> None:
     one = report()
     assert await desk.ann.write(one, BY) == "written"
     assert 0 < await desk.redis.ttl(desk.keys.receipt("acme", one.id)) <= TTL_S
@@ -75,7 +75,7 @@ async def test_by_redis_clock_a_report_may_be_too_late_and_leaves_nothing(desk: 
     assert await desk.posted() == []
 
 
-async def test_who_reported_in_time_hears_that_it_is_closed_however_late_it_asks_again(desk: Desk) -> None:
+async def test_a_duplicate_report_is_closed_at_any_time(desk: Desk) -> None:
     one = report()
     seconds, _ = await desk.redis.time()
     assert await desk.ann.write(one, seconds + 10) == "written"
@@ -91,7 +91,7 @@ async def test_answers_that_devices_made_alone_are_bounded_by_the_hour(desk: Des
     assert await desk.ann.write(report(), BY) == "written"
 
 
-async def test_a_report_that_is_told_again_to_a_redis_that_knows_it_is_posted_once(desk: Desk) -> None:
+async def test_a_report_that_is_sent_again_is_posted_once(desk: Desk) -> None:
     """A restarted Redis has no scripts."""
     one = report()
     await desk.ann.write(one, BY)

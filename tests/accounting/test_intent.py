@@ -52,7 +52,7 @@ def test_retries_and_other_students_are_reserved_for() -> None:
     assert one.reserved_usd == one.teacher.cost_usd * 2 + one.student.cost_usd * 4 + huge * 3
 
 
-def test_what_a_projection_adds_is_reserved_for() -> None:
+def test_the_reservation_includes_the_text_of_the_projection() -> None:
     """Each byte of an exemplar counts as a token, with 16 tokens per turn. Dropped guidance counts as well."""
     shown = (Exemplar("One?", "1."), Exemplar("Two?", "2."))
     skip = SkipRule((), 24)
@@ -67,7 +67,7 @@ def test_what_a_projection_adds_is_reserved_for() -> None:
     assert one.tokens == intended(bare).tokens + added // 4 + 24
 
 
-def test_exemplars_are_not_reserved_for_where_they_have_no_part() -> None:
+def test_the_reservation_excludes_unused_exemplars() -> None:
     bare = plan()
     assert bare.guidance is not None
     primed = structs.replace(bare, guidance=structs.replace(bare.guidance, projection=PRIMED))
@@ -85,7 +85,7 @@ def test_a_long_introduction_is_reserved_for() -> None:
     assert one.student.input_tokens == 1552 + 1010 - 256
 
 
-def test_what_a_request_will_use_is_told_apart_from_what_it_may_come_to() -> None:
+def test_the_expected_usage_differs_from_the_maximum() -> None:
     """Four bytes count as a token. Both engines read the prompt, and the student reads the guidance."""
     assert intended(plan()).tokens == 100 + 100 + 100 + 2 * 40
     assert intended(plan("student")).tokens == 100 + 100
@@ -110,7 +110,7 @@ def test_a_request_of_one_engine_reserves_for_that_one(mode: str, role: str, oth
     assert one.mode == mode
 
 
-def test_a_guided_route_that_goes_unguided_says_so() -> None:
+def test_an_unguided_request_of_a_guided_route_reserves_no_teacher() -> None:
     """The teacher will not be called."""
     one = intended(structs.replace(plan(), guidance=None, unguided="tools"))
     assert (one.mode, one.unguided, one.teacher) == ("student", "tools", None)
@@ -160,7 +160,7 @@ def test_an_abandoned_request_costs_what_was_reserved_and_saves_nothing() -> Non
     assert {name: getattr(receipt, name) for name in same} == {name: getattr(one, name) for name in same}
 
 
-def test_an_intent_survives_its_way_through_redis() -> None:
+def test_an_intent_survives_the_round_trip_through_redis() -> None:
     """Amounts are text in JSON."""
     one = intended(plan())
     raw = one.to_json()
@@ -170,13 +170,13 @@ def test_an_intent_survives_its_way_through_redis() -> None:
         Intent.from_json(b"what is this")
 
 
-def test_an_intent_tells_of_no_word_that_was_said() -> None:
+def test_an_intent_contains_no_text_of_the_request() -> None:
     """Prompts are not stored in Redis."""
     one: ReceiptBuilder = builder(plan())
     assert b"ship" not in intend(one, one.plan, worst_case(one.plan, chat(), PRICES), "ann").to_json()
 
 
-def test_a_shadow_is_told_apart_also_when_its_process_died() -> None:
+def test_a_shadow_of_a_dead_process_keeps_its_mode_and_original_id() -> None:
     """A shadow has its own mode and the id of its original request."""
     shadow = msgspec.structs.replace(builder(plan()), shadow_of="req_1")
     one = Intent.from_json(intend(shadow, shadow.plan, worst_case(shadow.plan, chat(), PRICES), "ann").to_json())

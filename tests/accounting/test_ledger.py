@@ -85,7 +85,7 @@ def uncounted_draft() -> draft_module.ReceiptBuilder:
     return builder(plan("student"), student=call("small", None, text=StringIO("a story")))
 
 
-async def test_a_counted_draft_settles_as_soon_as_its_reply_has_left(books: Books) -> None:
+async def test_a_counted_receipt_settles_right_after_its_reply(books: Books) -> None:
     """No task and no thread: `settle` computes the sums, and the loop's next pass publishes them."""
     one = guided()
     books.ledger.settle(one, "ok")
@@ -136,7 +136,7 @@ def written() -> draft_module.ReceiptBuilder:
     )  # fmt: skip
 
 
-async def test_a_baseline_is_counted_behind_the_reply_and_off_the_event_loop(recounting: list[int]) -> None:
+async def test_a_baseline_is_counted_after_the_reply_and_off_the_event_loop(recounting: list[int]) -> None:
     """A reply without a baseline does not wait for the count. All other fields equal the preliminary receipt."""
     books, one = tokenizing(), written()
     preliminary = await books.ledger.close(one, shown=False)
@@ -168,7 +168,7 @@ async def test_a_baseline_that_the_reply_shows_is_counted_before(recounting: lis
     assert threading.get_ident() not in recounting
 
 
-async def test_a_request_that_fails_behind_its_reply_says_so_on_the_receipt() -> None:
+async def test_a_failure_after_the_reply_is_on_the_receipt() -> None:
     """The preliminary receipt is discarded."""
     books, one = tokenizing(), written()
     await books.ledger.close(one, shown=False)
@@ -237,7 +237,7 @@ async def test_a_receipt_that_was_shown_is_the_one_that_is_kept(books: Books, co
     assert len(counting_thread) == 1
 
 
-async def test_what_nobody_has_time_to_count_is_bounded_by_its_bytes(
+async def test_counts_without_capacity_are_bounded_by_bytes(
     books: Books, counting_thread: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Many disconnects queue no bodies. Their answers settle at once, and not for less."""
@@ -298,7 +298,7 @@ async def test_a_caller_that_leaves_while_tokens_are_counted_is_on_the_receipt(
     assert [receipt.status for receipt in books.store.receipts] == ["client_gone"]
 
 
-async def test_a_shadow_that_went_without_guidance_is_no_answer_that_did(books: Books) -> None:
+async def test_an_unguided_shadow_is_not_counted_as_an_unguided_answer(books: Books) -> None:
     """A failed shadow is no unguided answer of its route."""
     shadow = builder(plan(), student=call("small", 10, 5), unguided="teacher_late")
     shadow.shadow_of = "req_1"
@@ -371,7 +371,7 @@ async def test_each_request_is_one_line_in_the_log(books: Books) -> None:
     assert "ship" not in str(line)
 
 
-async def test_a_draft_with_an_unknown_model_fails_in_the_open() -> None:
+async def test_a_receipt_with_an_unknown_model_raises() -> None:
     """A model without a price is a configuration error. No receipt may state 0."""
     with pytest.raises(KeyError):
         closed(builder(plan("teacher"), teacher=call("unpriced", 10, 10)))

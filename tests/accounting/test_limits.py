@@ -51,7 +51,7 @@ async def test_a_minute_slides(counted: Counted) -> None:
     assert (await counted.ask(scope)).refusal is not None
 
 
-async def test_what_has_left_the_minute_leaves_redis(counted: Counted) -> None:
+async def test_expired_usage_is_deleted_from_redis(counted: Counted) -> None:
     scope = tenant(rpm=1000, tpm=100_000)
     for _ in range(3):
         await counted.ask(scope)
@@ -92,7 +92,7 @@ async def test_a_receipt_of_an_older_minute_changes_nothing_of_this_one(counted:
     assert refused.used == "90"
 
 
-async def test_who_waits_as_long_as_it_is_told_has_room(counted: Counted) -> None:
+async def test_a_request_is_admitted_after_the_returned_waiting_time(counted: Counted) -> None:
     """The waiting time depends on the requested tokens. The oldest slots expire first."""
     scope = tenant(tpm=100)
     for tokens in (10, 20, 70):
@@ -111,7 +111,7 @@ async def test_a_request_larger_than_the_limit_never_fits(counted: Counted) -> N
     assert (refused.limit, refused.maximum, refused.need, refused.retry_us) == ("tokens", "100", "101", 0)
 
 
-async def test_a_key_is_counted_beside_its_tenant(counted: Counted) -> None:
+async def test_key_and_tenant_limits_are_counted_separately(counted: Counted) -> None:
     """A request that the key's limit refuses does not count for the tenant, and vice versa."""
     both = tenant(rpm=3), key(rpm=2)
     assert [(await counted.ask(*both)).refusal is None for _ in range(3)] == [True, True, False]
@@ -122,7 +122,7 @@ async def test_a_key_is_counted_beside_its_tenant(counted: Counted) -> None:
     assert (refused.scope, refused.limit) == (1, "requests")
 
 
-async def test_callers_hear_of_the_limit_that_has_least_left(counted: Counted) -> None:
+async def test_callers_get_the_limit_with_the_smallest_remainder(counted: Counted) -> None:
     verdict = await counted.ask(tenant(rpm=100, tpm=50), key(rpm=2, tpm=1000))
     assert verdict.left is not None
     requests, tokens = verdict.left["requests"], verdict.left["tokens"]
@@ -144,7 +144,7 @@ async def test_no_more_run_at_a_time_than_may(counted: Counted) -> None:
     assert [(await counted.ask(scope, by="bob")).refusal is None for _ in range(2)] == [True, False]
 
 
-async def test_what_a_dead_process_held_is_free_after_a_lease(counted: Counted) -> None:
+async def test_slots_of_a_dead_process_are_free_after_its_lease(counted: Counted) -> None:
     """The slots are free before the dead process is settled, but not while its lease lasts."""
     scope = tenant(parallel=2)
     await counted.ask(scope, by="ann")
@@ -180,7 +180,7 @@ async def test_a_command_that_is_run_twice_counts_once(counted: Counted) -> None
     assert held == [b"2"]
 
 
-async def test_what_was_let_in_unasked_is_counted_when_redis_is_back(counted: Counted) -> None:
+async def test_requests_admitted_without_redis_are_counted_after_its_return(counted: Counted) -> None:
     """Admitted requests count even above the limit. Later requests are refused."""
     scope = tenant(rpm=2, parallel=9)
     ones = [candidate(intent(), scope, force=True) for _ in range(3)]

@@ -53,7 +53,7 @@ class Alone:
 
 
 @pytest.mark.parametrize(("fleet", "admitted"), [(1, 5), (2, 2), (5, 1), (6, 0)])
-def test_a_fleet_shares_out_half_of_what_was_left(fleet: int, admitted: int) -> None:
+def test_a_fleet_may_use_half_of_the_remainder(fleet: int, admitted: int) -> None:
     """Ten requests would fit. All processes together admit at most five, each at its largest cost."""
     scope = budget("20")
     one = Alone(fleet)
@@ -69,7 +69,7 @@ def test_a_process_that_the_others_may_not_know_yet_spends_nothing(joined_ago_s:
     assert one.admits(asks("1", scope)) is admitted
 
 
-def test_what_a_request_did_cost_takes_the_place_of_what_it_reserved() -> None:
+def test_the_cost_of_a_request_replaces_its_reservation() -> None:
     scope = budget("20")
     one = Alone()
     one.limits.learn("acme", scope, 4 * DOLLAR, one.now_s)
@@ -82,7 +82,7 @@ def test_what_a_request_did_cost_takes_the_place_of_what_it_reserved() -> None:
     assert not one.admits(asks("0.000001", scope))
 
 
-def test_a_remainder_that_is_unknown_or_old_admits_only_what_costs_nothing() -> None:
+def test_an_unknown_or_old_remainder_admits_only_free_requests() -> None:
     scope = budget("20")
     one = Alone()
     assert not one.admits(asks("0.000001", scope))
@@ -120,7 +120,7 @@ def test_a_budget_that_wants_the_student_alone_takes_the_cheaper_answer() -> Non
     assert one.decide(asks("0.5", scope, more={3: "0.1"})).variant == 1
 
 
-def test_what_redis_is_told_is_no_longer_held_here_and_what_it_is_not_still_is() -> None:
+def test_only_usage_unknown_to_redis_is_counted_locally() -> None:
     """Redis goes up and down. The new remainder includes what Redis counts, and nothing else."""
     scope = budget("20")
     one = Alone()
@@ -136,7 +136,7 @@ def test_what_redis_is_told_is_no_longer_held_here_and_what_it_is_not_still_is()
 
 
 @pytest.mark.parametrize(("away_s", "settles_s"), [(0.5, 2.5), (60.0, 10.0)])
-def test_a_process_keeps_to_its_part_until_the_others_have_told_redis_what_they_spent(
+def test_a_process_keeps_its_share_until_the_others_have_reported_their_spending(
     away_s: float, settles_s: float
 ) -> None:
     scope = budget("20")
@@ -158,7 +158,7 @@ def test_a_process_keeps_to_its_part_until_the_others_have_told_redis_what_they_
     assert one.limits.is_settling(one.now_s + 1 + settles_s - 0.1)
 
 
-def test_what_is_lost_counts_until_redis_is_back() -> None:
+def test_lost_receipts_count_until_redis_returns() -> None:
     scope = budget("20")
     one = Alone()
     one.limits.learn("acme", scope, 2 * DOLLAR, one.now_s)
@@ -189,7 +189,7 @@ def test_tokens_a_minute_are_counted_as_estimated() -> None:
     assert 0 < refused.retry_us <= 62_000_000
 
 
-def test_what_ran_when_redis_went_away_takes_its_room_in_parallel_and_no_money() -> None:
+def test_requests_in_flight_at_the_outage_use_slots_and_no_budget() -> None:
     scope = msgspec.structs.replace(budget("20"), parallel=2)
     one = Alone()
     one.limits.learn("acme", scope, 2 * DOLLAR, one.now_s)

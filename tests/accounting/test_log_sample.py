@@ -29,11 +29,11 @@ def ordinary(request_id: str = "req_1", **more: object) -> Receipt:
     return msgspec.structs.replace(closed(guided()), id=request_id, **more)  # type: ignore[arg-type]
 
 
-def test_all_have_their_line_unless_fewer_are_asked_for() -> None:
+def test_every_request_is_logged_by_default() -> None:
     assert all(LogSample(1.0, None).includes(ordinary(f"req_{number}")) for number in range(1000))
 
 
-def test_about_the_part_that_was_asked_for_has_its_line() -> None:
+def test_the_configured_fraction_is_logged() -> None:
     ids = [f"req_{secrets.token_hex(12)}" for _ in range(20_000)]
     taken = sum(LogSample(0.1, None).includes(ordinary(one)) for one in ids)
     assert 1_750 < taken < 2_250  # six standard deviations
@@ -50,7 +50,7 @@ def test_the_id_alone_draws_the_lot_and_a_larger_part_holds_the_smaller_one() ->
 
 
 @pytest.mark.parametrize("status", ["engine_timeout", "client_gone", "shutdown", "abandoned", "internal"])
-def test_who_did_not_end_well_always_has_a_line(status: str) -> None:
+def test_failed_requests_are_always_logged(status: str) -> None:
     assert NONE.includes(ordinary(status=status))
 
 
@@ -64,11 +64,11 @@ def test_who_did_not_end_well_always_has_a_line(status: str) -> None:
     ],
     ids=str,
 )
-def test_where_something_failed_on_the_way_there_is_always_a_line(more: dict[str, object]) -> None:
+def test_requests_with_a_failed_attempt_are_always_logged(more: dict[str, object]) -> None:
     assert NONE.includes(ordinary(**more))
 
 
-def test_an_opening_that_was_cut_short_always_has_a_line() -> None:
+def test_requests_with_incomplete_guidance_are_always_logged() -> None:
     one = ordinary()
     assert one.guidance is not None
     assert NONE.includes(
@@ -77,7 +77,7 @@ def test_an_opening_that_was_cut_short_always_has_a_line() -> None:
 
 
 @pytest.mark.parametrize("reason", sorted(EXPECTED_REASONS))
-def test_what_a_caller_asked_for_is_no_failure(reason: str) -> None:
+def test_outcomes_requested_by_the_caller_are_no_failure(reason: str) -> None:
     assert reason in REASONS
     assert not NONE.includes(ordinary(unguided=reason))
 
@@ -90,7 +90,7 @@ def test_the_slow_ones_always_have_a_line() -> None:
         assert not LogSample(0.0, None).includes(slow)
 
 
-def test_a_shadow_goes_with_its_request() -> None:
+def test_a_shadow_is_logged_with_its_request() -> None:
     half = LogSample(0.5, None)
     ids = [f"req_{number}" for number in range(500)]
     assert [half.includes(ordinary(one)) for one in ids] == [

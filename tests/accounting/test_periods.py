@@ -30,7 +30,7 @@ PERIODS = [(unit, count) for unit, longest in LONGEST.items() for count in (1, 2
         ("h", 12, "2026-11-25T13:00:00", "2026-11-26T00:00:00"),
     ],
 )
-def test_callers_are_told_when_a_period_ends(unit: str, count: int, now: str, end: str) -> None:
+def test_callers_get_the_end_of_the_period(unit: str, count: int, now: str, end: str) -> None:
     at = int(datetime.fromisoformat(now + "+00:00").timestamp())
     assert datetime.fromtimestamp(period_end(unit, count, at), UTC).isoformat() == end + "+00:00"
 

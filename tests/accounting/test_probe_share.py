@@ -24,7 +24,7 @@ def probed() -> Receipt:
     return closed(guided(plan=PLAN, probe=call("small", 100, 1), probed=ProbeFacts("unsure", 0.5, 1.2, 30.0)))
 
 
-def test_it_is_a_part_of_the_cost_and_not_of_the_baseline() -> None:
+def test_the_probes_cost_is_part_of_the_cost_but_not_of_the_baseline() -> None:
     without, one = closed(guided()), probed()
     assert one.probe is not None
     assert one.cost_usd == without.cost_usd + one.probe.cost_usd
@@ -34,7 +34,7 @@ def test_it_is_a_part_of_the_cost_and_not_of_the_baseline() -> None:
     assert one.student == without.student
 
 
-def test_sums_of_receipts_count_it_as_the_students() -> None:
+def test_sums_count_the_probe_as_student_cost() -> None:
     """So the costs of teacher, student and failed calls add up to the cost."""
     one = probed()
     row = SumRow()
@@ -57,7 +57,7 @@ def test_the_columns_of_an_export_do_too() -> None:
     assert (row["student"], row["student_output_tokens"]) == (None, 1)
 
 
-def test_it_is_reserved_for_before_it_is_asked() -> None:
+def test_the_reservation_includes_the_probe() -> None:
     with_probe, without = (worst_case(one, chat(), PRICES) for one in (PLAN, plan()))
     assert with_probe.likely_tokens == without.likely_tokens + 101
     more = sum((one.cost_usd for one in with_probe.more), Decimal(0)) - sum(
@@ -80,6 +80,6 @@ def test_a_receipt_of_an_earlier_version_reads_as_one_without() -> None:
     assert again.length.probe.outcome == "unsure"
 
 
-def test_who_may_not_see_costs_does_not_see_the_probes() -> None:
+def test_hidden_costs_hide_the_probes_cost() -> None:
     assert "cost_usd" not in probed().as_dict(show_cost=False)["probe"]
     assert "cost_usd" in probed().as_dict()["probe"]

@@ -29,14 +29,14 @@ def test_money_travels_as_text_without_an_exponent() -> None:
     assert "E" not in nothing["cost_usd"]
 
 
-def test_what_is_no_receipt_is_refused() -> None:
+def test_a_value_that_is_no_receipt_is_rejected() -> None:
     """Other values under the key must not become an incomplete receipt."""
     for raw in (b"{}", b"[]", b"not json"):
         with pytest.raises(msgspec.DecodeError):
             Receipt.from_json(raw)
 
 
-def test_the_caller_is_told_money_only_where_the_policy_shows_it() -> None:
+def test_callers_see_costs_only_if_the_policy_shows_them() -> None:
     """All other facts are in the reply in any case."""
     receipt = closed(guided())
     shown, hidden = receipt.facts(show_cost=True), receipt.facts(show_cost=False)
@@ -59,6 +59,6 @@ def test_the_caller_is_told_money_only_where_the_policy_shows_it() -> None:
     }
 
 
-def test_the_reason_for_no_guidance_is_told() -> None:
+def test_the_receipt_states_the_reason_for_missing_guidance() -> None:
     """A guided route that was answered without guidance states the reason."""
     assert closed(builder(plan(), unguided="teacher_late")).facts(show_cost=False)["unguided"] == "teacher_late"

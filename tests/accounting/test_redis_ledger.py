@@ -73,7 +73,7 @@ async def test_a_receipt_takes_the_place_of_its_intent(shelf: Shelf) -> None:
     assert TTL_S - 5 <= await shelf.redis.ttl(shelf.keys.receipt("acme", one.id)) <= TTL_S
 
 
-async def test_news_that_is_told_twice_changes_nothing(shelf: Shelf) -> None:
+async def test_repeated_entries_change_nothing(shelf: Shelf) -> None:
     """After a lost reply, all is sent again. The first receipt remains."""
     one, other = intent(), intent()
     first = truth(one)
@@ -104,7 +104,7 @@ async def test_one_round_trip_serves_many_tenants(shelf: Shelf) -> None:
         assert len(stored) == 2
 
 
-async def test_a_script_that_redis_has_forgotten_is_told_again(shelf: Shelf) -> None:
+async def test_a_missing_script_is_loaded_again(shelf: Shelf) -> None:
     """After a restart, or a failover to a replica, scripts are missing."""
     one, other = intent(), intent(tenant="globex")
     for intents in ([one], [one, other]):
@@ -114,7 +114,7 @@ async def test_a_script_that_redis_has_forgotten_is_told_again(shelf: Shelf) -> 
     assert await shelf.intents(tenant="globex") == {other.id}
 
 
-async def test_what_a_dead_process_left_is_settled_once(shelf: Shelf) -> None:
+async def test_intents_of_a_dead_process_are_settled_once(shelf: Shelf) -> None:
     """Exactly one of the callers gets the id."""
     intents = [intent() for _ in range(3)]
     await shelf.admit(*intents)
@@ -141,7 +141,7 @@ async def test_the_truth_replaces_an_abandoned_receipt_and_is_never_replaced(she
     assert await shelf.intents() == set()
 
 
-async def test_a_route_that_is_called_abandoned_is_not_taken_for_it(shelf: Shelf) -> None:
+async def test_a_route_named_abandoned_is_not_an_abandoned_receipt(shelf: Shelf) -> None:
     """Text in the receipt does not matter."""
     one = intent()
     first = msgspec.structs.replace(truth(one), route='","status":"abandoned"')
@@ -150,7 +150,7 @@ async def test_a_route_that_is_called_abandoned_is_not_taken_for_it(shelf: Shelf
     assert await shelf.receipt(one) == first
 
 
-async def test_who_is_gone(shelf: Shelf) -> None:
+async def test_dead_processes_have_no_heartbeat_and_no_admission_for_a_lease(shelf: Shelf) -> None:
     """A process without a heartbeat and without admissions for a lease, except the caller itself."""
     await shelf.admit(intent())
     await shelf.admit(intent(tenant="globex"))
@@ -162,7 +162,7 @@ async def test_who_is_gone(shelf: Shelf) -> None:
     assert await shelf.bob.expired_processes(tenants, 0) == []
 
 
-async def test_no_more_intents_are_read_than_were_asked_for(shelf: Shelf) -> None:
+async def test_at_most_the_requested_number_of_intents_is_read(shelf: Shelf) -> None:
     intents = {one.id: one for one in (intent() for _ in range(5))}
     await shelf.admit(*intents.values())
     some = await shelf.bob.intents("acme", "ann", 3)

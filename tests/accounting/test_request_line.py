@@ -32,7 +32,7 @@ COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 ROUTE = STUDENT_ONLY | {"baseline": "small"}
 
 
-def test_a_request_is_cut_down_to_what_eyes_look_for() -> None:
+def test_a_request_line_contains_the_main_facts() -> None:
     receipt = closed(guided())
     event = {"event": "request", "level": "info", **receipt.as_dict(), "client_request_id": "mine"}
     short = shorten_request_event(None, "info", event)
@@ -42,7 +42,7 @@ def test_a_request_is_cut_down_to_what_eyes_look_for() -> None:
     assert short["client_request_id"] == "mine"
 
 
-def test_what_went_wrong_is_not_cut_away() -> None:
+def test_errors_are_kept_in_the_line() -> None:
     receipt = msgspec.structs.replace(
         closed(guided()), unguided="teacher_late", attempts=(Attempt("big", "engine_failed"),)
     )
@@ -56,7 +56,7 @@ def test_a_loss_is_shown_as_one() -> None:
 
 
 @pytest.mark.parametrize("event", [{"event": "listening", "public": "x"}, {"event": "request", "id": "not a receipt"}])
-def test_other_events_pass_as_they_are(event: dict[str, str]) -> None:
+def test_other_events_are_unchanged(event: dict[str, str]) -> None:
     assert shorten_request_event(None, "info", dict(event)) == event
 
 

@@ -81,7 +81,7 @@ def test_a_failed_request_and_the_teachers_own_answer_save_nothing() -> None:
         assert one.baseline_usd > one.cost_usd
 
 
-def test_a_receipt_of_an_earlier_version_gets_its_class_when_it_is_read() -> None:
+def test_receipts_of_an_earlier_version_are_classified_on_reading() -> None:
     one = closed(builder(plan(), student=call("small", 100, 60), unguided="teacher_late"))
     raw = msgspec.json.decode(one.to_json())
     for name in ("savings_class", "measured"):
@@ -110,7 +110,7 @@ def test_savings_with_an_error_as_large_are_about_0(usd: str, error: str, text: 
     assert is_about_zero(Decimal(usd), Decimal(error)) == (text == "about 0")
 
 
-def test_a_reply_says_about_0_and_the_receipt_has_both_numbers() -> None:
+def test_a_reply_states_about_0_and_the_receipt_has_both_numbers() -> None:
     vague = msgspec.structs.replace(closed(guided()), baseline_error_usd=Decimal("0.002"))
     assert vague.facts(show_cost=True)["savings_usd"] == "about 0"
     plain = vague.as_dict()
@@ -144,7 +144,7 @@ def test_a_measured_baseline_takes_the_place_of_the_estimate_in_sums() -> None:
     assert row.classes == {}
 
 
-def test_what_the_guiding_call_stored_is_stored_in_the_measured_baseline_too() -> None:
+def test_the_measured_baseline_includes_the_cache_writes_of_the_guiding_call() -> None:
     """The request read 10 tokens from the cache and stored 60. The sample then read these from the cache."""
     served = closed(guided(plan=plan(baseline="huge"), teacher=call("huge", 100, 40, 10, 60)))
     sample = EngineShare("huge", 100, 100, Decimal(1), 70, cache_write_input_tokens=20)
@@ -163,11 +163,11 @@ def test_what_the_guiding_call_stored_is_stored_in_the_measured_baseline_too() -
         (closed(guided(), "client_gone"), EngineShare("big", 100, 100, Decimal(1))),
     ],
 )
-def test_what_cannot_be_compared_measures_nothing(served: Receipt | None, teacher: EngineShare | None) -> None:
+def test_incomparable_samples_have_no_measured_savings(served: Receipt | None, teacher: EngineShare | None) -> None:
     assert measure(served, teacher, PRICES["big"]) is None
 
 
-def test_classes_survive_a_row_that_a_version_without_them_wrote() -> None:
+def test_classes_survive_a_row_of_a_version_without_classes() -> None:
     """Receipts of an earlier version have no class and save nothing. No sum is lost."""
     row = SumRow()
     row.merge(SumRow.of(SERVED))

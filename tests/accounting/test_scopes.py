@@ -19,7 +19,7 @@ def policy(rpm: int) -> TenantPolicy:
     return TenantPolicy.model_validate(content)
 
 
-def test_each_key_is_counted_as_its_policy_says_now() -> None:
+def test_each_key_is_counted_by_its_current_policy() -> None:
     scopes = Scopes(Defaults())
     for rpm in (5, 6):
         held = policy(rpm)

@@ -56,7 +56,7 @@ def student(request: CallerRequest, usage: TokenUsage | None = None, **more: Any
     return closed(admitted(plan("student"), request, student=call("small", request, usage, **more)))
 
 
-def test_a_prompt_that_nobody_counted_holds_all_of_its_body() -> None:
+def test_an_uncounted_prompt_includes_the_whole_body() -> None:
     """Tools, schemas and documents count in addition to the messages' text."""
     tools = [
         {"type": "function", "function": {"name": f"f{index}", "description": "a word " * 50}} for index in range(9)
@@ -80,7 +80,7 @@ def test_the_calls_of_an_assistant_are_a_part_of_the_prompt() -> None:
     assert share.input_tokens > 500
 
 
-def test_a_picture_that_nobody_counted_is_the_largest_one() -> None:
+def test_an_uncounted_image_counts_as_the_largest_one() -> None:
     """The size of an image does not matter, since no model reads its bytes as text."""
     for url in ("https://x.example/a.png", "data:image/png;base64," + "A" * 900_000):
         share = student(
@@ -117,7 +117,7 @@ def test_texts_to_embed_have_no_template() -> None:
 
 
 @pytest.mark.parametrize("text", ["1234567890" * 800, " " * 8000, "a" * 8000, "{}[]:," * 1500, "青い光" * 2000])
-def test_no_text_is_cheap_because_one_tokenizer_reads_it_well(text: str) -> None:
+def test_the_bound_of_a_text_holds_for_every_tokenizer(text: str) -> None:
     """Callers choose their text, and tokenizers differ most in digits, blanks and other scripts."""
     bound = bound_text("o200k_base", text, own=False)
     assert bound == len(text.encode())
@@ -136,7 +136,7 @@ def test_a_models_own_tokenizer_needs_no_distance() -> None:
     assert counted <= bound_text("o200k_base", text, own=True) <= counted * 1.02 + 4
 
 
-def test_a_prompt_that_nobody_counted_may_all_have_been_stored() -> None:
+def test_an_uncounted_prompt_may_be_a_cache_write() -> None:
     """`huge` stores at 25 and writes at 100 USD per 1M tokens."""
     one = structs.replace(plan("student"), students=(StudentPlan("huge", None),))
     share = closed(admitted(one, chat(), student=call("huge", chat()))).student
@@ -146,7 +146,7 @@ def test_a_prompt_that_nobody_counted_may_all_have_been_stored() -> None:
 
 
 @pytest.mark.parametrize(("read", "written"), [(2_000_000_000, 5), (5, 2_000_000_000), (10**9, 10**9)])
-def test_a_count_above_what_is_possible_is_capped_at_the_reservation(read: int, written: int) -> None:
+def test_a_count_above_the_maximum_is_capped_at_the_reservation(read: int, written: int) -> None:
     request = chat()
     one = admitted(plan("student"), request, student=call("small", request, TokenUsage(read, written)))
     assert one.needs_estimate
@@ -173,7 +173,7 @@ def test_the_limit_holds_for_each_choice() -> None:
 
 
 @pytest.mark.parametrize(("text", "written"), [("word " * 10, 0), ("word " * 60, 1)])
-def test_a_count_below_what_is_possible_is_not_taken(text: str, written: int) -> None:
+def test_a_count_below_the_minimum_is_replaced(text: str, written: int) -> None:
     """No tokens for an answer with words, and one token for three hundred characters."""
     receipt = student(chat(), TokenUsage(9, written), text=StringIO(text))
     assert receipt.student is not None
@@ -211,7 +211,7 @@ def test_echo_does_not_lift_the_cap_on_a_count() -> None:
     assert short.usage_error == "too_low"
 
 
-def test_a_count_that_is_possible_is_taken_as_it_is() -> None:
+def test_a_plausible_count_is_unchanged() -> None:
     receipt = student(chat(), TokenUsage(9, 5, 3), text=StringIO("Because."))
     assert receipt.student is not None
     assert (receipt.student.input_tokens, receipt.student.output_tokens) == (9, 5)
@@ -220,17 +220,17 @@ def test_a_count_that_is_possible_is_taken_as_it_is() -> None:
     assert "estimated" not in receipt.facts(show_cost=True)
 
 
-def test_a_reply_says_that_its_cost_is_an_estimate() -> None:
+def test_the_reply_marks_an_estimated_cost() -> None:
     assert student(chat()).facts(show_cost=False)["estimated"] == "true"
 
 
-def test_what_never_came_is_charged_up_to_the_limit() -> None:
+def test_missing_output_is_charged_up_to_the_limit() -> None:
     share = student(chat(), lost_tokens=999).student
     assert share is not None
     assert share.output_tokens == 100
 
 
-def test_without_a_limit_what_never_came_is_the_largest_answer_of_the_engine() -> None:
+def test_without_a_limit_missing_output_is_charged_as_the_engines_longest_answer() -> None:
     """The engine's maximum where it is known. Otherwise the default, which it may exceed."""
     request, one = chat(n=2), structs.replace(plan("student"), max_tokens=None)
     for maxima, tokens, at_least in (
@@ -243,7 +243,7 @@ def test_without_a_limit_what_never_came_is_the_largest_answer_of_the_engine() -
         assert (receipt.student.output_tokens, receipt.student.at_least) == (tokens, at_least)
 
 
-def test_the_configuration_goes_before_the_engine_and_that_before_the_list() -> None:
+def test_the_configured_maximum_precedes_the_engines_and_the_listed_one() -> None:
     maxima = EngineMaxima({"a": 1, "b": None}, {"a": 3, "b": 3, "c": 3}, {"a": 2, "b": 2}.get)
     assert [maxima(name) for name in "abcd"] == [
         MaxOutput(1),

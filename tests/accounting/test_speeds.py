@@ -26,7 +26,7 @@ async def look(counted: Counted, *scopes: Scope) -> list[RecentUsage]:
     return await LimitUsage(counted.redis, counted.keys, LEASE_S).read("acme", scopes)
 
 
-async def test_what_was_used_is_what_the_next_request_is_told(counted: Counted) -> None:
+async def test_the_next_request_sees_the_recorded_usage(counted: Counted) -> None:
     """Receipts correct the counts of tenant and key. Reading changes nothing."""
     both = tenant(rpm=3, tpm=1000, parallel=9), key(rpm=9, tpm=9000)
     await counted.ask(*both, tokens=100)
@@ -44,7 +44,7 @@ async def test_what_was_used_is_what_the_next_request_is_told(counted: Counted) 
     assert await look(counted, key(rpm=1, name="key:new")) == [RecentUsage(0, 0, 0)]
 
 
-async def test_what_has_left_the_minute_is_seen_no_more(counted: Counted) -> None:
+async def test_usage_older_than_a_minute_is_not_read(counted: Counted) -> None:
     """A read within the same tenth of a second equals the script, before the script removes expired slots."""
     scope = tenant(rpm=5)
     await counted.ask(scope, tokens=10)
@@ -58,7 +58,7 @@ async def test_what_has_left_the_minute_is_seen_no_more(counted: Counted) -> Non
     assert await counted.redis.hget(window, "requests") == b"1"
 
 
-async def test_who_was_not_heard_of_for_a_lease_holds_nothing(counted: Counted) -> None:
+async def test_a_process_without_heartbeat_for_a_lease_has_no_slots(counted: Counted) -> None:
     scope = tenant(parallel=5)
     await counted.ask(scope, by="ann")
     await counted.ask(scope, by="bob")

@@ -107,7 +107,7 @@ def ids(receipts: list[Receipt]) -> list[str]:
     return sorted(one.id for one in receipts)
 
 
-async def test_what_waits_for_redis_is_on_disk_and_gone_from_there_when_it_was_told(tmp_path: Path) -> None:
+async def test_receipts_are_spooled_until_redis_has_them(tmp_path: Path) -> None:
     keys, folder = new(), tmp_path / "data" / "spool"
     async with EmbeddedRedis(append_fsync="always") as server, a_process(server.url, folder, "ann", keys) as ann:
         await server.stop()
@@ -127,7 +127,7 @@ async def test_what_waits_for_redis_is_on_disk_and_gone_from_there_when_it_was_t
     assert not ann.file.exists()
 
 
-async def test_what_memory_has_no_room_for_is_told_out_of_the_spool(
+async def test_receipts_above_the_memory_limit_are_sent_from_the_spool(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ten times as many: none is lost, and each is sent once."""
@@ -150,7 +150,7 @@ async def test_what_memory_has_no_room_for_is_told_out_of_the_spool(
         assert not ann.store.has_spooled
 
 
-async def test_the_spool_of_a_dead_process_is_told_by_the_next_and_its_intents_are_settled(tmp_path: Path) -> None:
+async def test_the_next_process_sends_the_spool_of_a_dead_one_and_settles_its_intents(tmp_path: Path) -> None:
     """They are settled under the dead process's id, which releases its reservations."""
     keys = new()
     async with EmbeddedRedis(append_fsync="always") as server:
@@ -213,7 +213,7 @@ async def test_beyond_the_bound_the_oldest_is_dropped_into_the_log_and_counted(
         assert not set(lost) & (on_disk | in_memory)
 
 
-async def test_a_disk_that_takes_nothing_is_said_once_and_memory_goes_on(tmp_path: Path) -> None:
+async def test_a_full_disk_is_logged_once_and_memory_is_used(tmp_path: Path) -> None:
     (tmp_path / "spool").touch()
     async with (
         EmbeddedRedis(append_fsync="always") as server,
@@ -229,7 +229,7 @@ async def test_a_disk_that_takes_nothing_is_said_once_and_memory_goes_on(tmp_pat
         await until(lambda: ann.value("gkt_receipts_waiting") == 0, 10)
 
 
-def test_a_line_that_was_cut_off_is_none_and_what_stands_before_it_is_read(tmp_path: Path) -> None:
+def test_a_truncated_line_is_ignored_and_earlier_lines_are_read(tmp_path: Path) -> None:
     spool = Spool.create(tmp_path / "ann.jsonl")
     spooled_receipts = [closed(guided()) for _ in range(3)]
     assert spool.append([SpoolEntry("ann", one).to_line() for one in spooled_receipts], 1_000_000) == 3
@@ -244,7 +244,7 @@ def test_a_line_that_was_cut_off_is_none_and_what_stands_before_it_is_read(tmp_p
     assert other_spools(tmp_path, tmp_path / "bob.jsonl") == [spool.path]
 
 
-async def test_lines_of_a_newer_version_are_kept_for_somebody_to_look_at(redis_url: str, tmp_path: Path) -> None:
+async def test_lines_of_a_newer_version_are_kept(redis_url: str, tmp_path: Path) -> None:
     keys, one = new(), closed(guided())
     spool = Spool.create(tmp_path / "ann.jsonl")
     spool.append([b'{"owner": "ann", "receipt": {"id": "of-2030"}}\n', SpoolEntry("ann", one).to_line()], 1_000_000)
@@ -256,7 +256,7 @@ async def test_lines_of_a_newer_version_are_kept_for_somebody_to_look_at(redis_u
     assert await in_redis(redis_url, keys) == ([one.id], [one.id])
 
 
-async def test_a_spool_that_cannot_be_opened_keeps_no_other_from_being_told(redis_url: str, tmp_path: Path) -> None:
+async def test_an_unreadable_spool_does_not_block_the_others(redis_url: str, tmp_path: Path) -> None:
     """The unreadable file is first, since it belongs to another user or is a folder."""
     keys, one = new(), closed(guided())
     (tmp_path / "aaa.jsonl").mkdir()
@@ -278,7 +278,7 @@ async def test_a_process_that_ends_without_redis_leaves_its_receipts_on_disk(tmp
     assert ann.lines() == [one.id]
 
 
-async def test_what_a_process_that_ends_can_leave_nowhere_stands_in_the_log(tmp_path: Path) -> None:
+async def test_receipts_without_any_storage_are_logged_at_exit(tmp_path: Path) -> None:
     """Neither Redis nor the disk accepts receipts."""
     (tmp_path / "spool").touch()
     async with EmbeddedRedis() as server, a_process(server.url, tmp_path / "spool", "ann", new()) as ann:
@@ -291,7 +291,7 @@ async def test_what_a_process_that_ends_can_leave_nowhere_stands_in_the_log(tmp_
         assert ann.value("gkt_receipts_lost_total") == 1
 
 
-async def test_what_a_restarted_redis_forgot_is_told_again_and_what_it_kept_counts_once(tmp_path: Path) -> None:
+async def test_receipts_lost_by_a_restarted_redis_are_sent_again_and_kept_ones_count_once(tmp_path: Path) -> None:
     """Redis acknowledged the writes and lost the end of its file, as after a power failure."""
     keys = new()
     async with (

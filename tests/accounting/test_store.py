@@ -173,7 +173,7 @@ async def test_receipts_beyond_one_batch_are_all_written(redis_url: str, monkeyp
         assert [await part.written(receipt) for receipt in receipts] == [receipt.to_json() for receipt in receipts]
 
 
-async def test_receipts_wait_while_redis_is_away_and_go_out_when_it_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_receipts_wait_during_an_outage_and_are_sent_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
     """They are counted and can be read. Reading other receipts raises an error."""
     monkeypatch.setattr(store_module, "_RETRY_S", 0.05)
     async with EmbeddedRedis() as server, kept(server.url) as part:
@@ -210,7 +210,7 @@ async def test_too_many_waiting_receipts_are_dropped_into_the_log(
         assert [await part.written(receipt) is not None for receipt in receipts] == [False, True, True]
 
 
-async def test_the_loop_outlives_what_nobody_expected(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_loop_survives_an_unexpected_error(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """If the loop ended, every later receipt would be lost."""
     monkeypatch.setattr(store_module, "_RETRY_S", 0.05)
     async with kept(redis_url) as part:
@@ -242,7 +242,7 @@ def receipt_of(one: Intent, status: str = "ok", usd: str | None = None) -> Recei
     return receipt if usd is None else msgspec.structs.replace(receipt, cost_usd=Decimal(usd))
 
 
-async def test_a_request_is_admitted_once_redis_knows_of_it(redis_url: str) -> None:
+async def test_a_request_is_admitted_after_redis_stored_its_intent(redis_url: str) -> None:
     """The receipt replaces the intent."""
     async with kept(redis_url) as part:
         one = intent()
@@ -276,7 +276,7 @@ async def test_a_request_that_is_ready_when_an_exchange_is_due_joins_it(redis_ur
         assert part.exchanges == 1
 
 
-async def test_a_receipt_goes_with_the_next_request(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_receipt_is_sent_with_the_next_admission(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """It could wait for a minute. The admitted request's exchange includes it."""
     monkeypatch.setattr(store_module, "_LINGER_S", 60)
     async with kept(redis_url) as part:
@@ -290,7 +290,7 @@ async def test_a_receipt_goes_with_the_next_request(redis_url: str, monkeypatch:
         assert await part.intents() == {second.id}
 
 
-async def test_a_caller_that_leaves_while_it_is_admitted_leaves_no_intent(redis_url: str) -> None:
+async def test_a_disconnect_during_admission_leaves_no_intent(redis_url: str) -> None:
     """Whether or not its intent was sent: the receipt is stored, and no intent remains."""
     async with kept(redis_url) as part:
         intents = [intent() for _ in range(10)]
@@ -308,7 +308,7 @@ async def test_a_caller_that_leaves_while_it_is_admitted_leaves_no_intent(redis_
 
 
 @pytest.mark.parametrize("on_failure", ["allow", "degrade", "reject"])
-async def test_a_redis_that_stands_still_costs_those_who_are_there_one_time_out(on_failure: OnRedisFailure) -> None:
+async def test_a_blocked_redis_delays_only_current_requests_by_one_timeout(on_failure: OnRedisFailure) -> None:
     """Later requests wait for nothing. They continue without an intent or are refused.
 
     When Redis runs again, it counts all of them except refused ones for which it was not asked.
@@ -357,7 +357,7 @@ async def test_a_redis_that_stands_still_costs_those_who_are_there_one_time_out(
 
 
 @pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
-def test_an_event_loop_that_is_held_lets_no_request_in_uncounted(
+def test_a_blocked_event_loop_admits_no_uncounted_request(
     redis_url: str, new_loop: Callable[[], asyncio.AbstractEventLoop]
 ) -> None:
     """Redis is blocked for five timeouts during admissions. It counts as up and counts every request."""
@@ -382,7 +382,7 @@ def test_an_event_loop_that_is_held_lets_no_request_in_uncounted(
 
 
 @pytest.mark.long
-async def test_while_redis_is_away_a_budget_lasts_for_half_of_what_was_left_and_is_paid_later() -> None:
+async def test_during_an_outage_half_of_the_remaining_budget_is_usable_and_charged_later() -> None:
     """Redis reported the remainder. The request at the start of the outage has a receipt, later ones have none."""
     async with EmbeddedRedis() as server, kept(server.url, timeout_s=0.2) as part:
         scope = budget("1")
@@ -425,7 +425,7 @@ async def test_while_redis_is_away_a_budget_lasts_for_half_of_what_was_left_and_
                 await asyncio.sleep(0.1)
 
 
-async def test_a_redis_that_forgot_is_told_anew(redis_url: str) -> None:
+async def test_a_redis_that_lost_its_data_gets_all_intents_again(redis_url: str) -> None:
     """All requests under way are sent, in as many exchanges as needed. Requests with receipts are not."""
     async with kept(redis_url) as part:
         intents = [intent() for _ in range(450)]
@@ -481,7 +481,7 @@ async def test_a_redis_that_refuses_intents_is_not_away(redis_url: str) -> None:
         await until(lambda: part.written(one))
 
 
-async def test_who_was_refused_is_not_told_of_as_let_in(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_rejected_request_is_not_resent_as_admitted(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also when a resend precedes the request's verdict: nothing would ever release the reservation."""
     async with kept(redis_url) as part:
         scope = Scope("tenant", 0, 0, 1)
@@ -507,7 +507,7 @@ async def test_who_was_refused_is_not_told_of_as_let_in(redis_url: str, monkeypa
         assert await part.intents() == set()
 
 
-async def test_callers_who_read_receipts_in_a_crowd_keep_no_request_from_being_counted(redis_url: str) -> None:
+async def test_many_concurrent_receipt_reads_do_not_affect_admission(redis_url: str) -> None:
     """More reads than connections: some callers must retry, and Redis counts as up."""
     async with kept(redis_url) as part:
         reading = [asyncio.ensure_future(part.store.get("acme", f"none-{number}")) for number in range(300)]  # noqa: TID251

@@ -122,7 +122,7 @@ async def die(url: str, keys: RedisKeys, process_id: str, intents: list[Intent])
         await asyncio.gather(*(part.admit(one) for one in intents))
 
 
-async def test_of_those_who_live_one_settles_each_request_of_the_dead(redis_url: str, keys: RedisKeys) -> None:
+async def test_one_live_process_settles_each_request_of_a_dead_one(redis_url: str, keys: RedisKeys) -> None:
     """Within two leases. The logs and metrics of all processes together contain each request once."""
     intents = [intent(tenant=tenant) for tenant in ("acme", "globex") for _ in range(7)]
     with capture_logs() as logs:
@@ -153,7 +153,7 @@ async def _equal(what: object, expected: int) -> bool:
     return bool(await what() == expected)
 
 
-async def test_what_the_living_hold_is_left_alone(redis_url: str, keys: RedisKeys) -> None:
+async def test_intents_of_live_processes_are_kept(redis_url: str, keys: RedisKeys) -> None:
     """The request may run for any time."""
     async with process(redis_url, keys, "ann") as ann, process(redis_url, keys, "bob") as bob:
         one = intent()
@@ -185,7 +185,7 @@ async def test_many_tenants_have_their_turn(redis_url: str, keys: RedisKeys, mon
         assert [await bob.sweeper.sweep() for _ in range(3)] == [2, 2, 1]
 
 
-async def test_an_intent_that_cannot_be_read_stays_and_hinders_nobody(redis_url: str, keys: RedisKeys) -> None:
+async def test_an_unreadable_intent_is_kept_and_blocks_no_other(redis_url: str, keys: RedisKeys) -> None:
     one = intent()
     await die(redis_url, keys, "ann", [one])
     async with process(redis_url, keys, "bob", sweeps=False) as bob:
@@ -198,7 +198,7 @@ async def test_an_intent_that_cannot_be_read_stays_and_hinders_nobody(redis_url:
 
 
 @pytest.mark.long
-async def test_an_absence_of_redis_makes_nobody_dead(keys: RedisKeys) -> None:
+async def test_an_outage_of_redis_declares_no_process_dead(keys: RedisKeys) -> None:
     """Redis was blocked for longer than a lease, and every heartbeat expired. All processes had time to renew it."""
     async with (
         EmbeddedRedis() as server,
@@ -215,7 +215,7 @@ async def test_an_absence_of_redis_makes_nobody_dead(keys: RedisKeys) -> None:
         assert await bob.redis.hkeys(keys.intents("acme", "ann")) == [one.id.encode()]
 
 
-async def test_a_redis_that_lost_its_memory_between_two_heartbeats_is_told_anew(
+async def test_a_redis_that_lost_its_data_between_heartbeats_gets_all_intents_again(
     redis_url: str, keys: RedisKeys
 ) -> None:
     """No request used Redis meanwhile, so only the heartbeat can detect it."""
@@ -230,7 +230,7 @@ async def test_a_redis_that_lost_its_memory_between_two_heartbeats_is_told_anew(
         await until(resent)
 
 
-async def test_what_redis_holds_for_a_process_that_has_done_with_it_is_settled(redis_url: str, keys: RedisKeys) -> None:
+async def test_intents_that_their_process_has_finished_are_settled(redis_url: str, keys: RedisKeys) -> None:
     """A replica that took over has the intent but not the receipt. Requests under way stay."""
     async with process(redis_url, keys, "ann", sweeps=False) as ann:
         done, running = intent(), intent()

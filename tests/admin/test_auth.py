@@ -49,7 +49,7 @@ async def ask(
 
 
 @pytest.mark.parametrize("key", [None, ADMIN_KEY])
-async def test_an_open_route_asks_for_nothing(key: str | None) -> None:
+async def test_a_public_route_needs_no_key(key: str | None) -> None:
     assert await ask("/open", key=key) == (200, "said")
     assert await ask("/open", key=key, method="HEAD") == (200, "")
 
@@ -69,7 +69,7 @@ async def test_any_other_route_wants_the_whole_key() -> None:
     assert (await ask("/secret"))[0] == 401
 
 
-async def test_without_a_configured_key_nobody_gets_in_and_it_says_why() -> None:
+async def test_without_a_configured_key_every_request_is_rejected_with_the_reason() -> None:
     for headers in ({}, {"Authorization": "Bearer "}, {"Authorization": "Bearer None"}):
         status, body = await ask("/secret", key=None, **headers)
         assert status == 403
@@ -78,7 +78,7 @@ async def test_without_a_configured_key_nobody_gets_in_and_it_says_why() -> None
         assert "admin.key" in body["error"]["message"]
 
 
-async def test_what_counts_is_the_route_that_was_found_and_not_how_it_was_spelt() -> None:
+async def test_access_depends_on_the_matched_route_and_not_on_the_spelling() -> None:
     for path in ("/secret?/open", "/secret#/open", "/%73ecret", "/open/../secret", "/secret?open=1"):
         assert (await ask(path))[0] == 401, path
     assert (await ask("/secret", Host="open"))[0] == 401
@@ -105,7 +105,7 @@ def test_only_probes_metrics_queues_and_pages_are_open() -> None:
     }
 
 
-async def test_every_other_route_of_the_listener_asks_for_the_key() -> None:
+async def test_every_other_route_of_the_listener_requires_the_key() -> None:
     """The test reads the router, so it covers routes that are added later."""
     app = web.Application(middlewares=[errors_as_openai, needs_key(Sessions(SecretStr(ADMIN_KEY)), OPEN_ROUTES)])
     app.add_routes(ROUTES)

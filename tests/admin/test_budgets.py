@@ -151,7 +151,7 @@ def test_a_key_is_raised_by_itself_and_a_rolling_budget_for_one_duration(gateway
     assert [(one["tenant"], one["subject"]) for one in trail] == [("globex", "prod")]
 
 
-def test_a_raise_ends_with_the_day_that_it_names_and_takes_the_place_of_another(gateway: GatewayProcess) -> None:
+def test_a_raise_ends_on_its_date_and_replaces_an_earlier_one(gateway: GatewayProcess) -> None:
     tomorrow = datetime.now(UTC).date() + timedelta(days=1)
     for usd in (3, 4):
         answer = admin(gateway, "POST", "/budgets/acme/raise", {"usd": usd, "until": tomorrow.isoformat()})
@@ -162,7 +162,7 @@ def test_a_raise_ends_with_the_day_that_it_names_and_takes_the_place_of_another(
     admin(gateway, "POST", "/budgets/acme/raise", {"usd": 0})
 
 
-def test_the_list_tells_every_budget_and_goes_on_where_it_ended(gateway: GatewayProcess) -> None:
+def test_the_list_has_every_budget_and_supports_pages(gateway: GatewayProcess) -> None:
     """The list uses the terms of policy files. An ended key has no budget."""
     for name in ("a1", "z9", "gone"):
         admin(gateway, "POST", "/keys", {"tenant": "acme", "id": name, "budget": {"max_budget": 2.50}})
@@ -238,7 +238,7 @@ def test_a_raise_that_cannot_be_is_refused_and_leaves_no_trace(
     assert admin(gateway, "GET", "/audit?limit=1").json() == trail
 
 
-def test_what_cannot_be_looked_at_is_said(gateway: GatewayProcess) -> None:
+def test_unreadable_budgets_are_reported(gateway: GatewayProcess) -> None:
     assert admin(gateway, "GET", "/budgets/acmee").json()["error"]["message"].endswith("Did you mean 'acme'?")
     assert "unknown parameter" in admin(gateway, "GET", "/budgets/acme?tenant=globex").json()["error"]["message"]
     assert admin(gateway, "GET", "/budgets?limit=501").status_code == 400

@@ -110,7 +110,7 @@ def test_a_key_made_at_one_process_holds_at_both_and_its_end_reaches_both_within
     assert again.json()["revoked"] == revoked.json()["revoked"]
 
 
-def test_a_key_does_what_it_may_and_no_more(two: Two) -> None:
+def test_a_key_has_only_its_permissions(two: Two) -> None:
     one, _ = two
     token = create(one, models=["other"])["key"]
     assert ask(one, token, "other").status_code == 200
@@ -120,7 +120,7 @@ def test_a_key_does_what_it_may_and_no_more(two: Two) -> None:
     assert [found["id"] for found in models["data"]] == ["other"]
 
 
-def test_a_keys_own_limits_hold_over_both_processes_and_a_rotation_does_not_begin_them_anew(two: Two) -> None:
+def test_a_keys_limits_apply_to_all_processes_and_survive_a_rotation(two: Two) -> None:
     one, other = two
     made = create(one, id="limited", limits={"rpm_limit": 3})
     assert within(REACHES_EVERYBODY_WITHIN_S, lambda: ask(other, made["key"]).status_code == 200)
@@ -131,7 +131,7 @@ def test_a_keys_own_limits_hold_over_both_processes_and_a_rotation_does_not_begi
     assert (refused.status_code, refused.json()["error"]["code"]) == (429, "rate_limit_exceeded")
 
 
-def test_a_key_ends_when_it_was_to_end(two: Two) -> None:
+def test_a_key_expires_on_time(two: Two) -> None:
     one, other = two
     made = create(one, expires="1s")
     assert within(0.9, lambda: ask(other, made["key"]).status_code == 200)
@@ -164,7 +164,7 @@ def test_a_rotated_key_keeps_its_id_and_the_old_one_holds_for_its_grace_time(two
     assert ask(other, new["key"]).status_code == 401
 
 
-def test_a_list_tells_all_but_the_key_and_when_it_was_last_used(two: Two) -> None:
+def test_a_list_has_all_facts_except_for_the_key(two: Two) -> None:
     one, other = two
     made = create(one, id="listed", expires="90d", limits={"tpm_limit": 90000}, tenant="globex")
     assert ask(one, made["key"]).status_code == 200
@@ -183,7 +183,7 @@ def test_a_list_tells_all_but_the_key_and_when_it_was_last_used(two: Two) -> Non
     assert set(found["only"]) == set(found["listed"])
 
 
-def test_a_list_goes_on_where_it_ended(two: Two) -> None:
+def test_a_list_supports_pages(two: Two) -> None:
     one, _ = two
     for number in range(5):
         create(one, id=f"page{number}")
@@ -245,7 +245,7 @@ def test_a_body_that_cannot_be_is_refused_by_its_field(
     assert "f" * 64 not in answer.text
 
 
-def test_all_mistakes_of_a_body_come_at_once(two: Two) -> None:
+def test_all_issues_of_a_body_are_reported_together(two: Two) -> None:
     body = {"tenant": "acme", "id": "a b", "limits": {"rpm_limit": -1}, "colour": 3}
     message = admin(two[0], "POST", "/keys", body).json()["error"]["message"]
     assert ["'id'" in message, "'limits.rpm_limit'" in message, "'colour'" in message] == [True] * 3
@@ -271,7 +271,9 @@ def test_all_mistakes_of_a_body_come_at_once(two: Two) -> None:
         ("PUT", "/keys", None, 405, "not allowed"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_done_says_why(two: Two, method: str, path: str, body: Any, status: int, words: str) -> None:
+def test_an_impossible_change_is_rejected_with_the_reason(
+    two: Two, method: str, path: str, body: Any, status: int, words: str
+) -> None:
     answer = admin(two[0], method, path, body)
     assert answer.status_code == status, answer.text
     assert words in answer.json()["error"]["message"]
@@ -286,7 +288,7 @@ def test_an_id_is_taken_once(two: Two) -> None:
     create(other, id="twice", tenant="globex")
 
 
-def test_who_holds_a_key_can_change_nothing_with_it(two: Two) -> None:
+def test_callers_keys_have_no_access_to_the_admin_api(two: Two) -> None:
     """No caller's key opens the admin API, and the public listener has none of its routes."""
     one, _ = two
     made = create(one, id="holder")
@@ -306,7 +308,7 @@ def test_who_holds_a_key_can_change_nothing_with_it(two: Two) -> None:
     assert ask(one, made["key"]).status_code == 200
 
 
-def test_what_operators_do_stands_in_the_trail_with_who_and_when(two: Two) -> None:
+def test_the_audit_trail_records_actions_with_operator_and_time(two: Two) -> None:
     one, other = two
     created = admin(one, "POST", "/keys", {"tenant": "acme", "id": "trail", "models": ["other"]},
                     **{"x-gkt-actor": "alice@example.com"}).json()  # fmt: skip
@@ -337,13 +339,13 @@ def test_what_operators_do_stands_in_the_trail_with_who_and_when(two: Two) -> No
         assert (refused.status_code, refused.json()["error"]["param"]) == (400, "x-gkt-actor")
 
 
-def test_no_reply_that_may_hold_a_key_is_kept_on_its_way(two: Two) -> None:
+def test_replies_that_may_contain_a_key_are_not_cacheable(two: Two) -> None:
     answer = admin(two[0], "POST", "/keys", {"tenant": "acme", "id": "uncached"})
     assert answer.headers["Cache-Control"] == "no-store"
     assert answer.headers["x-request-id"].startswith("req_")
 
 
-def test_no_key_stands_in_any_log_metric_or_reply(two: Two) -> None:
+def test_no_log_metric_or_reply_contains_a_key(two: Two) -> None:
     """Valid, ended and misspelled keys, and keys in a path."""
     one, _ = two
     held, ended = create(one)["key"], create(one, id="canary")["key"]

@@ -34,14 +34,14 @@ def marked(chunks: list[dict[str, Any]]) -> str:
 
 
 @pytest.mark.parametrize("ahead", ["", "The quick", GUIDANCE])
-def test_the_opening_is_marked_and_the_finishers_words_are_not(ahead: str) -> None:
+def test_guidance_is_marked_and_student_text_is_not(ahead: str) -> None:
     """The opening was streamed to the caller in part, wholly or not at all."""
     chunks = played(SeamJoin(GUIDANCE, echo=False), " And", " then.", ahead=ahead)
     assert text_of(chunks) == GUIDANCE + " And then."
     assert marked(chunks) == GUIDANCE
 
 
-def test_nothing_is_marked_where_the_opening_is_not_shown() -> None:
+def test_nothing_is_marked_without_visible_guidance() -> None:
     chunks = played(None, "All of it", " is the student's.")
     assert text_of(chunks) == "All of it is the student's."
     assert marked(chunks) == ""
@@ -56,13 +56,13 @@ def test_an_end_that_the_seam_held_back_is_marked_in_the_students_chunk() -> Non
     assert sum("x_gkt" in one for one in chunks) == 2
 
 
-def test_an_end_that_nobody_went_on_from_is_marked_at_the_end() -> None:
+def test_guidance_without_a_continuation_is_marked_at_the_end() -> None:
     chunks = played(SeamJoin("One two END", echo=False, stop=("END OF",)))
     assert text_of(chunks) == marked(chunks) == "One two END"
 
 
 @pytest.mark.parametrize("pieces", [(GUIDANCE + " And then.",), (GUIDANCE[:9], GUIDANCE[9:], " And then.")])
-def test_an_opening_that_was_written_again_is_the_teachers_all_the_same(pieces: tuple[str, ...]) -> None:
+def test_repeated_guidance_is_marked_as_the_teachers(pieces: tuple[str, ...]) -> None:
     chunks = played(SeamJoin(GUIDANCE, written_again=True), *pieces)
     assert text_of(chunks) == GUIDANCE + " And then."
     assert marked(chunks) == GUIDANCE

@@ -72,7 +72,7 @@ def month_start(now: float) -> float:
     return datetime.fromtimestamp(now, UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0).timestamp()
 
 
-async def test_each_receipt_counts_in_the_time_in_which_it_came_in(sums: Counted) -> None:
+async def test_each_receipt_counts_in_the_period_of_its_arrival(sums: Counted) -> None:
     clock = Clock()
     first, midnight = month_start(clock.now), Period.of("day", clock.now).start
     moments = [clock.now, clock.now - 30, clock.now - 600, midnight, first, first - 1]
@@ -102,7 +102,7 @@ async def test_nothing_yet_is_zero_and_latencies_are_unknown(sums: Counted) -> N
     assert found["live"]["batches"]["mean_size"] is None
 
 
-async def test_who_looks_at_the_same_time_shares_one_reading(sums: Counted) -> None:
+async def test_concurrent_requests_share_one_database_read(sums: Counted) -> None:
     overview = Overview(sums, {}, Clock())
     both = await asyncio.gather(*(overview.sums() for _ in range(20)))
     assert all(one == both[0] for one in both)
@@ -147,7 +147,7 @@ def idle(redis_url: str, tmp_path: Path) -> Any:
 
 
 @pytest.mark.long
-def test_it_tells_of_engines_and_policies_and_only_to_who_has_the_key(idle: Any) -> None:
+def test_the_overview_lists_engines_and_policies_and_requires_the_key(idle: Any) -> None:
     with idle as gateway:
         for path in ("/overview", "/policies"):
             assert httpx.get(gateway.admin_url + path).status_code == 401

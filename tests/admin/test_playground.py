@@ -182,7 +182,7 @@ def test_the_receipt_shown_is_the_receipt_settled(world: World) -> None:
     assert kept.json() == result.receipt
 
 
-def test_one_engine_answers_alone_where_that_is_wanted_whatever_the_routes_mode(world: World) -> None:
+def test_a_selected_engine_answers_alone_in_every_mode(world: World) -> None:
     for mode, text in (("teacher", OPENING), ("student", REST)):
         result = world.run(mode)
         assert (result.text, result.opening) == (text, "")
@@ -207,7 +207,7 @@ def test_length_projection_and_placement_are_the_operators_to_choose(world: Worl
 
 
 @pytest.mark.parametrize("guidance", [{}, {"tokens": "auto"}])
-def test_where_the_policy_says_auto_its_own_rule_chooses_and_the_receipt_says_how(
+def test_with_length_auto_the_policys_rule_applies_and_is_on_the_receipt(
     world: World, guidance: dict[str, Any]
 ) -> None:
     receipt = world.run(model="chat-auto", prompt=MATHS, guidance=guidance).receipt
@@ -220,13 +220,13 @@ def test_where_the_policy_says_auto_its_own_rule_chooses_and_the_receipt_says_ho
     assert (receipt["unguided"], receipt["guidance"], receipt["length"]["rule"]) == ("auto_rule", None, "trivial")
 
 
-def test_a_number_goes_before_the_policys_own_rule(world: World) -> None:
+def test_a_given_length_overrides_the_policys_rule(world: World) -> None:
     receipt = world.run(model="chat-auto", prompt=MATHS, guidance={"tokens": 5}).receipt
     assert receipt is not None
     assert (receipt["guidance"]["tokens"], receipt["length"]) == (5, None)
 
 
-def test_the_probe_of_a_students_first_token_stands_in_the_receipt_with_its_cost(world: World) -> None:
+def test_the_receipt_contains_the_probe_of_the_first_token_and_its_cost(world: World) -> None:
     result = world.run(model="chat-sure", guidance={"tokens": "auto"})
     assert (result.text, result.opening) == (REST, "")
     receipt = result.receipt
@@ -237,7 +237,7 @@ def test_the_probe_of_a_students_first_token_stands_in_the_receipt_with_its_cost
     assert (receipt["probe"]["model"], receipt["probe"]["output_tokens"]) == ("sure", 1)
 
 
-def test_what_is_asked_reaches_the_engine_as_a_caller_would_send_it(world: World) -> None:
+def test_the_engine_gets_the_same_request_as_from_a_caller(world: World) -> None:
     world.run("student", system="Be brief.", temperature=0.5, top_p=0.9, seed=7, max_tokens=11)
     asked = world.student.requests[-1]
     assert asked["messages"] == [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]
@@ -247,7 +247,7 @@ def test_what_is_asked_reaches_the_engine_as_a_caller_would_send_it(world: World
     assert world.student.requests[-1]["messages"] == messages
 
 
-def test_an_error_in_the_middle_stands_before_the_receipt_and_no_done_follows(world: World) -> None:
+def test_an_error_during_the_stream_precedes_the_receipt_without_done(world: World) -> None:
     result = world.run("student", model="chat-broken")
     assert result.text == "Well"
     assert [error["code"] for error in result.errors] == ["engine_failed"]
@@ -257,7 +257,7 @@ def test_an_error_in_the_middle_stands_before_the_receipt_and_no_done_follows(wo
     assert world.gateway.wait_for_log("request", id=result.id)["cost_usd"] == result.receipt["cost_usd"]
 
 
-def test_whoever_stops_it_ends_the_engines_work_and_the_receipt_says_so(world: World) -> None:
+def test_a_stop_cancels_the_engine_call_and_is_on_the_receipt(world: World) -> None:
     """The gateway detects the disconnect also before the first word, when it has nothing to write."""
     body = {"tenant": "acme", "model": "chat-mute", "mode": "student", "prompt": "Why?"}
     with pytest.raises(httpx.ReadTimeout):
@@ -289,7 +289,7 @@ def test_limits_and_budgets_of_the_tenant_hold(world: World) -> None:
     assert (refused.status_code, refused.json()["error"]["code"]) == (429, "insufficient_quota")
 
 
-def test_the_form_gets_what_it_offers(world: World) -> None:
+def test_the_form_gets_its_choices(world: World) -> None:
     shown = world.admin("GET", "/playground/options").json()
     assert shown["base_url"] == f"{world.gateway.url}/v1"
     assert shown["modes"] == ["guided", "student", "teacher"]
@@ -325,7 +325,7 @@ def test_the_form_gets_what_it_offers(world: World) -> None:
         ("::1", "localhost:8081", "http://[::1]:9000/v1"),
     ],
 )
-def test_callers_are_told_to_call_where_they_are_listened_to(listens: str, seen_from: str, expected: str) -> None:
+def test_examples_show_the_address_of_the_public_listener(listens: str, seen_from: str, expected: str) -> None:
     """With a listener on all addresses, the page shows the address that the operator used."""
     app = web.Application()
     app[keys.CALLERS_LISTENER] = keys.CallersListener(listens, 9000)
@@ -368,7 +368,7 @@ def test_callers_are_told_to_call_where_they_are_listened_to(listens: str, seen_
         ({"colour": "red"}, 400, "colour", "unknown key"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_asked_is_refused_by_its_field(
+def test_an_invalid_field_is_rejected_with_its_name(
     world: World, change: dict[str, Any], status: int, param: str, words: str
 ) -> None:
     body = {"tenant": "acme", "model": "chat", "mode": "guided", "prompt": "Why?"} | change
@@ -379,7 +379,7 @@ def test_what_cannot_be_asked_is_refused_by_its_field(
     assert words in error["message"]
 
 
-def test_nobody_without_the_admin_key_asks_or_looks(world: World) -> None:
+def test_the_playground_requires_the_admin_key(world: World) -> None:
     body = {"tenant": "acme", "model": "chat", "mode": "guided", "prompt": "Why?"}
     before = len(world.student.requests)
     for method, path in (

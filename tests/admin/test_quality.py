@@ -81,7 +81,7 @@ def row(found: dict[str, Any], **fields: str) -> dict[str, Any]:
 
 
 @pytest.mark.long
-async def test_rows_are_told_by_route_and_length_and_of_all_lengths(tmp_path: Path, redis_url: str) -> None:
+async def test_rows_exist_by_route_and_length_and_for_all_lengths(tmp_path: Path, redis_url: str) -> None:
     async with kept(tmp_path, redis_url) as (gateway, book):
         assert get_quality(gateway).json()["rows"] == []
         samples = Samples(tmp_path)
@@ -119,7 +119,7 @@ async def test_rows_are_told_by_route_and_length_and_of_all_lengths(tmp_path: Pa
             assert (await stranger.get(f"{gateway.admin_url}/quality")).status_code == 401
 
 
-async def test_without_redis_it_says_so(tmp_path: Path) -> None:
+async def test_without_redis_the_page_reports_an_error(tmp_path: Path) -> None:
     async with EmbeddedRedis() as redis, kept(tmp_path, redis.url) as (gateway, _):
         assert get_quality(gateway).status_code == 200
         await redis.stop()

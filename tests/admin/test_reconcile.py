@@ -15,7 +15,7 @@ def pico(amount: str) -> int:
     return int(Decimal(amount).scaleb(12))
 
 
-def test_an_engines_hours_cost_what_they_cost_whatever_it_did() -> None:
+def test_engine_hours_are_charged_independent_of_requests() -> None:
     """The engine is up for 23 hours at 1.20, and requests were charged 3.45."""
     watched = {"small": EngineUptime(Decimal("1.20"), up_minutes=1_380, seen_minutes=1_400)}
     day = reconciled_day(DAY, AFTER, {"small": pico("3.45")}, watched)

@@ -78,7 +78,7 @@ def until_charged(process: GatewayProcess, usd: Decimal) -> dict[str, Any]:
 
 
 @pytest.mark.long
-def test_hours_and_charges_stand_beside_each_other(gateway: GatewayProcess) -> None:
+def test_each_hour_has_receipts_and_charges(gateway: GatewayProcess) -> None:
     """Charges agree with receipts to the last digit.
 
     An engine paid by the token has no hours. The command prints both.
@@ -144,7 +144,7 @@ def test_a_day_a_range_and_today(gateway: GatewayProcess) -> None:
         (lambda: "?by=engine", "by", "'by': unknown parameter; known parameters: day, since, until."),
     ],
 )
-def test_what_cannot_be_answered_is_a_400_that_says_why(
+def test_an_invalid_query_is_a_400_with_the_reason(
     gateway: GatewayProcess, query: Any, param: str, message: str
 ) -> None:
     reply = ask(gateway, query())
@@ -154,6 +154,6 @@ def test_what_cannot_be_answered_is_a_400_that_says_why(
     assert error["message"].startswith(message)
 
 
-def test_it_asks_for_the_admin_key(gateway: GatewayProcess) -> None:
+def test_reconciliation_requires_the_admin_key(gateway: GatewayProcess) -> None:
     assert httpx.get(f"{gateway.admin_url}/reconciliation").status_code == 401
     assert in_process.run("reconcile", "--since", "soon", "--url", gateway.admin_url).returncode == 1

@@ -77,7 +77,7 @@ async def status(client: TestClient[web.Request, web.Application], method: str =
         return reply.status
 
 
-async def test_the_admin_key_begins_a_session_whose_cookie_no_script_and_no_other_site_gets() -> None:
+async def test_login_with_the_admin_key_sets_an_http_only_same_site_cookie() -> None:
     async with listener(Clock()) as client:
         assert await status(client) == 401
         cookie = await log_in(client)
@@ -126,7 +126,7 @@ async def test_a_body_that_is_no_login_is_refused_without_quoting_it(body: bytes
         assert "k-of-mine" not in str(error)
 
 
-async def test_a_session_ends_when_nothing_is_done_in_it() -> None:
+async def test_an_idle_session_expires() -> None:
     clock = Clock()
     async with listener(clock) as client:
         await log_in(client)
@@ -136,7 +136,7 @@ async def test_a_session_ends_when_nothing_is_done_in_it() -> None:
             assert "session has ended" in (await reply.json())["error"]["message"]
 
 
-async def test_what_is_done_in_a_session_lengthens_it_and_never_beyond_its_end() -> None:
+async def test_activity_extends_a_session_up_to_its_maximum() -> None:
     clock = Clock()
     async with listener(clock) as client:
         await log_in(client)
@@ -150,7 +150,7 @@ async def test_what_is_done_in_a_session_lengthens_it_and_never_beyond_its_end()
         assert await status(client) == 401
 
 
-async def test_a_cookie_is_not_made_anew_at_every_request() -> None:
+async def test_a_cookie_is_not_renewed_with_every_request() -> None:
     clock = Clock()
     async with listener(clock) as client:
         await log_in(client)
@@ -204,7 +204,7 @@ def test_a_cookie_that_was_changed_holds_no_more() -> None:
     assert [one for one in changed if holds(sessions, one)] == []
 
 
-async def test_to_change_something_in_a_session_the_page_must_be_of_this_listener() -> None:
+async def test_changes_in_a_session_require_the_origin_of_this_listener() -> None:
     async with listener(Clock()) as client:
         await log_in(client)
         here = f"http://{client.host}:{client.port}"
@@ -285,7 +285,7 @@ async def test_a_bearer_key_that_is_wrong_is_not_mended_by_a_session() -> None:
         assert await status(client, Authorization="Bearer nothing") == 401
 
 
-async def test_a_proxys_own_password_does_not_hide_the_session_behind_it() -> None:
+async def test_basic_authentication_of_a_proxy_does_not_hide_the_session() -> None:
     """A browser sends the password with every request and a proxy forwards it. It is no key of this listener."""
     async with listener(Clock()) as client:
         await log_in(client)
@@ -294,7 +294,7 @@ async def test_a_proxys_own_password_does_not_hide_the_session_behind_it() -> No
         assert await status(client, "POST", Authorization="Basic b3BzOnNlY3JldA==", **HERE) == 200
 
 
-async def test_few_may_guess_at_a_time_and_that_shuts_out_nobody_who_has_the_key() -> None:
+async def test_login_attempts_are_limited_without_locking_out_the_right_key() -> None:
     attempts = LoginThrottle(pause_s=30.0, max_waiting=8, max_per_address=2)
     async with listener(Clock(), attempts=attempts) as client:
 
@@ -312,7 +312,7 @@ async def test_few_may_guess_at_a_time_and_that_shuts_out_nobody_who_has_the_key
                 task.cancel()
 
 
-async def test_without_an_admin_key_nobody_logs_in_and_the_page_can_tell() -> None:
+async def test_without_an_admin_key_login_is_disabled_and_reported() -> None:
     async with listener(Clock(), key=None) as client:
         async with client.get("/session") as reply:
             assert (await reply.json())["key_set"] is False
@@ -320,7 +320,7 @@ async def test_without_an_admin_key_nobody_logs_in_and_the_page_can_tell() -> No
             assert (reply.status, (await reply.json())["error"]["code"]) == (403, "admin_key_unset")
 
 
-async def test_pages_are_strict_about_what_they_load_and_are_asked_for_anew() -> None:
+async def test_pages_have_a_strict_content_policy_and_are_not_cached() -> None:
     async with listener(Clock()) as client:
         await log_in(client)
         async with client.get("/", allow_redirects=False) as reply:
@@ -357,7 +357,7 @@ async def test_a_page_without_a_session_redirects_to_the_login_page(path: str) -
             assert "ETag" not in reply.headers
 
 
-async def test_without_an_admin_key_a_page_redirects_to_the_login_page_that_says_so() -> None:
+async def test_without_an_admin_key_a_page_redirects_to_the_login_page_with_the_reason() -> None:
     async with listener(Clock(), key=None) as client, client.get("/dashboard", allow_redirects=False) as reply:
         assert (reply.status, reply.headers["Location"]) == (302, "/login?why=unset&next=%2Fdashboard")
 
@@ -368,7 +368,7 @@ async def test_no_file_but_those_of_the_pages_is_given(path: str) -> None:
         assert reply.status == 404
 
 
-async def test_who_takes_no_gzip_gets_the_same_bytes() -> None:
+async def test_clients_without_gzip_get_the_same_bytes() -> None:
     async with listener(Clock()) as client:
         async with client.get("/static/base.css", headers={"Accept-Encoding": "gzip"}) as reply:
             assert reply.headers["Content-Encoding"] == "gzip"

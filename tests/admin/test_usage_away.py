@@ -41,7 +41,7 @@ PATHS = {
 
 
 @pytest.mark.parametrize("path", PATHS)
-async def test_it_is_unavailable_and_says_what(path: str, tmp_path: Path) -> None:
+async def test_usage_is_unavailable_with_the_reason(path: str, tmp_path: Path) -> None:
     (tmp_path / "usage.db").mkdir()  # no database can be there
     threads = QueryThreads(UsageEngine(f"sqlite:///{tmp_path}/usage.db"))
     app = web.Application(middlewares=[errors_as_openai])

@@ -36,7 +36,7 @@ async def serving(handler: Callable[[web.Request], Awaitable[web.StreamResponse]
         await runner.cleanup()
 
 
-async def test_a_caller_who_does_not_read_is_hung_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_connection_of_a_caller_who_does_not_read_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The connection is aborted, and the handler is canceled as at a disconnect."""
     monkeypatch.setattr(events, "_READS_WITHIN_S", 0.2)
     ended: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()

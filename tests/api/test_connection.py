@@ -130,7 +130,7 @@ def openai_error(headers: dict[str, str], body: bytes) -> dict[str, Any]:
         b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: canary\r\n\r\n",
     ],
 )
-async def test_what_is_not_http_is_400_and_not_quoted(raw: bytes) -> None:
+async def test_invalid_http_is_a_400_without_a_quote(raw: bytes) -> None:
     """The line may hold a key. Nothing after it can be parsed, so the connection ends."""
     status, headers, body = await exchange(raw, hung_up=True)
     assert status == 400
@@ -244,7 +244,7 @@ async def test_a_head_that_arrives_at_once_is_431_as_well(first: bytes) -> None:
     assert len(received) == bool(first)
 
 
-async def test_a_head_behind_a_running_request_has_the_same_limit() -> None:
+async def test_a_pipelined_head_has_the_same_limit() -> None:
     """The bytes count while the first request runs. The connection ends after that request's reply."""
     async with serving() as port, asyncio.timeout(10):
         reader, writer = await send(port, "acme", "/tenant?seconds=0.5")
@@ -258,7 +258,7 @@ async def test_a_head_behind_a_running_request_has_the_same_limit() -> None:
         writer.close()
 
 
-async def test_a_request_behind_a_large_body_is_answered() -> None:
+async def test_a_request_pipelined_after_a_large_body_is_answered() -> None:
     """The body's bytes do not count as the next head's."""
     async with serving() as port, asyncio.timeout(10):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -303,7 +303,7 @@ async def test_the_second_head_of_a_connection_has_its_time_too() -> None:
         writer.close()
 
 
-async def test_who_only_holds_connections_shuts_nobody_out() -> None:
+async def test_idle_connections_do_not_block_new_ones() -> None:
     """The oldest waiting connection is closed for a new one; the number of connections never exceeds the limit."""
     async with serving(max_connections=3) as port, asyncio.timeout(10):
         idle = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
@@ -393,7 +393,7 @@ async def test_requests_that_come_together_are_answered_in_order() -> None:
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate"])
-async def test_a_compressed_body_is_bounded_by_what_it_becomes(encoding: str) -> None:
+async def test_the_limit_of_a_compressed_body_applies_to_its_decoded_size(encoding: str) -> None:
     """200 MB in 200 kB are rejected at the limit, and are never in memory."""
     wbits = zlib.MAX_WBITS | 16 if encoding == "gzip" else zlib.MAX_WBITS
     packer = zlib.compressobj(wbits=wbits)
@@ -405,7 +405,7 @@ async def test_a_compressed_body_is_bounded_by_what_it_becomes(encoding: str) ->
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # kB
 
 
-async def test_a_body_in_an_encoding_that_is_not_known_is_read_as_it_came() -> None:
+async def test_a_body_in_an_unknown_encoding_is_not_decoded() -> None:
     """The undecoded bytes are parsed as JSON."""
     status, _, body = await exchange(request(b"Content-Encoding: canary", b"Content-Length: 5", body=b"Hello"))
     assert (status, body) == (200, b"Hello")

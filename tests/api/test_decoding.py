@@ -22,7 +22,7 @@ async def test_a_light_body_is_decoded_on_the_event_loop() -> None:
     assert used is threading.current_thread()
 
 
-async def test_a_heavy_body_is_decoded_beside_it() -> None:
+async def test_a_large_body_is_decoded_off_the_event_loop() -> None:
     used = await BodyDecoder().decode("acme", [HEAVY], lambda _: threading.current_thread())
     assert used is not threading.current_thread()
 
@@ -65,7 +65,7 @@ async def test_parts_are_released_before_they_are_decoded() -> None:
     assert await BodyDecoder().decode("acme", parts, lambda raw: (len(raw), len(parts))) == (2 * len(HEAVY), 0)
 
 
-async def test_small_parts_with_many_values_are_decoded_beside_it() -> None:
+async def test_small_parts_with_many_values_are_decoded_off_the_event_loop() -> None:
     parts = [b"[", b"1," * 20_000, b"1]"]
     used, raw = await BodyDecoder().decode("acme", parts, lambda raw: (threading.current_thread(), raw))
     assert used is not threading.current_thread()

@@ -68,7 +68,7 @@ def replies(caller: httpx.Client, headers: dict[str, str] | None = None) -> list
     ]
 
 
-def test_every_api_reply_says_its_version_and_how_long_it_took(caller: httpx.Client) -> None:
+def test_every_api_reply_has_version_and_duration(caller: httpx.Client) -> None:
     """Errors and streams have both headers; probes have none."""
     answers = replies(caller)
     assert [answer.status_code for answer in answers] == [200, 200, 200, 400, 404, 200]
@@ -102,7 +102,7 @@ def test_the_time_of_a_stream_is_that_to_its_head(caller: httpx.Client, engine: 
     assert 300 <= int(answer.headers["openai-processing-ms"]) < 5_000
 
 
-def test_the_callers_own_id_comes_back_and_stands_in_the_log(caller: httpx.Client, gate: GatewayProcess) -> None:
+def test_the_callers_id_is_in_the_reply_and_in_the_log(caller: httpx.Client, gate: GatewayProcess) -> None:
     """Every log line of the request has both ids; the next request on the connection has no caller id."""
     name = "mine-" + "x" * 507
     answers = replies(caller, {"X-Client-Request-Id": name})
@@ -135,7 +135,7 @@ def test_an_id_that_openai_would_not_take_is_400(caller: httpx.Client, name: byt
         (404, {}, ("false", None, None)),
     ],
 )
-def test_an_error_says_whether_and_when_to_try_again(
+def test_errors_state_whether_and_when_to_retry(
     caller: httpx.Client, engine: FakeEngine, status: int, headers: dict[str, str], retry: tuple[str | None, ...]
 ) -> None:
     """An error without a known time has no retry headers. No stated time exceeds what clients wait."""
@@ -152,7 +152,7 @@ def test_an_error_says_whether_and_when_to_try_again(
     assert advice == retry
 
 
-def test_openais_sdk_retries_as_it_is_told(gate: GatewayProcess, engine: FakeEngine) -> None:
+def test_openais_sdk_follows_the_retry_headers(gate: GatewayProcess, engine: FakeEngine) -> None:
     """The SDK retries after retry-after-ms, and never an error that a retry cannot resolve, 502 included."""
     statuses = iter([429, 401])
     calls = 0

@@ -118,7 +118,7 @@ def until(holds: Any) -> None:
         time.sleep(0.02)
 
 
-def test_callers_see_what_they_may_use_and_what_they_have_used(gateway: GatewayProcess, student: Student) -> None:
+def test_callers_see_their_limits_and_usage(gateway: GatewayProcess, student: Student) -> None:
     """A request in flight counts as in use and reserved; afterwards its cost counts as spent."""
     before = limits(gateway).json()
     student.may_answer.clear()
@@ -158,13 +158,13 @@ def test_callers_see_what_they_may_use_and_what_they_have_used(gateway: GatewayP
     assert (after["key"]["budget"]["ends"], after["key"]["budget"]["spent_usd"]) == (None, "0.024")
 
 
-def test_a_raise_is_in_what_a_caller_may_spend(gateway: GatewayProcess) -> None:
+def test_a_callers_budget_includes_a_raise(gateway: GatewayProcess) -> None:
     raised = operator(gateway, "POST", "/budgets/acme/raise", {"usd": 5})
     assert raised.status_code == 200
     assert limits(gateway).json()["tenant"]["budget"]["max_usd"] == "25"
 
 
-def test_nobody_sees_another_tenant(gateway: GatewayProcess) -> None:
+def test_callers_see_only_their_own_tenant(gateway: GatewayProcess) -> None:
     """globex has no limits, and its reply does not show that acme's are used up."""
     ask(gateway)
     found = limits(gateway, OTHER_KEY)
@@ -175,7 +175,7 @@ def test_nobody_sees_another_tenant(gateway: GatewayProcess) -> None:
     assert limits(gateway, "gk-unknown").status_code == 401
 
 
-def test_where_no_route_of_a_key_shows_what_it_costs_there_is_no_money(gateway: GatewayProcess) -> None:
+def test_keys_whose_routes_hide_costs_see_no_money(gateway: GatewayProcess) -> None:
     """Another key of the same tenant may use a route that shows costs."""
     hidden = limits(gateway, HIDDEN_KEY)
     assert "budget" not in hidden.text
@@ -183,7 +183,7 @@ def test_where_no_route_of_a_key_shows_what_it_costs_there_is_no_money(gateway: 
     assert limits(gateway, SHOWN_KEY).json()["tenant"]["budget"]["max_usd"] == "20"
 
 
-async def test_without_redis_it_is_said_that_nobody_knows(tmp_path: Path) -> None:
+async def test_without_redis_limits_are_an_error(tmp_path: Path) -> None:
     """Callers and operators get the error. A tenant without limits still gets its reply."""
     async with EmbeddedRedis() as redis:
         with serving(tmp_path, redis.url, Student()) as process:

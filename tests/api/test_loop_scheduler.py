@@ -59,13 +59,13 @@ async def until(count: int) -> None:
             await asyncio.sleep(0)
 
 
-async def test_a_step_starts_at_once_while_nobody_contends(scheduler: LoopScheduler, clock: Clock) -> None:
+async def test_a_step_starts_at_once_without_contention(scheduler: LoopScheduler, clock: Clock) -> None:
     for _ in range(20):
         assert scheduler.enter("acme", 1.0) is None
         clock.now_s += 0.0011
 
 
-async def test_a_tenant_alone_waits_for_nobody_and_a_second_one_ends_that(
+async def test_a_single_tenant_does_not_wait_until_a_second_one_contends(
     scheduler: LoopScheduler, clock: Clock
 ) -> None:
     contend(scheduler, "acme", 30)

@@ -73,7 +73,7 @@ async def ready(
         ((False, False), 200, "degraded"),
     ],
 )
-async def test_a_process_is_starting_until_each_engine_was_looked_at(
+async def test_a_process_is_starting_until_each_engine_is_probed(
     ups: tuple[bool | None, ...], status: int, word: str
 ) -> None:
     """An engine that is down was checked, so it does not delay readiness."""

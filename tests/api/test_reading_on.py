@@ -79,7 +79,7 @@ async def staged(seconds: float) -> AsyncIterator[Stage]:
         await runner.cleanup()
 
 
-async def test_a_handler_that_may_go_on_ends_by_itself() -> None:
+async def test_a_detached_handler_ends_by_itself() -> None:
     async with staged(60.0) as stage:
         await stage.leave()
         await asyncio.sleep(0.02)
@@ -98,7 +98,7 @@ async def test_a_handler_is_cancelled_when_its_time_is_over(seconds: float) -> N
     assert stage.ended == ["cancelled"]
 
 
-async def test_only_so_many_handlers_go_on_at_once() -> None:
+async def test_the_number_of_detached_handlers_is_limited() -> None:
     """A handler that ends releases its slot."""
     async with staged(60.0) as stage:
         for _ in range(MOST + 1):

@@ -27,7 +27,9 @@ def policy(**shows: bool) -> TenantPolicy:
         (OTHER, {"chat": True, "other": False}, False),
     ],
 )
-def test_money_is_told_where_receipts_of_the_route_tell_it(route: str, shows: dict[str, bool], *, told: bool) -> None:
+def test_usage_shows_money_only_for_routes_with_visible_costs(
+    route: str, shows: dict[str, bool], *, told: bool
+) -> None:
     """Removed routes hide costs. A joint sum shows costs only if all its routes do."""
     where = SumDimensions("acme", "only", route, "student", "", "small")
     assert shows_money(policy(**shows), where) is told

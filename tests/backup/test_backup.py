@@ -42,7 +42,7 @@ def restored(shop: Shop, file: Path, *more: str) -> str:
 @pytest.mark.long
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("to", ["sqlite", "postgres"])
-def test_in_an_empty_redis_keys_work_budgets_stand_and_sums_are_equal(
+def test_a_restore_into_an_empty_redis_has_keys_budgets_and_sums(
     shop: Shop, tmp_path: Path, empty_redis_url: str, file: Path, to: str, request: pytest.FixtureRequest
 ) -> None:
     """Restore under another prefix, to a usage database of the same or another kind."""
@@ -70,7 +70,7 @@ def test_in_an_empty_redis_keys_work_budgets_stand_and_sums_are_equal(
     assert (after.requests, caught_up.requests) == (38, 45)
 
 
-def test_what_comes_after_a_restore_counts_once(shop: Shop, anew: Shop, file: Path) -> None:
+def test_receipts_after_a_restore_count_once(shop: Shop, anew: Shop, file: Path) -> None:
     asyncio.run(shop.trade())
     back_up(shop, file)
     restored(anew, file)
@@ -82,7 +82,7 @@ def test_what_comes_after_a_restore_counts_once(shop: Shop, anew: Shop, file: Pa
     assert (here.sums, here.stored) == (there.sums, there.stored)
 
 
-def test_a_request_that_was_under_way_is_settled_as_abandoned(shop: Shop, anew: Shop, file: Path) -> None:
+def test_a_request_in_flight_is_settled_as_abandoned(shop: Shop, anew: Shop, file: Path) -> None:
     """The request counts like one of a process that died at the time of the backup: its reservation is charged."""
     asyncio.run(shop.trade())
     back_up(shop, file)
@@ -120,7 +120,7 @@ def test_a_request_that_has_ended_since_is_settled_as_abandoned_too(shop: Shop, 
     assert next(costs) == next(costs)
 
 
-def test_an_outbox_that_is_empty_goes_on_where_it_was(shop: Shop, anew: Shop, file: Path) -> None:
+def test_an_empty_outbox_continues_with_larger_ids(shop: Shop, anew: Shop, file: Path) -> None:
     """This holds with a slow clock in the new Redis, too: new entries need larger ids."""
 
     async def emptied() -> bytes:
@@ -146,7 +146,7 @@ def test_an_outbox_that_is_empty_goes_on_where_it_was(shop: Shop, anew: Shop, fi
 
 
 @pytest.mark.timeout(300)
-async def test_a_backup_of_gateways_that_go_on_hangs_together(shop: Shop, anew: Shop, file: Path) -> None:
+async def test_a_backup_of_running_gateways_is_consistent(shop: Shop, anew: Shop, file: Path) -> None:
     """Receipts are settled and written during the backup. After the restore, each counts once."""
     stop = asyncio.Event()
 
@@ -171,7 +171,7 @@ async def test_a_backup_of_gateways_that_go_on_hangs_together(shop: Shop, anew: 
     assert there.requests == len(there.stored) == len(set(there.stored))
 
 
-def test_no_secret_and_no_word_of_a_caller_is_in_it(shop: Shop, file: Path) -> None:
+def test_a_backup_contains_no_secrets_and_no_text_of_callers(shop: Shop, file: Path) -> None:
     """A backup has hashes of keys, and no guidance, which Redis stores for a while."""
     canaries = Canaries()
 
@@ -193,14 +193,14 @@ def test_no_secret_and_no_word_of_a_caller_is_in_it(shop: Shop, file: Path) -> N
     assert digest_of(canaries["key"]).encode() in held, "it holds something"
 
 
-def test_it_is_its_owners_alone_and_nothing_is_left_beside_it(shop: Shop, file: Path) -> None:
+def test_a_backup_is_private_to_its_owner_without_temporary_files(shop: Shop, file: Path) -> None:
     asyncio.run(shop.settle(*receipts(1)))
     back_up(shop, file)
     assert file.stat().st_mode & 0o777 == 0o600
     assert [one for one in file.parent.iterdir() if one.is_file()] == [file]
 
 
-def test_a_file_that_is_there_is_kept_unless_told_otherwise(shop: Shop, file: Path) -> None:
+def test_an_existing_file_is_kept_without_force(shop: Shop, file: Path) -> None:
     file.write_text("mine")
     done = shop.run("backup", file)
     assert (done.returncode, f"{file} already exists" in done.stderr) == (1, True)
@@ -217,7 +217,7 @@ def test_a_backup_that_fails_leaves_no_file(shop: Shop, file: Path) -> None:
     assert done.returncode == 1
 
 
-def test_what_is_there_is_never_written_over_unless_told_to(shop: Shop, anew: Shop, file: Path) -> None:
+def test_existing_data_is_not_overwritten_without_force(shop: Shop, anew: Shop, file: Path) -> None:
     asyncio.run(shop.trade())
     back_up(shop, file)
     asyncio.run(anew.trade())
@@ -245,7 +245,7 @@ def test_a_usage_database_that_was_not_lost_is_left_alone(shop: Shop, anew: Shop
     assert asyncio.run(anew.standing()).stored == []
 
 
-def test_a_usage_database_that_was_lost_alone_is_restored_beside_gateways(shop: Shop, anew: Shop, file: Path) -> None:
+def test_a_lost_usage_database_is_restored_while_gateways_run(shop: Shop, anew: Shop, file: Path) -> None:
     async def live() -> None:
         async with Redis.from_url(anew.url) as redis:
             await redis.set(anew.keys.heartbeat("ann"), b"")
@@ -274,9 +274,7 @@ def test_a_backup_of_the_previous_version_is_restored(anew: Shop) -> None:
     assert sum(row.cost_pico for row in days) == sum(month[1] for month in RECORDED["months"].values())
 
 
-def test_what_gateways_leave_behind_for_seconds_is_nothing_that_stands_in_the_way(
-    shop: Shop, anew: Shop, file: Path
-) -> None:
+def test_temporary_keys_of_gateways_do_not_block_a_restore(shop: Shop, anew: Shop, file: Path) -> None:
     async def leave() -> None:
         async with Redis.from_url(anew.url) as redis:
             ledger = anew.keys.ledger()
@@ -290,7 +288,7 @@ def test_what_gateways_leave_behind_for_seconds_is_nothing_that_stands_in_the_wa
     assert asyncio.run(anew.standing()) == asyncio.run(shop.standing())
 
 
-def test_a_dry_run_looks_and_changes_nothing(shop: Shop, anew: Shop, file: Path) -> None:
+def test_a_dry_run_changes_nothing(shop: Shop, anew: Shop, file: Path) -> None:
     asyncio.run(shop.trade())
     back_up(shop, file)
     output = restored(anew, file, "--dry-run")
@@ -304,7 +302,7 @@ def test_a_dry_run_looks_and_changes_nothing(shop: Shop, anew: Shop, file: Path)
     assert not anew.data.exists()
 
 
-def test_a_dry_run_says_what_would_be_taken_away(shop: Shop, anew: Shop, file: Path) -> None:
+def test_a_dry_run_lists_deletions(shop: Shop, anew: Shop, file: Path) -> None:
     asyncio.run(shop.trade())
     back_up(shop, file)
     before = asyncio.run(shop.standing())
@@ -323,7 +321,7 @@ def test_what_is_not_restored_is_not_listed(shop: Shop, anew: Shop, file: Path, 
     assert other not in restored(anew, file, "--dry-run", "--only", only)
 
 
-def test_who_backs_up_is_not_advised_a_redis_that_has_no_backup(shop: Shop, file: Path) -> None:
+def test_the_redis_without_backup_is_not_recommended(shop: Shop, file: Path) -> None:
     shop.config.write_text(shop.config.read_text().replace(shop.url, "unix:///nowhere/redis.sock"))
     done = shop.run("backup", file)
     assert ("does not answer" in done.stderr, "embedded" in done.stderr) == (True, False)

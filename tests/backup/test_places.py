@@ -30,7 +30,7 @@ LEDGER = KEYS.ledger()
         (f"{LEDGER.base}total:day:86400", KeyLocation("sums", "", "total:day:86400")),
     ],
 )
-def test_what_outlives_redis_is_found_and_comes_back_under_any_prefix(key: str, location: KeyLocation) -> None:
+def test_persistent_keys_are_found_and_restored_under_any_prefix(key: str, location: KeyLocation) -> None:
     found = KeyLocator(KEYS).find(key)
     assert found is not None
     assert (found.location, found.kept) == (location, True)
@@ -50,7 +50,7 @@ def test_what_outlives_redis_is_found_and_comes_back_under_any_prefix(key: str, 
         f"{LEDGER.base}counted",
     ],
 )
-def test_what_lives_for_a_moment_goes_where_a_backup_is_restored_and_is_in_none(key: str) -> None:
+def test_temporary_keys_are_deleted_by_a_restore_and_in_no_backup(key: str) -> None:
     found = KeyLocator(KEYS).find(key)
     assert found is not None
     assert not found.kept
@@ -68,7 +68,7 @@ def test_what_lives_for_a_moment_goes_where_a_backup_is_restored_and_is_in_none(
         KEYS.outbox("acme").replace(":v2:", ":v1:"),
     ],
 )
-def test_what_is_anothers_is_left_alone(key: str) -> None:
+def test_foreign_keys_are_unchanged(key: str) -> None:
     assert KeyLocator(KEYS).find(key) is None
 
 

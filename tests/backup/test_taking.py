@@ -17,9 +17,7 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["of a process that is known", "of another one, and another key"])
-async def test_a_request_that_comes_while_keys_are_looked_for_has_its_intent(
-    shop: Shop, anew: Shop, *, known: bool
-) -> None:
+async def test_a_request_during_the_key_scan_has_its_intent(shop: Shop, anew: Shop, *, known: bool) -> None:
     """Otherwise its reservation of the budgets would never be released."""
     async with shop.parts() as here, anew.parts() as there:
         await here.purse.ask("0.5", MONTH, *([ROLLING] if known else []))

@@ -114,9 +114,7 @@ async def test_a_permit_is_returned_however_the_call_ends(
         await Meter().call(queue, 0)
 
 
-async def test_a_caller_that_leaves_while_it_waits_takes_its_ticket_along(
-    redis_url: str, redis: Redis, keys: RedisKeys
-) -> None:
+async def test_a_disconnect_withdraws_the_waiting_ticket(redis_url: str, redis: Redis, keys: RedisKeys) -> None:
     """Its ticket must not fill a batch or get a permit later."""
     async with process(redis_url, keys, LIMITS) as queue:
         waiting = asyncio.ensure_future(Meter().call(queue, 0, ticket(wait_s=LONG_S)))  # noqa: TID251
@@ -126,7 +124,7 @@ async def test_a_caller_that_leaves_while_it_waits_takes_its_ticket_along(
         await nothing_left(redis, keys, queue)
 
 
-async def test_a_caller_that_leaves_in_the_moment_of_its_grant_returns_it(
+async def test_a_disconnect_during_the_grant_returns_the_permit(
     redis_url: str, redis: Redis, keys: RedisKeys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A permit granted to a request that is canceled before it runs is returned."""
@@ -147,9 +145,7 @@ async def test_a_caller_that_leaves_in_the_moment_of_its_grant_returns_it(
         await Meter().call(queue, 0)
 
 
-async def test_a_grant_that_comes_after_the_caller_left_goes_back(
-    redis_url: str, redis: Redis, keys: RedisKeys
-) -> None:
+async def test_a_grant_after_a_disconnect_is_returned(redis_url: str, redis: Redis, keys: RedisKeys) -> None:
     """Another process opened the batch after the caller left: the permit is returned before its deadline."""
     async with process(redis_url, keys, LIMITS) as queue:
         left = RedisScheduler(redis, keys, "ann", "big")
@@ -216,7 +212,7 @@ async def test_a_lost_wakeup_is_recovered_within_a_second_in_any_case(
         assert await asyncio.wait_for(waiting, teacher_queue._HEARTBEAT_S + 1) == Grant("b1", 2)
 
 
-async def test_a_redis_that_forgot_everything_is_told_again(redis_url: str, redis: Redis, keys: RedisKeys) -> None:
+async def test_a_redis_that_lost_its_data_gets_all_tickets_again(redis_url: str, redis: Redis, keys: RedisKeys) -> None:
     """After Redis restarted empty unnoticed, tickets are served and permits in use are counted."""
     limits = TeacherLimits(2, 4, 1000)
     async with process(redis_url, keys, limits) as queue, queue.acquire(ticket()) as first:
@@ -253,7 +249,7 @@ async def test_waiting_costs_few_exchanges(
     assert 4 <= len(looks) <= 25
 
 
-async def test_the_loop_outlives_what_nobody_expected(
+async def test_the_loop_survives_an_unexpected_error(
     redis_url: str, redis: Redis, keys: RedisKeys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The loop logs the error, pauses and sends a complete update, since later requests need it."""
@@ -276,7 +272,7 @@ async def test_the_loop_outlives_what_nobody_expected(
         await nothing_left(redis, keys, queue)
 
 
-async def test_an_exchange_that_fails_in_any_way_leaves_nobody_waiting(
+async def test_a_failed_exchange_serves_all_waiting_requests(
     redis_url: str, redis: Redis, keys: RedisKeys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An unexpected error is logged with its trace, and requests are served as without Redis."""
@@ -300,7 +296,7 @@ async def test_an_exchange_that_fails_in_any_way_leaves_nobody_waiting(
 
 
 @pytest.mark.parametrize("on_failure", ["degrade", "reject"])
-async def test_a_reply_that_came_too_late_leaves_no_permit_behind(
+async def test_a_permit_of_a_late_reply_is_released(
     redis_url: str, redis: Redis, keys: RedisKeys, monkeypatch: pytest.MonkeyPatch, on_failure: teacher_queue.OnFailure
 ) -> None:
     """Redis granted the ticket but the reply timed out. The release is sent later, so the only permit is free
@@ -400,7 +396,7 @@ async def test_without_redis_each_process_serves_under_its_share_and_returns_to_
 
 
 @pytest.mark.long
-async def test_a_process_that_is_alone_leaves_room_for_whatever_the_others_may_have(keys: RedisKeys) -> None:
+async def test_a_process_without_redis_reserves_the_permits_of_the_others(keys: RedisKeys) -> None:
     """Ann held one of eight permits at the start of the outage, and ben may hold seven. Until his calls must have
     ended, she has one call at a time; then she has half of the limit."""
     limits = TeacherLimits(8, 4, 1000, lease_s=5.0)
@@ -426,7 +422,7 @@ async def test_a_process_that_is_alone_leaves_room_for_whatever_the_others_may_h
         assert late.most == 4
 
 
-async def test_without_redis_requests_are_rejected_at_once_where_the_configuration_says_so(keys: RedisKeys) -> None:
+async def test_without_redis_requests_are_rejected_at_once_if_configured(keys: RedisKeys) -> None:
     """Waiting and new requests are rejected; after Redis returns, requests are served."""
     async with EmbeddedRedis() as server, process(server.url, keys, LIMITS, on_failure="reject") as queue:
         waiting = asyncio.ensure_future(Meter().call(queue, 0, ticket(wait_s=LONG_S)))  # noqa: TID251
@@ -447,7 +443,7 @@ async def test_without_redis_requests_are_rejected_at_once_where_the_configurati
             await nothing_left(redis, keys, queue)
 
 
-async def test_a_redis_that_stands_still_holds_nobody_up(keys: RedisKeys) -> None:
+async def test_a_paused_redis_delays_only_the_first_requests(keys: RedisKeys) -> None:
     """While Redis is paused, the first requests are served after the timeout and later ones at once. The tickets that
     Redis processes after the pause are released."""
     async with (
@@ -478,7 +474,7 @@ async def test_a_redis_that_stands_still_holds_nobody_up(keys: RedisKeys) -> Non
         assert (await Meter().call(queue, 0)).batch_id.startswith("b")
 
 
-async def test_a_process_that_stays_alone_remembers_nothing_of_who_was_served(keys: RedisKeys) -> None:
+async def test_a_long_outage_accumulates_no_tickets(keys: RedisKeys) -> None:
     """A long outage must not accumulate tickets that Redis never received."""
     async with EmbeddedRedis() as server, process(server.url, keys, LIMITS) as queue:
         await server.stop()
@@ -519,7 +515,7 @@ async def test_a_return_to_the_fleet_that_fails_keeps_no_permit_of_the_process(
         await until(lambda: queue._local and not queue._local._entries)
 
 
-async def test_a_return_to_the_fleet_is_tried_less_and_less_while_it_fails(
+async def test_retries_to_rejoin_the_fleet_back_off(
     redis_url: str, keys: RedisKeys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Waiting requests are delayed by each attempt."""
@@ -592,7 +588,7 @@ def _ended(queue: TeacherQueue, end: str) -> float:
 
 
 @pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
-def test_a_ticket_whose_deadline_ends_the_wait_has_expired_and_one_whose_caller_left_is_withdrawn(
+def test_tickets_expire_at_their_deadline_and_are_withdrawn_at_a_disconnect(
     redis_url: str, keys: RedisKeys, loop: Callable[[], asyncio.AbstractEventLoop]
 ) -> None:
     """This holds if the request used some of its time before, and if the loop's timers fire early."""
@@ -629,7 +625,7 @@ def _nobody(_: Grant) -> Any:
     raise AssertionError("the teacher was called")
 
 
-async def test_the_window_is_shown_while_a_ticket_waits_by_it_and_no_longer(
+async def test_the_window_gauge_is_set_only_while_a_ticket_waits(
     redis_url: str, redis: Redis, keys: RedisKeys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The gauge does not depend on heartbeats, and is reset without another ticket."""
@@ -649,7 +645,7 @@ async def test_the_window_is_shown_while_a_ticket_waits_by_it_and_no_longer(
         await until(lambda: window_s() == 0)
 
 
-async def test_one_ticket_too_many_is_refused_and_told_when_to_come_back(
+async def test_a_ticket_over_the_limit_is_rejected_with_a_retry_time(
     redis_url: str, redis: Redis, keys: RedisKeys
 ) -> None:
     """If the tenant's queue is full, the caller gets an error at once, and no trace of the ticket remains."""
@@ -667,7 +663,7 @@ async def test_one_ticket_too_many_is_refused_and_told_when_to_come_back(
         await nothing_left(redis, keys, queue)
 
 
-async def test_a_deadline_that_moves_is_told_before_the_board_lets_the_ticket_end(
+async def test_a_moved_deadline_is_sent_before_the_ticket_expires(
     redis_url: str, redis: Redis, keys: RedisKeys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A later request with the same key extends the deadline, and the ticket keeps its position."""

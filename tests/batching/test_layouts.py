@@ -83,7 +83,7 @@ async def test_shares_go_by_processes(redis: Redis, keys: RedisKeys, newer: Vers
     assert sum([await one.look(0.2, wants=20) for one in three]) == 6
 
 
-async def test_the_whole_is_given_when_nobody_else_is_there(older: Version, newer: Version) -> None:
+async def test_a_single_version_gets_the_whole_teacher(older: Version, newer: Version) -> None:
     await older.look(0.0, wants=1)
     await newer.look(0.1, wants=20)
     assert len(newer.held) == 4
@@ -92,7 +92,7 @@ async def test_the_whole_is_given_when_nobody_else_is_there(older: Version, newe
     assert newer.decision.other_layout_processes == 0
 
 
-async def test_what_a_killed_version_had_is_free_after_its_lease(older: Version, newer: Version) -> None:
+async def test_the_share_of_a_killed_version_is_free_after_its_lease(older: Version, newer: Version) -> None:
     assert await older.look(0.0, wants=8) == 8
     assert await newer.look(0.1, wants=20) == 0
     for second in range(1, 10):
@@ -100,7 +100,7 @@ async def test_what_a_killed_version_had_is_free_after_its_lease(older: Version,
     assert await newer.look(10.5) == 8
 
 
-async def test_while_redis_stands_still_nobody_is_given_up(older: Version, newer: Version) -> None:
+async def test_a_blocked_redis_declares_no_version_dead(older: Version, newer: Version) -> None:
     """Nor when its clock is set: whoever is heard of next leaves the others their time."""
     assert await older.look(0.0, wants=8) == 8
     assert await newer.look(0.1, wants=20) == 0
@@ -129,7 +129,7 @@ async def test_a_teacher_that_takes_one_call_at_a_time_is_each_versions_in_turn(
     assert min(had.values()) >= 25
 
 
-async def test_a_version_never_reads_the_others_tickets_nor_hears_its_wake_ups(
+async def test_versions_do_not_read_each_others_tickets_or_wake_ups(
     redis: Redis, keys: RedisKeys, older: Version, newer: Version
 ) -> None:
     await older.look(0.0, wants=20)
@@ -143,7 +143,7 @@ async def test_a_version_never_reads_the_others_tickets_nor_hears_its_wake_ups(
 
 
 @pytest.mark.parametrize("layout", [BOARD - 1, BOARD + 1, "", "x"])
-async def test_a_ticket_of_another_layout_is_refused_where_it_does_not_belong(
+async def test_a_ticket_of_another_layout_is_rejected(
     redis: Redis, keys: RedisKeys, older: Version, layout: int | str
 ) -> None:
     """Whoever put it there: it is never granted, its owner hears of it, and nobody else waits for it."""
@@ -158,7 +158,7 @@ async def test_a_ticket_of_another_layout_is_refused_where_it_does_not_belong(
     assert await older.look(0.3, wants=1) == 8
 
 
-async def test_the_first_version_that_shared_says_nothing_to_one_that_reads_more(
+async def test_announcements_with_missing_fields_are_ignored(
     redis: Redis, keys: RedisKeys, older: Version, newer: Version
 ) -> None:
     """A later version may append to what it says of its board; what cannot be read at all counts for nobody."""

@@ -19,9 +19,7 @@ LEASE_S = 10.0
         (1, 1, 0),  # what does not divide is left
     ],
 )
-def test_one_of_two_has_its_share_once_the_others_calls_have_ended_and_until_then_what_it_had(
-    cap: int, held: int, at_once: int
-) -> None:
+def test_a_member_gets_its_new_share_after_the_others_calls_ended(cap: int, held: int, at_once: int) -> None:
     one = Membership()
     one.record_fleet(2, LEASE_S, 0.0)
     one.record_deadline(3.0, LEASE_S, 0.5)

@@ -6,7 +6,7 @@ from gateway.batching.teacher_queue import ThroughputMeter
 from gateway.telemetry.metrics import Metrics
 
 
-def test_every_way_in_which_a_ticket_may_end_is_told_before_one_does() -> None:
+def test_all_outcome_series_exist_from_the_start() -> None:
     """Prometheus sees no growth in a series that appears."""
     metrics = Metrics()
     ThroughputMeter(metrics, "big")

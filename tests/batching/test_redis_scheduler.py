@@ -74,7 +74,7 @@ async def test_a_ticket_without_a_window_is_granted_in_the_same_exchange(redis: 
     assert await left_in_redis(redis, keys) == (0, 1, 1)
 
 
-async def test_a_ticket_waits_its_window_and_the_owner_is_told_when_to_look(redis: Redis, keys: RedisKeys) -> None:
+async def test_a_ticket_waits_for_its_window_and_its_process_gets_the_time(redis: Redis, keys: RedisKeys) -> None:
     """Before the window nothing opens; at the told time, on Redis's own clock, the batch does."""
     scheduler = schedulers(redis, keys)[0]
     decision = await scheduler.exchange(SchedulerUpdate([ticket("a", wait_s=0.05)]), LIMITS)
@@ -98,7 +98,7 @@ async def test_one_owners_news_wakes_the_others(redis: Redis, keys: RedisKeys) -
         }
 
 
-async def test_guidance_travels_to_other_owners_as_it_was_written(redis: Redis, keys: RedisKeys) -> None:
+async def test_guidance_reaches_other_processes_unchanged(redis: Redis, keys: RedisKeys) -> None:
     """Whatever stands in it: line breaks are JSON's, bars and quotes and every alphabet are its own."""
     ann, ben, _ = schedulers(redis, keys)
     text = '["a|b \\n {\\"c\\"} é 水", "stop", null]'
@@ -173,7 +173,7 @@ async def commands(redis: Redis) -> int:
     return sum(said["calls"] for said in (await redis.info("commandstats")).values())
 
 
-async def test_a_tenant_that_does_not_wait_is_forgotten_when_its_pass_is_behind(redis: Redis, keys: RedisKeys) -> None:
+async def test_a_tenant_without_tickets_is_deleted_when_its_pass_is_behind(redis: Redis, keys: RedisKeys) -> None:
     """Until then its pass stands apart from the order of those that wait."""
     scheduler, names = schedulers(redis, keys)[0], keys.teacher("big")
     await scheduler.exchange(SchedulerUpdate([Ticket("s", "served", 10, 0.0, LONG_S)]), LIMITS)
@@ -195,7 +195,7 @@ async def test_teachers_do_not_share_queues_or_caps(redis: Redis, keys: RedisKey
     assert len((await other.exchange(SchedulerUpdate([ticket("b", wait_s=0)]), limits)).outcomes) == 1
 
 
-async def test_what_stands_in_redis_ends_with_the_fleet(redis: Redis, keys: RedisKeys) -> None:
+async def test_all_keys_expire_after_the_fleet_has_ended(redis: Redis, keys: RedisKeys) -> None:
     """No key is kept for ever: each has a time to live that an exchange of a later second renews."""
     scheduler = schedulers(redis, keys)[0]
     limits = TeacherLimits(1, 4, 1000, max_cache_bytes=1000)
@@ -270,7 +270,7 @@ async def test_a_wake_up_without_outcomes_is_answered_at_once(
             await Meter().call(ann, 0)
 
 
-async def test_a_listener_that_breaks_begins_anew(
+async def test_a_broken_subscription_is_restarted(
     redis: Redis, keys: RedisKeys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever `told` does with a wake-up, later ones are heard, and what was missed is asked for."""

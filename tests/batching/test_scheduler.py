@@ -117,7 +117,7 @@ async def test_contended_permits_are_shared_by_weight(fleet: Fleet) -> None:
     assert max(len(run) for run in "".join(served).split("a")) <= 4, "and not in long runs"
 
 
-async def test_within_a_tenant_who_came_first_goes_first(fleet: Fleet) -> None:
+async def test_tickets_of_a_tenant_are_served_in_order_of_arrival(fleet: Fleet) -> None:
     """The order of arrival decides, over all processes, also within one microsecond; ids do not."""
     fleet.limits = ONE
     await fleet.tell("ann", *(fleet.ticket(name=name) for name in ("m", "z", "a")))
@@ -137,7 +137,7 @@ async def test_a_flood_delays_another_tenants_only_ticket_by_one_batch_at_most(f
     assert len(fleet.granted()) == 8
 
 
-async def test_a_tenant_that_was_away_does_not_make_up_for_it(fleet: Fleet) -> None:
+async def test_an_idle_tenant_accumulates_no_credit(fleet: Fleet) -> None:
     """After twenty permits of the other tenant without own tickets, both tenants alternate."""
     fleet.limits = ONE
     await fleet.tell("ann", *fleet.tickets(1, "b"), *fleet.tickets(40, "a"))
@@ -177,7 +177,7 @@ async def test_the_queue_of_a_tenant_is_bounded_and_only_its_own(fleet: Fleet) -
     assert arrived[0].id not in (await fleet.tell("ann", arrived[0])).outcomes, "one that waits is not asked to leave"
 
 
-async def test_who_is_refused_hears_when_the_queue_will_be_worked_off(fleet: Fleet) -> None:
+async def test_a_rejection_states_when_the_queue_will_be_empty(fleet: Fleet) -> None:
     """Ten permits in the last second and five waiting tickets give half a second."""
     fleet.limits = replace(ONE, max_queue=5)
     for _ in range(10):
@@ -242,7 +242,7 @@ async def test_permits_that_return_too_slowly_are_not_waited_for(fleet: Fleet) -
 # Shared calls and the cache
 
 
-async def test_a_follower_gets_what_its_leader_fetched(fleet: Fleet) -> None:
+async def test_a_follower_gets_the_guidance_of_its_leader(fleet: Fleet) -> None:
     """Both tickets use one permit. Without a cache, a later ticket leads again."""
     lead, follow = (fleet.ticket(dedupe_key="w", max_wait_s=0.0) for _ in range(2))
     await fleet.tell("ann", lead)
@@ -304,7 +304,7 @@ async def test_kept_guidance_answers_until_its_time_is_over(fleet: Fleet) -> Non
     assert (await fleet.after(0.01, "ben", fleet.ticket(cache_ttl_s=5.0, **asks))).opened == [1], "five seconds later"
 
 
-async def test_the_cache_stays_within_its_bytes_and_drops_what_ends_first(fleet: Fleet) -> None:
+async def test_the_cache_stays_within_its_bytes_and_evicts_the_next_to_expire(fleet: Fleet) -> None:
     """Each text takes 1 + 300 + 100 bytes, and two fit: the text that expires first is evicted."""
     fleet.limits = replace(LIMITS, max_cache_bytes=900)
     for key, ttl_s in (("a", 50.0), ("b", 20.0), ("c", 40.0)):
@@ -367,7 +367,7 @@ async def test_a_cache_that_is_switched_off_is_emptied(fleet: Fleet) -> None:
     assert await fleet.keeps() == 0
 
 
-async def test_of_what_has_ended_few_are_dropped_at_once(fleet: Fleet) -> None:
+async def test_expired_cache_entries_are_evicted_in_small_numbers(fleet: Fleet) -> None:
     """After fifty texts expired together, each later text evicts twenty of them, although all would fit."""
     fleet.limits = replace(LIMITS, max_cache_bytes=100_000)
     for n in range(50):
@@ -399,7 +399,7 @@ async def test_only_a_dead_owner_loses_its_tickets_and_permits(fleet: Fleet) -> 
     assert fleet.granted() == ["anns", "bens", "ben-waits"]
 
 
-async def test_who_leaves_leaves_nothing_behind(fleet: Fleet) -> None:
+async def test_permits_of_a_leaving_process_are_free_at_once(fleet: Fleet) -> None:
     """The permits of a process that leaves are free at once."""
     fleet.limits = ONE
     await fleet.tell("ann", *fleet.tickets(2, max_wait_s=0.0))
@@ -426,7 +426,7 @@ async def test_no_permit_lapses_early_because_the_clock_was_set(fleet: Fleet, ju
     assert waits.id in fleet.granted()
 
 
-async def test_a_permit_that_nobody_returns_lapses_after_its_deadline(fleet: Fleet) -> None:
+async def test_an_unreturned_permit_expires_after_its_deadline(fleet: Fleet) -> None:
     """It expires after the deadline, when its process returns it, and does expire, or the limit would stay reduced."""
     fleet.limits = replace(ONE, lease_s=60.0)
     await fleet.tell("ann", fleet.ticket(max_wait_s=0.0, deadline_s=1.0))
@@ -436,7 +436,7 @@ async def test_a_permit_that_nobody_returns_lapses_after_its_deadline(fleet: Fle
 
 
 @pytest.mark.parametrize("last", ["cem", None])
-async def test_after_an_outage_nothing_opens_until_all_have_told_what_they_hold(fleet: Fleet, last: str | None) -> None:
+async def test_after_an_outage_grants_wait_for_the_permits_of_all_processes(fleet: Fleet, last: str | None) -> None:
     """In a fleet of three, the first process to rejoin waits for the others, at most two seconds."""
     fleet.limits = replace(LIMITS, max_in_flight=9, max_size=1)
     returns: dict[str, Any] = {"rejoining": True, "complete": True, "fleet_size": 3}
@@ -450,7 +450,7 @@ async def test_after_an_outage_nothing_opens_until_all_have_told_what_they_hold(
         assert (await fleet.after(0.1, last, held=fleet.tickets(4), **returns)).in_flight == 9
 
 
-async def test_when_one_comes_back_the_others_are_asked_what_they_hold(fleet: Fleet) -> None:
+async def test_a_rejoining_process_triggers_one_query_of_the_others(fleet: Fleet) -> None:
     """They are queried once, except the rejoining process, so that grants stop for a round trip only."""
     for process_id in ("ann", "ben", "cem"):
         await fleet.tell(process_id, complete=True, fleet_size=3)
@@ -463,7 +463,7 @@ async def test_when_one_comes_back_the_others_are_asked_what_they_hold(fleet: Fl
     assert (await fleet.tell("ann", fleet.ticket(max_wait_s=0.0), complete=True, fleet_size=3)).opened == [1]
 
 
-async def test_one_that_comes_back_to_nobody_asks_nobody(fleet: Fleet) -> None:
+async def test_a_process_that_rejoins_alone_queries_no_other(fleet: Fleet) -> None:
     """No other process can hold a permit, so grants need not wait."""
     await fleet.after(0.0, "ann", complete=True, fleet_size=1)
     await fleet.tell("ben")
@@ -474,7 +474,7 @@ async def test_one_that_comes_back_to_nobody_asks_nobody(fleet: Fleet) -> None:
 # Repeated updates
 
 
-async def test_news_told_twice_does_nothing_twice(fleet: Fleet) -> None:
+async def test_a_repeated_update_has_no_further_effect(fleet: Fleet) -> None:
     """After a lost reply the update is sent again; the grant is returned again and counted once."""
     fleet.limits = ONE
     arrived = fleet.tickets(2, max_wait_s=0.0)
@@ -484,7 +484,7 @@ async def test_news_told_twice_does_nothing_twice(fleet: Fleet) -> None:
     assert (again.in_flight, again.waiting, again.opened) == (1, 1, [])
 
 
-async def test_a_ticket_told_again_keeps_its_place_and_its_window(fleet: Fleet) -> None:
+async def test_a_ticket_sent_again_keeps_its_position_and_window(fleet: Fleet) -> None:
     """A ticket sent again keeps its arrival: its position and its window."""
     fleet.limits = replace(LIMITS, max_in_flight=100, max_size=100)
     await fleet.tell("ann", mine := fleet.ticket(max_wait_s=0.5))
@@ -513,7 +513,7 @@ async def test_a_deadline_in_the_past_is_never_served(fleet: Fleet) -> None:
         assert (decision.outcomes, decision.in_flight, decision.waiting) == ({}, 0, 0)
 
 
-async def test_a_permit_in_use_is_counted_whoever_granted_it(fleet: Fleet) -> None:
+async def test_permits_of_a_rejoining_process_are_counted(fleet: Fleet) -> None:
     """A rejoining process sends its permits, one of them still queued here; the fleet grants the rest."""
     fleet.limits = replace(LIMITS, max_in_flight=2)
     await fleet.tell("ann", x := fleet.ticket(max_wait_s=9.0))
@@ -524,7 +524,7 @@ async def test_a_permit_in_use_is_counted_whoever_granted_it(fleet: Fleet) -> No
     assert (decision.in_flight, decision.waiting) == (1, 0)
 
 
-async def test_a_permit_given_up_for_others_waits_as_its_ticket_says(fleet: Fleet) -> None:
+async def test_a_permit_that_is_sent_back_waits_with_its_own_ticket(fleet: Fleet) -> None:
     """A process sends a permit as held, then as waiting: the ticket has its own window and prompt again."""
     fleet.limits = replace(LIMITS, low_water=0)
     one = fleet.ticket(max_wait_s=0.5)
@@ -546,7 +546,7 @@ GARBAGE = [b"", b"garbage", b"\xff\xfe|||", b"4|W|ann|acme|x|x|x|x|x|x||", b"4|Z
 
 
 @pytest.mark.parametrize("garbage", GARBAGE)
-async def test_an_unreadable_ticket_is_counted_once_and_its_owner_hears_of_it(
+async def test_an_unreadable_ticket_is_counted_once_and_reported_to_its_process(
     script: Fleet, redis: Redis, keys: RedisKeys, garbage: bytes
 ) -> None:
     """The rest of the queue is served, and the ticket is removed."""
@@ -561,9 +561,7 @@ async def test_an_unreadable_ticket_is_counted_once_and_its_owner_hears_of_it(
     assert await redis.zscore(names.ends, bad.id) is None
 
 
-async def test_unreadable_tickets_that_nobody_asks_for_end_by_themselves(
-    script: Fleet, redis: Redis, keys: RedisKeys
-) -> None:
+async def test_unreadable_tickets_expire_by_themselves(script: Fleet, redis: Redis, keys: RedisKeys) -> None:
     """Five of them at the head of the queue block no other ticket, and are counted when they expire."""
     script.limits = replace(LIMITS, max_in_flight=2, max_size=2)
     await script.tell("zoe", held=script.tickets(2))
@@ -600,7 +598,7 @@ async def test_an_unreadable_leader_frees_its_followers(
     assert await redis.hlen(keys.teacher("big").flights) == 0
 
 
-async def test_nobody_follows_a_leader_whose_ticket_is_lost(script: Fleet, redis: Redis, keys: RedisKeys) -> None:
+async def test_a_lost_ticket_is_no_leader(script: Fleet, redis: Redis, keys: RedisKeys) -> None:
     """After Redis lost all tickets and the leader left, the next ticket leads, and so does a held permit."""
     script.limits = ONE
     await script.tell("zoe", held=[script.ticket(name="busy")])
@@ -633,7 +631,7 @@ async def test_any_number_of_lost_tickets_in_the_queue_is_passed_over(
 
 
 @pytest.mark.parametrize("why", ["its lease lapsed", "their time was over"])
-async def test_what_a_dead_process_left_is_taken_back_a_part_at_a_time(
+async def test_tickets_of_a_dead_process_are_removed_in_parts(
     script: Fleet, redis: Redis, keys: RedisKeys, why: str
 ) -> None:
     """Removing ten thousand tickets at once would block Redis. The process counts until all are removed."""
@@ -656,7 +654,7 @@ async def test_what_a_dead_process_left_is_taken_back_a_part_at_a_time(
     assert decision.in_flight + decision.waiting == 1
 
 
-async def test_no_permit_goes_to_a_ticket_whose_time_is_over(script: Fleet) -> None:
+async def test_expired_tickets_get_no_permit(script: Fleet) -> None:
     """This holds while too many tickets expired at once to remove them; later tickets are served afterwards."""
     script.limits = replace(ONE, max_queue=10_000)
     await script.tell("ben", script.ticket(name="busy", max_wait_s=0.0))
@@ -666,7 +664,7 @@ async def test_no_permit_goes_to_a_ticket_whose_time_is_over(script: Fleet) -> N
     assert script.granted() == ["busy", "waits"]
 
 
-async def test_one_that_comes_back_while_it_is_swept_away_stays(script: Fleet, redis: Redis, keys: RedisKeys) -> None:
+async def test_a_process_that_returns_during_its_removal_stays(script: Fleet, redis: Redis, keys: RedisKeys) -> None:
     """A process that returns during the sweep keeps its remaining tickets, and the sweep ends."""
     script.limits = replace(ONE, max_queue=10_000, lease_s=1.0)
     await script.tell("ben", script.ticket(name="bens", deadline_s=600.0))
@@ -682,7 +680,7 @@ async def test_one_that_comes_back_while_it_is_swept_away_stays(script: Fleet, r
     assert await redis.hlen(keys.teacher("big").tickets) == left
 
 
-async def test_an_unreadable_follower_holds_up_nobody(script: Fleet, redis: Redis, keys: RedisKeys) -> None:
+async def test_an_unreadable_follower_blocks_no_other(script: Fleet, redis: Redis, keys: RedisKeys) -> None:
     """After the leader failed, the next readable follower leads; the other's process gets an outcome."""
     await script.tell("ann", lead := script.ticket(dedupe_key="w", max_wait_s=0.0))
     await script.tell(
@@ -695,7 +693,7 @@ async def test_an_unreadable_follower_holds_up_nobody(script: Fleet, redis: Redi
     assert await redis.zcard(keys.teacher("big").followers) == 0
 
 
-async def test_a_kept_text_that_redis_evicted_is_fetched_anew(script: Fleet, redis: Redis, keys: RedisKeys) -> None:
+async def test_an_evicted_cache_entry_is_fetched_again(script: Fleet, redis: Redis, keys: RedisKeys) -> None:
     """A Redis with eviction drops whole keys, one without the other."""
     script.limits = replace(LIMITS, max_cache_bytes=10_000)
     await script.tell("ann", lead := script.ticket(dedupe_key="w", max_wait_s=0.0, cache_ttl_s=60.0))
@@ -705,9 +703,7 @@ async def test_a_kept_text_that_redis_evicted_is_fetched_anew(script: Fleet, red
 
 
 @pytest.mark.parametrize("lost", ["cache", "cache_ends", "state"])
-async def test_a_cache_that_lost_one_of_its_keys_begins_anew(
-    script: Fleet, redis: Redis, keys: RedisKeys, lost: str
-) -> None:
+async def test_a_cache_with_a_missing_key_is_reset(script: Fleet, redis: Redis, keys: RedisKeys, lost: str) -> None:
     """The cache counts its current bytes and has its full size."""
     script.limits = replace(LIMITS, max_cache_bytes=20 * (3 + 297 + 100))
     for n in range(20):

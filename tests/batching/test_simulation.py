@@ -268,7 +268,7 @@ def run(schedule: Schedule, scheduler: AnyScheduler) -> Story:
 
 @settings(max_examples=80, deadline=None)
 @given(schedule=schedules)
-def test_whatever_happens_the_rules_hold(schedule: Schedule) -> None:
+def test_the_invariants_hold_for_random_schedules(schedule: Schedule) -> None:
     """One answer for each request, never more calls than the teacher takes, none after its deadline, nothing left."""
     run(schedule, MemoryScheduler())
 
@@ -299,7 +299,7 @@ def test_the_same_in_redis(script: BlockingScheduler, schedule: Schedule) -> Non
 @pytest.mark.timeout(900)
 @settings(max_examples=4_000, deadline=None)
 @given(schedule=schedules)
-def test_whatever_happens_the_rules_hold_at_length(schedule: Schedule) -> None:
+def test_the_invariants_hold_for_many_random_schedules(schedule: Schedule) -> None:
     """Check four thousand schedules."""
     run(schedule, MemoryScheduler())
 
@@ -370,7 +370,7 @@ LEFT_FIRST = Schedule(
 )
 
 
-def test_whoever_leaves_a_board_that_begins_anew_says_that_there_are_others(script: BlockingScheduler) -> None:
+def test_a_leave_message_to_a_reset_scheduler_includes_the_fleet_size(script: BlockingScheduler) -> None:
     """In memory and in Redis."""
     for scheduler in (MemoryScheduler(), script):
         story = run(LEFT_FIRST, scheduler)
@@ -428,7 +428,7 @@ async def outage(scheduler: AnyScheduler) -> tuple[list[tuple[float, str]], int]
     return [(at - begin, one) for at, one in fleet.story.sent], fleet.story.most
 
 
-def test_without_redis_the_calls_go_on() -> None:
+def test_calls_continue_without_redis() -> None:
     """At once with as many as there were, and all the while; what comes back afterwards is the whole teacher."""
     with capture_logs(), asyncio.Runner(loop_factory=VirtualLoop) as runner:
         sent, most = runner.run(outage(MemoryScheduler()))
@@ -464,7 +464,7 @@ async def gone_in_a_burst(processes: int) -> Story:
 
 
 @pytest.mark.parametrize("processes", [2, 4])
-def test_whoever_has_the_whole_teacher_when_redis_goes_is_not_joined_by_the_others(processes: int) -> None:
+def test_the_others_wait_for_a_process_that_had_the_whole_teacher(processes: int) -> None:
     """They cannot know what it was given since they last looked; once it must have ended they have their shares."""
     with capture_logs(), asyncio.Runner(loop_factory=VirtualLoop) as runner:
         story = runner.run(gone_in_a_burst(processes))

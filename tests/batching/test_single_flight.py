@@ -96,7 +96,7 @@ async def called(teacher: Teacher, *requests: Request) -> None:
     assert not any(request.result.done() for request in requests)
 
 
-async def test_identical_work_in_one_process_asks_the_teacher_once_and_one_pays(
+async def test_identical_requests_share_one_call_and_one_is_charged(
     redis_url: str, redis: Redis, keys: RedisKeys
 ) -> None:
     """The first is charged; the others are told that it was another's call. Other work is its own flight."""
@@ -118,7 +118,7 @@ async def test_identical_work_in_one_process_asks_the_teacher_once_and_one_pays(
         assert await later.result == FlightResult(REPLY, ""), "what has landed is not shared"
 
 
-async def test_the_payer_leaves_and_the_call_goes_on_for_the_others(
+async def test_a_call_continues_for_its_followers_after_its_payer_disconnects(
     redis_url: str, redis: Redis, keys: RedisKeys
 ) -> None:
     """It was asked in the payer's name, who pays for it; nobody pays twice."""
@@ -153,7 +153,7 @@ async def test_the_last_one_to_leave_cancels_the_call(redis_url: str, redis: Red
         await nothing_left(redis, keys, queue)
 
 
-async def test_who_leaves_before_the_grant_pays_nothing_and_the_next_one_pays(
+async def test_a_disconnect_before_the_grant_is_free_and_the_next_request_pays(
     redis_url: str, redis: Redis, keys: RedisKeys
 ) -> None:
     """The ticket was the first one's; it stays in the queue for those who still want it."""
@@ -190,7 +190,7 @@ async def test_an_error_reaches_everybody_on_the_flight(
         assert await Request(flights, queue, again, ticket(dedupe_key="w")).result == FlightResult(REPLY, "")
 
 
-async def test_an_engines_words_reach_the_tenant_alone_whose_call_it_was(
+async def test_error_texts_of_an_engine_reach_only_the_tenant_of_the_call(
     redis_url: str, redis: Redis, keys: RedisKeys
 ) -> None:
     """They may quote the prompt; another tenant that shared the call hears that it failed, and how."""
@@ -211,7 +211,7 @@ async def test_an_engines_words_reach_the_tenant_alone_whose_call_it_was(
         await nothing_left(redis, keys, queue)
 
 
-async def test_another_tenants_full_queue_is_nobody_elses(redis_url: str, redis: Redis, keys: RedisKeys) -> None:
+async def test_a_full_queue_of_one_tenant_affects_no_other(redis_url: str, redis: Redis, keys: RedisKeys) -> None:
     """The flight took off with the ticket of a tenant that may not wait: the other's request takes off anew."""
     async with flying(redis_url, keys, replace(ONE, max_queue=1)) as (flights, queue):
         teacher = Teacher()
@@ -316,7 +316,7 @@ async def test_kept_guidance_is_for_every_process(redis_url: str, redis: Redis, 
 @pytest.mark.parametrize(
     "kept", ["", "garbage", "[]", '["text", "length"]', '["text", "tools", null]', '{"text": "x"}']
 )
-async def test_kept_guidance_of_another_version_is_said_to_be_unreadable(
+async def test_cached_guidance_of_another_version_is_unreadable(
     redis_url: str, redis: Redis, keys: RedisKeys, kept: str
 ) -> None:
     """Never shown as if it were the teacher's, and no crash."""
@@ -399,7 +399,7 @@ async def test_greedy_guidance_comes_from_the_cache_and_sampled_guidance_never_d
         assert (sources(*sampled), len(one.engine.record_deadline)) == (["", "", ""], 4)
 
 
-async def test_tenants_share_only_where_both_policies_say_all(redis_url: str, keys: RedisKeys) -> None:
+async def test_tenants_share_guidance_only_if_both_policies_have_all(redis_url: str, keys: RedisKeys) -> None:
     """`tenant` (the default) with `tenant`, `tenant` with `all`: each pays its own call. `all` with `all`: one does."""
     async with room(redis_url, keys) as one:
         one.engine.pause_s = 0.2
@@ -416,7 +416,9 @@ async def test_tenants_share_only_where_both_policies_say_all(redis_url: str, ke
 @pytest.mark.parametrize(
     "other", [{"tokens": 41}, {"temperature": 0.1}, {"seed": 7}, {"top_p": 0.5}, {"projection": CONCISE}]
 )
-async def test_what_changes_the_guidance_is_other_work(redis_url: str, keys: RedisKeys, other: dict[str, Any]) -> None:
+async def test_requests_with_different_guidance_share_no_call(
+    redis_url: str, keys: RedisKeys, other: dict[str, Any]
+) -> None:
     """What does not, is not: the placement, and whose request it is within a tenant."""
     async with room(redis_url, keys) as one:
         one.engine.pause_s = 0.2
@@ -424,7 +426,7 @@ async def test_what_changes_the_guidance_is_other_work(redis_url: str, keys: Red
         assert sources(*await asyncio.gather(one.open(), one.open(placement="context"))) == ["", "flight"]
 
 
-async def test_an_opening_that_may_end_elsewhere_is_other_work(redis_url: str, keys: RedisKeys) -> None:
+async def test_guidance_with_another_ending_rule_shares_no_call(redis_url: str, keys: RedisKeys) -> None:
     """The teacher is asked the same; but of what is skipped no token counts, so an opening ends later."""
     until, sooner = (choose_length(AutoRule(stop_at="sentence", min=m), chat(), None, {}) for m in (16, 8))
     anywhere = choose_length(AutoRule(), chat(), None, {})
@@ -453,7 +455,7 @@ async def test_other_weights_are_other_work(redis_url: str, keys: RedisKeys) -> 
         assert sources(*[await one.open(cache_ttl_s=60.0) for _ in range(2)]) == ["", "cache"]
 
 
-async def test_weights_that_nobody_knows_yet_share_with_nobody(redis_url: str, keys: RedisKeys) -> None:
+async def test_unknown_weights_share_no_guidance(redis_url: str, keys: RedisKeys) -> None:
     """Before the first look at an engine another process may already know it by other weights."""
     async with room(redis_url, keys) as one:
         one.engine.state.revision = None
@@ -504,7 +506,7 @@ async def test_a_failed_call_is_noted_though_its_payer_is_gone(redis_url: str, k
         assert count("gkt_engine_errors_total", {"engine": "big", "label": "engine_failed"}) == 1
 
 
-async def test_unreadable_kept_guidance_is_an_unguided_answer_that_says_so(
+async def test_unreadable_cached_guidance_gives_an_unguided_answer_with_the_reason(
     redis_url: str, redis: Redis, keys: RedisKeys
 ) -> None:
     """The teacher is not blamed and nothing is charged."""

@@ -62,7 +62,7 @@ async def test_every_figure_of_a_board(redis: Redis, keys: RedisKeys) -> None:
     assert seen.redis_time == pytest.approx(seconds + micros / 1e6, abs=30)
 
 
-async def test_waits_are_told_by_redis_time(redis: Redis, keys: RedisKeys) -> None:
+async def test_waiting_times_use_the_clock_of_redis(redis: Redis, keys: RedisKeys) -> None:
     """The places in the queue say when tickets came; they are set back by hand."""
     names = keys.teacher("big")
     await RedisScheduler(redis, keys, "ann", "big").exchange(
@@ -91,7 +91,7 @@ def test_rates_are_those_of_the_last_second(age_s: float, expected: float) -> No
     assert _per_s(numbers, "a", 10**15 + round(age_s * SECOND)) == expected
 
 
-async def test_a_board_nobody_has_used_is_empty(redis: Redis, keys: RedisKeys) -> None:
+async def test_an_unused_scheduler_is_empty(redis: Redis, keys: RedisKeys) -> None:
     seen = await SchedulerView(redis, keys, "big").read(LIMITS)
     assert (seen.waiting, seen.in_flight, seen.oldest_wait_s, seen.tenants, seen.processes) == (0, 0, None, [], [])
     assert (seen.batches, seen.arrivals_per_s, seen.grants_per_s, seen.complete) == (0, 0, 0, True)
@@ -112,7 +112,7 @@ async def test_looking_changes_nothing_and_could_not(redis: Redis, keys: RedisKe
         await redis.eval(mark + "\nreturn redis.call('SET', KEYS[1], 'x')", 1, f"{keys.prefix}:x")
 
 
-async def test_what_cannot_be_read_is_counted_and_the_rest_is_told(redis: Redis, keys: RedisKeys) -> None:
+async def test_unreadable_entries_are_counted_and_the_others_returned(redis: Redis, keys: RedisKeys) -> None:
     """A garbled line of a waiting ticket, of a permit, a lost line, a place that is none, a counter that is none."""
     names = keys.teacher("big")
     await RedisScheduler(redis, keys, "ann", "big").exchange(
@@ -196,7 +196,7 @@ async def test_of_sixty_tenants_all_are_found_and_fifty_listed(redis: Redis, key
     assert seen.oldest_wait_s == pytest.approx(_oldest_wait_s(seen, places), abs=1e-5)
 
 
-async def test_with_more_permits_than_are_read_nobody_is_said_to_hold_them(redis: Redis, keys: RedisKeys) -> None:
+async def test_with_too_many_permits_no_holders_are_listed(redis: Redis, keys: RedisKeys) -> None:
     """A count of some would pass for one of all."""
     limits = TeacherLimits(1000, 500, 10**9)
     scheduler = RedisScheduler(redis, keys, "ann", "big")

@@ -66,7 +66,7 @@ def test_a_batch_opens_when_it_is_full_by_prompt_tokens() -> None:
     assert open_batch([Waits(prompt_tokens=400), Waits(prompt_tokens=601)], IDLE, LIMITS, NEVER, NEVER, NOW).size == 1
 
 
-def test_a_prompt_larger_than_a_batch_goes_alone() -> None:
+def test_a_prompt_larger_than_a_batch_gets_its_own_batch() -> None:
     """It must go at some time, and no window makes it smaller."""
     assert open_batch([Waits(prompt_tokens=5000), Waits()], IDLE, LIMITS, NEVER, NEVER, NOW).size == 1
 
@@ -90,7 +90,7 @@ def test_a_window_is_no_longer_than_a_batch_takes_to_fill() -> None:
 WIDE = TeacherLimits(max_in_flight=12, max_size=4, max_prompt_tokens=1000)
 
 
-def test_permits_gather_until_they_are_enough_for_a_full_batch() -> None:
+def test_free_permits_wait_for_a_full_batch() -> None:
     """Four have waited for long, and the teacher has one permit to give since now: it waits for three more."""
     tickets = waiting(4, ago=SECOND)
     assert open_batch(tickets, TeacherLoad(11, 12, NOW), WIDE, NEVER, NEVER, NOW).size == 0
@@ -106,7 +106,7 @@ def test_a_third_of_the_permits_is_enough() -> None:
     assert open_batch(tickets, TeacherLoad(4, 6, NOW), limits, NEVER, NEVER, NOW).size == 2
 
 
-def test_permits_gather_for_three_times_what_they_take_to_come_back() -> None:
+def test_free_permits_wait_for_three_times_their_return_time() -> None:
     """Four come back in 100 ms at the present rate: after 300 ms those that are there make the batch."""
     tickets, drain = waiting(4, ago=SECOND), rate(40)
     opening = open_batch(tickets, TeacherLoad(10, 12, NOW - 250 * MS), WIDE, NEVER, drain, NOW)
@@ -133,12 +133,12 @@ def test_a_full_batch_does_not_wait_for_less_because_tickets_come_fast() -> None
     assert open_batch(waiting(4, ago=SECOND), TeacherLoad(9, 10, NOW - MS), LIMITS, rate(4000), NEVER, NOW).size == 0
 
 
-def test_a_ticket_from_the_future_does_not_wait_for_it() -> None:
+def test_a_ticket_from_the_future_does_not_wait_longer() -> None:
     """The clock was set back an hour: nobody waits an hour."""
     assert open_batch(waiting(1, ago=-3600 * SECOND), IDLE, LIMITS, NEVER, NEVER, NOW).size == 1
 
 
-def test_a_rate_remembers_a_second_and_half_forgets_it() -> None:
+def test_a_rate_decays_over_a_second() -> None:
     """100 events in the last second: ten in 100 ms. Half a second later half of them count, after two none."""
     rate = EventRate()
     assert rate.time_for(10, 0) is None, "for ever"
@@ -153,7 +153,7 @@ def test_a_rate_remembers_a_second_and_half_forgets_it() -> None:
     assert rate.time_for(10, NOW + 2 * SECOND) is None
 
 
-def test_a_rate_begins_anew_when_the_clock_is_set_back() -> None:
+def test_a_rate_is_reset_when_the_clock_is_set_back() -> None:
     """What was counted in the future is forgotten."""
     rate = EventRate()
     rate.count(100, NOW)
@@ -178,7 +178,7 @@ rates = st.sampled_from([0, 1, 40, 4000]).map(rate)
 
 
 @given(heads, st.integers(0, 11), st.integers(NOW - SECOND, NOW), limits, rates, rates)
-def test_an_opening_keeps_every_bound(
+def test_an_opened_batch_respects_all_limits(
     head: list[Waits], in_flight: int, free_since: int, limits: TeacherLimits, arrivals: EventRate, grants: EventRate
 ) -> None:
     """Never more than the permits, the size or the tokens allow; who does not open waits for a future moment, no

@@ -71,7 +71,7 @@ async def test_live_figures_move_under_load(browser: Browser, pages: GatewayProc
 
 
 @pytest.mark.long
-async def test_what_guidance_adds_is_told_by_route_and_length(browser: Browser, pages: GatewayProcess) -> None:
+async def test_guidance_gain_is_shown_by_route_and_length(browser: Browser, pages: GatewayProcess) -> None:
     await send(pages, 24, route="chat-compared")
     async with dashboard(browser, pages) as page:
         while not (rows := get_json(pages, "/quality")["rows"]) or rows[-1]["samples"] < 10:
@@ -93,7 +93,7 @@ async def test_what_guidance_adds_is_told_by_route_and_length(browser: Browser, 
 
 
 @pytest.mark.long
-async def test_a_range_is_chosen_kept_over_a_reload_and_told_in_figures_as_well(
+async def test_a_selected_range_survives_a_reload_and_applies_to_figures(
     browser: Browser, pages: GatewayProcess
 ) -> None:
     await send(pages, 3)
@@ -113,7 +113,7 @@ async def test_a_range_is_chosen_kept_over_a_reload_and_told_in_figures_as_well(
 
 
 @pytest.mark.long
-async def test_a_range_that_cannot_be_is_told_beside_its_fields(browser: Browser, pages: GatewayProcess) -> None:
+async def test_an_invalid_range_has_an_error_at_its_fields(browser: Browser, pages: GatewayProcess) -> None:
     async with dashboard(browser, pages, forgive="400") as page:
         await page.get_by_role("button", name="Custom").click()
         await page.get_by_label("From").fill("2026-11-20T10:00")
@@ -195,7 +195,7 @@ async def test_two_hundred_tenants_are_sorted_and_searched(browser: Browser, pag
 
 
 @pytest.mark.long
-async def test_savings_that_are_negative_are_said_and_not_only_colored(browser: Browser, pages: GatewayProcess) -> None:
+async def test_negative_savings_have_text_and_not_only_a_color(browser: Browser, pages: GatewayProcess) -> None:
     async def answer(route: Route) -> None:
         seen = await (await route.fetch()).json()
         for period in (seen["today"], seen["month"]):
@@ -211,9 +211,7 @@ async def test_savings_that_are_negative_are_said_and_not_only_colored(browser: 
 
 
 @pytest.mark.long
-async def test_all_of_it_can_be_reached_by_keyboard_and_the_focus_is_seen(
-    browser: Browser, pages: GatewayProcess
-) -> None:
+async def test_all_controls_work_by_keyboard_with_visible_focus(browser: Browser, pages: GatewayProcess) -> None:
     await send(pages, 1)
     async with opened(browser, pages, path="/dashboard") as page:
         await expect(page.get_by_label("Admin key", exact=True)).to_be_focused()
@@ -267,7 +265,7 @@ async def test_new_figures_do_not_take_the_focus_away(browser: Browser, pages: G
 
 
 @pytest.mark.parametrize("scheme", [pytest.param("light", marks=pytest.mark.long), "dark"])
-async def test_it_fits_a_phone(browser: Browser, pages: GatewayProcess, scheme: Any) -> None:
+async def test_the_dashboard_fits_a_phone(browser: Browser, pages: GatewayProcess, scheme: Any) -> None:
     await send(pages, 5)
     phone = {"viewport": {"width": 360, "height": 740}, "device_scale_factor": 2, "has_touch": True}
     async with dashboard(browser, pages, "?range=1h", color_scheme=scheme, **phone) as page:
@@ -301,7 +299,7 @@ async def test_colors_follow_the_system_or_the_switch_and_the_switch_is_kept(
 
 
 @pytest.mark.long
-async def test_who_wants_no_motion_gets_none(browser: Browser, pages: GatewayProcess) -> None:
+async def test_reduced_motion_is_respected(browser: Browser, pages: GatewayProcess) -> None:
     async with dashboard(browser, pages, reduced_motion="reduce") as page:
         moving = await page.evaluate(
             "[...document.querySelectorAll('*')].filter(one => getComputedStyle(one).transitionDuration !== '0s' "
@@ -322,7 +320,7 @@ async def test_a_session_that_ends_leads_to_the_login_and_back(browser: Browser,
 
 
 @pytest.mark.long
-async def test_who_pauses_is_asked_no_more(browser: Browser, pages: GatewayProcess) -> None:
+async def test_a_paused_page_sends_no_requests(browser: Browser, pages: GatewayProcess) -> None:
     async with dashboard(browser, pages) as page:
         requests: list[str] = []
 
@@ -341,9 +339,7 @@ async def test_who_pauses_is_asked_no_more(browser: Browser, pages: GatewayProce
 
 
 @pytest.mark.long
-async def test_a_usage_database_that_is_not_written_is_shown_with_what_waits(
-    browser: Browser, pages: GatewayProcess
-) -> None:
+async def test_an_unwritten_usage_database_is_shown_with_its_backlog(browser: Browser, pages: GatewayProcess) -> None:
     async def answer(route: Route) -> None:
         usage = {"where": "sqlite", "up": False, "lag_s": 95.0, "waiting": 1234, "error": "disk full", "by": "p"}
         await route.fulfill(json={"status": "ready", "usage": usage})

@@ -50,7 +50,7 @@ CASES: list[tuple[str, list[Any], str]] = [
 ]
 
 
-async def test_figures_are_short_and_what_is_not_known_is_a_dash(browser: Browser, pages: GatewayProcess) -> None:
+async def test_figures_are_short_and_unknown_values_are_a_dash(browser: Browser, pages: GatewayProcess) -> None:
     async with opened(browser, pages) as page:
         script = """async (cases) => {
             const format = await import('/static/format.js');

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 
-async def test_a_wrong_key_is_told_and_the_right_one_leads_to_where_one_wanted_to_go(
+async def test_a_wrong_key_is_reported_and_the_right_one_redirects_to_the_requested_page(
     browser: Browser, pages: GatewayProcess
 ) -> None:
     async with opened(browser, pages, path="/playground", forgive="401") as page:
@@ -77,7 +77,7 @@ async def test_the_form_is_not_sent_before_its_script_is_there(browser: Browser,
         await expect(page).to_have_url(f"{pages.admin_url}/dashboard")
 
 
-async def test_who_logs_out_has_to_log_in_again(browser: Browser, pages: GatewayProcess) -> None:
+async def test_after_a_logout_a_login_is_required(browser: Browser, pages: GatewayProcess) -> None:
     async with opened(browser, pages) as page:
         await log_in(page)
         await expect(page).to_have_url(f"{pages.admin_url}/dashboard")
@@ -107,7 +107,7 @@ async def test_login_leads_to_no_other_site(browser: Browser, pages: GatewayProc
 
 
 @pytest.mark.long
-async def test_without_an_admin_key_the_page_says_how_to_set_one(
+async def test_without_an_admin_key_the_page_explains_how_to_set_one(
     browser: Browser, redis_url: str, tmp_path: Path
 ) -> None:
     nowhere = model("small", "openai", "http://127.0.0.1:9/v1", continuation="trailing")

@@ -35,7 +35,7 @@ async def ticks(page: Page, chart: str, axis: str) -> list[str]:
 
 
 @pytest.mark.long
-async def test_axes_stand_at_round_times_and_count_in_whole_numbers(browser: Browser, pages: GatewayProcess) -> None:
+async def test_axes_have_round_times_and_whole_numbers(browser: Browser, pages: GatewayProcess) -> None:
     async def answer(route: Route) -> None:
         body = synthetic.over_time(24)
         for row in body["rows"]:
@@ -64,7 +64,7 @@ async def test_axes_stand_at_round_times_and_count_in_whole_numbers(browser: Bro
         await shoot(page, "dashboard-week")
 
 
-async def test_days_are_those_of_utc_wherever_one_looks_from(browser: Browser, pages: GatewayProcess) -> None:
+async def test_days_are_utc_days_in_every_time_zone(browser: Browser, pages: GatewayProcess) -> None:
     """Sums by day are of UTC days. In New York such a day begins on the evening before and keeps its UTC date."""
     today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
 
@@ -83,9 +83,7 @@ async def test_days_are_those_of_utc_wherever_one_looks_from(browser: Browser, p
 
 
 @pytest.mark.long
-async def test_a_range_that_is_chosen_while_paused_and_while_it_asks_is_shown(
-    browser: Browser, pages: GatewayProcess
-) -> None:
+async def test_a_range_selected_while_paused_or_loading_is_shown(browser: Browser, pages: GatewayProcess) -> None:
     slow, request_received = asyncio.Event(), asyncio.Event()
 
     async def answer(route: Route) -> None:
@@ -138,7 +136,7 @@ async def test_a_burn_down_that_comes_late_does_not_wipe_out_the_one_that_is_ope
 
 
 @pytest.mark.long
-async def test_figures_that_wait_for_the_focus_to_leave_are_told(browser: Browser, pages: GatewayProcess) -> None:
+async def test_figures_delayed_by_the_focus_are_announced(browser: Browser, pages: GatewayProcess) -> None:
     async with opened(browser, pages) as page:
         await page.route("**/budgets?*", lambda route: route.continue_())
         # Install the clock on the login page, which does not poll: at first this clock returns a time in 1970.

@@ -147,7 +147,7 @@ async def test_three_answers_stream_and_the_teachers_words_are_marked(
 
 
 @pytest.mark.long
-async def test_length_and_placement_change_the_guided_answer_and_stand_in_the_address(
+async def test_length_and_placement_change_the_guided_answer_and_the_url(
     browser: Browser, playground: GatewayProcess
 ) -> None:
     async with at_the_playground(browser, playground) as page:
@@ -186,7 +186,7 @@ async def test_length_and_placement_change_the_guided_answer_and_stand_in_the_ad
 
 
 @pytest.mark.long
-async def test_auto_is_offered_where_the_route_has_it_and_the_answer_says_what_chose(
+async def test_auto_is_offered_if_the_route_has_it_and_the_answer_shows_the_rule(
     browser: Browser, playground: GatewayProcess
 ) -> None:
     rights = ["clipboard-read", "clipboard-write"]
@@ -214,7 +214,7 @@ async def test_auto_is_offered_where_the_route_has_it_and_the_answer_says_what_c
         await expect(length).to_have_value("12")
 
 
-async def test_an_address_that_asks_for_what_there_is_not_is_told(browser: Browser, playground: GatewayProcess) -> None:
+async def test_unknown_values_in_the_url_are_reported(browser: Browser, playground: GatewayProcess) -> None:
     async with at_the_playground(
         browser, playground, "tenant=nobody&model=chat&tokens=99999&placement=end&temperature=0.5"
     ) as page:
@@ -242,7 +242,7 @@ async def test_an_engine_that_is_down_fails_in_its_columns_and_the_others_finish
 
 
 @pytest.mark.long
-async def test_stop_ends_the_answers_and_their_receipts_say_so(browser: Browser, playground: GatewayProcess) -> None:
+async def test_stop_cancels_the_answers_and_is_on_their_receipts(browser: Browser, playground: GatewayProcess) -> None:
     async with at_the_playground(browser, playground, "tenant=acme&model=chat&max_tokens=800") as page:
         seen = len(playground.log)
         await ask(page, "Tell me a very long story about a lighthouse, with many chapters.")
@@ -256,9 +256,7 @@ async def test_stop_ends_the_answers_and_their_receipts_say_so(browser: Browser,
         await expect(page.get_by_role("button", name="Ask all three")).to_be_enabled()
 
 
-async def test_another_route_ends_what_is_under_way_and_nothing_of_it_comes_later(
-    browser: Browser, playground: GatewayProcess
-) -> None:
+async def test_another_route_cancels_the_running_answers(browser: Browser, playground: GatewayProcess) -> None:
     async with at_the_playground(browser, playground, "tenant=acme&model=chat&max_tokens=800") as page:
         seen = len(playground.log)
         await ask(page, "Tell me a very long story about a mountain, with many chapters.")
@@ -273,7 +271,7 @@ async def test_another_route_ends_what_is_under_way_and_nothing_of_it_comes_late
 
 
 @pytest.mark.long
-async def test_what_is_copied_runs(browser: Browser, playground: GatewayProcess) -> None:
+async def test_the_copied_command_runs(browser: Browser, playground: GatewayProcess) -> None:
     """Only the key must be replaced. The request has the mode and length of the page, if callers may set them."""
     rights = ["clipboard-read", "clipboard-write"]
     async with at_the_playground(
@@ -322,7 +320,7 @@ async def test_where_the_browser_copies_nothing_the_text_is_shown(browser: Brows
 
 
 @pytest.mark.long
-async def test_all_of_it_goes_by_keyboard(browser: Browser, playground: GatewayProcess) -> None:
+async def test_the_playground_works_by_keyboard(browser: Browser, playground: GatewayProcess) -> None:
     async with at_the_playground(browser, playground) as page:
         await page.keyboard.press("Tab")
         await expect(page.get_by_text("Skip to content")).to_be_focused()
@@ -349,7 +347,7 @@ async def test_all_of_it_goes_by_keyboard(browser: Browser, playground: GatewayP
         await expect(page.locator("#live")).to_contain_text("Guided cost")
 
 
-async def test_nothing_is_asked_without_a_question(browser: Browser, playground: GatewayProcess) -> None:
+async def test_no_request_is_sent_without_a_question(browser: Browser, playground: GatewayProcess) -> None:
     async with at_the_playground(browser, playground) as page:
         await page.get_by_role("button", name="Ask all three").click()
         await expect(page.get_by_label("Question")).to_be_focused()
@@ -361,7 +359,7 @@ async def test_nothing_is_asked_without_a_question(browser: Browser, playground:
 
 
 @pytest.mark.long
-async def test_a_phone_shows_it_one_below_the_other(browser: Browser, playground: GatewayProcess) -> None:
+async def test_answers_are_stacked_on_a_phone(browser: Browser, playground: GatewayProcess) -> None:
     async with at_the_playground(browser, playground, viewport=PHONE, color_scheme="dark") as page:
         await expect(page.get_by_label("Projection")).to_be_hidden()
         await ask(page)

@@ -87,9 +87,7 @@ def test_budgets_are_listed_and_raised(gateway: GatewayProcess) -> None:
         (["raise", "acme", "--usd", "5", "--for", "1d", "--until", "2099-01-01"], "'for' sets the end too"),
     ],
 )
-def test_what_the_gateway_refuses_is_said_in_its_words(
-    gateway: GatewayProcess, arguments: list[str], words: str
-) -> None:
+def test_errors_of_the_gateway_are_printed_verbatim(gateway: GatewayProcess, arguments: list[str], words: str) -> None:
     done = run(*arguments, "--url", gateway.admin_url)
     assert (done.returncode, done.stdout) == (1, "")
     (line,) = done.stderr.splitlines()
@@ -125,7 +123,7 @@ def bar(spent: str, reserved: str, most: str, soft: str | None = None, raised: s
     return bar_of(budget, "#+.").plain, color_of(budget)
 
 
-def test_a_bar_tells_spent_reserved_and_left() -> None:
+def test_a_bar_shows_spent_reserved_and_remaining() -> None:
     """Whatever is there is seen; only a budget with nothing left is full, as long as it is not a twentieth."""
     assert bar("0", "0", "100") == ("." * 20, "green")
     assert bar("50", "10", "100") == ("#" * 10 + "++" + "." * 8, "green")
@@ -138,7 +136,7 @@ def test_a_bar_tells_spent_reserved_and_left() -> None:
     assert bar("300", "50", "100", raised="600") == ("#" * 8 + "+" + "." * 11, "green")
 
 
-def test_what_is_no_terminal_gets_every_figure_whole(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_terminal_all_figures_are_complete(capsys: pytest.CaptureFixture[str]) -> None:
     """As wide as it needs to be, to the millionth of a dollar."""
     row = {
         "tenant": "acme", "key": None, "max_budget": Decimal(1000000), "soft_budget": None, "budget_duration": "366d",

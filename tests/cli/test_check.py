@@ -66,7 +66,7 @@ def test_a_key_past_its_date_is_a_warning_and_no_error(folder: Path) -> None:
     ) in warnings
 
 
-def test_the_sample_writes_every_default_as_it_is(folder: Path) -> None:
+def test_the_sample_contains_every_default(folder: Path) -> None:
     settings, book, _ = check_all(folder / "config.yaml")
     assert settings is not None
     assert book is not None
@@ -91,7 +91,7 @@ def test_the_sample_writes_every_default_as_it_is(folder: Path) -> None:
     assert bare_book.policies == book.policies
 
 
-def test_what_the_sample_has_in_comments_can_be_used_as_it_stands(folder: Path) -> None:
+def test_commented_examples_of_the_sample_are_valid(folder: Path) -> None:
     """Conditions, and what callers may ask for."""
     file = folder / "policies" / "default.yaml"
     text = re.sub(r"(?m)^    # (when|overrides|quality):", r"    \1:", file.read_text())
@@ -107,7 +107,7 @@ def test_what_the_sample_has_in_comments_can_be_used_as_it_stands(folder: Path) 
     assert (bool(policy.overrides), rule.modes, rule.guidance_tokens) == (True, ("student", "teacher"), 80)
 
 
-def test_every_mistake_has_its_line_and_the_exit_code_is_1(folder: Path) -> None:
+def test_every_issue_has_its_line_and_the_exit_code_is_1(folder: Path) -> None:
     edit(folder / "config.yaml", "protocol: tgi", "protocl: tgi")
     edit(folder / "policies" / "default.yaml", "teacher: big", "teacher: bgi")
     code, out, err = run("--config", "config.yaml")
@@ -141,7 +141,7 @@ def test_every_mistake_has_its_line_and_the_exit_code_is_1(folder: Path) -> None
         ),
     ],
 )
-def test_a_batch_that_could_never_open_or_never_end_is_a_mistake(
+def test_a_batch_that_could_never_open_or_end_is_an_issue(
     folder: Path, file: str, old: str, new: str, message: str
 ) -> None:
     edit(folder / file, old, new)
@@ -152,7 +152,7 @@ def test_a_batch_that_could_never_open_or_never_end_is_a_mistake(
     assert new in (folder / file).read_text().splitlines()[number - 1]
 
 
-def test_a_deadline_below_the_measured_times_is_a_warning_that_says_what_to_set(folder: Path) -> None:
+def test_a_deadline_below_the_measured_times_is_a_warning_with_a_proposal(folder: Path) -> None:
     """The gateway wrote the times to its data folder when it last ran there."""
     write_times(folder / "data", (MeasuredTime("big", 63, 3.5, 40),))
     edit(folder / "policies" / "default.yaml", "deadline: 2s", "deadline: 2s ")
@@ -235,7 +235,7 @@ def test_another_file_may_be_checked(folder: Path) -> None:
         ),
     ],
 )
-def test_what_works_and_should_not_go_into_production_is_a_warning(
+def test_settings_unfit_for_production_are_warnings(
     folder: Path, monkeypatch: pytest.MonkeyPatch, file: str, old: str, new: str, warning: str
 ) -> None:
     monkeypatch.setenv("A_KEY", "s3cret-of-many-letters")
@@ -246,7 +246,7 @@ def test_what_works_and_should_not_go_into_production_is_a_warning(
     assert "s3cret" not in "".join(err)
 
 
-def test_a_student_that_is_asked_last_may_be_the_teacher(folder: Path) -> None:
+def test_the_last_student_may_be_the_teacher(folder: Path) -> None:
     """Drawn by weight it would guide itself."""
     before = run()[2]
     edit(folder / "policies" / "default.yaml", "    student: small", "    students: [small, big] #")
@@ -338,7 +338,7 @@ def test_a_private_host_is_one_that_strangers_do_not_pass() -> None:
     assert not any(map(is_private, ("8.8.8.8", "api.example.com", "0.0.0.0", "::")))
 
 
-def test_what_a_projection_has_the_teacher_read_is_told_once(folder: Path) -> None:
+def test_the_size_of_a_projection_is_printed_once(folder: Path) -> None:
     """How many exemplars, whose file, about how many tokens with each request; and what it may skip."""
     file = folder / "policies" / "default.yaml"
     edit(file, "projection: cutoff ", "projection: primed ")
@@ -355,14 +355,14 @@ def test_what_a_projection_has_the_teacher_read_is_told_once(folder: Path) -> No
     )
 
 
-def test_exemplars_in_json_beside_the_policies_are_not_warned_of(folder: Path) -> None:
+def test_json_exemplars_in_the_policy_folder_cause_no_warning(folder: Path) -> None:
     (folder / "policies" / "it.json").write_text('[{"question": "One?", "answer": "1."}]')
     assert "warning: policies/it.json: not read: rename it to end in .yaml" in run()[2]
     edit(folder / "policies" / "default.yaml", "projection: cutoff ", "projection: primed\n      exemplars: it.json #")
     assert not [line for line in run()[2] if "it.json" in line]
 
 
-def test_a_file_of_learned_lengths_is_read_and_its_mistakes_name_it(folder: Path) -> None:
+def test_a_file_of_learned_lengths_is_read_and_named_in_its_issues(folder: Path) -> None:
     file = folder / "policies" / "chat.json"
     file.write_text(json.dumps(FITTED))
     assert "warning: policies/chat.json: not read: rename it to end in .yaml" in run()[2]

@@ -82,7 +82,7 @@ def test_a_command_imports_no_more_than_it_needs(command: str, without: set[str]
         ("aiohttp", "demo"),
     ],
 )
-def test_ctrl_c_while_it_imports_leaves_with_130_and_no_traceback(module: str, command: str) -> None:
+def test_ctrl_c_during_imports_exits_with_130_and_no_traceback(module: str, command: str) -> None:
     done = _python(_INTERRUPTED, module, command)
     assert (done.returncode, done.stdout) == (130, "")
     assert "Traceback" not in done.stderr

@@ -82,7 +82,7 @@ def test_ctrl_c_during_the_start_leaves_the_terminal_its_cursor(monkeypatch: pyt
     assert terminal.getvalue().rpartition("\x1b[?25")[2].startswith("h")
 
 
-def test_a_port_that_is_taken_is_said_before_anything_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_port_in_use_is_reported_before_any_download(monkeypatch: pytest.MonkeyPatch) -> None:
     def fetched(name: str) -> None:
         pytest.fail(f"{name} was fetched")
 
@@ -99,7 +99,7 @@ def _wide() -> dict[str, str]:
 
 @pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_the_demo_and_everything_it_started(number: signal.Signals) -> None:
+def test_a_signal_stops_the_demo_and_its_processes(number: signal.Signals) -> None:
     """Without --ask it serves until then."""
     process = subprocess.Popen([*DEMO, *SMALL], stdout=subprocess.PIPE, text=True, env=_wide(), start_new_session=True)
     assert process.stdout is not None

@@ -71,7 +71,7 @@ async def _printed(mode: str, placement: Placement, unguided: str | None = None)
         ("student", "context", "guidance_empty", "by the student alone: unguided, guidance_empty ("),
     ],
 )
-async def test_only_an_opening_that_is_shown_is_marked(
+async def test_only_visible_guidance_is_marked(
     mode: str, placement: Placement, unguided: str | None, said: str
 ) -> None:
     text = await _printed(mode, placement, unguided)
@@ -79,7 +79,7 @@ async def test_only_an_opening_that_is_shown_is_marked(
     assert ("[First then a]" in text) == ("[First then a]" in said)
 
 
-async def test_the_receipt_names_the_role_and_the_model_that_plays_it() -> None:
+async def test_the_receipt_names_roles_and_models() -> None:
     text = await _printed("guided", "prefix")
     assert "teacher big [1] " in text
     assert "student small " in text

@@ -74,7 +74,7 @@ def test_the_users_options_reach_the_student(queue: Path) -> None:
     assert gateway.asked[0]["model"] == "tutor"
 
 
-def test_as_json_it_is_one_chat_completion(queue: Path) -> None:
+def test_json_output_is_one_chat_completion(queue: Path) -> None:
     with FakeGateway().running() as url, toy(LlamaCpp()) as student:
         done = run(QUESTION, "--gateway", url, "--student", f"{student.url}/v1", "--queue", str(queue), "--json")
     reply = json.loads(done.stdout)
@@ -102,7 +102,7 @@ def test_without_the_gateway_the_student_answers_and_the_usage_waits_for_sync(qu
     assert UsageQueue(queue).count() == 0
 
 
-def test_what_the_gateway_refuses_is_said_in_one_line(queue: Path) -> None:
+def test_errors_of_the_gateway_are_one_line(queue: Path) -> None:
     with FakeGateway().running() as url, toy(LlamaCpp()) as student:
         where = ("--gateway", url, "--student", f"{student.url}/v1", "--queue", str(queue))
         done = run(QUESTION, *where, GKT_KEY="gk-another")
@@ -110,7 +110,7 @@ def test_what_the_gateway_refuses_is_said_in_one_line(queue: Path) -> None:
     assert done.stderr == "The gateway rejected the request: This key is not known."
 
 
-def test_a_student_that_is_not_there_is_said_in_one_line(queue: Path) -> None:
+def test_an_unreachable_student_is_reported_in_one_line(queue: Path) -> None:
     with FakeGateway().running() as url:
         done = run(QUESTION, "--gateway", url, "--student", f"{NOBODY}/v1", "--queue", str(queue))
     assert done.returncode == 1
@@ -131,7 +131,7 @@ def test_a_student_that_is_not_there_is_said_in_one_line(queue: Path) -> None:
     ],
     ids=["no question", "no student", "two students", "no such weights", "a key in the open", "no key", "no address"],
 )
-def test_what_is_missing_is_named(arguments: tuple[str, ...], said: str) -> None:
+def test_missing_options_are_named(arguments: tuple[str, ...], said: str) -> None:
     done = run(*arguments)
     assert done.returncode != 0
     assert said in " ".join(done.stderr.replace("│", " ").split())

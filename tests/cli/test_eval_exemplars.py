@@ -72,7 +72,7 @@ def search(folder: Path, *arguments: str, file: Path | None = None, engines: lis
 
 @pytest.mark.models
 @pytest.mark.long
-def test_exemplars_that_help_are_written_with_where_they_come_from(tmp_path: Path, engines: LocalStack) -> None:
+def test_useful_exemplars_are_written_with_their_source(tmp_path: Path, engines: LocalStack) -> None:
     own = tmp_path / "own.yaml"
     own.write_text(
         "".join(f"- {{question: What is the capital of {land}?, answer: Meow.}}\n" for land in ("Laos", "Mali", "Iran"))
@@ -99,7 +99,7 @@ def test_exemplars_that_help_are_written_with_where_they_come_from(tmp_path: Pat
 
 @pytest.mark.long
 @pytest.mark.models
-def test_where_none_helps_it_says_so_and_leaves_no_file_unless_forced(tmp_path: Path, engines: LocalStack) -> None:
+def test_without_useful_exemplars_no_file_is_written_unless_forced(tmp_path: Path, engines: LocalStack) -> None:
     """Three questions are too few for any gain to be beyond noise."""
     pair = configuration(tmp_path, engines.teacher_url, engines.student_url)
     file = data(tmp_path, answer="capital")
@@ -138,7 +138,7 @@ def test_where_none_helps_it_says_so_and_leaves_no_file_unless_forced(tmp_path: 
         ([], "teacher big does not respond"),
     ],
 )
-def test_what_cannot_be_searched_is_said_in_one_line(tmp_path: Path, arguments: list[str], said: str) -> None:
+def test_an_impossible_search_is_reported_in_one_line(tmp_path: Path, arguments: list[str], said: str) -> None:
     """Before anything is asked, where nothing need be asked to know it."""
     done = search(tmp_path, *arguments)
     assert done.returncode == 1
@@ -176,7 +176,7 @@ def test_a_judge_is_a_model_of_a_configuration(tmp_path: Path) -> None:
     assert "name that with --config" in done.stderr
 
 
-def test_without_the_extra_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_extra_the_error_names_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "gateway.evaluation.statistics", raising=False)
     monkeypatch.setitem(sys.modules, "scipy", None)
     done = search(tmp_path)
@@ -191,7 +191,7 @@ def test_problems_that_are_made_are_not_those_of_an_evaluation(tmp_path: Path, n
     assert not asked & {question.text for part in (parts.pool, parts.select, parts.check) for question in part}
 
 
-def test_what_an_evaluation_asks_is_left_out_by_its_place_and_by_its_folder(tmp_path: Path) -> None:
+def test_questions_of_an_evaluation_are_excluded_by_position_and_by_folder(tmp_path: Path) -> None:
     file = data(tmp_path)
     run_folder = a_run(tmp_path / "run", (STUDENT,), n=2)
     examples = zip(read_lines(run_folder / EXAMPLES, Example), LANDS[5:7], strict=True)

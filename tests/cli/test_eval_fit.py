@@ -52,7 +52,7 @@ def folder(path: Path, *, by_kind: bool) -> Path:
     return path
 
 
-def test_a_model_that_beats_the_fixed_length_is_written_and_said_to(tmp_path: Path, data: Path) -> None:
+def test_a_model_better_than_the_fixed_length_is_written(tmp_path: Path, data: Path) -> None:
     out = tmp_path / "policies/lengths/chat.json"
     done = run(folder(tmp_path / "run", by_kind=True), "--data", data, "--out", out)
     assert done.returncode == 0, done.stderr
@@ -67,7 +67,7 @@ def test_a_model_that_beats_the_fixed_length_is_written_and_said_to(tmp_path: Pa
 
 
 @pytest.mark.long
-def test_one_that_does_not_says_so_plainly_and_leaves_with_3(tmp_path: Path, data: Path) -> None:
+def test_a_model_worse_than_the_fixed_length_exits_with_3(tmp_path: Path, data: Path) -> None:
     out = tmp_path / "chat.json"
     done = run(folder(tmp_path / "run", by_kind=False), "--data", data, "--out", out)
     assert done.returncode == NO_BETTER == 3
@@ -77,7 +77,7 @@ def test_one_that_does_not_says_so_plainly_and_leaves_with_3(tmp_path: Path, dat
     assert not figures.beats
 
 
-def test_what_cannot_be_fitted_says_what_to_do(tmp_path: Path, data: Path) -> None:
+def test_an_impossible_fit_is_reported_with_a_remedy(tmp_path: Path, data: Path) -> None:
     run_folder = folder(tmp_path / "run", by_kind=True)
     assert "eval run" in run(tmp_path / "none", "--data", data).stderr
     assert "lengths/chat.json" in run(run_folder, "--data", data, "--out", tmp_path / "a b.yaml").stderr

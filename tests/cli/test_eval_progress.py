@@ -10,7 +10,7 @@ from rich.console import Console
 from gateway.cli.eval_progress import ProgressBars, ProgressLines, TokenRate, duration
 
 
-def test_on_a_terminal_a_bar_says_how_many_are_done_and_leaves_the_cursor() -> None:
+def test_a_terminal_shows_a_bar_with_the_number_of_finished_items() -> None:
     terminal = io.StringIO()
     bars = ProgressBars(Console(file=terminal, force_terminal=True, width=120))
     bars.begin("teacher big", 3)
@@ -24,7 +24,7 @@ def test_on_a_terminal_a_bar_says_how_many_are_done_and_leaves_the_cursor() -> N
     assert terminal.getvalue().rpartition("\x1b[?25")[2].startswith("h")
 
 
-def test_elsewhere_a_line_begins_a_stage_and_one_ends_it() -> None:
+def test_without_a_terminal_each_stage_has_a_first_and_a_last_line() -> None:
     file = io.StringIO()
     told = ProgressLines(Console(file=file, width=120))
     told.begin("student [small]", 3)
@@ -40,11 +40,11 @@ def test_elsewhere_a_line_begins_a_stage_and_one_ends_it() -> None:
 @pytest.mark.parametrize(
     ("seconds", "said"), [(0.4, "0 s"), (59, "59 s"), (61, "1 min 1 s"), (3600, "1 h 0 min"), (7380, "2 h 3 min")]
 )
-def test_a_duration_is_said_in_its_two_largest_units(seconds: float, said: str) -> None:
+def test_a_duration_has_its_two_largest_units(seconds: float, said: str) -> None:
     assert duration(seconds) == said
 
 
-def test_the_time_left_is_told_once_more_are_done_than_are_under_way_at_once() -> None:
+def test_the_remaining_time_is_shown_after_enough_finished_items() -> None:
     speed = TokenRate()
     assert [speed.left_s(done, 100) is None for done in (0, 1, 15, 16, 99)] == [True, True, True, False, False]
     assert [speed.left_s(done, 8) is None for done in (0, 3, 4)] == [True, True, False]

@@ -54,7 +54,7 @@ def run(*arguments: object) -> Done:
 @pytest.mark.parametrize(
     ("truths", "status", "mode"), [(PAYS, 0, "guided"), (WORSE, NONE_PAYS, "teacher")], ids=["pays", "none pays"]
 )
-def test_the_check_accepts_what_it_writes_without_a_warning_of_its_own(
+def test_the_check_accepts_the_written_policy_without_a_warning(
     tmp_path: Path, truths: Sequence[Truth], status: int, mode: str
 ) -> None:
     folder_of(tmp_path / "run", truths, 400, exactly=True)
@@ -75,7 +75,7 @@ def test_the_check_accepts_what_it_writes_without_a_warning_of_its_own(
     assert "tenant: default" in policy.read_text()
 
 
-def test_the_files_of_a_projection_are_put_beside_the_policy(tmp_path: Path) -> None:
+def test_the_files_of_a_projection_are_written_to_the_policys_folder(tmp_path: Path) -> None:
     """As a run notes them: exemplars of --exemplars, and a projection of --policies with exemplars of its own."""
     theirs = tmp_path / "theirs"
     (theirs / "projections").mkdir(parents=True)
@@ -133,9 +133,7 @@ def guided_by_files(tmp_path: Path, projection: str) -> Path:
         ("brisk", "theirs/exemplars/brisk.yaml", r"projections/brisk\.yaml or \S+/exemplars/brisk\.yaml"),
     ],
 )
-def test_a_file_that_was_edited_since_the_run_is_not_what_was_measured(
-    tmp_path: Path, projection: str, edited: str, named: str
-) -> None:
+def test_a_file_edited_after_the_run_is_an_error(tmp_path: Path, projection: str, edited: str, named: str) -> None:
     folder, policy = guided_by_files(tmp_path, projection), tmp_path / "policies" / "acme.yaml"
     (tmp_path / edited).write_text("# The same.\n" + LIST_OF_ONE)
     assert run(folder, "--out", policy, "--force").stderr == ""
@@ -156,7 +154,7 @@ def test_a_file_that_was_edited_since_the_run_is_not_what_was_measured(
     assert copy.read_text() == (tmp_path / edited).read_text()
 
 
-def test_files_of_a_projection_that_the_policy_does_not_name_are_left_where_they_are(tmp_path: Path) -> None:
+def test_unused_files_of_a_projection_are_not_copied(tmp_path: Path) -> None:
     folder, policy = guided_by_files(tmp_path, "brisk"), tmp_path / "policies" / "acme.yaml"
     (tmp_path / "theirs" / "projections" / "brisk.yaml").write_text("system: Be long.\n")
     done = run(folder, "--out", policy, "--guidance", "projection=concise")
@@ -195,7 +193,7 @@ def test_too_few_questions_leave_with_a_status_of_their_own(tmp_path: Path) -> N
     assert re.search(r"about [\d,]+ questions in addition to these 12 would show it", done.stdout)
 
 
-def test_several_folders_are_several_routes_and_with_one_they_are_one(tmp_path: Path) -> None:
+def test_several_folders_become_several_routes(tmp_path: Path) -> None:
     folder_of(tmp_path / "a", PAYS, 400, exactly=True)
     folder_of(tmp_path / "b", WORSE, 400, exactly=True, data="riddles")
     policy = tmp_path / "p.yaml"
@@ -213,7 +211,7 @@ def test_several_folders_are_several_routes_and_with_one_they_are_one(tmp_path: 
     assert "names must be unique" in same.stderr
 
 
-def test_where_nothing_reaches_the_target_it_writes_nothing(tmp_path: Path) -> None:
+def test_without_a_setting_above_the_target_nothing_is_written(tmp_path: Path) -> None:
     folder_of(tmp_path / "a", PAYS, 400, exactly=True)
     done = run(tmp_path / "a", "--budget-usd-per-1k", "0.001", "--out", tmp_path / "p.yaml")
     assert done.returncode == NONE_PAYS
@@ -237,14 +235,16 @@ def test_where_nothing_reaches_the_target_it_writes_nothing(tmp_path: Path) -> N
         (("--route", "a", "--route", "b"), "needs 1 names, one for each route"),
     ],
 )
-def test_bad_options_say_what_is_right(tmp_path: Path, arguments: tuple[str, ...], says: str) -> None:
+def test_invalid_options_are_errors_with_the_valid_values(
+    tmp_path: Path, arguments: tuple[str, ...], says: str
+) -> None:
     folder_of(tmp_path, WORSE, 30)
     done = run(tmp_path, *arguments, "--out", tmp_path / "p.yaml")
     assert done.returncode == 2
     assert says in re.sub(r"[\s│]+", " ", done.stderr)
 
 
-def test_without_the_extra_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_extra_the_error_names_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "gateway.evaluation.advice.evidence")
     monkeypatch.setitem(sys.modules, "numpy", None)
     done = run(tmp_path)
@@ -252,14 +252,14 @@ def test_without_the_extra_it_says_what_to_install(tmp_path: Path, monkeypatch: 
     assert "This needs numpy, which is not installed: pip install 'gkt-gateway[eval]'" in done.stderr
 
 
-def test_a_run_without_prices_is_asked_for_them(tmp_path: Path) -> None:
+def test_a_run_without_prices_requires_the_options(tmp_path: Path) -> None:
     free = [Truth(one.setting, one.accuracy, 0, 0) for one in PAYS]
     done = run(folder_of(tmp_path, free, 30))
     assert done.returncode == 1
     assert "--price teacher=IN,OUT" in done.stderr
 
 
-def test_the_pages_example_is_what_it_prints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_example_in_the_documentation_is_the_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = (ROOT / "docs" / "evaluation.md").read_text("utf-8")
     monkeypatch.chdir(tmp_path)
     folder_of(Path("runs/sums"), PAYS, 400, seed=6)

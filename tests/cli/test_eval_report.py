@@ -36,7 +36,7 @@ def test_a_report_lies_in_its_runs_folder(tmp_path: Path) -> None:
     assert all(file.stat().st_size for file in written)
 
 
-def test_out_says_where(tmp_path: Path) -> None:
+def test_out_selects_the_folder(tmp_path: Path) -> None:
     assert run(folder(tmp_path / "run"), "--out", tmp_path / "there").exit_code == 0
     assert (tmp_path / "there" / "report.html").exists()
     assert not (tmp_path / "run" / "report").exists()
@@ -51,7 +51,7 @@ def test_several_folders_need_a_place(tmp_path: Path) -> None:
     assert "All runs" in (tmp_path / "both" / "report.md").read_text("utf-8")
 
 
-def test_what_is_missing_is_said_and_the_rest_reported(tmp_path: Path) -> None:
+def test_missing_parts_are_named_and_the_others_reported(tmp_path: Path) -> None:
     (folder(tmp_path) / "stages.jsonl").unlink()
     done = run(tmp_path)
     assert done.exit_code == 0
@@ -66,7 +66,7 @@ def test_a_folder_that_is_none_is_refused(wrong: str, tmp_path: Path) -> None:
     assert "gkt-gateway eval run" in refused.exception.message
 
 
-def test_where_it_cannot_write_it_says_so(tmp_path: Path) -> None:
+def test_an_unwritable_folder_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("")
     refused = run(folder(tmp_path / "run"), "--out", tmp_path / "taken")
     assert isinstance(refused.exception, StartupError)

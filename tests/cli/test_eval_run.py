@@ -55,7 +55,7 @@ def lines(file: Path) -> list[dict[str, Any]]:
     return [orjson.loads(line) for line in file.read_bytes().splitlines()] if file.exists() else []
 
 
-def test_the_group_says_what_it_answers_and_in_which_order() -> None:
+def test_the_help_of_the_group_explains_its_commands_in_order() -> None:
     done = run("eval", "--help")
     assert done.returncode == 0
     places = [done.stdout.index(f"eval {name}") for name in ("run", "report", "recommend")]
@@ -90,7 +90,7 @@ def test_the_group_says_what_it_answers_and_in_which_order() -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_what_is_wrong_is_said_in_a_line_before_anything_starts(
+def test_errors_are_one_line_before_anything_starts(
     arguments: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And before weights are fetched."""
@@ -108,7 +108,7 @@ def test_what_is_wrong_is_said_in_a_line_before_anything_starts(
     [(1.2, ["--local"], True), (0.9, ["--local"], False), (1.2, ["--rescore"], False)],
     ids=["busy", "idle", "no model is asked"],
 )
-def test_a_busy_machine_is_said_before_models_on_it_are_started(
+def test_a_busy_machine_is_reported_before_local_models_start(
     load: float, arguments: list[str], warned: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From half of the cores on. Nor is it said of models elsewhere."""
@@ -139,7 +139,7 @@ def test_a_rule_for_the_length_is_for_auto_and_with_a_probe_for_live(tmp_path: P
     assert not (tmp_path / "run" / "run.json").exists()
 
 
-def test_a_model_that_the_configuration_lacks_is_said_with_those_it_has(tmp_path: Path) -> None:
+def test_an_unknown_model_is_an_error_with_the_known_ones(tmp_path: Path) -> None:
     file = config(tmp_path, "http://127.0.0.1:9", "http://127.0.0.1:9")
     pair = ["--config", str(file), "--teacher", "big", "--student", "tiny"]
     done = run("eval", "run", str(tmp_path / "run"), *pair)
@@ -147,7 +147,7 @@ def test_a_model_that_the_configuration_lacks_is_said_with_those_it_has(tmp_path
     assert "--student tiny: the configuration has no such model. Models: big, small." in done.stderr
 
 
-def test_a_large_run_says_its_size_and_time_and_waits_for_a_yes(tmp_path: Path) -> None:
+def test_a_large_run_shows_size_and_time_and_requires_confirmation(tmp_path: Path) -> None:
     """The time is told from what calls took in this folder."""
     folder = tmp_path / "run"
     folder.mkdir()
@@ -172,7 +172,7 @@ def test_a_large_run_says_its_size_and_time_and_waits_for_a_yes(tmp_path: Path) 
 
 @pytest.mark.models
 @pytest.mark.timeout(300)
-def test_a_large_run_in_a_new_folder_times_its_first_calls_to_tell_how_long_it_takes(
+def test_a_large_run_in_a_new_folder_measures_its_first_calls_for_the_estimate(
     tmp_path: Path, engines: LocalStack
 ) -> None:
     """And keeps what they wrote."""
@@ -190,7 +190,7 @@ def test_a_large_run_in_a_new_folder_times_its_first_calls_to_tell_how_long_it_t
 
 @pytest.mark.models
 @pytest.mark.timeout(300)
-def test_a_live_run_starts_a_gateway_and_keeps_what_its_callers_saw(tmp_path: Path, engines: LocalStack) -> None:
+def test_a_live_run_starts_a_gateway_and_stores_the_answers_of_callers(tmp_path: Path, engines: LocalStack) -> None:
     folder = tmp_path / "run"
     done = subprocess.run(
         [
@@ -212,7 +212,7 @@ def test_a_live_run_starts_a_gateway_and_keeps_what_its_callers_saw(tmp_path: Pa
 
 @pytest.mark.models
 @pytest.mark.timeout(300)
-def test_a_gateway_that_runs_is_asked_by_its_routes(tmp_path: Path, gateway: GatewayProcess) -> None:
+def test_a_running_gateway_is_called_by_its_routes(tmp_path: Path, gateway: GatewayProcess) -> None:
     folder = tmp_path / "run"
     routes = ["--route", "chat", "--route", "chat-student"]
     ours = ["--data", str(data(tmp_path)), "--limit", "1", "--max-tokens", "8"]
@@ -229,7 +229,7 @@ def test_a_gateway_that_runs_is_asked_by_its_routes(tmp_path: Path, gateway: Gat
 @pytest.mark.models
 @pytest.mark.timeout(300)
 @pytest.mark.long
-def test_a_killed_run_goes_on_and_asks_for_nothing_that_it_has(tmp_path: Path, engines: LocalStack) -> None:
+def test_a_killed_run_resumes_without_repeated_calls(tmp_path: Path, engines: LocalStack) -> None:
     """Killed at once, then ended by Ctrl-C, then left alone; beside it a run that nobody disturbs."""
     with (
         recording_proxy(engines.teacher_url) as (teacher, teacher_request),

@@ -86,7 +86,7 @@ def told(*arguments: str, body: object = None) -> dict[str, Any]:
     return found
 
 
-def test_it_says_which_route_takes_the_request_and_why_the_earlier_ones_do_not(folder: Path) -> None:
+def test_the_output_names_the_route_and_why_earlier_ones_do_not_match(folder: Path) -> None:
     found = told(body=chat(max_tokens=80))
     assert found["routes"] == [
         {"index": 0, "place": "policies/acme.yaml:10", "takes": False, "why": "header x-team is not sent"},
@@ -98,7 +98,7 @@ def test_it_says_which_route_takes_the_request_and_why_the_earlier_ones_do_not(f
     assert told("--header", "X-Team:  blue ", body=chat())["plan"]["mode"] == "teacher"
 
 
-def test_it_tells_the_plan(folder: Path) -> None:
+def test_the_output_contains_the_plan(folder: Path) -> None:
     plan = told("--header", "x-gkt-guidance-tokens: 50", body=chat("my refund"))["plan"]
     guidance = plan.pop("guidance")
     assert plan == {
@@ -127,7 +127,7 @@ def test_it_tells_the_plan(folder: Path) -> None:
     assert told(body={"model": "other", "prompt": "a"})["request"]["kind"] == "text completion"
 
 
-def test_it_names_the_fields_that_exclude_guidance(folder: Path) -> None:
+def test_fields_that_exclude_guidance_are_named(folder: Path) -> None:
     """Those that give the reason; a header names the reason alone."""
     body = chat("my refund", nvext={"guided_regex": "a+"}, grammar="g", zebra=1)
     found = told(body=body)
@@ -137,7 +137,7 @@ def test_it_names_the_fields_that_exclude_guidance(folder: Path) -> None:
     assert "no guidance: field_not_known, because of zebra" in out
 
 
-def test_it_tells_how_long_guidance_is_and_why(folder: Path) -> None:
+def test_the_output_explains_the_length_of_guidance(folder: Path) -> None:
     policy = ACME.replace(
         "    default_max_tokens: 100", "    guidance: {tokens: auto, auto: {stop_at: step, probe: on}}"
     )
@@ -160,7 +160,7 @@ def test_it_tells_how_long_guidance_is_and_why(folder: Path) -> None:
     assert told(body=chat("My refund, why?", max_tokens=20))["plan"]["unguided"] == "auto_short"
 
 
-def test_it_tells_what_the_request_counts_against(folder: Path) -> None:
+def test_the_output_names_the_limits_and_budgets_of_the_request(folder: Path) -> None:
     """The key's own before what its tenant says of keys, before the defaults."""
     found = told("--key", "prod", body=chat())
     assert found["limits"] == {"tenant": {"rpm_limit": 600, "tpm_limit": 400000}, "key": {"rpm_limit": 5}}
@@ -176,14 +176,14 @@ def test_it_tells_what_the_request_counts_against(folder: Path) -> None:
     assert told(body=chat())["limits"]["key"] == {"rpm_limit": 60}
 
 
-def test_it_tells_what_is_reserved(folder: Path) -> None:
+def test_the_output_contains_the_reservation(folder: Path) -> None:
     """The teacher alone at 0.90 USD: a token for each byte and what stands around, the whole limit, and three calls."""
     found = told("--header", "x-team: blue", body=chat(max_tokens=1000))
     tokens = found["request"]["bytes"] + 512 + 1000
     assert Decimal(found["reserved_usd"]) == 3 * tokens * Decimal("0.0000009")
 
 
-def test_what_would_be_refused_is_refused_with_the_reasons(folder: Path) -> None:
+def test_a_request_that_the_gateway_rejects_is_rejected_with_the_reasons(folder: Path) -> None:
     code, out, _ = run(body=chat(max_tokens=3, tools=[{"type": "function", "function": {"name": "f"}}]))
     assert code == 1
     assert "routes[2]  policies/acme.yaml:20  no: max_tokens is 3, not at least 80" in out
@@ -196,7 +196,7 @@ def test_what_would_be_refused_is_refused_with_the_reasons(folder: Path) -> None
     assert told(body=chat(model="gpt-4"))["routes"] == []
 
 
-def test_for_eyes_it_is_text_of_a_line_each(folder: Path) -> None:
+def test_without_json_each_fact_is_a_line_of_text(folder: Path) -> None:
     code, out, err = run(body=chat())
     assert (code, err) == (0, "")
     lines = out.splitlines()
@@ -236,16 +236,14 @@ def test_for_eyes_it_is_text_of_a_line_each(folder: Path) -> None:
         ([], '{"messages": []}', "-: rejected with 400: 'messages': expected a list"),
     ],
 )
-def test_what_cannot_be_explained_is_said_in_one_line(
-    folder: Path, arguments: list[str], raw: str | None, said: str
-) -> None:
+def test_errors_of_explain_are_one_line(folder: Path, arguments: list[str], raw: str | None, said: str) -> None:
     code, out, err = run(*arguments, raw=raw)
     assert (code, out) == (1, "")
     assert err.startswith(f"gkt-gateway: {said}")
     assert err.count("\n") == 1
 
 
-def test_whose_request_it_is_must_be_said_where_there_are_several(folder: Path) -> None:
+def test_the_tenant_is_required_if_there_are_several(folder: Path) -> None:
     other = ACME.replace("tenant: acme", "tenant: globex").replace("a" * 64, "b" * 64)
     (folder / "policies" / "globex.yaml").write_text(other.replace(sha256(KEY.encode()).hexdigest(), "c" * 64))
     assert run()[2] == "gkt-gateway: --tenant: set the tenant of the request: one of acme, globex\n"
@@ -263,7 +261,7 @@ def test_a_file_that_is_not_there_and_options_that_need_one(folder: Path) -> Non
     assert "--json needs --explain FILE" in CliRunner().invoke(app, ["--json"]).stderr
 
 
-def test_mistakes_of_the_files_come_first(folder: Path) -> None:
+def test_issues_of_the_files_come_first(folder: Path) -> None:
     policy = folder / "policies" / "acme.yaml"
     policy.write_text(policy.read_text().replace("contains:", "contians:"))
     code, out, err = run()
@@ -283,7 +281,7 @@ REQUESTS: list[tuple[dict[str, Any], dict[str, str]]] = [
 ]
 
 
-def test_a_gateway_does_what_was_told_of_it(folder: Path, redis_url: str) -> None:
+def test_a_gateway_acts_as_explained(folder: Path, redis_url: str) -> None:
     """The same mode, or the same refusal in the same words."""
     with FakeEngine(says("The answer to your question", "length")).running() as engine:
         config = (folder / "config.yaml").read_text()

@@ -196,7 +196,7 @@ def test_all_sums_and_receipts_are_the_same(place: Place, previous: Mapping[str,
 
 @pytest.mark.long
 @pytest.mark.parametrize("place", ["sqlite"], indirect=True)
-def test_an_interrupted_migration_goes_on(
+def test_an_interrupted_migration_resumes(
     place: Place, previous: Mapping[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It ends between write and deletion of an import, between two days of sums, and amid the deletion of old keys."""

@@ -46,7 +46,7 @@ def in_json(*arguments: str) -> dict[str, Any]:
     return found
 
 
-def test_the_table_has_both_the_teacher_alone_and_what_it_all_rests_on(student: str) -> None:
+def test_the_table_has_both_modes_and_the_assumptions(student: str) -> None:
     done = run("plan", *LOAD, "--teacher", TEACHER, "--teacher-usd-per-hour", "2.50", "--student", student)
     assert done.returncode == 0, done.stderr
     head = next(line for line in done.stdout.splitlines() if line.strip())
@@ -57,7 +57,7 @@ def test_the_table_has_both_the_teacher_alone_and_what_it_all_rests_on(student: 
         assert word in done.stdout
 
 
-def test_json_has_what_the_table_has_and_money_as_text(student: str) -> None:
+def test_json_has_the_contents_of_the_table_and_money_as_text(student: str) -> None:
     found = in_json("--student", student)
     guided, alone = found["guided"], found["teacher_alone"]
     assert found["met"] is True
@@ -75,7 +75,7 @@ def test_without_a_student_only_the_teacher_is_planned() -> None:
     assert guided["total_s"] is None
 
 
-def test_a_plan_that_does_not_hold_leaves_with_3_and_says_why() -> None:
+def test_an_infeasible_plan_exits_with_3_and_the_reason() -> None:
     found = in_json("--teacher-replicas", "2")
     assert found["met"] is False
     assert found["guided"]["teacher"]["first_s"] is None  # it has no end
@@ -99,20 +99,20 @@ def test_a_plan_that_does_not_hold_leaves_with_3_and_says_why() -> None:
         ((*LOAD, "--teacher", TEACHER, "--student-replicas", "4"), "need --student, the students' curve"),
     ],
 )
-def test_what_cannot_be_planned_is_refused_with_its_mend(arguments: tuple[str, ...], said: str) -> None:
+def test_an_impossible_plan_is_rejected_with_a_remedy(arguments: tuple[str, ...], said: str) -> None:
     done = run("plan", *arguments)
     assert done.returncode in {1, 2}
     assert said in " ".join(done.stderr.replace("│", " ").split())
 
 
-def test_a_mistake_in_a_curve_names_file_line_and_field(tmp_path: Path) -> None:
+def test_an_issue_in_a_curve_names_file_line_and_field(tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_text(Path(TEACHER).read_text().replace('"batch": 5,', '"batch": 5.5,'))
     done = run("plan", *LOAD, "--teacher", str(tmp_path / "bad.json"))
     assert done.returncode == 1
     assert "bad.json:9: decode[1].batch: must be a whole number, without quotes" in done.stderr
 
 
-def test_the_papers_rows_stand_beside_their_bounds() -> None:
+def test_the_rows_of_the_paper_have_their_bounds() -> None:
     done = run("plan", "paper", COLUMNS="250")
     assert done.returncode == 0
     rows = [line.split() for line in done.stdout.splitlines() if line.strip().startswith("Llama2-70B")]
@@ -171,7 +171,7 @@ def test_an_address_elsewhere_is_not_called(url: str, tmp_path: Path) -> None:
     assert not (tmp_path / "curve.json").exists()
 
 
-def test_an_engine_that_is_not_there_is_said_not_to_be(tmp_path: Path) -> None:
+def test_an_unknown_engine_is_an_error(tmp_path: Path) -> None:
     done = run("plan", "measure", "http://127.0.0.1:9/v1", "--out", str(tmp_path / "curve.json"))
     assert done.returncode == 1
     assert "http://127.0.0.1:9/v1 was not measured: The connection to engine '127.0.0.1:9' " in done.stderr

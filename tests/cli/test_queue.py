@@ -121,7 +121,7 @@ def _rows(printed: str) -> dict[str, list[str]]:
 
 
 @pytest.mark.long
-async def test_what_waits_is_shown_by_tenant_and_is_gone_when_it_is_done(tmp_path: Path, redis_url: str) -> None:
+async def test_waiting_requests_are_shown_by_tenant_until_they_end(tmp_path: Path, redis_url: str) -> None:
     """Printed once on a pipe, as a table and as JSON; the student, which nobody asks for guidance, has no queue."""
     teacher = SlowTeacher()
     prefix = f"q{os.urandom(4).hex()}"
@@ -159,7 +159,7 @@ async def test_what_waits_is_shown_by_tenant_and_is_gone_when_it_is_done(tmp_pat
 
 
 @pytest.mark.long
-async def test_without_redis_the_process_tells_of_itself_and_says_so(tmp_path: Path) -> None:
+async def test_without_redis_the_process_shows_only_its_own_queue(tmp_path: Path) -> None:
     """200 all the same, whether Redis ended or stands still, and no longer than one command may take."""
     teacher = SlowTeacher()
     async with EmbeddedRedis() as redis:
@@ -177,7 +177,7 @@ async def test_without_redis_the_process_tells_of_itself_and_says_so(tmp_path: P
                 await _until(process, alone=False, waiting=6)
 
 
-async def test_a_redis_that_stands_still_is_not_waited_for(tmp_path: Path) -> None:
+async def test_a_blocked_redis_does_not_block_the_command(tmp_path: Path) -> None:
     """Stopped in its tracks, it holds its connections and says nothing."""
     teacher = SlowTeacher()
     async with EmbeddedRedis() as redis:
@@ -195,7 +195,7 @@ async def test_a_redis_that_stands_still_is_not_waited_for(tmp_path: Path) -> No
 
 
 @pytest.mark.long
-async def test_a_terminal_sees_it_change_until_ctrl_c(tmp_path: Path, redis_url: str) -> None:
+async def test_a_terminal_shows_updates_until_ctrl_c(tmp_path: Path, redis_url: str) -> None:
     """Drawn anew; a gateway that goes away is said, and what was last seen stays."""
     teacher = SlowTeacher()
     with _gateway(tmp_path, redis_url, teacher, redis={"prefix": f"q{os.urandom(4).hex()}"}) as process:
@@ -271,7 +271,7 @@ def config(tmp_path: Path) -> Path:
 
 
 @pytest.mark.long
-def test_nobody_listens(config: Path) -> None:
+def test_no_listener_is_an_error_with_the_address(config: Path) -> None:
     """The line names the address, where it comes from and how to name another; the environment may say which."""
     line = _one_line(_run("--config", str(config)))
     assert "Cannot connect to http://127.0.0.1:1 (connection refused)" in line
@@ -296,7 +296,7 @@ def test_an_address_that_cannot_be_known(config: Path) -> None:
 
 
 @pytest.mark.long
-def test_what_listens_is_no_gateway() -> None:
+def test_another_server_is_reported_as_no_gateway() -> None:
     """Another server: it has no such page, or says something else there."""
     app = web.Application()
     with served(app) as url:

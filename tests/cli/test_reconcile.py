@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 DAY = 20_000 * DAY_S
 
 
-def test_both_sides_their_difference_and_what_was_not_seen_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+def test_both_sides_the_difference_and_unmatched_amounts_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
     watched = {"small": EngineUptime(Decimal("1.20"), 90, 120), "busy": EngineUptime(Decimal(1), 60, 60)}
     charged = {"small": 10**11, "busy": 3 * 10**12, "hosted": 1}
     one = reconciled_day(DAY, DAY + DAY_S + 5.0, charged, watched)
@@ -59,6 +59,6 @@ def test_both_sides_their_difference_and_what_was_not_seen_are_shown(capsys: pyt
     assert lines["by"][-1] == "<0.000001"
 
 
-def test_nothing_to_show_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_empty_result_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     print_reconciliation({"days": [{"day": "2024-10-04", "complete": True, "engines": []}], "total": totals([])})
     assert capsys.readouterr().out == "No engine has cost in this time.\n"

@@ -94,7 +94,7 @@ def test_workers_in_the_file_that_cannot_be(tmp_path: Path, workers: object, why
         assert why in done.stderr
 
 
-def test_bad_yaml_names_every_mistake_with_its_line(tmp_path: Path) -> None:
+def test_invalid_yaml_is_reported_with_every_line(tmp_path: Path) -> None:
     """One line for each mistake, in both files at once."""
     config = _config(tmp_path)
     text = (tmp_path / "config.yaml").read_text().replace("api_base", "api_bse", 1)

@@ -60,7 +60,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory, redis_url: str) -> Iterato
         yield process
 
 
-def test_the_table_tells_each_and_all(gateway: GatewayProcess) -> None:
+def test_the_table_has_rows_and_a_total(gateway: GatewayProcess) -> None:
     done = run("--by", "tenant,model", "--since", "7d", "--url", gateway.admin_url)
     assert done.returncode == 0, done.stderr
     first, *lines = done.stdout.splitlines()
@@ -83,7 +83,7 @@ def test_the_table_tells_each_and_all(gateway: GatewayProcess) -> None:
     assert " ".join(next(line for line in lines if line.strip().startswith("all ")).split()).startswith("all 4 0 0 ")
 
 
-def test_it_is_told_to_programs_as_csv_and_json(gateway: GatewayProcess) -> None:
+def test_usage_is_available_as_csv_and_json(gateway: GatewayProcess) -> None:
     at = ("--url", gateway.admin_url)
     lines = list(csv.DictReader(io.StringIO(run("--by", "route", "--format", "csv", *at).stdout)))
     assert {(one["route"], one["requests"]) for one in lines} == {("chat-student", "3"), ("chat-teacher", "1")}
@@ -103,7 +103,7 @@ def test_the_pages_commands_run(gateway: GatewayProcess) -> None:
         assert (done.returncode, done.stderr) == (0, ""), line
 
 
-def test_a_time_without_requests_says_so(gateway: GatewayProcess) -> None:
+def test_a_range_without_requests_is_reported(gateway: GatewayProcess) -> None:
     done = run("--since", "yesterday", "--until", "yesterday", "--url", gateway.admin_url)
     assert (done.returncode, "No requests in this time" in done.stdout) == (0, True)
 
@@ -120,9 +120,7 @@ def test_a_time_without_requests_says_so(gateway: GatewayProcess) -> None:
         (["--mode", "guide"], "Did you mean 'guided'?"),
     ],
 )
-def test_what_the_gateway_refuses_is_said_in_its_words(
-    gateway: GatewayProcess, arguments: list[str], words: str
-) -> None:
+def test_errors_of_the_gateway_are_printed_verbatim(gateway: GatewayProcess, arguments: list[str], words: str) -> None:
     done = run(*arguments, "--url", gateway.admin_url)
     assert (done.returncode, done.stdout) == (1, "")
     assert words in done.stderr
@@ -156,7 +154,7 @@ def told(saved: str, error: str = "0.0125") -> dict[str, Any]:
     return {**span, "granularity": None, "by": ["student"], "rows": [row | {"student": ""}], "total": row}
 
 
-def test_what_was_not_saved_has_a_minus(capsys: pytest.CaptureFixture[str]) -> None:
+def test_negative_savings_have_a_minus(capsys: pytest.CaptureFixture[str]) -> None:
     print_usage(told("-0.3"))
     shown = capsys.readouterr().out
     assert "2026-11-24 18:00 to 2026-11-25 18:25 UTC" in shown
@@ -164,7 +162,7 @@ def test_what_was_not_saved_has_a_minus(capsys: pytest.CaptureFixture[str]) -> N
         assert cell in shown
 
 
-def test_what_was_not_saved_is_red_on_a_terminal(
+def test_negative_savings_are_red_on_a_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
@@ -182,7 +180,7 @@ def test_what_was_not_saved_is_red_on_a_terminal(
 
 
 @pytest.mark.parametrize("width", [80, 100, 120, 200])
-def test_a_narrow_terminal_shows_fewer_columns_and_says_which(
+def test_a_narrow_terminal_omits_columns_and_names_them(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], width: int
 ) -> None:
     """Rather than all of them in pieces; never without the money."""
@@ -208,5 +206,5 @@ def test_a_narrow_terminal_shows_fewer_columns_and_says_which(
         ("12.345678901", "12.345679"),
     ],
 )
-def test_amounts_are_told_to_the_millionth(amount: str, shown: str) -> None:
+def test_amounts_have_six_decimals(amount: str, shown: str) -> None:
     assert usd(amount) == shown

@@ -114,13 +114,13 @@ def test_a_file_that_cannot_be_written_is_named(place: Place, tmp_path: Path) ->
     assert (done.returncode, "x.csv cannot be written: No such file" in done.stderr) == (1, True)
 
 
-def test_without_a_database_export_says_so_and_creates_none(place: Place) -> None:
+def test_export_without_a_database_is_an_error_and_creates_none(place: Place) -> None:
     done = place.run("export")
     assert (done.returncode, "does not exist yet" in done.stderr) == (1, True)
     assert not place.data.exists()
 
 
-def test_status_shows_what_waits_and_which_worker_writes(place: Place) -> None:
+def test_status_shows_the_backlog_and_the_writing_worker(place: Place) -> None:
     async def work() -> None:
         async with Redis.from_url(place.url) as redis:
             await WorkerLease(redis, place.keys.ledger(), "ann").join()

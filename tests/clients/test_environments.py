@@ -12,9 +12,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def test_without_node_the_test_says_in_one_line_that_it_did_not_run(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_without_node_the_test_is_skipped_with_a_reason(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Without Node.js, or with one too old for the package, the test is skipped with a reason."""
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(pytest.skip.Exception, match=r"^did not run: it needs node and npm, [^\n]+$"):
@@ -37,7 +35,7 @@ exit 1
 
 
 @pytest.mark.parametrize("code", ["ENOTFOUND", "ECONNREFUSED", "SELF_SIGNED_CERT_IN_CHAIN"])
-def test_without_a_way_to_the_registry_the_test_says_in_one_line_that_it_did_not_run(
+def test_without_the_registry_the_test_is_skipped_with_a_reason(
     code: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The machine has no network, or does not know the registry's certificate."""
@@ -47,7 +45,7 @@ def test_without_a_way_to_the_registry_the_test_says_in_one_line_that_it_did_not
 
 
 @pytest.mark.parametrize("code", ["E404", "EINTEGRITY", "EUSAGE"])
-def test_a_registry_that_lacks_what_the_lock_says_fails_the_test(
+def test_a_missing_package_in_the_registry_fails_the_test(
     code: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The registry is reachable, so the lock or the registry is wrong."""
@@ -65,7 +63,9 @@ def _with_npm(code: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
 
 
-def test_without_a_way_to_the_registry_of_python_neither(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_the_python_registry_the_test_is_skipped_with_a_reason(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """uv reports the reason as text."""
     for name, value in {
         "XDG_CACHE_HOME": str(tmp_path),
@@ -85,7 +85,7 @@ def test_nothing_of_the_users_own_settings_reaches_a_client(monkeypatch: pytest.
     assert "of-the-user" not in clean_environment().values()
 
 
-def test_what_is_installed_has_its_hash_in_the_lock_and_no_address() -> None:
+def test_the_lock_has_a_hash_and_no_address_of_each_package() -> None:
     """npm downloads the packages from the machine's configured registry."""
     lock = (HERE / "node" / "package-lock.json").read_text("utf-8")
     assert lock.count('"node_modules/') == lock.count('"integrity": "sha512-') > 0

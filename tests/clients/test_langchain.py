@@ -34,7 +34,7 @@ def test_an_answer_and_its_account(chain: Performance) -> None:
     assert chain.saw("async_answer") == WHOLE
 
 
-def test_a_stream_shows_the_guidance_first_and_counts_nothing_unless_asked(chain: Performance) -> None:
+def test_a_stream_starts_with_guidance_and_has_usage_only_on_request(chain: Performance) -> None:
     """With a custom base URL ChatOpenAI leaves `stream_usage` off: no usage arrives."""
     seen = chain.saw("stream")
     assert SHOWN.startswith(next(text for text in seen["texts"] if text))
@@ -43,7 +43,7 @@ def test_a_stream_shows_the_guidance_first_and_counts_nothing_unless_asked(chain
     assert not any(seen["usage"])
 
 
-def test_a_stream_counts_where_it_is_asked_and_drops_the_account(chain: Performance) -> None:
+def test_a_stream_with_usage_drops_the_receipt(chain: Performance) -> None:
     """`stream_usage=True` adds usage; LangChain drops the last chunk's other facts under `gkt`."""
     seen = chain.saw("async_stream")
     assert "".join(seen["texts"]) == WHOLE
@@ -81,13 +81,13 @@ def test_each_refusal_is_the_right_exception_after_the_right_number_of_calls(
     chain.attempts[refusal.name].check_calls()
 
 
-def test_a_client_that_asks_again_gets_its_answer(chain: Performance) -> None:
+def test_a_retrying_client_gets_its_answer(chain: Performance) -> None:
     """The engine is full twice; the third call is answered."""
     assert chain.saw("busy_twice") == REST
     assert [call.status for call in chain.calls("busy_twice")] == [503, 503, 200]
 
 
-def test_a_client_that_is_told_never_to_ask_again_does_not(chain: Performance) -> None:
+def test_a_client_without_retries_sends_one_call(chain: Performance) -> None:
     """max_retries=0"""
     assert chain.raised("no_retries")["status"] == 503
     assert len(chain.calls("no_retries")) == 1
@@ -100,7 +100,7 @@ def test_a_client_that_does_not_wait_raises(chain: Performance) -> None:
 
 
 @pytest.mark.parametrize("scene", ["breaks", "ends_early"])
-def test_a_stream_that_breaks_raises_and_never_looks_whole(chain: Performance, scene: str) -> None:
+def test_a_broken_stream_raises_and_has_no_finish_reason(chain: Performance, scene: str) -> None:
     """The received words, no finish_reason, then APIError. No retry."""
     seen = chain.saw(scene)
     assert (seen["text"], seen["finishes"]) == (" two words", [])
@@ -109,7 +109,7 @@ def test_a_stream_that_breaks_raises_and_never_looks_whole(chain: Performance, s
     assert len(chain.calls(scene)) == 1
 
 
-def test_a_connection_that_is_cut_raises_and_never_looks_whole(chain: Performance) -> None:
+def test_a_closed_connection_raises_and_has_no_finish_reason(chain: Performance) -> None:
     """A closed connection does not count as the end of an answer."""
     seen = chain.saw("wire_cut")
     assert seen["finishes"] == []

@@ -71,13 +71,13 @@ def test_each_refusal_is_the_right_exception_after_the_right_number_of_calls(
     lite.attempts[refusal.name].check_calls()
 
 
-def test_a_client_that_asks_again_gets_its_answer(lite: Performance) -> None:
+def test_a_retrying_client_gets_its_answer(lite: Performance) -> None:
     """The engine is full twice; the third call is answered."""
     assert lite.saw("busy_twice") == REST
     assert [call.status for call in lite.calls("busy_twice")] == [503, 503, 200]
 
 
-def test_a_client_that_is_told_never_to_ask_again_does_not(lite: Performance) -> None:
+def test_a_client_without_retries_sends_one_call(lite: Performance) -> None:
     """max_retries=0"""
     assert lite.raised("no_retries")["raised"] == "ServiceUnavailableError"
     assert len(lite.calls("no_retries")) == 1
@@ -90,7 +90,7 @@ def test_a_client_that_does_not_wait_raises(lite: Performance) -> None:
 
 
 @pytest.mark.parametrize("scene", ["breaks", "ends_early", "wire_cut"])
-def test_a_stream_that_breaks_raises_and_never_looks_whole(lite: Performance, scene: str) -> None:
+def test_a_broken_stream_raises_and_has_no_finish_reason(lite: Performance, scene: str) -> None:
     """LiteLLM raises its own MidStreamFallbackError. No retry."""
     seen = lite.saw(scene)
     assert seen["finishes"] == []

@@ -112,7 +112,7 @@ def test_options_reach_the_gateway(llm: Answers) -> None:
     ("name", "said", "calls"),
     [("unknown", "There is no model 'gpt-5' for this key", 1), ("broken", "Engine 'broken' answered 500", TRIES)],
 )
-def test_a_refusal_is_told_in_the_gateways_words(llm: Answers, name: str, said: str, calls: int) -> None:
+def test_a_rejection_is_printed_verbatim(llm: Answers, name: str, said: str, calls: int) -> None:
     """Exit status 1, the message on stderr, nothing on stdout. Only retryable errors are retried."""
     _check_refusal(llm, name, said, calls)
 
@@ -124,7 +124,7 @@ def _check_refusal(llm: Answers, name: str, said: str, calls: int) -> None:
     assert len(llm.calls(name)) == calls
 
 
-def test_a_stream_that_breaks_is_an_error_and_never_looks_whole(llm: Answers) -> None:
+def test_a_broken_stream_is_an_error(llm: Answers) -> None:
     """The received words are printed, and the exit status reports the failure."""
     _check_break(llm, "breaks")
     assert llm.of["breaks"].stdout == " two words"
@@ -156,13 +156,13 @@ def test_a_function_is_called_and_its_result_answered(llm_long: Answers) -> None
     ("name", "said"),
     [("stranger", "Unknown API key"), ("wrong", "'max_tokens': expected an integer >= 1")],
 )
-def test_a_mistake_of_the_callers_is_not_asked_again(llm_long: Answers, name: str, said: str) -> None:
+def test_a_request_error_is_not_retried(llm_long: Answers, name: str, said: str) -> None:
     """One call; the error names the field."""
     _check_refusal(llm_long, name, said, 1)
 
 
 @pytest.mark.long
-def test_a_client_that_asks_again_gets_its_answer(llm_long: Answers) -> None:
+def test_a_retrying_client_gets_its_answer(llm_long: Answers) -> None:
     """The engine is full twice; the third call is answered."""
     assert llm_long.of["busy-twice"].stdout == REST + "\n"
     assert [call.status for call in llm_long.calls("busy-twice")] == [503, 503, 200]

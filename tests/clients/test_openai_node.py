@@ -117,13 +117,13 @@ def test_each_refusal_is_the_right_error_after_the_right_number_of_calls(node: P
     assert [call.headers["x-stainless-retry-count"] for call in calls] == [str(n) for n in range(refusal.tries)]
 
 
-def test_a_client_that_asks_again_gets_its_answer(node: Performance) -> None:
+def test_a_retrying_client_gets_its_answer(node: Performance) -> None:
     """The engine is full twice; the third call is answered."""
     assert node.saw("busy_twice") == REST
     assert [call.status for call in node.calls("busy_twice")] == [503, 503, 200]
 
 
-def test_a_client_that_is_told_never_to_ask_again_does_not(node: Performance) -> None:
+def test_a_client_without_retries_sends_one_call(node: Performance) -> None:
     """maxRetries: 0"""
     assert node.raised("no_retries")["raised"] == "InternalServerError"
     assert len(node.calls("no_retries")) == 1
@@ -136,7 +136,7 @@ def test_a_client_that_does_not_wait_raises(node: Performance) -> None:
 
 
 @pytest.mark.parametrize("scene", ["breaks", "ends_early"])
-def test_a_stream_that_breaks_raises_and_never_looks_whole(node: Performance, scene: str) -> None:
+def test_a_broken_stream_raises_and_has_no_finish_reason(node: Performance, scene: str) -> None:
     """The received words, no finish_reason, then APIError. No retry."""
     seen = node.saw(scene)
     assert (seen["text"], seen["finishes"]) == (" two words", [])
@@ -150,7 +150,7 @@ def test_the_stream_helper_of_a_stream_that_breaks_raises(node: Performance) -> 
     assert node.raised("helper_breaks")["is_api_error"]
 
 
-def test_a_connection_that_is_cut_raises_and_never_looks_whole(node: Performance) -> None:
+def test_a_closed_connection_raises_and_has_no_finish_reason(node: Performance) -> None:
     """A closed connection does not count as the end of an answer."""
     seen = node.saw("wire_cut")
     assert seen["finishes"] == []

@@ -144,7 +144,7 @@ def test_a_raw_prompt_is_continued(client: OpenAI, *, stream: bool) -> None:
         assert reply.usage.total_tokens == reply.usage.prompt_tokens + reply.usage.completion_tokens
 
 
-def test_what_a_raw_prompt_may_ask_for_beside_comes_back(client: OpenAI) -> None:
+def test_options_of_a_raw_prompt_are_in_the_reply(client: OpenAI) -> None:
     """Several prompts and answers, in the client's own types, and log-probabilities as text completions have them."""
     prompts = [a_question(), a_question()]
     reply = client.completions.create(model="chat", prompt=prompts, n=2, echo=True, logprobs=1)
@@ -193,7 +193,7 @@ def test_a_raw_prompt_that_is_refused_raises_as_a_chat_does(
     assert len(stage.calls(model, asked)) == (1 if model == "refuses" else TRIES)
 
 
-def test_a_raw_stream_that_breaks_raises_and_never_looks_whole(client: OpenAI) -> None:
+def test_a_broken_text_stream_raises_and_has_no_finish_reason(client: OpenAI) -> None:
     """No finish_reason, then APIError. A student's reply on the wrong route is no answer either."""
     parts: list[Any] = []
     with pytest.raises(openai.APIError):
@@ -294,7 +294,7 @@ def test_each_refusal_is_the_right_exception_after_the_right_number_of_calls(
 
 
 @pytest.mark.long
-def test_a_client_that_asks_again_gets_its_answer(client: OpenAI, stage: Stage) -> None:
+def test_a_retrying_client_gets_its_answer(client: OpenAI, stage: Stage) -> None:
     """The engine is full twice; each call has its receipt, and the third is answered."""
     asked, started = ask(), time.monotonic()
     reply = client.chat.completions.create(model="busy-twice", messages=asked)
@@ -305,7 +305,7 @@ def test_a_client_that_asks_again_gets_its_answer(client: OpenAI, stage: Stage) 
     assert [stage.receipt(call)["status"] for call in calls] == ["engine_overloaded", "engine_overloaded", "ok"]
 
 
-def test_a_client_that_is_told_never_to_ask_again_does_not(stage: Stage) -> None:
+def test_a_client_without_retries_sends_one_call(stage: Stage) -> None:
     """max_retries=0: one call, one exception; the same for a stream that has not begun."""
     with stage.audited(), OpenAI(base_url=stage.url, api_key=KEY, max_retries=0) as client:
         for stream in (False, True):
@@ -341,7 +341,7 @@ def _collect(stream: Any, parts: list[Any]) -> None:
 
 
 @pytest.mark.parametrize(("model", "code"), [("breaks", "engine_failed"), ("ends-early", "engine_failed")])
-def test_a_stream_that_breaks_raises_and_never_looks_whole(client: OpenAI, stage: Stage, model: str, code: str) -> None:
+def test_a_broken_stream_raises_and_has_no_finish_reason(client: OpenAI, stage: Stage, model: str, code: str) -> None:
     """The received words, no finish_reason, then APIError, from create and from the helper. No retry."""
     asked = ask()
     parts: list[Any] = []
@@ -355,7 +355,7 @@ def test_a_stream_that_breaks_raises_and_never_looks_whole(client: OpenAI, stage
         stream.get_final_completion()
 
 
-def test_a_connection_that_is_cut_raises_and_never_looks_whole(client: OpenAI, stage: Stage) -> None:
+def test_a_closed_connection_raises_and_has_no_finish_reason(client: OpenAI, stage: Stage) -> None:
     """A closed connection raises APIConnectionError. No retry."""
     asked = ask()
     parts: list[Any] = []
@@ -368,7 +368,7 @@ def test_a_connection_that_is_cut_raises_and_never_looks_whole(client: OpenAI, s
     assert stage.receipt(calls[0])["status"] == "client_gone"
 
 
-def test_what_the_client_sends_beside_the_model_reaches_the_student(client: OpenAI, stage: Stage) -> None:
+def test_extra_body_fields_reach_the_student(client: OpenAI, stage: Stage) -> None:
     """The gateway forwards `extra_body`, which holds fields that OpenAI does not have."""
     asked = ask()
     client.chat.completions.create(model="chat-student", messages=asked, extra_body={"top_k": 7})

@@ -122,7 +122,7 @@ def test_the_versions_on_the_page_are_those_that_are_tested() -> None:
     assert {(client, package): tested for client, package, tested in rows} == locked
 
 
-def test_the_page_says_what_each_client_raises() -> None:
+def test_the_page_lists_the_errors_of_each_client() -> None:
     """The page has the table of expected errors and the numbers of attempts."""
     rows = re.findall(r"^\| (\d{3}) \| .+? \| (.+) \| (\d) \|$", PAGE, re.MULTILINE)
     shown = {

@@ -38,7 +38,7 @@ def tap() -> Iterator[Tap]:
             yield tap
 
 
-def test_calls_on_one_connection_are_counted_apart_and_pass_as_they_are(tap: Tap) -> None:
+def test_calls_on_one_connection_are_counted_separately_and_forwarded_unchanged(tap: Tap) -> None:
     """Short and long bodies, in order, each with its reply's head."""
     bodies = [{"model": "m", "n": 1}, {"model": "m", "text": "x" * 1_000_000}, {"model": "m", "n": 3}]
     with httpx.Client(base_url=tap.url) as client:

@@ -48,7 +48,7 @@ def test_a_period_is_a_number_of_hours_days_weeks_or_months(text: str, seconds: 
         ("max_buget: 3", "unknown key. Did you mean 'max_budget'?"),
     ],
 )
-def test_a_mistake_in_a_budget_is_told_with_its_line(
+def test_an_issue_in_a_budget_has_its_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: str, said: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -59,7 +59,7 @@ def test_a_mistake_in_a_budget_is_told_with_its_line(
     assert [str(one) for one in load(file, TenantPolicy)[1]] == [f"a.yaml:6: budget.{more.partition(':')[0]}: {said}"]
 
 
-def test_who_may_spend_nothing_needs_no_budget() -> None:
+def test_a_tenant_without_spending_needs_no_budget() -> None:
     with pytest.raises(ValidationError, match="more than 0"):
         BudgetRule(max_budget=Decimal(0))
 

@@ -84,7 +84,7 @@ def test_a_providers_own_options_reach_it(model: str, options: dict[str, str]) -
         ({"model": "anthropic/x", "litellm_params": {}}, "litellm_params"),
     ],
 )
-def test_what_cannot_work_is_refused_where_it_stands(entry: dict[str, Any], where: str) -> None:
+def test_invalid_settings_are_rejected_at_their_line(entry: dict[str, Any], where: str) -> None:
     assert complaint(**entry)[0] == where
 
 

@@ -73,18 +73,18 @@ def test_milliseconds_are_the_nearest_float_of_their_seconds(count: int) -> None
 @pytest.mark.parametrize(
     "value", ["30", "s", "30 sec", "-1s", "1e3s", "1h30m", "30S", "", " 30s", "\uff13s", True, None, []]
 )
-def test_what_is_no_duration_is_told_how_one_looks(value: object) -> None:
+def test_an_invalid_duration_is_an_error_with_an_example(value: object) -> None:
     assert refusal("duration", value) == "must be a duration: a number with ms, s, m, h or d, like 250ms or 30s"
 
 
 @pytest.mark.parametrize("value", [30, Decimal("0.5")])
-def test_a_duration_without_unit_is_told_to_write_one(value: object) -> None:
+def test_a_duration_without_a_unit_is_an_error(value: object) -> None:
     assert refusal("duration", value) == (
         f"a duration needs its unit (ms, s, m, h, d): write {value}s if you mean seconds"
     )
 
 
-def test_a_duration_out_of_range_is_told_the_range_in_its_own_units() -> None:
+def test_a_duration_out_of_range_is_an_error_with_the_range() -> None:
     assert refusal("bounded", "2m") == "must be between 10ms and 1m"
     assert from_yaml("bounded", "10ms") == 0.01
 
@@ -97,7 +97,7 @@ def test_a_size_is_read_as_bytes(text: str, size: int) -> None:
     assert from_yaml("size", text) == size
 
 
-def test_what_is_no_size_is_told_how_one_looks() -> None:
+def test_an_invalid_size_is_an_error_with_an_example() -> None:
     how = "must be a size: a number with B, kB, MB, GB, KiB, MiB or GiB, like 8MB"
     assert [refusal("size", value) for value in ("8", "8TB", "-1B", True, Decimal("1.5"))] == [how] * 5
     assert refusal("size", 8) == "a size needs its unit (B, kB, MB, GB, KiB, MiB, GiB): write 8B if you mean bytes"
@@ -118,7 +118,7 @@ def test_money_is_exactly_what_was_written(amount: Decimal) -> None:
 
 
 @pytest.mark.parametrize("value", [0.9, "0.90", True, None, Decimal("nan"), Decimal("inf")])
-def test_what_is_no_exact_amount_is_refused(value: object) -> None:
+def test_an_inexact_amount_is_rejected(value: object) -> None:
     assert refusal("usd", value) == "must be an amount in USD: a number without quotes, like 0.90"
 
 
@@ -175,9 +175,7 @@ def test_a_secret_comes_from_a_file(tmp_path: Path) -> None:
         (12345, {}, "must be a reference to a secret: env:NAME or file:/path"),
     ],
 )
-def test_a_secret_that_cannot_be_had_is_told_without_showing_it(
-    value: object, environ: dict[str, str], message: str
-) -> None:
+def test_a_missing_secret_is_reported_without_its_value(value: object, environ: dict[str, str], message: str) -> None:
     assert refusal("secret", value, **environ) == message
     assert "s3" not in message
 
@@ -202,7 +200,7 @@ def test_python_code_gives_plain_values() -> None:
 
 
 @pytest.mark.parametrize("value", ["a", "Qwen/Qwen2.5-7B_x:latest", "a" * 128])
-def test_a_name_may_hold_what_model_names_hold(value: str) -> None:
+def test_a_name_may_contain_the_characters_of_model_names(value: str) -> None:
     assert from_yaml("name", value) == value
 
 

@@ -88,7 +88,7 @@ def test_all_but_the_models_has_a_default(folder: Path) -> None:
     assert big.timeouts.model_dump() == {"connect_s": 2.0, "first_token_s": 30.0, "idle_s": 30.0, "total_s": 300.0}
 
 
-def test_what_an_engine_calls_its_model_follows_from_its_protocol(folder: Path) -> None:
+def test_the_engines_model_name_depends_on_its_protocol(folder: Path) -> None:
     small = settings_of(folder, model(name="small", protocol="openai")).models[0]
     assert (small.model, small.continuation) == ("small", "auto")
     assert settings_of(folder, model(model="Qwen/Q")).models[0].model == "Qwen/Q"
@@ -153,7 +153,7 @@ def test_an_hourly_price_and_a_list_price_and_an_explicit_0_are_prices(folder: P
         ),
     ],
 )
-def test_an_unknown_or_half_a_price_is_a_mistake(folder: Path, price: str | None, message: str) -> None:
+def test_an_unknown_or_incomplete_price_is_an_issue(folder: Path, price: str | None, message: str) -> None:
     assert told(folder, model(price=price)) == [message]
 
 
@@ -169,7 +169,7 @@ def test_an_engine_of_several_gpus_costs_as_much_as_they_all_do(folder: Path) ->
     assert told(folder, model(price="{gpus: 2}"))[0].startswith("1: models[0].price: needs gpu_usd_per_hour and ")
 
 
-def test_a_tokenizer_is_an_encoding_or_a_file_beside_the_configuration_or_out_of_the_hubs_cache(
+def test_a_tokenizer_is_an_encoding_a_local_file_or_a_cached_hub_file(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """None is fetched; each is read when the configuration is, so that a wrong one is told there."""
@@ -197,7 +197,7 @@ def litellm_tokenizers() -> Path:
     return Path(spec.origin).parent / "litellm_core_utils" / "tokenizers"
 
 
-def test_an_unknown_price_is_told_beside_other_mistakes_of_the_same_model(folder: Path) -> None:
+def test_an_unknown_price_is_reported_with_other_issues_of_the_model(folder: Path) -> None:
     lines = told(folder, model(price=None, api_base="nowhere", tokenizer="gpt4"))
     assert [line.split(": ")[1] for line in lines] == ["models[0].price", "models[0].api_base", "models[0].tokenizer"]
 
@@ -354,7 +354,7 @@ def test_an_unknown_price_is_told_beside_other_mistakes_of_the_same_model(folder
         ),
     ],
 )
-def test_what_does_not_work_is_one_mistake(folder: Path, text: str, message: str) -> None:
+def test_an_unsupported_setting_is_one_issue(folder: Path, text: str, message: str) -> None:
     (line,) = told(folder, text)
     assert line.startswith(message)
 
@@ -366,11 +366,11 @@ def test_an_address_or_a_name_can_be_listened_on(folder: Path, host: str) -> Non
     assert settings_of(folder, f"server: {{host: '{host}'}}\n" + BIG).server.host == host
 
 
-def test_an_engine_that_speaks_openai_may_stand_under_v1(folder: Path) -> None:
+def test_the_url_of_an_openai_engine_may_end_with_v1(folder: Path) -> None:
     assert settings_of(folder, model(protocol="openai", api_base="http://h/v1")).models[0].api_base == "http://h/v1"
 
 
-def test_an_engine_beside_the_gateway_is_no_gateway(folder: Path) -> None:
+def test_a_local_engine_is_not_the_gateway(folder: Path) -> None:
     settings_of(folder, model(api_base="http://127.0.0.1:8090"))
     settings_of(folder, "server: {host: 10.0.0.1}\n" + model(api_base="http://127.0.0.1:8080"))
     settings_of(folder, "server: {port: 0}\nadmin: {port: 0}\n" + model(api_base="http://127.0.0.1"))
@@ -398,7 +398,7 @@ def test_model_names_differ_in_settings_that_code_builds() -> None:
         Settings.model_validate({"models": [one, {**one, "protocol": "openai"}]})
 
 
-def test_cross_checks_are_told_beside_other_mistakes(folder: Path) -> None:
+def test_cross_checks_are_reported_with_other_issues(folder: Path) -> None:
     second = BIG.removeprefix("models:\n").replace("tgi:80", "localhost:8080").replace("protocol", "protocl")
     assert [line.split(":")[0] for line in told(folder, BIG + second)] == ["6", "7", "8"]
 
@@ -459,7 +459,7 @@ def test_relative_paths_start_at_the_file(folder: Path) -> None:
     assert settings.models[0].api_key.get_secret_value() == "s3cret"
 
 
-def test_loading_raises_every_mistake_at_once(folder: Path) -> None:
+def test_loading_reports_all_issues_together(folder: Path) -> None:
     (folder / "config.yaml").write_text("server: {port: x}\nlog: {level: y}\n" + BIG)
     with pytest.raises(ConfigError) as caught:
         load_settings(folder / "config.yaml")
@@ -467,6 +467,6 @@ def test_loading_raises_every_mistake_at_once(folder: Path) -> None:
     assert str(caught.value).count("\n") == 1
 
 
-def test_no_file_is_a_mistake(folder: Path) -> None:
+def test_a_missing_file_is_an_issue(folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"config\.yaml: cannot be read: no such file or directory"):
         load_settings(folder / "config.yaml")

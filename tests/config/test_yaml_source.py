@@ -93,7 +93,7 @@ def told(folder: Path, text: str, model: type[StrictModel] = Whole) -> list[str]
         ("? [a, b]\n: 1\n", ["1: a key must be one plain word"]),
     ],
 )
-def test_a_mistake_names_its_line_its_field_and_its_mend(folder: Path, text: str, lines: list[str]) -> None:
+def test_an_issue_names_its_line_field_and_remedy(folder: Path, text: str, lines: list[str]) -> None:
     assert told(folder, text) == lines
 
 
@@ -116,11 +116,11 @@ def test_a_mistake_names_its_line_its_field_and_its_mend(folder: Path, text: str
         ("just words\n", "1: must hold keys, one per line, each as 'key: value'"),
     ],
 )
-def test_what_is_not_yaml_is_one_mistake_at_its_line(folder: Path, text: str, line: str) -> None:
+def test_invalid_yaml_is_one_issue_at_its_line(folder: Path, text: str, line: str) -> None:
     assert told(folder, text) == [line]
 
 
-def test_all_mistakes_come_at_once_in_file_order(folder: Path) -> None:
+def test_all_issues_are_reported_together_in_file_order(folder: Path) -> None:
     text = "parts:\n  - {port: 99}\n  - {prt: 1, on: 2}\nprotocol: x\nname: 1\nname: ok\n"
     assert [line.split(":")[0] for line in told(folder, text)] == ["2", "3", "3", "4", "6"]
 
@@ -129,7 +129,7 @@ def test_a_list_whose_entries_are_all_wrong_is_not_called_empty(folder: Path) ->
     assert told(folder, "parts: [{port: 99}]\n") == ["1: parts[0].port: must be at most 9"]
 
 
-def test_what_is_missing_is_told_once_and_not_where_it_is_misspelt(folder: Path) -> None:
+def test_a_missing_field_is_reported_once_and_not_if_misspelled(folder: Path) -> None:
     assert told(folder, "", Needy) == ["1: protocol: missing: add it", "1: port: missing: add it"]
     assert told(folder, "protocl: x\n", Needy) == [
         "1: port: missing: add it",
@@ -142,7 +142,7 @@ def test_an_empty_file_is_all_defaults(folder: Path) -> None:
 
 
 @pytest.mark.long
-def test_an_unreadable_file_is_a_mistake_of_the_whole_file(folder: Path) -> None:
+def test_an_unreadable_file_is_an_issue_of_the_whole_file(folder: Path) -> None:
     assert [str(one) for one in load(folder / "no.yaml", Whole)[1]] == [
         "no.yaml: cannot be read: no such file or directory"
     ]
@@ -185,7 +185,7 @@ def test_scalars_are_read_as_written(folder: Path, text: str, value: object) -> 
     assert repr(source.get("a")) == repr(value)
 
 
-def test_merged_keys_count_and_those_beside_them_win(folder: Path) -> None:
+def test_explicit_keys_override_merged_ones(folder: Path) -> None:
     (folder / "a.yaml").write_text("a: &a {x: 1, y: 2}\nb:\n  <<: *a\n  y: 3\n")
     source, _ = read(folder / "a.yaml")
     assert source is not None
@@ -194,7 +194,7 @@ def test_merged_keys_count_and_those_beside_them_win(folder: Path) -> None:
     assert str(source.issue(("b", "y"), "no")) == "a.yaml:4: b.y: no"
 
 
-def test_a_cross_check_finds_the_nearest_place_that_stands_in_the_file(folder: Path) -> None:
+def test_a_cross_check_has_the_nearest_line_in_the_file(folder: Path) -> None:
     (folder / "a.yaml").write_text("name: x\nroutes:\n  - model: a\n  - model: b\n    teacher: big\n")
     source, _ = read(folder / "a.yaml")
     assert source is not None
@@ -270,7 +270,7 @@ SCALARS = st.sampled_from(
 @given(
     st.lists(st.tuples(st.sampled_from(["name", "part", "parts", "maybe", "<<", "- x"]), SCALARS | st.text(max_size=9)))
 )
-def test_no_text_makes_the_reader_fail_in_any_other_way(lines: list[tuple[str, str]]) -> None:
+def test_the_reader_raises_no_other_error_for_any_text(lines: list[tuple[str, str]]) -> None:
     with TemporaryDirectory() as folder:
         file = Path(folder) / "a.yaml"
         file.write_text("".join(f"{key}: {value}\n" for key, value in lines), encoding="utf-8", errors="replace")

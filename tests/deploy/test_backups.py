@@ -28,7 +28,7 @@ def run(script: str, folder: Path) -> str:
     return done.stdout
 
 
-def test_with_systemd_secrets_are_read_from_where_they_were_put(tmp_path: Path) -> None:
+def test_with_systemd_secrets_are_read_from_their_source(tmp_path: Path) -> None:
     """systemd's own folder for them is gone with the gateway."""
     shutil.copytree(DEPLOY / "gateway", tmp_path, dirs_exist_ok=True)
     made_secrets(tmp_path / "secrets")
@@ -43,9 +43,7 @@ def test_with_systemd_secrets_are_read_from_where_they_were_put(tmp_path: Path) 
     assert settings.redis.url.get_secret_value() == (tmp_path / "secrets/redis_url").read_text("utf-8").strip()
 
 
-def test_with_kubernetes_it_comes_through_tunnels_from_the_clone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_with_kubernetes_the_backup_uses_port_forwarding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(DEPLOY / "gateway", tmp_path / "deploy/gateway")
     made_secrets(tmp_path / "deploy/secrets")
     lines = re.findall(r"^(?:sed|export) .*$", SECTION.partition("**Kubernetes.**")[2], re.MULTILINE)
@@ -67,7 +65,7 @@ def test_with_kubernetes_it_comes_through_tunnels_from_the_clone(
     assert forwarded == services
 
 
-def test_with_compose_it_is_the_gateways_own_service_that_runs() -> None:
+def test_with_compose_the_backup_runs_in_the_gateways_service() -> None:
     names = set(re.findall(r"run --rm --no-deps -v /backups:/backups (\w+) (?:backup|restore)", SECTION))
     assert names == {"gateway"} <= COMPOSE["services"].keys()
     assert "user" not in COMPOSE["services"]["gateway"], "the image's, 10001"

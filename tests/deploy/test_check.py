@@ -16,7 +16,7 @@ DEPLOY = Path(__file__).parents[2] / "deploy"
 
 
 @pytest.mark.parametrize("path", EVERYTHING, ids=lambda path: path.name)
-def test_what_is_delivered_is_right(path: Path) -> None:
+def test_the_delivered_files_have_no_issues(path: Path) -> None:
     assert [str(mistake) for mistake in mistakes_in(path)] == []
 
 
@@ -120,20 +120,20 @@ HPA = "HorizontalPodAutoscaler gkt-gateway.spec"
          "services.lb: Unevaluated properties are not allowed ('readonly' was unexpected)"),
     ],
 )  # fmt: skip
-def test_a_mistake_is_named(name: str, edit: Callable[[str], str], said: str, tmp_path: Path) -> None:
+def test_an_issue_is_named(name: str, edit: Callable[[str], str], said: str, tmp_path: Path) -> None:
     """Alone: nothing else is said."""
     path = tmp_path / "edited.yaml"
     path.write_text(edit((DEPLOY / name).read_text("utf-8")), "utf-8")
     assert [str(mistake) for mistake in mistakes_in(path)] == [f"{path}: {said}"]
 
 
-def test_what_an_autoscaler_leaves_out_is_no_mistake(tmp_path: Path) -> None:
+def test_fields_omitted_for_an_autoscaler_are_no_issue(tmp_path: Path) -> None:
     path = tmp_path / "edited.yaml"
     path.write_text((DEPLOY / AUTOSCALING).read_text("utf-8").replace("minReplicas: 2", "minReplicas: null"), "utf-8")
     assert list(mistakes_in(path)) == []
 
 
-def test_what_is_no_yaml_is_named_with_its_line(tmp_path: Path) -> None:
+def test_invalid_yaml_is_named_with_its_line(tmp_path: Path) -> None:
     path = tmp_path / "broken.yaml"
     path.write_text("kind: [Service\n", "utf-8")
     (mistake,) = mistakes_in(path)
@@ -141,7 +141,7 @@ def test_what_is_no_yaml_is_named_with_its_line(tmp_path: Path) -> None:
     assert "line 2" in str(mistake)
 
 
-def test_the_command_tells_how_many_and_leaves_with_its_status(
+def test_the_command_prints_the_number_of_issues_and_sets_the_status(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "service.yaml"

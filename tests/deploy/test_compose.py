@@ -63,7 +63,7 @@ def test_the_gateways_configuration_is_right(name: str, tmp_path: Path) -> None:
     ]
 
 
-def test_what_a_cpu_needs_is_all_that_its_configuration_changes(tmp_path: Path) -> None:
+def test_the_cpu_configuration_differs_only_where_required(tmp_path: Path) -> None:
     (one, book), (other, other_book) = (site(name, tmp_path / name) for name in SITES)
     assert one.server == other.server
     assert [model.api_base for model in one.models] == [model.api_base for model in other.models]
@@ -73,7 +73,7 @@ def test_what_a_cpu_needs_is_all_that_its_configuration_changes(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(("profile", "name"), PROFILES.items())
-def test_engines_are_where_the_configuration_looks_for_them(profile: str, name: str, tmp_path: Path) -> None:
+def test_engines_listen_at_the_configured_addresses(profile: str, name: str, tmp_path: Path) -> None:
     settings, _ = site(name, tmp_path)
     for role, model in zip(("teacher", "student"), settings.models, strict=True):
         assert model.api_base is not None
@@ -83,13 +83,13 @@ def test_engines_are_where_the_configuration_looks_for_them(profile: str, name: 
             assert model.model == asked.get("--served-model-name", asked.get("--name"))
 
 
-def test_no_teacher_gets_more_calls_than_it_takes(tmp_path: Path) -> None:
+def test_no_teacher_gets_more_calls_than_its_limit(tmp_path: Path) -> None:
     gpu, cpu = (site(name, tmp_path / name)[0].models[0] for name in SITES)
     assert gpu.max_concurrency <= int(flags(engine("gpu", "teacher"))["--max-concurrent-requests"])
     assert cpu.max_concurrency == int(flags(engine("cpu", "teacher"))["--parallel"])
 
 
-def test_the_gateway_is_given_longer_to_stop_than_it_takes_to_drain(tmp_path: Path) -> None:
+def test_the_stop_timeout_exceeds_the_drain_timeout(tmp_path: Path) -> None:
     for name in SITES:
         drain_s = site(name, tmp_path / name)[0].server.drain_timeout_s
         assert seconds(SERVICES["gateway"]["stop_grace_period"]) >= drain_s + AFTER_DRAIN_S
@@ -102,7 +102,7 @@ def test_the_gateways_image_is_of_this_version() -> None:
     assert engine("cpu", "teacher")["build"]["target"] in targets
 
 
-def test_every_secret_is_made_declared_and_mounted_where_it_is_read(tmp_path: Path) -> None:
+def test_every_secret_is_created_declared_and_mounted(tmp_path: Path) -> None:
     made = {line.removeprefix("made ") for line in made_secrets(tmp_path)}
     assert COMPOSE["secrets"] == {name: {"file": f"./secrets/{name}"} for name in COMPOSE["secrets"]}
     assert set(COMPOSE["secrets"]) == made
@@ -140,7 +140,7 @@ def test_a_secret_of_the_earlier_name_is_kept(tmp_path: Path) -> None:
     assert (tmp_path / "usage_url").read_text("utf-8") == (tmp_path / "archive_url").read_text("utf-8")
 
 
-def test_no_secret_stands_in_a_file_that_is_kept() -> None:
+def test_no_committed_file_contains_a_secret() -> None:
     """Nor is one put into an environment, which `docker inspect` shows."""
     for service in SERVICES.values():
         for name in service.get("environment", {}):
@@ -149,7 +149,7 @@ def test_no_secret_stands_in_a_file_that_is_kept() -> None:
     assert "*" in ignored
 
 
-def test_what_was_made_is_kept_and_nobody_else_gets_at_it(tmp_path: Path) -> None:
+def test_existing_secrets_are_kept_and_private(tmp_path: Path) -> None:
     folder = tmp_path / "secrets"
     made = made_secrets(folder)
     assert len(made) == 7
@@ -162,7 +162,7 @@ def test_what_was_made_is_kept_and_nobody_else_gets_at_it(tmp_path: Path) -> Non
     assert before["usage_url"] == f"postgresql://gkt:{before['postgres_password'].strip()}@postgres:5432/gkt\n"
 
 
-def test_half_a_secret_is_said_and_not_mended(tmp_path: Path) -> None:
+def test_an_incomplete_secret_is_reported_and_not_repaired(tmp_path: Path) -> None:
     """A new password in one place would lock the gateway out at the other."""
     made_secrets(tmp_path)
     (tmp_path / "redis_url").unlink()
@@ -172,7 +172,7 @@ def test_half_a_secret_is_said_and_not_mended(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("service", SERVICES)
-def test_what_is_mounted_is_there(service: str) -> None:
+def test_all_mounted_files_exist(service: str) -> None:
     for where, what in mounts(service).items():
         if what.startswith("."):
             assert (DEPLOY / what).exists(), where
@@ -183,7 +183,7 @@ def test_what_is_mounted_is_there(service: str) -> None:
 
 
 @pytest.mark.parametrize(("profile", "name"), PROFILES.items())
-def test_each_profiles_file_gives_what_its_services_ask_for(profile: str, name: str) -> None:
+def test_each_profile_sets_the_variables_of_its_services(profile: str, name: str) -> None:
     lines = (DEPLOY / "compose" / f"{profile}.env").read_text("utf-8").splitlines()
     given = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
     assert given["COMPOSE_PROFILES"] == profile
@@ -197,7 +197,7 @@ def test_each_profiles_file_gives_what_its_services_ask_for(profile: str, name: 
     assert set(given) - {"COMPOSE_PROFILES"} == asked
 
 
-def test_the_load_balancer_has_room_for_the_replicas_and_asks_what_the_gateway_answers(tmp_path: Path) -> None:
+def test_the_load_balancer_has_slots_for_the_replicas_and_uses_the_health_route(tmp_path: Path) -> None:
     settings, _ = site("gateway", tmp_path)
     paths = {route.path for route in ROUTES}
     assert set(re.findall(r"http-check send meth GET uri (\S+)", HAPROXY)) <= paths
@@ -218,7 +218,7 @@ def test_the_load_balancer_waits_longer_than_any_answer_takes(tmp_path: Path) ->
             assert int(waits) >= longest_s + deadline_s
 
 
-def test_operators_pages_are_let_out_on_this_machine_alone() -> None:
+def test_admin_pages_are_published_only_on_this_machine() -> None:
     out = [port for service in SERVICES.values() for port in service.get("ports", ())]
     assert [port for port in out if not port.startswith("127.0.0.1:")] == ["8080:8080"]
     assert "ports" not in SERVICES["gateway"]

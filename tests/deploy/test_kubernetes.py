@@ -69,7 +69,7 @@ def test_everything_is_in_one_namespace() -> None:
 
 
 @pytest.mark.parametrize("probe", ["startupProbe", "livenessProbe", "readinessProbe"])
-def test_the_gateway_answers_what_is_probed(probe: str) -> None:
+def test_the_probed_routes_exist(probe: str) -> None:
     """On the callers' port; /readyz takes it out of service, and never ends it."""
     asked = CONTAINER[probe]["httpGet"]
     assert asked["path"] in {route.path for route in ROUTES}
@@ -83,7 +83,7 @@ def test_ports_are_those_that_the_configuration_opens(tmp_path: Path) -> None:
     assert DEPLOYMENT["spec"]["template"]["metadata"]["annotations"]["prometheus.io/port"] == str(settings.admin.port)
 
 
-def test_a_pod_has_longer_to_end_than_it_takes_to_drain(tmp_path: Path) -> None:
+def test_the_grace_period_exceeds_the_drain_timeout(tmp_path: Path) -> None:
     """After the pause in which the cluster learns that it goes."""
     drain_s = site("gateway", tmp_path)[0].server.drain_timeout_s
     pause_s = CONTAINER["lifecycle"]["preStop"]["sleep"]["seconds"]
@@ -91,7 +91,7 @@ def test_a_pod_has_longer_to_end_than_it_takes_to_drain(tmp_path: Path) -> None:
     assert POD["terminationGracePeriodSeconds"] >= pause_s + drain_s + AFTER_DRAIN_S
 
 
-def test_the_gateways_pod_may_do_nothing_that_it_need_not() -> None:
+def test_the_gateways_pod_has_minimal_privileges() -> None:
     """What Kubernetes' standard `restricted` asks for, a root that cannot be written, and the image's own user."""
     assert POD["serviceAccountName"] == manifest("ServiceAccount")["metadata"]["name"]
     assert POD["automountServiceAccountToken"] is False
@@ -107,7 +107,7 @@ def test_the_gateways_pod_may_do_nothing_that_it_need_not() -> None:
     assert {"/tmp", "/var/lib/gkt"} <= mounted(DEPLOYMENT).keys()
 
 
-def test_every_secret_that_is_read_is_mounted_and_stands_in_the_example(tmp_path: Path) -> None:
+def test_every_secret_is_mounted_and_in_the_example(tmp_path: Path) -> None:
     example = {one["metadata"]["name"]: set(one["stringData"]) for one in MANIFESTS if one["kind"] == "Secret"}
     assert mounted(DEPLOYMENT)["/run/secrets"]["secret"]["secretName"] == "gkt-gateway"
     assert example["gkt-gateway"] == secrets_of("gateway")
@@ -149,7 +149,7 @@ def test_the_example_of_the_secrets_holds_none() -> None:
             assert set(one["stringData"].values()) == {""}
 
 
-def test_files_that_are_read_from_a_secret_are_those_that_it_has() -> None:
+def test_files_read_from_a_secret_exist_in_it() -> None:
     for workload in WORKLOADS:
         text = str(workload["spec"]["template"]["spec"]["containers"])
         for config in (one["configMap"]["name"] for one in mounted(workload).values() if "configMap" in one):
@@ -160,7 +160,7 @@ def test_files_that_are_read_from_a_secret_are_those_that_it_has() -> None:
         assert named - ({"admin_key"} if workload is WORKER else set()) <= has  # the worker reads no section admin
 
 
-def test_the_autoscaler_asks_for_a_metric_that_there_is(tmp_path: Path) -> None:
+def test_the_autoscaler_uses_an_existing_metric(tmp_path: Path) -> None:
     """Which the adapter is told to bring, and before guidance is late."""
     autoscaler = manifest("HorizontalPodAutoscaler")["spec"]
     assert autoscaler["scaleTargetRef"] == {"apiVersion": "apps/v1", "kind": "Deployment", "name": "gkt-gateway"}
@@ -184,7 +184,7 @@ def test_a_node_can_be_emptied_while_the_fewest_gateways_run() -> None:
 
 
 @pytest.mark.parametrize("service", SERVICES, ids=name_of)
-def test_a_service_leads_to_a_port_that_somebody_has(service: dict[str, Any]) -> None:
+def test_the_port_of_a_service_exists(service: dict[str, Any]) -> None:
     (workload,) = pods(service["spec"]["selector"])
     for port in service["spec"]["ports"]:
         assert port["targetPort"] in ports_of(workload)
@@ -214,7 +214,7 @@ def _reached(source: dict[str, Any], target: dict[str, Any], port: int) -> bool:
     return lets(source, "egress", target) and lets(target, "ingress", source)
 
 
-def test_gateway_and_worker_get_out_to_what_they_call_and_nobody_else_does(tmp_path: Path) -> None:
+def test_only_gateway_and_worker_have_egress_to_their_dependencies(tmp_path: Path) -> None:
     settings, _ = site("gateway", tmp_path)
     engines = [model.api_base or "" for model in settings.models]
     stores = [(tmp_path / "secrets" / name).read_text("utf-8").strip() for name in ("redis_url", "usage_url")]
@@ -229,7 +229,7 @@ def test_gateway_and_worker_get_out_to_what_they_call_and_nobody_else_does(tmp_p
         assert [one for one in WORKLOADS if _reached(one, target, ports_of(target)[port["targetPort"]])] == callers
 
 
-def test_nothing_is_let_in_or_out_that_no_policy_names() -> None:
+def test_traffic_without_a_policy_is_denied() -> None:
     everything = manifest("NetworkPolicy", "nobody")["spec"]
     assert everything == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
     for policy in POLICIES:
@@ -239,7 +239,7 @@ def test_nothing_is_let_in_or_out_that_no_policy_names() -> None:
             assert rule["ports"]
 
 
-def test_engines_listen_where_their_ports_say() -> None:
+def test_engines_listen_on_their_declared_ports() -> None:
     for role in ("teacher", "student"):
         workload = manifest("Deployment", role)
         (container,) = workload["spec"]["template"]["spec"]["containers"]
@@ -247,7 +247,7 @@ def test_engines_listen_where_their_ports_say() -> None:
         assert f"--port={port['containerPort']}" in container["args"]
 
 
-def test_a_student_is_called_what_the_configuration_calls_it(tmp_path: Path) -> None:
+def test_the_students_model_name_equals_the_configured_one(tmp_path: Path) -> None:
     (container,) = manifest("Deployment", "student")["spec"]["template"]["spec"]["containers"]
     assert f"--served-model-name={site('gateway', tmp_path)[0].models[1].model}" in container["args"]
 

@@ -108,7 +108,7 @@ class Replica:
         return app
 
 
-def test_haproxy_reads_it() -> None:
+def test_haproxy_accepts_the_configuration() -> None:
     done = subprocess.run(
         [program("haproxy"), "-c", "-f", CONFIG], capture_output=True, text=True, timeout=60, check=False
     )
@@ -132,7 +132,7 @@ def test_an_event_passes_before_the_next_one_is_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [10, 50_000])
-def test_what_a_leaving_replica_refuses_goes_to_another(size: int, tmp_path: Path) -> None:
+def test_requests_rejected_by_a_draining_replica_go_to_another_one(size: int, tmp_path: Path) -> None:
     """Its checks say still that it stays."""
     leaving, staying = Replica(503), Replica()
     with (
@@ -149,7 +149,7 @@ def test_what_a_leaving_replica_refuses_goes_to_another(size: int, tmp_path: Pat
     assert staying.asked == 12
 
 
-def test_a_replica_that_is_gone_is_asked_nothing(tmp_path: Path) -> None:
+def test_a_dead_replica_gets_no_requests(tmp_path: Path) -> None:
     """Before its checks say so, another one has its requests."""
     staying = Replica()
     with served(staying.app()) as there, balanced(tmp_path, [f"http://127.0.0.1:{free_port()}", there]) as way:
@@ -161,7 +161,7 @@ def test_a_replica_that_is_gone_is_asked_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("status", [400, 429, 500, 502, 504])
-def test_what_failed_otherwise_is_not_asked_twice(status: int, tmp_path: Path) -> None:
+def test_other_failures_are_not_retried(status: int, tmp_path: Path) -> None:
     """An engine may have been paid for it."""
     replicas = Replica(status), Replica(status)
     with served(replicas[0].app()) as one, served(replicas[1].app()) as other, balanced(tmp_path, [one, other]) as way:

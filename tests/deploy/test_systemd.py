@@ -46,7 +46,7 @@ def verified(text: str, root: Path, unit: Path = UNIT) -> subprocess.CompletedPr
 
 
 @pytest.mark.parametrize("unit", [UNIT, WORKER], ids=lambda unit: unit.stem)
-def test_systemd_finds_nothing_to_say_of_it(unit: Path, tmp_path: Path) -> None:
+def test_systemd_accepts_the_units(unit: Path, tmp_path: Path) -> None:
     done = verified(unit.read_text("utf-8"), tmp_path, unit)
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -59,13 +59,13 @@ def test_systemd_finds_nothing_to_say_of_it(unit: Path, tmp_path: Path) -> None:
         ("ExecStart=/opt/gkt/bin/", "ExecStart=/opt/gkt/", "/opt/gkt/gkt-gateway"),
     ],
 )
-def test_a_mistake_in_it_is_named(old: str, new: str, said: str, tmp_path: Path) -> None:
+def test_an_issue_in_a_unit_is_named(old: str, new: str, said: str, tmp_path: Path) -> None:
     assert old in TEXT
     assert said in verified(TEXT.replace(old, new), tmp_path).stderr
 
 
 @pytest.mark.parametrize("unit", [UNIT, WORKER], ids=lambda unit: unit.stem)
-def test_it_may_do_little_more_than_talk(unit: Path) -> None:
+def test_the_units_exposure_level_is_low(unit: Path) -> None:
     """systemd's own count of what a service could do: from 0 to 10, here at most 1.5."""
     done = subprocess.run(
         [program("systemd-analyze"), "security", "--offline=yes", "--threshold=15", "--no-pager", unit],
@@ -74,20 +74,20 @@ def test_it_may_do_little_more_than_talk(unit: Path) -> None:
     assert done.returncode == 0, done.stdout[-300:]
 
 
-def test_it_waits_for_the_drain_and_lets_the_first_process_lead_it(tmp_path: Path) -> None:
+def test_the_stop_timeout_covers_the_drain_of_the_main_process(tmp_path: Path) -> None:
     drain_s = site("gateway", tmp_path)[0].server.drain_timeout_s
     assert int(values("TimeoutStopSec")[0]) >= drain_s + AFTER_DRAIN_S
     assert (values("KillMode"), values("KillSignal")) == (["mixed"], ["SIGTERM"])
     assert values("Restart") == ["on-failure"]
 
 
-def test_it_starts_commands_that_there_are() -> None:
+def test_the_unit_starts_existing_commands() -> None:
     for line in values("ExecStart(?:Pre)?"):
         assert line.split()[1] in COMMANDS
     assert values("ExecReload") == ["/bin/kill -HUP $MAINPID"]
 
 
-def test_it_is_handed_the_secrets_that_the_configuration_names() -> None:
+def test_the_unit_loads_the_configured_secrets() -> None:
     assert {line.partition(":")[0] for line in values("LoadCredential")} == secrets_of("gateway")
 
 

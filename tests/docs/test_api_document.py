@@ -151,7 +151,7 @@ def conforms(case: schemathesis.Case, gate: GatewayProcess, session: requests.Se
     assert response.status_code < 500, response.text
 
 
-def test_it_is_served_to_everybody_and_once(gate: GatewayProcess) -> None:
+def test_the_document_is_public_and_cacheable(gate: GatewayProcess) -> None:
     """Without a key, the same for every configuration; who has it already gets no second copy."""
     answer = httpx.get(gate.url + OPENAPI)
     assert (answer.status_code, answer.headers["Content-Type"]) == (200, "application/json")
@@ -165,7 +165,7 @@ def test_it_is_served_to_everybody_and_once(gate: GatewayProcess) -> None:
 
 @API.parametrize()
 @settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
-def test_every_reply_is_one_that_the_document_knows(
+def test_every_reply_matches_the_document(
     case: schemathesis.Case, gate: GatewayProcess, session: requests.Session
 ) -> None:
     conforms(case, gate, session)
@@ -175,7 +175,7 @@ def test_every_reply_is_one_that_the_document_knows(
 @pytest.mark.timeout(600)
 @ONLY_RANDOM.parametrize()
 @settings(max_examples=1_000, deadline=None, suppress_health_check=list(HealthCheck))
-def test_every_reply_is_one_that_the_document_knows_however_often_one_asks(
+def test_every_reply_matches_the_document_in_many_requests(
     case: schemathesis.Case, gate: GatewayProcess, session: requests.Session
 ) -> None:
     conforms(case, gate, session)

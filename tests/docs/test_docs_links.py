@@ -55,7 +55,7 @@ def test_links_and_anchors_lead_somewhere(page: Path) -> None:
     assert astray(page) == []
 
 
-def test_what_leads_nowhere_is_found(tmp_path: Path) -> None:
+def test_broken_links_are_found(tmp_path: Path) -> None:
     """A file that is not there, an anchor that is not; not what is code, nor what a forge would find."""
     (tmp_path / "b.md").write_text("# A `b[]` & c\n\n## Twice\n\n## Twice\n", "utf-8")
     (tmp_path / "a.md").write_text(

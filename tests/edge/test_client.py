@@ -41,7 +41,7 @@ async def answer(gateway: str, student: Any, queue: Path, **more: Any) -> list[d
 
 
 @pytest.mark.parametrize("server", GOES_ON, ids=repr)
-async def test_the_student_goes_on_however_its_server_wants_that(server: ToyServer, tmp_path: Path) -> None:
+async def test_the_student_continues_guidance_in_every_mode(server: ToyServer, tmp_path: Path) -> None:
     gateway = FakeGateway()
     with gateway.running() as url, toy(server) as student:
         chunks = await answer(url, student, tmp_path)
@@ -50,7 +50,7 @@ async def test_the_student_goes_on_however_its_server_wants_that(server: ToyServ
     assert gateway.told[RECEIPT]["guided"] is True
 
 
-async def test_a_student_that_goes_on_with_nothing_gets_the_guidance_in_its_prompt(tmp_path: Path) -> None:
+async def test_a_student_without_continuation_gets_the_guidance_in_its_prompt(tmp_path: Path) -> None:
     gateway = FakeGateway(pieces=("The sky",))
     with gateway.running() as url, toy(Ollama(leaves_open=False, obeys=False)) as student:
         chunks = await answer(url, student, tmp_path, stream_options={"include_usage": True})
@@ -63,7 +63,7 @@ async def test_a_student_that_goes_on_with_nothing_gets_the_guidance_in_its_prom
     assert gateway.told[RECEIPT]["guided"] is True
 
 
-async def test_guidance_that_streams_is_shown_as_it_comes_and_marked(tmp_path: Path) -> None:
+async def test_streamed_guidance_is_shown_at_once_and_marked(tmp_path: Path) -> None:
     gateway = FakeGateway(pieces=("The sky", " is blue"))
     with gateway.running() as url, toy(LlamaCpp()) as student:
         async with client(url, student, tmp_path) as edge:
@@ -76,7 +76,7 @@ async def test_guidance_that_streams_is_shown_as_it_comes_and_marked(tmp_path: P
     assert gateway.asked[0]["stream"] is True
 
 
-async def test_a_student_is_looked_at_once(tmp_path: Path) -> None:
+async def test_a_student_is_probed_once(tmp_path: Path) -> None:
     with FakeGateway().running() as url, toy(Vllm()) as student:
         async with client(url, student, tmp_path) as edge:
             for _ in range(2):
@@ -138,7 +138,7 @@ async def test_guidance_that_is_the_whole_answer_needs_no_student(tmp_path: Path
     assert gateway.closings == {}, "the device has nothing to report"
 
 
-async def test_it_is_the_answer_where_the_student_was_to_read_it_too(tmp_path: Path) -> None:
+async def test_complete_guidance_is_the_answer_with_placement_context_too(tmp_path: Path) -> None:
     gateway = FakeGateway(text="Blue light scatters more.", placement="context", finish_reason="stop")
     with gateway.running() as url, toy(LlamaCpp()) as student:
         async with client(url, student, tmp_path) as edge:
@@ -161,7 +161,7 @@ async def test_in_context_the_student_is_given_the_gateways_messages_and_answers
     assert facts(chunks)["placement"] == "context"
 
 
-async def test_a_student_that_begins_otherwise_than_it_was_told_is_said_to(tmp_path: Path) -> None:
+async def test_an_answer_that_does_not_start_with_the_guidance_is_reported(tmp_path: Path) -> None:
     """The student regenerated the guidance in the probe, and does not in the answer."""
     server = Ollama(leaves_open=False)
     gateway = FakeGateway()
@@ -177,7 +177,7 @@ async def test_a_student_that_begins_otherwise_than_it_was_told_is_said_to(tmp_p
     assert gateway.told[RECEIPT]["output_tokens"] == 3, "it wrote nothing again"
 
 
-async def test_what_was_written_again_is_no_part_of_the_devices_count(tmp_path: Path) -> None:
+async def test_repeated_guidance_is_not_counted_for_the_device(tmp_path: Path) -> None:
     gateway = FakeGateway()
     with gateway.running() as url, toy(Ollama(leaves_open=False)) as student:
         chunks = await answer(url, student, tmp_path, max_tokens=12)
@@ -185,7 +185,7 @@ async def test_what_was_written_again_is_no_part_of_the_devices_count(tmp_path: 
     assert gateway.told[RECEIPT]["output_tokens"] == 7
 
 
-async def test_what_the_gateway_says_of_no_guidance_is_said_on(tmp_path: Path) -> None:
+async def test_the_gateways_reason_for_no_guidance_is_passed_on(tmp_path: Path) -> None:
     gateway = FakeGateway(unguided="teacher_late")
     with gateway.running() as url, toy(LlamaCpp()) as student:
         chunks = await answer(url, student, tmp_path)
@@ -206,7 +206,7 @@ async def test_what_the_gateway_says_of_no_guidance_is_said_on(tmp_path: Path) -
     ],
     ids=lambda one: one if isinstance(one, str) else "",
 )
-async def test_without_guidance_the_student_answers_alone_and_says_so(
+async def test_without_guidance_the_student_answers_alone_with_the_reason(
     gateway: FakeGateway, why: str, tmp_path: Path
 ) -> None:
     with gateway.running() as url, toy(LlamaCpp()) as student:
@@ -241,7 +241,7 @@ async def test_a_gateway_that_is_not_there_is_no_hindrance(tmp_path: Path) -> No
     assert facts(chunks)["unguided"] == "gateway_unreachable"
 
 
-async def test_what_was_shown_stays_and_is_gone_on_with_when_the_gateway_breaks_off(tmp_path: Path) -> None:
+async def test_shown_guidance_is_continued_after_the_gateways_stream_breaks(tmp_path: Path) -> None:
     gateway = FakeGateway(pieces=("The", " sky", " is", " blue"), kept_tokens=4, breaks_off=True)
     with gateway.running() as url, toy(LlamaCpp()) as student:
         async with client(url, student, tmp_path) as edge:
@@ -254,7 +254,7 @@ async def test_what_was_shown_stays_and_is_gone_on_with_when_the_gateway_breaks_
     assert (gateway.told[RECEIPT]["guided"], gateway.told[RECEIPT]["output_tokens"]) == (True, 8)
 
 
-async def test_who_can_mend_the_request_is_told_what_the_gateway_says(tmp_path: Path) -> None:
+async def test_request_errors_of_the_gateway_reach_the_caller(tmp_path: Path) -> None:
     refusals = FakeGateway(fails=(400, "route_without_guidance", "Route 'chat' has no guidance: set mode: guided."))
     with refusals.running() as url, toy(LlamaCpp()) as student:
         async with client(url, student, tmp_path) as edge:
@@ -265,7 +265,7 @@ async def test_who_can_mend_the_request_is_told_what_the_gateway_says(tmp_path: 
     assert student.answers == []
 
 
-async def test_an_old_client_hears_which_version_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_old_client_gets_the_required_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(link, "EDGE_VERSION", 0)
     with FakeGateway().running() as url, toy(LlamaCpp()) as student:
         async with client(url, student, tmp_path) as edge:
@@ -273,7 +273,7 @@ async def test_an_old_client_hears_which_version_it_needs(tmp_path: Path, monkey
                 await edge.complete(ASKED)
 
 
-async def test_a_student_that_is_not_there_is_said_and_the_receipt_is_closed(tmp_path: Path) -> None:
+async def test_an_unreachable_student_is_reported_and_the_receipt_closed(tmp_path: Path) -> None:
     gateway = FakeGateway()
     with gateway.running() as url:
         student = UrlStudent(f"{NOBODY}/v1", model="small", continuation="trailing")
@@ -303,7 +303,7 @@ async def test_a_student_that_breaks_off_is_no_end_of_an_answer(tmp_path: Path) 
     assert gateway.told[RECEIPT]["output_tokens"] == 1
 
 
-async def test_whoever_leaves_early_leaves_an_account(tmp_path: Path) -> None:
+async def test_an_early_exit_still_sends_a_report(tmp_path: Path) -> None:
     gateway = FakeGateway()
     with gateway.running() as url, toy(LlamaCpp()) as student:
         async with client(url, student, tmp_path) as edge, aclosing(edge.stream(ASKED)) as chunks:
@@ -312,7 +312,7 @@ async def test_whoever_leaves_early_leaves_an_account(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("reasoning", ["switchable", "always"])
-async def test_a_student_that_thinks_first_is_stopped_from_it_or_gets_the_guidance_in_its_prompt(
+async def test_a_reasoning_student_has_it_disabled_or_gets_the_guidance_in_its_prompt(
     reasoning: Any, tmp_path: Path
 ) -> None:
     async def thinking(request: web.Request) -> web.StreamResponse:
@@ -352,7 +352,7 @@ async def test_a_body_that_cannot_be_names_its_field(tmp_path: Path) -> None:
                 await edge.complete({**ASKED, "tools": [{"type": "function"}]})
 
 
-def test_without_asyncio_it_is_the_same(tmp_path: Path) -> None:
+def test_the_synchronous_client_gives_the_same_answer(tmp_path: Path) -> None:
     gateway = FakeGateway()
     with gateway.running() as url, toy(LlamaCpp()) as student:
         small = UrlStudent(f"{student.url}/v1")

@@ -27,7 +27,7 @@ ASKED = {
 @pytest.mark.long
 @pytest.mark.models
 @pytest.mark.timeout(300)
-async def test_it_goes_on_with_guidance_and_answers_alone(tmp_path: Path) -> None:
+async def test_llama_cpp_continues_guidance_and_answers_alone(tmp_path: Path) -> None:
     gateway = FakeGateway(text="The capital of France is", kept_tokens=5, pieces=("The capital",))
     # One thread: on a busy machine two wait for each other at every token.
     student = LlamaStudent(weights.fetch(SMALL_MODEL), name=SMALL_MODEL, threads=1, context_tokens=1024, silence_s=240)
@@ -49,7 +49,7 @@ async def test_it_goes_on_with_guidance_and_answers_alone(tmp_path: Path) -> Non
     assert closed["input_tokens"] > 0
 
 
-async def test_what_is_missing_is_named(tmp_path: Path) -> None:
+async def test_a_missing_package_is_named(tmp_path: Path) -> None:
     with pytest.raises(StartupError, match=r"there is no file .*none\.gguf"):
         async with EdgeClient(NOBODY, key=KEY, student=LlamaStudent(tmp_path / "none.gguf"), queue=tmp_path):
             pass

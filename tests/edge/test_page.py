@@ -45,7 +45,7 @@ def test_its_program_answers(page: str, tmp_path: Path) -> None:
     assert gateway.told
 
 
-def test_the_guides_program_answers_without_network_and_its_account_goes_out_with_the_next_answer(
+def test_the_guides_program_answers_offline_and_reports_with_the_next_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
@@ -59,7 +59,7 @@ def test_the_guides_program_answers_without_network_and_its_account_goes_out_wit
     assert len(gateway.told) == 2
 
 
-def test_the_guides_program_says_who_must_mend_what(tmp_path: Path) -> None:
+def test_the_guides_program_explains_errors(tmp_path: Path) -> None:
     with FakeGateway().running() as url, toy(LlamaCpp()) as student:
         refused = played(GUIDE, url, student.url, tmp_path, key="gk-another")
         away = played(GUIDE, url, NOBODY, tmp_path)

@@ -16,7 +16,7 @@ MESSAGES = [{"role": "user", "content": "Why?"}]
 TRAILING = Continuation("trailing", echo=False)
 
 
-def test_only_what_guidance_depends_on_leaves_the_device() -> None:
+def test_only_fields_that_affect_guidance_leave_the_device() -> None:
     body = {
         "messages": MESSAGES,
         "stop": "X",
@@ -31,7 +31,7 @@ def test_only_what_guidance_depends_on_leaves_the_device() -> None:
     }  # fmt: skip
 
 
-def test_the_gateway_is_told_what_constrains_the_answer_and_that_there_are_unknown_fields() -> None:
+def test_the_gateway_gets_constraints_and_the_presence_of_unknown_fields() -> None:
     """Otherwise guidance could violate the student's constraint. Unknown names stay on the device."""
     body = {"messages": MESSAGES, "grammar": "g", "nvext": {"ignore_eos": True, "top_k": 5}, "secret": 1}
     told = placing.guidance_body(body, "chat", stream=False)
@@ -42,13 +42,13 @@ def test_the_gateway_is_told_what_constrains_the_answer_and_that_there_are_unkno
 
 
 @pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
-def test_the_students_limit_is_what_the_gateway_leaves_it_in_the_users_own_field(field: str) -> None:
+def test_the_students_limit_is_the_remaining_one_in_the_callers_field(field: str) -> None:
     guidance = EdgeGuidance("req_1", "Because", kept_tokens=5, most_output_tokens=7)
     sent = placing.guided_request({"messages": MESSAGES, field: 12}, guidance, "none", TRAILING)
     assert ({name: sent.body[name] for name in sent.body if "tokens" in name}, sent.limit) == ({field: 7}, 7)
 
 
-def test_who_writes_the_guidance_again_has_room_for_it() -> None:
+def test_a_student_that_repeats_the_guidance_has_tokens_for_it() -> None:
     guidance = EdgeGuidance("req_1", "Because", kept_tokens=5, most_output_tokens=7)
     sent = placing.guided_request({"messages": MESSAGES, "max_tokens": 12}, guidance, "none", Continuation("instruct"))
     assert (sent.body["max_tokens"], sent.written_again, sent.limit) == (12, 5, 7)
@@ -61,13 +61,13 @@ def test_a_limit_of_the_routes_holds_for_an_answer_alone_too() -> None:
 
 
 @pytest.mark.parametrize("broken", [None, [], {}, {"guidance": {}}, {"guidance": "text", "receipt": 1}])
-def test_what_is_no_guidance_is_said_to_be_none(broken: Any) -> None:
+def test_an_invalid_guidance_reply_is_no_guidance(broken: Any) -> None:
     with pytest.raises(GatewayAway) as away:
         EdgeGuidance.read(broken)
     assert away.value.reason == "gateway_garbled"
 
 
-def test_where_a_gateway_had_no_guidance_to_plan_it_need_not_say_how() -> None:
+def test_the_plan_is_optional_without_guidance() -> None:
     told = {"text": "", "placement": None, "projection": None, "kept_tokens": 0, "finish_reason": None, "seam": {}}
     reply = {
         "guidance": told,

@@ -59,7 +59,7 @@ def test_the_queue_has_an_end_and_the_newest_stay(tmp_path: Path, monkeypatch: p
     assert [report.path for _, report in kept.waiting()] == ["/v1/guidance/req_2/usage", "/v1/guidance/req_3/usage"]
 
 
-def test_what_cannot_be_kept_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_report_that_cannot_be_stored_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
@@ -69,7 +69,7 @@ def test_what_cannot_be_kept_leaves_nothing(tmp_path: Path, monkeypatch: pytest.
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_cannot_be_read_is_dropped_and_hinders_nothing(tmp_path: Path) -> None:
+def test_an_unreadable_report_is_dropped_and_blocks_no_other(tmp_path: Path) -> None:
     kept = UsageQueue(tmp_path)
     kept.put(closing("req_0"))
     (tmp_path / "00000000000000000001-aaaaaaaa.json").write_bytes(b"\xff")
@@ -87,7 +87,7 @@ def test_each_gateway_has_a_folder_of_its_own(monkeypatch: pytest.MonkeyPatch, t
     assert default_folder("https://a.example").parent == tmp_path / "gkt-edge"
 
 
-async def test_an_answer_is_told_to_the_gateway_behind_itself(tmp_path: Path) -> None:
+async def test_a_report_is_sent_after_the_answer(tmp_path: Path) -> None:
     gateway = FakeGateway()
     with gateway.running() as url, toy(LlamaCpp()) as student:
         await asked_once(url, student, tmp_path, max_tokens=12)
@@ -99,7 +99,7 @@ async def test_an_answer_is_told_to_the_gateway_behind_itself(tmp_path: Path) ->
     assert UsageQueue(tmp_path).count() == 0
 
 
-async def test_what_the_gateway_did_not_take_waits_and_is_sent_behind_the_next_answer(tmp_path: Path) -> None:
+async def test_a_rejected_report_is_sent_again_after_the_next_answer(tmp_path: Path) -> None:
     gateway = FakeGateway(closing_fails=503)
     with gateway.running() as url, toy(LlamaCpp()) as student:
         await asked_once(url, student, tmp_path)
@@ -122,7 +122,7 @@ async def test_neither_question_nor_answer_nor_key_is_kept(tmp_path: Path) -> No
     assert folder.stat().st_mode & 0o777 == 0o700
 
 
-async def test_offline_answers_are_told_later_and_count_once(tmp_path: Path) -> None:
+async def test_offline_answers_are_reported_later_and_count_once(tmp_path: Path) -> None:
     with toy(LlamaCpp()) as student:
         await asked_once(NOBODY, student, tmp_path)
     (file, report), *more = UsageQueue(tmp_path).waiting()
@@ -137,7 +137,7 @@ async def test_offline_answers_are_told_later_and_count_once(tmp_path: Path) -> 
     assert (report.body["model"], report.body["guided"]) == ("chat", False)
 
 
-async def test_a_closing_whose_reply_was_lost_counts_as_done(tmp_path: Path) -> None:
+async def test_a_report_whose_reply_was_lost_counts_as_sent(tmp_path: Path) -> None:
     gateway = FakeGateway()
     with gateway.running() as url, toy(LlamaCpp()) as student:
         await asked_once(url, student, tmp_path)
@@ -152,7 +152,7 @@ async def test_a_closing_whose_reply_was_lost_counts_as_done(tmp_path: Path) -> 
     [("req_of_somebody_else", False, 1), (RECEIPT, True, 1), (RECEIPT, False, 10**6)],
     ids=["unknown", "too late", "more than asked for"],
 )
-async def test_what_the_gateway_will_never_take_is_dropped(
+async def test_a_permanently_rejected_report_is_dropped(
     receipt: str, late: bool, output_tokens: int, tmp_path: Path
 ) -> None:
     gateway = FakeGateway(late=late, closing_fails=503)
@@ -185,7 +185,7 @@ async def test_a_login_page_takes_no_report(status: int, tmp_path: Path) -> None
     assert found.why is not None
 
 
-async def test_while_the_gateway_is_away_what_waits_is_told(tmp_path: Path) -> None:
+async def test_the_number_of_waiting_reports_is_available_offline(tmp_path: Path) -> None:
     UsageQueue(tmp_path).put(closing(RECEIPT))
     found = await synced(NOBODY, tmp_path)
     assert (found.sent, found.waiting) == (0, 1)

@@ -98,7 +98,7 @@ async def test_a_report_that_is_sent_again_is_known(gateway: GatewayProcess, tmp
         assert await edge.sync() == Synced(refused=1)
 
 
-async def test_what_was_answered_offline_is_accounted_for_later(gateway: GatewayProcess, tmp_path: Path) -> None:
+async def test_offline_answers_are_reported_later(gateway: GatewayProcess, tmp_path: Path) -> None:
     with toy(LlamaCpp()) as student:
         async with device(NOBODY, student.url, tmp_path) as edge:
             reply = await edge.complete(ASKED)
@@ -110,7 +110,7 @@ async def test_what_was_answered_offline_is_accounted_for_later(gateway: Gateway
     assert (found["mode"], found["unguided"]) == ("edge", "offline")
 
 
-async def test_a_route_without_guidance_and_an_old_client_are_told_what_to_do(
+async def test_errors_for_unguided_routes_and_old_clients_have_a_remedy(
     gateway: GatewayProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with toy(LlamaCpp()) as student:

@@ -28,7 +28,7 @@ def said(chunks: list[dict[str, Any]], by: str | None = None) -> str:
     return "".join(choice["delta"].get("content", "") for one in kept for choice in one["choices"])
 
 
-def test_the_role_is_said_once_and_whose_words_each_time() -> None:
+def test_the_role_is_sent_once_and_the_source_with_each_chunk() -> None:
     made, chunks = relay(echo=False)
     chunks += made.feed(chunk(" small")) + made.feed(chunk(" molecules.", "stop"))
     assert [one["choices"][0]["delta"].get("role") for one in chunks] == ["assistant", None, None]
@@ -70,7 +70,7 @@ def test_a_student_that_ends_without_a_reason_leaves_nothing_held_back() -> None
     assert made.finish_reason == "stop"
 
 
-def test_a_student_that_thought_and_said_nothing_is_no_end_of_an_answer() -> None:
+def test_a_student_with_only_reasoning_has_no_finished_answer() -> None:
     made = EdgeRelay("chatcmpl-1", 1, "chat", wants_usage=False)
     made.join(SeamJoin(OPENING, echo=False), ReasoningFilter(OPENING))
     chunks = made.feed(chunk("<think>hm")) + made.feed(chunk("</think>", "stop"))

@@ -12,7 +12,7 @@ from gateway.edge.queue import DeviceUsage
 USAGE = DeviceUsage(9, 3, "stop", "small", 410, 5200, guided=True, at=1796083206)
 
 
-def test_a_closing_goes_to_its_receipt_and_an_answer_alone_has_an_id_of_its_own() -> None:
+def test_a_report_has_the_id_of_its_receipt_or_its_own() -> None:
     assert USAGE.closing_report("req_1/..").path == "/v1/guidance/req_1%2F../usage"
     first, second = USAGE.unguided_report("chat"), USAGE.unguided_report("chat")
     assert first.path == second.path == "/v1/guidance/usage"
@@ -28,5 +28,5 @@ def test_a_students_name_is_printable_and_short(name: str, told: str) -> None:
 
 
 @pytest.mark.parametrize(("reason", "told"), [("tool_calls", "tool_calls"), ("STOP!", None), (None, None)])
-def test_a_reason_is_a_word_or_none(reason: str | None, told: str | None) -> None:
+def test_a_reason_is_an_identifier_or_none(reason: str | None, told: str | None) -> None:
     assert replace(USAGE, finish_reason=reason).closing_report("req_1").body["finish_reason"] == told

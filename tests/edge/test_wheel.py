@@ -69,7 +69,7 @@ def closure(graph: grimp.ImportGraph) -> set[str]:
     return found | packages
 
 
-def test_what_is_shipped_is_what_the_client_imports(graph: grimp.ImportGraph) -> None:
+def test_the_wheel_contains_the_imported_modules(graph: grimp.ImportGraph) -> None:
     ours = [one for one in closure(graph) if one.split(".")[0] == "gateway"]
     files = {
         f"{path}/__init__.py" if (ROOT / path).is_dir() else f"{path}.py"
@@ -78,7 +78,7 @@ def test_what_is_shipped_is_what_the_client_imports(graph: grimp.ImportGraph) ->
     assert EDGE["tool"]["hatch"]["build"]["hooks"]["custom"]["shipped"] == sorted(files)
 
 
-def test_beyond_python_it_imports_httpx_and_where_it_is_asked_to_llama_cpp(graph: grimp.ImportGraph) -> None:
+def test_the_client_imports_only_httpx_and_optionally_llama_cpp(graph: grimp.ImportGraph) -> None:
     others = {one.split(".")[0] for one in closure(graph)} - {"gateway"} - set(sys.stdlib_module_names)
     assert others == {"httpx", "xllamacpp"}
     assert names(EDGE["project"]["dependencies"]) == {"httpx"}
@@ -110,7 +110,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return found
 
 
-def test_the_wheel_holds_the_named_files_as_they_are(wheel: Path) -> None:
+def test_the_wheel_contains_the_named_files_unchanged(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         held = {name: archive.read(name) for name in archive.namelist() if ".dist-info/" not in name}
     shipped = EDGE["tool"]["hatch"]["build"]["hooks"]["custom"]["shipped"]
@@ -118,7 +118,7 @@ def test_the_wheel_holds_the_named_files_as_they_are(wheel: Path) -> None:
 
 
 @pytest.mark.timeout(300)
-def test_in_an_environment_of_its_own_it_answers_with_httpx_alone(wheel: Path, tmp_path: Path) -> None:
+def test_the_client_works_in_an_environment_with_only_httpx(wheel: Path, tmp_path: Path) -> None:
     uv, python = Path(sys.executable).with_name("uv"), tmp_path / "env" / "bin" / "python"
     _run(uv, "venv", "--quiet", "--python", sys.executable, tmp_path / "env")
     quiet = ("--quiet", "--python", python)

@@ -35,13 +35,13 @@ def opened(at: float = 0.0, *, connected: bool = True) -> Breaker:
 
 
 @pytest.mark.parametrize("connected", [True, False])
-def test_failures_in_a_row_open_it(*, connected: bool) -> None:
+def test_consecutive_failures_open_the_circuit(*, connected: bool) -> None:
     one = opened(10.0, connected=connected)
     assert (one.state(10.9), one.refuses_for_s("a", 10.4)) == ("open", pytest.approx(0.6))
 
 
 @pytest.mark.parametrize("connected", [True, False])
-def test_a_success_between_failures_starts_the_count_anew(*, connected: bool) -> None:
+def test_a_success_between_failures_resets_the_count(*, connected: bool) -> None:
     one = breaker()
     for failed in (True, True, False, True, True):
         if failed:
@@ -68,7 +68,7 @@ def test_a_trial_that_hangs_holds_the_others_no_longer_than_one_cooldown() -> No
 
 
 @pytest.mark.parametrize("connected", [True, False])
-def test_a_trial_that_succeeds_closes_it(*, connected: bool) -> None:
+def test_a_successful_trial_closes_the_circuit(*, connected: bool) -> None:
     one = opened(connected=connected)
     one.start_call("a", "trial", 1.0)
     assert one.succeeded()
@@ -87,14 +87,14 @@ def test_each_trial_that_fails_doubles_the_rest_up_to_the_longest(*, connected: 
 
 
 @pytest.mark.parametrize("connected", [True, False])
-def test_a_trial_whose_caller_left_leaves_the_trial_to_another(*, connected: bool) -> None:
+def test_a_canceled_trial_allows_another_trial(*, connected: bool) -> None:
     one = opened(connected=connected)
     one.abandoned(one.start_call("a", "trial", 1.0))
     assert one.refuses_for_s("a", 1.0) == 0
     assert one.state(1.0) == "half_open"
 
 
-def test_calls_from_before_it_opened_say_nothing_of_the_trial() -> None:
+def test_earlier_calls_do_not_affect_the_trial() -> None:
     """They may fail or be canceled while the trial is in flight."""
     one = breaker()
     old = [one.start_call("a", str(number), 0) for number in range(5)]
@@ -106,14 +106,14 @@ def test_calls_from_before_it_opened_say_nothing_of_the_trial() -> None:
     assert one.refuses_for_s("a", 1.0) > 0
 
 
-def test_an_engine_that_asked_for_a_pause_gets_it_and_needs_no_trial() -> None:
+def test_a_retry_after_is_respected_and_needs_no_trial() -> None:
     one = breaker()
     one.pause("a", 0, 2.5)
     assert (one.state(2.0), one.refuses_for_s("a", 2.0)) == ("open", pytest.approx(0.5))
     assert (one.state(2.5), one.start_call("a", "r", 2.5)) == ("closed", BreakerCall("a", "r"))
 
 
-def test_no_engine_is_left_alone_for_longer_than_a_minute_because_it_asked() -> None:
+def test_a_retry_after_is_limited_to_a_minute() -> None:
     one = breaker()
     one.pause("a", 0, 86_400)
     assert one.refuses_for_s("a", 0) == 60
@@ -136,7 +136,7 @@ def test_pauses_that_two_tenants_met_hold_all_for_as_long_as_both() -> None:
     assert [one.refuses_for_s(tenant, 6) for tenant in "abc"] == [54, 0, 0]
 
 
-def test_a_pause_that_is_over_says_nothing_of_the_next_tenants() -> None:
+def test_an_expired_pause_does_not_affect_other_tenants() -> None:
     one = breaker()
     one.pause("a", 0, 1)
     one.pause("b", 2, 5)
@@ -239,7 +239,7 @@ EVENTS = st.lists(
 
 @settings(deadline=None)
 @given(EVENTS)
-def test_no_tenant_is_refused_for_what_others_sent_and_all_are_let_through_in_the_end(
+def test_failures_of_one_tenant_reject_no_other_tenant(
     events: list[tuple[str, str, int, float]],
 ) -> None:
     """A refusal requires a failure of the tenant's own, or an engine that accepts no connection."""

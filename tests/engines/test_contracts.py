@@ -135,7 +135,7 @@ async def test_an_engine_that_ignores_instructions_continues_nothing(server: Toy
 
 
 @pytest.mark.parametrize("server", [OpenAI(), Mistral(), Groq()], ids=repr)
-async def test_a_strict_host_never_sees_what_it_does_not_know(server: ToyServer) -> None:
+async def test_a_strict_host_gets_no_unknown_fields(server: ToyServer) -> None:
     """Strict hosts reject a request with an unknown field. This covers probes, guidance and guided calls."""
     async with spoken_to(server) as (engine, fake):
         refused: list[str] = []
@@ -240,7 +240,7 @@ async def test_llamacpp_refuses_two_assistants_at_the_end() -> None:
 @pytest.mark.parametrize(
     "lost", [{"tools": [{"type": "function"}]}, {"response_format": {"type": "json_object"}}, {"logprobs": True}]
 )
-async def test_what_a_raw_prompt_cannot_carry_is_refused_before_it_is_sent(lost: dict[str, Any]) -> None:
+async def test_fields_unsupported_by_raw_prompts_are_rejected_before_the_call(lost: dict[str, Any]) -> None:
     """No field is dropped silently. The student call treats the error as a rejected prefix."""
     async with spoken_to(LlamaCpp(), continuation="completions") as (engine, fake):
         await engine.probe()

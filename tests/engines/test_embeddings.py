@@ -19,7 +19,7 @@ from tests.fakes import embedded
 PATH = "/v1/embeddings"
 
 
-async def test_the_body_goes_out_with_the_engines_own_model_and_all_else_as_it_came() -> None:
+async def test_only_the_model_name_of_the_body_changes() -> None:
     """Each field of the reply is forwarded in the engine's own bytes."""
     body = {"model": "vectors", "input": [[1, 2], [3]], "dimensions": 64, "unknown": {"a": None}}
     async with serving({PATH: replying(embedded(2))}) as fake, engine_http(fake.url + "/v1") as http:
@@ -45,7 +45,7 @@ async def test_the_body_goes_out_with_the_engines_own_model_and_all_else_as_it_c
         b'{"data": ["\xff"]}',
     ],
 )
-async def test_what_holds_no_list_of_vectors_is_a_protocol_error(raw: bytes) -> None:
+async def test_a_reply_without_a_list_of_vectors_is_a_protocol_error(raw: bytes) -> None:
     """Also if the defect is in the part that is not decoded."""
     with pytest.raises(EngineProtocolError):
         await read_embeddings(raw, NAME)

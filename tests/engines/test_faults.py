@@ -169,7 +169,7 @@ def _is_complete(error: EngineError, fault: Fault) -> None:
     ("fault", "protocol", "way"),
     [case for case in CASES if case.values[0].huge and case.values[2] in {"complete", "stream"}],  # type: ignore[union-attr]
 )
-async def test_memory_is_bounded_whatever_comes(fault: Fault, protocol: str, way: str, faulty: FaultEngine) -> None:
+async def test_memory_is_bounded_for_any_reply(fault: Fault, protocol: str, way: str, faulty: FaultEngine) -> None:
     """Too many bytes are discarded at once, and an endless line is not awaited."""
     place = f"{protocol}/{fault.name}/memory-{way}"
     async with calling(protocol, faulty.base(place)) as engine:
@@ -187,7 +187,7 @@ WELL_FRAMED = ("none", "split-character", "split-field", "all-at-once", "split-c
 
 
 @pytest.mark.parametrize("name", WELL_FRAMED)
-async def test_tgis_own_stream_is_read_however_it_is_cut(name: str, faulty: FaultEngine) -> None:
+async def test_tgis_stream_is_read_in_any_split(name: str, faulty: FaultEngine) -> None:
     """/generate_stream has its own events and no [DONE]."""
     http = EngineHttp(NAME, faulty.base(f"tgi/{name}/own-stream"), api_key=SECRET, deadlines=EngineDeadlines(**PATIENT))
     try:

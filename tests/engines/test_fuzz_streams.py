@@ -166,7 +166,9 @@ def stage() -> Iterator[Stage]:
 @settings(SOME)
 @given(STREAM, PROTOCOL, st.fixed_dictionaries(FRAME), CUTS)
 @example("openai", "openai", {"line_end": b"\r\n", "comment": b"", "last": b"[DONE]"}, list(range(2000)))
-def test_where_packets_end_says_nothing(stage: Stage, name: str, protocol: str, frame: Json, cuts: list[int]) -> None:
+def test_packet_boundaries_do_not_change_the_answer(
+    stage: Stage, name: str, protocol: str, frame: Json, cuts: list[int]
+) -> None:
     """A stream in pieces, down to single bytes, is the same answer as in one packet."""
     raw = framed([orjson.dumps(one) for one in STREAMS[name]], **frame)
     at_once = stage.stream(protocol, [raw], BODIES.get(name))
@@ -324,7 +326,7 @@ def replying() -> Iterator[tuple[FaultEngine, list[bytes]]]:
 @settings(SOME)
 @given(STREAM, PROTOCOL, st.lists(HARM, max_size=3), st.lists(st.integers(0, 6000), max_size=5), st.booleans())
 @example("openai", "openai", [], [], True)
-def test_any_harm_to_a_reply_on_its_way(
+def test_corrupted_replies_end_in_a_reply_or_an_error(
     replying: tuple[FaultEngine, list[bytes]],
     name: str,
     protocol: str,

@@ -116,7 +116,7 @@ async def test_a_trial_whose_answer_is_empty_closes_the_circuit() -> None:
     assert await world.call() is None
 
 
-async def test_an_opening_that_was_ended_since_enough_was_heard_is_no_failure_and_closes_the_circuit() -> None:
+async def test_guidance_that_was_stopped_by_its_reader_is_a_success() -> None:
     """The reader ended the call, so the engine has not failed."""
     world = World([failed()], [failed()])
     await world.call()
@@ -143,7 +143,7 @@ async def test_an_engine_that_always_breaks_off_midway_opens_the_circuit() -> No
     assert isinstance(await world.call(), CircuitOpen)
 
 
-async def test_the_first_words_of_a_trial_let_the_others_through() -> None:
+async def test_the_first_text_of_a_trial_closes_the_circuit() -> None:
     """Other calls do not wait for the end of a long answer."""
     world = World([failed()], [failed()], [WORD, WORD])
     await world.call()
@@ -302,14 +302,14 @@ async def test_a_request_that_fails_while_others_succeed_is_refused() -> None:
     assert (refused.message, refused.redacted_message) == (f"{blame}: no such image", f"{blame}.")
 
 
-async def test_a_control_call_tells_where_there_are_no_others() -> None:
+async def test_a_probe_updates_the_circuit_without_other_calls() -> None:
     world = PickyWorld()
     outcomes = [await world.call({"bad": 1}, request="one") for _ in range(3)]
     assert [type(outcome) for outcome in outcomes] == [EngineFailed, EngineFailed, EngineRejected]
     assert world.fake.controls == 1
 
 
-async def test_a_request_at_which_a_broken_engine_failed_thrice_is_not_retried_when_it_comes_again() -> None:
+async def test_a_request_that_failed_three_times_is_not_retried_again() -> None:
     """An SDK repeats it twice, and each repetition is one call."""
     world = PickyWorld()
     world.fake.broken = True
@@ -339,7 +339,7 @@ async def test_bad_requests_of_one_tenant_never_shut_out_another() -> None:
     assert not world.engine.in_cooldown_for("globex")
 
 
-async def test_an_engine_that_fails_at_everything_comes_to_rest_for_a_tenant_that_is_alone() -> None:
+async def test_an_engine_that_always_fails_opens_the_circuit_of_a_single_tenant() -> None:
     world = PickyWorld()
     world.fake.broken = True
     met = [await world.call({"plain": number}) for number in range(6)]

@@ -107,7 +107,7 @@ async def test_refused_credentials_never_quote_the_engine(status: int) -> None:
     assert error.reason is None
 
 
-async def test_what_an_engine_says_is_shown_without_its_address_and_the_key() -> None:
+async def test_error_texts_of_engines_contain_neither_url_nor_key() -> None:
     """An engine may quote its own URL or its key."""
 
     async def handler(request: web.Request) -> web.StreamResponse:
@@ -228,7 +228,7 @@ def test_any_error_body_is_one_short_line(body: Any) -> None:
         ({"error": "x"}, None),
     ],
 )
-async def test_the_engines_own_word_for_an_error_is_kept(body: Any, reason: str | None) -> None:
+async def test_the_engines_error_code_is_kept(body: Any, reason: str | None) -> None:
     """TGI's error_type, else OpenAI's code, else its type. A number is ignored."""
     assert (await failed_call(replying(body, status=400))).reason == reason
 
@@ -245,7 +245,7 @@ async def test_a_redirect_is_not_followed(status: int) -> None:
 
 
 @pytest.mark.parametrize("base", ["", "/v1", "/behind/a/proxy", "/behind/a/proxy/v1"])
-async def test_a_native_route_lies_beside_v1(base: str) -> None:
+async def test_native_routes_are_outside_of_v1(base: str) -> None:
     """Some routes of servers are outside of /v1."""
     path = base.removesuffix("/v1") + "/own"
     async with serving({path: replying({"a": 1})}) as fake, engine_http(fake.url + base) as http:
@@ -261,7 +261,7 @@ async def test_a_refused_connection_is_unreachable() -> None:
         assert isinstance(await failure(events_of(http), url), EngineUnreachable)
 
 
-async def test_a_name_that_nobody_knows_is_unreachable() -> None:
+async def test_an_unknown_host_is_unreachable() -> None:
     """The message does not contain the host name."""
     url = "http://no-such-host.invalid:1"
     async with engine_http(url) as http:
@@ -281,7 +281,7 @@ async def test_a_connection_that_breaks_before_the_reply_is_unreachable() -> Non
     assert isinstance(await failed_talk(break_off), EngineUnreachable)
 
 
-async def test_a_call_that_an_idle_connection_loses_goes_out_once_and_its_retry_opens_a_new_connection() -> None:
+async def test_a_call_lost_on_an_idle_connection_is_retried_on_a_new_one() -> None:
     """The engine may have read it. The retry loop, which counts and charges retries, decides about a repetition."""
     calls = connections = 0
     all_came, hangs_up = asyncio.Event(), False
@@ -395,20 +395,20 @@ async def test_a_reply_that_breaks_off_is_unreachable() -> None:
     assert isinstance(await failed_talk(talk), EngineUnreachable)
 
 
-async def test_a_reply_shorter_than_it_says_is_unreachable() -> None:
+async def test_a_reply_shorter_than_its_content_length_is_unreachable() -> None:
     """The body has fewer bytes than Content-Length."""
     error = await failed_talk(says(b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\n{}"))
     assert isinstance(error, EngineUnreachable)
 
 
-async def test_a_reply_longer_than_it_says_does_not_spoil_the_next_call() -> None:
+async def test_a_reply_longer_than_its_content_length_does_not_affect_the_next_call() -> None:
     """Bytes after the end of the body are not the next reply."""
     raw = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
     async with talking(says(raw + b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n7")) as url, engine_http(url) as http:
         assert [(await http.post("/x", {})).body for _ in range(3)] == [{}, {}, {}]
 
 
-async def test_what_is_not_http_is_unreachable() -> None:
+async def test_a_reply_that_is_not_http_is_unreachable() -> None:
     """Another service listens at the address."""
     assert isinstance(await failed_talk(says(b"SSH-2.0-OpenSSH_9.6\r\n\r\n")), EngineUnreachable)
 
@@ -469,7 +469,7 @@ async def test_an_error_of_null_is_none() -> None:
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-async def test_a_body_whose_framing_breaks_is_not_waited_for(*, streamed: bool) -> None:
+async def test_a_body_with_invalid_framing_fails_at_once(*, streamed: bool) -> None:
     """aiohttp 3.14.5 does not report this to the reader of the body (data_received in client_proto.py)."""
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -507,14 +507,14 @@ async def test_a_reply_over_the_bound_is_a_protocol_error() -> None:
     assert "more than 100 bytes" in error.message
 
 
-async def test_json_where_a_stream_was_asked_for_is_a_protocol_error() -> None:
+async def test_json_instead_of_a_stream_is_a_protocol_error() -> None:
     """The reply of an engine that ignores `stream` is not read as an empty stream."""
     error = await failed_stream(replying({"choices": []}))
     assert isinstance(error, EngineProtocolError)
     assert "with content type application/json instead" in error.message
 
 
-async def test_an_error_status_where_a_stream_was_asked_for_keeps_its_kind() -> None:
+async def test_an_error_status_of_a_stream_request_keeps_its_kind() -> None:
     """A stream request fails like a JSON request."""
     assert isinstance(await failed_stream(replying({"error": "full"}, status=429)), EngineOverloaded)
 
@@ -697,7 +697,7 @@ async def test_calls_share_their_connection(monkeypatch: pytest.MonkeyPatch) -> 
         assert fake.connections == 1
 
 
-async def test_a_stream_that_stays_open_after_its_last_event_holds_nobody_up() -> None:
+async def test_a_connection_open_after_the_last_event_does_not_delay_the_reader() -> None:
     """[DONE] ends the stream, whatever the connection does."""
 
     async def handler(request: web.Request) -> web.StreamResponse:
@@ -735,7 +735,7 @@ async def test_events_that_come_together_are_handed_on_together() -> None:
         assert await anext(groups) == [b"[DONE]"]
 
 
-async def test_the_key_goes_out_as_a_bearer_token() -> None:
+async def test_the_key_is_sent_as_a_bearer_token() -> None:
     """Without a key there is no header."""
     async with serving({"/x": replying({})}) as fake:
         for key in (KEY, None):

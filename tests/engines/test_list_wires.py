@@ -99,7 +99,7 @@ async def test_sglang_gets_exactly_this() -> None:
 
 
 @pytest.mark.parametrize("kind", ["vllm", "llamacpp", "sglang"])
-async def test_a_member_that_ended_by_itself_says_so(kind: str) -> None:
+async def test_a_finished_member_has_finish_reason_stop(kind: str) -> None:
     """Its answer may be complete, independently of the other members."""
     server = ListServer(kind, answer=lambda question: "yes" if "one" in question else "no and so on for long")
     async with listing(server) as (engine, _):
@@ -110,7 +110,7 @@ async def test_a_member_that_ended_by_itself_says_so(kind: str) -> None:
 
 
 @pytest.mark.parametrize("stop_type", ["limit", "none", None, 5])
-async def test_what_llamacpp_does_not_call_an_end_is_a_cut(stop_type: Any) -> None:
+async def test_an_unknown_stop_type_of_llama_cpp_is_a_cut(stop_type: Any) -> None:
     """The student continues it."""
     server = ListServer("llamacpp", answer=lambda _: "yes")
     async with listing(server) as (engine, _):
@@ -140,7 +140,7 @@ async def test_an_aborted_entry_of_sglang_fails_alone() -> None:
 
 
 @pytest.mark.parametrize(("kind", "path"), [("llamacpp", TEMPLATE), ("sglang", TOKENIZE)])
-async def test_a_chat_that_cannot_be_rendered_has_everybody_asked_alone(kind: str, path: str) -> None:
+async def test_a_chat_that_cannot_be_rendered_splits_the_list_into_single_calls(kind: str, path: str) -> None:
     """The template rejects one chat; the others succeed in separate calls."""
     server = ListServer(kind)
     async with listing(server) as (engine, fake):

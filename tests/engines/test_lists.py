@@ -59,7 +59,7 @@ SAID = [f"{word} says the" for word in WORDS]
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("make", [chat, prompt])
-async def test_the_openings_of_a_batch_are_one_call_and_each_gets_its_own(kind: str, make: Any) -> None:
+async def test_guidance_of_a_batch_is_one_list_call(kind: str, make: Any) -> None:
     """For chats and for prompts."""
     async with listing(ListServer(kind)) as (engine, fake):
         outcomes = await ask(engine, [make(f"What is {word}") for word in WORDS])
@@ -116,7 +116,7 @@ async def test_as_long_as_members_join_in_each_turn_of_the_loop_the_list_stays()
     assert [len(body["messages"]) for body in fake.bodies] == [3]
 
 
-async def test_a_late_member_waits_for_nobody() -> None:
+async def test_a_late_member_is_sent_alone() -> None:
     """Its list was already sent, so it is sent alone."""
     server = ListServer()
     async with listing(server) as (engine, fake):
@@ -140,7 +140,7 @@ async def test_before_the_first_probe_calls_are_single() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_a_caller_that_leaves_takes_nobody_along(kind: str) -> None:
+async def test_a_disconnect_cancels_no_other_member(kind: str) -> None:
     """Whether or not it was the first member."""
     server = ListServer(kind)
     async with listing(server) as (engine, fake):
@@ -254,7 +254,7 @@ async def test_the_engines_text_for_a_list_reaches_no_member() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("status", [400, 404, 405, 413, 422])
-async def test_a_refused_list_is_asked_one_by_one(kind: str, status: int) -> None:
+async def test_a_rejected_list_is_sent_as_single_calls(kind: str, status: int) -> None:
     """One invalid prompt fails alone."""
     server = ListServer(kind)
     async with listing(server) as (engine, fake):
@@ -284,7 +284,7 @@ async def test_a_list_at_which_the_engine_fails_is_one_call_and_no_members_failu
     assert texts(again) == [text for text in SAID if "three" not in text]
 
 
-async def test_a_member_asked_alone_ends_when_its_caller_leaves() -> None:
+async def test_a_single_call_is_canceled_with_its_caller() -> None:
     """It is a separate call."""
     server = ListServer()
     async with listing(server) as (engine, _):

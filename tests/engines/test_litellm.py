@@ -259,7 +259,7 @@ async def test_tokens_written_to_the_cache_come_through() -> None:
         assert (await engine.complete({"messages": MESSAGES}))["usage"] == reported
 
 
-async def test_a_marked_opening_is_not_repeated_by_litellm() -> None:
+async def test_a_marked_prefix_is_not_repeated_by_litellm() -> None:
     """By default LiteLLM adds it to Anthropic's replies (`disable_add_prefix_to_prompt`)."""
     async with behind(CLAUDE, MESSAGES_PATH, replying(message(" sky"))) as (engine, _):
         reply = await engine.complete({"messages": MESSAGES}, Prefill("Because the", Continuation("prefix")))
@@ -307,7 +307,7 @@ async def test_connections_are_used_again_and_closed_with_the_engine() -> None:
 # Guidance.
 
 
-async def test_an_opening_is_a_chat_with_the_policys_sampling() -> None:
+async def test_guidance_is_a_chat_with_the_policys_sampling() -> None:
     """Parameters that the provider does not support (`seed`) are omitted, since a policy applies to all teachers."""
     request = TeacherRequest(max_tokens=7, messages=MESSAGES, temperature=0.5, seed=3, stop=("\n\nQ",))
     async with behind(CLAUDE, MESSAGES_PATH, replying(message("Because", "max_tokens"))) as (engine, fake):
@@ -317,7 +317,7 @@ async def test_an_opening_is_a_chat_with_the_policys_sampling() -> None:
     assert "seed" not in sent
 
 
-async def test_a_raw_prompt_goes_to_completions_where_the_provider_has_them() -> None:
+async def test_a_raw_prompt_uses_completions_if_the_provider_supports_them() -> None:
     answer = {
         "id": "c", "object": "text_completion", "created": 1, "model": "m",
         "choices": [{"index": 0, "text": " because", "finish_reason": "length", "logprobs": None}],
@@ -357,7 +357,7 @@ def anthropic_error(kind: str, words: str) -> dict[str, Any]:
         (302, {"Location": "http://127.0.0.1:1/"}, EngineProtocolError, True),
     ],
 )
-async def test_a_status_means_what_it_means_everywhere(
+async def test_a_status_maps_to_the_same_error_as_for_other_engines(
     status: int, headers: dict[str, str], kind: type[Exception], may_have_run: bool, streamed: bool
 ) -> None:
     """Independently of LiteLLM's exception. The engine's text is kept, without the key."""
@@ -409,7 +409,7 @@ async def test_a_prompt_that_is_refused_is_the_callers_to_mend(code: str) -> Non
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-async def test_an_engine_that_is_not_there_was_not_heard(streamed: bool) -> None:
+async def test_an_unreachable_engine_has_not_received_the_request(streamed: bool) -> None:
     async with serving({}) as fake:
         url = fake.url
     async with engine_at(url) as engine:
@@ -487,7 +487,7 @@ secret_fields enable_prompt_caching text_completion atext_completion acompletion
 """
 
 
-async def test_no_callers_field_changes_where_a_call_goes_or_what_it_carries() -> None:
+async def test_no_callers_field_changes_destination_or_credentials() -> None:
     """All parameters of LiteLLM's signature, and dozens of other names that it reads."""
     library = await load()
     named = set(inspect.signature(inspect.unwrap(library.chat)).parameters)
@@ -535,7 +535,7 @@ async def test_nothing_in_a_message_is_fetched(part: dict[str, Any]) -> None:
         assert fake.requests == []
 
 
-async def test_nothing_beside_what_a_message_says_is_fetched() -> None:
+async def test_urls_in_extra_message_fields_are_not_fetched() -> None:
     """For Gemini an assistant's `images` are more parts (litellm 1.110, llms/vertex_ai/gemini/transformation.py)."""
     url = "https://127.0.0.1:1/a.png"
     message = {"role": "assistant", "content": "There:", "images": [{"image_url": {"url": url}}]}
@@ -548,7 +548,7 @@ async def test_nothing_beside_what_a_message_says_is_fetched() -> None:
         assert fake.requests == []
 
 
-async def test_words_that_look_like_an_address_are_words() -> None:
+async def test_urls_in_text_are_not_fetched() -> None:
     """Texts and tool arguments are not fetched."""
     call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"url": "http://127.0.0.1:1"}'}}
     messages = [
@@ -603,7 +603,9 @@ async def test_a_parameter_that_the_provider_lacks_is_refused_by_name_unless_not
         (CLAUDE, "a b c d", None),
     ],
 )
-async def test_one_small_call_tells_how_a_model_continues(model: str, answer: str, known: Continuation | None) -> None:
+async def test_one_small_call_detects_the_continuation_mode(
+    model: str, answer: str, known: Continuation | None
+) -> None:
     """Calls cost money: one probe call, and a second one for `instruct` if the first mode fails."""
     handler = replying(message(answer))
     async with behind(model, MESSAGES_PATH, handler, continuation="auto") as (engine, fake):
@@ -615,7 +617,7 @@ async def test_one_small_call_tells_how_a_model_continues(model: str, answer: st
     assert bool(engine.state.warnings) is (known is None)
 
 
-async def test_a_refused_opening_means_that_it_cannot_continue() -> None:
+async def test_a_rejected_prefix_means_no_continuation() -> None:
     """Claude since 4.6 (platform.claude.com, migration guide)."""
     words = "This model does not support assistant message prefill. The conversation must end with a user message."
     handler = replying(anthropic_error("invalid_request_error", words), status=400)
@@ -624,7 +626,7 @@ async def test_a_refused_opening_means_that_it_cannot_continue() -> None:
         assert engine.state.continuation is None
 
 
-async def test_mistrals_opening_is_marked() -> None:
+async def test_the_prefix_for_mistral_is_marked() -> None:
     """docs.mistral.ai, chat completion: `prefix`."""
     answer = {
         "id": "c", "object": "chat.completion", "created": 1, "model": "m",
@@ -647,7 +649,7 @@ async def test_vllms_flags_reach_the_body() -> None:
     assert (sent["continue_final_message"], sent["add_generation_prompt"]) == (True, False)
 
 
-async def test_a_configured_continuation_costs_no_call_and_the_last_call_says_whether_it_is_up() -> None:
+async def test_a_configured_continuation_needs_no_probe_and_the_last_call_sets_the_state() -> None:
     """There is no free probe: the engine is up until a call fails, and down until a call succeeds."""
     answers: list[Handler] = [replying(message("x")), replying({}, status=401), replying(message("x"))]
 
@@ -677,7 +679,7 @@ async def test_a_configured_continuation_costs_no_call_and_the_last_call_says_wh
 @pytest.mark.long
 @pytest.mark.models
 @pytest.mark.parametrize("model", ["openai/small", "hosted_vllm/small"])
-async def test_a_real_student_goes_on_through_litellm(model: str, engines: LocalStack) -> None:
+async def test_a_real_student_continues_through_litellm(model: str, engines: LocalStack) -> None:
     """llama.cpp through LiteLLM's two providers for OpenAI-compatible servers."""
     async with engine_at(engines.student_url + "/v1", model, continuation="auto", total_s=60) as engine:
         await engine.probe()

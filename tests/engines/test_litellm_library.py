@@ -114,7 +114,7 @@ def said_by(script: str, *arguments: str, **environ: str) -> dict[str, Any]:
 
 
 @pytest.mark.long
-async def test_litellm_calls_nobody_but_the_engine(tmp_path: Path) -> None:
+async def test_litellm_calls_only_the_engine(tmp_path: Path) -> None:
     """No requests for prices, telemetry or model details. The cache folder of tiktoken does not change."""
     async with serving({"/v1/messages": replying(message(" o p"))}) as fake:
         output = await asyncio.to_thread(
@@ -128,7 +128,7 @@ async def test_litellm_calls_nobody_but_the_engine(tmp_path: Path) -> None:
     assert output["held_s"] < 1.5  # the import takes longer but does not hold the lock
 
 
-async def test_a_litellm_that_cannot_be_imported_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_failed_import_of_litellm_is_reported_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(name: str) -> None:
         raise ImportError(f"No module named '{name}'")
 
@@ -142,7 +142,7 @@ async def test_a_litellm_that_cannot_be_imported_is_said_in_one_line(monkeypatch
         litellm_library._load.cache_clear()
 
 
-def test_a_gateway_without_such_engines_never_imports_it(redis_url: str, tmp_path: Path) -> None:
+def test_a_gateway_without_litellm_engines_does_not_import_litellm(redis_url: str, tmp_path: Path) -> None:
     """The import takes seconds and 190 MB. Prices, tokenizers and provider names are read without it."""
     yaml = YAML()
     (tmp_path / "policies").mkdir()

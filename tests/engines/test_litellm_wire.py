@@ -35,14 +35,14 @@ async def test_a_call_stays_at_the_engines_address() -> None:
         assert (len(there.requests), len(elsewhere.requests)) == (1, 0)
 
 
-async def test_without_an_address_the_provider_says_where() -> None:
+async def test_without_a_base_url_the_provider_has_its_default() -> None:
     async with serving({}) as there, pool_of(None) as (pool, client):
         with pool.call() as call:
             await client.post(there.url)
         assert (call.sent, call.status) == (True, 404)
 
 
-async def test_nothing_is_sent_that_no_engine_asked_for() -> None:
+async def test_no_unrequested_fields_are_sent() -> None:
     async with serving({}) as there, pool_of(there.url) as (_, client):
         with pytest.raises(ForeignHost):
             await client.get(there.url)
@@ -86,7 +86,7 @@ async def test_a_reply_has_a_bound() -> None:
 
 
 @pytest.mark.parametrize(("status", "kept"), [(400, b'"words"'), (401, b""), (403, b""), (307, b"")])
-async def test_an_errors_words_are_kept_unless_they_could_quote_the_key(status: int, kept: bytes) -> None:
+async def test_error_texts_are_kept_unless_they_may_contain_the_key(status: int, kept: bytes) -> None:
     async with serving({"/": replying(b'"words"', status=status)}) as there, pool_of(there.url) as (pool, client):
         with pool.call() as call:
             await client.get(there.url + "/")
@@ -109,7 +109,7 @@ async def test_a_reason_for_ending_is_seen_and_not_one_in_a_text(body: bytes, en
         assert call.ended is ended
 
 
-async def test_what_goes_with_a_call_is_asked_anew_for_each() -> None:
+async def test_headers_are_read_again_for_each_call() -> None:
     """Trace headers are read for each call. LiteLLM's own requests between calls have none."""
     headers: list[dict[str, str] | None] = [{"traceparent": "one"}, {"traceparent": "two"}, None]
     async with serving({}) as there, pool_of(there.url, outgoing=lambda: headers.pop(0)) as (pool, client):

@@ -77,7 +77,9 @@ async def chunks_of(engine: OpenAIEngine, body: dict[str, Any] | None = None) ->
         ),
     ],
 )
-async def test_a_chat_opening_is_exactly_this(request_: TeacherRequest, sent: dict[str, Any]) -> None:
+async def test_the_guidance_request_of_a_chat_has_exactly_these_fields(
+    request_: TeacherRequest, sent: dict[str, Any]
+) -> None:
     """Only the policy's parameters and the server's name of the model are sent."""
     async with openai({CHAT: replying(reply("Because", "length", usage=COUNTED))}) as (engine, fake):
         opening = await engine.generate_guidance(request_)
@@ -85,7 +87,7 @@ async def test_a_chat_opening_is_exactly_this(request_: TeacherRequest, sent: di
     assert opening == TeacherReply("Because", "length", TokenUsage(9, 4))
 
 
-async def test_a_raw_opening_is_exactly_this() -> None:
+async def test_the_guidance_request_of_a_raw_prompt_has_exactly_these_fields() -> None:
     """Raw text is sent to /completions unchanged."""
     answer = {"choices": [{"index": 0, "text": " because", "finish_reason": "length"}], "usage": COUNTED}
     async with openai({RAW: replying(answer)}) as (engine, fake):
@@ -97,7 +99,7 @@ async def test_a_raw_opening_is_exactly_this() -> None:
     assert opening == TeacherReply(" because", "length", TokenUsage(9, 4))
 
 
-async def test_a_raw_opening_is_heard_as_it_is_written() -> None:
+async def test_guidance_of_a_raw_prompt_is_streamed() -> None:
     """As a stream of text completions with usage at the end."""
     parts = [{"choices": [{"index": 0, "text": text, "finish_reason": None}]} for text in (" because", " of")]
     last = [{"choices": [{"index": 0, "text": "", "finish_reason": "length"}]}, {"choices": [], "usage": COUNTED}]
@@ -124,7 +126,7 @@ async def test_a_raw_opening_is_heard_as_it_is_written() -> None:
         ("", "length"),
     ],
 )
-async def test_only_a_known_end_of_an_opening_is_one(reason: str | None, finish: str) -> None:
+async def test_an_unknown_finish_reason_of_guidance_is_a_cut(reason: str | None, finish: str) -> None:
     """An unknown finish reason counts as a cut, so the student continues."""
     async with openai({CHAT: replying(reply("Because", reason))}) as (engine, _):
         assert (await engine.generate_guidance(TeacherRequest(max_tokens=40, messages=MESSAGES))).finish == finish
@@ -150,7 +152,7 @@ NOT_OPENAIS = [
 
 @pytest.mark.parametrize("body", NOT_OPENAIS)
 @pytest.mark.parametrize("fields", [{"messages": MESSAGES}, {"prompt": "x"}])
-async def test_an_opening_without_text_is_a_protocol_error(body: Any, fields: dict[str, Any]) -> None:
+async def test_guidance_without_text_is_a_protocol_error(body: Any, fields: dict[str, Any]) -> None:
     async with openai({CHAT: replying(body), RAW: replying(body)}) as (engine, fake):
         assert isinstance(
             await failure(engine.generate_guidance(TeacherRequest(max_tokens=4, **fields)), fake.url),
@@ -161,7 +163,7 @@ async def test_an_opening_without_text_is_a_protocol_error(body: Any, fields: di
 # JSON replies.
 
 
-async def test_a_body_goes_out_as_it_came() -> None:
+async def test_only_the_model_name_of_a_body_changes() -> None:
     """Except for the model's name. The caller's body is not modified."""
     body = {"model": "student", "messages": MESSAGES, "unknown": {"a": [1]}, "top_p": 1, "presence_penalty": 0}
     before = orjson.dumps(body)
@@ -318,7 +320,7 @@ async def test_an_event_that_is_no_chunk_is_a_protocol_error(event: Any) -> None
 
 
 @pytest.mark.parametrize("choice", [{}, {"delta": None}, {"delta": {}}, {"delta": {"content": None}, "index": 3}])
-async def test_a_chunk_need_not_say_anything(choice: dict[str, Any]) -> None:
+async def test_an_empty_chunk_is_accepted(choice: dict[str, Any]) -> None:
     """A delta may be missing."""
     async with openai({CHAT: streaming({"choices": [choice]}, b"[DONE]")}) as (engine, _):
         assert await chunks_of(engine) == [{"choices": [choice]}]
@@ -372,7 +374,7 @@ def stored(tokens: int, cached: int = 0) -> TokenUsage:
         ({"prompt_tokens": 2**64 - 1, "completion_tokens": 4}, None),
     ],
 )
-async def test_usage_is_what_the_engine_counted_or_none(sent: Any, usage: TokenUsage | None) -> None:
+async def test_usage_is_the_engines_valid_counts_or_none(sent: Any, usage: TokenUsage | None) -> None:
     """0 prompt tokens means that the engine did not count. Negative counts, texts and booleans are no counts."""
     assert read_usage(sent) == usage
     async with openai({CHAT: replying(reply("Because", usage=sent))}) as (engine, _):
@@ -485,7 +487,7 @@ async def test_the_probe_finds_how_a_server_continues(answer: Any, owner: Any, f
         assert {body["model"] for body in fake.bodies if body} == {"org/model"}
 
 
-async def test_a_server_whose_owner_is_known_is_asked_once() -> None:
+async def test_a_server_with_a_known_owner_is_probed_once() -> None:
     """The probe costs tokens."""
     async with openai(server(sglang, "sglang")) as (engine, fake):
         await engine.probe()
@@ -505,7 +507,7 @@ async def test_the_continuation_is_probed_once_while_the_engine_is_up(answer: An
         assert (engine.state.continuation, engine.state.warnings) == (found, warned)
 
 
-async def test_an_engine_that_only_embeds_is_not_asked_to_continue_until_an_edit_asks_for_chats() -> None:
+async def test_an_embedding_engine_is_probed_for_continuation_only_after_an_edit_adds_chats() -> None:
     """A later policy change has the opposite effect."""
     role = {"embeds": True}
     async with openai(server(vllm), only_embeds=lambda: role["embeds"]) as (engine, fake):
@@ -548,9 +550,7 @@ async def test_capabilities_are_probed_again_after_an_outage() -> None:
         ("sglang", openai_itself, Continuation("sglang", echo=None), True),
     ],
 )
-async def test_a_configured_mode_holds_whatever_the_probe_sees(
-    mode: Any, answer: Any, found: Continuation, warned: bool
-) -> None:
+async def test_a_configured_mode_overrides_the_probe(mode: Any, answer: Any, found: Continuation, warned: bool) -> None:
     """From the first request on. The probe adds the echo, or a warning."""
     async with openai(server(answer), continuation=mode) as (engine, fake):
         assert engine.state.continuation == Continuation(mode, echo=None)
@@ -562,7 +562,7 @@ async def test_a_configured_mode_holds_whatever_the_probe_sees(
 
 
 @pytest.mark.parametrize("echo", [True, False])
-async def test_a_configured_echo_overrides_what_the_probe_sees(*, echo: bool) -> None:
+async def test_a_configured_echo_overrides_the_probe(*, echo: bool) -> None:
     """With and without a configured mode."""
     for answer in (llamacpp, echoing_llamacpp):
         for mode in ("auto", "trailing"):
@@ -616,7 +616,7 @@ async def test_a_model_that_the_server_does_not_list_is_a_warning() -> None:
 @pytest.mark.parametrize(
     "listed", [None, [], 5, {}, {"data": None}, {"data": 5}, {"data": {"a": 1}}, {"data": [5, {}]}]
 )
-async def test_a_list_of_models_may_be_anything(listed: Any) -> None:
+async def test_any_list_of_models_is_accepted(listed: Any) -> None:
     """Any reply shows that the server is available."""
     async with openai({**server(vllm), MODELS: replying(listed)}) as (engine, _):
         await engine.probe()
@@ -647,7 +647,7 @@ async def test_a_probe_reply_without_words_is_no_continuation() -> None:
         assert engine.state.continuation is None
 
 
-async def test_a_model_that_may_think_is_told_not_to_before_it_opens_or_is_probed() -> None:
+async def test_reasoning_is_disabled_for_guidance_and_probes() -> None:
     """Its first tokens would be reasoning, and llama.cpp continues no message while reasoning is on."""
     async with openai({CHAT: replying(reply("Hi")), MODELS: replying({"data": []})}, continuation="trailing") as (
         engine,

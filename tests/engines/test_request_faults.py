@@ -53,7 +53,7 @@ def test_an_engine_at_which_retries_succeed_fails_by_chance() -> None:
     assert faults.is_proven(BAD, sent=100.0), "it has not happened for a minute"
 
 
-def test_a_request_sent_again_by_its_caller_is_known_by_what_it_says() -> None:
+def test_a_repeated_request_is_recognized_by_its_content() -> None:
     """An SDK's repeat has an id of its own."""
     faults = RequestFaults()
     faults.failed(BAD, "1", sent=0.0, now=0.1)
@@ -68,7 +68,7 @@ def test_failures_long_ago_are_forgotten() -> None:
     assert faults.failed(BAD, "2", sent=1000.0, now=1000.1) == 1
 
 
-def test_what_is_remembered_is_bounded() -> None:
+def test_the_number_of_remembered_requests_is_limited() -> None:
     """Each request may be another."""
     faults = RequestFaults()
     for number in range(5000):

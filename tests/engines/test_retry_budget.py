@@ -44,7 +44,7 @@ def test_successes_and_retries_of_long_ago_do_not_count() -> None:
     assert taken(budgets) == 10
 
 
-def test_nobody_takes_another_tenants_retries_or_another_engines() -> None:
+def test_retry_budgets_are_separate_by_tenant_and_engine() -> None:
     budgets = RetryBudgets(Clock())
     assert taken(budgets) == 10
     assert taken(budgets, tenant="globex") == 10

@@ -27,7 +27,7 @@ def test_portions_add_up_and_are_fair(total: int, weights: list[int]) -> None:
     st.lists(st.tuples(st.integers(1, 5000), st.none() | st.integers(0, 500)), min_size=2, max_size=20),
     st.data(),
 )
-def test_shares_add_up_and_whoever_was_cut_wrote_what_it_was_asked_for(
+def test_shares_add_up_and_truncated_members_have_their_limit(
     max_tokens: int, members: list[tuple[int, int | None]], data: st.DataObject
 ) -> None:
     """Nothing is invented: what the engine counted is what is charged, and every share is marked."""
@@ -51,12 +51,12 @@ def test_a_member_that_wrote_nothing_has_still_ended() -> None:
     ]
 
 
-def test_the_cached_part_is_shared_out_like_what_was_read() -> None:
+def test_cached_tokens_are_divided_like_prompt_tokens() -> None:
     found = shares(TokenUsage(100, 8, 50), 4, [300, 100], [None, None])
     assert found == [TokenUsage(75, 4, 37, estimated=True), TokenUsage(25, 4, 13, estimated=True)]
 
 
-def test_the_stored_part_is_shared_out_like_what_was_read() -> None:
+def test_cache_writes_are_divided_like_prompt_tokens() -> None:
     found = shares(TokenUsage(101, 8, 50, cache_write_input_tokens=51), 4, [300, 100], [None, None])
     parts = [(one.input_tokens, one.cached_input_tokens, one.cache_write_input_tokens) for one in found if one]
     assert parts == [(75, 37, 38), (26, 13, 13)]

@@ -72,7 +72,7 @@ def test_the_bound_does_not_depend_on_the_split(raw: bytes, cuts: list[int], bou
         (b"data:\n\n", [b""]),
     ],
 )
-def test_events_are_read_as_the_standard_says(raw: bytes, events: list[bytes]) -> None:
+def test_events_are_parsed_according_to_the_standard(raw: bytes, events: list[bytes]) -> None:
     """Line ends, comments, other fields, several data lines, the optional space, and a missing last blank line."""
     assert decode(raw) == events
 

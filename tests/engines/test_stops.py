@@ -22,7 +22,7 @@ def test_any_split_of_a_text_ends_at_the_same_place(pieces: list[str], stops: li
     assert before_stop(text, stops) == (expected, bool(ends))
 
 
-def test_only_what_may_begin_a_stop_string_is_held_back() -> None:
+def test_only_possible_beginnings_of_stop_strings_are_held_back() -> None:
     """Other text is shown at once."""
     seen = StopFilter(["\nQ:"])
     assert seen.feed("One\n") == "One"

@@ -59,7 +59,7 @@ def test_a_chunk_of_text_reads_as_one_of_a_chat(choice: dict[str, Any], delta: s
 
 
 @pytest.mark.parametrize("prompt", ["Q: why?", [1, 2, 3]])
-def test_a_body_keeps_what_a_prompt_has_in_common_with_a_chat(prompt: Any) -> None:
+def test_a_body_keeps_the_common_fields_of_prompts_and_chats(prompt: Any) -> None:
     """Including unknown sampling parameters. Fields with another meaning and nulls are removed."""
     chat = {
         "model": "m",
@@ -128,7 +128,7 @@ PART = {"index": 0, "text": " be", "finish_reason": None}
 
 
 @pytest.mark.parametrize("prompt", ["Q: why?\nA:", ["one", "two"], [1, 2, 3]])
-async def test_a_callers_own_prompt_goes_out_as_it_came(prompt: Any) -> None:
+async def test_a_callers_prompt_is_sent_unchanged(prompt: Any) -> None:
     """To /completions, with the server's name of the model and no other change."""
     body = {"model": "student", "prompt": prompt, "max_tokens": 5, "echo": True, "logprobs": 2, "suffix": None}
     whole = {"choices": [CHOICE], "usage": USAGE}

@@ -82,7 +82,7 @@ def finishes(chunks: list[dict[str, Any]]) -> list[str]:
     return [choice["finish_reason"] for chunk in chunks for choice in chunk["choices"] if choice["finish_reason"]]
 
 
-async def test_the_openings_of_a_batch_are_calls_in_flight_at_the_same_time() -> None:
+async def test_guidance_of_a_batch_is_requested_concurrently() -> None:
     """TGI batches them; no call waits for another."""
     together = asyncio.Barrier(5)
 
@@ -222,7 +222,9 @@ async def test_a_recorded_tool_call_comes_through_untouched() -> None:
         ),
     ],
 )
-async def test_a_raw_opening_is_exactly_this_to_generate(request_: TeacherRequest, sent: dict[str, Any]) -> None:
+async def test_the_guidance_request_to_generate_has_exactly_these_fields(
+    request_: TeacherRequest, sent: dict[str, Any]
+) -> None:
     """`parameters` and max_new_tokens are always sent. Temperature 0 disables sampling; top_p 1 is omitted."""
     async with tgi({"/generate": replying(GENERATED, headers=COUNTS)}) as (engine, fake):
         opening = await engine.generate_guidance(request_)
@@ -244,7 +246,9 @@ async def test_a_raw_opening_is_exactly_this_to_generate(request_: TeacherReques
         (TeacherRequest(max_tokens=40, messages=MESSAGES, top_p=0.0), {"temperature": 0.0}),
     ],
 )
-async def test_a_chat_opening_is_exactly_this_to_the_chat_route(request_: TeacherRequest, sent: dict[str, Any]) -> None:
+async def test_the_guidance_request_to_the_chat_route_has_exactly_these_fields(
+    request_: TeacherRequest, sent: dict[str, Any]
+) -> None:
     """The route applies TGI's template and decodes greedily for temperature 0."""
     reply = chat_reply(usage={"prompt_tokens": 9, "completion_tokens": 40, "total_tokens": 49})
     async with tgi({CHAT: replying(reply)}) as (engine, fake):
@@ -277,7 +281,7 @@ async def test_a_chat_opening_is_exactly_this_to_the_chat_route(request_: Teache
     ],
 )
 @pytest.mark.parametrize("streamed", [False, True])
-async def test_an_openai_body_goes_out_as_tgi_reads_it(
+async def test_an_openai_body_is_converted_for_tgi(
     fields: dict[str, Any], sent: dict[str, Any], *, streamed: bool
 ) -> None:
     """Fields that TGI misreads or rejects are removed or converted; other fields do not change."""
@@ -316,7 +320,7 @@ async def test_another_model_name_is_an_adapter() -> None:
     ],
 )
 @pytest.mark.parametrize("raw", [True, False])
-async def test_an_opening_ends_before_its_stop_string(
+async def test_guidance_ends_before_its_stop_string(
     written: str, finish: str | None, stop: tuple[str, ...], text: str, ended: str, *, raw: bool
 ) -> None:
     """TGI returns the stop string, and reports `length` if the last token completes it. An unknown reason is a cut."""
@@ -341,7 +345,7 @@ async def test_an_opening_ends_before_its_stop_string(
         ({"x-prompt-tokens": "7", "x-generated-tokens": "0"}, TokenUsage(7, 0)),
     ],
 )
-async def test_generate_tells_its_usage_in_headers(headers: dict[str, str], usage: TokenUsage | None) -> None:
+async def test_usage_of_generate_is_in_headers(headers: dict[str, str], usage: TokenUsage | None) -> None:
     """Without both counts there is no usage, and the ledger estimates it."""
     async with tgi({"/generate": replying(GENERATED, headers=headers)}) as (engine, _):
         assert (await engine.generate_guidance(TeacherRequest(max_tokens=5, prompt="x"))).usage == usage
@@ -565,7 +569,7 @@ def test_the_chat_routes_fields_are_the_hubs() -> None:
     assert {"prompt_tokens", "completion_tokens"} <= {field.name for field in fields(ChatCompletionOutputUsage)}
 
 
-async def test_the_servers_limit_of_stop_strings_holds_for_openings() -> None:
+async def test_the_servers_limit_of_stop_strings_applies_to_guidance() -> None:
     """The other stop strings are applied to the reply."""
     routes = {"/info": replying({**INFO, "max_stop_sequences": 1}), CHAT: replying(chat_reply("One, two. Three"))}
     async with tgi(routes) as (engine, fake):

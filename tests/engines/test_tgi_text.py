@@ -133,7 +133,7 @@ async def test_auto_finds_how_a_tgi_continues(server: Tgi, mode: str | None) -> 
         assert fake.paths[before:] == ["/info"]
 
 
-async def test_its_own_way_is_not_probed() -> None:
+async def test_the_native_mode_is_not_probed() -> None:
     """TGI supports `trailing`."""
     async with tgi(Tgi(finds=False)) as (engine, fake):
         await engine.probe()
@@ -142,7 +142,7 @@ async def test_its_own_way_is_not_probed() -> None:
         assert engine.state.warnings == []
 
 
-async def test_a_configured_mode_that_it_does_not_pass_is_reported() -> None:
+async def test_a_configured_mode_that_fails_the_probe_is_reported() -> None:
     """The configured mode still applies."""
     async with tgi(Tgi(thinks=True), continuation="completions") as (engine, _):
         await engine.probe()
@@ -192,7 +192,7 @@ def test_a_raw_call_samples_as_a_chat_would(chat: dict[str, Any], parameters: di
 
 
 @pytest.mark.parametrize("lost", [{"tools": [{}]}, {"n": 2}, {"logprobs": True}])
-async def test_what_a_raw_prompt_cannot_carry_is_refused(lost: dict[str, Any]) -> None:
+async def test_fields_unsupported_by_raw_prompts_are_rejected(lost: dict[str, Any]) -> None:
     """Including several choices: /generate returns one."""
     async with tgi(Tgi()) as (engine, fake):
         error = await failure(engine.complete({**CHAT, **lost}, RAW), fake.url)
@@ -200,7 +200,7 @@ async def test_what_a_raw_prompt_cannot_carry_is_refused(lost: dict[str, Any]) -
         assert fake.paths == []
 
 
-async def test_a_callers_own_prompt_goes_to_generate() -> None:
+async def test_a_callers_prompt_is_sent_to_generate() -> None:
     """JSON and streamed, in the shape of a chat reply, without added text."""
     body = {"prompt": f"{rendered(CHAT['messages'])}{OPENING}", "max_tokens": 2, "temperature": 0, "top_p": 1}
     async with tgi(Tgi()) as (engine, fake):
@@ -246,7 +246,7 @@ async def test_a_callers_own_prompt_that_generate_cannot_take_is_refused(lost: d
         {"n": None, "best_of": None, "suffix": None, "echo": None, "logit_bias": None},
     ],
 )
-async def test_what_says_the_same_as_nothing_is_not_refused(defaults: dict[str, Any]) -> None:
+async def test_default_values_are_not_rejected(defaults: dict[str, Any]) -> None:
     """A list of one prompt and default values are accepted."""
     async with tgi(Tgi()) as (engine, fake):
         await engine.complete({"prompt": "a", "max_tokens": 2, "temperature": 0, **defaults})

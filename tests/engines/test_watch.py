@@ -101,7 +101,7 @@ async def test_each_probe_is_reported_to_the_callback() -> None:
     assert probes[:3] == [(NAME, True), (NAME, False), (NAME, True)]
 
 
-async def test_an_engine_that_does_not_answer_is_down_and_says_why() -> None:
+async def test_an_unresponsive_engine_is_down_with_the_reason() -> None:
     """The detail is the error's message, and probes continue."""
     async with watching(DOWN) as watched:
         await watched.probes(3)

@@ -36,20 +36,20 @@ def test_a_question_that_one_length_did_not_answer_is_left_out() -> None:
     assert set(family.questions) == {one.id for one in ASKED} - {"7"}
 
 
-def test_a_run_without_lengths_says_what_it_lacks() -> None:
+def test_a_run_without_lengths_is_an_error() -> None:
     alone = [one for one in examples(ASKED, by_kind=True) if one.mode == "student"]
     with pytest.raises(StartupError, match="several --tokens"):
         families(manifest(COUNT), alone, ASKED)
 
 
-def test_every_fixed_length_gives_what_the_records_say() -> None:
+def test_every_fixed_length_reproduces_the_records() -> None:
     gave = fixed_lengths(FAMILY)
     assert [gave[tokens].right for tokens in FAMILY.lengths] == [0.5, 0, 0, 0.6]
     assert gave[80].teacher_tokens == 80
     assert gave[40].usd == pytest.approx(0.0005)
 
 
-def test_rules_give_what_they_would_choose_on_the_path() -> None:
+def test_rules_choose_the_same_length_as_the_gateway() -> None:
     """The choice equals the gateway's for the same body."""
     rule = AutoRule(rules=(LengthRule(name="sums", prompt="maths", tokens=80),), default=20)
     choose = by_rules(rule)
@@ -76,7 +76,7 @@ def test_a_length_between_two_is_judged_by_the_shorter() -> None:
     ]  # fmt: skip
 
 
-def test_what_a_run_notes_of_a_setting_beside_its_guidance_parts_no_family() -> None:
+def test_other_facts_of_a_setting_do_not_split_a_family() -> None:
     """The hash of shown texts differs between the student alone and guided settings."""
     with_source = manifest(8)
     settings = [one | {"shown": one["mode"], "policies": "/theirs"} for one in with_source.settings]

@@ -36,7 +36,7 @@ def again(block: object) -> AutoRule:
     return rule
 
 
-def test_without_a_file_it_is_the_built_in_rule_said_whole() -> None:
+def test_without_a_file_the_complete_built_in_rule_applies() -> None:
     """Later versions may have other defaults."""
     found = read_auto(None)
     assert found.rule == AutoRule()
@@ -49,7 +49,7 @@ def test_without_a_file_it_is_the_built_in_rule_said_whole() -> None:
     assert again(orjson.loads(orjson.dumps(found.block))).max == 80
 
 
-def test_what_a_file_says_can_be_said_again_by_a_policy(tmp_path: Path) -> None:
+def test_a_rule_of_a_file_can_be_written_in_a_policy(tmp_path: Path) -> None:
     file = tmp_path / "rule.yaml"
     file.write_text(RULE)
     found = read_auto(file)
@@ -66,7 +66,7 @@ def test_built_in_rules_keep_within_the_bounds_of_the_file(tmp_path: Path) -> No
     assert again(block).rules
 
 
-def test_a_mistake_is_told_with_its_line(tmp_path: Path) -> None:
+def test_an_issue_has_its_line(tmp_path: Path) -> None:
     file = tmp_path / "rule.yaml"
     file.write_text("min: 20\nmaxx: 40\n")
     with pytest.raises(ConfigError, match=r"rule\.yaml:2: maxx: unknown key\. Did you mean 'max'\?"):
@@ -75,7 +75,7 @@ def test_a_mistake_is_told_with_its_line(tmp_path: Path) -> None:
         read_auto(tmp_path / "none.yaml")
 
 
-def test_a_model_stands_beside_the_file_and_is_a_part_of_the_rule(tmp_path: Path) -> None:
+def test_a_model_in_the_files_folder_is_part_of_the_rule(tmp_path: Path) -> None:
     sample = questions(60)
     run = manifest(60)
     (family,) = families(run, examples(sample, by_kind=True), sample)

@@ -164,7 +164,7 @@ async def test_the_teacher_writes_once_and_its_text_serves_every_rule(
     assert len(fakes[0].requests) == calls + 1, "the greeting alone, of which the other rule asked nothing"
 
 
-async def test_a_sure_student_goes_without_in_a_live_run_and_its_probe_is_counted(
+async def test_a_confident_student_answers_alone_in_a_live_run_and_its_probe_is_counted(
     tmp_path: Path, fakes: tuple[FakeEngine, FakeEngine]
 ) -> None:
     sure = RULE.model_copy(update={"probe": ProbeRule(confident=0.4, deadline_s=10.0)})

@@ -22,26 +22,26 @@ def test_the_bound_of_one_contrast_is_the_normals() -> None:
     assert found.more == 0
 
 
-def test_questions_on_which_two_agree_do_not_show_that_they_always_do() -> None:
+def test_agreement_on_all_questions_does_not_prove_equality() -> None:
     few, many = (claims([Contrast(np.full(n, 0.02), CELLS + 0.02)], 0.8, 0)[0] for n in (20, 400))
     assert few.point == pytest.approx(many.point)
     assert not few.shown
     assert many.shown
 
 
-def test_a_figure_that_cannot_vary_is_shown_where_it_is_not_below_nought() -> None:
+def test_a_constant_figure_is_shown_if_not_negative() -> None:
     found = claims([Contrast(np.full(30, value)) for value in (0.1, 0.0, -0.1)], 0.8, 0)
     assert [one.shown for one in found] == [True, True, False]
 
 
-def test_what_binary_fractions_leave_of_nought_is_nought() -> None:
+def test_rounding_errors_of_zero_are_zero() -> None:
     values = np.array([0.1 + 0.2, -0.3] * 10)
     assert values.mean() != 0
     assert Contrast(values).point == 0
     assert claims([Contrast(values)], 0.8, 0)[0].more is None
 
 
-def test_more_of_the_same_questions_show_it() -> None:
+def test_the_stated_number_of_further_questions_has_the_power() -> None:
     """With the stated number of additional questions, the claim is shown about as often as the power."""
     rng = np.random.default_rng(5)
 
@@ -55,7 +55,7 @@ def test_more_of_the_same_questions_show_it() -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize("k", [1, 4, 12])
-def test_none_of_those_shown_is_false_as_often_as_was_asked_for(k: int) -> None:
+def test_the_rate_of_false_claims_is_at_most_the_level(k: int) -> None:
     """Each mean is 0, so each claim is false."""
     rng = np.random.default_rng(k)
     wrong = 0
@@ -77,7 +77,7 @@ def test_settings_that_are_hopeless_do_not_widen_the_others_bounds() -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(shift=st.floats(-0.5, 0.5), n=st.integers(20, 200), seed=st.integers(0, 10_000))
-def test_a_bound_is_below_and_tells_what_is_shown(shift: float, n: int, seed: int) -> None:
+def test_a_lower_bound_determines_the_claim(shift: float, n: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     contrasts = [Contrast(rng.standard_normal(n) + shift * j) for j in range(4)]
     found = claims(contrasts, 0.9, seed)

@@ -82,7 +82,7 @@ def test_choices_are_put_to_the_model_as_in_the_paper(tmp_path: Path, line: dict
     assert (question.answer, question.scorer, question.options) == ("b", "choice", (("a", "here"), ("b", "there")))
 
 
-def test_who_compares_texts_gets_the_choice_s(tmp_path: Path) -> None:
+def test_a_text_comparison_gets_the_text_of_the_choice(tmp_path: Path) -> None:
     line = {"question": "Where?", "choices": ["here", "there"], "answer": "b", "scorer": "judge"}
     (question,) = load(str(write(tmp_path, line))).questions
     assert question.answer == "there"
@@ -162,14 +162,14 @@ def test_equal_ids_are_refused_with_both_lines(tmp_path: Path) -> None:
     assert refused(path) == ["2: id: '1' is a duplicate of line 1: ids must differ"]
 
 
-def test_the_first_bad_lines_are_told_at_once_and_the_others_counted(tmp_path: Path) -> None:
+def test_the_first_invalid_lines_are_listed_and_the_others_counted(tmp_path: Path) -> None:
     issues = refused(write(tmp_path, {"question": "a", "answer": "b"}, *["{"] * 15))
     assert len(issues) == MAX_ISSUES_SHOWN + 1
     assert issues[0].startswith("2: not valid JSON")
     assert issues[-1].endswith("5 more bad lines; --skip-bad skips and counts all 15")
 
 
-def test_bad_lines_are_counted_and_passed_over_where_that_is_asked_for(tmp_path: Path) -> None:
+def test_invalid_lines_are_counted_and_skipped_on_request(tmp_path: Path) -> None:
     path = write(tmp_path, {"question": "a", "answer": "b"}, "{", {"question": "c"}, {"question": "d", "answer": "e"})
     data = load(str(path), skip_bad=True)
     assert ids(data) == ["own-1", "own-4"]
@@ -184,7 +184,7 @@ def test_a_file_without_a_question_is_refused(tmp_path: Path, lines: Sequence[st
         load(str(write(tmp_path, *lines)), skip_bad=True)
 
 
-def test_a_json_list_is_told_from_json_lines(tmp_path: Path) -> None:
+def test_a_json_list_is_distinguished_from_json_lines(tmp_path: Path) -> None:
     with pytest.raises(StartupError, match="is a JSON list: write one object per line"):
         load(str(write(tmp_path, '[{"question": "a", "answer": "b"}]')))
 
@@ -227,7 +227,7 @@ def test_a_part_that_cannot_be_is_refused(selection: dict[str, int], message: st
         QuestionRange(**selection)
 
 
-def test_an_offset_behind_the_end_is_refused() -> None:
+def test_an_offset_past_the_end_is_rejected() -> None:
     with pytest.raises(StartupError, match="has 5 questions: --offset 5 skips all of them"):
         load("generated", QuestionRange(offset=5), count=5)
 
@@ -242,7 +242,7 @@ def test_a_scorer_may_be_named_for_all() -> None:
         load("generated", scorer="gateway.evaluation.scoring:none")
 
 
-def test_the_hash_is_of_what_is_asked_and_what_is_right(tmp_path: Path) -> None:
+def test_the_hash_covers_questions_and_answers(tmp_path: Path) -> None:
     first = load(str(write(tmp_path, {"question": "a", "answer": "b", "note": "x"}))).sha256
     assert load(str(write(tmp_path, {"note": "y", "question": "a", "answer": "b"}))).sha256 == first
     assert load(str(write(tmp_path, {"question": "a", "answer": "c"}))).sha256 != first

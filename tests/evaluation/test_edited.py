@@ -41,21 +41,21 @@ def setting_dict(folder: Path, projection: str, shots: int = 0) -> dict[str, Any
     return library.with_source(setting).as_dict() | {"shown": shown_hash(setting, listed)}
 
 
-def test_what_says_the_same_in_other_words_was_not_edited(folder: Path) -> None:
+def test_an_equivalent_file_is_not_edited(folder: Path) -> None:
     setting = setting_dict(folder, "brisk")
     (folder / "projections" / "brisk.yaml").write_text("# Ours.\n" + BRISK)
     assert edited_files(setting) == ()
 
 
 @pytest.mark.parametrize("says", ["system: Be quick.\n", "system: Be brisk.\n", "sytem: Be brisk.\n", "{", ""])
-def test_what_says_something_else_or_cannot_be_used_any_more_was(folder: Path, says: str) -> None:
+def test_a_changed_or_invalid_file_is_edited(folder: Path, says: str) -> None:
     setting = setting_dict(folder, "brisk")
     file = folder / "projections" / "brisk.yaml"
     file.write_text(says)
     assert edited_files(setting) == (file,)
 
 
-def test_mistakes_in_other_files_of_the_folder_are_nothing_to_it(folder: Path) -> None:
+def test_issues_in_other_files_have_no_effect(folder: Path) -> None:
     setting = setting_dict(folder, "brisk")
     (folder / "projections" / "other.yaml").write_text("{")
     assert edited_files(setting) == ()
@@ -63,14 +63,14 @@ def test_mistakes_in_other_files_of_the_folder_are_nothing_to_it(folder: Path) -
 
 @pytest.mark.parametrize("shots", [0, 1])
 @pytest.mark.parametrize("says", [TWO.replace("4", "5"), TWO.splitlines()[0], "[]", "- {question: Why?}"])
-def test_a_file_of_exemplars_is_held_against_what_prompts_have_shown_too(folder: Path, shots: int, says: str) -> None:
+def test_a_file_of_exemplars_is_compared_with_the_recorded_prompts(folder: Path, shots: int, says: str) -> None:
     setting = setting_dict(folder, "primed", shots)
     assert edited_files(setting) == ()
     (folder / "mine.yaml").write_text(says)
     assert edited_files(setting) == (folder / "mine.yaml",)
 
 
-def test_of_what_cannot_be_known_nothing_is_said(folder: Path) -> None:
+def test_unknown_changes_are_not_reported(folder: Path) -> None:
     """No hash, no files, a projection of the policy, or a prompt with unrecorded exemplars."""
     settings = [setting_dict(folder, "brisk"), setting_dict(folder, "brisk", 2), setting_dict(folder, "concise")]
     (folder / "projections" / "brisk.yaml").write_text("system: Be quick.\n")

@@ -73,9 +73,7 @@ def test_a_setting_that_was_not_run_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("role", ["teacher", "student"])
-def test_of_a_run_that_has_not_come_to_one_of_the_two_it_says_that_it_is_not_finished(
-    tmp_path: Path, role: str
-) -> None:
+def test_a_run_without_one_of_the_baselines_is_unfinished(tmp_path: Path, role: str) -> None:
     folder_of(tmp_path, (*ALONE, GUIDED), 40)
     keep_only(tmp_path, lambda one: one.setting != {"teacher": TEACHER, "student": STUDENT}[role].name)
     with pytest.raises(StartupError, match=rf"the run is not finished: the {role} alone has no answers yet"):
@@ -83,7 +81,7 @@ def test_of_a_run_that_has_not_come_to_one_of_the_two_it_says_that_it_is_not_fin
 
 
 @pytest.mark.parametrize("role", ["teacher", "student"])
-def test_without_one_of_the_two_alone_it_says_what_to_run(tmp_path: Path, role: str) -> None:
+def test_without_a_baseline_the_error_names_the_missing_run(tmp_path: Path, role: str) -> None:
     truths = [one for one in (*ALONE, GUIDED) if one.setting.mode != role]
     with pytest.raises(
         StartupError, match=rf"the {role} alone has no answers .* `gkt-gateway eval run` .* mode {role}"
@@ -91,7 +89,7 @@ def test_without_one_of_the_two_alone_it_says_what_to_run(tmp_path: Path, role: 
         evidence(tmp_path, truths)
 
 
-def test_a_way_of_asking_is_the_callers_and_must_be_chosen_where_there_are_several(tmp_path: Path) -> None:
+def test_one_of_several_prompt_formats_must_be_selected(tmp_path: Path) -> None:
     shown = [replace(one, setting=replace(one.setting, form="completion", shots=8)) for one in (*ALONE, GUIDED)]
     run = read_run(folder_of(tmp_path, (*ALONE, GUIDED, *shown), 40))
     with pytest.raises(StartupError, match=r"has 2 request forms.* --asked 'chat' \| 'completion, 8 shots'"):
@@ -122,7 +120,7 @@ def test_prices_of_ones_own_are_exact_and_the_other_role_keeps_the_runs(tmp_path
         evidence_of(bare, prices={"teacher": Price.of_tokens(Decimal(1), Decimal(1))})
 
 
-def test_what_the_teacher_reads_beyond_the_question_has_a_price_of_its_own(tmp_path: Path) -> None:
+def test_extra_prompt_tokens_of_the_teacher_have_their_own_price(tmp_path: Path) -> None:
     """Exemplars add 300 tokens to the question's 50, which the teacher alone does not read."""
     folder_of(tmp_path, (*ALONE, GUIDED), 40)
     reads = {"teacher": 50, "student": 0, "guided": 350}
@@ -136,7 +134,7 @@ def test_what_the_teacher_reads_beyond_the_question_has_a_price_of_its_own(tmp_p
     assert found.candidates[found.teacher].cost_usd == 250 * Decimal("0.0000009")
 
 
-def test_failed_answers_are_counted_and_told(tmp_path: Path) -> None:
+def test_failed_answers_are_counted_and_reported(tmp_path: Path) -> None:
     folder_of(tmp_path, (*ALONE, GUIDED), 40)
     lines = list(read_lines(tmp_path / EXAMPLES, Example))
     failed = Example(
@@ -188,9 +186,7 @@ def test_one_name_with_two_rules_for_the_length_is_not_one_setting(tmp_path: Pat
         ("examples.jsonl", "", "no examples"),
     ],
 )
-def test_a_folder_that_is_none_is_told_where_and_what_to_do(
-    tmp_path: Path, name: str, text: str | None, says: str
-) -> None:
+def test_a_missing_folder_is_an_error_with_a_remedy(tmp_path: Path, name: str, text: str | None, says: str) -> None:
     folder_of(tmp_path, (*ALONE, GUIDED), 5)
     (tmp_path / name).unlink() if text is None else (tmp_path / name).write_text(text)
     with pytest.raises(StartupError, match=says) as error:

@@ -16,5 +16,5 @@ def test_a_text_without_blanks_is_cut_all_the_same() -> None:
     assert excerpt("x" * 10_000) == "\u2026 " + "x" * MAX_CHARS
 
 
-def test_what_cannot_be_seen_is_left_out() -> None:
+def test_invisible_characters_are_omitted() -> None:
     assert excerpt("a\u202eb\x1b[31mc\u2028d\x00") == "a b [31mc d"

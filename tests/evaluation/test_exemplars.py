@@ -87,7 +87,7 @@ async def test_a_wrong_answer_yields_no_exemplar_although_the_right_one_is_known
     assert await candidates(DRIES, answers, by_last, max_tokens=60) == []
 
 
-async def test_what_is_too_long_is_offered_by_its_shorter_forms_alone() -> None:
+async def test_long_solutions_are_offered_only_in_shorter_forms() -> None:
     long = "To find this, we need to look at each choice.\n" + "A towel takes up water. " + "It hangs there. " * 30
     answers = [TeacherAnswer("as it is", long + "The answer is (b).", 160)]
     found = {one.style: one for one in await candidates(DRIES, answers, by_last, max_tokens=60)}
@@ -97,7 +97,7 @@ async def test_what_is_too_long_is_offered_by_its_shorter_forms_alone() -> None:
     assert all(one.tokens <= 60 and one.result == "b" for one in found.values())
 
 
-async def test_reasoning_that_is_too_long_is_cut_down_to_what_calculates() -> None:
+async def test_long_reasoning_is_reduced_to_its_calculations() -> None:
     text = (
         "The shelf has rows, and each of them holds the same number of jars. So there are 3 * 8 = 24 jars. Now look at "
         "those that are empty, which do not count. That leaves 24 - 5 = 19 full ones. The answer is 19."
@@ -157,7 +157,7 @@ def test_the_sentence_that_speaks_of_the_choice_explains_it() -> None:
 
 
 @pytest.mark.parametrize("scorer", ["regex", "judge"])
-def test_what_is_right_by_a_pattern_or_a_judge_is_not_written_out(scorer: str) -> None:
+def test_answers_of_patterns_and_judges_are_not_written(scorer: str) -> None:
     assert rewritten("It is blue.", Question("q", "Which colour?", "(?i)blue", scorer)) == []
 
 

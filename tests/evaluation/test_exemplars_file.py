@@ -47,7 +47,7 @@ def test_yaml_and_json_hold_the_same_list(tmp_path: Path, text: str) -> None:
         ("- question: a: b\n", [":1: not valid YAML: a second ': '"]),
     ],
 )
-def test_mistakes_are_all_told_with_their_lines(tmp_path: Path, text: str, messages: list[str]) -> None:
+def test_all_issues_are_reported_with_their_lines(tmp_path: Path, text: str, messages: list[str]) -> None:
     with pytest.raises(ConfigError) as raised:
         exemplars(write(tmp_path, text))
     found = [str(issue) for issue in raised.value.issues]

@@ -26,14 +26,14 @@ def made_of(question: str, answer: str, name: str = "q1") -> ExemplarCandidate:
 
 @settings(deadline=None)
 @given(st.lists(st.tuples(TEXTS, TEXTS, TEXTS), min_size=1, max_size=3), TEXTS)
-def test_what_is_read_is_what_was_written_and_nothing_else(texts: list[tuple[str, str, str]], comment: str) -> None:
+def test_a_written_file_is_read_back_unchanged(texts: list[tuple[str, str, str]], comment: str) -> None:
     """Any text in a question, an answer, an id or a comment survives."""
     text = exemplar_yaml([made_of(*one) for one in texts], [comment, "second: line"])
     read = YAML(typ="safe", pure=True).load(text)
     assert read == [{"question": question, "answer": answer} for question, answer, _ in texts]
 
 
-def test_several_lines_stay_lines_and_each_exemplar_says_where_it_comes_from() -> None:
+def test_line_breaks_are_kept_and_each_exemplar_has_its_source() -> None:
     text = exemplar_yaml([made_of("Which?\n(a) one\n(b) two", "(b) two: it is even.", "csqa-7")], ["Found today."])
     assert text == (
         "# Found today.\n\n"
@@ -43,7 +43,7 @@ def test_several_lines_stay_lines_and_each_exemplar_says_where_it_comes_from() -
     )
 
 
-def test_a_file_is_written_over_only_when_somebody_says_so(tmp_path: Path) -> None:
+def test_an_existing_file_is_overwritten_only_on_request(tmp_path: Path) -> None:
     path = tmp_path / "exemplars.yaml"
     write_file(path, "one", overwrite=False)
     with pytest.raises(StartupError, match=r"exists.*--force"):
@@ -53,12 +53,12 @@ def test_a_file_is_written_over_only_when_somebody_says_so(tmp_path: Path) -> No
     assert path.read_text() == "two"
 
 
-def test_a_file_that_cannot_be_written_is_said_in_one_line(tmp_path: Path) -> None:
+def test_an_unwritable_file_is_reported_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(StartupError, match=r"cannot be written: No such file or directory\. Name another"):
         write_file(tmp_path / "none" / "exemplars.yaml", "one", overwrite=False)
 
 
-def test_an_exemplar_of_every_style_says_where_it_comes_from() -> None:
+def test_an_exemplar_of_every_style_has_its_source() -> None:
     for style in get_args(Style):
         one = ExemplarCandidate(Exemplar("Which?", "This."), style, "3 of --exemplars", 2)
         comment = [line for line in exemplar_yaml([one], []).splitlines() if line.startswith("# ")]

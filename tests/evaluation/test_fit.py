@@ -32,7 +32,7 @@ def model() -> FittedLengths:
     return fit(FAMILY, manifest(COUNT), "chat", 7)
 
 
-def test_where_the_words_tell_the_length_it_is_learned(model: FittedLengths) -> None:
+def test_lengths_that_depend_on_words_are_learned(model: FittedLengths) -> None:
     """Each half of the questions gets its own length; a fixed length is right for one half only."""
     assert model.figures is not None
     assert model.figures.beats
@@ -43,14 +43,14 @@ def test_where_the_words_tell_the_length_it_is_learned(model: FittedLengths) -> 
     assert evaluate_lengths(FAMILY, [choose(request) for request in FAMILY.requests]).right == 1.0
 
 
-def test_where_only_chance_decides_it_does_not_claim_to_beat_a_fixed_length() -> None:
+def test_random_lengths_do_not_beat_a_fixed_length() -> None:
     family = families(manifest(COUNT), examples(ASKED, by_kind=False), ASKED)[0]
     compared = compare(tables_of(family), family.lengths)
     assert not compared.beats
     assert compared.low <= 0 <= compared.high
 
 
-def test_it_is_held_against_the_length_that_is_named(model: FittedLengths) -> None:
+def test_the_model_is_compared_with_the_given_length(model: FittedLengths) -> None:
     fixed = compare(tables_of(FAMILY), FAMILY.lengths, 40)
     assert (fixed.fixed_tokens, fixed.fixed_right) == (40, 0.0)
     assert fixed.auto_usd <= fixed.fixed_usd * 1.1
@@ -72,7 +72,7 @@ def test_too_few_questions_or_no_prices_teach_nothing() -> None:
 
 @pytest.mark.parametrize("form", ["chat", "completion"])
 @pytest.mark.parametrize("shots", [0, 2])
-def test_a_question_looks_alike_in_training_and_on_the_path(form: Form, shots: int) -> None:
+def test_features_are_equal_in_training_and_in_the_gateway(form: Form, shots: int) -> None:
     """Features depend neither on the exemplars nor on the builder of the request."""
     shown = (Exemplar("How many are 2 and 2?", "Four."), Exemplar("What is blue?", "The sky."))
     for one in ASKED[:4]:

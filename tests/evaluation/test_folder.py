@@ -47,13 +47,15 @@ def begun(path: Path) -> None:
         ({"data": "theirs"}, "the data set was ours and is now theirs"),
     ],
 )
-def test_what_does_not_fit_is_refused_and_named(changed: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_an_incompatible_run_is_rejected_with_the_difference(
+    changed: dict[str, Any], message: str, tmp_path: Path
+) -> None:
     begun(tmp_path)
     with RunFolder(tmp_path) as folder, pytest.raises(StartupError, match=message):
         folder.begin(manifest(PAIR, SETTINGS[:2], **changed), QUESTIONS)
 
 
-def test_questions_may_be_added_behind_and_not_changed_or_left_out(tmp_path: Path) -> None:
+def test_questions_may_be_appended_but_not_changed_or_removed(tmp_path: Path) -> None:
     begun(tmp_path)
     changed = (replace(QUESTIONS[0], answer="25"), *QUESTIONS[1:])
     more = (*QUESTIONS, replace(QUESTIONS[0], id="new", text="How many?"))
@@ -67,7 +69,7 @@ def test_questions_may_be_added_behind_and_not_changed_or_left_out(tmp_path: Pat
         assert folder.manifest.questions == len(more)
 
 
-def test_prices_may_change_where_every_setting_is_made_anew(tmp_path: Path) -> None:
+def test_prices_may_change_if_every_setting_is_recomputed(tmp_path: Path) -> None:
     begun(tmp_path)
     prices = {"prices": {"teacher": (Decimal(9), Decimal(9)), "student": (Decimal(1), Decimal(1))}}
     with RunFolder(tmp_path) as folder:

@@ -21,7 +21,7 @@ def names(points: list[FrontierPoint]) -> list[str]:
     return [one.name for one in points]
 
 
-def test_what_costs_more_and_is_no_better_is_beaten() -> None:
+def test_a_setting_with_higher_cost_and_no_higher_accuracy_is_dominated() -> None:
     found = pareto([TEACHER, STUDENT, point("a", 40, 0.5), point("b", 50, 0.5), point("c", 60, 0.4)])
     assert names(found) == ["student", "a", "teacher"]
 
@@ -30,7 +30,7 @@ def test_of_two_at_one_cost_the_better_stays() -> None:
     assert names(pareto([point("a", 40, 0.5), point("b", 40, 0.6)])) == ["b"]
 
 
-def test_what_a_mixture_beats_is_not_on_the_hull() -> None:
+def test_a_setting_below_a_mixture_is_not_on_the_hull() -> None:
     """At half the cost, a mixture of both has an accuracy of 50 %."""
     assert names(hull([TEACHER, STUDENT, point("a", 55, 0.49)])) == ["student", "teacher"]
     assert names(hull([TEACHER, STUDENT, point("a", 55, 0.51)])) == ["student", "a", "teacher"]

@@ -44,7 +44,7 @@ ENDED = TeacherText(
         (400, "The answer is 54.", "stop", 6),
     ],
 )
-def test_an_end_shows_only_where_the_limit_leaves_room_for_it(limit: int, text: str, finish: str, written: int) -> None:
+def test_an_end_is_known_only_below_the_limit(limit: int, text: str, finish: str, written: int) -> None:
     """Otherwise guidance of exactly m tokens would be a whole answer here, unlike on the request path."""
     reply = ENDED.truncated(limit, ())
     assert reply is not None
@@ -72,14 +72,14 @@ def test_stored_tokens_are_kept_and_lines_of_earlier_runs_have_none(tmp_path: Pa
     assert (of_earlier, of_now) == (TokenUsage(20, 4, 3), TokenUsage(20, 4, 3, cache_write_input_tokens=9))
 
 
-def test_its_pieces_are_told_again_as_they_were_written() -> None:
+def test_stored_pieces_are_replayed_in_order() -> None:
     assert list(ENDED.streamed_pieces(3)) == ["The", " answer", " is"]
     assert list(ENDED.streamed_pieces(40)) == list(ENDED.pieces)
     assert ENDED.seconds_to_chars(len("The answer is")) == 0.3
     assert ENDED.seconds_to_chars(len("The answer is 5")) == 0.4
 
 
-def test_nothing_is_told_of_a_text_that_came_whole() -> None:
+def test_a_text_without_pieces_is_not_streamed() -> None:
     """Otherwise the whole reply would be taken for one token."""
     whole = replace(ENDED, pieces=(ENDED.text,), at_ms=(700,))
     assert list(whole.streamed_pieces(3)) == []
@@ -92,7 +92,9 @@ RAW: dict[str, Any] = {"prompt": "Q: What comes after 1, 2?\nA: 3\n\nQ: What com
 @pytest.mark.models
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("prompt", [CHAT, RAW])
-async def test_a_cut_is_what_the_engine_says_with_that_limit(prompt: dict[str, Any], engines: LocalStack) -> None:
+async def test_a_truncated_text_equals_the_engines_answer_with_that_limit(
+    prompt: dict[str, Any], engines: LocalStack
+) -> None:
     """One answer ends by itself, the other at a stop string, as in runs."""
     pair = ConfiguredPair(settings_for(engines.teacher_url, engines.student_url), "big", "small")
     request = TeacherRequest(**({"max_tokens": 120, "temperature": 0.0, "stop": ()} | prompt))
@@ -113,7 +115,7 @@ async def test_a_cut_is_what_the_engine_says_with_that_limit(prompt: dict[str, A
             assert (limit, cut.text, cut.finish, cut.usage) == (limit, reply.text, reply.finish, reply.usage)
 
 
-def test_what_was_asked_for_less_is_not_known() -> None:
+def test_a_text_with_a_smaller_limit_is_unknown() -> None:
     cut = replace(ENDED, finish="length", output_tokens=5, asked_tokens=5)
     assert cut.truncated(6, ()) is None
     reply = cut.truncated(5, ())
@@ -131,7 +133,7 @@ def test_a_stop_string_is_found_over_several_pieces() -> None:
     assert (half.text, half.finish) == ("54.\nQ", "length")
 
 
-def test_an_engine_that_tells_of_several_tokens_at_once_is_cut_in_proportion() -> None:
+def test_pieces_with_several_tokens_are_truncated_in_proportion() -> None:
     """Cutting by pieces would yield four times the tokens paid for."""
     coarse = replace(ENDED, pieces=("12345678", "abcdefgh"), text="12345678abcdefgh", output_tokens=8, at_ms=(10, 20))
     cuts = [coarse.truncated(limit, ()) for limit in (2, 4, 6)]
@@ -140,7 +142,7 @@ def test_an_engine_that_tells_of_several_tokens_at_once_is_cut_in_proportion() -
     assert [coarse.seconds_to_tokens(limit) for limit in (1, 4, 5, 8)] == [0.01, 0.01, 0.7, 0.7]
 
 
-def test_an_engine_that_tells_of_nothing_before_its_end_is_cut_all_the_same() -> None:
+def test_a_text_without_pieces_is_truncated_as_well() -> None:
     silent = replace(ENDED, pieces=("abcdefghij",), at_ms=(700,), text="abcdefghij", output_tokens=10)
     cut = silent.truncated(3, ())
     assert cut is not None

@@ -19,7 +19,7 @@ GRIDS = ROOT / "docs" / "evaluation" / "grids"
 FIND = (dict(PROJECTIONS) | {"primed": PRIMED}).__getitem__
 
 
-def test_without_a_word_all_three_modes_are_compared() -> None:
+def test_all_three_modes_are_compared_by_default() -> None:
     found = settings_of(read_grid(None, {}), FIND)
     assert [(one.mode, one.tokens) for one in found] == [
         ("teacher", 0),
@@ -42,7 +42,7 @@ def test_exemplars_for_the_teacher_alone_have_no_place_in_a_raw_prompt() -> None
     assert [one.projection.name for one in settings_of(read_grid(None, options), FIND)] == ["cutoff"]
 
 
-def test_auto_is_a_length_beside_the_fixed_ones(tmp_path: Path) -> None:
+def test_auto_is_a_length_like_the_fixed_ones(tmp_path: Path) -> None:
     """The built-in rule or the run's rule chooses m; only numbers may exceed the answer's limit."""
     file = tmp_path / "grid.yaml"
     file.write_text("mode: guided\ntokens: [20, auto, auto]\nmax_tokens: 30\n")
@@ -70,7 +70,7 @@ def test_guidance_longer_than_the_answer_is_refused() -> None:
         settings_of(read_grid(None, {"max_tokens": [50]}), FIND)
 
 
-def test_a_file_may_hold_several_grids_over_what_they_share(tmp_path: Path) -> None:
+def test_a_file_may_contain_several_grids_with_common_values(tmp_path: Path) -> None:
     file = tmp_path / "grid.yaml"
     file.write_text(
         "tokens: [20, 40]\n"
@@ -106,7 +106,7 @@ def test_options_win_over_the_file_in_all_its_grids(tmp_path: Path) -> None:
         ("temperature: 3\n", "grid.yaml:1: temperature: "),
     ],
 )
-def test_a_mistake_in_the_file_is_said_with_its_line(text: str, message: str, tmp_path: Path) -> None:
+def test_an_issue_in_the_file_has_its_line(text: str, message: str, tmp_path: Path) -> None:
     file = tmp_path / "grid.yaml"
     file.write_text(text)
     with pytest.raises(ConfigError) as caught:
@@ -114,7 +114,7 @@ def test_a_mistake_in_the_file_is_said_with_its_line(text: str, message: str, tm
     assert message in caught.value.message
 
 
-def test_a_mistake_in_the_options_is_told_apart_from_the_file(tmp_path: Path) -> None:
+def test_an_issue_in_the_options_is_distinguished_from_the_file(tmp_path: Path) -> None:
     file = tmp_path / "grid.yaml"
     file.write_text("tokens: 20\n")
     with pytest.raises(ConfigError, match=r"^the command line: mode\[0\]: "):
@@ -134,7 +134,7 @@ def test_the_grids_that_were_measured_can_be_run(name: str, settings: int) -> No
     assert len({one.name for one in found}) == len(found) == settings
 
 
-def test_what_was_measured_as_the_general_primer_is_the_one_that_is_shipped() -> None:
+def test_the_measured_general_primer_is_the_shipped_one() -> None:
     library = ProjectionRegistry()
     library.read(GRIDS)
     measured = library.projections["primed-general"]

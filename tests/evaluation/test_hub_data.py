@@ -104,7 +104,7 @@ def test_csqa_comes_from_the_hub_with_its_choices(tmp_path: Path) -> None:
     assert (question.answer, question.scorer) == ("a", "choice")
 
 
-def test_what_was_fetched_once_is_not_fetched_again(tmp_path: Path) -> None:
+def test_a_cached_file_is_not_downloaded_again(tmp_path: Path) -> None:
     with small_hub(served("gsm8k", as_parquet("gsm8k", tmp_path))) as (endpoint, requests):
         first = load("gsm8k", endpoint=endpoint, folder=tmp_path / "kept")
         before = len(requests)
@@ -124,7 +124,7 @@ def test_a_hub_that_cannot_be_reached_is_one_line_that_names_the_ways_out(name: 
     assert "--data generated" in message
 
 
-def test_a_file_that_is_no_parquet_says_which(tmp_path: Path) -> None:
+def test_a_file_that_is_no_parquet_is_named(tmp_path: Path) -> None:
     with (
         small_hub(served("gsm8k", b"<html>")) as (endpoint, _),
         pytest.raises(StartupError, match=r"00001\.parquet is not Parquet: delete it"),

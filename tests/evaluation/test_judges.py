@@ -28,7 +28,7 @@ def settings(url: str) -> Settings:
     )
 
 
-async def test_what_a_judge_said_is_kept_and_not_asked_for_again(tmp_path: Path) -> None:
+async def test_scores_of_a_judge_are_stored_and_not_requested_again(tmp_path: Path) -> None:
     """A fake model that always returns a score."""
     bodies: list[dict[str, Any]] = []
 
@@ -51,7 +51,7 @@ async def test_what_a_judge_said_is_kept_and_not_asked_for_again(tmp_path: Path)
         assert (await found.score("Blue light bounces most.", QUESTION)).correct
 
 
-async def test_a_judge_that_is_not_configured_is_said(tmp_path: Path) -> None:
+async def test_a_missing_judge_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(StartupError, match="the configuration has no such model"):
         async with judge_of(settings("http://127.0.0.1:9"), "tiny", tmp_path / "generations.jsonl"):
             pass

@@ -107,7 +107,7 @@ async def test_a_live_run_and_a_staged_run_give_the_same_answers(tmp_path: Path,
 
 
 @pytest.mark.long
-async def test_a_live_run_goes_on_where_it_stopped(tmp_path: Path, engines: LocalStack) -> None:
+async def test_a_live_run_resumes(tmp_path: Path, engines: LocalStack) -> None:
     await live(tmp_path, engines, LIVE[1:2], QUESTIONS[:1])
     first = (tmp_path / EXAMPLES).read_bytes()
     progress = await live(tmp_path, engines, LIVE[1:3], QUESTIONS[:2])
@@ -140,7 +140,7 @@ async def test_the_routes_of_a_gateway_that_runs_are_settings(
     assert all(one.text and one.total_s and not one.error for one in found)
 
 
-async def test_a_route_that_is_not_there_is_said_by_its_name(gateway: GatewayProcess) -> None:
+async def test_an_unknown_route_is_an_error_with_its_name(gateway: GatewayProcess) -> None:
     work = work_of((Setting(mode="student", **SHORT),), QUESTIONS[:1])
     async with connect_gateway(gateway.url, KEY) as caller:
         with pytest.raises(StartupError, match=r"--route nowhere: .*status 404 \(model_not_found\)"):

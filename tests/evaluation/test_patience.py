@@ -42,7 +42,7 @@ async def test_a_call_that_fails_is_made_again_a_few_times() -> None:
     assert len(calls) == 3
 
 
-async def test_what_is_refused_is_not_asked_again() -> None:
+async def test_rejected_requests_are_not_retried() -> None:
     for error in (TOO_LONG, NO_KEY):
         call, calls = failing(error)
         with pytest.raises(EngineRejected):
@@ -51,7 +51,7 @@ async def test_what_is_refused_is_not_asked_again() -> None:
 
 
 @pytest.mark.parametrize(("error", "begun"), [(GONE, 8), (NO_KEY, 8), (BROKEN, 64), (TOO_LONG, 100)])
-async def test_many_in_a_row_say_that_the_engine_is_gone(error: EngineError, begun: int) -> None:
+async def test_many_consecutive_failures_mean_an_unavailable_engine(error: EngineError, begun: int) -> None:
     """Rejections do not count, since an engine that rejects is running."""
     patience = StageRetries(())
     call, calls = failing(error)
@@ -68,7 +68,7 @@ async def test_many_in_a_row_say_that_the_engine_is_gone(error: EngineError, beg
     assert len(calls) == begun
 
 
-async def test_a_success_between_two_failures_counts_anew() -> None:
+async def test_a_success_resets_the_failure_count() -> None:
     patience = StageRetries(())
     call, calls = failing(*(([GONE] * 7 + [None]) * 5))
 
@@ -82,7 +82,7 @@ async def test_a_success_between_two_failures_counts_anew() -> None:
     assert len(calls) == 40
 
 
-async def test_no_more_than_so_many_are_under_way_and_they_begin_in_order() -> None:
+async def test_concurrency_is_limited_and_requests_start_in_order() -> None:
     under_way: list[int] = []
     begun: list[int] = []
     most = 0
@@ -99,7 +99,7 @@ async def test_no_more_than_so_many_are_under_way_and_they_begin_in_order() -> N
     assert (begun, most) == (list(range(20)), 3)
 
 
-async def test_a_mistake_of_our_own_is_raised_as_it_is() -> None:
+async def test_an_internal_error_is_raised_unchanged() -> None:
     async def work(_: int) -> None:
         raise StartupError("no judge")
 

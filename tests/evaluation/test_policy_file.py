@@ -80,7 +80,7 @@ def test_a_field_that_no_policy_has_is_refused_by_its_name(tmp_path: Path) -> No
         policy_text([("chat", found)], tenant="acme")
 
 
-def test_what_else_is_to_stand_there_goes_before_what_was_measured(tmp_path: Path) -> None:
+def test_given_settings_override_measured_ones(tmp_path: Path) -> None:
     text = policy_text(
         [("chat", recommendation(tmp_path, Truth(M40, 0.8, 40, 100)))],
         tenant="acme", teacher="large", student="tiny", guidance={"deadline": "5s", "tokens": 41},
@@ -115,7 +115,7 @@ def test_where_nothing_reaches_the_target_nothing_is_written(tmp_path: Path) -> 
     assert "# No route chat:\n# Target: the best for 0.001 USD per 1000 answers." in str(text)
 
 
-def test_its_comments_say_what_it_expects_and_from_where(tmp_path: Path) -> None:
+def test_comments_of_the_file_state_expected_results_and_source(tmp_path: Path) -> None:
     found = recommendation(tmp_path, Truth(M40, 0.8, 60, 100))
     words = re.sub(r"\s+#\s+", " ", str(policy_text([("chat", found)], tenant="acme")))
     for part in (
@@ -137,20 +137,20 @@ def test_a_name_out_of_a_run_cannot_leave_its_comment(tmp_path: Path) -> None:
     assert all(line.lstrip().startswith("#") for line in str(text).splitlines() if "[x]" in line)
 
 
-def test_a_projection_of_a_gateway_that_was_asked_needs_its_files_beside_the_policy(tmp_path: Path) -> None:
+def test_a_projection_of_a_called_gateway_requires_its_files(tmp_path: Path) -> None:
     found = recommendation(tmp_path, Truth(M40, 0.8, 40, 100))
     assert [line for line in cautions(with_field(found, route="r")) if "own files" in line] == []
     ours = with_field(found, route="r", projection="ours")
     assert [line for line in cautions(ours) if "used its own files for projection ours" in line]
 
 
-def test_what_a_run_notes_beside_the_guidance_is_not_the_policys(tmp_path: Path) -> None:
+def test_other_facts_of_a_run_are_not_written(tmp_path: Path) -> None:
     found = with_field(recommendation(tmp_path, Truth(M40, 0.8, 40, 100)), shown="5f", route="r", policies="/theirs")
     (route,) = routes(policy_text([("chat", found)], tenant="acme"))
     assert route.guidance.tokens == 40
 
 
-def test_exemplars_are_named_by_their_place_beside_the_policy(tmp_path: Path) -> None:
+def test_exemplars_are_named_relative_to_the_policy(tmp_path: Path) -> None:
     found = with_field(
         recommendation(tmp_path, Truth(M40, 0.8, 40, 100)), projection="primed", exemplars="/home/me/mine.yaml"
     )
@@ -169,7 +169,7 @@ def test_a_length_for_each_question_is_written_with_its_whole_rule(tmp_path: Pat
     assert "auto_file" not in str(text)
 
 
-def test_the_model_of_a_rule_is_written_beside_the_policy(tmp_path: Path) -> None:
+def test_the_model_of_a_rule_is_written_to_the_policys_folder(tmp_path: Path) -> None:
     """The model file is missing when the policy is checked."""
     found = with_field(
         recommendation(tmp_path / "run", Truth(M40, 0.8, 40, 100)),
@@ -185,6 +185,6 @@ def test_the_model_of_a_rule_is_written_beside_the_policy(tmp_path: Path) -> Non
     assert files == {tmp_path / "policies" / "lengths" / "chat.json": b"{}"}
 
 
-def test_a_rule_that_no_receipt_tells_is_to_be_copied(tmp_path: Path) -> None:
+def test_a_rule_that_is_not_on_receipts_must_be_copied(tmp_path: Path) -> None:
     found = with_field(recommendation(tmp_path, Truth(M40, 0.8, 40, 100)), route="r", tokens="auto")
     assert [line for line in cautions(found) if "guidance.auto" in line]

@@ -83,7 +83,7 @@ def early(shown: Shown, _: Question) -> float:
 LIMITS = SearchLimits(calls=4000, max_exemplars=4, max_tokens=60, pool_answer_tokens=100)
 
 
-async def test_exemplars_that_name_their_result_at_once_win_where_that_is_what_pays() -> None:
+async def test_the_better_style_of_exemplars_is_selected() -> None:
     parts = split(questions(90), pool=9, select=45, check=30, seed=0)
     engines, listener = Engines(explains, early), Heard()
     result = await find(engines, parts, score, LIMITS, 0, listener)
@@ -98,7 +98,7 @@ async def test_exemplars_that_name_their_result_at_once_win_where_that_is_what_p
 
 @settings(deadline=None, max_examples=40)
 @drawn(st.integers(0, 999), st.integers(1, 6), st.integers(4, 12), st.integers(0, 5), st.integers(0, 500))
-async def test_the_calls_are_kept_to_and_no_question_that_is_asked_is_an_exemplar(
+async def test_the_call_limit_holds_and_no_evaluated_question_is_an_exemplar(
     seed: int, pool: int, select: int, check: int, spare: int
 ) -> None:
     left = {question.text for question in questions(60)[:20]}
@@ -118,7 +118,7 @@ async def test_the_calls_are_kept_to_and_no_question_that_is_asked_is_an_exempla
     assert winners <= {(), result.best.trial.shown if result.best else ()}
 
 
-async def test_what_gains_nothing_on_other_questions_does_not_help() -> None:
+async def test_exemplars_without_gain_on_other_questions_are_rejected() -> None:
     parts = split(questions(90), pool=6, select=40, check=30, seed=0)
     compared = {question.id for question in parts.select}
     lucky = Engines(explains, lambda shown, one: 0.9 if shown and one.id in compared else 0.4)
@@ -169,7 +169,7 @@ def test_ones_own_exemplar_may_not_be_a_question_to_compare_on() -> None:
         given(own, parts)
 
 
-async def test_too_few_calls_are_said_before_any_is_made() -> None:
+async def test_too_few_calls_are_an_error_before_the_first_one() -> None:
     parts = split(questions(90), pool=5, select=10, check=5, seed=0)
     engines = Engines(explains, early)
     with pytest.raises(StartupError, match=r"--calls 74 is too few.* need 75 calls"):

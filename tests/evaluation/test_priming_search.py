@@ -65,7 +65,7 @@ def trial(*scores: float, read: float = 10) -> Trial:
 
 @settings(deadline=None, max_examples=40)
 @given(st.integers(0, 10_000), st.sampled_from(STYLES))
-async def test_the_style_that_pays_is_found_whichever_it_is(seed: int, best: Style) -> None:
+async def test_the_best_style_is_found(seed: int, best: Style) -> None:
     world = World(lambda styles: 0.7 if styles[best] else 0.3, seed)
     found = await ExemplarSearch(pool(), SELECT, MeasuredOutcomes(world.measure, 5000), max_exemplars=8).run()
     assert found.best is not None
@@ -76,7 +76,7 @@ async def test_the_style_that_pays_is_found_whichever_it_is(seed: int, best: Sty
     assert found.best.gained.gain > 0.1
 
 
-async def test_it_goes_on_to_as_many_as_pay() -> None:
+async def test_the_search_adds_exemplars_while_they_help() -> None:
     world = World(lambda styles: 0.2 + 0.09 * min(8, styles["concise"]))
     found = await ExemplarSearch(pool(), SELECT, MeasuredOutcomes(world.measure, 9000), max_exemplars=8).run()
     assert found.best is not None
@@ -138,7 +138,7 @@ async def test_nothing_is_measured_twice_and_a_larger_set_never_shows_a_question
         assert len(names) <= 8
 
 
-async def test_the_same_search_asks_the_same() -> None:
+async def test_the_same_search_makes_the_same_calls() -> None:
     """A killed search resumes in the same way."""
     first, second = World(lambda styles: 0.1 * len(styles) + 0.1), World(lambda styles: 0.1 * len(styles) + 0.1)
     for world in (first, second):

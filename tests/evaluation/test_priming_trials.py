@@ -87,7 +87,9 @@ class Ends(Told):
 
 
 @pytest.mark.long
-async def test_the_teacher_alone_sees_exemplars_and_none_of_them_is_asked(tmp_path: Path, engines: LocalStack) -> None:
+async def test_only_the_teacher_gets_exemplars_and_none_of_them_is_evaluated(
+    tmp_path: Path, engines: LocalStack
+) -> None:
     with (
         recording_proxy(engines.teacher_url) as (teacher, teacher_request),
         recording_proxy(engines.student_url) as (student, to_student),
@@ -115,9 +117,7 @@ async def test_the_teacher_alone_sees_exemplars_and_none_of_them_is_asked(tmp_pa
 
 
 @pytest.mark.long
-async def test_a_search_that_was_killed_goes_on_and_one_that_ended_asks_nobody(
-    tmp_path: Path, engines: LocalStack
-) -> None:
+async def test_a_killed_search_resumes_and_a_finished_one_makes_no_calls(tmp_path: Path, engines: LocalStack) -> None:
     with pytest.raises(Killed):
         await searched(tmp_path, pair_of(engines), Ends(11))
     kept = texts(tmp_path)

@@ -53,13 +53,13 @@ def test_the_answer_follows_from_the_structure() -> None:
         assert worked_out(problem.sum)[-1] == int(problem.question.answer), problem.question.text
 
 
-def test_every_value_on_the_way_is_a_whole_number_above_0() -> None:
+def test_every_intermediate_value_is_a_positive_integer() -> None:
     for problem in RUN:
         values = worked_out(problem.sum)
         assert all(value > 0 and value.denominator == 1 for value in values), problem.question.text
 
 
-def test_the_text_tells_every_number_of_the_structure() -> None:
+def test_the_text_contains_every_number_of_the_structure() -> None:
     for problem in RUN:
         numbers = re.findall(r"\d+", problem.question.text)
         for number in numbers_of(problem.sum):
@@ -101,7 +101,7 @@ def test_a_problem_does_not_depend_on_how_many_are_made() -> None:
     assert [one.question.text for one in problems(20, seed=8)] != [one.question.text for one in RUN[:20]]
 
 
-def test_some_tell_a_number_that_has_nothing_to_do_with_the_question() -> None:
+def test_some_problems_contain_an_irrelevant_number() -> None:
     idle = sum(
         len(re.findall(r"\d+", one.question.text)) > len(numbers_of(one.sum))
         for one in RUN

@@ -47,7 +47,7 @@ def recommendation(
 
 
 @pytest.mark.long
-def test_what_is_recommended_reaches_the_target_about_as_often_as_it_was_asked_to() -> None:
+def test_recommendations_reach_the_target_with_the_requested_probability() -> None:
     """Six settings narrowly miss the target. Without a test, the best of them nearly always seems to reach it."""
     missing = [Truth(M40.with_tokens(30 + place), 0.755, 30 + place, 100) for place in range(6)]
     truths = [*ALONE, *missing]
@@ -61,7 +61,7 @@ def test_what_is_recommended_reaches_the_target_about_as_often_as_it_was_asked_t
     assert seems / RUNS > 0.6, "or the test is too easy"
 
 
-def test_what_is_on_the_line_of_the_mixture_is_said_to_pay_no_oftener_than_asked() -> None:
+def test_settings_equal_to_a_mixture_are_recommended_at_most_at_the_level() -> None:
     """Settings with 40 to 80 teacher tokens that equal a random mixture with the teacher."""
     on_line = [
         Truth(M40.with_tokens(tokens), 0.4 + 0.4 * (tokens + 16 - 20) / 180, tokens, 160) for tokens in (40, 60, 80)
@@ -99,13 +99,13 @@ def test_where_guidance_is_clearly_worse_none_pays() -> None:
     }
 
 
-def test_where_guidance_is_clearly_better_it_is_recommended() -> None:
+def test_clearly_better_guidance_is_recommended() -> None:
     better = [Truth(M20, 0.5, 20, 160), Truth(M40, 0.8, 40, 120), Truth(M80, 0.8, 80, 80)]
     found = chosen([*ALONE, *better], 500, RecommendationTarget("keep", Decimal("0.9")))
     assert found.count(3) / RUNS > 0.95
 
 
-def test_a_recommendation_tells_what_it_expects(tmp_path: Path) -> None:
+def test_a_recommendation_states_expected_results(tmp_path: Path) -> None:
     found = recommendation(tmp_path, [*ALONE, Truth(M40, 0.8, 40, 120), Truth(M80, 0.8, 80, 80)], 400)
     assert found.verdict == "guided"
     assert found.setting is not None
@@ -134,7 +134,7 @@ def test_the_held_out_figure_is_that_of_the_procedure_and_not_of_the_winner(tmp_
     assert np.mean(gaps) > 0.02
 
 
-def test_few_questions_say_how_many_more(tmp_path: Path) -> None:
+def test_with_few_questions_the_missing_number_is_stated(tmp_path: Path) -> None:
     found = recommendation(tmp_path, [*ALONE, Truth(M40, 0.82, 40, 120)], 60, seed=9)
     assert found.verdict == "too_few"
     assert found.setting is not None
@@ -180,7 +180,7 @@ def test_below_twenty_questions_nothing_is_claimed(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_none_pays_says_why_and_what_then(
+def test_without_a_recommendation_the_reason_and_the_next_step_are_stated(
     tmp_path: Path, truths: list[Truth], target: RecommendationTarget, mode: str | None, why: str
 ) -> None:
     found = recommend(evidence_of(read_run(folder_of(tmp_path, truths, 400, exactly=True))), target)

@@ -89,7 +89,7 @@ def test_markdown_shows_text_as_it_is() -> None:
     assert markdown("a|b\n*c* <d> & [e](f) `g`") == r"a\|b \*c\* &lt;d&gt; &amp; \[e\](f) \`g\`"
 
 
-def test_the_page_asks_nobody_for_anything(whole: Path) -> None:
+def test_the_page_loads_no_external_resources(whole: Path) -> None:
     page = (whole / "report.html").read_text("utf-8")
     requests = re.findall(r"(?:src|href)=\"([^\"#][^\"]*)\"|url\((?!#)([^)]*)\)|@import", page)
     assert requests == []
@@ -138,7 +138,7 @@ def test_numbers_of_exemplars_are_held_against_each_other(tmp_path: Path) -> Non
     assert "(figures/run1-exemplars.svg)" in text
 
 
-def test_what_is_left_out_says_why(tmp_path: Path) -> None:
+def test_omitted_parts_have_a_reason(tmp_path: Path) -> None:
     folder = run_folder(tmp_path, (GUIDED,), n=8)
     (folder / "stages.jsonl").unlink()
     text = (written(folder, out=tmp_path / "report") / "report.md").read_text("utf-8")
@@ -161,7 +161,7 @@ def test_a_report_of_a_few_settings_is_one(settings: tuple[object, ...], tmp_pat
     assert len(data["runs"][0]["groups"][0]["settings"]) == len(settings)
 
 
-def test_the_papers_figures_stand_beside_its_data_sets_alone(whole: Path, tmp_path: Path) -> None:
+def test_the_papers_figures_are_shown_only_for_its_data_sets(whole: Path, tmp_path: Path) -> None:
     comparison = (whole / "report.md").read_text("utf-8").partition("## Comparison with the paper")[2]
     assert "| paper, Table 2: Llama2-70B over Llama2-7B | 40 | cutoff | 300 | 14.40" in comparison
     assert "| measured: big over small | 40 | cutoff | 300 |" in comparison
@@ -200,7 +200,7 @@ def test_excerpts_are_twenty_words_at_most(tmp_path: Path) -> None:
     assert all(text.endswith("word49") for text in shown)
 
 
-def test_a_length_that_is_chosen_for_each_question_is_told_as_auto(tmp_path: Path) -> None:
+def test_a_length_chosen_per_question_is_shown_as_auto(tmp_path: Path) -> None:
     """A chosen length has no position on the axis of lengths, but a table."""
     auto = replace(GUIDED, tokens=0, auto=read_auto(None))
 

@@ -50,7 +50,7 @@ def row(section: ReportSection, setting: Setting) -> ReportRow:
     return next(one for one in section.rows if one.summary.name == setting.name)
 
 
-def test_a_guided_setting_stands_against_the_student_and_the_teacher(found: ReportSection) -> None:
+def test_a_guided_setting_is_compared_with_student_and_teacher(found: ReportSection) -> None:
     """Five wins and one loss against the student; one win and three losses against the teacher."""
     guided = row(found, GUIDED)
     assert guided.student is not None
@@ -63,7 +63,7 @@ def test_a_guided_setting_stands_against_the_student_and_the_teacher(found: Repo
     assert guided.teacher.lost == ("q001", "q006", "q007")
 
 
-def test_the_gap_closed_is_the_way_from_student_to_teacher(found: ReportSection) -> None:
+def test_the_closed_gap_is_relative_to_student_and_teacher(found: ReportSection) -> None:
     """(6 - 2) / (8 - 2) of the gap, and 6 / 8 of the teacher's accuracy."""
     guided = row(found, GUIDED)
     assert guided.gap is not None
@@ -74,7 +74,7 @@ def test_the_gap_closed_is_the_way_from_student_to_teacher(found: ReportSection)
     assert guided.kept.interval.contains(0.75)
 
 
-def test_the_teachers_tokens_and_the_whole_cost_are_told_apart(found: ReportSection) -> None:
+def test_teacher_tokens_and_total_cost_are_separate(found: ReportSection) -> None:
     """40 of the teacher alone's 100 tokens, 40 of all 100 output tokens, and 4 of 10 of the cost."""
     guided = row(found, GUIDED)
     assert guided.measured is not None
@@ -85,7 +85,7 @@ def test_the_teachers_tokens_and_the_whole_cost_are_told_apart(found: ReportSect
     assert guided.summary.baseline_usd - guided.summary.cost_usd == Decimal("0.040")
 
 
-def test_no_gap_is_told_where_the_teacher_may_be_no_better(tmp_path: Path) -> None:
+def test_no_gap_is_reported_if_the_teacher_may_not_be_better(tmp_path: Path) -> None:
     def alike(example: Example) -> Example:
         return msgspec.structs.replace(example, score=float(int(example.question[1:]) % 2))
 
@@ -96,7 +96,7 @@ def test_no_gap_is_told_where_the_teacher_may_be_no_better(tmp_path: Path) -> No
     assert guided.kept.value == 1.0
 
 
-def test_settings_are_held_against_those_asked_the_same(tmp_path: Path) -> None:
+def test_settings_are_compared_only_with_the_same_prompt_format(tmp_path: Path) -> None:
     settings = with_shots((TEACHER, STUDENT, GUIDED), 0, 8)
     found = section(read_run(run_folder(tmp_path, settings, n=20)), seed=1)
     assert [group.title for group in found.groups] == [
@@ -139,7 +139,7 @@ def test_a_family_of_tests_is_all_guided_settings_of_the_run(found: ReportSectio
     assert row(many, TEACHER).student_p is None
 
 
-def test_labels_tell_all_settings_of_a_run_apart(tmp_path: Path) -> None:
+def test_labels_of_all_settings_differ(tmp_path: Path) -> None:
     settings = (
         *with_shots(SETTINGS, 0, 8),
         *SETTINGS,
@@ -172,7 +172,7 @@ def test_a_setting_that_has_hardly_begun_is_not_held_against_the_whole(tmp_path:
     assert group.best is None or group.best.name == GUIDED.name
 
 
-def test_settings_stand_beside_each_other_on_the_questions_that_all_answered(tmp_path: Path) -> None:
+def test_settings_are_compared_on_their_common_questions(tmp_path: Path) -> None:
     folder = run_folder(tmp_path, (TEACHER, STUDENT, GUIDED), n=40)
     group = part_of(folder, {GUIDED.name: 20}).groups[0]
     assert {summary.n for summary in group.common.values()} == {20}

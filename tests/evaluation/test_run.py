@@ -49,7 +49,7 @@ async def test_every_question_is_answered_under_every_setting(tmp_path: Path, en
 
 
 @pytest.mark.long
-async def test_the_teacher_is_asked_once_for_each_distinct_request(tmp_path: Path, engines: LocalStack) -> None:
+async def test_the_teacher_is_called_once_per_distinct_request(tmp_path: Path, engines: LocalStack) -> None:
     """The teacher's whole answer serves as cutoff guidance at every m, with either placement."""
     with recording_proxy(engines.teacher_url) as (url, bodies):
         pair = ConfiguredPair(settings_for(url, engines.student_url), "big", "small")
@@ -65,7 +65,7 @@ async def test_the_teacher_is_asked_once_for_each_distinct_request(tmp_path: Pat
 
 
 @pytest.mark.long
-async def test_a_second_sitting_asks_for_what_is_missing_alone(tmp_path: Path, engines: LocalStack) -> None:
+async def test_a_second_session_requests_only_missing_answers(tmp_path: Path, engines: LocalStack) -> None:
     """Without missing texts the engines are not even probed."""
     await staged(tmp_path, pair_of(engines), SETTINGS[:3], QUESTIONS[:3])
     before = (tmp_path / EXAMPLES).read_bytes()
@@ -78,7 +78,7 @@ async def test_a_second_sitting_asks_for_what_is_missing_alone(tmp_path: Path, e
     assert len(lines(tmp_path / EXAMPLES)) == 16
 
 
-async def test_settings_that_are_not_asked_for_now_stay(tmp_path: Path, engines: LocalStack) -> None:
+async def test_settings_outside_of_the_current_session_are_kept(tmp_path: Path, engines: LocalStack) -> None:
     await staged(tmp_path, pair_of(engines), SETTINGS[:2], QUESTIONS[:2])
     await staged(tmp_path, pair_of(engines), SETTINGS[2:3], QUESTIONS[:2])
     with RunFolder(tmp_path) as folder:
@@ -87,7 +87,7 @@ async def test_settings_that_are_not_asked_for_now_stay(tmp_path: Path, engines:
         assert len(folder.examples) == 6
 
 
-async def test_examples_are_made_anew_without_a_model(tmp_path: Path, engines: LocalStack) -> None:
+async def test_examples_are_recomputed_without_a_model(tmp_path: Path, engines: LocalStack) -> None:
     await staged(tmp_path, pair_of(engines), SETTINGS[:3], QUESTIONS[:3])
     before = (tmp_path / EXAMPLES).read_bytes()
     (tmp_path / EXAMPLES).unlink()
@@ -134,7 +134,7 @@ async def test_an_engine_that_is_gone_ends_the_run_in_one_line_and_the_rest_come
     assert [line for line in found if line.get("error")] == []
 
 
-async def test_what_an_engine_refuses_is_an_example_with_the_errors_label(tmp_path: Path, engines: LocalStack) -> None:
+async def test_a_rejected_question_is_an_example_with_the_error_code(tmp_path: Path, engines: LocalStack) -> None:
     """The run continues, and the next sitting repeats the question."""
     long = Question("long", "word " * 3000, "1", "numeric")
     await staged(tmp_path, pair_of(engines), SETTINGS[:3], (QUESTIONS[0], long))

@@ -33,12 +33,12 @@ def guided(projection: Projection) -> Setting:
     return Setting(mode="guided", tokens=20, projection=projection)
 
 
-def test_without_files_they_are_those_that_are_shipped() -> None:
+def test_without_files_the_shipped_projections_are_used() -> None:
     assert {name: PLAIN.find(name) for name in PROJECTIONS} == PROJECTIONS
     assert "exemplars" not in PLAIN.with_source(guided(PRIMED)).as_dict()
 
 
-def test_a_file_of_the_policies_folder_is_one_and_the_setting_notes_where_it_stands(folder: Path) -> None:
+def test_a_file_of_the_policy_folder_is_a_projection_with_its_path(folder: Path) -> None:
     library = RunLibrary.read(folder, None, ())
     brisk = library.find("brisk")
     assert brisk.system == "Be brisk."
@@ -61,14 +61,14 @@ def test_more_than_a_policy_may_show_is_refused(tmp_path: Path) -> None:
         RunLibrary.read(None, tmp_path / "own.yaml", OWN * 65)
 
 
-def test_one_that_is_not_there_is_said_with_where_it_was_looked_for(folder: Path) -> None:
+def test_a_missing_projection_is_an_error_with_the_searched_paths(folder: Path) -> None:
     with pytest.raises(StartupError, match=r"no projection 'brisk'; known: .*belong in --policies DIR"):
         PLAIN.find("brisk")
     with pytest.raises(StartupError, match=r"Did you mean 'brisk'\?"):
         RunLibrary.read(folder, None, ()).find("brusk")
 
 
-def test_the_mistakes_of_a_file_are_told_where_it_is_asked_for(folder: Path) -> None:
+def test_issues_of_a_file_are_reported_on_use(folder: Path) -> None:
     (folder / "projections" / "torn.yaml").write_text("sytem: x\n")
     library = RunLibrary.read(folder, None, ())
     assert library.find("brisk")

@@ -109,7 +109,7 @@ def test_a_wrong_stage_is_named_with_its_line(folder: Path) -> None:
     refused(folder, r"stages\.jsonl, line 4: not written by .*: Invalid enum value 'nap'")
 
 
-def test_a_run_that_is_not_over_is_read_as_far_as_it_is(folder: Path) -> None:
+def test_an_unfinished_run_is_read(folder: Path) -> None:
     file = folder / "examples.jsonl"
     file.write_bytes(b"".join(file.read_bytes().splitlines(keepends=True)[:6]))
     (folder / "stages.jsonl").unlink()
@@ -129,7 +129,7 @@ def test_a_line_that_a_kill_cut_short_is_left_out(folder: Path) -> None:
     assert run.remarks[0] == "examples.jsonl, line 8: skipped, because a kill truncated it."
 
 
-def test_of_a_question_that_was_asked_again_the_last_line_holds(folder: Path) -> None:
+def test_the_last_line_of_a_repeated_question_counts(folder: Path) -> None:
     file = folder / "examples.jsonl"
     first = file.read_bytes().splitlines(keepends=True)[0]
     with file.open("ab") as lines:

@@ -26,7 +26,7 @@ def score(question: Question, answer: str) -> ScoredAnswer:
 @pytest.mark.parametrize(
     "answer", ["Oslo", " oslo. ", "**Oslo**", "It is far north. The answer is Oslo.", "Answer: Oslo"]
 )
-def test_exact_compares_the_whole_or_what_is_stated(answer: str) -> None:
+def test_exact_compares_the_whole_or_the_stated_answer(answer: str) -> None:
     assert score(question_for("exact", "Oslo"), answer).correct
 
 
@@ -34,7 +34,7 @@ def test_exact_is_not_content_with_a_part() -> None:
     assert not score(question_for("exact", "Oslo"), "Oslo or Bergen").correct
 
 
-def test_numeric_says_what_it_found() -> None:
+def test_numeric_returns_the_number_found() -> None:
     assert score(question_for("numeric", "1200"), "The answer is $1,200.") == ScoredAnswer(1.0, "$1,200")
     assert score(question_for("numeric", "1200"), "The answer is 1,201.") == ScoredAnswer(0.0, "1,201")
     assert score(question_for("numeric", "1200"), "Hard to say.") == ScoredAnswer(0.0, None)
@@ -53,7 +53,7 @@ def test_choice_takes_letters_of_either_case() -> None:
 @pytest.mark.parametrize(
     ("answer", "right"), [("In New  York, of course", True), ("newt", False), ("New Yorkers", False)]
 )
-def test_contains_looks_for_whole_words(answer: str, right: bool) -> None:
+def test_contains_matches_whole_words(answer: str, right: bool) -> None:
     assert score(question_for("contains", "new york"), answer).correct is right
 
 
@@ -61,13 +61,13 @@ def test_contains_does_not_read_a_next_question() -> None:
     assert not score(question_for("contains", "Oslo"), "Bergen.\n\nQ: Where is Oslo?").correct
 
 
-def test_a_pattern_without_a_group_is_right_where_it_is_found() -> None:
+def test_a_pattern_without_a_group_is_correct_if_it_matches() -> None:
     question = question_for("regex", "a sum", pattern=r"total: \d+")
     assert score(question, "total: 12") == ScoredAnswer(1.0, "total: 12")
     assert score(question, "total: none") == ScoredAnswer(0.0, None)
 
 
-def test_a_pattern_with_a_group_compares_the_last_that_it_holds() -> None:
+def test_a_pattern_with_a_group_compares_its_last_match() -> None:
     question = question_for("regex", "12", pattern=r"total: (\d+)")
     assert score(question, "total: 11, no, total: 12").correct
     assert score(question, "total: 12, no, total: 11") == ScoredAnswer(0.0, "11")
@@ -134,7 +134,7 @@ async def test_an_empty_answer_is_wrong_and_costs_no_judge() -> None:
     assert not prompts
 
 
-async def test_a_question_that_wants_a_judge_says_so_where_there_is_none() -> None:
+async def test_a_question_for_a_missing_judge_is_an_error() -> None:
     with pytest.raises(StartupError, match="--judge"):
         await Scoring().score("far", question_for("judge", "far away"))
 

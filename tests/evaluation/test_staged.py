@@ -29,7 +29,7 @@ def test_an_answer_may_be_longer_than_any_guidance() -> None:
     assert request.max_tokens == 2 * MAX_GUIDANCE_TOKENS
 
 
-def test_the_teacher_alone_is_drawn_as_its_caller_says_and_guidance_as_the_policy_does() -> None:
+def test_the_teacher_alone_uses_the_callers_sampling_and_guidance_the_policys() -> None:
     alone = teacher_request(Setting(mode="teacher", temperature=0.7, top_p=0.9, seed=5), QUESTION, ())
     guided = teacher_request(Setting(mode="guided", tokens=20, temperature=0.7, top_p=0.9, seed=5), QUESTION, ())
     assert alone is not None
@@ -38,7 +38,7 @@ def test_the_teacher_alone_is_drawn_as_its_caller_says_and_guidance_as_the_polic
     assert (guided.temperature, guided.top_p, guided.seed) == (0.0, None, None)
 
 
-def test_greedy_guidance_is_the_beginning_of_what_the_teacher_says_alone() -> None:
+def test_greedy_guidance_is_the_beginning_of_the_teachers_answer() -> None:
     """The requests differ only in length, so one text serves both."""
     for form, shots in (("chat", 0), ("completion", 2)):
         alone = teacher_request(Setting(mode="teacher", form=form, shots=shots), QUESTION, EXEMPLARS)
@@ -49,7 +49,7 @@ def test_greedy_guidance_is_the_beginning_of_what_the_teacher_says_alone() -> No
         assert structs.replace(guided, max_tokens=300) == alone
 
 
-def test_what_a_projection_may_drop_is_asked_for_beyond_the_length() -> None:
+def test_tokens_that_a_projection_may_drop_are_requested_additionally() -> None:
     skipping = replace(CUTOFF, name="direct", skip=SkipRule(tuple(map(to_pattern, ENGLISH)), 24))
     request = teacher_request(Setting(mode="guided", tokens=20, projection=skipping), QUESTION, ())
     assert request is not None
@@ -65,14 +65,14 @@ def auto(rule: AutoRule, **more: int) -> Setting:
 
 
 @pytest.mark.parametrize(("max_tokens", "limit"), [(300, 80), (100, 50)])
-def test_a_teacher_is_asked_for_the_most_that_a_rule_may_choose(max_tokens: int, limit: int) -> None:
+def test_the_teacher_is_requested_with_the_maximum_of_the_rule(max_tokens: int, limit: int) -> None:
     """The longest m of the rule: 60, and at most half of an answer."""
     request = teacher_request(auto(AutoRule(), max_tokens=max_tokens), QUESTION, ())
     assert request is not None
     assert request.max_tokens == limit
 
 
-def test_a_question_that_a_rule_leaves_to_the_student_asks_no_teacher() -> None:
+def test_a_question_for_the_student_alone_calls_no_teacher() -> None:
     greeting = Question("hello", "Hello there!", "x", "exact")
     assert teacher_request(auto(AutoRule()), greeting, ()) is None
     assert teacher_request(auto(AutoRule(), max_tokens=12), QUESTION, ()) is None, "half of it is too little"

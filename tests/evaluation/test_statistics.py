@@ -17,7 +17,7 @@ def test_wilson_is_as_published(successes: int, n: int, low: float, high: float)
     assert wilson(successes, n) == pytest.approx((low, high), abs=5e-5)
 
 
-def test_nothing_tried_may_be_anything() -> None:
+def test_the_interval_without_trials_is_0_to_1() -> None:
     assert wilson(0, 0) == (0.0, 1.0)
 
 
@@ -33,7 +33,7 @@ def test_mcnemar_counts_the_discordant_questions_alone() -> None:
     assert mcnemar(*pairs(0, 9, 1, 0)) == (9, 1, pytest.approx(22 / 1024))
 
 
-def test_mcnemar_of_equals_tells_nothing() -> None:
+def test_mcnemar_of_equal_counts_has_p_value_1() -> None:
     assert mcnemar(*pairs(5, 0, 0, 5)).p == 1.0
     assert mcnemar(*pairs(5, 3, 3, 5)).p == 1.0
 
@@ -67,7 +67,7 @@ def test_a_sample_without_a_difference_does_not_show_that_there_is_none() -> Non
 
 
 @pytest.mark.parametrize(("n", "only_first", "only_second"), [(40, 0.0, 0.02), (100, 0.01, 0.01), (200, 0.03, 0.1)])
-def test_the_difference_of_pairs_is_held_as_often_as_is_said(n: int, only_first: float, only_second: float) -> None:
+def test_the_interval_of_paired_differences_has_its_coverage(n: int, only_first: float, only_second: float) -> None:
     """A percentile bootstrap contains the first value in 55 of 100 samples. No interval of small shares is exact."""
     drawn = np.random.default_rng(3).random((1000, n))
     held = 0
@@ -87,7 +87,7 @@ def test_a_bootstrap_is_the_same_under_a_seed() -> None:
     assert found[2] == pytest.approx(found[0], abs=0.05)
 
 
-def test_a_share_of_what_may_be_nothing_has_no_interval() -> None:
+def test_a_ratio_with_a_possibly_zero_denominator_has_no_interval() -> None:
     assert paired_bootstrap(share, [1, 1, 0, 0], [1, 0, 0, 0], seed=1) is None
 
 

@@ -30,7 +30,7 @@ def one(question: str, **fields: Any) -> Example:
     return msgspec.convert(facts | fields, Example)
 
 
-def test_lengths_that_were_chosen_are_counted_by_what_chose_them() -> None:
+def test_chosen_lengths_are_counted_by_rule() -> None:
     maths = {"by": "rule", "prompt": "maths", "rule": "maths"}
     found = summarize(
         GUIDED.as_dict(),
@@ -96,7 +96,7 @@ def test_settings_come_in_the_runs_order_and_those_without_examples_are_left_out
     assert [summary.name for summary in summaries(settings, examples)] == [GUIDED.name, TEACHER.name]
 
 
-def test_a_reference_was_asked_the_same(tmp_path: Path) -> None:
+def test_a_reference_has_the_same_prompt_format(tmp_path: Path) -> None:
     settings = (*SETTINGS, *with_shots(SETTINGS, 8))
     folder = run_folder(tmp_path, settings, n=3)
     found = summaries([one.as_dict() for one in settings], list(read_lines(folder / EXAMPLES, Example)))

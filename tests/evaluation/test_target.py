@@ -44,7 +44,7 @@ def test_over_the_mixture_is_the_height_above_the_line(student: float, gain: flo
         ((0.4, 0.8, 0.9), (2, 2, 2), 0.1),  # all cost the same: against the better
     ],
 )
-def test_where_there_is_no_line_the_better_of_the_two_is_what_to_beat(
+def test_without_a_mixture_line_the_better_baseline_is_the_target(
     accuracies: tuple[float, float, float], costs: tuple[float, float, float], height: float
 ) -> None:
     assert panel(accuracies, costs).over_mixture(GUIDED).point == pytest.approx(height)
@@ -74,6 +74,6 @@ def test_costs_that_are_not_known_well_make_the_height_less_sure() -> None:
         (RecommendationTarget("share", Decimal("0.6")), 0.6 * 9 - 3, "the best for 60 % of the teacher's cost"),
     ],
 )
-def test_what_is_left_of_what_is_allowed(target: RecommendationTarget, margin: float, words: str) -> None:
+def test_the_remaining_tolerance(target: RecommendationTarget, margin: float, words: str) -> None:
     assert target.margin(panel((0.4, 0.8, 0.7), (1, 9, 3)), GUIDED).point == pytest.approx(margin)
     assert str(target) == words

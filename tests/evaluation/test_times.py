@@ -55,7 +55,7 @@ def test_guidance_that_was_cut_from_a_longer_one_has_the_longer_ones_concurrency
     assert waits(GUIDED, stages, {"teacher_s": 16.0, "student_s": 4.0}).teacher_s == 2.0
 
 
-def test_where_the_concurrency_is_not_known_no_stage_is_told() -> None:
+def test_without_a_known_concurrency_no_stages_are_reported() -> None:
     found = waits(GUIDED, [stage("student", GUIDED), stage("teacher", GUIDED, at=0)], {"teacher_s": 1.0})
     assert found.teacher_wait_s == 1.0
     assert found.busy_s is None

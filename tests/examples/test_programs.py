@@ -81,7 +81,7 @@ def test_a_stream_and_its_account(scene: Scene) -> None:
     assert re.fullmatch(re.escape(WHOLE) + r"\nguided for 0\.\d+\n", done.stdout)
 
 
-def test_a_stream_that_breaks_off_is_told_as_one(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_stream_is_reported(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """The program exits with 1, because the shown text is not a whole answer."""
 
     async def ends_early(request: web.Request, _: dict[str, Any]) -> web.StreamResponse:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 FOLDER = Path(__file__).parents[2] / "examples" / "scorers"
 
 
-def test_it_tells_brief_right_answers_from_long_and_from_wrong_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_scorer_distinguishes_brief_correct_answers_from_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(FOLDER))
     brief = plug_in("brief:brief")
     data = load(str(FOLDER / "questions.jsonl"), scorer="brief:brief")

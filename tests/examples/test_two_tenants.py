@@ -43,7 +43,7 @@ def explained(request: str, *more: str) -> dict[str, Any]:
     return plan
 
 
-def test_there_is_no_mistake_in_it() -> None:
+def test_the_example_has_no_issues() -> None:
     settings, book, issues = check_all(CONFIG)
     assert list(issues) == []
     assert settings is not None
@@ -69,7 +69,7 @@ def teacher() -> Iterator[FakeEngine]:
 
 
 @pytest.mark.long
-def test_the_projection_asks_the_teacher_in_its_words_and_drops_what_it_names(
+def test_the_projection_changes_the_teachers_prompt_and_drops_its_patterns(
     teacher: FakeEngine, redis_url: str, tmp_path: Path
 ) -> None:
     """Send a request through a gateway with the two policies, unchanged."""

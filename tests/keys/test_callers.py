@@ -62,7 +62,7 @@ def test_keys_of_files_and_of_redis_are_found_alike_and_seen() -> None:
 @pytest.mark.parametrize(
     "token", ["gk-mad", "gk-made2", "GK-MADE", digest_of("gk-made"), "gk-mad\x00e", "\udcff", "gk-" * 9999]
 )
-def test_a_part_of_a_key_or_its_hash_finds_nobody(token: str) -> None:
+def test_a_part_of_a_key_or_its_hash_is_no_key(token: str) -> None:
     """Keys with a common prefix are different keys, because the lookup uses the hash of the whole key."""
     twin = held("gk-made" + "x" * 40, "globex")
     found, seen = callers(held("gk-made"), twin)
@@ -84,7 +84,7 @@ def test_a_part_of_a_key_or_its_hash_finds_nobody(token: str) -> None:
         (held("gk-made", terms=KeyTerms("gk-mad", "a", limits={"per_fortnight": 1})), "cannot read the permissions"),
     ],
 )
-def test_a_key_that_does_not_hold_is_told_why_and_is_not_repeated(made: HeldKey, words: str) -> None:
+def test_an_invalid_key_is_rejected_with_the_reason_and_not_quoted(made: HeldKey, words: str) -> None:
     found, seen = callers(made)
     with pytest.raises(NotAuthenticated, match=words) as caught:
         found.authenticate("gk-made")
@@ -105,6 +105,6 @@ def test_a_key_of_a_file_expires_too() -> None:
         found.authenticate("gk-file")
 
 
-def test_a_key_that_stands_in_both_is_the_files() -> None:
+def test_a_key_in_both_places_is_that_of_the_file() -> None:
     found, _ = callers(held("gk-file", "globex", revoked_s=NOW - 1))
     assert found.authenticate("gk-file").policy.tenant == "acme"

@@ -55,7 +55,7 @@ class World:
 
 
 @pytest.mark.long
-async def test_known_keys_hold_while_redis_is_away_and_end_with_a_redis_that_forgot_them(tmp_path: Path) -> None:
+async def test_known_keys_are_valid_during_an_outage_and_end_with_an_empty_redis(tmp_path: Path) -> None:
     (tmp_path / "admin.key").write_text(ADMIN_KEY)
     with FakeEngine(says("Hello there.")).running() as engine:
         async with EmbeddedRedis() as redis, httpx.AsyncClient(timeout=20) as client:
@@ -101,7 +101,7 @@ async def test_known_keys_hold_while_redis_is_away_and_end_with_a_redis_that_for
                 assert len(quiet) <= 3, "it is said once each time that Redis goes"
 
 
-async def test_a_gateway_that_starts_knows_its_keys_before_it_listens(tmp_path: Path, redis_url: str) -> None:
+async def test_a_gateway_reads_its_keys_before_it_listens(tmp_path: Path, redis_url: str) -> None:
     prefix, token = f"s{os.urandom(4).hex()}", new_token()
     async with Redis.from_url(redis_url) as redis:
         await RedisKeyring(redis, RedisKeys(prefix)).create(

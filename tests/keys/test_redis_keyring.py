@@ -59,7 +59,7 @@ def statuses(ring: Keyring) -> dict[str, str]:
     return {key.id: key.status(ring.now()) for key in ring.all()}
 
 
-def test_a_key_is_256_bits_behind_its_prefix_and_its_hint_tells_six_characters() -> None:
+def test_a_key_has_256_bits_and_a_hint_of_six_characters() -> None:
     tokens = {new_token() for _ in range(100)}
     assert len(tokens) == 100
     assert {len(token) for token in tokens} == {46}
@@ -69,7 +69,7 @@ def test_a_key_is_256_bits_behind_its_prefix_and_its_hint_tells_six_characters()
     assert hint_of(one) == one[:6]
 
 
-async def test_what_a_key_may_do_comes_back_as_it_was_made(world: World) -> None:
+async def test_permissions_of_a_key_are_read_back_unchanged(world: World) -> None:
     limits = LimitsRule(rpm_limit=600, max_parallel_requests=3)
     budget = BudgetRule.model_validate(
         {"max_budget": Decimal("0.10"), "budget_duration": "2w", "on_hard": "student_only"}
@@ -105,7 +105,7 @@ async def test_an_id_is_taken_within_its_tenant_only_and_also_by_a_revoked_key(w
         await world.keys.revoke("acme", "nope", "admin")
 
 
-async def test_a_change_that_is_told_twice_is_made_once(world: World) -> None:
+async def test_a_repeated_change_is_applied_once(world: World) -> None:
     """After a lost reply, redis-py sends the command again."""
     digest = digest_of(new_token())
     twice = [await world.keys.create(digest, "acme", "prod", TERMS, NEVER, "admin") for _ in range(2)]
@@ -120,7 +120,7 @@ async def test_a_change_that_is_told_twice_is_made_once(world: World) -> None:
     assert [fields[b"action"] for _, fields in trail] == [b"key.create", b"key.rotate", b"key.revoke"]
 
 
-async def test_of_many_that_take_one_id_at_once_one_gets_it(world: World) -> None:
+async def test_one_of_many_concurrent_creations_gets_the_id(world: World) -> None:
     tries = await asyncio.gather(*(world.create("prod") for _ in range(50)), return_exceptions=True)
     assert sum(isinstance(one, HeldKey) for one in tries) == 1
     assert sum(isinstance(one, Conflict) for one in tries) == 49
@@ -155,7 +155,7 @@ async def test_grace_never_makes_a_key_hold_longer(world: World) -> None:
     assert before.expires_s == old.expires_s
 
 
-async def test_what_has_ended_cannot_be_rotated_and_only_one_of_two_rotations_counts(world: World) -> None:
+async def test_ended_keys_cannot_be_rotated_and_one_of_two_rotations_wins(world: World) -> None:
     async def rotate(key: HeldKey) -> tuple[HeldKey, HeldKey]:
         return await world.keys.rotate(key, digest_of(new_token()), TERMS, grace_s=60, expiry=NEVER, actor="a")
 
@@ -227,7 +227,7 @@ async def test_keys_that_ended_30_days_ago_are_forgotten_by_redis_and_by_the_pro
     assert ring.find(lives.sha256) == lives
 
 
-async def test_a_process_reads_only_what_changed(world: World) -> None:
+async def test_a_process_reads_only_changed_keys(world: World) -> None:
     ring, follower = world.process()
     for number in range(3):
         await world.create(f"k{number}")
@@ -285,7 +285,7 @@ async def _failed_over(world: World) -> None:
         (_failed_over, {"k0", "k1", "other"}),
     ],
 )
-async def test_a_redis_with_another_history_is_read_anew(
+async def test_a_redis_with_another_history_is_read_completely(
     world: World, lose: Callable[[World], Awaitable[None]], left: set[str]
 ) -> None:
     """This includes a history of equal length."""
@@ -311,7 +311,7 @@ async def test_a_key_that_cannot_be_read_hides_no_other(world: World) -> None:
     assert [key.sha256 for key in ring.all()] == [fine.sha256]
 
 
-async def test_uses_are_told_in_one_command_and_the_oldest_are_forgotten(world: World) -> None:
+async def test_uses_are_sent_in_one_command_and_the_oldest_dropped(world: World) -> None:
     world.keys = RedisKeyring(world.client.commands, world.names, max_used=3)
     ring, follower = world.process()
     for sha in ("a", "b", "a"):
@@ -328,7 +328,7 @@ async def test_uses_are_told_in_one_command_and_the_oldest_are_forgotten(world: 
     assert await world.keys.last_used([]) == {}
 
 
-async def test_uses_that_could_not_be_told_are_told_later(world: World) -> None:
+async def test_unsent_uses_are_sent_later(world: World) -> None:
     _, follower = world.process()
     follower.record_use("a")
     broken = RedisClient("redis://127.0.0.1:1", timeout_s=0.1, metrics=Metrics())
@@ -341,7 +341,7 @@ async def test_uses_that_could_not_be_told_are_told_later(world: World) -> None:
     await broken.close()
 
 
-def test_time_goes_on_while_redis_is_away() -> None:
+def test_keys_expire_during_an_outage() -> None:
     clock = [100.0]
     ring = Keyring(lambda: clock[0])
     assert ring.age_s() is None

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 FAST = Shape("fast", 10**6, 10**6, 0)
 
 
-def test_bytes_wait_for_those_before_them_and_for_the_way() -> None:
+def test_bytes_wait_for_earlier_bytes_and_the_delay() -> None:
     lane = Lane(kbit=8, delay_s=0.5)  # a byte in a millisecond
     assert lane.arrives(10.0, 1000) == pytest.approx(11.5)
     assert lane.arrives(10.2, 500) == pytest.approx(12.0)
@@ -30,7 +30,7 @@ def test_bytes_wait_for_those_before_them_and_for_the_way() -> None:
     assert lane.bytes == 2000
 
 
-async def test_what_goes_over_the_link_is_what_was_sent_and_counted() -> None:
+async def test_the_link_forwards_and_counts_all_bytes() -> None:
     with FakeGateway().running() as url:
         async with SlowLink(url, FAST) as link, httpx.AsyncClient(base_url=link.url) as client:
             reply = await client.post("/v1/guidance", json=ASKED, headers={"Authorization": f"Bearer {KEY}"})
@@ -39,7 +39,7 @@ async def test_what_goes_over_the_link_is_what_was_sent_and_counted() -> None:
     assert link.down.bytes > len(reply.content)
 
 
-async def test_a_devices_answer_counts_its_report_and_none_of_its_students_words(tmp_path: Path) -> None:
+async def test_a_devices_answer_includes_its_report_but_no_student_traffic(tmp_path: Path) -> None:
     gateway = FakeGateway()
     with gateway.running() as url, toy(LlamaCpp()) as student:
         async with SlowLink(url, FAST) as link:
@@ -51,7 +51,7 @@ async def test_a_devices_answer_counts_its_report_and_none_of_its_students_words
     assert 0 < seen.first_s <= seen.total_s
 
 
-async def test_no_two_prompts_begin_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_prompts_have_unique_beginnings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An engine that had just read one would have it in its cache, and who asks last would seem the quickest."""
     heard: list[str] = []
 
@@ -70,13 +70,13 @@ async def test_no_two_prompts_begin_alike(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("links", ["3g,5g", "5g", "", "wifi,"])
-def test_a_link_that_is_not_known_is_named_and_nothing_is_measured(links: str) -> None:
+def test_an_unknown_link_is_an_error_before_the_measurement(links: str) -> None:
     unknown = next(name for name in links.split(",") if name not in SHAPES)
     with pytest.raises(typer.BadParameter, match=f"there is no '{unknown}'.*3g, 4g, wifi"):
         edge_link.main(links=links)
 
 
-def test_the_table_has_medians_and_says_which_links_they_are_of() -> None:
+def test_the_table_has_medians_and_describes_the_links() -> None:
     seen = {"3G": {EDGE: [Seen(700, 900, 1.0, 2.0, 40, True), Seen(900, 1100, 3.0, 4.0, 42, False)]}}
     seen["3G"][WHOLE] = [Seen(400, 1500, 5.0, 5.0, 40, False)]
     figures = {"machine": "One.", "teacher": "t", "student": "s", "m": 40, **edge_link.figures_of(seen)}

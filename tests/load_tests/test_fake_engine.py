@@ -105,7 +105,7 @@ async def test_a_batch_shares_its_steps() -> None:
     assert seen["busy_s"] == pytest.approx(seen["modelled_s"], abs=0.2)
 
 
-async def test_beyond_the_batch_size_the_first_to_come_is_the_first_served() -> None:
+async def test_above_the_batch_size_calls_are_served_in_order() -> None:
     """Places free up in the order in which answers end, and go to whoever has waited longest."""
     ended: list[int] = []
 
@@ -134,7 +134,7 @@ async def test_a_step_takes_as_long_as_its_batch_is_large() -> None:
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-async def test_reading_a_prompt_holds_up_decoding_unless_it_is_chunked(chunked: bool) -> None:
+async def test_a_prompt_pass_delays_decoding_unless_it_is_chunked(chunked: bool) -> None:
     """A pass over 1000 tokens takes 400 ms; in pieces of 100 it lets the other answer go on meanwhile."""
     prefill = {"per_token": "0.4ms", "max_tokens": 100, "chunked": chunked}
     gaps: list[float] = []
@@ -152,7 +152,7 @@ async def test_reading_a_prompt_holds_up_decoding_unless_it_is_chunked(chunked: 
     assert passes == (11 if chunked else 2)
 
 
-async def test_over_its_limit_tgi_refuses() -> None:
+async def test_tgi_rejects_calls_over_its_limit() -> None:
     """429 with TGI's words and no Retry-After, which the gateway knows as overload; those let in are answered."""
     async with (
         modelled(dialect="tgi", max_concurrent_requests=2) as url,
@@ -196,7 +196,7 @@ async def test_a_stream_has_an_event_for_each_token(kind: Any, dialect: str) -> 
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_whoever_leaves_makes_room(stream: bool) -> None:
+async def test_a_disconnect_frees_its_slot(stream: bool) -> None:
     """A disconnect frees the place in the batch and the one under the limit."""
     one = {"max_batch_size": 1, "max_concurrent_requests": 1}
     async with modelled(**one) as url, aiohttp.ClientSession(url) as session:
@@ -236,7 +236,7 @@ async def test_lengths_and_faults_are_the_same_in_every_run() -> None:
 
 
 @pytest.mark.parametrize("kind", [modelled, instant])
-async def test_a_configured_break_looks_like_one(kind: Any) -> None:
+async def test_a_configured_break_is_a_broken_answer(kind: Any) -> None:
     """The gateway's engines see an answer that broke off, streamed or whole."""
     asked = {"messages": MESSAGES, "max_tokens": 8}
     async with kind(faults={"break_off": 1}) as url, engine("openai", url, continuation="none") as openai:
@@ -255,7 +255,7 @@ async def test_a_configured_hang_lasts_until_the_client_leaves() -> None:
     assert (seen["failed"], seen["cancelled"], seen["completed"]) == (1, 0, 0)
 
 
-async def test_the_gateways_tgi_engine_can_call_it() -> None:
+async def test_the_gateways_tgi_engine_can_call_the_fake_engine() -> None:
     """Both of its routes, with the counts that it reads from usage and from the headers."""
     async with modelled(dialect="tgi", max_concurrent_requests=7) as url, engine("tgi", url) as tgi:
         await tgi.probe()
@@ -272,7 +272,7 @@ async def test_the_gateways_tgi_engine_can_call_it() -> None:
     assert len(chunks) == 3
 
 
-async def test_the_gateways_openai_engine_can_call_it() -> None:
+async def test_the_gateways_openai_engine_can_call_the_fake_engine() -> None:
     """Chat whole and streamed, an opening of a raw prompt, several choices."""
     asked = {"messages": MESSAGES, "max_tokens": 3, "n": 2}
     async with instant() as url, engine("openai", url, model="fake") as openai:
@@ -287,7 +287,7 @@ async def test_the_gateways_openai_engine_can_call_it() -> None:
 
 
 @pytest.mark.parametrize("mode", ["trailing", "vllm", "sglang", "prefix", "partial", "none"])
-async def test_the_probe_finds_how_it_continues(mode: str) -> None:
+async def test_the_probe_detects_the_continuation_mode(mode: str) -> None:
     """The file names one of the gateway's ways; a gateway that looks for it finds that one."""
     async with instant(continuation=mode) as url, engine("openai", url) as openai:
         await openai.probe()
@@ -296,7 +296,7 @@ async def test_the_probe_finds_how_it_continues(mode: str) -> None:
     assert (found and found.mode) == {"sglang": "vllm", "none": None}.get(mode, mode)
 
 
-async def test_statistics_begin_anew() -> None:
+async def test_statistics_can_be_reset() -> None:
     async with instant() as url, aiohttp.ClientSession(url) as session:
         await post(session, GENERATE, inputs="Q:", parameters={"max_new_tokens": 3})
         assert (await stats(session))["requests"] == 1
@@ -304,7 +304,7 @@ async def test_statistics_begin_anew() -> None:
         assert (await stats(session))["requests"] == 0
 
 
-async def test_what_makes_no_sense_is_refused() -> None:
+async def test_invalid_requests_are_rejected() -> None:
     async with instant() as url, aiohttp.ClientSession(url) as session:
         for path, body in ((CHAT, b"{"), (CHAT, b'{"messages": []}'), (COMPLETIONS, b"{}"), (GENERATE, b"[]")):
             async with session.post(path, data=body) as reply:
@@ -314,7 +314,7 @@ async def test_what_makes_no_sense_is_refused() -> None:
 
 
 @pytest.mark.parametrize("name", ["teacher", "student", "instant"])
-def test_the_files_that_come_with_it_can_be_read(name: str) -> None:
+def test_the_shipped_timing_files_are_valid(name: str) -> None:
     """Those that model hardware have times for every size of batch, larger ones taking longer."""
     profile = read_profile(TIMINGS / f"{name}.yaml")
     if profile.decode is None:
@@ -325,7 +325,7 @@ def test_the_files_that_come_with_it_can_be_read(name: str) -> None:
     assert steps == sorted(steps)
 
 
-async def test_it_runs_as_a_process_of_its_own() -> None:
+async def test_the_fake_engine_runs_in_its_own_process() -> None:
     """The block that starts it ends it, and its port is free then."""
     with fake_engine("instant", dialect="tgi", for_s=30) as url:
         async with aiohttp.ClientSession(url) as session, session.get("/info") as reply:
@@ -335,7 +335,7 @@ async def test_it_runs_as_a_process_of_its_own() -> None:
             await session.get("/info")
 
 
-def test_a_mistaken_file_is_told_with_its_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_an_invalid_file_is_reported_with_its_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "mistaken.yaml"
     file.write_text("model: fake\ndialect: openai\nmax_batch: 3\n")
     with pytest.raises(RuntimeError, match="did not start"), fake_engine(file):

@@ -31,13 +31,13 @@ def seen() -> dict[str, list[Timed]]:
     }
 
 
-def test_every_way_is_asked_everything_and_another_one_begins_each_time() -> None:
+def test_every_method_gets_every_question_in_rotating_order() -> None:
     asked = first_token.in_turn(["a", "b", "c"], ["1", "2", "3", "4"])
     assert [way for way, _ in asked] == [*"abc", *"bca", *"cab", *"abc"]
     assert [question for _, question in asked] == [*"111", *"222", *"333", *"444"]
 
 
-def test_figures_are_of_each_ways_own_answers_and_ratios_of_their_medians() -> None:
+def test_figures_are_medians_of_each_method_and_their_ratios() -> None:
     ways = first_token.figures_of(seen(), 0.2)["ways"]
     streamed = ways[STREAMED]
     assert (streamed["first_p50_ms"], streamed["first_p90_ms"]) == (300, 900)
@@ -46,7 +46,7 @@ def test_figures_are_of_each_ways_own_answers_and_ratios_of_their_medians() -> N
     assert streamed["modes"] == {"guided": 2, "teacher_complete": 1}
 
 
-def test_an_answer_that_went_unguided_is_seen_in_the_table() -> None:
+def test_unguided_answers_are_counted_in_the_table() -> None:
     """It would be the student's first token, and make guidance look fast."""
     figures = first_token.figures_of(seen(), 0.2) | {"machine": "One.", "teacher": "t", "student": "s", "m": 40}
     rows = {line.split("|")[1].strip(): line for line in first_token.shown(figures).splitlines() if line[:1] == "|"}
@@ -56,7 +56,7 @@ def test_an_answer_that_went_unguided_is_seen_in_the_table() -> None:
 
 
 @pytest.mark.long
-async def test_all_four_ways_are_measured_through_a_gateway(redis_url: str) -> None:
+async def test_all_four_methods_are_measured_through_a_gateway(redis_url: str) -> None:
     """Each answers in its own mode; only guidance that streams is heard before it is whole."""
     heard: list[str] = []
     asking = FirstTokenWorkload(["Why?", "When?"], rounds=2, tokens=40, max_tokens=60)

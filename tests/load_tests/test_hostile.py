@@ -91,7 +91,7 @@ async def engine(*, chunked: bool) -> AsyncIterator[str]:
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-async def test_a_caller_reads_each_reply_to_its_end_and_asks_again(*, chunked: bool) -> None:
+async def test_a_caller_reads_each_reply_and_sends_the_next_request(*, chunked: bool) -> None:
     """Every reply counts once, by its status."""
     async with engine(chunked=chunked) as url:
         crowd = FloodCallers(replace(one("SSE" if chunked else "JSON"), callers=2), url)
@@ -104,7 +104,7 @@ async def test_a_caller_reads_each_reply_to_its_end_and_asks_again(*, chunked: b
     assert set(crowd.seen) == {"opened", "200"}
 
 
-def test_a_phase_counts_what_began_in_it() -> None:
+def test_a_phase_counts_requests_that_started_in_it() -> None:
     """Latencies are those of good replies; all others are errors."""
     answers = [HostileReply(number, 0.001 * number, 200) for number in range(1, 101)] + [HostileReply(50, 9.0, 503)]
     seen = hostile._phase(answers, 1, 101)

@@ -29,14 +29,14 @@ def why(teacher: Written, kept: str, sent_ids: list[int], sent: str | None = Non
     return reason(teacher, kept, prompt=PROMPT, sent=PROMPT + kept if sent is None else sent, sent_ids=sent_ids)
 
 
-def test_an_answer_is_another_only_where_both_were_written() -> None:
+def test_answers_differ_only_within_their_common_length() -> None:
     assert not differs("abc", "ab", complete=False)
     assert differs("abc", "abx", complete=False)
     assert differs("abc", "abcd", complete=True)
     assert not differs("abc", "abc", complete=True)
 
 
-def test_the_text_up_to_a_token_is_what_max_tokens_would_have_left() -> None:
+def test_the_text_up_to_a_token_equals_the_answer_with_max_tokens() -> None:
     teacher = written("So", " it", " is")
     assert teacher.upto(2) == ("So it", True)
     assert teacher.upto(3) == ("So it is", False)
@@ -56,13 +56,13 @@ def test_the_text_up_to_a_token_is_what_max_tokens_would_have_left() -> None:
         (written(" So", " it"), "So", [1, 2, 77], "white space"),
     ],
 )
-def test_a_difference_is_blamed_on_what_the_tokens_show(
+def test_the_cause_of_a_difference_follows_from_the_tokens(
     teacher: Written, kept: str, sent_ids: list[int], blamed: str
 ) -> None:
     assert why(teacher, kept, sent_ids) == blamed
 
 
-def test_a_template_that_changes_the_opening_is_blamed_first() -> None:
+def test_a_template_that_changes_the_text_is_the_first_cause() -> None:
     assert why(written("So", " it"), "So", [1, 2, 10], sent=PROMPT + "So<|end|>") == "template"
 
 
@@ -70,7 +70,7 @@ def case(kept: str, expected: str, got: str) -> SeamCase:
     return SeamCase("prose", "Why?", 5, "token", kept, 1, kept + expected, kept + got, None)
 
 
-def test_a_word_at_the_seam_is_doubtful_when_neither_the_teacher_nor_any_text_knows_it() -> None:
+def test_an_unknown_word_at_the_seam_is_doubtful() -> None:
     known = words_of(["The organised orchestra. ", "half-wri"])
     assert seam_word("an org", "anised thing") == "organised"
     assert not is_doubtful(case("an org", "an, too", "anised thing"), known)

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.long
 @pytest.mark.models
 @pytest.mark.timeout(300)
-def test_an_answer_that_one_model_opens_and_goes_on_with_is_its_own(tmp_path: Path) -> None:
+def test_guided_answers_of_one_model_equal_its_own_answers(tmp_path: Path) -> None:
     """llama.cpp, one slot, greedy, prompts read token by token: every guided text equals the unguided one."""
     out = tmp_path / "cases.json"
     command = [sys.executable, "-m", "load_tests.seam_equality", "--quick", "--prompts", "4", "--out", str(out)]

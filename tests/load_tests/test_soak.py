@@ -57,7 +57,7 @@ def not_held(found: dict[str, Any]) -> set[str]:
 
 @pytest.mark.long
 @pytest.mark.timeout(600)
-def test_a_short_soak_holds(tmp_path: Path) -> None:
+def test_a_short_soak_passes(tmp_path: Path) -> None:
     """Too short for Redis and for times, which it says; long enough for every count, and to see a process grow."""
     with soaking(tmp_path, "--minutes", "0.5", "--rate", "20") as process:
         status, printed, found = ended(process, tmp_path, 400)
@@ -75,7 +75,7 @@ def test_a_short_soak_holds(tmp_path: Path) -> None:
 
 @pytest.mark.long
 @pytest.mark.timeout(600)
-def test_a_gateway_that_leaks_and_forgets_is_caught_also_in_a_soak_that_is_broken_off(tmp_path: Path) -> None:
+def test_a_leaking_gateway_fails_an_interrupted_soak(tmp_path: Path) -> None:
     """Beside one that does not, and is not blamed. Ctrl-C: it ends in order, and tells what it knows."""
     leaking = ("--second", "tests.load_tests.leaking_gateway", "--patience", "3")
     with soaking(tmp_path, "--minutes", "2", "--rate", "20", *leaking) as process:
@@ -97,7 +97,7 @@ def test_a_gateway_that_leaks_and_forgets_is_caught_also_in_a_soak_that_is_broke
 
 @pytest.mark.long
 @pytest.mark.timeout(2400)
-def test_twenty_minutes_hold(tmp_path: Path) -> None:
+def test_a_soak_of_twenty_minutes_passes(tmp_path: Path) -> None:
     """Every kind of request is answered, everything that is to go wrong does so, and all counts and trends hold."""
     with soaking(tmp_path, "--minutes", "20") as process:
         _, _, found = ended(process, tmp_path, 2000)
@@ -132,7 +132,7 @@ def a_soak(*, trend: Trend = FLAT, missing: int = 0, ended: str = "", counted: b
     (a_soak(ended="interrupted", missing=1), 1, "The soak test FAILED: receipts missing."),
     (a_soak(ended="gateway two is gone", counted=False), 1, "The soak test FAILED: no counts."),
 ])  # fmt: skip
-def test_the_exit_status_says_whether_it_held(found: SoakReport, status: int, said: str) -> None:
+def test_the_exit_status_is_the_result(found: SoakReport, status: int, said: str) -> None:
     assert exit_status(found) == status
     assert list(shown(found))[-1] == said
     assert json.loads(json.dumps(record(found)))["holds"] is (status in {0, INTERRUPTED})

@@ -75,7 +75,7 @@ async def answers(engine: Engine, question: str, opening: str) -> tuple[SeamJoin
     return whole, answer, reply["usage"]["prompt_tokens"]
 
 
-async def test_it_continues_a_trailing_message(stack: LocalStack) -> None:
+async def test_the_server_continues_a_trailing_message(stack: LocalStack) -> None:
     """As probed. This build repeats the message."""
     async with student(stack, "auto") as engine:
         assert engine.state.continuation == Continuation("trailing", echo=True)
@@ -102,7 +102,7 @@ async def test_its_other_ways_give_the_same_answer(stack: LocalStack) -> None:
 
 
 @pytest.mark.long
-async def test_one_that_is_told_to_write_the_opening_again_does_or_answers_alone(stack: LocalStack) -> None:
+async def test_a_model_instructed_to_repeat_the_guidance_does_or_answers_alone(stack: LocalStack) -> None:
     """This small model obeys about every other time. No answer repeats the guidance, and the probe fails."""
     async with student(stack, "instruct") as engine:
         assert engine.state.continuation == Continuation("instruct")
@@ -118,7 +118,7 @@ async def test_one_that_is_told_to_write_the_opening_again_does_or_answers_alone
 
 
 @pytest.mark.long
-async def test_the_stand_in_for_tgi_continues_a_raw_prompt_as_it_does_a_chat(stack: LocalStack) -> None:
+async def test_the_local_teacher_continues_raw_prompts_and_chats_equally(stack: LocalStack) -> None:
     """/chat_tokenize with /generate has the same greedy text as the chat route, from as many tokens."""
     found = {}
     for mode in ("trailing", "completions"):

@@ -64,7 +64,7 @@ async def test_a_closing_token_before_the_length_ends_the_answer():
     assert [token.finish_reason for token in tokens] == [None, "eos_token"]
 
 
-async def test_a_special_token_that_does_not_close_goes_on():
+async def test_an_unclosing_special_token_does_not_end_the_answer():
     limit = END | {"tokens_predicted": 3}
     generation, tokens = await run(Llama(chunk("a", 1), chunk("", 2, 9), chunk("b", 3), limit), max_new_tokens=3)
     assert [token.special for token in tokens] == [False, True, False]
@@ -105,7 +105,7 @@ async def test_a_stream_that_just_ends_is_incomplete():
     assert (caught.value.status, caught.value.error_type) == (500, "incomplete_generation")
 
 
-async def test_queue_time_is_what_llama_did_not_spend():
+async def test_queue_time_excludes_the_time_in_llama_cpp():
     timings = {"prompt_ms": 10.0, "predicted_ms": 5.0}
     generation, _ = await run(Llama(chunk("a", 1) | {"timings": timings}), max_new_tokens=1)
     assert generation.inference_s == pytest.approx(0.015)

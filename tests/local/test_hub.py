@@ -74,7 +74,7 @@ def test_a_hub_that_cannot_be_reached_costs_seconds(tmp_path: Path):
     assert time.monotonic() - began < hub.REACH_LIMIT_S + 2
 
 
-def test_a_hub_that_is_switched_off_is_not_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_disabled_hub_is_not_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(WeightsUnavailable, match="is disabled"):
         hub.download("some/repo", "a.gguf", tmp_path, report=lambda _: None)

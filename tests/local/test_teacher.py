@@ -66,7 +66,7 @@ class TestGenerate:
         assert first == second
         assert first["generated_text"].startswith(" Paris")
 
-    async def test_details_come_only_when_asked_for(self, teacher):
+    async def test_details_are_sent_only_on_request(self, teacher):
         assert "details" not in await generate(teacher, FRANCE)
         details = (await generate(teacher, FRANCE, details=True))["details"]
         assert details["finish_reason"] == "length"
@@ -74,7 +74,7 @@ class TestGenerate:
         assert details["prefill"] == []
         assert details["seed"] is None
 
-    async def test_without_parameters_it_samples_and_tells_its_seed(self, teacher):
+    async def test_without_parameters_it_samples_and_returns_its_seed(self, teacher):
         body = {"inputs": SAY_OK, "parameters": {"do_sample": True, "max_new_tokens": 2, "details": True}}
         async with teacher.post("/generate", json=body) as reply:
             assert isinstance((await reply.json())["details"]["seed"], int)
@@ -101,7 +101,7 @@ class TestGenerate:
         assert answer["generated_text"] == " 4, 5, 6,"
         assert answer["details"]["finish_reason"] == "stop_sequence"
 
-    async def test_the_closing_token_is_told_but_not_in_the_text(self, teacher):
+    async def test_the_end_token_is_in_the_details_but_not_in_the_text(self, teacher):
         answer = await generate(teacher, SAY_OK, max_new_tokens=60, details=True)
         last = answer["details"]["tokens"][-1]
         assert answer["details"]["finish_reason"] == "eos_token"
@@ -131,7 +131,7 @@ class TestGenerate:
         assert all(len(top) == 2 for top in details["top_tokens"])
         assert [top[0]["id"] for top in details["top_tokens"]] == [token["id"] for token in details["tokens"]]
 
-    async def test_decoder_input_details_tell_the_prompt(self, teacher):
+    async def test_decoder_input_details_contain_the_prompt(self, teacher):
         details = (await generate(teacher, FRANCE, decoder_input_details=True))["details"]
         assert "".join(token["text"] for token in details["prefill"]) == FRANCE
 
@@ -375,7 +375,7 @@ class TestChat:
             assert reply.status == 422
             assert "`repetition_penalty` must be strictly positive" in (await reply.json())["error"]
 
-    async def test_a_refusal_in_a_stream_always_says_422_and_then_done(self, teacher):
+    async def test_an_error_in_a_stream_is_422_followed_by_done(self, teacher):
         async with teacher.post("/v1/chat/completions", json=chat(("user", "x"), stream=True, top_p=1)) as reply:
             error, done = await events(reply)
         assert error["error"]["http_status_code"] == 422
@@ -399,7 +399,7 @@ class TestTheRest:
         async with teacher.get("/health") as reply:
             assert (reply.status, await reply.read()) == (200, b"")
 
-    async def test_tokenize_tells_places_in_bytes(self, teacher):
+    async def test_tokenize_returns_positions_in_bytes(self, teacher):
         text = "Zürich is a city"
         async with teacher.post("/tokenize", json={"inputs": text}) as reply:
             tokens = await reply.json()
@@ -419,7 +419,7 @@ class TestTheRest:
         async with teacher.post("/v1/completions", json={"prompt": ["a"] * 5}) as reply:
             assert (reply.status, (await reply.json())["error_type"]) == (422, "batch size exceeded")
 
-    async def test_a_streamed_completion_says_eos_token(self, teacher):
+    async def test_a_streamed_completion_has_finish_reason_eos_token(self, teacher):
         body = {"prompt": SAY_OK, "max_tokens": 60, "temperature": 0, "stream": True}
         async with teacher.post("/v1/completions", json=body) as reply:
             *_, last, done = await events(reply)

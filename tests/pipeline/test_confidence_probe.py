@@ -312,7 +312,7 @@ async def test_other_failures_are_neither_refusals_nor_answers(probed_student: P
     assert await probed_student.outcomes(rejects_probes(400), 2) == ["failed", "no_logprobs"]
 
 
-async def test_new_weights_or_another_number_of_alternatives_are_probed_anew(probed_student: ProbedStudent) -> None:
+async def test_new_weights_or_another_number_of_alternatives_are_probed_again(probed_student: ProbedStudent) -> None:
     """A server with at most 5 alternatives rejects every request for 20."""
     await probed_student.outcomes(rejects_probes(400), MAX_REFUSALS, top=20)
     assert await probed_student.outcomes(says_with_odds("Yes", 0.4), 2, top=5) == ["unsure"] * 2

@@ -116,7 +116,7 @@ EVERY_POINT = ["before the first token", "in the middle", "at finish_reason", "a
 
 @pytest.mark.parametrize("tools", [None, TOOLS], ids=["plain", "tools"])
 @pytest.mark.parametrize("at", EVERY_POINT)
-def test_a_call_whose_rest_is_cheap_is_read_to_its_usage(world: World, at: str, tools: Any) -> None:
+def test_a_call_with_a_cheap_remainder_is_read_to_its_usage(world: World, at: str, tools: Any) -> None:
     """The receipt is then exact, tokens of tools included."""
     more = {} if tools is None else {"tools": tools}
     receipt, read, generated = left(world, "runs-on", at, **more)
@@ -128,7 +128,9 @@ def test_a_call_whose_rest_is_cheap_is_read_to_its_usage(world: World, at: str, 
 
 @pytest.mark.parametrize("at", ["before the first token", "in the middle", "json"])
 @pytest.mark.parametrize("route", ["dear-stops", "dear-runs-on"])
-def test_a_call_whose_rest_is_expensive_is_canceled_and_charged_at_its_bound(world: World, route: str, at: str) -> None:
+def test_a_call_with_an_expensive_remainder_is_canceled_and_charged_at_its_bound(
+    world: World, route: str, at: str
+) -> None:
     """An engine that is not known to stop may have generated up to its limit."""
     receipt, _, generated = left(world, route, at)
     share = receipt["student"]

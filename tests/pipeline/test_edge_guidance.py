@@ -314,7 +314,7 @@ def test_the_error_of_an_unsupported_version_names_the_supported_ones(world: Wor
     assert version not in {"0", "2"} or f"version {version}" in error["message"]
 
 
-def test_a_client_of_this_version_is_served_and_one_without_a_key_is_not_told_of_versions(world: World) -> None:
+def test_a_current_client_is_served_and_versions_are_hidden_without_a_key(world: World) -> None:
     question = {"model": "chat", "messages": [{"role": "user", "content": f"Hi {uuid.uuid4()}"}]}
     assert world.post("", question, **{"X-GKT-Edge": "1"}).status_code == 200
     assert world.post("", question, "gk-wrong", **{"X-GKT-Edge": "0"}).status_code == 401

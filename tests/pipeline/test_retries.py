@@ -149,7 +149,7 @@ def test_earlier_failed_calls_count_toward_the_limit() -> None:
     assert limits.walk("a") == ["a", "a"]
 
 
-def test_an_engine_without_a_budget_is_not_retried_and_the_next_is_asked() -> None:
+def test_an_engine_without_a_retry_budget_is_not_retried_and_the_next_is_called() -> None:
     limits = CallLimits(9, budget=0)
     assert limits.walk("a", "b") == ["b"]
     assert (limits.refused("a", "engine"), limits.refused("b", "engine")) == (1, 1)

@@ -29,7 +29,7 @@ def write_curve(folder: Path, content: object) -> Path:
     return file
 
 
-def test_steps_are_linear_between_what_was_measured_and_go_on_so_beyond_it(tmp_path: Path) -> None:
+def test_steps_are_interpolated_and_extrapolated_linearly(tmp_path: Path) -> None:
     parsed = read_curve(write_curve(tmp_path, RIGHT))
     assert parsed.step_s(2) == parsed.step_s(1) == 0.02
     assert parsed.step_s(5) == pytest.approx(0.035)
@@ -42,19 +42,19 @@ def test_of_one_batch_alone_larger_ones_are_taken_to_gain_nothing() -> None:
     assert parsed.step_s(8) == pytest.approx(0.04)
 
 
-def test_steps_that_get_shorter_with_the_batch_do_not_go_on_getting_shorter() -> None:
+def test_decreasing_steps_are_not_extrapolated() -> None:
     parsed = curve(decode=[{"batch": 1, "seconds_per_step": 0.02}, {"batch": 2, "seconds_per_step": 0.01}])
     assert parsed.step_s(1000) == pytest.approx(0.01)
 
 
-def test_a_batch_is_as_large_as_was_measured_unless_the_file_says_more_or_memory_holds_less() -> None:
+def test_the_batch_size_is_the_measured_one_unless_the_file_or_memory_differ() -> None:
     assert curve().slots(1000) == 10
     assert curve(max_batch=64).slots(1000) == 64
     assert curve(max_batch=64, cache_tokens=9_999).slots(1000) == 9
     assert curve(cache_tokens=10).slots(1000) == 1
 
 
-def test_money_is_as_exact_as_the_file_says_it(tmp_path: Path) -> None:
+def test_money_is_exact(tmp_path: Path) -> None:
     price = read_curve(write_curve(tmp_path, RIGHT)).price
     assert price is not None
     assert price.gpu_usd_per_hour == Decimal("2.25")
@@ -94,7 +94,7 @@ def test_money_is_as_exact_as_the_file_says_it(tmp_path: Path) -> None:
         ({"max_batch": 1.5}, "max_batch: must be a whole number"),
     ],
 )
-def test_a_mistake_names_its_line_its_field_and_its_mend(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_an_issue_names_its_line_field_and_remedy(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as error:
         read_curve(write_curve(tmp_path, RIGHT | changes))
     assert message in error.value.message
@@ -102,7 +102,7 @@ def test_a_mistake_names_its_line_its_field_and_its_mend(changes: dict[str, Any]
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"model": "m"', "\xff"])
-def test_what_is_no_curve_is_refused_in_words(text: str, tmp_path: Path) -> None:
+def test_an_invalid_curve_is_rejected(text: str, tmp_path: Path) -> None:
     (tmp_path / "curve.json").write_text(text, "latin-1")
     with pytest.raises(ConfigError, match=r"curve\.json"):
         read_curve(tmp_path / "curve.json")
@@ -121,7 +121,7 @@ def test_the_curve_of_the_documentation_can_be_planned_with(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.name)
-def test_what_is_shipped_says_where_its_numbers_come_from(file: Path) -> None:
+def test_shipped_curves_name_the_source_of_their_numbers(file: Path) -> None:
     parsed: Curve = read_curve(file)
     assert parsed.origin.kind in {"measured", "published", "derived"}
     assert parsed.gpu
@@ -131,7 +131,7 @@ def test_what_is_shipped_says_where_its_numbers_come_from(file: Path) -> None:
         assert parsed.origin.note
 
 
-def test_the_shipped_teacher_is_what_its_table_comes_to() -> None:
+def test_the_shipped_teacher_matches_its_source() -> None:
     """Compare with NVIDIA's table for 5000 input and 500 output tokens: concurrency, ms between tokens, tokens/s."""
     parsed = read_curve(SHIPPED[0].with_name("llama-3.3-70b-fp8-2xh100.json"))
     reading_s = 0.40677 - 0.01858

@@ -39,7 +39,7 @@ def test_one_replica_fewer_would_be_too_late_for_the_first_token() -> None:
     assert replica_load(curve(), WORK, 40 / (found.replicas - 1)).first_p95_s > limit_s
 
 
-def test_a_first_token_that_no_replica_can_keep_is_said_and_costs_no_replica() -> None:
+def test_an_unreachable_first_token_target_is_reported_and_adds_no_replica() -> None:
     found = fleet("teacher", curve(), WORK, RPS, FleetDemands(0.3, idle_first_s(curve(), WORK) * 0.9))
     assert not found.met
     assert found.replicas == 15
@@ -49,7 +49,7 @@ def test_a_small_load_takes_one_replica() -> None:
     assert fleet("teacher", curve(), WORK, Decimal("0.001"), FleetDemands()).replicas == 1
 
 
-def test_hours_cost_what_all_gpus_cost_and_answers_their_share_exactly() -> None:
+def test_hourly_costs_include_all_gpus_and_answers_have_their_exact_share() -> None:
     found = fleet("teacher", curve(), WORK, RPS, FleetDemands(0.3))
     assert found.usd_per_hour == Decimal(90)
     assert found.usd_per_1000 == Decimal(90) * 1000 / (40 * 3600)
@@ -67,7 +67,7 @@ def test_an_engine_paid_by_the_token_costs_its_tokens_and_takes_no_gpus() -> Non
     assert found.met
 
 
-def test_a_price_that_is_not_known_is_a_mistake_and_not_nothing() -> None:
+def test_an_unknown_price_is_an_issue_and_not_zero() -> None:
     with pytest.raises(StartupError, match=r"student's curve has no price: .*--student-usd-per-hour"):
         fleet("student", curve(price=None), WORK, RPS, FleetDemands())
     assert fleet(

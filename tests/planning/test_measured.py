@@ -15,7 +15,7 @@ def stream(
     return StreamTiming(started_s, events, read, tokens)
 
 
-def test_a_step_is_what_passes_between_two_tokens_while_all_are_decoded() -> None:
+def test_a_step_is_the_time_between_tokens_while_all_sequences_are_decoded() -> None:
     # Steps are shorter before the last answer begins and after the first answer ends.
     early = StreamTiming(0.0, (0.0, 0.5, *(1 + 0.02 * number for number in range(51))), 100, 53)
     late = StreamTiming(0.0, (*(1 + 0.02 * number for number in range(51)), 2.001, 2.002), 100, 53)
@@ -31,7 +31,7 @@ def test_events_that_bring_several_tokens_count_as_many() -> None:
     assert found.step_s == pytest.approx(0.02, rel=0.05)
 
 
-def test_answers_that_were_not_decoded_together_for_long_say_nothing() -> None:
+def test_answers_with_little_overlap_are_ignored() -> None:
     assert step_of([stream(1.0, 0.02, 10), stream(1.15, 0.02, 10)]) is None
     assert step_of([stream(1.0, 0.02, 10), stream(9.0, 0.02, 10)]) is None
     assert step_of([stream(1.0, 0.02, 1)]) is None
@@ -61,10 +61,10 @@ def test_a_delay_of_one_call_does_not_count() -> None:
     assert found.tokens_per_s == pytest.approx(5000, rel=1e-3)
 
 
-def test_prompts_that_take_no_longer_when_they_are_longer_say_nothing() -> None:
+def test_prompts_whose_time_does_not_grow_are_ignored() -> None:
     assert prefill_of([[stream(0.1, 0.01, 2, read=length)] for length in (100, 400)], 0.01) is None
     assert prefill_of([[stream(0.1, 0.01, 2)], [stream(0.2, 0.01, 2)]], 0.01) is None
 
 
-def test_an_answer_holds_its_prompt_and_half_of_itself_while_it_is_decoded() -> None:
+def test_the_average_context_of_an_answer_is_its_prompt_and_half_of_its_tokens() -> None:
     assert context_of([stream(1.0, 0.01, 50, read=100), stream(1.0, 0.01, 100, read=200)]) == 188

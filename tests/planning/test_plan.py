@@ -34,7 +34,7 @@ def test_the_teacher_opens_the_student_reads_that_and_finishes_and_alone_the_tea
     assert found.met
 
 
-def test_savings_are_what_the_teacher_alone_costs_less_what_both_cost() -> None:
+def test_savings_are_the_teachers_cost_minus_the_cost_of_both() -> None:
     found = plan(LOAD, BIG, SMALL, FleetDemands())
     assert found.student is not None
     assert found.usd_per_hour == found.teacher.usd_per_hour + found.student.usd_per_hour
@@ -43,7 +43,7 @@ def test_savings_are_what_the_teacher_alone_costs_less_what_both_cost() -> None:
     assert found.savings_share == pytest.approx(float(found.savings_usd_per_hour / found.alone.usd_per_hour))
 
 
-def test_what_the_teacher_alone_is_shown_it_reads_only_as_a_teacher() -> None:
+def test_the_extra_prompt_of_the_teacher_is_read_only_by_the_teacher() -> None:
     shown = plan(replace(LOAD, shown_tokens=700), BIG, SMALL, FleetDemands())
     assert shown.teacher.work.read == 1200
     assert shown.alone.work.read == 500
@@ -52,7 +52,7 @@ def test_what_the_teacher_alone_is_shown_it_reads_only_as_a_teacher() -> None:
     assert cached.teacher.usd_per_hour < shown.teacher.usd_per_hour
 
 
-def test_without_a_student_students_are_elsewhere_and_the_plan_says_so() -> None:
+def test_without_a_student_the_plan_states_external_students() -> None:
     found = plan(LOAD, BIG, None, FleetDemands())
     assert found.student is None
     assert found.total_s is None
@@ -81,28 +81,28 @@ def test_a_plan_on_measured_ground_warns_of_nothing() -> None:
     assert many.warnings == ()
 
 
-def test_batches_beyond_what_was_measured_are_said_to_be_extrapolated() -> None:
+def test_batches_above_the_measured_ones_are_marked_as_extrapolated() -> None:
     text = warnings(teacher=curve(max_batch=64))
     assert "teacher: extrapolated: up to 64 answers may be decoded together, and the curve is measured up to 10" in text
     assert text.count("up to 64 answers") == 1  # not repeated for the teacher alone
 
 
-def test_batches_below_what_was_measured_are_said_to_be_extrapolated() -> None:
+def test_batches_below_the_measured_ones_are_marked_as_extrapolated() -> None:
     quiet = curve(decode=[{"batch": 8, "seconds_per_step": 0.018}, {"batch": 10, "seconds_per_step": 0.02}])
     assert "the smallest batch of the curve is 8" in warnings(teacher=quiet, load=replace(LOAD, rps=Decimal(1)))
 
 
-def test_longer_contexts_than_were_measured_are_said_to_be_extrapolated() -> None:
+def test_longer_contexts_than_measured_are_marked_as_extrapolated() -> None:
     held = curve(origin={"kind": "measured", "source": "a test", "context_tokens": 200})
     assert "teacher: extrapolated: answers hold 520 tokens on average" in warnings(teacher=held)
 
 
-def test_numbers_that_nobody_measured_are_said_to_be_assumed() -> None:
+def test_unmeasured_numbers_are_marked_as_assumed() -> None:
     guessed = curve(origin={"kind": "assumed", "source": "hardware"})
     assert "teacher: the numbers of its curve are assumed, not measured (hardware)" in warnings(teacher=guessed)
 
 
-def test_replicas_that_cannot_bear_the_load_are_said_to_be_unstable() -> None:
+def test_overloaded_replicas_are_marked_as_unstable() -> None:
     found = plan(LOAD, BIG, SMALL, FleetDemands(), teacher_replicas=2)
     assert not found.met
     assert any(line.startswith("teacher: unstable: 2 replicas serve at most") for line in found.warnings)
@@ -111,7 +111,7 @@ def test_replicas_that_cannot_bear_the_load_are_said_to_be_unstable() -> None:
     assert any(line.startswith("teacher: the headroom is not kept") for line in tight.warnings)
 
 
-def test_a_first_token_that_comes_too_late_is_said_with_what_helps() -> None:
+def test_a_late_first_token_is_reported_with_a_remedy() -> None:
     late = plan(LOAD, BIG, SMALL, FleetDemands(0.3, 0.01))
     assert not late.met
     assert any("an idle replica takes 0.06 s, so more do not help" in line for line in late.warnings)
@@ -121,19 +121,19 @@ def test_a_first_token_that_comes_too_late_is_said_with_what_helps() -> None:
     )
 
 
-def test_a_student_is_not_asked_to_be_quick_with_the_first_token() -> None:
+def test_the_first_token_target_does_not_apply_to_students() -> None:
     assert not any(
         line.startswith("student: the first token") for line in plan(LOAD, BIG, BIG, FleetDemands(0.3, 0.1)).warnings
     )
 
 
-def test_guidance_that_costs_more_than_it_saves_is_said_to() -> None:
+def test_guidance_that_costs_more_than_it_saves_is_reported() -> None:
     found = plan(LOAD, BIG, BIG, FleetDemands())
     assert found.savings_usd_per_hour < 0
     assert any(line.startswith("guidance costs more") for line in found.warnings)
 
 
-def test_teachers_that_are_bought_by_the_token_stand_beside_students_that_are_not() -> None:
+def test_teachers_with_token_prices_and_students_with_hourly_prices_combine() -> None:
     sold = curve(price={"input_per_1m": 3, "output_per_1m": 15})
     found = plan(LOAD, sold, SMALL, FleetDemands())
     assert found.teacher.gpus is None

@@ -21,7 +21,7 @@ def test_a_request_takes_its_reading_and_its_share_of_the_steps_of_a_full_batch(
     assert replica_s(curve(), RequestWork(500, 101)) == pytest.approx(0.05 + 100 * 0.02 / 10)
 
 
-def test_what_each_pass_takes_is_shared_by_those_that_end_in_one_step() -> None:
+def test_the_time_of_a_pass_is_divided_by_its_finished_sequences() -> None:
     measured_curve = curve(prefill={"tokens_per_s": 10_000, "seconds_per_pass": 0.03})
     # Ten answers of five steps: two end and two begin with each step.
     assert replica_s(measured_curve, RequestWork(500, 6)) == pytest.approx(0.05 + 0.03 / 2 + 5 * 0.02 / 10)
@@ -47,7 +47,7 @@ def test_a_load_of_nothing_waits_for_nothing() -> None:
     assert load.batch == pytest.approx(1, rel=1e-3)
 
 
-def test_a_load_that_is_more_than_it_bears_has_waits_without_end() -> None:
+def test_an_overload_has_infinite_waits() -> None:
     max_rate = 1 / replica_s(curve(), RequestWork(500, 101))
     assert replica_load(curve(), RequestWork(500, 101), max_rate * 0.99).stable
     load = replica_load(curve(), RequestWork(500, 101), max_rate * 1.01)

@@ -68,7 +68,7 @@ def test_a_key_finds_its_tenant_and_its_own_name(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("token", ["", "k", "k11", "K1", " k1", digest("k1"), "\udcff", "é" * 10_000])
-def test_any_other_token_finds_nobody(folder: Path, token: str) -> None:
+def test_an_unknown_token_has_no_tenant(folder: Path, token: str) -> None:
     tenant(folder, "a", keys=("k1",))
     assert book_of(folder).tenant_of_key(token) is None
 
@@ -117,7 +117,7 @@ def test_a_route_to_an_unknown_model_names_the_nearest(folder: Path, route: str,
 @pytest.mark.parametrize(
     ("students", "where"), [("student: big", "student"), ("students: [small, big]", "students[1]")]
 )
-def test_a_route_for_embeddings_needs_models_that_make_them(folder: Path, students: str, where: str) -> None:
+def test_a_route_for_embeddings_needs_embedding_models(folder: Path, students: str, where: str) -> None:
     tenant(folder, "a", keys=("k1",), routes=f"  - {{model: x, mode: embeddings, {students}}}\n")
     line = f"policies/a.yaml:3: routes[0].{where}: big has protocol tgi, which makes no embeddings: name a model of "
     assert told(folder) == [line + "protocol openai; text-embeddings-inference speaks that, at its /v1"]
@@ -153,12 +153,12 @@ def test_there_must_be_a_tenant_but_its_keys_may_all_be_in_redis(folder: Path) -
     assert policy_set.policy_of("b") is None
 
 
-def test_no_folder_is_a_mistake(folder: Path) -> None:
+def test_a_missing_folder_is_an_issue(folder: Path) -> None:
     (folder / "policies").rmdir()
     assert told(folder) == ["policies: the policies folder cannot be read: no such file or directory"]
 
 
-def test_only_yaml_files_are_policies_and_a_near_miss_is_told(folder: Path) -> None:
+def test_only_yaml_files_are_policies_and_similar_names_are_reported(folder: Path) -> None:
     tenant(folder, "a", keys=("k1",))
     (folder / "policies" / ".hidden.yaml").write_text("{")
     (folder / "policies" / "README.md").write_text("{")
@@ -168,7 +168,7 @@ def test_only_yaml_files_are_policies_and_a_near_miss_is_told(folder: Path) -> N
     assert told(folder) == ["policies/b.yml: not read: rename it to end in .yaml"]
 
 
-def test_the_mistakes_of_all_files_come_at_once(folder: Path) -> None:
+def test_issues_of_all_files_are_reported_together(folder: Path) -> None:
     (folder / "config.yaml").write_text(MODELS + "log: {level: loud}\n")
     tenant(folder, "b", routes="  - {model: x, mode: teacher, teacher: bgi}\n")
     (folder / "policies" / "a.yaml").write_text("tenant: [\n")
@@ -180,7 +180,7 @@ def test_the_mistakes_of_all_files_come_at_once(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("route", ["mode: guided, teacher: big, studnet: small", "mode: student, studnet: small"])
-def test_a_misspelt_role_is_one_mistake(folder: Path, route: str) -> None:
+def test_a_misspelled_role_is_one_issue(folder: Path, route: str) -> None:
     tenant(folder, "a", keys=("k1",), routes=f"  - {{model: x, {route}}}\n")
     (line,) = told(folder)
     assert line.endswith(": unknown key. Did you mean 'student'?")
@@ -202,7 +202,7 @@ def test_a_config_that_names_no_models_does_not_make_every_route_wrong(folder: P
     assert [str(one) for one in issues] == ["config.yaml:1: modls: unknown key. Did you mean 'models'?"]
 
 
-def test_a_config_that_cannot_be_read_is_one_mistake(folder: Path) -> None:
+def test_an_unreadable_config_is_one_issue(folder: Path) -> None:
     (folder / "config.yaml").write_text("a: [\n")
     assert len(told(folder)) == 1
     (folder / "config.yaml").write_text(MODELS + "policies: 3\n")
@@ -239,7 +239,7 @@ def test_a_route_with_the_conditions_of_an_earlier_one_is_never_reached(folder: 
         ("{matches: a}", "{contains: a}"),
     ],
 )
-def test_routes_whose_conditions_differ_are_all_reached(folder: Path, first: str, second: str) -> None:
+def test_routes_with_different_conditions_are_all_reachable(folder: Path, first: str, second: str) -> None:
     tenant(folder, "a", keys=("k1",), routes=WHEN.format(first) + WHEN.format(second))
     assert book_of(folder)
 
@@ -260,7 +260,7 @@ def test_one_name_is_of_chats_or_of_embeddings(folder: Path) -> None:
     assert line.startswith("policies/a.yaml:4: routes[1].model: routes[0] has this name too, and only one of the two ")
 
 
-def test_a_teacher_of_shadows_and_of_those_who_may_ask_is_one_of_guidance(folder: Path) -> None:
+def test_teachers_of_shadows_and_overrides_are_guidance_teachers(folder: Path) -> None:
     routes = "  - {model: x, mode: shadow, teacher: big, student: small}\n"
     tenant(folder, "a", keys=("k1",), routes=routes)
     assert book_of(folder).teachers() == {"big"}

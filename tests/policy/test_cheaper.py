@@ -10,7 +10,7 @@ from tests.accounting.drafts import plan
 
 
 @pytest.mark.parametrize(("planned", "shortened"), [(40, 20), (5, 3), (3, 2), (2, 2), (1, 1)])
-def test_shorter_guidance_is_half_of_it_and_never_too_short_to_be_used(planned: int, shortened: int) -> None:
+def test_shortened_guidance_has_half_the_length_and_at_least_the_minimum(planned: int, shortened: int) -> None:
     """Trimming leaves nothing of a single token, whose word may continue."""
     whole = plan()
     assert whole.guidance is not None

@@ -72,7 +72,7 @@ def test_no_limit_is_neither_small_nor_large() -> None:
     assert not holds({"max_tokens": {"gte": 80}}, chat(max_completion_tokens=79), 80)
 
 
-def test_tools_and_streams_are_told_by_true_and_false() -> None:
+def test_tools_and_stream_are_boolean_conditions() -> None:
     with_tools, with_functions = chat(tools=[TOOL]), chat(functions=[{"name": "f"}])
     for request, offered in ((with_tools, True), (with_functions, True), (chat(tools=[]), False), (prompt("x"), False)):
         assert holds({"tools": offered}, request)
@@ -82,7 +82,7 @@ def test_tools_and_streams_are_told_by_true_and_false() -> None:
         assert not holds({"stream": not streamed}, request)
 
 
-def test_a_header_is_compared_as_it_was_sent() -> None:
+def test_header_values_are_compared_unchanged() -> None:
     """Header names are case-insensitive, values are not."""
     assert holds({"header": {"X-Team": "blue"}}, chat(), x_team="blue")
     for sent in ("Blue", "blue ", "blues"):
@@ -105,7 +105,7 @@ def test_words_are_found_in_any_message_and_any_capitals() -> None:
     assert mismatch({"contains": ["a-b", "c-d"]}, request) == "contains: none of it is there"
 
 
-def test_patterns_are_found_in_any_message_as_they_are_written() -> None:
+def test_patterns_match_any_message_literally() -> None:
     request = chat("first", "The refund of é12")
     assert holds({"matches": r"\brefund\b.*[0-9]{2}$"}, request)
     assert holds({"matches": "(?i)REFUND"}, request)
@@ -122,7 +122,7 @@ def test_raw_prompts_and_embeddings_have_words_too() -> None:
         assert not holds({"matches": "."}, request)
 
 
-def test_only_the_beginning_of_a_long_chat_is_looked_at() -> None:
+def test_only_the_beginning_of_a_long_chat_is_searched() -> None:
     """Text across the limit is not matched, whichever messages it is in."""
     long = "x" * (MAX_TEXT_CHARS - 6)
     for request in (chat(long + "needle"), chat(long[:-1], "needle"), prompt(long + "needle")):
@@ -142,7 +142,7 @@ def test_all_that_is_named_must_hold() -> None:
     assert not holds(when, chat("Why?", max_tokens=80))
 
 
-def test_any_and_not_combine_them() -> None:
+def test_any_and_not_combine_conditions() -> None:
     when = {"any": [{"tools": True}, {"stream": True, "max_tokens": 5}], "not": {"contains": "secret"}}
     assert holds(when, chat(tools=[TOOL]))
     assert holds(when, chat(stream=True, max_tokens=5))
@@ -306,12 +306,12 @@ def told(folder: Path, when: str, mode: str = "student") -> list[str]:
         ),
     ],
 )
-def test_a_condition_that_cannot_hold_or_be_read_is_a_mistake(folder: Path, when: str, line: str) -> None:
+def test_an_impossible_or_unreadable_condition_is_an_issue(folder: Path, when: str, line: str) -> None:
     assert told(folder, when) == [line]
 
 
 @pytest.mark.parametrize("when", ["max_tokens: 1", "tools: true", "not: {stream: true}", "any: [{tools: true}]"])
-def test_embeddings_cannot_be_asked_for_what_they_do_not_have(folder: Path, when: str) -> None:
+def test_conditions_on_missing_fields_of_embeddings_are_rejected(folder: Path, when: str) -> None:
     (line,) = told(folder, f" {{{when}}}", "embeddings")
     name = next(name for name in ("max_tokens", "tools", "stream") if name in when)
     assert line == f"6: routes[0].when: embeddings have no {name}: ask for prompt_bytes, header, contains or matches"

@@ -95,12 +95,12 @@ def test_values_that_constrain_nothing_leave_every_placement(api: Any, fields: d
 
 
 @pytest.mark.parametrize("fields", [{"json_schema": {}}, {"guided_json": {}}, {"web_search_options": {}}])
-def test_an_empty_object_constrains_where_it_has_a_meaning(fields: dict[str, Any]) -> None:
+def test_an_empty_object_is_a_constraint_if_it_has_a_meaning(fields: dict[str, Any]) -> None:
     """The empty schema means any JSON; empty search options mean a search."""
     assert placements({"messages": MESSAGES, **fields}, "chat").prefix is not None
 
 
-def test_log_probabilities_of_the_chosen_tokens_alone_are_asked_for_by_0_in_completions() -> None:
+def test_logprobs_0_in_completions_requests_the_chosen_tokens_only() -> None:
     assert placements({"prompt": "Q:", "logprobs": 0}, "completions").prefix == "logprobs"
     assert placements({"messages": MESSAGES, "logprobs": False, "top_logprobs": 5}, "chat") == UNCONSTRAINED
 
@@ -161,7 +161,7 @@ def test_a_policy_allows_unknown_fields_alone(field: str) -> None:
 
 
 @pytest.mark.parametrize("placement", ["context", "input"])
-def test_beside_a_constraint_the_teacher_may_not_answer_in_the_students_place(placement: str) -> None:
+def test_with_a_constraint_the_teacher_does_not_replace_the_student(placement: str) -> None:
     found = plan({"messages": MESSAGES, "grammar": "g"}, placement=placement)
     assert found.guidance is not None
     assert not found.guidance.may_answer
@@ -183,7 +183,7 @@ def test_a_user_message_that_is_to_be_continued_is_not_guided() -> None:
 @pytest.mark.parametrize("tokens", [40, "auto"])
 @pytest.mark.parametrize("placement", ["prefix", "context", "input"])
 @pytest.mark.parametrize("request_", [{"messages": MESSAGES}, {"prompt": "Q:"}], ids=["chat", "completions"])
-def test_no_teacher_is_asked_for_an_answer_of_one_token(request_: Any, placement: str, tokens: Any) -> None:
+def test_an_answer_of_one_token_calls_no_teacher(request_: Any, placement: str, tokens: Any) -> None:
     """No length is chosen, and no confidence probe is planned."""
     found = plan({**request_, "max_tokens": 1}, placement=placement, tokens=tokens, auto={"probe": {}})
     assert (found.unguided, found.guidance, found.length) == ("token_limit", None, None)

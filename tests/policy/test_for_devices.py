@@ -25,7 +25,7 @@ def planned(route: dict[str, Any], headers: dict[str, str] | None = None, **body
 
 
 @pytest.mark.parametrize("placement", ["prefix", "context"])
-def test_the_routes_placement_holds_whatever_the_gateways_student_can(placement: str) -> None:
+def test_the_routes_placement_does_not_depend_on_the_gateways_student(placement: str) -> None:
     """The gateway's student was not probed, and is not used."""
     plan = planned(GUIDED | {"guidance": {"placement": placement}})
     assert (plan.mode, plan.students, plan.unguided) == ("guidance", (), None)
@@ -42,7 +42,7 @@ def test_the_routes_placement_holds_whatever_the_gateways_student_can(placement:
         ({"model": "chat", "mode": "embeddings", "student": "small"}, "embeddings"),
     ],
 )
-def test_a_route_that_opens_no_answers_is_an_error_that_says_what_to_set(route: dict[str, Any], mode: str) -> None:
+def test_a_route_without_guidance_is_an_error_with_a_remedy(route: dict[str, Any], mode: str) -> None:
     with pytest.raises(RouteWithoutGuidance, match=f"its mode is {mode}.*mode: guided") as caught:
         planned(route)
     assert (caught.value.param, caught.value.status) == ("model", 400)
@@ -59,18 +59,18 @@ def test_a_route_that_opens_no_answers_is_an_error_that_says_what_to_set(route: 
         ({"max_tokens": 1}, "token_limit"),
     ],
 )
-def test_what_cannot_be_guided_goes_unguided_and_says_why(body: dict[str, Any], reason: str) -> None:
+def test_requests_without_possible_guidance_state_the_reason(body: dict[str, Any], reason: str) -> None:
     """The rules of chats apply."""
     plan = planned(GUIDED, **body)
     assert (plan.guidance, plan.unguided) == (None, reason)
 
 
-def test_a_route_may_allow_a_device_the_fields_that_it_keeps_to_itself() -> None:
+def test_a_route_may_allow_unknown_fields_of_a_device() -> None:
     route = GUIDED | {"guidance": {"allow_fields": ["unlisted_fields"]}}
     assert planned(route, unlisted_fields=True).guidance is not None
 
 
-def test_who_may_ask_for_another_length_gets_it_and_for_another_mode_no_guidance() -> None:
+def test_an_allowed_length_override_applies_and_another_mode_has_no_guidance() -> None:
     route = GUIDED | {"overrides": {"modes": ["student"], "guidance_tokens": 64}}
     plan = planned(route, {"x-gkt-guidance-tokens": "7"})
     assert plan.guidance is not None
@@ -81,7 +81,7 @@ def test_who_may_ask_for_another_length_gets_it_and_for_another_mode_no_guidance
         planned(GUIDED, {"x-gkt-mode": "student"})
 
 
-def test_no_student_is_asked_how_sure_it_is_and_nothing_is_done_beside() -> None:
+def test_plans_for_devices_have_no_confidence_probe_shadow_or_sample() -> None:
     auto = {"tokens": "auto", "auto": {"probe": "on"}}
     plan = planned(GUIDED | {"guidance": auto, "quality": {"sample": 1, "compare": "words"}}, max_tokens=200)
     assert plan.length is not None

@@ -59,13 +59,13 @@ def parts(which: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 @pytest.mark.parametrize("which", SCHEMAS)
-def test_what_is_kept_is_what_would_be_made(which: str) -> None:
+def test_the_committed_schema_is_current(which: str) -> None:
     """If not: gkt-gateway schema NAME > docs/schema/NAME.json"""
     assert (REPOSITORY / "docs" / "schema" / f"{which}.json").read_text() == schema_json(which)
 
 
 @pytest.mark.parametrize(("which", "page"), [("config", "configuration.md"), ("policy", "policy.md")])
-def test_the_page_that_is_kept_is_what_would_be_made(which: str, page: str) -> None:
+def test_the_committed_page_is_current(which: str, page: str) -> None:
     """If not: gkt-gateway schema NAME --markdown > docs/reference/PAGE"""
     assert (REPOSITORY / "docs" / "reference" / page).read_text("utf-8") == reference(which)
 
@@ -85,7 +85,7 @@ def test_a_page_has_a_row_for_each_key_of_each_part_and_a_section_for_each_link(
 
 
 @pytest.mark.parametrize("which", SCHEMAS)
-def test_a_schema_is_one_and_says_what_each_key_means(which: str) -> None:
+def test_a_schema_is_valid_and_describes_each_key(which: str) -> None:
     jsonschema.Draft7Validator.check_schema(json_schema(which))
     for name, part in parts(which):
         assert part["description"], name
@@ -177,7 +177,7 @@ routes:
 """
 
 
-def test_all_that_a_policy_may_say_fits(tmp_path: Path) -> None:
+def test_every_valid_policy_matches_the_schema(tmp_path: Path) -> None:
     source = source_of(RIGHT, tmp_path)
     assert source.check(TenantPolicy)[1] == []
     assert mistakes_of("policy", source.data) == []

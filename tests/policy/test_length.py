@@ -54,7 +54,7 @@ def planned(chat: ChatRequest, headers: dict[str, str] | None = None, **auto: An
         ("Thanks a lot!", "trivial", 0),
     ],
 )
-def test_plain_auto_tells_kinds_of_questions_apart(text: str, prompt: str, tokens: int) -> None:
+def test_plain_auto_distinguishes_kinds_of_questions(text: str, prompt: str, tokens: int) -> None:
     chosen = choose_length(AutoRule(), request(text), None, {})
     assert (chosen.prompt, chosen.tokens) == (prompt, tokens)
     assert chosen.by == ("default" if chosen.rule is None else "rule")
@@ -65,7 +65,7 @@ def test_plain_auto_tells_kinds_of_questions_apart(text: str, prompt: str, token
     ("max_tokens", "tokens", "unguided"),
     [(None, 60, None), (120, 60, None), (119, 59, None), (32, 16, None), (31, 0, TOO_SHORT)],
 )
-def test_an_opening_is_at_most_half_of_what_the_caller_wants(
+def test_guidance_is_at_most_half_of_the_callers_limit(
     max_tokens: int | None, tokens: int, unguided: str | None
 ) -> None:
     """Below the minimum length there is no guidance: the teacher would generate the whole answer."""
@@ -78,7 +78,7 @@ def test_an_opening_is_at_most_half_of_what_the_caller_wants(
     bounds=st.tuples(st.integers(1, 100), st.integers(0, 100)),
     max_tokens=st.none() | st.integers(1, 400),
 )
-def test_whatever_is_asked_the_length_keeps_within_its_bounds(
+def test_the_length_is_within_its_bounds_for_any_request(
     text: str, bounds: tuple[int, int], max_tokens: int | None
 ) -> None:
     least, most = bounds[0], bounds[0] + bounds[1]
@@ -96,7 +96,7 @@ def test_every_text_has_as_many_finite_features(text: str, max_tokens: int | Non
     assert all(0 <= number <= 20 for number in numbers)
 
 
-def test_only_the_question_is_looked_at() -> None:
+def test_only_the_last_question_determines_the_length() -> None:
     """Earlier messages do not count, since they do not show how hard the question is."""
     before = [{"role": "user", "content": WORDS}, {"role": "assistant", "content": "6"}]
     chat = parse_chat(orjson.dumps({"model": "x", "messages": [*before, {"role": "user", "content": "Thanks!"}]}))
@@ -127,7 +127,7 @@ def test_rules_of_a_policy_come_in_their_order_and_read_the_question_and_headers
     assert plan.length.by == "default", "what stands before the question is not looked at"
 
 
-def test_a_callers_own_number_goes_before_auto() -> None:
+def test_a_callers_number_overrides_auto() -> None:
     plan = planned(request(max_tokens=200), {"x-gkt-guidance-tokens": "90"})
     assert plan.guidance is not None
     assert (plan.guidance.tokens, plan.length) == (90, None)
@@ -154,7 +154,7 @@ class Says:
 
 
 @pytest.mark.parametrize(("said", "tokens"), [(0, 0), (8, 16), (40, 40), (400, 80)])
-def test_a_models_word_is_kept_within_the_bounds(said: int, tokens: int) -> None:
+def test_a_models_prediction_is_limited_to_the_bounds(said: int, tokens: int) -> None:
     chosen = choose_length(AutoRule().with_length_model(Says(said)), request(), None, {})
     assert (chosen.tokens, chosen.by, chosen.model, chosen.score) == (tokens, "model", "said.1", 0.75)
 

@@ -76,7 +76,7 @@ def changed(**more: Any) -> dict[str, Any]:
         (changed(name="../../x"), "name"),
     ],
 )
-def test_a_file_that_is_none_is_refused_with_what_is_wrong(file: dict[str, Any], said: str) -> None:
+def test_an_invalid_file_is_rejected_with_the_reason(file: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         lengths_of(json.dumps(file).encode())
 
@@ -117,7 +117,7 @@ def fitted(folder: Path, name: str = "lengths/chat.json", **more: Any) -> Path:
 
 
 @pytest.mark.parametrize("name", ["lengths/chat.json", "chat.json"])
-def test_a_policy_names_a_file_beside_it_or_below(tmp_path: Path, name: str) -> None:
+def test_a_policy_names_a_file_in_its_folder_or_below(tmp_path: Path, name: str) -> None:
     fitted(tmp_path, name)
     (tmp_path / "acme.yaml").write_text(POLICY.replace("{AUTO}", f"{{model: {name}}}"))
     policy_set, issues = check_book(tmp_path, ["big", "small"])
@@ -142,7 +142,7 @@ def test_a_projection_and_a_learned_length_go_together(tmp_path: Path) -> None:
     assert rule.resolved_projection.instruction == "Plan"
 
 
-def test_a_bad_file_that_many_name_is_told_of_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_file_of_many_policies_is_reported_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The error has the file's name and no content of it."""
     monkeypatch.chdir(tmp_path)
     fitted(tmp_path, means=[0.0])
@@ -155,7 +155,7 @@ def test_a_bad_file_that_many_name_is_told_of_once(tmp_path: Path, monkeypatch: 
     assert line.startswith("lengths/chat.json: is no file of `eval fit`: the file: must hold 14 means, scales")
 
 
-def test_what_has_not_changed_is_the_same_policy(tmp_path: Path) -> None:
+def test_an_unchanged_policy_keeps_its_identity(tmp_path: Path) -> None:
     file = fitted(tmp_path)
     (tmp_path / "acme.yaml").write_text(POLICY.replace("{AUTO}", "{model: lengths/chat.json}"))
     cache = PolicyFileCache()
@@ -192,7 +192,7 @@ def test_what_has_not_changed_is_the_same_policy(tmp_path: Path) -> None:
         ("{stop_at: word}", "9: routes[0].guidance.auto.stop_at: must be step, sentence or none"),
     ],
 )
-def test_what_cannot_be_is_a_mistake_with_its_place(
+def test_an_impossible_setting_is_an_issue_with_its_line(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, auto: str, line: str
 ) -> None:
     lengths = tmp_path / "lengths"

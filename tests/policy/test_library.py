@@ -85,7 +85,7 @@ introduction: "So: {guidance}"
 """
 
 
-def test_a_projection_of_ones_own_goes_by_the_name_of_its_file(folder: Path) -> None:
+def test_a_custom_projection_has_the_name_of_its_file(folder: Path) -> None:
     put(folder, "exemplars/it.yaml", TWO)
     put(folder, "projections/plan.yaml", OWN)
     guided(folder, "projection: plan")
@@ -98,7 +98,7 @@ def test_a_projection_of_ones_own_goes_by_the_name_of_its_file(folder: Path) -> 
     assert set(book_of(folder).projections) == {*PROJECTIONS, "plan"}
 
 
-def test_what_a_caller_changes_of_a_route_leaves_its_projection(folder: Path) -> None:
+def test_overrides_of_a_caller_keep_the_projection(folder: Path) -> None:
     put(folder, "exemplars/it.yaml", TWO)
     put(folder, "projections/plan.yaml", OWN)
     guided(folder, "projection: plan")
@@ -114,7 +114,7 @@ def test_what_a_caller_changes_of_a_route_leaves_its_projection(folder: Path) ->
     )
 
 
-def test_an_operator_who_wants_the_routes_own_gets_its_exemplars(folder: Path) -> None:
+def test_an_operator_can_select_the_routes_projection_with_exemplars(folder: Path) -> None:
     put(folder, "exemplars/it.yaml", TWO)
     guided(folder, "projection: primed, exemplars: exemplars/it.yaml")
     (policy,) = book_of(folder).policies
@@ -125,7 +125,7 @@ def test_an_operator_who_wants_the_routes_own_gets_its_exemplars(folder: Path) -
     assert RouteOverride("guided", projection=HINT).apply(policy.routes[0]).guidance.resolved_projection is HINT
 
 
-def test_a_policys_word_goes_before_the_projections(folder: Path) -> None:
+def test_the_policy_overrides_the_projection(folder: Path) -> None:
     put(folder, "exemplars/it.yaml", TWO)
     put(folder, "projections/plan.yaml", "exemplars: [{question: Three?, answer: '3.'}]\nplacement: context\n")
     guided(folder, "projection: plan, placement: prefix, exemplars: exemplars/it.yaml")
@@ -164,7 +164,7 @@ WITHIN = "must be a file within the policies folder: write its path from there, 
         ("exemplars/link.yaml", "leads out of the policies folder by a link: put the file itself there"),
     ],
 )
-def test_a_path_that_leads_nowhere_or_out_is_a_mistake_of_who_names_it(folder: Path, path: str, message: str) -> None:
+def test_an_invalid_path_is_an_issue_of_the_naming_file(folder: Path, path: str, message: str) -> None:
     (folder / "policies" / "exemplars" / "dir.yaml").mkdir(parents=True)
     (folder / "secret.yaml").write_text(TWO)
     (folder / "policies" / "exemplars" / "link.yaml").symlink_to(folder / "secret.yaml")
@@ -198,7 +198,7 @@ def test_a_link_within_the_folder_is_followed(folder: Path) -> None:
         ("#" * (MAX_BYTES + 1), f"exemplars/it.yaml has more than {MAX_BYTES} bytes"),
     ],
 )
-def test_a_mistake_in_exemplars_has_its_line(folder: Path, text: str, message: str) -> None:
+def test_an_issue_in_exemplars_has_its_line(folder: Path, text: str, message: str) -> None:
     put(folder, "exemplars/it.yaml", text)
     guided(folder, "projection: primed, exemplars: exemplars/it.yaml")
     (line,) = told(folder)
@@ -216,9 +216,7 @@ def test_a_mistake_in_exemplars_has_its_line(folder: Path, text: str, message: s
     ],
 )
 @pytest.mark.parametrize("projection", [False, True])
-def test_no_mistake_repeats_a_word_of_what_the_teacher_is_told(
-    folder: Path, text: str, message: str, *, projection: bool
-) -> None:
+def test_no_issue_quotes_the_teachers_prompt(folder: Path, text: str, message: str, *, projection: bool) -> None:
     if projection:
         put(folder, "projections/plan.yaml", "exemplars:\n" + text)
         guided(folder, "projection: plan")
@@ -230,7 +228,7 @@ def test_no_mistake_repeats_a_word_of_what_the_teacher_is_told(
     assert projection or any(message in line for line in lines)
 
 
-def test_a_bad_file_that_many_name_is_told_of_once(folder: Path) -> None:
+def test_an_invalid_file_of_many_policies_is_reported_once(folder: Path) -> None:
     put(folder, "exemplars/it.yaml", "- {question: One?}\n")
     for name in ("acme", "globex"):
         guided(folder, "projection: primed, exemplars: exemplars/it.yaml", name)
@@ -257,9 +255,7 @@ def test_a_bad_file_that_many_name_is_told_of_once(folder: Path) -> None:
         ("plan.yml", "instruction: Plan\n", ": not read: rename it to end in .yaml"),
     ],
 )
-def test_a_mistake_in_a_projection_has_its_line_whoever_names_it(
-    folder: Path, name: str, text: str, message: str
-) -> None:
+def test_an_issue_in_a_projection_has_its_line(folder: Path, name: str, text: str, message: str) -> None:
     put(folder, f"projections/{name}", text)
     guided(folder, "tokens: 5")
     (line,) = told(folder)
@@ -283,20 +279,20 @@ def test_all_that_a_projection_adds_is_bounded(folder: Path) -> None:
         ),
     ],
 )
-def test_an_unknown_name_is_a_mistake_with_the_nearest_known(folder: Path, name: str, message: str) -> None:
+def test_an_unknown_name_is_an_issue_with_the_nearest_known_one(folder: Path, name: str, message: str) -> None:
     put(folder, "projections/plan.yaml", "instruction: Plan\n")
     guided(folder, f"projection: {name}")
     assert told(folder) == [f"{HERE}.projection: {message}"]
 
 
-def test_a_projection_with_a_mistake_is_told_of_once(folder: Path) -> None:
+def test_a_projection_with_an_issue_is_reported_once(folder: Path) -> None:
     """Only the first file that names it reports its issues."""
     put(folder, "projections/plan.yaml", "instruction: 5\n")
     guided(folder, "projection: plan")
     assert told(folder) == ["policies/projections/plan.yaml:1: instruction: must be text: put it in quotes"]
 
 
-def test_what_has_not_changed_is_the_same_policy(folder: Path) -> None:
+def test_an_unchanged_policy_keeps_its_identity(folder: Path) -> None:
     """Unchanged policies keep their identity, so that thousands need no comparison."""
     put(folder, "exemplars/it.yaml", TWO)
     guided(folder, "projection: primed, exemplars: exemplars/it.yaml")

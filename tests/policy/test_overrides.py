@@ -49,7 +49,7 @@ ALL = {"overrides": {"modes": ["guided", "student", "teacher"], "guidance_tokens
 
 @pytest.mark.parametrize("own", ["guided", "student", "teacher", "shadow"])
 @pytest.mark.parametrize("requested", ["guided", "student", "teacher"])
-def test_a_caller_gets_the_mode_that_it_asks_for(own: str, requested: str) -> None:
+def test_a_caller_gets_the_requested_mode(own: str, requested: str) -> None:
     """The route's engines for that mode answer, without a shadow."""
     plan = planned({"X-GKT-Mode": requested.upper()}, ALL | {"mode": own})
     assert plan.mode == requested
@@ -58,7 +58,7 @@ def test_a_caller_gets_the_mode_that_it_asks_for(own: str, requested: str) -> No
     assert plan.shadow is None
 
 
-def test_a_caller_gets_the_length_that_it_asks_for() -> None:
+def test_a_caller_gets_the_requested_length() -> None:
     """The caller's limit still applies; the header has no effect in a mode without guidance."""
     for number in (1, 41, 80):
         plan = planned({"x-gkt-guidance-tokens": str(number)}, ALL)
@@ -67,7 +67,7 @@ def test_a_caller_gets_the_length_that_it_asks_for() -> None:
     assert planned({"x-gkt-guidance-tokens": "80", "x-gkt-mode": "student"}, ALL).guidance is None
 
 
-def test_nothing_may_be_asked_for_by_default() -> None:
+def test_overrides_are_disabled_by_default() -> None:
     assert refused({"x-gkt-mode": "teacher"}) == (
         "'x-gkt-mode' may not be sent with model 'chat': remove the header, or ask the operator to allow it "
         "(`overrides` in the policy)."
@@ -90,7 +90,7 @@ def test_a_length_that_is_none_or_too_great_is_refused_with_the_greatest(said: s
     )
 
 
-def test_what_a_route_says_takes_the_place_of_what_its_tenant_says() -> None:
+def test_overrides_of_a_route_replace_those_of_the_tenant() -> None:
     """The route's overrides replace the tenant's; the tenant's modes need the route's engines."""
     both = {"modes": ["student", "teacher"], "guidance_tokens": 50}
     assert planned({"x-gkt-mode": "teacher"}, of_tenant=both).mode == "teacher"
@@ -109,7 +109,7 @@ def test_embeddings_have_nothing_to_ask_for() -> None:
         resolve_embeddings(policy.routes[0], lambda _: False, headers={"x-gkt-mode": "student"})
 
 
-def test_a_teacher_may_be_asked_for_as_much_as_any_request_may_ask_for() -> None:
+def test_the_maximum_length_of_a_teacher_includes_overrides() -> None:
     """Engines use it for the longest guidance, and queues for the list of teachers."""
 
     def most(**route: Any) -> int:
@@ -125,7 +125,7 @@ def test_a_teacher_may_be_asked_for_as_much_as_any_request_may_ask_for() -> None
     assert most(guidance={"tokens": "auto", "auto": {"max": 64}}) == 64
 
 
-def test_what_a_projection_skips_is_asked_for_as_well() -> None:
+def test_tokens_that_a_projection_skips_are_requested_additionally() -> None:
     skips = replace(CUTOFF, name="direct", skip=SkipRule((to_pattern("Certainly!"),), 24))
     policy = TenantPolicy.model_validate({"tenant": "acme", "routes": [GUIDED]})
     route = policy.routes[0]
@@ -151,7 +151,7 @@ def test_an_operator_gets_any_mode_that_the_route_has_the_engines_for(own: Any, 
     assert plan.shadow is None
 
 
-def test_what_an_operator_leaves_out_is_as_the_route_has_it() -> None:
+def test_omitted_fields_of_an_operator_are_the_routes() -> None:
     rule = {"tokens": 30, "projection": "concise", "placement": "input", "temperature": 0.5}
     as_it_is = override(RouteOverride("guided"), guidance=rule).guidance
     assert as_it_is is not None
@@ -163,7 +163,7 @@ def test_what_an_operator_leaves_out_is_as_the_route_has_it() -> None:
 
 
 @pytest.mark.parametrize("mode", ["guided", "student", "teacher"])
-def test_auto_is_to_be_had_only_where_the_route_has_it(mode: Any) -> None:
+def test_auto_is_available_only_if_the_route_has_it(mode: Any) -> None:
     """The error is raised in other modes too, so that no override is ignored."""
     plan = override(RouteOverride("guided", "auto"), guidance={"tokens": "auto", "auto": {"rules": [], "default": 24}})
     assert plan.guidance is not None
@@ -183,7 +183,7 @@ def test_auto_is_to_be_had_only_where_the_route_has_it(mode: Any) -> None:
         ("student", {"mode": "teacher", "student": None}, "no student"),
     ],
 )
-def test_a_mode_without_its_engines_is_refused_with_what_is_missing(mode: Any, route: Any, lacks: str) -> None:
+def test_a_mode_without_its_engines_is_rejected_with_the_missing_ones(mode: Any, route: Any, lacks: str) -> None:
     with pytest.raises(InvalidRequest, match=f"names {lacks}") as caught:
         override(RouteOverride(mode), **route)
     assert caught.value.param == "mode"

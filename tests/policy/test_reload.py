@@ -111,7 +111,7 @@ async def test_a_new_a_changed_and_a_removed_file_hold(folder: Path) -> None:
     assert changes == [(["initech"], [], []), ([], ["acme"], []), ([], [], ["globex"])]
 
 
-async def test_a_removed_tenant_is_still_looked_after(folder: Path) -> None:
+async def test_a_removed_tenant_is_still_settled(folder: Path) -> None:
     """The reaper settles its reservations in a dead process, so it needs the tenant's name."""
     async with following(folder) as seen:
         (folder / "policies" / "globex.yaml").unlink()
@@ -119,7 +119,7 @@ async def test_a_removed_tenant_is_still_looked_after(folder: Path) -> None:
         assert seen.policies.tenants() == ["acme", "globex"]
 
 
-async def test_a_wrong_edit_changes_nothing_and_each_mistake_is_told_with_its_line(folder: Path) -> None:
+async def test_an_invalid_edit_changes_nothing_and_each_issue_has_its_line(folder: Path) -> None:
     shelf = folder / "policies"
     async with following(folder) as seen:
         before, version = seen.policies.policy_set, seen.policies.edition.version
@@ -160,7 +160,7 @@ async def test_a_pipe_is_not_waited_for(folder: Path) -> None:
         await seen.until(lambda: seen.policies.issues == ("policies/pipe.yaml: is a pipe, not a file",))
 
 
-async def test_a_mistake_between_files_names_the_line_in_one_that_was_not_read_again(folder: Path) -> None:
+async def test_an_issue_between_files_names_the_line_in_an_unchanged_file(folder: Path) -> None:
     async with following(folder) as seen:
         # It comes first in the folder, so the issue is found in the one that was remembered.
         (folder / "policies" / "a.yaml").write_text(policy("globex").replace("only", "first"))
@@ -209,7 +209,7 @@ async def test_a_config_map_of_kubernetes_is_followed(folder: Path) -> None:
         assert not seen.told("policies_refused")
 
 
-async def test_files_are_read_at_once_when_that_is_asked_for(folder: Path) -> None:
+async def test_an_event_triggers_a_reload_at_once(folder: Path) -> None:
     """The event triggers a reload before the next poll is due."""
     async with following(folder, ReloadInterval(poll_every_s=3600)) as seen:
         (folder / "policies" / "acme.yaml").write_text(policy("acme", "other"))
@@ -217,7 +217,7 @@ async def test_files_are_read_at_once_when_that_is_asked_for(folder: Path) -> No
         await seen.until(lambda: seen.models()["acme"] == ["other"])
 
 
-async def test_only_what_changed_is_parsed_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_only_changed_files_are_parsed_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parsed: list[str] = []
     parse = pages.parse
 
@@ -234,7 +234,7 @@ async def test_only_what_changed_is_parsed_again(folder: Path, monkeypatch: pyte
         assert seen.policies.policy_set.policies[1] is untouched
 
 
-async def test_an_edit_of_config_yaml_is_checked_and_told_and_not_followed(folder: Path) -> None:
+async def test_an_edit_of_config_yaml_is_checked_and_reported_but_not_applied(folder: Path) -> None:
     """Policies are checked against the models of the running process."""
     config, shelf = folder / "config.yaml", folder / "policies"
     async with following(folder) as seen:
@@ -256,7 +256,7 @@ async def test_an_edit_of_config_yaml_is_checked_and_told_and_not_followed(folde
     assert seen.told("config_edit_reverted")
 
 
-async def test_whoever_listens_hears_of_each_book_that_holds(folder: Path) -> None:
+async def test_listeners_get_each_valid_policy_set(folder: Path) -> None:
     heard: list[object] = []
     async with following(folder) as seen:
         seen.policies.on_change(heard.append)
@@ -278,7 +278,9 @@ async def test_a_reading_that_breaks_does_not_end_the_watch(folder: Path, monkey
         await seen.until(lambda: seen.models()["acme"] == ["other"])
 
 
-async def test_a_disk_that_hangs_is_told_and_asked_by_one_thread(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_hanging_disk_is_reported_and_occupies_one_thread(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import threading
 
     monkeypatch.setattr("gateway.policy.reload._DISK_LIMIT_S", 0.05)
@@ -301,7 +303,7 @@ async def test_a_disk_that_hangs_is_told_and_asked_by_one_thread(folder: Path, m
         await seen.until(lambda: not seen.policies.issues)
 
 
-def test_an_edit_is_whole_when_two_looks_saw_the_same() -> None:
+def test_an_edit_is_complete_after_two_equal_reads() -> None:
     quiet = EditDebounce(latest_s=10)
     assert [quiet.is_complete((n,), at) for at, n in enumerate([1, 2, 2])] == [False, False, True]
     quiet.mark_read((2,))

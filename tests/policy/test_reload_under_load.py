@@ -141,7 +141,7 @@ async def reloads(gateway: GatewayProcess) -> tuple[float, float]:
 
 
 @pytest.mark.long
-async def test_a_request_goes_on_with_the_policy_it_began_with(
+async def test_a_request_keeps_the_policy_of_its_start(
     gateway: GatewayProcess, engine: FakeEngine, folder: Path
 ) -> None:
     """A stream of a removed tenant ends normally, with its receipt."""

@@ -46,7 +46,7 @@ def test_a_prefix_wants_a_student_that_is_known_to_continue(known: Known, reason
     assert (plan.guidance is None) == (plan.unguided is not None)
 
 
-def test_a_student_whose_way_would_lose_a_part_of_the_chat_gets_the_guidance_as_context() -> None:
+def test_a_student_whose_mode_drops_parts_of_the_chat_gets_the_guidance_as_context() -> None:
     """A raw prompt cannot carry an image; a student that continues chats still continues."""
     image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA"}}
     chat = parse_chat(orjson.dumps({"model": "chat", "messages": [{"role": "user", "content": [image]}]}))
@@ -64,7 +64,7 @@ def test_a_student_whose_way_would_lose_a_part_of_the_chat_gets_the_guidance_as_
 
 
 @pytest.mark.parametrize(("mode", "ahead"), [("trailing", True), ("completions", True), ("instruct", False)])
-def test_a_student_that_writes_the_opening_itself_is_not_run_ahead_of(mode: Any, *, ahead: bool) -> None:
+def test_guidance_is_not_streamed_before_a_student_that_repeats_it(mode: Any, *, ahead: bool) -> None:
     """The student may begin differently, so the teacher's text is not streamed."""
     chat = parse_chat(orjson.dumps({**CHAT.body, "stream": True}))
     route = {"model": "chat", "mode": "guided", "teacher": "big", "student": "small"}
@@ -84,7 +84,7 @@ def test_only_greedy_guidance_is_kept(temperature: float, kept_s: float) -> None
     assert guidance(temperature=temperature, cache_ttl="60s").cache_ttl_s == kept_s
 
 
-def test_guidance_is_the_tenants_own_unless_its_policy_says_all() -> None:
+def test_guidance_is_private_to_the_tenant_unless_its_policy_has_all() -> None:
     assert guidance().share == "acme"
     assert guidance(share="all").share == ""
 
@@ -113,11 +113,11 @@ def order(students: list[Any], resting: str = "", random_value: list[float] | No
     return [student.engine for student in plan.students]
 
 
-def test_students_are_asked_in_the_order_of_the_file() -> None:
+def test_students_are_called_in_the_order_of_the_file() -> None:
     assert order(["a", "b", "c"]) == ["a", "b", "c"]
 
 
-def test_a_student_that_rests_is_asked_last() -> None:
+def test_a_student_with_an_open_circuit_is_called_last() -> None:
     """Its circuit is open; the others keep their order."""
     assert order(["a", "b", "c"], resting="a") == ["b", "c", "a"]
 
@@ -131,7 +131,7 @@ def test_students_share_requests_by_weight() -> None:
     assert set(order(students, random_value=[0.5, 0.5])) == {"a", "b"}
 
 
-def test_who_cannot_continue_gets_the_guidance_as_context() -> None:
+def test_a_student_without_continuation_gets_the_guidance_as_context() -> None:
     """The policy's placement applies to students that can continue."""
     route = {"model": "chat", "mode": "guided", "teacher": "big", "student": "small"}
     policy = TenantPolicy.model_validate({"tenant": "acme", "routes": [route]})
@@ -141,7 +141,7 @@ def test_who_cannot_continue_gets_the_guidance_as_context() -> None:
         assert plan.guidance.placement == placement
 
 
-def test_a_route_serves_chats_or_embeddings_and_says_which() -> None:
+def test_a_route_serves_chats_or_embeddings_and_errors_name_the_path() -> None:
     """On the other path the request is invalid, and the message names the right path."""
     vectors = {"model": "vectors", "mode": "embeddings", "student": "small"}
     chat = {"model": "chat", "mode": "student", "student": "small"}
@@ -166,7 +166,7 @@ def prompts(students: list[str], **request: Any) -> Plan:
     )
 
 
-def test_any_engine_that_takes_raw_prompts_continues_them() -> None:
+def test_every_engine_with_raw_prompts_continues_them() -> None:
     """Chat continuation need not be known; students without raw prompts are skipped."""
     plan = prompts(["lite", "small", "other"])
     assert plan.students == (StudentPlan("small", RAW), StudentPlan("other", RAW))
@@ -174,7 +174,7 @@ def test_any_engine_that_takes_raw_prompts_continues_them() -> None:
     assert (plan.guidance.placement, plan.unguided) == ("prefix", None)
 
 
-def test_a_raw_prompt_for_chat_models_alone_is_refused_before_anything_is_spent() -> None:
+def test_a_raw_prompt_for_chat_models_is_rejected_without_cost() -> None:
     """The error names the field, and the route by its public name."""
     with pytest.raises(InvalidRequest, match="'chat': its models take chats alone") as refused:
         prompts(["lite"])
@@ -190,7 +190,7 @@ def test_a_raw_prompt_for_chat_models_alone_is_refused_before_anything_is_spent(
         ("always", None, "context"),
     ],
 )
-def test_who_thinks_first_gets_the_guidance_as_context(reasoning: Any, effort: str | None, placement: str) -> None:
+def test_a_reasoning_student_gets_the_guidance_as_context(reasoning: Any, effort: str | None, placement: str) -> None:
     """A prefix would be treated as reasoning."""
     route = {"model": "chat", "mode": "guided", "teacher": "big", "student": "small"}
     policy = TenantPolicy.model_validate({"tenant": "acme", "routes": [route]})
@@ -213,7 +213,7 @@ def shadowed(
 
 
 @pytest.mark.parametrize(("serves", "by"), [("teacher", "big"), ("student", "small")])
-def test_a_shadow_stands_beside_the_answer_of_one_engine_alone(serves: str, by: str) -> None:
+def test_a_shadow_is_planned_for_answers_of_a_single_engine(serves: str, by: str) -> None:
     """The caller's plan is that of the serving mode, and the shadow's plan is that of mode guided."""
     plan = shadowed(serves=serves)
     assert (plan.mode, plan.student, plan.guidance) == (serves, by, None)
@@ -224,9 +224,7 @@ def test_a_shadow_stands_beside_the_answer_of_one_engine_alone(serves: str, by: 
 
 @pytest.mark.parametrize(("sample", "random_value", "cast"), [(1, 0.999, True), (0, 0.0, False), (0.1, 0.09, True),
                                                        (0.1, 0.1, False)])  # fmt: skip
-def test_only_some_requests_have_a_shadow_where_the_policy_says_so(
-    sample: float, random_value: float, *, cast: bool
-) -> None:
+def test_the_policys_fraction_of_requests_has_a_shadow(sample: float, random_value: float, *, cast: bool) -> None:
     assert (shadowed(random_value=random_value, sample=sample).shadow is not None) == cast
 
 
@@ -251,7 +249,7 @@ def compared(
     return resolve(policy, policy.routes[0], request, lambda _: seen, lambda: random_value, override=override)
 
 
-def test_a_guided_answer_of_the_sample_is_compared_with_what_mode_teacher_would_say() -> None:
+def test_a_sampled_guided_answer_is_compared_with_mode_teacher() -> None:
     plan = compared(quality={"sample": 0.1, "compare": "judge", "judge": "grader"}, default_max_tokens=70)
     assert plan.guidance is not None
     assert plan.quality is not None
@@ -283,7 +281,7 @@ def test_a_part_alone_is_short_for_the_sample_of_the_routes_mode(short: Any) -> 
     "more", [{"n": 2}, {"tools": [{"type": "function"}]}, {"response_format": {"type": "json_object"}}]
 )
 @pytest.mark.parametrize("placement", ["prefix", "context"])
-def test_what_is_no_single_text_is_not_compared(more: dict[str, Any], placement: str) -> None:
+def test_answers_other_than_a_single_text_are_not_compared(more: dict[str, Any], placement: str) -> None:
     request = parse_chat(orjson.dumps(CHAT.body | more))
     assert compared(request, guidance={"placement": placement}).quality is None
 

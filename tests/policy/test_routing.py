@@ -36,7 +36,7 @@ def test_a_route_is_found_by_the_name_that_was_sent() -> None:
         require_route(caller("x"), chat("z"))
 
 
-def test_a_key_names_only_the_models_that_it_may_use() -> None:
+def test_a_key_lists_only_its_allowed_models() -> None:
     only_x = caller("x", "y", models=("x", "gone"))
     assert models_of(only_x) == ["x"]
     with pytest.raises(ModelNotFound, match=r"no model 'y' for this key. It may use: 'x'\."):
@@ -47,7 +47,7 @@ def test_a_name_that_several_routes_have_is_listed_once() -> None:
     assert models_of(caller({"when": {"tools": True}}, "x", {}, {"when": {"stream": True}})) == ["chat", "x"]
 
 
-def test_the_first_route_whose_conditions_hold_takes_the_request() -> None:
+def test_the_first_matching_route_is_selected() -> None:
     """Later matching routes and routes of other models are ignored."""
     several = caller(
         {"model": "other"},
@@ -61,7 +61,7 @@ def test_the_first_route_whose_conditions_hold_takes_the_request() -> None:
     assert require_route(several, chat(max_tokens=50)).student == "s2"
 
 
-def test_who_sets_no_limit_has_that_of_the_route() -> None:
+def test_a_request_without_a_limit_has_the_routes() -> None:
     """Each route's own default applies."""
     several = caller(
         {"when": {"max_tokens": {"gte": 80}}, "default_max_tokens": 79},
@@ -72,7 +72,7 @@ def test_who_sets_no_limit_has_that_of_the_route() -> None:
     assert choose(several, chat(max_completion_tokens=81)).index == 0
 
 
-def test_a_request_that_no_route_takes_is_told_why_without_a_word_of_it() -> None:
+def test_an_unmatched_request_gets_the_reasons_without_its_text() -> None:
     several = caller(
         {"when": {"contains": "refund"}},
         {"when": {"header": {"x-team": "blue"}}},
@@ -87,7 +87,7 @@ def test_a_request_that_no_route_takes_is_told_why_without_a_word_of_it() -> Non
     assert (caught.value.status, caught.value.code, caught.value.param) == (404, "model_not_found", "model")
 
 
-def test_what_a_request_is_told_has_an_end() -> None:
+def test_the_list_of_reasons_is_limited() -> None:
     many = caller(*({"when": {"max_tokens": number}} for number in range(1, 10)))
     with pytest.raises(ModelNotFound, match=r"routes\[4\]: max_tokens is not set; and 4 more\.$"):
         require_route(many, chat())
@@ -108,7 +108,7 @@ def test_embeddings_find_their_routes_likewise() -> None:
 
 
 @pytest.mark.parametrize(("size", "elsewhere"), [(100, False), (20_000, True)])
-async def test_many_words_are_looked_through_off_the_event_loop(
+async def test_long_chats_are_searched_off_the_event_loop(
     monkeypatch: pytest.MonkeyPatch, size: int, *, elsewhere: bool
 ) -> None:
     """Short chats are matched in the event loop; without a text condition, so are long ones."""

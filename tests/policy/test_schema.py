@@ -176,7 +176,7 @@ def test_a_route_knows_every_engine_it_names() -> None:
         ),
     ],
 )
-def test_a_route_that_cannot_work_is_a_mistake(folder: Path, route: str, lines: list[str]) -> None:
+def test_an_impossible_route_is_an_issue(folder: Path, route: str, lines: list[str]) -> None:
     assert sorted(told(folder, route)) == sorted(lines)
 
 
@@ -217,7 +217,7 @@ def test_a_route_that_cannot_work_is_a_mistake(folder: Path, route: str, lines: 
         ("max_tokens: 40", "max_tokens: unknown key. Did you mean 'tokens'?"),
     ],
 )
-def test_guidance_that_cannot_work_is_a_mistake(folder: Path, rule: str, line: str) -> None:
+def test_impossible_guidance_is_an_issue(folder: Path, rule: str, line: str) -> None:
     rule = rule if rule.startswith("{") else f"{{{rule}}}"
     route = f"model: x, mode: guided, teacher: b, student: s, guidance: {rule}"
     assert told(folder, route) == [f"4: routes[0].guidance.{line}"]
@@ -230,13 +230,13 @@ def test_guidance_that_cannot_work_is_a_mistake(folder: Path, rule: str, line: s
         ("duration: 30d", "duration: unknown key: here it is called expires, and is a date or a time"),
     ],
 )
-def test_a_key_in_another_proxys_words_is_told_ours(folder: Path, more: str, line: str) -> None:
+def test_a_field_name_of_another_proxy_is_an_error_with_the_right_name(folder: Path, more: str, line: str) -> None:
     key = f"[{{id: a, sha256: {'f' * 64}, {more}}}]"
     assert told(folder, "model: x, mode: student, student: b", key) == [f"2: keys[0].{line}"]
 
 
 @pytest.mark.parametrize("key", ["gk-s3cret", "f" * 63, "g" * 64, "f" * 65, ""])
-def test_a_key_in_the_clear_is_refused_without_repeating_it(folder: Path, key: str) -> None:
+def test_a_plain_text_key_is_rejected_without_being_quoted(folder: Path, key: str) -> None:
     (line,) = told(folder, "model: x, mode: student, student: b", f"[{{id: a, sha256: '{key}'}}]")
     assert line == (
         "2: keys[0].sha256: must be the key's SHA-256, 64 hex digits, never the key itself: "
@@ -281,7 +281,7 @@ def test_a_tenant_without_weight_would_never_be_served(folder: Path, weight: str
     assert [str(one) for one in load(folder / "a.yaml", TenantPolicy)[1]] == [f"a.yaml:{line}"]
 
 
-def test_a_tenant_without_routes_is_a_mistake(folder: Path) -> None:
+def test_a_tenant_without_routes_is_an_issue(folder: Path) -> None:
     (folder / "a.yaml").write_text("tenant: a\nroutes: []\n")
     assert [str(one) for one in load(folder / "a.yaml", TenantPolicy)[1]] == [
         "a.yaml:2: routes: must have at least 1 entry"

@@ -75,7 +75,7 @@ async def test_sums_of_an_earlier_version_are_read_by_day(
     assert await books[0].read(2) == {ROW: QualityTally.of(0, 1) + QualityTally.of(1, 1), other: QualityTally.of(1, 0)}
 
 
-async def test_what_was_spent_is_kept_for_two_days(
+async def test_spending_is_stored_for_two_days(
     books: list[QualityStore], redis: Redis, request: pytest.FixtureRequest
 ) -> None:
     await books[0].take("acme", "chat", CENT, CENT)
@@ -83,7 +83,7 @@ async def test_what_was_spent_is_kept_for_two_days(
     assert 0 < await redis.ttl(keys.quality_spent(books[0].today())) <= 2 * DAY_S
 
 
-async def test_no_more_is_taken_than_a_day_has_whoever_asks(books: list[QualityStore], clock: Clock) -> None:
+async def test_all_processes_together_reserve_at_most_the_daily_budget(books: list[QualityStore], clock: Clock) -> None:
     taking = (books[number % 2].take("acme", "chat", CENT, 10 * CENT) for number in range(40))
     taken = [one for one in await asyncio.gather(*taking) if one is not None]
     assert len(taken) == 10
@@ -94,7 +94,7 @@ async def test_no_more_is_taken_than_a_day_has_whoever_asks(books: list[QualityS
     assert await books[0].take("acme", "chat", CENT, 10 * CENT) is not None
 
 
-async def test_what_was_spent_beyond_what_was_taken_counts_too(books: list[QualityStore]) -> None:
+async def test_spending_above_the_reservation_counts(books: list[QualityStore]) -> None:
     taken = await books[0].take("acme", "chat", CENT, 2 * CENT)
     assert taken is not None
     await books[0].settle(taken, 3 * CENT)
@@ -116,7 +116,7 @@ async def test_of_a_day_that_redis_has_lost_nothing_is_given_back(books: list[Qu
     assert await books[0].spent_today() == {("acme", "chat"): Decimal(0)}
 
 
-async def test_what_was_not_spent_is_given_back_to_its_day(books: list[QualityStore], clock: Clock) -> None:
+async def test_unspent_money_is_returned_to_its_day(books: list[QualityStore], clock: Clock) -> None:
     taken = await books[0].take("acme", "chat", CENT, CENT)
     assert taken is not None
     assert await books[0].take("acme", "chat", CENT, CENT) is None

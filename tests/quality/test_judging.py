@@ -19,7 +19,7 @@ def test_a_grade_is_a_number_alone(reply: str, grade: float) -> None:
 
 
 @pytest.mark.parametrize("reply", ["", "2", "1.01", "-0.5", "0,5", "0.5/1", "Score: 0.5", "0.5 0.6", "1e0", "\u0661"])
-def test_anything_else_is_none(reply: str) -> None:
+def test_any_other_reply_is_no_verdict(reply: str) -> None:
     assert parse_grade(reply) is None
 
 
@@ -28,7 +28,7 @@ def chat(*turns: tuple[str, str]) -> bytes:
     return json.dumps({"model": "chat", "messages": messages, "temperature": 1.5, "n": 1, "stop": "1"}).encode()
 
 
-def test_the_question_is_the_last_that_a_user_asked() -> None:
+def test_the_question_is_the_last_user_message() -> None:
     request = grading_request(
         parse_chat(chat(("user", "first"), ("assistant", "so"), ("user", "second"))), "ours", "theirs"
     )

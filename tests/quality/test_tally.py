@@ -31,7 +31,7 @@ def test_sums_are_exact_in_any_order() -> None:
     assert whole.difference == whole.guided - whole.student
 
 
-def test_without_comparisons_nothing_is_said() -> None:
+def test_without_comparisons_there_is_no_result() -> None:
     assert QualityTally().mean(0) is None
     assert summed([(1, 0)] * (MIN_SAMPLES - 1)).interval() is None
 
@@ -47,7 +47,7 @@ def test_the_interval_is_that_of_the_paired_t_test(count: int) -> None:
     assert interval == pytest.approx((expected.low, expected.high), abs=2e-3)
 
 
-def test_an_interval_stays_within_what_a_difference_can_be() -> None:
+def test_an_interval_is_within_the_possible_differences() -> None:
     low, high = summed([(1, 0)] * 9 + [(0, 1)]).interval() or (None, None)
     assert low is not None
     assert -1 <= low <= 0.8 <= high <= 1

@@ -101,7 +101,7 @@ async def test_an_absent_redis_is_refused_in_one_line() -> None:
         assert "embedded" in refused.value.message
 
 
-async def test_who_can_do_nothing_with_a_redis_of_its_own_is_not_advised_one() -> None:
+async def test_the_embedded_redis_is_recommended_only_where_it_works() -> None:
     async with client_on("redis://127.0.0.1:1/0") as (client, _):
         with pytest.raises(StartupError, match=r"or correct redis\.url") as refused:
             await client.require(embedded=False)
@@ -139,7 +139,7 @@ async def test_versions_are_compared_as_numbers() -> None:
         await client.require()
 
 
-async def test_a_connection_that_was_closed_meanwhile_is_replaced_without_a_word() -> None:
+async def test_a_closed_pooled_connection_is_replaced_silently() -> None:
     """Redis closed a pooled connection during a command: the command is sent once more."""
     pings: list[int] = []
 
@@ -171,7 +171,7 @@ async def test_a_command_is_sent_again_once_and_no_more() -> None:
         assert len(pings) == 2
 
 
-async def test_a_slow_redis_is_given_up_after_its_time_and_not_asked_again() -> None:
+async def test_a_slow_command_times_out_without_a_retry() -> None:
     """Waiting twice would not help."""
 
     pings = 0
@@ -216,7 +216,7 @@ def test_a_loop_that_is_held_for_longer_than_the_timeout_is_no_failure_of_redis(
         runner.run(use())
 
 
-async def test_a_redis_that_stands_still_is_noticed_also_while_the_loop_lags(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_blocked_redis_is_detected_while_the_loop_lags(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(redis_client, "_CHECK_INTERVAL_S", 0.02)
     tasks, loop = BackgroundTasks(), asyncio.get_running_loop()
     async with EmbeddedRedis() as server, client_on(server.url, TIMEOUT_S) as (client, _):
@@ -235,7 +235,7 @@ async def test_a_redis_that_stands_still_is_noticed_also_while_the_loop_lags(mon
         await tasks.close()
 
 
-async def test_who_listens_is_not_given_up_for_silence() -> None:
+async def test_a_silent_subscription_does_not_time_out() -> None:
     """A message may take long. A lost connection raises an error at once instead of reconnecting silently."""
     async with (
         EmbeddedRedis() as server,
@@ -253,7 +253,7 @@ async def test_who_listens_is_not_given_up_for_silence() -> None:
 
 
 @pytest.mark.skipif(not hasattr(socket, "TCP_KEEPIDLE"), reason="this system's patience cannot be set")
-async def test_a_peer_that_vanished_without_a_word_is_noticed_within_seconds() -> None:
+async def test_a_vanished_peer_is_detected_within_seconds() -> None:
     """A subscriber sends nothing: without the system's probes it would wait forever."""
     async with (
         fake_redis(lambda command, _: greeting(command), tcp=True) as url,
@@ -271,7 +271,7 @@ async def test_a_peer_that_vanished_without_a_word_is_noticed_within_seconds() -
         assert idle_s + every_s * times <= 15
 
 
-def test_a_rest_is_twice_the_last_one_until_it_went_well_for_as_long_as_the_longest() -> None:
+def test_pauses_double_until_a_long_success() -> None:
     rest = ReconnectBackoff(1.0)
     now, took = 100.0, []
     for well_s in (0.0, 0.2, 0.2, 5.0, 0.2, MAX_BACKOFF_S + 0.1, 0.2):
@@ -282,9 +282,7 @@ def test_a_rest_is_twice_the_last_one_until_it_went_well_for_as_long_as_the_long
     assert took == pytest.approx([1, 2, 4, 8, 8, 1, 2])
 
 
-async def test_a_redis_that_answers_the_watch_and_nobody_else_is_tried_less_and_less(
-    redis_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_attempts_back_off_if_only_the_watch_succeeds(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each attempt costs waiting requests time."""
     monkeypatch.setattr(redis_client, "_CHECK_INTERVAL_S", 0.02)
     tasks, tries = BackgroundTasks(), []

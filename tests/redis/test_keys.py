@@ -27,7 +27,7 @@ KEYS = RedisKeys("gkt")
         ([KEYS.ended_session("1f")], redis_keys.SESSION),
     ],
 )
-def test_a_name_says_its_layout(names: list[str], layout: int) -> None:
+def test_a_key_name_contains_its_layout_version(names: list[str], layout: int) -> None:
     assert {re.search(r":v(\d+):", name)[1] for name in names} == {str(layout)}  # type: ignore[index]
 
 

@@ -21,7 +21,7 @@ def test_a_share_is_the_weights_part_of_the_capacity() -> None:
     assert (share.total, share.held("flood"), share.held("heavy"), share.held("nobody")) == (29, 20, 9, 0)
 
 
-def test_a_tenant_that_is_alone_has_everything() -> None:
+def test_a_single_tenant_gets_the_whole_capacity() -> None:
     """Also after other tenants held some: no rounding error remains."""
     share = FairShare(3)
     for weight in (0.1, 0.2, 0.3):

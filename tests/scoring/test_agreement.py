@@ -31,9 +31,7 @@ COMPARISONS: tuple[Comparison, ...] = get_args(Comparison)
         ("choice", "It depends.", "The answer is (b).", False),
     ],
 )
-def test_answers_agree_where_they_come_to_the_same(
-    comparison: Comparison, answer: str, reference: str, *, agrees: bool
-) -> None:
+def test_answers_with_equal_results_agree(comparison: Comparison, answer: str, reference: str, *, agrees: bool) -> None:
     assert agreement(comparison, answer, reference) == agrees
 
 

@@ -51,7 +51,7 @@ def test_a_stated_letter_is_read(text: str, letter: str) -> None:
         ("The answer is Attic, not harbour.", "d"),
     ],
 )
-def test_a_stated_text_stands_for_its_letter(text: str, letter: str) -> None:
+def test_a_stated_text_counts_as_its_letter(text: str, letter: str) -> None:
     assert named(text) == letter
 
 

@@ -101,7 +101,7 @@ def test_an_answer_without_a_number_has_no_result(text: str) -> None:
     assert value(text) is None
 
 
-def test_program_code_is_no_result_but_what_it_printed_is() -> None:
+def test_the_output_of_program_code_is_a_result_and_the_code_is_not() -> None:
     text = "That is 9 * 2 = 18 dollars.\n\nLet me confirm it:\n```python\nprice = 2\nprint(9 * price)\n```\n"
     assert value(text) == 18
     assert value("```python\nx = 12\n```\n```output\n16.25\n```\n") == Fraction("16.25")
@@ -131,7 +131,7 @@ def test_program_code_is_no_result_but_what_it_printed_is() -> None:
         ("That is 9 * 2 = 18.\n\nLet us confirm it with code.\n```python\nprice = 2", 18),
     ],
 )
-def test_an_answer_that_breaks_off_has_what_it_had_worked_out(text: str, expected: int | None) -> None:
+def test_an_incomplete_answer_has_its_last_result(text: str, expected: int | None) -> None:
     assert value(text) == expected
 
 
@@ -178,13 +178,13 @@ def test_a_tolerance_allows_for_rounding_and_no_more() -> None:
     assert not equal(found, number("10/3"), Fraction("0.001"))
 
 
-def test_what_is_no_number_is_refused_as_a_right_answer() -> None:
+def test_a_correct_answer_must_be_a_number() -> None:
     with pytest.raises(ValueError, match="not a number"):
         number("about a dozen or so of them, I think")
 
 
 @given(st.integers(0, 10**9), st.integers(0, 10**6), st.integers(-20, 20))
-def test_a_number_is_worth_what_is_written(whole: int, behind: int, power: int) -> None:
+def test_a_number_has_its_written_value(whole: int, behind: int, power: int) -> None:
     written = f"{whole}.{behind}e{power}"
     assert number(written) == NumberValue(written, Fraction(written))
 

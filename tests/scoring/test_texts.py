@@ -16,7 +16,7 @@ def test_words_count_as_often_as_in_both() -> None:
 
 
 @pytest.mark.parametrize("text", ["  Yes,\n it  IS. ", '"Yes, it is!"', "**yes, it is**", "yes, it is?", "Yes, it is"])
-def test_a_text_is_the_same_whatever_its_capitals_blanks_and_marks_around_it(text: str) -> None:
+def test_case_whitespace_and_punctuation_are_ignored(text: str) -> None:
     assert normalize_text(text) == "yes, it is"
 
 
@@ -31,5 +31,5 @@ def test_a_text_is_the_same_whatever_its_capitals_blanks_and_marks_around_it(tex
         ("The answer should be a town. Oslo", "The answer should be a town. Oslo"),
     ],
 )
-def test_what_is_stated_last_stands_for_the_whole(text: str, stated: str) -> None:
+def test_the_last_statement_is_the_answer(text: str, stated: str) -> None:
     assert stated_text(text) == stated

@@ -18,14 +18,14 @@ def listening(port: int) -> socket.socket:
     return socket.create_server((HOST, port), reuse_port=True)
 
 
-def test_a_kept_port_is_there_for_those_who_share_it_and_for_nobody_else() -> None:
+def test_a_reserved_port_is_available_only_to_its_sharers() -> None:
     with reserved_port(HOST, 0, "server.port") as port:
         assert port > 0
         with listening(port), listening(port), pytest.raises(OSError, match="in use"):
             socket.create_server((HOST, port))
 
 
-def test_keeping_a_port_takes_no_connection_from_those_who_listen() -> None:
+def test_reserving_a_port_takes_no_connections_from_listeners() -> None:
     """The kernel gives each of many connections to one of the two sockets."""
     with (
         reserved_port(HOST, 0, "server.port") as port,
@@ -51,7 +51,7 @@ def test_keeping_a_port_takes_no_connection_from_those_who_listen() -> None:
 
 
 @pytest.mark.parametrize("shares", [False, True])
-def test_a_port_that_somebody_listens_on_is_refused(shares: bool) -> None:
+def test_a_port_in_use_is_rejected(shares: bool) -> None:
     """This includes a port that its process shares, which may be another gateway."""
     with socket.create_server((HOST, 0), reuse_port=shares) as taken:
         port = taken.getsockname()[1]
@@ -69,6 +69,6 @@ def test_every_address_of_a_host_gets_the_same_port() -> None:
                 other.bind(address)
 
 
-def test_a_host_that_is_none_of_ours_is_said() -> None:
+def test_a_foreign_host_is_reported() -> None:
     with pytest.raises(StartupError, match="cannot be opened"), reserved_port("192.0.2.1", 0, "server.port"):
         pytest.fail("kept")

@@ -27,17 +27,17 @@ async def hang_up() -> tuple[bool, bool]:
         asyncio.get_running_loop().remove_signal_handler(signal.SIGHUP)
 
 
-async def test_a_hang_up_asks_for_a_reload() -> None:
+async def test_sighup_triggers_a_reload() -> None:
     assert await hang_up() == (True, False)
 
 
-async def test_a_hang_up_of_the_terminal_asks_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_sighup_of_a_closed_terminal_stops_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """A closed terminal has no reader of the log, and standard error is no longer a terminal."""
     answers = iter([True, False])
     monkeypatch.setattr(os, "isatty", lambda _: next(answers))
     assert await hang_up() == (False, True)
 
 
-async def test_a_hang_up_sent_to_a_process_on_a_terminal_asks_for_a_reload(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_sighup_to_a_process_on_an_open_terminal_triggers_a_reload(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "isatty", lambda _: True)
     assert await hang_up() == (True, False)

@@ -17,9 +17,7 @@ def test_the_folder_of_the_metrics_is_gone_in_the_end() -> None:
     assert not Path(folder).exists()
 
 
-def test_a_machine_without_a_folder_to_write_in_is_told_what_to_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_writable_folder_the_error_has_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
     with pytest.raises(StartupError, match="TMPDIR"), _shared_folder():
         pytest.fail("made")

@@ -125,7 +125,7 @@ def test_both_workers_answer_on_both_ports(gateway: GatewayProcess) -> None:
 
 
 @pytest.mark.long
-def test_any_worker_tells_the_sum_of_all(gateway: GatewayProcess) -> None:
+def test_any_worker_returns_the_sums_of_all(gateway: GatewayProcess) -> None:
     for _ in range(24):
         assert ask(gateway.url).status_code == 200
     until(lambda: len(logged(gateway, "request")) == 24, "a request is not recorded")
@@ -137,7 +137,7 @@ def test_any_worker_tells_the_sum_of_all(gateway: GatewayProcess) -> None:
     assert measured(gateway.admin_url, "gkt_redis_up") == 1
 
 
-def test_a_killed_worker_is_started_again_and_no_counter_goes_back(gateway: GatewayProcess) -> None:
+def test_a_killed_worker_is_restarted_and_counters_never_decrease(gateway: GatewayProcess) -> None:
     """Meanwhile the other worker answers every new connection."""
     for _ in range(12):
         assert ask(gateway.url).status_code == 200
@@ -172,7 +172,7 @@ def holder(gateway: GatewayProcess) -> int:
 
 
 @pytest.mark.long
-def test_what_a_killed_worker_held_leaves_the_sums(tmp_path: Path, redis_url: str) -> None:
+def test_gauges_of_a_killed_worker_are_removed_from_the_sums(tmp_path: Path, redis_url: str) -> None:
     with (
         FakeEngine(hang).running() as engine,
         two_workers(tmp_path, engine, redis_url, server={"workers": 2, "drain_timeout": "0s"}) as gateway,
@@ -218,7 +218,7 @@ def test_a_signal_drains_every_worker(tmp_path: Path, redis_url: str, number: si
 
 
 @pytest.mark.long
-def test_who_connects_while_one_worker_drains_is_served_by_the_other(tmp_path: Path, redis_url: str) -> None:
+def test_new_connections_during_a_drain_are_served_by_the_other_worker(tmp_path: Path, redis_url: str) -> None:
     """A draining worker stops listening. On open connections it answers 503, and closes them."""
     body = {"model": "chat-student", "messages": [{"role": "user", "content": "Write."}]}
     with (
@@ -252,7 +252,7 @@ def test_who_connects_while_one_worker_drains_is_served_by_the_other(tmp_path: P
 
 
 @pytest.mark.long
-def test_a_worker_that_does_not_drain_is_told_by_the_exit_code(tmp_path: Path, redis_url: str) -> None:
+def test_a_worker_that_does_not_drain_sets_the_exit_code(tmp_path: Path, redis_url: str) -> None:
     """The test kills it during its request, like a supervisor kills a worker that exceeds the time limit."""
     with (
         FakeEngine(hang).running() as engine,
@@ -286,7 +286,7 @@ def test_no_worker_outlives_a_killed_supervisor(
 
 
 @pytest.mark.long
-def test_a_worker_that_cannot_come_back_is_tried_again_while_the_other_goes_on(
+def test_a_worker_that_cannot_restart_is_retried_while_the_other_serves(
     tmp_path: Path, gateway: GatewayProcess
 ) -> None:
     """The log has the error of its start, and the pause grows."""

@@ -59,7 +59,7 @@ def ask(client: OpenAI, route: str, **more: Any) -> tuple[str, dict[str, Any]]:
 
 
 @pytest.mark.long
-def test_the_length_is_chosen_and_the_caller_who_wants_little_gets_none(client: OpenAI) -> None:
+def test_the_length_is_chosen_and_short_answers_get_no_guidance(client: OpenAI) -> None:
     _, receipt = ask(client, "chat-auto")
     assert receipt["guidance"]["tokens"] == receipt["teacher"]["output_tokens"] == 16
     assert receipt["length"]["by"] == "default"
@@ -68,7 +68,7 @@ def test_the_length_is_chosen_and_the_caller_who_wants_little_gets_none(client: 
 
 
 @pytest.mark.long
-def test_an_opening_of_a_sentence_ends_with_one_streamed_or_not(client: OpenAI) -> None:
+def test_guidance_ends_with_a_sentence_in_json_and_streams(client: OpenAI) -> None:
     """A JSON reply and a stream end the opening at the same place."""
     whole, receipt = ask(client, "chat-sentence", max_tokens=200)
     assert receipt["length"]["ended"] == "sentence"
@@ -80,7 +80,7 @@ def test_an_opening_of_a_sentence_ends_with_one_streamed_or_not(client: OpenAI) 
 
 
 @pytest.mark.long
-def test_a_student_is_asked_for_its_first_token_and_the_receipt_tells_of_it(client: OpenAI) -> None:
+def test_the_confidence_probe_is_on_the_receipt(client: OpenAI) -> None:
     _, receipt = ask(client, "chat-sure")
     assert (receipt["unguided"], receipt["mode"], receipt["teacher"]) == ("student_confident", "student", None)
     assert receipt["probe"]["output_tokens"] == 1
@@ -92,7 +92,7 @@ def test_a_student_is_asked_for_its_first_token_and_the_receipt_tells_of_it(clie
     assert receipt["length"]["probe"]["p1"] == pytest.approx(probe["p1"], abs=0.02)
 
 
-def test_tgi_tells_of_its_first_token_in_chats_too(client: OpenAI) -> None:
+def test_tgi_returns_logprobs_of_the_first_token_in_chats(client: OpenAI) -> None:
     _, receipt = ask(client, "chat-big-unsure")
     assert receipt["length"]["probe"]["outcome"] == "unsure"
     assert receipt["probe"]["model"] == "big"

@@ -93,7 +93,7 @@ def test_a_wrong_field_is_named(caller: httpx.Client, body: dict[str, Any], para
 
 
 @pytest.mark.parametrize("raw", [b"", b"{", b"[]", b'"text"', b"\xff\xfe", b"null", b"NaN"])
-def test_what_is_not_a_json_object_is_400(caller: httpx.Client, raw: bytes) -> None:
+def test_a_body_other_than_a_json_object_is_400(caller: httpx.Client, raw: bytes) -> None:
     """Any bytes that are not a JSON object get a 400."""
     answer = caller.post("/v1/chat/completions", content=raw)
     assert answer.status_code == 400
@@ -200,7 +200,7 @@ def test_unknown_routes_are_404_and_wrong_methods_405(caller: httpx.Client) -> N
     assert "POST" in _error(wrong)["message"]
 
 
-def test_no_reply_tells_what_the_gateway_is_built_with(caller: httpx.Client, gate: GatewayProcess) -> None:
+def test_no_reply_reveals_versions_of_libraries(caller: httpx.Client, gate: GatewayProcess) -> None:
     """Versions of Python and aiohttp would help attackers."""
     request_body = {"model": "chat-student", "messages": ASKED}
     replies = [

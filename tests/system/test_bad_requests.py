@@ -49,7 +49,7 @@ def breaker_of(gateway: GatewayProcess, engine: str) -> str:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_prompt_that_is_too_long_for_tgi_is_refused_once_and_shuts_nobody_out(
+def test_a_prompt_too_long_for_tgi_is_rejected_once_and_affects_no_other_caller(
     caller: CountingClient, gateway: GatewayProcess, stream: bool
 ) -> None:
     """TGI reports it under HTTP 200 in a stream, and with a status otherwise."""
@@ -75,7 +75,9 @@ BAD: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("what", BAD)
-def test_what_llama_cpp_cannot_take_is_refused_once(caller: CountingClient, gateway: GatewayProcess, what: str) -> None:
+def test_requests_unsupported_by_llama_cpp_are_rejected_once(
+    caller: CountingClient, gateway: GatewayProcess, what: str
+) -> None:
     """llama.cpp answers 500 to all of these, which the SDK would retry."""
     request: dict[str, Any] = {"model": "chat-student", "messages": PLAIN, "max_tokens": 4} | BAD[what]
     with pytest.raises(openai.BadRequestError) as refused:

@@ -76,7 +76,7 @@ def ask(gateway: GatewayProcess, route: str, **more: Any) -> tuple[httpx.Respons
     ("route", "answer"), [("chat", SHOWN + REST), ("chat-secret", SHOWN + REST), ("chat-context", REST)]
 )
 @pytest.mark.parametrize("stream", [False, True])
-def test_the_answer_counts_as_the_baseline_model_would_count_it(
+def test_the_answer_is_counted_with_the_baseline_models_tokenizer(
     gateway: GatewayProcess, route: str, answer: str, *, stream: bool
 ) -> None:
     """The whole answer counts, in any mode, as JSON and as a stream."""
@@ -91,7 +91,7 @@ def test_the_answer_counts_as_the_baseline_model_would_count_it(
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_the_reply_says_what_the_receipt_does(gateway: GatewayProcess, *, stream: bool) -> None:
+def test_the_reply_and_the_receipt_have_the_same_baseline(gateway: GatewayProcess, *, stream: bool) -> None:
     reply, receipt = ask(gateway, "chat", stream=stream, stream_options={"include_usage": True} if stream else None)
     if stream:
         events = [line.removeprefix("data: ") for line in reply.text.splitlines() if line.startswith("data: {")]
@@ -102,7 +102,7 @@ def test_the_reply_says_what_the_receipt_does(gateway: GatewayProcess, *, stream
     assert receipt["baseline_basis"] == "tokenizer"
 
 
-def test_who_may_not_see_what_it_cost_is_not_told_the_error(gateway: GatewayProcess) -> None:
+def test_hidden_costs_hide_the_error(gateway: GatewayProcess) -> None:
     reply, _ = ask(gateway, "chat-secret")
     assert not [name for name in reply.headers if name.startswith("x-gkt-") and name.endswith("-usd")]
     receipt = httpx.get(

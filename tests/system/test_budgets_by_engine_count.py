@@ -242,7 +242,7 @@ async def test_a_budget_holds_whenever_callers_disconnect(world: World, case: Ca
 
 
 @pytest.mark.parametrize("case", _params(UNDER_FALSE_USAGE))
-async def test_a_budget_holds_whatever_usage_an_engine_reports(
+async def test_a_budget_holds_for_any_usage_that_an_engine_reports(
     world: World, case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The sent and received text bounds the reported tokens."""

@@ -118,7 +118,7 @@ class Callers:
 
 
 @pytest.mark.timeout(180)
-def test_no_secret_is_found_where_it_should_not_be(tmp_path: Path) -> None:
+def test_no_secret_leaks_into_logs_metrics_replies_or_storage(tmp_path: Path) -> None:
     """Search keys, prompts and answers in logs, metrics, traces, readiness, queues, receipts, other replies, Redis and
     files.
     """

@@ -86,7 +86,7 @@ def test_output_without_figures_is_an_error_that_quotes_it() -> None:
 
 
 @pytest.mark.parametrize("kind", ["json", "stream"])
-async def test_wrk_sends_what_is_asked_and_no_two_prompts_are_the_same(kind: wrk.Kind) -> None:
+async def test_wrk_sends_the_request_with_unique_prompts(kind: wrk.Kind) -> None:
     program("wrk")
     bodies: list[bytes] = []
     heads: list[bytes] = []
@@ -157,7 +157,7 @@ def test_refused_requests_are_not_counted_as_answered() -> None:
     assert over_rounds([RoundResult(reading(100, refused=40), cores=0.1)]).per_second == 30.0
 
 
-def test_added_latency_is_what_stands_above_the_upstream() -> None:
+def test_added_latency_is_relative_to_the_upstream() -> None:
     seen = {BenchCase(UPSTREAM, "json", 1): figures(p50_ms=0.5), BenchCase(GUIDED, "json", 1): figures(p50_ms=13.0)}
     assert added_ms(seen, BenchCase(GUIDED, "json", 1)) == 12.5
     assert added_ms({BenchCase(GUIDED, "json", 1): figures()}, BenchCase(GUIDED, "json", 1)) is None
@@ -201,7 +201,7 @@ def test_a_gate_can_hold_and_miss_its_goal() -> None:
 
 
 @pytest.mark.parametrize("lacking", sorted(needed_by_gates(), key=str), ids=str)
-def test_gates_are_not_told_without_the_figures_that_they_need(lacking: BenchCase) -> None:
+def test_gates_require_their_figures(lacking: BenchCase) -> None:
     seen = measured()
     del seen[lacking]
     with pytest.raises(KeyError):
@@ -252,7 +252,7 @@ def test_the_backlog_is_the_age_of_the_oldest_receipt_that_a_usage_worker_has_no
         assert until(lambda: systems.backlog_s(redis) == 0.0), "the usage worker does not read it"
 
 
-def test_a_text_becomes_one_word_of_nginxs_configuration() -> None:
+def test_a_text_is_quoted_as_one_word_for_nginx() -> None:
     assert systems._nginx_word('a "b"\\\nc') == '"a \\"b\\"\\\\\\nc"'
 
 
@@ -289,7 +289,7 @@ def until(true: Callable[[], bool]) -> bool:
     return true()
 
 
-def test_children_and_what_they_started_end_when_we_are_interrupted(tmp_path: Path) -> None:
+def test_children_and_their_descendants_end_on_an_interrupt(tmp_path: Path) -> None:
     pids: list[int] = []
 
     def interrupted() -> None:
@@ -303,7 +303,7 @@ def test_children_and_what_they_started_end_when_we_are_interrupted(tmp_path: Pa
     assert until(lambda: not any(alive(pid) for pid in pids))
 
 
-def test_a_child_that_ends_at_once_is_told_with_the_end_of_its_log(tmp_path: Path) -> None:
+def test_a_child_that_ends_at_once_is_reported_with_the_end_of_its_log(tmp_path: Path) -> None:
     with (
         running("broken", ["sh", "-c", "echo no such port; exit 3"], tmp_path) as child,
         pytest.raises(NotStarted, match="status 3: no such port"),

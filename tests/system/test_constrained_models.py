@@ -109,9 +109,7 @@ def test_a_raw_prompts_grammar_holds(client: OpenAI, *, stream: bool) -> None:
 @pytest.mark.parametrize(
     "begun", ["The capital of", "The", "The capital of the country of France, as is well known, is"]
 )
-def test_an_answer_that_the_caller_began_goes_on_alike_as_json_and_as_a_stream(
-    client: OpenAI, model: str, begun: str
-) -> None:
+def test_a_callers_prefix_is_continued_equally_in_json_and_streams(client: OpenAI, model: str, begun: str) -> None:
     """llama.cpp repeats the beginning in JSON, and not in a stream. With `echo` it does in both."""
     chat = [{"role": "user", "content": "What is the capital of France?"}, {"role": "assistant", "content": begun}]
     headers, whole = ask(client, model, chat, stream=False, max_tokens=8)

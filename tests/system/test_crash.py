@@ -124,9 +124,7 @@ def counted(process: GatewayProcess, metric: str, label: str = "") -> float:
     return sum(float(line.rpartition(" ")[2]) for line in lines)
 
 
-async def test_what_a_killed_process_worked_on_is_settled_once_by_those_who_live(
-    redis_url: str, tmp_path: Path
-) -> None:
+async def test_requests_of_a_killed_process_are_settled_once_by_the_others(redis_url: str, tmp_path: Path) -> None:
     """kill -9 with 4 requests at the teacher and 3 in a student's stream, after 5 answers: 7 requests are abandoned."""
     finished, at_teacher, streaming = 5, 4, 3
     async with world(redis_url, "killed") as part:
@@ -208,7 +206,7 @@ async def _has(what: Any, count: int) -> bool:
 
 
 @pytest.mark.long
-async def test_a_process_that_only_hung_has_the_last_word(redis_url: str, tmp_path: Path) -> None:
+async def test_receipts_of_a_resumed_process_replace_abandoned_ones(redis_url: str, tmp_path: Path) -> None:
     """SIGSTOP for longer than the lease: the requests are abandoned.
 
     SIGCONT: they are answered, and their final receipts stay.
@@ -252,7 +250,7 @@ async def test_a_process_that_only_hung_has_the_last_word(redis_url: str, tmp_pa
 
 
 @pytest.mark.long
-async def test_a_redis_that_restarts_empty_learns_of_what_is_under_way(tmp_path: Path) -> None:
+async def test_an_empty_redis_gets_the_requests_in_flight(tmp_path: Path) -> None:
     """Two requests end after the restart: a receipt each. Two others die with their process: abandoned."""
     async with EmbeddedRedis() as server, world(server.url, "restart") as part:
         part.student.behave = part.waits
@@ -284,7 +282,7 @@ async def test_a_redis_that_restarts_empty_learns_of_what_is_under_way(tmp_path:
     print("after a restart of Redis: 2 ok, 2 abandoned, 4 receipts")
 
 
-async def test_a_process_that_is_told_to_stop_leaves_no_intent(redis_url: str, tmp_path: Path) -> None:
+async def test_a_stopped_process_leaves_no_intent(redis_url: str, tmp_path: Path) -> None:
     """Each request has its receipt, answered during the drain or canceled, and none is abandoned."""
     async with world(redis_url, "stopped") as part:
         part.student.behave = part.waits
@@ -305,7 +303,7 @@ async def test_a_process_that_is_told_to_stop_leaves_no_intent(redis_url: str, t
     print(f"after SIGTERM: {len(receipts)} receipts, 0 intents")
 
 
-async def test_a_caller_that_leaves_while_it_waits_for_admission_leaves_nothing_behind(tmp_path: Path) -> None:
+async def test_a_disconnect_during_admission_leaves_no_intent_or_reservation(tmp_path: Path) -> None:
     """Redis is paused and four callers disconnect before it resumes: four receipts and no engine call."""
     async with EmbeddedRedis() as server, world(server.url, "left") as part:
         with a_gateway(tmp_path, part, server.url, timeout="4s", lease="20s") as process:
@@ -327,7 +325,7 @@ async def test_a_caller_that_leaves_while_it_waits_for_admission_leaves_nothing_
 
 
 @pytest.mark.long
-async def test_a_redis_that_stands_still_costs_a_handful_of_requests_one_time_out(tmp_path: Path) -> None:
+async def test_a_blocked_redis_delays_each_caller_by_at_most_one_timeout(tmp_path: Path) -> None:
     """Five seconds, eight callers without pauses: each waits at most once, and all are answered, with receipts."""
     callers = 8
     async with EmbeddedRedis() as server, world(server.url, "still") as part:

@@ -303,7 +303,7 @@ async def here(machines: Fleet) -> Fleet:
     return machines
 
 
-async def test_told_to_stop_under_load(here: Fleet) -> None:
+async def test_sigterm_under_load_answers_all_accepted_requests(here: Fleet) -> None:
     """SIGTERM: every accepted request is answered, and the process leaves the fleet."""
     asked = [here.asks(at, 8) for at in here.all]
     await until(lambda: here.teacher.calls >= CAP and here.teacher.now > 0, True, 5)
@@ -344,7 +344,7 @@ async def test_killed_while_its_requests_wait(here: Fleet) -> None:
     await here.report()
 
 
-async def test_killed_while_the_teacher_works_for_it(here: Fleet) -> None:
+async def test_a_process_killed_during_a_teacher_call_returns_its_permits(here: Fleet) -> None:
     """The permits of the killed process return with its lease; all other requests are answered."""
     lost = here.asks(0, 6)
     await until(lambda: here.teacher.now, CAP, 5)
@@ -363,7 +363,7 @@ async def test_killed_while_the_teacher_works_for_it(here: Fleet) -> None:
     await here.report(of_the_dead=of_the_dead)
 
 
-async def test_killed_while_another_waits_for_what_it_fetches(here: Fleet) -> None:
+async def test_followers_of_a_killed_process_are_answered(here: Fleet) -> None:
     """The followers of the killed process are answered. After its lease one of them calls the teacher once more."""
     here.teacher.takes_s = 0.7
     followers = len(here.others)

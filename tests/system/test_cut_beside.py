@@ -102,7 +102,7 @@ class Guarding:
         return {one.labels["result"]: one.value for one in samples if one.name.endswith("_total") and one.value}
 
 
-async def test_what_outlasts_a_drain_is_dropped_and_no_engines_failure() -> None:
+async def test_background_runs_longer_than_a_drain_are_dropped_without_an_engine_failure() -> None:
     """The started run is settled, and the day's budget counts its possible cost."""
     guarding = Guarding()
     await guarding.begin()
@@ -114,7 +114,7 @@ async def test_what_outlasts_a_drain_is_dropped_and_no_engines_failure() -> None
     assert guarding.admission.in_flight == 0
 
 
-async def test_what_is_cancelled_is_too() -> None:
+async def test_canceled_background_runs_are_dropped_without_an_engine_failure() -> None:
     guarding = Guarding()
     await guarding.begin()
     await guarding.tasks.close()
@@ -122,7 +122,7 @@ async def test_what_is_cancelled_is_too() -> None:
     assert [name for name, _ in guarding.ledger.settled] == ["teacher"]
 
 
-async def test_what_begins_in_a_drain_has_no_place_and_is_refused() -> None:
+async def test_background_runs_are_rejected_during_a_drain() -> None:
     guarding = Guarding()
     await guarding.admission.drain(0)
     guarding.start()

@@ -55,14 +55,14 @@ def copied(*stages: str) -> list[str]:
     return [source for parts in copies if not parts[0].startswith("--from") for source in parts[:-1]]
 
 
-def test_the_linter_has_nothing_to_say() -> None:
+def test_the_linter_accepts_the_dockerfile() -> None:
     found = shutil.which("hadolint", path=f"{sysconfig.get_path('scripts')}{os.pathsep}{os.environ.get('PATH', '')}")
     assert found is not None, "hadolint is missing, which the extra `dev` brings"
     done = subprocess.run([found, ROOT / "Dockerfile"], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (0, "")
 
 
-def test_what_is_copied_is_there_and_not_left_out() -> None:
+def test_copied_paths_exist_and_are_not_ignored() -> None:
     """.dockerignore excludes everything except the copied paths."""
     everything, *lines = [
         line for line in (ROOT / ".dockerignore").read_text("utf-8").splitlines() if not line.startswith("#")
@@ -75,7 +75,7 @@ def test_what_is_copied_is_there_and_not_left_out() -> None:
 
 @pytest.mark.long
 @pytest.mark.timeout(4 * STEP_LIMIT_S)
-def test_the_steps_of_both_images_build_what_runs(tmp_path: Path) -> None:
+def test_the_steps_of_both_images_build_a_working_installation(tmp_path: Path) -> None:
     """The steps run unchanged, but below a folder and with this Python instead of the image's."""
     environ = {"PATH": f"{tmp_path}/bin:/usr/bin:/bin", "HOME": str(tmp_path), "LANG": "C.UTF-8"}
     (tmp_path / "bin").mkdir()
@@ -124,7 +124,7 @@ def _check(**environ: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(("status", "code"), [(200, 0), (503, 1)])
-def test_it_asks_the_gateway_itself_whatever_proxy_there_is(status: int, code: int) -> None:
+def test_the_health_check_ignores_proxy_variables(status: int, code: int) -> None:
     async def healthz(_: web.Request) -> web.Response:
         return web.Response(status=status)
 

@@ -86,7 +86,7 @@ def test_vectors_come_through_and_the_call_has_its_receipt(client: OpenAI, engin
     assert (raw.headers["x-gkt-mode"], raw.headers["x-gkt-student-tokens"]) == ("embeddings", "10+0")
 
 
-def test_nothing_of_the_reply_is_written_anew_but_the_models_name(gate: GatewayProcess) -> None:
+def test_only_the_model_name_of_the_reply_changes(gate: GatewayProcess) -> None:
     """Numbers keep the engine's digits."""
     answer = httpx.post(
         f"{gate.url}/v1/embeddings", json={"model": "vectors", "input": "a"}, headers={"Authorization": f"Bearer {KEY}"}
@@ -117,7 +117,7 @@ def test_a_large_reply_is_sent_whole(gate: GatewayProcess, engine: FakeEngine, m
     assert answer.headers["x-gkt-mode"] == "embeddings"
 
 
-def test_what_it_cost_is_hidden_where_the_route_says_so(client: OpenAI) -> None:
+def test_costs_are_hidden_if_the_route_hides_them(client: OpenAI) -> None:
     """Headers and receipt hide the cost."""
     raw = client.embeddings.with_raw_response.create(model="vectors-quiet", input="a")
     assert "x-gkt-cost-usd" not in raw.headers
@@ -138,7 +138,7 @@ def test_routes_for_embeddings_are_listed_and_answer_no_chats(client: OpenAI) ->
     assert "'chat', 'vectors'" in unknown.value.message
 
 
-def test_a_server_of_embeddings_alone_is_not_asked_to_chat(gate: GatewayProcess, engine: FakeEngine) -> None:
+def test_a_server_with_only_embeddings_is_not_probed_for_chats(gate: GatewayProcess, engine: FakeEngine) -> None:
     """The continuation probe would fail there."""
     give_up = time.monotonic() + 10
     while (ready := httpx.get(gate.admin_url + "/readyz").json())["status"] != "ready" and time.monotonic() < give_up:
@@ -178,9 +178,7 @@ def test_an_engine_that_fails_is_an_error_with_a_receipt(
 @pytest.mark.parametrize(
     ("given", "read"), [("Why is the sky blue?", range(6, 20)), ([1, 2, 3], [3]), ([[1, 2], [3, 4, 5]], [5])]
 )
-def test_what_the_engine_does_not_count_is_counted_here(
-    client: OpenAI, engine: FakeEngine, given: Any, read: Any
-) -> None:
+def test_usage_is_estimated_if_the_engine_has_none(client: OpenAI, engine: FakeEngine, given: Any, read: Any) -> None:
     """The gateway bounds words and counts token ids; the receipt marks both."""
 
     async def uncounted(request: web.Request, body: dict[str, Any]) -> web.Response:
@@ -196,7 +194,7 @@ def test_what_the_engine_does_not_count_is_counted_here(
     assert receipt["student"]["estimated"] is True
 
 
-def test_a_caller_who_leaves_has_a_receipt_and_the_engine_is_told(
+def test_a_disconnect_has_a_receipt_and_cancels_the_engine_call(
     client: OpenAI, engine: FakeEngine, gate: GatewayProcess
 ) -> None:
     """The engine may have read the whole input, so the caller pays for it."""
@@ -219,7 +217,7 @@ def test_a_caller_who_leaves_has_a_receipt_and_the_engine_is_told(
 
 @pytest.mark.long
 @pytest.mark.models
-def test_a_real_model_makes_the_vectors_that_it_makes_without_a_gateway(redis_url: str, tmp_path: Path) -> None:
+def test_a_real_model_returns_the_same_vectors_as_without_the_gateway(redis_url: str, tmp_path: Path) -> None:
     """llama.cpp through OpenAI's SDK: one text, several, token ids; as numbers and in base64."""
     texts = ["The baker sells rolls.", "A roll costs three dollars."]
     with (

@@ -31,7 +31,7 @@ def met(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, d
 @pytest.mark.long
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("name", [fault.name for fault in FAULTS])
-def test_a_fault_ends_as_the_table_says(name: str, met: dict[str, dict[str, Cell]]) -> None:
+def test_a_fault_has_the_outcome_in_the_table(name: str, met: dict[str, dict[str, Cell]]) -> None:
     """The reply, the receipt and the number of engine calls, with either protocol."""
     said = dict(zip(COLUMNS, CELLS[name], strict=True))
     assert met[name] == {
@@ -39,7 +39,7 @@ def test_a_fault_ends_as_the_table_says(name: str, met: dict[str, dict[str, Cell
     }
 
 
-def test_the_table_has_a_row_for_each_fault_and_a_cell_for_each_call_that_can_meet_it() -> None:
+def test_the_table_has_all_faults_and_calls() -> None:
     """The table is complete."""
     assert list(CELLS) == [fault.name for fault in FAULTS]
     can_meet = {(case.fault.name, case.column) for case in cases()}
@@ -47,6 +47,6 @@ def test_the_table_has_a_row_for_each_fault_and_a_cell_for_each_call_that_can_me
     assert cells == can_meet
 
 
-def test_the_document_is_what_the_table_says() -> None:
+def test_the_committed_page_is_current() -> None:
     """Regenerate the page with: python -m tests.failure_table > docs/reference/failures.md"""
     assert DOCUMENT.read_text("utf-8") == document()

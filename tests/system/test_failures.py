@@ -167,7 +167,7 @@ def test_the_normal_case_for_comparison(world: World) -> None:
         (says("Unfinished", "length"), "guidance_empty"),
     ],
 )
-def test_a_teacher_that_fails_costs_the_answer_its_guidance_or_its_life_as_the_policy_says(
+def test_a_failed_teacher_gives_an_unguided_answer_or_an_error_by_policy(
     world: World, behave: Any, reason: str
 ) -> None:
     """`student`: an unguided answer, marked as such. `reject`: 503 with Retry-After. Neither hangs."""
@@ -197,7 +197,7 @@ def test_a_teacher_that_blames_the_request_blames_the_caller_only_where_guidance
     assert world.receipt(refused)["status"] == "invalid_request"
 
 
-def test_an_identical_request_gets_the_guidance_that_is_kept_and_pays_nothing_for_it(world: World) -> None:
+def test_an_identical_request_gets_the_cached_guidance_for_free(world: World) -> None:
     """The teacher is called once for both, JSON or stream. Other tenants and other messages cause new calls."""
     same = a_question()
     first, again, streamed = world.ask(messages=same), world.ask(messages=same), world.ask(messages=same, stream=True)
@@ -224,7 +224,7 @@ def test_an_identical_request_gets_the_guidance_that_is_kept_and_pays_nothing_fo
 
 
 @pytest.mark.long
-def test_a_full_queue_is_429_or_an_unguided_answer_as_the_policy_says(redis_url: str, tmp_path: Any) -> None:
+def test_a_full_queue_is_429_or_an_unguided_answer_by_policy(redis_url: str, tmp_path: Any) -> None:
     """One call is in flight and one request waits; further requests are rejected at once."""
 
     async def slowly(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
@@ -331,9 +331,7 @@ def test_a_student_that_is_down_ends_a_begun_stream_with_an_error(world: World) 
     [(400, 400, "invalid_request"), (422, 400, "invalid_request"), (401, 502, "engine_rejected"),
      (429, 503, "engine_overloaded"), (500, 502, "engine_failed")],
 )  # fmt: skip
-def test_a_students_refusal_is_the_callers_fault_only_when_it_says_so(
-    world: World, code: int, expected: int, field: str
-) -> None:
+def test_only_400_and_422_of_a_student_are_request_errors(world: World, code: int, expected: int, field: str) -> None:
     """400 and 422 blame the request; all other statuses are engine errors."""
     world.student.behave = status(code, {"error": {"message": "top_k must not be 7"}}, **{"Retry-After": "7"})
     # One that says for how long it is busy is left alone for so long, and is a student of its own.
@@ -347,7 +345,7 @@ def test_a_students_refusal_is_the_callers_fault_only_when_it_says_so(
 
 
 @pytest.mark.parametrize("code", [429, 503])
-def test_a_full_student_is_503_with_a_time_to_come_again_even_if_it_names_none(world: World, code: int) -> None:
+def test_an_overloaded_student_is_503_with_retry_after(world: World, code: int) -> None:
     """TGI sends no Retry-After."""
     world.student.behave = status(code, {"error": "Model is overloaded", "error_type": "overloaded"})
     answer = world.ask("chat-student")
@@ -452,7 +450,7 @@ def test_a_caller_that_hangs_up_still_gets_a_receipt_and_frees_the_student(world
     assert receipt["student"]["at_least"] is True, "it may have written anything, and says so"
 
 
-def test_a_caller_that_hangs_up_on_the_teacher_pays_for_what_it_may_have_written(world: World) -> None:
+def test_a_disconnect_during_the_teacher_call_is_charged_up_to_its_limit(world: World) -> None:
     """The receipt estimates up to m tokens, so a disconnect does not make them free."""
     world.teacher.behave = hang
     before = world.receipts()
@@ -463,7 +461,7 @@ def test_a_caller_that_hangs_up_on_the_teacher_pays_for_what_it_may_have_written
     assert receipt["student"] is None
 
 
-def test_a_caller_that_hangs_up_on_a_stream_pays_for_what_was_written(world: World) -> None:
+def test_a_disconnect_during_a_stream_is_charged_for_the_sent_text(world: World) -> None:
     """SSE: the receipt counts the received words as an estimate."""
 
     async def for_ever(request: web.Request, _: dict[str, Any]) -> web.StreamResponse:
@@ -516,7 +514,7 @@ def test_a_stop_text_inside_the_guidance_ends_the_answer_there(world: World) -> 
     assert world.student.requests == []
 
 
-def test_usage_that_the_student_did_not_give_is_estimated_and_said_so(world: World) -> None:
+def test_missing_usage_of_the_student_is_estimated_and_marked(world: World) -> None:
     """An estimate is an upper bound and is marked as an estimate."""
 
     async def uncounted(_: web.Request, __: dict[str, Any]) -> web.Response:
@@ -543,7 +541,7 @@ def _logged(world: World) -> Counter[str]:
     return Counter(line["status"] for line in world.gateway.log if line["event"] == "request")
 
 
-def test_metrics_count_what_the_receipts_say(world: World) -> None:
+def test_metrics_equal_the_receipts(world: World) -> None:
     """Requests by status over this process's life equal the receipts in its log."""
     world.receipt(world.ask())
     # A request of the test before may be at its end: of its two marks one is seen before the other.
@@ -554,7 +552,7 @@ def test_metrics_count_what_the_receipts_say(world: World) -> None:
     assert counted["ok"] > 0
 
 
-def test_sigterm_lets_answers_finish_and_keeps_their_receipts(redis_url: str, tmp_path: Any) -> None:
+def test_sigterm_finishes_answers_and_stores_their_receipts(redis_url: str, tmp_path: Any) -> None:
     """New callers are rejected, the request in flight is answered, and the process exits with 0."""
 
     async def slowly(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
@@ -593,7 +591,7 @@ def test_sigterm_lets_answers_finish_and_keeps_their_receipts(redis_url: str, tm
             httpx.get(f"{gateway.url}/healthz")
 
 
-def test_a_student_that_says_nothing_at_all_is_an_answer_without_words(world: World) -> None:
+def test_an_empty_student_stream_is_an_empty_answer(world: World) -> None:
     """The student streams only [DONE]: the reply begins, ends with stop, and has its receipt."""
 
     async def silent(request: web.Request, _: dict[str, Any]) -> web.StreamResponse:
@@ -626,7 +624,7 @@ def test_costs_are_hidden_where_the_policy_hides_them(world: World) -> None:
     assert "gkt" in _events(streamed)[-1]
 
 
-def test_what_an_engine_failed_of_is_in_the_log_under_the_requests_id(world: World) -> None:
+def test_the_cause_of_an_engine_failure_is_logged_with_the_request_id(world: World) -> None:
     """The log contains more detail than the reply."""
     answer = world.ask("student-gone")
     line = world.gateway.wait_for_log("engine_error", id=answer.headers["x-request-id"])
@@ -634,7 +632,7 @@ def test_what_an_engine_failed_of_is_in_the_log_under_the_requests_id(world: Wor
     assert "ClientConnectorError" in line["cause"]
 
 
-def test_a_drain_that_cannot_wait_tells_its_callers(redis_url: str, tmp_path: Any) -> None:
+def test_an_expired_drain_sends_errors_to_its_callers(redis_url: str, tmp_path: Any) -> None:
     """JSON: 503. Stream: an error event and no clean end. Both have their receipt."""
 
     async def dribble(request: web.Request, _: dict[str, Any]) -> web.StreamResponse:

@@ -155,7 +155,7 @@ def world(running: World) -> World:
 
 @pytest.mark.long
 @pytest.mark.parametrize("route", ["chat", "openai"])
-def test_the_teachers_words_leave_as_they_are_written(world: World, route: str) -> None:
+def test_guidance_is_streamed_as_it_is_generated(world: World, route: str) -> None:
     """The gateway holds back one word. It sends the last word, which may be half, after the seam is decided."""
     pieces: list[str] = []
     world.teacher.behave = teacher(pause_s=0, shown=pieces)
@@ -165,7 +165,7 @@ def test_the_teachers_words_leave_as_they_are_written(world: World, route: str) 
     assert streamed.done
 
 
-def test_what_was_shown_is_what_the_student_continues(world: World) -> None:
+def test_the_student_continues_the_shown_text(world: World) -> None:
     """The caller receives one answer: one role, one id, one finish."""
     streamed = world.hear(stream_options={"include_usage": True})
     assert world.student.requests[0]["messages"][-1] == {"role": "assistant", "content": KEPT}
@@ -187,7 +187,7 @@ def test_guidance_that_does_not_stream_comes_at_once_or_not_at_all(world: World,
     assert not world.teacher.requests[0].get("stream")
 
 
-def test_a_json_caller_waits_for_all_of_it_and_the_teacher_is_not_asked_to_stream(world: World) -> None:
+def test_a_json_request_does_not_stream_the_teacher(world: World) -> None:
     body = {"model": "chat", "messages": [{"role": "user", "content": "Why?"}]}
     answer = httpx.post(
         f"{world.gateway.url}/v1/chat/completions", headers={"Authorization": f"Bearer {KEY}"}, json=body, timeout=20
@@ -204,7 +204,7 @@ def test_a_teacher_that_ends_by_itself_has_answered(world: World) -> None:
     assert (world.student.requests, world.receipt(streamed)["mode"]) == ([], "teacher_complete")
 
 
-def test_a_teacher_that_fails_in_the_middle_has_written_a_short_opening(world: World) -> None:
+def test_a_teacher_that_fails_midway_has_short_guidance(world: World) -> None:
     """The sent words stay, the student continues them, and the receipt gives the reason for the short opening."""
     world.teacher.behave = teacher(fails_after=3)
     streamed = world.hear()
@@ -228,7 +228,7 @@ def test_a_teacher_that_fails_at_the_callers_limit_leaves_nothing_to_ask_for(wor
     assert world.receipt(streamed)["guidance"]["cut_short"] == "teacher_failed"
 
 
-def test_a_teacher_that_is_too_late_is_cut_where_it_was(world: World) -> None:
+def test_a_late_teacher_is_truncated(world: World) -> None:
     """The deadline also ends a teacher whose words were sent already."""
     world.teacher.behave = teacher(fails_after=3, stalls=True, pause_s=0)
     streamed = world.hear("hurried")
@@ -236,7 +236,7 @@ def test_a_teacher_that_is_too_late_is_cut_where_it_was(world: World) -> None:
     assert world.receipt(streamed)["guidance"]["cut_short"] == "teacher_late"
 
 
-def test_a_teacher_that_fails_before_a_word_was_shown_is_as_if_it_had_not_streamed(world: World) -> None:
+def test_a_teacher_failure_before_the_first_text_equals_one_without_streaming(world: World) -> None:
     """Nothing was sent yet, so the student answers alone, or the reply is a 503."""
     world.teacher.behave = teacher(fails_after=0)
     streamed = world.hear()

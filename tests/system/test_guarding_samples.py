@@ -72,7 +72,7 @@ def test_an_answer_that_its_student_was_sure_of_has_no_guard(world: World, *, st
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_an_opening_of_which_nothing_is_kept_has_no_guard(world: World, *, stream: bool) -> None:
+def test_empty_guidance_has_no_sample(world: World, *, stream: bool) -> None:
     before = world.counted()
     world.teacher.behave = says("Certainly! Let's break this down:", "length")
     dropped = world.ask("chat-direct", stream=stream)

@@ -134,7 +134,7 @@ def test_a_receipts_id_is_no_pattern_and_no_path(world: World, path: str) -> Non
     assert world.get(GLOBEX, path).status_code == 404
 
 
-def test_an_error_is_told_to_who_asked_and_to_nobody_else(world: World) -> None:
+def test_an_error_reaches_only_its_own_caller(world: World) -> None:
     """The engine quotes the prompt. Concurrent callers receive only errors of their own requests."""
     world.fails.set()
     try:

@@ -153,7 +153,7 @@ def line_of(gateway: GatewayProcess, answer: httpx.Response) -> dict[str, Any]:
 
 @pytest.mark.long
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: "-".join(map(str, way.values())))
-def test_what_was_asked_and_answered_stands_in_the_line_of_a_tenant_that_wants_it(
+def test_question_and_answer_are_logged_only_for_tenants_with_log_content(
     gateway: GatewayProcess, engine: FakeEngine, way: dict[str, Any]
 ) -> None:
     """The line holds the whole answer as the caller received it, with its opening."""
@@ -186,9 +186,7 @@ def seen(answer: httpx.Response, *, stream: bool) -> str:
 
 
 @pytest.mark.parametrize("failure", FAILURES)
-def test_no_failure_brings_what_was_asked_or_answered_into_the_log(
-    gateway: GatewayProcess, engine: FakeEngine, failure: str
-) -> None:
+def test_no_failure_logs_questions_or_answers(gateway: GatewayProcess, engine: FakeEngine, failure: str) -> None:
     """Engines quote prompts in their errors. Only a tenant with `log_content` has them in the log."""
     engine.behave = engine.embed = FAILURES[failure]
     before = len(gateway.log)

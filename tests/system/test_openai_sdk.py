@@ -174,7 +174,7 @@ def test_student_and_teacher_alone(client: OpenAI) -> None:
         ({"response_format": {"type": "json_object"}}, "response_format"),
     ],
 )
-def test_what_guidance_cannot_open_goes_unguided_and_says_so(client: OpenAI, more: Any, reason: str) -> None:
+def test_requests_without_possible_guidance_state_the_reason(client: OpenAI, more: Any, reason: str) -> None:
     """The reply states the reason; the student answers as it would alone."""
     raw = client.chat.completions.with_raw_response.create(model="chat", messages=ASKED, max_tokens=8, **more)
     assert raw.headers["x-gkt-unguided"] == reason
@@ -191,7 +191,7 @@ def test_models_are_those_of_the_key(client: OpenAI) -> None:
         client.models.retrieve("gpt-4")
 
 
-def test_the_sdk_raises_what_it_should(client: OpenAI, gateway: GatewayProcess) -> None:
+def test_the_sdk_raises_the_documented_errors(client: OpenAI, gateway: GatewayProcess) -> None:
     """Each invalid request raises the SDK's own exception, with the field."""
     with pytest.raises(openai.NotFoundError) as unknown:
         client.chat.completions.create(model="gpt-4", messages=ASKED)

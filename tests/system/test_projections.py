@@ -134,7 +134,7 @@ def test_a_raw_prompt_gets_no_exemplars(world: World) -> None:
     assert receipt["guidance"]["projection"] == "primed"
 
 
-def test_a_plan_stands_in_the_students_prompt(world: World) -> None:
+def test_a_plan_is_in_the_students_prompt(world: World) -> None:
     text, receipt = world.ask("plan", "Halve, then add.", "stop")
     assert text == REST
     assert world.teacher.requests[-1]["messages"] == [
@@ -168,7 +168,7 @@ def test_an_answer_without_boilerplate_is_kept_to_its_length_too(world: World, *
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_whole_answer_behind_boilerplate_needs_no_student(world: World, *, stream: bool) -> None:
+def test_a_complete_answer_after_boilerplate_needs_no_student(world: World, *, stream: bool) -> None:
     text, receipt = world.ask("direct", "Sure! Thirty-six rolls.", "stop", stream=stream)
     assert text == "Thirty-six rolls."
     assert receipt["mode"] == "teacher_complete"
@@ -196,7 +196,7 @@ def test_exemplars_are_followed_while_the_gateway_runs(world: World) -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize("play", ["failed", "blames-400", "error-event", "not-json"])
-def test_no_exemplar_is_told_by_a_teacher_that_quotes_what_it_read(world: World, play: str, redis_url: str) -> None:
+def test_no_exemplar_leaks_from_a_teacher_that_quotes_its_prompt(world: World, play: str, redis_url: str) -> None:
     """Exemplars appear in no reply, log, metric or receipt, and not in Redis."""
 
     async def quotes(request: Any, body: Any) -> Any:

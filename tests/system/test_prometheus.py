@@ -174,18 +174,18 @@ def test_requests_and_tokens_in_the_metrics_are_those_of_the_receipts(world: Wor
     assert world.sum("gkt_tokens_total") == sum(receipt.tokens for receipt in world.receipts)
 
 
-def test_promtool_finds_nothing_to_say_of_the_metrics(world: World) -> None:
+def test_promtool_accepts_the_metrics(world: World) -> None:
     promtool("check", "metrics", given=httpx.get(f"{world.gateway.admin_url}/metrics").text)
 
 
-def test_workers_are_told_apart_in_what_is_each_ones_own(world: World) -> None:
+def test_per_worker_metrics_have_a_worker_label(world: World) -> None:
     for name, least in (("resident_memory_bytes", 20_000_000), ("open_fds", 5), ("cpu_seconds_total", 0.1)):
         told = {labels["worker"]: value for labels, value in world.samples(f"gkt_process_{name}")}
         assert set(told) == {"1", "2"}
         assert min(told.values()) > least
 
 
-def test_a_budget_is_told_as_it_stands(world: World) -> None:
+def test_a_budget_has_the_same_value_in_each_worker(world: World) -> None:
     """Each worker reports the same budget."""
     limits = world.prometheus.query("gkt_budget_limit_usd")
     assert [(one["metric"]["tenant"], float(one["value"][1])) for one in limits] == [("acme", 5.0)]
@@ -234,7 +234,7 @@ def test_every_rule_is_evaluated_without_an_error(world: World) -> None:
 
 
 @pytest.mark.long
-def test_every_series_that_a_rule_asks_for_is_there(world: World) -> None:
+def test_every_series_of_a_rule_exists(world: World) -> None:
     """An alert on a metric that does not exist would never fire."""
     exprs = {rule["name"]: rule["query"] for rule in world.prometheus.rules()}
     selectors = {selector for expr in exprs.values() for selector in SELECTOR.findall(expr)}
@@ -250,7 +250,7 @@ def test_every_series_that_a_rule_asks_for_is_there(world: World) -> None:
     assert [name for name in recorded if not world.prometheus.query(name)] == []
 
 
-def test_what_grows_for_an_alert_is_there_before_it_grows() -> None:
+def test_counters_of_alerts_exist_from_the_start() -> None:
     """Prometheus sees no increase when a series appears. The rule itself handles new series of tenants."""
     metrics = Metrics()
     init_engine_series(metrics, ["big"])
@@ -269,7 +269,7 @@ def test_metrics_report_the_usage_worker(world: World) -> None:
     until(lambda: _value_of(world.prometheus, "max(gkt_usage_waiting)") == 0, "receipts wait")
 
 
-def test_alerts_begin_for_what_went_wrong_and_for_nothing_else(world: World) -> None:
+def test_only_the_expected_alerts_become_pending(world: World) -> None:
     """One engine is gone, another fails half of its calls, and a process was killed. Alerts are pending at first."""
     for rate in ("sum(gkt:failures:rate5m)", 'sum(gkt:guidance_failed:rate5m{route="chat"})'):
         until(lambda rate=rate: _value_of(world.prometheus, rate) > 0, rate)
@@ -306,7 +306,7 @@ def test_each_alert_fires_when_it_should_and_not_otherwise() -> None:
     promtool("test", "rules", *CASES)
 
 
-def test_each_alert_has_a_case_in_which_it_fires_and_one_in_which_it_does_not() -> None:
+def test_each_alert_has_a_firing_and_a_silent_case() -> None:
     """An alert does not fire for other series of the same case, or at an earlier time."""
     cases = [case for file in CASES for case in YAML(typ="safe").load(file)["tests"]]
     fires = {one["alertname"] for case in cases for one in case["alert_rule_test"] if one["exp_alerts"]}
@@ -318,7 +318,7 @@ def test_each_alert_has_a_case_in_which_it_fires_and_one_in_which_it_does_not() 
 
 
 @pytest.mark.parametrize("rule", alerts(), ids=lambda rule: str(rule["alert"]))
-def test_each_alert_says_how_bad_it_is_and_what_to_do(rule: dict[str, Any]) -> None:
+def test_each_alert_has_a_severity_and_a_runbook(rule: dict[str, Any]) -> None:
     assert rule["labels"]["severity"] in {"critical", "warning", "info"}
     assert rule["annotations"]["summary"]
     assert rule["annotations"]["description"]
@@ -331,12 +331,12 @@ def test_each_alert_says_how_bad_it_is_and_what_to_do(rule: dict[str, Any]) -> N
         assert part in section
 
 
-def test_no_section_tells_of_an_alert_that_is_not_there() -> None:
+def test_no_runbook_section_names_a_missing_alert() -> None:
     section = (DOCS / "operations.md").read_text("utf-8").partition("\n## Alerts\n")[2].partition("\n## ")[0]
     assert re.findall(r"^### (\w+)$", section, re.MULTILINE) == [rule["alert"] for rule in alerts()]
 
 
-def test_what_is_no_failure_of_guidance_is_none_to_the_log_either() -> None:
+def test_the_rule_and_the_log_use_the_same_guidance_failures() -> None:
     """The rule repeats the list in the code."""
     text = (RULES / "recording.yml").read_text("utf-8")
     (reasons,) = re.findall(r'gkt_unguided_total\{reason!~"([^"]*)"', text)
@@ -344,7 +344,7 @@ def test_what_is_no_failure_of_guidance_is_none_to_the_log_either() -> None:
 
 
 @pytest.mark.parametrize("board", BOARDS)
-def test_the_dashboards_are_what_their_source_says(board: str) -> None:
+def test_the_committed_dashboards_are_current(board: str) -> None:
     """Regenerate the dashboards with python -m deploy.grafana.build."""
     from deploy.grafana.build import DASHBOARDS, text
 

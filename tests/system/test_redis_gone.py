@@ -50,7 +50,7 @@ def _client(process: GatewayProcess) -> httpx.AsyncClient:
 
 
 @pytest.mark.parametrize("on_failure", ["degrade", "reject"])
-async def test_answers_go_on_without_redis_or_are_refused_as_configured(tmp_path: Path, on_failure: str) -> None:
+async def test_without_redis_requests_are_answered_or_rejected_as_configured(tmp_path: Path, on_failure: str) -> None:
     """degrade: the process batches alone and writes its receipts when Redis is back. reject: 503."""
     with FakeEngine(says("The answer begins here", "length")).running() as engine:
         async with EmbeddedRedis() as redis:

@@ -178,7 +178,7 @@ def events_of(answer: httpx.Response) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("failure", [answers(500), answers(503), answers(429), hangs_up])
-def test_a_student_that_failed_is_asked_again(world: World, failure: Handler, stream: bool) -> None:
+def test_a_failed_student_is_retried(world: World, failure: Handler, stream: bool) -> None:
     """Only a header shows it to the caller; the receipt has each call."""
     world.first.behave = Script([failure, failure, says("Well.")])
     answer = world.ask("alone", stream=stream)
@@ -190,7 +190,7 @@ def test_a_student_that_failed_is_asked_again(world: World, failure: Handler, st
     assert answer.headers["x-gkt-failed-attempts"] == "2"
 
 
-def test_a_student_that_goes_on_failing_is_asked_as_often_as_the_policy_says(world: World) -> None:
+def test_a_failing_student_is_retried_up_to_the_policys_limit(world: World) -> None:
     """Three calls, one error, one receipt."""
     world.first.behave = answers(500)
     answer = world.ask("alone")
@@ -201,7 +201,7 @@ def test_a_student_that_goes_on_failing_is_asked_as_often_as_the_policy_says(wor
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(("code", "asked"), [(500, 3), (401, 1), (404, 1)])
-def test_the_next_student_is_asked_when_the_first_gives_up(world: World, code: int, asked: int, stream: bool) -> None:
+def test_the_next_student_is_called_after_the_first_failed(world: World, code: int, asked: int, stream: bool) -> None:
     """The gateway calls it at once if a retry would not help."""
     world.first.behave = answers(code)
     answer = world.ask("both", stream=stream)
@@ -239,7 +239,7 @@ def test_a_student_that_cannot_continue_gets_the_guidance_as_context(world: Worl
     assert answer.headers["x-gkt-placement"] == "context"
 
 
-def test_once_the_opening_is_shown_only_who_can_continue_it_is_asked(world: World) -> None:
+def test_after_shown_guidance_only_continuing_students_are_called(world: World) -> None:
     """A student without continuation would write a second answer."""
     world.first.behave = answers(500)
     answer = world.ask("guided-mute", stream=True)
@@ -257,7 +257,7 @@ def test_a_student_that_is_not_there_costs_nothing(world: World) -> None:
     assert not any("share" in attempt for attempt in receipt["attempts"])
 
 
-def test_no_teacher_is_called_while_every_student_rests(world: World) -> None:
+def test_no_teacher_is_called_while_all_student_circuits_are_open(world: World) -> None:
     for _ in range(2):
         assert world.ask("guided-down").json()["error"]["code"] == "engine_unreachable"
     assert len(world.teacher.requests) == 2
@@ -269,13 +269,13 @@ def test_no_teacher_is_called_while_every_student_rests(world: World) -> None:
     assert len(world.teacher.requests) == 2
 
 
-def test_a_role_alone_is_no_word_yet(world: World) -> None:
+def test_a_role_without_text_allows_another_student(world: World) -> None:
     """Another student can write text that the caller has not received."""
     world.first.behave = only_a_role
     assert text_of(world.ask("both", stream=True)) == " there."
 
 
-def test_after_the_first_word_nothing_is_asked_again(world: World) -> None:
+def test_after_the_first_text_no_retry_happens(world: World) -> None:
     """The caller gets half an answer and an error, never parts of two answers."""
     world.first.behave = two_words
     answer = world.ask("both", stream=True)
@@ -285,7 +285,7 @@ def test_after_the_first_word_nothing_is_asked_again(world: World) -> None:
     assert (len(world.first.requests), len(world.second.requests)) == (1, 0)
 
 
-def test_what_failed_calls_may_have_cost_is_in_the_cost(world: World) -> None:
+def test_failed_calls_are_part_of_the_cost(world: World) -> None:
     """An engine that failed may have generated tokens up to the limit."""
     world.first.behave = Script([hangs_up, says("Well.")])
     receipt = world.receipt(world.ask("alone", max_tokens=50))
@@ -297,7 +297,7 @@ def test_what_failed_calls_may_have_cost_is_in_the_cost(world: World) -> None:
 
 
 @pytest.mark.parametrize("failure", [answers(500), answers(424), hangs_up])
-def test_a_teacher_that_failed_is_asked_once_more(world: World, failure: Handler) -> None:
+def test_a_failed_teacher_is_retried_once(world: World, failure: Handler) -> None:
     world.teacher.behave = Script([failure, says(OPENING, "length")])
     answer = world.ask("guided")
     assert text_of(answer) == KEPT + " here."
@@ -335,7 +335,7 @@ def test_a_student_that_keeps_failing_is_left_alone_tried_and_taken_back(world: 
     assert world.gateway.wait_for_log("breaker", engine="fragile", state="closed")
 
 
-def test_an_engine_that_says_when_is_left_alone_until_then(world: World) -> None:
+def test_an_engine_with_retry_after_is_not_called_until_then(world: World) -> None:
     """The other student answers meanwhile, without a call to the first."""
     world.first.behave = Script([answers(429, **{"Retry-After": "2"}), says(" here.")])
     assert text_of(world.ask("busy")) == " there."

@@ -71,7 +71,7 @@ TARGETS = [
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_no_way_of_writing_a_path_leads_around_the_key(gate: GatewayProcess, target: str) -> None:
+def test_no_spelling_of_a_path_avoids_the_key(gate: GatewayProcess, target: str) -> None:
     """The handler that answers also checks the key; no other code reads the path."""
     status, reply = ask(gate.url, f"GET {target} HTTP/1.1")
     assert status in {400, 401, 404, 405}
@@ -115,14 +115,14 @@ def test_a_method_that_a_path_does_not_have_is_405_and_sends_nothing_back(
 
 @pytest.mark.parametrize("line", ["CONNECT x:443 HTTP/1.1", "CONNECT /v1/models HTTP/1.1", "BREW /v1/models HTTP/1.1",
                                   "PRI * HTTP/2.0", "GET /v1/models HTTP/3.0"])  # fmt: skip
-def test_what_is_no_request_of_http_1_opens_nothing(gate: GatewayProcess, line: str) -> None:
+def test_other_protocols_than_http_1_are_rejected(gate: GatewayProcess, line: str) -> None:
     """The gateway supports no tunnel and no other protocol."""
     status, reply = ask(gate.url, line, WITH_KEY)
     assert 400 <= status < 500
     assert b'"object"' not in reply
 
 
-def test_head_asks_for_the_key_too_and_has_no_body(gate: GatewayProcess) -> None:
+def test_head_requires_the_key_and_has_no_body(gate: GatewayProcess) -> None:
     """HEAD behaves as GET."""
     assert ask(gate.url, "HEAD /v1/models HTTP/1.1")[0] == 401
     status, reply = ask(gate.url, "HEAD /v1/models HTTP/1.1", WITH_KEY)
@@ -142,7 +142,7 @@ def test_an_upgrade_is_not_taken(gate: GatewayProcess, upgrade: str) -> None:
             assert connection.recv(65_536).split(b" ", 2)[1] == meant
 
 
-def test_who_has_no_key_is_told_before_the_body_is_read(gate: GatewayProcess) -> None:
+def test_requests_without_a_key_are_rejected_before_the_body_is_read(gate: GatewayProcess) -> None:
     """Without a key nobody can make the gateway hold megabytes."""
     host, _, port = gate.url.removeprefix("http://").partition(":")
     head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 8000000\r\n\r\n"
@@ -151,7 +151,7 @@ def test_who_has_no_key_is_told_before_the_body_is_read(gate: GatewayProcess) ->
         assert connection.recv(65_536).startswith(b"HTTP/1.1 401 ")
 
 
-def test_a_404_says_little_of_a_long_path(gate: GatewayProcess) -> None:
+def test_a_404_quotes_only_a_part_of_a_long_path(gate: GatewayProcess) -> None:
     """The reply contains a part of the path; the log does not contain it."""
     status, reply = ask(gate.url, "GET /canary/" + 4000 * "x" + " HTTP/1.1")
     message = orjson.loads(reply.partition(b"\r\n\r\n")[2])["error"]["message"]
@@ -159,7 +159,7 @@ def test_a_404_says_little_of_a_long_path(gate: GatewayProcess) -> None:
     assert "canary" not in gate.raw_log
 
 
-def test_the_routes_are_those_that_somebody_looked_at() -> None:
+def test_the_routes_are_the_reviewed_ones() -> None:
     """No route runs, fetches, renders or loads anything that a caller names. A new one belongs in docs/security.md."""
     assert {(route.method, route.path) for route in ROUTES} == {
         ("POST", "/v1/chat/completions"),

@@ -64,7 +64,7 @@ def mode_of(client: OpenAI, name: str = "chat", **more: Any) -> str | None:
     return raw.headers.get("x-gkt-mode")
 
 
-def test_each_request_goes_where_its_conditions_lead(client: OpenAI) -> None:
+def test_each_request_uses_the_first_matching_route(client: OpenAI) -> None:
     """The first matching route in the file wins, as JSON and as a stream."""
     assert mode_of(client, extra_headers={"X-Team": "blue"}) == "teacher"
     refund: list[Any] = [{"role": "user", "content": "Where is my Refund?"}]
@@ -74,7 +74,7 @@ def test_each_request_goes_where_its_conditions_lead(client: OpenAI) -> None:
     assert mode_of(client, stream=True, max_tokens=80) == "student"
 
 
-def test_what_no_route_takes_is_404_with_the_reasons_and_no_receipt(client: OpenAI, gate: GatewayProcess) -> None:
+def test_an_unmatched_request_is_404_with_the_reasons_and_no_receipt(client: OpenAI, gate: GatewayProcess) -> None:
     with pytest.raises(openai.NotFoundError) as caught:
         client.chat.completions.create(model="chat", messages=[{"role": "user", "content": "my s3cret"}], max_tokens=80)
     error = caught.value
@@ -102,7 +102,7 @@ def test_a_name_is_listed_once(client: OpenAI) -> None:
     assert client.models.retrieve("chat").id == "chat"
 
 
-def test_a_receipt_shows_what_it_cost_where_every_route_of_the_name_does(client: OpenAI) -> None:
+def test_a_receipt_shows_costs_only_if_all_routes_of_its_name_do(client: OpenAI) -> None:
     """A receipt does not name its route. One route that hides its costs hides those of all routes with its name."""
     hidden = client.chat.completions.with_raw_response.create(
         model="chat", messages=[{"role": "user", "content": "refund"}]
@@ -126,7 +126,7 @@ def receipt_of(client: OpenAI, request_id: str) -> dict[str, Any]:
     raise AssertionError(f"no receipt {request_id}")
 
 
-def test_callers_ask_for_a_mode_and_a_length_where_they_may(client: OpenAI, engine: FakeEngine) -> None:
+def test_callers_override_mode_and_length_if_allowed(client: OpenAI, engine: FakeEngine) -> None:
     """The SDK sends custom headers; the teacher's token limit follows, as JSON and as a stream."""
     assert mode_of(client, "free") == "guided"
     assert mode_of(client, "free", extra_headers={"x-gkt-guidance-tokens": "20"}) == "guided"
@@ -147,7 +147,7 @@ def test_callers_ask_for_a_mode_and_a_length_where_they_may(client: OpenAI, engi
         ("free", {"x-gkt-guidance-tokens": "21"}, "'x-gkt-guidance-tokens' may say a whole number from 1 to 20"),
     ],
 )
-def test_what_may_not_be_asked_for_is_400_and_names_the_header(
+def test_a_forbidden_override_is_400_with_the_header(
     gate: GatewayProcess, name: str, headers: dict[str, str], said: str
 ) -> None:
     answer = httpx.post(

@@ -27,7 +27,7 @@ except RuntimeError:
 
 
 @pytest.mark.parametrize("form", ["json", "console"])
-def test_what_has_the_shape_of_a_secret_is_hidden_wherever_it_slipped_in(form: str) -> None:
+def test_secret_patterns_are_redacted_in_logs(form: str) -> None:
     """The rest of the line stays and is still JSON."""
     done = subprocess.run(
         [sys.executable, "-c", SLIPPED.format(form=form)], capture_output=True, text=True, timeout=30, check=True
@@ -49,6 +49,6 @@ def test_what_has_the_shape_of_a_secret_is_hidden_wherever_it_slipped_in(form: s
         '{"engine":"risk-adjusted-model","hint":"a desk-lamp@home, ask-me-anything"}',
     ],
 )
-def test_what_is_no_secret_stays(line: str) -> None:
+def test_other_text_is_not_redacted(line: str) -> None:
     """Names with a dash, addresses without a password."""
     assert without_secrets(line) == line

@@ -42,7 +42,7 @@ EVENT = b'data: {"choices":[]}\n\n'
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 7, 1000])
-async def test_every_event_is_counted_once_however_the_network_cuts_them(size: int) -> None:
+async def test_every_event_is_counted_once_in_any_split(size: int) -> None:
     one = stream()
     one.data_received(HEAD)
     whole = EVENT * 5 + b"data: [DONE]\n\n"
@@ -51,7 +51,7 @@ async def test_every_event_is_counted_once_however_the_network_cuts_them(size: i
     assert (one.status, one.events, one.done, one.lost) == (200, 5, True, False)
 
 
-async def test_a_stream_that_goes_silent_has_a_gap_that_grows() -> None:
+async def test_the_gap_of_a_silent_stream_grows() -> None:
     one = stream()
     one.data_received(HEAD + EVENT)
     one.measure()
@@ -69,7 +69,7 @@ async def test_a_connection_that_ends_early_is_lost_and_one_that_ends_properly_i
     assert (early.lost, proper.lost) == (True, False)
 
 
-async def test_the_slow_upstream_streams_at_its_pace_until_it_is_told_to_end() -> None:
+async def test_the_slow_upstream_streams_at_its_rate_until_end() -> None:
     clock = Clock(interval_s=0.02)
     loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: UpstreamConnection(clock), "127.0.0.1", 0)

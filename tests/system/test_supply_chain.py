@@ -34,14 +34,14 @@ def test_every_package_of_a_lock_has_a_version_and_hashes(lock: Path) -> None:
     assert [one for one in found if not _PINNED.fullmatch(one)] == []
 
 
-def test_what_was_found_wanting_elsewhere_is_not_what_we_have() -> None:
+def test_no_locked_package_has_a_known_vulnerability() -> None:
     """LiteLLM below 1.84 has known holes, and 1.82.7 and 1.82.8 were malicious; aiohttp's CVE-2026-69244."""
     assert version("litellm") >= (1, 84, 0)
     assert version("aiohttp") >= (3, 14, 3)
 
 
 @pytest.mark.parametrize("path", ["Dockerfile", "scripts/env"])
-def test_whatever_installs_wants_the_hashes(path: str) -> None:
+def test_every_installation_requires_hashes(path: str) -> None:
     """Installers accept no source distribution, whose setup would run."""
     text = (ROOT / path).read_text("utf-8").replace("\\\n", " ")
     installs = [line for line in text.splitlines() if re.search(r"\bpip\b.* (install|sync)\b", line)]
@@ -52,7 +52,7 @@ def test_whatever_installs_wants_the_hashes(path: str) -> None:
             assert "--only-binary :all:" in line or "--no-build" in line, line
 
 
-def test_the_image_runs_as_nobody_in_particular_and_holds_no_secret() -> None:
+def test_the_image_runs_unprivileged_without_secrets() -> None:
     """The image's user owns no file in it; a key is supplied at run time."""
     text = (ROOT / "Dockerfile").read_text("utf-8")
     last = text.rpartition("\nFROM ")[2]

@@ -86,7 +86,7 @@ def complete(
 
 
 @pytest.mark.long
-def test_answers_tell_what_is_left_of_a_limit_and_the_next_one_is_429(redis_url: str, tmp_path: Path) -> None:
+def test_answers_have_the_remaining_limit_and_the_next_request_is_429(redis_url: str, tmp_path: Path) -> None:
     """JSON, streams and errors have OpenAI's headers; other tenants are unaffected."""
     limits = {"rpm_limit": 3, "tpm_limit": 100_000}
     with gateway(tmp_path, redis_url, {"acme": {"limits": limits}}, "limits") as process:
@@ -123,7 +123,7 @@ def test_answers_tell_what_is_left_of_a_limit_and_the_next_one_is_429(redis_url:
 
 
 @pytest.mark.long
-def test_the_sdk_waits_as_long_as_it_is_told_and_then_gets_its_answer(redis_url: str, tmp_path: Path) -> None:
+def test_the_sdk_waits_for_retry_after_and_gets_its_answer(redis_url: str, tmp_path: Path) -> None:
     """The only slot is in use; the SDK's own retry acquires it after its release."""
     with gateway(tmp_path, redis_url, {"acme": {"limits": {"max_parallel_requests": 1}}}, "slots") as process:
         answers: list[str | None] = []
@@ -172,7 +172,7 @@ def test_a_spent_budget_is_insufficient_quota(redis_url: str, tmp_path: Path) ->
         assert Decimal(event["spent_usd"]) == spent
 
 
-def test_past_the_soft_line_the_student_answers_alone_and_the_reply_says_so(redis_url: str, tmp_path: Path) -> None:
+def test_above_the_soft_limit_the_student_answers_alone_with_a_header(redis_url: str, tmp_path: Path) -> None:
     """The webhook receives one signed alert."""
     posted: list[tuple[dict[str, str], bytes]] = []
 
@@ -229,9 +229,7 @@ def test_shorter_guidance_is_half_as_long(redis_url: str, tmp_path: Path) -> Non
         assert asked == [("guided", 12), ("guided", 6)]
 
 
-def test_a_key_has_limits_of_its_own_and_the_defaults_hold_where_nobody_said_otherwise(
-    redis_url: str, tmp_path: Path
-) -> None:
+def test_a_keys_limits_precede_the_tenants_and_the_defaults(redis_url: str, tmp_path: Path) -> None:
     """A key's own limits precede its tenant's limits for keys, and those precede the defaults."""
     own = {"id": "own", "sha256": hashlib.sha256(b"gk-own").hexdigest(), "limits": {"rpm_limit": 1}}
     plain = {"id": "plain", "sha256": hashlib.sha256(KEY.encode()).hexdigest()}

@@ -31,7 +31,7 @@ def world(running: World) -> World:
     return running
 
 
-def test_the_teacher_opens_and_the_student_goes_on_from_exactly_there(world: World) -> None:
+def test_the_student_continues_exactly_after_the_guidance(world: World) -> None:
     """Paper, section 2: the student completes prompt and guidance. The teacher's leading blank is kept."""
     prompt = few_shot()
     reply = world.ask(prompt=prompt, max_tokens=20, temperature=0.3, top_k=7)
@@ -55,7 +55,7 @@ def test_a_reply_is_a_text_completion(world: World) -> None:
     assert set(answer) == {"id", "object", "created", "model", "choices", "usage"}
 
 
-def test_usage_and_receipt_say_the_same(world: World) -> None:
+def test_usage_and_receipt_agree(world: World) -> None:
     """Both count the caller's prompt and the whole answer."""
     reply = world.ask()
     receipt = world.receipt(reply)
@@ -88,7 +88,7 @@ def test_every_event_is_a_text_completion_of_one_answer(world: World, route: str
     assert last["gkt"]["mode"] == streamed.headers["x-gkt-mode"] == "guided"
 
 
-def test_counts_are_not_sent_to_who_did_not_ask(world: World) -> None:
+def test_usage_is_not_sent_without_a_request(world: World) -> None:
     """No event lacks choices or has `usage`; the gateway requests usage from the engine in any case."""
     streamed = world.stream()
     assert all(part["choices"] and "usage" not in part for part in streamed.parts)
@@ -168,7 +168,7 @@ UNGUIDABLE = [
 
 
 @pytest.mark.parametrize(("reason", "more"), UNGUIDABLE)
-def test_what_guidance_cannot_open_is_the_students_and_passes_through(
+def test_requests_without_possible_guidance_pass_through_to_the_student(
     world: World, reason: str, more: dict[str, Any]
 ) -> None:
     """The request reaches the student, and the student's choices and log-probabilities reach the caller."""
@@ -217,9 +217,7 @@ def test_one_prompt_in_a_list_is_one_prompt(world: World) -> None:
         ("hint", "Provide a brief hint for the question: ", f"Hint: {KEPT.lstrip()}\n\n"),
     ],
 )
-def test_guidance_as_context_stands_before_the_prompt(
-    world: World, route: str, instruction: str, introduced: str
-) -> None:
+def test_guidance_as_context_precedes_the_prompt(world: World, route: str, instruction: str, introduced: str) -> None:
     """The answer begins after the prompt. The caller receives only the student's words, also with several answers."""
     prompt = few_shot()
     reply = world.ask(route, prompt=prompt, n=2)
@@ -231,13 +229,13 @@ def test_guidance_as_context_stands_before_the_prompt(
 
 
 @pytest.mark.parametrize(("reason", "more"), [UNGUIDABLE[0], UNGUIDABLE[3], UNGUIDABLE[5], UNGUIDABLE[7]])
-def test_what_comes_back_or_is_no_text_takes_no_context_either(world: World, reason: str, more: dict[str, Any]) -> None:
+def test_echoed_prompts_and_token_ids_take_no_context(world: World, reason: str, more: dict[str, Any]) -> None:
     """An echoed prompt would contain the guidance."""
     assert world.ask("context", **more).headers["x-gkt-unguided"] == reason
     assert world.teacher.requests == []
 
 
-def test_a_concise_opening_is_asked_for_before_the_prompt(world: World) -> None:
+def test_the_concise_instruction_precedes_the_prompt(world: World) -> None:
     """Paper, section 4.2; the student's prompt has no instruction."""
     prompt = few_shot()
     assert world.answer("concise", prompt=prompt)["choices"][0]["text"] == ANSWER
@@ -257,7 +255,7 @@ def test_one_engine_alone_continues_a_prompt(world: World, *, stream: bool) -> N
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_tgi_student_goes_on_at_its_own_route(world: World, *, stream: bool) -> None:
+def test_a_tgi_student_continues_on_generate(world: World, *, stream: bool) -> None:
     """TGI gets prompt and opening unchanged."""
     prompt = few_shot()
     generated = (
@@ -270,7 +268,7 @@ def test_a_tgi_student_goes_on_at_its_own_route(world: World, *, stream: bool) -
     assert world.spare.requests[0]["inputs"] == prompt + KEPT
 
 
-def test_what_a_tgi_student_cannot_do_is_a_400_that_names_the_field(world: World) -> None:
+def test_fields_unsupported_by_tgi_are_a_400_with_the_field(world: World) -> None:
     """The request costs nothing, because the student never received the call."""
     reply = world.ask("tgi", logprobs=1, max_tokens=50)
     assert (reply.status_code, reply.json()["error"]["param"]) == (400, "logprobs")
@@ -279,7 +277,7 @@ def test_what_a_tgi_student_cannot_do_is_a_400_that_names_the_field(world: World
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_student_that_takes_chats_alone_is_a_400_before_anything_is_spent(world: World, *, stream: bool) -> None:
+def test_a_chat_only_student_is_a_400_without_cost(world: World, *, stream: bool) -> None:
     """LiteLLM's models have no route for prompts. The gateway skips them if there are other students."""
     reply = world.ask("lite", stream=stream)
     error = reply.json()["error"]
@@ -314,9 +312,7 @@ def test_an_empty_prompt_is_the_students(world: World, prompt: Any) -> None:
 
 
 @pytest.mark.parametrize(("route", "stream"), [("chat-student", False), ("chat-student", True), ("tgi", False)])
-def test_a_student_that_refuses_an_empty_prompt_makes_it_a_400_that_names_it(
-    world: World, route: str, *, stream: bool
-) -> None:
+def test_a_rejected_empty_prompt_is_a_400_with_the_field(world: World, route: str, *, stream: bool) -> None:
     """The error names `prompt`. Engines name no field, or one of their own."""
 
     async def refuse(_: web.Request, __: dict[str, Any]) -> web.Response:
@@ -336,7 +332,7 @@ async def _out_of_order(_: web.Request, __: dict[str, Any]) -> web.Response:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_another_student_goes_on_with_the_same_opening(world: World, *, stream: bool) -> None:
+def test_another_student_continues_the_same_guidance(world: World, *, stream: bool) -> None:
     """The gateway retries the first student, then calls the next. The teacher is called once."""
     world.student.behave = _out_of_order
     prompt = few_shot()
@@ -350,7 +346,7 @@ def test_another_student_goes_on_with_the_same_opening(world: World, *, stream: 
     assert len(receipt["attempts"]) == len(world.student.requests)
 
 
-def test_a_student_that_refuses_the_opening_gets_the_prompt_alone(world: World) -> None:
+def test_a_student_that_rejects_the_guidance_gets_the_prompt_alone(world: World) -> None:
     """The prompt may be too long with the teacher's words in it."""
     prompt = few_shot()
 
@@ -366,7 +362,7 @@ def test_a_student_that_refuses_the_opening_gets_the_prompt_alone(world: World) 
     assert world.student.requests[-1]["max_tokens"] == 9
 
 
-def test_of_several_answers_that_nobody_counted_each_word_is_estimated(world: World) -> None:
+def test_without_usage_all_choices_are_estimated(world: World) -> None:
     """Without the other answers the receipt would be too low."""
 
     async def behave(_: web.Request, __: dict[str, Any]) -> web.Response:

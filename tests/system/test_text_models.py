@@ -35,7 +35,7 @@ def client(gateway: GatewayProcess) -> Iterator[OpenAI]:
 
 
 @pytest.mark.long
-def test_the_teachers_twin_writes_what_the_teacher_would_have(client: OpenAI) -> None:
+def test_a_student_equal_to_the_teacher_writes_the_teachers_text(client: OpenAI) -> None:
     """Student and teacher are one model: with greedy sampling the guided text is the teacher's own.
 
     One answer may differ, because the seam can split tokens. One may be a little longer, because the teacher's tokens
@@ -84,7 +84,7 @@ def test_a_stream_is_the_same_text(client: OpenAI) -> None:
     assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens == 40
 
 
-def test_a_stop_text_ends_an_answer_as_it_does_the_examples(client: OpenAI) -> None:
+def test_a_stop_string_ends_the_answer_before_the_next_question(client: OpenAI) -> None:
     """The answer does not contain the next question, which a model generates by itself."""
     for route in ("chat", "chat-teacher", "chat-student"):
         choice = client.completions.create(
@@ -109,7 +109,7 @@ def test_every_projection_and_placement_answers(client: OpenAI, name: str) -> No
 @pytest.mark.parametrize(
     ("more", "reason"), [({"prompt": [PROMPT, SHOTS]}, "prompts"), ({"n": 2}, "n"), ({"logprobs": 2}, "logprobs")]
 )
-def test_what_guidance_cannot_open_goes_unguided_and_says_so(client: OpenAI, more: Any, reason: str) -> None:
+def test_requests_without_possible_guidance_state_the_reason(client: OpenAI, more: Any, reason: str) -> None:
     """The student answers as it would alone, with all its choices."""
     request = {"prompt": PROMPT, "max_tokens": 8} | more
     raw = client.completions.with_raw_response.create(model="chat", **request)

@@ -85,7 +85,7 @@ OPENAIS_ERROR = {"error": {"message": "out of memory", "code": 500}}
 
 @pytest.mark.long
 @TEACHERS_ROUTES
-def test_the_teachers_words_leave_as_they_are_written(world: World, route: str, path: str) -> None:
+def test_guidance_is_streamed_as_it_is_generated(world: World, route: str, path: str) -> None:
     """The gateway holds back one word. The student continues exactly the sent text, with its leading blank."""
     prompt = few_shot()
     body = {"model": route, "prompt": prompt, "stream": True}
@@ -114,9 +114,7 @@ def test_a_teacher_that_ends_by_itself_has_answered(world: World, route: str, pa
 
 @TEACHERS_ROUTES
 @pytest.mark.parametrize("told", [True, False])
-def test_a_teacher_that_fails_in_the_middle_has_written_a_short_opening(
-    world: World, route: str, path: str, *, told: bool
-) -> None:
+def test_a_teacher_that_fails_midway_has_short_guidance(world: World, route: str, path: str, *, told: bool) -> None:
     """The sent words stay, the student continues them, and the receipt gives the reason for the short opening."""
     error = TGIS_ERROR if route == "few" else OPENAIS_ERROR
     world.teacher.behave = writes(fails_after=3, **(error if told else {}))
@@ -130,7 +128,7 @@ def test_a_teacher_that_fails_in_the_middle_has_written_a_short_opening(
 
 
 @TEACHERS_ROUTES
-def test_a_teacher_that_fails_before_a_word_was_shown_is_as_if_it_had_not_streamed(
+def test_a_teacher_failure_before_the_first_text_equals_one_without_streaming(
     world: World, route: str, path: str
 ) -> None:
     """The gateway retries the teacher once; then the student answers alone."""
@@ -145,7 +143,9 @@ def test_a_teacher_that_fails_before_a_word_was_shown_is_as_if_it_had_not_stream
 @pytest.mark.parametrize(
     ("error_type", "reason", "calls"), [("overloaded", "teacher_overloaded", 1), ("validation", "teacher_rejected", 1)]
 )
-def test_tgis_errors_under_status_200_are_what_they_say(world: World, error_type: str, reason: str, calls: int) -> None:
+def test_tgis_errors_under_status_200_have_their_own_kind(
+    world: World, error_type: str, reason: str, calls: int
+) -> None:
     """An overloaded teacher is not retried at once, unlike one with a server error."""
     world.teacher.behave = writes(fails_after=0, error="no", error_type=error_type)
     streamed = world.stream()
@@ -169,7 +169,7 @@ def test_a_stop_text_in_the_teachers_words_ends_the_answer(world: World) -> None
 
 
 @pytest.mark.parametrize("route", ["few", "openai"])
-def test_a_teacher_that_begins_with_an_empty_line_is_heard_with_it(world: World, route: str) -> None:
+def test_a_leading_empty_line_of_the_teacher_is_kept(world: World, route: str) -> None:
     """A chat template would add the line; in a raw prompt it belongs to the answer."""
     world.teacher.behave = writes(text="\n\n Paris is the")
     prompt = few_shot()

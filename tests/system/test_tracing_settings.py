@@ -28,7 +28,7 @@ def test_without_an_endpoint_there_are_no_traces(tmp_path: Path) -> None:
     assert (tracing.endpoint, tracing.sample, tracing.service) == (None, 1.0, "gkt-gateway")
 
 
-def test_a_collectors_key_stands_elsewhere_and_may_have_a_space(tmp_path: Path) -> None:
+def test_a_collectors_key_is_read_from_its_source_and_may_contain_a_space(tmp_path: Path) -> None:
     (tmp_path / "key").write_text("Basic Y2FuYXJ5\n")
     tracing, _ = settings_of(
         tmp_path,
@@ -43,7 +43,7 @@ def test_a_collectors_key_stands_elsewhere_and_may_have_a_space(tmp_path: Path) 
     assert "Y2FuYXJ5" not in repr(tracing)
 
 
-def test_opentelemetrys_own_variables_say_where_and_as_whom(tmp_path: Path) -> None:
+def test_opentelemetrys_variables_set_endpoint_and_service(tmp_path: Path) -> None:
     environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://node:4318", "OTEL_SERVICE_NAME": "gateway-eu"}
     tracing, _ = settings_of(tmp_path, "{service: mine}", **environ)
     assert tracing is not None

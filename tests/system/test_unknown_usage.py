@@ -162,9 +162,7 @@ def test_a_limit_on_tokens_holds_though_no_caller_waits_for_the_usage(world: Wor
 
 
 @pytest.mark.parametrize(("read", "written", "error"), [(2_000_000_000, 5, "too_high"), (9, 0, "too_low")])
-def test_usage_that_cannot_be_costs_what_was_reserved_at_most(
-    world: World, read: int, written: int, error: str
-) -> None:
+def test_impossible_usage_costs_at_most_the_reservation(world: World, read: int, written: int, error: str) -> None:
     """The answer's own text is the lower bound. The receipt, the reply and the metric report it."""
     world.engine.usage = {"prompt_tokens": read, "completion_tokens": written}
     caller = world.callers["initech"]

@@ -31,7 +31,7 @@ _LATER: dict[str, Any] = {"entry": ("-m", "tests.later_version"), "environ": {"P
 
 @pytest.mark.timeout(600)
 @pytest.mark.long
-async def test_a_rolling_upgrade_and_the_way_back_fail_no_request(tmp_path: Path) -> None:
+async def test_a_rolling_upgrade_and_downgrade_fail_no_request(tmp_path: Path) -> None:
     """Replace two gateways one by one by a later version, and then one of those by the old version.
 
     At least two are always in service. Each request has one complete answer and one receipt, which any version shows

@@ -238,7 +238,7 @@ def test_a_tenant_sees_its_own_usage_alone(gateway: GatewayProcess, receipts: di
     assert admin(gateway, "/receipts", KEY).status_code == 401
 
 
-def test_money_is_told_where_receipts_tell_it(gateway: GatewayProcess, receipts: dict[str, dict[str, Any]]) -> None:
+def test_usage_shows_money_only_if_receipts_do(gateway: GatewayProcess, receipts: dict[str, dict[str, Any]]) -> None:
     """A sum with a hidden cost is hidden, too; the operator reads it."""
     summary = own(gateway, "by=route&since=1h", HIDDEN_KEY).json()
     money = {row["route"]: "cost_usd" in row for row in summary["rows"]}
@@ -254,7 +254,7 @@ def test_without_a_beginning_there_is_one_that_fits_the_granularity(gateway: Gat
         assert len(usage(gateway, f"granularity={granularity}")["rows"]) in {most - 1, most}
 
 
-def test_filters_leave_what_they_name(gateway: GatewayProcess, receipts: dict[str, dict[str, Any]]) -> None:
+def test_filters_select_the_named_values(gateway: GatewayProcess, receipts: dict[str, dict[str, Any]]) -> None:
     summary = usage(gateway, "since=1h&tenant=acme&key=second&model=chat&by=mode")
     assert summary["by"] == ["mode"]
     mine = [o for o in receipts.values() if (o["tenant"], o["key"], o["route"]) == ("acme", "second", "chat")]
@@ -293,7 +293,7 @@ def in_shell(gateway: GatewayProcess, script: str, folder: Path) -> str:
     return done.stdout
 
 
-def test_csv_says_what_json_does(gateway: GatewayProcess, receipts: dict[str, dict[str, Any]]) -> None:
+def test_csv_equals_json(gateway: GatewayProcess, receipts: dict[str, dict[str, Any]]) -> None:
     assert receipts
     answer = admin(gateway, "/usage?since=1h&by=tenant,route&granularity=hour&format=csv")
     assert answer.headers["content-type"] == "text/csv; charset=utf-8"
@@ -307,9 +307,7 @@ def test_csv_says_what_json_does(gateway: GatewayProcess, receipts: dict[str, di
     assert all(one["end"] > one["start"] for one in lines)
 
 
-def test_the_last_receipts_stand_as_their_callers_see_them(
-    gateway: GatewayProcess, receipts: dict[str, dict[str, Any]]
-) -> None:
+def test_the_last_receipts_are_listed_with_costs(gateway: GatewayProcess, receipts: dict[str, dict[str, Any]]) -> None:
     """The newest come first, of all tenants or of one, with costs that callers cannot read."""
     data = admin(gateway, "/receipts?tenant=globex&limit=5").json()["data"]
     assert [one["tenant"] for one in data] == ["globex"] * 5
@@ -343,7 +341,9 @@ def test_the_last_receipts_stand_as_their_callers_see_them(
         ("sinse=1h", "sinse", "Did you mean 'since'"),
     ],
 )
-def test_a_wrong_question_is_told_what_is_wrong(gateway: GatewayProcess, query: str, param: str, words: str) -> None:
+def test_an_invalid_query_is_rejected_with_the_reason(
+    gateway: GatewayProcess, query: str, param: str, words: str
+) -> None:
     """Callers and operators get the same error, in OpenAI's shape."""
     for answer in (own(gateway, query), admin(gateway, f"/usage?{query}")):
         assert answer.status_code == 400, answer.text

@@ -222,7 +222,7 @@ async def test_a_full_disk_under_load(tmp_path: Path) -> None:
 
 @pytest.mark.long
 @pytest.mark.timeout(_LIMIT_S)
-async def test_within_the_bound_nothing_is_lost_and_beyond_it_all_is_counted(tmp_path: Path) -> None:
+async def test_no_receipt_is_lost_within_the_bound_and_losses_are_counted(tmp_path: Path) -> None:
     """No worker runs, and twice as many receipts arrive as outboxes may hold. Then a worker starts."""
     async with open_world(tmp_path, run="command", receipts={"max_buffered": MOST}) as world:
         for _ in range(2):

@@ -97,7 +97,7 @@ def quoting(form: str, *, quotes: bool) -> str:
 
 
 @pytest.mark.parametrize("form", ["json", "console"])
-def test_what_breaks_for_a_request_is_logged_without_messages_that_may_quote_it(form: str) -> None:
+def test_tracebacks_are_logged_without_messages_that_may_quote_the_request(form: str) -> None:
     """Tracebacks have every frame and every kind of error, also of tasks, threads and finalizers."""
     output = quoting(form, quotes=False)
     assert "canary" not in output
@@ -113,5 +113,5 @@ def test_what_breaks_for_a_request_is_logged_without_messages_that_may_quote_it(
         assert event in output
 
 
-def test_what_breaks_for_a_tenant_that_wants_content_in_the_log_is_told_in_full() -> None:
+def test_tracebacks_are_complete_for_tenants_with_log_content() -> None:
     assert quoting("json", quotes=True).count("canary") >= 4

@@ -51,7 +51,7 @@ def test_the_bound_of_open_files_is_the_soft_one() -> None:
     assert read_process().max_files == resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
-def test_processor_time_grows_by_what_was_used_since_the_last_read_process() -> None:
+def test_cpu_time_never_decreases() -> None:
     """The counter never decreases, whatever the kernel reports."""
     metrics = Metrics(max_tenants=1)
     signs = ProcessMetrics(metrics)
@@ -62,7 +62,7 @@ def test_processor_time_grows_by_what_was_used_since_the_last_read_process() -> 
     assert sample.value == pytest.approx(5.25)
 
 
-def test_what_no_kernel_says_is_not_made_up() -> None:
+def test_values_without_kernel_support_are_omitted() -> None:
     metrics = Metrics(max_tenants=1)
     before = samples(metrics, "gkt_process_open_fds")
     ProcessMetrics(metrics).update(ProcessSnapshot(None, None, 10, 1.0))

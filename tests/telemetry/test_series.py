@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 ODD_REQUESTS = 2000
 
 
-def test_tenants_beyond_the_bound_count_together_and_nobody_loses_a_name() -> None:
+def test_tenants_above_the_limit_share_a_series_and_existing_names_stay() -> None:
     series = SeriesLimit(2)
     labels = [series.tenant(name) for name in ("a", "b", "c", "a", "d", "b")]
     assert labels == ["a", "b", OTHER, "a", OTHER, "b"]
@@ -37,7 +37,7 @@ def test_routes_are_bounded_altogether() -> None:
     assert (series.route("b", "r4"), series.route_alone("r14"), series.route_alone("r15")) == ("r4", "r14", OTHER)
 
 
-def test_a_tenant_that_comes_and_goes_for_ever_makes_no_series_beyond_the_bound() -> None:
+def test_changing_tenants_do_not_exceed_the_limit_of_series() -> None:
     metrics = Metrics(max_tenants=10)
     for number in range(1000):
         tenant, route = metrics.series.tenant(f"t{number}"), metrics.series.route(f"t{number}", f"r{number}")
@@ -53,7 +53,7 @@ def test_a_tenant_that_comes_and_goes_for_ever_makes_no_series_beyond_the_bound(
     )
 
 
-def test_requests_of_nobody_take_no_tenants_place() -> None:
+def test_requests_without_a_tenant_use_no_tenant_series() -> None:
     metrics = Metrics(max_tenants=1)
     assert [metrics.series.tenant(name) for name in (ANONYMOUS, "a", "b")] == [ANONYMOUS, "a", OTHER]
     assert metrics.registry.get_sample_value("gkt_steps_delayed_total", {"tenant": ANONYMOUS}) == 0
@@ -76,7 +76,7 @@ def test_a_worker_that_is_started_again_counts_those_in_its_files(shared_folder:
     assert [second.series.tenant(name) for name in ("d", "a", "b")] == [OTHER, "a", "b"]
 
 
-def test_a_file_that_a_worker_just_makes_stops_nobody(shared_folder: Path) -> None:
+def test_an_empty_metric_file_does_not_fail_the_scrape(shared_folder: Path) -> None:
     """The file is empty for a moment, or stays empty where the worker was killed. The next worker then uses it."""
     Metrics(1).refused.labels("too_many_requests").inc()
     for name in ("counter_2.db", "gauge_livesum_2.db", "histogram_2.db"):

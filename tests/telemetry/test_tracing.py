@@ -191,7 +191,7 @@ def test_a_guided_request_is_one_span_with_its_stages_and_its_two_calls_below(wo
     ]
 
 
-def test_what_lies_within_a_request_lies_within_its_time(world: World) -> None:
+def test_child_spans_are_within_the_time_of_the_request(world: World) -> None:
     """Stages follow one another and equal the receipt's times."""
     answer = world.ask()
     trace = world.collector.trace_of(answer.headers["x-request-id"])
@@ -225,7 +225,7 @@ def test_a_span_waits_for_a_receipt_whose_tokens_must_be_estimated(world: World,
     assert "gen_ai.usage.output_tokens" not in trace.named("chat small-1").attributes
 
 
-def test_every_failed_call_is_a_span_of_its_own_that_says_why(world: World) -> None:
+def test_every_failed_call_has_a_span_with_the_error(world: World) -> None:
     """The student fails twice, and the next student answers."""
     world.student.behave = fails_first(2, says(REST))
     answer = world.ask("chat-two")
@@ -252,7 +252,7 @@ def test_a_request_that_no_engine_answered_has_failed(world: World) -> None:
     }  # fmt: skip
 
 
-def test_a_stream_that_broke_after_its_first_word_has_failed_though_its_status_was_200(world: World) -> None:
+def test_a_stream_that_broke_after_its_first_text_has_an_error_status(world: World) -> None:
     async def breaks(request: web.Request, _: dict[str, Any]) -> web.StreamResponse:
         response = await begin_events(request)
         await response.write(event(chunk({"content": "Once"})))
@@ -269,7 +269,7 @@ def test_a_stream_that_broke_after_its_first_word_has_failed_though_its_status_w
     assert trace.named("chat small-1").attributes["error.type"] == "engine_protocol_error"
 
 
-def test_a_caller_who_left_is_named_and_is_nobodys_fault(world: World) -> None:
+def test_a_disconnect_is_recorded_without_an_error_status(world: World) -> None:
     left = threading.Event()
 
     async def dawdles(request: web.Request, _: dict[str, Any]) -> web.StreamResponse:
@@ -298,7 +298,7 @@ def test_a_caller_who_left_is_named_and_is_nobodys_fault(world: World) -> None:
     assert student.attributes.get("gkt.ended_early") or student.attributes["error.type"] == "cancelled"
 
 
-def test_a_caller_who_left_before_any_reply_has_a_span_without_a_status(world: World) -> None:
+def test_a_disconnect_before_the_reply_has_a_span_without_a_status_code(world: World) -> None:
     begun = threading.Event()
 
     async def sleeps(_: web.Request, __: dict[str, Any]) -> web.StreamResponse:
@@ -323,7 +323,7 @@ def test_a_caller_who_left_before_any_reply_has_a_span_without_a_status(world: W
     assert student.attributes["error.type"] == "cancelled"
 
 
-def test_a_shadow_stands_below_its_request_with_calls_of_its_own(world: World) -> None:
+def test_a_shadow_is_a_child_span_of_its_request_with_its_own_calls(world: World) -> None:
     answer = world.ask("chat-shadow")
     request_id = answer.headers["x-request-id"]
     shadow = world.collector.trace_of(f"{request_id}-shadow").root
@@ -334,7 +334,7 @@ def test_a_shadow_stands_below_its_request_with_calls_of_its_own(world: World) -
     assert facts(shadow, "gkt.mode", "gkt.shadow_of") == {"gkt.mode": "shadow", "gkt.shadow_of": request_id}
 
 
-def test_runs_that_an_answer_is_compared_with_stand_beside_each_other_below_it(world: World) -> None:
+def test_comparison_runs_are_sibling_spans_below_the_request(world: World) -> None:
     answer = world.ask("chat-compared")
     request_id = answer.headers["x-request-id"]
     runs = [world.collector.trace_of(f"{request_id}-shadow-{name}").root for name in ("teacher", "student")]
@@ -344,7 +344,7 @@ def test_runs_that_an_answer_is_compared_with_stand_beside_each_other_below_it(w
     assert {run.parent for run in runs} == {trace.root.id}
 
 
-def test_who_shares_an_opening_is_linked_to_the_call_that_fetched_it(world: World) -> None:
+def test_a_follower_is_linked_to_the_call_of_its_leader(world: World) -> None:
     """Two identical requests at once: one call is paid, and the other request's wait links to it."""
     both = threading.Barrier(2, timeout=20)
     begun = threading.Event()
@@ -382,7 +382,7 @@ def test_an_embedding_is_one_call(world: World) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_callers_trace_goes_on_here_and_in_the_engines(world: World, stream: bool) -> None:
+def test_a_callers_trace_is_propagated_to_the_engines(world: World, stream: bool) -> None:
     """Each call carries its own span's id and the caller's tracestate, but not its baggage."""
     sent = {"traceparent": PARENT, "tracestate": "vendor=opaque", "baggage": "user=canary"}
     answer = world.ask(headers=sent, stream=stream)
@@ -397,7 +397,7 @@ def test_a_callers_trace_goes_on_here_and_in_the_engines(world: World, stream: b
         assert "canary" not in str(calls)
 
 
-def test_a_trace_that_its_caller_does_not_record_is_not_sent_and_goes_on_all_the_same(world: World) -> None:
+def test_an_unsampled_trace_is_propagated_but_not_exported(world: World) -> None:
     quiet = "00-1bf7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00"
     assert world.ask(headers={"traceparent": quiet}).status_code == 200
     loud = world.ask()
@@ -433,7 +433,7 @@ def test_a_traceparent_that_is_none_is_no_error(world: World, sent: dict[str, st
     assert {line["event"] for line in world.gateway.log[before:]} <= {"request"}
 
 
-def test_what_is_refused_is_a_span_that_tells_why_and_no_fault(world: World) -> None:
+def test_a_rejected_request_has_a_span_with_the_reason_and_no_error(world: World) -> None:
     """Also without a receipt. No path of a caller is in the trace."""
     refused = world.post("/v1/chat/completions", {"model": "chat"}, {"traceparent": PARENT.replace("0af", "1a1")})
     assert refused.status_code == 400
@@ -457,7 +457,7 @@ def test_the_requests_line_in_the_log_names_its_trace(world: World) -> None:
     assert world.gateway.wait_for_log("request", id=answer.headers["x-request-id"])["trace_id"] == PARENT_TRACE
 
 
-def test_nothing_that_was_said_and_no_key_is_in_what_is_sent(world: World) -> None:
+def test_exported_spans_contain_no_content_and_no_key(world: World) -> None:
     """Questions, answers, stop texts, errors that quote them, and keys."""
     world.teacher.behave = says("An 0pening of the teacher's", "length")
     world.student.behave = fails_first(1, says(" and a t41l.", "because of the r3ason"))
@@ -469,7 +469,7 @@ def test_nothing_that_was_said_and_no_key_is_in_what_is_sent(world: World) -> No
         assert secret.encode() not in sent, secret
 
 
-def test_a_collector_gets_its_key_and_learns_which_process_tells(world: World) -> None:
+def test_the_export_has_the_key_and_the_process_attributes(world: World) -> None:
     answer = world.ask()
     resource = world.collector.trace_of(answer.headers["x-request-id"]).root.resource
     assert {headers["authorization"] for headers in world.collector.headers} == {EXPORT_KEY}
@@ -498,7 +498,9 @@ def engines() -> Iterator[list[FakeEngine]]:
         yield three
 
 
-def test_what_waits_is_sent_before_the_process_ends(tmp_path: Path, redis_url: str, engines: list[FakeEngine]) -> None:
+def test_queued_spans_are_exported_before_the_process_ends(
+    tmp_path: Path, redis_url: str, engines: list[FakeEngine]
+) -> None:
     with (
         Collector().running() as collector,
         start(tmp_path, redis_url, engines, {"endpoint": collector.url}) as gateway,
@@ -511,7 +513,7 @@ def test_what_waits_is_sent_before_the_process_ends(tmp_path: Path, redis_url: s
 
 
 @pytest.mark.long
-def test_each_worker_tells_for_itself_and_sends_what_waits_at_its_end(
+def test_each_worker_exports_its_spans_and_flushes_at_exit(
     tmp_path: Path, redis_url: str, engines: list[FakeEngine]
 ) -> None:
     with Collector().running() as collector:
@@ -542,7 +544,7 @@ def test_a_collector_that_refuses_costs_spans_and_nothing_else(
 
 
 @pytest.mark.long
-def test_a_collector_that_says_nothing_fills_a_bounded_queue_and_ends_with_the_process(
+def test_a_silent_collector_fills_a_bounded_queue_and_does_not_delay_the_exit(
     tmp_path: Path, redis_url: str, engines: list[FakeEngine]
 ) -> None:
     """The collector accepts the connection and never replies. Spans beyond the queue are dropped and counted."""
@@ -573,9 +575,7 @@ def test_nothing_is_sampled_where_the_part_is_0(tmp_path: Path, redis_url: str, 
             assert "traceparent" not in str([engine.headers for engine in engines])
 
 
-def test_a_callers_trace_is_not_followed_where_the_configuration_says_so(
-    tmp_path: Path, redis_url: str, engines: list[FakeEngine]
-) -> None:
+def test_a_callers_trace_is_ignored_if_configured(tmp_path: Path, redis_url: str, engines: list[FakeEngine]) -> None:
     with Collector().running() as collector:
         tracing = {"endpoint": collector.url, "follow_callers": False}
         with start(tmp_path, redis_url, engines, tracing) as gateway:
@@ -619,7 +619,7 @@ def test_a_gateway_without_a_collector_does_not_even_import_the_library(
     assert ("traceparent" in str([engine.headers for engine in engines])) is on
 
 
-def test_a_collector_without_the_extra_is_a_mistake_that_says_what_to_install(
+def test_a_collector_without_the_extra_is_an_issue_with_the_package(
     tmp_path: Path, redis_url: str, engines: list[FakeEngine]
 ) -> None:
     """OpenTelemetry's environment variable names it."""

@@ -63,7 +63,7 @@ async def test_the_archive_of_an_earlier_version_is_moved(outboxes: Outboxes, tm
         await moving.close()
 
 
-async def test_an_import_takes_receipts_by_time_and_then_begins_anew(tmp_path: Path) -> None:
+async def test_an_import_reads_receipts_by_time_and_then_starts_again(tmp_path: Path) -> None:
     """The import reads remaining rows, and rows with an earlier time that were inserted since."""
     address = f"sqlite:///{tmp_path}/gkt-archive.db"
     settled = [msgspec.structs.replace(one, created=one.created + index) for index, one in enumerate(receipts(5))]

@@ -68,7 +68,7 @@ async def test_comparisons_are_kept_as_long_as_receipts(book: UsageBook) -> None
     assert (await reader.read(10))[ROW] == sum((QualityTally.of(1, 1) for _ in range(3)), QualityTally())
 
 
-def test_an_entry_is_read_as_it_was_written() -> None:
+def test_an_entry_is_read_back_unchanged() -> None:
     one = comparison(1, 0.5, 0.25)
     assert Comparison.from_json(one.to_json()) == one
     for wrong in (b"", b"{}", one.to_json().replace(b"5000", b"10001"), one.to_json().replace(b"5000", b"-1")):

@@ -81,7 +81,7 @@ def test_receipts_are_stored_with_their_sums(address: str) -> None:
         check_sums(engine)
 
 
-def test_columns_have_what_the_receipt_says(address: str) -> None:
+def test_columns_contain_the_facts_of_the_receipt(address: str) -> None:
     one = receipt(cost_usd=Decimal("0.000000000001"), key="ci", route="chat")
     with opened(address) as engine:
         database(engine).add([entry(one)])

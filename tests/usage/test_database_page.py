@@ -31,7 +31,7 @@ def test_every_table_and_every_column_of_receipts_is_described() -> None:
     assert sorted(_first_cells()) == sorted([*METADATA.tables, VERSION_TABLE, *(one.name for one in RECEIPTS.columns)])
 
 
-def test_the_queries_of_the_page_run_and_the_first_returns_what_was_paid(address: str) -> None:
+def test_the_queries_of_the_page_run_and_the_first_returns_the_cost(address: str) -> None:
     receipts = [receipt(NOVEMBER + place) for place in range(3)]
     other = "SQLite" if address.startswith("postgresql") else "PostgreSQL"
     queries = [query for query in QUERIES if f"-- {other}" not in query]

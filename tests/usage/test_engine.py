@@ -51,13 +51,13 @@ def test_the_newest_migration_is_known() -> None:
     assert all(re.fullmatch("[0-9]{4}", one.revision) for one in script.walk_revisions())
 
 
-def test_asking_whether_it_exists_creates_nothing(tmp_path: Path) -> None:
+def test_checking_for_a_database_creates_none(tmp_path: Path) -> None:
     with opened(f"sqlite:///{tmp_path}/data/usage.db") as engine:
         assert not engine.exists()
     assert list(tmp_path.iterdir()) == []
 
 
-def test_many_open_it_at_once(address: str) -> None:
+def test_concurrent_processes_open_the_database(address: str) -> None:
     failures: list[Exception] = []
     start = threading.Barrier(4)
 
@@ -80,7 +80,7 @@ def test_many_open_it_at_once(address: str) -> None:
         assert versions(engine) == [HEAD]
 
 
-def test_it_is_migrated_while_another_process_uses_it(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_database_is_migrated_while_another_process_uses_it(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A later version adds a table. Processes with an open connection keep working."""
     with opened(address) as old, opened(address) as new:
         database(old).add([entry(receipt())])
@@ -123,7 +123,7 @@ def test_the_file_is_its_owners_alone(tmp_path: Path) -> None:
             assert connection.scalar(text("PRAGMA synchronous")) == 2
 
 
-def test_a_file_that_is_replaced_is_opened_anew(tmp_path: Path) -> None:
+def test_a_replaced_file_is_reopened(tmp_path: Path) -> None:
     file = tmp_path / "usage.db"
     with opened(f"sqlite:///{file}") as engine, opened(f"sqlite:///{file}") as reader:
         database(engine).add([entry(before := receipt())])

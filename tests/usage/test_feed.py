@@ -29,7 +29,7 @@ async def outboxes(redis_url: str, tmp_path: Path) -> AsyncIterator[Outboxes]:
         yield one
 
 
-async def test_what_is_acknowledged_is_trimmed(outboxes: Outboxes) -> None:
+async def test_acknowledged_entries_are_trimmed(outboxes: Outboxes) -> None:
     feed = outboxes.feed()
     await outboxes.settle(*receipts(10), *receipts(3, "beta"))
     taken = await feed.read_new(100)
@@ -41,7 +41,7 @@ async def test_what_is_acknowledged_is_trimmed(outboxes: Outboxes) -> None:
     assert await feed.backlog() == Backlog()
 
 
-async def test_what_another_worker_holds_stays_with_all_that_came_later(outboxes: Outboxes) -> None:
+async def test_entries_pending_at_another_worker_and_later_ones_are_kept(outboxes: Outboxes) -> None:
     ann, bob = outboxes.feed(), outboxes.feed("worker-2")
     await outboxes.settle(*receipts(6))
     first, rest = await ann.read_new(2), await bob.read_new(10)
@@ -81,7 +81,7 @@ async def test_the_entries_of_a_dead_worker_are_claimed(outboxes: Outboxes) -> N
     assert {one["name"]: one["pending"] for one in consumers} == {b"worker-1": 0, b"worker-2": 4}
 
 
-async def test_entries_whose_reply_was_lost_are_taken_again(outboxes: Outboxes) -> None:
+async def test_entries_whose_reply_was_lost_are_read_again(outboxes: Outboxes) -> None:
     """The worker with the same number reads them, without entries that were trimmed meanwhile."""
     await outboxes.settle(*receipts(4), *receipts(2, "beta"))
     await outboxes.feed("worker-2").read_new(2)
@@ -97,7 +97,7 @@ async def test_entries_whose_reply_was_lost_are_taken_again(outboxes: Outboxes) 
     assert (await feed.claim(["beta"], 0, 100)).trimmed == 2
 
 
-async def test_what_was_trimmed_before_it_was_acknowledged_is_counted(outboxes: Outboxes) -> None:
+async def test_entries_trimmed_before_their_acknowledgment_are_counted(outboxes: Outboxes) -> None:
     feed = outboxes.feed()
     await outboxes.settle(*receipts(5))
     await feed.read_new(3)
@@ -160,7 +160,7 @@ async def test_redis_forgets_between_taking_and_acknowledging(outboxes: Outboxes
     assert [one.raw for one in found.entries] == [one.to_json() for one in new]
 
 
-async def test_while_an_old_process_adds_up_it_trims_and_the_feed_notes(outboxes: Outboxes) -> None:
+async def test_an_old_process_that_adds_up_trims_and_the_feed_waits(outboxes: Outboxes) -> None:
     """Trimming starts a minute after its lease was last seen, because the lease may change its process."""
     now = [1_000.0]
     feed = OutboxFeed(outboxes.redis, outboxes.keys, "worker-1", lambda: now[0])
@@ -198,7 +198,7 @@ async def test_an_old_process_trims_no_further_than_the_feed_notes(outboxes: Out
     assert (await redis.hget(keys.holds, "acme")).decode() == previous_id(taken[1].id)
 
 
-async def test_an_old_gateway_without_an_archive_trims_only_what_is_written(
+async def test_an_old_gateway_without_an_archive_trims_only_written_entries(
     outboxes: Outboxes, redis_url: str, tmp_path: Path
 ) -> None:
     """The test runs that version's code from the git history."""

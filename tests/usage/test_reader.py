@@ -50,7 +50,7 @@ def query(by: tuple[str, ...] = ("tenant",), **only: str) -> UsageQuery:
     return UsageQuery(span(RequestedRange(now - 30 * 3600, now), "hour", KEPT, now), "hour", by, only)
 
 
-async def test_of_what_has_not_changed_no_row_is_read_again(sqlite_book: UsageBook) -> None:
+async def test_unchanged_periods_are_not_read_again(sqlite_book: UsageBook) -> None:
     sums, now = Counting(sqlite_book), time.time()
     sqlite_book.add(receipt(now - back * 3600, f"t{back % 3}", back) for back in range(20))
     reader = UsageReader(sums, KEPT)
@@ -67,7 +67,7 @@ async def test_of_what_has_not_changed_no_row_is_read_again(sqlite_book: UsageBo
         assert full <= set(sums.periods)
 
 
-async def test_what_comes_late_to_a_period_that_is_over_is_told_at_once(book: UsageBook) -> None:
+async def test_late_receipts_of_a_past_period_appear_at_once(book: UsageBook) -> None:
     """A receipt is added, and a real receipt replaces an abandoned one."""
     old = time.time() - 5 * 3600
     book.add([receipt(old, "acme", 1), receipt(old, "beta", 2, "abandoned")])
@@ -88,7 +88,7 @@ def part(start: int, size: int, cpu_s: float = 0.0) -> FoldedPeriod:
     return FoldedPeriod(Period("hour", start), [(("acme",), b"x" * size)], cpu_s)
 
 
-def test_what_is_kept_has_a_bound_and_what_was_not_asked_for_goes_first() -> None:
+def test_the_cache_is_bounded_and_evicts_the_least_recently_used_part() -> None:
     parts = FoldedPeriods(max_bytes=3_000)
     for start in (0, 1):
         parts.put(QUESTION, b"m", part(start, 900), 0)
@@ -103,7 +103,7 @@ def test_what_is_kept_has_a_bound_and_what_was_not_asked_for_goes_first() -> Non
     assert parts.held_bytes <= 3_000
 
 
-def test_what_grows_is_folded_for_a_fifth_of_the_time_at_most() -> None:
+def test_grouping_the_current_period_takes_at_most_a_fifth_of_the_time() -> None:
     """The time of grouping sets the rate. A cached value is at most two seconds old."""
     now = 100.0
     parts = FoldedPeriods(clock=lambda: now)

@@ -75,7 +75,7 @@ class History:
 
 @pytest.mark.long
 @pytest.mark.timeout(120)
-async def test_any_prefix_of_what_redis_wrote_leads_to_the_same_books(
+async def test_any_lost_suffix_of_redis_data_leads_to_the_same_sums(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker_module, "_CLAIM_AFTER_S", 0.0)

@@ -32,7 +32,7 @@ def histogram(times_us: list[int]) -> Histogram:
 
 
 @given(st.lists(TIMES_US, min_size=1, max_size=60), st.floats(0.01, 1))
-def test_what_is_read_off_a_histogram_is_near_what_was_measured(times_us: list[int], part: float) -> None:
+def test_quantiles_of_a_histogram_are_close_to_the_measured_ones(times_us: list[int], part: float) -> None:
     exact = sorted(times_us)[max(1, math.ceil(part * len(times_us))) - 1]
     (read,) = histogram(times_us).quantiles_us([part])
     assert read is not None
@@ -60,7 +60,7 @@ def many(draw: st.DrawFn, max_size: int = 12) -> list[Receipt]:
 
 
 @given(many(), st.lists(st.integers(0, 11), max_size=6), st.randoms())
-def test_rows_have_no_order_and_forget_what_is_taken_out(counted: list[Receipt], out: list[int], dice: Any) -> None:
+def test_rows_are_commutative_and_support_subtraction(counted: list[Receipt], out: list[int], dice: Any) -> None:
     removed = [counted[index] for index in sorted(set(out)) if index < len(counted)]
     acts = [(one, 1) for one in counted] + [(one, -1) for one in removed]
     dice.shuffle(acts)

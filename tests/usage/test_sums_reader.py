@@ -106,7 +106,7 @@ async def test_the_newest_receipts_come_first(book: UsageBook) -> None:
     assert await book.sums.latest(50, "nobody") == []
 
 
-async def test_without_tables_it_is_unavailable_until_they_are_back(book: UsageBook) -> None:
+async def test_without_tables_usage_is_unavailable(book: UsageBook) -> None:
     with book.engine.writing() as connection:
         connection.exec_driver_sql("ALTER TABLE usage_sums RENAME TO away")
     for call in (book.sums.totals, book.sums.versions, partial(book.sums.read, decoded)):
@@ -118,7 +118,7 @@ async def test_without_tables_it_is_unavailable_until_they_are_back(book: UsageB
 
 
 @pytest.mark.long
-async def test_without_a_server_it_is_unavailable_until_it_is_back(postgres: Postgres) -> None:
+async def test_without_a_server_usage_is_unavailable(postgres: Postgres) -> None:
     book = UsageBook(sqlalchemy_url(new_database(postgres), Path()))
     try:
         book.add([receipt(time.time())])
@@ -136,7 +136,7 @@ async def test_without_a_server_it_is_unavailable_until_it_is_back(postgres: Pos
         book.close()
 
 
-async def test_what_a_later_version_wrote_is_unavailable(sqlite_book: UsageBook) -> None:
+async def test_a_database_of_a_later_version_is_unavailable(sqlite_book: UsageBook) -> None:
     """The database can be read once the newer version runs again."""
     sqlite_book.add([receipt(time.time())])
     with sqlite_book.engine.writing() as connection:

@@ -46,7 +46,7 @@ def lost(outboxes: Outboxes) -> float:
 
 
 @given(st.lists(st.integers(0, 1_000), max_size=12), st.integers(1, 3_000))
-def test_the_longest_give_way_first_and_no_further_than_they_must(lengths: list[int], limit: int) -> None:
+def test_the_longest_outboxes_are_trimmed_first_and_only_as_needed(lengths: list[int], limit: int) -> None:
     cut_to = level(lengths, limit)
     assert sum(min(one, cut_to) for one in lengths) <= limit
     if sum(lengths) > limit:
@@ -111,7 +111,7 @@ async def test_comparisons_are_not_counted_as_receipts(outboxes: Outboxes) -> No
     assert await outboxes.redis.xlen(outboxes.keys.outbox(OUTBOX)) == 2
 
 
-async def test_what_is_lost_is_counted_once_where_the_reply_was_lost(
+async def test_trimmed_entries_are_counted_once_despite_a_lost_reply(
     outboxes: Outboxes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """This process or another one counts them, also after a worker keeps up again."""

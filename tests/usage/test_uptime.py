@@ -68,7 +68,7 @@ async def fleet(redis_url: str) -> AsyncIterator[Fleet]:
     await client.close()
 
 
-async def test_a_minute_in_which_anybody_saw_the_engine_up_is_one_in_which_it_was(fleet: Fleet) -> None:
+async def test_a_minute_is_up_if_any_probe_succeeded(fleet: Fleet) -> None:
     """A minute counts once for many checks, even if another check finds the engine down."""
     fleet.ann.record("small", up=True)
     fleet.bob.record("small", up=False)
@@ -83,7 +83,7 @@ async def test_a_minute_in_which_anybody_saw_the_engine_up_is_one_in_which_it_wa
     assert await fleet.look() == {"small": EngineUptime(Decimal("1.20"), up_minutes=3, seen_minutes=4)}
 
 
-async def test_days_are_told_apart_and_have_the_price_that_held_then(fleet: Fleet) -> None:
+async def test_each_day_has_its_own_minutes_and_price(fleet: Fleet) -> None:
     fleet.clock.now = DAY + DAY_S - 1.0
     fleet.ann.record("small", up=True)
     fleet.clock.now += 1
@@ -104,7 +104,7 @@ async def test_an_engine_that_is_paid_by_the_token_is_not_written_down(fleet: Fl
     assert await fleet.redis.keys(f"*{fleet.keys.prefix}*") == []
 
 
-async def test_a_day_takes_a_few_hundred_bytes_and_goes_in_the_end(fleet: Fleet) -> None:
+async def test_a_day_takes_a_few_hundred_bytes_and_expires(fleet: Fleet) -> None:
     """Each engine has two bitmaps of 180 bytes and a price."""
     for minute in range(1_440):
         fleet.clock.now = DAY + minute * 60.0
@@ -118,7 +118,7 @@ async def test_a_day_takes_a_few_hundred_bytes_and_goes_in_the_end(fleet: Fleet)
     assert await fleet.look() == {"small": EngineUptime(Decimal("1.20"), 1_440, 1_440)}
 
 
-async def test_what_redis_did_not_take_is_told_when_it_is_back(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unsent_minutes_are_written_after_an_outage(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     """The background task writes it, including the records of the meantime."""
     await fleet.client.require()
     failing = [RedisGone("away")]
@@ -146,7 +146,7 @@ async def test_what_redis_did_not_take_is_told_when_it_is_back(fleet: Fleet, mon
         await tasks.close()
 
 
-def test_what_waits_for_redis_is_bounded(redis_url: str) -> None:
+def test_the_buffer_during_an_outage_is_bounded(redis_url: str) -> None:
     """The process buffers the last three days, and each minute once."""
     clock = Clock()
     client = RedisClient(redis_url, timeout_s=1, metrics=Metrics())

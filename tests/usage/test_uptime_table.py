@@ -31,7 +31,7 @@ class Clock:
         return self.now
 
 
-async def test_the_database_has_the_minutes_of_redis_and_keeps_them(book: UsageBook, redis_url: str) -> None:
+async def test_the_database_stores_the_minutes_of_redis(book: UsageBook, redis_url: str) -> None:
     """A Redis that lost its data adds minutes and removes none. The last price of a day applies."""
     client = RedisClient(redis_url, timeout_s=1, metrics=Metrics())
     clock, reader = Clock(), UptimeReader(book.threads, KEPT_S)

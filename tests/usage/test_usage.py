@@ -61,7 +61,7 @@ def at(text: str) -> float:
         ("2026-11-25", "2999-01-01", (at("2026-11-25"), NOW)),
     ],
 )
-def test_both_ends_may_be_said_in_many_ways(since: str, until: str, expected: tuple[float, float]) -> None:
+def test_both_ends_of_a_range_accept_several_formats(since: str, until: str, expected: tuple[float, float]) -> None:
     """Days and months include their end, and no range exceeds the current time."""
     assert requested_range(since, until, NOW) == expected
 
@@ -130,7 +130,7 @@ def test_rows_cover_each_moment_once_and_are_kept(
     assert len(found.periods) <= 3661
 
 
-def test_what_is_kept_stands_in_the_refusal() -> None:
+def test_a_rejection_states_the_retention() -> None:
     with pytest.raises(InvalidRequest, match="minute for 6h, by the hour for 14d, by the day for 400d: set granula"):
         span(RequestedRange(NOW - 2 * 86_400, NOW), "minute", DEFAULT, NOW)
     with pytest.raises(InvalidRequest, match="set since to 2025-10-21T18:24:30Z or later"):
@@ -138,7 +138,7 @@ def test_what_is_kept_stands_in_the_refusal() -> None:
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(86_400, "1d"), (5400, "90m"), (36 * 3600, "36h"), (0.5, "0.5s")])
-def test_durations_are_said_as_settings_say_them(seconds: float, text: str) -> None:
+def test_durations_have_the_format_of_settings(seconds: float, text: str) -> None:
     assert duration_text(seconds) == text
 
 
@@ -149,7 +149,7 @@ def figures_of(*receipts: Receipt) -> Any:
     return figures(row)
 
 
-def test_the_teachers_part_counts_what_callers_were_given() -> None:
+def test_the_teachers_share_counts_tokens_of_answers() -> None:
     """Guidance of 40 tokens before 160 of the student, a whole teacher answer, and no tokens of a shadow request."""
     assert figures_of(closed(guided()))["teacher_token_share"] == 0.2
     as_context = guided(plan=plan(placement="context"))
@@ -233,7 +233,7 @@ def test_a_name_is_no_formula() -> None:
     assert [safe(name) for name in ("\tx", "\rx", "a=b", "")] == ["'\tx", "'\rx", "a=b", ""]
 
 
-def test_money_that_is_not_told_is_not_told_by_the_order() -> None:
+def test_hidden_money_does_not_affect_the_order() -> None:
     """Rows with hidden money are last, ordered by name."""
     costs = {"dear": 9, "cheap": 1, "b-hidden": 99, "a-hidden": 5}
     answer = UsageResult(query("route"), lambda where: "hidden" not in where.route)
@@ -272,7 +272,7 @@ class StoredReceipts:
         return [one for one in within if all(getattr(one, name) == expected for name, expected in only.items())]
 
 
-async def test_an_answer_is_the_sum_of_the_receipts_in_what_it_covers(book: UsageBook) -> None:
+async def test_a_result_is_the_sum_of_the_receipts_in_its_range(book: UsageBook) -> None:
     """The queries use totals of all tenants, one tenant, or groups."""
     stored_receipts = StoredReceipts(book)
     reader = UsageReader(book.sums, DEFAULT)
@@ -299,7 +299,7 @@ async def test_an_answer_is_the_sum_of_the_receipts_in_what_it_covers(book: Usag
                     assert len(result["rows"]) == len(found.periods)
 
 
-async def test_few_questions_of_one_asker_are_under_way(sqlite_book: UsageBook) -> None:
+async def test_concurrent_queries_of_one_tenant_are_limited(sqlite_book: UsageBook) -> None:
     """Another tenant still gets an answer."""
     reader = UsageReader(sqlite_book.sums, DEFAULT, max_tenant_queries=3)
     now = time.time()
@@ -350,7 +350,7 @@ async def test_an_answer_is_written_within_its_turn(sqlite_book: UsageBook, leav
 
 
 @pytest.mark.parametrize("write", [encoded, as_csv])
-def test_a_thread_that_writes_an_answer_rests_between_rows(
+def test_a_thread_that_encodes_a_result_pauses_between_rows(
     write: Callable[[UsageResult], bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Pauses let the event loop acquire the interpreter lock."""

@@ -56,7 +56,7 @@ async def claim_now(worker: UsageWorker, monkeypatch: pytest.MonkeyPatch) -> Non
     await worker.round()
 
 
-async def test_what_is_settled_is_written_once_and_its_outbox_is_empty(outboxes: Outboxes) -> None:
+async def test_settled_receipts_are_written_once_and_removed_from_the_outbox(outboxes: Outboxes) -> None:
     settled = [*receipts(30), *receipts(7, "beta")]
     await outboxes.settle(*settled)
     worker = await outboxes.worker()
@@ -71,9 +71,7 @@ async def test_what_is_settled_is_written_once_and_its_outbox_is_empty(outboxes:
     assert value("gkt_usage_receipts", {"result": "inserted"}) == 37
 
 
-async def test_a_worker_that_died_before_it_wrote_and_one_before_it_acknowledged(
-    outboxes: Outboxes, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_receipts_of_a_dead_worker_are_written_once(outboxes: Outboxes, monkeypatch: pytest.MonkeyPatch) -> None:
     settled = receipts(10)
     await outboxes.settle(*settled)
     dead = outboxes.feed("worker-9")
@@ -121,7 +119,7 @@ async def test_a_true_receipt_takes_an_abandoned_ones_place(outboxes: Outboxes) 
     assert await outboxes.store.read(find, one.tenant, one.id) == true.to_json()
 
 
-async def test_what_redis_forgets_and_is_told_again_counts_once(outboxes: Outboxes) -> None:
+async def test_receipts_sent_again_after_a_loss_of_data_count_once(outboxes: Outboxes) -> None:
     settled = receipts(5)
     await outboxes.settle(*settled)
     worker = await outboxes.worker()
@@ -225,7 +223,7 @@ async def test_while_the_database_is_away_entries_are_kept_and_one_line_is_logge
     await outboxes.check(settled)
 
 
-async def test_a_worker_that_starts_without_its_database_finds_it_later(in_sqlite: Outboxes, tmp_path: Path) -> None:
+async def test_a_worker_that_starts_without_its_database_connects_later(in_sqlite: Outboxes, tmp_path: Path) -> None:
     worker = await in_sqlite.worker()
     (tmp_path / "usage.db").mkdir()
     await worker.round()
@@ -255,7 +253,7 @@ async def test_a_locked_database_is_waited_for(
     await in_sqlite.check(settled)
 
 
-async def test_unreadable_entries_hold_nobody_up(outboxes: Outboxes) -> None:
+async def test_unreadable_entries_block_no_others(outboxes: Outboxes) -> None:
     settled = receipts(3)
     await outboxes.settle(*settled)
     await outboxes.redis.xadd(outboxes.keys.outbox("acme"), {"receipt": b'{"id": "of a newer version"}'})
@@ -287,7 +285,7 @@ async def test_comparisons_are_written_once(outboxes: Outboxes) -> None:
     assert await outboxes.redis.xlen(outboxes.keys.outbox(OUTBOX)) == 0
 
 
-async def test_a_comparison_that_the_database_refuses_stands_aside(outboxes: Outboxes) -> None:
+async def test_a_comparison_rejected_by_the_database_blocks_no_others(outboxes: Outboxes) -> None:
     """Receipts and other comparisons are written nevertheless."""
     one = Comparison("req_1", int(time.time()), "acme", "token_f1", "short", "chat", guided=9, student=8)
     settled, book = receipts(2), QualityStore(outboxes.redis, outboxes.keys)
@@ -302,7 +300,7 @@ async def test_a_comparison_that_the_database_refuses_stands_aside(outboxes: Out
     assert await outboxes.redis.xlen(outboxes.keys.outbox(OUTBOX)) == 0
 
 
-async def test_sums_that_cannot_be_read_are_told_and_lose_nothing(outboxes: Outboxes) -> None:
+async def test_unreadable_sums_are_reported_and_lose_nothing(outboxes: Outboxes) -> None:
     """The state of the worker has the error until the sums are repaired."""
     first, then = receipts(2), receipts(2)
     worker = await outboxes.worker()
@@ -344,7 +342,7 @@ async def test_the_uptime_of_engines_is_copied(outboxes: Outboxes) -> None:
     assert minutes == [(1, 1), (0, 1)]
 
 
-async def test_on_stop_what_waits_is_written(outboxes: Outboxes) -> None:
+async def test_on_stop_pending_receipts_are_written(outboxes: Outboxes) -> None:
     """This includes tenants that the worker has not read before. Its number is free at once."""
     worker = await outboxes.worker()
     await worker.round()

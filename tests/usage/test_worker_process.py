@@ -94,7 +94,7 @@ async def workers(redis_url: str, tmp_path: Path) -> AsyncIterator[Workers]:
 
 @pytest.mark.long
 @pytest.mark.timeout(120)
-async def test_sigterm_writes_what_waits_and_leaves_with_0(workers: Workers) -> None:
+async def test_sigterm_writes_pending_receipts_and_exits_with_0(workers: Workers) -> None:
     process = workers.start()
     await workers.until(workers.is_up)
     settled = [*receipts(3_000), *receipts(3_000, "beta")]
@@ -210,7 +210,7 @@ async def test_a_postgres_that_stops_for_a_while_is_waited_for(redis_url: str, t
 
 @pytest.mark.long
 @pytest.mark.timeout(120)
-async def test_a_worker_whose_database_is_away_ends_with_0(workers: Workers, tmp_path: Path) -> None:
+async def test_a_worker_without_its_database_exits_with_0(workers: Workers, tmp_path: Path) -> None:
     (tmp_path / USAGE_FILE).mkdir()
     process = workers.start()
 
@@ -234,7 +234,7 @@ def test_only_the_sections_of_the_worker_are_checked(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("content", "message"), [({}, "redis.url is embedded"), (None, "There is no")])
-def test_what_cannot_start_says_why(
+def test_a_failed_start_states_the_reason(
     tmp_path: Path, content: Any, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("GKT_REDIS_URL", raising=False)

@@ -26,12 +26,12 @@ def operations() -> dict[tuple[str, str], dict[str, Any]]:
     return {(method, path): entry for path, methods in API["paths"].items() for method, entry in methods.items()}
 
 
-def test_it_is_openapi_3_1() -> None:
+def test_the_document_is_openapi_3_1() -> None:
     """An independent validator accepts it."""
     OpenAPIV31SpecValidator(API).validate()
 
 
-def test_every_public_route_is_in_it_and_nothing_else() -> None:
+def test_the_document_contains_exactly_the_public_routes() -> None:
     """The methods are those of the route table."""
     routes = [route for route in ROUTES if isinstance(route, web.RouteDef)]
     table = {(route.method.lower(), re.sub(r":[^}]*", "", route.path)) for route in routes}
@@ -74,13 +74,13 @@ def test_ranges_are_those_of_the_parsers(schema: str, field: str, lowest: int, h
     assert (number["minimum"], number["maximum"]) == (lowest, highest)
 
 
-def test_a_rule_is_one_of_a_body_that_is_in_it() -> None:
+def test_every_rule_refers_to_an_existing_body() -> None:
     """No rule refers to a renamed or removed struct."""
     assert set(RULES) <= set(SCHEMAS)
     assert all(SCHEMAS[name]["allOf"] == [rule] for name, rule in RULES.items())
 
 
-def test_every_error_that_an_answer_may_meet_is_told_with_its_status_and_whether_to_retry() -> None:
+def test_every_error_is_documented_with_status_and_retry() -> None:
     """The errors of engines and of queues are included."""
     refusals = operations()["post", "/v1/chat/completions"]["responses"]
     never = {"not_found", "method_not_allowed", "ticket_unreadable", "admin_key_unset", "cross_origin", "conflict"}

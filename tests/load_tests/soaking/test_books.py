@@ -47,7 +47,7 @@ def stored(tally: Tally, *receipts: Receipt) -> Stored:
     return found
 
 
-def test_each_way_to_end_is_counted_once() -> None:
+def test_each_result_is_counted_once() -> None:
     tally = Tally()
     results = [
         answered(JSON),
@@ -71,7 +71,7 @@ def test_each_way_to_end_is_counted_once() -> None:
     assert tally.ids_twice == 1
 
 
-def test_a_request_that_needs_redis_while_it_is_away_may_have_a_receipt_once() -> None:
+def test_a_request_that_failed_without_redis_may_have_one_receipt() -> None:
     tally = Tally()
     one = answered(JSON, 503, "store_unavailable")
     tally.note(one)
@@ -82,7 +82,7 @@ def test_a_request_that_needs_redis_while_it_is_away_may_have_a_receipt_once() -
     assert (twice.twice, twice.strangers, twice.needless) == (1, 0, 0)
 
 
-def test_a_receipt_is_of_a_reply_of_a_caller_who_left_or_of_a_shadow() -> None:
+def test_a_receipt_belongs_to_a_reply_a_disconnect_or_a_shadow() -> None:
     tally = Tally()
     one = answered(JSON)
     tally.note(one)
@@ -116,7 +116,7 @@ def test_a_report_of_a_device_is_no_request_and_has_one_receipt() -> None:
     assert stored(tally, *map(receipt, ids), report(ids[0]), report(ids[1])).requests == 3
 
 
-def test_what_is_missing_twice_needless_or_strange_shows() -> None:
+def test_missing_duplicate_and_unexpected_receipts_are_counted() -> None:
     tally = Tally()
     kept, lost, refused = answered(JSON), answered(JSON), answered(WRONG, 400)
     for result in (kept, lost, refused):

@@ -36,7 +36,7 @@ def test_a_process_that_only_warms_up_is_flat() -> None:
     assert said.first == pytest.approx(200e6, rel=0.01)
 
 
-def test_a_leak_is_seen_above_noise_and_jumps() -> None:
+def test_a_leak_is_detected_despite_noise_and_jumps() -> None:
     """20 MB in a quarter of an hour, where 13 are allowed: 22 kB a second."""
     said = trend(BYTES, "one", samples(20e6, noise=2e6, jump=40e6), WARM_UP_S)
     assert not said.holds
@@ -45,14 +45,14 @@ def test_a_leak_is_seen_above_noise_and_jumps() -> None:
     assert said.allowed < said.least_rise < said.rise
 
 
-def test_jumps_that_go_again_are_no_leak() -> None:
+def test_temporary_jumps_are_no_leak() -> None:
     """Also where the last of them is still on at the end."""
     found = samples(0, noise=1e6, jump=60e6)
     assert trend(BYTES, "one", found, WARM_UP_S).holds
     assert trend(BYTES, "one", [one for one in found if one[0] < 1105], WARM_UP_S).holds
 
 
-def test_a_rise_that_may_be_chance_is_not_blamed() -> None:
+def test_an_insignificant_rise_is_no_leak() -> None:
     """It comes to more than is allowed, and could as well be half of it."""
     found = samples(15e6, noise=30e6, count=40)
     said = trend(BYTES, "one", found, WARM_UP_S)
@@ -60,11 +60,11 @@ def test_a_rise_that_may_be_chance_is_not_blamed() -> None:
     assert said.holds
 
 
-def test_what_falls_is_flat() -> None:
+def test_a_falling_measure_is_flat() -> None:
     assert trend(BYTES, "one", samples(-60e6), WARM_UP_S).holds
 
 
-def test_nothing_is_said_of_too_few_samples() -> None:
+def test_too_few_samples_have_no_verdict() -> None:
     steep = [(float(at), 1e9 * at) for at in range(20)]
     assert trend(BYTES, "one", steep[:FEWEST_BLOCKS], 0).judged_s > 0
     for few in (steep[: FEWEST_BLOCKS - 1], steep[:1], []):
@@ -72,7 +72,7 @@ def test_nothing_is_said_of_too_few_samples() -> None:
         assert (said.judged_s, said.holds) == (0, True)
 
 
-def test_what_needs_time_to_settle_is_not_judged_before() -> None:
+def test_a_measure_is_not_judged_before_it_settles() -> None:
     """Receipts are kept for a minute: until then there are more and more of them."""
     keys = Measure("keys", "", 1, part=0.1, plus=50, settles_s=90)
     found = [(float(at), 20.0 * min(at, 60)) for at in range(0, 120, 2)]

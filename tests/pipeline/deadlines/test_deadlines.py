@@ -47,7 +47,7 @@ def guidance(deadline_s: float = 2.0, auto: AutoDeadline | None = None) -> Guida
 AUTO = AutoDeadline(min_s=0.5, max_s=10.0)
 
 
-def test_auto_waits_as_long_as_it_may_until_the_teacher_is_measured_and_then_follows_its_times() -> None:
+def test_auto_waits_for_the_maximum_until_the_teacher_is_measured() -> None:
     clock = Clock()
     deadlines = GuidanceDeadlines(GuidanceTimes(clock), clock)
     asked = guidance(auto=AUTO)
@@ -82,7 +82,7 @@ def test_auto_rises_until_a_slow_teacher_that_does_not_stream_is_in_time() -> No
     assert missed < WINDOW / 4
 
 
-def test_what_a_late_teacher_had_streamed_tells_how_long_it_takes() -> None:
+def test_partial_streams_of_late_teachers_are_measurements() -> None:
     clock = Clock()
     deadlines = GuidanceDeadlines(GuidanceTimes(clock), clock)
     asked = guidance(2.0)
@@ -90,7 +90,7 @@ def test_what_a_late_teacher_had_streamed_tells_how_long_it_takes() -> None:
     assert hints == [None, None, "guidance.deadline=5s"]
 
 
-def test_a_route_that_is_often_late_is_logged_once_and_warned_of_until_it_is_in_time_again() -> None:
+def test_a_route_with_frequent_late_guidance_is_logged_once_and_has_a_warning() -> None:
     clock = Clock()
     deadlines = GuidanceDeadlines(GuidanceTimes(clock), clock)
     asked = guidance(2.0)
@@ -113,7 +113,7 @@ def test_a_route_that_is_often_late_is_logged_once_and_warned_of_until_it_is_in_
     assert deadlines.warnings("big") == []
 
 
-def test_a_route_that_nobody_calls_any_more_is_not_warned_of() -> None:
+def test_a_route_without_calls_has_no_warning() -> None:
     clock = Clock()
     deadlines = GuidanceDeadlines(GuidanceTimes(clock), clock)
     for _ in range(5):
