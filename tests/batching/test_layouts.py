@@ -158,7 +158,7 @@ async def test_a_ticket_of_another_layout_is_rejected(
     assert await older.look(0.3, wants=1) == 8
 
 
-async def test_announcements_with_missing_fields_are_ignored(
+async def test_unknown_fields_and_unreadable_announcements_are_ignored(
     redis: Redis, keys: RedisKeys, older: Version, newer: Version
 ) -> None:
     """A later version may append to what it says of its board; what cannot be read at all counts for nobody."""

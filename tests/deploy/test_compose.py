@@ -63,7 +63,7 @@ def test_the_gateways_configuration_is_right(name: str, tmp_path: Path) -> None:
     ]
 
 
-def test_the_cpu_configuration_differs_only_where_required(tmp_path: Path) -> None:
+def test_the_cpu_configuration_has_the_same_server_engines_and_routes(tmp_path: Path) -> None:
     (one, book), (other, other_book) = (site(name, tmp_path / name) for name in SITES)
     assert one.server == other.server
     assert [model.api_base for model in one.models] == [model.api_base for model in other.models]
@@ -183,7 +183,7 @@ def test_all_mounted_files_exist(service: str) -> None:
 
 
 @pytest.mark.parametrize(("profile", "name"), PROFILES.items())
-def test_each_profile_sets_the_variables_of_its_services(profile: str, name: str) -> None:
+def test_each_profile_sets_exactly_the_variables_of_its_services(profile: str, name: str) -> None:
     lines = (DEPLOY / "compose" / f"{profile}.env").read_text("utf-8").splitlines()
     given = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
     assert given["COMPOSE_PROFILES"] == profile

@@ -302,7 +302,7 @@ async def test_a_request_that_fails_while_others_succeed_is_refused() -> None:
     assert (refused.message, refused.redacted_message) == (f"{blame}: no such image", f"{blame}.")
 
 
-async def test_a_probe_updates_the_circuit_without_other_calls() -> None:
+async def test_a_control_call_distinguishes_a_faulty_request_from_a_broken_engine() -> None:
     world = PickyWorld()
     outcomes = [await world.call({"bad": 1}, request="one") for _ in range(3)]
     assert [type(outcome) for outcome in outcomes] == [EngineFailed, EngineFailed, EngineRejected]

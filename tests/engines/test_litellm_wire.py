@@ -35,14 +35,14 @@ async def test_a_call_stays_at_the_engines_address() -> None:
         assert (len(there.requests), len(elsewhere.requests)) == (1, 0)
 
 
-async def test_without_a_base_url_the_provider_has_its_default() -> None:
+async def test_without_a_base_url_calls_to_any_host_are_allowed() -> None:
     async with serving({}) as there, pool_of(None) as (pool, client):
         with pool.call() as call:
             await client.post(there.url)
         assert (call.sent, call.status) == (True, 404)
 
 
-async def test_no_unrequested_fields_are_sent() -> None:
+async def test_requests_outside_of_an_engine_call_are_blocked() -> None:
     async with serving({}) as there, pool_of(there.url) as (_, client):
         with pytest.raises(ForeignHost):
             await client.get(there.url)

@@ -160,7 +160,7 @@ async def test_redis_forgets_between_taking_and_acknowledging(outboxes: Outboxes
     assert [one.raw for one in found.entries] == [one.to_json() for one in new]
 
 
-async def test_an_old_process_that_adds_up_trims_and_the_feed_waits(outboxes: Outboxes) -> None:
+async def test_while_an_old_process_trims_the_feed_records_its_position(outboxes: Outboxes) -> None:
     """Trimming starts a minute after its lease was last seen, because the lease may change its process."""
     now = [1_000.0]
     feed = OutboxFeed(outboxes.redis, outboxes.keys, "worker-1", lambda: now[0])
