@@ -178,12 +178,17 @@ def _reply(case: Case, answer: httpx.Response) -> str:
         wait = f", Retry-After {_about(wait_s)}" if wait_s else ""
         return f"{answer.status_code} {error['code'] or error['type']}{wait}"
     text, code = _streamed(answer) if case.streams else (answer.json()["choices"][0]["message"]["content"], None)
-    opening = "" if case.column.startswith("student") or "x-gkt-unguided" in answer.headers else OPENING
+    shown_guidance = "" if case.column.startswith("student") or "x-gkt-unguided" in answer.headers else OPENING
     rest = text.removesuffix(TEXT)
-    if case.column == "teacher stream" and rest != text and rest not in {"", opening} and opening.startswith(rest):
+    if (
+        case.column == "teacher stream"
+        and rest != text
+        and rest not in {"", shown_guidance}
+        and shown_guidance.startswith(rest)
+    ):
         extent = "all of it, behind a shorter opening"
     else:
-        extent = _extent(text, opening, opening + TEXT)
+        extent = _extent(text, shown_guidance, shown_guidance + TEXT)
     why = answer.headers.get("x-gkt-unguided")
     return f"200 {extent}" + (f", unguided: {why}" if why else "") + (f", then {code}" if code else "")
 
@@ -204,11 +209,11 @@ def _streamed(answer: httpx.Response) -> tuple[str, str | None]:
     return text, None if error is None else error["code"]
 
 
-def _extent(text: str, opening: str, whole: str) -> str:
+def _extent(text: str, shown_guidance: str, whole: str) -> str:
     if text == whole:
         return "all of it"
     assert whole.startswith(text), text
-    return "nothing" if not text else "the opening" if text == opening else "a part"
+    return "nothing" if not text else "the opening" if text == shown_guidance else "a part"
 
 
 def _about(wait_s: str) -> str:

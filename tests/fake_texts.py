@@ -11,7 +11,7 @@ READ = 10
 """The tokens that any prompt has."""
 
 
-async def said(request: web.Request, body: dict[str, Any], text: str, finish: str) -> web.StreamResponse:
+async def text_reply(request: web.Request, body: dict[str, Any], text: str, finish: str) -> web.StreamResponse:
     """Reply with a fixed text, whole or word by word, on each route for raw prompts."""
     if request.path == "/generate":
         return generated(text, finish)
@@ -57,13 +57,13 @@ def _tgis(finish: str) -> str:
 
 async def _completed(request: web.Request, body: dict[str, Any], text: str, finish: str) -> web.StreamResponse:
     """Reply as OpenAI's /v1/completions: each prompt n times, repeated before the answer if `echo` is set."""
-    prompt, wanted = body["prompt"], body.get("n") or 1
+    prompt, choice_count = body["prompt"], body.get("n") or 1
     prompts = prompt if isinstance(prompt, list) and not isinstance(prompt[0], int) else [prompt]
     silent = body.get("max_tokens") == 0
     answers = [
         ("".join(map(str, each)) if body.get("echo") else "") + ("" if silent else text)
         for each in prompts
-        for _ in range(wanted)
+        for _ in range(choice_count)
     ]
     finish = "length" if silent else finish
     written = 0 if silent else len(text.split())

@@ -272,9 +272,9 @@ class FaultEngine:
 
     async def _answered(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         """Answer one request; return whether another may follow on the connection."""
-        asked = await reader.readuntil(b"\r\n\r\n")
-        target = asked.split(b" ", 2)[1].decode()
-        size = re.search(rb"content-length: *([0-9]+)", asked.lower())
+        request_head = await reader.readuntil(b"\r\n\r\n")
+        target = request_head.split(b" ", 2)[1].decode()
+        size = re.search(rb"content-length: *([0-9]+)", request_head.lower())
         raw = await reader.readexactly(int(size[1]) if size else 0)
         _, protocol, fault, cell, *rest = [*target.split("/"), "", "", ""]
         place, path = f"{protocol}/{fault}/{cell}", "/" + "/".join(filter(None, rest))

@@ -116,8 +116,8 @@ async def stall_between(wire: Wire) -> None:
 async def stall_after_last(wire: Wire) -> None:
     """Send all in one packet. On a busy machine a pause between two packets would be a second stall."""
     await wire.begin()
-    told = b"".join(event(data) for data in wire.events() if data != b"[DONE]") if wire.streamed else wire.whole()
-    await wire.send(chunked(told))
+    payload = b"".join(event(data) for data in wire.events() if data != b"[DONE]") if wire.streamed else wire.whole()
+    await wire.send(chunked(payload))
     await wire.stall()
 
 
@@ -279,8 +279,8 @@ def answers(status: int, body: Json | bytes, **headers: str) -> Play:
 def _telling(template: Json, wire: Wire) -> Json:
     """Return an error body with the engine's address and key in it, which no caller may see."""
     text = orjson.dumps(template).decode()
-    told: Json = orjson.loads(text.replace("WHERE", wire.address).replace("KEY", SECRET))
-    return told
+    payload: Json = orjson.loads(text.replace("WHERE", wire.address).replace("KEY", SECRET))
+    return payload
 
 
 def fails_with(template: Json, *, after: int = 0, done: bool = False) -> Play:
@@ -290,12 +290,12 @@ def fails_with(template: Json, *, after: int = 0, done: bool = False) -> Play:
     """
 
     async def play(wire: Wire) -> None:
-        told = orjson.dumps(_telling(template, wire))
+        payload = orjson.dumps(_telling(template, wire))
         if wire.streamed:
             last = [event(b"[DONE]")] if done else []
-            await wire.stream([*map(event, wire.events()[:after]), event(told), *last])
+            await wire.stream([*map(event, wire.events()[:after]), event(payload), *last])
         else:
-            await wire.reply(told)
+            await wire.reply(payload)
 
     return play
 

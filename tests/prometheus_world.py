@@ -288,17 +288,17 @@ def prometheus(folder: Path, target: str) -> Iterator[Prometheus]:
     ]
     with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=output) as process:
         try:
-            asked = Prometheus(f"http://127.0.0.1:{port}")
+            running_prometheus = Prometheus(f"http://127.0.0.1:{port}")
 
             def ready() -> bool:
                 assert process.poll() is None, log.read_text()
                 try:
-                    return httpx.get(f"{asked.url}/-/ready").status_code == 200
+                    return httpx.get(f"{running_prometheus.url}/-/ready").status_code == 200
                 except httpx.TransportError:
                     return False
 
             until(ready, "Prometheus is not ready")
-            yield asked
+            yield running_prometheus
         finally:
             process.terminate()
             try:

@@ -167,8 +167,10 @@ async def test_each_request_uses_the_budget_of_its_own_policy_version(purse: Pur
 async def test_requests_of_any_cost_admitted_without_redis_are_charged(purse: Purse) -> None:
     """An error in the script would fail every other request of the exchange."""
     scope = budget("1")
-    asked = [AdmissionRequest((scope,), (Variant(1, purse.request("9999999999", scope)),)) for _ in range(1000)]
-    forced = [one.forced() for one in asked]
+    admission_requests = [
+        AdmissionRequest((scope,), (Variant(1, purse.request("9999999999", scope)),)) for _ in range(1000)
+    ]
+    forced = [one.forced() for one in admission_requests]
     await purse.tell(*forced)
     assert await purse.money(scope) == (0, 1000 * MAX_FORCED_USD)
     left = {one.id: one.variants[0].intent for one in forced}
@@ -320,7 +322,7 @@ async def test_a_budget_of_a_million_is_exact_beyond_the_precision_of_lua_number
     assert (await purse.ask("0.4", scope)).refusal is None
 
 
-async def look(purse: Purse, *scopes: Scope) -> list[Balance]:
+async def read_balances(purse: Purse, *scopes: Scope) -> list[Balance]:
     return await Budgets(purse.redis, purse.keys).read([Account("acme", scope) for scope in scopes])
 
 
@@ -341,7 +343,7 @@ async def test_reading_balances_equals_the_script_and_changes_nothing(purse: Pur
     await purse.settle(purse.last, "0.123456789012")
     await purse.ask("0.25", month, hours)
     before = await stored_data(purse)
-    balances = await look(purse, unused, hours, month)
+    balances = await read_balances(purse, unused, hours, month)
     assert await stored_data(purse) == before
     spent, reserved = Decimal("0.123456789012"), Decimal("0.25")
     assert [(one.spent_usd, one.reserved_usd, one.left_usd) for one in balances] == [
@@ -353,7 +355,7 @@ async def test_reading_balances_equals_the_script_and_changes_nothing(purse: Pur
     now = datetime.fromtimestamp(balances[2].now_s, UTC)
     month_end = datetime(now.year + now.month // 12, now.month % 12 + 1, 1, tzinfo=UTC)
     assert [one.ends_s for one in balances[1:]] == [None, int(month_end.timestamp())]
-    assert await look(purse) == []
+    assert await read_balances(purse) == []
 
 
 async def test_spending_of_another_period_does_not_count(purse: Purse) -> None:
@@ -363,9 +365,9 @@ async def test_spending_of_another_period_does_not_count(purse: Purse) -> None:
     await purse.settle(purse.last, "0.3")
     await purse.ask("0.5", scope)
     await purse.redis.hset(purse.keys.scope("acme", "tenant")[2], "period", "mo1:12")
-    (balance,) = await look(purse, scope)
+    (balance,) = await read_balances(purse, scope)
     assert (balance.spent_usd, balance.reserved_usd) == (0, Decimal("0.5"))
-    (other,) = await look(purse, budget("1", period=BudgetDuration(1, "w")))
+    (other,) = await read_balances(purse, budget("1", period=BudgetDuration(1, "w")))
     assert other.spent_usd == 0, "nor in one of another length"
 
 
@@ -378,7 +380,7 @@ async def test_the_read_balance_of_a_rolling_budget_equals_the_scripts(purse: Pu
         await purse.ask("0.4", scope, force=True)
         await purse.settle(purse.last, spent)
         await older(purse.redis, ring, slots)
-        (balance,) = await look(purse, scope)
+        (balance,) = await read_balances(purse, scope)
         refused = (await purse.ask("5", scope)).refusal
         assert refused is not None
         assert balance.spent_usd + balance.reserved_usd == dollars(refused.used)

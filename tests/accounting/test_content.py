@@ -32,7 +32,7 @@ def test_messages_are_logged_unchanged() -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "asked"),
+    ("body", "logged_input"),
     [
         ({"prompt": "Once upon"}, "Once upon"),
         ({"prompt": ["a", "b"]}, '["a", "b"]'),
@@ -40,8 +40,8 @@ def test_messages_are_logged_unchanged() -> None:
         ({"prompt": None}, "null"),
     ],
 )
-def test_prompts_and_inputs_are_logged_unchanged(body: dict[str, Any], asked: str) -> None:
-    assert content(**body).as_dict() == {"asked": asked, "answered": ""}
+def test_prompts_and_inputs_are_logged_unchanged(body: dict[str, Any], logged_input: str) -> None:
+    assert content(**body).as_dict() == {"asked": logged_input, "answered": ""}
 
 
 def test_a_stream_is_put_together() -> None:
@@ -77,15 +77,15 @@ def test_several_choices_are_logged_separately() -> None:
 @pytest.mark.parametrize("letter", ["x", "é", "\N{GRINNING FACE}"])
 def test_request_and_answer_are_truncated_and_marked(letter: str) -> None:
     long = letter * 50_000
-    for asked in (content(prompt=long), content(messages=[{"role": "user", "content": long}, {"role": "user"}])):
+    for logged_input in (content(prompt=long), content(messages=[{"role": "user", "content": long}, {"role": "user"}])):
         for _ in range(5):
-            asked.add([chunk(content=long[:10_000])])
-        for text in asked.as_dict().values():
+            logged_input.add([chunk(content=long[:10_000])])
+        for text in logged_input.as_dict().values():
             assert len(text.encode()) < MAX_BYTES + 100
             assert text.endswith(" characters left out)") or '"role": "user"' in text
             assert " characters left out)" in text
-    left = asked.as_dict()["answered"].rpartition("(")[2]
-    assert int(left.split()[0]) == 50_000 - asked.as_dict()["answered"].count(letter)
+    left = logged_input.as_dict()["answered"].rpartition("(")[2]
+    assert int(left.split()[0]) == 50_000 - logged_input.as_dict()["answered"].count(letter)
 
 
 def test_an_image_does_not_displace_later_text() -> None:
@@ -93,9 +93,9 @@ def test_an_image_does_not_displace_later_text() -> None:
         {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 100_000}},
         {"type": "text", "text": "What is this?"},
     ]
-    asked = content(messages=[{"role": "user", "content": parts}]).as_dict()["asked"]
-    assert "What is this?" in asked
-    assert len(asked) < 500
+    logged_input = content(messages=[{"role": "user", "content": parts}]).as_dict()["asked"]
+    assert "What is this?" in logged_input
+    assert len(logged_input) < 500
 
 
 def test_many_parts_and_deep_values_are_truncated() -> None:

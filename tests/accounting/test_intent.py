@@ -71,8 +71,8 @@ def test_the_reservation_excludes_unused_exemplars() -> None:
     bare = plan()
     assert bare.guidance is not None
     primed = structs.replace(bare, guidance=structs.replace(bare.guidance, projection=PRIMED))
-    asked = parse_text_completion(b'{"model": "chat", "prompt": "Q: Why? A:", "max_tokens": 100}')
-    ones = [intend(builder(one), one, worst_case(one, asked, PRICES), "ann") for one in (primed, bare)]
+    request = parse_text_completion(b'{"model": "chat", "prompt": "Q: Why? A:", "max_tokens": 100}')
+    ones = [intend(builder(one), one, worst_case(one, request, PRICES), "ann") for one in (primed, bare)]
     assert ones[0].teacher == ones[1].teacher
 
 
@@ -124,12 +124,12 @@ def test_each_choice_may_be_as_long_as_the_limit() -> None:
 
 def test_without_a_limit_the_largest_answer_of_the_engine_is_reserved_for() -> None:
     """An unknown maximum is the default, which is marked as a lower bound."""
-    one, asked = structs.replace(plan("student"), max_tokens=None), chat(body={"n": 2})
+    one, request = structs.replace(plan("student"), max_tokens=None), chat(body={"n": 2})
     for maxima, tokens, at_least in (
         (EngineMaxima({"small": 4096}, {}), 8192, False),
         (unknown_max_output, 2 * DEFAULT_MAX_OUTPUT_TOKENS, True),
     ):
-        share = intend(builder(one), one, worst_case(one, asked, PRICES, maxima), "ann").student
+        share = intend(builder(one), one, worst_case(one, request, PRICES, maxima), "ann").student
         assert share is not None
         assert (share.output_tokens, share.at_least) == (tokens, at_least)
 

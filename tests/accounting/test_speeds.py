@@ -22,7 +22,7 @@ async def counted(redis_url: str) -> AsyncIterator[Counted]:
         yield Counted(redis)
 
 
-async def look(counted: Counted, *scopes: Scope) -> list[RecentUsage]:
+async def read_usage(counted: Counted, *scopes: Scope) -> list[RecentUsage]:
     return await LimitUsage(counted.redis, counted.keys, LEASE_S).read("acme", scopes)
 
 
@@ -35,13 +35,13 @@ async def test_the_next_request_sees_the_recorded_usage(counted: Counted) -> Non
     await counted.ask(both[0], tokens=5)
     names = sorted(await counted.redis.keys(f"*{counted.keys.prefix}:*"))
     before = [await counted.redis.dump(name) for name in names]
-    assert await look(counted, *both) == [RecentUsage(3, 125, 2), RecentUsage(2, 120, 0)]
+    assert await read_usage(counted, *both) == [RecentUsage(3, 125, 2), RecentUsage(2, 120, 0)]
     assert [await counted.redis.dump(name) for name in names] == before
     refused = (await counted.ask(*both)).refusal
     assert refused is not None
     assert refused.used == "3"
-    assert await look(counted) == []
-    assert await look(counted, key(rpm=1, name="key:new")) == [RecentUsage(0, 0, 0)]
+    assert await read_usage(counted) == []
+    assert await read_usage(counted, key(rpm=1, name="key:new")) == [RecentUsage(0, 0, 0)]
 
 
 async def test_usage_older_than_a_minute_is_not_read(counted: Counted) -> None:
@@ -52,9 +52,9 @@ async def test_usage_older_than_a_minute_is_not_read(counted: Counted) -> None:
     (came,) = (int(name[1:]) for name in await counted.redis.hkeys(window) if name[1:].isdigit() and name[:1] == b"r")
     seconds, microseconds = await counted.redis.time()
     await counted.grow_older(scope, 59 - ((seconds * 1_000_000 + microseconds) // SLOT_US - came) / 10)
-    assert await look(counted, scope) == [RecentUsage(1, 10, 0)]
+    assert await read_usage(counted, scope) == [RecentUsage(1, 10, 0)]
     await counted.grow_older(scope, 1.2)
-    assert await look(counted, scope) == [RecentUsage(0, 0, 0)]
+    assert await read_usage(counted, scope) == [RecentUsage(0, 0, 0)]
     assert await counted.redis.hget(window, "requests") == b"1"
 
 
@@ -62,6 +62,6 @@ async def test_a_process_without_heartbeat_for_a_lease_has_no_slots(counted: Cou
     scope = tenant(parallel=5)
     await counted.ask(scope, by="ann")
     await counted.ask(scope, by="bob")
-    assert await look(counted, scope) == [RecentUsage(0, 0, 2)]
+    assert await read_usage(counted, scope) == [RecentUsage(0, 0, 2)]
     await counted.redis.zadd(counted.keys.owners("acme"), {"bob": 1.0})
-    assert await look(counted, scope) == [RecentUsage(0, 0, 1)]
+    assert await read_usage(counted, scope) == [RecentUsage(0, 0, 1)]

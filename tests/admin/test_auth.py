@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 ADMIN_KEY = "an-admin-key-for-tests"
 
 
-async def said(_: web.Request) -> web.Response:
+async def answer(_: web.Request) -> web.Response:
     return web.Response(text="said")
 
 
@@ -36,7 +36,7 @@ async def ask(
     path: str, *, key: str | None = ADMIN_KEY, method: str = "GET", **headers: str
 ) -> tuple[int, dict[str, Any] | str]:
     """Return status and body from a listener with one open and one protected route."""
-    open_to_all = [web.get("/open", said)]
+    open_to_all = [web.get("/open", answer)]
     guard = needs_key(Sessions(None if key is None else SecretStr(key)), open_to_all)
     app = web.Application(middlewares=[errors_as_openai, guard])
     app.add_routes([*open_to_all, web.get("/secret", secret), web.post("/{any:[a-z]+/open}", secret)])

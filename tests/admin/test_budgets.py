@@ -98,8 +98,8 @@ def test_a_spent_budget_has_room_again_while_a_raise_holds(gateway: GatewayProce
     assert before["spent_usd"] + before["left_usd"] == Decimal("0.5")
     raised = admin(gateway, "POST", "/budgets/acme/raise", {"usd": 5, "reason": "a demo"}, **{"x-gkt-actor": "alice"})
     assert raised.status_code == 200, raised.text
-    told = raised.json()
-    assert told["raise"] == {"usd": 5, "until": told["ends"]}, "to the end of the period"
+    raise_view = raised.json()
+    assert raise_view["raise"] == {"usd": 5, "until": raise_view["ends"]}, "to the end of the period"
     assert [json.loads(raised.text, parse_float=Decimal)] == shown(gateway)
     assert ask(gateway).status_code == 200
     give_up = time.monotonic() + 20
@@ -122,7 +122,7 @@ def test_a_spent_budget_has_room_again_while_a_raise_holds(gateway: GatewayProce
 
     entries = admin(gateway, "GET", "/audit").json()["entries"][:3]
     assert {(one["action"], one["tenant"], one["subject"]) for one in entries} == {("budget.raise", "acme", "")}
-    ends_s = int(datetime.fromisoformat(told["ends"]).timestamp())
+    ends_s = int(datetime.fromisoformat(raise_view["ends"]).timestamp())
     short, end, first = entries
     assert (first["actor"], first["before"], first["after"]) == (
         "alice", {"usd": 0}, {"usd": 5, "until": ends_s, "reason": "a demo"}

@@ -34,7 +34,7 @@ MATHS = "A shop has 48 eggs and sells 18. How many are left in total?"
 
 
 @dataclass
-class Heard:
+class PlaygroundAnswer:
     """The events of one run: its chunks, its errors, and the receipt at its end."""
 
     chunks: list[dict[str, Any]] = field(default_factory=list)
@@ -48,7 +48,7 @@ class Heard:
         return "".join(c["delta"].get("content") or "" for one in self.chunks for c in one["choices"])
 
     @property
-    def opening(self) -> str:
+    def marked_text(self) -> str:
         return "".join(one["x_gkt"]["opening"] for one in self.chunks if "x_gkt" in one)
 
 
@@ -62,9 +62,9 @@ class World:
         headers = {"Authorization": f"Bearer {key}"}
         return httpx.request(method, self.gateway.admin_url + path, json=body, headers=headers, timeout=20)
 
-    def run(self, mode: str = "guided", **more: Any) -> Heard:
+    def run(self, mode: str = "guided", **more: Any) -> PlaygroundAnswer:
         body = {"tenant": "acme", "model": "chat", "mode": mode, "prompt": "Why?"} | more
-        result, name = Heard(), ""
+        result, name = PlaygroundAnswer(), ""
         headers = {"Authorization": f"Bearer {ADMIN_KEY}"}
         with httpx.stream(
             "POST", f"{self.gateway.admin_url}/playground/run", json=body, headers=headers, timeout=20
@@ -158,7 +158,7 @@ def world(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 def test_a_guided_answer_streams_with_the_teachers_words_marked_and_ends_with_its_receipt(world: World) -> None:
     result = world.run()
     assert result.text == KEPT + REST
-    assert result.opening == KEPT
+    assert result.marked_text == KEPT
     assert result.done
     receipt = result.receipt
     assert receipt is not None
@@ -185,7 +185,7 @@ def test_the_receipt_shown_is_the_receipt_settled(world: World) -> None:
 def test_a_selected_engine_answers_alone_in_every_mode(world: World) -> None:
     for mode, text in (("teacher", OPENING), ("student", REST)):
         result = world.run(mode)
-        assert (result.text, result.opening) == (text, "")
+        assert (result.text, result.marked_text) == (text, "")
         assert result.receipt is not None
         assert result.receipt["mode"] == mode
         assert result.receipt[{"teacher": "student", "student": "teacher"}[mode]] is None
@@ -199,7 +199,7 @@ def test_length_projection_and_placement_are_the_operators_to_choose(world: Worl
     facts = result.receipt["guidance"]
     assert (facts["tokens"], facts["projection"], facts["placement"]) == (3, "concise", "prefix")
     result = world.run(guidance={"projection": "hint", "placement": "context"}, max_tokens=50)
-    assert (result.text, result.opening) == (REST, ""), "the student alone sees a hint"
+    assert (result.text, result.marked_text) == (REST, ""), "the student alone sees a hint"
     assert result.receipt is not None
     facts = result.receipt["guidance"]
     assert (facts["tokens"], facts["projection"], facts["placement"]) == (7, "hint", "context")
@@ -228,7 +228,7 @@ def test_a_given_length_overrides_the_policys_rule(world: World) -> None:
 
 def test_the_receipt_contains_the_probe_of_the_first_token_and_its_cost(world: World) -> None:
     result = world.run(model="chat-sure", guidance={"tokens": "auto"})
-    assert (result.text, result.opening) == (REST, "")
+    assert (result.text, result.marked_text) == (REST, "")
     receipt = result.receipt
     assert receipt is not None
     assert receipt["unguided"] == "student_confident"
@@ -239,9 +239,9 @@ def test_the_receipt_contains_the_probe_of_the_first_token_and_its_cost(world: W
 
 def test_the_engine_gets_the_same_request_as_from_a_caller(world: World) -> None:
     world.run("student", system="Be brief.", temperature=0.5, top_p=0.9, seed=7, max_tokens=11)
-    asked = world.student.requests[-1]
-    assert asked["messages"] == [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]
-    assert [asked[name] for name in ("temperature", "top_p", "seed", "max_tokens")] == [0.5, 0.9, 7, 11]
+    sent = world.student.requests[-1]
+    assert sent["messages"] == [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]
+    assert [sent[name] for name in ("temperature", "top_p", "seed", "max_tokens")] == [0.5, 0.9, 7, 11]
     messages = [{"role": "user", "content": [{"type": "text", "text": "Why?"}]}]
     world.run("student", messages=messages, prompt=None)
     assert world.student.requests[-1]["messages"] == messages

@@ -95,11 +95,11 @@ async def test_login_with_the_admin_key_sets_an_http_only_same_site_cookie() -> 
             }
 
 
-@pytest.mark.parametrize("told", ["https", "HTTPS", "https, http"])  # of two proxies, the one in front first
-async def test_under_https_the_cookie_is_for_https_only(told: str) -> None:
+@pytest.mark.parametrize("protocol", ["https", "HTTPS", "https, http"])  # of two proxies, the one in front first
+async def test_under_https_the_cookie_is_for_https_only(protocol: str) -> None:
     async with (
         listener(Clock()) as client,
-        client.post("/session", json={"key": KEY}, headers={**HERE, "X-Forwarded-Proto": told}) as reply,
+        client.post("/session", json={"key": KEY}, headers={**HERE, "X-Forwarded-Proto": protocol}) as reply,
     ):
         assert "Secure" in reply.headers["Set-Cookie"].split("; ")
 

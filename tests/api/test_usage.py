@@ -18,7 +18,7 @@ def policy(**shows: bool) -> TenantPolicy:
 
 
 @pytest.mark.parametrize(
-    ("route", "shows", "told"),
+    ("route", "shows", "has_money"),
     [
         ("chat", {"chat": True, "other": False}, True),
         ("chat", {"chat": False, "other": True}, False),
@@ -28,8 +28,8 @@ def policy(**shows: bool) -> TenantPolicy:
     ],
 )
 def test_usage_shows_money_only_for_routes_with_visible_costs(
-    route: str, shows: dict[str, bool], *, told: bool
+    route: str, shows: dict[str, bool], *, has_money: bool
 ) -> None:
     """Removed routes hide costs. A joint sum shows costs only if all its routes do."""
     where = SumDimensions("acme", "only", route, "student", "", "small")
-    assert shows_money(policy(**shows), where) is told
+    assert shows_money(policy(**shows), where) is has_money

@@ -93,10 +93,10 @@ async def until(true: Callable[[], object], limit_s: float = 5.0) -> None:
     """Wait until `true` says so; it may be a coroutine function."""
     withdraw = time.monotonic() + limit_s
     while True:
-        said = true()
-        if asyncio.iscoroutine(said):
-            said = await said
-        if said:
+        result = true()
+        if asyncio.iscoroutine(result):
+            result = await result
+        if result:
             return
         assert time.monotonic() < withdraw, f"not within {limit_s:g} s"
         await asyncio.sleep(0.005)

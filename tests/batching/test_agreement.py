@@ -135,8 +135,8 @@ async def agree(redis_url: str, limits: TeacherLimits, steps: list[Step]) -> Non
         for step in steps:
             now += step.passing_us
             update = story.update(step)
-            said = await script.exchange(step.process_id, update, limits, now)
-            assert said == await model.exchange(step.process_id, update, limits, now)
+            reply = await script.exchange(step.process_id, update, limits, now)
+            assert reply == await model.exchange(step.process_id, update, limits, now)
 
 
 @pytest.mark.long

@@ -389,8 +389,8 @@ async def test_without_redis_each_process_serves_under_its_share_and_returns_to_
             assert isinstance(before.outcome, Grant)
             assert before.outcome.batch_id.startswith("b")
         assert (await Meter().call(ann, 0)).batch_id.startswith("b")
-        said = [line["event"] for line in logs if line["event"].startswith("fleet_")]
-        assert sorted(said) == ["fleet_left", "fleet_left", "fleet_rejoined", "fleet_rejoined"]
+        fleet_events = [line["event"] for line in logs if line["event"].startswith("fleet_")]
+        assert sorted(fleet_events) == ["fleet_left", "fleet_left", "fleet_rejoined", "fleet_rejoined"]
         async with Redis.from_url(server.url) as redis:
             await nothing_left(redis, keys, ann, ben)
 
@@ -532,8 +532,8 @@ async def test_retries_to_rejoin_the_fleet_back_off(
         monkeypatch.setattr(RedisScheduler, "exchange", refused)
         queue.resync()
         await until(lambda: len(tries) == 5)
-        rests = [later - earlier for earlier, later in itertools.pairwise(tries)]
-        assert all(rest >= 0.05 * 2**number for number, rest in enumerate(rests)), rests
+        pauses = [later - earlier for earlier, later in itertools.pairwise(tries)]
+        assert all(rest >= 0.05 * 2**number for number, rest in enumerate(pauses)), pauses
         monkeypatch.setattr(RedisScheduler, "exchange", exchange)
         await until(lambda: queue._local is None)
 

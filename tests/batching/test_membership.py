@@ -30,7 +30,7 @@ def test_a_member_gets_its_new_share_after_the_others_calls_ended(cap: int, held
 
 
 @pytest.mark.parametrize(
-    ("asked", "ends"),
+    ("sightings", "ends"),
     [
         ([], 30.0),  # it cannot know what the others were asked
         ([(19.0, 2.0)], 22.0),
@@ -41,15 +41,15 @@ def test_a_member_gets_its_new_share_after_the_others_calls_ended(cap: int, held
     ],
 )
 def test_the_others_calls_have_ended_after_the_longest_deadline_of_the_last_lease(
-    asked: list[tuple[float, float]], ends: float
+    sightings: list[tuple[float, float]], ends: float
 ) -> None:
     one = Membership()
     one.record_fleet(2, LEASE_S, 0.0)
-    for at, deadline_s in asked:
+    for at, deadline_s in sightings:
         if at < 20.0:
             one.record_deadline(deadline_s, LEASE_S, at)
     one.record_outage(1, 20.0)
-    for at, deadline_s in asked:
+    for at, deadline_s in sightings:
         if at > 20.0:
             one.record_deadline(deadline_s, LEASE_S, at)
     assert one.share(10, LEASE_S, ends - 0.1) == 1

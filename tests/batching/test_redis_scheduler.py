@@ -49,15 +49,15 @@ async def listening(redis: Redis, keys: RedisKeys) -> AsyncIterator[PubSub]:
 
 async def wakeups(pubsub: PubSub, keys: RedisKeys, tickets: int) -> dict[str, dict[str, Outcome]]:
     """What the next wake-ups say, by owner, until they have named `tickets` tickets."""
-    heard: dict[str, dict[str, Outcome]] = {}
-    while sum(map(len, heard.values())) < tickets:
+    received: dict[str, dict[str, Outcome]] = {}
+    while sum(map(len, received.values())) < tickets:
         message = await pubsub.get_message(timeout=2)
-        assert message is not None, f"heard {heard}, waited for {tickets} tickets"
+        assert message is not None, f"heard {received}, waited for {tickets} tickets"
         process_id = message["channel"].decode().removeprefix(keys.wakeups(""))
         teacher, outcomes = _read_wakeup(message["data"])
         assert teacher == "big"
-        heard.setdefault(process_id, {}).update(outcomes)
-    return heard
+        received.setdefault(process_id, {}).update(outcomes)
+    return received
 
 
 async def left_in_redis(redis: Redis, keys: RedisKeys) -> tuple[int, int, int]:
@@ -170,7 +170,7 @@ async def test_tenants_that_do_not_wait_cost_an_exchange_nothing(keys: RedisKeys
 
 async def commands(redis: Redis) -> int:
     """How many commands this Redis ran, those of scripts included."""
-    return sum(said["calls"] for said in (await redis.info("commandstats")).values())
+    return sum(stats["calls"] for stats in (await redis.info("commandstats")).values())
 
 
 async def test_a_tenant_without_tickets_is_deleted_when_its_pass_is_behind(redis: Redis, keys: RedisKeys) -> None:
@@ -226,7 +226,7 @@ def test_all_keys_of_the_script_are_in_one_slot(keys: RedisKeys) -> None:
 async def test_a_message_that_is_none_of_ours_does_not_end_the_listening(redis: Redis, keys: RedisKeys) -> None:
     """Garbage on the channel is logged, what was meant is asked for, and the next wake-up is heard as ever."""
     channel = keys.wakeups("ann")
-    heard: asyncio.Queue[tuple[str, dict[str, Outcome]]] = asyncio.Queue()
+    received: asyncio.Queue[tuple[str, dict[str, Outcome]]] = asyncio.Queue()
     missed: asyncio.Queue[None] = asyncio.Queue()
     tasks = BackgroundTasks()
     tasks.keep(
@@ -234,7 +234,7 @@ async def test_a_message_that_is_none_of_ours_does_not_end_the_listening(redis: 
         listen_for_wakeups(
             redis,
             channel,
-            lambda teacher, outcomes: heard.put_nowait((teacher, dict(outcomes))),
+            lambda teacher, outcomes: received.put_nowait((teacher, dict(outcomes))),
             lambda: missed.put_nowait(None),
         ),
     )
@@ -247,7 +247,7 @@ async def test_a_message_that_is_none_of_ours_does_not_end_the_listening(redis: 
                     await redis.publish(channel, message)
                     await missed.get()
                 await redis.publish(channel, b"big\na|G|3|b1\nb|S|-|x|y")
-                assert await heard.get() == ("big", {"a": Grant("b1", 3), "b": SharedGuidance("x|y", cached=False)})
+                assert await received.get() == ("big", {"a": Grant("b1", 3), "b": SharedGuidance("x|y", cached=False)})
     finally:
         await tasks.close()
     assert [line["event"] for line in logs] == ["wakeup_unreadable"] * len(garbage)
@@ -276,22 +276,24 @@ async def test_a_broken_subscription_is_restarted(
     """Whatever `told` does with a wake-up, later ones are heard, and what was missed is asked for."""
     monkeypatch.setattr("gateway.batching.redis_scheduler._RECONNECT_S", 0.01)
     subscribed: asyncio.Queue[None] = asyncio.Queue()
-    heard: asyncio.Queue[str] = asyncio.Queue()
+    received: asyncio.Queue[str] = asyncio.Queue()
 
-    def told(teacher: str, _: object) -> None:
+    def on_wakeup(teacher: str, _: object) -> None:
         if teacher == "bad":
             raise ZeroDivisionError
-        heard.put_nowait(teacher)
+        received.put_nowait(teacher)
 
     tasks = BackgroundTasks()
-    tasks.keep("wakeups", listen_for_wakeups(redis, keys.wakeups("ann"), told, lambda: subscribed.put_nowait(None)))
+    tasks.keep(
+        "wakeups", listen_for_wakeups(redis, keys.wakeups("ann"), on_wakeup, lambda: subscribed.put_nowait(None))
+    )
     try:
         with capture_logs() as logs:
             async with asyncio.timeout(5):
                 for teacher in ("bad", "big"):
                     await subscribed.get()
                     await redis.publish(keys.wakeups("ann"), f"{teacher}\na|G|3|b1")
-                assert await heard.get() == "big"
+                assert await received.get() == "big"
     finally:
         await tasks.close()
     assert [line["event"] for line in logs] == ["wakeup_handler_failed"]

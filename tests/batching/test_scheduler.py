@@ -331,11 +331,11 @@ async def fetch(fleet: Fleet, key: str, text: str, ttl_s: float = HOUR_S) -> Non
 
 async def cached_keys(fleet: Fleet, *dedupe_keys: str) -> list[str]:
     """Return those of these keys that are cached."""
-    asked = {key: fleet.ticket(dedupe_key=key, max_wait_s=0.0, cache_ttl_s=HOUR_S) for key in dedupe_keys}
+    tickets_by_key = {key: fleet.ticket(dedupe_key=key, max_wait_s=0.0, cache_ttl_s=HOUR_S) for key in dedupe_keys}
     fleet.limits = replace(fleet.limits, max_in_flight=100)
-    outcomes = (await fleet.tell("ann", *asked.values())).outcomes
-    await fleet.tell("ann", released=names(asked.values()))
-    return [key for key, one in asked.items() if isinstance(outcomes[one.id], SharedGuidance)]
+    outcomes = (await fleet.tell("ann", *tickets_by_key.values())).outcomes
+    await fleet.tell("ann", released=names(tickets_by_key.values()))
+    return [key for key, one in tickets_by_key.items() if isinstance(outcomes[one.id], SharedGuidance)]
 
 
 async def test_few_large_texts_drive_out_many_small_ones(fleet: Fleet) -> None:

@@ -205,12 +205,12 @@ async def play(schedule: Schedule, scheduler: AnyScheduler) -> Story:
     fleet = Fleet(schedule, scheduler)
     server, story = fleet.server, fleet.story
     loop = asyncio.get_running_loop()
-    asked = []
+    submitted = []
 
     def ask(number: int, one: Wish) -> None:
         process = fleet.pick(number)
         if process is not None:
-            asked.append((process, one))
+            submitted.append((process, one))
             process.ask(one)
 
     begin = loop.time() + KNOWN_S
@@ -233,9 +233,9 @@ async def play(schedule: Schedule, scheduler: AnyScheduler) -> Story:
     await asyncio.sleep(max(3 * 3.0, lease_s) + (GRACE + JUMP + SETTLE) / SECOND + 1.0)
     last = Wish(0.0, Ticket("last", "a", 1, 0.01, 2.0), 0.1)
     fleet.processes[-1].ask(last)
-    asked.append((fleet.processes[-1], last))
+    submitted.append((fleet.processes[-1], last))
     await asyncio.sleep(2.5)
-    for process, one in asked:
+    for process, one in submitted:
         ends = story.ends.get(one.ticket.id, [])
         story.check(len(ends) == 1 or not (process.alive or ends), f"{one.ticket.id} ended as {ends}")
         calls = story.calls[one.ticket.id]

@@ -204,10 +204,10 @@ async def test_error_texts_of_an_engine_reach_only_the_tenant_of_the_call(
         teacher.ending.set_exception(error)
         results = await asyncio.gather(*(request.result for request in (*own, other)), return_exceptions=True)
         assert results[:2] == [error] * 2
-        told = results[2]
-        assert isinstance(told, EngineFailed)
-        assert told.engine == "big"
-        assert "canary" not in f"{told} {told.message} {told.reason} {vars(told)}"
+        failure = results[2]
+        assert isinstance(failure, EngineFailed)
+        assert failure.engine == "big"
+        assert "canary" not in f"{failure} {failure.message} {failure.reason} {vars(failure)}"
         await nothing_left(redis, keys, queue)
 
 
@@ -394,7 +394,7 @@ async def test_greedy_guidance_comes_from_the_cache_and_sampled_guidance_never_d
     async with room(redis_url, keys) as one:
         greedy = [await one.open(cache_ttl_s=60.0) for _ in range(3)]
         assert (sources(*greedy), len(one.engine.record_deadline)) == (["", "cache", "cache"], 1)
-        assert len({opening for opening, _ in greedy}) == 1
+        assert len({answer_text for answer_text, _ in greedy}) == 1
         sampled = [await one.open(temperature=0.7) for _ in range(3)]
         assert (sources(*sampled), len(one.engine.record_deadline)) == (["", "", ""], 4)
 
@@ -433,7 +433,7 @@ async def test_guidance_with_another_ending_rule_shares_no_call(redis_url: str, 
     skips = replace(CUTOFF, name="direct", skip=SkipRule((to_pattern("Certainly!"),), 4))
     async with room(redis_url, keys) as one:
         one.engine.pause_s = 0.2
-        asked: list[dict[str, Any]] = [
+        rules: list[dict[str, Any]] = [
             {"length": until, "tokens": 40},
             {"length": until, "tokens": 40},
             {"length": sooner, "tokens": 40},
@@ -442,7 +442,7 @@ async def test_guidance_with_another_ending_rule_shares_no_call(redis_url: str, 
             {"tokens": 40},
             {"tokens": 36, "projection": skips},
         ]
-        opened = await asyncio.gather(*(one.open(**rule) for rule in asked))
+        opened = await asyncio.gather(*(one.open(**rule) for rule in rules))
         assert {request.max_tokens for request in one.engine.record_deadline} == {40}
         assert sources(*opened) == ["", "flight", "", "", "", "flight", "flight"]
 
@@ -468,8 +468,8 @@ async def test_only_the_payer_has_a_batch_and_a_wait(redis_url: str, keys: Redis
     """The others took no permit: their receipts say whose words these are, and no batch."""
     async with room(redis_url, keys) as one:
         one.engine.pause_s = 0.1
-        (opening, payer), (same, other) = await asyncio.gather(one.open(), one.open())
-        assert opening == same
+        (answer_text, payer), (same, other) = await asyncio.gather(one.open(), one.open())
+        assert answer_text == same
         assert payer.batch is not None
         assert (other.batch, other.granted) == (None, None)
         assert other.facts()["shared"] == "flight"
@@ -488,7 +488,7 @@ async def test_a_failed_call_is_noted_once_and_charged_to_one(
     async with room(redis_url, keys) as one:
         one.engine.says, one.engine.pause_s = error, 0.1
         opened = await asyncio.gather(*(one.open() for _ in range(3)))
-        assert [opening for opening, _ in opened] == [UNGUIDED] * 3
+        assert [answer_text for answer_text, _ in opened] == [UNGUIDED] * 3
         reason = "teacher_" + error.label.removeprefix("engine_")
         assert [each.unguided for _, each in opened] == [reason] * 3
         assert [each.teacher and each.teacher.lost_tokens for _, each in opened] == [charged, None, None]
@@ -515,6 +515,6 @@ async def test_unreadable_cached_guidance_gives_an_unguided_answer_with_the_reas
         await until(lambda: redis.hlen(keys.teacher("big").cache))
         (dedupe_key,) = await redis.hkeys(keys.teacher("big").cache)
         await redis.hset(keys.teacher("big").cache, dedupe_key, "of another version")
-        opening, missing = await one.open(cache_ttl_s=60.0)
-        assert (opening, missing.unguided, missing.teacher) == (UNGUIDED, "ticket_unreadable", None)
+        answer_text, missing = await one.open(cache_ttl_s=60.0)
+        assert (answer_text, missing.unguided, missing.teacher) == (UNGUIDED, "ticket_unreadable", None)
         assert len(one.engine.record_deadline) == 1

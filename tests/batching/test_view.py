@@ -175,7 +175,11 @@ def _oldest_wait_s(seen: QueueView, places: list[bytes]) -> float:
 async def _calls(redis: Redis) -> dict[str, int]:
     """How often each command ran on this Redis, those of scripts included."""
     stats = await redis.info("commandstats")
-    return {name.removeprefix("cmdstat_"): said["calls"] for name, said in stats.items() if "info" not in name}
+    return {
+        name.removeprefix("cmdstat_"): stats_of_command["calls"]
+        for name, stats_of_command in stats.items()
+        if "info" not in name
+    }
 
 
 def _size(reply: object) -> int:

@@ -40,8 +40,8 @@ NEVER = rate(0)
 
 def test_while_its_window_runs_a_ticket_waits_for_others() -> None:
     """Three of four wait, none of them for long enough; the first one's window says when to look again."""
-    opening = open_batch([*waiting(1, ago=3 * MS), *waiting(2)], IDLE, LIMITS, NEVER, NEVER, NOW)
-    assert (opening.size, opening.due, opening.window) == (0, NOW + 7 * MS, 10 * MS)
+    opened = open_batch([*waiting(1, ago=3 * MS), *waiting(2)], IDLE, LIMITS, NEVER, NEVER, NOW)
+    assert (opened.size, opened.due, opened.window) == (0, NOW + 7 * MS, 10 * MS)
 
 
 def test_a_batch_opens_when_it_is_full_by_count() -> None:
@@ -81,8 +81,8 @@ def test_below_the_low_water_mark_nothing_waits() -> None:
 def test_a_window_is_no_longer_than_a_batch_takes_to_fill() -> None:
     """At the present rate four tickets come in 2 ms: who waited so long goes, and knows for how long it will wait."""
     fast, slow = rate(2000), rate(40)
-    opening = open_batch(waiting(1, ago=MS), IDLE, LIMITS, fast, NEVER, NOW)
-    assert (opening.size, opening.due, opening.window) == (0, NOW + MS, 2 * MS)
+    opened = open_batch(waiting(1, ago=MS), IDLE, LIMITS, fast, NEVER, NOW)
+    assert (opened.size, opened.due, opened.window) == (0, NOW + MS, 2 * MS)
     assert open_batch(waiting(1, ago=2 * MS), IDLE, LIMITS, fast, NEVER, NOW).size == 1
     assert open_batch(waiting(1, ago=2 * MS), IDLE, LIMITS, slow, NEVER, NOW).window == 10 * MS
 
@@ -109,8 +109,8 @@ def test_a_third_of_the_permits_is_enough() -> None:
 def test_free_permits_wait_for_three_times_their_return_time() -> None:
     """Four come back in 100 ms at the present rate: after 300 ms those that are there make the batch."""
     tickets, drain = waiting(4, ago=SECOND), rate(40)
-    opening = open_batch(tickets, TeacherLoad(10, 12, NOW - 250 * MS), WIDE, NEVER, drain, NOW)
-    assert (opening.size, opening.due, opening.window) == (0, NOW + 50 * MS, 300 * MS)
+    opened = open_batch(tickets, TeacherLoad(10, 12, NOW - 250 * MS), WIDE, NEVER, drain, NOW)
+    assert (opened.size, opened.due, opened.window) == (0, NOW + 50 * MS, 300 * MS)
     assert open_batch(tickets, TeacherLoad(10, 12, NOW - 300 * MS), WIDE, NEVER, drain, NOW).size == 2
 
 
@@ -118,8 +118,8 @@ def test_permits_gather_for_two_seconds_at_most_and_without_a_rate_for_the_windo
     """A teacher that hardly moves holds nobody up for ever."""
     tickets = waiting(4, ago=9 * SECOND)
     assert open_batch(tickets, TeacherLoad(11, 12, NOW), WIDE, NEVER, rate(1), NOW).window == 2 * SECOND
-    opening = open_batch(tickets, TeacherLoad(10, 12, NOW - 4 * MS), WIDE, NEVER, NEVER, NOW)
-    assert (opening.size, opening.due) == (0, NOW + 6 * MS)
+    opened = open_batch(tickets, TeacherLoad(10, 12, NOW - 4 * MS), WIDE, NEVER, NEVER, NOW)
+    assert (opened.size, opened.due) == (0, NOW + 6 * MS)
 
 
 def test_permits_gather_only_for_a_full_batch() -> None:
@@ -186,14 +186,14 @@ def test_an_opened_batch_respects_all_limits(
     size = min(limits.max_size, limits.max_in_flight)
     head, in_flight = head[:size], min(in_flight, limits.max_in_flight - 1)
     teacher = TeacherLoad(in_flight, limits.max_in_flight, free_since)
-    opening = open_batch(head, teacher, limits, arrivals, grants, NOW)
-    if opening.size:
-        assert opening.size <= min(teacher.free_permits, size, len(head))
-        assert opening.size == 1 or sum(one.prompt_tokens for one in head[: opening.size]) <= limits.max_prompt_tokens
+    opened = open_batch(head, teacher, limits, arrivals, grants, NOW)
+    if opened.size:
+        assert opened.size <= min(teacher.free_permits, size, len(head))
+        assert opened.size == 1 or sum(one.prompt_tokens for one in head[: opened.size]) <= limits.max_prompt_tokens
     else:
         assert in_flight >= limits.low_water
         latest = NOW + 2 * SECOND  # the longest hold, of permits that gather from now on; no window is as long
-        assert NOW < opening.due <= latest
+        assert NOW < opened.due <= latest
         for rate in (arrivals, grants):
             rate.count(0, latest)
         assert open_batch(head, teacher, limits, arrivals, grants, latest).size >= 1

@@ -258,7 +258,7 @@ class Process:
             await asyncio.sleep(0.05)
         if self.alive:
             await self.queue.leave_fleet()
-            said = self.process_id in self.server.said_goodbye
-            self.story.check(said or self.link.unheard, f"{self.process_id} left without a word")
+            announced = self.process_id in self.server.said_goodbye
+            self.story.check(announced or self.link.unheard, f"{self.process_id} left without a word")
             self.story.unheard = self.story.unheard or self.link.unheard
             self.crash()

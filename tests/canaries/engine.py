@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 from aiohttp import web
 
-from tests.fake_texts import said
+from tests.fake_texts import text_reply
 from tests.fakes import begin_events, chunk, event, says
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def engine(answer: Callable[[str, str], str], role: str) -> Callable[[web.Reques
         words = answer(tenant, role)
         finish = "length" if role == "teacher" else "stop"
         if request.path != "/v1/chat/completions":
-            return await said(request, body, words, finish)
+            return await text_reply(request, body, words, finish)
         return await says(words, finish)(request, body)
 
     return behave

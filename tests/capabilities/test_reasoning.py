@@ -77,9 +77,9 @@ def test_tgi_does_not_allow_switchable_reasoning() -> None:
 # the reply
 
 
-def separated(opening: str, pieces: list[str]) -> tuple[str, str, bool]:
+def separated(prefix: str, pieces: list[str]) -> tuple[str, str, bool]:
     """Return the answer's text, the reasoning, and whether the student sent nothing else."""
-    reply = ReasoningFilter(opening)
+    reply = ReasoningFilter(prefix)
     both = [*(reply.feed(piece) for piece in pieces), reply.finish()]
     return "".join(answer for answer, _ in both), "".join(reasoning for _, reasoning in both), reply.is_silent
 

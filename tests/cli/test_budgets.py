@@ -65,8 +65,10 @@ def test_budgets_are_listed_and_raised(gateway: GatewayProcess) -> None:
     assert "+50.25 until 20" in run("list", "-t", "acme", *at).stdout
     both = json.loads(run("list", "--json", *at).stdout, parse_float=Decimal)["budgets"]
     assert [one["raise"] and one["raise"]["usd"] for one in both] == [Decimal("50.25"), None]
-    told = json.loads(run("raise", "acme", "--key", "only", "--usd", "1", "--json", "--actor", "dave", *at).stdout)
-    assert (told["key"], told["left_usd"]) == ("only", 3.5)
+    raise_view = json.loads(
+        run("raise", "acme", "--key", "only", "--usd", "1", "--json", "--actor", "dave", *at).stdout
+    )
+    assert (raise_view["key"], raise_view["left_usd"]) == ("only", 3.5)
     ended = run("raise", "acme", "--usd", "0", *at)
     assert ended.stdout == "the raise has ended: tenant acme has 100 USD / 1mo; 100 USD are left\n"
     assert "There are no budgets." in run("list", "-t", "globex", *at).stdout

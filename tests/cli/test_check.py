@@ -84,8 +84,8 @@ def test_the_sample_contains_every_default(folder: Path) -> None:
         "  - {model: chat-student, mode: student, student: small, baseline: big}\n"
         "  - {model: chat-teacher, mode: teacher, teacher: big}\n"
     )
-    bare_settings, bare_book, mistakes = check_all(folder / "config.yaml")
-    assert not mistakes
+    bare_settings, bare_book, issues = check_all(folder / "config.yaml")
+    assert not issues
     assert bare_settings == settings
     assert bare_book is not None
     assert bare_book.policies == book.policies
@@ -96,8 +96,8 @@ def test_commented_examples_of_the_sample_are_valid(folder: Path) -> None:
     file = folder / "policies" / "default.yaml"
     text = re.sub(r"(?m)^    # (when|overrides|quality):", r"    \1:", file.read_text())
     file.write_text(re.sub(r"(?m)^    #   (?=\w)", "      ", text).replace("# overrides: {", "overrides: {"))
-    _, book, mistakes = check_all(folder / "config.yaml")
-    assert mistakes == []
+    _, book, issues = check_all(folder / "config.yaml")
+    assert issues == []
     assert book is not None
     (policy,) = book.policies
     when, rule = policy.routes[0].when, policy.routes[0].overrides
@@ -344,8 +344,8 @@ def test_the_size_of_a_projection_is_printed_once(folder: Path) -> None:
     edit(file, "projection: cutoff ", "projection: primed ")
     edit(file, "# exemplars: exemplars/arithmetic.yaml", "exemplars: exemplars/arithmetic.yaml")
     code, out, _ = run()
-    said = "projection primed: adds 3 exemplars of exemplars/arithmetic.yaml, about 168 tokens, to each teacher "
-    assert (code, out[:-1]) == (0, [f"note: {said}request; receipts include these tokens"])
+    note = "projection primed: adds 3 exemplars of exemplars/arithmetic.yaml, about 168 tokens, to each teacher "
+    assert (code, out[:-1]) == (0, [f"note: {note}request; receipts include these tokens"])
     edit(file, "      exemplars: ", "      # exemplars: ")
     assert run()[1][0].startswith("note: projection primed: adds 5 exemplars, about ")
     edit(file, "projection: primed ", "projection: direct ")

@@ -36,14 +36,14 @@ def test_ask_prints_a_guided_answer_its_receipt_and_how_to_call_and_leaves() -> 
         [*DEMO, *SMALL, "--ask", question], capture_output=True, text=True, timeout=120, check=False, env=_wide()
     )
     assert done.returncode == 0, done.stderr
-    said = done.stdout
-    assert question in said
-    opening = said.partition("then the student\n\n[")[2].partition("]")[0]
-    assert len(opening.split()) > 1, "all of it, in however many chunks it came"
-    assert "mode guided" in said
-    assert "batch b1 of 1" in said
-    assert "curl http://127.0.0.1:" in said
-    assert "OpenAI(base_url=" in said
+    output = done.stdout
+    assert question in output
+    guidance = output.partition("then the student\n\n[")[2].partition("]")[0]
+    assert len(guidance.split()) > 1, "all of it, in however many chunks it came"
+    assert "mode guided" in output
+    assert "batch b1 of 1" in output
+    assert "curl http://127.0.0.1:" in output
+    assert "OpenAI(base_url=" in output
 
 
 @pytest.mark.long

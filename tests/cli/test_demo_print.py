@@ -28,9 +28,9 @@ def _gateway(mode: str, unguided: str | None, *, hidden: bool) -> web.Applicatio
         why = {"x-gkt-unguided": unguided} if unguided else {}
         response = web.StreamResponse(headers={"x-request-id": "req_1", "x-gkt-mode": mode, **why})
         await response.prepare(request)
-        for opening, text in (("First", ""), (" then", ""), (" a", " word")):
-            marks = {"x_gkt": {"opening": opening}} if opened else {}
-            await response.write(event(chunk({"content": opening + text}) | marks))
+        for guidance, text in (("First", ""), (" then", ""), (" a", " word")):
+            marks = {"x_gkt": {"opening": guidance}} if opened else {}
+            await response.write(event(chunk({"content": guidance + text}) | marks))
         await response.write(event(_receipt(mode, unguided)))
         await response.write(b"data: [DONE]\n\n")
         return response
@@ -57,7 +57,7 @@ async def _printed(mode: str, placement: Placement, unguided: str | None = None)
 
 
 @pytest.mark.parametrize(
-    ("mode", "placement", "unguided", "said"),
+    ("mode", "placement", "unguided", "expected"),
     [
         ("guided", "prefix", None, "by the teacher, then the student\n\n[First then a] word\n"),
         ("teacher_complete", "prefix", None, "by the teacher to the end\n\n[First then a] word\n"),
@@ -72,11 +72,11 @@ async def _printed(mode: str, placement: Placement, unguided: str | None = None)
     ],
 )
 async def test_only_visible_guidance_is_marked(
-    mode: str, placement: Placement, unguided: str | None, said: str
+    mode: str, placement: Placement, unguided: str | None, expected: str
 ) -> None:
     text = await _printed(mode, placement, unguided)
-    assert f"Answer   {said}" in text
-    assert ("[First then a]" in text) == ("[First then a]" in said)
+    assert f"Answer   {expected}" in text
+    assert ("[First then a]" in text) == ("[First then a]" in expected)
 
 
 async def test_the_receipt_names_roles_and_models() -> None:

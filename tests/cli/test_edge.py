@@ -36,8 +36,8 @@ def test_the_teachers_words_are_marked_and_the_students_follow(queue: Path) -> N
     assert done.stdout.startswith(f"[{OPENING}]{ANSWER.removeprefix(OPENING)}\n")
     assert "mode guided, guidance 5 tokens, answer 21 tokens, first word " in done.stdout
     assert "receipt req_000000000000000000000001" in done.stdout
-    assert gateway.asked[0]["model"] == "chat"
-    assert len(gateway.told) == 1
+    assert gateway.guidance_requests[0]["model"] == "chat"
+    assert len(gateway.reports) == 1
 
 
 def test_on_a_terminal_the_teachers_words_have_a_style_and_no_brackets() -> None:
@@ -68,10 +68,10 @@ def test_the_users_options_reach_the_student(queue: Path) -> None:
     with gateway.running() as url, toy(LlamaCpp()) as student:
         where = ("--gateway", url, "--student", f"{student.url}/v1", "--queue", str(queue))
         assert run(QUESTION, *where, *sampling, "--route", "tutor").returncode == 0
-    (asked,) = student.answers
-    assert (asked["temperature"], asked["top_p"], asked["seed"]) == (0.5, 0.9, 7)
-    assert (asked["max_tokens"], asked["stop"]) == (7, ["X", "Y"])
-    assert gateway.asked[0]["model"] == "tutor"
+    (request,) = student.answers
+    assert (request["temperature"], request["top_p"], request["seed"]) == (0.5, 0.9, 7)
+    assert (request["max_tokens"], request["stop"]) == (7, ["X", "Y"])
+    assert gateway.guidance_requests[0]["model"] == "tutor"
 
 
 def test_json_output_is_one_chat_completion(queue: Path) -> None:
@@ -94,11 +94,11 @@ def test_without_the_gateway_the_student_answers_and_the_usage_waits_for_sync(qu
     assert (away.returncode, away.stdout.partition(".")[0]) == (1, "Sync: 1 waiting")
     gateway = FakeGateway()
     with gateway.running() as url:
-        told = run("--sync", "--gateway", url, "--queue", str(queue))
+        synced = run("--sync", "--gateway", url, "--queue", str(queue))
         again = run("--sync", "--gateway", url, "--queue", str(queue))
-    assert (told.returncode, told.stdout) == (0, "Sync: 1 sent.\n")
+    assert (synced.returncode, synced.stdout) == (0, "Sync: 1 sent.\n")
     assert (again.returncode, again.stdout) == (0, "Sync: nothing was waiting.\n")
-    assert len(gateway.told) == 1
+    assert len(gateway.reports) == 1
     assert UsageQueue(queue).count() == 0
 
 
@@ -119,7 +119,7 @@ def test_an_unreachable_student_is_reported_in_one_line(queue: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ((), "is required without --sync"),
         ((QUESTION,), "Set one of --student URL"),
@@ -131,7 +131,7 @@ def test_an_unreachable_student_is_reported_in_one_line(queue: Path) -> None:
     ],
     ids=["no question", "no student", "two students", "no such weights", "a key in the open", "no key", "no address"],
 )
-def test_missing_options_are_named(arguments: tuple[str, ...], said: str) -> None:
+def test_missing_options_are_named(arguments: tuple[str, ...], message: str) -> None:
     done = run(*arguments)
     assert done.returncode != 0
-    assert said in " ".join(done.stderr.replace("│", " ").split())
+    assert message in " ".join(done.stderr.replace("│", " ").split())

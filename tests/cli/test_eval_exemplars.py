@@ -112,7 +112,7 @@ def test_without_useful_exemplars_no_file_is_written_unless_forced(tmp_path: Pat
     assert forced.returncode == NONE_HELPS, forced.stderr
     assert len(exemplars(tmp_path / "exemplars.yaml")) == 1
     assert "because of --force" in (tmp_path / "exemplars.yaml").read_text()
-    asked = {one.question for one in read_lines(tmp_path / "search" / EXAMPLES, Example)}
+    asked_questions = {one.question for one in read_lines(tmp_path / "search" / EXAMPLES, Example)}
     left = tmp_path / "left"
     left.mkdir()
     refused = run(
@@ -120,11 +120,11 @@ def test_without_useful_exemplars_no_file_is_written_unless_forced(tmp_path: Pat
         "--data", str(file), "--evaluated", str(tmp_path / "search"), "--pool", "6", "--select", "2", "--check", "0",
     )  # fmt: skip
     assert refused.returncode == 1
-    assert f"the data has {len(LANDS) - len(asked)} distinct ones that are not reserved" in refused.stderr
+    assert f"the data has {len(LANDS) - len(asked_questions)} distinct ones that are not reserved" in refused.stderr
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--calls", "33"], "--calls 33 is too few"),
         (["--pool", "9"], "the data has 12 distinct"),
@@ -138,11 +138,11 @@ def test_without_useful_exemplars_no_file_is_written_unless_forced(tmp_path: Pat
         ([], "teacher big does not respond"),
     ],
 )
-def test_an_impossible_search_is_reported_in_one_line(tmp_path: Path, arguments: list[str], said: str) -> None:
+def test_an_impossible_search_is_reported_in_one_line(tmp_path: Path, arguments: list[str], message: str) -> None:
     """Before anything is asked, where nothing need be asked to know it."""
     done = search(tmp_path, *arguments)
     assert done.returncode == 1
-    assert said in done.stderr
+    assert message in done.stderr
     assert not (tmp_path / "exemplars.yaml").exists()
 
 
@@ -186,9 +186,11 @@ def test_without_the_extra_the_error_names_the_package(tmp_path: Path, monkeypat
 
 @pytest.mark.parametrize("name", ["generated", "generated-choices"])
 def test_problems_that_are_made_are_not_those_of_an_evaluation(tmp_path: Path, name: str) -> None:
-    asked = {question.text for question in load(name, count=400).questions}
+    asked_questions = {question.text for question in load(name, count=400).questions}
     _, parts = draw_questions(sought(tmp_path, name))
-    assert not asked & {question.text for part in (parts.pool, parts.select, parts.check) for question in part}
+    assert not asked_questions & {
+        question.text for part in (parts.pool, parts.select, parts.check) for question in part
+    }
 
 
 def test_questions_of_an_evaluation_are_excluded_by_position_and_by_folder(tmp_path: Path) -> None:

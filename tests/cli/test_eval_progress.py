@@ -26,22 +26,22 @@ def test_a_terminal_shows_a_bar_with_the_number_of_finished_items() -> None:
 
 def test_without_a_terminal_each_stage_has_a_first_and_a_last_line() -> None:
     file = io.StringIO()
-    told = ProgressLines(Console(file=file, width=120))
-    told.begin("student [small]", 3)
+    progress = ProgressLines(Console(file=file, width=120))
+    progress.begin("student [small]", 3)
     for _ in range(3):
-        told.step(20)
-    told.end()
-    told.end()
+        progress.step(20)
+    progress.end()
+    progress.end()
     first, last = file.getvalue().splitlines()
     assert first == "student [small]: 0 of 3"
     assert last.startswith("student [small]: 3 of 3, ")
 
 
 @pytest.mark.parametrize(
-    ("seconds", "said"), [(0.4, "0 s"), (59, "59 s"), (61, "1 min 1 s"), (3600, "1 h 0 min"), (7380, "2 h 3 min")]
+    ("seconds", "shown"), [(0.4, "0 s"), (59, "59 s"), (61, "1 min 1 s"), (3600, "1 h 0 min"), (7380, "2 h 3 min")]
 )
-def test_a_duration_has_its_two_largest_units(seconds: float, said: str) -> None:
-    assert duration(seconds) == said
+def test_a_duration_has_its_two_largest_units(seconds: float, shown: str) -> None:
+    assert duration(seconds) == shown
 
 
 def test_the_remaining_time_is_shown_after_enough_finished_items() -> None:

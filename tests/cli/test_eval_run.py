@@ -46,8 +46,10 @@ def config(folder: Path, teacher_url: str, student_url: str) -> Path:
 
 def data(folder: Path) -> Path:
     file = folder / "ours.jsonl"
-    asked = [{"id": one.id, "question": one.text, "answer": one.answer, "scorer": one.scorer} for one in QUESTIONS]
-    file.write_text("".join(json.dumps(one) + "\n" for one in asked))
+    arguments_of_run = [
+        {"id": one.id, "question": one.text, "answer": one.answer, "scorer": one.scorer} for one in QUESTIONS
+    ]
+    file.write_text("".join(json.dumps(one) + "\n" for one in arguments_of_run))
     return file
 
 
@@ -64,7 +66,7 @@ def test_the_help_of_the_group_explains_its_commands_in_order() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--local", "--config", "config.yaml"], "--local: cannot be combined with --config"),
         (["--live", "--rescore"], "--live: cannot be combined with --rescore"),
@@ -91,14 +93,14 @@ def test_the_help_of_the_group_explains_its_commands_in_order() -> None:
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_errors_are_one_line_before_anything_starts(
-    arguments: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And before weights are fetched."""
     fetched: list[str] = []
     monkeypatch.setattr(weights, "fetch", fetched.append)
     done = run("eval", "run", str(tmp_path / "run"), "--limit", "2", *arguments)
     assert done.returncode != 0
-    assert said in " ".join(done.stderr.replace("│", " ").split())
+    assert message in " ".join(done.stderr.replace("│", " ").split())
     assert [secret for secret in ("gk-it", "u:p@") if secret in done.stderr + done.stdout] == []
     assert fetched == []
 
@@ -128,11 +130,11 @@ def test_a_busy_machine_is_reported_before_local_models_start(
 def test_a_rule_for_the_length_is_for_auto_and_with_a_probe_for_live(tmp_path: Path) -> None:
     rule = tmp_path / "rule.yaml"
     rule.write_text("probe: on\n")
-    asked = ["run", str(tmp_path / "run"), "--limit", "2", "--auto", str(rule)]
-    done = run("eval", *asked, "--tokens", "20")
+    arguments_of_run = ["run", str(tmp_path / "run"), "--limit", "2", "--auto", str(rule)]
+    done = run("eval", *arguments_of_run, "--tokens", "20")
     assert done.returncode == 2
     assert "--auto: needs --tokens auto" in " ".join(done.stderr.split())
-    done = run("eval", *asked, "--tokens", "20, auto")
+    done = run("eval", *arguments_of_run, "--tokens", "20, auto")
     assert done.returncode == 1
     assert "m=auto: its rule has a probe" in done.stderr
     assert "--live" in done.stderr
@@ -162,11 +164,12 @@ def test_a_large_run_shows_size_and_time_and_requires_confirmation(tmp_path: Pat
     pair = ["--config", str(file), "--teacher", "big", "--student", "small"]
     done = run("eval", "run", str(folder), *pair, "--data", str(data(tmp_path)), "--most-calls", "5")
     assert done.returncode == 1
-    said = " ".join(done.stderr.split())
+    message = " ".join(done.stderr.split())
     assert (
-        "5 settings, 4 questions: the teacher is asked 4 times, the student up to 16 times, about 1 min 12 s." in said
+        "5 settings, 4 questions: the teacher is asked 4 times, the student up to 16 times, about 1 min 12 s."
+        in message
     )
-    assert "add --yes, or make the grid smaller" in said
+    assert "add --yes, or make the grid smaller" in message
     assert not (folder / "run.json").exists()
 
 
@@ -181,9 +184,11 @@ def test_a_large_run_in_a_new_folder_measures_its_first_calls_for_the_estimate(
     grid = ["--data", str(data(tmp_path)), "--max-tokens", "6", "--tokens", "2,4", "--concurrency", "1"]
     done = run("eval", "run", str(folder), *pair, "--student", "small", *grid, "--most-calls", "5")
     assert done.returncode == 1
-    said = " ".join(done.stderr.split())
-    assert re.search(r"the teacher is asked 3 times, the student up to 10 times, about (\d+ min )?\d+ s\.", said), said
-    assert "add --yes" in said
+    message = " ".join(done.stderr.split())
+    assert re.search(r"the teacher is asked 3 times, the student up to 10 times, about (\d+ min )?\d+ s\.", message), (
+        message
+    )
+    assert "add --yes" in message
     # One question: the teacher alone, the student alone, and guided at one length.
     assert len(lines(folder / "generations.jsonl")) == 3
 
@@ -249,8 +254,8 @@ def test_a_killed_run_resumes_without_repeated_calls(tmp_path: Path, engines: Lo
         assert last.returncode == 0, last.stderr
         assert "eval report" in last.stdout
         # One call was in flight when either signal came; a probe of what the student can do is no question.
-        asked = Counter(orjson.dumps(body) for body in (*teacher_request, *to_student) if is_question(body))
-        assert sum(asked.values()) <= len(asked) + 2
+        arguments_of_run = Counter(orjson.dumps(body) for body in (*teacher_request, *to_student) if is_question(body))
+        assert sum(arguments_of_run.values()) <= len(arguments_of_run) + 2
         assert set(Counter(line.get("opening") or line["answer"] for line in lines(kept)).values()) == {1}
         command[5] = str(tmp_path / "whole")
         whole = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)

@@ -74,11 +74,11 @@ def run(*arguments: str, body: object = None, raw: str | None = None) -> tuple[i
     return result.exit_code, result.stdout, result.stderr
 
 
-def chat(said: str = "Why?", model: str = "chat", **more: Any) -> dict[str, Any]:
-    return {"model": model, "messages": [{"role": "user", "content": said}], **more}
+def chat(content: str = "Why?", model: str = "chat", **more: Any) -> dict[str, Any]:
+    return {"model": model, "messages": [{"role": "user", "content": content}], **more}
 
 
-def told(*arguments: str, body: object = None) -> dict[str, Any]:
+def explained(*arguments: str, body: object = None) -> dict[str, Any]:
     code, out, err = run("--json", *arguments, body=body)
     assert err == ""
     found: dict[str, Any] = json.loads(out)
@@ -87,7 +87,7 @@ def told(*arguments: str, body: object = None) -> dict[str, Any]:
 
 
 def test_the_output_names_the_route_and_why_earlier_ones_do_not_match(folder: Path) -> None:
-    found = told(body=chat(max_tokens=80))
+    found = explained(body=chat(max_tokens=80))
     assert found["routes"] == [
         {"index": 0, "place": "policies/acme.yaml:10", "takes": False, "why": "header x-team is not sent"},
         {"index": 1, "place": "policies/acme.yaml:14", "takes": False, "why": "contains: it is not there"},
@@ -95,11 +95,11 @@ def test_the_output_names_the_route_and_why_earlier_ones_do_not_match(folder: Pa
         {"index": 3, "place": "policies/acme.yaml:21", "takes": False, "why": None},
     ]
     assert found["plan"]["mode"] == "student"
-    assert told("--header", "X-Team:  blue ", body=chat())["plan"]["mode"] == "teacher"
+    assert explained("--header", "X-Team:  blue ", body=chat())["plan"]["mode"] == "teacher"
 
 
 def test_the_output_contains_the_plan(folder: Path) -> None:
-    plan = told("--header", "x-gkt-guidance-tokens: 50", body=chat("my refund"))["plan"]
+    plan = explained("--header", "x-gkt-guidance-tokens: 50", body=chat("my refund"))["plan"]
     guidance = plan.pop("guidance")
     assert plan == {
         "mode": "guided",
@@ -119,18 +119,18 @@ def test_the_output_contains_the_plan(folder: Path) -> None:
         "prefix",
         2.0,
     )
-    assert told(body=chat("my refund", n=2))["plan"]["unguided"] == "n"
-    assert told(body=chat("my refund"))["unguided_fields"] == []
-    shadow = told(body=chat())["plan"]
+    assert explained(body=chat("my refund", n=2))["plan"]["unguided"] == "n"
+    assert explained(body=chat("my refund"))["unguided_fields"] == []
+    shadow = explained(body=chat())["plan"]
     assert (shadow["mode"], shadow["shadow"]["mode"]) == ("teacher", "guided")
-    assert told(body={"model": "vectors", "input": "a"})["plan"]["mode"] == "embeddings"
-    assert told(body={"model": "other", "prompt": "a"})["request"]["kind"] == "text completion"
+    assert explained(body={"model": "vectors", "input": "a"})["plan"]["mode"] == "embeddings"
+    assert explained(body={"model": "other", "prompt": "a"})["request"]["kind"] == "text completion"
 
 
 def test_fields_that_exclude_guidance_are_named(folder: Path) -> None:
     """Those that give the reason; a header names the reason alone."""
     body = chat("my refund", nvext={"guided_regex": "a+"}, grammar="g", zebra=1)
-    found = told(body=body)
+    found = explained(body=body)
     assert (found["plan"]["unguided"], found["plan"]["guidance"]) == ("structured_output", None)
     assert sorted(found["unguided_fields"]) == ["grammar", "nvext.guided_regex"]
     _, out, _ = run(body=chat("my refund", zebra=1))
@@ -142,7 +142,7 @@ def test_the_output_explains_the_length_of_guidance(folder: Path) -> None:
         "    default_max_tokens: 100", "    guidance: {tokens: auto, auto: {stop_at: step, probe: on}}"
     )
     (folder / "policies" / "acme.yaml").write_text(policy)
-    plan = told(body=chat("My refund of 3 and 4, how much in total?"))["plan"]
+    plan = explained(body=chat("My refund of 3 and 4, how much in total?"))["plan"]
     assert plan["guidance"]["tokens"] == 60
     assert plan["length"] == {
         "tokens": 60,
@@ -157,12 +157,12 @@ def test_the_output_explains_the_length_of_guidance(folder: Path) -> None:
     }
     _, out, _ = run(body=chat("My refund of 3 and 4, how much in total?"))
     assert "auto: 60 tokens by rule maths, prompt maths, or to the end of a step after 16" in out.replace("\n", " ")
-    assert told(body=chat("My refund, why?", max_tokens=20))["plan"]["unguided"] == "auto_short"
+    assert explained(body=chat("My refund, why?", max_tokens=20))["plan"]["unguided"] == "auto_short"
 
 
 def test_the_output_names_the_limits_and_budgets_of_the_request(folder: Path) -> None:
     """The key's own before what its tenant says of keys, before the defaults."""
-    found = told("--key", "prod", body=chat())
+    found = explained("--key", "prod", body=chat())
     assert found["limits"] == {"tenant": {"rpm_limit": 600, "tpm_limit": 400000}, "key": {"rpm_limit": 5}}
     assert found["budgets"]["tenant"] == {
         "max_budget": "100",
@@ -173,12 +173,12 @@ def test_the_output_names_the_limits_and_budgets_of_the_request(folder: Path) ->
         "on_hard": "reject",
     }
     assert (found["budgets"]["key"]["max_budget"], found["budgets"]["key"]["budget_duration"]) == ("1", "7d")
-    assert told(body=chat())["limits"]["key"] == {"rpm_limit": 60}
+    assert explained(body=chat())["limits"]["key"] == {"rpm_limit": 60}
 
 
 def test_the_output_contains_the_reservation(folder: Path) -> None:
     """The teacher alone at 0.90 USD: a token for each byte and what stands around, the whole limit, and three calls."""
-    found = told("--header", "x-team: blue", body=chat(max_tokens=1000))
+    found = explained("--header", "x-team: blue", body=chat(max_tokens=1000))
     tokens = found["request"]["bytes"] + 512 + 1000
     assert Decimal(found["reserved_usd"]) == 3 * tokens * Decimal("0.0000009")
 
@@ -188,12 +188,12 @@ def test_a_request_that_the_gateway_rejects_is_rejected_with_the_reasons(folder:
     assert code == 1
     assert "routes[2]  policies/acme.yaml:20  no: max_tokens is 3, not at least 80" in out
     assert "rejected with 404: No route for 'chat' takes this request." in out
-    found = told("--header", "x-gkt-mode: teacher", body=chat("my refund"))
+    found = explained("--header", "x-gkt-mode: teacher", body=chat("my refund"))
     assert (found["refused"]["status"], found["refused"]["param"], found["plan"]) == (400, "x-gkt-mode", None)
-    found = told("--key", "small-only", body=chat())
+    found = explained("--key", "small-only", body=chat())
     assert found["refused"]["code"] == "model_not_found"
     assert {route["why"] for route in found["routes"]} == {"this key may not use the model"}
-    assert told(body=chat(model="gpt-4"))["routes"] == []
+    assert explained(body=chat(model="gpt-4"))["routes"] == []
 
 
 def test_without_json_each_fact_is_a_line_of_text(folder: Path) -> None:
@@ -225,7 +225,7 @@ def test_without_json_each_fact_is_a_line_of_text(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "raw", "said"),
+    ("arguments", "raw", "content"),
     [
         (["--tenant", "acmee"], None, "--tenant: there is no tenant 'acmee'. Did you mean 'acme'?"),
         (["--key", "prdo"], None, "--key: the policy of tenant acme has no key 'prdo'. Did you mean 'prod'?"),
@@ -236,10 +236,10 @@ def test_without_json_each_fact_is_a_line_of_text(folder: Path) -> None:
         ([], '{"messages": []}', "-: rejected with 400: 'messages': expected a list"),
     ],
 )
-def test_errors_of_explain_are_one_line(folder: Path, arguments: list[str], raw: str | None, said: str) -> None:
+def test_errors_of_explain_are_one_line(folder: Path, arguments: list[str], raw: str | None, content: str) -> None:
     code, out, err = run(*arguments, raw=raw)
     assert (code, out) == (1, "")
-    assert err.startswith(f"gkt-gateway: {said}")
+    assert err.startswith(f"gkt-gateway: {content}")
     assert err.count("\n") == 1
 
 
@@ -247,7 +247,7 @@ def test_the_tenant_is_required_if_there_are_several(folder: Path) -> None:
     other = ACME.replace("tenant: acme", "tenant: globex").replace("a" * 64, "b" * 64)
     (folder / "policies" / "globex.yaml").write_text(other.replace(sha256(KEY.encode()).hexdigest(), "c" * 64))
     assert run()[2] == "gkt-gateway: --tenant: set the tenant of the request: one of acme, globex\n"
-    assert told("--tenant", "globex", body=chat())["routes"][0]["place"] == "policies/globex.yaml:10"
+    assert explained("--tenant", "globex", body=chat())["routes"][0]["place"] == "policies/globex.yaml:10"
 
 
 def test_a_file_that_is_not_there_and_options_that_need_one(folder: Path) -> None:
@@ -289,7 +289,9 @@ def test_a_gateway_acts_as_explained(folder: Path, redis_url: str) -> None:
         config = config.replace("http://127.0.0.1:8091/v1", f"{engine.url}/v1")
         (folder / "config.yaml").write_text(config.replace("continuation: auto", "continuation: trailing"))
         expected = [
-            told(*(part for name, value in headers.items() for part in ("--header", f"{name}: {value}")), body=body)
+            explained(
+                *(part for name, value in headers.items() for part in ("--header", f"{name}: {value}")), body=body
+            )
             for body, headers in REQUESTS
         ]
         models = [
@@ -298,10 +300,10 @@ def test_a_gateway_acts_as_explained(folder: Path, redis_url: str) -> None:
             {"name": "small", "protocol": "openai", "api_base": f"{engine.url}/v1", "continuation": "trailing",
              "price": {"input_per_1m": 1, "output_per_1m": 1}},
         ]  # fmt: skip
-        asked = {"acme": {"overrides": {"modes": ["student"], "guidance_tokens": 50}}}
+        overrides = {"acme": {"overrides": {"modes": ["student"], "guidance_tokens": 50}}}
         where = folder / "running"
         with running_gateway(
-            where, redis_url=redis_url, models=models, routes=routes(folder), tenants=asked
+            where, redis_url=redis_url, models=models, routes=routes(folder), tenants=overrides
         ) as process:
             wait_until_looked_at(process.admin_url)
             for (body, headers), plan in zip(REQUESTS, expected, strict=True):

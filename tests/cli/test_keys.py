@@ -75,9 +75,9 @@ def test_a_key_is_made_listed_rotated_and_revoked(gateway: GatewayProcess) -> No
     for cell in ("acme", token[:6] + "...", "active", "chat-student", "rpm 600", "2.50 USD / 1w"):
         assert cell in row
     assert "in its file" in listed.stdout
-    told = json.loads(run("list", "--tenant", "acme", "--json", *at).stdout)["keys"]
-    assert [key["id"] for key in told] == ["only", "prod"]
-    assert told[1]["budget"] == {
+    key_list = json.loads(run("list", "--tenant", "acme", "--json", *at).stdout)["keys"]
+    assert [key["id"] for key in key_list] == ["only", "prod"]
+    assert key_list[1]["budget"] == {
         "max_budget": 2.5, "soft_budget": 2, "budget_duration": "1w", "calendar_aligned": False
     }  # fmt: skip
 

@@ -141,13 +141,13 @@ def _kept(sums: Facts) -> Facts:
 
 def install(place: Place, previous: Mapping[str, str], count: int) -> Installation:
     """Let the previous version settle, add up and archive receipts, and delete old ones from its archive."""
-    told = receipts_until(time.time(), count)
+    all_receipts = receipts_until(time.time(), count)
     folder = place.config.parent
     is_file = "sqlite" in place.address
     plan = {"redis": place.url, "prefix": place.keys.prefix, "unarchived": UNARCHIVED, "unseen": UNSEEN}
     plan |= {"archive": "sqlite" if is_file else place.address.replace("+psycopg", ""), "keep_s": KEPT_DAYS * DAY_S}
     (folder / "plan.json").write_text(json.dumps(plan))
-    (folder / "receipts.jsonl").write_bytes(b"\n".join(one.to_json() for one in told))
+    (folder / "receipts.jsonl").write_bytes(b"\n".join(one.to_json() for one in all_receipts))
     subprocess.run([sys.executable, _MAKE, folder], env=previous, stdin=subprocess.DEVNULL, check=True)
     archive = f"sqlite:///{place.data}/{ARCHIVE_FILE}" if is_file else place.address
     engine = create_engine(archive)
@@ -156,8 +156,8 @@ def install(place: Place, previous: Mapping[str, str], count: int) -> Installati
     engine.dispose()
     receipts = {row.id: row.receipt.encode() for row in rows}
     assert 0 < len(receipts) < count - UNARCHIVED
-    receipts |= {one.id: one.to_json() for one in told[-UNARCHIVED:]}
-    return Installation(place, archive, _sums(folder / "sums.msgpack", told[-UNSEEN:]), receipts)
+    receipts |= {one.id: one.to_json() for one in all_receipts[-UNARCHIVED:]}
+    return Installation(place, archive, _sums(folder / "sums.msgpack", all_receipts[-UNSEEN:]), receipts)
 
 
 def _sums(file: Path, unseen: list[Receipt]) -> Facts:

@@ -27,7 +27,7 @@ decode: {fixed: 15ms, per_sequence: 1ms}
 
 @pytest.fixture
 def student(tmp_path: Path) -> str:
-    told = {
+    measurement = {
         "model": "small",
         "gpu": "L4",
         "decode": [{"batch": 1, "seconds_per_step": 0.012}, {"batch": 128, "seconds_per_step": 0.029}],
@@ -35,7 +35,7 @@ def student(tmp_path: Path) -> str:
         "price": {"gpu_usd_per_hour": 0.8},
         "origin": {"kind": "measured", "source": "a test"},
     }
-    (tmp_path / "small.json").write_text(json.dumps(told))
+    (tmp_path / "small.json").write_text(json.dumps(measurement))
     return str(tmp_path / "small.json")
 
 
@@ -86,7 +86,7 @@ def test_an_infeasible_plan_exits_with_3_and_the_reason() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (("--rps", "1"), "needs --teacher, --prompt, --answer too"),
         ((*LOAD, "--teacher", TEACHER), "has no price: add price to the file, or set --teacher-usd-per-hour"),
@@ -99,10 +99,10 @@ def test_an_infeasible_plan_exits_with_3_and_the_reason() -> None:
         ((*LOAD, "--teacher", TEACHER, "--student-replicas", "4"), "need --student, the students' curve"),
     ],
 )
-def test_an_impossible_plan_is_rejected_with_a_remedy(arguments: tuple[str, ...], said: str) -> None:
+def test_an_impossible_plan_is_rejected_with_a_remedy(arguments: tuple[str, ...], message: str) -> None:
     done = run("plan", *arguments)
     assert done.returncode in {1, 2}
-    assert said in " ".join(done.stderr.replace("│", " ").split())
+    assert message in " ".join(done.stderr.replace("│", " ").split())
 
 
 def test_an_issue_in_a_curve_names_file_line_and_field(tmp_path: Path) -> None:

@@ -56,10 +56,10 @@ class SlowTeacher(FakeEngine):
 
     def __init__(self) -> None:
         super().__init__(self._wait)
-        self.go_on = threading.Event()
+        self.resume = threading.Event()
 
     async def _wait(self, _: web.Request, __: dict[str, Any]) -> web.StreamResponse:
-        while not self.go_on.is_set():
+        while not self.resume.is_set():
             await asyncio.sleep(0.01)
         return web.json_response(reply("The answer begins here", "length"))
 
@@ -78,7 +78,7 @@ def _gateway(folder: Path, redis_url: str, teacher: SlowTeacher, **sections: Any
             ) as process:
                 yield process
         finally:
-            teacher.go_on.set()
+            teacher.resume.set()
 
 
 @asynccontextmanager
@@ -96,7 +96,7 @@ async def _crowd(process: GatewayProcess, teacher: SlowTeacher) -> AsyncIterator
         rest = asyncio.gather(*(ask(key, f"Question {n}") for key, many in WAITING.items() for n in range(many)))
         await _until(process, in_flight=CAP, waiting=sum(WAITING.values()))
         yield
-        teacher.go_on.set()
+        teacher.resume.set()
         assert {answer.status_code for answer in [*await first, *await rest]} == {200}
 
 
@@ -137,9 +137,9 @@ async def test_waiting_requests_are_shown_by_tenant_until_they_end(tmp_path: Pat
                 assert (acme[0], acme[2:]) == ("4", ["1", "1", "50%"])
                 assert (globex[0], globex[2:]) == ("2", ["1", "1", "50%"])
                 assert re.search(r"processes 1: \S+ \(last heartbeat \d+\.\d s ago, 2 in flight\)", done.stdout)
-            said = json.loads((await _queue("--json", "--url", process.admin_url)).stdout)
-            assert (said["worker"], said["redis_up"], list(said["teachers"])) == (1, True, ["big"])
-            big = said["teachers"]["big"]
+            shown = json.loads((await _queue("--json", "--url", process.admin_url)).stdout)
+            assert (shown["worker"], shown["redis_up"], list(shown["teachers"])) == (1, True, ["big"])
+            big = shown["teachers"]["big"]
             assert (big["waiting"], big["in_flight"], big["cap"], big["alone"]) == (6, 2, 2, False)
             assert [(one["tenant"], one["waiting"]) for one in big["tenants"]] == [("acme", 4), ("globex", 2)]
             assert big["oldest_wait_s"] == max(one["oldest_wait_s"] for one in big["tenants"]) > 0

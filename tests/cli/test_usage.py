@@ -87,10 +87,10 @@ def test_usage_is_available_as_csv_and_json(gateway: GatewayProcess) -> None:
     at = ("--url", gateway.admin_url)
     lines = list(csv.DictReader(io.StringIO(run("--by", "route", "--format", "csv", *at).stdout)))
     assert {(one["route"], one["requests"]) for one in lines} == {("chat-student", "3"), ("chat-teacher", "1")}
-    told = json.loads(run("-b", "", "-g", "hour", "-t", "acme", "--model", "chat-student", "-f", "json", *at).stdout)
-    assert (told["granularity"], told["by"], told["total"]["requests"]) == ("hour", [], 3)
-    assert sum(row["requests"] for row in told["rows"]) == 3
-    assert len(told["rows"]) >= 24
+    report = json.loads(run("-b", "", "-g", "hour", "-t", "acme", "--model", "chat-student", "-f", "json", *at).stdout)
+    assert (report["granularity"], report["by"], report["total"]["requests"]) == ("hour", [], 3)
+    assert sum(row["requests"] for row in report["rows"]) == 3
+    assert len(report["rows"]) >= 24
 
 
 def test_the_pages_commands_run(gateway: GatewayProcess) -> None:
@@ -130,7 +130,7 @@ def test_a_wrong_format_is_a_wrong_call(gateway: GatewayProcess) -> None:
     assert run("--format", "xml", "--url", gateway.admin_url).returncode == 2
 
 
-def told(saved: str, error: str = "0.0125") -> dict[str, Any]:
+def report(saved: str, error: str = "0.0125") -> dict[str, Any]:
     times = {"count": 1, "mean": 1.0, "p50": 1234.5, "p95": None, "p99": 1.0}
     tokens = {"input": 1200, "cached": 30, "output": 5, "cache_write": 4}
     row = {
@@ -155,7 +155,7 @@ def told(saved: str, error: str = "0.0125") -> dict[str, Any]:
 
 
 def test_negative_savings_have_a_minus(capsys: pytest.CaptureFixture[str]) -> None:
-    print_usage(told("-0.3"))
+    print_usage(report("-0.3"))
     shown = capsys.readouterr().out
     assert "2026-11-24 18:00 to 2026-11-25 18:25 UTC" in shown
     for cell in ("(none)", "1,234 + 5", "0.012500", "-0.300000", "250.0 %", " - ", "1.234"):
@@ -169,11 +169,11 @@ def test_negative_savings_are_red_on_a_terminal(
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setenv("TERM", "xterm")
-    print_usage(told("-0.3"))
+    print_usage(report("-0.3"))
     assert re.search(r"\x1b\[31m *-0\.30", capsys.readouterr().out)
-    print_usage(told("0.3"))
+    print_usage(report("0.3"))
     assert re.search(r"\x1b\[32m *0\.30", capsys.readouterr().out)
-    print_usage(told("0.0007", "0.0025"))
+    print_usage(report("0.0007", "0.0025"))
     shown = capsys.readouterr().out
     assert "about 0" in shown
     assert "\x1b[32m" not in shown, "an error that large leaves nothing to be glad of"
@@ -187,7 +187,7 @@ def test_a_narrow_terminal_omits_columns_and_names_them(
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.setenv("COLUMNS", str(width))
-    print_usage(told("-0.3"))
+    print_usage(report("-0.3"))
     lines = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out).splitlines()
     assert max(map(len, lines)) <= width
     titles = next(line for line in lines if "requests" in line)

@@ -49,16 +49,16 @@ def place(tmp_path: Path, redis_url: str) -> Place:
 
 def test_receipts_are_exported_as_csv_with_money_in_usd(place: Place) -> None:
     """A month of one tenant; text that a spreadsheet would run is quoted."""
-    told = receipts(3)
+    stored = receipts(3)
     odd = receipt(DAY, route="=HYPERLINK(1)", shadow_of="req_x")
-    place.add([*told, odd, *receipts(2, "beta"), *receipts(2, at=DAY - 86_400)])
+    place.add([*stored, odd, *receipts(2, "beta"), *receipts(2, at=DAY - 86_400)])
     done = place.run("export", "--since", "2025-12-01", "--until", "2025-12-01", "-t", "acme")
     assert (done.returncode, done.stderr) == (0, "4 receipts\n")
     rows = {row["id"]: row for row in csv.DictReader(io.StringIO(done.stdout))}
     assert {name: row["cost_usd"] for name, row in rows.items()} == {
-        one.id: f"{one.cost_usd:f}" for one in (*told, odd)
+        one.id: f"{one.cost_usd:f}" for one in (*stored, odd)
     }
-    assert rows[told[1].id]["created"] == "2025-12-01T00:01:00Z"
+    assert rows[stored[1].id]["created"] == "2025-12-01T00:01:00Z"
     assert (rows[odd.id]["route"], Decimal(rows[odd.id]["baseline_usd"])) == ("'=HYPERLINK(1)", 0)
 
 
@@ -85,16 +85,16 @@ def test_columns_of_a_csv_are_those_of_earlier_versions(place: Place) -> None:
 
 
 def test_receipts_are_exported_whole_as_json_lines_into_a_file(place: Place, tmp_path: Path) -> None:
-    told = receipts(2_500)
-    place.add(told)
+    stored = receipts(2_500)
+    place.add(stored)
     done = place.run("export", "--format", "jsonl", "--output", str(tmp_path / "all.jsonl"))
     assert (done.returncode, done.stdout) == (0, "")
     lines = [json.loads(line) for line in (tmp_path / "all.jsonl").read_text().splitlines()]
-    assert sorted(lines, key=lambda one: one["created"]) == json.loads(json.dumps([one.as_dict() for one in told]))
+    assert sorted(lines, key=lambda one: one["created"]) == json.loads(json.dumps([one.as_dict() for one in stored]))
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (("--since", "soon"), "duration like 24h or 7d"),
         (("--since", "2025-13-01"), "duration like 24h or 7d"),
@@ -102,10 +102,10 @@ def test_receipts_are_exported_whole_as_json_lines_into_a_file(place: Place, tmp
         (("--format", "xlsx"), "jsonl"),
     ],
 )
-def test_a_wrong_range_is_refused_in_one_line(place: Place, arguments: tuple[str, ...], said: str) -> None:
+def test_a_wrong_range_is_refused_in_one_line(place: Place, arguments: tuple[str, ...], message: str) -> None:
     done = place.run("export", *arguments)
     assert done.returncode == 2
-    assert said in " ".join(done.stderr.split())
+    assert message in " ".join(done.stderr.split())
 
 
 def test_a_file_that_cannot_be_written_is_named(place: Place, tmp_path: Path) -> None:

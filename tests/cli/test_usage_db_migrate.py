@@ -104,19 +104,19 @@ def ids(place: Place) -> list[str]:
 
 def check_migration(place: Place, count: int) -> None:
     """Migrate an installation of `count` receipts, whose archive keeps the last nine of ten of them."""
-    told = receipts_of(20, count)
-    archived = told[count // 10 :]
-    install(place, told, archived, generation=3)
+    all_receipts = receipts_of(20, count)
+    archived = all_receipts[count // 10 :]
+    install(place, all_receipts, archived, generation=3)
     done = place.run("migrate")
     assert done.returncode == 0, done
-    right = right_sums(told)
+    right = right_sums(all_receipts)
     assert sums_by_day(place, list(right)) == right
     assert ids(place) == sorted(one.id for one in archived)
     lines = [line.split() for line in done.stdout.splitlines()]
     months = Counter[str]()
-    for one in told:
+    for one in all_receipts:
         day_end = one.created // DAY_S * DAY_S + DAY_S
-        is_open = day_end > told[-1].created + 0.5 - 3600
+        is_open = day_end > all_receipts[-1].created + 0.5 - 3600
         months["since" if is_open else f"{datetime.fromtimestamp(one.created, UTC):%Y-%m}"] += 1
     for line, after in pairwise(lines):
         if "before" in line:
@@ -163,42 +163,44 @@ def test_an_installation_that_the_previous_version_left_is_migrated(sqlite_place
 
 def test_receipts_that_wait_are_counted_once(sqlite_place: Place) -> None:
     """Some were added up by the previous version and not archived, and one came after it."""
-    told = receipts_of(3, 90)
-    install(sqlite_place, told, told[:70])
-    late = with_savings(msgspec.structs.replace(told[-1], id="req_late", created=told[-1].created + 1))
-    asyncio.run(sqlite_place.settle([*told[70:], late]))
+    all_receipts = receipts_of(3, 90)
+    install(sqlite_place, all_receipts, all_receipts[:70])
+    late = with_savings(msgspec.structs.replace(all_receipts[-1], id="req_late", created=all_receipts[-1].created + 1))
+    asyncio.run(sqlite_place.settle([*all_receipts[70:], late]))
     done = sqlite_place.run("migrate")
     assert done.returncode == 0, done
-    assert ids(sqlite_place) == sorted(one.id for one in (*told, late))
-    right = right_sums([*told, late])
+    assert ids(sqlite_place) == sorted(one.id for one in (*all_receipts, late))
+    right = right_sums([*all_receipts, late])
     assert sums_by_day(sqlite_place, list(right)) == right
 
 
 def test_without_an_archive_the_sums_of_the_day_of_the_upgrade_are_added(sqlite_place: Place) -> None:
     """The new version has receipts from a later minute on."""
-    told = receipts_of(2, 40)
+    all_receipts = receipts_of(2, 40)
     new = [
-        with_savings(msgspec.structs.replace(one, id=f"req_{one.id[5:]}0", created=told[-1].created + 120 + place))
-        for place, one in enumerate(told[:5])
+        with_savings(
+            msgspec.structs.replace(one, id=f"req_{one.id[5:]}0", created=all_receipts[-1].created + 120 + place)
+        )
+        for place, one in enumerate(all_receipts[:5])
     ]
-    install(sqlite_place, told, [])
+    install(sqlite_place, all_receipts, [])
     sqlite_place.add(new)
     done = sqlite_place.run("migrate")
     assert done.returncode == 0, done
-    right = right_sums([*told, *new])
+    right = right_sums([*all_receipts, *new])
     assert sums_by_day(sqlite_place, list(right)) == right
 
 
 def test_a_difference_keeps_the_old_sums_until_it_is_accepted(sqlite_place: Place) -> None:
     """Redis lost some of its sums."""
-    told = receipts_of(4, 80)
-    install(sqlite_place, told[20:], told)
+    all_receipts = receipts_of(4, 80)
+    install(sqlite_place, all_receipts[20:], all_receipts)
     done = sqlite_place.run("migrate")
     assert (done.returncode, "DIFFERS" in done.stdout) == (1, True)
     assert any("rows:" in name for name in asyncio.run(names(sqlite_place)))
     assert sqlite_place.run("migrate", "--accept-differences").returncode == 0
     assert not any("rows:" in name for name in asyncio.run(names(sqlite_place)))
-    right = right_sums(told)
+    right = right_sums(all_receipts)
     assert sums_by_day(sqlite_place, list(right)) == right
 
 
@@ -207,7 +209,7 @@ def test_while_the_previous_version_runs_nothing_is_migrated(sqlite_place: Place
         async with Redis.from_url(sqlite_place.url) as redis:
             await redis.set(f"{sqlite_place.keys.ledger_base}lease", "ann")
 
-    install(sqlite_place, told := receipts_of(1, 10), told)
+    install(sqlite_place, all_receipts := receipts_of(1, 10), all_receipts)
     asyncio.run(lead())
     done = sqlite_place.run("migrate")
     assert (done.returncode, "previous version still runs" in done.stderr) == (1, True)

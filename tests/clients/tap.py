@@ -94,8 +94,8 @@ class Tap:
         up_reader, up_writer = await asyncio.open_connection(*self._upstream)
         seen = _Seen(self.calls)
 
-        def asked(data: bytes) -> tuple[bytes, bool]:
-            seen.asked(data)
+        def on_request(data: bytes) -> tuple[bytes, bool]:
+            seen.on_request(data)
             return data[:-1] if seen.model in self._withholds else data, True
 
         def answered(data: bytes) -> tuple[bytes, bool]:
@@ -103,7 +103,7 @@ class Tap:
             return data, not (seen.model in self._cuts and b"data: " in data)
 
         ways = [
-            asyncio.create_task(_pump(reader, up_writer, asked)),  # noqa: TID251
+            asyncio.create_task(_pump(reader, up_writer, on_request)),  # noqa: TID251
             asyncio.create_task(_pump(up_reader, writer, answered)),  # noqa: TID251
         ]
         try:
@@ -141,7 +141,7 @@ class _Seen:
     def __init__(self, all_calls: list[Call]) -> None:
         self._all_calls = all_calls
         self.calls: list[Call] = []
-        self._asked = self._answer = b""
+        self._request = self._answer = b""
         self._body_left = 0
 
     @property
@@ -149,15 +149,15 @@ class _Seen:
         """The model of the last call, once its body is complete."""
         return self.calls[-1].json.get("model") if self.calls and not self._body_left else None
 
-    def asked(self, data: bytes) -> None:
-        self._asked += data
-        while self._asked:
+    def on_request(self, data: bytes) -> None:
+        self._request += data
+        while self._request:
             if self._body_left:
-                body, self._asked = self._asked[: self._body_left], self._asked[self._body_left :]
+                body, self._request = self._request[: self._body_left], self._request[self._body_left :]
                 self.calls[-1].body += body
                 self._body_left -= len(body)
-            elif b"\r\n\r\n" in self._asked:
-                head, _, self._asked = self._asked.partition(b"\r\n\r\n")
+            elif b"\r\n\r\n" in self._request:
+                head, _, self._request = self._request.partition(b"\r\n\r\n")
                 self._begin(head)
             else:
                 return

@@ -59,8 +59,8 @@ class Answers:
             return run(command, cwd=folder, LLM_USER_PATH=str(folder))
 
         with stage.audited(), ThreadPoolExecutor(4) as pool:
-            asked: dict[str, Future[subprocess.CompletedProcess[str]]] = {n: pool.submit(ask, n) for n in commands}
-            self.of = {name: future.result() for name, future in asked.items()}
+            pending: dict[str, Future[subprocess.CompletedProcess[str]]] = {n: pool.submit(ask, n) for n in commands}
+            self.of = {name: future.result() for name, future in pending.items()}
 
     def calls(self, name: str) -> list[Call]:
         return self._stage.calls(question=self.questions[name])
@@ -109,18 +109,18 @@ def test_options_reach_the_gateway(llm: Answers) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "said", "calls"),
+    ("name", "message", "calls"),
     [("unknown", "There is no model 'gpt-5' for this key", 1), ("broken", "Engine 'broken' answered 500", TRIES)],
 )
-def test_a_rejection_is_printed_verbatim(llm: Answers, name: str, said: str, calls: int) -> None:
+def test_a_rejection_is_printed_verbatim(llm: Answers, name: str, message: str, calls: int) -> None:
     """Exit status 1, the message on stderr, nothing on stdout. Only retryable errors are retried."""
-    _check_refusal(llm, name, said, calls)
+    _check_refusal(llm, name, message, calls)
 
 
-def _check_refusal(llm: Answers, name: str, said: str, calls: int) -> None:
+def _check_refusal(llm: Answers, name: str, message: str, calls: int) -> None:
     done = llm.of[name]
     assert (done.stdout, done.returncode) == ("", 1)
-    assert said in done.stderr
+    assert message in done.stderr
     assert len(llm.calls(name)) == calls
 
 
@@ -153,12 +153,12 @@ def test_a_function_is_called_and_its_result_answered(llm_long: Answers) -> None
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [("stranger", "Unknown API key"), ("wrong", "'max_tokens': expected an integer >= 1")],
 )
-def test_a_request_error_is_not_retried(llm_long: Answers, name: str, said: str) -> None:
+def test_a_request_error_is_not_retried(llm_long: Answers, name: str, message: str) -> None:
     """One call; the error names the field."""
-    _check_refusal(llm_long, name, said, 1)
+    _check_refusal(llm_long, name, message, 1)
 
 
 @pytest.mark.long

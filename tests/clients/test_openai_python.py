@@ -111,10 +111,10 @@ async def test_the_async_client_does_the_same(later: AsyncOpenAI) -> None:
         async with later.chat.completions.stream(model="chat", messages=ask()) as stream:
             return (await stream.get_final_completion()).choices[0].message.content
 
-    async def asked() -> str | None:
+    async def answer_text() -> str | None:
         return (await later.chat.completions.create(model="chat", messages=ask())).choices[0].message.content
 
-    answers = await asyncio.gather(asked(), streamed(), helped(), asked())
+    answers = await asyncio.gather(answer_text(), streamed(), helped(), answer_text())
     assert set(answers) == {WHOLE}
     names = [entry.id async for entry in later.models.list()]
     assert names == [*Stage.NAMES]
@@ -162,21 +162,21 @@ async def test_the_async_client_continues_prompts_and_makes_vectors(later: Async
         stream = await later.completions.create(model="chat", prompt=a_question(), stream=True)
         return "".join([chunk.choices[0].text async for chunk in stream])
 
-    async def asked() -> str:
+    async def answer_text() -> str:
         return (await later.completions.create(model="chat", prompt=a_question())).choices[0].text
 
     async def embedded() -> list[float]:
         return (await later.embeddings.create(model="vectors", input=a_question())).data[0].embedding
 
-    assert await asyncio.gather(asked(), streamed(), embedded()) == [WHOLE, WHOLE, [1.0, 0.0]]
+    assert await asyncio.gather(answer_text(), streamed(), embedded()) == [WHOLE, WHOLE, [1.0, 0.0]]
 
 
 def test_a_text_becomes_a_vector(client: OpenAI, stage: Stage) -> None:
     """The client requests and decodes base64 by default; with `float` it gets the engine's numbers."""
-    asked = a_question()
-    assert client.embeddings.create(model="vectors", input=asked).data[0].embedding == [1.0, 0.0]
-    assert stage.calls("vectors", asked)[0].json["encoding_format"] == "base64"
-    reply = client.embeddings.create(model="vectors", input=[asked, asked], encoding_format="float")
+    answer_text = a_question()
+    assert client.embeddings.create(model="vectors", input=answer_text).data[0].embedding == [1.0, 0.0]
+    assert stage.calls("vectors", answer_text)[0].json["encoding_format"] == "base64"
+    reply = client.embeddings.create(model="vectors", input=[answer_text, answer_text], encoding_format="float")
     assert [one.embedding for one in reply.data] == [[1e-05, 0.5]] * 2
     assert reply.usage.total_tokens == 10
 
@@ -186,11 +186,11 @@ def test_a_raw_prompt_that_is_refused_raises_as_a_chat_does(
     client: OpenAI, stage: Stage, model: str, raised: str
 ) -> None:
     """The client makes the same number of calls."""
-    asked = a_question()
+    answer_text = a_question()
     with pytest.raises(openai.APIStatusError) as caught:
-        client.completions.create(model=model, prompt=asked)
+        client.completions.create(model=model, prompt=answer_text)
     assert type(caught.value).__name__ == raised
-    assert len(stage.calls(model, asked)) == (1 if model == "refuses" else TRIES)
+    assert len(stage.calls(model, answer_text)) == (1 if model == "refuses" else TRIES)
 
 
 def test_a_broken_text_stream_raises_and_has_no_finish_reason(client: OpenAI) -> None:
@@ -209,8 +209,8 @@ def test_models_are_listed_and_retrieved(client: OpenAI) -> None:
 
 def test_a_tool_is_called_and_its_result_answered(client: OpenAI) -> None:
     """Whole, streamed and through the helper: the same call, and the reply to its result."""
-    asked = ask()
-    whole = client.chat.completions.create(model="tools", messages=asked, tools=[WEATHER])
+    answer_text = ask()
+    whole = client.chat.completions.create(model="tools", messages=answer_text, tools=[WEATHER])
     called = whole.choices[0].message.tool_calls
     assert called
     assert whole.choices[0].finish_reason == "tool_calls"
@@ -234,17 +234,21 @@ def test_a_tool_is_called_and_its_result_answered(client: OpenAI) -> None:
     assert final.tool_calls
     assert final.tool_calls[0].function.arguments == '{"city": "Oslo"}'
 
-    told = [*asked, whole.choices[0].message, {"role": "tool", "tool_call_id": called[0].id, "content": "sunny"}]
-    answered = client.chat.completions.create(model="tools", messages=told, tools=[WEATHER])
+    conversation = [
+        *answer_text,
+        whole.choices[0].message,
+        {"role": "tool", "tool_call_id": called[0].id, "content": "sunny"},
+    ]
+    answered = client.chat.completions.create(model="tools", messages=conversation, tools=[WEATHER])
     assert answered.choices[0].message.content == "It is sunny."
 
 
 def test_an_answer_is_parsed_into_the_callers_model(client: OpenAI, stage: Stage) -> None:
     """`parse` and the stream helper send a json_schema, which reaches the student unchanged."""
-    asked = ask()
-    parsed = client.chat.completions.parse(model="person", messages=asked, response_format=Person)
+    answer_text = ask()
+    parsed = client.chat.completions.parse(model="person", messages=answer_text, response_format=Person)
     assert parsed.choices[0].message.parsed == Person.model_validate(PERSON)
-    sent = stage.calls("person", asked[0]["content"])[0].json["response_format"]
+    sent = stage.calls("person", answer_text[0]["content"])[0].json["response_format"]
     assert sent["json_schema"]["name"] == "Person"
     with client.chat.completions.stream(model="person", messages=ask(), response_format=Person) as stream:
         assert stream.get_final_completion().choices[0].message.parsed == Person.model_validate(PERSON)
@@ -296,11 +300,11 @@ def test_each_refusal_is_the_right_exception_after_the_right_number_of_calls(
 @pytest.mark.long
 def test_a_retrying_client_gets_its_answer(client: OpenAI, stage: Stage) -> None:
     """The engine is full twice; each call has its receipt, and the third is answered."""
-    asked, started = ask(), time.monotonic()
-    reply = client.chat.completions.create(model="busy-twice", messages=asked)
+    answer_text, started = ask(), time.monotonic()
+    reply = client.chat.completions.create(model="busy-twice", messages=answer_text)
     assert reply.choices[0].message.content == REST
     assert time.monotonic() - started >= 1.5
-    calls = stage.calls("busy-twice", asked[0]["content"])
+    calls = stage.calls("busy-twice", answer_text[0]["content"])
     assert [call.status for call in calls] == [503, 503, 200]
     assert [stage.receipt(call)["status"] for call in calls] == ["engine_overloaded", "engine_overloaded", "ok"]
 
@@ -309,29 +313,29 @@ def test_a_client_without_retries_sends_one_call(stage: Stage) -> None:
     """max_retries=0: one call, one exception; the same for a stream that has not begun."""
     with stage.audited(), OpenAI(base_url=stage.url, api_key=KEY, max_retries=0) as client:
         for stream in (False, True):
-            asked = ask()
+            answer_text = ask()
             with pytest.raises(openai.InternalServerError):
-                client.chat.completions.create(model="busy", messages=asked, stream=stream)
-            assert len(stage.calls("busy", asked[0]["content"])) == 1
+                client.chat.completions.create(model="busy", messages=answer_text, stream=stream)
+            assert len(stage.calls("busy", answer_text[0]["content"])) == 1
 
 
 @pytest.mark.long
 @pytest.mark.timeout(150)
 def test_a_body_that_is_too_slow_is_sent_again_on_another_connection(client: OpenAI, stage: Stage) -> None:
     """The SDK retries status 408 by default (`_should_retry`)."""
-    asked = ask()
+    answer_text = ask()
     with pytest.raises(openai.APIStatusError) as raised:
-        client.with_options(max_retries=1).chat.completions.create(model="trickle", messages=asked)
+        client.with_options(max_retries=1).chat.completions.create(model="trickle", messages=answer_text)
     assert (raised.value.status_code, raised.value.code) == (408, "request_timeout")
-    assert [call.status for call in stage.calls("trickle", asked[0]["content"])] == [408, 408]
+    assert [call.status for call in stage.calls("trickle", answer_text[0]["content"])] == [408, 408]
 
 
 def test_a_client_that_does_not_wait_raises_and_each_try_has_a_receipt(client: OpenAI, stage: Stage) -> None:
     """`timeout` applies to each attempt; the gateway detects the disconnect (`audited` checks it)."""
-    asked = ask()
+    answer_text = ask()
     with pytest.raises(openai.APITimeoutError):
-        client.with_options(timeout=0.5, max_retries=1).chat.completions.create(model="slow", messages=asked)
-    assert len(stage.calls("slow", asked[0]["content"])) == 2
+        client.with_options(timeout=0.5, max_retries=1).chat.completions.create(model="slow", messages=answer_text)
+    assert len(stage.calls("slow", answer_text[0]["content"])) == 2
 
 
 def _collect(stream: Any, parts: list[Any]) -> None:
@@ -343,36 +347,36 @@ def _collect(stream: Any, parts: list[Any]) -> None:
 @pytest.mark.parametrize(("model", "code"), [("breaks", "engine_failed"), ("ends-early", "engine_failed")])
 def test_a_broken_stream_raises_and_has_no_finish_reason(client: OpenAI, stage: Stage, model: str, code: str) -> None:
     """The received words, no finish_reason, then APIError, from create and from the helper. No retry."""
-    asked = ask()
+    answer_text = ask()
     parts: list[Any] = []
     with pytest.raises(openai.APIError) as raised:
-        _collect(client.chat.completions.create(model=model, messages=asked, stream=True), parts)
+        _collect(client.chat.completions.create(model=model, messages=answer_text, stream=True), parts)
     assert raised.value.code == code
     assert "".join(part.choices[0].delta.content or "" for part in parts) == " two words"
     assert all(part.choices[0].finish_reason is None for part in parts)
-    assert len(stage.calls(model, asked[0]["content"])) == 1
+    assert len(stage.calls(model, answer_text[0]["content"])) == 1
     with client.chat.completions.stream(model=model, messages=ask()) as stream, pytest.raises(openai.APIError):
         stream.get_final_completion()
 
 
 def test_a_closed_connection_raises_and_has_no_finish_reason(client: OpenAI, stage: Stage) -> None:
     """A closed connection raises APIConnectionError. No retry."""
-    asked = ask()
+    answer_text = ask()
     parts: list[Any] = []
     with pytest.raises(openai.APIConnectionError):
-        _collect(client.chat.completions.create(model="wire-cut", messages=asked, stream=True), parts)
+        _collect(client.chat.completions.create(model="wire-cut", messages=answer_text, stream=True), parts)
     assert parts
     assert all(part.choices[0].finish_reason is None for part in parts)
-    calls = stage.calls("wire-cut", asked[0]["content"])
+    calls = stage.calls("wire-cut", answer_text[0]["content"])
     assert len(calls) == 1
     assert stage.receipt(calls[0])["status"] == "client_gone"
 
 
 def test_extra_body_fields_reach_the_student(client: OpenAI, stage: Stage) -> None:
     """The gateway forwards `extra_body`, which holds fields that OpenAI does not have."""
-    asked = ask()
-    client.chat.completions.create(model="chat-student", messages=asked, extra_body={"top_k": 7})
-    assert stage.calls("chat-student", asked[0]["content"])[0].json["top_k"] == 7
+    answer_text = ask()
+    client.chat.completions.create(model="chat-student", messages=answer_text, extra_body={"top_k": 7})
+    assert stage.calls("chat-student", answer_text[0]["content"])[0].json["top_k"] == 7
 
 
 def test_the_tries_are_the_packages_default() -> None:

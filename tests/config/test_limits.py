@@ -37,7 +37,7 @@ def test_a_period_is_a_number_of_hours_days_weeks_or_months(text: str, seconds: 
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("more", "message"),
     [
         ("budget_duration: 30", "must be a whole number with h, d, w or mo, like 1d or 1mo"),
         ("budget_duration: 0d", "must be a whole number with h, d, w or mo, like 1d or 1mo"),
@@ -49,14 +49,16 @@ def test_a_period_is_a_number_of_hours_days_weeks_or_months(text: str, seconds: 
     ],
 )
 def test_an_issue_in_a_budget_has_its_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: str, said: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: str, message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "a.yaml"
     file.write_text(
         f"tenant: a\nroutes:\n  - {{model: x, mode: student, student: s}}\nbudget:\n  max_budget: 100\n  {more}\n"
     )
-    assert [str(one) for one in load(file, TenantPolicy)[1]] == [f"a.yaml:6: budget.{more.partition(':')[0]}: {said}"]
+    assert [str(one) for one in load(file, TenantPolicy)[1]] == [
+        f"a.yaml:6: budget.{more.partition(':')[0]}: {message}"
+    ]
 
 
 def test_a_tenant_without_spending_needs_no_budget() -> None:

@@ -38,7 +38,7 @@ def test_every_other_protocol_needs_an_address(protocol: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "said"),
+    ("model", "message"),
     [
         ("claude-sonnet-4-5", "must be provider/name"),
         ("anthropic/", "must be provider/name"),
@@ -46,10 +46,10 @@ def test_every_other_protocol_needs_an_address(protocol: str) -> None:
         ("/claude", "LiteLLM has no provider ''"),
     ],
 )
-def test_a_model_names_a_provider_that_litellm_knows(model: str, said: str) -> None:
+def test_a_model_names_a_provider_that_litellm_knows(model: str, message: str) -> None:
     where, what = complaint(model=model)
     assert where == "model"
-    assert said in what
+    assert message in what
 
 
 def test_the_list_price_is_found_under_the_prefixed_name() -> None:

@@ -62,15 +62,15 @@ def test_ambiguous_urls_are_rejected_without_being_shown(
         f'redis: {{url: "{url}"}}\n'
         "models: [{name: a, protocol: tgi, api_base: http://t, price: {input_per_1m: 1, output_per_1m: 1}}]\n"
     )
-    _, _, (mistake,) = check_settings(file)
-    line = str(mistake)
+    _, _, (issue,) = check_settings(file)
+    line = str(issue)
     assert "redis.url: " in line
     assert "percent-encode" in line
     assert CANARY not in line
     assert "\n" not in line
-    _, _, (mistake,) = check_settings(file, {"GKT_REDIS_URL": url})
-    assert "GKT_REDIS_URL: " in str(mistake)
-    assert CANARY not in str(mistake)
+    _, _, (issue,) = check_settings(file, {"GKT_REDIS_URL": url})
+    assert "GKT_REDIS_URL: " in str(issue)
+    assert CANARY not in str(issue)
 
 
 @pytest.mark.parametrize(
@@ -114,9 +114,9 @@ def test_check_and_serve_reject_an_invalid_url_in_one_line(command: str, tmp_pat
         timeout=60,
         check=False,
     )
-    said = done.stdout + done.stderr
+    output = done.stdout + done.stderr
     assert done.returncode == 1
-    assert len([line for line in said.splitlines() if "redis.url" in line]) == 1
-    assert "Traceback" not in said
-    assert CANARY not in said
-    assert "Part2" not in said
+    assert len([line for line in output.splitlines() if "redis.url" in line]) == 1
+    assert "Traceback" not in output
+    assert CANARY not in output
+    assert "Part2" not in output

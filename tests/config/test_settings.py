@@ -25,9 +25,9 @@ models:
 
 def load_settings(path: Path) -> Settings:
     """The settings, or every mistake."""
-    settings, _, mistakes = check_settings(path)
+    settings, _, found_issues = check_settings(path)
     if settings is None:
-        raise ConfigError(mistakes)
+        raise ConfigError(found_issues)
     return settings
 
 
@@ -42,17 +42,17 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def settings_of(folder: Path, text: str, **environ: str) -> Settings:
     (folder / "config.yaml").write_text(text)
-    settings, _, mistakes = check_settings(folder / "config.yaml", environ)
-    assert not [str(one) for one in mistakes]
+    settings, _, found_issues = check_settings(folder / "config.yaml", environ)
+    assert not [str(one) for one in found_issues]
     assert settings is not None
     return settings
 
 
-def told(folder: Path, text: str, **environ: str) -> list[str]:
+def issues_of(folder: Path, text: str, **environ: str) -> list[str]:
     (folder / "config.yaml").write_text(text)
-    settings, _, mistakes = check_settings(folder / "config.yaml", environ)
+    settings, _, found_issues = check_settings(folder / "config.yaml", environ)
     assert settings is None
-    return [str(one).removeprefix("config.yaml:") for one in mistakes]
+    return [str(one).removeprefix("config.yaml:") for one in found_issues]
 
 
 def model(**keys: Any) -> str:
@@ -154,7 +154,7 @@ def test_an_hourly_price_and_a_list_price_and_an_explicit_0_are_prices(folder: P
     ],
 )
 def test_an_unknown_or_incomplete_price_is_an_issue(folder: Path, price: str | None, message: str) -> None:
-    assert told(folder, model(price=price)) == [message]
+    assert issues_of(folder, model(price=price)) == [message]
 
 
 def test_an_engine_of_several_gpus_costs_as_much_as_they_all_do(folder: Path) -> None:
@@ -163,10 +163,10 @@ def test_an_engine_of_several_gpus_costs_as_much_as_they_all_do(folder: Path) ->
     assert one.price == Price.of_gpu_hour(Decimal(5), Decimal(9000), Decimal(1500))
     assert one.price_rule is not None
     assert one.price_rule.hourly_usd == Decimal(5)
-    assert told(folder, model(price="{input_per_1m: 1, output_per_1m: 1, gpus: 2}")) == [
+    assert issues_of(folder, model(price="{input_per_1m: 1, output_per_1m: 1, gpus: 2}")) == [
         "1: models[0].price: has prices per 1M tokens and per GPU hour: keep one of the two"
     ]
-    assert told(folder, model(price="{gpus: 2}"))[0].startswith("1: models[0].price: needs gpu_usd_per_hour and ")
+    assert issues_of(folder, model(price="{gpus: 2}"))[0].startswith("1: models[0].price: needs gpu_usd_per_hour and ")
 
 
 def test_a_tokenizer_is_an_encoding_a_local_file_or_a_cached_hub_file(
@@ -187,7 +187,9 @@ def test_a_tokenizer_is_an_encoding_a_local_file_or_a_cached_hub_file(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder / "hub"))
     assert settings_of(folder, model(tokenizer="Org/big")).models[0].tokenizer == str(cached)
     (folder / "wrong.json").write_text("{}")
-    assert told(folder, model(tokenizer="wrong.json"))[0].startswith("1: models[0].tokenizer: no tokenizer could be ")
+    assert issues_of(folder, model(tokenizer="wrong.json"))[0].startswith(
+        "1: models[0].tokenizer: no tokenizer could be "
+    )
 
 
 def litellm_tokenizers() -> Path:
@@ -198,7 +200,7 @@ def litellm_tokenizers() -> Path:
 
 
 def test_an_unknown_price_is_reported_with_other_issues_of_the_model(folder: Path) -> None:
-    lines = told(folder, model(price=None, api_base="nowhere", tokenizer="gpt4"))
+    lines = issues_of(folder, model(price=None, api_base="nowhere", tokenizer="gpt4"))
     assert [line.split(": ")[1] for line in lines] == ["models[0].price", "models[0].api_base", "models[0].tokenizer"]
 
 
@@ -355,7 +357,7 @@ def test_an_unknown_price_is_reported_with_other_issues_of_the_model(folder: Pat
     ],
 )
 def test_an_unsupported_setting_is_one_issue(folder: Path, text: str, message: str) -> None:
-    (line,) = told(folder, text)
+    (line,) = issues_of(folder, text)
     assert line.startswith(message)
 
 
@@ -378,7 +380,7 @@ def test_a_local_engine_is_not_the_gateway(folder: Path) -> None:
 
 def test_an_admin_key_is_hard_to_guess_and_never_shown(folder: Path) -> None:
     text = "admin: {key: env:KEY}\n" + BIG
-    (line,) = told(folder, text, KEY="fifteen-letters")
+    (line,) = issues_of(folder, text, KEY="fifteen-letters")
     assert line == "1: admin.key: must have at least 16 characters: create one with openssl rand -hex 24"
     settings = settings_of(folder, text, KEY="sixteen-letters!")
     assert settings.admin.key is not None
@@ -388,7 +390,7 @@ def test_an_admin_key_is_hard_to_guess_and_never_shown(folder: Path) -> None:
 
 def test_model_names_differ(folder: Path) -> None:
     second = BIG.removeprefix("models:\n")
-    assert told(folder, BIG + second) == ["6: models[1].name: models[0] is also called big: names must be unique"]
+    assert issues_of(folder, BIG + second) == ["6: models[1].name: models[0] is also called big: names must be unique"]
 
 
 def test_model_names_differ_in_settings_that_code_builds() -> None:
@@ -400,7 +402,7 @@ def test_model_names_differ_in_settings_that_code_builds() -> None:
 
 def test_cross_checks_are_reported_with_other_issues(folder: Path) -> None:
     second = BIG.removeprefix("models:\n").replace("tgi:80", "localhost:8080").replace("protocol", "protocl")
-    assert [line.split(":")[0] for line in told(folder, BIG + second)] == ["6", "7", "8"]
+    assert [line.split(":")[0] for line in issues_of(folder, BIG + second)] == ["6", "7", "8"]
 
 
 def test_the_environment_overrides_single_values(folder: Path) -> None:
@@ -446,7 +448,7 @@ def test_an_empty_variable_is_not_set(folder: Path) -> None:
     ],
 )
 def test_a_wrong_variable_is_named(folder: Path, variable: str, text: str, message: str) -> None:
-    assert told(folder, BIG, **{variable: text}) == [f"environment: {variable}: {message}"]
+    assert issues_of(folder, BIG, **{variable: text}) == [f"environment: {variable}: {message}"]
 
 
 def test_relative_paths_start_at_the_file(folder: Path) -> None:

@@ -46,12 +46,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def told(folder: Path, text: str, model: type[StrictModel] = Whole) -> list[str]:
+def issues_of(folder: Path, text: str, model: type[StrictModel] = Whole) -> list[str]:
     file = folder / "config.yaml"
     file.write_text(text)
-    value, mistakes = load(file, model)
-    assert (value is None) == bool(mistakes)
-    return [str(mistake).removeprefix("config.yaml:") for mistake in mistakes]
+    value, found_issues = load(file, model)
+    assert (value is None) == bool(found_issues)
+    return [str(one_issue).removeprefix("config.yaml:") for one_issue in found_issues]
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def told(folder: Path, text: str, model: type[StrictModel] = Whole) -> list[str]
     ],
 )
 def test_an_issue_names_its_line_field_and_remedy(folder: Path, text: str, lines: list[str]) -> None:
-    assert told(folder, text) == lines
+    assert issues_of(folder, text) == lines
 
 
 @pytest.mark.parametrize(
@@ -117,28 +117,28 @@ def test_an_issue_names_its_line_field_and_remedy(folder: Path, text: str, lines
     ],
 )
 def test_invalid_yaml_is_one_issue_at_its_line(folder: Path, text: str, line: str) -> None:
-    assert told(folder, text) == [line]
+    assert issues_of(folder, text) == [line]
 
 
 def test_all_issues_are_reported_together_in_file_order(folder: Path) -> None:
     text = "parts:\n  - {port: 99}\n  - {prt: 1, on: 2}\nprotocol: x\nname: 1\nname: ok\n"
-    assert [line.split(":")[0] for line in told(folder, text)] == ["2", "3", "3", "4", "6"]
+    assert [line.split(":")[0] for line in issues_of(folder, text)] == ["2", "3", "3", "4", "6"]
 
 
 def test_a_list_whose_entries_are_all_wrong_is_not_called_empty(folder: Path) -> None:
-    assert told(folder, "parts: [{port: 99}]\n") == ["1: parts[0].port: must be at most 9"]
+    assert issues_of(folder, "parts: [{port: 99}]\n") == ["1: parts[0].port: must be at most 9"]
 
 
 def test_a_missing_field_is_reported_once_and_not_if_misspelled(folder: Path) -> None:
-    assert told(folder, "", Needy) == ["1: protocol: missing: add it", "1: port: missing: add it"]
-    assert told(folder, "protocl: x\n", Needy) == [
+    assert issues_of(folder, "", Needy) == ["1: protocol: missing: add it", "1: port: missing: add it"]
+    assert issues_of(folder, "protocl: x\n", Needy) == [
         "1: port: missing: add it",
         "1: protocl: unknown key. Did you mean 'protocol'?",
     ]
 
 
 def test_an_empty_file_is_all_defaults(folder: Path) -> None:
-    assert told(folder, "# nothing\n") == []
+    assert issues_of(folder, "# nothing\n") == []
 
 
 @pytest.mark.long
@@ -179,9 +179,9 @@ def test_an_unreadable_file_is_an_issue_of_the_whole_file(folder: Path) -> None:
 )
 def test_scalars_are_read_as_written(folder: Path, text: str, value: object) -> None:
     (folder / "a.yaml").write_text(f"a: {text}\n")
-    source, mistakes = read(folder / "a.yaml")
+    source, found_issues = read(folder / "a.yaml")
     assert source is not None
-    assert not mistakes
+    assert not found_issues
     assert repr(source.get("a")) == repr(value)
 
 
@@ -274,5 +274,5 @@ def test_the_reader_raises_no_other_error_for_any_text(lines: list[tuple[str, st
     with TemporaryDirectory() as folder:
         file = Path(folder) / "a.yaml"
         file.write_text("".join(f"{key}: {value}\n" for key, value in lines), encoding="utf-8", errors="replace")
-        value, mistakes = load(file, Whole)
-    assert (value is None) == bool(mistakes)
+        value, found_issues = load(file, Whole)
+    assert (value is None) == bool(found_issues)

@@ -37,8 +37,8 @@ def test_with_systemd_secrets_are_read_from_their_source(tmp_path: Path) -> None
     run(f"sed -i '{first}' config.yaml", tmp_path)
     run(then.replace("/etc/gkt", str(tmp_path)), tmp_path)
     assert "/run/" not in (tmp_path / "as-root.yaml").read_text("utf-8")
-    settings, _, mistakes = check_all(tmp_path / "as-root.yaml")
-    assert list(mistakes) == []
+    settings, _, issues = check_all(tmp_path / "as-root.yaml")
+    assert list(issues) == []
     assert settings is not None
     assert settings.redis.url.get_secret_value() == (tmp_path / "secrets/redis_url").read_text("utf-8").strip()
 
@@ -47,12 +47,12 @@ def test_with_kubernetes_the_backup_uses_port_forwarding(tmp_path: Path, monkeyp
     shutil.copytree(DEPLOY / "gateway", tmp_path / "deploy/gateway")
     made_secrets(tmp_path / "deploy/secrets")
     lines = re.findall(r"^(?:sed|export) .*$", SECTION.partition("**Kubernetes.**")[2], re.MULTILINE)
-    told = run("\n".join([*lines, "env"]), tmp_path)
-    environ = {name: value for name, _, value in (line.partition("=") for line in told.splitlines())}
+    output = run("\n".join([*lines, "env"]), tmp_path)
+    environ = {name: value for name, _, value in (line.partition("=") for line in output.splitlines())}
     for name in ("GKT_REDIS_URL", "GKT_USAGE_URL"):
         monkeypatch.setenv(name, environ[name])
-    settings, _, mistakes = check_all(tmp_path / "deploy/secrets/from-here.yaml")
-    assert list(mistakes) == []
+    settings, _, issues = check_all(tmp_path / "deploy/secrets/from-here.yaml")
+    assert list(issues) == []
     assert settings is not None
     assert re.fullmatch(r"redis://:\w+@127\.0\.0\.1:6379/0", settings.redis.url.get_secret_value())
     assert re.fullmatch(r"postgresql://gkt:\w+@127\.0\.0\.1:5432/gkt", environ["GKT_USAGE_URL"])

@@ -17,7 +17,7 @@ DEPLOY = Path(__file__).parents[2] / "deploy"
 
 @pytest.mark.parametrize("path", EVERYTHING, ids=lambda path: path.name)
 def test_the_delivered_files_have_no_issues(path: Path) -> None:
-    assert [str(mistake) for mistake in mistakes_in(path)] == []
+    assert [str(issue) for issue in mistakes_in(path)] == []
 
 
 def _edited(old: str, new: str) -> Callable[[str], str]:
@@ -36,7 +36,7 @@ HPA = "HorizontalPodAutoscaler gkt-gateway.spec"
 
 
 @pytest.mark.parametrize(
-    ("name", "edit", "said"),
+    ("name", "edit", "message"),
     [
         (GATEWAY, _edited("containerPort: 8080", "containerPort: 80800"),
          f"{POD}.containers[0].ports[0].containerPort: 80800 is out of range: 1 to 65535"),
@@ -120,11 +120,11 @@ HPA = "HorizontalPodAutoscaler gkt-gateway.spec"
          "services.lb: Unevaluated properties are not allowed ('readonly' was unexpected)"),
     ],
 )  # fmt: skip
-def test_an_issue_is_named(name: str, edit: Callable[[str], str], said: str, tmp_path: Path) -> None:
+def test_an_issue_is_named(name: str, edit: Callable[[str], str], message: str, tmp_path: Path) -> None:
     """Alone: nothing else is said."""
     path = tmp_path / "edited.yaml"
     path.write_text(edit((DEPLOY / name).read_text("utf-8")), "utf-8")
-    assert [str(mistake) for mistake in mistakes_in(path)] == [f"{path}: {said}"]
+    assert [str(issue) for issue in mistakes_in(path)] == [f"{path}: {message}"]
 
 
 def test_fields_omitted_for_an_autoscaler_are_no_issue(tmp_path: Path) -> None:
@@ -136,9 +136,9 @@ def test_fields_omitted_for_an_autoscaler_are_no_issue(tmp_path: Path) -> None:
 def test_invalid_yaml_is_named_with_its_line(tmp_path: Path) -> None:
     path = tmp_path / "broken.yaml"
     path.write_text("kind: [Service\n", "utf-8")
-    (mistake,) = mistakes_in(path)
-    assert str(mistake).startswith(f"{path}: the whole: cannot be read: ")
-    assert "line 2" in str(mistake)
+    (issue,) = mistakes_in(path)
+    assert str(issue).startswith(f"{path}: the whole: cannot be read: ")
+    assert "line 2" in str(issue)
 
 
 def test_the_command_prints_the_number_of_issues_and_sets_the_status(

@@ -77,10 +77,10 @@ def test_engines_listen_at_the_configured_addresses(profile: str, name: str, tmp
     settings, _ = site(name, tmp_path)
     for role, model in zip(("teacher", "student"), settings.models, strict=True):
         assert model.api_base is not None
-        asked = flags(engine(profile, role))
-        assert model.api_base.removesuffix("/v1") == f"http://{role}:{asked['--port']}"
+        options = flags(engine(profile, role))
+        assert model.api_base.removesuffix("/v1") == f"http://{role}:{options['--port']}"
         if role == "student":
-            assert model.model == asked.get("--served-model-name", asked.get("--name"))
+            assert model.model == options.get("--served-model-name", options.get("--name"))
 
 
 def test_no_teacher_gets_more_calls_than_its_limit(tmp_path: Path) -> None:
@@ -108,11 +108,11 @@ def test_every_secret_is_created_declared_and_mounted(tmp_path: Path) -> None:
     assert set(COMPOSE["secrets"]) == made
     for name in SITES:
         assert secrets_of(name) == set(SERVICES["gateway"]["secrets"])
-    for service, said in SERVICES.items():
+    for service, service_config in SERVICES.items():
         files = [DEPLOY / what for what in mounts(service).values() if what.startswith("./compose/")]
-        text = f"{said}" + "".join(file.read_text("utf-8") for file in files)
+        text = f"{service_config}" + "".join(file.read_text("utf-8") for file in files)
         if service not in {"gateway", "usage-worker"}:
-            assert set(re.findall(r"/run/secrets/(\w+)", text)) == set(said.get("secrets", ()))
+            assert set(re.findall(r"/run/secrets/(\w+)", text)) == set(service_config.get("secrets", ()))
 
 
 @pytest.mark.parametrize("name", SITES)
@@ -188,13 +188,13 @@ def test_each_profile_sets_exactly_the_variables_of_its_services(profile: str, n
     given = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
     assert given["COMPOSE_PROFILES"] == profile
     assert given["GKT_SITE"] == f"./{name}"
-    asked = {
+    options = {
         variable
         for service in SERVICES.values()
         if service.get("profiles", [profile]) == [profile]
         for variable in re.findall(r"\$\{(\w+)", str(service))
     }
-    assert set(given) - {"COMPOSE_PROFILES"} == asked
+    assert set(given) - {"COMPOSE_PROFILES"} == options
 
 
 def test_the_load_balancer_has_slots_for_the_replicas_and_uses_the_health_route(tmp_path: Path) -> None:
@@ -280,8 +280,8 @@ async def test_valkey_wants_its_password_and_forgets_nothing(valkey: str, tmp_pa
             assert (await redis.config_get(name))[name] == value
 
 
-@pytest.mark.parametrize(("text", "told"), [("", "none"), ("hf_secret", "hf_secret")])
-def test_an_engine_gets_the_hubs_token_where_there_is_one(text: str, told: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("text", "token"), [("", "none"), ("hf_secret", "hf_secret")])
+def test_an_engine_gets_the_hubs_token_where_there_is_one(text: str, token: str, tmp_path: Path) -> None:
     """An empty one would be sent as a wrong one."""
     (tmp_path / "hf_token").write_text(f"{text}\n", "utf-8")
     script = tmp_path / "with-token"
@@ -293,4 +293,4 @@ def test_an_engine_gets_the_hubs_token_where_there_is_one(text: str, told: str, 
         ["/bin/sh", script, "/bin/sh", "-c", 'echo "${HF_TOKEN-none} $1"', "sh", "a word"],
         capture_output=True, text=True, timeout=20, env=environ, check=True,
     )  # fmt: skip
-    assert done.stdout == f"{told} a word\n"
+    assert done.stdout == f"{token} a word\n"

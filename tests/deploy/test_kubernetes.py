@@ -71,10 +71,10 @@ def test_everything_is_in_one_namespace() -> None:
 @pytest.mark.parametrize("probe", ["startupProbe", "livenessProbe", "readinessProbe"])
 def test_the_probed_routes_exist(probe: str) -> None:
     """On the callers' port; /readyz takes it out of service, and never ends it."""
-    asked = CONTAINER[probe]["httpGet"]
-    assert asked["path"] in {route.path for route in ROUTES}
-    assert asked["port"] == "http"
-    assert (asked["path"] == "/readyz") == (probe == "readinessProbe")
+    http_get = CONTAINER[probe]["httpGet"]
+    assert http_get["path"] in {route.path for route in ROUTES}
+    assert http_get["port"] == "http"
+    assert (http_get["path"] == "/readyz") == (probe == "readinessProbe")
 
 
 def test_ports_are_those_that_the_configuration_opens(tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_every_secret_is_mounted_and_in_the_example(tmp_path: Path) -> None:
     made = {line.removeprefix("made ") for line in made_secrets(tmp_path)}
     assert set().union(*example.values()) <= made
     for workload in WORKLOADS:
-        asked = {
+        http_get = {
             (ref["name"], ref["key"])
             for part in workload["spec"]["template"]["spec"]["containers"]
             for ref in (one.get("valueFrom", {}).get("secretKeyRef") for one in part.get("env", ()))
@@ -122,8 +122,8 @@ def test_every_secret_is_mounted_and_in_the_example(tmp_path: Path) -> None:
         }
         for volume in mounted(workload).values():
             secret = volume.get("secret", {})
-            asked |= {(secret["secretName"], item["key"]) for item in secret.get("items", ())}
-        for name, key in asked:
+            http_get |= {(secret["secretName"], item["key"]) for item in secret.get("items", ())}
+        for name, key in http_get:
             assert key in example[name]
 
 
@@ -165,16 +165,16 @@ def test_the_autoscaler_uses_an_existing_metric(tmp_path: Path) -> None:
     autoscaler = manifest("HorizontalPodAutoscaler")["spec"]
     assert autoscaler["scaleTargetRef"] == {"apiVersion": "apps/v1", "kind": "Deployment", "name": "gkt-gateway"}
     assert "replicas" not in DEPLOYMENT["spec"]
-    (asked,) = (one["external"] for one in autoscaler["metrics"] if one["type"] == "External")
-    assert asked["metric"]["name"] in {family.name for family in Metrics().registry.collect()}
+    (http_get,) = (one["external"] for one in autoscaler["metrics"] if one["type"] == "External")
+    assert http_get["metric"]["name"] in {family.name for family in Metrics().registry.collect()}
     rules = YAML(typ="safe").load(manifest("ConfigMap", "gkt-metrics-adapter")["data"]["config.yaml"])
     (rule,) = rules["externalRules"]
-    assert rule["name"]["as"] == asked["metric"]["name"]
-    assert asked["metric"]["name"] in rule["metricsQuery"]
+    assert rule["name"]["as"] == http_get["metric"]["name"]
+    assert http_get["metric"]["name"] in rule["metricsQuery"]
     deadlines_s = [
         route.guidance.max_deadline_s for policy in site("gateway", tmp_path)[1].policies for route in policy.routes
     ]
-    assert int(asked["target"]["value"].removesuffix("m")) / 1000 < min(deadlines_s)
+    assert int(http_get["target"]["value"].removesuffix("m")) / 1000 < min(deadlines_s)
 
 
 def test_a_node_can_be_emptied_while_the_fewest_gateways_run() -> None:

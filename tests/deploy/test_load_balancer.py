@@ -78,15 +78,15 @@ class Replica:
 
     def __init__(self, status: int = 200) -> None:
         self.status = status
-        self.asked = 0
-        self.heard = threading.Event()
+        self.request_count = 0
+        self.event_received = threading.Event()
 
     async def readyz(self, _: web.Request) -> web.Response:
         return web.Response(status=200)
 
     async def chat(self, request: web.Request) -> web.Response:
         await request.read()
-        self.asked += 1
+        self.request_count += 1
         return web.Response(status=self.status, text="it")
 
     async def stream(self, request: web.Request) -> web.StreamResponse:
@@ -94,7 +94,7 @@ class Replica:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
         await response.write(b"data: first\n\n")
-        if await asyncio.to_thread(self.heard.wait, LIMIT_S):
+        if await asyncio.to_thread(self.event_received.wait, LIMIT_S):
             await response.write(b"data: second\n\n")
         await response.write_eof()
         return response
@@ -123,12 +123,12 @@ def test_an_event_passes_before_the_next_one_is_there(tmp_path: Path) -> None:
         balanced(tmp_path, [url]) as way,
         httpx.stream("POST", f"{way}/stream", timeout=LIMIT_S) as response,
     ):
-        heard = b""
+        event_received = b""
         for part in response.iter_raw():
-            heard += part
-            if b"first" in heard:
-                replica.heard.set()
-    assert heard == b"data: first\n\ndata: second\n\n"
+            event_received += part
+            if b"first" in event_received:
+                replica.event_received.set()
+    assert event_received == b"data: first\n\ndata: second\n\n"
 
 
 @pytest.mark.parametrize("size", [10, 50_000])
@@ -145,8 +145,8 @@ def test_requests_rejected_by_a_draining_replica_go_to_another_one(size: int, tm
             for _ in range(12)
         ]
     assert statuses == [200] * 12
-    assert leaving.asked > 0
-    assert staying.asked == 12
+    assert leaving.request_count > 0
+    assert staying.request_count == 12
 
 
 def test_a_dead_replica_gets_no_requests(tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_a_dead_replica_gets_no_requests(tmp_path: Path) -> None:
             httpx.post(f"{way}/v1/chat/completions", content=b"x", timeout=LIMIT_S).status_code for _ in range(12)
         ]
     assert statuses == [200] * 12
-    assert staying.asked == 12
+    assert staying.request_count == 12
 
 
 @pytest.mark.parametrize("status", [400, 429, 500, 502, 504])
@@ -166,7 +166,7 @@ def test_other_failures_are_not_retried(status: int, tmp_path: Path) -> None:
     replicas = Replica(status), Replica(status)
     with served(replicas[0].app()) as one, served(replicas[1].app()) as other, balanced(tmp_path, [one, other]) as way:
         assert httpx.post(f"{way}/v1/chat/completions", content=b"x", timeout=LIMIT_S).status_code == status
-    assert sum(replica.asked for replica in replicas) == 1
+    assert sum(replica.request_count for replica in replicas) == 1
 
 
 @pytest.mark.long

@@ -52,16 +52,16 @@ def test_systemd_accepts_the_units(unit: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("old", "new", "message"),
     [
         ("TimeoutStopSec=45", "TimeoutStopSec=soon", "soon"),
         ("KillMode=mixed", "KilMode=mixed", "KilMode"),
         ("ExecStart=/opt/gkt/bin/", "ExecStart=/opt/gkt/", "/opt/gkt/gkt-gateway"),
     ],
 )
-def test_an_issue_in_a_unit_is_named(old: str, new: str, said: str, tmp_path: Path) -> None:
+def test_an_issue_in_a_unit_is_named(old: str, new: str, message: str, tmp_path: Path) -> None:
     assert old in TEXT
-    assert said in verified(TEXT.replace(old, new), tmp_path).stderr
+    assert message in verified(TEXT.replace(old, new), tmp_path).stderr
 
 
 @pytest.mark.parametrize("unit", [UNIT, WORKER], ids=lambda unit: unit.stem)
@@ -128,8 +128,8 @@ def test_the_guides_edit_makes_a_configuration_that_fits(tmp_path: Path) -> None
     assert re.findall(r"file:(\S+)/\w+", text) == [credentials] * len(secrets_of("gateway"))
     made_secrets(tmp_path / "secrets")
     config.write_text(text.replace(credentials, str(tmp_path / "secrets")), "utf-8")
-    settings, book, mistakes = check_all(config)
-    assert list(mistakes) == []
+    settings, book, issues = check_all(config)
+    assert list(issues) == []
     assert settings is not None
     assert book is not None
     assert settings.admin.host == "127.0.0.1"

@@ -50,8 +50,8 @@ def site(name: str, folder: Path) -> tuple[Settings, PolicySet]:
     shutil.copytree(DEPLOY / name, folder / name)
     config = folder / name / "config.yaml"
     config.write_text(config.read_text("utf-8").replace("/run/secrets", str(folder / "secrets")), "utf-8")
-    settings, book, mistakes = check_all(config)
-    assert list(mistakes) == []
+    settings, book, issues = check_all(config)
+    assert list(issues) == []
     assert settings is not None
     assert book is not None
     return settings, book

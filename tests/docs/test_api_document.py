@@ -123,8 +123,8 @@ def conforms(case: schemathesis.Case, gate: GatewayProcess, session: requests.Se
         case.body["model"] = "vectors" if case.path == "/v1/embeddings" else "chat"
     if isinstance(case.body, dict) and _is_count(case.body.get("best_of")):
         # JSON Schema compares no two fields: that it may be neither below `n` nor, streamed, above it.
-        wanted = case.body.get("n")
-        case.body["best_of"] = wanted if _is_count(wanted) else 1
+        choices = case.body.get("n")
+        case.body["best_of"] = choices if _is_count(choices) else 1
     if case.path == "/v1/guidance" and case.headers is not None and case.headers.get("x-gkt-mode") in MODES:
         del case.headers["x-gkt-mode"]  # a mode other than the route's gives no guidance; an unknown mode is refused
     if case.path == "/v1/guidance/usage" and isinstance(case.body, dict) and _is_whole(case.body.get("output_tokens")):

@@ -89,9 +89,9 @@ def metrics_as_they_are() -> dict[str, tuple[str, tuple[str, ...]]]:
 def test_every_metric_is_described_and_none_that_is_not_there() -> None:
     """With its kind and its labels."""
     rows = re.findall(r"^\| `(gkt_\w+)` \| (\w+) \|([^|]*)\|", page("docs/reference/metrics.md"), re.MULTILINE)
-    told = {name: (kind, tuple(re.findall(r"`(\w+)`", labels))) for name, kind, labels in rows}
-    assert len(told) == len(rows)
-    assert told == metrics_as_they_are()
+    documented = {name: (kind, tuple(re.findall(r"`(\w+)`", labels))) for name, kind, labels in rows}
+    assert len(documented) == len(rows)
+    assert documented == metrics_as_they_are()
 
 
 def test_the_table_of_metrics_is_generated() -> None:
@@ -132,8 +132,8 @@ def test_the_quickstarts_configuration_can_be_used(tmp_path: Path, monkeypatch: 
     for name, text in blocks:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text, "utf-8")
-    _, _, mistakes = check_all(tmp_path / "config.yaml")
-    assert list(mistakes) == []
+    _, _, issues = check_all(tmp_path / "config.yaml")
+    assert list(issues) == []
 
 
 _MODELS = "models:\n" + "".join(
@@ -149,8 +149,8 @@ def test_the_policies_of_their_page_can_be_used(tmp_path: Path) -> None:
     (tmp_path / "policies").mkdir()
     for text in examples:
         (tmp_path / "policies" / "it.yaml").write_text(text, "utf-8")
-        _, _, mistakes = check_all(tmp_path / "config.yaml")
-        assert list(mistakes) == []
+        _, _, issues = check_all(tmp_path / "config.yaml")
+        assert list(issues) == []
 
 
 def test_every_condition_has_its_row() -> None:
@@ -162,11 +162,11 @@ def test_every_condition_has_its_row() -> None:
 def test_the_operations_page_has_a_section_for_each_alert() -> None:
     """In the order of the rules, with its severity and the section that its annotation names."""
     section = page("docs/operations.md").partition("\n## Alerts\n")[2].partition("\n## ")[0]
-    told = re.findall(r"^### (\w+)\n\n`(\w+)` ", section, re.MULTILINE)
+    documented = re.findall(r"^### (\w+)\n\n`(\w+)` ", section, re.MULTILINE)
     groups = YAML(typ="safe").load(ROOT / "deploy/prometheus/alerts.yml")["groups"]
     rules = [rule for group in groups for rule in group["rules"]]
-    runbooks = [f"docs/operations.md#{name.lower()}" for name, _ in told]
-    assert told == [(rule["alert"], rule["labels"]["severity"]) for rule in rules]
+    runbooks = [f"docs/operations.md#{name.lower()}" for name, _ in documented]
+    assert documented == [(rule["alert"], rule["labels"]["severity"]) for rule in rules]
     assert runbooks == [rule["annotations"]["runbook"] for rule in rules]
 
 

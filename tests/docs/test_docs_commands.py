@@ -45,12 +45,12 @@ def options_of(words: list[str]) -> tuple[str, set[str], set[str]]:
 def test_a_pages_commands_are_there_with_their_options(page: Any) -> None:
     unknown = []
     for words in typed(page.read_text("utf-8")):
-        name, asked, has = options_of(words)
-        if asked - has and name:
-            unknown.append((name, sorted(asked - has)))
+        name, used, has = options_of(words)
+        if used - has and name:
+            unknown.append((name, sorted(used - has)))
     assert unknown == []
 
 
 def test_an_option_that_is_not_there_is_found() -> None:
-    name, asked, has = options_of(typed("Type `gkt-gateway keys rotate prod --tenant acme --grase 24h | cat --x`.")[0])
-    assert (name, asked - has) == ("keys rotate", {"--grase"})
+    name, used, has = options_of(typed("Type `gkt-gateway keys rotate prod --tenant acme --grase 24h | cat --x`.")[0])
+    assert (name, used - has) == ("keys rotate", {"--grase"})

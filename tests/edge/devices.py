@@ -68,8 +68,8 @@ def client(gateway: str, student: Device, queue: Path, **more: Any) -> EdgeClien
 
 def text(chunks: list[dict[str, Any]], by: str | None = None) -> str:
     """Return the text of the chunks: all of it, or that of the teacher or the student."""
-    said = [chunk for chunk in chunks if by is None or chunk["gkt"].get("by") == by]
-    return "".join(choice["delta"].get("content") or "" for chunk in said for choice in chunk["choices"])
+    selected = [chunk for chunk in chunks if by is None or chunk["gkt"].get("by") == by]
+    return "".join(choice["delta"].get("content") or "" for chunk in selected for choice in chunk["choices"])
 
 
 def facts(chunks: list[dict[str, Any]]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ class FakeGateway:
     """A gateway whose replies the test sets.
 
     Attributes:
-        text, owed, kept_tokens: the guidance.
+        text, pending_space, kept_tokens: the guidance.
         pieces: the pieces of guidance at the beginning of a stream.
         placement, messages: the placement, and the student's messages in context.
         unguided: the reason for no guidance.
@@ -39,12 +39,12 @@ class FakeGateway:
         hangs_up: the connection is closed after the pieces.
         closing_fails: a status for every reply to a report.
         late: receipts can no longer be closed.
-        asked, headers: bodies and headers of the guidance requests.
-        told: stored reports, by receipt or by the device's own id.
+        guidance_requests, headers: bodies and headers of the guidance requests.
+        reports: stored reports, by receipt or by the device's own id.
     """
 
     text: str = "The sky is blue because"
-    owed: str = " "
+    pending_space: str = " "
     kept_tokens: int = 5
     pieces: tuple[str, ...] = ()
     placement: str = "prefix"
@@ -56,9 +56,9 @@ class FakeGateway:
     hangs_up: bool = False
     closing_fails: int | None = None
     late: bool = False
-    asked: list[dict[str, Any]] = field(default_factory=list)
+    guidance_requests: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
-    told: dict[str, dict[str, Any]] = field(default_factory=dict)
+    reports: dict[str, dict[str, Any]] = field(default_factory=dict)
     closings: dict[str, int] = field(default_factory=dict)
     _most: dict[str, int | None] = field(default_factory=dict)
     _whole: set[str] = field(default_factory=set)
@@ -76,41 +76,41 @@ class FakeGateway:
             return refused(401, "invalid_api_key", "This key is not known.")
         version = request.headers.get("X-GKT-Edge", str(MOST))
         if not LEAST <= int(version) <= MOST:
-            said = f"This device speaks version {version} of the edge protocol, and the gateway {LEAST} to {MOST}."
-            return refused(400, "edge_version", said)
+            message = f"This device speaks version {version} of the edge protocol, and the gateway {LEAST} to {MOST}."
+            return refused(400, "edge_version", message)
         return None
 
     async def _guidance(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
-        self.asked.append(body)
+        self.guidance_requests.append(body)
         self.headers.append(dict(request.headers))
         if (refusal := self._refusal(request)) is not None:
             return refusal
         if self.fails is not None:
             return refused(*self.fails)
-        number = len(self.asked)
+        number = len(self.guidance_requests)
         receipt = f"req_{number:024}"
         limit = body.get("max_completion_tokens") or body.get("max_tokens")
         shown = self.kept_tokens if self.placement == "prefix" and self.unguided is None else 0
         self._most[receipt] = None if limit is None else limit - shown
         if self.finish_reason is not None:
             self._most[receipt], self._whole = 0, {*self._whole, receipt}
-        told = self._told(receipt, body)
+        view = self._guidance_view(receipt, body)
         if not body.get("stream"):
-            return web.json_response(told, headers={"x-request-id": receipt})
+            return web.json_response(view, headers={"x-request-id": receipt})
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "x-request-id": receipt})
         await response.prepare(request)
-        await response.write(b": the teacher is asked\n\n")
+        await response.write(b": the teacher is called\n\n")
         for piece in self.pieces:
-            await response.write(event({"object": "guidance.chunk", "id": told["id"], "delta": piece}))
+            await response.write(event({"object": "guidance.chunk", "id": view["id"], "delta": piece}))
         if self.hangs_up:
             assert request.transport is not None
             request.transport.abort()
         elif not self.breaks_off:
-            await response.write(event(told) + b"data: [DONE]\n\n")
+            await response.write(event(view) + b"data: [DONE]\n\n")
         return response
 
-    def _told(self, receipt: str, body: dict[str, Any]) -> dict[str, Any]:
+    def _guidance_view(self, receipt: str, body: dict[str, Any]) -> dict[str, Any]:
         is_there = self.unguided is None
         return {
             "id": f"guid-{receipt}",
@@ -125,7 +125,7 @@ class FakeGateway:
                 "kept_tokens": self.kept_tokens if is_there else 0,
                 "complete": self.finish_reason == "stop",
                 "finish_reason": self.finish_reason,
-                "seam": {"owed": self.owed, "trimmed": ""},
+                "seam": {"owed": self.pending_space, "trimmed": ""},
             },
             "messages": self.messages,
             "unguided": self.unguided,
@@ -142,7 +142,7 @@ class FakeGateway:
         self.closings[receipt] = self.closings.get(receipt, 0) + 1
         if receipt not in self._most:
             return refused(404, "not_found", f"There is no guidance {receipt}.")
-        if receipt in self.told or receipt in self._whole:
+        if receipt in self.reports or receipt in self._whole:
             return refused(409, "edge_closed", "This guidance was closed before.")
         if self.late:
             return refused(410, "edge_expired", "This guidance can no longer be closed.")
@@ -154,7 +154,7 @@ class FakeGateway:
             return refusal
         if self.closing_fails is not None:
             return web.Response(status=self.closing_fails)
-        if body["id"] in self.told:
+        if body["id"] in self.reports:
             return refused(409, "edge_closed", "This answer was told before.")
         assert body["model"]
         return self._kept(body["id"], body, None)
@@ -166,5 +166,5 @@ class FakeGateway:
         assert len(body["student"]) <= 64
         if most is not None and body["output_tokens"] > most:
             return refused(400, "invalid_request", f"'output_tokens' is more than {most}.", "output_tokens")
-        self.told[name] = body
+        self.reports[name] = body
         return web.json_response({"id": f"edge_{name}", "mode": "edge", "edge_of": name})

@@ -47,20 +47,20 @@ async def test_the_student_continues_guidance_in_every_mode(server: ToyServer, t
         chunks = await answer(url, student, tmp_path)
     assert text(chunks) == ANSWER
     assert facts(chunks) == {"mode": "guided", "guidance_tokens": 5, "placement": "prefix", "receipt": RECEIPT}
-    assert gateway.told[RECEIPT]["guided"] is True
+    assert gateway.reports[RECEIPT]["guided"] is True
 
 
 async def test_a_student_without_continuation_gets_the_guidance_in_its_prompt(tmp_path: Path) -> None:
     gateway = FakeGateway(pieces=("The sky",))
     with gateway.running() as url, toy(Ollama(leaves_open=False, obeys=False)) as student:
         chunks = await answer(url, student, tmp_path, stream_options={"include_usage": True})
-    (asked,) = student.answers
-    assert f"begins like this:\n{OPENING}\n" in asked["messages"][-1]["content"]
+    (request,) = student.answers
+    assert f"begins like this:\n{OPENING}\n" in request["messages"][-1]["content"]
     assert text(chunks, "teacher") == ""
     assert facts(chunks)["placement"] == "context"
     wrote = len(text(chunks).split())
-    assert (chunks[-1]["usage"]["completion_tokens"], gateway.told[RECEIPT]["output_tokens"]) == (wrote, wrote)
-    assert gateway.told[RECEIPT]["guided"] is True
+    assert (chunks[-1]["usage"]["completion_tokens"], gateway.reports[RECEIPT]["output_tokens"]) == (wrote, wrote)
+    assert gateway.reports[RECEIPT]["guided"] is True
 
 
 async def test_streamed_guidance_is_shown_at_once_and_marked(tmp_path: Path) -> None:
@@ -69,11 +69,11 @@ async def test_streamed_guidance_is_shown_at_once_and_marked(tmp_path: Path) -> 
         async with client(url, student, tmp_path) as edge:
             await edge.student.detect_continuation()
             chunks = [chunk async for chunk in edge.stream(ASKED)]
-    said = [choice["delta"].get("content") for chunk in chunks for choice in chunk["choices"]]
-    assert said[:3] == ["The sky", " is blue", " because"]
+    text = [choice["delta"].get("content") for chunk in chunks for choice in chunk["choices"]]
+    assert text[:3] == ["The sky", " is blue", " because"]
     assert text(chunks, "teacher") == OPENING
     assert text(chunks, "teacher") + text(chunks, "student") == ANSWER
-    assert gateway.asked[0]["stream"] is True
+    assert gateway.guidance_requests[0]["stream"] is True
 
 
 async def test_a_student_is_probed_once(tmp_path: Path) -> None:
@@ -91,19 +91,19 @@ async def test_sampling_is_the_students_and_does_not_leave_the_device(tmp_path: 
     sampling = {"temperature": 0.7, "top_p": 0.9, "seed": 7, "top_k": 20, "user": "me"}
     with gateway.running() as url, toy(LlamaCpp()) as student:
         await answer(url, student, tmp_path, max_tokens=12, stop=["END"], **sampling)
-    assert gateway.asked == [{**ASKED, "max_tokens": 12, "stop": ["END"], "stream": True}]
+    assert gateway.guidance_requests == [{**ASKED, "max_tokens": 12, "stop": ["END"], "stream": True}]
     assert gateway.headers[0]["X-GKT-Edge"] == "1"
-    (asked,) = student.answers
-    assert {name: asked[name] for name in sampling} == sampling
-    assert (asked["max_tokens"], asked["stop"]) == (7, ["END"])
-    assert asked["model"] == "org/model"
+    (request,) = student.answers
+    assert {name: request[name] for name in sampling} == sampling
+    assert (request["max_tokens"], request["stop"]) == (7, ["END"])
+    assert request["model"] == "org/model"
 
 
 async def test_the_answer_has_openais_shapes(tmp_path: Path) -> None:
     with FakeGateway().running() as url, toy(LlamaCpp()) as student:
         async with client(url, student, tmp_path) as edge:
-            asked = {**ASKED, "max_tokens": 12, "stream_options": {"include_usage": True}}
-            chunks = [ChatCompletionChunk.model_validate(chunk) async for chunk in edge.stream(asked)]
+            request = {**ASKED, "max_tokens": 12, "stream_options": {"include_usage": True}}
+            chunks = [ChatCompletionChunk.model_validate(chunk) async for chunk in edge.stream(request)]
             reply = ChatCompletion.model_validate(await edge.complete({**ASKED, "max_tokens": 12}))
     assert len({chunk.id for chunk in chunks}) == 1
     assert {chunk.model for chunk in chunks} == {"chat"}
@@ -112,9 +112,9 @@ async def test_the_answer_has_openais_shapes(tmp_path: Path) -> None:
     usage = chunks[-1].usage
     assert usage is not None
     assert (usage.prompt_tokens, usage.completion_tokens, usage.total_tokens) == (4, 12, 16)
-    said = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
-    assert said == " ".join(ANSWER.split()[:12])
-    assert reply.choices[0].message.content == said
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert text == " ".join(ANSWER.split()[:12])
+    assert reply.choices[0].message.content == text
     assert reply.usage == usage
     assert reply.gkt["receipt"].startswith("req_")  # type: ignore[attr-defined]
 
@@ -125,7 +125,7 @@ async def test_a_stop_text_counts_across_the_seam(tmp_path: Path) -> None:
         chunks = await answer(url, student, tmp_path, stop=["because small"])
     assert text(chunks) == "The sky is blue "
     assert chunks[-1]["choices"][0]["finish_reason"] == "stop"
-    assert gateway.told[RECEIPT]["finish_reason"] == "stop"
+    assert gateway.reports[RECEIPT]["finish_reason"] == "stop"
 
 
 async def test_guidance_that_is_the_whole_answer_needs_no_student(tmp_path: Path) -> None:
@@ -173,8 +173,8 @@ async def test_an_answer_that_does_not_start_with_the_guidance_is_reported(tmp_p
             chunks = [chunk async for chunk in edge.stream(ASKED)]
     assert text(chunks) == "Blue, is it?"
     assert facts(chunks)["unguided"] == "student_started_anew"
-    assert gateway.told[RECEIPT]["guided"] is False
-    assert gateway.told[RECEIPT]["output_tokens"] == 3, "it wrote nothing again"
+    assert gateway.reports[RECEIPT]["guided"] is False
+    assert gateway.reports[RECEIPT]["output_tokens"] == 3, "it wrote nothing again"
 
 
 async def test_repeated_guidance_is_not_counted_for_the_device(tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ async def test_repeated_guidance_is_not_counted_for_the_device(tmp_path: Path) -
     with gateway.running() as url, toy(Ollama(leaves_open=False)) as student:
         chunks = await answer(url, student, tmp_path, max_tokens=12)
     assert text(chunks) == " ".join(ANSWER.split()[:12])
-    assert gateway.told[RECEIPT]["output_tokens"] == 7
+    assert gateway.reports[RECEIPT]["output_tokens"] == 7
 
 
 async def test_the_gateways_reason_for_no_guidance_is_passed_on(tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ async def test_the_gateways_reason_for_no_guidance_is_passed_on(tmp_path: Path) 
     assert text(chunks) == ANSWER
     assert facts(chunks) == {"mode": "student", "unguided": "teacher_late", "receipt": RECEIPT}
     assert chunks[0]["gkt"] == {"by": "student", "unguided": "teacher_late"}
-    assert gateway.told[RECEIPT]["guided"] is False
+    assert gateway.reports[RECEIPT]["guided"] is False
 
 
 @pytest.mark.parametrize(
@@ -218,8 +218,8 @@ async def test_without_guidance_the_student_answers_alone_with_the_reason(
     assert facts(chunks)["unguided"] == why
     assert facts(chunks)["said"]
     assert chunks[0]["gkt"]["unguided"] == why
-    (told,) = gateway.told.values()
-    assert (told["guided"], told["model"]) == (False, "chat")
+    (report,) = gateway.reports.values()
+    assert (report["guided"], report["model"]) == (False, "chat")
 
 
 async def test_a_login_page_is_no_gateway(tmp_path: Path) -> None:
@@ -251,17 +251,17 @@ async def test_shown_guidance_is_continued_after_the_gateways_stream_breaks(tmp_
     assert text(chunks) == " ".join(ANSWER.split()[:12])
     assert text(chunks, "teacher") == "The sky is blue"
     assert facts(chunks)["guidance_tokens"] == 4, "about one in each piece"
-    assert (gateway.told[RECEIPT]["guided"], gateway.told[RECEIPT]["output_tokens"]) == (True, 8)
+    assert (gateway.reports[RECEIPT]["guided"], gateway.reports[RECEIPT]["output_tokens"]) == (True, 8)
 
 
 async def test_request_errors_of_the_gateway_reach_the_caller(tmp_path: Path) -> None:
     refusals = FakeGateway(fails=(400, "route_without_guidance", "Route 'chat' has no guidance: set mode: guided."))
     with refusals.running() as url, toy(LlamaCpp()) as student:
         async with client(url, student, tmp_path) as edge:
-            with pytest.raises(GatewayRefused, match="has no guidance") as told:
+            with pytest.raises(GatewayRefused, match="has no guidance") as refusal:
                 await edge.complete(ASKED)
             assert await edge.waiting() == 0
-    assert (told.value.status, told.value.code) == (400, "route_without_guidance")
+    assert (refusal.value.status, refusal.value.code) == (400, "route_without_guidance")
     assert student.answers == []
 
 
@@ -280,8 +280,8 @@ async def test_an_unreachable_student_is_reported_and_the_receipt_closed(tmp_pat
         async with EdgeClient(url, key=KEY, student=student, queue=tmp_path) as edge:
             with pytest.raises(EngineUnreachable, match="Student 'small'"):
                 await edge.complete(ASKED)
-    assert gateway.told[RECEIPT]["output_tokens"] == 0
-    assert gateway.told[RECEIPT]["finish_reason"] is None
+    assert gateway.reports[RECEIPT]["output_tokens"] == 0
+    assert gateway.reports[RECEIPT]["finish_reason"] is None
 
 
 async def test_a_student_that_breaks_off_is_no_end_of_an_answer(tmp_path: Path) -> None:
@@ -300,7 +300,7 @@ async def test_a_student_that_breaks_off_is_no_end_of_an_answer(tmp_path: Path) 
             seen = []
             with pytest.raises(EngineFailed, match="broke off"):
                 seen += [chunk async for chunk in edge.stream(ASKED)]
-    assert gateway.told[RECEIPT]["output_tokens"] == 1
+    assert gateway.reports[RECEIPT]["output_tokens"] == 1
 
 
 async def test_an_early_exit_still_sends_a_report(tmp_path: Path) -> None:
@@ -308,7 +308,7 @@ async def test_an_early_exit_still_sends_a_report(tmp_path: Path) -> None:
     with gateway.running() as url, toy(LlamaCpp()) as student:
         async with client(url, student, tmp_path) as edge, aclosing(edge.stream(ASKED)) as chunks:
             await anext(chunks)
-    assert gateway.told[RECEIPT]["finish_reason"] is None
+    assert gateway.reports[RECEIPT]["finish_reason"] is None
 
 
 @pytest.mark.parametrize("reasoning", ["switchable", "always"])
@@ -327,13 +327,13 @@ async def test_a_reasoning_student_has_it_disabled_or_gets_the_guidance_in_its_p
         small = UrlStudent(f"{student.url}/v1", reasoning=reasoning)
         async with EdgeClient(url, key=KEY, student=small, queue=tmp_path) as edge:
             reply = await edge.complete(ASKED)
-    (asked,) = student.answers
+    (request,) = student.answers
     if reasoning == "always":
         assert reply["choices"][0]["message"]["content"] == "Small."
-        assert asked["messages"][-1]["role"] == "user"
+        assert request["messages"][-1]["role"] == "user"
     else:
         assert reply["choices"][0]["message"]["content"] == "The sky is blue because small."
-        assert asked["chat_template_kwargs"] == {"enable_thinking": False, "thinking": False}
+        assert request["chat_template_kwargs"] == {"enable_thinking": False, "thinking": False}
 
 
 @pytest.mark.parametrize("address", ["gateway.example.com", "127.0.0.1:8080", "ftp://gateway", "https://", ""])
@@ -364,4 +364,4 @@ def test_the_synchronous_client_gives_the_same_answer(tmp_path: Path) -> None:
             assert edge.sync().waiting == 0
     assert text(chunks) == ANSWER
     assert reply["choices"][0]["message"]["content"] == ANSWER
-    assert len(gateway.told) == 3
+    assert len(gateway.reports) == 3

@@ -37,13 +37,13 @@ async def test_llama_cpp_continues_guidance_and_answers_alone(tmp_path: Path) ->
             gateway.fails = (503, "overloaded", "Too much in flight.")
             alone = await edge.complete(ASKED)
             await edge.sync()
-    said = guided["choices"][0]["message"]["content"]
-    assert said.startswith("The capital of France is Paris")
-    assert said.count("The capital of France") == 1
+    content = guided["choices"][0]["message"]["content"]
+    assert content.startswith("The capital of France is Paris")
+    assert content.count("The capital of France") == 1
     assert guided["gkt"]["mode"] == "guided"
     assert alone["choices"][0]["message"]["content"]
     assert alone["gkt"]["unguided"] == "gateway_busy"
-    closed, offline = gateway.told.values()
+    closed, offline = gateway.reports.values()
     assert closed["student"] == offline["student"] == SMALL_MODEL
     assert 0 < closed["output_tokens"] <= 11
     assert closed["input_tokens"] > 0

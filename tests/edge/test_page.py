@@ -26,9 +26,9 @@ def played(page: str, gateway: str, student: str, folder: Path, key: str = KEY) 
     """Return the page's program with these addresses."""
     (program,) = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text("utf-8"), re.DOTALL)
     named = [("https://gateway.example.com", gateway), ("http://127.0.0.1:11434", student)]
-    for told, meant in named if page == GUIDE else [*named, ("gk-...", key)]:
-        assert told in program
-        program = program.replace(told, meant)
+    for placeholder, meant in named if page == GUIDE else [*named, ("gk-...", key)]:
+        assert placeholder in program
+        program = program.replace(placeholder, meant)
     environ = {**os.environ, "XDG_STATE_HOME": str(folder), "PYTHONPATH": str(ROOT), "GKT_KEY": key}
     return subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=False, env=environ, cwd=folder
@@ -42,7 +42,7 @@ def test_its_program_answers(page: str, tmp_path: Path) -> None:
         done = played(page, url, student.url, tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(ANSWER)
-    assert gateway.told
+    assert gateway.reports
 
 
 def test_the_guides_program_answers_offline_and_reports_with_the_next_answer(
@@ -56,7 +56,7 @@ def test_the_guides_program_answers_offline_and_reports_with_the_next_answer(
         again = played(GUIDE, url, student.url, tmp_path)
     assert alone.stdout.startswith(f"{ANSWER}\n {{'mode': 'student', 'unguided': 'gateway_unreachable', 'said': ")
     assert re.search(r"\n \{'mode': 'guided', 'guidance_tokens': \d+, 'placement': 'prefix', 'receipt': ", again.stdout)
-    assert len(gateway.told) == 2
+    assert len(gateway.reports) == 2
 
 
 def test_the_guides_program_explains_errors(tmp_path: Path) -> None:

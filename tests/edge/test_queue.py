@@ -91,11 +91,11 @@ async def test_a_report_is_sent_after_the_answer(tmp_path: Path) -> None:
     gateway = FakeGateway()
     with gateway.running() as url, toy(LlamaCpp()) as student:
         await asked_once(url, student, tmp_path, max_tokens=12)
-    told = gateway.told[RECEIPT]
-    assert {name: told[name] for name in ("input_tokens", "output_tokens", "finish_reason", "guided", "student")} == {
+    sent = gateway.reports[RECEIPT]
+    assert {name: sent[name] for name in ("input_tokens", "output_tokens", "finish_reason", "guided", "student")} == {
         "input_tokens": 9, "output_tokens": 7, "finish_reason": "length", "guided": True, "student": "org/model",
     }  # fmt: skip
-    assert told["total_ms"] >= told["first_token_ms"] >= 0
+    assert sent["total_ms"] >= sent["first_token_ms"] >= 0
     assert UsageQueue(tmp_path).count() == 0
 
 
@@ -103,10 +103,10 @@ async def test_a_rejected_report_is_sent_again_after_the_next_answer(tmp_path: P
     gateway = FakeGateway(closing_fails=503)
     with gateway.running() as url, toy(LlamaCpp()) as student:
         await asked_once(url, student, tmp_path)
-        assert gateway.told == {}
+        assert gateway.reports == {}
         gateway.closing_fails = None
         await asked_once(url, student, tmp_path)
-    assert len(gateway.told) == 2
+    assert len(gateway.reports) == 2
     assert UsageQueue(tmp_path).count() == 0
 
 
@@ -133,7 +133,7 @@ async def test_offline_answers_are_reported_later_and_count_once(tmp_path: Path)
         assert await synced(url, tmp_path) == Synced(sent=1)
         file.write_text(json.dumps(again))  # its reply was lost on the way
         assert await synced(url, tmp_path) == Synced(known=1)
-    assert gateway.told == {report.body["id"]: report.body}
+    assert gateway.reports == {report.body["id"]: report.body}
     assert (report.body["model"], report.body["guided"]) == ("chat", False)
 
 
@@ -144,7 +144,7 @@ async def test_a_report_whose_reply_was_lost_counts_as_sent(tmp_path: Path) -> N
         UsageQueue(tmp_path).put(closing(RECEIPT))
         assert await synced(url, tmp_path) == Synced(known=1)
     assert gateway.closings == {RECEIPT: 2}
-    assert gateway.told[RECEIPT]["output_tokens"] != CLOSING["output_tokens"]
+    assert gateway.reports[RECEIPT]["output_tokens"] != CLOSING["output_tokens"]
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ async def test_a_permanently_rejected_report_is_dropped(
         gateway.closing_fails = None
         UsageQueue(tmp_path).put(closing(receipt, output_tokens=output_tokens))
         assert await synced(url, tmp_path) == Synced(refused=1)
-    assert gateway.told == {}
+    assert gateway.reports == {}
 
 
 async def test_with_a_wrong_key_nothing_is_lost(tmp_path: Path) -> None:

@@ -61,14 +61,14 @@ async def test_an_answer_is_guided_and_its_receipt_is_closed(gateway: GatewayPro
         async with device(gateway.url, student.url, tmp_path) as edge:
             chunks = [chunk async for chunk in edge.stream({**ASKED, "max_tokens": 40})]
             assert (await edge.sync()).waiting == 0
-    told = facts(chunks)
-    assert told["mode"] == "guided"
+    receipt_facts = facts(chunks)
+    assert receipt_facts["mode"] == "guided"
     assert text(chunks, "teacher")
     assert text(chunks).startswith("The sky is blue because")
-    opened = receipt(gateway, told["receipt"])
+    opened = receipt(gateway, receipt_facts["receipt"])
     assert (opened["mode"], opened["edge"]) == ("guidance", "closed")
-    closed = receipt(gateway, f"{told['receipt']}-edge")
-    assert (closed["mode"], closed["edge_of"]) == ("edge", told["receipt"])
+    closed = receipt(gateway, f"{receipt_facts['receipt']}-edge")
+    assert (closed["mode"], closed["edge_of"]) == ("edge", receipt_facts["receipt"])
     assert closed["student"]["output_tokens"] > 0
 
 

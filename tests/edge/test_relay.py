@@ -23,7 +23,7 @@ def relay(**seam: Any) -> tuple[EdgeRelay, list[dict[str, Any]]]:
     return made, made.join(SeamJoin(OPENING, **seam), None) if seam else []
 
 
-def said(chunks: list[dict[str, Any]], by: str | None = None) -> str:
+def text_of(chunks: list[dict[str, Any]], by: str | None = None) -> str:
     kept = [one for one in chunks if by is None or one["gkt"].get("by") == by]
     return "".join(choice["delta"].get("content", "") for one in kept for choice in one["choices"])
 
@@ -33,7 +33,7 @@ def test_the_role_is_sent_once_and_the_source_with_each_chunk() -> None:
     chunks += made.feed(chunk(" small")) + made.feed(chunk(" molecules.", "stop"))
     assert [one["choices"][0]["delta"].get("role") for one in chunks] == ["assistant", None, None]
     assert [one["gkt"]["by"] for one in chunks] == ["teacher", "student", "student"]
-    assert said(chunks) == f"{OPENING} small molecules."
+    assert text_of(chunks) == f"{OPENING} small molecules."
 
 
 def test_guidance_that_was_shown_in_pieces_is_shown_once() -> None:
@@ -41,8 +41,8 @@ def test_guidance_that_was_shown_in_pieces_is_shown_once() -> None:
     chunks = made.show("The sky") + made.show(" is blue")
     chunks += made.join(SeamJoin(OPENING, echo=True), None)
     chunks += made.feed(chunk(OPENING)) + made.feed(chunk(" small.", "stop"))
-    assert said(chunks) == f"{OPENING} small."
-    assert said(chunks, "teacher") == OPENING
+    assert text_of(chunks) == f"{OPENING} small."
+    assert text_of(chunks, "teacher") == OPENING
 
 
 def test_each_of_several_answers_ends_and_the_ends_come_last() -> None:
@@ -62,11 +62,11 @@ def test_each_of_several_answers_ends_and_the_ends_come_last() -> None:
 def test_a_student_that_ends_without_a_reason_leaves_nothing_held_back() -> None:
     made, chunks = relay(written_again=True)
     chunks += made.feed(chunk("The sky"))
-    assert said(chunks) == ""
+    assert text_of(chunks) == ""
     chunks += made.flush()
     assert made.flush() == []
     assert made.restarted
-    assert said([*chunks, *made.end({})]) == "The sky"
+    assert text_of([*chunks, *made.end({})]) == "The sky"
     assert made.finish_reason == "stop"
 
 
@@ -74,7 +74,7 @@ def test_a_student_with_only_reasoning_has_no_finished_answer() -> None:
     made = EdgeRelay("chatcmpl-1", 1, "chat", wants_usage=False)
     made.join(SeamJoin(OPENING, echo=False), ReasoningFilter(OPENING))
     chunks = made.feed(chunk("<think>hm")) + made.feed(chunk("</think>", "stop"))
-    assert said(chunks) == ""
+    assert text_of(chunks) == ""
     assert made.finish_reason == "length"
 
 

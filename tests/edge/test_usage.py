@@ -21,12 +21,12 @@ def test_a_report_has_the_id_of_its_receipt_or_its_own() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "told"), [("Qwen 2.5 \u00e9\n", "Qwen 2.5 ??"), ("m" * 80, "m" * 64), ("", "unknown")]
+    ("name", "reported"), [("Qwen 2.5 \u00e9\n", "Qwen 2.5 ??"), ("m" * 80, "m" * 64), ("", "unknown")]
 )
-def test_a_students_name_is_printable_and_short(name: str, told: str) -> None:
-    assert replace(USAGE, student=name).closing_report("req_1").body["student"] == told
+def test_a_students_name_is_printable_and_short(name: str, reported: str) -> None:
+    assert replace(USAGE, student=name).closing_report("req_1").body["student"] == reported
 
 
-@pytest.mark.parametrize(("reason", "told"), [("tool_calls", "tool_calls"), ("STOP!", None), (None, None)])
-def test_a_reason_is_an_identifier_or_none(reason: str | None, told: str | None) -> None:
-    assert replace(USAGE, finish_reason=reason).closing_report("req_1").body["finish_reason"] == told
+@pytest.mark.parametrize(("reason", "reported"), [("tool_calls", "tool_calls"), ("STOP!", None), (None, None)])
+def test_a_reason_is_an_identifier_or_none(reason: str | None, reported: str | None) -> None:
+    assert replace(USAGE, finish_reason=reason).closing_report("req_1").body["finish_reason"] == reported

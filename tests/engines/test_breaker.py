@@ -78,12 +78,12 @@ def test_a_successful_trial_closes_the_circuit(*, connected: bool) -> None:
 
 @pytest.mark.parametrize("connected", [True, False])
 def test_each_trial_that_fails_doubles_the_rest_up_to_the_longest(*, connected: bool) -> None:
-    one, now, rests = opened(connected=connected), 0.0, []
+    one, now, pauses = opened(connected=connected), 0.0, []
     for _ in range(4):
         now += one.refuses_for_s("a", now)
         assert fail(one, now, connected=connected)
-        rests.append(one.refuses_for_s("a", now))
-    assert rests == pytest.approx([2, 4, 5, 5])
+        pauses.append(one.refuses_for_s("a", now))
+    assert pauses == pytest.approx([2, 4, 5, 5])
 
 
 @pytest.mark.parametrize("connected", [True, False])
@@ -152,13 +152,13 @@ def test_an_engine_that_is_seen_again_may_be_tried_at_once(*, connected: bool) -
 
 def test_cooldowns_differ_between_processes() -> None:
     """Otherwise all processes would start their trials at the same time."""
-    rests = []
+    pauses = []
     for drawn in (0.0, 1.0):
         one = Breaker(RULE, draw=lambda drawn=drawn: drawn)
         for _ in range(3):
             fail(one)
-        rests.append(one.refuses_for_s("a", 0))
-    assert rests == pytest.approx([0.75, 1.25])
+        pauses.append(one.refuses_for_s("a", 0))
+    assert pauses == pytest.approx([0.75, 1.25])
 
 
 # Failures of several tenants.

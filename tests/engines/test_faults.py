@@ -100,8 +100,8 @@ async def _call(engine: Engine, way: str, outcome: Outcome) -> None:
         outcome.text, outcome.usage = message_text(reply) or "", read_usage(reply.get("usage"))
     else:
         prompt_fields: Any = {"prompt": "Why?"} if way == "raw opening" else {"messages": MESSAGES}
-        opening = await engine.generate_guidance(TeacherRequest(max_tokens=OPENING_TOKENS, **prompt_fields))
-        outcome.text, outcome.usage = opening.text, opening.usage
+        guidance = await engine.generate_guidance(TeacherRequest(max_tokens=OPENING_TOKENS, **prompt_fields))
+        outcome.text, outcome.usage = guidance.text, guidance.usage
 
 
 def meant(fault: Fault, way: str) -> str | None:

@@ -284,10 +284,10 @@ def test_any_value_in_any_field_of_a_guidance_reply(
     engine = stage.engines[protocol]
     request = CHAT_OPENING if chat else RAW_OPENING
     sent = CHAT if chat else RAW if protocol == "openai" else GENERATED
-    opening = stage.whole(broken(sent, [wrong]), headers, lambda: engine.generate_guidance(request))
-    if isinstance(opening, TeacherReply):
-        orjson.dumps(trim(opening.text, cut=opening.finish == "length", stop=("\nQ:",)).text)
-        orjson.dumps(_usage_body(opening.usage))
+    teacher_reply = stage.whole(broken(sent, [wrong]), headers, lambda: engine.generate_guidance(request))
+    if isinstance(teacher_reply, TeacherReply):
+        orjson.dumps(trim(teacher_reply.text, cut=teacher_reply.finish == "length", stop=("\nQ:",)).text)
+        orjson.dumps(_usage_body(teacher_reply.usage))
 
 
 @settings(MUCH)

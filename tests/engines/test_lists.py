@@ -40,7 +40,7 @@ async def ask(engine: OpenAIEngine, requests: list[TeacherRequest], batch: str |
     return await asyncio.gather(*calls, return_exceptions=True)
 
 
-def openings(engine: OpenAIEngine, requests: list[TeacherRequest]) -> list[asyncio.Task[TeacherReply]]:
+def start_requests(engine: OpenAIEngine, requests: list[TeacherRequest]) -> list[asyncio.Task[TeacherReply]]:
     """Return the guidance requests of one batch as tasks."""
     tasks = BackgroundTasks()
     return [tasks.spawn("opening", engine.generate_guidance(request, batch="b1")) for request in requests]
@@ -145,7 +145,7 @@ async def test_a_disconnect_cancels_no_other_member(kind: str) -> None:
     server = ListServer(kind)
     async with listing(server) as (engine, fake):
         server.hold.clear()
-        tasks = openings(engine, QUESTIONS)
+        tasks = start_requests(engine, QUESTIONS)
         await server.held.wait()
         for leaver in (tasks[0], tasks[3]):
             leaver.cancel()
@@ -163,7 +163,7 @@ async def test_when_all_have_left_the_call_is_given_up(kind: str) -> None:
     server = ListServer(kind)
     async with listing(server) as (engine, _):
         server.hold.clear()
-        tasks = openings(engine, QUESTIONS)
+        tasks = start_requests(engine, QUESTIONS)
         await server.held.wait()
         for task in tasks:
             task.cancel()
@@ -177,7 +177,7 @@ async def test_when_all_have_left_the_call_is_given_up(kind: str) -> None:
 async def test_a_request_canceled_before_the_call_is_not_in_it() -> None:
     """The caller left in the turn of its permit."""
     async with listing(ListServer()) as (engine, fake):
-        tasks = openings(engine, QUESTIONS[:3])
+        tasks = start_requests(engine, QUESTIONS[:3])
         # After the first step of the tasks, before the list is sent.
         asyncio.get_running_loop().call_soon(tasks[1].cancel)
         outcomes = await asyncio.gather(*tasks, return_exceptions=True)
@@ -192,7 +192,7 @@ async def test_a_request_canceled_during_rendering_is_not_in_the_call(kind: str,
     server = ListServer(kind)
     async with listing(server) as (engine, fake):
         server.render.clear()
-        tasks = openings(engine, QUESTIONS)
+        tasks = start_requests(engine, QUESTIONS)
         await server.rendering.wait()
         for task in tasks[stay:]:
             task.cancel()
@@ -211,7 +211,7 @@ async def test_closing_ends_those_that_wait() -> None:
     server = ListServer()
     async with listing(server) as (engine, _):
         server.hold.clear()
-        tasks = openings(engine, QUESTIONS[:2])
+        tasks = start_requests(engine, QUESTIONS[:2])
         await server.held.wait()
         await engine.close()
         done, _ = await asyncio.wait(tasks, timeout=10)
@@ -290,7 +290,7 @@ async def test_a_single_call_is_canceled_with_its_caller() -> None:
     async with listing(server) as (engine, _):
         server.refuse = lambda _, listed: 400 if listed else None
         server.hold.clear()
-        tasks = openings(engine, QUESTIONS[:2])
+        tasks = start_requests(engine, QUESTIONS[:2])
         await server.held.wait()
         tasks[0].cancel()
         server.hold.set()

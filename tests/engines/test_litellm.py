@@ -324,15 +324,15 @@ async def test_a_raw_prompt_uses_completions_if_the_provider_supports_them() -> 
         "usage": {"prompt_tokens": 9, "completion_tokens": 4, "total_tokens": 13},
     }  # fmt: skip
     async with behind("openai/m", "/v1/completions", replying(answer), "/v1") as (engine, fake):
-        opening = await engine.generate_guidance(TeacherRequest(max_tokens=4, prompt="Q: why?\nA:"))
-    assert opening == TeacherReply(" because", "length", TokenUsage(9, 4))
+        guidance = await engine.generate_guidance(TeacherRequest(max_tokens=4, prompt="Q: why?\nA:"))
+    assert guidance == TeacherReply(" because", "length", TokenUsage(9, 4))
     assert (fake.paths, fake.bodies[0]["prompt"]) == (["/v1/completions"], "Q: why?\nA:")
 
 
 async def test_a_raw_prompt_is_a_users_message_elsewhere() -> None:
     async with behind(CLAUDE, MESSAGES_PATH, replying(message("because"))) as (engine, fake):
-        opening = await engine.generate_guidance(TeacherRequest(max_tokens=4, prompt="Q: why?\nA:"))
-    assert (opening.text, opening.finish) == ("because", "stop")
+        guidance = await engine.generate_guidance(TeacherRequest(max_tokens=4, prompt="Q: why?\nA:"))
+    assert (guidance.text, guidance.finish) == ("because", "stop")
     assert fake.bodies[0]["messages"] == [{"role": "user", "content": [{"type": "text", "text": "Q: why?\nA:"}]}]
 
 

@@ -82,21 +82,21 @@ async def test_the_guidance_request_of_a_chat_has_exactly_these_fields(
 ) -> None:
     """Only the policy's parameters and the server's name of the model are sent."""
     async with openai({CHAT: replying(reply("Because", "length", usage=COUNTED))}) as (engine, fake):
-        opening = await engine.generate_guidance(request_)
+        guidance = await engine.generate_guidance(request_)
     assert fake.bodies == [{"model": "org/model", "messages": MESSAGES, "max_tokens": 40, **sent}]
-    assert opening == TeacherReply("Because", "length", TokenUsage(9, 4))
+    assert guidance == TeacherReply("Because", "length", TokenUsage(9, 4))
 
 
 async def test_the_guidance_request_of_a_raw_prompt_has_exactly_these_fields() -> None:
     """Raw text is sent to /completions unchanged."""
     answer = {"choices": [{"index": 0, "text": " because", "finish_reason": "length"}], "usage": COUNTED}
     async with openai({RAW: replying(answer)}) as (engine, fake):
-        opening = await engine.generate_guidance(
+        guidance = await engine.generate_guidance(
             TeacherRequest(max_tokens=40, prompt="Q: why?\nA:", seed=3, stop=("\nQ:",))
         )
     sent = {"prompt": "Q: why?\nA:", "max_tokens": 40, "temperature": 0.0, "seed": 3, "stop": ["\nQ:"]}
     assert fake.bodies == [{"model": "org/model", **sent}]
-    assert opening == TeacherReply(" because", "length", TokenUsage(9, 4))
+    assert guidance == TeacherReply(" because", "length", TokenUsage(9, 4))
 
 
 async def test_guidance_of_a_raw_prompt_is_streamed() -> None:
@@ -105,14 +105,14 @@ async def test_guidance_of_a_raw_prompt_is_streamed() -> None:
     last = [{"choices": [{"index": 0, "text": "", "finish_reason": "length"}]}, {"choices": [], "usage": COUNTED}]
     pieces: list[str] = []
     async with openai({RAW: streaming(*parts, *last)}) as (engine, fake):
-        opening = await engine.generate_guidance(
+        guidance = await engine.generate_guidance(
             TeacherRequest(max_tokens=40, prompt="Q: why?\nA:"), on_text=pieces.append
         )
     sent = {"prompt": "Q: why?\nA:", "max_tokens": 40, "temperature": 0.0}
     streamed = {"stream": True, "stream_options": {"include_usage": True}}
     assert fake.bodies == [{"model": "org/model", **sent, **streamed}]
     assert pieces == [" because", " of"]
-    assert opening == TeacherReply(" because of", "length", TokenUsage(9, 4))
+    assert guidance == TeacherReply(" because of", "length", TokenUsage(9, 4))
 
 
 @pytest.mark.parametrize(

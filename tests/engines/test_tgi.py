@@ -92,8 +92,8 @@ async def test_guidance_of_a_batch_is_requested_concurrently() -> None:
         return web.json_response(chat_reply())
 
     async with tgi({CHAT: when_all_are_there}) as (engine, fake):
-        opening = TeacherRequest(max_tokens=40, messages=MESSAGES)
-        replies = await asyncio.gather(*(engine.generate_guidance(opening, batch="b1") for _ in range(5)))
+        guidance = TeacherRequest(max_tokens=40, messages=MESSAGES)
+        replies = await asyncio.gather(*(engine.generate_guidance(guidance, batch="b1") for _ in range(5)))
     assert [reply.text for reply in replies] == ["Because"] * 5
     assert fake.paths == [CHAT] * 5
 
@@ -120,8 +120,8 @@ async def test_recorded_chats_open_an_answer(name: str, finish: str, usage: Toke
     """Text, finish reason and usage of replies recorded from real servers."""
     reply = recorded(name)
     async with tgi({CHAT: replying(reply)}) as (engine, _):
-        opening = await engine.generate_guidance(TeacherRequest(max_tokens=100, messages=MESSAGES))
-    assert opening == TeacherReply(reply["choices"][0]["message"]["content"], finish, usage)  # type: ignore[arg-type]
+        guidance = await engine.generate_guidance(TeacherRequest(max_tokens=100, messages=MESSAGES))
+    assert guidance == TeacherReply(reply["choices"][0]["message"]["content"], finish, usage)  # type: ignore[arg-type]
 
 
 async def test_a_recorded_continuation_repeats_nothing() -> None:
@@ -172,8 +172,8 @@ async def test_recorded_generations_open_an_answer(name: str, stop: tuple[str, .
     kept = written.removesuffix(stop[0]) if stop else written
     assert (kept != written) == bool(stop)
     async with tgi({"/generate": replying(reply)}) as (engine, _):
-        opening = await engine.generate_guidance(TeacherRequest(max_tokens=10, prompt="Test request", stop=stop))
-    assert (opening.text, opening.finish) == (kept, finish)
+        guidance = await engine.generate_guidance(TeacherRequest(max_tokens=10, prompt="Test request", stop=stop))
+    assert (guidance.text, guidance.finish) == (kept, finish)
 
 
 async def test_recorded_generations_of_a_load_are_alike() -> None:
@@ -181,8 +181,8 @@ async def test_recorded_generations_of_a_load_are_alike() -> None:
     replies = recorded("test_flash_llama.test_flash_llama_load")
     for reply in replies:
         async with tgi({"/generate": replying(reply, headers=COUNTS)}) as (engine, _):
-            opening = await engine.generate_guidance(TeacherRequest(max_tokens=10, prompt="Test request"))
-        assert opening == TeacherReply(" for /api/v1/projects/1", "length", TokenUsage(7, 3))
+            guidance = await engine.generate_guidance(TeacherRequest(max_tokens=10, prompt="Test request"))
+        assert guidance == TeacherReply(" for /api/v1/projects/1", "length", TokenUsage(7, 3))
 
 
 async def test_a_recorded_tool_call_comes_through_untouched() -> None:
@@ -227,10 +227,10 @@ async def test_the_guidance_request_to_generate_has_exactly_these_fields(
 ) -> None:
     """`parameters` and max_new_tokens are always sent. Temperature 0 disables sampling; top_p 1 is omitted."""
     async with tgi({"/generate": replying(GENERATED, headers=COUNTS)}) as (engine, fake):
-        opening = await engine.generate_guidance(request_)
+        guidance = await engine.generate_guidance(request_)
     assert fake.paths == ["/generate"]
     assert fake.bodies == [{"inputs": "Q: why?\nA:", "parameters": sent}]
-    assert opening == TeacherReply(" because", "length", TokenUsage(7, 3))
+    assert guidance == TeacherReply(" because", "length", TokenUsage(7, 3))
 
 
 @pytest.mark.parametrize(
@@ -252,9 +252,9 @@ async def test_the_guidance_request_to_the_chat_route_has_exactly_these_fields(
     """The route applies TGI's template and decodes greedily for temperature 0."""
     reply = chat_reply(usage={"prompt_tokens": 9, "completion_tokens": 40, "total_tokens": 49})
     async with tgi({CHAT: replying(reply)}) as (engine, fake):
-        opening = await engine.generate_guidance(request_)
+        guidance = await engine.generate_guidance(request_)
     assert fake.bodies == [{"model": "tgi", "messages": MESSAGES, "max_tokens": 40, **sent}]
-    assert opening == TeacherReply("Because", "length", TokenUsage(9, 40))
+    assert guidance == TeacherReply("Because", "length", TokenUsage(9, 40))
 
 
 @pytest.mark.parametrize(
@@ -330,8 +330,8 @@ async def test_guidance_ends_before_its_stop_string(
     }
     fields = {"prompt": "Q: why?\nA:"} if raw else {"messages": MESSAGES}
     async with tgi(routes) as (engine, _):
-        opening = await engine.generate_guidance(TeacherRequest(max_tokens=5, stop=stop, **fields))  # type: ignore[arg-type]
-    assert (opening.text, opening.finish) == (text, ended)
+        guidance = await engine.generate_guidance(TeacherRequest(max_tokens=5, stop=stop, **fields))  # type: ignore[arg-type]
+    assert (guidance.text, guidance.finish) == (text, ended)
 
 
 @pytest.mark.parametrize(
@@ -574,9 +574,9 @@ async def test_the_servers_limit_of_stop_strings_applies_to_guidance() -> None:
     routes = {"/info": replying({**INFO, "max_stop_sequences": 1}), CHAT: replying(chat_reply("One, two. Three"))}
     async with tgi(routes) as (engine, fake):
         await engine.probe()
-        opening = await engine.generate_guidance(TeacherRequest(max_tokens=5, messages=MESSAGES, stop=("x", ".")))
+        guidance = await engine.generate_guidance(TeacherRequest(max_tokens=5, messages=MESSAGES, stop=("x", ".")))
     assert fake.bodies[1]["stop"] == ["x"]
-    assert (opening.text, opening.finish) == ("One, two", "stop")
+    assert (guidance.text, guidance.finish) == ("One, two", "stop")
 
 
 @pytest.mark.parametrize("info", [None, [], "x", {}, {"model": "x"}])

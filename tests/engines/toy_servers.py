@@ -33,7 +33,7 @@ ANSWERS = {QUESTION: ANSWER, probes("vllm")[0].question: "a b c d e f g h i j k 
 # One character each, so that a prompt's tokens are its characters' numbers.
 USER, ASSISTANT, END, BOS = "\x01", "\x02", "\x03", "\x04"
 
-_TOLD = INSTRUCTION.partition("{opening}")[0].strip()
+_INSTRUCTION_START = INSTRUCTION.partition("{opening}")[0].strip()
 
 
 class Refused(Exception):
@@ -81,10 +81,10 @@ class ToyServer:
     def write(self, prompt: str, limit: int | None) -> tuple[str, str]:
         before, _, answer_start = prompt.rpartition(ASSISTANT)
         question = before.rpartition(USER)[2].removesuffix(END)
-        question, instruction, opening = question.partition(_TOLD)
+        question, instruction, prefix = question.partition(_INSTRUCTION_START)
         answer = ANSWERS.get(question.strip(), "I do not know that one.")
-        if instruction and self.obeys and not answer.startswith(opening.strip()):
-            answer = opening.strip() + " and so on."
+        if instruction and self.obeys and not answer.startswith(prefix.strip()):
+            answer = prefix.strip() + " and so on."
         words = re.findall(r"\s*\S+", answer.removeprefix(answer_start))
         return "".join(words[:limit]), "length" if limit is not None and len(words) > limit else "stop"
 

@@ -74,6 +74,8 @@ def test_costs_that_are_not_known_well_make_the_height_less_sure() -> None:
         (RecommendationTarget("share", Decimal("0.6")), 0.6 * 9 - 3, "the best for 60 % of the teacher's cost"),
     ],
 )
-def test_the_margin_of_a_setting_is_relative_to_the_target(target: RecommendationTarget, margin: float, words: str) -> None:
+def test_the_margin_of_a_setting_is_relative_to_the_target(
+    target: RecommendationTarget, margin: float, words: str
+) -> None:
     assert target.margin(panel((0.4, 0.8, 0.7), (1, 9, 3)), GUIDED).point == pytest.approx(margin)
     assert str(target) == words

@@ -116,11 +116,11 @@ def test_no_cut_of_a_document_lies_within_a_key_a_number_or_an_escape(
 @settings(max_examples=400, deadline=None)
 def test_the_limit_does_not_depend_on_the_pieces(value: Any, sizes: list[int]) -> None:
     text = json.dumps(value)
-    opening, held, taken, at = JsonOpening(), "", "", 0
+    limiter, held, taken, at = JsonOpening(), "", "", 0
     for size in sizes:
         held += text[at : at + size]
         at += size
-        limit = opening.limit(held)
-        opening.take(held[:limit])
+        limit = limiter.limit(held)
+        limiter.take(held[:limit])
         taken, held = taken + held[:limit], held[limit:]
         assert len(taken) == JsonOpening().limit(text[:at])

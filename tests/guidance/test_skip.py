@@ -29,7 +29,7 @@ def kept(text: str, tokens: int = MANY) -> str:
 
 
 @pytest.mark.parametrize(
-    ("opening", "rest"),
+    ("dropped_text", "rest"),
     [
         ("To determine how many rolls the 3 bakers sold, we need to follow these steps:\n\n", "1. 24 / 2 = 12"),
         ("To solve this problem, we can break it down step by step.\n", "24 / 2 = 12"),
@@ -45,8 +45,8 @@ def kept(text: str, tokens: int = MANY) -> str:
         ("CERTAINLY! ", "Yes."),
     ],
 )
-def test_boilerplate_is_dropped(opening: str, rest: str) -> None:
-    assert kept(opening + rest) == rest
+def test_boilerplate_is_dropped(dropped_text: str, rest: str) -> None:
+    assert kept(dropped_text + rest) == rest
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ async def test_a_devices_answer_includes_its_report_but_no_student_traffic(tmp_p
         async with SlowLink(url, FAST) as link:
             local = UrlStudent(f"{student.url}/v1")
             seen = await edge_link._edge(link, local, KEY, {**ASKED, "max_tokens": 12}, tmp_path)
-    assert len(gateway.told) == 1
+    assert len(gateway.reports) == 1
     assert (seen.guided, seen.tokens) == (True, 12)
     assert (seen.sent, seen.received) == (link.up.bytes, link.down.bytes)
     assert 0 < seen.first_s <= seen.total_s
@@ -53,11 +53,11 @@ async def test_a_devices_answer_includes_its_report_but_no_student_traffic(tmp_p
 
 async def test_prompts_have_unique_beginnings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An engine that had just read one would have it in its cache, and who asks last would seem the quickest."""
-    heard: list[str] = []
+    prompts: list[str] = []
 
-    async def ask(*told: Any, stream: bool) -> Seen:
-        (body,) = (one for one in told if isinstance(one, dict))
-        heard.append(body["messages"][0]["content"])
+    async def ask(*call_arguments: Any, stream: bool) -> Seen:
+        (body,) = (one for one in call_arguments if isinstance(one, dict))
+        prompts.append(body["messages"][0]["content"])
         return Seen(1, 1, 1.0, 1.0, 1, guided=stream)
 
     for name in ("_edge", "_teacher"):
@@ -66,7 +66,7 @@ async def test_prompts_have_unique_beginnings(tmp_path: Path, monkeypatch: pytes
         asking = edge_link.LinkWorkload(["Why?", "Why not?"], 12)
         seen = await edge_link.measure("http://127.0.0.1:9", student.url, KEY, asking, FAST, tmp_path)
     assert [len(answers) for answers in seen.values()] == [2, 2, 2, 2]
-    assert len({one.partition(")")[0] for one in heard}) == len(heard) == 8
+    assert len({one.partition(")")[0] for one in prompts}) == len(prompts) == 8
 
 
 @pytest.mark.parametrize("links", ["3g,5g", "5g", "", "wifi,"])

@@ -80,12 +80,12 @@ async def stats(session: aiohttp.ClientSession) -> dict[str, Any]:
         return cast("dict[str, Any]", orjson.loads(await reply.read()))
 
 
-async def until(session: aiohttp.ClientSession, **wanted: int) -> dict[str, Any]:
+async def until(session: aiohttp.ClientSession, **expected: int) -> dict[str, Any]:
     """The statistics, once they say so."""
     async with asyncio.timeout(5):
         while True:
             seen = await stats(session)
-            if all(seen[name] == value for name, value in wanted.items()):
+            if all(seen[name] == value for name, value in expected.items()):
                 return seen
             await asyncio.sleep(0.005)
 
@@ -177,18 +177,18 @@ async def test_tgi_rejects_calls_over_its_limit() -> None:
 async def test_a_stream_has_an_event_for_each_token(kind: Any, dialect: str) -> None:
     """TGI's last token brings the finish_reason; OpenAI's first and last event hold no token. Usage, then [DONE]."""
     async with kind(dialect=dialect) as url, aiohttp.ClientSession(url) as session:
-        asked = {"messages": MESSAGES, "max_tokens": 5}
-        *said, counted, done = await events(session, CHAT, **asked, stream_options={"include_usage": True})
-        without = await events(session, CHAT, **asked)
-        whole = await post(session, CHAT, **asked)
-    choices = [orjson.loads(data)["choices"][0] for data in said]
+        fields = {"messages": MESSAGES, "max_tokens": 5}
+        *token_events, counted, done = await events(session, CHAT, **fields, stream_options={"include_usage": True})
+        without = await events(session, CHAT, **fields)
+        whole = await post(session, CHAT, **fields)
+    choices = [orjson.loads(data)["choices"][0] for data in token_events]
     contents = [choice["delta"].get("content") for choice in choices]
     finishes = [choice["finish_reason"] for choice in choices]
     tokens = ["So", " we", " take", " the", " first"]
     assert contents == (tokens if dialect == "tgi" else ["", *tokens, None])
     assert finishes == [None] * (len(choices) - 1) + ["length"]
     assert done == b"[DONE]"
-    assert without == [*said, done]
+    assert without == [*token_events, done]
     last = orjson.loads(counted)
     assert last["choices"] == []
     assert last["usage"] == {"prompt_tokens": 9, "completion_tokens": 5, "total_tokens": 14} == whole["usage"]
@@ -238,12 +238,12 @@ async def test_lengths_and_faults_are_the_same_in_every_run() -> None:
 @pytest.mark.parametrize("kind", [modelled, instant])
 async def test_a_configured_break_is_a_broken_answer(kind: Any) -> None:
     """The gateway's engines see an answer that broke off, streamed or whole."""
-    asked = {"messages": MESSAGES, "max_tokens": 8}
+    fields = {"messages": MESSAGES, "max_tokens": 8}
     async with kind(faults={"break_off": 1}) as url, engine("openai", url, continuation="none") as openai:
         with pytest.raises(EngineUnreachable):
-            await openai.complete(asked)
+            await openai.complete(fields)
         with pytest.raises(EngineUnreachable):
-            await drained(openai.stream({**asked, "stream": True}))
+            await drained(openai.stream({**fields, "stream": True}))
 
 
 async def test_a_configured_hang_lasts_until_the_client_leaves() -> None:
@@ -274,12 +274,12 @@ async def test_the_gateways_tgi_engine_can_call_the_fake_engine() -> None:
 
 async def test_the_gateways_openai_engine_can_call_the_fake_engine() -> None:
     """Chat whole and streamed, an opening of a raw prompt, several choices."""
-    asked = {"messages": MESSAGES, "max_tokens": 3, "n": 2}
+    fields = {"messages": MESSAGES, "max_tokens": 3, "n": 2}
     async with instant() as url, engine("openai", url, model="fake") as openai:
         await openai.probe()
-        whole = await openai.complete(asked)
+        whole = await openai.complete(fields)
         raw = await openai.generate_guidance(TeacherRequest(max_tokens=3, prompt="Q: Why is the sky blue?\nA:"))
-        chunks = [chunk async for group in openai.stream({**asked, "stream": True}) for chunk in group]
+        chunks = [chunk async for group in openai.stream({**fields, "stream": True}) for chunk in group]
     assert openai.state.warnings == []
     assert [choice["message"]["content"] for choice in whole["choices"]] == ["So we take"] * 2
     assert (raw.text, raw.usage) == (" we take the", TokenUsage(7, 3))

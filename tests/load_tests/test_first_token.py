@@ -18,8 +18,8 @@ BENCHMARKS = Path(__file__).parents[2] / "docs" / "design" / "benchmarks.md"
 
 
 def timed(first_ms: float, mode: str = "guided", *, told_ms: float | None = None) -> Timed:
-    told = first_ms if told_ms is None else told_ms
-    return Timed(first_ms / 1000, 1.0, 64, {"mode": mode, "first_token_ms": told})
+    receipt_ms = first_ms if told_ms is None else told_ms
+    return Timed(first_ms / 1000, 1.0, 64, {"mode": mode, "first_token_ms": receipt_ms})
 
 
 def seen() -> dict[str, list[Timed]]:
@@ -32,9 +32,9 @@ def seen() -> dict[str, list[Timed]]:
 
 
 def test_every_method_gets_every_question_in_rotating_order() -> None:
-    asked = first_token.in_turn(["a", "b", "c"], ["1", "2", "3", "4"])
-    assert [way for way, _ in asked] == [*"abc", *"bca", *"cab", *"abc"]
-    assert [question for _, question in asked] == [*"111", *"222", *"333", *"444"]
+    order = first_token.in_turn(["a", "b", "c"], ["1", "2", "3", "4"])
+    assert [way for way, _ in order] == [*"abc", *"bca", *"cab", *"abc"]
+    assert [question for _, question in order] == [*"111", *"222", *"333", *"444"]
 
 
 def test_figures_are_medians_of_each_method_and_their_ratios() -> None:
@@ -58,16 +58,16 @@ def test_unguided_answers_are_counted_in_the_table() -> None:
 @pytest.mark.long
 async def test_all_four_methods_are_measured_through_a_gateway(redis_url: str) -> None:
     """Each answers in its own mode; only guidance that streams is heard before it is whole."""
-    heard: list[str] = []
+    methods: list[str] = []
     asking = FirstTokenWorkload(["Why?", "When?"], rounds=2, tokens=40, max_tokens=60)
     with (
         fake_engine("paced", dialect="tgi", for_s=120) as teacher,
         fake_engine("instant", dialect="openai", for_s=120) as student,
     ):
-        answers, _ = await first_token.measure(Engines(teacher, student, redis_url), asking, heard.append)
+        answers, _ = await first_token.measure(Engines(teacher, student, redis_url), asking, methods.append)
     modes = {way: {one.facts["mode"] for one in timed} for way, timed in answers.items()}
     assert modes == {STREAMED: {"guided"}, WHOLE: {"guided"}, STUDENT: {"student"}, TEACHER: {"teacher"}}
-    assert len(heard) == asking.calls
+    assert len(methods) == asking.calls
     assert {len(timed) for timed in answers.values()} == {4}
     for way, timed in answers.items():
         for one in timed:

@@ -30,11 +30,11 @@ async def test_a_sum_that_is_wrong_is_an_error(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_day_has_the_order_of_its_time_and_ends_now() -> None:
     now = time.time()
-    told = list(day_of_receipts(5_000, 50, now))
-    created = [one.created for one in told]
+    receipts = list(day_of_receipts(5_000, 50, now))
+    created = [one.created for one in receipts]
     assert created == sorted(created)
     assert now - DAY_S <= created[0]
     assert created[-1] <= now
-    first = sum(one.tenant == "tenant-000" for one in told)
-    assert first > 5 * sum(one.tenant == "tenant-040" for one in told) > 0
-    assert len({one.id for one in told}) == len(told)
+    first = sum(one.tenant == "tenant-000" for one in receipts)
+    assert first > 5 * sum(one.tenant == "tenant-040" for one in receipts) > 0
+    assert len({one.id for one in receipts}) == len(receipts)

@@ -124,7 +124,7 @@ def a_soak(*, trend: Trend = FLAT, missing: int = 0, ended: str = "", counted: b
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("found", "status", "said"), [
+@pytest.mark.parametrize(("found", "status", "last_line"), [
     (a_soak(), 0, "The soak test passed."),
     (a_soak(trend=RISING), 1, "The soak test FAILED: tasks of two."),
     (a_soak(missing=2), 1, "The soak test FAILED: receipts missing."),
@@ -132,7 +132,7 @@ def a_soak(*, trend: Trend = FLAT, missing: int = 0, ended: str = "", counted: b
     (a_soak(ended="interrupted", missing=1), 1, "The soak test FAILED: receipts missing."),
     (a_soak(ended="gateway two is gone", counted=False), 1, "The soak test FAILED: no counts."),
 ])  # fmt: skip
-def test_the_exit_status_is_the_result(found: SoakReport, status: int, said: str) -> None:
+def test_the_exit_status_is_the_result(found: SoakReport, status: int, last_line: str) -> None:
     assert exit_status(found) == status
-    assert list(shown(found))[-1] == said
+    assert list(shown(found))[-1] == last_line
     assert json.loads(json.dumps(record(found)))["holds"] is (status in {0, INTERRUPTED})

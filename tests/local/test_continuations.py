@@ -45,14 +45,14 @@ def chat_body(question: str, **more: Any) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": question}], "max_tokens": 16, "temperature": 0, **more}
 
 
-async def answers(engine: Engine, question: str, opening: str) -> tuple[SeamJoin, str, int]:
+async def answers(engine: Engine, question: str, prefix: str) -> tuple[SeamJoin, str, int]:
     """Return the seam, the answer and the prompt tokens. Assert that the streamed answer is the same."""
     how = engine.state.continuation
     assert isinstance(how, Continuation)
 
     def seam() -> SeamJoin:
         return SeamJoin(
-            opening,
+            prefix,
             pending_space=" ",
             echo=how.echo,
             strips_leading_space=how.strips_leading_space,
@@ -62,12 +62,12 @@ async def answers(engine: Engine, question: str, opening: str) -> tuple[SeamJoin
     # Without the prompt cache, whose rounding may change the choice between two likely tokens.
     body = chat_body(question, cache_prompt=False)
     whole, streamed = seam(), seam()
-    reply = await engine.complete(body, Prefill(opening, how))
+    reply = await engine.complete(body, Prefill(prefix, how))
     text = reply["choices"][0]["message"]["content"]
     answer = whole.initial_text() + whole.feed(text) + whole.finish()
     parts = [streamed.initial_text()]
     options = {"stream": True, "stream_options": {"include_usage": True}}
-    async with aclosing(engine.stream({**body, **options}, Prefill(opening, how))) as groups:
+    async with aclosing(engine.stream({**body, **options}, Prefill(prefix, how))) as groups:
         async for chunks in groups:
             deltas = [choice["delta"] for chunk in chunks for choice in chunk["choices"]]
             parts += [streamed.feed(delta.get("content") or "") for delta in deltas]
@@ -93,12 +93,12 @@ async def test_its_other_ways_give_the_same_answer(stack: LocalStack) -> None:
         for engine, mode in ((vllm, "vllm"), (completions, "completions")):
             assert isinstance(engine.state.continuation, Continuation)
             assert (engine.state.continuation.mode, engine.state.warnings) == (mode, [])
-        for question, opening in BEGUN:
-            _, answer, read = await answers(usual, question, opening)
-            assert answer.startswith(opening)
-            assert len(answer) > len(opening)
+        for question, prefix in BEGUN:
+            _, answer, read = await answers(usual, question, prefix)
+            assert answer.startswith(prefix)
+            assert len(answer) > len(prefix)
             for engine in (vllm, completions):
-                assert (await answers(engine, question, opening))[1:] == (answer, read), engine.state.continuation
+                assert (await answers(engine, question, prefix))[1:] == (answer, read), engine.state.continuation
 
 
 @pytest.mark.long
@@ -108,10 +108,10 @@ async def test_a_model_instructed_to_repeat_the_guidance_does_or_answers_alone(s
         assert engine.state.continuation == Continuation("instruct")
         assert engine.state.warnings == ["the engine did not continue the probe with continuation 'instruct'"]
         obeyed = 0
-        for question, opening in BEGUN:
-            seam, answer, _ = await answers(engine, question, opening)
-            assert answer.count(opening) <= 1
-            assert answer.startswith(opening) is not seam.restarted
+        for question, prefix in BEGUN:
+            seam, answer, _ = await answers(engine, question, prefix)
+            assert answer.count(prefix) <= 1
+            assert answer.startswith(prefix) is not seam.restarted
             assert seam.echoed is not seam.restarted
             obeyed += seam.echoed
         assert obeyed > 0
@@ -131,7 +131,7 @@ async def test_the_local_teacher_continues_raw_prompts_and_chats_equally(stack: 
         finally:
             await engine.close()
     assert found["trailing"] == found["completions"]
-    assert all(answer.startswith(opening) for (answer, _), (_, opening) in zip(found["trailing"], BEGUN, strict=True))
+    assert all(answer.startswith(prefix) for (answer, _), (_, prefix) in zip(found["trailing"], BEGUN, strict=True))
 
 
 async def test_a_call_right_after_a_stream_is_not_lost(stack: LocalStack) -> None:

@@ -59,7 +59,7 @@ async def engine(http: WatchedHttp) -> AsyncIterator[OpenAIEngine]:
     await engine.close()
 
 
-def opening(question: str, *, raw: bool) -> TeacherRequest:
+def teacher_request(question: str, *, raw: bool) -> TeacherRequest:
     if raw:
         return TeacherRequest(TOKENS, prompt=f"Q: {question}\nA:", stop=("\nQ:",))
     return TeacherRequest(TOKENS, messages=[{"role": "user", "content": question}], stop=("\nQ:",))
@@ -75,7 +75,7 @@ async def test_llamacpp_is_found_to_take_lists(engine: OpenAIEngine) -> None:
 @pytest.mark.parametrize("raw", [False, True])
 async def test_a_list_call_equals_single_calls(engine: OpenAIEngine, http: WatchedHttp, *, raw: bool) -> None:
     """Greedy decoding. Another batch changes the last bits, so texts may differ late, but not at the start."""
-    requests = [opening(question, raw=raw) for question in QUESTIONS]
+    requests = [teacher_request(question, raw=raw) for question in QUESTIONS]
     single = [await engine.generate_guidance(request) for request in requests]
     http.paths.clear()
     listed = await asyncio.gather(*(engine.generate_guidance(request, batch="b1") for request in requests))
@@ -94,7 +94,7 @@ async def test_a_list_call_equals_single_calls(engine: OpenAIEngine, http: Watch
 async def test_a_prompt_that_does_not_fit_fails_alone(engine: OpenAIEngine) -> None:
     """llama.cpp rejects the whole list; the others are then sent alone."""
     long = "word " * (2 * SLOT_TOKENS)
-    requests = [opening(text, raw=False) for text in (QUESTIONS[0], long, QUESTIONS[1])]
+    requests = [teacher_request(text, raw=False) for text in (QUESTIONS[0], long, QUESTIONS[1])]
     calls = (engine.generate_guidance(request, batch="b1") for request in requests)
     first, refused, last = await asyncio.gather(*calls, return_exceptions=True)
     assert isinstance(refused, EngineRejected)

@@ -48,7 +48,7 @@ def book_of(folder: Path) -> PolicySet:
     return load_all(folder / "config.yaml")[1]
 
 
-def told(folder: Path) -> list[str]:
+def issues_of(folder: Path) -> list[str]:
     """Return the issues, which are the same if collected or raised."""
     settings, policy_set, issues = check_all(folder / "config.yaml")
     assert policy_set is None
@@ -85,7 +85,9 @@ def test_a_second_route_with_the_same_name_is_never_reached(folder: Path) -> Non
         keys=("k1",),
         routes="  - {model: x, mode: teacher, teacher: big}\n  - {model: x, mode: student, student: small}\n",
     )
-    assert told(folder) == ["policies/a.yaml:4: routes[1].model: never reached: routes[0] takes every request for x"]
+    assert issues_of(folder) == [
+        "policies/a.yaml:4: routes[1].model: never reached: routes[0] takes every request for x"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -111,7 +113,7 @@ def test_a_second_route_with_the_same_name_is_never_reached(folder: Path) -> Non
 )
 def test_a_route_to_an_unknown_model_names_the_nearest(folder: Path, route: str, message: str) -> None:
     tenant(folder, "a", keys=("k1",), routes=f"  - {{model: x, mode: teacher, {route}}}\n")
-    assert told(folder) == [f"policies/a.yaml:3: routes[0].{message}"]
+    assert issues_of(folder) == [f"policies/a.yaml:3: routes[0].{message}"]
 
 
 @pytest.mark.parametrize(
@@ -120,7 +122,7 @@ def test_a_route_to_an_unknown_model_names_the_nearest(folder: Path, route: str,
 def test_a_route_for_embeddings_needs_embedding_models(folder: Path, students: str, where: str) -> None:
     tenant(folder, "a", keys=("k1",), routes=f"  - {{model: x, mode: embeddings, {students}}}\n")
     line = f"policies/a.yaml:3: routes[0].{where}: big has protocol tgi, which makes no embeddings: name a model of "
-    assert told(folder) == [line + "protocol openai; text-embeddings-inference speaks that, at its /v1"]
+    assert issues_of(folder) == [line + "protocol openai; text-embeddings-inference speaks that, at its /v1"]
 
 
 def test_a_model_that_only_embeds_is_known(folder: Path) -> None:
@@ -136,7 +138,7 @@ def test_tenants_keys_and_key_names_differ(folder: Path) -> None:
     tenant(folder, "b", keys=("k1",))
     file = folder / "policies" / "b.yaml"
     file.write_text(file.read_text().replace("tenant: b", "tenant: a").replace(digest("k1"), digest("k1").upper()))
-    assert told(folder) == [
+    assert issues_of(folder) == [
         "policies/a.yaml:6: keys[1].id: keys[0] is called k1 too",
         "policies/a.yaml:6: keys[1].sha256: the same key as policies/a.yaml: keys[0]: a key has one owner",
         "policies/b.yaml:1: tenant: policies/a.yaml is of tenant a too: one file each",
@@ -145,7 +147,7 @@ def test_tenants_keys_and_key_names_differ(folder: Path) -> None:
 
 
 def test_there_must_be_a_tenant_but_its_keys_may_all_be_in_redis(folder: Path) -> None:
-    assert told(folder) == ["policies: no policy: add a file that ends in .yaml"]
+    assert issues_of(folder) == ["policies: no policy: add a file that ends in .yaml"]
     tenant(folder, "a")
     policy_set = book_of(folder)
     assert [policy.tenant for policy in policy_set.policies] == ["a"]
@@ -155,7 +157,7 @@ def test_there_must_be_a_tenant_but_its_keys_may_all_be_in_redis(folder: Path) -
 
 def test_a_missing_folder_is_an_issue(folder: Path) -> None:
     (folder / "policies").rmdir()
-    assert told(folder) == ["policies: the policies folder cannot be read: no such file or directory"]
+    assert issues_of(folder) == ["policies: the policies folder cannot be read: no such file or directory"]
 
 
 def test_only_yaml_files_are_policies_and_similar_names_are_reported(folder: Path) -> None:
@@ -165,14 +167,14 @@ def test_only_yaml_files_are_policies_and_similar_names_are_reported(folder: Pat
     (folder / "policies" / "old.yaml.bak").write_text("{")
     assert len(book_of(folder).policies) == 1
     (folder / "policies" / "b.yml").write_text("tenant: b\n")
-    assert told(folder) == ["policies/b.yml: not read: rename it to end in .yaml"]
+    assert issues_of(folder) == ["policies/b.yml: not read: rename it to end in .yaml"]
 
 
 def test_issues_of_all_files_are_reported_together(folder: Path) -> None:
     (folder / "config.yaml").write_text(MODELS + "log: {level: loud}\n")
     tenant(folder, "b", routes="  - {model: x, mode: teacher, teacher: bgi}\n")
     (folder / "policies" / "a.yaml").write_text("tenant: [\n")
-    assert told(folder) == [
+    assert issues_of(folder) == [
         "config.yaml:4: log.level: must be debug, info, warning or error",
         "policies/a.yaml:2: not valid YAML: expected the node content, but found the end of the file",
         "policies/b.yaml:3: routes[0].teacher: no model in config.yaml is called 'bgi'. Did you mean 'big'?",
@@ -182,7 +184,7 @@ def test_issues_of_all_files_are_reported_together(folder: Path) -> None:
 @pytest.mark.parametrize("route", ["mode: guided, teacher: big, studnet: small", "mode: student, studnet: small"])
 def test_a_misspelled_role_is_one_issue(folder: Path, route: str) -> None:
     tenant(folder, "a", keys=("k1",), routes=f"  - {{model: x, {route}}}\n")
-    (line,) = told(folder)
+    (line,) = issues_of(folder)
     assert line.endswith(": unknown key. Did you mean 'student'?")
 
 
@@ -190,7 +192,7 @@ def test_a_known_model_is_listed_once(folder: Path) -> None:
     dead = '  - {name: big, protocol: tgi, api_base: "http://d:1", price: {input_per_1m: 1, output_per_1m: 1}}\n'
     (folder / "config.yaml").write_text(MODELS + dead)
     tenant(folder, "a", keys=("k1",), routes="  - {model: x, mode: teacher, teacher: zzz}\n")
-    assert told(folder)[1].endswith("no model in config.yaml is called 'zzz'; known: big, small")
+    assert issues_of(folder)[1].endswith("no model in config.yaml is called 'zzz'; known: big, small")
 
 
 def test_a_config_that_names_no_models_does_not_make_every_route_wrong(folder: Path) -> None:
@@ -204,9 +206,9 @@ def test_a_config_that_names_no_models_does_not_make_every_route_wrong(folder: P
 
 def test_an_unreadable_config_is_one_issue(folder: Path) -> None:
     (folder / "config.yaml").write_text("a: [\n")
-    assert len(told(folder)) == 1
+    assert len(issues_of(folder)) == 1
     (folder / "config.yaml").write_text(MODELS + "policies: 3\n")
-    assert told(folder) == ["config.yaml:4: policies: must be the path of a folder"]
+    assert issues_of(folder) == ["config.yaml:4: policies: must be the path of a folder"]
 
 
 WHEN = "  - {{model: x, mode: student, student: small, when: {}}}\n"
@@ -226,7 +228,7 @@ def test_a_route_with_the_conditions_of_an_earlier_one_is_never_reached(folder: 
     """Equal conditions in different notations count as equal."""
     between = "  - {model: y, mode: student, student: small}\n" + WHEN.format("{stream: false}")
     tenant(folder, "a", keys=("k1",), routes=WHEN.format(first) + between + WHEN.format(second))
-    assert told(folder) == [
+    assert issues_of(folder) == [
         "policies/a.yaml:6: routes[3].when: never reached: routes[0] takes these requests for x already"
     ]
 
@@ -248,15 +250,17 @@ def test_a_route_after_one_without_conditions_is_never_reached(folder: Path) -> 
     """A misspelled `when` is one issue, not an unreachable route too."""
     plain = "  - {model: x, mode: student, student: small}\n"
     tenant(folder, "a", keys=("k1",), routes=plain + WHEN.format("{tools: true}"))
-    assert told(folder) == ["policies/a.yaml:4: routes[1].model: never reached: routes[0] takes every request for x"]
+    assert issues_of(folder) == [
+        "policies/a.yaml:4: routes[1].model: never reached: routes[0] takes every request for x"
+    ]
     tenant(folder, "a", keys=("k1",), routes=WHEN.format("{tools: true}").replace("when", "whne") + plain)
-    assert told(folder) == ["policies/a.yaml:3: routes[0].whne: unknown key. Did you mean 'when'?"]
+    assert issues_of(folder) == ["policies/a.yaml:3: routes[0].whne: unknown key. Did you mean 'when'?"]
 
 
 def test_one_name_is_of_chats_or_of_embeddings(folder: Path) -> None:
     chats = WHEN.format("{prompt_bytes: {lt: 100}}")
     tenant(folder, "a", keys=("k1",), routes=chats + chats.replace("mode: student", "mode: embeddings"))
-    (line,) = told(folder)
+    (line,) = issues_of(folder)
     assert line.startswith("policies/a.yaml:4: routes[1].model: routes[0] has this name too, and only one of the two ")
 
 

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 TOOL = {"type": "function", "function": {"name": "f"}}
 
 
-def chat(*said: Any, **more: Any) -> AnyRequest:
-    messages = [{"role": "user", "content": one} for one in said or ("Why is the sky blue?",)]
+def chat(*contents: Any, **more: Any) -> AnyRequest:
+    messages = [{"role": "user", "content": one} for one in contents or ("Why is the sky blue?",)]
     return parse_chat(orjson.dumps({"model": "chat", "messages": messages, **more}))
 
 
@@ -159,7 +159,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def told(folder: Path, when: str, mode: str = "student") -> list[str]:
+def issues_of(folder: Path, when: str, mode: str = "student") -> list[str]:
     file = folder / "a.yaml"
     file.write_text(
         f"tenant: a\nroutes:\n  - model: x\n    mode: {mode}\n    student: s\n    when:{when}\n", encoding="utf-8"
@@ -307,12 +307,12 @@ def told(folder: Path, when: str, mode: str = "student") -> list[str]:
     ],
 )
 def test_an_impossible_or_unreadable_condition_is_an_issue(folder: Path, when: str, line: str) -> None:
-    assert told(folder, when) == [line]
+    assert issues_of(folder, when) == [line]
 
 
 @pytest.mark.parametrize("when", ["max_tokens: 1", "tools: true", "not: {stream: true}", "any: [{tools: true}]"])
 def test_conditions_on_missing_fields_of_embeddings_are_rejected(folder: Path, when: str) -> None:
-    (line,) = told(folder, f" {{{when}}}", "embeddings")
+    (line,) = issues_of(folder, f" {{{when}}}", "embeddings")
     name = next(name for name in ("max_tokens", "tools", "stream") if name in when)
     assert line == f"6: routes[0].when: embeddings have no {name}: ask for prompt_bytes, header, contains or matches"
 

@@ -153,9 +153,9 @@ class Says:
         return PredictedLength(self.tokens, 0.75)
 
 
-@pytest.mark.parametrize(("said", "tokens"), [(0, 0), (8, 16), (40, 40), (400, 80)])
-def test_a_models_prediction_is_limited_to_the_bounds(said: int, tokens: int) -> None:
-    chosen = choose_length(AutoRule().with_length_model(Says(said)), request(), None, {})
+@pytest.mark.parametrize(("prediction", "tokens"), [(0, 0), (8, 16), (40, 40), (400, 80)])
+def test_a_models_prediction_is_limited_to_the_bounds(prediction: int, tokens: int) -> None:
+    chosen = choose_length(AutoRule().with_length_model(Says(prediction)), request(), None, {})
     assert (chosen.tokens, chosen.by, chosen.model, chosen.score) == (tokens, "model", "said.1", 0.75)
 
 

@@ -62,7 +62,7 @@ def changed(**more: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("file", "said"),
+    ("file", "message"),
     [
         (changed(features=["log_bytes"]), "fit it again"),
         (changed(means=[0.0]), "14 means"),
@@ -76,8 +76,8 @@ def changed(**more: Any) -> dict[str, Any]:
         (changed(name="../../x"), "name"),
     ],
 )
-def test_an_invalid_file_is_rejected_with_the_reason(file: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_an_invalid_file_is_rejected_with_the_reason(file: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         lengths_of(json.dumps(file).encode())
 
 
@@ -103,7 +103,7 @@ routes:
 MODEL = "9: routes[0].guidance.auto.model"
 
 
-def told(folder: Path, auto: str) -> list[str]:
+def issues_of(folder: Path, auto: str) -> list[str]:
     (folder / "acme.yaml").write_text(POLICY.replace("{AUTO}", auto))
     _, issues = check_book(folder, ["big", "small"])
     return [str(one).partition("acme.yaml:")[2] for one in issues]
@@ -200,12 +200,12 @@ def test_an_impossible_setting_is_an_issue_with_its_line(
     (lengths / "link.json").symlink_to(fitted(tmp_path_factory.mktemp("elsewhere")))
     (lengths / "large.json").write_bytes(b" " * (MAX_FILE_BYTES + 1))
     os.mkfifo(lengths / "pipe.json")
-    (found,) = told(tmp_path, auto)
+    (found,) = issues_of(tmp_path, auto)
     assert found.startswith(line)
 
 
-@pytest.mark.parametrize("said", ["automatic", "true", "1.5", "[40]"])
-def test_tokens_are_a_number_or_auto(tmp_path: Path, said: str) -> None:
-    (tmp_path / "acme.yaml").write_text(POLICY.replace("tokens: auto", f"tokens: {said}").replace("{AUTO}", "{}"))
+@pytest.mark.parametrize("message", ["automatic", "true", "1.5", "[40]"])
+def test_tokens_are_a_number_or_auto(tmp_path: Path, message: str) -> None:
+    (tmp_path / "acme.yaml").write_text(POLICY.replace("tokens: auto", f"tokens: {message}").replace("{AUTO}", "{}"))
     _, (found,) = check_book(tmp_path, ["big", "small"])
     assert str(found).endswith("routes[0].guidance.tokens: must be a whole number, or auto")

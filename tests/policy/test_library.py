@@ -14,7 +14,7 @@ from gateway.policy.pages import PolicyFileCache
 from gateway.policy.projection_shapes import MAX_CHARS, MAX_EXEMPLARS
 from gateway.policy.projections import HINT, PRIMED, PROJECTIONS, Exemplar
 from gateway.policy.schema import OverridesRule
-from tests.policy.test_book import book_of, folder, tenant, told
+from tests.policy.test_book import book_of, folder, issues_of, tenant
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -169,7 +169,7 @@ def test_an_invalid_path_is_an_issue_of_the_naming_file(folder: Path, path: str,
     (folder / "secret.yaml").write_text(TWO)
     (folder / "policies" / "exemplars" / "link.yaml").symlink_to(folder / "secret.yaml")
     guided(folder, f"projection: primed, exemplars: {path}")
-    assert told(folder) == [f"{HERE}.exemplars: {message}"]
+    assert issues_of(folder) == [f"{HERE}.exemplars: {message}"]
 
 
 def test_a_link_within_the_folder_is_followed(folder: Path) -> None:
@@ -201,7 +201,7 @@ def test_a_link_within_the_folder_is_followed(folder: Path) -> None:
 def test_an_issue_in_exemplars_has_its_line(folder: Path, text: str, message: str) -> None:
     put(folder, "exemplars/it.yaml", text)
     guided(folder, "projection: primed, exemplars: exemplars/it.yaml")
-    (line,) = told(folder)
+    (line,) = issues_of(folder)
     assert message in line
 
 
@@ -223,7 +223,7 @@ def test_no_issue_quotes_the_teachers_prompt(folder: Path, text: str, message: s
     else:
         put(folder, "exemplars/it.yaml", text)
         guided(folder, "projection: primed, exemplars: exemplars/it.yaml")
-    lines = told(folder)
+    lines = issues_of(folder)
     assert "canary" not in str(lines)
     assert projection or any(message in line for line in lines)
 
@@ -232,7 +232,7 @@ def test_an_invalid_file_of_many_policies_is_reported_once(folder: Path) -> None
     put(folder, "exemplars/it.yaml", "- {question: One?}\n")
     for name in ("acme", "globex"):
         guided(folder, "projection: primed, exemplars: exemplars/it.yaml", name)
-    assert told(folder) == ["policies/exemplars/it.yaml:1: [0].answer: missing: add it"]
+    assert issues_of(folder) == ["policies/exemplars/it.yaml:1: [0].answer: missing: add it"]
 
 
 @pytest.mark.parametrize(
@@ -258,14 +258,14 @@ def test_an_invalid_file_of_many_policies_is_reported_once(folder: Path) -> None
 def test_an_issue_in_a_projection_has_its_line(folder: Path, name: str, text: str, message: str) -> None:
     put(folder, f"projections/{name}", text)
     guided(folder, "tokens: 5")
-    (line,) = told(folder)
+    (line,) = issues_of(folder)
     assert line.startswith(f"policies/projections/{name}{message}")
 
 
 def test_all_that_a_projection_adds_is_bounded(folder: Path) -> None:
     put(folder, "projections/plan.yaml", f"system: {'a' * MAX_CHARS}\ninstruction: Plan\n")
     guided(folder, "projection: plan")
-    (line,) = told(folder)
+    (line,) = issues_of(folder)
     assert line.endswith(f"plan.yaml:1: adds {MAX_CHARS + 4} characters to what the teacher reads; at most {MAX_CHARS}")
 
 
@@ -282,14 +282,14 @@ def test_all_that_a_projection_adds_is_bounded(folder: Path) -> None:
 def test_an_unknown_name_is_an_issue_with_the_nearest_known_one(folder: Path, name: str, message: str) -> None:
     put(folder, "projections/plan.yaml", "instruction: Plan\n")
     guided(folder, f"projection: {name}")
-    assert told(folder) == [f"{HERE}.projection: {message}"]
+    assert issues_of(folder) == [f"{HERE}.projection: {message}"]
 
 
 def test_a_projection_with_an_issue_is_reported_once(folder: Path) -> None:
     """Only the first file that names it reports its issues."""
     put(folder, "projections/plan.yaml", "instruction: 5\n")
     guided(folder, "projection: plan")
-    assert told(folder) == ["policies/projections/plan.yaml:1: instruction: must be text: put it in quotes"]
+    assert issues_of(folder) == ["policies/projections/plan.yaml:1: instruction: must be text: put it in quotes"]
 
 
 def test_an_unchanged_policy_keeps_its_identity(folder: Path) -> None:

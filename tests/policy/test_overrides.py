@@ -49,7 +49,7 @@ ALL = {"overrides": {"modes": ["guided", "student", "teacher"], "guidance_tokens
 
 @pytest.mark.parametrize("own", ["guided", "student", "teacher", "shadow"])
 @pytest.mark.parametrize("requested", ["guided", "student", "teacher"])
-def test_a_caller_gets_the_requested_mode(own: str, requested: str) -> None:
+def test_a_caller_gets_the_value(own: str, requested: str) -> None:
     """The route's engines for that mode answer, without a shadow."""
     plan = planned({"X-GKT-Mode": requested.upper()}, ALL | {"mode": own})
     assert plan.mode == requested
@@ -76,16 +76,16 @@ def test_overrides_are_disabled_by_default() -> None:
     assert planned({"x-gkt-mode": "guided"}).mode == "guided", "it asks for what it would get"
 
 
-@pytest.mark.parametrize("said", ["teacher", "shadow", "embeddings", "", "guided,student", "s3cret"])
-def test_a_mode_that_is_not_allowed_is_refused_with_those_that_are(said: str) -> None:
-    assert refused({"x-gkt-mode": said}, route={"overrides": {"modes": ["student"]}}) == (
+@pytest.mark.parametrize("value", ["teacher", "shadow", "embeddings", "", "guided,student", "s3cret"])
+def test_a_mode_that_is_not_allowed_is_refused_with_those_that_are(value: str) -> None:
+    assert refused({"x-gkt-mode": value}, route={"overrides": {"modes": ["student"]}}) == (
         "'x-gkt-mode' may say guided or student with model 'chat': send that, or no such header."
     )
 
 
-@pytest.mark.parametrize("said", ["0", "81", "-1", "1e1", "40.0", "", "\uff14\uff10", "9" * 5000, "s3cret"])
-def test_a_length_that_is_none_or_too_great_is_refused_with_the_greatest(said: str) -> None:
-    assert refused({"x-gkt-guidance-tokens": said}, route=ALL) == (
+@pytest.mark.parametrize("value", ["0", "81", "-1", "1e1", "40.0", "", "\uff14\uff10", "9" * 5000, "s3cret"])
+def test_a_length_that_is_none_or_too_great_is_refused_with_the_greatest(value: str) -> None:
+    assert refused({"x-gkt-guidance-tokens": value}, route=ALL) == (
         "'x-gkt-guidance-tokens' may say a whole number from 1 to 80 with model 'chat': send that, or no such header."
     )
 

@@ -68,7 +68,7 @@ class Following:
         """Return each tenant's current models."""
         return {one.tenant: [route.model for route in one.routes] for one in self.policies.policy_set.policies}
 
-    def told(self, event: str) -> list[Any]:
+    def lines_of(self, event: str) -> list[Any]:
         return [line for line in self.log if line["event"] == event]
 
     def counted(self, name: str, **labels: str) -> float | None:
@@ -107,7 +107,7 @@ async def test_a_new_a_changed_and_a_removed_file_hold(folder: Path) -> None:
         assert seen.counted("gkt_policy_reloads_total", result="loaded") == 3
         assert seen.counted("gkt_policy_stale") == 0
         assert seen.counted("gkt_policy_loaded_timestamp_seconds") == seen.policies.edition.loaded_at
-    changes = [(line["added"], line["changed"], line["removed"]) for line in seen.told("policies_loaded")]
+    changes = [(line["added"], line["changed"], line["removed"]) for line in seen.lines_of("policies_loaded")]
     assert changes == [(["initech"], [], []), ([], ["acme"], []), ([], [], ["globex"])]
 
 
@@ -129,7 +129,7 @@ async def test_an_invalid_edit_changes_nothing_and_each_issue_has_its_line(folde
         assert seen.policies.policy_set is before
         assert seen.policies.edition.version == version
         assert seen.counted("gkt_policy_stale") == 1
-        line = seen.told("policies_refused")[-1]
+        line = seen.lines_of("policies_refused")[-1]
         assert line["holds"] == version
         assert [issue.split(" ")[0] for issue in line["issues"]] == [
             "policies/acme.yaml:3:", "policies/acme.yaml:4:", "policies/globex.yaml:2:",
@@ -139,8 +139,8 @@ async def test_an_invalid_edit_changes_nothing_and_each_issue_has_its_line(folde
         await seen.until(lambda: not seen.policies.issues)
         assert seen.counted("gkt_policy_stale") == 0
         assert seen.policies.policy_set is before, "it was taken back: nothing is new"
-    assert seen.told("policies_valid_again")
-    assert not seen.told("policies_loaded")
+    assert seen.lines_of("policies_valid_again")
+    assert not seen.lines_of("policies_loaded")
 
 
 async def test_the_last_key_cannot_be_taken_away(folder: Path) -> None:
@@ -206,7 +206,7 @@ async def test_a_config_map_of_kubernetes_is_followed(folder: Path) -> None:
         (shelf / "..data_tmp").symlink_to("..1")
         (shelf / "..data_tmp").rename(shelf / "..data")
         await seen.until(lambda: seen.models() == {"acme": ["other"]})
-        assert not seen.told("policies_refused")
+        assert not seen.lines_of("policies_refused")
 
 
 async def test_an_event_triggers_a_reload_at_once(folder: Path) -> None:
@@ -252,20 +252,20 @@ async def test_an_edit_of_config_yaml_is_checked_and_reported_but_not_applied(fo
         config.write_text(CONFIG)
         await seen.until(lambda: seen.reloader.config == ConfigEdit())
         assert seen.counted("gkt_config_stale") == 0
-    assert seen.told("config_changed")[0]["then"] == "restart to apply it; a restart would fail now"
-    assert seen.told("config_edit_reverted")
+    assert seen.lines_of("config_changed")[0]["then"] == "restart to apply it; a restart would fail now"
+    assert seen.lines_of("config_edit_reverted")
 
 
 async def test_listeners_get_each_valid_policy_set(folder: Path) -> None:
-    heard: list[object] = []
+    policy_sets: list[object] = []
     async with following(folder) as seen:
-        seen.policies.on_change(heard.append)
+        seen.policies.on_change(policy_sets.append)
         (folder / "policies" / "acme.yaml").write_text(policy("acme", student="smal"))
         await seen.until(lambda: seen.policies.issues)
-        assert heard == []
+        assert policy_sets == []
         (folder / "policies" / "acme.yaml").write_text(policy("acme", "other"))
-        await seen.until(lambda: heard)
-        assert heard == [seen.policies.policy_set]
+        await seen.until(lambda: policy_sets)
+        assert policy_sets == [seen.policies.policy_set]
 
 
 async def test_a_reading_that_breaks_does_not_end_the_watch(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,7 +274,7 @@ async def test_a_reading_that_breaks_does_not_end_the_watch(folder: Path, monkey
         with monkeypatch.context() as broken:
             broken.setattr(PolicyFiles, "read", lambda _: 1 / 0)
             (folder / "policies" / "acme.yaml").write_text(policy("acme", "other"))
-            await seen.until(lambda: seen.told("reload_failed"))
+            await seen.until(lambda: seen.lines_of("reload_failed"))
         await seen.until(lambda: seen.models()["acme"] == ["other"])
 
 
@@ -348,7 +348,7 @@ async def test_exemplars_and_projections_are_followed_as_policies_are(folder: Pa
         (shelf / "exemplars" / "it.yaml").write_text("- {question: One?, answer: uno}\n")
         await seen.until(lambda: answers() == ["uno"])
         assert seen.counted("gkt_policy_stale") == 0
-    changes = [line["changed"] for line in seen.told("policies_loaded")]
+    changes = [line["changed"] for line in seen.lines_of("policies_loaded")]
     assert changes == [["acme"], [], ["acme"]]
     assert "canary" not in str(seen.log)
 
@@ -386,7 +386,7 @@ async def test_learned_lengths_are_followed_as_policies_are(folder: Path) -> Non
         whole.replace(file)
         await seen.until(lambda: learned() == "chat.4")
         assert (seen.policies.issues, seen.counted("gkt_policy_stale")) == ((), 0)
-    assert [line["changed"] for line in seen.told("policies_loaded")] == [["acme"], ["acme"]]
-    assert [line["issues"][0].partition(":")[0] for line in seen.told("policies_refused")] == [
+    assert [line["changed"] for line in seen.lines_of("policies_loaded")] == [["acme"], ["acme"]]
+    assert [line["issues"][0].partition(":")[0] for line in seen.lines_of("policies_refused")] == [
         "policies/lengths/chat.json", "policies/acme.yaml",
     ]  # fmt: skip

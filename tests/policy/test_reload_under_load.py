@@ -104,28 +104,28 @@ async def seen_by_all(
 ) -> tuple[float, str]:
     """Ask for readiness in detail, each time on a new connection, until every worker says so: after how long, and what
     version holds then."""
-    began, said = time.monotonic(), {}
+    began, seen = time.monotonic(), {}
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True)) as session:
-        while len(said) < WORKERS:
-            assert time.monotonic() - began < 10 * WITHIN_S, f"only workers {set(said)} have seen it"
+        while len(seen) < WORKERS:
+            assert time.monotonic() - began < 10 * WITHIN_S, f"only workers {set(seen)} have seen it"
             async with session.get(f"{gateway.admin_url}/readyz") as reply:
                 detail = await reply.json()
             if true(detail["policies"]) and detail["config"] == config:
-                said[detail["worker"]] = detail["policies"]["version"]
+                seen[detail["worker"]] = detail["policies"]["version"]
             await asyncio.sleep(0.005)
-    (version,) = set(said.values())
+    (version,) = set(seen.values())
     return time.monotonic() - began, version
 
 
 async def models(gateway: GatewayProcess, key: str) -> set[tuple[int, str]]:
     """Return the replies to a key's callers on many connections, from any worker."""
-    told = set()
+    replies = set()
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True)) as session:
         for _ in range(8):
             async with session.get(f"{gateway.url}/v1/models", headers={"Authorization": f"Bearer {key}"}) as reply:
                 body = await reply.json()
-                told.add((reply.status, ",".join(one["id"] for one in body.get("data", ()))))
-    return told
+                replies.add((reply.status, ",".join(one["id"] for one in body.get("data", ()))))
+    return replies
 
 
 async def metric(gateway: GatewayProcess, sample: str) -> float:
@@ -145,14 +145,14 @@ async def test_a_request_keeps_the_policy_of_its_start(
     gateway: GatewayProcess, engine: FakeEngine, folder: Path
 ) -> None:
     """A stream of a removed tenant ends normally, with its receipt."""
-    go_on = asyncio.Event()
+    resume = asyncio.Event()
     loops: list[asyncio.AbstractEventLoop] = []
 
     async def slow(request: web.Request, _: dict[str, Any]) -> web.StreamResponse:
         response = await begin_events(request)
         await response.write(event(chunk({"content": "A ship"})))
         loops.append(asyncio.get_running_loop())
-        await go_on.wait()
+        await resume.wait()
         await response.write(event(chunk({"content": " sails."}, "stop")))
         return response
 
@@ -167,14 +167,14 @@ async def test_a_request_keeps_the_policy_of_its_start(
         assert b"A ship" in await reply.content.readuntil(b"\n\n")
         acme = folder / "policies" / "acme.yaml"
         acme.rename(folder / "acme.yaml")
-        await seen_by_all(gateway, lambda told: told["files"] == 1)
+        await seen_by_all(gateway, lambda replies: replies["files"] == 1)
         assert await models(gateway, KEY) == {(401, "")}
-        loops[0].call_soon_threadsafe(go_on.set)
+        loops[0].call_soon_threadsafe(resume.set)
         rest = await reply.text()
     assert " sails." in rest
     assert rest.endswith("data: [DONE]\n\n")
     (folder / "acme.yaml").rename(acme)
-    await seen_by_all(gateway, lambda told: told["files"] == 2)
+    await seen_by_all(gateway, lambda replies: replies["files"] == 2)
     line = gateway.wait_for_log("request", id=reply.headers["x-request-id"])
     assert (line["tenant"], line["status"]) == ("acme", "ok")
 
@@ -186,17 +186,17 @@ async def test_ten_edits_of_which_two_are_broken_fail_no_request(
     engine.behave = says("A ship sails over the sea.")
     shelf, callers = folder / "policies", Callers(gateway.url)
     took_s: list[float] = []
-    _, held = await seen_by_all(gateway, lambda told: not told["stale"])
+    _, held = await seen_by_all(gateway, lambda replies: not replies["stale"])
 
     async def holds(*names: str, key: str = NEW_KEY) -> None:
         """The current files are in effect in each worker, and callers see it."""
         nonlocal held
-        passed_s, held = await seen_by_all(gateway, lambda told: not told["stale"] and told["version"] != held)
+        passed_s, held = await seen_by_all(gateway, lambda replies: not replies["stale"] and replies["version"] != held)
         took_s.append(passed_s)
         assert await models(gateway, key) == {(200, ",".join(names)) if names else (401, "")}
 
     async def refused(file: str) -> None:
-        await seen_by_all(gateway, lambda told: told["stale"] and file in "".join(told["error"]))
+        await seen_by_all(gateway, lambda replies: replies["stale"] and file in "".join(replies["error"]))
         assert await metric(gateway, "gkt_policy_stale") == 1
 
     loaded, refused_before = await reloads(gateway)
@@ -239,7 +239,7 @@ async def test_ten_edits_of_which_two_are_broken_fail_no_request(
     with (folder / "config.yaml").open("a") as config:
         config.write("# a remark\n")
     changed = {"changed": True, "needs": "a restart", "error": []}
-    await seen_by_all(gateway, lambda told: not told["stale"], config=changed)
+    await seen_by_all(gateway, lambda replies: not replies["stale"], config=changed)
     gateway.process.send_signal(signal.SIGHUP)
     for worker in range(1, WORKERS + 1):
         gateway.wait_for_log("policies_unchanged", worker=worker, version=held)

@@ -24,8 +24,8 @@ def caller(*routes: str | dict[str, Any], models: tuple[str, ...] | None = None)
     return Caller(policy, KeyEntry(id="k", sha256="f" * 64, models=models))
 
 
-def chat(model: str = "chat", said: str = "Why?", **more: Any) -> ChatRequest:
-    return parse_chat(orjson.dumps({"model": model, "messages": [{"role": "user", "content": said}], **more}))
+def chat(model: str = "chat", content: str = "Why?", **more: Any) -> ChatRequest:
+    return parse_chat(orjson.dumps({"model": model, "messages": [{"role": "user", "content": content}], **more}))
 
 
 def test_a_route_is_found_by_the_name_that_was_sent() -> None:
@@ -79,7 +79,7 @@ def test_an_unmatched_request_gets_the_reasons_without_its_text() -> None:
         {"when": {"max_tokens": {"gte": 80}}},
     )
     with pytest.raises(ModelNotFound) as caught:
-        require_route(several, chat(said="my s3cret", max_tokens=7), {"x-team": "s3cret-team"})
+        require_route(several, chat(content="my s3cret", max_tokens=7), {"x-team": "s3cret-team"})
     assert caught.value.message == (
         "No route for 'chat' takes this request. routes[0]: contains: it is not there; routes[1]: header x-team has "
         "another value; routes[2]: max_tokens is 7, not at least 80."
@@ -121,7 +121,7 @@ async def test_long_chats_are_searched_off_the_event_loop(
         return snapshot(*args)
 
     monkeypatch.setattr("gateway.policy.conditions.RouteCondition.mismatch", noted)
-    assert (await find_route(by_words, chat(said="word " * (size // 5)))).student == "s1"
-    assert (await find_route(caller({"when": {"tools": True}}, {}), chat(said="x" * size))).student == "s1"
+    assert (await find_route(by_words, chat(content="word " * (size // 5)))).student == "s1"
+    assert (await find_route(caller({"when": {"tools": True}}, {}), chat(content="x" * size))).student == "s1"
     here = threading.get_ident()
     assert [one == here for one in seen] == [not elsewhere, True]

@@ -22,7 +22,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def told(folder: Path, route: str, keys: str = "[]") -> list[str]:
+def issues_of(folder: Path, route: str, keys: str = "[]") -> list[str]:
     """Return the issues of a file with this route on line 4."""
     (folder / "a.yaml").write_text(f"tenant: a\nkeys: {keys}\nroutes:\n  - {{{route}}}\n")
     return [str(one).removeprefix("a.yaml:") for one in load(folder / "a.yaml", TenantPolicy)[1]]
@@ -177,7 +177,7 @@ def test_a_route_knows_every_engine_it_names() -> None:
     ],
 )
 def test_an_impossible_route_is_an_issue(folder: Path, route: str, lines: list[str]) -> None:
-    assert sorted(told(folder, route)) == sorted(lines)
+    assert sorted(issues_of(folder, route)) == sorted(lines)
 
 
 @pytest.mark.parametrize(
@@ -220,7 +220,7 @@ def test_an_impossible_route_is_an_issue(folder: Path, route: str, lines: list[s
 def test_impossible_guidance_is_an_issue(folder: Path, rule: str, line: str) -> None:
     rule = rule if rule.startswith("{") else f"{{{rule}}}"
     route = f"model: x, mode: guided, teacher: b, student: s, guidance: {rule}"
-    assert told(folder, route) == [f"4: routes[0].guidance.{line}"]
+    assert issues_of(folder, route) == [f"4: routes[0].guidance.{line}"]
 
 
 @pytest.mark.parametrize(
@@ -232,12 +232,12 @@ def test_impossible_guidance_is_an_issue(folder: Path, rule: str, line: str) -> 
 )
 def test_a_field_name_of_another_proxy_is_an_error_with_the_right_name(folder: Path, more: str, line: str) -> None:
     key = f"[{{id: a, sha256: {'f' * 64}, {more}}}]"
-    assert told(folder, "model: x, mode: student, student: b", key) == [f"2: keys[0].{line}"]
+    assert issues_of(folder, "model: x, mode: student, student: b", key) == [f"2: keys[0].{line}"]
 
 
 @pytest.mark.parametrize("key", ["gk-s3cret", "f" * 63, "g" * 64, "f" * 65, ""])
 def test_a_plain_text_key_is_rejected_without_being_quoted(folder: Path, key: str) -> None:
-    (line,) = told(folder, "model: x, mode: student, student: b", f"[{{id: a, sha256: '{key}'}}]")
+    (line,) = issues_of(folder, "model: x, mode: student, student: b", f"[{{id: a, sha256: '{key}'}}]")
     assert line == (
         "2: keys[0].sha256: must be the key's SHA-256, 64 hex digits, never the key itself: "
         'printf %s "$KEY" | sha256sum (and if a real key stood here, replace it)'
@@ -249,7 +249,7 @@ def test_a_plain_text_key_is_rejected_without_being_quoted(folder: Path, key: st
 
 @pytest.mark.parametrize("hashed", [sha256(b"").hexdigest(), sha256(b"").hexdigest().upper()])
 def test_the_hash_of_an_empty_key_is_refused(folder: Path, hashed: str) -> None:
-    (line,) = told(folder, "model: x, mode: student, student: b", f"[{{id: a, sha256: '{hashed}'}}]")
+    (line,) = issues_of(folder, "model: x, mode: student, student: b", f"[{{id: a, sha256: '{hashed}'}}]")
     assert line.startswith("2: keys[0].sha256: is the SHA-256 of an empty text")
 
 

@@ -279,16 +279,16 @@ def test_the_number_of_messages_is_limited() -> None:
     assert str(MAX_MESSAGES) in error.message
 
 
-def nested(levels: int, opening: bytes = b"[", closing: bytes = b"]") -> bytes:
-    return orjson.dumps(LEAST)[:-1] + b',"deep":' + opening * levels + b"1" + closing * levels + b"}"
+def nested(levels: int, open_bracket: bytes = b"[", closing: bytes = b"]") -> bytes:
+    return orjson.dumps(LEAST)[:-1] + b',"deep":' + open_bracket * levels + b"1" + closing * levels + b"}"
 
 
-@pytest.mark.parametrize(("opening", "closing"), [(b"[", b"]"), (b'{"a":', b"}")])
-def test_a_body_that_is_too_deep_to_encode_is_rejected(opening: bytes, closing: bytes) -> None:
+@pytest.mark.parametrize(("open_bracket", "closing"), [(b"[", b"]"), (b'{"a":', b"}")])
+def test_a_body_that_is_too_deep_to_encode_is_rejected(open_bracket: bytes, closing: bytes) -> None:
     """It could be decoded, and would fail on its way to the engine."""
-    assert parse_chat(nested(253, opening, closing)).model == "m"
+    assert parse_chat(nested(253, open_bracket, closing)).model == "m"
     for levels in (254, 500, 1_000, 1_023, 1_024, 100_000):
-        assert rejection(nested(levels, opening, closing)).param is None
+        assert rejection(nested(levels, open_bracket, closing)).param is None
 
 
 def test_a_wide_body_is_not_deep() -> None:

@@ -296,8 +296,8 @@ async def test_attempts_back_off_if_only_the_watch_succeeds(redis_url: str, monk
         await asyncio.sleep(0.1)
         assert metrics.registry.get_sample_value("gkt_redis_up") == 0
         await tasks.close()
-    rests = [later - earlier for earlier, later in itertools.pairwise(tries)]
-    assert all(rest >= 0.02 * 2**number - 0.001 for number, rest in enumerate(rests)), rests
+    pauses = [later - earlier for earlier, later in itertools.pairwise(tries)]
+    assert all(rest >= 0.02 * 2**number - 0.001 for number, rest in enumerate(pauses)), pauses
 
 
 async def test_the_watch_follows_redis(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -345,8 +345,8 @@ def _leave(callers: Callers) -> None:
     world = callers.world
     host, _, port = world.process.url.removeprefix("http://").partition(":")
     for stream in (False, True):
-        asked = {"model": "chat-student", "stream": stream, "messages": world.prompt("acme", "student-stalls")}
-        body = json.dumps(asked)
+        payload = {"model": "chat-student", "stream": stream, "messages": world.prompt("acme", "student-stalls")}
+        body = json.dumps(payload)
         head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {world.key('acme')}\r\n"
         connection = socket.create_connection((host, int(port)), timeout=10)
         connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())

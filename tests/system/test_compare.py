@@ -76,8 +76,8 @@ def test_the_figures_of_a_round_are_read_from_wrks_output() -> None:
 
 
 def test_a_round_without_an_answer_has_no_latency_that_could_be_taken_for_a_good_one() -> None:
-    said = 'figures {"requests":0,"duration_us":5000000,"p50_us":0.0,"p99_us":0.0,"refused":0,"broken":0}'
-    assert wrk.read(said) == wrk.Reading(0, 5.0, math.inf, math.inf, 0, 0)
+    figures_line = 'figures {"requests":0,"duration_us":5000000,"p50_us":0.0,"p99_us":0.0,"refused":0,"broken":0}'
+    assert wrk.read(figures_line) == wrk.Reading(0, 5.0, math.inf, math.inf, 0, 0)
 
 
 def test_output_without_figures_is_an_error_that_quotes_it() -> None:
@@ -113,11 +113,11 @@ async def test_wrk_sends_the_request_with_unique_prompts(kind: wrk.Kind) -> None
     assert 5 < seen.requests <= len(bodies)
     assert len(set(bodies)) == len(bodies)
     assert all(b"Bearer gk-a" in head for head in heads)
-    said = json.loads(bodies[0])
-    assert said["model"] == "chat"
+    body = json.loads(bodies[0])
+    assert body["model"] == "chat"
     # wrk draws one request to look at it before it sends any.
-    assert "question 001000000" in said["messages"][1]["content"]
-    assert said.get("stream", False) is (kind == "stream")
+    assert "question 001000000" in body["messages"][1]["content"]
+    assert body.get("stream", False) is (kind == "stream")
 
 
 def test_a_system_that_is_gone_has_broken_calls_and_holds_no_gate() -> None:

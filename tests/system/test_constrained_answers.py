@@ -85,11 +85,11 @@ class World:
     def ask(self, api: str, placement: str, *, stream: bool, **more: Any) -> tuple[httpx.Headers, list[str]]:
         """Return the headers and the text of each answer. The question is new, so no cached guidance exists for it."""
         number = next(_numbers)
-        asked: dict[str, Any] = {"messages": [{"role": "user", "content": f"Where is {number}?"}]}
+        prompt_fields: dict[str, Any] = {"messages": [{"role": "user", "content": f"Where is {number}?"}]}
         if api == "completions":
-            asked = {"prompt": f"Q: Where is {number}?\nA:"}
+            prompt_fields = {"prompt": f"Q: Where is {number}?\nA:"}
         path = "/v1/chat/completions" if api == "chat" else "/v1/completions"
-        answer = self.http.post(path, json={"model": placement, **asked, "stream": stream, **more})
+        answer = self.http.post(path, json={"model": placement, **prompt_fields, "stream": stream, **more})
         assert answer.status_code == 200, answer.text
         events = [line[6:] for line in answer.text.split("\n") if line.startswith("data: {")]
         parts = [orjson.loads(event) for event in events] if stream else [answer.json()]

@@ -149,19 +149,19 @@ class Fleet:
 
     def asks(self, at: int, many: int, about: str = "", **more: Any) -> asyncio.Task[list[str]]:
         """Send several requests at once, with different prompts unless `about` is set."""
-        asked = [
+        pending = [
             self.ask(at, about or f"Question {number} at {at}, {os.urandom(4).hex()}", **more) for number in range(many)
         ]
-        return asyncio.ensure_future(asyncio.gather(*asked))  # noqa: TID251
+        return asyncio.ensure_future(asyncio.gather(*pending))  # noqa: TID251
 
     async def steadily(self, seconds: float, every_s: float = 0.1) -> None:
         """Send requests to one gateway after the other for this time, and wait for every answer."""
-        loop, asked = asyncio.get_running_loop(), []
+        loop, pending = asyncio.get_running_loop(), []
         begun = loop.time()
         while loop.time() < begun + seconds:
-            asked.append(self.asks(len(asked) % len(self.gateways), 1))
+            pending.append(self.asks(len(pending) % len(self.gateways), 1))
             await asyncio.sleep(every_s)
-        await asyncio.gather(*asked)
+        await asyncio.gather(*pending)
 
     def kill(self, at: int) -> None:
         self.gateways[at].process.kill()
@@ -305,10 +305,10 @@ async def here(machines: Fleet) -> Fleet:
 
 async def test_sigterm_under_load_answers_all_accepted_requests(here: Fleet) -> None:
     """SIGTERM: every accepted request is answered, and the process leaves the fleet."""
-    asked = [here.asks(at, 8) for at in here.all]
+    pending = [here.asks(at, 8) for at in here.all]
     await until(lambda: here.teacher.calls >= CAP and here.teacher.now > 0, True, 5)
     code = await asyncio.to_thread(here.gateways[0].terminate)
-    for answers in asked:
+    for answers in pending:
         assert set(await answers) <= {"guided", "teacher_late"}
     assert code == 0
     assert here.gateways[0].wait_for_log("stopped")["receipts_kept"] is True

@@ -72,7 +72,7 @@ class OpenBook:
         self.spent.append(spent)
 
 
-class Guarding:
+class SamplerInCall:
     """A quality sampler whose comparison has called the teacher and waits."""
 
     def __init__(self) -> None:
@@ -104,31 +104,31 @@ class Guarding:
 
 async def test_background_runs_longer_than_a_drain_are_dropped_without_an_engine_failure() -> None:
     """The started run is settled, and the day's budget counts its possible cost."""
-    guarding = Guarding()
-    await guarding.begin()
-    assert await guarding.admission.drain(0) == 1
-    assert await guarding.tasks.drain(10) == 0
-    assert guarding.counted() == {"dropped": 1}
-    assert guarding.ledger.settled == [("teacher", "shutdown")]
-    assert guarding.book.spent == [1]
-    assert guarding.admission.in_flight == 0
+    sampling = SamplerInCall()
+    await sampling.begin()
+    assert await sampling.admission.drain(0) == 1
+    assert await sampling.tasks.drain(10) == 0
+    assert sampling.counted() == {"dropped": 1}
+    assert sampling.ledger.settled == [("teacher", "shutdown")]
+    assert sampling.book.spent == [1]
+    assert sampling.admission.in_flight == 0
 
 
 async def test_canceled_background_runs_are_dropped_without_an_engine_failure() -> None:
-    guarding = Guarding()
-    await guarding.begin()
-    await guarding.tasks.close()
-    assert guarding.counted() == {"dropped": 1}
-    assert [name for name, _ in guarding.ledger.settled] == ["teacher"]
+    sampling = SamplerInCall()
+    await sampling.begin()
+    await sampling.tasks.close()
+    assert sampling.counted() == {"dropped": 1}
+    assert [name for name, _ in sampling.ledger.settled] == ["teacher"]
 
 
 async def test_background_runs_are_rejected_during_a_drain() -> None:
-    guarding = Guarding()
-    await guarding.admission.drain(0)
-    guarding.start()
-    assert await guarding.tasks.drain(10) == 0
-    assert guarding.counted() == {"refused": 1}
-    assert guarding.ledger.settled == []
+    sampling = SamplerInCall()
+    await sampling.admission.drain(0)
+    sampling.start()
+    assert await sampling.tasks.drain(10) == 0
+    assert sampling.counted() == {"refused": 1}
+    assert sampling.ledger.settled == []
 
 
 async def test_a_shadow_that_outlasts_a_drain_is_refused_and_no_engines_failure() -> None:

@@ -33,9 +33,9 @@ def met(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, d
 @pytest.mark.parametrize("name", [fault.name for fault in FAULTS])
 def test_a_fault_has_the_outcome_in_the_table(name: str, met: dict[str, dict[str, Cell]]) -> None:
     """The reply, the receipt and the number of engine calls, with either protocol."""
-    said = dict(zip(COLUMNS, CELLS[name], strict=True))
+    outcomes = dict(zip(COLUMNS, CELLS[name], strict=True))
     assert met[name] == {
-        f"{case.column}/{case.protocol}": said[case.column] for case in cases() if case.fault.name == name
+        f"{case.column}/{case.protocol}": outcomes[case.column] for case in cases() if case.fault.name == name
     }
 
 

@@ -292,8 +292,8 @@ def test_a_teacher_that_ends_by_itself_has_answered(world: World) -> None:
 
     for more in ({"tools": [{"type": "function", "function": {"name": "f"}}]}, {"n": 2}, {"logprobs": True}):
         world.student.requests.clear()
-        asked = world.ask("chat-context", **more)
-        assert asked.headers["x-gkt-mode"] == "guided", more
+        context_reply = world.ask("chat-context", **more)
+        assert context_reply.headers["x-gkt-mode"] == "guided", more
         assert "It is 42." in world.student.requests[0]["messages"][-1]["content"], "only the student can answer this"
 
     hinted = world.ask("chat-hint")

@@ -56,7 +56,7 @@ ANY_JSON = st.recursive(
     max_leaves=25,
 )
 DEEP = st.builds(
-    lambda levels, opening: opening * levels + b"1" + {b"[": b"]", b'{"a":': b"}"}[opening] * levels,
+    lambda levels, open_bracket: open_bracket * levels + b"1" + {b"[": b"]", b'{"a":': b"}"}[open_bracket] * levels,
     st.integers(1, 3_000),
     st.sampled_from([b"[", b'{"a":']),
 )
@@ -92,11 +92,11 @@ def check(kind: str, raw: bytes) -> None:
     try:
         parsed = KINDS[kind][0](raw)
     except InvalidRequest as error:
-        said, param = error.message, error.param
+        shown, param = error.message, error.param
     else:
-        said, param = orjson.dumps(parsed.body).decode(), None
-    said.encode()
-    assert param is None or param in said
+        shown, param = orjson.dumps(parsed.body).decode(), None
+    shown.encode()
+    assert param is None or param in shown
 
 
 @pytest.mark.parametrize("kind", KINDS)

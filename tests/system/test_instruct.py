@@ -83,12 +83,12 @@ def test_a_student_that_obeys_gives_one_answer(world: World, stream: bool) -> No
 
 
 @pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("said", ["Something else.", "The answer", "The answer is four."])
-def test_a_student_that_begins_otherwise_has_answered_alone(world: World, said: str, stream: bool) -> None:
+@pytest.mark.parametrize("student_text", ["Something else.", "The answer", "The answer is four."])
+def test_a_student_that_begins_otherwise_has_answered_alone(world: World, student_text: str, stream: bool) -> None:
     """The answer has one beginning. The receipt states that the guidance was unused, and its cost."""
-    world.student.behave = says(said)
+    world.student.behave = says(student_text)
     text, usage, receipt = world.ask(stream=stream)
-    assert text == said
+    assert text == student_text
     assert (receipt["mode"], receipt["unguided"]) == ("student", "student_started_anew")
     assert usage["completion_tokens"] == receipt["student"]["output_tokens"]
     assert receipt["teacher"]["output_tokens"] > 0

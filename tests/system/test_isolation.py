@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 from ruamel.yaml import YAML
 
-from tests.fake_texts import said
+from tests.fake_texts import text_reply
 from tests.fakes import FakeEngine, reply
 from tests.gateway_process import KEY, OTHER_KEY, STUDENT_ONLY, TEACHER_ONLY, GatewayProcess, guided, model, sha256
 
@@ -35,7 +35,7 @@ class World:
         if self.fails.is_set():
             return web.json_response({"error": {"message": f"cannot do {body}"}}, status=400)
         if request.path != "/v1/chat/completions":
-            return await said(request, body, "Once upon", "length")
+            return await text_reply(request, body, "Once upon", "length")
         return web.json_response(reply("Once upon a time", "length" if body.get("max_tokens") == 12 else "stop"))
 
     def ask(self, who: dict[str, str], question: str, model: str = "chat", **headers: str) -> httpx.Response:

@@ -158,17 +158,21 @@ def test_question_and_answer_are_logged_only_for_tenants_with_log_content(
 ) -> None:
     """The line holds the whole answer as the caller received it, with its opening."""
     engine.behave = answers
-    told = ask(gateway, TOLD, **way)
-    assert told.status_code == 200, told.text
-    content = line_of(gateway, told)["content"]
+    logged_reply = ask(gateway, TOLD, **way)
+    assert logged_reply.status_code == 200, logged_reply.text
+    content = line_of(gateway, logged_reply)["content"]
     assert f"Write of {TOLD}asked." in content["asked"]
-    assert content["answered"] == ("" if way["name"] == "vectors" else seen(told, stream=way.get("stream", False)))
+    assert content["answered"] == (
+        "" if way["name"] == "vectors" else seen(logged_reply, stream=way.get("stream", False))
+    )
     quiet = ask(gateway, QUIET, **way)
     assert quiet.status_code == 200
     assert "content" not in line_of(gateway, quiet)
     # Nowhere else.
     headers = {"Authorization": f"Bearer {OTHER_KEY}"}
-    receipt = httpx.get(f"{gateway.url}/v1/receipts/{told.headers['x-request-id']}", headers=headers, verify=False)
+    receipt = httpx.get(
+        f"{gateway.url}/v1/receipts/{logged_reply.headers['x-request-id']}", headers=headers, verify=False
+    )
     assert receipt.status_code == 200
     assert "canary" not in receipt.text
 
@@ -192,8 +196,8 @@ def test_no_failure_logs_questions_or_answers(gateway: GatewayProcess, engine: F
     before = len(gateway.log)
     try:
         with ThreadPoolExecutor(8) as pool:
-            asked = [pool.submit(ask, gateway, canary, **way) for way in WAYS for canary in (QUIET, TOLD)]
-            ended = [line_of(gateway, one.result())["status"] for one in asked]
+            pending = [pool.submit(ask, gateway, canary, **way) for way in WAYS for canary in (QUIET, TOLD)]
+            ended = [line_of(gateway, one.result())["status"] for one in pending]
     finally:
         engine.behave, engine.embed = answers, FakeEngine(answers).embed
     lines = list(gateway.log)[before:]

@@ -45,11 +45,11 @@ def test_an_answer_opens_with_the_teachers_words_and_carries_its_receipt(client:
     raw = client.chat.completions.with_raw_response.create(model="chat", messages=ASKED, max_tokens=40, temperature=0)
     reply = raw.parse()
     alone = client.chat.completions.create(model="chat-teacher", messages=ASKED, max_tokens=12, temperature=0)
-    text, opening = reply.choices[0].message.content, alone.choices[0].message.content
+    text, own_answer = reply.choices[0].message.content, alone.choices[0].message.content
     assert text
-    assert opening
-    assert text.startswith(opening.rsplit(" ", 1)[0])
-    assert len(text) > len(opening)
+    assert own_answer
+    assert text.startswith(own_answer.rsplit(" ", 1)[0])
+    assert len(text) > len(own_answer)
     assert reply.choices[0].finish_reason == "length"
     assert reply.model == "chat"
     assert reply.usage is not None

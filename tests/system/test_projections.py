@@ -54,10 +54,10 @@ class World:
     student: FakeEngine
 
     def post(self, route: str, path: str = "chat/completions", **body: Any) -> httpx.Response:
-        asked = {"messages": ASKED} if path == "chat/completions" else {}
+        prompt_fields = {"messages": ASKED} if path == "chat/completions" else {}
         return httpx.post(
             f"{self.gateway.url}/v1/{path}",
-            json={"model": route, **asked, **body},
+            json={"model": route, **prompt_fields, **body},
             headers={"Authorization": f"Bearer {KEY}"},
             timeout=60,
         )
@@ -244,16 +244,18 @@ def small(engines: LocalStack, redis_url: str, tmp_path_factory: pytest.TempPath
 @pytest.mark.parametrize("route", ["primed", "primer", "direct"])
 def test_a_real_teacher_reads_the_exemplars_and_its_receipt_counts_them(small: GatewayProcess, route: str) -> None:
     """The baseline does not count them: the teacher alone would not read them."""
-    asked: list[Any] = [{"role": "user", "content": "What is 4 + 5?"}]
+    prompt_fields: list[Any] = [{"role": "user", "content": "What is 4 + 5?"}]
     with OpenAI(base_url=f"{small.url}/v1", api_key=KEY, max_retries=0) as client:
         texts, receipts = {}, {}
         for name in ("cutoff", route):
             raw = client.chat.completions.with_raw_response.create(
-                model=name, messages=asked, max_tokens=30, temperature=0
+                model=name, messages=prompt_fields, max_tokens=30, temperature=0
             )
             texts[name] = raw.parse().choices[0].message.content
             receipts[name] = small.wait_for_log("request", id=raw.headers["x-request-id"])
-        stream = client.chat.completions.create(model=route, messages=asked, max_tokens=30, temperature=0, stream=True)
+        stream = client.chat.completions.create(
+            model=route, messages=prompt_fields, max_tokens=30, temperature=0, stream=True
+        )
         streamed = "".join(choice.delta.content or "" for chunk in stream for choice in chunk.choices)
     assert texts[route]
     assert streamed == texts[route]

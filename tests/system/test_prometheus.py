@@ -71,14 +71,14 @@ class World:
     gateway: GatewayProcess
     prometheus: Prometheus
     receipts: list[Receipt]
-    told: str
+    metrics_text: str
     statuses: dict[int, int]
     loaded_at: float
     """When the load began: Unix time in seconds."""
 
     def samples(self, name: str) -> list[tuple[dict[str, str], float]]:
         """Return the gateway's metrics from before a worker was killed."""
-        return samples_of(self.told, name)
+        return samples_of(self.metrics_text, name)
 
     def sum(self, name: str) -> Decimal:
         return Decimal(sum(value for _, value in self.samples(name)))
@@ -98,14 +98,14 @@ def world(tmp_path_factory: pytest.TempPathFactory, redis_url: str) -> Iterator[
         _wait_for_scrape(server, gateway)
         _load_until_grown(gateway, parts, statuses)
         receipts = settled(gateway, redis_url)
-        told = httpx.get(f"{gateway.admin_url}/metrics").text
+        metrics_text = httpx.get(f"{gateway.admin_url}/metrics").text
         kill_a_busy_worker(gateway)
         _wait_for_scrape(server, gateway)
         # What a scrape that comes too late leaves out is missed by every query until the next one.
         until(lambda: _value_of(server, "min_over_time(up[5s])") == 1, "no five seconds of scrapes in time")
         now = time.time()
         until(lambda: _value_of(server, "min(timestamp(gkt:requests:rate5m))") > now, "no rule is evaluated")
-        yield World(gateway, server, receipts, told, statuses, loaded_at)
+        yield World(gateway, server, receipts, metrics_text, statuses, loaded_at)
 
 
 def _load_until_grown(gateway: GatewayProcess, parts: Iterator[int], statuses: dict[int, int]) -> None:
@@ -169,8 +169,8 @@ def test_the_money_in_the_metrics_is_that_of_the_receipts(world: World) -> None:
 def test_requests_and_tokens_in_the_metrics_are_those_of_the_receipts(world: World) -> None:
     for labels, value in world.samples("gkt_requests_total"):
         facts = ("tenant", "route", "mode", "status")
-        wanted = tuple(labels[fact] for fact in facts)
-        assert value == sum(tuple(getattr(one, fact) for fact in facts) == wanted for one in world.receipts)
+        labels_expected = tuple(labels[fact] for fact in facts)
+        assert value == sum(tuple(getattr(one, fact) for fact in facts) == labels_expected for one in world.receipts)
     assert world.sum("gkt_tokens_total") == sum(receipt.tokens for receipt in world.receipts)
 
 
@@ -180,9 +180,9 @@ def test_promtool_accepts_the_metrics(world: World) -> None:
 
 def test_per_worker_metrics_have_a_worker_label(world: World) -> None:
     for name, least in (("resident_memory_bytes", 20_000_000), ("open_fds", 5), ("cpu_seconds_total", 0.1)):
-        told = {labels["worker"]: value for labels, value in world.samples(f"gkt_process_{name}")}
-        assert set(told) == {"1", "2"}
-        assert min(told.values()) > least
+        metrics_text = {labels["worker"]: value for labels, value in world.samples(f"gkt_process_{name}")}
+        assert set(metrics_text) == {"1", "2"}
+        assert min(metrics_text.values()) > least
 
 
 def test_a_budget_has_the_same_value_in_each_worker(world: World) -> None:
@@ -254,11 +254,11 @@ def test_counters_of_alerts_exist_from_the_start() -> None:
     """Prometheus sees no increase when a series appears. The rule itself handles new series of tenants."""
     metrics = Metrics()
     init_engine_series(metrics, ["big"])
-    told = {family.name: family.samples for family in metrics.registry.collect()}
+    metrics_text = {family.name: family.samples for family in metrics.registry.collect()}
     grows = {name for rule in alerts() for name in re.findall(r"increase\((gkt_\w+)_total", rule["expr"])}
     assert grows > {"gkt_receipts_lost", "gkt_spool_failures"}
-    assert {name for name in grows if not told[name]} == {"gkt_intents_abandoned"}
-    assert [name for name in grows if any(sample.value for sample in told[name])] == []
+    assert {name for name in grows if not metrics_text[name]} == {"gkt_intents_abandoned"}
+    assert [name for name in grows if any(sample.value for sample in metrics_text[name])] == []
 
 
 def test_metrics_report_the_usage_worker(world: World) -> None:
@@ -273,7 +273,7 @@ def test_only_the_expected_alerts_become_pending(world: World) -> None:
     """One engine is gone, another fails half of its calls, and a process was killed. Alerts are pending at first."""
     for rate in ("sum(gkt:failures:rate5m)", 'sum(gkt:guidance_failed:rate5m{route="chat"})'):
         until(lambda rate=rate: _value_of(world.prometheus, rate) > 0, rate)
-    wanted = {"GktEngineDown", "GktErrorRateHigh", "GktGuidanceFallingBack", "GktRequestsAbandoned"}
+    labels_expected = {"GktEngineDown", "GktErrorRateHigh", "GktGuidanceFallingBack", "GktRequestsAbandoned"}
     unwanted = {
         "GktGatewayDown",
         "GktRedisDown",
@@ -290,7 +290,7 @@ def test_only_the_expected_alerts_become_pending(world: World) -> None:
 
     def as_it_is() -> bool:
         alerting[:] = [one["metric"]["alertname"] for one in world.prometheus.query("ALERTS")]
-        return wanted <= set(alerting) and not unwanted & set(alerting)
+        return labels_expected <= set(alerting) and not unwanted & set(alerting)
 
     # A machine that is busy for a second may be down for as long, and then what is pending says so.
     until(as_it_is, alerting)

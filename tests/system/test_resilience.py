@@ -200,13 +200,13 @@ def test_a_failing_student_is_retried_up_to_the_policys_limit(world: World) -> N
 
 
 @pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize(("code", "asked"), [(500, 3), (401, 1), (404, 1)])
-def test_the_next_student_is_called_after_the_first_failed(world: World, code: int, asked: int, stream: bool) -> None:
+@pytest.mark.parametrize(("code", "calls"), [(500, 3), (401, 1), (404, 1)])
+def test_the_next_student_is_called_after_the_first_failed(world: World, code: int, calls: int, stream: bool) -> None:
     """The gateway calls it at once if a retry would not help."""
     world.first.behave = answers(code)
     answer = world.ask("both", stream=stream)
     assert text_of(answer) == " there."
-    assert (len(world.first.requests), len(world.second.requests)) == (asked, 1)
+    assert (len(world.first.requests), len(world.second.requests)) == (calls, 1)
     assert world.receipt(answer)["student"]["model"] == "second"
 
 
@@ -306,11 +306,11 @@ def test_a_failed_teacher_is_retried_once(world: World, failure: Handler) -> Non
 
 def test_a_teacher_is_not_pressed(world: World) -> None:
     """An overloaded teacher is not retried, nor one that failed twice: the student answers without it."""
-    for failure, asked, reason in ((answers(429), 1, "teacher_overloaded"), (answers(500), 2, "teacher_failed")):
+    for failure, calls, reason in ((answers(429), 1, "teacher_overloaded"), (answers(500), 2, "teacher_failed")):
         world.teacher.requests.clear()
         world.teacher.behave = failure
         answer = world.ask("guided")
-        assert (answer.headers["x-gkt-unguided"], len(world.teacher.requests)) == (reason, asked)
+        assert (answer.headers["x-gkt-unguided"], len(world.teacher.requests)) == (reason, calls)
 
 
 def test_a_student_that_keeps_failing_is_left_alone_tried_and_taken_back(world: World) -> None:

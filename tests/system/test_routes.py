@@ -140,7 +140,7 @@ def test_callers_override_mode_and_length_if_allowed(client: OpenAI, engine: Fak
 
 
 @pytest.mark.parametrize(
-    ("name", "headers", "said"),
+    ("name", "headers", "expected_message"),
     [
         ("chat", {"x-gkt-mode": "student", "x-team": "blue"}, "'x-gkt-mode' may not be sent with model 'chat'"),
         ("free", {"x-gkt-mode": "s3cret"}, "'x-gkt-mode' may say guided or student or teacher with model 'free'"),
@@ -148,7 +148,7 @@ def test_callers_override_mode_and_length_if_allowed(client: OpenAI, engine: Fak
     ],
 )
 def test_a_forbidden_override_is_400_with_the_header(
-    gate: GatewayProcess, name: str, headers: dict[str, str], said: str
+    gate: GatewayProcess, name: str, headers: dict[str, str], expected_message: str
 ) -> None:
     answer = httpx.post(
         f"{gate.url}/v1/chat/completions",
@@ -157,5 +157,5 @@ def test_a_forbidden_override_is_400_with_the_header(
     )
     error = answer.json()["error"]
     assert (answer.status_code, error["param"] in headers) == (400, True)
-    assert error["message"].startswith(said)
+    assert error["message"].startswith(expected_message)
     assert "s3cret" not in answer.text

@@ -98,11 +98,11 @@ def test_the_slow_upstream_reads_a_request_that_comes_in_pieces_and_answers_json
     connection = UpstreamConnection(Clock())
     connection.connection_made(wire)
     body = json.dumps({"messages": []}).encode()
-    asked = b"POST /v1/chat/completions HTTP/1.1\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
-    connection.data_received(asked[:30])
-    connection.data_received(asked[30:-1])
+    raw_request = b"POST /v1/chat/completions HTTP/1.1\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
+    connection.data_received(raw_request[:30])
+    connection.data_received(raw_request[30:-1])
     assert wire.written == b""
-    connection.data_received(asked[-1:])
+    connection.data_received(raw_request[-1:])
     assert wire.written.startswith(b"HTTP/1.1 200 OK\r\n")
     assert json.loads(wire.written.partition(b"\r\n\r\n")[2])["choices"]
 

@@ -221,12 +221,12 @@ def test_above_the_soft_limit_the_student_answers_alone_with_a_header(redis_url:
 def test_shorter_guidance_is_half_as_long(redis_url: str, tmp_path: Path) -> None:
     budget = {"max_budget": 10, "soft_budget": 0.00001, "on_soft": "shorten"}
     with gateway(tmp_path, redis_url, {"acme": {"budget": budget}}, "shorten") as process:
-        asked = []
+        lines = []
         for _ in range(2):
             answer = ask(process, "chat")
             line = process.wait_for_log("request", id=answer.headers["x-request-id"])
-            asked.append((line["mode"], line["guidance"]["tokens"]))
-        assert asked == [("guided", 12), ("guided", 6)]
+            lines.append((line["mode"], line["guidance"]["tokens"]))
+        assert lines == [("guided", 12), ("guided", 6)]
 
 
 def test_a_keys_limits_precede_the_tenants_and_the_defaults(redis_url: str, tmp_path: Path) -> None:

@@ -172,12 +172,12 @@ def test_requests_without_possible_guidance_pass_through_to_the_student(
     world: World, reason: str, more: dict[str, Any]
 ) -> None:
     """The request reaches the student, and the student's choices and log-probabilities reach the caller."""
-    asked = {"prompt": few_shot(), **more}
-    reply = world.ask(**asked)
+    fields = {"prompt": few_shot(), **more}
+    reply = world.ask(**fields)
     assert (reply.headers["x-gkt-unguided"], reply.headers["x-gkt-mode"]) == (reason, "student")
     assert world.teacher.requests == []
-    assert world.student.requests == [{"model": "x", **asked}]
-    generated = httpx.post(f"{world.student.url}{TEXT_ROUTE}", json=asked).json()
+    assert world.student.requests == [{"model": "x", **fields}]
+    generated = httpx.post(f"{world.student.url}{TEXT_ROUTE}", json=fields).json()
     assert reply.json()["choices"] == generated["choices"]
     assert reply.json()["usage"] == {**generated["usage"], "total_tokens": sum(generated["usage"].values())}
     assert world.receipt(reply)["guidance"] is None
@@ -186,10 +186,10 @@ def test_requests_without_possible_guidance_pass_through_to_the_student(
 @pytest.mark.parametrize(("reason", "more"), [case for case in UNGUIDABLE if case[0] != "best_of"])
 def test_the_same_holds_for_streams(world: World, reason: str, more: dict[str, Any]) -> None:
     """Event by event, each choice keeps its index and none is lost."""
-    asked = {"prompt": few_shot(), **more}
-    streamed = world.stream(**asked)
+    fields = {"prompt": few_shot(), **more}
+    streamed = world.stream(**fields)
     assert streamed.headers["x-gkt-unguided"] == reason
-    generated = httpx.post(f"{world.student.url}{TEXT_ROUTE}", json=asked).json()["choices"]
+    generated = httpx.post(f"{world.student.url}{TEXT_ROUTE}", json=fields).json()["choices"]
     assert [streamed.text(choice["index"]) for choice in generated] == [choice["text"] for choice in generated]
     assert streamed.finishes == [choice["finish_reason"] for choice in generated]
     scored = [one["logprobs"]["tokens"] for one in streamed.choices if one["logprobs"]]
@@ -340,7 +340,7 @@ def test_another_student_continues_the_same_guidance(world: World, *, stream: bo
     assert (reply.text() if stream else reply.json()["choices"][0]["text"]) == ANSWER
     assert len(world.teacher.requests) == 1
     assert len(world.student.requests) > 1, "asked again"
-    assert {asked["prompt"] for asked in world.student.requests + world.spare.requests} == {prompt + KEPT}
+    assert {fields["prompt"] for fields in world.student.requests + world.spare.requests} == {prompt + KEPT}
     receipt = world.receipt(reply)
     assert receipt["student"]["model"] == "spare"
     assert len(receipt["attempts"]) == len(world.student.requests)

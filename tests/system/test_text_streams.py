@@ -113,11 +113,13 @@ def test_a_teacher_that_ends_by_itself_has_answered(world: World, route: str, pa
 
 
 @TEACHERS_ROUTES
-@pytest.mark.parametrize("told", [True, False])
-def test_a_teacher_that_fails_midway_has_short_guidance(world: World, route: str, path: str, *, told: bool) -> None:
+@pytest.mark.parametrize("with_error", [True, False])
+def test_a_teacher_that_fails_midway_has_short_guidance(
+    world: World, route: str, path: str, *, with_error: bool
+) -> None:
     """The sent words stay, the student continues them, and the receipt gives the reason for the short opening."""
     error = TGIS_ERROR if route == "few" else OPENAIS_ERROR
-    world.teacher.behave = writes(fails_after=3, **(error if told else {}))
+    world.teacher.behave = writes(fails_after=3, **(error if with_error else {}))
     prompt = few_shot()
     streamed = world.stream(route, prompt=prompt)
     assert streamed.text() == " Paris is" + REST

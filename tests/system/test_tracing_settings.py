@@ -51,7 +51,7 @@ def test_opentelemetrys_variables_set_endpoint_and_service(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("tracing", "told"),
+    ("tracing", "message"),
     [
         ("{headers: {authorization: Bearer s3cret}}", "must not be written in this file"),
         ("{headers: {'no name': 'env:KEY'}}", "must be the name of a header"),
@@ -66,8 +66,8 @@ def test_opentelemetrys_variables_set_endpoint_and_service(tmp_path: Path) -> No
         ("{endpint: 'http://otel'}", "endpoint"),
     ],
 )
-def test_a_slip_is_named_and_no_secret_is_repeated(tmp_path: Path, tracing: str, told: str) -> None:
+def test_a_slip_is_named_and_no_secret_is_repeated(tmp_path: Path, tracing: str, message: str) -> None:
     settings, issues = settings_of(tmp_path, tracing, KEY="k", CONTROL="a\x01b")
     assert settings is None
-    assert any(told in one for one in issues), issues
+    assert any(message in one for one in issues), issues
     assert "s3cret" not in str(issues)

@@ -191,15 +191,15 @@ def test_echo_in_a_chat_does_not_lift_the_token_limit(world: World, stream: bool
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(
-    ("path", "asked"),
+    ("path", "request_fields"),
     [("/v1/chat/completions", ASKED), ("/v1/completions", {"model": "chat", "prompt": "Why?"})],
 )
 @pytest.mark.parametrize(
     ("fields", "param"), [({"n_cmpl": 64}, "n_cmpl"), ({"extra_body": {"n": 64}}, "extra_body.n"), ({"N": 64}, "N")]
 )
 def test_no_engine_is_sent_a_number_of_answers_that_was_not_reserved(
-    world: World, path: str, asked: dict[str, Any], fields: dict[str, Any], param: str, stream: bool
+    world: World, path: str, request_fields: dict[str, Any], fields: dict[str, Any], param: str, stream: bool
 ) -> None:
-    answer = world.callers["initech"].post(path, json=asked | fields | {"stream": stream})
+    answer = world.callers["initech"].post(path, json=request_fields | fields | {"stream": stream})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
     assert world.engine.answers == 0

@@ -279,12 +279,12 @@ def test_the_pages_commands_run(gateway: GatewayProcess, receipts: dict[str, dic
 
 
 def in_shell(gateway: GatewayProcess, script: str, folder: Path) -> str:
-    for said, meant in (
+    for placeholder, meant in (
         ("http://127.0.0.1:8080", gateway.url),
         ("http://127.0.0.1:8081", gateway.admin_url),
         ("gk-demo", KEY),
     ):
-        script = script.replace(said, meant)
+        script = script.replace(placeholder, meant)
     environ = {**os.environ, "GKT_ADMIN_KEY": ADMIN_KEY}
     done = subprocess.run(
         ["bash", "-euc", script], cwd=folder, env=environ, capture_output=True, text=True, timeout=LIMIT_S, check=False

@@ -193,7 +193,7 @@ class World:
             return False
         return not any([await self._oldest(name) for name in await self._outboxes()])
 
-    async def accounted(self, limit_s: float = 180.0, lost: Callable[[], int] = int, **said: Any) -> None:
+    async def accounted(self, limit_s: float = 180.0, lost: Callable[[], int] = int, **facts_of_test: Any) -> None:
         """Assert that answered requests, receipts in SQL and requests in the sums are equal, except for lost ones.
 
         Args:
@@ -221,7 +221,7 @@ class World:
             "twice": len(found) - len(ids),
             "in the sums": requests,
         }
-        print(", ".join(f"{name} {value}" for name, value in {**facts, **said}.items()))
+        print(", ".join(f"{name} {value}" for name, value in {**facts, **facts_of_test}.items()))
         assert len(found) == len(ids) == requests
         assert len(missing) == lost()
         assert len(self.answered) == len(set(self.answered))

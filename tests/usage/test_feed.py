@@ -121,14 +121,14 @@ async def test_entries_that_were_all_trimmed_before_they_were_acknowledged_are_c
 async def test_a_group_that_is_gone_is_made_again_and_reads_from_the_beginning(outboxes: Outboxes) -> None:
     """This holds if the worker reads the backlog first, which creates a group, too."""
     ann, bob = outboxes.feed(), outboxes.feed("worker-2")
-    await outboxes.settle(*(told := receipts(3)))
+    await outboxes.settle(*(settled := receipts(3)))
     assert len((await ann.read_new(10)).entries) == 3
     for look_first in (False, True):
         await outboxes.redis.xgroup_destroy(outboxes.keys.outbox("acme"), GROUP)
         if look_first:
             assert (await bob.backlog()).waiting == 3
         found = await ann.read_new(10, all_outboxes=True)
-        assert [one.raw for one in found.entries] == [one.to_json() for one in told]
+        assert [one.raw for one in found.entries] == [one.to_json() for one in settled]
         assert (await ann.claim(["acme"], 0, 10)).trimmed == 0
     await ann.acknowledge(found.entries)
     assert await outboxes.lengths() == {"acme": 0}

@@ -50,7 +50,7 @@ class Fleet:
     def process(self, prices: dict[str, Decimal] = PRICES) -> Uptime:
         return Uptime(self.client, self.keys, prices, self.clock, retry_s=0.01)
 
-    async def look(self, day: int = DAY) -> dict[str, EngineUptime]:
+    async def read(self, day: int = DAY) -> dict[str, EngineUptime]:
         """Return the uptime that the usage worker reads."""
         found = await minutes_in_redis(self.redis, self.keys.ledger(), [day])
         return {one.engine: EngineUptime(usd(one.hourly_pico), *map(_minutes, (one.up, one.seen))) for one in found}
@@ -80,7 +80,7 @@ async def test_a_minute_is_up_if_any_probe_succeeded(fleet: Fleet) -> None:
     fleet.bob.record("small", up=False)
     for one in (fleet.ann, fleet.bob):
         await one.flush()
-    assert await fleet.look() == {"small": EngineUptime(Decimal("1.20"), up_minutes=3, seen_minutes=4)}
+    assert await fleet.read() == {"small": EngineUptime(Decimal("1.20"), up_minutes=3, seen_minutes=4)}
 
 
 async def test_each_day_has_its_own_minutes_and_price(fleet: Fleet) -> None:
@@ -93,14 +93,14 @@ async def test_each_day_has_its_own_minutes_and_price(fleet: Fleet) -> None:
     fleet.clock.now += 60
     later.record("small", up=True)
     await later.flush()
-    found = [await fleet.look(day) for day in (DAY - DAY_S, DAY, DAY + DAY_S)]
+    found = [await fleet.read(day) for day in (DAY - DAY_S, DAY, DAY + DAY_S)]
     assert found == [{}, {"small": EngineUptime(Decimal("1.20"), 1, 1)}, {"small": EngineUptime(Decimal(3), 2, 2)}]
 
 
 async def test_an_engine_that_is_paid_by_the_token_is_not_written_down(fleet: Fleet) -> None:
     fleet.ann.record("hosted", up=True)
     await fleet.ann.flush()
-    assert await fleet.look() == {}
+    assert await fleet.read() == {}
     assert await fleet.redis.keys(f"*{fleet.keys.prefix}*") == []
 
 
@@ -115,7 +115,7 @@ async def test_a_day_takes_a_few_hundred_bytes_and_expires(fleet: Fleet) -> None
     assert [await fleet.redis.strlen(name) for name in bitmaps] == [180, 180]
     assert len(names) == 3
     assert {await fleet.redis.expiretime(name) for name in names} == {DAY + 9 * DAY_S}
-    assert await fleet.look() == {"small": EngineUptime(Decimal("1.20"), 1_440, 1_440)}
+    assert await fleet.read() == {"small": EngineUptime(Decimal("1.20"), 1_440, 1_440)}
 
 
 async def test_unsent_minutes_are_written_after_an_outage(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,10 +124,10 @@ async def test_unsent_minutes_are_written_after_an_outage(fleet: Fleet, monkeypa
     failing = [RedisGone("away")]
     tell = fleet.ann._put
 
-    def put(*told: object) -> None:
+    def put(*arguments: object) -> None:
         if failing:
             raise failing.pop()
-        tell(*told)  # type: ignore[arg-type]
+        tell(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(fleet.ann, "_put", put)
     fleet.ann.record("small", up=True)
@@ -140,7 +140,7 @@ async def test_unsent_minutes_are_written_after_an_outage(fleet: Fleet, monkeypa
                 await asyncio.sleep(0.01)
             fleet.clock.now += 60
             fleet.ann.record("small", up=True)
-            while await fleet.look() != {"small": EngineUptime(Decimal("1.20"), 2, 2)}:
+            while await fleet.read() != {"small": EngineUptime(Decimal("1.20"), 2, 2)}:
                 await asyncio.sleep(0.01)
     finally:
         await tasks.close()

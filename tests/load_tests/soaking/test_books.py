@@ -27,13 +27,13 @@ def new_id() -> str:
     return f"req_{secrets.token_hex(12)}"
 
 
-def receipt(request_id: str, *, usd: str = "0.1", key: str = "main", status: str = "ok", beside: str = "") -> Receipt:
-    changed = {"id": request_id + beside, "key": key, "status": status, "cost_usd": Decimal(usd)}
-    return msgspec.structs.replace(closed(guided()), **changed, shadow_of=request_id if beside else None)
+def receipt(request_id: str, *, usd: str = "0.1", key: str = "main", status: str = "ok", suffix: str = "") -> Receipt:
+    changed = {"id": request_id + suffix, "key": key, "status": status, "cost_usd": Decimal(usd)}
+    return msgspec.structs.replace(closed(guided()), **changed, shadow_of=request_id if suffix else None)
 
 
 def report(guidance_id: str) -> Receipt:
-    return msgspec.structs.replace(receipt(guidance_id, usd="0", beside="-edge"), shadow_of=None, edge_of=guidance_id)
+    return msgspec.structs.replace(receipt(guidance_id, usd="0", suffix="-edge"), shadow_of=None, edge_of=guidance_id)
 
 
 def answered(kind: Kind, status: int = 200, code: str | None = None) -> RequestResult:
@@ -90,7 +90,7 @@ def test_a_receipt_belongs_to_a_reply_a_disconnect_or_a_shadow() -> None:
     found = stored(
         tally,
         receipt(one.request_id),
-        receipt(one.request_id, beside="-shadow"),
+        receipt(one.request_id, suffix="-shadow"),
         receipt(new_id(), key="leaver", status="client_gone"),
         receipt(new_id(), key="hasty", status="client_gone"),
     )
@@ -129,7 +129,7 @@ def test_missing_duplicate_and_unexpected_receipts_are_counted() -> None:
         receipt(kept.request_id, status="abandoned"),
         receipt(refused.request_id),
         receipt(new_id()),
-        receipt(new_id(), beside="-shadow"),
+        receipt(new_id(), suffix="-shadow"),
     )
     assert (found.twice, found.needless, found.strangers, found.abandoned) == (1, 1, 2, 1)
     assert len(tally.kept - found.found) == 1

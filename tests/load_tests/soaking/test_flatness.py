@@ -30,19 +30,19 @@ def samples(rise: float, *, noise: float = 0.0, jump: float = 0.0, count: int = 
 
 
 def test_a_process_that_only_warms_up_is_flat() -> None:
-    said = trend(BYTES, "one", samples(0, noise=1e6), WARM_UP_S)
-    assert said.holds
-    assert said.judged_s == pytest.approx(900, abs=20)
-    assert said.first == pytest.approx(200e6, rel=0.01)
+    verdict = trend(BYTES, "one", samples(0, noise=1e6), WARM_UP_S)
+    assert verdict.holds
+    assert verdict.judged_s == pytest.approx(900, abs=20)
+    assert verdict.first == pytest.approx(200e6, rel=0.01)
 
 
 def test_a_leak_is_detected_despite_noise_and_jumps() -> None:
     """20 MB in a quarter of an hour, where 13 are allowed: 22 kB a second."""
-    said = trend(BYTES, "one", samples(20e6, noise=2e6, jump=40e6), WARM_UP_S)
-    assert not said.holds
-    assert said.allowed == pytest.approx(13e6, rel=0.02)
-    assert said.rise == pytest.approx(20e6, rel=0.15)
-    assert said.allowed < said.least_rise < said.rise
+    verdict = trend(BYTES, "one", samples(20e6, noise=2e6, jump=40e6), WARM_UP_S)
+    assert not verdict.holds
+    assert verdict.allowed == pytest.approx(13e6, rel=0.02)
+    assert verdict.rise == pytest.approx(20e6, rel=0.15)
+    assert verdict.allowed < verdict.least_rise < verdict.rise
 
 
 def test_temporary_jumps_are_no_leak() -> None:
@@ -55,9 +55,9 @@ def test_temporary_jumps_are_no_leak() -> None:
 def test_an_insignificant_rise_is_no_leak() -> None:
     """It comes to more than is allowed, and could as well be half of it."""
     found = samples(15e6, noise=30e6, count=40)
-    said = trend(BYTES, "one", found, WARM_UP_S)
-    assert said.rise > said.allowed > said.least_rise
-    assert said.holds
+    verdict = trend(BYTES, "one", found, WARM_UP_S)
+    assert verdict.rise > verdict.allowed > verdict.least_rise
+    assert verdict.holds
 
 
 def test_a_falling_measure_is_flat() -> None:
@@ -68,8 +68,8 @@ def test_too_few_samples_have_no_verdict() -> None:
     steep = [(float(at), 1e9 * at) for at in range(20)]
     assert trend(BYTES, "one", steep[:FEWEST_BLOCKS], 0).judged_s > 0
     for few in (steep[: FEWEST_BLOCKS - 1], steep[:1], []):
-        said = trend(BYTES, "one", few, 0)
-        assert (said.judged_s, said.holds) == (0, True)
+        verdict = trend(BYTES, "one", few, 0)
+        assert (verdict.judged_s, verdict.holds) == (0, True)
 
 
 def test_a_measure_is_not_judged_before_it_settles() -> None:
@@ -83,6 +83,6 @@ def test_a_measure_is_not_judged_before_it_settles() -> None:
 def test_hours_of_samples_are_judged_by_their_blocks() -> None:
     """All pairs of all samples would be too many."""
     leaks = [(float(at), 200e6 + 1e3 * at) for at in range(43_200)]
-    said = trend(BYTES, "one", leaks, 10_800)
-    assert not said.holds
-    assert said.rise == pytest.approx(32.4e6, rel=2 / MOST_BLOCKS)
+    verdict = trend(BYTES, "one", leaks, 10_800)
+    assert not verdict.holds
+    assert verdict.rise == pytest.approx(32.4e6, rel=2 / MOST_BLOCKS)

@@ -50,17 +50,17 @@ AUTO = AutoDeadline(min_s=0.5, max_s=10.0)
 def test_auto_waits_for_the_maximum_until_the_teacher_is_measured() -> None:
     clock = Clock()
     deadlines = GuidanceDeadlines(GuidanceTimes(clock), clock)
-    asked = guidance(auto=AUTO)
-    assert deadlines.deadline_s(asked) == 10.0
+    settings = guidance(auto=AUTO)
+    assert deadlines.deadline_s(settings) == 10.0
     for _ in range(WINDOW):
-        deadlines.arrived("chat", asked, 2.0, 2.0)
-    assert deadlines.deadline_s(asked) == 2.5
+        deadlines.arrived("chat", settings, 2.0, 2.0)
+    assert deadlines.deadline_s(settings) == 2.5
     for _ in range(WINDOW):
-        deadlines.arrived("chat", asked, 0.01, 0.01)
-    assert deadlines.deadline_s(asked) == 0.5
+        deadlines.arrived("chat", settings, 0.01, 0.01)
+    assert deadlines.deadline_s(settings) == 0.5
     for _ in range(WINDOW):
-        deadlines.arrived("chat", asked, 60.0, 60.0)
-    assert deadlines.deadline_s(asked) == 10.0
+        deadlines.arrived("chat", settings, 60.0, 60.0)
+    assert deadlines.deadline_s(settings) == 10.0
     assert deadlines.deadline_s(guidance(3.0)) == 3.0
 
 
@@ -68,36 +68,38 @@ def test_auto_rises_until_a_slow_teacher_that_does_not_stream_is_in_time() -> No
     """A teacher that takes 4 s and was fast before: the deadline doubles at each miss."""
     clock = Clock()
     deadlines = GuidanceDeadlines(GuidanceTimes(clock), clock)
-    asked = guidance(auto=AUTO)
+    settings = guidance(auto=AUTO)
     for _ in range(WINDOW):
-        deadlines.arrived("chat", asked, 0.4, 0.4)
+        deadlines.arrived("chat", settings, 0.4, 0.4)
     missed = 0
     for _ in range(WINDOW):
-        deadline_s = deadlines.deadline_s(asked)
+        deadline_s = deadlines.deadline_s(settings)
         if deadline_s >= 4.0:
             break
-        deadlines.missed("chat", asked, deadline_s, deadline_s, 0, called_s=deadline_s)
+        deadlines.missed("chat", settings, deadline_s, deadline_s, 0, called_s=deadline_s)
         missed += 1
-    assert deadlines.deadline_s(asked) >= 4.0
+    assert deadlines.deadline_s(settings) >= 4.0
     assert missed < WINDOW / 4
 
 
 def test_partial_streams_of_late_teachers_are_measurements() -> None:
     clock = Clock()
     deadlines = GuidanceDeadlines(GuidanceTimes(clock), clock)
-    asked = guidance(2.0)
-    hints = [deadlines.missed("chat", asked, 2.0, 2.0, asked.requested_tokens // 2, called_s=2.0) for _ in range(3)]
+    settings = guidance(2.0)
+    hints = [
+        deadlines.missed("chat", settings, 2.0, 2.0, settings.requested_tokens // 2, called_s=2.0) for _ in range(3)
+    ]
     assert hints == [None, None, "guidance.deadline=5s"]
 
 
 def test_a_route_with_frequent_late_guidance_is_logged_once_and_has_a_warning() -> None:
     clock = Clock()
     deadlines = GuidanceDeadlines(GuidanceTimes(clock), clock)
-    asked = guidance(2.0)
+    settings = guidance(2.0)
     with capture_logs() as lines:
         for _ in range(6):
-            deadlines.missed("chat", asked, 2.0, 2.0, 0, called_s=2.0)
-        deadlines.arrived("other", asked, 1.0, 1.0)
+            deadlines.missed("chat", settings, 2.0, 2.0, 0, called_s=2.0)
+        deadlines.arrived("other", settings, 1.0, 1.0)
     assert [line["event"] for line in lines] == ["guidance_often_late"]
     assert (lines[0]["tenant"], lines[0]["route"], lines[0]["set"]) == ("acme", "chat", "guidance.deadline=5s")
     (warning,) = deadlines.warnings("big")
@@ -108,7 +110,7 @@ def test_a_route_with_frequent_late_guidance_is_logged_once_and_has_a_warning() 
     assert deadlines.warnings("another") == []
     with capture_logs() as lines:
         for _ in range(RECENT):
-            deadlines.arrived("chat", asked, 1.0, 1.0)
+            deadlines.arrived("chat", settings, 1.0, 1.0)
     assert [line["event"] for line in lines] == ["guidance_in_time_again"]
     assert deadlines.warnings("big") == []
 
@@ -132,10 +134,10 @@ def test_with_auto_the_hint_names_the_bound() -> None:
 def test_with_auto_the_hint_names_the_lower_bound_where_the_upper_one_did_not_hold() -> None:
     clock = Clock()
     deadlines = GuidanceDeadlines(GuidanceTimes(clock), clock)
-    asked = guidance(auto=AUTO)
-    hints = [deadlines.missed("chat", asked, 1.0, 1.0, 0, called_s=1.0) for _ in range(3)]
+    settings = guidance(auto=AUTO)
+    hints = [deadlines.missed("chat", settings, 1.0, 1.0, 0, called_s=1.0) for _ in range(3)]
     assert hints[-1] == "guidance.auto_deadline.min=2.5s"
-    hint = deadlines.missed("chat", asked, 9.0, 9.0, 0, called_s=None)
+    hint = deadlines.missed("chat", settings, 9.0, 9.0, 0, called_s=None)
     assert hint == "guidance.auto_deadline.max=12s", "95 % of the times need more than the upper bound"
 
 
