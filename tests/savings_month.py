@@ -19,13 +19,13 @@ import msgspec
 
 from gateway.accounting.receipt import Receipt
 from gateway.accounting.savings import with_savings
-from tests.accounting.drafts import builder, call, closed, guided, plan
+from tests.accounting.receipt_builders import builder, call, closed, guided, plan
 
 SINCE = int(datetime(2025, 11, 1, tzinfo=UTC).timestamp())
 UNTIL = int(datetime(2025, 12, 1, tzinfo=UTC).timestamp())
 
 
-class Told(NamedTuple):
+class ShownSavings(NamedTuple):
     """The values that each place must show of a tenant. Money is in millionths of a dollar."""
 
     requests: int
@@ -42,19 +42,19 @@ class Told(NamedTuple):
 MONTH = {
     # Saved: G 1490, S 750, and S 750 behind a probe. Nothing: tools, the teacher's own answer, a caller that left.
     # Cost: 710 + 50 + 70.5 + 50 + 800 + 710. Baseline: 2200 + 800 + 800 + 800 + 800 + 2200. Error: 1000 + 100 + 100.
-    "acme": Told(6, "2390.5", "20.5", "7600", "2990", "1200", "0.002990", "good"),
+    "acme": ShownSavings(6, "2390.5", "20.5", "7600", "2990", "1200", "0.002990", "good"),
     # The teacher was down: three times S, of which two by teacher_unreachable and one by queue_full.
-    "dusk": Told(3, "150", "0", "2400", "0", "0", "0.000000", "", teacher_away=3),
+    "dusk": ShownSavings(3, "150", "0", "2400", "0", "0", "0.000000", "", teacher_away=3),
     # It was late, and is paid: big 200 + 400, small 20 + 5. The answer alone: 200 + 100. A loss: 300 - 625.
-    "tardy": Told(1, "625", "0", "300", "-325", "100", "-0.000325", "bad", teacher_away=1),
+    "tardy": ShownSavings(1, "625", "0", "300", "-325", "100", "-0.000325", "bad", teacher_away=1),
     # Served: G and S. Beside G the sampler ran big, 40 x 2 + 60 x 1 + 100 x 10 = 1140, and small, 50; beside S a shadow
     # ran G, 710. The sampler measured 100 x 2 + 100 x 10 = 1200 in the place of 2200, without an error.
     # Saved: 1490 - 1000 + 750. Cost: 710 + 50 + 1140 + 50 + 710. Error: 1000 - 1000 + 100.
-    "lab": Told(5, "2660", "1900", "3000", "1240", "100", "0.001240", "good"),
+    "lab": ShownSavings(5, "2660", "1900", "3000", "1240", "100", "0.001240", "good"),
     # G with a baseline of 1410 that may be off by 2500.
-    "haze": Told(1, "710", "0", "1410", "700", "2500", "about 0", ""),
+    "haze": ShownSavings(1, "710", "0", "1410", "700", "2500", "about 0", ""),
 }
-TOTAL = Told(16, "6535.5", "1920.5", "14710", "4605", "3900", "0.004605", "good", teacher_away=4)
+TOTAL = ShownSavings(16, "6535.5", "1920.5", "14710", "4605", "3900", "0.004605", "good", teacher_away=4)
 
 CLASSES = {
     "acme-0": ("guided", "1490"),

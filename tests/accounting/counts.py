@@ -11,7 +11,7 @@ import msgspec
 from gateway.accounting.redis_ledger import RedisLedger, Settlement
 from gateway.accounting.scopes import Scope
 from gateway.redis.keys import RedisKeys
-from tests.accounting.drafts import candidate, closed, guided, intent
+from tests.accounting.receipt_builders import candidate, closed, guided, intent
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis

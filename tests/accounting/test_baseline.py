@@ -22,7 +22,7 @@ from gateway.guidance.projection import teacher_messages
 from gateway.policy.projections import PRIMED, PROJECTIONS
 from gateway.usage.counters import pico
 from gateway.usage.rollup import SumRow
-from tests.accounting.drafts import ENCODINGS, MESSAGES, PRICES, builder, call, closed, guided, intent, plan
+from tests.accounting.receipt_builders import ENCODINGS, MESSAGES, PRICES, builder, call, closed, guided, intent, plan
 from tests.accounting.test_bounds import TEXTS, bundled
 
 if TYPE_CHECKING:

@@ -23,8 +23,8 @@ from gateway.policy.schema import Route, TenantPolicy
 from gateway.redis.client import RedisClient
 from gateway.telemetry.budget_gauges import BudgetFigures
 from gateway.telemetry.metrics import Metrics
-from tests.accounting.drafts import candidate, intent
-from tests.accounting.purse import Purse, budget
+from tests.accounting.budget_fixture import BudgetFixture, budget
+from tests.accounting.receipt_builders import candidate, intent
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -69,45 +69,54 @@ def shown(metrics: Metrics, name: str) -> dict[str, float]:
 
 
 @pytest_asyncio.fixture
-async def purse(redis_url: str) -> AsyncIterator[Purse]:
+async def budgets_fixture(redis_url: str) -> AsyncIterator[BudgetFixture]:
     async with Redis.from_url(redis_url) as redis:
-        yield Purse(redis)
+        yield BudgetFixture(redis)
 
 
-async def test_limit_spent_and_left_are_those_of_redis(purse: Purse, redis_url: str) -> None:
+async def test_limit_spent_and_left_are_those_of_redis(budgets_fixture: BudgetFixture, redis_url: str) -> None:
     """The remainder excludes reservations and includes a raise."""
-    metrics, budgets = Metrics(), Budgets(purse.redis, purse.keys)
+    metrics, budgets = Metrics(), Budgets(budgets_fixture.redis, budgets_fixture.keys)
     monitor = watch(redis_url, budgets, ACME, GLOBEX, metrics=metrics)
     assert await monitor.read_budgets() == {"acme": BudgetFigures(2.0, 0.0, 2.0)}
-    await purse.ask("0.5", OWN)
-    await purse.settle(purse.last, "0.25")
-    await purse.ask("0.75", OWN)
+    await budgets_fixture.ask("0.5", OWN)
+    await budgets_fixture.settle(budgets_fixture.last, "0.25")
+    await budgets_fixture.ask("0.75", OWN)
     assert await monitor.read_budgets() == {"acme": BudgetFigures(2.0, 0.25, 1.0)}
-    (seconds, _) = await purse.redis.time()
+    (seconds, _) = await budgets_fixture.redis.time()
     await budgets.put_raise(Account("acme", OWN), Raise(Decimal(3), seconds + 60))
     assert await monitor.read_budgets() == {"acme": BudgetFigures(5.0, 0.25, 4.0)}
 
 
-async def test_the_defaults_of_config_yaml_are_budgets_too(purse: Purse, redis_url: str) -> None:
+async def test_the_defaults_of_config_yaml_are_budgets_too(budgets_fixture: BudgetFixture, redis_url: str) -> None:
     defaults = Defaults(budget=BudgetRule(max_budget=Decimal(7)))
-    monitor = watch(redis_url, Budgets(purse.redis, purse.keys), ACME, GLOBEX, metrics=Metrics(), defaults=defaults)
+    monitor = watch(
+        redis_url,
+        Budgets(budgets_fixture.redis, budgets_fixture.keys),
+        ACME,
+        GLOBEX,
+        metrics=Metrics(),
+        defaults=defaults,
+    )
     assert {tenant: one.limit_usd for tenant, one in (await monitor.read_budgets()).items()} == {
         "acme": 2.0,
         "globex": 7.0,
     }
 
 
-async def test_tenants_above_the_limit_of_series_are_not_read(purse: Purse, redis_url: str) -> None:
+async def test_tenants_above_the_limit_of_series_are_not_read(budgets_fixture: BudgetFixture, redis_url: str) -> None:
     many = [TenantPolicy(tenant=f"t{n}", routes=ROUTES, budget=BudgetRule(max_budget=Decimal(1))) for n in range(250)]
-    monitor = watch(redis_url, Budgets(purse.redis, purse.keys), *many, metrics=Metrics(max_tenants=210))
+    monitor = watch(
+        redis_url, Budgets(budgets_fixture.redis, budgets_fixture.keys), *many, metrics=Metrics(max_tenants=210)
+    )
     assert set(await monitor.read_budgets()) == {f"t{n}" for n in range(210)}
 
 
 async def test_series_exist_only_while_redis_answers(
-    purse: Purse, redis_url: str, monkeypatch: pytest.MonkeyPatch
+    budgets_fixture: BudgetFixture, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gateway.accounting.budget_watch._INTERVAL_S", 0.01)
-    metrics, budgets = Metrics(), Budgets(purse.redis, purse.keys)
+    metrics, budgets = Metrics(), Budgets(budgets_fixture.redis, budgets_fixture.keys)
     running = asyncio.get_running_loop().create_task(watch(redis_url, budgets, ACME, metrics=metrics).run())
     while shown(metrics, "left") != {"acme": 2.0}:
         await asyncio.sleep(0.01)
@@ -124,13 +133,15 @@ async def test_series_exist_only_while_redis_answers(
         await running
 
 
-async def test_local_limits_learn_the_remainders_of_budgets(purse: Purse, redis_url: str) -> None:
+async def test_local_limits_learn_the_remainders_of_budgets(budgets_fixture: BudgetFixture, redis_url: str) -> None:
     """Local limits learn the budgets of every tenant, and of the keys that this process used."""
     local, now_s = LocalLimits(lambda: 1, lambda: 0.0), asyncio.get_running_loop().time()
     used, other = budget("4", name="key:used"), budget("4", name="key:other")
     local.learn("acme", used, 0, now_s)
-    monitor = watch(redis_url, Budgets(purse.redis, purse.keys), ACME, metrics=Metrics(), local=local)
-    await purse.ask("1", OWN, used)
+    monitor = watch(
+        redis_url, Budgets(budgets_fixture.redis, budgets_fixture.keys), ACME, metrics=Metrics(), local=local
+    )
+    await budgets_fixture.ask("1", OWN, used)
     await monitor.read_budgets()
     await monitor.refresh()
 

@@ -16,7 +16,7 @@ from gateway.accounting.receipt import Receipt
 from gateway.config.models import ENCODINGS as ENCODINGS_ALLOWED
 from gateway.engines.base import TokenUsage
 from gateway.pricing import Price
-from tests.accounting.drafts import ENCODINGS, MESSAGES, PRICES, builder, call, closed, guided, plan
+from tests.accounting.receipt_builders import ENCODINGS, MESSAGES, PRICES, builder, call, closed, guided, plan
 
 if TYPE_CHECKING:
     from gateway.accounting.calls import EngineCall

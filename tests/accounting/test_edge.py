@@ -20,7 +20,7 @@ from gateway.policy.schema import TenantPolicy
 from gateway.pricing import cost_usd
 from gateway.protocol.edge import EdgeUsage, OfflineUsage
 from gateway.usage.rollup import SumRow, dims_of
-from tests.accounting.drafts import PRICES, builder, call, chat, closed, guided, plan
+from tests.accounting.receipt_builders import PRICES, builder, call, chat, closed, guided, plan
 
 GIVEN = structs.replace(plan(), mode="guidance", students=())
 TERMS = CloseTerms(1_700_000_600, 60)

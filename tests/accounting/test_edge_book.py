@@ -16,7 +16,7 @@ from gateway.accounting.edge_book import EdgeBook
 from gateway.accounting.receipt import Receipt
 from gateway.accounting.redis_ledger import RedisLedger, Settlement
 from gateway.redis.keys import RedisKeys
-from tests.accounting.drafts import PRICES
+from tests.accounting.receipt_builders import PRICES
 from tests.accounting.test_edge import USAGE, given
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from gateway.accounting.worst_case import worst_case
 from gateway.policy.plan import RetryPlan, StudentPlan
 from gateway.policy.projections import CUTOFF, PRIMED, Exemplar, SkipRule
 from gateway.protocol.text import parse_text_completion
-from tests.accounting.drafts import PRICES, builder, chat, plan
+from tests.accounting.receipt_builders import PRICES, builder, chat, plan
 
 if TYPE_CHECKING:
     from gateway.accounting.draft import ReceiptBuilder

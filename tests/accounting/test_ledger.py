@@ -23,7 +23,7 @@ from gateway.accounting.worst_case import worst_case
 from gateway.engines.base import TokenUsage
 from gateway.runtime.tasks import BackgroundTasks
 from gateway.telemetry.metrics import Metrics
-from tests.accounting.drafts import ENCODINGS, PRICES, builder, call, chat, closed, guided, plan
+from tests.accounting.receipt_builders import ENCODINGS, PRICES, builder, call, chat, closed, guided, plan
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 from gateway.accounting.intent import abandoned
 from gateway.accounting.redis_ledger import Settlement
 from tests.accounting.counts import LEASE_S, Counted, key, tenant
-from tests.accounting.drafts import candidate, intent
+from tests.accounting.receipt_builders import candidate, intent
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -11,8 +11,8 @@ import pytest
 from gateway.accounting.local_limits import FRESH_S, LocalLimits
 from gateway.accounting.redis_ledger import AdmissionRequest, Variant
 from gateway.accounting.scopes import Scope
-from tests.accounting.drafts import intent
-from tests.accounting.purse import budget
+from tests.accounting.budget_fixture import budget
+from tests.accounting.receipt_builders import intent
 
 if TYPE_CHECKING:
     from gateway.accounting.verdict import AdmissionVerdict
@@ -30,7 +30,7 @@ def asks(usd: str, *scopes: Scope, tokens: int = 0, more: dict[int, str] | None 
     return AdmissionRequest(scopes, (Variant(1, first), *others))
 
 
-class Alone:
+class DetachedProcess:
     """One process without Redis."""
 
     def __init__(self, fleet: int = 1, joined_s: float = 0.0) -> None:
@@ -56,7 +56,7 @@ class Alone:
 def test_a_fleet_may_use_half_of_the_remainder(fleet: int, admitted: int) -> None:
     """Ten requests would fit. All processes together admit at most five, each at its largest cost."""
     scope = budget("20")
-    one = Alone(fleet)
+    one = DetachedProcess(fleet)
     one.limits.learn("acme", scope, 10 * DOLLAR, one.now_s)
     assert [one.admits(asks("1", scope)) for _ in range(10)] == [True] * admitted + [False] * (10 - admitted)
 
@@ -64,14 +64,14 @@ def test_a_fleet_may_use_half_of_the_remainder(fleet: int, admitted: int) -> Non
 @pytest.mark.parametrize(("joined_ago_s", "admitted"), [(2.9, False), (3.0, True)])
 def test_a_process_that_the_others_may_not_know_yet_spends_nothing(joined_ago_s: float, admitted: bool) -> None:
     scope = budget("20")
-    one = Alone(fleet=3, joined_s=1000.0 - joined_ago_s)
+    one = DetachedProcess(fleet=3, joined_s=1000.0 - joined_ago_s)
     one.limits.learn("acme", scope, 10 * DOLLAR, one.now_s)
     assert one.admits(asks("1", scope)) is admitted
 
 
 def test_the_cost_of_a_request_replaces_its_reservation() -> None:
     scope = budget("20")
-    one = Alone()
+    one = DetachedProcess()
     one.limits.learn("acme", scope, 4 * DOLLAR, one.now_s)
     first = asks("2", scope)
     assert one.admits(first)
@@ -84,17 +84,17 @@ def test_the_cost_of_a_request_replaces_its_reservation() -> None:
 
 def test_an_unknown_or_old_remainder_admits_only_free_requests() -> None:
     scope = budget("20")
-    one = Alone()
+    one = DetachedProcess()
     assert not one.admits(asks("0.000001", scope))
     assert one.admits(asks("0", scope))
-    old = Alone()
+    old = DetachedProcess()
     old.limits.learn("acme", scope, 10 * DOLLAR, old.now_s - FRESH_S - 1)
     assert not old.admits(asks("1", scope))
 
 
 def test_a_remainder_does_not_age_while_redis_is_away() -> None:
     scope = budget("20")
-    one = Alone()
+    one = DetachedProcess()
     one.limits.learn("acme", scope, 10 * DOLLAR, one.now_s)
     assert one.admits(asks("1", scope))
     one.now_s += 10 * FRESH_S
@@ -103,7 +103,7 @@ def test_a_remainder_does_not_age_while_redis_is_away() -> None:
 
 def test_the_tenants_and_the_keys_budget_both_need_room() -> None:
     tenant, key = budget("20"), budget("5", name="key:only")
-    one = Alone()
+    one = DetachedProcess()
     one.limits.learn("acme", tenant, 20 * DOLLAR, one.now_s)
     one.limits.learn("acme", key, 2 * DOLLAR, one.now_s)
     assert one.admits(asks("1", tenant, key))
@@ -114,7 +114,7 @@ def test_the_tenants_and_the_keys_budget_both_need_room() -> None:
 
 def test_a_budget_that_wants_the_student_alone_takes_the_cheaper_answer() -> None:
     scope = budget("20", on_hard="student_only")
-    one = Alone()
+    one = DetachedProcess()
     one.limits.learn("acme", scope, 2 * DOLLAR, one.now_s)
     assert one.decide(asks("2", scope, more={3: "0.5"})).variant == 3
     assert one.decide(asks("0.5", scope, more={3: "0.1"})).variant == 1
@@ -123,7 +123,7 @@ def test_a_budget_that_wants_the_student_alone_takes_the_cheaper_answer() -> Non
 def test_only_usage_unknown_to_redis_is_counted_locally() -> None:
     """Redis goes up and down. The new remainder includes what Redis counts, and nothing else."""
     scope = budget("20")
-    one = Alone()
+    one = DetachedProcess()
     one.limits.learn("acme", scope, 10 * DOLLAR, one.now_s)
     counted, uncounted = asks("2", scope), asks("2", scope)
     assert one.admits(counted)
@@ -140,7 +140,7 @@ def test_a_process_keeps_its_share_until_the_others_have_reported_their_spending
     away_s: float, settles_s: float
 ) -> None:
     scope = budget("20")
-    one = Alone()
+    one = DetachedProcess()
     one.limits.learn("acme", scope, 10 * DOLLAR, one.now_s)
     spent = asks("4", scope)
     assert one.admits(spent)
@@ -160,7 +160,7 @@ def test_a_process_keeps_its_share_until_the_others_have_reported_their_spending
 
 def test_lost_receipts_count_until_redis_returns() -> None:
     scope = budget("20")
-    one = Alone()
+    one = DetachedProcess()
     one.limits.learn("acme", scope, 2 * DOLLAR, one.now_s)
     lost = asks("1", scope)
     assert one.admits(lost)
@@ -173,7 +173,7 @@ def test_lost_receipts_count_until_redis_returns() -> None:
 
 def test_limits_a_minute_are_divided_by_the_fleet_and_at_least_one() -> None:
     for fleet, admitted in ((1, 4), (2, 2), (9, 1)):
-        one = Alone(fleet)
+        one = DetachedProcess(fleet)
         scope = Scope("tenant", 4, 0, 0)
         assert [one.admits(asks("1", scope)) for _ in range(6)] == [True] * admitted + [False] * (6 - admitted)
         one.now_s += 62
@@ -181,7 +181,7 @@ def test_limits_a_minute_are_divided_by_the_fleet_and_at_least_one() -> None:
 
 
 def test_tokens_a_minute_are_counted_as_estimated() -> None:
-    one, scope = Alone(2), Scope("tenant", 0, 100, 0)
+    one, scope = DetachedProcess(2), Scope("tenant", 0, 100, 0)
     assert one.admits(asks("0", scope, tokens=40))
     refused = one.decide(asks("0", scope, tokens=20)).refusal
     assert refused is not None
@@ -191,7 +191,7 @@ def test_tokens_a_minute_are_counted_as_estimated() -> None:
 
 def test_requests_in_flight_at_the_outage_use_slots_and_no_budget() -> None:
     scope = msgspec.structs.replace(budget("20"), parallel=2)
-    one = Alone()
+    one = DetachedProcess()
     one.limits.learn("acme", scope, 2 * DOLLAR, one.now_s)
     running = asks("100", scope)
     one.under_way = [running]
@@ -205,7 +205,7 @@ def test_requests_in_flight_at_the_outage_use_slots_and_no_budget() -> None:
 
 def test_nothing_is_kept_of_an_outage_that_is_over() -> None:
     scope = msgspec.structs.replace(budget("20"), rpm=100, parallel=100)
-    one = Alone()
+    one = DetachedProcess()
     one.limits.learn("acme", scope, 20 * DOLLAR, one.now_s)
     ended, running = asks("1", scope), asks("1", scope)
     assert one.admits(ended)
@@ -214,7 +214,7 @@ def test_nothing_is_kept_of_an_outage_that_is_over() -> None:
     one.limits.release([ended.id, running.id])
     one.back()
     assert (one.limits._holds, one.limits._uses, one.limits._pending_release) == ({}, {}, [])
-    without = Alone()
+    without = DetachedProcess()
     plain = asks("1", Scope("tenant", 5, 0, 0))
     assert without.admits(plain)
     without.limits.settle(plain.id, Decimal(1))

@@ -17,7 +17,7 @@ from gateway.accounting.receipt import Attempt, Receipt
 from gateway.errors import EngineTimeout
 from gateway.runtime.tasks import BackgroundTasks
 from gateway.telemetry.metrics import Metrics
-from tests.accounting.drafts import ENCODINGS, PRICES, builder, call, closed, guided, plan
+from tests.accounting.receipt_builders import ENCODINGS, PRICES, builder, call, closed, guided, plan
 
 ROOT = Path(__file__).parents[2]
 NONE = LogSample(0.0, 10.0)

@@ -14,7 +14,7 @@ from gateway.policy.length import choose_length
 from gateway.policy.length_rules import AutoRule, ProbeRule
 from gateway.usage.counters import pico
 from gateway.usage.rollup import SumRow
-from tests.accounting.drafts import PRICES, call, chat, closed, guided, plan
+from tests.accounting.receipt_builders import PRICES, call, chat, closed, guided, plan
 
 LENGTH = choose_length(AutoRule(probe=ProbeRule()), chat(), None, {})
 PLAN = structs.replace(plan(), length=LENGTH)

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from gateway.accounting.receipt import Receipt
-from tests.accounting.drafts import builder, closed, guided, plan
+from tests.accounting.receipt_builders import builder, closed, guided, plan
 
 
 def test_a_receipt_survives_json() -> None:

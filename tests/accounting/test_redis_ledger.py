@@ -13,7 +13,7 @@ from gateway.accounting.intent import Intent, abandoned
 from gateway.accounting.receipt import Receipt
 from gateway.accounting.redis_ledger import RedisLedger, Settlement
 from gateway.redis.keys import RedisKeys
-from tests.accounting.drafts import candidate, closed, guided, intent
+from tests.accounting.receipt_builders import candidate, closed, guided, intent
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -11,7 +11,7 @@ from gateway.accounting.receipt import EngineShare, Receipt
 from gateway.accounting.savings import is_about_zero, measure, savings_class, savings_of, shown, with_savings
 from gateway.usage.previous_sums import row_of_previous
 from gateway.usage.rollup import SumRow
-from tests.accounting.drafts import PRICES, builder, call, closed, guided, plan
+from tests.accounting.receipt_builders import PRICES, builder, call, closed, guided, plan
 from tests.usage.previous_version import previous_bytes
 
 

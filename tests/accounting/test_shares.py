@@ -23,7 +23,7 @@ from gateway.policy.plan import RetryPlan, StudentPlan
 from gateway.protocol.chat import parse_chat
 from gateway.protocol.embeddings import parse_embeddings
 from gateway.protocol.text import parse_text_completion
-from tests.accounting.drafts import PRICES, builder, plan
+from tests.accounting.receipt_builders import PRICES, builder, plan
 
 if TYPE_CHECKING:
     from gateway.accounting.draft import ReceiptBuilder

@@ -26,7 +26,7 @@ from gateway.redis.client import RedisClient
 from gateway.redis.keys import RedisKeys
 from gateway.runtime.tasks import BackgroundTasks
 from gateway.telemetry.metrics import Metrics
-from tests.accounting.drafts import candidate, closed, guided, intent
+from tests.accounting.receipt_builders import candidate, closed, guided, intent
 from tests.batching.process import until
 
 if TYPE_CHECKING:

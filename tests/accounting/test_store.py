@@ -31,8 +31,8 @@ from gateway.redis.client import RedisClient
 from gateway.redis.keys import RedisKeys
 from gateway.runtime.tasks import BackgroundTasks
 from gateway.telemetry.metrics import Metrics
-from tests.accounting.drafts import candidate, closed, guided, intent
-from tests.accounting.purse import budget
+from tests.accounting.budget_fixture import budget
+from tests.accounting.receipt_builders import candidate, closed, guided, intent
 from tests.batching.process import until
 from tests.redis_faults import paused
 

@@ -15,7 +15,7 @@ import pytest
 
 from gateway.admin.overview import Overview
 from gateway.usage.sums import Period
-from tests.accounting.drafts import closed, guided
+from tests.accounting.receipt_builders import closed, guided
 from tests.gateway_process import STUDENT_ONLY, model, running_gateway
 from tests.usage.books import UsageBook
 

@@ -8,7 +8,7 @@ import pytest
 import pytest_asyncio
 
 from gateway.local.redis import EmbeddedRedis
-from tests.backup.shop import Shop
+from tests.backup.deployment import Deployment
 from tests.postgres import running_postgres
 
 if TYPE_CHECKING:
@@ -32,11 +32,11 @@ async def empty_redis_url() -> AsyncIterator[str]:
 
 
 @pytest.fixture
-def shop(tmp_path: Path, redis_url: str) -> Shop:
-    return Shop(tmp_path / "shop", redis_url)
+def deployment(tmp_path: Path, redis_url: str) -> Deployment:
+    return Deployment(tmp_path / "deployment", redis_url)
 
 
 @pytest.fixture
-def anew(tmp_path: Path, empty_redis_url: str) -> Shop:
+def empty_deployment(tmp_path: Path, empty_redis_url: str) -> Deployment:
     """An empty deployment."""
-    return Shop(tmp_path / "anew", empty_redis_url)
+    return Deployment(tmp_path / "empty_deployment", empty_redis_url)

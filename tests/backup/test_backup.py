@@ -14,7 +14,7 @@ import pytest
 from redis.asyncio import Redis
 
 from gateway.keys.token import digest_of
-from tests.backup.shop import Shop
+from tests.backup.deployment import Deployment
 from tests.canaries.search import Canaries
 from tests.cli import in_process
 from tests.postgres import new_database
@@ -27,14 +27,14 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "a backup.gkt"
 
 
-def back_up(shop: Shop, file: Path, *more: str) -> str:
-    done = shop.run("backup", file, *more)
+def back_up(deployment: Deployment, file: Path, *more: str) -> str:
+    done = deployment.run("backup", file, *more)
     assert done.returncode == 0, done
     return done.stdout
 
 
-def restored(shop: Shop, file: Path, *more: str) -> str:
-    done = shop.run("restore", file, *more)
+def restored(deployment: Deployment, file: Path, *more: str) -> str:
+    done = deployment.run("restore", file, *more)
     assert done.returncode == 0, done
     return done.stdout
 
@@ -43,12 +43,12 @@ def restored(shop: Shop, file: Path, *more: str) -> str:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("to", ["sqlite", "postgres"])
 def test_a_restore_into_an_empty_redis_has_keys_budgets_and_sums(
-    shop: Shop, tmp_path: Path, empty_redis_url: str, file: Path, to: str, request: pytest.FixtureRequest
+    deployment: Deployment, tmp_path: Path, empty_redis_url: str, file: Path, to: str, request: pytest.FixtureRequest
 ) -> None:
     """Restore under another prefix, to a usage database of the same or another kind."""
-    asyncio.run(shop.trade())
-    before = asyncio.run(shop.standing())
-    output = back_up(shop, file)
+    asyncio.run(deployment.trade())
+    before = asyncio.run(deployment.standing())
+    output = back_up(deployment, file)
     for line in (
         "API keys                     2",
         "receipts waiting in Redis  ",
@@ -57,134 +57,142 @@ def test_a_restore_into_an_empty_redis_has_keys_budgets_and_sums(
     ):
         assert line in output
     usage = "sqlite" if to == "sqlite" else new_database(request.getfixturevalue("postgres"))
-    anew = Shop(tmp_path / "anew", empty_redis_url, usage)
-    assert "Restored. Start the gateways." in restored(anew, file)
-    after = asyncio.run(anew.standing())
+    empty_deployment = Deployment(tmp_path / "empty_deployment", empty_redis_url, usage)
+    assert "Restored. Start the gateways." in restored(empty_deployment, file)
+    after = asyncio.run(empty_deployment.standing())
     assert after == before
     assert after.keys == {"ci": "active", "old": "revoked"}
     assert after.money == [(Decimal("0.25"), Decimal("0.125"))] * 2
     assert after.unreadable == 1
     # Waiting receipts are written in both deployments.
-    caught_up = asyncio.run(anew.standing(caught_up=True))
-    assert caught_up == asyncio.run(shop.standing(caught_up=True))
+    caught_up = asyncio.run(empty_deployment.standing(caught_up=True))
+    assert caught_up == asyncio.run(deployment.standing(caught_up=True))
     assert (after.requests, caught_up.requests) == (38, 45)
 
 
-def test_receipts_after_a_restore_count_once(shop: Shop, anew: Shop, file: Path) -> None:
-    asyncio.run(shop.trade())
-    back_up(shop, file)
-    restored(anew, file)
-    asyncio.run(anew.standing(caught_up=True))
+def test_receipts_after_a_restore_count_once(deployment: Deployment, empty_deployment: Deployment, file: Path) -> None:
+    asyncio.run(deployment.trade())
+    back_up(deployment, file)
+    restored(empty_deployment, file)
+    asyncio.run(empty_deployment.standing(caught_up=True))
     more = receipts(4)
-    asyncio.run(anew.settle(*more))
-    asyncio.run(shop.settle(*more))
-    there, here = (asyncio.run(one.standing(caught_up=True)) for one in (shop, anew))
+    asyncio.run(empty_deployment.settle(*more))
+    asyncio.run(deployment.settle(*more))
+    there, here = (asyncio.run(one.standing(caught_up=True)) for one in (deployment, empty_deployment))
     assert (here.sums, here.stored) == (there.sums, there.stored)
 
 
-def test_a_request_in_flight_is_settled_as_abandoned(shop: Shop, anew: Shop, file: Path) -> None:
+def test_a_request_in_flight_is_settled_as_abandoned(
+    deployment: Deployment, empty_deployment: Deployment, file: Path
+) -> None:
     """The request counts like one of a process that died at the time of the backup: its reservation is charged."""
-    asyncio.run(shop.trade())
-    back_up(shop, file)
-    restored(anew, file)
-    (one,) = asyncio.run(anew.under_way())
-    asyncio.run(anew.abandon(one))
-    assert asyncio.run(anew.standing()).money == [(Decimal("0.375"), Decimal(0))] * 2
-    assert asyncio.run(anew.under_way()) == []
+    asyncio.run(deployment.trade())
+    back_up(deployment, file)
+    restored(empty_deployment, file)
+    (one,) = asyncio.run(empty_deployment.under_way())
+    asyncio.run(empty_deployment.abandon(one))
+    assert asyncio.run(empty_deployment.standing()).money == [(Decimal("0.375"), Decimal(0))] * 2
+    assert asyncio.run(empty_deployment.under_way()) == []
 
 
-def test_a_request_that_has_ended_since_is_settled_as_abandoned_too(shop: Shop, anew: Shop, file: Path) -> None:
+def test_a_request_that_has_ended_since_is_settled_as_abandoned_too(
+    deployment: Deployment, empty_deployment: Deployment, file: Path
+) -> None:
     """The restore deletes the receipt together with the budgets that it was charged to. Other deployments stay."""
 
-    async def end(of: Shop) -> None:
+    async def end(of: Deployment) -> None:
         (one,) = await of.under_way()
         async with of.parts() as here:
-            await here.purse.settle(one, "0.0625")
+            await here.budgets_fixture.settle(one, "0.0625")
 
-    asyncio.run(shop.trade())
-    back_up(shop, file)
-    asyncio.run(end(shop))
-    restored(anew, file)
-    other_shop = Shop(file.parent / "beside", shop.url)
-    asyncio.run(other_shop.settle(*receipts(2)))
-    others = asyncio.run(other_shop.names())
-    restored(shop, file, "--overwrite")
-    assert asyncio.run(other_shop.names()) == others
-    for of in (shop, anew):
+    asyncio.run(deployment.trade())
+    back_up(deployment, file)
+    asyncio.run(end(deployment))
+    restored(empty_deployment, file)
+    other_deployment = Deployment(file.parent / "beside", deployment.url)
+    asyncio.run(other_deployment.settle(*receipts(2)))
+    others = asyncio.run(other_deployment.names())
+    restored(deployment, file, "--overwrite")
+    assert asyncio.run(other_deployment.names()) == others
+    for of in (deployment, empty_deployment):
         (one,) = asyncio.run(of.under_way())
         asyncio.run(of.abandon(one))
-    there, here = (asyncio.run(of.standing(caught_up=True)) for of in (anew, shop))
+    there, here = (asyncio.run(of.standing(caught_up=True)) for of in (empty_deployment, deployment))
     assert here.money == there.money == [(Decimal("0.375"), Decimal(0))] * 2
     assert here.stored == there.stored
     costs = ({day: row.cost_pico for day, row in one.by_day.items()} for one in (here, there))
     assert next(costs) == next(costs)
 
 
-def test_an_empty_outbox_continues_with_larger_ids(shop: Shop, anew: Shop, file: Path) -> None:
+def test_an_empty_outbox_continues_with_larger_ids(
+    deployment: Deployment, empty_deployment: Deployment, file: Path
+) -> None:
     """This holds with a slow clock in the new Redis, too: new entries need larger ids."""
 
     async def emptied() -> bytes:
-        async with shop.parts() as here:
+        async with deployment.parts() as here:
             far = f"{int(time.time() * 1000) + 3_600_000}-7"
-            await here.redis.xadd(shop.keys.outbox("acme"), {"receipt": receipts(1)[0].to_json()}, id=far)
-            await shop.work()
+            await here.redis.xadd(deployment.keys.outbox("acme"), {"receipt": receipts(1)[0].to_json()}, id=far)
+            await deployment.work()
             return far.encode()
 
-    async def facts(of: Shop) -> dict[str, Any]:
+    async def facts(of: Deployment) -> dict[str, Any]:
         async with Redis.from_url(of.url) as redis:
             info = await redis.xinfo_stream(of.keys.outbox("acme"))
         return {name: info[name] for name in ("length", "last-generated-id", "entries-added", "max-deleted-entry-id")}
 
-    asyncio.run(shop.settle(*receipts(3)))
+    asyncio.run(deployment.settle(*receipts(3)))
     last = asyncio.run(emptied())
-    back_up(shop, file)
-    restored(anew, file)
-    assert asyncio.run(facts(anew)) == asyncio.run(facts(shop))
-    assert asyncio.run(facts(anew))["last-generated-id"] == last
-    asyncio.run(anew.settle(*receipts(2)))
-    assert asyncio.run(anew.standing(caught_up=True)).sums != {}
+    back_up(deployment, file)
+    restored(empty_deployment, file)
+    assert asyncio.run(facts(empty_deployment)) == asyncio.run(facts(deployment))
+    assert asyncio.run(facts(empty_deployment))["last-generated-id"] == last
+    asyncio.run(empty_deployment.settle(*receipts(2)))
+    assert asyncio.run(empty_deployment.standing(caught_up=True)).sums != {}
 
 
 @pytest.mark.timeout(300)
-async def test_a_backup_of_running_gateways_is_consistent(shop: Shop, anew: Shop, file: Path) -> None:
+async def test_a_backup_of_running_gateways_is_consistent(
+    deployment: Deployment, empty_deployment: Deployment, file: Path
+) -> None:
     """Receipts are settled and written during the backup. After the restore, each counts once."""
     stop = asyncio.Event()
 
     async def trading() -> int:
         count = 0
         while not stop.is_set():
-            await shop.settle(*receipts(20), *receipts(3, "globex"))
+            await deployment.settle(*receipts(20), *receipts(3, "globex"))
             count += 23
             if count % 4:
-                await shop.work()
+                await deployment.work()
         return count
 
     work = asyncio.ensure_future(trading())  # noqa: TID251
     await asyncio.sleep(1)
-    await asyncio.to_thread(back_up, shop, file)
+    await asyncio.to_thread(back_up, deployment, file)
     await asyncio.sleep(1)
     stop.set()
     count = await work
-    await asyncio.to_thread(restored, anew, file)
-    there = await anew.standing(caught_up=True)
+    await asyncio.to_thread(restored, empty_deployment, file)
+    there = await empty_deployment.standing(caught_up=True)
     assert 0 < len(there.stored) < count
     assert there.requests == len(there.stored) == len(set(there.stored))
 
 
-def test_a_backup_contains_no_secrets_and_no_text_of_callers(shop: Shop, file: Path) -> None:
+def test_a_backup_contains_no_secrets_and_no_text_of_callers(deployment: Deployment, file: Path) -> None:
     """A backup has hashes of keys, and no guidance, which Redis stores for a while."""
     canaries = Canaries()
 
     async def hide() -> None:
-        async with Redis.from_url(shop.url) as redis:
-            board = shop.keys.teacher("big")
+        async with Redis.from_url(deployment.url) as redis:
+            board = deployment.keys.teacher("big")
             await redis.hset(board.cache, "work", canaries["guidance"])
             await redis.hset(board.tickets, "t", canaries["ticket"])
 
-    canaries.texts["key"] = asyncio.run(shop.trade())
+    canaries.texts["key"] = asyncio.run(deployment.trade())
     canaries.texts["admin key"] = "an-admin-key-for-tests"
     asyncio.run(hide())
-    output = back_up(shop, file)
+    output = back_up(deployment, file)
     raw = file.read_bytes()
     header, _, packed = raw.partition(b"\n")
     held = gzip.GzipFile(fileobj=io.BytesIO(packed[:-32])).read()
@@ -193,158 +201,170 @@ def test_a_backup_contains_no_secrets_and_no_text_of_callers(shop: Shop, file: P
     assert digest_of(canaries["key"]).encode() in held, "it holds something"
 
 
-def test_a_backup_is_private_to_its_owner_without_temporary_files(shop: Shop, file: Path) -> None:
-    asyncio.run(shop.settle(*receipts(1)))
-    back_up(shop, file)
+def test_a_backup_is_private_to_its_owner_without_temporary_files(deployment: Deployment, file: Path) -> None:
+    asyncio.run(deployment.settle(*receipts(1)))
+    back_up(deployment, file)
     assert file.stat().st_mode & 0o777 == 0o600
     assert [one for one in file.parent.iterdir() if one.is_file()] == [file]
 
 
-def test_an_existing_file_is_kept_without_force(shop: Shop, file: Path) -> None:
+def test_an_existing_file_is_kept_without_force(deployment: Deployment, file: Path) -> None:
     file.write_text("mine")
-    done = shop.run("backup", file)
+    done = deployment.run("backup", file)
     assert (done.returncode, f"{file} already exists" in done.stderr) == (1, True)
     assert file.read_text() == "mine"
-    back_up(shop, file, "--overwrite")
+    back_up(deployment, file, "--overwrite")
     assert file.stat().st_mode & 0o777 == 0o600
 
 
-def test_a_backup_that_fails_leaves_no_file(shop: Shop, file: Path) -> None:
-    shop.config.write_text(shop.config.read_text().replace(shop.url, "unix:///nowhere/redis.sock"))
-    assert shop.run("backup", file).returncode == 1
+def test_a_backup_that_fails_leaves_no_file(deployment: Deployment, file: Path) -> None:
+    deployment.config.write_text(deployment.config.read_text().replace(deployment.url, "unix:///nowhere/redis.sock"))
+    assert deployment.run("backup", file).returncode == 1
     assert [one for one in file.parent.iterdir() if one.is_file()] == []
-    done = shop.run("backup", file.parent / "nowhere" / "b.gkt")
+    done = deployment.run("backup", file.parent / "nowhere" / "b.gkt")
     assert done.returncode == 1
 
 
-def test_existing_data_is_not_overwritten_without_force(shop: Shop, anew: Shop, file: Path) -> None:
-    asyncio.run(shop.trade())
-    back_up(shop, file)
-    asyncio.run(anew.trade())
-    there, names = asyncio.run(anew.standing()), asyncio.run(anew.names())
-    done = anew.run("restore", file)
+def test_existing_data_is_not_overwritten_without_force(
+    deployment: Deployment, empty_deployment: Deployment, file: Path
+) -> None:
+    asyncio.run(deployment.trade())
+    back_up(deployment, file)
+    asyncio.run(empty_deployment.trade())
+    there, names = asyncio.run(empty_deployment.standing()), asyncio.run(empty_deployment.names())
+    done = empty_deployment.run("restore", file)
     assert (done.returncode, "There is data already" in done.stderr) == (1, True)
     assert "API keys                     2" in done.stderr
-    assert (asyncio.run(anew.standing()), asyncio.run(anew.names())) == (there, names)
-    restored(anew, file, "--overwrite")
-    after, expected = asyncio.run(anew.standing()), asyncio.run(shop.standing())
+    assert (asyncio.run(empty_deployment.standing()), asyncio.run(empty_deployment.names())) == (there, names)
+    restored(empty_deployment, file, "--overwrite")
+    after, expected = asyncio.run(empty_deployment.standing()), asyncio.run(deployment.standing())
     assert (after.keys, after.money) == (expected.keys, expected.money)
     assert after.stored == sorted({*expected.stored, *there.stored}), "receipts are never deleted"
     assert after.requests == len(after.stored)
 
 
-def test_a_usage_database_that_was_not_lost_is_left_alone(shop: Shop, anew: Shop, file: Path) -> None:
-    asyncio.run(shop.trade())
-    back_up(shop, file)
-    restored(anew, file, "--only", "redis")
-    after, expected = asyncio.run(anew.standing()), asyncio.run(shop.standing())
+def test_a_usage_database_that_was_not_lost_is_left_alone(
+    deployment: Deployment, empty_deployment: Deployment, file: Path
+) -> None:
+    asyncio.run(deployment.trade())
+    back_up(deployment, file)
+    restored(empty_deployment, file, "--only", "redis")
+    after, expected = asyncio.run(empty_deployment.standing()), asyncio.run(deployment.standing())
     assert (after.keys, after.money) == (expected.keys, expected.money)
     assert (after.stored, after.sums) == ([], {})
-    assert "not included" in back_up(shop, file, "--overwrite", "--without-usage")
-    restored(anew, file, "--overwrite")
-    assert asyncio.run(anew.standing()).stored == []
+    assert "not included" in back_up(deployment, file, "--overwrite", "--without-usage")
+    restored(empty_deployment, file, "--overwrite")
+    assert asyncio.run(empty_deployment.standing()).stored == []
 
 
-def test_a_lost_usage_database_is_restored_while_gateways_run(shop: Shop, anew: Shop, file: Path) -> None:
+def test_a_lost_usage_database_is_restored_while_gateways_run(
+    deployment: Deployment, empty_deployment: Deployment, file: Path
+) -> None:
     async def live() -> None:
-        async with Redis.from_url(anew.url) as redis:
-            await redis.set(anew.keys.heartbeat("ann"), b"")
+        async with Redis.from_url(empty_deployment.url) as redis:
+            await redis.set(empty_deployment.keys.heartbeat("ann"), b"")
 
-    asyncio.run(shop.trade())
-    back_up(shop, file)
+    asyncio.run(deployment.trade())
+    back_up(deployment, file)
     asyncio.run(live())
-    names = asyncio.run(anew.names())
-    restored(anew, file, "--only", "usage")
-    assert asyncio.run(anew.names()) == names
-    after, expected = asyncio.run(anew.standing()), asyncio.run(shop.standing())
+    names = asyncio.run(empty_deployment.names())
+    restored(empty_deployment, file, "--only", "usage")
+    assert asyncio.run(empty_deployment.names()) == names
+    after, expected = asyncio.run(empty_deployment.standing()), asyncio.run(deployment.standing())
     assert (after.stored, after.unreadable, after.sums) == (expected.stored, expected.unreadable, expected.sums)
     assert (after.keys, after.tables) == ({}, expected.tables)
-    back_up(shop, file, "--overwrite", "--without-usage")
-    assert "has no receipts" in anew.run("restore", file, "--only", "usage").stderr
+    back_up(deployment, file, "--overwrite", "--without-usage")
+    assert "has no receipts" in empty_deployment.run("restore", file, "--only", "usage").stderr
 
 
-def test_a_backup_of_the_previous_version_is_restored(anew: Shop) -> None:
+def test_a_backup_of_the_previous_version_is_restored(empty_deployment: Deployment) -> None:
     """The installation in tests/usage/previous has sums in Redis and an archive that began later."""
-    assert "Run `gkt-gateway usage-db migrate`" in restored(anew, Path(__file__).with_name("previous.gkt"))
-    assert len(asyncio.run(anew.standing()).stored) == 11
-    done = in_process.run("usage-db", "migrate", "--config", str(anew.config))
+    assert "Run `gkt-gateway usage-db migrate`" in restored(empty_deployment, Path(__file__).with_name("previous.gkt"))
+    assert len(asyncio.run(empty_deployment.standing()).stored) == 11
+    done = in_process.run("usage-db", "migrate", "--config", str(empty_deployment.config))
     assert done.returncode == 0, done
-    days = asyncio.run(anew.standing()).by_day.values()
+    days = asyncio.run(empty_deployment.standing()).by_day.values()
     assert sum(row.requests for row in days) == RECORDED["receipts"]
     assert sum(row.cost_pico for row in days) == sum(month[1] for month in RECORDED["months"].values())
 
 
-def test_temporary_keys_of_gateways_do_not_block_a_restore(shop: Shop, anew: Shop, file: Path) -> None:
+def test_temporary_keys_of_gateways_do_not_block_a_restore(
+    deployment: Deployment, empty_deployment: Deployment, file: Path
+) -> None:
     async def leave() -> None:
-        async with Redis.from_url(anew.url) as redis:
-            ledger = anew.keys.ledger()
+        async with Redis.from_url(empty_deployment.url) as redis:
+            ledger = empty_deployment.keys.ledger()
             await redis.set(ledger.trimmer, b"ann")
-            await redis.hset(anew.keys.scope("acme", "tenant")[0], "r1", 1)
+            await redis.hset(empty_deployment.keys.scope("acme", "tenant")[0], "r1", 1)
 
-    asyncio.run(shop.trade())
-    back_up(shop, file)
+    asyncio.run(deployment.trade())
+    back_up(deployment, file)
     asyncio.run(leave())
-    restored(anew, file)
-    assert asyncio.run(anew.standing()) == asyncio.run(shop.standing())
+    restored(empty_deployment, file)
+    assert asyncio.run(empty_deployment.standing()) == asyncio.run(deployment.standing())
 
 
-def test_a_dry_run_changes_nothing(shop: Shop, anew: Shop, file: Path) -> None:
-    asyncio.run(shop.trade())
-    back_up(shop, file)
-    output = restored(anew, file, "--dry-run")
+def test_a_dry_run_changes_nothing(deployment: Deployment, empty_deployment: Deployment, file: Path) -> None:
+    asyncio.run(deployment.trade())
+    back_up(deployment, file)
+    output = restored(empty_deployment, file, "--dry-run")
     assert "Nothing was changed" in output
     assert "budgets                      2" in output
-    assert asyncio.run(anew.names()) == set()
-    assert not anew.data.exists(), "no database was created either"
-    asyncio.run(anew.settle(*receipts(1)))
-    assert anew.run("restore", file, "--dry-run").returncode == 1, "as without"
-    assert anew.run("restore", file).returncode == 1
-    assert not anew.data.exists()
+    assert asyncio.run(empty_deployment.names()) == set()
+    assert not empty_deployment.data.exists(), "no database was created either"
+    asyncio.run(empty_deployment.settle(*receipts(1)))
+    assert empty_deployment.run("restore", file, "--dry-run").returncode == 1, "as without"
+    assert empty_deployment.run("restore", file).returncode == 1
+    assert not empty_deployment.data.exists()
 
 
-def test_a_dry_run_lists_deletions(shop: Shop, anew: Shop, file: Path) -> None:
-    asyncio.run(shop.trade())
-    back_up(shop, file)
-    before = asyncio.run(shop.standing())
-    _, _, output = restored(shop, file, "--dry-run", "--overwrite").partition("The backup can be restored.")
+def test_a_dry_run_lists_deletions(deployment: Deployment, empty_deployment: Deployment, file: Path) -> None:
+    asyncio.run(deployment.trade())
+    back_up(deployment, file)
+    before = asyncio.run(deployment.standing())
+    _, _, output = restored(deployment, file, "--dry-run", "--overwrite").partition("The backup can be restored.")
     assert "delete from Redis:\n  API keys                     2\n  budgets                      2\n" in output
     assert "The 38 receipts in the usage database would stay." in output
-    assert asyncio.run(shop.standing()) == before
-    assert "would first delete" not in restored(anew, file, "--dry-run", "--overwrite")
+    assert asyncio.run(deployment.standing()) == before
+    assert "would first delete" not in restored(empty_deployment, file, "--dry-run", "--overwrite")
 
 
 @pytest.mark.parametrize(("only", "other"), [("redis", "  receipts   "), ("usage", "API keys")])
-def test_what_is_not_restored_is_not_listed(shop: Shop, anew: Shop, file: Path, only: str, other: str) -> None:
-    asyncio.run(shop.trade())
-    back_up(shop, file)
-    assert other in restored(anew, file, "--dry-run")
-    assert other not in restored(anew, file, "--dry-run", "--only", only)
+def test_what_is_not_restored_is_not_listed(
+    deployment: Deployment, empty_deployment: Deployment, file: Path, only: str, other: str
+) -> None:
+    asyncio.run(deployment.trade())
+    back_up(deployment, file)
+    assert other in restored(empty_deployment, file, "--dry-run")
+    assert other not in restored(empty_deployment, file, "--dry-run", "--only", only)
 
 
-def test_the_redis_without_backup_is_not_recommended(shop: Shop, file: Path) -> None:
-    shop.config.write_text(shop.config.read_text().replace(shop.url, "unix:///nowhere/redis.sock"))
-    done = shop.run("backup", file)
+def test_the_redis_without_backup_is_not_recommended(deployment: Deployment, file: Path) -> None:
+    deployment.config.write_text(deployment.config.read_text().replace(deployment.url, "unix:///nowhere/redis.sock"))
+    done = deployment.run("backup", file)
     assert ("does not answer" in done.stderr, "embedded" in done.stderr) == (True, False)
 
 
-def test_no_restore_while_gateways_run(shop: Shop, anew: Shop, file: Path) -> None:
+def test_no_restore_while_gateways_run(deployment: Deployment, empty_deployment: Deployment, file: Path) -> None:
     async def beat(*, lives: bool) -> None:
-        async with Redis.from_url(anew.url) as redis:
-            names = (anew.keys.heartbeat("ann"), anew.keys.ledger().worker(1))
+        async with Redis.from_url(empty_deployment.url) as redis:
+            names = (empty_deployment.keys.heartbeat("ann"), empty_deployment.keys.ledger().worker(1))
             await (redis.mset(dict.fromkeys(names, b"")) if lives else redis.delete(*names))
 
-    asyncio.run(shop.trade())
-    back_up(shop, file)
+    asyncio.run(deployment.trade())
+    back_up(deployment, file)
     asyncio.run(beat(lives=True))
-    done = anew.run("restore", file, "--overwrite")
+    done = empty_deployment.run("restore", file, "--overwrite")
     assert (done.returncode, "2 processes (gateways, usage workers) use this Redis" in done.stderr) == (1, True)
     asyncio.run(beat(lives=False))
-    restored(anew, file)
+    restored(empty_deployment, file)
 
 
-def test_a_damaged_file_is_refused_by_name_and_nothing_is_written(shop: Shop, anew: Shop, file: Path) -> None:
-    asyncio.run(shop.trade())
-    back_up(shop, file)
+def test_a_damaged_file_is_refused_by_name_and_nothing_is_written(
+    deployment: Deployment, empty_deployment: Deployment, file: Path
+) -> None:
+    asyncio.run(deployment.trade())
+    back_up(deployment, file)
     raw = file.read_bytes()
     start = raw.index(b"\n") + 1
     harmed = {
@@ -356,14 +376,14 @@ def test_a_damaged_file_is_refused_by_name_and_nothing_is_written(shop: Shop, an
     }
     for how, what in harmed.items():
         file.write_bytes(what)
-        done = anew.run("restore", file, "--overwrite")
+        done = empty_deployment.run("restore", file, "--overwrite")
         assert (done.returncode, f"{file} is damaged" in done.stderr) == (1, True), how
-    assert asyncio.run(anew.names()) == set()
+    assert asyncio.run(empty_deployment.names()) == set()
     for text in (b"", b"{}\n", b"\x00\xff" * 100, b'{"gkt_backup": "x", "gateway": 1}\n', b"[1]\n"):
         file.write_bytes(text)
-        assert "is not a backup" in anew.run("restore", file).stderr
+        assert "is not a backup" in empty_deployment.run("restore", file).stderr
     file.unlink()
-    assert "cannot be read" in anew.run("restore", file).stderr
+    assert "cannot be read" in empty_deployment.run("restore", file).stderr
 
 
 @pytest.mark.parametrize(
@@ -376,13 +396,13 @@ def test_a_damaged_file_is_refused_by_name_and_nothing_is_written(shop: Shop, an
     ],
 )
 def test_a_file_of_another_version_is_refused_by_name(
-    shop: Shop, anew: Shop, file: Path, ours: bytes, theirs: bytes, says: str
+    deployment: Deployment, empty_deployment: Deployment, file: Path, ours: bytes, theirs: bytes, says: str
 ) -> None:
-    asyncio.run(shop.settle(*receipts(1)))
-    back_up(shop, file)
+    asyncio.run(deployment.settle(*receipts(1)))
+    back_up(deployment, file)
     raw = file.read_bytes()
     assert raw.count(ours) == 1
     file.write_bytes(raw.replace(ours, theirs))
-    done = anew.run("restore", file)
+    done = empty_deployment.run("restore", file)
     assert (done.returncode, str(file) in done.stderr, says in done.stderr) == (1, True, True), done.stderr
-    assert asyncio.run(anew.names()) == set()
+    assert asyncio.run(empty_deployment.names()) == set()

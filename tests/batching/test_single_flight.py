@@ -25,7 +25,7 @@ from gateway.policy.projections import CONCISE, CUTOFF, SkipRule
 from gateway.protocol.chat import parse_chat
 from gateway.runtime.tasks import BackgroundTasks
 from gateway.telemetry.metrics import Metrics
-from tests.accounting.drafts import builder, plan
+from tests.accounting.receipt_builders import builder, plan
 from tests.batching.process import nothing_left, process, ticket, until
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from redis.asyncio import Redis
 
 from gateway.accounting.receipt import EngineShare
 from gateway.usage.state import WorkerLease
-from tests.accounting.drafts import closed, guided
+from tests.accounting.receipt_builders import closed, guided
 from tests.cli import in_process
 from tests.cli.usage_place import Place
 from tests.usage.databases import receipt, receipts_of_a_day

@@ -1,4 +1,4 @@
-"""Clients in processes of their own: a program reads its scenes from stdin and writes the results to stdout."""
+"""Clients in processes of their own: a program reads its scenarios from stdin and writes the results to stdout."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from tests.clients.environments import clean_environment
+from tests.clients.fault_gateway import a_question
 from tests.clients.refusals import REFUSALS, Attempt
-from tests.clients.stage import a_question
 from tests.gateway_process import KEY
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.clients.stage import Stage
+    from tests.clients.fault_gateway import FaultGateway
     from tests.clients.tap import Call
 
 LIMIT_S = 120.0
@@ -29,28 +29,30 @@ def run(command: list[str | Path], *, cwd: Path, **environment: str) -> subproce
     )  # fmt: skip
 
 
-class Performance:
-    """The results of a program: all its scenes and refusals, played concurrently, and each call with its receipt.
+class ClientRun:
+    """The results of a program: all its scenarios and refusals, played concurrently, and each call with its receipt.
 
     A program writes `ready` to stdout when its imports are done. It reads one JSON object from stdin: `base_url`,
-    `key`, `questions` (by scene) and `refusals` (each with its question). It writes one JSON object to stdout.
-    `scenes` has the result of each scene. `refusals` has the exception of each refusal: `raised` (the class),
+    `key`, `questions` (by scenario) and `refusals` (each with its question). It writes one JSON object to stdout.
+    `scenarios` has the result of each scenario. `refusals` has the exception of each refusal: `raised` (the class),
     `status`, `code`, `param`.
     """
 
-    def __init__(self, stage: Stage, command: list[str | Path], scenes: list[str], *, cwd: Path) -> None:
-        self._stage = stage
-        self.questions = {scene: a_question(scene) for scene in scenes}
+    def __init__(
+        self, fault_gateway: FaultGateway, command: list[str | Path], scenarios: list[str], *, cwd: Path
+    ) -> None:
+        self._fault_gateway = fault_gateway
+        self.questions = {scenario: a_question(scenario) for scenario in scenarios}
         with subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=cwd, env=clean_environment()
         ) as process:
             try:
                 assert process.stdout is not None
                 assert process.stdout.readline() == "ready\n", "its stderr stands above"
-                with stage.crowd(), stage.audited():
-                    self.attempts = {refusal.name: Attempt(stage, refusal) for refusal in REFUSALS}
+                with fault_gateway.crowd(), fault_gateway.audited():
+                    self.attempts = {refusal.name: Attempt(fault_gateway, refusal) for refusal in REFUSALS}
                     plan = {
-                        "base_url": stage.url,
+                        "base_url": fault_gateway.url,
                         "key": KEY,
                         "questions": self.questions,
                         "refusals": [attempt.as_dict() for attempt in self.attempts.values()],
@@ -60,21 +62,21 @@ class Performance:
                 process.kill()
         assert process.returncode == 0, "its stderr stands above"
         seen = orjson.loads(written)
-        self._scenes: dict[str, Any] = seen["scenes"]
+        self._scenes: dict[str, Any] = seen["scenarios"]
         self.refusals: dict[str, dict[str, Any]] = seen["refusals"]
 
-    def saw(self, scene: str) -> Any:
-        """Return the result of a scene; fail if it raised."""
-        seen = self._scenes[scene]
+    def saw(self, scenario: str) -> Any:
+        """Return the result of a scenario; fail if it raised."""
+        seen = self._scenes[scenario]
         assert "raised" not in seen, seen
         return seen["value"]
 
-    def raised(self, scene: str) -> dict[str, Any]:
-        """Return the exception of a scene; fail if it returned."""
-        seen: dict[str, Any] = self._scenes[scene]
+    def raised(self, scenario: str) -> dict[str, Any]:
+        """Return the exception of a scenario; fail if it returned."""
+        seen: dict[str, Any] = self._scenes[scenario]
         assert "raised" in seen, seen
         return seen
 
-    def calls(self, scene: str) -> list[Call]:
-        """Return the calls with the scene's question."""
-        return self._stage.calls(question=self.questions[scene])
+    def calls(self, scenario: str) -> list[Call]:
+        """Return the calls with the scenario's question."""
+        return self._fault_gateway.calls(question=self.questions[scenario])

@@ -6,7 +6,7 @@ import itertools
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from tests.clients.stage import MAX_BODY, Stage, a_question
+from tests.clients.fault_gateway import MAX_BODY, FaultGateway, a_question
 from tests.gateway_process import KEY
 
 if TYPE_CHECKING:
@@ -75,11 +75,11 @@ RAISES = {
 class Attempt:
     """A refusal for one client: the request for it, and the resulting calls."""
 
-    def __init__(self, stage: Stage, refusal: Refusal) -> None:
+    def __init__(self, fault_gateway: FaultGateway, refusal: Refusal) -> None:
         self.refusal = refusal
         self.question = "x" * refusal.filler + a_question(refusal.name)
-        self._stage = stage
-        self._before = len(stage.calls())
+        self._fault_gateway = fault_gateway
+        self._before = len(fault_gateway.calls())
 
     def as_dict(self) -> dict[str, Any]:
         """Return the refusal for a client in another process."""
@@ -87,7 +87,7 @@ class Attempt:
 
     def calls(self) -> list[Call]:
         """Return the calls on the wire. A client may not have sent all of a body that is too large."""
-        calls = self._stage.calls()[self._before :]
+        calls = self._fault_gateway.calls()[self._before :]
         if self.refusal.filler:
             return [call for call in calls if int(call.headers["content-length"]) > MAX_BODY]
         return [call for call in calls if call.asks(self.question)]

@@ -1,29 +1,29 @@
-"""LangChain's unmodified `ChatOpenAI` on the stage: answers, exceptions, retries, broken streams."""
+"""LangChain's unmodified `ChatOpenAI` on the fault_gateway: answers, exceptions, retries, broken streams."""
 
 from __future__ import annotations
 
 import pytest
 
 from tests.clients.environments import HERE, python_environment
-from tests.clients.programs import Performance
+from tests.clients.fault_gateway import OPENING, PERSON, REST, WHOLE, FaultGateway
+from tests.clients.programs import ClientRun
 from tests.clients.refusals import RAISES, REFUSALS, Refusal
-from tests.clients.stage import OPENING, PERSON, REST, WHOLE, Stage
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]  # it is installed on first use
 
-SCENES = ["answer", "async_answer", "stream", "async_stream", "tools", "tools_streamed", "structured", "batch",
+SCENARIOS = ["answer", "async_answer", "stream", "async_stream", "tools", "tools_streamed", "structured", "batch",
           "busy_twice", "no_retries", "impatient", "breaks", "ends_early", "wire_cut"]  # fmt: skip
 SHOWN = OPENING.rsplit(" ", 1)[0]
 
 
 @pytest.fixture(scope="module")
-def chain(stage: Stage, tmp_path_factory: pytest.TempPathFactory) -> Performance:
+def chain(fault_gateway: FaultGateway, tmp_path_factory: pytest.TempPathFactory) -> ClientRun:
     python = python_environment("langchain") / "python"
-    program = [python, HERE / "langchain_scenes.py"]
-    return Performance(stage, program, SCENES, cwd=tmp_path_factory.mktemp("langchain"))
+    program = [python, HERE / "langchain_scenarios.py"]
+    return ClientRun(fault_gateway, program, SCENARIOS, cwd=tmp_path_factory.mktemp("langchain"))
 
 
-def test_an_answer_and_its_account(chain: Performance) -> None:
+def test_an_answer_and_its_account(chain: ClientRun) -> None:
     """`include_response_headers` shows the headers; usage_metadata is the caller's usage."""
     seen = chain.saw("answer")
     assert (seen["text"], seen["mode"]) == (WHOLE, "guided")
@@ -34,7 +34,7 @@ def test_an_answer_and_its_account(chain: Performance) -> None:
     assert chain.saw("async_answer") == WHOLE
 
 
-def test_a_stream_starts_with_guidance_and_has_usage_only_on_request(chain: Performance) -> None:
+def test_a_stream_starts_with_guidance_and_has_usage_only_on_request(chain: ClientRun) -> None:
     """With a custom base URL ChatOpenAI leaves `stream_usage` off: no usage arrives."""
     seen = chain.saw("stream")
     assert SHOWN.startswith(next(text for text in seen["texts"] if text))
@@ -43,7 +43,7 @@ def test_a_stream_starts_with_guidance_and_has_usage_only_on_request(chain: Perf
     assert not any(seen["usage"])
 
 
-def test_a_stream_with_usage_drops_the_receipt(chain: Performance) -> None:
+def test_a_stream_with_usage_drops_the_receipt(chain: ClientRun) -> None:
     """`stream_usage=True` adds usage; LangChain drops the last chunk's other facts under `gkt`."""
     seen = chain.saw("async_stream")
     assert "".join(seen["texts"]) == WHOLE
@@ -51,20 +51,20 @@ def test_a_stream_with_usage_drops_the_receipt(chain: Performance) -> None:
     assert seen["gkt"] is False
 
 
-def test_a_tool_is_called_and_its_result_answered(chain: Performance) -> None:
+def test_a_tool_is_called_and_its_result_answered(chain: ClientRun) -> None:
     """A JSON reply and an assembled stream have the same tool call."""
     called = [{"name": "weather", "args": {"city": "Oslo"}, "id": "call_1", "type": "tool_call"}]
     assert chain.saw("tools") == {"calls": called, "answer": "It is sunny."}
     assert chain.saw("tools_streamed") == called
 
 
-def test_an_answer_is_parsed_into_the_callers_model(chain: Performance) -> None:
+def test_an_answer_is_parsed_into_the_callers_model(chain: ClientRun) -> None:
     """with_structured_output sends a json_schema."""
     assert chain.saw("structured") == PERSON
     assert chain.calls("structured")[0].json["response_format"]["type"] == "json_schema"
 
 
-def test_a_batch_is_one_call_for_each(chain: Performance) -> None:
+def test_a_batch_is_one_call_for_each(chain: ClientRun) -> None:
     """Three questions, three answers, three calls."""
     assert chain.saw("batch") == [WHOLE, WHOLE, WHOLE]
     assert len(chain.calls("batch")) == 3
@@ -72,7 +72,7 @@ def test_a_batch_is_one_call_for_each(chain: Performance) -> None:
 
 @pytest.mark.parametrize("refusal", REFUSALS, ids=lambda refusal: refusal.name.replace(" ", "-"))
 def test_each_refusal_is_the_right_exception_after_the_right_number_of_calls(
-    chain: Performance, refusal: Refusal
+    chain: ClientRun, refusal: Refusal
 ) -> None:
     """The exception is OpenAI's own class, or LangChain's subclass of it."""
     seen = chain.refusals[refusal.name]
@@ -81,35 +81,35 @@ def test_each_refusal_is_the_right_exception_after_the_right_number_of_calls(
     chain.attempts[refusal.name].check_calls()
 
 
-def test_a_retrying_client_gets_its_answer(chain: Performance) -> None:
+def test_a_retrying_client_gets_its_answer(chain: ClientRun) -> None:
     """The engine is full twice; the third call is answered."""
     assert chain.saw("busy_twice") == REST
     assert [call.status for call in chain.calls("busy_twice")] == [503, 503, 200]
 
 
-def test_a_client_without_retries_sends_one_call(chain: Performance) -> None:
+def test_a_client_without_retries_sends_one_call(chain: ClientRun) -> None:
     """max_retries=0"""
     assert chain.raised("no_retries")["status"] == 503
     assert len(chain.calls("no_retries")) == 1
 
 
-def test_a_client_that_does_not_wait_raises(chain: Performance) -> None:
+def test_a_client_that_does_not_wait_raises(chain: ClientRun) -> None:
     """`timeout` is in seconds, and applies to each attempt."""
     assert "openai.APITimeoutError" in chain.raised("impatient")["also"]
     assert [call.status for call in chain.calls("impatient")] == [None, None]
 
 
-@pytest.mark.parametrize("scene", ["breaks", "ends_early"])
-def test_a_broken_stream_raises_and_has_no_finish_reason(chain: Performance, scene: str) -> None:
+@pytest.mark.parametrize("scenario", ["breaks", "ends_early"])
+def test_a_broken_stream_raises_and_has_no_finish_reason(chain: ClientRun, scenario: str) -> None:
     """The received words, no finish_reason, then APIError. No retry."""
-    seen = chain.saw(scene)
+    seen = chain.saw(scenario)
     assert (seen["text"], seen["finishes"]) == (" two words", [])
     assert "openai.APIError" in seen["broke"]["also"]
     assert seen["broke"]["code"] == "engine_failed"
-    assert len(chain.calls(scene)) == 1
+    assert len(chain.calls(scenario)) == 1
 
 
-def test_a_closed_connection_raises_and_has_no_finish_reason(chain: Performance) -> None:
+def test_a_closed_connection_raises_and_has_no_finish_reason(chain: ClientRun) -> None:
     """A closed connection does not count as the end of an answer."""
     seen = chain.saw("wire_cut")
     assert seen["finishes"] == []

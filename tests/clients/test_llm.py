@@ -1,4 +1,4 @@
-"""The unmodified `llm` command on the stage: its output, exit status and retries."""
+"""The unmodified `llm` command on the fault_gateway: its output, exit status and retries."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import pytest
 from ruamel.yaml import YAML
 
 from tests.clients.environments import python_environment
+from tests.clients.fault_gateway import PERSON, REST, WHOLE, FaultGateway, a_question
 from tests.clients.programs import run
 from tests.clients.refusals import TRIES
-from tests.clients.stage import PERSON, REST, WHOLE, Stage, a_question
 from tests.gateway_process import KEY
 
 if TYPE_CHECKING:
@@ -47,8 +47,10 @@ LONG: dict[str, tuple[str, ...]] = {
 class Answers:
     """The output, the exit status and the calls of each command."""
 
-    def __init__(self, stage: Stage, commands: dict[str, tuple[str, ...]], bin_folder: Path, user_folder: Path) -> None:
-        self._stage = stage
+    def __init__(
+        self, fault_gateway: FaultGateway, commands: dict[str, tuple[str, ...]], bin_folder: Path, user_folder: Path
+    ) -> None:
+        self._fault_gateway = fault_gateway
         self.questions = {name: a_question(name) for name in commands}
 
         def ask(name: str) -> subprocess.CompletedProcess[str]:
@@ -58,22 +60,22 @@ class Answers:
             folder = shutil.copytree(user_folder, user_folder.with_name(f"{user_folder.name}-{name}"))
             return run(command, cwd=folder, LLM_USER_PATH=str(folder))
 
-        with stage.audited(), ThreadPoolExecutor(4) as pool:
+        with fault_gateway.audited(), ThreadPoolExecutor(4) as pool:
             pending: dict[str, Future[subprocess.CompletedProcess[str]]] = {n: pool.submit(ask, n) for n in commands}
             self.of = {name: future.result() for name, future in pending.items()}
 
     def calls(self, name: str) -> list[Call]:
-        return self._stage.calls(question=self.questions[name])
+        return self._fault_gateway.calls(question=self.questions[name])
 
 
 @pytest.fixture(scope="module")
-def user_folder(stage: Stage, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a user's folder with the stage's models and a key."""
+def user_folder(fault_gateway: FaultGateway, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a user's folder with the fault_gateway's models and a key."""
     folder = tmp_path_factory.mktemp("llm")
     models = [
-        {"model_id": f"gkt/{name}", "model_name": name.removesuffix("-at-the-gateway"), "api_base": stage.url,
+        {"model_id": f"gkt/{name}", "model_name": name.removesuffix("-at-the-gateway"), "api_base": fault_gateway.url,
          "api_key_name": "gkt", "supports_tools": True, "supports_schema": True}
-        for name in ("chat", *Stage.ROUTES, "gpt-5-at-the-gateway")
+        for name in ("chat", *FaultGateway.ROUTES, "gpt-5-at-the-gateway")
     ]  # fmt: skip
     YAML().dump(models, folder / "extra-openai-models.yaml")
     (folder / "keys.json").write_text(json.dumps({"gkt": KEY}), "utf-8")
@@ -81,13 +83,13 @@ def user_folder(stage: Stage, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def llm(stage: Stage, user_folder: Path) -> Answers:
-    return Answers(stage, QUICK, python_environment("llm"), user_folder)
+def llm(fault_gateway: FaultGateway, user_folder: Path) -> Answers:
+    return Answers(fault_gateway, QUICK, python_environment("llm"), user_folder)
 
 
 @pytest.fixture(scope="module")
-def llm_long(stage: Stage, user_folder: Path) -> Answers:
-    return Answers(stage, LONG, python_environment("llm"), user_folder)
+def llm_long(fault_gateway: FaultGateway, user_folder: Path) -> Answers:
+    return Answers(fault_gateway, LONG, python_environment("llm"), user_folder)
 
 
 @pytest.mark.long

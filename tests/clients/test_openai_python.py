@@ -1,4 +1,4 @@
-"""The unmodified `openai` package for Python on the stage: answers, exceptions, retries, broken streams.
+"""The unmodified `openai` package for Python on the fault_gateway: answers, exceptions, retries, broken streams.
 
 tests/system/test_openai_sdk.py tests the package with real models.
 """
@@ -16,8 +16,8 @@ import pytest
 import pytest_asyncio
 from openai import AsyncOpenAI, OpenAI
 
+from tests.clients.fault_gateway import OPENING, PERSON, REST, WHOLE, FaultGateway, a_question
 from tests.clients.refusals import RAISES, REFUSALS, TRIES, Attempt, Refusal
-from tests.clients.stage import OPENING, PERSON, REST, WHOLE, Stage, a_question
 from tests.gateway_process import KEY
 
 if TYPE_CHECKING:
@@ -40,15 +40,15 @@ def ask(of: str = "something") -> list[Any]:
 
 
 @pytest.fixture
-def client(stage: Stage) -> Iterator[OpenAI]:
-    with stage.audited(), OpenAI(base_url=stage.url, api_key=KEY) as client:
+def client(fault_gateway: FaultGateway) -> Iterator[OpenAI]:
+    with fault_gateway.audited(), OpenAI(base_url=fault_gateway.url, api_key=KEY) as client:
         yield client
 
 
 @pytest_asyncio.fixture
-async def later(stage: Stage) -> AsyncIterator[AsyncOpenAI]:
-    with stage.audited():
-        async with AsyncOpenAI(base_url=stage.url, api_key=KEY) as client:
+async def later(fault_gateway: FaultGateway) -> AsyncIterator[AsyncOpenAI]:
+    with fault_gateway.audited():
+        async with AsyncOpenAI(base_url=fault_gateway.url, api_key=KEY) as client:
             yield client
 
 
@@ -117,7 +117,7 @@ async def test_the_async_client_does_the_same(later: AsyncOpenAI) -> None:
     answers = await asyncio.gather(answer_text(), streamed(), helped(), answer_text())
     assert set(answers) == {WHOLE}
     names = [entry.id async for entry in later.models.list()]
-    assert names == [*Stage.NAMES]
+    assert names == [*FaultGateway.NAMES]
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -171,11 +171,11 @@ async def test_the_async_client_continues_prompts_and_makes_vectors(later: Async
     assert await asyncio.gather(answer_text(), streamed(), embedded()) == [WHOLE, WHOLE, [1.0, 0.0]]
 
 
-def test_a_text_becomes_a_vector(client: OpenAI, stage: Stage) -> None:
+def test_a_text_becomes_a_vector(client: OpenAI, fault_gateway: FaultGateway) -> None:
     """The client requests and decodes base64 by default; with `float` it gets the engine's numbers."""
     answer_text = a_question()
     assert client.embeddings.create(model="vectors", input=answer_text).data[0].embedding == [1.0, 0.0]
-    assert stage.calls("vectors", answer_text)[0].json["encoding_format"] == "base64"
+    assert fault_gateway.calls("vectors", answer_text)[0].json["encoding_format"] == "base64"
     reply = client.embeddings.create(model="vectors", input=[answer_text, answer_text], encoding_format="float")
     assert [one.embedding for one in reply.data] == [[1e-05, 0.5]] * 2
     assert reply.usage.total_tokens == 10
@@ -183,14 +183,14 @@ def test_a_text_becomes_a_vector(client: OpenAI, stage: Stage) -> None:
 
 @pytest.mark.parametrize(("model", "raised"), [("refuses", "BadRequestError"), ("gone", "InternalServerError")])
 def test_a_raw_prompt_that_is_refused_raises_as_a_chat_does(
-    client: OpenAI, stage: Stage, model: str, raised: str
+    client: OpenAI, fault_gateway: FaultGateway, model: str, raised: str
 ) -> None:
     """The client makes the same number of calls."""
     answer_text = a_question()
     with pytest.raises(openai.APIStatusError) as caught:
         client.completions.create(model=model, prompt=answer_text)
     assert type(caught.value).__name__ == raised
-    assert len(stage.calls(model, answer_text)) == (1 if model == "refuses" else TRIES)
+    assert len(fault_gateway.calls(model, answer_text)) == (1 if model == "refuses" else TRIES)
 
 
 def test_a_broken_text_stream_raises_and_has_no_finish_reason(client: OpenAI) -> None:
@@ -203,7 +203,7 @@ def test_a_broken_text_stream_raises_and_has_no_finish_reason(client: OpenAI) ->
 
 def test_models_are_listed_and_retrieved(client: OpenAI) -> None:
     """The list has the models that the key may use."""
-    assert [entry.id for entry in client.models.list()] == [*Stage.NAMES]
+    assert [entry.id for entry in client.models.list()] == [*FaultGateway.NAMES]
     assert client.models.retrieve("chat").id == "chat"
 
 
@@ -243,24 +243,24 @@ def test_a_tool_is_called_and_its_result_answered(client: OpenAI) -> None:
     assert answered.choices[0].message.content == "It is sunny."
 
 
-def test_an_answer_is_parsed_into_the_callers_model(client: OpenAI, stage: Stage) -> None:
+def test_an_answer_is_parsed_into_the_callers_model(client: OpenAI, fault_gateway: FaultGateway) -> None:
     """`parse` and the stream helper send a json_schema, which reaches the student unchanged."""
     answer_text = ask()
     parsed = client.chat.completions.parse(model="person", messages=answer_text, response_format=Person)
     assert parsed.choices[0].message.parsed == Person.model_validate(PERSON)
-    sent = stage.calls("person", answer_text[0]["content"])[0].json["response_format"]
+    sent = fault_gateway.calls("person", answer_text[0]["content"])[0].json["response_format"]
     assert sent["json_schema"]["name"] == "Person"
     with client.chat.completions.stream(model="person", messages=ask(), response_format=Person) as stream:
         assert stream.get_final_completion().choices[0].message.parsed == Person.model_validate(PERSON)
 
 
 @pytest.fixture(scope="module")
-def refused(stage: Stage) -> dict[str, tuple[Attempt, openai.APIStatusError]]:
+def refused(fault_gateway: FaultGateway) -> dict[str, tuple[Attempt, openai.APIStatusError]]:
     """Provoke all refusals concurrently with the client's defaults; return the exception of each."""
 
     async def meet(attempt: Attempt) -> openai.APIStatusError:
         refusal = attempt.refusal
-        async with AsyncOpenAI(base_url=stage.url, api_key=refusal.key) as client:
+        async with AsyncOpenAI(base_url=fault_gateway.url, api_key=refusal.key) as client:
             if refusal.max_retries is not None:
                 client.max_retries = refusal.max_retries
             with pytest.raises(openai.APIStatusError) as raised:
@@ -274,8 +274,8 @@ def refused(stage: Stage) -> dict[str, tuple[Attempt, openai.APIStatusError]]:
     async def meet_all(attempts: list[Attempt]) -> list[openai.APIStatusError]:
         return await asyncio.gather(*map(meet, attempts))
 
-    with stage.crowd(), stage.audited():
-        attempts = [Attempt(stage, refusal) for refusal in REFUSALS]
+    with fault_gateway.crowd(), fault_gateway.audited():
+        attempts = [Attempt(fault_gateway, refusal) for refusal in REFUSALS]
         met = asyncio.run(meet_all(attempts))
         return {attempt.refusal.name: (attempt, error) for attempt, error in zip(attempts, met, strict=True)}
 
@@ -298,44 +298,48 @@ def test_each_refusal_is_the_right_exception_after_the_right_number_of_calls(
 
 
 @pytest.mark.long
-def test_a_retrying_client_gets_its_answer(client: OpenAI, stage: Stage) -> None:
+def test_a_retrying_client_gets_its_answer(client: OpenAI, fault_gateway: FaultGateway) -> None:
     """The engine is full twice; each call has its receipt, and the third is answered."""
     answer_text, started = ask(), time.monotonic()
     reply = client.chat.completions.create(model="busy-twice", messages=answer_text)
     assert reply.choices[0].message.content == REST
     assert time.monotonic() - started >= 1.5
-    calls = stage.calls("busy-twice", answer_text[0]["content"])
+    calls = fault_gateway.calls("busy-twice", answer_text[0]["content"])
     assert [call.status for call in calls] == [503, 503, 200]
-    assert [stage.receipt(call)["status"] for call in calls] == ["engine_overloaded", "engine_overloaded", "ok"]
+    assert [fault_gateway.receipt(call)["status"] for call in calls] == ["engine_overloaded", "engine_overloaded", "ok"]
 
 
-def test_a_client_without_retries_sends_one_call(stage: Stage) -> None:
+def test_a_client_without_retries_sends_one_call(fault_gateway: FaultGateway) -> None:
     """max_retries=0: one call, one exception; the same for a stream that has not begun."""
-    with stage.audited(), OpenAI(base_url=stage.url, api_key=KEY, max_retries=0) as client:
+    with fault_gateway.audited(), OpenAI(base_url=fault_gateway.url, api_key=KEY, max_retries=0) as client:
         for stream in (False, True):
             answer_text = ask()
             with pytest.raises(openai.InternalServerError):
                 client.chat.completions.create(model="busy", messages=answer_text, stream=stream)
-            assert len(stage.calls("busy", answer_text[0]["content"])) == 1
+            assert len(fault_gateway.calls("busy", answer_text[0]["content"])) == 1
 
 
 @pytest.mark.long
 @pytest.mark.timeout(150)
-def test_a_body_that_is_too_slow_is_sent_again_on_another_connection(client: OpenAI, stage: Stage) -> None:
+def test_a_body_that_is_too_slow_is_sent_again_on_another_connection(
+    client: OpenAI, fault_gateway: FaultGateway
+) -> None:
     """The SDK retries status 408 by default (`_should_retry`)."""
     answer_text = ask()
     with pytest.raises(openai.APIStatusError) as raised:
         client.with_options(max_retries=1).chat.completions.create(model="trickle", messages=answer_text)
     assert (raised.value.status_code, raised.value.code) == (408, "request_timeout")
-    assert [call.status for call in stage.calls("trickle", answer_text[0]["content"])] == [408, 408]
+    assert [call.status for call in fault_gateway.calls("trickle", answer_text[0]["content"])] == [408, 408]
 
 
-def test_a_client_that_does_not_wait_raises_and_each_try_has_a_receipt(client: OpenAI, stage: Stage) -> None:
+def test_a_client_that_does_not_wait_raises_and_each_try_has_a_receipt(
+    client: OpenAI, fault_gateway: FaultGateway
+) -> None:
     """`timeout` applies to each attempt; the gateway detects the disconnect (`audited` checks it)."""
     answer_text = ask()
     with pytest.raises(openai.APITimeoutError):
         client.with_options(timeout=0.5, max_retries=1).chat.completions.create(model="slow", messages=answer_text)
-    assert len(stage.calls("slow", answer_text[0]["content"])) == 2
+    assert len(fault_gateway.calls("slow", answer_text[0]["content"])) == 2
 
 
 def _collect(stream: Any, parts: list[Any]) -> None:
@@ -345,7 +349,9 @@ def _collect(stream: Any, parts: list[Any]) -> None:
 
 
 @pytest.mark.parametrize(("model", "code"), [("breaks", "engine_failed"), ("ends-early", "engine_failed")])
-def test_a_broken_stream_raises_and_has_no_finish_reason(client: OpenAI, stage: Stage, model: str, code: str) -> None:
+def test_a_broken_stream_raises_and_has_no_finish_reason(
+    client: OpenAI, fault_gateway: FaultGateway, model: str, code: str
+) -> None:
     """The received words, no finish_reason, then APIError, from create and from the helper. No retry."""
     answer_text = ask()
     parts: list[Any] = []
@@ -354,12 +360,12 @@ def test_a_broken_stream_raises_and_has_no_finish_reason(client: OpenAI, stage: 
     assert raised.value.code == code
     assert "".join(part.choices[0].delta.content or "" for part in parts) == " two words"
     assert all(part.choices[0].finish_reason is None for part in parts)
-    assert len(stage.calls(model, answer_text[0]["content"])) == 1
+    assert len(fault_gateway.calls(model, answer_text[0]["content"])) == 1
     with client.chat.completions.stream(model=model, messages=ask()) as stream, pytest.raises(openai.APIError):
         stream.get_final_completion()
 
 
-def test_a_closed_connection_raises_and_has_no_finish_reason(client: OpenAI, stage: Stage) -> None:
+def test_a_closed_connection_raises_and_has_no_finish_reason(client: OpenAI, fault_gateway: FaultGateway) -> None:
     """A closed connection raises APIConnectionError. No retry."""
     answer_text = ask()
     parts: list[Any] = []
@@ -367,16 +373,16 @@ def test_a_closed_connection_raises_and_has_no_finish_reason(client: OpenAI, sta
         _collect(client.chat.completions.create(model="wire-cut", messages=answer_text, stream=True), parts)
     assert parts
     assert all(part.choices[0].finish_reason is None for part in parts)
-    calls = stage.calls("wire-cut", answer_text[0]["content"])
+    calls = fault_gateway.calls("wire-cut", answer_text[0]["content"])
     assert len(calls) == 1
-    assert stage.receipt(calls[0])["status"] == "client_gone"
+    assert fault_gateway.receipt(calls[0])["status"] == "client_gone"
 
 
-def test_extra_body_fields_reach_the_student(client: OpenAI, stage: Stage) -> None:
+def test_extra_body_fields_reach_the_student(client: OpenAI, fault_gateway: FaultGateway) -> None:
     """The gateway forwards `extra_body`, which holds fields that OpenAI does not have."""
     answer_text = ask()
     client.chat.completions.create(model="chat-student", messages=answer_text, extra_body={"top_k": 7})
-    assert stage.calls("chat-student", answer_text[0]["content"])[0].json["top_k"] == 7
+    assert fault_gateway.calls("chat-student", answer_text[0]["content"])[0].json["top_k"] == 7
 
 
 def test_the_tries_are_the_packages_default() -> None:

@@ -26,7 +26,7 @@ from gateway.guidance.trim import trim
 from gateway.pipeline.generation import GenerationTracker
 from gateway.pipeline.stream import StreamRelay, join_reply
 from gateway.protocol.reply import ReplyHead, engine_fields, usage_body
-from tests.engines.harm import (
+from tests.engines.defects import (
     BODIES,
     CHAT,
     CUTS,
@@ -39,8 +39,8 @@ from tests.engines.harm import (
     STREAMS,
     WRONG,
     broken,
+    corrupted,
     framed,
-    harmed,
     paths,
     replaced,
     split,
@@ -200,10 +200,10 @@ def test_any_value_in_the_place_of_any_field_of_a_chunk(
 @settings(MUCH)
 @given(STREAM, PROTOCOL, st.lists(HARM, min_size=1, max_size=4), CUTS)
 def test_any_harm_to_a_stream(
-    stage: Stage, name: str, protocol: str, harms: list[tuple[str, int, Any]], cuts: list[int]
+    stage: Stage, name: str, protocol: str, defects: list[tuple[str, int, Any]], cuts: list[int]
 ) -> None:
     """Bits are flipped, bytes are lost, repeated or inserted. The split into packets has no effect."""
-    raw = harmed(framed([orjson.dumps(one) for one in STREAMS[name]]), harms)
+    raw = corrupted(framed([orjson.dumps(one) for one in STREAMS[name]]), defects)
     outcome = stage.stream(protocol, split(raw, cuts), BODIES.get(name))
     is_safe(outcome)
     at_once = stage.stream(protocol, [raw], BODIES.get(name))
@@ -330,7 +330,7 @@ def test_corrupted_replies_end_in_a_reply_or_an_error(
     replying: tuple[FaultEngine, list[bytes]],
     name: str,
     protocol: str,
-    harms: list[tuple[str, int, Any]],
+    defects: list[tuple[str, int, Any]],
     cuts: list[int],
     streamed_: bool,
 ) -> None:
@@ -340,7 +340,7 @@ def test_corrupted_replies_end_in_a_reply_or_an_error(
     events = framed([orjson.dumps(one) for one in STREAMS[name]]) if streamed_ else orjson.dumps(CHAT)
     body = b"".join(chunked(events[at : at + 100]) for at in range(0, len(events), 100))
     raw = head(content_type=kind, transfer_encoding="chunked") + body + b"0\r\n\r\n"
-    packets[:] = split(harmed(raw, harms), cuts)
+    packets[:] = split(corrupted(raw, defects), cuts)
 
     async def call() -> Any:
         http = EngineHttp(NAME, faulty.base(f"{protocol}/fuzz/x"), api_key=None, deadlines=DEADLINES)
@@ -358,5 +358,5 @@ def test_corrupted_replies_end_in_a_reply_or_an_error(
     outcome = asyncio.run(call())
     if isinstance(outcome, Outcome):
         is_safe(outcome)
-    if not harms:
+    if not defects:
         assert isinstance(outcome, dict) or outcome.label is None

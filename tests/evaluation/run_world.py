@@ -57,7 +57,7 @@ SETTINGS = (
 
 
 @dataclass
-class Told:
+class ProgressRecorder:
     """A progress receiver that records its calls."""
 
     stages: list[tuple[str, int]] = field(default_factory=list)
@@ -128,9 +128,9 @@ async def staged(
     concurrency: int = 4,
     pauses_s: Sequence[float] = (0.01,),
     rescore: bool = False,
-) -> Told:
+) -> ProgressRecorder:
     """Run one sitting in this folder."""
-    progress = Told()
+    progress = ProgressRecorder()
     work = EvalWork(questions, EXEMPLARS, settings, Scoring().score)
     with RunFolder(path) as folder:
         folder.begin(manifest(pair, settings, questions), questions)

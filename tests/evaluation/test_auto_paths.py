@@ -23,7 +23,7 @@ from gateway.policy.conditions import to_pattern
 from gateway.policy.length_rules import AutoRule, LengthRule, ProbeRule
 from gateway.policy.projections import CUTOFF, SkipRule
 from tests import fake_texts
-from tests.evaluation.run_world import Told, lines, manifest, settings_for, staged
+from tests.evaluation.run_world import ProgressRecorder, lines, manifest, settings_for, staged
 from tests.fakes import FakeEngine, says, says_with_odds
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ async def live(path: Path, pair: ConfiguredPair, settings: Sequence[Setting]) ->
         folder.begin(manifest(pair, settings, ASKED, live=True), ASKED)
         async with start_gateway(pair, routes, path) as caller:
             work = EvalWork(ASKED, (), settings, Scoring().score)
-            await LiveRun(folder, work, caller, Told(), concurrency=1, pauses_s=(0.01,)).run(routes)
+            await LiveRun(folder, work, caller, ProgressRecorder(), concurrency=1, pauses_s=(0.01,)).run(routes)
     return list(read_lines(path / EXAMPLES, Example))
 
 

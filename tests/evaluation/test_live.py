@@ -26,7 +26,7 @@ from tests.evaluation.run_world import (
     QUESTIONS,
     SETTINGS,
     SHORT,
-    Told,
+    ProgressRecorder,
     manifest,
     pair_of,
     staged,
@@ -60,8 +60,8 @@ def work_of(settings: Sequence[Setting], questions: Sequence[Question]) -> EvalW
 
 async def live(
     path: Path, engines: LocalStack, settings: Sequence[Setting], questions: Sequence[Question] = QUESTIONS[:2]
-) -> Told:
-    progress = Told()
+) -> ProgressRecorder:
+    progress = ProgressRecorder()
     work = work_of(settings, questions)
     routes = setting_routes(settings)
     pair = pair_of(engines)
@@ -134,7 +134,7 @@ async def test_the_routes_of_a_gateway_that_runs_are_settings(
                 manifest(pair_of(engines), (), QUESTIONS[:1], live=True), settings=settings
             )
             folder.begin(new_manifest, QUESTIONS[:1])
-            await LiveRun(folder, work, caller, Told(), concurrency=1).run(routes)
+            await LiveRun(folder, work, caller, ProgressRecorder(), concurrency=1).run(routes)
     found: list[Example] = list(read_lines(tmp_path / EXAMPLES, Example))
     assert [one.setting for one in found] == names
     assert all(one.text and one.total_s and not one.error for one in found)

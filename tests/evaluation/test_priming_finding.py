@@ -59,7 +59,7 @@ class Engines:
 
 
 @dataclass
-class Heard:
+class SearchRecorder:
     styles: Mapping[Style, Sequence[ExemplarCandidate]] = field(default_factory=dict)
     wrong: int = 0
     steps: list[SearchStep] = field(default_factory=list)
@@ -85,7 +85,7 @@ LIMITS = SearchLimits(calls=4000, max_exemplars=4, max_tokens=60, pool_answer_to
 
 async def test_the_better_style_of_exemplars_is_selected() -> None:
     parts = split(questions(90), pool=9, select=45, check=30, seed=0)
-    engines, listener = Engines(explains, early), Heard()
+    engines, listener = Engines(explains, early), SearchRecorder()
     result = await find(engines, parts, score, LIMITS, 0, listener)
     assert result.helps
     assert result.best is not None
@@ -106,7 +106,7 @@ async def test_the_call_limit_holds_and_no_evaluated_question_is_an_exemplar(
     calls = POOL_CALLS_EACH * pool + min_calls(select, check) + spare
     engines = Engines(explains, early)
     limits = SearchLimits(calls=calls, max_exemplars=4, max_tokens=60, pool_answer_tokens=100)
-    result = await find(engines, parts, score, limits, seed, Heard())
+    result = await find(engines, parts, score, limits, seed, SearchRecorder())
     assert result.spent == POOL_CALLS_EACH * pool + CALLS_EACH * len(engines.measured) <= calls
     measured = {question.text for _, question in engines.measured}
     shown = {one.exemplar.question for some, _ in engines.measured for one in some}
@@ -122,7 +122,7 @@ async def test_exemplars_without_gain_on_other_questions_are_rejected() -> None:
     parts = split(questions(90), pool=6, select=40, check=30, seed=0)
     compared = {question.id for question in parts.select}
     lucky = Engines(explains, lambda shown, one: 0.9 if shown and one.id in compared else 0.4)
-    result = await find(lucky, parts, score, LIMITS, 0, Heard())
+    result = await find(lucky, parts, score, LIMITS, 0, SearchRecorder())
     assert result.search.best is not None
     assert result.check is not None
     assert result.check.gained.gain == 0
@@ -131,14 +131,14 @@ async def test_exemplars_without_gain_on_other_questions_are_rejected() -> None:
 
 async def test_without_questions_for_a_check_the_comparison_decides() -> None:
     parts = split(questions(90), pool=6, select=40, check=0, seed=0)
-    result = await find(Engines(explains, early), parts, score, LIMITS, 0, Heard())
+    result = await find(Engines(explains, early), parts, score, LIMITS, 0, SearchRecorder())
     assert result.helps
     assert result.check is None
 
 
 async def test_questions_that_the_teacher_gets_wrong_are_counted_and_left_out() -> None:
     parts = split(questions(90), pool=9, select=10, check=0, seed=0)
-    listener = Heard()
+    listener = SearchRecorder()
     await find(Engines(lambda _: "A towel dries. The answer is (b).", early), parts, score, LIMITS, 0, listener)
     wrong = sum(question.answer != "b" for question in parts.pool)
     assert 0 < wrong == listener.wrong < 9
@@ -149,7 +149,7 @@ async def test_a_teacher_that_is_never_right_makes_no_exemplars() -> None:
     parts = split(questions(90), pool=5, select=10, check=0, seed=0)
     engines = Engines(lambda _: "I cannot say.", early)
     with pytest.raises(StartupError, match=r"no correct answer .* to any of the 5"):
-        await find(engines, parts, score, LIMITS, 0, Heard())
+        await find(engines, parts, score, LIMITS, 0, SearchRecorder())
     assert engines.measured == [], "nothing more is asked"
 
 
@@ -157,7 +157,7 @@ async def test_ones_own_exemplars_race_with_the_others() -> None:
     own = [Exemplar(f"Which of these is {at}? (a) one (b) two", "(a), of course.") for at in range(4)]
     parts = split(questions(90), pool=5, select=40, check=10, seed=0)
     engines = Engines(explains, lambda shown, _: 0.9 if any(one.style == "given" for one in shown) else 0.3)
-    result = await find(engines, parts, score, LIMITS, 0, Heard(), given(own, parts))
+    result = await find(engines, parts, score, LIMITS, 0, SearchRecorder(), given(own, parts))
     assert result.best is not None
     assert {one.exemplar for one in result.best.trial.shown} <= set(own)
 
@@ -179,6 +179,6 @@ async def test_too_few_calls_are_an_error_before_the_first_one() -> None:
             score,
             SearchLimits(calls=74, max_exemplars=4, max_tokens=60, pool_answer_tokens=9),
             0,
-            Heard(),
+            SearchRecorder(),
         )
     assert engines.answered == []

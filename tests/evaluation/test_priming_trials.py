@@ -19,7 +19,7 @@ from gateway.evaluation.record import EXAMPLES, GENERATIONS, Example, read_lines
 from gateway.evaluation.scoring import Scoring
 from gateway.evaluation.setting import Setting
 from gateway.policy.projections import PRIMED
-from tests.evaluation.run_world import Told, lines, manifest, pair_of, settings_for
+from tests.evaluation.run_world import ProgressRecorder, lines, manifest, pair_of, settings_for
 from tests.evaluation.test_priming_finding import Heard
 from tests.fakes import recording_proxy
 
@@ -41,7 +41,7 @@ NOWHERE = "http://127.0.0.1:9"
 
 
 async def searched(
-    path: Path, pair: ConfiguredPair, progress: Told | None = None
+    path: Path, pair: ConfiguredPair, progress: ProgressRecorder | None = None
 ) -> tuple[SearchReport, QuestionSplit, Heard]:
     parts = split(QUESTIONS, pool=2, select=3, check=1, seed=0)
     every = [*parts.select, *parts.check, *parts.pool]
@@ -57,7 +57,7 @@ async def searched(
             setting=SETTING,
             all_questions=every,
             score=Scoring().score,
-            progress=progress or Told(),
+            progress=progress or ProgressRecorder(),
             concurrency=4,
             begin=begin,
         )
@@ -73,7 +73,7 @@ class Killed(Exception):
     """An interruption of the search."""
 
 
-class Ends(Told):
+class Ends(ProgressRecorder):
     """Raise after some calls, like a kill."""
 
     def __init__(self, after: int) -> None:

@@ -21,7 +21,7 @@ from gateway.pipeline.confidence_probe import MAX_REFUSALS, PROBE_EVERY, Confide
 from gateway.policy.length import choose_length
 from gateway.policy.length_rules import AutoRule, ProbeRule
 from gateway.telemetry.metrics import Metrics
-from tests.accounting.drafts import builder, chat, plan
+from tests.accounting.receipt_builders import builder, chat, plan
 from tests.engines.fake_server import engine_http
 from tests.fakes import FakeEngine, says, says_with_odds
 from tests.gateway_process import KEY, GatewayProcess, guided, model, running_gateway

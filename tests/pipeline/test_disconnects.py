@@ -18,7 +18,7 @@ import pytest
 from gateway.accounting.calls import EngineCall
 from gateway.pipeline.disconnects import MAX_REST_USD, Disconnects
 from gateway.pricing import Price
-from tests.accounting.drafts import builder, plan
+from tests.accounting.receipt_builders import builder, plan
 from tests.counting_engine import Books, CountingEngine
 from tests.fakes import FakeEngine
 from tests.gateway_process import KEY, GatewayProcess, guided, model, running_gateway

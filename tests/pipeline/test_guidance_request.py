@@ -25,7 +25,7 @@ from gateway.policy.projections import CUTOFF, SkipRule
 from gateway.protocol.chat import parse_chat
 from gateway.runtime.tasks import BackgroundTasks
 from gateway.telemetry.metrics import Metrics
-from tests.accounting.drafts import builder, plan
+from tests.accounting.receipt_builders import builder, plan
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

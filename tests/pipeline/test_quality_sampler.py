@@ -14,7 +14,7 @@ import pytest
 from gateway.local.redis import EmbeddedRedis
 from tests.fakes import says
 from tests.gateway_process import guided, model, running_gateway
-from tests.guard_world import ADMIN_KEY, ALL, Guarded, Held, World, fails, goes_on, is_opening, opens, running_world
+from tests.quality_world import ADMIN_KEY, ALL, Guarded, Held, World, fails, goes_on, is_opening, opens, running_world
 from tests.readiness import wait_until_probed
 
 if TYPE_CHECKING:

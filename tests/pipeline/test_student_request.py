@@ -12,7 +12,7 @@ from gateway.pipeline.student_request import build_student_request
 from gateway.policy.plan import StudentPlan
 from gateway.protocol.chat import parse_chat
 from gateway.protocol.text import parse_text_completion
-from tests.accounting.drafts import plan
+from tests.accounting.receipt_builders import plan
 
 if TYPE_CHECKING:
     from gateway.protocol.requests import CompletionRequest

@@ -6,7 +6,7 @@ import pytest
 from msgspec.structs import replace
 
 from gateway.policy.cheaper import AS_PLANNED, SHORTENED, STUDENT_ALONE, cheaper_plans
-from tests.accounting.drafts import plan
+from tests.accounting.receipt_builders import plan
 
 
 @pytest.mark.parametrize(("planned", "shortened"), [(40, 20), (5, 3), (3, 2), (2, 2), (1, 1)])

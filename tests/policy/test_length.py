@@ -140,10 +140,10 @@ def test_the_route_promises_no_more_than_its_most() -> None:
     assert GuidanceRule.model_validate({"tokens": "auto", "auto": {"max": 30}}).auto.default == 30
 
 
-class Says:
+class ConstantLength:
     """A length model with a constant prediction."""
 
-    name = "said.1"
+    name = "constant.1"
 
     def __init__(self, tokens: int) -> None:
         self.tokens = tokens
@@ -155,14 +155,14 @@ class Says:
 
 @pytest.mark.parametrize(("prediction", "tokens"), [(0, 0), (8, 16), (40, 40), (400, 80)])
 def test_a_models_prediction_is_limited_to_the_bounds(prediction: int, tokens: int) -> None:
-    chosen = choose_length(AutoRule().with_length_model(Says(prediction)), request(), None, {})
-    assert (chosen.tokens, chosen.by, chosen.model, chosen.score) == (tokens, "model", "said.1", 0.75)
+    chosen = choose_length(AutoRule().with_length_model(ConstantLength(prediction)), request(), None, {})
+    assert (chosen.tokens, chosen.by, chosen.model, chosen.score) == (tokens, "model", "constant.1", 0.75)
 
 
 def test_a_policys_rules_go_before_a_model_and_the_built_in_ones_do_not() -> None:
-    assert choose_length(AutoRule().with_length_model(Says(40)), request("Hi"), None, {}).by == "model"
+    assert choose_length(AutoRule().with_length_model(ConstantLength(40)), request("Hi"), None, {}).by == "model"
     own = AutoRule.model_validate({"rules": [{"name": "hi", "prompt": "trivial", "tokens": 0}]}).with_length_model(
-        Says(40)
+        ConstantLength(40)
     )
     assert choose_length(own, request("Hi"), None, {}).rule == "hi"
     assert choose_length(own, request(), None, {}).by == "model"

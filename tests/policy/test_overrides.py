@@ -49,7 +49,7 @@ ALL = {"overrides": {"modes": ["guided", "student", "teacher"], "guidance_tokens
 
 @pytest.mark.parametrize("own", ["guided", "student", "teacher", "shadow"])
 @pytest.mark.parametrize("requested", ["guided", "student", "teacher"])
-def test_a_caller_gets_the_value(own: str, requested: str) -> None:
+def test_a_caller_gets_the_requested_mode(own: str, requested: str) -> None:
     """The route's engines for that mode answer, without a shadow."""
     plan = planned({"X-GKT-Mode": requested.upper()}, ALL | {"mode": own})
     assert plan.mode == requested

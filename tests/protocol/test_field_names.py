@@ -17,7 +17,7 @@ from gateway.protocol.edge import parse_edge_usage
 from gateway.protocol.embeddings import parse_embeddings
 from gateway.protocol.field_names import ALIASES, HOLDERS
 from gateway.protocol.text import parse_text_completion
-from tests.accounting.drafts import plan
+from tests.accounting.receipt_builders import plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable

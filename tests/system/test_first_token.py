@@ -68,7 +68,7 @@ def teacher(
 
 
 @dataclass
-class Heard:
+class StreamedAnswer:
     """A streamed answer: the arrival time of each piece of text, in seconds since the request, and all parts."""
 
     at_s: list[float]
@@ -88,12 +88,12 @@ class World:
     student: FakeEngine
     gateway: GatewayProcess
 
-    def hear(self, route: str = "chat", pieces: list[str] | None = None, **more: Any) -> Heard:
+    def hear(self, route: str = "chat", pieces: list[str] | None = None, **more: Any) -> StreamedAnswer:
         """Read a stream. `pieces` receives the text as it arrives."""
         content = more.pop("question", None) or f"What is {next(_numbers)}?"
         body = {"model": route, "messages": [{"role": "user", "content": content}], "stream": True} | more
         headers = {"Authorization": f"Bearer {KEY}"}
-        streamed = Heard([], [] if pieces is None else pieces, [], httpx.Headers(), done=False)
+        streamed = StreamedAnswer([], [] if pieces is None else pieces, [], httpx.Headers(), done=False)
         begun = time.monotonic()
         with httpx.stream(
             "POST", f"{self.gateway.url}/v1/chat/completions", headers=headers, json=body, timeout=20
@@ -110,7 +110,7 @@ class World:
                             streamed.pieces.append(text)
         return streamed
 
-    def receipt(self, streamed: Heard) -> dict[str, Any]:
+    def receipt(self, streamed: StreamedAnswer) -> dict[str, Any]:
         return self.gateway.wait_for_log("request", id=streamed.headers["x-request-id"])
 
 

@@ -29,7 +29,7 @@ from gateway.usage.tables import RECEIPTS
 from gateway.usage.threads import QueryThreads
 from gateway.usage.usage import UsageQuery
 from tests.accounting.test_ledger import Books
-from tests.savings_month import CLASSES, MONTH, SINCE, TOTAL, UNTIL, Told, micro, receipts
+from tests.savings_month import CLASSES, MONTH, SINCE, TOTAL, UNTIL, ShownSavings, micro, receipts
 from tests.system.test_prometheus import promtool
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def of_class(requests: int, cost: str, baseline: str, savings: str) -> dict[str,
     return {"requests": requests} | {name: f"{micro(usd).normalize():f}" for name, usd in amounts.items()}
 
 
-def holds_figures(row: dict[str, Any], expected: Told) -> None:
+def holds_figures(row: dict[str, Any], expected: ShownSavings) -> None:
     assert row["requests"] == expected.requests
     for name, usd in (
         ("cost_usd", expected.cost),

@@ -19,7 +19,7 @@ from gateway.usage.sums import Retention
 from gateway.usage.tables import DAY_S
 from gateway.usage.verify import differences
 from load_tests.day_receipts import day_of_receipts
-from tests.accounting.drafts import closed, guided
+from tests.accounting.receipt_builders import closed, guided
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

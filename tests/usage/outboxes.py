@@ -26,7 +26,7 @@ from gateway.usage.sums import Retention
 from gateway.usage.tables import SUMS
 from gateway.usage.uptime_table import minutes_in_redis
 from gateway.usage.worker import UsageWorker
-from tests.accounting.drafts import closed, guided
+from tests.accounting.receipt_builders import closed, guided
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence

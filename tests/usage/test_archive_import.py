@@ -11,7 +11,7 @@ import pytest
 import pytest_asyncio
 
 from gateway.usage.archive_import import ArchiveImport
-from tests.accounting.drafts import candidate, closed, guided, intent
+from tests.accounting.receipt_builders import candidate, closed, guided, intent
 from tests.usage.outboxes import Outboxes, open_outboxes, receipts
 from tests.usage.previous_version import add_to_archive, make_archive, put_aside
 

@@ -25,7 +25,7 @@ from gateway.usage.rollup import SumRow, row_with
 from gateway.usage.sums import OTHER, SECONDS, Retention, Sums
 from gateway.usage.tables import DAY_S, RECEIPTS, SUMS, UNREADABLE, day_of
 from gateway.usage.verify import differences
-from tests.accounting.drafts import intent
+from tests.accounting.receipt_builders import intent
 from tests.usage.databases import (
     DAY,
     NOW,

@@ -12,7 +12,7 @@ from gateway.usage.readers import SumsReader
 from gateway.usage.span import RequestedRange, span
 from gateway.usage.sums import Period, Retention
 from gateway.usage.usage import UsageQuery
-from tests.accounting.drafts import closed, guided
+from tests.accounting.receipt_builders import closed, guided
 from tests.usage.books import as_json
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from gateway.usage.counters import pico
 from gateway.usage.histogram import Histogram, bucket_of
 from gateway.usage.rollup import NUMBERS, SumRow, row_with
 from gateway.usage.sums import Sums
-from tests.accounting.drafts import closed, guided
+from tests.accounting.receipt_builders import closed, guided
 
 if TYPE_CHECKING:
     from gateway.accounting.receipt import Receipt

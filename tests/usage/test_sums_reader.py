@@ -23,7 +23,7 @@ from gateway.usage.sums import ALL_TENANTS, Period, Sums
 from gateway.usage.tables import RECEIPTS, SUMS
 from gateway.usage.threads import QueryThreads
 from load_tests.day_receipts import day_of_receipts
-from tests.accounting.drafts import closed, guided
+from tests.accounting.receipt_builders import closed, guided
 from tests.postgres import new_database
 from tests.usage.books import UsageBook
 

@@ -28,7 +28,7 @@ from gateway.usage.rollup import SumDimensions, SumRow, row_with
 from gateway.usage.span import GRANULARITIES, RequestedRange, UsageSpan, duration_text, requested_range, span
 from gateway.usage.sums import SECONDS, Granularity, Period, Retention, StoredRow
 from gateway.usage.usage import UsageQuery, UsageResult, figures
-from tests.accounting.drafts import builder, call, closed, guided, plan
+from tests.accounting.receipt_builders import builder, call, closed, guided, plan
 from tests.usage.books import as_json
 
 if TYPE_CHECKING:

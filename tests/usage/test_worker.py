@@ -27,7 +27,7 @@ from gateway.usage.receipts_reader import find
 from gateway.usage.state import NO_WORKER, WorkerLease, WorkerState, WorkerStateReader
 from gateway.usage.tables import COMPARISONS, DAY_S, SUMS, UPTIME
 from gateway.usage.uptime import Uptime
-from tests.accounting.drafts import candidate, closed, guided, intent
+from tests.accounting.receipt_builders import candidate, closed, guided, intent
 from tests.usage.outboxes import Outboxes, open_outboxes, receipts
 
 if TYPE_CHECKING:

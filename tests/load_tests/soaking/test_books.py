@@ -11,7 +11,7 @@ import pytest
 
 from load_tests.soaking.books import Check, Stored, none, same
 from load_tests.soaking.tally import Kind, RequestResult, Tally, short_id
-from tests.accounting.drafts import closed, guided
+from tests.accounting.receipt_builders import closed, guided
 
 if TYPE_CHECKING:
     from gateway.accounting.receipt import Receipt

@@ -23,7 +23,7 @@ from gateway.pipeline.deadlines.times import (
     recommended_s,
 )
 from gateway.policy.deadline_rules import AutoDeadline
-from tests.accounting.drafts import plan
+from tests.accounting.receipt_builders import plan
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -18,7 +18,7 @@ from gateway.policy.quality import QualityRule
 from gateway.policy.schema import KeyEntry, TenantPolicy
 from gateway.runtime.tasks import BackgroundTasks
 from gateway.telemetry.metrics import Metrics
-from tests.accounting.drafts import chat, guided, plan
+from tests.accounting.receipt_builders import chat, guided, plan
 from tests.fakes import reply
 
 if TYPE_CHECKING:

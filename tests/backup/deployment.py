@@ -38,7 +38,7 @@ from gateway.usage.sums_writer import TOTAL, fill_sums
 from gateway.usage.tables import COMPARISONS, SUMS, UPTIME
 from gateway.usage.uptime_table import EngineMinutes, add_minutes, minutes_in_redis
 from gateway.usage.worker import UsageWorker
-from tests.accounting.purse import Purse, budget
+from tests.accounting.budget_fixture import BudgetFixture, budget
 from tests.cli import in_process
 from tests.usage.databases import FOREVER
 from tests.usage.outboxes import receipts
@@ -65,7 +65,7 @@ ROLLING = budget("5", name="key:ci", period=BudgetDuration(30, "d"), aligned=Fal
 SCOPES = (MONTH, ROLLING)
 DAY_S = 86_400
 OLD_DAY = 1_699_900_000 // DAY_S * DAY_S
-"""A day without receipts: the day before the receipts of the purse."""
+"""A day without receipts: the day before the receipts of the budgets_fixture."""
 
 
 @dataclass
@@ -75,7 +75,7 @@ class Parts:
     redis: Redis
     client: RedisClient
     store: UsageStore
-    purse: Purse
+    budgets_fixture: BudgetFixture
     keyring: RedisKeyring
 
 
@@ -109,7 +109,7 @@ class Standing:
         return sum(row.requests for row in self.by_day.values())
 
 
-class Shop:
+class Deployment:
     """Args:
     usage: usage.url of config.yaml.
     """
@@ -136,7 +136,7 @@ class Shop:
             stack.push_async_callback(client.close)
             stack.push_async_callback(store.close)
             redis = await stack.enter_async_context(Redis.from_url(self.url))
-            yield Parts(redis, client, store, Purse(redis, self.keys), RedisKeyring(client.commands, self.keys))
+            yield Parts(redis, client, store, BudgetFixture(redis, self.keys), RedisKeyring(client.commands, self.keys))
 
     async def trade(self) -> str:
         """Simulate traffic: create and revoke keys, spend budgets, write receipts to the
@@ -150,9 +150,9 @@ class Shop:
             )
             await here.keyring.revoke("acme", "old", "carol")
             await here.keyring.record_use([digest_of(token)])
-            await here.purse.ask("0.5", *SCOPES)
-            await here.purse.settle(here.purse.last, "0.25")
-            await here.purse.ask("0.125", *SCOPES)  # stays in flight
+            await here.budgets_fixture.ask("0.5", *SCOPES)
+            await here.budgets_fixture.settle(here.budgets_fixture.last, "0.25")
+            await here.budgets_fixture.ask("0.125", *SCOPES)  # stays in flight
             await self.settle(*receipts(30), *receipts(7, "globex"))
             await here.redis.xadd(self.keys.outbox("acme"), {"receipt": b"of a later version"})
             await self.work()
@@ -215,7 +215,7 @@ class Shop:
     async def under_way(self) -> list[Intent]:
         """Return admitted requests without receipts, by process in Redis."""
         async with self.parts() as here:
-            ledger = here.purse.processes["bob"]
+            ledger = here.budgets_fixture.processes["bob"]
             owners = await ledger.expired_processes(["acme"], 0)
             found = [await ledger.intents(tenant, owner, 10) for tenant, owner in owners]
         return [Intent.from_json(raw) for batch in found for raw in batch.values()]
@@ -224,7 +224,7 @@ class Shop:
         """Settle the request like a request of a dead process."""
         async with self.parts() as here:
             settlement = Settlement(abandoned(one, time.time()), one)
-            await here.purse.processes["bob"].abandon("acme", one.process_id, {one.id: settlement})
+            await here.budgets_fixture.processes["bob"].abandon("acme", one.process_id, {one.id: settlement})
 
 
 def _rows(connection: Connection, table: Table) -> list[tuple[Any, ...]]:

@@ -1,4 +1,4 @@
-// The unmodified `openai` package for Node.js: what it makes of each scene. See ../programs.py.
+// The unmodified `openai` package for Node.js: what it makes of each scenario. See ../programs.py.
 import { text } from "node:stream/consumers";
 
 import OpenAI from "openai";
@@ -44,7 +44,7 @@ async function collect(stream) {
   return seen;
 }
 
-const scenes = {
+const scenarios = {
   async answer(question) {
     const { data, response, request_id } = await chat.create(ask("chat", question)).withResponse();
     return { reply: data, mode: response.headers.get("x-gkt-mode"), request_id };
@@ -140,7 +140,7 @@ async function play(entries) {
 }
 
 const [played, refusals] = await Promise.all([
-  play(Object.entries(plan.questions).map(([name, question]) => [name, () => scenes[name](question)])),
+  play(Object.entries(plan.questions).map(([name, question]) => [name, () => scenarios[name](question)])),
   play(plan.refusals.map((refusal) => [refusal.name, () => refuse(refusal)])),
 ]);
-console.log(JSON.stringify({ scenes: played, refusals }));
+console.log(JSON.stringify({ scenarios: played, refusals }));

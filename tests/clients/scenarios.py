@@ -20,21 +20,21 @@ def plan() -> Json:
     return read
 
 
-def play(plan: Json, scenes: dict[str, Callable[[str], Any]], refuse: Callable[[Json], Awaitable[Any]]) -> None:
-    """Play all scenes and refusals concurrently and print the results. A plain function runs in a thread."""
+def play(plan: Json, scenarios: dict[str, Callable[[str], Any]], refuse: Callable[[Json], Awaitable[Any]]) -> None:
+    """Play all scenarios and refusals concurrently and print the results. A plain function runs in a thread."""
 
     async def play_all() -> Json:
         refused, played = await asyncio.gather(
             _each({refusal["name"]: refuse(refusal) for refusal in plan["refusals"]}),
-            _each({name: _acting(scenes[name], question) for name, question in plan["questions"].items()}),
+            _each({name: _acting(scenarios[name], question) for name, question in plan["questions"].items()}),
         )
-        return {"scenes": played, "refusals": refused}
+        return {"scenarios": played, "refusals": refused}
 
     print(json.dumps(asyncio.run(play_all())))
 
 
-def _acting(scene: Callable[[str], Any], question: str) -> Awaitable[Any]:
-    return scene(question) if inspect.iscoroutinefunction(scene) else asyncio.to_thread(scene, question)
+def _acting(scenario: Callable[[str], Any], question: str) -> Awaitable[Any]:
+    return scenario(question) if inspect.iscoroutinefunction(scenario) else asyncio.to_thread(scenario, question)
 
 
 async def _each(acts: dict[str, Awaitable[Any]]) -> Json:

@@ -1,4 +1,4 @@
-"""The scenes for the unmodified LiteLLM SDK. See programs.py."""
+"""The scenarios for the unmodified LiteLLM SDK. See programs.py."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import logging
 from typing import Any
 
 import litellm
-import scenes
+import scenarios
 from pydantic import BaseModel
 
-PLAN = scenes.plan()
+PLAN = scenarios.plan()
 WEATHER = {
     "type": "function",
     "function": {"name": "weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}},
@@ -101,7 +101,7 @@ def _collect(name: str, question: str) -> Any:
         for chunk in litellm.completion(**arguments_for(name, question, stream=True)):
             chunks.append(chunk)  # noqa: PERF402
     except Exception as error:  # noqa: BLE001
-        broke = scenes.describe(error)
+        broke = scenarios.describe(error)
     return {"text": "".join(_texts(chunks)), "finishes": _finishes(chunks), "broke": broke}
 
 
@@ -130,4 +130,4 @@ if __name__ == "__main__":
     logging.getLogger("LiteLLM").setLevel(logging.CRITICAL)
     played = (answer, async_answer, stream, async_stream, tools, tools_streamed, structured, busy_twice, no_retries,
               impatient, breaks, ends_early, wire_cut)  # fmt: skip
-    scenes.play(PLAN, {scene.__name__: scene for scene in played}, refuse)
+    scenarios.play(PLAN, {scenario.__name__: scenario for scenario in played}, refuse)

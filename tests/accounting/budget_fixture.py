@@ -13,7 +13,7 @@ from gateway.accounting.scopes import BudgetTerms, Scope
 from gateway.config.limits import BudgetDuration
 from gateway.pricing import dollars, picodollars
 from gateway.redis.keys import RedisKeys
-from tests.accounting.drafts import closed, guided, intent
+from tests.accounting.receipt_builders import closed, guided, intent
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -46,7 +46,7 @@ def budget(
     return Scope(name, 0, 0, 0, terms)
 
 
-class Purse:
+class BudgetFixture:
     """The ledgers of three processes on one Redis."""
 
     def __init__(self, redis: Redis, keys: RedisKeys | None = None) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from tests.fakes import begin_events, chunk, event, says, says_with_odds
 from tests.gateway_process import KEY
-from tests.guard_world import World, fails, goes_on, opens, running_world
+from tests.quality_world import World, fails, goes_on, opens, running_world
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -205,8 +205,8 @@ HARM = st.one_of(
 )
 
 
-def harmed(raw: bytes, harms: list[tuple[str, int, Any]]) -> bytes:
-    for kind, where, what in harms:
+def corrupted(raw: bytes, defects: list[tuple[str, int, Any]]) -> bytes:
+    for kind, where, what in defects:
         at = where % (len(raw) + 1)
         if kind == "flip" and at < len(raw):
             raw = raw[:at] + bytes([raw[at] ^ 1 << what]) + raw[at + 1 :]

@@ -1,16 +1,16 @@
-"""The scenes for the unmodified `langchain-openai`. See programs.py."""
+"""The scenarios for the unmodified `langchain-openai`. See programs.py."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import scenes
+import scenarios
 from langchain_core.messages import AIMessageChunk, HumanMessage, ToolMessage
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
 from pydantic import BaseModel
 
-PLAN = scenes.plan()
+PLAN = scenarios.plan()
 
 
 def model(name: str, **more: Any) -> ChatOpenAI:
@@ -108,7 +108,7 @@ def _collect(chat: ChatOpenAI, question: str) -> Any:
         for chunk in chat.stream(question):
             chunks.append(chunk)  # noqa: PERF402
     except Exception as error:  # noqa: BLE001
-        broke = scenes.describe(error)
+        broke = scenarios.describe(error)
     return {"text": "".join(chunk.content for chunk in chunks), "finishes": _finishes(chunks), "broke": broke}
 
 
@@ -125,4 +125,4 @@ async def refuse(refusal: dict[str, Any]) -> Any:
 if __name__ == "__main__":
     played = (answer, async_answer, stream, async_stream, tools, tools_streamed, structured, batch, busy_twice,
               no_retries, impatient, breaks, ends_early, wire_cut)  # fmt: skip
-    scenes.play(PLAN, {scene.__name__: scene for scene in played}, refuse)
+    scenarios.play(PLAN, {scenario.__name__: scenario for scenario in played}, refuse)

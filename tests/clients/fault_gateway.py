@@ -1,4 +1,4 @@
-"""The stage for client tests: a gateway whose routes each have one behavior or fault."""
+"""The fault_gateway for client tests: a gateway whose routes each have one behavior or fault."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def _reached_a_route(call: Call) -> bool:
     return call.reply_headers.get("x-should-retry") != "false" or call.json.get("model") == "refuses"
 
 
-class Stage:
+class FaultGateway:
     """A gateway between clients, which connect through `tap`, and one engine per route.
 
     chat            guided, well
@@ -210,9 +210,9 @@ class Stage:
 
 
 @contextmanager
-def set_up(folder: Path, redis_url: str) -> Iterator[Stage]:
-    """Start everything, yield the stage, and stop everything."""
-    stages: list[Stage] = []
+def set_up(folder: Path, redis_url: str) -> Iterator[FaultGateway]:
+    """Start everything, yield the fault_gateway, and stop everything."""
+    stages: list[FaultGateway] = []
 
     async def busy_twice(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         attempts = len(stages[0].calls("busy-twice", body["messages"][-1]["content"]))
@@ -257,14 +257,17 @@ def set_up(folder: Path, redis_url: str) -> Iterator[Stage]:
                     model("big", "tgi", teacher.url),
                     model("full", "tgi", crowded.url, max_concurrency=1, batch={"max_size": 1, "max_queue": 1}),
                     model("small", "openai", f"{student.url}/v1", model="small", continuation="trailing", echo=False),
-                    *(played(name) for name in Stage.ROUTES if name != "silent"),
+                    *(played(name) for name in FaultGateway.ROUTES if name != "silent"),
                     played("silent", timeouts=impatient),
                 ],
                 routes=[
                     guided(tokens=6),
                     guided("crowded", tokens=6, teacher="full", on_queue_full="reject"),
                     STUDENT_ONLY,
-                    *({"model": name, "mode": "student", "student": name, "baseline": "big"} for name in Stage.ROUTES),
+                    *(
+                        {"model": name, "mode": "student", "student": name, "baseline": "big"}
+                        for name in FaultGateway.ROUTES
+                    ),
                     {"model": "vectors", "mode": "embeddings", "student": "small"},
                 ],
             )
@@ -272,7 +275,7 @@ def set_up(folder: Path, redis_url: str) -> Iterator[Stage]:
         host, _, port = gateway.url.removeprefix("http://").partition(":")
         tap = Tap((host, int(port)), cuts=frozenset({"wire-cut"}), withholds=frozenset({"trickle"}))
         stack.enter_context(tap.running())
-        stages.append(Stage(gateway, tap, crowded))
+        stages.append(FaultGateway(gateway, tap, crowded))
         give_up = time.monotonic() + 30
         while not all(
             engine["up"] for name, engine in httpx.get(f"{gateway.admin_url}/readyz").json()["engines"].items()
