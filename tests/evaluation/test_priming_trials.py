@@ -20,7 +20,7 @@ from gateway.evaluation.scoring import Scoring
 from gateway.evaluation.setting import Setting
 from gateway.policy.projections import PRIMED
 from tests.evaluation.run_world import ProgressRecorder, lines, manifest, pair_of, settings_for
-from tests.evaluation.test_priming_finding import Heard
+from tests.evaluation.test_priming_finding import SearchRecorder
 from tests.fakes import recording_proxy
 
 if TYPE_CHECKING:
@@ -42,10 +42,10 @@ NOWHERE = "http://127.0.0.1:9"
 
 async def searched(
     path: Path, pair: ConfiguredPair, progress: ProgressRecorder | None = None
-) -> tuple[SearchReport, QuestionSplit, Heard]:
+) -> tuple[SearchReport, QuestionSplit, SearchRecorder]:
     parts = split(QUESTIONS, pool=2, select=3, check=1, seed=0)
     every = [*parts.select, *parts.check, *parts.pool]
-    listener = Heard()
+    listener = SearchRecorder()
     with RunFolder(path) as folder:
 
         def begin(settings: Sequence[Setting]) -> None:
