@@ -25,7 +25,7 @@ _LIMIT_S = 20.0
 
 @dataclass(frozen=True)
 class Span:
-    """One received span. Ids are hexadecimal; `parent` is empty for a root span."""
+    """A received span. Ids are hexadecimal; `parent` is empty for a root span."""
 
     trace: str
     id: str

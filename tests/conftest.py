@@ -1,4 +1,4 @@
-"""What many tests share: one real Redis and one pair of real models for the whole run."""
+"""Shared fixtures: a real Redis and a pair of real models for the whole run."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ if os.environ.get("GKT_TESTS") != "full":
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """One more than there are cores: most tests wait for a process that they have started."""
+    """Return the number of cores plus one, since most tests wait for their own processes."""
     return (os.cpu_count() or 1) + 1
 
 
@@ -72,7 +72,7 @@ async def engines(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Loc
 
 @pytest.fixture(scope="session")
 def gateway(engines: LocalStack, redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
-    """One gateway process over the real engines, its student's way of continuing probed."""
+    """Run a gateway process with the real engines, whose continuation mode was probed."""
     folder: Path = tmp_path_factory.mktemp("gateway")
     with running_gateway(
         folder,

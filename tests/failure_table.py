@@ -47,7 +47,7 @@ LIMIT_S = 60
 
 @dataclass(frozen=True)
 class Case:
-    """One fault of one protocol and one kind of call that meets it."""
+    """A fault of a protocol and a kind of call that meets it."""
 
     fault: Fault
     protocol: str

@@ -42,7 +42,7 @@ _MEGABYTE = 1_000_000
 
 @dataclass
 class Wire:
-    """One call, with methods to answer it byte by byte."""
+    """A call, with methods to answer it byte by byte."""
 
     protocol: str
     path: str

@@ -30,7 +30,7 @@ def _binaries() -> Path | None:
 
 
 class Postgres:
-    """One server. `url` is the value for config.yaml; `stop` ends it immediately, `start` starts it again."""
+    """A server. `url` is the value for config.yaml; `stop` ends it immediately, `start` starts it again."""
 
     def __init__(self, binaries: Path, folder: Path) -> None:
         self._binaries = binaries

@@ -1,4 +1,4 @@
-"""Whether a request may succeed later, for each error."""
+"""The retry flag of each error."""
 
 from __future__ import annotations
 

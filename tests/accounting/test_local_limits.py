@@ -31,7 +31,7 @@ def asks(usd: str, *scopes: Scope, tokens: int = 0, more: dict[int, str] | None 
 
 
 class DetachedProcess:
-    """One process without Redis."""
+    """A process without Redis."""
 
     def __init__(self, fleet: int = 1, joined_s: float = 0.0) -> None:
         self.limits = LocalLimits(lambda: fleet, lambda: joined_s)

@@ -151,7 +151,7 @@ async def test_receipts_above_the_memory_limit_are_sent_from_the_spool(
 
 
 async def test_the_next_process_sends_the_spool_of_a_dead_one_and_settles_its_intents(tmp_path: Path) -> None:
-    """They are settled under the dead process's id, which releases its reservations."""
+    """The intents are settled under the dead process's id, which releases its reservations."""
     keys = new()
     async with EmbeddedRedis(append_fsync="always") as server:
         async with a_process(server.url, tmp_path, "ann", keys) as ann, Redis.from_url(server.url) as redis:

@@ -174,7 +174,7 @@ async def test_receipts_beyond_one_batch_are_all_written(redis_url: str, monkeyp
 
 
 async def test_receipts_wait_during_an_outage_and_are_sent_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are counted and can be read. Reading other receipts raises an error."""
+    """Waiting receipts are counted and can be read. Reading other receipts raises an error."""
     monkeypatch.setattr(store_module, "_RETRY_S", 0.05)
     async with EmbeddedRedis() as server, kept(server.url) as part:
         await server.stop()
@@ -211,7 +211,7 @@ async def test_too_many_waiting_receipts_are_dropped_into_the_log(
 
 
 async def test_the_loop_survives_an_unexpected_error(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If the loop ended, every later receipt would be lost."""
+    """Every later receipt needs the loop."""
     monkeypatch.setattr(store_module, "_RETRY_S", 0.05)
     async with kept(redis_url) as part:
         with capture_logs() as logs, monkeypatch.context() as broken:
@@ -277,7 +277,7 @@ async def test_a_request_that_is_ready_when_an_exchange_is_due_joins_it(redis_ur
 
 
 async def test_a_receipt_is_sent_with_the_next_admission(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It could wait for a minute. The admitted request's exchange includes it."""
+    """The receipt could wait for a minute. The admitted request's exchange includes it."""
     monkeypatch.setattr(store_module, "_LINGER_S", 60)
     async with kept(redis_url) as part:
         first, second = intent(), intent()
@@ -291,7 +291,7 @@ async def test_a_receipt_is_sent_with_the_next_admission(redis_url: str, monkeyp
 
 
 async def test_a_disconnect_during_admission_leaves_no_intent(redis_url: str) -> None:
-    """Whether or not its intent was sent: the receipt is stored, and no intent remains."""
+    """The receipt is stored and no intent remains, before and after the intent was sent."""
     async with kept(redis_url) as part:
         intents = [intent() for _ in range(10)]
         for turns, one in enumerate(intents):

@@ -25,8 +25,9 @@ MONTHLY = {"max_budget": 0.5, "soft_budget": 0.4}
 
 @pytest.fixture(scope="module")
 def gateway(tmp_path_factory: pytest.TempPathFactory, redis_url: str) -> Iterator[GatewayProcess]:
-    """Run a gateway on which a token costs a tenth of a cent. acme has a budget, each of globex' keys has one, and
-    initech has none.
+    """Run a gateway on which a token costs a tenth of a cent.
+
+    The tenant acme has a budget, each key of globex has one, and initech has none.
     """
     folder = tmp_path_factory.mktemp("budgets")
     (folder / "admin.key").write_text(ADMIN_KEY)
@@ -91,7 +92,7 @@ def at(unix_s: float) -> str:
 
 
 def test_a_spent_budget_has_room_again_while_a_raise_holds(gateway: GatewayProcess) -> None:
-    """One raise is ended by hand, the other expires. Both are in the audit trail and in the list."""
+    """The test ends one raise, and the other expires. Both are in the audit trail and in the list."""
     spend(gateway)
     (before,) = shown(gateway)
     assert before["raise"] is None

@@ -1,4 +1,4 @@
-"""One Redis to restore into, and one PostgreSQL for the run."""
+"""Fixtures: a Redis for restores, and a PostgreSQL for the run."""
 
 from __future__ import annotations
 

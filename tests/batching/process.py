@@ -1,4 +1,4 @@
-"""One gateway process's part in the batching: its own connections, tasks and tickets. Several share one Redis."""
+"""The batching part of a gateway process: connections, tasks and tickets. Several processes share one Redis."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Meter:
         self.most = 0
 
     async def call(self, queue: TeacherQueue, takes_s: float, one: Ticket | None = None) -> Grant:
-        """One guided request: wait for the permit, call the teacher for `takes_s`."""
+        """Run a guided request: wait for the permit, and call the teacher for `takes_s`."""
         async with asyncio.timeout(10), queue.acquire(ticket() if one is None else one) as waiter:
             self.now += 1
             self.most = max(self.most, self.now)

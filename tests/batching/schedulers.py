@@ -24,7 +24,7 @@ Woken = dict[str, dict[str, "Outcome"]]
 
 
 class AnyScheduler(Protocol):
-    """What the fleet does on a board at a moment, in microseconds."""
+    """The interface of both schedulers. Times are in microseconds."""
 
     async def exchange(
         self, process_id: str, update: SchedulerUpdate, limits: TeacherLimits, now: int
@@ -35,11 +35,11 @@ class AnyScheduler(Protocol):
         ...
 
     async def left(self) -> dict[str, int]:
-        """What it still keeps of tickets, by kind, where that is not nothing."""
+        """Return the remaining entries of tickets by kind, without zeros."""
         ...
 
     async def keeps(self) -> int:
-        """How many texts stand in the cache."""
+        """Return the number of cached texts."""
         ...
 
 

@@ -52,7 +52,7 @@ tickets = st.builds(
 
 @dataclass(frozen=True)
 class Step:
-    """What one process tells, after some time. A number picks one of the tickets that got a permit or wait for one."""
+    """An update of one process after some time. A number selects a waiting ticket or one with a permit."""
 
     process_id: str
     passing_us: int
@@ -156,5 +156,5 @@ def test_script_and_model_agree(
 def test_script_and_model_agree_at_length(
     redis_url: str, in_loop: Callable[..., None], limits: TeacherLimits, steps: list[Step]
 ) -> None:
-    """The same, thousands of times."""
+    """Check thousands of schedules."""
     in_loop(agree(redis_url, limits, steps))

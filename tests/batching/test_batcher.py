@@ -88,7 +88,7 @@ async def test_the_cap_over_two_processes_is_reached_and_never_passed(
 async def test_a_permit_is_returned_however_the_call_ends(
     redis_url: str, redis: Redis, keys: RedisKeys, ending: str
 ) -> None:
-    """Nothing is left in Redis or in memory, and the only permit serves the next request."""
+    """The only permit serves the next request. Redis and memory are empty afterwards."""
     async with process(redis_url, keys, TeacherLimits(1, 4, 1000)) as queue:
         inside = asyncio.Event()
 
@@ -115,7 +115,7 @@ async def test_a_permit_is_returned_however_the_call_ends(
 
 
 async def test_a_disconnect_withdraws_the_waiting_ticket(redis_url: str, redis: Redis, keys: RedisKeys) -> None:
-    """Its ticket must not fill a batch or get a permit later."""
+    """The ticket fills no batch and gets no permit later."""
     async with process(redis_url, keys, LIMITS) as queue:
         waiting = asyncio.ensure_future(Meter().call(queue, 0, ticket(wait_s=LONG_S)))  # noqa: TID251
         await until(lambda: queued(redis, keys))
@@ -591,7 +591,7 @@ def _ended(queue: TeacherQueue, end: str) -> float:
 def test_tickets_expire_at_their_deadline_and_are_withdrawn_at_a_disconnect(
     redis_url: str, keys: RedisKeys, loop: Callable[[], asyncio.AbstractEventLoop]
 ) -> None:
-    """This holds if the request used some of its time before, and if the loop's timers fire early."""
+    """Earlier use of the request's time and early timers of the loop have no effect."""
 
     async def both() -> None:
         clock = asyncio.get_running_loop()
@@ -648,7 +648,7 @@ async def test_the_window_gauge_is_set_only_while_a_ticket_waits(
 async def test_a_ticket_over_the_limit_is_rejected_with_a_retry_time(
     redis_url: str, redis: Redis, keys: RedisKeys
 ) -> None:
-    """If the tenant's queue is full, the caller gets an error at once, and no trace of the ticket remains."""
+    """A full queue of the tenant returns an error at once, and no trace of the ticket remains."""
     async with process(redis_url, keys, TeacherLimits(1, 1, 1000, max_queue=1)) as queue:
         async with queue.acquire(ticket()):
             waiting = asyncio.ensure_future(Meter().call(queue, 0))  # noqa: TID251

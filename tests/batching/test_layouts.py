@@ -1,5 +1,7 @@
-"""Two versions with different layouts of the board, on one Redis: neither meets the other's tickets, and the teacher
-never gets more calls than it takes."""
+"""Two versions with different Redis layouts of the scheduler share one Redis.
+
+Neither version reads the other's tickets. Together they never exceed the teacher's limit of calls.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,7 @@ START = 1_795_000_000 * SECOND
 
 
 class Version:
-    """One process of one version, that wants as many calls as it can get, on a clock that both versions share."""
+    """A process of one version that requests as many calls as possible. Both versions share a clock."""
 
     def __init__(self, redis: Redis, keys: RedisKeys, layout: int, process_id: str) -> None:
         self._keys = replace(keys, board=layout)
@@ -103,7 +105,7 @@ async def test_the_share_of_a_killed_version_is_free_after_its_lease(older: Vers
 
 
 async def test_a_blocked_redis_declares_no_version_dead(older: Version, newer: Version) -> None:
-    """Nor when its clock is set: whoever is heard of next leaves the others their time."""
+    """The same applies after the clock of Redis was set."""
     assert await older.run_exchange(0.0, wants=8) == 8
     assert await newer.run_exchange(0.1, wants=20) == 0
     assert await newer.run_exchange(3600.0) == 0
@@ -148,7 +150,7 @@ async def test_versions_do_not_read_each_others_tickets_or_wake_ups(
 async def test_a_ticket_of_another_layout_is_rejected(
     redis: Redis, keys: RedisKeys, older: Version, layout: int | str
 ) -> None:
-    """Whoever put it there: it is never granted, its owner hears of it, and nobody else waits for it."""
+    """The ticket is never granted, its process gets an outcome, and no other ticket waits for it."""
     await older.run_exchange(0.0, wants=9)
     names = keys.teacher("big")
     (waiting,) = [name for name in (f"old{number}" for number in range(9)) if name not in older.held]
@@ -163,7 +165,7 @@ async def test_a_ticket_of_another_layout_is_rejected(
 async def test_unknown_fields_and_unreadable_announcements_are_ignored(
     redis: Redis, keys: RedisKeys, older: Version, newer: Version
 ) -> None:
-    """A later version may append to what it says of its board; what cannot be read at all counts for nobody."""
+    """A later version may append fields to its announcement. An unreadable announcement counts for no version."""
     await older.run_exchange(0.0, wants=2)
     names = keys.teacher("big")
     announcement = await redis.hget(names.boards, str(BOARD))

@@ -1,4 +1,4 @@
-"""What a process may do alone follows from what it knew of its fleet."""
+"""The calls that a process may make without Redis follow from its last knowledge of the fleet."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a teacher's queue tells of itself."""
+"""Metrics of a teacher's queue."""
 
 from __future__ import annotations
 

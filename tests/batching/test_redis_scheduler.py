@@ -48,7 +48,7 @@ async def listening(redis: Redis, keys: RedisKeys) -> AsyncIterator[PubSub]:
 
 
 async def wakeups(pubsub: PubSub, keys: RedisKeys, tickets: int) -> dict[str, dict[str, Outcome]]:
-    """What the next wake-ups say, by owner, until they have named `tickets` tickets."""
+    """Return the outcomes of the next wake-ups by process, until they include `tickets` tickets."""
     received: dict[str, dict[str, Outcome]] = {}
     while sum(map(len, received.values())) < tickets:
         message = await pubsub.get_message(timeout=2)
@@ -61,13 +61,13 @@ async def wakeups(pubsub: PubSub, keys: RedisKeys, tickets: int) -> dict[str, di
 
 
 async def left_in_redis(redis: Redis, keys: RedisKeys) -> tuple[int, int, int]:
-    """How many tickets queue, are described, and hold permits."""
+    """Return the numbers of queued tickets, ticket descriptions and permits."""
     names = keys.teacher("big")
     return await redis.zcard(names.queue), await redis.hlen(names.tickets), await redis.scard(names.permits)
 
 
 async def test_a_ticket_without_a_window_is_granted_in_the_same_exchange(redis: Redis, keys: RedisKeys) -> None:
-    """One round trip from ticket to permit, while the teacher has room."""
+    """The ticket gets its permit in one round trip while the teacher has capacity."""
     decision = await schedulers(redis, keys)[0].exchange(SchedulerUpdate([ticket("a", wait_s=0)]), LIMITS)
     assert decision.outcomes == {"a": Grant("b1", 1)}
     assert decision.next_exchange_s is None
@@ -99,7 +99,7 @@ async def test_one_owners_news_wakes_the_others(redis: Redis, keys: RedisKeys) -
 
 
 async def test_guidance_reaches_other_processes_unchanged(redis: Redis, keys: RedisKeys) -> None:
-    """Whatever stands in it: line breaks are JSON's, bars and quotes and every alphabet are its own."""
+    """The text contains line breaks, separators, quotes and several scripts."""
     ann, ben, _ = schedulers(redis, keys)
     text = '["a|b \\n {\\"c\\"} é 水", "stop", null]'
     async with listening(redis, keys) as pubsub:
@@ -169,7 +169,7 @@ async def test_tenants_that_do_not_wait_cost_an_exchange_nothing(keys: RedisKeys
 
 
 async def commands(redis: Redis) -> int:
-    """How many commands this Redis ran, those of scripts included."""
+    """Return the number of commands of this Redis, including those of scripts."""
     return sum(stats["calls"] for stats in (await redis.info("commandstats")).values())
 
 
@@ -273,7 +273,7 @@ async def test_a_wake_up_without_outcomes_is_answered_at_once(
 async def test_a_broken_subscription_is_restarted(
     redis: Redis, keys: RedisKeys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever `told` does with a wake-up, later ones are heard, and what was missed is asked for."""
+    """An error in the callback does not end the subscription. Missed outcomes are requested again."""
     monkeypatch.setattr("gateway.batching.redis_scheduler._RECONNECT_S", 0.01)
     subscribed: asyncio.Queue[None] = asyncio.Queue()
     received: asyncio.Queue[str] = asyncio.Queue()

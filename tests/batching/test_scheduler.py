@@ -126,7 +126,7 @@ async def test_tickets_of_a_tenant_are_served_in_order_of_arrival(fleet: Fleet) 
 
 
 async def test_a_flood_delays_another_tenants_only_ticket_by_one_batch_at_most(fleet: Fleet) -> None:
-    """One of the next permits goes to the ticket, although 10,000 tickets wait before it."""
+    """The ticket gets one of the next permits, although 10,000 tickets wait before it."""
     fleet.limits = replace(LIMITS, max_queue=10_000)
     await fleet.tell("ann", *fleet.tickets(10_000, "flood"))
     first = fleet.granted()
@@ -427,7 +427,7 @@ async def test_no_permit_lapses_early_because_the_clock_was_set(fleet: Fleet, ju
 
 
 async def test_an_unreturned_permit_expires_after_its_deadline(fleet: Fleet) -> None:
-    """It expires after the deadline, when its process returns it, and does expire, or the limit would stay reduced."""
+    """The limit does not stay reduced. The permit is not free before its process would return it."""
     fleet.limits = replace(ONE, lease_s=60.0)
     await fleet.tell("ann", fleet.ticket(max_wait_s=0.0, deadline_s=1.0))
     assert (await fleet.after(1.5, "ben", fleet.ticket())).in_flight == 1
@@ -451,7 +451,7 @@ async def test_after_an_outage_grants_wait_for_the_permits_of_all_processes(flee
 
 
 async def test_a_rejoining_process_triggers_one_query_of_the_others(fleet: Fleet) -> None:
-    """They are queried once, except the rejoining process, so that grants stop for a round trip only."""
+    """All other processes are queried once, so that grants stop for a round trip only."""
     for process_id in ("ann", "ben", "cem"):
         await fleet.tell(process_id, complete=True, fleet_size=3)
     await fleet.after(3.0)
@@ -507,7 +507,7 @@ async def test_a_ticket_that_is_wanted_for_longer_ends_later(fleet: Fleet) -> No
 
 
 async def test_a_deadline_in_the_past_is_never_served(fleet: Fleet) -> None:
-    """Such a ticket gets no permit and is not queued."""
+    """The ticket gets no permit and is not queued."""
     for deadline_s in (0.0, -1.0, -5000.0):
         decision = await fleet.tell("ann", fleet.ticket(max_wait_s=0.0, deadline_s=deadline_s))
         assert (decision.outcomes, decision.in_flight, decision.waiting) == ({}, 0, 0)
@@ -655,7 +655,7 @@ async def test_tickets_of_a_dead_process_are_removed_in_parts(
 
 
 async def test_expired_tickets_get_no_permit(script: Fleet) -> None:
-    """This holds while too many tickets expired at once to remove them; later tickets are served afterwards."""
+    """Too many tickets expire at once to remove them in one step. Later tickets are served afterwards."""
     script.limits = replace(ONE, max_queue=10_000)
     await script.tell("ben", script.ticket(name="busy", max_wait_s=0.0))
     await script.tell("ann", *script.tickets(2500, deadline_s=1.0))

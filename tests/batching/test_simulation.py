@@ -269,7 +269,7 @@ def run(schedule: Schedule, scheduler: AnyScheduler) -> Story:
 @settings(max_examples=80, deadline=None)
 @given(schedule=schedules)
 def test_the_invariants_hold_for_random_schedules(schedule: Schedule) -> None:
-    """One answer for each request, never more calls than the teacher takes, none after its deadline, nothing left."""
+    """Each request has one outcome before its deadline, the limit of calls holds, and nothing is left."""
     run(schedule, MemoryScheduler())
 
 
@@ -429,7 +429,7 @@ async def outage(scheduler: AnyScheduler) -> tuple[list[tuple[float, str]], int]
 
 
 def test_calls_continue_without_redis() -> None:
-    """At once with as many as there were, and all the while; what comes back afterwards is the whole teacher."""
+    """The number of calls does not drop at the outage. After the return, the whole teacher is used."""
     with capture_logs(), asyncio.Runner(loop_factory=VirtualLoop) as runner:
         sent, most = runner.run(outage(MemoryScheduler()))
     per_second = Counter(int(at) for at, _ in sent)
@@ -439,7 +439,7 @@ def test_calls_continue_without_redis() -> None:
 
 
 async def gone_in_a_burst(processes: int) -> Story:
-    """One of them is given the whole teacher, and in that moment Redis goes; then the others have as much to do."""
+    """Redis fails when one process has the whole teacher. Then the other processes get the same load."""
     limits = TeacherLimits(8, 8, 10_000)
     fleet = Fleet(Schedule(limits, processes, [], [], Network()), MemoryScheduler())
     await asyncio.sleep(KNOWN_S + 0.5)
@@ -465,7 +465,7 @@ async def gone_in_a_burst(processes: int) -> Story:
 
 @pytest.mark.parametrize("processes", [2, 4])
 def test_the_others_wait_for_a_process_that_had_the_whole_teacher(processes: int) -> None:
-    """They cannot know what it was given since they last looked; once it must have ended they have their shares."""
+    """The others do not know its calls. They use their shares after these calls must have ended."""
     with capture_logs(), asyncio.Runner(loop_factory=VirtualLoop) as runner:
         story = runner.run(gone_in_a_burst(processes))
     assert story.most == 8
@@ -486,7 +486,7 @@ def test_the_others_wait_for_a_process_that_had_the_whole_teacher(processes: int
 def test_two_processes_at_50_requests_a_second_fill_the_batches_of_one_at_100(
     seed: int, cap: int, size: int, low_water: int, takes_s: float
 ) -> None:
-    """The same arrivals open the same batches at the same time, however they are spread over processes."""
+    """Equal arrivals open equal batches at the same time, independent of the process."""
     chance = random.Random(seed)
     at, wishes = 0.0, []
     for number in range(200):

@@ -63,7 +63,7 @@ class Teacher:
 
 
 class Request:
-    """One request on a flight."""
+    """A request of a single flight."""
 
     def __init__(self, flights: SingleFlight, queue: TeacherQueue, teacher: Teacher, one: Ticket) -> None:
         self.grants: list[Grant] = []
@@ -99,7 +99,7 @@ async def called(teacher: Teacher, *requests: Request) -> None:
 async def test_identical_requests_share_one_call_and_one_is_charged(
     redis_url: str, redis: Redis, keys: RedisKeys
 ) -> None:
-    """The first is charged; the others are told that it was another's call. Other work is its own flight."""
+    """The first request is charged. The others are marked as shared. Other requests have their own flight."""
     async with flying(redis_url, keys) as (flights, queue):
         teacher, other = Teacher(), Teacher()
         requests = [Request(flights, queue, teacher, ticket(dedupe_key="w")) for _ in range(5)]
@@ -121,7 +121,7 @@ async def test_identical_requests_share_one_call_and_one_is_charged(
 async def test_a_call_continues_for_its_followers_after_its_payer_disconnects(
     redis_url: str, redis: Redis, keys: RedisKeys
 ) -> None:
-    """It was asked in the payer's name, who pays for it; nobody pays twice."""
+    """The call was made for the payer, which is charged. No other request is."""
     async with flying(redis_url, keys) as (flights, queue):
         teacher = Teacher()
         payer, *others = requests = [Request(flights, queue, teacher, ticket(dedupe_key="w")) for _ in range(3)]
@@ -156,7 +156,7 @@ async def test_the_last_one_to_leave_cancels_the_call(redis_url: str, redis: Red
 async def test_a_disconnect_before_the_grant_is_free_and_the_next_request_pays(
     redis_url: str, redis: Redis, keys: RedisKeys
 ) -> None:
-    """The ticket was the first one's; it stays in the queue for those who still want it."""
+    """The ticket of the first request stays in the queue for the others."""
     async with flying(redis_url, keys, ONE) as (flights, queue):
         teacher = Teacher()
         async with queue.acquire(ticket()):
@@ -193,7 +193,7 @@ async def test_an_error_reaches_everybody_on_the_flight(
 async def test_error_texts_of_an_engine_reach_only_the_tenant_of_the_call(
     redis_url: str, redis: Redis, keys: RedisKeys
 ) -> None:
-    """They may quote the prompt; another tenant that shared the call hears that it failed, and how."""
+    """The text may quote the prompt. A tenant that shared the call gets the kind of the failure only."""
     error = EngineFailed("Engine 'big' answered 500: canary", engine="big")
     error.reason = "canary"
     async with flying(redis_url, keys) as (flights, queue):
@@ -212,7 +212,7 @@ async def test_error_texts_of_an_engine_reach_only_the_tenant_of_the_call(
 
 
 async def test_a_full_queue_of_one_tenant_affects_no_other(redis_url: str, redis: Redis, keys: RedisKeys) -> None:
-    """The flight took off with the ticket of a tenant that may not wait: the other's request takes off anew."""
+    """The flight used the ticket of a tenant whose queue is full. The other tenant's request starts a new flight."""
     async with flying(redis_url, keys, replace(ONE, max_queue=1)) as (flights, queue):
         teacher = Teacher()
         async with queue.acquire(ticket()):
@@ -257,7 +257,7 @@ async def test_between_processes_the_follower_gets_the_leaders_text(
 async def test_a_follower_takes_over_when_the_leader_does_not_deliver(
     redis_url: str, redis: Redis, keys: RedisKeys, end: str
 ) -> None:
-    """Its caller left, its call failed, or its process died: the follower asks the teacher itself, and pays."""
+    """After a disconnect, a failed call or a dead process of the leader, the follower calls the teacher and pays."""
     limits = replace(ONE, lease_s=2.0)
     async with flying(redis_url, keys, limits, "ben") as (ben_flights, ben):
         async with flying(redis_url, keys, limits) as (ann_flights, ann):
@@ -319,7 +319,7 @@ async def test_kept_guidance_is_for_every_process(redis_url: str, redis: Redis, 
 async def test_cached_guidance_of_another_version_is_unreadable(
     redis_url: str, redis: Redis, keys: RedisKeys, kept: str
 ) -> None:
-    """Never shown as if it were the teacher's, and no crash."""
+    """The content is not used as the teacher's text."""
     scheduler = RedisScheduler(redis, keys, "zoe", "big")
     await scheduler.exchange(SchedulerUpdate([one := ticket(dedupe_key="w", cache_ttl_s=60.0)]), LIMITS)
     await scheduler.exchange(SchedulerUpdate(finished=[(one.id, kept)]), LIMITS)
@@ -389,8 +389,10 @@ def sources(*opened: tuple[Guidance, ReceiptBuilder]) -> list[str | None]:
 async def test_greedy_guidance_comes_from_the_cache_and_sampled_guidance_never_does(
     redis_url: str, keys: RedisKeys
 ) -> None:
-    """Sampled, each request gets a throw of its own. (That a policy's cache_ttl is for greedy guidance only is
-    `resolve`'s; here a sampled plan has none.)"""
+    """Each sampled request gets its own sample.
+
+    `resolve` limits a policy's cache_ttl to greedy guidance. The sampled plan here has none.
+    """
     async with room(redis_url, keys) as one:
         greedy = [await one.open(cache_ttl_s=60.0) for _ in range(3)]
         assert (sources(*greedy), len(one.engine.record_deadline)) == (["", "cache", "cache"], 1)
@@ -400,7 +402,7 @@ async def test_greedy_guidance_comes_from_the_cache_and_sampled_guidance_never_d
 
 
 async def test_tenants_share_guidance_only_if_both_policies_have_all(redis_url: str, keys: RedisKeys) -> None:
-    """`tenant` (the default) with `tenant`, `tenant` with `all`: each pays its own call. `all` with `all`: one does."""
+    """With `tenant` (the default) in one policy, each tenant pays its own call. With `all` in both, one tenant pays."""
     async with room(redis_url, keys) as one:
         one.engine.pause_s = 0.2
         both = ({"tenant": "acme", "share": "acme"}, {"tenant": "globex", "share": "globex"})
@@ -419,7 +421,7 @@ async def test_tenants_share_guidance_only_if_both_policies_have_all(redis_url: 
 async def test_requests_with_different_guidance_share_no_call(
     redis_url: str, keys: RedisKeys, other: dict[str, Any]
 ) -> None:
-    """What does not, is not: the placement, and whose request it is within a tenant."""
+    """Different placements and different requests of a tenant do share calls."""
     async with room(redis_url, keys) as one:
         one.engine.pause_s = 0.2
         assert sources(*await asyncio.gather(one.open(), one.open(**other))) == ["", ""]
@@ -427,7 +429,7 @@ async def test_requests_with_different_guidance_share_no_call(
 
 
 async def test_guidance_with_another_ending_rule_shares_no_call(redis_url: str, keys: RedisKeys) -> None:
-    """The teacher is asked the same; but of what is skipped no token counts, so an opening ends later."""
+    """The requests to the teacher are equal, but skipped text does not count toward the minimum, so the end differs."""
     until, sooner = (choose_length(AutoRule(stop_at="sentence", min=m), chat(), None, {}) for m in (16, 8))
     anywhere = choose_length(AutoRule(), chat(), None, {})
     skips = replace(CUTOFF, name="direct", skip=SkipRule((to_pattern("Certainly!"),), 4))
@@ -456,7 +458,7 @@ async def test_other_weights_are_other_work(redis_url: str, keys: RedisKeys) -> 
 
 
 async def test_unknown_weights_share_no_guidance(redis_url: str, keys: RedisKeys) -> None:
-    """Before the first look at an engine another process may already know it by other weights."""
+    """Another process may know other weights of the engine before the first probe."""
     async with room(redis_url, keys) as one:
         one.engine.state.revision = None
         one.engine.pause_s = 0.2
@@ -497,7 +499,7 @@ async def test_a_failed_call_is_noted_once_and_charged_to_one(
 
 
 async def test_a_failed_call_is_noted_though_its_payer_is_gone(redis_url: str, keys: RedisKeys) -> None:
-    """Its deadline passed before; the other request, who came later, still hears of it."""
+    """The payer's deadline passed before. The later request gets the failure."""
     async with room(redis_url, keys) as one:
         one.engine.says, one.engine.pause_s = EngineFailed("oops", engine="big"), 0.4
         (_, early), (_, late) = await asyncio.gather(one.open(deadline_s=0.2), one.open(deadline_s=5.0))
@@ -509,7 +511,7 @@ async def test_a_failed_call_is_noted_though_its_payer_is_gone(redis_url: str, k
 async def test_unreadable_cached_guidance_gives_an_unguided_answer_with_the_reason(
     redis_url: str, redis: Redis, keys: RedisKeys
 ) -> None:
-    """The teacher is not blamed and nothing is charged."""
+    """The teacher is not blamed, and no cost is charged."""
     async with room(redis_url, keys) as one:
         await one.open(cache_ttl_s=60.0)
         await until(lambda: redis.hlen(keys.teacher("big").cache))

@@ -1,4 +1,4 @@
-"""What an operator sees of a teacher's board: it is right, it costs little however much waits, and it never breaks."""
+"""The queue view of a teacher is correct, has a bounded cost, and never raises."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ async def test_every_figure_of_a_board(redis: Redis, keys: RedisKeys) -> None:
 
 
 async def test_waiting_times_use_the_clock_of_redis(redis: Redis, keys: RedisKeys) -> None:
-    """The places in the queue say when tickets came; they are set back by hand."""
+    """The test sets the arrival times in the queue back."""
     names = keys.teacher("big")
     await RedisScheduler(redis, keys, "ann", "big").exchange(
         SchedulerUpdate(arrived=[wish(f"t{n}") for n in range(6)]), LIMITS
@@ -113,7 +113,7 @@ async def test_looking_changes_nothing_and_could_not(redis: Redis, keys: RedisKe
 
 
 async def test_unreadable_entries_are_counted_and_the_others_returned(redis: Redis, keys: RedisKeys) -> None:
-    """A garbled line of a waiting ticket, of a permit, a lost line, a place that is none, a counter that is none."""
+    """Unreadable: a ticket, a permit, a lost description, a position, and a counter."""
     names = keys.teacher("big")
     await RedisScheduler(redis, keys, "ann", "big").exchange(
         SchedulerUpdate(arrived=[*(wish(f"a{n}") for n in range(7)), wish("z1", "zorg")]), LIMITS
@@ -167,13 +167,13 @@ async def _ten_thousand(redis: Redis, keys: RedisKeys) -> None:
 
 
 def _oldest_wait_s(seen: QueueView, places: list[bytes]) -> float:
-    """How long the oldest of these places in the queue had waited when the board was looked at."""
+    """Return the longest wait of these queue positions at the time of the read."""
     assert seen.redis_time is not None
     return seen.redis_time - min(int(place.split(b"|")[1]) for place in places) / SECOND
 
 
 async def _calls(redis: Redis) -> dict[str, int]:
-    """How often each command ran on this Redis, those of scripts included."""
+    """Return the number of calls of each command on this Redis, including those of scripts."""
     stats = await redis.info("commandstats")
     return {
         name.removeprefix("cmdstat_"): stats_of_command["calls"]
@@ -187,7 +187,7 @@ def _size(reply: object) -> int:
 
 
 async def test_of_sixty_tenants_all_are_found_and_fifty_listed(redis: Redis, keys: RedisKeys) -> None:
-    """Those with most waiting; the oldest wait is over all, listed or not."""
+    """The list has the tenants with the most waiting tickets. The oldest wait includes all tenants."""
     names = keys.teacher("big")
     scheduler = RedisScheduler(redis, keys, "ann", "big")
     await scheduler.exchange(SchedulerUpdate(held=[wish(f"h{n}", "holder") for n in range(4)]), LIMITS)
@@ -201,7 +201,7 @@ async def test_of_sixty_tenants_all_are_found_and_fifty_listed(redis: Redis, key
 
 
 async def test_with_too_many_permits_no_holders_are_listed(redis: Redis, keys: RedisKeys) -> None:
-    """A count of some would pass for one of all."""
+    """A partial count would look like a complete one."""
     limits = TeacherLimits(1000, 500, 10**9)
     scheduler = RedisScheduler(redis, keys, "ann", "big")
     await scheduler.exchange(SchedulerUpdate(arrived=[wish(f"t{n}") for n in range(MAX_PERMITS + 1)]), limits)
@@ -214,7 +214,7 @@ async def test_with_too_many_permits_no_holders_are_listed(redis: Redis, keys: R
 async def test_a_key_of_another_kind_leaves_the_process_its_own_figures(
     redis: Redis, redis_url: str, keys: RedisKeys
 ) -> None:
-    """Somebody wrote over the fair order: the look fails in Redis, and the process tells what it knows."""
+    """A foreign value in the fair-order key makes the read fail in Redis. The process returns its own figures."""
     limits = TeacherLimits(1, 1, 100_000)
     async with process(redis_url, keys, limits) as queue:
         async with queue.acquire(ticket()) as waiter:

@@ -67,7 +67,7 @@ def test_a_batch_opens_when_it_is_full_by_prompt_tokens() -> None:
 
 
 def test_a_prompt_larger_than_a_batch_gets_its_own_batch() -> None:
-    """It must go at some time, and no window makes it smaller."""
+    """No window makes the prompt smaller."""
     assert open_batch([Waits(prompt_tokens=5000), Waits()], IDLE, LIMITS, NEVER, NEVER, NOW).size == 1
 
 
@@ -91,7 +91,7 @@ WIDE = TeacherLimits(max_in_flight=12, max_size=4, max_prompt_tokens=1000)
 
 
 def test_free_permits_wait_for_a_full_batch() -> None:
-    """Four have waited for long, and the teacher has one permit to give since now: it waits for three more."""
+    """Four tickets have waited for long, and one permit is free: the batch waits for three more."""
     tickets = waiting(4, ago=SECOND)
     assert open_batch(tickets, TeacherLoad(11, 12, NOW), WIDE, NEVER, NEVER, NOW).size == 0
     assert open_batch(tickets, TeacherLoad(9, 12, NOW), WIDE, NEVER, NEVER, NOW).size == 0
@@ -107,7 +107,7 @@ def test_a_third_of_the_permits_is_enough() -> None:
 
 
 def test_free_permits_wait_for_three_times_their_return_time() -> None:
-    """Four come back in 100 ms at the present rate: after 300 ms those that are there make the batch."""
+    """Four permits return in 100 ms at the current rate. After 300 ms the free permits open the batch."""
     tickets, drain = waiting(4, ago=SECOND), rate(40)
     opened = open_batch(tickets, TeacherLoad(10, 12, NOW - 250 * MS), WIDE, NEVER, drain, NOW)
     assert (opened.size, opened.due, opened.window) == (0, NOW + 50 * MS, 300 * MS)
@@ -129,12 +129,12 @@ def test_permits_gather_only_for_a_full_batch() -> None:
 
 
 def test_a_full_batch_does_not_wait_for_less_because_tickets_come_fast() -> None:
-    """It waits for permits, not for tickets: how fast those come says nothing."""
+    """The batch waits for permits. The arrival rate of tickets has no effect."""
     assert open_batch(waiting(4, ago=SECOND), TeacherLoad(9, 10, NOW - MS), LIMITS, rate(4000), NEVER, NOW).size == 0
 
 
 def test_a_ticket_from_the_future_does_not_wait_longer() -> None:
-    """The clock was set back an hour: nobody waits an hour."""
+    """The clock was set back by an hour, which does not add to the wait."""
     assert open_batch(waiting(1, ago=-3600 * SECOND), IDLE, LIMITS, NEVER, NEVER, NOW).size == 1
 
 
@@ -154,7 +154,7 @@ def test_a_rate_decays_over_a_second() -> None:
 
 
 def test_a_rate_is_reset_when_the_clock_is_set_back() -> None:
-    """What was counted in the future is forgotten."""
+    """Events in the future are dropped."""
     rate = EventRate()
     rate.count(100, NOW)
     rate.count(1, NOW - 3600 * SECOND)
@@ -181,8 +181,10 @@ rates = st.sampled_from([0, 1, 40, 4000]).map(rate)
 def test_an_opened_batch_respects_all_limits(
     head: list[Waits], in_flight: int, free_since: int, limits: TeacherLimits, arrivals: EventRate, grants: EventRate
 ) -> None:
-    """Never more than the permits, the size or the tokens allow; who does not open waits for a future moment, no
-    longer than its own window or than permits gather, and then goes: no busy loop, and nobody forgotten."""
+    """A batch exceeds neither the permits, the size nor the tokens.
+
+    A batch that does not open has a due time in the future, within its window or the wait for permits. Then it opens.
+    """
     size = min(limits.max_size, limits.max_in_flight)
     head, in_flight = head[:size], min(in_flight, limits.max_in_flight - 1)
     teacher = TeacherLoad(in_flight, limits.max_in_flight, free_since)

@@ -66,7 +66,7 @@ def _now() -> float:
 
 @dataclass
 class Network:
-    """How it treats what is sent: up to so many seconds each way, and lost as often as this."""
+    """Delays of up to so many seconds in each direction, and a probability of loss."""
 
     seed: int = 0
     delay_s: float = 0.0

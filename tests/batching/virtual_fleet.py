@@ -28,7 +28,7 @@ LONGEST_CALL_S = 5.0
 
 
 class _Link:
-    """What a queue wants of a RedisClient and of a RedisScheduler."""
+    """The parts of RedisClient and RedisScheduler that a queue uses."""
 
     def __init__(self, server: Server, process_id: str) -> None:
         self._server, self._process_id = server, process_id
@@ -59,7 +59,7 @@ class _Link:
 
 @dataclass(frozen=True)
 class Wish:
-    """One request: when it comes, its ticket, how long the teacher takes, when its caller hangs up."""
+    """A request: arrival, ticket, duration of the teacher's call, and disconnect."""
 
     at: float
     ticket: Ticket
@@ -70,7 +70,7 @@ class Wish:
 
 @dataclass
 class Story:
-    """What happened, over the whole fleet."""
+    """The events of the whole fleet."""
 
     limits: TeacherLimits
     lossless: bool  # nothing is lost between a process and Redis but in an outage, which meets all
@@ -111,7 +111,7 @@ class Story:
 
 
 class Process:
-    """One gateway: its queue, its flights, its callers."""
+    """A gateway: its queue, flights and callers."""
 
     def __init__(self, server: Server, limits: TeacherLimits, process_id: str, story: Story) -> None:
         self.process_id = process_id
@@ -154,7 +154,7 @@ class Process:
         return self.limits.max_in_flight // self.queue.membership.fleet_size
 
     def may_have(self, ticket: Ticket, grant: Grant) -> int:
-        """How many calls of its own, now that it begins one."""
+        """Return the permitted number of own calls at this start."""
         since = self.link.alone_since
         if since is None:
             return self.limits.max_in_flight
@@ -166,7 +166,7 @@ class Process:
         return min(self.share, self.held) if others_may_have_more else self.share
 
     async def _count_own(self) -> None:
-        """Whatever is on the board of a process that is alone, it knows of."""
+        """Count calls of a process without Redis."""
         while True:
             await asyncio.sleep(0.1)
             queue = self.queue

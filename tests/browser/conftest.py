@@ -1,6 +1,6 @@
 """Fixtures: Chromium, and a running gateway with fake engines without latency.
 
-A test fails if its page logs an error or sends a request to another host, or if a script of the page raises an error.
+A test fails if its page logs an error, sends a request to another host, or raises an error in a script.
 """
 
 from __future__ import annotations

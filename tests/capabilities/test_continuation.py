@@ -43,7 +43,7 @@ def test_each_mode_has_its_servers_parameters(mode: Mode, marks: dict[str, bool]
 
 
 def test_mode_instruct_changes_the_last_user_message() -> None:
-    """Whatever follows that message, and whatever braces the guidance contains. The caller's body is not changed."""
+    """Later messages and braces in the guidance have no effect. The caller's body is unchanged."""
     body = {"messages": [QUESTION, {"role": "assistant", "content": "So?"}, QUESTION], "temperature": 0.3}
     instruction = f"Why?\n\n{INSTRUCTION}".replace("{opening}", "{opening} {0}")
     assert place_prefix("instruct", body, "{opening} {0}") == {
@@ -57,7 +57,7 @@ def test_mode_instruct_changes_the_last_user_message() -> None:
 @pytest.mark.parametrize("mode", [*NATIVE_MODES, "instruct"])
 @pytest.mark.parametrize("value", [True, False, "content"])
 def test_the_callers_continuation_parameters_are_removed(mode: Mode, value: object) -> None:
-    """They refer to the caller's last message. vLLM rejects both together."""
+    """The parameters refer to the caller's last message. vLLM rejects both together."""
     body = {"messages": [QUESTION]}
     of_the_caller = {"continue_final_message": value, "add_generation_prompt": value}
     assert place_prefix(mode, body | of_the_caller, "Because") == place_prefix(mode, body, "Because")
@@ -71,7 +71,7 @@ def test_every_mode_is_listed() -> None:
 
 @pytest.mark.parametrize("mode", get_args(Mode))
 def test_a_probe_is_short_and_greedy(mode: Mode) -> None:
-    """It costs almost nothing, and its reply is deterministic."""
+    """The probe has a minimal cost and a deterministic reply."""
     for probe in probes(mode):
         request = probe.body()
         assert request["max_tokens"] <= 24
@@ -172,7 +172,7 @@ TEXT = {"type": "text", "text": "Why?"}
     ],
 )
 def test_fields_that_a_raw_prompt_does_not_support_are_named(fields: dict[str, Any], unsupported: str | None) -> None:
-    """Such a request is answered without guidance, so no field is lost. Other modes support all fields."""
+    """A request with such fields is answered without guidance, so no field is lost. Other modes support all fields."""
     body = {"messages": [QUESTION], **fields}
     assert unsupported_as_text(body) == unsupported
     for mode in get_args(Mode):

@@ -111,7 +111,7 @@ def test_the_documented_table_is_the_table() -> None:
 
 
 def test_tgi_is_selected_by_its_protocol() -> None:
-    """It has its own protocol, and reports no owner."""
+    """TGI has its own protocol, and reports no owner."""
     assert TGI in KINDS
     assert (TGI.owners, TGI.hosts) == ((), ())
 

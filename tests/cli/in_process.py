@@ -23,7 +23,7 @@ class Done(NamedTuple):
 
 
 def run(command: str, *arguments: str, **environment: str) -> Done:
-    """What it printed, and its exit status. It has the admin key, unless `environment` says otherwise."""
+    """Run a command. Return its output and exit status. The environment has the admin key by default."""
     names = {"GKT_ADMIN_KEY": ADMIN_KEY, "NO_COLOR": "1", "LOGNAME": "carol", "COLUMNS": "200"}
     # A process has one log. This one's is the tests', and what the runner gives for a log is closed when it is done.
     with ExitStack() as logs:

@@ -112,7 +112,7 @@ def test_options_that_cannot_be(arguments: list[str], words: str) -> None:
 
 
 def bar(spent: str, reserved: str, most: str, soft: str | None = None, raised: str | None = None) -> tuple[str, str]:
-    """It, and the colour of what is left."""
+    """Return the bar and the color of the remainder."""
     budget: dict[str, Any] = {
         "max_budget": Decimal(most),
         "soft_budget": soft and Decimal(soft),
@@ -126,7 +126,7 @@ def bar(spent: str, reserved: str, most: str, soft: str | None = None, raised: s
 
 
 def test_a_bar_shows_spent_reserved_and_remaining() -> None:
-    """Whatever is there is seen; only a budget with nothing left is full, as long as it is not a twentieth."""
+    """Each non-zero part is visible. Only a spent budget has a full bar."""
     assert bar("0", "0", "100") == ("." * 20, "green")
     assert bar("50", "10", "100") == ("#" * 10 + "++" + "." * 8, "green")
     assert bar("0.000001", "0.000001", "100") == ("#+" + "." * 18, "green")

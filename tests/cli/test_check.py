@@ -339,7 +339,7 @@ def test_a_private_host_is_one_that_strangers_do_not_pass() -> None:
 
 
 def test_the_size_of_a_projection_is_printed_once(folder: Path) -> None:
-    """How many exemplars, whose file, about how many tokens with each request; and what it may skip."""
+    """The note has the number of exemplars, their file, the tokens per request, and the tokens that it may skip."""
     file = folder / "policies" / "default.yaml"
     edit(file, "projection: cutoff ", "projection: primed ")
     edit(file, "# exemplars: exemplars/arithmetic.yaml", "exemplars: exemplars/arithmetic.yaml")

@@ -128,7 +128,7 @@ def test_the_output_contains_the_plan(folder: Path) -> None:
 
 
 def test_fields_that_exclude_guidance_are_named(folder: Path) -> None:
-    """Those that give the reason; a header names the reason alone."""
+    """Only fields that are the reason are named. A header names the reason alone."""
     body = chat("my refund", nvext={"guided_regex": "a+"}, grammar="g", zebra=1)
     found = explained(body=body)
     assert (found["plan"]["unguided"], found["plan"]["guidance"]) == ("structured_output", None)
@@ -282,7 +282,7 @@ REQUESTS: list[tuple[dict[str, Any], dict[str, str]]] = [
 
 
 def test_a_gateway_acts_as_explained(folder: Path, redis_url: str) -> None:
-    """The same mode, or the same refusal in the same words."""
+    """The gateway uses the same mode, or rejects the request with the same message."""
     with FakeEngine(says("The answer to your question", "length")).running() as engine:
         config = (folder / "config.yaml").read_text()
         config = config.replace("http://127.0.0.1:8090 ", f"{engine.url} ")

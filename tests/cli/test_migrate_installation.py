@@ -199,7 +199,7 @@ def test_all_sums_and_receipts_are_the_same(place: Place, previous: Mapping[str,
 def test_an_interrupted_migration_resumes(
     place: Place, previous: Mapping[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It ends between write and deletion of an import, between two days of sums, and amid the deletion of old keys."""
+    """The migration is interrupted during an import, between two days of sums, and during the deletion of old keys."""
     installation = install(place, previous, 1_000)
     monkeypatch.setattr(usage_db_migrate, "_IMPORTED_AT_ONCE", 100)
     monkeypatch.setattr("gateway.usage.previous_sums._KEYS_PER_CALL", 50)
@@ -233,7 +233,7 @@ def _fail_at(patch: pytest.MonkeyPatch, owner: type, name: str, call: int) -> No
 def test_100000_receipts_are_the_same_also_where_the_migration_is_killed(
     place: Place, previous: Mapping[str, str]
 ) -> None:
-    """It is killed amid the import, and amid the sums."""
+    """The migration is killed during the import, and during the sums."""
     began = time.monotonic()
     installation = install(place, previous, 100_000)
     made = time.monotonic()

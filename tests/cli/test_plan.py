@@ -132,7 +132,7 @@ def measured(tmp_path: Path, dialect: Any, *arguments: str) -> Done:
 @pytest.mark.long
 @pytest.mark.parametrize("dialect", ["openai", "tgi"])
 def test_a_running_engine_becomes_a_curve_that_can_be_planned_with(dialect: str, tmp_path: Path) -> None:
-    """How quick it is depends on this machine, so only what does not is looked at."""
+    """The speed depends on this machine, so the test checks only the other facts."""
     done = measured(tmp_path, dialect, "--gpu", "L4", "--gpus-per-replica", "2", "--usd-per-hour", "0.80")
     assert done.returncode == 0, done.stderr
     curve = read_curve(tmp_path / "quick.json")

@@ -83,7 +83,7 @@ def _gateway(folder: Path, redis_url: str, teacher: SlowTeacher, **sections: Any
 
 @asynccontextmanager
 async def _crowd(process: GatewayProcess, teacher: SlowTeacher) -> AsyncIterator[None]:
-    """One call of each of two tenants in flight, and more of both waiting; on leaving all are answered."""
+    """Hold one call of each of two tenants in flight, with more requests waiting. All are answered at the end."""
     async with httpx.AsyncClient(base_url=process.url, timeout=60) as client:
 
         def ask(key: str, text: str) -> Awaitable[httpx.Response]:
@@ -230,7 +230,7 @@ def _on_a_terminal(*arguments: str) -> tuple[subprocess.Popen[bytes], _Screen]:
 
 
 class _Screen:
-    """What came over a terminal, in the order in which it came."""
+    """The output of a terminal, in order."""
 
     def __init__(self, terminal: int) -> None:
         self._terminal = terminal

@@ -1,4 +1,4 @@
-"""What `gkt-gateway reconcile` prints; tests/admin/test_reconciliation.py runs it against a gateway."""
+"""The output of `gkt-gateway reconcile`. tests/admin/test_reconciliation.py runs the command against a gateway."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What cannot start says so in one line and leaves with a code that is not 0."""
+"""A failed start prints one line and exits with a code other than 0."""
 
 from __future__ import annotations
 

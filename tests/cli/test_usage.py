@@ -94,7 +94,7 @@ def test_usage_is_available_as_csv_and_json(gateway: GatewayProcess) -> None:
 
 
 def test_the_pages_commands_run(gateway: GatewayProcess) -> None:
-    """Whatever docs/cost.md#usage says to type, less where its output is to go."""
+    """Run the commands of docs/cost.md#usage, without their redirection."""
     page = (Path(__file__).parents[2] / "docs" / "cost.md").read_text("utf-8")
     lines = re.findall(r"^\$ gkt-gateway usage ([^>\n]*)", page, re.MULTILINE)
     assert len(lines) == 3

@@ -162,7 +162,7 @@ def test_an_installation_that_the_previous_version_left_is_migrated(sqlite_place
 
 
 def test_receipts_that_wait_are_counted_once(sqlite_place: Place) -> None:
-    """Some were added up by the previous version and not archived, and one came after it."""
+    """The previous version added up some receipts without archiving them. Another receipt came later."""
     all_receipts = receipts_of(3, 90)
     install(sqlite_place, all_receipts, all_receipts[:70])
     late = with_savings(msgspec.structs.replace(all_receipts[-1], id="req_late", created=all_receipts[-1].created + 1))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Call:
-    """One request on the wire and the head of its reply. Header names are in lower case."""
+    """A request on the wire and the head of its reply. Header names are in lower case."""
 
     method: str
     path: str

@@ -159,7 +159,7 @@ def test_a_function_is_called_and_its_result_answered(llm_long: Answers) -> None
     [("stranger", "Unknown API key"), ("wrong", "'max_tokens': expected an integer >= 1")],
 )
 def test_a_request_error_is_not_retried(llm_long: Answers, name: str, message: str) -> None:
-    """One call; the error names the field."""
+    """The client sends one call. The error names the field."""
     _check_refusal(llm_long, name, message, 1)
 
 

@@ -1,4 +1,4 @@
-"""What protocol litellm wants of config.yaml; the other protocols' settings are held by test_settings.py."""
+"""Settings of protocol litellm in config.yaml. test_settings.py tests those of other protocols."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ def issues_of(folder: Path, text: str, **environ: str) -> list[str]:
 
 
 def model(**keys: Any) -> str:
-    """One model as a file of one line, `big` unless told otherwise."""
+    """Return a file with one model, `big` by default, in one line."""
     every: dict[str, Any] = {
         "name": "big",
         "protocol": "tgi",

@@ -1,4 +1,4 @@
-"""What a wrong file is told: every mistake at once, in file order, each with its line and its mend."""
+"""Issues of an invalid file: all together, in file order, each with its line and a remedy."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ HAPROXY = (DEPLOY / "compose" / "haproxy.cfg").read_text("utf-8")
 
 
 def mounts(service: str) -> dict[str, str]:
-    """Where, and what: a path of the host or a volume."""
+    """Return the mounts by target: a path of the host or a volume."""
     parts = (text.rpartition(":/") for text in SERVICES[service].get("volumes", ()))
     return {"/" + where.removesuffix(":ro"): what for what, _, where in parts}
 
@@ -55,7 +55,7 @@ def flags(service: dict[str, Any]) -> dict[str, str]:
 
 @pytest.mark.parametrize("name", SITES)
 def test_the_gateways_configuration_is_right(name: str, tmp_path: Path) -> None:
-    """It warns of what is meant so: keys are made at the running gateway, and Prometheus comes from elsewhere."""
+    """The expected warnings: keys are created at the running gateway, and Prometheus connects from another host."""
     settings, book = site(name, tmp_path)
     assert [warning.partition(": ")[2] for warning in warnings_of(settings, book)] == [
         "no policy file has a key: create one with `gkt-gateway keys create`",

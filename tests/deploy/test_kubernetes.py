@@ -53,7 +53,7 @@ def ports_of(workload: dict[str, Any]) -> dict[str, int]:
 
 
 def mounted(workload: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Where, and the volume that is there."""
+    """Return the volumes by mount path."""
     pod = workload["spec"]["template"]["spec"]
     volumes = {one["name"]: one for one in [*pod.get("volumes", ()), *_claims(workload)]}
     return {one["mountPath"]: volumes[one["name"]] for part in pod["containers"] for one in part["volumeMounts"]}
@@ -92,7 +92,7 @@ def test_the_grace_period_exceeds_the_drain_timeout(tmp_path: Path) -> None:
 
 
 def test_the_gateways_pod_has_minimal_privileges() -> None:
-    """What Kubernetes' standard `restricted` asks for, a root that cannot be written, and the image's own user."""
+    """The pod meets Kubernetes' standard `restricted`, with a read-only root and the user of the image."""
     assert POD["serviceAccountName"] == manifest("ServiceAccount")["metadata"]["name"]
     assert POD["automountServiceAccountToken"] is False
     assert POD["securityContext"]["runAsNonRoot"] is True
@@ -195,7 +195,7 @@ def test_no_callers_service_leads_to_the_admin_listener() -> None:
 
 
 def _reached(source: dict[str, Any], target: dict[str, Any], port: int) -> bool:
-    """Whether the policies let the one out to the other, and in there."""
+    """Return whether the policies allow egress from the one to the other, and ingress there."""
 
     def lets(workload: dict[str, Any], way: str, peer: dict[str, Any]) -> bool:
         labels = peer["spec"]["template"]["metadata"]["labels"]

@@ -74,7 +74,7 @@ def _until_open(port: int) -> None:
 
 
 class Replica:
-    """What a gateway says to a load balancer, as a test wants it: `status` for new requests and for /readyz."""
+    """A fake gateway: `status` is its reply to new requests and to /readyz."""
 
     def __init__(self, status: int = 200) -> None:
         self.status = status
@@ -90,7 +90,7 @@ class Replica:
         return web.Response(status=self.status, text="it")
 
     async def stream(self, request: web.Request) -> web.StreamResponse:
-        """One event; the next one when somebody heard the first."""
+        """Send one event, and the next one after the first was received."""
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
         await response.write(b"data: first\n\n")
@@ -133,7 +133,7 @@ def test_an_event_passes_before_the_next_one_is_there(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [10, 50_000])
 def test_requests_rejected_by_a_draining_replica_go_to_another_one(size: int, tmp_path: Path) -> None:
-    """Its checks say still that it stays."""
+    """Its health checks still succeed."""
     leaving, staying = Replica(503), Replica()
     with (
         served(leaving.app()) as one,

@@ -28,7 +28,7 @@ def values(key: str, text: str = TEXT) -> list[str]:
 
 
 def verified(text: str, root: Path, unit: Path = UNIT) -> subprocess.CompletedProcess[str]:
-    """What systemd says of a unit on a machine on which everything is installed where the unit says."""
+    """Return the output of systemd for a unit, with fake files for all paths of the unit."""
     for command in ("opt/gkt/bin/gkt-gateway", "bin/kill"):
         path = root / command
         path.parent.mkdir(parents=True, exist_ok=True)

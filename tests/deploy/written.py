@@ -1,4 +1,4 @@
-"""What deploy/ says, read once, and with the secrets that deploy/make-secrets makes."""
+"""The files of deploy/, read once, with secrets from deploy/make-secrets."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def site(name: str, folder: Path) -> tuple[Settings, PolicySet]:
 
 
 def secrets_of(name: str) -> set[str]:
-    """Those that a gateway's configuration names, by their files."""
+    """Return the files of the secrets in a gateway's configuration."""
     return set(re.findall(r"file:/run/secrets/(\w+)", (DEPLOY / name / "config.yaml").read_text("utf-8")))
 
 

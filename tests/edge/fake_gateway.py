@@ -64,7 +64,7 @@ class FakeGateway:
     _whole: set[str] = field(default_factory=set)
 
     def running(self) -> AbstractContextManager[str]:
-        """Its address, on a thread of its own."""
+        """Run the gateway in a thread. Yield its address."""
         app = web.Application()
         app.router.add_post("/v1/guidance", self._guidance)
         app.router.add_post("/v1/guidance/usage", self._offline)

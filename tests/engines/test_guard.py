@@ -178,7 +178,7 @@ async def test_unsupported_requests_have_no_effect_on_the_breaker() -> None:
 
 
 async def test_a_call_that_failed_for_many_is_one_failure() -> None:
-    """Such as a list of guidance requests of one batch."""
+    """A list of guidance requests of one batch is such a call."""
     error = failed()
     world = World([error], *[[error.copy()] for _ in range(7)], [WORD])
     for _ in range(8):

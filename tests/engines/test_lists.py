@@ -1,4 +1,4 @@
-"""When guidance requests share a call, and the effects on each of them."""
+"""The conditions for a shared call of guidance requests, and its effects on each request."""
 
 from __future__ import annotations
 

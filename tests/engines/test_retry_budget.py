@@ -1,4 +1,4 @@
-"""How many retries a tenant gets at an engine."""
+"""The number of retries of a tenant at an engine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Clock:
 
 
 def taken(budgets: RetryBudgets, engine: str = "small", tenant: str = "acme") -> int:
-    """How many retries are left, all of which are taken."""
+    """Take all remaining retries, and return their number."""
     count = 0
     while budgets.try_acquire(engine, tenant, share=0.2, floor=10):
         count += 1

@@ -1,4 +1,4 @@
-"""How a list's token counts are shared out."""
+"""The division of a list's token counts."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_portions_add_up_and_are_fair(total: int, weights: list[int]) -> None:
 def test_shares_add_up_and_truncated_members_have_their_limit(
     max_tokens: int, members: list[tuple[int, int | None]], data: st.DataObject
 ) -> None:
-    """Nothing is invented: what the engine counted is what is charged, and every share is marked."""
+    """The sum equals the engine's count, and every share is marked as an estimate."""
     read, written = [one for one, _ in members], [one for _, one in members]
     cut = written.count(None)
     rest = 0 if cut == len(members) else data.draw(st.integers(0, max_tokens * (len(members) - cut)))
@@ -44,7 +44,7 @@ def test_shares_add_up_and_truncated_members_have_their_limit(
 
 
 def test_a_member_that_wrote_nothing_has_still_ended() -> None:
-    """What ended it was counted as a token; whoever was cut has not written that one."""
+    """The end token was counted. Truncated members have none."""
     assert shares(TokenUsage(20, 6), 4, [10, 10], [None, 0]) == [
         TokenUsage(10, 4, estimated=True),
         TokenUsage(10, 2, estimated=True),

@@ -39,7 +39,7 @@ PIECES = st.sampled_from(
 @given(st.lists(PIECES, max_size=30).map(b"".join), st.lists(st.integers(0, 500), max_size=12))
 @example(b"data: ab\r\n\r\n", [9, 10, 11])
 def test_any_split_of_the_bytes_gives_the_same_events(raw: bytes, cuts: list[int]) -> None:
-    """Where packets begin and end says nothing."""
+    """Packet boundaries have no effect."""
     assert decode(*split(raw, cuts)) == decode(raw)
 
 
@@ -84,7 +84,7 @@ def test_a_split_inside_a_character_does_no_harm() -> None:
 
 
 def test_an_event_is_returned_as_soon_as_its_blank_line_is_there() -> None:
-    """Nothing waits for the next packet."""
+    """The event does not wait for the next packet."""
     decoder = SseDecoder()
     assert decoder.feed(b"data: one\n") == []
     assert decoder.feed(b"\ndata: two") == [b"one"]

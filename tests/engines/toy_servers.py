@@ -51,9 +51,10 @@ def rendered(messages: list[dict[str, Any]], *, open_end: bool = False) -> str:
 
 @dataclass
 class ToyServer:
-    """What all have in common: the model, and OpenAI's replies.
+    """The common part: the model, and OpenAI's replies.
 
-    obeys: whether the model does as it is told in its prompt.
+    Args:
+        obeys: whether the model follows the instruction in its prompt.
     """
 
     obeys: bool = True
@@ -75,7 +76,7 @@ class ToyServer:
         return body.get("max_completion_tokens") or body.get("max_tokens")
 
     def shown(self, body: dict[str, Any], text: str) -> str:
-        """What a chat's reply says for what the model wrote."""
+        """Return the text of a chat's reply for the text of the model."""
         return text
 
     def write(self, prompt: str, limit: int | None) -> tuple[str, str]:

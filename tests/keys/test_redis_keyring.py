@@ -31,7 +31,7 @@ TERMS = KeyTerms("gk-abc", "admin")
 
 
 class World:
-    """One Redis with keys, and any number of processes."""
+    """A Redis with keys, and any number of processes."""
 
     def __init__(self, client: RedisClient) -> None:
         self.client = client

@@ -1,6 +1,6 @@
-"""A gateway that leaks, and forgets a receipt now and then: `python -m tests.load_tests.leaking_gateway serve ...`.
+"""A gateway that leaks and sometimes loses a receipt: `python -m tests.load_tests.leaking_gateway serve ...`.
 
-The soak has to catch it.
+The soak test must fail with it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _put = ReceiptStore.put
 
 
 def _leak(self: ReceiptStore, receipt: Receipt) -> None:
-    """Memory, a file and a task with each receipt."""
+    """Leak memory, a file and a task with each receipt."""
     task = asyncio.get_running_loop().create_task(asyncio.sleep(3600))
     _kept.append((os.urandom(_LEAKS_BYTES), Path(os.devnull).open(), task))  # noqa: SIM115
     if len(_kept) % _FORGETS_EACH:

@@ -1,4 +1,4 @@
-"""load_tests/edge_link.py and slow_link.py: that they measure what they say; no figure is judged here."""
+"""load_tests/edge_link.py and slow_link.py: the measurement itself. The tests check no figures."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ async def test_a_devices_answer_includes_its_report_but_no_student_traffic(tmp_p
 
 
 async def test_prompts_have_unique_beginnings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An engine that had just read one would have it in its cache, and who asks last would seem the quickest."""
+    """Otherwise the prompt cache of an engine would favor the last method."""
     prompts: list[str] = []
 
     async def ask(*call_arguments: Any, stream: bool) -> Seen:

@@ -1,4 +1,4 @@
-"""The fake engine under the gateway's own clients and a plain one; its times are long enough for a slow machine."""
+"""The fake engine, called by the gateway's clients and by a plain one. Its times are long enough for a slow machine."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ CHAT, COMPLETIONS, GENERATE = "/v1/chat/completions", "/v1/completions", "/gener
 
 @asynccontextmanager
 async def modelled(**profile: Any) -> AsyncIterator[str]:
-    """An engine whose reading takes no time and whose steps take 20 ms, whatever the size of the batch."""
+    """Run an engine without prompt times, and with steps of 20 ms for every batch size."""
     settings = {"model": "fake", "dialect": "openai", "prefill": {}, "decode": {"fixed": "20ms"}, **profile}
     async with FakeEngine(Profile.model_validate(settings)).serving() as url:
         yield url
@@ -48,7 +48,7 @@ def instant(**profile: Any) -> AbstractAsyncContextManager[str]:
 
 @asynccontextmanager
 async def engine(protocol: str, url: str, **more: Any) -> AsyncIterator[Engine]:
-    """The gateway's own, made as the gateway makes it."""
+    """Return an engine client, built like in the gateway."""
     base = url if protocol == "tgi" else url + "/v1"
     settings = {"name": "it", "protocol": protocol, "api_base": base, "price": {"input_per_1m": 1, "output_per_1m": 1}}
     made = _engine(ModelSettings.model_validate(settings | more), Policies(PolicySet.of(())), None, None)
@@ -81,7 +81,7 @@ async def stats(session: aiohttp.ClientSession) -> dict[str, Any]:
 
 
 async def until(session: aiohttp.ClientSession, **expected: int) -> dict[str, Any]:
-    """The statistics, once they say so."""
+    """Wait until the statistics have these values. Return them."""
     async with asyncio.timeout(5):
         while True:
             seen = await stats(session)
@@ -91,7 +91,7 @@ async def until(session: aiohttp.ClientSession, **expected: int) -> dict[str, An
 
 
 async def test_a_batch_shares_its_steps() -> None:
-    """Eight answers take the steps of one, and the histogram says that they were decoded together."""
+    """Eight answers need the steps of one, and the histogram has their batch size."""
     async with modelled() as url, aiohttp.ClientSession(url) as session:
         began = time.monotonic()
         await asyncio.gather(*(post(session, CHAT, messages=MESSAGES, max_tokens=20) for _ in range(8)))
@@ -106,7 +106,7 @@ async def test_a_batch_shares_its_steps() -> None:
 
 
 async def test_above_the_batch_size_calls_are_served_in_order() -> None:
-    """Places free up in the order in which answers end, and go to whoever has waited longest."""
+    """A free slot goes to the call with the longest wait."""
     ended: list[int] = []
 
     async def ask(session: aiohttp.ClientSession, number: int) -> None:
@@ -124,7 +124,7 @@ async def test_above_the_batch_size_calls_are_served_in_order() -> None:
 
 
 async def test_a_step_takes_as_long_as_its_batch_is_large() -> None:
-    """A table is read between its entries."""
+    """Values between entries of the table are interpolated."""
     decode = {"table": {1: "10ms", 5: "50ms"}}
     async with modelled(decode=decode) as url, aiohttp.ClientSession(url) as session:
         await post(session, COMPLETIONS, prompt=["a", "b", "c"], max_tokens=11)
@@ -135,7 +135,7 @@ async def test_a_step_takes_as_long_as_its_batch_is_large() -> None:
 
 @pytest.mark.parametrize("chunked", [False, True])
 async def test_a_prompt_pass_delays_decoding_unless_it_is_chunked(chunked: bool) -> None:
-    """A pass over 1000 tokens takes 400 ms; in pieces of 100 it lets the other answer go on meanwhile."""
+    """A pass over 1000 tokens takes 400 ms. In chunks of 100 tokens, the other answer continues."""
     prefill = {"per_token": "0.4ms", "max_tokens": 100, "chunked": chunked}
     gaps: list[float] = []
     async with modelled(prefill=prefill, decode={"fixed": "1ms"}) as url, aiohttp.ClientSession(url) as session:
@@ -153,7 +153,7 @@ async def test_a_prompt_pass_delays_decoding_unless_it_is_chunked(chunked: bool)
 
 
 async def test_tgi_rejects_calls_over_its_limit() -> None:
-    """429 with TGI's words and no Retry-After, which the gateway knows as overload; those let in are answered."""
+    """The reply is a 429 of TGI without Retry-After, which the gateway treats as overload. Other calls succeed."""
     async with (
         modelled(dialect="tgi", max_concurrent_requests=2) as url,
         aiohttp.ClientSession(url) as session,
@@ -197,7 +197,7 @@ async def test_a_stream_has_an_event_for_each_token(kind: Any, dialect: str) -> 
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_disconnect_frees_its_slot(stream: bool) -> None:
-    """A disconnect frees the place in the batch and the one under the limit."""
+    """The slot in the batch and the one of the limit are free."""
     one = {"max_batch_size": 1, "max_concurrent_requests": 1}
     async with modelled(**one) as url, aiohttp.ClientSession(url) as session:
         leaving = asyncio.gather(post(session, CHAT, messages=MESSAGES, max_tokens=3000, stream=stream))
@@ -211,7 +211,7 @@ async def test_a_disconnect_frees_its_slot(stream: bool) -> None:
 
 
 async def test_lengths_and_faults_are_the_same_in_every_run() -> None:
-    """They are drawn with the file's seed; an answer that ends by itself says `stop`."""
+    """Both are drawn with the file's seed. An answer that ends by itself has finish reason `stop`."""
 
     async def run() -> list[tuple[int, str]]:
         faults = {"fail_424": 0.2, "fail_500": 0.2}
@@ -237,7 +237,7 @@ async def test_lengths_and_faults_are_the_same_in_every_run() -> None:
 
 @pytest.mark.parametrize("kind", [modelled, instant])
 async def test_a_configured_break_is_a_broken_answer(kind: Any) -> None:
-    """The gateway's engines see an answer that broke off, streamed or whole."""
+    """The gateway's engines report a broken answer, for streams and whole replies."""
     fields = {"messages": MESSAGES, "max_tokens": 8}
     async with kind(faults={"break_off": 1}) as url, engine("openai", url, continuation="none") as openai:
         with pytest.raises(EngineUnreachable):
@@ -256,7 +256,7 @@ async def test_a_configured_hang_lasts_until_the_client_leaves() -> None:
 
 
 async def test_the_gateways_tgi_engine_can_call_the_fake_engine() -> None:
-    """Both of its routes, with the counts that it reads from usage and from the headers."""
+    """Both routes work, with counts from usage and from headers."""
     async with modelled(dialect="tgi", max_concurrent_requests=7) as url, engine("tgi", url) as tgi:
         await tgi.probe()
         chat = await tgi.generate_guidance(TeacherRequest(max_tokens=3, messages=MESSAGES, stop=("\nQ:",)))
@@ -273,7 +273,7 @@ async def test_the_gateways_tgi_engine_can_call_the_fake_engine() -> None:
 
 
 async def test_the_gateways_openai_engine_can_call_the_fake_engine() -> None:
-    """Chat whole and streamed, an opening of a raw prompt, several choices."""
+    """Chats, streams, guidance of a raw prompt, and several choices work."""
     fields = {"messages": MESSAGES, "max_tokens": 3, "n": 2}
     async with instant() as url, engine("openai", url, model="fake") as openai:
         await openai.probe()
@@ -288,7 +288,7 @@ async def test_the_gateways_openai_engine_can_call_the_fake_engine() -> None:
 
 @pytest.mark.parametrize("mode", ["trailing", "vllm", "sglang", "prefix", "partial", "none"])
 async def test_the_probe_detects_the_continuation_mode(mode: str) -> None:
-    """The file names one of the gateway's ways; a gateway that looks for it finds that one."""
+    """The probe of the gateway finds the continuation mode of the file."""
     async with instant(continuation=mode) as url, engine("openai", url) as openai:
         await openai.probe()
     found = openai.state.continuation
@@ -315,7 +315,7 @@ async def test_invalid_requests_are_rejected() -> None:
 
 @pytest.mark.parametrize("name", ["teacher", "student", "instant"])
 def test_the_shipped_timing_files_are_valid(name: str) -> None:
-    """Those that model hardware have times for every size of batch, larger ones taking longer."""
+    """Files for hardware have step times for every batch size, in increasing order."""
     profile = read_profile(TIMINGS / f"{name}.yaml")
     if profile.decode is None:
         assert name == "instant"
@@ -326,7 +326,7 @@ def test_the_shipped_timing_files_are_valid(name: str) -> None:
 
 
 async def test_the_fake_engine_runs_in_its_own_process() -> None:
-    """The block that starts it ends it, and its port is free then."""
+    """The process and its port are free after the block."""
     with fake_engine("instant", dialect="tgi", for_s=30) as url:
         async with aiohttp.ClientSession(url) as session, session.get("/info") as reply:
             assert (await reply.json())["model_id"] == "fake-instant"

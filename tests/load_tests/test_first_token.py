@@ -1,4 +1,4 @@
-"""load_tests/first_token.py and streaming_cost.py: that they measure what they say; no figure is judged here."""
+"""load_tests/first_token.py and streaming_cost.py: the measurement itself. The tests check no figures."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from tests.installed import program
 BENCHMARKS = Path(__file__).parents[2] / "docs" / "design" / "benchmarks.md"
 
 
-def timed(first_ms: float, mode: str = "guided", *, told_ms: float | None = None) -> Timed:
-    receipt_ms = first_ms if told_ms is None else told_ms
+def timed(first_ms: float, mode: str = "guided", *, on_receipt_ms: float | None = None) -> Timed:
+    receipt_ms = first_ms if on_receipt_ms is None else on_receipt_ms
     return Timed(first_ms / 1000, 1.0, 64, {"mode": mode, "first_token_ms": receipt_ms})
 
 
 def seen() -> dict[str, list[Timed]]:
     return {
-        STREAMED: [timed(200), timed(300, "teacher_complete"), timed(900, told_ms=880)],
+        STREAMED: [timed(200), timed(300, "teacher_complete"), timed(900, on_receipt_ms=880)],
         WHOLE: [timed(600), timed(600), timed(600, "student")],
         STUDENT: [timed(150, "student")] * 3,
         TEACHER: [timed(200, "teacher")] * 3,
@@ -47,7 +47,7 @@ def test_figures_are_medians_of_each_method_and_their_ratios() -> None:
 
 
 def test_unguided_answers_are_counted_in_the_table() -> None:
-    """It would be the student's first token, and make guidance look fast."""
+    """An unguided answer would have the student's first token, and make guidance look fast."""
     figures = first_token.figures_of(seen(), 0.2) | {"machine": "One.", "teacher": "t", "student": "s", "m": 40}
     rows = {line.split("|")[1].strip(): line for line in first_token.shown(figures).splitlines() if line[:1] == "|"}
     assert rows[STREAMED].endswith("| 3 of 3 |")
@@ -57,7 +57,7 @@ def test_unguided_answers_are_counted_in_the_table() -> None:
 
 @pytest.mark.long
 async def test_all_four_methods_are_measured_through_a_gateway(redis_url: str) -> None:
-    """Each answers in its own mode; only guidance that streams is heard before it is whole."""
+    """Each method has its own mode. Only streamed guidance arrives before it is complete."""
     methods: list[str] = []
     asking = FirstTokenWorkload(["Why?", "When?"], rounds=2, tokens=40, max_tokens=60)
     with (
@@ -80,7 +80,7 @@ async def test_all_four_methods_are_measured_through_a_gateway(redis_url: str) -
 
 @pytest.mark.long
 async def test_both_kinds_of_guidance_are_driven_through_a_gateway_without_errors() -> None:
-    """Refusals, broken streams and answers without guidance all count as errors."""
+    """Rejections, broken streams and unguided answers all count as errors."""
     program("wrk")
     figures = await asyncio.to_thread(streaming_cost.measure, "token by token", 4, 1, 1)
     assert set(figures) == set(streaming_cost.ROUTES.values())

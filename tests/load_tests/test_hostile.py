@@ -1,4 +1,4 @@
-"""load_tests/hostile.py: the floods send what they say, and the table counts right. No figure is judged here."""
+"""load_tests/hostile.py: the requests of the floods, and the counts of the table. The tests check no figures."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _MAX_BODY = 8_000_000
 
 
 class Messages(msgspec.Struct):
-    """What is read of a body: json would take seconds for the hostile ones."""
+    """The decoded part of a body. json would take seconds for hostile bodies."""
 
     messages: list[dict[str, str]]
 
@@ -51,7 +51,7 @@ def parts(flood: Flood) -> tuple[dict[str, str], bytes]:
 @pytest.mark.long
 @pytest.mark.parametrize("flood", FLOODS, ids=lambda flood: flood.name)
 def test_a_flood_sends_json_within_the_default_bound(flood: Flood) -> None:
-    """All of it, or half where the body is to be unfinished."""
+    """An unfinished body has half of its bytes."""
     headers, sent = parts(flood)
     whole = sent if flood.manner != "unfinished" else sent + flood.body()[len(sent) :]
     assert int(headers["content-length"]) == len(whole)
@@ -105,7 +105,7 @@ async def test_a_caller_reads_each_reply_and_sends_the_next_request(*, chunked: 
 
 
 def test_a_phase_counts_requests_that_started_in_it() -> None:
-    """Latencies are those of good replies; all others are errors."""
+    """Latencies include only successful replies. All others are errors."""
     answers = [HostileReply(number, 0.001 * number, 200) for number in range(1, 101)] + [HostileReply(50, 9.0, 503)]
     seen = hostile._phase(answers, 1, 101)
     assert (seen.count, seen.errors) == (101, 1)
@@ -129,7 +129,7 @@ def case(system: str, during: Phase) -> HostileCase:
     ],
 )
 def test_the_verdict_is_of_errors_and_of_both_latencies(during: Phase, failing: int) -> None:
-    """In proportion to the victim's own before the flood, and to what bare's victim saw beside it."""
+    """The limits are relative to the victim's figures before the flood, and to those of bare's victim."""
     verdicts = hostile._verdicts([case("gateway", during), case("bare", Phase(100, 100.0, 200.0, 0))])
     assert sum(not holds for _, holds in verdicts) == failing
 

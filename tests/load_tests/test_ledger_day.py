@@ -1,4 +1,4 @@
-"""load_tests/ledger_day.py: that its sums are right, and that it prints what it says; no figure is judged here."""
+"""load_tests/ledger_day.py: correct sums, and the printed table. The tests check no figures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The experiment at the seam: what counts as another answer, and what is blamed for it."""
+"""The seam experiment: differences between answers, and their causes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The experiment itself on the smallest model: with the same arithmetic no seam makes an answer another."""
+"""The seam experiment with the smallest model: with equal arithmetic, no seam changes an answer."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The soak itself: a short one holds, a gateway that leaks and forgets is caught, and the long one is long.
+"""The soak test: a short one passes, a gateway with defects fails, and a long one passes.
 
-What they print stands in the output (`pytest -rP`, or `-s`).
+The output of the soak tests is in the output of pytest (`pytest -rP`, or `-s`).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LEAKS = {"resident memory", "open files", "tasks"}
 
 @contextmanager
 def soaking(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """The command, as users run it; what it writes to its errors is read until it has started."""
+    """Run the command. Wait for its first line on stderr."""
     command = [sys.executable, "-m", "load_tests.soak", "--json", str(folder / "soak.json"), *arguments]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
@@ -43,7 +43,7 @@ def soaking(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def ended(process: subprocess.Popen[str], folder: Path, limit_s: float) -> tuple[int, str, dict[str, Any]]:
-    """Exit status, what was printed, and what was found."""
+    """Return the exit status, the output and the report."""
     printed, errors = process.communicate(timeout=limit_s)
     print(printed, errors)
     found: dict[str, Any] = json.loads((folder / "soak.json").read_text())
@@ -58,7 +58,7 @@ def not_held(found: dict[str, Any]) -> set[str]:
 @pytest.mark.long
 @pytest.mark.timeout(600)
 def test_a_short_soak_passes(tmp_path: Path) -> None:
-    """Too short for Redis and for times, which it says; long enough for every count, and to see a process grow."""
+    """The run is too short for verdicts on Redis and times, but long enough for all counts and process growth."""
     with soaking(tmp_path, "--minutes", "0.5", "--rate", "20") as process:
         status, printed, found = ended(process, tmp_path, 400)
     assert not_held(found) == set()
@@ -76,7 +76,7 @@ def test_a_short_soak_passes(tmp_path: Path) -> None:
 @pytest.mark.long
 @pytest.mark.timeout(600)
 def test_a_leaking_gateway_fails_an_interrupted_soak(tmp_path: Path) -> None:
-    """Beside one that does not, and is not blamed. Ctrl-C: it ends in order, and tells what it knows."""
+    """The other gateway passes. Ctrl-C ends the run with a report."""
     leaking = ("--second", "tests.load_tests.leaking_gateway", "--patience", "3")
     with soaking(tmp_path, "--minutes", "2", "--rate", "20", *leaking) as process:
         assert process.stderr is not None
@@ -98,7 +98,7 @@ def test_a_leaking_gateway_fails_an_interrupted_soak(tmp_path: Path) -> None:
 @pytest.mark.long
 @pytest.mark.timeout(2400)
 def test_a_soak_of_twenty_minutes_passes(tmp_path: Path) -> None:
-    """Every kind of request is answered, everything that is to go wrong does so, and all counts and trends hold."""
+    """All kinds of requests and disturbances occur, and all counts and trends pass."""
     with soaking(tmp_path, "--minutes", "20") as process:
         _, _, found = ended(process, tmp_path, 2000)
     held = {name for name in not_held(found) if name.partition(" of ")[0] not in TIMES}

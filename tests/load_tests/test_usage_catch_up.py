@@ -1,4 +1,4 @@
-"""load_tests/usage_catch_up.py: that it measures each phase, and prints what it says; no figure is judged here."""
+"""load_tests/usage_catch_up.py: all phases are measured and printed. The tests check no figures."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ class _Loop(asyncio.SelectorEventLoop):
 
 
 class _Call:
-    """One request: its arrival, its first token and its latest token, in seconds."""
+    """A request: its arrival, its first token and its latest token, in seconds."""
 
     gone = False
 

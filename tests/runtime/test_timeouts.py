@@ -1,4 +1,4 @@
-"""One timer for many waits: it fires when a wait exceeds its deadline, and never otherwise."""
+"""A timer for many waits: it fires when a wait exceeds its deadline, and never otherwise."""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ def test_requests_unsupported_by_llama_cpp_are_rejected_once(
 
 
 def test_one_tenants_bad_requests_cost_no_other_tenant_an_answer(gateway: GatewayProcess) -> None:
-    """One tenant sends four invalid requests at a time while the other sends valid ones.
+    """A tenant sends four invalid requests at a time while the other sends valid ones.
 
     The SDK retries as the replies indicate.
     """

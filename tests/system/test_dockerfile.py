@@ -29,7 +29,7 @@ sys.addaudithook(lambda event, about: event == "socket.connect" and print(about[
 
 
 class Step(NamedTuple):
-    """One instruction of the Dockerfile, with its stage."""
+    """An instruction of the Dockerfile, with its stage."""
 
     stage: str
     name: str

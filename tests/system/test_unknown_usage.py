@@ -67,7 +67,7 @@ class Counting(FakeEngine):
 
 @dataclass
 class World:
-    """One gateway before the engine, and a client for each tenant."""
+    """A gateway with the engine, and a client for each tenant."""
 
     engine: Counting
     process: GatewayProcess

@@ -1,4 +1,4 @@
-"""One PostgreSQL for the run, and an empty usage database in it or in SQLite."""
+"""Fixtures: a PostgreSQL for the run, and an empty usage database in it or in SQLite."""
 
 from __future__ import annotations
 

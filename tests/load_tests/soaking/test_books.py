@@ -1,4 +1,4 @@
-"""The soak's books: each receipt is held against what a caller knows; what is missing, twice or strange shows."""
+"""The counts of the soak test: receipts compared with the results of callers."""
 
 from __future__ import annotations
 

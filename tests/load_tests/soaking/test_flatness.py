@@ -1,4 +1,4 @@
-"""The rule of the soak: what rises is seen, whatever else goes on, and what does not is not blamed."""
+"""The rule for leaks: rises are detected despite noise, and other changes are no leak."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ WARM_UP_S = 300
 
 
 def samples(rise: float, *, noise: float = 0.0, jump: float = 0.0, count: int = 240) -> list[tuple[float, float]]:
-    """Twenty minutes of a process of 200 MB, which rises by so much after its warm-up.
+    """Return twenty minutes of samples of a process of 200 MB with a rise after its warm-up.
 
     Args:
-        jump: how much more there is for half a minute of every three.
+        jump: additional bytes for half a minute of every three.
     """
     random = Random(7)
     found = []
@@ -37,7 +37,7 @@ def test_a_process_that_only_warms_up_is_flat() -> None:
 
 
 def test_a_leak_is_detected_despite_noise_and_jumps() -> None:
-    """20 MB in a quarter of an hour, where 13 are allowed: 22 kB a second."""
+    """The rise is 20 MB in 15 minutes, with 13 MB allowed: 22 kB per second."""
     verdict = trend(BYTES, "one", samples(20e6, noise=2e6, jump=40e6), WARM_UP_S)
     assert not verdict.holds
     assert verdict.allowed == pytest.approx(13e6, rel=0.02)
@@ -46,14 +46,14 @@ def test_a_leak_is_detected_despite_noise_and_jumps() -> None:
 
 
 def test_temporary_jumps_are_no_leak() -> None:
-    """Also where the last of them is still on at the end."""
+    """The last jump lasts until the end."""
     found = samples(0, noise=1e6, jump=60e6)
     assert trend(BYTES, "one", found, WARM_UP_S).holds
     assert trend(BYTES, "one", [one for one in found if one[0] < 1105], WARM_UP_S).holds
 
 
 def test_an_insignificant_rise_is_no_leak() -> None:
-    """It comes to more than is allowed, and could as well be half of it."""
+    """The slope exceeds the allowed rise, but the lower end of its interval does not."""
     found = samples(15e6, noise=30e6, count=40)
     verdict = trend(BYTES, "one", found, WARM_UP_S)
     assert verdict.rise > verdict.allowed > verdict.least_rise
@@ -73,7 +73,7 @@ def test_too_few_samples_have_no_verdict() -> None:
 
 
 def test_a_measure_is_not_judged_before_it_settles() -> None:
-    """Receipts are kept for a minute: until then there are more and more of them."""
+    """Receipts are stored for a minute, so their number grows during the first minute."""
     keys = Measure("keys", "", 1, part=0.1, plus=50, settles_s=90)
     found = [(float(at), 20.0 * min(at, 60)) for at in range(0, 120, 2)]
     assert trend(keys, "Redis", found, 10).holds
