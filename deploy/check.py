@@ -1,11 +1,11 @@
-"""Holds compose.yaml and the manifests against their published schemas, and against the bounds that those leave open.
+"""Validate compose.yaml and the manifests against their published schemas, and against ranges that schemas do not have.
 
     python -m deploy.check [FILE...]
 
-Of a compose file it also says where a service has more replicas than deploy/compose/haproxy.cfg has places for it.
+For a compose file, it also reports services with more replicas than the slots in deploy/compose/haproxy.cfg.
 
-It asks nobody: the schemas come with packages of the extra `dev`. Each mistake is a line with its file, the place in it
-and what is wrong; then the command leaves with 1.
+No network is used: the schemas come with packages of the extra `dev`. Each issue is a line with its file, its field and
+the reason. The exit status is 1 if there are issues.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 KUBERNETES = "1.37"
-"""Whose schemas hold."""
+"""Version of the schemas."""
 BALANCER = HERE / "compose" / "haproxy.cfg"
 EVERYTHING = (HERE / "compose.yaml", *sorted((HERE / "kubernetes").glob("*.yaml")))
 
-# What a ConfigMap holds, and the file that it is a copy of.
+# Contents of ConfigMaps, and the files that they are copies of.
 COPIES: Mapping[tuple[str, str], Path] = MappingProxyType(
     {
         ("gkt-config", "config.yaml"): HERE / "gateway" / "config.yaml",
@@ -44,7 +44,7 @@ COPIES: Mapping[tuple[str, str], Path] = MappingProxyType(
 
 _MANY = 1_000_000_000
 _PORT = (1, 65_535)
-# What the API server refuses and the schemas let pass: their numbers have a type, and no range.
+# Ranges that the API server checks and the schemas do not.
 BOUNDS: Mapping[str, tuple[int, int]] = MappingProxyType(
     {
         "containerPort": _PORT,
@@ -75,8 +75,8 @@ BOUNDS: Mapping[str, tuple[int, int]] = MappingProxyType(
         "maxSurge": (0, 1_000),
         "maxUnavailable": (0, 1_000),
         "minAvailable": (0, 1_000),
-        "seconds": (1, _MANY),  # how long a hook sleeps
-        # compose.yaml's, as `replicas` above
+        "seconds": (1, _MANY),  # duration of a sleep hook
+        # fields of compose.yaml, like `replicas` above
         "retries": (1, _MANY),
         "target": _PORT,
         "published": _PORT,
@@ -91,8 +91,9 @@ _PARTS = frozenset({"maxSurge", "maxUnavailable", "minAvailable"})
 _QUANTITIES = frozenset({"sizeLimit", "averageValue"})
 _SIZE = re.compile(r"\d+(?:\.\d+)?(?:b|[kmgt]b?)?", re.ASCII | re.IGNORECASE)
 _SIZES = frozenset({"memory", "shm_size"})
+_NO_QUANTITY = "is not a quantity: use a value like 500m, 2 or 512Mi"
 _GRACE_S = 30
-# server-template PREFIX PLACES SERVICE:PORT
+# server-template PREFIX SLOTS SERVICE:PORT
 _PLACES = re.compile(r"^\s*server-template\s+\S+\s+(\d+)\s+([\w.-]+):\d+\b", re.ASCII | re.MULTILINE)
 _DURATION = re.compile(r"(?:\d+h)?(?:\d+m)?(?:\d+s)?(?:\d+ms)?", re.ASCII)
 _DURATIONS = frozenset({"stop_grace_period", "interval", "timeout", "start_period"})
@@ -101,8 +102,8 @@ Place = tuple[str | int, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Mistake:
-    """One thing wrong in one file; `place` is the way there, such as ("spec", "replicas")."""
+class ManifestIssue:
+    """An issue in a file. `place` is the path of the field, such as ("spec", "replicas")."""
 
     file: Path
     place: Place
@@ -110,57 +111,57 @@ class Mistake:
 
     def __str__(self) -> str:
         way = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in self.place)
-        return f"{self.file}: {way.lstrip('.') or 'the whole'}: {self.what}"
+        return f"{self.file}: {way.lstrip('.') or 'whole file'}: {self.what}"
 
 
 def documents(path: Path) -> list[dict[str, Any]]:
-    """What stands in a YAML file. Raises ruamel.yaml's MarkedYAMLError, with its line, and OSError."""
+    """Return the documents of a YAML file. Raises MarkedYAMLError of ruamel.yaml, with its line, and OSError."""
     return [document for document in YAML(typ="safe").load_all(path.read_text("utf-8")) if document is not None]
 
 
-def mistakes_in(path: Path) -> Iterator[Mistake]:
-    """All that is wrong with one file: compose's if it has `services`, else manifests."""
+def issues_in(path: Path) -> Iterator[ManifestIssue]:
+    """Yield the issues of a file: a compose file if it has `services`, else manifests."""
     try:
         found = documents(path)
     except (MarkedYAMLError, OSError) as error:
-        yield Mistake(path, (), f"cannot be read: {error}")
+        yield ManifestIssue(path, (), f"cannot be read: {error}")
         return
     for document in found:
         if not isinstance(document, dict):
-            yield Mistake(path, (), "is neither a compose file nor a manifest: it has no fields")
+            yield ManifestIssue(path, (), "is neither a compose file nor a manifest: it has no fields")
         elif "services" in document:
             yield from _in_compose(path, document)
         else:
-            told = document.get("metadata")
-            kind = f"{document.get('kind', '?')} {told.get('name', '?') if isinstance(told, dict) else '?'}"
-            yield from (Mistake(path, (kind, *place), what) for place, what in _in_manifest(document))
+            metadata = document.get("metadata")
+            kind = f"{document.get('kind', '?')} {metadata.get('name', '?') if isinstance(metadata, dict) else '?'}"
+            yield from (ManifestIssue(path, (kind, *place), what) for place, what in _in_manifest(document))
 
 
-def _in_compose(path: Path, document: dict[str, Any]) -> Iterator[Mistake]:
+def _in_compose(path: Path, document: dict[str, Any]) -> Iterator[ManifestIssue]:
     schema = get_builtin_schema("vendor.compose-spec")
     wrong = list(jsonschema.validators.validator_for(schema)(schema).iter_errors(document))
     for error in map(_nearest, wrong):
-        yield Mistake(path, tuple(error.absolute_path), error.message)
-    if wrong:  # what follows counts on its shape
+        yield ManifestIssue(path, tuple(error.absolute_path), error.message)
+    if wrong:  # the following checks require a valid structure
         return
     for place, key, value in _values(document):
         if what := _out_of_bounds(key, value) or _no_duration(key, value) or _no_size(key, value):
-            yield Mistake(path, place, what)
+            yield ManifestIssue(path, place, what)
     for name, service in document["services"].items():
         if what := _unpinned(service.get("image")):
-            yield Mistake(path, ("services", name, "image"), what)
+            yield ManifestIssue(path, ("services", name, "image"), what)
         for number, port in enumerate(service.get("ports", ())):
             if what := _no_port(port):
-                yield Mistake(path, ("services", name, "ports", number), what)
+                yield ManifestIssue(path, ("services", name, "ports", number), what)
     for name, most in _places().items():
         replicas = str(((document["services"].get(name) or {}).get("deploy") or {}).get("replicas"))
         if replicas.isdecimal() and most < int(replicas) <= BOUNDS["replicas"][1]:
-            what = f"{replicas} is above the places that {BALANCER} has, which are {most}"
-            yield Mistake(path, ("services", name, "deploy", "replicas"), what)
+            what = f"{replicas} is above the {most} slots in {BALANCER}"
+            yield ManifestIssue(path, ("services", name, "deploy", "replicas"), what)
 
 
 def _places() -> dict[str, int]:
-    """By service how many replicas the load balancer finds."""
+    """Return the replicas that the load balancer supports, by service."""
     found: dict[str, int] = {}
     for places, service in _PLACES.findall(BALANCER.read_text("utf-8")):
         found[service] = min(int(places), found.get(service, int(places)))
@@ -170,17 +171,17 @@ def _places() -> dict[str, int]:
 def _no_duration(key: str, value: Any) -> str | None:
     if key not in _DURATIONS or not isinstance(value, str) or (value and _DURATION.fullmatch(value)):
         return None
-    return f"{value!r} is no duration: write it like 45s or 1m30s"
+    return f"{value!r} is not a duration: use a value like 45s or 1m30s"
 
 
 def _no_size(key: str, value: Any) -> str | None:
     if key not in _SIZES or not isinstance(value, str) or _SIZE.fullmatch(value):
         return None
-    return f"{value!r} is no size: write it like 512m or 2g"
+    return f"{value!r} is not a size: use a value like 512m or 2g"
 
 
 def _no_port(port: Any) -> str | None:
-    """Of `8080:80`, `127.0.0.1:8080:80/tcp`, `8080-8083:80` and the like."""
+    """Check the ports of `8080:80`, `127.0.0.1:8080:80/tcp`, `8080-8083:80` and similar forms."""
     parts = (
         re.split("[:-]", ":".join(str(port).partition("/")[0].split(":")[-2:])) if isinstance(port, str | int) else []
     )
@@ -192,12 +193,12 @@ def _no_port(port: Any) -> str | None:
 
 def _in_manifest(document: dict[str, Any]) -> Iterator[tuple[Place, str]]:
     if not {"apiVersion", "kind"} <= document.keys():
-        yield (), "has no apiVersion or no kind"
+        yield (), "has no apiVersion or kind"
         return
     try:
         kubernetes_validate.validate(document, KUBERNETES, strict=True)
     except kubernetes_validate.SchemaNotFoundError:
-        yield (), f"Kubernetes {KUBERNETES} knows no {document['kind']} of {document['apiVersion']}"
+        yield (), f"Kubernetes {KUBERNETES} has no {document['kind']} in {document['apiVersion']}"
         return
     except kubernetes_validate.ValidationError as error:
         nearest = _nearest(error)
@@ -218,7 +219,7 @@ def _in_manifest(document: dict[str, Any]) -> Iterator[tuple[Place, str]]:
 
 
 def _of_pairs(document: dict[str, Any]) -> Iterator[tuple[Place, str]]:
-    """What is in range by itself, and not beside another value."""
+    """Yield issues of combinations of values that are valid separately."""
     spec = document.get("spec") or {}
     least, most = spec.get("minReplicas"), spec.get("maxReplicas")
     if least is not None and most is not None and least > most:
@@ -231,14 +232,14 @@ def _of_pairs(document: dict[str, Any]) -> Iterator[tuple[Place, str]]:
         if key == "rollingUpdate" and isinstance(value, dict):
             nothing = [name for name in ("maxSurge", "maxUnavailable") if value.get(name) in (0, "0%")]
             if len(nothing) > 1:
-                yield place, "maxSurge and maxUnavailable are both 0: no pod could ever be replaced"
+                yield place, "maxSurge and maxUnavailable are both 0: no pod could be replaced"
 
 
 def _of_copies(document: dict[str, Any]) -> Iterator[tuple[Place, str]]:
     for name, text in (document.get("data") or {}).items():
         source = COPIES.get((document["metadata"]["name"], name))
         if source is not None and text.rstrip() != source.read_text("utf-8").rstrip():
-            yield ("data", name), f"is not what stands in {source}: copy it here"
+            yield ("data", name), f"differs from {source}: copy that file here"
 
 
 def _of_resources(resources: dict[str, Any]) -> Iterator[tuple[Place, str]]:
@@ -247,9 +248,9 @@ def _of_resources(resources: dict[str, Any]) -> Iterator[tuple[Place, str]]:
         for name, text in (resources.get(kind) or {}).items():
             found = _QUANTITY.fullmatch(str(text))
             if found is None:
-                yield (kind, name), f"{text!r} is no quantity: write it like 500m, 2 or 512Mi"
+                yield (kind, name), f"{text!r} {_NO_QUANTITY}"
             elif "/" in name and not str(text).isdigit():
-                yield (kind, name), f"{text!r} is out of range: it is given out whole"
+                yield (kind, name), f"{text!r} is out of range: it must be an integer"
             else:
                 amounts[kind, name] = Decimal(found[1]) * _FACTORS.get(found[2] or "", Decimal(1))
     for (kind, name), amount in amounts.items():
@@ -266,38 +267,40 @@ def _out_of_bounds(key: str, value: Any) -> str | None:
 
 
 def _no_part(key: str, value: Any) -> str | None:
-    """Of pods: so many, or a part of them."""
+    """Check a number or percentage of pods."""
     if key not in _PARTS or not isinstance(value, str):
         return None
     found = _PERCENT.fullmatch(value)
     if found is None:
-        return f"{value!r} is no part: write it like 1 or 25%"
+        return f"{value!r} is not a number of pods: use 1 or 25%"
     return f"{value} is out of range: 0% to 100%" if int(found[1]) > 100 and key != "maxSurge" else None
 
 
 def _no_amount(place: Place, value: Any) -> str | None:
-    """Of volumes and the autoscaler, whose `value` is a quantity to reach, or by how many pods it goes at once."""
+    """Check quantities of volumes and of the autoscaler, and the number of pods in a scaling policy."""
     key = place[-1]
     if key == "value" and place[-3:-2] == ("policies",):
         return None if value >= 1 else f"{value} is out of range: 1 to {_MANY}"
     if key not in _QUANTITIES and place[-2:] != ("target", "value"):
         return None
-    return None if _QUANTITY.fullmatch(str(value)) else f"{value!r} is no quantity: write it like 500m, 2 or 512Mi"
+    return (
+        None if _QUANTITY.fullmatch(str(value)) else f"{value!r} is not a quantity: use a value like 500m, 2 or 512Mi"
+    )
 
 
 def _unpinned(image: Any) -> str | None:
     if not isinstance(image, str) or _PINNED.fullmatch(image):
         return None
-    return f"{image!r} has no version: name one, like {image.partition(':')[0]}:1.2.3"
+    return f"{image!r} has no version: add one, like {image.partition(':')[0]}:1.2.3"
 
 
 def _nearest(error: jsonschema.ValidationError) -> jsonschema.ValidationError:
-    """Of alternatives, none of which fits, the one that was meant most likely."""
+    """Return the error of the alternative that matches best."""
     return jsonschema.exceptions.best_match([error]) or error
 
 
 def _values(value: Any, place: Place = ()) -> Iterator[tuple[Place, str, Any]]:
-    """Each value below, with the way to it and the name it has there."""
+    """Yield each nested value, with its path and its key."""
     pairs: Iterable[tuple[str | int, Any]] = ()
     if isinstance(value, dict):
         pairs = value.items()
@@ -309,12 +312,12 @@ def _values(value: Any, place: Place = ()) -> Iterator[tuple[Place, str, Any]]:
 
 
 def main(arguments: list[str]) -> int:
-    """The command: its exit status."""
+    """Run the command. Return the exit status."""
     paths = [Path(argument) for argument in arguments] or EVERYTHING
-    found = [mistake for path in paths for mistake in mistakes_in(path)]
-    for mistake in found:
-        sys.stderr.write(f"{mistake}\n")
-    sys.stdout.write(f"{len(paths)} files, {len(found)} mistakes\n")
+    found = [issue for path in paths for issue in issues_in(path)]
+    for issue in found:
+        sys.stderr.write(f"{issue}\n")
+    sys.stdout.write(f"Files: {len(paths)}, issues: {len(found)}\n")
     return 1 if found else 0
 
 

@@ -1,4 +1,4 @@
-"""What waits for teachers, and how full their batches are."""
+"""The dashboard of waiting requests and batches."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ _SMALL: dict[str, Any] = {"kind": "stat", "width": 6, "height": 4}
 BATCHER = Dashboard(
     "gkt-batcher",
     "GKT: the batcher",
-    "Calls to teachers go out in batches that all replicas fill. What Redis knows of the whole fleet is told by every "
-    "replica, so the largest one counts, not the sum.",
+    "Calls to teachers are sent in batches, which all replicas share. Every replica reports the state of "
+    "the whole fleet from Redis, so panels use the maximum and not the sum.",
     (Choice("teacher", "gkt_teacher_cap"),),
     (
         Panel(
             "Waiting now",
-            "Tickets without a permit, over the fleet.",
+            "Tickets without a permit, in the whole fleet.",
             "short",
             (Query(f"sum(max by (teacher) (gkt_queue_depth{_OF}))"),),
             **_SMALL,
         ),
         Panel(
             "Mean batch",
-            "Calls in a batch, over the chosen time.",
+            "Calls per batch in the selected time.",
             "short",
             (
                 Query(
@@ -37,8 +37,8 @@ BATCHER = Dashboard(
         ),
         Panel(
             "Mean fill",
-            "Size of batches as a part of the largest there may be. An idle teacher takes small ones at once: low is "
-            "bad only while requests wait.",
+            "Batch size divided by the maximum. An idle teacher gets small batches at once, so a low fill matters"
+            " only while requests wait.",
             "percentunit",
             (
                 Query(
@@ -50,8 +50,8 @@ BATCHER = Dashboard(
             **_SMALL,
         ),
         Panel(
-            "Guidance that cost no call",
-            "Openings shared with an identical request under way, or kept from an earlier one.",
+            "Guidance without a call",
+            "Guidance shared with an identical request in flight, or from the cache.",
             "percentunit",
             (
                 Query(
@@ -65,13 +65,14 @@ BATCHER = Dashboard(
         "Queue",
         Panel(
             "Waiting",
-            "Tickets that wait for a permit, over the fleet.",
+            "Tickets that wait for a permit, in the whole fleet.",
             "short",
             (Query(f"max by (teacher) (gkt_queue_depth{_OF})", "{{teacher}}"),),
         ),
         Panel(
             "Oldest ticket",
-            "Beside the shortest guidance.deadline of the teacher's routes: at it, answers go unguided.",
+            "Compared with the shortest guidance.deadline of the teacher's routes. At the deadline, answers have "
+            "no guidance.",
             "s",
             (
                 Query(f"max by (teacher) (gkt_queue_age_seconds{_OF})", "{{teacher}}"),
@@ -80,7 +81,7 @@ BATCHER = Dashboard(
         ),
         Panel(
             "Wait for the batch",
-            "From wanting guidance to the permit, of all teachers together.",
+            "From the guidance request to the permit, for all teachers together.",
             "s",
             tuple(
                 Query(
@@ -92,8 +93,8 @@ BATCHER = Dashboard(
             ),
         ),
         Panel(
-            "In flight, and how many may be",
-            "Calls under way over the fleet. At the cap the teacher is the bottleneck.",
+            "Calls in flight and their limit",
+            "Calls in flight in the whole fleet. At the limit, the teacher is the bottleneck.",
             "short",
             (
                 Query(f"max by (teacher) (gkt_teacher_in_flight{_OF})", "{{teacher}}"),
@@ -101,15 +102,15 @@ BATCHER = Dashboard(
             ),
         ),
         Panel(
-            "Tickets that ended without a turn, per second",
-            "expired: the deadline came. withdrawn: the caller left. refused: the queue was full. reclaimed: the "
-            "process was gone. unreadable: what Redis kept made no sense.",
+            "Tickets without a permit at their end, per second",
+            "expired: deadline. withdrawn: client disconnect. refused: full queue. reclaimed: dead process. "
+            "unreadable: invalid data in Redis.",
             "short",
             (Query(f"sum by (teacher, end) (rate(gkt_tickets_total{_OF}[$__rate_interval]))", "{{teacher}} {{end}}"),),
         ),
         Panel(
             "Unguided, per second",
-            "Answers of guided routes that went without guidance, by reason.",
+            "Unguided answers of guided routes, by reason.",
             "reqps",
             (Query("sum by (reason) (rate(gkt_unguided_total[$__rate_interval]))", "{{reason}}"),),
             stacked=True,
@@ -117,13 +118,13 @@ BATCHER = Dashboard(
         "Batches",
         Panel(
             "Batches per second",
-            "Opened by whichever process came first.",
+            "Each batch is opened by one of the processes.",
             "short",
             (Query(f"sum by (teacher) (rate(gkt_batch_size_count{_OF}[$__rate_interval]))", "{{teacher}}"),),
         ),
         Panel(
             "Size of a batch",
-            "Calls over the fleet: the mean, and the largest one in twenty.",
+            "Calls per batch in the whole fleet: mean and 95th percentile.",
             "short",
             (
                 Query(
@@ -140,7 +141,7 @@ BATCHER = Dashboard(
         ),
         Panel(
             "Fill of a batch",
-            "Its size as a part of the largest there may be.",
+            "Batch size divided by the maximum.",
             "percentunit",
             (
                 Query(
@@ -153,14 +154,14 @@ BATCHER = Dashboard(
         ),
         Panel(
             "Window",
-            "How long the next ticket waits for others at most. Zero while nothing waits, or the teacher has room.",
+            "Maximum wait of the next ticket for others. Zero while no ticket waits or the teacher has capacity.",
             "s",
             (Query(f"max by (teacher) (gkt_batch_window_seconds{_OF})", "{{teacher}}"),),
             width=12,
         ),
         Panel(
-            "Openings per second, by where they came from",
-            "teacher: a call of its own. flight: that of an identical request. cache: kept from an earlier one.",
+            "Guidance per second, by source",
+            "teacher: its own call. flight: the call of an identical request. cache: the cache of greedy guidance.",
             "short",
             (
                 Query(

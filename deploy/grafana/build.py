@@ -1,6 +1,6 @@
-"""Writes the four dashboards beside it: python -m deploy.grafana.build
+"""Write the four dashboards to this folder: python -m deploy.grafana.build
 
-What is on them stands in the modules that DASHBOARDS names; edit there, then run this.
+Their contents are in the modules of DASHBOARDS. Edit those, then run this.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ DASHBOARDS = {"cost": COST, "latency": LATENCY, "batcher": BATCHER, "engines": E
 
 
 def text(name: str) -> str:
-    """The file of a dashboard, as it should be."""
+    """Return the file of a dashboard."""
     return json.dumps(DASHBOARDS[name].json(), indent=2) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""What answers cost, and what they would have."""
+"""The dashboard of costs and savings."""
 
 from __future__ import annotations
 
@@ -46,21 +46,21 @@ def _by(labels: str, metric: str) -> str:
 COST = Dashboard(
     "gkt-cost",
     "GKT: cost and savings",
-    "What answers cost, what the baseline model alone would have cost for them, and who spent it.",
+    "Costs of answers, of the baseline model alone for the same answers, and of each tenant.",
     (Choice("tenant", "gkt_requests_total"), Choice("route", 'gkt_requests_total{tenant=~"$tenant"}')),
     (
-        Panel("Cost", "What the answers of the chosen time cost.", "currencyUSD", (Query(_COST),), **_SMALL),
+        Panel("Cost", "Cost of the answers in the selected time.", "currencyUSD", (Query(_COST),), **_SMALL),
         Panel(
             "Baseline",
-            "What the baseline model alone would have cost for them. Shadows are left out: they spare nothing.",
+            "Cost of the baseline model alone for the same answers. Shadows are excluded, since they save nothing.",
             "currencyUSD",
             (Query(_BASELINE),),
             **_SMALL,
         ),
         Panel(
             "Saved",
-            "The savings that count: of guided answers, and of answers for which a policy chose the student. Below "
-            "zero, guidance cost more than it spared. About 0: the error of the estimate is as large.",
+            "Savings of guided answers, and of answers for which a policy selected the student. Below zero, "
+            "guidance cost more than it saved. About 0: the error of the estimate is at least as large.",
             "currencyUSD",
             (Query(_SURE),),
             falling=True,
@@ -71,7 +71,7 @@ COST = Dashboard(
         ),
         Panel(
             "Saved, of the baseline",
-            "The part of the baseline that the savings are.",
+            "Savings divided by the baseline.",
             "percentunit",
             (Query(f"{_SURE} / {_BASELINE}"),),
             falling=True,
@@ -82,7 +82,7 @@ COST = Dashboard(
         ),
         Panel(
             "Error of the savings",
-            "How far the savings may be from the truth, either way.",
+            "Maximum error of the savings, in both directions.",
             "currencyUSD",
             (Query(_ERROR),),
             plain=True,
@@ -90,8 +90,7 @@ COST = Dashboard(
         ),
         Panel(
             "Cost while the teacher was unavailable",
-            "Cost of the answers that the student gave since the teacher failed, was late or had no room. They save "
-            "nothing.",
+            "Cost of student answers after the teacher failed, was late or had a full queue. They save nothing.",
             "currencyUSD",
             (Query(f"sum(increase(gkt_class_cost_usd_total{_AWAY}[$__range]))"),),
             plain=True,
@@ -99,15 +98,15 @@ COST = Dashboard(
         ),
         Panel(
             "Cost of measuring",
-            "Cost of shadows, quality samples and confidence probes. The savings do not contain it.",
+            "Cost of shadows, quality samples and confidence probes. The savings exclude it.",
             "currencyUSD",
             (Query(f"sum(increase(gkt_class_cost_usd_total{_MEASURING}[$__range]))"),),
             plain=True,
             **_SMALL,
         ),
         Panel(
-            "Teacher's part of the tokens",
-            "Of all tokens written for the chosen tenants, those of teachers. Calls that failed are left out.",
+            "Teacher's share of the tokens",
+            "Output tokens of teachers divided by all output tokens of the selected tenants, without failed calls.",
             "percentunit",
             (
                 Query(
@@ -119,9 +118,9 @@ COST = Dashboard(
             **_SMALL,
         ),
         Panel(
-            "Teacher's part of the cost",
-            "Of all that was paid, by all tenants, what the teachers' calls cost. It is more than their part of the "
-            "tokens: they are dearer, and read every prompt.",
+            "Teacher's share of the cost",
+            "Cost of teacher calls divided by the total cost of all tenants. It exceeds their share of the "
+            "tokens, since teachers are more expensive and process every prompt.",
             "percentunit",
             (
                 Query(
@@ -134,7 +133,7 @@ COST = Dashboard(
         "Over time",
         Panel(
             "Cost against baseline, per hour",
-            "The gap between the lines is not all saved: answers without the teacher and measuring are in it.",
+            "The gap between the lines includes unguided answers and measurements, so it is not equal to the savings.",
             "currencyUSD",
             (
                 Query(f"sum(rate(gkt_cost_usd_total{_WHO}[$__rate_interval])) * 3600", "cost"),
@@ -144,8 +143,8 @@ COST = Dashboard(
         ),
         Panel(
             "Saved per hour, by route",
-            "The savings that count, and 0 where their error is as large. Below zero, a route costs more than its "
-            "baseline: short answers read two prompts.",
+            "Savings, and 0 if their error is at least as large. Below zero, a route costs more than its "
+            "baseline, since short answers process two prompts.",
             "currencyUSD",
             (Query(f"{_sure(_RATE, _BY_ROUTE)} * 3600", "{{tenant}} {{route}}"),),
             width=12,
@@ -155,7 +154,7 @@ COST = Dashboard(
         ),
         Panel(
             "Cost per hour, by engine",
-            "Of all tenants. `failed` is what calls may have cost in whose place others were made.",
+            "All tenants. `failed`: possible cost of failed calls that were retried.",
             "currencyUSD",
             (
                 Query(
@@ -167,8 +166,8 @@ COST = Dashboard(
         ),
         Panel(
             "Tokens per second",
-            "By role, and by what was done with them: input is read afresh, cached is read from the engine's prefix "
-            "cache, cache_write is read and written to that cache, output is written.",
+            "By role and kind: input, cached (from the engine's prefix cache), cache_write (input written to that"
+            " cache), and output.",
             "short",
             (
                 Query(
@@ -180,7 +179,7 @@ COST = Dashboard(
         ),
         Panel(
             "Answers per second, by mode",
-            "guided and teacher_complete are opened by the teacher; student and teacher are made by one model alone.",
+            "guided and teacher_complete have guidance; student and teacher come from a single model.",
             "reqps",
             (Query(f"sum by (mode) (rate(gkt_requests_total{_WHO}[$__rate_interval]))", "{{mode}}"),),
             stacked=True,
@@ -188,7 +187,7 @@ COST = Dashboard(
         "By tenant and route",
         Panel(
             "Who spent what",
-            "Over the chosen time.",
+            "In the selected time.",
             "short",
             (
                 Query(_by("tenant, route", "gkt_cost_usd_total")),
@@ -204,11 +203,11 @@ COST = Dashboard(
             columns=("Cost, USD", "Baseline, USD", "Saved, USD", "Error, USD", "Requests"),
             column_words={"Saved, USD": {0: ("about 0", "text")}},
         ),
-        "Quality of what guidance buys",
+        "Quality of guided answers",
         Panel(
             "Agreement with the teacher's answer",
-            "Of the guided answers that the quality guard compares, and of the student's alone to the same requests, "
-            "from 0 to 1. The gap between the lines of a route is what guidance is worth there.",
+            "Agreement of sampled guided answers, and of the student alone for the same requests, from 0 to 1. "
+            "The gap between the lines of a route is the gain by guidance.",
             "percentunit",
             (
                 Query(
@@ -223,8 +222,8 @@ COST = Dashboard(
         ),
         Panel(
             "Answers compared per hour, by result",
-            "made; unscored (nothing to compare, or no grade); failed (an engine); refused (no place, a limit, or no "
-            "Redis); over_budget; dropped (too many at a time, or too long).",
+            "made; unscored (nothing to compare, or no score); failed (an engine); refused (no slot, a limit, or "
+            "no Redis); over_budget; dropped (concurrency limit or timeout).",
             "short",
             (Query("sum by (result) (rate(gkt_quality_samples_total[$__rate_interval])) * 3600", "{{result}}"),),
             width=12,
@@ -232,9 +231,9 @@ COST = Dashboard(
         ),
         "Budgets",
         Panel(
-            "Left of each budget",
-            "What is neither spent nor reserved, as a part of what may be spent; a raise counts. Tenants without a "
-            "budget of their own are not here, and keys are not.",
+            "Remaining budget",
+            "Unspent and unreserved part of the budget, including raises. Only tenants with their own budget, "
+            "without keys.",
             "percentunit",
             (Query(f"min by (tenant) (gkt_budget_left_usd{_TENANT} / gkt_budget_limit_usd{_TENANT})", "{{tenant}}"),),
             kind="bargauge",
@@ -245,8 +244,8 @@ COST = Dashboard(
             most=1,
         ),
         Panel(
-            "Spent of each budget",
-            "In the present period: it falls to zero with the next one.",
+            "Spent budget",
+            "In the current period. It is reset at the start of the next one.",
             "currencyUSD",
             (
                 Query(f"max by (tenant) (gkt_budget_spent_usd{_TENANT})", "{{tenant}}"),

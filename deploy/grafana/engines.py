@@ -1,4 +1,4 @@
-"""How engines do, what fails, and how the gateway itself is."""
+"""The dashboard of engines, errors and the gateway itself."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _YES_OR_NO = {0: ("no", "red"), 1: ("yes", "green")}
 ENGINES = Dashboard(
     "gkt-engines",
     "GKT: engines and errors",
-    "What engines answer, what callers are refused, and what the gateway's own processes take.",
+    "Results of engines, rejected requests, and resources of the gateway's processes.",
     (
         Choice("tenant", "gkt_requests_total"),
         Choice("route", 'gkt_requests_total{tenant=~"$tenant"}'),
@@ -24,15 +24,15 @@ ENGINES = Dashboard(
     (
         Panel(
             "Requests per second",
-            "That ended, with a receipt, well or not.",
+            "Ended requests with a receipt, successful or not.",
             "reqps",
             (Query(f"sum(rate(gkt_requests_total{_WHO}[$__rate_interval]))"),),
             **_SMALL,
         ),
         Panel(
             "Requests that fail",
-            "As a part of all, over the chosen time. Callers who hang up are no failure. "
-            "GktErrorRateHigh alerts above 5 %.",
+            "Fraction of all requests in the selected time. Client disconnects are no failure. GktErrorRateHigh "
+            "fires above 5 %.",
             "percentunit",
             (
                 Query(
@@ -44,10 +44,10 @@ ENGINES = Dashboard(
             bad=0.05,
             **_SMALL,
         ),
-        Panel("Held now", "Requests under way in all workers.", "short", (Query("sum(gkt_in_flight)"),), **_SMALL),
+        Panel("Held now", "Requests in flight in all workers.", "short", (Query("sum(gkt_in_flight)"),), **_SMALL),
         Panel(
             "Redis",
-            "Whether it answers every worker.",
+            "Whether Redis answers every worker.",
             "short",
             (Query("min(gkt_redis_up)"),),
             words={0: ("away", "red"), 1: ("there", "green")},
@@ -55,7 +55,7 @@ ENGINES = Dashboard(
         ),
         Panel(
             "Receipts lost",
-            "Dropped over the chosen time: too many waited, and the spool had no room. Each stands in the log.",
+            "Receipts dropped in the selected time because memory and spool were full. Each is in the log.",
             "short",
             (Query("sum(increase(gkt_receipts_lost_total[$__range]))"),),
             bad=1,
@@ -63,7 +63,7 @@ ENGINES = Dashboard(
         ),
         Panel(
             "Versions",
-            "Which ones run, and in how many gateways.",
+            "Running versions, and their number of gateways.",
             "short",
             (Query("count by (version) (gkt_build_info)", "{{version}}"),),
             kind="stat",
@@ -73,7 +73,7 @@ ENGINES = Dashboard(
         "Engines",
         Panel(
             "Up",
-            "Whether each answered its last probe, of every worker.",
+            "Whether each engine answered the last probe of every worker.",
             "short",
             (Query(f"min by (engine) (gkt_engine_up{_OF})", "{{engine}}"),),
             kind="state-timeline",
@@ -81,7 +81,7 @@ ENGINES = Dashboard(
         ),
         Panel(
             "Breaker",
-            "Whether each is called. The worst of all workers.",
+            "State of the circuit breaker. The worst state of all workers.",
             "short",
             (Query(f"max by (engine) (gkt_engine_breaker{_OF})", "{{engine}}"),),
             kind="state-timeline",
@@ -89,7 +89,7 @@ ENGINES = Dashboard(
         ),
         Panel(
             "Calls under way",
-            "In any role, by all workers.",
+            "In all roles, of all workers.",
             "short",
             (Query(f"sum by (engine) (gkt_engine_in_flight{_OF})", "{{engine}}"),),
         ),
@@ -107,8 +107,8 @@ ENGINES = Dashboard(
             width=12,
         ),
         Panel(
-            "Calls made anew, per second",
-            "By the engine that is asked now, and what failed before.",
+            "Retries per second",
+            "By engine of the retry and previous error.",
             "short",
             (
                 Query(
@@ -120,8 +120,8 @@ ENGINES = Dashboard(
         ),
         "Errors",
         Panel(
-            "Requests that did not end well, per second",
-            "By what became of them.",
+            "Unsuccessful requests per second",
+            "By status.",
             "reqps",
             (
                 Query(
@@ -134,7 +134,7 @@ ENGINES = Dashboard(
         ),
         Panel(
             "Failures by route",
-            "As a part of its requests.",
+            "Fraction of the requests of each route.",
             "percentunit",
             (
                 Query(
@@ -148,7 +148,7 @@ ENGINES = Dashboard(
         ),
         Panel(
             "Unguided, by reason",
-            "Answers of guided routes that went without guidance, per second.",
+            "Unguided answers of guided routes, per second.",
             "reqps",
             (
                 Query(
@@ -159,14 +159,14 @@ ENGINES = Dashboard(
             stacked=True,
         ),
         Panel(
-            "Refused before they had a receipt, per second",
-            "By error label: a wrong key, a wrong body, no room in a limit.",
+            "Requests rejected without a receipt, per second",
+            "By error label, such as an invalid key, an invalid body, or an exceeded limit.",
             "reqps",
             (Query("sum by (status) (rate(gkt_refused_total[$__rate_interval]))", "{{status}}"),),
             stacked=True,
         ),
         Panel(
-            "Refused for a limit or a budget, per second",
+            "Requests rejected by a limit or a budget, per second",
             "Whose, and which.",
             "reqps",
             (
@@ -179,7 +179,7 @@ ENGINES = Dashboard(
         ),
         Panel(
             "Shadows per second",
-            "Guided answers made beside others for their receipt alone, by what became of them.",
+            "Guided answers in addition to the served one, only for a receipt, by result.",
             "reqps",
             (Query("sum by (result) (rate(gkt_shadows_total[$__rate_interval]))", "{{result}}"),),
             stacked=True,
@@ -187,15 +187,15 @@ ENGINES = Dashboard(
         "Books and settings",
         Panel(
             "Receipts that wait",
-            "In memory, until Redis takes them. Beyond 10,000 in one worker the oldest are in the spool alone.",
+            "In memory until Redis stores them. Above 10,000 in one worker, the oldest are only in the spool.",
             "short",
             (Query("sum by (instance) (gkt_receipts_waiting)", "{{instance}}"),),
             warn=1000,
             bad=8000,
         ),
         Panel(
-            "Requests without an intent, or lost with their process",
-            "missed: Redis was away. abandoned: the process died, and they are charged what was reserved.",
+            "Requests without an intent or lost with a process",
+            "missed: Redis was unavailable. abandoned: the process died, and the reservation is charged.",
             "short",
             (
                 Query("sum(increase(gkt_intents_missed_total[$__rate_interval]))", "missed"),
@@ -204,37 +204,38 @@ ENGINES = Dashboard(
         ),
         Panel(
             "Files that wait",
-            "policies: the files are wrong, older ones hold. config.yaml: it says something else than what runs.",
+            "policies: the files are invalid, earlier ones are in effect. config.yaml: it differs from the "
+            "running configuration.",
             "short",
             (
                 Query("max by (instance) (gkt_policy_stale)", "policies, {{instance}}"),
                 Query("max by (instance) (gkt_config_stale)", "config.yaml, {{instance}}"),
             ),
             kind="state-timeline",
-            words={0: ("as they should be", "green"), 1: ("look at them", "red")},
+            words={0: ("current", "green"), 1: ("look at them", "red")},
         ),
         Panel(
             "Policy edits",
-            "As often as workers saw one.",
+            "Counted by each worker.",
             "short",
             (Query("sum by (result) (increase(gkt_policy_reloads_total[$__rate_interval]))", "{{result}}"),),
         ),
         Panel(
             "Budget events posted",
-            "To the webhook, by outcome.",
+            "Notifications of the webhook, by outcome.",
             "short",
             (Query("sum by (outcome) (increase(gkt_webhooks_total[$__rate_interval]))", "{{outcome}}"),),
         ),
         Panel(
-            "Lines left out of the log, per second",
-            "Ordinary requests, as log.requests.sample wants it.",
+            "Omitted log lines per second",
+            "Normal requests outside of log.requests.sample.",
             "short",
             (Query("sum by (instance) (rate(gkt_log_requests_left_out_total[$__rate_interval]))", "{{instance}}"),),
         ),
         "Usage worker",
         Panel(
             "Usage worker",
-            "Whether a worker writes receipts to the usage database, over the fleet.",
+            "Whether any worker of the fleet writes receipts to the usage database.",
             "short",
             (Query("min by (instance) (gkt_usage_up)", "{{instance}}"),),
             kind="state-timeline",
@@ -242,7 +243,7 @@ ENGINES = Dashboard(
         ),
         Panel(
             "Age of the oldest waiting receipt",
-            "Usage and the dashboard lag behind by this much. About a second is usual.",
+            "Delay of usage and of the dashboard. About a second is normal.",
             "s",
             (Query("max(gkt_usage_lag_seconds)", "lag"),),
             warn=60,
@@ -250,8 +251,8 @@ ENGINES = Dashboard(
         ),
         Panel(
             "Receipts in Redis",
-            "waiting: not in the usage database. buffered: in the outboxes, bounded by receipts.max_buffered. Beyond "
-            "the bound the oldest are lost.",
+            "waiting: not in the usage database. buffered: in the outboxes, limited by receipts.max_buffered. "
+            "Above the limit, the oldest are lost.",
             "short",
             (
                 Query("max(gkt_usage_waiting)", "waiting"),
@@ -260,7 +261,7 @@ ENGINES = Dashboard(
         ),
         Panel(
             "Receipts handled by usage workers, per second",
-            "By result: inserted, replaced an abandoned one, known already, imported from an archive, deleted after "
+            "By result: inserted, replaced an abandoned one, duplicate, imported from an archive, deleted after "
             "usage.keep.",
             "short",
             (
@@ -272,8 +273,8 @@ ENGINES = Dashboard(
         ),
         Panel(
             "Receipts lost, missed or unreadable",
-            "lost: more waited than memory, spool or Redis may hold. missed: trimmed after a worker had read them. "
-            "unreadable: kept in the table usage_unreadable.",
+            "lost: memory, spool or Redis were full. missed: trimmed after a worker had read them. unreadable: "
+            "stored in the table usage_unreadable.",
             "short",
             (
                 Query("sum(increase(gkt_receipts_lost_total[$__rate_interval]))", "lost"),
@@ -286,7 +287,7 @@ ENGINES = Dashboard(
         ),
         Panel(
             "Spool",
-            "Receipts on disk while Redis does not take them, and writes that failed.",
+            "Receipts on disk while Redis is unavailable, and failed writes.",
             "short",
             (
                 Query("sum by (instance) (gkt_spool_receipts)", "receipts, {{instance}}"),
@@ -298,13 +299,13 @@ ENGINES = Dashboard(
         "Processes",
         Panel(
             "Memory",
-            "Resident, of each worker.",
+            "Resident memory of each worker.",
             "bytes",
             (Query("gkt_process_resident_memory_bytes", "{{instance}} worker {{worker}}"),),
         ),
         Panel(
             "Cores",
-            "How many each worker keeps busy. One is all that it can use.",
+            "CPU cores in use by each worker, at most one.",
             "short",
             (Query("rate(gkt_process_cpu_seconds_total[$__rate_interval])", "{{instance}} worker {{worker}}"),),
             warn=0.8,
@@ -312,7 +313,7 @@ ENGINES = Dashboard(
         ),
         Panel(
             "Open files",
-            "As a part of what each worker may have open. Connections are files.",
+            "Fraction of the limit of each worker. Connections are files.",
             "percentunit",
             (Query("gkt_process_open_fds / gkt_process_max_fds", "{{instance}} worker {{worker}}"),),
             warn=0.6,
@@ -320,14 +321,14 @@ ENGINES = Dashboard(
         ),
         Panel(
             "Connections",
-            "Open ones, by listener.",
+            "Open connections, by listener.",
             "short",
             (Query("sum by (instance, listener) (gkt_connections)", "{{instance}} {{listener}}"),),
             width=12,
         ),
         Panel(
             "Starts",
-            "How long each worker has been up.",
+            "Uptime of each worker.",
             "s",
             (Query("time() - gkt_process_start_timestamp_seconds", "{{instance}} worker {{worker}}"),),
             width=12,

@@ -1,4 +1,4 @@
-"""Where the time of requests goes."""
+"""The dashboard of latencies by stage."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def _three(stage: str) -> tuple[Query, ...]:
 LATENCY = Dashboard(
     "gkt-latency",
     "GKT: latency by stage",
-    "How long requests wait, and for what. Quantiles are of histograms over all workers; tenants are not told apart.",
+    "Waiting times of requests by stage. Quantiles are computed from histograms of all workers and tenants.",
     (Choice("mode", "gkt_stage_seconds_count"),),
     (
         *(
             Panel(
                 f"First token, {name}",
-                "From the request's arrival until the first words of a stream can leave, over the chosen time.",
+                "From the request's arrival to the first text of a stream, in the selected time.",
                 "s",
                 (Query(_quantile(part, "first_token", window="$__range")),),
                 **_SMALL,
@@ -43,42 +43,42 @@ LATENCY = Dashboard(
         *(
             Panel(
                 f"Whole answer, {name}",
-                "From the request's arrival to its receipt, over the chosen time.",
+                "From the request's arrival to its receipt, in the selected time.",
                 "s",
                 (Query(_quantile(part, "total", window="$__range")),),
                 **_SMALL,
             )
             for part, name in ((0.5, "median"), (0.95, "95th percentile"), (0.99, "99th percentile"))
         ),
-        "What callers wait for",
+        "Waiting times of callers",
         Panel(
             "First token of streams",
-            "The dashed lines are those of the tiles above; GktFirstTokenSlow alerts at the red one.",
+            "The dashed lines are the thresholds of the tiles above. GktFirstTokenSlow fires at the red one.",
             "s",
             _three("first_token"),
             width=12,
             **_SLOW,
         ),
-        Panel("Whole answer", "Streams last until their last word.", "s", _three("total"), width=12),
+        Panel("Whole answer", "Streams are measured to their end.", "s", _three("total"), width=12),
         Panel(
             "First token by mode, 95th percentile",
-            "A guided stream begins with the teacher's words, as it writes them.",
+            "A guided stream begins with the teacher's streamed text.",
             "s",
             (Query(_quantile(0.95, "first_token", "mode"), "{{mode}}"),),
             width=12,
         ),
         Panel(
             "Whole answer by mode, 95th percentile",
-            "Guided beside student says what guidance costs in time.",
+            "The difference between guided and student is the latency of guidance.",
             "s",
             (Query(_quantile(0.95, "total", "mode"), "{{mode}}"),),
             width=12,
         ),
         "Stages",
         Panel(
-            "Mean time before the student is asked",
-            "Admission, then the wait for the batch, then the teacher: they follow each other, so they stack. A stage "
-            "counts where it happened.",
+            "Mean time before the student call",
+            "Admission, wait for the batch, and the teacher are consecutive, so they are stacked. A stage counts "
+            "only if it happened.",
             "s",
             (
                 Query(
@@ -94,7 +94,7 @@ LATENCY = Dashboard(
         ),
         Panel(
             "All stages, 99th percentile",
-            "The slowest one in a hundred of each stage; they are not of the same requests, and do not add up.",
+            "The 99th percentiles of stages belong to different requests, so they do not add up.",
             "s",
             (Query(_quantile(0.99, "|".join(_STAGES), "stage"), "{{stage}}"),),
             width=12,
@@ -105,15 +105,15 @@ LATENCY = Dashboard(
                 (
                     "admission",
                     "Admission",
-                    "A place in the process, and one round trip to Redis for limits and budgets.",
+                    "A slot in the process, and one round trip to Redis for limits and budgets.",
                 ),
                 ("batch_wait", "Wait for the batch", "From wanting guidance to the permit to call the teacher."),
-                ("teacher", "Teacher", "From the teacher's call until its opening is here, or is waited for no more."),
+                ("teacher", "Teacher", "From the teacher's call to its guidance or its timeout."),
             )
         ),
         Panel(
-            "Whole answer, all of it",
-            "How many answers took how long.",
+            "Whole answer, distribution",
+            "Number of answers by duration.",
             "s",
             (
                 Query(
@@ -125,8 +125,8 @@ LATENCY = Dashboard(
             width=12,
         ),
         Panel(
-            "The event loop is late, 99th percentile",
-            "How much later than asked for a timer rings in the gateway itself. All requests of a worker wait as long.",
+            "Event loop lag, 99th percentile",
+            "Delay of a timer in the gateway. All requests of a worker are delayed equally.",
             "s",
             (
                 Query(

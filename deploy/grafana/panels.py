@@ -1,4 +1,4 @@
-"""The pieces of a Grafana dashboard, as its JSON wants them."""
+"""The parts of a Grafana dashboard in its JSON format."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any, Literal
 Json = dict[str, Any]
 Kind = Literal["timeseries", "stat", "bargauge", "state-timeline", "heatmap", "table"]
 
-_SCHEMA_VERSION = 39  # Grafana 10.3 and later; what reads an older one brings it up to date
+_SCHEMA_VERSION = 39  # Grafana 10.3 and later. Later versions migrate the schema on loading
 _WIDTH = 24
 DATASOURCE: Json = {"type": "prometheus", "uid": "${datasource}"}
 
 
 @dataclass(frozen=True)
 class Query:
-    """One line, or one family of lines. `name` may hold {{label}}."""
+    """A line, or a family of lines. `name` may contain {{label}}."""
 
     expr: str
     name: str = ""
@@ -29,12 +29,12 @@ def _mappings(words: dict[int, tuple[str, str]]) -> list[Json]:
 
 @dataclass(frozen=True)
 class Panel:
-    """One picture.
+    """A panel.
 
     Attributes:
-        warn, bad: from here on it is yellow, or red; `falling` where small values are the bad ones.
-        words: what to say in the place of numbers.
-        column_words: the same, by the column of a table.
+        warn, bad: thresholds for yellow and red. `falling`: small values are bad.
+        words: texts for values.
+        column_words: texts for values by the column of a table.
         plain: no value is good or bad.
     """
 
@@ -116,7 +116,7 @@ class Panel:
         return {"mode": "absolute", "steps": steps}
 
     def _overrides(self) -> list[Json]:
-        """In a table, what is money is shown as money."""
+        """Return the unit of columns with money."""
         return [
             {"matcher": {"id": "byName", "options": name}, "properties": self._properties(name)}
             for name in self.columns
@@ -145,7 +145,7 @@ class Panel:
                 return {"showHeader": True, "sortBy": [{"displayName": self.columns[0], "desc": True}]}
 
     def _columns(self) -> list[Json]:
-        """One row for each set of labels, with a column for each query."""
+        """Return one row for each set of labels, with a column for each query."""
         named = {f"Value #{chr(ord('A') + index)}": name for index, name in enumerate(self.columns)}
         if len(self.queries) == 1:
             named = {"Value": self.columns[0]}
@@ -157,7 +157,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Choice:
-    """A variable on top: several values of a label, or all."""
+    """A variable of the dashboard: values of a label, or all."""
 
     label: str
     of: str
@@ -182,7 +182,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Dashboard:
-    """A page of panels. A text among them begins a new row under that name."""
+    """A page of panels. A text among the panels starts a new row with that title."""
 
     uid: str
     title: str
@@ -209,7 +209,7 @@ class Dashboard:
         }
 
     def _placed(self) -> list[Json]:
-        """From left to right and from the top down."""
+        """Return the panels with positions, from left to right and from top to bottom."""
         placed: list[Json] = []
         x = y = below = 0
         for number, panel in enumerate(self.panels, 1):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from deploy.check import BALANCER, COPIES, EVERYTHING, main, mistakes_in
+from deploy.check import BALANCER, COPIES, EVERYTHING, issues_in, main
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,7 +17,7 @@ DEPLOY = Path(__file__).parents[2] / "deploy"
 
 @pytest.mark.parametrize("path", EVERYTHING, ids=lambda path: path.name)
 def test_the_delivered_files_have_no_issues(path: Path) -> None:
-    assert [str(issue) for issue in mistakes_in(path)] == []
+    assert [str(issue) for issue in issues_in(path)] == []
 
 
 def _edited(old: str, new: str) -> Callable[[str], str]:
@@ -31,7 +31,7 @@ def _edited(old: str, new: str) -> Callable[[str], str]:
 GATEWAY, AUTOSCALING, COMPOSE = "kubernetes/gateway.yaml", "kubernetes/autoscaling.yaml", "compose.yaml"
 POD = "Deployment gkt-gateway.spec.template.spec"
 ORIGINAL = COPIES["gkt-policies", "default.yaml"]
-NO_VERSION = "'registry.example/gkt-gateway:latest' has no version: name one, like registry.example/gkt-gateway:1.2.3"
+NO_VERSION = "'registry.example/gkt-gateway:latest' has no version: add one, like registry.example/gkt-gateway:1.2.3"
 HPA = "HorizontalPodAutoscaler gkt-gateway.spec"
 
 
@@ -51,27 +51,27 @@ HPA = "HorizontalPodAutoscaler gkt-gateway.spec"
         (GATEWAY, _edited("memory: 512Mi", "memory: 4Gi"),
          f"{POD}.containers[0].resources.requests.memory: 4Gi is above its limit, which is 2Gi"),
         (GATEWAY, _edited("memory: 512Mi", "memory: much"),
-         f"{POD}.containers[0].resources.requests.memory: 'much' is no quantity: write it like 500m, 2 or 512Mi"),
+         f"{POD}.containers[0].resources.requests.memory: 'much' is not a quantity: use a value like 500m, 2 or 512Mi"),
         (GATEWAY, _edited("gkt-gateway:0.1.0", "gkt-gateway:latest"),
          f"{POD}.containers[0].image: {NO_VERSION}"),
         (GATEWAY, _edited("apiVersion: apps/v1", "apiVersion: apps/v1beta1"),
-         "Deployment gkt-gateway: Kubernetes 1.37 knows no Deployment of apps/v1beta1"),
+         "Deployment gkt-gateway: Kubernetes 1.37 has no Deployment in apps/v1beta1"),
         (GATEWAY, _edited("maxUnavailable: 0}", "maxUnavailable: -1}"),
          "Deployment gkt-gateway.spec.strategy.rollingUpdate.maxUnavailable: -1 is out of range: 0 to 1000"),
         (GATEWAY, _edited("{maxSurge: 1,", "{maxSurge: 0%,"),
          ("Deployment gkt-gateway.spec.strategy.rollingUpdate: maxSurge and maxUnavailable are both 0: no pod could "
-         "ever be replaced")),
+         "be replaced")),
         (GATEWAY, _edited("  maxUnavailable: 1\n", "  maxUnavailable: 150%\n"),
          "PodDisruptionBudget gkt-gateway.spec.maxUnavailable: 150% is out of range: 0% to 100%"),
         (GATEWAY, _edited("  maxUnavailable: 1\n", "  maxUnavailable: one\n"),
-         "PodDisruptionBudget gkt-gateway.spec.maxUnavailable: 'one' is no part: write it like 1 or 25%"),
+         "PodDisruptionBudget gkt-gateway.spec.maxUnavailable: 'one' is not a number of pods: use 1 or 25%"),
         (GATEWAY, _edited("seconds: 5}", "seconds: -5}"),
          f"{POD}.containers[0].lifecycle.preStop.sleep.seconds: -5 is out of range: 1 to 1000000000"),
         (GATEWAY, _edited("seconds: 5}", "seconds: 500}"),
          (f"{POD}.containers[0].lifecycle.preStop.sleep.seconds: 500 is above terminationGracePeriodSeconds, which is "
          "50")),
         (GATEWAY, _edited("sizeLimit: 1Gi", "sizeLimit: -1Gi"),
-         f"{POD}.volumes[3].emptyDir.sizeLimit: '-1Gi' is no quantity: write it like 500m, 2 or 512Mi"),
+         f"{POD}.volumes[3].emptyDir.sizeLimit: '-1Gi' is not a quantity: use a value like 500m, 2 or 512Mi"),
         (GATEWAY, _edited("containerPort: 8080}", "containerPort: 8080, hostPort: 80800}"),
          f"{POD}.containers[0].ports[0].hostPort: 80800 is out of range: 1 to 65535"),
         (GATEWAY, _edited('io/port: "8081"', 'io/port: "80810"'),
@@ -79,35 +79,35 @@ HPA = "HorizontalPodAutoscaler gkt-gateway.spec"
          "65535")),
         ("kubernetes/engines.yaml", _edited("gpu: 1}", "gpu: 0.5}"),
          ("Deployment teacher.spec.template.spec.containers[0].resources.limits.nvidia.com/gpu: 0.5 is out of range: "
-         "it is given out whole")),
+         "it must be an integer")),
         ("kubernetes/engines.yaml", _edited("metadata: {name: teacher, namespace: gkt}", "metadata: [teacher]"),
          "Deployment ?.metadata: ['teacher'] is not of type 'object', 'null'"),
-        (GATEWAY, _edited("kind: Deployment", "sort: Deployment"), "? gkt-gateway: has no apiVersion or no kind"),
+        (GATEWAY, _edited("kind: Deployment", "sort: Deployment"), "? gkt-gateway: has no apiVersion or kind"),
         (AUTOSCALING, _edited("minReplicas: 2", "minReplicas: 9"),
          f"{HPA}.minReplicas: 9 is above maxReplicas, which is 8"),
         (AUTOSCALING, _edited("minReplicas: 2", "minReplicas: 0"), f"{HPA}.minReplicas: 0 is out of range: 1 to 1000"),
         (AUTOSCALING, _edited("stabilizationWindowSeconds: 600", "stabilizationWindowSeconds: 6000"),
          f"{HPA}.behavior.scaleDown.stabilizationWindowSeconds: 6000 is out of range: 0 to 3600"),
         (AUTOSCALING, _edited("value: 500m", "value: -500m"),
-         f"{HPA}.metrics[1].external.target.value: '-500m' is no quantity: write it like 500m, 2 or 512Mi"),
+         f"{HPA}.metrics[1].external.target.value: '-500m' is not a quantity: use a value like 500m, 2 or 512Mi"),
         (AUTOSCALING, _edited("value: 2,", "value: 0,"),
          f"{HPA}.behavior.scaleUp.policies[0].value: 0 is out of range: 1 to 1000000000"),
         ("kubernetes/config.yaml", _edited("deadline: 2s", "deadline: 3s"),
-         f"ConfigMap gkt-policies.data.default.yaml: is not what stands in {ORIGINAL}: copy it here"),
+         f"ConfigMap gkt-policies.data.default.yaml: differs from {ORIGINAL}: copy that file here"),
         (COMPOSE, _edited("replicas: 2 ", "replicas: -2 "),
          "services.gateway.deploy.replicas: -2 is out of range: 0 to 1000"),
         (COMPOSE, _edited("replicas: 2 ", 'replicas: "-2" '),
          "services.gateway.deploy.replicas: -2 is out of range: 0 to 1000"),
         (COMPOSE, _edited("replicas: 2 ", "replicas: 9 "),
-         f"services.gateway.deploy.replicas: 9 is above the places that {BALANCER} has, which are 8"),
+         f"services.gateway.deploy.replicas: 9 is above the 8 slots in {BALANCER}"),
         (COMPOSE, _edited("replicas: 2 ", 'replicas: "9" '),
-         f"services.gateway.deploy.replicas: 9 is above the places that {BALANCER} has, which are 8"),
+         f"services.gateway.deploy.replicas: 9 is above the 8 slots in {BALANCER}"),
         (COMPOSE, _edited("memory: 2g", "memory: -2g"),
-         "services.gateway.deploy.resources.limits.memory: '-2g' is no size: write it like 512m or 2g"),
+         "services.gateway.deploy.resources.limits.memory: '-2g' is not a size: use a value like 512m or 2g"),
         (COMPOSE, _edited("replicas: 2 ", "replicas: [] "),
          "services.gateway.deploy.replicas: [] is not of type 'integer', 'string'"),
         (COMPOSE, _edited("stop_grace_period: 45s", "stop_grace_period: 45 sec"),
-         "services.gateway.stop_grace_period: '45 sec' is no duration: write it like 45s or 1m30s"),
+         "services.gateway.stop_grace_period: '45 sec' is not a duration: use a value like 45s or 1m30s"),
         (COMPOSE, _edited('"8080:8080"', '"80800:8080"'),
          "services.lb.ports[0]: 80800 is out of range: a port is from 1 to 65535"),
         (COMPOSE, _edited('"8080:8080"', '"8080-80800:8080"'),
@@ -115,7 +115,7 @@ HPA = "HorizontalPodAutoscaler gkt-gateway.spec"
         (COMPOSE, _edited('"8080:8080"', "{published: 8080, target: 80800}"),
          "services.lb.ports[0].target: 80800 is out of range: 1 to 65535"),
         (COMPOSE, _edited("valkey:9.1.2", "valkey"),
-         "services.valkey.image: 'valkey/valkey' has no version: name one, like valkey/valkey:1.2.3"),
+         "services.valkey.image: 'valkey/valkey' has no version: add one, like valkey/valkey:1.2.3"),
         (COMPOSE, _edited("    read_only: true", "    readonly: true"),
          "services.lb: Unevaluated properties are not allowed ('readonly' was unexpected)"),
     ],
@@ -124,20 +124,20 @@ def test_an_issue_is_named(name: str, edit: Callable[[str], str], message: str, 
     """Alone: nothing else is said."""
     path = tmp_path / "edited.yaml"
     path.write_text(edit((DEPLOY / name).read_text("utf-8")), "utf-8")
-    assert [str(issue) for issue in mistakes_in(path)] == [f"{path}: {message}"]
+    assert [str(issue) for issue in issues_in(path)] == [f"{path}: {message}"]
 
 
 def test_fields_omitted_for_an_autoscaler_are_no_issue(tmp_path: Path) -> None:
     path = tmp_path / "edited.yaml"
     path.write_text((DEPLOY / AUTOSCALING).read_text("utf-8").replace("minReplicas: 2", "minReplicas: null"), "utf-8")
-    assert list(mistakes_in(path)) == []
+    assert list(issues_in(path)) == []
 
 
 def test_invalid_yaml_is_named_with_its_line(tmp_path: Path) -> None:
     path = tmp_path / "broken.yaml"
     path.write_text("kind: [Service\n", "utf-8")
-    (issue,) = mistakes_in(path)
-    assert str(issue).startswith(f"{path}: the whole: cannot be read: ")
+    (issue,) = issues_in(path)
+    assert str(issue).startswith(f"{path}: whole file: cannot be read: ")
     assert "line 2" in str(issue)
 
 
@@ -149,10 +149,10 @@ def test_the_command_prints_the_number_of_issues_and_sets_the_status(
     path.write_text(service.format(port=70_000), "utf-8")
     assert main([str(path)]) == 1
     assert capsys.readouterr() == (
-        "1 files, 1 mistakes\n",
+        "Files: 1, issues: 1\n",
         f"{path}: Service it.spec.ports[0].port: 70000 is out of range: 1 to 65535\n",
     )
     path.write_text(service.format(port=80), "utf-8")
     assert main([str(path)]) == 0
-    assert capsys.readouterr() == ("1 files, 0 mistakes\n", "")
+    assert capsys.readouterr() == ("Files: 1, issues: 0\n", "")
     assert main([str(tmp_path / "none.yaml")]) == 1
