@@ -1,8 +1,8 @@
-// One guided answer, streamed, through the unchanged OpenAI client for Node.js.
+// Stream a guided answer with the unmodified OpenAI client for Node.js.
 //
 //     npm install --no-save openai@6 && node examples/chat.mjs "Why is the sky blue?"
 //
-// GKT_URL and GKT_KEY say where and as whom; without them the gateway of `scripts/demo` is asked.
+// GKT_URL and GKT_KEY set the gateway and the key. The defaults are those of `scripts/demo`.
 import OpenAI from "openai";
 
 const client = new OpenAI({
@@ -21,7 +21,7 @@ const stream = await client.chat.completions.create({
 let facts;
 for await (const chunk of stream) {
   process.stdout.write(chunk.choices[0]?.delta.content ?? "");
-  facts = chunk.gkt ?? facts; // what OpenAI's types do not know comes through as it is
+  facts = chunk.gkt ?? facts; // fields outside of OpenAI's types are passed through
 }
 console.log();
 console.log(facts.mode, "for", facts.cost_usd ?? "a cost that is not shown");

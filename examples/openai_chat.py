@@ -1,8 +1,8 @@
-"""One guided answer through the unchanged OpenAI client, and what it says of itself.
+"""Request a guided answer with the unmodified OpenAI client, and print the facts in its headers.
 
     python examples/openai_chat.py "Why is the sky blue?"
 
-GKT_URL and GKT_KEY say where and as whom; without them the gateway of `scripts/demo` is asked.
+GKT_URL and GKT_KEY set the gateway and the key. The defaults are those of `scripts/demo`.
 """
 
 import os
@@ -16,7 +16,7 @@ client = OpenAI(
 )
 question = " ".join(sys.argv[1:]) or "Why is the sky blue?"
 
-# The reply as it came: its body is OpenAI's, its headers say who wrote what and what it cost.
+# The raw reply: the body is OpenAI's, and the headers have the gateway's facts and the cost.
 raw = client.chat.completions.with_raw_response.create(
     model="chat",  # a route of the policy, not a model
     messages=[{"role": "user", "content": question}],
@@ -28,7 +28,7 @@ print(reply.choices[0].message.content)
 print()
 print("mode        ", raw.headers["x-gkt-mode"])
 if "x-gkt-unguided" in raw.headers:
-    print("unguided    ", raw.headers["x-gkt-unguided"])  # why; docs/reference/receipts.md has the words
+    print("unguided    ", raw.headers["x-gkt-unguided"])  # the reason: docs/reference/receipts.md
 if "x-gkt-guidance-tokens" in raw.headers:
     print("by the teacher", raw.headers["x-gkt-guidance-tokens"], "tokens")
 print("cost, USD   ", raw.headers.get("x-gkt-cost-usd", "not shown on this route"))

@@ -1,8 +1,8 @@
-"""What one answer cost, to the last digit, and what the teacher alone would have cost.
+"""Print the exact cost of an answer, and the cost of the teacher alone.
 
     python examples/receipt_and_cost.py "Why is the sky blue?"
 
-GKT_URL and GKT_KEY say where and as whom; without them the gateway of `scripts/demo` is asked.
+GKT_URL and GKT_KEY set the gateway and the key. The defaults are those of `scripts/demo`.
 """
 
 import os
@@ -25,7 +25,7 @@ answer = client.post(
 ).raise_for_status()
 request_id = answer.headers["x-request-id"]
 
-# A receipt is written once the answer has left, so it may be a moment late.
+# The receipt is written after the answer was sent, so it may be missing for a moment.
 for _ in range(50):
     found = client.get(f"/receipts/{request_id}")
     if found.status_code != httpx.codes.NOT_FOUND:
@@ -40,10 +40,10 @@ for role in ("teacher", "student"):
         read, written = share["input_tokens"], share["output_tokens"]
         print(f"{role:10}{read:>6} read {written:>6} written  {share['cost_usd']:>16} USD")
 
-# Money is text and exact: add it up as Decimal, never as float.
+# Amounts are exact and encoded as text: use Decimal, not float.
 cost, baseline = Decimal(receipt["cost_usd"]), Decimal(receipt["baseline_usd"])
 print(f"together                          {cost:>19} USD")
 print(f"{receipt['baseline_model']} alone                         {baseline:>16} USD, {receipt['baseline_basis']}")
-# Of a guided answer. Other classes of savings count otherwise: docs/cost.md has the table.
+# For a guided answer. docs/cost.md has the other classes of savings.
 print(f"saved                             {baseline - cost:>19} USD, {receipt['savings_class']}")
 assert baseline - cost == Decimal(receipt["savings_usd"])

@@ -1,8 +1,8 @@
-"""The same as a stream: the teacher's words come first, then the student's, in one answer.
+"""Stream a guided answer: first the teacher's text, then the student's, in one answer.
 
     python examples/streaming.py "Why is the sky blue?"
 
-GKT_URL and GKT_KEY say where and as whom; without them the gateway of `scripts/demo` is asked.
+GKT_URL and GKT_KEY set the gateway and the key. The defaults are those of `scripts/demo`.
 """
 
 import os
@@ -21,7 +21,7 @@ stream = client.chat.completions.create(
     messages=[{"role": "user", "content": question}],
     max_tokens=120,
     stream=True,
-    stream_options={"include_usage": True},  # then the last chunk has the counts, and what it cost under `gkt`
+    stream_options={"include_usage": True},  # adds token counts to the last chunk, and cost under `gkt`
 )
 facts = None
 finished = False
@@ -32,8 +32,8 @@ try:
             finished = finished or choice.finish_reason is not None
         facts = (chunk.model_extra or {}).get("gkt", facts)
 except openai.APIError as error:
-    # Once a stream has begun its status cannot change: what goes wrong then is its last event. Nobody asks again by
-    # himself, and what was shown is not a whole answer.
+    # The status of a stream cannot change after its start, so an error is its last event. Clients do not retry it,
+    # and the shown text is not a complete answer.
     sys.exit(f"\nbroke off: {error.code}: {error.message}")
 
 print()

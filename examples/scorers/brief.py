@@ -1,4 +1,4 @@
-"""A scorer of your own: an answer is right where it says what it should in few words.
+"""A custom scorer: an answer is correct if it states the expected text in few words.
 
     cd examples/scorers && gkt-gateway eval run my-run --data questions.jsonl --scorer brief:brief
 
@@ -12,7 +12,7 @@ MOST_WORDS = 60
 
 
 def brief(answer: str, question: Question) -> ScoredAnswer:
-    """1 where what is right stands in at most MOST_WORDS words, a half where in more, 0 where it is missing."""
+    """Return 1 for the expected text in an answer of at most MOST_WORDS words, 0.5 in a longer one, 0 without it."""
     if question.answer.casefold() not in answer.casefold():
         return ScoredAnswer(0.0)
     words = len(answer.split())
