@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-# What is tried at random is the same in each run, so that a change is judged by what it changes; the long run looks for
-# what nobody has seen yet.
+# Random examples are the same in each run, so that results depend only on the change. The long run generates
+# new examples.
 hypothesis.settings.register_profile("same", derandomize=True)
 if os.environ.get("GKT_TESTS") != "full":
     hypothesis.settings.load_profile("same")

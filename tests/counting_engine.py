@@ -56,7 +56,7 @@ class CountingEngine:
     async def __call__(self, request: web.Request, body: Json) -> web.StreamResponse:
         name = body.get("user", "")
         books = self.books[name]
-        # Its prompt is all that stands in the body: tools as well.
+        # The prompt includes the whole body, tools as well.
         books.read += len(orjson.dumps(body)) // _BYTES_PER_TOKEN
         tokens: asyncio.Queue[str | None] = asyncio.Queue()
         limit = (body.get("max_completion_tokens") or body.get("max_tokens")) if self.obeys else None

@@ -144,7 +144,7 @@ def world(folder: Path, redis_url: str) -> Iterator[World]:
         gateway = stack.enter_context(
             running_gateway(folder, redis_url=redis_url, redis={"prefix": "faults"}, models=models, routes=routes)
         )
-        # One for all: each client of its own would read the certificates anew, and starve the engine on its thread.
+        # One shared client: separate clients would each read the certificates, and starve the thread of the engine.
         yield World(faulty, gateway, stack.enter_context(httpx.Client(timeout=LIMIT_S)))
 
 

@@ -321,7 +321,7 @@ async def redirects(wire: Wire) -> None:
     await wire.send(head(307, location=f"{wire.address}/elsewhere", content_length="0"))
 
 
-# Replies whose size is not what it should be.
+# Replies with an unexpected size.
 
 
 async def endless_line(wire: Wire) -> None:

@@ -107,7 +107,7 @@ def running_world(folder: Path, redis_url: str) -> Iterator[World]:
                 models=[
                     model("big", "tgi", teacher.url, **calm),
                     model("big-openai", "openai", f"{teacher.url}/v1", model="x", continuation="none", **calm),
-                    # A raw prompt is continued by whoever continues no assistant message.
+                    # Engines without continuation of assistant messages continue raw prompts.
                     model("small", "openai", f"{student.url}/v1", model="x", continuation="none", **calm),
                     model("spare", "openai", f"{spare.url}/v1", model="x", continuation="none", **calm),
                     model("small-tgi", "tgi", spare.url, **calm),

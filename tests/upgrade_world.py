@@ -75,7 +75,7 @@ class Balancer:
     client: httpx.AsyncClient
     urls: list[str] = field(default_factory=list)
     unheard: Counter[str] = field(default_factory=Counter)  # by gateway: requests that have no head of an answer yet
-    answers: dict[str, str] = field(default_factory=dict)  # by request: who answered it
+    answers: dict[str, str] = field(default_factory=dict)  # by request: the gateway that answered
     failed: list[str] = field(default_factory=list)
     _turn: int = 0
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 ADMIN_KEY = "an-admin-key-for-tests"
 OPENING = "The answer to your question is this"
-KEPT = "The answer to your question is"  # a word that was cut for length may go on
+KEPT = "The answer to your question is"  # a word at the length limit may be incomplete
 REST = " surely as follows."
 PROBED = {"min": 8, "max": 60, "default": 20, "probe": {"confident": 0.9, "deadline": "10s"}}
 MATHS = "A shop has 48 eggs and sells 18. How many are left in total?"

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from gateway.redis.keys import RedisKeys
 
 REDIS_TIMEOUT_S = 5.0  # where Redis answers: a busy machine must not take a process out of its fleet
-HASTY_S = 0.2  # where Redis stands still
+HASTY_S = 0.2  # with a blocked Redis
 LONG_S = 600.0
 _names = itertools.count()
 

@@ -152,7 +152,7 @@ async def test_the_largest_batch_the_configuration_allows(redis: Redis, keys: Re
 
 async def test_tenants_that_do_not_wait_cost_an_exchange_nothing(keys: RedisKeys) -> None:
     """Three hundred were served a moment ago; a ticket needs no more commands than it did after three of them."""
-    async with EmbeddedRedis() as server, Redis.from_url(server.url) as redis:  # one in which nobody else is counted
+    async with EmbeddedRedis() as server, Redis.from_url(server.url) as redis:  # a Redis without other commands
         scheduler = RedisScheduler(redis, keys, "ann", "big")
         needed = []
         for many in (3, 300):

@@ -360,7 +360,7 @@ def test_a_permit_that_is_wanted_for_longer_is_not_given_to_another(
         assert story.ends["joins"] == ["flight"]
 
 
-# Redis has forgotten everything, and the first that it hears is a goodbye: no reason to take the teacher for free.
+# The first message to an empty Redis is a leave message, which must not make the teacher look free.
 LEFT_FIRST = Schedule(
     TeacherLimits(1, 1, 10),
     2,

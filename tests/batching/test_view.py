@@ -136,7 +136,7 @@ async def test_unreadable_entries_are_counted_and_the_others_returned(redis: Red
 
 async def test_ten_thousand_tickets_of_a_thousand_tenants_cost_no_more(keys: RedisKeys) -> None:
     """Few commands and a small answer; who waits with more than a hundredth of all is in it, and the rest is summed."""
-    async with EmbeddedRedis() as server, Redis.from_url(server.url) as redis:  # one in which nobody else is counted
+    async with EmbeddedRedis() as server, Redis.from_url(server.url) as redis:  # a Redis without other commands
         await _ten_thousand(redis, keys)
 
 

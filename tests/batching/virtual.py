@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 START_US = 1_795_000_000 * SECOND
 COMMAND_S = 0.2  # how long a process waits for Redis
-LOOK_S = 0.5  # how often it looks whether Redis is back, and how long it takes to subscribe anew
+LOOK_S = 0.5  # interval of attempts to reconnect, and duration of a subscription
 HEARTBEAT_S = 1.0
 # Whatever runs takes some time. A timer may be early by less than a nanosecond, and who then waits for the rest would
 # spin for ever on a clock that stands still.

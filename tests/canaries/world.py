@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from tests.canaries.search import Canaries
 
-# By name, what a policy says beside its keys and its routes: one has too little money, one soon less than it is warned
+# By name, policy fields other than keys and routes: one budget is too small, one is soon below its warning
 # of, one may ask only once.
 TENANTS: dict[str, dict[str, Any]] = {
     "acme": {},

@@ -57,7 +57,7 @@ def test_a_run_of_synthetic_problems_is_reported_judged_and_resumed(tmp_path: Pa
         judged.stdout,
     )
     assert "mode: guided" not in (policy.read_text() if policy.exists() else "")
-    # Two questions are too few for a model of lengths, and it says so in a line.
+    # Two questions are too few for a model of lengths, which is an error of one line.
     fitted = run("eval", "fit", str(folder), "--out", str(tmp_path / "lengths.json"))
     assert fitted.returncode == 1
     assert "questions" in fitted.stderr

@@ -91,7 +91,7 @@ def test_useful_exemplars_are_written_with_their_source(tmp_path: Path, engines:
     again = search(tmp_path, "--exemplars", str(own), engines=pair)
     assert again.returncode == 1
     assert " exists. " in again.stderr
-    # All texts are there, so nobody is asked: with engines that are away it comes to the same.
+    # All texts are stored, so no engine is called: the result is the same without engines.
     forced = search(tmp_path, "--exemplars", str(own), "--force")
     assert forced.returncode == 0, forced.stderr
     assert exemplars(tmp_path / "exemplars.yaml") == found

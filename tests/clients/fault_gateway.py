@@ -179,7 +179,7 @@ class FaultGateway:
         def ask() -> None:
             body = {"model": "crowded", "messages": [{"role": "user", "content": a_question()}]}
             answer = httpx.post(f"{self.gateway.url}{CHAT}", headers=headers, json=body, timeout=120).raise_for_status()
-            # Or it would stand among the receipts of those who are audited next.
+            # Otherwise it would be among the receipts of the next audit.
             self.gateway.wait_for_log("request", id=answer.headers["x-request-id"])
 
         for _ in range(6):

@@ -70,7 +70,7 @@ def test_without_the_python_registry_the_test_is_skipped_with_a_reason(
     for name, value in {
         "XDG_CACHE_HOME": str(tmp_path),
         "UV_CACHE_DIR": str(tmp_path / "uv"),
-        "UV_DEFAULT_INDEX": "http://127.0.0.1:9/simple",  # nobody listens there
+        "UV_DEFAULT_INDEX": "http://127.0.0.1:9/simple",  # no listener
         "UV_HTTP_RETRIES": "0",
     }.items():
         monkeypatch.setenv(name, value)

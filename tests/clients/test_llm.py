@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]  # it is installed on first use
 
 WEATHER = 'def weather(city: str) -> str:\n    "The weather in a city."\n    return "sunny in " + city\n'
-# What is asked of which model, with which options. All are asked at once: the command takes a second to start.
+# Questions by model and options. All commands run concurrently, since each takes a second to start.
 QUICK: dict[str, tuple[str, ...]] = {
     "streamed": ("chat", "--usage"),
     "whole": ("chat", "--no-stream", "--usage", "-o", "max_tokens", "50", "-o", "temperature", "0.5"),

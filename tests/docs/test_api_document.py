@@ -116,10 +116,10 @@ def _is_text(value: Any) -> bool:
 def conforms(case: schemathesis.Case, gate: GatewayProcess, session: requests.Session) -> None:
     """The reply's status, headers, type and body stand in the document, and no key means 401 where it says so."""
     if case.headers is not None and "x-schemathesis-unknown-property" in case.headers:
-        return  # a header that nobody knows breaks nothing
+        return  # an unknown header has no effect
     case.body = _no_orders(_whole(case.body))
     if isinstance(case.body, dict) and isinstance(case.body.get("model"), str) and case.body["model"]:
-        # Nearly every name would be unknown here, and nothing behind it reached.
+        # Otherwise nearly every name would be unknown, and later code not reached.
         case.body["model"] = "vectors" if case.path == "/v1/embeddings" else "chat"
     if isinstance(case.body, dict) and _is_count(case.body.get("best_of")):
         # JSON Schema compares no two fields: that it may be neither below `n` nor, streamed, above it.

@@ -39,7 +39,7 @@ def test_over_the_mixture_is_the_height_above_the_line(student: float, gain: flo
         ((0.4, 0.8, 0.7), (1, 9, 12), -0.1),  # dearer than the teacher: against the teacher
         ((0.6, 0.5, 0.7), (1, 9, 5), 0.1),  # a teacher that is no better: against the student
         ((0.4, 0.8, 0.5), (9, 1, 5), -0.3),  # a teacher that is cheaper and better: against it
-        ((0.4, 0.8, 0.4), (4, 8, 3), 0.1),  # cheaper than the student and as good: the line goes on
+        ((0.4, 0.8, 0.4), (4, 8, 3), 0.1),  # cheaper than the student and as good: the line is extended
         ((0.4, 0.8, 0.0), (4, 8, 3), -0.3),  # cheaper than the student, and useless
         ((0.4, 0.8, 0.9), (2, 2, 2), 0.1),  # all cost the same: against the better
     ],

@@ -120,7 +120,7 @@ def test_the_client_for_node(scene: Scene) -> None:
     modules = scene.folder / "node_modules"
     if not modules.exists():
         modules.symlink_to(node_modules())
-    shutil.copy(EXAMPLES / "chat.mjs", scene.folder)  # packages are looked for beside a program
+    shutil.copy(EXAMPLES / "chat.mjs", scene.folder)  # packages are searched in the folder of the program
     done = scene.play("node", "chat.mjs", "What is it in Node?")
     assert done.returncode == 0, done.stderr
     assert re.fullmatch(re.escape(WHOLE) + r"\nguided for 0\.\d+\n", done.stdout)

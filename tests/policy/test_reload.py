@@ -176,7 +176,7 @@ async def test_an_edit_that_keeps_size_and_time_is_seen(folder: Path) -> None:
     file = folder / "policies" / "acme.yaml"
     was = file.stat()
     async with following(folder) as seen:
-        await seen.until(lambda: seen.reloader._debounce._read is not None)  # it has read what it was started with
+        await seen.until(lambda: seen.reloader._debounce._read is not None)  # after the initial read
         file.write_text(policy("acme", "tach"))
         os.utime(file, ns=(was.st_atime_ns, was.st_mtime_ns))
         assert (file.stat().st_size, file.stat().st_mtime_ns) == (was.st_size, was.st_mtime_ns)

@@ -210,7 +210,7 @@ async def test_ten_edits_of_which_two_are_broken_fail_no_request(
         assert await models(gateway, NEW_KEY) == {(200, "a,b")}
         write(shelf / "initech.yaml", policy("initech", NEW_KEY, "c"))  # 4: mended
         await holds("c")
-        write(shelf / "acme.yaml", policy("acme", KEY, "chat-student", "more"))  # 5: that of those who call
+        write(shelf / "acme.yaml", policy("acme", KEY, "chat-student", "more"))  # 5: the tenant of the callers
         await holds("chat-student", "more", key=KEY)
         write(shelf / "globex.yaml", policy("globex", NEW_KEY, "x"))  # 6: broken, a key of two tenants
         await refused("policies/initech.yaml:4")

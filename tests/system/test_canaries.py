@@ -27,7 +27,7 @@ from tests.canaries.world import TENANTS, World, arguments_of_all, said_in
 if TYPE_CHECKING:
     from pathlib import Path
 
-# What the caller's own reply may hold, and what stands in no reply at all.
+# Values that only the caller's reply may contain, and values for no reply.
 _OWN = (
     "{}-prompt",
     "{}-system",

@@ -100,8 +100,8 @@ class Fleet:
             for process in self.gateways
         ]
         await until(lambda: self.redis.zcard(KEYS.teacher("big").owners), len(self.gateways), LEASE_S + 6)
-        await asyncio.sleep(LEASE_S / 4)  # a heartbeat, in which each hears it
-        await asyncio.sleep(REMEMBERED_S + 1)  # what Redis is told again when it forgets is of this test alone
+        await asyncio.sleep(LEASE_S / 4)  # a heartbeat of each process
+        await asyncio.sleep(REMEMBERED_S + 1)  # only this test resends data to an empty Redis
         for process in self.gateways:
             process.log.clear()
         await until(lambda: self.redis.keys("*crashes:tenant:*:intents:*"), [], LEASE_S + 6)
@@ -440,6 +440,6 @@ async def test_redis_fails_under_load(here: Fleet, trouble: Callable[[Fleet], An
     assert got["guided"] > got.total() / 4
     await here.settled(*here.all)
     await here.accounts_for_every_call()
-    if trouble is _stands_still:  # the others begin anew with an empty Redis, and what it kept is gone
+    if trouble is _stands_still:  # the others rejoin an empty Redis without cached guidance
         assert await here.accounted() == 0
     await here.report(trouble=trouble.__name__.strip("_"))

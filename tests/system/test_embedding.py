@@ -37,7 +37,7 @@ def gate(engine: FakeEngine, redis_url: str, tmp_path_factory: pytest.TempPathFa
     with running_gateway(
         tmp_path_factory.mktemp("embedding"),
         redis_url=redis_url,
-        redis={"timeout": "5s"},  # receipts are asked for, however busy the machine is
+        redis={"timeout": "5s"},  # receipts are required on a busy machine, too
         models=[
             model("big", "tgi", engine.url),
             model("small", "openai", f"{engine.url}/v1", model="org/vectors-1"),

@@ -30,9 +30,9 @@ OPENING = "The answer to your question begins"
 REST = " here and ends there."
 ASKED = [{"role": "user", "content": "What is it?"}]
 _numbers = itertools.count()
-# Here each failure is looked at by itself: no engine is left alone, and none is asked twice.
+# Each failure is tested separately: without circuit breakers and without retries.
 ENGINE = {"breaker": {"failures": 1000}}
-# Only who is meant to run out of time has little: a busy machine may take a second for anything.
+# Only the timeouts under test are short: on a busy machine, everything may take a second.
 IMPATIENT = ENGINE | {"timeouts": {"idle": "500ms"}}
 ONCE = {"retries": {"num_retries": 0}}
 

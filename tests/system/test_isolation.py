@@ -28,7 +28,7 @@ class World:
     def __init__(self, process: GatewayProcess, engine: FakeEngine) -> None:
         self.process = process
         self.engine = engine
-        self.fails = threading.Event()  # whether the teacher quotes what it was asked in an error
+        self.fails = threading.Event()  # whether the teacher quotes the prompt in an error
         engine.behave = self._behave
 
     async def _behave(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:

@@ -292,7 +292,7 @@ def test_only_the_expected_alerts_become_pending(world: World) -> None:
         alerting[:] = [one["metric"]["alertname"] for one in world.prometheus.query("ALERTS")]
         return labels_expected <= set(alerting) and not unwanted & set(alerting)
 
-    # A machine that is busy for a second may be down for as long, and then what is pending says so.
+    # A busy machine may look down for a second, which makes an alert pending.
     until(as_it_is, alerting)
 
 

@@ -64,7 +64,7 @@ def test_an_answer_that_its_student_was_sure_of_has_no_guard(world: World, *, st
     unsure = world.compared("made", "chat-auto", stream=stream)
     assert world.runs_beside(sure) == []
     assert sorted(world.runs_beside(unsure)) == ["student", "teacher"]
-    # Nobody chose a length for those, and nobody was sounded out.
+    # These have neither a chosen length nor a probe.
     for name in ("teacher", "student"):
         run = world.run_of(unsure, name)
         assert (run["length"], run["probe"]) == (None, None)

@@ -84,7 +84,7 @@ async def test_the_slow_upstream_streams_at_its_rate_until_end() -> None:
         async with asyncio.timeout(10):
             while not all(one.done for one in streams):
                 await asyncio.sleep(0.01)
-        # Beside the tokens: the first event with the role, the finish and the usage.
+        # In addition to the tokens: the first event with the role, the finish and the usage.
         assert sum(one.events for one in streams) == clock.sent + 3 * 3
     finally:
         ticking.cancel()

@@ -67,7 +67,7 @@ def test_an_answer_and_its_account(client: OpenAI) -> None:
     assert receipt["student"]["output_tokens"] + receipt["guidance"]["kept_tokens"] == 40
     assert reply.usage is not None
     assert reply.usage.completion_tokens == 40
-    # Nobody but the engines counts, and here both have one vocabulary.
+    # Only the engines count tokens, and both have the same vocabulary.
     assert abs(reply.usage.prompt_tokens - receipt["teacher"]["input_tokens"]) <= 1
 
 

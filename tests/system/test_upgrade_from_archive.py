@@ -101,7 +101,7 @@ async def _end(here: World, load: asyncio.Future[None]) -> None:
         assert time.monotonic() < give_up
         await asyncio.sleep(0.05)
     errors = [line for process in here.gateways for line in process.log if line.get("level") == "error"]
-    # An old gateway says so where workers trimmed what it had not added up, while no other old one ran.
+    # An old gateway reports entries that workers trimmed before its sums, while no other old gateway ran.
     assert {line["event"] for line in errors} <= {"receipts_unkept"}
 
 
