@@ -158,7 +158,7 @@ def says(text: str, finish: str = "stop") -> Handler:
 
     async def behave(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         if request.path != "/v1/chat/completions":
-            return await fake_texts.said(request, body, text, finish)
+            return await fake_texts.text_reply(request, body, text, finish)
         if not body.get("stream"):
             return web.json_response(reply(text, finish))
         response = await begin_events(request)

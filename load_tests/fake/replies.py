@@ -103,10 +103,10 @@ class Form:
     def _whole(self, texts: tuple[Text, ...], read: int) -> bytes:
         """Return a whole reply in JSON."""
         written = sum(text.length for text in texts)
-        choices = [self._choice(text) for text in texts]
+        choices = [self._whole_choice(text) for text in texts]
         return orjson.dumps({"object": self._name, **self._common, "choices": choices, "usage": _usage(read, written)})
 
-    def _choice(self, text: Text) -> dict[str, Any]:
+    def _whole_choice(self, text: Text) -> dict[str, Any]:
         content = {"message": {"role": "assistant", "content": str(text)}} if self._chat else {"text": str(text)}
         return {"index": text.choice, **content, "logprobs": None, "finish_reason": text.finish}
 

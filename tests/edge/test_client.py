@@ -69,8 +69,8 @@ async def test_streamed_guidance_is_shown_at_once_and_marked(tmp_path: Path) -> 
         async with client(url, student, tmp_path) as edge:
             await edge.student.detect_continuation()
             chunks = [chunk async for chunk in edge.stream(ASKED)]
-    text = [choice["delta"].get("content") for chunk in chunks for choice in chunk["choices"]]
-    assert text[:3] == ["The sky", " is blue", " because"]
+    deltas = [choice["delta"].get("content") for chunk in chunks for choice in chunk["choices"]]
+    assert deltas[:3] == ["The sky", " is blue", " because"]
     assert text(chunks, "teacher") == OPENING
     assert text(chunks, "teacher") + text(chunks, "student") == ANSWER
     assert gateway.guidance_requests[0]["stream"] is True
