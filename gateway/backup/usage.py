@@ -9,6 +9,7 @@ from sqlalchemy import select
 
 from gateway.backup.records import IncompleteSums, ReceiptRecords, TableRows
 from gateway.quality.comparison import Comparison
+from gateway.usage import receipts_reader
 from gateway.usage.comparisons import add_comparisons
 from gateway.usage.entries import OutboxEntry
 from gateway.usage.rollup import SumDimensions
@@ -39,12 +40,12 @@ async def usage_records(store: UsageStore, made_s: int, on_progress: Callable[[i
         made_s: time of the backup in Unix seconds.
         on_progress: receives the number of receipts read.
     """
-    span, done = await store.span(), 0
+    span, done = await store.read(receipts_reader.span), 0
     async for batch in store.receipts():
         yield ReceiptRecords([("", "", raw) for raw in batch])
         done += len(batch)
         on_progress(done)
-    if unreadable := await store.unreadable():
+    if unreadable := await store.read(receipts_reader.unreadable):
         yield ReceiptRecords([(entry.tenant, entry.id, entry.raw) for entry in unreadable])
     for table in (COMPARISONS, UPTIME):
         for day in await store.read(_days, table):

@@ -11,9 +11,10 @@ import typer
 from gateway.backup.file import records, verify
 from gateway.backup.putting import RestoreWriter
 from gateway.cli.backup import format_counts
-from gateway.cli.stores import CONFIG, ConfigOption, result_of, settings_of, stores, utc
+from gateway.cli.stores import CONFIG, ConfigOption, result_of, settings_of, stores
 from gateway.cli.usage_db_export import progress
 from gateway.errors import StartupError
+from gateway.usage.span import rfc3339
 
 if TYPE_CHECKING:
     from gateway.backup.file import VerifiedBackup
@@ -54,7 +55,7 @@ def restore(
     """
     with progress("checking the file", file.stat().st_size if file.exists() else None) as on_progress:
         backup = verify(file, on_progress)
-    typer.echo(f"{file}, made by gateway {backup.header.gateway} at {utc(backup.header.made)}, is complete")
+    typer.echo(f"{file}, made by gateway {backup.header.gateway} at {rfc3339(backup.header.made)}, is complete")
     typer.echo(format_counts(backup.counts, redis=only != RestorePart.USAGE, usage=only != RestorePart.REDIS))
     typer.echo(result_of(_restore(settings_of(config), file, backup, only, dry_run=dry_run, overwrite=overwrite)))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
@@ -72,11 +71,6 @@ async def stores(settings: Settings) -> AsyncIterator[Stores]:
         await client.require(embedded=False)
         store = await stack.enter_async_context(usage_store(settings))
         yield Stores(client, RedisKeys(settings.redis.prefix), store)
-
-
-def utc(unix_s: float) -> str:
-    """Return a time as ISO 8601, in UTC."""
-    return datetime.fromtimestamp(unix_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def result_of(work: Coroutine[Any, Any, Any]) -> Any:

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from gateway.cli.admin_commands import JsonOption, in_json
 from gateway.cli.lazy import SETTINGS
-from gateway.cli.stores import CONFIG, ConfigOption, result_of, settings_of, stores, usage_store, utc
+from gateway.cli.stores import CONFIG, ConfigOption, result_of, settings_of, stores, usage_store
 from gateway.cli.usage_db_export import export as export_receipts
 from gateway.cli.usage_db_export import progress
 from gateway.cli.usage_db_migrate import FIGURES, migrated
@@ -24,9 +24,11 @@ from gateway.config.scalars import InvalidValue, duration_s
 from gateway.errors import StartupError
 from gateway.policy.schema import Moment
 from gateway.telemetry.metrics import Metrics
+from gateway.usage import receipts_reader
 from gateway.usage.engine import UsageDatabaseError
 from gateway.usage.feed import OutboxFeed
 from gateway.usage.receipts_reader import ReceiptFilter
+from gateway.usage.span import rfc3339
 from gateway.usage.state import WorkerStateReader
 from gateway.usage.tables import DAY_S
 from gateway.usage.verify import differences
@@ -187,9 +189,10 @@ async def _status(settings: Settings) -> dict[str, Any]:
         try:
             if not await opened.usage.exists():
                 return found | {"receipts": 0, "unreadable": 0, "first": None, "last": None}
-            span = await opened.usage.span()
-            found |= {"receipts": await opened.usage.count(), "unreadable": await opened.usage.count_unreadable()}
-            found |= {"first": span and utc(span[0]), "last": span and utc(span[1])}
+            span = await opened.usage.read(receipts_reader.span)
+            unreadable = await opened.usage.read(receipts_reader.count_unreadable)
+            found |= {"receipts": await opened.usage.count(), "unreadable": unreadable}
+            found |= {"first": span and rfc3339(span[0]), "last": span and rfc3339(span[1])}
         except UsageDatabaseError:
             found["reachable"] = False
         return found
@@ -206,7 +209,7 @@ async def _export(settings: Settings, where: ReceiptFilter, form: ExportFormat, 
 async def _verify(settings: Settings) -> tuple[int, list[tuple[SumPlace, SumRow, SumRow]]]:
     """Return the number of days and the sums that differ."""
     async with usage_store(settings) as store:
-        span = await store.span() if await store.exists() else None
+        span = await store.read(receipts_reader.span) if await store.exists() else None
         if span is None:
             return 0, []
         first, last = (moment // DAY_S for moment in span)
@@ -231,7 +234,7 @@ def _difference(place: SumPlace, held: SumRow, computed: SumRow) -> str:
     where = ", ".join(f"{name} {value}" for name, value in dims._asdict().items() if value) or "all tenants"
     both = f"{held.requests} requests and {held.cost_pico} picodollars"
     right = f"{computed.requests} and {computed.cost_pico} by the receipts"
-    return f"{utc(start)} + {seconds} s, {where}: {both}, {right}"
+    return f"{rfc3339(start)} + {seconds} s, {where}: {both}, {right}"
 
 
 def _show(found: dict[str, Any]) -> None:

@@ -15,9 +15,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from gateway.accounting.receipt import Receipt
 from gateway.accounting.savings import class_of, savings_of
-from gateway.cli.stores import utc
 from gateway.errors import StartupError
 from gateway.usage.counters import STAGES
+from gateway.usage.span import rfc3339
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -57,7 +57,7 @@ def _failed_usd(receipt: Receipt) -> Decimal:
 
 _COLUMNS: dict[str, _Column] = {
     "id": attrgetter("id"),
-    "created": lambda one: utc(one.created),
+    "created": lambda one: rfc3339(one.created),
     **{name: attrgetter(name) for name in ("tenant", "key", "route", "mode", "status", "stream", "finish_reason")},
     **{name: attrgetter(name) for name in ("unguided", "shadow_of", "budget")},
     **_of_engine("teacher"),

@@ -15,11 +15,11 @@ from gateway.cli.usage_db_export import progress
 from gateway.config.database_url import ARCHIVE_FILE, USAGE_FILE, sqlalchemy_url
 from gateway.errors import StartupError
 from gateway.telemetry.metrics import Metrics
+from gateway.usage import receipts_reader
 from gateway.usage.archive_import import ArchiveImport
 from gateway.usage.counters import usd
 from gateway.usage.feed import OutboxFeed
 from gateway.usage.previous_sums import PreviousSums
-from gateway.usage.receipts_reader import count_by_day
 from gateway.usage.state import WorkerLease, WorkerStateReader
 from gateway.usage.sums import Period
 from gateway.usage.sums_queries import totals
@@ -108,7 +108,7 @@ async def _migrated(here: Stores, settings: Settings, *, accept: bool) -> Migrat
     archives = [ArchiveImport(one) for one in dict.fromkeys((address, file))]
     try:
         await _write_outboxes(here, until)
-        stored, archived = Counter(await here.usage.read(count_by_day)), Counter[int]()
+        stored, archived = Counter(await here.usage.read(receipts_reader.count_by_day)), Counter[int]()
         for archive in archives:
             archived.update(await archive.count())
         known = await _import(here.usage, archives, archived.total())
@@ -116,7 +116,7 @@ async def _migrated(here: Stores, settings: Settings, *, accept: bool) -> Migrat
         for archive in archives:
             await archive.close()
     filled = await _fill(here.usage, previous, days, closed)
-    after = await here.usage.read(count_by_day)
+    after = await here.usage.read(receipts_reader.count_by_day)
     # Where a worker imported receipts too, some were counted in both places, or in none.
     is_exact = alone and not known
     before = stored + archived if is_exact else stored | archived
@@ -169,7 +169,7 @@ async def _fill(store: UsageStore, previous: PreviousSums, days: Sequence[Period
     by_day: dict[int, list[Period]] = defaultdict(list)
     for period in previous.tenants:
         by_day[period.start // DAY_S].append(period)
-    span, filled = await store.span(), 0
+    span, filled = await store.read(receipts_reader.span), 0
     first = math.inf if span is None else span[0]
     with progress("comparing sums", len(days)) as on_progress:
         for done, day in enumerate(sorted(by_day), 1):

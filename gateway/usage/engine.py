@@ -58,14 +58,6 @@ class UsageEngine:
         self._open_lock = Lock()
         self._tables_checked = True
 
-    def open(self) -> None:
-        """Connect, and create or migrate the tables if this has not been done.
-
-        Raises UsageDatabaseError, NewerUsageDatabase if a newer version of the gateway has migrated the database, and
-        StartupError if the driver is not installed.
-        """
-        self._ready()
-
     def exists(self) -> bool:
         """Return whether the tables exist, without creating anything. Raises the same errors as `open`."""
         if self._engine is None and self._file is not None and not self._file.exists():
@@ -86,7 +78,7 @@ class UsageEngine:
     @contextmanager
     def writing(self) -> Iterator[Connection]:
         """Begin a write transaction. All processes together run one at a time. Raises UsageDatabaseError."""
-        engine = self._ready()
+        engine = self.open()
         try:
             if not self._tables_checked:
                 migrate(engine)
@@ -105,9 +97,14 @@ class UsageEngine:
 
     def reading(self) -> Connection:
         """Begin a read transaction. Raises UsageDatabaseError."""
-        return self._ready().connect()
+        return self.open().connect()
 
-    def _ready(self) -> Engine:
+    def open(self) -> Engine:
+        """Connect, and create or migrate the tables if this has not been done.
+
+        Raises UsageDatabaseError, NewerUsageDatabase if a newer version of the gateway has migrated the database, and
+        StartupError if the driver is not installed.
+        """
         with self._open_lock:
             if self._engine is not None and self._file_id != _file_id(self._file):
                 self.close()  # the file was removed or replaced

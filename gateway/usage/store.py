@@ -74,18 +74,6 @@ class UsageStore:
         """See `receipts_reader.count`."""
         return await self.read(receipts_reader.count, where)
 
-    async def span(self) -> tuple[int, int] | None:
-        """See `receipts_reader.span`."""
-        return await self.read(receipts_reader.span)
-
-    async def count_unreadable(self) -> int:
-        """See `receipts_reader.count_unreadable`."""
-        return await self.read(receipts_reader.count_unreadable)
-
-    async def unreadable(self) -> list[OutboxEntry]:
-        """See `receipts_reader.unreadable`."""
-        return await self.read(receipts_reader.unreadable)
-
     async def change(self, work: Callable[..., _Result], *args: object) -> _Result:
         """Return `work(connection, *args)`, run in a write transaction."""
         return await self._in(self._writer, _run, self.engine.writing, work, *args)

@@ -28,6 +28,7 @@ from gateway.quality.comparison import Comparison
 from gateway.redis.client import RedisClient
 from gateway.redis.keys import RedisKeys
 from gateway.telemetry.metrics import Metrics
+from gateway.usage import receipts_reader
 from gateway.usage.comparisons import add_comparisons
 from gateway.usage.feed import OutboxFeed
 from gateway.usage.rollup import SumRow, row_with
@@ -192,7 +193,7 @@ class Deployment:
             tables = [await here.store.read(_rows, one) for one in (COMPARISONS, UPTIME)]
             sums = {row[:-1]: SumRow.from_bytes(row[-1]) for row in await here.store.read(_rows, SUMS)}
             stored = [msgspec.json.decode(raw)["id"] async for batch in here.store.receipts() for raw in batch]
-            unreadable = await here.store.count_unreadable()
+            unreadable = await here.store.read(receipts_reader.count_unreadable)
         return Standing(
             {key.id: key.status(ring.now()) for key in ring.all()},
             [(balance.spent_usd, balance.reserved_usd) for balance in balances],

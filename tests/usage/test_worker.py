@@ -20,6 +20,7 @@ from gateway.quality.book import QualityStore
 from gateway.quality.comparison import OUTBOX, Comparison
 from gateway.telemetry.metrics import Metrics
 from gateway.usage import engine as engine_module
+from gateway.usage import receipts_reader
 from gateway.usage import state as state_module
 from gateway.usage import worker as worker_module
 from gateway.usage.entries import OutboxEntry
@@ -260,7 +261,7 @@ async def test_unreadable_entries_block_no_others(outboxes: Outboxes) -> None:
     worker = await outboxes.worker()
     await worker.round()
     await outboxes.check(settled)
-    assert await outboxes.store.count_unreadable() == 1
+    assert await outboxes.store.read(receipts_reader.count_unreadable) == 1
     assert await outboxes.lengths() == {"acme": 0}
 
 
@@ -280,7 +281,7 @@ async def test_comparisons_are_written_once(outboxes: Outboxes) -> None:
     with outboxes.store.engine.reading() as connection:
         rows = connection.execute(COMPARISONS.select()).mappings().all()
     assert [{**row} for row in rows] == [{**msgspec.structs.asdict(one), "day": one.created // DAY_S}]
-    assert await outboxes.store.count_unreadable() == 1
+    assert await outboxes.store.read(receipts_reader.count_unreadable) == 1
     assert await outboxes.lengths() == {"acme": 0}
     assert await outboxes.redis.xlen(outboxes.keys.outbox(OUTBOX)) == 0
 
@@ -296,7 +297,7 @@ async def test_a_comparison_rejected_by_the_database_blocks_no_others(outboxes: 
     await outboxes.check(settled)
     with outboxes.store.engine.reading() as connection:
         assert connection.execute(COMPARISONS.select()).mappings().one()["id"] == "req_1"
-    assert await outboxes.store.count_unreadable() == 1
+    assert await outboxes.store.read(receipts_reader.count_unreadable) == 1
     assert await outboxes.redis.xlen(outboxes.keys.outbox(OUTBOX)) == 0
 
 
