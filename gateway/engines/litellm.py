@@ -33,8 +33,12 @@ if TYPE_CHECKING:
     from gateway.engines.litellm_wire import WireCall
     from gateway.protocol.body import Json
 
-# Providers that require a flag on the message to continue. The others continue any assistant message at the end.
-_PREFIX_PROVIDERS = frozenset({"mistral", "deepseek", "codestral"})
+# The modes to probe, from LiteLLM's table of models and the documentation of the providers. Some providers require a
+# flag on the message to continue. The others continue any assistant message at the end.
+_MODES: dict[str, tuple[Mode, ...]] = {
+    **dict.fromkeys(("mistral", "deepseek", "codestral"), ("prefix", "instruct")),
+    "hosted_vllm": ("vllm", "trailing", "instruct"),
+}
 _FLAGS = ("continue_final_message", "add_generation_prompt")
 # For these providers LiteLLM 1.110 invents a finish reason. `WireCall.ended` has the engine's own.
 _INVENTED_FOR = frozenset({"gemini", "vertex_ai"})
@@ -185,7 +189,8 @@ class LiteLLMEngine:
         After that the engine counts as up, unless the error of its last call is expected to last.
         """
         if not self._is_probed:
-            self.state.continuation = await find_continuation(self._send_probe, self._modes(), self._echo)
+            modes = _MODES.get(self._provider, ("trailing", "instruct"))
+            self.state.continuation = await find_continuation(self._send_probe, modes, self._echo)
             self._is_probed = True
             if self.state.continuation is None:
                 self.state.warnings = ["the engine continues no assistant message: placement prefix adds no guidance"]
@@ -194,14 +199,6 @@ class LiteLLMEngine:
 
     async def _send_probe(self, body: Json, prefill: Prefill) -> Json:
         return await self._complete(self._arguments(body, prefill, lenient=True))
-
-    def _modes(self) -> list[Mode]:
-        """Return the modes to probe, from LiteLLM's table of models and the documentation of the providers."""
-        if self._provider in _PREFIX_PROVIDERS:
-            return ["prefix", "instruct"]
-        if self._provider == "hosted_vllm":
-            return ["vllm", "trailing", "instruct"]
-        return ["trailing", "instruct"]
 
     def _arguments(self, body: Json, prefill: Prefill | None, *, lenient: bool = False) -> Json:
         """Return the arguments of a LiteLLM call. `lenient` omits parameters that the provider does not support."""

@@ -37,6 +37,8 @@ class EmbeddedRedis:
     With `append_fsync` it writes an append-only file, so that data survives `stop` and `start`.
     """
 
+    socket_path: Path  # inside of the context; `stop` and `start` do not change it
+
     def __init__(
         self,
         *,
@@ -45,12 +47,11 @@ class EmbeddedRedis:
     ) -> None:
         self._append_fsync = append_fsync
         self._folder = folder
-        self._private_folder: Path | None = None
         self._process: asyncio.subprocess.Process | None = None
 
     async def __aenter__(self) -> Self:
         # mkdtemp creates the folder with mode 0700, so other users cannot access the socket.
-        self._private_folder = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="gkt-redis-"))
+        self.socket_path = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="gkt-redis-"), "redis.sock")
         try:
             await self.start()
         except BaseException:
@@ -60,13 +61,6 @@ class EmbeddedRedis:
 
     async def __aexit__(self, *_: object) -> None:
         await self._clean_up()
-
-    @property
-    def socket_path(self) -> Path:
-        """The path of the unix socket, which `stop` and `start` do not change."""
-        if self._private_folder is None:
-            raise RuntimeError("EmbeddedRedis is used outside of `async with`")
-        return self._private_folder / "redis.sock"
 
     @property
     def url(self) -> str:
@@ -94,25 +88,20 @@ class EmbeddedRedis:
         await end(process, STOP_LIMIT_S)
 
     def _arguments(self) -> list[str]:
-        folder = self._folder or self.socket_path.parent
         arguments = {
             "port": "0",
             "unixsocket": str(self.socket_path),
             "unixsocketperm": "700",
             "protected-mode": "yes",
             "daemonize": "no",
-            "dir": str(folder),
-            "logfile": str(self._log_path),
+            "dir": str(self._folder or self.socket_path.parent),
+            "logfile": str(self.socket_path.with_name("redis.log")),
             "save": "",
             "appendonly": "yes" if self._append_fsync else "no",
         }
         if self._append_fsync:
             arguments["appendfsync"] = self._append_fsync
         return [part for key, value in arguments.items() for part in (f"--{key}", value)]
-
-    @property
-    def _log_path(self) -> Path:
-        return self.socket_path.with_name("redis.log")
 
     async def _wait_until_ready(self, process: asyncio.subprocess.Process) -> None:
         deadline = time.monotonic() + READY_LIMIT_S
@@ -128,21 +117,16 @@ class EmbeddedRedis:
                     if process.returncode is not None or time.monotonic() > deadline:
                         break
                 await asyncio.sleep(_PING_EVERY_S)
-        tail = await asyncio.to_thread(self._log_tail)
+        log = self.socket_path.with_name("redis.log")
+        text = await asyncio.to_thread(log.read_text, errors="replace") if log.exists() else "(no log)"
         await self.stop()
-        raise ChildFailed(f"Redis did not answer on {self.socket_path}. Its log ends: {tail}")
-
-    def _log_tail(self) -> str:
-        try:
-            return self._log_path.read_text(errors="replace")[-_LOG_TAIL_CHARS:].strip()
-        except OSError:
-            return "(no log)"
+        raise ChildFailed(
+            f"Redis did not answer on {self.socket_path}. Its log ends: {text[-_LOG_TAIL_CHARS:].strip()}"
+        )
 
     async def _clean_up(self) -> None:
         await self.stop()
-        if self._private_folder is not None:
-            await asyncio.to_thread(shutil.rmtree, self._private_folder, ignore_errors=True)
-            self._private_folder = None
+        await asyncio.to_thread(shutil.rmtree, self.socket_path.parent, ignore_errors=True)
 
 
 def find_server() -> Path:

@@ -47,19 +47,13 @@ class ChildCommand:
 class Child:
     """A child process. `start` after `stop` uses the same port, so the URL does not change."""
 
+    url: str  # `http://address:port`, after the first start
+
     def __init__(self, command: ChildCommand, log_path: Path, *, ready_limit_s: float = READY_LIMIT_S) -> None:
         self.log_path = log_path
         self._command = command
         self._ready_limit_s = ready_limit_s
         self._process: asyncio.subprocess.Process | None = None
-        self._url: str | None = None
-
-    @property
-    def url(self) -> str:
-        """The URL `http://address:port`, available after the first start."""
-        if self._url is None:
-            raise RuntimeError(f"the {self._command.role} has not been started")
-        return self._url
 
     @property
     def pid(self) -> int | None:
@@ -87,7 +81,7 @@ class Child:
                 await self.stop()
                 raise ChildFailed(self._failure(f"was not ready after {self._ready_limit_s:g} s"))
             await asyncio.sleep(_READY_POLL_S)
-        self._url = url
+        self.url = url
         self._command = replace(self._command, port=int(url.rsplit(":", 1)[1]))
 
     async def stop(self) -> None:
