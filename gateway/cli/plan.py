@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from decimal import Decimal
+from math import isfinite
 from pathlib import Path  # noqa: TC003  typer reads the annotations
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
+import orjson
 import typer
+from rich.text import Text
 
 from gateway.cli.admin_commands import usd_of
 from gateway.cli.lazy import SETTINGS, LazyGroup
-from gateway.cli.plan_print import as_json, print_plan
+from gateway.cli.tables import console_for, plain_table
 from gateway.config.scalars import InvalidValue, duration_s
 from gateway.planning.curve import read_curve
-from gateway.planning.fleet import FleetDemands
-from gateway.planning.plan import RequestLoad
+from gateway.planning.plan import FleetDemands, RequestLoad
 from gateway.planning.plan import plan as planned
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gateway.planning.plan import CapacityPlan, ReplicaFleet
 
 NOT_MET = 3
 """Exit status if the replicas cannot serve the load or miss --ttft."""
 _MAX_LENGTH = 10_000_000
+_PIPE_WIDTH = 140
 
 
 class _Plans(LazyGroup):
@@ -65,8 +74,7 @@ def _plan(
         int, typer.Option(help="Tokens of guidance (guidance.tokens).", metavar="N", min=1, max=_MAX_LENGTH)
     ] = 40,
     ttft: Annotated[
-        str | None,
-        typer.Option(help="Limit of the 95th percentile of the time to first token.", metavar="500ms"),
+        str | None, typer.Option(help="Limit of the 95th percentile of the time to first token.", metavar="500ms")
     ] = None,
     headroom: Annotated[
         float, typer.Option(help="Share of each replica that is kept free for bursts and failures.", min=0, max=0.95)
@@ -79,8 +87,7 @@ def _plan(
         bool, typer.Option("--shown-cached", help="The tokens of --shown are in the teacher's prefix cache.")
     ] = False,
     teacher_usd_per_hour: Annotated[
-        str | None,
-        typer.Option(help="USD per hour of one teacher GPU, instead of the file's price.", metavar="USD"),
+        str | None, typer.Option(help="USD per hour of one teacher GPU, instead of the file's price.", metavar="USD")
     ] = None,
     student_usd_per_hour: Annotated[
         str | None, typer.Option(help="USD per hour of one student GPU, instead of the file's price.", metavar="USD")
@@ -112,7 +119,7 @@ def _plan(
         RequestLoad(Decimal(str(rps)), prompt, answer, tokens, shown, shown_cached),
         read_curve(teacher).priced(usd_of(teacher_usd_per_hour, "--teacher-usd-per-hour")),
         None if student is None else read_curve(student).priced(usd_of(student_usd_per_hour, "--student-usd-per-hour")),
-        FleetDemands(headroom, _seconds(ttft)),
+        FleetDemands(headroom, _limit_s(ttft)),
         teacher_replicas=teacher_replicas,
         student_replicas=student_replicas,
     )
@@ -124,10 +131,113 @@ def _plan(
         raise typer.Exit(NOT_MET)
 
 
-def _seconds(text: str | None) -> float | None:
+def _limit_s(text: str | None) -> float | None:
     if text is None:
         return None
     try:
         return duration_s(text)
     except InvalidValue as error:
         raise typer.BadParameter(str(error), param_hint="--ttft") from None
+
+
+def print_plan(plan: CapacityPlan) -> None:
+    """Print a plan."""
+    console = console_for(_PIPE_WIDTH)
+    table = plain_table("", "teacher", "student", "together", "teacher alone", right=slice(1, None))
+    for title, of_fleet, together in _ROWS:
+        sides = ["" if side is None else of_fleet(side) for side in (plan.teacher, plan.student)]
+        table.add_row(title, *sides, together(plan) if together else "", of_fleet(plan.alone))
+    console.print(table)
+    share = "" if plan.savings_share is None else f", {abs(plan.savings_share):.1%} of the cost of the teacher alone"
+    verdict = "Saved" if plan.savings_usd_per_hour >= 0 else "Additional cost"
+    console.print(
+        f"{verdict}: {_usd(abs(plan.savings_usd_per_hour))} USD per hour, {_usd(abs(plan.savings_usd_per_1000))} USD "
+        f"per 1000 answers{share}.",
+        highlight=False,
+    )
+    for head, lines, style in (("Assumed", plan.assumptions, ""), ("Warnings", plan.warnings, "yellow")):
+        if lines:
+            console.print(Text(f"\n{head}", "bold"))
+        for line in lines:
+            console.print(Text(f"- {line}", style))
+
+
+def as_json(plan: CapacityPlan) -> str:
+    """Return the plan as JSON. Amounts of money are exact text; infinite times are null."""
+    document = {
+        "object": "plan",
+        "load": asdict(plan.load) | {"rps": str(plan.load.rps)},
+        "demands": asdict(plan.demands),
+        "met": plan.met,
+        "guided": {
+            "teacher": _fleet(plan.teacher),
+            "student": None if plan.student is None else _fleet(plan.student),
+            "first_s": plan.first_s,
+            "guidance_s": plan.guidance_s,
+            "total_s": plan.total_s,
+            "usd_per_hour": str(plan.usd_per_hour),
+            "usd_per_1000_answers": str(plan.usd_per_1000),
+        },
+        "teacher_alone": _fleet(plan.alone),
+        "savings": {
+            "usd_per_hour": str(plan.savings_usd_per_hour),
+            "usd_per_1000_answers": str(plan.savings_usd_per_1000),
+            "share": plan.savings_share,
+        },
+        "assumptions": plan.assumptions,
+        "warnings": plan.warnings,
+    }
+    return orjson.dumps(document, option=orjson.OPT_INDENT_2).decode()
+
+
+def _fleet(side: ReplicaFleet) -> dict[str, Any]:
+    load = {name: value for name, value in asdict(side.load).items() if name != "utilization"}
+    return {
+        "model": side.curve.model,
+        "gpu": side.curve.gpu,
+        "replicas": side.replicas,
+        "gpus": side.gpus,
+        "met": side.met,
+        "most_rps": side.max_rps,
+        "utilisation": side.load.utilization,
+        **load,
+        "usd_per_hour": str(side.usd_per_hour),
+        "usd_per_1000_answers": str(side.usd_per_1000),
+    }
+
+
+def _usd(amount: Decimal) -> str:
+    return f"{amount:,.2f}" if amount >= 1 else f"{amount:.4f}"
+
+
+def _seconds(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.3g} s" if isfinite(value) else "no end"
+
+
+def _gpus(side: ReplicaFleet) -> str:
+    if side.gpus is None:
+        return "paid per token"
+    return f"{side.gpus} {side.curve.gpu or ''}".strip()
+
+
+def _total_gpus(plan: CapacityPlan) -> str:
+    known = [side.gpus for side in (plan.teacher, plan.student) if side is not None and side.gpus is not None]
+    return str(sum(known)) if known else ""
+
+
+_ROWS: tuple[tuple[str, Callable[[ReplicaFleet], str], Callable[[CapacityPlan], str] | None], ...] = (
+    ("model", lambda side: side.curve.model, None),
+    ("replicas", lambda side: "" if side.replicas is None else str(side.replicas), None),
+    ("GPUs", _gpus, _total_gpus),
+    ("utilisation", lambda side: "" if side.replicas is None else f"{side.load.utilization:.0%}", None),
+    ("batch size", lambda side: f"{side.load.batch:.1f}", None),
+    ("requests waiting", lambda side: f"{side.load.queued:.2f}" if side.load.stable else "no end", None),
+    ("step", lambda side: f"{side.load.step_s * 1000:.1f} ms", None),
+    ("first token", lambda side: _seconds(side.load.first_s), lambda plan: _seconds(plan.first_s)),
+    ("first token, p95", lambda side: _seconds(side.load.first_p95_s), lambda plan: _seconds(plan.first_p95_s)),
+    ("last token", lambda side: _seconds(side.load.total_s), lambda plan: _seconds(plan.total_s)),
+    ("USD per hour", lambda side: _usd(side.usd_per_hour), lambda plan: _usd(plan.usd_per_hour)),
+    ("USD per 1000 answers", lambda side: _usd(side.usd_per_1000), lambda plan: _usd(plan.usd_per_1000)),
+)

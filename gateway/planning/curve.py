@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
 from bisect import bisect_left
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -23,6 +25,8 @@ Count = Annotated[Whole, Field(ge=1, le=100_000)]
 Tokens = Annotated[Whole, Field(ge=1, le=100_000_000)]
 Seconds = Annotated[Number, Field(gt=0, le=3600)]
 PerSecond = Annotated[Number, Field(gt=0, le=1_000_000_000)]
+MIN_STEPS = 8
+"""The fewest steps of joint decoding for a usable mean."""
 
 
 class DecodeStep(StrictModel):
@@ -35,14 +39,11 @@ class DecodeStep(StrictModel):
 
 
 def step_s(steps: Sequence[DecodeStep], batch: float) -> float:
-    """Return the seconds of one step for `batch` answers, interpolated from measured steps.
+    """Return the seconds of one step for `batch` answers, interpolated from measured steps, smallest batch first.
 
     Steps are linear between measured batches. Below the first batch a step takes as long as the first one. Above the
     last batch the slope of the last two continues. With a single measured batch, time grows in proportion to the batch.
-
-    Args:
-        steps: The measured steps, smallest batch first.
-        batch: The number of answers; a mean need not be whole.
+    A mean batch need not be whole.
     """
     if batch <= steps[0].batch:
         return steps[0].step_s
@@ -161,7 +162,6 @@ class Curve(StrictModel):
 
     @property
     def measured_batch(self) -> int:
-        """Return the largest measured batch."""
         return self.decode[-1].batch
 
     def slots(self, context_tokens: float) -> int:
@@ -188,3 +188,72 @@ def read_curve(path: Path) -> Curve:
     if curve is None:
         raise ConfigError(issues)
     return curve
+
+
+@dataclass(frozen=True, slots=True)
+class StreamTiming:
+    """Timing of one streamed answer, in seconds of one clock, with tokens as counted by the engine.
+
+    `events_s` has the arrival of each event with text. An event may carry several tokens.
+    """
+
+    started_s: float
+    events_s: tuple[float, ...]
+    input_tokens: int
+    output_tokens: int
+
+    @property
+    def first_s(self) -> float:
+        """Return the time from the request to the first text, in seconds."""
+        return self.events_s[0] - self.started_s
+
+
+def step_of(answers: Sequence[StreamTiming]) -> DecodeStep | None:
+    """Return the mean step while all of these answers were decoded together; None for too few steps.
+
+    The period begins when the last answer has its first token, and ends when the first answer has its last token.
+    Outside it the batch is smaller.
+    """
+    begin = max(answer.events_s[0] for answer in answers)
+    end = min(answer.events_s[-1] for answer in answers)
+    events = [sum(begin < moment <= end for moment in answer.events_s) for answer in answers]
+    tokens = [
+        count * answer.output_tokens / len(answer.events_s) for count, answer in zip(events, answers, strict=True)
+    ]
+    steps = statistics.fmean(tokens)
+    if end <= begin or steps < MIN_STEPS:
+        return None
+    return DecodeStep(batch=len(answers), step_s=round((end - begin) / steps, 6))
+
+
+def improving_steps(steps: Sequence[DecodeStep]) -> tuple[DecodeStep, ...]:
+    """Return the batches, smallest first, up to the first one that no longer increases tokens per second."""
+    kept: list[DecodeStep] = []
+    for step in sorted(steps, key=lambda one: one.batch):
+        if kept and step.step_s / step.batch > kept[-1].step_s / kept[-1].batch:
+            break
+        kept.append(step)
+    return tuple(kept)
+
+
+def prefill_of(lengths: Sequence[Sequence[StreamTiming]], alone_s: float) -> CurvePrefill | None:
+    """Return the speed of prefill from several answers for each of some prompt lengths, requested one at a time.
+
+    The fastest answer of each length counts, since other activity can only add time. A least-squares line through these
+    gives the time per token (slope) and the fixed time of a pass plus the step that it shares (intercept). `alone_s`,
+    the step with the smallest batch, is subtracted from the intercept. Returns None if longer prompts did not take
+    longer.
+    """
+    fastest = [min(answers, key=lambda answer: answer.first_s) for answers in lengths]
+    tokens = [float(answer.input_tokens) for answer in fastest]
+    if len(set(tokens)) < 2:
+        return None
+    slope, start_s = statistics.linear_regression(tokens, [answer.first_s for answer in fastest])
+    if slope <= 0:
+        return None
+    return CurvePrefill(tokens_per_s=round(1 / slope, 1), pass_s=round(max(0.0, start_s - alone_s), 6))
+
+
+def context_of(answers: Sequence[StreamTiming]) -> int:
+    """Return the mean number of tokens that each of these answers held during decoding."""
+    return max(1, round(statistics.fmean(answer.input_tokens + answer.output_tokens / 2 for answer in answers)))

@@ -22,12 +22,11 @@ Verdict = Literal["within", "below", "above"]
 
 @dataclass(frozen=True, slots=True)
 class PaperRow:
-    """A pair of the paper. Seconds are totals over all questions of the data set.
+    """A pair of the paper: m tokens of guidance and n of the answer. Seconds are totals over all questions of the data
+    set.
 
     Attributes:
         teacher_s, student_s: Time of each model alone.
-        m: Tokens of guidance.
-        n: Tokens of the answer.
         batch: Questions that the teacher answers together; None if the paper does not give it. With perfect scaling,
             guidance then takes no time.
         printed_s, printed_speed_up: Time and speed-up of the pair as printed.
@@ -57,12 +56,10 @@ class PaperRow:
 
     @property
     def verdict(self) -> Verdict:
-        """Return the position of the printed time relative to the bounds."""
         return "below" if self.printed_s < self.perfect_s else "above" if self.printed_s > self.none_s else "within"
 
     @property
     def speed_up(self) -> float:
-        """Return the teacher's time divided by the printed time."""
         return self.teacher_s / self.printed_s
 
     @property

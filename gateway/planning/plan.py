@@ -2,21 +2,114 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass
+from decimal import Context, Decimal
+from math import ceil, inf
 from typing import TYPE_CHECKING
 
 from gateway.errors import StartupError
-from gateway.planning.fleet import FleetDemands, ReplicaFleet, fleet
-from gateway.planning.replica import RequestWork, idle_first_s
-from gateway.pricing import savings_usd, total_usd
+from gateway.planning.replica import ReplicaLoad, RequestWork, idle_first_s, replica_load, replica_s
+from gateway.pricing import cost_usd, savings_usd, total_usd
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from decimal import Decimal
 
     from gateway.planning.curve import Curve
 
+_MAX_REPLICAS = 1_000_000
+_EXACT = Context(prec=40)
+_SECONDS_PER_HOUR = Decimal(3600)
+_THOUSAND = Decimal(1000)
 _LONGER = 1.5
+_DEARER = "guidance costs more than the teacher alone: two models read each prompt, and replicas are whole"
+
+
+@dataclass(frozen=True, slots=True)
+class FleetDemands:
+    """Requirements of a fleet: the part of each replica that must stay free, from 0 to 1, and a limit in seconds.
+
+    95 of 100 callers must receive the first token within `first_p95_s`; None for no limit.
+    """
+
+    headroom: float = 0.3
+    first_p95_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaFleet:
+    """Replicas of one engine, and the state of each under its share of the load.
+
+    `replicas` and `gpus` are None for an engine that is paid by the token. `max_rps` are the requests per second that
+    the fleet serves with its headroom kept. `met` states whether the demands are met.
+    """
+
+    curve: Curve
+    work: RequestWork
+    replicas: int | None
+    gpus: int | None
+    load: ReplicaLoad
+    max_rps: float
+    met: bool
+    usd_per_hour: Decimal
+    usd_per_1000: Decimal
+
+
+def fleet(
+    role: str, curve: Curve, work: RequestWork, rps: Decimal, demands: FleetDemands, replicas: int | None = None
+) -> ReplicaFleet:
+    """Return the replicas that a load of `rps` requests per second needs, or the state of a fixed number of them.
+
+    Replicas receive equal shares of the requests. `role` is "teacher" or "student", for error messages. Raises
+    StartupError if the curve has no price, or the load needs too many replicas.
+    """
+    price = curve.price
+    if price is None:
+        raise StartupError(f"The {role}'s curve has no price: add price to the file, or set --{role}-usd-per-hour.")
+    if (tokens := price.tokens) is not None:
+        each_usd = cost_usd(tokens, work.read + work.cached, work.written, work.cached)
+        hourly_usd = _EXACT.multiply(_EXACT.multiply(each_usd, rps), _SECONDS_PER_HOUR)
+        met = demands.first_p95_s is None or idle_first_s(curve, work) <= demands.first_p95_s
+        load = _provider_load(curve, work)
+        return ReplicaFleet(curve, work, None, None, load, inf, met, hourly_usd, _EXACT.multiply(each_usd, _THOUSAND))
+    rate = float(rps)
+    count = replicas or _needed(curve, work, rate, demands)
+    load = replica_load(curve, work, rate / count)
+    assert price.gpu_usd_per_hour is not None
+    gpus = count * curve.gpus_per_replica
+    hourly_usd = _EXACT.multiply(price.gpu_usd_per_hour, Decimal(gpus))
+    per_1000_usd = _EXACT.divide(_EXACT.multiply(hourly_usd, _THOUSAND), _EXACT.multiply(rps, _SECONDS_PER_HOUR))
+    max_rps = count * (1 - demands.headroom) / replica_s(curve, work)
+    met = load.stable and _fast(load, demands) and rate <= max_rps * (1 + 1e-9)
+    return ReplicaFleet(curve, work, count, gpus, load, max_rps, met, hourly_usd, per_1000_usd)
+
+
+def _needed(curve: Curve, work: RequestWork, rate: float, demands: FleetDemands) -> int:
+    """Return the fewest replicas that meet both demands; those that keep the headroom if none is fast enough."""
+    lower_bound = max(1, ceil(rate * replica_s(curve, work) / (1 - demands.headroom) - 1e-9))
+    if lower_bound > _MAX_REPLICAS:
+        raise StartupError(f"The load needs {lower_bound} replicas of {curve.model}: correct --rps, or the curve.")
+
+    def is_fast(count: int) -> bool:
+        return _fast(replica_load(curve, work, rate / count), demands)
+
+    upper_bound = lower_bound
+    while not is_fast(upper_bound):
+        upper_bound *= 2
+        if upper_bound > _MAX_REPLICAS:
+            return lower_bound
+    # Waits get shorter with each further replica.
+    return lower_bound + bisect_left(range(lower_bound, upper_bound + 1), True, key=is_fast)
+
+
+def _fast(load: ReplicaLoad, demands: FleetDemands) -> bool:
+    return demands.first_p95_s is None or load.first_p95_s <= demands.first_p95_s
+
+
+def _provider_load(curve: Curve, work: RequestWork) -> ReplicaLoad:
+    """Return the state of an external provider's engine, assumed to be as fast as its smallest measured batch."""
+    first_s, step_s = idle_first_s(curve, work), curve.step_s(1)
+    return ReplicaLoad(0.0, 1.0, 0.0, 0.0, first_s, first_s, step_s, first_s + work.steps * step_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +117,6 @@ class RequestLoad:
     """The load: requests per second and the tokens of each request.
 
     Attributes:
-        rps: Requests per second.
-        prompt_tokens, answer_tokens: Tokens of each prompt and of each whole answer.
         guidance_tokens: The tokens at the start of the answer that the teacher writes.
         shown_tokens: Tokens that only the teacher reads in addition to the prompt, such as exemplars.
         shown_cached: Whether the teacher's prefix cache holds the shown tokens.
@@ -38,30 +129,13 @@ class RequestLoad:
     shown_tokens: int = 0
     shown_cached: bool = False
 
-    def teacher_work(self) -> RequestWork:
-        """Return the tokens of a teacher request with guidance."""
-        read = self.prompt_tokens + (0 if self.shown_cached else self.shown_tokens)
-        return RequestWork(read, self.guidance_tokens, self.shown_tokens if self.shown_cached else 0)
-
-    def student_work(self) -> RequestWork:
-        """Return the tokens of a student request: it reads the prompt and the guidance."""
-        return RequestWork(self.prompt_tokens + self.guidance_tokens, self.answer_tokens - self.guidance_tokens)
-
-    def baseline_work(self) -> RequestWork:
-        """Return the tokens of a teacher request without a student."""
-        return RequestWork(self.prompt_tokens, self.answer_tokens)
-
 
 @dataclass(frozen=True, slots=True)
 class CapacityPlan:
-    """The resources that a load needs with guidance, and with the teacher alone.
+    """The resources that a load needs with guidance, and with the teacher `alone`.
 
-    Attributes:
-        student: None if students run on callers' devices, so that their cost and time are unknown.
-        alone: The teacher without a student.
-        usd_per_hour, usd_per_1000: Cost with guidance, per hour and per 1000 answers.
-        savings_share: Savings as a part of the cost of the teacher alone; negative if guidance costs more.
-        assumptions, warnings: Sentences for the reader of the plan.
+    `student` is None if students run on callers' devices, so that their cost and time are unknown. `savings_share` is a
+    part of the cost of the teacher alone; negative if guidance costs more. `assumptions` and `warnings` are sentences.
     """
 
     load: RequestLoad
@@ -81,6 +155,10 @@ class CapacityPlan:
     def first_s(self) -> float:
         """Return the mean seconds to the teacher's first token, sent as it is written."""
         return self.teacher.load.first_s
+
+    @property
+    def first_p95_s(self) -> float:
+        return self.teacher.load.first_p95_s
 
     @property
     def guidance_s(self) -> float:
@@ -116,18 +194,22 @@ def plan(
             f"--tokens {load.guidance_tokens} leaves no tokens for the student: it must be less than --answer "
             f"{load.answer_tokens}."
         )
-    teacher_fleet = fleet("teacher", teacher, load.teacher_work(), load.rps, demands, teacher_replicas)
+    prompt, guidance, answer = load.prompt_tokens, load.guidance_tokens, load.answer_tokens
+    shown, cached = (0, load.shown_tokens) if load.shown_cached else (load.shown_tokens, 0)
+    work = RequestWork(prompt + shown, guidance, cached)
+    teacher_fleet = fleet("teacher", teacher, work, load.rps, demands, teacher_replicas)
     student_fleet = None
+    # Only the teacher determines when the first token arrives.
+    of_student = FleetDemands(demands.headroom)
     if student is not None:
-        # Only the teacher determines when the first token arrives.
-        student_fleet = fleet(
-            "student", student, load.student_work(), load.rps, FleetDemands(demands.headroom), student_replicas
-        )
-    alone = fleet("teacher", teacher, load.baseline_work(), load.rps, demands)
+        work = RequestWork(prompt + guidance, answer - guidance)
+        student_fleet = fleet("student", student, work, load.rps, of_student, student_replicas)
+    alone = fleet("teacher", teacher, RequestWork(prompt, answer), load.rps, demands)
     sides = [teacher_fleet] if student_fleet is None else [teacher_fleet, student_fleet]
     hourly_usd = total_usd(*(one.usd_per_hour for one in sides))
     per_1000_usd = total_usd(*(one.usd_per_1000 for one in sides))
     saved_usd = savings_usd(alone.usd_per_hour, hourly_usd)
+    known = set(_warnings("teacher alone", teacher_fleet, demands))
     return CapacityPlan(
         load=load,
         demands=demands,
@@ -142,21 +224,15 @@ def plan(
         assumptions=tuple(_assumptions(load, demands, teacher_fleet, student_fleet, alone)),
         warnings=(
             *_warnings("teacher", teacher_fleet, demands),
-            *(() if student_fleet is None else _warnings("student", student_fleet, FleetDemands(demands.headroom))),
-            *_warnings(
-                "teacher alone", alone, demands, known=tuple(_warnings("teacher alone", teacher_fleet, demands))
-            ),
-            *_cost_warning(saved_usd),
+            *(() if student_fleet is None else _warnings("student", student_fleet, of_student)),
+            *(one for one in _warnings("teacher alone", alone, demands) if one not in known),
+            *((_DEARER,) if saved_usd < 0 else ()),
         ),
     )
 
 
 def _assumptions(
-    load: RequestLoad,
-    demands: FleetDemands,
-    teacher: ReplicaFleet,
-    student: ReplicaFleet | None,
-    alone: ReplicaFleet,
+    load: RequestLoad, demands: FleetDemands, teacher: ReplicaFleet, student: ReplicaFleet | None, alone: ReplicaFleet
 ) -> Iterator[str]:
     yield (
         "Arrivals: requests arrive at random and independently (Poisson), each replica receives an equal share at "
@@ -192,11 +268,9 @@ def _assumptions(
     )
 
 
-def _warnings(role: str, side: ReplicaFleet, demands: FleetDemands, known: tuple[str, ...] = ()) -> Iterator[str]:
-    """Yield the limits of a side's figures, except the warnings that are `known` already."""
+def _warnings(role: str, side: ReplicaFleet, demands: FleetDemands) -> Iterator[str]:
     for warning in (*_curve_warnings(side), *_load_warnings(side, demands)):
-        if f"{role}: {warning}" not in known:
-            yield f"{role}: {warning}"
+        yield f"{role}: {warning}"
 
 
 def _curve_warnings(side: ReplicaFleet) -> Iterator[str]:
@@ -244,8 +318,3 @@ def _load_warnings(side: ReplicaFleet, demands: FleetDemands) -> Iterator[str]:
         )
     if side.replicas == 1:
         yield "one replica: no capacity is left if it fails"
-
-
-def _cost_warning(saved_usd: Decimal) -> Iterator[str]:
-    if saved_usd < 0:
-        yield "guidance costs more than the teacher alone: two models read each prompt, and replicas are whole"

@@ -8,7 +8,7 @@ from math import inf
 import pytest
 
 from gateway.errors import StartupError
-from gateway.planning.fleet import FleetDemands, fleet
+from gateway.planning.plan import FleetDemands, fleet
 from gateway.planning.replica import RequestWork, idle_first_s, replica_load, replica_s
 from tests.planning.curves import curve
 

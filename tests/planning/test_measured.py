@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.planning.measured import StreamTiming, context_of, improving_steps, prefill_of, step_of
+from gateway.planning.curve import StreamTiming, context_of, improving_steps, prefill_of, step_of
 from tests.planning.curves import curve
 
 

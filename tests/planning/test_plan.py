@@ -8,8 +8,7 @@ from decimal import Decimal
 import pytest
 
 from gateway.errors import StartupError
-from gateway.planning.fleet import FleetDemands
-from gateway.planning.plan import RequestLoad, plan
+from gateway.planning.plan import FleetDemands, RequestLoad, plan
 from tests.planning.curves import curve
 
 LOAD = RequestLoad(Decimal(40), prompt_tokens=500, answer_tokens=300, guidance_tokens=40)
