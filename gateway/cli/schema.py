@@ -8,8 +8,7 @@ from typing import Annotated
 import orjson
 import typer
 
-from gateway.reference.json_schema import json_schema
-from gateway.reference.markdown import reference
+from gateway.reference import json_schema, reference
 
 
 class SchemaName(StrEnum):

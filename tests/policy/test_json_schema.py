@@ -15,8 +15,7 @@ from gateway.config.scalars import ValueOrigin
 from gateway.config.settings import Settings, check_settings
 from gateway.config.yaml_source import read
 from gateway.policy.schema import TenantPolicy
-from gateway.reference.json_schema import SCHEMAS, json_schema
-from gateway.reference.markdown import reference
+from gateway.reference import SCHEMAS, json_schema, reference
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -1,33 +1,61 @@
-"""Reference pages of config.yaml, policy files, projections and curves in Markdown, generated from the JSON Schemas.
+"""JSON Schemas of config.yaml, policy files, projections and curves, and their reference pages in Markdown.
 
-docs/reference/configuration.md and docs/reference/policy.md are generated; a test compares them. Each part of a
-schema becomes a section with the heading of its first path, such as `routes[].guidance`. The section lists its
-other paths.
+The schemas are generated from the models that validate the files. They have the type, bounds, default and description
+of every key, as written in YAML. Rules that concern several values are left to `gkt-gateway check`. The schemas are
+stricter in one point: a key without a value is invalid.
+
+Each part of a schema becomes a section of the page. Its heading is the first path, such as `routes[].guidance`, and
+its other paths follow. docs/reference/configuration.md and docs/reference/policy.md are such pages.
 """
 
 from __future__ import annotations
 
+import ast
+import inspect
 import re
 import textwrap
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import orjson
+from pydantic import SecretStr
+from pydantic.json_schema import GenerateJsonSchema
 
-from gateway.config.settings import OVERRIDES
-from gateway.reference.json_schema import json_schema
+from gateway.config.limits import BudgetDuration
+from gateway.config.settings import OVERRIDES, Settings
+from gateway.config.yaml_source import StrictModel
+from gateway.planning.curve import Curve
+from gateway.policy.projection_shapes import ProjectionRule
+from gateway.policy.schema import TenantPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from pydantic.json_schema import JsonSchemaValue
+    from pydantic_core import core_schema
+
+SCHEMAS: Mapping[str, type[StrictModel]] = {
+    "config": Settings,
+    "policy": TenantPolicy,
+    "projection": ProjectionRule,
+    "curve": Curve,
+}
+"""Models by the name of their schema in `gkt-gateway schema`."""
+
+_TITLES = {
+    "config": "GKT Gateway: config.yaml",
+    "policy": "GKT Gateway: a tenant's policy",
+    "projection": "GKT Gateway: a projection",
+    "curve": "GKT Gateway: an engine's curve",
+}
+# Editors support draft 7 best.
+_DIALECT = "http://json-schema.org/draft-07/schema#"
+_BOUNDS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
+_DURATIONS = ((86_400_000, "d"), (3_600_000, "h"), (60_000, "m"), (1000, "s"), (1, "ms"))
+_SIZES = ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"), (1, "B"))
 _REF = "#/$defs/"
 _NO_BOUND = 2**53
 """Larger bounds are technical and are left out."""
-_TITLES = {
-    "config": "Configuration reference",
-    "policy": "Policy reference",
-    "projection": "Projection reference",
-    "curve": "Curve reference",
-}
 _ABOUT = {
     "config": (
         "Every key of [config.yaml](../../config.yaml). That file shows the keys in use, with their defaults; "
@@ -62,12 +90,101 @@ _PATTERNS = (
 _PLAIN = re.compile(r"\^\(?\[A-Za-z0-9(?P<marks>[._:/-]+)\](\{1,(?P<limit>\d+)\}|\+)\)?\$")
 
 
+class _Generator(GenerateJsonSchema):
+    """Pydantic's generator, with defaults as written in YAML."""
+
+    def encode_default(self, dft: Any) -> Any:
+        if isinstance(dft, SecretStr):
+            return dft.get_secret_value()  # a default in the code is no secret
+        if isinstance(dft, BudgetDuration):
+            return str(dft)
+        if isinstance(dft, StrictModel):
+            return None  # its keys have their own defaults
+        return super().encode_default(dft)
+
+    def model_field_schema(self, schema: core_schema.ModelField) -> JsonSchemaValue:
+        return _tidy(super().model_field_schema(schema))
+
+
+def json_schema(name: str) -> dict[str, Any]:
+    """Return the JSON Schema with a name of SCHEMAS."""
+    model = SCHEMAS[name]
+    schema = model.model_json_schema(by_alias=True, mode="validation", schema_generator=_Generator)
+    models = {one.__name__: one for one in _subclasses(StrictModel)}
+    for title, part in {model.__name__: schema, **schema.get("$defs", {})}.items():
+        _describe(part, models[title])
+    return {"$schema": _DIALECT, "title": _TITLES[name], **schema}
+
+
+def _subclasses(root: type[StrictModel]) -> Iterator[type[StrictModel]]:
+    for child in root.__subclasses__():
+        yield child
+        yield from _subclasses(child)
+
+
+def _describe(part: dict[str, Any], model: type[StrictModel]) -> None:
+    """Replace titles by the descriptions of a model and its fields."""
+    descriptions = _field_docstrings(model)
+    part.pop("title", None)
+    part["description"] = _one_line(inspect.getdoc(model) or "")
+    for field, info in model.model_fields.items():
+        prop = part["properties"][info.alias or field]
+        if "$ref" in prop:  # draft 7 ignores all keywords next to $ref
+            prop["allOf"] = [{"$ref": prop.pop("$ref")}]
+        prop.pop("title", None)
+        if field in descriptions:
+            prop["description"] = descriptions[field]
+
+
+def _field_docstrings(model: type[StrictModel]) -> dict[str, str]:
+    """Return the docstring below each field. It is read from the source, since Python does not keep it."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(model))).body[0]
+    assert isinstance(tree, ast.ClassDef)
+    docstrings = {}
+    for pair in pairwise(tree.body):
+        match pair:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(docstring))):
+                docstrings[name] = _one_line(docstring)
+    return docstrings
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _tidy(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of one key without null arms, with Draft 7 keywords and YAML's spelling of the default."""
+    arms = [arm for arm in schema.get("anyOf", ()) if arm != {"type": "null"}]
+    if len(arms) == 1:
+        schema = {**arms[0], **{name: value for name, value in schema.items() if name != "anyOf"}}
+    elif arms:
+        schema["anyOf"] = arms
+    for name, keyword in _BOUNDS.items():
+        if name in schema:
+            schema[keyword] = schema.pop(name)
+    default = schema.pop("default", None)
+    if default is not None and default != []:
+        pattern = next((arm["pattern"] for arm in (schema, *arms) if "pattern" in arm), "")
+        schema["default"] = _with_unit(default, pattern)
+    return schema
+
+
+def _with_unit(default: Any, pattern: str) -> Any:
+    """Return a duration or a size as text with its largest exact unit, other values unchanged."""
+    units = _DURATIONS if "(ms|s|m" in pattern else _SIZES if "[iI]" in pattern else None
+    if units is None or not isinstance(default, int | float):
+        return default
+    amount = round(default * (1000 if units is _DURATIONS else 1))
+    factor, unit = next((factor, unit) for factor, unit in units if amount % factor == 0)
+    return f"{amount // factor}{unit}"
+
+
 def reference(name: str) -> str:
     """Return the reference page of a schema: `config`, `policy`, `projection` or `curve`."""
     schema = json_schema(name)
     parts = schema.get("$defs", {})
     paths = _paths(schema, parts)
-    lines = [f"# {_TITLES[name]}", ""]
+    lines = [f"# {'Configuration' if name == 'config' else name.capitalize()} reference", ""]
     for paragraph in (_ABOUT[name], _NOTES, _GENERATED.format(name=name)):
         lines += [*textwrap.wrap(paragraph, 120, break_long_words=False, break_on_hyphens=False), ""]
     lines += _table(schema, paths)
@@ -135,7 +252,8 @@ def _as_yaml(value: Any) -> str:
 def _type(schema: dict[str, Any], paths: Mapping[str, list[str]]) -> str:
     """Return a description of a value's type and bounds. A part is a link to its section."""
     if "$ref" in schema:
-        return f"[keys](#{_anchor(paths[schema['$ref'].removeprefix(_REF)][0])})"
+        heading = paths[schema["$ref"].removeprefix(_REF)][0]
+        return f"[keys](#{re.sub(r'[^a-z0-9_-]', '', heading.lower())})"  # as GitHub generates the anchor
     if "allOf" in schema:
         return _type(schema["allOf"][0], paths)
     if "anyOf" in schema:
@@ -177,7 +295,6 @@ def _number(schema: dict[str, Any]) -> str:
 
 
 def _count(schema: dict[str, Any], of: str, before: str = ",") -> str:
-    """Return the bounds of the number of items, names or characters, like `, 1 to 8`."""
     low, high = schema.get(f"min{of}", 0), schema.get(f"max{of}")
     unit = " characters" if of == "Length" else ""
     if high is not None:
@@ -188,11 +305,6 @@ def _count(schema: dict[str, Any], of: str, before: str = ",") -> str:
 def _join(values: list[str], last: str = "and") -> str:
     quoted = [f"`{value}`" for value in values]
     return quoted[0] if len(quoted) == 1 else f"{', '.join(quoted[:-1])} {last} {quoted[-1]}"
-
-
-def _anchor(heading: str) -> str:
-    """Return the anchor that GitHub generates for a heading."""
-    return re.sub(r"[^a-z0-9_-]", "", heading.lower())
 
 
 def _environment() -> Iterator[str]:

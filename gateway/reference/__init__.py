@@ -1,1 +1,0 @@
-"""JSON schemas and the reference pages that are generated from them."""
