@@ -11,7 +11,7 @@ from gateway.admin.bodies import only_query
 from gateway.admin.replies import day_shown, json_reply, needs_redis
 from gateway.errors import InvalidRequest
 from gateway.quality.book import DAY_S, KEPT_DAYS, ComparisonScope, QualityStore
-from gateway.quality.tally import LENGTHS, QualityTally
+from gateway.quality.comparison import LENGTHS, QualityTally
 from gateway.usage.readers import ComparisonReader
 
 if TYPE_CHECKING:

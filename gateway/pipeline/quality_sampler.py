@@ -23,9 +23,7 @@ from gateway.pipeline.guidance_request import UNGUIDED
 from gateway.pipeline.shadow import without_streaming
 from gateway.policy.plan import NO_RETRIES
 from gateway.protocol.messages import text_of
-from gateway.quality.comparison import Comparison
-from gateway.quality.judging import grading_request, parse_grade
-from gateway.quality.tally import QualityTally, length_of
+from gateway.quality.comparison import Comparison, QualityTally, grading_request, length_of, parse_grade
 from gateway.scoring.agreement import agreement
 
 if TYPE_CHECKING:

@@ -6,8 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gateway.pricing import dollars, picodollars, without_trailing_zeros
-from gateway.quality.comparison import OUTBOX
-from gateway.quality.tally import QualityTally
+from gateway.quality.comparison import OUTBOX, QualityTally
 from gateway.redis.script import RedisScript
 
 if TYPE_CHECKING:
@@ -63,10 +62,8 @@ class QualityStore:
     async def take(self, tenant: str, route: str, usd: Decimal, limit: Decimal) -> SampleBudget | None:
         """Reserve an amount from today's budget of a route. Return None where the budget has no room.
 
-        A reservation stays spent where its process dies before `settle`.
-
-        Args:
-            limit: the budget of the route for one day, in USD.
+        A reservation stays spent where its process dies before `settle`. `limit` is the budget of the route for one
+        day, in USD.
         """
         reservation = SampleBudget(tenant, route, self.today(), usd)
         arguments = (f"{tenant}/{route}", picodollars(usd), picodollars(limit), str(2 * DAY_S))

@@ -9,7 +9,7 @@ from sqlalchemy import func, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from gateway.quality.book import ComparisonScope
-from gateway.quality.tally import QualityTally
+from gateway.quality.comparison import QualityTally
 from gateway.usage.tables import COMPARISONS, DAY_S
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from gateway.quality.book import ComparisonScope
-    from gateway.quality.tally import QualityTally
+    from gateway.quality.comparison import QualityTally
     from gateway.usage.sums import Period, StoredRow
     from gateway.usage.threads import QueryThreads
     from gateway.usage.uptime import EngineUptime

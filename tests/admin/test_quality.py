@@ -15,8 +15,7 @@ from redis.asyncio import Redis
 
 from gateway.local.redis import EmbeddedRedis
 from gateway.quality.book import ComparisonScope, QualityStore
-from gateway.quality.comparison import Comparison
-from gateway.quality.tally import SCALE
+from gateway.quality.comparison import SCALE, Comparison
 from gateway.redis.keys import RedisKeys
 from gateway.usage.comparisons import add_comparisons
 from tests.gateway_process import STUDENT_ONLY, GatewayProcess, model, running_gateway

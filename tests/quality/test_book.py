@@ -12,8 +12,7 @@ import pytest_asyncio
 from redis.asyncio import Redis
 
 from gateway.quality.book import DAY_S, QualityStore
-from gateway.quality.comparison import OUTBOX
-from gateway.quality.tally import QualityTally
+from gateway.quality.comparison import OUTBOX, QualityTally
 from gateway.redis.keys import RedisKeys
 from tests.usage.test_comparisons import ROW, comparison
 

@@ -8,7 +8,7 @@ import pytest
 
 from gateway.protocol.chat import parse_chat
 from gateway.protocol.text import parse_text_completion
-from gateway.quality.judging import MAX_CHARS, MAX_TOKENS, grading_request, parse_grade
+from gateway.quality.comparison import MAX_CHARS, MAX_TOKENS, grading_request, parse_grade
 
 
 @pytest.mark.parametrize(

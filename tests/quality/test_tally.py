@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from gateway.quality.tally import MIN_SAMPLES, QualityTally, length_of
+from gateway.quality.comparison import MIN_SAMPLES, QualityTally, length_of
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,7 @@ import msgspec
 import pytest
 
 from gateway.quality.book import DAY_S, ComparisonScope
-from gateway.quality.comparison import Comparison
-from gateway.quality.tally import SCALE, QualityTally
+from gateway.quality.comparison import SCALE, Comparison, QualityTally
 from gateway.usage.comparisons import add_comparisons
 from gateway.usage.readers import ComparisonReader
 from tests.usage.databases import database
