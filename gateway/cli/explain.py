@@ -145,7 +145,6 @@ def _request(file: str) -> tuple[str, AnyRequest]:
 
 
 def _locations(folder: Path, policy: TenantPolicy) -> list[str]:
-    """Return file:line of each route of a tenant."""
     for file in sorted(folder.glob("*.yaml")):
         source, _ = read(file)
         if source is not None and source.get("tenant") == policy.tenant:

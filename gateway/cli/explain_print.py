@@ -55,10 +55,8 @@ def as_text(details: ExplainedRequest, explanation: Explanation) -> RenderableTy
     if details.routes:
         parts += _section(f"routes named '{details.model}', in order", map(_route_row, details.routes))
     if explanation.refused is not None:
-        parts += [
-            Text(),
-            Text(f"rejected with {explanation.refused.status}: {explanation.refused.message}", "bold red"),
-        ]
+        refusal = f"rejected with {explanation.refused.status}: {explanation.refused.message}"
+        parts += [Text(), Text(refusal, "bold red")]
     if (plan := explanation.plan) is not None and (route := explanation.choice.route) is not None:
         of_route = "" if plan.mode == route.mode else f", for mode {route.mode}"
         parts += _section(f"plan{of_route}", _plan_rows(plan, route, explanation.fields))
@@ -76,27 +74,22 @@ def as_text(details: ExplainedRequest, explanation: Explanation) -> RenderableTy
 
 def as_json(details: ExplainedRequest, explanation: Explanation) -> Json:
     """Return the explanation for JSON. Amounts of money are text."""
-    rejection = explanation.refused
+    tenant, key, refused = explanation.tenant, explanation.key, explanation.refused
     return {
-        "request": {name: getattr(details, name) for name in ("file", "kind", "model", "bytes", "tenant", "key")},
-        "routes": [
-            {"index": one.index, "place": one.place, "takes": one.takes, "why": one.why} for one in details.routes
-        ],
-        "refused": None
-        if rejection is None
-        else {
-            "status": rejection.status,
-            "code": rejection.code,
-            "param": rejection.param,
-            "message": rejection.message,
-        },
+        "request": _fields(details, "file kind model bytes tenant key"),
+        "routes": [_fields(one, "index place takes why") for one in details.routes],
+        "refused": None if refused is None else _fields(refused, "status code param message"),
         "plan": None if explanation.plan is None else _plan_json(explanation.plan),
-        "limits": {"tenant": _limits_json(explanation.tenant.limits), "key": _limits_json(explanation.key.limits)},
-        "budgets": {"tenant": _budget_json(explanation.tenant.budget), "key": _budget_json(explanation.key.budget)},
+        "limits": {"tenant": _limits_json(tenant.limits), "key": _limits_json(key.limits)},
+        "budgets": {"tenant": _budget_json(tenant.budget), "key": _budget_json(key.budget)},
         "reserved_usd": None if details.reserved_usd is None else f"{details.reserved_usd:f}",
         "assumed": list(explanation.assumed),
         "unguided_fields": list(explanation.fields),
     }
+
+
+def _fields(of: object, names: str) -> Json:
+    return {name: getattr(of, name) for name in names.split()}
 
 
 def _route_row(one: RouteLine) -> tuple[str, ...]:
@@ -126,12 +119,8 @@ def _plan_rows(plan: Plan, route: Route, fields: Sequence[str]) -> Iterator[tupl
         yield "teacher", f"no guidance: {plan.unguided}{reason} (see docs/reference/receipts.md)"
     yield ("answers" if plan.mode in {"teacher", "embeddings"} else "student"), _students(plan, route)
     if plan.mode != "embeddings":
-        yield (
-            "max_tokens",
-            "the engine's own: neither the caller nor the route sets one"
-            if plan.max_tokens is None
-            else str(plan.max_tokens),
-        )
+        own = "the engine's own: neither the caller nor the route sets one"
+        yield "max_tokens", own if plan.max_tokens is None else str(plan.max_tokens)
     yield "baseline", plan.baseline
     yield "show_cost", "true" if plan.show_cost else "false"
 
@@ -231,42 +220,24 @@ def _budget_json(budget: BudgetRule | None) -> Json | None:
         "max_budget": f"{budget.max_budget:f}",
         "soft_budget": None if budget.soft_budget is None else f"{budget.soft_budget:f}",
         "budget_duration": str(budget.budget_duration),
-        "calendar_aligned": budget.calendar_aligned,
-        "on_soft": budget.on_soft,
-        "on_hard": budget.on_hard,
+        **_fields(budget, "calendar_aligned on_soft on_hard"),
     }
 
 
 def _quality_json(quality: QualityPlan) -> Json:
-    rule = quality.rule
-    return {
-        "sample": rule.sample,
-        "compare": rule.compare,
-        "judge": None if quality.judge is None else quality.judge.student,
-        "max_budget": f"{rule.max_budget:f}",
-    }
+    judge = None if quality.judge is None else quality.judge.student
+    return _fields(quality.rule, "sample compare") | {"judge": judge, "max_budget": f"{quality.rule.max_budget:f}"}
 
 
 def _plan_json(plan: Plan) -> Json:
-    guidance = plan.guidance
+    guidance = None
+    if plan.guidance is not None:
+        guidance = _fields(plan.guidance, "teacher tokens placement boundary deadline_s cache_ttl_s required")
+        guidance["projection"] = plan.guidance.projection.name
     return {
         "mode": plan.mode,
         "students": [one.engine for one in plan.students],
-        "guidance": None
-        if guidance is None
-        else {
-            name: getattr(guidance, name)
-            for name in (
-                "teacher",
-                "tokens",
-                "placement",
-                "boundary",
-                "deadline_s",
-                "cache_ttl_s",
-                "required",
-            )
-        }
-        | {"projection": guidance.projection.name},
+        "guidance": guidance,
         "unguided": plan.unguided,
         "max_tokens": plan.max_tokens,
         "baseline": plan.baseline,
@@ -279,5 +250,4 @@ def _plan_json(plan: Plan) -> Json:
 
 
 def _length_json(length: LengthChoice) -> Json:
-    names = ("tokens", "by", "prompt", "rule", "model", "score", "least", "stop_at")
-    return {name: getattr(length, name) for name in names} | {"probe": length.probe is not None}
+    return _fields(length, "tokens by prompt rule model score least stop_at") | {"probe": length.probe is not None}
